@@ -1,0 +1,48 @@
+"""The reactor's own errors.
+
+Owns the exception classes and nothing else. What the operating system says stays an `OSError`; these are for what
+the reactor decides: a limit reached, a time run out, a call that came too late. Every message tells what happened,
+to which peer, and what to do about it.
+"""
+
+from __future__ import annotations
+
+
+class ReactorError(Exception):
+    """Base of every error that the reactor itself decides on."""
+
+
+class ConnectionClosed(ReactorError):
+    """A write after your own `close`, `abort` or `write_eof`, or after `on_close`. Nothing was queued."""
+
+
+class HandleClosed(ReactorError):
+    """A closed handle (listener, timer, reactor) was asked to do something."""
+
+
+class ResolveError(ReactorError):
+    """A name could not be looked up."""
+
+
+class SelectorFull(ReactorError):
+    """The selector cannot watch this descriptor (`select` stops at FD_SETSIZE, usually 1024)."""
+
+
+class WriteBufferFull(ReactorError):
+    """A write while `max_buffered` bytes already waited: the receiver is too slow and was cut off."""
+
+
+class ReadTimeout(ReactorError, TimeoutError):
+    """No byte arrived within the read timeout."""
+
+
+class WriteTimeout(ReactorError, TimeoutError):
+    """Bytes waited and the peer accepted none within the write timeout, or `close` lasted longer than `linger`."""
+
+
+class IdleTimeout(ReactorError, TimeoutError):
+    """No byte went in either direction within the idle timeout."""
+
+
+class ConnectTimeout(ReactorError, TimeoutError):
+    """A connection was not established within its timeout, name look-up included."""

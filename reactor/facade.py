@@ -1,0 +1,102 @@
+"""The object that a program holds: a loop that can listen and connect.
+
+Owns nothing: each method checks its arguments and builds one part. Knows every transport, which is why the loop below
+does not have to.
+"""
+
+from __future__ import annotations
+
+from socket import SOMAXCONN
+
+from .kernel import Kernel
+from .loop.loop import Loop
+from .net.addresses import check_host, check_path, check_port
+from .net.listener import Listener
+from .net.options import Callbacks, Options, check_callback
+from .net.sockets import listening_tcp, listening_unix, prepare_listener
+from .net.stream import Stream
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from selectors import BaseSelector
+    from socket import socket
+    from typing import Any
+
+    from .loop.watcher import Handle
+
+    Callback = Callable[..., object] | None
+
+
+class Reactor(Loop):
+    """A single-threaded network reactor; see `Loop` for the arguments, the timers, and how it runs.
+
+    Callbacks of connections: `on_connect(conn)`, `on_data(conn, data)`, `on_eof(conn)`, `on_drain(conn)`,
+    `on_close(conn, exc)`, `on_error(conn, exc)`. All methods that make connections take them by these names, and as
+    further keywords (`**options`) the limits of `reactor.Options`.
+    """
+
+    def __init__(self, selector: BaseSelector | None = None, kernel: Kernel | None = None,
+                 catch_errors: bool | Callable[[Exception, Handle | None], object] = True, debug: bool = False) -> None:
+        self._os = kernel or Kernel()
+        super().__init__(selector, self._os, catch_errors, debug)
+
+    def listen_tcp(self, host: str | None, port: int, on_data: Callback = None, *, on_connect: Callback = None,
+                   on_eof: Callback = None, on_drain: Callback = None, on_close: Callback = None,
+                   on_error: Callback = None, on_accept_error: Callback = None, backlog: int = SOMAXCONN,
+                   reuse_port: bool = False, defer_accept: bool = False, sock: socket | None = None,
+                   max_connections: int | None = None, **options: Any) -> Listener:
+        """Listen for TCP connections.
+
+        host, port       a name is looked up here, blocking; None: all addresses, IPv4 and IPv6; port 0: a free one
+        backlog          how many connections the kernel may complete before we accept them
+        reuse_port       let several processes listen on the port (SO_REUSEPORT); the kernel divides the clients
+        defer_accept     accept a client when it has spoken (TCP_DEFER_ACCEPT, Linux)
+        sock             a bound socket to listen on instead, ours from now on; host and port are ignored then
+        max_connections  how many may be open at once; further clients wait in the backlog
+        on_accept_error  `on_accept_error(listener, exc)` when descriptors have run out, once per episode
+
+        Raises OSError (address in use, no permission), ResolveError, TypeError and ValueError for bad arguments.
+        """
+        settings, callbacks = Options(**options), Callbacks(on_data, on_connect, on_eof, on_drain, on_close, on_error)
+        check_callback('on_accept_error', on_accept_error)
+        self._check()
+        if sock is None:
+            sock = listening_tcp(self._os, check_host(host), check_port(port), settings, backlog=backlog,
+                                 reuse_port=reuse_port, defer_accept=defer_accept)
+        else:
+            prepare_listener(sock, settings, backlog, defer_accept)
+        return Listener(self, sock, settings, callbacks, max_connections=max_connections,
+                        on_accept_error=on_accept_error)
+
+    def listen_unix(self, path: str | bytes, on_data: Callback = None, *, on_connect: Callback = None,
+                    on_eof: Callback = None, on_drain: Callback = None, on_close: Callback = None,
+                    on_error: Callback = None, on_accept_error: Callback = None, backlog: int = SOMAXCONN,
+                    mode: int | None = None, max_connections: int | None = None, **options: Any) -> Listener:
+        """Listen on a Unix socket at `path`; one beginning with `@` or NUL is abstract (Linux).
+
+        A socket file on which nobody listens is replaced, anything else at the path raises and is left alone. `mode`
+        gives the file's permissions. `close` removes the file. Otherwise as `listen_tcp`.
+        """
+        settings, callbacks = Options(**options), Callbacks(on_data, on_connect, on_eof, on_drain, on_close, on_error)
+        check_callback('on_accept_error', on_accept_error)
+        self._check()
+        sock, unlink = listening_unix(self._os, check_path(path), settings, backlog=backlog, mode=mode)
+        return Listener(self, sock, settings, callbacks, max_connections=max_connections,
+                        on_accept_error=on_accept_error, unlink=unlink)
+
+    def adopt(self, sock: socket, on_data: Callback = None, *, on_eof: Callback = None, on_drain: Callback = None,
+              on_close: Callback = None, on_error: Callback = None, **options: Any) -> Stream:
+        """Take over a connected stream socket, ours from now on; `on_data` may come from the next turn on."""
+        settings, callbacks = Options(**options), Callbacks(on_data, None, on_eof, on_drain, on_close, on_error)
+        self._check()
+        sock.setblocking(False)
+        stream = Stream(self, settings, callbacks, None)
+        stream.attach(sock)
+        return stream
+
+
+def run(main: Callable[[Reactor], object], **options: Any) -> bool:
+    """Make a `Reactor(**options)`, `run(main)`, and close it whatever happens; returns what `run` returned."""
+    with Reactor(**options) as r:
+        return r.run(main)

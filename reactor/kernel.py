@@ -1,0 +1,156 @@
+"""Every call to the operating system that is not a socket's method.
+
+Owns the clock, the selectors, the making of sockets, name look-up, threads, the signal wakeup descriptor, socket
+files, and what differs between platforms. Knows nothing of the loop. The rule: below `reactor.facade` no other module
+imports `socket`, `select`, `selectors`, `time`, `os`, `signal` or `threading` (constants apart), so a program can be
+run on another kernel, a scripted or simulated one, by passing it to `Reactor(kernel=...)`.
+
+It costs nothing where it matters: the loop binds the clock and `select` once, and sockets are used directly.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import selectors
+import signal
+import socket
+import stat
+import sys
+import threading
+import time
+
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None  # type: ignore[assignment]
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+# What some platforms lack, guarded here and nowhere else. A missing one is -1 and makes the call that needs it fail.
+AF_UNIX: int = getattr(socket, 'AF_UNIX', -1)
+SO_REUSEPORT: int = getattr(socket, 'SO_REUSEPORT', -1)
+TCP_DEFER_ACCEPT: int = getattr(socket, 'TCP_DEFER_ACCEPT', -1)
+# Linux has had it since 4.2; the module names it only from Python 3.12 on.
+IP_BIND_ADDRESS_NO_PORT: int = getattr(socket, 'IP_BIND_ADDRESS_NO_PORT', 24 if sys.platform == 'linux' else -1)
+# On Windows SO_REUSEADDR lets another program steal a port that is in use; elsewhere it only skips TIME_WAIT.
+REUSE_ADDRESS = os.name == 'posix'
+# Linux hands TCP_NODELAY of a listener on to what it accepts, which saves a call for each connection.
+NODELAY_INHERITED = sys.platform == 'linux'
+HAS_SENDMSG = hasattr(socket.socket, 'sendmsg')
+ABSTRACT_PATHS = sys.platform == 'linux'
+
+
+def send_first(sock: socket.socket, buffers: list[Any]) -> int:
+    """What stands for `sendmsg` where there is none (Windows): send the first buffer only."""
+    return sock.send(buffers[0])
+
+
+# (seconds idle, seconds between probes, probes), by the names that each platform gives them.
+KEEPALIVE_OPTIONS: tuple[int, int, int] = (
+    getattr(socket, 'TCP_KEEPIDLE', getattr(socket, 'TCP_KEEPALIVE', -1)),
+    getattr(socket, 'TCP_KEEPINTVL', -1),
+    getattr(socket, 'TCP_KEEPCNT', -1),
+)
+
+# How many descriptors `select` can hold. POSIX bounds the number itself, Windows how many there are.
+FD_SETSIZE = 1024 if os.name == 'posix' else 512
+
+ResolveFailure = socket.gaierror
+
+
+class Kernel:
+    """The real operating system. A simulated one has the same methods, with sockets and selectors of its own."""
+
+    clock = staticmethod(time.monotonic)
+
+    def selector(self) -> selectors.BaseSelector:
+        """The best selector of this platform."""
+        return selectors.DefaultSelector()
+
+    def selector_has_room(self, selector: selectors.BaseSelector, fd: int) -> bool:
+        """Whether `selector` can watch descriptor `fd` as well: `select` cannot, beyond FD_SETSIZE."""
+        if not isinstance(selector, selectors.SelectSelector):
+            return True
+        return (fd if os.name == 'posix' else len(selector.get_map())) < FD_SETSIZE
+
+    def descriptor_limit(self) -> int | None:
+        """How many descriptors this process may open, None where nobody says."""
+        return resource.getrlimit(resource.RLIMIT_NOFILE)[0] if resource else None
+
+    def is_open(self, fd: int) -> bool:
+        """Whether `fd` is an open descriptor of this process."""
+        try:
+            os.fstat(fd)
+        except OSError:
+            return False
+        return True
+
+    def socket(self, family: int, kind: int, proto: int = 0) -> socket.socket:
+        """A new socket, not blocking, not inherited by children."""
+        sock = socket.socket(family, kind, proto)
+        sock.setblocking(False)
+        return sock
+
+    def socketpair(self) -> tuple[socket.socket, socket.socket]:
+        """Two connected stream sockets, not blocking."""
+        ours, theirs = socket.socketpair()
+        ours.setblocking(False)
+        theirs.setblocking(False)
+        return ours, theirs
+
+    def getaddrinfo(self, host: str | None, port: int, family: int, kind: int, flags: int = 0) -> list[Any]:
+        """The addresses of a name. Blocks, unless `flags` has AI_NUMERICHOST."""
+        return socket.getaddrinfo(host, port, family, kind, 0, flags)
+
+    def start_thread(self, target: Callable[[], None], name: str) -> None:
+        """Run `target` in a daemon thread."""
+        threading.Thread(target=target, name=name, daemon=True).start()
+
+    def thread(self) -> int:
+        """The identity of the calling thread."""
+        return threading.get_ident()
+
+    def in_main_thread(self) -> bool:
+        """Whether the caller may install signal handlers."""
+        return threading.current_thread() is threading.main_thread()
+
+    def set_wakeup_fd(self, fd: int) -> int:
+        """Have each signal write a byte to `fd`; returns the descriptor it replaces, -1 for none."""
+        return signal.set_wakeup_fd(fd, warn_on_full_buffer=False)
+
+    def signal(self, signum: int, handler: Any) -> Any:
+        """Install a signal handler and return the one it replaces."""
+        return signal.signal(signum, handler)
+
+    def takes_sigint(self) -> bool:
+        """Whether SIGINT still has Python's own handler, the one that raises `KeyboardInterrupt`."""
+        return signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+    def write(self, fd: int, data: bytes) -> int:
+        """Write to a descriptor that is not ours (another library's wakeup descriptor)."""
+        return os.write(fd, data)
+
+    def socket_file(self, path: str | bytes) -> tuple[int, int] | None:
+        """Device and inode of the socket at `path`, None when nothing is there. Anything else there is an error."""
+        try:
+            found = os.lstat(path)
+        except FileNotFoundError:
+            return None
+        if not stat.S_ISSOCK(found.st_mode):
+            raise FileExistsError(f'{os.fsdecode(path)!r} exists and is not a socket: it was left alone, choose another path')
+        return found.st_dev, found.st_ino
+
+    def unlink(self, path: str | bytes) -> None:
+        """Remove a socket file; that it is gone already is fine."""
+        try:
+            os.unlink(path)
+        except FileNotFoundError:
+            pass
+
+    def chmod(self, path: str | bytes, mode: int) -> None:
+        """Set the permissions of a socket file."""
+        os.chmod(path, mode)

@@ -1,0 +1,79 @@
+"""Time limits of many: members that ask to be looked at in some second, all under a single timer.
+
+Owns the buckets, one for each second in which somebody is to be looked at. Knows nothing of what a look finds. The
+rule: a member is moved only when it is looked at, never when something happens to it. So a connection with an idle
+timeout costs no timer operation for its bytes, only a stamp; it is told late by up to a second, never early.
+Kernels keep their own time limits so ("timer wheels", Varghese and Lauck, 1987).
+"""
+
+from __future__ import annotations
+
+from math import ceil
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Protocol
+
+    from .timers import Timer, TimerHeap
+
+    class Member(Protocol):
+        def handle_look(self, now: float) -> None:
+            """Called in the second that was asked for; to be looked at again, the member adds itself again."""
+
+
+class Buckets:
+    """Members by the second of the loop's clock in which they are to be looked at."""
+
+    __slots__ = ('_timers', '_buckets', '_timer', '_armed')
+
+    def __init__(self, timers: TimerHeap) -> None:
+        self._timers = timers
+        self._buckets: dict[int, dict[Member, None]] = {}
+        self._timer: Timer | None = None  # for the earliest bucket; it never keeps the loop running
+        self._armed = 0
+
+    def __len__(self) -> int:
+        return sum(len(bucket) for bucket in self._buckets.values())
+
+    def add(self, member: Member, when: float) -> int:
+        """Have `member` looked at in the first full second from `when` on; returns that second, for `discard`."""
+        second = ceil(when)
+        bucket = self._buckets.get(second)
+        if bucket is None:
+            bucket = self._buckets[second] = {}
+            self._arm()
+        bucket[member] = None
+        return second
+
+    def discard(self, member: Member, second: int) -> None:
+        """Do not look at `member`, which was to be looked at in `second`."""
+        bucket = self._buckets.get(second)
+        if bucket is not None and member in bucket:
+            del bucket[member]
+            if not bucket:
+                del self._buckets[second]
+                self._arm()
+
+    def clear(self) -> None:
+        """Forget everybody; for the end of the loop."""
+        self._buckets.clear()
+        self._arm()
+
+    def _arm(self) -> None:
+        timer, earliest = self._timer, min(self._buckets, default=0)
+        if timer is not None and timer.deadline is not None:
+            if self._buckets and earliest == self._armed:
+                return
+            timer.cancel()
+        self._timer = None
+        if self._buckets:
+            self._armed = earliest
+            self._timer = self._timers.at(float(earliest), self._look)
+            self._timer.unref()
+
+    def _look(self) -> None:
+        now = self._timers.clock()
+        for second in sorted(second for second in self._buckets if second <= now):
+            for member in self._buckets.pop(second):
+                member.handle_look(now)
+        self._arm()

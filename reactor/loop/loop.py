@@ -1,0 +1,452 @@
+"""The loop: one turn after the other, until nothing is left to wait for.
+
+Owns the order in which things happen. Knows no transport and no protocol: a watcher is something with `handle_read`
+and `handle_write`. A turn has five phases, each a function of its own, so that a profile splits by phase:
+
+    _poll              wait in the selector, no longer than until the next timer; read the turn's clock once
+    _dispatch          tell each ready watcher, asking again what it wants right before each call
+    _run_timers        collect what is due, then run it; a timer set meanwhile waits for a later turn
+    _run_soon          the call_soon queue, as long as it was when the phase began
+    _run_completions   on_written, on_drain, on_close ...: what has happened and was not told yet, in that order
+
+The rules: users are called from these phases and from nowhere else, so always on a fresh stack. What waits is taken
+from its queue before it is called, so an exception that leaves `run` loses nothing. And no frame that lives across
+`select` holds the last batch, whose connections would stay alive while the loop sleeps.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+
+from ..errors import HandleClosed, ReactorError
+from ..kernel import Kernel
+from .signals import SignalHandler, Signals
+from .stats import Counters, Stats
+from .threads import ThreadCall, ThreadPool
+from .timers import FOREVER, RepeatingTimer, Timer, TimerHeap, name_of
+from .wakeup import Wakeup
+from .watcher import READ, WRITE, Handle, Watchers
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from selectors import BaseSelector, SelectorKey
+    from types import TracebackType
+    from typing import Any, TypeVar
+
+    LoopType = TypeVar('LoopType', bound='Loop')
+
+LONGEST_WAIT = 86400.0  # seconds; selectors overflow on much more, and a turn a day costs nothing
+
+
+class Loop:
+    """A single-threaded event loop.
+
+    selector      a `selectors` selector, by default the best of the platform; the loop closes it
+    kernel        what stands for the operating system, for tests and simulation
+    catch_errors  True: an exception raised by a callback is logged with its traceback, and its connection, if it
+                  belongs to one without `on_error`, is aborted. A callable `fn(exc, handle_or_None)` is called instead
+                  of the log. False: it leaves `run`.
+    debug         check in every call that it comes from the loop's thread
+
+    It is also a context manager that closes itself. One thread at a time; only `call_soon_threadsafe` may be called
+    from others.
+    """
+
+    def __init__(self, selector: BaseSelector | None = None, kernel: Kernel | None = None,
+                 catch_errors: bool | Callable[[Exception, Handle | None], object] = True, debug: bool = False) -> None:
+        kernel = kernel or Kernel()
+        self._kernel = kernel
+        self._clock = kernel.clock
+        self._selector = selector or kernel.selector()
+        self._select = self._selector.select
+        self._catch_errors = catch_errors
+        self._debug = debug
+        self._thread: int | None = None  # who runs it, None while nobody does
+        self._stopping = False
+        self._closed = False
+        self._main_error: Exception | None = None
+        self._exit_callbacks: list[tuple[Callable[..., object], tuple[Any, ...]]] = []
+        self._soon: deque[tuple[Callable[..., object], tuple[Any, ...]]] = deque()
+        self._turn_began = self.now = self._clock()
+        self.counters = Counters()
+        self.completions: deque[tuple[Handle, Callable[..., object], tuple[Any, ...]]] = deque()
+        self.timers = TimerHeap(self._clock, self.counters)
+        self.watchers = Watchers(kernel, self._selector)
+        self._wakeup = Wakeup(self, kernel, self._soon)
+        self._signals = Signals(self, kernel, self._wakeup, self._soon)
+        self._threads = ThreadPool(self, kernel)
+
+    # -- running
+
+    def run(self, main: Callable[[Any], object] | None = None) -> bool:
+        """Run until nothing is left to wait for (returns True) or until `stop` (returns False).
+
+        main: called with the reactor in the first turn. An exception it raises leaves `run`, after that turn.
+
+        Raises `ReactorError` when the loop runs already, `HandleClosed` after `close`. It can be called again.
+        Ctrl-C raises `KeyboardInterrupt` between two callbacks, and nothing that waits is lost.
+        """
+        self._enter()
+        in_main_thread = self._kernel.in_main_thread()
+        try:
+            if in_main_thread:
+                self._signals.enter()
+            if main is not None:
+                self.call_soon(self._run_main, main)
+            self._turn_began = self._clock()
+            while self._alive():
+                self._turn(0 if self._stopping else None)
+                if self._main_error is not None:
+                    exc, self._main_error = self._main_error, None
+                    raise exc
+                if self._stopping:
+                    return False
+            return True
+        finally:
+            self._stopping = False
+            self._thread = None
+            if in_main_thread:
+                self._signals.leave()
+
+    def run_once(self, timeout: float | None = None) -> bool:
+        """Run one turn that waits at most `timeout` seconds (None: until something happens); for embedding.
+
+        Returns whether something is left to wait for. Never waits when nothing is. Raises as `run` does.
+        """
+        self._enter()
+        try:
+            self._turn_began = self._clock()
+            self._turn(timeout if self._alive() and not self._stopping else 0)
+            return self._alive()
+        finally:
+            self._stopping = False
+            self._thread = None
+
+    def stop(self) -> None:
+        """Have `run` return at the end of this turn; what is left to do waits for the next `run`."""
+        self._stopping = True
+
+    def close(self) -> None:
+        """End it: exit callbacks run, the last added first, every handle is aborted and told, the selector is closed.
+
+        The one call inside which callbacks run. Raises `ReactorError` from inside a callback. Closing twice does
+        nothing.
+        """
+        if self._closed:
+            return
+        self._enter()
+        try:
+            self._run_exit_callbacks()
+            self._signals.clear()
+            self.timers.clear()
+            for _ in range(1000):  # closing a connection may open another; a program that never ends is cut off
+                for handle in self.handles():
+                    handle.abort()
+                if not self.completions:
+                    break
+                self._run_completions()
+        finally:
+            self._closed = True
+            self._thread = None
+            self.timers.clear()
+            self._soon.clear()
+            self.completions.clear()
+            self._wakeup.close()
+            self._selector.close()
+
+    def add_exit_callback(self, fn: Callable[..., object], *args: Any) -> None:
+        """Have `close` call `fn(*args)` before it closes anything; the last added is called first."""
+        _check_callable(fn)
+        self._exit_callbacks.append((fn, args))
+
+    def __enter__(self: LoopType) -> LoopType:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None) -> None:
+        self.close()
+
+    # -- looking
+
+    def timeout(self) -> float | None:
+        """How long the next turn may wait, in seconds: 0 when calls wait, None for as long as it likes."""
+        if self._soon or self.completions or self.timers.due or self._wakeup.calls:
+            return 0
+        deadline = self.timers.next_deadline()
+        if deadline is None:
+            return None
+        wait = deadline - self._clock()
+        return 0 if wait < 0 else wait if wait < LONGEST_WAIT else LONGEST_WAIT
+
+    def fileno(self) -> int:
+        """The selector's own descriptor: readable when the loop has something to do, for a foreign loop to watch.
+
+        Raises `ReactorError` for selectors without one (`poll` and `select`).
+        """
+        fileno = getattr(self._selector, 'fileno', None)
+        if fileno is None:
+            raise ReactorError(f'{type(self._selector).__name__} has no descriptor of its own; call run_once(0) regularly')
+        fd: int = fileno()
+        return fd
+
+    def stats(self) -> Stats:
+        """A snapshot of the counters."""
+        return Stats(self.counters, len(self.timers), len(self.handles()))
+
+    def handles(self) -> list[Handle]:
+        """Everything open: connections, listeners, signal handlers, calls in threads."""
+        return [handle for handle in self.watchers if handle is not self._wakeup]
+
+    def why_alive(self) -> list[str]:
+        """One line for each reason why `run` goes on: what it is, since when, what it waits for."""
+        now = self._clock()
+        lines = [f'call_soon of {name_of(fn)}: waits for its turn' for fn, _ in [*self._soon, *self._wakeup.calls]]
+        lines += [f'{handle!r}: has something to tell' for handle, _, _ in self.completions]
+        for timer in self.timers:
+            if self.timers.is_referenced(timer) and timer.deadline is not None:
+                lines.append(f'timer of {name_of(timer.fn)}: since {now - timer.deadline + timer.delay:.1f} s, '
+                             f'waits another {timer.deadline - now:.1f} s')
+        for handle in self.handles():
+            if self.watchers.is_referenced(handle):
+                lines.append(f'{handle!r}: since {now - handle.since:.1f} s, waits for {handle.waits_for()}')
+        return lines
+
+    # -- calls and timers
+
+    def call_soon(self, fn: Callable[..., object], *args: Any) -> None:
+        """Call `fn(*args)` in the next soon-phase: this turn's when it is still to come, else the next turn's."""
+        if not callable(fn):
+            _check_callable(fn)
+        if self._debug or self._closed:
+            self._check()
+        self._soon.append((fn, args))
+
+    def call_soon_threadsafe(self, fn: Callable[..., object], *args: Any) -> None:
+        """The same from any thread, in the order of the calls of each; wakes a loop that sleeps."""
+        _check_callable(fn)
+        if self._closed:
+            raise HandleClosed('this reactor is closed')
+        self._wakeup.call(fn, args)
+
+    def call_later(self, delay: float, fn: Callable[..., object], *args: Any) -> Timer:
+        """Call `fn(*args)` in `delay` seconds, counted from now on a fresh clock; below 0 means 0. Never early.
+
+        ValueError for NaN and infinity.
+        """
+        if not callable(fn) or self._debug or self._closed:
+            self._check(fn)
+        timers = self.timers
+        return timers.add(Timer, timers.after(delay), delay, fn, args)
+
+    def call_at(self, deadline: float, fn: Callable[..., object], *args: Any) -> Timer:
+        """Call `fn(*args)` when the loop's clock (monotonic seconds, as `now`) reaches `deadline`."""
+        self._check(fn)
+        if not -FOREVER < deadline < FOREVER:
+            raise ValueError(f'a deadline is a finite number of seconds, not {deadline!r}')
+        return self.timers.add(Timer, deadline, max(0, deadline - self._clock()), fn, args)
+
+    def call_every(self, interval: float, fn: Callable[..., object], *args: Any) -> Timer:
+        """Call `fn(*args)` every `interval` seconds, the first time after one; ValueError unless above 0.
+
+        At a fixed rate: it does not drift, beats that were missed are skipped, an exception does not end it.
+        """
+        self._check(fn)
+        if not interval > 0:
+            raise ValueError(f'an interval is above 0 seconds, not {interval!r}')
+        return self.timers.add(RepeatingTimer, self.timers.after(interval), interval, fn, args)
+
+    def add_signal_handler(self, signum: int, fn: Callable[..., object], *args: Any) -> SignalHandler:
+        """Call `fn(*args)` in the loop each time the signal arrives; many at once may be one call.
+
+        It stays until removed or until the reactor is closed, which restores the previous handler, and keeps `run`
+        running unless unreferenced. A second handler for a signal replaces the first. ReactorError outside the main
+        thread; OSError or ValueError for a signal that cannot be caught.
+        """
+        self._check(fn)
+        if not self._kernel.in_main_thread():
+            raise ReactorError('signal handlers can be added in the main thread only')
+        return self._signals.add(signum, fn, args)
+
+    def remove_signal_handler(self, signum: int) -> bool:
+        """Restore the handler from before; returns whether there was one of ours."""
+        return self._signals.remove(signum)
+
+    def clear_signal_handlers(self) -> None:
+        """Remove all signal handlers that were added here."""
+        self._signals.clear()
+
+    def run_in_thread(self, fn: Callable[..., Any], *args: Any,
+                      on_done: Callable[[Any, BaseException | None], object] | None = None) -> ThreadCall:
+        """Call `fn(*args)` in a daemon thread, then `on_done(result, error)` in the loop, one of them None.
+
+        At most four run at once and 1,000 wait; for one more, `on_done` gets a `ReactorError`. `close` of the returned
+        handle cancels it.
+        """
+        self._check(fn)
+        if on_done is not None:
+            _check_callable(on_done)
+        return self._threads.submit(fn, args, on_done)
+
+    # -- the turn
+
+    def _turn(self, limit: float | None) -> None:
+        counters, clock = self.counters, self._clock
+        ready = self._poll(limit)
+        began = self.now
+        counters.loop_count += 1
+        counters.idle_time += began - self._turn_began
+        if ready:
+            counters.events += len(ready)
+            self._dispatch(ready)
+            began, ended = clock(), began
+            counters.dispatch_time += began - ended
+        self.timers.collect(self.now)
+        if self.timers.due:
+            self._run_timers()
+            began, ended = clock(), began
+            counters.timers_time += began - ended
+        if self._soon:
+            self._run_soon()
+            began, ended = clock(), began
+            counters.soon_time += began - ended
+        if self.completions:
+            self._run_completions()
+            began, ended = clock(), began
+            counters.completions_time += began - ended
+        self._turn_began = began
+
+    def _poll(self, limit: float | None) -> list[tuple[SelectorKey, int]]:
+        timeout = self.timeout()
+        if limit is not None and (timeout is None or limit < timeout):
+            timeout = limit
+        try:
+            ready = self._select(timeout)
+        except (OSError, ValueError):
+            # `select` fails as a whole for one descriptor that was closed behind our back.
+            if not self.watchers.evict_closed():
+                raise
+            ready = []
+        self.now = self._clock()
+        return ready
+
+    def _dispatch(self, ready: list[tuple[SelectorKey, int]]) -> None:
+        signals = self._signals
+        for key, mask in ready:
+            if signals.interrupted:
+                signals.raise_interrupt()  # what is left of the batch is ready again next time
+            watcher = key.data
+            try:
+                if mask & watcher.events & READ:
+                    watcher.handle_read()
+                if mask & watcher.events & WRITE:  # asked again: the read may have closed it
+                    watcher.handle_write()
+            except Exception as exc:
+                self._callback_failed(exc, watcher)
+
+    def _run_timers(self) -> None:
+        signals, counters, due, now = self._signals, self.counters, self.timers.due, self.now
+        while due:
+            if signals.interrupted:
+                signals.raise_interrupt()
+            deadline, _, timer = due.popleft()
+            if timer.deadline is not deadline:
+                continue  # cancelled or moved since it was set, perhaps by one of this very batch
+            timer.handle_due(now)
+            counters.timers_fired += 1
+            try:
+                timer.fn(*timer.args)  # type: ignore[misc]
+            except Exception as exc:
+                self._callback_failed(exc, None)
+
+    def _run_soon(self) -> None:
+        signals, soon = self._signals, self._soon
+        for _ in range(len(soon)):
+            if signals.interrupted:
+                signals.raise_interrupt()
+            fn, args = soon.popleft()
+            try:
+                fn(*args)
+            except Exception as exc:
+                self._callback_failed(exc, None)
+
+    def _run_completions(self) -> None:
+        signals, completions = self._signals, self.completions
+        for _ in range(len(completions)):
+            if signals.interrupted:
+                signals.raise_interrupt()
+            handle, fn, args = completions.popleft()
+            try:
+                fn(handle, *args)
+            except Exception as exc:
+                self._callback_failed(exc, handle)
+
+    # -- around it
+
+    def _alive(self) -> bool:
+        return bool(self._soon or self.completions or self.watchers.referenced or self.timers.referenced
+                    or self._wakeup.calls)
+
+    def _enter(self) -> None:
+        if self._closed:
+            raise HandleClosed('this reactor is closed; make a new one')
+        if self._thread is not None:
+            raise ReactorError('this reactor is running already: run, run_once and close cannot be called from its '
+                               'callbacks, nor from another thread; use stop() or call_soon()')
+        self._thread = self._kernel.thread()
+
+    def _check(self, fn: object = None) -> None:
+        if fn is not None:
+            _check_callable(fn)
+        if self._closed:
+            raise HandleClosed('this reactor is closed; make a new one')
+        if self._thread is not None and self._thread != self._kernel.thread():
+            raise ReactorError('called from another thread than the one that runs this reactor; '
+                               'use call_soon_threadsafe()')
+
+    def _run_main(self, main: Callable[[Any], object]) -> None:
+        try:
+            main(self)
+        except Exception as exc:
+            self._main_error = exc
+
+    def _run_exit_callbacks(self) -> None:
+        while self._exit_callbacks:
+            fn, args = self._exit_callbacks.pop()
+            try:
+                fn(*args)
+            except Exception as exc:
+                self._log(exc, None)
+
+    def _callback_failed(self, exc: Exception, handle: Handle | None) -> None:
+        """One place decides what an exception in a user's callback does: see `catch_errors`."""
+        self.counters.callback_errors += 1
+        on_error = getattr(handle, 'on_error', None)
+        if on_error is not None:
+            try:
+                on_error(handle, exc)
+            except Exception as another:
+                self._log(another, handle)
+                exc = another
+            else:
+                return
+        elif self._catch_errors is False:
+            raise exc
+        elif self._catch_errors is True:
+            self._log(exc, handle)
+        else:
+            try:
+                self._catch_errors(exc, handle)
+            except Exception as another:
+                self._log(another, handle)
+        if handle is not None:
+            handle.handle_failed(exc)
+
+    def _log(self, exc: Exception, handle: Handle | None) -> None:
+        import logging
+        where = 'a callback' if handle is None else f'a callback of {handle!r}'
+        logging.getLogger('reactor').error('exception in %s', where, exc_info=exc)
+
+
+def _check_callable(fn: object) -> None:
+    if not callable(fn):
+        raise TypeError(f'a callback must be callable, not {fn!r}')

@@ -1,0 +1,165 @@
+"""Signals, delivered as callbacks inside the loop.
+
+Owns the handlers, a flag for each signal and, while it needs it, Python's wakeup descriptor. Knows nothing of turns.
+The rule: what runs in signal context sets a flag and touches nothing else; the callback runs in the loop, later.
+
+Without `set_wakeup_fd` a signal does not end a `select` that waits: PEP 475 retries it. Another library's wakeup
+descriptor is remembered, gets the bytes that are its, and is put back.
+"""
+
+from __future__ import annotations
+
+from signal import NSIG, SIGINT
+
+from .watcher import Handle
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections import deque
+    from collections.abc import Callable
+    from types import FrameType
+    from typing import Any
+
+    from ..kernel import Kernel
+    from .loop import Loop
+    from .wakeup import Call, Wakeup
+
+_PACKAGE = __name__.rpartition('.')[0].rpartition('.')[0] + '.'
+
+
+class SignalHandler(Handle):
+    """A callback for a signal, as returned by `add_signal_handler`; `close` restores what was installed before."""
+
+    __slots__ = ('signum', 'fn', 'args', 'previous', '_signals')
+
+    def __init__(self, loop: Loop, signals: Signals, signum: int, previous: Any) -> None:
+        self.loop = loop
+        self.since = loop.now
+        self.signum = signum
+        self.fn: Callable[..., object] | None = None
+        self.args: tuple[Any, ...] = ()
+        self.previous = previous
+        self._signals = signals
+        loop.watchers.park(self)
+
+    @property
+    def closed(self) -> bool:
+        return self.fn is None
+
+    def close(self) -> None:
+        self._signals.remove(self.signum)
+
+    def waits_for(self) -> str:
+        return f'signal {self.signum}'
+
+    def __repr__(self) -> str:
+        return f'<SignalHandler signal={self.signum}{" closed" if self.closed else ""}>'
+
+
+class Signals:
+    """The signal handlers of one loop."""
+
+    __slots__ = ('interrupted', '_loop', '_kernel', '_wakeup', '_soon', '_handlers', '_raised', '_holds', '_foreign',
+                 '_default_interrupt')
+
+    def __init__(self, loop: Loop, kernel: Kernel, wakeup: Wakeup, soon: deque[Call]) -> None:
+        self.interrupted = False  # SIGINT came while the loop had it
+        self._loop = loop
+        self._kernel = kernel
+        self._wakeup = wakeup
+        self._soon = soon
+        self._handlers: dict[int, SignalHandler] = {}
+        self._raised = bytearray(NSIG)
+        self._holds = 0  # who needs the wakeup descriptor: each handler, and `run`
+        self._foreign = -1
+        self._default_interrupt: Any = None
+
+    def add(self, signum: int, fn: Callable[..., object], args: tuple[Any, ...]) -> SignalHandler:
+        """Bind a callback, in place of an earlier one; OSError or ValueError for a signal that cannot be caught."""
+        handler = self._handlers.get(signum)
+        if handler is None:
+            self._hold()
+            try:
+                previous = self._kernel.signal(signum, self._note)
+            except BaseException:
+                self._release()
+                raise
+            handler = self._handlers[signum] = SignalHandler(self._loop, self, signum, previous)
+        handler.fn, handler.args = fn, args
+        return handler
+
+    def remove(self, signum: int) -> bool:
+        """Restore what was installed before; returns whether there was a handler of ours."""
+        handler = self._handlers.pop(signum, None)
+        if handler is None:
+            return False
+        # None: the previous handler was not installed from Python and cannot be put back.
+        self._kernel.signal(signum, handler.previous if handler.previous is not None else 0)
+        self._raised[signum] = 0
+        handler.fn, handler.args = None, ()
+        self._loop.watchers.remove(handler)
+        self._release()
+        return True
+
+    def clear(self) -> None:
+        """Remove them all."""
+        for signum in list(self._handlers):
+            self.remove(signum)
+
+    def enter(self) -> None:
+        """`run` begins in the main thread: signals end its sleep, and SIGINT is raised between callbacks."""
+        self._hold()
+        if self._kernel.takes_sigint():
+            self._default_interrupt = self._kernel.signal(SIGINT, self._interrupt)
+
+    def leave(self) -> None:
+        """`run` ends: undo `enter`."""
+        if self._default_interrupt is not None:
+            if SIGINT in self._handlers:
+                self._handlers[SIGINT].previous = self._default_interrupt
+            else:
+                self._kernel.signal(SIGINT, self._default_interrupt)
+            self._default_interrupt = None
+        self._release()
+
+    def raise_interrupt(self) -> None:
+        """Called by the loop, between two callbacks, when `interrupted` is set."""
+        self.interrupted = False
+        raise KeyboardInterrupt
+
+    def collect(self, data: bytes) -> None:
+        """Called when the doorbell rang: queue the callback of each signal that was raised."""
+        raised = self._raised
+        for signum, handler in self._handlers.items():
+            if raised[signum]:
+                raised[signum] = 0
+                assert handler.fn is not None
+                self._soon.append((handler.fn, handler.args))
+        if self._foreign >= 0:
+            try:
+                self._kernel.write(self._foreign, data)
+            except OSError:
+                pass  # full or gone: its owner's affair, and a doorbell all the same
+
+    def _note(self, signum: int, frame: FrameType | None) -> None:
+        self._raised[signum] = 1
+
+    def _interrupt(self, signum: int, frame: FrameType | None) -> None:
+        # The second time inside one callback the user means it. Not inside our own code, which it would leave half done.
+        if self.interrupted and frame is not None and not frame.f_globals.get('__name__', '').startswith(_PACKAGE):
+            self.raise_interrupt()
+        self.interrupted = True
+
+    def _hold(self) -> None:
+        if not self._holds:
+            self._foreign = self._kernel.set_wakeup_fd(self._wakeup.bell_fileno())
+            self._wakeup.on_bytes = self.collect
+        self._holds += 1
+
+    def _release(self) -> None:
+        self._holds -= 1
+        if not self._holds:
+            found = self._kernel.set_wakeup_fd(self._foreign)
+            if found != self._wakeup.bell_fileno():
+                self._kernel.set_wakeup_fd(found)  # somebody installed theirs meanwhile: it stays
+            self._foreign = -1

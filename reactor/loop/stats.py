@@ -1,0 +1,88 @@
+"""Counters, and the snapshot of them that users get.
+
+Owns the numbers; whoever does a thing counts it, on the object itself, so that counting is one addition. Knows nothing
+of what is counted. The words are libuv's (`loop_count`, `events`, `idle_time`) and redis' where they have one.
+"""
+
+from __future__ import annotations
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+COUNTS = (
+    'loop_count',  # turns
+    'events',  # events that the selector reported
+    'callback_errors',  # exceptions raised by users' callbacks
+    'timers_fired',
+    'timers_cancelled',
+    'accepts',
+    'accept_pauses',  # a listener stopped accepting: descriptors or memory ran out
+    'accepts_refused',  # accepted and closed at once: the selector has no room
+    'connects',  # outgoing connections established
+    'reads',  # recv calls that brought bytes
+    'bytes_in',
+    'writes',  # send calls
+    'bytes_out',
+    'short_writes',  # send calls that could not take all of it
+)
+GAUGES = ('incoming', 'outgoing')  # connections open now: accepted by us, made by us
+TIMES = ('idle_time', 'dispatch_time', 'timers_time', 'soon_time', 'completions_time')  # seconds in each phase
+
+
+class Counters:
+    """The running numbers of one loop, `loop.counters` (internal)."""
+
+    __slots__ = COUNTS + GAUGES + TIMES
+
+    loop_count: int
+    events: int
+    callback_errors: int
+    timers_fired: int
+    timers_cancelled: int
+    accepts: int
+    accept_pauses: int
+    accepts_refused: int
+    connects: int
+    reads: int
+    bytes_in: int
+    writes: int
+    bytes_out: int
+    short_writes: int
+    incoming: int
+    outgoing: int
+    idle_time: float
+    dispatch_time: float
+    timers_time: float
+    soon_time: float
+    completions_time: float
+
+    def __init__(self) -> None:
+        for name in COUNTS + GAUGES:
+            setattr(self, name, 0)
+        for name in TIMES:
+            setattr(self, name, 0.0)
+
+
+class Stats(Counters):
+    """A snapshot of a reactor's counters, as returned by `stats`.
+
+    Counts since the start, the gauges `incoming` and `outgoing` (connections open now), `timers` and `handles`
+    (pending and open now), and the seconds spent in each phase of the turn: `idle_time` is the time inside the
+    selector, waiting or not, and the others are named for their phase.
+    """
+
+    __slots__ = ('timers', 'handles')
+
+    def __init__(self, counters: Counters, timers: int, handles: int) -> None:
+        for name in COUNTS + GAUGES + TIMES:
+            setattr(self, name, getattr(counters, name))
+        self.timers = timers
+        self.handles = handles
+
+    def as_dict(self) -> dict[str, Any]:
+        """The same as a dictionary, for printing or sending."""
+        return {name: getattr(self, name) for name in COUNTS + GAUGES + TIMES + self.__slots__}
+
+    def __repr__(self) -> str:
+        return f'Stats({", ".join(f"{name}={value:.6g}" for name, value in self.as_dict().items())})'

@@ -1,0 +1,122 @@
+"""Blocking calls, run in a few threads and answered in the loop.
+
+Owns the queue of calls and the number of threads. Knows nothing of what is called. The rule: only the loop's thread
+changes state. A thread takes calls until the queue is empty and ends; all it touches is the queue and
+`call_soon_threadsafe`. So there is no lock, no idle thread, and nothing to shut down.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+
+from ..errors import ReactorError
+from .timers import name_of
+from .watcher import Handle
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+    from ..kernel import Kernel
+    from .loop import Loop
+
+THREADS = 4  # libuv's default; more would only help look-ups that wait for distant name servers
+QUEUE_LIMIT = 1000  # calls waiting for a thread
+
+
+class ThreadCall(Handle):
+    """A call in a thread, as returned by `run_in_thread`; `close` cancels it: `on_done` is not called then.
+
+    A call that has begun runs to its end, and its result is dropped.
+    """
+
+    __slots__ = ('fn', 'args', 'on_done')
+
+    def __init__(self, loop: Loop, fn: Callable[..., Any], args: tuple[Any, ...],
+                 on_done: Callable[[Any, BaseException | None], object] | None) -> None:
+        self.loop = loop
+        self.since = loop.now
+        self.fn: Callable[..., Any] | None = fn
+        self.args = args
+        self.on_done = on_done
+        loop.watchers.park(self)
+
+    @property
+    def closed(self) -> bool:
+        return self.fn is None
+
+    def close(self) -> None:
+        if self.fn is not None:
+            self.loop.watchers.remove(self)
+            self.fn = self.on_done = None
+            self.args = ()
+
+    def handle_done(self, result: Any, error: BaseException | None) -> None:
+        """Called in the loop when the thread is done."""
+        on_done = self.on_done
+        self.close()
+        if on_done is not None:
+            on_done(result, error)
+
+    def waits_for(self) -> str:
+        return f'{name_of(self.fn)} to return'
+
+    def __repr__(self) -> str:
+        return '<ThreadCall closed>' if self.closed else f'<ThreadCall {name_of(self.fn)}>'
+
+
+class ThreadPool:
+    """At most THREADS daemon threads that live while there is work."""
+
+    __slots__ = ('_loop', '_kernel', '_queue', '_running')
+
+    def __init__(self, loop: Loop, kernel: Kernel) -> None:
+        self._loop = loop
+        self._kernel = kernel
+        self._queue: deque[ThreadCall] = deque()
+        self._running = 0
+
+    def submit(self, fn: Callable[..., Any], args: tuple[Any, ...],
+               on_done: Callable[[Any, BaseException | None], object] | None) -> ThreadCall:
+        """Queue a call; when QUEUE_LIMIT calls wait already, `on_done` gets a `ReactorError` instead."""
+        call = ThreadCall(self._loop, fn, args, on_done)
+        if len(self._queue) >= QUEUE_LIMIT:
+            self._loop.call_soon(call.handle_done, None, ReactorError(
+                f'{QUEUE_LIMIT} calls wait for a thread already; {name_of(fn)} was not queued: call it later'))
+        else:
+            self._queue.append(call)
+            self._start_threads()
+        return call
+
+    def _start_threads(self) -> None:
+        if self._queue and self._running < THREADS:
+            self._running += 1
+            self._kernel.start_thread(self._work, f'reactor-{self._running}')
+
+    def _work(self) -> None:
+        # In a thread.
+        tell = self._loop.call_soon_threadsafe
+        try:
+            while True:
+                try:
+                    call = self._queue.popleft()
+                except IndexError:
+                    break
+                fn, args = call.fn, call.args
+                if fn is None:
+                    continue
+                result = error = None
+                try:
+                    result = fn(*args)
+                except BaseException as exc:
+                    error = exc
+                tell(call.handle_done, result, error)
+                del call, fn, args, result, error  # nothing of a call outlives it here
+            tell(self._thread_ended)
+        except ReactorError:
+            pass  # the loop was closed meanwhile, and with it all of its calls
+
+    def _thread_ended(self) -> None:
+        self._running -= 1
+        self._start_threads()

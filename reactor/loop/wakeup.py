@@ -1,0 +1,85 @@
+"""The wakeup: what lets threads and signals reach a loop that sleeps in its selector.
+
+Owns a socketpair and the queue of calls from other threads. Knows nothing of what they do. The rule: a byte in the
+socket is only a doorbell. The truth is kept elsewhere (the queue, the flag of each signal), so a full socket loses
+nothing, and one byte serves however many calls wait.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+
+from .watcher import READ, Handle
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+    from ..kernel import Kernel
+    from .loop import Loop
+
+    Call = tuple[Callable[..., object], tuple[Any, ...]]
+
+DOORBELL_BYTES = 4096  # read at once; what a flood of signals leaves behind is read in the next turn
+
+
+class Wakeup(Handle):
+    """The doorbell of one loop. It never counts as a reason to keep running."""
+
+    __slots__ = ('calls', 'on_bytes', '_sock', '_bell', '_soon', '_rung')
+
+    def __init__(self, loop: Loop, kernel: Kernel, soon: deque[Call]) -> None:
+        self.loop = loop
+        self.since = loop.now
+        self.calls: deque[Call] = deque()  # from other threads, in order
+        self.on_bytes: Callable[[bytes], None] = _ignore  # told what the doorbell said, for signals
+        self._soon = soon
+        self._rung = False
+        self._sock, self._bell = kernel.socketpair()
+        loop.watchers.add(self, READ)
+        loop.watchers.unref(self)
+
+    def fileno(self) -> int:
+        return self._sock.fileno()
+
+    def bell_fileno(self) -> int:
+        """The descriptor to which signals write."""
+        return self._bell.fileno()
+
+    @property
+    def closed(self) -> bool:
+        return self._sock.fileno() < 0
+
+    def call(self, fn: Callable[..., object], args: tuple[Any, ...]) -> None:
+        """Queue a call, from any thread."""
+        self.calls.append((fn, args))
+        # The flag goes up before the byte and down before the queue is taken: whoever finds it up was queued in time.
+        if not self._rung:
+            self._rung = True
+            try:
+                self._bell.send(b'\0')
+            except BlockingIOError:
+                pass  # full of signals' bytes, so it rings anyway
+
+    def handle_read(self) -> None:
+        """Take the calls that wait, and let the signals tell which of them were raised."""
+        data = self._sock.recv(DOORBELL_BYTES)
+        self._rung = False
+        self.on_bytes(data)
+        calls, soon = self.calls, self._soon
+        for _ in range(len(calls)):
+            soon.append(calls.popleft())
+
+    def close(self) -> None:
+        if not self.closed:
+            self.loop.watchers.remove(self)
+            self._sock.close()
+            self._bell.close()
+
+    def __repr__(self) -> str:
+        return f'<Wakeup fd={self.fileno()}>'
+
+
+def _ignore(data: bytes) -> None:
+    pass

@@ -1,0 +1,213 @@
+"""Handles, and the registry of the open ones.
+
+Owns the selector and with it every registration. Knows nothing of what a handle does when it is ready, and nothing of
+turns. The rule: an open handle is in exactly one of two places, in the selector's map when it wants events, parked when
+it wants none. There is no other registry, so a handle that left both is held by nobody.
+
+The trap it avoids: a registration that wants no events still reports a hang-up, at once and for ever, so wanting
+nothing means being *unregistered*. And a descriptor closed behind our back is never reported by epoll, makes `poll`
+report it for ever and `select` fail for everybody: whoever is found dead is evicted, by number, and told.
+"""
+
+from __future__ import annotations
+
+import errno
+from selectors import EVENT_READ, EVENT_WRITE
+
+from ..errors import SelectorFull
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from selectors import BaseSelector
+
+    from ..kernel import Kernel
+    from .loop import Loop
+
+READ = EVENT_READ
+WRITE = EVENT_WRITE
+
+
+class Handle:
+    """Something open that `run` waits for: a connection, a listener, a signal handler, a call in a thread.
+
+    `events` is the mask of what it wants from its descriptor. The loop tests it right before each call, which is
+    the whole guard against stale events. `since` is the loop's clock when the handle was opened, in seconds.
+    """
+
+    __slots__ = ('loop', 'events', 'since', '__weakref__')
+
+    loop: Loop
+    events: int
+    since: float
+
+    def fileno(self) -> int:
+        """The descriptor, -1 when there is none."""
+        return -1
+
+    @property
+    def closed(self) -> bool:
+        """True from `close`, `abort` or failure on."""
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """Close it in good order. Closing what is closed does nothing."""
+        raise NotImplementedError
+
+    def abort(self) -> None:
+        """Close it at once."""
+        self.close()
+
+    def ref(self) -> None:
+        """Let this handle keep `run` running again (the default)."""
+        self.loop.watchers.ref(self)
+
+    def unref(self) -> None:
+        """Let `run` end although this handle is open."""
+        self.loop.watchers.unref(self)
+
+    def waits_for(self) -> str:
+        """What has to happen next, in words, for `why_alive`."""
+        return 'events'
+
+    def handle_read(self) -> None:
+        """Called by the loop when the descriptor is readable and READ is wanted."""
+        raise NotImplementedError
+
+    def handle_write(self) -> None:
+        """Called by the loop when the descriptor is writable and WRITE is wanted."""
+        raise NotImplementedError
+
+    def handle_failed(self, exc: Exception) -> None:
+        """Called when one of its callbacks raised and nobody took the exception."""
+
+    def handle_lost(self, exc: OSError) -> None:
+        """Called when somebody else closed the descriptor: it must not be closed again, the number may be another's."""
+        self.close()
+
+
+class Watchers:
+    """The open handles of one loop, `loop.watchers` (internal: public inside the package, not exported)."""
+
+    __slots__ = ('referenced', '_kernel', '_selector', '_map', '_parked', '_unreferenced')
+
+    def __init__(self, kernel: Kernel, selector: BaseSelector) -> None:
+        self.referenced = 0  # open handles that keep the loop running
+        self._kernel = kernel
+        self._selector = selector
+        self._map = selector.get_map()
+        self._parked: dict[Handle, None] = {}
+        self._unreferenced: set[Handle] = set()
+
+    def __iter__(self):  # type: ignore[no-untyped-def]
+        yield from [key.data for key in self._map.values()]
+        yield from list(self._parked)
+
+    def add(self, handle: Handle, events: int) -> None:
+        """Take a newly opened handle that wants `events` of its descriptor.
+
+        Raises `SelectorFull`, or the selector's OSError; the handle is not taken then.
+        """
+        self._register(handle, handle.fileno(), events)
+        handle.events = events
+        self.referenced += 1
+
+    def park(self, handle: Handle) -> None:
+        """Take a newly opened handle that wants no events, or has no descriptor yet."""
+        handle.events = 0
+        self._parked[handle] = None
+        self.referenced += 1
+
+    def set_events(self, handle: Handle, events: int) -> None:
+        """Change what an open handle wants; 0 parks it."""
+        was = handle.events
+        if events == was:
+            return
+        fd = handle.fileno()
+        try:
+            if not events:
+                self._selector.unregister(fd)
+                self._parked[handle] = None
+            elif was:
+                self._selector.modify(fd, events, handle)
+            else:
+                self._register(handle, fd, events)
+                del self._parked[handle]
+        except (OSError, ValueError, KeyError):
+            # Only a descriptor that is not ours any more can fail here. The poll would not tell, so we do.
+            self.evict(handle)
+        else:
+            handle.events = events
+
+    def remove(self, handle: Handle) -> None:
+        """Forget a handle, before its descriptor is closed."""
+        if handle.events:
+            self._unregister(handle)
+            handle.events = 0
+        else:
+            del self._parked[handle]
+        if handle in self._unreferenced:
+            self._unreferenced.discard(handle)
+        else:
+            self.referenced -= 1
+
+    def replace(self, old: Handle, new: Handle, events: int) -> None:
+        """Hand the registration of `old` over to the parked `new`, which now has the same descriptor."""
+        self._selector.modify(old.fileno(), events, new)
+        del self._parked[new]
+        self._parked[old] = None
+        new.events, old.events = events, 0
+        self.remove(old)
+
+    def ref(self, handle: Handle) -> None:
+        """See `Handle.ref`."""
+        if handle in self._unreferenced:
+            self._unreferenced.discard(handle)
+            self.referenced += 1
+
+    def unref(self, handle: Handle) -> None:
+        """See `Handle.unref`."""
+        if handle not in self._unreferenced and not handle.closed:
+            self._unreferenced.add(handle)
+            self.referenced -= 1
+
+    def is_referenced(self, handle: Handle) -> bool:
+        """Whether this open handle keeps the loop running."""
+        return handle not in self._unreferenced
+
+    def evict(self, handle: Handle) -> None:
+        """Forget the registration of a handle whose descriptor was closed by somebody else, and tell it."""
+        if handle.events:
+            self._unregister(handle)
+            handle.events = 0
+            self._parked[handle] = None
+        exc = OSError(errno.EBADF, f'descriptor of {handle!r} was closed by somebody else; close the handle instead')
+        handle.handle_lost(exc)
+
+    def evict_closed(self) -> bool:
+        """Find and evict handles with a closed descriptor; returns whether there was one."""
+        dead = [key.data for key in self._map.values()
+                if key.data.fileno() != key.fd or not self._kernel.is_open(key.fd)]
+        for handle in dead:
+            self.evict(handle)
+        return bool(dead)
+
+    def _register(self, handle: Handle, fd: int, events: int) -> None:
+        if not self._kernel.selector_has_room(self._selector, fd):
+            raise SelectorFull(
+                f'descriptor {fd} is beyond what {type(self._selector).__name__} can watch; '
+                'use the default selector or fewer connections')
+        try:
+            self._selector.register(fd, events, handle)
+        except KeyError:
+            # The number is ours, so the handle that holds it here lost it without our knowing.
+            self.evict(self._map[fd].data)
+            self._selector.register(fd, events, handle)
+
+    def _unregister(self, handle: Handle) -> None:
+        fd = handle.fileno()
+        if fd < 0:  # the socket object was closed behind our back: look for the number it had
+            fd = next((key.fd for key in self._map.values() if key.data is handle), -1)
+        try:
+            self._selector.unregister(fd)
+        except (KeyError, ValueError):
+            pass

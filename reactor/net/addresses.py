@@ -1,0 +1,118 @@
+"""Addresses: what users pass, what sockets take, what people read.
+
+Owns checks and formats. Knows no socket. The rule: a bad argument is refused at the call, with the value in the message.
+"""
+
+from __future__ import annotations
+
+from socket import AF_INET, AF_INET6, AI_NUMERICHOST, AI_PASSIVE, SOCK_STREAM
+
+from ..kernel import ABSTRACT_PATHS, AF_UNIX, ResolveFailure
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from ..kernel import Kernel
+
+    Address = tuple[int, Any]  # family, and what bind and connect take
+
+PASSIVE = AI_PASSIVE
+MAPPED = '::ffff:'  # how an IPv6 socket shows an IPv4 peer
+LONGEST_PATH = 107  # bytes of sun_path on Linux, less the final NUL; the BSDs have 103
+
+
+def check_port(port: int) -> int:
+    """A TCP or UDP port: an int of 0 to 65535, else TypeError or ValueError."""
+    if type(port) is not int:
+        raise TypeError(f'a port is an int, not {port!r}')
+    if not 0 <= port <= 65535:
+        raise ValueError(f'a port is 0 to 65535, not {port}')
+    return port
+
+
+def check_host(host: str | None) -> str | None:
+    """A host name or numeric address, None for any."""
+    if host is not None and type(host) is not str:
+        raise TypeError(f'a host is a str or None, not {host!r}')
+    if host is not None and ('\0' in host or not host):
+        raise ValueError(f'a host is a name or an address, not {host!r}')
+    return host
+
+
+def check_path(path: str | bytes) -> str | bytes:
+    """The path of a Unix socket; one that begins with NUL, or with @, is abstract (Linux only)."""
+    if not isinstance(path, (str, bytes)):
+        raise TypeError(f'a path is a str or bytes, not {path!r}')
+    if AF_UNIX < 0:
+        raise OSError('this platform has no Unix sockets; use TCP on 127.0.0.1')
+    encoded = path.encode('utf-8', 'surrogateescape') if isinstance(path, str) else path
+    if not encoded:
+        raise ValueError('the path of a Unix socket is empty')
+    if len(encoded) > LONGEST_PATH:
+        raise OSError(f'the path of a Unix socket has at most {LONGEST_PATH} bytes, not {len(encoded)}: {path!r}')
+    if encoded[:1] == b'@':
+        encoded = b'\0' + encoded[1:]
+    if encoded[:1] == b'\0':
+        if not ABSTRACT_PATHS:
+            raise OSError(f'this platform has no abstract Unix sockets: {path!r}')
+        return encoded
+    if b'\0' in encoded:
+        raise ValueError(f'the path of a Unix socket has a NUL inside: {path!r}')
+    return path
+
+
+def is_abstract(path: str | bytes) -> bool:
+    """Whether a checked path names no file."""
+    return path[:1] in ('\0', b'\0')
+
+
+def numeric(kernel: Kernel, host: str, port: int, family: int = 0) -> list[Address]:
+    """The address of a host that is written as numbers, without any look-up; an empty list for a name."""
+    try:
+        found = kernel.getaddrinfo(host, port, family, SOCK_STREAM, AI_NUMERICHOST)
+    except (ResolveFailure, UnicodeError):
+        return []
+    return [(family, address) for family, _, _, _, address in found]
+
+
+def interleave(addresses: list[Address]) -> list[Address]:
+    """Families in turn, beginning with that of the first address (RFC 8305, section 4)."""
+    first = [address for address in addresses if address[0] == addresses[0][0]]
+    others = [address for address in addresses if address[0] != addresses[0][0]]
+    mixed = []
+    while first or others:
+        if first:
+            mixed.append(first.pop(0))
+        if others:
+            mixed.append(others.pop(0))
+    return mixed
+
+
+def unmapped(address: Any) -> Any:
+    """An IPv4 peer of a dual-stack socket, shown as what it is; every other address as it came."""
+    if type(address) is tuple and len(address) == 4 and address[0].startswith(MAPPED) and '.' in address[0]:
+        return address[0][len(MAPPED):], address[1]
+    return address
+
+
+def show(address: Any) -> str:
+    """An address as people write it: 127.0.0.1:80, [::1]:80, a path, @abstract."""
+    if address is None:
+        return 'unknown'
+    if type(address) is tuple:
+        host, port = address[0], address[1]
+        return f'[{host}]:{port}' if ':' in host else f'{host}:{port}'
+    if isinstance(address, bytes):
+        return '@' + address[1:].decode('utf-8', 'replace') if address[:1] == b'\0' else repr(address)
+    return address or 'unnamed'
+
+
+FAMILIES = (0, AF_INET, AF_INET6)
+
+
+def check_family(family: int) -> int:
+    """0 for any, AF_INET or AF_INET6, else ValueError."""
+    if family not in FAMILIES:
+        raise ValueError(f'a family is 0, AF_INET or AF_INET6, not {family!r}')
+    return family

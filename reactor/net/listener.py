@@ -1,0 +1,203 @@
+"""Listeners: sockets that accept streams.
+
+Owns the listening socket and the number of its open connections, which it counts and does not hold. Knows nothing of
+what its streams do. The rule: it is watched exactly while it may accept, so whatever stops it (the user, its limit, the
+descriptor limit) leaves the clients in the kernel's backlog, and no readiness is ever left unanswered.
+
+At the descriptor limit `accept` fails and the listener stays readable: a loop that goes on polling it spins. This one
+is put aside until a connection of its own closes, or for ACCEPT_PAUSE seconds.
+"""
+
+from __future__ import annotations
+
+import errno
+
+from ..errors import HandleClosed, SelectorFull
+from ..loop.watcher import READ, Handle
+from .addresses import show, unmapped
+from .sockets import prepare_accepted
+from .stream import Stream
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from socket import socket
+    from typing import Any
+
+    from ..loop.loop import Loop
+    from ..loop.timers import Timer
+    from .options import Callbacks, Options
+
+ACCEPTS_PER_TURN = 64  # one listener in a turn; a backlog of thousands must not keep the open ones waiting
+ACCEPT_PAUSE = 0.1  # seconds to the next attempt when descriptors have run out
+LOG_INTERVAL = 1.0  # seconds between two reports of trouble, whatever clients do
+
+EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
+LOST = {errno.EBADF, errno.ENOTSOCK, errno.EINVAL}
+
+
+class Listener(Handle):
+    """A listening socket, as returned by `listen_tcp` and `listen_unix`.
+
+    `open_connections` counts what it accepted and is not closed yet. `max_connections` may be changed at any time.
+    `on_accept_error(listener, exc)` is told when accepting had to pause, once per episode.
+    """
+
+    __slots__ = ('open_connections', 'on_accept_error', '_sock', '_options', '_callbacks', '_max_connections', '_paused',
+                 '_retry', '_last_trouble', '_unlink')
+
+    def __init__(self, loop: Loop, sock: socket, options: Options, callbacks: Callbacks, *,
+                 max_connections: int | None = None, on_accept_error: Callable[[Listener, Exception], object] | None = None,
+                 unlink: Callable[[], None] | None = None) -> None:
+        self.loop = loop
+        self.since = loop.now
+        self.open_connections = 0
+        self.on_accept_error = on_accept_error
+        self._sock = sock
+        self._options = options
+        self._callbacks = callbacks
+        self._max_connections = max_connections
+        self._paused = False
+        self._retry: Timer | None = None  # pending while descriptors have run out
+        self._last_trouble = -LOG_INTERVAL
+        self._unlink = unlink
+        loop.watchers.add(self, READ)
+
+    def handle_read(self) -> None:
+        """Accept what waits, a bounded number."""
+        for _ in range(ACCEPTS_PER_TURN):
+            try:
+                sock, _ = self._sock.accept()
+            except BlockingIOError:
+                return
+            except OSError as exc:
+                if exc.errno in LOST:
+                    self.handle_lost(exc)
+                    return
+                if exc.errno in EXHAUSTED:
+                    self._hold(exc)
+                    return
+                continue  # this client is gone again (ECONNABORTED and the like): the next one
+            self._welcome(sock)
+            if not self.events:
+                return
+
+    def handle_closed(self, stream: Stream) -> None:
+        """One of its connections was closed: there is room again."""
+        self.open_connections -= 1
+        self.loop.counters.incoming -= 1
+        if not self.events and not self.closed:
+            self._end_hold()
+
+    def handle_lost(self, exc: OSError) -> None:
+        self._report(exc, 'was lost and is closed')
+        self.close()
+
+    def pause(self) -> None:
+        """Accept nobody until `resume`; clients wait in the kernel's backlog."""
+        self._paused = True
+        self._update()
+
+    def resume(self) -> None:
+        """Accept again. HandleClosed after `close`."""
+        if self.closed:
+            raise HandleClosed('this listener is closed; listen again')
+        self._paused = False
+        self._update()
+
+    @property
+    def max_connections(self) -> int | None:
+        """How many connections may be open at once, None for any number; others wait in the kernel's backlog."""
+        return self._max_connections
+
+    @max_connections.setter
+    def max_connections(self, limit: int | None) -> None:
+        self._max_connections = limit
+        self._update()
+
+    @property
+    def address(self) -> Any:
+        """Where it listens: (host, port) or a path; None after `close`."""
+        return None if self.closed else unmapped(self._sock.getsockname())
+
+    @property
+    def closed(self) -> bool:
+        return self._sock.fileno() < 0
+
+    def close(self) -> None:
+        """Stop listening; clients in the backlog are refused, accepted connections live on. Closing twice is fine."""
+        if self.closed:
+            return
+        if self._retry is not None:
+            self._retry.cancel()
+            self._retry = None
+        self.loop.watchers.remove(self)
+        if self._unlink is not None:
+            self._unlink()
+        self._sock.close()
+
+    def fileno(self) -> int:
+        return self._sock.fileno()
+
+    def waits_for(self) -> str:
+        if self._paused:
+            return 'resume()'
+        if self._retry is not None:
+            return 'descriptors'
+        return 'clients' if self.events else 'one of its connections to close'
+
+    def __repr__(self) -> str:
+        state = 'closed' if self.closed else 'accepting' if self.events else 'paused'
+        return (f'<Listener fd={self.fileno()} {state} at {show(self.address)}, '
+                f'{self.open_connections} connections open>')
+
+    def _welcome(self, sock: socket) -> None:
+        stream = Stream(self.loop, self._options, self._callbacks, self)
+        try:
+            prepare_accepted(sock, self._options)
+            stream.attach(sock)
+        except (OSError, SelectorFull) as exc:
+            sock.close()
+            self.loop.counters.accepts_refused += 1
+            self._hold(exc)
+            return
+        counters = self.loop.counters
+        counters.accepts += 1
+        counters.incoming += 1
+        self.open_connections += 1
+        if self._max_connections is not None:
+            self._update()
+        if stream.on_connect is not None:
+            self.loop.completions.append((stream, Stream.handle_connected, ()))
+
+    def _hold(self, exc: Exception) -> None:
+        self.loop.counters.accept_pauses += 1
+        timers = self.loop.timers
+        self._retry = timers.at(timers.after(ACCEPT_PAUSE), Listener._end_hold, self)
+        self._retry.unref()
+        self._update()
+        self._report(exc, 'paused: clients wait in the backlog until connections close')
+
+    def _end_hold(self) -> None:
+        if self._retry is not None:
+            self._retry.cancel()
+            self._retry = None
+        self._update()
+
+    def _update(self) -> None:
+        full = self._max_connections is not None and self.open_connections >= self._max_connections
+        if not self.closed:
+            wanted = not self._paused and self._retry is None and not full
+            self.loop.watchers.set_events(self, READ if wanted else 0)
+
+    def _report(self, exc: Exception, outcome: str) -> None:
+        # One episode, one report: trouble that follows within a second belongs to the same.
+        last, self._last_trouble = self._last_trouble, self.loop.timers.clock()
+        if self._last_trouble - last < LOG_INTERVAL:
+            return
+        exc.__traceback__ = None
+        if self.on_accept_error is not None:
+            self.loop.completions.append((self, self.on_accept_error, (exc,)))
+        else:
+            import logging
+            logging.getLogger('reactor').warning('%r: %s; accepting %s', self, exc, outcome)

@@ -1,0 +1,101 @@
+"""What connections start with: limits, times, and callbacks.
+
+Owns the defaults and their checks. The rule: one `Options` is shared by all connections of a listener and is never
+changed; who wants another value for one connection gives it a changed copy. That keeps a connection small.
+"""
+
+from __future__ import annotations
+
+from ..loop.timers import FOREVER
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+# A recv of 64 KiB for 100 bytes costs what one of 4 KiB costs; from 128 KiB on malloc maps pages for every call.
+READ_SIZE = 65536
+HIGH_WATER = 65536  # bytes waiting; asyncio's and libuv's users know these two
+LOW_WATER = 16384
+MAX_BUFFERED = 16 << 20  # bytes waiting; waitress draws the line at the same place
+LINGER = 30.0  # seconds that `close` may take, as long as a TLS shutdown in asyncio
+
+
+class Options:
+    """Limits in bytes and times in seconds.
+
+    read_size                  bytes asked for by one recv
+    high_water, low_water      `write` returns False from the one on, `on_drain` tells when it is down at the other
+    max_buffered               a write while this many bytes wait aborts the connection with `WriteBufferFull`
+    linger                     how long `close` may take before it becomes an abort
+    read_timeout               no byte arrived for so long: `ReadTimeout`; None for never
+    write_timeout              bytes waited and none was accepted for so long: `WriteTimeout`
+    idle_timeout               no byte went either way for so long: `IdleTimeout`
+    nodelay                    TCP_NODELAY: do not wait for more before sending what is there
+    keepalive                  None: off; seconds, or (idle, interval, count): probe a silent peer
+    """
+
+    __slots__ = ('read_size', 'high_water', 'low_water', 'max_buffered', 'linger',
+                 'read_timeout', 'write_timeout', 'idle_timeout', 'nodelay', 'keepalive')
+
+    def __init__(self, *, read_size: int = READ_SIZE, high_water: int = HIGH_WATER, low_water: int | None = None,
+                 max_buffered: int = MAX_BUFFERED, linger: float = LINGER, read_timeout: float | None = None,
+                 write_timeout: float | None = None, idle_timeout: float | None = None, nodelay: bool = True,
+                 keepalive: float | tuple[float, float, int] | None = None) -> None:
+        if low_water is None:
+            low_water = min(LOW_WATER, high_water // 4)
+        if not 0 <= low_water <= high_water:
+            raise ValueError(f'the marks must be 0 <= low_water <= high_water, not {low_water} and {high_water}')
+        for name, size in ('read_size', read_size), ('max_buffered', max_buffered):
+            if not size > 0:
+                raise ValueError(f'{name} is a number of bytes above 0, not {size!r}')
+        self.read_size = read_size
+        self.high_water = high_water
+        self.low_water = low_water
+        self.max_buffered = max_buffered
+        self.linger = seconds('linger', linger)
+        self.read_timeout = seconds('read_timeout', read_timeout) if read_timeout else None
+        self.write_timeout = seconds('write_timeout', write_timeout) if write_timeout else None
+        self.idle_timeout = seconds('idle_timeout', idle_timeout) if idle_timeout else None
+        self.nodelay = nodelay
+        self.keepalive = keepalive
+
+    def changed(self, **changes: Any) -> Options:
+        """A copy with other values."""
+        return Options(**{**{name: getattr(self, name) for name in self.__slots__}, **changes})
+
+    @property
+    def timed(self) -> bool:
+        """Whether a connection with these has to be looked at from time to time."""
+        return (self.read_timeout or self.write_timeout or self.idle_timeout) is not None
+
+
+def seconds(name: str, value: float) -> float:
+    """Check a duration; ValueError unless it is finite and at least 0."""
+    if not 0 <= value < FOREVER:
+        raise ValueError(f'{name} is a finite number of seconds, at least 0, not {value!r}')
+    return value
+
+
+class Callbacks:
+    """The six callbacks of a connection, checked once and copied to each."""
+
+    __slots__ = ('on_connect', 'on_data', 'on_eof', 'on_drain', 'on_close', 'on_error')
+
+    def __init__(self, on_data: Callable[..., object] | None, on_connect: Callable[..., object] | None = None,
+                 on_eof: Callable[..., object] | None = None, on_drain: Callable[..., object] | None = None,
+                 on_close: Callable[..., object] | None = None, on_error: Callable[..., object] | None = None) -> None:
+        self.on_data = on_data
+        self.on_connect = on_connect
+        self.on_eof = on_eof
+        self.on_drain = on_drain
+        self.on_close = on_close
+        self.on_error = on_error
+        for name in self.__slots__:
+            check_callback(name, getattr(self, name))
+
+
+def check_callback(name: str, fn: object) -> None:
+    """TypeError unless `fn` is callable or None."""
+    if fn is not None and not callable(fn):
+        raise TypeError(f'{name} must be callable or None, not {fn!r}')

@@ -1,0 +1,190 @@
+"""Sockets made ready: bound, listening, with their options.
+
+Owns the order of the calls, and what differs between platforms. Knows no loop and no callback. The rule: whatever
+fails, no descriptor is left open, and the error names the address.
+"""
+
+from __future__ import annotations
+
+import errno
+from socket import (
+    AF_INET,
+    AF_INET6,
+    IPPROTO_IP,
+    IPPROTO_IPV6,
+    IPPROTO_TCP,
+    IPV6_V6ONLY,
+    SO_KEEPALIVE,
+    SO_REUSEADDR,
+    SOCK_STREAM,
+    SOL_SOCKET,
+    TCP_NODELAY,
+)
+
+from ..errors import ResolveError
+from ..kernel import (
+    AF_UNIX,
+    IP_BIND_ADDRESS_NO_PORT,
+    KEEPALIVE_OPTIONS,
+    NODELAY_INHERITED,
+    REUSE_ADDRESS,
+    SO_REUSEPORT,
+    TCP_DEFER_ACCEPT,
+    ResolveFailure,
+)
+from .addresses import PASSIVE, is_abstract, show
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from socket import socket
+
+    from ..kernel import Kernel
+    from .options import Options
+
+DEFER_SECONDS = 1  # how long a client may stay silent before it is accepted all the same
+
+
+def listening_tcp(kernel: Kernel, host: str | None, port: int, options: Options, *, backlog: int, reuse_port: bool,
+                  defer_accept: bool) -> socket:
+    """A listening TCP socket; looks the host up, blocking. Host None: every address, IPv4 and IPv6 where possible."""
+    family, address, dual = _passive_address(kernel, host, port)
+    try:
+        sock = kernel.socket(family, SOCK_STREAM)
+    except OSError:
+        if not dual:
+            raise
+        family, address, dual = AF_INET, ('0.0.0.0', port), False  # this machine has no IPv6
+        sock = kernel.socket(family, SOCK_STREAM)
+    try:
+        if REUSE_ADDRESS:
+            sock.setsockopt(SOL_SOCKET, SO_REUSEADDR, 1)
+        if reuse_port:
+            if SO_REUSEPORT < 0:
+                raise OSError(errno.EOPNOTSUPP, 'this platform has no SO_REUSEPORT; share one listener instead')
+            sock.setsockopt(SOL_SOCKET, SO_REUSEPORT, 1)
+        if family == AF_INET6:
+            sock.setsockopt(IPPROTO_IPV6, IPV6_V6ONLY, 0 if dual else 1)
+        try:
+            sock.bind(address)
+        except OSError as exc:
+            raise _bind_error(exc, address) from None
+        prepare_listener(sock, options, backlog, defer_accept)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def prepare_listener(sock: socket, options: Options, backlog: int, defer_accept: bool = False) -> None:
+    """Make a bound socket, perhaps one that listens already, accept connections with `options`."""
+    sock.setblocking(False)
+    if sock.family in (AF_INET, AF_INET6):
+        if NODELAY_INHERITED:
+            set_stream_options(sock, options)  # once here instead of for each connection
+        if defer_accept and TCP_DEFER_ACCEPT >= 0:
+            sock.setsockopt(IPPROTO_TCP, TCP_DEFER_ACCEPT, DEFER_SECONDS)
+    sock.listen(backlog)
+
+
+def prepare_accepted(sock: socket, options: Options) -> None:
+    """Make a socket that `accept` returned ready: it blocks, whatever its listener does."""
+    sock.setblocking(False)
+    if not NODELAY_INHERITED and sock.family in (AF_INET, AF_INET6):
+        set_stream_options(sock, options)
+
+
+def set_stream_options(sock: socket, options: Options) -> None:
+    """Set TCP_NODELAY and keepalive. A peer that is gone already makes this fail on some systems: reading will tell."""
+    try:
+        if options.nodelay:
+            sock.setsockopt(IPPROTO_TCP, TCP_NODELAY, 1)
+        if options.keepalive:
+            sock.setsockopt(SOL_SOCKET, SO_KEEPALIVE, 1)
+            values = options.keepalive if isinstance(options.keepalive, tuple) else (options.keepalive,)
+            for option, value in zip(KEEPALIVE_OPTIONS, values):
+                if option >= 0:
+                    sock.setsockopt(IPPROTO_TCP, option, max(1, round(value)))
+    except OSError:
+        pass
+
+
+def bind_local(sock: socket, family: int, local_address: tuple[str, int]) -> None:
+    """Bind a socket that is going to connect. With port 0 the port is chosen at the connect, for its destination."""
+    if not local_address[1] and IP_BIND_ADDRESS_NO_PORT >= 0:
+        try:
+            sock.setsockopt(IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, 1)
+        except OSError:
+            pass  # then it is chosen now, from fewer
+    elif REUSE_ADDRESS:
+        sock.setsockopt(SOL_SOCKET, SO_REUSEADDR, 1)
+    sock.bind(local_address)
+
+
+def listening_unix(kernel: Kernel, path: str | bytes, options: Options, *, backlog: int,
+                   mode: int | None) -> tuple[socket, Callable[[], None] | None]:
+    """A listening Unix socket, and what removes its file.
+
+    A socket file on which nobody listens is replaced; anything else at the path is left alone and raises. `mode` is set
+    before the socket listens.
+    """
+    sock = kernel.socket(AF_UNIX, SOCK_STREAM)
+    try:
+        if not is_abstract(path):
+            _remove_stale(kernel, path)
+        try:
+            sock.bind(path)
+        except OSError as exc:
+            raise _bind_error(exc, path) from None
+        if mode is not None and not is_abstract(path):
+            kernel.chmod(path, mode)
+        prepare_listener(sock, options, backlog)
+    except BaseException:
+        sock.close()
+        raise
+    if is_abstract(path):
+        return sock, None
+    ours = kernel.socket_file(path)
+
+    def unlink() -> None:
+        try:
+            if kernel.socket_file(path) == ours:
+                kernel.unlink(path)
+        except OSError:
+            pass  # something else is there now, or we may not: it stays
+
+    return sock, unlink
+
+
+def _passive_address(kernel: Kernel, host: str | None, port: int) -> tuple[int, object, bool]:
+    if host is None:
+        return AF_INET6, ('::', port), True
+    try:
+        family, _, _, _, address = kernel.getaddrinfo(host, port, 0, SOCK_STREAM, PASSIVE)[0]
+    except (ResolveFailure, UnicodeError) as exc:
+        raise ResolveError(f'cannot listen on {host!r}: {exc}; use an address of this machine, or None for all') from None
+    return family, address, False
+
+
+def _bind_error(exc: OSError, address: object) -> OSError:
+    hint = ''
+    if exc.errno == errno.EADDRINUSE:
+        hint = ': somebody listens there already (`ss -ltnp` tells who); choose another address, or port 0 for a free one'
+    elif exc.errno == errno.EADDRNOTAVAIL:
+        hint = ': that is no address of this machine'
+    elif exc.errno == errno.EACCES:
+        hint = ': not permitted; ports below 1024 need privileges'
+    return OSError(exc.errno, f'cannot listen on {show(address)}: {exc.strerror}{hint}')
+
+
+def _remove_stale(kernel: Kernel, path: str | bytes) -> None:
+    if kernel.socket_file(path) is None:
+        return
+    probe = kernel.socket(AF_UNIX, SOCK_STREAM)
+    try:
+        refused = probe.connect_ex(path) == errno.ECONNREFUSED
+    finally:
+        probe.close()
+    if refused:
+        kernel.unlink(path)  # else somebody listens there, and the bind says so
+

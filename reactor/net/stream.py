@@ -1,0 +1,557 @@
+"""Streams: connected sockets with buffered writing, TCP and Unix alike.
+
+Owns one connection: its socket, what it wants from the selector, and its end. Knows nothing of how it was made. The
+rules, all of which the tests hold:
+
+    what has happened is appended to `loop.completions` and told from there; only `handle_read` calls a user directly,
+    and as the last thing it does
+    the write side lives in `writer`: None while nothing waits and nothing is wrong, so that one test opens the fast path
+    a connection ends in `_finish`, which is reached once, and whose completion is the last it ever appends
+
+`state` is one of CONNECTING, OPEN, CLOSING, CLOSED. HALF_OPEN is a second OPEN: the peer has ended, we may still write.
+"""
+
+from __future__ import annotations
+
+from socket import SHUT_WR, SO_LINGER, SOL_SOCKET
+
+from ..errors import ConnectionClosed, IdleTimeout, ReactorError, ReadTimeout, WriteBufferFull, WriteTimeout
+from ..kernel import HAS_SENDMSG, send_first
+from ..loop.timers import Timer
+from ..loop.watcher import READ, WRITE, Handle
+from .addresses import show, unmapped
+from .options import Callbacks
+from .writer import BROKEN, DRAINED, ENDED, PEER_ENDED, Writer
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+    from socket import socket
+    from typing import Any, Protocol
+
+    from ..loop.loop import Loop
+    from .options import Options
+
+    Buffer = bytes | bytearray | memoryview
+
+    class Origin(Protocol):
+        """Who made a stream, a listener or a connector, and wants to know when it is closed."""
+
+        def handle_closed(self, stream: Stream) -> None: ...
+
+
+class State(str):
+    """A state, by the name that users see. Compared by identity in here, since two of them share a name."""
+
+    __slots__ = ()
+
+
+CONNECTING = State('CONNECTING')
+OPEN = State('OPEN')
+HALF_OPEN = State('OPEN')
+CLOSING = State('CLOSING')
+CLOSED = State('CLOSED')
+
+RESET = b'\1\0\0\0\0\0\0\0'  # struct linger: on, 0 seconds: close discards and resets
+LAST_READS = 128  # of 64 KiB: what the kernel may still hold when sending has failed
+
+
+class Stream(Handle):
+    """A connection. Made by `listen_*`, `connect_*` and `adopt`, never by hand.
+
+    Its callbacks are plain attributes and can be replaced at any time: `on_connect(conn)`, `on_data(conn, data)` with
+    bytes, `on_eof(conn)`, `on_drain(conn)`, `on_close(conn, exc)`, `on_error(conn, exc)` for exceptions that the
+    others raise. `data` is yours. After `on_close` returned, all of them are dropped.
+    """
+
+    __slots__ = ('sock', 'state', 'options', 'writer', 'origin', 'data', 'peer', 'on_connect', 'on_data', 'on_eof',
+                 'on_drain', 'on_close', 'on_error', 'tls', 'timeouts', 'written_at')
+
+    def __init__(self, loop: Loop, options: Options, callbacks: Callbacks, origin: Origin | None) -> None:
+        self.loop = loop
+        self.events = 0
+        self.since: float = loop.timers.second()
+        self.sock: socket = None  # type: ignore[assignment]  # until connected
+        self.state = CONNECTING
+        self.options = options
+        self.writer: Writer | None = None
+        self.origin = origin
+        self.data: Any = None
+        self.peer: Any = None
+        self.on_connect = callbacks.on_connect
+        self.on_data = callbacks.on_data
+        self.on_eof = callbacks.on_eof
+        self.on_drain = callbacks.on_drain
+        self.on_close = callbacks.on_close
+        self.on_error = callbacks.on_error
+        self.tls: Any = None
+        # What limits its time: the second in which it is looked at, the timer of `linger` while closing, or None.
+        self.timeouts: int | Timer | None = None
+        self.written_at = self.since
+
+    # -- what the loop calls
+
+    def handle_read(self) -> None:
+        """One recv, then the user. Readiness is level-triggered: what is left is ready again, after the others."""
+        try:
+            data = self.sock.recv(self.options.read_size)
+        except BlockingIOError:
+            return
+        except OSError as exc:
+            self._read_failed(exc)
+            return
+        if not data:
+            self._handle_end()
+            return
+        counters = self.loop.counters
+        counters.reads += 1
+        counters.bytes_in += len(data)
+        if self.timeouts is not None:
+            self.since = self.loop.timers.clock()
+        on_data = self.on_data
+        if on_data is not None:
+            on_data(self, data)
+
+    def handle_write(self) -> None:
+        """Send what waits, as much as the kernel takes at once."""
+        writer = self.writer
+        assert writer is not None
+        try:
+            buffers = writer.buffers()
+            sent = self.sock.sendmsg(buffers) if HAS_SENDMSG else send_first(self.sock, buffers)
+        except BlockingIOError:
+            return
+        except OSError as exc:
+            self._write_failed(exc)
+            return
+        counters = self.loop.counters
+        counters.writes += 1
+        counters.bytes_out += sent
+        writer.advance(sent)
+        if self.timeouts is not None:
+            self.written_at = self.loop.timers.clock()
+        for _, on_written, args in writer.reached():
+            self.loop.completions.append((self, on_written, args))
+        if writer.full and writer.buffered <= self.options.low_water:
+            writer.full = False
+            self.loop.completions.append((self, Stream.handle_drain, ()))
+        if not writer.buffered:
+            self._flushed(writer)
+        else:
+            counters.short_writes += 1
+
+    def handle_connected(self) -> None:
+        """Told as a completion when the connection is made: `on_connect`, and then what was written before it."""
+        on_connect, self.on_connect = self.on_connect, None
+        if self.sock is not None and self.writer is not None:
+            self.loop.watchers.set_events(self, self.events | WRITE)
+        if on_connect is not None:
+            on_connect(self)
+
+    def handle_drain(self) -> None:
+        """Told as a completion: what waits has fallen to the low-water mark."""
+        if self.on_drain is not None and not self.closed:
+            self.on_drain(self)
+
+    def handle_closed(self, exc: BaseException | None) -> None:
+        """Told as the last completion of a connection: `on_close`, after which nothing of the user's is kept."""
+        on_close = self.on_close
+        self.on_error = None  # what on_close raises is logged
+        try:
+            if on_close is not None:
+                on_close(self, exc)
+        finally:
+            self.writer = ENDED
+            self.on_connect = self.on_data = self.on_eof = self.on_drain = self.on_close = self.data = None
+
+    def handle_last_reads(self, left: int = LAST_READS) -> None:
+        """Told as a completion after sending failed: deliver what was received before, then end."""
+        if self.sock is None or self.writer is None:
+            return
+        if left and self.events & READ:
+            before = self.loop.counters.reads
+            self.loop.completions.append((self, Stream.handle_last_reads, (left - 1,)))
+            self.handle_read()
+            if self.loop.counters.reads != before:
+                return
+        self._finish(self.writer.error)
+
+    def handle_linger_over(self) -> None:
+        """Called by the timer of `linger`."""
+        self.reset(WriteTimeout(f'{self._peer_text()} did not take the last {self.buffered} bytes and the end of the '
+                                f'stream within {self.options.linger:g} s of close(); it was reset'))
+
+    def handle_look(self, now: float) -> None:
+        """Called in the second in which the next time limit may be over."""
+        self.timeouts = None
+        over, next_look = self._check_limits(now)
+        if over is not None:
+            self.reset(over)
+        else:
+            self.timeouts = self.loop.timers.buckets.add(self, next_look)
+
+    def handle_failed(self, exc: Exception) -> None:
+        self.reset(exc)
+
+    def handle_lost(self, exc: OSError) -> None:
+        self.sock.detach()
+        self._finish(exc)
+
+    # -- writing
+
+    def write(self, data: Buffer, on_written: Callable[..., object] | None = None, *args: Any) -> bool:
+        """Send bytes, now as far as the kernel takes them, the rest when it can; never blocks.
+
+        data        bytes are kept by reference; of a bytearray or memoryview, what cannot be sent at once is copied
+        on_written  called as `on_written(conn, *args)` when the kernel has accepted all bytes up to here, in the order
+                    of the writes, never inside this call, and never if the connection fails first
+
+        Returns False when `high_water` or more bytes wait now: hold back until `on_drain`. Also when the connection
+        has failed, of which `on_close` is about to tell; the bytes are dropped then.
+        Raises `ConnectionClosed` after your own `close`, `abort` or `write_eof` and after `on_close`; TypeError for
+        what is not bytes.
+        """
+        writer = self.writer
+        if writer is not None and writer is not DRAINED or type(data) is not bytes or not data:
+            return self._queue((data,), on_written, args)
+        try:
+            sent = self.sock.send(data)
+        except BlockingIOError:
+            sent = 0
+        except OSError as exc:
+            self._write_failed(exc)
+            return False
+        loop = self.loop
+        counters = loop.counters
+        counters.writes += 1
+        counters.bytes_out += sent
+        if self.timeouts is not None:
+            self.written_at = loop.timers.clock()
+        if sent != len(data):
+            return self._keep_rest(data, sent, on_written, args)
+        if on_written is not None:
+            loop.completions.append((self, on_written, args))
+        return True
+
+    def writelines(self, buffers: Iterable[Buffer], on_written: Callable[..., object] | None = None,
+                   *args: Any) -> bool:
+        """Send several buffers with one system call; otherwise as `write`."""
+        return self._queue(buffers, on_written, args)
+
+    def write_eof(self) -> None:
+        """End the write side after what waits; the peer reads end of file, and we go on reading what it sends.
+
+        The safe end for a peer that may still be sending: `write_eof`, then wait for `on_eof`. When both sides have
+        ended, the connection closes by itself. Does nothing when it is ended or closed already.
+        """
+        writer = self.writer
+        if self.state not in (CONNECTING, OPEN) or writer is not None and writer.ended:
+            return
+        if writer is None or writer is DRAINED:
+            self._shut_down()
+        else:
+            writer.ended = True
+
+    @property
+    def buffered(self) -> int:
+        """How many bytes wait to be sent. In `on_close`: how many the kernel never accepted."""
+        return 0 if self.writer is None else self.writer.buffered
+
+    def set_write_limits(self, high: int | None = None, low: int | None = None) -> None:
+        """Set the water marks of this connection, in bytes; ValueError unless 0 <= low <= high."""
+        high = self.options.high_water if high is None else high
+        self.options = self.options.changed(high_water=high, low_water=low)
+
+    # -- reading
+
+    def pause_reading(self) -> None:
+        """Do not call `on_data` until `resume_reading`; the peer is slowed down by TCP. A dead peer goes unseen."""
+        if self.state is OPEN:
+            self.loop.watchers.set_events(self, self.events & ~READ)
+        elif self.state is CONNECTING and self.origin is not None:
+            self.origin.reading = False  # type: ignore[attr-defined]
+
+    def resume_reading(self) -> None:
+        """Call `on_data` again. Does nothing when reading goes on, has ended, or the connection is closed."""
+        if self.state is OPEN:
+            if self.timeouts is not None and not self.events & READ:
+                self.since = self.loop.timers.clock()
+            self.loop.watchers.set_events(self, self.events | READ)
+        elif self.state is CONNECTING and self.origin is not None:
+            self.origin.reading = True  # type: ignore[attr-defined]
+
+    # -- ending
+
+    def close(self) -> None:
+        """Stop reading, send what waits, then close; `on_close(conn, None)` tells. Closing twice does nothing.
+
+        All of it within `linger` seconds, else the connection is reset. Where something may be unread (reading is
+        paused, or bytes had to wait for the peer), the write side is ended first and the peer's bytes are dropped until
+        it ends too: closing with unread bytes would reset the connection and lose what is under way.
+        """
+        state, writer = self.state, self.writer
+        if state is CONNECTING:
+            self._finish(None)
+        elif state is HALF_OPEN and not self.buffered:
+            self._finish(None)
+        elif state is HALF_OPEN or state is OPEN and (writer is not None or not self.events & READ):
+            self._begin_closing()
+        elif state is OPEN:
+            self._finish(None)
+        else:
+            return
+        self._refuse_writes()
+
+    def abort(self) -> None:
+        """Discard what waits and reset the connection now; `on_close(conn, None)` tells. Aborting twice does nothing."""
+        self.reset(None)
+
+    def reset(self, exc: BaseException | None) -> None:
+        """Abort, and have `on_close` tell why."""
+        if self.sock is not None:
+            try:
+                self.sock.setsockopt(SOL_SOCKET, SO_LINGER, RESET)
+            except OSError:
+                pass  # then it is no longer connected, and there is nothing to reset
+        elif self.state is not CONNECTING:
+            return
+        self._finish(exc)
+        if exc is None:
+            self._refuse_writes()
+
+    @property
+    def closed(self) -> bool:
+        """True from `close`, `abort` or failure on."""
+        return self.state is CLOSING or self.state is CLOSED
+
+    # -- facts
+
+    @property
+    def peername(self) -> Any:
+        """The peer's address; asked of the system once, None when it is too late for that."""
+        if self.peer is None and self.sock is not None:
+            try:
+                self.peer = unmapped(self.sock.getpeername())
+            except OSError:
+                pass
+        return self.peer
+
+    @property
+    def sockname(self) -> Any:
+        """Our own address, None when there is none."""
+        try:
+            return unmapped(self.sock.getsockname()) if self.sock is not None else None
+        except OSError:
+            return None
+
+    def set_timeouts(self, *, read: float | None = None, write: float | None = None,
+                     idle: float | None = None) -> None:
+        """Set this connection's time limits in seconds, all three; None for never. They begin now.
+
+        read: no byte arrived for so long (`ReadTimeout`); write: bytes wait and the peer accepted none (`WriteTimeout`);
+        idle: no byte went either way (`IdleTimeout`). Late by up to a second, never early. Not before it is connected.
+        """
+        self.options = self.options.changed(read_timeout=read, write_timeout=write, idle_timeout=idle)
+        if self.state is OPEN or self.state is HALF_OPEN:
+            self.start_timeouts()
+
+    def start_timeouts(self) -> None:
+        """Begin to watch the time limits of `options`, if there are any."""
+        self._stop_timeouts()
+        if self.options.timed:
+            now = self.loop.timers.clock()
+            self.since = self.written_at = now
+            self.timeouts = self.loop.timers.buckets.add(self, self._check_limits(now)[1])
+
+    def waits_for(self) -> str:
+        if self.state is CONNECTING:
+            return 'the connection to be made'
+        reasons = ['bytes to read'] if self.events & READ else []
+        if self.buffered:
+            reasons.append(f'the peer to take {self.buffered} bytes')
+        return ' and '.join(reasons) or 'its owner: reading is paused or over'
+
+    def fileno(self) -> int:
+        return -1 if self.sock is None else self.sock.fileno()
+
+    def __repr__(self) -> str:
+        return (f'<{type(self).__name__} fd={self.fileno()} {self.state} {show(self.sockname)} to '
+                f'{show(self.peername)}, {self.buffered} bytes wait>')
+
+    # -- for its maker
+
+    def attach(self, sock: socket, reading: bool = True) -> None:
+        """Take a connected socket: the stream is open from here on. Raises as `Watchers.add`, and is not open then."""
+        self.sock = sock
+        watchers = self.loop.watchers
+        if reading:
+            watchers.add(self, READ)
+        else:
+            watchers.park(self)
+        self.state = OPEN
+        if self.options.timed:
+            self.start_timeouts()
+
+    # -- in this file
+
+    def _queue(self, buffers: Iterable[Buffer], on_written: Callable[..., object] | None,
+               args: tuple[Any, ...]) -> bool:
+        pieces = [_flat(data) for data in buffers]
+        before = writer = self.writer
+        if writer is not None and writer is not DRAINED:
+            if writer.ended:
+                raise ConnectionClosed(f'write to {self._peer_text()} after close(), abort() or write_eof(): '
+                                       'nothing was sent; look at conn.closed first')
+            if writer.error is not None:
+                return False
+            if writer.weight >= self.options.max_buffered:
+                self.reset(WriteBufferFull(
+                    f'{self._peer_text()} is too slow: {writer.buffered} bytes waited for it; it was reset. '
+                    'Hold back while write() returns False, until on_drain'))
+                return False
+            writer.extend(pieces, on_written, args)
+        else:
+            writer = Writer()
+            writer.extend(pieces, on_written, args)
+            self.writer = writer
+            self.handle_write()  # it may well be writable
+            if self.writer is DRAINED:
+                self.writer = before  # nothing had to wait
+                return True
+            if writer.error is not None:
+                return False
+            self._wait(writer)
+        return writer.buffered < self.options.high_water
+
+    def _keep_rest(self, data: bytes, sent: int, on_written: Callable[..., object] | None,
+                   args: tuple[Any, ...]) -> bool:
+        self.loop.counters.short_writes += 1
+        self.writer = writer = Writer()
+        writer.extend((data,), on_written, args)
+        writer.advance(sent)
+        self._wait(writer)
+        return not writer.full
+
+    def _wait(self, writer: Writer) -> None:
+        writer.full = writer.buffered >= self.options.high_water
+        self.loop.watchers.set_events(self, self.events | WRITE)
+
+    def _flushed(self, writer: Writer) -> None:
+        if self.state is CLOSING or writer.ended:
+            self._shut_down()
+        else:
+            self.writer = DRAINED
+            self.loop.watchers.set_events(self, self.events & ~WRITE)
+
+    def _shut_down(self) -> None:
+        try:
+            self.sock.shutdown(SHUT_WR)
+        except OSError:
+            pass  # the connection is gone already, and reading will tell
+        self.writer = ENDED
+        if self.state is HALF_OPEN:
+            self._finish(None)
+        else:
+            self.loop.watchers.set_events(self, READ if self.state is CLOSING else self.events & ~WRITE)
+
+    def _handle_end(self) -> None:
+        on_eof = self.on_eof
+        if self.state is OPEN and on_eof is not None:
+            self.state = HALF_OPEN
+            if self.writer is ENDED:
+                self._finish(None)
+            else:
+                self.loop.watchers.set_events(self, self.events & ~READ)
+            on_eof(self)
+        elif self.state is OPEN and self.buffered:
+            self._begin_closing()
+            assert self.writer is not None
+            self.writer.error = PEER_ENDED
+        else:
+            self._finish(None)
+
+    def _begin_closing(self) -> None:
+        self.state = CLOSING
+        self.on_data = None  # what still comes is read and dropped
+        self._stop_timeouts()
+        timers = self.loop.timers
+        self.timeouts = timers.at(timers.after(self.options.linger), Stream.handle_linger_over, self)
+        if self.buffered:
+            self.loop.watchers.set_events(self, WRITE)
+        else:
+            self._shut_down()
+
+    def _read_failed(self, exc: OSError) -> None:
+        self._finish(exc.with_traceback(None))
+
+    def _write_failed(self, exc: OSError) -> None:
+        # What the peer sent before is still to be delivered, by a completion: we may be inside a user's write.
+        if self.writer is None or self.writer is DRAINED:
+            self.writer = Writer()
+        self.writer.error = exc.with_traceback(None)
+        self.state = CLOSED
+        self.loop.watchers.set_events(self, self.events & READ)
+        self.loop.completions.append((self, Stream.handle_last_reads, ()))
+
+    def _refuse_writes(self) -> None:
+        # The user ended it, so a later write is the user's mistake.
+        if self.writer is None or self.writer is DRAINED or self.writer is BROKEN:
+            self.writer = ENDED
+        elif self.writer is not ENDED:
+            self.writer.ended = True
+
+    def _stop_timeouts(self) -> None:
+        timeouts, self.timeouts = self.timeouts, None
+        if type(timeouts) is int:
+            self.loop.timers.buckets.discard(self, timeouts)
+        elif timeouts is not None:
+            timeouts.cancel()
+
+    def _check_limits(self, now: float) -> tuple[ReactorError | None, float]:
+        # The limit that is over, if any, and when to look again. A limit that does not apply now is looked at later.
+        options = self.options
+        look = []
+        for limit, applies, since, error, what in (
+                (options.read_timeout, self.events & READ, self.since, ReadTimeout, 'sent nothing'),
+                (options.write_timeout, self.buffered, self.written_at, WriteTimeout, 'took none of the bytes that wait'),
+                (options.idle_timeout, True, max(self.since, self.written_at), IdleTimeout, 'was idle')):
+            if limit is not None:
+                if applies and since + limit <= now:
+                    return error(f'{self._peer_text()} {what} for {limit:g} s; it was reset'), now
+                look.append((since if applies else now) + limit)
+        return None, min(look)
+
+    def _finish(self, exc: BaseException | None) -> None:
+        loop = self.loop
+        if self.timeouts is not None:
+            self._stop_timeouts()
+        if self.writer is None or self.writer is DRAINED:
+            self.writer = BROKEN
+        elif self.writer.error is None and self.writer is not ENDED:
+            self.writer.error = PEER_ENDED
+        elif self.state is CLOSED:
+            exc = self.writer.error  # sending failed first, and that is what ended it
+        loop.watchers.remove(self)
+        self.state = CLOSED
+        sock, self.sock = self.sock, None  # type: ignore[assignment]
+        if sock is not None:
+            try:
+                sock.close()
+            except OSError:
+                pass  # some systems report a reset here; the descriptor is gone all the same
+        if self.origin is not None:
+            self.origin.handle_closed(self)
+            self.origin = None
+        loop.completions.append((self, Stream.handle_closed, (exc,)))
+
+    def _peer_text(self) -> str:
+        return show(self.peername)
+
+
+def _flat(data: Buffer) -> bytes | memoryview:
+    if type(data) is bytes:
+        return data
+    if not isinstance(data, (bytes, bytearray, memoryview)):
+        raise TypeError(f'a write takes bytes, bytearray or memoryview, not {type(data).__name__}')
+    view = memoryview(data)
+    return view.cast('B') if view.contiguous else view.tobytes()

@@ -1,0 +1,103 @@
+"""The bytes of one stream that wait, and who is to be told when they are gone.
+
+Owns the queue of buffers and the marks of the write-callbacks. Knows no socket and no loop. The rules: positions are
+absolute, counted in bytes since the writer was made, so a mark never moves; large `bytes` are kept by reference, small
+ones are gathered into one growing buffer, and nothing is ever shifted, so any number of writes costs O(bytes).
+A stream has a writer only while bytes wait: that is what keeps idle connections small.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from itertools import islice
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+    from typing import Any
+
+    Mark = tuple[int, Callable[..., object], tuple[Any, ...]]
+
+GATHER_BELOW = 4096  # copying so little costs less than another buffer in sendmsg
+GATHER_UP_TO = 65536
+# IOV_MAX is 1024, but a send accepts what the socket's buffer holds: more than this is prepared in vain.
+BUFFERS_PER_SEND = 64
+MARK_COST = 128  # bytes: what a mark weighs, so that many tiny writes with callbacks cannot grow past the limit
+
+
+class Writer:
+    """What waits to be sent on one stream.
+
+    ended   no write may follow: the end of the stream comes after the last byte
+    error   why a write is dropped in silence: the connection fails or ends, and the user was not told yet
+    full    the high-water mark was reached, and the low one not yet since
+    """
+
+    __slots__ = ('ended', 'error', 'full', 'marks', '_chunks', '_skip', '_queued', '_sent')
+
+    def __init__(self, ended: bool = False) -> None:
+        self.ended = ended
+        self.error: Exception | None = None
+        self.full = False
+        self.marks: deque[Mark] = deque()
+        self._chunks: deque[bytes | bytearray] = deque()
+        self._skip = 0  # bytes of the first chunk that went out already
+        self._queued = 0
+        self._sent = 0
+
+    @property
+    def buffered(self) -> int:
+        """How many bytes wait."""
+        return self._queued - self._sent
+
+    @property
+    def weight(self) -> int:
+        """What waits, in bytes of memory: the bytes and their marks."""
+        return self._queued - self._sent + len(self.marks) * MARK_COST
+
+    def extend(self, pieces: Iterable[bytes | memoryview], on_written: Callable[..., object] | None,
+               args: tuple[Any, ...]) -> None:
+        """Queue pieces behind what waits. A memoryview is copied, bytes of some size are not."""
+        chunks = self._chunks
+        for piece in pieces:
+            size = len(piece)
+            last = chunks[-1] if chunks else None
+            if size >= GATHER_BELOW:
+                chunks.append(piece if type(piece) is bytes else bytes(piece))
+            elif type(last) is bytearray and len(last) < GATHER_UP_TO:
+                last += piece
+            elif size:
+                chunks.append(bytearray(piece))
+            self._queued += size
+        if on_written is not None:
+            self.marks.append((self._queued, on_written, args))
+
+    def buffers(self) -> list[bytes | bytearray | memoryview]:
+        """The next buffers to send, for one `sendmsg`. Let go of them before the next `append`."""
+        buffers: list[bytes | bytearray | memoryview] = list(islice(self._chunks, BUFFERS_PER_SEND))
+        if self._skip:
+            buffers[0] = memoryview(buffers[0])[self._skip:]
+        return buffers
+
+    def advance(self, sent: int) -> None:
+        """The first `sent` bytes of `buffers` were accepted."""
+        self._sent += sent
+        sent += self._skip
+        chunks = self._chunks
+        while chunks and sent >= len(chunks[0]):
+            sent -= len(chunks.popleft())
+        self._skip = sent
+
+    def reached(self) -> list[Mark]:
+        """Take the marks up to which everything was accepted, in order."""
+        marks, reached = self.marks, []
+        while marks and marks[0][0] <= self._sent:
+            reached.append(marks.popleft())
+        return reached
+
+
+# Writers in which nothing waits and which streams share: nothing may ever be appended to them.
+DRAINED = Writer()  # bytes had to wait once; so the peer may be busy talking, and `close` has to be careful
+ENDED = Writer(ended=True)  # the user has ended the write side
+BROKEN = Writer()  # the connection has ended, and the user is about to be told
+BROKEN.error = PEER_ENDED = ConnectionError('the peer has ended the connection')
