@@ -23,7 +23,23 @@ from .net.stream import Stream
 __version__ = '0.1.0'
 
 __all__ = [
-    'READ', 'WRITE', 'ConnectTimeout', 'ConnectionClosed', 'HandleClosed', 'IdleTimeout', 'Listener', 'Options',
-    'Reactor', 'ReactorError', 'ReadTimeout', 'ResolveError', 'SelectorFull', 'Stats', 'Stream', 'Timer',
-    'WriteBufferFull', 'WriteTimeout', 'run',
+    'READ',
+    'WRITE',
+    'ConnectTimeout',
+    'ConnectionClosed',
+    'HandleClosed',
+    'IdleTimeout',
+    'Listener',
+    'Options',
+    'Reactor',
+    'ReactorError',
+    'ReadTimeout',
+    'ResolveError',
+    'SelectorFull',
+    'Stats',
+    'Stream',
+    'Timer',
+    'WriteBufferFull',
+    'WriteTimeout',
+    'run',
 ]

@@ -36,16 +36,35 @@ class Reactor(Loop):
     further keywords (`**options`) the limits of `reactor.Options`.
     """
 
-    def __init__(self, selector: BaseSelector | None = None, kernel: Kernel | None = None,
-                 catch_errors: bool | Callable[[Exception, Handle | None], object] = True, debug: bool = False) -> None:
+    def __init__(
+        self,
+        selector: BaseSelector | None = None,
+        kernel: Kernel | None = None,
+        catch_errors: bool | Callable[[Exception, Handle | None], object] = True,
+        debug: bool = False,
+    ) -> None:
         self._os = kernel or Kernel()
         super().__init__(selector, self._os, catch_errors, debug)
 
-    def listen_tcp(self, host: str | None, port: int, on_data: Callback = None, *, on_connect: Callback = None,
-                   on_eof: Callback = None, on_drain: Callback = None, on_close: Callback = None,
-                   on_error: Callback = None, on_accept_error: Callback = None, backlog: int = SOMAXCONN,
-                   reuse_port: bool = False, defer_accept: bool = False, sock: socket | None = None,
-                   max_connections: int | None = None, **options: Any) -> Listener:
+    def listen_tcp(
+        self,
+        host: str | None,
+        port: int,
+        on_data: Callback = None,
+        *,
+        on_connect: Callback = None,
+        on_eof: Callback = None,
+        on_drain: Callback = None,
+        on_close: Callback = None,
+        on_error: Callback = None,
+        on_accept_error: Callback = None,
+        backlog: int = SOMAXCONN,
+        reuse_port: bool = False,
+        defer_accept: bool = False,
+        sock: socket | None = None,
+        max_connections: int | None = None,
+        **options: Any,
+    ) -> Listener:
         """Listen for TCP connections.
 
         host, port       a name is looked up here, blocking; None: all addresses, IPv4 and IPv6; port 0: a free one
@@ -62,17 +81,37 @@ class Reactor(Loop):
         check_callback('on_accept_error', on_accept_error)
         self._check()
         if sock is None:
-            sock = listening_tcp(self._os, check_host(host), check_port(port), settings, backlog=backlog,
-                                 reuse_port=reuse_port, defer_accept=defer_accept)
+            sock = listening_tcp(
+                self._os,
+                check_host(host),
+                check_port(port),
+                settings,
+                backlog=backlog,
+                reuse_port=reuse_port,
+                defer_accept=defer_accept,
+            )
         else:
             prepare_listener(sock, settings, backlog, defer_accept)
-        return Listener(self, sock, settings, callbacks, max_connections=max_connections,
-                        on_accept_error=on_accept_error)
+        return Listener(
+            self, sock, settings, callbacks, max_connections=max_connections, on_accept_error=on_accept_error
+        )
 
-    def listen_unix(self, path: str | bytes, on_data: Callback = None, *, on_connect: Callback = None,
-                    on_eof: Callback = None, on_drain: Callback = None, on_close: Callback = None,
-                    on_error: Callback = None, on_accept_error: Callback = None, backlog: int = SOMAXCONN,
-                    mode: int | None = None, max_connections: int | None = None, **options: Any) -> Listener:
+    def listen_unix(
+        self,
+        path: str | bytes,
+        on_data: Callback = None,
+        *,
+        on_connect: Callback = None,
+        on_eof: Callback = None,
+        on_drain: Callback = None,
+        on_close: Callback = None,
+        on_error: Callback = None,
+        on_accept_error: Callback = None,
+        backlog: int = SOMAXCONN,
+        mode: int | None = None,
+        max_connections: int | None = None,
+        **options: Any,
+    ) -> Listener:
         """Listen on a Unix socket at `path`; one beginning with `@` or NUL is abstract (Linux).
 
         A socket file on which nobody listens is replaced, anything else at the path raises and is left alone. `mode`
@@ -82,11 +121,27 @@ class Reactor(Loop):
         check_callback('on_accept_error', on_accept_error)
         self._check()
         sock, unlink = listening_unix(self._os, check_path(path), settings, backlog=backlog, mode=mode)
-        return Listener(self, sock, settings, callbacks, max_connections=max_connections,
-                        on_accept_error=on_accept_error, unlink=unlink)
+        return Listener(
+            self,
+            sock,
+            settings,
+            callbacks,
+            max_connections=max_connections,
+            on_accept_error=on_accept_error,
+            unlink=unlink,
+        )
 
-    def adopt(self, sock: socket, on_data: Callback = None, *, on_eof: Callback = None, on_drain: Callback = None,
-              on_close: Callback = None, on_error: Callback = None, **options: Any) -> Stream:
+    def adopt(
+        self,
+        sock: socket,
+        on_data: Callback = None,
+        *,
+        on_eof: Callback = None,
+        on_drain: Callback = None,
+        on_close: Callback = None,
+        on_error: Callback = None,
+        **options: Any,
+    ) -> Stream:
         """Take over a connected stream socket, ours from now on; `on_data` may come from the next turn on."""
         settings, callbacks = Options(**options), Callbacks(on_data, None, on_eof, on_drain, on_close, on_error)
         self._check()

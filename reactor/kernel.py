@@ -11,7 +11,6 @@ It costs nothing where it matters: the loop binds the clock and `select` once, a
 from __future__ import annotations
 
 import os
-import select
 import selectors
 import signal
 import socket
@@ -28,6 +27,7 @@ except ImportError:  # Windows
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from socket import socket as Socket
     from typing import Any
 
 # What some platforms lack, guarded here and nowhere else. A missing one is -1 and makes the call that needs it fail.
@@ -89,13 +89,13 @@ class Kernel:
             return False
         return True
 
-    def socket(self, family: int, kind: int, proto: int = 0) -> socket.socket:
+    def socket(self, family: int, kind: int, proto: int = 0) -> Socket:
         """A new socket, not blocking, not inherited by children."""
         sock = socket.socket(family, kind, proto)
         sock.setblocking(False)
         return sock
 
-    def socketpair(self) -> tuple[socket.socket, socket.socket]:
+    def socketpair(self) -> tuple[Socket, Socket]:
         """Two connected stream sockets, not blocking."""
         ours, theirs = socket.socketpair()
         ours.setblocking(False)
@@ -141,7 +141,9 @@ class Kernel:
         except FileNotFoundError:
             return None
         if not stat.S_ISSOCK(found.st_mode):
-            raise FileExistsError(f'{os.fsdecode(path)!r} exists and is not a socket: it was left alone, choose another path')
+            raise FileExistsError(
+                f'{os.fsdecode(path)!r} exists and is not a socket: it was left alone, choose another path'
+            )
         return found.st_dev, found.st_ino
 
     def unlink(self, path: str | bytes) -> None:

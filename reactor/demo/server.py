@@ -16,14 +16,16 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
-RESPONSE = b'\r\n'.join([
-    b'HTTP/1.1 200 OK',
-    b'Date: Wed, 03 Oct 2012 23:43:10 GMT',
-    b'Content-Type: text/plain',
-    b'Content-Length: 9',
-    b'',
-    b'omglolwtf',
-])
+RESPONSE = b'\r\n'.join(
+    [
+        b'HTTP/1.1 200 OK',
+        b'Date: Wed, 03 Oct 2012 23:43:10 GMT',
+        b'Content-Type: text/plain',
+        b'Content-Length: 9',
+        b'',
+        b'omglolwtf',
+    ]
+)
 
 ASKED = True  # in conn.data: it has asked, and is owed an answer
 
@@ -65,8 +67,9 @@ class Server:
                 handle.close()
 
 
-def serve(r: Reactor, host: str, port: int, *, delay: float, reuse_port: bool, seconds: float | None,
-          stats: bool) -> None:
+def serve(
+    r: Reactor, host: str, port: int, *, delay: float, reuse_port: bool, seconds: float | None, stats: bool
+) -> None:
     """Start the server and its statistics; for `Reactor.run`."""
     print('Starting TCP server.', flush=True)
     server = Server(r, delay)
@@ -87,8 +90,11 @@ def serve(r: Reactor, host: str, port: int, *, delay: float, reuse_port: bool, s
         counts = r.stats()
         rate = (server.finished - last_finished) / (now - last_time or 1)
         last_finished, last_time = server.finished, now
-        print(f'incoming: {counts.incoming}\noutgoing: {counts.outgoing}\n'
-              f'finished: {server.finished}\nrate: {rate:.3f} req/s\n', flush=True)
+        print(
+            f'incoming: {counts.incoming}\noutgoing: {counts.outgoing}\n'
+            f'finished: {server.finished}\nrate: {rate:.3f} req/s\n',
+            flush=True,
+        )
         if not quitting:
             r.call_later(1, show_stats)
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 class Buckets:
     """Members by the second of the loop's clock in which they are to be looked at."""
 
-    __slots__ = ('_timers', '_buckets', '_timer', '_armed')
+    __slots__ = ('_armed', '_buckets', '_timer', '_timers')
 
     def __init__(self, timers: TimerHeap) -> None:
         self._timers = timers

@@ -53,8 +53,13 @@ class Loop:
     from others.
     """
 
-    def __init__(self, selector: BaseSelector | None = None, kernel: Kernel | None = None,
-                 catch_errors: bool | Callable[[Exception, Handle | None], object] = True, debug: bool = False) -> None:
+    def __init__(
+        self,
+        selector: BaseSelector | None = None,
+        kernel: Kernel | None = None,
+        catch_errors: bool | Callable[[Exception, Handle | None], object] = True,
+        debug: bool = False,
+    ) -> None:
         kernel = kernel or Kernel()
         self._kernel = kernel
         self._clock = kernel.clock
@@ -185,7 +190,9 @@ class Loop:
         """
         fileno = getattr(self._selector, 'fileno', None)
         if fileno is None:
-            raise ReactorError(f'{type(self._selector).__name__} has no descriptor of its own; call run_once(0) regularly')
+            raise ReactorError(
+                f'{type(self._selector).__name__} has no descriptor of its own; call run_once(0) regularly'
+            )
         fd: int = fileno()
         return fd
 
@@ -204,8 +211,10 @@ class Loop:
         lines += [f'{handle!r}: has something to tell' for handle, _, _ in self.completions]
         for timer in self.timers:
             if self.timers.is_referenced(timer) and timer.deadline is not None:
-                lines.append(f'timer of {name_of(timer.fn)}: since {now - timer.deadline + timer.delay:.1f} s, '
-                             f'waits another {timer.deadline - now:.1f} s')
+                lines.append(
+                    f'timer of {name_of(timer.fn)}: since {now - timer.deadline + timer.delay:.1f} s, '
+                    f'waits another {timer.deadline - now:.1f} s'
+                )
         for handle in self.handles():
             if self.watchers.is_referenced(handle):
                 lines.append(f'{handle!r}: since {now - handle.since:.1f} s, waits for {handle.waits_for()}')
@@ -275,8 +284,9 @@ class Loop:
         """Remove all signal handlers that were added here."""
         self._signals.clear()
 
-    def run_in_thread(self, fn: Callable[..., Any], *args: Any,
-                      on_done: Callable[[Any, BaseException | None], object] | None = None) -> ThreadCall:
+    def run_in_thread(
+        self, fn: Callable[..., Any], *args: Any, on_done: Callable[[Any, BaseException | None], object] | None = None
+    ) -> ThreadCall:
         """Call `fn(*args)` in a daemon thread, then `on_done(result, error)` in the loop, one of them None.
 
         At most four run at once and 1,000 wait; for one more, `on_done` gets a `ReactorError`. `close` of the returned
@@ -383,15 +393,18 @@ class Loop:
     # -- around it
 
     def _alive(self) -> bool:
-        return bool(self._soon or self.completions or self.watchers.referenced or self.timers.referenced
-                    or self._wakeup.calls)
+        return bool(
+            self._soon or self.completions or self.watchers.referenced or self.timers.referenced or self._wakeup.calls
+        )
 
     def _enter(self) -> None:
         if self._closed:
             raise HandleClosed('this reactor is closed; make a new one')
         if self._thread is not None:
-            raise ReactorError('this reactor is running already: run, run_once and close cannot be called from its '
-                               'callbacks, nor from another thread; use stop() or call_soon()')
+            raise ReactorError(
+                'this reactor is running already: run, run_once and close cannot be called from its '
+                'callbacks, nor from another thread; use stop() or call_soon()'
+            )
         self._thread = self._kernel.thread()
 
     def _check(self, fn: object = None) -> None:
@@ -400,8 +413,9 @@ class Loop:
         if self._closed:
             raise HandleClosed('this reactor is closed; make a new one')
         if self._thread is not None and self._thread != self._kernel.thread():
-            raise ReactorError('called from another thread than the one that runs this reactor; '
-                               'use call_soon_threadsafe()')
+            raise ReactorError(
+                'called from another thread than the one that runs this reactor; use call_soon_threadsafe()'
+            )
 
     def _run_main(self, main: Callable[[Any], object]) -> None:
         try:
@@ -443,6 +457,7 @@ class Loop:
 
     def _log(self, exc: Exception, handle: Handle | None) -> None:
         import logging
+
         where = 'a callback' if handle is None else f'a callback of {handle!r}'
         logging.getLogger('reactor').error('exception in %s', where, exc_info=exc)
 

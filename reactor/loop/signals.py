@@ -30,7 +30,7 @@ _PACKAGE = __name__.rpartition('.')[0].rpartition('.')[0] + '.'
 class SignalHandler(Handle):
     """A callback for a signal, as returned by `add_signal_handler`; `close` restores what was installed before."""
 
-    __slots__ = ('signum', 'fn', 'args', 'previous', '_signals')
+    __slots__ = ('_signals', 'args', 'fn', 'previous', 'signum')
 
     def __init__(self, loop: Loop, signals: Signals, signum: int, previous: Any) -> None:
         self.loop = loop
@@ -59,8 +59,18 @@ class SignalHandler(Handle):
 class Signals:
     """The signal handlers of one loop."""
 
-    __slots__ = ('interrupted', '_loop', '_kernel', '_wakeup', '_soon', '_handlers', '_raised', '_holds', '_foreign',
-                 '_default_interrupt')
+    __slots__ = (
+        '_default_interrupt',
+        '_foreign',
+        '_handlers',
+        '_holds',
+        '_kernel',
+        '_loop',
+        '_raised',
+        '_soon',
+        '_wakeup',
+        'interrupted',
+    )
 
     def __init__(self, loop: Loop, kernel: Kernel, wakeup: Wakeup, soon: deque[Call]) -> None:
         self.interrupted = False  # SIGINT came while the loop had it
@@ -145,7 +155,7 @@ class Signals:
         self._raised[signum] = 1
 
     def _interrupt(self, signum: int, frame: FrameType | None) -> None:
-        # The second time inside one callback the user means it. Not inside our own code, which it would leave half done.
+        # The second time inside one callback the user means it. Not in our own code, which it would leave half done.
         if self.interrupted and frame is not None and not frame.f_globals.get('__name__', '').startswith(_PACKAGE):
             self.raise_interrupt()
         self.interrupted = True

@@ -72,7 +72,7 @@ class Stats(Counters):
     selector, waiting or not, and the others are named for their phase.
     """
 
-    __slots__ = ('timers', 'handles')
+    __slots__ = ('handles', 'timers')
 
     def __init__(self, counters: Counters, timers: int, handles: int) -> None:
         for name in COUNTS + GAUGES + TIMES:

@@ -31,10 +31,15 @@ class ThreadCall(Handle):
     A call that has begun runs to its end, and its result is dropped.
     """
 
-    __slots__ = ('fn', 'args', 'on_done')
+    __slots__ = ('args', 'fn', 'on_done')
 
-    def __init__(self, loop: Loop, fn: Callable[..., Any], args: tuple[Any, ...],
-                 on_done: Callable[[Any, BaseException | None], object] | None) -> None:
+    def __init__(
+        self,
+        loop: Loop,
+        fn: Callable[..., Any],
+        args: tuple[Any, ...],
+        on_done: Callable[[Any, BaseException | None], object] | None,
+    ) -> None:
         self.loop = loop
         self.since = loop.now
         self.fn: Callable[..., Any] | None = fn
@@ -69,7 +74,7 @@ class ThreadCall(Handle):
 class ThreadPool:
     """At most THREADS daemon threads that live while there is work."""
 
-    __slots__ = ('_loop', '_kernel', '_queue', '_running')
+    __slots__ = ('_kernel', '_loop', '_queue', '_running')
 
     def __init__(self, loop: Loop, kernel: Kernel) -> None:
         self._loop = loop
@@ -77,13 +82,22 @@ class ThreadPool:
         self._queue: deque[ThreadCall] = deque()
         self._running = 0
 
-    def submit(self, fn: Callable[..., Any], args: tuple[Any, ...],
-               on_done: Callable[[Any, BaseException | None], object] | None) -> ThreadCall:
+    def submit(
+        self,
+        fn: Callable[..., Any],
+        args: tuple[Any, ...],
+        on_done: Callable[[Any, BaseException | None], object] | None,
+    ) -> ThreadCall:
         """Queue a call; when QUEUE_LIMIT calls wait already, `on_done` gets a `ReactorError` instead."""
         call = ThreadCall(self._loop, fn, args, on_done)
         if len(self._queue) >= QUEUE_LIMIT:
-            self._loop.call_soon(call.handle_done, None, ReactorError(
-                f'{QUEUE_LIMIT} calls wait for a thread already; {name_of(fn)} was not queued: call it later'))
+            self._loop.call_soon(
+                call.handle_done,
+                None,
+                ReactorError(
+                    f'{QUEUE_LIMIT} calls wait for a thread already; {name_of(fn)} was not queued: call it later'
+                ),
+            )
         else:
             self._queue.append(call)
             self._start_threads()

@@ -36,10 +36,11 @@ class Timer:
     more: servers hold one for each connection.
     """
 
-    __slots__ = ('timers', 'deadline', 'delay', 'fn', 'args')
+    __slots__ = ('args', 'deadline', 'delay', 'fn', 'timers')
 
-    def __init__(self, timers: TimerHeap, deadline: float, delay: float, fn: Callable[..., object],
-                 args: tuple[Any, ...]) -> None:
+    def __init__(
+        self, timers: TimerHeap, deadline: float, delay: float, fn: Callable[..., object], args: tuple[Any, ...]
+    ) -> None:
         self.timers = timers
         self.deadline: float | None = deadline
         self.delay = delay
@@ -104,7 +105,18 @@ def name_of(fn: object) -> str:
 class TimerHeap:
     """The timers of one loop, `loop.timers` (internal)."""
 
-    __slots__ = ('clock', 'counters', 'buckets', 'referenced', 'due', '_heap', '_sequence', '_pending', '_unreferenced', '_second')
+    __slots__ = (
+        '_heap',
+        '_pending',
+        '_second',
+        '_sequence',
+        '_unreferenced',
+        'buckets',
+        'clock',
+        'counters',
+        'due',
+        'referenced',
+    )
 
     def __init__(self, clock: Callable[[], float], counters: Counters) -> None:
         self.clock = clock
@@ -126,8 +138,9 @@ class TimerHeap:
         entries = [*self.due, *sorted(self._heap)]
         yield from [timer for deadline, _, timer in entries if timer.deadline is deadline]
 
-    def add(self, kind: type[Timer], deadline: float, delay: float, fn: Callable[..., object],
-            args: tuple[Any, ...]) -> Timer:
+    def add(
+        self, kind: type[Timer], deadline: float, delay: float, fn: Callable[..., object], args: tuple[Any, ...]
+    ) -> Timer:
         """A new pending timer."""
         timer = kind(self, deadline, delay, fn, args)
         heappush(self._heap, (deadline, next(self._sequence), timer))

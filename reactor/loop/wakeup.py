@@ -14,6 +14,7 @@ from .watcher import READ, Handle
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from socket import socket
     from typing import Any
 
     from ..kernel import Kernel
@@ -27,7 +28,7 @@ DOORBELL_BYTES = 4096  # read at once; what a flood of signals leaves behind is 
 class Wakeup(Handle):
     """The doorbell of one loop. It never counts as a reason to keep running."""
 
-    __slots__ = ('calls', 'on_bytes', '_sock', '_bell', '_soon', '_rung')
+    __slots__ = ('_bell', '_rung', '_sock', '_soon', 'calls', 'on_bytes')
 
     def __init__(self, loop: Loop, kernel: Kernel, soon: deque[Call]) -> None:
         self.loop = loop
@@ -36,6 +37,8 @@ class Wakeup(Handle):
         self.on_bytes: Callable[[bytes], None] = _ignore  # told what the doorbell said, for signals
         self._soon = soon
         self._rung = False
+        self._sock: socket
+        self._bell: socket
         self._sock, self._bell = kernel.socketpair()
         loop.watchers.add(self, READ)
         loop.watchers.unref(self)

@@ -34,7 +34,7 @@ class Handle:
     the whole guard against stale events. `since` is the loop's clock when the handle was opened, in seconds.
     """
 
-    __slots__ = ('loop', 'events', 'since', '__weakref__')
+    __slots__ = ('__weakref__', 'events', 'loop', 'since')
 
     loop: Loop
     events: int
@@ -88,7 +88,7 @@ class Handle:
 class Watchers:
     """The open handles of one loop, `loop.watchers` (internal: public inside the package, not exported)."""
 
-    __slots__ = ('referenced', '_kernel', '_selector', '_map', '_parked', '_unreferenced')
+    __slots__ = ('_kernel', '_map', '_parked', '_selector', '_unreferenced', 'referenced')
 
     def __init__(self, kernel: Kernel, selector: BaseSelector) -> None:
         self.referenced = 0  # open handles that keep the loop running
@@ -185,8 +185,9 @@ class Watchers:
 
     def evict_closed(self) -> bool:
         """Find and evict handles with a closed descriptor; returns whether there was one."""
-        dead = [key.data for key in self._map.values()
-                if key.data.fileno() != key.fd or not self._kernel.is_open(key.fd)]
+        dead = [
+            key.data for key in self._map.values() if key.data.fileno() != key.fd or not self._kernel.is_open(key.fd)
+        ]
         for handle in dead:
             self.evict(handle)
         return bool(dead)
@@ -195,7 +196,8 @@ class Watchers:
         if not self._kernel.selector_has_room(self._selector, fd):
             raise SelectorFull(
                 f'descriptor {fd} is beyond what {type(self._selector).__name__} can watch; '
-                'use the default selector or fewer connections')
+                'use the default selector or fewer connections'
+            )
         try:
             self._selector.register(fd, events, handle)
         except KeyError:

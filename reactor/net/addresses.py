@@ -1,6 +1,6 @@
 """Addresses: what users pass, what sockets take, what people read.
 
-Owns checks and formats. Knows no socket. The rule: a bad argument is refused at the call, with the value in the message.
+Owns checks and formats. Knows no socket. The rule: a bad argument is refused at the call, and the message shows it.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ def interleave(addresses: list[Address]) -> list[Address]:
 def unmapped(address: Any) -> Any:
     """An IPv4 peer of a dual-stack socket, shown as what it is; every other address as it came."""
     if type(address) is tuple and len(address) == 4 and address[0].startswith(MAPPED) and '.' in address[0]:
-        return address[0][len(MAPPED):], address[1]
+        return address[0][len(MAPPED) :], address[1]
     return address
 
 

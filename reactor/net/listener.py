@@ -43,12 +43,30 @@ class Listener(Handle):
     `on_accept_error(listener, exc)` is told when accepting had to pause, once per episode.
     """
 
-    __slots__ = ('open_connections', 'on_accept_error', '_sock', '_options', '_callbacks', '_max_connections', '_paused',
-                 '_retry', '_last_trouble', '_unlink')
+    __slots__ = (
+        '_callbacks',
+        '_last_trouble',
+        '_max_connections',
+        '_options',
+        '_paused',
+        '_retry',
+        '_sock',
+        '_unlink',
+        'on_accept_error',
+        'open_connections',
+    )
 
-    def __init__(self, loop: Loop, sock: socket, options: Options, callbacks: Callbacks, *,
-                 max_connections: int | None = None, on_accept_error: Callable[[Listener, Exception], object] | None = None,
-                 unlink: Callable[[], None] | None = None) -> None:
+    def __init__(
+        self,
+        loop: Loop,
+        sock: socket,
+        options: Options,
+        callbacks: Callbacks,
+        *,
+        max_connections: int | None = None,
+        on_accept_error: Callable[[Listener, Exception], object] | None = None,
+        unlink: Callable[[], None] | None = None,
+    ) -> None:
         self.loop = loop
         self.since = loop.now
         self.open_connections = 0
@@ -148,8 +166,9 @@ class Listener(Handle):
 
     def __repr__(self) -> str:
         state = 'closed' if self.closed else 'accepting' if self.events else 'paused'
-        return (f'<Listener fd={self.fileno()} {state} at {show(self.address)}, '
-                f'{self.open_connections} connections open>')
+        return (
+            f'<Listener fd={self.fileno()} {state} at {show(self.address)}, {self.open_connections} connections open>'
+        )
 
     def _welcome(self, sock: socket) -> None:
         stream = Stream(self.loop, self._options, self._callbacks, self)
@@ -200,4 +219,5 @@ class Listener(Handle):
             self.loop.completions.append((self, self.on_accept_error, (exc,)))
         else:
             import logging
+
             logging.getLogger('reactor').warning('%r: %s; accepting %s', self, exc, outcome)

@@ -35,13 +35,33 @@ class Options:
     keepalive                  None: off; seconds, or (idle, interval, count): probe a silent peer
     """
 
-    __slots__ = ('read_size', 'high_water', 'low_water', 'max_buffered', 'linger',
-                 'read_timeout', 'write_timeout', 'idle_timeout', 'nodelay', 'keepalive')
+    __slots__ = (
+        'high_water',
+        'idle_timeout',
+        'keepalive',
+        'linger',
+        'low_water',
+        'max_buffered',
+        'nodelay',
+        'read_size',
+        'read_timeout',
+        'write_timeout',
+    )
 
-    def __init__(self, *, read_size: int = READ_SIZE, high_water: int = HIGH_WATER, low_water: int | None = None,
-                 max_buffered: int = MAX_BUFFERED, linger: float = LINGER, read_timeout: float | None = None,
-                 write_timeout: float | None = None, idle_timeout: float | None = None, nodelay: bool = True,
-                 keepalive: float | tuple[float, float, int] | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        read_size: int = READ_SIZE,
+        high_water: int = HIGH_WATER,
+        low_water: int | None = None,
+        max_buffered: int = MAX_BUFFERED,
+        linger: float = LINGER,
+        read_timeout: float | None = None,
+        write_timeout: float | None = None,
+        idle_timeout: float | None = None,
+        nodelay: bool = True,
+        keepalive: float | tuple[float, float, int] | None = None,
+    ) -> None:
         if low_water is None:
             low_water = min(LOW_WATER, high_water // 4)
         if not 0 <= low_water <= high_water:
@@ -80,11 +100,17 @@ def seconds(name: str, value: float) -> float:
 class Callbacks:
     """The six callbacks of a connection, checked once and copied to each."""
 
-    __slots__ = ('on_connect', 'on_data', 'on_eof', 'on_drain', 'on_close', 'on_error')
+    __slots__ = ('on_close', 'on_connect', 'on_data', 'on_drain', 'on_eof', 'on_error')
 
-    def __init__(self, on_data: Callable[..., object] | None, on_connect: Callable[..., object] | None = None,
-                 on_eof: Callable[..., object] | None = None, on_drain: Callable[..., object] | None = None,
-                 on_close: Callable[..., object] | None = None, on_error: Callable[..., object] | None = None) -> None:
+    def __init__(
+        self,
+        on_data: Callable[..., object] | None,
+        on_connect: Callable[..., object] | None = None,
+        on_eof: Callable[..., object] | None = None,
+        on_drain: Callable[..., object] | None = None,
+        on_close: Callable[..., object] | None = None,
+        on_error: Callable[..., object] | None = None,
+    ) -> None:
         self.on_data = on_data
         self.on_connect = on_connect
         self.on_eof = on_eof

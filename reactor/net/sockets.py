@@ -38,6 +38,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
     from socket import socket
+    from typing import Any
 
     from ..kernel import Kernel
     from .options import Options
@@ -45,8 +46,9 @@ if TYPE_CHECKING:
 DEFER_SECONDS = 1  # how long a client may stay silent before it is accepted all the same
 
 
-def listening_tcp(kernel: Kernel, host: str | None, port: int, options: Options, *, backlog: int, reuse_port: bool,
-                  defer_accept: bool) -> socket:
+def listening_tcp(
+    kernel: Kernel, host: str | None, port: int, options: Options, *, backlog: int, reuse_port: bool, defer_accept: bool
+) -> socket:
     """A listening TCP socket; looks the host up, blocking. Host None: every address, IPv4 and IPv6 where possible."""
     family, address, dual = _passive_address(kernel, host, port)
     try:
@@ -102,7 +104,7 @@ def set_stream_options(sock: socket, options: Options) -> None:
         if options.keepalive:
             sock.setsockopt(SOL_SOCKET, SO_KEEPALIVE, 1)
             values = options.keepalive if isinstance(options.keepalive, tuple) else (options.keepalive,)
-            for option, value in zip(KEEPALIVE_OPTIONS, values):
+            for option, value in zip(KEEPALIVE_OPTIONS, values, strict=False):
                 if option >= 0:
                     sock.setsockopt(IPPROTO_TCP, option, max(1, round(value)))
     except OSError:
@@ -121,8 +123,9 @@ def bind_local(sock: socket, family: int, local_address: tuple[str, int]) -> Non
     sock.bind(local_address)
 
 
-def listening_unix(kernel: Kernel, path: str | bytes, options: Options, *, backlog: int,
-                   mode: int | None) -> tuple[socket, Callable[[], None] | None]:
+def listening_unix(
+    kernel: Kernel, path: str | bytes, options: Options, *, backlog: int, mode: int | None
+) -> tuple[socket, Callable[[], None] | None]:
     """A listening Unix socket, and what removes its file.
 
     A socket file on which nobody listens is replaced; anything else at the path is left alone and raises. `mode` is set
@@ -156,20 +159,24 @@ def listening_unix(kernel: Kernel, path: str | bytes, options: Options, *, backl
     return sock, unlink
 
 
-def _passive_address(kernel: Kernel, host: str | None, port: int) -> tuple[int, object, bool]:
+def _passive_address(kernel: Kernel, host: str | None, port: int) -> tuple[int, Any, bool]:
     if host is None:
         return AF_INET6, ('::', port), True
     try:
         family, _, _, _, address = kernel.getaddrinfo(host, port, 0, SOCK_STREAM, PASSIVE)[0]
     except (ResolveFailure, UnicodeError) as exc:
-        raise ResolveError(f'cannot listen on {host!r}: {exc}; use an address of this machine, or None for all') from None
+        raise ResolveError(
+            f'cannot listen on {host!r}: {exc}; use an address of this machine, or None for all'
+        ) from None
     return family, address, False
 
 
 def _bind_error(exc: OSError, address: object) -> OSError:
     hint = ''
     if exc.errno == errno.EADDRINUSE:
-        hint = ': somebody listens there already (`ss -ltnp` tells who); choose another address, or port 0 for a free one'
+        hint = (
+            ': somebody listens there already (`ss -ltnp` tells who); choose another address, or port 0 for a free one'
+        )
     elif exc.errno == errno.EADDRNOTAVAIL:
         hint = ': that is no address of this machine'
     elif exc.errno == errno.EACCES:
@@ -187,4 +194,3 @@ def _remove_stale(kernel: Kernel, path: str | bytes) -> None:
         probe.close()
     if refused:
         kernel.unlink(path)  # else somebody listens there, and the bind says so
-

@@ -5,7 +5,7 @@ rules, all of which the tests hold:
 
     what has happened is appended to `loop.completions` and told from there; only `handle_read` calls a user directly,
     and as the last thing it does
-    the write side lives in `writer`: None while nothing waits and nothing is wrong, so that one test opens the fast path
+    the write side lives in `writer`: None while nothing waits and nothing is wrong, so one test opens the fast path
     a connection ends in `_finish`, which is reached once, and whose completion is the last it ever appends
 
 `state` is one of CONNECTING, OPEN, CLOSING, CLOSED. HALF_OPEN is a second OPEN: the peer has ended, we may still write.
@@ -64,8 +64,24 @@ class Stream(Handle):
     others raise. `data` is yours. After `on_close` returned, all of them are dropped.
     """
 
-    __slots__ = ('sock', 'state', 'options', 'writer', 'origin', 'data', 'peer', 'on_connect', 'on_data', 'on_eof',
-                 'on_drain', 'on_close', 'on_error', 'tls', 'timeouts', 'written_at')
+    __slots__ = (
+        'data',
+        'on_close',
+        'on_connect',
+        'on_data',
+        'on_drain',
+        'on_eof',
+        'on_error',
+        'options',
+        'origin',
+        'peer',
+        'sock',
+        'state',
+        'timeouts',
+        'tls',
+        'writer',
+        'written_at',
+    )
 
     def __init__(self, loop: Loop, options: Options, callbacks: Callbacks, origin: Origin | None) -> None:
         self.loop = loop
@@ -87,7 +103,7 @@ class Stream(Handle):
         self.tls: Any = None
         # What limits its time: the second in which it is looked at, the timer of `linger` while closing, or None.
         self.timeouts: int | Timer | None = None
-        self.written_at = self.since
+        self.written_at: float = self.since
 
     # -- what the loop calls
 
@@ -178,8 +194,12 @@ class Stream(Handle):
 
     def handle_linger_over(self) -> None:
         """Called by the timer of `linger`."""
-        self.reset(WriteTimeout(f'{self._peer_text()} did not take the last {self.buffered} bytes and the end of the '
-                                f'stream within {self.options.linger:g} s of close(); it was reset'))
+        self.reset(
+            WriteTimeout(
+                f'{self._peer_text()} did not take the last {self.buffered} bytes and the end of the '
+                f'stream within {self.options.linger:g} s of close(); it was reset'
+            )
+        )
 
     def handle_look(self, now: float) -> None:
         """Called in the second in which the next time limit may be over."""
@@ -212,7 +232,7 @@ class Stream(Handle):
         what is not bytes.
         """
         writer = self.writer
-        if writer is not None and writer is not DRAINED or type(data) is not bytes or not data:
+        if (writer is not None and writer is not DRAINED) or type(data) is not bytes or not data:
             return self._queue((data,), on_written, args)
         try:
             sent = self.sock.send(data)
@@ -233,8 +253,9 @@ class Stream(Handle):
             loop.completions.append((self, on_written, args))
         return True
 
-    def writelines(self, buffers: Iterable[Buffer], on_written: Callable[..., object] | None = None,
-                   *args: Any) -> bool:
+    def writelines(
+        self, buffers: Iterable[Buffer], on_written: Callable[..., object] | None = None, *args: Any
+    ) -> bool:
         """Send several buffers with one system call; otherwise as `write`."""
         return self._queue(buffers, on_written, args)
 
@@ -245,7 +266,7 @@ class Stream(Handle):
         ended, the connection closes by itself. Does nothing when it is ended or closed already.
         """
         writer = self.writer
-        if self.state not in (CONNECTING, OPEN) or writer is not None and writer.ended:
+        if self.state not in (CONNECTING, OPEN) or (writer is not None and writer.ended):
             return
         if writer is None or writer is DRAINED:
             self._shut_down()
@@ -294,7 +315,7 @@ class Stream(Handle):
             self._finish(None)
         elif state is HALF_OPEN and not self.buffered:
             self._finish(None)
-        elif state is HALF_OPEN or state is OPEN and (writer is not None or not self.events & READ):
+        elif state is HALF_OPEN or (state is OPEN and (writer is not None or not self.events & READ)):
             self._begin_closing()
         elif state is OPEN:
             self._finish(None)
@@ -303,7 +324,7 @@ class Stream(Handle):
         self._refuse_writes()
 
     def abort(self) -> None:
-        """Discard what waits and reset the connection now; `on_close(conn, None)` tells. Aborting twice does nothing."""
+        """Discard what waits and reset the connection now; `on_close(conn, None)` tells. Twice is fine."""
         self.reset(None)
 
     def reset(self, exc: BaseException | None) -> None:
@@ -344,12 +365,11 @@ class Stream(Handle):
         except OSError:
             return None
 
-    def set_timeouts(self, *, read: float | None = None, write: float | None = None,
-                     idle: float | None = None) -> None:
+    def set_timeouts(self, *, read: float | None = None, write: float | None = None, idle: float | None = None) -> None:
         """Set this connection's time limits in seconds, all three; None for never. They begin now.
 
-        read: no byte arrived for so long (`ReadTimeout`); write: bytes wait and the peer accepted none (`WriteTimeout`);
-        idle: no byte went either way (`IdleTimeout`). Late by up to a second, never early. Not before it is connected.
+        read: no byte arrived for so long (`ReadTimeout`); write: bytes wait and the peer took none (`WriteTimeout`);
+        idle: no byte went either way (`IdleTimeout`). Late by up to a second, never early; not before it is connected.
         """
         self.options = self.options.changed(read_timeout=read, write_timeout=write, idle_timeout=idle)
         if self.state is OPEN or self.state is HALF_OPEN:
@@ -375,8 +395,10 @@ class Stream(Handle):
         return -1 if self.sock is None else self.sock.fileno()
 
     def __repr__(self) -> str:
-        return (f'<{type(self).__name__} fd={self.fileno()} {self.state} {show(self.sockname)} to '
-                f'{show(self.peername)}, {self.buffered} bytes wait>')
+        return (
+            f'<{type(self).__name__} fd={self.fileno()} {self.state} {show(self.sockname)} to '
+            f'{show(self.peername)}, {self.buffered} bytes wait>'
+        )
 
     # -- for its maker
 
@@ -394,20 +416,26 @@ class Stream(Handle):
 
     # -- in this file
 
-    def _queue(self, buffers: Iterable[Buffer], on_written: Callable[..., object] | None,
-               args: tuple[Any, ...]) -> bool:
+    def _queue(
+        self, buffers: Iterable[Buffer], on_written: Callable[..., object] | None, args: tuple[Any, ...]
+    ) -> bool:
         pieces = [_flat(data) for data in buffers]
         before = writer = self.writer
         if writer is not None and writer is not DRAINED:
             if writer.ended:
-                raise ConnectionClosed(f'write to {self._peer_text()} after close(), abort() or write_eof(): '
-                                       'nothing was sent; look at conn.closed first')
+                raise ConnectionClosed(
+                    f'write to {self._peer_text()} after close(), abort() or write_eof(): '
+                    'nothing was sent; look at conn.closed first'
+                )
             if writer.error is not None:
                 return False
             if writer.weight >= self.options.max_buffered:
-                self.reset(WriteBufferFull(
-                    f'{self._peer_text()} is too slow: {writer.buffered} bytes waited for it; it was reset. '
-                    'Hold back while write() returns False, until on_drain'))
+                self.reset(
+                    WriteBufferFull(
+                        f'{self._peer_text()} is too slow: {writer.buffered} bytes waited for it; it was reset. '
+                        'Hold back while write() returns False, until on_drain'
+                    )
+                )
                 return False
             writer.extend(pieces, on_written, args)
         else:
@@ -423,8 +451,9 @@ class Stream(Handle):
             self._wait(writer)
         return writer.buffered < self.options.high_water
 
-    def _keep_rest(self, data: bytes, sent: int, on_written: Callable[..., object] | None,
-                   args: tuple[Any, ...]) -> bool:
+    def _keep_rest(
+        self, data: bytes, sent: int, on_written: Callable[..., object] | None, args: tuple[Any, ...]
+    ) -> bool:
         self.loop.counters.short_writes += 1
         self.writer = writer = Writer()
         writer.extend((data,), on_written, args)
@@ -502,7 +531,7 @@ class Stream(Handle):
 
     def _stop_timeouts(self) -> None:
         timeouts, self.timeouts = self.timeouts, None
-        if type(timeouts) is int:
+        if isinstance(timeouts, int):
             self.loop.timers.buckets.discard(self, timeouts)
         elif timeouts is not None:
             timeouts.cancel()
@@ -512,9 +541,10 @@ class Stream(Handle):
         options = self.options
         look = []
         for limit, applies, since, error, what in (
-                (options.read_timeout, self.events & READ, self.since, ReadTimeout, 'sent nothing'),
-                (options.write_timeout, self.buffered, self.written_at, WriteTimeout, 'took none of the bytes that wait'),
-                (options.idle_timeout, True, max(self.since, self.written_at), IdleTimeout, 'was idle')):
+            (options.read_timeout, self.events & READ, self.since, ReadTimeout, 'sent nothing'),
+            (options.write_timeout, self.buffered, self.written_at, WriteTimeout, 'took none of the bytes that wait'),
+            (options.idle_timeout, True, max(self.since, self.written_at), IdleTimeout, 'was idle'),
+        ):
             if limit is not None:
                 if applies and since + limit <= now:
                     return error(f'{self._peer_text()} {what} for {limit:g} s; it was reset'), now

@@ -33,7 +33,7 @@ class Writer:
     full    the high-water mark was reached, and the low one not yet since
     """
 
-    __slots__ = ('ended', 'error', 'full', 'marks', '_chunks', '_skip', '_queued', '_sent')
+    __slots__ = ('_chunks', '_queued', '_sent', '_skip', 'ended', 'error', 'full', 'marks')
 
     def __init__(self, ended: bool = False) -> None:
         self.ended = ended
@@ -55,8 +55,9 @@ class Writer:
         """What waits, in bytes of memory: the bytes and their marks."""
         return self._queued - self._sent + len(self.marks) * MARK_COST
 
-    def extend(self, pieces: Iterable[bytes | memoryview], on_written: Callable[..., object] | None,
-               args: tuple[Any, ...]) -> None:
+    def extend(
+        self, pieces: Iterable[bytes | memoryview], on_written: Callable[..., object] | None, args: tuple[Any, ...]
+    ) -> None:
         """Queue pieces behind what waits. A memoryview is copied, bytes of some size are not."""
         chunks = self._chunks
         for piece in pieces:
@@ -76,7 +77,7 @@ class Writer:
         """The next buffers to send, for one `sendmsg`. Let go of them before the next `append`."""
         buffers: list[bytes | bytearray | memoryview] = list(islice(self._chunks, BUFFERS_PER_SEND))
         if self._skip:
-            buffers[0] = memoryview(buffers[0])[self._skip:]
+            buffers[0] = memoryview(buffers[0])[self._skip :]
         return buffers
 
     def advance(self, sent: int) -> None:

@@ -1,0 +1,99 @@
+"""Fixtures: a reactor on each selector that must leave nothing behind."""
+
+from __future__ import annotations
+
+import gc
+import os
+import socket
+from typing import Any
+
+import pytest
+from support import SELECTORS, FakeKernel
+
+from reactor import Reactor
+
+
+def open_descriptors() -> int:
+    """How many descriptors this process has open."""
+    for folder in ('/proc/self/fd', '/dev/fd'):
+        if os.path.isdir(folder):
+            return len(os.listdir(folder))
+    return 0
+
+
+@pytest.fixture(autouse=True)
+def nothing_left():
+    """Every test ends with the descriptors it began with."""
+    before = open_descriptors()
+    yield
+    if open_descriptors() > before:
+        gc.collect()
+    assert open_descriptors() <= before, 'a descriptor was left open'
+
+
+def check_empty(r: Reactor) -> None:
+    """No handle, timer, completion or gauge is left."""
+    assert not r.handles(), r.handles()
+    assert len(r.timers) == 0, list(r.timers)
+    assert r.timers.referenced == 0
+    assert len(r.timers.buckets) == 0
+    assert r.watchers.referenced == 0
+    assert not r.completions
+    stats = r.stats()
+    assert (stats.incoming, stats.outgoing) == (0, 0)
+
+
+@pytest.fixture(params=list(SELECTORS))
+def r(request: Any):
+    """A reactor on the default selector, on poll, on select; what a test leaves open fails it."""
+    selector = SELECTORS[request.param]
+    if selector is None:
+        pytest.skip(f'this platform has no {request.param} selector')
+    reactor = Reactor(selector=selector())
+    yield reactor
+    if not reactor._closed:
+        try:
+            check_empty(reactor)
+        finally:
+            reactor.close()
+
+
+@pytest.fixture
+def kernel() -> FakeKernel:
+    """A kernel whose clock moves only while the loop would wait."""
+    return FakeKernel()
+
+
+@pytest.fixture
+def fake(kernel: FakeKernel):
+    """A reactor on that kernel."""
+    reactor = Reactor(kernel=kernel)
+    yield reactor
+    reactor.close()
+
+
+@pytest.fixture
+def sockets():
+    """Make sockets that are closed after the test: `sockets()` a pair, `sockets.track(sock)` one made elsewhere."""
+    made: list[socket.socket] = []
+
+    class Maker:
+        def __call__(self, blocking: bool = False) -> tuple[socket.socket, socket.socket]:
+            pair = socket.socketpair()
+            for sock in pair:
+                sock.setblocking(blocking)
+                made.append(sock)
+            return pair
+
+        def track(self, sock: socket.socket) -> socket.socket:
+            made.append(sock)
+            return sock
+
+        def connect(self, address: Any) -> socket.socket:
+            sock = self.track(socket.create_connection(address))
+            sock.setblocking(False)
+            return sock
+
+    yield Maker()
+    for sock in made:
+        sock.close()
