@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from socket import SOMAXCONN
 
-from .kernel import Kernel
+from .kernel import AF_UNIX, Kernel
 from .loop.loop import Loop
-from .net.addresses import check_host, check_path, check_port
+from .net.addresses import check_family, check_host, check_path, check_port, show
+from .net.connector import Connector
 from .net.listener import Listener
-from .net.options import Callbacks, Options, check_callback
+from .net.options import Callbacks, Options, check_callback, seconds
 from .net.sockets import listening_tcp, listening_unix, prepare_listener
 from .net.stream import Stream
 
@@ -131,6 +132,66 @@ class Reactor(Loop):
             unlink=unlink,
         )
 
+    def connect_tcp(
+        self,
+        host: str,
+        port: int,
+        on_data: Callback = None,
+        *,
+        on_connect: Callback = None,
+        on_eof: Callback = None,
+        on_drain: Callback = None,
+        on_close: Callback = None,
+        on_error: Callback = None,
+        timeout: float | None = None,
+        family: int = 0,
+        local_address: tuple[str, int] | None = None,
+        **options: Any,
+    ) -> Stream:
+        """Connect to a TCP server; returns at once, and may be written to at once: it is sent after `on_connect`.
+
+        host           a name is looked up in a thread; all of its addresses are tried (RFC 8305)
+        timeout        seconds from now until it is connected, look-up included, else `ConnectTimeout`; None: no limit
+        family         AF_INET or AF_INET6 to use only these, 0 for both
+        local_address  (host, port) to connect from, port 0 for any
+
+        Raises only for bad arguments. What the world decides is told by `on_connect` or `on_close`, never in this call.
+        """
+        settings, callbacks = Options(**options), Callbacks(on_data, on_connect, on_eof, on_drain, on_close, on_error)
+        if check_host(host) is None:
+            raise ValueError('connecting needs a host')
+        check_port(port)
+        check_family(family)
+        self._check_connect(timeout)
+        connector = Connector(
+            self, self._os, settings, callbacks, target=f'{host}:{port}', timeout=timeout, local_address=local_address
+        )
+        stream = connector.stream
+        connector.connect(host, port, family)
+        return stream
+
+    def connect_unix(
+        self,
+        path: str | bytes,
+        on_data: Callback = None,
+        *,
+        on_connect: Callback = None,
+        on_eof: Callback = None,
+        on_drain: Callback = None,
+        on_close: Callback = None,
+        on_error: Callback = None,
+        timeout: float | None = None,
+        **options: Any,
+    ) -> Stream:
+        """Connect to a Unix socket, as `connect_tcp`. While its backlog is full it is tried again and again."""
+        settings, callbacks = Options(**options), Callbacks(on_data, on_connect, on_eof, on_drain, on_close, on_error)
+        path = check_path(path)
+        self._check_connect(timeout)
+        connector = Connector(self, self._os, settings, callbacks, target=show(path), timeout=timeout)
+        stream = connector.stream
+        connector.try_addresses([(AF_UNIX, path)])
+        return stream
+
     def adopt(
         self,
         sock: socket,
@@ -149,6 +210,11 @@ class Reactor(Loop):
         stream = Stream(self, settings, callbacks, None)
         stream.attach(sock)
         return stream
+
+    def _check_connect(self, timeout: float | None) -> None:
+        self._check()
+        if timeout is not None:
+            seconds('timeout', timeout)
 
 
 def run(main: Callable[[Reactor], object], **options: Any) -> bool:

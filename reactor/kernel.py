@@ -134,6 +134,10 @@ class Kernel:
         """Write to a descriptor that is not ours (another library's wakeup descriptor)."""
         return os.write(fd, data)
 
+    def strerror(self, error: int) -> str:
+        """What an error number means, in words."""
+        return os.strerror(error)
+
     def socket_file(self, path: str | bytes) -> tuple[int, int] | None:
         """Device and inode of the socket at `path`, None when nothing is there. Anything else there is an error."""
         try:

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import selectors
 import socket
+import struct
+import threading
 import time
+from collections import deque
 from typing import Any
 
-from reactor import Reactor, Stream
+from reactor import READ, Reactor, Stream
 from reactor.kernel import Kernel
+from reactor.loop.watcher import Handle
 
 SELECTORS = {
     'default': selectors.DefaultSelector,
@@ -154,3 +158,268 @@ class FakeKernel(Kernel):
 
     def selector(self) -> FakeSelector:
         return FakeSelector(self)
+
+
+RST = struct.pack('ii', 1, 0)  # SO_LINGER: on, 0 seconds
+
+
+def tcp_sockets(sockets: Any, blocking: bool = False) -> tuple[socket.socket, socket.socket]:
+    """Two connected TCP sockets on 127.0.0.1, from the fixture `sockets`."""
+    with socket.create_server(('127.0.0.1', 0)) as server:
+        theirs = sockets.track(socket.create_connection(server.getsockname()))
+        ours = sockets.track(server.accept()[0])
+    for sock in ours, theirs:
+        sock.setblocking(blocking)
+    return ours, theirs
+
+
+def reset(sock: socket.socket) -> None:
+    """Close a TCP socket so that its peer is reset."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RST)
+    sock.close()
+
+
+def end(r: Reactor, *conns: Stream) -> None:
+    """Abort what a test leaves open, and have it told."""
+    for conn in conns:
+        conn.abort()
+    turns(r, 2)
+
+
+def idle(r: Reactor, count: int = 20) -> bool:
+    """Whether the selector reports nothing in so many turns: a loop that spins fails this."""
+    before = r.stats().events
+    turns(r, count)
+    return r.stats().events == before
+
+
+class ScriptedSocket:
+    """A socket without a descriptor: what arrives, and how each send ends, is what the test says.
+
+    incoming  one for each recv: bytes, b'' for the end (it stays), an exception to raise
+    outcomes  one for each send: how many bytes to take at most, or an exception; none left: it would block.
+              None instead of the queue: takes everything
+    backlog   scripted sockets to accept, or exceptions to raise instead
+    """
+
+    family = socket.AF_INET
+
+    def __init__(self, kernel: ScriptedKernel) -> None:
+        self.kernel = kernel
+        self.number = kernel.take_number(self)
+        self.incoming: deque[Any] = deque()
+        self.outcomes: deque[Any] | None = None
+        self.backlog: deque[Any] = deque()
+        self.sent = bytearray()
+        self.calls: list[str] = []
+        self.address = ('127.0.0.1', 0)
+
+    def ready(self) -> int:
+        mask = selectors.EVENT_READ if self.incoming or self.backlog else 0
+        return mask | (selectors.EVENT_WRITE if self.outcomes is None or self.outcomes else 0)
+
+    def fileno(self) -> int:
+        return self.number
+
+    def recv(self, size: int) -> bytes:
+        self.calls.append('recv')
+        if not self.incoming:
+            raise BlockingIOError
+        item = self.incoming.popleft()
+        if isinstance(item, BaseException):
+            raise item
+        if item[size:]:
+            self.incoming.appendleft(item[size:])
+        elif not item:
+            self.incoming.append(item)
+        return bytes(item[:size])
+
+    def send(self, data: Any) -> int:
+        return self.sendmsg([data])
+
+    def sendmsg(self, buffers: Any) -> int:
+        self.calls.append('send')
+        data = b''.join(buffers)
+        assert data, 'a send of nothing'
+        if self.outcomes is None:
+            taken: Any = len(data)
+        else:
+            taken = self.outcomes.popleft() if self.outcomes else BlockingIOError()
+        if isinstance(taken, BaseException):
+            raise taken
+        self.sent += data[:taken]
+        return min(taken, len(data))
+
+    def accept(self) -> tuple[Any, Any]:
+        self.calls.append('accept')
+        if not self.backlog:
+            raise BlockingIOError
+        item = self.backlog.popleft()
+        if isinstance(item, BaseException):
+            raise item
+        return item, ('127.0.0.1', 50000)
+
+    def shutdown(self, how: int) -> None:
+        self.calls.append('shutdown')
+
+    def close(self) -> None:
+        if self.number >= 0:
+            self.calls.append('close')
+            self.detach()
+
+    def detach(self) -> int:
+        number, self.number = self.number, -1
+        self.kernel.open.pop(number, None)
+        return number
+
+    def setblocking(self, flag: bool) -> None:
+        pass
+
+    def setsockopt(self, *args: Any) -> None:
+        pass
+
+    def bind(self, address: Any) -> None:
+        self.address = address
+
+    def listen(self, backlog: int) -> None:
+        self.calls.append('listen')
+
+    def getsockname(self) -> Any:
+        return self.address
+
+    def getpeername(self) -> Any:
+        return ('127.0.0.1', 50000)
+
+
+class ScriptedSelector(selectors.BaseSelector):
+    """Asks scripted sockets whether they are ready; time passes only when none is."""
+
+    def __init__(self, kernel: ScriptedKernel) -> None:
+        self.kernel = kernel
+        self.keys: dict[int, selectors.SelectorKey] = {}
+
+    def register(self, fileobj, events, data=None):  # type: ignore[no-untyped-def]
+        if fileobj in self.keys:
+            raise KeyError(f'{fileobj} is registered already')
+        key = self.keys[fileobj] = selectors.SelectorKey(fileobj, fileobj, events, data)
+        return key
+
+    def unregister(self, fileobj):  # type: ignore[no-untyped-def]
+        return self.keys.pop(fileobj)
+
+    def select(self, timeout=None):  # type: ignore[no-untyped-def]
+        ready = []
+        for fd, key in self.keys.items():
+            mask = self.kernel.open[fd].ready() & key.events
+            if mask:
+                ready.append((key, mask))
+        if not ready:
+            if timeout is None:
+                raise AssertionError('the loop would wait for ever')
+            self.kernel.time += timeout
+        return ready
+
+    def get_map(self):  # type: ignore[no-untyped-def]
+        return self.keys
+
+
+class ScriptedKernel(FakeKernel):
+    """A kernel without the operating system: its sockets and its selector are the ones above."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: dict[int, ScriptedSocket] = {}
+
+    def take_number(self, sock: ScriptedSocket) -> int:
+        number = next(number for number in range(len(self.open) + 1) if number not in self.open)
+        self.open[number] = sock
+        return number
+
+    def selector(self) -> ScriptedSelector:  # type: ignore[override]
+        return ScriptedSelector(self)
+
+    def socket(self, family: int, kind: int, proto: int = 0) -> Any:
+        return ScriptedSocket(self)
+
+    def socketpair(self) -> Any:
+        return ScriptedSocket(self), ScriptedSocket(self)
+
+    def getaddrinfo(self, host: Any, port: int, family: int, kind: int, flags: int = 0) -> list[Any]:
+        return [(socket.AF_INET, kind, 0, '', (host, port))]
+
+    def is_open(self, fd: int) -> bool:
+        return fd in self.open
+
+    def in_main_thread(self) -> bool:
+        return False
+
+
+class Probe(Handle):
+    """A handle over a socket that notes in `log` what it was called for, and then calls `on_ready(probe)`."""
+
+    def __init__(self, r: Reactor, sock: socket.socket, events: int = READ, on_ready: Any = None) -> None:
+        self.loop = r
+        self.since = r.now
+        self.sock = sock
+        self.on_ready = on_ready
+        self.log: list[str] = []
+        self.lost: OSError | None = None
+        if events:
+            r.watchers.add(self, events)
+        else:
+            r.watchers.park(self)
+
+    def handle_read(self) -> None:
+        self._ready('read')
+
+    def handle_write(self) -> None:
+        self._ready('write')
+
+    def handle_lost(self, exc: OSError) -> None:
+        self.lost = exc
+        self.loop.watchers.remove(self)
+        self.sock.detach()
+
+    def fileno(self) -> int:
+        return self.sock.fileno()
+
+    @property
+    def closed(self) -> bool:
+        return self.sock.fileno() < 0
+
+    def close(self) -> None:
+        if not self.closed:
+            self.loop.watchers.remove(self)
+            self.sock.close()
+
+    def _ready(self, what: str) -> None:
+        self.log.append(what)
+        if self.on_ready is not None:
+            self.on_ready(self)
+
+
+def in_thread(fn: Any, *args: Any) -> Any:
+    """Call `fn(*args)` in another thread and return what it returns, or raise what it raises."""
+    outcome: list[Any] = []
+
+    def work() -> None:
+        try:
+            outcome.extend((fn(*args), None))
+        except BaseException as exc:
+            outcome.extend((None, exc))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    result, error = outcome
+    if error is not None:
+        raise error
+    return result
+
+
+def turns_in(r: Reactor, seconds: float = 0.15) -> int:
+    """How many turns the loop makes in so many seconds of real time."""
+    before = r.stats().loop_count
+    r.call_later(seconds, r.stop)
+    r.run()
+    return r.stats().loop_count - before

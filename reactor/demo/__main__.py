@@ -1,17 +1,162 @@
-"""The command line of the experiment."""
+"""The command line of the experiment: `python -m reactor.demo [serve | load]`."""
 
 from __future__ import annotations
 
 import argparse
+import selectors
+import signal
+import sys
 
-from .. import run
+from .. import Reactor, __version__
+from .experiment import run_experiment
+from .limits import raise_descriptor_limit, source_addresses
+from .load import Load
+from .progress import Progress, bar
 from .server import serve
 
-ap = argparse.ArgumentParser()
-ap.add_argument('cmd')
-ap.add_argument('--port', type=int)
-ap.add_argument('--delay', type=float)
-ap.add_argument('--no-stats', action='store_true')
-a = ap.parse_args()
-run(lambda r: serve(r, '127.0.0.1', a.port, delay=a.delay, reuse_port=False, seconds=None, stats=not a.no_stats))
-print('TCP server exited.')
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+SELECTORS = {
+    'default': selectors.DefaultSelector,
+    'poll': getattr(selectors, 'PollSelector', None),
+    'select': selectors.SelectSelector,
+}
+INTERRUPTED = 130  # what a shell reports for a program that Ctrl-C ended
+
+DESCRIPTION = """\
+Without a command: the whole experiment. Opens so many connections to servers of its own, all at once; each asks,
+waits for the delay on a timer, and is answered by a write-callback that closes it. Prints one table."""
+EXAMPLES = """\
+examples:
+  python -m reactor.demo                            40,000 connections, at 6,000 a second
+  python -m reactor.demo --connections 1000 --delay 1 --json
+  python -m reactor.demo serve --port 9009          the server alone, statistics once a second
+  python -m reactor.demo load --connections 5000    the load alone, against it"""
+
+
+def number(kind: type, least: float, what: str) -> Callable[[str], float]:
+    """A converter for argparse that says what it wants."""
+
+    def convert(text: str) -> float:
+        try:
+            value: float = kind(text)
+        except ValueError:
+            value = float('nan')
+        if not least <= value < 1e9:
+            raise argparse.ArgumentTypeError(f'{text!r} is not {what}')
+        return value
+
+    return convert
+
+
+def port(text: str) -> int:
+    """A port for argparse."""
+    if not text.isdecimal() or int(text) > 65535:
+        raise argparse.ArgumentTypeError(f'{text!r} is not a port, 0 to 65535')
+    return int(text)
+
+
+COUNT = number(int, 1, 'a whole number above 0')
+SECONDS = number(float, 0, 'a number of seconds')
+RATE = number(float, 1e-3, 'a number above 0')
+
+
+class Parser(argparse.ArgumentParser):
+    """One clear line and status 2 for whoever mistypes."""
+
+    def error(self, message: str) -> None:  # type: ignore[override]
+        self.exit(2, f'{self.prog}: {message} (see {self.prog} --help)\n')
+
+
+def parser() -> argparse.ArgumentParser:
+    """All commands and options."""
+    top = Parser('python -m reactor.demo', description=DESCRIPTION, epilog=EXAMPLES,
+                 formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    top.add_argument('--version', action='version', version=f'reactor {__version__}')
+    top.add_argument('--connections', type=COUNT, default=40000, help='open at once (default 40000)')
+    top.add_argument('--rate', type=RATE, default=6000, help='opened each second (default 6000)')
+    top.add_argument('--delay', type=SECONDS, default=10, help='seconds that each answer waits (default 10)')
+    top.add_argument('--json', action='store_true', help='print one JSON object instead of the table')
+    top.add_argument('--quiet', action='store_true', help='no progress lines')
+    commands = top.add_subparsers(dest='command', title='commands', parser_class=Parser, metavar='')
+
+    serving = commands.add_parser('serve', help='the server alone')
+    serving.add_argument('--host', default='127.0.0.1', help='address to listen on (default 127.0.0.1)')
+    serving.add_argument('--port', type=port, default=9009, help='port to listen on, 0 for a free one (default 9009)')
+    serving.add_argument('--delay', type=SECONDS, default=5, help='seconds that each answer waits (default 5)')
+    serving.add_argument('--selector', choices=list(SELECTORS), default='default', help='what to wait with')
+    serving.add_argument('--reuse-port', action='store_true', help='let other processes listen on the port too')
+    serving.add_argument('--seconds', type=SECONDS, help='end after so many seconds')
+    serving.add_argument('--no-stats', action='store_true', help='do not print statistics once a second')
+
+    loading = commands.add_parser('load', help='the load alone')
+    loading.add_argument('--host', default='127.0.0.1', help='server to connect to (default 127.0.0.1)')
+    loading.add_argument('--port', type=port, default=9009, help='its port (default 9009)')
+    loading.add_argument('--connections', type=COUNT, default=40000, help='in all (default 40000)')
+    loading.add_argument('--rate', type=RATE, default=6000, help='opened each second (default 6000)')
+    loading.add_argument('--calls', type=COUNT, default=1, help='requests on each connection (default 1)')
+    loading.add_argument('--timeout', type=SECONDS, default=30, help='seconds until one is given up (default 30)')
+    loading.add_argument('--sources', type=COUNT, help='addresses 127.0.0.x to connect from (default: as needed)')
+    return top
+
+
+def run_server(args: argparse.Namespace) -> int:
+    """`serve`: returns the exit status."""
+    selector = SELECTORS[args.selector]
+    if selector is None:
+        print(f'reactor.demo: this platform has no {args.selector} selector; use --selector default', file=sys.stderr)
+        return 2
+    raise_descriptor_limit()
+    try:
+        with Reactor(selector=selector()) as r:
+            r.run(lambda r: serve(r, args.host, args.port, delay=args.delay, reuse_port=args.reuse_port,
+                                  seconds=args.seconds, stats=not args.no_stats))  # fmt: skip
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except OSError as exc:
+        print(f'reactor.demo: {exc.strerror or exc}', file=sys.stderr)
+        return 1
+    print('TCP server exited.', flush=True)
+    return 0
+
+
+def run_load(args: argparse.Namespace) -> int:
+    """`load`: returns the exit status, 0 when there was no error."""
+    most = raise_descriptor_limit()
+    connections = args.connections
+    sources = source_addresses(connections)
+    if args.sources:
+        sources = [f'127.0.{n // 250}.{n % 250 + 1}' for n in range(args.sources)]
+    with Reactor() as r:
+        load = Load(r, args.host, args.port, connections=connections, rate=args.rate, calls=args.calls,
+                    timeout=args.timeout, sources=sources if args.host.startswith('127.') else [],
+                    most_open=most, on_done=r.stop)  # fmt: skip
+        progress = Progress(quiet=False, in_pipe=False)
+        progress.start(r, lambda: f'{bar(load.closed / connections)} {load.closed:,} of {connections:,}, '
+                                  f'{load.open:,} open')  # fmt: skip
+        r.add_signal_handler(signal.SIGINT, load.stop).unref()
+        r.run()
+        progress.end()
+    print(load.report())
+    if load.attempted < connections:
+        return INTERRUPTED
+    return 1 if load.errors else 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; returns the exit status."""
+    args = parser().parse_args(argv)
+    if args.command == 'serve':
+        return run_server(args)
+    if args.command == 'load':
+        return run_load(args)
+    try:
+        return run_experiment(args.connections, args.rate, args.delay, args.json, args.quiet)
+    except KeyboardInterrupt:
+        return INTERRUPTED
+
+
+if __name__ == '__main__':
+    sys.exit(main())

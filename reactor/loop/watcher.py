@@ -150,14 +150,6 @@ class Watchers:
         else:
             self.referenced -= 1
 
-    def replace(self, old: Handle, new: Handle, events: int) -> None:
-        """Hand the registration of `old` over to the parked `new`, which now has the same descriptor."""
-        self._selector.modify(old.fileno(), events, new)
-        del self._parked[new]
-        self._parked[old] = None
-        new.events, old.events = events, 0
-        self.remove(old)
-
     def ref(self, handle: Handle) -> None:
         """See `Handle.ref`."""
         if handle in self._unreferenced:

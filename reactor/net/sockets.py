@@ -111,7 +111,7 @@ def set_stream_options(sock: socket, options: Options) -> None:
         pass
 
 
-def bind_local(sock: socket, family: int, local_address: tuple[str, int]) -> None:
+def bind_local(sock: socket, local_address: tuple[str, int]) -> None:
     """Bind a socket that is going to connect. With port 0 the port is chosen at the connect, for its destination."""
     if not local_address[1] and IP_BIND_ADDRESS_NO_PORT >= 0:
         try:

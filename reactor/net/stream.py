@@ -15,7 +15,15 @@ from __future__ import annotations
 
 from socket import SHUT_WR, SO_LINGER, SOL_SOCKET
 
-from ..errors import ConnectionClosed, IdleTimeout, ReactorError, ReadTimeout, WriteBufferFull, WriteTimeout
+from ..errors import (
+    ConnectionClosed,
+    IdleTimeout,
+    ReactorError,
+    ReadTimeout,
+    SelectorFull,
+    WriteBufferFull,
+    WriteTimeout,
+)
 from ..kernel import HAS_SENDMSG, send_first
 from ..loop.timers import Timer
 from ..loop.watcher import READ, WRITE, Handle
@@ -402,17 +410,28 @@ class Stream(Handle):
 
     # -- for its maker
 
-    def attach(self, sock: socket, reading: bool = True) -> None:
+    def attach(self, sock: socket) -> None:
         """Take a connected socket: the stream is open from here on. Raises as `Watchers.add`, and is not open then."""
         self.sock = sock
-        watchers = self.loop.watchers
-        if reading:
-            watchers.add(self, READ)
-        else:
-            watchers.park(self)
+        self.loop.watchers.add(self, READ)
         self.state = OPEN
         if self.options.timed:
             self.start_timeouts()
+
+    def connected(self, sock: socket, reading: bool) -> None:
+        """Take the socket that a connector has connected; fails, as any stream, when the selector has no room."""
+        self.sock = sock
+        self.state = OPEN
+        if self.writer is not None and self.writer.untouched:
+            self.writer = None
+        try:
+            self.loop.watchers.set_events(self, READ if reading else 0)
+        except SelectorFull as exc:
+            self.reset(exc)
+            return
+        if self.options.timed:
+            self.start_timeouts()
+        self.loop.completions.append((self, Stream.handle_connected, ()))
 
     # -- in this file
 

@@ -1,0 +1,270 @@
+"""The whole experiment: so many connections, all open at once, each asking, waiting, answered, closed.
+
+Owns the processes, the moment at which all is open, and the table. The rule: what it reports was counted by the
+servers and measured from outside of them, and it leaves no process behind.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import socket
+import subprocess
+import sys
+from selectors import DefaultSelector
+from time import monotonic
+
+from .. import Reactor
+from ..kernel import SO_REUSEPORT
+from .control import Control
+from .limits import memory, most_connections, processes_for, raise_descriptor_limit, source_addresses
+from .load import quantile
+from .progress import Progress
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+HOST = '127.0.0.1'
+ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+# Without `site`, which costs three megabytes a process and imports what the experiment is not about.
+CHILD = (
+    sys.executable, '-S', '-E', '-c',
+    f'import sys; sys.path.insert(0, {ROOT!r}); from reactor.demo.child import main; main(int(sys.argv[1]))',
+)  # fmt: skip
+ANSWER_GRACE = 60.0  # seconds an answer may take beyond the delay, with all the machine's cores busy
+SETTLE_GRACE = 10.0  # seconds for the servers to accept what the loads have connected
+END_GRACE = 5.0  # seconds for a process to end by itself
+
+
+class Process:
+    """One server or load, and the last that it told."""
+
+    def __init__(self, experiment: Experiment) -> None:
+        self.experiment = experiment
+        self.told: dict[str, Any] = {}
+        ours, theirs = socket.socketpair()
+        with theirs:
+            self.popen = subprocess.Popen([*CHILD, str(theirs.fileno())], pass_fds=[theirs.fileno()],
+                                          stdin=subprocess.DEVNULL)  # fmt: skip
+        self.control = Control(experiment.r, ours, self.on_message, self.on_gone)
+        self.base_memory = 0
+        self.base_cpu = 0.0
+
+    def on_message(self, message: dict[str, Any]) -> None:
+        self.told.update(message)
+        self.experiment.handle_told(self, message)
+
+    def on_gone(self) -> None:
+        self.experiment.handle_gone(self)
+
+
+class Experiment:
+    """Runs in a reactor of its own; `result` has the figures when it is done, `failure` why it could not be."""
+
+    def __init__(self, r: Reactor, *, connections: int, asked: int, rate: float, delay: float, per_process: int,
+                 progress: Progress) -> None:  # fmt: skip
+        self.r = r
+        self.connections = connections
+        self.asked = asked
+        self.rate = rate
+        self.delay = delay
+        self.per_process = per_process
+        self.progress = progress
+        self.servers: list[Process] = []
+        self.loads: list[Process] = []
+        self.port = 0
+        self.began = self.settled = 0.0
+        self.released: float | None = None
+        self.peak_open = self.peak_memory = 0
+        self.done = False
+        self.failure: str | None = None
+        self.result: dict[str, Any] = {}
+
+    # -- starting
+
+    def start(self) -> None:
+        """Start the first server, which finds the port for all."""
+        self.start_server()
+        self.progress.start(self.r, self.line)
+
+    def start_server(self) -> None:
+        server = Process(self)
+        self.servers.append(server)
+        server.control.send(do='listen', host=HOST, port=self.port, delay=self.delay, reuse_port=SO_REUSEPORT >= 0)
+
+    def start_loads(self) -> None:
+        count = processes_for(self.connections, self.per_process, False)
+        timeout = 2 * self.connections / self.rate + self.delay + ANSWER_GRACE
+        shares = [self.connections // count + (n < self.connections % count) for n in range(count)]
+        self.began = monotonic()
+        for n, share in enumerate(shares):
+            load = Process(self)
+            self.loads.append(load)
+            load.control.send(do='load', host=HOST, port=self.port, connections=share, rate=self.rate * share
+                              / self.connections, timeout=timeout, sources=source_addresses(share, n + 1))  # fmt: skip
+
+    # -- hearing
+
+    def handle_told(self, process: Process, message: dict[str, Any]) -> None:
+        """A process told something: see how far the experiment is."""
+        if 'failed' in message:
+            self.fail(message['failed'])
+        elif 'listening' in message:
+            self.port = message['listening']
+            process.base_memory = memory(process.popen.pid) or 0
+            process.base_cpu = process.told['cpu']
+            if len(self.servers) < processes_for(self.connections, self.per_process, True):
+                self.start_server()
+            else:
+                self.start_loads()
+        elif self.released is None:
+            self.look_whether_all_are_open()
+        elif all('reply_times' in load.told for load in self.loads) and process in self.servers:
+            if self.total(self.servers, 'open') == 0 or monotonic() > self.released + self.delay + ANSWER_GRACE:
+                self.finish()
+
+    def look_whether_all_are_open(self) -> None:
+        self.peak_open = max(self.peak_open, self.total(self.servers, 'open'))
+        if self.total(self.loads, 'settled') < self.connections:
+            return
+        self.settled = self.settled or monotonic()
+        connected = self.total(self.loads, 'connected')
+        if self.peak_open >= connected or monotonic() > self.settled + SETTLE_GRACE:
+            # No answer has gone out yet, so the sum over the servers is what is open at one moment.
+            self.peak_memory = sum(memory(server.popen.pid) or 0 for server in self.servers)
+            self.released = monotonic()
+            for server in self.servers:
+                server.control.send(do='release')
+
+    def handle_gone(self, process: Process) -> None:
+        """A process ended: its role is not to end before the experiment."""
+        if not self.done:
+            role = 'server' if process in self.servers else 'load'
+            self.fail(f'a {role} process ended early; what it printed tells why')
+
+    @staticmethod
+    def total(processes: list[Process], name: str) -> int:
+        return sum(process.told.get(name, 0) for process in processes)
+
+    def line(self) -> str:
+        """How far it is, for the progress display."""
+        if not self.began:
+            return 'starting'
+        errors = sum(sum(load.told.get('errors', {}).values()) for load in self.loads)
+        seconds, opened = monotonic() - self.began, self.total(self.servers, 'open')
+        finished = self.total(self.servers, 'finished')
+        return f'{seconds:5.1f} s   open {opened:,} of {self.connections:,}   answered {finished:,}   errors {errors:,}'
+
+    # -- ending
+
+    def fail(self, reason: str) -> None:
+        self.failure = self.failure or reason
+        self.done = True
+        self.r.stop()
+
+    def finish(self) -> None:
+        """Gather the figures."""
+        self.done = True
+        times = sorted(time for load in self.loads for time in load.told['reply_times'])
+        opening = max(load.told['seconds'] for load in self.loads)
+        answered = len(times)
+        errors: dict[str, int] = {}
+        for load in self.loads:
+            for kind, count in load.told['errors'].items():
+                errors[kind] = errors.get(kind, 0) + count
+        base = sum(server.base_memory for server in self.servers)
+        cpu = sum(server.told['cpu'] - server.base_cpu for server in self.servers)
+        assert self.released is not None
+        self.result = {
+            'connections': self.connections,
+            'lowered_from': self.asked if self.asked != self.connections else None,
+            'answered': answered,
+            'errors': sum(errors.values()),
+            'errors_by_kind': errors,
+            'peak_open': self.peak_open,
+            'seconds': round(monotonic() - self.began, 3),
+            'rate': round(self.connections / opening, 1) if opening else None,
+            'waited_for_all': round(max(0.0, self.released - self.began - self.delay), 3),
+            'reply_time': {
+                name: round(quantile(times, share), 6) if times else None
+                for name, share in (('p50', 0.5), ('p99', 0.99), ('max', 1.0))
+            },
+            'server': {
+                'processes': len(self.servers),
+                'rss_bytes': self.peak_memory,
+                'base_rss_bytes': base,
+                'bytes_per_connection': round((self.peak_memory - base) / self.connections, 1),
+                'cpu_us_per_connection': round(cpu / self.connections * 1e6, 1),
+            },
+            'selector': DefaultSelector.__name__,
+            'python': platform.python_version(),
+        }
+        self.r.stop()
+
+    def end(self) -> None:
+        """Let go of the processes; they end by themselves, or are ended."""
+        self.done = True
+        processes = self.servers + self.loads
+        deadline = monotonic() + END_GRACE
+        for process in processes:
+            process.control.stream.abort()
+        for process in processes:
+            try:
+                process.popen.wait(max(0.1, deadline - monotonic()))
+            except subprocess.TimeoutExpired:
+                process.popen.kill()
+                process.popen.wait()
+
+
+def run_experiment(connections: int, rate: float, delay: float, as_json: bool, quiet: bool) -> int:
+    """Run it and print what it found; returns the exit status."""
+    if os.name != 'posix':
+        print('reactor.demo: the experiment hands sockets to its processes, which this platform cannot; '
+              'run `serve` and `load` in two terminals', file=sys.stderr)  # fmt: skip
+        return 1
+    per_process = raise_descriptor_limit()
+    most = most_connections(per_process, SO_REUSEPORT >= 0)
+    asked, connections = connections, min(connections, most)
+    if connections < asked:
+        print(f'lowered from {asked:,} to {connections:,} connections: one process may open '
+              f'{per_process:,} here (see `ulimit -Hn`)', file=sys.stderr)  # fmt: skip
+    with Reactor() as r:
+        experiment = Experiment(r, connections=connections, asked=asked, rate=rate, delay=delay,
+                                per_process=per_process, progress=Progress(quiet))  # fmt: skip
+        try:
+            r.call_soon(experiment.start)
+            r.run()
+        finally:
+            experiment.progress.end()
+            experiment.end()
+    if experiment.failure:
+        print(f'reactor.demo: {experiment.failure}', file=sys.stderr)
+        return 1
+    result = experiment.result
+    print(json.dumps(result) if as_json else table(result, delay, asked))
+    return 0 if result['peak_open'] == asked == result['answered'] and not result['errors'] else 1
+
+
+def table(result: dict[str, Any], delay: float, asked: int) -> str:
+    """The figures for people."""
+    server, reply = result['server'], result['reply_time']
+    kinds = ''.join(f', {count} {kind}' for kind, count in sorted(result['errors_by_kind'].items()))
+    waited = result['waited_for_all']
+    rows = [
+        ('open at once', f'{result["peak_open"]:,} of {asked:,} connections'),
+        ('answered', f'{result["answered"]:,}'),
+        ('errors', f'{result["errors"]:,}{kinds}'),
+        ('opened at', f'{result["rate"]:,.0f} a second'),
+        ('took', f'{result["seconds"]:.1f} s' + (f'; the answers waited {waited:.1f} s until all were open'
+                                                 if waited else '')),
+        ('reply time', f'p50 {reply["p50"]:.3f} s, p99 {reply["p99"]:.3f} s, max {reply["max"]:.3f} s, '
+                       f'of which {delay:g} s are the delay' if reply['p50'] is not None else 'none'),
+        ('server memory', f'{server["rss_bytes"] / 1e6:.1f} MB in {server["processes"]} processes, '
+                          f'{server["base_rss_bytes"] / 1e6:.1f} MB of it before the first connection'),
+        ('', f'{server["bytes_per_connection"]:.0f} bytes per connection'),
+        ('server CPU', f'{server["cpu_us_per_connection"]:.1f} µs per connection'),
+        ('selector', f'{result["selector"]}, Python {result["python"]}'),
+    ]  # fmt: skip
+    return '\n'.join(f'{name:<14} {value}' for name, value in rows)

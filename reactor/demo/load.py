@@ -1,0 +1,214 @@
+"""The load: clients that open at a fixed rate, ask, and time the answers, reported in httperf's terms.
+
+Owns the schedule and the figures. The rule: times count from when the schedule wanted a connection, not from when we
+got round to it, so that a server (or a load) that falls behind shows.
+"""
+
+from __future__ import annotations
+
+import errno
+from time import monotonic
+
+from .. import ConnectTimeout, Reactor, ReactorError, ReadTimeout, Stream
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from typing import Any
+
+REQUEST = b'GET / HTTP/1.1\r\nHost: demo\r\n\r\n'
+TICK = 0.005  # seconds between two looks at the schedule
+OPENS_PER_TICK = 200  # however far behind: the answers have to be read as well
+
+
+class Client:
+    """One connection's place in the schedule: since when it waits, how many calls are to come, what has arrived."""
+
+    __slots__ = ('calls_left', 'connected', 'received', 'since')
+
+    def __init__(self, since: float, calls: int) -> None:
+        self.since = since
+        self.calls_left = calls
+        self.connected = False
+        self.received = b''
+
+
+class Load:
+    """Opens `connections` at `rate` a second, each with `calls` requests, one after the other.
+
+    host, port  the server
+    sources     addresses to connect from, in turn
+    most_open   hold back while so many are open, whatever the schedule wants
+    timeout     seconds until a connection or an answer is given up
+    start       the clock when the first is opened, None for now
+    on_done     called without arguments when the last one is closed
+    """
+
+    def __init__(
+        self,
+        r: Reactor,
+        host: str,
+        port: int,
+        *,
+        connections: int,
+        rate: float,
+        calls: int,
+        timeout: float,
+        sources: Sequence[str],
+        most_open: int = 1 << 30,
+        on_done: Callable[[], object],
+    ) -> None:
+        self.r = r
+        self.host, self.port = host, port
+        self.connections = connections
+        self.rate = rate
+        self.calls = calls
+        self.timeout = timeout
+        self.sources = sources
+        self.most_at_once = most_open
+        self.on_done = on_done
+        self.attempted = self.connected = self.requests = self.replies = self.closed = 0
+        self.open = self.most_open = 0
+        self.errors: dict[str, int] = {}
+        self.connect_times: list[float] = []
+        self.reply_times: list[float] = []
+        self.started = monotonic()
+        self.opened = self.ended = self.started
+        self._stopped = False
+        self._ticks = r.call_every(TICK, self.tick)
+
+    def tick(self) -> None:
+        """Open what the schedule wants by now."""
+        due = min(self.connections, int((monotonic() - self.started) * self.rate) + 1)
+        most = min(due, self.attempted + OPENS_PER_TICK, self.closed + self.most_at_once)
+        for index in range(self.attempted, most):
+            self.attempted += 1
+            client = Client(self.started + index / self.rate, self.calls)
+            source = self.sources[index % len(self.sources)] if self.sources else None
+            conn = self.r.connect_tcp(
+                self.host,
+                self.port,
+                self.on_data,
+                on_connect=self.on_connect,
+                on_close=self.on_close,
+                timeout=self.timeout,
+                read_timeout=self.timeout,
+                local_address=(source, 0) if source else None,
+            )
+            conn.data = client
+        if self.attempted >= self.connections:
+            self._ticks.cancel()
+
+    def on_connect(self, conn: Stream) -> None:
+        now = monotonic()
+        self.connect_times.append(now - conn.data.since)
+        conn.data.connected = True
+        self.connected += 1
+        self.opened = now
+        self.open += 1
+        self.most_open = max(self.most_open, self.open)
+        self.ask(conn)
+
+    def ask(self, conn: Stream) -> None:
+        self.requests += 1
+        conn.write(REQUEST)
+
+    def on_data(self, conn: Stream, data: bytes) -> None:
+        client = conn.data
+        client.received += data
+        size = reply_size(client.received)
+        if size is None or len(client.received) < size:
+            return
+        now = monotonic()
+        self.replies += 1
+        self.reply_times.append(now - client.since)
+        client.received = client.received[size:]
+        client.since = now
+        client.calls_left -= 1
+        if client.calls_left:
+            self.ask(conn)
+        else:
+            conn.close()
+
+    def on_close(self, conn: Stream, exc: BaseException | None) -> None:
+        self.closed += 1
+        self.ended = monotonic()
+        if conn.data.connected:
+            self.open -= 1
+        if conn.data.calls_left and not self._stopped:
+            kind = error_kind(exc)
+            self.errors[kind] = self.errors.get(kind, 0) + 1
+        if self.closed == self.connections or (self._stopped and self.closed == self.attempted):
+            self.on_done()
+
+    def stop(self) -> None:
+        """Open no more and give up what is open."""
+        self._stopped = True
+        self._ticks.cancel()
+        for handle in self.r.handles():
+            if isinstance(handle, Stream) and isinstance(handle.data, Client):
+                handle.abort()
+        if self.closed == self.attempted:
+            self.on_done()
+
+    def report(self) -> str:
+        """The figures, as httperf words them."""
+        seconds = max(self.ended - self.started, 1e-9)
+        opening = max(self.opened - self.started, 1e-9)
+        lines = [
+            f'Total: connections {self.connected} requests {self.requests} replies {self.replies} '
+            f'test-duration {seconds:.3f} s',
+            '',
+            f'Connection rate: {self.connected / opening:.1f} conn/s (<={self.most_open} concurrent connections)',
+            f'Connection time [ms]: {spread(self.connect_times)}',
+            f'Reply rate [replies/s]: {self.replies / seconds:.1f}',
+            f'Reply time [ms]: {spread(self.reply_times)}',
+            '',
+            f'Errors: total {sum(self.errors.values())}'
+            + ''.join(f' {kind} {count}' for kind, count in sorted(self.errors.items())),
+        ]
+        return '\n'.join(lines)
+
+
+def reply_size(received: bytes) -> int | None:
+    """How long the first reply in `received` is, None while its header is not complete."""
+    end = received.find(b'\r\n\r\n')
+    if end < 0:
+        return None
+    for line in received[:end].split(b'\r\n')[1:]:
+        name, _, value = line.partition(b':')
+        if name.lower() == b'content-length':
+            return end + 4 + int(value)
+    return end + 4
+
+
+def error_kind(exc: BaseException | None) -> str:
+    """Why a call has failed, in a word or two."""
+    if exc is None:
+        return 'closed-early'
+    if isinstance(exc, ConnectTimeout):
+        return 'connect-timeout'
+    if isinstance(exc, ReadTimeout):
+        return 'reply-timeout'
+    if isinstance(exc, OSError) and exc.errno and not isinstance(exc, ReactorError):
+        return errno.errorcode.get(exc.errno, str(exc.errno))
+    return type(exc).__name__
+
+
+def quantile(ordered: Sequence[float], share: float) -> float:
+    """The value below which `share` of the sorted values lie (nearest rank)."""
+    return ordered[min(len(ordered) - 1, max(0, round(share * len(ordered)) - 1))]
+
+
+def spread(times: list[float]) -> str:
+    """Minimum, median, p99 and maximum of times in seconds, in milliseconds."""
+    if not times:
+        return 'none'
+    ordered = sorted(times)
+    shown: list[tuple[str, Any]] = [
+        ('min', ordered[0]),
+        ('median', quantile(ordered, 0.5)),
+        ('p99', quantile(ordered, 0.99)),
+        ('max', ordered[-1]),
+    ]
+    return ' '.join(f'{name} {value * 1000:.1f}' for name, value in shown)

@@ -1,0 +1,54 @@
+"""A line that tells how far something is: rewritten in place on a terminal, otherwise one line now and then.
+
+Owns standard error while it runs. The rule: standard output stays for results.
+"""
+
+from __future__ import annotations
+
+import sys
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from .. import Reactor, Timer
+
+ON_TERMINAL, IN_PIPE = 0.2, 1.0  # seconds between two lines
+
+
+class Progress:
+    """Shows `line()` from `start` to `end`, or nothing when `quiet`."""
+
+    def __init__(self, quiet: bool, in_pipe: bool = True) -> None:
+        self._terminal = sys.stderr.isatty()
+        self._shown = not quiet and (self._terminal or in_pipe)
+        self._line: Callable[[], str] | None = None
+        self._timer: Timer | None = None
+
+    def start(self, r: Reactor, line: Callable[[], str]) -> None:
+        """Begin to show what `line` returns."""
+        if self._shown:
+            self._line = line
+            self._timer = r.call_every(ON_TERMINAL if self._terminal else IN_PIPE, self.show)
+            self._timer.unref()
+
+    def show(self) -> None:
+        """Show it now."""
+        if self._line is not None:
+            print(f'\r{self._line()}\033[K' if self._terminal else self._line(),
+                  end='' if self._terminal else '\n', file=sys.stderr, flush=True)  # fmt: skip
+
+    def end(self) -> None:
+        """Show it a last time and leave the line."""
+        if self._timer is not None:
+            self.show()
+            self._timer.cancel()
+            self._timer = self._line = None
+            if self._terminal:
+                print(file=sys.stderr)
+
+
+def bar(share: float, width: int = 30) -> str:
+    """A bar, `share` of it full."""
+    full = round(max(0.0, min(1.0, share)) * width)
+    return '█' * full + '·' * (width - full)

@@ -1,0 +1,297 @@
+"""Connectors: from a name or a path to a connected stream.
+
+Owns the attempts, their order and their time limit, until one has succeeded or all have failed. Knows nothing of what
+the connection is for. The rules: each attempt has a socket of its own and is watched on its own; what the world decides
+is told by the stream's `on_connect` or `on_close`, never raised; and whoever ends the stream ends all of this.
+
+Several addresses are tried as RFC 8305 ("Happy Eyeballs") says: families in turn, the next after 250 ms or as soon as
+the one before has failed, and the first to answer wins.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections import deque
+from socket import SO_ERROR, SOCK_STREAM, SOL_SOCKET
+
+from ..errors import ConnectTimeout, SelectorFull
+from ..kernel import AF_UNIX
+from ..loop.watcher import WRITE, Handle
+from .addresses import interleave, numeric, show
+from .resolver import look_up
+from .sockets import bind_local, set_stream_options
+from .stream import Stream
+from .writer import Writer
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from socket import socket
+
+    from ..kernel import Kernel
+    from ..loop.loop import Loop
+    from ..loop.threads import ThreadCall
+    from ..loop.timers import Timer
+    from .addresses import Address
+    from .options import Callbacks, Options
+
+ATTEMPT_DELAY = 0.25  # seconds, RFC 8305 section 5
+# A Unix socket whose backlog is full refuses at once and tells nobody when there is room again.
+UNIX_RETRY, UNIX_RETRY_MOST = 0.01, 0.25  # seconds
+IN_PROGRESS = {errno.EINPROGRESS, errno.EALREADY, getattr(errno, 'WSAEWOULDBLOCK', errno.EINPROGRESS)}
+
+
+class Established:
+    """The origin of a stream that we connected, once it is: counts it as long as it is open."""
+
+    def handle_closed(self, stream: Stream) -> None:
+        """See `Origin`."""
+        stream.loop.counters.outgoing -= 1
+
+
+ESTABLISHED = Established()
+
+
+class Connector:
+    """Makes one connection for `stream`, which is CONNECTING until then."""
+
+    __slots__ = (
+        '_addresses',
+        '_attempts',
+        '_errors',
+        '_kernel',
+        '_local_address',
+        '_lookup',
+        '_loop',
+        '_next',
+        '_retry_delay',
+        '_target',
+        '_timeout',
+        '_timer',
+        'reading',
+        'stream',
+    )
+
+    def __init__(
+        self,
+        loop: Loop,
+        kernel: Kernel,
+        options: Options,
+        callbacks: Callbacks,
+        *,
+        target: str,
+        timeout: float | None,
+        local_address: tuple[str, int] | None = None,
+    ) -> None:
+        self.reading = True  # whether to read as soon as it is connected
+        self.stream = stream = Stream(loop, options, callbacks, self)
+        self._loop = loop
+        self._kernel = kernel
+        self._target = target
+        self._local_address = local_address
+        self._timeout = timeout
+        self._lookup: ThreadCall | None = None
+        self._addresses: deque[Address] = deque()  # not tried yet
+        self._attempts: list[Attempt] = []  # under way
+        self._errors: list[tuple[Address, Exception]] = []
+        self._timer: Timer | None = None
+        self._next: Timer | None = None
+        self._retry_delay = UNIX_RETRY
+        stream.writer = Writer()  # what is written now is sent when connected
+        loop.watchers.park(stream)
+        loop.counters.outgoing += 1
+        if timeout is not None:
+            self._timer = loop.timers.at(loop.timers.after(timeout), Connector._timed_out, self)
+
+    def connect(self, host: str, port: int, family: int) -> None:
+        """Begin, looking the host up first unless it is an address."""
+        addresses = numeric(self._kernel, host, port, family)
+        if addresses:
+            self.try_addresses(addresses)
+        else:
+            self._lookup = look_up(self._loop, self._kernel, host, port, family, self._looked_up)
+
+    def try_addresses(self, addresses: list[Address]) -> None:
+        """Begin with addresses that are known."""
+        self._addresses.extend(interleave(addresses))
+        self._try_next()
+
+    def handle_attempt(self, attempt: Attempt, exc: OSError | None) -> None:
+        """Called by an attempt that is over."""
+        self._attempts.remove(attempt)
+        if exc is None:
+            self._succeed(attempt)
+        else:
+            attempt.close()
+            self._errors.append((attempt.address, exc))
+            self._try_next()
+
+    def handle_closed(self, stream: Stream) -> None:
+        """Called when the stream was ended before it was connected."""
+        self._loop.counters.outgoing -= 1
+        self._end()
+
+    def _looked_up(self, addresses: list[Address] | None, error: Exception | None) -> None:
+        self._lookup = None
+        if addresses:
+            self.try_addresses(addresses)
+        else:
+            self.stream.reset(error)
+
+    def _try_next(self) -> None:
+        if self._next is not None:
+            self._next.cancel()
+            self._next = None
+        while self._addresses:
+            address = self._addresses.popleft()
+            try:
+                attempt = Attempt(self._loop, self, address, self._open(address[0]))
+                error = attempt.begin()
+            except (OSError, SelectorFull) as exc:
+                self._errors.append((address, exc.with_traceback(None)))
+                continue
+            if error in IN_PROGRESS:
+                self._attempts.append(attempt)
+                if self._addresses:
+                    self._call_next(ATTEMPT_DELAY)
+                return
+            if not error:
+                self._succeed(attempt)
+                return
+            attempt.close()
+            if error == errno.EAGAIN and address[0] == AF_UNIX:
+                self._addresses.appendleft(address)
+                self._call_next(self._retry_delay)
+                self._retry_delay = min(2 * self._retry_delay, UNIX_RETRY_MOST)
+                return
+            self._errors.append((address, self._error(address, error)))
+        if not self._attempts:
+            self.stream.reset(self._failure())
+
+    def _open(self, family: int) -> socket:
+        sock = self._kernel.socket(family, SOCK_STREAM)
+        try:
+            if self._local_address is not None:
+                bind_local(sock, self._local_address)
+        except BaseException:
+            sock.close()
+            raise
+        return sock
+
+    def _call_next(self, delay: float) -> None:
+        timers = self._loop.timers
+        self._next = timers.at(timers.after(delay), Connector._try_next, self)
+
+    def _succeed(self, attempt: Attempt) -> None:
+        stream, sock = self.stream, attempt.release()
+        self._end()
+        if sock.family != AF_UNIX:
+            set_stream_options(sock, stream.options)
+        self._loop.counters.connects += 1
+        stream.origin = ESTABLISHED
+        stream.connected(sock, self.reading)
+
+    def _error(self, address: Address, error: int) -> OSError:
+        return OSError(error, f'cannot connect to {show(address[1])}: {self._kernel.strerror(error)}')
+
+    def _failure(self) -> Exception:
+        # Of the family that was preferred, the last error; all of them in its notes.
+        family = self._errors[0][0][0]
+        exc = [exc for (tried, _), exc in self._errors if tried == family][-1]
+        if len(self._errors) > 1:
+            for _, each in self._errors:
+                exc.add_note(str(each))
+        return exc
+
+    def _timed_out(self) -> None:
+        waited_for = 'the name look-up' if self._lookup is not None else 'an answer'
+        self.stream.reset(
+            ConnectTimeout(
+                f'{self._target} could not be connected within {self._timeout:g} s, waiting for {waited_for}; '
+                'check that it is up and reachable'
+            )
+        )
+
+    def _end(self) -> None:
+        for timer in (self._timer, self._next):
+            if timer is not None:
+                timer.cancel()
+        self._timer = self._next = None
+        if self._lookup is not None:
+            self._lookup.close()
+            self._lookup = None
+        for attempt in self._attempts:
+            attempt.close()
+        self._attempts.clear()
+        self._addresses.clear()
+        del self.stream  # no cycle is left behind
+
+
+class Attempt(Handle):
+    """One address, one socket: the part of a connector that the selector knows."""
+
+    __slots__ = ('address', 'connector', 'sock')
+
+    def __init__(self, loop: Loop, connector: Connector, address: Address, sock: socket) -> None:
+        self.loop = loop
+        self.events = 0
+        self.since = loop.now
+        self.address = address
+        self.connector: Connector | None = connector
+        self.sock: socket | None = sock
+
+    def begin(self) -> int:
+        """Start connecting; returns the error number, 0 when it is connected already. Raises as `Watchers.add`."""
+        assert self.sock is not None
+        try:
+            error = self.sock.connect_ex(self.address[1])
+            if error in IN_PROGRESS:
+                self.loop.watchers.add(self, WRITE)
+        except BaseException:
+            self.close()
+            raise
+        return error
+
+    def handle_write(self) -> None:
+        """The socket is writable: connected, or failed with SO_ERROR, or neither yet."""
+        sock, connector = self.sock, self.connector
+        assert sock is not None and connector is not None
+        error = sock.getsockopt(SOL_SOCKET, SO_ERROR)
+        if not error:
+            try:
+                peer = sock.getpeername()
+            except OSError:
+                return  # spurious: not connected yet
+            if peer == sock.getsockname():
+                # TCP connects a port to itself when nobody listens and the kernel picks it as our own.
+                error = errno.ECONNREFUSED
+        connector.handle_attempt(self, connector._error(self.address, error) if error else None)
+
+    def handle_lost(self, exc: OSError) -> None:
+        if self.connector is not None:
+            self.connector.handle_attempt(self, exc)
+
+    def release(self) -> socket:
+        """Give the socket away."""
+        sock = self.sock
+        assert sock is not None
+        if self.events:
+            self.loop.watchers.remove(self)
+        self.sock = self.connector = None
+        return sock
+
+    def close(self) -> None:
+        if self.sock is not None:
+            self.release().close()
+
+    @property
+    def closed(self) -> bool:
+        return self.sock is None
+
+    def fileno(self) -> int:
+        return -1 if self.sock is None else self.sock.fileno()
+
+    def waits_for(self) -> str:
+        return 'the connection to be made'
+
+    def __repr__(self) -> str:
+        return f'<Attempt fd={self.fileno()} to {show(self.address[1])}>'

@@ -1,0 +1,101 @@
+"""What connections start with: defaults, checks, changed copies."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from support import end, run_until
+
+from reactor import Options
+from reactor.net.options import Callbacks, check_callback
+
+
+def test_the_defaults_are_the_documented_ones():
+    options = Options()
+    assert (options.high_water, options.low_water) == (64 << 10, 16 << 10)
+    assert options.max_buffered == 16 << 20
+    assert options.read_size == 64 << 10
+    assert options.linger == 30
+    assert (options.read_timeout, options.write_timeout, options.idle_timeout) == (None, None, None)
+    assert options.nodelay is True
+    assert options.keepalive is None
+
+
+def test_the_low_mark_follows_a_high_mark_that_is_given_alone():
+    assert Options(high_water=1000).low_water == 250
+    assert Options(high_water=1 << 20).low_water == 16 << 10
+    assert Options(high_water=0).low_water == 0
+
+
+@pytest.mark.parametrize('marks', [(10, 11), (10, -1), (-1, None)])
+def test_marks_out_of_order_are_refused(marks):
+    high, low = marks
+    with pytest.raises(ValueError, match='low_water'):
+        Options(high_water=high, low_water=low)
+
+
+@pytest.mark.parametrize('name', ['read_size', 'max_buffered'])
+@pytest.mark.parametrize('value', [0, -1])
+def test_sizes_are_above_zero(name, value):
+    with pytest.raises(ValueError, match=name):
+        Options(**{name: value})
+
+
+@pytest.mark.parametrize('name', ['linger', 'read_timeout', 'write_timeout', 'idle_timeout'])
+@pytest.mark.parametrize('value', [-1, math.nan, math.inf])
+def test_times_are_finite_and_not_negative(name, value):
+    with pytest.raises(ValueError, match=name):
+        Options(**{name: value})
+
+
+def test_an_unknown_option_is_a_type_error():
+    with pytest.raises(TypeError):
+        Options(hihg_water=1)  # type: ignore[call-arg]
+
+
+def test_a_changed_copy_leaves_the_original_alone():
+    options = Options(idle_timeout=5)
+    other = options.changed(high_water=10, low_water=None)
+    assert (other.high_water, other.low_water, other.idle_timeout) == (10, 2, 5)
+    assert (options.high_water, options.low_water) == (64 << 10, 16 << 10)
+
+
+@pytest.mark.parametrize('name', ['read_timeout', 'write_timeout', 'idle_timeout'])
+def test_each_time_limit_makes_a_connection_timed(name):
+    assert Options(**{name: 1}).timed
+    assert not Options().timed
+
+
+@pytest.mark.parametrize('name', Callbacks.__slots__)
+def test_a_callback_that_is_not_callable_is_refused_by_name(name):
+    with pytest.raises(TypeError, match=name):
+        Callbacks(**{'on_data': None, name: 'print'})
+
+
+def test_none_and_any_callable_are_callbacks():
+    check_callback('on_data', None)
+    check_callback('on_data', print)
+    check_callback('on_data', [].append)
+
+
+def test_connections_of_a_listener_share_their_options_until_one_changes_them(r, sockets):
+    conns = []
+    listener = r.listen_tcp('127.0.0.1', 0, on_connect=conns.append)
+    for _ in range(3):
+        sockets.connect(listener.address)
+    run_until(r, lambda: len(conns) == 3)
+    listener.close()
+    assert conns[0].options is conns[1].options is conns[2].options
+    conns[0].set_write_limits(high=10)
+    assert conns[0].options is not conns[1].options
+    assert conns[1].options.high_water == 64 << 10
+    end(r, *conns)
+
+
+def test_bad_options_raise_at_the_call_and_leave_nothing(r, sockets):
+    ours, _ = sockets()
+    for make in (lambda: r.listen_tcp('127.0.0.1', 0, high_water=-1), lambda: r.adopt(ours, on_data='x')):
+        with pytest.raises((TypeError, ValueError)):
+            make()
+    assert r.handles() == []
