@@ -7,7 +7,6 @@ the safe side, or with None, and never fails.
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 from math import ceil, sqrt
 
@@ -71,6 +70,8 @@ def memory(pid: int) -> int | None:
             return int(file.read().split()[1]) * os.sysconf('SC_PAGE_SIZE')
     except OSError:
         pass
+    import subprocess
+
     try:
         done = subprocess.run(['ps', '-o', 'rss=', '-p', str(pid)], capture_output=True, timeout=5, check=False)
         return int(done.stdout) * 1024

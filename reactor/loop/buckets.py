@@ -68,7 +68,7 @@ class Buckets:
         self._timer = None
         if self._buckets:
             self._armed = earliest
-            self._timer = self._timers.at(float(earliest), self._look)
+            self._timer = self._timers.later(earliest - self._timers.clock(), self._look)
             self._timer.unref()
 
     def _look(self) -> None:

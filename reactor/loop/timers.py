@@ -148,9 +148,9 @@ class TimerHeap:
         self.referenced += 1
         return timer
 
-    def at(self, deadline: float, fn: Callable[..., object], *args: Any) -> Timer:
-        """A pending timer of the reactor's own."""
-        return self.add(Timer, deadline, 0, fn, args)
+    def later(self, seconds: float, fn: Callable[..., object], *args: Any) -> Timer:
+        """A timer of the reactor's own, due `seconds` from now."""
+        return self.add(Timer, self.after(seconds), seconds, fn, args)
 
     def after(self, seconds: float) -> float:
         """The deadline `seconds` from now, on a fresh clock; a delay below 0 is 0. ValueError for NaN and infinity."""

@@ -100,7 +100,7 @@ class Connector:
         loop.watchers.park(stream)
         loop.counters.outgoing += 1
         if timeout is not None:
-            self._timer = loop.timers.at(loop.timers.after(timeout), Connector._timed_out, self)
+            self._timer = loop.timers.later(timeout, Connector._timed_out, self)
 
     def connect(self, host: str, port: int, family: int) -> None:
         """Begin, looking the host up first unless it is an address."""
@@ -178,8 +178,7 @@ class Connector:
         return sock
 
     def _call_next(self, delay: float) -> None:
-        timers = self._loop.timers
-        self._next = timers.at(timers.after(delay), Connector._try_next, self)
+        self._next = self._loop.timers.later(delay, Connector._try_next, self)
 
     def _succeed(self, attempt: Attempt) -> None:
         stream, sock = self.stream, attempt.release()

@@ -191,8 +191,7 @@ class Listener(Handle):
 
     def _hold(self, exc: Exception) -> None:
         self.loop.counters.accept_pauses += 1
-        timers = self.loop.timers
-        self._retry = timers.at(timers.after(ACCEPT_PAUSE), Listener._end_hold, self)
+        self._retry = self.loop.timers.later(ACCEPT_PAUSE, Listener._end_hold, self)
         self._retry.unref()
         self._update()
         self._report(exc, 'paused: clients wait in the backlog until connections close')

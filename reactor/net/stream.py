@@ -522,8 +522,7 @@ class Stream(Handle):
         self.state = CLOSING
         self.on_data = None  # what still comes is read and dropped
         self._stop_timeouts()
-        timers = self.loop.timers
-        self.timeouts = timers.at(timers.after(self.options.linger), Stream.handle_linger_over, self)
+        self.timeouts = self.loop.timers.later(self.options.linger, Stream.handle_linger_over, self)
         if self.buffered:
             self.loop.watchers.set_events(self, WRITE)
         else:
