@@ -19,11 +19,6 @@ import sys
 import threading
 import time
 
-try:
-    import resource
-except ImportError:  # Windows
-    resource = None  # type: ignore[assignment]
-
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -76,10 +71,6 @@ class Kernel:
         if not isinstance(selector, selectors.SelectSelector):
             return True
         return (fd if os.name == 'posix' else len(selector.get_map())) < FD_SETSIZE
-
-    def descriptor_limit(self) -> int | None:
-        """How many descriptors this process may open, None where nobody says."""
-        return resource.getrlimit(resource.RLIMIT_NOFILE)[0] if resource else None
 
     def is_open(self, fd: int) -> bool:
         """Whether `fd` is an open descriptor of this process."""

@@ -20,6 +20,7 @@ from collections import deque
 
 from ..errors import HandleClosed, ReactorError
 from ..kernel import Kernel
+from .log import log
 from .signals import SignalHandler, Signals
 from .stats import Counters, Stats
 from .threads import ThreadCall, ThreadPool
@@ -456,10 +457,8 @@ class Loop:
             handle.handle_failed(exc)
 
     def _log(self, exc: Exception, handle: Handle | None) -> None:
-        import logging
-
         where = 'a callback' if handle is None else f'a callback of {handle!r}'
-        logging.getLogger('reactor').error('exception in %s', where, exc_info=exc)
+        log('error', 'exception in %s', where, exc=exc)
 
 
 def _check_callable(fn: object) -> None:

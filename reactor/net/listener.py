@@ -13,6 +13,7 @@ from __future__ import annotations
 import errno
 
 from ..errors import HandleClosed, SelectorFull
+from ..loop.log import log
 from ..loop.watcher import READ, Handle
 from .addresses import show, unmapped
 from .sockets import prepare_accepted
@@ -194,7 +195,7 @@ class Listener(Handle):
         self._retry = self.loop.timers.later(ACCEPT_PAUSE, Listener._end_hold, self)
         self._retry.unref()
         self._update()
-        self._report(exc, 'paused: clients wait in the backlog until connections close')
+        self._report(exc, 'paused, clients wait until connections close; `ulimit -n` raises the limit')
 
     def _end_hold(self) -> None:
         if self._retry is not None:
@@ -217,6 +218,4 @@ class Listener(Handle):
         if self.on_accept_error is not None:
             self.loop.completions.append((self, self.on_accept_error, (exc,)))
         else:
-            import logging
-
-            logging.getLogger('reactor').warning('%r: %s; accepting %s', self, exc, outcome)
+            log('warning', '%r: %s; accepting %s', self, exc, outcome)
