@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import selectors
 import signal
 import sys
 
-from .. import Reactor, __version__
+from .. import Reactor, ReactorError, __version__
 from .experiment import run_experiment
 from .limits import raise_descriptor_limit, source_addresses
 from .load import Load
@@ -115,8 +116,9 @@ def run_server(args: argparse.Namespace) -> int:
                                   seconds=args.seconds, stats=not args.no_stats))  # fmt: skip
     except KeyboardInterrupt:
         return INTERRUPTED
-    except OSError as exc:
-        print(f'reactor.demo: {exc.strerror or exc}', file=sys.stderr)
+    except (OSError, ReactorError) as exc:
+        hint = '; --port 0 picks a free one' if getattr(exc, 'errno', None) == errno.EADDRINUSE else ''
+        print(f'reactor.demo: {getattr(exc, "strerror", None) or exc}{hint}', file=sys.stderr)
         return 1
     print('TCP server exited.', flush=True)
     return 0

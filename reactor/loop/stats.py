@@ -1,7 +1,7 @@
 """Counters, and the snapshot of them that users get.
 
-Owns the numbers; whoever does a thing counts it, on the object itself, so that counting is one addition. Knows nothing
-of what is counted. The words are libuv's (`loop_count`, `events`, `idle_time`) and redis' where they have one.
+Owns the numbers. Knows nothing of what is counted. The rule: whoever does a thing counts it, on the object itself, so
+that counting is one addition. The words are libuv's (`loop_count`, `events`, `idle_time`), else redis'.
 """
 
 from __future__ import annotations

@@ -1,0 +1,59 @@
+"""The program this project began with, as literally as Python allows.
+
+Run it:    python examples/seed.py            (--port 9009, --delay 5); it prints four figures a second
+Ask it:    curl -i http://127.0.0.1:9009/     and five seconds later it answers; Ctrl-C ends it in good order
+"""
+
+import argparse
+import signal
+
+import reactor
+
+HTTP_RESPONSE = (
+    b'HTTP/1.1 200 OK\r\nDate: Wed, 03 Oct 2012 23:43:10 GMT\r\n'
+    b'Content-Type: text/plain\r\nContent-Length: 9\r\n\r\nomglolwtf'
+)
+
+
+def tcp_server_test(r, port, delay):
+    print('Starting TCP server.', flush=True)
+    finished_requests = last_finished = last_time = 0
+
+    def on_data(socket, data):
+        r.call_later(delay, answer, socket)
+
+    def answer(socket):
+        if not socket.closed:
+            socket.write(HTTP_RESPONSE, on_written)
+
+    def on_written(socket):
+        nonlocal finished_requests
+        socket.close()
+        finished_requests += 1
+
+    def on_sigint():
+        r.remove_signal_handler(signal.SIGINT)
+        listener.close()
+
+    def show_stats():
+        nonlocal last_finished, last_time
+        stats, now = r.stats(), r.now
+        print(f'incoming: {stats.incoming}\noutgoing: {stats.outgoing}\nfinished: {finished_requests}')
+        print(f'rate: {(finished_requests - last_finished) / (now - last_time):.3f} req/s\n', flush=True)
+        last_finished, last_time = finished_requests, now
+        if not listener.closed:
+            r.call_later(1, show_stats)
+
+    listener = r.listen_tcp(None, port, on_data)
+    r.add_signal_handler(signal.SIGINT, on_sigint)
+    print(f'listening on port {listener.address[1]}', flush=True)
+    show_stats()
+
+
+if __name__ == '__main__':
+    options = argparse.ArgumentParser()
+    options.add_argument('--port', type=int, default=9009)
+    options.add_argument('--delay', type=float, default=5)
+    args = options.parse_args()
+    reactor.run(lambda r: tcp_server_test(r, args.port, args.delay))
+    print('TCP server exited.')

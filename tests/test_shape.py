@@ -1,0 +1,266 @@
+"""The architecture, as tests: who imports whom, where the system is called, how short the path is, how small a thing."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import sys
+from pathlib import Path
+
+import pytest
+
+import reactor
+from reactor.loop.timers import RepeatingTimer, Timer
+
+ROOT = Path(reactor.__file__).parent
+PROJECT = ROOT.parent
+# The house, from the roof down: a room imports from its own floor and from below.
+FLOORS = [
+    'demo',
+    'observe',
+    'serve',
+    'testing',
+    '__init__',
+    'facade',
+    'framing',
+    'system',
+    'net',
+    'loop',
+    'kernel',
+    'errors',
+]
+SYSTEM = {'socket', 'select', 'selectors', 'time', 'os', 'signal', 'threading', 'subprocess'}
+LAZY = {'ssl', 'subprocess', 'logging'}
+HOT = {
+    'handle_read', 'handle_write', 'write', 'call_soon', '_turn', '_poll', '_dispatch', '_run_timers', '_run_soon',
+    '_run_completions', 'handle_due', 'collect', 'disarm', '_welcome', '_finish', 'handle_closed', 'close', 'attach',
+}  # fmt: skip
+LONGEST_FUNCTION = 60  # lines, docstring apart: a screen
+
+MODULES = sorted(ROOT.rglob('*.py'))
+
+
+def floor(path: Path) -> str:
+    return path.relative_to(ROOT).parts[0].removesuffix('.py')
+
+
+def below_the_seam(path: Path) -> bool:
+    return FLOORS.index(floor(path)) > FLOORS.index('facade')
+
+
+def parse(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(), str(path))
+
+
+def for_type_checkers(tree: ast.Module) -> set[ast.AST]:
+    guards = [node for node in ast.walk(tree) if isinstance(node, ast.If) and ast.unparse(node.test) == 'TYPE_CHECKING']
+    return {inner for guard in guards for statement in guard.body for inner in ast.walk(statement)}
+
+
+def imports(path: Path):
+    """(node, absolute module name, imported names) of each import that is run."""
+    tree = parse(path)
+    skipped = for_type_checkers(tree)
+    package = ['reactor', *path.relative_to(ROOT).parts[:-1]]
+    for node in ast.walk(tree):
+        if node in skipped:
+            continue
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield node, alias.name, []
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            yield node, '.'.join([*base, *([node.module] if node.module else [])]), [a.name for a in node.names]
+
+
+def ids(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+each_module = pytest.mark.parametrize('path', MODULES, ids=ids)
+
+
+@each_module
+def test_imports_only_point_down(path):
+    for _, module, names in imports(path):
+        if module == 'reactor' or module.startswith('reactor.'):
+            parts = module.split('.')[1:]
+            target = parts[0] if parts else '__init__'
+            if not parts and names and all((ROOT / f'{name}.py').exists() or (ROOT / name).is_dir() for name in names):
+                target = names[0]
+            assert FLOORS.index(target) >= FLOORS.index(floor(path)), f'{path} imports {module}'
+
+
+@each_module
+def test_only_the_kernel_calls_the_system(path):
+    if not below_the_seam(path) or path.name == 'kernel.py':
+        return
+    for node, module, names in imports(path):
+        if module in SYSTEM:
+            constants = isinstance(node, ast.ImportFrom) and all(name.isupper() for name in names)
+            assert constants, f'{path}:{node.lineno} imports {module}'
+
+
+@each_module
+def test_imports_stand_at_the_top(path):
+    tree = parse(path)
+    for function in (node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)):
+        for node in ast.walk(function):
+            if isinstance(node, ast.Import | ast.ImportFrom):
+                names = {alias.name for alias in node.names} if isinstance(node, ast.Import) else {node.module}
+                assert names <= LAZY, f'{path}:{node.lineno}'
+
+
+def test_nothing_imports_asyncio():
+    for folder in ('reactor', 'tests', 'examples', 'perf'):
+        for path in (PROJECT / folder).rglob('*.py'):
+            if path.name.startswith('port_from_') or 'peers' in path.parts:
+                continue
+            for node in ast.walk(parse(path)):
+                names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+                names += [node.module or ''] if isinstance(node, ast.ImportFrom) else []
+                assert not any(name.split('.')[0] == 'asyncio' for name in names), path
+
+
+@each_module
+def test_no_module_is_named_like_one_of_the_standard_library(path):
+    assert path.stem.startswith('__') or path.stem not in sys.stdlib_module_names
+
+
+@each_module
+def test_a_module_says_what_it_owns_and_which_rule_it_keeps(path):
+    text = ast.get_docstring(parse(path)) or ''
+    assert text, path
+    if not path.name.startswith('__'):
+        assert 'Owns' in text, path
+        assert 'rule' in text.lower() or path.stem in ('facade', 'errors'), path
+
+
+@each_module
+def test_functions_fit_a_screen(path):
+    for node in ast.walk(parse(path)):
+        if isinstance(node, ast.FunctionDef):
+            body = node.body[1:] if ast.get_docstring(node) else node.body
+            if body:
+                assert body[-1].end_lineno - body[0].lineno < LONGEST_FUNCTION, f'{path}:{node.name}'
+
+
+@pytest.mark.parametrize('path', [path for path in MODULES if floor(path) in ('loop', 'net')], ids=ids)
+def test_every_frame_has_a_name(path):
+    """No lambda or partial below the facade, and no comprehension or nested function on the hot path."""
+    for node in ast.walk(parse(path)):
+        assert not isinstance(node, ast.Lambda), f'{path}:{node.lineno}'
+        assert not (isinstance(node, ast.Name) and node.id == 'partial'), f'{path}:{node.lineno}'
+        if isinstance(node, ast.FunctionDef) and node.name in HOT:
+            for inner in ast.walk(node):
+                nameless = (ast.GeneratorExp, ast.ListComp, ast.SetComp, ast.DictComp, ast.Yield, ast.YieldFrom)
+                assert not isinstance(inner, nameless), f'{path}:{inner.lineno}'
+                assert inner is node or not isinstance(inner, ast.FunctionDef), f'{path}:{inner.lineno}'
+
+
+@pytest.mark.parametrize('name', ['accept', 'recv', 'send', 'sendmsg', 'shutdown', 'detach'])
+def test_each_system_call_of_a_transport_has_one_place(name):
+    places = [
+        f'{path.name}:{node.lineno}'
+        for path in MODULES
+        if floor(path) == 'net'
+        for node in ast.walk(parse(path))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == name
+    ]
+    assert len(places) == 1, places
+
+
+def slots(cls: type) -> list[str]:
+    return [name for base in cls.__mro__ for name in base.__dict__.get('__slots__', ())]
+
+
+def test_a_stream_has_twenty_slots_and_nothing_else():
+    assert len(slots(reactor.Stream)) == 20, slots(reactor.Stream)
+    assert '__dict__' not in dir(reactor.Stream)
+
+
+def test_a_timer_has_five_slots_and_nothing_else():
+    assert len(slots(Timer)) == 5 == len(slots(RepeatingTimer))
+    assert '__dict__' not in dir(Timer)
+
+
+def frames_since(function: str) -> list[str]:
+    """The names of the frames between the caller and the next outer frame of `function`."""
+    frame = inspect.currentframe().f_back.f_back
+    names = []
+    while frame.f_code.co_name != function:
+        names.append(frame.f_code.co_qualname)
+        frame = frame.f_back
+    return names
+
+
+def test_one_frame_lies_between_the_dispatch_and_on_data(r, sockets):
+    seen = []
+    ours, theirs = sockets()
+    conn = r.adopt(ours, lambda conn, data: seen.append(frames_since('_dispatch')))
+    theirs.send(b'x')
+    r.run_once(0)
+    conn.close()
+    r.run_once(0)
+    assert seen == [['Stream.handle_read']]
+
+
+@pytest.mark.parametrize('phase', ['_run_timers', '_run_soon'])
+def test_no_frame_lies_between_a_phase_and_its_callbacks(r, phase):
+    seen = []
+
+    def callback():
+        seen.append(frames_since(phase))
+
+    r.call_later(0, callback) if phase == '_run_timers' else r.call_soon(callback)
+    r.run()
+    assert seen == [[]]
+
+
+def test_no_frame_lies_between_the_completions_and_on_written(r, sockets):
+    seen = []
+    ours, _ = sockets()
+    conn = r.adopt(ours)
+    conn.write(b'x', lambda conn: seen.append(frames_since('_run_completions')))
+    r.run_once(0)
+    conn.close()
+    r.run_once(0)
+    assert seen == [[]]
+
+
+def test_each_phase_of_the_turn_is_a_function_of_its_own():
+    for phase in ('_poll', '_dispatch', '_run_timers', '_run_soon', '_run_completions'):
+        assert inspect.isfunction(getattr(reactor.Reactor, phase))
+
+
+@pytest.mark.parametrize('name', sorted(reactor.__all__))
+def test_every_public_name_is_explained(name):
+    value = getattr(reactor, name)
+    if not inspect.isclass(value) and not inspect.isfunction(value):
+        return
+    assert value.__doc__
+    for attribute, member in vars(value).items() if inspect.isclass(value) else ():
+        if not attribute.startswith('_') and (inspect.isfunction(member) or isinstance(member, property)):
+            inherited = [getattr(base, attribute, None) for base in value.__mro__[1:]]
+            assert member.__doc__ or any(getattr(other, '__doc__', None) for other in inherited), attribute
+
+
+def test_the_package_imports_quickly_and_little():
+    """No runtime dependency, and none of the standard library's heavy modules on the import path."""
+    import subprocess
+
+    code = 'import sys; import reactor; print(*sys.modules)'
+    done = subprocess.run(
+        [sys.executable, '-S', '-c', code], capture_output=True, text=True, check=True, cwd=PROJECT, timeout=30
+    )
+    loaded = set(done.stdout.split())
+    assert not loaded & {
+        'asyncio',
+        'concurrent.futures',
+        'dataclasses',
+        'logging',
+        'typing',
+        'subprocess',
+        'ssl',
+        'inspect',
+    }
