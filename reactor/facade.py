@@ -11,6 +11,7 @@ from socket import SOMAXCONN
 from .kernel import AF_UNIX, Kernel
 from .loop.loop import Loop
 from .net.addresses import check_family, check_host, check_path, check_port, show
+from .net.checked import CheckedStream
 from .net.connector import Connector
 from .net.listener import Listener
 from .net.options import Callbacks, Options, check_callback, seconds
@@ -45,6 +46,7 @@ class Reactor(Loop):
         debug: bool = False,
     ) -> None:
         self._os = kernel or Kernel()
+        self._stream_kind = CheckedStream if debug else Stream
         super().__init__(selector, self._os, catch_errors, debug)
 
     def listen_tcp(
@@ -80,7 +82,7 @@ class Reactor(Loop):
         """
         settings, callbacks = Options(**options), Callbacks(on_data, on_connect, on_eof, on_drain, on_close, on_error)
         check_callback('on_accept_error', on_accept_error)
-        self._check()
+        self.watchers.check()
         if sock is None:
             sock = listening_tcp(
                 self._os,
@@ -94,7 +96,13 @@ class Reactor(Loop):
         else:
             prepare_listener(sock, settings, backlog, defer_accept)
         return Listener(
-            self, sock, settings, callbacks, max_connections=max_connections, on_accept_error=on_accept_error
+            self,
+            sock,
+            settings,
+            callbacks,
+            kind=self._stream_kind,
+            max_connections=max_connections,
+            on_accept_error=on_accept_error,
         )
 
     def listen_unix(
@@ -120,13 +128,14 @@ class Reactor(Loop):
         """
         settings, callbacks = Options(**options), Callbacks(on_data, on_connect, on_eof, on_drain, on_close, on_error)
         check_callback('on_accept_error', on_accept_error)
-        self._check()
+        self.watchers.check()
         sock, unlink = listening_unix(self._os, check_path(path), settings, backlog=backlog, mode=mode)
         return Listener(
             self,
             sock,
             settings,
             callbacks,
+            kind=self._stream_kind,
             max_connections=max_connections,
             on_accept_error=on_accept_error,
             unlink=unlink,
@@ -164,7 +173,14 @@ class Reactor(Loop):
         check_family(family)
         self._check_connect(timeout)
         connector = Connector(
-            self, self._os, settings, callbacks, target=f'{host}:{port}', timeout=timeout, local_address=local_address
+            self,
+            self._os,
+            settings,
+            callbacks,
+            kind=self._stream_kind,
+            target=f'{host}:{port}',
+            timeout=timeout,
+            local_address=local_address,
         )
         stream = connector.stream
         connector.connect(host, port, family)
@@ -187,7 +203,9 @@ class Reactor(Loop):
         settings, callbacks = Options(**options), Callbacks(on_data, on_connect, on_eof, on_drain, on_close, on_error)
         path = check_path(path)
         self._check_connect(timeout)
-        connector = Connector(self, self._os, settings, callbacks, target=show(path), timeout=timeout)
+        connector = Connector(
+            self, self._os, settings, callbacks, kind=self._stream_kind, target=show(path), timeout=timeout
+        )
         stream = connector.stream
         connector.try_addresses([(AF_UNIX, path)])
         return stream
@@ -205,14 +223,14 @@ class Reactor(Loop):
     ) -> Stream:
         """Take over a connected stream socket, ours from now on; `on_data` may come from the next turn on."""
         settings, callbacks = Options(**options), Callbacks(on_data, None, on_eof, on_drain, on_close, on_error)
-        self._check()
+        self.watchers.check()
         sock.setblocking(False)
-        stream = Stream(self, settings, callbacks, None)
+        stream = self._stream_kind(self, settings, callbacks, None)
         stream.attach(sock)
         return stream
 
     def _check_connect(self, timeout: float | None) -> None:
-        self._check()
+        self.watchers.check()
         if timeout is not None:
             seconds('timeout', timeout)
 

@@ -35,6 +35,8 @@ IP_BIND_ADDRESS_NO_PORT: int = getattr(socket, 'IP_BIND_ADDRESS_NO_PORT', 24 if 
 REUSE_ADDRESS = os.name == 'posix'
 # Linux hands TCP_NODELAY of a listener on to what it accepts, which saves a call for each connection.
 NODELAY_INHERITED = sys.platform == 'linux'
+# struct linger, on with 0 seconds: closing discards what waits and resets the connection.
+RESET_ON_CLOSE = b'\1\0\0\0\0\0\0\0' if os.name == 'posix' else b'\1\0\0\0'
 HAS_SENDMSG = hasattr(socket.socket, 'sendmsg')
 ABSTRACT_PATHS = sys.platform == 'linux'
 
@@ -65,6 +67,10 @@ class Kernel:
     def selector(self) -> selectors.BaseSelector:
         """The best selector of this platform."""
         return selectors.DefaultSelector()
+
+    def another(self, selector: selectors.BaseSelector) -> selectors.BaseSelector:
+        """A new selector of the same kind."""
+        return type(selector)()
 
     def selector_has_room(self, selector: selectors.BaseSelector, fd: int) -> bool:
         """Whether `selector` can watch descriptor `fd` as well: `select` cannot, beyond FD_SETSIZE."""

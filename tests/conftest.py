@@ -51,7 +51,7 @@ def r(request: Any):
         pytest.skip(f'this platform has no {request.param} selector')
     reactor = Reactor(selector=selector())
     yield reactor
-    if not reactor._closed:
+    if not reactor.watchers.closed:
         try:
             check_empty(reactor)
         finally:

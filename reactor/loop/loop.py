@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
     LoopType = TypeVar('LoopType', bound='Loop')
 
+BLIND_POLLS = 20  # in a row, before the selector is taken for broken
 LONGEST_WAIT = 86400.0  # seconds; selectors overflow on much more, and a turn a day costs nothing
 
 
@@ -64,13 +65,9 @@ class Loop:
         kernel = kernel or Kernel()
         self._kernel = kernel
         self._clock = kernel.clock
-        self._selector = selector or kernel.selector()
-        self._select = self._selector.select
         self._catch_errors = catch_errors
         self._debug = debug
-        self._thread: int | None = None  # who runs it, None while nobody does
         self._stopping = False
-        self._closed = False
         self._main_error: Exception | None = None
         self._exit_callbacks: list[tuple[Callable[..., object], tuple[Any, ...]]] = []
         self._soon: deque[tuple[Callable[..., object], tuple[Any, ...]]] = deque()
@@ -78,7 +75,9 @@ class Loop:
         self.counters = Counters()
         self.completions: deque[tuple[Handle, Callable[..., object], tuple[Any, ...]]] = deque()
         self.timers = TimerHeap(self._clock, self.counters)
-        self.watchers = Watchers(kernel, self._selector)
+        self.watchers = Watchers(kernel, selector or kernel.selector())
+        self._select = self.watchers.selector.select
+        self._blind_polls = 0  # in a row that ended early and brought nothing
         self._wakeup = Wakeup(self, kernel, self._soon)
         self._signals = Signals(self, kernel, self._wakeup, self._soon)
         self._threads = ThreadPool(self, kernel)
@@ -111,9 +110,11 @@ class Loop:
             return True
         finally:
             self._stopping = False
-            self._thread = None
+            self.watchers.thread = None
             if in_main_thread:
                 self._signals.leave()
+            if self._signals.interrupted:  # too late to be raised between two callbacks, but not lost
+                self._signals.raise_interrupt()
 
     def run_once(self, timeout: float | None = None) -> bool:
         """Run one turn that waits at most `timeout` seconds (None: until something happens); for embedding.
@@ -127,7 +128,7 @@ class Loop:
             return self._alive()
         finally:
             self._stopping = False
-            self._thread = None
+            self.watchers.thread = None
 
     def stop(self) -> None:
         """Have `run` return at the end of this turn; what is left to do waits for the next `run`."""
@@ -139,7 +140,7 @@ class Loop:
         The one call inside which callbacks run. Raises `ReactorError` from inside a callback. Closing twice does
         nothing.
         """
-        if self._closed:
+        if self.watchers.closed:
             return
         self._enter()
         try:
@@ -148,18 +149,18 @@ class Loop:
             self.timers.clear()
             for _ in range(1000):  # closing a connection may open another; a program that never ends is cut off
                 for handle in self.handles():
-                    handle.abort()
+                    handle.reset(None)
                 if not self.completions:
                     break
                 self._run_completions()
         finally:
-            self._closed = True
-            self._thread = None
+            self.watchers.closed = True
+            self.watchers.thread = None
             self.timers.clear()
             self._soon.clear()
             self.completions.clear()
             self._wakeup.close()
-            self._selector.close()
+            self.watchers.selector.close()
 
     def add_exit_callback(self, fn: Callable[..., object], *args: Any) -> None:
         """Have `close` call `fn(*args)` before it closes anything; the last added is called first."""
@@ -189,11 +190,10 @@ class Loop:
 
         Raises `ReactorError` for selectors without one (`poll` and `select`).
         """
-        fileno = getattr(self._selector, 'fileno', None)
+        selector = self.watchers.selector
+        fileno = getattr(selector, 'fileno', None)
         if fileno is None:
-            raise ReactorError(
-                f'{type(self._selector).__name__} has no descriptor of its own; call run_once(0) regularly'
-            )
+            raise ReactorError(f'{type(selector).__name__} has no descriptor of its own; call run_once(0) regularly')
         fd: int = fileno()
         return fd
 
@@ -213,28 +213,26 @@ class Loop:
         for timer in self.timers:
             if self.timers.is_referenced(timer) and timer.deadline is not None:
                 lines.append(
-                    f'timer of {name_of(timer.fn)}: since {now - timer.deadline + timer.delay:.1f} s, '
+                    f'timer of {name_of(timer.fn)}: since {now - timer.deadline + timer.delay:.0f} s, '
                     f'waits another {timer.deadline - now:.1f} s'
                 )
         for handle in self.handles():
             if self.watchers.is_referenced(handle):
-                lines.append(f'{handle!r}: since {now - handle.since:.1f} s, waits for {handle.waits_for()}')
+                lines.append(f'{handle!r}: since {now - handle.since:.0f} s, waits for {handle.waits_for()}')
         return lines
 
     # -- calls and timers
 
     def call_soon(self, fn: Callable[..., object], *args: Any) -> None:
         """Call `fn(*args)` in the next soon-phase: this turn's when it is still to come, else the next turn's."""
-        if not callable(fn):
-            _check_callable(fn)
-        if self._debug or self._closed:
-            self._check()
+        if not callable(fn) or self._debug or self.watchers.closed:
+            self._check(fn)
         self._soon.append((fn, args))
 
     def call_soon_threadsafe(self, fn: Callable[..., object], *args: Any) -> None:
         """The same from any thread, in the order of the calls of each; wakes a loop that sleeps."""
         _check_callable(fn)
-        if self._closed:
+        if self.watchers.closed:
             raise HandleClosed('this reactor is closed')
         self._wakeup.call(fn, args)
 
@@ -243,7 +241,7 @@ class Loop:
 
         ValueError for NaN and infinity.
         """
-        if not callable(fn) or self._debug or self._closed:
+        if not callable(fn) or self._debug or self.watchers.closed:
             self._check(fn)
         timers = self.timers
         return timers.add(Timer, timers.after(delay), delay, fn, args)
@@ -338,7 +336,20 @@ class Loop:
                 raise
             ready = []
         self.now = self._clock()
+        if not ready and timeout != 0:
+            self._look_for_spin(timeout)
         return ready
+
+    def _look_for_spin(self, timeout: float | None) -> None:
+        # A descriptor that was closed behind our back while a copy of it lives is reported by epoll for ever, and
+        # `selectors` drops what it does not know: polls that end early with nothing. A new selector ends that.
+        if timeout is not None and self.now - self._turn_began >= timeout:
+            self._blind_polls = 0
+            return
+        self._blind_polls += 1
+        if self._blind_polls >= BLIND_POLLS:
+            self._blind_polls = 0
+            self._select = self.watchers.rebuild().select
 
     def _dispatch(self, ready: list[tuple[SelectorKey, int]]) -> None:
         signals = self._signals
@@ -399,24 +410,18 @@ class Loop:
         )
 
     def _enter(self) -> None:
-        if self._closed:
+        if self.watchers.closed:
             raise HandleClosed('this reactor is closed; make a new one')
-        if self._thread is not None:
+        if self.watchers.thread is not None:
             raise ReactorError(
                 'this reactor is running already: run, run_once and close cannot be called from its '
                 'callbacks, nor from another thread; use stop() or call_soon()'
             )
-        self._thread = self._kernel.thread()
+        self.watchers.thread = self._kernel.thread()
 
-    def _check(self, fn: object = None) -> None:
-        if fn is not None:
-            _check_callable(fn)
-        if self._closed:
-            raise HandleClosed('this reactor is closed; make a new one')
-        if self._thread is not None and self._thread != self._kernel.thread():
-            raise ReactorError(
-                'called from another thread than the one that runs this reactor; use call_soon_threadsafe()'
-            )
+    def _check(self, fn: object) -> None:
+        _check_callable(fn)
+        self.watchers.check()
 
     def _run_main(self, main: Callable[[Any], object]) -> None:
         try:

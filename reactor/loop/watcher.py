@@ -14,7 +14,7 @@ from __future__ import annotations
 import errno
 from selectors import EVENT_READ, EVENT_WRITE
 
-from ..errors import SelectorFull
+from ..errors import HandleClosed, ReactorError, SelectorFull
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -57,6 +57,10 @@ class Handle:
         """Close it at once."""
         self.close()
 
+    def reset(self, exc: BaseException | None) -> None:
+        """Called by the reactor to close it at once, for its own reasons."""
+        self.close()
+
     def ref(self) -> None:
         """Let this handle keep `run` running again (the default)."""
         self.loop.watchers.ref(self)
@@ -88,12 +92,14 @@ class Handle:
 class Watchers:
     """The open handles of one loop, `loop.watchers` (internal: public inside the package, not exported)."""
 
-    __slots__ = ('_kernel', '_map', '_parked', '_selector', '_unreferenced', 'referenced')
+    __slots__ = ('_kernel', '_map', '_parked', '_unreferenced', 'closed', 'referenced', 'selector', 'thread')
 
     def __init__(self, kernel: Kernel, selector: BaseSelector) -> None:
+        self.selector = selector
+        self.closed = False  # with the loop
         self.referenced = 0  # open handles that keep the loop running
+        self.thread: int | None = None  # who runs the loop and alone may touch them, None while nobody does
         self._kernel = kernel
-        self._selector = selector
         self._map = selector.get_map()
         self._parked: dict[Handle, None] = {}
         self._unreferenced: set[Handle] = set()
@@ -125,10 +131,10 @@ class Watchers:
         fd = handle.fileno()
         try:
             if not events:
-                self._selector.unregister(fd)
+                self.selector.unregister(fd)
                 self._parked[handle] = None
             elif was:
-                self._selector.modify(fd, events, handle)
+                self.selector.modify(fd, events, handle)
             else:
                 self._register(handle, fd, events)
                 del self._parked[handle]
@@ -166,6 +172,29 @@ class Watchers:
         """Whether this open handle keeps the loop running."""
         return handle not in self._unreferenced
 
+    def check(self) -> None:
+        """HandleClosed when the loop is closed, ReactorError when another thread than the caller's runs it."""
+        if self.closed:
+            raise HandleClosed('this reactor is closed; make a new one')
+        self.check_thread()
+
+    def check_thread(self) -> None:
+        """ReactorError when another thread than the caller's runs the loop."""
+        if self.thread is not None and self.thread != self._kernel.thread():
+            raise ReactorError('called from another thread than the one that runs it; use call_soon_threadsafe()')
+
+    def rebuild(self) -> BaseSelector:
+        """Move all registrations to a new selector of the same kind, and return it."""
+        old, self.selector = self.selector, self._kernel.another(self.selector)
+        self._map = self.selector.get_map()
+        for key in list(old.get_map().values()):
+            try:
+                self.selector.register(key.fd, key.events, key.data)
+            except (OSError, ValueError):
+                self.evict(key.data)
+        old.close()
+        return self.selector
+
     def evict(self, handle: Handle) -> None:
         """Forget the registration of a handle whose descriptor was closed by somebody else, and tell it."""
         if handle.events:
@@ -185,23 +214,23 @@ class Watchers:
         return bool(dead)
 
     def _register(self, handle: Handle, fd: int, events: int) -> None:
-        if not self._kernel.selector_has_room(self._selector, fd):
+        if not self._kernel.selector_has_room(self.selector, fd):
             raise SelectorFull(
-                f'descriptor {fd} is beyond what {type(self._selector).__name__} can watch; '
+                f'descriptor {fd} is beyond what {type(self.selector).__name__} can watch; '
                 'use the default selector or fewer connections'
             )
         try:
-            self._selector.register(fd, events, handle)
+            self.selector.register(fd, events, handle)
         except KeyError:
             # The number is ours, so the handle that holds it here lost it without our knowing.
             self.evict(self._map[fd].data)
-            self._selector.register(fd, events, handle)
+            self.selector.register(fd, events, handle)
 
     def _unregister(self, handle: Handle) -> None:
         fd = handle.fileno()
         if fd < 0:  # the socket object was closed behind our back: look for the number it had
             fd = next((key.fd for key in self._map.values() if key.data is handle), -1)
         try:
-            self._selector.unregister(fd)
+            self.selector.unregister(fd)
         except (KeyError, ValueError):
             pass

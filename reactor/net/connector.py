@@ -78,12 +78,13 @@ class Connector:
         options: Options,
         callbacks: Callbacks,
         *,
+        kind: type[Stream] = Stream,
         target: str,
         timeout: float | None,
         local_address: tuple[str, int] | None = None,
     ) -> None:
         self.reading = True  # whether to read as soon as it is connected
-        self.stream = stream = Stream(loop, options, callbacks, self)
+        self.stream = stream = kind(loop, options, callbacks, self)
         self._loop = loop
         self._kernel = kernel
         self._target = target

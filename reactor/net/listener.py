@@ -46,6 +46,7 @@ class Listener(Handle):
 
     __slots__ = (
         '_callbacks',
+        '_kind',
         '_last_trouble',
         '_max_connections',
         '_options',
@@ -64,6 +65,7 @@ class Listener(Handle):
         options: Options,
         callbacks: Callbacks,
         *,
+        kind: type[Stream] = Stream,
         max_connections: int | None = None,
         on_accept_error: Callable[[Listener, Exception], object] | None = None,
         unlink: Callable[[], None] | None = None,
@@ -75,6 +77,7 @@ class Listener(Handle):
         self._sock = sock
         self._options = options
         self._callbacks = callbacks
+        self._kind = kind
         self._max_connections = max_connections
         self._paused = False
         self._retry: Timer | None = None  # pending while descriptors have run out
@@ -172,7 +175,7 @@ class Listener(Handle):
         )
 
     def _welcome(self, sock: socket) -> None:
-        stream = Stream(self.loop, self._options, self._callbacks, self)
+        stream = self._kind(self.loop, self._options, self._callbacks, self)
         try:
             prepare_accepted(sock, self._options)
             stream.attach(sock)

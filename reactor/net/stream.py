@@ -24,7 +24,7 @@ from ..errors import (
     WriteBufferFull,
     WriteTimeout,
 )
-from ..kernel import HAS_SENDMSG, send_first
+from ..kernel import HAS_SENDMSG, RESET_ON_CLOSE, send_first
 from ..loop.timers import Timer
 from ..loop.watcher import READ, WRITE, Handle
 from .addresses import show, unmapped
@@ -60,7 +60,6 @@ HALF_OPEN = State('OPEN')
 CLOSING = State('CLOSING')
 CLOSED = State('CLOSED')
 
-RESET = b'\1\0\0\0\0\0\0\0'  # struct linger: on, 0 seconds: close discards and resets
 LAST_READS = 128  # of 64 KiB: what the kernel may still hold when sending has failed
 
 
@@ -334,19 +333,18 @@ class Stream(Handle):
     def abort(self) -> None:
         """Discard what waits and reset the connection now; `on_close(conn, None)` tells. Twice is fine."""
         self.reset(None)
+        self._refuse_writes()
 
     def reset(self, exc: BaseException | None) -> None:
         """Abort, and have `on_close` tell why."""
         if self.sock is not None:
             try:
-                self.sock.setsockopt(SOL_SOCKET, SO_LINGER, RESET)
+                self.sock.setsockopt(SOL_SOCKET, SO_LINGER, RESET_ON_CLOSE)
             except OSError:
                 pass  # then it is no longer connected, and there is nothing to reset
         elif self.state is not CONNECTING:
             return
         self._finish(exc)
-        if exc is None:
-            self._refuse_writes()
 
     @property
     def closed(self) -> bool:
@@ -457,6 +455,8 @@ class Stream(Handle):
                 )
                 return False
             writer.extend(pieces, on_written, args)
+            if writer.buffered >= self.options.high_water:
+                writer.full = True
         else:
             writer = Writer()
             writer.extend(pieces, on_written, args)

@@ -1,0 +1,51 @@
+"""Streams that check their caller's thread, for `Reactor(debug=True)`.
+
+Owns the check and nothing else. The rule: it costs nothing when it is off, since it is another class.
+"""
+
+from __future__ import annotations
+
+from .stream import Stream
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+    from typing import Any
+
+    from .stream import Buffer
+
+
+class CheckedStream(Stream):
+    """A `Stream` whose methods raise `ReactorError` in a thread that does not run its loop."""
+
+    __slots__ = ()
+
+    def write(self, data: Buffer, on_written: Callable[..., object] | None = None, *args: Any) -> bool:
+        self.loop.watchers.check_thread()
+        return super().write(data, on_written, *args)
+
+    def writelines(
+        self, buffers: Iterable[Buffer], on_written: Callable[..., object] | None = None, *args: Any
+    ) -> bool:
+        self.loop.watchers.check_thread()
+        return super().writelines(buffers, on_written, *args)
+
+    def write_eof(self) -> None:
+        self.loop.watchers.check_thread()
+        super().write_eof()
+
+    def pause_reading(self) -> None:
+        self.loop.watchers.check_thread()
+        super().pause_reading()
+
+    def resume_reading(self) -> None:
+        self.loop.watchers.check_thread()
+        super().resume_reading()
+
+    def close(self) -> None:
+        self.loop.watchers.check_thread()
+        super().close()
+
+    def abort(self) -> None:
+        self.loop.watchers.check_thread()
+        super().abort()
