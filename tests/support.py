@@ -246,7 +246,10 @@ class ScriptedSocket:
         else:
             taken = self.outcomes.popleft() if self.outcomes else BlockingIOError()
         if isinstance(taken, BaseException):
-            raise taken
+            try:
+                raise taken
+            finally:
+                del taken  # which holds this frame, and with it the buffers
         self.sent += data[:taken]
         return min(taken, len(data))
 

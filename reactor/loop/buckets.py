@@ -74,6 +74,11 @@ class Buckets:
     def _look(self) -> None:
         now = self._timers.clock()
         for second in sorted(second for second in self._buckets if second <= now):
-            for member in self._buckets.pop(second):
-                member.handle_look(now)
+            bucket = self._buckets.get(second, {})
+            for member in list(bucket):
+                if member in bucket:  # not discarded by the look of another
+                    del bucket[member]
+                    member.handle_look(now)
+            if not bucket and self._buckets.get(second) is bucket:
+                del self._buckets[second]
         self._arm()

@@ -24,7 +24,7 @@ from .log import log
 from .signals import SignalHandler, Signals
 from .stats import Counters, Stats
 from .threads import ThreadCall, ThreadPool
-from .timers import FOREVER, RepeatingTimer, Timer, TimerHeap, name_of
+from .timers import FOREVER, CheckedRepeatingTimer, CheckedTimer, RepeatingTimer, Timer, TimerHeap, name_of
 from .wakeup import Wakeup
 from .watcher import READ, WRITE, Handle, Watchers
 
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
     LoopType = TypeVar('LoopType', bound='Loop')
 
+CLOSING_ROUNDS = 1000  # a program that never ends is cut off
 BLIND_POLLS = 20  # in a row, before the selector is taken for broken
 LONGEST_WAIT = 86400.0  # seconds; selectors overflow on much more, and a turn a day costs nothing
 
@@ -62,20 +63,25 @@ class Loop:
         catch_errors: bool | Callable[[Exception, Handle | None], object] = True,
         debug: bool = False,
     ) -> None:
+        if not (isinstance(catch_errors, bool) or callable(catch_errors)):
+            raise TypeError(f'catch_errors is True, False or a callable, not {catch_errors!r}')
         kernel = kernel or Kernel()
         self._kernel = kernel
         self._clock = kernel.clock
         self._catch_errors = catch_errors
         self._debug = debug
         self._stopping = False
+        self._cut_short = False
         self._main_error: Exception | None = None
         self._exit_callbacks: list[tuple[Callable[..., object], tuple[Any, ...]]] = []
         self._soon: deque[tuple[Callable[..., object], tuple[Any, ...]]] = deque()
         self._turn_began = self.now = self._clock()
         self.counters = Counters()
         self.completions: deque[tuple[Handle, Callable[..., object], tuple[Any, ...]]] = deque()
-        self.timers = TimerHeap(self._clock, self.counters)
         self.watchers = Watchers(kernel, selector or kernel.selector())
+        self.timers = TimerHeap(self._clock, self.counters, self.watchers.check_thread)
+        self._timer = CheckedTimer if debug else Timer
+        self._repeating_timer = CheckedRepeatingTimer if debug else RepeatingTimer
         self._select = self.watchers.selector.select
         self._blind_polls = 0  # in a row that ended early and brought nothing
         self._wakeup = Wakeup(self, kernel, self._soon)
@@ -93,6 +99,7 @@ class Loop:
         Ctrl-C raises `KeyboardInterrupt` between two callbacks, and nothing that waits is lost.
         """
         self._enter()
+        self._main_error = None
         in_main_thread = self._kernel.in_main_thread()
         try:
             if in_main_thread:
@@ -108,6 +115,9 @@ class Loop:
                 if self._stopping:
                     return False
             return True
+        except BaseException:
+            self._cut_short = True
+            raise
         finally:
             self._stopping = False
             self.watchers.thread = None
@@ -126,12 +136,17 @@ class Loop:
             self._turn_began = self._clock()
             self._turn(timeout if self._alive() and not self._stopping else 0)
             return self._alive()
+        except BaseException:
+            self._cut_short = True
+            raise
         finally:
             self._stopping = False
             self.watchers.thread = None
 
     def stop(self) -> None:
         """Have `run` return at the end of this turn; what is left to do waits for the next `run`."""
+        if self._debug:
+            self.watchers.check_thread()
         self._stopping = True
 
     def close(self) -> None:
@@ -144,27 +159,29 @@ class Loop:
             return
         self._enter()
         try:
-            self._run_exit_callbacks()
-            self._signals.clear()
-            self.timers.clear()
-            for _ in range(1000):  # closing a connection may open another; a program that never ends is cut off
-                for handle in self.handles():
-                    handle.reset(None)
-                if not self.completions:
-                    break
-                self._run_completions()
+            error = None
+            for step in self._run_exit_callbacks, self._signals.clear, self.timers.clear, self._end_handles:
+                for _ in range(CLOSING_ROUNDS):  # whatever callbacks raise, everything is closed first
+                    try:
+                        step()
+                        break
+                    except BaseException as exc:
+                        error = error or exc
+            if error is not None:
+                raise error
         finally:
             self.watchers.closed = True
             self.watchers.thread = None
             self.timers.clear()
             self._soon.clear()
+            self._wakeup.calls.clear()
             self.completions.clear()
             self._wakeup.close()
             self.watchers.selector.close()
 
     def add_exit_callback(self, fn: Callable[..., object], *args: Any) -> None:
         """Have `close` call `fn(*args)` before it closes anything; the last added is called first."""
-        _check_callable(fn)
+        self._check(fn)
         self._exit_callbacks.append((fn, args))
 
     def __enter__(self: LoopType) -> LoopType:
@@ -244,14 +261,14 @@ class Loop:
         if not callable(fn) or self._debug or self.watchers.closed:
             self._check(fn)
         timers = self.timers
-        return timers.add(Timer, timers.after(delay), delay, fn, args)
+        return timers.add(self._timer, timers.after(delay), delay, fn, args)
 
     def call_at(self, deadline: float, fn: Callable[..., object], *args: Any) -> Timer:
         """Call `fn(*args)` when the loop's clock (monotonic seconds, as `now`) reaches `deadline`."""
         self._check(fn)
         if not -FOREVER < deadline < FOREVER:
             raise ValueError(f'a deadline is a finite number of seconds, not {deadline!r}')
-        return self.timers.add(Timer, deadline, max(0, deadline - self._clock()), fn, args)
+        return self.timers.add(self._timer, deadline, max(0, deadline - self._clock()), fn, args)
 
     def call_every(self, interval: float, fn: Callable[..., object], *args: Any) -> Timer:
         """Call `fn(*args)` every `interval` seconds, the first time after one; ValueError unless above 0.
@@ -261,7 +278,7 @@ class Loop:
         self._check(fn)
         if not interval > 0:
             raise ValueError(f'an interval is above 0 seconds, not {interval!r}')
-        return self.timers.add(RepeatingTimer, self.timers.after(interval), interval, fn, args)
+        return self.timers.add(self._repeating_timer, self.timers.after(interval), interval, fn, args)
 
     def add_signal_handler(self, signum: int, fn: Callable[..., object], *args: Any) -> SignalHandler:
         """Call `fn(*args)` in the loop each time the signal arrives; many at once may be one call.
@@ -300,6 +317,10 @@ class Loop:
 
     def _turn(self, limit: float | None) -> None:
         counters, clock = self.counters, self._clock
+        if self._cut_short:  # an exception left the last turn: what it did not tell comes before what happens next
+            self._cut_short = False
+            self._run_completions()
+            limit = 0  # perhaps nothing is left to wait for
         ready = self._poll(limit)
         began = self.now
         counters.loop_count += 1
@@ -327,7 +348,7 @@ class Loop:
     def _poll(self, limit: float | None) -> list[tuple[SelectorKey, int]]:
         timeout = self.timeout()
         if limit is not None and (timeout is None or limit < timeout):
-            timeout = limit
+            timeout = min(limit, LONGEST_WAIT)
         try:
             ready = self._select(timeout)
         except (OSError, ValueError):
@@ -343,7 +364,7 @@ class Loop:
     def _look_for_spin(self, timeout: float | None) -> None:
         # A descriptor that was closed behind our back while a copy of it lives is reported by epoll for ever, and
         # `selectors` drops what it does not know: polls that end early with nothing. A new selector ends that.
-        if timeout is not None and self.now - self._turn_began >= timeout:
+        if timeout is not None and self.now - self._turn_began + 0.001 >= timeout:
             self._blind_polls = 0
             return
         self._blind_polls += 1
@@ -379,6 +400,7 @@ class Loop:
                 timer.fn(*timer.args)  # type: ignore[misc]
             except Exception as exc:
                 self._callback_failed(exc, None)
+        self.timers.compact()
 
     def _run_soon(self) -> None:
         signals, soon = self._signals, self._soon
@@ -428,6 +450,14 @@ class Loop:
             main(self)
         except Exception as exc:
             self._main_error = exc
+
+    def _end_handles(self) -> None:
+        for _ in range(CLOSING_ROUNDS):  # closing a connection may open another
+            for handle in self.handles():
+                handle.reset(None)
+            if not self.completions:
+                break
+            self._run_completions()
 
     def _run_exit_callbacks(self) -> None:
         while self._exit_callbacks:

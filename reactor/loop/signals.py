@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from signal import NSIG, SIGINT
 
+from ..errors import ReactorError
 from .watcher import Handle
 
 TYPE_CHECKING = False
@@ -49,6 +50,11 @@ class SignalHandler(Handle):
     def close(self) -> None:
         self._signals.remove(self.signum)
 
+    def handle_signal(self) -> None:
+        """Called in the loop after the signal came."""
+        if self.fn is not None:
+            self.fn(*self.args)
+
     def waits_for(self) -> str:
         return f'signal {self.signum}'
 
@@ -64,6 +70,7 @@ class Signals:
         '_foreign',
         '_handlers',
         '_holds',
+        '_in_run',
         '_kernel',
         '_loop',
         '_raised',
@@ -80,6 +87,7 @@ class Signals:
         self._soon = soon
         self._handlers: dict[int, SignalHandler] = {}
         self._raised = bytearray(NSIG)
+        self._in_run = False
         self._holds = 0  # who needs the wakeup descriptor: each handler, and `run`
         self._foreign = -1
         self._default_interrupt: Any = None
@@ -100,15 +108,20 @@ class Signals:
 
     def remove(self, signum: int) -> bool:
         """Restore what was installed before; returns whether there was a handler of ours."""
-        handler = self._handlers.pop(signum, None)
+        handler = self._handlers.get(signum)
         if handler is None:
             return False
+        if not self._kernel.in_main_thread():
+            raise ReactorError('signal handlers can be removed in the main thread only')
+        del self._handlers[signum]
         # None: the previous handler was not installed from Python and cannot be put back.
         self._kernel.signal(signum, handler.previous if handler.previous is not None else 0)
         self._raised[signum] = 0
         handler.fn, handler.args = None, ()
         self._loop.watchers.remove(handler)
         self._release()
+        if signum == SIGINT and self._in_run and self._default_interrupt is None:
+            self._take_interrupt()
         return True
 
     def clear(self) -> None:
@@ -119,16 +132,23 @@ class Signals:
     def enter(self) -> None:
         """`run` begins in the main thread: signals end its sleep, and SIGINT is raised between callbacks."""
         self._hold()
+        self._in_run = True
+        self._take_interrupt()
+
+    def _take_interrupt(self) -> None:
         if self._kernel.takes_sigint():
             self._default_interrupt = self._kernel.signal(SIGINT, self._interrupt)
 
     def leave(self) -> None:
         """`run` ends: undo `enter`."""
+        self._in_run = False
         if self._default_interrupt is not None:
             if SIGINT in self._handlers:
                 self._handlers[SIGINT].previous = self._default_interrupt
             else:
-                self._kernel.signal(SIGINT, self._default_interrupt)
+                found = self._kernel.signal(SIGINT, self._default_interrupt)
+                if found != self._interrupt:
+                    self._kernel.signal(SIGINT, found)  # somebody installed theirs meanwhile: it stays
             self._default_interrupt = None
         self._release()
 
@@ -143,9 +163,9 @@ class Signals:
         for signum, handler in self._handlers.items():
             if raised[signum]:
                 raised[signum] = 0
-                assert handler.fn is not None
-                self._soon.append((handler.fn, handler.args))
-        if self._foreign >= 0:
+                self._soon.append((handler.handle_signal, ()))
+        data = data.replace(b'\0', b'')  # our own doorbell
+        if data and self._foreign >= 0:
             try:
                 self._kernel.write(self._foreign, data)
             except OSError:
@@ -153,6 +173,9 @@ class Signals:
 
     def _note(self, signum: int, frame: FrameType | None) -> None:
         self._raised[signum] = 1
+        handler = self._handlers.get(signum)
+        if handler is not None and getattr(handler.previous, '__func__', None) is Signals._note:
+            handler.previous(signum, frame)  # another reactor's
 
     def _interrupt(self, signum: int, frame: FrameType | None) -> None:
         # The second time inside one callback the user means it. Not in our own code, which it would leave half done.
@@ -169,7 +192,10 @@ class Signals:
     def _release(self) -> None:
         self._holds -= 1
         if not self._holds:
-            found = self._kernel.set_wakeup_fd(self._foreign)
+            try:
+                found = self._kernel.set_wakeup_fd(self._foreign)
+            except (OSError, ValueError):
+                found = self._kernel.set_wakeup_fd(-1)  # its owner closed it
             if found != self._wakeup.bell_fileno():
                 self._kernel.set_wakeup_fd(found)  # somebody installed theirs meanwhile: it stays
             self._foreign = -1

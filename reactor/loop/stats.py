@@ -85,4 +85,7 @@ class Stats(Counters):
         return {name: getattr(self, name) for name in COUNTS + GAUGES + TIMES + self.__slots__}
 
     def __repr__(self) -> str:
-        return f'Stats({", ".join(f"{name}={value:.6g}" for name, value in self.as_dict().items())})'
+        shown = [
+            f'{name}={value if isinstance(value, int) else round(value, 6)}' for name, value in self.as_dict().items()
+        ]
+        return f'Stats({", ".join(shown)})'

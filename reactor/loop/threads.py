@@ -105,8 +105,8 @@ class ThreadPool:
 
     def _start_threads(self) -> None:
         if self._queue and self._running < THREADS:
+            self._kernel.start_thread(self._work, f'reactor-{self._running + 1}')
             self._running += 1
-            self._kernel.start_thread(self._work, f'reactor-{self._running}')
 
     def _work(self) -> None:
         # In a thread.

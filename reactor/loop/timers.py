@@ -83,6 +83,20 @@ class Timer:
         return f'<{type(self).__name__} in {seconds:.3f} s calls {name_of(self.fn)}>'
 
 
+class CheckedTimer(Timer):
+    """A timer that checks its caller's thread, for `Reactor(debug=True)`."""
+
+    __slots__ = ()
+
+    def cancel(self) -> None:
+        self.timers.check_thread()
+        super().cancel()
+
+    def reset(self, seconds: float | None = None) -> None:
+        self.timers.check_thread()
+        super().reset(seconds)
+
+
 class RepeatingTimer(Timer):
     """A call at a fixed rate, as returned by `call_every`; beats that were missed are skipped."""
 
@@ -93,6 +107,12 @@ class RepeatingTimer(Timer):
         assert self.deadline is not None
         beats = (now - self.deadline) // self.delay + 1
         self.timers.move(self, self.deadline + beats * self.delay)
+
+
+class CheckedRepeatingTimer(CheckedTimer, RepeatingTimer):
+    """The same at a fixed rate."""
+
+    __slots__ = ()
 
 
 def name_of(fn: object) -> str:
@@ -112,14 +132,16 @@ class TimerHeap:
         '_sequence',
         '_unreferenced',
         'buckets',
+        'check_thread',
         'clock',
         'counters',
         'due',
         'referenced',
     )
 
-    def __init__(self, clock: Callable[[], float], counters: Counters) -> None:
+    def __init__(self, clock: Callable[[], float], counters: Counters, check_thread: Callable[[], None]) -> None:
         self.clock = clock
+        self.check_thread = check_thread
         self.counters = counters
         self.buckets = Buckets(self)
         self.referenced = 0  # pending timers that keep the loop running
@@ -156,7 +178,7 @@ class TimerHeap:
         """The deadline `seconds` from now, on a fresh clock; a delay below 0 is 0. ValueError for NaN and infinity."""
         if not -FOREVER < seconds < FOREVER:
             raise ValueError(f'a delay is a finite number of seconds, not {seconds!r}')
-        return self.clock() + seconds if seconds > 0 else self.clock()
+        return self.clock() + (seconds if seconds > 0 else 0.0)
 
     def second(self) -> int:
         """The clock in whole seconds, as one object for all who ask in that second: a stamp that costs no memory."""
@@ -230,6 +252,8 @@ class TimerHeap:
     def compact(self) -> None:
         """Drop the entries of cancelled and moved timers when they are half of the heap: O(1) for each of them."""
         heap = self._heap
-        if len(heap) > COMPACT_ABOVE and len(heap) > 2 * self._pending:
+        if not self._pending:
+            heap.clear()
+        elif len(heap) > COMPACT_ABOVE and len(heap) > 2 * self._pending:
             heap[:] = [entry for entry in heap if entry[2].deadline is entry[0]]
             heapify(heap)

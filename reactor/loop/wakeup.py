@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import deque
 
+from ..errors import HandleClosed
 from .watcher import READ, Handle
 
 TYPE_CHECKING = False
@@ -40,7 +41,12 @@ class Wakeup(Handle):
         self._sock: socket
         self._bell: socket
         self._sock, self._bell = kernel.socketpair()
-        loop.watchers.add(self, READ)
+        try:
+            loop.watchers.add(self, READ)
+        except BaseException:
+            self._sock.close()
+            self._bell.close()
+            raise
         loop.watchers.unref(self)
 
     def fileno(self) -> int:
@@ -64,10 +70,15 @@ class Wakeup(Handle):
                 self._bell.send(b'\0')
             except BlockingIOError:
                 pass  # full of signals' bytes, so it rings anyway
+            except OSError:
+                raise HandleClosed('this reactor is closed') from None
 
     def handle_read(self) -> None:
         """Take the calls that wait, and let the signals tell which of them were raised."""
-        data = self._sock.recv(DOORBELL_BYTES)
+        try:
+            data = self._sock.recv(DOORBELL_BYTES)
+        except BlockingIOError:
+            return
         self._rung = False
         self.on_bytes(data)
         calls, soon = self.calls, self._soon

@@ -185,7 +185,11 @@ class Watchers:
 
     def rebuild(self) -> BaseSelector:
         """Move all registrations to a new selector of the same kind, and return it."""
-        old, self.selector = self.selector, self._kernel.another(self.selector)
+        old = self.selector
+        try:
+            self.selector = self._kernel.another(old)
+        except (OSError, TypeError):
+            return old  # no descriptor is left, or the user's own kind needs arguments: it has to go on as it is
         self._map = self.selector.get_map()
         for key in list(old.get_map().values()):
             try:
@@ -223,7 +227,10 @@ class Watchers:
             self.selector.register(fd, events, handle)
         except KeyError:
             # The number is ours, so the handle that holds it here lost it without our knowing.
-            self.evict(self._map[fd].data)
+            holder = self._map[fd].data
+            if getattr(holder, 'sock', None) is getattr(handle, 'sock', handle):
+                raise ReactorError(f'this socket belongs to {holder!r} already') from None
+            self.evict(holder)
             self.selector.register(fd, events, handle)
 
     def _unregister(self, handle: Handle) -> None:

@@ -20,7 +20,7 @@ from ..loop.watcher import WRITE, Handle
 from .addresses import interleave, numeric, show
 from .resolver import look_up
 from .sockets import bind_local, set_stream_options
-from .stream import Stream
+from .stream import CONNECTING, Stream
 from .writer import Writer
 
 TYPE_CHECKING = False
@@ -58,6 +58,7 @@ class Connector:
         '_addresses',
         '_attempts',
         '_errors',
+        '_family',
         '_kernel',
         '_local_address',
         '_lookup',
@@ -93,6 +94,7 @@ class Connector:
         self._lookup: ThreadCall | None = None
         self._addresses: deque[Address] = deque()  # not tried yet
         self._attempts: list[Attempt] = []  # under way
+        self._family = 0  # of the first address, which is the preferred one
         self._errors: list[tuple[Address, Exception]] = []
         self._timer: Timer | None = None
         self._next: Timer | None = None
@@ -102,6 +104,7 @@ class Connector:
         loop.counters.outgoing += 1
         if timeout is not None:
             self._timer = loop.timers.later(timeout, Connector._timed_out, self)
+            self._timer.unref()  # as all the parts are: the stream itself keeps the loop running
 
     def connect(self, host: str, port: int, family: int) -> None:
         """Begin, looking the host up first unless it is an address."""
@@ -110,9 +113,11 @@ class Connector:
             self.try_addresses(addresses)
         else:
             self._lookup = look_up(self._loop, self._kernel, host, port, family, self._looked_up)
+            self._lookup.unref()
 
     def try_addresses(self, addresses: list[Address]) -> None:
         """Begin with addresses that are known."""
+        self._family = addresses[0][0]
         self._addresses.extend(interleave(addresses))
         self._try_next()
 
@@ -147,7 +152,10 @@ class Connector:
             try:
                 attempt = Attempt(self._loop, self, address, self._open(address[0]))
                 error = attempt.begin()
-            except (OSError, SelectorFull) as exc:
+            except OSError as exc:
+                self._errors.append((address, self._error(address, exc.errno or 0, str(exc.strerror or exc))))
+                continue
+            except SelectorFull as exc:
                 self._errors.append((address, exc.with_traceback(None)))
                 continue
             if error in IN_PROGRESS:
@@ -180,23 +188,22 @@ class Connector:
 
     def _call_next(self, delay: float) -> None:
         self._next = self._loop.timers.later(delay, Connector._try_next, self)
+        self._next.unref()
 
     def _succeed(self, attempt: Attempt) -> None:
-        stream, sock = self.stream, attempt.release()
+        stream = self.stream
+        stream.sock = attempt.release()
         self._end()
-        if sock.family != AF_UNIX:
-            set_stream_options(sock, stream.options)
-        self._loop.counters.connects += 1
-        stream.origin = ESTABLISHED
-        stream.connected(sock, self.reading)
+        if stream.sock.family != AF_UNIX:
+            set_stream_options(stream.sock, stream.options)
+        self._loop.completions.append((stream, handle_connected, (self,)))
 
-    def _error(self, address: Address, error: int) -> OSError:
-        return OSError(error, f'cannot connect to {show(address[1])}: {self._kernel.strerror(error)}')
+    def _error(self, address: Address, error: int, reason: str = '') -> OSError:
+        return OSError(error, f'cannot connect to {show(address[1])}: {reason or self._kernel.strerror(error)}')
 
     def _failure(self) -> Exception:
         # Of the family that was preferred, the last error; all of them in its notes.
-        family = self._errors[0][0][0]
-        exc = [exc for (tried, _), exc in self._errors if tried == family][-1]
+        exc = [exc for (family, _), exc in self._errors if family == self._family][-1]
         if len(self._errors) > 1:
             for _, each in self._errors:
                 exc.add_note(str(each))
@@ -223,7 +230,14 @@ class Connector:
             attempt.close()
         self._attempts.clear()
         self._addresses.clear()
-        del self.stream  # no cycle is left behind
+
+
+def handle_connected(stream: Stream, connector: Connector) -> None:
+    """Told as a completion: the stream is open, unless it was closed meanwhile."""
+    if stream.state is CONNECTING:
+        stream.origin = ESTABLISHED
+        stream.loop.counters.connects += 1
+        stream.opened(connector.reading)
 
 
 class Attempt(Handle):
@@ -246,6 +260,7 @@ class Attempt(Handle):
             error = self.sock.connect_ex(self.address[1])
             if error in IN_PROGRESS:
                 self.loop.watchers.add(self, WRITE)
+                self.unref()
         except BaseException:
             self.close()
             raise

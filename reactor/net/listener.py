@@ -113,7 +113,9 @@ class Listener(Handle):
 
     def handle_lost(self, exc: OSError) -> None:
         self._report(exc, 'was lost and is closed')
-        self.close()
+        if not self.closed:
+            self._forget()
+            self._sock.detach()  # the number may be another's by now
 
     def pause(self) -> None:
         """Accept nobody until `resume`; clients wait in the kernel's backlog."""
@@ -140,7 +142,10 @@ class Listener(Handle):
     @property
     def address(self) -> Any:
         """Where it listens: (host, port) or a path; None after `close`."""
-        return None if self.closed else unmapped(self._sock.getsockname())
+        try:
+            return None if self.closed else unmapped(self._sock.getsockname())
+        except OSError:
+            return None
 
     @property
     def closed(self) -> bool:
@@ -150,13 +155,16 @@ class Listener(Handle):
         """Stop listening; clients in the backlog are refused, accepted connections live on. Closing twice is fine."""
         if self.closed:
             return
+        self._forget()
+        self._sock.close()
+
+    def _forget(self) -> None:
         if self._retry is not None:
             self._retry.cancel()
             self._retry = None
         self.loop.watchers.remove(self)
         if self._unlink is not None:
             self._unlink()
-        self._sock.close()
 
     def fileno(self) -> int:
         return self._sock.fileno()
@@ -191,7 +199,7 @@ class Listener(Handle):
         if self._max_connections is not None:
             self._update()
         if stream.on_connect is not None:
-            self.loop.completions.append((stream, Stream.handle_connected, ()))
+            self.loop.completions.append((stream, Stream.handle_accepted, ()))
 
     def _hold(self, exc: Exception) -> None:
         self.loop.counters.accept_pauses += 1

@@ -139,20 +139,22 @@ class Stream(Handle):
         """Send what waits, as much as the kernel takes at once."""
         writer = self.writer
         assert writer is not None
-        try:
-            buffers = writer.buffers()
-            sent = self.sock.sendmsg(buffers) if HAS_SENDMSG else send_first(self.sock, buffers)
-        except BlockingIOError:
-            return
-        except OSError as exc:
-            self._write_failed(exc)
-            return
         counters = self.loop.counters
-        counters.writes += 1
-        counters.bytes_out += sent
-        writer.advance(sent)
-        if self.timeouts is not None:
-            self.written_at = self.loop.timers.clock()
+        buffers = writer.buffers()
+        if buffers:
+            try:
+                sent = self.sock.sendmsg(buffers) if HAS_SENDMSG else send_first(self.sock, buffers)
+            except BlockingIOError:
+                return
+            except OSError as exc:
+                self._write_failed(exc)
+                return
+            del buffers  # the writer may grow its last one again
+            counters.writes += 1
+            counters.bytes_out += sent
+            writer.advance(sent)
+            if self.timeouts is not None:
+                self.written_at = self.loop.timers.clock()
         for _, on_written, args in writer.reached():
             self.loop.completions.append((self, on_written, args))
         if writer.full and writer.buffered <= self.options.low_water:
@@ -163,13 +165,10 @@ class Stream(Handle):
         else:
             counters.short_writes += 1
 
-    def handle_connected(self) -> None:
-        """Told as a completion when the connection is made: `on_connect`, and then what was written before it."""
-        on_connect, self.on_connect = self.on_connect, None
-        if self.sock is not None and self.writer is not None:
-            self.loop.watchers.set_events(self, self.events | WRITE)
-        if on_connect is not None:
-            on_connect(self)
+    def handle_accepted(self) -> None:
+        """Told as a completion, in the turn in which it was accepted: `on_connect`."""
+        if self.on_connect is not None and not self.closed:
+            self.on_connect(self)
 
     def handle_drain(self) -> None:
         """Told as a completion: what waits has fallen to the low-water mark."""
@@ -238,6 +237,8 @@ class Stream(Handle):
         Raises `ConnectionClosed` after your own `close`, `abort` or `write_eof` and after `on_close`; TypeError for
         what is not bytes.
         """
+        if on_written is not None and not callable(on_written):
+            raise TypeError(f'on_written must be callable, not {on_written!r}')
         writer = self.writer
         if (writer is not None and writer is not DRAINED) or type(data) is not bytes or not data:
             return self._queue((data,), on_written, args)
@@ -264,6 +265,8 @@ class Stream(Handle):
         self, buffers: Iterable[Buffer], on_written: Callable[..., object] | None = None, *args: Any
     ) -> bool:
         """Send several buffers with one system call; otherwise as `write`."""
+        if on_written is not None and not callable(on_written):
+            raise TypeError(f'on_written must be callable, not {on_written!r}')
         return self._queue(buffers, on_written, args)
 
     def write_eof(self) -> None:
@@ -416,20 +419,21 @@ class Stream(Handle):
         if self.options.timed:
             self.start_timeouts()
 
-    def connected(self, sock: socket, reading: bool) -> None:
-        """Take the socket that a connector has connected; fails, as any stream, when the selector has no room."""
-        self.sock = sock
+    def opened(self, reading: bool) -> None:
+        """The parked stream has got its socket: watch it, call `on_connect`, and then send what was written before."""
         self.state = OPEN
         if self.writer is not None and self.writer.untouched:
             self.writer = None
+        events = (READ if reading else 0) | (0 if self.writer is None else WRITE)
         try:
-            self.loop.watchers.set_events(self, READ if reading else 0)
+            self.loop.watchers.set_events(self, events)
         except SelectorFull as exc:
             self.reset(exc)
             return
         if self.options.timed:
             self.start_timeouts()
-        self.loop.completions.append((self, Stream.handle_connected, ()))
+        if self.on_connect is not None:
+            self.on_connect(self)
 
     # -- in this file
 

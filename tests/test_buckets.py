@@ -1,0 +1,204 @@
+"""Time limits in one-second buckets: never early, at most a second late, one timer however many members."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from support import FakeKernel, Log
+
+from reactor import IdleTimeout
+from reactor.loop.stats import Counters
+from reactor.loop.timers import TimerHeap
+
+
+class Member:
+    """Notes when it is looked at, and then calls `on_look(member)`."""
+
+    def __init__(self, on_look=None):
+        self.looks = []
+        self.on_look = on_look
+
+    def handle_look(self, now):
+        self.looks.append(now)
+        if self.on_look is not None:
+            self.on_look(self)
+
+
+@pytest.fixture
+def buckets(fake):
+    """The buckets of a reactor that a timer keeps running."""
+    fake.call_later(1000, int)
+    return fake.timers.buckets
+
+
+@pytest.mark.parametrize('when', [1001, 1001.0, 1001.001, 1001.5, 1001.999])
+def test_a_member_is_looked_at_in_the_first_full_second_from_then_on(fake, buckets, when):
+    member = Member()
+    second = buckets.add(member, when)
+    assert when <= second < when + 1
+    fake.run()
+    assert member.looks == [second]
+
+
+@given(st.lists(st.floats(1000, 1100), max_size=20), st.floats(0.05, 3))
+@settings(max_examples=50, deadline=None, derandomize=True)
+def test_every_member_is_looked_at_once_never_early_and_less_than_a_second_late(times, step):
+    kernel = FakeKernel()
+    heap = TimerHeap(kernel.clock, Counters(), int)
+    members = [Member() for _ in times]
+    for member, when in zip(members, times, strict=True):
+        heap.buckets.add(member, when)
+    while kernel.time < 1102:
+        kernel.time += step
+        heap.collect(kernel.time)
+        while heap.due:
+            deadline, _, timer = heap.due.popleft()
+            if timer.deadline is deadline:
+                timer.handle_due(kernel.time)
+                timer.fn(*timer.args)
+    for member, when in zip(members, times, strict=True):
+        assert len(member.looks) == 1
+        assert 0 <= member.looks[0] - when < 1 + step
+    assert len(heap.buckets) == len(heap) == 0
+
+
+def test_many_members_need_one_timer(fake, buckets):
+    for number in range(1000):
+        buckets.add(Member(), 1001 + number % 50)
+    assert len(buckets) == 1000
+    assert len(fake.timers) == 2
+
+
+def test_a_member_does_not_keep_run_running(fake, kernel):
+    member = Member()
+    fake.timers.buckets.add(member, 1005)
+    assert fake.run() is True
+    assert kernel.time == 1000
+    assert member.looks == []
+
+
+def test_a_discarded_member_is_not_looked_at(fake, buckets):
+    member, other = Member(), Member()
+    buckets.discard(member, buckets.add(member, 1002))
+    buckets.add(other, 1003)
+    fake.run()
+    assert (member.looks, other.looks) == ([], [1003])
+
+
+def test_the_last_one_discarded_takes_the_timer_with_it(fake, buckets):
+    member = Member()
+    buckets.discard(member, buckets.add(member, 1002))
+    assert len(buckets) == 0
+    assert len(fake.timers) == 1
+
+
+def test_discarding_who_is_not_there_does_nothing(buckets):
+    member = Member()
+    buckets.discard(member, 1002)
+    second = buckets.add(member, 1002)
+    buckets.discard(Member(), second)
+    buckets.discard(member, second)
+    buckets.discard(member, second)
+    assert len(buckets) == 0
+
+
+def test_the_timer_moves_to_an_earlier_second_and_back(fake, buckets, kernel):
+    late, early = Member(), Member()
+    buckets.add(late, 1050)
+    assert fake.timeout() == 50
+    second = buckets.add(early, 1010)
+    assert fake.timeout() == 10
+    buckets.discard(early, second)
+    assert fake.timeout() == 50
+    fake.run_once(60)
+    assert (late.looks, early.looks) == ([1050], [])
+
+
+def test_a_member_may_ask_to_be_looked_at_again(fake, buckets, kernel):
+    def again(member):
+        if len(member.looks) < 3:
+            buckets.add(member, kernel.time + 2.5)
+
+    member = Member(again)
+    buckets.add(member, 1001)
+    fake.run()
+    assert member.looks == [1001, 1004, 1007]
+
+
+def test_seconds_that_were_missed_are_all_looked_at_in_order(fake, buckets, kernel):
+    order = []
+    for second in 1005, 1002, 1008, 1003:
+        buckets.add(Member(lambda member, second=second: order.append(second)), second)
+    kernel.time = 1006
+    fake.run_once(0)
+    assert order == [1002, 1003, 1005]
+
+
+def test_a_member_discarded_while_another_of_its_second_is_looked_at_is_left_alone(fake, buckets):
+    second = Member()
+    first = Member(lambda member: buckets.discard(second, 1002))
+    buckets.add(first, 1002)
+    buckets.add(second, 1002)
+    fake.run()
+    assert (first.looks, second.looks) == ([1002], [])
+
+
+def test_a_member_discarded_while_one_of_an_earlier_second_is_looked_at_is_left_alone(fake, buckets, kernel):
+    second = Member()
+    first = Member(lambda member: buckets.discard(second, 1003))
+    third = Member()
+    buckets.add(first, 1002)
+    buckets.add(second, 1003)
+    buckets.add(third, 1004)
+    kernel.time = 1010
+    fake.run_once(0)
+    assert (first.looks, second.looks, third.looks) == ([1010], [], [1010])
+    assert fake.stats().callback_errors == 0
+
+
+def test_clearing_forgets_everybody(fake, buckets):
+    member = Member()
+    buckets.add(member, 1002)
+    buckets.clear()
+    fake.run()
+    assert member.looks == []
+    assert len(buckets) == 0
+
+
+def test_who_was_looked_at_is_held_no_more(fake, buckets):
+    member = Member()
+    ref = weakref.ref(member)
+    buckets.add(member, 1002)
+    del member
+    gc.disable()
+    try:
+        fake.run()
+        assert ref() is None
+    finally:
+        gc.enable()
+
+
+def test_bytes_of_a_connection_with_a_timeout_cost_no_timer_operation(fake, kernel, sockets):
+    log = Log()
+    ours, theirs = sockets()
+    fake.adopt(ours, log.on_data, on_close=log.on_close, idle_timeout=10)
+    heap = list(fake.timers._heap)
+    for _ in range(100):
+        theirs.send(b'x')
+        fake.run_once(0)
+    assert log.names() == ['data'] * 100
+    assert fake.timers._heap == heap
+
+
+def test_an_idle_connection_is_told_by_its_bucket(fake, kernel, sockets):
+    log = Log()
+    fake.adopt(sockets()[0], on_close=log.on_close, idle_timeout=10.5)
+    fake.call_later(60, int)
+    while not log:
+        fake.run_once()
+    assert 1010.5 <= kernel.time < 1011.5
+    assert isinstance(log[0][1], IdleTimeout)

@@ -1,0 +1,1333 @@
+"""The loop: its phases and their order, running, stopping and closing, errors in callbacks, and what waiting costs."""
+
+from __future__ import annotations
+
+import gc
+import os
+import select
+import selectors
+import socket
+import sys
+import threading
+import weakref
+
+import pytest
+from support import SELECTORS, FakeKernel, FakeSelector, Log, Probe, in_thread, run_until, turns, turns_in
+
+import reactor
+from reactor import READ, WRITE, HandleClosed, Reactor, ReactorError, SelectorFull
+
+
+def fail(*args):
+    """A callback that must not be called."""
+    raise AssertionError('called')
+
+
+def boom(*args):
+    """A callback that raises."""
+    raise ValueError('boom')
+
+
+class Thing:
+    """Something to hold a weak reference to."""
+
+
+# -- one turn
+
+
+def test_a_turn_dispatches_then_runs_timers_then_calls_then_completions(r, sockets):
+    log = []
+    ours, theirs = sockets()
+
+    def on_data(conn, data):
+        log.append('data')
+        conn.close()
+
+    r.adopt(ours, on_data, on_close=lambda conn, exc: log.append('close'))
+    r.call_soon(log.append, 'soon')
+    r.call_later(0, log.append, 'timer')
+    theirs.send(b'x')
+    r.run_once(0)
+    assert log == ['data', 'timer', 'soon', 'close']
+
+
+def test_what_is_closed_in_one_turn_is_told_after_its_io_in_the_order_of_closing(r, sockets):
+    log = []
+    pairs = [sockets() for _ in range(5)]
+
+    def on_data(conn, data):
+        log.append(('data', conn.data))
+        conn.close()
+
+    for number, (ours, theirs) in enumerate(pairs):
+        conn = r.adopt(ours, on_data, on_close=lambda conn, exc, number=number: log.append(('close', number)))
+        conn.data = number
+        theirs.send(b'x')
+    r.run_once(0)
+    order = [number for what, number in log[:5] if what == 'data']
+    assert sorted(order) == [0, 1, 2, 3, 4]
+    assert log[5:] == [('close', number) for number in order]
+
+
+def test_a_call_made_by_a_call_waits_for_the_next_turn(r):
+    log = []
+    r.call_soon(lambda: (log.append('first'), r.call_soon(log.append, 'second')))
+    r.run_once(0)
+    assert log == ['first']
+    r.run_once(0)
+    assert log == ['first', 'second']
+
+
+def test_a_call_made_by_a_timer_runs_in_the_same_turn(r):
+    log = []
+    r.call_later(0, r.call_soon, log.append, 'soon')
+    r.run_once(0)
+    assert log == ['soon']
+
+
+def test_a_call_made_by_a_completion_waits_for_the_next_turn(r, sockets):
+    log = []
+    conn = r.adopt(sockets()[0], on_close=lambda conn, exc: r.call_soon(log.append, 'soon'))
+    conn.close()
+    r.run_once(0)
+    assert log == []
+    r.run_once(0)
+    assert log == ['soon']
+
+
+def test_a_completion_caused_by_a_completion_waits_for_the_next_turn(r, sockets):
+    log = Log()
+    second = r.adopt(sockets()[0], on_close=log.on_close)
+    first = r.adopt(sockets()[0], on_close=lambda conn, exc: second.close())
+    first.close()
+    r.run_once(0)
+    assert log == []
+    r.run_once(0)
+    assert log.names() == ['close']
+
+
+def test_calls_run_in_the_order_in_which_they_were_made(r):
+    log = []
+    for number in range(100):
+        r.call_soon(log.append, number)
+    r.run()
+    assert log == list(range(100))
+
+
+def test_a_call_gets_its_arguments(r):
+    log = []
+    r.call_soon(lambda *args: log.append(args), 1, 'two', None)
+    r.call_soon(lambda *args: log.append(args))
+    r.run()
+    assert log == [(1, 'two', None), ()]
+
+
+def test_nothing_is_called_inside_a_call_into_the_api(r, sockets):
+    log = []
+    ours, _ = sockets()
+    r.call_soon(log.append, 'soon')
+    r.call_later(0, log.append, 'timer')
+    r.call_soon_threadsafe(log.append, 'threadsafe')
+    conn = r.adopt(ours, on_close=lambda conn, exc: log.append('close'))
+    conn.write(b'x', lambda conn: log.append('written'))
+    conn.close()
+    assert log == []
+    run_until(r, lambda: len(log) == 5)
+    assert sorted(log) == ['close', 'soon', 'threadsafe', 'timer', 'written']
+
+
+def test_a_call_that_schedules_itself_runs_once_a_turn_at_constant_depth(r):
+    rounds = 100_000
+    left = rounds
+    depths = set()
+
+    def again():
+        nonlocal left
+        left -= 1
+        if left % 1000 == 0:
+            depth, frame = 0, sys._getframe()
+            while frame is not None:
+                depth, frame = depth + 1, frame.f_back
+            depths.add(depth)
+        if left:
+            r.call_soon(again)
+
+    r.call_soon(again)
+    assert r.run() is True
+    assert len(depths) == 1
+    assert r.stats().loop_count == rounds
+
+
+def test_sockets_and_timers_are_served_beside_a_call_that_schedules_itself_for_ever(r, sockets):
+    log = Log()
+    ours, theirs = sockets()
+    conn = r.adopt(ours, log.on_data)
+    fired = []
+
+    def again():
+        if len(fired) < 5 or not log:
+            r.call_soon(again)
+
+    again()
+    timer = r.call_every(0.001, fired.append, 1)
+    theirs.send(b'x')
+    run_until(r, lambda: len(fired) >= 5 and log)
+    timer.cancel()
+    conn.abort()
+    turns(r, 3)
+    assert log.received == b'x'
+
+
+def test_now_is_the_stamp_of_the_turn_while_the_clock_goes_on(fake, kernel):
+    stamps = []
+
+    def busy():
+        stamps.append(fake.now)
+        kernel.time += 2
+
+    fake.call_soon(busy)
+    fake.call_soon(busy)
+    fake.run_once(0)
+    assert stamps == [1000, 1000]
+    fake.run_once(0)
+    assert fake.now == 1004
+
+
+def test_stop_in_the_first_handler_of_a_batch_loses_no_event(r, sockets):
+    pairs = [sockets() for _ in range(100)]
+    got = []
+
+    def on_data(conn, data):
+        got.append(data)
+        r.stop()
+
+    conns = [r.adopt(ours, on_data) for ours, _ in pairs]
+    for _, theirs in pairs:
+        theirs.send(b'x')
+    assert r.run() is False
+    assert len(got) == 100
+    for conn in conns:
+        conn.abort()
+    assert r.run() is True
+
+
+# -- stale events
+
+
+@pytest.mark.parametrize('count', [2, 100])
+def test_a_handle_closed_by_another_of_the_same_batch_hears_nothing_but_on_close(r, sockets, count):
+    logs = [Log() for _ in range(count)]
+    conns = []
+
+    def on_data(conn, data):
+        conn.data.on_data(conn, data)
+        for other in conns:
+            if other is not conn:
+                other.close()
+
+    for log in logs:
+        ours, theirs = sockets()
+        conn = r.adopt(ours, on_data, on_close=log.on_close)
+        conn.data = log
+        conns.append(conn)
+        theirs.send(b'x')
+    turns(r, 3)
+    assert sorted(log.names() for log in logs) == [['close']] * (count - 1) + [['data']]
+    for conn in conns:
+        conn.abort()
+    turns(r, 2)
+
+
+def test_a_newcomer_with_the_number_of_a_handle_closed_in_the_batch_does_not_get_its_event(r, sockets):
+    newcomers, mates = [], []
+
+    def on_ready(probe):
+        other = next(other for other in probes if other is not probe)
+        number = other.fileno()
+        other.close()
+        probe.loop.watchers.set_events(probe, 0)
+        newcomer, mate = socket.socketpair()
+        assert newcomer.fileno() == number
+        mates.append(sockets.track(mate))
+        newcomers.append(Probe(r, newcomer, READ))
+
+    probes = []
+    for _ in range(2):
+        ours, theirs = sockets()
+        probes.append(Probe(r, ours, READ, on_ready))
+        theirs.send(b'x')
+    r.run_once(0)
+    assert sorted(probe.log for probe in probes) == [[], ['read']]
+    assert [newcomer.log for newcomer in newcomers] == [[]]
+    mates[0].send(b'y')
+    r.run_once(0)
+    assert newcomers[0].log == ['read']
+    for probe in [*probes, *newcomers]:
+        probe.close()
+
+
+def test_a_handle_closed_by_its_own_read_is_not_told_that_it_is_writable(r, sockets):
+    ours, theirs = sockets()
+    probe = Probe(r, ours, READ | WRITE, Probe.close)
+    theirs.send(b'x')
+    turns(r, 3)
+    assert probe.log == ['read']
+
+
+def test_a_handle_paused_by_another_of_the_same_batch_is_not_told(r, sockets):
+    probes = []
+
+    def on_ready(probe):
+        for other in probes:
+            r.watchers.set_events(other, 0)
+
+    for _ in range(2):
+        ours, theirs = sockets()
+        probes.append(Probe(r, ours, READ, on_ready))
+        theirs.send(b'x')
+    turns(r, 3)
+    assert sorted(probe.log for probe in probes) == [[], ['read']]
+    for probe in probes:
+        probe.close()
+
+
+# -- running and stopping
+
+
+def test_run_returns_true_when_nothing_is_left(r):
+    assert r.run() is True
+    r.call_soon(int)
+    assert r.run() is True
+
+
+def test_main_gets_the_reactor_in_the_first_turn(r):
+    got = []
+    r.call_soon(got.append, 'before')
+    assert r.run(got.append) is True
+    assert got == ['before', r]
+    assert r.stats().loop_count == 1
+
+
+def test_an_exception_in_main_leaves_run_after_the_turn(r):
+    log = []
+
+    def main(r):
+        r.call_later(0.01, log.append, 'later')
+        raise ValueError('in main')
+
+    r.call_soon(log.append, 'before')
+    with pytest.raises(ValueError, match='in main'):
+        r.run(main)
+    assert log == ['before']
+    assert r.run() is True
+    assert log == ['before', 'later']
+
+
+@pytest.mark.parametrize('catch_errors', [True, False, boom])
+def test_no_setting_of_catch_errors_keeps_an_exception_of_main(catch_errors):
+    with pytest.raises(ZeroDivisionError):
+        reactor.run(lambda r: 1 / 0, catch_errors=catch_errors)
+
+
+@pytest.mark.parametrize('call', [Reactor.run, Reactor.run_once, Reactor.close])
+def test_a_nested_run_is_refused_and_the_outer_one_goes_on(r, call):
+    log = []
+
+    def nested():
+        with pytest.raises(ReactorError, match='running already'):
+            call(r)
+        log.append('refused')
+
+    r.call_soon(nested)
+    r.call_later(0.001, log.append, 'later')
+    assert r.run() is True
+    assert log == ['refused', 'later']
+
+
+def test_another_reactor_may_run_inside_a_callback(r):
+    log = []
+
+    def nested():
+        with Reactor() as inner:
+            inner.call_later(0.001, log.append, 'inner')
+            assert inner.run() is True
+
+    r.call_soon(nested)
+    r.call_later(0.01, log.append, 'outer')
+    assert r.run() is True
+    assert log == ['inner', 'outer']
+
+
+def test_stop_ends_the_turn_and_keeps_what_waits_for_the_next_run(r):
+    log = []
+    r.call_soon(r.stop)
+    r.call_soon(log.append, 'rest of the turn')
+    r.call_soon(r.call_soon, log.append, 'next turn')
+    assert r.run() is False
+    assert log == ['rest of the turn']
+    assert r.run() is True
+    assert log == ['rest of the turn', 'next turn']
+
+
+def test_stopping_twice_is_stopping_once(r):
+    r.call_soon(r.stop)
+    r.call_soon(r.stop)
+    timer = r.call_later(60, fail)
+    assert r.run() is False
+    timer.cancel()
+    assert r.run() is True
+
+
+def test_stop_before_run_gives_one_turn_that_does_not_wait(fake):
+    log = []
+    fake.call_later(60, fail)
+    fake.call_soon(log.append, 1)
+    fake.stop()
+    assert fake.run() is False
+    assert log == [1]
+    assert fake.watchers.selector.waits == [0]
+
+
+def test_stop_before_run_holds_for_that_run_only(fake):
+    fired = []
+    fake.call_later(60, fired.append, 1)
+    fake.stop()
+    assert fake.run() is False
+    assert fake.run() is True
+    assert fired == [1]
+
+
+def test_run_ends_when_only_unreferenced_handles_and_timers_are_left(r, sockets):
+    conn = r.adopt(sockets()[0], fail)
+    conn.unref()
+    timer = r.call_later(0.001, fail)
+    timer.unref()
+    assert r.run() is True
+    assert r.handles() == [conn]
+    timer.cancel()
+    conn.abort()
+    r.run_once(0)
+
+
+def test_a_handle_referenced_again_keeps_run_running(r, sockets):
+    conn = r.adopt(sockets()[0])
+    conn.unref()
+    conn.unref()
+    conn.ref()
+    conn.ref()
+    timer = r.call_later(0.01, r.stop)
+    timer.unref()
+    assert r.run() is False
+    conn.abort()
+    r.run_once(0)
+
+
+def test_run_works_in_any_thread_one_at_a_time(r):
+    log = []
+    for thread in in_thread, in_thread:
+        r.call_soon(lambda: log.append(threading.get_ident()))
+        assert thread(r.run) is True
+    r.call_soon(lambda: log.append(threading.get_ident()))
+    r.run()
+    assert log[2] == threading.get_ident()
+    assert threading.get_ident() not in log[:2]
+
+
+def test_a_second_thread_cannot_run_a_running_reactor(r):
+    def other(call):
+        with pytest.raises(ReactorError, match='running already'):
+            in_thread(call)
+
+    for call in r.run, r.run_once, r.close:
+        r.call_soon(other, call)
+    assert r.run() is True
+    assert r.stats().callback_errors == 0
+
+
+def test_run_once_does_one_turn_and_tells_whether_something_is_left(r):
+    log = []
+    r.call_soon(r.call_soon, log.append, 1)
+    assert r.run_once(0) is True
+    assert log == []
+    assert r.run_once(0) is False
+    assert log == [1]
+
+
+def test_run_once_waits_no_longer_than_it_is_told(fake, kernel):
+    fake.call_later(60, fail)
+    assert fake.run_once(2) is True
+    assert kernel.time == 1002
+    assert fake.run_once(0) is True
+    assert kernel.time == 1002
+
+
+def test_run_once_waits_no_longer_than_until_the_next_timer(fake, kernel):
+    fired = []
+    fake.call_later(3, fired.append, 1)
+    assert fake.run_once(60) is False
+    assert kernel.time == 1003
+    assert fired == [1]
+
+
+def test_run_once_never_waits_when_nothing_is_left(fake, kernel):
+    fake.call_later(60, fail).unref()
+    assert fake.run_once() is False
+    assert fake.run_once(30) is False
+    assert kernel.time == 1000
+
+
+def test_run_once_after_stop_does_not_wait(fake, kernel):
+    fake.call_later(60, fail)
+    fake.stop()
+    fake.run_once()
+    assert kernel.time == 1000
+    fake.run_once(1)
+    assert kernel.time == 1001
+
+
+@pytest.mark.parametrize('timeout', [1e7, 1e10, 1e300])
+def test_run_once_takes_a_limit_of_any_size(r, sockets, timeout):
+    log = Log()
+    ours, theirs = sockets()
+    conn = r.adopt(ours, log.on_data)
+    theirs.send(b'x')
+    r.run_once(timeout)
+    assert log.received == b'x'
+    conn.abort()
+    r.run_once(0)
+
+
+def test_the_function_run_builds_runs_and_closes():
+    made = []
+    assert reactor.run(made.append, catch_errors=False) is True
+    with pytest.raises(HandleClosed):
+        made[0].run()
+
+
+def test_the_function_run_closes_when_main_raises(sockets):
+    log = Log()
+    ours, _ = sockets()
+
+    def main(r):
+        log.append(r.adopt(ours, on_close=log.on_close))
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        reactor.run(main)
+    assert log[0].closed
+    assert log[1:] == [('close', None)]
+
+
+def test_the_function_run_tells_that_it_was_stopped(sockets):
+    def main(r):
+        r.adopt(sockets()[0])
+        r.stop()
+
+    assert reactor.run(main) is False
+
+
+def test_a_reactor_is_a_context_manager_that_closes_itself():
+    with pytest.raises(ZeroDivisionError), Reactor() as r:
+        raise ZeroDivisionError
+    with pytest.raises(HandleClosed):
+        r.run()
+
+
+# -- closing
+
+
+def test_exit_callbacks_run_last_in_first_out_before_handles_are_closed(sockets):
+    log = []
+    r = Reactor()
+    conn = r.adopt(sockets()[0], on_close=lambda conn, exc: log.append('close'))
+    for number in range(3):
+        r.add_exit_callback(lambda *args: log.append((*args, conn.closed)), number, 'x')
+    r.close()
+    assert log == [(2, 'x', False), (1, 'x', False), (0, 'x', False), 'close']
+
+
+def test_an_exit_callback_that_raises_is_logged_and_the_others_run(caplog):
+    log = []
+    r = Reactor(catch_errors=False)
+    r.add_exit_callback(log.append, 'first')
+    r.add_exit_callback(boom)
+    r.close()
+    assert log == ['first']
+    assert [record.exc_info[0] for record in caplog.records] == [ValueError]
+
+
+def test_an_exit_callback_may_add_another():
+    log = []
+    r = Reactor()
+    r.add_exit_callback(r.add_exit_callback, log.append, 1)
+    r.close()
+    assert log == [1]
+
+
+def test_an_exit_callback_must_be_callable(r):
+    with pytest.raises(TypeError):
+        r.add_exit_callback(None)
+
+
+def test_close_aborts_every_handle_and_tells_each_once(r, sockets):
+    log = Log()
+    for _ in range(10):
+        r.adopt(sockets()[0], on_close=log.on_close)
+    r.adopt(sockets()[0], on_close=log.on_close).pause_reading()
+    r.listen_tcp('127.0.0.1', 0)
+    r.close()
+    assert log == [('close', None)] * 11
+    assert r.handles() == []
+
+
+def test_close_tells_what_was_closed_in_the_last_turn_and_not_told_yet(r, sockets):
+    log = Log()
+    r.adopt(sockets()[0], on_close=log.on_close).close()
+    r.close()
+    assert log == [('close', None)]
+
+
+def test_a_connection_opened_while_closing_is_closed_too(r, sockets):
+    log = Log()
+    pairs = [sockets() for _ in range(5)]
+
+    def on_close(conn, exc):
+        log.on_close(conn, exc)
+        if pairs:
+            r.adopt(pairs.pop()[0], on_close=on_close)
+
+    r.adopt(pairs.pop()[0], on_close=on_close)
+    r.close()
+    assert log.names() == ['close'] * 5
+
+
+def test_close_drops_timers_and_calls_and_what_they_hold(r):
+    gc.disable()
+    try:
+        things = [Thing() for _ in range(3)]
+        refs = [weakref.ref(thing) for thing in things]
+        r.call_later(60, fail, things[0])
+        r.call_soon(fail, things[1])
+        r.call_soon_threadsafe(fail, things[2])
+        del things
+        r.close()
+        assert [ref() for ref in refs] == [None] * 3
+    finally:
+        gc.enable()
+    assert len(r.timers) == 0
+
+
+def test_closing_twice_does_nothing(r):
+    calls = []
+    r.add_exit_callback(calls.append, 1)
+    r.close()
+    r.close()
+    assert calls == [1]
+
+
+@pytest.mark.parametrize(
+    'call',
+    [
+        lambda r: r.run(),
+        lambda r: r.run_once(0),
+        lambda r: r.call_soon(int),
+        lambda r: r.call_soon_threadsafe(int),
+        lambda r: r.call_later(1, int),
+        lambda r: r.call_at(1, int),
+        lambda r: r.call_every(1, int),
+        lambda r: r.run_in_thread(int),
+        lambda r: r.add_signal_handler(2, int),
+        lambda r: r.add_exit_callback(int),
+        lambda r: r.listen_tcp('127.0.0.1', 0),
+        lambda r: r.connect_tcp('127.0.0.1', 1),
+    ],
+    ids='run run_once call_soon threadsafe later at every thread signal exit listen connect'.split(),
+)
+def test_a_closed_reactor_refuses_work(r, call):
+    r.close()
+    with pytest.raises(HandleClosed):
+        call(r)
+
+
+def test_a_closed_reactor_can_still_be_asked(r):
+    r.close()
+    assert r.handles() == []
+    assert r.why_alive() == []
+    assert r.stats().handles == 0
+    assert r.timeout() is None
+    r.stop()
+    r.clear_signal_handlers()
+    assert r.remove_signal_handler(2) is False
+
+
+def test_a_constructor_that_fails_leaves_nothing_open():
+    class FullKernel(FakeKernel):
+        def selector_has_room(self, selector, fd):
+            return False
+
+    with pytest.raises(SelectorFull):
+        Reactor(kernel=FullKernel())
+    gc.collect()
+
+
+def test_on_close_that_raises_while_closing_does_not_keep_others_open(sockets):
+    log = Log()
+    r = Reactor(catch_errors=False)
+    conns = [r.adopt(sockets()[0], on_close=boom)]
+    conns += [r.adopt(sockets()[0], on_close=log.on_close) for _ in range(2)]
+    try:
+        r.close()
+    except ValueError:
+        pass
+    assert all(conn.closed for conn in conns)
+    assert log == [('close', None)] * 2
+
+
+@pytest.mark.parametrize('kind', [KeyboardInterrupt, SystemExit])
+def test_an_exit_callback_that_leaves_still_has_everything_closed(sockets, kind):
+    def leave():
+        raise kind
+
+    log = Log()
+    r = Reactor()
+    conn = r.adopt(sockets()[0], on_close=log.on_close)
+    r.add_exit_callback(leave)
+    with pytest.raises(kind):
+        r.close()
+    assert conn.closed
+    assert log == [('close', None)]
+
+
+# -- errors in callbacks
+
+
+@pytest.mark.parametrize('error', [ValueError, MemoryError, RecursionError, StopIteration])
+def test_an_exception_in_a_callback_is_logged_and_the_loop_goes_on(r, caplog, error):
+    log = []
+
+    def bad():
+        raise error('boom')
+
+    for call in r.call_soon, r.call_soon_threadsafe, lambda fn, *args: r.call_later(0, fn, *args):
+        call(bad)
+        call(log.append, 1)
+    run_until(r, lambda: len(log) == 3)
+    assert [record.exc_info[0] for record in caplog.records] == [error] * 3
+    assert {record.name for record in caplog.records} == {'reactor'}
+    assert r.stats().callback_errors == 3
+
+
+def test_a_real_recursion_error_hurts_one_callback_only(r, caplog):
+    log = []
+
+    def deeper():
+        deeper()
+
+    r.call_soon(deeper)
+    r.call_soon(log.append, 1)
+    assert r.run() is True
+    assert log == [1]
+    assert caplog.records[0].exc_info[0] is RecursionError
+
+
+def test_an_exception_hurts_its_own_connection_only(r, sockets, caplog):
+    logs = [Log(), Log()]
+    bad, good = sockets(), sockets()
+    r.adopt(bad[0], boom, on_close=logs[0].on_close)
+    conn = r.adopt(good[0], logs[1].on_data, on_close=logs[1].on_close)
+    bad[1].send(b'x')
+    good[1].send(b'y')
+    turns(r, 3)
+    assert [str(exc) for _, exc in logs[0]] == ['boom']
+    assert logs[1] == [('data', b'y')]
+    conn.abort()
+    turns(r, 1)
+
+
+def test_a_callable_catch_errors_gets_the_exception_and_its_handle_instead_of_the_log(sockets, caplog):
+    caught = []
+    with Reactor(catch_errors=lambda exc, handle: caught.append((str(exc), handle))) as r:
+        ours, theirs = sockets()
+        conn = r.adopt(ours, boom)
+        theirs.send(b'x')
+        r.call_soon(boom)
+        r.call_later(0, boom)
+        turns(r, 2)
+        assert sorted(caught, key=lambda entry: entry[1] is not None) == [
+            ('boom', None),
+            ('boom', None),
+            ('boom', conn),
+        ]
+        assert conn.closed
+    assert caplog.records == []
+
+
+def test_a_catch_errors_that_raises_is_logged_and_the_loop_goes_on(caplog):
+    log = []
+
+    def worse(exc, handle):
+        raise KeyError('worse')
+
+    with Reactor(catch_errors=worse) as r:
+        r.call_soon(boom)
+        r.call_soon(log.append, 1)
+        assert r.run() is True
+    assert log == [1]
+    assert [record.exc_info[0] for record in caplog.records] == [KeyError]
+
+
+def test_without_catch_errors_an_exception_leaves_run_and_the_rest_is_kept():
+    log = []
+    with Reactor(catch_errors=False) as r:
+        for call in r.call_soon, lambda fn, *args: r.call_later(0, fn, *args):
+            call(boom)
+            call(log.append, 1)
+        for count in range(2):
+            with pytest.raises(ValueError, match='boom'):
+                r.run()
+            assert len(log) == count
+        assert r.run() is True
+    assert log == [1, 1]
+
+
+def test_without_catch_errors_on_error_is_still_asked(sockets):
+    log = Log()
+    with Reactor(catch_errors=False) as r:
+        ours, theirs = sockets()
+        conn = r.adopt(ours, boom, on_error=log.on_error)
+        theirs.send(b'x')
+        turns(r, 2)
+        assert log.names() == ['error']
+        assert not conn.closed
+
+
+@pytest.mark.parametrize('value', [None, 'log', 1])
+def test_catch_errors_must_be_a_truth_or_callable(value):
+    with pytest.raises(TypeError):
+        Reactor(catch_errors=value).close()
+
+
+def leaving(r, phase, error, sockets, log):
+    """Three callbacks in one phase of one turn, each of which notes itself and then raises."""
+
+    def leave(*args):
+        log.append(args[-1])
+        raise error
+
+    for number in range(3):
+        if phase == 'soon':
+            r.call_soon(leave, number)
+        elif phase == 'threadsafe':
+            r.call_soon_threadsafe(leave, number)
+        elif phase == 'timers':
+            r.call_later(0, leave, number)
+        else:
+            ours, theirs = sockets()
+            if phase == 'dispatch':
+                r.adopt(ours, leave)
+                theirs.send(b'%d' % number)
+            else:
+                r.adopt(ours).write(b'x', leave, number)
+
+
+@pytest.mark.parametrize('phase', ['dispatch', 'timers', 'soon', 'threadsafe', 'completions'])
+@pytest.mark.parametrize('error', [KeyboardInterrupt, SystemExit])
+def test_what_is_no_exception_leaves_run_and_the_rest_of_the_batch_is_kept(r, sockets, phase, error):
+    log = []
+    leaving(r, phase, error, sockets, log)
+    for count in range(1, 4):
+        with pytest.raises(error):
+            r.run()
+        assert len(log) == count
+    assert len({str(entry) for entry in log}) == 3
+    if phase != 'dispatch':
+        assert log == [0, 1, 2]
+    for handle in r.handles():
+        handle.abort()
+    assert r.run() is True
+
+
+def test_a_timer_that_leaves_run_is_not_run_again(r):
+    def leave():
+        raise SystemExit
+
+    timer = r.call_later(0, leave)
+    with pytest.raises(SystemExit):
+        r.run()
+    assert timer.deadline is None
+    assert r.run() is True
+
+
+# -- wrong threads
+
+
+@pytest.mark.parametrize(
+    'call',
+    [
+        lambda r: r.call_at(1, int),
+        lambda r: r.call_every(1, int),
+        lambda r: r.run_in_thread(int),
+        lambda r: r.add_signal_handler(2, int),
+        lambda r: r.listen_tcp('127.0.0.1', 0),
+        lambda r: r.connect_tcp('127.0.0.1', 1),
+    ],
+    ids='at every thread signal listen connect'.split(),
+)
+def test_cold_calls_from_another_thread_are_refused(r, call):
+    def other():
+        with pytest.raises(ReactorError, match='thread'):
+            in_thread(call, r)
+
+    r.call_soon(other)
+    assert r.run() is True
+    assert r.stats().callback_errors == 0
+
+
+@pytest.mark.parametrize(
+    'call',
+    [
+        lambda r, timer, conn: r.call_soon(int),
+        lambda r, timer, conn: r.call_later(1, int),
+        lambda r, timer, conn: r.stop(),
+        lambda r, timer, conn: timer.cancel(),
+        lambda r, timer, conn: timer.reset(2),
+        lambda r, timer, conn: conn.write(b'x'),
+        lambda r, timer, conn: conn.close(),
+    ],
+    ids='call_soon call_later stop cancel reset write close'.split(),
+)
+def test_in_debug_mode_every_call_from_another_thread_is_refused(sockets, call):
+    with Reactor(debug=True, catch_errors=False) as r:
+        timer = r.call_later(60, int)
+        conn = r.adopt(sockets()[0])
+
+        def other():
+            try:
+                with pytest.raises(ReactorError, match='thread'):
+                    in_thread(call, r, timer, conn)
+            finally:
+                r.stop()
+
+        r.call_soon(other)
+        r.run()
+
+
+def test_in_debug_mode_calls_from_its_own_thread_and_before_it_runs_are_fine():
+    log = []
+    with Reactor(debug=True) as r:
+        r.call_soon(r.call_later, 0, log.append, 1)
+        in_thread(r.call_soon, log.append, 2)
+        r.run()
+    assert log == [2, 1]
+
+
+# -- what waiting costs
+
+
+def test_no_turn_passes_while_nothing_happens(r, sockets):
+    conn = r.adopt(sockets()[0], fail)
+    assert turns_in(r) <= 3
+    conn.abort()
+    turns(r, 1)
+
+
+def test_bytes_that_nobody_wants_wake_nobody(r, sockets):
+    ours, theirs = sockets()
+    conn = r.adopt(ours, fail)
+    conn.pause_reading()
+    theirs.send(b'x' * 1000)
+    assert turns_in(r) <= 3
+    conn.abort()
+    turns(r, 1)
+
+
+@pytest.mark.parametrize('unread', [b'', b'x'])
+def test_a_peer_that_hangs_up_on_a_paused_connection_wakes_nobody(r, sockets, unread):
+    ours, theirs = sockets()
+    conn = r.adopt(ours, fail)
+    conn.pause_reading()
+    theirs.send(b'bytes' + unread)
+    theirs.close()
+    assert turns_in(r) <= 3
+    conn.abort()
+    turns(r, 1)
+
+
+def test_an_end_of_file_with_the_write_side_open_wakes_nobody(r, sockets):
+    log = Log()
+    ours, theirs = sockets()
+    conn = r.adopt(ours, fail, on_eof=log.on_eof)
+    theirs.shutdown(socket.SHUT_WR)
+    run_until(r, lambda: log)
+    assert turns_in(r) <= 3
+    theirs.close()
+    assert turns_in(r) <= 3
+    assert log.names() == ['eof']
+    conn.abort()
+    turns(r, 1)
+
+
+def test_a_duplicate_of_a_closed_descriptor_wakes_nobody(r, sockets):
+    ours, theirs = sockets()
+    conn = r.adopt(ours, fail)
+    duplicate = os.dup(ours.fileno())
+    try:
+        conn.close()
+        theirs.send(b'x')
+        r.call_soon(int)
+        assert turns_in(r) <= 4
+    finally:
+        os.close(duplicate)
+
+
+def test_a_descriptor_lost_while_a_copy_of_it_lives_wakes_the_loop_a_few_times_only(r, sockets):
+    log = Log()
+    ours, theirs = sockets()
+    lost, mate = sockets()
+    victim = r.adopt(lost, fail)
+    conn = r.adopt(ours, log.on_data)
+    duplicate = os.dup(lost.fileno())
+    try:
+        os.close(lost.fileno())
+        victim.pause_reading()
+        mate.send(b'x')
+        turns_in(r)
+        assert turns_in(r) <= 30
+        theirs.send(b'y')
+        run_until(r, lambda: log)
+    finally:
+        lost.detach()
+        os.close(duplicate)
+        victim.abort()
+        conn.abort()
+        turns(r, 2)
+
+
+def test_a_blind_selector_is_replaced_and_everybody_moves_over(sockets):
+    made = []
+
+    class Blind(selectors.SelectSelector):
+        """The first one made reports nothing, at once."""
+
+        def __init__(self):
+            super().__init__()
+            made.append(self)
+
+        def select(self, timeout=None):
+            return [] if self is made[0] else super().select(timeout)
+
+    log = Log()
+    with Reactor(selector=Blind()) as r:
+        ours, theirs = sockets()
+        conn = r.adopt(ours, log.on_data)
+        theirs.send(b'x')
+        r.call_later(5, r.stop)
+        conn.on_data = lambda conn, data: (log.on_data(conn, data), r.stop())
+        assert r.run() is False
+        assert log.received == b'x'
+        assert r.handles() == [conn]
+        assert len(made) == 2
+        assert r.stats().loop_count < 50
+        in_thread(r.call_soon_threadsafe, log.append, ('called',))
+        run_until(r, lambda: log.names() == ['data', 'called'])
+
+
+@pytest.mark.parametrize('step', [0.1, 0.2, 0.3, 0.7, 0.037])
+def test_waiting_in_small_steps_is_not_taken_for_a_blind_selector(fake, kernel, step):
+    selector = fake.watchers.selector
+    fake.call_later(100, int)
+    for _ in range(50):
+        fake.run_once(step)
+    assert fake.watchers.selector is selector
+    assert 1000 + 49 * step < kernel.time < 1000 + 51 * step
+
+
+def test_waiting_for_a_timer_takes_few_turns(r):
+    fired = []
+    for number in range(10):
+        r.call_later(0.02 + number / 1e4, fired.append, number)
+    r.run()
+    assert fired == list(range(10))
+    assert r.stats().loop_count <= 30
+
+
+def sleeping(r, probe):
+    """Have `probe` called each time the loop is about to sleep, as deep as its selector."""
+    select = r._select
+
+    def watched(timeout):
+        if timeout != 0:
+            probe()
+        return select(timeout)
+
+    r._select = watched
+
+
+@pytest.mark.parametrize('end', ['peer', 'close in a timer', 'close in a call'])
+def test_a_closed_handle_is_freed_before_the_loop_sleeps(r, sockets, end):
+    ours, theirs = sockets()
+    log, alive = Log(), []
+    conn = r.adopt(ours, lambda conn, data: None, on_close=log.on_close)
+    ref = weakref.ref(conn)
+    if end == 'peer':
+        theirs.close()
+    elif end == 'close in a timer':
+        r.call_later(0, conn.close)
+    else:
+        r.call_soon(conn.close)
+    del conn
+    sleeping(r, lambda: alive.append((len(log), ref() is not None)))
+    r.call_later(0.01, int)
+    gc.disable()
+    try:
+        r.run()
+    finally:
+        gc.enable()
+    assert alive[-1] == (1, False)
+    assert (1, True) not in alive
+
+
+@pytest.mark.parametrize('how', ['soon', 'threadsafe', 'timer', 'error'])
+def test_what_a_callback_got_is_freed_before_the_loop_sleeps(r, how):
+    thing, alive = Thing(), []
+    ref = weakref.ref(thing)
+    r._log = lambda exc, handle: None
+    if how == 'soon':
+        r.call_soon(id, thing)
+    elif how == 'threadsafe':
+        r.call_soon_threadsafe(id, thing)
+    elif how == 'timer':
+        r.call_later(0, id, thing)
+    else:
+        r.call_soon(boom, thing)
+    del thing
+    sleeping(r, lambda: alive.append(ref() is not None))
+    r.call_later(0.01, int)
+    gc.disable()
+    try:
+        r.run()
+    finally:
+        gc.enable()
+    assert alive[-1] is False
+
+
+def test_opening_and_closing_leaves_no_object_behind(r):
+    def cycle():
+        ours, theirs = socket.socketpair()
+        ours.setblocking(False)
+        r.adopt(ours, int, on_close=lambda conn, exc: None).close()
+        theirs.close()
+        r.call_later(60, int).cancel()
+        r.call_later(0, int)
+        r.run()
+
+    for _ in range(50):
+        cycle()
+    gc.collect()
+    gc.disable()
+    try:
+        before = len(gc.get_objects())
+        for _ in range(2000):
+            cycle()
+        assert len(gc.get_objects()) - before < 100
+    finally:
+        gc.enable()
+
+
+# -- embedding
+
+
+def test_timeout_is_none_with_nothing_to_wait_for_in_time(r, sockets):
+    assert r.timeout() is None
+    conn = r.adopt(sockets()[0])
+    assert r.timeout() is None
+    conn.abort()
+    r.run_once(0)
+
+
+def test_timeout_is_zero_when_something_is_to_be_done_at_once(r, sockets):
+    for call in r.call_soon, r.call_soon_threadsafe:
+        call(int)
+        assert r.timeout() == 0
+        run_until(r, lambda: r.timeout() is None)
+    r.adopt(sockets()[0]).close()
+    assert r.timeout() == 0
+    r.run()
+    assert r.timeout() is None
+
+
+def test_timeout_is_the_time_to_the_next_timer(fake, kernel):
+    fake.call_later(7, int)
+    first = fake.call_later(5, int)
+    assert fake.timeout() == 5
+    kernel.time += 2
+    assert fake.timeout() == 3
+    first.cancel()
+    assert fake.timeout() == 5
+    kernel.time += 100
+    assert fake.timeout() == 0
+
+
+def test_timeout_is_a_day_at_most(fake):
+    fake.call_later(1e12, int)
+    assert fake.timeout() == 86400
+
+
+def test_a_foreign_loop_can_drive_the_reactor(r, sockets):
+    log = Log()
+    ours, theirs = sockets()
+    conn = r.adopt(ours, log.on_data)
+    fired = []
+    r.call_later(0.005, fired.append, 1)
+    theirs.send(b'x')
+    while not (log and fired):
+        r.run_once(min(r.timeout() or 0.01, 0.01))
+    conn.abort()
+    assert r.run_once(0) is False
+
+
+def test_fileno_is_readable_when_the_loop_has_something_to_do(r, sockets):
+    if not hasattr(r.watchers.selector, 'fileno'):
+        pytest.skip(f'{type(r.watchers.selector).__name__} has no descriptor of its own')
+    log = Log()
+    ours, theirs = sockets()
+    conn = r.adopt(ours, log.on_data)
+    assert select.select([r], [], [], 0)[0] == []
+    theirs.send(b'x')
+    assert select.select([r], [], [], 5)[0] == [r]
+    r.run_once(0)
+    assert log.received == b'x'
+    assert select.select([r], [], [], 0)[0] == []
+    in_thread(r.call_soon_threadsafe, log.append, ('called',))
+    assert select.select([r], [], [], 5)[0] == [r]
+    r.run_once(0)
+    assert log.names() == ['data', 'called']
+    conn.abort()
+    r.run_once(0)
+
+
+def test_fileno_of_a_selector_without_one_says_what_to_do_instead():
+    with Reactor(selector=selectors.SelectSelector()) as r, pytest.raises(ReactorError, match='run_once'):
+        r.fileno()
+
+
+# -- looking
+
+
+def test_handles_are_the_open_ones_wanting_something_or_not(r, sockets):
+    assert r.handles() == []
+    first = r.adopt(sockets()[0])
+    second = r.adopt(sockets()[0])
+    second.pause_reading()
+    server = r.listen_tcp('127.0.0.1', 0)
+    assert set(r.handles()) == {first, second, server}
+    for handle in first, second, server:
+        handle.abort()
+    assert r.handles() == []
+    turns(r, 1)
+
+
+def test_why_alive_is_empty_when_nothing_is_left(r):
+    assert r.why_alive() == []
+    r.call_later(60, int).cancel()
+    assert r.why_alive() == []
+
+
+def test_why_alive_names_calls_by_their_function(r):
+    r.call_soon(fail)
+    r.call_soon_threadsafe(fail)
+    assert r.why_alive() == [f'call_soon of {__name__}.fail: waits for its turn'] * 2
+    r._soon.clear()
+    r._wakeup.calls.clear()
+
+
+def test_why_alive_tells_the_age_of_a_timer_and_how_long_it_waits(fake, kernel):
+    fake.call_later(10, fail)
+    kernel.time += 4
+    assert fake.why_alive() == [f'timer of {__name__}.fail: since 4 s, waits another 6.0 s']
+
+
+def test_why_alive_tells_the_age_of_a_handle_and_what_it_waits_for(fake, kernel, sockets):
+    conn = fake.adopt(sockets()[0], fail)
+    kernel.time += 4
+    assert fake.why_alive() == [f'{conn!r}: since 4 s, waits for bytes to read']
+
+
+def test_why_alive_tells_of_what_is_not_told_yet(r, sockets):
+    conn = r.adopt(sockets()[0])
+    conn.close()
+    assert r.why_alive() == [f'{conn!r}: has something to tell']
+    r.run()
+
+
+def test_why_alive_leaves_out_what_does_not_keep_run_running(r, sockets):
+    conn = r.adopt(sockets()[0])
+    conn.unref()
+    timer = r.call_later(60, int)
+    timer.unref()
+    assert r.why_alive() == []
+    conn.ref()
+    timer.ref()
+    assert len(r.why_alive()) == 2
+    timer.cancel()
+    conn.abort()
+    r.run_once(0)
+
+
+# -- bad arguments
+
+
+@pytest.mark.parametrize('fn', [None, 5, 'name'])
+def test_a_callback_must_be_callable(r, fn):
+    for call in (
+        lambda: r.call_soon(fn),
+        lambda: r.call_soon_threadsafe(fn),
+        lambda: r.call_later(1, fn),
+        lambda: r.call_at(r.now, fn),
+        lambda: r.call_every(1, fn),
+    ):
+        with pytest.raises(TypeError):
+            call()
+    assert r.why_alive() == []
+
+
+def test_main_must_be_callable(r):
+    with pytest.raises(TypeError):
+        r.run(5)
+    assert r.run() is True
+
+
+def test_a_limit_that_is_no_number_is_refused(r):
+    timer = r.call_later(60, int)
+    with pytest.raises(TypeError):
+        r.run_once('soon')
+    timer.cancel()
+    assert r.run() is True
+
+
+def test_a_selector_that_is_given_is_closed_with_the_reactor():
+    class Closing(selectors.SelectSelector):
+        closes = 0
+
+        def close(self):
+            Closing.closes += 1
+            super().close()
+
+    with Reactor(selector=Closing()):
+        pass
+    assert Closing.closes == 1
+
+
+def test_an_error_of_the_selector_that_nobody_caused_leaves_run():
+    class Broken(FakeSelector):
+        def select(self, timeout=None):
+            raise OSError('broken')
+
+    with Reactor(selector=Broken(FakeKernel())) as r:
+        r.call_soon(int)
+        with pytest.raises(OSError, match='broken'):
+            r.run()
+
+
+def test_the_selectors_are_what_they_are_called(r):
+    assert type(r.watchers.selector) in SELECTORS.values()

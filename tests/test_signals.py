@@ -1,0 +1,651 @@
+"""Signals: delivered in the loop, never in signal context; Ctrl-C between two callbacks; what was there is put back."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import threading
+import time
+
+import pytest
+from support import Log, drain, fill, in_thread, run_until, turns
+
+from reactor import HandleClosed, Reactor, ReactorError
+
+if not hasattr(signal, 'SIGUSR1'):
+    pytest.skip('this platform has no SIGUSR1 to raise', allow_module_level=True)
+
+from signal import SIGINT, SIGUSR1, SIGUSR2
+
+
+@pytest.fixture(autouse=True)
+def put_back():
+    """SIGINT as Python installs it; afterwards no handler and no wakeup descriptor of ours is left."""
+    previous = signal.signal(SIGINT, signal.default_int_handler)
+    before = {signum: signal.getsignal(signum) for signum in (SIGINT, SIGUSR1, SIGUSR2, signal.SIGALRM)}
+    yield
+    left = signal.set_wakeup_fd(-1)
+    after = {signum: signal.getsignal(signum) for signum in before}
+    for signum, handler in before.items():
+        signal.signal(signum, handler)
+    signal.signal(SIGINT, previous)
+    assert left == -1, 'a wakeup descriptor was left'
+    assert after == before
+
+
+@pytest.fixture
+def foreign():
+    """A wakeup descriptor that somebody else installed: the two sockets (the bell, what it rings)."""
+    bell, sock = socket.socketpair()
+    bell.setblocking(False)
+    sock.setblocking(False)
+    signal.set_wakeup_fd(bell.fileno(), warn_on_full_buffer=False)
+    yield bell, sock
+    signal.set_wakeup_fd(-1)
+    bell.close()
+    sock.close()
+
+
+# -- handlers
+
+
+def test_a_signal_calls_its_handler_in_the_loop_with_its_arguments(r):
+    log = []
+    handler = r.add_signal_handler(SIGUSR1, lambda *args: log.append(args), 1, 'two')
+    signal.raise_signal(SIGUSR1)
+    assert log == []
+    run_until(r, lambda: log)
+    assert log == [(1, 'two')]
+    handler.close()
+
+
+def test_a_handler_stays_until_it_is_removed(r):
+    log = []
+    r.add_signal_handler(SIGUSR1, log.append, 1)
+    for count in range(1, 4):
+        signal.raise_signal(SIGUSR1)
+        turns(r, 2)
+        assert len(log) == count
+    assert r.remove_signal_handler(SIGUSR1) is True
+    assert r.remove_signal_handler(SIGUSR1) is False
+
+
+def test_a_signal_ends_the_sleep_of_the_loop(r):
+    latencies = []
+    due = 0
+
+    def again():
+        nonlocal due
+        latencies.append(time.monotonic() - due)
+        if len(latencies) == 5:
+            r.stop()
+        else:
+            due = time.monotonic() + 0.01
+            signal.setitimer(signal.ITIMER_REAL, 0.01)
+
+    r.add_signal_handler(signal.SIGALRM, again)
+    timer = r.call_later(30, r.stop)
+    r.call_soon(signal.raise_signal, signal.SIGALRM)
+    r.run()
+    assert len(latencies) == 5
+    assert min(latencies[1:]) < 0.05
+    timer.cancel()
+    r.clear_signal_handlers()
+
+
+def test_a_signal_ends_a_sleep_without_any_timer(r):
+    log = []
+
+    def handle():
+        log.append(1)
+        r.clear_signal_handlers()
+
+    r.add_signal_handler(signal.SIGALRM, handle)
+    signal.setitimer(signal.ITIMER_REAL, 0.02)
+    assert r.run() is True
+    assert log == [1]
+
+
+def test_a_signal_of_another_thread_reaches_the_loop(r):
+    log = []
+    r.add_signal_handler(SIGUSR1, log.append, 1)
+    in_thread(signal.raise_signal, SIGUSR1)
+    run_until(r, lambda: log)
+    r.clear_signal_handlers()
+
+
+def test_a_handler_keeps_run_running_unless_unreferenced(r):
+    handler = r.add_signal_handler(SIGUSR1, int)
+    timer = r.call_later(0.01, r.stop)
+    timer.unref()
+    assert r.run() is False
+    handler.unref()
+    assert r.run() is True
+    assert r.handles() == [handler]
+    handler.close()
+    assert handler.closed
+    assert r.handles() == []
+
+
+def test_a_second_handler_replaces_the_first(r):
+    log = []
+    first = r.add_signal_handler(SIGUSR1, log.append, 'first')
+    second = r.add_signal_handler(SIGUSR1, log.append, 'second')
+    signal.raise_signal(SIGUSR1)
+    turns(r, 2)
+    assert log == ['second']
+    assert len(r.handles()) == 1
+    second.close()
+    first.close()
+    assert not r.handles()
+
+
+def test_each_signal_has_its_own_handler(r):
+    log = []
+    r.add_signal_handler(SIGUSR1, log.append, 1)
+    r.add_signal_handler(SIGUSR2, log.append, 2)
+    signal.raise_signal(SIGUSR2)
+    turns(r, 2)
+    assert log == [2]
+    signal.raise_signal(SIGUSR1)
+    signal.raise_signal(SIGUSR2)
+    turns(r, 2)
+    assert sorted(log) == [1, 2, 2]
+    r.clear_signal_handlers()
+
+
+def test_a_hundred_thousand_signals_are_delivered_after_the_last_at_least_once(r):
+    log, raised = [], []
+
+    def busy():
+        for _ in range(100_000):
+            signal.raise_signal(SIGUSR1)
+        signal.raise_signal(SIGUSR2)
+        raised.append(1)
+
+    r.add_signal_handler(SIGUSR1, lambda: log.append((1, len(raised))))
+    r.add_signal_handler(SIGUSR2, lambda: log.append((2, len(raised))))
+    r.call_soon(busy)
+    run_until(r, lambda: len(log) >= 2)
+    assert sorted(log) == [(1, 1), (2, 1)]
+    r.clear_signal_handlers()
+    run_until(r, lambda: not drainable(r))
+
+
+def drainable(r):
+    """Whether the doorbell still has bytes."""
+    before = r.stats().events
+    r.run_once(0)
+    return r.stats().events != before
+
+
+def test_a_full_doorbell_loses_no_signal(r):
+    log = []
+    r.add_signal_handler(SIGUSR1, log.append, 1)
+    fill(r._wakeup._bell)
+    signal.raise_signal(SIGUSR1)
+    run_until(r, lambda: log)
+    assert log == [1]
+    r.clear_signal_handlers()
+
+
+def test_a_storm_of_signals_damages_no_timer_and_no_byte(r, sockets):
+    log, fired, caught = Log(), [], []
+    ours, theirs = sockets()
+    conn = r.adopt(ours, lambda conn, data: (log.on_data(conn, data), conn.write(data)))
+    sent, got = b'0123456789' * 5000, bytearray()
+    r.add_signal_handler(signal.SIGALRM, caught.append, 1)
+    signal.setitimer(signal.ITIMER_REAL, 0.0002, 0.0002)
+    try:
+        position = 0
+        for number in range(2000):
+            timer = r.call_later(number % 7 / 1000, fired.append, number)
+            if number % 3 == 0:
+                timer.cancel()
+        while len(got) < len(sent):
+            if position < len(sent):
+                position += theirs.send(sent[position : position + 1000])
+            r.run_once(0.001)
+            got += drain(theirs)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+    run_until(r, lambda: not len(r.timers))
+    assert (bytes(got), log.received) == (sent, sent)
+    assert sorted(fired) == [number for number in range(2000) if number % 3]
+    run_until(r, lambda: caught)
+    conn.abort()
+    r.clear_signal_handlers()
+    turns(r, 2)
+
+
+@pytest.mark.parametrize('removed', ['remove', 'close', 'clear'])
+def test_a_handler_that_was_removed_is_not_called_for_a_signal_from_before(r, removed):
+    log = []
+    handler = r.add_signal_handler(SIGUSR1, log.append, 1)
+    signal.raise_signal(SIGUSR1)
+    if removed == 'remove':
+        r.remove_signal_handler(SIGUSR1)
+    elif removed == 'close':
+        handler.close()
+    else:
+        r.clear_signal_handlers()
+    turns(r, 3)
+    assert log == []
+
+
+def test_a_handler_removed_by_another_of_the_same_turn_is_not_called(r):
+    log = []
+
+    def handle(name, other):
+        log.append(name)
+        r.remove_signal_handler(other)
+
+    r.add_signal_handler(SIGUSR1, handle, 1, SIGUSR2)
+    r.add_signal_handler(SIGUSR2, handle, 2, SIGUSR1)
+    signal.raise_signal(SIGUSR1)
+    signal.raise_signal(SIGUSR2)
+    turns(r, 3)
+    r.clear_signal_handlers()
+    assert len(log) == 1
+
+
+def test_a_handler_may_remove_itself(r):
+    log = []
+
+    def handle():
+        log.append(1)
+        handler.close()
+
+    handler = r.add_signal_handler(SIGUSR1, handle)
+    signal.raise_signal(SIGUSR1)
+    assert r.run() is True
+    assert log == [1]
+
+
+def test_an_exception_in_a_handler_is_logged_and_the_handler_stays(r, caplog):
+    log = []
+
+    def handle():
+        log.append(1)
+        raise ValueError('boom')
+
+    r.add_signal_handler(SIGUSR1, handle)
+    for _ in range(2):
+        signal.raise_signal(SIGUSR1)
+        turns(r, 2)
+    assert len(log) == len(caplog.records) == 2
+    r.clear_signal_handlers()
+
+
+def test_removing_puts_back_what_was_installed_before(r):
+    def before(signum, frame):
+        pass
+
+    previous = signal.signal(SIGUSR1, before)
+    try:
+        r.add_signal_handler(SIGUSR1, int)
+        r.add_signal_handler(SIGUSR1, str)
+        r.remove_signal_handler(SIGUSR1)
+        assert signal.getsignal(SIGUSR1) is before
+    finally:
+        signal.signal(SIGUSR1, previous)
+
+
+def test_closing_the_reactor_puts_back_every_handler_and_the_wakeup_descriptor():
+    before = [signal.getsignal(signum) for signum in (SIGUSR1, SIGUSR2)]
+    with Reactor() as r:
+        handlers = [r.add_signal_handler(signum, int) for signum in (SIGUSR1, SIGUSR2)]
+    assert [signal.getsignal(signum) for signum in (SIGUSR1, SIGUSR2)] == before
+    assert all(handler.closed for handler in handlers)
+    for handler in handlers:
+        handler.close()
+
+
+def test_two_reactors_hear_one_signal():
+    log = []
+    with Reactor() as first, Reactor() as second:
+        first.add_signal_handler(SIGUSR1, log.append, 'first')
+        second.add_signal_handler(SIGUSR1, log.append, 'second')
+        signal.raise_signal(SIGUSR1)
+        turns(second, 2)
+        turns(first, 2)
+        second.clear_signal_handlers()
+        first.clear_signal_handlers()
+    assert sorted(log) == ['first', 'second']
+
+
+@pytest.mark.parametrize(
+    ('signum', 'error'), [(signal.SIGKILL, OSError), (9999, ValueError), (-1, ValueError), ('x', TypeError)]
+)
+def test_a_signal_that_cannot_be_caught_is_refused_and_nothing_changes(r, signum, error):
+    with pytest.raises(error):
+        r.add_signal_handler(signum, int)
+    assert not r.handles()
+    assert signal.set_wakeup_fd(-1) == -1
+
+
+@pytest.mark.parametrize('fn', [None, 5])
+def test_a_handler_must_be_callable(r, fn):
+    try:
+        with pytest.raises(TypeError):
+            r.add_signal_handler(SIGUSR1, fn)
+    finally:
+        r.clear_signal_handlers()
+
+
+def test_handlers_are_for_the_main_thread(r):
+    with pytest.raises(ReactorError, match='main thread'):
+        in_thread(r.add_signal_handler, SIGUSR1, int)
+
+
+@pytest.mark.parametrize('call', ['remove', 'clear', 'close'])
+def test_a_handler_cannot_be_half_removed_from_another_thread(r, call):
+    log = []
+    handler = r.add_signal_handler(SIGUSR1, log.append, 1)
+    calls = {
+        'remove': lambda: r.remove_signal_handler(SIGUSR1),
+        'clear': r.clear_signal_handlers,
+        'close': handler.close,
+    }
+    try:
+        with pytest.raises(ReactorError, match='main thread'):
+            in_thread(calls[call])
+        assert not handler.closed
+        signal.raise_signal(SIGUSR1)
+        turns(r, 2)
+        assert log == [1]
+        assert r.remove_signal_handler(SIGUSR1) is True
+    finally:
+        r.close()
+        signal.signal(SIGUSR1, signal.SIG_DFL)
+
+
+def test_a_handler_of_a_closed_reactor_cannot_be_added(r):
+    r.close()
+    with pytest.raises(HandleClosed):
+        r.add_signal_handler(SIGUSR1, int)
+
+
+def test_a_handler_tells_what_it_waits_for(r):
+    handler = r.add_signal_handler(SIGUSR1, int)
+    assert repr(handler) == f'<SignalHandler signal={SIGUSR1}>' or str(int(SIGUSR1)) in repr(handler)
+    assert r.why_alive()[0].endswith(f'waits for signal {SIGUSR1}')
+    handler.close()
+    assert 'closed' in repr(handler)
+
+
+# -- the wakeup descriptor of others
+
+
+def test_a_foreign_wakeup_descriptor_is_put_back_and_gets_its_bytes(r, foreign):
+    bell, sock = foreign
+    r.add_signal_handler(SIGUSR1, int)
+    signal.raise_signal(SIGUSR1)
+    turns(r, 2)
+    assert drain(sock) == bytes([SIGUSR1])
+    r.clear_signal_handlers()
+    assert signal.set_wakeup_fd(bell.fileno(), warn_on_full_buffer=False) == bell.fileno()
+
+
+def test_a_foreign_wakeup_descriptor_does_not_get_the_bytes_of_others(r, foreign):
+    r.add_signal_handler(SIGUSR1, int)
+    for _ in range(3):
+        r.call_soon_threadsafe(int)
+        turns(r, 2)
+    assert drain(foreign[1]) == b''
+    r.clear_signal_handlers()
+
+
+def test_run_puts_a_foreign_wakeup_descriptor_back_even_when_it_is_left(r, foreign):
+    def leave():
+        raise SystemExit
+
+    r.call_soon(leave)
+    with pytest.raises(SystemExit):
+        r.run()
+    assert signal.set_wakeup_fd(foreign[0].fileno(), warn_on_full_buffer=False) == foreign[0].fileno()
+
+
+def test_a_full_foreign_wakeup_descriptor_disturbs_nobody(r, foreign):
+    fill(foreign[0])
+    log = []
+    r.add_signal_handler(SIGUSR1, log.append, 1)
+    signal.raise_signal(SIGUSR1)
+    run_until(r, lambda: log)
+    r.clear_signal_handlers()
+
+
+def test_a_foreign_wakeup_descriptor_that_was_closed_meanwhile_is_not_put_back(r):
+    bell, sock = socket.socketpair()
+    bell.setblocking(False)
+    signal.set_wakeup_fd(bell.fileno())
+    r.add_signal_handler(SIGUSR1, int)
+    bell.close()
+    sock.close()
+    r.clear_signal_handlers()
+    assert signal.set_wakeup_fd(-1) == -1
+
+
+def test_a_wakeup_descriptor_installed_meanwhile_stays(r, foreign):
+    bell, _ = foreign
+    signal.set_wakeup_fd(-1)
+    r.add_signal_handler(SIGUSR1, int)
+    signal.set_wakeup_fd(bell.fileno(), warn_on_full_buffer=False)
+    r.clear_signal_handlers()
+    assert signal.set_wakeup_fd(-1) == bell.fileno()
+
+
+def test_a_reactor_that_runs_in_another_thread_touches_no_signal(r):
+    found = []
+
+    def look():
+        found.append(threading.get_ident())
+
+    r.call_soon(look)
+    before = signal.getsignal(SIGINT)
+    assert in_thread(r.run) is True
+    assert signal.getsignal(SIGINT) is before
+    assert found != [threading.get_ident()]
+
+
+# -- Ctrl-C
+
+
+def test_ctrl_c_leaves_run_between_two_callbacks_and_nothing_is_lost(r):
+    log = []
+
+    def interrupted():
+        signal.raise_signal(SIGINT)
+        log.append('finished')
+
+    r.call_soon(interrupted)
+    r.call_soon(log.append, 'kept')
+    with pytest.raises(KeyboardInterrupt):
+        r.run()
+    assert log == ['finished']
+    assert r.run() is True
+    assert log == ['finished', 'kept']
+
+
+@pytest.mark.parametrize('phase', ['dispatch', 'timers', 'completions'])
+def test_ctrl_c_in_any_phase_keeps_the_rest_of_the_batch(r, sockets, phase):
+    log = []
+
+    def interrupted(*args):
+        signal.raise_signal(SIGINT)
+        log.append(args[-1])
+
+    for number in range(3):
+        if phase == 'timers':
+            r.call_later(0, interrupted, number)
+            continue
+        ours, theirs = sockets()
+        conn = r.adopt(ours, interrupted)
+        if phase == 'dispatch':
+            theirs.send(b'%d' % number)
+        else:
+            conn.write(b'x', interrupted, number)
+    for count in range(1, 4):
+        r.call_soon(int)
+        with pytest.raises(KeyboardInterrupt):
+            r.run()
+        assert len(log) == count
+    assert len(set(log)) == 3
+    for handle in r.handles():
+        handle.abort()
+    assert r.run() is True
+
+
+def test_ctrl_c_in_the_last_callback_of_all_still_leaves_run(r):
+    r.call_soon(signal.raise_signal, SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        r.run()
+    assert r.run() is True
+
+
+def test_ctrl_c_in_the_turn_that_stops_still_leaves_run(r):
+    def last():
+        r.stop()
+        signal.raise_signal(SIGINT)
+
+    timer = r.call_later(60, int)
+    r.call_soon(last)
+    with pytest.raises(KeyboardInterrupt):
+        r.run()
+    timer.cancel()
+    assert r.run() is True
+
+
+def test_ctrl_c_ends_the_sleep_of_the_loop(r):
+    timer = r.call_later(30, r.stop)
+    main = threading.main_thread().ident
+    thread = threading.Timer(0.05, signal.pthread_kill, (main, SIGINT))
+    thread.start()
+    with pytest.raises(KeyboardInterrupt):
+        r.run()
+    thread.join()
+    timer.cancel()
+
+
+def test_a_second_ctrl_c_inside_the_same_callback_raises_on_the_spot(r):
+    log = []
+
+    def stuck():
+        signal.raise_signal(SIGINT)
+        log.append('first')
+        signal.raise_signal(SIGINT)
+        log.append('second')
+
+    r.call_soon(stuck)
+    r.call_soon(log.append, 'kept')
+    with pytest.raises(KeyboardInterrupt):
+        r.run()
+    assert log == ['first']
+    assert r.run() is True
+    assert log == ['first', 'kept']
+
+
+def test_a_callback_may_catch_the_second_ctrl_c_and_go_on(r):
+    log = []
+
+    def stubborn():
+        signal.raise_signal(SIGINT)
+        try:
+            signal.raise_signal(SIGINT)
+        except KeyboardInterrupt:
+            log.append('caught')
+
+    r.call_soon(stubborn)
+    r.call_soon(log.append, 'next')
+    assert r.run() is True
+    assert log == ['caught', 'next']
+
+
+def test_after_run_ctrl_c_is_pythons_again(r):
+    inside = []
+    r.call_soon(lambda: inside.append(signal.getsignal(SIGINT)))
+    r.run()
+    assert inside[0] is not signal.default_int_handler
+    assert signal.getsignal(SIGINT) is signal.default_int_handler
+    with pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(SIGINT)
+    r.call_soon(int)
+    assert r.run() is True
+
+
+def test_a_handler_for_sigint_comes_before_ctrl_c(r):
+    log = []
+    r.add_signal_handler(SIGINT, lambda: (log.append(1), r.clear_signal_handlers()))
+    r.call_soon(signal.raise_signal, SIGINT)
+    assert r.run() is True
+    assert log == [1]
+    assert signal.getsignal(SIGINT) is signal.default_int_handler
+
+
+def test_a_handler_for_sigint_added_while_running_is_called_and_goes_with_run_undisturbed(r):
+    log = []
+
+    def main(r):
+        r.add_signal_handler(SIGINT, lambda: (log.append(1), r.stop()))
+        signal.raise_signal(SIGINT)
+
+    assert r.run(main) is False
+    assert log == [1]
+    r.remove_signal_handler(SIGINT)
+    assert signal.getsignal(SIGINT) is signal.default_int_handler
+
+
+def test_ctrl_c_is_taken_again_when_the_handler_for_sigint_is_removed_while_running(r):
+    log = []
+    r.add_signal_handler(SIGINT, log.append, 'handler')
+
+    def main(r):
+        r.remove_signal_handler(SIGINT)
+        signal.raise_signal(SIGINT)
+        log.append('finished')
+
+    r.call_soon(int)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            r.run(main)
+        assert log == ['finished']
+    finally:
+        r.clear_signal_handlers()
+
+
+def test_a_sigint_handler_of_somebody_else_is_left_alone(r):
+    def theirs(signum, frame):
+        log.append('theirs')
+
+    log = []
+    signal.signal(SIGINT, theirs)
+    try:
+        r.call_soon(signal.raise_signal, SIGINT)
+        assert r.run() is True
+        assert log == ['theirs']
+        assert signal.getsignal(SIGINT) is theirs
+    finally:
+        signal.signal(SIGINT, signal.default_int_handler)
+
+
+def test_a_sigint_handler_installed_by_somebody_else_meanwhile_stays(r):
+    def theirs(signum, frame):
+        pass
+
+    try:
+        r.call_soon(signal.signal, SIGINT, theirs)
+        r.run()
+        assert signal.getsignal(SIGINT) is theirs
+    finally:
+        signal.signal(SIGINT, signal.default_int_handler)
+
+
+def test_a_write_to_a_broken_pipe_is_an_error_and_no_signal(r, sockets):
+    log = Log()
+    assert signal.getsignal(signal.SIGPIPE) is signal.SIG_IGN
+    ours, theirs = sockets()
+    conn = r.adopt(ours, on_close=log.on_close)
+    theirs.close()
+    assert conn.write(b'x') is False
+    run_until(r, lambda: log)
+    assert isinstance(log[0][1], BrokenPipeError)

@@ -1,0 +1,329 @@
+"""Calls in threads: their outcome arrives in the loop, at most four run and a thousand wait; cancelling; the end."""
+
+from __future__ import annotations
+
+import gc
+import threading
+import time
+import weakref
+
+import pytest
+from support import FakeKernel, in_thread, run_until, turns
+
+from reactor import HandleClosed, Reactor, ReactorError
+from reactor.loop.threads import QUEUE_LIMIT, THREADS
+
+
+class Thing:
+    """Something to hold a weak reference to."""
+
+
+class Gate:
+    """Calls that wait in their threads until `open` is set."""
+
+    def __init__(self):
+        self.open = threading.Event()
+        self.lock = threading.Lock()
+        self.inside = self.most = self.entered = 0
+
+    def wait(self, result=None):
+        with self.lock:
+            self.entered += 1
+            self.inside += 1
+            self.most = max(self.most, self.inside)
+        assert self.open.wait(20)
+        with self.lock:
+            self.inside -= 1
+        return result
+
+
+@pytest.fixture
+def gate():
+    """A gate that is opened at the end, whatever happens."""
+    gate = Gate()
+    yield gate
+    gate.open.set()
+    threads_ended()
+
+
+def pool_threads():
+    """The threads of all pools."""
+    return [thread for thread in threading.enumerate() if thread.name.startswith('reactor-')]
+
+
+def threads_ended():
+    """Wait for them."""
+    for thread in pool_threads():
+        thread.join(20)
+    assert not pool_threads()
+
+
+def outcomes_of(r, *calls):
+    """Run until each call is done; returns their (result, error) in the order of the calls."""
+    outcomes = {}
+    for number, (fn, *args) in enumerate(calls):
+        r.run_in_thread(fn, *args, on_done=lambda *outcome, number=number: outcomes.update({number: outcome}))
+    run_until(r, lambda: len(outcomes) == len(calls))
+    return [outcomes[number] for number in range(len(calls))]
+
+
+def test_the_result_arrives_with_no_error(r):
+    assert outcomes_of(r, (divmod, 17, 5), (list,), (id, None))[:2] == [((3, 2), None), ([], None)]
+
+
+@pytest.mark.parametrize('error', [ValueError, SystemExit, KeyboardInterrupt, ReactorError])
+def test_whatever_a_call_raises_arrives_as_its_error(r, error):
+    def bad():
+        raise error('boom')
+
+    ((result, raised),) = outcomes_of(r, (bad,))
+    assert result is None
+    assert type(raised) is error
+
+
+def test_the_call_runs_in_a_daemon_thread_and_its_outcome_in_the_loops(r):
+    where = []
+
+    def call():
+        where.append((threading.current_thread().daemon, threading.get_ident()))
+
+    r.run_in_thread(call, on_done=lambda *outcome: where.append(threading.get_ident()))
+    run_until(r, lambda: len(where) == 2)
+    (daemon, ident), loop = where
+    assert daemon
+    assert ident != loop == threading.get_ident()
+
+
+def test_run_ends_when_the_call_is_done_wanted_or_not(r):
+    called = []
+    r.run_in_thread(called.append, 1)
+    assert r.run() is True
+    assert called == [1]
+
+
+def test_on_done_is_never_called_inside_the_call(r):
+    log = []
+    r.run_in_thread(int, on_done=lambda *outcome: log.append(outcome))
+    threads_ended()
+    assert log == []
+    run_until(r, lambda: log)
+    assert log == [(0, None)]
+
+
+def test_at_most_four_run_at_once(r, gate):
+    done = []
+    for number in range(10):
+        r.run_in_thread(gate.wait, number, on_done=lambda *outcome: done.append(outcome))
+    run_until(r, lambda: gate.inside == THREADS)
+    turns(r, 5)
+    assert (gate.inside, len(pool_threads())) == (4, 4)
+    gate.open.set()
+    run_until(r, lambda: len(done) == 10)
+    assert gate.most == 4
+    assert sorted(done) == [(number, None) for number in range(10)]
+
+
+def test_more_than_a_thousand_waiting_are_refused_by_on_done(r, gate):
+    done, refused = [], []
+    for _ in range(THREADS):
+        r.run_in_thread(gate.wait)
+    run_until(r, lambda: gate.inside == THREADS)
+    for number in range(QUEUE_LIMIT):
+        r.run_in_thread(int, number, on_done=lambda *outcome: done.append(outcome))
+    call = r.run_in_thread(int, on_done=lambda *outcome: refused.append(outcome))
+    assert refused == []
+    turns(r, 2)
+    ((result, error),) = refused
+    assert (result, type(error)) == (None, ReactorError)
+    assert str(QUEUE_LIMIT) in str(error)
+    assert call.closed
+    assert (QUEUE_LIMIT, done) == (1000, [])
+    gate.open.set()
+    run_until(r, lambda: len(done) == QUEUE_LIMIT and not r.handles())
+    assert outcomes_of(r, (abs, -1)) == [(1, None)]
+
+
+def test_a_cancelled_call_that_waits_is_never_made(r, gate):
+    log = []
+    for _ in range(THREADS):
+        r.run_in_thread(gate.wait)
+    run_until(r, lambda: gate.inside == THREADS)
+    call = r.run_in_thread(log.append, 'made', on_done=lambda *outcome: log.append(outcome))
+    call.close()
+    call.close()
+    assert call.closed
+    gate.open.set()
+    assert r.run() is True
+    assert log == []
+
+
+def test_a_cancelled_call_that_waits_releases_its_arguments_at_once(r, gate):
+    thing = Thing()
+    ref = weakref.ref(thing)
+    for _ in range(THREADS):
+        r.run_in_thread(gate.wait)
+    run_until(r, lambda: gate.inside == THREADS)
+    r.run_in_thread(id, thing, on_done=lambda *outcome, thing=thing: None).close()
+    del thing
+    gc.disable()
+    try:
+        assert ref() is None
+    finally:
+        gc.enable()
+    gate.open.set()
+    assert r.run() is True
+
+
+def test_the_result_of_a_cancelled_call_that_runs_is_dropped(r, gate):
+    log = []
+    call = r.run_in_thread(gate.wait, on_done=lambda *outcome: log.append(outcome))
+    run_until(r, lambda: gate.inside == 1)
+    call.close()
+    assert r.handles() == []
+    gate.open.set()
+    threads_ended()
+    turns(r, 3)
+    assert log == []
+
+
+def test_a_call_that_is_done_but_not_told_can_still_be_cancelled(r):
+    log = []
+    call = r.run_in_thread(int, on_done=lambda *outcome: log.append(outcome))
+    threads_ended()
+    call.close()
+    turns(r, 3)
+    assert log == []
+
+
+def test_a_reactor_closed_with_a_call_in_flight_calls_nobody(r, gate):
+    log = []
+    call = r.run_in_thread(gate.wait, on_done=lambda *outcome: log.append(outcome))
+    waiting = [r.run_in_thread(log.append, 'made') for _ in range(THREADS)]
+    run_until(r, lambda: gate.inside == 1)
+    r.close()
+    assert call.closed
+    assert all(call.closed for call in waiting)
+    made = len(log)
+    gate.open.set()
+    threads_ended()
+    assert len(log) == made
+    assert set(log) <= {'made'}
+
+
+def test_an_unreferenced_call_lets_run_end(r, gate):
+    call = r.run_in_thread(gate.wait)
+    run_until(r, lambda: gate.inside == 1)
+    call.unref()
+    assert r.run() is True
+    assert r.handles() == [call]
+    call.close()
+
+
+def test_an_exception_in_on_done_is_logged_and_the_others_go_on(r, caplog):
+    def bad(result, error):
+        raise ValueError('boom')
+
+    r.run_in_thread(int, on_done=bad)
+    assert r.run() is True
+    assert [record.exc_info[0] for record in caplog.records] == [ValueError]
+    assert outcomes_of(r, (int,)) == [(0, None)]
+
+
+def test_threads_end_when_there_is_nothing_to_do_and_start_again(r):
+    for _ in range(3):
+        assert outcomes_of(r, *[(abs, -number) for number in range(20)]) == [(number, None) for number in range(20)]
+        threads_ended()
+
+
+def test_calls_made_by_calls_are_made(r):
+    log = []
+
+    def next_call(result, error):
+        log.append(result)
+        if result < 100:
+            r.run_in_thread(int, result + 1, on_done=next_call)
+
+    r.run_in_thread(int, 0, on_done=next_call)
+    assert r.run() is True
+    assert log == list(range(101))
+
+
+def test_a_call_that_is_done_holds_nothing(r):
+    def call(thing):
+        return thing
+
+    thing = Thing()
+    ref = weakref.ref(thing)
+    r.run_in_thread(call, thing, on_done=lambda *outcome: None)
+    del thing
+    gc.disable()
+    try:
+        run_until(r, lambda: ref() is None)
+    finally:
+        gc.enable()
+    assert r.run() is True
+
+
+def test_a_thread_that_cannot_be_started_does_not_use_up_a_place():
+    class Kernel(FakeKernel):
+        failures = THREADS
+
+        def start_thread(self, target, name):
+            if self.failures:
+                self.failures -= 1
+                raise RuntimeError("can't start new thread")
+            super().start_thread(target, name)
+
+        selector = FakeKernel.__base__.selector
+        clock = staticmethod(time.monotonic)
+
+    done = []
+    with Reactor(kernel=Kernel()) as r:
+        for _ in range(THREADS):
+            try:
+                r.run_in_thread(int)
+            except RuntimeError:
+                pass
+        r.run_in_thread(int, on_done=lambda *outcome: done.append(outcome))
+        run_until(r, lambda: done and not r.handles(), timeout=3)
+    assert done == [(0, None)]
+
+
+@pytest.mark.parametrize('fn', [None, 5])
+def test_a_call_must_be_callable(r, fn):
+    with pytest.raises(TypeError):
+        r.run_in_thread(fn)
+    assert r.handles() == []
+
+
+def test_on_done_must_be_callable(r):
+    with pytest.raises(TypeError):
+        r.run_in_thread(int, on_done=5)
+    assert r.handles() == []
+
+
+def test_a_call_is_refused_from_another_thread_while_the_loop_runs(r):
+    refused = []
+
+    def other():
+        with pytest.raises(ReactorError, match='thread'):
+            in_thread(r.run_in_thread, int)
+        refused.append(1)
+
+    r.call_soon(other)
+    assert r.run() is True
+    assert refused == [1]
+
+
+def test_a_closed_reactor_makes_no_calls(r):
+    r.close()
+    with pytest.raises(HandleClosed):
+        r.run_in_thread(int)
+
+
+def test_a_call_tells_what_it_waits_for(r, gate):
+    call = r.run_in_thread(gate.wait)
+    assert repr(call) == f'<ThreadCall {__name__}.Gate.wait>'
+    assert r.why_alive()[0].endswith(f'waits for {__name__}.Gate.wait to return')
+    call.close()
+    assert repr(call) == '<ThreadCall closed>'

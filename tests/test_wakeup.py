@@ -1,0 +1,270 @@
+"""The wakeup: calls from other threads reach a loop that sleeps, once, in order, however full the doorbell is."""
+
+from __future__ import annotations
+
+import gc
+import selectors
+import threading
+import time
+import weakref
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from support import FakeKernel, FakeSelector, Log, fill, in_thread, run_until, turns, turns_in
+
+from reactor import HandleClosed, Reactor
+
+
+class Thing:
+    """Something to hold a weak reference to."""
+
+
+def asleep(r):
+    """An event that is set when the loop is about to sleep."""
+    event, select = threading.Event(), r._select
+
+    def watched(timeout):
+        if timeout != 0:
+            event.set()
+        return select(timeout)
+
+    r._select = watched
+    return event
+
+
+def test_a_call_from_a_thread_wakes_a_sleeping_loop(r):
+    event = asleep(r)
+    latencies = []
+
+    def note(called):
+        latencies.append(time.monotonic() - called)
+
+    def other():
+        for _ in range(5):
+            event.wait(10)
+            event.clear()
+            r.call_soon_threadsafe(note, time.monotonic())
+        r.call_soon_threadsafe(timer.cancel)
+
+    timer = r.call_later(30, r.stop)
+    thread = threading.Thread(target=other)
+    thread.start()
+    assert r.run() is True
+    thread.join()
+    assert min(latencies) < 0.05
+
+
+def test_a_call_runs_in_the_thread_of_the_loop(r):
+    log = []
+    in_thread(r.call_soon_threadsafe, lambda *args: log.append((threading.get_ident(), args)), 1, 2)
+    run_until(r, lambda: log)
+    assert log == [(threading.get_ident(), (1, 2))]
+
+
+def test_a_call_that_waits_keeps_run_running_until_it_was_made(r):
+    log = []
+    r.call_soon_threadsafe(log.append, 1)
+    assert r.run() is True
+    assert log == [1]
+
+
+def test_a_call_made_in_the_loops_own_thread_is_never_run_inside_the_call(r):
+    log = []
+
+    def outer():
+        r.call_soon_threadsafe(log.append, 'inner')
+        log.append('outer')
+
+    r.call_soon(outer)
+    r.run()
+    assert log == ['outer', 'inner']
+
+
+def test_calls_from_threads_run_once_each_in_the_order_of_their_thread(r):
+    log = []
+    count, threads = 5000, 4
+
+    def work(name):
+        for number in range(count):
+            r.call_soon_threadsafe(log.append, (name, number))
+
+    workers = [threading.Thread(target=work, args=(name,)) for name in range(threads)]
+    for worker in workers:
+        worker.start()
+    run_until(r, lambda: len(log) >= count * threads)
+    for worker in workers:
+        worker.join()
+    turns(r, 2)
+    for name in range(threads):
+        assert [number for who, number in log if who == name] == list(range(count))
+    assert len(log) == count * threads
+
+
+@given(st.lists(st.lists(st.sampled_from(['call', 'pause']), max_size=30), max_size=4), st.booleans())
+@settings(max_examples=30, deadline=None, derandomize=True)
+def test_every_call_is_made_once_in_order_whatever_the_threads_do(scripts, full):
+    log = []
+    with Reactor() as r:
+        if full:
+            fill(r._wakeup._bell)
+
+        def work(name, script):
+            for number, action in enumerate(script):
+                if action == 'call':
+                    r.call_soon_threadsafe(log.append, (name, number))
+                else:
+                    time.sleep(0)
+
+        workers = [threading.Thread(target=work, args=entry) for entry in enumerate(scripts)]
+        for worker in workers:
+            worker.start()
+        while any(worker.is_alive() for worker in workers):
+            r.run_once(0)
+        run_until(r, lambda: not r._wakeup.calls)
+        turns(r, 2)
+    for name, script in enumerate(scripts):
+        expected = [number for number, action in enumerate(script) if action == 'call']
+        assert [number for who, number in log if who == name] == expected
+
+
+def test_many_calls_while_the_loop_is_busy_ring_once_and_are_all_made(r):
+    log = []
+
+    def busy():
+        for number in range(100_000):
+            r.call_soon_threadsafe(log.append, number)
+
+    r.call_soon(busy)
+    assert r.run() is True
+    assert log == list(range(100_000))
+    assert r.stats().events == 1
+
+
+def test_a_full_doorbell_loses_no_call(r):
+    log = []
+    fill(r._wakeup._bell)
+    in_thread(r.call_soon_threadsafe, log.append, 1)
+    run_until(r, lambda: log)
+    assert log == [1]
+
+
+def test_a_full_doorbell_is_emptied_and_then_quiet(r):
+    bytes_waiting = fill(r._wakeup._bell)
+    turns(r, bytes_waiting // 4096 + 2)
+    assert turns_in(r) <= 3
+
+
+def test_a_call_between_the_bell_and_the_queue_is_made_once(r):
+    log = []
+
+    def late(data):
+        if not log:
+            r._wakeup.call(log.append, ('late',))
+
+    r._wakeup.on_bytes = late
+    r.call_soon_threadsafe(log.append, 'first')
+    turns(r, 3)
+    assert log == ['first', 'late']
+
+
+def test_calls_made_by_calls_are_served_beside_io(r, sockets):
+    log, data = [], Log()
+    ours, theirs = sockets()
+    conn = r.adopt(ours, data.on_data)
+
+    def again():
+        log.append(1)
+        if not data:
+            r.call_soon_threadsafe(again)
+
+    again()
+    theirs.send(b'x')
+    turns(r, 3)
+    assert data.received == b'x'
+    assert len(log) <= 4
+    turns(r, 2)
+    conn.abort()
+    turns(r, 1)
+
+
+def test_a_spurious_readiness_of_the_doorbell_is_nothing(caplog):
+    class Nervous(FakeSelector):
+        """Reports everything as readable, always."""
+
+        def select(self, timeout=None):
+            return [(key, selectors.EVENT_READ) for key in list(self.get_map().values())]
+
+    log = []
+    with Reactor(selector=Nervous(FakeKernel())) as r:
+        turns(r, 3)
+        r.call_soon_threadsafe(log.append, 1)
+        turns(r, 2)
+        assert r.stats().callback_errors == 0
+    assert log == [1]
+    assert caplog.records == []
+
+
+def test_the_wakeup_is_no_handle_of_the_user_and_keeps_nothing_running(r):
+    assert r.handles() == []
+    assert r.why_alive() == []
+    assert r.run() is True
+
+
+def test_a_call_that_was_made_holds_nothing(r):
+    thing = Thing()
+    ref = weakref.ref(thing)
+    r.call_soon_threadsafe(id, thing)
+    del thing
+    gc.disable()
+    try:
+        r.run()
+        assert ref() is None
+    finally:
+        gc.enable()
+
+
+def test_a_closed_reactor_refuses_calls_from_threads(r):
+    r.close()
+    with pytest.raises(HandleClosed):
+        in_thread(r.call_soon_threadsafe, int)
+
+
+def test_a_call_that_meets_the_closing_of_the_reactor_is_refused_or_dropped(r):
+    r._wakeup.close()
+    try:
+        r.call_soon_threadsafe(int)
+    except HandleClosed:
+        pass
+    r.close()
+
+
+def test_a_thread_that_calls_on_while_the_reactor_is_closed_gets_handle_closed_only():
+    outcomes = []
+
+    def work(r):
+        try:
+            while True:
+                r.call_soon_threadsafe(int)
+        except Exception as exc:
+            outcomes.append(type(exc))
+
+    for _ in range(20):
+        r = Reactor()
+        thread = threading.Thread(target=work, args=(r,))
+        thread.start()
+        turns(r, 3)
+        r.close()
+        thread.join()
+    assert outcomes == [HandleClosed] * 20
+
+
+def test_a_call_must_be_callable(r):
+    with pytest.raises(TypeError):
+        r.call_soon_threadsafe('name')
+    assert r.timeout() is None
+
+
+def test_the_wakeup_tells_its_descriptor(r):
+    assert repr(r._wakeup) == f'<Wakeup fd={r._wakeup.fileno()}>'
+    assert r._wakeup.fileno() >= 0

@@ -1,0 +1,399 @@
+"""Handles and their registry: where each is kept, what it wants, and who is hurt when a descriptor goes wrong."""
+
+from __future__ import annotations
+
+import errno
+import os
+import selectors
+import socket
+
+import pytest
+from support import Log, Probe, read_all, run_until, turns, turns_in
+
+from reactor import READ, WRITE, Reactor, ReactorError, SelectorFull
+
+try:
+    import fcntl
+except ImportError:
+    fcntl = None
+
+
+def beyond_fd_setsize(sock):
+    """The same socket under a number that `select` cannot hold."""
+    if fcntl is None:
+        pytest.skip('this platform cannot choose a descriptor number')
+    try:
+        number = fcntl.fcntl(sock.fileno(), fcntl.F_DUPFD_CLOEXEC, 1024)
+    except OSError as exc:
+        pytest.skip(f'the descriptor limit is too low: {exc}')
+    return socket.socket(fileno=number)
+
+
+@pytest.fixture
+def on_select():
+    """A reactor on `select`."""
+    with Reactor(selector=selectors.SelectSelector()) as reactor:
+        yield reactor
+
+
+def registered(r, fd):
+    """What the selector has for a descriptor."""
+    key = r.watchers.selector.get_map().get(fd)
+    return None if key is None else (key.events, key.data)
+
+
+# -- the registry
+
+
+def test_a_handle_that_wants_something_is_registered_and_one_that_wants_nothing_is_parked(r, sockets):
+    probe = Probe(r, sockets()[0], READ)
+    fd = probe.fileno()
+    for events in WRITE, READ | WRITE, READ:
+        r.watchers.set_events(probe, events)
+        assert probe.events == events
+        assert registered(r, fd) == (events, probe)
+        assert r.handles() == [probe]
+    r.watchers.set_events(probe, 0)
+    assert registered(r, fd) is None
+    assert r.handles() == [probe]
+    r.watchers.set_events(probe, READ)
+    assert registered(r, fd) == (READ, probe)
+    assert r.handles() == [probe]
+    probe.close()
+    assert r.handles() == []
+    assert registered(r, fd) is None
+
+
+def test_a_parked_handle_is_removed_as_well(r, sockets):
+    probe = Probe(r, sockets()[0], 0)
+    assert (r.handles(), r.watchers.referenced) == ([probe], 1)
+    probe.close()
+    assert (r.handles(), r.watchers.referenced) == ([], 0)
+
+
+def test_wanting_the_same_again_asks_nothing_of_the_selector(r, sockets, monkeypatch):
+    probe = Probe(r, sockets()[0], READ)
+    asked = []
+    for name in 'register', 'unregister', 'modify':
+        monkeypatch.setattr(r.watchers.selector, name, lambda *args: asked.append(args))
+    r.watchers.set_events(probe, READ)
+    monkeypatch.undo()
+    assert asked == []
+    probe.close()
+
+
+def test_a_handle_hears_what_it_wants_and_nothing_else(r, sockets):
+    ours, theirs = sockets()
+    probe = Probe(r, ours, WRITE, lambda probe: r.watchers.set_events(probe, probe.events ^ (READ | WRITE)))
+    theirs.send(b'x')
+    turns(r, 4)
+    assert probe.log == ['write', 'read', 'write', 'read']
+    r.watchers.set_events(probe, READ | WRITE)
+    probe.on_ready = None
+    turns(r, 1)
+    assert probe.log[4:] == ['read', 'write']
+    probe.close()
+
+
+def test_references_count_open_handles_once(r, sockets):
+    first, second = Probe(r, sockets()[0]), Probe(r, sockets()[0], 0)
+    assert r.watchers.referenced == 2
+    for _ in range(2):
+        first.unref()
+        second.unref()
+    assert r.watchers.referenced == 0
+    assert not r.watchers.is_referenced(first)
+    second.ref()
+    second.ref()
+    assert r.watchers.referenced == 1
+    for probe in first, second:
+        probe.close()
+        probe.close()
+        probe.unref()
+        probe.ref()
+    assert r.watchers.referenced == 0
+
+
+def test_an_unreferenced_handle_stays_so_when_it_is_parked(r, sockets):
+    probe = Probe(r, sockets()[0])
+    probe.unref()
+    for events in 0, READ, 0:
+        r.watchers.set_events(probe, events)
+        assert r.watchers.referenced == 0
+    probe.close()
+    assert r.watchers.referenced == 0
+
+
+def test_handles_may_be_closed_while_they_are_listed(r, sockets):
+    probes = [Probe(r, sockets()[0], events) for events in (READ, 0, READ, 0)]
+    for handle in r.watchers:
+        if handle in probes:
+            handle.close()
+    assert r.handles() == []
+
+
+# -- descriptors that cannot be watched
+
+
+def test_a_regular_file_is_refused_by_epoll_and_nothing_is_left(tmp_path):
+    if not hasattr(selectors, 'EpollSelector'):
+        pytest.skip('this platform has no epoll')
+    log = []
+    with Reactor(selector=selectors.EpollSelector()) as r, open(tmp_path / 'file', 'wb') as file:
+        with pytest.raises(PermissionError):
+            Probe(r, file)
+        assert r.handles() == []
+        r.call_soon(log.append, 1)
+        assert r.run() is True
+    assert log == [1]
+
+
+@pytest.mark.parametrize('name', ['PollSelector', 'SelectSelector'])
+def test_a_regular_file_is_always_ready_elsewhere(tmp_path, name):
+    if not hasattr(selectors, name) or os.name != 'posix':
+        pytest.skip(f'{name} takes no files here')
+    with Reactor(selector=getattr(selectors, name)()) as r, open(tmp_path / 'file', 'wb') as file:
+        probe = Probe(r, file, WRITE)
+        turns(r, 2)
+        assert probe.log == ['write', 'write']
+        probe.close()
+
+
+def test_a_descriptor_beyond_fd_setsize_is_refused_and_the_others_go_on(on_select, sockets):
+    log = Log()
+    ours, theirs = sockets()
+    on_select.adopt(ours, log.on_data)
+    high = sockets.track(beyond_fd_setsize(sockets()[0]))
+    with pytest.raises(SelectorFull, match='SelectSelector'):
+        Probe(on_select, high)
+    assert len(on_select.handles()) == 1
+    theirs.send(b'x')
+    turns(on_select, 2)
+    assert log.received == b'x'
+
+
+def test_a_parked_handle_beyond_fd_setsize_is_refused_when_it_wants_something(on_select, sockets):
+    probe = Probe(on_select, beyond_fd_setsize(sockets()[0]), 0)
+    with pytest.raises(SelectorFull):
+        on_select.watchers.set_events(probe, READ)
+    assert on_select.handles() == [probe]
+    assert probe.events == 0
+    turns(on_select, 1)
+    probe.close()
+
+
+def test_a_client_beyond_fd_setsize_is_refused_and_the_others_are_served(on_select, sockets):
+    log = Log()
+    server = on_select.listen_tcp('127.0.0.1', 0, log.on_data, on_accept_error=lambda listener, exc: None)
+    first, second = sockets.connect(server.address), None
+    run_until(on_select, lambda: server.open_connections == 1)
+    second = sockets.connect(server.address)
+    taken = []
+    try:
+        while not taken or taken[-1] < 1023:
+            taken.append(os.dup(0))
+        on_select.run_once(1)
+        assert on_select.stats().accepts_refused == 1
+        first.send(b'x')
+        run_until(on_select, lambda: log)
+        assert log.received == b'x'
+        assert read_all(on_select, second) == b''
+    except OSError as exc:
+        if exc.errno == errno.EMFILE:
+            pytest.skip('the descriptor limit is too low')
+        raise
+    finally:
+        for fd in taken:
+            os.close(fd)
+
+
+# -- descriptors that somebody else closed
+
+
+def lose(sock):
+    """Close a descriptor behind the back of its socket."""
+    os.close(sock.fileno())
+
+
+def test_a_connection_whose_descriptor_was_closed_is_told_and_the_others_go_on(r, sockets):
+    logs = [Log(), Log()]
+    lost, _ = sockets()
+    ours, theirs = sockets()
+    victim = r.adopt(lost, logs[0].on_data, on_close=logs[0].on_close)
+    conn = r.adopt(ours, logs[1].on_data, on_close=logs[1].on_close)
+    lose(lost)
+    theirs.send(b'x')
+    turns(r, 3)
+    if not victim.closed:  # epoll never tells: the next operation does
+        victim.pause_reading()
+        victim.resume_reading()
+    turns(r, 3)
+    ((what, exc),) = logs[0]
+    assert (what, exc.errno) == ('close', errno.EBADF)
+    assert logs[1] == [('data', b'x')]
+    assert turns_in(r) <= 3
+    conn.abort()
+    turns(r, 1)
+
+
+def test_a_write_to_a_connection_whose_descriptor_was_closed_has_it_told(r, sockets):
+    log = Log()
+    lost, _ = sockets()
+    conn = r.adopt(lost, on_close=log.on_close)
+    lose(lost)
+    assert conn.write(b'x') is False
+    turns(r, 3)
+    assert [(what, exc.errno) for what, exc in log] == [('close', errno.EBADF)]
+
+
+def test_a_socket_object_closed_by_somebody_else_has_its_connection_told(r, sockets):
+    logs = [Log(), Log()]
+    lost, _ = sockets()
+    ours, theirs = sockets()
+    victim = r.adopt(lost, on_close=logs[0].on_close)
+    conn = r.adopt(ours, logs[1].on_data)
+    lost.close()
+    theirs.send(b'x')
+    turns(r, 3)
+    if not victim.closed:
+        victim.write(b'x')
+        turns(r, 3)
+    assert [(what, exc.errno) for what, exc in logs[0]] == [('close', errno.EBADF)]
+    assert logs[1].received == b'x'
+    conn.abort()
+    turns(r, 1)
+
+
+def test_a_newcomer_with_the_number_of_a_lost_descriptor_is_not_hurt(r, sockets):
+    logs = [Log(), Log()]
+    lost, _ = sockets()
+    number = lost.fileno()
+    victim = r.adopt(lost, logs[0].on_data, on_close=logs[0].on_close)
+    lose(lost)
+    ours, theirs = socket.socketpair()
+    sockets.track(theirs).setblocking(False)
+    assert ours.fileno() == number
+    conn = r.adopt(ours, logs[1].on_data, on_close=logs[1].on_close)
+    assert victim.closed
+    theirs.send(b'x')
+    turns(r, 3)
+    assert [(what, exc.errno) for what, exc in logs[0]] == [('close', errno.EBADF)]
+    assert logs[1] == [('data', b'x')]
+    conn.write(b'y')
+    assert theirs.recv(10) == b'y'
+    conn.abort()
+    turns(r, 1)
+
+
+def test_a_newcomer_with_the_number_of_a_lost_parked_handle_is_not_hurt(r, sockets):
+    logs = [Log(), Log()]
+    lost, _ = sockets()
+    number = lost.fileno()
+    victim = r.adopt(lost, logs[0].on_data, on_close=logs[0].on_close)
+    victim.pause_reading()
+    lose(lost)
+    ours, theirs = socket.socketpair()
+    sockets.track(theirs).setblocking(False)
+    assert ours.fileno() == number
+    conn = r.adopt(ours, logs[1].on_data, on_close=logs[1].on_close)
+    theirs.send(b'x')
+    turns(r, 2)
+    assert logs[1] == [('data', b'x')]
+    lost.detach()
+    victim.abort()
+    conn.abort()
+    turns(r, 2)
+    assert logs[0].names() == ['close']
+
+
+def test_many_lost_at_once_are_all_told(r, sockets):
+    probes = [Probe(r, sockets()[0]) for _ in range(20)]
+    live, mate = sockets()
+    survivor = Probe(r, live)
+    for probe in probes[:10]:
+        lose(probe.sock)
+    r.watchers.evict_closed()
+    assert [probe.lost.errno for probe in probes[:10]] == [errno.EBADF] * 10
+    assert [probe.lost for probe in probes[10:]] == [None] * 10
+    assert len(r.handles()) == 11
+    mate.send(b'x')
+    turns(r, 2)
+    assert survivor.log == ['read', 'read']
+    for probe in [*probes[10:], survivor]:
+        probe.close()
+
+
+def test_a_lost_handle_that_changes_what_it_wants_is_told(r, sockets):
+    probe = Probe(r, sockets()[0])
+    lose(probe.sock)
+    r.watchers.set_events(probe, 0)
+    if probe.lost is None:
+        r.watchers.set_events(probe, READ)
+    if probe.lost is None:  # neither `poll` nor `select` looks before its next wait
+        r.run_once(0)
+    assert probe.lost is not None or probe.log == ['read']
+    if probe.lost is None:
+        r.watchers.evict(probe)
+    assert probe.lost.errno == errno.EBADF
+    assert r.handles() == []
+
+
+def test_a_listener_whose_descriptor_was_closed_is_closed_and_the_others_go_on(r, sockets, caplog):
+    log = Log()
+    server = r.listen_tcp('127.0.0.1', 0)
+    ours, theirs = sockets()
+    conn = r.adopt(ours, log.on_data)
+    os.close(server.fileno())
+    theirs.send(b'x')
+    turns(r, 3)
+    if not server.closed:
+        server.pause()
+        server.resume()
+    turns(r, 3)
+    assert server.closed
+    assert log.received == b'x'
+    conn.abort()
+    turns(r, 1)
+
+
+def test_a_newcomer_with_the_number_of_a_lost_listener_is_not_hurt(r, sockets, caplog):
+    log = Log()
+    server = r.listen_tcp('127.0.0.1', 0)
+    number = server.fileno()
+    os.close(number)
+    ours, theirs = socket.socketpair()
+    sockets.track(theirs).setblocking(False)
+    assert ours.fileno() == number
+    conn = r.adopt(ours, log.on_data, on_close=log.on_close)
+    theirs.send(b'x')
+    turns(r, 3)
+    assert server.closed
+    assert log == [('data', b'x')]
+    conn.abort()
+    turns(r, 1)
+
+
+def test_one_socket_cannot_belong_to_two_handles(r, sockets):
+    log = Log()
+    ours, theirs = sockets()
+    conn = r.adopt(ours, log.on_data, on_close=log.on_close)
+    with pytest.raises((ReactorError, OSError)):
+        r.adopt(ours)
+    theirs.send(b'x')
+    turns(r, 2)
+    assert log == [('data', b'x')]
+    conn.abort()
+    turns(r, 1)
+
+
+def test_a_descriptor_that_was_given_up_can_belong_to_another_handle(r, sockets):
+    log = Log()
+    ours, theirs = sockets()
+    probe = Probe(r, ours)
+    r.watchers.remove(probe)
+    conn = r.adopt(ours, log.on_data)
+    theirs.send(b'x')
+    turns(r, 2)
+    assert (probe.log, log.received) == ([], b'x')
+    conn.abort()
+    turns(r, 1)
