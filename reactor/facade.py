@@ -10,10 +10,10 @@ from socket import SOMAXCONN
 
 from .kernel import AF_UNIX, Kernel
 from .loop.loop import Loop
-from .net.addresses import check_family, check_host, check_path, check_port, show
+from .net.addresses import check_family, check_host, check_local_address, check_path, check_port, show
 from .net.checked import CheckedStream
 from .net.connector import Connector
-from .net.listener import Listener
+from .net.listener import Listener, check_max_connections
 from .net.options import Callbacks, Options, check_callback, seconds
 from .net.sockets import listening_tcp, listening_unix, prepare_listener
 from .net.stream import Stream
@@ -82,6 +82,7 @@ class Reactor(Loop):
         """
         settings, callbacks = Options(**options), Callbacks(on_data, on_connect, on_eof, on_drain, on_close, on_error)
         check_callback('on_accept_error', on_accept_error)
+        check_max_connections(max_connections)
         self.watchers.check()
         if sock is None:
             sock = listening_tcp(
@@ -128,6 +129,7 @@ class Reactor(Loop):
         """
         settings, callbacks = Options(**options), Callbacks(on_data, on_connect, on_eof, on_drain, on_close, on_error)
         check_callback('on_accept_error', on_accept_error)
+        check_max_connections(max_connections)
         self.watchers.check()
         sock, unlink = listening_unix(self._os, check_path(path), settings, backlog=backlog, mode=mode)
         return Listener(
@@ -171,6 +173,7 @@ class Reactor(Loop):
             raise ValueError('connecting needs a host')
         check_port(port)
         check_family(family)
+        check_local_address(local_address)
         self._check_connect(timeout)
         connector = Connector(
             self,
@@ -178,7 +181,7 @@ class Reactor(Loop):
             settings,
             callbacks,
             kind=self._stream_kind,
-            target=f'{host}:{port}',
+            target=show((host, port)),
             timeout=timeout,
             local_address=local_address,
         )
@@ -224,6 +227,8 @@ class Reactor(Loop):
         """Take over a connected stream socket, ours from now on; `on_data` may come from the next turn on."""
         settings, callbacks = Options(**options), Callbacks(on_data, None, on_eof, on_drain, on_close, on_error)
         self.watchers.check()
+        if not hasattr(sock, 'recv') or not hasattr(sock, 'setblocking'):
+            raise TypeError(f'adopt takes a connected socket, not {sock!r}')
         sock.setblocking(False)
         stream = self._stream_kind(self, settings, callbacks, None)
         stream.attach(sock)

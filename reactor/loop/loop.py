@@ -490,6 +490,7 @@ class Loop:
                 self._log(another, handle)
         if handle is not None:
             handle.handle_failed(exc)
+        del exc  # its traceback may hold this frame
 
     def _log(self, exc: Exception, handle: Handle | None) -> None:
         where = 'a callback' if handle is None else f'a callback of {handle!r}'

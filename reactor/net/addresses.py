@@ -40,6 +40,17 @@ def check_host(host: str | None) -> str | None:
     return host
 
 
+def check_local_address(address: tuple[str, int] | None) -> None:
+    """(host, port) to connect from, or None; else TypeError or ValueError."""
+    if address is None:
+        return
+    if not isinstance(address, tuple) or len(address) != 2:
+        raise TypeError(f'a local address is (host, port), not {address!r}')
+    if check_host(address[0]) is None:
+        raise ValueError(f'a local address needs a host: {address!r}')
+    check_port(address[1])
+
+
 def check_path(path: str | bytes) -> str | bytes:
     """The path of a Unix socket; one that begins with NUL, or with @, is abstract (Linux only)."""
     if not isinstance(path, (str, bytes)):

@@ -42,6 +42,10 @@ class CheckedStream(Stream):
         self.loop.watchers.check_thread()
         super().resume_reading()
 
+    def set_timeouts(self, *, read: float | None = None, write: float | None = None, idle: float | None = None) -> None:
+        self.loop.watchers.check_thread()
+        super().set_timeouts(read=read, write=write, idle=idle)
+
     def close(self) -> None:
         self.loop.watchers.check_thread()
         super().close()

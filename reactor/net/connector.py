@@ -258,6 +258,8 @@ class Attempt(Handle):
         assert self.sock is not None
         try:
             error = self.sock.connect_ex(self.address[1])
+            if not error:
+                return self._error_of_peer(self.sock)
             if error in IN_PROGRESS:
                 self.loop.watchers.add(self, WRITE)
                 self.unref()
@@ -270,20 +272,33 @@ class Attempt(Handle):
         """The socket is writable: connected, or failed with SO_ERROR, or neither yet."""
         sock, connector = self.sock, self.connector
         assert sock is not None and connector is not None
-        error = sock.getsockopt(SOL_SOCKET, SO_ERROR)
+        try:
+            error = sock.getsockopt(SOL_SOCKET, SO_ERROR)
+        except OSError as exc:
+            self.handle_lost(exc)
+            return
         if not error:
-            try:
-                peer = sock.getpeername()
-            except OSError:
-                return  # spurious: not connected yet
-            if peer == sock.getsockname():
-                # TCP connects a port to itself when nobody listens and the kernel picks it as our own.
-                error = errno.ECONNREFUSED
+            error = self._error_of_peer(sock)
+            if error == errno.ENOTCONN:
+                return  # spurious: it is under way still
         connector.handle_attempt(self, connector._error(self.address, error) if error else None)
 
+    def _error_of_peer(self, sock: socket) -> int:
+        try:
+            peer = sock.getpeername()
+        except OSError as exc:
+            return exc.errno or errno.ENOTCONN
+        if self.address[0] != AF_UNIX and peer == sock.getsockname():
+            # TCP connects a port to itself when nobody listens and the kernel picks it as our own.
+            return errno.ECONNREFUSED
+        return 0
+
     def handle_lost(self, exc: OSError) -> None:
-        if self.connector is not None:
-            self.connector.handle_attempt(self, exc)
+        connector = self.connector
+        if connector is not None:
+            self.loop.watchers.remove(self)
+            self.release().detach()
+            connector.handle_attempt(self, exc.with_traceback(None))
 
     def release(self) -> socket:
         """Give the socket away."""
@@ -296,7 +311,11 @@ class Attempt(Handle):
 
     def close(self) -> None:
         if self.sock is not None:
-            self.release().close()
+            sock = self.release()
+            try:
+                sock.close()
+            except OSError:
+                pass  # somebody else has closed the descriptor
 
     @property
     def closed(self) -> bool:

@@ -46,6 +46,7 @@ class Listener(Handle):
 
     __slots__ = (
         '_callbacks',
+        '_closed',
         '_kind',
         '_last_trouble',
         '_max_connections',
@@ -72,6 +73,7 @@ class Listener(Handle):
     ) -> None:
         self.loop = loop
         self.since = loop.now
+        self._closed = False
         self.open_connections = 0
         self.on_accept_error = on_accept_error
         self._sock = sock
@@ -83,7 +85,13 @@ class Listener(Handle):
         self._retry: Timer | None = None  # pending while descriptors have run out
         self._last_trouble = -LOG_INTERVAL
         self._unlink = unlink
-        loop.watchers.add(self, READ)
+        try:
+            loop.watchers.add(self, READ)
+        except BaseException:
+            if unlink is not None:
+                unlink()
+            sock.close()
+            raise
 
     def handle_read(self) -> None:
         """Accept what waits, a bounded number."""
@@ -108,24 +116,26 @@ class Listener(Handle):
         """One of its connections was closed: there is room again."""
         self.open_connections -= 1
         self.loop.counters.incoming -= 1
-        if not self.events and not self.closed:
+        if not self.events and not self._closed:
             self._end_hold()
 
     def handle_lost(self, exc: OSError) -> None:
         self._report(exc, 'was lost and is closed')
-        if not self.closed:
+        if not self._closed:
             self._forget()
             self._sock.detach()  # the number may be another's by now
 
     def pause(self) -> None:
         """Accept nobody until `resume`; clients wait in the kernel's backlog."""
+        self.loop.watchers.check_thread()
         self._paused = True
         self._update()
 
     def resume(self) -> None:
         """Accept again. HandleClosed after `close`."""
-        if self.closed:
+        if self._closed:
             raise HandleClosed('this listener is closed; listen again')
+        self.loop.watchers.check_thread()
         self._paused = False
         self._update()
 
@@ -136,6 +146,7 @@ class Listener(Handle):
 
     @max_connections.setter
     def max_connections(self, limit: int | None) -> None:
+        check_max_connections(limit)
         self._max_connections = limit
         self._update()
 
@@ -143,22 +154,27 @@ class Listener(Handle):
     def address(self) -> Any:
         """Where it listens: (host, port) or a path; None after `close`."""
         try:
-            return None if self.closed else unmapped(self._sock.getsockname())
+            return None if self._closed else unmapped(self._sock.getsockname())
         except OSError:
             return None
 
     @property
     def closed(self) -> bool:
-        return self._sock.fileno() < 0
+        return self._closed
 
     def close(self) -> None:
         """Stop listening; clients in the backlog are refused, accepted connections live on. Closing twice is fine."""
-        if self.closed:
+        self.loop.watchers.check_thread()
+        if self._closed:
             return
         self._forget()
-        self._sock.close()
+        try:
+            self._sock.close()
+        except OSError:
+            pass  # somebody else has closed the descriptor
 
     def _forget(self) -> None:
+        self._closed = True
         if self._retry is not None:
             self._retry.cancel()
             self._retry = None
@@ -177,7 +193,7 @@ class Listener(Handle):
         return 'clients' if self.events else 'one of its connections to close'
 
     def __repr__(self) -> str:
-        state = 'closed' if self.closed else 'accepting' if self.events else 'paused'
+        state = 'closed' if self._closed else 'accepting' if self.events else 'paused'
         return (
             f'<Listener fd={self.fileno()} {state} at {show(self.address)}, {self.open_connections} connections open>'
         )
@@ -216,7 +232,7 @@ class Listener(Handle):
 
     def _update(self) -> None:
         full = self._max_connections is not None and self.open_connections >= self._max_connections
-        if not self.closed:
+        if not self._closed:
             wanted = not self._paused and self._retry is None and not full
             self.loop.watchers.set_events(self, READ if wanted else 0)
 
@@ -230,3 +246,11 @@ class Listener(Handle):
             self.loop.completions.append((self, self.on_accept_error, (exc,)))
         else:
             log('warning', '%r: %s; accepting %s', self, exc, outcome)
+
+
+def check_max_connections(limit: int | None) -> None:
+    """None or an int of at least 0, else TypeError or ValueError."""
+    if limit is not None and type(limit) is not int:
+        raise TypeError(f'max_connections is None or an int, not {limit!r}')
+    if limit is not None and limit < 0:
+        raise ValueError(f'max_connections is None or at least 0, not {limit!r}')

@@ -32,9 +32,10 @@ def look_up(
     """Call `on_done(addresses, error)` in the loop, one of them None; close the returned handle to cancel."""
 
     def done(found: Any, error: BaseException | None) -> None:
-        if error is None:
+        if error is None and found:
             on_done([(family, address) for family, _, _, _, address in found], None)
         else:
-            on_done(None, ResolveError(f'cannot look up {host!r}: {error}; check the name and the network'))
+            reason = error or 'it has no address'
+            on_done(None, ResolveError(f'cannot look up {host!r}: {reason}; check the name and the network'))
 
     return loop.run_in_thread(kernel.getaddrinfo, host, port, family, SOCK_STREAM, on_done=done)

@@ -132,6 +132,7 @@ def listening_unix(
     before the socket listens.
     """
     sock = kernel.socket(AF_UNIX, SOCK_STREAM)
+    unlink = None
     try:
         if not is_abstract(path):
             _remove_stale(kernel, path)
@@ -139,14 +140,20 @@ def listening_unix(
             sock.bind(path)
         except OSError as exc:
             raise _bind_error(exc, path) from None
-        if mode is not None and not is_abstract(path):
-            kernel.chmod(path, mode)
+        if not is_abstract(path):
+            unlink = _unlinker(kernel, path)
+            if mode is not None:
+                kernel.chmod(path, mode)
         prepare_listener(sock, options, backlog)
     except BaseException:
+        if unlink is not None:
+            unlink()
         sock.close()
         raise
-    if is_abstract(path):
-        return sock, None
+    return sock, unlink
+
+
+def _unlinker(kernel: Kernel, path: str | bytes) -> Callable[[], None]:
     ours = kernel.socket_file(path)
 
     def unlink() -> None:
@@ -156,7 +163,7 @@ def listening_unix(
         except OSError:
             pass  # something else is there now, or we may not: it stays
 
-    return sock, unlink
+    return unlink
 
 
 def _passive_address(kernel: Kernel, host: str | None, port: int) -> tuple[int, Any, bool]:

@@ -13,6 +13,7 @@ rules, all of which the tests hold:
 
 from __future__ import annotations
 
+from errno import EBADF
 from socket import SHUT_WR, SO_LINGER, SOL_SOCKET
 
 from ..errors import (
@@ -172,7 +173,7 @@ class Stream(Handle):
 
     def handle_drain(self) -> None:
         """Told as a completion: what waits has fallen to the low-water mark."""
-        if self.on_drain is not None and not self.closed:
+        if self.on_drain is not None and not self.closed and not (self.writer is not None and self.writer.full):
             self.on_drain(self)
 
     def handle_closed(self, exc: BaseException | None) -> None:
@@ -194,7 +195,7 @@ class Stream(Handle):
             before = self.loop.counters.reads
             self.loop.completions.append((self, Stream.handle_last_reads, (left - 1,)))
             self.handle_read()
-            if self.loop.counters.reads != before:
+            if self.loop.counters.reads != before or self.sock is None:
                 return
         self._finish(self.writer.error)
 
@@ -247,7 +248,7 @@ class Stream(Handle):
         except BlockingIOError:
             sent = 0
         except OSError as exc:
-            self._write_failed(exc)
+            self._write_failed(exc, data)
             return False
         loop = self.loop
         counters = loop.counters
@@ -330,6 +331,7 @@ class Stream(Handle):
         elif state is OPEN:
             self._finish(None)
         else:
+            self.on_data = None  # sending has failed; what was received before is no longer wanted
             return
         self._refuse_writes()
 
@@ -486,6 +488,8 @@ class Stream(Handle):
 
     def _wait(self, writer: Writer) -> None:
         writer.full = writer.buffered >= self.options.high_water
+        if self.timeouts is not None:
+            self.written_at = self.loop.timers.clock()
         self.loop.watchers.set_events(self, self.events | WRITE)
 
     def _flushed(self, writer: Writer) -> None:
@@ -533,12 +537,19 @@ class Stream(Handle):
             self._shut_down()
 
     def _read_failed(self, exc: OSError) -> None:
+        if exc.errno == EBADF:
+            self.loop.watchers.evict(self)
+            return
         self._finish(exc.with_traceback(None))
 
-    def _write_failed(self, exc: OSError) -> None:
+    def _write_failed(self, exc: OSError, lost: bytes = b'') -> None:
         # What the peer sent before is still to be delivered, by a completion: we may be inside a user's write.
         if self.writer is None or self.writer is DRAINED:
             self.writer = Writer()
+            self.writer.extend((lost,), None, ())
+        if exc.errno == EBADF:
+            self.loop.watchers.evict(self)
+            return
         self.writer.error = exc.with_traceback(None)
         self.state = CLOSED
         self.loop.watchers.set_events(self, self.events & READ)

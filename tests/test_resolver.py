@@ -1,0 +1,264 @@
+"""Look-ups: off the loop's thread, told once in the loop, in the reactor's own words, and to nobody when cancelled."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import weakref
+from socket import AF_INET, AF_INET6, SOCK_STREAM
+from typing import Any
+
+import pytest
+from support import FakeKernel, Log, run_until, turns
+
+from reactor import Reactor, ResolveError
+from reactor.kernel import Kernel
+from reactor.loop.threads import QUEUE_LIMIT, THREADS
+from reactor.net.resolver import look_up
+
+
+class Names(Kernel):
+    """Answers look-ups from `found`, an exception or a list, and notes how it was asked and in which thread."""
+
+    def __init__(self, found: Any = ()) -> None:
+        self.found = found
+        self.asked: list[tuple[Any, ...]] = []
+        self.threads: set[int] = set()
+
+    def getaddrinfo(self, host: Any, port: int, family: int, kind: int, flags: int = 0) -> list[Any]:
+        self.asked.append((host, port, family, kind, flags))
+        self.threads.add(threading.get_ident())
+        if isinstance(self.found, BaseException):
+            raise self.found
+        return [(family, SOCK_STREAM, 6, '', address) for family, address in self.found]
+
+
+class Slow(Names):
+    """Answers only when the test opens the gate."""
+
+    def __init__(self, found: Any = ()) -> None:
+        super().__init__(found)
+        self.gate = threading.Event()
+        self.lock = threading.Lock()
+        self.at_once = self.most = 0
+
+    def getaddrinfo(self, *args: Any) -> list[Any]:  # type: ignore[override]
+        with self.lock:
+            self.at_once += 1
+            self.most = max(self.most, self.at_once)
+        self.gate.wait(10)
+        with self.lock:
+            self.at_once -= 1
+        return super().getaddrinfo(*args)
+
+
+class Stalled(FakeKernel):
+    """Look-ups that the test runs by hand, on a clock that moves only in `select`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.threads: list[Any] = []
+
+    def start_thread(self, target: Any, name: str) -> None:
+        self.threads.append(target)
+
+    def getaddrinfo(self, *args: Any) -> list[Any]:  # type: ignore[override]
+        return [(AF_INET, SOCK_STREAM, 6, '', ('10.0.0.1', 80))]
+
+
+class Answers(list):  # type: ignore[type-arg]
+    def on_done(self, addresses: Any, error: Any) -> None:
+        self.append((addresses, error))
+
+
+def outcome(r: Reactor, kernel: Kernel, host: str = 'host.test', family: int = 0) -> tuple[Any, Any]:
+    """Look up until it is told, which must be once; returns what was told."""
+    answers = Answers()
+    look_up(r, kernel, host, 80, family, answers.on_done)
+    run_until(r, lambda: answers)
+    turns(r, 3)
+    (answer,) = answers
+    return answer
+
+
+def test_a_name_of_this_machine_is_found_with_its_port(r):
+    addresses, error = outcome(r, Kernel(), 'localhost')
+    assert error is None
+    assert all(family in (AF_INET, AF_INET6) and address[1] == 80 for family, address in addresses)
+    assert {'127.0.0.1', '::1'} & {address[0] for _, address in addresses}
+
+
+def test_addresses_come_in_the_systems_order(r):
+    found = [(AF_INET6, ('fd00::2', 80, 0, 0)), (AF_INET, ('10.0.0.1', 80)), (AF_INET6, ('fd00::1', 80, 0, 0))]
+    assert outcome(r, Names(found)) == (found, None)
+
+
+def test_the_system_is_asked_for_streams_of_the_family(r):
+    names = Names([(AF_INET, ('10.0.0.1', 80))])
+    outcome(r, names, family=AF_INET)
+    assert names.asked == [('host.test', 80, AF_INET, SOCK_STREAM, 0)]
+
+
+def test_it_is_asked_in_another_thread_and_told_in_the_loops(r):
+    names, told_in = Names([(AF_INET, ('10.0.0.1', 80))]), []
+    look_up(r, names, 'host.test', 80, 0, lambda addresses, error: told_in.append(threading.get_ident()))
+    run_until(r, lambda: told_in)
+    assert told_in == [threading.get_ident()]
+    assert threading.get_ident() not in names.threads
+
+
+def test_a_name_that_does_not_exist_is_a_resolve_error_that_names_it(r):
+    addresses, error = outcome(r, Kernel(), 'nope.invalid')
+    assert addresses is None and isinstance(error, ResolveError)
+    assert 'nope.invalid' in str(error) and 'check' in str(error)
+
+
+@pytest.mark.parametrize('host', ['a' * 64 + '.test', 'a..b', '\udcff.test', 'x' * 300])
+def test_a_name_that_cannot_be_one_is_a_resolve_error(r, host):
+    addresses, error = outcome(r, Kernel(), host)
+    assert addresses is None and isinstance(error, ResolveError)
+
+
+@pytest.mark.parametrize(
+    'failure',
+    [socket.gaierror(socket.EAI_AGAIN, 'try again'), OSError(24, 'too many open files'), MemoryError(), SystemExit(1)],
+    ids=lambda failure: type(failure).__name__,
+)
+def test_whatever_the_system_raises_is_told_as_a_resolve_error(r, failure):
+    addresses, error = outcome(r, Names(failure))
+    assert addresses is None and isinstance(error, ResolveError)
+    assert 'host.test' in str(error)
+
+
+def test_a_look_up_that_finds_nothing_is_told_as_an_error_to_who_connects(r):
+    log = Log()
+    r._os.getaddrinfo = NothingFound().getaddrinfo
+    r.connect_tcp('host.test', 80, **log.callbacks('on_connect', 'on_close'))
+    run_until(r, lambda: log)
+    assert log.names() == ['close']
+    assert isinstance(log[0][1], ResolveError)
+
+
+class NothingFound(Names):
+    def getaddrinfo(self, *args: Any) -> list[Any]:  # type: ignore[override]
+        if len(args) == 5:  # with AI_NUMERICHOST
+            raise socket.gaierror(socket.EAI_NONAME, 'not a number')
+        return []
+
+
+def test_an_address_in_numbers_needs_no_thread(r, monkeypatch):
+    def no_thread(*args: Any) -> None:
+        raise AssertionError('a thread was started')
+
+    monkeypatch.setattr(r._os, 'start_thread', no_thread)
+    listener = r.listen_tcp('127.0.0.1', 0)
+    log = Log()
+    conn = r.connect_tcp(*listener.address, on_connect=log.on_connect)
+    run_until(r, lambda: log)
+    listener.close()
+    conn.abort()
+    turns(r, 2)
+
+
+def test_a_look_up_that_stalls_holds_up_nothing_else(r):
+    names, answers, ticks = Slow([(AF_INET, ('10.0.0.1', 80))]), Answers(), []
+    look_up(r, names, 'host.test', 80, 0, answers.on_done)
+    timer = r.call_every(0.002, lambda: ticks.append(len(answers)))
+    run_until(r, lambda: len(ticks) > 5)
+    assert set(ticks) == {0}
+    names.gate.set()
+    run_until(r, lambda: answers)
+    timer.cancel()
+
+
+def test_a_look_up_keeps_the_loop_running_and_says_so(r):
+    names, answers = Slow([(AF_INET, ('10.0.0.1', 80))]), Answers()
+    look_up(r, names, 'host.test', 80, 0, answers.on_done)
+    assert 'to return' in '\n'.join(r.why_alive())
+    r.call_later(0.01, names.gate.set)
+    assert r.run() is True
+    assert len(answers) == 1
+
+
+def test_a_cancelled_look_up_is_told_to_nobody_and_frees_the_loop(r):
+    names, answers = Slow([(AF_INET, ('10.0.0.1', 80))]), Answers()
+    call = look_up(r, names, 'host.test', 80, 0, answers.on_done)
+    run_until(r, lambda: names.at_once)
+    call.close()
+    call.close()
+    assert call.closed and r.handles() == []
+    assert r.run() is True
+    names.gate.set()
+    run_until(r, lambda: names.asked and not names.at_once)
+    turns(r, 5)
+    assert answers == []
+
+
+def test_a_look_up_cancelled_after_its_answer_arrived_is_told_to_nobody():
+    kernel, answers = Stalled(), Answers()
+    with Reactor(kernel=kernel) as r:
+        call = look_up(r, kernel, 'host.test', 80, 0, answers.on_done)
+        kernel.threads.pop()()
+        call.close()
+        r.run()
+        turns(r, 3)
+    assert answers == []
+
+
+def test_a_look_up_cancelled_before_its_thread_began_is_never_asked():
+    kernel, answers = Stalled(), Answers()
+    with Reactor(kernel=kernel) as r:
+        kernel.getaddrinfo = answers.append  # type: ignore[method-assign]
+        look_up(r, kernel, 'host.test', 80, 0, answers.on_done).close()
+        kernel.threads.pop()()
+        turns(r, 3)
+    assert answers == []
+
+
+def test_an_answer_after_the_reactor_was_closed_is_dropped_in_silence():
+    kernel, answers = Stalled(), Answers()
+    with Reactor(kernel=kernel) as r:
+        look_up(r, kernel, 'host.test', 80, 0, answers.on_done)
+    kernel.threads.pop()()
+    assert answers == []
+
+
+def test_at_most_four_look_ups_run_at_once_and_all_are_answered(r):
+    names, answers = Slow([(AF_INET, ('10.0.0.1', 80))]), Answers()
+    for _ in range(3 * THREADS):
+        look_up(r, names, 'host.test', 80, 0, answers.on_done)
+    run_until(r, lambda: names.at_once == THREADS)
+    names.gate.set()
+    run_until(r, lambda: len(answers) == 3 * THREADS)
+    assert names.most == THREADS == 4
+    assert r.run() is True
+
+
+def test_more_look_ups_than_may_wait_are_told_as_errors_later():
+    kernel, answers = Stalled(), Answers()
+    with Reactor(kernel=kernel) as r:
+        for _ in range(QUEUE_LIMIT + 2):
+            look_up(r, kernel, 'host.test', 80, 0, answers.on_done)
+        assert answers == []
+        turns(r, 1)
+        assert len(answers) == 2
+        for addresses, error in answers:
+            assert addresses is None and isinstance(error, ResolveError)
+            assert 'host.test' in str(error)
+
+
+def test_names_can_be_looked_up_again_after_all_threads_have_ended(r):
+    for _ in range(3):
+        assert outcome(r, Names([(AF_INET, ('10.0.0.1', 80))]))[1] is None
+        r.run()
+
+
+def test_a_look_up_that_is_over_is_freed_without_the_garbage_collector():
+    kernel = Stalled()
+    answers = Answers()
+    with Reactor(kernel=kernel) as r:
+        freed = weakref.ref(look_up(r, kernel, 'host.test', 80, 0, answers.on_done))
+        kernel.threads.pop()()
+        r.run()
+        assert len(answers) == 1
+        assert freed() is None
