@@ -107,9 +107,18 @@ def test_two_servers_share_a_port_when_told_to():
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize(
-    'options', [('--connections', '-3'), ('--rate', 'fast'), ('serve', '--port', '65536'),
-                ('serve', '--selector', 'kq'), ('load', '--timeout', 'nan'), ('dance',), ('--what',)], ids=' '.join)  # fmt: skip
+MISTYPED = [
+    ('--connections', '-3'),
+    ('--rate', 'fast'),
+    ('serve', '--port', '65536'),
+    ('serve', '--selector', 'kqueue'),
+    ('load', '--timeout', 'nan'),
+    ('dance',),
+    ('--what',),
+]
+
+
+@pytest.mark.parametrize('options', MISTYPED, ids=' '.join)
 def test_a_mistyped_command_is_one_line_and_status_2(options):
     done = demo(*options)
     assert done.returncode == 2

@@ -1,4 +1,4 @@
-"""The architecture, as tests: who imports whom, where the system is called, how short the path is, how small a thing."""
+"""The architecture, as tests: who imports whom, where the system is called, how short the path, how small a thing."""
 
 from __future__ import annotations
 
