@@ -1667,3 +1667,23 @@ def test_many_connects_one_after_the_other_leave_nothing(r):
     assert r.run() is True
     assert closed == [('close', None)] * 200
     assert r.stats().connects == 200
+
+
+# -- no address is left to connect from
+
+
+def test_an_address_and_port_that_are_taken_for_this_target_are_told_once_and_nothing_spins(r, sockets):
+    server = sockets.track(socket.create_server(('127.0.0.1', 0)))
+    taken = sockets.track(socket.socket())
+    taken.setsockopt(SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    taken.bind(('127.0.0.1', 0))
+    taken.connect(server.getsockname())
+    log = Log()
+    conn = r.connect_tcp(
+        *server.getsockname(), local_address=taken.getsockname(), **log.callbacks('on_connect', 'on_close')
+    )
+    exc = told(r, conn, log)
+    assert isinstance(exc, OSError) and exc.errno in (errno.EADDRNOTAVAIL, errno.EADDRINUSE)
+    assert str(server.getsockname()[1]) in str(exc)
+    assert r.run() is True
+    assert r.stats().loop_count < 10

@@ -786,3 +786,36 @@ def test_connections_do_not_share_what_is_set_for_one(r, sockets):
     assert conns[1].on_data is None
     listener.close()
     end(r, *conns)
+
+
+# -- hostile clients
+
+
+def test_a_storm_of_clients_that_reset_leaves_no_object_and_no_line_in_the_log(r, caplog):
+    caplog.set_level(logging.INFO)
+    log = Log()
+    listener = r.listen_tcp(HERE, 0, **log.callbacks('on_data', 'on_close'))
+
+    def storm():
+        for _ in range(50):
+            client = socket.create_connection(listener.address)
+            client.send(b'x')
+            reset(client)
+        turns(r, 5)
+        run_until(r, lambda: not listener.open_connections and idle(r, 3))
+        log.clear()
+
+    storm()
+    gc.collect()
+    gc.disable()
+    try:
+        before, accepts = len(gc.get_objects()), r.stats().accepts
+        for _ in range(40):
+            storm()
+        assert len(gc.get_objects()) - before < 50
+        assert sys.platform != 'linux' or r.stats().accepts - accepts == 2000
+    finally:
+        gc.enable()
+    assert caplog.records == []
+    assert r.handles() == [listener]
+    listener.close()

@@ -1186,3 +1186,42 @@ def test_a_reactor_that_is_closed_aborts_and_tells_its_connections(sockets):
         flood(conn)
     assert log == [('close', None)]
     assert conn.closed
+
+
+# -- peers that are dead, slow or hostile
+
+
+def test_a_peer_that_the_system_gave_up_is_told_with_the_systems_error(scripted):
+    """What keepalive ends in: the next recv fails with ETIMEDOUT, which is no time limit of ours."""
+    r, make = scripted
+    log = Log()
+    _, sock = make(**log.callbacks('on_data', 'on_eof', 'on_close'))
+    sock.incoming.append(TimeoutError(errno.ETIMEDOUT, 'timed out'))
+    turns(r, 3)
+    assert log.names() == ['close']
+    assert type(log[0][1]) is TimeoutError
+    assert log[0][1].errno == errno.ETIMEDOUT
+
+
+def test_a_peer_that_trickles_is_ended_by_a_deadline_that_its_bytes_do_not_move(kernel, fake, sockets):
+    log, ended = Log(), []
+    conn, theirs = pair(fake, sockets, on_data=log.on_data, idle_timeout=5)
+    conn.on_close = lambda conn, exc: (ended.append((kernel.time, exc)), beat.cancel())
+    beat = fake.call_every(1, lambda: theirs.send(b'x'))
+    fake.call_later(20.5, conn.abort)
+    assert fake.run() is True
+    assert log.received == b'x' * 20
+    assert ended == [(1020.5, None)]
+
+
+def test_what_a_peer_sent_is_no_format_in_the_log(r, sockets, caplog):
+    def on_data(conn, data):
+        raise ValueError(data.decode())
+
+    log = Log()
+    _, theirs = pair(r, sockets, on_data=on_data, on_close=log.on_close)
+    theirs.send(b'%s %d %(name)s %n {0}')
+    run_until(r, lambda: log)
+    (record,) = caplog.records
+    assert 'exception in' in record.getMessage()
+    assert '%s %d %(name)s %n {0}' in caplog.text

@@ -959,3 +959,84 @@ def test_many_connections_leave_no_object_behind(r, sockets):
     finally:
         gc.enable()
     assert r.handles() == []
+
+
+# -- ending with bytes that wait
+
+
+ENDED_IN = ['on_data', 'on_eof', 'on_drain', 'on_written', 'on_error', 'timer', 'call_soon', 'another', 'told', 'made']
+
+
+@pytest.mark.parametrize('ending', ['close', 'abort'])
+@pytest.mark.parametrize('name', ENDED_IN)
+def test_a_connection_with_bytes_that_wait_can_be_ended_in_any_callback(r, sockets, name, ending):
+    """`told` and `made` are the on_connect of an accepted and of an outgoing connection, `another` that of another."""
+    log, answer = Log(), b'answer' * (2 << 20)
+
+    def finish(conn, *args):
+        conn.on_drain = None
+        conn.write(answer, log.on_written)
+        assert conn.buffered
+        getattr(conn, ending)()
+
+    def fail(conn, data):
+        raise ZeroDivisionError
+
+    callbacks = log.callbacks('on_data', 'on_eof', 'on_error', 'on_close')
+    if name in callbacks or name == 'on_drain':
+        callbacks[name] = finish
+    if name == 'on_error':
+        callbacks['on_data'] = fail
+    if name in ('told', 'made'):
+        listener = r.listen_tcp('127.0.0.1', 0, **callbacks, on_connect=finish if name == 'told' else None)
+        theirs = sockets.connect(listener.address) if name == 'told' else None
+        if name == 'made':
+            with socket.create_server(('127.0.0.1', 0)) as server:
+                r.connect_tcp(*server.getsockname(), **callbacks, on_connect=finish)
+                theirs = sockets.track(server.accept()[0])
+            theirs.setblocking(False)
+    else:
+        listener = None
+        conn, theirs = pair(r, sockets, tcp=True, **callbacks)
+    if name in ('on_data', 'on_error'):
+        theirs.send(b'x')
+    elif name == 'on_eof':
+        theirs.shutdown(socket.SHUT_WR)
+    elif name == 'on_drain':
+        stall(conn)
+    elif name == 'on_written':
+        conn.write(b'x', finish)
+    elif name == 'timer':
+        r.call_later(0, finish, conn)
+    elif name == 'call_soon':
+        r.call_soon(finish, conn)
+    elif name == 'another':
+        r.adopt(sockets()[0], on_close=lambda other, exc: finish(conn)).close()
+    if ending == 'abort':
+        with pytest.raises(ConnectionResetError):
+            read_all(r, theirs)
+    else:
+        assert read_all(r, theirs).endswith(answer)
+        theirs.close()
+    run_until(r, lambda: 'close' in log.names())
+    if listener is not None:
+        listener.close()
+    turns(r, 3)
+    assert log == ([('close', None)] if ending == 'abort' else [('written',), ('close', None)])
+
+
+@pytest.mark.skipif(sys.platform != 'linux', reason='other systems may give out such a port again')
+@pytest.mark.parametrize('ending', ['close', 'abort'])
+def test_a_close_keeps_its_port_for_a_while_and_an_abort_does_not(r, sockets, ending):
+    conn, theirs = pair(r, sockets, tcp=True)
+    address = conn.sockname
+    getattr(conn, ending)()
+    turns(r, 2)
+    theirs.close()
+    with socket.socket() as newcomer:
+        if ending == 'close':  # TIME_WAIT
+            with pytest.raises(OSError) as caught:
+                newcomer.bind(address)
+            assert caught.value.errno == errno.EADDRINUSE
+        else:
+            newcomer.bind(address)

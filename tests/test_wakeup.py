@@ -41,7 +41,7 @@ def test_a_call_from_a_thread_wakes_a_sleeping_loop(r):
         latencies.append(time.monotonic() - called)
 
     def other():
-        for _ in range(5):
+        for _ in range(20):
             event.wait(10)
             event.clear()
             r.call_soon_threadsafe(note, time.monotonic())
@@ -52,7 +52,7 @@ def test_a_call_from_a_thread_wakes_a_sleeping_loop(r):
     thread.start()
     assert r.run() is True
     thread.join()
-    assert min(latencies) < 0.05
+    assert min(latencies) < 0.005
 
 
 def test_a_call_runs_in_the_thread_of_the_loop(r):
@@ -268,3 +268,21 @@ def test_a_call_must_be_callable(r):
 def test_the_wakeup_tells_its_descriptor(r):
     assert repr(r._wakeup) == f'<Wakeup fd={r._wakeup.fileno()}>'
     assert r._wakeup.fileno() >= 0
+
+
+def test_another_thread_has_a_connection_closed_by_a_call_that_wakes_the_loop(r, sockets):
+    log = []
+    ours, theirs = sockets()
+    conn = r.adopt(ours, on_close=lambda conn, exc: log.append((threading.get_ident(), exc)))
+    event = asleep(r)
+
+    def other():
+        event.wait(10)
+        r.call_soon_threadsafe(conn.close)
+
+    thread = threading.Thread(target=other)
+    thread.start()
+    assert r.run() is True
+    thread.join()
+    assert log == [(threading.get_ident(), None)]
+    assert theirs.recv(1) == b''
