@@ -101,7 +101,9 @@ class Kernel:
 
     def getaddrinfo(self, host: str | None, port: int, family: int, kind: int, flags: int = 0) -> list[Any]:
         """The addresses of a name. Blocks, unless `flags` has AI_NUMERICHOST."""
-        return socket.getaddrinfo(host, port, family, kind, 0, flags)
+        # A str is put through the idna codec, which costs its import and a megabyte even for numbers; bytes are not.
+        plain = host.encode() if host is not None and host.isascii() else host
+        return socket.getaddrinfo(plain, port, family, kind, 0, flags)
 
     def start_thread(self, target: Callable[[], None], name: str) -> None:
         """Run `target` in a daemon thread."""
