@@ -222,7 +222,7 @@ class Listener(Handle):
         self._retry = self.loop.timers.later(ACCEPT_PAUSE, Listener._end_hold, self)
         self._retry.unref()
         self._update()
-        self._report(exc, 'paused, clients wait until connections close; `ulimit -n` raises the limit')
+        self._report(exc, 'paused, clients wait until connections close')
 
     def _end_hold(self) -> None:
         if self._retry is not None:
