@@ -9,6 +9,7 @@ import socket
 import stat
 import threading
 import time
+from contextlib import closing
 
 import pytest
 from support import in_thread
@@ -33,7 +34,7 @@ def test_the_selector_is_the_best_of_the_platform(real):
 
 def test_sockets_do_not_block_and_are_not_inherited(real):
     ours, theirs = real.socketpair()
-    with real.socket(socket.AF_INET, socket.SOCK_STREAM) as sock, ours, theirs:
+    with closing(real.socket(socket.AF_INET, socket.SOCK_STREAM)) as sock, ours, theirs:
         for each in sock, ours, theirs:
             assert each.getblocking() is False
             assert os.get_inheritable(each.fileno()) is False

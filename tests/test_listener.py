@@ -95,12 +95,27 @@ def test_a_client_can_be_answered_in_on_connect(r, sockets):
     listener.close()
 
 
+def test_accepting_takes_one_at_first_and_more_in_each_turn_while_clients_wait(r, sockets):
+    listener, conns = listen(r)
+    for _ in range(20):
+        sockets.connect(listener.address)
+    opened = []
+    for _ in range(6):
+        turns(r, 1)
+        opened.append(listener.open_connections)
+    assert opened == [1, 3, 6, 10, 15, 20]
+    listener.close()
+    turns(r, 1)
+    end(r, *conns)
+
+
 def test_a_turn_accepts_sixty_four_at_most(r, sockets):
     listener, conns = listen(r)
+    listener._batch = 64  # as after some sixty turns in which clients waited
     for _ in range(100):
         sockets.connect(listener.address)
     turns(r, 1)
-    assert listener.open_connections == 64
+    assert listener.open_connections == 64 == listener._batch
     turns(r, 1)
     assert listener.open_connections == 100
     listener.close()
@@ -143,9 +158,8 @@ def test_a_client_that_aborts_in_the_backlog_is_skipped_for_the_next(r, sockets,
     listener = r.listen_tcp(None, 0, sock=flaky, on_connect=conns.append, on_accept_error=lambda *a: errors.append(a))
     sockets.connect(listener.address)
     flaky.failures = [number, number]
-    turns(r, 1)
+    turns(r, 3)
     assert listener.open_connections == 1
-    turns(r, 1)
     assert (len(conns), errors) == (1, [])
     listener.close()
     end(r, *conns)
@@ -181,7 +195,7 @@ def test_accepted_sockets_do_not_block_and_are_not_inherited(r, sockets):
     sockets.connect(listener.address)
     run_until(r, lambda: conns)
     assert conns[0].sock.getblocking() is False
-    assert conns[0].sock.get_inheritable() is False
+    assert os.get_inheritable(conns[0].fileno()) is False
     listener.close()
     end(r, *conns)
 

@@ -663,15 +663,6 @@ def test_the_heap_tells_what_is_pending_in_the_order_of_firing(fake):
     assert len(fake.timers) == 3
 
 
-def test_the_seconds_stamp_is_one_object_for_all_who_ask_in_that_second(fake, kernel):
-    kernel.time = 5000.25
-    first = fake.timers.second()
-    kernel.time = 5000.75
-    assert fake.timers.second() is first
-    kernel.time = 5001.0
-    assert fake.timers.second() == 5001
-
-
 def test_a_timer_tells_its_state(fake):
     timer = fake.call_later(5, fail_named)
     assert repr(timer) == f'<Timer in 5.000 s calls {__name__}.fail_named>'

@@ -381,7 +381,7 @@ class Loop:
             try:
                 if mask & watcher.events & READ:
                     watcher.handle_read()
-                if mask & watcher.events & WRITE:  # asked again: the read may have closed it
+                if mask & WRITE and watcher.events & WRITE:  # asked again: the read may have closed it
                     watcher.handle_write()
             except Exception as exc:
                 self._callback_failed(exc, watcher)

@@ -128,7 +128,6 @@ class TimerHeap:
     __slots__ = (
         '_heap',
         '_pending',
-        '_second',
         '_sequence',
         '_unreferenced',
         'buckets',
@@ -137,6 +136,7 @@ class TimerHeap:
         'counters',
         'due',
         'referenced',
+        'second',
     )
 
     def __init__(self, clock: Callable[[], float], counters: Counters, check_thread: Callable[[], None]) -> None:
@@ -144,12 +144,12 @@ class TimerHeap:
         self.check_thread = check_thread
         self.counters = counters
         self.buckets = Buckets(self)
+        self.second = 0  # a recent whole second of the clock, one object for all who stamp themselves with it
         self.referenced = 0  # pending timers that keep the loop running
         self.due: deque[Entry] = deque()  # collected and not run yet
         self._heap: list[Entry] = []
         self._sequence = count()
         self._pending = 0
-        self._second = 0
         self._unreferenced: set[Timer] = set()
 
     def __len__(self) -> int:
@@ -179,13 +179,6 @@ class TimerHeap:
         if not -FOREVER < seconds < FOREVER:
             raise ValueError(f'a delay is a finite number of seconds, not {seconds!r}')
         return self.clock() + (seconds if seconds > 0 else 0.0)
-
-    def second(self) -> int:
-        """The clock in whole seconds, as one object for all who ask in that second: a stamp that costs no memory."""
-        second = int(self.clock())
-        if second != self._second:
-            self._second = second
-        return self._second
 
     def next_deadline(self) -> float | None:
         """When the next pending timer is due, None without one."""

@@ -194,7 +194,7 @@ class Connector:
         stream = self.stream
         stream.sock = attempt.release()
         self._end()
-        if stream.sock.family != AF_UNIX:
+        if attempt.address[0] != AF_UNIX:
             set_stream_options(stream.sock, stream.options)
         self._loop.completions.append((stream, handle_connected, (self,)))
 

@@ -45,6 +45,7 @@ class Listener(Handle):
     """
 
     __slots__ = (
+        '_batch',
         '_callbacks',
         '_closed',
         '_kind',
@@ -81,6 +82,7 @@ class Listener(Handle):
         self._callbacks = callbacks
         self._kind = kind
         self._max_connections = max_connections
+        self._batch = 1  # accepts in the next turn: an accept too many costs an exception, one too few a poll
         self._paused = False
         self._retry: Timer | None = None  # pending while descriptors have run out
         self._last_trouble = -LOG_INTERVAL
@@ -94,11 +96,12 @@ class Listener(Handle):
             raise
 
     def handle_read(self) -> None:
-        """Accept what waits, a bounded number."""
-        for _ in range(ACCEPTS_PER_TURN):
+        """Accept as many as are likely to wait: one more than last time, or half as many when there were fewer."""
+        for count in range(self._batch):
             try:
                 sock, _ = self._sock.accept()
             except BlockingIOError:
+                self._batch = count // 2 + 1
                 return
             except OSError as exc:
                 if exc.errno in LOST:
@@ -111,6 +114,8 @@ class Listener(Handle):
             self._welcome(sock)
             if not self.events:
                 return
+        if self._batch < ACCEPTS_PER_TURN:
+            self._batch += 1
 
     def handle_closed(self, stream: Stream) -> None:
         """One of its connections was closed: there is room again."""

@@ -94,7 +94,10 @@ class Stream(Handle):
     def __init__(self, loop: Loop, options: Options, callbacks: Callbacks, origin: Origin | None) -> None:
         self.loop = loop
         self.events = 0
-        self.since: float = loop.timers.second()
+        timers = loop.timers
+        if loop.now >= timers.second + 1:
+            timers.second = int(loop.now)
+        self.since: float = timers.second
         self.sock: socket = None  # type: ignore[assignment]  # until connected
         self.state = CONNECTING
         self.options = options
