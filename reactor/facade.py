@@ -73,7 +73,8 @@ class Reactor(Loop):
         host, port       a name is looked up here, blocking; None: all addresses, IPv4 and IPv6; port 0: a free one
         backlog          how many connections the kernel may complete before we accept them
         reuse_port       let several processes listen on the port (SO_REUSEPORT); the kernel divides the clients
-        defer_accept     accept a client when it has spoken (TCP_DEFER_ACCEPT, Linux)
+        defer_accept     for protocols in which the client speaks first: accept it when it has spoken, where the system
+                         can (TCP_DEFER_ACCEPT), and read it at once; a silent one is accepted after about a second
         sock             a bound socket to listen on instead, ours from now on; host and port are ignored then
         max_connections  how many may be open at once; further clients wait in the backlog
         on_accept_error  `on_accept_error(listener, exc)` when descriptors have run out, once per episode
@@ -102,6 +103,7 @@ class Reactor(Loop):
             settings,
             callbacks,
             kind=self._stream_kind,
+            defer_accept=defer_accept,
             max_connections=max_connections,
             on_accept_error=on_accept_error,
         )

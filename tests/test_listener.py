@@ -833,3 +833,114 @@ def test_a_storm_of_clients_that_reset_leaves_no_object_and_no_line_in_the_log(r
     assert caplog.records == []
     assert r.handles() == [listener]
     listener.close()
+
+
+@pytest.fixture
+def deferring(r):
+    """A listener that accepts who has spoken, and what it was told."""
+    log = Log()
+    listener = r.listen_tcp(HERE, 0, defer_accept=True, **log.callbacks('on_data', 'on_close'))
+    yield listener, log
+    listener.close()
+
+
+def test_a_deferred_client_is_read_in_the_turn_in_which_it_is_accepted(r, sockets, deferring):
+    listener, log = deferring
+    client = sockets.connect(listener.address)
+    client.send(b'at once')
+    run_until(r, lambda: listener.open_connections)
+    assert log == [('data', b'at once')]
+    client.send(b'and later')
+    run_until(r, lambda: len(log) == 2)
+    client.close()
+    run_until(r, lambda: len(log) == 3)
+    assert log[1:] == [('data', b'and later'), ('close', None)]
+
+
+def test_a_deferred_client_that_stays_silent_is_accepted_all_the_same(r, sockets, deferring):
+    listener, log = deferring
+    client = sockets.connect(listener.address)
+    run_until(r, lambda: listener.open_connections)
+    assert log == []
+    client.send(b'late')
+    run_until(r, lambda: log)
+    assert log == [('data', b'late')]
+    client.close()
+    run_until(r, lambda: len(log) == 2)
+
+
+def test_a_deferred_client_that_is_answered_and_closed_is_never_registered(r, sockets):
+    registered = []
+
+    def answer(conn, data):
+        registered.append(conn.fileno() in r.watchers.selector.get_map())
+        conn.write(b'answer')
+        conn.close()
+
+    listener = r.listen_tcp(HERE, 0, answer, defer_accept=True)
+    client = sockets.connect(listener.address)
+    client.send(b'ask')
+    run_until(r, lambda: drain(client) == b'answer')
+    assert registered == [False]
+    listener.close()
+    turns(r, 1)
+
+
+@pytest.mark.parametrize('where', ['on_connect', 'on_data'])
+def test_a_deferred_client_can_be_paused_by_its_first_callback(r, sockets, where):
+    log, conns = Log(), []
+
+    def pause(conn, *args):
+        conns.append(conn)
+        log.extend(('data', data) for data in args)
+        conn.pause_reading()
+
+    listener = r.listen_tcp(HERE, 0, defer_accept=True, **{'on_data': log.on_data, where: pause})
+    client = sockets.connect(listener.address)
+    client.send(b'one')
+    run_until(r, lambda: conns)
+    client.send(b'two')
+    turns(r, 5)
+    assert log.received == (b'one' if where == 'on_data' else b'')
+    conns[0].on_data = log.on_data
+    conns[0].resume_reading()
+    run_until(r, lambda: log.received == b'onetwo')
+    listener.close()
+    end(r, *conns)
+
+
+def test_an_exception_in_the_first_read_of_a_deferred_client_leaves_it_open_with_on_error(r, sockets):
+    log = Log()
+
+    def fail(conn, data):
+        conn.on_data = log.on_data
+        raise ValueError
+
+    listener = r.listen_tcp(HERE, 0, fail, defer_accept=True, **log.callbacks('on_error', 'on_close'))
+    client = sockets.connect(listener.address)
+    client.send(b'one')
+    run_until(r, lambda: log)
+    client.send(b'two')
+    run_until(r, lambda: len(log) == 2)
+    assert log.names() == ['error', 'data']
+    client.close()
+    run_until(r, lambda: len(log) == 3)
+    listener.close()
+
+
+def test_a_large_answer_to_a_deferred_client_arrives_whole(r, sockets):
+    listener = r.listen_tcp(HERE, 0, lambda conn, data: (conn.write(b'x' * 4_000_000), conn.close()), defer_accept=True)
+    client = sockets.connect(listener.address)
+    client.send(b'ask')
+    client.send(b'and again')
+    received = bytearray()
+
+    def read():
+        received.extend(drain(client))
+        return len(received) == 4_000_000
+
+    run_until(r, read)
+    client.close()
+    run_until(r, lambda: not listener.open_connections)
+    listener.close()
+    turns(r, 1)

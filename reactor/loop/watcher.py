@@ -117,6 +117,17 @@ class Watchers:
         handle.events = events
         self.referenced += 1
 
+    def defer(self, handle: Handle, events: int) -> None:
+        """Take a newly opened handle that will want `events`, and may never need to be registered: see `settle`."""
+        self.park(handle)
+        handle.events = events
+
+    def settle(self, handle: Handle) -> None:
+        """Register a deferred handle, unless it was closed or wants nothing by now. Raises as `add`."""
+        if handle in self._parked and handle.events:
+            self._register(handle, handle.fileno(), handle.events)
+            del self._parked[handle]
+
     def park(self, handle: Handle) -> None:
         """Take a newly opened handle that wants no events, or has no descriptor yet."""
         handle.events = 0
@@ -129,15 +140,16 @@ class Watchers:
         if events == was:
             return
         fd = handle.fileno()
+        parked = handle in self._parked
         try:
-            if not events:
-                self.selector.unregister(fd)
-                self._parked[handle] = None
-            elif was:
-                self.selector.modify(fd, events, handle)
-            else:
+            if events and parked:
                 self._register(handle, fd, events)
                 del self._parked[handle]
+            elif events:
+                self.selector.modify(fd, events, handle)
+            elif not parked:
+                self.selector.unregister(fd)
+                self._parked[handle] = None
         except (OSError, ValueError, KeyError):
             # Only a descriptor that is not ours any more can fail here. The poll would not tell, so we do.
             self.evict(handle)
@@ -146,11 +158,11 @@ class Watchers:
 
     def remove(self, handle: Handle) -> None:
         """Forget a handle, before its descriptor is closed."""
-        if handle.events:
-            self._unregister(handle)
-            handle.events = 0
-        else:
+        if handle in self._parked:
             del self._parked[handle]
+        else:
+            self._unregister(handle)
+        handle.events = 0
         if handle in self._unreferenced:
             self._unreferenced.discard(handle)
         else:
@@ -201,10 +213,10 @@ class Watchers:
 
     def evict(self, handle: Handle) -> None:
         """Forget the registration of a handle whose descriptor was closed by somebody else, and tell it."""
-        if handle.events:
+        if handle not in self._parked:
             self._unregister(handle)
-            handle.events = 0
             self._parked[handle] = None
+        handle.events = 0
         exc = OSError(errno.EBADF, f'descriptor of {handle!r} was closed by somebody else; close the handle instead')
         handle.handle_lost(exc)
 

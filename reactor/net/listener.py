@@ -48,6 +48,7 @@ class Listener(Handle):
         '_batch',
         '_callbacks',
         '_closed',
+        '_defer_accept',
         '_kind',
         '_last_trouble',
         '_max_connections',
@@ -68,6 +69,7 @@ class Listener(Handle):
         callbacks: Callbacks,
         *,
         kind: type[Stream] = Stream,
+        defer_accept: bool = False,
         max_connections: int | None = None,
         on_accept_error: Callable[[Listener, Exception], object] | None = None,
         unlink: Callable[[], None] | None = None,
@@ -82,6 +84,7 @@ class Listener(Handle):
         self._callbacks = callbacks
         self._kind = kind
         self._max_connections = max_connections
+        self._defer_accept = defer_accept
         self._batch = 1  # accepts in the next turn: an accept too many costs an exception, one too few a poll
         self._paused = False
         self._retry: Timer | None = None  # pending while descriptors have run out
@@ -207,7 +210,7 @@ class Listener(Handle):
         stream = self._kind(self.loop, self._options, self._callbacks, self)
         try:
             prepare_accepted(sock, self._options)
-            stream.attach(sock)
+            stream.attach(sock, self._defer_accept)
         except (OSError, SelectorFull) as exc:
             sock.close()
             self.loop.counters.accepts_refused += 1
@@ -221,6 +224,8 @@ class Listener(Handle):
             self._update()
         if stream.on_connect is not None:
             self.loop.completions.append((stream, Stream.handle_accepted, ()))
+        if self._defer_accept:
+            self.loop.completions.append((stream, Stream.handle_first_read, ()))
 
     def _hold(self, exc: Exception) -> None:
         self.loop.counters.accept_pauses += 1

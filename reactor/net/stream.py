@@ -174,6 +174,21 @@ class Stream(Handle):
         if self.on_connect is not None and not self.closed:
             self.on_connect(self)
 
+    def handle_first_read(self) -> None:
+        """Told as a completion after a deferred accept, when the client has spoken: read before it is registered.
+
+        A connection that is answered and closed at once is never registered at all.
+        """
+        if self.closed or not self.events & READ:
+            return
+        try:
+            self.handle_read()
+        finally:
+            try:
+                self.loop.watchers.settle(self)
+            except (OSError, SelectorFull) as exc:
+                self.reset(exc)
+
     def handle_drain(self) -> None:
         """Told as a completion: what waits has fallen to the low-water mark."""
         if self.on_drain is not None and not self.closed and not (self.writer is not None and self.writer.full):
@@ -416,10 +431,16 @@ class Stream(Handle):
 
     # -- for its maker
 
-    def attach(self, sock: socket) -> None:
-        """Take a connected socket: the stream is open from here on. Raises as `Watchers.add`, and is not open then."""
+    def attach(self, sock: socket, deferred: bool = False) -> None:
+        """Take a connected socket: the stream is open from here on. Raises as `Watchers.add`, and is not open then.
+
+        deferred: it is read first and registered then, by `handle_first_read`.
+        """
         self.sock = sock
-        self.loop.watchers.add(self, READ)
+        if deferred:
+            self.loop.watchers.defer(self, READ)
+        else:
+            self.loop.watchers.add(self, READ)
         self.state = OPEN
         if self.options.timed:
             self.start_timeouts()
