@@ -43,11 +43,12 @@ class Reactor(Loop):
         selector: BaseSelector | None = None,
         kernel: Kernel | None = None,
         catch_errors: bool | Callable[[Exception, Handle | None], object] = True,
+        slow_callback: float | None = None,
         debug: bool = False,
     ) -> None:
         self._os = kernel or Kernel()
         self._stream_kind = CheckedStream if debug else Stream
-        super().__init__(selector, self._os, catch_errors, debug)
+        super().__init__(selector, self._os, catch_errors, slow_callback, debug)
 
     def listen_tcp(
         self,

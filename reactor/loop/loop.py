@@ -22,7 +22,8 @@ from ..errors import HandleClosed, ReactorError
 from ..kernel import Kernel
 from .log import log
 from .signals import SignalHandler, Signals
-from .stats import Counters, Stats
+from .slow import SlowWatch
+from .stats import LAG_BUCKETS, Counters, Stats
 from .threads import ThreadCall, ThreadPool
 from .timers import FOREVER, CheckedRepeatingTimer, CheckedTimer, RepeatingTimer, Timer, TimerHeap, name_of
 from .wakeup import Wakeup
@@ -50,6 +51,8 @@ class Loop:
     catch_errors  True: an exception raised by a callback is logged with its traceback, and its connection, if it
                   belongs to one without `on_error`, is aborted. A callable `fn(exc, handle_or_None)` is called instead
                   of the log. False: it leaves `run`.
+    slow_callback a number of seconds: a callback, or a whole turn, that takes as long is logged with the name and line
+                  of the callback, at most once a second, and counted
     debug         check in every call that it comes from the loop's thread
 
     It is also a context manager that closes itself. One thread at a time; only `call_soon_threadsafe` may be called
@@ -61,8 +64,11 @@ class Loop:
         selector: BaseSelector | None = None,
         kernel: Kernel | None = None,
         catch_errors: bool | Callable[[Exception, Handle | None], object] = True,
+        slow_callback: float | None = None,
         debug: bool = False,
     ) -> None:
+        if slow_callback is not None and not slow_callback > 0:
+            raise ValueError(f'slow_callback is a number of seconds above 0, not {slow_callback!r}')
         if not (isinstance(catch_errors, bool) or callable(catch_errors)):
             raise TypeError(f'catch_errors is True, False or a callable, not {catch_errors!r}')
         kernel = kernel or Kernel()
@@ -87,6 +93,9 @@ class Loop:
         self._wakeup = Wakeup(self, kernel, self._soon)
         self._signals = Signals(self, kernel, self._wakeup, self._soon)
         self._threads = ThreadPool(self, kernel)
+        self._slow: SlowWatch | None = None
+        if slow_callback is not None:
+            self._watch_slow(slow_callback)
 
     # -- running
 
@@ -319,7 +328,7 @@ class Loop:
         counters, clock = self.counters, self._clock
         if self._cut_short:  # an exception left the last turn: what it did not tell comes before what happens next
             self._cut_short = False
-            self._run_completions()
+            self._run_completions(len(self.completions))
             limit = 0  # perhaps nothing is left to wait for
         ready = self._poll(limit)
         began = self.now
@@ -330,20 +339,22 @@ class Loop:
             self._dispatch(ready)
             began, ended = clock(), began
             counters.dispatch_time += began - ended
-        self.timers.collect(self.now)
-        if self.timers.due:
-            self._run_timers()
+        due = self.timers.collect(self.now)
+        if due:
+            self._run_timers(due)
             began, ended = clock(), began
             counters.timers_time += began - ended
         if self._soon:
-            self._run_soon()
+            self._run_soon(len(self._soon))
             began, ended = clock(), began
             counters.soon_time += began - ended
         if self.completions:
-            self._run_completions()
+            self._run_completions(len(self.completions))
             began, ended = clock(), began
             counters.completions_time += began - ended
         self._turn_began = began
+        if self._slow is not None:
+            self._slow.judge_turn(began - self.now)
 
     def _poll(self, limit: float | None) -> list[tuple[SelectorKey, int]]:
         timeout = self.timeout()
@@ -386,9 +397,10 @@ class Loop:
             except Exception as exc:
                 self._callback_failed(exc, watcher)
 
-    def _run_timers(self) -> None:
+    def _run_timers(self, count: int) -> None:
         signals, counters, due, now = self._signals, self.counters, self.timers.due, self.now
-        while due:
+        lag = counters.timer_lag
+        for _ in range(count):
             if signals.interrupted:
                 signals.raise_interrupt()
             deadline, _, timer = due.popleft()
@@ -396,15 +408,16 @@ class Loop:
                 continue  # cancelled or moved since it was set, perhaps by one of this very batch
             timer.handle_due(now)
             counters.timers_fired += 1
+            lag[min(int((now - deadline) * 1024).bit_length(), LAG_BUCKETS - 1)] += 1
             try:
                 timer.fn(*timer.args)  # type: ignore[misc]
             except Exception as exc:
                 self._callback_failed(exc, None)
         self.timers.compact()
 
-    def _run_soon(self) -> None:
+    def _run_soon(self, count: int) -> None:
         signals, soon = self._signals, self._soon
-        for _ in range(len(soon)):
+        for _ in range(count):
             if signals.interrupted:
                 signals.raise_interrupt()
             fn, args = soon.popleft()
@@ -413,9 +426,9 @@ class Loop:
             except Exception as exc:
                 self._callback_failed(exc, None)
 
-    def _run_completions(self) -> None:
+    def _run_completions(self, count: int) -> None:
         signals, completions = self._signals, self.completions
-        for _ in range(len(completions)):
+        for _ in range(count):
             if signals.interrupted:
                 signals.raise_interrupt()
             handle, fn, args = completions.popleft()
@@ -425,6 +438,22 @@ class Loop:
                 self._callback_failed(exc, handle)
 
     # -- around it
+
+    def _watch_slow(self, limit: float) -> None:
+        self._slow = slow = SlowWatch(
+            limit,
+            self._clock,
+            self.counters,
+            self._dispatch,
+            (self._run_timers, self.timers.due),
+            (self._run_soon, self._soon),
+            (self._run_completions, self.completions),
+        )
+        # On this object alone: the phases of every other loop stay what they are.
+        self._dispatch = slow.dispatch  # type: ignore[method-assign]
+        self._run_timers = slow.run_timers  # type: ignore[method-assign]
+        self._run_soon = slow.run_soon  # type: ignore[method-assign]
+        self._run_completions = slow.run_completions  # type: ignore[method-assign]
 
     def _alive(self) -> bool:
         return bool(
@@ -457,7 +486,7 @@ class Loop:
                 handle.reset(None)
             if not self.completions:
                 break
-            self._run_completions()
+            self._run_completions(len(self.completions))
 
     def _run_exit_callbacks(self) -> None:
         while self._exit_callbacks:

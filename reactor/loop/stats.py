@@ -14,6 +14,8 @@ COUNTS = (
     'loop_count',  # turns
     'events',  # events that the selector reported
     'callback_errors',  # exceptions raised by users' callbacks
+    'slow_callbacks',  # with slow_callback=: callbacks, and whole turns, that took as long
+    'slow_turns',
     'timers_fired',
     'timers_cancelled',
     'accepts',
@@ -27,17 +29,21 @@ COUNTS = (
     'short_writes',  # send calls that could not take all of it
 )
 GAUGES = ('incoming', 'outgoing')  # connections open now: accepted by us, made by us
+LAG_BUCKETS = 16  # powers of two of 1/1024 s: 1 ms, 2 ms ... 16 s, more
 TIMES = ('idle_time', 'dispatch_time', 'timers_time', 'soon_time', 'completions_time')  # seconds in each phase
 
 
 class Counters:
     """The running numbers of one loop, `loop.counters` (internal)."""
 
-    __slots__ = COUNTS + GAUGES + TIMES
+    __slots__ = (*COUNTS, *GAUGES, *TIMES, 'timer_lag')
 
+    timer_lag: Any  # a list that the loop counts in; in a snapshot a tuple
     loop_count: int
     events: int
     callback_errors: int
+    slow_callbacks: int
+    slow_turns: int
     timers_fired: int
     timers_cancelled: int
     accepts: int
@@ -62,6 +68,7 @@ class Counters:
             setattr(self, name, 0)
         for name in TIMES:
             setattr(self, name, 0.0)
+        self.timer_lag = [0] * LAG_BUCKETS
 
 
 class Stats(Counters):
@@ -69,23 +76,27 @@ class Stats(Counters):
 
     Counts since the start, the gauges `incoming` and `outgoing` (connections open now), `timers` and `handles`
     (pending and open now), and the seconds spent in each phase of the turn: `idle_time` is the time inside the
-    selector, waiting or not, and the others are named for their phase.
+    selector, waiting or not, and the others are named for their phase. `timer_lag` tells how late timers fired, the
+    truest sign of an overloaded loop: how many were late by less than `lag_bounds` seconds each, the last unbounded.
     """
+
+    lag_bounds = tuple(2**n / 1024 for n in range(LAG_BUCKETS - 1))
 
     __slots__ = ('handles', 'timers')
 
     def __init__(self, counters: Counters, timers: int, handles: int) -> None:
         for name in COUNTS + GAUGES + TIMES:
             setattr(self, name, getattr(counters, name))
+        self.timer_lag = tuple(counters.timer_lag)
         self.timers = timers
         self.handles = handles
 
     def as_dict(self) -> dict[str, Any]:
         """The same as a dictionary, for printing or sending."""
-        return {name: getattr(self, name) for name in COUNTS + GAUGES + TIMES + self.__slots__}
+        return {name: getattr(self, name) for name in (*COUNTS, *GAUGES, *TIMES, *self.__slots__, 'timer_lag')}
 
     def __repr__(self) -> str:
         shown = [
-            f'{name}={value if isinstance(value, int) else round(value, 6)}' for name, value in self.as_dict().items()
+            f'{name}={round(value, 6) if isinstance(value, float) else value}' for name, value in self.as_dict().items()
         ]
         return f'Stats({", ".join(shown)})'

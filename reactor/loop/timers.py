@@ -190,11 +190,15 @@ class TimerHeap:
             heappop(heap)
         return None
 
-    def collect(self, now: float) -> None:
-        """Move what is due at `now` from the heap to `due`, so that a timer set meanwhile waits for a later turn."""
+    def collect(self, now: float) -> int:
+        """Move what is due at `now` from the heap to `due`, so that a timer set meanwhile waits for a later turn.
+
+        Returns how many entries are due.
+        """
         heap, due = self._heap, self.due
         while heap and heap[0][0] <= now:
             due.append(heappop(heap))
+        return len(due)
 
     def disarm(self, timer: Timer) -> None:
         """A pending timer is pending no more."""

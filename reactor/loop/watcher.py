@@ -161,7 +161,10 @@ class Watchers:
         if handle in self._parked:
             del self._parked[handle]
         else:
-            self._unregister(handle)
+            try:
+                self.selector.unregister(handle.fileno())
+            except (KeyError, ValueError):
+                self._unregister_lost(handle)
         handle.events = 0
         if handle in self._unreferenced:
             self._unreferenced.discard(handle)
@@ -214,7 +217,7 @@ class Watchers:
     def evict(self, handle: Handle) -> None:
         """Forget the registration of a handle whose descriptor was closed by somebody else, and tell it."""
         if handle not in self._parked:
-            self._unregister(handle)
+            self._unregister_lost(handle)
             self._parked[handle] = None
         handle.events = 0
         exc = OSError(errno.EBADF, f'descriptor of {handle!r} was closed by somebody else; close the handle instead')
@@ -245,11 +248,8 @@ class Watchers:
             self.evict(holder)
             self.selector.register(fd, events, handle)
 
-    def _unregister(self, handle: Handle) -> None:
-        fd = handle.fileno()
-        if fd < 0:  # the socket object was closed behind our back: look for the number it had
-            fd = next((key.fd for key in self._map.values() if key.data is handle), -1)
-        try:
+    def _unregister_lost(self, handle: Handle) -> None:
+        # Its socket object may be closed and know no number any more: look for the one that it had.
+        fd = next((key.fd for key in self._map.values() if key.data is handle), -1)
+        if fd >= 0:
             self.selector.unregister(fd)
-        except (KeyError, ValueError):
-            pass

@@ -13,10 +13,11 @@ from __future__ import annotations
 import errno
 
 from ..errors import HandleClosed, SelectorFull
+from ..kernel import NODELAY_INHERITED
 from ..loop.log import log
 from ..loop.watcher import READ, Handle
 from .addresses import show, unmapped
-from .sockets import prepare_accepted
+from .sockets import set_accepted_options
 from .stream import Stream
 
 TYPE_CHECKING = False
@@ -209,7 +210,9 @@ class Listener(Handle):
     def _welcome(self, sock: socket) -> None:
         stream = self._kind(self.loop, self._options, self._callbacks, self)
         try:
-            prepare_accepted(sock, self._options)
+            sock.setblocking(False)
+            if not NODELAY_INHERITED:
+                set_accepted_options(sock, self._options)
             stream.attach(sock, self._defer_accept)
         except (OSError, SelectorFull) as exc:
             sock.close()

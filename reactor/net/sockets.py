@@ -89,10 +89,9 @@ def prepare_listener(sock: socket, options: Options, backlog: int, defer_accept:
     sock.listen(backlog)
 
 
-def prepare_accepted(sock: socket, options: Options) -> None:
-    """Make a socket that `accept` returned ready: it blocks, whatever its listener does."""
-    sock.setblocking(False)
-    if not NODELAY_INHERITED and sock.family in (AF_INET, AF_INET6):
+def set_accepted_options(sock: socket, options: Options) -> None:
+    """Set on an accepted socket what it does not inherit from its listener; needed where NODELAY_INHERITED is False."""
+    if sock.family in (AF_INET, AF_INET6):
         set_stream_options(sock, options)
 
 

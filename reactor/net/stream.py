@@ -340,14 +340,14 @@ class Stream(Handle):
         it ends too: closing with unread bytes would reset the connection and lose what is under way.
         """
         state, writer = self.state, self.writer
-        if state is CONNECTING:
+        if state is OPEN and writer is None and self.events & READ:  # nothing waits, nothing is known to be unread
+            self.writer = ENDED
             self._finish(None)
-        elif state is HALF_OPEN and not self.buffered:
+            return
+        if state is CONNECTING or (state is HALF_OPEN and not self.buffered):
             self._finish(None)
-        elif state is HALF_OPEN or (state is OPEN and (writer is not None or not self.events & READ)):
+        elif state is OPEN or state is HALF_OPEN:
             self._begin_closing()
-        elif state is OPEN:
-            self._finish(None)
         else:
             self.on_data = None  # sending has failed; what was received before is no longer wanted
             return

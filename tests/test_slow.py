@@ -1,0 +1,134 @@
+"""Slow callbacks and slow turns are reported by name; late timers are counted by how late they were."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import pytest
+from support import turns
+
+from reactor import Reactor, Stats
+
+
+@pytest.fixture
+def slow(kernel):
+    """A reactor on the fake clock that calls half a second slow."""
+    with Reactor(kernel=kernel, slow_callback=0.5) as reactor:
+        yield reactor
+
+
+@pytest.fixture
+def busy(kernel):
+    """A callback that takes so many seconds."""
+
+    def busy(*args):
+        kernel.time += args[-1]
+
+    return busy
+
+
+def lines(caplog):
+    return [record.getMessage() for record in caplog.records]
+
+
+def line_of(fn):
+    return f'{fn.__module__}.{fn.__qualname__}:{fn.__code__.co_firstlineno}'
+
+
+def test_a_slow_call_is_reported_with_its_place_its_phase_and_its_time(slow, busy, caplog):
+    slow.call_soon(busy, 0.7)
+    slow.run()
+    assert lines(caplog) == [f'slow callback: {line_of(busy)} took 0.700 s in the soon phase']
+    assert (slow.stats().slow_callbacks, slow.stats().slow_turns) == (1, 1)
+
+
+def test_a_slow_timer_is_reported(slow, busy, caplog):
+    slow.call_later(3, partial(busy, 1, 2))
+    slow.run()
+    assert lines(caplog) == [f'slow callback: {line_of(busy)} took 2.000 s in the timers phase']
+
+
+@pytest.mark.parametrize('name', ['on_data', 'on_eof', 'on_close', 'on_written'])
+def test_a_slow_callback_of_a_connection_is_reported(slow, kernel, sockets, caplog, name):
+    def slowly(*args):
+        kernel.time += 0.9
+
+    ours, theirs = sockets()
+    conn = slow.adopt(ours, **({name: slowly} if name != 'on_written' else {}))
+    if name == 'on_written':
+        conn.write(b'x', slowly)
+    elif name == 'on_data':
+        theirs.send(b'x')
+    else:
+        theirs.close()
+    turns(slow, 2)
+    conn.close()
+    turns(slow, 1)
+    phase = 'dispatch' if name in ('on_data', 'on_eof') else 'completions'
+    assert lines(caplog) == [f'slow callback: {line_of(slowly)} took 0.900 s in the {phase} phase']
+
+
+def test_many_short_calls_are_a_slow_turn(slow, busy, caplog):
+    for _ in range(100):
+        slow.call_soon(busy, 0.01)
+    slow.run()
+    assert lines(caplog) == ['slow turn: 1.000 s in 100 callbacks']
+    assert (slow.stats().slow_callbacks, slow.stats().slow_turns) == (0, 1)
+
+
+def test_what_is_quick_enough_is_not_reported(slow, busy, caplog):
+    slow.call_soon(busy, 0.4)
+    slow.call_later(1, busy, 0.4)
+    slow.run()
+    assert lines(caplog) == []
+
+
+def test_slow_callbacks_are_reported_once_a_second_and_all_counted(slow, busy, caplog):
+    for _ in range(10):
+        slow.call_soon(busy, 0.5)
+    slow.run()
+    assert len(lines(caplog)) <= 6
+    assert slow.stats().slow_callbacks == 10
+
+
+def test_a_watched_loop_keeps_the_order_of_the_turn(slow, sockets):
+    seen = []
+    slow.call_soon(lambda: (seen.append('soon'), slow.call_soon(seen.append, 'next turn')))
+    slow.call_later(0, seen.append, 'timer')
+    slow.run()
+    assert seen == ['timer', 'soon', 'next turn']
+
+
+def test_an_interrupt_in_a_watched_loop_loses_nothing(slow):
+    def interrupt():
+        raise KeyboardInterrupt
+
+    seen = []
+    slow.call_soon(interrupt)
+    slow.call_soon(seen.append, 1)
+    with pytest.raises(KeyboardInterrupt):
+        slow.run()
+    slow.run()
+    assert seen == [1]
+
+
+def test_a_loop_that_is_not_watched_calls_its_phases_as_they_are(fake):
+    assert not [
+        name for name in vars(fake) if name.startswith(('_run', '_dispatch', '_turn')) and callable(vars(fake)[name])
+    ]
+
+
+@pytest.mark.parametrize('limit', [0, -1, float('nan')])
+def test_a_limit_that_is_no_time_is_refused(limit):
+    with pytest.raises(ValueError, match='slow_callback'):
+        Reactor(slow_callback=limit)
+
+
+def test_timers_are_counted_by_how_late_they_fire(fake, kernel):
+    for late in (0, 0.0005, 0.0015, 0.1, 1000):
+        fake.call_at(kernel.time, kernel.clock)
+        kernel.time += late
+        turns(fake, 1)
+    lag = fake.stats().timer_lag
+    assert sum(lag) == 5 and lag[0] == 2 and lag[1] == 1 and lag[-1] == 1
+    assert Stats.lag_bounds[0] == 1 / 1024 and len(Stats.lag_bounds) == len(lag) - 1
