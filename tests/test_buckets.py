@@ -186,12 +186,12 @@ def test_bytes_of_a_connection_with_a_timeout_cost_no_timer_operation(fake, kern
     log = Log()
     ours, theirs = sockets()
     fake.adopt(ours, log.on_data, on_close=log.on_close, idle_timeout=10)
-    heap = list(fake.timers._heap)
+    heap = list(fake.timers.heap)
     for _ in range(100):
         theirs.send(b'x')
         fake.run_once(0)
     assert log.names() == ['data'] * 100
-    assert fake.timers._heap == heap
+    assert fake.timers.heap == heap
 
 
 def test_an_idle_connection_is_told_by_its_bucket(fake, kernel, sockets):

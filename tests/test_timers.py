@@ -344,7 +344,7 @@ def test_cancelling_many_keeps_the_heap_small_and_holds_nothing(r, uncollected):
     ref = weakref.ref(thing)
     for _ in range(100_000):
         r.call_later(3600, int, thing).cancel()
-        longest = max(longest, len(r.timers._heap))
+        longest = max(longest, len(r.timers.heap))
     del thing
     assert ref() is None
     assert longest <= 128
@@ -357,7 +357,7 @@ def test_cancelling_many_beside_live_ones_keeps_the_heap_in_proportion(fake):
         fake.call_later(10 + number, fired.append, number)
     for _ in range(10_000):
         fake.call_later(3600, int).cancel()
-        assert len(fake.timers._heap) <= 2 * 500 + 128
+        assert len(fake.timers.heap) <= 2 * 500 + 128
     fake.run()
     assert fired == list(range(500))
 
@@ -368,7 +368,7 @@ def test_firing_leaves_no_heap_of_cancelled_timers_behind(fake):
     for _ in range(1000):
         fake.call_later(3600, int).cancel()
     fake.run()
-    assert len(fake.timers._heap) <= 128
+    assert len(fake.timers.heap) <= 128
 
 
 # -- moving
@@ -460,7 +460,7 @@ def test_moving_often_keeps_the_heap_small(r, seconds):
     timer = r.call_later(3600, int)
     for _ in range(2000):
         timer.reset(seconds)
-        assert len(r.timers._heap) <= 128
+        assert len(r.timers.heap) <= 128
     assert list(r.timers) == [timer]
     timer.cancel()
 
@@ -469,7 +469,7 @@ def test_moving_often_at_one_moment_keeps_the_heap_small(fake):
     timer = fake.call_later(3600, int)
     for _ in range(300):
         timer.reset(0)
-    assert len(fake.timers._heap) <= 128
+    assert len(fake.timers.heap) <= 128
 
 
 @pytest.mark.parametrize('seconds', [5, 60])
@@ -870,7 +870,7 @@ class TimerMachine(RuleBasedStateMachine):
 
     @invariant()
     def heap_is_bounded(self):
-        assert len(self.r.timers._heap) <= 2 * len(self.pending()) + 128
+        assert len(self.r.timers.heap) <= 2 * len(self.pending()) + 128
 
     @invariant()
     def cancelled_ones_hold_nothing(self):

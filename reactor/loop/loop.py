@@ -75,7 +75,7 @@ class Loop:
         self._kernel = kernel
         self._clock = kernel.clock
         self._catch_errors = catch_errors
-        self._debug = debug
+        self._guarded = debug  # whether every call is checked: in debug mode, and once it is closed
         self._stopping = False
         self._cut_short = False
         self._main_error: Exception | None = None
@@ -116,7 +116,7 @@ class Loop:
             if main is not None:
                 self.call_soon(self._run_main, main)
             self._turn_began = self._clock()
-            while self._alive():
+            while self._soon or self._alive():
                 self._turn(0 if self._stopping else None)
                 if self._main_error is not None:
                     exc, self._main_error = self._main_error, None
@@ -154,7 +154,7 @@ class Loop:
 
     def stop(self) -> None:
         """Have `run` return at the end of this turn; what is left to do waits for the next `run`."""
-        if self._debug:
+        if self._guarded:
             self.watchers.check_thread()
         self._stopping = True
 
@@ -179,7 +179,7 @@ class Loop:
             if error is not None:
                 raise error
         finally:
-            self.watchers.closed = True
+            self.watchers.closed = self._guarded = True
             self.watchers.thread = None
             self.timers.clear()
             self._soon.clear()
@@ -251,7 +251,7 @@ class Loop:
 
     def call_soon(self, fn: Callable[..., object], *args: Any) -> None:
         """Call `fn(*args)` in the next soon-phase: this turn's when it is still to come, else the next turn's."""
-        if not callable(fn) or self._debug or self.watchers.closed:
+        if not callable(fn) or self._guarded:
             self._check(fn)
         self._soon.append((fn, args))
 
@@ -267,17 +267,16 @@ class Loop:
 
         ValueError for NaN and infinity.
         """
-        if not callable(fn) or self._debug or self.watchers.closed:
+        if not callable(fn) or self._guarded:
             self._check(fn)
-        timers = self.timers
-        return timers.add(self._timer, timers.after(delay), delay, fn, args)
+        return self.timers.add(self._timer, delay, fn, args)
 
     def call_at(self, deadline: float, fn: Callable[..., object], *args: Any) -> Timer:
         """Call `fn(*args)` when the loop's clock (monotonic seconds, as `now`) reaches `deadline`."""
         self._check(fn)
         if not -FOREVER < deadline < FOREVER:
             raise ValueError(f'a deadline is a finite number of seconds, not {deadline!r}')
-        return self.timers.add(self._timer, deadline, max(0, deadline - self._clock()), fn, args)
+        return self.timers.add_at(self._timer, deadline, max(0, deadline - self._clock()), fn, args)
 
     def call_every(self, interval: float, fn: Callable[..., object], *args: Any) -> Timer:
         """Call `fn(*args)` every `interval` seconds, the first time after one; ValueError unless above 0.
@@ -287,7 +286,7 @@ class Loop:
         self._check(fn)
         if not interval > 0:
             raise ValueError(f'an interval is above 0 seconds, not {interval!r}')
-        return self.timers.add(self._repeating_timer, self.timers.after(interval), interval, fn, args)
+        return self.timers.add(self._repeating_timer, interval, fn, args)
 
     def add_signal_handler(self, signum: int, fn: Callable[..., object], *args: Any) -> SignalHandler:
         """Call `fn(*args)` in the loop each time the signal arrives; many at once may be one call.
@@ -339,9 +338,9 @@ class Loop:
             self._dispatch(ready)
             began, ended = clock(), began
             counters.dispatch_time += began - ended
-        due = self.timers.collect(self.now)
-        if due:
-            self._run_timers(due)
+        timers = self.timers
+        if timers.due or (timers.heap and timers.heap[0][0] <= self.now):
+            self._run_timers(timers.collect(self.now))
             began, ended = clock(), began
             counters.timers_time += began - ended
         if self._soon:
@@ -357,7 +356,7 @@ class Loop:
             self._slow.judge_turn(began - self.now)
 
     def _poll(self, limit: float | None) -> list[tuple[SelectorKey, int]]:
-        timeout = self.timeout()
+        timeout = 0 if self._soon else self.timeout()
         if limit is not None and (timeout is None or limit < timeout):
             timeout = min(limit, LONGEST_WAIT)
         try:
@@ -408,7 +407,8 @@ class Loop:
                 continue  # cancelled or moved since it was set, perhaps by one of this very batch
             timer.handle_due(now)
             counters.timers_fired += 1
-            lag[min(int((now - deadline) * 1024).bit_length(), LAG_BUCKETS - 1)] += 1
+            late = int((now - deadline) * 1024)
+            lag[min(late.bit_length(), LAG_BUCKETS - 1) if late else 0] += 1
             try:
                 timer.fn(*timer.args)  # type: ignore[misc]
             except Exception as exc:

@@ -50,9 +50,14 @@ class Timer:
     def cancel(self) -> None:
         """Do not fire. The callback and its arguments are released now. Cancelling twice does nothing."""
         if self.deadline is not None:
-            self.timers.disarm(self)
-            self.timers.counters.timers_cancelled += 1
-            self.timers.compact()
+            self.deadline = None
+            timers = self.timers
+            timers.pending -= 1
+            if timers.unreferenced:
+                timers.unreferenced.discard(self)
+            timers.counters.timers_cancelled += 1
+            if len(timers.heap) > 2 * timers.pending:
+                timers.compact()
         self.fn = self.args = None
 
     def reset(self, seconds: float | None = None) -> None:
@@ -62,7 +67,7 @@ class Timer:
         """
         if self.fn is None:
             raise HandleClosed('this timer was cancelled and its callback released; make a new one')
-        self.timers.rearm(self, self.delay if seconds is None else seconds)
+        self.timers.move(self, self.timers.after(self.delay if seconds is None else seconds))
 
     def ref(self) -> None:
         """Let this timer keep `run` running again (the default)."""
@@ -73,8 +78,12 @@ class Timer:
         self.timers.unref(self)
 
     def handle_due(self, now: float) -> None:
-        """Called by the loop right before the callback."""
-        self.timers.disarm(self)
+        """Called by the loop right before the callback: it is pending no more."""
+        self.deadline = None
+        timers = self.timers
+        timers.pending -= 1
+        if timers.unreferenced:
+            timers.unreferenced.discard(self)
 
     def __repr__(self) -> str:
         if self.deadline is None:
@@ -126,17 +135,16 @@ class TimerHeap:
     """The timers of one loop, `loop.timers` (internal)."""
 
     __slots__ = (
-        '_heap',
-        '_pending',
         '_sequence',
-        '_unreferenced',
         'buckets',
         'check_thread',
         'clock',
         'counters',
         'due',
-        'referenced',
+        'heap',
+        'pending',
         'second',
+        'unreferenced',
     )
 
     def __init__(self, clock: Callable[[], float], counters: Counters, check_thread: Callable[[], None]) -> None:
@@ -145,34 +153,48 @@ class TimerHeap:
         self.counters = counters
         self.buckets = Buckets(self)
         self.second = 0  # a recent whole second of the clock, one object for all who stamp themselves with it
-        self.referenced = 0  # pending timers that keep the loop running
+        self.pending = 0  # timers that are to fire, in the heap or due
+        self.unreferenced: set[Timer] = set()  # those of them that do not keep the loop running
+        self.heap: list[Entry] = []
         self.due: deque[Entry] = deque()  # collected and not run yet
-        self._heap: list[Entry] = []
         self._sequence = count()
-        self._pending = 0
-        self._unreferenced: set[Timer] = set()
 
     def __len__(self) -> int:
         """How many timers are pending."""
-        return self._pending
+        return self.pending
+
+    @property
+    def referenced(self) -> int:
+        """How many pending timers keep the loop running."""
+        return self.pending - len(self.unreferenced)
 
     def __iter__(self):  # type: ignore[no-untyped-def]
-        entries = [*self.due, *sorted(self._heap)]
+        entries = [*self.due, *sorted(self.heap)]
         yield from [timer for deadline, _, timer in entries if timer.deadline is deadline]
 
-    def add(
+    def add(self, kind: type[Timer], delay: float, fn: Callable[..., object], args: tuple[Any, ...]) -> Timer:
+        """A new timer, due `delay` seconds from now on a fresh clock; see `after`."""
+        if 0 < delay < FOREVER:
+            deadline = self.clock() + delay
+        else:
+            deadline = self.after(delay)
+        timer = kind(self, deadline, delay, fn, args)
+        heappush(self.heap, (deadline, next(self._sequence), timer))
+        self.pending += 1
+        return timer
+
+    def add_at(
         self, kind: type[Timer], deadline: float, delay: float, fn: Callable[..., object], args: tuple[Any, ...]
     ) -> Timer:
-        """A new pending timer."""
+        """A new timer, due at `deadline`."""
         timer = kind(self, deadline, delay, fn, args)
-        heappush(self._heap, (deadline, next(self._sequence), timer))
-        self._pending += 1
-        self.referenced += 1
+        heappush(self.heap, (deadline, next(self._sequence), timer))
+        self.pending += 1
         return timer
 
     def later(self, seconds: float, fn: Callable[..., object], *args: Any) -> Timer:
-        """A timer of the reactor's own, due `seconds` from now."""
-        return self.add(Timer, self.after(seconds), seconds, fn, args)
+        """A timer of the reactor's own."""
+        return self.add(Timer, seconds, fn, args)
 
     def after(self, seconds: float) -> float:
         """The deadline `seconds` from now, on a fresh clock; a delay below 0 is 0. ValueError for NaN and infinity."""
@@ -182,7 +204,7 @@ class TimerHeap:
 
     def next_deadline(self) -> float | None:
         """When the next pending timer is due, None without one."""
-        heap = self._heap
+        heap = self.heap
         while heap:
             deadline, _, timer = heap[0]
             if timer.deadline is deadline:
@@ -195,62 +217,45 @@ class TimerHeap:
 
         Returns how many entries are due.
         """
-        heap, due = self._heap, self.due
+        heap, due = self.heap, self.due
         while heap and heap[0][0] <= now:
             due.append(heappop(heap))
         return len(due)
 
-    def disarm(self, timer: Timer) -> None:
-        """A pending timer is pending no more."""
-        timer.deadline = None
-        self._pending -= 1
-        if self._unreferenced and timer in self._unreferenced:
-            self._unreferenced.discard(timer)
-        else:
-            self.referenced -= 1
-
-    def rearm(self, timer: Timer, seconds: float) -> None:
-        """`timer`, pending or not, is due `seconds` from now."""
-        self.move(timer, self.after(seconds))
-
     def move(self, timer: Timer, deadline: float) -> None:
         """`timer`, pending or not, is due at `deadline`."""
         if timer.deadline is None:
-            self._pending += 1
-            self.referenced += 1
+            self.pending += 1
         timer.deadline = deadline
-        heappush(self._heap, (deadline, next(self._sequence), timer))
+        heappush(self.heap, (deadline, next(self._sequence), timer))
         self.compact()
 
     def ref(self, timer: Timer) -> None:
         """See `Timer.ref`."""
-        if timer in self._unreferenced:
-            self._unreferenced.discard(timer)
-            self.referenced += 1
+        self.unreferenced.discard(timer)
 
     def unref(self, timer: Timer) -> None:
         """See `Timer.unref`."""
-        if timer.deadline is not None and timer not in self._unreferenced:
-            self._unreferenced.add(timer)
-            self.referenced -= 1
+        if timer.deadline is not None:
+            self.unreferenced.add(timer)
 
     def is_referenced(self, timer: Timer) -> bool:
         """Whether this pending timer keeps the loop running."""
-        return timer not in self._unreferenced
+        return timer not in self.unreferenced
 
     def clear(self) -> None:
         """Cancel them all; for the end of the loop."""
         for timer in list(self):
             timer.cancel()
-        self._heap.clear()
+        self.heap.clear()
         self.due.clear()
         self.buckets.clear()
 
     def compact(self) -> None:
         """Drop the entries of cancelled and moved timers when they are half of the heap: O(1) for each of them."""
-        heap = self._heap
-        if not self._pending:
+        heap = self.heap
+        if not self.pending:
             heap.clear()
-        elif len(heap) > COMPACT_ABOVE and len(heap) > 2 * self._pending:
+        elif len(heap) > COMPACT_ABOVE and len(heap) > 2 * self.pending:
             heap[:] = [entry for entry in heap if entry[2].deadline is entry[0]]
             heapify(heap)
