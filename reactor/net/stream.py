@@ -18,9 +18,6 @@ from socket import SHUT_WR, SO_LINGER, SOL_SOCKET
 
 from ..errors import (
     ConnectionClosed,
-    IdleTimeout,
-    ReactorError,
-    ReadTimeout,
     SelectorFull,
     WriteBufferFull,
     WriteTimeout,
@@ -29,8 +26,9 @@ from ..kernel import HAS_SENDMSG, RESET_ON_CLOSE, send_first
 from ..loop.timers import Timer
 from ..loop.watcher import READ, WRITE, Handle
 from .addresses import show, unmapped
+from .limits import look_at_limits
 from .options import Callbacks
-from .writer import BROKEN, DRAINED, ENDED, PEER_ENDED, Writer
+from .writer import BROKEN, DRAINED, ENDED, PEER_ENDED, Writer, flat
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -221,7 +219,7 @@ class Stream(Handle):
         """Called by the timer of `linger`."""
         self.reset(
             WriteTimeout(
-                f'{self._peer_text()} did not take the last {self.buffered} bytes and the end of the '
+                f'{show(self.peername)} did not take the last {self.buffered} bytes and the end of the '
                 f'stream within {self.options.linger:g} s of close(); it was reset'
             )
         )
@@ -229,7 +227,7 @@ class Stream(Handle):
     def handle_look(self, now: float) -> None:
         """Called in the second in which the next time limit may be over."""
         self.timeouts = None
-        over, next_look = self._check_limits(now)
+        over, next_look = look_at_limits(self, now)
         if over is not None:
             self.reset(over)
         else:
@@ -410,7 +408,7 @@ class Stream(Handle):
         if self.options.timed:
             now = self.loop.timers.clock()
             self.since = self.written_at = now
-            self.timeouts = self.loop.timers.buckets.add(self, self._check_limits(now)[1])
+            self.timeouts = self.loop.timers.buckets.add(self, look_at_limits(self, now)[1])
 
     def waits_for(self) -> str:
         if self.state is CONNECTING:
@@ -466,12 +464,12 @@ class Stream(Handle):
     def _queue(
         self, buffers: Iterable[Buffer], on_written: Callable[..., object] | None, args: tuple[Any, ...]
     ) -> bool:
-        pieces = [_flat(data) for data in buffers]
+        pieces = [flat(data) for data in buffers]
         before = writer = self.writer
         if writer is not None and writer is not DRAINED:
             if writer.ended:
                 raise ConnectionClosed(
-                    f'write to {self._peer_text()} after close(), abort() or write_eof(): '
+                    f'write to {show(self.peername)} after close(), abort() or write_eof(): '
                     'nothing was sent; look at conn.closed first'
                 )
             if writer.error is not None:
@@ -479,7 +477,7 @@ class Stream(Handle):
             if writer.weight >= self.options.max_buffered:
                 self.reset(
                     WriteBufferFull(
-                        f'{self._peer_text()} is too slow: {writer.buffered} bytes waited for it; it was reset. '
+                        f'{show(self.peername)} is too slow: {writer.buffered} bytes waited for it; it was reset. '
                         'Hold back while write() returns False, until on_drain'
                     )
                 )
@@ -593,21 +591,6 @@ class Stream(Handle):
         elif timeouts is not None:
             timeouts.cancel()
 
-    def _check_limits(self, now: float) -> tuple[ReactorError | None, float]:
-        # The limit that is over, if any, and when to look again. A limit that does not apply now is looked at later.
-        options = self.options
-        look = []
-        for limit, applies, since, error, what in (
-            (options.read_timeout, self.events & READ, self.since, ReadTimeout, 'sent nothing'),
-            (options.write_timeout, self.buffered, self.written_at, WriteTimeout, 'took none of the bytes that wait'),
-            (options.idle_timeout, True, max(self.since, self.written_at), IdleTimeout, 'was idle'),
-        ):
-            if limit is not None:
-                if applies and since + limit <= now:
-                    return error(f'{self._peer_text()} {what} for {limit:g} s; it was reset'), now
-                look.append((since if applies else now) + limit)
-        return None, min(look)
-
     def _finish(self, exc: BaseException | None) -> None:
         loop = self.loop
         if self.timeouts is not None:
@@ -630,15 +613,3 @@ class Stream(Handle):
             self.origin.handle_closed(self)
             self.origin = None
         loop.completions.append((self, Stream.handle_closed, (exc,)))
-
-    def _peer_text(self) -> str:
-        return show(self.peername)
-
-
-def _flat(data: Buffer) -> bytes | memoryview:
-    if type(data) is bytes:
-        return data
-    if not isinstance(data, (bytes, bytearray, memoryview)):
-        raise TypeError(f'a write takes bytes, bytearray or memoryview, not {type(data).__name__}')
-    view = memoryview(data)
-    return view.cast('B') if view.contiguous else view.tobytes()

@@ -107,3 +107,13 @@ DRAINED = Writer()  # bytes had to wait once; so the peer may be busy talking, a
 ENDED = Writer(ended=True)  # the user has ended the write side
 BROKEN = Writer()  # the connection has ended, and the user is about to be told
 BROKEN.error = PEER_ENDED = ConnectionError('the peer has ended the connection')
+
+
+def flat(data: bytes | bytearray | memoryview) -> bytes | memoryview:
+    """What a user writes as bytes, or as a view that counts in bytes; TypeError for anything else."""
+    if type(data) is bytes:
+        return data
+    if not isinstance(data, (bytes, bytearray, memoryview)):
+        raise TypeError(f'a write takes bytes, bytearray or memoryview, not {type(data).__name__}')
+    view = memoryview(data)
+    return view.cast('B') if view.contiguous else view.tobytes()
