@@ -1,0 +1,41 @@
+"""An open load: requests at a fixed rate whatever the server does, over connections that stay.
+
+Owns the schedule. The rule: a time counts from when the schedule wanted the request, so that a server that falls behind
+shows. It never sleeps, since a sleep would be measured too: it needs a core of its own.
+"""
+
+import selectors
+import time
+from collections import deque
+
+from measuring.ratios import quantile
+
+from .sockets import REQUEST, TIMEOUT, connections
+
+
+def latencies(port, count, rate, seconds, size):
+    """Seconds from when a request was due until its answer, for each, in ascending order."""
+    times = []
+    with connections(port, count) as socks, selectors.DefaultSelector() as selector:
+        for sock in socks:
+            selector.register(sock, selectors.EVENT_READ)
+        free, total, due = deque(socks), int(rate * seconds), 0
+        asked, started = {}, time.perf_counter()
+        while len(times) < total and time.perf_counter() < started + seconds + TIMEOUT:
+            if due < total and free and started + due / rate <= time.perf_counter():
+                sock = free.popleft()
+                asked[sock] = started + due / rate
+                sock.send(REQUEST)
+                due += 1
+            for key, _ in selector.select(0):
+                sock = key.fileobj
+                if len(sock.recv(65536)) == size:
+                    times.append(time.perf_counter() - asked[sock])
+                    free.append(sock)
+    if len(times) < total:
+        raise TimeoutError(f'{len(times)} answers to {total} requests')
+    return sorted(times)
+
+
+def p50_and_p99(times):
+    return {'p50_us': quantile(times, 0.5) * 1e6, 'p99_us': quantile(times, 0.99) * 1e6}

@@ -1,0 +1,25 @@
+"""wrk: as many requests as a server answers, over connections that stay or that end after each.
+
+Owns the command and how its report is read. The rule: no figure of its latency is used, since wrk waits for a slow
+answer before it asks again.
+"""
+
+import re
+import shutil
+import subprocess
+
+from measuring.server import Failed
+
+
+def available():
+    return shutil.which('wrk') is not None
+
+
+def saturate(port, connections, seconds):
+    """(requests answered, seconds it took)."""
+    command = ['wrk', '-t1', f'-c{connections}', f'-d{max(1, round(seconds))}s', f'http://127.0.0.1:{port}/']
+    done = subprocess.run(command, capture_output=True, text=True, timeout=seconds + 30, check=False)
+    report = re.search(r'(\d+) requests in ([\d.]+)(ms|s|m),', done.stdout)
+    if report is None or not int(report[1]):
+        raise Failed(f'wrk: {done.stdout.strip() or done.stderr.strip()}')
+    return int(report[1]), float(report[2]) * {'ms': 0.001, 's': 1, 'm': 60}[report[3]]

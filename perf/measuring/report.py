@@ -1,0 +1,86 @@
+"""What was found: as a tree for JSON, and as a table for the terminal.
+
+Owns the words. The rule: a ratio always stands with its interval and with how many rounds are behind it.
+"""
+
+import json
+
+from .ratios import ratios, summary, values
+
+
+def summaries(workloads, rounds, ours, syscalls):
+    """By workload and metric: each peer's figures, and the ratios ours/peer."""
+    found = {}
+    for workload in workloads:
+        figures = rounds.figures(workload.name)
+        metrics = {m.name: one_metric(m, figures, ours) for m in workload.metrics}
+        if workload.name in syscalls:
+            metrics['syscalls_per_request'] = counted(syscalls[workload.name], ours)
+        found[workload.name] = {
+            'about': workload.about,
+            'rounds': len(figures),
+            'metrics': metrics,
+            'failures': rounds.failures(workload.name),
+        }
+    return found
+
+
+def one_metric(metric, figures, ours):
+    names = list(dict.fromkeys(name for one in figures for name in one))
+    by_peer = {}
+    for name in names:
+        by_peer[name] = {
+            'figure': summary(values(figures, metric.name, name)),
+            'ratio': summary(ratios(figures, metric.name, ours, name)),
+        }
+    return {'unit': metric.unit, 'better': metric.better, 'peers': by_peer}
+
+
+def counted(counts, ours):
+    """Counted once, in a pass of its own, so there is no spread."""
+    by_peer = {name: {'figure': summary([n]), 'ratio': None} for name, n in counts.items()}
+    for name, n in counts.items():
+        if ours in counts:
+            by_peer[name]['ratio'] = summary([counts[ours] / n])
+    return {'unit': 'system calls/request', 'better': 'less', 'peers': by_peer}
+
+
+def write(path, result):
+    path.write_text(json.dumps(result, indent=1, ensure_ascii=False) + '\n')
+
+
+def table(result, ours):
+    """All figures, each with the ratio of ours to it."""
+    lines = [f'medians; ratio {ours}/peer within a round: median (min–max)']
+    if result['scale'] != 1:
+        lines.append(f'counts of connections and calls times {result["scale"]:g}, so that it is quick')
+    lines.append('')
+    for name, workload in result['workloads'].items():
+        lines.append(f'{name}: {workload["about"]}; rounds: {workload["rounds"]}')
+        for metric in workload['metrics'].values():
+            lines.append(f'  {metric["unit"]} ({metric["better"]} is better)')
+            lines += [row(peer, both, peer == ours) for peer, both in ordered(metric)]
+        lines += [f'    {peer:<10} failed: {reason}' for peer, reason in workload['failures'].items()]
+        lines.append('')
+    lines += [f'left out: {peer}: {reason}' for peer, reason in result['left_out'].items()]
+    return '\n'.join(lines)
+
+
+def ordered(metric):
+    """Peers with a figure, the best first."""
+    found = [(peer, both) for peer, both in metric['peers'].items() if both['figure']]
+    return sorted(found, key=lambda item: item[1]['figure']['median'], reverse=metric['better'] == 'more')
+
+
+def row(peer, both, is_ours):
+    text = f'    {peer:<10} {short(both["figure"]["median"]):>12}'
+    return text if is_ours or both['ratio'] is None else f'{text}   {ratio_text(both["ratio"])}'
+
+
+def ratio_text(ratio):
+    return '{median:.3f} ({min:.3f}–{max:.3f})'.format_map(ratio)
+
+
+def short(figure):
+    """Four digits that mean something, none in powers of ten."""
+    return f'{figure:,.0f}' if abs(figure) >= 1000 else f'{figure:.4g}'

@@ -1,0 +1,77 @@
+"""asyncio: protocols and transports, its fastest form; TCP_NODELAY is its default.
+
+Owns one server and what each workload answers. The rule: this folder is the only place that may import asyncio.
+"""
+
+import asyncio
+
+from common import CHUNK, LARGE_REPLY, LAST_REPLY, LATE_REPLY, MESSAGE, REPLY, arguments, listening
+
+
+class Reply(asyncio.Protocol):
+    __slots__ = ('transport',)
+
+    def connection_made(self, transport):
+        self.transport = transport
+
+    def data_received(self, data):
+        self.transport.write(REPLY)
+
+
+class ReplyAndClose(Reply):
+    def data_received(self, data):
+        self.transport.write(LAST_REPLY)
+        self.transport.close()
+
+
+class ReplyLarge(Reply):
+    def data_received(self, data):
+        self.transport.write(LARGE_REPLY)
+
+
+class Pump(Reply):
+    def data_received(self, data=None):
+        while self.transport.get_write_buffer_size() <= 65536:  # its high-water mark: above it, it tells to resume
+            self.transport.write(CHUNK)
+
+    resume_writing = data_received
+
+
+class ReplyLate(Reply):
+    __slots__ = ()
+
+    def data_received(self, data):
+        asyncio.get_running_loop().call_later(delay, self.answer)
+
+    def answer(self):
+        self.transport.write(LATE_REPLY)
+        self.transport.close()
+
+
+class Broadcast(Reply):
+    def connection_made(self, transport):
+        self.transport = transport
+        members.add(transport)
+
+    def connection_lost(self, exc):
+        members.discard(self.transport)
+
+    def data_received(self, data):
+        for member in members:
+            member.write(MESSAGE)
+
+
+members = set()
+port, workload, delay = arguments()
+kinds = {'keepalive': Reply, 'churn': ReplyAndClose, 'large': ReplyLarge, 'pump': Pump}
+kinds |= {'seed': ReplyLate, 'pending': ReplyLate, 'broadcast': Broadcast}
+
+
+async def serve():
+    server = await asyncio.get_running_loop().create_server(kinds[workload], '127.0.0.1', port, backlog=4096)
+    listening(server.sockets[0].getsockname())
+    await server.serve_forever()
+
+
+if __name__ == '__main__':
+    asyncio.run(serve())

@@ -1,0 +1,42 @@
+"""What every Python peer shares: the bytes that all of them answer, and their command line.
+
+Owns the answers, so that no peer can be faster by saying less. Knows no loop. The rule: nothing in here runs while
+requests are answered. The floor in C and the peer in JavaScript keep copies, which a test compares.
+"""
+
+import argparse
+
+DELAY = 1.0  # seconds until the delayed answer of the seed workloads
+WAITING = 3600.0  # the same in `pending`, whose answers never come
+
+
+def http(body, close=False):
+    connection = b'Connection: close\r\n' if close else b''
+    return b'HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\n%sContent-Length: %d\r\n\r\n%s' % (
+        connection,
+        len(body),
+        body,
+    )
+
+
+REPLY = http(b'a reply of one hundred bytes altog.')
+LAST_REPLY = http(b'the reply and the end of it', close=True)
+LATE_REPLY = b'HTTP/1.1 200 OK\r\nDate: Wed, 03 Oct 2012 23:43:10 GMT\r\nContent-Type: text/plain\r\n'
+LATE_REPLY += b'Content-Length: 9\r\n\r\nomglolwtf'
+LARGE_REPLY = http(b'x' * (1 << 20))
+MESSAGE = b'm' * 1024
+CHUNK = b'c' * (256 << 10)
+
+
+def arguments():
+    """The port and the workload that a server is asked for, and the delay of its late replies."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument('--port', type=int, default=0)
+    parser.add_argument('--workload', default='keepalive')
+    args = parser.parse_args()
+    return args.port, args.workload, WAITING if args.workload == 'pending' else DELAY
+
+
+def listening(address):
+    """Say that clients may come."""
+    print(f'listening on {address[0]}:{address[1]}', flush=True)

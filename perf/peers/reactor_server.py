@@ -1,0 +1,66 @@
+"""The reactor itself, as plainly as its README tells it.
+
+Owns one listener and what each workload answers. The rule: nothing a user would not write.
+"""
+
+from common import CHUNK, LARGE_REPLY, LAST_REPLY, LATE_REPLY, MESSAGE, REPLY, arguments, listening
+
+import reactor
+
+
+def reply(conn, data):
+    conn.write(REPLY)
+
+
+def reply_and_close(conn, data):
+    conn.write(LAST_REPLY)
+    conn.close()
+
+
+def reply_large(conn, data):
+    conn.write(LARGE_REPLY)
+
+
+def pump(conn, data=None):
+    conn.write(CHUNK, pump)
+
+
+def reply_late(conn, data):
+    conn.loop.call_later(delay, answer, conn)
+
+
+def answer(conn):
+    if not conn.closed:
+        conn.write(LATE_REPLY, reactor.Stream.close)
+
+
+members = set()
+
+
+def broadcast(conn, data):
+    for member in members:
+        member.write(MESSAGE)
+
+
+def leave(conn, exc):
+    members.discard(conn)
+
+
+WORKLOADS = {
+    'keepalive': {'on_data': reply},
+    'churn': {'on_data': reply_and_close},
+    'defer': {'on_data': reply_and_close, 'defer_accept': True},
+    'large': {'on_data': reply_large},
+    'pump': {'on_data': pump},
+    'seed': {'on_data': reply_late},
+    'pending': {'on_data': reply_late},
+    'broadcast': {'on_data': broadcast, 'on_connect': members.add, 'on_close': leave},
+}
+
+
+def main(r):
+    listening(r.listen_tcp('127.0.0.1', port, **WORKLOADS[workload]).address)
+
+
+port, workload, delay = arguments()
+reactor.run(main)

@@ -1,0 +1,44 @@
+"""Reading a recording: py-spy's speedscope file, sample by sample.
+
+Owns the file format. Does not know what the functions are, nor what is made of the samples. The rule: one entry is one
+tick of the sampler, counted once, with the stack as it was, outermost frame first.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import NamedTuple
+
+
+class Frame(NamedTuple):
+    """A place in the code."""
+
+    function: str
+    file: str
+    line: int
+
+    @property
+    def path(self) -> str:
+        """The file, in as few words as tell it: its name and its folder's."""
+        return '/'.join(self.file.replace(os.sep, '/').split('/')[-2:])
+
+    def __str__(self) -> str:
+        return f'{self.function} ({self.path}:{self.line})'
+
+
+Stack = tuple[Frame, ...]
+
+
+def load(path: str | os.PathLike[str]) -> dict[str, list[Stack]]:
+    """The samples of each thread, by its name."""
+    with open(path, encoding='utf-8') as file:
+        recording = json.load(file)
+    frames = [
+        Frame(frame['name'], frame.get('file') or '', frame.get('line') or 0) for frame in recording['shared']['frames']
+    ]
+    threads: dict[str, list[Stack]] = {}
+    for profile in recording['profiles']:
+        stacks = [tuple(frames[index] for index in sample) for sample in profile['samples']]
+        threads.setdefault(profile['name'], []).extend(stack for stack in stacks if stack)
+    return threads
