@@ -8,7 +8,7 @@ import socket
 from typing import Any
 
 import pytest
-from support import SELECTORS, FakeKernel
+from support import SELECTORS, FakeKernel, ScriptedKernel, ScriptedSocket
 
 from reactor import Reactor
 
@@ -97,3 +97,16 @@ def sockets():
     yield Maker()
     for sock in made:
         sock.close()
+
+
+@pytest.fixture
+def scripted():
+    """A reactor on a scripted kernel, and a function that makes a stream and its scripted socket."""
+    kernel = ScriptedKernel()
+    with Reactor(kernel=kernel) as reactor:
+
+        def make(**keywords):
+            sock = ScriptedSocket(kernel)
+            return reactor.adopt(sock, **keywords), sock
+
+        yield reactor, make

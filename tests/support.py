@@ -426,3 +426,9 @@ def turns_in(r: Reactor, seconds: float = 0.15) -> int:
     r.call_later(seconds, r.stop)
     r.run()
     return r.stats().loop_count - before
+
+
+def pair(r: Reactor, sockets: Any, *, tcp: bool = False, **keywords: Any) -> tuple[Stream, socket.socket]:
+    """A stream, and the plain socket at its other end."""
+    ours, theirs = tcp_sockets(sockets) if tcp else sockets()
+    return r.adopt(ours, **keywords), theirs

@@ -14,15 +14,13 @@ from functools import partial
 import pytest
 from support import (
     Log,
-    ScriptedKernel,
-    ScriptedSocket,
     drain,
     end,
     fill,
     idle,
+    pair,
     read_all,
     run_until,
-    tcp_sockets,
     turns,
 )
 
@@ -35,25 +33,6 @@ from reactor import (
     WriteBufferFull,
     WriteTimeout,
 )
-
-
-def pair(r, sockets, *, tcp=False, **keywords):
-    """A stream, and the plain socket at its other end."""
-    ours, theirs = tcp_sockets(sockets) if tcp else sockets()
-    return r.adopt(ours, **keywords), theirs
-
-
-@pytest.fixture
-def scripted():
-    """A reactor on a scripted kernel, and a function that makes a stream and its scripted socket."""
-    kernel = ScriptedKernel()
-    with Reactor(kernel=kernel) as reactor:
-
-        def make(**keywords):
-            sock = ScriptedSocket(kernel)
-            return reactor.adopt(sock, **keywords), sock
-
-        yield reactor, make
 
 
 def flood(conn, data=b'\xff' * 100_000):

@@ -15,12 +15,11 @@ import pytest
 from support import (
     SELECTORS,
     Log,
-    ScriptedKernel,
-    ScriptedSocket,
     drain,
     end,
     fill,
     idle,
+    pair,
     read_all,
     reset,
     run_until,
@@ -31,25 +30,6 @@ from support import (
 from reactor import ConnectionClosed, IdleTimeout, Reactor, WriteBufferFull, WriteTimeout
 
 ALL = ('on_data', 'on_eof', 'on_drain', 'on_close', 'on_error')
-
-
-def pair(r, sockets, *, tcp=False, **keywords):
-    """A stream, and the plain socket at its other end."""
-    ours, theirs = tcp_sockets(sockets) if tcp else sockets()
-    return r.adopt(ours, **keywords), theirs
-
-
-@pytest.fixture
-def scripted():
-    """A reactor on a scripted kernel, and a function that makes a stream and its scripted socket."""
-    kernel = ScriptedKernel()
-    with Reactor(kernel=kernel) as reactor:
-
-        def make(**keywords):
-            sock = ScriptedSocket(kernel)
-            return reactor.adopt(sock, **keywords), sock
-
-        yield reactor, make
 
 
 def stall(conn):
