@@ -330,6 +330,27 @@ def test_a_timer_moved_by_another_of_the_same_batch_fires_at_its_new_time_only(f
     assert fired == [1006]
 
 
+@pytest.mark.parametrize('slow', [None, 100.0])
+@pytest.mark.parametrize('later', [0, 2])
+def test_timers_moved_out_of_their_batch_fire_once_each_in_a_later_turn(kernel, slow, later):
+    fired = []
+    with Reactor(kernel=kernel, slow_callback=slow) as r:
+
+        def first():
+            for timer in moved:
+                timer.reset(later)
+            fired.append(('first', r.stats().loop_count))
+
+        r.call_later(1, first)
+        moved = [r.call_later(1 + n / 1000, lambda: fired.append(('moved', r.stats().loop_count))) for n in range(3)]
+        kernel.time += 1.5
+        r.run()
+        assert len(r.timers) == 0
+    (_, turn), *rest = fired
+    assert [name for name, _ in rest] == ['moved'] * 3
+    assert all(later_turn > turn for _, later_turn in rest)
+
+
 def test_cancelling_releases_the_callback_and_its_arguments_at_once(r, uncollected):
     thing, callback = Thing(), Thing()
     refs = weakref.ref(thing), weakref.ref(callback)

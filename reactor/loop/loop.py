@@ -339,7 +339,7 @@ class Loop:
             began, ended = clock(), began
             counters.dispatch_time += began - ended
         timers = self.timers
-        if timers.due or (timers.heap and timers.heap[0][0] <= self.now):
+        if timers.due or (timers.heap and timers.heap[0] <= self.now):
             self._run_timers(timers.collect(self.now))
             began, ended = clock(), began
             counters.timers_time += began - ended
@@ -402,9 +402,12 @@ class Loop:
         for _ in range(count):
             if signals.interrupted:
                 signals.raise_interrupt()
-            deadline, _, timer = due.popleft()
-            if timer.deadline is not deadline:
-                continue  # cancelled or moved since it was set, perhaps by one of this very batch
+            if not due:
+                break  # one of this very batch has moved others to a later turn
+            timer = due.popleft()
+            deadline = timer.deadline
+            if deadline is None:
+                continue  # cancelled by one of this batch
             timer.handle_due(now)
             counters.timers_fired += 1
             late = int((now - deadline) * 1024)

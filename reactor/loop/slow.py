@@ -67,7 +67,9 @@ class SlowWatch:
     def run_timers(self, count: int) -> None:
         """The timers phase, one timer at a time."""
         for _ in range(count):
-            fn, began = self._due[0][2].fn, self._clock()
+            if not self._due:
+                break
+            fn, began = self._due[0].fn, self._clock()
             self._run_timers(1)
             self._judge('timers', began, fn)
 

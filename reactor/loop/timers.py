@@ -1,17 +1,18 @@
-"""Timers: one heap, ordered by deadline and, among equals, by age.
+"""Timers: a heap of deadlines, and a dictionary that tells who is due at each.
 
 Owns every pending timer. Knows nothing of what they call. The rule: a timer is pending exactly while its `deadline` is
-not None, and an entry of the heap counts only while it carries the very deadline that its timer has. So cancelling and
-moving touch no heap: the entry left behind is dropped when it surfaces, or when half of the heap is such entries.
+not None, and it is due at a deadline only while it is found `at` it. So cancelling and moving touch no heap: a deadline
+at which nobody is left is dropped when it surfaces, or when half of the heap is such deadlines.
 
-The heap holds tuples, `(deadline, sequence, timer)`: they compare in C, a third faster than objects with `__lt__`.
+Bare floats compare faster than any entry around them, and a timer is one object to the garbage collector instead of
+two. Timers of one deadline share it, in the order in which they came to it.
 """
 
 from __future__ import annotations
 
 from collections import deque
 from heapq import heapify, heappop, heappush
-from itertools import count
+from operator import itemgetter
 
 from ..errors import HandleClosed
 from .buckets import Buckets
@@ -23,8 +24,6 @@ if TYPE_CHECKING:
 
     from .stats import Counters
 
-    Entry = tuple[float, int, 'Timer']
-
 COMPACT_ABOVE = 64  # a heap this small is not worth compacting
 FOREVER = 1e15  # seconds; anything longer is taken for a mistake (infinity, nanoseconds)
 
@@ -33,30 +32,33 @@ class Timer:
     """A call in the future, as returned by `call_later` and `call_at`.
 
     `deadline` is the loop's clock, in seconds, when it is due, None once it fired or was cancelled. Five slots and no
-    more: servers hold one for each connection.
+    more: servers hold one for each connection. Made by `TimerHeap` alone, which fills it.
     """
 
     __slots__ = ('args', 'deadline', 'delay', 'fn', 'timers')
 
-    def __init__(
-        self, timers: TimerHeap, deadline: float, delay: float, fn: Callable[..., object], args: tuple[Any, ...]
-    ) -> None:
-        self.timers = timers
-        self.deadline: float | None = deadline
-        self.delay = delay
-        self.fn: Callable[..., object] | None = fn
-        self.args: tuple[Any, ...] | None = args
+    args: tuple[Any, ...] | None
+    deadline: float | None
+    delay: float
+    fn: Callable[..., object] | None
+    timers: TimerHeap
 
     def cancel(self) -> None:
         """Do not fire. The callback and its arguments are released now. Cancelling twice does nothing."""
-        if self.deadline is not None:
-            self.deadline = None
+        deadline = self.deadline
+        if deadline is not None:
             timers = self.timers
+            at = timers.at
+            if at.get(deadline) is self:
+                del at[deadline]
+            else:
+                timers.leave(self)
+            self.deadline = None
             timers.pending -= 1
             if timers.unreferenced:
                 timers.unreferenced.discard(self)
             timers.counters.timers_cancelled += 1
-            if len(timers.heap) > 2 * timers.pending:
+            if len(timers.heap) > 2 * len(at):
                 timers.compact()
         self.fn = self.args = None
 
@@ -113,9 +115,11 @@ class RepeatingTimer(Timer):
 
     def handle_due(self, now: float) -> None:
         """Take the next beat that is still to come, before the callback: it may raise, cancel or reset."""
-        assert self.deadline is not None
-        beats = (now - self.deadline) // self.delay + 1
-        self.timers.move(self, self.deadline + beats * self.delay)
+        deadline, self.deadline = self.deadline, None
+        assert deadline is not None
+        self.timers.pending -= 1
+        beats = (now - deadline) // self.delay + 1
+        self.timers.move(self, deadline + beats * self.delay)
 
 
 class CheckedRepeatingTimer(CheckedTimer, RepeatingTimer):
@@ -135,7 +139,7 @@ class TimerHeap:
     """The timers of one loop, `loop.timers` (internal)."""
 
     __slots__ = (
-        '_sequence',
+        'at',
         'buckets',
         'check_thread',
         'clock',
@@ -155,9 +159,9 @@ class TimerHeap:
         self.second = 0  # a recent whole second of the clock, one object for all who stamp themselves with it
         self.pending = 0  # timers that are to fire, in the heap or due
         self.unreferenced: set[Timer] = set()  # those of them that do not keep the loop running
-        self.heap: list[Entry] = []
-        self.due: deque[Entry] = deque()  # collected and not run yet
-        self._sequence = count()
+        self.heap: list[float] = []
+        self.at: dict[float, Any] = {}  # a timer, or a dict of those that share the deadline
+        self.due: deque[Timer] = deque()  # collected and not run yet
 
     def __len__(self) -> int:
         """How many timers are pending."""
@@ -169,27 +173,40 @@ class TimerHeap:
         return self.pending - len(self.unreferenced)
 
     def __iter__(self):  # type: ignore[no-untyped-def]
-        entries = [*self.due, *sorted(self.heap)]
-        yield from [timer for deadline, _, timer in entries if timer.deadline is deadline]
+        timers = [timer for timer in self.due if timer.deadline is not None]
+        for _, entry in sorted(self.at.items(), key=itemgetter(0)):
+            timers.extend(entry if isinstance(entry, dict) else (entry,))
+        yield from timers
 
     def add(self, kind: type[Timer], delay: float, fn: Callable[..., object], args: tuple[Any, ...]) -> Timer:
         """A new timer, due `delay` seconds from now on a fresh clock; see `after`."""
-        if 0 < delay < FOREVER:
-            deadline = self.clock() + delay
-        else:
-            deadline = self.after(delay)
-        timer = kind(self, deadline, delay, fn, args)
-        heappush(self.heap, (deadline, next(self._sequence), timer))
+        deadline = self.clock() + delay if 0 < delay < FOREVER else self.after(delay)
+        # The same lines as in `add_at`: a call less for each timer.
+        timer = kind()
+        timer.timers = self
+        timer.deadline = deadline
+        timer.delay = delay
+        timer.fn = fn
+        timer.args = args
         self.pending += 1
+        if deadline in self.at:
+            self._share(deadline, timer)
+        else:
+            self.at[deadline] = timer
+            heappush(self.heap, deadline)
         return timer
 
     def add_at(
         self, kind: type[Timer], deadline: float, delay: float, fn: Callable[..., object], args: tuple[Any, ...]
     ) -> Timer:
         """A new timer, due at `deadline`."""
-        timer = kind(self, deadline, delay, fn, args)
-        heappush(self.heap, (deadline, next(self._sequence), timer))
-        self.pending += 1
+        timer = kind()
+        timer.timers = self
+        timer.deadline = None
+        timer.delay = delay
+        timer.fn = fn
+        timer.args = args
+        self.move(timer, deadline)
         return timer
 
     def later(self, seconds: float, fn: Callable[..., object], *args: Any) -> Timer:
@@ -206,29 +223,59 @@ class TimerHeap:
         """When the next pending timer is due, None without one."""
         heap = self.heap
         while heap:
-            deadline, _, timer = heap[0]
-            if timer.deadline is deadline:
-                return deadline
+            if heap[0] in self.at:
+                return heap[0]
             heappop(heap)
         return None
 
     def collect(self, now: float) -> int:
-        """Move what is due at `now` from the heap to `due`, so that a timer set meanwhile waits for a later turn.
+        """Move what is due at `now` to `due`, so that a timer set meanwhile waits for a later turn.
 
-        Returns how many entries are due.
+        Returns how many are due.
         """
-        heap, due = self.heap, self.due
-        while heap and heap[0][0] <= now:
-            due.append(heappop(heap))
+        heap, at, due = self.heap, self.at, self.due
+        while heap and heap[0] <= now:
+            entry = at.pop(heappop(heap), None)
+            if type(entry) is dict:
+                due.extend(entry)
+            elif entry is not None:
+                due.append(entry)
         return len(due)
 
     def move(self, timer: Timer, deadline: float) -> None:
         """`timer`, pending or not, is due at `deadline`."""
         if timer.deadline is None:
             self.pending += 1
+        elif not self.leave(timer):
+            self.due.remove(timer)
         timer.deadline = deadline
-        heappush(self.heap, (deadline, next(self._sequence), timer))
-        self.compact()
+        if deadline in self.at:
+            self._share(deadline, timer)
+        else:
+            self.at[deadline] = timer
+            heappush(self.heap, deadline)
+            self.compact()
+
+    def leave(self, timer: Timer) -> bool:
+        """Take `timer`, which is pending, away from its deadline; returns whether it was still there."""
+        at = self.at
+        deadline: Any = timer.deadline
+        entry = at.get(deadline)
+        if entry is timer:
+            del at[deadline]
+        elif type(entry) is dict and timer in entry:
+            del entry[timer]
+            if not entry:
+                del at[deadline]
+        else:
+            return False
+        return True
+
+    def _share(self, deadline: float, timer: Timer) -> None:
+        entry = self.at[deadline]
+        if type(entry) is not dict:
+            entry = self.at[deadline] = {entry: None}
+        entry[timer] = None
 
     def ref(self, timer: Timer) -> None:
         """See `Timer.ref`."""
@@ -248,14 +295,15 @@ class TimerHeap:
         for timer in list(self):
             timer.cancel()
         self.heap.clear()
+        self.at.clear()
         self.due.clear()
         self.buckets.clear()
 
     def compact(self) -> None:
-        """Drop the entries of cancelled and moved timers when they are half of the heap: O(1) for each of them."""
-        heap = self.heap
-        if not self.pending:
+        """Drop the deadlines that nobody has any more when they are half of the heap: O(1) for each of them."""
+        heap, at = self.heap, self.at
+        if not at:
             heap.clear()
-        elif len(heap) > COMPACT_ABOVE and len(heap) > 2 * self.pending:
-            heap[:] = [entry for entry in heap if entry[2].deadline is entry[0]]
+        elif len(heap) > COMPACT_ABOVE and len(heap) > 2 * len(at):
+            heap[:] = at
             heapify(heap)
