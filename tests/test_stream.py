@@ -10,6 +10,7 @@ import socket
 import threading
 from collections import deque
 from functools import partial
+from selectors import EVENT_READ, EVENT_WRITE
 
 import pytest
 from support import (
@@ -556,6 +557,33 @@ def test_on_drain_is_not_told_while_the_mark_is_reached_again(scripted):
     sock.outcomes.append(200)
     turns(r, 2)
     assert log == [('write', False), ('drain',)]
+
+
+def test_a_stream_that_is_filled_again_as_it_drains_goes_on_being_watched(r, sockets, monkeypatch):
+    ours, theirs = sockets()
+    asked = []
+    modify = r.watchers.selector.modify
+    monkeypatch.setattr(r.watchers.selector, 'modify', lambda fd, *args: (asked.append(args[0]), modify(fd, *args)))
+
+    def pump(conn):
+        while not conn.closed and rounds and conn.write(b'x' * 65536):
+            pass
+
+    rounds = 20
+    conn = r.adopt(ours, on_drain=pump)
+    pump(conn)
+    assert asked == [EVENT_READ | EVENT_WRITE]
+    while rounds > 1:
+        rounds -= 1
+        before = r.counters.writes
+        drain(theirs)
+        run_until(r, lambda before=before: r.counters.writes > before)
+    assert asked == [EVENT_READ | EVENT_WRITE]
+    rounds = 0
+    run_until(r, lambda: drain(theirs) == b'' and not conn.buffered)
+    turns(r, 1)
+    assert asked == [EVENT_READ | EVENT_WRITE, EVENT_READ]
+    end(r, conn)
 
 
 def test_a_writer_that_heeds_on_drain_never_buffers_more_than_the_mark_and_one_write(r, sockets):

@@ -22,7 +22,8 @@ def reply_large(conn, data):
 
 
 def pump(conn, data=None):
-    conn.write(CHUNK, pump)
+    while conn.write(CHUNK):
+        pass  # until its high-water mark; on_drain tells when to go on
 
 
 def reply_late(conn, data):
@@ -51,7 +52,7 @@ WORKLOADS = {
     'churn': {'on_data': reply_and_close},
     'defer': {'on_data': reply_and_close, 'defer_accept': True},
     'large': {'on_data': reply_large},
-    'pump': {'on_data': pump},
+    'pump': {'on_data': pump, 'on_drain': pump},
     'seed': {'on_data': reply_late},
     'pending': {'on_data': reply_late},
     'broadcast': {'on_data': broadcast, 'on_connect': members.add, 'on_close': leave},

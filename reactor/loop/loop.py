@@ -116,7 +116,7 @@ class Loop:
             if main is not None:
                 self.call_soon(self._run_main, main)
             self._turn_began = self._clock()
-            while self._soon or self._alive():
+            while self._soon or self.watchers.referenced or self._alive():
                 self._turn(0 if self._stopping else None)
                 if self._main_error is not None:
                     exc, self._main_error = self._main_error, None
@@ -460,7 +460,7 @@ class Loop:
 
     def _alive(self) -> bool:
         return bool(
-            self._soon or self.completions or self.watchers.referenced or self.timers.referenced or self._wakeup.calls
+            self._soon or self.watchers.referenced or self.completions or self.timers.referenced or self._wakeup.calls
         )
 
     def _enter(self) -> None:

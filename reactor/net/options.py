@@ -33,6 +33,8 @@ class Options:
     idle_timeout               no byte went either way for so long: `IdleTimeout`
     nodelay                    TCP_NODELAY: do not wait for more before sending what is there
     keepalive                  None: off; seconds, or (idle, interval, count): probe a silent peer
+
+    `timed` tells whether a connection with these has to be looked at from time to time.
     """
 
     __slots__ = (
@@ -45,6 +47,7 @@ class Options:
         'nodelay',
         'read_size',
         'read_timeout',
+        'timed',
         'write_timeout',
     )
 
@@ -77,17 +80,14 @@ class Options:
         self.read_timeout = seconds('read_timeout', read_timeout) if read_timeout else None
         self.write_timeout = seconds('write_timeout', write_timeout) if write_timeout else None
         self.idle_timeout = seconds('idle_timeout', idle_timeout) if idle_timeout else None
+        self.timed = (self.read_timeout or self.write_timeout or self.idle_timeout) is not None
         self.nodelay = nodelay
         self.keepalive = keepalive
 
     def changed(self, **changes: Any) -> Options:
         """A copy with other values."""
-        return Options(**{**{name: getattr(self, name) for name in self.__slots__}, **changes})
-
-    @property
-    def timed(self) -> bool:
-        """Whether a connection with these has to be looked at from time to time."""
-        return (self.read_timeout or self.write_timeout or self.idle_timeout) is not None
+        now = {name: getattr(self, name) for name in self.__slots__ if name != 'timed'}
+        return Options(**{**now, **changes})
 
 
 def seconds(name: str, value: float) -> float:

@@ -192,6 +192,11 @@ class Stream(Handle):
         if self.on_drain is not None and not self.closed and not (self.writer is not None and self.writer.full):
             self.on_drain(self)
 
+    def handle_flushed(self) -> None:
+        """Told as a completion, behind `on_written` and `on_drain`: look for room no more, unless they wrote on."""
+        if self.writer is DRAINED:
+            self.loop.watchers.set_events(self, self.events & ~WRITE)
+
     def handle_closed(self, exc: BaseException | None) -> None:
         """Told as the last completion of a connection: `on_close`, after which nothing of the user's is kept."""
         on_close = self.on_close
@@ -519,7 +524,8 @@ class Stream(Handle):
             self._shut_down()
         else:
             self.writer = DRAINED
-            self.loop.watchers.set_events(self, self.events & ~WRITE)
+            if self.events & WRITE:
+                self.loop.completions.append((self, Stream.handle_flushed, ()))
 
     def _shut_down(self) -> None:
         try:

@@ -39,7 +39,7 @@ class Writer:
         self.ended = ended
         self.error: Exception | None = None
         self.full = False
-        self.marks: deque[Mark] = deque()
+        self.marks: deque[Mark] | tuple[()] = ()  # an empty deque is 700 bytes
         self._chunks: deque[bytes | bytearray] = deque()
         self._skip = 0  # bytes of the first chunk that went out already
         self._queued = 0
@@ -76,6 +76,7 @@ class Writer:
                 chunks.append(bytearray(piece))
             self._queued += size
         if on_written is not None:
+            self.marks = self.marks or deque()
             self.marks.append((self._queued, on_written, args))
 
     def buffers(self) -> list[bytes | bytearray | memoryview]:
