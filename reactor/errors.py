@@ -46,3 +46,14 @@ class IdleTimeout(ReactorError, TimeoutError):
 
 class ConnectTimeout(ReactorError, TimeoutError):
     """A connection was not established within its timeout, name look-up included."""
+
+
+class TLSError(ReactorError):
+    """TLS failed: the handshake, the peer's certificate, or a stream that was broken or cut short.
+
+    `__cause__` is the `ssl.SSLError`.
+    """
+
+
+class HandshakeTimeout(TLSError, TimeoutError):
+    """A TLS handshake was not done within its timeout."""

@@ -17,12 +17,14 @@ from .net.listener import Listener, check_max_connections
 from .net.options import Callbacks, Options, check_callback, seconds
 from .net.sockets import listening_tcp, listening_unix, prepare_listener
 from .net.stream import Stream
+from .net.tls import check_context, client_options
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
     from selectors import BaseSelector
     from socket import socket
+    from ssl import SSLContext
     from typing import Any
 
     from .loop.watcher import Handle
@@ -67,6 +69,7 @@ class Reactor(Loop):
         defer_accept: bool = False,
         sock: socket | None = None,
         max_connections: int | None = None,
+        ssl: SSLContext | None = None,
         **options: Any,
     ) -> Listener:
         """Listen for TCP connections.
@@ -78,11 +81,15 @@ class Reactor(Loop):
                          can (TCP_DEFER_ACCEPT), and read it at once; a silent one is accepted after about a second
         sock             a bound socket to listen on instead, ours from now on; host and port are ignored then
         max_connections  how many may be open at once; further clients wait in the backlog
+        ssl              an `ssl.SSLContext` for servers: TLS, `on_connect` after the handshake (`handshake_timeout=`)
         on_accept_error  `on_accept_error(listener, exc)` when descriptors have run out, once per episode
 
         Raises OSError (address in use, no permission), ResolveError, TypeError and ValueError for bad arguments.
         """
-        settings, callbacks = Options(**options), Callbacks(on_data, on_connect, on_eof, on_drain, on_close, on_error)
+        if ssl is not None:
+            check_context(ssl, True)
+        settings = Options(ssl=ssl, **options)
+        callbacks = Callbacks(on_data, on_connect, on_eof, on_drain, on_close, on_error)
         check_callback('on_accept_error', on_accept_error)
         check_max_connections(max_connections)
         self.watchers.check()
@@ -103,7 +110,7 @@ class Reactor(Loop):
             sock,
             settings,
             callbacks,
-            kind=self._stream_kind,
+            kind=self._kind(settings),
             defer_accept=defer_accept,
             max_connections=max_connections,
             on_accept_error=on_accept_error,
@@ -123,6 +130,7 @@ class Reactor(Loop):
         backlog: int = SOMAXCONN,
         mode: int | None = None,
         max_connections: int | None = None,
+        ssl: SSLContext | None = None,
         **options: Any,
     ) -> Listener:
         """Listen on a Unix socket at `path`; one beginning with `@` or NUL is abstract (Linux).
@@ -130,7 +138,10 @@ class Reactor(Loop):
         A socket file on which nobody listens is replaced, anything else at the path raises and is left alone. `mode`
         gives the file's permissions. `close` removes the file. Otherwise as `listen_tcp`.
         """
-        settings, callbacks = Options(**options), Callbacks(on_data, on_connect, on_eof, on_drain, on_close, on_error)
+        if ssl is not None:
+            check_context(ssl, True)
+        settings = Options(ssl=ssl, **options)
+        callbacks = Callbacks(on_data, on_connect, on_eof, on_drain, on_close, on_error)
         check_callback('on_accept_error', on_accept_error)
         check_max_connections(max_connections)
         self.watchers.check()
@@ -140,7 +151,7 @@ class Reactor(Loop):
             sock,
             settings,
             callbacks,
-            kind=self._stream_kind,
+            kind=self._kind(settings),
             max_connections=max_connections,
             on_accept_error=on_accept_error,
             unlink=unlink,
@@ -160,6 +171,8 @@ class Reactor(Loop):
         timeout: float | None = None,
         family: int = 0,
         local_address: tuple[str, int] | None = None,
+        ssl: SSLContext | bool | None = None,
+        server_hostname: str | None = None,
         **options: Any,
     ) -> Stream:
         """Connect to a TCP server; returns at once, and may be written to at once: it is sent after `on_connect`.
@@ -168,10 +181,13 @@ class Reactor(Loop):
         timeout        seconds from now until it is connected, look-up included, else `ConnectTimeout`; None: no limit
         family         AF_INET or AF_INET6 to use only these, 0 for both
         local_address  (host, port) to connect from, port 0 for any
+        ssl              TLS: True, or an `ssl.SSLContext` for clients; `on_connect` comes after the handshake
+        server_hostname  the name that the certificate must have, by default `host`
 
         Raises only for bad arguments. What the world decides is told by `on_connect` or `on_close`, never in this call.
         """
-        settings, callbacks = Options(**options), Callbacks(on_data, on_connect, on_eof, on_drain, on_close, on_error)
+        settings = Options(**client_options(ssl, server_hostname or host), **options)
+        callbacks = Callbacks(on_data, on_connect, on_eof, on_drain, on_close, on_error)
         if check_host(host) is None:
             raise ValueError('connecting needs a host')
         check_port(port)
@@ -183,7 +199,7 @@ class Reactor(Loop):
             self._os,
             settings,
             callbacks,
-            kind=self._stream_kind,
+            kind=self._kind(settings),
             target=show((host, port)),
             timeout=timeout,
             local_address=local_address,
@@ -203,14 +219,17 @@ class Reactor(Loop):
         on_close: Callback = None,
         on_error: Callback = None,
         timeout: float | None = None,
+        ssl: SSLContext | bool | None = None,
+        server_hostname: str | None = None,
         **options: Any,
     ) -> Stream:
         """Connect to a Unix socket, as `connect_tcp`. While its backlog is full it is tried again and again."""
-        settings, callbacks = Options(**options), Callbacks(on_data, on_connect, on_eof, on_drain, on_close, on_error)
+        settings = Options(**client_options(ssl, server_hostname), **options)
+        callbacks = Callbacks(on_data, on_connect, on_eof, on_drain, on_close, on_error)
         path = check_path(path)
         self._check_connect(timeout)
         connector = Connector(
-            self, self._os, settings, callbacks, kind=self._stream_kind, target=show(path), timeout=timeout
+            self, self._os, settings, callbacks, kind=self._kind(settings), target=show(path), timeout=timeout
         )
         stream = connector.stream
         connector.try_addresses([(AF_UNIX, path)])
@@ -236,6 +255,10 @@ class Reactor(Loop):
         stream = self._stream_kind(self, settings, callbacks, None)
         stream.attach(sock)
         return stream
+
+    def _kind(self, settings: Options) -> type[Stream]:
+        kind: type[Stream] = self._stream_kind if settings.ssl is None else self._stream_kind.secured
+        return kind
 
     def _check_connect(self, timeout: float | None) -> None:
         self.watchers.check()

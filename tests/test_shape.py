@@ -33,7 +33,7 @@ SYSTEM = {'socket', 'select', 'selectors', 'time', 'os', 'signal', 'threading', 
 LAZY = {'ssl', 'subprocess', 'logging'}
 HOT = {
     'handle_read', 'handle_write', 'write', 'call_soon', '_turn', '_poll', '_dispatch', '_run_timers', '_run_soon',
-    '_run_completions', 'handle_due', 'collect', 'disarm', '_welcome', '_finish', 'handle_closed', 'close', 'attach',
+    '_run_completions', 'handle_due', 'collect', 'disarm', '_welcome', 'finish', 'handle_closed', 'close', 'attach',
 }  # fmt: skip
 LONGEST_FUNCTION = 60  # lines, docstring apart: a screen
 
@@ -161,13 +161,14 @@ def test_every_frame_has_a_name(path):
 @pytest.mark.parametrize('name', ['accept', 'recv', 'send', 'sendmsg', 'shutdown'])
 def test_each_system_call_of_a_transport_has_one_place(name):
     places = [
-        f'{path.name}:{node.lineno}'
+        path.name
         for path in MODULES
         if floor(path) == 'net'
         for node in ast.walk(parse(path))
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == name
     ]
-    assert len(places) == 1, places
+    # One in each kind of transport: TLS reads for itself, since what it receives is not what the user gets.
+    assert 1 <= len(places) == len(set(places)), places
 
 
 def slots(cls: type) -> list[str]:

@@ -6,6 +6,7 @@ Owns the check and nothing else. The rule: it costs nothing when it is off, sinc
 from __future__ import annotations
 
 from .stream import Stream
+from .tls import TLSStream
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -53,3 +54,12 @@ class CheckedStream(Stream):
     def abort(self) -> None:
         self.loop.watchers.check_thread()
         super().abort()
+
+
+class CheckedTLSStream(CheckedStream, TLSStream):
+    """The same over TLS."""
+
+    __slots__ = ()
+
+
+CheckedStream.secured = CheckedTLSStream

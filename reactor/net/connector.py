@@ -68,6 +68,7 @@ class Connector:
         '_target',
         '_timeout',
         '_timer',
+        'deadline',
         'reading',
         'stream',
     )
@@ -91,6 +92,7 @@ class Connector:
         self._target = target
         self._local_address = local_address
         self._timeout = timeout
+        self.deadline = None if timeout is None else loop.timers.clock() + timeout
         self._lookup: ThreadCall | None = None
         self._addresses: deque[Address] = deque()  # not tried yet
         self._attempts: list[Attempt] = []  # under way
@@ -237,7 +239,7 @@ def handle_connected(stream: Stream, connector: Connector) -> None:
     if stream.state is CONNECTING:
         stream.origin = ESTABLISHED
         stream.loop.counters.connects += 1
-        stream.opened(connector.reading)
+        stream.opened(connector.reading, connector.deadline)
 
 
 class Attempt(Handle):

@@ -18,7 +18,7 @@ from ..loop.log import log
 from ..loop.watcher import READ, Handle
 from .addresses import show, unmapped
 from .sockets import set_accepted_options
-from .stream import Stream
+from .stream import OPEN, Stream
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -225,7 +225,7 @@ class Listener(Handle):
         self.open_connections += 1
         if self._max_connections is not None:
             self._update()
-        if stream.on_connect is not None:
+        if stream.on_connect is not None and stream.state is OPEN:  # not in the middle of a handshake
             self.loop.completions.append((stream, Stream.handle_accepted, ()))
         if self._defer_accept:
             self.loop.completions.append((stream, Stream.handle_first_read, ()))

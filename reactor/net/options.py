@@ -11,6 +11,7 @@ from ..loop.timers import FOREVER
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from ssl import SSLContext
     from typing import Any
 
 # A recv of 64 KiB for 100 bytes costs what one of 4 KiB costs; from 128 KiB on malloc maps pages for every call.
@@ -18,7 +19,11 @@ READ_SIZE = 65536
 HIGH_WATER = 65536  # bytes waiting; asyncio's and libuv's users know these two
 LOW_WATER = 16384
 MAX_BUFFERED = 16 << 20  # bytes waiting; waitress draws the line at the same place
+HANDSHAKE_TIMEOUT = 60.0  # seconds, as in asyncio
 LINGER = 30.0  # seconds that `close` may take, as long as a TLS shutdown in asyncio
+
+
+DERIVED = ('handshakes', 'timed')  # what is no argument
 
 
 class Options:
@@ -33,11 +38,15 @@ class Options:
     idle_timeout               no byte went either way for so long: `IdleTimeout`
     nodelay                    TCP_NODELAY: do not wait for more before sending what is there
     keepalive                  None: off; seconds, or (idle, interval, count): probe a silent peer
+    ssl, server_hostname       the `ssl.SSLContext` of a TLS stream, and the name that the server must prove to have
+    handshake_timeout          how long a TLS handshake may take: `HandshakeTimeout`
 
     `timed` tells whether a connection with these has to be looked at from time to time.
     """
 
     __slots__ = (
+        'handshake_timeout',
+        'handshakes',
         'high_water',
         'idle_timeout',
         'keepalive',
@@ -47,6 +56,8 @@ class Options:
         'nodelay',
         'read_size',
         'read_timeout',
+        'server_hostname',
+        'ssl',
         'timed',
         'write_timeout',
     )
@@ -64,6 +75,9 @@ class Options:
         idle_timeout: float | None = None,
         nodelay: bool = True,
         keepalive: float | tuple[float, float, int] | None = None,
+        ssl: SSLContext | None = None,
+        server_hostname: str | None = None,
+        handshake_timeout: float = HANDSHAKE_TIMEOUT,
     ) -> None:
         if low_water is None:
             low_water = min(LOW_WATER, high_water // 4)
@@ -83,10 +97,14 @@ class Options:
         self.timed = (self.read_timeout or self.write_timeout or self.idle_timeout) is not None
         self.nodelay = nodelay
         self.keepalive = keepalive
+        self.ssl = ssl
+        self.server_hostname = server_hostname
+        self.handshake_timeout = seconds('handshake_timeout', handshake_timeout)
+        self.handshakes = (0, 0)  # the turn of the last handshake, and how many there were in it
 
     def changed(self, **changes: Any) -> Options:
         """A copy with other values."""
-        now = {name: getattr(self, name) for name in self.__slots__ if name != 'timed'}
+        now = {name: getattr(self, name) for name in self.__slots__ if name not in DERIVED}
         return Options(**{**now, **changes})
 
 

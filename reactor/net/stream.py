@@ -6,7 +6,7 @@ rules, all of which the tests hold:
     what has happened is appended to `loop.completions` and told from there; only `handle_read` calls a user directly,
     and as the last thing it does
     the write side lives in `writer`: None while nothing waits and nothing is wrong, so one test opens the fast path
-    a connection ends in `_finish`, which is reached once, and whose completion is the last it ever appends
+    a connection ends in `finish`, which is reached once, and whose completion is the last it ever appends
 
 `state` is one of CONNECTING, OPEN, CLOSING, CLOSED. HALF_OPEN is a second OPEN: the peer has ended, we may still write.
 """
@@ -27,13 +27,14 @@ from ..loop.timers import Timer
 from ..loop.watcher import READ, WRITE, Handle
 from .addresses import show, unmapped
 from .limits import look_at_limits
-from .options import Callbacks
+from .options import HANDSHAKE_TIMEOUT, Callbacks, check_callback, seconds
 from .writer import BROKEN, DRAINED, ENDED, PEER_ENDED, Writer, flat
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from socket import socket
+    from ssl import SSLContext
     from typing import Any, Protocol
 
     from ..loop.loop import Loop
@@ -89,6 +90,8 @@ class Stream(Handle):
         'written_at',
     )
 
+    secured: Any  # the same kind of stream over TLS, given by the module that has it
+
     def __init__(self, loop: Loop, options: Options, callbacks: Callbacks, origin: Origin | None) -> None:
         self.loop = loop
         self.events = 0
@@ -123,10 +126,10 @@ class Stream(Handle):
         except BlockingIOError:
             return
         except OSError as exc:
-            self._read_failed(exc)
+            self.read_failed(exc)
             return
         if not data:
-            self._handle_end()
+            self.handle_end()
             return
         counters = self.loop.counters
         counters.reads += 1
@@ -218,7 +221,7 @@ class Stream(Handle):
             self.handle_read()
             if self.loop.counters.reads != before or self.sock is None:
                 return
-        self._finish(self.writer.error)
+        self.finish(self.writer.error)
 
     def handle_linger_over(self) -> None:
         """Called by the timer of `linger`."""
@@ -243,7 +246,7 @@ class Stream(Handle):
 
     def handle_lost(self, exc: OSError) -> None:
         self.sock.detach()
-        self._finish(exc)
+        self.finish(exc)
 
     # -- writing
 
@@ -315,6 +318,35 @@ class Stream(Handle):
         high = self.options.high_water if high is None else high
         self.options = self.options.changed(high_water=high, low_water=low)
 
+    def start_tls(
+        self,
+        context: SSLContext,
+        on_secured: Callable[..., object] | None = None,
+        *args: Any,
+        server_side: bool | None = None,
+        server_hostname: str | None = None,
+        handshake_timeout: float = HANDSHAKE_TIMEOUT,
+    ) -> None:
+        """Go on over TLS (STARTTLS, RFC 3207), as the side that `context` is made for.
+
+        on_secured         called as `on_secured(conn, *args)` when the handshake is done; `on_close` tells a failure
+        server_side        needed only for a context that is for both sides
+        server_hostname    the name that the certificate must have, when connecting
+        handshake_timeout  seconds, then `HandshakeTimeout`
+
+        Bytes that wait are sent before it, what is written from now on is sent encrypted. Whatever the peer has sent
+        in plain text behind its request must not be used: bytes that `on_data` got in the same chunk are yours to
+        refuse; those that come later are taken for TLS, and fail.
+
+        Raises `ConnectionClosed` unless the connection is open, `ReactorError` when it is TLS already, TypeError and
+        ValueError for bad arguments.
+        """
+        check_callback('on_secured', on_secured)
+        seconds('handshake_timeout', handshake_timeout)
+        if self.state is not OPEN or (self.writer is not None and self.writer.ended):
+            raise ConnectionClosed(f'start_tls on {self!r}: it has to be open in both directions')
+        self.secured.upgrade(self, context, (on_secured, args), server_side, server_hostname, handshake_timeout)
+
     # -- reading
 
     def pause_reading(self) -> None:
@@ -345,10 +377,10 @@ class Stream(Handle):
         state, writer = self.state, self.writer
         if state is OPEN and writer is None and self.events & READ:  # nothing waits, nothing is known to be unread
             self.writer = ENDED
-            self._finish(None)
+            self.finish(None)
             return
         if state is CONNECTING or (state is HALF_OPEN and not self.buffered):
-            self._finish(None)
+            self.finish(None)
         elif state is OPEN or state is HALF_OPEN:
             self._begin_closing()
         else:
@@ -370,7 +402,7 @@ class Stream(Handle):
                 pass  # then it is no longer connected, and there is nothing to reset
         elif self.state is not CONNECTING:
             return
-        self._finish(exc)
+        self.finish(exc)
 
     @property
     def closed(self) -> bool:
@@ -448,8 +480,11 @@ class Stream(Handle):
         if self.options.timed:
             self.start_timeouts()
 
-    def opened(self, reading: bool) -> None:
-        """The parked stream has got its socket: watch it, call `on_connect`, and then send what was written before."""
+    def opened(self, reading: bool, deadline: float | None = None) -> None:
+        """The parked stream has got its socket: watch it, call `on_connect`, and then send what was written before.
+
+        deadline: for kinds of streams that need more to be open, when they must be.
+        """
         self.state = OPEN
         if self.writer is not None and self.writer.untouched:
             self.writer = None
@@ -464,6 +499,73 @@ class Stream(Handle):
         if self.on_connect is not None:
             self.on_connect(self)
 
+    # -- for its kinds
+
+    def refuses(self, ended: bool, weight: int) -> bool:
+        """Whether a write is not taken: the user has ended the stream, or so much waits that the peer is cut off."""
+        if ended:
+            raise ConnectionClosed(
+                f'write to {show(self.peername)} after close(), abort() or write_eof(): '
+                'nothing was sent; look at conn.closed first'
+            )
+        if weight < self.options.max_buffered:
+            return False
+        self.reset(
+            WriteBufferFull(
+                f'{show(self.peername)} is too slow: {self.buffered} bytes waited for it; it was reset. '
+                'Hold back while write() returns False, until on_drain'
+            )
+        )
+        return True
+
+    def handle_end(self) -> None:
+        """The peer has ended its side."""
+        on_eof = self.on_eof
+        if self.state is OPEN and on_eof is not None:
+            self.state = HALF_OPEN
+            if self.writer is ENDED:
+                self.finish(None)
+            else:
+                self.loop.watchers.set_events(self, self.events & ~READ)
+            on_eof(self)
+        elif self.state is OPEN and self.buffered:
+            self._begin_closing()
+            assert self.writer is not None
+            self.writer.error = PEER_ENDED
+        else:
+            self.finish(None)
+
+    def read_failed(self, exc: OSError) -> None:
+        """A recv has failed."""
+        if exc.errno == EBADF:
+            self.loop.watchers.evict(self)
+            return
+        self.finish(exc.with_traceback(None))
+
+    def finish(self, exc: BaseException | None) -> None:
+        """Close the socket now; `on_close(conn, exc)` tells."""
+        loop = self.loop
+        if self.timeouts is not None:
+            self._stop_timeouts()
+        if self.writer is None or self.writer is DRAINED:
+            self.writer = BROKEN
+        elif self.writer.error is None and self.writer is not ENDED:
+            self.writer.error = PEER_ENDED
+        elif self.state is CLOSED:
+            exc = self.writer.error  # sending failed first, and that is what ended it
+        loop.watchers.remove(self)
+        self.state = CLOSED
+        sock, self.sock = self.sock, None  # type: ignore[assignment]
+        if sock is not None:
+            try:
+                sock.close()
+            except OSError:
+                pass  # some systems report a reset here; the descriptor is gone all the same
+        if self.origin is not None:
+            self.origin.handle_closed(self)
+            self.origin = None
+        loop.completions.append((self, Stream.handle_closed, (exc,)))
+
     # -- in this file
 
     def _queue(
@@ -472,20 +574,9 @@ class Stream(Handle):
         pieces = [flat(data) for data in buffers]
         before = writer = self.writer
         if writer is not None and writer is not DRAINED:
-            if writer.ended:
-                raise ConnectionClosed(
-                    f'write to {show(self.peername)} after close(), abort() or write_eof(): '
-                    'nothing was sent; look at conn.closed first'
-                )
-            if writer.error is not None:
+            if writer.error is not None and not writer.ended:
                 return False
-            if writer.weight >= self.options.max_buffered:
-                self.reset(
-                    WriteBufferFull(
-                        f'{show(self.peername)} is too slow: {writer.buffered} bytes waited for it; it was reset. '
-                        'Hold back while write() returns False, until on_drain'
-                    )
-                )
+            if self.refuses(writer.ended, writer.weight):
                 return False
             writer.extend(pieces, on_written, args)
             if writer.buffered >= self.options.high_water:
@@ -534,25 +625,9 @@ class Stream(Handle):
             pass  # the connection is gone already, and reading will tell
         self.writer = ENDED
         if self.state is HALF_OPEN:
-            self._finish(None)
+            self.finish(None)
         else:
             self.loop.watchers.set_events(self, READ if self.state is CLOSING else self.events & ~WRITE)
-
-    def _handle_end(self) -> None:
-        on_eof = self.on_eof
-        if self.state is OPEN and on_eof is not None:
-            self.state = HALF_OPEN
-            if self.writer is ENDED:
-                self._finish(None)
-            else:
-                self.loop.watchers.set_events(self, self.events & ~READ)
-            on_eof(self)
-        elif self.state is OPEN and self.buffered:
-            self._begin_closing()
-            assert self.writer is not None
-            self.writer.error = PEER_ENDED
-        else:
-            self._finish(None)
 
     def _begin_closing(self) -> None:
         self.state = CLOSING
@@ -563,12 +638,6 @@ class Stream(Handle):
             self.loop.watchers.set_events(self, WRITE)
         else:
             self._shut_down()
-
-    def _read_failed(self, exc: OSError) -> None:
-        if exc.errno == EBADF:
-            self.loop.watchers.evict(self)
-            return
-        self._finish(exc.with_traceback(None))
 
     def _write_failed(self, exc: OSError, lost: bytes = b'') -> None:
         # What the peer sent before is still to be delivered, by a completion: we may be inside a user's write.
@@ -596,26 +665,3 @@ class Stream(Handle):
             self.loop.timers.buckets.discard(self, timeouts)
         elif timeouts is not None:
             timeouts.cancel()
-
-    def _finish(self, exc: BaseException | None) -> None:
-        loop = self.loop
-        if self.timeouts is not None:
-            self._stop_timeouts()
-        if self.writer is None or self.writer is DRAINED:
-            self.writer = BROKEN
-        elif self.writer.error is None and self.writer is not ENDED:
-            self.writer.error = PEER_ENDED
-        elif self.state is CLOSED:
-            exc = self.writer.error  # sending failed first, and that is what ended it
-        loop.watchers.remove(self)
-        self.state = CLOSED
-        sock, self.sock = self.sock, None  # type: ignore[assignment]
-        if sock is not None:
-            try:
-                sock.close()
-            except OSError:
-                pass  # some systems report a reset here; the descriptor is gone all the same
-        if self.origin is not None:
-            self.origin.handle_closed(self)
-            self.origin = None
-        loop.completions.append((self, Stream.handle_closed, (exc,)))

@@ -1,0 +1,66 @@
+"""An echo server over TLS. Without --cert it makes itself a certificate for localhost that lasts a day.
+
+    python examples/tls_echo.py --port 8443
+    openssl s_client -connect localhost:8443 -quiet
+
+With --ca it asks clients for a certificate of that authority and greets them by its subject.
+"""
+
+import argparse
+import atexit
+import shutil
+import ssl
+import subprocess
+import tempfile
+
+import reactor
+
+
+def own_certificate():
+    folder = tempfile.mkdtemp()
+    atexit.register(shutil.rmtree, folder)
+    cert, key = f'{folder}/cert.pem', f'{folder}/key.pem'
+    names = ('-subj', '/CN=localhost', '-addext', 'subjectAltName=DNS:localhost,IP:127.0.0.1')
+    curve = ('-newkey', 'ec', '-pkeyopt', 'ec_paramgen_curve:prime256v1', '-nodes')
+    command = ['openssl', 'req', '-x509', *curve, '-days', '1', *names, '-keyout', key, '-out', cert]
+    subprocess.run(command, check=True, stderr=subprocess.DEVNULL)
+    return cert, key
+
+
+def greet(conn):
+    subject = (conn.tls.peer_certificate or {}).get('subject')
+    if subject:
+        conn.write(f'hello {subject[-1][0][1]}\n'.encode())
+
+
+def echo(conn, data):
+    if not conn.write(data):
+        conn.pause_reading()  # until it has taken what it was sent
+
+
+def context(cert, key, ca):
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(*((cert, key) if cert else own_certificate()))
+    if ca:
+        context.load_verify_locations(ca)
+        context.verify_mode = ssl.CERT_REQUIRED
+    return context
+
+
+def main(r, args):
+    resume = reactor.Stream.resume_reading
+    secure = context(args.cert, args.key, args.ca)
+    server = r.listen_tcp('127.0.0.1', args.port, echo, on_connect=greet, on_drain=resume, ssl=secure)
+    print(f'listening on 127.0.0.1:{server.address[1]}', flush=True)
+
+
+if __name__ == '__main__':
+    options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    options.add_argument('--port', type=int, default=8443)
+    for name in '--cert', '--key', '--ca':
+        options.add_argument(name, help='a file in PEM format')
+    args = options.parse_args()
+    try:
+        reactor.run(lambda r: main(r, args))
+    except KeyboardInterrupt:
+        print('bye')

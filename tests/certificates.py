@@ -1,0 +1,69 @@
+"""Throw-away certificates for tests, made by the `openssl` command: an authority, a server and a client."""
+
+from __future__ import annotations
+
+import shutil
+import ssl
+import subprocess
+from pathlib import Path
+
+import pytest
+
+DAYS = '2'
+
+
+class Certificates:
+    """Files in a folder, and contexts that use them."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.authority = folder / 'authority.pem'
+        self._run('req', '-x509', *key(folder, 'authority'), '-out', str(self.authority), '-subj', '/CN=authority')
+        for name in 'server', 'client':
+            request = folder / f'{name}.csr'
+            self._run('req', *key(folder, name), '-out', str(request), '-subj', f'/CN={name}')
+            names = folder / f'{name}.ext'
+            names.write_text('subjectAltName=DNS:localhost,IP:127.0.0.1,IP:::1\n')
+            signed = ('-CA', str(self.authority), '-CAkey', str(folder / 'authority.key'), '-CAcreateserial')
+            files = ('-in', str(request), '-out', str(folder / f'{name}.pem'), '-extfile', str(names))
+            self._run('x509', '-req', *files, *signed, '-days', DAYS)
+
+    def server(self, **options: object) -> ssl.SSLContext:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(self.folder / 'server.pem', self.folder / 'server.key')
+        return changed(context, options)
+
+    def server_that_asks(self) -> ssl.SSLContext:
+        """For a server that wants the client's certificate."""
+        context = self.server(verify_mode=ssl.CERT_REQUIRED)
+        context.load_verify_locations(self.authority)
+        return context
+
+    def client(self, **options: object) -> ssl.SSLContext:
+        return changed(ssl.create_default_context(cafile=str(self.authority)), options)
+
+    def client_with_certificate(self) -> ssl.SSLContext:
+        context = self.client()
+        context.load_cert_chain(self.folder / 'client.pem', self.folder / 'client.key')
+        return context
+
+    def _run(self, *command: str) -> None:
+        subprocess.run(['openssl', *command], check=True, capture_output=True)
+
+
+def key(folder: Path, name: str) -> tuple[str, ...]:
+    curve = ('-newkey', 'ec', '-pkeyopt', 'ec_paramgen_curve:prime256v1', '-nodes')
+    return (*curve, '-keyout', str(folder / f'{name}.key'))
+
+
+def changed(context: ssl.SSLContext, options: dict[str, object]) -> ssl.SSLContext:
+    for name, value in options.items():
+        setattr(context, name, value)
+    return context
+
+
+@pytest.fixture(scope='session')
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
+    if shutil.which('openssl') is None:
+        pytest.skip('TLS is untested here: the openssl command, which makes the certificates, is missing')
+    return Certificates(tmp_path_factory.mktemp('certificates'))

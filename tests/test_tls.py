@@ -1,0 +1,610 @@
+"""TLS: the handshake and who is told, bytes both ways, the end of the stream, start_tls, and hostile peers."""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import gc
+import shutil
+import socket
+import ssl
+import subprocess
+import threading
+import weakref
+
+import pytest
+from certificates import certificates  # noqa: F401
+from support import Log, end, run_until, turns
+
+import reactor
+from reactor import (
+    ConnectionClosed,
+    ConnectTimeout,
+    HandshakeTimeout,
+    ReactorError,
+    TLSError,
+    WriteBufferFull,
+    WriteTimeout,
+)
+from reactor.net.tls import TLSStream
+
+VERSIONS = [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3]
+
+
+@pytest.fixture
+def tls(r, certificates):  # noqa: F811
+    """A server and clients of it: `tls.listen(**callbacks)`, `tls.connect(**callbacks)`."""
+
+    class Maker:
+        certs = certificates
+
+        def listen(self, on_data=None, context=None, **options):
+            self.server = r.listen_tcp('127.0.0.1', 0, on_data, ssl=context or certificates.server(), **options)
+            return self.server
+
+        def connect(self, on_data=None, context=None, **options):
+            options.setdefault('server_hostname', 'localhost')
+            port = self.server.address[1]
+            return r.connect_tcp('127.0.0.1', port, on_data, ssl=context or certificates.client(), **options)
+
+        def pair(self, ours_calls=None, theirs_calls=None, server=None, client=None):
+            """Two connected streams with the callbacks given for each."""
+            ours = []
+            self.listen(context=server, on_connect=ours.append, **(ours_calls or {}))
+            theirs = self.connect(context=client, **(theirs_calls or {}))
+            run_until(r, lambda: (ours and theirs.state == 'OPEN') or theirs.closed)
+            return ours.pop(), theirs
+
+    maker = Maker()
+    yield maker
+    maker.server.close()
+    turns(r, 2)
+
+
+def plain_client(server):
+    return socket.create_connection(server.address[:2])
+
+
+# -- the handshake
+
+
+@pytest.mark.parametrize('version', VERSIONS)
+def test_bytes_go_both_ways_and_both_sides_know_what_was_agreed(r, tls, version):
+    log, echoed = Log(), []
+    context = tls.certs.server(minimum_version=version, maximum_version=version)
+    context.set_alpn_protocols(['h2', 'http/1.1'])
+    client = tls.certs.client()
+    client.set_alpn_protocols(['http/1.1'])
+
+    def echo(conn, data):
+        conn.write(data)
+
+    ours, theirs = tls.pair({'on_data': echo}, {'on_data': lambda conn, data: echoed.append(data)}, server=context,
+                            client=client)  # fmt: skip
+    theirs.write(b'hello', log.on_written, 'sent')
+    run_until(r, lambda: echoed)
+    assert echoed == [b'hello']
+    assert log == [('written', 'sent')]
+    for conn in ours, theirs:
+        assert conn.tls.version == version.name.replace('_', '.')
+        assert conn.tls.alpn == 'http/1.1'
+        assert conn.tls.cipher
+    assert ('commonName', 'server') in theirs.tls.peer_certificate['subject'][0]
+    assert theirs.tls.peer_certificate_der
+    assert ours.tls.peer_certificate is None
+    end(r, ours, theirs)
+
+
+def test_over_a_unix_socket_too(r, certificates, tmp_path):  # noqa: F811
+    seen = []
+    path = str(tmp_path / 'tls')
+    server = r.listen_unix(path, lambda conn, data: seen.append(data), ssl=certificates.server())
+    conn = r.connect_unix(path, ssl=certificates.client(), server_hostname='localhost')
+    conn.write(b'hello')
+    conn.close() if conn.closed else None
+    run_until(r, lambda: seen)
+    assert seen == [b'hello']
+    server.close()
+    end(r, conn)
+    run_until(r, lambda: not r.handles())
+
+
+def test_what_is_written_before_the_handshake_is_sent_after_on_connect(r, tls):
+    log, seen = Log(), bytearray()
+    tls.listen(lambda conn, data: seen.extend(data))
+    conn = tls.connect(on_connect=log.on_connect)
+    assert conn.write(b'one', log.on_written, 1)
+    conn.writelines([b'two', bytearray(b'three')], log.on_written, 2)
+    assert conn.buffered == 11
+    run_until(r, lambda: len(seen) == 11)
+    assert seen == b'onetwothree'
+    assert log == [('connect',), ('written', 1), ('written', 2)]
+    assert conn.buffered == 0
+    end(r, conn)
+    run_until(r, lambda: not tls.server.open_connections)
+
+
+def test_who_was_held_back_before_the_handshake_is_told_to_go_on(r, tls):
+    log, seen = Log(), bytearray()
+    tls.listen(lambda conn, data: seen.extend(data))
+    conn = tls.connect(on_connect=log.on_connect, on_drain=log.on_drain)
+    assert conn.write(bytes(100_000)) is False
+    run_until(r, lambda: len(seen) == 100_000)
+    assert log == [('connect',), ('drain',)]
+    end(r, conn)
+    run_until(r, lambda: not tls.server.open_connections)
+
+
+def test_too_much_before_the_handshake_aborts_the_writer(r, tls):
+    log = Log()
+    tls.listen()
+    conn = tls.connect(on_close=log.on_close, max_buffered=1000)
+    conn.write(bytes(1000))
+    assert conn.write(b'x') is False
+    run_until(r, lambda: log)
+    assert isinstance(log[0][1], WriteBufferFull)
+    run_until(r, lambda: not tls.server.open_connections)
+
+
+def test_the_peer_is_verified_by_default(r, tls):
+    log = Log()
+    tls.listen(on_close=log.on_close)
+    told = Log()
+    conn = tls.connect(context=True, on_connect=told.on_connect, on_close=told.on_close)
+    run_until(r, lambda: told and log)
+    ((name, exc),) = told
+    assert name == 'close' and isinstance(exc, TLSError)
+    assert 'trust its issuer' in str(exc) and str(tls.server.address[1]) in str(exc)
+    assert isinstance(exc.__cause__, ssl.SSLCertVerificationError)
+    assert conn.closed
+    assert isinstance(log[0][1], TLSError)
+
+
+def test_a_certificate_for_another_name_is_refused(r, tls):
+    log = Log()
+    tls.listen()
+    tls.connect(server_hostname='example.org', on_connect=log.on_connect, on_close=log.on_close)
+    run_until(r, lambda: log and not tls.server.open_connections)
+    assert log.names() == ['close'] and 'example.org' in str(log[0][1])
+
+
+def test_a_client_shows_its_certificate(r, tls):
+    ours, theirs = tls.pair(server=tls.certs.server_that_asks(), client=tls.certs.client_with_certificate())
+    assert ('commonName', 'client') in ours.tls.peer_certificate['subject'][0]
+    end(r, ours, theirs)
+
+
+def test_a_client_without_the_certificate_that_is_asked_for_is_told_once(r, tls):
+    log, told = Log(), Log()
+    tls.listen(context=tls.certs.server_that_asks(), on_connect=log.on_connect, on_close=log.on_close)
+    tls.connect(on_close=told.on_close)
+    run_until(r, lambda: log and told)
+    assert log.names() == ['close'] == told.names()
+    assert isinstance(log[0][1], TLSError) and isinstance(told[0][1], TLSError)
+
+
+def test_a_name_chooses_the_context(r, tls):
+    names = []
+    context = tls.certs.server()
+    context.sni_callback = lambda ssl_object, name, context: names.append(name)
+    ours, theirs = tls.pair(server=context)
+    assert names == ['localhost']
+    end(r, ours, theirs)
+
+
+@pytest.mark.parametrize('said', [b'', b'\x16\x03\x01'], ids=['silent', 'a drip'])
+def test_a_handshake_that_does_not_end_is_cut_off(r, tls, said):
+    log = Log()
+    server = tls.listen(on_connect=log.on_connect, on_close=log.on_close, handshake_timeout=0.05)
+    with plain_client(server) as sock:
+        sock.sendall(said)
+        run_until(r, lambda: log)
+        ((name, exc),) = log
+        assert name == 'close' and isinstance(exc, HandshakeTimeout) and isinstance(exc, TimeoutError)
+    assert len(r.timers) == 0
+
+
+def test_the_connect_timeout_spans_the_handshake(r, sockets, certificates):  # noqa: F811
+    log = Log()
+    with socket.create_server(('127.0.0.1', 0)) as silent:
+        r.connect_tcp(*silent.getsockname(), ssl=certificates.client(), timeout=0.05, on_close=log.on_close)
+        run_until(r, lambda: log)
+    assert isinstance(log[0][1], ConnectTimeout)
+
+
+@pytest.mark.parametrize('said', [b'GET / HTTP/1.0\r\n\r\n', b'\0' * 100, b'\x16\x03\x01\x02\x00\x01'])
+def test_a_peer_that_does_not_speak_tls_gets_one_clear_end(r, tls, caplog, said):
+    log = Log()
+    server = tls.listen(on_connect=log.on_connect, on_close=log.on_close)
+    with plain_client(server) as sock:
+        sock.sendall(said)
+        sock.shutdown(socket.SHUT_WR)
+        run_until(r, lambda: log)
+    ((name, exc),) = log
+    assert name == 'close' and isinstance(exc, TLSError)
+    assert not caplog.records
+
+
+def test_closing_in_the_middle_of_a_handshake_is_clean(r, tls):
+    log = Log()
+    tls.listen()
+    conn = tls.connect(on_connect=log.on_connect, on_close=log.on_close)
+    conn.write(b'never sent')
+    run_until(r, lambda: conn.sock is not None)
+    conn.close()
+    with pytest.raises(ConnectionClosed):
+        conn.write(b'x')
+    run_until(r, lambda: log and not tls.server.open_connections)
+    assert log == [('close', None)]
+
+
+def test_contexts_are_checked_at_the_call(r, certificates):  # noqa: F811
+    with pytest.raises(TypeError, match='SSLContext'):
+        r.listen_tcp('127.0.0.1', 0, ssl='yes')
+    with pytest.raises(ValueError, match='client'):
+        r.listen_tcp('127.0.0.1', 0, ssl=certificates.client())
+    with pytest.raises(ValueError, match='server'):
+        r.connect_tcp('127.0.0.1', 1, ssl=certificates.server())
+    with pytest.raises(ValueError, match='server_hostname'):
+        r.connect_unix('/nowhere', ssl=certificates.client())
+    assert not r.handles()
+
+
+def test_a_flood_of_handshakes_is_worked_off_a_few_in_a_turn(r, tls, monkeypatch):
+    steps = []
+    shake = TLSStream._shake_hands
+    server_side = []
+
+    def counted(conn):
+        if conn.tls.ssl_object.server_side:
+            server_side.append(conn)
+            steps.append(r.stats().loop_count)
+        shake(conn)
+
+    monkeypatch.setattr(TLSStream, '_shake_hands', counted)
+    done = []
+    tls.listen(on_connect=done.append)
+    conns = [tls.connect() for _ in range(50)]
+    run_until(r, lambda: len(done) == 50)
+    assert max(collections.Counter(steps).values()) <= 8
+    done.clear()
+    server_side.clear()
+    end(r, *conns)
+    run_until(r, lambda: not tls.server.open_connections)
+
+
+# -- bytes
+
+
+def test_both_sides_may_write_at_once(r, tls):
+    a, b = bytearray(), bytearray()
+    ours, theirs = tls.pair({'on_data': lambda conn, data: a.extend(data)}, {'on_data': lambda c, data: b.extend(data)})
+    for _ in range(10):
+        ours.write(bytes(1_000_000))
+        theirs.write(bytes(1_000_000))
+    run_until(r, lambda: len(a) == len(b) == 10_000_000)
+    end(r, ours, theirs)
+
+
+@pytest.mark.parametrize('size', [1, 16384, 16385, 3_000_000])
+def test_any_size_arrives_whole_in_order_and_is_told_when_the_kernel_has_it(r, tls, size):
+    log, seen = Log(), bytearray()
+    ours, theirs = tls.pair({'on_data': lambda conn, data: seen.extend(data)})
+    data = bytes(range(256)) * (size // 256 + 1)
+    data = data[:size]
+    theirs.write(data, log.on_written, 'all')
+    theirs.write(b'end', log.on_written, 'end')
+    run_until(r, lambda: len(seen) == size + 3 and len(log) == 2)
+    assert bytes(seen) == data + b'end'
+    assert log == [('written', 'all'), ('written', 'end')]
+    end(r, ours, theirs)
+
+
+def test_a_slow_reader_makes_the_writer_wait_and_memory_stays_bounded(r, tls):
+    log = Log()
+    ours, theirs = tls.pair({'on_data': None}, {'on_drain': log.on_drain})
+    ours.pause_reading()
+    while theirs.write(bytes(10_000)):
+        pass
+    assert 65536 <= theirs.buffered < 65536 + 12_000
+    turns(r, 5)
+    assert log == []
+    ours.resume_reading()
+    run_until(r, lambda: log)
+    assert theirs.buffered <= 16384
+    end(r, ours, theirs)
+
+
+def test_many_small_records_are_taken_a_few_in_a_turn(r, tls):
+    chunks = []
+    ours, theirs = tls.pair({'on_data': lambda conn, data: chunks.append(data)})
+    for _ in range(100):
+        theirs.write(b'x')
+    run_until(r, lambda: sum(map(len, chunks)) == 100)
+    assert max(map(len, chunks)) <= 4
+    end(r, ours, theirs)
+
+
+def test_reading_can_be_paused_between_records_that_are_here_already(r, tls):
+    chunks = []
+
+    def once(conn, data):
+        chunks.append(data)
+        conn.pause_reading()
+
+    ours, theirs = tls.pair({'on_data': once})
+    for _ in range(20):
+        theirs.write(b'x')
+    run_until(r, lambda: chunks)
+    turns(r, 5)
+    assert len(chunks) == 1
+    while sum(map(len, chunks)) < 20:
+        before = len(chunks)
+        ours.resume_reading()
+        run_until(r, lambda before=before: len(chunks) > before)
+    assert b''.join(chunks) == b'x' * 20
+    end(r, ours, theirs)
+
+
+# -- the end
+
+
+@pytest.mark.parametrize('version', VERSIONS)
+def test_a_close_is_a_clean_end_for_the_other_side(r, tls, version):
+    log, told = Log(), Log()
+    context = tls.certs.server(minimum_version=version, maximum_version=version)
+    _, theirs = tls.pair({'on_data': log.on_data, 'on_close': log.on_close}, {'on_close': told.on_close},
+                            server=context)  # fmt: skip
+    theirs.write(b'last')
+    theirs.close()
+    run_until(r, lambda: told and 'close' in log.names())
+    assert log == [('data', b'last'), ('close', None)]
+    assert told == [('close', None)]
+
+
+def test_a_side_may_end_and_go_on_reading(r, tls):
+    log = Log()
+
+    def answer(conn):
+        conn.write(b'answer')
+        conn.close()
+
+    ours, theirs = tls.pair({'on_data': log.on_data, 'on_eof': answer}, {'on_data': log.on_data})
+    theirs.write(b'question')
+    theirs.write_eof()
+    with pytest.raises(ConnectionClosed):
+        theirs.write(b'more')
+    run_until(r, lambda: ours.state == theirs.state == 'CLOSED')
+    assert log == [('data', b'question'), ('data', b'answer')]
+
+
+def test_an_end_before_the_handshake_follows_what_was_written(r, tls):
+    log = Log()
+    tls.listen(log.on_data, on_close=log.on_close)
+    conn = tls.connect()
+    conn.write(b'all')
+    conn.write_eof()
+    with pytest.raises(ConnectionClosed):
+        conn.write(b'more')
+    run_until(r, lambda: 'close' in log.names() and conn.state == 'CLOSED')
+    assert log == [('data', b'all'), ('close', None)]
+
+
+def test_a_stream_that_is_cut_short_is_an_error_behind_its_data(r, tls):
+    log = Log()
+    _, theirs = tls.pair({'on_data': log.on_data, 'on_eof': log.on_eof, 'on_close': log.on_close})
+    theirs.write(b'half')
+    theirs.sock.shutdown(socket.SHUT_WR)
+    run_until(r, lambda: 'close' in log.names())
+    assert log.names() == ['data', 'close']
+    assert isinstance(log[1][1], TLSError) and 'complete' in str(log[1][1])
+    end(r, theirs)
+
+
+def test_a_damaged_record_ends_it_behind_what_came_before(r, tls):
+    log = Log()
+    _, theirs = tls.pair({'on_data': log.on_data, 'on_close': log.on_close})
+    theirs.write(b'good')
+    theirs.sock.send(b'\x17\x03\x03\x00\x20' + bytes(32))
+    run_until(r, lambda: 'close' in log.names())
+    assert log.names() == ['data', 'close']
+    assert isinstance(log[1][1], TLSError)
+    end(r, theirs)
+
+
+def test_a_peer_that_does_not_answer_the_farewell_is_left_after_the_linger(r, tls):
+    log = Log()
+    ours, theirs = tls.pair({'on_close': log.on_close, 'linger': 0.05})
+    theirs.pause_reading()
+    ours.close()
+    assert ours.closed
+    run_until(r, lambda: log)
+    assert isinstance(log[0][1], WriteTimeout)
+    end(r, theirs)
+
+
+def test_what_the_peer_sends_behind_our_farewell_is_dropped(r, tls):
+    log = Log()
+    ours, theirs = tls.pair({'on_data': log.on_data, 'on_close': log.on_close}, {'on_eof': lambda conn: None})
+    ours.close()
+    theirs.write(b'too late')
+    run_until(r, lambda: theirs.state == 'OPEN' and not theirs.events)
+    theirs.write(b'later still')
+    theirs.close()
+    run_until(r, lambda: ours.state == theirs.state == 'CLOSED')
+    turns(r, 1)
+    assert log == [('close', None)]
+
+
+def test_an_abort_resets(r, tls):
+    log = Log()
+    _, theirs = tls.pair({'on_close': log.on_close})
+    theirs.abort()
+    run_until(r, lambda: log)
+    assert isinstance(log[0][1], ConnectionResetError)
+
+
+def test_what_waits_is_sent_before_a_close(r, tls):
+    seen = bytearray()
+    ours, theirs = tls.pair({'on_data': lambda conn, data: seen.extend(data)})
+    theirs.write(bytes(5_000_000))
+    theirs.close()
+    assert theirs.closed
+    run_until(r, lambda: len(seen) == 5_000_000)
+    run_until(r, lambda: ours.state == theirs.state == 'CLOSED')
+
+
+def test_a_closed_connection_is_freed_by_reference_counts(r, tls):
+    conns = list(tls.pair({'on_data': lambda conn, data: None}))
+    conns[1].write(b'x')
+    turns(r, 3)
+    conns[1].close()
+    refs = [weakref.ref(thing) for conn in conns for thing in (conn, conn.tls.ssl_object)]
+    run_until(r, lambda: conns[0].state == conns[1].state == 'CLOSED')
+    gc.collect()
+    gc.disable()
+    try:
+        turns(r, 2)
+        conns.clear()
+        assert [ref() for ref in refs] == [None] * 4
+    finally:
+        gc.enable()
+
+
+# -- start_tls
+
+
+def test_a_connection_is_upgraded_in_the_middle(r, certificates):  # noqa: F811
+    log, seen = Log(), []
+
+    def serve(conn, data):
+        seen.append(data)
+        if data == b'STARTTLS\n':
+            conn.write(b'go\n')
+            conn.start_tls(certificates.server(), log.on_written, 'server')
+
+    def use(conn, data):
+        if data == b'go\n':
+            conn.start_tls(certificates.client(), log.on_written, 'client', server_hostname='localhost')
+            conn.write(b'secret')
+
+    server = r.listen_tcp('127.0.0.1', 0, serve)
+    conn = r.connect_tcp(*server.address, use)
+    conn.write(b'STARTTLS\n')
+    run_until(r, lambda: b'secret' in seen)
+    assert seen == [b'STARTTLS\n', b'secret']
+    assert sorted(log) == [('written', 'client'), ('written', 'server')]
+    assert conn.tls.version
+    with pytest.raises(ReactorError, match='already'):
+        conn.start_tls(certificates.client())
+    server.close()
+    end(r, conn)
+    run_until(r, lambda: not r.handles())
+
+
+def test_plain_text_sent_behind_the_request_is_never_data(r, certificates):  # noqa: F811
+    log = Log()
+
+    def serve(conn, data):
+        log.on_data(conn, data)
+        conn.write(b'go\n', lambda conn: conn.start_tls(certificates.server()))
+
+    server = r.listen_tcp('127.0.0.1', 0, serve, on_close=log.on_close)
+    with plain_client(server) as sock:
+        sock.sendall(b'STARTTLS\n')
+        run_until(r, lambda: log)
+        sock.sendall(b'DELETE EVERYTHING\n')
+        run_until(r, lambda: 'close' in log.names())
+    assert log.names() == ['data', 'close'] and isinstance(log[1][1], TLSError)
+    server.close()
+
+
+def test_start_tls_is_refused_with_a_reason(r, sockets, certificates):  # noqa: F811
+    ours, _ = sockets()
+    conn = r.adopt(ours)
+    with pytest.raises(ValueError, match='hostname'):
+        conn.start_tls(certificates.client())
+    with pytest.raises(TypeError):
+        conn.start_tls('context')
+    assert type(conn) is reactor.Stream and conn.tls is None
+    conn.write_eof()
+    with pytest.raises(ConnectionClosed):
+        conn.start_tls(certificates.server())
+    end(r, conn)
+
+
+def test_start_tls_keeps_a_paused_connection_paused(r, sockets, certificates):  # noqa: F811
+    seen = []
+    a, b = sockets()
+    ours = r.adopt(a, lambda conn, data: seen.append(data))
+    theirs = r.adopt(b)
+    ours.pause_reading()
+    done = Log()
+    ours.start_tls(certificates.server(), done.on_written)
+    theirs.start_tls(certificates.client(), done.on_written, server_hostname='localhost')
+    theirs.write(b'later')
+    run_until(r, lambda: len(done) == 2)
+    turns(r, 5)
+    assert seen == []
+    ours.resume_reading()
+    run_until(r, lambda: seen)
+    assert seen == [b'later']
+    end(r, ours, theirs)
+
+
+# -- clients that nobody here wrote
+
+
+def s_client(server, *options):
+    if shutil.which('openssl') is None:
+        pytest.skip('openssl s_client was not tried: the command is missing')
+    return subprocess.Popen(
+        ['openssl', 's_client', '-connect', f'127.0.0.1:{server.address[1]}', *options],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize('version', ['-tls1_2', '-tls1_3'])
+def test_openssl_s_client_is_answered(r, tls, version):
+    server = tls.listen(lambda conn, data: (conn.write(data.upper()), conn.close()))
+    client = s_client(server, version, '-quiet', '-ign_eof')
+    client.stdin.write(b'hello\n')
+    client.stdin.flush()
+    found = []
+    reader = threading.Thread(target=lambda: found.append(client.stdout.read()))
+    reader.start()
+    run_until(r, lambda: not reader.is_alive())
+    client.stdin.close()
+    client.stdout.close()
+    assert client.wait(10) == 0
+    assert found[0].endswith(b'HELLO\n')
+
+
+@pytest.mark.parametrize(
+    ('version', 'command', 'said'),
+    [('-tls1_3', b'K\n', b'KEYUPDATE'), ('-tls1_3', b'k\n', b'KEYUPDATE'), ('-tls1_2', b'R\n', b'RENEGOTIATING')],
+)
+def test_new_keys_are_served_and_renegotiation_is_no_harm(r, tls, version, command, said):
+    log, printed = Log(), bytearray()
+    server = tls.listen(log.on_data, on_close=log.on_close)
+    client = s_client(server, version)
+    reader = threading.Thread(target=lambda: [printed.extend(line) for line in client.stdout])
+    reader.start()
+    client.stdin.write(b'before\n')
+    client.stdin.flush()
+    run_until(r, lambda: log.received == b'before\n')
+    client.stdin.write(command)
+    client.stdin.flush()
+    run_until(r, lambda: said in printed)
+    with contextlib.suppress(BrokenPipeError):
+        client.stdin.write(b'after\n')
+        client.stdin.flush()
+    run_until(r, lambda: log.received == b'before\nafter\n' or 'close' in log.names())
+    assert version == '-tls1_2' or log.received == b'before\nafter\n'
+    client.kill()
+    with contextlib.suppress(BrokenPipeError):
+        client.stdin.close()
+    run_until(r, lambda: not (server.open_connections or reader.is_alive()))
+    client.stdout.close()
+    client.wait(10)
+    reader.join()
