@@ -15,9 +15,9 @@ def available():
     return shutil.which('wrk') is not None
 
 
-def saturate(port, connections, seconds):
+def saturate(port, connections, seconds, scheme='http'):
     """(requests answered, seconds it took)."""
-    command = ['wrk', '-t1', f'-c{connections}', f'-d{max(1, round(seconds))}s', f'http://127.0.0.1:{port}/']
+    command = ['wrk', '-t1', f'-c{connections}', f'-d{max(1, round(seconds))}s', f'{scheme}://127.0.0.1:{port}/']
     done = subprocess.run(command, capture_output=True, text=True, timeout=seconds + 30, check=False)
     report = re.search(r'(\d+) requests in ([\d.]+)(ms|s|m),', done.stdout)
     if report is None or not int(report[1]):

@@ -72,9 +72,9 @@ def compiled(source):
 def peers():
     """All that are known, the one measured against the others first."""
     return [
-        Peer('reactor', ALL | {'defer'}, LOOPS),
-        Peer('asyncio', ALL, LOOPS),
-        Peer('uvloop', ALL, LOOPS, needs='uvloop'),
+        Peer('reactor', ALL | {'defer', 'tls'}, LOOPS),
+        Peer('asyncio', ALL | {'tls'}, LOOPS),
+        Peer('uvloop', ALL | {'tls'}, LOOPS, needs='uvloop'),
         # gevent's callbacks run in the turn in which they are added, so it has no chain of turns.
         Peer('gevent', ALL, LOOPS - {'soon'}, needs='gevent'),
         Peer('twisted', ALL, LOOPS, needs='twisted'),

@@ -5,7 +5,7 @@ Owns one server and what each workload answers. The rule: this folder is the onl
 
 import asyncio
 
-from common import CHUNK, LARGE_REPLY, LAST_REPLY, LATE_REPLY, MESSAGE, REPLY, arguments, listening
+from common import CHUNK, LARGE_REPLY, LAST_REPLY, LATE_REPLY, MESSAGE, REPLY, arguments, listening, server_context
 
 
 class Reply(asyncio.Protocol):
@@ -64,11 +64,13 @@ class Broadcast(Reply):
 members = set()
 port, workload, delay = arguments()
 kinds = {'keepalive': Reply, 'churn': ReplyAndClose, 'large': ReplyLarge, 'pump': Pump}
-kinds |= {'seed': ReplyLate, 'pending': ReplyLate, 'broadcast': Broadcast}
+kinds |= {'tls': Reply, 'seed': ReplyLate, 'pending': ReplyLate, 'broadcast': Broadcast}
 
 
 async def serve():
-    server = await asyncio.get_running_loop().create_server(kinds[workload], '127.0.0.1', port, backlog=4096)
+    secure = server_context() if workload == 'tls' else None
+    loop = asyncio.get_running_loop()
+    server = await loop.create_server(kinds[workload], '127.0.0.1', port, backlog=4096, ssl=secure)
     listening(server.sockets[0].getsockname())
     await server.serve_forever()
 

@@ -5,6 +5,9 @@ requests are answered. The floor in C and the peer in JavaScript keep copies, wh
 """
 
 import argparse
+import ssl
+import subprocess
+import tempfile
 
 DELAY = 1.0  # seconds until the delayed answer of the seed workloads
 WAITING = 3600.0  # the same in `pending`, whose answers never come
@@ -35,6 +38,19 @@ def arguments():
     parser.add_argument('--workload', default='keepalive')
     args = parser.parse_args()
     return args.port, args.workload, WAITING if args.workload == 'pending' else DELAY
+
+
+def server_context():
+    """TLS 1.3 with a throw-away key on P-256, the same for every peer."""
+    with tempfile.TemporaryDirectory() as folder:
+        cert, key = f'{folder}/cert.pem', f'{folder}/key.pem'
+        kind = ('-newkey', 'ec', '-pkeyopt', 'ec_paramgen_curve:prime256v1', '-nodes', '-subj', '/CN=localhost')
+        command = ['openssl', 'req', '-x509', *kind, '-days', '1', '-keyout', key, '-out', cert]
+        subprocess.run(command, check=True, capture_output=True)
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.minimum_version = ssl.TLSVersion.TLSv1_3
+        context.load_cert_chain(cert, key)
+    return context
 
 
 def listening(address):

@@ -3,7 +3,7 @@
 Owns one listener and what each workload answers. The rule: nothing a user would not write.
 """
 
-from common import CHUNK, LARGE_REPLY, LAST_REPLY, LATE_REPLY, MESSAGE, REPLY, arguments, listening
+from common import CHUNK, LARGE_REPLY, LAST_REPLY, LATE_REPLY, MESSAGE, REPLY, arguments, listening, server_context
 
 import reactor
 
@@ -49,6 +49,7 @@ def leave(conn, exc):
 
 WORKLOADS = {
     'keepalive': {'on_data': reply},
+    'tls': {'on_data': reply},
     'churn': {'on_data': reply_and_close},
     'defer': {'on_data': reply_and_close, 'defer_accept': True},
     'large': {'on_data': reply_large},
@@ -60,7 +61,8 @@ WORKLOADS = {
 
 
 def main(r):
-    listening(r.listen_tcp('127.0.0.1', port, **WORKLOADS[workload]).address)
+    secure = {'ssl': server_context()} if workload == 'tls' else {}
+    listening(r.listen_tcp('127.0.0.1', port, **WORKLOADS[workload], **secure).address)
 
 
 port, workload, delay = arguments()

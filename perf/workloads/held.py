@@ -3,9 +3,11 @@
 Owns both. The rule: the slope between some connections and many, so that what a server needs once is not counted.
 """
 
+import contextlib
+import ssl
 import time
 
-from loads.sockets import REQUEST, connections
+from loads.sockets import REQUEST, connect, connections
 
 from .workload import Metric, Workload
 
@@ -34,6 +36,24 @@ class Idle(Workload):
         for sock in socks:
             sock.send(self.request)
         time.sleep(0.3)  # until the last is accepted
+
+
+class SecureIdle(Workload):
+    name = 'tls_idle'
+    server = 'tls'
+    about = f'{CONNECTIONS:,} connections held open over TLS 1.3'
+    metrics = (BYTES,)
+
+    def figures(self, server, window):
+        many = window.scaled(CONNECTIONS)
+        context = ssl.create_default_context()
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+        with contextlib.ExitStack() as stack:
+            for count in FIRST, many:
+                before = server.memory()
+                for _ in range(count):
+                    stack.enter_context(context.wrap_socket(connect(server.port)))
+            return {'rss_per_connection': (server.memory() - before) / many}
 
 
 class Pending(Idle):

@@ -59,6 +59,20 @@ class DeferredChurn(Churn):
         return [peer for peer in known if 'churn' in peer.workloads]
 
 
+class Secure(Workload):
+    name = server = 'tls'
+    about = f'as keepalive over TLS 1.3, with a key on P-256; {CONNECTIONS} connections'
+    metrics = (REQUESTS, CPU)
+
+    def figures(self, server, window):
+        if not wrk.available():
+            raise Failed('it needs wrk')
+        wrk.saturate(server.port, CONNECTIONS, 1, 'https')
+        before = server.cpu()
+        answered, seconds = wrk.saturate(server.port, CONNECTIONS, window.seconds, 'https')
+        return {'requests_per_s': answered / seconds, 'cpu_us_per_request': (server.cpu() - before) / answered * 1e6}
+
+
 def under_load(server, window, our_load, *args):
     """Requests a second, and the server's CPU for each."""
     before = server.cpu()
