@@ -49,10 +49,9 @@ class Timer:
         if deadline is not None:
             timers = self.timers
             at = timers.at
-            if at.get(deadline) is self:
-                del at[deadline]
-            else:
-                timers.leave(self)
+            found = at.pop(deadline, None)  # one look-up instead of two: it is nearly always alone there
+            if found is not self:
+                timers.put_back(deadline, found, self)
             self.deadline = None
             timers.pending -= 1
             if timers.unreferenced:
@@ -189,11 +188,10 @@ class TimerHeap:
         timer.fn = fn
         timer.args = args
         self.pending += 1
-        if deadline in self.at:
-            self._share(deadline, timer)
-        else:
-            self.at[deadline] = timer
+        if self.at.setdefault(deadline, timer) is timer:
             heappush(self.heap, deadline)
+        else:
+            self._share(deadline, timer)
         return timer
 
     def add_at(
@@ -249,27 +247,27 @@ class TimerHeap:
         elif not self.leave(timer):
             self.due.remove(timer)
         timer.deadline = deadline
-        if deadline in self.at:
-            self._share(deadline, timer)
-        else:
-            self.at[deadline] = timer
+        if self.at.setdefault(deadline, timer) is timer:
             heappush(self.heap, deadline)
             self.compact()
+        else:
+            self._share(deadline, timer)
 
     def leave(self, timer: Timer) -> bool:
         """Take `timer`, which is pending, away from its deadline; returns whether it was still there."""
-        at = self.at
         deadline: Any = timer.deadline
-        entry = at.get(deadline)
-        if entry is timer:
-            del at[deadline]
-        elif type(entry) is dict and timer in entry:
-            del entry[timer]
-            if not entry:
-                del at[deadline]
-        else:
-            return False
-        return True
+        found = self.at.pop(deadline, None)
+        was_there = found is timer or (type(found) is dict and timer in found)
+        if found is not timer:
+            self.put_back(deadline, found, timer)
+        return was_there
+
+    def put_back(self, deadline: float, found: Any, timer: Timer) -> None:
+        """What `timer` found at its deadline is not `timer` itself: let it stand there, without `timer`."""
+        if type(found) is dict:
+            found.pop(timer, None)
+        if found:
+            self.at[deadline] = found
 
     def _share(self, deadline: float, timer: Timer) -> None:
         entry = self.at[deadline]
