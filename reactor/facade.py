@@ -249,6 +249,8 @@ class Reactor(Loop):
         """Take over a connected stream socket, ours from now on; `on_data` may come from the next turn on."""
         settings, callbacks = Options(**options), Callbacks(on_data, None, on_eof, on_drain, on_close, on_error)
         self.watchers.check()
+        if settings.ssl is not None:
+            raise TypeError('adopt takes no ssl: which side it is would be a guess; call start_tls on what it returns')
         if not hasattr(sock, 'recv') or not hasattr(sock, 'setblocking'):
             raise TypeError(f'adopt takes a connected socket, not {sock!r}')
         sock.setblocking(False)

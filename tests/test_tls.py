@@ -608,3 +608,56 @@ def test_new_keys_are_served_and_renegotiation_is_no_harm(r, tls, version, comma
     client.stdout.close()
     client.wait(10)
     reader.join()
+
+
+@pytest.mark.parametrize('version', ['-tls1_2', '-tls1_3'])
+def test_openssl_s_server_is_talked_to(r, certificates, version):  # noqa: F811
+    files = ['-cert', str(certificates.folder / 'server.pem'), '-key', str(certificates.folder / 'server.key')]
+    command = ['openssl', 's_server', '-accept', '127.0.0.1:0', '-rev', version, *files]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as server:
+        try:
+            for line in server.stdout:
+                if line.startswith(b'ACCEPT'):
+                    break
+            port = int(line.rpartition(b':')[2])
+            log = Log()
+            conn = r.connect_tcp('127.0.0.1', port, log.on_data, ssl=certificates.client(), on_close=log.on_close)
+            conn.write(b'hello\n')
+            run_until(r, lambda: log.received.endswith(b'\n') or 'close' in log.names())
+            assert log.received == b'olleh\n'
+            assert conn.tls.version == {'-tls1_2': 'TLSv1.2', '-tls1_3': 'TLSv1.3'}[version]
+            conn.close()
+            run_until(r, lambda: 'close' in log.names())
+            assert log[-1] == ('close', None)
+        finally:
+            server.kill()
+
+
+def test_the_thread_is_checked_in_debug_mode(certificates):  # noqa: F811
+    with reactor.Reactor(debug=True) as r:
+        seen, raised = [], []
+        server = r.listen_tcp('127.0.0.1', 0, lambda conn, data: seen.append(data), ssl=certificates.server())
+        conn = r.connect_tcp(*server.address, ssl=certificates.client())
+        conn.write(b'x')
+        run_until(r, lambda: seen)
+
+        def write():
+            try:
+                conn.write(b'y')
+            except ReactorError as exc:
+                raised.append(exc)
+
+        def main(r):
+            thread = threading.Thread(target=write)
+            thread.start()
+            thread.join()
+            r.stop()
+
+        r.run(main)
+        assert raised
+
+
+def test_adopt_does_not_guess_the_side(r, sockets, certificates):  # noqa: F811
+    ours, _ = sockets()
+    with pytest.raises(TypeError, match='start_tls'):
+        r.adopt(ours, ssl=certificates.server())
