@@ -283,12 +283,16 @@ def test_beyond_the_limit_the_newest_is_dropped_and_on_drain_tells_when_there_is
 
 
 @needs_unix
-def test_with_no_room_at_all_what_would_block_is_dropped(r, sockets):
-    ours, _ = unix_pair(sockets)
-    sock = r.bind_udp(None, 0, sock=ours, max_queued=0)
-    while sock.send(b'x'):
+def test_without_a_queue_what_would_block_is_dropped_and_on_drain_still_tells(r, sockets, log):
+    ours, theirs = unix_pair(sockets)
+    sock = r.bind_udp(None, 0, sock=ours, max_queued=0, **log.all())
+    while sock.send(b'1'):
         pass
     assert sock.queued == 0 and r.stats().datagrams_dropped == 1
+    assert idle(r) and log == []
+    take(theirs)
+    run_until(r, lambda: log)
+    assert log == [('drain',)] and idle(r)
     end(r, sock)
 
 
@@ -353,6 +357,18 @@ def test_a_connected_socket_hears_and_answers_its_peer_alone(r, udp, log):
     with pytest.raises(ValueError, match='alone'):
         sock.send(b'x', stranger.getsockname())
     assert [peer.recv(100), peer.recv(100)] == [b'with its address', b'so too']
+    end(r, sock)
+
+
+def test_what_strangers_sent_before_it_was_connected_is_not_delivered(r, udp, log):
+    own, peer, stranger = udp(), udp(), udp()
+    stranger.sendto(b'forged', own.getsockname())
+    own.connect(peer.getsockname())
+    peer.sendto(b'genuine', own.getsockname())
+    sock = r.bind_udp(None, 0, log.on_datagram, sock=own)
+    run_until(r, lambda: log)
+    turns(r, 2)
+    assert log.datagrams() == [b'genuine'] and r.stats().datagrams_in == 1
     end(r, sock)
 
 

@@ -166,6 +166,7 @@ def test_each_system_call_of_a_transport_has_one_place(name):
         if floor(path) == 'net'
         for node in ast.walk(parse(path))
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == name
+        if not ast.unparse(node.func).startswith('super()')
     ]
     transports = 2 if name == 'send' else 1  # streams and datagrams
     assert len(set(places)) == len(places) == transports, places

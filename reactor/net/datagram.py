@@ -162,10 +162,12 @@ class DatagramSocket(Handle):
             except OSError as exc:
                 self._failed(exc, f'a datagram to {show(self._peer)} was not delivered')
                 return
+            address = unmapped(source)
+            if self._peer is not None and self._family != AF_UNIX and address[:2] != self._peer[:2]:
+                continue  # it came before the socket was connected, from somebody else
             counters.datagrams_in += 1
             counters.bytes_in += len(data)
-            self._source = source
-            self._told = address = unmapped(source)
+            self._told, self._source = address, source
             on_datagram = self.on_datagram
             if on_datagram is not None:
                 on_datagram(self, data, address)
@@ -397,7 +399,7 @@ class DatagramSocket(Handle):
             return
         self.state = OPEN
         try:
-            self.loop.watchers.set_events(self, READ | WRITE if self._queue else READ)
+            self.loop.watchers.set_events(self, READ | WRITE if self._queue or self._refused else READ)
         except Exception as exc:  # the selector has no room
             self._finish(exc.with_traceback(None))
 
@@ -463,15 +465,16 @@ class DatagramSocket(Handle):
             self.loop.completions.append((self, DatagramSocket.handle_send_error, ()))
 
     def _keep(self, data: bytes | memoryview, target: Any) -> bool:
-        if self._buffered + len(self._queue) * DATAGRAM_COST >= self._max_queued:
+        full = self._buffered + len(self._queue) * DATAGRAM_COST >= self._max_queued
+        if full:
             self._refused = True
             self.loop.counters.datagrams_dropped += 1
-            return False
-        self._queue.append((bytes(data), target))
-        self._buffered += len(data)
+        else:
+            self._queue.append((bytes(data), target))
+            self._buffered += len(data)
         if self.state is OPEN:
             self.loop.watchers.set_events(self, self.events | WRITE)
-        return True
+        return not full
 
     def _membership(self, group: str, interface: str | int | None) -> tuple[int, int, int, bytes]:
         self.loop.watchers.check_thread()
