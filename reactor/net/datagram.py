@@ -3,7 +3,7 @@
 Owns the socket, the queue of what could not be sent at once, and what the system says about it. Knows nothing of what
 datagrams mean. The rules, all of which the tests hold:
 
-    a datagram is delivered or sent as one, or not at all; who receives none of a crowd's cannot be told from here
+    a datagram is sent and delivered whole or not at all; whether a peer gets it, nobody can tell from here
     what fails is one datagram, never the socket: not an ICMP message, not a full queue, not a callback that raises
     the user is called by `handle_read`, as the last thing done for each datagram, or by a completion
 
@@ -500,7 +500,10 @@ class DatagramSocket(Handle):
         loop.counters.datagrams_dropped += len(self._queue)
         sock, self.sock = self.sock, None  # type: ignore[assignment]
         if sock is not None:
-            sock.close()
+            try:
+                sock.close()
+            except OSError:
+                pass  # somebody else has closed the descriptor
         loop.completions.append((self, DatagramSocket.handle_closed, (exc,)))
 
 
