@@ -18,6 +18,7 @@ from .facade import Reactor, run
 from .loop.stats import Stats
 from .loop.timers import Timer
 from .loop.watcher import READ, WRITE
+from .net.datagram import DatagramSocket
 from .net.listener import Listener
 from .net.options import Options
 from .net.stream import Stream
@@ -29,6 +30,7 @@ __all__ = [
     'WRITE',
     'ConnectTimeout',
     'ConnectionClosed',
+    'DatagramSocket',
     'HandleClosed',
     'HandshakeTimeout',
     'IdleTimeout',

@@ -11,11 +11,12 @@ from socket import SOMAXCONN
 from .kernel import AF_UNIX, Kernel
 from .loop.loop import Loop
 from .net.addresses import check_family, check_host, check_local_address, check_path, check_port, show
-from .net.checked import CheckedStream
+from .net.checked import CheckedDatagramSocket, CheckedStream
 from .net.connector import Connector
+from .net.datagram import MAX_QUEUED, DatagramSocket, check_datagram_socket
 from .net.listener import Listener, check_max_connections
 from .net.options import Callbacks, Options, check_callback, seconds
-from .net.sockets import listening_tcp, listening_unix, prepare_listener
+from .net.sockets import bound_udp, listening_tcp, listening_unix, prepare_listener
 from .net.stream import Stream
 from .net.tls import check_context, client_options
 
@@ -50,6 +51,7 @@ class Reactor(Loop):
     ) -> None:
         self._os = kernel or Kernel()
         self._stream_kind = CheckedStream if debug else Stream
+        self._datagram_kind = CheckedDatagramSocket if debug else DatagramSocket
         super().__init__(selector, self._os, catch_errors, slow_callback, debug)
 
     def listen_tcp(
@@ -261,6 +263,101 @@ class Reactor(Loop):
     def _kind(self, settings: Options) -> type[Stream]:
         kind: type[Stream] = self._stream_kind if settings.ssl is None else self._stream_kind.secured
         return kind
+
+    def bind_udp(
+        self,
+        host: str | None,
+        port: int,
+        on_datagram: Callback = None,
+        *,
+        on_send_error: Callback = None,
+        on_drain: Callback = None,
+        on_close: Callback = None,
+        on_error: Callback = None,
+        reuse_port: bool = False,
+        broadcast: bool = False,
+        sock: socket | None = None,
+        max_queued: int = MAX_QUEUED,
+    ) -> DatagramSocket:
+        """Receive datagrams at an address, from anybody, and send them to anybody; the callbacks: `DatagramSocket`.
+
+        host, port  a name is looked up here, blocking; None: all addresses, IPv4 and IPv6; port 0: a free one
+        reuse_port  let several sockets have the port (SO_REUSEPORT); the kernel divides the senders
+        broadcast   allow sending to broadcast addresses
+        sock        a bound or connected datagram socket instead, a Unix one too, ours from now on; host, port and the
+                    two options are ignored then
+        max_queued  bytes that may wait for the system to take them, 256 more for each datagram; beyond that, the newest
+                    is dropped and `send` returns False
+
+        Raises OSError (address in use, no permission), ResolveError, TypeError and ValueError for bad arguments.
+        """
+        self.watchers.check()
+        handle = self._datagram_kind(
+            self,
+            self._os,
+            on_datagram=on_datagram,
+            on_send_error=on_send_error,
+            on_drain=on_drain,
+            on_close=on_close,
+            on_error=on_error,
+            max_queued=max_queued,
+        )
+        if sock is not None:
+            check_datagram_socket(sock)
+            sock.setblocking(False)
+            handle.attach(sock)
+            return handle
+        sock = bound_udp(self._os, check_host(host), check_port(port), reuse_port=reuse_port, broadcast=broadcast)
+        try:
+            handle.attach(sock)
+        except BaseException:
+            sock.close()
+            raise
+        return handle
+
+    def connect_udp(
+        self,
+        host: str,
+        port: int,
+        on_datagram: Callback = None,
+        *,
+        on_send_error: Callback = None,
+        on_drain: Callback = None,
+        on_close: Callback = None,
+        on_error: Callback = None,
+        family: int = 0,
+        local_address: tuple[str, int] | None = None,
+        broadcast: bool = False,
+        max_queued: int = MAX_QUEUED,
+    ) -> DatagramSocket:
+        """A UDP socket for one peer: it hears nobody else, and learns that nobody is there (ICMP, `on_send_error`).
+
+        host           a name is looked up in a thread, what is sent meanwhile waits; the first address is taken to
+                       which the system knows a way
+        family         AF_INET or AF_INET6 to use only these, 0 for both
+        local_address  (host, port) to send from, the host in numbers, port 0 for any
+
+        Otherwise as `bind_udp`. Raises only for bad arguments. What the world decides, a name without an address among
+        it, is told by `on_close(sock, exc)`.
+        """
+        if check_host(host) is None:
+            raise ValueError('connecting needs a host')
+        check_port(port)
+        check_family(family)
+        check_local_address(local_address)
+        self.watchers.check()
+        handle = self._datagram_kind(
+            self,
+            self._os,
+            on_datagram=on_datagram,
+            on_send_error=on_send_error,
+            on_drain=on_drain,
+            on_close=on_close,
+            on_error=on_error,
+            max_queued=max_queued,
+        )
+        handle.connect(host, port, family, local_address, broadcast)
+        return handle
 
     def _check_connect(self, timeout: float | None) -> None:
         self.watchers.check()

@@ -29,6 +29,11 @@ if TYPE_CHECKING:
 AF_UNIX: int = getattr(socket, 'AF_UNIX', -1)
 SO_REUSEPORT: int = getattr(socket, 'SO_REUSEPORT', -1)
 TCP_DEFER_ACCEPT: int = getattr(socket, 'TCP_DEFER_ACCEPT', -1)
+# Linux, which alone has it, tells with it how many datagrams it dropped; the module does not name it.
+SO_MEMINFO: int = 55 if sys.platform == 'linux' else -1
+# Joining a multicast group over IPv4 takes struct ip_mreqn, with an interface's index. Windows has an older struct,
+# and takes the index in place of the interface's address.
+HAS_IP_MREQN = os.name == 'posix'
 # Linux has had it since 4.2; the module names it only from Python 3.12 on.
 IP_BIND_ADDRESS_NO_PORT: int = getattr(socket, 'IP_BIND_ADDRESS_NO_PORT', 24 if sys.platform == 'linux' else -1)
 # On Windows SO_REUSEADDR lets another program steal a port that is in use; elsewhere it only skips TIME_WAIT.
@@ -118,6 +123,14 @@ class Kernel:
         # A str is put through the idna codec, which costs its import and a megabyte even for numbers; bytes are not.
         plain = host.encode() if host is not None and host.isascii() else host
         return socket.getaddrinfo(plain, port, family, kind, 0, flags)
+
+    def pack_address(self, family: int, host: str) -> bytes:
+        """The bytes of a numeric address; OSError when it is none of `family`."""
+        return socket.inet_pton(family, host)
+
+    def interface_index(self, name: str) -> int:
+        """The number of a network interface; OSError when there is none of that name."""
+        return socket.if_nametoindex(name)
 
     def start_thread(self, target: Callable[[], None], name: str) -> None:
         """Run `target` in a daemon thread."""

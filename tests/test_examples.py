@@ -121,6 +121,32 @@ def test_echo_sends_back_a_megabyte_to_a_client_that_reads_late():
         assert received == sent
 
 
+def test_udp_echo_sends_back_each_datagram_to_its_sender():
+    with example('udp_echo.py', '--port', '0') as (_, port), socket.socket(type=socket.SOCK_DGRAM) as sock:
+        sock.settimeout(10)
+        sock.connect(('127.0.0.1', port))
+        for data in b'hello', b'', bytes(range(256)) * 200:
+            sock.send(data)
+            assert sock.recv(65536) == data
+
+
+def test_udp_echo_survives_what_strangers_send():
+    with example('udp_echo.py', '--port', '0') as (_, port), socket.socket(type=socket.SOCK_DGRAM) as sock:
+        for size in range(0, 60_000, 500):
+            with socket.socket(type=socket.SOCK_DGRAM) as gone:  # so the answer meets nobody
+                gone.sendto(b'\xff' * size, ('127.0.0.1', port))
+        sock.settimeout(1)
+        for _ in range(10):  # the flood may have cost some
+            sock.sendto(b'hello', ('127.0.0.1', port))
+            try:
+                assert sock.recv(100) == b'hello'
+                break
+            except TimeoutError:
+                continue
+        else:
+            raise AssertionError('no answer')
+
+
 def test_discard_counts_what_it_threw_away():
     with example('discard.py', '--port', '0') as (process, port):
         with client(port) as sock:

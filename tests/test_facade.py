@@ -28,6 +28,8 @@ API = {
     *('call_soon', 'call_soon_threadsafe', 'call_later', 'call_at', 'call_every'),
     # streams
     *('listen_tcp', 'listen_unix', 'connect_tcp', 'connect_unix', 'adopt'),
+    # datagrams
+    *('bind_udp', 'connect_udp'),
     # signals and threads
     *('add_signal_handler', 'remove_signal_handler', 'clear_signal_handlers', 'run_in_thread'),
 }

@@ -68,6 +68,22 @@ def test_a_slow_callback_of_a_connection_is_reported(slow, kernel, sockets, capl
     assert lines(caplog) == [f'slow callback: {line_of(slowly)} took 0.900 s in the {phase} phase']
 
 
+@pytest.mark.parametrize('name', ['on_datagram', 'on_send_error'])
+def test_a_slow_callback_of_a_datagram_socket_is_reported(slow, kernel, caplog, name):
+    def slowly(*args):
+        kernel.time += 0.9
+
+    sock = slow.bind_udp('127.0.0.1', 0, **{name: slowly})
+    peer = slow.connect_udp(*sock.address)
+    if name == 'on_datagram':
+        peer.send(b'x')
+    else:
+        sock.send(b'x', ('127.0.0.1', 0))
+    turns(slow, 2)
+    phase = 'dispatch' if name == 'on_datagram' else 'completions'
+    assert lines(caplog) == [f'slow callback: {line_of(slowly)} took 0.900 s in the {phase} phase']
+
+
 def test_many_short_calls_are_a_slow_turn(slow, busy, caplog):
     for _ in range(100):
         slow.call_soon(busy, 0.01)

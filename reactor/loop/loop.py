@@ -525,6 +525,8 @@ class Loop:
         del exc  # its traceback may hold this frame
 
     def _log(self, exc: Exception, handle: Handle | None) -> None:
+        if handle is not None and not handle.may_log():
+            return
         where = 'a callback' if handle is None else f'a callback of {handle!r}'
         log('error', 'exception in %s', where, exc=exc)
 

@@ -29,6 +29,7 @@ TOLD_BY = {
     'handle_last_reads': 'on_data',
     'handle_drain': 'on_drain',
     'handle_closed': 'on_close',
+    'handle_send_error': 'on_send_error',
 }
 
 
@@ -59,7 +60,12 @@ class SlowWatch:
         """The dispatch phase, one event at a time."""
         for event in ready:
             watcher = event[0].data
-            fn = getattr(watcher, 'on_data', None) or getattr(watcher, 'on_eof', None) or watcher.handle_read
+            fn = (
+                getattr(watcher, 'on_data', None)
+                or getattr(watcher, 'on_eof', None)
+                or getattr(watcher, 'on_datagram', None)
+                or watcher.handle_read
+            )
             began = self._clock()
             self._dispatch([event])
             self._judge('dispatch', began, fn)

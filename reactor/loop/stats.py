@@ -27,6 +27,10 @@ COUNTS = (
     'writes',  # send calls
     'bytes_out',
     'short_writes',  # send calls that could not take all of it
+    'datagrams_in',
+    'datagrams_out',
+    'datagrams_dropped',  # never handed to the system: no room in the queue, a send that failed, a socket closed first
+    'datagram_errors',  # what the system told about datagrams: a send that failed, an ICMP message
 )
 GAUGES = ('incoming', 'outgoing')  # connections open now: accepted by us, made by us
 LAG_BUCKETS = 16  # powers of two of 1/1024 s: 1 ms, 2 ms ... 16 s, more
@@ -55,6 +59,10 @@ class Counters:
     writes: int
     bytes_out: int
     short_writes: int
+    datagrams_in: int
+    datagrams_out: int
+    datagrams_dropped: int
+    datagram_errors: int
     incoming: int
     outgoing: int
     idle_time: float

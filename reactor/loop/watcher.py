@@ -84,6 +84,10 @@ class Handle:
     def handle_failed(self, exc: Exception) -> None:
         """Called when one of its callbacks raised and nobody took the exception."""
 
+    def may_log(self) -> bool:
+        """Asked before an exception of one of its callbacks is logged."""
+        return True
+
     def handle_lost(self, exc: OSError) -> None:
         """Called when somebody else closed the descriptor: it must not be closed again, the number may be another's."""
         self.close()

@@ -87,6 +87,29 @@ def numeric(kernel: Kernel, host: str, port: int, family: int = 0) -> list[Addre
     return [(family, address) for family, _, _, _, address in found]
 
 
+def destination(kernel: Kernel, family: int, address: Any) -> Any:
+    """What `sendto` takes for (host, port) or (host, port, flow, scope) on a socket of this family.
+
+    Only numbers: a name would be looked up inside `sendto`, blocking. TypeError or ValueError for anything else.
+    """
+    if not isinstance(address, tuple) or len(address) not in (2, 4):
+        raise TypeError(f'an address is (host, port), not {address!r}')
+    if check_host(address[0]) is None:
+        raise ValueError(f'a destination needs a host: {address!r}')
+    for number, bits in zip(address[2:], (20, 32), strict=False):
+        if type(number) is not int or not 0 <= number < 1 << bits:
+            raise ValueError(f'the flow and the scope of an IPv6 address are numbers of 20 and 32 bits: {address!r}')
+    found = numeric(kernel, address[0], check_port(address[1]))
+    if not found:
+        raise ValueError(f'a destination is written in numbers, not {address[0]!r}: look the name up, or connect_udp')
+    kind, plain = found[0]
+    if kind == family:
+        return plain[:2] + address[2:] if kind == AF_INET6 and address[2:] else plain
+    if kind == AF_INET6:
+        raise ValueError(f'{show(address)} is an IPv6 address, and this is an IPv4 socket')
+    return MAPPED + plain[0], plain[1]
+
+
 def interleave(addresses: list[Address]) -> list[Address]:
     """Families in turn, beginning with that of the first address (RFC 8305, section 4)."""
     first = [address for address in addresses if address[0] == addresses[0][0]]

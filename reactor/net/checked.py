@@ -5,6 +5,7 @@ Owns the check and nothing else. The rule: it costs nothing when it is off, sinc
 
 from __future__ import annotations
 
+from .datagram import DatagramSocket
 from .stream import Stream
 from .tls import TLSStream
 
@@ -63,3 +64,21 @@ class CheckedTLSStream(CheckedStream, TLSStream):
 
 
 CheckedStream.secured = CheckedTLSStream
+
+
+class CheckedDatagramSocket(DatagramSocket):
+    """A `DatagramSocket` whose methods raise `ReactorError` in a thread that does not run its loop."""
+
+    __slots__ = ()
+
+    def send(self, data: Buffer, address: Any = None) -> bool:
+        self.loop.watchers.check_thread()
+        return super().send(data, address)
+
+    def pause_reading(self) -> None:
+        self.loop.watchers.check_thread()
+        super().pause_reading()
+
+    def resume_reading(self) -> None:
+        self.loop.watchers.check_thread()
+        super().resume_reading()

@@ -14,8 +14,10 @@ from socket import (
     IPPROTO_IPV6,
     IPPROTO_TCP,
     IPV6_V6ONLY,
+    SO_BROADCAST,
     SO_KEEPALIVE,
     SO_REUSEADDR,
+    SOCK_DGRAM,
     SOCK_STREAM,
     SOL_SOCKET,
     TCP_NODELAY,
@@ -50,16 +52,52 @@ def listening_tcp(
     kernel: Kernel, host: str | None, port: int, options: Options, *, backlog: int, reuse_port: bool, defer_accept: bool
 ) -> socket:
     """A listening TCP socket; looks the host up, blocking. Host None: every address, IPv4 and IPv6 where possible."""
+    sock = _bound(kernel, SOCK_STREAM, host, port, reuse_port)
+    try:
+        prepare_listener(sock, options, backlog, defer_accept)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def bound_udp(kernel: Kernel, host: str | None, port: int, *, reuse_port: bool, broadcast: bool) -> socket:
+    """A UDP socket with an address of its own, looked up as by `listening_tcp`."""
+    sock = _bound(kernel, SOCK_DGRAM, host, port, reuse_port)
+    if broadcast:
+        sock.setsockopt(SOL_SOCKET, SO_BROADCAST, 1)
+    return sock
+
+
+def connected_udp(
+    kernel: Kernel, family: int, address: Any, *, local_address: tuple[str, int] | None, broadcast: bool
+) -> socket:
+    """A UDP socket that hears `address` alone and sends to nobody else."""
+    sock = kernel.socket(family, SOCK_DGRAM)
+    try:
+        if broadcast:
+            sock.setsockopt(SOL_SOCKET, SO_BROADCAST, 1)
+        if local_address is not None:
+            sock.bind(local_address)
+        sock.connect(address)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def _bound(kernel: Kernel, kind: int, host: str | None, port: int, reuse_port: bool) -> socket:
     family, address, dual = _passive_address(kernel, host, port)
     try:
-        sock = kernel.socket(family, SOCK_STREAM)
+        sock = kernel.socket(family, kind)
     except OSError:
         if not dual:
             raise
         family, address, dual = AF_INET, ('0.0.0.0', port), False  # this machine has no IPv6
-        sock = kernel.socket(family, SOCK_STREAM)
+        sock = kernel.socket(family, kind)
     try:
-        if REUSE_ADDRESS:
+        # For UDP it would let another program take the port and what is sent to it.
+        if REUSE_ADDRESS and kind == SOCK_STREAM:
             sock.setsockopt(SOL_SOCKET, SO_REUSEADDR, 1)
         if reuse_port:
             if SO_REUSEPORT < 0:
@@ -70,8 +108,7 @@ def listening_tcp(
         try:
             sock.bind(address)
         except OSError as exc:
-            raise _bind_error(exc, address) from None
-        prepare_listener(sock, options, backlog, defer_accept)
+            raise _bind_error(exc, address, kind) from None
     except BaseException:
         sock.close()
         raise
@@ -177,11 +214,12 @@ def _passive_address(kernel: Kernel, host: str | None, port: int) -> tuple[int, 
     return family, address, False
 
 
-def _bind_error(exc: OSError, address: object) -> OSError:
+def _bind_error(exc: OSError, address: object, kind: int = SOCK_STREAM) -> OSError:
     hint = ''
     if exc.errno == errno.EADDRINUSE:
+        tool = 'ss -ltnp' if kind == SOCK_STREAM else 'ss -lunp'
         hint = (
-            ': somebody listens there already (`ss -ltnp` tells who); choose another address, or port 0 for a free one'
+            f': somebody listens there already (`{tool}` tells who); choose another address, or port 0 for a free one'
         )
     elif exc.errno == errno.EADDRNOTAVAIL:
         hint = ': that is no address of this machine'

@@ -1,0 +1,70 @@
+"""Multicast groups: what joining and leaving one hands to the system.
+
+Owns the checks of groups and interfaces, and the two layouts. Knows no socket. The rule: what is no group raises at the
+call; whether the machine can join it, the system says.
+"""
+
+from __future__ import annotations
+
+import sys
+from socket import (
+    AF_INET,
+    AF_INET6,
+    IP_ADD_MEMBERSHIP,
+    IP_DROP_MEMBERSHIP,
+    IPPROTO_IP,
+    IPPROTO_IPV6,
+    IPV6_JOIN_GROUP,
+    IPV6_LEAVE_GROUP,
+)
+
+from ..kernel import HAS_IP_MREQN
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from ..kernel import Kernel
+
+
+def membership(kernel: Kernel, group: str, interface: str | int | None) -> tuple[int, int, int, bytes]:
+    """(level, option to join, option to leave, value) for `setsockopt`.
+
+    Raises TypeError and ValueError for what is no group, OSError for an interface that does not exist.
+    """
+    if type(group) is not str:
+        raise TypeError(f'a group is an address like 239.1.2.3 or ff02::1:3, not {group!r}')
+    family = AF_INET6 if ':' in group else AF_INET
+    try:
+        packed = kernel.pack_address(family, group)
+    except (OSError, ValueError):
+        packed = b'\0'
+    if not (packed[0] == 0xFF if family == AF_INET6 else packed[0] & 0xF0 == 0xE0):
+        raise ValueError(f'a group is a multicast address like 239.1.2.3 or ff02::1:3, not {group!r}')
+    if family == AF_INET6:
+        index = _index(kernel, interface)
+        return IPPROTO_IPV6, IPV6_JOIN_GROUP, IPV6_LEAVE_GROUP, packed + index.to_bytes(4, sys.byteorder)
+    return IPPROTO_IP, IP_ADD_MEMBERSHIP, IP_DROP_MEMBERSHIP, packed + _ipv4_interface(kernel, interface)
+
+
+def _ipv4_interface(kernel: Kernel, interface: str | int | None) -> bytes:
+    if isinstance(interface, str):
+        try:
+            return kernel.pack_address(AF_INET, interface)
+        except OSError:
+            pass  # a name, then
+    index = _index(kernel, interface)
+    return bytes(4) + index.to_bytes(4, sys.byteorder) if HAS_IP_MREQN else index.to_bytes(4, 'big')
+
+
+def _index(kernel: Kernel, interface: str | int | None) -> int:
+    if interface is None:
+        return 0  # the system chooses
+    if isinstance(interface, str):
+        try:
+            return kernel.interface_index(interface)
+        except OSError as exc:
+            raise OSError(exc.errno, f'no network interface is called {interface!r}; `ip link` shows them') from None
+    if type(interface) is not int:
+        raise TypeError(f'an interface is a name, an index or an IPv4 address, not {interface!r}')
+    if not 0 <= interface < 1 << 31:
+        raise ValueError(f'the index of an interface is a number above 0, not {interface}')
+    return interface
