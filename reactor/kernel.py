@@ -100,6 +100,16 @@ class Kernel:
             return False
         return True
 
+    def never_blocks(self, fd: int) -> bool:
+        """Whether `fd` is a file or a directory, for which there is no waiting. OSError when it is not open."""
+        if os.name != 'posix':
+            return False  # fstat knows no sockets there, and select takes nothing else
+        try:
+            mode = os.fstat(fd).st_mode
+        except OSError as exc:
+            raise OSError(exc.errno, f'descriptor {fd} is not open') from None
+        return stat.S_ISREG(mode) or stat.S_ISDIR(mode)
+
     def socket(self, family: int, kind: int, proto: int = 0) -> Socket:
         """A new socket, not blocking, not inherited by children."""
         sock = LeanSocket(family, kind, proto)
@@ -118,6 +128,10 @@ class Kernel:
         # A str is put through the idna codec, which costs its import and a megabyte even for numbers; bytes are not.
         plain = host.encode() if host is not None and host.isascii() else host
         return socket.getaddrinfo(plain, port, family, kind, 0, flags)
+
+    def getnameinfo(self, address: Any, flags: int) -> tuple[str, str]:
+        """The names of the host and the port of a numeric address. Blocks."""
+        return socket.getnameinfo(address, flags)
 
     def start_thread(self, target: Callable[[], None], name: str) -> None:
         """Run `target` in a daemon thread."""

@@ -30,6 +30,8 @@ API = {
     *('listen_tcp', 'listen_unix', 'connect_tcp', 'connect_unix', 'adopt'),
     # signals and threads
     *('add_signal_handler', 'remove_signal_handler', 'clear_signal_handlers', 'run_in_thread'),
+    # names, turns, descriptors
+    *('resolve', 'resolve_address', 'idle', 'notifier', 'watch_fd'),
 }
 PARTS = {'watchers', 'timers', 'completions', 'counters'}
 
@@ -410,6 +412,11 @@ def test_closing_a_reactor_twice_is_silent():
         pytest.param(lambda r: r.listen_unix('/nowhere/s'), marks=needs_unix),
         pytest.param(lambda r: r.connect_unix('/nowhere/s'), marks=needs_unix),
         lambda r: r.add_signal_handler(2, nothing),
+        lambda r: r.resolve('127.0.0.1', nothing),
+        lambda r: r.resolve_address('127.0.0.1', nothing),
+        lambda r: r.idle(nothing),
+        lambda r: r.notifier(nothing),
+        lambda r: r.watch_fd(0, reactor.READ, nothing),
     ],
 )
 def test_a_closed_reactor_says_so(call):
@@ -538,6 +545,11 @@ COLD_CALLS = {
     'call_every': lambda r, conn, listener: r.call_every(1, nothing),
     'run_in_thread': lambda r, conn, listener: r.run_in_thread(nothing),
     'add_signal_handler': lambda r, conn, listener: r.add_signal_handler(2, nothing),
+    'resolve': lambda r, conn, listener: r.resolve('127.0.0.1', nothing),
+    'resolve_address': lambda r, conn, listener: r.resolve_address('127.0.0.1', nothing),
+    'idle': lambda r, conn, listener: r.idle(nothing),
+    'notifier': lambda r, conn, listener: r.notifier(nothing),
+    'watch_fd': lambda r, conn, listener: r.watch_fd(0, reactor.READ, nothing),
 }
 if AF_UNIX > 0:
     COLD_CALLS['listen_unix'] = lambda r, conn, listener: r.listen_unix('/nowhere/s')
