@@ -30,20 +30,16 @@ def main(r):
     r.run_in_thread(digest, -1, on_done=on_done)  # no byte is below 0
 
     steps = []  # what the worker has done and the loop has not seen
-    done = threading.Event()
 
     def on_progress():  # many triggers may be one call: take all there is
         while steps:
             print(f'step {steps.pop(0)}', flush=True)
-        if done.is_set():
-            progress.close()
 
     def work():
         for step in range(3):
             steps.append(step)
             progress.trigger()
-        done.set()
-        progress.trigger()
+        r.call_soon_threadsafe(progress.close)  # after the call that the last trigger asked for
 
     progress = r.notifier(on_progress, once=False)
     threading.Thread(target=work, daemon=True).start()

@@ -95,8 +95,11 @@ class Kernel:
     def is_open(self, fd: int) -> bool:
         """Whether `fd` is an open descriptor of this process."""
         try:
-            os.fstat(fd)
-        except OSError:
+            if os.name == 'posix':
+                os.fstat(fd)
+            else:
+                socket.socket(fileno=fd).detach()  # fstat knows no sockets there
+        except (OSError, ValueError):
             return False
         return True
 

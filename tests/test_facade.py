@@ -68,6 +68,40 @@ def test_every_method_says_what_it_does(name):
     assert getattr(Reactor, name).__doc__
 
 
+def test_each_kind_of_handle_says_what_it_is_and_why_it_keeps_the_loop_running(sockets):
+    gate = threading.Event()
+    with Reactor() as r:
+        ours, theirs = sockets()
+        handles = [
+            r.listen_tcp('127.0.0.1', 0),
+            r.adopt(ours),
+            r.add_signal_handler(2, nothing),
+            r.run_in_thread(gate.wait, 10),
+            r.idle(nothing),
+            r.notifier(nothing),
+            r.watch_fd(theirs, reactor.READ, nothing),
+            r.resolve('127.0.0.1', nothing),
+        ]
+        why = r.why_alive()
+        for handle in handles:
+            assert any(line.startswith(f'{handle!r}: since ') and 'waits for' in line for line in why), handle
+            handle.unref()
+        r.run_once(0)
+        assert not any('waits for' in line for line in r.why_alive())
+        for handle in handles:
+            if not handle.closed:
+                handle.ref()
+                assert r.watchers.is_referenced(handle)
+        gate.set()
+    assert all(handle.closed for handle in handles)
+    for handle in handles:
+        handle.close()
+        handle.unref()
+        handle.ref()
+        assert 'closed' in repr(handle).lower()
+    assert r.watchers.referenced == 0 and r.handles() == []
+
+
 # -- bad arguments
 
 

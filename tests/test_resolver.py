@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import socket
+import subprocess
+import sys
 import threading
 import weakref
 from socket import AF_INET, AF_INET6, SOCK_STREAM
@@ -545,3 +547,26 @@ def test_a_look_up_cannot_be_cancelled_by_another_thread_of_a_running_loop(hung)
     hung.call_soon(other)
     assert hung.run() is True
     assert lookup.closed
+
+
+def test_a_program_ends_although_a_look_up_hangs():
+    code = """
+import threading, reactor
+from reactor.kernel import Kernel
+
+class Hanging(Kernel):
+    def getaddrinfo(self, host, port, family, kind, flags=0):
+        if flags:
+            return super().getaddrinfo(host, port, family, kind, flags)
+        threading.Event().wait()
+
+def main(r):
+    r.resolve('host.test', lambda addresses, error: print(type(error).__name__), timeout=0.05)
+    r.call_later(0.1, r.resolve, 'host.test', print)
+    r.call_later(0.2, r.stop)
+
+assert reactor.run(main, kernel=Hanging()) is False
+print('closed')
+"""
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, timeout=20)
+    assert (done.returncode, done.stdout, done.stderr) == (0, 'ResolveTimeout\nclosed\n', '')

@@ -6,7 +6,7 @@ and `handle_write`. A turn has five phases, each a function of its own, so that 
     _poll              wait in the selector, no longer than until the next timer; read the turn's clock once
     _dispatch          tell each ready watcher, asking again what it wants right before each call
     _run_timers        collect what is due, then run it; a timer set meanwhile waits for a later turn
-    _run_soon          the call_soon queue, as long as it was when the phase began
+    _run_soon          the call_soon queue, as long as it was when the phase began, idlers at its head
     _run_completions   on_written, on_drain, on_close ...: what has happened and was not told yet, in that order
 
 The rules: users are called from these phases and from nowhere else, so always on a fresh stack. What waits is taken
