@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import gc
 import os
+import selectors
 import socket
 import sys
 import weakref
@@ -13,7 +14,8 @@ from contextlib import closing
 import pytest
 from support import Log, fill, idle, in_thread, run_until, turns, turns_in
 
-from reactor import READ, WRITE, HandleClosed, Reactor, ReactorError
+from reactor import READ, WRITE, HandleClosed, Reactor, ReactorError, SelectorFull
+from reactor.kernel import FD_SETSIZE
 
 pytestmark = pytest.mark.skipif(sys.platform == 'win32', reason='select takes only sockets there')
 
@@ -286,6 +288,25 @@ def test_events_that_are_none_are_refused(r, pipe, events):
         handle.set_events(events)
     assert handle.events == READ
     handle.close()
+
+
+def test_a_descriptor_beyond_what_select_can_hold_is_refused_and_the_others_go_on(pipe):
+    import fcntl
+
+    seen = Seen()
+    with Reactor(selector=selectors.SelectSelector()) as r:
+        r.watch_fd(pipe[1], WRITE, seen.on_ready)
+        try:
+            high = fcntl.fcntl(pipe[0], fcntl.F_DUPFD_CLOEXEC, FD_SETSIZE)
+        except OSError as exc:
+            pytest.skip(f'the descriptor limit is too low: {exc}')
+        try:
+            with pytest.raises(SelectorFull, match=str(high)):
+                r.watch_fd(high, READ, turns)
+        finally:
+            os.close(high)
+        turns(r, 1)
+        assert len(seen) == 1 and len(r.handles()) == 1
 
 
 def test_what_cannot_be_called_is_refused(r, pipe):
