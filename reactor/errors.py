@@ -24,6 +24,10 @@ class ResolveError(ReactorError):
     """A name could not be looked up."""
 
 
+class ResolveTimeout(ResolveError, TimeoutError):
+    """A name or an address was not looked up within its timeout."""
+
+
 class SelectorFull(ReactorError):
     """The selector cannot watch this descriptor (`select` stops at FD_SETSIZE, usually 1024)."""
 

@@ -10,12 +10,13 @@ from socket import SOMAXCONN
 
 from .kernel import AF_UNIX, Kernel
 from .loop.loop import Loop
-from .net.addresses import check_family, check_host, check_local_address, check_path, check_port, show
+from .net.addresses import check_family, check_host, check_local_address, check_path, check_port, numeric, show
 from .net.checked import CheckedDatagramSocket, CheckedStream
 from .net.connector import Connector
 from .net.datagram import MAX_QUEUED, DatagramSocket, check_datagram_socket
 from .net.listener import Listener, check_max_connections
 from .net.options import Callbacks, Options, check_callback, seconds
+from .net.resolver import LookUp, resolve, resolve_address
 from .net.sockets import bound_udp, listening_tcp, listening_unix, prepare_listener
 from .net.stream import Stream
 from .net.tls import check_context, client_options
@@ -358,6 +359,48 @@ class Reactor(Loop):
         )
         handle.connect(host, port, family, local_address, broadcast)
         return handle
+
+    def resolve(
+        self, host: str, on_done: Callable[..., object], *, family: int = 0, timeout: float | None = None
+    ) -> LookUp:
+        """Look a name up with the system's resolver, in a thread; `close` of the returned handle cancels it.
+
+        on_done  `on_done(addresses, error)`, never inside this call, one of them None. `addresses` is a list of str in
+                 the system's order, IPv4 and IPv6 mixed, each once: what `connect_tcp` takes as its host
+        family   AF_INET or AF_INET6 for these alone, 0 for both
+        timeout  seconds, then the error is a `ResolveTimeout`; None: as long as the system tries, often 30 s and more
+
+        Every other failure is a `ResolveError`. At most four calls run in threads at once, `run_in_thread` included,
+        and 1,000 wait. One that is cancelled or too late keeps its thread until the system gives up.
+        """
+        if check_host(host) is None:
+            raise ValueError('a look-up needs a name')
+        check_family(family)
+        self._check_look_up(on_done, timeout)
+        return resolve(self, self._os, host, family, on_done, timeout)
+
+    def resolve_address(
+        self, address: str | tuple[Any, ...], on_done: Callable[..., object], *, timeout: float | None = None
+    ) -> LookUp:
+        """Find the name of an address; `on_done(name, error)`, one of them None, and otherwise as `resolve`.
+
+        address  in numbers, `'192.0.2.1'` or `'2001:db8::1'`, or a tuple that begins with one, such as `conn.peername`
+
+        An address without a name is a `ResolveError`. ValueError for what is no address.
+        """
+        host = address[0] if isinstance(address, tuple) and address else address
+        if not isinstance(host, str):
+            raise TypeError(f'an address is a str or a tuple that begins with one, not {address!r}')
+        self._check_look_up(on_done, timeout)
+        found = numeric(self._os, host, 0) if check_host(host) else []
+        if not found:
+            raise ValueError(f'an address is written in numbers, not {host!r}; a name is looked up with resolve()')
+        return resolve_address(self, self._os, host, found[0][1], on_done, timeout)
+
+    def _check_look_up(self, on_done: Callable[..., object], timeout: float | None) -> None:
+        if not callable(on_done):
+            raise TypeError(f'on_done must be callable, not {on_done!r}')
+        self._check_connect(timeout)
 
     def _check_connect(self, timeout: float | None) -> None:
         self.watchers.check()

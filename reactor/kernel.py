@@ -100,10 +100,23 @@ class Kernel:
     def is_open(self, fd: int) -> bool:
         """Whether `fd` is an open descriptor of this process."""
         try:
-            os.fstat(fd)
-        except OSError:
+            if os.name == 'posix':
+                os.fstat(fd)
+            else:
+                socket.socket(fileno=fd).detach()  # fstat knows no sockets there
+        except (OSError, ValueError):
             return False
         return True
+
+    def never_blocks(self, fd: int) -> bool:
+        """Whether `fd` is a file or a directory, for which there is no waiting. OSError when it is not open."""
+        if os.name != 'posix':
+            return False  # fstat knows no sockets there, and select takes nothing else
+        try:
+            mode = os.fstat(fd).st_mode
+        except OSError as exc:
+            raise OSError(exc.errno, f'descriptor {fd} is not open') from None
+        return stat.S_ISREG(mode) or stat.S_ISDIR(mode)
 
     def socket(self, family: int, kind: int, proto: int = 0) -> Socket:
         """A new socket, not blocking, not inherited by children."""
@@ -131,6 +144,10 @@ class Kernel:
     def interface_index(self, name: str) -> int:
         """The number of a network interface; OSError when there is none of that name."""
         return socket.if_nametoindex(name)
+
+    def getnameinfo(self, address: Any, flags: int) -> tuple[str, str]:
+        """The names of the host and the port of a numeric address. Blocks."""
+        return socket.getnameinfo(address, flags)
 
     def start_thread(self, target: Callable[[], None], name: str) -> None:
         """Run `target` in a daemon thread."""

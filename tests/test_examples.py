@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import select
 import shutil
 import signal
 import socket
@@ -208,6 +209,44 @@ def test_timers_end_by_themselves():
     said = [line.split('s  ')[-1] for line in done.stdout.splitlines()]
     assert said == ['first', *['tick'] * 5, 'the watchdog barks', 'nothing is left to wait for']
     assert not done.stderr
+
+
+def run_example(name, *options):
+    """Run an example to its end; returns the lines it printed."""
+    done = subprocess.run(
+        [sys.executable, '-X', 'dev', '-W', 'error', str(EXAMPLES / name), *options],
+        capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert done.returncode == 0 and not done.stderr, done.stderr
+    return done.stdout.splitlines()
+
+
+def test_dns_looks_many_up_and_tells_each_once():
+    lines = run_example('dns.py', 'localhost', '127.0.0.1', 'nope.invalid', 'also.invalid', '--timeout', '30')
+    said = dict(line.split(': ', 1) for line in lines)
+    assert len(lines) == 4
+    assert set(said['localhost'].split(', ')) <= {'127.0.0.1', '::1'}
+    assert said['127.0.0.1'] and 'cannot look up' not in said['127.0.0.1']
+    assert all('cannot look up' in said[name] for name in ('nope.invalid', 'also.invalid'))
+
+
+def test_threads_bring_results_errors_and_steps():
+    lines = run_example('threads.py')
+    assert lines[-1] == 'ended'
+    assert [line for line in lines if line.startswith('step')] == ['step 0', 'step 1', 'step 2']
+    assert len({line for line in lines if re.fullmatch('digest [0-9a-f]{16}', line)}) == 4
+    assert len([line for line in lines if line.startswith('failed: ValueError')]) == 1
+
+
+@pytest.mark.skipif(not hasattr(select, 'epoll') and not hasattr(select, 'kqueue'), reason='no selector with fileno()')
+def test_embed_serves_from_a_foreign_loop():
+    with example('embed.py', '--port', '0') as (process, port), client(port) as sock:
+        sock.sendall(b'hello')
+        assert sock.recv(100) == b'hello'
+        assert process.stdout.readline() == '1 connections\n'
+        sock.sendall(b'quit')
+        assert read_to_end(sock) == b'quit'
+        assert process.wait(10) == 0  # nothing was left to wait for, and the foreign loop was told
 
 
 @SIGNALS

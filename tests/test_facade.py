@@ -32,6 +32,8 @@ API = {
     *('bind_udp', 'connect_udp'),
     # signals and threads
     *('add_signal_handler', 'remove_signal_handler', 'clear_signal_handlers', 'run_in_thread'),
+    # names, turns, descriptors
+    *('resolve', 'resolve_address', 'idle', 'notifier', 'watch_fd'),
 }
 PARTS = {'watchers', 'timers', 'completions', 'counters'}
 
@@ -66,6 +68,40 @@ def test_the_package_exports_what_it_names():
 @pytest.mark.parametrize('name', sorted(API - {'now'}))
 def test_every_method_says_what_it_does(name):
     assert getattr(Reactor, name).__doc__
+
+
+def test_each_kind_of_handle_says_what_it_is_and_why_it_keeps_the_loop_running(sockets):
+    gate = threading.Event()
+    with Reactor() as r:
+        ours, theirs = sockets()
+        handles = [
+            r.listen_tcp('127.0.0.1', 0),
+            r.adopt(ours),
+            r.add_signal_handler(2, nothing),
+            r.run_in_thread(gate.wait, 10),
+            r.idle(nothing),
+            r.notifier(nothing),
+            r.watch_fd(theirs, reactor.READ, nothing),
+            r.resolve('127.0.0.1', nothing),
+        ]
+        why = r.why_alive()
+        for handle in handles:
+            assert any(line.startswith(f'{handle!r}: since ') and 'waits for' in line for line in why), handle
+            handle.unref()
+        r.run_once(0)
+        assert not any('waits for' in line for line in r.why_alive())
+        for handle in handles:
+            if not handle.closed:
+                handle.ref()
+                assert r.watchers.is_referenced(handle)
+        gate.set()
+    assert all(handle.closed for handle in handles)
+    for handle in handles:
+        handle.close()
+        handle.unref()
+        handle.ref()
+        assert 'closed' in repr(handle).lower()
+    assert r.watchers.referenced == 0 and r.handles() == []
 
 
 # -- bad arguments
@@ -412,6 +448,11 @@ def test_closing_a_reactor_twice_is_silent():
         pytest.param(lambda r: r.listen_unix('/nowhere/s'), marks=needs_unix),
         pytest.param(lambda r: r.connect_unix('/nowhere/s'), marks=needs_unix),
         lambda r: r.add_signal_handler(2, nothing),
+        lambda r: r.resolve('127.0.0.1', nothing),
+        lambda r: r.resolve_address('127.0.0.1', nothing),
+        lambda r: r.idle(nothing),
+        lambda r: r.notifier(nothing),
+        lambda r: r.watch_fd(0, reactor.READ, nothing),
     ],
 )
 def test_a_closed_reactor_says_so(call):
@@ -540,6 +581,11 @@ COLD_CALLS = {
     'call_every': lambda r, conn, listener: r.call_every(1, nothing),
     'run_in_thread': lambda r, conn, listener: r.run_in_thread(nothing),
     'add_signal_handler': lambda r, conn, listener: r.add_signal_handler(2, nothing),
+    'resolve': lambda r, conn, listener: r.resolve('127.0.0.1', nothing),
+    'resolve_address': lambda r, conn, listener: r.resolve_address('127.0.0.1', nothing),
+    'idle': lambda r, conn, listener: r.idle(nothing),
+    'notifier': lambda r, conn, listener: r.notifier(nothing),
+    'watch_fd': lambda r, conn, listener: r.watch_fd(0, reactor.READ, nothing),
 }
 if AF_UNIX > 0:
     COLD_CALLS['listen_unix'] = lambda r, conn, listener: r.listen_unix('/nowhere/s')

@@ -52,6 +52,24 @@ def test_only_select_runs_out_of_room(real):
         assert not real.selector_has_room(selector, FD_SETSIZE)
 
 
+@pytest.mark.skipif(os.name != 'posix', reason='select takes only sockets elsewhere')
+def test_files_and_directories_never_block_and_pipes_do(real, tmp_path):
+    reading, writing = os.pipe()
+    folder = os.open(tmp_path, os.O_RDONLY)
+    with open(tmp_path / 'file', 'wb') as file, socket.socket() as sock:
+        assert real.never_blocks(file.fileno()) and real.never_blocks(folder)
+        assert not any(real.never_blocks(fd) for fd in (reading, writing, sock.fileno()))
+    for fd in reading, writing, folder:
+        os.close(fd)
+    with pytest.raises(OSError, match=f'{reading} is not open'):
+        real.never_blocks(reading)
+
+
+def test_an_address_has_the_name_that_the_system_gives_it(real):
+    flags = socket.NI_NUMERICHOST | socket.NI_NUMERICSERV
+    assert real.getnameinfo(('127.0.0.1', 80), flags) == ('127.0.0.1', '80')
+
+
 def test_a_descriptor_is_open_until_it_is_closed(real):
     fd = os.dup(0)
     assert real.is_open(fd)

@@ -1,17 +1,19 @@
-"""Look-ups: off the loop's thread, told once in the loop, in the reactor's own words, and to nobody when cancelled."""
+"""Look-ups: off the loop's thread, told once in the loop, in the reactor's own words, in time, or to nobody."""
 
 from __future__ import annotations
 
 import socket
+import subprocess
+import sys
 import threading
 import weakref
 from socket import AF_INET, AF_INET6, SOCK_STREAM
 from typing import Any
 
 import pytest
-from support import FakeKernel, Log, run_until, turns
+from support import FakeKernel, Log, in_thread, run_until, turns
 
-from reactor import Reactor, ResolveError
+from reactor import Reactor, ReactorError, ResolveError, ResolveTimeout
 from reactor.kernel import Kernel
 from reactor.loop.threads import QUEUE_LIMIT, THREADS
 from reactor.net.resolver import look_up
@@ -262,3 +264,309 @@ def test_a_look_up_that_is_over_is_freed_without_the_garbage_collector():
         r.run()
         assert len(answers) == 1
         assert freed() is None
+
+
+# -- resolve and resolve_address
+
+
+class Hung(Slow):
+    """Forward and reverse look-ups that hang until the gate is opened."""
+
+    def getnameinfo(self, address: Any, flags: int) -> tuple[str, str]:
+        self.asked.append((address, flags))
+        self.gate.wait(10)
+        return 'host.test', '0'
+
+    def getaddrinfo(self, *args: Any) -> list[Any]:  # type: ignore[override]
+        if len(args) == 5:  # with AI_NUMERICHOST
+            return Kernel().getaddrinfo(*args)
+        return super().getaddrinfo(*args)
+
+
+@pytest.fixture
+def hung():
+    """A reactor whose look-ups hang until the test opens `kernel.gate`, which is open at the end."""
+    kernel = Hung([(AF_INET, ('10.0.0.1', 0)), (AF_INET6, ('fd00::1', 0, 0, 0)), (AF_INET, ('10.0.0.1', 0))])
+    with Reactor(kernel=kernel) as reactor:
+        yield reactor
+        kernel.gate.set()
+    for thread in threading.enumerate():
+        if thread.name.startswith('reactor-'):
+            thread.join(10)
+
+
+def resolved(r: Reactor, host: str, **options: Any) -> tuple[Any, Any]:
+    answers = Answers()
+    lookup = r.resolve(host, answers.on_done, **options)
+    assert answers == [] and not lookup.closed
+    run_until(r, lambda: answers)
+    turns(r, 2)
+    (answer,) = answers
+    assert lookup.closed and r.handles() == []
+    return answer
+
+
+def test_a_name_is_resolved_to_a_list_of_addresses_as_text(r):
+    addresses, error = resolved(r, 'localhost', timeout=10)
+    assert error is None
+    assert addresses and set(addresses) <= {'127.0.0.1', '::1'} and len(addresses) == len(set(addresses))
+
+
+def test_each_address_stands_once_in_the_systems_order(hung):
+    hung._os.gate.set()
+    assert resolved(hung, 'host.test') == (['10.0.0.1', 'fd00::1'], None)
+
+
+def test_what_is_resolved_can_be_connected_to(r):
+    log = Log()
+    listener = r.listen_tcp('127.0.0.1', 0)
+
+    def on_done(addresses: Any, error: Any) -> None:
+        r.connect_tcp(addresses[0], listener.address[1], **log.callbacks('on_connect', 'on_close'), timeout=5)
+
+    r.resolve('localhost', on_done, family=AF_INET)
+    run_until(r, lambda: log)
+    assert log.names() == ['connect']
+    r.close()
+
+
+def test_only_the_family_that_is_asked_for_is_resolved(r):
+    assert resolved(r, 'localhost', family=AF_INET) == (['127.0.0.1'], None)
+
+
+@pytest.mark.parametrize('host', ['127.0.0.1', '::1', 'fe80::1%1'])
+def test_an_address_in_numbers_is_answered_without_a_thread_but_later(r, host, monkeypatch):
+    monkeypatch.setattr(r._os, 'start_thread', lambda *args: pytest.fail('a thread was started'))
+    addresses, error = resolved(r, host, timeout=5)
+    assert error is None and addresses[0].split('%')[0] == host.split('%')[0]
+
+
+def test_an_answer_without_a_thread_can_be_cancelled(r):
+    answers = Answers()
+    lookup = r.resolve('127.0.0.1', answers.on_done)
+    lookup.close()
+    lookup.close()
+    assert r.run() is True
+    assert answers == [] and lookup.closed
+
+
+def test_a_name_that_does_not_exist_is_told_once(r):
+    addresses, error = resolved(r, 'nope.invalid')
+    assert addresses is None and type(error) is ResolveError and 'nope.invalid' in str(error)
+
+
+def test_a_family_that_an_address_does_not_have_is_an_error(r):
+    addresses, error = resolved(r, '127.0.0.1', family=AF_INET6)
+    assert addresses is None and isinstance(error, ResolveError)
+
+
+def test_a_look_up_that_lasts_too_long_is_told_as_a_timeout_and_its_answer_dropped(hung):
+    answers = Answers()
+    lookup = hung.resolve('host.test', answers.on_done, timeout=0.02)
+    run_until(hung, lambda: hung._os.at_once)
+    run_until(hung, lambda: answers)
+    ((addresses, error),) = answers
+    assert addresses is None and isinstance(error, ResolveTimeout)
+    assert isinstance(error, TimeoutError) and isinstance(error, ResolveError)
+    assert "'host.test'" in str(error) and '0.02 s' in str(error)
+    assert lookup.closed and hung.handles() == []
+    hung._os.gate.set()
+    assert hung.run() is True
+    turns(hung, 3)
+    assert len(answers) == 1
+
+
+def test_look_ups_that_wait_behind_hung_ones_are_in_time_too_and_threads_stay_few(hung):
+    answers = Answers()
+    for _ in range(50):
+        hung.resolve('host.test', answers.on_done, timeout=0.02)
+    run_until(hung, lambda: len(answers) == 50)
+    assert all(isinstance(error, ResolveTimeout) for _, error in answers)
+    assert len([thread for thread in threading.enumerate() if thread.name.startswith('reactor-')]) <= THREADS
+    hung._os.gate.set()
+    assert resolved(hung, 'host.test')[1] is None
+    assert len(hung._os.asked) <= THREADS + 1  # who was too late is not asked for at all
+
+
+def test_an_answer_in_time_leaves_no_timer(hung):
+    hung._os.gate.set()
+    assert resolved(hung, 'host.test', timeout=60)[1] is None
+    assert len(hung.timers) == 0
+    assert hung.run() is True
+
+
+def test_a_cancelled_resolve_tells_nobody_and_frees_the_loop(hung):
+    answers = Answers()
+    lookup = hung.resolve('host.test', answers.on_done, timeout=60)
+    run_until(hung, lambda: hung._os.at_once)
+    lookup.close()
+    assert hung.handles() == [] and len(hung.timers) == 0
+    assert hung.run() is True
+    hung._os.gate.set()
+    turns(hung, 3)
+    assert answers == []
+
+
+def test_a_reactor_closed_while_look_ups_hang_ends_at_once_and_tells_nobody(hung):
+    answers = Answers()
+    lookups = [hung.resolve('host.test', answers.on_done, timeout=60) for _ in range(10)]
+    lookups.append(hung.resolve_address('192.0.2.1', answers.on_done))
+    run_until(hung, lambda: hung._os.at_once == THREADS)
+    hung.close()
+    assert all(lookup.closed for lookup in lookups) and hung.handles() == []
+    hung._os.gate.set()
+    assert answers == []
+
+
+def test_more_look_ups_than_may_wait_get_an_error_each():
+    kernel, answers = Stalled(), Answers()
+    kernel.getaddrinfo = Hung.getaddrinfo.__get__(Hung())  # type: ignore[method-assign]
+    with Reactor(kernel=kernel) as r:
+        for _ in range(QUEUE_LIMIT + 1):
+            r.resolve('host.test', answers.on_done)
+        turns(r, 1)
+        ((addresses, error),) = answers
+        assert addresses is None and isinstance(error, ResolveError) and str(QUEUE_LIMIT) in str(error)
+
+
+def test_a_look_up_keeps_the_loop_running_unless_it_is_unreferenced(hung):
+    lookup = hung.resolve('host.test', Answers().on_done)
+    (line,) = hung.why_alive()
+    assert "<LookUp 'host.test'>" in line and "waits for an answer about 'host.test'" in line
+    lookup.unref()
+    assert hung.run() is True
+    lookup.close()
+    assert repr(lookup) == "<LookUp 'host.test' closed>"
+
+
+def test_a_resolve_that_is_over_is_freed_without_the_garbage_collector(hung):
+    hung._os.gate.set()
+    answers = Answers()
+    freed = [weakref.ref(hung.resolve(host, answers.on_done, timeout=5)) for host in ('host.test', '127.0.0.1')]
+    assert hung.run() is True
+    assert len(answers) == 2
+    assert [ref() for ref in freed] == [None, None]
+
+
+def test_an_exception_in_on_done_is_logged_and_the_loop_goes_on(r, caplog):
+    def bad(addresses: Any, error: Any) -> None:
+        raise ValueError('boom')
+
+    for host in 'localhost', '127.0.0.1':
+        r.resolve(host, bad)
+    assert r.run() is True
+    assert [record.exc_info[0] for record in caplog.records] == [ValueError] * 2
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'options', 'error'),
+    [
+        ((None, print), {}, ValueError),
+        (('', print), {}, ValueError),
+        ((b'host', print), {}, TypeError),
+        (('host', None), {}, TypeError),
+        (('host', print), {'family': 99}, ValueError),
+        (('host', print), {'timeout': -1}, ValueError),
+        (('host', print), {'timeout': float('nan')}, ValueError),
+    ],
+)
+def test_resolve_refuses_bad_arguments_at_the_call(r, arguments, options, error):
+    with pytest.raises(error):
+        r.resolve(*arguments, **options)
+    assert r.handles() == [] and len(r.timers) == 0
+
+
+def names_of(r: Reactor, address: Any, **options: Any) -> tuple[Any, Any]:
+    answers = Answers()
+    r.resolve_address(address, answers.on_done, **options)
+    assert answers == []
+    run_until(r, lambda: answers)
+    (answer,) = answers
+    assert r.handles() == []
+    return answer
+
+
+def test_an_address_is_resolved_to_its_name(r):
+    expected = socket.getnameinfo(('127.0.0.1', 0), 0)[0]
+    assert names_of(r, '127.0.0.1', timeout=10) == (expected, None)
+
+
+@pytest.mark.parametrize('address', ['192.0.2.1', ('192.0.2.1', 80)])
+def test_an_address_may_come_as_a_peername(hung, address):
+    hung._os.gate.set()
+    assert names_of(hung, address) == ('host.test', None)
+    assert hung._os.asked[0][0] == ('192.0.2.1', 0)
+
+
+def test_an_ipv6_peername_is_asked_for_as_one(hung):
+    hung._os.gate.set()
+    assert names_of(hung, ('2001:db8::1', 80, 0, 0)) == ('host.test', None)
+    assert hung._os.asked[0][0] == ('2001:db8::1', 0, 0, 0)
+
+
+class Nameless(Kernel):
+    def getnameinfo(self, address: Any, flags: int) -> tuple[str, str]:
+        assert flags & socket.NI_NAMEREQD
+        raise socket.gaierror(socket.EAI_NONAME, 'Name or service not known')
+
+
+def test_an_address_without_a_name_is_a_resolve_error():
+    with Reactor(kernel=Nameless()) as r:
+        name, error = names_of(r, '192.0.2.1')
+    assert name is None and type(error) is ResolveError and '192.0.2.1' in str(error)
+
+
+def test_a_reverse_look_up_has_its_time_limit(hung):
+    name, error = names_of(hung, '192.0.2.1', timeout=0.02)
+    assert name is None and isinstance(error, ResolveTimeout) and '192.0.2.1' in str(error)
+
+
+@pytest.mark.parametrize(
+    ('address', 'error'),
+    [
+        ('localhost', ValueError),
+        ('', ValueError),
+        ((), TypeError),
+        (None, TypeError),
+        ((7,), TypeError),
+    ],
+)
+def test_resolve_address_refuses_what_is_no_address(r, address, error):
+    with pytest.raises(error):
+        r.resolve_address(address, print)
+    assert r.handles() == []
+
+
+def test_a_look_up_cannot_be_cancelled_by_another_thread_of_a_running_loop(hung):
+    def other() -> None:
+        with pytest.raises(ReactorError, match='thread'):
+            in_thread(lookup.close)
+        lookup.close()
+
+    lookup = hung.resolve('host.test', Answers().on_done)
+    hung.call_soon(other)
+    assert hung.run() is True
+    assert lookup.closed
+
+
+def test_a_program_ends_although_a_look_up_hangs():
+    code = """
+import threading, reactor
+from reactor.kernel import Kernel
+
+class Hanging(Kernel):
+    def getaddrinfo(self, host, port, family, kind, flags=0):
+        if flags:
+            return super().getaddrinfo(host, port, family, kind, flags)
+        threading.Event().wait()
+
+def main(r):
+    r.resolve('host.test', lambda addresses, error: print(type(error).__name__), timeout=0.05)
+    r.call_later(0.1, r.resolve, 'host.test', print)
+    r.call_later(0.2, r.stop)
+
+assert reactor.run(main, kernel=Hanging()) is False
+print('closed')
+"""
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, timeout=20)
+    assert (done.returncode, done.stdout, done.stderr) == (0, 'ResolveTimeout\nclosed\n', '')

@@ -7,7 +7,7 @@ from functools import partial
 import pytest
 from support import turns
 
-from reactor import Reactor, Stats
+from reactor import WRITE, Reactor, Stats
 
 
 @pytest.fixture
@@ -82,6 +82,30 @@ def test_a_slow_callback_of_a_datagram_socket_is_reported(slow, kernel, caplog, 
     turns(slow, 2)
     phase = 'dispatch' if name == 'on_datagram' else 'completions'
     assert lines(caplog) == [f'slow callback: {line_of(slowly)} took 0.900 s in the {phase} phase']
+
+
+@pytest.mark.parametrize('kind', ['idler', 'notifier', 'descriptor', 'thread', 'look-up'])
+def test_a_slow_callback_of_another_handle_is_reported_by_its_own_name(slow, kernel, sockets, caplog, kind):
+    def slowly(*args):
+        kernel.time += 0.9
+
+    kernel.start_thread = lambda target, name: target()
+    ours, _ = sockets()
+    if kind == 'idler':
+        handle = slow.idle(slowly)
+    elif kind == 'notifier':
+        handle = slow.notifier(slowly)
+        handle.trigger()
+    elif kind == 'descriptor':
+        handle = slow.watch_fd(ours, WRITE, slowly)
+    elif kind == 'thread':
+        handle = slow.run_in_thread(int, on_done=slowly)
+    else:
+        handle = slow.resolve('127.0.0.1', slowly)
+    slow.run_once(0)
+    handle.close()
+    assert len(lines(caplog)) == 1
+    assert lines(caplog)[0].startswith(f'slow callback: {line_of(slowly)} took 0.900 s in the ')
 
 
 def test_many_short_calls_are_a_slow_turn(slow, busy, caplog):

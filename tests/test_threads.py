@@ -143,6 +143,21 @@ def test_more_than_a_thousand_waiting_are_refused_by_on_done(r, gate):
     assert outcomes_of(r, (abs, -1)) == [(1, None)]
 
 
+def test_cancelled_calls_give_their_place_in_the_queue_to_others(r, gate):
+    done = []
+    for _ in range(THREADS):
+        r.run_in_thread(gate.wait)
+    run_until(r, lambda: gate.inside == THREADS)
+    waiting = [r.run_in_thread(done.append, number) for number in range(QUEUE_LIMIT)]
+    for call in waiting[1:]:
+        call.close()
+    for number in range(QUEUE_LIMIT, 2 * QUEUE_LIMIT - 1):
+        r.run_in_thread(done.append, number)
+    gate.open.set()
+    assert r.run() is True
+    assert sorted(done) == [0, *range(QUEUE_LIMIT, 2 * QUEUE_LIMIT - 1)]
+
+
 def test_a_cancelled_call_that_waits_is_never_made(r, gate):
     log = []
     for _ in range(THREADS):

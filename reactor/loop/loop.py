@@ -6,7 +6,7 @@ and `handle_write`. A turn has five phases, each a function of its own, so that 
     _poll              wait in the selector, no longer than until the next timer; read the turn's clock once
     _dispatch          tell each ready watcher, asking again what it wants right before each call
     _run_timers        collect what is due, then run it; a timer set meanwhile waits for a later turn
-    _run_soon          the call_soon queue, as long as it was when the phase began
+    _run_soon          the call_soon queue, as long as it was when the phase began, idlers at its head
     _run_completions   on_written, on_drain, on_close ...: what has happened and was not told yet, in that order
 
 The rules: users are called from these phases and from nowhere else, so always on a fresh stack. What waits is taken
@@ -20,7 +20,10 @@ from collections import deque
 
 from ..errors import HandleClosed, ReactorError
 from ..kernel import Kernel
+from .descriptor import Descriptor
+from .idle import Idler, Idlers
 from .log import log
+from .notifier import Notifier
 from .signals import SignalHandler, Signals
 from .slow import SlowWatch
 from .stats import LAG_BUCKETS, Counters, Stats
@@ -55,8 +58,8 @@ class Loop:
                   of the callback, at most once a second, and counted
     debug         check in every call that it comes from the loop's thread
 
-    It is also a context manager that closes itself. One thread at a time; only `call_soon_threadsafe` may be called
-    from others.
+    It is also a context manager that closes itself. One thread at a time; only `call_soon_threadsafe`, and `trigger` of
+    a notifier, may be called from others.
     """
 
     def __init__(
@@ -93,6 +96,7 @@ class Loop:
         self._wakeup = Wakeup(self, kernel, self._soon)
         self._signals = Signals(self, kernel, self._wakeup, self._soon)
         self._threads = ThreadPool(self, kernel)
+        self._idlers = Idlers(self, self._soon)
         self._slow: SlowWatch | None = None
         if slow_callback is not None:
             self._watch_slow(slow_callback)
@@ -228,7 +232,7 @@ class Loop:
         return Stats(self.counters, len(self.timers), len(self.handles()))
 
     def handles(self) -> list[Handle]:
-        """Everything open: connections, listeners, signal handlers, calls in threads."""
+        """Everything open: connections, listeners, look-ups, calls in threads, signal handlers, descriptors, idlers."""
         return [handle for handle in self.watchers if handle is not self._wakeup]
 
     def why_alive(self) -> list[str]:
@@ -320,6 +324,40 @@ class Loop:
         if on_done is not None:
             _check_callable(on_done)
         return self._threads.submit(fn, args, on_done)
+
+    def watch_fd(self, fd: Any, events: int, fn: Callable[..., object], *args: Any) -> Descriptor:
+        """Call `fn(handle, event, *args)` whenever a descriptor that you own is ready, once in each turn while it is.
+
+        fd      a number, or anything with `fileno()`: a pipe, a socket of another library, inotify, an eventfd. It has
+                to be non-blocking if you read more than once, and is never read, written or closed here: call `close`
+                of the returned handle first, then close it
+        events  READ, WRITE or both of `reactor`, 0 for nothing yet; `set_events` of the handle changes it
+        event   READ or WRITE. Both at once are two calls, READ first, the second only if it is still wanted
+
+        An exception in `fn` is logged and ends the watch. That the descriptor was closed too early is logged, too.
+
+        Raises PermissionError for a regular file, OSError for a number that is not open, `ReactorError` when a handle
+        of this reactor has it already, `SelectorFull`, TypeError and ValueError for bad arguments.
+        """
+        self._check(fn)
+        return Descriptor(self, self._kernel, fd, events, fn, args)
+
+    def idle(self, fn: Callable[..., object], *args: Any) -> Idler:
+        """Call `fn(*args)` once in each turn, before all other calls, until `close` of the returned handle.
+
+        The loop does not sleep while there is one: this is for work in small pieces, and uses all of a processor.
+        """
+        self._check(fn)
+        return self._idlers.add(fn, args)
+
+    def notifier(self, fn: Callable[..., object], *args: Any, once: bool = True) -> Notifier:
+        """A handle whose `trigger()`, from any thread or signal handler, has `fn(*args)` called in the loop.
+
+        Many triggers before the call are one call. With `once` it closes itself when it is called, else it stays. It
+        keeps `run` running while it is open, unless unreferenced.
+        """
+        self._check(fn)
+        return Notifier(self, fn, args, once)
 
     # -- the turn
 

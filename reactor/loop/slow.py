@@ -30,6 +30,7 @@ TOLD_BY = {
     'handle_drain': 'on_drain',
     'handle_closed': 'on_close',
     'handle_send_error': 'on_send_error',
+    'handle_addresses': 'on_done',
 }
 
 
@@ -64,7 +65,7 @@ class SlowWatch:
                 getattr(watcher, 'on_data', None)
                 or getattr(watcher, 'on_eof', None)
                 or getattr(watcher, 'on_datagram', None)
-                or watcher.handle_read
+                or _behind(watcher.handle_read)
             )
             began = self._clock()
             self._dispatch([event])
@@ -82,7 +83,7 @@ class SlowWatch:
     def run_soon(self, count: int) -> None:
         """The soon phase, one call at a time."""
         for _ in range(count):
-            fn, began = self._soon[0][0], self._clock()
+            fn, began = _behind(self._soon[0][0]), self._clock()
             self._run_soon(1)
             self._judge('soon', began, fn)
 
@@ -114,6 +115,14 @@ class SlowWatch:
         if now - self._reported >= REPORT_INTERVAL:
             self._reported = now
             log('warning', '%s', line)
+
+
+def _behind(fn: Any) -> Any:
+    """The user's callback behind a call that a handle (an idler, a notifier, a call in a thread) has queued."""
+    handle = getattr(fn, '__self__', None)
+    if handle is None or not fn.__name__.startswith('handle_'):
+        return fn
+    return getattr(handle, 'on_done', None) or getattr(handle, 'fn', None) or fn
 
 
 def where(fn: object) -> str:

@@ -91,6 +91,8 @@ class ThreadPool:
         """Queue a call; when QUEUE_LIMIT calls wait already, `on_done` gets a `ReactorError` instead."""
         call = ThreadCall(self._loop, fn, args, on_done)
         if len(self._queue) >= QUEUE_LIMIT:
+            self._drop_cancelled()
+        if len(self._queue) >= QUEUE_LIMIT:
             self._loop.call_soon(
                 call.handle_done,
                 None,
@@ -102,6 +104,16 @@ class ThreadPool:
             self._queue.append(call)
             self._start_threads()
         return call
+
+    def _drop_cancelled(self) -> None:
+        # Threads take calls meanwhile: the queue may be shorter than it was, and each step is atomic.
+        for _ in range(len(self._queue)):
+            try:
+                call = self._queue.popleft()
+            except IndexError:
+                return
+            if not call.closed:
+                self._queue.append(call)
 
     def _start_threads(self) -> None:
         if self._queue and self._running < THREADS:

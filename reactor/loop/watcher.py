@@ -227,11 +227,13 @@ class Watchers:
         exc = OSError(errno.EBADF, f'descriptor of {handle!r} was closed by somebody else; close the handle instead')
         handle.handle_lost(exc)
 
+    def is_lost(self, handle: Handle, fd: int) -> bool:
+        """Whether `fd`, the descriptor of `handle`, was closed by somebody else."""
+        return handle.fileno() != fd or not self._kernel.is_open(fd)
+
     def evict_closed(self) -> bool:
         """Find and evict handles with a closed descriptor; returns whether there was one."""
-        dead = [
-            key.data for key in self._map.values() if key.data.fileno() != key.fd or not self._kernel.is_open(key.fd)
-        ]
+        dead = [key.data for key in self._map.values() if self.is_lost(key.data, key.fd)]
         for handle in dead:
             self.evict(handle)
         return bool(dead)
@@ -245,10 +247,13 @@ class Watchers:
         try:
             self.selector.register(fd, events, handle)
         except KeyError:
-            # The number is ours, so the handle that holds it here lost it without our knowing.
-            holder = self._map[fd].data
-            if getattr(holder, 'sock', None) is getattr(handle, 'sock', handle):
+            # A socket's number is its own, so another handle that holds it here lost it without our knowing. A handle
+            # without a socket watches what others own, and may not take it from who has it.
+            holder, sock = self._map[fd].data, getattr(handle, 'sock', None)
+            if sock is getattr(holder, 'sock', handle):
                 raise ReactorError(f'this socket belongs to {holder!r} already') from None
+            if sock is None and holder.fileno() == fd:
+                raise ReactorError(f'descriptor {fd} belongs to {holder!r} already; close that first') from None
             self.evict(holder)
             self.selector.register(fd, events, handle)
 

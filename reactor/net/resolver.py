@@ -1,14 +1,18 @@
-"""Names to addresses, off the loop's thread.
+"""Names to addresses and back, off the loop's thread.
 
-Owns the translation of what `getaddrinfo` says. Knows no connection. The rule: the system's resolver is asked, with
-all its files and services, in a thread; an address that is written in numbers needs neither.
+Owns the translation of what `getaddrinfo` and `getnameinfo` say, and the time limit of a look-up. Knows no connection.
+The rule: the system's resolver is asked, with all its files and services, in a thread; an address that is written in
+numbers needs neither. Nothing can stop a thread that asks: when nobody wants its answer any more it is left alone, and
+keeps its place among the few until the system gives up.
 """
 
 from __future__ import annotations
 
-from socket import SOCK_STREAM
+from socket import NI_NAMEREQD, NI_NUMERICSERV, SOCK_STREAM
 
-from ..errors import ResolveError
+from ..errors import ResolveError, ResolveTimeout
+from ..loop.watcher import Handle
+from .addresses import numeric
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -18,7 +22,103 @@ if TYPE_CHECKING:
     from ..kernel import Kernel
     from ..loop.loop import Loop
     from ..loop.threads import ThreadCall
+    from ..loop.timers import Timer
     from .addresses import Address
+
+
+class LookUp(Handle):
+    """A look-up under way, as returned by `resolve` and `resolve_address`.
+
+    `close` cancels it: `on_done` is not called then. A thread that asks already goes on, and its answer is dropped.
+    """
+
+    __slots__ = ('_call', '_timer', 'name', 'on_done', 'timeout')
+
+    def __init__(self, loop: Loop, name: str, on_done: Callable[[Any, Any], object], timeout: float | None) -> None:
+        self.loop = loop
+        self.since = loop.now
+        self.name = name
+        self.on_done: Callable[[Any, Any], object] | None = on_done
+        self.timeout = timeout
+        self._call: ThreadCall | None = None
+        self._timer: Timer | None = None
+        loop.watchers.park(self)
+        if timeout is not None:
+            self._timer = loop.timers.later(timeout, LookUp._timed_out, self)
+            self._timer.unref()  # as the thread's call is: the look-up itself keeps the loop running
+
+    def ask(self, fn: Callable[..., ThreadCall], *args: Any) -> None:
+        """Start the call in a thread, `fn(*args)`, whose answer comes to one of the two below."""
+        try:
+            self._call = fn(*args)
+        except BaseException:
+            self.close()
+            raise
+        self._call.unref()
+
+    def handle_addresses(self, addresses: list[Address] | None, error: Exception | None) -> None:
+        """Called in the loop with what was found for a name; each address stands once."""
+        found = None if addresses is None else list(dict.fromkeys([address[0] for _, address in addresses]))
+        self.handle_answer(found, error)
+
+    def handle_answer(self, result: Any, error: Exception | None) -> None:
+        """Called in the loop when it is over."""
+        on_done = self.on_done
+        self.close()
+        if on_done is not None:
+            on_done(result, error)
+
+    @property
+    def closed(self) -> bool:
+        return self.on_done is None
+
+    def close(self) -> None:
+        self.loop.watchers.check_thread()
+        if self.on_done is not None:
+            self.on_done = None
+            self.loop.watchers.remove(self)
+            if self._timer is not None:
+                self._timer.cancel()
+            if self._call is not None:
+                self._call.close()
+            self._timer = self._call = None
+
+    def waits_for(self) -> str:
+        return f'an answer about {self.name!r}'
+
+    def __repr__(self) -> str:
+        return f'<LookUp {self.name!r}{" closed" if self.closed else ""}>'
+
+    def _timed_out(self) -> None:
+        message = f'cannot look up {self.name!r}: no answer within {self.timeout:g} s'
+        self.handle_answer(None, ResolveTimeout(f'{message}; check the network and the name servers'))
+
+
+def resolve(
+    loop: Loop, kernel: Kernel, host: str, family: int, on_done: Callable[[Any, Any], object], timeout: float | None
+) -> LookUp:
+    """Look a name up and call `on_done(addresses, error)`, the addresses as str."""
+    lookup = LookUp(loop, host, on_done, timeout)
+    addresses = numeric(kernel, host, 0, family)
+    if addresses:
+        loop.completions.append((lookup, LookUp.handle_addresses, (addresses, None)))
+    else:
+        lookup.ask(look_up, loop, kernel, host, 0, family, lookup.handle_addresses)
+    return lookup
+
+
+def resolve_address(
+    loop: Loop,
+    kernel: Kernel,
+    host: str,
+    address: Any,
+    on_done: Callable[[Any, Any], object],
+    timeout: float | None,
+) -> LookUp:
+    """Find the name of `address`, what sockets take for `host`, and call `on_done(name, error)`."""
+    lookup = LookUp(loop, host, on_done, timeout)
+    lookup.ask(look_up_name, loop, kernel, host, address, lookup.handle_answer)
+    return lookup
 
 
 def look_up(
@@ -35,7 +135,24 @@ def look_up(
         if error is None and found:
             on_done([(family, address) for family, _, _, _, address in found], None)
         else:
-            reason = error or 'it has no address'
-            on_done(None, ResolveError(f'cannot look up {host!r}: {reason}; check the name and the network'))
+            on_done(None, _failure(host, error or 'it has no address', 'name'))
 
     return loop.run_in_thread(kernel.getaddrinfo, host, port, family, SOCK_STREAM, on_done=done)
+
+
+def look_up_name(
+    loop: Loop, kernel: Kernel, host: str, address: Any, on_done: Callable[[str | None, Exception | None], object]
+) -> ThreadCall:
+    """Call `on_done(name, error)` in the loop, one of them None; close the returned handle to cancel."""
+
+    def done(found: Any, error: BaseException | None) -> None:
+        if error is None:
+            on_done(found[0], None)
+        else:
+            on_done(None, _failure(host, error, 'address'))
+
+    return loop.run_in_thread(kernel.getnameinfo, address, NI_NAMEREQD | NI_NUMERICSERV, on_done=done)
+
+
+def _failure(host: str, reason: object, what: str) -> ResolveError:
+    return ResolveError(f'cannot look up {host!r}: {reason}; check the {what} and the network')

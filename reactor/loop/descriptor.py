@@ -1,0 +1,129 @@
+"""Descriptors of others: pipes, foreign sockets, inotify, whatever a selector can wait for.
+
+Owns the interest in a descriptor, never the descriptor: it is not read, not written and not closed here. Knows nothing
+of what it is for. The rule: before the user is called it is asked whether the descriptor is still open, since a poll
+goes on reporting one that was closed behind our back, and epoll does while a copy of it lives.
+"""
+
+from __future__ import annotations
+
+import errno
+
+from ..errors import HandleClosed
+from .log import log
+from .timers import name_of
+from .watcher import READ, WRITE, Handle
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+    from ..kernel import Kernel
+    from .loop import Loop
+
+WANTS = {0: 'nothing', READ: 'READ', WRITE: 'WRITE', READ | WRITE: 'READ|WRITE'}
+
+
+class Descriptor(Handle):
+    """A watched descriptor, as returned by `watch_fd`; `close` ends the watch and leaves the descriptor open."""
+
+    __slots__ = ('_fd', '_file', 'args', 'fn')
+
+    def __init__(
+        self, loop: Loop, kernel: Kernel, file: Any, events: int, fn: Callable[..., object], args: tuple[Any, ...]
+    ) -> None:
+        self.loop = loop
+        self.since = loop.now
+        self.fn: Callable[..., object] | None = fn
+        self.args = args
+        self._file = file  # held, so that a forgotten socket object is not closed under our feet
+        self._fd = _number(file)
+        _check_events(events)
+        try:
+            if kernel.never_blocks(self._fd):
+                raise PermissionError
+            if events:
+                loop.watchers.add(self, events)
+            else:
+                loop.watchers.park(self)
+        except PermissionError:
+            raise PermissionError(
+                errno.EPERM,
+                f'descriptor {self._fd} cannot be watched: a file, a directory and a device such as /dev/null are '
+                'always ready; read it in a thread, with run_in_thread()',
+            ) from None
+
+    def fileno(self) -> int:
+        if type(self._file) is int:
+            return self._file
+        try:
+            return _number(self._file)
+        except ValueError:
+            return -1  # closed by its owner
+
+    def set_events(self, events: int) -> None:
+        """Change what is waited for: READ, WRITE, both, or 0 for nothing.
+
+        Raises `HandleClosed` after `close`, `ReactorError` when another handle watches the descriptor meanwhile.
+        """
+        self.loop.watchers.check_thread()
+        _check_events(events)
+        if self.fn is None:
+            raise HandleClosed(f'descriptor {self._fd} is not watched any more; call watch_fd() again')
+        self.loop.watchers.set_events(self, events)
+
+    @property
+    def closed(self) -> bool:
+        return self.fn is None
+
+    def close(self) -> None:
+        self.loop.watchers.check_thread()
+        if self.fn is not None:
+            self.loop.watchers.remove(self)
+            self._file = -1
+            self.fn, self.args = None, ()
+
+    def handle_read(self) -> None:
+        self._ready(READ)
+
+    def handle_write(self) -> None:
+        self._ready(WRITE)
+
+    def handle_failed(self, exc: Exception) -> None:
+        self.close()  # what it did not read is ready again at once, and so would be the exception
+
+    def handle_lost(self, exc: OSError) -> None:
+        log('warning', '%s', exc)
+        self.close()
+
+    def waits_for(self) -> str:
+        waits = {0: 'set_events()', READ: 'input', WRITE: 'room for output', READ | WRITE: 'input or room for output'}
+        return waits[self.events]
+
+    def __repr__(self) -> str:
+        if self.closed:
+            return f'<Descriptor fd={self._fd} closed>'
+        return f'<Descriptor fd={self._fd} wants {WANTS[self.events]}, calls {name_of(self.fn)}>'
+
+    def _ready(self, event: int) -> None:
+        watchers, fn = self.loop.watchers, self.fn
+        if watchers.is_lost(self, self._fd):
+            watchers.evict(self)
+        elif fn is not None:
+            fn(self, event, *self.args)
+
+
+def _number(file: Any) -> int:
+    fileno = getattr(file, 'fileno', None)
+    fd = fileno() if fileno is not None else file
+    if type(fd) is not int:
+        raise TypeError(f'a descriptor is an int or something with fileno(), not {file!r}')
+    if fd < 0:
+        raise ValueError(f'{file!r} has no open descriptor')
+    return fd
+
+
+def _check_events(events: int) -> None:
+    if type(events) is not int or events not in WANTS:
+        raise ValueError(f'events are READ, WRITE, READ | WRITE, or 0 for nothing, not {events!r}')

@@ -1,0 +1,97 @@
+"""Idlers: what is called once in every turn.
+
+Owns the open idlers and the timer that brings them into each turn. Knows nothing of what they do. The rule: a loop
+without idlers does nothing for them, not even a test. With one, a timer that is due at once keeps the loop from
+sleeping; it fires in the timers phase and puts the idlers before all other calls of the soon phase that follows.
+"""
+
+from __future__ import annotations
+
+from .timers import name_of
+from .watcher import Handle
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections import deque
+    from collections.abc import Callable
+    from typing import Any
+
+    from .loop import Loop
+    from .timers import Timer
+    from .wakeup import Call
+
+
+class Idler(Handle):
+    """A callback for every turn, as returned by `idle`; `close` ends it, also from inside the callback."""
+
+    __slots__ = ('_idlers', 'args', 'fn', 'queued')
+
+    def __init__(self, loop: Loop, idlers: Idlers, fn: Callable[..., object], args: tuple[Any, ...]) -> None:
+        self.loop = loop
+        self.since = loop.now
+        self.fn: Callable[..., object] | None = fn
+        self.args = args
+        self.queued = False  # for the soon phase; an exception that left `run` may have come before it
+        self._idlers = idlers
+        loop.watchers.park(self)
+
+    @property
+    def closed(self) -> bool:
+        return self.fn is None
+
+    def close(self) -> None:
+        self.loop.watchers.check_thread()
+        if self.fn is not None:
+            self.fn, self.args = None, ()
+            self._idlers.discard(self)
+            self.loop.watchers.remove(self)
+
+    def handle_turn(self) -> None:
+        """Called by the loop, once a turn."""
+        self.queued = False
+        if self.fn is not None:
+            self.fn(*self.args)
+
+    def waits_for(self) -> str:
+        return 'close(): it runs in every turn'
+
+    def __repr__(self) -> str:
+        return '<Idler closed>' if self.closed else f'<Idler calls {name_of(self.fn)}>'
+
+
+class Idlers:
+    """The open idlers of one loop, in the order in which they were opened."""
+
+    __slots__ = ('_loop', '_open', '_soon', '_timer')
+
+    def __init__(self, loop: Loop, soon: deque[Call]) -> None:
+        self._loop = loop
+        self._soon = soon
+        self._open: dict[Idler, None] = {}
+        self._timer: Timer | None = None
+
+    def add(self, fn: Callable[..., object], args: tuple[Any, ...]) -> Idler:
+        """Open one; it is called from the next turn on."""
+        idler = Idler(self._loop, self, fn, args)
+        if not self._open:
+            self._arm()
+        self._open[idler] = None
+        return idler
+
+    def discard(self, idler: Idler) -> None:
+        """Forget one that was closed; without any the loop may sleep again."""
+        del self._open[idler]
+        if not self._open and self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _arm(self) -> None:
+        self._timer = self._loop.timers.later(0, self._queue)
+        self._timer.unref()  # the idlers themselves keep the loop running, or not
+
+    def _queue(self) -> None:
+        self._arm()  # set in the timers phase, so it waits for the next turn
+        for idler in reversed(self._open):
+            if not idler.queued:
+                idler.queued = True
+                self._soon.appendleft((idler.handle_turn, ()))

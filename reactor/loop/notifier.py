@@ -1,0 +1,75 @@
+"""Notifiers: a callback in the loop that any thread may ask for.
+
+Owns the flag that makes many requests one call. Knows nothing of what is called. The rule: the flag goes up before the
+call is queued and down before the callback runs, so a `trigger` is answered by a call that begins after it, and never
+lost. Two threads that raise it at once may queue twice; the second of them finds it down and does nothing.
+"""
+
+from __future__ import annotations
+
+from ..errors import HandleClosed
+from .timers import name_of
+from .watcher import Handle
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+    from .loop import Loop
+
+
+class Notifier(Handle):
+    """A wake-up of the loop, as returned by `notifier`; `trigger` may be called from any thread and signal handler.
+
+    With `once` it closes itself before its first call; else it stays until `close`.
+    """
+
+    __slots__ = ('_triggered', 'args', 'fn', 'once')
+
+    def __init__(self, loop: Loop, fn: Callable[..., object], args: tuple[Any, ...], once: bool) -> None:
+        self.loop = loop
+        self.since = loop.now
+        self.fn: Callable[..., object] | None = fn
+        self.args = args
+        self.once = once
+        self._triggered = False
+        loop.watchers.park(self)
+
+    def trigger(self) -> None:
+        """Have the callback called in the loop, soon; however often this is called before then, it is one call.
+
+        Raises `HandleClosed` when it is closed, with `once` after its call; what a thread may run into at any time.
+        """
+        if self.fn is None:
+            raise HandleClosed('this notifier is closed; with once=True it closes itself when it has called')
+        if not self._triggered:
+            self._triggered = True
+            self.loop.call_soon_threadsafe(self.handle_trigger)
+
+    def handle_trigger(self) -> None:
+        """Called in the loop after a `trigger`."""
+        fn, args = self.fn, self.args
+        if fn is not None and self._triggered:
+            self._triggered = False
+            if self.once:
+                self.close()
+            fn(*args)
+
+    @property
+    def closed(self) -> bool:
+        return self.fn is None
+
+    def close(self) -> None:
+        self.loop.watchers.check_thread()
+        if self.fn is not None:
+            self.fn, self.args = None, ()
+            self.loop.watchers.remove(self)
+
+    def waits_for(self) -> str:
+        return 'its turn' if self._triggered else 'trigger()'
+
+    def __repr__(self) -> str:
+        if self.closed:
+            return '<Notifier closed>'
+        return f'<Notifier {"triggered, " if self._triggered else ""}calls {name_of(self.fn)}>'
