@@ -17,6 +17,7 @@ import weakref
 from socket import AF_INET, AF_INET6
 
 import pytest
+from certificates import certificates  # noqa: F401
 from support import SELECTORS, FakeKernel, Log, run_until, turns
 
 from reactor import READ, ConnectTimeout, Reactor, ResolveError, ResolveTimeout, Stream
@@ -162,6 +163,14 @@ def answer_when_whole(conn, data):
 
 
 def test_tcp_simple_client_server(r):
+    ask_twice(r, None, None)
+
+
+def test_tcp_ssl_simple_client_server(r, certificates):  # noqa: F811
+    ask_twice(r, certificates.server(), certificates.client())
+
+
+def ask_twice(r, server_context, client_context):
     connected, requests, replies = [], [], []
 
     def on_data(conn, data):
@@ -174,10 +183,12 @@ def test_tcp_simple_client_server(r):
         conn.close()
         assert conn.closed
 
-    server = r.listen_tcp('127.0.0.1', 0, on_data, on_connect=connected.append)
+    server = r.listen_tcp('127.0.0.1', 0, on_data, on_connect=connected.append, ssl=server_context)
     closing = Closing(server, 2)
     for host in '127.0.0.1', 'localhost':
-        conn = r.connect_tcp(host, server.address[1], on_reply, on_close=closing.on_close, timeout=10, family=AF_INET)
+        conn = r.connect_tcp(
+            host, server.address[1], on_reply, on_close=closing.on_close, timeout=10, family=AF_INET, ssl=client_context
+        )
         conn.write(b'ha')  # before it is connected
         conn.write(b'i ')
     run_until(r, lambda: server.closed)
