@@ -5,9 +5,6 @@ requests are answered. The floor in C and the peer in JavaScript keep copies, wh
 """
 
 import argparse
-import ssl
-import subprocess
-import tempfile
 
 DELAY = 1.0  # seconds until the delayed answer of the seed workloads
 WAITING = 3600.0  # the same in `pending`, whose answers never come
@@ -42,6 +39,10 @@ def arguments():
 
 def server_context():
     """TLS 1.3 with a throw-away key on P-256, the same for every peer."""
+    import ssl  # here, since it would weigh on the memory of those who do without
+    import subprocess
+    import tempfile
+
     with tempfile.TemporaryDirectory() as folder:
         cert, key = f'{folder}/cert.pem', f'{folder}/key.pem'
         kind = ('-newkey', 'ec', '-pkeyopt', 'ec_paramgen_curve:prime256v1', '-nodes', '-subj', '/CN=localhost')
