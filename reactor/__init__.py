@@ -9,6 +9,7 @@ from .errors import (
     ReadTimeout,
     ResolveError,
     SelectorFull,
+    SendFileError,
     WriteBufferFull,
     WriteTimeout,
 )
@@ -36,6 +37,7 @@ __all__ = [
     'ReadTimeout',
     'ResolveError',
     'SelectorFull',
+    'SendFileError',
     'Stats',
     'Stream',
     'Timer',

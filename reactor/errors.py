@@ -46,3 +46,7 @@ class IdleTimeout(ReactorError, TimeoutError):
 
 class ConnectTimeout(ReactorError, TimeoutError):
     """A connection was not established within its timeout, name look-up included."""
+
+
+class SendFileError(ReactorError, OSError):
+    """A file became shorter while `send_file` sent it, or could not be read: what was promised cannot come any more."""
