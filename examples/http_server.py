@@ -10,6 +10,7 @@ SIGTERM drains: nobody new, `Connection: close` in what is still answered, and i
 
 import argparse
 import mimetypes
+import os
 import signal
 from email.utils import formatdate
 from http import HTTPStatus
@@ -22,8 +23,6 @@ import reactor
 
 LONGEST_HEADERS = 16384  # bytes of a request line and its headers, else 431
 DRAIN = 30  # seconds for the last answers
-
-
 TAKEN, ROOM = 'taken', 'room'  # what an answer waits for: that the kernel has all of it, or on_drain
 
 
@@ -48,15 +47,20 @@ class Session:
         states = self.http.our_state, self.http.their_state
         return states == (h11.IDLE, h11.IDLE) and not self.http.trailing_data[0] and not self.conn.buffered
 
-    def on_data(self, data):
+    def on_data(self, conn, data):
         self.http.receive_data(data)
         if self.held:
             self.conn.pause_reading()
         else:
             self.advance()
 
-    def release(self, what):
-        if self.held == what:
+    def on_taken(self, conn):
+        if self.held is TAKEN:
+            self.held = None
+            self.advance()
+
+    def on_drain(self, conn):
+        if self.held is ROOM:
             self.held = None
             self.advance()
 
@@ -86,12 +90,17 @@ class Session:
             self.echoing = type(event) is h11.Data
 
     def begin(self, request):
-        url = urlsplit(request.target.decode())
         self.bodiless = request.method == b'HEAD'
+        try:
+            url = urlsplit(request.target.decode())
+        except ValueError:
+            return self.say(400)
         if url.path == '/echo' and request.method in (b'POST', b'PUT'):
             if self.http.they_are_waiting_for_100_continue:
                 self.send(h11.InformationalResponse(status_code=100, headers=[], reason='Continue'))
-            self.start(200, 'application/octet-stream', dict(request.headers).get(b'content-length'))
+            headers = dict(request.headers)
+            length = None if b'transfer-encoding' in headers else headers.get(b'content-length')
+            self.start(200, 'application/octet-stream', length)
             self.echoing = True
         elif request.method not in (b'GET', b'HEAD'):
             self.say(405, ('allow', 'GET, HEAD'))
@@ -108,15 +117,15 @@ class Session:
             if not path.is_relative_to(self.server.root) or not path.is_file():
                 return self.say(404)
             file = path.open('rb')
-        except (OSError, ValueError):  # not ours to read, too long, a NUL
+        except (OSError, ValueError, RuntimeError):  # not ours to read, too long, a NUL, links in a circle
             return self.say(404)
         with file:
-            size = path.stat().st_size
+            size = os.fstat(file.fileno()).st_size
             self.start(200, mimetypes.guess_type(path)[0] or 'application/octet-stream', str(size))
             if not self.bodiless:
                 self.http.send_with_data_passthrough(h11.Data(data=range(size)))  # all it looks at is the length
                 self.held = TAKEN
-                self.conn.send_file(file, 0, size, on_taken)
+                self.conn.send_file(file, 0, size, self.on_taken)
         self.send(h11.EndOfMessage())
 
     def go_on_answering(self):
@@ -126,7 +135,7 @@ class Session:
             self.send(h11.EndOfMessage())
         else:
             self.held = TAKEN  # one piece a turn, however fast this client is
-            self.conn.write(self.http.send(h11.Data(data=piece)), on_taken)
+            self.conn.write(self.http.send(h11.Data(data=piece)), self.on_taken)
 
     def say(self, status, *headers):
         text = f'{status} {HTTPStatus(status).phrase}\n'.encode()
@@ -160,14 +169,15 @@ class Session:
 class Server:
     def __init__(self, r, port, root, idle):
         self.r, self.root, self.sessions, self.draining = r, root, set(), False
-        self.listener = r.listen_tcp('127.0.0.1', port, on_connect=self.on_connect, on_data=on_data, on_drain=on_drain,
-                                     on_close=self.on_close, idle_timeout=idle)  # fmt: skip
+        callbacks = {'on_connect': self.on_connect, 'on_close': self.on_close}
+        self.listener = r.listen_tcp('127.0.0.1', port, **callbacks, idle_timeout=idle)
         r.add_signal_handler(signal.SIGTERM, self.drain)
         print(f'listening on 127.0.0.1:{self.listener.address[1]}', flush=True)
 
     def on_connect(self, conn):
-        conn.data = Session(self, conn)
-        self.sessions.add(conn.data)
+        conn.data = session = Session(self, conn)
+        conn.on_data, conn.on_drain = session.on_data, session.on_drain
+        self.sessions.add(session)
 
     def on_close(self, conn, exc):
         self.sessions.discard(conn.data)
@@ -182,25 +192,11 @@ class Server:
                 session.conn.close()
 
 
-def on_data(conn, data):
-    conn.data.on_data(data)
-
-
-def on_taken(conn):
-    conn.data.release(TAKEN)
-
-
-def on_drain(conn):
-    conn.data.release(ROOM)
-
-
 if __name__ == '__main__':
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     options.add_argument('--port', type=int, default=8080)
     options.add_argument('--root', type=Path, default='.', help='what is under it can be read by everybody')
-    options.add_argument(
-        '--idle', type=float, default=60, help='seconds without a byte after which a client is cut off'
-    )
+    options.add_argument('--idle', type=float, default=60, help='seconds until a silent client is cut off')
     args = options.parse_args()
     try:
         reactor.run(lambda r: Server(r, args.port, args.root.resolve(), args.idle))

@@ -5,7 +5,6 @@ Debian: curl apache2-utils wrk chromium.
 
 from __future__ import annotations
 
-import hashlib
 import http.client
 import json
 import os
@@ -13,7 +12,6 @@ import re
 import shutil
 import signal
 import socket
-import struct
 import subprocess
 import sys
 import threading
@@ -45,6 +43,7 @@ def root(tmp_path_factory):
     (inner / 'empty').write_text('')
     (inner / 'folder' / 'with space.html').write_text('<p>spaced')
     (inner / 'big').write_bytes(bytes(range(256)) * (BIG // 256))
+    (inner / 'circle').symlink_to(inner / 'circle')
     (inner / 'link').symlink_to(outer / 'secret')
     os.mkfifo(inner / 'fifo')
     return inner
@@ -90,7 +89,7 @@ def test_a_file_under_the_root_is_sent(server, path, body):
 
 @pytest.mark.parametrize('path', ['/../secret', '/%2e%2e/secret', '/folder/../../secret', '/..%2fsecret', '/link',
                                   '//../secret', '/%2e%2e%2fsecret', '/folder', '/', '/fifo', '/nothing', '/%00',
-                                  '/' + 'x' * 5000])  # fmt: skip
+                                  '/circle', '/' + 'x' * 5000])  # fmt: skip
 def test_what_is_no_file_under_the_root_is_not_found(server, path):
     answer = raw(server, get(path, 'Connection: close'))
     assert answer.startswith(b'HTTP/1.1 404 Not Found\r\n') and b'secret' not in answer
@@ -175,6 +174,18 @@ def test_what_is_uploaded_comes_back_while_it_is_sent(server, chunked):
     assert type(event) is h11.EndOfMessage and received == data
 
 
+def test_an_upload_with_two_lengths_goes_by_its_chunks(server):
+    head = b'POST /echo HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: 1\r\n'
+    head += b'Transfer-Encoding: chunked\r\n\r\n'
+    assert raw(server, head + b'3\r\nabc\r\n0\r\n\r\n').endswith(b'\r\n3\r\nabc\r\n0\r\n\r\n')
+
+
+def test_an_offer_to_switch_protocols_is_ignored(server):
+    answer = raw(server, get('/hello.txt', 'Connection: Upgrade, close', 'Upgrade: h2c'))
+    assert answer.startswith(b'HTTP/1.1 200 ') and answer.endswith(b'hello\n')
+    assert raw(server, b'CONNECT x:443 HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n').startswith(b'HTTP/1.1 405 ')
+
+
 def test_an_upload_of_a_client_that_reads_nothing_is_not_read_any_further(root):
     with serving(root) as (_, port), client(port) as sock:
         sock.sendall(b'POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000000\r\n\r\n')
@@ -195,6 +206,7 @@ def test_an_upload_of_a_client_that_reads_nothing_is_not_read_any_further(root):
     (b'GET / HTTP/1.1\r\n\r\n', b'400'),
     (b'GET / HTTP/1.1\r\nHost: x\r\nX: ' + b'x' * 200_000 + b'\r\n\r\n', b'431'),
     (b'POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: -5\r\n\r\n', b'400'),
+    (get('http://[x/', 'Connection: close'), b'400'),
     (get('/hello.txt') + b'nonsense\r\n\r\n', b'400'),
 ])  # fmt: skip
 def test_what_is_no_http_is_answered_and_closed(server, request_, status):
