@@ -540,6 +540,17 @@ def test_what_could_block_is_no_file(r, sockets):
     end(r, conn)
 
 
+def test_a_file_never_goes_out_unencrypted_where_bytes_are_encrypted(r, sockets, made):
+    conn, theirs = pair(r, sockets)
+    conn.tls = object()
+    with pytest.raises(NotImplementedError):
+        conn.send_file(made(b'plain'))
+    turns(r, 2)
+    with pytest.raises(BlockingIOError):
+        theirs.recv(10)
+    end(r, conn)
+
+
 def test_debug_refuses_a_file_from_another_thread(sockets, made):
     with Reactor(debug=True) as r:
         conn, _ = pair(r, sockets)

@@ -319,6 +319,8 @@ class Stream(Handle):
         """
         if on_written is not None and not callable(on_written):
             raise TypeError(f'on_written must be callable, not {on_written!r}')
+        if self.tls is not None:  # it must never go out as it is: who encrypts reads its parts itself
+            raise NotImplementedError('send_file needs to be overridden where bytes are encrypted')
         return self._queue((file_part(self.loop.watchers.kernel, file, offset, count),), on_written, args)
 
     def write_eof(self) -> None:
