@@ -72,7 +72,7 @@ def on_http(conn, data):
             return answer(conn, *((200, PAGE) if request.target == b'/' else (404, b'not here\n')))
         ws = WSConnection(ConnectionType.SERVER)
         ws.initiate_upgrade_connection(request.headers, '/chat')
-    except (h11.ProtocolError, ProtocolError):
+    except (h11.ProtocolError, ProtocolError, ValueError):  # the last for names that are none
         return answer(conn, 400, b'neither a request nor a WebSocket\n')
     conn.write(ws.send(AcceptConnection()))
     members[conn], conn.on_data = Member(ws), on_websocket

@@ -420,6 +420,9 @@ def iter_events(member):
     (get('/'), '200'),
     (get('/nothing'), '404'),
     (get('/chat'), '400'),
+    (get('/chat', 'Connection: Upgrade', 'Upgrade: websocket', 'Sec-WebSocket-Version: 13', 'Sec-WebSocket-Key: x')
+     .replace(b'Host: x', b'Host: \xff\xfe'), '400'),
+    (get('/chat', 'Connection: Upgrade', 'Upgrade: websocket', 'Sec-WebSocket-Version: 12'), '400'),
     (b'nonsense\r\n\r\n', '400'),
 ])  # fmt: skip
 def test_other_requests_to_the_chat_are_answered(request_, status):

@@ -2,7 +2,7 @@
 
 Owns a descriptor for each part, a duplicate of the user's, and the ways to send from it. Knows no stream and no queue.
 The rule: a part lives exactly as long as somebody holds it, and its descriptor with it, so whatever ends a connection
-closes its files too; nothing is read before it is sent, and one call sends a bounded number of bytes.
+closes its files too; one call sends a bounded number of bytes, and reads no more of them than it sends.
 """
 
 from __future__ import annotations
