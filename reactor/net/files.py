@@ -2,7 +2,7 @@
 
 Owns a descriptor for each part, a duplicate of the user's, and the ways to send from it. Knows no stream and no queue.
 The rule: a part lives exactly as long as somebody holds it, and its descriptor with it, so whatever ends a connection
-closes its files too; one call sends a bounded number of bytes, and reads no more of them than it sends.
+closes its files too; one call sends a bounded number of bytes, and none of them stays in memory.
 """
 
 from __future__ import annotations
@@ -94,12 +94,12 @@ def file_part(kernel: Kernel, file: Any, offset: int, count: int | None) -> File
             raise TypeError(f'{name} is a number of bytes, not {number!r}')
         if number < 0:
             raise ValueError(f'{name} is a number of bytes, at least 0, not {number}')
-    fd, label = file.fileno(), str(getattr(file, 'name', file))
+    fd, label = file.fileno(), f'file {getattr(file, "name", file)!r}'
     size = kernel.size_of_file(fd)
     wanted = size - offset if count is None else count
     if wanted < 0 or offset + wanted > size:
         raise ValueError(
-            f'{label} has {size} bytes: cannot send {"those" if count is None else count} from {offset} on'
+            f'{label} has {size} bytes: cannot send {"the rest" if count is None else count} from {offset} on'
         )
     if wanted >= READ_BELOW:
         return FilePart(kernel, kernel.copy_of_file(fd), offset, wanted, label)
