@@ -61,3 +61,7 @@ class TLSError(ReactorError):
 
 class HandshakeTimeout(TLSError, TimeoutError):
     """A TLS handshake was not done within its timeout."""
+
+
+class SendFileError(ReactorError, OSError):
+    """A file became shorter while `send_file` sent it, or could not be read: what was promised cannot come any more."""

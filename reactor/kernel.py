@@ -10,6 +10,7 @@ It costs nothing where it matters: the loop binds the clock and `select` once, a
 
 from __future__ import annotations
 
+import errno
 import os
 import selectors
 import signal
@@ -43,6 +44,7 @@ NODELAY_INHERITED = sys.platform == 'linux'
 # struct linger, on with 0 seconds: closing discards what waits and resets the connection.
 RESET_ON_CLOSE = b'\1\0\0\0\0\0\0\0' if os.name == 'posix' else b'\1\0\0\0'
 HAS_SENDMSG = hasattr(socket.socket, 'sendmsg')
+HAS_SENDFILE = hasattr(os, 'sendfile')
 ABSTRACT_PATHS = sys.platform == 'linux'
 
 
@@ -203,3 +205,32 @@ class Kernel:
     def chmod(self, path: str | bytes, mode: int) -> None:
         """Set the permissions of a socket file."""
         os.chmod(path, mode)
+
+    def size_of_file(self, fd: int) -> int:
+        """The size of an open file in bytes; ValueError unless it is a regular file."""
+        found = os.fstat(fd)
+        if not stat.S_ISREG(found.st_mode):
+            raise ValueError('only regular files can be sent: reading anything else could block the loop')
+        return found.st_size
+
+    def copy_of_file(self, fd: int) -> int:
+        """A descriptor of our own for an open file, so that the user may close theirs."""
+        return os.dup(fd)
+
+    def sendfile(self, sock: Socket, fd: int, offset: int, count: int) -> int:
+        """Send bytes of a file without copying them. EINVAL where that cannot be: they have to be read then."""
+        # A simulated socket has a number that means nothing to the system.
+        if not HAS_SENDFILE or not isinstance(sock, socket.SocketType):
+            raise OSError(errno.EINVAL, 'no sendfile here')
+        return os.sendfile(sock.fileno(), fd, offset, count)
+
+    def read_file(self, fd: int, offset: int, count: int) -> bytes:
+        """Up to `count` bytes of a file; blocks as long as the disk does."""
+        if hasattr(os, 'pread'):
+            return os.pread(fd, count, offset)
+        os.lseek(fd, offset, os.SEEK_SET)
+        return os.read(fd, count)
+
+    def close_file(self, fd: int) -> None:
+        """Close a descriptor that `copy_of_file` made."""
+        os.close(fd)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import selectors
 import signal
 import socket
 import stat
+import tempfile
 import threading
 import time
 from contextlib import closing
@@ -194,3 +196,38 @@ def test_without_sendmsg_the_first_buffer_is_sent(real):
     with ours, theirs:
         assert send_first(ours, [b'one', b'two']) == 3
         assert theirs.recv(10) == b'one'
+
+
+def test_a_file_is_read_and_sent_from_where_it_is_asked_without_moving_it(real):
+    ours, theirs = socket.socketpair()
+    with tempfile.TemporaryFile(buffering=0) as file, ours, theirs:
+        file.write(b'0123456789')
+        copy = real.copy_of_file(file.fileno())
+        try:
+            assert copy != file.fileno() and not os.get_inheritable(copy)
+            assert real.size_of_file(copy) == 10
+            assert real.read_file(copy, 2, 3) == b'234'
+            assert real.read_file(copy, 8, 100) == b'89'
+            if hasattr(os, 'sendfile'):
+                assert real.sendfile(ours, copy, 4, 3) == 3
+                assert theirs.recv(10) == b'456'
+            assert os.lseek(copy, 0, os.SEEK_CUR) == 10
+        finally:
+            real.close_file(copy)
+        assert not real.is_open(copy)
+
+
+def test_only_regular_files_have_a_size(real):
+    reader, writer = os.pipe()
+    with open(reader), open(writer, 'w'), pytest.raises(ValueError, match='regular'):
+        real.size_of_file(reader)
+
+
+def test_sendfile_is_for_sockets_of_the_system_only(real):
+    class Simulated:
+        def fileno(self):
+            return 1
+
+    with tempfile.TemporaryFile() as file, pytest.raises(OSError) as caught:
+        real.sendfile(Simulated(), file.fileno(), 0, 10)
+    assert caught.value.errno == errno.EINVAL

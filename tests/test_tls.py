@@ -346,6 +346,22 @@ def test_reading_can_be_paused_between_records_that_are_here_already(r, tls):
     end(r, ours, theirs)
 
 
+@pytest.mark.parametrize('size', [0, 100, 1_000_000])
+def test_a_file_is_sent_encrypted_between_writes(r, tls, tmp_path, size):
+    log, seen = Log(), bytearray()
+    path = tmp_path / 'file'
+    path.write_bytes(bytes(range(256)) * (size // 256 + 1))
+    ours, theirs = tls.pair({'on_data': lambda conn, data: seen.extend(data)})
+    theirs.write(b'before ')
+    with path.open('rb') as file:
+        theirs.send_file(file, 10, size, log.on_written, 'file')
+    theirs.write(b' after', log.on_written, 'after')
+    run_until(r, lambda: len(log) == 2 and seen.endswith(b' after'))
+    assert bytes(seen) == b'before ' + path.read_bytes()[10 : 10 + size] + b' after'
+    assert log == [('written', 'file'), ('written', 'after')]
+    end(r, ours, theirs)
+
+
 # -- the end
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import tempfile
 from collections import deque
 
 import pytest
@@ -12,11 +13,13 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from support import ScriptedKernel, ScriptedSocket
 
 from reactor import ConnectionClosed, Reactor, WriteBufferFull
+from reactor.net.files import READ_BELOW
 from reactor.net.writer import (
     BROKEN,
     BUFFERS_PER_SEND,
     DRAINED,
     ENDED,
+    FILE_COST,
     GATHER_BELOW,
     GATHER_UP_TO,
     MARK_COST,
@@ -185,6 +188,7 @@ class Machine(RuleBasedStateMachine):
         self.sock.model = self.model = bytearray()
         self.rewriting = rewriting  # whether on_written and on_drain write again
         self.marks = deque()  # (where, identity) of the write-callbacks to come
+        self.files = []  # (from, to) of what came from files
         self.count = 0
         self.inside = False
         self.owed = False  # write returned False, so an on_drain is to come
@@ -249,12 +253,32 @@ class Machine(RuleBasedStateMachine):
         buffers = [kind(piece) for (kind, _), piece in zip(pieces, data, strict=True)]
         self.write_with(self.conn.writelines, buffers, b''.join(data), callback)
 
+    @rule(size=sizes, offset=st.integers(0, 9000), callback=st.booleans())
+    def send_file(self, size, offset, callback):
+        data = bytes((len(self.model) + i) * 3 & 255 for i in range(min(size, 251))) * (size // 251 + 1)
+        before = len(self.model)
+        with tempfile.TemporaryFile(buffering=0) as file:
+            file.write(bytes(offset) + data[:size] + b'behind')
+            self.write_with(
+                lambda file, *args: self.conn.send_file(file, offset, size, *(args or (None,))),
+                file, data[:size], callback,
+            )  # fmt: skip
+        if size >= READ_BELOW and len(self.model) > before:
+            self.files.append((before, len(self.model)))
+
+    @property
+    def weight(self):
+        """What counts towards max_buffered: a file does not by its bytes."""
+        sent = self.sock.position
+        held = sum(where > sent for where, _ in self.marks)
+        files = [end - max(begin, sent) for begin, end in self.files if end > sent]
+        return self.waiting + MARK_COST * held + FILE_COST * len(files) - sum(files)
+
     def write_with(self, write, buffer, data, callback):
         conn, model, sock = self.conn, self.model, self.sock
         alive = not conn.closed
         before, waited = len(model), self.waiting
-        held = sum(where > sock.position for where, _ in self.marks)
-        overfull = alive and waited > 0 and waited + MARK_COST * held >= MOST
+        overfull = alive and waited > 0 and self.weight >= MOST
         args = ()
         if alive and not overfull and self.ended is None:
             model += data

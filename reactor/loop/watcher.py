@@ -96,14 +96,14 @@ class Handle:
 class Watchers:
     """The open handles of one loop, `loop.watchers` (internal: public inside the package, not exported)."""
 
-    __slots__ = ('_kernel', '_map', '_parked', '_unreferenced', 'closed', 'referenced', 'selector', 'thread')
+    __slots__ = ('_map', '_parked', '_unreferenced', 'closed', 'kernel', 'referenced', 'selector', 'thread')
 
     def __init__(self, kernel: Kernel, selector: BaseSelector) -> None:
         self.selector = selector
         self.closed = False  # with the loop
         self.referenced = 0  # open handles that keep the loop running
         self.thread: int | None = None  # who runs the loop and alone may touch them, None while nobody does
-        self._kernel = kernel
+        self.kernel = kernel
         self._map = selector.get_map()
         self._parked: dict[Handle, None] = {}
         self._unreferenced: set[Handle] = set()
@@ -199,14 +199,14 @@ class Watchers:
 
     def check_thread(self) -> None:
         """ReactorError when another thread than the caller's runs the loop."""
-        if self.thread is not None and self.thread != self._kernel.thread():
+        if self.thread is not None and self.thread != self.kernel.thread():
             raise ReactorError('called from another thread than the one that runs it; use call_soon_threadsafe()')
 
     def rebuild(self) -> BaseSelector:
         """Move all registrations to a new selector of the same kind, and return it."""
         old = self.selector
         try:
-            self.selector = self._kernel.another(old)
+            self.selector = self.kernel.another(old)
         except (OSError, TypeError):
             return old  # no descriptor is left, or the user's own kind needs arguments: it has to go on as it is
         self._map = self.selector.get_map()
@@ -229,7 +229,7 @@ class Watchers:
 
     def is_lost(self, handle: Handle, fd: int) -> bool:
         """Whether `fd`, the descriptor of `handle`, was closed by somebody else."""
-        return handle.fileno() != fd or not self._kernel.is_open(fd)
+        return handle.fileno() != fd or not self.kernel.is_open(fd)
 
     def evict_closed(self) -> bool:
         """Find and evict handles with a closed descriptor; returns whether there was one."""
@@ -239,7 +239,7 @@ class Watchers:
         return bool(dead)
 
     def _register(self, handle: Handle, fd: int, events: int) -> None:
-        if not self._kernel.selector_has_room(self.selector, fd):
+        if not self.kernel.selector_has_room(self.selector, fd):
             raise SelectorFull(
                 f'descriptor {fd} is beyond what {type(self.selector).__name__} can watch; '
                 'use the default selector or fewer connections'

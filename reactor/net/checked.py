@@ -32,6 +32,12 @@ class CheckedStream(Stream):
         self.loop.watchers.check_thread()
         return super().writelines(buffers, on_written, *args)
 
+    def send_file(
+        self, file: Any, offset: int = 0, count: int | None = None, on_written: Any = None, *args: Any
+    ) -> bool:
+        self.loop.watchers.check_thread()
+        return super().send_file(file, offset, count, on_written, *args)
+
     def write_eof(self) -> None:
         self.loop.watchers.check_thread()
         super().write_eof()

@@ -19,6 +19,7 @@ from socket import SHUT_WR, SO_LINGER, SOL_SOCKET
 from ..errors import (
     ConnectionClosed,
     SelectorFull,
+    SendFileError,
     WriteBufferFull,
     WriteTimeout,
 )
@@ -26,6 +27,7 @@ from ..kernel import HAS_SENDMSG, RESET_ON_CLOSE, send_first
 from ..loop.timers import Timer
 from ..loop.watcher import READ, WRITE, Handle
 from .addresses import show, unmapped
+from .files import FilePart, file_part
 from .limits import look_at_limits
 from .options import HANDSHAKE_TIMEOUT, Callbacks, check_callback, seconds
 from .writer import BROKEN, DRAINED, ENDED, PEER_ENDED, Writer, flat
@@ -148,7 +150,10 @@ class Stream(Handle):
         buffers = writer.buffers()
         if buffers:
             try:
-                sent = self.sock.sendmsg(buffers) if HAS_SENDMSG else send_first(self.sock, buffers)
+                if type(buffers) is FilePart:
+                    sent = buffers.send_some(self.sock)
+                else:
+                    sent = self.sock.sendmsg(buffers) if HAS_SENDMSG else send_first(self.sock, buffers)
             except BlockingIOError:
                 return
             except OSError as exc:
@@ -293,6 +298,31 @@ class Stream(Handle):
         if on_written is not None and not callable(on_written):
             raise TypeError(f'on_written must be callable, not {on_written!r}')
         return self._queue(buffers, on_written, args)
+
+    def send_file(
+        self,
+        file: Any,
+        offset: int = 0,
+        count: int | None = None,
+        on_written: Callable[..., object] | None = None,
+        *args: Any,
+    ) -> bool:
+        """Send bytes of a file, by the system and not through our memory where it can (`sendfile`).
+
+        file    open for reading, a regular file; only its descriptor is used, of which a duplicate is kept: it may be
+                closed after this call. Its position does not count and, except on Windows, does not move
+        offset  the first byte to send
+        count   how many, None: to the end that the file has now. They are promised: should the file become shorter
+                meanwhile, the connection is reset with `SendFileError`
+
+        The rest is as `write` has it: the order with other writes, `on_written`, the end. What of the file was not sent
+        counts in `buffered` and towards the water marks, but not towards `max_buffered`. It is read as the peer takes
+        it, which blocks as long as the disk does. `linger` holds for files too: close after a long one in `on_written`.
+        Raises ValueError for what is no regular file or does not have these bytes, and OSError from its descriptor.
+        """
+        if on_written is not None and not callable(on_written):
+            raise TypeError(f'on_written must be callable, not {on_written!r}')
+        return self._queue((file_part(self.loop.watchers.kernel, file, offset, count),), on_written, args)
 
     def write_eof(self) -> None:
         """End the write side after what waits; the peer reads end of file, and we go on reading what it sends.
@@ -569,9 +599,9 @@ class Stream(Handle):
     # -- in this file
 
     def _queue(
-        self, buffers: Iterable[Buffer], on_written: Callable[..., object] | None, args: tuple[Any, ...]
+        self, buffers: Iterable[Buffer | FilePart], on_written: Callable[..., object] | None, args: tuple[Any, ...]
     ) -> bool:
-        pieces = [flat(data) for data in buffers]
+        pieces = [data if type(data) is FilePart else flat(data) for data in buffers]  # type: ignore[arg-type]
         before = writer = self.writer
         if writer is not None and writer is not DRAINED:
             if writer.error is not None and not writer.ended:
@@ -646,6 +676,9 @@ class Stream(Handle):
             self.writer.extend((lost,), None, ())
         if exc.errno == EBADF:
             self.loop.watchers.evict(self)
+            return
+        if isinstance(exc, SendFileError):
+            self.reset(exc.with_traceback(None))
             return
         self.writer.error = exc.with_traceback(None)
         self.state = CLOSED

@@ -15,6 +15,7 @@ from __future__ import annotations
 from ..errors import ConnectTimeout, HandshakeTimeout, ReactorError, SelectorFull, TLSError
 from ..loop.watcher import READ
 from .addresses import show
+from .files import READ_FILE_SIZE, FilePart, file_part
 from .stream import CLOSING, CONNECTING, OPEN, Stream
 from .writer import DRAINED, flat
 
@@ -310,6 +311,27 @@ class TLSStream(Stream):
             if self.refuses(writer.ended, writer.weight):
                 return False
         return Stream.write(self, session.sealed(pieces), on_written, *args)
+
+    def send_file(
+        self,
+        file: Any,
+        offset: int = 0,
+        count: int | None = None,
+        on_written: Callable[..., object] | None = None,
+        *args: Any,
+    ) -> bool:
+        """As `Stream.send_file`, but what is sent is read and encrypted in this call.
+
+        It waits in memory then, and blocks the loop meanwhile: send a long file in parts, the next from `on_written`.
+        """
+        part = file_part(self.loop.watchers.kernel, file, offset, count)
+        if not isinstance(part, FilePart):
+            return self.writelines((part,), on_written, *args)
+        pieces = []
+        while part.sent < len(part):
+            pieces.append(part.read(READ_FILE_SIZE))
+            part.sent += len(pieces[-1])
+        return self.writelines(pieces, on_written, *args)
 
     @property
     def buffered(self) -> int:

@@ -11,6 +11,8 @@ from __future__ import annotations
 from collections import deque
 from itertools import islice
 
+from .files import FilePart
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -22,6 +24,7 @@ GATHER_BELOW = 4096  # copying so little costs less than another buffer in sendm
 GATHER_UP_TO = 65536
 # IOV_MAX is 1024, but a send accepts what the socket's buffer holds: more than this is prepared in vain.
 BUFFERS_PER_SEND = 64
+FILE_COST = 16384  # bytes: what a file weighs, so that 1,024 descriptors wait for one peer at most
 MARK_COST = 128  # bytes: what a mark weighs, so that many tiny writes with callbacks cannot grow past the limit
 
 
@@ -31,16 +34,20 @@ class Writer:
     ended   no write may follow: the end of the stream comes after the last byte
     error   why a write is dropped in silence: the connection fails or ends, and the user was not told yet
     full    the high-water mark was reached, and the low one not yet since
+    files   how many parts of files wait, once there was one; while there are some it is a `FileWriter`
     """
 
-    __slots__ = ('_chunks', '_queued', '_sent', '_skip', 'ended', 'error', 'full', 'marks')
+    __slots__ = ('_chunks', '_file_bytes', '_queued', '_sent', '_skip', 'ended', 'error', 'files', 'full', 'marks')
+
+    files: int
+    _file_bytes: int
 
     def __init__(self, ended: bool = False) -> None:
         self.ended = ended
         self.error: Exception | None = None
         self.full = False
         self.marks: deque[Mark] | tuple[()] = ()  # an empty deque is 700 bytes
-        self._chunks: deque[bytes | bytearray] = deque()
+        self._chunks: deque[bytes | bytearray | FilePart] = deque()
         self._skip = 0  # bytes of the first chunk that went out already
         self._queued = 0
         self._sent = 0
@@ -61,7 +68,10 @@ class Writer:
         return not (self._queued or self.marks or self.ended)
 
     def extend(
-        self, pieces: Iterable[bytes | memoryview], on_written: Callable[..., object] | None, args: tuple[Any, ...]
+        self,
+        pieces: Iterable[bytes | memoryview | FilePart],
+        on_written: Callable[..., object] | None,
+        args: tuple[Any, ...],
     ) -> None:
         """Queue pieces behind what waits. A memoryview is copied, bytes of some size are not."""
         chunks = self._chunks
@@ -69,19 +79,19 @@ class Writer:
             size = len(piece)
             last = chunks[-1] if chunks else None
             if size >= GATHER_BELOW:
-                chunks.append(piece if type(piece) is bytes else bytes(piece))
+                chunks.append(piece if type(piece) is bytes else self._keep(piece))
             elif type(last) is bytearray and len(last) < GATHER_UP_TO:
-                last += piece
+                last += piece  # type: ignore[arg-type]  # no part of a file is so small
             elif size:
-                chunks.append(bytearray(piece))
+                chunks.append(bytearray(piece))  # type: ignore[arg-type]
             self._queued += size
         if on_written is not None:
             self.marks = self.marks or deque()
             self.marks.append((self._queued, on_written, args))
 
-    def buffers(self) -> list[bytes | bytearray | memoryview]:
-        """The next buffers to send, for one `sendmsg`. Let go of them before the next `append`."""
-        buffers: list[bytes | bytearray | memoryview] = list(islice(self._chunks, BUFFERS_PER_SEND))
+    def buffers(self) -> Any:
+        """The next buffers to send, a list for one `sendmsg`. Let go of them before the next `append`."""
+        buffers: list[Any] = list(islice(self._chunks, BUFFERS_PER_SEND))
         if self._skip:
             buffers[0] = memoryview(buffers[0])[self._skip :]
         return buffers
@@ -101,6 +111,48 @@ class Writer:
         while marks and marks[0][0] <= self._sent:
             reached.append(marks.popleft())
         return reached
+
+    def _keep(self, piece: bytes | memoryview | FilePart) -> bytes | FilePart:
+        if type(piece) is not FilePart:
+            return bytes(piece)  # type: ignore[arg-type]
+        if type(self) is not FileWriter:
+            self.__class__ = FileWriter
+            self.files = self._file_bytes = 0
+        self.files += 1
+        self._file_bytes += len(piece)
+        return piece
+
+
+class FileWriter(Writer):
+    """A writer as long as parts of files are among what waits; it is plain again after the last of them."""
+
+    __slots__ = ()
+
+    @property
+    def weight(self) -> int:
+        return super().weight - self._file_bytes + self.files * FILE_COST
+
+    def buffers(self) -> Any:
+        """As above; when a file is next, its `FilePart` alone, which sends by itself."""
+        first = self._chunks[0]
+        if type(first) is FilePart:
+            first.sent = self._skip
+            return first
+        buffers = super().buffers()
+        for index, chunk in enumerate(buffers):
+            if type(chunk) is FilePart:
+                return buffers[:index]
+        return buffers
+
+    def advance(self, sent: int) -> None:
+        first = self._chunks[0]
+        super().advance(sent)
+        if type(first) is FilePart:
+            self._file_bytes -= sent
+            if not self._chunks or self._chunks[0] is not first:
+                self.files -= 1
+                if not self.files:
+                    self.__class__ = Writer  # type: ignore[assignment]
 
 
 # Writers in which nothing waits and which streams share: nothing may ever be appended to them.
