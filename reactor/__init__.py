@@ -19,11 +19,16 @@ from .loop.watcher import READ, WRITE
 from .net.listener import Listener
 from .net.options import Options
 from .net.stream import Stream
+from .system.paths import WatchedPath
+from .system.process import DEVNULL, PIPE, STDOUT, Process
 
 __version__ = '0.1.0'
 
 __all__ = [
+    'DEVNULL',
+    'PIPE',
     'READ',
+    'STDOUT',
     'WRITE',
     'ConnectTimeout',
     'ConnectionClosed',
@@ -31,6 +36,7 @@ __all__ = [
     'IdleTimeout',
     'Listener',
     'Options',
+    'Process',
     'Reactor',
     'ReactorError',
     'ReadTimeout',
@@ -39,6 +45,7 @@ __all__ = [
     'Stats',
     'Stream',
     'Timer',
+    'WatchedPath',
     'WriteBufferFull',
     'WriteTimeout',
     'run',
