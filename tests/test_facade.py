@@ -30,6 +30,8 @@ API = {
     *('listen_tcp', 'listen_unix', 'connect_tcp', 'connect_unix', 'adopt'),
     # signals and threads
     *('add_signal_handler', 'remove_signal_handler', 'clear_signal_handlers', 'run_in_thread'),
+    # processes and paths
+    *('spawn', 'watch_path'),
 }
 PARTS = {'watchers', 'timers', 'completions', 'counters'}
 
