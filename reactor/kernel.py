@@ -191,6 +191,10 @@ class Kernel:
         """Run `target` in a daemon thread."""
         threading.Thread(target=target, name=name, daemon=True).start()
 
+    def pid(self) -> int:
+        """The number of this process, another one after a fork."""
+        return os.getpid()
+
     def thread(self) -> int:
         """The identity of the calling thread."""
         return threading.get_ident()

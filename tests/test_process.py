@@ -694,3 +694,30 @@ def test_another_thread_is_refused():
 
         r.run(check)
         assert process.closed
+
+
+# -- fork
+
+
+@pytest.mark.filterwarnings('ignore:.*multi-threaded, use of fork:DeprecationWarning')
+def test_a_forked_copy_of_this_process_cannot_run_the_reactor_and_closing_it_there_hurts_nobody(r, sockets):
+    ours, theirs = sockets()
+    log, ends = Log(), []
+    conn = r.adopt(ours, log.on_data, on_close=log.on_close)
+    r.add_exit_callback(ends.append, 'closed')
+    pid = os.fork()
+    if not pid:
+        try:
+            with pytest.raises(ReactorError, match='forked'):
+                r.run_once(0)
+            r.close()
+            r.close()
+            assert r.watchers.closed and log == ends == []
+            os._exit(0)
+        finally:
+            os._exit(1)
+    assert os.waitpid(pid, 0)[1] == 0
+    theirs.send(b'x')
+    run_until(r, lambda: log.received == b'x')
+    in_thread(r.call_soon_threadsafe, conn.close)  # the wakeup is watched as before
+    run_until(r, lambda: log.names() == ['data', 'close'])
