@@ -77,6 +77,12 @@ def wait_dead(process):
     os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
 
 
+def stop(process):
+    """Stop it, and block until it has stopped."""
+    process.send_signal(SIGSTOP)
+    os.waitid(os.P_PID, process.pid, os.WSTOPPED)
+
+
 # -- how it ends
 
 
@@ -233,7 +239,7 @@ def test_write_eof_waits_for_a_child_that_reads_late_as_long_as_it_takes(fake):
     """Not cut off by `linger`, as `close` is."""
     process = shell(fake, 'read line; cat >/dev/null', stdin=PIPE, stdout=PIPE, linger=1)
     fake.call_later(100, process.send_signal, SIGCONT)
-    process.send_signal(SIGSTOP)
+    stop(process)
     log = listen(process.stdin)
     process.stdin.write(b'x' * 200_000 + b'\n')
     process.stdin.write_eof()
@@ -245,7 +251,7 @@ def test_write_eof_waits_for_a_child_that_reads_late_as_long_as_it_takes(fake):
 
 
 def test_close_of_stdin_is_cut_off_by_linger(fake):
-    process = shell(fake, 'sleep 60', stdin=PIPE, linger=2)
+    process = shell(fake, 'exec sleep 60', stdin=PIPE, linger=2)
     log = listen(process.stdin)
     process.stdin.write(b'x' * 200_000)
     process.stdin.close()
@@ -267,10 +273,10 @@ def test_close_of_stdin_flushes_first(r):
 
 
 def test_on_drain_tells_when_a_slow_child_has_caught_up(r):
-    process = shell(r, 'cat >/dev/null', stdin=PIPE)
+    process = shell(r, 'exec cat >/dev/null', stdin=PIPE)
     drains = []
     process.stdin.on_drain = drains.append
-    process.send_signal(SIGSTOP)
+    stop(process)
     while process.stdin.write(b'x' * 16384):
         pass
     assert idle(r) and drains == []
@@ -284,7 +290,7 @@ def test_on_drain_tells_when_a_slow_child_has_caught_up(r):
 @pytest.mark.parametrize('way', ['write', 'write_eof', 'close'])
 def test_a_child_that_dies_while_bytes_wait_is_a_broken_pipe_on_stdin_alone(r, caplog, way):
     exits = Exits()
-    process = shell(r, 'sleep 60', stdin=PIPE, stdout=PIPE, on_exit=exits)
+    process = shell(r, 'exec sleep 60', stdin=PIPE, stdout=PIPE, on_exit=exits)
     ends, out = [], listen(process.stdout)
     process.stdin.on_close = lambda pipe, exc: ends.append((type(exc), pipe.buffered > 0))
     process.stdin.write(b'x' * 1_000_000)
@@ -311,7 +317,7 @@ def test_a_write_to_a_child_that_is_gone_fails_later_and_never_raises(r, caplog)
 
 
 def test_a_child_that_closes_its_stdin_ends_it_without_an_error(r):
-    process = shell(r, 'exec 0<&-; echo done; sleep 60', stdin=PIPE, stdout=PIPE)
+    process = shell(r, 'exec 0<&-; echo done; exec sleep 60', stdin=PIPE, stdout=PIPE)
     log = listen(process.stdin)
     run_until(r, lambda: log)
     assert log == [('close', None)]
@@ -547,7 +553,7 @@ def test_bad_arguments_raise_at_the_call(r, keywords, error):
 
 def test_signals_reach_it_until_it_has_ended(r, how):
     exits = Exits()
-    process = shell(r, 'sleep 60', on_exit=exits)
+    process = shell(r, 'exec sleep 60', on_exit=exits)
     assert process.terminate() is True
     r.run()
     assert exits == [(None, SIGTERM)]
@@ -576,7 +582,7 @@ def test_a_signal_reaches_nobody_who_got_the_number_of_a_reaped_child(r, how, mo
 
 
 def test_what_is_no_signal_raises(r):
-    process = shell(r, 'sleep 60')
+    process = shell(r, 'exec sleep 60')
     with pytest.raises((OSError, ValueError)):
         process.send_signal(12345)
     process.kill()
