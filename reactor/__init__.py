@@ -24,11 +24,16 @@ from .net.datagram import DatagramSocket
 from .net.listener import Listener
 from .net.options import Options
 from .net.stream import Stream
+from .system.paths import WatchedPath
+from .system.process import DEVNULL, PIPE, STDOUT, Process
 
 __version__ = '0.1.0'
 
 __all__ = [
+    'DEVNULL',
+    'PIPE',
     'READ',
+    'STDOUT',
     'WRITE',
     'ConnectTimeout',
     'ConnectionClosed',
@@ -38,6 +43,7 @@ __all__ = [
     'IdleTimeout',
     'Listener',
     'Options',
+    'Process',
     'Reactor',
     'ReactorError',
     'ReadTimeout',
@@ -49,6 +55,7 @@ __all__ = [
     'Stream',
     'TLSError',
     'Timer',
+    'WatchedPath',
     'WriteBufferFull',
     'WriteTimeout',
     'run',

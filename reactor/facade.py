@@ -20,10 +20,13 @@ from .net.resolver import LookUp, resolve, resolve_address
 from .net.sockets import bound_udp, listening_tcp, listening_unix, prepare_listener
 from .net.stream import Stream
 from .net.tls import check_context, client_options
+from .system.paths import WatchedPath, watch
+from .system.process import Process, check_args, check_stdio, spawn
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable, Mapping
+    from os import PathLike
     from selectors import BaseSelector
     from socket import socket
     from ssl import SSLContext
@@ -401,6 +404,52 @@ class Reactor(Loop):
         if not callable(on_done):
             raise TypeError(f'on_done must be callable, not {on_done!r}')
         self._check_connect(timeout)
+
+    def spawn(
+        self,
+        args: Iterable[Any],
+        *,
+        stdin: Any = None,
+        stdout: Any = None,
+        stderr: Any = None,
+        on_exit: Callable[[Process, int | None, int | None], object] | None = None,
+        env: Mapping[Any, Any] | None = None,
+        cwd: str | bytes | PathLike[Any] | None = None,
+        **options: Any,
+    ) -> Process:
+        """Start a program as a child; returns when it runs, with its pipes as streams in `stdin`, `stdout`, `stderr`.
+
+        args     the words of the command, the program first; no shell looks at them
+        stdin, stdout, stderr
+                 `reactor.PIPE`: a pipe to us; None: ours, inherited; `reactor.DEVNULL`: nothing; or a file or
+                 descriptor, which stays yours. `stderr` may be `reactor.STDOUT`: where stdout goes
+        on_exit  `on_exit(process, code, signal)`, once, after its end: one of the two is None; see `Process`
+        env      its whole environment, by default ours
+        cwd      the directory in which it starts, by default ours
+
+        The child gets these three descriptors and no other, and signals as a shell would give them to it. It is killed
+        when the process handle or the reactor is closed. Without `on_data` what a pipe brings is read and dropped.
+        Raises FileNotFoundError, PermissionError or another OSError when it cannot be started, `SelectorFull`, and
+        TypeError or ValueError for bad arguments; nothing is left of it then.
+        """
+        words, settings = check_args(args), Options(**options)
+        stdio = check_stdio('stdin', stdin), check_stdio('stdout', stdout), check_stdio('stderr', stderr)
+        check_callback('on_exit', on_exit)
+        self.watchers.check()
+        checked = self._stream_kind is CheckedStream
+        return spawn(self, self._os, words, stdio, on_exit, env, cwd, settings, checked)
+
+    def watch_path(self, path: str | PathLike[str], fn: Callable[[WatchedPath, str, str], object]) -> WatchedPath:
+        """Call `fn(handle, path, change)` when a file, or something in a directory, changes; see `WatchedPath`.
+
+        change  'created', 'changed' or 'deleted'; renaming is the one at the old path and the other at the new one
+        path    which, below the path that is watched as you gave it
+
+        Needs the library watchdog: `pip install 'selectors-reactor[paths]'`; ReactorError without it. Raises
+        FileNotFoundError when nothing is there, and OSError at the system's limits.
+        """
+        self._check(fn)
+        return watch(self, self._os, path, fn)
 
     def _check_connect(self, timeout: float | None) -> None:
         self.watchers.check()

@@ -1,9 +1,10 @@
 """Every call to the operating system that is not a socket's method.
 
-Owns the clock, the selectors, the making of sockets, name look-up, threads, the signal wakeup descriptor, socket
-files, and what differs between platforms. Knows nothing of the loop. The rule: below `reactor.facade` no other module
-imports `socket`, `select`, `selectors`, `time`, `os`, `signal` or `threading` (constants apart), so a program can be
-run on another kernel, a scripted or simulated one, by passing it to `Reactor(kernel=...)`.
+Owns the clock, the selectors, the making of sockets and pipes, name look-up, threads, children, the signal wakeup
+descriptor, socket files, and what differs between platforms. Knows nothing of the loop. The rule: below
+`reactor.facade` no other module imports `socket`, `select`, `selectors`, `time`, `os`, `signal`, `threading` or
+`subprocess` (constants apart), so a program can be run on another kernel, a scripted or simulated one, by passing it to
+`Reactor(kernel=...)`.
 
 It costs nothing where it matters: the loop binds the clock and `select` once, and sockets are used directly.
 """
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import errno
 import os
+import select
 import selectors
 import signal
 import socket
@@ -24,7 +26,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
     from socket import socket as Socket
-    from typing import Any
+    from subprocess import Popen
+    from typing import Any, NoReturn
 
 # What some platforms lack, guarded here and nowhere else. A missing one is -1 and makes the call that needs it fail.
 AF_UNIX: int = getattr(socket, 'AF_UNIX', -1)
@@ -46,6 +49,9 @@ RESET_ON_CLOSE = b'\1\0\0\0\0\0\0\0' if os.name == 'posix' else b'\1\0\0\0'
 HAS_SENDMSG = hasattr(socket.socket, 'sendmsg')
 HAS_SENDFILE = hasattr(os, 'sendfile')
 ABSTRACT_PATHS = sys.platform == 'linux'
+SIGTERM = signal.SIGTERM
+SIGKILL = getattr(signal, 'SIGKILL', signal.SIGTERM)  # Windows has the one way to end a process
+EXIT_UNKNOWN = 255  # what stands for the exit code of a child that somebody else has reaped
 
 
 def send_first(sock: socket.socket, buffers: list[Any]) -> int:
@@ -78,6 +84,58 @@ class LeanSocket(socket.SocketType):
     def accept(self) -> tuple[socket.SocketType, Any]:
         fd, address = self._accept()  # type: ignore[attr-defined]
         return socket.SocketType(self.family, self.type, self.proto, fd), address
+
+
+class PipeSocket:
+    """One end of a pipe, with the methods of a socket that a stream calls: so a pipe is a stream, and streams of
+    sockets know nothing of pipes. What a pipe has not (addresses, options) fails as the system would fail it.
+    """
+
+    __slots__ = ('_fd',)
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+
+    def recv(self, size: int) -> bytes:
+        return os.read(self._fd, size)
+
+    def send(self, data: bytes) -> int:
+        return os.write(self._fd, data)
+
+    def sendmsg(self, buffers: list[Any]) -> int:
+        return os.writev(self._fd, buffers)
+
+    def hung_up(self) -> bool:
+        """Whether nobody has the other end any more."""
+        poll = select.poll()
+        poll.register(self._fd, 0)
+        return bool(poll.poll(0))
+
+    def shutdown(self, how: int) -> None:
+        """Nothing: a pipe has one direction, and ends when it is closed."""
+
+    def setblocking(self, flag: bool) -> None:
+        os.set_blocking(self._fd, flag)
+
+    def fileno(self) -> int:
+        return self._fd
+
+    def detach(self) -> int:
+        fd, self._fd = self._fd, -1
+        return fd
+
+    def close(self) -> None:
+        if self._fd >= 0:
+            os.close(self.detach())
+
+    def setsockopt(self, *args: Any) -> NoReturn:
+        raise OSError(errno.ENOTSOCK, 'a pipe has no options')
+
+    def getsockname(self) -> NoReturn:
+        raise OSError(errno.ENOTSOCK, 'a pipe has no address')
+
+    def getpeername(self) -> NoReturn:
+        raise OSError(errno.ENOTSOCK, 'a pipe has no address')
 
 
 class Kernel:
@@ -133,6 +191,15 @@ class Kernel:
         theirs.setblocking(False)
         return ours, theirs
 
+    def pipe(self, writing: bool) -> tuple[PipeSocket, PipeSocket]:
+        """A pipe as (our end, not blocking; the end for a child); `writing` says which way ours goes."""
+        if os.name != 'posix':
+            raise OSError(errno.ENOTSUP, 'pipes of children cannot be watched on this platform; use files or DEVNULL')
+        reader, writer = map(PipeSocket, os.pipe())
+        ours, theirs = (writer, reader) if writing else (reader, writer)
+        ours.setblocking(False)
+        return ours, theirs
+
     def getaddrinfo(self, host: str | None, port: int, family: int, kind: int, flags: int = 0) -> list[Any]:
         """The addresses of a name. Blocks, unless `flags` has AI_NUMERICHOST."""
         # A str is put through the idna codec, which costs its import and a megabyte even for numbers; bytes are not.
@@ -155,6 +222,10 @@ class Kernel:
         """Run `target` in a daemon thread."""
         threading.Thread(target=target, name=name, daemon=True).start()
 
+    def pid(self) -> int:
+        """The number of this process, another one after a fork."""
+        return os.getpid()
+
     def thread(self) -> int:
         """The identity of the calling thread."""
         return threading.get_ident()
@@ -162,6 +233,54 @@ class Kernel:
     def in_main_thread(self) -> bool:
         """Whether the caller may install signal handlers."""
         return threading.current_thread() is threading.main_thread()
+
+    def spawn(self, args: list[Any], stdin: Any, stdout: Any, stderr: Any, env: Any, cwd: Any) -> Popen[bytes]:
+        """Start a child; returns when its program runs, raises the OSError for which it does not."""
+        import subprocess
+
+        return subprocess.Popen(args, stdin=stdin, stdout=stdout, stderr=stderr, env=env, cwd=cwd)
+
+    def pidfd(self, pid: int) -> int:
+        """A descriptor that stands for a child and is readable when it has ended; -1 where there is none."""
+        try:
+            return os.pidfd_open(pid)
+        except (AttributeError, OSError):
+            return -1  # not Linux, too old, forbidden by a sandbox, no descriptor left, or reaped already
+
+    def close_fd(self, fd: int) -> None:
+        """Close a descriptor that has no object of its own."""
+        os.close(fd)
+
+    def reap(self, child: Popen[bytes]) -> int | None:
+        """How a child has ended: its exit code, minus the signal that killed it; None while it runs.
+
+        Raises ChildProcessError when somebody else has reaped it.
+        """
+        if os.name != 'posix':
+            return child.poll()
+        # Not by `poll`, which tells 0 for a child that somebody else has reaped.
+        try:
+            pid, status = os.waitpid(child.pid, os.WNOHANG)
+        except ChildProcessError:
+            child.returncode = EXIT_UNKNOWN
+            raise
+        if not pid:
+            return None
+        child.returncode = os.waitstatus_to_exitcode(status)
+        return child.returncode
+
+    def signal_child(self, child: Popen[bytes], pidfd: int, signum: int) -> None:
+        """Send a signal to a child that was not reaped yet."""
+        if pidfd >= 0:
+            signal.pidfd_send_signal(pidfd, signum)
+        elif os.name == 'posix':
+            os.kill(child.pid, signum)
+        else:
+            child.send_signal(signum)
+
+    def sleep(self, seconds: float) -> None:
+        """Block; for the end of the loop only."""
+        time.sleep(seconds)
 
     def set_wakeup_fd(self, fd: int) -> int:
         """Have each signal write a byte to `fd`; returns the descriptor it replaces, -1 for none."""
@@ -201,6 +320,21 @@ class Kernel:
             os.unlink(path)
         except FileNotFoundError:
             pass
+
+    def find_path(self, path: Any) -> tuple[str, str, str | None]:
+        """Where a path is: as text, the real directory to watch for it, and the name in it, None for all of it.
+
+        FileNotFoundError when nothing is there, PermissionError when its directory cannot be read.
+        """
+        given = os.fsdecode(path)
+        if stat.S_ISDIR(os.stat(given).st_mode):
+            folder, name = os.path.realpath(given), None
+        else:
+            folder, name = os.path.split(os.path.abspath(given))
+            folder = os.path.realpath(folder)
+        if not os.access(folder, os.R_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), folder)
+        return given, folder, name
 
     def chmod(self, path: str | bytes, mode: int) -> None:
         """Set the permissions of a socket file."""

@@ -296,3 +296,32 @@ def test_starttls_goes_over_to_tls_in_the_middle():
             read_until(sock, b'ready\r\n')
             sock.sendall(b'STARTTLS\r\nNOOP\r\n')
             assert read_to_end(sock) == b'554 nothing may follow STARTTLS\r\n'
+
+
+def tail(*command):
+    return subprocess.Popen([sys.executable, '-X', 'dev', '-W', 'error', str(EXAMPLES / 'process_tail.py'), *command],
+                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)  # fmt: skip
+
+
+@pytest.mark.skipif(sys.platform == 'win32', reason='pipes of children cannot be watched there')
+def test_process_tail_prefixes_lines_and_ends_as_its_command_ends():
+    process = tail('sh', '-c', 'echo one; echo two >&2; printf three; exit 7')
+    said, errors = process.communicate(timeout=20)
+    assert process.returncode == 7 and not errors
+    number = re.match(r'\[(\d+)\] ', said)[1]
+    assert sorted(said.splitlines()) == [f'[{number}] ! two', f'[{number}] one', f'[{number}] three']
+
+
+@pytest.mark.skipif(sys.platform == 'win32', reason='Windows has no SIGINT for a child')
+def test_process_tail_ends_its_command_after_ctrl_c():
+    process = tail('sh', '-c', 'echo ready; exec sleep 60')
+    assert process.stdout.readline().endswith('ready\n')
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=10) == 128 + signal.SIGTERM
+    assert process.communicate() == ('', '')
+
+
+def test_process_tail_says_in_one_line_what_cannot_be_run():
+    process = tail('/no/such/command')
+    assert process.communicate(timeout=20) == ('', 'process_tail.py: /no/such/command: No such file or directory\n')
+    assert process.returncode == 1

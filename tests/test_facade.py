@@ -34,6 +34,8 @@ API = {
     *('add_signal_handler', 'remove_signal_handler', 'clear_signal_handlers', 'run_in_thread'),
     # names, turns, descriptors
     *('resolve', 'resolve_address', 'idle', 'notifier', 'watch_fd'),
+    # processes and paths
+    *('spawn', 'watch_path'),
 }
 PARTS = {'watchers', 'timers', 'completions', 'counters'}
 

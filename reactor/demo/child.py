@@ -1,4 +1,4 @@
-"""A process of the experiment: a server or a load, steered over a socket that it inherits.
+"""A process of the experiment: a server or a load, steered over a socket that is its standard input.
 
 Owns one role. The rule: it lives no longer than its control connection, so whatever becomes of the experiment, no
 process is left behind.
@@ -94,11 +94,11 @@ class Child:
             self.control.send(settled=settled, connected=load.connected, seconds=load.opened - load.started)
 
 
-def main(fd: int) -> None:
-    """Run a role over the socket with descriptor `fd`."""
+def main() -> None:
+    """Run a role over the socket that is standard input."""
     raise_descriptor_limit()
     with Reactor() as r:
         # Ctrl-C goes to the whole process group; the experiment itself decides what becomes of us.
         r.add_signal_handler(signal.SIGINT, int).unref()
-        Child(r, socket.socket(fileno=fd))
+        Child(r, socket.socket(fileno=0))
         r.run()

@@ -10,7 +10,6 @@ import json
 import os
 import platform
 import socket
-import subprocess
 import sys
 from selectors import DefaultSelector
 from time import monotonic
@@ -31,23 +30,21 @@ ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)
 # Without `site`, which costs three megabytes a process and imports what the experiment is not about.
 CHILD = (
     sys.executable, '-S', '-E', '-c',
-    f'import sys; sys.path.insert(0, {ROOT!r}); from reactor.demo.child import main; main(int(sys.argv[1]))',
+    f'import sys; sys.path.insert(0, {ROOT!r}); from reactor.demo.child import main; main()',
 )  # fmt: skip
 ANSWER_GRACE = 60.0  # seconds an answer may take beyond the delay, with all the machine's cores busy
 SETTLE_GRACE = 10.0  # seconds for the servers to accept what the loads have connected
-END_GRACE = 5.0  # seconds for a process to end by itself
 
 
 class Process:
-    """One server or load, and the last that it told."""
+    """One server or load, and the last that it told. Its standard input is the socket over which it is steered."""
 
     def __init__(self, experiment: Experiment) -> None:
         self.experiment = experiment
         self.told: dict[str, Any] = {}
         ours, theirs = socket.socketpair()
         with theirs:
-            self.popen = subprocess.Popen([*CHILD, str(theirs.fileno())], pass_fds=[theirs.fileno()],
-                                          stdin=subprocess.DEVNULL)  # fmt: skip
+            self.pid = experiment.r.spawn(CHILD, stdin=theirs).pid
         self.control = Control(experiment.r, ours, self.on_message, self.on_gone)
         self.base_memory = 0
         self.base_cpu = 0.0
@@ -113,7 +110,7 @@ class Experiment:
             self.fail(message['failed'])
         elif 'listening' in message:
             self.port = message['listening']
-            process.base_memory = memory(process.popen.pid) or 0
+            process.base_memory = memory(process.pid) or 0
             process.base_cpu = process.told['cpu']
             if len(self.servers) < processes_for(self.connections, self.per_process, True):
                 self.start_server()
@@ -133,7 +130,7 @@ class Experiment:
         connected = self.total(self.loads, 'connected')
         if self.peak_open >= connected or monotonic() > self.settled + SETTLE_GRACE:
             # No answer has gone out yet, so the sum over the servers is what is open at one moment.
-            self.peak_memory = sum(memory(server.popen.pid) or 0 for server in self.servers)
+            self.peak_memory = sum(memory(server.pid) or 0 for server in self.servers)
             self.released = monotonic()
             for server in self.servers:
                 server.control.send(do='release')
@@ -203,20 +200,6 @@ class Experiment:
         }
         self.r.stop()
 
-    def end(self) -> None:
-        """Let go of the processes; they end by themselves, or are ended."""
-        self.done = True
-        processes = self.servers + self.loads
-        deadline = monotonic() + END_GRACE
-        for process in processes:
-            process.control.stream.abort()
-        for process in processes:
-            try:
-                process.popen.wait(max(0.1, deadline - monotonic()))
-            except subprocess.TimeoutExpired:
-                process.popen.kill()
-                process.popen.wait()
-
 
 def run_experiment(connections: int, rate: float, delay: float, as_json: bool, quiet: bool) -> int:
     """Run it and print what it found; returns the exit status."""
@@ -238,7 +221,7 @@ def run_experiment(connections: int, rate: float, delay: float, as_json: bool, q
             r.run()
         finally:
             experiment.progress.end()
-            experiment.end()
+            experiment.done = True  # closing the reactor ends the processes
     if experiment.failure:
         print(f'reactor.demo: {experiment.failure}', file=sys.stderr)
         return 1

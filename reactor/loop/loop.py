@@ -76,6 +76,7 @@ class Loop:
             raise TypeError(f'catch_errors is True, False or a callable, not {catch_errors!r}')
         kernel = kernel or Kernel()
         self._kernel = kernel
+        self._pid = kernel.pid()
         self._clock = kernel.clock
         self._catch_errors = catch_errors
         self._guarded = debug  # whether every call is checked: in debug mode, and once it is closed
@@ -166,14 +167,18 @@ class Loop:
         """End it: exit callbacks run, the last added first, every handle is aborted and told, the selector is closed.
 
         The one call inside which callbacks run. Raises `ReactorError` from inside a callback. Closing twice does
-        nothing.
+        nothing. In a fork of the process that made it, it lets go of the selector and tells nobody: what is open
+        belongs to the other.
         """
         if self.watchers.closed:
             return
-        self._enter()
+        steps: tuple[Callable[[], object], ...] = ()
+        if not self._forked():
+            self._enter()
+            steps = (self._run_exit_callbacks, self._signals.clear, self.timers.clear, self._end_handles)
         try:
             error = None
-            for step in self._run_exit_callbacks, self._signals.clear, self.timers.clear, self._end_handles:
+            for step in steps:
                 for _ in range(CLOSING_ROUNDS):  # whatever callbacks raise, everything is closed first
                     try:
                         step()
@@ -189,8 +194,9 @@ class Loop:
             self._soon.clear()
             self._wakeup.calls.clear()
             self.completions.clear()
-            self._wakeup.close()
+            # First the selector: unregistering from an epoll that a fork shares would unregister it for both.
             self.watchers.selector.close()
+            self._wakeup.close()
 
     def add_exit_callback(self, fn: Callable[..., object], *args: Any) -> None:
         """Have `close` call `fn(*args)` before it closes anything; the last added is called first."""
@@ -509,7 +515,12 @@ class Loop:
                 'this reactor is running already: run, run_once and close cannot be called from its '
                 'callbacks, nor from another thread; use stop() or call_soon()'
             )
+        if self._forked():
+            raise ReactorError('this reactor belongs to the process that forked this one; make a new one here')
         self.watchers.thread = self._kernel.thread()
+
+    def _forked(self) -> bool:
+        return self._kernel.pid() != self._pid
 
     def _check(self, fn: object) -> None:
         _check_callable(fn)

@@ -1,0 +1,90 @@
+"""Streams over the pipes of a child.
+
+Owns what is different about a pipe: it goes one way. Knows nothing of children. The rule: everything else is `Stream`,
+which does not know of it; what stands for its socket is a `PipeSocket` of the kernel.
+
+A selector reports the writing end of a pipe as readable for one reason only: nobody has the other end any more.
+"""
+
+from __future__ import annotations
+
+from errno import EPIPE
+
+from ..net.checked import CheckedStream
+from ..net.stream import Stream
+from ..net.writer import ENDED
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+
+class Pipe(Stream):
+    """One end of a pipe; `peername` says whose the other is."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return (
+            f'<{type(self).__name__} fd={self.fileno()} {self.state} {self.peername or "unknown"}, '
+            f'{self.buffered} bytes wait>'
+        )
+
+
+class ReadPipe(Pipe):
+    """What a child writes, as a stream: `on_data`, `on_eof`, `on_close`. A write raises `ConnectionClosed`."""
+
+    __slots__ = ()
+
+    def attach(self, sock: Any, deferred: bool = False) -> None:
+        super().attach(sock, deferred)
+        self.writer = ENDED
+
+    def close(self) -> None:
+        """Close it now; a child that goes on writing gets SIGPIPE. `on_close(pipe, None)` tells."""
+        self.abort()
+
+
+class WritePipe(Pipe):
+    """What a child reads, as a stream: `write`, `on_drain`, `on_close`.
+
+    A child that closes its end, or dies, ends it: `on_close` gets `BrokenPipeError` when bytes still waited, else None.
+    """
+
+    __slots__ = ()
+
+    def handle_read(self) -> None:
+        """The child has closed its end, or is gone."""
+        if self.sock.hung_up():  # type: ignore[attr-defined]
+            lost = f'{self.peername} was closed by the child while {self.buffered} bytes waited for it'
+            self.reset(BrokenPipeError(EPIPE, lost) if self.buffered else None)
+
+    def handle_write(self) -> None:
+        super().handle_write()
+        self._close_when_ended()
+
+    def write_eof(self) -> None:
+        """Close it after what waits; the child reads end of file. Takes as long as the child takes to read."""
+        super().write_eof()
+        self._close_when_ended()
+
+    def close(self) -> None:
+        """Close it after what waits, within `linger` seconds; the child reads end of file."""
+        super().close()
+        self._close_when_ended()
+
+    def _close_when_ended(self) -> None:
+        if self.writer is ENDED:
+            self.reset(None)
+
+
+class CheckedReadPipe(ReadPipe, CheckedStream):
+    """A `ReadPipe` for `Reactor(debug=True)`."""
+
+    __slots__ = ()
+
+
+class CheckedWritePipe(WritePipe, CheckedStream):
+    """A `WritePipe` for `Reactor(debug=True)`."""
+
+    __slots__ = ()
