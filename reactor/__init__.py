@@ -1,8 +1,10 @@
 """A single-threaded, callback-style network reactor in pure Python, on the selectors of the standard library."""
 
+from . import framing
 from .errors import (
     ConnectionClosed,
     ConnectTimeout,
+    FrameTooLong,
     HandleClosed,
     IdleTimeout,
     ReactorError,
@@ -27,6 +29,7 @@ __all__ = [
     'WRITE',
     'ConnectTimeout',
     'ConnectionClosed',
+    'FrameTooLong',
     'HandleClosed',
     'IdleTimeout',
     'Listener',
@@ -41,5 +44,6 @@ __all__ = [
     'Timer',
     'WriteBufferFull',
     'WriteTimeout',
+    'framing',
     'run',
 ]
