@@ -63,7 +63,9 @@ def on_data(conn, data):
 
 
 def on_drain(conn):
+    conn.data.full = False
     conn.resume_reading()
+    on_data(conn, b'')  # go on with the pipeline
 
 
 def on_close(conn, exc):
@@ -74,7 +76,7 @@ def run(client, data):
     """Run all commands of a chunk that begins with one."""
     lines = data.split(CRLF)
     begin, last = 0, len(lines) - 1
-    while begin < last:
+    while begin < last and not client.full:
         count = LINES.get(lines[begin])
         if count:
             end = begin + count
@@ -94,7 +96,7 @@ def run(client, data):
         begin = end
     if begin < last or lines[last]:
         client.frames.feed(CRLF.join(lines[begin:]))
-        while (command := next(client.parser)) is not None:
+        while not client.full and (command := next(client.parser)) is not None:
             execute(client, command)
         client.unfinished = True
 
@@ -174,12 +176,14 @@ class Client:
         self.commands = COMMANDS
         self.channels = {}
         self.replies = []  # not sent yet
+        self.full = False  # the rest of the pipeline waits until it has read its answers
         self.frames = Frames(LARGEST + 2)
         self.parser = parse(self.frames)
-        self.unfinished = False  # the parser waits for the rest of a command
+        self.unfinished = False  # the frames hold a command, or the beginning of one
 
     def flush(self):
         if self.replies and not self.conn.write(b''.join(self.replies)):
+            self.full = True
             self.conn.pause_reading()
         self.replies.clear()
 

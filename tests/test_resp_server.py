@@ -227,6 +227,15 @@ def test_a_client_that_does_not_read_its_answers_is_not_read_any_further(port, a
         assert sent < 100_000_000
 
 
+def test_a_pipeline_of_large_answers_goes_on_as_they_are_read(port, ask):
+    ask(command(b'SET', b'k', b'x' * 1_000_000), b'+OK\r\n')
+    sent = command(b'GET', b'k') * 50 + command(b'PING')
+    ask(sent, b'$1000000\r\n%b\r\n' % (b'x' * 1_000_000) * 50 + b'+PONG\r\n')
+    assert ended(port, b'GET k\r\n' * 20 + command(b'SET', b'k', b'\r\n') + b'GET k\r\nQUIT\r\n').endswith(
+        b'x\r\n+OK\r\n$2\r\n\r\n\r\n+OK\r\n'
+    )
+
+
 # -- clients that nobody here wrote
 
 
