@@ -1,8 +1,10 @@
 """A single-threaded, callback-style network reactor in pure Python, on the selectors of the standard library."""
 
+from . import framing
 from .errors import (
     ConnectionClosed,
     ConnectTimeout,
+    FrameTooLong,
     HandleClosed,
     HandshakeTimeout,
     IdleTimeout,
@@ -38,6 +40,7 @@ __all__ = [
     'ConnectTimeout',
     'ConnectionClosed',
     'DatagramSocket',
+    'FrameTooLong',
     'HandleClosed',
     'HandshakeTimeout',
     'IdleTimeout',
@@ -58,5 +61,6 @@ __all__ = [
     'WatchedPath',
     'WriteBufferFull',
     'WriteTimeout',
+    'framing',
     'run',
 ]

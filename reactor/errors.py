@@ -36,6 +36,10 @@ class WriteBufferFull(ReactorError):
     """A write while `max_buffered` bytes already waited: the receiver is too slow and was cut off."""
 
 
+class FrameTooLong(ReactorError, ValueError):
+    """A peer sent a longer message than its framing allows."""
+
+
 class ReadTimeout(ReactorError, TimeoutError):
     """No byte arrived within the read timeout."""
 

@@ -17,7 +17,11 @@ import pytest
 from certificates import certificates  # noqa: F401
 
 EXAMPLES = Path(__file__).parent.parent / 'examples'
-LONGER = {'http_server.py': 210, 'websocket_chat.py': 150}  # lines: each is a whole server of a real protocol
+LONGER = {
+    'http_server.py': 210,
+    'resp_server.py': 350,
+    'websocket_chat.py': 150,
+}  # lines of whole servers
 SIGNALS = pytest.mark.skipif(sys.platform == 'win32', reason='Windows has no SIGHUP, and no SIGINT for a child')
 
 
@@ -27,10 +31,10 @@ def needs(*commands):
 
 
 @contextmanager
-def example(name, *options):
+def example(name, *options, warnings='error'):
     """A running example; yields (process, port), and ends it by its own means."""
     process = subprocess.Popen(
-        [sys.executable, '-X', 'dev', '-W', 'error', str(EXAMPLES / name), *options],
+        [sys.executable, '-X', 'dev', '-W', warnings, str(EXAMPLES / name), *options],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     try:
@@ -325,3 +329,29 @@ def test_process_tail_says_in_one_line_what_cannot_be_run():
     process = tail('/no/such/command')
     assert process.communicate(timeout=20) == ('', 'process_tail.py: /no/such/command: No such file or directory\n')
     assert process.returncode == 1
+
+
+PORTS = [
+    'port_from_asyncore.py',
+    pytest.param(
+        'asyncore_original.py',
+        marks=pytest.mark.skipif(sys.version_info >= (3, 12), reason='Python 3.12 and later have no asyncore'),
+    ),
+]
+
+
+@pytest.mark.parametrize('name', PORTS)
+def test_the_port_from_asyncore_answers_as_the_original(name):
+    with example(name, '--port', '0', warnings='ignore') as (_, port), client(port) as sock, client(port) as other:
+        assert read_until(sock, b'\r\n') == b'220 ready\r\n'
+        assert read_until(other, b'\r\n') == b'220 ready\r\n'
+        sock.sendall(b'say one\r\nSAY  two words\r\nsa')
+        assert read_until(sock, b'two words\r\n') == b'250 one\r\n250 two words\r\n'
+        sock.sendall(b'y three\r\nnonsense\r\n\r\ncount\r\nquit\r\nsay no more\r\n')
+        assert read_to_end(sock) == b'250 three\r\n500 unknown\r\n500 unknown\r\n250 6\r\n221 bye\r\n'
+        other.sendall(b'count\r\n' + b'x' * 5000 + b'\r\n')
+        assert read_until(other, b'\r\n') == b'250 1\r\n'
+        try:
+            assert read_to_end(other) == b''
+        except ConnectionResetError:
+            pass  # the end of who sends too long a line

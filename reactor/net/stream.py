@@ -395,6 +395,11 @@ class Stream(Handle):
         elif self.state is CONNECTING and self.origin is not None:
             self.origin.reading = True  # type: ignore[attr-defined]
 
+    @property
+    def reading(self) -> bool:
+        """Whether bytes that arrive go to `on_data`: reading is not paused, not over, and nobody has closed it here."""
+        return self.on_data is not None and self.events & READ != 0
+
     # -- ending
 
     def close(self) -> None:
