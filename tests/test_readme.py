@@ -16,6 +16,7 @@ import reactor
 
 CHECKOUT = Path(__file__).parent.parent
 README = (CHECKOUT / 'README.md').read_text()
+LINKS = re.findall(r'\[([^]]+)\]\((?!https?:|#)([^)#]+)', README)
 BLOCKS = re.findall(r'^```(\w*)\n(.*?)^```$', README, re.MULTILINE | re.DOTALL)
 
 
@@ -81,3 +82,30 @@ def test_the_readme_names_everything_public():
     for name in dir(reactor.Reactor):
         if not name.startswith('_'):
             assert name in README, name
+
+
+def test_every_link_inside_the_project_leads_to_a_file():
+    assert LINKS and not [target for _, target in LINKS if not (CHECKOUT / target).exists()]
+
+
+def test_every_test_that_the_readme_names_exists():
+    named = [(text, target) for text, target in LINKS if text.startswith('test_')]
+    assert named
+    texts = {target: (CHECKOUT / target).read_text() if (CHECKOUT / target).exists() else '' for _, target in named}
+    assert not [f'{target}::{name}' for name, target in named if f'\ndef {name}(' not in texts[target]]
+
+
+def test_every_row_of_a_table_of_the_readme_is_as_wide_as_its_head():
+    tables = re.findall(r'(?:^\|.*\n)+', README, re.MULTILINE)
+    assert tables
+    for table in tables:
+        rows = table.splitlines()
+        assert {row.count('|') for row in rows} == {rows[0].count('|')}, rows[0]
+
+
+def test_the_footnotes_of_the_comparison_are_there_and_all_are_used():
+    table = re.search(r'^\| \| reactor \| asyncio .*?\n\n(.*?)\n\n', README, re.MULTILINE | re.DOTALL)
+    numbers = re.findall(r'(?:^| · )(\d+) ', table[1].replace('\n', ' '))
+    assert numbers == [str(number) for number in range(1, len(numbers) + 1)]
+    assert set(re.findall(r'\| p (\d+)', table[0])) == set(numbers)
+    assert '| p |' not in table[0]
