@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 
 import pytest
+from certificates import certificates  # noqa: F401
 from support import turns
 
 from reactor import WRITE, Reactor, Stats
@@ -106,6 +107,22 @@ def test_a_slow_callback_of_another_handle_is_reported_by_its_own_name(slow, ker
     handle.close()
     assert len(lines(caplog)) == 1
     assert lines(caplog)[0].startswith(f'slow callback: {line_of(slowly)} took 0.900 s in the ')
+
+
+@pytest.mark.parametrize('name', ['on_data', 'on_eof'])
+def test_a_slow_callback_of_a_tls_stream_is_reported_by_its_own_name(slow, kernel, caplog, certificates, name):  # noqa: F811
+    def slowly(*args):
+        kernel.time += 0.9
+
+    server = slow.listen_tcp('127.0.0.1', 0, ssl=certificates.server(), **{name: slowly})
+    conn = slow.connect_tcp(*server.address, ssl=certificates.client())
+    conn.write(b'x')
+    conn.write_eof()
+    for _ in range(1000):
+        slow.run_once(0.001)
+        if lines(caplog):
+            break
+    assert f'slow callback: {line_of(slowly)} took 0.900 s in the ' in lines(caplog)[0]
 
 
 def test_many_short_calls_are_a_slow_turn(slow, busy, caplog):

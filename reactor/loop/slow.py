@@ -27,6 +27,8 @@ TOLD_BY = {
     'handle_connected': 'on_connect',
     'handle_first_read': 'on_data',
     'handle_last_reads': 'on_data',
+    'handle_records': 'on_data',
+    'handle_stream_end': 'on_eof',
     'handle_drain': 'on_drain',
     'handle_closed': 'on_close',
     'handle_send_error': 'on_send_error',
