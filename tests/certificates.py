@@ -10,6 +10,12 @@ from pathlib import Path
 import pytest
 
 DAYS = '2'
+EXTENSIONS = """basicConstraints=critical,CA:FALSE
+keyUsage=critical,digitalSignature
+subjectKeyIdentifier=hash
+authorityKeyIdentifier=keyid
+subjectAltName=DNS:localhost,IP:127.0.0.1,IP:::1
+"""
 
 
 class Certificates:
@@ -18,12 +24,15 @@ class Certificates:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.authority = folder / 'authority.pem'
-        self._run('req', '-x509', *key(folder, 'authority'), '-out', str(self.authority), '-subj', '/CN=authority')
+        # As RFC 5280 asks, which Python checks from 3.13 on.
+        usage = ('-addext', 'keyUsage=critical,keyCertSign,cRLSign')
+        made = ('-out', str(self.authority), '-subj', '/CN=authority', '-days', DAYS)
+        self._run('req', '-x509', *key(folder, 'authority'), *usage, *made)
         for name in 'server', 'client':
             request = folder / f'{name}.csr'
             self._run('req', *key(folder, name), '-out', str(request), '-subj', f'/CN={name}')
             names = folder / f'{name}.ext'
-            names.write_text('subjectAltName=DNS:localhost,IP:127.0.0.1,IP:::1\n')
+            names.write_text(EXTENSIONS)
             signed = ('-CA', str(self.authority), '-CAkey', str(folder / 'authority.key'), '-CAcreateserial')
             files = ('-in', str(request), '-out', str(folder / f'{name}.pem'), '-extfile', str(names))
             self._run('x509', '-req', *files, *signed, '-days', DAYS)
