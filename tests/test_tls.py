@@ -14,7 +14,7 @@ import weakref
 
 import pytest
 from certificates import certificates  # noqa: F401
-from support import Log, end, run_until, turns
+from support import Log, end, idle, run_until, turns
 
 import reactor
 from reactor import (
@@ -144,6 +144,46 @@ def test_too_much_before_the_handshake_aborts_the_writer(r, tls):
     run_until(r, lambda: log)
     assert isinstance(log[0][1], WriteBufferFull)
     run_until(r, lambda: not tls.server.open_connections)
+
+
+def test_many_empty_writes_before_the_handshake_reach_the_limit_too(r, tls):
+    log = Log()
+    tls.listen()
+    conn = tls.connect(on_close=log.on_close, max_buffered=10_000)
+    count = 0
+    while conn.write(b'', log.on_written):
+        count += 1
+        assert count < 1000
+    run_until(r, lambda: log)
+    assert log.names() == ['close'] and isinstance(log[0][1], WriteBufferFull)
+    run_until(r, lambda: not tls.server.open_connections)
+
+
+@pytest.mark.parametrize('size', range(70_000, 600_000, 30_000))
+def test_who_was_held_back_is_told_to_go_on_whatever_the_system_takes_at_once(r, sockets, certificates, size):  # noqa: F811
+    log, seen = Log(), bytearray()
+    a, b = sockets()
+    a.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 50_000)
+    ours = r.adopt(a, on_drain=log.on_drain)
+    theirs = r.adopt(b, lambda conn, data: seen.extend(data))
+    theirs.start_tls(certificates.server())
+    ours.start_tls(certificates.client(), server_hostname='localhost')
+    assert ours.write(bytes(size)) is False
+    run_until(r, lambda: len(seen) == size and log)
+    turns(r, 2)
+    assert log == [('drain',)]
+    end(r, ours, theirs)
+
+
+def test_a_peer_that_is_gone_before_the_alert_is_told_by_what_it_did(r, certificates, tmp_path):  # noqa: F811
+    log = Log()
+    server = r.listen_unix(str(tmp_path / 'tls'), ssl=certificates.server(), on_close=log.on_close)
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.connect(str(tmp_path / 'tls'))
+        sock.sendall(b'\x16\x03\x01\x00\x05hello')
+    run_until(r, lambda: log)
+    assert log.names() == ['close'] and isinstance(log[0][1], TLSError)
+    server.close()
 
 
 def test_the_peer_is_verified_by_default(r, tls):
@@ -394,6 +434,15 @@ def test_a_side_may_end_and_go_on_reading(r, tls):
     assert log == [('data', b'question'), ('data', b'answer')]
 
 
+def test_a_side_that_has_heard_the_end_costs_nothing_until_it_ends_too(r, tls):
+    log = Log()
+    ours, theirs = tls.pair({'on_eof': log.on_eof})
+    theirs.write_eof()
+    run_until(r, lambda: log)
+    assert idle(r)
+    end(r, ours, theirs)
+
+
 def test_an_end_before_the_handshake_follows_what_was_written(r, tls):
     log = Log()
     tls.listen(log.on_data, on_close=log.on_close)
@@ -426,6 +475,19 @@ def test_a_damaged_record_ends_it_behind_what_came_before(r, tls):
     assert log.names() == ['data', 'close']
     assert isinstance(log[1][1], TLSError)
     end(r, theirs)
+
+
+def test_a_close_behind_more_than_max_buffered_still_sends_it_all(r, tls):
+    seen = bytearray()
+    log = Log()
+    calls = {'on_data': lambda conn, data: seen.extend(data), 'on_close': log.on_close}
+    _, theirs = tls.pair(calls, {'max_buffered': 1000})
+    theirs.write(bytes(5_000_000))
+    assert theirs.buffered > 1000
+    theirs.close()
+    run_until(r, lambda: log)
+    assert (len(seen), log) == (5_000_000, [('close', None)])
+    run_until(r, lambda: theirs.state == 'CLOSED')
 
 
 def test_a_peer_that_does_not_answer_the_farewell_is_left_after_the_linger(r, tls):

@@ -1,7 +1,8 @@
 """What connections start with: limits, times, and callbacks.
 
 Owns the defaults and their checks. The rule: one `Options` is shared by all connections of a listener and is never
-changed; who wants another value for one connection gives it a changed copy. That keeps a connection small.
+changed; who wants another value for one connection gives it a changed copy. That keeps a connection small. Beside the
+values lies what the connections of a listener share otherwise: how many TLS handshakes this turn has had.
 """
 
 from __future__ import annotations

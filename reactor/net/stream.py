@@ -368,6 +368,7 @@ class Stream(Handle):
         in plain text behind its request must not be used: bytes that `on_data` got in the same chunk are yours to
         refuse; those that come later are taken for TLS, and fail.
 
+        `close` during the handshake ends it there: what was written behind `start_tls` is not sent.
         Raises `ConnectionClosed` unless the connection is open, `ReactorError` when it is TLS already, TypeError and
         ValueError for bad arguments.
         """

@@ -16,8 +16,8 @@ from ..errors import ConnectTimeout, HandshakeTimeout, ReactorError, SelectorFul
 from ..loop.watcher import READ
 from .addresses import show
 from .files import READ_FILE_SIZE, FilePart, file_part
-from .stream import CLOSING, CONNECTING, OPEN, Stream
-from .writer import DRAINED, flat
+from .stream import CLOSED, CLOSING, CONNECTING, OPEN, Stream
+from .writer import DRAINED, MARK_COST, flat
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -186,7 +186,8 @@ class TLSStream(Stream):
             self.loop.watchers.set_events(self, READ)
         except SelectorFull as exc:
             self.reset(exc)
-            return
+        if self.sock is None:
+            return  # it was lost, and is told so
         if options.timed:
             self.start_timeouts()
         self.limit_handshake(options.handshake_timeout, deadline)
@@ -211,6 +212,8 @@ class TLSStream(Stream):
         stream.tls = session
         assert isinstance(stream, TLSStream)
         stream.loop.watchers.set_events(stream, stream.events | READ)
+        if stream.sock is None:
+            return  # its descriptor was lost, and it is told so
         stream.limit_handshake(timeout, None)
         if not session.ssl_object.server_side:
             stream._shake_hands()
@@ -298,7 +301,7 @@ class TLSStream(Stream):
         pieces = [flat(data) for data in buffers]
         session = self.tls
         if self.state is CONNECTING:
-            if self.refuses(session.ended, session.held_bytes):
+            if self.refuses(session.ended, session.held_bytes + len(session.held) * MARK_COST):
                 return False
             session.held.append(([bytes(piece) for piece in pieces], (on_written, args)))
             session.held_bytes += sum(len(piece) for piece in pieces)
@@ -373,6 +376,8 @@ class TLSStream(Stream):
     # -- for its base
 
     def finish(self, exc: BaseException | None) -> None:
+        if self.sock is None and self.state is CLOSED:
+            return  # what was to be said last has met the end
         session = self.tls
         if session.timer is not None:
             session.timer.cancel()
@@ -417,8 +422,13 @@ class TLSStream(Stream):
         full, session.held_bytes = session.held_bytes >= self.options.high_water, 0
         for pieces, (on_written, written_args) in held:
             Stream.write(self, session.sealed(pieces), on_written, *written_args)
-        if full and self.writer is None:
+        if self.state is not OPEN:
+            return  # sending has failed meanwhile
+        writer = self.writer
+        if full and (writer is None or writer is DRAINED):
             completions.append((self, Stream.handle_drain, ()))
+        elif full and writer is not None:
+            writer.full = True  # so that on_drain tells, however little of it waits
         if self.options.timed and self.timeouts is None:
             self.start_timeouts()
         if not session.reading:
@@ -430,7 +440,10 @@ class TLSStream(Stream):
     def _decrypt(self) -> None:
         session = self.tls
         pieces, exc, ended = session.unsealed()
-        self._say(session.to_say())
+        answer, writer = session.to_say(), self.writer
+        if answer and writer is not None and not writer.ended and self.refuses(False, writer.weight):
+            return  # it asks for new keys again and again, and takes nothing
+        self._say(answer)
         if ended or exc is not None:
             self.loop.completions.append((self, TLSStream.handle_stream_end, (exc,)))
             session.more = True  # nothing comes after it
@@ -446,13 +459,21 @@ class TLSStream(Stream):
             self.loop.completions.append((self, TLSStream.handle_records, ()))
 
     def _say(self, data: bytes) -> None:
-        if data and not (self.writer is not None and (self.writer.ended or self.writer.error is not None)):
+        """Send what TLS itself has to say, behind what waits, however much that is."""
+        writer = self.writer
+        if not data:
+            return
+        if writer is None or writer is DRAINED:
             Stream.write(self, data)
+        elif not writer.ended and writer.error is None:
+            writer.extend((data,), None, ())
 
     def _fail(self, what: str, exc: SSLError, advice: str) -> None:
         self._say(self.tls.to_say())  # the alert, by which the peer knows why
         error = TLSError(f'{show(self.peername)} {what}: {exc.reason or exc.strerror or exc}; {advice}')
         error.__cause__ = exc
+        if self.state is CLOSED and self.writer is not None:
+            self.writer.error = error  # it did not take the alert; but this is why there was one
         self.finish(error)
 
 
