@@ -364,7 +364,3 @@ class Kernel:
             return os.pread(fd, count, offset)
         os.lseek(fd, offset, os.SEEK_SET)
         return os.read(fd, count)
-
-    def close_file(self, fd: int) -> None:
-        """Close a descriptor that `copy_of_file` made."""
-        os.close(fd)

@@ -213,7 +213,7 @@ def test_a_file_is_read_and_sent_from_where_it_is_asked_without_moving_it(real):
                 assert theirs.recv(10) == b'456'
             assert os.lseek(copy, 0, os.SEEK_CUR) == 10
         finally:
-            real.close_file(copy)
+            real.close_fd(copy)
         assert not real.is_open(copy)
 
 

@@ -46,7 +46,7 @@ class FilePart:
         return self._count
 
     def __del__(self) -> None:
-        self._kernel.close_file(self._fd)
+        self._kernel.close_fd(self._fd)
 
     def send_some(self, sock: socket) -> int:
         """Send some of what is left; returns how much. OSError of the socket, `SendFileError` for the file."""
