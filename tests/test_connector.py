@@ -548,6 +548,16 @@ def test_an_empty_early_write_is_told_as_written(r):
     end(r, conn)
 
 
+def test_an_empty_early_write_never_asks_to_hold_back(r):
+    # No byte waits, so nothing could ever drain, and `on_drain` would be awaited for ever.
+    server = r.listen_tcp('127.0.0.1', 0)
+    conn = r.connect_tcp(*server.address, high_water=0)
+    assert conn.write(b'') is True
+    assert conn.write(b'x') is False
+    server.close()
+    end(r, conn)
+
+
 def test_an_empty_early_write_is_told_although_on_connect_closes(r):
     log = Log()
     server = r.listen_tcp('127.0.0.1', 0)

@@ -197,14 +197,14 @@ class End(File):
             self.reset()  # nobody reads it any more
             return
         self.inbox += data
-        self.kernel.note('arrived', self.number, len(data))
+        self.kernel.note('arrived', -1, (self.number, len(data)))
         self.look()
 
     def arrive_end(self, epoch: int) -> None:
         """The peer has ended its side."""
         if epoch == self._epoch and not self.dead:
             self.ended_in = True
-            self.kernel.note('end arrived', self.number)
+            self.kernel.note('end arrived', -1, self.number)
             self.look()
 
     def arrive_reset(self, epoch: int = 0) -> None:
@@ -212,7 +212,7 @@ class End(File):
         if not self.dead:
             self.dead = True
             self.error = errno.EPIPE if self.ended_in else errno.ECONNRESET
-            self.kernel.note('reset arrived', self.number)
+            self.kernel.note('reset arrived', -1, self.number)
             if self.peer is not None:
                 self.peer.lose_what_is_on_the_way()
             self.look()
