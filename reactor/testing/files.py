@@ -103,6 +103,7 @@ class End(File):
         self.ended_out = False
         self.ended_in = False
         self.lingers = True  # False: closing resets
+        self.private = False  # one of a socketpair: its kind fails only when it is full
         self.accepted = True  # False in a backlog, where bytes are kept though nobody has it yet
         self._arrival = 0  # of the last thing on the way to here: nothing overtakes
         self._epoch = 0  # raised by a reset: what was on the way is lost

@@ -368,7 +368,8 @@ class SimKernel(Kernel):
         self.call('socketpair', -1)
         ends = End(self, AF_UNIX, True), End(self, AF_UNIX, True)
         for end, peer in zip(ends, ends[::-1], strict=True):
-            end.peer, end.connected, end.local, end.remote = peer, True, '', ''
+            end.peer, end.connected, end.private, end.local, end.remote = peer, True, True, '', ''
+            end.capacity = self.random.randrange(1, 200)  # as full of doorbells as it gets
         sockets = []
         for end in ends:
             fd = self.lowest_free()

@@ -26,7 +26,9 @@ def run_seed(seed: int, programs: tuple[Callable[[Any], object], ...] | None = N
     simulation = Simulation(seed, **options)
     world = simulation.world
     if programs is None:
-        programs = tuple(world.random.choice(PROGRAMS) for _ in range(world.random.randrange(1, MOST_PROGRAMS + 1)))
+        drawn = list(PROGRAMS)
+        world.random.shuffle(drawn)
+        programs = tuple(drawn[: world.random.randrange(1, MOST_PROGRAMS + 1)])
 
     def main(r: Any) -> None:
         for program in programs:

@@ -189,7 +189,7 @@ class SimSocket:
             return self.sendto(data, end.remote)
         self._check_sending(end)
         room = end.room()
-        if room <= 0 or falls('send.again'):
+        if room <= 0 or (falls('send.again') and not end.private):
             raise BlockingIOError(errno.EAGAIN, 'simulated: no room')
         for site, errors in (('send.broken', (errno.EPIPE,)), ('send.exhausted', (errno.ENOBUFS, errno.ENOMEM))):
             if falls(site) and not end.instant:

@@ -235,7 +235,11 @@ class Mischief:
 
     def listen(self, conn: Any = None) -> None:
         if len(self.places) < 5:
-            self.places.append(Place(self.world, **self.callbacks()))
+            try:
+                self.places.append(Place(self.world, **self.callbacks()))
+            except OSError:
+                if not self.world.faulty:  # no descriptor is left
+                    raise
 
     def stop_listening(self, conn: Any) -> None:
         self.rng.choice(self.places).server.close()
