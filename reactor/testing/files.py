@@ -38,6 +38,23 @@ class File:
         """The last descriptor is gone."""
 
 
+class Stored(File):
+    """A regular file, open for reading. It is its own file object, as far as `send_file` asks."""
+
+    name = 'simulated'
+
+    def __init__(self, kernel: SimKernel, fd: int, data: bytes) -> None:
+        super().__init__(kernel)
+        self.data = data
+        self._fd = fd
+
+    def fileno(self) -> int:
+        return self._fd
+
+    def close(self) -> None:
+        self.kernel.close_fd(self._fd)
+
+
 class Unborn(File):
     """A stream socket that is neither connected nor listening."""
 

@@ -16,7 +16,7 @@ from ..net.listener import ACCEPTS_PER_TURN
 from ..net.stream import CONNECTING, OPEN, Stream
 from ..net.tls import TLSStream
 from ..net.writer import ENDED
-from .files import End, Mailbox
+from .files import End, Mailbox, Stored
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -70,6 +70,19 @@ class WatchedStream(Stream):
         pieces = list(buffers)
         return self.loop.ledger.write(self, super().writelines, pieces, pieces, on_written, args)
 
+    def send_file(
+        self, file: Any, offset: int = 0, count: int | None = None, on_written: Any = None, *args: Any
+    ) -> bool:
+        send = super().send_file
+        if self.loop.ledger.secured(self):
+            return send(file, offset, count, on_written, *args)  # comes back as bytes
+
+        def call(what: Any, on_written: Any, *args: Any) -> bool:
+            return send(what, offset, count, on_written, *args)
+
+        data = file.data[offset:][:count]
+        return self.loop.ledger.write(self, call, file, (data,), on_written, args)
+
     def close(self) -> None:
         if not self.closed:
             self.record.closed_by = 'close'
@@ -90,6 +103,9 @@ class WatchedTLSStream(WatchedStream, TLSStream):
     """The same over TLS, of which the kernel's bytes say nothing."""
 
     __slots__ = ()
+
+    def write(self, data: Any, on_written: Any = None, *args: Any) -> bool:
+        return self.writelines((data,), on_written, *args)  # as TLS does it, but seen once
 
 
 WatchedStream.secured = WatchedTLSStream
@@ -350,7 +366,7 @@ class Ledger:
         held.add(reactor._wakeup.fileno())
         held.add(reactor._wakeup.bell_fileno())
         held |= self.foreign
-        lost = [fd for fd in files if fd not in held]
+        lost = [fd for fd, file in files.items() if fd not in held and not isinstance(file, Stored)]
         if lost:
             self.violations.append(f'law 9: descriptors {lost} are open, and no handle has them')
 
