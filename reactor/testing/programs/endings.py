@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from reactor import ConnectTimeout
+from reactor import ConnectTimeout, SelectorFull
 
 from .parts import Ending, Place, child, limits, some_bytes, try_to_write
 
@@ -235,7 +235,11 @@ class Mischief:
 
     def listen(self, conn: Any = None) -> None:
         if len(self.places) < 5:
-            self.places.append(Place(self.world, **self.callbacks()))
+            try:
+                self.places.append(Place(self.world, **self.callbacks()))
+            except (OSError, SelectorFull):
+                if not self.world.faulty:
+                    raise
 
     def stop_listening(self, conn: Any) -> None:
         self.rng.choice(self.places).server.close()
