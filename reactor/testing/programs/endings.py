@@ -153,7 +153,7 @@ class Mischief:
 
     def __init__(self, world: World) -> None:
         self.world, self.r, self.rng = world, world.r, child(world)
-        self.left = self.rng.randrange(200)  # deeds
+        self.left = self.rng.randrange(300)  # deeds
         self.conns: list[Any] = []
         self.timers: list[Any] = [self.r.call_every(0.005, self.beat)]
         self.places: list[Place] = []
@@ -164,7 +164,7 @@ class Mischief:
         self.listen()
         for _ in range(self.rng.randint(1, 8)):
             self.connect()
-        self.r.call_later(self.rng.uniform(0.02, 0.2), self.curfew)
+        self.r.call_later(3, self.curfew)
 
     def act(self, conn: Any = None) -> None:
         """Do something random, to this connection or to another."""
@@ -202,6 +202,8 @@ class Mischief:
 
     def beat(self) -> None:
         """A timer, a call, a moment between two events."""
+        if not self.left:
+            self.curfew()
         self.act()
 
     def on_written(self, conn: Stream) -> None:

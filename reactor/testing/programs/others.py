@@ -143,7 +143,7 @@ def signals(world: World) -> None:
             for handler in handlers:
                 handler.close()
             ending.done(part)
-        if heard[number] > sent[number]:
+        if heard[number] > sent[number] and not world.faulty:
             world.fail(f'{number!r} was sent {sent[number]} times, and heard {heard[number]} times')
         world.trouble()
 

@@ -203,9 +203,9 @@ class Talker:
 
     def wrote(self, conn: Stream, number: int) -> None:
         """A write was accepted by the kernel: always the first of those that wait."""
-        self.world.trouble(conn)
         if not self._told or self._told.popleft() != number:
             self.world.fail(f'on_written of write {number} out of order')
+        self.world.trouble(conn)
 
     def ended(self, exc: BaseException | None) -> None:
         """The end: without faults it is a clean one, and nothing is missing."""
