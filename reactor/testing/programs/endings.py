@@ -149,13 +149,13 @@ def closing(world: World) -> None:
 
 
 class Mischief:
-    """The state of `closing`: who is there, what may still be done, and the hour at which everybody has to go."""
+    """The state of `closing`: who is there, and what may still be done."""
 
     def __init__(self, world: World) -> None:
         self.world, self.r, self.rng = world, world.r, child(world)
         self.left = self.rng.randrange(300)  # deeds
         self.conns: list[Any] = []
-        self.timers: list[Any] = [self.r.call_every(0.005, self.beat)]
+        self.timers: list[Any] = []
         self.places: list[Place] = []
         self.over = False
         self.ending = Ending(world)
@@ -164,13 +164,15 @@ class Mischief:
         self.listen()
         for _ in range(self.rng.randint(1, 8)):
             self.connect()
-        self.r.call_later(3, self.curfew)
+        self.beating = self.r.call_every(0.005, self.beat)
 
     def act(self, conn: Any = None) -> None:
         """Do something random, to this connection or to another."""
         for _ in range(self.rng.choice((0, 1, 1, 3))):
-            if self.left and self.conns:
+            if self.left:
                 self.left -= 1
+                if not self.conns:
+                    self.connect()
                 other = conn is None or self.rng.random() < 0.5
                 self.rng.choice(self.DEEDS)(self, self.rng.choice(self.conns) if other else conn)
         self.world.trouble(conn)
@@ -201,7 +203,7 @@ class Mischief:
         self.act()
 
     def beat(self) -> None:
-        """A timer, a call, a moment between two events."""
+        """A timer, a call, a moment between two events. When all deeds are done, everybody has to go."""
         if not self.left:
             self.curfew()
         self.act()
@@ -213,7 +215,7 @@ class Mischief:
     def curfew(self) -> None:
         """Everybody has to go, whatever they are doing."""
         self.over, self.left = True, 0
-        for timer in self.timers:
+        for timer in [self.beating, *self.timers]:
             timer.cancel()
         for place in self.places:
             place.server.close()
@@ -274,7 +276,8 @@ class Mischief:
         self.timers.append(self.r.call_later(self.rng.choice((0, 0.001, 0.1)), self.beat))
 
     def cancel(self, conn: Any) -> None:
-        self.rng.choice(self.timers).cancel()
+        if self.timers:
+            self.rng.choice(self.timers).cancel()
 
     DEEDS = (
         close, close, abort, end, write, write, write, pause, resume, connect, connect,
