@@ -522,14 +522,10 @@ class Stream(Handle):
         deadline: for kinds of streams that need more to be open, when they must be.
         """
         self.state = OPEN
-        writer = self.writer
-        if writer is not None and not writer.buffered:
-            for _, on_written, args in writer.reached():  # empty writes: they are done with, whatever comes now
+        if self.writer is not None:
+            for _, on_written, args in self.writer.reached():  # empty writes, which wait for nothing any more
                 self.loop.completions.append((self, on_written, args))
-            if writer.full:
-                writer.full = False
-                self.loop.completions.append((self, Stream.handle_drain, ()))
-            if not writer.ended:
+            if self.writer.untouched:
                 self.writer = None
         events = (READ if reading else 0) | (0 if self.writer is None else WRITE)
         try:

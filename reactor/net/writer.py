@@ -62,6 +62,11 @@ class Writer:
         """What waits, in bytes of memory: the bytes and their marks."""
         return self._queued - self._sent + len(self.marks) * MARK_COST
 
+    @property
+    def untouched(self) -> bool:
+        """Whether it was never asked for anything."""
+        return not (self._queued or self.marks or self.ended)
+
     def extend(
         self,
         pieces: Iterable[bytes | memoryview | FilePart],

@@ -67,7 +67,7 @@ def proxy(world: World) -> None:
 
     def on_data(conn: Stream, data: bytes) -> None:
         world.trouble(conn)
-        if not conn.data.write(data):
+        if conn.data is not None and not conn.data.write(data):  # None: the other side is gone
             conn.pause_reading()
 
     def on_drain(conn: Stream) -> None:
@@ -82,7 +82,7 @@ def proxy(world: World) -> None:
 
     def on_close(conn: Stream, exc: BaseException | None) -> None:
         other, conn.data = conn.data, None
-        if other is not None and not other.closed:
+        if other is not None:
             other.data = None
             if exc is None:
                 other.close()

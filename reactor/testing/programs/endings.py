@@ -242,7 +242,7 @@ class Mischief:
             try:
                 self.places.append(Place(self.world, **self.callbacks()))
             except (OSError, SelectorFull):
-                if not self.world.faulty:
+                if not self.world.faulty:  # no descriptor is left
                     raise
 
     def stop_listening(self, conn: Any) -> None:
