@@ -58,17 +58,21 @@ class WatchedStream(Stream):
 
     __slots__ = ('record',)
 
+    loop: Any
+
     def __init__(self, loop: Any, options: Any, callbacks: Any, origin: Any) -> None:
         self.record = loop.ledger.opened(self)
         super().__init__(loop, options, callbacks, origin)
-        Stream.on_close.__set__(self, loop.ledger.watch('close', callbacks.on_close or _nothing))  # type: ignore[attr-defined]
+        self.on_close = callbacks.on_close or _nothing  # watched, also where the user does not care
 
     def write(self, data: Any, on_written: Any = None, *args: Any) -> bool:
-        return self.loop.ledger.write(self, super().write, data, (data,), on_written, args)
+        taken: bool = self.loop.ledger.write(self, super().write, data, (data,), on_written, args)
+        return taken
 
     def writelines(self, buffers: Any, on_written: Any = None, *args: Any) -> bool:
         pieces = list(buffers)
-        return self.loop.ledger.write(self, super().writelines, pieces, pieces, on_written, args)
+        taken: bool = self.loop.ledger.write(self, super().writelines, pieces, pieces, on_written, args)
+        return taken
 
     def send_file(
         self, file: Any, offset: int = 0, count: int | None = None, on_written: Any = None, *args: Any
