@@ -30,7 +30,8 @@ START = 1_000_000 * MS  # the clock at the start
 STDIO = 3  # descriptors that a program has from the start
 PLENTY = 1000  # descriptors, below what select can take
 # Calls whose failure is the end of a connection; what others say of it is not.
-ENDING = {'recv', 'send', 'sendmsg', 'sendfile', 'getsockopt', 'register', 'modify', 'shutdown'}
+ENDING = {'recv', 'send', 'sendmsg', 'sendfile', 'getsockopt', 'register', 'modify'}
+LOST = ('shutdown', errno.EBADF)
 HOSTS = {'localhost': ('127.0.0.1',), 'server.test': ('10.0.0.1',), 'both.test': ('fd00::1', '10.0.0.1')}
 
 
@@ -486,7 +487,7 @@ class SimKernel(Kernel):
         self.failed = name
         self.note(f'{name} is made to fail', fd, errno.errorcode.get(error, error))
         file = self.files.get(fd)
-        if isinstance(file, End) and error != errno.EAGAIN and name in ENDING:
+        if isinstance(file, End) and error != errno.EAGAIN and (name in ENDING or (name, error) == LOST):
             file.told.append(error)
         if file is not None and error == errno.EBADF:
             self.close_fd(fd)
