@@ -217,6 +217,9 @@ class DatagramSocket(Handle):
         self.state = LOST
         self._finish(exc)
 
+    def handle_refused(self, exc: OSError) -> None:
+        self._finish(exc)
+
     def may_log(self) -> bool:
         now = self.loop.timers.clock()
         if now - self._last_log < LOG_INTERVAL:

@@ -134,6 +134,9 @@ class Listener(Handle):
             self._forget()
             self._sock.detach()  # the number may be another's by now
 
+    def handle_refused(self, exc: OSError) -> None:
+        self._hold(exc)
+
     def pause(self) -> None:
         """Accept nobody until `resume`; clients wait in the kernel's backlog."""
         self.loop.watchers.check_thread()
