@@ -88,7 +88,7 @@ class ThreadPool:
         args: tuple[Any, ...],
         on_done: Callable[[Any, BaseException | None], object] | None,
     ) -> ThreadCall:
-        """Queue a call; when QUEUE_LIMIT calls wait already, `on_done` gets a `ReactorError` instead."""
+        """Queue a call; `on_done` gets a `ReactorError` when QUEUE_LIMIT wait already or no thread can be started."""
         call = ThreadCall(self._loop, fn, args, on_done)
         if len(self._queue) >= QUEUE_LIMIT:
             self._drop_cancelled()
@@ -117,8 +117,20 @@ class ThreadPool:
 
     def _start_threads(self) -> None:
         if self._queue and self._running < THREADS:
-            self._kernel.start_thread(self._work, f'reactor-{self._running + 1}')
-            self._running += 1
+            try:
+                self._kernel.start_thread(self._work, f'reactor-{self._running + 1}')
+            except RuntimeError as exc:
+                if not self._running:  # else one that runs takes it
+                    self._refuse_all(exc)
+            else:
+                self._running += 1
+
+    def _refuse_all(self, exc: RuntimeError) -> None:
+        while self._queue:
+            call = self._queue.popleft()
+            if not call.closed:
+                refusal = ReactorError(f'{name_of(call.fn)} was not called: {exc}; raise the limit of threads')
+                self._loop.call_soon(call.handle_done, None, refusal)
 
     def _work(self) -> None:
         # In a thread.
