@@ -658,11 +658,14 @@ class Stream(Handle):
                 self.loop.completions.append((self, Stream.handle_flushed, ()))
 
     def _shut_down(self) -> None:
+        self.writer = ENDED
         try:
             self.sock.shutdown(SHUT_WR)
-        except OSError:
-            pass  # the connection is gone already, and reading will tell
-        self.writer = ENDED
+        except OSError as exc:
+            if exc.errno == EBADF:
+                self.loop.watchers.evict(self)  # reading will not tell: epoll is silent about it
+                return
+            # else the connection is gone already, and reading will tell
         if self.state is HALF_OPEN:
             self.finish(None)
         else:
