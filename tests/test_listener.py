@@ -14,7 +14,7 @@ import weakref
 from pathlib import Path
 
 import pytest
-from support import SELECTORS, FakeKernel, Log, drain, end, idle, reset, run_until, turns
+from support import SELECTORS, FailingKernel, FakeKernel, Log, drain, end, idle, reset, run_until, turns
 
 from reactor import HandleClosed, Options, Reactor, ReactorError, SelectorFull, Stream
 
@@ -944,3 +944,28 @@ def test_a_large_answer_to_a_deferred_client_arrives_whole(r, sockets):
     run_until(r, lambda: not listener.open_connections)
     listener.close()
     turns(r, 1)
+
+
+def test_a_listener_that_somebody_has_shut_down_is_closed(r, flaky, caplog):
+    server = r.listen_tcp(HERE, 0, sock=flaky)
+    flaky.failures = [errno.EINVAL]
+    address = server.address
+    with socket.create_connection(address):
+        run_until(r, lambda: server.closed)
+    assert flaky.fileno() == -1
+    assert 'is over' in caplog.text
+
+
+def test_an_accepted_socket_that_is_lost_at_once_hurts_nobody():
+    errors = []
+    kernel = FailingKernel('register', errno.EBADF, count=4)  # the doorbell, the listener, the client, and then ours
+    with Reactor(kernel=kernel, catch_errors=lambda exc, handle: errors.append(exc)) as r:
+        server = r.listen_tcp('10.0.0.1', 80)
+        clients = [r.connect_tcp('10.0.0.1', 80) for _ in range(2)]
+        r.call_later(5, server.close)
+        for client in clients:
+            r.call_later(5, client.close)
+        r.run()
+        assert r.stats().accepts == 1
+    assert not errors
+    assert not kernel.files

@@ -13,7 +13,7 @@ from __future__ import annotations
 import errno
 
 from ..errors import HandleClosed, SelectorFull
-from ..kernel import NODELAY_INHERITED
+from ..kernel import NODELAY_INHERITED, close_socket
 from ..loop.log import log
 from ..loop.watcher import READ, Handle
 from .addresses import show, unmapped
@@ -35,7 +35,7 @@ ACCEPT_PAUSE = 0.1  # seconds to the next attempt when descriptors have run out
 LOG_INTERVAL = 1.0  # seconds between two reports of trouble, whatever clients do
 
 EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
-LOST = {errno.EBADF, errno.ENOTSOCK, errno.EINVAL}
+LOST = {errno.EBADF, errno.ENOTSOCK}
 
 
 class Listener(Handle):
@@ -96,7 +96,7 @@ class Listener(Handle):
         except BaseException:
             if unlink is not None:
                 unlink()
-            sock.close()
+            close_socket(sock)
             raise
 
     def handle_read(self) -> None:
@@ -110,6 +110,10 @@ class Listener(Handle):
             except OSError as exc:
                 if exc.errno in LOST:
                     self.handle_lost(exc)
+                    return
+                if exc.errno == errno.EINVAL:  # somebody has shut it down: it listens no more, but is ours to close
+                    self._report(exc, 'is over')
+                    self.close()
                     return
                 if exc.errno in EXHAUSTED:
                     self._hold(exc)
@@ -180,10 +184,7 @@ class Listener(Handle):
         if self._closed:
             return
         self._forget()
-        try:
-            self._sock.close()
-        except OSError:
-            pass  # somebody else has closed the descriptor
+        close_socket(self._sock)
 
     def _forget(self) -> None:
         self._closed = True
@@ -218,7 +219,7 @@ class Listener(Handle):
                 set_accepted_options(sock, self._options)
             stream.attach(sock, self._defer_accept)
         except (OSError, SelectorFull) as exc:
-            sock.close()
+            close_socket(sock)
             self.loop.counters.accepts_refused += 1
             self._hold(exc)
             return
