@@ -80,11 +80,15 @@ def limits(rng: random.Random) -> dict[str, Any]:
 
 
 class Place:
-    """Where a server listens: a TCP port or a Unix socket, as the dice fall."""
+    """Where a server listens: a TCP port or a Unix socket, as the dice fall, over TLS where the world has contexts."""
 
     def __init__(self, world: World, on_data: Callable[..., object] | None = None, **keywords: Any) -> None:
         self._connect: Callable[..., Stream]
+        self._secured: dict[str, Any] = {}
         self.server: Listener
+        if world.tls is not None:
+            keywords['ssl'], context = world.tls
+            self._secured = {'ssl': context, 'server_hostname': 'localhost'}
         if world.random.random() < 0.6:
             address = world.address()
             self.server = world.r.listen_tcp(*address, on_data, **keywords)
@@ -96,7 +100,7 @@ class Place:
 
     def connect(self, on_data: Callable[..., object] | None = None, **keywords: Any) -> Stream:
         """A new client of this server."""
-        return self._connect(*self._target, on_data, **keywords)
+        return self._connect(*self._target, on_data, **keywords, **self._secured)
 
 
 class Ending:
