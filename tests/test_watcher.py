@@ -323,6 +323,25 @@ def test_many_lost_at_once_are_all_told(r, sockets):
         probe.close()
 
 
+def test_who_was_closed_by_the_loss_of_another_is_neither_told_nor_kept(r, sockets):
+    class Mate(Probe):
+        other: Probe | None = None
+
+        def handle_lost(self, exc):
+            super().handle_lost(exc)
+            if self.other is not None:
+                self.loop.watchers.remove(self.other)
+                self.other.sock.detach()
+
+    first, second = (Mate(r, sockets()[0]) for _ in range(2))
+    first.other = second
+    for probe in first, second:
+        lose(probe.sock)
+    assert r.watchers.evict_closed()
+    assert (first.lost.errno, second.lost) == (errno.EBADF, None)
+    assert r.handles() == []
+
+
 def test_a_lost_handle_that_changes_what_it_wants_is_told(r, sockets):
     probe = Probe(r, sockets()[0])
     lose(probe.sock)
