@@ -116,9 +116,8 @@ class Session:
         """The ciphertext of `pieces`, behind whatever else is to be said."""
         write = self.ssl_object.write
         for piece in pieces:
-            sent, size = write(piece) if piece else 0, len(piece)
-            while sent < size:  # it takes a record at a time
-                sent += write(memoryview(piece)[sent:])
+            if piece:
+                write(piece)  # all of it: a buffer in memory has room
         return self._outgoing.read()
 
     def unsealed(self) -> tuple[list[bytes], SSLError | None, bool]:
