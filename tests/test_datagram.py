@@ -335,6 +335,7 @@ def test_a_descriptor_closed_by_others_ends_it_in_the_middle_of_its_queue(r, soc
     sock.handle_write()
     turns(r, 2)
     assert [(name, exc.errno) for name, exc in log] == [('close', errno.EBADF)]
+    assert r.stats().datagrams_dropped == 1
 
 
 @needs_unix
