@@ -6,7 +6,7 @@ import os
 from socket import AF_INET, AF_INET6
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from reactor.kernel import ABSTRACT_PATHS, AF_UNIX, Kernel
@@ -161,6 +161,8 @@ addresses = st.lists(st.tuples(st.sampled_from([AF_INET, AF_INET6]), st.integers
 
 
 @given(addresses)
+@example([(AF_INET6, 1), (AF_INET6, 2), (AF_INET, 3)])
+@example([(AF_INET6, 1), (AF_INET, 2), (AF_INET, 3)])
 def test_families_take_turns_from_the_first_on(found):
     mixed = interleave(list(found))
     assert sorted(mixed) == sorted(found)
