@@ -719,6 +719,17 @@ def test_a_foreign_close_is_told_at_the_next_poll_where_the_selector_can_see_it(
         assert not other.closed
 
 
+@pytest.mark.parametrize('how', ['close', 'abort'])
+def test_ending_what_somebody_else_closed_is_told_once_and_never_raises(r, sockets, how):
+    log = Log()
+    conn, _ = pair(r, sockets, on_close=log.on_close)
+    os.close(conn.fileno())
+    getattr(conn, how)()
+    turns(r, 2)
+    assert log == [('close', None)]
+    assert r.handles() == []
+
+
 def test_a_newcomer_with_the_number_of_a_socket_closed_behind_our_back_is_not_hurt(r, sockets):
     log, new = Log(), Log()
     conn, _ = pair(r, sockets, on_close=log.on_close)

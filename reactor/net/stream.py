@@ -472,7 +472,7 @@ class Stream(Handle):
         idle: no byte went either way (`IdleTimeout`). Late by up to a second, never early; not before it is connected.
         """
         self.options = self.options.changed(read_timeout=read, write_timeout=write, idle_timeout=idle)
-        if self.state is OPEN or self.state is HALF_OPEN:
+        if self.sock is not None and not self.closed:
             self.start_timeouts()
 
     def start_timeouts(self) -> None:
