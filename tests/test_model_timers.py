@@ -6,8 +6,8 @@ import gc
 import weakref
 
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
-from models_support import case_of
+from hypothesis.stateful import invariant, precondition, rule
+from models_support import Machine, Raised, case_of
 from support import FakeKernel
 
 from reactor import HandleClosed, Reactor
@@ -52,14 +52,14 @@ class Expected:
         self.referenced = True
 
 
-class Machine(RuleBasedStateMachine):
+class Timers(Machine):
     """Who fires, when, and in which order; who is pending; when the next is due; what a cancelled one still holds."""
 
     def __init__(self):
         super().__init__()
         gc.disable()  # reference counts have to do
         self.kernel = FakeKernel()
-        self.r = Reactor(kernel=self.kernel, catch_errors=lambda exc, handle: None)
+        self.r = Reactor(kernel=self.kernel, catch_errors=self.caught)
         self.timers, self.tokens, self.fired = [], [], []
         self.model, self.told = [], []
         self.collected = []  # (deadline, order, number) of a batch that was left, which comes first the next time
@@ -99,7 +99,7 @@ class Machine(RuleBasedStateMachine):
             elif what == 'unref':
                 self.timers[args[0] % len(self.timers)].unref()
             else:
-                raise ValueError('boom') if what == 'raise' else Leaving
+                raise Raised if what == 'raise' else Leaving
 
     def reset(self, number, seconds):
         try:
@@ -217,7 +217,7 @@ class Machine(RuleBasedStateMachine):
         due = [entry for entry in self.pending() if entry in collected or entry[0] <= last]
         left = False
         try:
-            self.r.run_once(0)
+            self.turns(self.r)
         except Leaving:
             left = True
         leaves = False
@@ -261,4 +261,4 @@ class Machine(RuleBasedStateMachine):
             assert (token() is None) == timer.cancelled
 
 
-TestTimersAsASortedList = case_of(Machine)
+TestTimersAsASortedList = case_of(Timers)

@@ -58,7 +58,7 @@ class StrictSocket(ScriptedSocket):
         return super().ready() | (1 if self.failed else 0)
 
 
-class Machine(RuleBasedStateMachine):
+class Writing(RuleBasedStateMachine):
     """What was sent is a prefix of what was written; callbacks come in order, once, on a fresh stack, then on_close."""
 
     @initialize(rewriting=st.booleans())
@@ -276,4 +276,4 @@ class Machine(RuleBasedStateMachine):
         self.r.close()
 
 
-TestOneByteStream = case_of(Machine)
+TestOneByteStream = case_of(Writing)
