@@ -1035,3 +1035,22 @@ def test_a_write_in_the_last_on_written_after_the_peer_has_ended_is_dropped_and_
     turns(r, 3)
     assert log == [('written', False), ('close', None)]
     assert sock.sent == b'answer'
+
+
+def test_a_write_in_the_last_on_written_is_refused_when_the_user_ended_first(scripted):
+    r, make = scripted
+    log = Log()
+
+    def write_on(conn):
+        with pytest.raises(ConnectionClosed):
+            conn.write(b'more')
+
+    conn, sock = make(on_close=log.on_close)
+    sock.outcomes = deque()
+    conn.write(b'answer', write_on)
+    conn.write_eof()
+    sock.incoming.append(b'')
+    turns(r, 2)
+    sock.outcomes.append(100)
+    turns(r, 3)
+    assert log == [('close', None)]
