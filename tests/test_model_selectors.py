@@ -25,9 +25,7 @@ KINDS = [
     if hasattr(selectors, name)
 ]
 if os.name != 'posix':
-    pytest.skip(
-        'descriptors are closed by number here, which sockets of this platform have not', allow_module_level=True
-    )
+    pytest.skip('sockets of this platform have no numbers to close them by', allow_module_level=True)
 
 INDEX = st.integers(0, 1000)
 EVENTS = st.sampled_from([0, READ, WRITE, READ | WRITE])

@@ -20,6 +20,7 @@ from models_support import Machine, case_of
 from support import ScriptedKernel, ScriptedSocket
 
 from reactor import READ, WRITE, ConnectionClosed, Reactor, TLSError, WriteBufferFull
+from reactor.net.writer import MARK_COST
 
 MOST = 100_000  # max_buffered
 RECORD_ON_WIRE = 17_000  # bytes: a full record, encrypted
@@ -219,7 +220,8 @@ class TLS(Machine):
     def writes(self, size, lines):
         conn, data = self.conn, bytes([len(self.ours) + 7 & 255]) * size
         before, over, number = conn.buffered, conn.closed, next(self.count)
-        if not over and not self.user_ended and before < MOST:
+        weight = before + MARK_COST * len(self.marks)
+        if not over and not self.user_ended:
             self.ours += data
             self.marks.append(number)
         pieces = [data[: size // 2], data[size // 2 :]]
@@ -232,9 +234,10 @@ class TLS(Machine):
             assert self.user_ended or self.told
             return
         assert not self.user_ended
-        if before >= MOST and not over:
-            assert conn.closed, 'a peer that takes nothing is not cut off'
-            self.overfull = True
+        if not over:
+            assert conn.closed or before < MOST, 'a peer that takes nothing is not cut off'
+            assert not conn.closed or weight >= MOST, 'cut off although so little waits'
+            self.overfull = conn.closed
 
     @precondition(lambda self: len(self.ours) + len(self.theirs) > 300)
     @rule(how=st.sampled_from(['write_eof', 'close', 'abort']))
