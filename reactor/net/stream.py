@@ -662,7 +662,9 @@ class Stream(Handle):
             self.sock.shutdown(SHUT_WR)
         except OSError:
             pass  # the connection is gone already, and reading will tell
-        self.writer = ENDED
+        writer = self.writer
+        by_peer = writer is not None and writer.error is not None and not writer.ended  # the user was not told yet
+        self.writer = BROKEN if by_peer else ENDED
         if self.state is HALF_OPEN:
             self.finish(None)
         else:
