@@ -463,6 +463,8 @@ class TLSStream(Stream):
             return
         if writer is None or writer is DRAINED:
             Stream.write(self, data)
+            if self.writer is not None:
+                self.writer.full = False  # the user has not written it, and need not hear that it is gone
         elif not writer.ended and writer.error is None:
             writer.extend((data,), None, ())
 
