@@ -15,7 +15,19 @@ from collections import deque
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support import FailingKernel, FakeKernel, FakeSelector, Log, ScriptedKernel, fill, in_thread, run_until, turns, turns_in
+from support import (
+    FailingKernel,
+    FakeKernel,
+    FakeSelector,
+    Log,
+    ScriptedKernel,
+    fill,
+    idle,
+    in_thread,
+    run_until,
+    turns,
+    turns_in,
+)
 
 from reactor import HandleClosed, Reactor
 
@@ -352,3 +364,17 @@ def test_a_doorbell_that_cannot_be_read_loses_no_call(error):
     assert log == [(0, None)]
     assert not errors
     assert not kernel.files
+
+
+def test_a_doorbell_that_somebody_else_closed_stops_neither_the_loop_nor_its_close(r, sockets, caplog):
+    log = Log()
+    ours, theirs = sockets()
+    r.adopt(ours, log.on_data)
+    os.close(r._wakeup.fileno())
+    turns(r, 3)
+    theirs.send(b'x')
+    run_until(r, lambda: log)
+    assert log == [('data', b'x')]
+    assert idle(r)
+    assert len(caplog.records) <= 1
+    r.close()

@@ -93,7 +93,6 @@ class Handle:
 
     def handle_lost(self, exc: OSError) -> None:
         """Called when somebody else closed the descriptor: it must not be closed again, the number may be another's."""
-        self.close()
 
     def handle_refused(self, exc: OSError) -> None:
         """Called when the system has no memory to watch the descriptor for what was wanted; it is not watched now."""
@@ -216,12 +215,16 @@ class Watchers:
         except (OSError, TypeError):
             return old  # no descriptor is left, or the user's own kind needs arguments: it has to go on as it is
         self._map = self.selector.get_map()
+        failed = []
         for key in list(old.get_map().values()):
             try:
                 self.selector.register(key.fd, key.events, key.data)
             except (OSError, ValueError) as exc:
-                self._fail(key.data, exc)
+                failed.append((key.data, exc))
         old.close()
+        for handle, why in failed:
+            if handle.events:  # else it was closed meanwhile, by the loss of another
+                self._fail(handle, why)
         return self.selector
 
     def evict(self, handle: Handle) -> None:
@@ -238,7 +241,8 @@ class Watchers:
         """Find and evict handles with a closed descriptor; returns whether there was one."""
         dead = [key.data for key in self._map.values() if self.is_lost(key.data, key.fd)]
         for handle in dead:
-            self.evict(handle)
+            if handle.events:  # else it was closed meanwhile, by the loss of another
+                self.evict(handle)
         return bool(dead)
 
     def _register(self, handle: Handle, fd: int, events: int) -> None:
