@@ -1018,7 +1018,7 @@ def test_where_options_are_not_inherited_each_accepted_connection_gets_them(r, s
     conns = []
     if family == 'tcp':
         listener = r.listen_tcp(HERE, 0, on_connect=conns.append, keepalive=60)
-        assert not listener._sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+        assert not listener.sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
         sockets.connect(listener.address)
     else:
         listener = r.listen_unix(str(tmp_path / 's'), on_connect=conns.append, keepalive=60)

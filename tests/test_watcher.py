@@ -410,6 +410,21 @@ def test_a_newcomer_with_the_number_of_a_lost_listener_is_not_hurt(r, sockets, c
     turns(r, 1)
 
 
+def test_a_listener_gets_the_number_of_a_lost_one(r, caplog):
+    # It was refused: "descriptor 7 belongs to <Listener> already".
+    lost = r.listen_tcp('127.0.0.1', 0)
+    number = lost.fileno()
+    os.close(number)
+    server = r.listen_tcp('127.0.0.1', 0)
+    assert server.fileno() == number
+    assert lost.closed
+    client = r.connect_tcp(*server.address)
+    run_until(r, lambda: server.open_connections)
+    client.abort()
+    run_until(r, lambda: not server.open_connections)
+    server.close()
+
+
 def test_one_socket_cannot_belong_to_two_handles(r, sockets):
     log = Log()
     ours, theirs = sockets()

@@ -33,7 +33,7 @@ DOORBELL_BYTES = 4096  # read at once; what a flood of signals leaves behind is 
 class Wakeup(Handle):
     """The doorbell of one loop. It never counts as a reason to keep running."""
 
-    __slots__ = ('_bell', '_kernel', '_rung', '_sock', '_soon', 'calls', 'on_bytes', 'on_replaced')
+    __slots__ = ('_bell', '_kernel', '_rung', '_soon', 'calls', 'on_bytes', 'on_replaced', 'sock')
 
     def __init__(self, loop: Loop, kernel: Kernel, soon: deque[Call]) -> None:
         self.loop = loop
@@ -47,9 +47,9 @@ class Wakeup(Handle):
         self._open()
 
     def _open(self) -> None:
-        self._sock: socket
+        self.sock: socket
         self._bell: socket
-        self._sock, self._bell = self._kernel.socketpair()
+        self.sock, self._bell = self._kernel.socketpair()
         try:
             self.loop.watchers.add(self, READ)
         except BaseException:
@@ -58,7 +58,7 @@ class Wakeup(Handle):
         self.loop.watchers.unref(self)
 
     def fileno(self) -> int:
-        return self._sock.fileno()
+        return self.sock.fileno()
 
     def bell_fileno(self) -> int:
         """The descriptor to which signals write."""
@@ -66,7 +66,7 @@ class Wakeup(Handle):
 
     @property
     def closed(self) -> bool:
-        return self._sock.fileno() < 0
+        return self.sock.fileno() < 0
 
     def call(self, fn: Callable[..., object], args: tuple[Any, ...]) -> None:
         """Queue a call, from any thread."""
@@ -93,7 +93,7 @@ class Wakeup(Handle):
     def handle_read(self) -> None:
         """Take the calls that wait, and let the signals tell which of them were raised."""
         try:
-            data = self._sock.recv(DOORBELL_BYTES)
+            data = self.sock.recv(DOORBELL_BYTES)
         except BlockingIOError:
             return
         except OSError as exc:
@@ -107,7 +107,7 @@ class Wakeup(Handle):
             self._replace()
 
     def handle_lost(self, exc: OSError) -> None:
-        self._sock.detach()
+        self.sock.detach()
         self._replace()
 
     def _replace(self) -> None:
@@ -131,7 +131,7 @@ class Wakeup(Handle):
             self._close()
 
     def _close(self) -> None:
-        close_socket(self._sock)
+        close_socket(self.sock)
         close_socket(self._bell)
 
     def __repr__(self) -> str:

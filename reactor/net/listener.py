@@ -56,10 +56,10 @@ class Listener(Handle):
         '_options',
         '_paused',
         '_retry',
-        '_sock',
         '_unlink',
         'on_accept_error',
         'open_connections',
+        'sock',
     )
 
     def __init__(
@@ -80,7 +80,7 @@ class Listener(Handle):
         self._closed = False
         self.open_connections = 0
         self.on_accept_error = on_accept_error
-        self._sock = sock
+        self.sock = sock
         self._options = options
         self._callbacks = callbacks
         self._kind = kind
@@ -103,7 +103,7 @@ class Listener(Handle):
         """Accept as many as are likely to wait: one more than last time, or half as many when there were fewer."""
         for count in range(self._batch):
             try:
-                sock, _ = self._sock.accept()
+                sock, _ = self.sock.accept()
             except BlockingIOError:
                 self._batch = count // 2 + 1
                 return
@@ -135,7 +135,7 @@ class Listener(Handle):
     def handle_lost(self, exc: OSError) -> None:
         self._report(exc, 'was lost and is closed')
         self._forget()
-        self._sock.detach()  # the number may be another's by now
+        self.sock.detach()  # the number may be another's by now
 
     def handle_refused(self, exc: OSError) -> None:
         self._hold(exc)
@@ -169,7 +169,7 @@ class Listener(Handle):
     def address(self) -> Any:
         """Where it listens: (host, port) or a path; None after `close`."""
         try:
-            return None if self._closed else unmapped(self._sock.getsockname())
+            return None if self._closed else unmapped(self.sock.getsockname())
         except OSError:
             return None
 
@@ -183,7 +183,7 @@ class Listener(Handle):
         if self._closed:
             return
         self._forget()
-        close_socket(self._sock)
+        close_socket(self.sock)
 
     def _forget(self) -> None:
         self._closed = True
@@ -195,7 +195,7 @@ class Listener(Handle):
             self._unlink()
 
     def fileno(self) -> int:
-        return self._sock.fileno()
+        return self.sock.fileno()
 
     def waits_for(self) -> str:
         if self._paused:
