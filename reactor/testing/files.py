@@ -132,7 +132,7 @@ class End(File):
         peer = self.peer
         assert peer is not None
         if peer.gone:
-            return 65536  # nobody here knows that yet
+            return max(65536, peer.capacity)  # nobody here knows that yet
         return peer.capacity - len(peer.inbox) - peer.on_the_way
 
     def send(self, data: bytes) -> None:
