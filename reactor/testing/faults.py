@@ -31,9 +31,8 @@ SITES = {
     'datagram.twice': 0.2,
     'descriptors.few': 1.0,  # a limit just above what the reactor itself needs
     'lookup.fails': 0.5,
-    'network.reset': 0.02,  # a connection is reset by what lies between
+    'network.broken': 0.02,  # a connection ends by what lies between: ECONNRESET, ETIMEDOUT, EHOSTUNREACH
     'network.stall': 0.05,  # bytes under way stay there for seconds
-    'recv.failed': 0.02,  # ETIMEDOUT, EHOSTUNREACH, ENOBUFS
     'recv.short': 0.8,
     'recv.spurious': 0.3,  # EAGAIN although it was readable
     'select.shuffled': 1.0,

@@ -218,12 +218,13 @@ class End(File):
                 self.peer.lose_what_is_on_the_way()
             self.look()
 
-    def cut(self) -> None:
-        """Somebody between resets both sides at once."""
+    def cut(self, error: int) -> None:
+        """What lies between is broken, and both sides are told at once."""
         for end in (self, self.peer):
             if end is not None:
                 end.lose_what_is_on_the_way()
                 end.arrive_reset()
+                end.error = end.error and error
 
     def look(self) -> None:
         """Bring `ready` up to date."""

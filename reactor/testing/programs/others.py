@@ -174,12 +174,14 @@ def threads(world: World) -> None:
 
         return world.r.run_in_thread(floordiv, 1000, number, on_done=on_done)
 
-    for _ in range(rng.randint(1, 20)):
-        part = ending.add('call')
-        handle = call(rng.randrange(5), part)
-        if rng.random() < 0.3:
+    def begin(number: int, part: int, cancelled: bool) -> None:
+        handle = call(number, part)
+        if cancelled:
             handle.close()
             ending.done(part)
+
+    for _ in range(rng.randint(1, 20)):
+        world.r.call_later(rng.randrange(3) / 1000, begin, rng.randrange(5), ending.add('call'), rng.random() < 0.3)
 
 
 def look_ups(world: World) -> None:
