@@ -45,7 +45,10 @@ class World:
     r        the reactor
     random   a seeded `random.Random`, for the program alone
     faulty   whether faults may happen: without them every transfer has to be whole and every end clean
+    tls      contexts for (servers, clients), when the programs are to talk over TLS
     """
+
+    tls: Any = None
 
     def __init__(self, simulation: Simulation) -> None:
         self.r: Any = simulation.reactor

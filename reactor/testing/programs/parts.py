@@ -36,6 +36,7 @@ class World(Protocol):
     random              a seeded generator, from which every decision comes
     faulty              whether faults may happen. Ends with errors are right then; wrong bytes never are
     address()           (host, port) on which nobody listens yet, the host in numbers; port 0: the system chooses
+    tls                 contexts for (servers, clients), to have the programs talk over TLS; None: without it
     unix_path()         a path for a socket that is not there yet
     trouble(conn)       called in every callback: may raise, and may let time pass
     expect(text)        a `Goal`, for checking liveness
@@ -46,6 +47,7 @@ class World(Protocol):
     r: Reactor
     random: random.Random
     faulty: bool
+    tls: Any
 
     def address(self) -> tuple[str, int]: ...
     def unix_path(self) -> str: ...
@@ -80,11 +82,15 @@ def limits(rng: random.Random) -> dict[str, Any]:
 
 
 class Place:
-    """Where a server listens: a TCP port or a Unix socket, as the dice fall."""
+    """Where a server listens: a TCP port or a Unix socket, as the dice fall, over TLS where the world has contexts."""
 
     def __init__(self, world: World, on_data: Callable[..., object] | None = None, **keywords: Any) -> None:
         self._connect: Callable[..., Stream]
+        self._secured: dict[str, Any] = {}
         self.server: Listener
+        if world.tls is not None:
+            keywords['ssl'], context = world.tls
+            self._secured = {'ssl': context, 'server_hostname': 'localhost'}
         if world.random.random() < 0.6:
             address = world.address()
             self.server = world.r.listen_tcp(*address, on_data, **keywords)
@@ -96,7 +102,7 @@ class Place:
 
     def connect(self, on_data: Callable[..., object] | None = None, **keywords: Any) -> Stream:
         """A new client of this server."""
-        return self._connect(*self._target, on_data, **keywords)
+        return self._connect(*self._target, on_data, **keywords, **self._secured)
 
 
 class Ending:
