@@ -484,6 +484,27 @@ def test_a_side_may_end_and_go_on_reading(r, tls):
     assert log == [('data', b'question'), ('data', b'answer')]
 
 
+@pytest.mark.parametrize('version', VERSIONS)
+def test_a_side_that_ends_with_records_still_unread_goes_on_to_read_them_all(r, tls, version):
+    # OpenSSL reads when it says the end of the stream, and threw away what it found.
+    heard, log = [], Log()
+
+    def end_at_once(conn, data):
+        heard.append(data)
+        conn.write_eof()
+
+    server, client = tls.certs.server(maximum_version=version), tls.certs.client()
+    theirs = {'on_data': end_at_once, **log.callbacks('on_eof', 'on_close')}
+    ours, conn = tls.pair(theirs, {'on_eof': lambda conn: None}, server=server, client=client)
+    for number in range(20):
+        conn.write(b'%d,' % number)
+    conn.write_eof()
+    run_until(r, lambda: ours.closed and conn.closed)
+    turns(r, 1)
+    assert b''.join(heard) == b''.join(b'%d,' % number for number in range(20))
+    assert log == [('eof',), ('close', None)]
+
+
 def test_a_side_that_has_heard_the_end_costs_nothing_until_it_ends_too(r, tls):
     log = Log()
     ours, theirs = tls.pair({'on_eof': log.on_eof})
