@@ -135,7 +135,7 @@ class Soak:
         self.driver.ask('drive', False)
         self.rest()
         before, began = self.server.cpu(), time.monotonic()
-        time.sleep(1)
+        time.sleep(min(self.args.patience, 5))
         idle_cpu = (self.server.cpu() - before) / (time.monotonic() - began)
         last = {'server': self.server.sample(), 'driver': self.driver.sample()}
         codes = [self.driver.end(), self.server.end()]
@@ -143,9 +143,10 @@ class Soak:
 
     def warm_up(self):
         """What happens for the first time fills caches: it comes before the base, a flood and all."""
+        self.driver.ask('some_of_each')
+        self.signal()
+        time.sleep(self.args.patience / 2)
         self.flood()
-        self.driver.ask('one_of_each')
-        os.kill(self.server.pid, signal.SIGUSR1)
         time.sleep(self.args.patience)
 
     def go_on(self):

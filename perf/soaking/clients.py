@@ -313,7 +313,6 @@ class Raising(Client):
     """Has a callback of the server raise."""
 
     hostile = True
-
     words = (b'at once', b'at the end', b'written')
 
     def connect(self):
@@ -344,8 +343,12 @@ class Task(Client):
     service = 'task'
     words = (b'thread', b'thread', b'raise', b'resolve', b'spawn')
 
+    def connect(self):
+        self.word = self.words[self.driver.opened['Task'] % len(self.words)]  # a few of them are one of each
+        return self.connect_to(self.service)
+
     def on_connect(self, conn):
-        conn.write(self.random.choice(self.words) + b'\n')
+        conn.write(self.word + b'\n')
 
     def on_data(self, conn, data):
         self.complete = data == b'done\n'

@@ -24,6 +24,7 @@ GAP = 0.5  # seconds without a beat: this process, or all of the machine, was st
 AFTERMATH = 2  # seconds in which what waited during a flood is worked off
 FLOOD_STEP = 100  # connections of a flood in a beat
 KEPT = 20
+SOME = 5  # of a kind, so that everything has happened once
 
 
 class Driver:
@@ -90,9 +91,9 @@ class Driver:
 
     # -- what the conductor asks
 
-    def one_of_each(self):
+    def some_of_each(self):
         for kind in WEIGHTS:
-            for _ in range(5):
+            for _ in range(SOME):
                 self.begin(kind)
         return True
 
@@ -148,7 +149,7 @@ def main(descriptor, seed, rate, patience, folder, ports):
         driver = Driver(r, int(seed), float(rate), float(patience), folder, json.loads(ports))
         commands = {
             'sample': functools.partial(driver.sample, log),
-            'one_of_each': driver.one_of_each,
+            'some_of_each': driver.some_of_each,
             'drive': driver.drive,
             'flood': driver.begin_flood,
             'stop': driver.stop,
