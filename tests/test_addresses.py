@@ -115,6 +115,11 @@ def test_an_abstract_path_may_be_written_with_an_at_sign(path):
         ('', 'unnamed'),
         (b'\0name', '@name'),
         (None, 'unknown'),
+        # A peer chooses the name of its Unix socket: it cannot write lines of its own into a log.
+        (b'\0a\nERROR: forged', r"'@a\nERROR: forged'"),
+        ('/tmp/a\x1b[2J', r"'/tmp/a\x1b[2J'"),
+        (b'\0\xff', r'@\xff'),
+        ('/tmp/\udcff', r"'/tmp/\udcff'"),
     ],
 )
 def test_an_address_is_shown_as_people_write_it(address, text):
