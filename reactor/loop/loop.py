@@ -52,8 +52,9 @@ class Loop:
     selector      a `selectors` selector, by default the best of the platform; the loop closes it
     kernel        what stands for the operating system, for tests and simulation
     catch_errors  True: an exception raised by a callback is logged with its traceback, and its connection, if it
-                  belongs to one without `on_error`, is aborted. A callable `fn(exc, handle_or_None)` is called instead
-                  of the log. False: it leaves `run`.
+                  belongs to one without `on_error`, is aborted. Those of a listener's connections, which clients can
+                  cause at will, are logged once a second, and all counted. A callable `fn(exc, handle_or_None)` is
+                  called instead of the log. False: it leaves `run`.
     slow_callback a number of seconds: a callback, or a whole turn, that takes as long is logged with the name and line
                   of the callback, at most once a second, and counted
     debug         check in every call that it comes from the loop's thread
