@@ -168,12 +168,12 @@ class Loop:
         """End it: exit callbacks run, the last added first, every handle is aborted and told, the selector is closed.
 
         The one call inside which callbacks run. Raises `ReactorError` from inside a callback. Closing twice does
-        nothing. In a fork of the process that made it, it lets go of the selector and tells nobody: what is open
-        belongs to the other.
+        nothing. In a fork of the process that made it, it gives back the signals, lets go of the selector and tells
+        nobody: what is open belongs to the other. There alone it may be called from a callback, the one that forked.
         """
         if self.watchers.closed:
             return
-        steps: tuple[Callable[[], object], ...] = ()
+        steps: tuple[Callable[[], object], ...] = (self._signals.give_back,)
         if not self._forked():
             self._enter()
             steps = (self._run_exit_callbacks, self._signals.clear, self.timers.clear, self._end_handles)
