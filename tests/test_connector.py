@@ -548,6 +548,26 @@ def test_an_empty_early_write_is_told_as_written(r):
     end(r, conn)
 
 
+def test_an_empty_early_write_never_asks_to_hold_back(r):
+    # No byte waits, so nothing could ever drain, and `on_drain` would be awaited for ever.
+    server = r.listen_tcp('127.0.0.1', 0)
+    conn = r.connect_tcp(*server.address, high_water=0)
+    assert conn.write(b'') is True
+    assert conn.write(b'x') is False
+    server.close()
+    end(r, conn)
+
+
+def test_an_empty_early_write_is_told_although_on_connect_closes(r):
+    log = Log()
+    server = r.listen_tcp('127.0.0.1', 0)
+    conn = r.connect_tcp(*server.address, on_connect=lambda conn: conn.close(), on_close=log.on_close)
+    conn.write(b'', log.on_written)
+    run_until(r, lambda: ('close', None) in log)
+    assert log == [('written',), ('close', None)]
+    server.close()
+
+
 def test_nothing_goes_out_before_on_connect(w, world):
     world.answers['10.0.0.1'] = (1, 0)
     seen = []

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import selectors
 import threading
 import time
 import weakref
+from collections import deque
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support import FakeKernel, FakeSelector, Log, fill, in_thread, run_until, turns, turns_in
+from support import FakeKernel, FakeSelector, Log, ScriptedKernel, fill, in_thread, run_until, turns, turns_in
 
 from reactor import HandleClosed, Reactor
 
@@ -147,6 +149,16 @@ def test_a_full_doorbell_loses_no_call(r):
     in_thread(r.call_soon_threadsafe, log.append, 1)
     run_until(r, lambda: log)
     assert log == [1]
+
+
+def test_a_doorbell_without_memory_for_its_byte_is_rung_again():
+    # The call was queued, no byte was sent, and the loop spun or slept without ever making it.
+    kernel = ScriptedKernel()
+    with Reactor(kernel=kernel) as r:
+        bell = kernel.open[r._wakeup.bell_fileno()]
+        bell.outcomes = deque([OSError(errno.ENOBUFS, 'no buffer space'), OSError(errno.ENOMEM, 'no memory'), 1])
+        r.call_soon_threadsafe(print)
+        assert bell.sent == b'\0'
 
 
 def test_a_full_doorbell_is_emptied_and_then_quiet(r):

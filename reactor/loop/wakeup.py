@@ -7,6 +7,7 @@ nothing, and one byte serves however many calls wait.
 
 from __future__ import annotations
 
+import errno
 from collections import deque
 
 from ..errors import HandleClosed
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
     Call = tuple[Callable[..., object], tuple[Any, ...]]
 
+NO_MEMORY = {errno.ENOBUFS, errno.ENOMEM}
 DOORBELL_BYTES = 4096  # read at once; what a flood of signals leaves behind is read in the next turn
 
 
@@ -66,12 +68,19 @@ class Wakeup(Handle):
         # The flag goes up before the byte and down before the queue is taken: whoever finds it up was queued in time.
         if not self._rung:
             self._rung = True
+            self._ring()
+
+    def _ring(self) -> None:
+        while True:
             try:
                 self._bell.send(b'\0')
             except BlockingIOError:
                 pass  # full of signals' bytes, so it rings anyway
-            except OSError:
+            except OSError as exc:
+                if exc.errno in NO_MEMORY:
+                    continue  # not even for a byte; a bell that is not rung is a call that is never made
                 raise HandleClosed('this reactor is closed') from None
+            return
 
     def handle_read(self) -> None:
         """Take the calls that wait, and let the signals tell which of them were raised."""

@@ -106,7 +106,7 @@ class Options:
             if not size > 0:
                 raise ValueError(f'{name} is a number of bytes above 0, not {size!r}')
         self.read_size = read_size
-        self.high_water = high_water
+        self.high_water = max(1, high_water)  # 0: as soon as anything waits; a write of nothing never has to be drained
         self.low_water = low_water
         self.max_buffered = max_buffered
         self.linger = seconds('linger', linger)

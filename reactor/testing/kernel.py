@@ -1,0 +1,535 @@
+"""The simulated operating system: `SimKernel(seed)` in place of `reactor.kernel.Kernel`.
+
+Owns the clock, the descriptors, the events to come, and the network's addresses. Knows no reactor. The rules: time
+passes in `select` alone; everything random is drawn from the seed, in the order of the calls, so the same program with
+the same seed makes the same calls with the same outcomes; files and processes are not simulated.
+"""
+
+from __future__ import annotations
+
+import errno
+import signal
+from heapq import heappop, heappush
+from ipaddress import ip_address
+from random import Random
+from socket import AF_INET, AF_INET6, AF_UNIX, AI_NUMERICHOST, EAI_AGAIN, EAI_NONAME, SOCK_STREAM, gaierror
+
+from ..kernel import Kernel
+from .faults import Faults
+from .files import DEFERRED, SYN_RETRY, End, File, Listening, Mailbox, Unborn
+from .poller import SimSelector
+from .sockets import EXHAUSTED, SimSocket, fail
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from typing import Any
+
+MS = 1_000_000  # ns
+START = 1_000_000 * MS  # the clock at the start
+STDIO = 3  # descriptors that a program has from the start
+PLENTY = 1000  # descriptors, below what select can take
+HOSTS = {'localhost': ('127.0.0.1',), 'server.test': ('10.0.0.1',), 'both.test': ('fd00::1', '10.0.0.1')}
+
+
+class SimKernel(Kernel):
+    """An operating system of its own, for `Reactor(kernel=...)`: nothing below it is real, and no time is spent.
+
+    seed         of everything that is drawn: latencies, room in buffers, faults
+    selector     'epoll', 'poll' or 'select': whose manners its selectors have; None: drawn
+    faults       True: drawn from the seed; False: none; or names of `faults.SITES`, which then are on at their highest
+    descriptors  how many may be open at once
+    hosts        addresses of names for look-ups, beside 'localhost'
+    fail         (n, error): the n-th call to the system fails with this error number
+
+    `trace` lists what happened as (time in ns, what, descriptor, detail); `show_trace` renders it.
+    """
+
+    def __init__(
+        self,
+        seed: int = 0,
+        *,
+        selector: str | None = None,
+        faults: bool | tuple[str, ...] = True,
+        descriptors: int = PLENTY,
+        hosts: Mapping[str, tuple[str, ...]] | None = None,
+        fail: tuple[int, int] | None = None,
+    ) -> None:
+        self.seed = seed
+        self.random = Random(seed)
+        coins = Random(self.random.getrandbits(64))
+        self.faults = Faults(coins, None if faults is True else faults or ())
+        kinds = self.random.choice(('epoll', 'poll', 'select'))
+        self.kind = selector or kinds
+        self.time = START
+        self.files: dict[int, File] = {}
+        self.trace: list[tuple[int, str, int, Any]] = []
+        self.calls = 0
+        self.progress = 0  # counts what a program can make of its calls
+        self.accepts = 0  # in this turn, as the next
+        self.reads: dict[int, int] = {}
+        self.on_turn: Callable[[float | None], object] = _nothing
+        self.wakeup_fd = -1
+        self.handlers: dict[int, Any] = {signal.SIGINT: signal.default_int_handler}
+        self.hosts = {**HOSTS, **(hosts or {})}
+        self.silent: set[str] = set()  # hosts that never answer
+        self.descriptors = descriptors
+        if 'descriptors.few' in self.faults.on:
+            self.descriptors = STDIO + self.random.randrange(4, 40)
+        self.fails = fail is not None
+        self._fail = fail
+        self._events: list[tuple[int, int, Callable[..., object], tuple[Any, ...]]] = []
+        self._sequence = 0
+        self._numbers = 0
+        self._thread = 1
+        self._latency = self.random.choice((MS // 20, MS // 2, 5 * MS, 80 * MS))
+        self._capacity = self.random.choice((500, 4096, 16384, 65536, 262144))
+        self._listeners: dict[Any, list[Listening]] = {}
+        self._mailboxes: dict[Any, Mailbox] = {}
+        self._paths: dict[Any, tuple[int, int]] = {}
+        self._port = 32768
+
+    # -- the simulation's own
+
+    def call(self, name: str, fd: int) -> None:
+        """Every call to the system comes by here: it is counted, may be the one that fails, or be met by a signal."""
+        error = self.failing(name, fd)
+        if error:
+            fail(error)
+
+    def failing(self, name: str, fd: int) -> int:
+        """The same for calls that return their error."""
+        self.calls += 1
+        if self.faults.on:
+            self._throw_signals()
+        if self._fail is not None and self.calls == self._fail[0]:
+            self.note(f'{name} is made to fail', fd, errno.errorcode.get(self._fail[1], self._fail[1]))
+            end = self.files.get(fd)
+            if isinstance(end, End):
+                end.told.append(self._fail[1])
+            return self._fail[1]
+        return 0
+
+    def note(self, what: str, fd: int, detail: Any = None) -> None:
+        """A line of the trace."""
+        self.trace.append((self.time, what, fd, detail))
+
+    def moved(self, what: str, fd: int, detail: Any = None) -> None:
+        """A line of the trace about a call that got somewhere."""
+        self.progress += 1
+        self.trace.append((self.time, what, fd, detail))
+
+    def show_trace(self, last: int | None = None) -> str:
+        """The trace as text, one line for each thing that happened."""
+        lines = self.trace if last is None else self.trace[-last:]
+        return ''.join(
+            f'{(time - START) / 1e9:14.6f}  {what}{f" fd={fd}" if fd >= 0 else ""}'
+            f'{"" if detail is None else f"  {detail}"}\n'
+            for time, what, fd, detail in lines
+        )
+
+    def busy(self, seconds: float) -> None:
+        """Let time pass in a callback, as a slow one would."""
+        self.time += int(seconds * 1e9)
+
+    def calm(self) -> None:
+        """No fault from now on, and descriptors enough: whatever was begun can come to its end."""
+        self.note('calm', -1)
+        self.faults.calm()
+        self.descriptors = max(self.descriptors, PLENTY)
+        self.silent.clear()
+
+    def raise_signal(self, signum: int) -> None:
+        """Send a signal to the program; the handler runs at once, as Python runs them between two instructions."""
+        self.note('signal', -1, signum)
+        bell = self.files.get(self.wakeup_fd)
+        if isinstance(bell, End) and bell.connected and bell.room() > 0:
+            bell.send(bytes((signum,)))
+        handler = self.handlers.get(signum)
+        if callable(handler):
+            handler(signum, None)
+
+    def at(self, time: int, fn: Callable[..., object], *args: Any) -> None:
+        """Have something happen at a time, in ns."""
+        self._sequence += 1
+        heappush(self._events, (time, self._sequence, fn, args))
+
+    def after_latency(self, fn: Callable[..., object], *args: Any) -> None:
+        """Have something happen after the time that the network takes."""
+        self.at(self.time + self.draw_latency(), fn, *args)
+
+    def draw_latency(self) -> int:
+        """How long something is on its way, in ns."""
+        if self.faults.falls('network.stall'):
+            return self.random.randrange(1, 8000) * MS
+        return self.random.randrange(1, 2 * self._latency)
+
+    def draw_capacity(self) -> int:
+        """How many bytes a socket holds."""
+        return max(1, self.random.randrange(self._capacity // 2, 2 * self._capacity))
+
+    def next_number(self) -> int:
+        """A number for a file, never given twice."""
+        self._numbers += 1
+        return self._numbers
+
+    # -- what the selector needs
+
+    def begin_turn(self, timeout: float | None) -> None:
+        """The loop is about to sleep: the turn is over."""
+        self.on_turn(timeout)
+        self.accepts = 0
+        self.reads.clear()
+
+    def run_due(self) -> None:
+        """Let everything happen whose time has come."""
+        while self._events and self._events[0][0] <= self.time:
+            _, _, fn, args = heappop(self._events)
+            fn(*args)
+
+    def sleep_until(self, until: int | None) -> bool:
+        """Let time pass until the next event, or `until`; False when neither will ever come."""
+        coming = self._events[0][0] if self._events else None
+        if coming is None and until is None:
+            return False
+        self.time = max(self.time, min(time for time in (coming, until) if time is not None))
+        if self.faults.falls('clock.jump'):
+            self.time += self.random.randrange(1, 90_000) * MS
+        return True
+
+    # -- descriptors
+
+    def file(self, fd: int) -> File:
+        """What a descriptor stands for; EBADF when it is not open."""
+        file = self.files.get(fd)
+        if file is None:
+            fail(errno.EBADF)
+        return file
+
+    def lowest_free(self) -> int:
+        """The lowest number that is free, as POSIX has it; EMFILE at the limit."""
+        if len(self.files) + STDIO >= self.descriptors:
+            fail(errno.EMFILE)
+        fd = STDIO
+        while fd in self.files:
+            fd += 1
+        return fd
+
+    def open(self, fd: int, file: File) -> None:
+        """Give a number to a file."""
+        self.files[fd] = file
+
+    def close_fd(self, fd: int) -> None:
+        """Close a descriptor; EBADF when it is not open."""
+        file = self.file(fd)
+        del self.files[fd]
+        self.moved('close', fd, file.number)
+        file.references -= 1
+        if not file.references:
+            file.closed()
+            file.ready = 0
+
+    def duplicate(self, fd: int) -> int:
+        """Another number for the same file (`dup`)."""
+        file, other = self.file(fd), self.lowest_free()
+        file.references += 1
+        self.open(other, file)
+        return other
+
+    def count_read(self, end: End, count: int) -> None:
+        """So many bytes were read from one connection in this turn."""
+        self.reads[end.number] = self.reads.get(end.number, 0) + count
+
+    def count_datagram(self, mailbox: Mailbox) -> None:
+        """A datagram was taken in this turn."""
+        self.reads[mailbox.number] = self.reads.get(mailbox.number, 0) + 1
+
+    # -- the network
+
+    def bind(self, file: Any, family: int, kind: int, address: Any, reuse: bool) -> Any:
+        """Give a socket an address; EADDRINUSE when another listens there."""
+        if family == AF_UNIX:
+            if address in self._paths:
+                fail(errno.EADDRINUSE)
+            self._paths[address] = (1, self.next_number())
+            return address
+        address = address or ('0.0.0.0' if family == AF_INET else '::', 0)
+        if not address[1]:
+            self._port += 1
+            address = (address[0], self._port, *address[2:])
+        if isinstance(file, Mailbox):
+            if address in self._mailboxes:
+                fail(errno.EADDRINUSE)
+            self._mailboxes[address] = file
+            file.local = address
+        elif self._listeners.get(_key(address)) and not reuse:
+            fail(errno.EADDRINUSE)
+        return address
+
+    def listen(self, listening: Listening) -> None:
+        """A socket begins to listen."""
+        self._listeners.setdefault(_key(listening.address), []).append(listening)
+
+    def forget_listener(self, listening: Listening) -> None:
+        """A listener was closed."""
+        key = _key(listening.address)
+        self._listeners[key].remove(listening)
+        if not self._listeners[key]:
+            del self._listeners[key]
+
+    def forget_mailbox(self, mailbox: Mailbox) -> None:
+        """A datagram socket was closed."""
+        if self._mailboxes.get(mailbox.local) is mailbox:
+            del self._mailboxes[mailbox.local]
+
+    def ephemeral(self, family: int) -> Any:
+        """An address for who connects without one."""
+        if family == AF_UNIX:
+            return ''
+        self._port += 1
+        return ('127.0.0.1', self._port) if family == AF_INET else ('::1', self._port, 0, 0)
+
+    def is_silent(self, address: Any) -> bool:
+        """Whether nobody ever answers there."""
+        return bool(address) and address[0] in self.silent
+
+    def knock(self, end: End) -> bool:
+        """A client asks to be let in; returns whether it is connected."""
+        if not end.references:
+            return False
+        listening = self._listener(end.remote)
+        if listening is None:
+            self.refuse(end)
+        elif len(listening.queue) > listening.backlog:
+            self.at(self.time + SYN_RETRY, self.knock, end)
+        else:
+            self._join(end, listening)
+            return True
+        return False
+
+    def connect_unix(self, end: End) -> int:
+        """The same over a Unix socket, at once; returns the error number."""
+        listening = self._listener(end.remote)
+        if listening is None:
+            return errno.ECONNREFUSED if end.remote in self._paths else errno.ENOENT
+        if len(listening.queue) > listening.backlog:
+            return errno.EAGAIN
+        self._join(end, listening)
+        return 0
+
+    def refuse(self, end: End) -> None:
+        """Nobody listens there."""
+        self._fail_connect(end, errno.ECONNREFUSED)
+
+    def give_up(self, end: End) -> None:
+        """Nobody has answered."""
+        self._fail_connect(end, errno.ETIMEDOUT)
+
+    def post(self, sender: Mailbox, data: bytes, address: Any) -> None:
+        """A datagram arrives where it was sent to, or nowhere."""
+        host, port = address[:2]
+        for found in (address, (host, port), ('0.0.0.0', port), ('::', port, 0, 0), ('::', port)):
+            if found in self._mailboxes:
+                local = sender.local
+                self._mailboxes[found].arrive(data, ('127.0.0.1', *local[1:]) if local[0] == '0.0.0.0' else local)
+                return
+        sender.refuse()
+
+    # -- what Kernel has
+
+    def clock(self) -> float:  # type: ignore[override]
+        return self.time / 1e9
+
+    def selector(self) -> Any:
+        return SimSelector(self, self.kind)
+
+    def another(self, selector: Any) -> Any:
+        return SimSelector(self, selector.kind)
+
+    def selector_has_room(self, selector: Any, fd: int) -> bool:
+        return selector.kind != 'select' or fd < 1024
+
+    def is_open(self, fd: int) -> bool:
+        return fd in self.files
+
+    def never_blocks(self, fd: int) -> bool:
+        self.file(fd)
+        return False
+
+    def socket(self, family: int, kind: int, proto: int = 0) -> Any:
+        self.call('socket', -1)
+        if self.faults.falls('socket.exhausted'):
+            fail(self.random.choice(EXHAUSTED[:3]))
+        fd = self.lowest_free()
+        self.open(fd, Unborn(self) if kind == SOCK_STREAM else Mailbox(self, family))
+        return SimSocket(self, family, kind, fd)
+
+    def socketpair(self) -> Any:
+        self.call('socketpair', -1)
+        ends = End(self, AF_UNIX, True), End(self, AF_UNIX, True)
+        for end, peer in zip(ends, ends[::-1], strict=True):
+            end.peer, end.connected, end.private, end.local, end.remote = peer, True, True, '', ''
+            end.capacity = self.random.randrange(1, 200)  # as full of doorbells as it gets
+        sockets = []
+        for end in ends:
+            fd = self.lowest_free()
+            self.open(fd, end)
+            end.look()
+            sockets.append(SimSocket(self, AF_UNIX, SOCK_STREAM, fd))
+        ends[0].look()
+        return tuple(sockets)
+
+    def pipe(self, writing: bool) -> Any:
+        raise OSError(errno.ENOTSUP, 'processes and their pipes are not simulated')
+
+    def spawn(self, args: list[Any], *rest: Any) -> Any:
+        raise OSError(errno.ENOTSUP, f'processes are not simulated: {args[0]!r} was not started')
+
+    def getaddrinfo(self, host: str | None, port: int, family: int, kind: int, flags: int = 0) -> list[Any]:
+        if host is None:
+            found = ['0.0.0.0', '::'] if flags else ['127.0.0.1', '::1']
+        else:
+            found = self._look_up(host, flags)
+        infos: list[Any] = []
+        for address in found:
+            version = AF_INET6 if ':' in address else AF_INET
+            if family in (0, version):
+                place = (address, port) if version == AF_INET else (address, port, 0, 0)
+                infos.append((version, kind, 0, '', place))
+        if not infos:
+            raise gaierror(EAI_NONAME, 'simulated: name or service not known')
+        return infos
+
+    def getnameinfo(self, address: Any, flags: int) -> tuple[str, str]:
+        self.call('getnameinfo', -1)
+        for name, addresses in self.hosts.items():
+            if address[0] in addresses and not self.faults.falls('lookup.fails'):
+                return name, str(address[1])
+        raise gaierror(EAI_NONAME, 'simulated: name or service not known')
+
+    def start_thread(self, target: Callable[[], None], name: str) -> None:
+        # A thread runs while the loop sleeps, from its beginning to its end.
+        self.call('thread', -1)
+        if self.faults.falls('thread.fails'):
+            raise RuntimeError("can't start new thread")
+        self.at(self.time + self.random.randrange(1, 400) * MS // 10, self._run_thread, target)
+
+    def thread(self) -> int:
+        return self._thread
+
+    def in_main_thread(self) -> bool:
+        return self._thread == 1
+
+    def pid(self) -> int:
+        return 1
+
+    def sleep(self, seconds: float) -> None:
+        self.busy(seconds)
+
+    def set_wakeup_fd(self, fd: int) -> int:
+        self.call('set_wakeup_fd', fd)
+        before, self.wakeup_fd = self.wakeup_fd, fd
+        return before
+
+    def signal(self, signum: int, handler: Any) -> Any:
+        signum = int(signum)
+        if signum in (signal.SIGKILL, signal.SIGSTOP) or not 0 < signum < signal.NSIG:
+            fail(errno.EINVAL)
+        self.call('signal', -1)
+        before, self.handlers[signum] = self.handlers.get(signum, signal.SIG_DFL), handler
+        return before
+
+    def takes_sigint(self) -> bool:
+        return self.handlers[signal.SIGINT] is signal.default_int_handler
+
+    def write(self, fd: int, data: bytes) -> int:
+        self.call('write', fd)
+        return len(data)
+
+    def socket_file(self, path: str | bytes) -> tuple[int, int] | None:
+        return self._paths.get(path)
+
+    def unlink(self, path: str | bytes) -> None:
+        self._paths.pop(path, None)
+
+    def chmod(self, path: str | bytes, mode: int) -> None:
+        self.call('chmod', -1)
+
+    # -- in this file
+
+    def _throw_signals(self) -> None:
+        if self._thread != 1:
+            return
+        if self.faults.falls('signal.interrupt'):
+            self.raise_signal(signal.SIGINT)
+        if self.faults.falls('signal'):
+            handled = [signum for signum, handler in self.handlers.items() if callable(handler) and signum != 2]
+            if handled:
+                self.raise_signal(self.random.choice(handled))
+
+    def _run_thread(self, target: Callable[[], None]) -> None:
+        self._numbers += 1
+        self._thread = 1000 + self._numbers
+        try:
+            target()
+        finally:
+            self._thread = 1
+
+    def _look_up(self, host: str, flags: int) -> tuple[str, ...]:
+        try:
+            return (str(ip_address(host.partition('%')[0])),)
+        except ValueError:
+            pass
+        if flags & AI_NUMERICHOST:
+            raise gaierror(EAI_NONAME, 'simulated: not a number')
+        self.call('getaddrinfo', -1)
+        if self.faults.falls('lookup.fails'):
+            raise gaierror(EAI_AGAIN, 'simulated: the name server does not answer')
+        return self.hosts.get(host, ())
+
+    def _listener(self, address: Any) -> Listening | None:
+        if isinstance(address, tuple):
+            for host in (address[0], '0.0.0.0', '::'):
+                group = self._listeners.get((host, address[1]))
+                if group:
+                    return self.random.choice(group)
+            return None
+        group = self._listeners.get(address)
+        return group[0] if group and address in self._paths else None
+
+    def _join(self, client: End, listening: Listening) -> None:
+        server = End(self, client.family, client.instant)
+        server.references = 0
+        server.accepted = False
+        client.peer, server.peer = server, client
+        server.local, server.remote = listening.address, client.local
+        client.connected = server.connected = True
+        client.look()
+        server.look()
+        self.note('connected', -1, (client.number, server.number))
+        if listening.deferred:
+            self._let_in(server, listening, self.time + DEFERRED)
+        else:
+            listening.arrive(server)
+
+    def _let_in(self, server: End, listening: Listening, until: int) -> None:
+        if not listening.references:
+            server.reset()
+        elif server.inbox or server.ended_in or server.dead or self.time >= until:
+            listening.arrive(server)
+        else:
+            self.at(self.time + MS, self._let_in, server, listening, until)
+
+    def _fail_connect(self, end: End, error: int) -> None:
+        if end.references:
+            end.error, end.dead = error, True
+            self.note('connect failed', -1, (end.number, errno.errorcode[error]))
+            end.look()
+
+
+def _key(address: Any) -> Any:
+    return address[:2] if isinstance(address, tuple) else address
+
+
+def _nothing(timeout: float | None) -> None:
+    pass

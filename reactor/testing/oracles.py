@@ -1,0 +1,402 @@
+"""Oracles: what has to hold, whatever a program does and whatever fails.
+
+Owns a `Record` of every connection and the checks of the laws. Knows no program. The rule: it looks on. A
+`WatchedReactor` calls the same code as a `Reactor` and lets everything through unchanged; what is wrong is collected in
+`violations`, and the simulation ends with the turn in which there is one.
+
+The laws are those of the README, "What it promises".
+"""
+
+from __future__ import annotations
+
+from ..errors import ReactorError
+from ..facade import Reactor
+from ..net.datagram import DATAGRAMS_PER_TURN
+from ..net.listener import ACCEPTS_PER_TURN
+from ..net.stream import CONNECTING, OPEN, Stream
+from ..net.tls import TLSStream
+from ..net.writer import ENDED
+from .files import End, Mailbox
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+    from .kernel import SimKernel
+
+MOST_IDLE_POLLS = 100  # polls in a row that end early and bring nothing: a spin
+MOST_TURNS = 200_000
+MOST_TURNS_AT_ONCE = 20_000  # without time passing
+
+
+class Planted(Exception):
+    """Raised by the simulation inside a user's callback."""
+
+
+class Record:
+    """What was seen of one connection."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.events: list[str] = []
+        self.end: End | None = None
+        self.offered = bytearray()  # what the user wrote, as far as it was taken
+        self.got = bytearray()
+        self.marks: list[int] = []  # for each on_written that is awaited, up to where
+        self.told = 0
+        self.closed_by: str | None = None  # the user's own close() or abort()
+        self.over = False
+        self.exc: BaseException | None = None
+        self.connected = False
+        self.failed = False  # a write returned False since the connection had failed
+        self.raised: list[BaseException] = []
+
+
+class WatchedStream(Stream):
+    """A stream whose callbacks and calls go by the ledger of its reactor."""
+
+    __slots__ = ('record',)
+
+    def __init__(self, loop: Any, options: Any, callbacks: Any, origin: Any) -> None:
+        self.record = loop.ledger.opened(self)
+        super().__init__(loop, options, callbacks, origin)
+        Stream.on_close.__set__(self, loop.ledger.watch('close', callbacks.on_close or _nothing))  # type: ignore[attr-defined]
+
+    def write(self, data: Any, on_written: Any = None, *args: Any) -> bool:
+        return self.loop.ledger.write(self, super().write, data, (data,), on_written, args)
+
+    def writelines(self, buffers: Any, on_written: Any = None, *args: Any) -> bool:
+        pieces = list(buffers)
+        return self.loop.ledger.write(self, super().writelines, pieces, pieces, on_written, args)
+
+    def close(self) -> None:
+        if not self.closed:
+            self.record.closed_by = 'close'
+        super().close()
+
+    def abort(self) -> None:
+        if not self.record.over:
+            self.record.closed_by = 'abort'
+        super().abort()
+
+    def reset(self, exc: BaseException | None) -> None:
+        if exc is None and not self.record.over:
+            self.record.closed_by = 'abort'
+        super().reset(exc)
+
+
+class WatchedTLSStream(WatchedStream, TLSStream):
+    """The same over TLS, of which the kernel's bytes say nothing."""
+
+    __slots__ = ()
+
+
+WatchedStream.secured = WatchedTLSStream
+
+
+def _callback(kind: str) -> property:
+    slot = Stream.__dict__['on_' + kind]
+
+    def fset(stream: WatchedStream, fn: Callable[..., object] | None) -> None:
+        slot.__set__(stream, None if fn is None else stream.loop.ledger.watch(kind, fn))
+
+    return property(slot.__get__, fset)
+
+
+for _kind in ('connect', 'data', 'eof', 'drain', 'close', 'error'):
+    setattr(WatchedStream, 'on_' + _kind, _callback(_kind))
+
+
+class WatchedReactor(Reactor):
+    """A reactor on a simulated kernel, under watch."""
+
+    def __init__(self, kernel: SimKernel, **options: Any) -> None:
+        self.ledger = Ledger(kernel)
+        super().__init__(kernel=kernel, catch_errors=self.ledger.caught, **options)
+        self._stream_kind = WatchedStream
+        self.ledger.reactor = self
+        kernel.on_turn = self.ledger.check_turn
+
+
+class Ledger:
+    """The records of one reactor, and the checks."""
+
+    def __init__(self, kernel: SimKernel) -> None:
+        self.kernel = kernel
+        self.reactor: WatchedReactor | None = None
+        self.violations: list[str] = []
+        self.records: list[Record] = []
+        self.by_end: dict[End, Record] = {}
+        self.streams: dict[WatchedStream, None] = {}  # those that have not ended
+        self.just_closed: list[WatchedStream] = []
+        self.inside: str | None = None  # the callback that runs
+        self.begun = False  # the program, without an error
+        self.turns = 0
+        self.callbacks = 0
+        self.foreign: set[int] = set()  # descriptors that belong to the user
+        self.at_turn: Callable[[], object] = _nothing
+        self._idle_polls = 0
+        self._last = (0, 0, 0, 0)  # time, progress, callbacks, turns at that time
+
+    # -- told by the streams
+
+    def opened(self, stream: WatchedStream) -> Record:
+        """A stream was made."""
+        record = Record(len(self.records))
+        self.records.append(record)
+        self.streams[stream] = None
+        return record
+
+    def watch(self, kind: str, fn: Callable[..., object]) -> Callable[..., object]:
+        """`fn`, with the checks before and after it."""
+
+        def watched(stream: WatchedStream, *args: Any) -> None:
+            self.enter(kind, stream, args)
+            try:
+                fn(stream, *args)
+            except Exception as exc:
+                stream.record.raised.append(exc)
+                raise
+            finally:
+                self.inside = None
+                if kind == 'close':
+                    self.streams.pop(stream, None)
+                    self.just_closed.append(stream)
+
+        return watched
+
+    def write(self, stream: WatchedStream, call: Any, what: Any, pieces: Any, on_written: Any, args: Any) -> bool:
+        """A write of the user, and what became of it."""
+        record = stream.record
+        failed = stream.writer is not None and stream.writer.error is not None
+        size, marks = len(record.offered), len(record.marks)
+        record.offered += b''.join(bytes(piece) for piece in pieces)
+        if on_written is not None:
+            record.marks.append(len(record.offered))
+            on_written = self._watch_written(on_written, marks)
+        try:
+            taken: bool = call(what, on_written, *args)
+        except Exception:
+            del record.offered[size:], record.marks[marks:]
+            raise
+        record.failed |= failed or (not taken and stream.closed)
+        return taken
+
+    def _watch_written(self, fn: Callable[..., object], mark: int) -> Callable[..., object]:
+        def watched(stream: WatchedStream, *args: Any) -> None:
+            record = stream.record
+            self.enter('written', stream, args)
+            if mark != record.told:
+                self.wrong(stream, f'law 3: on_written of write {mark} is told, that of {record.told} is next')
+            record.told = mark + 1
+            if record.end is not None and not self.secured(stream) and record.end.sent < record.marks[mark]:
+                self.wrong(stream, f'law 3: on_written at {record.end.sent} of {record.marks[mark]} bytes')
+            try:
+                fn(stream, *args)
+            except Exception as exc:
+                record.raised.append(exc)
+                raise
+            finally:
+                self.inside = None
+
+        return watched
+
+    def enter(self, kind: str, stream: WatchedStream, args: tuple[Any, ...]) -> None:
+        """A callback begins."""
+        record = stream.record
+        self.callbacks += 1
+        self.kernel.note('on_' + kind, -1, (record.number, *[_short(arg) for arg in args]))
+        if self.inside is not None:
+            self.wrong(stream, f'law 2: on_{kind} is called inside {self.inside}')
+        self.inside = f'on_{kind} of connection {record.number}'
+        if record.over:
+            self.wrong(stream, f'law 1: on_{kind} after on_close')
+        if kind in ('connect', 'eof') and kind in record.events:
+            self.wrong(stream, f'law 1: on_{kind} twice')
+        if kind in ('data', 'eof') and 'eof' in record.events:
+            self.wrong(stream, f'law 3: on_{kind} after on_eof')
+        if len(record.events) < 1000 or kind != 'data':
+            record.events.append(kind)
+        if kind == 'connect':
+            record.connected = True
+        if kind == 'data':
+            self._take(stream, args[0])
+        elif kind == 'eof':
+            self._check_whole(stream)
+        elif kind == 'close':
+            self._check_end(stream, args[0])
+
+    def caught(self, exc: Exception, handle: Any) -> None:
+        """A callback raised: planted, or a mistake."""
+        if not isinstance(exc, Planted):
+            self.violations.append(f'a callback of {handle!r} raised {exc!r}')
+
+    def wrong(self, stream: WatchedStream, text: str) -> None:
+        """A law is broken."""
+        self.violations.append(f'connection {stream.record.number}: {text}')
+
+    def secured(self, stream: WatchedStream) -> bool:
+        """Whether its bytes are encrypted."""
+        return stream.tls is not None or isinstance(stream, TLSStream)
+
+    # -- bytes
+
+    def _peer(self, record: Record) -> Record | None:
+        return None if record.end is None or record.end.peer is None else self.by_end.get(record.end.peer)
+
+    def _end(self, stream: WatchedStream) -> End | None:
+        record = stream.record
+        if record.end is None and stream.sock is not None:
+            file = self.kernel.files.get(stream.sock.fileno())
+            if isinstance(file, End):
+                record.end = file
+                self.by_end[file] = record
+        return record.end
+
+    def _take(self, stream: WatchedStream, data: bytes) -> None:
+        record = stream.record
+        self._end(stream)
+        begin = len(record.got)
+        record.got += data
+        if not data:
+            self.wrong(stream, 'law 3: on_data without bytes')
+        if len(data) > stream.options.read_size and not self.secured(stream):
+            self.wrong(stream, f'law 5: {len(data)} bytes at once')
+        peer = self._peer(record)
+        if peer is not None and peer.offered[begin : len(record.got)] != data:
+            self.wrong(stream, f'law 4: bytes {begin} to {len(record.got)} are not what the peer wrote')
+
+    def _check_whole(self, stream: WatchedStream) -> None:
+        # The peer has ended: all that its kernel took has to be here.
+        record = stream.record
+        end = self._end(stream)
+        if end is None or end.peer is None or self.secured(stream):
+            return
+        if stream.on_data is not None and len(record.got) != end.received:
+            self.wrong(stream, f'law 3: on_eof at {len(record.got)} of {end.received} bytes that were read')
+        peer = self._peer(record)
+        if peer is None or peer.failed or peer.end is None or peer.end.told or end.dead:
+            return
+        if end.ended_in and len(peer.offered) != end.received:
+            self.wrong(stream, f'bytes: the peer wrote {len(peer.offered)} and ended, {end.received} came')
+
+    def _check_end(self, stream: WatchedStream, exc: BaseException | None) -> None:
+        record = stream.record
+        record.over = True
+        record.exc = exc
+        if exc is not None and not isinstance(exc, BaseException):
+            self.wrong(stream, f'law 1: on_close with {exc!r}')
+        if isinstance(exc, Planted) and exc not in record.raised:
+            self.wrong(stream, 'law 8: it ends with what a callback of another one raised')
+        if exc is None and record.closed_by != 'abort' and record.end is not None and record.connected:
+            if record.told < len(record.marks) and not record.failed:
+                self.wrong(stream, f'law 3: {len(record.marks) - record.told} on_written are missing')
+        if type(exc).__module__ == 'builtins' and isinstance(exc, OSError) and record.end is not None:
+            if exc.errno not in record.end.told and not isinstance(exc, TimeoutError | ReactorError):
+                self.wrong(stream, f'law 8: nobody told it {exc!r}')
+        if exc is None and record.closed_by is None and 'eof' not in record.events:
+            self._check_whole(stream)
+        if exc is None and record.closed_by is None and record.end is not None and record.end.told:
+            self.wrong(stream, f'law 1: errors {record.end.told} were told, and on_close says None')
+
+    # -- turns
+
+    def check_turn(self, timeout: float | None) -> None:
+        """Between two turns everything has to be in order; raises `Violation` when something was not."""
+        self.turns += 1
+        self.at_turn()
+        self._check_bounds()
+        self._check_progress(timeout)
+        self._check_descriptors()
+        for stream in self.streams:
+            self._check_stream(stream)
+        for stream in self.just_closed:
+            self._check_dropped(stream)
+        self.just_closed.clear()
+        if self.violations:
+            raise Violation('\n'.join(self.violations))
+
+    def _check_bounds(self) -> None:
+        kernel = self.kernel
+        assert self.reactor is not None
+        listeners = 1 + sum(type(handle).__name__ == 'Listener' for handle in self.reactor.handles())
+        if kernel.accepts > ACCEPTS_PER_TURN * listeners:
+            self.violations.append(f'law 5: {kernel.accepts} accepts in a turn')
+        for file in kernel.files.values():
+            count = kernel.reads.get(file.number, 0)
+            if isinstance(file, Mailbox) and count > DATAGRAMS_PER_TURN:
+                self.violations.append(f'law 5: {count} datagrams in a turn')
+            elif isinstance(file, End) and count > 2 * 65536:
+                self.violations.append(f'law 5: {count} bytes of one connection in a turn')
+
+    def _check_progress(self, timeout: float | None) -> None:
+        kernel = self.kernel
+        time, progress, callbacks, turns = self._last
+        still = (kernel.time, kernel.progress, self.callbacks) == (time, progress, callbacks)
+        # A turn that was not meant to wait had work of its own, which nobody sees from here.
+        self._idle_polls = self._idle_polls + 1 if still and timeout != 0 else 0
+        if self._idle_polls >= MOST_IDLE_POLLS:
+            self.violations.append(f'law 7: {self._idle_polls} polls in a row ended at once and brought nothing')
+        turns = turns + 1 if kernel.time == time else 0
+        if turns > MOST_TURNS_AT_ONCE or self.turns > MOST_TURNS:
+            self.violations.append(f'law 7: {turns} turns at once, {self.turns} in all')
+        self._last = (kernel.time, kernel.progress, self.callbacks, turns)
+
+    def _check_descriptors(self) -> None:
+        reactor, files = self.reactor, self.kernel.files
+        assert reactor is not None
+        held = {handle.fileno() for handle in reactor.handles()}
+        held.add(reactor._wakeup.fileno())
+        held.add(reactor._wakeup.bell_fileno())
+        held |= self.foreign
+        lost = [fd for fd in files if fd not in held]
+        if lost:
+            self.violations.append(f'law 9: descriptors {lost} are open, and no handle has them')
+
+    def _check_stream(self, stream: WatchedStream) -> None:
+        record, writer = stream.record, stream.writer
+        end = self._end(stream)
+        if end is None or stream.state is CONNECTING:
+            return
+        if not self.secured(stream):
+            if end.sent > len(record.offered):
+                self.wrong(stream, f'bytes: the kernel has {end.sent}, {len(record.offered)} were written')
+            waits = len(record.offered) - end.sent
+            if writer is None or writer.error is None:
+                if not stream.closed and not record.failed and stream.buffered != waits:
+                    self.wrong(stream, f'bytes: {waits} wait, and buffered says {stream.buffered}')
+        if stream.state is OPEN and stream.buffered and not stream.events & 2:
+            self.wrong(stream, f'{stream.buffered} bytes wait, and nobody waits for room')
+        if stream.buffered > stream.options.max_buffered + 1_000_000:
+            self.wrong(stream, f'law 6: {stream.buffered} bytes wait')
+
+    def _check_dropped(self, stream: WatchedStream) -> None:
+        kept = [
+            name
+            for name in ('on_connect', 'on_data', 'on_eof', 'on_drain', 'on_close', 'data', 'sock', 'origin')
+            if getattr(stream, name) is not None
+        ]
+        if kept or stream.writer is not ENDED:
+            self.wrong(stream, f'law 9: after on_close it keeps {", ".join(kept) or "its writer"}')
+
+    def check_closed(self) -> None:
+        """After `close()` of the reactor nothing may be left."""
+        for stream in self.streams:
+            self.wrong(stream, 'law 1: it never ended')
+        if self.kernel.files.keys() - self.foreign:
+            self.violations.append(f'law 9: descriptors {sorted(self.kernel.files)} are open after close()')
+        if self.violations:
+            raise Violation('\n'.join(self.violations))
+
+
+class Violation(BaseException):
+    """A law was broken. No `Exception`: it leaves `run`, and no callback's `except` takes it."""
+
+
+def _short(value: Any) -> Any:
+    return len(value) if isinstance(value, bytes) else repr(value)
+
+
+def _nothing(*args: Any) -> None:
+    pass

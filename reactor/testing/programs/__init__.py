@@ -1,0 +1,23 @@
+"""Random programs of users, which run on the real system and on a simulated one.
+
+A program is a function of a `World`; it is called once, in the first turn of the loop, and has ended when `run` returns
+True. Each is drawn anew from the world's generator: sizes, numbers, ways and times.
+
+    PROGRAMS  all of them
+    RACES     those in which something depends on who is faster, so that no two runs on a real system are alike
+"""
+
+from __future__ import annotations
+
+from .conversations import echo, floods, half_closes, proxy, publish, publish_to_the_dying, requests
+from .endings import churn, closing
+from .others import datagrams, look_ups, signals, threads, timers
+from .parts import World
+
+PROGRAMS = (
+    echo, proxy, half_closes, floods, requests, publish, publish_to_the_dying,
+    churn, closing, timers, datagrams, signals, threads, look_ups,
+)  # fmt: skip
+RACES = (publish_to_the_dying, churn, closing)
+
+__all__ = ['PROGRAMS', 'RACES', 'World']

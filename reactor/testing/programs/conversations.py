@@ -1,0 +1,349 @@
+"""Programs in which connections talk to their end: echo, proxy, half-closes, floods, requests, publishing.
+
+Owns servers and clients that a user might write, in a few lines each. The rule: without faults all of them end cleanly
+with every byte where it belongs; with faults, what arrived is the beginning of what was sent.
+"""
+
+from __future__ import annotations
+
+import random
+from functools import partial
+from typing import Any
+
+from reactor.framing import Frames
+
+from .parts import Ending, Place, Talker, child, cut, limits, some_bytes, talk, try_to_write
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from reactor import Stream, Timer
+
+    from .parts import World
+
+
+def echo(world: World) -> None:
+    """Clients send, and get back the same."""
+    place = echo_server(world)
+    talk_to(world, place, Ending(world, place.server))
+
+
+def echo_server(world: World) -> Place:
+    """A server that sends back what it hears, no faster than it is taken."""
+
+    def on_data(conn: Stream, data: bytes) -> None:
+        world.trouble(conn)
+        if not conn.write(data):
+            conn.pause_reading()
+
+    def on_drain(conn: Stream) -> None:
+        world.trouble(conn)
+        conn.resume_reading()
+
+    def on_close(conn: Stream, exc: BaseException | None) -> None:
+        world.trouble(conn)
+
+    return Place(world, on_data, on_drain=on_drain, on_close=on_close, **limits(world.random))
+
+
+def talk_to(world: World, place: Place, ending: Ending) -> None:
+    """Some clients that expect an echo."""
+    for _ in range(world.random.randint(1, 8)):
+        rng, number = child(world), ending.add('client')
+        words = some_bytes(rng)
+        talker = Talker(world, rng, words, words, rng.choice(('eof', 'close')), partial(ending.done, number))
+        callbacks = talk(world)
+        if rng.random() < 0.5:
+            del callbacks['on_eof']
+        talker.join(place.connect(timeout=rng.choice((None, 30)), **callbacks, **limits(rng)))
+
+
+def proxy(world: World) -> None:
+    """The same through a proxy, which passes bytes both ways, no faster than the slower side reads."""
+
+    def on_connect(front: Stream) -> None:
+        world.trouble(front)
+        front.data = back_place.connect(on_data, **pair, **options)
+        front.data.data = front
+
+    def on_data(conn: Stream, data: bytes) -> None:
+        world.trouble(conn)
+        if conn.data is not None and not conn.data.write(data):  # None: the other side is gone
+            conn.pause_reading()
+
+    def on_drain(conn: Stream) -> None:
+        world.trouble(conn)
+        if conn.data is not None:
+            conn.data.resume_reading()
+
+    def on_eof(conn: Stream) -> None:
+        world.trouble(conn)
+        if conn.data is not None:
+            conn.data.write_eof()
+
+    def on_close(conn: Stream, exc: BaseException | None) -> None:
+        other, conn.data = conn.data, None
+        if other is not None:
+            other.data = None
+            if exc is None:
+                other.close()
+            else:
+                other.abort()
+        world.trouble(conn)
+
+    pair: dict[str, Any] = {'on_drain': on_drain, 'on_eof': on_eof, 'on_close': on_close}
+    options = limits(world.random)
+    back_place = echo_server(world)
+    place = Place(world, on_data, on_connect=on_connect, **pair, **options)
+    talk_to(world, place, Ending(world, place.server, back_place.server))
+
+
+def half_closes(world: World) -> None:
+    """One side ends and the other goes on: the server answers when all was asked, or has the first word and ends it."""
+    first = world.random.random() < 0.5
+    greeting = some_bytes(world.random) if first else b''
+    pieces_of = child(world)
+    said: list[bytes] = []
+
+    def on_connect(conn: Stream) -> None:
+        world.trouble(conn)
+        conn.data = bytearray()
+        if first:
+            conn.write(greeting)
+            conn.write_eof()
+
+    def on_data(conn: Stream, data: bytes) -> None:
+        world.trouble(conn)
+        conn.data += data
+
+    def on_eof(conn: Stream) -> None:
+        world.trouble(conn)
+        asked = bytes(conn.data)
+        if asked not in said and not world.faulty:
+            world.fail(f'the server heard {len(asked)} bytes that nobody has said')
+        if not first:
+            for piece in cut(pieces_of, asked[::-1]):
+                conn.write(piece)
+            conn.write_eof()
+
+    def on_close(conn: Stream, exc: BaseException | None) -> None:
+        world.trouble(conn)
+
+    place = Place(world, on_data, on_connect=on_connect, on_eof=on_eof, on_close=on_close, **limits(world.random))
+    ending = Ending(world, place.server)
+    for _ in range(world.random.randint(1, 8)):
+        rng, number = child(world), ending.add('client')
+        words = some_bytes(rng)
+        said.append(words)
+        expected = greeting if first else words[::-1]
+        talker = Talker(world, rng, words, expected, 'eof', partial(ending.done, number))
+        talker.join(place.connect(**talk(world), **limits(rng)))
+
+
+def floods(world: World) -> None:
+    """Both sides send much at once, each reads as it likes."""
+    ours, theirs = (world.random.randbytes(world.random.randint(0, 200_000)) for _ in range(2))
+    seed = world.random.getrandbits(64)
+
+    def on_connect(conn: Stream) -> None:
+        world.trouble(conn)
+        talker = Talker(world, random.Random(seed), theirs, ours, 'eof')
+        talker.join(conn)
+        talker.connected()
+
+    place = Place(world, **talk(world, on_connect=on_connect), **limits(world.random))
+    ending = Ending(world, place.server)
+    for _ in range(world.random.randint(1, 3)):
+        rng, number = child(world), ending.add('client')
+        talker = Talker(world, rng, ours, theirs, 'eof', partial(ending.done, number))
+        talker.join(place.connect(**talk(world), **limits(rng)))
+
+
+def requests(world: World) -> None:
+    """Clients ask one thing after another, the server answers after a while, and who waits too long gives up."""
+    r = world.r
+
+    def on_connect(conn: Stream) -> None:
+        world.trouble(conn)
+        conn.data = [Frames(), None]
+
+    def on_data(conn: Stream, data: bytes) -> None:
+        world.trouble(conn)
+        frames = conn.data[0]
+        frames.feed(data)
+        while (line := frames.line()) is not None:
+            milliseconds, last, text = line.split()
+            conn.data[1] = r.call_later(int(milliseconds) / 1000, answer, conn, text[::-1], last == b'last')
+
+    def answer(conn: Stream, text: bytes, last: bool) -> None:
+        world.trouble(conn)
+        if not conn.closed:
+            conn.writelines((text, b'\n'), *((close,) if last else ()))
+
+    def close(conn: Stream) -> None:
+        world.trouble(conn)
+        conn.close()
+
+    def on_close(conn: Stream, exc: BaseException | None) -> None:
+        if conn.data is not None and conn.data[1] is not None:
+            conn.data[1].cancel()
+        world.trouble(conn)
+
+    place = Place(world, on_data, on_connect=on_connect, on_close=on_close, **limits(world.random))
+    ending = Ending(world, place.server)
+    for _ in range(world.random.randint(1, 8)):
+        Asker(world, place, ending)
+
+
+class Asker:
+    """A client of `requests`. The last thing it asks is answered and the connection closed, or it gives up."""
+
+    PATIENCE, LATE = 20.0, 3600_000  # seconds, milliseconds
+
+    def __init__(self, world: World, place: Place, ending: Ending) -> None:
+        self.world, self.ending, self.number = world, ending, ending.add('asker')
+        rng = child(world)
+        self.texts = [b'%x' % rng.getrandbits(4 << rng.randrange(9)) for _ in range(rng.randint(1, 5))]
+        self.delays = [rng.choice((0, 0, 1, 5)) for _ in self.texts]
+        self.gives_up = rng.random() < 0.3
+        if self.gives_up:
+            self.delays[-1] = self.LATE
+        self.frames = Frames()
+        self.answers: list[bytes] = []
+        self.conn = place.connect(self.on_data, on_close=self.on_close, **limits(rng))
+        self.deadline: Timer = world.r.call_later(self.PATIENCE, self.give_up)
+        self.ask()
+
+    def ask(self) -> None:
+        number = len(self.answers)
+        last = number == len(self.texts) - 1
+        self.conn.write(b'%d %s %s\n' % (self.delays[number], b'last' if last else b'more', self.texts[number]))
+        self.deadline.reset(0.05 if last and self.gives_up else None)
+
+    def on_data(self, conn: Stream, data: bytes) -> None:
+        self.world.trouble(conn)
+        self.frames.feed(data)
+        while (line := self.frames.line()) is not None:
+            if [line[::-1]] != self.texts[len(self.answers) :][:1]:
+                self.world.fail(f'answer {len(self.answers)} is {line!r}')
+            self.answers.append(line)
+            if len(self.answers) < len(self.texts):
+                self.ask()
+
+    def give_up(self) -> None:
+        self.conn.close()
+        if not (self.gives_up or self.world.faulty):
+            self.world.fail(f'no answer in {self.PATIENCE} s')
+        self.world.trouble()
+
+    def on_close(self, conn: Stream, exc: BaseException | None) -> None:
+        self.deadline.cancel()
+        self.ending.done(self.number)
+        if not self.world.faulty and (exc is not None or len(self.answers) != len(self.texts) - self.gives_up):
+            self.world.fail(f'{len(self.answers)} of {len(self.texts)} answers, ended with {exc!r}')
+        self.world.trouble(conn)
+
+
+def publish(world: World) -> None:
+    """A hub passes what one client publishes to all that have subscribed: quick ones, and ones that pause."""
+    Hub(world, dying=False)
+
+
+def publish_to_the_dying(world: World) -> None:
+    """The same with subscribers that reset their connection in the middle of it."""
+    Hub(world, dying=True)
+
+
+class Hub:
+    """The server of `publish`, and what starts its clients: the publisher when all subscribers have been welcomed."""
+
+    WELCOME = b'welcome\n'
+
+    def __init__(self, world: World, dying: bool) -> None:
+        self.world = world
+        self.subscribers: dict[Stream, None] = {}
+        options = limits(world.random)
+        if world.faulty:
+            options['max_buffered'] = world.random.choice((1000, 1 << 24))
+        self.place = Place(world, self.on_data, on_connect=self.on_connect, on_close=self.on_close, **options)
+        self.ending = Ending(world, self.place.server)
+        self.publisher = child(world)
+        self.publishing = self.ending.add('publisher')
+        self.news = [b'%x\n' % self.publisher.getrandbits(4 << self.publisher.randrange(14)) for _ in range(10)]
+        self.stuck: list[Any] = []
+        members = [Subscriber(self, child(world), dying) for _ in range(world.random.randint(1, 7))]
+        self.unwelcomed = len(members)
+        for member in members:
+            member.join(self.place.connect(**talk(world), idle_timeout=30, **limits(member.rng)))
+
+    def on_connect(self, conn: Stream) -> None:
+        self.world.trouble(conn)
+        conn.data = Frames(limit=1 << 20)
+
+    def on_data(self, conn: Stream, data: bytes) -> None:
+        self.world.trouble(conn)
+        conn.data.feed(data)
+        while (line := conn.data.line()) is not None:
+            if line == b'subscribe':
+                self.subscribers[conn] = None
+                conn.write(self.WELCOME)
+                continue
+            for each in self.subscribers:
+                try_to_write(each, line + b'\n')
+
+    def on_close(self, conn: Stream, exc: BaseException | None) -> None:
+        if conn in self.subscribers:
+            del self.subscribers[conn]
+        elif not self.unwelcomed:  # it was the publisher
+            for each in self.subscribers:
+                each.close()
+        self.world.trouble(conn)
+
+    def welcomed(self) -> None:
+        """One subscriber more is there, or will never be."""
+        self.unwelcomed -= 1
+        if not self.unwelcomed:
+            talker = Talker(self.world, self.publisher, b''.join(self.news), b'', 'eof', self.published)
+            talker.join(self.place.connect(**talk(self.world)))
+
+    def published(self) -> None:
+        """The publisher is gone: who has slept through it wakes up."""
+        for each in self.stuck:
+            each.resume_reading()
+        self.ending.done(self.publishing)
+
+
+class Subscriber(Talker):
+    """A client of a `Hub` that hears all the news, perhaps late, or dies of the first."""
+
+    def __init__(self, hub: Hub, rng: random.Random, dying: bool) -> None:
+        expected = b''.join([hub.WELCOME, *hub.news])
+        super().__init__(hub.world, rng, b'subscribe\n', expected, 'wait', self.left)
+        self.hub, self.number, self.waits = hub, hub.ending.add('subscriber'), True
+        self.dies_at = rng.randrange(len(expected)) if dying and rng.random() < 0.5 else None
+        self.sleeps = rng.random() < 0.3
+
+    def hear(self, data: bytes) -> None:
+        super().hear(data)
+        if self.heard < len(self.hub.WELCOME):
+            return
+        self._welcomed()
+        if self.dies_at is not None and self.heard > self.dies_at:
+            self.conn.abort()
+        elif self.sleeps:
+            self.sleeps = False
+            self.conn.pause_reading()
+            self.hub.stuck.append(self.conn)
+
+    def ended(self, exc: BaseException | None) -> None:
+        if self.dies_at is not None:
+            self.expected = self.expected[: self.heard]
+        super().ended(exc)
+
+    def left(self) -> None:
+        self.hub.ending.done(self.number)
+        self._welcomed()
+
+    def _welcomed(self) -> None:
+        if self.waits:
+            self.waits = False
+            self.hub.welcomed()

@@ -1,0 +1,203 @@
+"""Programs without streams: timers, datagrams, signals, calls in threads and look-ups.
+
+Owns small models of what each of them promises. The rule: what is lost is asked for again, what was cancelled is never
+heard of, and all of it ends.
+"""
+
+from __future__ import annotations
+
+from operator import floordiv
+from signal import SIGINT, SIGTERM
+from typing import Any
+
+from reactor import ResolveError
+
+from .parts import Ending, child, some_bytes
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import signal
+
+    from reactor import DatagramSocket, Timer
+
+    from .parts import World
+
+
+def timers(world: World) -> None:
+    """Timers of equal deadlines, cancelled in the callbacks of others, moved, and repeated: in order, never early."""
+    r, rng, ending = world.r, child(world), Ending(world)
+    start = r.now
+    fired: list[tuple[float, int]] = []
+    deadlines = [rng.choice((0, 0, 0.001, 0.002, 0.01, 0.03)) for _ in range(rng.randint(1, 40))]
+    cancelled: set[int] = set()
+
+    def fire(number: int, part: int) -> None:
+        ending.done(part)
+        if number in cancelled:
+            world.fail(f'timer {number} was cancelled, and fired')
+        if r.now < start + deadlines[number]:
+            world.fail(f'timer {number} fired early')
+        fired.append((deadlines[number], number))
+        if fired != sorted(fired):
+            world.fail(f'timers fired in the order {fired}')
+        if rng.random() < 0.3:
+            cancel(rng.randrange(len(deadlines)))
+        world.trouble()
+
+    def cancel(number: int) -> None:
+        timer, part = made[number]
+        if timer.deadline is not None:
+            timer.cancel()
+            cancelled.add(number)
+            ending.done(part)
+
+    def beat(part: int, beats: list[int]) -> None:
+        beats.append(0)
+        if len(beats) == 5:
+            beating.cancel()
+            ending.done(part)
+        world.trouble()
+
+    def again(part: int, times: int) -> None:
+        if times:
+            r.call_soon(again, part, times - 1)
+        else:
+            ending.done(part)
+        world.trouble()
+
+    made: list[tuple[Timer, int]] = []
+    for number, delay in enumerate(deadlines):
+        part = ending.add('timer')
+        made.append((r.call_at(start + delay, fire, number, part), part))
+    beating = r.call_every(0.001, beat, ending.add('beats'), [])
+    r.call_soon(again, ending.add('calls'), 10)
+    moved = r.call_later(60, ending.done, ending.add('moved timer'))
+    r.call_later(0.001, moved.reset, 0.005)
+
+
+def datagrams(world: World) -> None:
+    """Questions and echoes by UDP, asked again until they are answered."""
+
+    def on_datagram(sock: DatagramSocket, data: bytes, address: Any) -> None:
+        world.trouble(sock)
+        sock.send(data, address)
+
+    address = world.address()
+    server = world.r.bind_udp(*address, on_datagram)
+    ending = Ending(world, server)
+    for _ in range(world.random.randint(1, 8)):
+        Correspondent(world, ending, (server.address or address)[:2])
+
+
+class Correspondent:
+    """A client of `datagrams`: each of its questions begins with its number."""
+
+    def __init__(self, world: World, ending: Ending, address: tuple[str, int]) -> None:
+        self.world, self.ending, self.number, self.address = world, ending, ending.add('correspondent'), address
+        rng = child(world)
+        self.open = {n: bytes([n]) + some_bytes(rng, 9000) for n in range(rng.randint(1, 10))}
+        self.asked = dict(self.open)
+        if rng.random() < 0.5:
+            self.sock = world.r.connect_udp(*address, self.on_datagram, on_close=self.on_close)
+        else:
+            self.sock = world.r.bind_udp(address[0], 0, self.on_datagram, on_close=self.on_close)
+        self.timer = world.r.call_every(0.2, self.ask)
+        world.r.call_soon(self.ask)
+
+    def ask(self) -> None:
+        for question in self.open.values():
+            if not self.sock.closed:
+                self.sock.send(question, self.address)
+        self.world.trouble()
+
+    def on_datagram(self, sock: DatagramSocket, data: bytes, address: Any) -> None:
+        self.world.trouble(sock)
+        if data != self.asked[data[0]]:
+            self.world.fail(f'the echo of {self.asked[data[0]]!r} is {data!r}')
+        self.open.pop(data[0], None)  # twice is fine: it was asked for twice
+        if not self.open:
+            sock.close()
+
+    def on_close(self, sock: DatagramSocket, exc: BaseException | None) -> None:
+        self.timer.cancel()
+        self.ending.done(self.number)
+        if exc is not None and not self.world.faulty:
+            self.world.fail(f'the socket was closed with {exc!r}')
+        self.world.trouble(sock)
+
+
+def signals(world: World) -> None:
+    """Signals that we send to ourselves, one at a time or many at once: each is heard, and none that was not sent."""
+    r, rng, ending = world.r, child(world), Ending(world)
+    part, rounds = ending.add('signals'), rng.randint(1, 5)
+    sent, heard = {SIGTERM: 0, SIGINT: 0}, {SIGTERM: 0, SIGINT: 0}
+    awaited = {SIGTERM: False, SIGINT: False}
+
+    def on_signal(number: signal.Signals) -> None:
+        heard[number] += 1
+        awaited[number] = False
+        if min(heard.values()) >= rounds and not any(awaited.values()) and ticking.deadline is not None:
+            ticking.cancel()
+            for handler in handlers:
+                handler.close()
+            ending.done(part)
+        if heard[number] > sent[number] and not world.faulty:
+            world.fail(f'{number!r} was sent {sent[number]} times, and heard {heard[number]} times')
+        world.trouble()
+
+    def send() -> None:
+        for number in sent:
+            if not awaited[number]:
+                awaited[number] = True
+                for _ in range(rng.choice((1, 1, 3))):
+                    sent[number] += 1
+                    world.raise_signal(number)
+        world.trouble()
+
+    handlers = [r.add_signal_handler(number, on_signal, number) for number in sent]
+    ticking = r.call_every(0.002, send)
+
+
+def threads(world: World) -> None:
+    """Calls in threads that return, raise, or are cancelled: each of the others is answered, once."""
+    rng, ending = child(world), Ending(world)
+
+    def call(number: int, part: int) -> Any:
+        def on_done(result: Any, error: BaseException | None) -> None:
+            ending.done(part)
+            right = isinstance(error, ZeroDivisionError) if number == 0 else (result, error) == (1000 // number, None)
+            if not (right or world.faulty):
+                world.fail(f'1000 // {number} is {result!r}, {error!r}')
+            world.trouble()
+
+        return world.r.run_in_thread(floordiv, 1000, number, on_done=on_done)
+
+    for _ in range(rng.randint(1, 20)):
+        part = ending.add('call')
+        handle = call(rng.randrange(5), part)
+        if rng.random() < 0.3:
+            handle.close()
+            ending.done(part)
+
+
+def look_ups(world: World) -> None:
+    """Names that exist, names that do not, and look-ups that are cancelled."""
+    rng, ending = child(world), Ending(world)
+
+    def ask(host: str, part: int) -> Any:
+        def on_done(addresses: list[str] | None, error: Exception | None) -> None:
+            ending.done(part)
+            found = addresses is not None and bool({'127.0.0.1', '::1'} & {*addresses})
+            right = found and error is None if host == 'localhost' else isinstance(error, ResolveError)
+            if not (right or world.faulty):
+                world.fail(f'{host} is {addresses}, {error!r}')
+            world.trouble()
+
+        return world.r.resolve(host, on_done, timeout=20)
+
+    for _ in range(rng.randint(1, 8)):
+        host, part = rng.choice(('localhost', 'localhost', 'nobody.invalid')), ending.add('look-up')
+        handle = ask(host, part)
+        if rng.random() < 0.3:
+            handle.close()
+            ending.done(part)

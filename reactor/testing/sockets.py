@@ -1,0 +1,311 @@
+"""Simulated sockets: the methods of `socket.socket` that a reactor calls, on what `files` has.
+
+Owns the calls, their errors and the faults thrown at each. Knows nothing of how things travel. The rule: whatever a
+call does wrong here, some real system does too, so a program that cannot bear it is wrong.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from socket import (
+    AF_INET,
+    AF_INET6,
+    AF_UNIX,
+    IPPROTO_TCP,
+    SHUT_RD,
+    SO_ERROR,
+    SO_LINGER,
+    SO_REUSEPORT,
+    SOCK_DGRAM,
+    SOL_SOCKET,
+)
+
+from ..kernel import SO_MEMINFO, TCP_DEFER_ACCEPT
+from .files import SILENCE, End, Listening, Mailbox, Unborn
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, NoReturn
+
+    from .files import File
+    from .kernel import SimKernel
+
+EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+UNREACHABLE = (errno.ENETUNREACH, errno.EADDRNOTAVAIL, errno.EHOSTUNREACH)
+LARGEST_DATAGRAM = 65507
+
+
+def fail(error: int) -> NoReturn:
+    """Raise what Python raises for an error number."""
+    raise OSError(error, f'simulated: {os.strerror(error)}')
+
+
+class SimSocket:
+    """A socket of a `SimKernel`."""
+
+    def __init__(self, kernel: SimKernel, family: int, kind: int, fd: int) -> None:
+        self.kernel = kernel
+        self.family = family
+        self.type = kind
+        self._fd = fd
+        self._bound: Any = None
+        self._options: set[int] = set()
+
+    # -- the object
+
+    def fileno(self) -> int:
+        return self._fd
+
+    def detach(self) -> int:
+        fd, self._fd = self._fd, -1
+        return fd
+
+    def close(self) -> None:
+        if self._fd >= 0:
+            fd, self._fd = self._fd, -1
+            self.kernel.close_fd(fd)
+
+    def setblocking(self, flag: bool) -> None:
+        if flag:
+            raise ValueError('a simulated socket never blocks')
+
+    @property
+    def file(self) -> Any:
+        """What it stands for; EBADF when somebody closed the number."""
+        return self.kernel.file(self._fd)
+
+    # -- streams
+
+    def accept(self) -> tuple[SimSocket, Any]:
+        kernel, listening = self.kernel, self.file
+        kernel.call('accept', self._fd)
+        falls = kernel.faults.falls
+        if not isinstance(listening, Listening):
+            fail(errno.EINVAL)
+        if not listening.queue or falls('accept.spurious'):
+            raise BlockingIOError(errno.EAGAIN, 'simulated: nobody waits')
+        if falls('accept.exhausted'):
+            fail(kernel.random.choice(EXHAUSTED))
+        if falls('accept.aborted'):
+            listening.take().reset()
+            fail(kernel.random.choice((errno.ECONNABORTED, errno.EPROTO, errno.EPERM)))
+        fd = kernel.lowest_free()
+        end = listening.take()
+        end.accepted = True
+        end.references = 1
+        kernel.open(fd, end)
+        kernel.moved('accepted', fd, end.number)
+        kernel.accepts += 1
+        return SimSocket(kernel, self.family, self.type, fd), end.remote
+
+    def bind(self, address: Any) -> None:
+        self.kernel.call('bind', self._fd)
+        reuse = SO_REUSEPORT in self._options
+        self._bound = self.kernel.bind(self.file, self.family, self.type, address, reuse)
+
+    def listen(self, backlog: int = 128) -> None:
+        kernel = self.kernel
+        kernel.call('listen', self._fd)
+        if isinstance(self.file, Unborn):
+            deferred = TCP_DEFER_ACCEPT in self._options
+            self.kernel.files[self._fd] = listening = Listening(kernel, self._bound, backlog, deferred)
+            kernel.listen(listening)
+
+    def connect(self, address: Any) -> None:
+        error = self.connect_ex(address)
+        if error:
+            fail(error)
+
+    def connect_ex(self, address: Any) -> int:
+        kernel, falls = self.kernel, self.kernel.faults.falls
+        if self.type == SOCK_DGRAM:
+            kernel.call('connect', self._fd)
+            mailbox = self.file
+            mailbox.local = mailbox.local or kernel.bind(mailbox, self.family, self.type, None, False)
+            mailbox.remote = address
+            return 0
+        error = kernel.failing('connect', self._fd)
+        if error:
+            return error
+        end = End(kernel, self.family, self.family == AF_UNIX)
+        end.local = self._bound or kernel.ephemeral(self.family)
+        end.remote = address
+        if falls('connect.unreachable') and self.family != AF_UNIX:
+            return kernel.random.choice(UNREACHABLE)
+        kernel.files[self._fd] = end
+        kernel.moved('connecting', self._fd, end.number)
+        if self.family == AF_UNIX:
+            return kernel.connect_unix(end)
+        if falls('connect.refused'):
+            kernel.after_latency(kernel.refuse, end)
+        elif falls('connect.silent') or kernel.is_silent(address):
+            kernel.at(kernel.time + SILENCE, kernel.give_up, end)
+        elif falls('connect.at_once') and kernel.knock(end):
+            return 0
+        else:
+            kernel.after_latency(kernel.knock, end)
+        return errno.EINPROGRESS
+
+    def recv(self, size: int) -> bytes:
+        kernel, falls = self.kernel, self.kernel.faults.falls
+        kernel.call('recv', self._fd)
+        end = self.file
+        if isinstance(end, Mailbox):
+            return self.recvfrom(size)[0]
+        if not isinstance(end, End) or not (end.connected or end.error):
+            fail(errno.ENOTCONN)
+        if falls('recv.spurious'):
+            raise BlockingIOError(errno.EAGAIN, 'simulated: nothing to read')
+        if end.inbox:
+            if falls('recv.short'):
+                size = kernel.random.randrange(1, min(size, len(end.inbox)) + 1)
+            data = end.take(size)
+            kernel.moved('recv', self._fd, len(data))
+            kernel.count_read(end, len(data))
+            return data
+        if end.error:
+            fail(end.take_error())
+        if end.ended_in or end.dead:
+            kernel.moved('recv', self._fd, 0)
+            return b''
+        if falls('recv.failed') and not end.instant:
+            error = kernel.random.choice((errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.ENOBUFS))
+            end.told.append(error)
+            fail(error)
+        raise BlockingIOError(errno.EAGAIN, 'simulated: nothing to read')
+
+    def send(self, data: Any) -> int:
+        return self._send('send', data)
+
+    def sendmsg(self, buffers: list[Any]) -> int:
+        return self._send('sendmsg', b''.join(buffers))
+
+    def _send(self, name: str, data: Any) -> int:
+        kernel, falls = self.kernel, self.kernel.faults.falls
+        kernel.call(name, self._fd)
+        end = self.file
+        if isinstance(end, Mailbox):
+            return self.sendto(data, end.remote)
+        self._check_sending(end)
+        room = end.room()
+        if room <= 0 or (falls('send.again') and not end.private):
+            raise BlockingIOError(errno.EAGAIN, 'simulated: no room')
+        for site, errors in (('send.broken', (errno.EPIPE,)), ('send.exhausted', (errno.ENOBUFS, errno.ENOMEM))):
+            if falls(site) and not end.instant:
+                error = kernel.random.choice(errors)
+                end.told.append(error)
+                fail(error)
+        count = min(room, len(data))
+        if count and falls('send.short'):
+            count = kernel.random.randrange(1, count + 1)
+        if count:
+            end.send(bytes(data[:count]))
+        kernel.moved(name, self._fd, count)
+        if falls('network.reset') and not end.instant:
+            end.cut()
+        return count
+
+    def _check_sending(self, end: Any) -> None:
+        if not isinstance(end, End) or not end.connected:
+            fail(errno.ENOTCONN)
+        if end.error:
+            fail(end.take_error())
+        if end.ended_out or end.dead or (end.instant and end.peer.gone):
+            end.told.append(errno.EPIPE)
+            fail(errno.EPIPE)
+
+    def shutdown(self, how: int) -> None:
+        kernel = self.kernel
+        kernel.call('shutdown', self._fd)
+        end = self.file
+        if not isinstance(end, End) or not end.connected or end.dead:
+            fail(errno.ENOTCONN)
+        kernel.moved('shutdown', self._fd, how)
+        if how != SHUT_RD:
+            end.end()
+
+    # -- datagrams
+
+    def sendto(self, data: Any, address: Any) -> int:
+        kernel, falls, mailbox = self.kernel, self.kernel.faults.falls, self.file
+        kernel.call('sendto', self._fd)
+        if mailbox.error:
+            error, mailbox.error = mailbox.error, 0
+            mailbox.look()
+            fail(error)
+        if address is None:
+            fail(errno.EDESTADDRREQ)
+        if len(data) > LARGEST_DATAGRAM:
+            fail(errno.EMSGSIZE)
+        if falls('datagram.again'):
+            raise BlockingIOError(errno.EAGAIN, 'simulated: no room')
+        if falls('datagram.full'):
+            fail(errno.ENOBUFS)
+        mailbox.local = mailbox.local or kernel.bind(mailbox, self.family, self.type, None, False)
+        if not falls('datagram.lost'):
+            for _ in range(2 if falls('datagram.twice') else 1):
+                kernel.after_latency(kernel.post, mailbox, bytes(data), address)
+        kernel.moved('sendto', self._fd, len(data))
+        return len(data)
+
+    def recvfrom(self, size: int) -> tuple[bytes, Any]:
+        kernel, mailbox = self.kernel, self.file
+        kernel.call('recvfrom', self._fd)
+        if mailbox.error:
+            error, mailbox.error = mailbox.error, 0
+            mailbox.look()
+            fail(error)
+        if not mailbox.inbox or kernel.faults.falls('recv.spurious'):
+            raise BlockingIOError(errno.EAGAIN, 'simulated: nothing to read')
+        data, sender = mailbox.take()
+        kernel.moved('recvfrom', self._fd, len(data))
+        kernel.count_datagram(mailbox)
+        return data[:size], sender
+
+    # -- options and names
+
+    def setsockopt(self, level: int, option: int, value: Any = None) -> None:
+        kernel = self.kernel
+        kernel.call('setsockopt', self._fd)
+        file: File = self.file
+        if level == SOL_SOCKET and option == SO_LINGER and isinstance(file, End):
+            file.lingers = False
+            return
+        if isinstance(file, End) and kernel.faults.falls('setsockopt.invalid'):
+            fail(errno.EINVAL)
+        if level == IPPROTO_TCP or option == SO_REUSEPORT:
+            self._options.add(option)
+
+    def getsockopt(self, level: int, option: int, size: int = 0) -> Any:
+        self.kernel.call('getsockopt', self._fd)
+        file = self.file
+        if level == SOL_SOCKET and option == SO_ERROR:
+            return file.take_error() if isinstance(file, End) else 0
+        if level == SOL_SOCKET and option == SO_MEMINFO and size:
+            return (file.dropped if isinstance(file, Mailbox) else 0).to_bytes(size, 'little')
+        return bytes(size) if size else 0
+
+    def getsockname(self) -> Any:
+        self.kernel.call('getsockname', self._fd)
+        file = self.file
+        local = getattr(file, 'local', None) or getattr(file, 'address', None) or self._bound
+        return local if local is not None else _anywhere(self.family)
+
+    def getpeername(self) -> Any:
+        kernel = self.kernel
+        kernel.call('getpeername', self._fd)
+        file = self.file
+        connected = isinstance(file, End) and file.connected and not file.dead
+        if not connected and not (isinstance(file, Mailbox) and file.remote is not None):
+            fail(errno.ENOTCONN)
+        if kernel.faults.falls('address.peer'):
+            fail(errno.ENOTCONN)
+        return file.remote
+
+    def __repr__(self) -> str:
+        return f'<SimSocket fd={self._fd}>'
+
+
+def _anywhere(family: int) -> Any:
+    return {AF_INET: ('0.0.0.0', 0), AF_INET6: ('::', 0, 0, 0)}.get(family, '')
