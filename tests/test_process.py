@@ -5,13 +5,16 @@ from __future__ import annotations
 import gc
 import os
 import signal
+import subprocess
 import sys
 import weakref
+from pathlib import Path
 
 import psutil
 import pytest
 from support import Log, idle, in_thread, run_until, turns
 
+import reactor
 from reactor import DEVNULL, PIPE, STDOUT, ConnectionClosed, HandleClosed, Process, Reactor, ReactorError
 from reactor.kernel import Kernel
 
@@ -700,6 +703,30 @@ def test_another_thread_is_refused():
 
         r.run(check)
         assert process.closed
+
+
+# -- the end of this process
+
+
+def test_when_this_process_is_killed_its_children_hear_the_end_of_their_input(tmp_path):
+    """Nobody is left to kill them then: a child that is to end with its parent reads its stdin."""
+    program = tmp_path / 'parent.py'
+    program.write_text(
+        'import reactor\n'
+        'def main(r):\n'
+        "    child = r.spawn(['sh', '-c', 'cat; echo ended'], stdin=reactor.PIPE)\n"
+        '    print(child.pid, flush=True)\n'
+        'reactor.run(main)\n'
+    )
+    command = [sys.executable, str(program)]
+    environment = {**os.environ, 'PYTHONPATH': str(Path(reactor.__file__).parents[1])}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment) as parent:
+        try:
+            assert int(parent.stdout.readline()) > 0
+            parent.kill()
+            assert parent.stdout.read() == b'ended\n'  # up to its end: no one has the pipe any more
+        finally:
+            parent.kill()
 
 
 # -- fork

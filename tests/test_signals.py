@@ -218,6 +218,34 @@ def test_a_storm_of_signals_damages_no_timer_and_no_byte(r, sockets):
     turns(r, 2)
 
 
+def test_a_storm_of_signals_loses_no_client_and_no_child(r, sockets):
+    """They meet accept, connect and waitpid, too."""
+    accepted, connected, ended, exits, caught = [], [], [], [], []
+    listener = r.listen_tcp('127.0.0.1', 0, on_connect=accepted.append)
+    r.add_signal_handler(signal.SIGALRM, caught.append, 1)
+    signal.setitimer(signal.ITIMER_REAL, 0.0002, 0.0002)
+
+    def on_connect(conn):
+        connected.append(conn)
+        conn.close()
+
+    try:
+        for number in range(300):
+            r.connect_tcp(*listener.address, on_connect=on_connect, on_close=lambda conn, exc: ended.append(exc))
+            if number % 10 == 0:
+                r.spawn(['true'], on_exit=lambda process, *how: exits.append(how))
+            r.run_once(0)
+        run_until(r, lambda: len(ended) == 300 and len(exits) == 30 and not listener.open_connections)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+    assert len(accepted) == len(connected) == 300
+    assert ended == [None] * 300
+    assert exits == [(0, None)] * 30
+    run_until(r, lambda: caught)
+    r.clear_signal_handlers()
+    listener.close()
+
+
 @pytest.mark.parametrize('removed', ['remove', 'close', 'clear'])
 def test_a_handler_that_was_removed_is_not_called_for_a_signal_from_before(r, removed):
     log = []
