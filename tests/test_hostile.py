@@ -434,6 +434,34 @@ def test_lines_without_end_are_one_error_each_and_read_no_further(r, sockets, by
     listener.close()
 
 
+def test_a_flood_of_empty_messages_is_bounded_in_a_turn_by_read_size(r, sockets, bystander):
+    most, told = 1000, []
+
+    def on_line(conn, line):
+        told[-1][conn] = told[-1].get(conn, 0) + 1
+
+    def next_turn():
+        told.append({})
+        if beating:
+            r.call_soon(next_turn)
+
+    beating = [True]
+    listener = r.listen_tcp(HERE, 0, framing.lines(on_line), read_size=most)
+    clients = connected(r, sockets, listener, 10)
+    next_turn()
+    for client in clients:
+        client.send(b'\n' * 10_000)
+    bystander()
+    run_until(r, lambda: sum(sum(turn.values()) for turn in told) == 100_000)
+    beating.clear()
+    assert max(count for turn in told for count in turn.values()) == most
+    assert max(len(turn) for turn in told) == len(clients)  # none of them waits for another
+    for client in clients:
+        client.close()
+    run_until(r, lambda: not listener.open_connections)
+    listener.close()
+
+
 def test_what_a_byte_costs_does_not_grow_with_those_before_it(r, sockets):
     """A line in chunks of one byte: as many calls for each byte of a long one as of a short one."""
     taken = []
