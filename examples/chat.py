@@ -18,7 +18,7 @@ guests = count(1)
 
 def tell(text, but=None):
     for member in members:
-        if member is not but and member.buffered < 1 << 20:
+        if member is not but and not member.closed and member.buffered < 1 << 20:
             member.write(text)
 
 

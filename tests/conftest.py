@@ -8,9 +8,31 @@ import socket
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, settings
 from support import SELECTORS, FakeKernel, ScriptedKernel, ScriptedSocket
 
 from reactor import Reactor
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        '--deep',
+        type=int,
+        metavar='EXAMPLES',
+        help='run each property-based test with so many random examples, the models with up to 200 steps in each, '
+        'instead of the quick profile, which is the same every time: for example "pytest --deep 20000 '
+        'tests/test_model_writer.py", which takes hours. What fails is kept in .hypothesis and tried first the next '
+        'time.',
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """The two profiles of hypothesis: `ci`, which finds the same today and tomorrow, and `deep`, by `--deep`."""
+    common = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+    settings.register_profile('ci', common, max_examples=100, stateful_step_count=50, derandomize=True, database=None)
+    deep = config.getoption('--deep')
+    settings.register_profile('deep', common, max_examples=deep or 20_000, stateful_step_count=200)
+    settings.load_profile('deep' if deep else 'ci')
 
 
 def open_descriptors() -> int:

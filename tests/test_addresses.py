@@ -6,7 +6,7 @@ import os
 from socket import AF_INET, AF_INET6
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from reactor.kernel import ABSTRACT_PATHS, AF_UNIX, Kernel
@@ -99,6 +99,20 @@ def test_a_path_is_measured_in_bytes():
             check_path(path)
 
 
+def test_where_there_are_no_unix_sockets_a_path_is_refused_and_says_what_to_use(monkeypatch):
+    monkeypatch.setattr('reactor.net.addresses.AF_UNIX', -1)
+    with pytest.raises(OSError, match='use TCP'):
+        check_path('/tmp/socket')
+
+
+@needs_unix
+def test_where_there_are_no_abstract_unix_sockets_one_is_refused(monkeypatch):
+    monkeypatch.setattr('reactor.net.addresses.ABSTRACT_PATHS', False)
+    with pytest.raises(OSError, match='no abstract'):
+        check_path('@name')
+    assert check_path('/tmp/socket') == '/tmp/socket'
+
+
 @needs_abstract
 @pytest.mark.parametrize('path', ['@name', b'@name', '\0name', b'\0name'])
 def test_an_abstract_path_may_be_written_with_an_at_sign(path):
@@ -152,6 +166,8 @@ addresses = st.lists(st.tuples(st.sampled_from([AF_INET, AF_INET6]), st.integers
 
 
 @given(addresses)
+@example([(AF_INET6, 1), (AF_INET6, 2), (AF_INET, 3)])
+@example([(AF_INET6, 1), (AF_INET, 2), (AF_INET, 3)])
 def test_families_take_turns_from_the_first_on(found):
     mixed = interleave(list(found))
     assert sorted(mixed) == sorted(found)

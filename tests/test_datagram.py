@@ -19,7 +19,7 @@ from test_shape import frames_since
 from test_sockets import needs_ipv6
 
 import reactor
-from reactor import DatagramSocket, HandleClosed, Reactor, ReactorError, ResolveError
+from reactor import DatagramSocket, HandleClosed, Reactor, ReactorError, ResolveError, SelectorFull
 from reactor.kernel import AF_UNIX, SO_MEMINFO, SO_REUSEPORT, Kernel
 from reactor.net.datagram import DATAGRAM_COST, DATAGRAMS_PER_TURN, LONGEST_IPV4, LONGEST_IPV6
 
@@ -283,6 +283,62 @@ def test_beyond_the_limit_the_newest_is_dropped_and_on_drain_tells_when_there_is
 
 
 @needs_unix
+def test_what_the_system_takes_of_a_long_queue_goes_and_the_rest_waits_on(r, sockets, log):
+    ours, theirs = unix_pair(sockets)
+    sock = r.bind_udp(None, 0, sock=ours, max_queued=1 << 30, **log.all())
+    count = fill(sock)
+    last = 3 * count
+    for number in range(count, last):
+        sock.send(b'%0100d' % number)
+    waited, received = sock.queued, take(theirs)
+    turns(r, count // DATAGRAMS_PER_TURN + 2)
+    assert 0 < sock.queued < waited
+    assert idle(r)
+    run_until(r, lambda: received.extend(take(theirs)) or len(received) == last)
+    assert received == list(range(last))
+    end(r, sock)
+
+
+@needs_unix
+@pytest.mark.parametrize('how', ['close', 'no callback', 'full again'])
+def test_a_drain_that_is_no_longer_so_is_not_told(r, sockets, log, how):
+    ours, theirs = unix_pair(sockets)
+    sock = r.bind_udp(None, 0, sock=ours, max_queued=0, **log.all())
+    while sock.send(b'1'):
+        pass
+    take(theirs)
+
+    def meanwhile(*args):
+        if how == 'close':
+            sock.close()
+        elif how == 'no callback':
+            sock.on_drain = None
+        else:
+            while sock.send(b'1'):
+                pass
+
+    r.call_soon(meanwhile)  # after the socket was writable, before that is told
+    r.run_once(0)
+    assert 'drain' not in log.names()
+    if how == 'full again':
+        take(theirs)
+    turns(r, 3)
+    assert log.names() == {'close': ['close'], 'no callback': [], 'full again': ['drain']}[how]
+    end(r, sock)
+
+
+@needs_unix
+def test_a_descriptor_closed_by_others_ends_it_in_the_middle_of_its_queue(r, sockets, log):
+    sock = r.bind_udp(None, 0, sock=unix_pair(sockets)[0], **log.all())
+    fill(sock)
+    socket.close(sock.fileno())
+    sock.handle_write()
+    turns(r, 2)
+    assert [(name, exc.errno) for name, exc in log] == [('close', errno.EBADF)]
+    assert r.stats().datagrams_dropped == 1
+
+
+@needs_unix
 def test_without_a_queue_what_would_block_is_dropped_and_on_drain_still_tells(r, sockets, log):
     ours, theirs = unix_pair(sockets)
     sock = r.bind_udp(None, 0, sock=ours, max_queued=0, **log.all())
@@ -408,6 +464,60 @@ def test_the_error_of_an_earlier_datagram_does_not_cost_the_next_one(r, udp, log
     assert log == [('send error', errno.ECONNREFUSED)]
     assert r.stats().datagrams_dropped == 0
     end(r, sock)
+
+
+@needs_unix
+def test_what_is_refused_a_second_time_is_dropped_and_told_once(r, sockets, log):
+    ours, theirs = unix_pair(sockets)
+    sock = r.bind_udp(None, 0, sock=ours, **log.all())
+    theirs.close()
+    assert sock.send(b'to nobody') is False
+    turns(r, 2)
+    assert log.names() == ['send error']
+    assert 'was not sent' in str(log.last)
+    assert (r.stats().datagrams_dropped, r.stats().datagram_errors) == (1, 1)
+    end(r, sock)
+
+
+class Undecided(socket.socket):
+    """A socket that tells of an earlier datagram first, and then has no room for this one."""
+
+    told = False
+
+    def send(self, *args: Any) -> int:
+        if self.told:
+            raise BlockingIOError
+        self.told = True
+        raise ConnectionRefusedError(errno.ECONNREFUSED, 'refused')
+
+
+def test_an_earlier_error_is_told_while_this_datagram_waits(r, udp, log, sockets):
+    own = sockets.track(Undecided(AF_INET, SOCK_DGRAM))
+    own.connect(udp().getsockname())
+    sock = r.bind_udp(None, 0, sock=own, **log.all())
+    assert sock.send(b'waits') is True
+    assert (sock.queued, r.stats().datagrams_dropped) == (1, 0)
+    turns(r, 1)
+    assert log == [('send error', errno.ECONNREFUSED)]
+    assert 'not delivered' in str(log.last)
+    end(r, sock)
+
+
+def test_a_selector_without_room_is_told_by_on_close(log):
+    class Crowded(Kernel):
+        room = True
+
+        def selector_has_room(self, selector: Any, fd: int) -> bool:
+            return self.room
+
+    kernel = Crowded()
+    with Reactor(kernel=kernel) as r:
+        kernel.room = False
+        r.connect_udp(HERE, 9, **log.all())
+        turns(r, 2)
+        kernel.room = True
+        assert [(name, type(exc)) for name, exc in log] == [('close', SelectorFull)]
+        assert r.handles() == []
 
 
 def test_errors_of_one_turn_are_told_as_one_and_all_are_counted(r, log, nobody):
@@ -864,6 +974,15 @@ def test_a_descriptor_closed_by_others_ends_it_with_the_systems_error(r, udp, lo
     assert [(name, exc.errno) for name, exc in log] == [('close', errno.EBADF)]
     with pytest.raises(HandleClosed):
         sock.send(b'x', client.getsockname())
+
+
+@pytest.mark.skipif(SO_MEMINFO < 0, reason='this system does not tell what it dropped')
+def test_what_was_dropped_is_unknown_once_the_descriptor_was_closed_by_others(r):
+    sock = r.bind_udp(HERE, 0)
+    assert sock.kernel_drops == 0
+    socket.close(sock.fileno())
+    assert sock.kernel_drops is None
+    end(r, sock)
 
 
 @pytest.mark.parametrize('then', ['close', 'resume_reading'])

@@ -7,6 +7,7 @@ import math
 import os
 import selectors
 import socket
+import tempfile
 import threading
 import weakref
 from typing import Any
@@ -637,15 +638,22 @@ def test_with_debug_everything_works_in_the_loops_own_thread():
             log.on_data(conn, data)
             conn.pause_reading()
             conn.resume_reading()
-            conn.close()
+            conn.set_timeouts(idle=60)
+            with tempfile.TemporaryFile() as file:
+                file.write(b'of a file')
+                file.flush()
+                conn.send_file(file, 0, None, log.on_written)
+            conn.write_eof()
+            r.call_soon(conn.abort)
 
         conn = r.connect_tcp(*listener.address, on_data, **log.callbacks('on_connect', 'on_close'))
         conn.write(b'hello', log.on_written)
         r.call_soon(nothing)
-        r.call_later(0, nothing)
+        timer = r.call_later(60, nothing)
+        timer.reset(0)
 
     assert reactor.run(main, debug=True) is True
-    assert log == [('connect',), ('written',), ('data', b'hello'), ('close', None)]
+    assert log == [('connect',), ('written',), ('data', b'hello'), ('written',), ('close', None)]
 
 
 @pytest.mark.parametrize('debug', [False, True])

@@ -15,7 +15,16 @@ from support import FakeKernel, Log, end, in_thread, pair, read_all, run_until, 
 from reactor import ConnectionClosed, Reactor, ReactorError, SendFileError, WriteBufferFull, WriteTimeout
 from reactor.kernel import Kernel
 from reactor.net.files import FILE_BYTES_PER_TURN, READ_BELOW
-from reactor.net.writer import DRAINED, FILE_COST, GATHER_BELOW, MARK_COST, FilePart, FileWriter, Writer
+from reactor.net.writer import (
+    BUFFERS_PER_SEND,
+    DRAINED,
+    FILE_COST,
+    GATHER_BELOW,
+    MARK_COST,
+    FilePart,
+    FileWriter,
+    Writer,
+)
 
 BIG = 100 << 20
 
@@ -444,6 +453,19 @@ def test_a_file_that_becomes_shorter_resets_the_connection_with_a_clear_error(ei
     assert exc.__traceback__ is None and exc.__context__ is None
 
 
+def test_a_small_file_that_becomes_shorter_while_it_is_read_raises_at_the_call_and_sends_nothing(sockets, made):
+    class Shrinking(Kernel):
+        def read_file(self, fd, offset, count):
+            return super().read_file(fd, offset, count - 1)
+
+    with Reactor(kernel=Shrinking()) as r:
+        conn, theirs = pair(r, sockets)
+        with pytest.raises(SendFileError, match='nothing was sent'):
+            conn.send_file(made(b'a few bytes'))
+        conn.write(b'next')
+        assert theirs.recv(100) == b'next'
+
+
 def test_a_file_that_becomes_longer_is_sent_as_long_as_it_was(either, sockets, made):
     file = made(4 << 20)
     conn, theirs = pair(either, sockets)
@@ -618,6 +640,18 @@ def read_until_lost(r, sock):
 
 
 # -- the writer
+
+
+def test_a_file_behind_more_buffers_than_one_send_takes_waits_its_turn(r, sockets, made):
+    conn, theirs = pair(r, sockets)
+    conn.write(bytes(1 << 20))
+    pieces = [bytes([number]) * GATHER_BELOW for number in range(2 * BUFFERS_PER_SEND)]
+    conn.writelines(pieces)
+    conn.send_file(made(pattern(20_000)))
+    conn.close()
+    assert read_all(r, theirs) == bytes(1 << 20) + b''.join(pieces) + pattern(20_000)
+    theirs.close()
+    run_until(r, lambda: not r.handles())
 
 
 def test_a_writer_is_one_for_files_only_while_it_has_some(made):

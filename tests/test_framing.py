@@ -11,53 +11,13 @@ from collections import deque
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from models_support import model_exactly, model_lines, model_prefixed, model_until
 from support import Log, end, pair, read_all, run_until, turns
 
 from reactor import FrameTooLong, ReactorError, framing
 from reactor.framing import Frames
 
 LIMIT = 12
-
-# -- a model: what the whole input means, read in one go
-
-
-def model_lines(data: bytes, limit: int):
-    messages = []
-    while (at := data.find(b'\n')) >= 0:
-        line, data = data[:at], data[at + 1 :]
-        line = line[:-1] if line.endswith(b'\r') else line
-        if len(line) > limit:
-            return messages, True
-        messages.append(line)
-    return messages, len(data) > limit + 1
-
-
-def model_until(data: bytes, limit: int, delimiter: bytes):
-    messages = []
-    while (at := data.find(delimiter)) >= 0:
-        if at > limit:
-            return messages, True
-        messages.append(data[:at])
-        data = data[at + len(delimiter) :]
-    return messages, len(data) > limit + len(delimiter) - 1
-
-
-def model_prefixed(data: bytes, limit: int, width: int, order: str):
-    messages = []
-    while len(data) >= width:
-        size = int.from_bytes(data[:width], order)
-        if size > limit:
-            return messages, True
-        if len(data) < width + size:
-            break
-        messages.append(data[width : width + size])
-        data = data[width + size :]
-    return messages, False
-
-
-def model_exactly(data: bytes, limit: int, size: int):
-    return [data[at : at + size] for at in range(0, len(data) - size + 1, size)], size > limit
-
 
 KINDS = [
     (Frames.line, (), model_lines),

@@ -17,6 +17,7 @@ import pytest
 from support import SELECTORS, FakeKernel, Log, drain, end, idle, reset, run_until, turns
 
 from reactor import HandleClosed, Options, Reactor, ReactorError, SelectorFull, Stream
+from reactor.kernel import TCP_DEFER_ACCEPT
 
 HERE = '127.0.0.1'
 
@@ -988,3 +989,63 @@ def test_a_large_answer_to_a_deferred_client_arrives_whole(r, sockets):
     run_until(r, lambda: not listener.open_connections)
     listener.close()
     turns(r, 1)
+
+
+@pytest.mark.skipif(TCP_DEFER_ACCEPT < 0, reason='TCP_DEFER_ACCEPT is a Linux feature')
+def test_a_deferred_client_for_which_the_selector_has_no_room_is_reset_and_told(sockets):
+    kernel, log = CrowdedKernel(), Log()
+
+    def crowd(conn, data):
+        log.on_data(conn, data)
+        kernel.room = False
+
+    with Reactor(kernel=kernel) as r:
+        listener = r.listen_tcp(HERE, 0, crowd, defer_accept=True, on_close=log.on_close)
+        client = sockets.connect(listener.address)
+        client.send(b'ask')
+        run_until(r, lambda: 'close' in log.names())
+        assert [log[0], type(log[1][1])] == [('data', b'ask'), SelectorFull]
+        with pytest.raises(ConnectionResetError):
+            client.recv(1)
+        assert listener.open_connections == 0
+        kernel.room = True
+
+
+def test_why_alive_tells_what_a_listener_waits_for(kernel, fake, sockets, flaky):
+    conns = []
+    listener = fake.listen_tcp(None, 0, sock=flaky, on_connect=conns.append, max_connections=1)
+
+    def waits_for():
+        return [line.rpartition('waits for ')[2] for line in fake.why_alive() if 'Listener' in line]
+
+    assert waits_for() == ['clients']
+    listener.pause()
+    assert waits_for() == ['resume()']
+    listener.resume()
+    flaky.failures.append(errno.EMFILE)
+    sockets.connect(listener.address)
+    fake.run_once(0)
+    assert waits_for() == ['descriptors']
+    run_until(fake, lambda: conns)
+    assert waits_for() == ['one of its connections to close']
+
+
+@pytest.mark.parametrize('family', ['tcp', 'unix'])
+def test_where_options_are_not_inherited_each_accepted_connection_gets_them(r, sockets, monkeypatch, tmp_path, family):
+    monkeypatch.setattr('reactor.net.listener.NODELAY_INHERITED', False)
+    monkeypatch.setattr('reactor.net.sockets.NODELAY_INHERITED', False)
+    conns = []
+    if family == 'tcp':
+        listener = r.listen_tcp(HERE, 0, on_connect=conns.append, keepalive=60)
+        assert not listener._sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+        sockets.connect(listener.address)
+    else:
+        listener = r.listen_unix(str(tmp_path / 's'), on_connect=conns.append, keepalive=60)
+        sockets.track(socket.socket(socket.AF_UNIX)).connect(listener.address)
+    run_until(r, lambda: conns)
+    sock = conns[0].sock
+    if family == 'tcp':
+        assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+    assert bool(sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)) is (family == 'tcp')
+    listener.close()
+    end(r, *conns)

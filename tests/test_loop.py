@@ -12,10 +12,23 @@ import threading
 import weakref
 
 import pytest
-from support import SELECTORS, FakeKernel, FakeSelector, Log, Probe, in_thread, run_until, turns, turns_in
+from support import (
+    SELECTORS,
+    FakeKernel,
+    FakeSelector,
+    Log,
+    Probe,
+    ScriptedKernel,
+    ScriptedSocket,
+    in_thread,
+    run_until,
+    turns,
+    turns_in,
+)
 
 import reactor
 from reactor import READ, WRITE, HandleClosed, Reactor, ReactorError, SelectorFull
+from reactor.loop.loop import CLOSING_ROUNDS
 
 
 def fail(*args):
@@ -337,9 +350,9 @@ def test_a_nested_run_is_refused_and_the_outer_one_goes_on(r, call):
         with pytest.raises(ReactorError, match='running already'):
             call(r)
         log.append('refused')
+        r.call_later(0.001, log.append, 'later')
 
     r.call_soon(nested)
-    r.call_later(0.001, log.append, 'later')
     assert r.run() is True
     assert log == ['refused', 'later']
 
@@ -351,9 +364,9 @@ def test_another_reactor_may_run_inside_a_callback(r):
         with Reactor() as inner:
             inner.call_later(0.001, log.append, 'inner')
             assert inner.run() is True
+        r.call_later(0.001, log.append, 'outer')
 
     r.call_soon(nested)
-    r.call_later(0.01, log.append, 'outer')
     assert r.run() is True
     assert log == ['inner', 'outer']
 
@@ -701,6 +714,50 @@ def test_an_exit_callback_that_leaves_still_has_everything_closed(sockets, kind)
 # -- errors in callbacks
 
 
+@pytest.mark.parametrize('raises', [False, True])
+def test_a_program_that_opens_another_connection_whenever_one_ends_is_cut_off_by_close(raises):
+    kernel, ends = ScriptedKernel(), []
+    r = Reactor(kernel=kernel, catch_errors=not raises)
+
+    def again(conn, exc):
+        ends.append(exc)
+        r.adopt(ScriptedSocket(kernel), on_close=again)
+        if raises:
+            raise ValueError('boom')
+
+    r.adopt(ScriptedSocket(kernel), on_close=again)
+    if raises:
+        with pytest.raises(ValueError, match='boom'):
+            r.close()
+    else:
+        r.close()
+    assert len(ends) == CLOSING_ROUNDS
+    assert r.watchers.closed
+    with pytest.raises(HandleClosed):
+        r.run()
+
+
+def test_in_a_fork_the_reactor_does_not_run_and_its_close_tells_nobody():
+    class Forked(ScriptedKernel):
+        number = 1
+
+        def pid(self):
+            return self.number
+
+    kernel, log = Forked(), Log()
+    with Reactor(kernel=kernel) as r:
+        sock = ScriptedSocket(kernel)
+        r.adopt(sock, log.on_data, on_close=log.on_close)
+        r.add_exit_callback(log.append, 'exit')
+        sock.incoming.append(b'x')
+        kernel.number = 2
+        for run in r.run, r.run_once:
+            with pytest.raises(ReactorError, match='forked'):
+                run()
+    assert log == [] and 'close' not in sock.calls
+    assert r.watchers.closed
+
+
 @pytest.mark.parametrize('error', [ValueError, MemoryError, RecursionError, StopIteration])
 def test_an_exception_in_a_callback_is_logged_and_the_loop_goes_on(r, caplog, error):
     log = []
@@ -1030,6 +1087,30 @@ def test_a_blind_selector_is_replaced_and_everybody_moves_over(sockets):
         assert r.stats().loop_count < 50
         in_thread(r.call_soon_threadsafe, log.append, ('called',))
         run_until(r, lambda: log.names() == ['data', 'called'])
+
+
+@pytest.mark.parametrize('error', [OSError, TypeError])
+def test_a_blind_selector_that_cannot_be_replaced_is_used_on(sockets, monkeypatch, error):
+    class Blind(selectors.SelectSelector):
+        """It reports nothing, at once, a hundred times."""
+
+        blind = 100
+
+        def select(self, timeout=None):
+            self.blind -= 1
+            return [] if self.blind >= 0 else super().select(timeout)
+
+    def another(selector):
+        raise error('no other')
+
+    log = Log()
+    with Reactor(selector=Blind()) as r:
+        monkeypatch.setattr(r._kernel, 'another', another)
+        ours, theirs = sockets()
+        conn = r.adopt(ours, log.on_data)
+        theirs.send(b'x')
+        run_until(r, lambda: log)
+        assert r.handles() == [conn]
 
 
 @pytest.mark.parametrize('step', [0.1, 0.2, 0.3, 0.7, 0.037])

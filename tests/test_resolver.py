@@ -570,3 +570,18 @@ print('closed')
 """
     done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, timeout=20)
     assert (done.returncode, done.stdout, done.stderr) == (0, 'ResolveTimeout\nclosed\n', '')
+
+
+def test_a_look_up_for_which_no_thread_can_be_started_is_told_as_an_error(r, monkeypatch):
+    def no_thread(*args):
+        raise RuntimeError("can't start new thread")
+
+    log = []
+    monkeypatch.setattr(r._os, 'start_thread', no_thread)
+    r.resolve('localhost', lambda *outcome: log.append(outcome))
+    ends = Log()
+    r.connect_tcp('localhost', 9, on_close=ends.on_close)
+    assert r.run() is True
+    ((found, error),) = log
+    assert found is None and isinstance(error, ResolveError) and 'localhost' in str(error)
+    assert ends.names() == ['close'] and isinstance(ends[0][1], ResolveError)

@@ -319,6 +319,18 @@ def test_removing_puts_back_what_was_installed_before(r):
         signal.signal(SIGUSR1, previous)
 
 
+def test_closing_a_handler_twice_does_not_remove_the_one_that_was_added_meanwhile(r):
+    first = r.add_signal_handler(SIGUSR1, print)
+    first.close()
+    log = []
+    second = r.add_signal_handler(SIGUSR1, log.append, 'heard')
+    first.close()
+    assert not second.closed
+    signal.raise_signal(SIGUSR1)
+    run_until(r, lambda: log)
+    second.close()
+
+
 def test_closing_the_reactor_puts_back_every_handler_and_the_wakeup_descriptor():
     before = [signal.getsignal(signum) for signum in (SIGUSR1, SIGUSR2)]
     with Reactor() as r:

@@ -15,7 +15,16 @@ import pytest
 from support import FakeKernel, Log, drain, end, run_until, turns
 
 from reactor import Reactor, ResolveError, SelectorFull
-from reactor.kernel import ABSTRACT_PATHS, AF_UNIX, SO_REUSEPORT, TCP_DEFER_ACCEPT, Kernel, ResolveFailure
+from reactor.kernel import (
+    ABSTRACT_PATHS,
+    AF_UNIX,
+    KEEPALIVE_OPTIONS,
+    SO_REUSEPORT,
+    TCP_DEFER_ACCEPT,
+    Kernel,
+    LeanSocket,
+    ResolveFailure,
+)
 from reactor.net.options import Options
 from reactor.net.sockets import bind_local, listening_tcp, listening_unix, set_stream_options
 
@@ -478,3 +487,65 @@ def test_bytes_are_a_path_too(r, sockets, path):
     listener.close()
     assert not os.path.lexists(path)
     end(r, *conns)
+
+
+# -- what some platforms lack, or refuse
+
+
+class NoSocket(Kernel):
+    """At the descriptor limit."""
+
+    def socket(self, family, kind, proto=0):
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+
+@pytest.mark.parametrize('host', [HERE, None])
+def test_without_a_descriptor_listening_raises_at_the_call(host):
+    with Reactor(kernel=NoSocket()) as r:
+        with pytest.raises(OSError) as caught:
+            r.listen_tcp(host, 0)
+        assert caught.value.errno == errno.EMFILE
+        assert r.handles() == []
+
+
+def test_a_port_that_is_not_permitted_says_who_may_have_it():
+    class Forbidden(LeanSocket):
+        def bind(self, address):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    class Strict(Kernel):
+        def socket(self, family, kind, proto=0):
+            return Forbidden(family, kind, proto)
+
+    with Reactor(kernel=Strict()) as r, pytest.raises(PermissionError, match=f'{HERE}:80.*below 1024 need privileges'):
+        r.listen_tcp(HERE, 80)
+
+
+def test_a_keepalive_time_that_a_platform_cannot_set_is_left_out(monkeypatch):
+    ours, *others = KEEPALIVE_OPTIONS
+    monkeypatch.setattr('reactor.net.sockets.KEEPALIVE_OPTIONS', (-1, *others))
+    with socket.socket() as sock:
+        before = sock.getsockopt(socket.IPPROTO_TCP, ours)
+        set_stream_options(sock, Options(keepalive=(60, 7, 3)))
+        assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+        assert sock.getsockopt(socket.IPPROTO_TCP, ours) == before
+        assert [sock.getsockopt(socket.IPPROTO_TCP, option) for option in others] == [7, 3]
+
+
+def test_a_local_address_is_bound_to_where_the_port_cannot_be_chosen_at_the_connect(monkeypatch):
+    monkeypatch.setattr('reactor.net.sockets.IP_BIND_ADDRESS_NO_PORT', 9999)  # an option that nobody has
+    with socket.socket() as sock:
+        bind_local(sock, (HERE, 0))
+        assert sock.getsockname()[0] == HERE and sock.getsockname()[1]
+
+
+@pytest.mark.parametrize('reuse', [False, True])
+def test_a_local_port_is_taken_with_reuse_only_where_that_steals_from_nobody(monkeypatch, reuse):
+    monkeypatch.setattr('reactor.net.sockets.REUSE_ADDRESS', reuse)
+    with socket.socket() as free:
+        free.bind((HERE, 0))
+        address = free.getsockname()
+    with socket.socket() as sock:
+        bind_local(sock, address)
+        assert bool(sock.getsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR)) is reuse
+        assert sock.getsockname() == address

@@ -1148,6 +1148,16 @@ def test_debug_refuses_a_write_from_another_thread(sockets):
     assert len(errors) == 1
 
 
+def test_a_callback_of_a_write_that_cannot_be_called_is_refused_and_nothing_is_sent(r, sockets):
+    conn, theirs = pair(r, sockets)
+    for write in conn.write, lambda data, told: conn.writelines([data], told):
+        with pytest.raises(TypeError, match='on_written'):
+            write(b'x', 'told')
+    with pytest.raises(BlockingIOError):
+        theirs.recv(1)
+    end(r, conn)
+
+
 def test_write_after_each_own_end_raises_and_queues_nothing(r, sockets):
     for name in 'close', 'abort', 'write_eof':
         conn, theirs = pair(r, sockets, tcp=True)

@@ -719,6 +719,17 @@ def test_a_foreign_close_is_told_at_the_next_poll_where_the_selector_can_see_it(
         assert not other.closed
 
 
+@pytest.mark.parametrize('how', ['close', 'abort'])
+def test_ending_what_somebody_else_closed_is_told_once_and_never_raises(r, sockets, how):
+    log = Log()
+    conn, _ = pair(r, sockets, on_close=log.on_close)
+    os.close(conn.fileno())
+    getattr(conn, how)()
+    turns(r, 2)
+    assert log == [('close', None)]
+    assert r.handles() == []
+
+
 def test_a_newcomer_with_the_number_of_a_socket_closed_behind_our_back_is_not_hurt(r, sockets):
     log, new = Log(), Log()
     conn, _ = pair(r, sockets, on_close=log.on_close)
@@ -1020,3 +1031,37 @@ def test_a_close_keeps_its_port_for_a_while_and_an_abort_does_not(r, sockets, en
             assert caught.value.errno == errno.EADDRINUSE
         else:
             newcomer.bind(address)
+
+
+def test_a_write_in_the_last_on_written_after_the_peer_has_ended_is_dropped_and_no_error(scripted):
+    # It was refused as if the user had closed the connection, and on_close told that instead of a clean end.
+    r, make = scripted
+    log = Log()
+    conn, sock = make(on_close=log.on_close)
+    sock.outcomes = deque()
+    conn.write(b'answer', lambda conn: log.append(('written', conn.write(b'more'))))
+    sock.incoming.append(b'')
+    turns(r, 2)
+    sock.outcomes.append(100)
+    turns(r, 3)
+    assert log == [('written', False), ('close', None)]
+    assert sock.sent == b'answer'
+
+
+def test_a_write_in_the_last_on_written_is_refused_when_the_user_ended_first(scripted):
+    r, make = scripted
+    log = Log()
+
+    def write_on(conn):
+        with pytest.raises(ConnectionClosed):
+            conn.write(b'more')
+
+    conn, sock = make(on_close=log.on_close)
+    sock.outcomes = deque()
+    conn.write(b'answer', write_on)
+    conn.write_eof()
+    sock.incoming.append(b'')
+    turns(r, 2)
+    sock.outcomes.append(100)
+    turns(r, 3)
+    assert log == [('close', None)]

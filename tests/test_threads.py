@@ -6,6 +6,7 @@ import gc
 import threading
 import time
 import weakref
+from collections import deque
 
 import pytest
 from support import FakeKernel, in_thread, run_until, turns
@@ -342,3 +343,59 @@ def test_a_call_tells_what_it_waits_for(r, gate):
     assert r.why_alive()[0].endswith(f'waits for {__name__}.Gate.wait to return')
     call.close()
     assert repr(call) == '<ThreadCall closed>'
+
+
+def no_thread(*args):
+    raise RuntimeError("can't start new thread")
+
+
+def test_a_call_for_which_no_thread_can_be_started_is_told_as_an_error_later(r, monkeypatch):
+    log = []
+    monkeypatch.setattr(r._kernel, 'start_thread', no_thread)
+    r.run_in_thread(log.append, 'called', on_done=lambda *outcome: log.append(outcome))
+    assert log == []
+    assert r.run() is True
+    ((result, error),) = log
+    assert result is None and isinstance(error, ReactorError) and 'call it later' in str(error)
+    monkeypatch.undo()
+    assert outcomes_of(r, (int,)) == [(0, None)]
+
+
+def test_where_one_thread_runs_a_call_that_gets_none_of_its_own_waits_for_it(r, gate, monkeypatch):
+    log = []
+    r.run_in_thread(gate.wait)
+    monkeypatch.setattr(r._kernel, 'start_thread', no_thread)
+    r.run_in_thread(int, on_done=lambda *outcome: log.append(outcome))
+    turns(r, 2)
+    assert log == []
+    gate.open.set()
+    run_until(r, lambda: log)
+    assert log == [(0, None)]
+    threads_ended()
+    turns(r, 2)
+
+
+def test_a_thread_that_takes_a_call_while_cancelled_ones_are_dropped_hurts_nobody(r, gate):
+    class Raced(deque):
+        """A queue from which a thread takes one as well when the loop takes its first."""
+
+        raced = False
+
+        def popleft(self):
+            if not self.raced and threading.current_thread() is threading.main_thread():
+                self.raced = True
+                self.popleft()
+            return super().popleft()
+
+    done = []
+    for _ in range(THREADS):
+        r.run_in_thread(gate.wait)
+    run_until(r, lambda: gate.inside == THREADS)
+    r._threads._queue = Raced()
+    for call in [r.run_in_thread(done.append, number) for number in range(QUEUE_LIMIT)]:
+        call.close()
+    r.run_in_thread(done.append, 'new')
+    assert r._threads._queue.raced
+    gate.open.set()
+    assert r.run() is True
+    assert done == ['new']

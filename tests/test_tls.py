@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import errno
 import gc
+import os
+import select
 import shutil
 import socket
 import ssl
 import subprocess
 import threading
+import warnings
 import weakref
 
 import pytest
@@ -21,11 +25,14 @@ from reactor import (
     ConnectionClosed,
     ConnectTimeout,
     HandshakeTimeout,
+    IdleTimeout,
     ReactorError,
+    SelectorFull,
     TLSError,
     WriteBufferFull,
     WriteTimeout,
 )
+from reactor.kernel import Kernel
 from reactor.net.tls import TLSStream
 
 VERSIONS = [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3]
@@ -630,6 +637,310 @@ def test_start_tls_keeps_a_paused_connection_paused(r, sockets, certificates):  
     end(r, ours, theirs)
 
 
+# -- what is asked for at the wrong time
+
+
+def half(certificates, sock, server_side):  # noqa: F811
+    """The TLS of a peer that the test plays by hand: (SSL object, what it reads from, what it writes to)."""
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    context = certificates.server() if server_side else certificates.client()
+    name = None if server_side else 'localhost'
+    peer = context.wrap_bio(incoming, outgoing, server_side, name)
+    with contextlib.suppress(BlockingIOError):
+        incoming.write(sock.recv(1 << 16))
+    with contextlib.suppress(ssl.SSLWantReadError):
+        peer.do_handshake()
+    sock.send(outgoing.read())
+    return peer, incoming, outgoing
+
+
+@pytest.fixture
+def local(r, sockets, certificates):  # noqa: F811
+    """Make two streams with TLS on a socketpair, the first with these options: a failed send shows at once."""
+
+    def make(**options):
+        a, b = sockets()
+        ours, theirs = r.adopt(a, **options), r.adopt(b)
+        ours.start_tls(certificates.server())
+        theirs.start_tls(certificates.client(), server_hostname='localhost')
+        run_until(r, lambda: ours.state == theirs.state == 'OPEN')
+        turns(r, 3)
+        return ours, theirs
+
+    return make
+
+
+def test_a_callback_of_a_write_that_cannot_be_called_is_refused(r, local):
+    ours, theirs = local()
+    for write in ours.write, lambda data, told: ours.writelines([data], told):
+        with pytest.raises(TypeError, match='on_written'):
+            write(b'x', 'told')
+    assert ours.buffered == 0
+    end(r, ours, theirs)
+
+
+@pytest.mark.parametrize('when', ['before it is connected', 'in the handshake'])
+@pytest.mark.parametrize('resumed', [False, True])
+def test_reading_paused_before_the_end_of_the_handshake_stays_paused(r, tls, when, resumed):
+    seen, ready, conns = [], [], []
+    tls.listen(on_connect=lambda conn: (conns.append(conn), conn.write(b'hello')))
+    conn = tls.connect(lambda conn, data: seen.append(data), on_connect=ready.append)
+    if when == 'in the handshake':
+        run_until(r, lambda: conn.sock is not None)
+    assert conn.state == 'CONNECTING'
+    conn.pause_reading()
+    if resumed:
+        conn.resume_reading()
+    run_until(r, lambda: ready and conns)
+    turns(r, 5)
+    run_until(r, lambda: bool(seen) or not resumed)
+    assert seen == ([b'hello'] if resumed else [])
+    conn.resume_reading()
+    run_until(r, lambda: seen)
+    assert seen == [b'hello']
+    end(r, conn)
+    run_until(r, lambda: not tls.server.open_connections)
+
+
+def test_resuming_after_the_peer_has_ended_does_nothing(r, local):
+    log = Log()
+    ours, theirs = local(**log.callbacks('on_data', 'on_eof', 'on_close'))
+    theirs.write_eof()
+    run_until(r, lambda: log)
+    ours.resume_reading()
+    assert idle(r)
+    assert log == [('eof',)]
+    end(r, ours, theirs)
+
+
+def test_ending_twice_is_ending_once(r, local):
+    log = Log()
+    ours, theirs = local(**log.callbacks('on_data', 'on_eof'))
+    for _ in range(3):
+        theirs.write_eof()
+    run_until(r, lambda: log)
+    turns(r, 3)
+    assert log == [('eof',)]
+    end(r, ours, theirs)
+
+
+def test_an_end_that_came_with_data_is_told_after_a_pause(r, local):
+    log = Log()
+
+    def pause(conn, data):
+        log.on_data(conn, data)
+        conn.pause_reading()
+
+    ours, theirs = local(on_data=pause, on_close=log.on_close)
+    theirs.write(b'last')
+    theirs.close()
+    run_until(r, lambda: log)
+    turns(r, 3)
+    assert log == [('data', b'last')]
+    ours.resume_reading()
+    run_until(r, lambda: len(log) == 2 and theirs.state == 'CLOSED')
+    assert log[1] == ('close', None)
+
+
+def test_a_spurious_readability_is_nothing(r, local):
+    log = Log()
+    ours, theirs = local(**log.callbacks('on_data', 'on_close'))
+    ours.handle_read()
+    turns(r, 2)
+    assert log == []
+    theirs.write(b'x')
+    run_until(r, lambda: log)
+    assert log == [('data', b'x')]
+    end(r, ours, theirs)
+
+
+def test_a_context_for_both_sides_needs_to_be_told_which(r, sockets):
+    conn = r.adopt(sockets()[0])
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore', DeprecationWarning)  # of such a context
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS)
+    with pytest.raises(ValueError, match='server_side='):
+        conn.start_tls(context)
+    assert conn.tls is None
+    end(r, conn)
+
+
+# -- time limits
+
+
+def test_bytes_either_way_put_off_the_idle_timeout(kernel, fake, sockets, certificates):  # noqa: F811
+    log, heard = Log(), Log()
+    a, b = sockets()
+    ours, theirs = fake.adopt(a, heard.on_data, on_close=log.on_close, idle_timeout=5), fake.adopt(b)
+    ours.start_tls(certificates.server())
+    theirs.start_tls(certificates.client(), server_hostname='localhost')
+    run_until(fake, lambda: ours.state == 'OPEN')
+    for _ in range(5):
+        kernel.time += 3
+        theirs.write(b'x')
+        turns(fake, 2)
+    assert heard.received == b'xxxxx' and log == []
+    began = kernel.time
+    run_until(fake, lambda: log)
+    assert isinstance(log[0][1], IdleTimeout) and 5 <= kernel.time - began <= 6
+    end(fake, theirs)
+
+
+@pytest.fixture
+def silent(tmp_path):
+    """The path of a Unix socket that accepts and never says anything."""
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(tmp_path / 'silent'))
+        server.listen()
+        yield str(tmp_path / 'silent')
+
+
+@pytest.mark.parametrize('when', ['given', 'set in the handshake', 'changed in the handshake'])
+def test_the_time_limits_hold_in_the_handshake_too(kernel, fake, silent, certificates, when):  # noqa: F811
+    log = Log()
+    options = {'given': {'idle_timeout': 5}, 'changed in the handshake': {'idle_timeout': 3000}}.get(when, {})
+    conn = fake.connect_unix(
+        silent, ssl=certificates.client(), server_hostname='localhost', on_close=log.on_close, **options
+    )
+    run_until(fake, lambda: conn.sock is not None)
+    turns(fake, 1)
+    assert conn.state == 'CONNECTING'
+    if when != 'given':
+        conn.set_timeouts(idle=5)
+    began = kernel.time
+    run_until(fake, lambda: log)
+    assert isinstance(log[0][1], IdleTimeout) and 5 <= kernel.time - began <= 6
+
+
+def test_time_limits_taken_away_in_the_handshake_are_over(kernel, fake, silent, certificates, caplog):  # noqa: F811
+    log = Log()
+    conn = fake.connect_unix(
+        silent, ssl=certificates.client(), server_hostname='localhost', on_close=log.on_close, idle_timeout=5
+    )
+    run_until(fake, lambda: conn.sock is not None)
+    turns(fake, 1)
+    conn.set_timeouts()
+    run_until(fake, lambda: log)
+    assert isinstance(log[0][1], HandshakeTimeout) and kernel.time >= 1060
+    assert caplog.records == []
+
+
+def test_a_send_that_failed_as_the_handshake_timed_out_is_what_is_told(kernel, fake, sockets, certificates):  # noqa: F811
+    log = Log()
+    a, b = sockets()
+    conn = fake.adopt(a, on_close=log.on_close)
+    conn.start_tls(certificates.server(), handshake_timeout=5)
+    half(certificates, b, server_side=False)
+    b.close()
+    kernel.time += 6
+    fake.run_once(0)
+    turns(fake, 2)
+    assert [type(exc) for _, exc in log] == [BrokenPipeError]
+
+
+# -- losses
+
+
+def test_a_write_after_a_failure_that_was_not_told_yet_is_dropped(r, local):
+    log = Log()
+    ours, theirs = local(on_close=log.on_close)
+    theirs.abort()
+    assert ours.write(b'x', log.on_written) is False
+    assert ours.write(b'y', log.on_written) is False
+    assert log == []
+    turns(r, 3)
+    assert [(name, type(exc)) for name, exc in log] == [('close', BrokenPipeError)]
+
+
+def test_a_writer_who_does_not_hold_back_is_aborted_at_max_buffered(r, local):
+    log = Log()
+    ours, theirs = local(on_close=log.on_close, max_buffered=1000)
+    theirs.pause_reading()
+    ours.write(bytes(5_000_000))
+    assert ours.write(b'x') is False
+    turns(r, 2)
+    assert isinstance(log[0][1], WriteBufferFull)
+    end(r, theirs)
+
+
+def test_what_waited_for_a_handshake_behind_which_the_peer_is_gone_counts_as_not_sent(r, sockets, certificates):  # noqa: F811
+    log, left = Log(), []
+    a, b = sockets()
+    conn = r.adopt(a, on_close=lambda conn, exc: left.append((type(exc), conn.buffered)))
+    conn.start_tls(certificates.client(), server_hostname='localhost')
+    for size in 1000, 2000:
+        conn.write(bytes(size), log.on_written)
+    half(certificates, b, server_side=True)
+    b.close()
+    run_until(r, lambda: left)
+    ((kind, buffered),) = left
+    assert kind is BrokenPipeError and buffered >= 3000
+    assert log == []
+
+
+def test_a_descriptor_lost_before_start_tls_is_told_once(r, sockets, certificates):  # noqa: F811
+    log = Log()
+    conn = r.adopt(sockets()[0], on_close=log.on_close)
+    conn.pause_reading()
+    os.close(conn.fileno())
+    conn.start_tls(certificates.client(), log.on_connect, server_hostname='localhost')
+    turns(r, 3)
+    assert [(name, exc.errno) for name, exc in log] == [('close', errno.EBADF)]
+    assert r.handles() == []
+
+
+def test_a_descriptor_lost_right_before_the_farewell_is_told_once(r, tls):
+    log = Log()
+
+    def lose(conn, data):
+        log.on_data(conn, data)
+        os.close(conn.fileno())
+
+    _, theirs = tls.pair({'on_data': lose, 'on_close': log.on_close})
+    theirs.write(b'last')
+    theirs.close()
+    run_until(r, lambda: 'close' in log.names())
+    turns(r, 2)
+    assert log[0] == ('data', b'last')
+    assert [(name, exc.errno) for name, exc in log[1:]] == [('close', errno.EBADF)]
+    run_until(r, lambda: theirs.state == 'CLOSED')
+
+
+def test_behind_our_own_end_no_alert_follows(r, local):
+    log = Log()
+    ours, theirs = local(on_close=log.on_close)
+    theirs.pause_reading()
+    ours.write(bytes(5_000_000))
+    ours.write_eof()
+    waited = ours.buffered
+    theirs.sock.send(b'\x17\x03\x03\x00\x20' + bytes(32))
+    left = []
+    ours.on_close = lambda conn, exc: left.append((type(exc), conn.buffered))
+    run_until(r, lambda: left)
+    assert left == [(TLSError, waited)]
+    end(r, theirs)
+
+
+def test_a_selector_without_room_for_a_connection_is_told(certificates, tmp_path):  # noqa: F811
+    class Crowded(Kernel):
+        room = True
+
+        def selector_has_room(self, selector, fd):
+            return self.room
+
+    kernel, log = Crowded(), Log()
+    with reactor.Reactor(kernel=kernel) as r:
+        r.listen_unix(str(tmp_path / 'tls'), ssl=certificates.server())
+        r.connect_unix(
+            str(tmp_path / 'tls'), ssl=certificates.client(), server_hostname='localhost', on_close=log.on_close
+        )
+        kernel.room = False
+        turns(r, 2)
+        kernel.room = True
+        assert [(name, type(exc)) for name, exc in log] == [('close', SelectorFull)]
+        assert r.stats().outgoing == 0
+
+
 # -- clients that nobody here wrote
 
 
@@ -686,6 +997,28 @@ def test_new_keys_are_served_and_renegotiation_is_no_harm(r, tls, version, comma
     client.stdout.close()
     client.wait(10)
     reader.join()
+
+
+def test_a_peer_that_asks_for_new_handshakes_and_takes_nothing_is_cut_off(r, tls):
+    log, conns = Log(), []
+    server = tls.listen(on_connect=conns.append, on_close=log.on_close, max_buffered=1000)
+    client = s_client(server, '-tls1_2')
+    run_until(r, lambda: conns)
+    (conn,) = conns
+    conn.pause_reading()
+    client.stdin.write(b'R\n')
+    client.stdin.flush()
+    run_until(r, lambda: select.select([conn.sock], [], [], 0)[0])
+    conn.write(bytes(20_000_000))  # nobody reads what it prints, so it takes no more than its pipe holds
+    turns(r, 3)
+    assert conn.buffered > 1000 and log == []
+    conn.resume_reading()
+    run_until(r, lambda: log)
+    assert isinstance(log[0][1], WriteBufferFull)
+    client.kill()
+    client.stdin.close()
+    client.stdout.close()
+    client.wait(10)
 
 
 @pytest.mark.parametrize('version', ['-tls1_2', '-tls1_3'])

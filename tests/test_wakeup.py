@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import errno
 import gc
+import os
 import selectors
+import socket
 import threading
 import time
 import weakref
@@ -13,7 +15,7 @@ from collections import deque
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support import FakeKernel, FakeSelector, Log, ScriptedKernel, fill, in_thread, run_until, turns, turns_in
+from support import FakeKernel, FakeSelector, Log, ScriptedKernel, fill, idle, in_thread, run_until, turns, turns_in
 
 from reactor import HandleClosed, Reactor
 
@@ -298,3 +300,29 @@ def test_another_thread_has_a_connection_closed_by_a_call_that_wakes_the_loop(r,
     thread.join()
     assert log == [(threading.get_ident(), None)]
     assert theirs.recv(1) == b''
+
+
+def test_a_doorbell_that_somebody_else_closed_stops_neither_the_loop_nor_its_close(r, sockets, caplog):
+    log = Log()
+    ours, theirs = sockets()
+    r.adopt(ours, log.on_data)
+    os.close(r._wakeup.fileno())
+    turns(r, 3)
+    theirs.send(b'x')
+    run_until(r, lambda: log)
+    assert log == [('data', b'x')]
+    assert idle(r)
+    assert len(caplog.records) <= 1
+    r.close()
+
+
+def test_a_newcomer_with_the_number_of_a_lost_doorbell_is_not_closed(r):
+    number = r._wakeup.fileno()
+    os.close(number)
+    turns(r, 3)
+    if not r._wakeup.closed:
+        pytest.skip('epoll and kqueue never report a descriptor that was closed')
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as newcomer:
+        assert newcomer.fileno() == number
+        r.close()
+        newcomer.getsockname()  # OSError if it was closed

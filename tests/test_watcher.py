@@ -11,6 +11,7 @@ import pytest
 from support import Log, Probe, read_all, run_until, turns, turns_in
 
 from reactor import READ, WRITE, Reactor, ReactorError, SelectorFull
+from reactor.loop.watcher import Handle
 
 try:
     import fcntl
@@ -323,6 +324,42 @@ def test_many_lost_at_once_are_all_told(r, sockets):
         probe.close()
 
 
+def test_who_was_closed_by_the_loss_of_another_is_neither_told_nor_kept(r, sockets):
+    class Mate(Probe):
+        other: Probe | None = None
+
+        def handle_lost(self, exc):
+            super().handle_lost(exc)
+            if self.other is not None:
+                self.loop.watchers.remove(self.other)
+                self.other.sock.detach()
+
+    first, second = (Mate(r, sockets()[0]) for _ in range(2))
+    first.other = second
+    for probe in first, second:
+        lose(probe.sock)
+    assert r.watchers.evict_closed()
+    assert (first.lost.errno, second.lost) == (errno.EBADF, None)
+    assert r.handles() == []
+
+
+def test_a_new_selector_finds_who_was_lost_unseen_and_takes_the_others(r, sockets):
+    probe = Probe(r, sockets()[0])
+    ours, theirs = sockets()
+    survivor = Probe(r, ours)
+    lose(probe.sock)
+    r._select = r.watchers.rebuild().select
+    theirs.send(b'x')
+    r.run_once(0)
+    assert probe.lost is not None or probe.log == ['read']  # the latter with `poll`
+    if probe.lost is None:
+        r.watchers.evict(probe)
+    r.run_once(0)
+    assert 'read' in survivor.log
+    assert r.handles() == [survivor]
+    survivor.close()
+
+
 def test_a_lost_handle_that_changes_what_it_wants_is_told(r, sockets):
     probe = Probe(r, sockets()[0])
     lose(probe.sock)
@@ -397,3 +434,42 @@ def test_a_descriptor_that_was_given_up_can_belong_to_another_handle(r, sockets)
     assert (probe.log, log.received) == ([], b'x')
     conn.abort()
     turns(r, 1)
+
+
+# -- what a handle is by itself
+
+
+def test_a_handle_without_a_descriptor_has_the_number_minus_one(r):
+    idler = r.idle(int)
+    assert idler.fileno() == -1
+    idler.close()
+
+
+def test_a_handle_that_does_not_say_what_it_waits_for_waits_for_events(r, sockets):
+    probe = Probe(r, sockets()[0])
+    (line,) = r.why_alive()
+    assert line.endswith('waits for events')
+    probe.close()
+
+
+def test_a_kind_of_handle_that_lacks_a_part_fails_instead_of_spinning(sockets):
+    class Bare(Handle):
+        def __init__(self, r, sock):
+            self.loop, self.since, self.sock = r, r.now, sock
+
+        def fileno(self):
+            return self.sock.fileno()
+
+    ours, theirs = sockets()
+    theirs.send(b'x')
+    with Reactor(catch_errors=False) as r:
+        bare = Bare(r, ours)
+        r.watchers.add(bare, READ)
+        for events in READ, WRITE:
+            r.watchers.set_events(bare, events)
+            with pytest.raises(NotImplementedError):
+                r.run_once(0)
+        for part in bare.close, lambda: bare.closed:
+            with pytest.raises(NotImplementedError):
+                part()
+        r.watchers.remove(bare)

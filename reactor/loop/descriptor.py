@@ -110,8 +110,8 @@ class Descriptor(Handle):
         watchers, fn = self.loop.watchers, self.fn
         if watchers.is_lost(self, self._fd):
             watchers.evict(self)
-        elif fn is not None:
-            fn(self, event, *self.args)
+        else:
+            fn(self, event, *self.args)  # type: ignore[misc]  # who is closed wants nothing, and is not called
 
 
 def _number(file: Any) -> int:

@@ -48,7 +48,8 @@ class SignalHandler(Handle):
         return self.fn is None
 
     def close(self) -> None:
-        self._signals.remove(self.signum)
+        if self.fn is not None:
+            self._signals.remove(self.signum)
 
     def handle_signal(self) -> None:
         """Called in the loop after the signal came."""

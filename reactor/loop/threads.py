@@ -88,18 +88,12 @@ class ThreadPool:
         args: tuple[Any, ...],
         on_done: Callable[[Any, BaseException | None], object] | None,
     ) -> ThreadCall:
-        """Queue a call; when QUEUE_LIMIT calls wait already, `on_done` gets a `ReactorError` instead."""
+        """Queue a call; when QUEUE_LIMIT wait already or no thread can run it, `on_done` gets a `ReactorError`."""
         call = ThreadCall(self._loop, fn, args, on_done)
         if len(self._queue) >= QUEUE_LIMIT:
             self._drop_cancelled()
         if len(self._queue) >= QUEUE_LIMIT:
-            self._loop.call_soon(
-                call.handle_done,
-                None,
-                ReactorError(
-                    f'{QUEUE_LIMIT} calls wait for a thread already; {name_of(fn)} was not queued: call it later'
-                ),
-            )
+            self._refuse(call, f'{QUEUE_LIMIT} calls wait for a thread already; {name_of(fn)} was not queued')
         else:
             self._queue.append(call)
             self._start_threads()
@@ -117,8 +111,16 @@ class ThreadPool:
 
     def _start_threads(self) -> None:
         if self._queue and self._running < THREADS:
-            self._kernel.start_thread(self._work, f'reactor-{self._running + 1}')
-            self._running += 1
+            try:
+                self._kernel.start_thread(self._work, f'reactor-{self._running + 1}')
+                self._running += 1
+            except RuntimeError as exc:  # the system has no more; those that run will take what waits
+                while not self._running and self._queue:
+                    call = self._queue.popleft()
+                    self._refuse(call, f'{exc}; {name_of(call.fn)} was not called')
+
+    def _refuse(self, call: ThreadCall, why: str) -> None:
+        self._loop.call_soon(call.handle_done, None, ReactorError(f'{why}: call it later'))
 
     def _work(self) -> None:
         # In a thread.

@@ -11,6 +11,7 @@ import errno
 from collections import deque
 
 from ..errors import HandleClosed
+from .log import log
 from .watcher import READ, Handle
 
 TYPE_CHECKING = False
@@ -88,17 +89,29 @@ class Wakeup(Handle):
             data = self._sock.recv(DOORBELL_BYTES)
         except BlockingIOError:
             return
+        except OSError as exc:
+            if exc.errno not in NO_MEMORY:
+                self.loop.watchers.evict(self)
+            return
         self._rung = False
         self.on_bytes(data)
         calls, soon = self.calls, self._soon
         for _ in range(len(calls)):
             soon.append(calls.popleft())
 
+    def handle_lost(self, exc: OSError) -> None:
+        log('error', '%s; no thread and no signal wakes the loop any more', exc)
+        self.loop.watchers.remove(self)
+        self._sock.detach()  # the number may be another's by now
+
     def close(self) -> None:
         if not self.closed:
             self.loop.watchers.remove(self)
-            self._sock.close()
-            self._bell.close()
+            try:
+                self._sock.close()
+            except OSError:
+                pass  # somebody else has closed the descriptor
+        self._bell.close()
 
     def __repr__(self) -> str:
         return f'<Wakeup fd={self.fileno()}>'

@@ -90,7 +90,6 @@ class Handle:
 
     def handle_lost(self, exc: OSError) -> None:
         """Called when somebody else closed the descriptor: it must not be closed again, the number may be another's."""
-        self.close()
 
 
 class Watchers:
@@ -210,12 +209,14 @@ class Watchers:
         except (OSError, TypeError):
             return old  # no descriptor is left, or the user's own kind needs arguments: it has to go on as it is
         self._map = self.selector.get_map()
+        lost = []
         for key in list(old.get_map().values()):
             try:
                 self.selector.register(key.fd, key.events, key.data)
             except (OSError, ValueError):
-                self.evict(key.data)
+                lost.append(key.data)
         old.close()
+        self._evict_all(lost)
         return self.selector
 
     def evict(self, handle: Handle) -> None:
@@ -234,9 +235,13 @@ class Watchers:
     def evict_closed(self) -> bool:
         """Find and evict handles with a closed descriptor; returns whether there was one."""
         dead = [key.data for key in self._map.values() if self.is_lost(key.data, key.fd)]
-        for handle in dead:
-            self.evict(handle)
+        self._evict_all(dead)
         return bool(dead)
+
+    def _evict_all(self, lost: list[Handle]) -> None:
+        for handle in lost:
+            if handle.events:  # else it was closed meanwhile, by the loss of another
+                self.evict(handle)
 
     def _register(self, handle: Handle, fd: int, events: int) -> None:
         if not self.kernel.selector_has_room(self.selector, fd):

@@ -297,10 +297,10 @@ class Attempt(Handle):
 
     def handle_lost(self, exc: OSError) -> None:
         connector = self.connector
-        if connector is not None:
-            self.loop.watchers.remove(self)
-            self.release().detach()
-            connector.handle_attempt(self, exc.with_traceback(None))
+        assert connector is not None
+        self.loop.watchers.remove(self)
+        self.release().detach()
+        connector.handle_attempt(self, exc.with_traceback(None))
 
     def release(self) -> socket:
         """Give the socket away."""
@@ -325,9 +325,6 @@ class Attempt(Handle):
 
     def fileno(self) -> int:
         return -1 if self.sock is None else self.sock.fileno()
-
-    def waits_for(self) -> str:
-        return 'the connection to be made'
 
     def __repr__(self) -> str:
         return f'<Attempt fd={self.fileno()} to {show(self.address[1])}>'

@@ -437,8 +437,9 @@ class DatagramSocket(Handle):
                 return True
         if isinstance(error, BlockingIOError):
             return None
-        self.loop.counters.datagrams_dropped += 1
         self._failed(error, f'a datagram of {len(data)} bytes to {show(target or self._peer)} was not sent')
+        if self.state is OPEN:  # else the end has counted what waited, and this one with it
+            self.loop.counters.datagrams_dropped += 1
         return False
 
     def _attempt(self, data: bytes | memoryview, target: Any) -> OSError | None:

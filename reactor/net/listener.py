@@ -130,9 +130,8 @@ class Listener(Handle):
 
     def handle_lost(self, exc: OSError) -> None:
         self._report(exc, 'was lost and is closed')
-        if not self._closed:
-            self._forget()
-            self._sock.detach()  # the number may be another's by now
+        self._forget()
+        self._sock.detach()  # the number may be another's by now
 
     def pause(self) -> None:
         """Accept nobody until `resume`; clients wait in the kernel's backlog."""

@@ -49,11 +49,7 @@ class LookUp(Handle):
 
     def ask(self, fn: Callable[..., ThreadCall], *args: Any) -> None:
         """Start the call in a thread, `fn(*args)`, whose answer comes to one of the two below."""
-        try:
-            self._call = fn(*args)
-        except BaseException:
-            self.close()
-            raise
+        self._call = fn(*args)
         self._call.unref()
 
     def handle_addresses(self, addresses: list[Address] | None, error: Exception | None) -> None:

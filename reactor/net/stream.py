@@ -475,7 +475,7 @@ class Stream(Handle):
         idle: no byte went either way (`IdleTimeout`). Late by up to a second, never early; not before it is connected.
         """
         self.options = self.options.changed(read_timeout=read, write_timeout=write, idle_timeout=idle)
-        if self.state is OPEN or self.state is HALF_OPEN:
+        if self.sock is not None and not self.closed:
             self.start_timeouts()
 
     def start_timeouts(self) -> None:
@@ -665,7 +665,9 @@ class Stream(Handle):
             self.sock.shutdown(SHUT_WR)
         except OSError:
             pass  # the connection is gone already, and reading will tell
-        self.writer = ENDED
+        writer = self.writer
+        by_peer = writer is not None and writer.error is not None and not writer.ended  # the user was not told yet
+        self.writer = BROKEN if by_peer else ENDED
         if self.state is HALF_OPEN:
             self.finish(None)
         else:

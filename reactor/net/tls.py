@@ -116,9 +116,8 @@ class Session:
         """The ciphertext of `pieces`, behind whatever else is to be said."""
         write = self.ssl_object.write
         for piece in pieces:
-            sent, size = write(piece) if piece else 0, len(piece)
-            while sent < size:  # it takes a record at a time
-                sent += write(memoryview(piece)[sent:])
+            if piece:
+                write(piece)  # all of it: a buffer in memory has room
         return self._outgoing.read()
 
     def unsealed(self) -> tuple[list[bytes], SSLError | None, bool]:
@@ -180,7 +179,6 @@ class TLSStream(Stream):
         """The socket is connected: begin the handshake, which is to be done by `deadline` as well."""
         session, options = self.tls, self.options
         session.begin(options.ssl, False, options.server_hostname)
-        session.reading = reading
         self.writer = None
         try:
             self.loop.watchers.set_events(self, READ)
@@ -419,18 +417,18 @@ class TLSStream(Stream):
         session.on_secured = (None, ())
         self._say(session.to_say())
         held, session.held = session.held, []
-        full, session.held_bytes = session.held_bytes >= self.options.high_water, 0
+        full = session.held_bytes >= self.options.high_water
         for pieces, (on_written, written_args) in held:
-            Stream.write(self, session.sealed(pieces), on_written, *written_args)
+            if self.state is OPEN:
+                session.held_bytes -= sum(map(len, pieces))
+                Stream.write(self, session.sealed(pieces), on_written, *written_args)
         if self.state is not OPEN:
-            return  # sending has failed meanwhile
+            return  # sending has failed meanwhile, and `buffered` goes on telling what was never sent
         writer = self.writer
         if full and (writer is None or writer is DRAINED):
             completions.append((self, Stream.handle_drain, ()))
         elif full and writer is not None:
             writer.full = True  # so that on_drain tells, however little of it waits
-        if self.options.timed and self.timeouts is None:
-            self.start_timeouts()
         if not session.reading:
             Stream.pause_reading(self)
         self._decrypt_later()
@@ -442,7 +440,7 @@ class TLSStream(Stream):
         pieces, exc, ended = session.unsealed()
         answer, writer = session.to_say(), self.writer
         if answer and writer is not None and not writer.ended and self.refuses(False, writer.weight):
-            return  # it asks for new keys again and again, and takes nothing
+            return  # it asks for new handshakes again and again, and takes nothing
         self._say(answer)
         if ended or exc is not None:
             self.loop.completions.append((self, TLSStream.handle_stream_end, (exc,)))

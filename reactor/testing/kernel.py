@@ -337,7 +337,7 @@ class SimKernel(Kernel):
 
     # -- what Kernel has
 
-    def clock(self) -> float:  # type: ignore[override]
+    def clock(self) -> float:
         return self.time / 1e9
 
     def selector(self) -> Any:
@@ -387,7 +387,7 @@ class SimKernel(Kernel):
 
     def getaddrinfo(self, host: str | None, port: int, family: int, kind: int, flags: int = 0) -> list[Any]:
         if host is None:
-            found = ['0.0.0.0', '::'] if flags else ['127.0.0.1', '::1']
+            found: tuple[str, ...] = ('0.0.0.0', '::') if flags else ('127.0.0.1', '::1')
         else:
             found = self._look_up(host, flags)
         infos: list[Any] = []

@@ -43,13 +43,14 @@ class Record:
         self.end: End | None = None
         self.offered = bytearray()  # what the user wrote, as far as it was taken
         self.got = bytearray()
+        self.writing = False
         self.marks: list[int] = []  # for each on_written that is awaited, up to where
         self.told = 0
         self.closed_by: str | None = None  # the user's own close() or abort()
         self.over = False
         self.exc: BaseException | None = None
         self.connected = False
-        self.failed = False  # a write returned False since the connection had failed
+        self.dropped = False  # some of what was written is never sent, and the user was told so
         self.raised: list[BaseException] = []
 
 
@@ -58,21 +59,26 @@ class WatchedStream(Stream):
 
     __slots__ = ('record',)
 
+    loop: Any
+
     def __init__(self, loop: Any, options: Any, callbacks: Any, origin: Any) -> None:
         self.record = loop.ledger.opened(self)
         super().__init__(loop, options, callbacks, origin)
-        Stream.on_close.__set__(self, loop.ledger.watch('close', callbacks.on_close or _nothing))  # type: ignore[attr-defined]
+        self.on_close = callbacks.on_close or _nothing  # watched, also where the user does not care
 
     def write(self, data: Any, on_written: Any = None, *args: Any) -> bool:
-        return self.loop.ledger.write(self, super().write, data, (data,), on_written, args)
+        taken: bool = self.loop.ledger.write(self, super().write, data, (data,), on_written, args)
+        return taken
 
     def writelines(self, buffers: Any, on_written: Any = None, *args: Any) -> bool:
         pieces = list(buffers)
-        return self.loop.ledger.write(self, super().writelines, pieces, pieces, on_written, args)
+        taken: bool = self.loop.ledger.write(self, super().writelines, pieces, pieces, on_written, args)
+        return taken
 
     def close(self) -> None:
         if not self.closed:
             self.record.closed_by = 'close'
+            self.record.dropped |= self.state is CONNECTING  # what was written before is never sent
         super().close()
 
     def abort(self) -> None:
@@ -169,18 +175,24 @@ class Ledger:
     def write(self, stream: WatchedStream, call: Any, what: Any, pieces: Any, on_written: Any, args: Any) -> bool:
         """A write of the user, and what became of it."""
         record = stream.record
+        if record.writing:  # over TLS one is made of the other
+            within: bool = call(what, on_written, *args)
+            return within
         failed = stream.writer is not None and stream.writer.error is not None
         size, marks = len(record.offered), len(record.marks)
         record.offered += b''.join(bytes(piece) for piece in pieces)
         if on_written is not None:
             record.marks.append(len(record.offered))
             on_written = self._watch_written(on_written, marks)
+        record.writing = True
         try:
             taken: bool = call(what, on_written, *args)
         except Exception:
             del record.offered[size:], record.marks[marks:]
             raise
-        record.failed |= failed or (not taken and stream.closed)
+        finally:
+            record.writing = False
+        record.dropped |= failed or (not taken and stream.closed)
         return taken
 
     def _watch_written(self, fn: Callable[..., object], mark: int) -> Callable[..., object]:
@@ -276,7 +288,7 @@ class Ledger:
         if stream.on_data is not None and len(record.got) != end.received:
             self.wrong(stream, f'law 3: on_eof at {len(record.got)} of {end.received} bytes that were read')
         peer = self._peer(record)
-        if peer is None or peer.failed or peer.end is None or peer.end.told or end.dead:
+        if peer is None or peer.dropped or peer.end is None or peer.end.told or end.dead:
             return
         if end.ended_in and len(peer.offered) != end.received:
             self.wrong(stream, f'bytes: the peer wrote {len(peer.offered)} and ended, {end.received} came')
@@ -290,7 +302,7 @@ class Ledger:
         if isinstance(exc, Planted) and exc not in record.raised:
             self.wrong(stream, 'law 8: it ends with what a callback of another one raised')
         if exc is None and record.closed_by != 'abort' and record.end is not None and record.connected:
-            if record.told < len(record.marks) and not record.failed:
+            if record.told < len(record.marks) and not record.dropped:
                 self.wrong(stream, f'law 3: {len(record.marks) - record.told} on_written are missing')
         if type(exc).__module__ == 'builtins' and isinstance(exc, OSError) and record.end is not None:
             if exc.errno not in record.end.told and not isinstance(exc, TimeoutError | ReactorError):
@@ -364,7 +376,7 @@ class Ledger:
                 self.wrong(stream, f'bytes: the kernel has {end.sent}, {len(record.offered)} were written')
             waits = len(record.offered) - end.sent
             if writer is None or writer.error is None:
-                if not stream.closed and not record.failed and stream.buffered != waits:
+                if not stream.closed and not record.dropped and stream.buffered != waits:
                     self.wrong(stream, f'bytes: {waits} wait, and buffered says {stream.buffered}')
         if stream.state is OPEN and stream.buffered and not stream.events & 2:
             self.wrong(stream, f'{stream.buffered} bytes wait, and nobody waits for room')

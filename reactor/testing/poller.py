@@ -105,7 +105,7 @@ class SimSelector:
 
     def _ready(self) -> Ready:
         files = self._files if self.kind == 'epoll' else self._kernel.files
-        ready = []
+        ready: Ready = []
         for fd, key in self._keys.items():
             file = files.get(fd)
             if file is None or not file.references:
@@ -146,7 +146,7 @@ class SimSelector:
 
 
 class Stuck(BaseException):
-    """The loop waits for something that cannot happen. No `Exception`: nobody may take it for an error of a callback."""
+    """The loop waits for what cannot happen. No `Exception`: nobody may take it for an error of a callback."""
 
 
 def _round_up(seconds: float, kind: str) -> int:

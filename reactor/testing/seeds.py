@@ -29,10 +29,4 @@ def run_seed(seed: int, programs: tuple[Callable[[Any], object], ...] | None = N
         drawn = list(PROGRAMS)
         world.random.shuffle(drawn)
         programs = tuple(drawn[: world.random.randrange(1, MOST_PROGRAMS + 1)])
-
-    def main(r: Any) -> None:
-        for program in programs:
-            world.note(f'program {program.__name__}')
-            program(world)
-
-    return simulation.run(main)
+    return simulation.run_program(*programs)

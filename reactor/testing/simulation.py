@@ -24,7 +24,7 @@ PATIENCE = 3600.0  # simulated seconds for everything to end, once faults have s
 
 
 class SimulationFailed(AssertionError):
-    """A law was broken, something got stuck, or the program itself has failed; tells the seed and the end of the trace."""
+    """A law was broken, something got stuck, or the program has failed; tells the seed and the last of the trace."""
 
 
 class Expectation:
@@ -45,7 +45,10 @@ class World:
     r        the reactor
     random   a seeded `random.Random`, for the program alone
     faulty   whether faults may happen: without them every transfer has to be whole and every end clean
+    tls      contexts for (servers, clients), when the programs are to talk over TLS
     """
+
+    tls: Any = None
 
     def __init__(self, simulation: Simulation) -> None:
         self.r: Any = simulation.reactor
@@ -97,19 +100,29 @@ class Simulation:
 
     seed     of everything that is drawn
     main     called with the reactor in the first turn: a program as for `reactor.run`
-    calm     simulated seconds after which faults stop; None: drawn, up to two minutes
-    options  of `SimKernel`: selector, faults, descriptors, hosts, fail
+    calm       simulated seconds after which faults stop; None: drawn, up to two minutes
+    on_kernel  called with the kernel before anything runs on it
+    options    of `SimKernel`: selector, faults, descriptors, hosts, fail
     """
 
-    def __init__(self, seed: int, *, calm: float | None = None, reactor_options: Any = None, **options: Any) -> None:
+    def __init__(
+        self,
+        seed: int,
+        *,
+        calm: float | None = None,
+        on_kernel: Callable[[SimKernel], object] | None = None,
+        **options: Any,
+    ) -> None:
         self.seed = seed
         self.kernel = SimKernel(seed, **options)
+        if on_kernel is not None:
+            on_kernel(self.kernel)
         self.faulty = bool(self.kernel.faults.on) or self.kernel.fails
         self._calm = self.kernel.random.random() ** 3 * 120 if calm is None else calm
         # Who could not begin has nothing to end: there are no faults before `main` has returned.
         self._coins, self.kernel.faults.on = self.kernel.faults.on, {}
         self._descriptors, self.kernel.descriptors = self.kernel.descriptors, PLENTY
-        self.reactor = WatchedReactor(self.kernel, **(reactor_options or {}))
+        self.reactor = WatchedReactor(self.kernel)
         self.world = World(self)
         self.failure: str | None = None
 
@@ -127,6 +140,16 @@ class Simulation:
             if collecting:
                 gc.enable()
         return self
+
+    def run_program(self, *programs: Callable[[World], object]) -> Simulation:
+        """The same with programs, each of which is called with the `World`."""
+
+        def main(r: Any) -> None:
+            for program in programs:
+                self.world.note(f'program {program.__name__}')
+                program(self.world)
+
+        return self.run(main)
 
     def trace_hash(self) -> str:
         """The SHA-256 of the trace: the same for the same seed, everywhere."""

@@ -10,7 +10,6 @@ import errno
 import os
 from socket import (
     AF_INET,
-    AF_INET6,
     AF_UNIX,
     IPPROTO_TCP,
     SHUT_RD,
@@ -132,7 +131,7 @@ class SimSocket:
         end.local = self._bound or kernel.ephemeral(self.family)
         end.remote = address
         if falls('connect.unreachable') and self.family != AF_UNIX:
-            return kernel.random.choice(UNREACHABLE)
+            return int(kernel.random.choice(UNREACHABLE))
         kernel.files[self._fd] = end
         kernel.moved('connecting', self._fd, end.number)
         if self.family == AF_UNIX:
@@ -196,7 +195,7 @@ class SimSocket:
                 error = kernel.random.choice(errors)
                 end.told.append(error)
                 fail(error)
-        count = min(room, len(data))
+        count: int = min(room, len(data))
         if count and falls('send.short'):
             count = kernel.random.randrange(1, count + 1)
         if count:
@@ -211,7 +210,8 @@ class SimSocket:
             fail(errno.ENOTCONN)
         if end.error:
             fail(end.take_error())
-        if end.ended_out or end.dead or (end.instant and end.peer.gone):
+        peer = end.peer
+        if end.ended_out or end.dead or (end.instant and peer is not None and peer.gone):
             end.told.append(errno.EPIPE)
             fail(errno.EPIPE)
 
@@ -308,4 +308,6 @@ class SimSocket:
 
 
 def _anywhere(family: int) -> Any:
-    return {AF_INET: ('0.0.0.0', 0), AF_INET6: ('::', 0, 0, 0)}.get(family, '')
+    if family == AF_UNIX:
+        return ''
+    return ('0.0.0.0', 0) if family == AF_INET else ('::', 0, 0, 0)

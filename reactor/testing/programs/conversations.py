@@ -209,15 +209,20 @@ class Asker:
             self.delays[-1] = self.LATE
         self.frames = Frames()
         self.answers: list[bytes] = []
-        self.conn = place.connect(self.on_data, on_close=self.on_close, **limits(rng))
-        self.deadline: Timer = world.r.call_later(self.PATIENCE, self.give_up)
+        self.conn = place.connect(
+            self.on_data, on_connect=self.on_connect, on_close=self.on_close, timeout=self.PATIENCE, **limits(rng)
+        )
+        self.deadline: Timer = world.r.call_later(2 * self.PATIENCE, self.give_up)
+
+    def on_connect(self, conn: Stream) -> None:
+        self.world.trouble(conn)
         self.ask()
 
     def ask(self) -> None:
         number = len(self.answers)
         last = number == len(self.texts) - 1
         self.conn.write(b'%d %s %s\n' % (self.delays[number], b'last' if last else b'more', self.texts[number]))
-        self.deadline.reset(0.05 if last and self.gives_up else None)
+        self.deadline.reset(0.05 if last and self.gives_up else self.PATIENCE)
 
     def on_data(self, conn: Stream, data: bytes) -> None:
         self.world.trouble(conn)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from reactor import ConnectTimeout
+from reactor import ConnectTimeout, SelectorFull
 
 from .parts import Ending, Place, child, limits, some_bytes, try_to_write
 
@@ -149,13 +149,13 @@ def closing(world: World) -> None:
 
 
 class Mischief:
-    """The state of `closing`: who is there, what may still be done, and the hour at which everybody has to go."""
+    """The state of `closing`: who is there, and what may still be done."""
 
     def __init__(self, world: World) -> None:
         self.world, self.r, self.rng = world, world.r, child(world)
-        self.left = self.rng.randrange(200)  # deeds
+        self.left = self.rng.randrange(300)  # deeds
         self.conns: list[Any] = []
-        self.timers: list[Any] = [self.r.call_every(0.005, self.beat)]
+        self.timers: list[Any] = []
         self.places: list[Place] = []
         self.over = False
         self.ending = Ending(world)
@@ -164,13 +164,15 @@ class Mischief:
         self.listen()
         for _ in range(self.rng.randint(1, 8)):
             self.connect()
-        self.r.call_later(self.rng.uniform(0.02, 0.2), self.curfew)
+        self.beating = self.r.call_every(0.005, self.beat)
 
     def act(self, conn: Any = None) -> None:
         """Do something random, to this connection or to another."""
         for _ in range(self.rng.choice((0, 1, 1, 3))):
-            if self.left and self.conns:
+            if self.left:
                 self.left -= 1
+                if not self.conns:
+                    self.connect()
                 other = conn is None or self.rng.random() < 0.5
                 self.rng.choice(self.DEEDS)(self, self.rng.choice(self.conns) if other else conn)
         self.world.trouble(conn)
@@ -201,7 +203,9 @@ class Mischief:
         self.act()
 
     def beat(self) -> None:
-        """A timer, a call, a moment between two events."""
+        """A timer, a call, a moment between two events. When all deeds are done, everybody has to go."""
+        if not self.left:
+            self.curfew()
         self.act()
 
     def on_written(self, conn: Stream) -> None:
@@ -211,7 +215,7 @@ class Mischief:
     def curfew(self) -> None:
         """Everybody has to go, whatever they are doing."""
         self.over, self.left = True, 0
-        for timer in self.timers:
+        for timer in [self.beating, *self.timers]:
             timer.cancel()
         for place in self.places:
             place.server.close()
@@ -237,7 +241,7 @@ class Mischief:
         if len(self.places) < 5:
             try:
                 self.places.append(Place(self.world, **self.callbacks()))
-            except OSError:
+            except (OSError, SelectorFull):
                 if not self.world.faulty:  # no descriptor is left
                     raise
 
@@ -272,7 +276,8 @@ class Mischief:
         self.timers.append(self.r.call_later(self.rng.choice((0, 0.001, 0.1)), self.beat))
 
     def cancel(self, conn: Any) -> None:
-        self.rng.choice(self.timers).cancel()
+        if self.timers:
+            self.rng.choice(self.timers).cancel()
 
     DEEDS = (
         close, close, abort, end, write, write, write, pause, resume, connect, connect,

@@ -129,6 +129,8 @@ class Correspondent:
 def signals(world: World) -> None:
     """Signals that we send to ourselves, one at a time or many at once: each is heard, and none that was not sent."""
     r, rng, ending = world.r, child(world), Ending(world)
+    if any(hasattr(handle, 'signum') for handle in r.handles()):
+        return  # signals come to the whole process: one such program at a time
     part, rounds = ending.add('signals'), rng.randint(1, 5)
     sent, heard = {SIGTERM: 0, SIGINT: 0}, {SIGTERM: 0, SIGINT: 0}
     awaited = {SIGTERM: False, SIGINT: False}

@@ -80,11 +80,15 @@ def limits(rng: random.Random) -> dict[str, Any]:
 
 
 class Place:
-    """Where a server listens: a TCP port or a Unix socket, as the dice fall."""
+    """Where a server listens: a TCP port or a Unix socket, as the dice fall, over TLS where the world has contexts."""
 
     def __init__(self, world: World, on_data: Callable[..., object] | None = None, **keywords: Any) -> None:
         self._connect: Callable[..., Stream]
+        self._secured: dict[str, Any] = {}
         self.server: Listener
+        if world.tls is not None:
+            keywords['ssl'], context = world.tls
+            self._secured = {'ssl': context, 'server_hostname': 'localhost'}
         if world.random.random() < 0.6:
             address = world.address()
             self.server = world.r.listen_tcp(*address, on_data, **keywords)
@@ -96,7 +100,7 @@ class Place:
 
     def connect(self, on_data: Callable[..., object] | None = None, **keywords: Any) -> Stream:
         """A new client of this server."""
-        return self._connect(*self._target, on_data, **keywords)
+        return self._connect(*self._target, on_data, **keywords, **self._secured)
 
 
 class Ending:
@@ -154,7 +158,7 @@ class Talker:
         self.pause_every = rng.choice((None, None, 1 + len(expected) // 3))  # bytes
         self._early = rng.random() < 0.3
         self._connected = self._started = self._peer_ended = False
-        self._pieces = deque(cut(rng, words))
+        self._pieces = deque((piece, rng.randrange(4)) for piece in cut(rng, words))  # and how to write it
         self._told: deque[int] = deque()  # numbers of the writes whose `on_written` is to come
         self._count = 0
 
@@ -178,7 +182,7 @@ class Talker:
         """Write on, until asked to hold back."""
         self._started = True
         while self._pieces:
-            if not self._write(self._pieces.popleft()):
+            if not self._write(*self._pieces.popleft()):
                 return
         if self.then == 'eof' or self._peer_ended:
             self.conn.write_eof()
@@ -219,8 +223,8 @@ class Talker:
                     f'and on_written did not come for writes {list(self._told)}'
                 )
 
-    def _write(self, piece: bytes) -> bool:
-        conn, way = self.conn, self.rng.randrange(4)
+    def _write(self, piece: bytes, way: int) -> bool:
+        conn = self.conn
         if way == 0:
             return conn.write(piece)
         number, half = self._count, len(piece) // 2

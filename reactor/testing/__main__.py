@@ -1,0 +1,8 @@
+"""`python -m reactor.testing`."""
+
+import sys
+
+from .runs import main
+
+if __name__ == '__main__':
+    sys.exit(main())

@@ -1,0 +1,159 @@
+"""Run simulations by their seeds, or one again with its trace: the command `python -m reactor.testing`.
+
+Owns the command. Knows no simulation but by its number. The rule: whatever ran is accounted for, also when it is cut
+short; the last line says what ran and what failed, and the status is 1 when something did.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import multiprocessing
+import sys
+import time
+from pathlib import Path
+
+from .kernel import SimKernel
+from .poller import KINDS
+from .seeds import run_seed
+from .simulation import SimulationFailed
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from typing import Any
+
+BLOCK = 20  # seeds that a process takes at once
+REPORT_EVERY = 10.0  # seconds, where the output is no terminal
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command; returns its status."""
+    parser = argparse.ArgumentParser(prog='python -m reactor.testing', description=__doc__.split('\n')[0])
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument('--seed', type=int, metavar='N', help='run seed N and print its trace')
+    what.add_argument('--seeds', type=int, metavar='N', help='run N seeds')
+    parser.add_argument('--first', type=int, default=0, metavar='K', help='the first of them (0)')
+    parser.add_argument('--jobs', type=int, default=1, metavar='J', help='how many processes (1)')
+    parser.add_argument('--selector', choices=KINDS, help='instead of the one that each seed draws')
+    parser.add_argument('--resume', type=Path, metavar='FILE', help='keep what ran in FILE, and skip what it has')
+    parser.add_argument('--stop', action='store_true', help='end with the first failure')
+    options = parser.parse_args(arguments)
+    logging.getLogger('reactor').setLevel(logging.CRITICAL)  # planted trouble is no news
+    return replay(options.seed, options.selector) if options.seeds is None else Runs(options).run()
+
+
+def replay(seed: int, selector: str | None) -> int:
+    """Run one seed, print what happened in it, and how it ended."""
+    kernels: list[SimKernel] = []
+    try:
+        simulation = run_seed(seed, selector=selector, on_kernel=kernels.append)
+    except SimulationFailed as exc:
+        sys.stdout.write(kernels[0].show_trace())
+        print(f'failed: {str(exc).partition("the last of the trace:")[0].rstrip()}')
+        return 1
+    sys.stdout.write(simulation.kernel.show_trace())
+    print(f'seed {seed}: no law was broken; SHA-256 of the trace {simulation.trace_hash()}')
+    return 0
+
+
+def run_block(block: tuple[int, int, str | None]) -> tuple[int, int, list[tuple[int, str]]]:
+    """Run some seeds, in whichever process; returns their first, how many, and those that failed with their reasons."""
+    first, count, selector = block
+    logging.getLogger('reactor').setLevel(logging.CRITICAL)
+    failed = []
+    for seed in range(first, first + count):
+        try:
+            run_seed(seed, selector=selector)
+        except SimulationFailed as exc:
+            failed.append((seed, str(exc).partition('\n')[0]))
+        except Exception as exc:
+            failed.append((seed, f'seed {seed}: the simulation itself raised {exc!r}'))
+    return first, count, failed
+
+
+class Runs:
+    """Many seeds: which are to run, which have run, and what to say of them."""
+
+    def __init__(self, options: Any) -> None:
+        self.options = options
+        self.began = self._reported = time.monotonic()
+        self.ran = self.kept = 0
+        self.failed: dict[int, str] = {}
+
+    def run(self) -> int:
+        """Run them; returns the status."""
+        blocks = list(self._blocks())
+        try:
+            self._run(blocks)
+            cut = ''
+        except KeyboardInterrupt:
+            cut = ' (cut short)'
+        seconds = time.monotonic() - self.began
+        self._clear()
+        print(
+            f'{self.ran + self.kept:,} of {self.options.seeds:,} seeds from {self.options.first}{cut}'
+            + (f', {self.kept:,} of them before' if self.kept else '')
+            + f': {len(self.failed)} failed; {seconds:.0f} s, {self.ran / max(seconds, 0.001):.0f} a second, '
+            f'{self.options.jobs} {"process" if self.options.jobs == 1 else "processes"}'
+        )
+        return 1 if self.failed or cut else 0
+
+    def _run(self, blocks: list[tuple[int, int, str | None]]) -> None:
+        if self.options.jobs == 1:
+            for block in blocks:
+                if self._took(run_block(block)):
+                    return
+            return
+        with multiprocessing.get_context('spawn').Pool(self.options.jobs) as pool:
+            for outcome in pool.imap_unordered(run_block, blocks):
+                if self._took(outcome):
+                    return
+
+    def _blocks(self) -> Iterator[tuple[int, int, str | None]]:
+        done = self._done_before()
+        end = self.options.first + self.options.seeds
+        for first in range(self.options.first, end, BLOCK):
+            count = min(BLOCK, end - first)
+            if (first, count) in done:
+                self.kept += count
+            else:
+                yield first, count, self.options.selector
+
+    def _done_before(self) -> set[tuple[int, int]]:
+        path = self.options.resume
+        if path is None or not path.exists():
+            return set()
+        done = set()
+        for line in path.read_text().splitlines():
+            first, count, failed = json.loads(line)
+            done.add((first, count))
+            self.failed.update({seed: text for seed, text in failed if seed >= self.options.first})
+        return done
+
+    def _took(self, outcome: tuple[int, int, list[tuple[int, str]]]) -> bool:
+        first, count, failed = outcome
+        self.ran += count
+        if self.options.resume is not None:
+            with self.options.resume.open('a') as file:
+                file.write(json.dumps([first, count, failed]) + '\n')
+        for seed, text in failed:
+            self._clear()
+            print(f'{text}\n    again: python -m reactor.testing --seed {seed}', flush=True)
+            self.failed[seed] = text
+        self._show_progress()
+        return bool(failed) and self.options.stop
+
+    def _show_progress(self) -> None:
+        now = time.monotonic()
+        text = f'{self.ran + self.kept:,} of {self.options.seeds:,} seeds, {len(self.failed)} failed'
+        if sys.stderr.isatty():
+            sys.stderr.write(f'\r\033[K{text}')
+        elif now - self._reported > REPORT_EVERY:
+            self._reported = now
+            print(text, file=sys.stderr, flush=True)
+
+    def _clear(self) -> None:
+        if sys.stderr.isatty():
+            sys.stderr.write('\r\033[K')

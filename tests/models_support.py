@@ -1,0 +1,91 @@
+"""What the models share: how many examples they get, stack depths, and what framings mean."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from hypothesis import settings
+from hypothesis.stateful import RuleBasedStateMachine
+
+
+def case_of(machine: Any, share: float = 1) -> Any:
+    """The test of a state machine, with so many times the examples of the profile: steps cost more or less."""
+    default = settings.default
+    assert default is not None
+    machine.TestCase.settings = settings(default, max_examples=max(1, int(default.max_examples * share)))
+    return machine.TestCase
+
+
+class Machine(RuleBasedStateMachine):
+    """A state machine whose callbacks may fail an assertion: the loop catches it, and the next `turns` raises it.
+
+    Give `caught` to the reactor as `catch_errors` and `on_error`. `Raised` is what callbacks raise on purpose.
+    """
+
+    failure: BaseException | None = None
+
+    def caught(self, *args: Any) -> None:
+        exc = next(arg for arg in args if isinstance(arg, Exception))
+        if not isinstance(exc, Raised):
+            self.failure = self.failure or exc
+
+    def turns(self, r: Any, count: int = 1) -> None:
+        """Run so many turns without waiting."""
+        for _ in range(count):
+            r.run_once(0)
+        if self.failure is not None:
+            raise self.failure
+
+
+class Raised(Exception):
+    """Raised by a callback on purpose."""
+
+
+def depth() -> int:
+    """How many frames are below the caller's."""
+    frame, count = sys._getframe(1), 0
+    while frame.f_back is not None:
+        frame, count = frame.f_back, count + 1
+    return count
+
+
+# -- framings: what the whole input means, read in one go. (the messages, whether the next one is too long)
+
+
+def model_lines(data: bytes, limit: int):
+    messages = []
+    while (at := data.find(b'\n')) >= 0:
+        line, data = data[:at], data[at + 1 :]
+        line = line[:-1] if line.endswith(b'\r') else line
+        if len(line) > limit:
+            return messages, True
+        messages.append(line)
+    return messages, len(data) > limit + 1
+
+
+def model_until(data: bytes, limit: int, delimiter: bytes):
+    messages = []
+    while (at := data.find(delimiter)) >= 0:
+        if at > limit:
+            return messages, True
+        messages.append(data[:at])
+        data = data[at + len(delimiter) :]
+    return messages, len(data) > limit + len(delimiter) - 1
+
+
+def model_prefixed(data: bytes, limit: int, width: int, order: str):
+    messages = []
+    while len(data) >= width:
+        size = int.from_bytes(data[:width], order)
+        if size > limit:
+            return messages, True
+        if len(data) < width + size:
+            break
+        messages.append(data[width : width + size])
+        data = data[width + size :]
+    return messages, False
+
+
+def model_exactly(data: bytes, limit: int, size: int):
+    return [data[at : at + size] for at in range(0, len(data) - size + 1, size)], size > limit

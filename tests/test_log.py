@@ -1,0 +1,47 @@
+"""The log: a line gets there even where `logging` cannot be imported any more."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+
+import pytest
+
+from reactor.loop.log import log
+
+
+class NoDescriptors:
+    """An importer at the descriptor limit."""
+
+    def find_spec(self, name, path=None, target=None):
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE), name)
+
+
+@pytest.fixture
+def not_imported(monkeypatch):
+    """`logging` has not been imported, and no descriptor is left to read it with."""
+    monkeypatch.delitem(sys.modules, 'logging')
+    monkeypatch.setattr(sys, 'meta_path', [NoDescriptors()])
+
+
+def test_without_a_descriptor_to_import_logging_the_line_goes_to_standard_error(not_imported, capsys):
+    log('warning', '%s was lost', 'it')
+    assert capsys.readouterr().err == 'it was lost\n'
+
+
+def test_and_so_does_the_traceback(not_imported, capsys):
+    try:
+        raise ValueError('boom')
+    except ValueError as exc:
+        log('error', 'exception in %s', 'a callback', exc=exc)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == 'exception in a callback'
+    assert lines[1].startswith('Traceback') and lines[-1] == 'ValueError: boom'
+
+
+def test_otherwise_it_goes_to_the_logger_of_the_reactor(caplog):
+    log('error', '%d %s', 1, 'line')
+    assert [(record.name, record.levelname, record.getMessage()) for record in caplog.records] == [
+        ('reactor', 'ERROR', '1 line')
+    ]
