@@ -128,6 +128,7 @@ def test_an_abstract_path_may_be_written_with_an_at_sign(path):
         ('/tmp/s', '/tmp/s'),
         ('', 'unnamed'),
         (b'\0name', '@name'),
+        (b'/tmp/s', "b'/tmp/s'"),
         (None, 'unknown'),
         # A peer chooses the name of its Unix socket: it cannot write lines of its own into a log.
         (b'\0a\nERROR: forged', r"'@a\nERROR: forged'"),

@@ -11,6 +11,7 @@ import pytest
 from support import Log, drain, fill, in_thread, run_until, turns
 
 from reactor import HandleClosed, Reactor, ReactorError
+from reactor.kernel import Kernel
 
 if not hasattr(signal, 'SIGUSR1'):
     pytest.skip('this platform has no SIGUSR1 to raise', allow_module_level=True)
@@ -689,3 +690,30 @@ def test_a_write_to_a_broken_pipe_is_an_error_and_no_signal(r, sockets):
     assert conn.write(b'x') is False
     run_until(r, lambda: log)
     assert isinstance(log[0][1], BrokenPipeError)
+
+
+@pytest.mark.parametrize('running', [True, False])
+def test_a_reactor_closed_in_a_copy_of_its_process_gives_the_signals_back_at_once(running):
+    class Copied(Kernel):
+        number = 1
+
+        def pid(self):
+            return self.number
+
+    kernel = Copied()
+    r = Reactor(kernel=kernel)
+    before = signal.getsignal(SIGINT), signal.getsignal(SIGUSR1)
+    after = []
+
+    def main(r):
+        r.add_signal_handler(SIGUSR1, print)
+        kernel.number = 2  # as after a fork
+        r.close()
+        after.append((signal.getsignal(SIGINT), signal.getsignal(SIGUSR1)))
+        after.append(signal.set_wakeup_fd(-1))
+        raise SystemExit
+
+    with pytest.raises(SystemExit):
+        r.run(main) if running else main(r)
+    assert after == [before, -1]
+    assert (signal.getsignal(SIGINT), signal.getsignal(SIGUSR1)) == before
