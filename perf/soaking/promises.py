@@ -10,7 +10,7 @@ from .common import STATED
 
 SETTLED = 600  # seconds after which memory must not grow any more
 STEEPEST = 1.0  # MB an hour
-MORE_OBJECTS = 200  # caches of the standard library, for what happened for the first time
+MORE_OBJECTS = 50  # caches of the standard library, for what happened for the first time
 IDLE_CPU = 0.01  # of a core, while nothing happens
 HOUR = 3600
 PROCESSES = ('server', 'driver')
