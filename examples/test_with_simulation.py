@@ -3,8 +3,8 @@
 Run it:    python -m pytest examples/test_with_simulation.py
 Once more: python -m pytest examples/test_with_simulation.py --seed 3        (the seed that a failure names)
 
-The room below has a bug that no laptop shows: whoever floods it is cut off, but is a member until `on_close`. Who speaks
-in between is thrown out as well, for writing to somebody whose connection was closed.
+The room below has a bug that no laptop shows: whoever floods it is cut off, but is a member until `on_close`. Who
+speaks in between is thrown out as well, for writing to somebody whose connection was closed.
 """
 
 import pytest

@@ -34,6 +34,7 @@ from reactor import (
 )
 from reactor.kernel import Kernel
 from reactor.net.tls import TLSStream
+from reactor.testing import SimKernel
 
 VERSIONS = [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3]
 
@@ -73,6 +74,48 @@ def plain_client(server):
 
 
 # -- the handshake
+
+
+def simulated(certificates, faults, on_data=None, **callbacks):  # noqa: F811
+    """A server with these callbacks and a client that speaks, on a system with these faults; how the client ended."""
+    ends = []
+    for seed in range(20):
+        with reactor.Reactor(kernel=SimKernel(seed, faults=faults)) as r:
+            server = r.listen_tcp('10.0.0.1', 443, on_data, ssl=certificates.server(), **callbacks)
+            close = lambda conn, exc: (ends.append(exc), server.close())  # noqa: E731
+            options = {'ssl': certificates.client(), 'server_hostname': 'localhost'}
+            client = r.connect_tcp('10.0.0.1', 443, on_close=close, **options)
+            client.write(b'spoken')
+            r.call_later(5, client.close)
+            r.run()
+    return ends
+
+
+def test_what_the_handshake_had_to_wait_with_is_no_drain_of_the_user(certificates):  # noqa: F811
+    # on_drain came before on_connect, where the marks are low and the system was slow to take the certificate.
+    log = Log()
+    callbacks = log.callbacks('on_connect', 'on_drain')
+    simulated(certificates, ('send.again', 'send.short'), high_water=0, **callbacks)
+    assert log == [('connect',)] * 20
+
+
+def test_data_is_never_told_of_a_connection_that_was_not(r, certificates, tmp_path):  # noqa: F811
+    # The tickets behind the handshake could not be sent: what the client had said came without an on_connect.
+    log = Log()
+    path = str(tmp_path / 'socket')
+    callbacks = log.callbacks('on_connect', 'on_eof', 'on_close')
+    server = r.listen_unix(path, log.on_data, ssl=certificates.server(), **callbacks)
+
+    def speak_and_go(conn):
+        conn.write(b'spoken')
+        conn.abort()
+
+    r.connect_unix(path, on_connect=speak_and_go, ssl=certificates.client(), server_hostname='localhost')
+    run_until(r, lambda: log)
+    turns(r, 2)
+    assert log.names() == ['close']
+    assert isinstance(log[0][1], BrokenPipeError)
+    server.close()
 
 
 @pytest.mark.parametrize('version', VERSIONS)
@@ -439,6 +482,27 @@ def test_a_side_may_end_and_go_on_reading(r, tls):
         theirs.write(b'more')
     run_until(r, lambda: ours.state == theirs.state == 'CLOSED')
     assert log == [('data', b'question'), ('data', b'answer')]
+
+
+@pytest.mark.parametrize('version', VERSIONS)
+def test_a_side_that_ends_with_records_still_unread_goes_on_to_read_them_all(r, tls, version):
+    # OpenSSL reads when it says the end of the stream, and threw away what it found.
+    heard, log = [], Log()
+
+    def end_at_once(conn, data):
+        heard.append(data)
+        conn.write_eof()
+
+    server, client = tls.certs.server(maximum_version=version), tls.certs.client()
+    theirs = {'on_data': end_at_once, **log.callbacks('on_eof', 'on_close')}
+    ours, conn = tls.pair(theirs, {'on_eof': lambda conn: None}, server=server, client=client)
+    for number in range(20):
+        conn.write(b'%d,' % number)
+    conn.write_eof()
+    run_until(r, lambda: ours.closed and conn.closed)
+    turns(r, 1)
+    assert b''.join(heard) == b''.join(b'%d,' % number for number in range(20))
+    assert log == [('eof',), ('close', None)]
 
 
 def test_a_side_that_has_heard_the_end_costs_nothing_until_it_ends_too(r, tls):

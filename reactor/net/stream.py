@@ -177,7 +177,11 @@ class Stream(Handle):
 
     def handle_accepted(self) -> None:
         """Told as a completion, in the turn in which it was accepted: `on_connect`."""
-        if self.on_connect is not None and not self.closed:
+        if self.on_connect is None:
+            return
+        if self.closed:  # over TLS it may have failed since: nothing but its end is told then
+            self.on_data = self.on_eof = None
+        else:
             self.on_connect(self)
 
     def handle_first_read(self) -> None:

@@ -52,6 +52,7 @@ class Session:
         'held_bytes',
         'more',
         'on_secured',
+        'over',
         'reading',
         'ssl',
         'ssl_object',
@@ -72,6 +73,7 @@ class Session:
         self.ended = False  # whether `write_eof` waits behind them
         self.reading = True  # whether the user wants to read when the handshake is done
         self.more = False  # whether a completion will decrypt what is here already
+        self.over = False  # the peer sends no more, and OpenSSL will hear it behind what is here
         self.timer: Timer | None = None  # of the handshake
 
     def begin(self, context: SSLContext, server_side: bool, server_hostname: str | None) -> None:
@@ -106,7 +108,14 @@ class Session:
         if data:
             self._incoming.write(data)
         else:
+            self.over = True
+
+    def heard_all(self) -> bool:
+        """OpenSSL has read all there is. True when that was the end, which it is told now: it is to be asked again."""
+        last = self.over and not self._incoming.eof
+        if last:
             self._incoming.write_eof()
+        return last
 
     def to_say(self) -> bytes:
         """What OpenSSL wants to be sent: handshakes, alerts, new keys."""
@@ -138,7 +147,9 @@ class Session:
                     return pieces, None, False
             self.more = True
         except self.ssl.SSLWantReadError:
-            pass
+            if self.heard_all():
+                _, exc, ended = self.unsealed()
+                return pieces, exc, ended
         except self.ssl.SSLZeroReturnError:  # as nothing read, when our side has ended before
             return pieces, None, True
         except self.ssl.SSLError as exc:
@@ -147,10 +158,14 @@ class Session:
 
     def farewell(self) -> bytes:
         """The end of our side of the stream: close_notify."""
+        # It reads as well, and throws away what it finds that is not the peer's end: so it finds nothing.
+        here = self._incoming.read()
         try:
             self.ssl_object.unwrap()
         except self.ssl.SSLError:
             pass  # the peer has not ended its side
+        if here:
+            self._incoming.write(here)
         return self.to_say()
 
 
@@ -401,6 +416,8 @@ class TLSStream(Stream):
             session.ssl_object.do_handshake()
         except session.ssl.SSLWantReadError:
             self._say(session.to_say())
+            if session.heard_all():
+                self._shake_hands()
         except session.ssl.SSLError as exc:
             self._fail('failed in the TLS handshake', exc.with_traceback(None), hint(session.ssl, exc))
         else:
@@ -463,6 +480,8 @@ class TLSStream(Stream):
             return
         if writer is None or writer is DRAINED:
             Stream.write(self, data)
+            if self.writer is not None:
+                self.writer.full = False  # the user has not written it, and need not hear that it is gone
         elif not writer.ended and writer.error is None:
             writer.extend((data,), None, ())
 

@@ -36,6 +36,7 @@ class World(Protocol):
     random              a seeded generator, from which every decision comes
     faulty              whether faults may happen. Ends with errors are right then; wrong bytes never are
     address()           (host, port) on which nobody listens yet, the host in numbers; port 0: the system chooses
+    tls                 contexts for (servers, clients), to have the programs talk over TLS; None: without it
     unix_path()         a path for a socket that is not there yet
     trouble(conn)       called in every callback: may raise, and may let time pass
     expect(text)        a `Goal`, for checking liveness
@@ -46,6 +47,7 @@ class World(Protocol):
     r: Reactor
     random: random.Random
     faulty: bool
+    tls: Any
 
     def address(self) -> tuple[str, int]: ...
     def unix_path(self) -> str: ...

@@ -1,0 +1,22 @@
+"""The random programs over TLS, on simulated systems: same laws, and the plain text arrives whole whatever fails.
+
+Keys are random, and with them the lengths of some messages: a seed repeats the program and the faults, not every byte.
+"""
+
+from __future__ import annotations
+
+import pytest
+from certificates import Certificates, certificates  # noqa: F401
+
+from reactor.testing import Simulation
+from reactor.testing.programs import PROGRAMS
+
+
+@pytest.mark.parametrize('faults', [True, False], ids=['faults', 'calm'])
+@pytest.mark.parametrize('program', PROGRAMS, ids=lambda program: program.__name__)
+def test_a_program_bears_tls(certificates: Certificates, program, faults):  # noqa: F811
+    contexts = certificates.server(), certificates.client()
+    for seed in range(20):
+        simulation = Simulation(seed, faults=faults)
+        simulation.world.tls = contexts
+        simulation.run_program(program)
