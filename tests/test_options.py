@@ -54,6 +54,17 @@ def test_an_unknown_option_is_a_type_error():
         Options(hihg_water=1)  # type: ignore[call-arg]
 
 
+def test_a_changed_copy_shares_what_its_connections_may_do_together():
+    options = Options()
+    assert options.changed(linger=1).shared is options.shared
+    assert Options().shared is not options.shared
+
+
+def test_what_connections_share_lets_one_line_into_the_log_in_a_second():
+    shared = Options().shared
+    assert [shared.may_log(now) for now in (0.0, 0.5, 0.999, 1.0, 1.5, 2.0)] == [True, False, False, True, False, True]
+
+
 def test_a_changed_copy_leaves_the_original_alone():
     options = Options(idle_timeout=5)
     other = options.changed(high_water=10, low_water=None)

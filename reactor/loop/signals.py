@@ -153,6 +153,12 @@ class Signals:
             self._default_interrupt = None
         self._release()
 
+    def give_back(self) -> None:
+        """In a fork, perhaps in the middle of `run`: have nothing of this process's any more."""
+        self.clear()
+        if self._in_run:
+            self.leave()
+
     def raise_interrupt(self) -> None:
         """Called by the loop, between two callbacks, when `interrupted` is set."""
         self.interrupted = False

@@ -2,7 +2,7 @@
 
 Owns the defaults and their checks. The rule: one `Options` is shared by all connections of a listener and is never
 changed; who wants another value for one connection gives it a changed copy. That keeps a connection small. Beside the
-values lies what the connections of a listener share otherwise: how many TLS handshakes this turn has had.
+values lies what the connections of a listener share otherwise, a `Shared`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,25 @@ HANDSHAKE_TIMEOUT = 60.0  # seconds, as in asyncio
 LINGER = 30.0  # seconds that `close` may take, as long as a TLS shutdown in asyncio
 
 
-DERIVED = ('handshakes', 'timed')  # what is no argument
+DERIVED = ('shared', 'timed')  # what is no argument
+LOG_INTERVAL = 1.0  # seconds between two lines in the log about what a peer can cause at will
+
+
+class Shared:
+    """What the connections of a listener may do together, whichever options one of them has."""
+
+    __slots__ = ('handshakes', 'logged_at')
+
+    def __init__(self) -> None:
+        self.handshakes = (0, 0)  # the turn of the last TLS handshake, and how many there were in it
+        self.logged_at = -LOG_INTERVAL  # when an exception of their callbacks was logged last
+
+    def may_log(self, now: float) -> bool:
+        """Whether an exception of theirs may be logged, which is so once in LOG_INTERVAL."""
+        if now - self.logged_at < LOG_INTERVAL:
+            return False
+        self.logged_at = now
+        return True
 
 
 class Options:
@@ -47,7 +65,6 @@ class Options:
 
     __slots__ = (
         'handshake_timeout',
-        'handshakes',
         'high_water',
         'idle_timeout',
         'keepalive',
@@ -58,6 +75,7 @@ class Options:
         'read_size',
         'read_timeout',
         'server_hostname',
+        'shared',
         'ssl',
         'timed',
         'write_timeout',
@@ -101,12 +119,14 @@ class Options:
         self.ssl = ssl
         self.server_hostname = server_hostname
         self.handshake_timeout = seconds('handshake_timeout', handshake_timeout)
-        self.handshakes = (0, 0)  # the turn of the last handshake, and how many there were in it
+        self.shared = Shared()
 
     def changed(self, **changes: Any) -> Options:
         """A copy with other values."""
         now = {name: getattr(self, name) for name in self.__slots__ if name not in DERIVED}
-        return Options(**{**now, **changes})
+        copy = Options(**{**now, **changes})
+        copy.shared = self.shared
+        return copy
 
 
 def seconds(name: str, value: float) -> float:
