@@ -84,3 +84,29 @@ def description():
         'memory_mb': os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE') >> 20,
         'interpreter': sys.implementation.name,
     }
+
+
+class OtherLoad:
+    """How much of the machine other processes use from now on: what disturbs a measurement."""
+
+    def __init__(self):
+        self.began = self._now()
+
+    def cores(self):
+        """Cores that were busy for others, on the average; 0 where it cannot be told."""
+        began, now = self.began, self._now()
+        if not now or now[0] == began[0]:
+            return 0.0
+        busy, ours = now[1] - began[1], now[2] - began[2]
+        return max(0.0, (busy - ours) / (now[0] - began[0]))
+
+    def _now(self):
+        """(clock, seconds that all cores were busy, seconds of them for us and our children that have ended)."""
+        try:
+            with open('/proc/stat') as file:
+                ticks = [int(word) for word in file.readline().split()[1:9]]
+        except OSError:
+            return None
+        user, nice, system, _idle, _iowait, _irq, _softirq, steal = ticks  # interrupts: nobody knows for whom
+        times = os.times()
+        return times.elapsed, (user + nice + system + steal) / os.sysconf('SC_CLK_TCK'), sum(times[:4])
