@@ -3,12 +3,20 @@
 Owns the list. The rule: a figure is one line here and one class in a module beside this.
 """
 
+from .churn import Churn
+from .fairness import Firehose
 from .held import AtTheLimit, Idle, TwoWorkers
+from .loris import SlowLoris
+from .unread import Unread
 
 FIGURES = [
     Idle(),
     TwoWorkers(),
     AtTheLimit(),
+    Churn(),
+    Unread(),
+    SlowLoris(),
+    Firehose(),
 ]
 
 BY_NAME = {figure.name: figure for figure in FIGURES}

@@ -86,13 +86,14 @@ def serve_echo(control, port=0, collector=True, select=False, limit=None, **opti
 class Held:
     """Clients that are connected and stay."""
 
-    def __init__(self, port):
+    def __init__(self, port, receive_buffer=None):
         self.port = port
+        self.receive_buffer = receive_buffer
         self.socks = []
 
     def open(self, count):
         for _ in range(count):
-            sock = connect(self.port, source(len(self.socks)))
+            sock = connect(self.port, source(len(self.socks)), self.receive_buffer)
             sock.settimeout(ANSWER)
             self.socks.append(sock)
         return len(self.socks)
@@ -120,10 +121,10 @@ def source(index):
     return f'127.0.0.{1 + index % SOURCES}'
 
 
-def hold(control, port):
-    """Clients of the server at `port` that stay as long as they are wanted."""
+def hold(control, port, receive_buffer=None):
+    """Clients of the server at `port` that stay as long as they are wanted; receive_buffer: of the kernel, in bytes."""
     raise_descriptor_limit()
-    held = Held(port)
+    held = Held(port, receive_buffer)
     control.serve({'open': held.open, 'ping': held.ping, 'close': held.close})
 
 

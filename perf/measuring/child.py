@@ -57,14 +57,14 @@ class Child(Measured):
         except OSError:
             raise Failed(f'{self.target} has ended: {self.process.wait()}') from None
 
-    def hear(self, seconds=PATIENCE):
+    def hear(self, patience=PATIENCE):
         """Its next answer. `Failed` when it raised, ended, or took longer."""
-        until = time.monotonic() + seconds
+        until = time.monotonic() + patience
         with selectors.DefaultSelector() as selector:
             selector.register(self.process.stdout, selectors.EVENT_READ)
             while b'\n' not in self.heard:
                 if not selector.select(max(0, until - time.monotonic())):
-                    raise Failed(f'{self.target} said nothing for {seconds:g} s')
+                    raise Failed(f'{self.target} said nothing for {patience:g} s')
                 data = os.read(self.process.stdout.fileno(), 65536)
                 if not data:
                     raise Failed(f'{self.target} ended with status {self.process.wait()}')
@@ -76,10 +76,10 @@ class Child(Measured):
             raise Failed(f'{self.target}: {answer["raised"]}')
         return answer
 
-    def ask(self, do, seconds=PATIENCE, **arguments):
+    def ask(self, do, patience=PATIENCE, **arguments):
         """Have it do something, and wait for the answer."""
         self.tell(do, **arguments)
-        return self.hear(seconds)
+        return self.hear(patience)
 
     def close(self):
         self.process.stdin.close()

@@ -41,6 +41,11 @@ class Measured:
                 return now
             time.sleep(0.02)
 
+    def peak_memory(self):
+        """The most bytes that were resident at any time."""
+        with open(f'/proc/{self.pid}/status') as file:
+            return next(int(line.split()[1]) * 1024 for line in file if line.startswith('VmHWM:'))
+
     def descriptors(self):
         """How many it has open."""
         return len(os.listdir(f'/proc/{self.pid}/fd'))
