@@ -7,6 +7,7 @@ from .churn import Churn
 from .fairness import Firehose
 from .held import AtTheLimit, Idle, TwoWorkers
 from .loris import SlowLoris
+from .network import NETWORK
 from .unread import Unread
 
 FIGURES = [
@@ -17,6 +18,7 @@ FIGURES = [
     Unread(),
     SlowLoris(),
     Firehose(),
+    *NETWORK,
 ]
 
 BY_NAME = {figure.name: figure for figure in FIGURES}
