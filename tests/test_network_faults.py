@@ -261,6 +261,15 @@ def test_filters_that_refuse_or_say_nothing_are_told_apart(namespaces):
     measure(figure)
 
 
+def test_a_peer_that_is_gone_is_told_by_each_time_limit_and_by_keepalive(namespaces):
+    from figures.network import DeadPeer
+
+    figure = DeadPeer(limit=1, keepalive=(1, 1, 1), unlimited=False)
+    figure.each, figure.before = 1, 0.3
+    found = measure(figure)
+    assert {'WriteTimeout': 2, 'ReadTimeout': 2, 'IdleTimeout': 2}.items() <= found['errors'].items()
+
+
 # -- with root: what is left
 
 

@@ -187,42 +187,46 @@ class NoWayIn(OverNetwork):
         return found['errors'], found['seconds']
 
 
-LIMIT = 5  # seconds
 ENDLESS = 10**12  # bytes that nobody can have sent
-KINDS = {
-    'write': stream(ENDLESS, hold=True, write=LIMIT),
-    'read': stream(ENDLESS, hold=True, read=LIMIT),
-    'idle': stream(ENDLESS, hold=True, idle=LIMIT),
-    'silent': stream(0, hold=True),  # with nothing but keepalive
-    'unlimited': stream(ENDLESS, hold=True),  # the system's own limit
-}
-LIMITED = {'write': 'WriteTimeout', 'read': 'ReadTimeout', 'idle': 'IdleTimeout'}
+LIMITS = {'write': 'WriteTimeout', 'read': 'ReadTimeout', 'idle': 'IdleTimeout'}
 # Where its own device is down, a host knows no way to the other.
 GONE = {'TimeoutError', 'OSError'}
 
 
 class DeadPeer(OverNetwork):
-    """Connections of which each has one limit, on a link that goes and does not come back."""
+    """Connections of which each has one limit, on a link that goes and does not come back.
+
+    limit      seconds of the three time limits
+    keepalive  what the silent ones have instead, as `connect_tcp` has it; over about when the limits are
+    unlimited  whether to have some with neither, for TCP to give up: half a minute, as it is set here
+    """
 
     name, seconds = 'M11-dead', 60
-    title = 'a link that goes for good, under connections with a limit of 5 s each'
+    title = 'a link that goes for good, under connections with a limit each'
     each = 4  # connections of a kind
-    keepalive = (2, 1, 3)  # silent for 2 s, then three questions with a second between them
-    goals = (
-        SAME,
-        Goal('every end is told', lambda m: m['ends_untold'] == m['hung'] == 0),
-        Goal('by the error that its limit has', lambda m: m['other_errors'] == {}),
-        Goal(
-            f'at most {LATE} s after its limit',
-            lambda m: max(m[f'{kind}_after_s'] for kind in (*LIMITED, 'silent')) < LIMIT + LATE,
-        ),
-    )
+    before = 2  # seconds until the link goes
+
+    def __init__(self, limit=5, keepalive=(2, 1, 3), unlimited=True):
+        self.keepalive = keepalive
+        self.kinds = {kind: stream(ENDLESS, hold=True, **{kind: limit}) for kind in LIMITS}
+        self.kinds['silent'] = stream(0, hold=True)
+        if unlimited:
+            self.kinds['unlimited'] = stream(ENDLESS, hold=True)
+        self.goals = (
+            SAME,
+            Goal('every end is told', lambda m: m['ends_untold'] == m['hung'] == 0),
+            Goal('by the error that its limit has', lambda m: m['other_errors'] == {}),
+            Goal(
+                f'at most {LATE} s after its limit of {limit} s',
+                lambda m: max(m[f'{kind}_after_s'] for kind in (*LIMITS, 'silent')) < limit + LATE,
+            ),
+        )
 
     def measure(self, run):
-        streams = [one for one in KINDS.values() for _ in range(self.each)]
+        streams = [one for one in self.kinds.values() for _ in range(self.each)]
         with network(self.tag, packets=False) as net:
-            net.set_tcp(retries2=6)  # half a minute until TCP itself gives up, instead of a quarter of an hour
-            down = Step(lambda: net.set_link(LISTENER, 'down'), after=2)
+            net.set_tcp(retries2=6)
+            down = Step(lambda: net.set_link(LISTENER, 'down'), after=self.before)
             exchange = Exchange(
                 net, streams, deadline=IDLE, keepalive=self.keepalive, steps=[down], progress=run.progress
             )
@@ -236,9 +240,9 @@ class DeadPeer(OverNetwork):
         """By kind, when the last one was told; and the errors that are not those of their kind."""
         after, others = {}, {}
         for end in (end for side in sides for end in side.values()):
-            kind = list(KINDS)[(end['port'] - FIRST_PORT) // self.each]
+            kind = list(self.kinds)[(end['port'] - FIRST_PORT) // self.each]
             after[kind] = max(after.get(kind, 0.0), end['at'] - since)
-            if end['error'] not in (LIMITED.get(kind), *(() if kind in LIMITED else GONE)):
+            if end['error'] not in ({LIMITS[kind]} if kind in LIMITS else GONE):
                 others.setdefault(kind, f'{end["error"]}: {end["words"]}')
         return {**{f'{kind}_after_s': seconds for kind, seconds in after.items()}, 'other_errors': others}
 
