@@ -4,6 +4,7 @@ Owns the list. The rule: a figure is one line here and one class in a module bes
 """
 
 from .churn import Churn
+from .clocks import Jumps, Timers
 from .fairness import Firehose
 from .held import AtTheLimit, Idle, TwoWorkers
 from .loris import SlowLoris
@@ -17,6 +18,8 @@ FIGURES = [
     Unread(),
     SlowLoris(),
     Firehose(),
+    Timers(),
+    Jumps(),
 ]
 
 BY_NAME = {figure.name: figure for figure in FIGURES}

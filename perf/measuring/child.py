@@ -110,7 +110,7 @@ class Control:
     def attach(self, r, commands):
         """The same beside all that a reactor does, which stops when the parent is gone."""
         os.set_blocking(0, False)
-        r.watch_fd(0, selectors.EVENT_READ, self.read, commands).unref()
+        r.watch_fd(0, selectors.EVENT_READ, self.read, commands)
 
     def read(self, handle, event, commands):
         data = os.read(0, 65536)
