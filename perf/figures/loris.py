@@ -1,8 +1,8 @@
 """Clients that are slow on purpose, ten thousand of them, and a few good ones beside.
 
-Owns M7 and the server for it. The rule: a deadline is absolute. It begins with the connection, and again with each answer
-and after it, and no byte that drips in moves it. The attackers would have machines of their own: here they have a core,
-and the server and the good clients the other one, ahead of whatever else runs there.
+Owns M7 and the server for it. The rule: a deadline is absolute. It begins with the connection, and again with each
+answer and after it, and no byte that drips in moves it. The attackers would have machines of their own: here they have
+a core, and the server and the good clients the other one, ahead of whatever else runs there.
 """
 
 import contextlib

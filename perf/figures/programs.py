@@ -161,6 +161,18 @@ class Crowd:
                         answered += key.fileobj.recv(1) == b'?'
         return answered
 
+    def count_closed(self):
+        """How many the server has closed."""
+        closed = 0
+        for sock in self.socks:
+            try:
+                closed += not sock.recv(1)
+            except BlockingIOError:
+                continue
+            except OSError:
+                closed += 1
+        return closed
+
     def leave(self, count=None):
         """Those who came first."""
         leaving = self.socks[:count]
@@ -174,4 +186,4 @@ def crowd(control, port, count):
     """`count` clients of the server at `port` that come, ask and leave when they are told."""
     raise_descriptor_limit()
     one = Crowd(port, count)
-    control.serve({'connect': one.connect, 'ping': one.ping, 'leave': one.leave})
+    control.serve({'connect': one.connect, 'ping': one.ping, 'count_closed': one.count_closed, 'leave': one.leave})

@@ -7,6 +7,7 @@ As a script it is the child's side: `python perf/measuring/child.py MODULE:FUNCT
 `FUNCTION(control, **ARGUMENTS)` with a `Control`.
 """
 
+import contextlib
 import importlib
 import json
 import os
@@ -22,6 +23,7 @@ if __name__ == '__main__':
 from measuring.server import PROJECT, Failed, Measured, environment
 
 PATIENCE = 120  # seconds for an answer, where nothing else is said
+LATER = object()  # returned by a command whose answer is said when it is there
 
 
 class Child(Measured):
@@ -29,9 +31,10 @@ class Child(Measured):
 
     prefix   a command to run it under (taskset, faketime, prlimit ...)
     env      more environment
+    sockets  of ours that it gets, by their numbers
     """
 
-    def __init__(self, target, *, prefix=(), env=None, **arguments):
+    def __init__(self, target, *, prefix=(), env=None, sockets=(), **arguments):
         command = [*prefix, sys.executable, str(PROJECT / 'perf' / 'measuring' / 'child.py')]
         self.target = target
         self.heard = bytearray()
@@ -40,6 +43,7 @@ class Child(Measured):
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env={**environment(), **(env or {})},
+            pass_fds=[sock.fileno() for sock in sockets],
         )
         self.pid = self.process.pid
 
@@ -81,8 +85,14 @@ class Child(Measured):
         self.tell(do, **arguments)
         return self.hear(patience)
 
+    def kill(self):
+        """End it as no program can prevent."""
+        self.process.kill()
+        self.process.wait()
+
     def close(self):
-        self.process.stdin.close()
+        with contextlib.suppress(OSError):  # it may be gone
+            self.process.stdin.close()
         try:
             self.process.wait(5)
         except subprocess.TimeoutExpired:
@@ -110,7 +120,7 @@ class Control:
     def attach(self, r, commands):
         """The same beside all that a reactor does, which stops when the parent is gone."""
         os.set_blocking(0, False)
-        r.watch_fd(0, selectors.EVENT_READ, self.read, commands).unref()
+        r.watch_fd(0, selectors.EVENT_READ, self.read, commands)
 
     def read(self, handle, event, commands):
         data = os.read(0, 65536)
@@ -124,7 +134,9 @@ class Control:
     def do(self, line, commands):
         arguments = json.loads(line)
         try:
-            self.say(commands[arguments.pop('do')](**arguments))
+            answer = commands[arguments.pop('do')](**arguments)
+            if answer is not LATER:
+                self.say(answer)
         except Exception as exc:
             self.say({'raised': f'{type(exc).__name__}: {exc}'})
 
@@ -140,4 +152,5 @@ def main(target, arguments):
 
 
 if __name__ == '__main__':
-    main(*sys.argv[1:])
+    # By its name, as what it runs knows it, or there would be two of everything here.
+    importlib.import_module('measuring.child').main(*sys.argv[1:])

@@ -36,12 +36,12 @@ def on_core(core):
         os.sched_setaffinity(0, before)
 
 
-def ahead_of_others():
-    """A command before another that has it run whenever it can (real-time, priority 1); nothing where that is forbidden.
+def ahead_of_others(priority=1):
+    """A command before another that has it run whenever it can (real-time priority); nothing where that is forbidden.
 
     For what is measured beside a load on the same cores, which in earnest would come from other machines.
     """
-    command = ('chrt', '-f', '1')
+    command = ('chrt', '-f', str(priority))
     try:
         subprocess.run([*command, 'true'], check=True, capture_output=True)
     except (OSError, subprocess.CalledProcessError):
