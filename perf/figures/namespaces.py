@@ -13,7 +13,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 from measuring.child import Child
@@ -49,9 +48,9 @@ def missing():
     return None
 
 
-def call(line):
-    """What a command writes; `Failed`, with its own words, when it fails."""
-    done = subprocess.run(line.split(), capture_output=True, text=True, timeout=COMMAND_TIME, check=False)
+def call(line, told=None):
+    """What a command writes, told something on its standard input; `Failed`, with its own words, when it fails."""
+    done = subprocess.run(line.split(), input=told, capture_output=True, text=True, timeout=COMMAND_TIME, check=False)
     if done.returncode:
         raise Failed(f'`{line}`: {(done.stderr or done.stdout).strip()}')
     return done.stdout
@@ -68,18 +67,14 @@ class Network:
         """What to put before a command that is to run on a host."""
         return ['ip', 'netns', 'exec', self.names[host]]
 
-    def on(self, host, line):
-        """Run a command on a host."""
-        return call(f'{" ".join(self.inside(host))} {line}')
+    def on(self, host, line, told=None):
+        """Run a command on a host, as `call`."""
+        return call(f'{" ".join(self.inside(host))} {line}', told)
 
     def add_veth(self):
-        for name in self.names:
-            call(f'ip netns add {name}')
         call(f'ip link add {DEVICE} netns {self.names[0]} type veth peer name {DEVICE} netns {self.names[1]}')
 
     def add_relay(self, stack, faults):
-        for name in self.names:
-            call(f'ip netns add {name}')
         self.relay = stack.enter_context(Child('figures.relay:carry', prefix=self.inside(0), **faults))
         for host, device in enumerate(self.relay.hear()):
             if host:
@@ -104,9 +99,10 @@ class Network:
     def set_tcp(self, **settings):
         """Set `net.ipv4.tcp_...` on both hosts. What this kernel does not have stays as it is."""
         for name, value in settings.items():
-            for host in (0, 1):
-                if Path(f'/proc/sys/net/ipv4/tcp_{name}').exists():
-                    self.on(host, f'sysctl -qw net.ipv4.tcp_{name}={value}')
+            path = Path(f'/proc/sys/net/ipv4/tcp_{name}')
+            if path.exists():
+                for host in (0, 1):
+                    self.on(host, f'tee {path}', str(value))
 
     def lose(self, share):
         """Lose so many of all packets, in both directions."""
@@ -149,6 +145,7 @@ def network(tag='faults', *, mtu=1500, packets=True, rate=None, relay=None):
         for name in made.names:
             remove(name)
             stack.callback(remove, name)
+            call(f'ip netns add {name}')
         if relay:
             made.add_relay(stack, relay)
         else:
@@ -169,7 +166,7 @@ def remove(name):
 @contextlib.contextmanager
 def lock(tag, wait=False):
     """Nobody else has these names. The kernel gives the lock back however its owner ends."""
-    path = Path(tempfile.gettempdir()) / f'reactor-{tag}.lock'
+    path = Path(f'/run/reactor-{tag}.lock')
     with path.open('w') as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))

@@ -1,4 +1,6 @@
-"""A line between two hosts that loses, delays, doubles and overtakes: for kernels that cannot do it themselves.
+"""A line between two hosts that loses, delays, doubles and overtakes, as the kernel's netem does where there is one.
+
+It is used everywhere all the same: netem tells nobody how many packets came late or twice.
 
 Owns two TUN devices and the packets under way between them. Knows nothing of what is in a packet: each goes out as it
 came in, or does not. The rule: what happens to the n-th packet of a direction depends on the seed and on n alone.

@@ -11,7 +11,7 @@ import random
 import reactor
 
 CHUNK = 1 << 16  # bytes of one write
-BURST = 16  # writes in one turn
+BURST = 2  # writes in one turn
 PORT = 5000
 FIRST_PORT = 10000  # the first connection is made from here, the second from the next: so both sides know them
 SEED = 20
