@@ -22,6 +22,7 @@ LOW_WATER = 16384
 MAX_BUFFERED = 16 << 20  # bytes waiting; waitress draws the line at the same place
 HANDSHAKE_TIMEOUT = 60.0  # seconds, as in asyncio
 LINGER = 30.0  # seconds that `close` may take, as long as a TLS shutdown in asyncio
+MOST_KEEPALIVE = 32767, 32767, 127  # seconds, seconds, probes: what Linux takes; elsewhere it is as much or more
 
 
 DERIVED = ('shared', 'timed')  # what is no argument
@@ -115,7 +116,7 @@ class Options:
         self.idle_timeout = seconds('idle_timeout', idle_timeout) if idle_timeout else None
         self.timed = (self.read_timeout or self.write_timeout or self.idle_timeout) is not None
         self.nodelay = nodelay
-        self.keepalive = keepalive
+        self.keepalive = check_keepalive(keepalive)
         self.ssl = ssl
         self.server_hostname = server_hostname
         self.handshake_timeout = seconds('handshake_timeout', handshake_timeout)
@@ -133,6 +134,19 @@ def seconds(name: str, value: float) -> float:
     """Check a duration; ValueError unless it is finite and at least 0."""
     if not 0 <= value < FOREVER:
         raise ValueError(f'{name} is a finite number of seconds, at least 0, not {value!r}')
+    return value
+
+
+def check_keepalive(value: float | tuple[float, float, int] | None) -> float | tuple[float, float, int] | None:
+    """Check it here, because setting it must not fail: the peer may be gone by then. TypeError, ValueError."""
+    if value is None or value == 0:
+        return None
+    values = value if isinstance(value, tuple) else (value,)
+    for one in values:
+        if isinstance(one, bool) or not isinstance(one, (int, float)):
+            raise TypeError(f'keepalive is None, seconds, or a tuple (idle, interval, count), not {value!r}')
+    if not 1 <= len(values) <= 3 or not all(0 < one <= most for one, most in zip(values, MOST_KEEPALIVE, strict=False)):
+        raise ValueError(f'keepalive is (idle, interval, count) above 0 and at most {MOST_KEEPALIVE}, not {value!r}')
     return value
 
 
