@@ -43,6 +43,7 @@ class RealWorld:
     """A `World` on the real kernel: no faults, and what a program finds wrong is kept, whoever takes the exception."""
 
     faulty = False
+    name = 'localhost'
     tls = None
 
     def __init__(self, r: Reactor, seed: int, folder: Path) -> None:

@@ -32,6 +32,7 @@ class File:
         self.kernel = kernel
         self.references = 1
         self.ready = 0
+        self.hung_up = False
         self.number = kernel.next_number()
 
     def closed(self) -> None:
@@ -81,7 +82,7 @@ class End(File):
     capacity    how many bytes may be in `inbox` and on the way together
     sent        how many bytes were accepted here, in all
     error       what the next call is told: SO_ERROR
-    told        the errors that were told, for oracles
+    told        the errors that were told, for oracles, as are `sent_at`, `read_at` and `misled`
     """
 
     def __init__(self, kernel: SimKernel, family: int, instant: bool) -> None:
@@ -96,6 +97,8 @@ class End(File):
         self.capacity = kernel.draw_capacity()
         self.sent = 0
         self.received = 0
+        self.sent_at = self.read_at = kernel.time
+        self.misled = False  # told EAGAIN although there was something to read
         self.error = 0
         self.told: list[int] = []
         self.connected = False
@@ -123,6 +126,7 @@ class End(File):
         peer = self.peer
         assert peer is not None
         self.sent += len(data)
+        self.sent_at = self.kernel.time
         peer.on_the_way += len(data)
         peer.schedule(peer.arrive, data)
         self.look()
@@ -132,6 +136,7 @@ class End(File):
         data = bytes(self.inbox[:size])
         del self.inbox[:size]
         self.received += len(data)
+        self.read_at = self.kernel.time
         self.look()
         if self.peer is not None:
             self.peer.look()
@@ -236,6 +241,7 @@ class End(File):
         elif self.connected and self.peer is not None and 3 * self.room() >= self.peer.capacity:
             ready |= WRITE
         self.ready = ready
+        self.hung_up = bool(self.error or self.dead or (self.ended_in and self.ended_out))
 
     @property
     def gone(self) -> bool:

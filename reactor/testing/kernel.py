@@ -67,6 +67,7 @@ class SimKernel(Kernel):
         self.calls = 0
         self.progress = 0  # counts what a program can make of its calls
         self.accepts = 0  # in this turn, as the next
+        self.threads = 0  # that have not ended
         self.reads: dict[int, int] = {}
         self.on_turn: Callable[[float | None], object] = _nothing
         self.wakeup_fd = -1
@@ -412,6 +413,7 @@ class SimKernel(Kernel):
         self.call('thread', -1)
         if self.faults.falls('thread.fails'):
             raise RuntimeError("can't start new thread")
+        self.threads += 1
         self.at(self.time + self.random.randrange(1, 400) * MS // 10, self._run_thread, target)
 
     def thread(self) -> int:
@@ -474,6 +476,7 @@ class SimKernel(Kernel):
             target()
         finally:
             self._thread = 1
+            self.threads -= 1
 
     def _look_up(self, host: str, flags: int) -> tuple[str, ...]:
         try:

@@ -156,6 +156,7 @@ class SimSocket:
         if not isinstance(end, End) or not (end.connected or end.error):
             fail(errno.ENOTCONN)
         if falls('recv.spurious'):
+            end.misled = True
             raise BlockingIOError(errno.EAGAIN, 'simulated: nothing to read')
         if end.inbox:
             if falls('recv.short'):
