@@ -14,10 +14,10 @@ from conftest import check_empty
 from support import SELECTORS
 
 from reactor import Reactor
-from reactor.testing.programs import PROGRAMS, silence
+from reactor.testing.programs import PROGRAMS, time_limits
 
 SEEDS = range(4)
-SLOW = {silence}  # here its time limits take seconds
+SLOW = {time_limits}  # here its time limits take seconds
 
 
 def courses(seeds: range) -> list[Any]:

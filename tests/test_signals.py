@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import signal
 import socket
 import threading
 import time
 
 import pytest
-from support import Log, drain, fill, in_thread, run_until, turns
+from support import FailingKernel, Log, drain, fill, in_thread, run_until, turns
 
 from reactor import HandleClosed, Reactor, ReactorError
 from reactor.kernel import Kernel
@@ -717,3 +718,31 @@ def test_a_reactor_closed_in_a_copy_of_its_process_gives_the_signals_back_at_onc
         r.run(main) if running else main(r)
     assert after == [before, -1]
     assert (signal.getsignal(SIGINT), signal.getsignal(SIGUSR1)) == before
+
+
+@pytest.mark.parametrize(('call', 'count'), [('set_wakeup_fd', 1), ('signal', 1), ('set_wakeup_fd', 2), ('signal', 2)])
+def test_a_run_that_cannot_take_or_give_back_the_signals_leaves_the_next_one_whole(call, count):
+    kernel, bells = FailingKernel(call, errno.EINVAL, count), []
+    with Reactor(kernel=kernel) as r:
+        begun = kernel.wakeup_fd, kernel.takes_sigint()
+        try:
+            r.run()
+        except OSError:
+            pass
+        r.run(lambda r: bells.append((kernel.wakeup_fd, kernel.takes_sigint())))
+        assert bells == [(r._wakeup.bell_fileno(), False)]
+        if (call, count) != ('signal', 2):
+            assert (kernel.wakeup_fd, kernel.takes_sigint()) == begun
+
+
+@pytest.mark.parametrize('call', ['set_wakeup_fd', 'signal'])
+def test_a_handler_that_cannot_be_added_leaves_nothing(call):
+    kernel = FailingKernel(call, errno.EINVAL)
+    with Reactor(kernel=kernel) as r:
+        with pytest.raises(OSError, match='simulated'):
+            r.add_signal_handler(signal.SIGTERM, print)
+        assert r.handles() == []
+        assert kernel.wakeup_fd == -1
+        bells = []
+        r.run(lambda r: bells.append(kernel.wakeup_fd))
+        assert bells == [r._wakeup.bell_fileno()]

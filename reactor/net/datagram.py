@@ -19,7 +19,7 @@ from collections import deque
 from socket import AF_INET, SOCK_DGRAM, SOL_SOCKET
 
 from ..errors import HandleClosed
-from ..kernel import AF_UNIX, SO_MEMINFO
+from ..kernel import AF_UNIX, SO_MEMINFO, close_socket
 from ..loop.watcher import READ, WRITE, Handle
 from .addresses import check_path, destination, numeric, show, unmapped
 from .multicast import membership
@@ -214,6 +214,9 @@ class DatagramSocket(Handle):
     def handle_lost(self, exc: OSError) -> None:
         self.sock.detach()  # the number may be another's by now
         self.state = LOST
+        self._finish(exc)
+
+    def handle_refused(self, exc: OSError) -> None:
         self._finish(exc)
 
     def may_log(self) -> bool:
@@ -500,10 +503,7 @@ class DatagramSocket(Handle):
         loop.counters.datagrams_dropped += len(self._queue)
         sock, self.sock = self.sock, None  # type: ignore[assignment]
         if sock is not None:
-            try:
-                sock.close()
-            except OSError:
-                pass  # somebody else has closed the descriptor
+            close_socket(sock)
         loop.completions.append((self, DatagramSocket.handle_closed, (exc,)))
 
 

@@ -1,4 +1,4 @@
-"""Programs in which connections talk to their end: echo, proxy, half-closes, requests, silence, publishing.
+"""Programs in which connections talk to their end: echo, proxy, half-closes, requests, publishing.
 
 Owns servers and clients that a user might write, in a few lines each. The rule: without faults all of them end cleanly
 with every byte where it belongs; with faults, what arrived is the beginning of what was sent.

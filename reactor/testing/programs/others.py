@@ -106,17 +106,22 @@ def timers(world: World) -> None:
 
 
 def datagrams(world: World) -> None:
-    """Questions and echoes by UDP, asked again until they are answered."""
+    """Questions and echoes by UDP, asked again until they are answered, or the server is gone."""
 
     def on_datagram(sock: DatagramSocket, data: bytes, address: Any) -> None:
         world.trouble(sock)
         sock.send(data, address)
 
-    address = world.address()
-    server = world.r.bind_udp(*address, on_datagram, max_queued=world.random.choice((0, 3000, 1 << 20)))
+    def on_close(sock: DatagramSocket, exc: BaseException | None) -> None:
+        for each in correspondents:
+            each.sock.close()
+
+    address, correspondents = world.address(), []
+    queued = world.random.choice((0, 3000, 1 << 20))
+    server = world.r.bind_udp(*address, on_datagram, on_close=on_close, max_queued=queued)
     ending = Ending(world, server)
     for _ in range(world.random.randint(1, 8)):
-        Correspondent(world, ending, (server.address or address)[:2])
+        correspondents.append(Correspondent(world, ending, (server.address or address)[:2]))
 
 
 class Correspondent:
