@@ -496,7 +496,7 @@ class SimKernel(Kernel):
             # Neither poll nor select looks at what is registered; they find out when they are to wait for it.
             return 0 if name in ('register', 'modify') and self.kind != 'epoll' else error
         if isinstance(file, End) and name == 'shutdown':
-            file.cut()  # it fails only when there is no connection any more
+            file.cut(errno.ECONNRESET)  # it fails only when there is no connection any more
         return error
 
     def _throw_signals(self) -> None:
