@@ -585,6 +585,50 @@ def test_closing_a_listener_refuses_who_was_not_accepted_yet(r, sockets):
         client.recv(1)
 
 
+def test_a_listening_socket_that_is_handed_on_loses_no_client(r, sockets):
+    """The backlog belongs to the socket: who has a duplicate of it, here or in another process, accepts the others."""
+    sock = socket.create_server((HERE, 0))
+    duplicate = sock.dup()
+    listener, conns = listen(r, sock=sock)
+    clients = [sockets.connect(listener.address) for _ in range(10)]
+    run_until(r, lambda: len(conns) == 10)
+    listener.pause()
+    clients += [sockets.connect(listener.address) for _ in range(50)]
+    turns(r, 3)
+    listener.close()
+    with Reactor() as another:
+        successor, others = listen(another, sock=duplicate)
+        run_until(another, lambda: len(others) == 50)
+        successor.close()
+        for client, conn in zip(clients, conns + others, strict=True):
+            conn.write(b'served')
+            assert client.recv(100) == b'served'
+        end(another, *others)
+    end(r, *conns)
+
+
+def test_a_drain_is_to_close_the_listener_to_wait_and_to_abort_at_a_deadline(kernel, fake, sockets):
+    log = Log()
+    listener, conns = listen(fake, log)
+    clients = [sockets.connect(listener.address) for _ in range(20)]
+    run_until(fake, lambda: len(conns) == 20)
+    for conn in conns[:15]:  # these answer, and the others never do
+        fake.call_later(1, conn.write, b'answer', Stream.close)
+
+    def drain_until(deadline):
+        listener.close()
+        fake.call_at(deadline, lambda: [handle.abort() for handle in fake.handles()])
+
+    fake.call_later(0.5, drain_until, kernel.time + 10)
+    assert fake.run() is True
+    assert 1010 <= kernel.time < 1010.5
+    assert log == [('close', None)] * 20
+    assert [client.recv(100) for client in clients[:15]] == [b'answer'] * 15
+    for client in clients[15:]:
+        with pytest.raises(ConnectionResetError):
+            client.recv(100)
+
+
 def test_a_closed_listener_cannot_be_resumed_and_pausing_it_does_nothing(r):
     listener, _ = listen(r)
     listener.close()

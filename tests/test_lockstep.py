@@ -17,12 +17,12 @@ from typing import Any
 
 import pytest
 from support import SELECTORS
-from test_programs import RealWorld
+from test_programs import RealWorld, courses
 
 from reactor import ConnectTimeout, WriteTimeout
 from reactor.kernel import Kernel
 from reactor.testing.oracles import Record, WatchedReactor
-from reactor.testing.programs import PROGRAMS, RACES
+from reactor.testing.programs import RACES
 from reactor.testing.simulation import Simulation
 
 SEEDS = range(100, 105)
@@ -73,8 +73,7 @@ def on_simulated_kernel(program: Any, seed: int, kind: str) -> list[Record]:
     return simulation.reactor.ledger.records
 
 
-@pytest.mark.parametrize('seed', SEEDS)
-@pytest.mark.parametrize('program', PROGRAMS, ids=lambda program: program.__name__)
+@pytest.mark.parametrize(('program', 'seed'), courses(SEEDS))
 @pytest.mark.parametrize('kind', list(SELECTORS))
 def test_a_program_sees_the_same_on_both_kernels(kind, program, seed, tmp_path_factory):
     if SELECTORS[kind] is None:

@@ -12,6 +12,8 @@ import pytest
 from support import FailingKernel, Log, drain, fill, in_thread, run_until, turns
 
 from reactor import HandleClosed, Reactor, ReactorError
+from reactor.kernel import Kernel
+from reactor.testing import SimKernel
 
 if not hasattr(signal, 'SIGUSR1'):
     pytest.skip('this platform has no SIGUSR1 to raise', allow_module_level=True)
@@ -217,6 +219,34 @@ def test_a_storm_of_signals_damages_no_timer_and_no_byte(r, sockets):
     conn.abort()
     r.clear_signal_handlers()
     turns(r, 2)
+
+
+def test_a_storm_of_signals_loses_no_client_and_no_child(r, sockets):
+    """They meet accept, connect and waitpid, too."""
+    accepted, connected, ended, exits, caught = [], [], [], [], []
+    listener = r.listen_tcp('127.0.0.1', 0, on_connect=accepted.append)
+    r.add_signal_handler(signal.SIGALRM, caught.append, 1)
+    signal.setitimer(signal.ITIMER_REAL, 0.0002, 0.0002)
+
+    def on_connect(conn):
+        connected.append(conn)
+        conn.close()
+
+    try:
+        for number in range(300):
+            r.connect_tcp(*listener.address, on_connect=on_connect, on_close=lambda conn, exc: ended.append(exc))
+            if number % 10 == 0:
+                r.spawn(['true'], on_exit=lambda process, *how: exits.append(how))
+            r.run_once(0)
+        run_until(r, lambda: len(ended) == 300 and len(exits) == 30 and not listener.open_connections)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+    assert len(accepted) == len(connected) == 300
+    assert ended == [None] * 300
+    assert exits == [(0, None)] * 30
+    run_until(r, lambda: caught)
+    r.clear_signal_handlers()
+    listener.close()
 
 
 @pytest.mark.parametrize('removed', ['remove', 'close', 'clear'])
@@ -586,6 +616,22 @@ def test_after_run_ctrl_c_is_pythons_again(r):
     assert r.run() is True
 
 
+def test_ctrl_c_as_run_ends_finds_the_wakeup_descriptor_given_back():
+    # SIGINT was Python's again before the descriptor was, and in between it left that pointing at our doorbell.
+    class Interrupting(SimKernel):
+        def set_wakeup_fd(self, fd):
+            if fd == -1:
+                self.raise_signal(SIGINT)
+            return super().set_wakeup_fd(fd)
+
+    kernel = Interrupting(faults=False)
+    with Reactor(kernel=kernel) as r:
+        with pytest.raises(KeyboardInterrupt):
+            r.run(lambda r: None)
+        assert kernel.wakeup_fd == -1
+        assert kernel.takes_sigint()
+
+
 def test_a_handler_for_sigint_comes_before_ctrl_c(r):
     log = []
     r.add_signal_handler(SIGINT, lambda: (log.append(1), r.clear_signal_handlers()))
@@ -662,6 +708,33 @@ def test_a_write_to_a_broken_pipe_is_an_error_and_no_signal(r, sockets):
     assert conn.write(b'x') is False
     run_until(r, lambda: log)
     assert isinstance(log[0][1], BrokenPipeError)
+
+
+@pytest.mark.parametrize('running', [True, False])
+def test_a_reactor_closed_in_a_copy_of_its_process_gives_the_signals_back_at_once(running):
+    class Copied(Kernel):
+        number = 1
+
+        def pid(self):
+            return self.number
+
+    kernel = Copied()
+    r = Reactor(kernel=kernel)
+    before = signal.getsignal(SIGINT), signal.getsignal(SIGUSR1)
+    after = []
+
+    def main(r):
+        r.add_signal_handler(SIGUSR1, print)
+        kernel.number = 2  # as after a fork
+        r.close()
+        after.append((signal.getsignal(SIGINT), signal.getsignal(SIGUSR1)))
+        after.append(signal.set_wakeup_fd(-1))
+        raise SystemExit
+
+    with pytest.raises(SystemExit):
+        r.run(main) if running else main(r)
+    assert after == [before, -1]
+    assert (signal.getsignal(SIGINT), signal.getsignal(SIGUSR1)) == before
 
 
 @pytest.mark.parametrize(('call', 'count'), [('set_wakeup_fd', 1), ('signal', 1), ('set_wakeup_fd', 2), ('signal', 2)])

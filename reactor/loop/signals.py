@@ -144,9 +144,9 @@ class Signals:
         """`run` ends: undo `enter`, as far as it came."""
         self._in_run = False
         try:
-            self._give_interrupt_back()
-        finally:
             self._release()
+        finally:
+            self._give_interrupt_back()  # last: from here on SIGINT is raised wherever we are
 
     def _give_interrupt_back(self) -> None:
         if self._default_interrupt is not None:
@@ -157,6 +157,12 @@ class Signals:
                 if found != self._interrupt:
                     self._kernel.signal(SIGINT, found)  # somebody installed theirs meanwhile: it stays
             self._default_interrupt = None
+
+    def give_back(self) -> None:
+        """In a fork, perhaps in the middle of `run`: have nothing of this process's any more."""
+        self.clear()
+        if self._in_run:
+            self.leave()
 
     def raise_interrupt(self) -> None:
         """Called by the loop, between two callbacks, when `interrupted` is set."""

@@ -23,7 +23,7 @@ from ..kernel import AF_UNIX, SO_MEMINFO, close_socket
 from ..loop.watcher import READ, WRITE, Handle
 from .addresses import check_path, destination, numeric, show, unmapped
 from .multicast import membership
-from .options import check_callback
+from .options import LOG_INTERVAL, check_callback
 from .resolver import look_up
 from .sockets import connected_udp
 from .stream import CLOSED, CONNECTING, OPEN, State
@@ -51,7 +51,6 @@ MAX_QUEUED = 1 << 20  # bytes; it is used only while the system's own buffer is 
 DATAGRAM_COST = 256  # bytes: what each weighs besides its data, so that empty ones cannot grow past the limit
 LONGEST_IPV4 = 65507  # bytes: the 16 bits of a length, less the headers
 LONGEST_IPV6 = 65527
-LOG_INTERVAL = 1.0  # seconds between two tracebacks, whatever strangers make a callback raise
 DROPS = slice(32, 36)  # of the nine numbers of SO_MEMINFO, the last
 
 LOST_ERRORS = {errno.EBADF, errno.ENOTSOCK}

@@ -17,6 +17,7 @@ from ..kernel import NODELAY_INHERITED, close_socket
 from ..loop.log import log
 from ..loop.watcher import READ, Handle
 from .addresses import show, unmapped
+from .options import LOG_INTERVAL
 from .sockets import set_accepted_options
 from .stream import OPEN, Stream
 
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
 
 ACCEPTS_PER_TURN = 64  # one listener in a turn; a backlog of thousands must not keep the open ones waiting
 ACCEPT_PAUSE = 0.1  # seconds to the next attempt when descriptors have run out
-LOG_INTERVAL = 1.0  # seconds between two reports of trouble, whatever clients do
 
 EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 LOST = {errno.EBADF, errno.ENOTSOCK}

@@ -257,6 +257,9 @@ class Stream(Handle):
         self.sock.detach()
         self.finish(exc)
 
+    def may_log(self) -> bool:
+        return self.options.shared.may_log(self.loop.timers.clock())
+
     # -- writing
 
     def write(self, data: Buffer, on_written: Callable[..., object] | None = None, *args: Any) -> bool:

@@ -32,6 +32,7 @@ class File:
         self.kernel = kernel
         self.references = 1
         self.ready = 0
+        self.hung_up = False
         self.number = kernel.next_number()
 
     def closed(self) -> None:
@@ -98,7 +99,7 @@ class End(File):
     capacity    how many bytes may be in `inbox` and on the way together
     sent        how many bytes were accepted here, in all
     error       what the next call is told: SO_ERROR
-    told        the errors that were told, for oracles
+    told        the errors that were told, for oracles, as are `sent_at`, `read_at` and `misled`
     """
 
     def __init__(self, kernel: SimKernel, family: int, instant: bool) -> None:
@@ -113,6 +114,8 @@ class End(File):
         self.capacity = kernel.draw_capacity()
         self.sent = 0
         self.received = 0
+        self.sent_at = self.read_at = kernel.time
+        self.misled = False  # told EAGAIN although there was something to read
         self.error = 0
         self.told: list[int] = []
         self.connected = False
@@ -140,6 +143,7 @@ class End(File):
         peer = self.peer
         assert peer is not None
         self.sent += len(data)
+        self.sent_at = self.kernel.time
         peer.on_the_way += len(data)
         peer.schedule(peer.arrive, data)
         self.look()
@@ -149,6 +153,7 @@ class End(File):
         data = bytes(self.inbox[:size])
         del self.inbox[:size]
         self.received += len(data)
+        self.read_at = self.kernel.time
         self.look()
         if self.peer is not None:
             self.peer.look()
@@ -235,12 +240,13 @@ class End(File):
                 self.peer.lose_what_is_on_the_way()
             self.look()
 
-    def cut(self) -> None:
-        """Somebody between resets both sides at once."""
+    def cut(self, error: int) -> None:
+        """What lies between is broken, and both sides are told at once."""
         for end in (self, self.peer):
             if end is not None:
                 end.lose_what_is_on_the_way()
                 end.arrive_reset()
+                end.error = end.error and error
 
     def look(self) -> None:
         """Bring `ready` up to date."""
@@ -252,6 +258,7 @@ class End(File):
         elif self.connected and self.peer is not None and 3 * self.room() >= self.peer.capacity:
             ready |= WRITE
         self.ready = ready
+        self.hung_up = bool(self.error or self.dead or (self.ended_in and self.ended_out))
 
     @property
     def gone(self) -> bool:

@@ -72,6 +72,7 @@ class SimKernel(Kernel):
         self.calls = 0
         self.progress = 0  # counts what a program can make of its calls
         self.accepts = 0  # in this turn, as the next
+        self.threads = 0  # that have not ended
         self.reads: dict[int, int] = {}
         self.on_turn: Callable[[float | None], object] = _nothing
         self.wakeup_fd = -1
@@ -436,6 +437,7 @@ class SimKernel(Kernel):
         # A thread runs while the loop sleeps, from its beginning to its end.
         if self.failing('thread', -1) or self.faults.falls('thread.fails'):
             raise RuntimeError("can't start new thread")
+        self.threads += 1
         self.at(self.time + self.random.randrange(1, 400) * MS // 10, self._run_thread, target)
 
     def thread(self) -> int:
@@ -494,7 +496,7 @@ class SimKernel(Kernel):
             # Neither poll nor select looks at what is registered; they find out when they are to wait for it.
             return 0 if name in ('register', 'modify') and self.kind != 'epoll' else error
         if isinstance(file, End) and name == 'shutdown':
-            file.cut()  # it fails only when there is no connection any more
+            file.cut(errno.ECONNRESET)  # it fails only when there is no connection any more
         return error
 
     def _throw_signals(self) -> None:
@@ -514,6 +516,7 @@ class SimKernel(Kernel):
             target()
         finally:
             self._thread = 1
+            self.threads -= 1
 
     def _stored(self, fd: int) -> Stored:
         file = self.file(fd)

@@ -3,7 +3,8 @@
 Owns the registrations of one selector and the choice of what is told. Knows of files only their `ready` mask. The
 rule: each kind keeps the traps of the real one. epoll watches what was opened, not its number: what was closed is never
 told, and what was closed while a copy lives is told for ever, to nobody. poll tells a closed number for ever, select
-fails for everybody because of it, and cannot take numbers from 1,024 on.
+fails for everybody because of it, and cannot take numbers from 1,024 on. The first two tell a hang-up for ever, even to
+who wants nothing.
 """
 
 from __future__ import annotations
@@ -111,7 +112,7 @@ class SimSelector:
             file = files.get(fd)
             if file is None or not file.references:
                 self._judge_closed(key, ready)
-            elif file.ready & key.events:
+            elif file.ready & key.events or (file.hung_up and self.kind != 'select'):
                 ready.append((key, file.ready & key.events))
         return ready
 

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 UNREACHABLE = (errno.ENETUNREACH, errno.EADDRNOTAVAIL, errno.EHOSTUNREACH)
+BROKEN = (errno.ECONNRESET, errno.ETIMEDOUT, errno.EHOSTUNREACH)
 LARGEST_DATAGRAM = 65507
 
 
@@ -160,6 +161,7 @@ class SimSocket:
         if not isinstance(end, End) or not (end.connected or end.error):
             fail(errno.ENOTCONN)
         if falls('recv.spurious'):
+            end.misled = True
             raise BlockingIOError(errno.EAGAIN, 'simulated: nothing to read')
         if end.inbox:
             if falls('recv.short'):
@@ -173,10 +175,6 @@ class SimSocket:
         if end.ended_in or end.dead:
             kernel.moved('recv', self._fd, 0)
             return b''
-        if falls('recv.failed') and not end.instant:
-            error = kernel.random.choice((errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.ENOBUFS))
-            end.told.append(error)
-            fail(error)
         raise BlockingIOError(errno.EAGAIN, 'simulated: nothing to read')
 
     def send(self, data: Any) -> int:
@@ -210,8 +208,8 @@ class SimSocket:
         if count:
             end.send(bytes(data[:count]))
         kernel.moved(name, self._fd, count)
-        if falls('network.reset') and not end.instant:
-            end.cut()
+        if falls('network.broken') and not end.instant:
+            end.cut(kernel.random.choice(BROKEN))
         return count
 
     def _check_sending(self, end: Any) -> None:

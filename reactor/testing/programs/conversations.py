@@ -1,4 +1,4 @@
-"""Programs in which connections talk to their end: echo, proxy, half-closes, floods, requests, publishing.
+"""Programs in which connections talk to their end: echo, proxy, half-closes, requests, publishing.
 
 Owns servers and clients that a user might write, in a few lines each. The rule: without faults all of them end cleanly
 with every byte where it belongs; with faults, what arrived is the beginning of what was sent.
@@ -42,7 +42,8 @@ def echo_server(world: World) -> Place:
     def on_close(conn: Stream, exc: BaseException | None) -> None:
         world.trouble(conn)
 
-    return Place(world, on_data, on_drain=on_drain, on_close=on_close, **limits(world.random))
+    most = world.random.choice((None, None, 1, 3))  # others wait in the backlog
+    return Place(world, on_data, on_drain=on_drain, on_close=on_close, max_connections=most, **limits(world.random))
 
 
 def talk_to(world: World, place: Place, ending: Ending) -> None:
