@@ -91,7 +91,7 @@ class WatchedStream(Stream):
         super().pause_reading()
 
     def resume_reading(self) -> None:
-        self.record.paused = False
+        self.record.paused &= self.state not in (CONNECTING, OPEN)
         super().resume_reading()
 
     def set_write_limits(self, high: int | None = None, low: int | None = None) -> None:
