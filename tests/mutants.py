@@ -547,10 +547,10 @@ MUTANTS = (
         'nobody is accepted while paused',
     ),
     Mutant(
-        'a client that has gone again ends the listener',
+        'a client that has gone again keeps the others waiting',
         'net/listener.py',
         '                continue  # this client',
-        '                self.close()\n                return  # this client',
+        '                self.loop.watchers.set_events(self, 0)\n                return  # this client',
         '8: what a client does hurts nobody else',
     ),
     # -- connectors

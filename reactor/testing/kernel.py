@@ -71,9 +71,8 @@ class SimKernel(Kernel):
         self.trace: list[tuple[int, str, int, Any]] = []
         self.calls = 0
         self.progress = 0  # counts what a program can make of its calls
-        self.accepts = 0  # in this turn, as the next
         self.threads = 0  # that have not ended
-        self.reads: dict[int, int] = {}
+        self.reads: dict[int, int] = {}  # in this turn, of each file: bytes, datagrams, clients
         self.on_turn: Callable[[float | None], object] = _nothing
         self.wakeup_fd = -1
         self.handlers: dict[int, Any] = {signal.SIGINT: signal.default_int_handler}
@@ -181,7 +180,6 @@ class SimKernel(Kernel):
     def begin_turn(self, timeout: float | None) -> None:
         """The loop is about to sleep: the turn is over."""
         self.on_turn(timeout)
-        self.accepts = 0
         self.reads.clear()
 
     def run_due(self) -> None:
