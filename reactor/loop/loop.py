@@ -323,8 +323,8 @@ class Loop:
     ) -> ThreadCall:
         """Call `fn(*args)` in a daemon thread, then `on_done(result, error)` in the loop, one of them None.
 
-        At most four run at once and 1,000 wait; for one more, `on_done` gets a `ReactorError`. `close` of the returned
-        handle cancels it.
+        At most four run at once and 1,000 wait; for one more, or when the system has no thread at all, `on_done` gets a
+        `ReactorError`. `close` of the returned handle cancels it.
         """
         self._check(fn)
         if on_done is not None:
