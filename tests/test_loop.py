@@ -1144,6 +1144,23 @@ def sleeping(r, probe):
     r._select = watched
 
 
+def run_to_sleep(r, probe):
+    """Run without the collector until `probe`, called each time the loop is about to sleep, is true."""
+    last = r.call_later(5, int)
+
+    def asleep():
+        if probe():
+            last.cancel()
+            r.call_soon_threadsafe(int)
+
+    sleeping(r, asleep)
+    gc.disable()
+    try:
+        r.run()
+    finally:
+        gc.enable()
+
+
 @pytest.mark.parametrize('end', ['peer', 'close in a timer', 'close in a call'])
 def test_a_closed_handle_is_freed_before_the_loop_sleeps(r, sockets, end):
     ours, theirs = sockets()
@@ -1157,13 +1174,7 @@ def test_a_closed_handle_is_freed_before_the_loop_sleeps(r, sockets, end):
     else:
         r.call_soon(conn.close)
     del conn
-    sleeping(r, lambda: alive.append((len(log), ref() is not None)))
-    r.call_later(0.01, int)
-    gc.disable()
-    try:
-        r.run()
-    finally:
-        gc.enable()
+    run_to_sleep(r, lambda: alive.append((len(log), ref() is not None)) or alive[-1] == (1, False))
     assert alive[-1] == (1, False)
     assert (1, True) not in alive
 
@@ -1182,13 +1193,7 @@ def test_what_a_callback_got_is_freed_before_the_loop_sleeps(r, how):
     else:
         r.call_soon(boom, thing)
     del thing
-    sleeping(r, lambda: alive.append(ref() is not None))
-    r.call_later(0.01, int)
-    gc.disable()
-    try:
-        r.run()
-    finally:
-        gc.enable()
+    run_to_sleep(r, lambda: alive.append(ref() is not None) or not alive[-1])
     assert alive[-1] is False
 
 
