@@ -337,12 +337,15 @@ class Ledger:
     def _check_whole(self, stream: WatchedStream) -> None:
         # The peer has ended: all that its kernel took has to be here.
         record = stream.record
-        end = self._end(stream)
-        if end is None or end.peer is None or self.secured(stream):
+        end, peer = self._end(stream), self._peer(record)
+        if end is None or end.peer is None:
+            return
+        if self.secured(stream):  # its end comes behind its last byte, or is an error
+            if stream.on_data is not None and peer is not None and not peer.dropped and peer.offered != record.got:
+                self.wrong(stream, f'bytes: the peer wrote {len(peer.offered)} and ended, {len(record.got)} came')
             return
         if stream.on_data is not None and len(record.got) != end.received:
             self.wrong(stream, f'law 3: on_eof at {len(record.got)} of {end.received} bytes that were read')
-        peer = self._peer(record)
         if peer is None or peer.dropped or peer.end is None or peer.end.told or end.dead:
             return
         if end.ended_in and len(peer.offered) != end.received:
