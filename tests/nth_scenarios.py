@@ -281,9 +281,8 @@ def watched(world: Any) -> None:
 
 
 def signalled(world: Any) -> None:
-    """Handlers beside another library, which has a wakeup descriptor; SIGINT is taken and given back."""
+    """Handlers are added, called and removed; SIGINT is taken and given back."""
     r = world.r
-    r._signals._foreign = 99  # as if another library had had one before `run`
     heard = []
     for number in signal.SIGTERM, signal.SIGINT:
         goal = Once(world, f'{number!r} is heard')

@@ -763,3 +763,17 @@ def test_a_handler_that_cannot_be_added_leaves_nothing(call):
         bells = []
         r.run(lambda r: bells.append(kernel.wakeup_fd))
         assert bells == [r._wakeup.bell_fileno()]
+
+
+@pytest.mark.parametrize('error', [errno.EAGAIN, errno.EPIPE, errno.EBADF])
+def test_a_foreign_wakeup_descriptor_that_takes_nothing_is_its_owners_affair(error):
+    kernel, heard = FailingKernel('write', error), []
+    kernel.wakeup_fd = 99
+    with Reactor(kernel=kernel) as r:
+        handler = r.add_signal_handler(signal.SIGTERM, heard.append, 1)
+        r.call_soon(kernel.raise_signal, signal.SIGTERM)
+        r.call_later(1, handler.close)
+        r.run()
+    assert heard == [1]
+    assert kernel.failed == 'write'
+    assert kernel.wakeup_fd == 99

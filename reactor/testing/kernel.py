@@ -355,6 +355,7 @@ class SimKernel(Kernel):
         return fd in self.files
 
     def never_blocks(self, fd: int) -> bool:
+        self.call('fstat', fd)
         self.file(fd)
         return False
 
@@ -487,6 +488,8 @@ class SimKernel(Kernel):
         self.failed = name
         self.note(f'{name} is made to fail', fd, errno.errorcode.get(error, error))
         file = self.files.get(fd)
+        if isinstance(file, End) and name == 'recv':
+            file.misled = True
         if isinstance(file, End) and error != errno.EAGAIN and (name in ENDING or (name, error) == LOST):
             file.told.append(error)
         if file is not None and error == errno.EBADF:
