@@ -425,13 +425,6 @@ MUTANTS = (
         '1: close stops reading',
     ),
     Mutant(
-        'close resets a peer that is talking',
-        'net/stream.py',
-        'if state is OPEN and writer is None and self.events & READ:',
-        'if state is OPEN and writer in (None, DRAINED):',
-        'close loses nothing that was written',
-    ),
-    Mutant(
         'abort in on_close ends it again',
         'net/stream.py',
         '        elif self.state is not CONNECTING:\n            return\n',

@@ -107,10 +107,21 @@ class SimKernel(Kernel):
         """The same for calls that return their error."""
         self.calls += 1
         if self.faults.on:
-            self._throw_signals()
+            self.throw_signals()
         if self._fail is not None and self.calls == self._fail[0]:
             return self._make_fail(name, fd, self._fail[1])
         return 0
+
+    def throw_signals(self) -> None:
+        """Signals come when they like."""
+        if self._thread != 1:
+            return
+        if self.faults.falls('signal.interrupt'):
+            self.raise_signal(signal.SIGINT)
+        if self.faults.falls('signal'):
+            handled = [signum for signum, handler in self.handlers.items() if callable(handler) and signum != 2]
+            if handled:
+                self.raise_signal(self.random.choice(handled))
 
     def note(self, what: str, fd: int, detail: Any = None) -> None:
         """A line of the trace."""
@@ -499,16 +510,6 @@ class SimKernel(Kernel):
         if isinstance(file, End) and name == 'shutdown':
             file.cut(errno.ECONNRESET)  # it fails only when there is no connection any more
         return error
-
-    def _throw_signals(self) -> None:
-        if self._thread != 1:
-            return
-        if self.faults.falls('signal.interrupt'):
-            self.raise_signal(signal.SIGINT)
-        if self.faults.falls('signal'):
-            handled = [signum for signum, handler in self.handlers.items() if callable(handler) and signum != 2]
-            if handled:
-                self.raise_signal(self.random.choice(handled))
 
     def _run_thread(self, target: Callable[[], None]) -> None:
         self._numbers += 1
