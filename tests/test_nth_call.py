@@ -5,9 +5,9 @@ in order; then the n-th alone fails, for each n, with each errno of `ERRORS` for
 it is: no law is broken, nothing is stuck, every descriptor is closed, and every connection has ended once.
 
 EINTR is not among the errors: Python calls again itself (PEP 475). EBADF is no lie: somebody else closes the descriptor
-right before the call, and its handle has to end with it, as soon as it can know, and nobody else. The clock never
-fails, nor does `unregister`, whose errors `selectors` hides. What a connection is not told of (close, getpeername, an
-option) must not end it.
+right before the call, and its handle has to end with it, as soon as it can know, and nobody else. Where it cannot know
+(an option, an address, and what poll and select are to watch), the number is not given again. The clock never fails,
+nor does `unregister`, whose errors `selectors` hides.
 
 A sample runs always. `pytest --nth-whole tests/test_nth_call.py` runs all, in two processes, and lists all that fail.
 """

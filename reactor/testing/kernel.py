@@ -32,6 +32,10 @@ PLENTY = 1000  # descriptors, below what select can take
 # Calls whose failure is the end of a connection; what others say of it is not.
 ENDING = {'recv', 'send', 'sendmsg', 'sendfile', 'getsockopt', 'register', 'modify'}
 LOST = ('shutdown', errno.EBADF)
+UNREAD = {'recv', 'register', 'modify'}  # what arrived before is not read then
+# Calls that nobody needs to succeed. Who lost his descriptor there cannot know it, so its number is not given again: he
+# would use what is another's, and nothing could prevent that.
+UNHEARD = {'setsockopt', 'getsockname', 'getpeername'}
 HOSTS = {'localhost': ('127.0.0.1',), 'server.test': ('10.0.0.1',), 'both.test': ('fd00::1', '10.0.0.1')}
 
 
@@ -84,6 +88,7 @@ class SimKernel(Kernel):
         self.fails = fail is not None
         self.failed = ''  # the name of the call that was made to fail
         self._fail = fail
+        self._withheld = -1  # a number that is not given again
         self._events: list[tuple[int, int, Callable[..., object], tuple[Any, ...]]] = []
         self._sequence = 0
         self._numbers = 0
@@ -223,7 +228,7 @@ class SimKernel(Kernel):
         if len(self.files) + STDIO >= self.descriptors:
             fail(errno.EMFILE)
         fd = STDIO
-        while fd in self.files:
+        while fd in self.files or fd == self._withheld:
             fd += 1
         return fd
 
@@ -499,14 +504,17 @@ class SimKernel(Kernel):
         self.failed = name
         self.note(f'{name} is made to fail', fd, errno.errorcode.get(error, error))
         file = self.files.get(fd)
-        if isinstance(file, End) and name == 'recv':
+        if isinstance(file, End) and (name in UNREAD or error == errno.EBADF):
             file.misled = True
         if isinstance(file, End) and error != errno.EAGAIN and (name in ENDING or (name, error) == LOST):
             file.told.append(error)
         if file is not None and error == errno.EBADF:
             self.close_fd(fd)
             # Neither poll nor select looks at what is registered; they find out when they are to wait for it.
-            return 0 if name in ('register', 'modify') and self.kind != 'epoll' else error
+            untold = name in ('register', 'modify') and self.kind != 'epoll'
+            if untold or name in UNHEARD:
+                self._withheld = fd
+            return 0 if untold else error
         if isinstance(file, End) and name == 'shutdown':
             file.cut(errno.ECONNRESET)  # it fails only when there is no connection any more
         return error
