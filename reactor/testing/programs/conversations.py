@@ -251,7 +251,7 @@ class Asker:
 
 def silence(world: World) -> None:
     """Clients that fall silent are cut off, in time and never early; those that go on talking are not."""
-    r, limit = world.r, 1.0
+    r, limit = world.r, 2.0
     option, error = world.random.choice((('read_timeout', ReadTimeout), ('idle_timeout', IdleTimeout)))
 
     def on_connect(conn: Stream) -> None:
@@ -290,7 +290,7 @@ def silence(world: World) -> None:
 
         said: list[bytes] = []
         conn = place.connect(on_close=on_close, timeout=20)
-        talking = r.call_every(limit / 4, say_one)
+        talking = r.call_every(limit / 8, say_one)
 
     for _ in range(world.random.randint(1, 8)):
         client(world.random.randrange(6), world.random.random() < 0.5, ending.add('client'))
