@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from socket import SOMAXCONN
 
-from .kernel import AF_UNIX, Kernel
+from .kernel import AF_UNIX, Kernel, close_socket
 from .loop.loop import Loop
 from .net.addresses import check_family, check_host, check_local_address, check_path, check_port, numeric, show
 from .net.checked import CheckedDatagramSocket, CheckedStream
@@ -315,7 +315,7 @@ class Reactor(Loop):
         try:
             handle.attach(sock)
         except BaseException:
-            sock.close()
+            close_socket(sock)
             raise
         return handle
 

@@ -162,6 +162,9 @@ class Framing:
     limit       bytes that a message may have; `on_close` gets `FrameTooLong` from the peer that sends a longer one,
                 and the connection is reset
 
+    All messages of a chunk are told in one turn. Where many tiny ones are possible and each costs, a smaller
+    `read_size=` of the listener bounds how many that are; a chunk of the usual 64 KiB may hold 65,536 empty lines.
+
     With its first bytes, a connection gets a `Framed` of its own as its `on_data`; until then it costs nothing.
     `conn.pause_reading()` in a callback holds the messages behind it back until `framing.resume(conn)`. An exception
     in a callback goes where exceptions go, and if the connection lives, the other messages follow.

@@ -59,6 +59,14 @@ def send_first(sock: socket.socket, buffers: list[Any]) -> int:
     return sock.send(buffers[0])
 
 
+def close_socket(sock: Any) -> None:
+    """Close a socket. That somebody else has closed it, or the peer reset it, is fine: the descriptor is gone."""
+    try:
+        sock.close()
+    except OSError:
+        pass
+
+
 # (seconds idle, seconds between probes, probes), by the names that each platform gives them.
 KEEPALIVE_OPTIONS: tuple[int, int, int] = (
     getattr(socket, 'TCP_KEEPIDLE', getattr(socket, 'TCP_KEEPALIVE', -1)),

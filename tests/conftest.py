@@ -8,7 +8,7 @@ import socket
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 from support import SELECTORS, FakeKernel, ScriptedKernel, ScriptedSocket
 
 from reactor import Reactor
@@ -28,7 +28,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     """The two profiles of hypothesis: `ci`, which finds the same today and tomorrow, and `deep`, by `--deep`."""
-    common = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+    # Explaining a failure takes minutes with these models; the shrunk run tells enough.
+    phases = [phase for phase in Phase if phase is not Phase.explain]
+    common = settings(
+        deadline=None, phases=phases, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
+    )
     settings.register_profile('ci', common, max_examples=100, stateful_step_count=50, derandomize=True, database=None)
     deep = config.getoption('--deep')
     settings.register_profile('deep', common, max_examples=deep or 20_000, stateful_step_count=200)

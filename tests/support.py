@@ -13,6 +13,7 @@ from typing import Any
 from reactor import READ, Reactor, Stream
 from reactor.kernel import Kernel
 from reactor.loop.watcher import Handle
+from reactor.testing import SimKernel
 
 SELECTORS = {
     'default': selectors.DefaultSelector,
@@ -355,6 +356,20 @@ class ScriptedKernel(FakeKernel):
 
     def in_main_thread(self) -> bool:
         return False
+
+
+class FailingKernel(SimKernel):
+    """A simulated system without other faults, on which the `count`-th call of one name fails; see its `fail`."""
+
+    def __init__(self, name: str, error: int, count: int = 1, selector: str = 'epoll') -> None:
+        super().__init__(faults=False, selector=selector)
+        self.name, self.error, self.count = name, error, count
+
+    def failing(self, name: str, fd: int) -> int:
+        self.count -= name == self.name
+        if not self.count:
+            self.count, self._fail = -1, (self.calls + 1, self.error)
+        return super().failing(name, fd)
 
 
 class Probe(Handle):

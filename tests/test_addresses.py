@@ -128,7 +128,13 @@ def test_an_abstract_path_may_be_written_with_an_at_sign(path):
         ('/tmp/s', '/tmp/s'),
         ('', 'unnamed'),
         (b'\0name', '@name'),
+        (b'/tmp/s', "b'/tmp/s'"),
         (None, 'unknown'),
+        # A peer chooses the name of its Unix socket: it cannot write lines of its own into a log.
+        (b'\0a\nERROR: forged', r"'@a\nERROR: forged'"),
+        ('/tmp/a\x1b[2J', r"'/tmp/a\x1b[2J'"),
+        (b'\0\xff', r'@\xff'),
+        ('/tmp/\udcff', r"'/tmp/\udcff'"),
     ],
 )
 def test_an_address_is_shown_as_people_write_it(address, text):

@@ -15,7 +15,7 @@ from socket import AF_INET, AF_INET6, AI_NUMERICHOST, SO_ERROR, SO_KEEPALIVE, SO
 from typing import Any
 
 import pytest
-from support import Log, ScriptedKernel, ScriptedSelector, ScriptedSocket, end, idle, run_until, turns
+from support import FailingKernel, Log, ScriptedKernel, ScriptedSelector, ScriptedSocket, end, idle, run_until, turns
 
 from reactor import (
     ConnectionClosed,
@@ -1707,3 +1707,21 @@ def test_an_address_and_port_that_are_taken_for_this_target_are_told_once_and_no
     assert str(server.getsockname()[1]) in str(exc)
     assert r.run() is True
     assert r.stats().loop_count < 10
+
+
+@pytest.mark.parametrize('call', ['getsockopt', 'getpeername', 'getsockname', 'setsockopt', 'register'])
+@pytest.mark.parametrize('error', [errno.ENOBUFS, errno.EBADF])
+def test_an_attempt_whose_socket_fails_is_told_and_leaves_no_descriptor(call, error):
+    log, errors = Log(), []
+    kernel = FailingKernel(call, error, count=2 if call == 'register' else 1)  # the first is the doorbell's
+    with Reactor(kernel=kernel, catch_errors=lambda exc, handle: errors.append(exc)) as r:
+        server = kernel.socket(AF_INET, socket.SOCK_STREAM)
+        server.bind(('10.0.0.1', 80))
+        server.listen(5)
+        conn = r.connect_tcp('10.0.0.1', 80, **log.callbacks('on_connect', 'on_close'))
+        r.call_later(5, conn.close)
+        r.run()
+    server.close()
+    assert not errors
+    assert log.names()[-1] == 'close' and log.names().count('close') == 1
+    assert not kernel.files

@@ -14,7 +14,7 @@ from socket import AF_INET, AF_INET6, SOCK_DGRAM
 from typing import Any
 
 import pytest
-from support import FakeKernel, Log, idle, in_thread, run_until, turns
+from support import FailingKernel, FakeKernel, Log, idle, in_thread, run_until, turns
 from test_shape import frames_since
 from test_sockets import needs_ipv6
 
@@ -1230,3 +1230,11 @@ def test_the_clock_of_the_log_is_the_loops(kernel: FakeKernel, fake):
     assert sock.may_log() and not sock.may_log()
     kernel.time += 1
     assert sock.may_log()
+
+
+def test_a_socket_that_may_not_broadcast_leaves_no_descriptor():
+    kernel = FailingKernel('setsockopt', errno.EACCES)
+    with Reactor(kernel=kernel) as r:
+        with pytest.raises(PermissionError):
+            r.bind_udp('10.0.0.1', 80, broadcast=True)
+    assert not kernel.files

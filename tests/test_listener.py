@@ -14,7 +14,7 @@ import weakref
 from pathlib import Path
 
 import pytest
-from support import SELECTORS, FakeKernel, Log, drain, end, idle, reset, run_until, turns
+from support import SELECTORS, FailingKernel, FakeKernel, Log, drain, end, idle, reset, run_until, turns
 
 from reactor import HandleClosed, Options, Reactor, ReactorError, SelectorFull, Stream
 from reactor.kernel import TCP_DEFER_ACCEPT
@@ -585,6 +585,50 @@ def test_closing_a_listener_refuses_who_was_not_accepted_yet(r, sockets):
         client.recv(1)
 
 
+def test_a_listening_socket_that_is_handed_on_loses_no_client(r, sockets):
+    """The backlog belongs to the socket: who has a duplicate of it, here or in another process, accepts the others."""
+    sock = socket.create_server((HERE, 0))
+    duplicate = sock.dup()
+    listener, conns = listen(r, sock=sock)
+    clients = [sockets.connect(listener.address) for _ in range(10)]
+    run_until(r, lambda: len(conns) == 10)
+    listener.pause()
+    clients += [sockets.connect(listener.address) for _ in range(50)]
+    turns(r, 3)
+    listener.close()
+    with Reactor() as another:
+        successor, others = listen(another, sock=duplicate)
+        run_until(another, lambda: len(others) == 50)
+        successor.close()
+        for client, conn in zip(clients, conns + others, strict=True):
+            conn.write(b'served')
+            assert client.recv(100) == b'served'
+        end(another, *others)
+    end(r, *conns)
+
+
+def test_a_drain_is_to_close_the_listener_to_wait_and_to_abort_at_a_deadline(kernel, fake, sockets):
+    log = Log()
+    listener, conns = listen(fake, log)
+    clients = [sockets.connect(listener.address) for _ in range(20)]
+    run_until(fake, lambda: len(conns) == 20)
+    for conn in conns[:15]:  # these answer, and the others never do
+        fake.call_later(1, conn.write, b'answer', Stream.close)
+
+    def drain_until(deadline):
+        listener.close()
+        fake.call_at(deadline, lambda: [handle.abort() for handle in fake.handles()])
+
+    fake.call_later(0.5, drain_until, kernel.time + 10)
+    assert fake.run() is True
+    assert 1010 <= kernel.time < 1010.5
+    assert log == [('close', None)] * 20
+    assert [client.recv(100) for client in clients[:15]] == [b'answer'] * 15
+    for client in clients[15:]:
+        with pytest.raises(ConnectionResetError):
+            client.recv(100)
+
+
 def test_a_closed_listener_cannot_be_resumed_and_pausing_it_does_nothing(r):
     listener, _ = listen(r)
     listener.close()
@@ -947,6 +991,31 @@ def test_a_large_answer_to_a_deferred_client_arrives_whole(r, sockets):
     turns(r, 1)
 
 
+def test_a_listener_that_somebody_has_shut_down_is_closed(r, flaky, caplog):
+    server = r.listen_tcp(HERE, 0, sock=flaky)
+    flaky.failures = [errno.EINVAL]
+    address = server.address
+    with socket.create_connection(address):
+        run_until(r, lambda: server.closed)
+    assert flaky.fileno() == -1
+    assert 'is over' in caplog.text
+
+
+def test_an_accepted_socket_that_is_lost_at_once_hurts_nobody():
+    errors = []
+    kernel = FailingKernel('register', errno.EBADF, count=4)  # the doorbell, the listener, the client, and then ours
+    with Reactor(kernel=kernel, catch_errors=lambda exc, handle: errors.append(exc)) as r:
+        server = r.listen_tcp('10.0.0.1', 80)
+        clients = [r.connect_tcp('10.0.0.1', 80) for _ in range(2)]
+        r.call_later(5, server.close)
+        for client in clients:
+            r.call_later(5, client.close)
+        r.run()
+        assert r.stats().accepts == 1
+    assert not errors
+    assert not kernel.files
+
+
 @pytest.mark.skipif(TCP_DEFER_ACCEPT < 0, reason='TCP_DEFER_ACCEPT is a Linux feature')
 def test_a_deferred_client_for_which_the_selector_has_no_room_is_reset_and_told(sockets):
     kernel, log = CrowdedKernel(), Log()
@@ -993,7 +1062,7 @@ def test_where_options_are_not_inherited_each_accepted_connection_gets_them(r, s
     conns = []
     if family == 'tcp':
         listener = r.listen_tcp(HERE, 0, on_connect=conns.append, keepalive=60)
-        assert not listener._sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+        assert not listener.sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
         sockets.connect(listener.address)
     else:
         listener = r.listen_unix(str(tmp_path / 's'), on_connect=conns.append, keepalive=60)

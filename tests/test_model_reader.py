@@ -13,7 +13,6 @@ from support import ScriptedKernel, ScriptedSocket
 
 from reactor import FrameTooLong, Reactor, framing
 
-LIMIT = 9
 PIECES = [b'\n', b'\r', b'\r\n', b'a', b'b', b'aa', b'aab', b'\0', b'\1', b'\2', b'\3', b'\3\0', b'12345']
 
 
@@ -23,20 +22,29 @@ def model_bytes(data):
 
 # What makes the on_data, and what the whole input means.
 KINDS = {
-    'bytes': (lambda fn: fn, model_bytes),
-    'lines': (lambda fn: framing.lines(fn, limit=LIMIT), lambda data: model_lines(data, LIMIT)),
-    'until a byte': (lambda fn: framing.delimited(fn, b'a', limit=LIMIT), lambda data: model_until(data, LIMIT, b'a')),
-    'until three': (lambda fn: framing.delimited(fn, b'aab', limit=20), lambda data: model_until(data, 20, b'aab')),
+    'bytes': (lambda fn, limit: fn, lambda data, limit: model_bytes(data)),
+    'lines': (lambda fn, limit: framing.lines(fn, limit=limit), lambda data, limit: model_lines(data, limit)),
+    'until a byte': (
+        lambda fn, limit: framing.delimited(fn, b'a', limit=limit),
+        lambda data, limit: model_until(data, limit, b'a'),
+    ),
+    'until three': (
+        lambda fn, limit: framing.delimited(fn, b'aab', limit=20),
+        lambda data, limit: model_until(data, 20, b'aab'),
+    ),
     'prefixed': (
-        lambda fn: framing.prefixed(fn, 1, limit=LIMIT),
-        lambda data: model_prefixed(data, LIMIT, 1, 'big'),
+        lambda fn, limit: framing.prefixed(fn, 1, limit=limit),
+        lambda data, limit: model_prefixed(data, limit, 1, 'big'),
     ),
     'prefixed, little': (
-        lambda fn: framing.prefixed(fn, 2, 'little', limit=1000),
-        lambda data: model_prefixed(data, 1000, 2, 'little'),
+        lambda fn, limit: framing.prefixed(fn, 2, 'little', limit=1000),
+        lambda data, limit: model_prefixed(data, 1000, 2, 'little'),
     ),
-    'blocks': (lambda fn: framing.blocks(fn, 5), lambda data: model_exactly(data, 5, 5)),
-    'alternating': (lambda fn: framing.Framing(fn, alternating()), lambda data: (model_alternating(data), False)),
+    'blocks': (lambda fn, limit: framing.blocks(fn, 5), lambda data, limit: model_exactly(data, 5, 5)),
+    'alternating': (
+        lambda fn, limit: framing.Framing(fn, alternating()),
+        lambda data, limit: (model_alternating(data), False),
+    ),
 }
 
 
@@ -71,9 +79,15 @@ def model_alternating(data):
 class Reading(Machine):
     """The same messages however the bytes came, none while paused, the end once and last."""
 
-    @initialize(kind=st.sampled_from(list(KINDS)), read_size=st.sampled_from([1, 2, 7, 65536]), with_eof=st.booleans())
-    def begin(self, kind, read_size, with_eof):
-        make, self.whole = KINDS[kind]
+    @initialize(
+        kind=st.sampled_from(list(KINDS)),
+        read_size=st.sampled_from([1, 7, 65536, 65536, 65536]),
+        limit=st.sampled_from([9, 200, 200]),
+        with_eof=st.booleans(),
+    )
+    def begin(self, kind, read_size, limit, with_eof):
+        make, whole = KINDS[kind]
+        self.whole = lambda data: whole(data, limit)
         self.framed = kind != 'bytes'
         kernel = ScriptedKernel()
         self.r = Reactor(kernel=kernel, catch_errors=self.caught)
@@ -87,7 +101,7 @@ class Reading(Machine):
         self.raised, self.errors = 0, 0
         self.eofs, self.over = 0, None
         self.conn = self.r.adopt(
-            self.sock, make(self.on_message), on_eof=self.on_eof if with_eof else None,
+            self.sock, make(self.on_message, limit), on_eof=self.on_eof if with_eof else None,
             on_close=self.on_close, on_error=self.on_error, read_size=read_size,
         )  # fmt: skip
 
@@ -109,7 +123,7 @@ class Reading(Machine):
                 self.raised += 1
                 raise Raised
             if action == 'replace':
-                if self.framed:
+                if self.framed and self.behind is None:
                     self.behind = conn.on_data.rest()
                     conn.on_data = self.on_bytes
             elif not self.resuming and not self.closed:
@@ -171,7 +185,10 @@ class Reading(Machine):
         self.close()
 
     ACTIONS = st.lists(
-        st.lists(st.sampled_from(['pause', 'pause', 'resume', 'raise', 'replace', 'close']), max_size=2), max_size=4
+        st.lists(
+            st.sampled_from(['pause', 'pause', 'pause', 'resume', 'raise', 'raise', 'replace', 'close']), max_size=2
+        ),
+        max_size=4,
     )
 
     @precondition(lambda self: not self.script)

@@ -28,7 +28,7 @@ if os.name != 'posix':
     pytest.skip('sockets of this platform have no numbers to close them by', allow_module_level=True)
 
 INDEX = st.integers(0, 1000)
-EVENTS = st.sampled_from([0, READ, WRITE, READ | WRITE])
+EVENTS = st.sampled_from([0, READ, WRITE, READ | WRITE, READ | WRITE])
 
 
 def is_open(fd):
@@ -202,11 +202,12 @@ class Selectors(Machine):
                     pass
 
     @rule(index=INDEX, other=INDEX, what=st.one_of(st.just('close'), EVENTS))
-    def will_do(self, index, other, what):
-        """When it is called next, it closes another, or itself, or changes what that wants."""
-        number, target = self.pick(index), self.pick(other)
+    def in_its_callback(self, index, other, what):
+        """When one that is ready is called, it closes another, or itself, or changes what that wants."""
+        number, target = self.pick(index, lambda end: end.wants & end.true), self.pick(other)
         if number is not None:
             self.ends[number].does = (what, target)
+            self.one_turn()
 
     @rule(times=st.sampled_from([1, 1, 2]))
     def turn(self, times):

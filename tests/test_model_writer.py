@@ -61,8 +61,8 @@ class StrictSocket(ScriptedSocket):
 class Writing(RuleBasedStateMachine):
     """What was sent is a prefix of what was written; callbacks come in order, once, on a fresh stack, then on_close."""
 
-    @initialize(rewriting=st.booleans())
-    def begin(self, rewriting):
+    @initialize(rewriting=st.booleans(), patience=st.integers(0, 20))
+    def begin(self, rewriting, patience):
         kernel = ScriptedKernel()
         self.r = Reactor(kernel=kernel, catch_errors=False)
         self.sock = StrictSocket(kernel)
@@ -72,6 +72,8 @@ class Writing(RuleBasedStateMachine):
         self.marks = deque()  # (where, identity) of the write-callbacks to come
         self.files = []  # (from, to) of what came from files
         self.count = 0
+        self.patience = patience  # turns and takings before anything ends it
+        self.refused = False  # once after the end is enough
         self.inside = False
         self.owed = False  # write returned False, so an on_drain is to come
         self.ended = None  # the call by which the user ended it
@@ -102,6 +104,7 @@ class Writing(RuleBasedStateMachine):
         self.check_fresh()
         assert self.owed, 'on_drain without a write that returned False'
         assert conn.buffered < HIGH, 'on_drain although the mark is reached'
+        assert self.rewriting or conn.buffered <= LOW, 'on_drain above the low mark'
         self.owed = False
         if self.rewriting and self.ended is None:
             self.write(bytes, 20_000, False)
@@ -124,6 +127,7 @@ class Writing(RuleBasedStateMachine):
     def waiting(self):
         return len(self.model) - self.sock.position
 
+    @precondition(lambda self: not self.refused)
     @rule(kind=kinds, size=sizes, callback=st.booleans())
     def write(self, kind, size, callback):
         data = bytes((len(self.model) + i) * 7 & 255 for i in range(min(size, 251))) * (size // 251 + 1)
@@ -132,12 +136,14 @@ class Writing(RuleBasedStateMachine):
         if kind is not bytes:
             memoryview(buffer)[:] = b'!' * size  # whatever happens to it now is the user's business
 
+    @precondition(lambda self: not self.refused)
     @rule(pieces=st.lists(st.tuples(kinds, st.integers(0, 9000)), max_size=100), callback=st.booleans())
     def writelines(self, pieces, callback):
         data = [bytes([len(self.model) + i & 255]) * size for i, (_, size) in enumerate(pieces)]
         buffers = [kind(piece) for (kind, _), piece in zip(pieces, data, strict=True)]
         self.write_with(self.conn.writelines, buffers, b''.join(data), callback)
 
+    @precondition(lambda self: not self.refused)
     @rule(size=sizes, offset=st.integers(0, 9000), callback=st.booleans())
     def send_file(self, size, offset, callback):
         data = bytes((len(self.model) + i) * 3 & 255 for i in range(min(size, 251))) * (size // 251 + 1)
@@ -161,6 +167,8 @@ class Writing(RuleBasedStateMachine):
 
     def write_with(self, write, buffer, data, callback):
         conn, model, sock = self.conn, self.model, self.sock
+        if callback and not sock.outcomes and len(model) % 2:
+            sock.outcomes.append(1 << 30)  # often there is room at once
         alive = not conn.closed
         before, waited = len(model), self.waiting
         overfull = alive and waited > 0 and self.weight >= MOST
@@ -177,6 +185,7 @@ class Writing(RuleBasedStateMachine):
             result = self.call(write, buffer, *args)
         except ConnectionClosed:
             assert self.ended or self.told, 'refused although nobody has ended it'
+            self.refused = self.told is not None
             return
         assert self.ended is None or failed_before or self.overfull, f'accepted after {self.ended}'
         assert self.told is None, 'accepted after on_close'
@@ -192,6 +201,7 @@ class Writing(RuleBasedStateMachine):
             if alive and callback:
                 self.marks.pop()  # it failed inside this write, whose callback is never called
 
+    @precondition(lambda self: self.patience <= 0 and self.told is None)
     @rule(how=st.sampled_from(['write_eof', 'close', 'abort', 'lost', 'lost']), number=st.sampled_from(FAILURES))
     def ends(self, how, number):
         """One rule for all, so that most runs see some traffic before their end."""
@@ -210,11 +220,13 @@ class Writing(RuleBasedStateMachine):
     @precondition(lambda self: self.told is None and not self.sock.outcomes)
     @rule(outcomes=st.lists(st.one_of(taken, taken, st.just('again')), max_size=4))
     def peer_takes(self, outcomes):
+        self.patience -= 1
         self.sock.outcomes.extend(BlockingIOError() if taken == 'again' else taken for taken in outcomes)
 
     @rule(count=st.integers(1, 3))
     def turn(self, count):
         self.base = depth()
+        self.patience -= 1
         for _ in range(count):
             self.r.run_once(0)
 

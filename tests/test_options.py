@@ -49,9 +49,41 @@ def test_times_are_finite_and_not_negative(name, value):
         Options(**{name: value})
 
 
+@pytest.mark.parametrize('value', ['often', [60, 10, 5], (60, '10', 5), True])
+def test_a_keepalive_that_is_no_time_is_refused_at_the_call(value):
+    with pytest.raises(TypeError, match='keepalive'):
+        Options(keepalive=value)
+
+
+@pytest.mark.parametrize('value', [-1, math.nan, math.inf, 32768, (60, 0), (60, 10, 128), (60, 10, 5, 1), ()])
+def test_a_keepalive_that_no_system_takes_is_refused_and_not_dropped_in_silence(value):
+    with pytest.raises(ValueError, match='keepalive'):
+        Options(keepalive=value)
+
+
+@pytest.mark.parametrize('value', [None, 0.5, 60, 32767, (60,), (60, 10), (32767, 32767, 127)])
+def test_a_keepalive_is_none_or_a_time_or_two_times_and_a_number(value):
+    assert Options(keepalive=value).keepalive == value
+
+
+def test_a_keepalive_of_0_is_none():
+    assert Options(keepalive=0).keepalive is None
+
+
 def test_an_unknown_option_is_a_type_error():
     with pytest.raises(TypeError):
         Options(hihg_water=1)  # type: ignore[call-arg]
+
+
+def test_a_changed_copy_shares_what_its_connections_may_do_together():
+    options = Options()
+    assert options.changed(linger=1).shared is options.shared
+    assert Options().shared is not options.shared
+
+
+def test_what_connections_share_lets_one_line_into_the_log_in_a_second():
+    shared = Options().shared
+    assert [shared.may_log(now) for now in (0.0, 0.5, 0.999, 1.0, 1.5, 2.0)] == [True, False, False, True, False, True]
 
 
 def test_a_changed_copy_leaves_the_original_alone():

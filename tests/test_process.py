@@ -5,13 +5,16 @@ from __future__ import annotations
 import gc
 import os
 import signal
+import subprocess
 import sys
 import weakref
+from pathlib import Path
 
 import psutil
 import pytest
 from support import Log, idle, in_thread, run_until, turns
 
+import reactor
 from reactor import DEVNULL, PIPE, STDOUT, ConnectionClosed, HandleClosed, Process, Reactor, ReactorError
 from reactor.kernel import Kernel
 
@@ -702,6 +705,30 @@ def test_another_thread_is_refused():
         assert process.closed
 
 
+# -- the end of this process
+
+
+def test_when_this_process_is_killed_its_children_hear_the_end_of_their_input(tmp_path):
+    """Nobody is left to kill them then: a child that is to end with its parent reads its stdin."""
+    program = tmp_path / 'parent.py'
+    program.write_text(
+        'import reactor\n'
+        'def main(r):\n'
+        "    child = r.spawn(['sh', '-c', 'cat; echo ended'], stdin=reactor.PIPE)\n"
+        '    print(child.pid, flush=True)\n'
+        'reactor.run(main)\n'
+    )
+    command = [sys.executable, str(program)]
+    environment = {**os.environ, 'PYTHONPATH': str(Path(reactor.__file__).parents[1])}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment) as parent:
+        try:
+            assert int(parent.stdout.readline()) > 0
+            parent.kill()
+            assert parent.stdout.read() == b'ended\n'  # up to its end: no one has the pipe any more
+        finally:
+            parent.kill()
+
+
 # -- fork
 
 
@@ -727,3 +754,44 @@ def test_a_forked_copy_of_this_process_cannot_run_the_reactor_and_closing_it_the
     run_until(r, lambda: log.received == b'x')
     in_thread(r.call_soon_threadsafe, conn.close)  # the wakeup is watched as before
     run_until(r, lambda: log.names() == ['data', 'close'])
+
+
+@pytest.mark.filterwarnings('ignore:.*multi-threaded, use of fork:DeprecationWarning')
+def test_a_callback_may_fork_and_the_copy_go_on_with_a_reactor_of_its_own(r, sockets):
+    """Signals are each process's own: what is closed in the copy has to give them back there."""
+    ours, theirs = sockets()
+    log = Log()
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGUSR1)
+
+    def in_the_copy():
+        r.close()
+        assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGUSR1)) == before
+        assert signal.set_wakeup_fd(-1) == -1
+        heard = []
+        with Reactor() as mine:
+            mine.add_signal_handler(signal.SIGUSR1, heard.append, 'mine').unref()
+            mine.call_soon(os.kill, os.getpid(), signal.SIGUSR1)
+            run_until(mine, lambda: heard == ['mine'])
+
+    def on_data(conn, data):
+        if data == b'fork':
+            pid = os.fork()
+            if not pid:
+                try:
+                    in_the_copy()
+                    os._exit(0)
+                finally:
+                    os._exit(1)
+            log.append(('exit', os.waitpid(pid, 0)[1]))
+        log.on_data(conn, data)
+        if data == b'on':
+            conn.close()
+
+    r.adopt(ours, on_data, on_close=log.on_close)
+    r.add_signal_handler(signal.SIGUSR1, log.append, ('signal',)).unref()
+    theirs.send(b'fork')
+    r.call_later(0.1, theirs.send, b'on')
+    r.call_soon(os.kill, os.getpid(), signal.SIGUSR1)
+    assert r.run() is True
+    assert log == [('exit', 0), ('data', b'fork'), ('signal',), ('data', b'on'), ('close', None)]
+    r.clear_signal_handlers()

@@ -14,10 +14,10 @@ from conftest import check_empty
 from support import SELECTORS
 
 from reactor import Reactor
-from reactor.testing.programs import PROGRAMS, silence
+from reactor.testing.programs import PROGRAMS, time_limits
 
 SEEDS = range(4)
-SLOW = {silence}  # here its time limits take seconds
+SLOW = {time_limits}  # here its time limits take seconds
 
 
 def courses(seeds: range) -> list[Any]:
@@ -43,6 +43,7 @@ class RealWorld:
     """A `World` on the real kernel: no faults, and what a program finds wrong is kept, whoever takes the exception."""
 
     faulty = False
+    name = 'localhost'
     tls = None
 
     def __init__(self, r: Reactor, seed: int, folder: Path) -> None:

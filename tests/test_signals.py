@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import signal
 import socket
 import threading
 import time
 
 import pytest
-from support import Log, drain, fill, in_thread, run_until, turns
+from support import FailingKernel, Log, drain, fill, in_thread, run_until, turns
 
 from reactor import HandleClosed, Reactor, ReactorError
+from reactor.kernel import Kernel
 
 if not hasattr(signal, 'SIGUSR1'):
     pytest.skip('this platform has no SIGUSR1 to raise', allow_module_level=True)
@@ -216,6 +218,34 @@ def test_a_storm_of_signals_damages_no_timer_and_no_byte(r, sockets):
     conn.abort()
     r.clear_signal_handlers()
     turns(r, 2)
+
+
+def test_a_storm_of_signals_loses_no_client_and_no_child(r, sockets):
+    """They meet accept, connect and waitpid, too."""
+    accepted, connected, ended, exits, caught = [], [], [], [], []
+    listener = r.listen_tcp('127.0.0.1', 0, on_connect=accepted.append)
+    r.add_signal_handler(signal.SIGALRM, caught.append, 1)
+    signal.setitimer(signal.ITIMER_REAL, 0.0002, 0.0002)
+
+    def on_connect(conn):
+        connected.append(conn)
+        conn.close()
+
+    try:
+        for number in range(300):
+            r.connect_tcp(*listener.address, on_connect=on_connect, on_close=lambda conn, exc: ended.append(exc))
+            if number % 10 == 0:
+                r.spawn(['true'], on_exit=lambda process, *how: exits.append(how))
+            r.run_once(0)
+        run_until(r, lambda: len(ended) == 300 and len(exits) == 30 and not listener.open_connections)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+    assert len(accepted) == len(connected) == 300
+    assert ended == [None] * 300
+    assert exits == [(0, None)] * 30
+    run_until(r, lambda: caught)
+    r.clear_signal_handlers()
+    listener.close()
 
 
 @pytest.mark.parametrize('removed', ['remove', 'close', 'clear'])
@@ -661,3 +691,58 @@ def test_a_write_to_a_broken_pipe_is_an_error_and_no_signal(r, sockets):
     assert conn.write(b'x') is False
     run_until(r, lambda: log)
     assert isinstance(log[0][1], BrokenPipeError)
+
+
+@pytest.mark.parametrize('running', [True, False])
+def test_a_reactor_closed_in_a_copy_of_its_process_gives_the_signals_back_at_once(running):
+    class Copied(Kernel):
+        number = 1
+
+        def pid(self):
+            return self.number
+
+    kernel = Copied()
+    r = Reactor(kernel=kernel)
+    before = signal.getsignal(SIGINT), signal.getsignal(SIGUSR1)
+    after = []
+
+    def main(r):
+        r.add_signal_handler(SIGUSR1, print)
+        kernel.number = 2  # as after a fork
+        r.close()
+        after.append((signal.getsignal(SIGINT), signal.getsignal(SIGUSR1)))
+        after.append(signal.set_wakeup_fd(-1))
+        raise SystemExit
+
+    with pytest.raises(SystemExit):
+        r.run(main) if running else main(r)
+    assert after == [before, -1]
+    assert (signal.getsignal(SIGINT), signal.getsignal(SIGUSR1)) == before
+
+
+@pytest.mark.parametrize(('call', 'count'), [('set_wakeup_fd', 1), ('signal', 1), ('set_wakeup_fd', 2), ('signal', 2)])
+def test_a_run_that_cannot_take_or_give_back_the_signals_leaves_the_next_one_whole(call, count):
+    kernel, bells = FailingKernel(call, errno.EINVAL, count), []
+    with Reactor(kernel=kernel) as r:
+        begun = kernel.wakeup_fd, kernel.takes_sigint()
+        try:
+            r.run()
+        except OSError:
+            pass
+        r.run(lambda r: bells.append((kernel.wakeup_fd, kernel.takes_sigint())))
+        assert bells == [(r._wakeup.bell_fileno(), False)]
+        if (call, count) != ('signal', 2):
+            assert (kernel.wakeup_fd, kernel.takes_sigint()) == begun
+
+
+@pytest.mark.parametrize('call', ['set_wakeup_fd', 'signal'])
+def test_a_handler_that_cannot_be_added_leaves_nothing(call):
+    kernel = FailingKernel(call, errno.EINVAL)
+    with Reactor(kernel=kernel) as r:
+        with pytest.raises(OSError, match='simulated'):
+            r.add_signal_handler(signal.SIGTERM, print)
+        assert r.handles() == []
+        assert kernel.wakeup_fd == -1
+        bells = []
+        r.run(lambda r: bells.append(kernel.wakeup_fd))
+        assert bells == [r._wakeup.bell_fileno()]

@@ -27,7 +27,7 @@ from support import (
     turns,
 )
 
-from reactor import ConnectionClosed, IdleTimeout, Reactor, WriteBufferFull, WriteTimeout
+from reactor import ConnectionClosed, IdleTimeout, Reactor, Stream, WriteBufferFull, WriteTimeout
 
 ALL = ('on_data', 'on_eof', 'on_drain', 'on_close', 'on_error')
 
@@ -1031,6 +1031,20 @@ def test_a_close_keeps_its_port_for_a_while_and_an_abort_does_not(r, sockets, en
             assert caught.value.errno == errno.EADDRINUSE
         else:
             newcomer.bind(address)
+
+
+@pytest.mark.parametrize('end', [Stream.write_eof, Stream.close])
+def test_a_foreign_close_is_told_when_the_write_side_is_to_be_ended(r, sockets, end):
+    log, (sock, _) = Log(), sockets()
+    conn = r.adopt(sock, **log.callbacks('on_eof', 'on_close'))
+    conn.pause_reading()  # so that `close` ends the write side first
+    os.close(sock.fileno())
+    end(conn)
+    turns(r, 2)
+    assert [entry[1].errno for entry in log] == [errno.EBADF]
+    with pytest.raises(ConnectionClosed):
+        conn.write(b'x')
+    assert not r.handles()
 
 
 def test_a_write_in_the_last_on_written_after_the_peer_has_ended_is_dropped_and_no_error(scripted):

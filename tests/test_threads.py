@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import gc
 import threading
-import time
 import weakref
 from collections import deque
 
 import pytest
-from support import FakeKernel, in_thread, run_until, turns
+from support import in_thread, run_until, turns
 
-from reactor import HandleClosed, Reactor, ReactorError
+from reactor import HandleClosed, Reactor, ReactorError, ResolveError
+from reactor.kernel import Kernel
 from reactor.loop.threads import QUEUE_LIMIT, THREADS
 
 
@@ -280,26 +280,55 @@ def test_a_call_that_is_done_holds_nothing(r):
     assert r.run() is True
 
 
-def test_a_thread_that_cannot_be_started_does_not_use_up_a_place():
-    class Kernel(FakeKernel):
-        failures = THREADS
+class FewThreads(Kernel):
+    """A system that refuses to start threads: the next `failures`, or all beyond `most`."""
 
-        def start_thread(self, target, name):
-            if self.failures:
-                self.failures -= 1
-                raise RuntimeError("can't start new thread")
-            super().start_thread(target, name)
+    def __init__(self, failures=0, most=1000):
+        self.failures, self.most = failures, most
 
-        selector = FakeKernel.__base__.selector
-        clock = staticmethod(time.monotonic)
+    def start_thread(self, target, name):
+        if self.failures or not self.most:
+            self.failures -= 1
+            raise RuntimeError("can't start new thread")
+        self.most -= 1
+        super().start_thread(target, name)
 
+
+def test_a_call_for_which_no_thread_can_be_started_is_answered_with_an_error():
     done = []
-    with Reactor(kernel=Kernel()) as r:
+    with Reactor(kernel=FewThreads(failures=1)) as r:
+        r.run_in_thread(int, on_done=lambda *outcome: done.append(outcome))
+        assert not done
+        assert r.run() is True
+    result, error = done[0]
+    assert result is None
+    assert isinstance(error, ReactorError)
+    assert "can't start new thread" in str(error)
+
+
+def test_a_look_up_for_which_no_thread_can_be_started_fails():
+    done = []
+    with Reactor(kernel=FewThreads(failures=1)) as r:
+        r.resolve('localhost', lambda *outcome: done.append(outcome))
+        assert r.run() is True
+    assert isinstance(done[0][1], ResolveError)
+
+
+def test_calls_that_wait_are_answered_though_the_next_thread_cannot_be_started():
+    done, queued = [], threading.Event()
+    with Reactor(kernel=FewThreads(most=1)) as r:
+        for _ in range(3):
+            r.run_in_thread(queued.wait, on_done=lambda *outcome: done.append(outcome))
+        queued.set()
+        assert r.run() is True
+    assert done == [(True, None)] * 3
+
+
+def test_a_thread_that_cannot_be_started_does_not_use_up_a_place():
+    done = []
+    with Reactor(kernel=FewThreads(THREADS)) as r:
         for _ in range(THREADS):
-            try:
-                r.run_in_thread(int)
-            except RuntimeError:
-                pass
+            r.run_in_thread(int)
         r.run_in_thread(int, on_done=lambda *outcome: done.append(outcome))
         run_until(r, lambda: done and not r.handles(), timeout=3)
     assert done == [(0, None)]

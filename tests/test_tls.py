@@ -15,6 +15,7 @@ import subprocess
 import threading
 import warnings
 import weakref
+from functools import partial
 
 import pytest
 from certificates import certificates  # noqa: F401
@@ -79,12 +80,16 @@ def plain_client(server):
 def simulated(certificates, faults, on_data=None, **callbacks):  # noqa: F811
     """A server with these callbacks and a client that speaks, on a system with these faults; how the client ended."""
     ends = []
+
+    def ended(server, conn, exc):
+        ends.append(exc)
+        server.close()
+
     for seed in range(20):
         with reactor.Reactor(kernel=SimKernel(seed, faults=faults)) as r:
             server = r.listen_tcp('10.0.0.1', 443, on_data, ssl=certificates.server(), **callbacks)
-            close = lambda conn, exc: (ends.append(exc), server.close())  # noqa: E731
             options = {'ssl': certificates.client(), 'server_hostname': 'localhost'}
-            client = r.connect_tcp('10.0.0.1', 443, on_close=close, **options)
+            client = r.connect_tcp('10.0.0.1', 443, on_close=partial(ended, server), **options)
             client.write(b'spoken')
             r.call_later(5, client.close)
             r.run()

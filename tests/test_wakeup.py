@@ -6,7 +6,7 @@ import errno
 import gc
 import os
 import selectors
-import socket
+import signal
 import threading
 import time
 import weakref
@@ -15,7 +15,19 @@ from collections import deque
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support import FakeKernel, FakeSelector, Log, ScriptedKernel, fill, idle, in_thread, run_until, turns, turns_in
+from support import (
+    FailingKernel,
+    FakeKernel,
+    FakeSelector,
+    Log,
+    ScriptedKernel,
+    fill,
+    idle,
+    in_thread,
+    run_until,
+    turns,
+    turns_in,
+)
 
 from reactor import HandleClosed, Reactor
 
@@ -302,6 +314,58 @@ def test_another_thread_has_a_connection_closed_by_a_call_that_wakes_the_loop(r,
     assert theirs.recv(1) == b''
 
 
+# -- closed by somebody else
+
+
+@pytest.mark.parametrize('end', ['_bell', 'sock'])
+def test_a_doorbell_that_somebody_else_closed_is_replaced_and_does_not_spin(r, end, caplog):
+    # The end of the socket was read again and again, for ever; and no call from a thread was made any more.
+    if end == 'sock' and isinstance(r.watchers.selector, getattr(selectors, 'EpollSelector', ())):
+        pytest.skip('epoll never reports a descriptor that was closed')
+    log = []
+    os.close(getattr(r._wakeup, end).fileno())
+    turns(r, 3)
+    assert turns_in(r) <= 3
+    in_thread(r.call_soon_threadsafe, log.append, 1)
+    run_until(r, lambda: log)
+    assert r.handles() == []
+    assert caplog.text.count('doorbell') == 1
+
+
+def test_signals_ring_the_new_doorbell(r):
+    log = []
+    handler = r.add_signal_handler(signal.SIGTERM, log.append, 1)
+    os.close(r._wakeup.bell_fileno())
+    turns(r, 3)
+    r.call_later(0.01, signal.raise_signal, signal.SIGTERM)
+    began = time.monotonic()
+    too_late = r.call_later(20, r.stop)
+    while not log and time.monotonic() < began + 20:
+        r.run_once()
+    too_late.cancel()
+    handler.close()
+    assert time.monotonic() < began + 10
+
+
+def test_a_call_that_finds_its_doorbell_closed_is_made(r):
+    log = []
+    os.close(r._wakeup.bell_fileno())
+    r.call_soon_threadsafe(log.append, 1)
+    run_until(r, lambda: log)
+
+
+@pytest.mark.parametrize('error', [errno.ENOMEM, errno.ENOBUFS, errno.EBADF])
+def test_a_doorbell_that_cannot_be_read_loses_no_call(error):
+    log, errors = [], []
+    kernel = FailingKernel('recv', error)
+    with Reactor(kernel=kernel, catch_errors=lambda exc, handle: errors.append(exc)) as r:
+        r.run_in_thread(int, on_done=lambda *outcome: log.append(outcome))
+        assert r.run() is True
+    assert log == [(0, None)]
+    assert not errors
+    assert not kernel.files
+
+
 def test_a_doorbell_that_somebody_else_closed_stops_neither_the_loop_nor_its_close(r, sockets, caplog):
     log = Log()
     ours, theirs = sockets()
@@ -314,15 +378,3 @@ def test_a_doorbell_that_somebody_else_closed_stops_neither_the_loop_nor_its_clo
     assert idle(r)
     assert len(caplog.records) <= 1
     r.close()
-
-
-def test_a_newcomer_with_the_number_of_a_lost_doorbell_is_not_closed(r):
-    number = r._wakeup.fileno()
-    os.close(number)
-    turns(r, 3)
-    if not r._wakeup.closed:
-        pytest.skip('epoll and kqueue never report a descriptor that was closed')
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as newcomer:
-        assert newcomer.fileno() == number
-        r.close()
-        newcomer.getsockname()  # OSError if it was closed

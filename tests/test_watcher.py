@@ -410,6 +410,21 @@ def test_a_newcomer_with_the_number_of_a_lost_listener_is_not_hurt(r, sockets, c
     turns(r, 1)
 
 
+def test_a_listener_gets_the_number_of_a_lost_one(r, caplog):
+    # It was refused: "descriptor 7 belongs to <Listener> already".
+    lost = r.listen_tcp('127.0.0.1', 0)
+    number = lost.fileno()
+    os.close(number)
+    server = r.listen_tcp('127.0.0.1', 0)
+    assert server.fileno() == number
+    assert lost.closed
+    client = r.connect_tcp(*server.address)
+    run_until(r, lambda: server.open_connections)
+    client.abort()
+    run_until(r, lambda: not server.open_connections)
+    server.close()
+
+
 def test_one_socket_cannot_belong_to_two_handles(r, sockets):
     log = Log()
     ours, theirs = sockets()
@@ -434,6 +449,81 @@ def test_a_descriptor_that_was_given_up_can_belong_to_another_handle(r, sockets)
     assert (probe.log, log.received) == ([], b'x')
     conn.abort()
     turns(r, 1)
+
+
+# -- no memory to watch
+
+
+@pytest.fixture(params=['register', 'modify'])
+def refusing(request, r, monkeypatch):
+    """A selector of which one call fails once with ENOSPC, `refusing()` says from when on."""
+    selector, failing = r.watchers.selector, request.param
+    real = getattr(selector, failing)
+
+    def refuse(fd, events, data=None):
+        monkeypatch.setattr(selector, failing, real)
+        if failing == 'modify':
+            selector.unregister(fd)  # as `selectors` has it when the system refuses
+        raise OSError(errno.ENOSPC, 'No space left on device')
+
+    def begin():
+        monkeypatch.setattr(selector, failing, refuse)
+        return failing
+
+    return begin
+
+
+def test_a_connection_that_the_system_cannot_watch_ends_with_its_error_and_is_closed(r, sockets, refusing):
+    log, (sock, peer) = Log(), sockets()
+    conn = r.adopt(sock, on_close=log.on_close)
+    if refusing() == 'modify':
+        r.watchers.set_events(conn, READ | WRITE)
+    else:
+        conn.pause_reading()
+        conn.resume_reading()
+    turns(r, 2)
+    assert [entry[1].errno for entry in log] == [errno.ENOSPC]
+    assert sock.fileno() == -1
+    assert peer.recv(1) == b''
+
+
+def test_a_datagram_socket_that_the_system_cannot_watch_ends_with_its_error_and_is_closed(r, refusing):
+    told = []
+    sock = r.bind_udp('127.0.0.1', 0, on_close=lambda sock, exc: told.append(exc.errno))
+    if refusing() == 'modify':
+        r.watchers.set_events(sock, READ | WRITE)
+    else:
+        sock.pause_reading()
+        sock.resume_reading()
+    turns(r, 2)
+    assert told == [errno.ENOSPC]
+    assert sock.fileno() == -1
+
+
+def test_a_listener_that_the_system_cannot_watch_tries_again(r, refusing, caplog):
+    log = Log()
+    server = r.listen_tcp('127.0.0.1', 0, on_connect=log.on_connect)
+    if refusing() == 'modify':
+        r.watchers.set_events(server, READ | WRITE)
+    server.pause()
+    server.resume()
+    client = r.connect_tcp(*server.address)
+    run_until(r, lambda: log.names() == ['connect'])
+    assert 'paused' in caplog.text
+    client.abort()
+    server.close()
+    run_until(r, lambda: not r.handles())
+
+
+def test_a_watched_descriptor_that_the_system_cannot_watch_is_logged_and_let_go(r, sockets, refusing, caplog):
+    sock, _ = sockets()
+    handle = r.watch_fd(sock, READ, print)
+    if refusing() == 'register':
+        handle.set_events(0)
+    handle.set_events(READ | WRITE)
+    assert handle.closed
+    assert 'No space left' in caplog.text
+    assert sock.fileno() >= 0
 
 
 # -- what a handle is by itself

@@ -36,6 +36,19 @@ def on_core(core):
         os.sched_setaffinity(0, before)
 
 
+def ahead_of_others(priority=1):
+    """A command before another that has it run whenever it can (real-time priority); nothing where that is forbidden.
+
+    For what is measured beside a load on the same cores, which in earnest would come from other machines.
+    """
+    command = ('chrt', '-f', str(priority))
+    try:
+        subprocess.run([*command, 'true'], check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError):
+        return ()
+    return command
+
+
 def raise_descriptor_limit():
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
@@ -84,3 +97,29 @@ def description():
         'memory_mb': os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE') >> 20,
         'interpreter': sys.implementation.name,
     }
+
+
+class OtherLoad:
+    """How much of the machine other processes use from now on: what disturbs a measurement."""
+
+    def __init__(self):
+        self.began = self._now()
+
+    def cores(self):
+        """Cores that were busy for others, on the average; 0 where it cannot be told."""
+        began, now = self.began, self._now()
+        if not now or now[0] == began[0]:
+            return 0.0
+        busy, ours = now[1] - began[1], now[2] - began[2]
+        return max(0.0, (busy - ours) / (now[0] - began[0]))
+
+    def _now(self):
+        """(clock, seconds that all cores were busy, seconds of them for us and our children that have ended)."""
+        try:
+            with open('/proc/stat') as file:
+                ticks = [int(word) for word in file.readline().split()[1:9]]
+        except OSError:
+            return None
+        user, nice, system, _idle, _iowait, _irq, _softirq, steal = ticks  # interrupts: nobody knows for whom
+        times = os.times()
+        return times.elapsed, (user + nice + system + steal) / os.sysconf('SC_CLK_TCK'), sum(times[:4])

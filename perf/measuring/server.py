@@ -21,7 +21,37 @@ class Failed(Exception):
     """A peer did not do what it was measured for."""
 
 
-class Server:
+class Measured:
+    """A process of which the system is asked what it uses: `pid` is all that it needs."""
+
+    pid: int
+
+    def cpu(self):
+        """Seconds of CPU that all its threads have used so far, to the nanosecond."""
+        return time.clock_gettime((~self.pid << 3) | 2)  # what clock_getcpuclockid(3) returns on Linux
+
+    def memory(self):
+        """Resident bytes, once they have settled."""
+        last, since = None, time.monotonic()
+        while True:
+            now = resident(self.pid)
+            if now != last:
+                last, since = now, time.monotonic()
+            elif time.monotonic() - since > SETTLED:
+                return now
+            time.sleep(0.02)
+
+    def peak_memory(self):
+        """The most bytes that were resident at any time."""
+        with open(f'/proc/{self.pid}/status') as file:
+            return next(int(line.split()[1]) * 1024 for line in file if line.startswith('VmHWM:'))
+
+    def descriptors(self):
+        """How many it has open."""
+        return len(os.listdir(f'/proc/{self.pid}/fd'))
+
+
+class Server(Measured):
     """A server on a port that the system chose; a context manager."""
 
     def __init__(self, peer, workload, core):
@@ -45,21 +75,6 @@ class Server:
 
     def __exit__(self, *failure):
         self.close()
-
-    def cpu(self):
-        """Seconds of CPU that all its threads have used so far, to the nanosecond."""
-        return time.clock_gettime((~self.pid << 3) | 2)  # what clock_getcpuclockid(3) returns on Linux
-
-    def memory(self):
-        """Resident bytes, once they have settled."""
-        last, since = None, time.monotonic()
-        while True:
-            now = resident(self.pid)
-            if now != last:
-                last, since = now, time.monotonic()
-            elif time.monotonic() - since > SETTLED:
-                return now
-            time.sleep(0.02)
 
     def last_words(self):
         self.process.kill()

@@ -97,6 +97,8 @@ class Descriptor(Handle):
         log('warning', '%s', exc)
         self.close()
 
+    handle_refused = handle_lost
+
     def waits_for(self) -> str:
         waits = {0: 'set_events()', READ: 'input', WRITE: 'room for output', READ | WRITE: 'input or room for output'}
         return waits[self.events]

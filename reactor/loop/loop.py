@@ -52,8 +52,9 @@ class Loop:
     selector      a `selectors` selector, by default the best of the platform; the loop closes it
     kernel        what stands for the operating system, for tests and simulation
     catch_errors  True: an exception raised by a callback is logged with its traceback, and its connection, if it
-                  belongs to one without `on_error`, is aborted. A callable `fn(exc, handle_or_None)` is called instead
-                  of the log. False: it leaves `run`.
+                  belongs to one without `on_error`, is aborted. Those of a listener's connections, which clients can
+                  cause at will, are logged once a second, and all counted. A callable `fn(exc, handle_or_None)` is
+                  called instead of the log. False: it leaves `run`.
     slow_callback a number of seconds: a callback, or a whole turn, that takes as long is logged with the name and line
                   of the callback, at most once a second, and counted
     debug         check in every call that it comes from the loop's thread
@@ -167,12 +168,12 @@ class Loop:
         """End it: exit callbacks run, the last added first, every handle is aborted and told, the selector is closed.
 
         The one call inside which callbacks run. Raises `ReactorError` from inside a callback. Closing twice does
-        nothing. In a fork of the process that made it, it lets go of the selector and tells nobody: what is open
-        belongs to the other.
+        nothing. In a fork of the process that made it, it gives back the signals, lets go of the selector and tells
+        nobody: what is open belongs to the other. There alone it may be called from a callback, the one that forked.
         """
         if self.watchers.closed:
             return
-        steps: tuple[Callable[[], object], ...] = ()
+        steps: tuple[Callable[[], object], ...] = (self._signals.give_back,)
         if not self._forked():
             self._enter()
             steps = (self._run_exit_callbacks, self._signals.clear, self.timers.clear, self._end_handles)
@@ -323,8 +324,8 @@ class Loop:
     ) -> ThreadCall:
         """Call `fn(*args)` in a daemon thread, then `on_done(result, error)` in the loop, one of them None.
 
-        At most four run at once and 1,000 wait; for one more, `on_done` gets a `ReactorError`. `close` of the returned
-        handle cancels it.
+        At most four run at once and 1,000 wait; for one more, `on_done` gets a `ReactorError`, and where the system
+        starts no thread at all. `close` of the returned handle cancels it.
         """
         self._check(fn)
         if on_done is not None:

@@ -97,8 +97,8 @@ class Signals:
         """Bind a callback, in place of an earlier one; OSError or ValueError for a signal that cannot be caught."""
         handler = self._handlers.get(signum)
         if handler is None:
-            self._hold()
             try:
+                self._hold()
                 previous = self._kernel.signal(signum, self._note)
             except BaseException:
                 self._release()
@@ -114,9 +114,9 @@ class Signals:
             return False
         if not self._kernel.in_main_thread():
             raise ReactorError('signal handlers can be removed in the main thread only')
-        del self._handlers[signum]
         # None: the previous handler was not installed from Python and cannot be put back.
         self._kernel.signal(signum, handler.previous if handler.previous is not None else 0)
+        del self._handlers[signum]
         self._raised[signum] = 0
         handler.fn, handler.args = None, ()
         self._loop.watchers.remove(handler)
@@ -141,8 +141,14 @@ class Signals:
             self._default_interrupt = self._kernel.signal(SIGINT, self._interrupt)
 
     def leave(self) -> None:
-        """`run` ends: undo `enter`."""
+        """`run` ends: undo `enter`, as far as it came."""
         self._in_run = False
+        try:
+            self._give_interrupt_back()
+        finally:
+            self._release()
+
+    def _give_interrupt_back(self) -> None:
         if self._default_interrupt is not None:
             if SIGINT in self._handlers:
                 self._handlers[SIGINT].previous = self._default_interrupt
@@ -151,7 +157,12 @@ class Signals:
                 if found != self._interrupt:
                     self._kernel.signal(SIGINT, found)  # somebody installed theirs meanwhile: it stays
             self._default_interrupt = None
-        self._release()
+
+    def give_back(self) -> None:
+        """In a fork, perhaps in the middle of `run`: have nothing of this process's any more."""
+        self.clear()
+        if self._in_run:
+            self.leave()
 
     def raise_interrupt(self) -> None:
         """Called by the loop, between two callbacks, when `interrupted` is set."""
@@ -185,10 +196,16 @@ class Signals:
         self.interrupted = True
 
     def _hold(self) -> None:
-        if not self._holds:
+        self._holds += 1  # first: whoever fails here lets go as well
+        if self._holds == 1:
             self._foreign = self._kernel.set_wakeup_fd(self._wakeup.bell_fileno())
             self._wakeup.on_bytes = self.collect
-        self._holds += 1
+            self._wakeup.on_replaced = self._hold_on
+
+    def _hold_on(self) -> None:
+        # The number that Python has may be another's by now.
+        if self._holds and self._kernel.in_main_thread():
+            self._kernel.set_wakeup_fd(self._wakeup.bell_fileno())
 
     def _release(self) -> None:
         self._holds -= 1

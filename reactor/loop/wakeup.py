@@ -2,7 +2,7 @@
 
 Owns a socketpair and the queue of calls from other threads. Knows nothing of what they do. The rule: a byte in the
 socket is only a doorbell. The truth is kept elsewhere (the queue, the flag of each signal), so a full socket loses
-nothing, and one byte serves however many calls wait.
+nothing, and one byte serves however many calls wait. So it can also be replaced, when somebody else has closed it.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import errno
 from collections import deque
 
 from ..errors import HandleClosed
+from ..kernel import close_socket
 from .log import log
 from .watcher import READ, Handle
 
@@ -32,28 +33,32 @@ DOORBELL_BYTES = 4096  # read at once; what a flood of signals leaves behind is 
 class Wakeup(Handle):
     """The doorbell of one loop. It never counts as a reason to keep running."""
 
-    __slots__ = ('_bell', '_rung', '_sock', '_soon', 'calls', 'on_bytes')
+    __slots__ = ('_bell', '_kernel', '_rung', '_soon', 'calls', 'on_bytes', 'on_replaced', 'sock')
 
     def __init__(self, loop: Loop, kernel: Kernel, soon: deque[Call]) -> None:
         self.loop = loop
         self.since = loop.now
         self.calls: deque[Call] = deque()  # from other threads, in order
         self.on_bytes: Callable[[bytes], None] = _ignore  # told what the doorbell said, for signals
+        self.on_replaced: Callable[[], object] = _ignore  # told that the descriptor of the bell is another one
+        self._kernel = kernel
         self._soon = soon
         self._rung = False
-        self._sock: socket
+        self._open()
+
+    def _open(self) -> None:
+        self.sock: socket
         self._bell: socket
-        self._sock, self._bell = kernel.socketpair()
+        self.sock, self._bell = self._kernel.socketpair()
         try:
-            loop.watchers.add(self, READ)
+            self.loop.watchers.add(self, READ)
         except BaseException:
-            self._sock.close()
-            self._bell.close()
+            self._close()
             raise
-        loop.watchers.unref(self)
+        self.loop.watchers.unref(self)
 
     def fileno(self) -> int:
-        return self._sock.fileno()
+        return self.sock.fileno()
 
     def bell_fileno(self) -> int:
         """The descriptor to which signals write."""
@@ -61,7 +66,7 @@ class Wakeup(Handle):
 
     @property
     def closed(self) -> bool:
-        return self._sock.fileno() < 0
+        return self.sock.fileno() < 0
 
     def call(self, fn: Callable[..., object], args: tuple[Any, ...]) -> None:
         """Queue a call, from any thread."""
@@ -80,42 +85,58 @@ class Wakeup(Handle):
             except OSError as exc:
                 if exc.errno in NO_MEMORY:
                     continue  # not even for a byte; a bell that is not rung is a call that is never made
-                raise HandleClosed('this reactor is closed') from None
+                if self.loop.watchers.closed:
+                    raise HandleClosed('this reactor is closed') from None
+                # Else somebody has closed it, and the loop looks at the queue when it replaces it.
             return
 
     def handle_read(self) -> None:
         """Take the calls that wait, and let the signals tell which of them were raised."""
         try:
-            data = self._sock.recv(DOORBELL_BYTES)
+            data = self.sock.recv(DOORBELL_BYTES)
         except BlockingIOError:
             return
         except OSError as exc:
-            if exc.errno not in NO_MEMORY:
+            if exc.errno not in NO_MEMORY:  # else it is ready still
                 self.loop.watchers.evict(self)
             return
+        if data:
+            self._take(data)
+        else:  # nobody has the bell any more, and its number may be another's
+            self._bell.detach()
+            self._replace()
+
+    def handle_lost(self, exc: OSError) -> None:
+        self.sock.detach()
+        self._replace()
+
+    def _replace(self) -> None:
+        log('warning', 'the doorbell of the loop was closed by somebody else, who closes descriptors that are not his')
+        self.loop.watchers.remove(self)
+        self._close()
+        self._open()
+        self.on_replaced()
+        self._take(b'')  # who could not ring
+
+    def _take(self, data: bytes) -> None:
         self._rung = False
         self.on_bytes(data)
         calls, soon = self.calls, self._soon
         for _ in range(len(calls)):
             soon.append(calls.popleft())
 
-    def handle_lost(self, exc: OSError) -> None:
-        log('error', '%s; no thread and no signal wakes the loop any more', exc)
-        self.loop.watchers.remove(self)
-        self._sock.detach()  # the number may be another's by now
-
     def close(self) -> None:
         if not self.closed:
             self.loop.watchers.remove(self)
-            try:
-                self._sock.close()
-            except OSError:
-                pass  # somebody else has closed the descriptor
-        self._bell.close()
+            self._close()
+
+    def _close(self) -> None:
+        close_socket(self.sock)
+        close_socket(self._bell)
 
     def __repr__(self) -> str:
         return f'<Wakeup fd={self.fileno()}>'
 
 
-def _ignore(data: bytes) -> None:
+def _ignore(*args: Any) -> None:
     pass

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from ..kernel import Kernel
     from .loop import Loop
 
+# Registering fails with these although the descriptor is fine: ENOSPC is the limit of epoll's watches per user.
+NO_MEMORY = {errno.ENOMEM, errno.ENOSPC}
+
 READ = EVENT_READ
 WRITE = EVENT_WRITE
 
@@ -91,6 +94,10 @@ class Handle:
     def handle_lost(self, exc: OSError) -> None:
         """Called when somebody else closed the descriptor: it must not be closed again, the number may be another's."""
 
+    def handle_refused(self, exc: OSError) -> None:
+        """Called when the system has no memory to watch the descriptor for what was wanted; it is not watched now."""
+        self.reset(exc)
+
 
 class Watchers:
     """The open handles of one loop, `loop.watchers` (internal: public inside the package, not exported)."""
@@ -153,9 +160,8 @@ class Watchers:
             elif not parked:
                 self.selector.unregister(fd)
                 self._parked[handle] = None
-        except (OSError, ValueError, KeyError):
-            # Only a descriptor that is not ours any more can fail here. The poll would not tell, so we do.
-            self.evict(handle)
+        except (OSError, ValueError, KeyError) as exc:
+            self._fail(handle, exc)
         else:
             handle.events = events
 
@@ -209,22 +215,21 @@ class Watchers:
         except (OSError, TypeError):
             return old  # no descriptor is left, or the user's own kind needs arguments: it has to go on as it is
         self._map = self.selector.get_map()
-        lost = []
+        failed = []
         for key in list(old.get_map().values()):
             try:
                 self.selector.register(key.fd, key.events, key.data)
-            except (OSError, ValueError):
-                lost.append(key.data)
+            except (OSError, ValueError) as exc:
+                failed.append((key.data, exc))
         old.close()
-        self._evict_all(lost)
+        for handle, why in failed:
+            if handle.events:  # else it was closed meanwhile, by the loss of another
+                self._fail(handle, why)
         return self.selector
 
     def evict(self, handle: Handle) -> None:
         """Forget the registration of a handle whose descriptor was closed by somebody else, and tell it."""
-        if handle not in self._parked:
-            self._unregister_lost(handle)
-            self._parked[handle] = None
-        handle.events = 0
+        self._park_lost(handle)
         exc = OSError(errno.EBADF, f'descriptor of {handle!r} was closed by somebody else; close the handle instead')
         handle.handle_lost(exc)
 
@@ -235,13 +240,10 @@ class Watchers:
     def evict_closed(self) -> bool:
         """Find and evict handles with a closed descriptor; returns whether there was one."""
         dead = [key.data for key in self._map.values() if self.is_lost(key.data, key.fd)]
-        self._evict_all(dead)
-        return bool(dead)
-
-    def _evict_all(self, lost: list[Handle]) -> None:
-        for handle in lost:
+        for handle in dead:
             if handle.events:  # else it was closed meanwhile, by the loss of another
                 self.evict(handle)
+        return bool(dead)
 
     def _register(self, handle: Handle, fd: int, events: int) -> None:
         if not self.kernel.selector_has_room(self.selector, fd):
@@ -261,6 +263,20 @@ class Watchers:
                 raise ReactorError(f'descriptor {fd} belongs to {holder!r} already; close that first') from None
             self.evict(holder)
             self.selector.register(fd, events, handle)
+
+    def _fail(self, handle: Handle, exc: Exception) -> None:
+        # The poll would not tell, so we do.
+        if isinstance(exc, OSError) and exc.errno in NO_MEMORY:
+            self._park_lost(handle)
+            handle.handle_refused(exc.with_traceback(None))
+        else:
+            self.evict(handle)  # nothing else fails but a descriptor that is not ours any more
+
+    def _park_lost(self, handle: Handle) -> None:
+        if handle not in self._parked:
+            self._unregister_lost(handle)
+            self._parked[handle] = None
+        handle.events = 0
 
     def _unregister_lost(self, handle: Handle) -> None:
         # Its socket object may be closed and know no number any more: look for the one that it had.

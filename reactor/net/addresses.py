@@ -131,15 +131,18 @@ def unmapped(address: Any) -> Any:
 
 
 def show(address: Any) -> str:
-    """An address as people write it: 127.0.0.1:80, [::1]:80, a path, @abstract."""
+    """An address as people write it: 127.0.0.1:80, [::1]:80, a path, @abstract; quoted if it would spoil the line."""
     if address is None:
         return 'unknown'
     if type(address) is tuple:
         host, port = address[0], address[1]
         return f'[{host}]:{port}' if ':' in host else f'{host}:{port}'
     if isinstance(address, bytes):
-        return '@' + address[1:].decode('utf-8', 'replace') if address[:1] == b'\0' else repr(address)
-    return address or 'unnamed'
+        if address[:1] != b'\0':
+            return repr(address)
+        address = '@' + address[1:].decode('utf-8', 'backslashreplace')
+    # A peer has chosen it: whoever reads a log must see one line of it.
+    return (address if address.isprintable() else repr(address)) or 'unnamed'
 
 
 FAMILIES = (0, AF_INET, AF_INET6)

@@ -15,7 +15,7 @@ from collections import deque
 from socket import SO_ERROR, SOCK_STREAM, SOL_SOCKET
 
 from ..errors import ConnectTimeout, SelectorFull
-from ..kernel import AF_UNIX
+from ..kernel import AF_UNIX, close_socket
 from ..loop.watcher import WRITE, Handle
 from .addresses import interleave, numeric, show
 from .resolver import look_up
@@ -38,6 +38,7 @@ ATTEMPT_DELAY = 0.25  # seconds, RFC 8305 section 5
 # A Unix socket whose backlog is full refuses at once and tells nobody when there is room again.
 UNIX_RETRY, UNIX_RETRY_MOST = 0.01, 0.25  # seconds
 IN_PROGRESS = {errno.EINPROGRESS, errno.EALREADY, getattr(errno, 'WSAEWOULDBLOCK', errno.EINPROGRESS)}
+LOST = {errno.EBADF, errno.ENOTSOCK}  # the descriptor is gone, or its number another's
 
 
 class Established:
@@ -184,7 +185,7 @@ class Connector:
             if self._local_address is not None:
                 bind_local(sock, self._local_address)
         except BaseException:
-            sock.close()
+            close_socket(sock)
             raise
         return sock
 
@@ -277,8 +278,10 @@ class Attempt(Handle):
         try:
             error = sock.getsockopt(SOL_SOCKET, SO_ERROR)
         except OSError as exc:
-            self.handle_lost(exc)
-            return
+            if exc.errno in LOST:
+                self.handle_lost(exc)
+                return
+            error = exc.errno or errno.EIO
         if not error:
             error = self._error_of_peer(sock)
             if error == errno.ENOTCONN:
@@ -288,11 +291,11 @@ class Attempt(Handle):
     def _error_of_peer(self, sock: socket) -> int:
         try:
             peer = sock.getpeername()
+            if self.address[0] != AF_UNIX and peer == sock.getsockname():
+                # TCP connects a port to itself when nobody listens and the kernel picks it as our own.
+                return errno.ECONNREFUSED
         except OSError as exc:
             return exc.errno or errno.ENOTCONN
-        if self.address[0] != AF_UNIX and peer == sock.getsockname():
-            # TCP connects a port to itself when nobody listens and the kernel picks it as our own.
-            return errno.ECONNREFUSED
         return 0
 
     def handle_lost(self, exc: OSError) -> None:
@@ -313,11 +316,7 @@ class Attempt(Handle):
 
     def close(self) -> None:
         if self.sock is not None:
-            sock = self.release()
-            try:
-                sock.close()
-            except OSError:
-                pass  # somebody else has closed the descriptor
+            close_socket(self.release())
 
     @property
     def closed(self) -> bool:

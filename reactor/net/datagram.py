@@ -19,11 +19,11 @@ from collections import deque
 from socket import AF_INET, SOCK_DGRAM, SOL_SOCKET
 
 from ..errors import HandleClosed
-from ..kernel import AF_UNIX, SO_MEMINFO
+from ..kernel import AF_UNIX, SO_MEMINFO, close_socket
 from ..loop.watcher import READ, WRITE, Handle
 from .addresses import check_path, destination, numeric, show, unmapped
 from .multicast import membership
-from .options import check_callback
+from .options import LOG_INTERVAL, check_callback
 from .resolver import look_up
 from .sockets import connected_udp
 from .stream import CLOSED, CONNECTING, OPEN, State
@@ -51,7 +51,6 @@ MAX_QUEUED = 1 << 20  # bytes; it is used only while the system's own buffer is 
 DATAGRAM_COST = 256  # bytes: what each weighs besides its data, so that empty ones cannot grow past the limit
 LONGEST_IPV4 = 65507  # bytes: the 16 bits of a length, less the headers
 LONGEST_IPV6 = 65527
-LOG_INTERVAL = 1.0  # seconds between two tracebacks, whatever strangers make a callback raise
 DROPS = slice(32, 36)  # of the nine numbers of SO_MEMINFO, the last
 
 LOST_ERRORS = {errno.EBADF, errno.ENOTSOCK}
@@ -215,6 +214,9 @@ class DatagramSocket(Handle):
     def handle_lost(self, exc: OSError) -> None:
         self.sock.detach()  # the number may be another's by now
         self.state = LOST
+        self._finish(exc)
+
+    def handle_refused(self, exc: OSError) -> None:
         self._finish(exc)
 
     def may_log(self) -> bool:
@@ -501,10 +503,7 @@ class DatagramSocket(Handle):
         loop.counters.datagrams_dropped += len(self._queue)
         sock, self.sock = self.sock, None  # type: ignore[assignment]
         if sock is not None:
-            try:
-                sock.close()
-            except OSError:
-                pass  # somebody else has closed the descriptor
+            close_socket(sock)
         loop.completions.append((self, DatagramSocket.handle_closed, (exc,)))
 
 

@@ -13,10 +13,11 @@ from __future__ import annotations
 import errno
 
 from ..errors import HandleClosed, SelectorFull
-from ..kernel import NODELAY_INHERITED
+from ..kernel import NODELAY_INHERITED, close_socket
 from ..loop.log import log
 from ..loop.watcher import READ, Handle
 from .addresses import show, unmapped
+from .options import LOG_INTERVAL
 from .sockets import set_accepted_options
 from .stream import OPEN, Stream
 
@@ -32,10 +33,9 @@ if TYPE_CHECKING:
 
 ACCEPTS_PER_TURN = 64  # one listener in a turn; a backlog of thousands must not keep the open ones waiting
 ACCEPT_PAUSE = 0.1  # seconds to the next attempt when descriptors have run out
-LOG_INTERVAL = 1.0  # seconds between two reports of trouble, whatever clients do
 
 EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
-LOST = {errno.EBADF, errno.ENOTSOCK, errno.EINVAL}
+LOST = {errno.EBADF, errno.ENOTSOCK}
 
 
 class Listener(Handle):
@@ -56,10 +56,10 @@ class Listener(Handle):
         '_options',
         '_paused',
         '_retry',
-        '_sock',
         '_unlink',
         'on_accept_error',
         'open_connections',
+        'sock',
     )
 
     def __init__(
@@ -80,7 +80,7 @@ class Listener(Handle):
         self._closed = False
         self.open_connections = 0
         self.on_accept_error = on_accept_error
-        self._sock = sock
+        self.sock = sock
         self._options = options
         self._callbacks = callbacks
         self._kind = kind
@@ -96,20 +96,24 @@ class Listener(Handle):
         except BaseException:
             if unlink is not None:
                 unlink()
-            sock.close()
+            close_socket(sock)
             raise
 
     def handle_read(self) -> None:
         """Accept as many as are likely to wait: one more than last time, or half as many when there were fewer."""
         for count in range(self._batch):
             try:
-                sock, _ = self._sock.accept()
+                sock, _ = self.sock.accept()
             except BlockingIOError:
                 self._batch = count // 2 + 1
                 return
             except OSError as exc:
                 if exc.errno in LOST:
                     self.handle_lost(exc)
+                    return
+                if exc.errno == errno.EINVAL:  # somebody has shut it down: it listens no more, but is ours to close
+                    self._report(exc, 'is over')
+                    self.close()
                     return
                 if exc.errno in EXHAUSTED:
                     self._hold(exc)
@@ -131,7 +135,10 @@ class Listener(Handle):
     def handle_lost(self, exc: OSError) -> None:
         self._report(exc, 'was lost and is closed')
         self._forget()
-        self._sock.detach()  # the number may be another's by now
+        self.sock.detach()  # the number may be another's by now
+
+    def handle_refused(self, exc: OSError) -> None:
+        self._hold(exc)
 
     def pause(self) -> None:
         """Accept nobody until `resume`; clients wait in the kernel's backlog."""
@@ -162,7 +169,7 @@ class Listener(Handle):
     def address(self) -> Any:
         """Where it listens: (host, port) or a path; None after `close`."""
         try:
-            return None if self._closed else unmapped(self._sock.getsockname())
+            return None if self._closed else unmapped(self.sock.getsockname())
         except OSError:
             return None
 
@@ -176,10 +183,7 @@ class Listener(Handle):
         if self._closed:
             return
         self._forget()
-        try:
-            self._sock.close()
-        except OSError:
-            pass  # somebody else has closed the descriptor
+        close_socket(self.sock)
 
     def _forget(self) -> None:
         self._closed = True
@@ -191,7 +195,7 @@ class Listener(Handle):
             self._unlink()
 
     def fileno(self) -> int:
-        return self._sock.fileno()
+        return self.sock.fileno()
 
     def waits_for(self) -> str:
         if self._paused:
@@ -214,7 +218,7 @@ class Listener(Handle):
                 set_accepted_options(sock, self._options)
             stream.attach(sock, self._defer_accept)
         except (OSError, SelectorFull) as exc:
-            sock.close()
+            close_socket(sock)
             self.loop.counters.accepts_refused += 1
             self._hold(exc)
             return

@@ -2,7 +2,7 @@
 
 Owns the defaults and their checks. The rule: one `Options` is shared by all connections of a listener and is never
 changed; who wants another value for one connection gives it a changed copy. That keeps a connection small. Beside the
-values lies what the connections of a listener share otherwise: how many TLS handshakes this turn has had.
+values lies what the connections of a listener share otherwise, a `Shared`.
 """
 
 from __future__ import annotations
@@ -22,9 +22,28 @@ LOW_WATER = 16384
 MAX_BUFFERED = 16 << 20  # bytes waiting; waitress draws the line at the same place
 HANDSHAKE_TIMEOUT = 60.0  # seconds, as in asyncio
 LINGER = 30.0  # seconds that `close` may take, as long as a TLS shutdown in asyncio
+MOST_KEEPALIVE = 32767, 32767, 127  # seconds, seconds, probes: what Linux takes; elsewhere it is as much or more
 
 
-DERIVED = ('handshakes', 'timed')  # what is no argument
+DERIVED = ('shared', 'timed')  # what is no argument
+LOG_INTERVAL = 1.0  # seconds between two lines in the log about what a peer can cause at will
+
+
+class Shared:
+    """What the connections of a listener may do together, whichever options one of them has."""
+
+    __slots__ = ('handshakes', 'logged_at')
+
+    def __init__(self) -> None:
+        self.handshakes = (0, 0)  # the turn of the last TLS handshake, and how many there were in it
+        self.logged_at = -LOG_INTERVAL  # when an exception of their callbacks was logged last
+
+    def may_log(self, now: float) -> bool:
+        """Whether an exception of theirs may be logged, which is so once in LOG_INTERVAL."""
+        if now - self.logged_at < LOG_INTERVAL:
+            return False
+        self.logged_at = now
+        return True
 
 
 class Options:
@@ -47,7 +66,6 @@ class Options:
 
     __slots__ = (
         'handshake_timeout',
-        'handshakes',
         'high_water',
         'idle_timeout',
         'keepalive',
@@ -58,6 +76,7 @@ class Options:
         'read_size',
         'read_timeout',
         'server_hostname',
+        'shared',
         'ssl',
         'timed',
         'write_timeout',
@@ -97,22 +116,37 @@ class Options:
         self.idle_timeout = seconds('idle_timeout', idle_timeout) if idle_timeout else None
         self.timed = (self.read_timeout or self.write_timeout or self.idle_timeout) is not None
         self.nodelay = nodelay
-        self.keepalive = keepalive
+        self.keepalive = check_keepalive(keepalive)
         self.ssl = ssl
         self.server_hostname = server_hostname
         self.handshake_timeout = seconds('handshake_timeout', handshake_timeout)
-        self.handshakes = (0, 0)  # the turn of the last handshake, and how many there were in it
+        self.shared = Shared()
 
     def changed(self, **changes: Any) -> Options:
         """A copy with other values."""
         now = {name: getattr(self, name) for name in self.__slots__ if name not in DERIVED}
-        return Options(**{**now, **changes})
+        copy = Options(**{**now, **changes})
+        copy.shared = self.shared
+        return copy
 
 
 def seconds(name: str, value: float) -> float:
     """Check a duration; ValueError unless it is finite and at least 0."""
     if not 0 <= value < FOREVER:
         raise ValueError(f'{name} is a finite number of seconds, at least 0, not {value!r}')
+    return value
+
+
+def check_keepalive(value: float | tuple[float, float, int] | None) -> float | tuple[float, float, int] | None:
+    """Check it here, because setting it must not fail: the peer may be gone by then. TypeError, ValueError."""
+    if value is None or value == 0:
+        return None
+    values = value if isinstance(value, tuple) else (value,)
+    for one in values:
+        if isinstance(one, bool) or not isinstance(one, (int, float)):
+            raise TypeError(f'keepalive is None, seconds, or a tuple (idle, interval, count), not {value!r}')
+    if not 1 <= len(values) <= 3 or not all(0 < one <= most for one, most in zip(values, MOST_KEEPALIVE, strict=False)):
+        raise ValueError(f'keepalive is (idle, interval, count) above 0 and at most {MOST_KEEPALIVE}, not {value!r}')
     return value
 
 

@@ -33,6 +33,7 @@ from ..kernel import (
     SO_REUSEPORT,
     TCP_DEFER_ACCEPT,
     ResolveFailure,
+    close_socket,
 )
 from .addresses import PASSIVE, is_abstract, show
 
@@ -56,7 +57,7 @@ def listening_tcp(
     try:
         prepare_listener(sock, options, backlog, defer_accept)
     except BaseException:
-        sock.close()
+        close_socket(sock)
         raise
     return sock
 
@@ -64,8 +65,12 @@ def listening_tcp(
 def bound_udp(kernel: Kernel, host: str | None, port: int, *, reuse_port: bool, broadcast: bool) -> socket:
     """A UDP socket with an address of its own, looked up as by `listening_tcp`."""
     sock = _bound(kernel, SOCK_DGRAM, host, port, reuse_port)
-    if broadcast:
-        sock.setsockopt(SOL_SOCKET, SO_BROADCAST, 1)
+    try:
+        if broadcast:
+            sock.setsockopt(SOL_SOCKET, SO_BROADCAST, 1)
+    except BaseException:
+        close_socket(sock)
+        raise
     return sock
 
 
@@ -81,7 +86,7 @@ def connected_udp(
             sock.bind(local_address)
         sock.connect(address)
     except BaseException:
-        sock.close()
+        close_socket(sock)
         raise
     return sock
 
@@ -110,7 +115,7 @@ def _bound(kernel: Kernel, kind: int, host: str | None, port: int, reuse_port: b
         except OSError as exc:
             raise _bind_error(exc, address, kind) from None
     except BaseException:
-        sock.close()
+        close_socket(sock)
         raise
     return sock
 
@@ -184,7 +189,7 @@ def listening_unix(
     except BaseException:
         if unlink is not None:
             unlink()
-        sock.close()
+        close_socket(sock)
         raise
     return sock, unlink
 
@@ -235,6 +240,6 @@ def _remove_stale(kernel: Kernel, path: str | bytes) -> None:
     try:
         refused = probe.connect_ex(path) == errno.ECONNREFUSED
     finally:
-        probe.close()
+        close_socket(probe)
     if refused:
         kernel.unlink(path)  # else somebody listens there, and the bind says so

@@ -257,6 +257,9 @@ class Stream(Handle):
         self.sock.detach()
         self.finish(exc)
 
+    def may_log(self) -> bool:
+        return self.options.shared.may_log(self.loop.timers.clock())
+
     # -- writing
 
     def write(self, data: Buffer, on_written: Callable[..., object] | None = None, *args: Any) -> bool:
@@ -662,13 +665,16 @@ class Stream(Handle):
                 self.loop.completions.append((self, Stream.handle_flushed, ()))
 
     def _shut_down(self) -> None:
-        try:
-            self.sock.shutdown(SHUT_WR)
-        except OSError:
-            pass  # the connection is gone already, and reading will tell
         writer = self.writer
         by_peer = writer is not None and writer.error is not None and not writer.ended  # the user was not told yet
         self.writer = BROKEN if by_peer else ENDED
+        try:
+            self.sock.shutdown(SHUT_WR)
+        except OSError as exc:
+            if exc.errno == EBADF:
+                self.loop.watchers.evict(self)  # reading will not tell: epoll is silent about it
+                return
+            # else the connection is gone already, and reading will tell
         if self.state is HALF_OPEN:
             self.finish(None)
         else:

@@ -401,13 +401,13 @@ class TLSStream(Stream):
     # -- in this file
 
     def _shake_hands_in_turn(self) -> None:
-        options, turn = self.options, self.loop.counters.loop_count
-        last, steps = options.handshakes
+        shared, turn = self.options.shared, self.loop.counters.loop_count
+        last, steps = shared.handshakes
         steps = 0 if last != turn else steps
         if steps >= HANDSHAKES_PER_TURN:
             self._decrypt_later()
         else:
-            options.handshakes = (turn, steps + 1)
+            shared.handshakes = (turn, steps + 1)
             self._shake_hands()
 
     def _shake_hands(self) -> None:

@@ -31,9 +31,8 @@ SITES = {
     'datagram.twice': 0.2,
     'descriptors.few': 1.0,  # a limit just above what the reactor itself needs
     'lookup.fails': 0.5,
-    'network.reset': 0.02,  # a connection is reset by what lies between
+    'network.broken': 0.02,  # a connection ends by what lies between: ECONNRESET, ETIMEDOUT, EHOSTUNREACH
     'network.stall': 0.05,  # bytes under way stay there for seconds
-    'recv.failed': 0.02,  # ETIMEDOUT, EHOSTUNREACH, ENOBUFS
     'recv.short': 0.8,
     'recv.spurious': 0.3,  # EAGAIN although it was readable
     'select.shuffled': 1.0,
@@ -44,26 +43,28 @@ SITES = {
     'send.exhausted': 0.02,  # ENOBUFS, ENOMEM
     'send.short': 0.8,
     'signal': 0.01,  # at any call, of those that are handled; the call goes on afterwards, as PEP 475 has it
-    'signal.interrupt': 0.002,  # SIGINT, at any call
+    'signal.interrupt': 0.01,  # SIGINT, at any call
     'socket.exhausted': 0.2,  # EMFILE, ENFILE, ENOBUFS at socket()
     'setsockopt.invalid': 0.3,
     'thread.fails': 0.2,  # no more threads can be started
 }
+FAULTLESS = 0.1  # of the runs: everything has to end well then
 
 
 class Faults:
     """The coins of one run.
 
     random  where everything is drawn from
-    sites   names of `SITES` that are on, each with its highest frequency; None: drawn, about a third of them
+    sites   names of `SITES` that are on, each with its highest frequency; None: drawn, about a third of them, or none
     """
 
     def __init__(self, random: Random, sites: Iterable[str] | None = None) -> None:
         self._random = random
         self.on: dict[str, float] = {}
+        none = random.random() < FAULTLESS
         for site, most in SITES.items():
             chosen, strength = random.random() < 0.3, random.random()
-            if sites is None and chosen:
+            if sites is None and chosen and not none:
                 self.on[site] = most * 10 ** (-2 * strength)
             elif sites is not None and site in sites:
                 self.on[site] = most

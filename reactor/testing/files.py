@@ -32,10 +32,28 @@ class File:
         self.kernel = kernel
         self.references = 1
         self.ready = 0
+        self.hung_up = False
         self.number = kernel.next_number()
 
     def closed(self) -> None:
         """The last descriptor is gone."""
+
+
+class Stored(File):
+    """A regular file, open for reading. It is its own file object, as far as `send_file` asks."""
+
+    name = 'simulated'
+
+    def __init__(self, kernel: SimKernel, fd: int, data: bytes) -> None:
+        super().__init__(kernel)
+        self.data = data
+        self._fd = fd
+
+    def fileno(self) -> int:
+        return self._fd
+
+    def close(self) -> None:
+        self.kernel.close_fd(self._fd)
 
 
 class Unborn(File):
@@ -81,7 +99,7 @@ class End(File):
     capacity    how many bytes may be in `inbox` and on the way together
     sent        how many bytes were accepted here, in all
     error       what the next call is told: SO_ERROR
-    told        the errors that were told, for oracles
+    told        the errors that were told, for oracles, as are `sent_at`, `read_at` and `misled`
     """
 
     def __init__(self, kernel: SimKernel, family: int, instant: bool) -> None:
@@ -96,6 +114,8 @@ class End(File):
         self.capacity = kernel.draw_capacity()
         self.sent = 0
         self.received = 0
+        self.sent_at = self.read_at = kernel.time
+        self.misled = False  # told EAGAIN although there was something to read
         self.error = 0
         self.told: list[int] = []
         self.connected = False
@@ -115,7 +135,7 @@ class End(File):
         peer = self.peer
         assert peer is not None
         if peer.gone:
-            return 65536  # nobody here knows that yet
+            return max(65536, peer.capacity)  # nobody here knows that yet
         return peer.capacity - len(peer.inbox) - peer.on_the_way
 
     def send(self, data: bytes) -> None:
@@ -123,6 +143,7 @@ class End(File):
         peer = self.peer
         assert peer is not None
         self.sent += len(data)
+        self.sent_at = self.kernel.time
         peer.on_the_way += len(data)
         peer.schedule(peer.arrive, data)
         self.look()
@@ -132,6 +153,7 @@ class End(File):
         data = bytes(self.inbox[:size])
         del self.inbox[:size]
         self.received += len(data)
+        self.read_at = self.kernel.time
         self.look()
         if self.peer is not None:
             self.peer.look()
@@ -157,7 +179,8 @@ class End(File):
         peer = self.peer
         if peer is None or not self.connected or self.dead:
             return
-        if self.inbox or not self.lingers:
+        # A Unix socket resets for what nobody has read, and for nothing else.
+        if self.inbox or not (self.lingers or self.instant):
             self.reset()
         else:
             self.end()
@@ -218,12 +241,13 @@ class End(File):
                 self.peer.lose_what_is_on_the_way()
             self.look()
 
-    def cut(self) -> None:
-        """Somebody between resets both sides at once."""
+    def cut(self, error: int) -> None:
+        """What lies between is broken, and both sides are told at once."""
         for end in (self, self.peer):
             if end is not None:
                 end.lose_what_is_on_the_way()
                 end.arrive_reset()
+                end.error = end.error and error
 
     def look(self) -> None:
         """Bring `ready` up to date."""
@@ -235,6 +259,7 @@ class End(File):
         elif self.connected and self.peer is not None and 3 * self.room() >= self.peer.capacity:
             ready |= WRITE
         self.ready = ready
+        self.hung_up = bool(self.error or self.dead or (self.ended_in and self.ended_out))
 
     @property
     def gone(self) -> bool:

@@ -16,7 +16,7 @@ from socket import AF_INET, AF_INET6, AF_UNIX, AI_NUMERICHOST, EAI_AGAIN, EAI_NO
 
 from ..kernel import Kernel
 from .faults import Faults
-from .files import DEFERRED, SYN_RETRY, End, File, Listening, Mailbox, Unborn
+from .files import DEFERRED, SYN_RETRY, End, File, Listening, Mailbox, Stored, Unborn
 from .poller import SimSelector
 from .sockets import EXHAUSTED, SimSocket, fail
 
@@ -29,6 +29,9 @@ MS = 1_000_000  # ns
 START = 1_000_000 * MS  # the clock at the start
 STDIO = 3  # descriptors that a program has from the start
 PLENTY = 1000  # descriptors, below what select can take
+# Calls whose failure is the end of a connection; what others say of it is not.
+ENDING = {'recv', 'send', 'sendmsg', 'sendfile', 'getsockopt', 'register', 'modify'}
+LOST = ('shutdown', errno.EBADF)
 HOSTS = {'localhost': ('127.0.0.1',), 'server.test': ('10.0.0.1',), 'both.test': ('fd00::1', '10.0.0.1')}
 
 
@@ -40,7 +43,9 @@ class SimKernel(Kernel):
     faults       True: drawn from the seed; False: none; or names of `faults.SITES`, which then are on at their highest
     descriptors  how many may be open at once
     hosts        addresses of names for look-ups, beside 'localhost'
-    fail         (n, error): the n-th call to the system fails with this error number
+    fail         (n, error): the n-th call to the system fails with this error number; EBADF: somebody else closes its
+                 descriptor right before. Not EINTR, after which Python itself calls again (PEP 475). The clock and
+                 `unregister` never fail: the one has no errors, those of the other `selectors` hides
 
     `trace` lists what happened as (time in ns, what, descriptor, detail); `show_trace` renders it.
     """
@@ -67,6 +72,7 @@ class SimKernel(Kernel):
         self.calls = 0
         self.progress = 0  # counts what a program can make of its calls
         self.accepts = 0  # in this turn, as the next
+        self.threads = 0  # that have not ended
         self.reads: dict[int, int] = {}
         self.on_turn: Callable[[float | None], object] = _nothing
         self.wakeup_fd = -1
@@ -77,6 +83,7 @@ class SimKernel(Kernel):
         if 'descriptors.few' in self.faults.on:
             self.descriptors = STDIO + self.random.randrange(4, 40)
         self.fails = fail is not None
+        self.failed = ''  # the name of the call that was made to fail
         self._fail = fail
         self._events: list[tuple[int, int, Callable[..., object], tuple[Any, ...]]] = []
         self._sequence = 0
@@ -103,11 +110,7 @@ class SimKernel(Kernel):
         if self.faults.on:
             self._throw_signals()
         if self._fail is not None and self.calls == self._fail[0]:
-            self.note(f'{name} is made to fail', fd, errno.errorcode.get(self._fail[1], self._fail[1]))
-            end = self.files.get(fd)
-            if isinstance(end, End):
-                end.told.append(self._fail[1])
-            return self._fail[1]
+            return self._make_fail(name, fd, self._fail[1])
         return 0
 
     def note(self, what: str, fd: int, detail: Any = None) -> None:
@@ -341,10 +344,11 @@ class SimKernel(Kernel):
         return self.time / 1e9
 
     def selector(self) -> Any:
+        self.call('selector', -1)
         return SimSelector(self, self.kind)
 
     def another(self, selector: Any) -> Any:
-        return SimSelector(self, selector.kind)
+        return self.selector()
 
     def selector_has_room(self, selector: Any, fd: int) -> bool:
         return selector.kind != 'select' or fd < 1024
@@ -385,6 +389,28 @@ class SimKernel(Kernel):
     def spawn(self, args: list[Any], *rest: Any) -> Any:
         raise OSError(errno.ENOTSUP, f'processes are not simulated: {args[0]!r} was not started')
 
+    def make_file(self, data: bytes) -> Stored:
+        """An open file for `send_file`, to be closed by who asked for it."""
+        fd = self.lowest_free()
+        self.files[fd] = file = Stored(self, fd, data)
+        return file
+
+    def size_of_file(self, fd: int) -> int:
+        self.call('fstat', fd)
+        return len(self._stored(fd).data)
+
+    def copy_of_file(self, fd: int) -> int:
+        self.call('dup', fd)
+        return self.duplicate(fd)
+
+    def read_file(self, fd: int, offset: int, count: int) -> bytes:
+        self.call('pread', fd)
+        return self._stored(fd).data[offset : offset + count]
+
+    def sendfile(self, sock: Any, fd: int, offset: int, count: int) -> int:
+        sent: int = sock.sendfile(self._stored(fd).data[offset : offset + count])
+        return sent
+
     def getaddrinfo(self, host: str | None, port: int, family: int, kind: int, flags: int = 0) -> list[Any]:
         if host is None:
             found: tuple[str, ...] = ('0.0.0.0', '::') if flags else ('127.0.0.1', '::1')
@@ -401,7 +427,7 @@ class SimKernel(Kernel):
         return infos
 
     def getnameinfo(self, address: Any, flags: int) -> tuple[str, str]:
-        self.call('getnameinfo', -1)
+        self._call_resolver('getnameinfo')
         for name, addresses in self.hosts.items():
             if address[0] in addresses and not self.faults.falls('lookup.fails'):
                 return name, str(address[1])
@@ -409,9 +435,9 @@ class SimKernel(Kernel):
 
     def start_thread(self, target: Callable[[], None], name: str) -> None:
         # A thread runs while the loop sleeps, from its beginning to its end.
-        self.call('thread', -1)
-        if self.faults.falls('thread.fails'):
+        if self.failing('thread', -1) or self.faults.falls('thread.fails'):
             raise RuntimeError("can't start new thread")
+        self.threads += 1
         self.at(self.time + self.random.randrange(1, 400) * MS // 10, self._run_thread, target)
 
     def thread(self) -> int:
@@ -447,15 +473,31 @@ class SimKernel(Kernel):
         return len(data)
 
     def socket_file(self, path: str | bytes) -> tuple[int, int] | None:
+        self.call('lstat', -1)
         return self._paths.get(path)
 
     def unlink(self, path: str | bytes) -> None:
+        self.call('unlink', -1)
         self._paths.pop(path, None)
 
     def chmod(self, path: str | bytes, mode: int) -> None:
         self.call('chmod', -1)
 
     # -- in this file
+
+    def _make_fail(self, name: str, fd: int, error: int) -> int:
+        self.failed = name
+        self.note(f'{name} is made to fail', fd, errno.errorcode.get(error, error))
+        file = self.files.get(fd)
+        if isinstance(file, End) and error != errno.EAGAIN and (name in ENDING or (name, error) == LOST):
+            file.told.append(error)
+        if file is not None and error == errno.EBADF:
+            self.close_fd(fd)
+            # Neither poll nor select looks at what is registered; they find out when they are to wait for it.
+            return 0 if name in ('register', 'modify') and self.kind != 'epoll' else error
+        if isinstance(file, End) and name == 'shutdown':
+            file.cut()  # it fails only when there is no connection any more
+        return error
 
     def _throw_signals(self) -> None:
         if self._thread != 1:
@@ -474,6 +516,18 @@ class SimKernel(Kernel):
             target()
         finally:
             self._thread = 1
+            self.threads -= 1
+
+    def _stored(self, fd: int) -> Stored:
+        file = self.file(fd)
+        if not isinstance(file, Stored):
+            raise ValueError(f'descriptor {fd} is no simulated file: have it made by SimKernel.make_file()')
+        return file
+
+    def _call_resolver(self, name: str) -> None:
+        error = self.failing(name, -1)
+        if error:
+            raise gaierror(error, 'simulated: the look-up failed')
 
     def _look_up(self, host: str, flags: int) -> tuple[str, ...]:
         try:
@@ -482,7 +536,7 @@ class SimKernel(Kernel):
             pass
         if flags & AI_NUMERICHOST:
             raise gaierror(EAI_NONAME, 'simulated: not a number')
-        self.call('getaddrinfo', -1)
+        self._call_resolver('getaddrinfo')
         if self.faults.falls('lookup.fails'):
             raise gaierror(EAI_AGAIN, 'simulated: the name server does not answer')
         return self.hosts.get(host, ())

@@ -9,14 +9,17 @@ The laws are those of the README, "What it promises".
 
 from __future__ import annotations
 
-from ..errors import ReactorError
+from signal import SIG_DFL, SIGINT, default_int_handler
+
+from ..errors import ConnectTimeout, IdleTimeout, ReactorError, ReadTimeout, WriteTimeout
 from ..facade import Reactor
-from ..net.datagram import DATAGRAMS_PER_TURN
-from ..net.listener import ACCEPTS_PER_TURN
-from ..net.stream import CONNECTING, OPEN, Stream
+from ..loop.threads import THREADS
+from ..net.datagram import DATAGRAM_COST, DATAGRAMS_PER_TURN, DatagramSocket
+from ..net.listener import ACCEPTS_PER_TURN, Listener
+from ..net.stream import CLOSED, CONNECTING, LAST_READS, OPEN, Stream
 from ..net.tls import TLSStream
 from ..net.writer import ENDED
-from .files import End, Mailbox
+from .files import End, Mailbox, Stored
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -27,6 +30,7 @@ if TYPE_CHECKING:
 
 MOST_IDLE_POLLS = 100  # polls in a row that end early and bring nothing: a spin
 MOST_TURNS = 200_000
+NET = Stream.__module__.rpartition('.')[0]  # whose timers are ours
 MOST_TURNS_AT_ONCE = 20_000  # without time passing
 
 
@@ -50,6 +54,11 @@ class Record:
         self.over = False
         self.exc: BaseException | None = None
         self.connected = False
+        self.paused = False
+        self.awaits_connect = False
+        self.high_water = 0
+        self.late = 0  # turns in a row in which a time limit was over
+        self.last_reads = 0  # on_data after sending has failed
         self.dropped = False  # some of what was written is never sent, and the user was told so
         self.raised: list[BaseException] = []
 
@@ -63,6 +72,8 @@ class WatchedStream(Stream):
 
     def __init__(self, loop: Any, options: Any, callbacks: Any, origin: Any) -> None:
         self.record = loop.ledger.opened(self)
+        self.record.awaits_connect = callbacks.on_connect is not None
+        self.record.high_water = max(1, options.high_water)
         super().__init__(loop, options, callbacks, origin)
         self.on_close = callbacks.on_close or _nothing  # watched, also where the user does not care
 
@@ -73,6 +84,34 @@ class WatchedStream(Stream):
     def writelines(self, buffers: Any, on_written: Any = None, *args: Any) -> bool:
         pieces = list(buffers)
         taken: bool = self.loop.ledger.write(self, super().writelines, pieces, pieces, on_written, args)
+        return taken
+
+    def pause_reading(self) -> None:
+        self.record.paused |= self.state in (CONNECTING, OPEN)
+        super().pause_reading()
+
+    def resume_reading(self) -> None:
+        self.record.paused = False
+        super().resume_reading()
+
+    def set_write_limits(self, high: int | None = None, low: int | None = None) -> None:
+        super().set_write_limits(high, low)
+        if high is not None:
+            self.record.high_water = max(1, high)
+
+    def send_file(
+        self, file: Any, offset: int = 0, count: int | None = None, on_written: Any = None, *args: Any
+    ) -> bool:
+        send = super().send_file
+        if self.loop.ledger.secured(self):
+            secured: bool = send(file, offset, count, on_written, *args)  # comes back as bytes
+            return secured
+
+        def call(what: Any, on_written: Any, *args: Any) -> bool:
+            return send(what, offset, count, on_written, *args)
+
+        data = file.data[offset:][:count]
+        taken: bool = self.loop.ledger.write(self, call, file, (data,), on_written, args)
         return taken
 
     def close(self) -> None:
@@ -96,6 +135,9 @@ class WatchedTLSStream(WatchedStream, TLSStream):
     """The same over TLS, of which the kernel's bytes say nothing."""
 
     __slots__ = ()
+
+    def write(self, data: Any, on_written: Any = None, *args: Any) -> bool:
+        return self.writelines((data,), on_written, *args)  # as TLS does it, but seen once
 
 
 WatchedStream.secured = WatchedTLSStream
@@ -179,6 +221,7 @@ class Ledger:
             within: bool = call(what, on_written, *args)
             return within
         failed = stream.writer is not None and stream.writer.error is not None
+        full = stream.buffered >= stream.options.max_buffered and not failed
         size, marks = len(record.offered), len(record.marks)
         record.offered += b''.join(bytes(piece) for piece in pieces)
         if on_written is not None:
@@ -193,6 +236,10 @@ class Ledger:
         finally:
             record.writing = False
         record.dropped |= failed or (not taken and stream.closed)
+        if full and not stream.closed and stream.sock is not None:
+            self.wrong(stream, 'law 6: so much waits that the peer has to be cut off, and a write is taken')
+        if not (failed or stream.closed) and taken != (stream.buffered < record.high_water):
+            self.wrong(stream, f'write says {taken}: {stream.buffered} wait, the mark is {record.high_water}')
         return taken
 
     def _watch_written(self, fn: Callable[..., object], mark: int) -> Callable[..., object]:
@@ -224,6 +271,12 @@ class Ledger:
         self.inside = f'on_{kind} of connection {record.number}'
         if record.over:
             self.wrong(stream, f'law 1: on_{kind} after on_close')
+        if kind in ('connect', 'data', 'eof', 'drain') and record.closed_by is not None:
+            self.wrong(stream, f'law 1: on_{kind} after {record.closed_by}()')
+        if kind in ('data', 'eof', 'drain') and record.awaits_connect and not record.connected:
+            self.wrong(stream, f'law 3: on_{kind} before on_connect')
+        if kind == 'data' and record.paused:
+            self.wrong(stream, 'on_data while reading is paused')
         if kind in ('connect', 'eof') and kind in record.events:
             self.wrong(stream, f'law 1: on_{kind} twice')
         if kind in ('data', 'eof') and 'eof' in record.events:
@@ -269,6 +322,7 @@ class Ledger:
     def _take(self, stream: WatchedStream, data: bytes) -> None:
         record = stream.record
         self._end(stream)
+        record.last_reads += stream.state is CLOSED
         begin = len(record.got)
         record.got += data
         if not data:
@@ -309,8 +363,37 @@ class Ledger:
                 self.wrong(stream, f'law 8: nobody told it {exc!r}')
         if exc is None and record.closed_by is None and 'eof' not in record.events:
             self._check_whole(stream)
+        self._check_received(stream, exc)
+        self._check_limits(stream, exc)
         if exc is None and record.closed_by is None and record.end is not None and record.end.told:
             self.wrong(stream, f'law 1: errors {record.end.told} were told, and on_close says None')
+
+    def _check_received(self, stream: WatchedStream, exc: BaseException | None) -> None:
+        # What has arrived before sending failed is delivered first.
+        record, end = stream.record, stream.record.end
+        refused = isinstance(exc, OSError) and not isinstance(exc, ReactorError) and record.closed_by is None
+        if end is None or not end.inbox or not refused or record.paused or record.raised or self.secured(stream):
+            return
+        if stream.on_data is not None and record.last_reads < LAST_READS - 1 and not end.misled:
+            self.wrong(stream, f'{len(end.inbox)} bytes had arrived, and it ends with {exc!r} before them')
+
+    def _check_limits(self, stream: WatchedStream, exc: BaseException | None) -> None:
+        record, end, options = stream.record, stream.record.end, stream.options
+        if isinstance(exc, ConnectTimeout) and 'connect' in record.events:
+            self.wrong(stream, f'{exc!r} after on_connect')
+        if end is None or not isinstance(exc, ReadTimeout | IdleTimeout | WriteTimeout):
+            return
+        since, limit = {
+            ReadTimeout: (end.read_at, options.read_timeout),
+            IdleTimeout: (max(end.read_at, end.sent_at), options.idle_timeout),
+            WriteTimeout: (end.sent_at, options.write_timeout),
+        }[type(exc)]
+        if limit is not None and self.kernel.time - since < limit * 1e9 - 1000:
+            self.wrong(stream, f'{exc!r} after {(self.kernel.time - since) / 1e9} s')
+        if isinstance(exc, ReadTimeout) and record.paused:
+            self.wrong(stream, f'{exc!r} while reading is paused')
+        if isinstance(exc, WriteTimeout) and record.closed_by is None and not (stream.buffered or end.ended_in):
+            self.wrong(stream, f'{exc!r} though nothing waits')
 
     # -- turns
 
@@ -321,6 +404,7 @@ class Ledger:
         self._check_bounds()
         self._check_progress(timeout)
         self._check_descriptors()
+        self._check_counts()
         for stream in self.streams:
             self._check_stream(stream)
         for stream in self.just_closed:
@@ -335,6 +419,8 @@ class Ledger:
         listeners = 1 + sum(type(handle).__name__ == 'Listener' for handle in self.reactor.handles())
         if kernel.accepts > ACCEPTS_PER_TURN * listeners:
             self.violations.append(f'law 5: {kernel.accepts} accepts in a turn')
+        if kernel.threads > THREADS:
+            self.violations.append(f'law 6: {kernel.threads} threads')
         for file in kernel.files.values():
             count = kernel.reads.get(file.number, 0)
             if isinstance(file, Mailbox) and count > DATAGRAMS_PER_TURN:
@@ -362,15 +448,41 @@ class Ledger:
         held.add(reactor._wakeup.fileno())
         held.add(reactor._wakeup.bell_fileno())
         held |= self.foreign
-        lost = [fd for fd in files if fd not in held]
+        lost = [fd for fd, file in files.items() if fd not in held and not isinstance(file, Stored)]
         if lost:
             self.violations.append(f'law 9: descriptors {lost} are open, and no handle has them')
+
+    def _check_counts(self) -> None:
+        reactor = self.reactor
+        assert reactor is not None
+        accepted: dict[Any, int] = {}
+        outgoing = 0
+        for stream in self.streams:
+            if isinstance(stream.origin, Listener):
+                accepted[stream.origin] = accepted.get(stream.origin, 0) + 1
+            elif stream.origin is not None:
+                outgoing += 1
+        counted = reactor.counters.incoming, reactor.counters.outgoing
+        if counted != (sum(accepted.values()), outgoing):
+            self.violations.append(f'{counted} are counted as open, and {sum(accepted.values()), outgoing} are')
+        for handle in reactor.handles():
+            if isinstance(handle, Listener):
+                count, most = accepted.get(handle, 0), handle.max_connections
+                if handle.open_connections != count or (most is not None and count > most):
+                    self.violations.append(f'law 6: {handle!r} has {count} of {most}')
+            elif isinstance(handle, DatagramSocket) and handle.queued:
+                sizes = [len(data) + DATAGRAM_COST for data, _ in handle._queue]
+                if sum(sizes) != handle.buffered + len(sizes) * DATAGRAM_COST:
+                    self.violations.append(f'{handle!r} says {handle.buffered} bytes wait')
+                if sum(sizes[:-1]) >= max(1, handle._max_queued):
+                    self.violations.append(f'law 6: {sum(sizes)} bytes wait in {handle!r}')
 
     def _check_stream(self, stream: WatchedStream) -> None:
         record, writer = stream.record, stream.writer
         end = self._end(stream)
         if end is None or stream.state is CONNECTING:
             return
+        self._check_late(stream)
         if not self.secured(stream):
             if end.sent > len(record.offered):
                 self.wrong(stream, f'bytes: the kernel has {end.sent}, {len(record.offered)} were written')
@@ -383,6 +495,20 @@ class Ledger:
         if stream.buffered > stream.options.max_buffered + 1_000_000:
             self.wrong(stream, f'law 6: {stream.buffered} bytes wait')
 
+    def _check_late(self, stream: WatchedStream) -> None:
+        # The timers of the turn have run, unless it was interrupted: a limit may be over by a second.
+        options, since, reactor = stream.options, stream.since, self.reactor
+        assert reactor is not None
+        limits = []
+        if options.idle_timeout is not None:
+            limits.append(max(since, stream.written_at) + options.idle_timeout)
+        if options.read_timeout is not None and stream.events & 1:
+            limits.append(since + options.read_timeout)
+        late = stream.state is OPEN and limits and min(limits) + 1.001 < reactor.now
+        stream.record.late = stream.record.late + 1 if late else 0
+        if stream.record.late > 3:
+            self.wrong(stream, f'its time limit is over for {reactor.now - min(limits)} s')
+
     def _check_dropped(self, stream: WatchedStream) -> None:
         kept = [
             name
@@ -391,13 +517,32 @@ class Ledger:
         ]
         if kept or stream.writer is not ENDED:
             self.wrong(stream, f'law 9: after on_close it keeps {", ".join(kept) or "its writer"}')
+        assert self.reactor is not None
+        for timer in self.reactor.timers:
+            if stream in (timer.args or ()) and _is_ours(timer):
+                self.wrong(stream, f'law 9: {timer!r} has outlived it')
+
+    def check_over(self) -> None:
+        """After `run` has returned True: nobody waits for anything, and nothing of ours is left."""
+        assert self.reactor is not None
+        timers = self.reactor.timers
+        left = [timer for timer in timers if _is_ours(timer)]
+        if not self.reactor.handles() and (left or timers.buckets):
+            self.violations.append(f'law 9: left over are {left}, and {len(timers.buckets)} that have a time limit')
 
     def check_closed(self) -> None:
         """After `close()` of the reactor nothing may be left."""
         for stream in self.streams:
-            self.wrong(stream, 'law 1: it never ended')
+            if stream.state is not CONNECTING or not isinstance(stream.origin, Listener):  # else refused, as it came
+                self.wrong(stream, 'law 1: it never ended')
         if self.kernel.files.keys() - self.foreign:
             self.violations.append(f'law 9: descriptors {sorted(self.kernel.files)} are open after close()')
+        handlers = {SIGINT: default_int_handler, **self.kernel.handlers}
+        changed = [n for n, fn in handlers.items() if fn is not (default_int_handler if n == SIGINT else SIG_DFL)]
+        if changed or self.kernel.wakeup_fd != -1:
+            self.violations.append(
+                f'handlers of {changed} and wakeup descriptor {self.kernel.wakeup_fd} are not put back'
+            )
         if self.violations:
             raise Violation('\n'.join(self.violations))
 
@@ -408,6 +553,10 @@ class Violation(BaseException):
 
 def _short(value: Any) -> Any:
     return len(value) if isinstance(value, bytes) else repr(value)
+
+
+def _is_ours(timer: Any) -> bool:
+    return getattr(timer.fn, '__module__', '').startswith(NET)
 
 
 def _nothing(*args: Any) -> None:

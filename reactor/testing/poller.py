@@ -3,7 +3,8 @@
 Owns the registrations of one selector and the choice of what is told. Knows of files only their `ready` mask. The
 rule: each kind keeps the traps of the real one. epoll watches what was opened, not its number: what was closed is never
 told, and what was closed while a copy lives is told for ever, to nobody. poll tells a closed number for ever, select
-fails for everybody because of it, and cannot take numbers from 1,024 on.
+fails for everybody because of it, and cannot take numbers from 1,024 on. The first two tell a hang-up for ever, even to
+who wants nothing.
 """
 
 from __future__ import annotations
@@ -56,10 +57,12 @@ class SimSelector:
     def modify(self, fd: int, events: int, data: Any = None) -> SelectorKey:
         """Change what is wanted; a number that is not open any more fails with epoll, and is forgotten then."""
         key = self._keys[fd]
-        self._kernel.call('modify', fd)
-        if self.kind == 'epoll' and self._files[fd] is not self._kernel.files.get(fd):
-            self._forget(fd)
-            raise OSError(errno.ENOENT if fd in self._kernel.files else errno.EBADF, 'simulated: not registered')
+        error = self._kernel.failing('modify', fd)
+        if not error and self.kind == 'epoll' and self._files[fd] is not self._kernel.files.get(fd):
+            error = errno.ENOENT if fd in self._kernel.files else errno.EBADF
+        if error:
+            self._forget(fd)  # as `selectors` does, while epoll still watches what is open
+            raise OSError(error, 'simulated: not registered')
         key = self._keys[fd] = key._replace(events=events, data=data)
         return key
 
@@ -68,9 +71,8 @@ class SimSelector:
         if fd not in self._keys:
             raise KeyError(f'{fd} is not registered')
         self._kernel.note('unregister', fd)
-        file = self._files.get(fd)
-        if file is not None and file is not self._kernel.files.get(fd) and file.references:
-            self._ghosts.append(file)
+        if self._files.get(fd) is self._kernel.files.get(fd):
+            self._files.pop(fd, None)
         return self._forget(fd)
 
     def get_map(self) -> Mapping[int, SelectorKey]:
@@ -110,7 +112,7 @@ class SimSelector:
             file = files.get(fd)
             if file is None or not file.references:
                 self._judge_closed(key, ready)
-            elif file.ready & key.events:
+            elif file.ready & key.events or (file.hung_up and self.kind != 'select'):
                 ready.append((key, file.ready & key.events))
         return ready
 
@@ -141,7 +143,9 @@ class SimSelector:
         return ready
 
     def _forget(self, fd: int) -> SelectorKey:
-        self._files.pop(fd, None)
+        file = self._files.pop(fd, None)
+        if file is not None and file.references:
+            self._ghosts.append(file)
         return self._keys.pop(fd)
 
 

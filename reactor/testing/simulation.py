@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
+MOST_INTERRUPTS = 1000  # in a row, before there was a turn
 PATIENCE = 3600.0  # simulated seconds for everything to end, once faults have stopped
 
 
@@ -45,10 +46,12 @@ class World:
     r        the reactor
     random   a seeded `random.Random`, for the program alone
     faulty   whether faults may happen: without them every transfer has to be whole and every end clean
+    name     of the host of `address()`, which has another address, where nobody listens
     tls      contexts for (servers, clients), when the programs are to talk over TLS
     """
 
     tls: Any = None
+    name = 'both.test'
 
     def __init__(self, simulation: Simulation) -> None:
         self.r: Any = simulation.reactor
@@ -124,6 +127,8 @@ class Simulation:
         self._descriptors, self.kernel.descriptors = self.kernel.descriptors, PLENTY
         self.reactor = WatchedReactor(self.kernel)
         self.world = World(self)
+        if self.kernel.random.random() < 0.3:
+            self.kernel.silent.add('fd00::1')  # of `World.name`: an address that is tried in vain
         self.failure: str | None = None
 
     def run(self, main: Callable[[Any], object]) -> Simulation:
@@ -166,11 +171,16 @@ class Simulation:
             kernel.faults.on, kernel.descriptors = self._coins, self._descriptors
 
         todo: Any = begin
+        turns, interrupts = 0, 0
         while True:
             try:
                 over = self.reactor.run(todo)
             except KeyboardInterrupt:
                 over = None  # between two callbacks; nothing is lost, so it goes on
+                interrupts = interrupts + 1 if ledger.turns == turns else 0
+                turns = ledger.turns
+                if interrupts > MOST_INTERRUPTS:
+                    raise Violation(f'law 8: run() was called {interrupts} times, and none has done a turn') from None
             except OSError as exc:
                 if not kernel.fails:
                     raise
@@ -188,8 +198,13 @@ class Simulation:
         if self.world.expectations:
             missing = '; '.join(expectation.text for expectation in self.world.expectations)
             raise Violation(f'liveness: it has ended, and this has not happened: {missing}')
+        ledger.check_over()
         ledger.check_turn(0)
-        self.reactor.close()
+        try:
+            self.reactor.close()
+        except OSError:
+            if not kernel.fails:
+                raise
         ledger.check_closed()
 
     def _begin_calm(self) -> None:

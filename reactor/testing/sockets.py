@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 UNREACHABLE = (errno.ENETUNREACH, errno.EADDRNOTAVAIL, errno.EHOSTUNREACH)
+BROKEN = (errno.ECONNRESET, errno.ETIMEDOUT, errno.EHOSTUNREACH)
 LARGEST_DATAGRAM = 65507
 
 
@@ -63,7 +64,11 @@ class SimSocket:
     def close(self) -> None:
         if self._fd >= 0:
             fd, self._fd = self._fd, -1
-            self.kernel.close_fd(fd)
+            error = self.kernel.failing('close', fd)
+            if error != errno.EBADF:
+                self.kernel.close_fd(fd)
+            if error:
+                fail(error)
 
     def setblocking(self, flag: bool) -> None:
         if flag:
@@ -77,8 +82,9 @@ class SimSocket:
     # -- streams
 
     def accept(self) -> tuple[SimSocket, Any]:
-        kernel, listening = self.kernel, self.file
+        kernel = self.kernel
         kernel.call('accept', self._fd)
+        listening = self.file
         falls = kernel.faults.falls
         if not isinstance(listening, Listening):
             fail(errno.EINVAL)
@@ -151,10 +157,11 @@ class SimSocket:
         kernel.call('recv', self._fd)
         end = self.file
         if isinstance(end, Mailbox):
-            return self.recvfrom(size)[0]
+            return self._receive(end, size)[0]
         if not isinstance(end, End) or not (end.connected or end.error):
             fail(errno.ENOTCONN)
         if falls('recv.spurious'):
+            end.misled = True
             raise BlockingIOError(errno.EAGAIN, 'simulated: nothing to read')
         if end.inbox:
             if falls('recv.short'):
@@ -168,10 +175,6 @@ class SimSocket:
         if end.ended_in or end.dead:
             kernel.moved('recv', self._fd, 0)
             return b''
-        if falls('recv.failed') and not end.instant:
-            error = kernel.random.choice((errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.ENOBUFS))
-            end.told.append(error)
-            fail(error)
         raise BlockingIOError(errno.EAGAIN, 'simulated: nothing to read')
 
     def send(self, data: Any) -> int:
@@ -180,12 +183,16 @@ class SimSocket:
     def sendmsg(self, buffers: list[Any]) -> int:
         return self._send('sendmsg', b''.join(buffers))
 
+    def sendfile(self, data: bytes) -> int:
+        """What `os.sendfile` does with it."""
+        return self._send('sendfile', data)
+
     def _send(self, name: str, data: Any) -> int:
         kernel, falls = self.kernel, self.kernel.faults.falls
         kernel.call(name, self._fd)
         end = self.file
         if isinstance(end, Mailbox):
-            return self.sendto(data, end.remote)
+            return self._post(end, data, end.remote)
         self._check_sending(end)
         room = end.room()
         if room <= 0 or (falls('send.again') and not end.private):
@@ -201,8 +208,8 @@ class SimSocket:
         if count:
             end.send(bytes(data[:count]))
         kernel.moved(name, self._fd, count)
-        if falls('network.reset') and not end.instant:
-            end.cut()
+        if falls('network.broken') and not end.instant:
+            end.cut(kernel.random.choice(BROKEN))
         return count
 
     def _check_sending(self, end: Any) -> None:
@@ -228,8 +235,11 @@ class SimSocket:
     # -- datagrams
 
     def sendto(self, data: Any, address: Any) -> int:
-        kernel, falls, mailbox = self.kernel, self.kernel.faults.falls, self.file
-        kernel.call('sendto', self._fd)
+        self.kernel.call('sendto', self._fd)
+        return self._post(self.file, data, address)
+
+    def _post(self, mailbox: Mailbox, data: Any, address: Any) -> int:
+        kernel, falls = self.kernel, self.kernel.faults.falls
         if mailbox.error:
             error, mailbox.error = mailbox.error, 0
             mailbox.look()
@@ -250,8 +260,12 @@ class SimSocket:
         return len(data)
 
     def recvfrom(self, size: int) -> tuple[bytes, Any]:
-        kernel, mailbox = self.kernel, self.file
+        kernel = self.kernel
         kernel.call('recvfrom', self._fd)
+        return self._receive(self.file, size)
+
+    def _receive(self, mailbox: Mailbox, size: int) -> tuple[bytes, Any]:
+        kernel = self.kernel
         if mailbox.error:
             error, mailbox.error = mailbox.error, 0
             mailbox.look()

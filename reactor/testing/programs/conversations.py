@@ -1,4 +1,4 @@
-"""Programs in which connections talk to their end: echo, proxy, half-closes, requests, silence, publishing.
+"""Programs in which connections talk to their end: echo, proxy, half-closes, requests, publishing.
 
 Owns servers and clients that a user might write, in a few lines each. The rule: without faults all of them end cleanly
 with every byte where it belongs; with faults, what arrived is the beginning of what was sent.
@@ -10,7 +10,6 @@ import random
 from functools import partial
 from typing import Any
 
-from reactor import IdleTimeout, ReadTimeout
 from reactor.framing import Frames
 
 from .parts import Ending, Place, Talker, child, cut, limits, some_bytes, talk, try_to_write
@@ -43,7 +42,8 @@ def echo_server(world: World) -> Place:
     def on_close(conn: Stream, exc: BaseException | None) -> None:
         world.trouble(conn)
 
-    return Place(world, on_data, on_drain=on_drain, on_close=on_close, **limits(world.random))
+    most = world.random.choice((None, None, 1, 3))  # others wait in the backlog
+    return Place(world, on_data, on_drain=on_drain, on_close=on_close, max_connections=most, **limits(world.random))
 
 
 def talk_to(world: World, place: Place, ending: Ending) -> None:
@@ -247,53 +247,6 @@ class Asker:
         if not self.world.faulty and (exc is not None or len(self.answers) != len(self.texts) - self.gives_up):
             self.world.fail(f'{len(self.answers)} of {len(self.texts)} answers, ended with {exc!r}')
         self.world.trouble(conn)
-
-
-def silence(world: World) -> None:
-    """Clients that fall silent are cut off, in time and never early; those that go on talking are not."""
-    r, limit = world.r, 2.0
-    option, error = world.random.choice((('read_timeout', ReadTimeout), ('idle_timeout', IdleTimeout)))
-
-    def on_connect(conn: Stream) -> None:
-        conn.data = r.now
-        world.trouble(conn)
-
-    def on_data(conn: Stream, data: bytes) -> None:
-        conn.data = r.now
-        world.trouble(conn)
-
-    def on_close(conn: Stream, exc: BaseException | None) -> None:
-        # With faults, callbacks are slow, and `r.now` stands still while they run.
-        if isinstance(exc, error) and not world.faulty and r.now < conn.data + limit:
-            world.fail(f'cut off {r.now - conn.data} s after its last word')
-        world.trouble(conn)
-
-    place = Place(world, on_data, on_connect=on_connect, on_close=on_close, **{option: limit})
-    ending = Ending(world, place.server)
-
-    def client(words: int, silent: bool, number: int) -> None:
-        def on_close(conn: Stream, exc: BaseException | None) -> None:
-            talking.cancel()
-            ending.done(number)
-            right = exc is None or (silent and isinstance(exc, ConnectionResetError))  # Unix sockets know no resets
-            if not (right or world.faulty):
-                world.fail(f'a client that {"fell silent" if silent else "went on talking"} ended with {exc!r}')
-            world.trouble(conn)
-
-        def say_one() -> None:
-            said.append(b'word')
-            if conn.closed or (len(said) > words and not silent):
-                conn.close()
-            elif len(said) <= words:
-                conn.write(said[-1])
-            world.trouble()
-
-        said: list[bytes] = []
-        conn = place.connect(on_close=on_close, timeout=20)
-        talking = r.call_every(limit / 8, say_one)
-
-    for _ in range(world.random.randint(1, 8)):
-        client(world.random.randrange(6), world.random.random() < 0.5, ending.add('client'))
 
 
 def publish(world: World) -> None:

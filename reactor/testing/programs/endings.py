@@ -67,6 +67,8 @@ class Visitor:
             connected(conn)
 
         def on_close(conn: Stream, exc: BaseException | None) -> None:
+            if self.places['deaf'].server.open_connections:
+                self.world.fail('a listener has accepted while it was paused')
             if self.visits:
                 self.visit()  # its descriptor may be the one that has just become free
             else:
@@ -208,6 +210,11 @@ class Mischief:
             self.curfew()
         self.act()
 
+    def called(self, part: int) -> None:
+        """A call that was asked for."""
+        self.ending.done(part)
+        self.act()
+
     def on_written(self, conn: Stream) -> None:
         """Bytes of a deed were accepted."""
         self.act(conn)
@@ -270,7 +277,7 @@ class Mischief:
         conn.set_write_limits(self.rng.randrange(1, 1000), 0)
 
     def call_soon(self, conn: Any) -> None:
-        self.r.call_soon(self.beat)
+        self.r.call_soon(self.called, self.ending.add('call'))
 
     def call_later(self, conn: Any) -> None:
         self.timers.append(self.r.call_later(self.rng.choice((0, 0.001, 0.1)), self.beat))

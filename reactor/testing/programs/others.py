@@ -6,6 +6,7 @@ heard of, and all of it ends.
 
 from __future__ import annotations
 
+from itertools import count
 from operator import floordiv
 from signal import SIGINT, SIGTERM
 from typing import Any
@@ -28,20 +29,28 @@ def timers(world: World) -> None:
     r, rng, ending = world.r, child(world), Ending(world)
     start = r.now
     fired: list[tuple[float, int]] = []
-    deadlines = [rng.choice((0, 0, 0.001, 0.002, 0.01, 0.03)) for _ in range(rng.randint(1, 40))]
+    many = rng.random() < 0.2  # most of which are cancelled at once
+    delays = [
+        rng.random() * 0.03 if many else rng.choice((0, 0, 0.001, 0.002, 0.01, 0.03))
+        for _ in range(rng.randint(200, 300) if many else rng.randint(1, 40))
+    ]
+    due: dict[int, tuple[float, int]] = {}  # for each number its deadline, and when it came to it
+    order = count()
     cancelled: set[int] = set()
 
     def fire(number: int, part: int) -> None:
         ending.done(part)
         if number in cancelled:
             world.fail(f'timer {number} was cancelled, and fired')
-        if r.now < start + deadlines[number]:
+        if r.now < due[number][0]:
             world.fail(f'timer {number} fired early')
-        fired.append((deadlines[number], number))
-        if fired != sorted(fired):
-            world.fail(f'timers fired in the order {fired}')
+        if fired and fired[-1] > due[number]:
+            world.fail(f'timer {due[number]} fired behind {fired[-1]}')
+        fired.append(due[number])
         if rng.random() < 0.3:
-            cancel(rng.randrange(len(deadlines)))
+            cancel(rng.randrange(len(delays)))
+        if rng.random() < 0.3:
+            move(rng.randrange(len(delays)))
         world.trouble()
 
     def cancel(number: int) -> None:
@@ -51,42 +60,68 @@ def timers(world: World) -> None:
             cancelled.add(number)
             ending.done(part)
 
+    def move(number: int) -> None:
+        timer, _ = made[number]
+        if timer.deadline is not None:
+            timer.reset(rng.choice((0, 0.001, 0.02)))
+            due[number] = timer.deadline, next(order)
+
     def beat(part: int, beats: list[int]) -> None:
+        if beating.deadline is None or beating.deadline <= r.now:
+            world.fail(f'the next beat is at {beating.deadline}, and it is {r.now}')
         beats.append(0)
         if len(beats) == 5:
             beating.cancel()
             ending.done(part)
         world.trouble()
 
-    def again(part: int, times: int) -> None:
+    def again(part: int, times: int, before: int) -> None:
+        turn = r.stats().loop_count
+        if turn == before:
+            world.fail('a call that was set by another one ran in the same turn')
         if times:
-            r.call_soon(again, part, times - 1)
+            r.call_soon(again, part, times - 1, turn)
         else:
             ending.done(part)
         world.trouble()
 
     made: list[tuple[Timer, int]] = []
-    for number, delay in enumerate(deadlines):
+    for number, delay in enumerate(delays):
         part = ending.add('timer')
         made.append((r.call_at(start + delay, fire, number, part), part))
+        due[number] = start + delay, next(order)
+    if many:
+        for number in rng.sample(range(len(delays)), len(delays) * 3 // 4):
+            cancel(number)
     beating = r.call_every(0.001, beat, ending.add('beats'), [])
-    r.call_soon(again, ending.add('calls'), 10)
-    moved = r.call_later(60, ending.done, ending.add('moved timer'))
+    r.call_soon(again, ending.add('calls'), 10, 0)
+
+    def fire_moved(part: int) -> None:
+        ending.done(part)
+        if r.now > start + 30 and not world.faulty:
+            world.fail('a timer that was moved to an earlier time fired at the old one')
+
+    moved = r.call_later(60, fire_moved, ending.add('moved timer'))
     r.call_later(0.001, moved.reset, 0.005)
 
 
 def datagrams(world: World) -> None:
-    """Questions and echoes by UDP, asked again until they are answered."""
+    """Questions and echoes by UDP, asked again until they are answered, or the server is gone."""
 
     def on_datagram(sock: DatagramSocket, data: bytes, address: Any) -> None:
         world.trouble(sock)
         sock.send(data, address)
 
-    address = world.address()
-    server = world.r.bind_udp(*address, on_datagram)
+    def on_close(sock: DatagramSocket, exc: BaseException | None) -> None:
+        for each in correspondents:
+            each.sock.close()
+
+    address, correspondents = world.address(), []
+    queued = world.random.choice((0, 3000, 1 << 20))
+    server = world.r.bind_udp(*address, on_datagram, on_close=on_close, max_queued=queued)
     ending = Ending(world, server)
     for _ in range(world.random.randint(1, 8)):
-        Correspondent(world, ending, (server.address or address)[:2])
+        correspondents.append(Correspondent(world, ending, (server.address or address)[:2]))
 
 
 class Correspondent:
@@ -97,10 +132,12 @@ class Correspondent:
         rng = child(world)
         self.open = {n: bytes([n]) + some_bytes(rng, 9000) for n in range(rng.randint(1, 10))}
         self.asked = dict(self.open)
+        callbacks: dict[str, Any] = {'on_close': self.on_close, 'on_send_error': self.on_send_error}
+        callbacks['max_queued'] = rng.choice((0, 3000, 1 << 20))
         if rng.random() < 0.5:
-            self.sock = world.r.connect_udp(*address, self.on_datagram, on_close=self.on_close)
+            self.sock = world.r.connect_udp(*address, self.on_datagram, **callbacks)
         else:
-            self.sock = world.r.bind_udp(address[0], 0, self.on_datagram, on_close=self.on_close)
+            self.sock = world.r.bind_udp(address[0], 0, self.on_datagram, **callbacks)
         self.timer = world.r.call_every(0.2, self.ask)
         world.r.call_soon(self.ask)
 
@@ -118,6 +155,11 @@ class Correspondent:
         if not self.open:
             sock.close()
 
+    def on_send_error(self, sock: DatagramSocket, exc: OSError) -> None:
+        if not isinstance(exc, OSError):
+            self.world.fail(f'on_send_error told {exc!r}')
+        self.world.trouble(sock)
+
     def on_close(self, sock: DatagramSocket, exc: BaseException | None) -> None:
         self.timer.cancel()
         self.ending.done(self.number)
@@ -133,6 +175,7 @@ def signals(world: World) -> None:
         return  # signals come to the whole process: one such program at a time
     part, rounds = ending.add('signals'), rng.randint(1, 5)
     sent, heard = {SIGTERM: 0, SIGINT: 0}, {SIGTERM: 0, SIGINT: 0}
+    waits = {SIGTERM: 0, SIGINT: 0}  # ticks, for what was sent
     awaited = {SIGTERM: False, SIGINT: False}
 
     def on_signal(number: signal.Signals) -> None:
@@ -150,10 +193,13 @@ def signals(world: World) -> None:
     def send() -> None:
         for number in sent:
             if not awaited[number]:
-                awaited[number] = True
+                awaited[number], waits[number] = True, 0
                 for _ in range(rng.choice((1, 1, 3))):
                     sent[number] += 1
                     world.raise_signal(number)
+            waits[number] += 1
+            if waits[number] == 1000 and not world.faulty:
+                world.fail(f'{number!r} was sent, and not heard')
         world.trouble()
 
     handlers = [r.add_signal_handler(number, on_signal, number) for number in sent]
@@ -163,9 +209,27 @@ def signals(world: World) -> None:
 def threads(world: World) -> None:
     """Calls in threads that return, raise, or are cancelled: each of the others is answered, once."""
     rng, ending = child(world), Ending(world)
+    left = rng.randint(1, 30)
+
+    def begin(number: int) -> None:
+        nonlocal left
+        left -= 1
+        part = ending.add('call')
+        handle, fate = call(number, part), rng.random()
+        if fate < 0.2:
+            cancel(handle, part)
+        elif fate < 0.4:
+            world.r.call_later(rng.random() * 0.04, cancel, handle, part)
+
+    def cancel(handle: Any, part: int) -> None:
+        if not handle.closed:
+            handle.close()
+            ending.done(part)
 
     def call(number: int, part: int) -> Any:
         def on_done(result: Any, error: BaseException | None) -> None:
+            if left:
+                begin(rng.randrange(5))
             ending.done(part)
             right = isinstance(error, ZeroDivisionError) if number == 0 else (result, error) == (1000 // number, None)
             if not (right or world.faulty):
@@ -174,12 +238,8 @@ def threads(world: World) -> None:
 
         return world.r.run_in_thread(floordiv, 1000, number, on_done=on_done)
 
-    for _ in range(rng.randint(1, 20)):
-        part = ending.add('call')
-        handle = call(rng.randrange(5), part)
-        if rng.random() < 0.3:
-            handle.close()
-            ending.done(part)
+    for _ in range(rng.randint(1, left)):
+        begin(rng.randrange(5))
 
 
 def look_ups(world: World) -> None:

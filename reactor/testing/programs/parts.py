@@ -36,7 +36,8 @@ class World(Protocol):
     random              a seeded generator, from which every decision comes
     faulty              whether faults may happen. Ends with errors are right then; wrong bytes never are
     address()           (host, port) on which nobody listens yet, the host in numbers; port 0: the system chooses
-    tls                 contexts for (servers, clients), to have the programs talk over TLS; None: without it
+    tls                 contexts for (servers, clients) to talk over TLS with, or None
+    name                of the host of address(); it may have other addresses, too
     unix_path()         a path for a socket that is not there yet
     trouble(conn)       called in every callback: may raise, and may let time pass
     expect(text)        a `Goal`, for checking liveness
@@ -47,6 +48,7 @@ class World(Protocol):
     r: Reactor
     random: random.Random
     faulty: bool
+    name: str
     tls: Any
 
     def address(self) -> tuple[str, int]: ...
@@ -87,6 +89,7 @@ class Place:
     def __init__(self, world: World, on_data: Callable[..., object] | None = None, **keywords: Any) -> None:
         self._connect: Callable[..., Stream]
         self._secured: dict[str, Any] = {}
+        self._target: tuple[Any, ...]
         self.server: Listener
         if world.tls is not None:
             keywords['ssl'], context = world.tls
@@ -94,7 +97,8 @@ class Place:
         if world.random.random() < 0.6:
             address = world.address()
             self.server = world.r.listen_tcp(*address, on_data, **keywords)
-            self._connect, self._target = world.r.connect_tcp, (self.server.address or address)[:2]
+            host, port = (self.server.address or address)[:2]
+            self._connect, self._target = world.r.connect_tcp, (world.random.choice((host, host, world.name)), port)
         else:
             path = world.unix_path()
             self.server = world.r.listen_unix(path, on_data, **keywords)

@@ -1,0 +1,38 @@
+"""The figures of load and fault, one class for each, in the order in which they are measured and shown.
+
+Owns the list. The rule: a figure is one line here and one class in a module beside this.
+"""
+
+from .children import Children
+from .churn import Churn
+from .clocks import Jumps, Timers
+from .collector import Collector
+from .fairness import Firehose
+from .held import AtTheLimit, Idle, TwoWorkers
+from .interrupts import SignalFlood
+from .kills import Kills
+from .loris import SlowLoris
+from .network import NETWORK
+from .shortage import Memory, SelectLimit
+from .unread import Unread
+
+FIGURES = [
+    Idle(),
+    TwoWorkers(),
+    AtTheLimit(),
+    Churn(),
+    Unread(),
+    SlowLoris(),
+    Firehose(),
+    Timers(),
+    SignalFlood(),
+    *NETWORK,
+    Kills(),
+    Memory(),
+    Jumps(),
+    SelectLimit(),
+    Children(),
+    Collector(),
+]
+
+BY_NAME = {figure.name: figure for figure in FIGURES}

@@ -1,0 +1,205 @@
+"""Workers that are killed, and stopped, under load.
+
+Owns M12: two workers on one port, each on a listening socket that its parent keeps, so that a worker's end takes none
+of its backlog away. The rule: every request is accounted for, as answered or as lost, and a lost one must have been
+with a worker that was killed at that very moment.
+"""
+
+import contextlib
+import errno
+import selectors
+import signal
+import socket
+import time
+
+from measuring.child import Child
+from measuring.machine import raise_descriptor_limit
+
+import reactor
+
+from .figure import Figure, Goal
+from .held import wait
+from .programs import source
+
+KILLS = 100
+EVERY = 2.0  # seconds between two of them
+STOPPED = 10.0  # seconds that a worker is stopped
+RATE = 600  # requests a second, each on a connection of its own; a stopped worker's share fits into its backlog
+WORK = 0.02  # seconds that an answer takes
+AT_ONCE = 0.5  # seconds after a kill in which its connections are lost
+PATIENCE = 30  # seconds until a request counts as hung
+
+
+class Kills(Figure):
+    name = 'M12'
+    title = 'two workers under 600 requests/s: one killed every 2 s, 100 times; one stopped for 10 s'
+    seconds = 225
+    goals = (
+        Goal('every request ends: answered or lost', lambda m: m['answered'] + m['lost'] == m['sent']),
+        Goal('lost is only what the killed worker had accepted', lambda m: m['lost_otherwise'] == 0),
+        Goal('nobody is refused', lambda m: m['refused'] == 0),
+        Goal('a new worker accepts within 1 s', lambda m: m['longest_respawn_s'] <= 1),
+        Goal('nothing is lost by stopping', lambda m: m['lost_while_stopped'] == 0),
+    )
+
+    def measure(self, run):
+        kills, every, stopped = run.count(KILLS, 3), run.seconds(EVERY, 1), run.seconds(STOPPED, 1)
+        with contextlib.ExitStack() as stack:
+            socks = [stack.enter_context(sock) for sock in listeners(2)]
+            workers = [self.start(sock, slot) for slot, sock in enumerate(socks)]
+            stack.callback(lambda: [worker.close() for worker in workers])
+            load = stack.enter_context(Child('figures.kills:load', port=socks[0].getsockname()[1]))
+            for worker in workers:
+                worker.hear()
+            load.tell('go', seconds=kills * every + 1)
+            killed, respawns = self.kill(run, workers, socks, kills, every)
+            found = load.hear(PATIENCE + kills * every)
+            load.tell('go', seconds=stopped + 2)
+            workers[0].process.send_signal(signal.SIGSTOP)
+            wait(stopped, run, 'one is stopped')
+            workers[0].process.send_signal(signal.SIGCONT)
+            then = load.hear(PATIENCE + stopped)
+        return self.account(found, then, killed, respawns)
+
+    def start(self, sock, slot):
+        return Child('figures.kills:work', sockets=[sock], fd=sock.fileno(), slot=slot)
+
+    def kill(self, run, workers, socks, kills, every):
+        """When which of them was killed, and how long it took until the next one listened."""
+        killed, respawns, began = [], [], time.monotonic()
+        for index in range(kills):
+            time.sleep(max(0, began + (index + 1) * every - time.monotonic()))
+            slot = index % len(workers)
+            now = time.monotonic()
+            workers[slot].kill()
+            workers[slot].close()
+            killed.append((now, slot))
+            workers[slot] = self.start(socks[slot], slot)
+            workers[slot].hear()
+            respawns.append(time.monotonic() - now)
+            run.progress(index, kills, f'{index + 1} killed')
+        return killed, respawns
+
+    def account(self, found, then, killed, respawns):
+        def in_flight(when, slot):
+            return any(0 <= when - at < AT_ONCE and slot in (None, of) for at, of in killed)
+
+        return {
+            'sent': found['sent'],
+            'answered': found['answered'],
+            'lost': len(found['lost']),
+            'lost_otherwise': sum(not in_flight(when, slot) for when, slot in found['lost']),
+            'refused': found['refused'] + then['refused'],
+            'kills': len(killed),
+            'longest_respawn_s': max(respawns),
+            'longest_answer_s': found['longest'],
+            'sent_while_stopped': then['sent'],
+            'lost_while_stopped': then['sent'] - then['answered'],
+            'longest_answer_then_s': then['longest'],
+        }
+
+
+def listeners(count):
+    """Listening sockets on one port, among which the kernel divides the clients."""
+    socks, port = [], 0
+    for _ in range(count):
+        sock = socket.socket()
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        sock.bind(('127.0.0.1', port))
+        sock.listen(socket.SOMAXCONN)
+        port = sock.getsockname()[1]
+        socks.append(sock)
+    return socks
+
+
+def work(control, fd, slot):
+    """A worker says which it is at once, and answers a request a little later."""
+    raise_descriptor_limit()
+    name = b'%d' % slot
+
+    def greet(conn):
+        conn.write(name)
+
+    def on_data(conn, data):
+        conn.loop.call_later(WORK, answer, conn)
+
+    def answer(conn):
+        if not conn.closed:
+            conn.write(b'.')
+            conn.close()
+
+    def main(r):
+        control.attach(r, {})
+        r.listen_tcp(None, 0, on_data, on_connect=greet, sock=socket.socket(fileno=fd))
+        control.say('listening')
+
+    reactor.run(main)
+
+
+class Load:
+    """Requests at a fixed rate, whatever becomes of them."""
+
+    def __init__(self, port):
+        self.port = port
+
+    def go(self, seconds):
+        self.sent = self.answered = self.refused = 0
+        self.lost, self.longest = [], 0.0
+        self.heard, self.began = {}, {}
+        began, total = time.monotonic(), round(RATE * seconds)
+        with selectors.DefaultSelector() as self.selector:
+            while (self.sent < total or self.began) and time.monotonic() - began < seconds + PATIENCE:
+                now = time.monotonic()
+                while self.sent < total and began + self.sent / RATE <= now:
+                    self.ask(began + self.sent / RATE)
+                next_one = began + self.sent / RATE if self.sent < total else now + 1
+                for key, events in self.selector.select(max(0, next_one - time.monotonic())):
+                    self.ready(key.fileobj, events)
+            for sock in self.began:
+                sock.close()  # hung
+        counts = {'sent': self.sent, 'answered': self.answered, 'refused': self.refused}
+        return {**counts, 'lost': self.lost, 'longest': self.longest}
+
+    def ask(self, due):
+        sock = socket.socket()
+        sock.setblocking(False)
+        sock.bind((source(self.sent), 0))
+        self.sent += 1
+        if sock.connect_ex(('127.0.0.1', self.port)) not in (0, errno.EINPROGRESS):
+            self.refused += 1
+            sock.close()
+            return
+        self.began[sock], self.heard[sock] = due, b''
+        self.selector.register(sock, selectors.EVENT_WRITE)
+
+    def ready(self, sock, events):
+        try:
+            if events & selectors.EVENT_WRITE:
+                sock.send(b'?')
+                self.selector.modify(sock, selectors.EVENT_READ)
+                return
+            data = sock.recv(16)
+        except ConnectionRefusedError:
+            self.refused += 1
+            data = b''
+        except OSError:
+            data = b''
+        self.heard[sock] += data
+        if not data or b'.' in data:
+            self.end(sock)
+
+    def end(self, sock):
+        now, heard = time.monotonic(), self.heard.pop(sock)
+        took = now - self.began.pop(sock)
+        if b'.' in heard:
+            self.answered += 1
+            self.longest = max(self.longest, took)
+        else:
+            self.lost.append((now, int(heard) if heard else None))
+        self.selector.unregister(sock)
+        sock.close()
+
+
+def load(control, port):
+    raise_descriptor_limit()
+    control.serve({'go': Load(port).go})

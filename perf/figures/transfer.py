@@ -1,0 +1,189 @@
+"""One side of a network with faults: connections over which both ends send at once, and hash all of it.
+
+Owns what is sent and what is told of it. Knows nothing of the network. The rule: whatever was sent can be told from a
+seed alone, so that what arrived can be judged also when the connection did not live to its end; and every connection is
+told of, those that had to be given up as `hung`.
+"""
+
+import hashlib
+import random
+
+import reactor
+
+CHUNK = 1 << 16  # bytes of one write
+BURST = 2  # writes in one turn
+PORT = 5000
+FIRST_PORT = 10000  # the first connection is made from here, the second from the next: so both sides know them
+SEED = 20
+HEARTBEAT = 60  # seconds; keeps a side without connections running
+
+
+class Pattern:
+    """Bytes without an end, in chunks of which no two are the same: lost, doubled or exchanged ones change the hash."""
+
+    def __init__(self, role, port):
+        self.block = random.Random(f'{SEED} {role} {port}').randbytes(2 * CHUNK)
+
+    def chunk(self, index, size=CHUNK):
+        start = index % CHUNK
+        return (index.to_bytes(8, 'big') + self.block[start : start + CHUNK - 8])[:size]
+
+    def digest(self, count):
+        """The SHA-256 of the first `count` bytes."""
+        sha = hashlib.sha256()
+        for index in range(count // CHUNK):
+            sha.update(self.chunk(index))
+        sha.update(self.chunk(count // CHUNK, count % CHUNK))
+        return sha.hexdigest()
+
+
+class End:
+    """One end of a connection: what it sends, what it gets, for how long nothing went, and how it ended."""
+
+    def __init__(self, side, port):
+        self.side = side
+        self.r = side.r
+        self.port = port
+        self.stream = side.streams[port - FIRST_PORT]
+        self.pattern = Pattern(side.role, port)
+        self.sent = self.received = 0
+        self.sent_sha, self.received_sha = hashlib.sha256(), hashlib.sha256()
+        self.began = self.moved = self.r.now
+        self.stall = 0.0
+        self.connected = self.eof = self.hung = False
+
+    def on_connect(self, conn):
+        self.connected = True
+        self.moves()
+        conn.on_data, conn.on_eof, conn.on_drain, conn.on_close = self.on_data, self.on_eof, self.fill, self.on_close
+        conn.set_timeouts(**self.stream['timeouts'])
+        self.fill(conn)
+
+    def fill(self, conn):
+        """Write until `write` says that it is enough, some in each turn; then the end of it, unless it is held open."""
+        total = self.stream['bytes']
+        for _ in range(BURST):
+            if conn.closed or self.sent == total:
+                break
+            data = self.pattern.chunk(self.sent // CHUNK, total - self.sent)
+            self.sent += len(data)
+            self.sent_sha.update(data)
+            self.moves()
+            if not conn.write(data):
+                break
+        else:
+            self.r.call_soon(self.fill, conn)
+        if self.sent == total and not self.stream['hold'] and not conn.closed:
+            conn.write_eof()
+
+    def on_data(self, conn, data):
+        self.received += len(data)
+        self.received_sha.update(data)
+        self.side.received += len(data)
+        self.moves()
+
+    def on_eof(self, conn):
+        self.eof = True
+        self.moves()
+
+    def on_close(self, conn, exc):
+        self.moves()
+        del self.side.open[conn]
+        self.side.ended.append(
+            {
+                'port': self.port,
+                'sent': self.sent,
+                'sent_sha': self.sent_sha.hexdigest(),
+                'received': self.received,
+                'received_sha': self.received_sha.hexdigest(),
+                'connected': self.connected,
+                'eof': self.eof,
+                'hung': self.hung,
+                'error': exc and type(exc).__name__,
+                'words': exc and str(exc),
+                'seconds': self.r.now - self.began,
+                'at': self.r.now,
+                'stall': self.stall,
+            }
+        )
+
+    def moves(self):
+        """Bytes go, or it has ended: notes for how long nothing happened."""
+        now = self.r.now
+        self.stall = max(self.stall, now - self.moved)
+        self.moved = now
+
+
+class Side:
+    """All connections of one process."""
+
+    def __init__(self, r, role, streams, keepalive):
+        self.r = r
+        self.keepalive = keepalive and tuple(keepalive)
+        self.role = role
+        self.streams = streams
+        self.received = 0
+        self.open = {}
+        self.ended = []
+
+    def listen(self, host):
+        self.r.listen_tcp(host, PORT, on_connect=self.on_accepted, keepalive=self.keepalive)
+
+    def on_accepted(self, conn):
+        end = self.open[conn] = End(self, conn.peername[1])
+        end.on_connect(conn)
+
+    def connect_all(self, host, source, timeout):
+        for index in range(len(self.streams)):
+            end = End(self, FIRST_PORT + index)
+            conn = self.r.connect_tcp(
+                host,
+                PORT,
+                on_connect=end.on_connect,
+                on_close=end.on_close,
+                timeout=timeout,
+                local_address=(source, end.port),
+                keepalive=self.keepalive,
+            )
+            self.open[conn] = end
+
+    def look(self):
+        """How far it is."""
+        return {'received': self.received, 'open': len(self.open)}
+
+    def ends(self):
+        """What became of the connections that have ended."""
+        return self.ended
+
+    def give_up(self):
+        """Reset what is open still."""
+        for conn, end in list(self.open.items()):
+            end.hung = True
+            conn.abort()
+
+
+def listen(control, streams, host, keepalive):
+    """Speak to those who come to `host`.
+
+    streams    for each connection {'bytes': each way, 'hold': leave it open afterwards, 'timeouts': of `set_timeouts`}
+    keepalive  as `listen_tcp` has it
+    """
+    with reactor.Reactor() as r:
+        side = Side(r, 'listen', streams, keepalive)
+        side.listen(host)
+        work(control, r, side)
+
+
+def connect(control, streams, host, keepalive, source, timeout):
+    """Make these connections, as above, to `host` from the address `source`, each within `timeout` seconds."""
+    with reactor.Reactor() as r:
+        side = Side(r, 'connect', streams, keepalive)
+        side.connect_all(host, source, timeout)
+        work(control, r, side)
+
+
+def work(control, r, side):
+    control.attach(r, {'look': side.look, 'ends': side.ends, 'give_up': side.give_up})
+    control.say('ready')
+    r.call_every(HEARTBEAT, side.look)
+    r.run()

@@ -1,0 +1,97 @@
+"""Programs that come to limits: of time, and of how many are let in at once.
+
+Owns clients that are silent too long, and crowds. The rule: who is within the limits is left alone, and who is not is
+told why; whether it was told in time, the simulation knows.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from reactor import IdleTimeout, ReadTimeout
+
+from .parts import Ending, Place, child, limits
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from reactor import Stream
+
+    from .parts import World
+
+
+def time_limits(world: World) -> None:
+    """Connections on which nothing happens, or just enough, or while reading is paused."""
+
+    def on_close(conn: Stream, exc: BaseException | None) -> None:
+        world.trouble(conn)
+
+    place = Place(world, on_close=on_close, **limits(world.random))
+    ending = Ending(world, place.server)
+    for _ in range(world.random.randint(1, 6)):
+        Silent(world, place, ending)
+
+
+class Silent:
+    """A client of `time_limits`. Most of them speak a few times first."""
+
+    def __init__(self, world: World, place: Place, ending: Ending) -> None:
+        self.world, self.ending, self.number = world, ending, ending.add('silent one')
+        rng = child(world)
+        self.patience = rng.choice((0.1, 0.25, 0.4))
+        self.kind = rng.choice(('read', 'paused', 'idle', 'write', 'changed'))
+        self.words = rng.randrange(5)
+        options: dict[str, dict[str, Any]] = {
+            'read': {'read_timeout': self.patience},
+            'paused': {'read_timeout': self.patience},
+            'idle': {'idle_timeout': self.patience},
+            'write': {'write_timeout': self.patience},
+            'changed': {'idle_timeout': 1000},
+        }
+        place.connect(on_connect=self.on_connect, on_close=self.on_close, timeout=20, **options[self.kind])
+
+    def on_connect(self, conn: Stream) -> None:
+        self.world.trouble(conn)
+        later = self.world.r.call_later
+        if self.kind == 'paused':
+            conn.pause_reading()
+            later(2 * self.patience, conn.resume_reading)
+        elif self.kind == 'changed':
+            conn.set_timeouts(idle=self.patience)
+        elif self.kind == 'write':
+            later(2 * self.patience, conn.close)
+        later(self.patience / 2, self.speak, conn)
+
+    def speak(self, conn: Stream) -> None:
+        if self.words and not conn.closed:
+            self.words -= 1
+            conn.write(b'x')
+            self.world.r.call_later(self.patience / 2, self.speak, conn)
+        self.world.trouble()
+
+    def on_close(self, conn: Stream, exc: BaseException | None) -> None:
+        self.ending.done(self.number)
+        ends = {'read': ReadTimeout, 'paused': ReadTimeout, 'write': type(None)}
+        if not self.world.faulty and type(exc) is not ends.get(self.kind, IdleTimeout):
+            self.world.fail(f'{self.kind!r} ended with {exc!r}')
+        self.world.trouble(conn)
+
+
+def crowd(world: World) -> None:
+    """Many that come at once, and go when they have seen the place."""
+
+    def on_connect(conn: Stream) -> None:
+        world.trouble(conn)
+        conn.close()
+
+    def on_close(conn: Stream, exc: BaseException | None) -> None:
+        ending.done(conn.data)
+        if exc is not None and not world.faulty:
+            world.fail(f'a visitor ended with {exc!r}')
+        world.trouble(conn)
+
+    most = world.random.choice((None, None, 5))
+    place = Place(world, max_connections=most, **limits(world.random))
+    ending = Ending(world, place.server)
+    for _ in range(world.random.choice((5, 20, 100) if world.tls is None else (5, 10))):
+        conn = place.connect(on_connect=on_connect, on_close=on_close)
+        conn.data = ending.add('visitor')

@@ -1,0 +1,671 @@
+"""Planted bugs: changes of the real code, each of which breaks a promise, for the simulation to find.
+
+Owns the list, and the planting of one of them into a copy of the package. Knows nothing of how they are found. The
+rules: a mutant changes one place outside of `reactor/testing`, whose text has to be there exactly once; and it breaks
+a law, so no run that meets the place may go well.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import NamedTuple
+
+PACKAGE = Path(__file__).resolve().parent.parent / 'reactor'
+
+
+class Mutant(NamedTuple):
+    """A change of one place.
+
+    name         what the planted bug does
+    file         of the package
+    anchor       the text that is replaced
+    replacement  by which
+    law          what is broken by it
+    """
+
+    name: str
+    file: str
+    anchor: str
+    replacement: str
+    law: str
+
+
+def copy_package(folder: Path, mutant: Mutant | None) -> Path:
+    """A copy of the package in `folder`, with this bug planted; ValueError when there is not the one place for it."""
+    shutil.copytree(PACKAGE, folder / PACKAGE.name, ignore=shutil.ignore_patterns('__pycache__'))
+    if mutant is not None:
+        path = folder / PACKAGE.name / mutant.file
+        text = path.read_text()
+        found = text.count(mutant.anchor)
+        if found != 1 or mutant.file.startswith('testing') or mutant.anchor == mutant.replacement:
+            raise ValueError(f'mutant {mutant.name!r}: its anchor text is {found} times in {mutant.file}, not once')
+        path.write_text(text.replace(mutant.anchor, mutant.replacement))
+    return folder
+
+
+MUTANTS = (
+    # -- the turn
+    Mutant(
+        'a stale read event is told',
+        'loop/loop.py',
+        'if mask & watcher.events & READ:',
+        'if mask & READ:',
+        '4: an event belongs to an object that still wants it',
+    ),
+    Mutant(
+        'a stale write event is told',
+        'loop/loop.py',
+        'if mask & WRITE and watcher.events & WRITE:',
+        'if mask & WRITE:',
+        '4: an event belongs to an object that still wants it',
+    ),
+    Mutant(
+        'a timer cancelled in its own batch fires',
+        'loop/loop.py',
+        'if deadline is None:\n                continue',
+        'if deadline is None:\n                deadline = now',
+        '1: what was cancelled is never heard of',
+    ),
+    Mutant(
+        'the loop sleeps on completions',
+        'loop/loop.py',
+        'if self._soon or self.completions or self.timers.due',
+        'if self._soon or self.timers.due',
+        '1: what has happened is told',
+    ),
+    Mutant(
+        'an interrupt loses a completion',
+        'loop/loop.py',
+        '            if signals.interrupted:\n'
+        '                signals.raise_interrupt()\n'
+        '            handle, fn, args = completions.popleft()\n',
+        '            handle, fn, args = completions.popleft()\n'
+        '            if signals.interrupted:\n'
+        '                signals.raise_interrupt()\n',
+        '8: an interrupt loses nothing',
+    ),
+    Mutant(
+        'an interrupt loses a call',
+        'loop/loop.py',
+        '            if signals.interrupted:\n'
+        '                signals.raise_interrupt()\n'
+        '            fn, args = soon.popleft()\n',
+        '            fn, args = soon.popleft()\n'
+        '            if signals.interrupted:\n'
+        '                signals.raise_interrupt()\n',
+        '8: an interrupt loses nothing',
+    ),
+    Mutant(
+        'what an interrupt left over comes after the next events',
+        'loop/loop.py',
+        'self._run_completions(len(self.completions))\n            limit = 0',
+        'limit = 0',
+        '3: in the order in which things happened',
+    ),
+    Mutant(
+        'calls set meanwhile run in the same turn',
+        'loop/loop.py',
+        '        for _ in range(count):\n'
+        '            if signals.interrupted:\n'
+        '                signals.raise_interrupt()\n'
+        '            fn, args = soon.popleft()\n',
+        '        while soon:\n'
+        '            if signals.interrupted:\n'
+        '                signals.raise_interrupt()\n'
+        '            fn, args = soon.popleft()\n',
+        '5: a turn is bounded',
+    ),
+    # -- timers
+    Mutant(
+        'two timers of one deadline are swapped',
+        'loop/timers.py',
+        'entry = self.at[deadline] = {entry: None}',
+        'entry = self.at[deadline] = {timer: None, entry: None}',
+        '3: timers fire in order',
+    ),
+    Mutant(
+        'timers fire early',
+        'loop/timers.py',
+        'while heap and heap[0] <= now:',
+        'while heap and heap[0] <= now + 0.002:',
+        'a timer is never early',
+    ),
+    Mutant(
+        'a timer that is moved stays in the batch',
+        'loop/timers.py',
+        '        elif not self.leave(timer):\n            self.due.remove(timer)\n',
+        '        else:\n            self.leave(timer)\n',
+        '1: a timer that was moved fires once, at the new time',
+    ),
+    Mutant(
+        'a timer cannot be moved to an earlier time',
+        'loop/timers.py',
+        'self.timers.move(self, self.timers.after(',
+        'self.timers.move(self, max(self.deadline or 0, self.timers.clock()) + 0 * self.timers.after(',
+        'a timer that was moved fires at the new time',
+    ),
+    Mutant(
+        'a timer that is moved stays at a deadline that it shares',
+        'loop/timers.py',
+        '            found.pop(timer, None)\n',
+        '            pass\n',
+        '1: a timer that was moved fires once, at the new time',
+    ),
+    Mutant(
+        'a cancelled timer keeps the loop running',
+        'loop/timers.py',
+        '            self.deadline = None\n            timers.pending -= 1\n            if timers.unreferenced:\n'
+        '                timers.unreferenced.discard(self)\n            timers.counters',
+        '            self.deadline = None\n            if timers.unreferenced:\n'
+        '                timers.unreferenced.discard(self)\n            timers.counters',
+        'run() ends when nothing is left',
+    ),
+    Mutant(
+        'a missed beat is made up for',
+        'loop/timers.py',
+        'beats = (now - deadline) // self.delay + 1',
+        'beats = 1',
+        'missed beats are skipped',
+    ),
+    Mutant(
+        'deadlines that nobody has are dropped, and the heap is none any more',
+        'loop/timers.py',
+        '            heap[:] = at\n            heapify(heap)\n',
+        '            heap[:] = reversed(at)\n',
+        '3: timers fire in order',
+    ),
+    Mutant(
+        'a second of time limits is looked at before it has come',
+        'loop/buckets.py',
+        'second = ceil(when)',
+        'second = int(when)',
+        '7: no spin',
+    ),
+    Mutant(
+        'who has ended is still looked at',
+        'loop/buckets.py',
+        'if bucket is not None and member in bucket:',
+        'if bucket is not None and member not in bucket:',
+        '9: nothing holds what has ended',
+    ),
+    Mutant(
+        'an earlier time limit waits for a later one',
+        'loop/buckets.py',
+        'if self._buckets and earliest == self._armed:',
+        'if self._buckets:',
+        'a time limit is late by a second at most',
+    ),
+    # -- watchers
+    Mutant(
+        'what is closed stays registered',
+        'loop/watcher.py',
+        '                self.selector.unregister(handle.fileno())\n            except (KeyError, ValueError):\n',
+        '                pass\n            except (KeyError, ValueError):\n',
+        '4: a descriptor number is not an identity',
+    ),
+    Mutant(
+        'what is closed still wants events',
+        'loop/watcher.py',
+        '        handle.events = 0\n        if handle in self._unreferenced:',
+        '        if handle in self._unreferenced:',
+        '1: nothing fires after the end',
+    ),
+    Mutant(
+        'who wants nothing stays registered',
+        'loop/watcher.py',
+        '                self.selector.unregister(fd)\n                self._parked[handle] = None\n',
+        '                self.selector.modify(fd, 0, handle)\n',
+        '7: a hang-up while paused is no reason to spin',
+    ),
+    # -- wakeup, signals, threads
+    Mutant(
+        'the doorbell is rung once and never again',
+        'loop/wakeup.py',
+        '        self._rung = False\n        self.on_bytes(data)',
+        '        self.on_bytes(data)',
+        '7: no spin, and calls of threads are made',
+    ),
+    Mutant(
+        'the doorbell brings one call',
+        'loop/wakeup.py',
+        'for _ in range(len(calls)):',
+        'if calls:',
+        'calls of threads are made',
+    ),
+    Mutant(
+        'of two signals at once one is lost',
+        'loop/signals.py',
+        'raised[signum] = 0\n                self._soon.append',
+        'raised[:] = bytes(NSIG)\n                self._soon.append',
+        'a signal that arrives is heard',
+    ),
+    Mutant(
+        'the handler from before is not put back',
+        'loop/signals.py',
+        'self._kernel.signal(signum, handler.previous if handler.previous is not None else 0)',
+        'pass',
+        'the handler from before is restored',
+    ),
+    Mutant(
+        'a signal handler keeps the wakeup descriptor',
+        'loop/signals.py',
+        '        self._loop.watchers.remove(handler)\n        self._release()\n',
+        '        self._loop.watchers.remove(handler)\n',
+        'what was changed in the process is put back',
+    ),
+    Mutant(
+        'an interrupt is raised for ever',
+        'loop/signals.py',
+        '        self.interrupted = False\n        raise KeyboardInterrupt',
+        '        raise KeyboardInterrupt',
+        '8: run() can be called again',
+    ),
+    Mutant(
+        'a cancelled call in a thread is answered',
+        'loop/threads.py',
+        'self.fn = self.on_done = None',
+        'self.fn = None',
+        '1: what was cancelled is never heard of',
+    ),
+    Mutant(
+        'a call in a thread ends after its callback',
+        'loop/threads.py',
+        '        on_done = self.on_done\n'
+        '        self.close()\n'
+        '        if on_done is not None:\n'
+        '            on_done(result, error)\n',
+        '        on_done = self.on_done\n'
+        '        if on_done is not None:\n'
+        '            on_done(result, error)\n'
+        '        self.close()\n',
+        '8: an exception leaves no half a state',
+    ),
+    Mutant(
+        'threads that have ended are counted',
+        'loop/threads.py',
+        '        self._running -= 1\n        self._start_threads()',
+        '        self._start_threads()',
+        'calls in threads are made',
+    ),
+    Mutant(
+        'there is a thread for each call',
+        'loop/threads.py',
+        'if self._queue and self._running < THREADS:',
+        'if self._queue:',
+        '6: threads are bounded',
+    ),
+    # -- streams: writing
+    Mutant(
+        'on_written is told inside write',
+        'net/stream.py',
+        '            loop.completions.append((self, on_written, args))\n        return True\n',
+        '            on_written(self, *args)\n        return True\n',
+        '2: no callback inside a call',
+    ),
+    Mutant(
+        'a write overtakes what waits',
+        'net/stream.py',
+        'if (writer is not None and writer is not DRAINED) or type(data) is not bytes or not data:',
+        'if self.state is not OPEN or type(data) is not bytes or not data:',
+        '3: in order',
+    ),
+    Mutant(
+        'pausing is forgotten when bytes have to wait',
+        'net/stream.py',
+        'self.loop.watchers.set_events(self, self.events | WRITE)',
+        'self.loop.watchers.set_events(self, READ | WRITE)',
+        '3: no on_data while reading is paused',
+    ),
+    Mutant(
+        'pausing before connected is forgotten when there is something to send',
+        'net/stream.py',
+        'events = (READ if reading else 0) | (0 if self.writer is None else WRITE)',
+        'events = READ if self.writer is None and reading else READ | WRITE',
+        '3: no on_data while reading is paused',
+    ),
+    Mutant(
+        'what was written before connected waits for the next write',
+        'net/stream.py',
+        '| (0 if self.writer is None else WRITE)',
+        '| 0',
+        '1: what was written is sent',
+    ),
+    Mutant(
+        'on_drain is lost when it falls to the mark itself',
+        'net/stream.py',
+        'if writer.full and writer.buffered <= self.options.low_water:',
+        'if writer.full and writer.buffered < self.options.low_water:',
+        'after False comes on_drain',
+    ),
+    Mutant(
+        'room is looked for though nothing waits',
+        'net/stream.py',
+        '        if self.writer is DRAINED:\n            self.loop.watchers.set_events(self, self.events & ~WRITE)',
+        '        if self.writer is None:\n            self.loop.watchers.set_events(self, self.events & ~WRITE)',
+        '7: no spin',
+    ),
+    Mutant(
+        'a write after a failure raises',
+        'net/stream.py',
+        '            if writer.error is not None and not writer.ended:\n                return False\n',
+        '            if writer.error is not None and not writer.ended:\n                raise writer.error\n',
+        '8: a dead receiver never hurts the sender',
+    ),
+    Mutant(
+        'any number of bytes may wait',
+        'net/stream.py',
+        'if weight < self.options.max_buffered:',
+        'if self.options.max_buffered:',
+        '6: memory is bounded',
+    ),
+    Mutant(
+        'what was received before sending failed is dropped',
+        'net/stream.py',
+        'self.loop.completions.append((self, Stream.handle_last_reads, ()))',
+        'self.loop.completions.append((self, Stream.handle_last_reads, (0,)))',
+        'what was received is delivered',
+    ),
+    Mutant(
+        'why sending failed is not told',
+        'net/stream.py',
+        'exc = self.writer.error  # sending failed first',
+        'exc = None  # sending failed first',
+        '1: on_close tells why',
+    ),
+    Mutant(
+        'write says that it waits when it is below the mark',
+        'net/stream.py',
+        'return not writer.full',
+        'return False',
+        'False is followed by on_drain',
+    ),
+    # -- streams: ending
+    Mutant(
+        'the end of the peer is lost',
+        'net/stream.py',
+        '        if not data:\n            self.handle_end()\n            return\n',
+        '        if not data:\n            self.pause_reading()\n            return\n',
+        '1: every connection ends',
+    ),
+    Mutant(
+        'write_eof is lost when bytes wait',
+        'net/stream.py',
+        'if self.state is CLOSING or writer.ended:',
+        'if self.state is CLOSING:',
+        'the end comes behind the last byte',
+    ),
+    Mutant(
+        'that the peer has ended is forgotten',
+        'net/stream.py',
+        '            self.state = HALF_OPEN\n',
+        '            self.state = OPEN\n',
+        '1: when both sides have ended the connection ends',
+    ),
+    Mutant(
+        'the end of the peer drops what waits for it',
+        'net/stream.py',
+        'elif self.state is OPEN and self.buffered:',
+        'elif self.state is CLOSING and self.buffered:',
+        'what was written is sent',
+    ),
+    Mutant(
+        'close drops what waits',
+        'net/stream.py',
+        '        if self.buffered:\n            self.loop.watchers.set_events(self, WRITE)\n        else:\n'
+        '            self._shut_down()',
+        '        self._shut_down()',
+        'close sends what waits',
+    ),
+    Mutant(
+        'on_data after close',
+        'net/stream.py',
+        '        self.on_data = None  # what still comes is read and dropped\n',
+        '',
+        '1: close stops reading',
+    ),
+    Mutant(
+        'close resets a peer that is talking',
+        'net/stream.py',
+        'if state is OPEN and writer is None and self.events & READ:',
+        'if state is OPEN and writer in (None, DRAINED):',
+        'close loses nothing that was written',
+    ),
+    Mutant(
+        'abort in on_close ends it again',
+        'net/stream.py',
+        '        elif self.state is not CONNECTING:\n            return\n',
+        '',
+        '1: once',
+    ),
+    Mutant(
+        'the timer of linger outlives its connection',
+        'net/stream.py',
+        '        elif timeouts is not None:\n            timeouts.cancel()',
+        '',
+        '9: the timers of a closed connection are dropped',
+    ),
+    Mutant(
+        'the listener is not told of an end',
+        'net/stream.py',
+        '            self.origin.handle_closed(self)\n',
+        '',
+        'open_connections counts what is open',
+    ),
+    Mutant(
+        'a closed connection keeps its data',
+        'net/stream.py',
+        'self.on_drain = self.on_close = self.data = None\n\n    def handle_last_reads',
+        'self.on_drain = self.on_close = None\n\n    def handle_last_reads',
+        '9: nothing of the user is kept',
+    ),
+    # -- the writer
+    Mutant(
+        'what was sent of a buffer is sent again',
+        'net/writer.py',
+        '        self._skip = sent\n',
+        '        self._skip = 0\n',
+        '3: each byte once',
+    ),
+    Mutant(
+        'what was sent of a buffer before is forgotten',
+        'net/writer.py',
+        '        sent += self._skip\n',
+        '',
+        '3: each byte once',
+    ),
+    Mutant(
+        'a mark counts from what waits',
+        'net/writer.py',
+        'self.marks.append((self._queued, on_written, args))',
+        'self.marks.append((self._queued - self._sent, on_written, args))',
+        '3: on_written when all is accepted',
+    ),
+    Mutant(
+        'a mark is reached by what comes behind it',
+        'net/writer.py',
+        'while marks and marks[0][0] <= self._sent:',
+        'while marks and marks[0][0] < self._sent:',
+        '3: on_written when all is accepted',
+    ),
+    Mutant(
+        'what waits is not copied',
+        'net/writer.py',
+        'return bytes(piece)  # type: ignore[arg-type]',
+        'return piece  # type: ignore[return-value]',
+        'a buffer is the user’s again after write',
+    ),
+    # -- listeners
+    Mutant(
+        'accepting goes on without descriptors',
+        'net/listener.py',
+        '                if exc.errno in EXHAUSTED:\n                    self._hold(exc)\n',
+        '                if exc.errno in EXHAUSTED:\n',
+        '7: no spin at the descriptor limit',
+    ),
+    Mutant(
+        'a listener that has paused for want of descriptors never goes on',
+        'net/listener.py',
+        '    def _end_hold(self) -> None:\n        if self._retry is not None:\n'
+        '            self._retry.cancel()\n            self._retry = None\n',
+        '    def _end_hold(self) -> None:\n        if self._retry is not None:\n            self._retry.cancel()\n',
+        'accepting goes on when there are descriptors',
+    ),
+    Mutant(
+        'a closed listener keeps its timer',
+        'net/listener.py',
+        '        self._closed = True\n        if self._retry is not None:\n            self._retry.cancel()\n',
+        '        self._closed = True\n        if self._retry is not None:\n',
+        '9: no timer outlives what it is for',
+    ),
+    Mutant(
+        'any number is accepted in a turn',
+        'net/listener.py',
+        'for count in range(self._batch):',
+        'for count in range(1 << 30):',
+        '5: accepts in a turn are bounded',
+    ),
+    Mutant(
+        'the batch goes on beyond max_connections',
+        'net/listener.py',
+        '            if not self.events:\n                return\n        if self._batch',
+        '        if self._batch',
+        '6: no more connections than max_connections',
+    ),
+    Mutant(
+        'a full listener does not see that there is room again',
+        'net/listener.py',
+        'if not self.events and not self._closed:',
+        'if not self.events and self._retry is not None:',
+        '1: who waits in the backlog is accepted',
+    ),
+    Mutant(
+        'a paused listener accepts',
+        'net/listener.py',
+        'wanted = not self._paused and self._retry is None and not full',
+        'wanted = self._retry is None and not full',
+        'nobody is accepted while paused',
+    ),
+    Mutant(
+        'a client that has gone again ends the listener',
+        'net/listener.py',
+        '                continue  # this client',
+        '                self.close()\n                return  # this client',
+        '8: what a client does hurts nobody else',
+    ),
+    # -- connectors
+    Mutant(
+        'the losers of a race stay open',
+        'net/connector.py',
+        '        for attempt in self._attempts:\n            attempt.close()\n        self._attempts.clear()',
+        '        self._attempts.clear()',
+        '9: no descriptor leaks',
+    ),
+    Mutant(
+        'the time limit of connecting goes on',
+        'net/connector.py',
+        'for timer in (self._timer, self._next):',
+        'for timer in (self._next,):',
+        '9: no timer outlives what it is for',
+    ),
+    Mutant(
+        'on_connect after close',
+        'net/connector.py',
+        '    if stream.state is CONNECTING:\n',
+        '    if stream is not None:\n',
+        '1: nothing after the end',
+    ),
+    Mutant(
+        'a Unix socket whose backlog is full is not tried again',
+        'net/connector.py',
+        '                self._addresses.appendleft(address)\n',
+        '',
+        '1: a connect ends, in the time that it was given',
+    ),
+    Mutant(
+        'connecting goes on after close',
+        'net/connector.py',
+        '        self._loop.counters.outgoing -= 1\n        self._end()\n',
+        '        self._loop.counters.outgoing -= 1\n',
+        '9: no descriptor leaks',
+    ),
+    Mutant(
+        'the error of a connect is not asked for',
+        'net/connector.py',
+        'error = sock.getsockopt(SOL_SOCKET, SO_ERROR)',
+        'error = 0',
+        '7: no spin',
+    ),
+    # -- datagrams
+    Mutant(
+        'any number of datagrams may wait',
+        'net/datagram.py',
+        'full = self._buffered + len(self._queue) * DATAGRAM_COST >= self._max_queued',
+        'full = False',
+        '6: memory is bounded',
+    ),
+    Mutant(
+        'datagrams that were sent are counted as waiting',
+        'net/datagram.py',
+        '            queue.popleft()\n            self._buffered -= len(data)\n',
+        '            queue.popleft()\n',
+        '6: a queue that is empty takes what is sent',
+    ),
+    Mutant(
+        'any number of datagrams is read in a turn',
+        'net/datagram.py',
+        'for _ in range(DATAGRAMS_PER_TURN):',
+        'while True:',
+        '5: datagrams in a turn are bounded',
+    ),
+    Mutant(
+        'a socket that its callback has closed is read on',
+        'net/datagram.py',
+        '            if not self.events & READ:\n                return  # the last callback',
+        '            if not self.loop:\n                return  # the last callback',
+        '1: nothing after close',
+    ),
+    Mutant(
+        'on_send_error is told of nothing',
+        'net/datagram.py',
+        'if self._error is None:  # else one',
+        'if what:  # else one',
+        'at most one error in a turn',
+    ),
+    # -- options and limits
+    Mutant(
+        'writing nothing asks to hold back',
+        'net/options.py',
+        'self.high_water = max(1, high_water)',
+        'self.high_water = high_water',
+        'after False comes on_drain',
+    ),
+    Mutant(
+        'changed options are those from before',
+        'net/options.py',
+        '{**now, **changes}',
+        '{**changes, **now}',
+        'write says False from the high-water mark on',
+    ),
+    Mutant(
+        'who writes is idle',
+        'net/limits.py',
+        'max(stream.since, stream.written_at)',
+        'stream.since',
+        'a time limit is never early',
+    ),
+    Mutant(
+        'reading is paused, and the peer is too late',
+        'net/limits.py',
+        '(options.read_timeout, stream.events & READ, ',
+        '(options.read_timeout, True, ',
+        'a limit that does not apply is not over',
+    ),
+    Mutant(
+        'nothing waits, and the peer does not take it',
+        'net/limits.py',
+        '(options.write_timeout, stream.buffered, ',
+        '(options.write_timeout, True, ',
+        'a limit that does not apply is not over',
+    ),
+)

@@ -1,0 +1,140 @@
+"""The simulation finds what is planted: each mutant of the real code fails some seed, and the code itself none.
+
+Each runs in a process of its own, on a copy of the package, two at a time.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import mutants
+import pytest
+from mutants import MUTANTS, Mutant, copy_package
+
+from reactor.testing import SimKernel
+
+SEEDS = 1000
+AT_ONCE = 2
+LONGEST = 60  # seconds of CPU for one seed: what takes longer does not end
+HUNT = """
+import logging, resource, sys, time
+logging.disable(logging.CRITICAL)
+import reactor
+from reactor.testing.seeds import run_seed
+
+first, last, longest = map(int, sys.argv[1:])
+slowest = 0.0
+for seed in range(first, last):
+    began = time.process_time()
+    resource.setrlimit(resource.RLIMIT_CPU, (int(began) + longest + 1, resource.RLIM_INFINITY))
+    print(seed, flush=True)
+    try:
+        run_seed(seed)
+    except BaseException as exc:
+        print('found', reactor.__file__, f'{type(exc).__name__}: {exc}', sep=chr(10))
+        break
+    slowest = max(slowest, time.process_time() - began)
+else:
+    print('slowest', reactor.__file__, slowest, sep=chr(10))
+"""
+
+
+class Outcome:
+    """What a hunt has come to: the seed that was its last, and what was wrong with it, '' for nothing."""
+
+    def __init__(self, output: str, status: int, folder: Path) -> None:
+        seeds, self.wrong, self.slowest = [], '', 0.0
+        lines = output.splitlines()
+        for line in lines:
+            if not line.isdigit():
+                break
+            seeds.append(int(line))
+        self.seed = seeds[-1] if seeds else -1
+        rest = lines[len(seeds) :]
+        assert not rest or rest[1].startswith(str(folder)), f'{rest[1]} was imported, not the copy in {folder}'
+        if not rest:
+            assert seeds, f'it did not even begin: status {status}'
+            self.wrong = f'seed {self.seed} did not end in {LONGEST} s'
+        elif rest[0] == 'found':
+            self.wrong = '\n'.join(rest[2:])
+        else:
+            self.slowest = float(rest[2])
+
+
+def hunt(folder: Path, mutant: Mutant | None, first: int, last: int) -> Outcome:
+    """Run these seeds on a copy of the package in `folder`, until one fails."""
+    copy_package(folder, mutant)
+    environment = {**os.environ, 'PYTHONPATH': str(folder), 'PYTHONDONTWRITEBYTECODE': '1'}
+    child = subprocess.run(
+        [sys.executable, '-c', HUNT, str(first), str(last), str(LONGEST)],
+        cwd=folder, env=environment, capture_output=True, text=True, timeout=600,
+    )  # fmt: skip
+    assert child.stdout, child.stderr
+    return Outcome(child.stdout, child.returncode, folder)
+
+
+HUNTS: dict[str, tuple[Mutant | None, int, int]] = {
+    **{f'nothing, seeds {first} on': (None, first, first + SEEDS // 4) for first in range(0, SEEDS, SEEDS // 4)},
+    **{mutant.name: (mutant, 0, SEEDS) for mutant in MUTANTS},
+}
+
+
+@pytest.fixture(scope='module')
+def hunts(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """The outcome of each hunt that a test of this session asks for, by its name; they all begin at once."""
+    specs = [item.callspec for item in request.session.items if hasattr(item, 'callspec')]
+    wanted = [spec.params['planted'] for spec in specs if 'planted' in spec.params]
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        futures: dict[str, Future[Outcome]] = {
+            name: pool.submit(hunt, tmp_path_factory.mktemp('copy'), *HUNTS[name]) for name in wanted
+        }
+        yield futures
+        for future in futures.values():
+            future.cancel()
+
+
+@pytest.mark.parametrize('planted', list(HUNTS))
+def test_each_planted_bug_is_found_and_without_one_nothing_is(planted, hunts):
+    mutant = HUNTS[planted][0]
+    outcome = hunts[planted].result()
+    if mutant is None:
+        assert not outcome.wrong
+        assert outcome.slowest < LONGEST / 100, 'so a seed that takes LONGEST would prove nothing'
+    else:
+        print(f'{planted}: seed {outcome.seed}, {outcome.wrong}')
+        assert outcome.wrong, f'{SEEDS} seeds did not find it; it breaks {mutant.law}'
+
+
+def test_there_are_mutants_of_each_part():
+    """With names of their own."""
+    assert len({mutant.name for mutant in MUTANTS}) == len(MUTANTS) >= 28
+    files = {mutant.file for mutant in MUTANTS}
+    assert {f'loop/{name}.py' for name in 'loop timers watcher wakeup signals threads buckets'.split()} <= files
+    assert {f'net/{name}.py' for name in 'stream writer listener connector datagram options limits'.split()} <= files
+
+
+@pytest.mark.parametrize(
+    ('file', 'anchor'),
+    [('net/writer.py', 'no such text'), ('net/writer.py', 'self'), ('testing/kernel.py', 'class SimKernel(Kernel)')],
+    ids=['absent', 'twice', 'in the simulator'],
+)
+def test_a_mutant_is_refused_unless_its_anchor_is_in_the_real_code_once(file, anchor, tmp_path):
+    with pytest.raises(ValueError, match='its anchor text is'):
+        copy_package(tmp_path, Mutant('it', file, anchor, '', ''))
+
+
+def test_the_copy_differs_from_the_package_in_that_one_file(tmp_path):
+    mutant = MUTANTS[0]
+    copy_package(tmp_path, mutant)
+    changed = [
+        path.relative_to(mutants.PACKAGE).as_posix()
+        for path in mutants.PACKAGE.rglob('*.py')
+        if path.read_bytes() != (tmp_path / 'reactor' / path.relative_to(mutants.PACKAGE)).read_bytes()
+    ]
+    assert changed == [mutant.file]
+    assert SimKernel.__module__ == 'reactor.testing.kernel'

@@ -1,0 +1,308 @@
+"""The simulated system: one seed is one course of events, its selectors have the manners of the real ones, and its runs
+are told, kept and resumed."""
+
+from __future__ import annotations
+
+import errno
+import glob
+import os
+import subprocess
+import sys
+from pathlib import Path
+from socket import AF_INET, SHUT_WR, SO_LINGER, SOCK_STREAM, SOL_SOCKET
+
+import pytest
+
+import reactor
+from reactor import READ, WRITE, Reactor
+from reactor.kernel import RESET_ON_CLOSE
+from reactor.testing import SimKernel, Simulation, SimulationFailed, runs
+from reactor.testing.faults import SITES
+from reactor.testing.poller import KINDS, Stuck
+from reactor.testing.programs import PROGRAMS
+from reactor.testing.seeds import run_seed
+
+PROJECT = Path(reactor.__file__).parent.parent
+
+
+def pythons():
+    """Every Python of a version that is supported and runs here; shims without one behind them do not."""
+    found = {sys.version_info[:2]: sys.executable}
+    names = [f'python3.{minor}' for minor in (11, 12, 13)]
+    for path in [*names, *glob.glob(os.path.expanduser('~/.pyenv/versions/3.1[123].*/bin/python'))]:
+        try:
+            said = subprocess.run(
+                [path, '-c', 'import ssl, sys; print(*sys.version_info[:2])'], capture_output=True, text=True
+            )
+        except OSError:
+            continue
+        if said.returncode == 0:
+            major, minor = map(int, said.stdout.split())
+            found.setdefault((major, minor), path)
+    return list(found.values())
+
+
+def run_module(*arguments, python=sys.executable, **environment):
+    environment = {**os.environ, 'PYTHONPATH': str(PROJECT), **environment}
+    command = [python, '-m', 'reactor.testing', *arguments]
+    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
+
+
+# -- one seed, one course
+
+
+@pytest.mark.parametrize('seed', [3, 17])
+def test_a_seed_is_the_same_to_the_byte_in_every_process_and_on_every_python(seed):
+    traces = {
+        run_module('--seed', str(seed), python=python, PYTHONHASHSEED=hash_seed).stdout
+        for python in pythons()
+        for hash_seed in ('1', '2')
+    }
+    assert len(traces) == 1
+    assert 'no law was broken' in traces.pop()
+
+
+def test_seeds_differ():
+    assert run_seed(1).trace_hash() != run_seed(2).trace_hash()
+
+
+def test_every_fault_there_is_falls_somewhere():
+    fallen = set()
+    for seed in range(150):
+        simulation = Simulation(seed)
+        faults, falls = simulation.kernel.faults, simulation.kernel.faults.falls
+        fallen.update({'descriptors.few'} & simulation._coins.keys())
+
+        def noted(site, falls=falls):
+            return falls(site) and not fallen.add(site)
+
+        faults.falls = noted
+        programs = list(PROGRAMS)
+        simulation.world.random.shuffle(programs)
+        simulation.run_program(*programs[:3])
+    assert SITES.keys() - fallen == set()
+
+
+def test_an_unknown_fault_is_refused():
+    with pytest.raises(ValueError, match=r'recv\.late'):
+        SimKernel(faults=('recv.late',))
+
+
+# -- what goes wrong is told
+
+
+def test_a_loop_that_would_sleep_for_ever_is_stuck():
+    with Reactor(kernel=SimKernel(faults=False)) as r, pytest.raises(Stuck):
+        r.run(lambda r: r.listen_tcp('10.0.0.1', 80))
+
+
+def test_a_run_that_cannot_end_tells_its_seed_and_who_waits():
+    with pytest.raises(SimulationFailed, match=r'(?s)^seed 5, turn .*Listener .*accepting at 10\.0\.0\.1:80'):
+        Simulation(5, faults=False).run(lambda r: r.listen_tcp('10.0.0.1', 80))
+
+
+def test_an_exception_of_a_callback_that_was_not_planted_fails_the_run():
+    with pytest.raises(SimulationFailed, match='ZeroDivisionError'):
+        Simulation(0, faults=False).run(lambda r: r.call_later(1, lambda: 1 // 0))
+
+
+def test_an_expectation_that_is_not_met_fails_the_run():
+    with pytest.raises(SimulationFailed, match='an answer'):
+        Simulation(0, faults=False).run_program(lambda world: world.expect('an answer'))
+
+
+def test_what_a_program_finds_wrong_fails_the_run():
+    with pytest.raises(SimulationFailed, match='the sky is green'):
+        Simulation(0, faults=False).run_program(lambda world: world.fail('the sky is green'))
+
+
+def test_an_hour_takes_no_time():
+    simulation = Simulation(0, faults=False)
+    simulation.run(lambda r: r.call_later(3600, simulation.world.note, 'an hour later'))
+    assert '   3600.' in simulation.kernel.show_trace()
+
+
+# -- the system
+
+
+@pytest.fixture(params=KINDS)
+def kernel(request):
+    return SimKernel(0, selector=request.param, faults=False)
+
+
+def connected(kernel):
+    """The two ends of a connection, in simulated sockets."""
+    server, client = kernel.socket(AF_INET, SOCK_STREAM), kernel.socket(AF_INET, SOCK_STREAM)
+    server.bind(('10.0.0.1', 80))
+    server.listen()
+    assert client.connect_ex(('10.0.0.1', 80)) == errno.EINPROGRESS
+    pass_time(kernel, 1)
+    accepted, _ = server.accept()
+    server.close()
+    return client, accepted
+
+
+def pass_time(kernel, seconds):
+    selector = kernel.selector()
+    selector.select(seconds)
+    selector.close()
+
+
+def test_descriptors_are_given_out_lowest_first_and_run_out(kernel):
+    kernel.descriptors = 6
+    first, second, third = (kernel.socket(AF_INET, SOCK_STREAM) for _ in range(3))
+    assert [first.fileno(), second.fileno(), third.fileno()] == [3, 4, 5]
+    with pytest.raises(OSError) as caught:
+        kernel.socket(AF_INET, SOCK_STREAM)
+    assert caught.value.errno == errno.EMFILE
+    second.close()
+    assert kernel.socket(AF_INET, SOCK_STREAM).fileno() == 4
+
+
+def test_time_passes_in_select_alone(kernel):
+    before = kernel.clock()
+    client, accepted = connected(kernel)
+    between = kernel.clock()
+    assert between > before
+    client.send(b'x')
+    assert kernel.clock() == between
+    accepted.close()
+
+
+def test_bytes_arrive_later_in_order_and_the_end_behind_them(kernel):
+    client, accepted = connected(kernel)
+    assert client.send(b'one') + client.send(b'two') == 6
+    client.shutdown(SHUT_WR)
+    with pytest.raises(BlockingIOError):
+        accepted.recv(100)
+    pass_time(kernel, 1)
+    assert accepted.recv(4) + accepted.recv(100) == b'onetwo'
+    assert accepted.recv(100) == b''
+    assert accepted.recv(100) == b''
+
+
+def test_no_more_goes_in_than_there_is_room_for(kernel):
+    client, accepted = connected(kernel)
+    sent = client.send(bytes(1 << 20))
+    assert 0 < sent < 1 << 20
+    with pytest.raises(BlockingIOError):
+        client.send(b'x')
+    pass_time(kernel, 1)
+    assert len(accepted.recv(1 << 20)) == sent
+    assert client.send(b'x') == 1
+
+
+@pytest.mark.parametrize('how', ['unread bytes', 'linger of 0'])
+def test_closing_with_unread_bytes_or_without_lingering_resets(kernel, how):
+    client, accepted = connected(kernel)
+    if how == 'unread bytes':
+        client.send(b'never read')
+        pass_time(kernel, 1)
+    else:
+        accepted.setsockopt(SOL_SOCKET, SO_LINGER, RESET_ON_CLOSE)
+    accepted.close()
+    pass_time(kernel, 1)
+    with pytest.raises(ConnectionResetError):
+        client.recv(100)
+    with pytest.raises(BrokenPipeError):
+        client.send(b'x')
+
+
+def test_a_client_of_nobody_is_refused_later(kernel):
+    client = kernel.socket(AF_INET, SOCK_STREAM)
+    selector = kernel.selector()
+    assert client.connect_ex(('10.0.0.1', 80)) == errno.EINPROGRESS
+    selector.register(client.fileno(), WRITE)
+    assert [key.fd for key, _ in selector.select(1)] == [client.fileno()]
+    with pytest.raises(ConnectionRefusedError):
+        client.recv(1)
+
+
+# -- the manners of selectors
+
+
+def test_readiness_is_told_as_long_as_it_is_there(kernel):
+    client, accepted = connected(kernel)
+    selector = kernel.selector()
+    selector.register(accepted.fileno(), READ, 'data')
+    assert selector.select(0.1) == []
+    client.send(b'x')
+    for _ in range(2):
+        [(key, mask)] = selector.select(1)
+        assert (key.data, mask) == ('data', READ)
+    accepted.recv(1)
+    assert selector.select(0.1) == []
+
+
+def test_a_number_that_was_closed_is_told_by_poll_fails_select_and_is_forgotten_by_epoll(kernel):
+    client, accepted = connected(kernel)
+    selector = kernel.selector()
+    selector.register(accepted.fileno(), READ)
+    client.send(b'x')
+    kernel.close_fd(accepted.fileno())
+    if kernel.kind == 'select':
+        with pytest.raises(OSError) as caught:
+            selector.select(1)
+        assert caught.value.errno == errno.EBADF
+    else:
+        assert len(selector.select(1)) == (1 if kernel.kind == 'poll' else 0)
+
+
+def test_epoll_tells_a_copy_of_what_was_closed_for_ever_and_to_nobody():
+    kernel = SimKernel(0, selector='epoll', faults=False)
+    client, accepted = connected(kernel)
+    selector = kernel.selector()
+    selector.register(accepted.fileno(), READ)
+    kernel.duplicate(accepted.fileno())
+    client.send(b'x')
+    kernel.close_fd(accepted.fileno())
+    selector.unregister(accepted.fileno())
+    selector.select(1)  # until it arrives
+    before = kernel.clock()
+    assert selector.select(1) == []
+    assert kernel.clock() == before
+
+
+def test_select_takes_no_number_from_1024_on():
+    kernel = SimKernel(0, selector='select', faults=False, descriptors=2000)
+    selector = kernel.selector()
+    assert kernel.selector_has_room(selector, 1023)
+    assert not kernel.selector_has_room(selector, 1024)
+
+
+# -- the command
+
+
+def test_a_seed_is_replayed_with_its_trace():
+    done = run_module('--seed', '4')
+    assert done.returncode == 0, done.stderr
+    *trace, last = done.stdout.splitlines()
+    assert any('recv fd=' in line for line in trace)
+    assert last.startswith('seed 4: no law was broken; SHA-256 of the trace ')
+
+
+def test_a_failing_seed_is_named_and_gives_status_1(monkeypatch, capsys, tmp_path):
+    ran = []
+
+    def run_some(seed, **options):
+        ran.append(seed)
+        if seed == 33:
+            raise SimulationFailed(f'seed {seed}, turn 8: law 1: it broke\nthe last of the trace:\n')
+
+    monkeypatch.setattr(runs, 'run_seed', run_some)
+    kept = str(tmp_path / 'kept')
+    assert runs.main(['--seeds', '50', '--resume', kept]) == 1
+    told = capsys.readouterr().out.splitlines()
+    assert told[:2] == ['seed 33, turn 8: law 1: it broke', '    again: python -m reactor.testing --seed 33']
+    assert told[2].startswith('50 of 50 seeds from 0: 1 failed; ')
+    assert ran == list(range(50))
+    assert runs.main(['--seeds', '70', '--resume', kept]) == 1
+    assert ran[50:] == list(range(40, 70))  # the block that was not whole, and the new one
+    assert ', 40 of them before: 1 failed' in capsys.readouterr().out
+
+
+def test_seeds_that_pass_give_status_0_in_several_processes():
+    done = run_module('--seeds', '60', '--jobs', '2')
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.startswith('60 of 60 seeds from 0: 0 failed; ')
+    assert '2 processes' in done.stdout
