@@ -54,23 +54,36 @@ class Exchange:
     deadline         seconds for all of it
     connect_timeout  seconds for each connect
     keepalive        as `connect_tcp` has it, for both sides
+    tls              whether they speak TLS
     steps            `Step`s, in order
     progress         as `Run.progress`
     """
 
-    def __init__(self, network, streams, *, deadline, connect_timeout=60, keepalive=None, steps=(), progress=None):
+    def __init__(
+        self,
+        network,
+        streams,
+        *,
+        deadline,
+        connect_timeout=60,
+        keepalive=None,
+        tls=False,
+        steps=(),
+        progress=None,
+    ):
         self.network = network
         self.streams = streams
         self.deadline = deadline
         self.connect_timeout = connect_timeout
         self.keepalive = keepalive
+        self.tls = tls
         self.steps = list(steps)
         self.progress = progress or (lambda *_: None)
         self.total = 2 * sum(one['bytes'] for one in streams)
         self.ends = [{}, {}]
 
     def run(self):
-        both = {'streams': self.streams, 'host': HOSTS[LISTENER], 'keepalive': self.keepalive}
+        both = {'streams': self.streams, 'host': HOSTS[LISTENER], 'keepalive': self.keepalive, 'tls': self.tls}
         inside = self.network.inside
         with Child('figures.transfer:listen', prefix=inside(LISTENER), **both) as listener:
             listener.hear()

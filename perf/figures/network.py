@@ -43,11 +43,14 @@ class Transfer(OverNetwork):
     count  connections at once
     loss   share of all packets that a rule loses
     tcp    of `Network.set_tcp`
+    tls    whether it goes over TLS
     proof  the goal that tells whether the fault was there
     link   of `network`
     """
 
-    def __init__(self, name, title, seconds, *, size=200 * MB, count=16, loss=0.0, tcp=None, proof=None, **link):
+    def __init__(
+        self, name, title, seconds, *, size=200 * MB, count=16, loss=0.0, tcp=None, tls=False, proof=None, **link
+    ):
         self.name = name
         self.title = title
         self.seconds = seconds
@@ -55,6 +58,7 @@ class Transfer(OverNetwork):
         self.count = count
         self.loss = loss
         self.tcp = tcp or {}
+        self.tls = tls
         self.link = link
         self.goals = SAME, TOLD, COMPLETE, *([proof] if proof else [])
 
@@ -66,7 +70,7 @@ class Transfer(OverNetwork):
                 net.lose(self.loss)
             streams = [stream(size, idle=IDLE)] * self.count
             steps = self.steps(net, run)
-            exchange = Exchange(net, streams, deadline=DEADLINE, steps=steps, progress=run.progress)
+            exchange = Exchange(net, streams, deadline=DEADLINE, tls=self.tls, steps=steps, progress=run.progress)
             exchange.run()
             if any(step.done is None for step in steps):
                 raise Failed('all was sent before the fault was there')
@@ -249,6 +253,10 @@ class DeadPeer(OverNetwork):
         return {**{f'{kind}_after_s': seconds for kind, seconds in after.items()}, 'other_errors': others}
 
 
+MIXED = {
+    'relay': {'seed': SEED, 'delay': 0.02, 'loss': 0.01, 'reorder': 0.1, 'late': 0.01, 'duplicate': 0.02},
+    'proof': Goal('all of that happened', lambda m: min(m['lost'], m['late'], m['doubled']) > 0),
+}
 NETWORK = [
     Transfer('M11-clean', '20 GB between two hosts, nothing is lost', 60, size=20 * GB, count=32, packets=False),
     Transfer(
@@ -288,14 +296,8 @@ NETWORK = [
         relay={'seed': SEED, 'duplicate': 0.1},
         proof=about(0.1, 'doubled', 'a tenth was doubled'),
     ),
-    Transfer(
-        'M11-mixed',
-        '200 MB, packets 20 ms under way, 1 % lost, 10 % late, 2 % doubled',
-        60,
-        count=32,
-        relay={'seed': SEED, 'delay': 0.02, 'loss': 0.01, 'reorder': 0.1, 'late': 0.01, 'duplicate': 0.02},
-        proof=Goal('all of that happened', lambda m: min(m['lost'], m['late'], m['doubled']) > 0),
-    ),
+    Transfer('M11-mixed', '200 MB, packets 20 ms under way, 1 % lost, 10 % late, 2 % doubled', 60, count=32, **MIXED),
+    Transfer('M11-tls', '200 MB over TLS on such a link', 60, count=256, tls=True, **MIXED),
     Transfer(
         'M11-mtu',
         '200 MB in packets of at most 576 bytes',

@@ -7,6 +7,9 @@ told of, those that had to be given up as `hung`.
 
 import hashlib
 import random
+import ssl
+import subprocess
+import tempfile
 
 import reactor
 
@@ -117,9 +120,9 @@ class End:
 class Side:
     """All connections of one process."""
 
-    def __init__(self, r, role, streams, keepalive):
+    def __init__(self, r, role, streams, keepalive, tls):
         self.r = r
-        self.keepalive = keepalive and tuple(keepalive)
+        self.options = {'keepalive': keepalive and tuple(keepalive), 'ssl': context(role) if tls else None}
         self.role = role
         self.streams = streams
         self.received = 0
@@ -127,7 +130,7 @@ class Side:
         self.ended = []
 
     def listen(self, host):
-        self.r.listen_tcp(host, PORT, on_connect=self.on_accepted, keepalive=self.keepalive)
+        self.r.listen_tcp(host, PORT, on_connect=self.on_accepted, **self.options)
 
     def on_accepted(self, conn):
         end = self.open[conn] = End(self, conn.peername[1])
@@ -143,7 +146,7 @@ class Side:
                 on_close=end.on_close,
                 timeout=timeout,
                 local_address=(source, end.port),
-                keepalive=self.keepalive,
+                **self.options,
             )
             self.open[conn] = end
 
@@ -162,24 +165,43 @@ class Side:
             conn.abort()
 
 
-def listen(control, streams, host, keepalive):
+def listen(control, streams, host, keepalive, tls):
     """Speak to those who come to `host`.
 
     streams    for each connection {'bytes': each way, 'hold': leave it open afterwards, 'timeouts': of `set_timeouts`}
     keepalive  as `listen_tcp` has it
+    tls        whether to speak TLS
     """
     with reactor.Reactor() as r:
-        side = Side(r, 'listen', streams, keepalive)
+        side = Side(r, 'listen', streams, keepalive, tls)
         side.listen(host)
         work(control, r, side)
 
 
-def connect(control, streams, host, keepalive, source, timeout):
+def connect(control, streams, host, keepalive, tls, source, timeout):
     """Make these connections, as above, to `host` from the address `source`, each within `timeout` seconds."""
     with reactor.Reactor() as r:
-        side = Side(r, 'connect', streams, keepalive)
+        side = Side(r, 'connect', streams, keepalive, tls)
         side.connect_all(host, source, timeout)
         work(control, r, side)
+
+
+def context(role):
+    """Of TLS, in which the server has a throw-away key and the clients ask for no proof."""
+    if role == 'connect':
+        made = ssl.create_default_context()
+        made.check_hostname, made.verify_mode = False, ssl.CERT_NONE
+        return made
+    made = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    with tempfile.NamedTemporaryFile() as file:
+        kind = ('-newkey', 'ec', '-pkeyopt', 'ec_paramgen_curve:prime256v1', '-nodes', '-subj', '/CN=listener')
+        command = ['openssl', 'req', '-x509', *kind, '-days', '1', '-keyout', file.name, '-out', '-']
+        certificate = subprocess.run(command, check=True, capture_output=True).stdout
+        file.seek(0, 2)
+        file.write(certificate)
+        file.flush()
+        made.load_cert_chain(file.name)
+    return made
 
 
 def work(control, r, side):

@@ -115,7 +115,7 @@ class End(File):
         self.sent = 0
         self.received = 0
         self.sent_at = self.read_at = kernel.time
-        self.misled = False  # told EAGAIN although there was something to read
+        self.misled = False  # recv failed although there was something to read
         self.error = 0
         self.told: list[int] = []
         self.connected = False

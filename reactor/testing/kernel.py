@@ -357,6 +357,7 @@ class SimKernel(Kernel):
         return fd in self.files
 
     def never_blocks(self, fd: int) -> bool:
+        self.call('fstat', fd)
         self.file(fd)
         return False
 
@@ -489,6 +490,8 @@ class SimKernel(Kernel):
         self.failed = name
         self.note(f'{name} is made to fail', fd, errno.errorcode.get(error, error))
         file = self.files.get(fd)
+        if isinstance(file, End) and name == 'recv':
+            file.misled = True
         if isinstance(file, End) and error != errno.EAGAIN and (name in ENDING or (name, error) == LOST):
             file.told.append(error)
         if file is not None and error == errno.EBADF:
@@ -496,7 +499,7 @@ class SimKernel(Kernel):
             # Neither poll nor select looks at what is registered; they find out when they are to wait for it.
             return 0 if name in ('register', 'modify') and self.kind != 'epoll' else error
         if isinstance(file, End) and name == 'shutdown':
-            file.cut()  # it fails only when there is no connection any more
+            file.cut(errno.ECONNRESET)  # it fails only when there is no connection any more
         return error
 
     def _throw_signals(self) -> None:

@@ -92,6 +92,6 @@ def crowd(world: World) -> None:
     most = world.random.choice((None, None, 5))
     place = Place(world, max_connections=most, **limits(world.random))
     ending = Ending(world, place.server)
-    for _ in range(world.random.choice((5, 20, 100) if world.tls is None else (5, 10))):
+    for _ in range(world.random.choice((5, 10, 80) if world.tls is None else (5, 10))):
         conn = place.connect(on_connect=on_connect, on_close=on_close)
         conn.data = ending.add('visitor')
