@@ -128,6 +128,7 @@ class WatchedStream(Stream):
     def reset(self, exc: BaseException | None) -> None:
         if exc is None and not self.record.over:
             self.record.closed_by = 'abort'
+        self.record.dropped |= self.sock is not None  # over a Unix socket, nobody tells the peer so
         super().reset(exc)
 
 
