@@ -512,13 +512,6 @@ MUTANTS = (
         '9: no timer outlives what it is for',
     ),
     Mutant(
-        'any number is accepted in a turn',
-        'net/listener.py',
-        'for count in range(self._batch):',
-        'for count in range(1 << 30):',
-        '5: accepts in a turn are bounded',
-    ),
-    Mutant(
         'the batch goes on beyond max_connections',
         'net/listener.py',
         '            if not self.events:\n                return\n        if self._batch',
