@@ -76,7 +76,7 @@ class SimKernel(Kernel):
         self.calls = 0
         self.progress = 0  # counts what a program can make of its calls
         self.threads = 0  # that have not ended
-        self.reads: dict[int, int] = {}  # in this turn, of each file: bytes, datagrams, clients
+        self.reads: dict[File, int] = {}  # in this turn, of each file: bytes, datagrams, clients
         self.on_turn: Callable[[float | None], object] = _nothing
         self.wakeup_fd = -1
         self.handlers: dict[int, Any] = {signal.SIGINT: signal.default_int_handler}
@@ -253,13 +253,9 @@ class SimKernel(Kernel):
         self.open(other, file)
         return other
 
-    def count_read(self, end: End, count: int) -> None:
-        """So many bytes were read from one connection in this turn."""
-        self.reads[end.number] = self.reads.get(end.number, 0) + count
-
-    def count_datagram(self, mailbox: Mailbox) -> None:
-        """A datagram was taken in this turn."""
-        self.reads[mailbox.number] = self.reads.get(mailbox.number, 0) + 1
+    def count(self, file: File, count: int) -> None:
+        """So much was taken from a file in this turn: bytes of a connection, datagrams, clients."""
+        self.reads[file] = self.reads.get(file, 0) + count
 
     # -- the network
 

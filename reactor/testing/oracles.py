@@ -435,8 +435,7 @@ class Ledger:
         kernel = self.kernel
         if kernel.threads > THREADS:
             self.violations.append(f'law 6: {kernel.threads} threads')
-        for file in kernel.files.values():
-            count = kernel.reads.get(file.number, 0)
+        for file, count in kernel.reads.items():
             if isinstance(file, Mailbox) and count > DATAGRAMS_PER_TURN:
                 self.violations.append(f'law 5: {count} datagrams in a turn')
             elif isinstance(file, Listening) and count > ACCEPTS_PER_TURN:
