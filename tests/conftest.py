@@ -24,6 +24,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         'tests/test_model_writer.py", which takes hours. What fails is kept in .hypothesis and tried first the next '
         'time.',
     )
+    parser.addoption(
+        '--nth-whole',
+        action='store_true',
+        help='have each call to the kernel fail once with each error, in every program and on every selector, instead '
+        'of a sample: "pytest --nth-whole tests/test_nth_call.py -k whole", in two processes, some ten minutes',
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:

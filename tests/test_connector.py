@@ -1725,3 +1725,18 @@ def test_an_attempt_whose_socket_fails_is_told_and_leaves_no_descriptor(call, er
     assert not errors
     assert log.names()[-1] == 'close' and log.names().count('close') == 1
     assert not kernel.files
+
+
+def test_a_connection_that_cannot_be_watched_is_never_told_connected_and_has_no_time_limit_left():
+    log = Log()
+    kernel = FailingKernel('register', errno.ENOMEM, count=3)  # the doorbell, the attempt, and then the stream
+    with Reactor(kernel=kernel) as r:
+        server = kernel.socket(AF_INET, socket.SOCK_STREAM)
+        server.bind(('10.0.0.1', 80))
+        server.listen(5)
+        r.connect_tcp('10.0.0.1', 80, idle_timeout=60, **log.callbacks('on_connect', 'on_close'))
+        assert r.run() is True
+        assert [(name, exc.errno) for name, exc in log] == [('close', errno.ENOMEM)]
+        assert len(r.timers.buckets) == 0
+    server.close()
+    assert not kernel.files

@@ -1238,3 +1238,17 @@ def test_a_socket_that_may_not_broadcast_leaves_no_descriptor():
         with pytest.raises(PermissionError):
             r.bind_udp('10.0.0.1', 80, broadcast=True)
     assert not kernel.files
+
+
+def test_a_connected_socket_knows_its_peer_though_the_system_cannot_tell():
+    # It took itself for connected to nobody, and send raised that it needs an address.
+    log, kernel = [], FailingKernel('getpeername', errno.ENOBUFS, count=2)
+    with Reactor(kernel=kernel) as r:
+        server = r.bind_udp('10.0.0.1', 80, lambda sock, data, address: log.append(data))
+        sock = r.connect_udp('10.0.0.1', 80)
+        assert sock.peername == ('10.0.0.1', 80)
+        assert sock.send(b'x') is True
+        r.call_later(5, server.close)
+        r.call_later(5, sock.close)
+        r.run()
+    assert log == [b'x']

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 PERF = Path(__file__).parents[1] / 'perf'
+TINY = 0.001  # of all counts and times, but for what has a least
 
 if sys.platform != 'linux':
     pytest.skip('faults.py asks Linux for CPU time, memory and descriptors', allow_module_level=True)
@@ -148,3 +149,25 @@ def test_each_figure_says_what_it_promises_and_how_long_it_takes():
     for figure in FIGURES:
         assert figure.name and figure.title and figure.seconds > 0, figure
         assert all(goal.text and callable(goal.check) for goal in figure.goals), figure.name
+
+
+def every_figure():
+    sys.path.insert(0, str(PERF))
+    try:
+        from figures import FIGURES
+    finally:
+        sys.path.remove(str(PERF))
+    return pytest.mark.parametrize('figure', FIGURES, ids=lambda figure: figure.name)
+
+
+@every_figure()
+def test_a_figure_is_measured_and_holds_in_a_tiny_size(figure):
+    from figures.figure import Run
+
+    if reason := figure.missing():
+        pytest.skip(f'{figure.name} is left out: {reason}')
+    found = figure.measure(Run(TINY))
+    assert json.loads(json.dumps(found)) == found
+    held = {goal.text: bool(goal.check(found)) for goal in figure.goals}
+    missed = [goal.text for goal in figure.goals if not held[goal.text] and not goal.timed]
+    assert not missed, found

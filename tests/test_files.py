@@ -687,3 +687,13 @@ def test_a_writer_is_one_for_files_only_while_it_has_some(made):
 
 def test_what_a_writer_gathers_is_never_a_part_of_a_file():
     assert READ_BELOW >= GATHER_BELOW
+
+
+def test_a_copy_of_a_file_that_somebody_else_closed_is_nobodys_error():
+    # Python printed "Exception ignored in FilePart.__del__" to standard error, which fails a test here.
+    with tempfile.TemporaryFile() as file:
+        copy = os.dup(file.fileno())
+        part = FilePart(Kernel(), copy, 0, 10, 'x')
+        os.close(copy)
+        del part
+        gc.collect()

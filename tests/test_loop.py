@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import gc
+import logging
 import os
 import select
 import selectors
 import socket
 import sys
 import threading
+import tracemalloc
 import weakref
 
 import pytest
@@ -28,6 +30,7 @@ from support import (
 
 import reactor
 from reactor import READ, WRITE, HandleClosed, Reactor, ReactorError, SelectorFull
+from reactor.loop import loop
 from reactor.loop.loop import CLOSING_ROUNDS
 
 
@@ -787,6 +790,93 @@ def test_a_real_recursion_error_hurts_one_callback_only(r, caplog):
     assert caplog.records[0].exc_info[0] is RecursionError
 
 
+class FailingHandler(logging.Handler):
+    """What logging is when no memory is left: `emit` raises."""
+
+    def emit(self, record):
+        raise MemoryError
+
+
+@pytest.fixture
+def log_without_memory():
+    handler = FailingHandler()
+    logging.getLogger('reactor').addHandler(handler)
+    yield
+    logging.getLogger('reactor').removeHandler(handler)
+
+
+def test_a_callback_that_finds_no_memory_is_not_the_end_of_the_loop_when_the_log_finds_none_either(
+    r, sockets, log_without_memory
+):
+    def exhaust(conn, data):
+        raise MemoryError
+
+    log = Log()
+    ours, theirs = sockets()
+    r.adopt(ours, exhaust, on_close=log.on_close)
+    theirs.send(b'x')
+    run_until(r, lambda: log)
+    assert [type(exc) for _, exc in log] == [MemoryError]
+    done = []
+    r.call_soon(done.append, 'served')
+    assert r.run() is True
+    assert done == ['served']
+
+
+@pytest.mark.parametrize('told', ['log', 'on_error', 'callable'])
+def test_memory_is_set_aside_for_telling_that_there_is_none(sockets, told):
+    def exhaust(conn, data):
+        raise MemoryError
+
+    def tell(*args):
+        during.append(tracemalloc.get_traced_memory()[0])
+
+    class Telling(logging.Handler):
+        def emit(self, record):
+            tell()
+
+    during = []
+    handler = Telling()
+    logging.getLogger('reactor').addHandler(handler)
+    tracemalloc.start()
+    try:
+        with Reactor(catch_errors=tell if told == 'callable' else True) as r:
+            ours, theirs = sockets()
+            conn = r.adopt(ours, exhaust, on_error=tell if told == 'on_error' else None)
+            for _ in range(2):
+                before = tracemalloc.get_traced_memory()[0]
+                theirs.send(b'x')
+                turns(r, 2)
+                assert during.pop() < before - (1 << 20)
+                assert tracemalloc.get_traced_memory()[0] > before - (1 << 20)
+                if conn.closed:
+                    break
+    finally:
+        tracemalloc.stop()
+        logging.getLogger('reactor').removeHandler(handler)
+
+
+def test_what_was_set_aside_is_asked_for_again_until_there_is_memory(sockets, monkeypatch):
+    def exhaust():
+        raise MemoryError
+
+    def no_memory(size):
+        asked.append(size)
+        if len(asked) < 3:
+            raise MemoryError
+        return bytes(1)
+
+    asked = []
+    with Reactor(kernel=FakeKernel(), catch_errors=lambda exc, handle: None) as r:
+        monkeypatch.setattr(loop, 'bytearray', no_memory, raising=False)
+        r.call_soon(exhaust)
+        r.run()
+        assert len(asked) == 1
+        r.call_later(10, int)
+        r.run()
+    assert len(asked) == 3
+
+
 def test_an_exception_hurts_its_own_connection_only(r, sockets, caplog):
     logs = [Log(), Log()]
     bad, good = sockets(), sockets()
@@ -1144,6 +1234,23 @@ def sleeping(r, probe):
     r._select = watched
 
 
+def run_to_sleep(r, probe):
+    """Run without the collector until `probe`, called each time the loop is about to sleep, is true."""
+    last = r.call_later(5, int)
+
+    def asleep():
+        if probe():
+            last.cancel()
+            r.call_soon_threadsafe(int)
+
+    sleeping(r, asleep)
+    gc.disable()
+    try:
+        r.run()
+    finally:
+        gc.enable()
+
+
 @pytest.mark.parametrize('end', ['peer', 'close in a timer', 'close in a call'])
 def test_a_closed_handle_is_freed_before_the_loop_sleeps(r, sockets, end):
     ours, theirs = sockets()
@@ -1157,13 +1264,7 @@ def test_a_closed_handle_is_freed_before_the_loop_sleeps(r, sockets, end):
     else:
         r.call_soon(conn.close)
     del conn
-    sleeping(r, lambda: alive.append((len(log), ref() is not None)))
-    r.call_later(0.01, int)
-    gc.disable()
-    try:
-        r.run()
-    finally:
-        gc.enable()
+    run_to_sleep(r, lambda: alive.append((len(log), ref() is not None)) or alive[-1] == (1, False))
     assert alive[-1] == (1, False)
     assert (1, True) not in alive
 
@@ -1182,13 +1283,7 @@ def test_what_a_callback_got_is_freed_before_the_loop_sleeps(r, how):
     else:
         r.call_soon(boom, thing)
     del thing
-    sleeping(r, lambda: alive.append(ref() is not None))
-    r.call_later(0.01, int)
-    gc.disable()
-    try:
-        r.run()
-    finally:
-        gc.enable()
+    run_to_sleep(r, lambda: alive.append(ref() is not None) or not alive[-1])
     assert alive[-1] is False
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -39,7 +41,20 @@ def run_shell(code):
     assert '200 of 200 connections' in done.stdout
 
 
+def run_test(code, folder):
+    (folder / 'server.py').write_text('def on_data(conn, data):\n    conn.write(data)\n')
+    (folder / 'test_server.py').write_text(code)
+    command = [sys.executable, '-m', 'pytest', '-q', '-p', 'no:cacheprovider', '-c', '/dev/null', 'test_server.py']
+    environment = {**os.environ, 'PYTHONPATH': f'{CHECKOUT}{os.pathsep}{folder}'}
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=60)
+    assert '1 passed' in done.stdout, done.stdout + done.stderr
+
+
 def run_python(code):
+    if 'pytest_plugins' in code:
+        with tempfile.TemporaryDirectory() as folder:
+            run_test(code, Path(folder))
+        return
     if '7007' not in code:
         subprocess.run([sys.executable, '-W', 'error', '-c', code], cwd=CHECKOUT, check=True, timeout=30)
         return

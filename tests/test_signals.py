@@ -13,6 +13,7 @@ from support import FailingKernel, Log, drain, fill, in_thread, run_until, turns
 
 from reactor import HandleClosed, Reactor, ReactorError
 from reactor.kernel import Kernel
+from reactor.testing import SimKernel
 
 if not hasattr(signal, 'SIGUSR1'):
     pytest.skip('this platform has no SIGUSR1 to raise', allow_module_level=True)
@@ -615,6 +616,22 @@ def test_after_run_ctrl_c_is_pythons_again(r):
     assert r.run() is True
 
 
+def test_ctrl_c_as_run_ends_finds_the_wakeup_descriptor_given_back():
+    # SIGINT was Python's again before the descriptor was, and in between it left that pointing at our doorbell.
+    class Interrupting(SimKernel):
+        def set_wakeup_fd(self, fd):
+            if fd == -1:
+                self.raise_signal(SIGINT)
+            return super().set_wakeup_fd(fd)
+
+    kernel = Interrupting(faults=False)
+    with Reactor(kernel=kernel) as r:
+        with pytest.raises(KeyboardInterrupt):
+            r.run(lambda r: None)
+        assert kernel.wakeup_fd == -1
+        assert kernel.takes_sigint()
+
+
 def test_a_handler_for_sigint_comes_before_ctrl_c(r):
     log = []
     r.add_signal_handler(SIGINT, lambda: (log.append(1), r.clear_signal_handlers()))
@@ -746,3 +763,17 @@ def test_a_handler_that_cannot_be_added_leaves_nothing(call):
         bells = []
         r.run(lambda r: bells.append(kernel.wakeup_fd))
         assert bells == [r._wakeup.bell_fileno()]
+
+
+@pytest.mark.parametrize('error', [errno.EAGAIN, errno.EPIPE, errno.EBADF])
+def test_a_foreign_wakeup_descriptor_that_takes_nothing_is_its_owners_affair(error):
+    kernel, heard = FailingKernel('write', error), []
+    kernel.wakeup_fd = 99
+    with Reactor(kernel=kernel) as r:
+        handler = r.add_signal_handler(signal.SIGTERM, heard.append, 1)
+        r.call_soon(kernel.raise_signal, signal.SIGTERM)
+        r.call_later(1, handler.close)
+        r.run()
+    assert heard == [1]
+    assert kernel.failed == 'write'
+    assert kernel.wakeup_fd == 99

@@ -33,16 +33,16 @@ class Children(Figure):
     )
 
     def measure(self, run):
-        count = run.count(CHILDREN, STEP)
+        count, step = run.count(CHILDREN, 100), min(STEP, run.count(CHILDREN, 100))
         with Child('figures.children:spawn') as child:
-            child.ask('go', count=STEP)
+            child.ask('go', count=step)
             before = self.look(child)
             began, found = time.monotonic(), {'spawns': 0, 'exits': 0, 'codes': {}}
             for done in range(0, count, STEP):
-                step = child.ask('go', count=min(STEP, count - done))
+                told = child.ask('go', count=min(STEP, count - done))
                 for name in ('spawns', 'exits'):
-                    found[name] += step[name]
-                for code, times in step['codes'].items():
+                    found[name] += told[name]
+                for code, times in told['codes'].items():
                     found['codes'][code] = found['codes'].get(code, 0) + times
                 run.progress(done, count, f'{found["exits"]:,} exits')
             took = time.monotonic() - began

@@ -34,7 +34,7 @@ class Churn(Figure):
     )
 
     def measure(self, run):
-        count = run.count(CONNECTIONS, STEP)
+        count = run.count(CONNECTIONS, 1_000)
         with Child('figures.programs:serve_echo', collector=False) as server:
             with Child('figures.churn:come_and_go', port=server.hear()) as clients:
                 clients.ask('go', count=WARM)

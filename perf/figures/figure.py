@@ -11,11 +11,13 @@ class Goal:
     """Part of a promise: in words, and as a question about what was measured.
 
     check  called with the dict that `measure` returned; a KeyError is a defect of the figure, no missed goal
+    timed  whether it says something about the speed of the machine, too, or about how quiet it is
     """
 
-    def __init__(self, text, check):
+    def __init__(self, text, check, timed=False):
         self.text = text
         self.check = check
+        self.timed = timed
 
 
 class Figure:

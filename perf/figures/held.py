@@ -17,7 +17,7 @@ SPARE = 500  # descriptors of the limit that are not for clients
 STEP = 500  # connections opened, or asked, between two words of progress
 FIRST = 200  # connections that are there before the first look at memory
 WAIT = 600.0  # seconds of silence
-SETTLE = 10  # seconds until something that was asked for has happened
+SETTLE = 60  # seconds until something that was asked for must have happened, on a busy machine, too
 
 
 def limit():
@@ -80,7 +80,7 @@ class Idle(Figure):
         Goal('19,500 at once (the descriptor limit less 500)', lambda m: m['held'] == m['asked']),
         Goal('each answers a ping after the 10 minutes', lambda m: m['answered'] == m['asked']),
         Goal('at most 450 bytes of RSS a connection', lambda m: m['bytes_each'] <= 450 or m['asked'] < 5_000),
-        Goal('CPU below 1 % while they are silent', lambda m: m['cpu_share'] < 0.01),
+        Goal('CPU below 1 % while they are silent', lambda m: m['cpu_share'] < 0.01, timed=True),
     )
 
     def measure(self, run):
@@ -95,7 +95,7 @@ class Idle(Figure):
                 wait_until('all are accepted', lambda: server.ask('look')['incoming'] == count)
                 each = (server.memory() - before) / (count - FIRST)
                 held, cpu, began = server.ask('look')['incoming'], server.cpu(), time.monotonic()
-                wait(run.seconds(WAIT, 1), run, f'{count:,} silent')
+                wait(run.seconds(WAIT, 0.5), run, f'{count:,} silent')
                 share = (server.cpu() - cpu) / (time.monotonic() - began)
                 answered, longest = ping_all(run, clients, count)
         return {
@@ -144,9 +144,9 @@ class AtTheLimit(Figure):
     title = '25,000 clients, and 20,000 descriptors'
     seconds = 60
     goals = (
-        Goal('CPU below 1 % while nothing moves', lambda m: m['cpu_share'] < 0.01),
+        Goal('CPU below 1 % while nothing moves', lambda m: m['cpu_share'] < 0.01, timed=True),
         Goal('one line in the log', lambda m: m['lines'] == 1),
-        Goal('full again within 1 s after 100 were closed', lambda m: m['full_again_s'] <= 1),
+        Goal('full again within 1 s after 100 were closed', lambda m: m['full_again_s'] <= 1, timed=True),
         Goal(
             'who is accepted is answered, and nobody else',
             lambda m: m['answered'] == m['accepted'] == m['accepted_then'],
@@ -176,9 +176,9 @@ class AtTheLimit(Figure):
     def fill(self, run, server, crowds, room):
         ask_all(crowds, 'connect')
         wait_until('the limit is reached', lambda: server.ask('look')['incoming'] == room)
-        wait(run.seconds(2, 0.5), run, 'full')
+        wait(run.seconds(2, 0.2), run, 'full')
         cpu, began = server.cpu(), time.monotonic()
-        wait(run.seconds(5, 1), run, 'nothing moves')
+        wait(run.seconds(5, 0.7), run, 'nothing moves')
         share = (server.cpu() - cpu) / (time.monotonic() - began)
         return {'accepted': server.ask('look')['incoming'], 'cpu_share': share}
 

@@ -38,12 +38,12 @@ class Kills(Figure):
         Goal('every request ends: answered or lost', lambda m: m['answered'] + m['lost'] == m['sent']),
         Goal('lost is only what the killed worker had accepted', lambda m: m['lost_otherwise'] == 0),
         Goal('nobody is refused', lambda m: m['refused'] == 0),
-        Goal('a new worker accepts within 1 s', lambda m: m['longest_respawn_s'] <= 1),
+        Goal('a new worker accepts within 1 s', lambda m: m['longest_respawn_s'] <= 1, timed=True),
         Goal('nothing is lost by stopping', lambda m: m['lost_while_stopped'] == 0),
     )
 
     def measure(self, run):
-        kills, every, stopped = run.count(KILLS, 3), run.seconds(EVERY, 1), run.seconds(STOPPED, 1)
+        kills, every, stopped = run.count(KILLS, 2), run.seconds(EVERY, 0.7), run.seconds(STOPPED, 0.5)
         with contextlib.ExitStack() as stack:
             socks = [stack.enter_context(sock) for sock in listeners(2)]
             workers = [self.start(sock, slot) for slot, sock in enumerate(socks)]
@@ -51,10 +51,10 @@ class Kills(Figure):
             load = stack.enter_context(Child('figures.kills:load', port=socks[0].getsockname()[1]))
             for worker in workers:
                 worker.hear()
-            load.tell('go', seconds=kills * every + 1)
+            load.tell('go', seconds=(kills + 0.5) * every)
             killed, respawns = self.kill(run, workers, socks, kills, every)
-            found = load.hear(PATIENCE + kills * every)
-            load.tell('go', seconds=stopped + 2)
+            found = load.hear(2 * PATIENCE + kills * every)
+            load.tell('go', seconds=1.2 * stopped)
             workers[0].process.send_signal(signal.SIGSTOP)
             wait(stopped, run, 'one is stopped')
             workers[0].process.send_signal(signal.SIGCONT)

@@ -147,14 +147,14 @@ class Crowd:
         return len(self.socks)
 
     def ping(self):
-        """How many answer, until nobody has for a second."""
+        """How many answer, until nobody has for half a second."""
         answered = 0
         with selectors.DefaultSelector() as selector:
             for sock in self.socks:
                 with contextlib.suppress(OSError):  # not connected yet, or closed
                     sock.send(b'?')
                     selector.register(sock, selectors.EVENT_READ)
-            while ready := selector.select(1):
+            while ready := selector.select(0.5):
                 for key, _ in ready:
                     selector.unregister(key.fileobj)
                     with contextlib.suppress(OSError):

@@ -34,7 +34,7 @@ class Unread(Figure):
             'RSS at most 1,000 x (high water 64 KiB + one write of 64 KiB) + 50 MB when the program heeds False',
             lambda m: m['peak_rss'] <= m['clients'] * (HIGH_WATER + PIECE) + SLACK,
         ),
-        Goal('CPU below 1 % while they wait', lambda m: m['cpu_share'] < 0.01),
+        Goal('CPU below 1 % while they wait', lambda m: m['cpu_share'] < 0.01, timed=True),
         Goal('nobody is cut off then', lambda m: m['open'] == m['clients']),
         Goal(
             'when it does not, each is aborted with WriteBufferFull, one write behind 16 MiB at the most',
@@ -59,7 +59,7 @@ class Unread(Figure):
                 open_all(run, [clients], count, 'opened')
                 wait_until('all are accepted', lambda: server.ask('look')['incoming'] == count)
                 cpu, began = server.cpu(), time.monotonic()
-                wait(run.seconds(SILENCE, 1), run, 'nobody reads')
+                wait(run.seconds(SILENCE, 0.5), run, 'nobody reads')
                 share = (server.cpu() - cpu) / (time.monotonic() - began)
                 look = server.ask('look')
                 sent = look['bytes_out'] / count
@@ -71,7 +71,7 @@ class Unread(Figure):
             with Child('figures.programs:hold', port=server.hear(), receive_buffer=RECEIVE_BUFFER) as clients:
                 clients.tell('open', count=count)  # some are cut off before the last has come
                 clients.hear()
-                wait_until('all are cut off', lambda: server.ask('ends')['count'] == count, 60)
+                wait_until('all are cut off', lambda: server.ask('ends')['count'] == count)
                 ends = server.ask('ends')
         del ends['count']
         return ends

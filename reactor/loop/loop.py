@@ -43,6 +43,8 @@ if TYPE_CHECKING:
 
 CLOSING_ROUNDS = 1000  # a program that never ends is cut off
 BLIND_POLLS = 20  # in a row, before the selector is taken for broken
+RESERVE = 2 << 20  # bytes let go of when memory has run out: to log that takes some, and so does ending a connection
+RESERVE_RETRY = 0.1  # seconds between two attempts to have them back
 LONGEST_WAIT = 86400.0  # seconds; selectors overflow on much more, and a turn a day costs nothing
 
 
@@ -80,6 +82,7 @@ class Loop:
         self._pid = kernel.pid()
         self._clock = kernel.clock
         self._catch_errors = catch_errors
+        self._reserve: bytearray | None = bytearray(RESERVE)  # never written to: it takes no memory but the right to it
         self._guarded = debug  # whether every call is checked: in debug mode, and once it is closed
         self._stopping = False
         self._cut_short = False
@@ -549,8 +552,22 @@ class Loop:
             except Exception as exc:
                 self._log(exc, None)
 
+    def _set_aside(self, handle: Handle) -> None:
+        """Have the reserve again, for the next who finds no memory. A completion, behind those that give some back."""
+        try:
+            self._reserve = bytearray(RESERVE)
+        except MemoryError:
+            self.timers.later(RESERVE_RETRY, self._set_aside, handle).unref()
+
     def _callback_failed(self, exc: Exception, handle: Handle | None) -> None:
         """One place decides what an exception in a user's callback does: see `catch_errors`."""
+        if type(exc) is MemoryError and self._reserve is not None:
+            self._reserve = None
+            try:
+                self._callback_failed(exc, handle)
+            finally:
+                self.completions.append((self._wakeup, self._set_aside, ()))
+            return
         self.counters.callback_errors += 1
         on_error = getattr(handle, 'on_error', None)
         if on_error is not None:

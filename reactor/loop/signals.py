@@ -144,9 +144,9 @@ class Signals:
         """`run` ends: undo `enter`, as far as it came."""
         self._in_run = False
         try:
-            self._give_interrupt_back()
-        finally:
             self._release()
+        finally:
+            self._give_interrupt_back()  # last: from here on SIGINT is raised wherever we are
 
     def _give_interrupt_back(self) -> None:
         if self._default_interrupt is not None:

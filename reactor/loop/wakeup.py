@@ -83,8 +83,9 @@ class Wakeup(Handle):
             except BlockingIOError:
                 pass  # full of signals' bytes, so it rings anyway
             except OSError as exc:
-                if exc.errno in NO_MEMORY:
-                    continue  # not even for a byte; a bell that is not rung is a call that is never made
+                if exc.errno in NO_MEMORY:  # not even for a byte; a bell that is not rung is a call that is never made
+                    self._kernel.sleep(0.001)
+                    continue
                 if self.loop.watchers.closed:
                     raise HandleClosed('this reactor is closed') from None
                 # Else somebody has closed it, and the loop looks at the queue when it replaces it.

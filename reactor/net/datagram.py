@@ -393,6 +393,7 @@ class DatagramSocket(Handle):
                         self._kernel, family, address, local_address=self._local_address, broadcast=self._broadcast
                     )
                 )
+                self._peer = self._peer or unmapped(address)  # asking for it may have failed
                 break
             except OSError as exc:
                 error = error or OSError(exc.errno, f'cannot connect to {show(address)}: {exc.strerror or exc}')

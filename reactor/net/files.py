@@ -46,7 +46,10 @@ class FilePart:
         return self._count
 
     def __del__(self) -> None:
-        self._kernel.close_fd(self._fd)
+        try:
+            self._kernel.close_fd(self._fd)
+        except OSError:
+            pass  # somebody else has closed it
 
     def send_some(self, sock: socket) -> int:
         """Send some of what is left; returns how much. OSError of the socket, `SendFileError` for the file."""

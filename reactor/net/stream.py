@@ -539,7 +539,8 @@ class Stream(Handle):
             self.loop.watchers.set_events(self, events)
         except SelectorFull as exc:
             self.reset(exc)
-            return
+        if self.sock is None:
+            return  # it has failed, and is told so
         if self.options.timed:
             self.start_timeouts()
         if self.on_connect is not None:

@@ -125,8 +125,8 @@ class Session:
         """The ciphertext of `pieces`, behind whatever else is to be said."""
         write = self.ssl_object.write
         for piece in pieces:
-            if piece:
-                write(piece)  # all of it: a buffer in memory has room
+            while piece:  # at once as a rule, but OpenSSL may also take a record at a time
+                piece = memoryview(piece)[write(piece) :]
         return self._outgoing.read()
 
     def unsealed(self) -> tuple[list[bytes], SSLError | None, bool]:

@@ -115,7 +115,7 @@ class End(File):
         self.sent = 0
         self.received = 0
         self.sent_at = self.read_at = kernel.time
-        self.misled = False  # told EAGAIN although there was something to read
+        self.misled = False  # recv failed although there was something to read
         self.error = 0
         self.told: list[int] = []
         self.connected = False
@@ -179,7 +179,8 @@ class End(File):
         peer = self.peer
         if peer is None or not self.connected or self.dead:
             return
-        if self.inbox or not self.lingers:
+        # A Unix socket resets for what nobody has read, and for nothing else.
+        if self.inbox or not (self.lingers or self.instant):
             self.reset()
         else:
             self.end()

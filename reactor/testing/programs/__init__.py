@@ -12,12 +12,12 @@ from __future__ import annotations
 from .conversations import echo, floods, half_closes, proxy, publish, publish_to_the_dying, requests
 from .endings import churn, closing
 from .limits import crowd, time_limits
-from .others import datagrams, look_ups, signals, threads, timers
+from .others import calls, datagrams, look_ups, signals, threads, timers
 from .parts import World
 
 PROGRAMS = (
     echo, proxy, half_closes, floods, requests, publish, publish_to_the_dying,
-    churn, closing, crowd, time_limits, timers, datagrams, signals, threads, look_ups,
+    churn, closing, crowd, time_limits, timers, calls, datagrams, signals, threads, look_ups,
 )  # fmt: skip
 RACES = (publish_to_the_dying, churn, closing)
 
