@@ -21,6 +21,7 @@ from measuring.server import Failed
 NEEDS = {'ip': 'iproute2', 'tc': 'iproute2', 'iptables-legacy': 'iptables'}
 HOSTS = ('10.99.0.1', '10.99.0.2')
 DEVICE = 'link0'
+URGENT = 'nice', '-n', '-10'  # a line that waits for a processor delays more than it was asked to
 COMMAND_TIME = 20  # seconds that a command of the system may take
 QUEUE = 2000  # packets that wait at a device
 LOSE = 'iptables-legacy -A INPUT -m statistic --mode random --probability {:g} -j DROP'
@@ -75,7 +76,8 @@ class Network:
         call(f'ip link add {DEVICE} netns {self.names[0]} type veth peer name {DEVICE} netns {self.names[1]}')
 
     def add_relay(self, stack, faults):
-        self.relay = stack.enter_context(Child('figures.relay:carry', prefix=self.inside(0), **faults))
+        prefix = [*self.inside(0), *URGENT]
+        self.relay = stack.enter_context(Child('figures.relay:carry', prefix=prefix, **faults))
         for host, device in enumerate(self.relay.hear()):
             if host:
                 call(f'ip -n {self.names[0]} link set {device} netns {self.names[host]}')
