@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import logging
 import os
@@ -856,6 +857,19 @@ def test_memory_is_set_aside_for_telling_that_there_is_none(sockets, told):
         logging.getLogger('reactor').removeHandler(handler)
 
 
+@pytest.mark.skipif(sys.platform != 'linux', reason='asks Linux for the memory of the process')
+def test_what_is_set_aside_takes_no_memory():
+    def resident():
+        with open('/proc/self/statm') as file:
+            return int(file.read().split()[1]) * os.sysconf('SC_PAGE_SIZE')
+
+    before = resident()
+    with contextlib.ExitStack() as stack:
+        for _ in range(50):
+            stack.enter_context(Reactor())
+        assert resident() - before < 50 * loop.RESERVE // 4
+
+
 def test_what_was_set_aside_is_asked_for_again_until_there_is_memory(sockets, monkeypatch):
     def exhaust():
         raise MemoryError
@@ -864,11 +878,11 @@ def test_what_was_set_aside_is_asked_for_again_until_there_is_memory(sockets, mo
         asked.append(size)
         if len(asked) < 3:
             raise MemoryError
-        return bytes(1)
+        return b''
 
     asked = []
     with Reactor(kernel=FakeKernel(), catch_errors=lambda exc, handle: None) as r:
-        monkeypatch.setattr(loop, 'bytearray', no_memory, raising=False)
+        monkeypatch.setattr(loop, 'bytes', no_memory, raising=False)
         r.call_soon(exhaust)
         r.run()
         assert len(asked) == 1

@@ -1,6 +1,6 @@
 """Connections that are open and silent: as many as a process may have, in one process and in two, and one more.
 
-Owns M1, M2, M3 and M20. The rule: clients live in processes of their own, since each may have no more descriptors than
+Owns M1, M2 and M3. The rule: clients live in processes of their own, since each may have no more descriptors than
 the server, and come from many addresses, for their ports.
 """
 

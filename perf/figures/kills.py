@@ -13,7 +13,7 @@ import socket
 import time
 
 from measuring.child import Child
-from measuring.machine import raise_descriptor_limit
+from measuring.machine import ahead_of_others, raise_descriptor_limit
 
 import reactor
 
@@ -48,7 +48,9 @@ class Kills(Figure):
             socks = [stack.enter_context(sock) for sock in listeners(2)]
             workers = [self.start(sock, slot) for slot, sock in enumerate(socks)]
             stack.callback(lambda: [worker.close() for worker in workers])
-            load = stack.enter_context(Child('figures.kills:load', port=socks[0].getsockname()[1]))
+            load = stack.enter_context(
+                Child('figures.kills:load', prefix=ahead_of_others(2), port=socks[0].getsockname()[1])
+            )
             for worker in workers:
                 worker.hear()
             load.tell('go', seconds=(kills + 0.5) * every)
@@ -62,7 +64,8 @@ class Kills(Figure):
         return self.account(found, then, killed, respawns)
 
     def start(self, sock, slot):
-        return Child('figures.kills:work', sockets=[sock], fd=sock.fileno(), slot=slot)
+        # Ahead of others, or it is the machine's other work that is measured.
+        return Child('figures.kills:work', prefix=ahead_of_others(), sockets=[sock], fd=sock.fileno(), slot=slot)
 
     def kill(self, run, workers, socks, kills, every):
         """When which of them was killed, and how long it took until the next one listened."""

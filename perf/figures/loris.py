@@ -26,7 +26,7 @@ SLOW = 10_000  # clients
 ATTACKERS = 4  # processes of slowhttptest, each of which takes the longer for one the more it has
 RATE = 1_000  # clients that come in a second, of all of them
 DEADLINE = 30.0  # seconds for a request to be there, for an answer to be taken
-ATTACK = 50.0  # seconds that slowhttptest goes on
+ATTACK = 80.0  # seconds that slowhttptest goes on: it needs some to connect
 DRIP = 10  # seconds between two drops
 GOOD = 200  # requests a second of the good clients, over
 GOOD_CLIENTS = 10  # connections
@@ -38,7 +38,7 @@ SEND_BUFFER = 16384  # bytes, of the kernel; so a large answer waits in the serv
 class SlowLoris(Figure):
     name = 'M7'
     title = 'slowhttptest with 10,000 connections: slow headers, then slow reading'
-    seconds = 130
+    seconds = 200
     needs = ('slowhttptest',)
     goals = (
         Goal('each slow client is ended', lambda m: all(one['ended'] == one['came'] for one in m['modes'].values())),

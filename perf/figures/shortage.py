@@ -45,7 +45,7 @@ class Memory(Figure):
         Goal('memory did run out', lambda m: m['memory_errors'] > 0),
         Goal('the loop lives, and serves again at once', lambda m: m['served_after'] == m['rounds']),
         Goal('nobody got a wrong byte', lambda m: m['wrong'] == 0 and m['echoed'] > 0),
-        Goal('who was cut off was told so', lambda m: m['told'] == m['ended']),
+        Goal('each connection ends in one on_close', lambda m: m['told'] == m['came']),
         Goal('descriptors as at the start', lambda m: m['descriptors_left'] == 0),
         Goal('no object is left, with the collector off', lambda m: m['objects_left'] <= 0),
     )
@@ -66,7 +66,7 @@ class Memory(Figure):
                     found[name] += value
                 run.progress(index + 1, rounds, 'memory ran out')
             after = self.look(server)
-            found |= {name: after[name] for name in ('memory_errors', 'ended', 'told', 'most_kept')}
+            found |= {name: after[name] for name in ('memory_errors', 'came', 'told', 'most_kept')}
             return found | {f'{name}_left': after[name] - before[name] for name in ('descriptors', 'objects')}
 
     def one_round(self, server, good, port, hoarders, seconds):
@@ -117,13 +117,13 @@ class Memory(Figure):
 
 def hoard(control, room):
     """Whatever begins with `hoard` is kept, `greedy` takes all that there is, and all else comes back."""
-    ends = {'memory_errors': 0, 'ended': 0, 'told': 0, 'most_kept': 0}
+    ends = {'memory_errors': 0, 'came': 0, 'told': 0, 'most_kept': 0}
     kept = [0]
     gc.disable()
 
     def begin(conn):
         conn.data = []
-        ends['ended'] += 1
+        ends['came'] += 1
 
     def on_data(conn, data):
         if conn.data or data.startswith(b'hoard'):

@@ -82,7 +82,7 @@ class Loop:
         self._pid = kernel.pid()
         self._clock = kernel.clock
         self._catch_errors = catch_errors
-        self._reserve: bytearray | None = bytearray(RESERVE)  # never written to: it takes no memory but the right to it
+        self._reserve: bytes | None = bytes(RESERVE)  # untouched, not even by zeros: address space, and no memory
         self._guarded = debug  # whether every call is checked: in debug mode, and once it is closed
         self._stopping = False
         self._cut_short = False
@@ -555,7 +555,7 @@ class Loop:
     def _set_aside(self, handle: Handle) -> None:
         """Have the reserve again, for the next who finds no memory. A completion, behind those that give some back."""
         try:
-            self._reserve = bytearray(RESERVE)
+            self._reserve = bytes(RESERVE)
         except MemoryError:
             self.timers.later(RESERVE_RETRY, self._set_aside, handle).unref()
 
