@@ -654,4 +654,18 @@ MUTANTS = (
         '(options.write_timeout, True, ',
         'a limit that does not apply is not over',
     ),
+    Mutant(
+        'as many are accepted as there are',
+        'net/listener.py',
+        'for count in range(self._batch):',
+        'for count in range(1 << 20):',
+        'law 5',
+    ),
+    Mutant(
+        'closing does not look for what is unread',
+        'net/stream.py',
+        'if state is OPEN and writer is None and self.events & READ:',
+        'if state is OPEN and not self.buffered:',
+        'what was written before close() arrives',
+    ),
 )

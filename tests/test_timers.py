@@ -604,6 +604,15 @@ def test_the_next_beat_is_always_still_to_come(fake, kernel):
     timer.cancel()
 
 
+def test_a_beat_that_is_late_by_whole_intervals_is_not_made_twice(fake, kernel):
+    # 29 beats behind 1099.741 it is 1099.77, but (1099.77 - 1099.741) // 0.001 is 28, as floats have it.
+    timer = fake.timers.add_at(fake._repeating_timer, 1099.741, 0.001, int, ())
+    kernel.time = 1099.77
+    timer.handle_due(kernel.time)
+    assert kernel.time < timer.deadline < kernel.time + 0.0011
+    timer.cancel()
+
+
 # -- references
 
 

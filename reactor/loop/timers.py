@@ -118,6 +118,8 @@ class RepeatingTimer(Timer):
         assert deadline is not None
         self.timers.pending -= 1
         beats = (now - deadline) // self.delay + 1
+        if deadline + beats * self.delay <= now:  # as it is rounded: the one that is due now, a second time
+            beats += 1
         self.timers.move(self, deadline + beats * self.delay)
 
 

@@ -123,6 +123,7 @@ class End(File):
         self.ended_out = False
         self.ended_in = False
         self.lingers = True  # False: closing resets
+        self.cut_short = False  # closed with something unread, and what was sent was still under way
         self.private = False  # one of a socketpair: its kind fails only when it is full
         self.accepted = True  # False in a backlog, where bytes are kept though nobody has it yet
         self._arrival = 0  # of the last thing on the way to here: nothing overtakes
@@ -181,6 +182,7 @@ class End(File):
             return
         # A Unix socket resets for what nobody has read, and for nothing else.
         if self.inbox or not (self.lingers or self.instant):
+            self.cut_short = self.lingers and peer.on_the_way > 0
             self.reset()
         else:
             self.end()
@@ -191,8 +193,8 @@ class End(File):
         assert peer is not None
         if not self.dead:
             self.dead = True
-            if not self.lingers and self.kernel.random.random() < 0.5:
-                peer.lose_what_is_on_the_way()
+            if (self.inbox or not self.lingers) and self.kernel.random.random() < 0.5:
+                peer.lose_what_is_on_the_way()  # it was not sent yet, and is not any more
             peer.schedule(peer.arrive_reset)
             self.look()
 

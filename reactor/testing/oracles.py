@@ -15,6 +15,7 @@ from signal import SIG_DFL, SIGINT, default_int_handler
 from ..errors import ConnectTimeout, IdleTimeout, ReactorError, ReadTimeout, WriteTimeout
 from ..facade import Reactor
 from ..loop.threads import THREADS
+from ..loop.watcher import READ
 from ..net.datagram import DATAGRAM_COST, DATAGRAMS_PER_TURN, DatagramSocket
 from ..net.listener import ACCEPTS_PER_TURN, Listener
 from ..net.stream import CLOSED, CONNECTING, LAST_READS, OPEN, Stream
@@ -58,6 +59,7 @@ class Record:
         self.paused = False
         self.awaits_connect = False
         self.high_water = 0
+        self.careful = False  # when it was closed, something was known to be unread, perhaps
         self.last_reads = 0  # on_data after sending has failed
         self.dropped = False  # some of what was written is never sent, and the user was told so
         self.raised: list[BaseException] = []
@@ -118,6 +120,7 @@ class WatchedStream(Stream):
         if not self.closed:
             self.record.closed_by = 'close'
             self.record.dropped |= self.state is CONNECTING  # what was written before is never sent
+            self.record.careful = self.state is OPEN and (self.writer is not None or not self.events & READ)
         super().close()
 
     def abort(self) -> None:
@@ -368,6 +371,8 @@ class Ledger:
                 self.wrong(stream, f'law 8: nobody told it {exc!r}')
         if exc is None and record.closed_by is None and 'eof' not in record.events:
             self._check_whole(stream)
+        if exc is None and record.careful and record.end is not None and record.end.cut_short:
+            self.wrong(stream, 'close() with something unread has reset it, and lost what was under way')
         self._check_received(stream, exc)
         self._check_limits(stream, exc)
         if exc is None and record.closed_by is None and record.end is not None and record.end.told:
