@@ -19,6 +19,6 @@ PROGRAMS = (
     echo, proxy, half_closes, floods, requests, publish, publish_to_the_dying,
     churn, closing, crowd, time_limits, timers, calls, datagrams, signals, threads, look_ups,
 )  # fmt: skip
-RACES = (publish_to_the_dying, churn, closing)
+RACES = (publish_to_the_dying, churn, closing, crowd)
 
 __all__ = ['PROGRAMS', 'RACES', 'World']

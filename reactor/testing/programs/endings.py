@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from reactor import ConnectTimeout, SelectorFull
+from reactor import ConnectTimeout, SelectorFull, TLSError
 
 from .parts import Ending, Place, child, limits, some_bytes, try_to_write
 
@@ -137,9 +137,9 @@ MANNERS: dict[str, tuple[str, Callable[[Visitor, Stream], None], Callable[[Strea
 }
 
 
-# How the connections to each may end.
+# How the connections to each may end. Unix sockets know no resets: TLS that is aborted there was cut short.
 ENDS: dict[str, tuple[type, ...]] = {
-    'lively': (type(None), OSError),
+    'lively': (type(None), OSError, TLSError),
     'gone': (OSError,),
     'deaf': (type(None), ConnectTimeout),
 }
