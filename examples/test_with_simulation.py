@@ -1,11 +1,13 @@
 """Test a server in simulation: hundreds of systems and networks, each with other faults, in a second.
 
-Run it:    python -m pytest examples/test_with_simulation.py
-Once more: python -m pytest examples/test_with_simulation.py --seed 3        (the seed that a failure names)
+Run it:    python examples/test_with_simulation.py            (or with pytest)
+Once more: python examples/test_with_simulation.py --seed 3   (the seed that a failure names)
 
 The room below has a bug that no laptop shows: whoever floods it is cut off, but is a member until `on_close`. Who
 speaks in between is thrown out as well, for writing to somebody whose connection was closed.
 """
+
+import sys
 
 import pytest
 
@@ -54,3 +56,7 @@ def test_a_room_in_which_nobody_suffers_for_another(simulate):
 def test_simulation_finds_the_bug(simulate):
     with pytest.raises(SimulationFailed, match='ConnectionClosed'):
         simulate(lambda world: evening(world, mended=False))
+
+
+if __name__ == '__main__':
+    sys.exit(pytest.main([__file__, *sys.argv[1:]]))

@@ -260,8 +260,8 @@ def blocks(on_block: Callable[[Stream, bytes], object], size: int, *, limit: int
 def resume(conn: Stream) -> None:
     """Go on after `conn.pause_reading()` in a message callback: what was held back comes first, then what arrives.
 
-    From the end of this turn or of the next one on, and never inside this call. It undoes a `pause_reading()` that comes
-    before then: pause in the message callback instead.
+    From the end of this turn or of the next one on, and never inside this call. A `pause_reading()` that comes before
+    then is undone by it.
     """
     conn.loop.completions.append((conn, _resumed, ()))
 

@@ -28,7 +28,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         '--nth-whole',
         action='store_true',
         help='have each call to the kernel fail once with each error, in every program and on every selector, instead '
-        'of a sample: "pytest --nth-whole tests/test_nth_call.py -k whole", in two processes, half an hour',
+        'of a sample: "pytest --nth-whole tests/test_nth_call.py -k whole", in two processes, some ten minutes',
     )
 
 

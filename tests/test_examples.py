@@ -355,3 +355,7 @@ def test_the_port_from_asyncore_answers_as_the_original(name):
             assert read_to_end(other) == b''
         except ConnectionResetError:
             pass  # the end of who sends too long a line
+
+
+def test_a_chat_room_is_tested_in_simulation_and_its_bug_is_found():
+    assert '2 passed' in run_example('test_with_simulation.py', '-p', 'no:cacheprovider')[-1]

@@ -387,6 +387,20 @@ def test_without_on_accept_error_an_episode_is_one_line_in_the_log(kernel, fake,
     listener.close()
 
 
+def test_an_episode_stays_one_when_the_loop_was_busy_for_seconds_in_it(kernel, fake, sockets, flaky, caplog):
+    def be_busy():
+        kernel.time += 5
+
+    listener = fake.listen_tcp(None, 0, sock=flaky)
+    sockets.connect(listener.address)
+    flaky.failures = [errno.EMFILE] * 10
+    busy = fake.call_every(0.05, be_busy)
+    run_until(fake, lambda: not flaky.failures)
+    assert len(caplog.records) == 1
+    busy.cancel()
+    listener.close()
+
+
 def test_an_on_accept_error_that_raises_is_logged_and_the_listener_goes_on(kernel, fake, sockets, flaky, caplog):
     def on_accept_error(listener, exc):
         raise ZeroDivisionError('on purpose')

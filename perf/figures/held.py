@@ -17,7 +17,7 @@ SPARE = 500  # descriptors of the limit that are not for clients
 STEP = 500  # connections opened, or asked, between two words of progress
 FIRST = 200  # connections that are there before the first look at memory
 WAIT = 600.0  # seconds of silence
-SETTLE = 10  # seconds until something that was asked for has happened
+SETTLE = 60  # seconds until something that was asked for must have happened, on a busy machine, too
 
 
 def limit():

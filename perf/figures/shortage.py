@@ -219,7 +219,7 @@ class SelectLimit(Figure):
             port, at_start = server.hear(), server.descriptors()
             crowds = [stack.enter_context(Child('figures.programs:crowd', port=port, count=n)) for n in (count, LEAVE)]
             crowds[0].ask('connect')
-            wait_until('all are accepted or closed', lambda: self.seen(server) == count, 60)
+            wait_until('all are accepted or closed', lambda: self.seen(server) == count)
             look, cpu, since = server.ask('look'), server.cpu(), time.monotonic()
             wait(run.seconds(3, 0.5), run, 'nothing moves')
             share = (server.cpu() - cpu) / (time.monotonic() - since)

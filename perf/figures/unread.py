@@ -71,7 +71,7 @@ class Unread(Figure):
             with Child('figures.programs:hold', port=server.hear(), receive_buffer=RECEIVE_BUFFER) as clients:
                 clients.tell('open', count=count)  # some are cut off before the last has come
                 clients.hear()
-                wait_until('all are cut off', lambda: server.ask('ends')['count'] == count, 60)
+                wait_until('all are cut off', lambda: server.ask('ends')['count'] == count)
                 ends = server.ask('ends')
         del ends['count']
         return ends

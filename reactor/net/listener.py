@@ -46,6 +46,7 @@ class Listener(Handle):
     """
 
     __slots__ = (
+        '_accepts_before',
         '_batch',
         '_callbacks',
         '_closed',
@@ -90,6 +91,7 @@ class Listener(Handle):
         self._paused = False
         self._retry: Timer | None = None  # pending while descriptors have run out
         self._last_trouble = -LOG_INTERVAL
+        self._accepts_before = -1  # the loop's count of accepts at the last trouble
         self._unlink = unlink
         try:
             loop.watchers.add(self, READ)
@@ -234,7 +236,11 @@ class Listener(Handle):
             self.loop.completions.append((stream, Stream.handle_first_read, ()))
 
     def _hold(self, exc: Exception) -> None:
-        self.loop.counters.accept_pauses += 1
+        counters = self.loop.counters
+        counters.accept_pauses += 1
+        if counters.accepts == self._accepts_before:  # nobody came in since: however long ago it was, it is not over
+            self._last_trouble = self.loop.timers.clock()
+        self._accepts_before = counters.accepts
         self._retry = self.loop.timers.later(ACCEPT_PAUSE, Listener._end_hold, self)
         self._retry.unref()
         self._update()

@@ -42,8 +42,8 @@ SITES = {
     'send.broken': 0.02,  # EPIPE
     'send.exhausted': 0.02,  # ENOBUFS, ENOMEM
     'send.short': 0.8,
-    'signal': 0.01,  # at any call, of those that are handled; the call goes on afterwards, as PEP 475 has it
-    'signal.interrupt': 0.01,  # SIGINT, at any call
+    'signal': 0.01,  # any that is handled, at any call or callback; the call goes on afterwards, as PEP 475 has it
+    'signal.interrupt': 0.01,  # SIGINT, at any call or callback
     'socket.exhausted': 0.2,  # EMFILE, ENFILE, ENOBUFS at socket()
     'setsockopt.invalid': 0.3,
     'thread.fails': 0.2,  # no more threads can be started

@@ -179,7 +179,8 @@ class End(File):
         peer = self.peer
         if peer is None or not self.connected or self.dead:
             return
-        if self.inbox or not self.lingers:
+        # A Unix socket resets for what nobody has read, and for nothing else.
+        if self.inbox or not (self.lingers or self.instant):
             self.reset()
         else:
             self.end()

@@ -32,6 +32,10 @@ PLENTY = 1000  # descriptors, below what select can take
 # Calls whose failure is the end of a connection; what others say of it is not.
 ENDING = {'recv', 'send', 'sendmsg', 'sendfile', 'getsockopt', 'register', 'modify'}
 LOST = ('shutdown', errno.EBADF)
+UNREAD = {'recv', 'register', 'modify'}  # what arrived before is not read then
+# Calls that nobody needs to succeed. Who lost his descriptor there cannot know it, so its number is not given again: he
+# would use what is another's, and nothing could prevent that.
+UNHEARD = {'setsockopt', 'getsockname', 'getpeername'}
 HOSTS = {'localhost': ('127.0.0.1',), 'server.test': ('10.0.0.1',), 'both.test': ('fd00::1', '10.0.0.1')}
 
 
@@ -71,9 +75,8 @@ class SimKernel(Kernel):
         self.trace: list[tuple[int, str, int, Any]] = []
         self.calls = 0
         self.progress = 0  # counts what a program can make of its calls
-        self.accepts = 0  # in this turn, as the next
         self.threads = 0  # that have not ended
-        self.reads: dict[int, int] = {}
+        self.reads: dict[int, int] = {}  # in this turn, of each file: bytes, datagrams, clients
         self.on_turn: Callable[[float | None], object] = _nothing
         self.wakeup_fd = -1
         self.handlers: dict[int, Any] = {signal.SIGINT: signal.default_int_handler}
@@ -85,6 +88,7 @@ class SimKernel(Kernel):
         self.fails = fail is not None
         self.failed = ''  # the name of the call that was made to fail
         self._fail = fail
+        self._withheld = -1  # a number that is not given again
         self._events: list[tuple[int, int, Callable[..., object], tuple[Any, ...]]] = []
         self._sequence = 0
         self._numbers = 0
@@ -108,10 +112,21 @@ class SimKernel(Kernel):
         """The same for calls that return their error."""
         self.calls += 1
         if self.faults.on:
-            self._throw_signals()
+            self.throw_signals()
         if self._fail is not None and self.calls == self._fail[0]:
             return self._make_fail(name, fd, self._fail[1])
         return 0
+
+    def throw_signals(self) -> None:
+        """Signals come when they like."""
+        if self._thread != 1:
+            return
+        if self.faults.falls('signal.interrupt'):
+            self.raise_signal(signal.SIGINT)
+        if self.faults.falls('signal'):
+            handled = [signum for signum, handler in self.handlers.items() if callable(handler) and signum != 2]
+            if handled:
+                self.raise_signal(self.random.choice(handled))
 
     def note(self, what: str, fd: int, detail: Any = None) -> None:
         """A line of the trace."""
@@ -181,7 +196,6 @@ class SimKernel(Kernel):
     def begin_turn(self, timeout: float | None) -> None:
         """The loop is about to sleep: the turn is over."""
         self.on_turn(timeout)
-        self.accepts = 0
         self.reads.clear()
 
     def run_due(self) -> None:
@@ -214,7 +228,7 @@ class SimKernel(Kernel):
         if len(self.files) + STDIO >= self.descriptors:
             fail(errno.EMFILE)
         fd = STDIO
-        while fd in self.files:
+        while fd in self.files or fd == self._withheld:
             fd += 1
         return fd
 
@@ -490,27 +504,20 @@ class SimKernel(Kernel):
         self.failed = name
         self.note(f'{name} is made to fail', fd, errno.errorcode.get(error, error))
         file = self.files.get(fd)
-        if isinstance(file, End) and name == 'recv':
+        if isinstance(file, End) and (name in UNREAD or error == errno.EBADF):
             file.misled = True
         if isinstance(file, End) and error != errno.EAGAIN and (name in ENDING or (name, error) == LOST):
             file.told.append(error)
         if file is not None and error == errno.EBADF:
             self.close_fd(fd)
             # Neither poll nor select looks at what is registered; they find out when they are to wait for it.
-            return 0 if name in ('register', 'modify') and self.kind != 'epoll' else error
+            untold = name in ('register', 'modify') and self.kind != 'epoll'
+            if untold or name in UNHEARD:
+                self._withheld = fd
+            return 0 if untold else error
         if isinstance(file, End) and name == 'shutdown':
             file.cut(errno.ECONNRESET)  # it fails only when there is no connection any more
         return error
-
-    def _throw_signals(self) -> None:
-        if self._thread != 1:
-            return
-        if self.faults.falls('signal.interrupt'):
-            self.raise_signal(signal.SIGINT)
-        if self.faults.falls('signal'):
-            handled = [signum for signum, handler in self.handlers.items() if callable(handler) and signum != 2]
-            if handled:
-                self.raise_signal(self.random.choice(handled))
 
     def _run_thread(self, target: Callable[[], None]) -> None:
         self._numbers += 1

@@ -72,8 +72,9 @@ class World:
         return f'/run/{self._ports}.sock'
 
     def trouble(self, conn: Any = None) -> None:
-        """To be called first in a callback: it may be slow, and it may raise."""
+        """To be called first in a callback: it may be slow, a signal may come, and it may raise."""
         kernel = self._simulation.kernel
+        kernel.throw_signals()
         if kernel.faults.falls('callback.slow'):
             kernel.busy(kernel.random.random() * 2)
         if kernel.faults.falls('callback.raises'):

@@ -101,7 +101,7 @@ class SimSocket:
         end.references = 1
         kernel.open(fd, end)
         kernel.moved('accepted', fd, end.number)
-        kernel.accepts += 1
+        kernel.reads[listening.number] = kernel.reads.get(listening.number, 0) + 1
         return SimSocket(kernel, self.family, self.type, fd), end.remote
 
     def bind(self, address: Any) -> None:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from reactor import Stream
 
     from .parts import World
+LOOKS = 1.1  # seconds, in which each limit is looked at once
 
 
 def time_limits(world: World) -> None:
@@ -40,6 +41,7 @@ class Silent:
         self.patience = rng.choice((0.1, 0.25, 0.4))
         self.kind = rng.choice(('read', 'paused', 'idle', 'write', 'changed'))
         self.words = rng.randrange(5)
+        self.began = world.r.now
         options: dict[str, dict[str, Any]] = {
             'read': {'read_timeout': self.patience},
             'paused': {'read_timeout': self.patience},
@@ -54,11 +56,11 @@ class Silent:
         later = self.world.r.call_later
         if self.kind == 'paused':
             conn.pause_reading()
-            later(2 * self.patience, conn.resume_reading)
+            later(LOOKS + self.patience, conn.resume_reading)
         elif self.kind == 'changed':
             conn.set_timeouts(idle=self.patience)
         elif self.kind == 'write':
-            later(2 * self.patience, conn.close)
+            later(LOOKS + self.patience, conn.close)
         later(self.patience / 2, self.speak, conn)
 
     def speak(self, conn: Stream) -> None:
@@ -73,6 +75,8 @@ class Silent:
         ends = {'read': ReadTimeout, 'paused': ReadTimeout, 'write': type(None)}
         if not self.world.faulty and type(exc) is not ends.get(self.kind, IdleTimeout):
             self.world.fail(f'{self.kind!r} ended with {exc!r}')
+        if not self.world.faulty and self.world.r.now > self.began + 60:
+            self.world.fail(f'{self.kind!r} was told {self.world.r.now - self.began:.1f} s after it had begun')
         self.world.trouble(conn)
 
 
