@@ -622,7 +622,7 @@ def test_the_name_that_a_unix_peer_gives_itself_cannot_forge_a_line(r, sockets, 
     listener = r.listen_unix(f'@reactor-hostile-{time.monotonic_ns()}', raising, on_close=log.on_close)
     client = sockets.track(socket.socket(socket.AF_UNIX))
     client.bind(f'\0{time.monotonic_ns()}\nERROR reactor: forged %s \x1b[2J'.encode())
-    client.connect(listener._sock.getsockname())
+    client.connect(listener.address)
     client.send(b'x')
     run_until(r, lambda: log)
     (record,) = caplog.records

@@ -83,6 +83,7 @@ def test_a_run_that_was_cut_is_judged_as_far_as_it_came(run, tmp_path):
 @pytest.mark.parametrize(
     ('process', 'name', 'value', 'missed'),
     [
+        ('server', 'stats', {'loop_count': 130, 'events': 60, 'timers_fired': 40}, 'turns have a reason'),
         ('server', 'accepts', -1, 'the server told each connection its end'),
         ('server', 'open', 1, 'the server told each connection its end'),
         ('server', 'ends', {'echo': {'KeyError': 1}}, 'each end at the server has a reason'),

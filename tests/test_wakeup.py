@@ -30,6 +30,7 @@ from support import (
 )
 
 from reactor import HandleClosed, Reactor
+from reactor.loop.wakeup import Wakeup
 
 
 class Thing:
@@ -192,6 +193,28 @@ def test_a_call_between_the_bell_and_the_queue_is_made_once(r):
     r.call_soon_threadsafe(log.append, 'first')
     turns(r, 3)
     assert log == ['first', 'late']
+
+
+def test_a_loop_sleeps_while_a_thread_has_queued_its_call_and_not_rung_yet(r, monkeypatch):
+    """The thread may have lost the processor there, for as long as the system likes."""
+    ring, made, may_ring, queued = Wakeup._ring, [], threading.Event(), threading.Event()
+
+    def ring_late(wakeup):
+        queued.set()
+        assert may_ring.wait(10)
+        ring(wakeup)
+
+    monkeypatch.setattr(Wakeup, '_ring', ring_late)
+    thread = threading.Thread(target=r.call_soon_threadsafe, args=(made.append, 1))
+    thread.start()
+    assert queued.wait(10)
+    try:
+        assert turns_in(r) < 10
+        assert made == []
+    finally:
+        may_ring.set()
+        thread.join()
+    run_until(r, lambda: made == [1])
 
 
 def test_calls_made_by_calls_are_served_beside_io(r, sockets):

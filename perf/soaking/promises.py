@@ -64,11 +64,15 @@ def judge(rows):
     ]  # fmt: skip
     if end is None:
         return found
+    stats = server['stats']
+    causes = stats['events'] + stats['timers_fired']
     found += [
         ('the server told each connection its end', server['accepts'] == told and not server['open'],
          f'{server["accepts"]:,} accepted, {told:,} told, {server["open"]} open'),
         ('so did the driver', driver['opened'] == driver['ended'] and not driver['outgoing'] + driver['open'],
          f'{driver["opened"]:,} opened, {driver["ended"]:,} ended, {driver["open"]} open'),
+        ('turns have a reason', stats['loop_count'] <= causes,
+         f'{stats["loop_count"]:,} for {causes:,} events and timers'),
         ('at rest nothing spins', end['idle_cpu'] < IDLE_CPU, f'{end["idle_cpu"]:.2%} of a core'),
         ('both processes ended well', end['codes'] == [0, 0], str(end['codes'])),
     ]  # fmt: skip

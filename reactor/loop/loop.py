@@ -217,7 +217,11 @@ class Loop:
 
     def timeout(self) -> float | None:
         """How long the next turn may wait, in seconds: 0 when calls wait, None for as long as it likes."""
-        if self._soon or self.completions or self.timers.due or self._wakeup.calls:
+        return 0 if self._wakeup.calls else self._wait()
+
+    def _wait(self) -> float | None:
+        # Calls of other threads ring, once they are queued: until then, turn after turn would find nothing to do.
+        if self._soon or self.completions or self.timers.due:
             return 0
         deadline = self.timers.next_deadline()
         if deadline is None:
@@ -404,7 +408,7 @@ class Loop:
             self._slow.judge_turn(began - self.now)
 
     def _poll(self, limit: float | None) -> list[tuple[SelectorKey, int]]:
-        timeout = 0 if self._soon else self.timeout()
+        timeout = 0 if self._soon else self._wait()
         if limit is not None and (timeout is None or limit < timeout):
             timeout = min(limit, LONGEST_WAIT)
         try:
