@@ -253,7 +253,7 @@ class SimKernel(Kernel):
         self.open(other, file)
         return other
 
-    def count(self, file: File, count: int) -> None:
+    def took(self, file: File, count: int) -> None:
         """So much was taken from a file in this turn: bytes of a connection, datagrams, clients."""
         self.reads[file] = self.reads.get(file, 0) + count
 

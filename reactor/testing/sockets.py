@@ -101,7 +101,7 @@ class SimSocket:
         end.references = 1
         kernel.open(fd, end)
         kernel.moved('accepted', fd, end.number)
-        kernel.count(listening, 1)
+        kernel.took(listening, 1)
         return SimSocket(kernel, self.family, self.type, fd), end.remote
 
     def bind(self, address: Any) -> None:
@@ -168,7 +168,7 @@ class SimSocket:
                 size = kernel.random.randrange(1, min(size, len(end.inbox)) + 1)
             data = end.take(size)
             kernel.moved('recv', self._fd, len(data))
-            kernel.count(end, len(data))
+            kernel.took(end, len(data))
             return data
         if end.error:
             fail(end.take_error())
@@ -274,7 +274,7 @@ class SimSocket:
             raise BlockingIOError(errno.EAGAIN, 'simulated: nothing to read')
         data, sender = mailbox.take()
         kernel.moved('recvfrom', self._fd, len(data))
-        kernel.count(mailbox, 1)
+        kernel.took(mailbox, 1)
         return data[:size], sender
 
     # -- options and names
