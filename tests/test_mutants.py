@@ -86,7 +86,7 @@ HUNTS: dict[str, tuple[Mutant | None, int, int]] = {
 
 @pytest.fixture(autouse=True)
 def nothing_left() -> None:
-    """In place of the count of descriptors that other tests have: hunts begin and end meanwhile, with pipes of theirs."""
+    """In place of the count of descriptors that other tests have: hunts begin and end meanwhile, with their pipes."""
 
 
 @pytest.fixture(scope='module')
