@@ -104,7 +104,7 @@ def test_every_link_inside_the_project_leads_to_a_file():
 
 
 def test_every_test_that_the_readme_names_exists():
-    named = [(text, target) for text, target in LINKS if text.startswith('test_')]
+    named = [(text, target) for text, target in LINKS if text.startswith('test_') and not text.endswith('.py')]
     assert named
     texts = {target: (CHECKOUT / target).read_text() if (CHECKOUT / target).exists() else '' for _, target in named}
     assert not [f'{target}::{name}' for name, target in named if f'\ndef {name}(' not in texts[target]]

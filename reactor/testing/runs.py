@@ -40,8 +40,18 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument('--resume', type=Path, metavar='FILE', help='keep what ran in FILE, and skip what it has')
     parser.add_argument('--stop', action='store_true', help='end with the first failure')
     options = parser.parse_args(arguments)
-    logging.getLogger('reactor').setLevel(logging.CRITICAL)  # planted trouble is no news
-    return replay(options.seed, options.selector) if options.seeds is None else Runs(options).run()
+    log = logging.getLogger('reactor')
+    level = log.level
+    be_silent()
+    try:
+        return replay(options.seed, options.selector) if options.seeds is None else Runs(options).run()
+    finally:
+        log.setLevel(level)
+
+
+def be_silent() -> None:
+    """Log nothing: planted trouble is no news."""
+    logging.getLogger('reactor').setLevel(logging.CRITICAL)
 
 
 def replay(seed: int, selector: str | None) -> int:
@@ -61,7 +71,6 @@ def replay(seed: int, selector: str | None) -> int:
 def run_block(block: tuple[int, int, str | None]) -> tuple[int, int, list[tuple[int, str]]]:
     """Run some seeds, in whichever process; returns their first, how many, and those that failed with their reasons."""
     first, count, selector = block
-    logging.getLogger('reactor').setLevel(logging.CRITICAL)
     failed = []
     for seed in range(first, first + count):
         try:
@@ -106,7 +115,7 @@ class Runs:
                 if self._took(run_block(block)):
                     return
             return
-        with multiprocessing.get_context('spawn').Pool(self.options.jobs) as pool:
+        with multiprocessing.get_context('spawn').Pool(self.options.jobs, be_silent) as pool:
             for outcome in pool.imap_unordered(run_block, blocks):
                 if self._took(outcome):
                     return
