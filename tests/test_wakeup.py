@@ -31,6 +31,7 @@ from support import (
 
 from reactor import HandleClosed, Reactor
 from reactor.loop.wakeup import Wakeup
+from reactor.testing import SimKernel
 
 
 class Thing:
@@ -353,6 +354,14 @@ def test_a_doorbell_that_somebody_else_closed_is_replaced_and_does_not_spin(r, e
     run_until(r, lambda: log)
     assert r.handles() == []
     assert caplog.text.count('doorbell') == 1
+
+
+def test_a_doorbell_replaced_while_no_signal_is_awaited_is_not_given_to_python():
+    with Reactor(kernel=SimKernel(faults=False, selector='poll')) as r:
+        r.run(lambda r: None)
+        r._os.close_fd(r._wakeup.fileno())
+        turns(r, 3)
+        assert r._os.wakeup_fd == -1
 
 
 def test_signals_ring_the_new_doorbell(r):

@@ -18,6 +18,7 @@ from ..errors import HandleClosed, ReactorError, SelectorFull
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from selectors import BaseSelector
 
     from ..kernel import Kernel
@@ -215,16 +216,14 @@ class Watchers:
         except (OSError, TypeError):
             return old  # no descriptor is left, or the user's own kind needs arguments: it has to go on as it is
         self._map = self.selector.get_map()
-        failed = []
+        failed: list[tuple[Handle, Exception]] = []
         for key in list(old.get_map().values()):
             try:
                 self.selector.register(key.fd, key.events, key.data)
             except (OSError, ValueError) as exc:
                 failed.append((key.data, exc))
         old.close()
-        for handle, why in failed:
-            if handle.events:  # else it was closed meanwhile, by the loss of another
-                self._fail(handle, why)
+        self._fail_all(failed)
         return self.selector
 
     def evict(self, handle: Handle) -> None:
@@ -239,10 +238,9 @@ class Watchers:
 
     def evict_closed(self) -> bool:
         """Find and evict handles with a closed descriptor; returns whether there was one."""
-        dead = [key.data for key in self._map.values() if self.is_lost(key.data, key.fd)]
-        for handle in dead:
-            if handle.events:  # else it was closed meanwhile, by the loss of another
-                self.evict(handle)
+        lost = OSError(errno.EBADF, 'closed by somebody else')
+        dead = [(key.data, lost) for key in self._map.values() if self.is_lost(key.data, key.fd)]
+        self._fail_all(dead)
         return bool(dead)
 
     def _register(self, handle: Handle, fd: int, events: int) -> None:
@@ -263,6 +261,11 @@ class Watchers:
                 raise ReactorError(f'descriptor {fd} belongs to {holder!r} already; close that first') from None
             self.evict(holder)
             self.selector.register(fd, events, handle)
+
+    def _fail_all(self, failed: Iterable[tuple[Handle, Exception]]) -> None:
+        for handle, exc in failed:
+            if handle.events:  # else it was closed meanwhile, by the loss of another
+                self._fail(handle, exc)
 
     def _fail(self, handle: Handle, exc: Exception) -> None:
         # The poll would not tell, so we do.

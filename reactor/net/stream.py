@@ -529,11 +529,12 @@ class Stream(Handle):
         deadline: for kinds of streams that need more to be open, when they must be.
         """
         self.state = OPEN
-        if self.writer is not None:
-            for _, on_written, args in self.writer.reached():  # empty writes, which wait for nothing any more
-                self.loop.completions.append((self, on_written, args))
-            if self.writer.untouched:
-                self.writer = None
+        writer = self.writer
+        assert writer is not None
+        for _, on_written, args in writer.reached():  # empty writes, which wait for nothing any more
+            self.loop.completions.append((self, on_written, args))
+        if writer.untouched:
+            self.writer = None
         events = (READ if reading else 0) | (0 if self.writer is None else WRITE)
         try:
             self.loop.watchers.set_events(self, events)
