@@ -287,7 +287,7 @@ class Kernel:
             child.send_signal(signum)
 
     def sleep(self, seconds: float) -> None:
-        """Block; for the end of the loop only."""
+        """Block; where there is nothing else to do: at the end of the loop, or without memory for one byte."""
         time.sleep(seconds)
 
     def set_wakeup_fd(self, fd: int) -> int:

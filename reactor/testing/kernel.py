@@ -2,7 +2,7 @@
 
 Owns the clock, the descriptors, the events to come, and the network's addresses. Knows no reactor. The rules: time
 passes in `select` alone; everything random is drawn from the seed, in the order of the calls, so the same program with
-the same seed makes the same calls with the same outcomes; files and processes are not simulated.
+the same seed makes the same calls with the same outcomes. Files are those of `make_file`; processes are not simulated.
 """
 
 from __future__ import annotations

@@ -187,7 +187,6 @@ class Ledger:
         self.turns = 0
         self.callbacks = 0
         self.foreign: set[int] = set()  # descriptors that belong to the user
-        self.at_turn: Callable[[], object] = _nothing
         self._idle_polls = 0
         self._last = (0, 0, 0, 0)  # time, progress, callbacks, turns at that time
 
@@ -411,7 +410,6 @@ class Ledger:
         """Between two turns everything has to be in order; raises `Violation` when something was not."""
         self.turns += 1
         self._forget_refused()
-        self.at_turn()
         self._check_bounds()
         self._check_progress(timeout)
         self._check_descriptors()
