@@ -101,6 +101,7 @@ class Reactor(Loop):
         check_callback('on_accept_error', on_accept_error)
         check_max_connections(max_connections)
         self.watchers.check()
+        inherited = sock is not None
         if sock is None:
             sock = listening_tcp(
                 self._os,
@@ -120,6 +121,7 @@ class Reactor(Loop):
             callbacks,
             kind=self._kind(settings),
             defer_accept=defer_accept,
+            inherited=inherited,
             max_connections=max_connections,
             on_accept_error=on_accept_error,
         )
