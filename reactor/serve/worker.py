@@ -1,10 +1,10 @@
 """A worker: what this process is when its environment says so.
 
-Owns its side of the control connection. Knows nothing of other workers. The rule: it ends when it is told to (SIGTERM,
-or a message that its successor is there) or when the parent is gone, and always by draining. Signals that a terminal
-sends to the whole process group are the parent's affair.
+Owns its side of the control connection. Knows nothing of other workers. The rule: it ends when it is told to (by
+SIGTERM, or by word that its successor is there) or when the parent is gone, and always by draining. The signals that a
+terminal sends to the whole process group are the parent's to judge.
 
-What it tells, as lines of JSON: its statistics, once a second. The first line says that it is ready.
+What it tells, in lines of JSON, is its statistics, once a second; the first line says that it is ready.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import signal
 from socket import socket
 
 from .. import Listener, Reactor, Stream, framing
-from .doors import inherited
+from ..kernel import LeanSocket
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -24,26 +24,28 @@ if TYPE_CHECKING:
 TELL_EVERY = 1.0  # seconds
 
 
-def work(told: dict[str, Any], main: Any, deadline: float, lame_duck: float, options: dict[str, Any]) -> None:
-    """Run `main` as the worker that `told` describes, to its end."""
+def work(told: dict[str, Any], main: Any, times: tuple[float, float], options: dict[str, Any]) -> None:
+    """Be the worker that `told` describes; returns when it is done."""
     with Reactor(**options) as r:
-        worker = Worker(r, told, deadline, lame_duck)
-        r.run(lambda r: worker.begin(main))
-        worker.control.on_close = None
+        worker = Worker(r, told, times)
+        try:
+            r.run(lambda r: worker.begin(main))
+        finally:
+            worker.control.on_close = None
 
 
 class Worker:
-    """This process, as the parent steers it."""
+    """This process, as the parent steers it; `times`: deadline and lame duck."""
 
-    def __init__(self, r: Reactor, told: dict[str, Any], deadline: float, lame_duck: float) -> None:
+    def __init__(self, r: Reactor, told: dict[str, Any], times: tuple[float, float]) -> None:
         self.r = r
-        self.ending = deadline, lame_duck
-        self.listeners = [inherited(number) for number in told['listeners']]
-        control = socket(fileno=told['control'])
-        control.set_inheritable(False)
-        self.control: Stream = r.adopt(control, framing.lines(self.on_line), on_close=self.on_parent_gone)
+        self.times = times
+        self.listeners: list[Any] = [LeanSocket(fileno=number) for number in told['listeners']]
+        self.control = r.adopt(socket(fileno=told['control']), framing.lines(self.on_line), on_close=self.on_orphaned)
         self.control.unref()
-        r.add_signal_handler(signal.SIGTERM, r.shutdown, *self.ending).unref()
+        for number in (*told['listeners'], told['control']):
+            os.set_inheritable(number, False)  # not for children of ours
+        r.add_signal_handler(signal.SIGTERM, r.shutdown, *times).unref()
         for signum in signal.SIGINT, signal.SIGHUP, signal.SIGTTIN, signal.SIGTTOU:
             r.add_signal_handler(signum, int).unref()
         r.call_every(TELL_EVERY, self.tell).unref()
@@ -53,15 +55,15 @@ class Worker:
         self.tell()
 
     def tell(self) -> None:
-        if not self.control.closed and not self.control.buffered:  # a parent that does not read is not buried
+        if not self.control.closed and not self.control.buffered:  # a parent that does not read gets no more of it
             self.control.write(json.dumps(self.r.stats().as_dict() | {'pid': os.getpid()}).encode() + b'\n')
 
     def on_line(self, conn: Stream, line: bytes) -> None:
-        """The successor is ready: the queue is its from now on, and only our copy of the socket is closed."""
+        """The successor is ready. The queue is its own from now on: only our copy of its socket is closed."""
         for handle in self.r.handles():
             if isinstance(handle, Listener) and handle.sock in self.listeners:
                 handle.close()
-        self.r.shutdown(*self.ending)
+        self.r.shutdown(*self.times)
 
-    def on_parent_gone(self, conn: Stream, exc: BaseException | None) -> None:
-        self.r.shutdown(*self.ending)
+    def on_orphaned(self, conn: Stream, exc: BaseException | None) -> None:
+        self.r.shutdown(*self.times)
