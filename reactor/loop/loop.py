@@ -244,7 +244,7 @@ class Loop:
 
     def stats(self) -> Stats:
         """A snapshot of the counters."""
-        return Stats(self.counters, len(self.timers), len(self.handles()))
+        return Stats(self.counters, len(self.timers), len(self.watchers) - (not self._wakeup.closed))
 
     def handles(self) -> list[Handle]:
         """Everything open: connections, listeners, look-ups, calls in threads, signal handlers, descriptors, idlers."""
@@ -463,6 +463,7 @@ class Loop:
                 continue  # cancelled by one of this batch
             timer.handle_due(now)
             counters.timers_fired += 1
+            counters.timer_lag_sum += now - deadline
             late = int((now - deadline) * 1024)
             lag[min(late.bit_length(), LAG_BUCKETS - 1) if late else 0] += 1
             try:

@@ -120,6 +120,9 @@ class Watchers:
         yield from [key.data for key in self._map.values()]
         yield from list(self._parked)
 
+    def __len__(self) -> int:
+        return len(self._map) + len(self._parked)  # of 40,000 connections in no time, where iterating takes 15 ms
+
     def add(self, handle: Handle, events: int) -> None:
         """Take a newly opened handle that wants `events` of its descriptor.
 
