@@ -261,7 +261,10 @@ class Kernel:
             return bool(select.select([sock], [], [], 0)[0])
         poll = select.poll()
         poll.register(sock.fileno(), select.POLLIN)
-        return any(events & select.POLLIN for _, events in poll.poll(0))
+        try:
+            return any(events & select.POLLIN for _, events in poll.poll(0))
+        except OSError:
+            return True  # no memory to tell; the next time, perhaps
 
     def has_bytes(self, sock: Any) -> bool:
         """Whether bytes that nobody has read wait in a connected socket."""
