@@ -164,6 +164,8 @@ class SimSocket:
         if falls('recv.spurious'):
             end.misled = True
             raise BlockingIOError(errno.EAGAIN, 'simulated: nothing to read')
+        if flags & MSG_PEEK and end.inbox:
+            return bytes(end.inbox[:size])
         if end.inbox:
             if falls('recv.short'):
                 size = kernel.random.randrange(1, min(size, len(end.inbox)) + 1)
@@ -291,6 +293,8 @@ class SimSocket:
             return
         if isinstance(file, End) and kernel.faults.falls('setsockopt.invalid'):
             fail(errno.EINVAL)
+        if isinstance(file, Listening) and (level, option) == (IPPROTO_TCP, TCP_DEFER_ACCEPT):
+            file.deferred = bool(value)
         if level == IPPROTO_TCP or option == SO_REUSEPORT:
             self._options.add(option)
 
