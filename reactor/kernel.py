@@ -218,6 +218,10 @@ class Kernel:
         """The bytes of a numeric address; OSError when it is none of `family`."""
         return socket.inet_pton(family, host)
 
+    def unpack_address(self, family: int, packed: bytes) -> str:
+        """The numeric address that these bytes are."""
+        return socket.inet_ntop(family, packed)
+
     def interface_index(self, name: str) -> int:
         """The number of a network interface; OSError when there is none of that name."""
         return socket.if_nametoindex(name)
