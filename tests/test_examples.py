@@ -20,6 +20,7 @@ EXAMPLES = Path(__file__).parent.parent / 'examples'
 LONGER = {
     'http_server.py': 210,
     'resp_server.py': 350,
+    'service.py': 90,
     'websocket_chat.py': 150,
 }  # lines of whole servers
 SIGNALS = pytest.mark.skipif(sys.platform == 'win32', reason='Windows has no SIGHUP, and no SIGINT for a child')
