@@ -166,7 +166,7 @@ def test_a_process_that_the_watchdog_ends_tells_where_it_hung():
         process.send_signal(signal.SIGABRT)
         errors = process.communicate(timeout=20)[1]
         assert process.returncode == -signal.SIGABRT
-    assert 'Fatal Python error: Aborted' in errors and 'in _poll' in errors
+    assert 'Fatal Python error: Aborted' in errors and 'service.py"' in errors and ' in run' in errors
 
 
 @needs('systemd-socket-activate')
