@@ -22,7 +22,7 @@ from .net.sockets import bound_udp, listening_tcp, listening_unix, prepare_liste
 from .net.stream import Stream
 from .net.tls import check_context, client_options
 from .system.paths import WatchedPath, watch
-from .system.process import Process, check_args, check_stdio, spawn
+from .system.process import Process, check_args, check_descriptors, check_stdio, spawn
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -101,6 +101,7 @@ class Reactor(Loop):
         check_callback('on_accept_error', on_accept_error)
         check_max_connections(max_connections)
         self.watchers.check()
+        inherited = sock is not None
         if sock is None:
             sock = listening_tcp(
                 self._os,
@@ -120,6 +121,7 @@ class Reactor(Loop):
             callbacks,
             kind=self._kind(settings),
             defer_accept=defer_accept,
+            inherited=inherited,
             max_connections=max_connections,
             on_accept_error=on_accept_error,
         )
@@ -417,6 +419,7 @@ class Reactor(Loop):
         on_exit: Callable[[Process, int | None, int | None], object] | None = None,
         env: Mapping[Any, Any] | None = None,
         cwd: str | bytes | PathLike[Any] | None = None,
+        pass_fds: Iterable[Any] = (),
         **options: Any,
     ) -> Process:
         """Start a program as a child; returns when it runs, with its pipes as streams in `stdin`, `stdout`, `stderr`.
@@ -428,18 +431,21 @@ class Reactor(Loop):
         on_exit  `on_exit(process, code, signal)`, once, after its end: one of the two is None; see `Process`
         env      its whole environment, by default ours
         cwd      the directory in which it starts, by default ours
+        pass_fds descriptors (numbers, or what has a `fileno()`) that it gets as well, under the same numbers; they
+                 stay yours
 
-        The child gets these three descriptors and no other, and signals as a shell would give them to it. It is killed
-        when the process handle or the reactor is closed. Without `on_data` what a pipe brings is read and dropped.
+        The child gets its three descriptors, these, and no other, and signals as a shell would give them to it. It is
+        killed when the process handle or the reactor is closed. Without `on_data` what a pipe brings is read and
+        dropped.
         Raises FileNotFoundError, PermissionError or another OSError when it cannot be started, `SelectorFull`, and
         TypeError or ValueError for bad arguments; nothing is left of it then.
         """
-        words, settings = check_args(args), Options(**options)
+        words, passed, settings = check_args(args), check_descriptors(self._os, pass_fds), Options(**options)
         stdio = check_stdio('stdin', stdin), check_stdio('stdout', stdout), check_stdio('stderr', stderr)
         check_callback('on_exit', on_exit)
         self.watchers.check()
         checked = self._stream_kind is CheckedStream
-        return spawn(self, self._os, words, stdio, on_exit, env, cwd, settings, checked)
+        return spawn(self, self._os, words, stdio, on_exit, env, cwd, passed, settings, checked)
 
     def watch_path(self, path: str | PathLike[str], fn: Callable[[WatchedPath, str, str], object]) -> WatchedPath:
         """Call `fn(handle, path, change)` when a file, or something in a directory, changes; see `WatchedPath`.

@@ -18,7 +18,7 @@ from ..loop.log import log
 from ..loop.watcher import READ, Handle
 from .addresses import show, unmapped
 from .options import LOG_INTERVAL
-from .sockets import set_accepted_options
+from .sockets import defer_no_longer, set_accepted_options
 from .stream import OPEN, Stream
 
 TYPE_CHECKING = False
@@ -51,6 +51,7 @@ class Listener(Handle):
         '_callbacks',
         '_closed',
         '_defer_accept',
+        '_inherited',
         '_kind',
         '_last_trouble',
         '_max_connections',
@@ -72,6 +73,7 @@ class Listener(Handle):
         *,
         kind: type[Stream] = Stream,
         defer_accept: bool = False,
+        inherited: bool = False,
         max_connections: int | None = None,
         on_accept_error: Callable[[Listener, Exception], object] | None = None,
         unlink: Callable[[], None] | None = None,
@@ -87,6 +89,7 @@ class Listener(Handle):
         self._kind = kind
         self._max_connections = max_connections
         self._defer_accept = defer_accept
+        self._inherited = inherited  # others may listen on it, now or after us
         self._batch = 1  # accepts in the next turn: an accept too many costs an exception, one too few a poll
         self._paused = False
         self._retry: Timer | None = None  # pending while descriptors have run out
@@ -141,6 +144,11 @@ class Listener(Handle):
 
     def handle_refused(self, exc: OSError) -> None:
         self._hold(exc)
+
+    def handle_shutdown(self) -> None:
+        """It will be closed soon: a client who has not spoken yet is connected as he sees it, and is to come in."""
+        if self._defer_accept and not self._inherited:
+            defer_no_longer(self.sock)
 
     def pause(self) -> None:
         """Accept nobody until `resume`; clients wait in the kernel's backlog."""

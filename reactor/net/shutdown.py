@@ -38,18 +38,21 @@ FAREWELL = 1.0  # seconds for peers to end their side when everything is said; m
 class Shutdown:
     """What `shutdown` has begun. `over` is True when it has called `stop`."""
 
-    __slots__ = ('_asking', '_deadline', '_idle', '_looking', '_loop', '_silent_since', '_whole', 'over')
+    __slots__ = ('_asking', '_began', '_deadline', '_idle', '_looking', '_loop', '_silent_since', 'over')
 
     def __init__(self, loop: Loop, deadline: float, lame_duck: float) -> None:
         self._loop = loop
         self.over = False
-        self._whole = deadline
+        self._began = loop.timers.clock()
         self._idle: WeakSet[Stream] = WeakSet()  # as the last look saw them
         self._silent_since: float | None = None  # from when on nothing but the ends of peers were waited for
         later = loop.timers.later
         self._deadline = later(deadline, self._abort)
         self._asking = later(lame_duck, self._ask_listeners)
         self._looking = later(lame_duck, self._look)
+        for handle in loop.handles():
+            if isinstance(handle, Listener):
+                handle.handle_shutdown()
 
     def hasten(self, deadline: float, lame_duck: float) -> None:
         """The same again: of each time, whichever is earlier."""
@@ -89,17 +92,17 @@ class Shutdown:
             elif stream.buffered or stream.busy:
                 waits += 1
             elif isinstance(stream.origin, Listener):
-                waits += 1
-                if stream.state != OPEN:
-                    continue  # in a handshake, or broken and about to end
-                if stream not in self._idle:
+                if stream.state != OPEN or stream.unread:
+                    pass  # in a handshake, broken and about to end, or about to be read
+                elif stream not in self._idle:
                     idle.add(stream)
-                elif not stream.unread:
-                    if closed == CLOSES_PER_TURN:
-                        self._looking.reset(0)
-                        return
+                elif closed == CLOSES_PER_TURN:
+                    self._looking.reset(0)
+                    return
+                else:
                     closed += 1
                     stream.close()
+                waits += stream.sock is not None
         self._idle = idle
         if waits:
             self._silent_since = None
@@ -125,6 +128,7 @@ class Shutdown:
 
     def _abort(self) -> None:
         """The deadline: reset what is left, and stop."""
+        waited = self._loop.timers.clock() - self._began
         for handle in self._loop.handles():
             if isinstance(handle, Listener):
                 handle.close()
@@ -132,7 +136,7 @@ class Shutdown:
                 busy = 'its answer was under way' if handle.busy else 'it was not busy'
                 handle.reset(
                     ShutdownTimeout(
-                        f'{show(handle.peername)} was not done within {self._whole:g} s of shutdown(): {busy}, '
+                        f'{show(handle.peername)} was not done within {waited:.3g} s of shutdown(): {busy}, '
                         f'{handle.buffered} bytes waited; it was reset'
                     )
                 )

@@ -291,6 +291,8 @@ class SimSocket:
             return
         if isinstance(file, End) and kernel.faults.falls('setsockopt.invalid'):
             fail(errno.EINVAL)
+        if isinstance(file, Listening) and (level, option) == (IPPROTO_TCP, TCP_DEFER_ACCEPT):
+            file.deferred = bool(value)
         if level == IPPROTO_TCP or option == SO_REUSEPORT:
             self._options.add(option)
 
