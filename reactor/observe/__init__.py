@@ -22,7 +22,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-_PARTS: dict[str, str] = {}
+_PARTS = {'listen_http': 'responder', 'ReactorCollector': 'metrics', 'serve_metrics': 'metrics'}
 
 __all__ = ['combined', 'memory', 'source', *_PARTS]
 
