@@ -147,13 +147,14 @@ class Loop:
     def run_once(self, timeout: float | None = None) -> bool:
         """Run one turn that waits at most `timeout` seconds (None: until something happens); for embedding.
 
-        Returns whether something is left to wait for. Never waits when nothing is. Raises as `run` does.
+        Returns whether something is left to wait for, and False after `stop`. Never waits when nothing is left. Raises
+        as `run` does.
         """
         self._enter()
         try:
             self._turn_began = self._clock()
             self._turn(timeout if self._alive() and not self._stopping else 0)
-            return self._alive()
+            return not self._stopping and self._alive()
         except BaseException:
             self._cut_short = True
             raise

@@ -22,6 +22,7 @@ COUNTS = (
     'accepts',
     'accept_pauses',  # a listener stopped accepting: descriptors or memory ran out
     'accepts_refused',  # accepted and closed at once: the selector has no room
+    'requests',  # answers that applications said they owe: `busy` of a connection became True
     'connects',  # outgoing connections established
     'reads',  # recv calls that brought bytes
     'bytes_in',
@@ -57,6 +58,7 @@ class Counters:
     accepts: int
     accept_pauses: int
     accepts_refused: int
+    requests: int
     connects: int
     reads: int
     bytes_in: int

@@ -103,13 +103,14 @@ class Handle:
 class Watchers:
     """The open handles of one loop, `loop.watchers` (internal: public inside the package, not exported)."""
 
-    __slots__ = ('_map', '_parked', '_unreferenced', 'closed', 'kernel', 'referenced', 'selector', 'thread')
+    __slots__ = ('_map', '_parked', '_unreferenced', 'busy', 'closed', 'kernel', 'referenced', 'selector', 'thread')
 
     def __init__(self, kernel: Kernel, selector: BaseSelector) -> None:
         self.selector = selector
         self.closed = False  # with the loop
         self.referenced = 0  # open handles that keep the loop running
         self.thread: int | None = None  # who runs the loop and alone may touch them, None while nobody does
+        self.busy: set[Handle] = set()  # whose application owes an answer; see `Stream.busy`
         self.kernel = kernel
         self._map = selector.get_map()
         self._parked: dict[Handle, None] = {}

@@ -45,6 +45,7 @@ HELP = {
     'accepts': 'Connections accepted.',
     'accept_pauses': 'Times that a listener stopped accepting because descriptors or memory had run out.',
     'accepts_refused': 'Connections accepted and closed at once, because the selector had no room for them.',
+    'requests': 'Requests that applications said they owe an answer to: busy of a connection became True.',
     'connects': 'Outgoing connections established.',
     'reads': 'Calls to recv that brought bytes.',
     'bytes_in': 'Bytes received on connections.',
@@ -185,7 +186,7 @@ class _Pages:
             encode, kind = choose_encoder(_accepted(request.headers.get('accept', '')))
             request.reply(200, kind, encode(self._registry))
         elif request.path == '/healthz':
-            draining = getattr(self._r, 'draining', False)
+            draining = self._r.draining
             request.reply(503 if draining else 200, 'text/plain', b'draining\n' if draining else b'ok\n')
         else:
             request.reply(404, 'text/plain', b'here are /metrics and /healthz\n')
