@@ -52,6 +52,10 @@ class IdleTimeout(ReactorError, TimeoutError):
     """No byte went in either direction within the idle timeout."""
 
 
+class ShutdownTimeout(ReactorError, TimeoutError):
+    """A connection was not done by the deadline of `shutdown`."""
+
+
 class ConnectTimeout(ReactorError, TimeoutError):
     """A connection was not established within its timeout, name look-up included."""
 

@@ -17,6 +17,7 @@ from .net.datagram import MAX_QUEUED, DatagramSocket, check_datagram_socket
 from .net.listener import Listener, check_max_connections
 from .net.options import Callbacks, Options, check_callback, seconds
 from .net.resolver import LookUp, resolve, resolve_address
+from .net.shutdown import Shutdown, check_times
 from .net.sockets import bound_udp, listening_tcp, listening_unix, prepare_listener
 from .net.stream import Stream
 from .net.tls import check_context, client_options
@@ -56,6 +57,7 @@ class Reactor(Loop):
         self._os = kernel or Kernel()
         self._stream_kind = CheckedStream if debug else Stream
         self._datagram_kind = CheckedDatagramSocket if debug else DatagramSocket
+        self._shutdown: Shutdown | None = None
         super().__init__(selector, self._os, catch_errors, slow_callback, debug)
 
     def listen_tcp(
@@ -450,6 +452,34 @@ class Reactor(Loop):
         """
         self._check(fn)
         return watch(self, self._os, path, fn)
+
+    def shutdown(self, deadline: float, lame_duck: float = 0) -> None:
+        """Come to an end without losing a request that was accepted; `run` then returns False, for `stop` is called.
+
+        deadline   seconds from now until what is left is reset, with `ShutdownTimeout`
+        lame_duck  seconds of these in which it goes on accepting, with `draining` True: time for those who send
+                   clients here to look elsewhere, and for clients to be told `Connection: close`
+
+        Then who waits in the queue of a listener is accepted, and the listener is closed; one that is paused, or has
+        `max_connections`, goes on as there is room. Accepted connections are closed when they are idle: not `busy`,
+        nothing waits to be sent, nothing unread is here, for a tenth of a second at least (a second with 10,000).
+        `stop` is called when none of them is left, and no other stream is busy or has bytes waiting. Streams that you
+        connected or adopted are yours to close, and nothing else is waited for: datagrams, children, threads, timers.
+
+        A second call can only make it earlier. With `run_once`: it returns False in the end. Raises ValueError and
+        TypeError for bad arguments, HandleClosed after `close`, `ReactorError` in another thread than the loop's.
+        """
+        check_times(deadline, lame_duck)
+        self.watchers.check()
+        if self._shutdown is None:
+            self._shutdown = Shutdown(self, deadline, lame_duck)
+        else:
+            self._shutdown.hasten(deadline, lame_duck)
+
+    @property
+    def draining(self) -> bool:
+        """Whether `shutdown` was called: be not ready for who asks, and end connections with their next answer."""
+        return self._shutdown is not None
 
     def _check_connect(self, timeout: float | None) -> None:
         self.watchers.check()

@@ -255,6 +255,21 @@ class Kernel:
         except (AttributeError, OSError):
             return -1  # not Linux, too old, forbidden by a sandbox, no descriptor left, or reaped already
 
+    def has_clients(self, sock: Any) -> bool:
+        """Whether clients wait in the queue of a listening socket."""
+        if os.name != 'posix':
+            return bool(select.select([sock], [], [], 0)[0])
+        poll = select.poll()
+        poll.register(sock.fileno(), select.POLLIN)
+        return any(events & select.POLLIN for _, events in poll.poll(0))
+
+    def has_bytes(self, sock: Any) -> bool:
+        """Whether bytes that nobody has read wait in a connected socket."""
+        try:
+            return bool(sock.recv(1, socket.MSG_PEEK))
+        except OSError:
+            return False  # nothing has come, or it is broken, which reading will tell
+
     def close_fd(self, fd: int) -> None:
         """Close a descriptor that has no object of its own."""
         os.close(fd)

@@ -16,8 +16,9 @@ from time import monotonic
 
 from .. import Reactor
 from ..kernel import SO_REUSEPORT
+from ..observe import memory
 from .control import Control
-from .limits import memory, most_connections, processes_for, raise_descriptor_limit, source_addresses
+from .limits import most_connections, processes_for, raise_descriptor_limit, source_addresses
 from .load import quantile
 from .progress import Progress
 

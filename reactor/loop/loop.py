@@ -147,13 +147,14 @@ class Loop:
     def run_once(self, timeout: float | None = None) -> bool:
         """Run one turn that waits at most `timeout` seconds (None: until something happens); for embedding.
 
-        Returns whether something is left to wait for. Never waits when nothing is. Raises as `run` does.
+        Returns whether something is left to wait for, and False after `stop`. Never waits when nothing is left. Raises
+        as `run` does.
         """
         self._enter()
         try:
             self._turn_began = self._clock()
             self._turn(timeout if self._alive() and not self._stopping else 0)
-            return self._alive()
+            return not self._stopping and self._alive()
         except BaseException:
             self._cut_short = True
             raise
@@ -243,7 +244,7 @@ class Loop:
 
     def stats(self) -> Stats:
         """A snapshot of the counters."""
-        return Stats(self.counters, len(self.timers), len(self.handles()))
+        return Stats(self.counters, len(self.timers), len(self.watchers) - (not self._wakeup.closed))
 
     def handles(self) -> list[Handle]:
         """Everything open: connections, listeners, look-ups, calls in threads, signal handlers, descriptors, idlers."""
@@ -462,6 +463,7 @@ class Loop:
                 continue  # cancelled by one of this batch
             timer.handle_due(now)
             counters.timers_fired += 1
+            counters.timer_lag_sum += now - deadline
             late = int((now - deadline) * 1024)
             lag[min(late.bit_length(), LAG_BUCKETS - 1) if late else 0] += 1
             try:

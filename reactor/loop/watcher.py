@@ -104,13 +104,14 @@ class Handle:
 class Watchers:
     """The open handles of one loop, `loop.watchers` (internal: public inside the package, not exported)."""
 
-    __slots__ = ('_map', '_parked', '_unreferenced', 'closed', 'kernel', 'referenced', 'selector', 'thread')
+    __slots__ = ('_map', '_parked', '_unreferenced', 'busy', 'closed', 'kernel', 'referenced', 'selector', 'thread')
 
     def __init__(self, kernel: Kernel, selector: BaseSelector) -> None:
         self.selector = selector
         self.closed = False  # with the loop
         self.referenced = 0  # open handles that keep the loop running
         self.thread: int | None = None  # who runs the loop and alone may touch them, None while nobody does
+        self.busy: set[Handle] = set()  # whose application owes an answer; see `Stream.busy`
         self.kernel = kernel
         self._map = selector.get_map()
         self._parked: dict[Handle, None] = {}
@@ -119,6 +120,9 @@ class Watchers:
     def __iter__(self):  # type: ignore[no-untyped-def]
         yield from [key.data for key in self._map.values()]
         yield from list(self._parked)
+
+    def __len__(self) -> int:
+        return len(self._map) + len(self._parked)  # of 40,000 connections in no time, where iterating takes 15 ms
 
     def add(self, handle: Handle, events: int) -> None:
         """Take a newly opened handle that wants `events` of its descriptor.

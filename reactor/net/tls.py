@@ -103,6 +103,11 @@ class Session:
     def peer_certificate_der(self) -> bytes | None:
         return self.ssl_object.getpeercert(True)
 
+    @property
+    def unread(self) -> bool:
+        """Whether ciphertext is here, or plaintext waits for its turn."""
+        return self.more or self._incoming.pending > 0
+
     def received(self, data: bytes) -> None:
         """Ciphertext from the peer; nothing at its end."""
         if data:
@@ -382,6 +387,10 @@ class TLSStream(Stream):
             if self.writer is None:
                 self.writer = DRAINED  # the peer may be talking: TLS sends tickets, new keys and its own farewell
         Stream.close(self)
+
+    @property
+    def unread(self) -> bool:
+        return self.tls.unread or super().unread
 
     def start_tls(self, *args: Any, **options: Any) -> None:
         raise ReactorError('this connection is TLS already')

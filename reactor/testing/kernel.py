@@ -371,6 +371,10 @@ class SimKernel(Kernel):
         self.file(fd)
         return False
 
+    def has_clients(self, sock: Any) -> bool:
+        self.call('poll', sock.fileno())
+        return self.file(sock.fileno()).ready != 0
+
     def socket(self, family: int, kind: int, proto: int = 0) -> Any:
         self.call('socket', -1)
         if self.faults.falls('socket.exhausted'):

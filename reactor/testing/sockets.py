@@ -12,6 +12,7 @@ from socket import (
     AF_INET,
     AF_UNIX,
     IPPROTO_TCP,
+    MSG_PEEK,
     SHUT_RD,
     SO_ERROR,
     SO_LINGER,
@@ -152,7 +153,7 @@ class SimSocket:
             kernel.after_latency(kernel.knock, end)
         return errno.EINPROGRESS
 
-    def recv(self, size: int) -> bytes:
+    def recv(self, size: int, flags: int = 0) -> bytes:
         kernel, falls = self.kernel, self.kernel.faults.falls
         kernel.call('recv', self._fd)
         end = self.file
@@ -163,6 +164,8 @@ class SimSocket:
         if falls('recv.spurious'):
             end.misled = True
             raise BlockingIOError(errno.EAGAIN, 'simulated: nothing to read')
+        if flags & MSG_PEEK and end.inbox:
+            return bytes(end.inbox[:size])
         if end.inbox:
             if falls('recv.short'):
                 size = kernel.random.randrange(1, min(size, len(end.inbox)) + 1)

@@ -1,0 +1,153 @@
+"""The end of a server: `Reactor.shutdown`, phase after phase.
+
+Owns the phases and the looks at what is left. Knows listeners and streams by what they tell of themselves, and keeps
+none of them: each look goes through the open handles anew. The phases are those of the load balancers in front of it,
+HAProxy's drain and Envoy's, and "lame duck" is the word of Google's load shedding ("Site Reliability Engineering", 20):
+
+    lame duck   `draining` is True and nothing else: health checks turn red, answers say `Connection: close`
+    refusing    a listener closes as soon as nobody waits in its queue: who waits was accepted by the kernel, in our
+                name. One that is paused or full goes on waiting for room
+    finishing   connections that are idle are closed, busy ones are left to end; when none is left, `stop`
+    deadline    what is left is reset
+
+The rule: a connection is closed for being idle only when it is so at two looks in a row, and right before it is asked
+once more whether something unread has come. So one that was accepted last has the time to be read, and a request that
+is on its way from a client who was just answered has it too.
+"""
+
+from __future__ import annotations
+
+from weakref import WeakSet
+
+from ..errors import ShutdownTimeout
+from .addresses import show
+from .listener import Listener
+from .options import seconds
+from .stream import CLOSING, OPEN, Stream
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from ..loop.loop import Loop
+
+LOOK = 0.1  # seconds between two looks
+LOOK_COST = 1e-4  # and so many for each open handle, which takes less than a hundredth of it: 1 % of a processor
+CLOSES_PER_TURN = 256  # of idle connections; the busy ones are being served
+FAREWELL = 1.0  # seconds for peers to end their side when everything is said; many will not before they write again
+
+
+class Shutdown:
+    """What `shutdown` has begun. `over` is True when it has called `stop`."""
+
+    __slots__ = ('_asking', '_deadline', '_idle', '_looking', '_loop', '_silent_since', '_whole', 'over')
+
+    def __init__(self, loop: Loop, deadline: float, lame_duck: float) -> None:
+        self._loop = loop
+        self.over = False
+        self._whole = deadline
+        self._idle: WeakSet[Stream] = WeakSet()  # as the last look saw them
+        self._silent_since: float | None = None  # from when on nothing but the ends of peers were waited for
+        later = loop.timers.later
+        self._deadline = later(deadline, self._abort)
+        self._asking = later(lame_duck, self._ask_listeners)
+        self._looking = later(lame_duck, self._look)
+
+    def hasten(self, deadline: float, lame_duck: float) -> None:
+        """The same again: of each time, whichever is earlier."""
+        if self.over:
+            return
+        clock = self._loop.timers.clock()
+        for timer, delay in ((self._deadline, deadline), (self._asking, lame_duck), (self._looking, lame_duck)):
+            if timer.deadline is not None and clock + delay < timer.deadline:
+                timer.reset(delay)
+
+    def _ask_listeners(self) -> None:
+        """Close each listener for whom nobody waits."""
+        loop = self._loop
+        taking = False
+        for handle in loop.handles():
+            if isinstance(handle, Listener):
+                if not loop.watchers.kernel.has_clients(handle.sock):
+                    handle.close()
+                else:
+                    taking = taking or handle.events != 0
+        if taking:
+            self._asking.reset(0)  # each turn takes some of them; paused and full ones are asked with the next look
+
+    def _look(self) -> None:
+        """Close what was idle before and still is; stop when nothing is left."""
+        self._looking.reset(LOOK)  # whatever happens here
+        if self._asking.deadline is None:
+            self._ask_listeners()
+        handles = self._loop.handles()
+        waits, silent, closed = 0, [], 0
+        idle: WeakSet[Stream] = WeakSet()
+        for stream in handles:
+            if not isinstance(stream, Stream):
+                waits += isinstance(stream, Listener)
+            elif stream.state is CLOSING and not stream.buffered:
+                silent.append(stream)
+            elif stream.buffered or stream.busy:
+                waits += 1
+            elif isinstance(stream.origin, Listener):
+                waits += 1
+                if stream.state != OPEN:
+                    continue  # in a handshake, or broken and about to end
+                if stream not in self._idle:
+                    idle.add(stream)
+                elif not stream.unread:
+                    if closed == CLOSES_PER_TURN:
+                        self._looking.reset(0)
+                        return
+                    closed += 1
+                    stream.close()
+        self._idle = idle
+        if waits:
+            self._silent_since = None
+        elif not silent or self._said_farewell():
+            for stream in silent:
+                stream.finish(None)
+            self._stop()
+            return
+        self._looking.reset(self._pause(len(handles)))
+
+    def _said_farewell(self) -> bool:
+        now = self._loop.timers.clock()
+        if self._silent_since is None:
+            self._silent_since = now
+        return now >= self._silent_since + FAREWELL
+
+    def _pause(self, handles: int) -> float:
+        # Not so long that the second look comes behind the deadline.
+        deadline = self._deadline.deadline
+        assert deadline is not None
+        left = deadline - self._loop.timers.clock()
+        return max(LOOK, min(handles * LOOK_COST, left / 4))
+
+    def _abort(self) -> None:
+        """The deadline: reset what is left, and stop."""
+        for handle in self._loop.handles():
+            if isinstance(handle, Listener):
+                handle.close()
+            elif isinstance(handle, Stream) and isinstance(handle.origin, Listener):
+                busy = 'its answer was under way' if handle.busy else 'it was not busy'
+                handle.reset(
+                    ShutdownTimeout(
+                        f'{show(handle.peername)} was not done within {self._whole:g} s of shutdown(): {busy}, '
+                        f'{handle.buffered} bytes waited; it was reset'
+                    )
+                )
+        self._stop()
+
+    def _stop(self) -> None:
+        self.over = True
+        for timer in (self._deadline, self._asking, self._looking):
+            timer.cancel()
+        self._loop.stop()
+
+
+def check_times(deadline: float, lame_duck: float) -> None:
+    """ValueError unless 0 <= lame_duck <= deadline, both finite."""
+    seconds('deadline', deadline)
+    seconds('lame_duck', lame_duck)
+    if lame_duck > deadline:
+        raise ValueError(f'lame_duck is a part of deadline: {lame_duck!r} s do not fit into {deadline!r} s')

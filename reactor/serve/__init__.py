@@ -1,0 +1,1 @@
+"""Running it for real: workers on one port, under a service manager, with certificates that change."""
