@@ -148,6 +148,29 @@ def test_slow_callbacks_are_reported_once_a_second_and_all_counted(slow, busy, c
     assert slow.stats().slow_callbacks == 10
 
 
+def test_slow_places_are_remembered_with_their_count_and_the_longest_time(slow, kernel, busy):
+    def longer(*args):
+        busy(0.9)
+
+    for seconds in (0.5, 0.75, 0.5):
+        slow.call_soon(busy, seconds)
+    slow.call_soon(longer)
+    slow.call_soon(busy, 0.1)
+    slow.run()
+    assert slow.stats().slow == [[line_of(busy), 3, 0.75], [line_of(longer), 1, pytest.approx(0.9)]]
+
+
+def test_of_many_slow_places_the_rarest_is_forgotten(fake):
+    for n in range(20):
+        for _ in range(20 - n):
+            fake.counters.count_slow(f'place {n}', 1.0)
+    fake.counters.count_slow('newcomer', 2.0)
+    slow = fake.stats().slow
+    assert len(slow) == 20
+    assert slow[0] == ['place 0', 20, 1.0] and slow[-1] == ['newcomer', 1, 2.0]
+    assert 'place 19' not in [place for place, _, _ in slow]
+
+
 def test_a_watched_loop_keeps_the_order_of_the_turn(slow, sockets):
     seen = []
     slow.call_soon(lambda: (seen.append('soon'), slow.call_soon(seen.append, 'next turn')))
@@ -188,4 +211,5 @@ def test_timers_are_counted_by_how_late_they_fire(fake, kernel):
         turns(fake, 1)
     lag = fake.stats().timer_lag
     assert sum(lag) == 5 and lag[0] == 2 and lag[1] == 1 and lag[-1] == 1
+    assert fake.stats().timer_lag_sum == pytest.approx(1000.102)
     assert Stats.lag_bounds[0] == 1 / 1024 and len(Stats.lag_bounds) == len(lag) - 1

@@ -8,6 +8,8 @@ from support import Log, run_until, turns
 from reactor import Reactor, Stats
 from reactor.loop.stats import COUNTS, GAUGES, TIMES, Counters
 
+LISTS = 'timer_lag', 'timer_lag_sum', 'slow'
+
 
 def boom():
     """A callback that raises."""
@@ -16,6 +18,7 @@ def boom():
 
 def test_everything_begins_at_zero(r):
     stats = r.stats().as_dict()
+    assert stats.pop('slow') == []
     assert set(stats.pop('timer_lag')) == set(stats.values()) == {0}
 
 
@@ -95,6 +98,18 @@ def test_accepted_connections_are_counted_and_gauged(r, sockets):
     assert (r.stats().accepts, r.stats().handles) == (3, 0)
 
 
+def test_handles_are_counted_as_they_are_listed(r, sockets):
+    assert r.stats().handles == len(r.handles()) == 0
+    parked, watched = r.adopt(sockets()[0]), r.adopt(sockets()[0])
+    parked.pause_reading()
+    assert r.stats().handles == len(r.handles()) == 2
+    watched.abort()
+    turns(r, 1)
+    assert r.stats().handles == len(r.handles()) == 1
+    r.close()
+    assert r.stats().handles == len(r.handles()) == 0
+
+
 def test_the_time_of_a_turn_goes_to_its_phases(fake, kernel, sockets):
     def take(seconds):
         kernel.time += seconds
@@ -138,7 +153,7 @@ def test_a_snapshot_does_not_change(fake):
 def test_a_snapshot_is_a_dictionary_on_demand(fake):
     stats = fake.stats()
     assert isinstance(stats, Stats)
-    assert list(stats.as_dict()) == [*COUNTS, *GAUGES, *TIMES, 'handles', 'timers', 'timer_lag']
+    assert list(stats.as_dict()) == [*COUNTS, *GAUGES, *TIMES, 'handles', 'timers', *LISTS]
     assert stats.as_dict()['loop_count'] == stats.loop_count
 
 

@@ -1,12 +1,11 @@
-"""What this machine allows one process: descriptors, ports, addresses to connect from. And what a process uses.
+"""What this machine allows one process: descriptors, ports, addresses to connect from.
 
 Owns the questions to the operating system. The rule: what cannot be asked on this platform is answered with a guess on
-the safe side, or with None, and never fails.
+the safe side, and never fails.
 """
 
 from __future__ import annotations
 
-import os
 import sys
 from math import ceil, sqrt
 
@@ -61,19 +60,3 @@ def source_addresses(connections: int, first: int = 1) -> list[str]:
     if not has_many_sources():
         return ['127.0.0.1']
     return [f'127.0.{first}.{n}' for n in range(1, 2 + connections // PORTS_PER_SOURCE)]
-
-
-def memory(pid: int) -> int | None:
-    """Resident memory of a process in bytes, measured from outside."""
-    try:
-        with open(f'/proc/{pid}/statm') as file:
-            return int(file.read().split()[1]) * os.sysconf('SC_PAGE_SIZE')
-    except OSError:
-        pass
-    import subprocess
-
-    try:
-        done = subprocess.run(['ps', '-o', 'rss=', '-p', str(pid)], capture_output=True, timeout=5, check=False)
-        return int(done.stdout) * 1024
-    except (OSError, ValueError, subprocess.TimeoutExpired):
-        return None

@@ -109,8 +109,10 @@ class SlowWatch:
         self._callbacks += 1
         seconds = self._clock() - began
         if seconds >= self._limit:
+            place = where(fn)
             self._counters.slow_callbacks += 1
-            self._report(f'slow callback: {where(fn)} took {seconds:.3f} s in the {phase} phase')
+            self._counters.count_slow(place, seconds)
+            self._report(f'slow callback: {place} took {seconds:.3f} s in the {phase} phase')
 
     def _report(self, line: str) -> None:
         now = self._clock()

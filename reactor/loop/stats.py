@@ -8,6 +8,7 @@ from __future__ import annotations
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from typing import Any
 
 COUNTS = (
@@ -21,6 +22,9 @@ COUNTS = (
     'accepts',
     'accept_pauses',  # a listener stopped accepting: descriptors or memory ran out
     'accepts_refused',  # accepted and closed at once: the selector has no room
+    'refused_untrusted',  # reset at once: a PROXY header is awaited, and the peer is in none of the networks to trust
+    'proxy_headers',  # PROXY headers read
+    'proxy_errors',  # connections ended because theirs was wrong, cut short or too late
     'requests',  # answers that applications said they owe: `busy` of a connection became True
     'connects',  # outgoing connections established
     'reads',  # recv calls that brought bytes
@@ -35,15 +39,18 @@ COUNTS = (
 )
 GAUGES = ('incoming', 'outgoing')  # connections open now: accepted by us, made by us
 LAG_BUCKETS = 16  # powers of two of 1/1024 s: 1 ms, 2 ms ... 16 s, more
+SLOW_PLACES = 20  # callbacks of which it is remembered how slow they were
 TIMES = ('idle_time', 'dispatch_time', 'timers_time', 'soon_time', 'completions_time')  # seconds in each phase
 
 
 class Counters:
     """The running numbers of one loop, `loop.counters` (internal)."""
 
-    __slots__ = (*COUNTS, *GAUGES, *TIMES, 'timer_lag')
+    __slots__ = (*COUNTS, *GAUGES, *TIMES, 'slow', 'timer_lag', 'timer_lag_sum')
 
     timer_lag: Any  # a list that the loop counts in; in a snapshot a tuple
+    timer_lag_sum: float  # seconds that all fired timers together were late
+    slow: Any  # place -> [count, longest]; in a snapshot a list
     loop_count: int
     events: int
     callback_errors: int
@@ -54,6 +61,9 @@ class Counters:
     accepts: int
     accept_pauses: int
     accepts_refused: int
+    refused_untrusted: int
+    proxy_headers: int
+    proxy_errors: int
     requests: int
     connects: int
     reads: int
@@ -79,6 +89,19 @@ class Counters:
         for name in TIMES:
             setattr(self, name, 0.0)
         self.timer_lag = [0] * LAG_BUCKETS
+        self.timer_lag_sum = 0.0
+        self.slow = {}
+
+    def count_slow(self, place: str, seconds: float) -> None:
+        """A callback written at `place` was slow. Of more than SLOW_PLACES, the rarest is forgotten."""
+        known = self.slow.get(place)
+        if known is not None:
+            known[0] += 1
+            known[1] = max(known[1], seconds)
+            return
+        if len(self.slow) >= SLOW_PLACES:
+            del self.slow[min(self.slow, key=self.slow.__getitem__)]
+        self.slow[place] = [1, seconds]
 
 
 class Stats(Counters):
@@ -87,7 +110,9 @@ class Stats(Counters):
     Counts since the start, the gauges `incoming` and `outgoing` (connections open now), `timers` and `handles`
     (pending and open now), and the seconds spent in each phase of the turn: `idle_time` is the time inside the
     selector, waiting or not, and the others are named for their phase. `timer_lag` tells how late timers fired, the
-    truest sign of an overloaded loop: how many were late by less than `lag_bounds` seconds each, the last unbounded.
+    truest sign of an overloaded loop: how many were late by less than `lag_bounds` seconds each, the last unbounded,
+    and `timer_lag_sum` by how many seconds all of them together. `slow` tells which callbacks were slow, with
+    `slow_callback=`: a list of [place, count, longest in seconds], the most frequent first, of at most 20 places.
     """
 
     lag_bounds = tuple(2**n / 1024 for n in range(LAG_BUCKETS - 1))
@@ -98,15 +123,27 @@ class Stats(Counters):
         for name in COUNTS + GAUGES + TIMES:
             setattr(self, name, getattr(counters, name))
         self.timer_lag = tuple(counters.timer_lag)
+        self.timer_lag_sum = counters.timer_lag_sum
+        self.slow = most_frequent([place, *told] for place, told in counters.slow.items())
         self.timers = timers
         self.handles = handles
 
     def as_dict(self) -> dict[str, Any]:
         """The same as a dictionary, for printing or sending."""
-        return {name: getattr(self, name) for name in (*COUNTS, *GAUGES, *TIMES, *self.__slots__, 'timer_lag')}
+        lists = 'timer_lag', 'timer_lag_sum', 'slow'
+        return {name: getattr(self, name) for name in (*COUNTS, *GAUGES, *TIMES, *self.__slots__, *lists)}
 
     def __repr__(self) -> str:
         shown = [
             f'{name}={round(value, 6) if isinstance(value, float) else value}' for name, value in self.as_dict().items()
         ]
         return f'Stats({", ".join(shown)})'
+
+
+def most_frequent(slow: Iterable[list[Any]]) -> list[list[Any]]:
+    """Places of slow callbacks as `Stats.slow` has them: in order, and no more than SLOW_PLACES."""
+    return sorted(slow, key=_by_count_and_longest, reverse=True)[:SLOW_PLACES]
+
+
+def _by_count_and_longest(entry: list[Any]) -> list[Any]:
+    return entry[1:]

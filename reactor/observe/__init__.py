@@ -1,0 +1,43 @@
+"""A window to look in: figures of running reactors for Prometheus, for a person at a terminal, and for a browser.
+
+Owns the public names of this room. Each part is loaded when it is first asked for, so that who only wants the figures
+pays for neither `json` nor `prometheus_client`. The rule: to look changes nothing. What looks in never keeps a program
+running, never stops it from ending, and an error of its own hurts nobody else.
+
+    from reactor import observe
+
+    observe.control(r, '/run/app.sock')            # then: python -m reactor.observe /run/app.sock
+    observe.live_page(r, port=9080)                # then: a browser at http://127.0.0.1:9080
+    observe.serve_metrics(r, '127.0.0.1', 9464)    # needs prometheus_client: pip install 'selectors-reactor[metrics]'
+
+All parts take a *source*: a callable that returns `{name: figures}`, for one reactor (`source(r)`) or for workers.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+
+from .figures import combined, memory, source
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from .control_socket import control
+    from .live import live_page
+    from .metrics import ReactorCollector, serve_metrics
+
+_PARTS = {
+    'control': 'control_socket',
+    'live_page': 'live',
+    'ReactorCollector': 'metrics',
+    'serve_metrics': 'metrics',
+}
+
+__all__ = ['ReactorCollector', 'combined', 'control', 'live_page', 'memory', 'serve_metrics', 'source']
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PARTS:
+        raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+    return getattr(import_module(f'.{_PARTS[name]}', __name__), name)

@@ -1,0 +1,97 @@
+"""Figures of one reactor and of many: the same names, sums that agree, and nothing that costs much to ask."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+
+import pytest
+
+from reactor import Reactor, ReactorError, observe
+
+
+def test_a_reactor_is_a_source_with_one_name(fake):
+    fake.call_soon(int)
+    fake.run()
+    figures = observe.source(fake)()
+    assert list(figures) == ['0']
+    assert figures['0'] == {**fake.stats().as_dict(), 'pid': os.getpid()}
+    assert figures['0']['loop_count'] == 1
+
+
+def test_figures_survive_being_sent_as_json(fake):
+    fake.counters.count_slow('app.f:1', 0.5)
+    figures = observe.source(fake)()
+    assert json.loads(json.dumps(figures)) == {
+        name: {**one, 'timer_lag': list(one['timer_lag'])} for name, one in figures.items()
+    }
+
+
+def test_a_source_asked_in_the_wrong_thread_says_so(fake):
+    errors = []
+
+    def ask():
+        try:
+            observe.source(fake)()
+        except ReactorError as exc:
+            errors.append(str(exc))
+
+    def main(r):
+        thread = threading.Thread(target=ask)
+        thread.start()
+        thread.join()
+
+    fake.run(main)
+    assert 'another thread' in errors[0]
+
+
+def test_sums_are_those_of_all():
+    with Reactor() as one, Reactor() as another:
+        one.counters.bytes_in, another.counters.bytes_in = 5, 7
+        one.counters.idle_time, another.counters.idle_time = 1.5, 2.0
+        one.counters.incoming = 3
+        one.counters.timer_lag[0], another.counters.timer_lag[0], another.counters.timer_lag[15] = 1, 2, 4
+        total = observe.combined([observe.source(one)()['0'], json.loads(json.dumps(observe.source(another)()['0']))])
+    assert (total['bytes_in'], total['idle_time'], total['incoming']) == (12, 3.5, 3)
+    assert list(total['timer_lag']) == [3, *[0] * 14, 4]
+    assert set(total) == set(one.stats().as_dict())
+
+
+def test_slow_places_are_merged_by_place_and_the_most_frequent_come_first():
+    figures = [
+        {'slow': [['a', 3, 0.5], ['b', 1, 9.0]]},
+        {'slow': [['b', 5, 0.1], *[[f'c{n}', 1, 0.2] for n in range(20)]]},
+    ]
+    slow = observe.combined(figures)['slow']
+    assert slow[:2] == [['b', 6, 9.0], ['a', 3, 0.5]]
+    assert len(slow) == 20
+
+
+def test_the_sum_of_none_has_all_the_names(fake):
+    assert observe.combined([]).keys() == fake.stats().as_dict().keys()
+    assert observe.combined([])['bytes_in'] == 0
+
+
+def test_memory_is_that_of_the_process():
+    taken = observe.memory(os.getpid())
+    assert 5 << 20 < taken < 4 << 30
+
+
+def test_memory_of_nobody_is_not_told():
+    child = subprocess.Popen([sys.executable, '-c', ''])
+    child.wait()
+    assert observe.memory(child.pid) is None
+
+
+def test_importing_the_room_loads_none_of_its_libraries():
+    code = 'import sys; from reactor import observe; print(*sys.modules)'
+    loaded = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True, timeout=30)
+    assert not set(loaded.stdout.split()) & {'json', 'prometheus_client', 'reactor.observe.metrics'}
+
+
+def test_a_name_that_is_not_there_is_an_attribute_error():
+    with pytest.raises(AttributeError, match='no_such_part'):
+        _ = observe.no_such_part
