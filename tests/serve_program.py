@@ -60,8 +60,17 @@ def main(r, listeners):
 
 
 def on_start(r, workers):
+    calls = []
+    workers.on_ready = lambda: calls.append(workers.pids())
+
     def on_connect(conn):
-        told = {'pids': workers.pids(), 'stats': workers.stats(), 'cpu': time.process_time(), 'pid': os.getpid()}
+        told = {
+            'ready': len(calls),
+            'pids': workers.pids(),
+            'stats': workers.stats(),
+            'cpu': time.process_time(),
+            'pid': os.getpid(),
+        }
         conn.write(json.dumps(told).encode())
         conn.close()
 

@@ -202,6 +202,7 @@ def test_who_waits_in_the_queue_of_a_worker_that_is_killed_is_served_by_the_next
         os.kill(old, signal.SIGKILL)
         answers = {conn.hear() for conn in waiting}
         new = served.pids()['0']
+        assert served.look()['ready'] == 2
         assert answers == {f'{new} x'} and new != old
         assert served.log.count('\n') == 1 and f'worker 0 (pid {old}) ended unasked (signal 9)' in served.log
 
@@ -295,6 +296,7 @@ def test_a_successor_that_fails_leaves_the_others_as_they_are(tmp_path):
         wait_until(lambda: goes_on in served.log)
         assert served.pids(2) == old
         assert served.log.count('ended unasked') == 1
+        wait_until(lambda: served.look()['ready'] == 2)  # whatever came of it, it is over
         fail.unlink()
         served.send(signal.SIGHUP)
         wait_until(lambda: not set(old.values()) & set(served.pids(2).values()))
@@ -357,6 +359,19 @@ def test_a_signal_to_the_whole_group_drains_and_who_is_owed_an_answer_gets_it(tm
         assert all(map(is_gone, pids.values())) and served.log == ''
         with pytest.raises(ConnectionRefusedError):
             served.connect()
+
+
+def test_who_waits_for_a_worker_that_still_starts_is_served_before_it_ends(tmp_path):
+    hang = tmp_path / 'hang'
+    hang.touch()
+    with Served(tmp_path, hang=str(hang)) as served:
+        conn = served.connect()
+        conn.say('x')
+        served.send(signal.SIGTERM)
+        served.look()
+        hang.unlink()
+        assert conn.hear().endswith(' x')
+        assert served.ended() == 0 and served.log == ''
 
 
 def test_a_second_ctrl_c_ends_at_once(tmp_path):

@@ -31,7 +31,9 @@ class BehindHaproxy(Figure):
 
 class Rolling(BehindHaproxy):
     name = 'H1'
-    title = 'two workers behind HAProxy under 2,000 requests/s on 100 keep-alive connections, restarted in turn, 100 times'
+    title = (
+        'two workers behind HAProxy under 2,000 requests/s on 100 keep-alive connections, restarted in turn, 100 times'
+    )
     seconds = 400
     goals = (
         Goal('every request is answered', lambda m: m['answered'] == m['sent'] > 0),

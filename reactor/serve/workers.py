@@ -18,6 +18,7 @@ from ..loop.log import log
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any
 
     from .. import Timer
@@ -34,6 +35,10 @@ class Workers:
     """All workers, as `on_start` of `run` gets them.
 
     addresses  where they listen, in the order of `listen`: (host, port, ...) or a path
+    on_ready   `on_ready()`, to be set: called each time all of them serve, which is after the start, after a round of
+               replacements (whatever came of it), and when one that had died is there again
+
+    What the signals do, `drain`, `replace`, `grow` and `shrink` do as well: a handler of your own may call them.
     """
 
     def __init__(self, r: Reactor, argv: list[str], doors: list[Door], deadline: float, start_timeout: float) -> None:
@@ -43,11 +48,13 @@ class Workers:
         self.patience = deadline + GRACE
         self.start_timeout = start_timeout
         self.addresses: list[Any] = []
+        self.on_ready: Callable[[], object] | None = None
         self.status = 0
         self.slots: list[Slot] = []  # none: it ends
         self.leaving: set[Child] = set()
         self._round: deque[tuple[Slot, Child | None]] = deque()  # who is still to be replaced
         self._another_round = False
+        self._complete = False
 
     def stats(self) -> dict[str, dict[str, Any]]:
         """What the worker in each slot told last, at most a second ago: `Stats.as_dict()` and its `'pid'`."""
@@ -102,6 +109,7 @@ class Workers:
         """Replace all workers. However often it is said in the meantime, one more round follows."""
         self._another_round = bool(self._round)
         if not self._round:
+            self._complete = False
             self._round.extend((slot, slot.starting or slot.serving) for slot in self.slots)
             self.go_on()
 
@@ -121,8 +129,11 @@ class Workers:
             self._round.popleft()
         if self._another_round:
             self.replace()
+        before, self._complete = self._complete, not self._round and all(slot.serving for slot in self.slots)
         if not self.slots and not self.leaving:
             self.r.stop()
+        elif self.slots and self._complete and not before and self.on_ready is not None:
+            self.on_ready()
 
 
 class Slot:
@@ -210,10 +221,13 @@ class Child:
     def on_line(self, conn: Stream, line: bytes) -> None:
         figures, draining = json.loads(line)
         slot = self.slot
-        if self is slot.starting:
+        if not self.ready:
             self.ready, self.since = True, self.team.r.now
-            self._timer.cancel()
-            slot.on_ready(self)
+            if self in self.team.leaving:
+                self.process.terminate()
+            else:
+                self._timer.cancel()
+                slot.on_ready(self)
         if self is slot.serving:
             slot.told = figures
             if draining and slot.starting is None:  # its own idea, or somebody's who knows only its number
@@ -227,7 +241,7 @@ class Child:
         self._timer = team.r.call_later(team.patience, self.on_late, 'has not ended', team.patience)
         if replaced and not self.control.closed:
             self.control.write(b'{"replaced": true}\n')
-        else:
+        elif self.ready or self.slot.serving:  # else people wait, and nobody but this one will ever serve them
             self.process.terminate()
 
     def on_late(self, what: str, seconds: float) -> None:
