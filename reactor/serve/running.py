@@ -58,8 +58,9 @@ def run(
     SIGTTIN, SIGTTOU  one worker more; one less
 
     A worker that dies is replaced at once, and one that served less than a second after 0.1 s, doubled each time up to
-    10 s, for ever. On Linux each has a listening socket of its own on the port (SO_REUSEPORT), which the parent keeps:
-    who waits in its queue is served by the next one. Elsewhere, and at Unix sockets, all share one.
+    10 s, for ever. One that drains of its own accord (`r.shutdown`, or a SIGTERM to it alone) is replaced meanwhile.
+    On Linux each has a listening socket of its own on the port (SO_REUSEPORT), which the parent keeps: who waits in its
+    queue is served by the next one. Elsewhere, and at Unix sockets, all share one.
 
     What can still be lost: what was open on a worker that died. What waits in the queue of one that dies while it
     drains as the last on its socket. When SIGTTOU closes that socket, who is in the middle of the handshake or comes

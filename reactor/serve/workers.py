@@ -208,12 +208,16 @@ class Child:
         self._timer = team.r.call_later(team.start_timeout, self.on_late, 'is not ready', team.start_timeout)
 
     def on_line(self, conn: Stream, line: bytes) -> None:
-        if self is self.slot.starting:
+        figures, draining = json.loads(line)
+        slot = self.slot
+        if self is slot.starting:
             self.ready, self.since = True, self.team.r.now
             self._timer.cancel()
-            self.slot.on_ready(self)
-        if self is self.slot.serving:
-            self.slot.told = json.loads(line)
+            slot.on_ready(self)
+        if self is slot.serving:
+            slot.told = figures
+            if draining and slot.starting is None:  # its own idea, or somebody's who knows only its number
+                slot.start()
 
     def leave(self, replaced: bool = False) -> None:
         """Have it drain and go; `replaced` by another one on the same sockets, or as the last one there."""
@@ -228,7 +232,8 @@ class Child:
 
     def on_late(self, what: str, seconds: float) -> None:
         log('warning', '%s %s after %g s and is killed', self, what, seconds)
-        self.team.status = int(self in self.team.leaving) or self.team.status
+        if self in self.team.leaving:
+            self.team.status = 1
         self.process.kill()
 
     def on_exit(self, process: Process, code: int | None, signum: int | None) -> None:
