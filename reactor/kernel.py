@@ -218,6 +218,10 @@ class Kernel:
         """The bytes of a numeric address; OSError when it is none of `family`."""
         return socket.inet_pton(family, host)
 
+    def unpack_address(self, family: int, packed: bytes) -> str:
+        """The numeric address that these bytes are."""
+        return socket.inet_ntop(family, packed)
+
     def interface_index(self, name: str) -> int:
         """The number of a network interface; OSError when there is none of that name."""
         return socket.if_nametoindex(name)
@@ -265,7 +269,10 @@ class Kernel:
             return bool(select.select([sock], [], [], 0)[0])
         poll = select.poll()
         poll.register(sock.fileno(), select.POLLIN)
-        return any(events & select.POLLIN for _, events in poll.poll(0))
+        try:
+            return any(events & select.POLLIN for _, events in poll.poll(0))
+        except OSError:
+            return True  # no memory to tell; the next time, perhaps
 
     def has_bytes(self, sock: Any) -> bool:
         """Whether bytes that nobody has read wait in a connected socket."""
