@@ -21,6 +21,11 @@ LONGER = {
     'http_server.py': 210,
     'resp_server.py': 350,
     'service.py': 90,
+    'asyncio_original.py': 120,
+    'asyncore_relay_original.py': 75,
+    'port_from_asyncio.py': 105,
+    'port_from_tornado.py': 105,
+    'tornado_original.py': 105,
     'websocket_chat.py': 150,
 }  # lines of whole servers
 SIGNALS = pytest.mark.skipif(sys.platform == 'win32', reason='Windows has no SIGHUP, and no SIGINT for a child')
@@ -32,10 +37,10 @@ def needs(*commands):
 
 
 @contextmanager
-def example(name, *options, warnings='error'):
+def example(name, *options, warnings='error', mode='dev'):
     """A running example; yields (process, port), and ends it by its own means."""
     process = subprocess.Popen(
-        [sys.executable, '-X', 'dev', '-W', warnings, str(EXAMPLES / name), *options],
+        [sys.executable, '-X', mode, '-W', warnings, str(EXAMPLES / name), *options],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     try:
