@@ -428,6 +428,12 @@ def test_a_socket_that_listens_already_is_shared_by_all(sockets):
     assert sock.fileno() < 0
 
 
+def test_a_datagram_socket_is_not_for_workers(sockets):
+    sock = sockets.track(socket.socket(type=socket.SOCK_DGRAM))
+    with pytest.raises(ValueError, match='bind_udp'):
+        Door(sock, 10)
+
+
 @pytest.mark.parametrize(
     'arguments',
     [
