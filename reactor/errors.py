@@ -52,6 +52,10 @@ class IdleTimeout(ReactorError, TimeoutError):
     """No byte went in either direction within the idle timeout."""
 
 
+class ShutdownTimeout(ReactorError, TimeoutError):
+    """A connection was not done by the deadline of `shutdown`."""
+
+
 class ConnectTimeout(ReactorError, TimeoutError):
     """A connection was not established within its timeout, name look-up included."""
 
@@ -65,6 +69,14 @@ class TLSError(ReactorError):
 
 class HandshakeTimeout(TLSError, TimeoutError):
     """A TLS handshake was not done within its timeout."""
+
+
+class ProxyError(ReactorError):
+    """A connection to a listener with `proxy_protocol` did not begin with a PROXY header, or with a wrong one."""
+
+
+class ProxyTimeout(ProxyError, TimeoutError):
+    """A PROXY header was not there within `proxy_timeout`."""
 
 
 class SendFileError(ReactorError, OSError):

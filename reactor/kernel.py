@@ -218,6 +218,10 @@ class Kernel:
         """The bytes of a numeric address; OSError when it is none of `family`."""
         return socket.inet_pton(family, host)
 
+    def unpack_address(self, family: int, packed: bytes) -> str:
+        """The numeric address that these bytes are."""
+        return socket.inet_ntop(family, packed)
+
     def interface_index(self, name: str) -> int:
         """The number of a network interface; OSError when there is none of that name."""
         return socket.if_nametoindex(name)
@@ -242,11 +246,15 @@ class Kernel:
         """Whether the caller may install signal handlers."""
         return threading.current_thread() is threading.main_thread()
 
-    def spawn(self, args: list[Any], stdin: Any, stdout: Any, stderr: Any, env: Any, cwd: Any) -> Popen[bytes]:
+    def spawn(
+        self, args: list[Any], stdin: Any, stdout: Any, stderr: Any, env: Any, cwd: Any, passed: list[int]
+    ) -> Popen[bytes]:
         """Start a child; returns when its program runs, raises the OSError for which it does not."""
         import subprocess
 
-        return subprocess.Popen(args, stdin=stdin, stdout=stdout, stderr=stderr, env=env, cwd=cwd)
+        if passed and os.name != 'posix':
+            raise OSError(errno.ENOTSUP, 'children get no other descriptors than their three on this platform')
+        return subprocess.Popen(args, stdin=stdin, stdout=stdout, stderr=stderr, env=env, cwd=cwd, pass_fds=passed)
 
     def pidfd(self, pid: int) -> int:
         """A descriptor that stands for a child and is readable when it has ended; -1 where there is none."""
@@ -254,6 +262,24 @@ class Kernel:
             return os.pidfd_open(pid)
         except (AttributeError, OSError):
             return -1  # not Linux, too old, forbidden by a sandbox, no descriptor left, or reaped already
+
+    def has_clients(self, sock: Any) -> bool:
+        """Whether clients wait in the queue of a listening socket."""
+        if os.name != 'posix':
+            return bool(select.select([sock], [], [], 0)[0])
+        poll = select.poll()
+        poll.register(sock.fileno(), select.POLLIN)
+        try:
+            return any(events & select.POLLIN for _, events in poll.poll(0))
+        except OSError:
+            return True  # no memory to tell; the next time, perhaps
+
+    def has_bytes(self, sock: Any) -> bool:
+        """Whether bytes that nobody has read wait in a connected socket."""
+        try:
+            return bool(sock.recv(1, socket.MSG_PEEK))
+        except OSError:
+            return False  # nothing has come, or it is broken, which reading will tell
 
     def close_fd(self, fd: int) -> None:
         """Close a descriptor that has no object of its own."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import errno
+import json
 import selectors
 import signal
 import sys
@@ -16,6 +17,7 @@ from .limits import raise_descriptor_limit, source_addresses
 from .load import Load
 from .progress import Progress, bar
 from .server import serve
+from .steady import SteadyLoad
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -39,7 +41,9 @@ examples:
   python -m reactor.demo --connections 1000 --delay 1 --json
   python -m reactor.demo --dashboard                the same, and a page to watch it on
   python -m reactor.demo serve --port 9009          the server alone, statistics once a second
-  python -m reactor.demo load --connections 5000    the load alone, against it"""
+  python -m reactor.demo load --connections 5000    the load alone, against it
+  python -m reactor.demo load --port 8080 --connections 100 --requests-per-second 2000 --seconds 10
+                                                    any HTTP server: requests at a fixed rate, keep-alive"""
 
 
 def number(kind: type, least: float, what: str) -> Callable[[str], float]:
@@ -110,6 +114,14 @@ def parser() -> argparse.ArgumentParser:
     loading.add_argument('--calls', type=COUNT, default=1, help='requests on each connection (default 1)')
     loading.add_argument('--timeout', type=SECONDS, default=30, help='seconds until one is given up (default 30)')
     loading.add_argument('--sources', type=COUNT, help='addresses 127.0.0.x to connect from (default: as needed)')
+    loading.add_argument('--json', action='store_true', help='print one JSON object instead of the report')
+    steady = loading.add_argument_group(
+        'requests at a fixed rate', 'over connections that stay; every request is answered, or an error'
+    )
+    steady.add_argument('--requests-per-second', type=RATE, metavar='RATE', help='over all the connections together')
+    steady.add_argument('--seconds', type=RATE, default=10, help='for how long (default 10)')
+    steady.add_argument('--method', choices=['GET', 'POST'], default='GET', help='what is asked (default GET)')
+    steady.add_argument('--path', default='/', help='for what (default /)')
     return top
 
 
@@ -152,24 +164,35 @@ def start_server(r: Reactor, args: argparse.Namespace) -> None:
 def run_load(args: argparse.Namespace) -> int:
     """`load`: returns the exit status, 0 when there was no error."""
     most = raise_descriptor_limit()
-    connections = args.connections
-    sources = source_addresses(connections)
-    if args.sources:
-        sources = [f'127.0.{n // 250}.{n % 250 + 1}' for n in range(args.sources)]
     with Reactor() as r:
-        load = Load(r, args.host, args.port, connections=connections, rate=args.rate, calls=args.calls,
-                    timeout=args.timeout, sources=sources if args.host.startswith('127.') else [],
-                    most_open=most, on_done=r.stop)  # fmt: skip
-        progress = Progress(quiet=False, in_pipe=False)
-        progress.start(r, lambda: f'{bar(load.closed / connections)} {load.closed:,} of {connections:,}, '
-                                  f'{load.open:,} open')  # fmt: skip
+        load: Load | SteadyLoad
+        load = steady_load(r, args) if args.requests_per_second else opening_load(r, args, most)
+        progress = Progress(quiet=args.json, in_pipe=False)
+        progress.start(r, lambda: f'{bar(load.share)} {load.line()}')
         r.add_signal_handler(signal.SIGINT, load.stop).unref()
         r.run()
         progress.end()
-    print(load.report())
-    if load.attempted < connections:
+    print(json.dumps(load.figures()) if args.json else load.report())
+    if load.share < 1:
         return INTERRUPTED
-    return 1 if load.errors else 0
+    return 1 if load.failed else 0
+
+
+def opening_load(r: Reactor, args: argparse.Namespace, most: int) -> Load:
+    """Connections at a fixed rate, at most so many of them at once."""
+    sources = source_addresses(args.connections)
+    if args.sources:
+        sources = [f'127.0.{n // 250}.{n % 250 + 1}' for n in range(args.sources)]
+    return Load(r, args.host, args.port, connections=args.connections, rate=args.rate, calls=args.calls,
+                timeout=args.timeout, sources=sources if args.host.startswith('127.') else [],
+                most_open=most, on_done=r.stop)  # fmt: skip
+
+
+def steady_load(r: Reactor, args: argparse.Namespace) -> SteadyLoad:
+    """Requests at a fixed rate."""
+    return SteadyLoad(r, args.host, args.port, connections=args.connections, rate=args.requests_per_second,
+                      seconds=args.seconds, timeout=args.timeout, method=args.method, path=args.path,
+                      on_done=r.stop)  # fmt: skip
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -151,6 +151,34 @@ class Load:
         if self.closed == self.attempted:
             self.on_done()
 
+    @property
+    def share(self) -> float:
+        """How much of it is done, 1 for all."""
+        return self.closed / self.connections
+
+    @property
+    def failed(self) -> int:
+        """How many calls have failed."""
+        return sum(self.errors.values())
+
+    def line(self) -> str:
+        """How far it is."""
+        return f'{self.closed:,} of {self.connections:,}, {self.open:,} open'
+
+    def figures(self) -> dict[str, Any]:
+        """What JSON can say; times in seconds."""
+        return {
+            'connections': self.connected,
+            'requests': self.requests,
+            'replies': self.replies,
+            'failed': self.failed,
+            'errors': self.errors,
+            'most_open': self.most_open,
+            'seconds': self.ended - self.started,
+            'connect_time': quantiles(self.connect_times),
+            'reply_time': quantiles(self.reply_times),
+        }
+
     def report(self) -> str:
         """The figures, as httperf words them."""
         seconds = max(self.ended - self.started, 1e-9)
@@ -164,8 +192,7 @@ class Load:
             f'Reply rate [replies/s]: {self.replies / seconds:.1f}',
             f'Reply time [ms]: {spread(self.reply_times)}',
             '',
-            f'Errors: total {sum(self.errors.values())}'
-            + ''.join(f' {kind} {count}' for kind, count in sorted(self.errors.items())),
+            f'Errors: total {self.failed}{kinds(self.errors)}',
         ]
         return '\n'.join(lines)
 
@@ -200,15 +227,24 @@ def quantile(ordered: Sequence[float], share: float) -> float:
     return ordered[min(len(ordered) - 1, max(0, round(share * len(ordered)) - 1))]
 
 
-def spread(times: list[float]) -> str:
-    """Minimum, median, p99 and maximum of times in seconds, in milliseconds."""
+def quantiles(times: Sequence[float]) -> dict[str, float]:
+    """Minimum, median, p99 and maximum, nothing of nothing."""
     if not times:
-        return 'none'
+        return {}
     ordered = sorted(times)
-    shown: list[tuple[str, Any]] = [
-        ('min', ordered[0]),
-        ('median', quantile(ordered, 0.5)),
-        ('p99', quantile(ordered, 0.99)),
-        ('max', ordered[-1]),
-    ]
-    return ' '.join(f'{name} {value * 1000:.1f}' for name, value in shown)
+    return {
+        'min': ordered[0],
+        'median': quantile(ordered, 0.5),
+        'p99': quantile(ordered, 0.99),
+        'max': ordered[-1],
+    }
+
+
+def spread(times: Sequence[float]) -> str:
+    """The same of times in seconds, in milliseconds."""
+    return ' '.join(f'{name} {value * 1000:.1f}' for name, value in quantiles(times).items()) or 'none'
+
+
+def kinds(errors: dict[str, int]) -> str:
+    """Errors, counted by kind."""
+    return ''.join(f' {kind} {count}' for kind, count in sorted(errors.items()))

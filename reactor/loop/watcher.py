@@ -35,7 +35,8 @@ class Handle:
     """Something open that `run` waits for: a connection, a listener, a signal handler, a call in a thread.
 
     `events` is the mask of what it wants from its descriptor. The loop tests it right before each call, which is
-    the whole guard against stale events. `since` is the loop's clock when the handle was opened, in seconds.
+    the whole guard against stale events. `loop` is the reactor that it belongs to, `since` its clock when the handle
+    was opened, in seconds.
     """
 
     __slots__ = ('__weakref__', 'events', 'loop', 'since')
@@ -103,13 +104,14 @@ class Handle:
 class Watchers:
     """The open handles of one loop, `loop.watchers` (internal: public inside the package, not exported)."""
 
-    __slots__ = ('_map', '_parked', '_unreferenced', 'closed', 'kernel', 'referenced', 'selector', 'thread')
+    __slots__ = ('_map', '_parked', '_unreferenced', 'busy', 'closed', 'kernel', 'referenced', 'selector', 'thread')
 
     def __init__(self, kernel: Kernel, selector: BaseSelector) -> None:
         self.selector = selector
         self.closed = False  # with the loop
         self.referenced = 0  # open handles that keep the loop running
         self.thread: int | None = None  # who runs the loop and alone may touch them, None while nobody does
+        self.busy: set[Handle] = set()  # whose application owes an answer; see `Stream.busy`
         self.kernel = kernel
         self._map = selector.get_map()
         self._parked: dict[Handle, None] = {}

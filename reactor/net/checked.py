@@ -50,6 +50,15 @@ class CheckedStream(Stream):
         self.loop.watchers.check_thread()
         super().resume_reading()
 
+    @property
+    def busy(self) -> bool:
+        return super().busy
+
+    @busy.setter
+    def busy(self, busy: bool) -> None:
+        self.loop.watchers.check_thread()
+        Stream.busy.fset(self, busy)  # type: ignore[attr-defined]
+
     def set_timeouts(self, *, read: float | None = None, write: float | None = None, idle: float | None = None) -> None:
         self.loop.watchers.check_thread()
         super().set_timeouts(read=read, write=write, idle=idle)

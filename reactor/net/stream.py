@@ -30,6 +30,7 @@ from .addresses import show, unmapped
 from .files import FilePart, file_part
 from .limits import look_at_limits
 from .options import HANDSHAKE_TIMEOUT, Callbacks, check_callback, seconds
+from .proxy_header import ProxyHeader
 from .writer import BROKEN, DRAINED, ENDED, PEER_ENDED, Writer, flat
 
 TYPE_CHECKING = False
@@ -92,7 +93,9 @@ class Stream(Handle):
         'written_at',
     )
 
-    secured: Any  # the same kind of stream over TLS, given by the module that has it
+    # The same kind of stream over TLS, and behind a PROXY header, given by the modules that have them.
+    secured: Any
+    proxied: Any
 
     def __init__(self, loop: Loop, options: Options, callbacks: Callbacks, origin: Origin | None) -> None:
         self.loop = loop
@@ -217,6 +220,9 @@ class Stream(Handle):
             if on_close is not None:
                 on_close(self, exc)
         finally:
+            busy = self.loop.watchers.busy
+            if busy:
+                busy.discard(self)
             self.writer = ENDED
             self.on_connect = self.on_data = self.on_eof = self.on_drain = self.on_close = self.data = None
 
@@ -408,6 +414,11 @@ class Stream(Handle):
         """Whether bytes that arrive go to `on_data`: reading is not paused, not over, and nobody has closed it here."""
         return self.on_data is not None and self.events & READ != 0
 
+    @property
+    def unread(self) -> bool:
+        """Whether bytes of the peer have arrived that nobody has read yet."""
+        return self.loop.watchers.kernel.has_bytes(self.sock)
+
     # -- ending
 
     def close(self) -> None:
@@ -456,7 +467,12 @@ class Stream(Handle):
 
     @property
     def peername(self) -> Any:
-        """The peer's address; asked of the system once, None when it is too late for that."""
+        """The peer's address; asked of the system once, None when it is too late for that.
+
+        On a listener with `proxy_protocol` the client's, as the proxy has told it.
+        """
+        if type(self.peer) is ProxyHeader:
+            return self.peer.peername
         if self.peer is None and self.sock is not None:
             try:
                 self.peer = unmapped(self.sock.getpeername())
@@ -465,12 +481,39 @@ class Stream(Handle):
         return self.peer
 
     @property
+    def proxy(self) -> ProxyHeader | None:
+        """What the proxy in front of a listener with `proxy_protocol` has said; None for every other connection."""
+        return self.peer if type(self.peer) is ProxyHeader else None
+
+    @property
     def sockname(self) -> Any:
         """Our own address, None when there is none."""
         try:
             return unmapped(self.sock.getsockname()) if self.sock is not None else None
         except OSError:
             return None
+
+    @property
+    def busy(self) -> bool:
+        """Whether you owe the peer an answer: `shutdown` waits for it, and closes the connection when you do no more.
+
+        Yours to set, True from the first byte of a request (half a request is none to others: unless you say so, it may
+        be closed) to the last of its answer, False when you wait for the next. In `on_close` it tells whether the
+        answer was given. From False to True counts one in `requests` of `stats`. Setting it on a connection that is
+        over does nothing; TypeError for what is not a bool.
+        """
+        return self in self.loop.watchers.busy
+
+    @busy.setter
+    def busy(self, busy: bool) -> None:
+        all_busy = self.loop.watchers.busy
+        if busy is False:
+            all_busy.discard(self)
+        elif busy is not True:
+            raise TypeError(f'busy is True or False, not {busy!r}')
+        elif self not in all_busy and (self.sock is not None or self.state is CONNECTING):
+            all_busy.add(self)
+            self.loop.counters.requests += 1
 
     def set_timeouts(self, *, read: float | None = None, write: float | None = None, idle: float | None = None) -> None:
         """Set this connection's time limits in seconds, all three; None for never. They begin now.

@@ -103,6 +103,11 @@ class Session:
     def peer_certificate_der(self) -> bytes | None:
         return self.ssl_object.getpeercert(True)
 
+    @property
+    def unread(self) -> bool:
+        """Whether ciphertext is here, or plaintext waits for its turn."""
+        return self.more or self._incoming.pending > 0
+
     def received(self, data: bytes) -> None:
         """Ciphertext from the peer; nothing at its end."""
         if data:
@@ -383,6 +388,10 @@ class TLSStream(Stream):
                 self.writer = DRAINED  # the peer may be talking: TLS sends tickets, new keys and its own farewell
         Stream.close(self)
 
+    @property
+    def unread(self) -> bool:
+        return self.tls.unread or super().unread
+
     def start_tls(self, *args: Any, **options: Any) -> None:
         raise ReactorError('this connection is TLS already')
 
@@ -503,6 +512,8 @@ def hint(ssl: Any, exc: SSLError) -> str:
         return f'{exc.verify_message}; trust its issuer in the context, or ask for the name that it has'
     if exc.reason in ('HTTP_REQUEST', 'WRONG_VERSION_NUMBER'):
         return 'it does not speak TLS; check the port'
+    if exc.reason == 'CALLBACK_FAILED':
+        return 'the sni_callback of the context refused the name that it asked for'
     return 'compare what both sides allow'
 
 

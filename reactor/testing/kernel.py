@@ -371,6 +371,12 @@ class SimKernel(Kernel):
         self.file(fd)
         return False
 
+    def has_clients(self, sock: Any) -> bool:
+        if self.failing('poll', sock.fileno()):
+            return True
+        file = self.files.get(sock.fileno())
+        return isinstance(file, Listening) and len(file.queue) > 0
+
     def socket(self, family: int, kind: int, proto: int = 0) -> Any:
         self.call('socket', -1)
         if self.faults.falls('socket.exhausted'):

@@ -12,6 +12,7 @@ from socket import (
     AF_INET,
     AF_UNIX,
     IPPROTO_TCP,
+    MSG_PEEK,
     SHUT_RD,
     SO_ERROR,
     SO_LINGER,
@@ -152,7 +153,7 @@ class SimSocket:
             kernel.after_latency(kernel.knock, end)
         return errno.EINPROGRESS
 
-    def recv(self, size: int) -> bytes:
+    def recv(self, size: int, flags: int = 0) -> bytes:
         kernel, falls = self.kernel, self.kernel.faults.falls
         kernel.call('recv', self._fd)
         end = self.file
@@ -163,9 +164,13 @@ class SimSocket:
         if falls('recv.spurious'):
             end.misled = True
             raise BlockingIOError(errno.EAGAIN, 'simulated: nothing to read')
+        if flags & MSG_PEEK and end.inbox:
+            return bytes(end.inbox[:size])
         if end.inbox:
             if falls('recv.short'):
                 size = kernel.random.randrange(1, min(size, len(end.inbox)) + 1)
+            if flags & MSG_PEEK:
+                return bytes(end.inbox[:size])
             data = end.take(size)
             kernel.moved('recv', self._fd, len(data))
             kernel.took(end, len(data))
@@ -288,6 +293,8 @@ class SimSocket:
             return
         if isinstance(file, End) and kernel.faults.falls('setsockopt.invalid'):
             fail(errno.EINVAL)
+        if isinstance(file, Listening) and (level, option) == (IPPROTO_TCP, TCP_DEFER_ACCEPT):
+            file.deferred = bool(value)
         if level == IPPROTO_TCP or option == SO_REUSEPORT:
             self._options.add(option)
 

@@ -1,0 +1,272 @@
+"""The steady load: requests at a fixed rate over connections that stay, every one of them accounted for.
+
+Owns the schedule, the connections and the account. Knows of HTTP/1.1 what a client has to: where an answer with a
+Content-Length ends, and that `Connection: close` asks for a new connection. The rules: times count from when the
+schedule wanted a request, whatever became of the one before (an open loop, as wrk2's against coordinated omission);
+and a request is answered, or it is an error: nothing is asked twice, so that no loss is hidden.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+
+from .. import Reactor, Stream
+from .load import OPENS_PER_TICK, error_kind, kinds, quantiles, reply_size, spread
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+TICK = 0.001  # seconds between two looks at the schedule; no selector waits for less
+RETRY = 0.1  # seconds until a connection that was refused is tried again
+LISTED = 1000  # errors of which the time is told, too
+STATUS = slice(9, 12)  # in b'HTTP/1.1 200 OK'
+
+
+class SteadyLoad:
+    """Sends `rate` requests a second for `seconds` over `connections`, the one idle for longest first.
+
+    host, port    the server
+    method, path  what is asked; a POST has an empty body
+    timeout       seconds from when a request was due until it is given up, sent or not, and for connecting
+    on_done       called without arguments when every request has its answer or its error
+
+    The first request is due when all connections are open or have failed once. A connection that ends between two
+    requests is opened again and is no error; one that ends while it owes an answer is. What cannot be sent because no
+    connection is free waits, and its time counts.
+    """
+
+    def __init__(
+        self,
+        r: Reactor,
+        host: str,
+        port: int,
+        *,
+        connections: int,
+        rate: float,
+        seconds: float,
+        timeout: float,
+        method: str = 'GET',
+        path: str = '/',
+        on_done: Callable[[], object],
+    ) -> None:
+        self.r = r
+        self.host, self.port = host, port
+        self.connections = connections
+        self.rate = rate
+        self.total = self.wanted = max(1, round(rate * seconds))
+        self.timeout = timeout
+        self.on_done = on_done
+        name = f'[{host}]' if ':' in host else host
+        length = '' if method == 'GET' else 'Content-Length: 0\r\n'
+        self.request = f'{method} {path} HTTP/1.1\r\nHost: {name}:{port}\r\n{length}\r\n'.encode()
+        self.requests = self.replies = self.reopened = 0
+        self.errors: dict[str, int] = {}
+        self.listed: list[tuple[float, str]] = []  # (seconds since the first request was due, kind)
+        self.connect_errors: dict[str, int] = {}
+        self.reply_times: list[float] = []
+        self.began_at = 0.0  # on the clock of the wall, for who compares logs
+        self.began = self.ended = 0.0
+        self._opened = self._settled = 0
+        self._done = False
+        self._waiting: deque[float] = deque()  # due, and not sent yet
+        self._asked: dict[Stream, float] = {}  # since when each owes an answer
+        self._free: deque[Stream] = deque()
+        self._ticks = r.call_every(TICK, self.tick)
+
+    # the schedule
+
+    def tick(self) -> None:
+        """Open what is to be opened, send what is due, give up what is late."""
+        now = time.monotonic()
+        for _ in range(min(OPENS_PER_TICK, self.connections - self._opened)):
+            self._opened += 1
+            self.open()
+        if self.began:
+            while self.requests < self.total and self.began + self.requests / self.rate <= now:
+                self._waiting.append(self.began + self.requests / self.rate)
+                self.requests += 1
+            self.send()
+            self.give_up(now - self.timeout)
+            if self.requests == self.total and not self._waiting and not self._asked:
+                self.finish()
+
+    def send(self) -> None:
+        """Send what waits, as long as a connection is free for it."""
+        while self._waiting and self._free:
+            conn = self._free.popleft()
+            if not conn.closed:
+                self._asked[conn] = self._waiting.popleft()
+                conn.data = b''
+                conn.write(self.request)
+
+    def give_up(self, since: float) -> None:
+        """Give up the requests that were due before `since`; both queues are in the order of that time."""
+        while self._waiting and self._waiting[0] < since:
+            self._waiting.popleft()
+            self.fail('unsent')
+        while self._asked:
+            conn, due = next(iter(self._asked.items()))
+            if due >= since:
+                break
+            del self._asked[conn]
+            self.fail('reply-timeout')
+            conn.abort()
+
+    def fail(self, kind: str) -> None:
+        self.errors[kind] = self.errors.get(kind, 0) + 1
+        self.ended = time.monotonic()
+        if len(self.listed) < LISTED:
+            self.listed.append((self.ended - self.began, kind))
+
+    def stop(self) -> None:
+        """Ask no more, and wait for what was asked; the second time, do not wait."""
+        if not self.began or self.total < self.wanted:
+            self.finish()
+        else:
+            self.total = self.requests
+
+    def finish(self) -> None:
+        if self._done:
+            return
+        self._done = True
+        self._ticks.cancel()
+        for handle in self.r.handles():
+            if isinstance(handle, Stream) and handle.on_close == self.on_close:
+                handle.abort()
+        self.on_done()
+
+    # the connections
+
+    def open(self) -> None:
+        if not self._done:
+            self.r.connect_tcp(
+                self.host,
+                self.port,
+                self.on_data,
+                on_connect=self.on_connect,
+                on_close=self.on_close,
+                timeout=self.timeout,
+            )
+
+    def settle(self) -> None:
+        """One more of the first connections is open or has failed; the last one begins the schedule."""
+        self._settled += 1
+        if self._settled == self.connections:
+            self.began_at, self.began = time.time(), time.monotonic()
+
+    def on_connect(self, conn: Stream) -> None:
+        conn.data = b''
+        if not self.began:
+            self.settle()
+        self._free.append(conn)
+        self.send()
+
+    def on_data(self, conn: Stream, data: bytes) -> None:
+        conn.data += data
+        if conn not in self._asked:
+            self.fail('unasked')
+            conn.abort()
+            return
+        size = reply_size(conn.data)
+        if size is not None and len(conn.data) >= size:
+            self.answered(conn, conn.data[:size], conn.data[size:])
+
+    def answered(self, conn: Stream, reply: bytes, more: bytes) -> None:
+        self.ended = time.monotonic()
+        self.reply_times.append(self.ended - self._asked.pop(conn))
+        kind = flaw(reply, more)
+        if kind:
+            self.fail(kind)
+        else:
+            self.replies += 1
+        if is_last(reply) or more or kind == 'no-length':
+            conn.close()
+        else:
+            self._free.append(conn)
+            self.send()
+
+    def on_close(self, conn: Stream, exc: BaseException | None) -> None:
+        if self._done:
+            return
+        if self._asked.pop(conn, None) is not None:
+            self.fail(error_kind(exc))
+        if conn.data is None:  # never open
+            kind = error_kind(exc)
+            self.connect_errors[kind] = self.connect_errors.get(kind, 0) + 1
+            if not self.began:
+                self.settle()
+            self.r.call_later(RETRY, self.open)
+        else:
+            self.reopened += 1
+            self.open()
+
+    # the account
+
+    @property
+    def share(self) -> float:
+        """How much of it is done, 1 for all."""
+        return (self.requests - len(self._waiting) - len(self._asked)) / self.wanted
+
+    @property
+    def failed(self) -> int:
+        """How many requests and attempts to connect have failed."""
+        return sum(self.errors.values()) + sum(self.connect_errors.values())
+
+    def line(self) -> str:
+        """How far it is."""
+        return f'{self.requests:,} of {self.wanted:,} requests, {self.failed} failed'
+
+    def figures(self) -> dict[str, Any]:
+        """What JSON can say; times in seconds."""
+        return {
+            'connections': self.connections,
+            'requests': self.requests,
+            'replies': self.replies,
+            'failed': self.failed,
+            'errors': self.errors,
+            'connect_errors': self.connect_errors,
+            'reopened': self.reopened,
+            'began_at': self.began_at,
+            'seconds': self.ended - self.began,
+            'reply_time': quantiles(self.reply_times),
+            'listed': self.listed,
+        }
+
+    def report(self) -> str:
+        """The same for people, as httperf words it."""
+        seconds = max(self.ended - self.began, 1e-9)
+        errors, refused = sum(self.errors.values()), sum(self.connect_errors.values())
+        lines = [
+            f'Total: connections {self.connections} requests {self.requests} replies {self.replies} '
+            f'test-duration {seconds:.3f} s',
+            '',
+            f'Request rate: {self.requests / seconds:.1f} req/s (wanted {self.rate:g})',
+            f'Reply time [ms]: {spread(self.reply_times)}',
+            f'Connections: reopened {self.reopened} failed {refused}{kinds(self.connect_errors)}',
+            '',
+            f'Errors: total {errors}{kinds(self.errors)}',
+        ]
+        return '\n'.join(lines)
+
+
+def flaw(reply: bytes, more: bytes) -> str:
+    """What is wrong with a reply after which `more` came, or nothing."""
+    head = reply.partition(b'\r\n\r\n')[0].lower()
+    if not reply.startswith(b'HTTP/1.') or not reply[STATUS].isdigit():
+        return 'not-http'
+    if reply[STATUS][:1] != b'2':
+        return f'status-{reply[STATUS].decode()}'
+    if b'\r\ncontent-length:' not in head:
+        return 'no-length'
+    return 'too-long' if more else ''
+
+
+def is_last(reply: bytes) -> bool:
+    """Whether the server closes after this reply (RFC 9112, 9.3)."""
+    head = reply.partition(b'\r\n\r\n')[0].lower() + b'\r\n'
+    if reply.startswith(b'HTTP/1.0'):
+        return b'\r\nconnection: keep-alive\r\n' not in head
+    return b'\r\nconnection: close\r\n' in head
