@@ -493,6 +493,8 @@ class Reactor(Loop):
         nothing waits to be sent, nothing unread is here, all that for half a second (with 10,000 of them, one).
         `stop` is called when none of them is left, and no other stream is busy or has bytes waiting. Streams that you
         connected or adopted are yours to close, and nothing else is waited for: datagrams, children, threads, timers.
+        Listeners and connections that keep nothing running (`unref`) are left as they are, so that health checks and
+        those who look in are answered to the end.
 
         A second call can only make it earlier. With `run_once`: it returns False in the end. Raises ValueError and
         TypeError for bad arguments, HandleClosed after `close`, `ReactorError` in another thread than the loop's.

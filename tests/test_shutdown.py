@@ -784,3 +784,24 @@ def test_in_debug_mode_busy_checks_the_thread(sockets):
         r.call_soon(lambda: (in_thread(other), r.stop()))
         r.run()
         assert conn.busy
+
+
+@pytest.mark.parametrize('deadline', [10, 0.2])
+def test_what_keeps_nothing_running_is_left_alone(r, sockets, deadline):
+    aside = Server(r, on_connect=lambda conn: (aside.conns.append(conn), conn.unref()))
+    aside.listener.unref()
+    server = Server(r)
+    (asking,) = connected(r, aside, sockets)
+    (busy,) = connected(r, server, sockets)
+    ask(r, server, busy)
+    r.shutdown(deadline)
+    run_until(r, lambda: server.listener.closed)
+    late, _ = *connected(r, aside, sockets), ask(r, aside, asking)  # asked to the end, and not waited for
+    if deadline == 10:
+        server.answer()
+    assert r.run() is False
+    assert not aside.listener.closed and not any(conn.closed for conn in aside.conns)
+    assert all(conn.closed for conn in server.conns)
+    aside.listener.close()
+    end(r, *aside.conns)
+    late.close()
