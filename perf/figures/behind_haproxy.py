@@ -11,7 +11,7 @@ import time
 from measuring.haproxy import Behind, Load, rolling_restart
 
 from .figure import Figure, Goal
-from .held import wait
+from .held import wait, wait_until
 
 ROUNDS = 100
 RATE = 2000  # requests a second
@@ -31,7 +31,9 @@ class BehindHaproxy(Figure):
 
 class Rolling(BehindHaproxy):
     name = 'H1'
-    title = 'two workers behind HAProxy under 2,000 requests/s on 100 keep-alive connections, restarted in turn, 100 times'
+    title = (
+        'two workers behind HAProxy under 2,000 requests/s on 100 keep-alive connections, restarted in turn, 100 times'
+    )
     seconds = 400
     goals = (
         Goal('every request is answered', lambda m: m['answered'] == m['sent'] > 0),
@@ -53,7 +55,7 @@ class Rolling(BehindHaproxy):
                     times.append(time.monotonic() - began)
                 run.progress(index, rounds, f'{index + 1} of {rounds} rounds')
             wait(SETTLE, run, 'load')
-            found, again = load.result(), behind.sums('wretr', 'wredis', 'econ', 'eresp')
+            found, again = load.result(), behind.haproxy.sums('wretr', 'wredis', 'econ', 'eresp')
         return {
             'rounds': rounds,
             'restarts': len(times),
@@ -83,7 +85,7 @@ class Killed(BehindHaproxy):
     )
 
     def measure(self, run):
-        kills, every = run.count(KILLING / EVERY, 2), run.seconds(EVERY, 1)
+        kills, every = run.count(KILLING / EVERY, 2), run.seconds(EVERY, 0.7)
         with Behind() as behind:
             halves = {'connections': CONNECTIONS // 2, 'rate': RATE // 2}
             with (
@@ -100,6 +102,7 @@ class Killed(BehindHaproxy):
         killed, began, names = [], time.monotonic(), list(behind.workers)
         for index in range(kills):
             wait(began + index * every - time.monotonic(), run, f'{index} killed')
+            wait_until('HAProxy uses all workers', behind.haproxy.up)  # the one killed before is back
             name = names[index % len(names)]
             worker = behind.workers[name]
             in_hand = sum(int(row['scur']) for row in behind.admin.servers(name))
