@@ -1,4 +1,4 @@
-"""HAProxy with the shipped configuration, and workers behind it: the HTTP server of the examples, each on its port.
+"""HAProxy with the shipped configuration, and workers behind it: the service of the examples, each on its port.
 
 Owns the processes, and what is asked of them from outside. The rule: configuration, worker and restart are the files
 that people take from examples/, and nothing outlives its `with`.
@@ -91,15 +91,13 @@ class Haproxy:
 
 
 class Worker(Measured):
-    """examples/http_server.py on a port of its own; `start` after an end starts another there."""
+    """examples/service.py on a port of its own; `start` after an end starts another there."""
 
-    def __init__(self, root):
-        self.port = 0
-        self.options = ('--root', str(root), '--proxy-protocol', '127.0.0.0/8')
-        self.start()
+    port = 0
 
     def start(self):
-        command = [sys.executable, str(EXAMPLES / 'http_server.py'), '--port', str(self.port), *self.options]
+        options = ('--listen', f'127.0.0.1:{self.port}', '--proxy-protocol', '127.0.0.0/8')
+        command = [sys.executable, str(EXAMPLES / 'service.py'), *options]
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment())
         self.pid = self.process.pid
         line = read_line(self.process, START)
@@ -149,13 +147,12 @@ class Behind:
         self.stack.close()
 
     def start(self):
-        root = Path(self.stack.enter_context(tempfile.TemporaryDirectory()))
-        (root / 'hello').write_text('hello\n')
         socks = [self.stack.enter_context(socket.create_server(('127.0.0.1', 0))) for _ in range(2)]
         self.port, self.tcp_port = (sock.getsockname()[1] for sock in socks)
         self.workers = {}
         for name in ('w1', 'w2'):
-            worker = self.workers[name] = Worker(root)
+            worker = self.workers[name] = Worker()
+            worker.start()
             self.stack.callback(worker.end, signal.SIGKILL)
         where = {f'WORKER{name[1:]}': f'127.0.0.1:{worker.port}' for name, worker in self.workers.items()}
         binds = dict(zip(('HTTP', 'TCP'), socks, strict=True))
@@ -171,17 +168,10 @@ class Behind:
 class Load:
     """`python -m reactor.demo load` at a fixed rate, until `result()` ends it."""
 
-    def __init__(self, port, rate, connections, seconds=3600, method='GET', path='/hello'):
-        options = {
-            '--port': port,
-            '--connections': connections,
-            '--requests-per-second': rate,
-            '--seconds': seconds,
-            '--method': method,
-            '--path': path,
-        }
+    def __init__(self, port, rate, connections):
+        options = {'port': port, 'connections': connections, 'requests-per-second': rate, 'seconds': 3600}
         command = [sys.executable, '-m', 'reactor.demo', 'load', '--json']
-        command += [str(word) for option in options.items() for word in option]
+        command += [f'--{name}={value}' for name, value in options.items()]
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment())
 
     def __enter__(self):
