@@ -5,14 +5,19 @@ Use it:    curl http://127.0.0.1:8080/README.md           a file under --root, H
            curl http://127.0.0.1:8080/stream?lines=5      made while it is sent
            curl -T some.file http://127.0.0.1:8080/echo   comes back while it is being sent
 
-SIGTERM drains: nobody new, `Connection: close` in what is still answered, and it ends with the last answer.
+           curl http://127.0.0.1:8080/healthz             whether it wants more clients: 200 or 503
+
+SIGTERM drains: /healthz says 503 and each answer `Connection: close`; a second later it accepts nobody any more, and it
+ends with the last answer. With --workers N it is N processes on the port, which SIGHUP replaces one by one.
 """
 
 import argparse
 import mimetypes
 import os
 import signal
+import sys
 from email.utils import formatdate
+from functools import partial
 from http import HTTPStatus
 from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlsplit
@@ -20,6 +25,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 import h11
 
 import reactor
+from reactor import serve
 
 LONGEST_HEADERS = 16384  # bytes of a request line and its headers, else 431
 DRAIN = 30  # seconds for the last answers
@@ -34,20 +40,16 @@ def generate(lines):
 class Session:
     """One client: what h11 knows of it, and the answer that is under way."""
 
-    def __init__(self, server, conn):
-        self.server, self.conn = server, conn
+    def __init__(self, r, root, conn):
+        self.r, self.root, self.conn = r, root, conn
         self.http = h11.Connection(h11.SERVER, max_incomplete_event_size=LONGEST_HEADERS)
         self.held = None  # while the client has to take something first
         self.bodiless = False  # HEAD: headers only
         self.echoing = False  # what still comes is the answer
         self.answer = None  # what generates it
 
-    @property
-    def idle(self):
-        states = self.http.our_state, self.http.their_state
-        return states == (h11.IDLE, h11.IDLE) and not self.http.trailing_data[0] and not self.conn.buffered
-
     def on_data(self, conn, data):
+        conn.busy = True
         self.http.receive_data(data)
         if self.held:
             self.conn.pause_reading()
@@ -73,6 +75,8 @@ class Session:
                 if (self.http.our_state, self.http.their_state) != (h11.DONE, h11.DONE):
                     return self.conn.close()
                 self.http.start_next_cycle()
+                self.conn.busy = False
+                self.conn.busy = bool(self.http.trailing_data[0])  # it has asked again already
             else:
                 try:
                     event = self.http.next_event()
@@ -104,17 +108,19 @@ class Session:
             self.echoing = True
         elif request.method not in (b'GET', b'HEAD'):
             self.say(405, ('allow', 'GET, HEAD'))
+        elif url.path == '/healthz':
+            self.say(503 if self.r.draining else 200)
         elif url.path == '/stream':
             lines = parse_qs(url.query).get('lines', ['1000'])[0]
             self.start(200, 'text/plain')
             self.answer = generate(int(lines[:12]) if lines.isdecimal() and not self.bodiless else 0)
         else:
-            self.send_file(self.server.root / unquote(url.path).lstrip('/'))
+            self.send_file(self.root / unquote(url.path).lstrip('/'))
 
     def send_file(self, path):
         try:
             path = path.resolve()  # what `..` and links lead to
-            if not path.is_relative_to(self.server.root) or not path.is_file():
+            if not path.is_relative_to(self.root) or not path.is_file():
                 return self.say(404)
             file = path.open('rb')
         except (OSError, ValueError, RuntimeError):  # not ours to read, too long, a NUL, links in a circle
@@ -148,7 +154,7 @@ class Session:
         headers = [('date', formatdate(usegmt=True)), ('content-type', kind), *headers]
         if length is not None:
             headers.append(('content-length', length))
-        if self.server.draining:
+        if self.r.draining:
             headers.append(('connection', 'close'))
         self.send(h11.Response(status_code=status, headers=headers, reason=HTTPStatus(status).phrase))
 
@@ -162,43 +168,41 @@ class Session:
             return self.conn.abort()  # in the middle of an answer, which cannot be taken back
         self.bodiless = False
         self.say(exc.error_status_hint, ('connection', 'close'))
-        self.conn.on_data = None
+        self.conn.busy, self.conn.on_data = False, None
         self.conn.write_eof()  # not close(): what it still sends must not reset our answer
 
 
-class Server:
-    def __init__(self, r, port, root, idle):
-        self.r, self.root, self.sessions, self.draining = r, root, set(), False
-        callbacks = {'on_connect': self.on_connect, 'on_close': self.on_close}
-        self.listener = r.listen_tcp('127.0.0.1', port, **callbacks, idle_timeout=idle)
-        r.add_signal_handler(signal.SIGTERM, self.drain)
-        print(f'listening on 127.0.0.1:{self.listener.address[1]}', flush=True)
+def main(r, listeners=(), *, port, root, idle, lame_duck):
+    """Serve on the first of `listeners`, bound sockets that somebody hands over; without one, on `port`."""
 
-    def on_connect(self, conn):
-        conn.data = session = Session(self, conn)
+    def on_connect(conn):
+        session = Session(r, root, conn)
         conn.on_data, conn.on_drain = session.on_data, session.on_drain
-        self.sessions.add(session)
 
-    def on_close(self, conn, exc):
-        self.sessions.discard(conn.data)
+    sock = listeners[0] if listeners else None
+    listener = r.listen_tcp('127.0.0.1', port, sock=sock, on_connect=on_connect, idle_timeout=idle)
+    r.add_signal_handler(signal.SIGTERM, r.shutdown, DRAIN, lame_duck)
+    if sock is None:
+        tell(listener.address)
 
-    def drain(self):
-        self.draining = True
-        self.r.remove_signal_handler(signal.SIGTERM)
-        self.listener.close()
-        self.r.call_later(DRAIN, self.r.stop).unref()
-        for session in list(self.sessions):
-            if session.idle:
-                session.conn.close()
+
+def tell(address):
+    print(f'listening on {address[0]}:{address[1]}', flush=True)
 
 
 if __name__ == '__main__':
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     options.add_argument('--port', type=int, default=8080)
-    options.add_argument('--root', type=Path, default='.', help='what is under it can be read by everybody')
+    options.add_argument('--root', type=lambda path: Path(path).resolve(), default='.', help='everybody can read it')
     options.add_argument('--idle', type=float, default=60, help='seconds until a silent client is cut off')
-    args = options.parse_args()
+    options.add_argument('--lame-duck', type=float, default=1, help='seconds after SIGTERM in which it still accepts')
+    options.add_argument('--workers', type=int, default=0, help='how many processes; 0: this one alone')
+    args = vars(options.parse_args())
+    workers, listen, lame_duck = args.pop('workers'), [('127.0.0.1', args['port'])], args['lame_duck']
     try:
-        reactor.run(lambda r: Server(r, args.port, args.root.resolve(), args.idle))
+        if workers:
+            times = {'deadline': DRAIN, 'lame_duck': lame_duck, 'on_start': lambda r, team: tell(team.addresses[0])}
+            sys.exit(serve.run(partial(main, **args), workers=workers, listen=listen, **times))
+        reactor.run(partial(main, **args))
     except KeyboardInterrupt:
         print('bye')

@@ -1,4 +1,4 @@
-"""A headless Chromium, driven through chromedriver by the W3C WebDriver protocol, with nothing but the standard library.
+"""A headless Chromium, driven through chromedriver by the W3C WebDriver protocol; needs no library.
 
 Owns both processes and one session. The rule: nothing is left behind, whatever happens in between.
 """

@@ -71,5 +71,13 @@ class HandshakeTimeout(TLSError, TimeoutError):
     """A TLS handshake was not done within its timeout."""
 
 
+class ProxyError(ReactorError):
+    """A connection to a listener with `proxy_protocol` did not begin with a PROXY header, or with a wrong one."""
+
+
+class ProxyTimeout(ProxyError, TimeoutError):
+    """A PROXY header was not there within `proxy_timeout`."""
+
+
 class SendFileError(ReactorError, OSError):
     """A file became shorter while `send_file` sent it, or could not be read: what was promised cannot come any more."""

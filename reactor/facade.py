@@ -14,15 +14,17 @@ from .net.addresses import check_family, check_host, check_local_address, check_
 from .net.checked import CheckedDatagramSocket, CheckedStream
 from .net.connector import Connector
 from .net.datagram import MAX_QUEUED, DatagramSocket, check_datagram_socket
+from .net.guarded import GuardedListener
 from .net.listener import Listener, check_max_connections
 from .net.options import Callbacks, Options, check_callback, seconds
+from .net.proxy_protocol import PROXY_TIMEOUT, ProxyProtocol, check_proxy_protocol
 from .net.resolver import LookUp, resolve, resolve_address
 from .net.shutdown import Shutdown, check_times
 from .net.sockets import bound_udp, listening_tcp, listening_unix, prepare_listener
 from .net.stream import Stream
 from .net.tls import check_context, client_options
 from .system.paths import WatchedPath, watch
-from .system.process import Process, check_args, check_stdio, spawn
+from .system.process import Process, check_args, check_descriptors, check_stdio, spawn
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -78,6 +80,8 @@ class Reactor(Loop):
         sock: socket | None = None,
         max_connections: int | None = None,
         ssl: SSLContext | None = None,
+        proxy_protocol: Iterable[str] | None = None,
+        proxy_timeout: float = PROXY_TIMEOUT,
         **options: Any,
     ) -> Listener:
         """Listen for TCP connections.
@@ -91,6 +95,13 @@ class Reactor(Loop):
         max_connections  how many may be open at once; further clients wait in the backlog
         ssl              an `ssl.SSLContext` for servers: TLS, `on_connect` after the handshake (`handshake_timeout=`)
         on_accept_error  `on_accept_error(listener, exc)` when descriptors have run out, once per episode
+        proxy_protocol   the networks of your proxies, such as `['10.0.0.0/8', '::1/128']`, which begin each connection
+                         by telling for whom it is (HAProxy's PROXY protocol, 1 and 2): `conn.peername` is the client
+                         then, and `conn.proxy` what was said. TLS, `on_connect` and the time limits begin behind the
+                         header. Others are reset at once; a header that is wrong, cut short, or not there within
+                         `proxy_timeout` seconds ends the connection without `on_connect`: `on_close(conn, exc)` gets a
+                         `ProxyError` or `ProxyTimeout`, as it gets a `TLSError` after a failed handshake, and None when
+                         the peer closes without a byte, as health checks do
 
         Raises OSError (address in use, no permission), ResolveError, TypeError and ValueError for bad arguments.
         """
@@ -100,7 +111,9 @@ class Reactor(Loop):
         callbacks = Callbacks(on_data, on_connect, on_eof, on_drain, on_close, on_error)
         check_callback('on_accept_error', on_accept_error)
         check_max_connections(max_connections)
+        proxy = check_proxy_protocol(self._os, proxy_protocol, proxy_timeout, self._stream_kind, False)
         self.watchers.check()
+        inherited = sock is not None
         if sock is None:
             sock = listening_tcp(
                 self._os,
@@ -113,13 +126,13 @@ class Reactor(Loop):
             )
         else:
             prepare_listener(sock, settings, backlog, defer_accept)
-        return Listener(
-            self,
+        return self._listener(
             sock,
             settings,
             callbacks,
-            kind=self._kind(settings),
+            proxy,
             defer_accept=defer_accept,
+            inherited=inherited,
             max_connections=max_connections,
             on_accept_error=on_accept_error,
         )
@@ -139,12 +152,15 @@ class Reactor(Loop):
         mode: int | None = None,
         max_connections: int | None = None,
         ssl: SSLContext | None = None,
+        proxy_protocol: bool = False,
+        proxy_timeout: float = PROXY_TIMEOUT,
         **options: Any,
     ) -> Listener:
         """Listen on a Unix socket at `path`; one beginning with `@` or NUL is abstract (Linux).
 
         A socket file on which nobody listens is replaced, anything else at the path raises and is left alone. `mode`
-        gives the file's permissions. `close` removes the file. Otherwise as `listen_tcp`.
+        gives the file's permissions. `close` removes the file. `proxy_protocol` is True for all that may connect.
+        Otherwise as `listen_tcp`.
         """
         if ssl is not None:
             check_context(ssl, True)
@@ -152,14 +168,14 @@ class Reactor(Loop):
         callbacks = Callbacks(on_data, on_connect, on_eof, on_drain, on_close, on_error)
         check_callback('on_accept_error', on_accept_error)
         check_max_connections(max_connections)
+        proxy = check_proxy_protocol(self._os, proxy_protocol, proxy_timeout, self._stream_kind, True)
         self.watchers.check()
         sock, unlink = listening_unix(self._os, check_path(path), settings, backlog=backlog, mode=mode)
-        return Listener(
-            self,
+        return self._listener(
             sock,
             settings,
             callbacks,
-            kind=self._kind(settings),
+            proxy,
             max_connections=max_connections,
             on_accept_error=on_accept_error,
             unlink=unlink,
@@ -269,6 +285,14 @@ class Reactor(Loop):
     def _kind(self, settings: Options) -> type[Stream]:
         kind: type[Stream] = self._stream_kind if settings.ssl is None else self._stream_kind.secured
         return kind
+
+    def _listener(
+        self, sock: socket, settings: Options, callbacks: Callbacks, proxy: ProxyProtocol | None, **keywords: Any
+    ) -> Listener:
+        if proxy is None:
+            return Listener(self, sock, settings, callbacks, kind=self._kind(settings), **keywords)
+        kind = self._stream_kind.proxied
+        return GuardedListener(self, sock, settings, callbacks, kind=kind, proxy=proxy, **keywords)
 
     def bind_udp(
         self,
@@ -417,6 +441,7 @@ class Reactor(Loop):
         on_exit: Callable[[Process, int | None, int | None], object] | None = None,
         env: Mapping[Any, Any] | None = None,
         cwd: str | bytes | PathLike[Any] | None = None,
+        pass_fds: Iterable[Any] = (),
         **options: Any,
     ) -> Process:
         """Start a program as a child; returns when it runs, with its pipes as streams in `stdin`, `stdout`, `stderr`.
@@ -428,18 +453,21 @@ class Reactor(Loop):
         on_exit  `on_exit(process, code, signal)`, once, after its end: one of the two is None; see `Process`
         env      its whole environment, by default ours
         cwd      the directory in which it starts, by default ours
+        pass_fds descriptors (numbers, or what has a `fileno()`) that it gets as well, under the same numbers; they
+                 stay yours
 
-        The child gets these three descriptors and no other, and signals as a shell would give them to it. It is killed
-        when the process handle or the reactor is closed. Without `on_data` what a pipe brings is read and dropped.
+        The child gets its three descriptors, these, and no other, and signals as a shell would give them to it. It is
+        killed when the process handle or the reactor is closed. Without `on_data` what a pipe brings is read and
+        dropped.
         Raises FileNotFoundError, PermissionError or another OSError when it cannot be started, `SelectorFull`, and
         TypeError or ValueError for bad arguments; nothing is left of it then.
         """
-        words, settings = check_args(args), Options(**options)
+        words, passed, settings = check_args(args), check_descriptors(self._os, pass_fds), Options(**options)
         stdio = check_stdio('stdin', stdin), check_stdio('stdout', stdout), check_stdio('stderr', stderr)
         check_callback('on_exit', on_exit)
         self.watchers.check()
         checked = self._stream_kind is CheckedStream
-        return spawn(self, self._os, words, stdio, on_exit, env, cwd, settings, checked)
+        return spawn(self, self._os, words, stdio, on_exit, env, cwd, passed, settings, checked)
 
     def watch_path(self, path: str | PathLike[str], fn: Callable[[WatchedPath, str, str], object]) -> WatchedPath:
         """Call `fn(handle, path, change)` when a file, or something in a directory, changes; see `WatchedPath`.
@@ -462,7 +490,7 @@ class Reactor(Loop):
 
         Then who waits in the queue of a listener is accepted, and the listener is closed; one that is paused, or has
         `max_connections`, goes on as there is room. Accepted connections are closed when they are idle: not `busy`,
-        nothing waits to be sent, nothing unread is here, for a tenth of a second at least (a second with 10,000).
+        nothing waits to be sent, nothing unread is here, all that for half a second (with 10,000 of them, one).
         `stop` is called when none of them is left, and no other stream is busy or has bytes waiting. Streams that you
         connected or adopted are yours to close, and nothing else is waited for: datagrams, children, threads, timers.
 

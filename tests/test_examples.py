@@ -20,6 +20,7 @@ EXAMPLES = Path(__file__).parent.parent / 'examples'
 LONGER = {
     'http_server.py': 210,
     'resp_server.py': 350,
+    'service.py': 90,
     'asyncio_original.py': 120,
     'asyncore_relay_original.py': 75,
     'port_from_asyncio.py': 105,
@@ -291,6 +292,36 @@ def test_tls_echo_asks_for_certificates(certificates):  # noqa: F811
         stranger = subprocess.run(talk, capture_output=True, check=False)
         assert stranger.returncode and not stranger.stdout
         assert b'certificate required' in stranger.stderr or b'SSL' in stranger.stderr
+
+
+@SIGNALS
+@needs('openssl', 'curl')
+def test_tls_service_renews_its_certificates_and_keeps_them_when_it_cannot(certificates, tmp_path):  # noqa: F811
+    live = tmp_path / 'live.pem', tmp_path / 'live.key'
+
+    def put(name, key):
+        shutil.copy(certificates.issue(name, 'example.org')[0], live[0])
+        shutil.copy(certificates.folder / f'{key}.key', live[1])
+
+    def shown():
+        talk = ['curl', '-sSv', '-m', '20', '--resolve', f'example.org:{port}:127.0.0.1']
+        done = subprocess.run(
+            [*talk, '--cacert', certificates.authority, f'https://example.org:{port}/'], capture_output=True, text=True
+        )
+        assert done.stdout.startswith('TLSv1.3 with TLS_'), done.stderr
+        return re.search(r'subject: *CN ?= ?(\w+)', done.stderr)[1]
+
+    put('first', 'first')
+    with example('tls_service.py', '--port', '0', '--name', 'example.org', *map(str, live)) as (process, port):
+        assert shown() == 'first'
+        put('second', 'second')
+        process.send_signal(signal.SIGHUP)
+        assert process.stdout.readline().startswith('certificates good until 2')
+        assert shown() == 'second'
+        put('third', 'second')
+        process.send_signal(signal.SIGHUP)
+        assert f'the key in {live[1]} does not belong' in process.stdout.readline()
+        assert shown() == 'second'
 
 
 @needs('openssl')

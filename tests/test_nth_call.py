@@ -60,6 +60,7 @@ PATHS = (errno.EACCES, errno.ELOOP, errno.ENOENT, errno.ENOTDIR, errno.EROFS, er
 ERRORS: dict[str, tuple[int, ...]] = {
     'selector': (errno.EMFILE, errno.ENFILE, errno.ENOMEM),
     'select': (errno.ENOMEM, errno.EINVAL, errno.EBADF),
+    'poll': (errno.ENOMEM,),
     'register': WATCHING,
     'modify': WATCHING,
     'socketpair': EXHAUSTED,

@@ -13,6 +13,7 @@ from .interrupts import SignalFlood
 from .kills import Kills
 from .loris import SlowLoris
 from .network import NETWORK
+from .serving import Crashes, Drains, Orphans, Reloads
 from .shortage import Memory, SelectLimit
 from .unread import Unread
 
@@ -28,11 +29,15 @@ FIGURES = [
     SignalFlood(),
     *NETWORK,
     Kills(),
+    Reloads(),
     Memory(),
     Jumps(),
     SelectLimit(),
     Children(),
     Collector(),
+    Drains(),
+    Orphans(),
+    Crashes(),
 ]
 
 BY_NAME = {figure.name: figure for figure in FIGURES}

@@ -184,7 +184,8 @@ class Load:
             data = sock.recv(16)
         except ConnectionRefusedError:
             self.refused += 1
-            data = b''
+            self.forget(sock)
+            return
         except OSError:
             data = b''
         self.heard[sock] += data
@@ -192,13 +193,16 @@ class Load:
             self.end(sock)
 
     def end(self, sock):
-        now, heard = time.monotonic(), self.heard.pop(sock)
-        took = now - self.began.pop(sock)
+        now, heard, took = time.monotonic(), self.heard[sock], time.monotonic() - self.began[sock]
         if b'.' in heard:
             self.answered += 1
             self.longest = max(self.longest, took)
         else:
             self.lost.append((now, int(heard) if heard else None))
+        self.forget(sock)
+
+    def forget(self, sock):
+        del self.heard[sock], self.began[sock]
         self.selector.unregister(sock)
         sock.close()
 

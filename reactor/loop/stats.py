@@ -22,6 +22,9 @@ COUNTS = (
     'accepts',
     'accept_pauses',  # a listener stopped accepting: descriptors or memory ran out
     'accepts_refused',  # accepted and closed at once: the selector has no room
+    'refused_untrusted',  # reset at once: a PROXY header is awaited, and the peer is in none of the networks to trust
+    'proxy_headers',  # PROXY headers read
+    'proxy_errors',  # connections ended because theirs was wrong, cut short or too late
     'requests',  # answers that applications said they owe: `busy` of a connection became True
     'connects',  # outgoing connections established
     'reads',  # recv calls that brought bytes
@@ -58,6 +61,9 @@ class Counters:
     accepts: int
     accept_pauses: int
     accepts_refused: int
+    refused_untrusted: int
+    proxy_headers: int
+    proxy_errors: int
     requests: int
     connects: int
     reads: int

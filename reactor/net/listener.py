@@ -18,7 +18,7 @@ from ..loop.log import log
 from ..loop.watcher import READ, Handle
 from .addresses import show, unmapped
 from .options import LOG_INTERVAL
-from .sockets import set_accepted_options
+from .sockets import defer_no_longer, set_accepted_options
 from .stream import OPEN, Stream
 
 TYPE_CHECKING = False
@@ -51,6 +51,7 @@ class Listener(Handle):
         '_callbacks',
         '_closed',
         '_defer_accept',
+        '_inherited',
         '_kind',
         '_last_trouble',
         '_max_connections',
@@ -72,6 +73,7 @@ class Listener(Handle):
         *,
         kind: type[Stream] = Stream,
         defer_accept: bool = False,
+        inherited: bool = False,
         max_connections: int | None = None,
         on_accept_error: Callable[[Listener, Exception], object] | None = None,
         unlink: Callable[[], None] | None = None,
@@ -87,6 +89,7 @@ class Listener(Handle):
         self._kind = kind
         self._max_connections = max_connections
         self._defer_accept = defer_accept
+        self._inherited = inherited  # others may listen on it, now or after us
         self._batch = 1  # accepts in the next turn: an accept too many costs an exception, one too few a poll
         self._paused = False
         self._retry: Timer | None = None  # pending while descriptors have run out
@@ -105,7 +108,7 @@ class Listener(Handle):
         """Accept as many as are likely to wait: one more than last time, or half as many when there were fewer."""
         for count in range(self._batch):
             try:
-                sock, _ = self.sock.accept()
+                sock, address = self.sock.accept()
             except BlockingIOError:
                 self._batch = count // 2 + 1
                 return
@@ -121,11 +124,35 @@ class Listener(Handle):
                     self._hold(exc)
                     return
                 continue  # this client is gone again (ECONNABORTED and the like): the next one
-            self._welcome(sock)
+            self.welcome(sock, address)
             if not self.events:
                 return
         if self._batch < ACCEPTS_PER_TURN:
             self._batch += 1
+
+    def welcome(self, sock: socket, address: Any) -> None:
+        """Make a connection of a client that was accepted, and of whose address kinds of listeners may think twice."""
+        stream = self._kind(self.loop, self._options, self._callbacks, self)
+        try:
+            sock.setblocking(False)
+            if not NODELAY_INHERITED:
+                set_accepted_options(sock, self._options)
+            stream.attach(sock, self._defer_accept)
+        except (OSError, SelectorFull) as exc:
+            close_socket(sock)
+            self.loop.counters.accepts_refused += 1
+            self._hold(exc)
+            return
+        counters = self.loop.counters
+        counters.accepts += 1
+        counters.incoming += 1
+        self.open_connections += 1
+        if self._max_connections is not None:
+            self._update()
+        if stream.on_connect is not None and stream.state is OPEN:  # not in the middle of a handshake
+            self.loop.completions.append((stream, Stream.handle_accepted, ()))
+        if self._defer_accept:
+            self.loop.completions.append((stream, Stream.handle_first_read, ()))
 
     def handle_closed(self, stream: Stream) -> None:
         """One of its connections was closed: there is room again."""
@@ -139,8 +166,16 @@ class Listener(Handle):
         self._forget()
         self.sock.detach()  # the number may be another's by now
 
+    def may_log(self) -> bool:
+        return self._options.shared.may_log(self.loop.timers.clock())
+
     def handle_refused(self, exc: OSError) -> None:
         self._hold(exc)
+
+    def handle_shutdown(self) -> None:
+        """It will be closed soon: a client who has not spoken yet is connected as he sees it, and is to come in."""
+        if self._defer_accept and not self._inherited:
+            defer_no_longer(self.sock)
 
     def pause(self) -> None:
         """Accept nobody until `resume`; clients wait in the kernel's backlog."""
@@ -211,29 +246,6 @@ class Listener(Handle):
         return (
             f'<Listener fd={self.fileno()} {state} at {show(self.address)}, {self.open_connections} connections open>'
         )
-
-    def _welcome(self, sock: socket) -> None:
-        stream = self._kind(self.loop, self._options, self._callbacks, self)
-        try:
-            sock.setblocking(False)
-            if not NODELAY_INHERITED:
-                set_accepted_options(sock, self._options)
-            stream.attach(sock, self._defer_accept)
-        except (OSError, SelectorFull) as exc:
-            close_socket(sock)
-            self.loop.counters.accepts_refused += 1
-            self._hold(exc)
-            return
-        counters = self.loop.counters
-        counters.accepts += 1
-        counters.incoming += 1
-        self.open_connections += 1
-        if self._max_connections is not None:
-            self._update()
-        if stream.on_connect is not None and stream.state is OPEN:  # not in the middle of a handshake
-            self.loop.completions.append((stream, Stream.handle_accepted, ()))
-        if self._defer_accept:
-            self.loop.completions.append((stream, Stream.handle_first_read, ()))
 
     def _hold(self, exc: Exception) -> None:
         counters = self.loop.counters

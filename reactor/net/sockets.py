@@ -131,6 +131,15 @@ def prepare_listener(sock: socket, options: Options, backlog: int, defer_accept:
     sock.listen(backlog)
 
 
+def defer_no_longer(sock: socket) -> None:
+    """Have clients accepted before they have spoken, too, from now on; those of before are in a second."""
+    try:
+        if TCP_DEFER_ACCEPT >= 0:
+            sock.setsockopt(IPPROTO_TCP, TCP_DEFER_ACCEPT, 0)
+    except OSError:
+        pass  # it is lost, which accepting will tell
+
+
 def set_accepted_options(sock: socket, options: Options) -> None:
     """Set on an accepted socket what it does not inherit from its listener; needed where NODELAY_INHERITED is False."""
     if sock.family in (AF_INET, AF_INET6):

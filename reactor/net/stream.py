@@ -30,6 +30,7 @@ from .addresses import show, unmapped
 from .files import FilePart, file_part
 from .limits import look_at_limits
 from .options import HANDSHAKE_TIMEOUT, Callbacks, check_callback, seconds
+from .proxy_header import ProxyHeader
 from .writer import BROKEN, DRAINED, ENDED, PEER_ENDED, Writer, flat
 
 TYPE_CHECKING = False
@@ -92,7 +93,9 @@ class Stream(Handle):
         'written_at',
     )
 
-    secured: Any  # the same kind of stream over TLS, given by the module that has it
+    # The same kind of stream over TLS, and behind a PROXY header, given by the modules that have them.
+    secured: Any
+    proxied: Any
 
     def __init__(self, loop: Loop, options: Options, callbacks: Callbacks, origin: Origin | None) -> None:
         self.loop = loop
@@ -464,13 +467,23 @@ class Stream(Handle):
 
     @property
     def peername(self) -> Any:
-        """The peer's address; asked of the system once, None when it is too late for that."""
+        """The peer's address; asked of the system once, None when it is too late for that.
+
+        On a listener with `proxy_protocol` the client's, as the proxy has told it.
+        """
+        if type(self.peer) is ProxyHeader:
+            return self.peer.peername
         if self.peer is None and self.sock is not None:
             try:
                 self.peer = unmapped(self.sock.getpeername())
             except OSError:
                 pass
         return self.peer
+
+    @property
+    def proxy(self) -> ProxyHeader | None:
+        """What the proxy in front of a listener with `proxy_protocol` has said; None for every other connection."""
+        return self.peer if type(self.peer) is ProxyHeader else None
 
     @property
     def sockname(self) -> Any:

@@ -18,6 +18,7 @@ from ..loop.threads import THREADS
 from ..loop.watcher import READ
 from ..net.datagram import DATAGRAM_COST, DATAGRAMS_PER_TURN, DatagramSocket
 from ..net.listener import ACCEPTS_PER_TURN, Listener
+from ..net.proxy_protocol import ProxiedStream
 from ..net.stream import CLOSED, CONNECTING, LAST_READS, OPEN, Stream
 from ..net.tls import TLSStream
 from ..net.writer import ENDED
@@ -144,7 +145,18 @@ class WatchedTLSStream(WatchedStream, TLSStream):
         return self.writelines((data,), on_written, *args)  # as TLS does it, but seen once
 
 
+class WatchedProxiedStream(WatchedStream, ProxiedStream):
+    """The same while its PROXY header is awaited, which its peer has written like anything else."""
+
+    __slots__ = ()
+
+    def handle_header_bytes(self, data: bytes) -> None:
+        self.record.got += data
+        super().handle_header_bytes(data)
+
+
 WatchedStream.secured = WatchedTLSStream
+WatchedStream.proxied = WatchedProxiedStream
 
 
 def _callback(kind: str) -> property:

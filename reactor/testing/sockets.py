@@ -169,6 +169,8 @@ class SimSocket:
         if end.inbox:
             if falls('recv.short'):
                 size = kernel.random.randrange(1, min(size, len(end.inbox)) + 1)
+            if flags & MSG_PEEK:
+                return bytes(end.inbox[:size])
             data = end.take(size)
             kernel.moved('recv', self._fd, len(data))
             kernel.took(end, len(data))
@@ -291,6 +293,8 @@ class SimSocket:
             return
         if isinstance(file, End) and kernel.faults.falls('setsockopt.invalid'):
             fail(errno.EINVAL)
+        if isinstance(file, Listening) and (level, option) == (IPPROTO_TCP, TCP_DEFER_ACCEPT):
+            file.deferred = bool(value)
         if level == IPPROTO_TCP or option == SO_REUSEPORT:
             self._options.add(option)
 

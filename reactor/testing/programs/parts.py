@@ -60,6 +60,7 @@ class World(Protocol):
 
 
 LARGEST = 200_000  # bytes
+PROXIES = ('127.0.0.0/8', '::1/128')  # where a world's clients come from
 
 
 def child(world: World) -> random.Random:
@@ -84,9 +85,15 @@ def limits(rng: random.Random) -> dict[str, Any]:
 
 
 class Place:
-    """Where a server listens: a TCP port or a Unix socket, as the dice fall, over TLS where the world has contexts."""
+    """Where a server listens: a TCP port or a Unix socket, as the dice fall, over TLS where the world has contexts.
 
-    def __init__(self, world: World, on_data: Callable[..., object] | None = None, **keywords: Any) -> None:
+    proxied  it is behind proxies: each client says a header when it is connected, and then calls `secure`
+    """
+
+    def __init__(
+        self, world: World, on_data: Callable[..., object] | None = None, proxied: bool = False, **keywords: Any
+    ) -> None:
+        self._proxied = proxied
         self._connect: Callable[..., Stream]
         self._secured: dict[str, Any] = {}
         self._target: tuple[Any, ...]
@@ -96,17 +103,29 @@ class Place:
             self._secured = {'ssl': context, 'server_hostname': 'localhost'}
         if world.random.random() < 0.6:
             address = world.address()
+            if proxied:
+                keywords['proxy_protocol'] = PROXIES
             self.server = world.r.listen_tcp(*address, on_data, **keywords)
             host, port = (self.server.address or address)[:2]
             self._connect, self._target = world.r.connect_tcp, (world.random.choice((host, host, world.name)), port)
         else:
             path = world.unix_path()
+            if proxied:
+                keywords['proxy_protocol'] = True
             self.server = world.r.listen_unix(path, on_data, **keywords)
             self._connect, self._target = world.r.connect_unix, (path,)
 
     def connect(self, on_data: Callable[..., object] | None = None, **keywords: Any) -> Stream:
         """A new client of this server."""
-        return self._connect(*self._target, on_data, **keywords, **self._secured)
+        secured = {} if self._proxied else self._secured
+        return self._connect(*self._target, on_data, **keywords, **secured)
+
+    def secure(self, conn: Stream, on_secured: Callable[[Stream], object]) -> None:
+        """Begin TLS on a connection that was made in plain text, if this is a place for it."""
+        if not self._secured:
+            on_secured(conn)
+        elif not conn.closed:
+            conn.start_tls(self._secured['ssl'], on_secured, server_hostname=self._secured['server_hostname'])
 
 
 class Ending:

@@ -1,0 +1,227 @@
+"""The PROXY protocol: connections that a proxy makes for its clients, and begins by telling who they are.
+
+Owns a connection until its header was read, and whom to believe. Knows no format. The rules: exactly the header is
+read, so what comes behind it, TLS too, is read by whoever the connection is for, as if it had just been accepted; and
+nobody is believed but the networks that were named, for anybody can speak a header.
+
+A header is peeked at, and what surely belongs to it is taken from the kernel. So a part of it never lies there unread,
+which would be a readiness that nobody answers.
+"""
+
+from __future__ import annotations
+
+from socket import MSG_PEEK
+
+from ..errors import ProxyError, ProxyTimeout
+from ..loop.log import log
+from ..loop.watcher import READ
+from .addresses import show
+from .networks import Networks
+from .options import seconds
+from .proxy_header import header_size, parse_header
+from .stream import CONNECTING, OPEN, Stream
+from .writer import BROKEN
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from socket import socket
+    from typing import Any
+
+    from ..kernel import Kernel
+    from ..loop.timers import Timer
+
+PROXY_TIMEOUT = 10.0  # seconds; a proxy sends its header with the first packet
+PEEK = 536  # bytes: what the document wants receivers to read at once
+
+
+class ProxyProtocol:
+    """What a listener asks of its proxies: `networks` to believe, None for everybody; `timeout` of a header, seconds.
+
+    kind  of the streams that there are behind the header
+    """
+
+    __slots__ = ('kernel', 'kind', 'networks', 'timeout')
+
+    def __init__(self, kernel: Kernel, networks: Networks | None, timeout: float, kind: type[Stream]) -> None:
+        self.kernel = kernel
+        self.networks = networks
+        self.timeout = timeout
+        self.kind = kind
+
+    def trusts(self, address: Any) -> bool:
+        """Whether what this peer says about others is believed."""
+        return self.networks is None or address in self.networks
+
+
+def check_proxy_protocol(
+    kernel: Kernel, value: Iterable[str] | bool | None, timeout: float, kind: type[Stream], unix: bool
+) -> ProxyProtocol | None:
+    """The argument `proxy_protocol` of a listener; TypeError or ValueError."""
+    seconds('proxy_timeout', timeout)
+    if value is None or value is False:
+        return None
+    if unix:
+        if value is not True:
+            raise TypeError(f'on a Unix socket proxy_protocol is True, for all that may connect, not {value!r}')
+        return ProxyProtocol(kernel, None, timeout, kind)
+    if value is True:
+        raise TypeError('proxy_protocol takes the networks of your proxies, such as ["10.0.0.0/8", "::1/128"]')
+    return ProxyProtocol(kernel, Networks(kernel, value), timeout, kind)
+
+
+class Beginning:
+    """How a connection has begun: what was read of the header, and what the user wants when it is there."""
+
+    __slots__ = ('data', 'reading', 'timer')
+
+    def __init__(self, timer: Timer) -> None:
+        self.data = b''
+        self.reading = True
+        self.timer = timer
+
+
+class ProxiedStream(Stream):
+    """A connection whose PROXY header is awaited: CONNECTING, and a stream of another class from then on.
+
+    Nothing can be written to it: `write` returns False and drops the bytes, since nobody knows yet whom they are for.
+    """
+
+    __slots__ = ()
+
+    # -- for its maker
+
+    def attach(self, sock: socket, deferred: bool = False) -> None:
+        """Take an accepted socket, on which the proxy speaks first."""
+        loop = self.loop
+        self.sock = sock
+        if deferred:
+            loop.watchers.defer(self, READ)
+        else:
+            loop.watchers.add(self, READ)
+        self.writer = BROKEN
+        timer = loop.timers.later(self._protocol.timeout, ProxiedStream.handle_header_late, self)
+        timer.unref()  # the stream itself keeps the loop running
+        self.tls = Beginning(timer)
+
+    # -- what the loop calls
+
+    def handle_read(self) -> None:
+        """Peek, and take what belongs to the header; with its last byte, open."""
+        beginning = self.tls
+        seen = self._receive(PEEK, MSG_PEEK)
+        if not seen:
+            if seen is not None:
+                self._ended()
+            return
+        try:
+            size = header_size(beginning.data + seen)
+        except ValueError as exc:
+            self._fail(str(exc))
+            return
+        missing = size - len(beginning.data)
+        taken = self._receive(min(missing, len(seen)))
+        if taken is None:
+            return
+        self.handle_header_bytes(taken)
+        if len(beginning.data) == size:
+            self._understand(len(seen) > missing)
+
+    def handle_header_bytes(self, data: bytes) -> None:
+        """Bytes of the header were taken from the kernel."""
+        counters = self.loop.counters
+        counters.reads += 1
+        counters.bytes_in += len(data)
+        self.tls.data += data
+
+    def handle_header_late(self) -> None:
+        """Called by the timer of the header."""
+        self._fail(f'its header was not there within {self._protocol.timeout:g} s', ProxyTimeout)
+
+    # -- what users call, if they have found it in `handles()`
+
+    def write_eof(self) -> None:
+        """Nothing: there is nobody yet to tell."""
+
+    def pause_reading(self) -> None:
+        if self.state is CONNECTING:
+            self.tls.reading = False
+
+    def resume_reading(self) -> None:
+        if self.state is CONNECTING:
+            self.tls.reading = True
+
+    # -- for its base
+
+    def finish(self, exc: BaseException | None) -> None:
+        self._forget_beginning()
+        Stream.finish(self, exc)
+
+    # -- in this file
+
+    @property
+    def _protocol(self) -> ProxyProtocol:
+        protocol: ProxyProtocol = self.origin.proxy  # type: ignore[union-attr]
+        return protocol
+
+    def _receive(self, size: int, flags: int = 0) -> bytes | None:
+        try:
+            return self.sock.recv(size, flags)
+        except BlockingIOError:
+            return None
+        except OSError as exc:
+            self.read_failed(exc)
+            return None
+
+    def _understand(self, more: bool) -> None:
+        try:
+            header = parse_header(self._protocol.kernel, self.tls.data)
+        except ValueError as exc:
+            self._fail(str(exc))
+            return
+        if header.source is None:
+            header.peername = self.peername
+        self.peer = header
+        self.loop.counters.proxy_headers += 1
+        self._open(more)
+
+    def _open(self, more: bool) -> None:
+        """From here on it is what a client's own connection would be."""
+        options, reading, kind = self.options, self.tls.reading, self._protocol.kind
+        self._forget_beginning()
+        self.writer = None
+        self.state = OPEN
+        self.__class__ = kind  # type: ignore[assignment]
+        if options.timed:
+            self.start_timeouts()
+        if options.ssl is not None:
+            told = (Stream.handle_accepted, ())
+            kind.secured.upgrade(self, options.ssl, told, True, None, options.handshake_timeout)
+        if not reading:
+            self.pause_reading()
+        elif more:  # what has come with the header is read in this turn
+            self.loop.completions.append((self, Stream.handle_first_read, ()))
+        if options.ssl is None:
+            self.handle_accepted()
+
+    def _ended(self) -> None:
+        if self.tls.data:
+            self._fail('it has ended in the middle of its header')
+        else:
+            self.finish(None)  # a health check, or a client that thought better of it
+
+    def _fail(self, what: str, kind: type[ProxyError] = ProxyError) -> None:
+        self.loop.counters.proxy_errors += 1
+        error = kind(
+            f'{show(self.peername)} was reset: {what}; let nobody connect here but proxies that send a PROXY header'
+        )
+        if self.may_log():
+            log('warning', '%s', error)
+        self.reset(error)
+
+    def _forget_beginning(self) -> None:
+        self.tls.timer.cancel()
+        self.tls = None
+
+
+Stream.proxied = ProxiedStream
