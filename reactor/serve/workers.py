@@ -61,6 +61,7 @@ class Workers:
         return {str(slot.number): slot.serving.process.pid for slot in self.slots if slot.serving}
 
     def begin(self, count: int, on_start: Any) -> None:
+        """Called by `run`, once: start so many, and hear the signals."""
         self.slots = [Slot(self, number) for number in range(count)]
         self.addresses = [sock.getsockname() for sock in self.slots[0].listeners]
         for slot in self.slots:
