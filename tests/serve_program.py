@@ -60,12 +60,9 @@ def main(r, listeners):
 
 
 def on_start(r, workers):
-    calls = []
-    workers.on_ready = lambda: calls.append(workers.pids())
 
     def on_connect(conn):
         told = {
-            'ready': len(calls),
             'pids': workers.pids(),
             'stats': workers.stats(),
             'cpu': time.process_time(),

@@ -15,6 +15,7 @@ from collections import deque
 
 from .. import DEVNULL, Process, Reactor, Stream, framing
 from ..loop.log import log
+from . import systemd
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -35,8 +36,6 @@ class Workers:
     """All workers, as `on_start` of `run` gets them.
 
     addresses  where they listen, in the order of `listen`: (host, port, ...) or a path
-    on_ready   `on_ready()`, to be set: called each time all of them serve, which is after the start, after a round of
-               replacements (whatever came of it), and when one that had died is there again
 
     What the signals do, `drain`, `replace`, `grow` and `shrink` do as well: a handler of your own may call them.
     """
@@ -48,13 +47,12 @@ class Workers:
         self.patience = deadline + GRACE
         self.start_timeout = start_timeout
         self.addresses: list[Any] = []
-        self.on_ready: Callable[[], object] | None = None
         self.status = 0
         self.slots: list[Slot] = []  # none: it ends
         self.leaving: set[Child] = set()
         self._round: deque[tuple[Slot, Child | None]] = deque()  # who is still to be replaced
         self._another_round = False
-        self._complete = False
+        self._told_manager: Callable[[], bool] | None = None
 
     def stats(self) -> dict[str, dict[str, Any]]:
         """What the worker in each slot told last, at most a second ago: `Stats.as_dict()` and its `'pid'`."""
@@ -65,6 +63,7 @@ class Workers:
         return {str(slot.number): slot.serving.process.pid for slot in self.slots if slot.serving}
 
     def begin(self, count: int, on_start: Any) -> None:
+        """Called by `run`, once: start so many, and hear the signals."""
         self.slots = [Slot(self, number) for number in range(count)]
         self.addresses = [sock.getsockname() for sock in self.slots[0].listeners]
         for slot in self.slots:
@@ -74,6 +73,7 @@ class Workers:
         self.r.add_signal_handler(signal.SIGHUP, self.replace)
         self.r.add_signal_handler(signal.SIGTTIN, self.grow)
         self.r.add_signal_handler(signal.SIGTTOU, self.shrink)
+        systemd.watchdog(self.r)
         if on_start is not None:
             on_start(self.r, self)
 
@@ -109,7 +109,6 @@ class Workers:
         """Replace all workers. However often it is said in the meantime, one more round follows."""
         self._another_round = bool(self._round)
         if not self._round:
-            self._complete = False
             self._round.extend((slot, slot.starting or slot.serving) for slot in self.slots)
             self.go_on()
 
@@ -120,20 +119,34 @@ class Workers:
 
     def go_on(self) -> None:
         """Called when something has changed: the next one is replaced, or it ends."""
+        if not self._replacing():
+            if self._another_round:
+                self.replace()
+            if not self.slots and not self.leaving:
+                self.r.stop()
+        self._tell_manager()
+
+    def _replacing(self) -> bool:
         while self._round:
             slot, old = self._round[0]
             if slot in self.slots and slot.serving in (None, old):
                 if not slot.starting and all(child.slot is not slot for child in self.leaving):
                     slot.start()
-                return
+                return True
             self._round.popleft()
-        if self._another_round:
-            self.replace()
-        before, self._complete = self._complete, not self._round and all(slot.serving for slot in self.slots)
-        if not self.slots and not self.leaving:
-            self.r.stop()
-        elif self.slots and self._complete and not before and self.on_ready is not None:
-            self.on_ready()
+        return False
+
+    def _tell_manager(self) -> None:
+        tell = self._told_manager
+        if not self.slots:
+            tell = systemd.stopping
+        elif self._round:
+            tell = systemd.reloading
+        elif all(slot.serving for slot in self.slots):
+            tell = systemd.ready
+        if tell is not None and tell is not self._told_manager:
+            self._told_manager = tell
+            tell()
 
 
 class Slot:
@@ -208,7 +221,9 @@ class Child:
         self.control = team.r.adopt(ours, framing.lines(self.on_line))
         numbers = [theirs.fileno(), *(sock.fileno() for sock in slot.listeners)]
         told = {'slot': slot.number, 'control': numbers[0], 'listeners': numbers[1:]}
-        env = {**os.environ, VARIABLE: json.dumps(told)}
+        ours_alone = (VARIABLE, *systemd.VARIABLES)
+        env = {name: value for name, value in os.environ.items() if name not in ours_alone}
+        env[VARIABLE] = json.dumps(told)
         try:
             self.process = team.r.spawn(team.argv, stdin=DEVNULL, env=env, pass_fds=numbers, on_exit=self.on_exit)
         except BaseException:
