@@ -26,7 +26,7 @@ from .programs import echo, go_on
 
 RELOADS, DRAINS = 100, 20
 CLIENTS = 50  # on connections that are kept
-BEFORE = 1.0  # seconds of load before anything happens
+BEFORE, AFTER = 1.0, 1.5  # seconds of load before anything happens, and from then on
 START = 20  # seconds in which a server must listen
 DEADLINE = 10.0  # seconds for what is under way when it ends
 WORK = 0.02  # seconds that an answer takes
@@ -81,7 +81,7 @@ class Drains(Figure):
         return super().missing() or no_h11()
 
     def measure(self, run):
-        drains = run.count(DRAINS, 1)
+        drains, before = run.count(DRAINS, 1), run.seconds(BEFORE, 0.3)
         sent = answered = lost = kept_answered = kept_lost = 0
         statuses = set()
         for index in range(drains):
@@ -89,8 +89,8 @@ class Drains(Figure):
                 server = stack.enter_context(Child('figures.serving:serve_answers', workers=2, deadline=DEADLINE))
                 load = stack.enter_context(Child('figures.kills:load', prefix=ahead_of_others(2), port=server.hear()))
                 wait_for(server, 2)
-                load.tell('go', seconds=BEFORE + 2)
-                time.sleep(BEFORE)
+                load.tell('go', seconds=before + AFTER)
+                time.sleep(before)
                 server.process.send_signal(signal.SIGTERM)
                 statuses.add(server.process.wait(DEADLINE + START))
                 found = load.hear()
@@ -98,7 +98,7 @@ class Drains(Figure):
                 lost += len(found['lost'])
             with HTTPServer(2) as server, Kept(server.port, '/README.md', CLIENTS) as kept:
                 server.workers(2)
-                kept.go(BEFORE)
+                kept.go(before)
                 server.process.send_signal(signal.SIGTERM)
                 kept.go(DEADLINE)  # or until nobody is let in any more
                 statuses.add(server.end()[0])
@@ -118,11 +118,12 @@ class Orphans(Figure):
     )
 
     def measure(self, run):
+        before = run.seconds(BEFORE, 0.3)
         with Child('figures.serving:serve_answers', workers=2, deadline=DEADLINE) as server:
             with Child('figures.kills:load', prefix=ahead_of_others(2), port=server.hear()) as load:
                 pids = wait_for(server, 2).values()
-                load.tell('go', seconds=BEFORE + 2)
-                time.sleep(BEFORE)
+                load.tell('go', seconds=before + AFTER)
+                time.sleep(before)
                 server.kill()
                 gone = wait_until('they are gone', lambda: not any(map(is_there, pids)))
                 found = load.hear()
