@@ -8,13 +8,14 @@ Use it:    curl http://127.0.0.1:8080/README.md           a file under --root, H
            curl http://127.0.0.1:8080/healthz             whether it wants more clients: 200 or 503
 
 SIGTERM drains: /healthz says 503 and each answer `Connection: close`; a second later it accepts nobody any more, and it
-ends with the last answer.
+ends with the last answer. With --workers N it is N processes on the port, which SIGHUP replaces one by one.
 """
 
 import argparse
 import mimetypes
 import os
 import signal
+import sys
 from email.utils import formatdate
 from functools import partial
 from http import HTTPStatus
@@ -24,6 +25,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 import h11
 
 import reactor
+from reactor import serve
 
 LONGEST_HEADERS = 16384  # bytes of a request line and its headers, else 431
 DRAIN = 30  # seconds for the last answers
@@ -170,7 +172,7 @@ class Session:
         self.conn.write_eof()  # not close(): what it still sends must not reset our answer
 
 
-def main(r, listeners=(), *, port, root, idle, lame_duck):
+def main(r, listeners=(), *, port, root, idle, lame_duck, proxy_protocol=None):
     """Serve on the first of `listeners`, bound sockets that somebody hands over; without one, on `port`."""
 
     def on_connect(conn):
@@ -178,9 +180,15 @@ def main(r, listeners=(), *, port, root, idle, lame_duck):
         conn.on_data, conn.on_drain = session.on_data, session.on_drain
 
     sock = listeners[0] if listeners else None
-    listener = r.listen_tcp('127.0.0.1', port, sock=sock, on_connect=on_connect, idle_timeout=idle)
+    limits = {'idle_timeout': idle, 'proxy_protocol': proxy_protocol}
+    listener = r.listen_tcp('127.0.0.1', port, sock=sock, on_connect=on_connect, **limits)
     r.add_signal_handler(signal.SIGTERM, r.shutdown, DRAIN, lame_duck)
-    print(f'listening on 127.0.0.1:{listener.address[1]}', flush=True)
+    if sock is None:
+        tell(listener.address)
+
+
+def tell(address):
+    print(f'listening on {address[0]}:{address[1]}', flush=True)
 
 
 if __name__ == '__main__':
@@ -189,7 +197,14 @@ if __name__ == '__main__':
     options.add_argument('--root', type=lambda path: Path(path).resolve(), default='.', help='everybody can read it')
     options.add_argument('--idle', type=float, default=60, help='seconds until a silent client is cut off')
     options.add_argument('--lame-duck', type=float, default=1, help='seconds after SIGTERM in which it still accepts')
+    options.add_argument('--proxy-protocol', nargs='+', metavar='NETWORK', help='whose PROXY headers tell the clients')
+    options.add_argument('--workers', type=int, default=0, help='how many processes; 0: this one alone')
+    args = vars(options.parse_args())
+    workers, listen, lame_duck = args.pop('workers'), [('127.0.0.1', args['port'])], args['lame_duck']
     try:
-        reactor.run(partial(main, **vars(options.parse_args())))
+        if workers:
+            times = {'deadline': DRAIN, 'lame_duck': lame_duck, 'on_start': lambda r, team: tell(team.addresses[0])}
+            sys.exit(serve.run(partial(main, **args), workers=workers, listen=listen, **times))
+        reactor.run(partial(main, **args))
     except KeyboardInterrupt:
         print('bye')

@@ -38,6 +38,10 @@ def echo(conn, data):
         conn.pause_reading()  # until it has taken what it was sent
 
 
+def go_on(conn):
+    conn.resume_reading()  # its own: it may have decrypted what `reactor.Stream.resume_reading` knows nothing of
+
+
 def context(cert, key, ca):
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(*((cert, key) if cert else own_certificate()))
@@ -48,9 +52,8 @@ def context(cert, key, ca):
 
 
 def main(r, args):
-    resume = reactor.Stream.resume_reading
     secure = context(args.cert, args.key, args.ca)
-    server = r.listen_tcp('127.0.0.1', args.port, echo, on_connect=greet, on_drain=resume, ssl=secure)
+    server = r.listen_tcp('127.0.0.1', args.port, echo, on_connect=greet, on_drain=go_on, ssl=secure)
     print(f'listening on 127.0.0.1:{server.address[1]}', flush=True)
 
 

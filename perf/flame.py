@@ -3,6 +3,7 @@
 Owns the drawing. Does not know how samples were taken. The rule: every frame is an `<svg>` of its own with its place in
 percent, so the picture fits any width and cuts its own texts, with or without the script; the script only zooms,
 searches and tells details. Frames are functions, coloured by the phase they run in; their lines are in the tooltip.
+`--picture` draws one for a page that shows images and runs nothing: a width of its own, a legend and no script.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from speedscope import Frame, Stack, load
 ROW = 19  # pixels
 TOP = 76  # pixels above the first row
 LINES_TOLD = 5  # of a function, in its tooltip
+WIDE_ENOUGH = 3  # pixels of a frame in a picture, which cannot be zoomed into
 SHADES = 4
 VIEWS = {
     'wall': 'wall time: where the loop was, waiting or not',
@@ -137,6 +139,24 @@ def draw(threads: dict[str, list[Stack]], title: str, subtitle: str) -> str:
     )
 
 
+def picture(threads: dict[str, list[Stack]], title: str, subtitle: str, width: int) -> str:
+    """An SVG to be shown as an image, `width` pixels wide."""
+    root = tree(threads)
+    seen = [found for found in walk(root) if found[0].count * width >= WIDE_ENOUGH * root.count > 0]
+    height = TOP + ROW * (1 + max((depth for _, _, depth in seen), default=0)) + 8
+    boxes = '\n'.join(box(node, left, depth, root.count) for node, left, depth in seen)
+    phases = [phase for phase in PHASES if any(node.phase == phase for node, _, _ in seen)]
+    legend = ''.join(
+        f'<g class="p{PHASES.index(phase)} s1 frame"><rect x="{4 + 150 * n}" y="53" width="13" height="13" rx="2"/>'
+        f'<text x="{22 + 150 * n}" y="64">{phase}</text></g>'
+        for n, phase in enumerate(phases)
+    )
+    return PICTURE.format(
+        title=escape(title), subtitle=escape(subtitle), width=width, height=height, style=style(), legend=legend,
+        boxes=boxes,
+    )  # fmt: skip
+
+
 STYLE = """
 .flame{--ink:#1d2228;--quiet:#5b6570;--paper:#fff;--light:79%;--step:2.6%;--mark:hsl(300 85% 72%);
 background:var(--paper);
@@ -230,16 +250,32 @@ aria-label="search a function or file" autocomplete="off"/></foreignObject>
 </svg>
 """
 
+PICTURE = """\
+<svg xmlns="http://www.w3.org/2000/svg" class="flame" width="{width}" height="{height}" role="img" aria-label="{title}">
+<style>{style}</style>
+<rect width="100%" height="100%" fill="var(--paper)"/>
+<text class="title" x="4" y="21">{title}</text>
+<text class="quiet" x="4" y="42">{subtitle}</text>
+{legend}
+{boxes}
+</svg>
+"""
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description='Draw VIEW.svg from VIEW.speedscope.json.')
     parser.add_argument('out', type=Path, help='the folder of the profile')
     parser.add_argument('view', choices=list(VIEWS))
+    parser.add_argument('--picture', type=int, metavar='WIDTH', help='an image of so many pixels for a page, no script')
+    parser.add_argument('--title', help='what stands above it')
     args = parser.parse_args()
     threads = load(args.out / f'{args.view}.speedscope.json')
     samples = sum(map(len, threads.values()))
-    svg = draw(threads, VIEWS[args.view][:1].upper() + VIEWS[args.view][1:], f'{samples:,} samples')
-    (args.out / f'{args.view}.svg').write_text(svg)
+    title, subtitle = args.title or VIEWS[args.view][:1].upper() + VIEWS[args.view][1:], f'{samples:,} samples'
+    if args.picture:
+        (args.out / f'{args.view}-picture.svg').write_text(picture(threads, title, subtitle, args.picture))
+    else:
+        (args.out / f'{args.view}.svg').write_text(draw(threads, title, subtitle))
 
 
 if __name__ == '__main__':

@@ -25,7 +25,7 @@ from .net.sockets import bound_udp, listening_tcp, listening_unix, prepare_liste
 from .net.stream import Stream
 from .net.tls import check_context, client_options
 from .system.paths import WatchedPath, watch
-from .system.process import Process, check_args, check_stdio, spawn
+from .system.process import Process, check_args, check_descriptors, check_stdio, spawn
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -455,6 +455,7 @@ class Reactor(Loop):
         on_exit: Callable[[Process, int | None, int | None], object] | None = None,
         env: Mapping[Any, Any] | None = None,
         cwd: str | bytes | PathLike[Any] | None = None,
+        pass_fds: Iterable[Any] = (),
         **options: Any,
     ) -> Process:
         """Start a program as a child; returns when it runs, with its pipes as streams in `stdin`, `stdout`, `stderr`.
@@ -466,18 +467,21 @@ class Reactor(Loop):
         on_exit  `on_exit(process, code, signal)`, once, after its end: one of the two is None; see `Process`
         env      its whole environment, by default ours
         cwd      the directory in which it starts, by default ours
+        pass_fds descriptors (numbers, or what has a `fileno()`) that it gets as well, under the same numbers; they
+                 stay yours
 
-        The child gets these three descriptors and no other, and signals as a shell would give them to it. It is killed
-        when the process handle or the reactor is closed. Without `on_data` what a pipe brings is read and dropped.
+        The child gets its three descriptors, these, and no other, and signals as a shell would give them to it. It is
+        killed when the process handle or the reactor is closed. Without `on_data` what a pipe brings is read and
+        dropped.
         Raises FileNotFoundError, PermissionError or another OSError when it cannot be started, `SelectorFull`, and
         TypeError or ValueError for bad arguments; nothing is left of it then.
         """
-        words, settings = check_args(args), Options(**options)
+        words, passed, settings = check_args(args), check_descriptors(self._os, pass_fds), Options(**options)
         stdio = check_stdio('stdin', stdin), check_stdio('stdout', stdout), check_stdio('stderr', stderr)
         check_callback('on_exit', on_exit)
         self.watchers.check()
         checked = self._stream_kind is CheckedStream
-        return spawn(self, self._os, words, stdio, on_exit, env, cwd, settings, checked)
+        return spawn(self, self._os, words, stdio, on_exit, env, cwd, passed, settings, checked)
 
     def watch_path(self, path: str | PathLike[str], fn: Callable[[WatchedPath, str, str], object]) -> WatchedPath:
         """Call `fn(handle, path, change)` when a file, or something in a directory, changes; see `WatchedPath`.
@@ -500,9 +504,11 @@ class Reactor(Loop):
 
         Then who waits in the queue of a listener is accepted, and the listener is closed; one that is paused, or has
         `max_connections`, goes on as there is room. Accepted connections are closed when they are idle: not `busy`,
-        nothing waits to be sent, nothing unread is here, for a tenth of a second at least (a second with 10,000).
+        nothing waits to be sent, nothing unread is here, all that for half a second (with 10,000 of them, one).
         `stop` is called when none of them is left, and no other stream is busy or has bytes waiting. Streams that you
         connected or adopted are yours to close, and nothing else is waited for: datagrams, children, threads, timers.
+        Listeners and connections that keep nothing running (`unref`) are left as they are, so that health checks and
+        those who look in are answered to the end.
 
         A second call can only make it earlier. With `run_once`: it returns False in the end. Raises ValueError and
         TypeError for bad arguments, HandleClosed after `close`, `ReactorError` in another thread than the loop's.

@@ -246,11 +246,15 @@ class Kernel:
         """Whether the caller may install signal handlers."""
         return threading.current_thread() is threading.main_thread()
 
-    def spawn(self, args: list[Any], stdin: Any, stdout: Any, stderr: Any, env: Any, cwd: Any) -> Popen[bytes]:
+    def spawn(
+        self, args: list[Any], stdin: Any, stdout: Any, stderr: Any, env: Any, cwd: Any, passed: list[int]
+    ) -> Popen[bytes]:
         """Start a child; returns when its program runs, raises the OSError for which it does not."""
         import subprocess
 
-        return subprocess.Popen(args, stdin=stdin, stdout=stdout, stderr=stderr, env=env, cwd=cwd)
+        if passed and os.name != 'posix':
+            raise OSError(errno.ENOTSUP, 'children get no other descriptors than their three on this platform')
+        return subprocess.Popen(args, stdin=stdin, stdout=stdout, stderr=stderr, env=env, cwd=cwd, pass_fds=passed)
 
     def pidfd(self, pid: int) -> int:
         """A descriptor that stands for a child and is readable when it has ended; -1 where there is none."""
@@ -265,7 +269,10 @@ class Kernel:
             return bool(select.select([sock], [], [], 0)[0])
         poll = select.poll()
         poll.register(sock.fileno(), select.POLLIN)
-        return any(events & select.POLLIN for _, events in poll.poll(0))
+        try:
+            return any(events & select.POLLIN for _, events in poll.poll(0))
+        except OSError:
+            return True  # no memory to tell; the next time, perhaps
 
     def has_bytes(self, sock: Any) -> bool:
         """Whether bytes that nobody has read wait in a connected socket."""

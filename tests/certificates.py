@@ -29,13 +29,19 @@ class Certificates:
         made = ('-out', str(self.authority), '-subj', '/CN=authority', '-days', DAYS)
         self._run('req', '-x509', *key(folder, 'authority'), *usage, *made)
         for name in 'server', 'client':
-            request = folder / f'{name}.csr'
-            self._run('req', *key(folder, name), '-out', str(request), '-subj', f'/CN={name}')
-            names = folder / f'{name}.ext'
-            names.write_text(EXTENSIONS)
-            signed = ('-CA', str(self.authority), '-CAkey', str(folder / 'authority.key'), '-CAcreateserial')
-            files = ('-in', str(request), '-out', str(folder / f'{name}.pem'), '-extfile', str(names))
-            self._run('x509', '-req', *files, *signed, '-days', DAYS)
+            self.issue(name)
+
+    def issue(self, name: str, *hosts: str) -> tuple[Path, Path]:
+        """Sign a certificate with the subject `name` for this machine and `hosts`: its file and that of its key."""
+        request, made = self.folder / f'{name}.csr', self.folder / f'{name}.pem'
+        self._run('req', *key(self.folder, name), '-out', str(request), '-subj', f'/CN={name}')
+        names = self.folder / f'{name}.ext'
+        names.write_text(EXTENSIONS.strip() + ''.join(f',DNS:{host}' for host in hosts) + '\n')
+        signed = ('-CA', str(self.authority), '-CAkey', str(self.folder / 'authority.key'), '-CAcreateserial')
+        self._run(
+            'x509', '-req', '-in', str(request), '-out', str(made), '-extfile', str(names), *signed, '-days', DAYS
+        )
+        return made, self.folder / f'{name}.key'
 
     def server(self, **options: object) -> ssl.SSLContext:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)

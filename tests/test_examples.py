@@ -20,6 +20,12 @@ EXAMPLES = Path(__file__).parent.parent / 'examples'
 LONGER = {
     'http_server.py': 210,
     'resp_server.py': 350,
+    'service.py': 90,
+    'asyncio_original.py': 120,
+    'asyncore_relay_original.py': 75,
+    'port_from_asyncio.py': 105,
+    'port_from_tornado.py': 105,
+    'tornado_original.py': 105,
     'websocket_chat.py': 150,
 }  # lines of whole servers
 SIGNALS = pytest.mark.skipif(sys.platform == 'win32', reason='Windows has no SIGHUP, and no SIGINT for a child')
@@ -31,10 +37,10 @@ def needs(*commands):
 
 
 @contextmanager
-def example(name, *options, warnings='error'):
+def example(name, *options, warnings='error', mode='dev'):
     """A running example; yields (process, port), and ends it by its own means."""
     process = subprocess.Popen(
-        [sys.executable, '-X', 'dev', '-W', warnings, str(EXAMPLES / name), *options],
+        [sys.executable, '-X', mode, '-W', warnings, str(EXAMPLES / name), *options],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     try:
@@ -288,6 +294,36 @@ def test_tls_echo_asks_for_certificates(certificates):  # noqa: F811
         assert b'certificate required' in stranger.stderr or b'SSL' in stranger.stderr
 
 
+@SIGNALS
+@needs('openssl', 'curl')
+def test_tls_service_renews_its_certificates_and_keeps_them_when_it_cannot(certificates, tmp_path):  # noqa: F811
+    live = tmp_path / 'live.pem', tmp_path / 'live.key'
+
+    def put(name, key):
+        shutil.copy(certificates.issue(name, 'example.org')[0], live[0])
+        shutil.copy(certificates.folder / f'{key}.key', live[1])
+
+    def shown():
+        talk = ['curl', '-sSv', '-m', '20', '--resolve', f'example.org:{port}:127.0.0.1']
+        done = subprocess.run(
+            [*talk, '--cacert', certificates.authority, f'https://example.org:{port}/'], capture_output=True, text=True
+        )
+        assert done.stdout.startswith('TLSv1.3 with TLS_'), done.stderr
+        return re.search(r'subject: *CN ?= ?(\w+)', done.stderr)[1]
+
+    put('first', 'first')
+    with example('tls_service.py', '--port', '0', '--name', 'example.org', *map(str, live)) as (process, port):
+        assert shown() == 'first'
+        put('second', 'second')
+        process.send_signal(signal.SIGHUP)
+        assert process.stdout.readline().startswith('certificates good until 2')
+        assert shown() == 'second'
+        put('third', 'second')
+        process.send_signal(signal.SIGHUP)
+        assert f'the key in {live[1]} does not belong' in process.stdout.readline()
+        assert shown() == 'second'
+
+
 @needs('openssl')
 def test_starttls_goes_over_to_tls_in_the_middle():
     with example('starttls.py', '--port', '0') as (_, port):
@@ -329,6 +365,22 @@ def test_process_tail_says_in_one_line_what_cannot_be_run():
     process = tail('/no/such/command')
     assert process.communicate(timeout=20) == ('', 'process_tail.py: /no/such/command: No such file or directory\n')
     assert process.returncode == 1
+
+
+@SIGNALS
+def test_workers_are_several_that_echo_and_are_replaced_while_they_do():
+    with example('workers.py', '--port', '0', '--workers', '2') as (process, port), client(port) as first:
+        greeting = read_until(first, b'\n')
+        first.sendall(b'well\n')
+        assert read_until(first, b'well\n') == b'well\n'
+        others = {greeting}
+        while len(others) == 1:
+            with client(port) as other:
+                others.add(read_until(other, b'\n'))
+        process.send_signal(signal.SIGHUP)
+        assert read_to_end(first) == b''  # its worker goes when the next ones serve
+        with client(port) as other:
+            assert read_until(other, b'\n') not in others
 
 
 PORTS = [

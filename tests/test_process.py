@@ -467,6 +467,31 @@ def test_a_child_inherits_no_descriptor_but_three(r, sockets):
     assert out.received.split() == [b'0', b'1', b'2'], err.received
 
 
+def test_a_child_inherits_what_is_handed_on_by_the_same_number_and_nothing_else(r, sockets):
+    ours, theirs = sockets()
+    _, another = sockets()
+    code = 'import os; print(*[fd for fd in range(256) if os.path.exists(f"/dev/fd/{fd}")])'
+    passed = [theirs, another.fileno()]
+    process = python(r, code, stdin=DEVNULL, stdout=PIPE, stderr=PIPE, pass_fds=passed)
+    out, err = listen(process.stdout), listen(process.stderr)
+    r.run()
+    assert {int(fd) for fd in out.received.split()} == {0, 1, 2, theirs.fileno(), another.fileno()}, err.received
+    assert not os.get_inheritable(theirs.fileno())  # they stay ours, and closed to the next child
+    ours.send(b'x')
+    assert theirs.recv(1) == b'x'
+
+
+def test_a_descriptor_that_is_handed_on_and_closed_raises_at_the_call_and_leaves_nothing(r, sockets):
+    ours, _ = sockets()
+    number = ours.fileno()
+    ours.close()
+    with pytest.raises(ValueError, match='closed already'):
+        r.spawn(['true'], pass_fds=[ours])
+    with pytest.raises(OSError, match='not open'):
+        r.spawn(['true'], stdout=PIPE, pass_fds=[number])
+    assert not children() and not r.handles()
+
+
 def test_a_child_gets_signals_as_a_shell_would_give_them(r):
     """Python ignores SIGPIPE, and what is ignored is inherited, unless it is put back."""
     exits = Exits()
@@ -541,6 +566,10 @@ def test_a_command_is_a_list_of_words(r, args, error):
         ({'stdout': -7}, ValueError),
         ({'stdout': 'out.txt'}, TypeError),
         ({'on_exit': 3}, TypeError),
+        ({'pass_fds': 3}, TypeError),
+        ({'pass_fds': [-1]}, ValueError),
+        ({'pass_fds': ['0']}, TypeError),
+        ({'pass_fds': [True]}, TypeError),
         ({'high_water': -1}, ValueError),
         ({'no_such_option': 1}, TypeError),
     ],

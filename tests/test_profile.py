@@ -152,6 +152,17 @@ def test_without_counters_the_samples_speak_alone(threads):
     assert result['warnings'] == ['0 samples with the GIL held: hardly any CPU used, its shares are rough']
 
 
+def test_a_picture_of_it_has_a_width_a_legend_and_nothing_to_run(threads):
+    drawn = flame.picture(threads, 'a <title>', 'b & c', 900)
+    root = ElementTree.fromstring(drawn)
+    assert root.get('width') == '900' and 'script' not in drawn and 'foreignObject' not in drawn
+    texts = [text.text for text in root.iter('{http://www.w3.org/2000/svg}text')]
+    assert texts[:2] == ['a <title>', 'b & c']
+    assert {'_poll', '_dispatch'} <= set(texts)
+    assert any('_dispatch (' in text for text in texts)
+    assert len(flame.picture(threads, '', '', 9)) < len(drawn)  # what would be too narrow to see is left out
+
+
 def test_the_flame_graph_is_as_wide_as_the_samples_and_well_formed(threads):
     drawn = flame.draw(threads, 'a <title>', 'b & c')
     boxes = {}

@@ -167,13 +167,37 @@ def test_a_server_that_is_not_there_is_an_error_and_tried_again(r):
     assert (load.replies, load.errors) == (4, {}) and load.failed >= 3
 
 
-def test_a_load_that_is_stopped_tells_what_it_knows(r):
-    server = Server(r, lambda number, conn: OK)
-    load = SteadyLoad(r, '127.0.0.1', server.port, connections=2, rate=100, seconds=60, timeout=10, on_done=r.stop)
+def stoppable(r, answer):
+    server, done = Server(r, answer), []
+    load = SteadyLoad(r, '127.0.0.1', server.port, connections=2, rate=100, seconds=60, timeout=10,
+                      on_done=lambda: done.append(1))  # fmt: skip
+    return load, done
+
+
+def test_a_load_that_is_stopped_still_accounts_for_what_was_asked(r):
+    load, done = stoppable(r, lambda number, conn: r.call_later(0.05, conn.write, OK) and None)
     run_until(r, lambda: load.replies == 3)
     load.stop()
+    assert not done
+    run_until(r, lambda: done)
+    assert load.requests == load.replies > 3 and load.failed == 0 and load.share < 1
+
+
+def test_a_load_that_is_stopped_twice_waits_for_nothing(r):
+    load, done = stoppable(r, lambda number, conn: None)
+    run_until(r, lambda: load.requests == 3)
+    load.stop()
+    load.stop()
+    assert done == [1]
     run_until(r, lambda: len(r.handles()) == 1)
-    assert load.figures()['replies'] == 3 and load.share < 1
+    load.stop()
+    assert done == [1]
+
+
+def test_a_load_that_is_stopped_before_it_began_is_done(r):
+    load, done = stoppable(r, lambda number, conn: OK)
+    load.stop()
+    assert done == [1] and load.requests == 0 and json.dumps(load.figures()) and load.report()
 
 
 def command(r, server, *options):

@@ -3,6 +3,7 @@
 Owns the list. The rule: a figure is one line here and one class in a module beside this.
 """
 
+from .behind_haproxy import Killed, Rolling
 from .children import Children
 from .churn import Churn
 from .clocks import Jumps, Timers
@@ -13,6 +14,7 @@ from .interrupts import SignalFlood
 from .kills import Kills
 from .loris import SlowLoris
 from .network import NETWORK
+from .serving import Crashes, Drains, Orphans, Reloads
 from .shortage import Memory, SelectLimit
 from .unread import Unread
 
@@ -28,11 +30,17 @@ FIGURES = [
     SignalFlood(),
     *NETWORK,
     Kills(),
+    Reloads(),
     Memory(),
     Jumps(),
     SelectLimit(),
     Children(),
     Collector(),
+    Rolling(),
+    Killed(),
+    Drains(),
+    Orphans(),
+    Crashes(),
 ]
 
 BY_NAME = {figure.name: figure for figure in FIGURES}

@@ -6,6 +6,7 @@ answer before it asks again.
 
 import re
 import shutil
+import signal
 import subprocess
 
 from measuring.server import Failed
@@ -23,3 +24,27 @@ def saturate(port, connections, seconds, scheme='http'):
     if report is None or not int(report[1]):
         raise Failed(f'wrk: {done.stdout.strip() or done.stderr.strip()}')
     return int(report[1]), float(report[2]) * {'ms': 0.001, 's': 1, 'm': 60}[report[3]]
+
+
+class Wrk:
+    """wrk over so many connections until `end`, for what happens meanwhile."""
+
+    def __init__(self, port, path, connections, longest=3600):
+        self.process = subprocess.Popen(
+            ['wrk', '-t2', f'-c{connections}', f'-d{longest}s', f'http://127.0.0.1:{port}{path}'],
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def end(self):
+        """The requests answered, the errors by kind, and the answers that were not 200 or the like."""
+        self.process.send_signal(signal.SIGINT)
+        text, _ = self.process.communicate(timeout=30)
+        report = re.search(r'(\d+) requests in', text)
+        if report is None or not int(report[1]):
+            raise Failed(f'wrk: {text.strip()}')
+        errors = re.search(r'Socket errors: connect (\d+), read (\d+), write (\d+), timeout (\d+)', text)
+        kinds = ('connect', 'read', 'write', 'timeout')
+        found = dict(zip(kinds, map(int, errors.groups()), strict=True)) if errors else {}
+        others = re.search(r'Non-2xx or 3xx responses: (\d+)', text)
+        return {'requests': int(report[1]), 'errors': found, 'other_answers': int(others[1]) if others else 0}

@@ -10,6 +10,8 @@ import signal
 import sys
 
 from .. import Reactor, ReactorError, __version__
+from ..observe import source
+from ..observe.live import LivePage
 from .experiment import run_experiment
 from .limits import raise_descriptor_limit, source_addresses
 from .load import Load
@@ -26,6 +28,8 @@ SELECTORS = {
     'poll': getattr(selectors, 'PollSelector', None),
     'select': selectors.SelectSelector,
 }
+DASHBOARD, LOOPBACK = 9010, '127.0.0.1'
+SLOW = 0.1  # seconds: a callback that takes as long is named on the live page
 INTERRUPTED = 130  # what a shell reports for a program that Ctrl-C ended
 
 DESCRIPTION = """\
@@ -35,6 +39,7 @@ EXAMPLES = """\
 examples:
   python -m reactor.demo                            40,000 connections, at 6,000 a second
   python -m reactor.demo --connections 1000 --delay 1 --json
+  python -m reactor.demo --dashboard                the same, and a page to watch it on
   python -m reactor.demo serve --port 9009          the server alone, statistics once a second
   python -m reactor.demo load --connections 5000    the load alone, against it
   python -m reactor.demo load --port 8080 --connections 100 --requests-per-second 2000 --seconds 10
@@ -83,6 +88,9 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument('--connections', type=COUNT, default=40000, help='open at once (default 40000)')
     top.add_argument('--rate', type=RATE, default=6000, help='opened each second (default 6000)')
     top.add_argument('--delay', type=SECONDS, default=10, help='seconds that each answer waits (default 10)')
+    dashboard = {'type': port, 'nargs': '?', 'const': DASHBOARD, 'metavar': 'PORT',
+                 'help': f'serve a live page on this machine (default port {DASHBOARD}, 0 for a free one)'}  # fmt: skip
+    top.add_argument('--dashboard', **dashboard)  # type: ignore[arg-type]
     top.add_argument('--json', action='store_true', help='print one JSON object instead of the table')
     top.add_argument('--quiet', action='store_true', help='no progress lines')
     commands = top.add_subparsers(dest='command', title='commands', parser_class=Parser, metavar='')
@@ -95,6 +103,8 @@ def parser() -> argparse.ArgumentParser:
     serving.add_argument('--reuse-port', action='store_true', help='let other processes listen on the port too')
     serving.add_argument('--seconds', type=SECONDS, help='end after so many seconds')
     serving.add_argument('--no-stats', action='store_true', help='do not print statistics once a second')
+
+    serving.add_argument('--dashboard', **dashboard)  # type: ignore[arg-type]
 
     loading = commands.add_parser('load', help='the load alone')
     loading.add_argument('--host', default='127.0.0.1', help='server to connect to (default 127.0.0.1)')
@@ -123,17 +133,32 @@ def run_server(args: argparse.Namespace) -> int:
         return 2
     raise_descriptor_limit()
     try:
-        with Reactor(selector=selector()) as r:
-            r.run(lambda r: serve(r, args.host, args.port, delay=args.delay, reuse_port=args.reuse_port,
-                                  seconds=args.seconds, stats=not args.no_stats))  # fmt: skip
+        with Reactor(selector=selector(), slow_callback=None if args.dashboard is None else SLOW) as r:
+            r.run(lambda r: start_server(r, args))
     except KeyboardInterrupt:
         return INTERRUPTED
     except (OSError, ReactorError) as exc:
-        hint = '; --port 0 picks a free one' if getattr(exc, 'errno', None) == errno.EADDRINUSE else ''
-        print(f'reactor.demo: {getattr(exc, "strerror", None) or exc}{hint}', file=sys.stderr)
-        return 1
+        return failed(exc, '--port 0 or --dashboard 0')
     print('TCP server exited.', flush=True)
     return 0
+
+
+def failed(exc: Exception, free_port: str) -> int:
+    """Say it in one line; returns the exit status."""
+    hint = f'; {free_port} picks a free one' if getattr(exc, 'errno', None) == errno.EADDRINUSE else ''
+    print(f'reactor.demo: {getattr(exc, "strerror", None) or exc}{hint}', file=sys.stderr)
+    return 1
+
+
+def start_server(r: Reactor, args: argparse.Namespace) -> None:
+    """Everything that `serve` starts."""
+    server = serve(r, args.host, args.port, delay=args.delay, reuse_port=args.reuse_port, seconds=args.seconds,
+                   stats=not args.no_stats)  # fmt: skip
+    if args.dashboard is not None:
+        told = source(r)
+        page = LivePage(r, LOOPBACK, args.dashboard, lambda: {'0': {**told()['0'], 'requests': server.finished}},
+                        about='The server of reactor.demo.')  # fmt: skip
+        print(f'live page at {page.url}', flush=True)
 
 
 def run_load(args: argparse.Namespace) -> int:
@@ -178,9 +203,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.command == 'load':
         return run_load(args)
     try:
-        return run_experiment(args.connections, args.rate, args.delay, args.json, args.quiet)
+        return run_experiment(args.connections, args.rate, args.delay, args.json, args.quiet, args.dashboard)
     except KeyboardInterrupt:
         return INTERRUPTED
+    except OSError as exc:
+        return failed(exc, '--dashboard 0')
 
 
 if __name__ == '__main__':

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import signal
 import socket
+from os import getpid
 from time import process_time
 
 from .. import Reactor, Stream
@@ -54,6 +55,7 @@ class Child:
     def __init__(self, r: Reactor, sock: socket.socket) -> None:
         self.r = r
         self.server: HeldServer | None = None
+        self.watched = False  # whether the server's figures are to be told
         self.load: Load | None = None
         self.control = Control(r, sock, self.on_message, r.stop)
         r.call_every(REPORT_EVERY, self.report).unref()
@@ -61,8 +63,8 @@ class Child:
     def on_message(self, message: dict[str, Any]) -> None:
         getattr(self, 'do_' + message.pop('do'))(**message)
 
-    def do_listen(self, host: str, port: int, delay: float, reuse_port: bool) -> None:
-        self.server = HeldServer(self.r, delay)
+    def do_listen(self, host: str, port: int, delay: float, reuse_port: bool, watched: bool) -> None:
+        self.server, self.watched = HeldServer(self.r, delay), watched
         try:
             listener = self.server.listen(host, port, reuse_port=reuse_port)
         except OSError as exc:
@@ -85,9 +87,11 @@ class Child:
 
     def report(self) -> None:
         if self.server is not None and self.server.listener is not None:
-            self.control.send(
-                open=self.server.listener.open_connections, finished=self.server.finished, cpu=process_time()
-            )
+            told: dict[str, Any] = {'open': self.server.listener.open_connections, 'finished': self.server.finished}
+            if self.watched:
+                figures = self.r.stats().as_dict()
+                told['figures'] = {**figures, 'pid': getpid(), 'requests': self.server.finished}
+            self.control.send(cpu=process_time(), **told)
         elif self.load is not None:
             load = self.load
             settled = load.connected + sum(load.errors.values())

@@ -17,6 +17,7 @@ from time import monotonic
 from .. import Reactor
 from ..kernel import SO_REUSEPORT
 from ..observe import memory
+from ..observe.live import LivePage
 from .control import Control
 from .limits import most_connections, processes_for, raise_descriptor_limit, source_addresses
 from .load import quantile
@@ -62,7 +63,7 @@ class Experiment:
     """Runs in a reactor of its own; `result` has the figures when it is done, `failure` why it could not be."""
 
     def __init__(self, r: Reactor, *, connections: int, asked: int, rate: float, delay: float, per_process: int,
-                 progress: Progress) -> None:  # fmt: skip
+                 progress: Progress, watched: bool = False) -> None:  # fmt: skip
         self.r = r
         self.connections = connections
         self.asked = asked
@@ -70,6 +71,7 @@ class Experiment:
         self.delay = delay
         self.per_process = per_process
         self.progress = progress
+        self.watched = watched  # whether the servers are to tell their figures
         self.servers: list[Process] = []
         self.loads: list[Process] = []
         self.port = 0
@@ -90,7 +92,8 @@ class Experiment:
     def start_server(self) -> None:
         server = Process(self)
         self.servers.append(server)
-        server.control.send(do='listen', host=HOST, port=self.port, delay=self.delay, reuse_port=SO_REUSEPORT >= 0)
+        server.control.send(do='listen', host=HOST, port=self.port, delay=self.delay, reuse_port=SO_REUSEPORT >= 0,
+                            watched=self.watched)  # fmt: skip
 
     def start_loads(self) -> None:
         count = processes_for(self.connections, self.per_process, False)
@@ -145,6 +148,21 @@ class Experiment:
     @staticmethod
     def total(processes: list[Process], name: str) -> int:
         return sum(process.told.get(name, 0) for process in processes)
+
+    def figures(self) -> dict[str, Any]:
+        """The servers as a source for the live page."""
+        return {
+            f'server {n}': {**server.told['figures'], 'base_memory': server.base_memory}
+            for n, server in enumerate(self.servers, 1)
+            if 'figures' in server.told
+        }
+
+    def outcome(self) -> str:
+        """How it ended, in a sentence."""
+        if self.result:
+            answered, errors = self.result['answered'], self.result['errors']
+            return f'The experiment has ended: {answered:,} answered, {errors:,} errors'
+        return f'The experiment has ended: {self.failure or "interrupted"}'
 
     def line(self) -> str:
         """How far it is, for the progress display."""
@@ -202,7 +220,9 @@ class Experiment:
         self.r.stop()
 
 
-def run_experiment(connections: int, rate: float, delay: float, as_json: bool, quiet: bool) -> int:
+def run_experiment(
+    connections: int, rate: float, delay: float, as_json: bool, quiet: bool, dashboard: int | None = None
+) -> int:
     """Run it and print what it found; returns the exit status."""
     if os.name != 'posix':
         print('reactor.demo: the experiment hands sockets to its processes, which this platform cannot; '
@@ -216,13 +236,20 @@ def run_experiment(connections: int, rate: float, delay: float, as_json: bool, q
               f'{per_process:,} here (see `ulimit -Hn`)', file=sys.stderr)  # fmt: skip
     with Reactor() as r:
         experiment = Experiment(r, connections=connections, asked=asked, rate=rate, delay=delay,
-                                per_process=per_process, progress=Progress(quiet))  # fmt: skip
+                                per_process=per_process, progress=Progress(quiet),
+                                watched=dashboard is not None)  # fmt: skip
+        page = None
+        if dashboard is not None:
+            page = LivePage(r, HOST, dashboard, experiment.figures, about='The experiment of reactor.demo.')
+            print(f'live page at {page.url}', file=sys.stderr, flush=True)
         try:
             r.call_soon(experiment.start)
             r.run()
         finally:
             experiment.progress.end()
             experiment.done = True  # closing the reactor ends the processes
+            if page is not None:
+                page.end(experiment.outcome())
     if experiment.failure:
         print(f'reactor.demo: {experiment.failure}', file=sys.stderr)
         return 1

@@ -63,14 +63,14 @@ class Server:
         if self.listener is not None:
             self.listener.close()
         for handle in self.r.handles():
-            if isinstance(handle, Stream) and handle.data is not ASKED:
+            if isinstance(handle, Stream) and handle.origin is self.listener and handle.data is not ASKED:
                 handle.close()
 
 
 def serve(
     r: Reactor, host: str, port: int, *, delay: float, reuse_port: bool, seconds: float | None, stats: bool
-) -> None:
-    """Start the server and its statistics; for `Reactor.run`."""
+) -> Server:
+    """Start the server and its statistics, in a running reactor."""
     print('Starting TCP server.', flush=True)
     server = Server(r, delay)
     listener = server.listen(host, port, reuse_port=reuse_port)
@@ -104,3 +104,4 @@ def serve(
         r.call_later(seconds, quit).unref()
     if stats:
         show_stats()
+    return server

@@ -56,7 +56,7 @@ class SteadyLoad:
         self.host, self.port = host, port
         self.connections = connections
         self.rate = rate
-        self.total = max(1, round(rate * seconds))
+        self.total = self.wanted = max(1, round(rate * seconds))
         self.timeout = timeout
         self.on_done = on_done
         name = f'[{host}]' if ':' in host else host
@@ -121,16 +121,22 @@ class SteadyLoad:
         if len(self.listed) < LISTED:
             self.listed.append((self.ended - self.began, kind))
 
+    def stop(self) -> None:
+        """Ask no more, and wait for what was asked; the second time, do not wait."""
+        if not self.began or self.total < self.wanted:
+            self.finish()
+        else:
+            self.total = self.requests
+
     def finish(self) -> None:
-        """All is accounted for, or nobody wants to know any more."""
+        if self._done:
+            return
         self._done = True
         self._ticks.cancel()
         for handle in self.r.handles():
             if isinstance(handle, Stream) and handle.on_close == self.on_close:
                 handle.abort()
         self.on_done()
-
-    stop = finish
 
     # the connections
 
@@ -202,7 +208,7 @@ class SteadyLoad:
     @property
     def share(self) -> float:
         """How much of it is done, 1 for all."""
-        return (self.requests - len(self._waiting) - len(self._asked)) / self.total
+        return (self.requests - len(self._waiting) - len(self._asked)) / self.wanted
 
     @property
     def failed(self) -> int:
@@ -211,7 +217,7 @@ class SteadyLoad:
 
     def line(self) -> str:
         """How far it is."""
-        return f'{self.requests:,} of {self.total:,} requests, {self.failed} failed'
+        return f'{self.requests:,} of {self.wanted:,} requests, {self.failed} failed'
 
     def figures(self) -> dict[str, Any]:
         """What JSON can say; times in seconds."""

@@ -35,7 +35,8 @@ class Handle:
     """Something open that `run` waits for: a connection, a listener, a signal handler, a call in a thread.
 
     `events` is the mask of what it wants from its descriptor. The loop tests it right before each call, which is
-    the whole guard against stale events. `since` is the loop's clock when the handle was opened, in seconds.
+    the whole guard against stale events. `loop` is the reactor that it belongs to, `since` its clock when the handle
+    was opened, in seconds.
     """
 
     __slots__ = ('__weakref__', 'events', 'loop', 'since')

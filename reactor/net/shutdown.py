@@ -10,14 +10,15 @@ HAProxy's drain and Envoy's, and "lame duck" is the word of Google's load sheddi
     finishing   connections that are idle are closed, busy ones are left to end; when none is left, `stop`
     deadline    what is left is reset
 
-The rule: a connection is closed for being idle only when it is so at two looks in a row, and right before it is asked
-once more whether something unread has come. So one that was accepted last has the time to be read, and a request that
-is on its way from a client who was just answered has it too.
+What keeps nothing running (`unref`) is no part of it: who looks in sees the end, and health checks are answered to it.
+
+The rule: a connection is closed for being idle when it was so at each look of GRACE seconds, of which the last is right
+before: so long a request is on its way, from a client who was accepted or answered at the last moment.
 """
 
 from __future__ import annotations
 
-from weakref import WeakSet
+from weakref import WeakKeyDictionary
 
 from ..errors import ShutdownTimeout
 from .addresses import show
@@ -28,7 +29,9 @@ from .stream import CLOSING, OPEN, Stream
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from ..loop.loop import Loop
+    from ..loop.watcher import Handle
 
+GRACE = 0.5  # seconds: twice around the world, or once and a lost segment sent again
 LOOK = 0.1  # seconds between two looks
 LOOK_COST = 1e-4  # and so many for each open handle, which takes less than a hundredth of it: 1 % of a processor
 CLOSES_PER_TURN = 256  # of idle connections; the busy ones are being served
@@ -38,19 +41,20 @@ FAREWELL = 1.0  # seconds for peers to end their side when everything is said; m
 class Shutdown:
     """What `shutdown` has begun. `over` is True when it has called `stop`."""
 
-    __slots__ = ('_asking', '_began', '_deadline', '_idle', '_looking', '_loop', '_silent_since', 'over')
+    __slots__ = ('_asking', '_began', '_deadline', '_idle', '_looking', '_loop', '_silent_since', '_until', 'over')
 
     def __init__(self, loop: Loop, deadline: float, lame_duck: float) -> None:
         self._loop = loop
         self.over = False
         self._began = loop.timers.clock()
-        self._idle: WeakSet[Stream] = WeakSet()  # as the last look saw them
+        self._until = self._began + deadline
+        self._idle: WeakKeyDictionary[Stream, float] = WeakKeyDictionary()  # since when, as the looks saw it
         self._silent_since: float | None = None  # from when on nothing but the ends of peers were waited for
         later = loop.timers.later
         self._deadline = later(deadline, self._abort)
         self._asking = later(lame_duck, self._ask_listeners)
         self._looking = later(lame_duck, self._look)
-        for handle in loop.handles():
+        for handle in self._served():
             if isinstance(handle, Listener):
                 handle.handle_shutdown()
 
@@ -58,18 +62,22 @@ class Shutdown:
         """The same again: of each time, whichever is earlier."""
         if self.over:
             return
-        clock = self._loop.timers.clock()
+        now = self._loop.timers.clock()
+        self._until = min(self._until, now + deadline)
         for timer, delay in ((self._deadline, deadline), (self._asking, lame_duck), (self._looking, lame_duck)):
-            if timer.deadline is not None and clock + delay < timer.deadline:
+            if timer.deadline is not None and now + delay < timer.deadline:
                 timer.reset(delay)
+
+    def _served(self) -> list[Handle]:
+        watchers = self._loop.watchers
+        return [handle for handle in self._loop.handles() if watchers.is_referenced(handle)]
 
     def _ask_listeners(self) -> None:
         """Close each listener for whom nobody waits."""
-        loop = self._loop
         taking = False
-        for handle in loop.handles():
+        for handle in self._served():
             if isinstance(handle, Listener):
-                if not loop.watchers.kernel.has_clients(handle.sock):
+                if not self._loop.watchers.kernel.has_clients(handle.sock):
                     handle.close()
                 else:
                     taking = taking or handle.events != 0
@@ -77,59 +85,60 @@ class Shutdown:
             self._asking.reset(0)  # each turn takes some of them; paused and full ones are asked with the next look
 
     def _look(self) -> None:
-        """Close what was idle before and still is; stop when nothing is left."""
+        """Close what has been idle for long enough; stop when nothing is left."""
         self._looking.reset(LOOK)  # whatever happens here
         if self._asking.deadline is None:
             self._ask_listeners()
-        handles = self._loop.handles()
+        handles, now = self._served(), self._loop.timers.clock()
+        idle: WeakKeyDictionary[Stream, float] = WeakKeyDictionary()
         waits, silent, closed = 0, [], 0
-        idle: WeakSet[Stream] = WeakSet()
-        for stream in handles:
-            if not isinstance(stream, Stream):
-                waits += isinstance(stream, Listener)
-            elif stream.state is CLOSING and not stream.buffered:
-                silent.append(stream)
-            elif stream.buffered or stream.busy:
+        for handle in handles:
+            if not isinstance(handle, Stream):
+                waits += isinstance(handle, Listener)
+            elif handle.buffered or (handle.busy and not handle.closed):
                 waits += 1
-            elif isinstance(stream.origin, Listener):
-                if stream.state != OPEN or stream.unread:
-                    pass  # in a handshake, broken and about to end, or about to be read
-                elif stream not in self._idle:
-                    idle.add(stream)
-                elif closed == CLOSES_PER_TURN:
-                    self._looking.reset(0)
-                    return
-                else:
-                    closed += 1
-                    stream.close()
-                waits += stream.sock is not None
+            elif not isinstance(handle.origin, Listener):
+                pass  # the application's own
+            elif handle.state is CLOSING:
+                silent.append(handle)
+            elif handle.state != OPEN:
+                waits += 1  # in a handshake, or broken and about to end
+            elif not self._idle_long(handle, now):
+                waits += 1
+                idle[handle] = self._idle.get(handle, now)
+            elif handle.unread:  # asked only right before: the answer may be an error, which nobody would hear of then
+                waits += 1
+            elif closed == CLOSES_PER_TURN:
+                self._looking.reset(0)
+                return
+            else:
+                closed += 1
+                handle.close()
+                waits += handle.sock is not None
         self._idle = idle
         if waits:
             self._silent_since = None
-        elif not silent or self._said_farewell():
+        elif not silent or self._said_farewell(now):
             for stream in silent:
                 stream.finish(None)
             self._stop()
             return
-        self._looking.reset(self._pause(len(handles)))
+        self._looking.reset(max(LOOK, min(len(handles) * LOOK_COST, (self._until - now) / 4)))
 
-    def _said_farewell(self) -> bool:
-        now = self._loop.timers.clock()
+    def _idle_long(self, stream: Stream, now: float) -> bool:
+        since = self._idle.get(stream, now)
+        return now - since >= min(GRACE, (self._until - since) / 2)  # where time is short, half of it
+
+    def _said_farewell(self, now: float) -> bool:
         if self._silent_since is None:
             self._silent_since = now
-        return now >= self._silent_since + FAREWELL
-
-    def _pause(self, handles: int) -> float:
-        # Not so long that the second look comes behind the deadline.
-        deadline = self._deadline.deadline
-        assert deadline is not None
-        left = deadline - self._loop.timers.clock()
-        return max(LOOK, min(handles * LOOK_COST, left / 4))
+        return now - self._silent_since >= FAREWELL
 
     def _abort(self) -> None:
-        """The deadline: reset what is left, and stop."""
+        """The deadline: stop, and reset what is left."""
+        self._stop()
         waited = self._loop.timers.clock() - self._began
-        for handle in self._loop.handles():
+        for handle in self._served():
             if isinstance(handle, Listener):
                 handle.close()
             elif isinstance(handle, Stream) and isinstance(handle.origin, Listener):
@@ -140,7 +149,6 @@ class Shutdown:
                         f'{handle.buffered} bytes waited; it was reset'
                     )
                 )
-        self._stop()
 
     def _stop(self) -> None:
         self.over = True

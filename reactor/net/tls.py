@@ -512,6 +512,8 @@ def hint(ssl: Any, exc: SSLError) -> str:
         return f'{exc.verify_message}; trust its issuer in the context, or ask for the name that it has'
     if exc.reason in ('HTTP_REQUEST', 'WRONG_VERSION_NUMBER'):
         return 'it does not speak TLS; check the port'
+    if exc.reason == 'CALLBACK_FAILED':
+        return 'the sni_callback of the context refused the name that it asked for'
     return 'compare what both sides allow'
 
 

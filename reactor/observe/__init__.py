@@ -7,6 +7,7 @@ running, never stops it from ending, and an error of its own hurts nobody else.
     from reactor import observe
 
     observe.control(r, '/run/app.sock')            # then: python -m reactor.observe /run/app.sock
+    observe.live_page(r, port=9080)                # then: a browser at http://127.0.0.1:9080
     observe.serve_metrics(r, '127.0.0.1', 9464)    # needs prometheus_client: pip install 'selectors-reactor[metrics]'
 
 All parts take a *source*: a callable that returns `{name: figures}`, for one reactor (`source(r)`) or for workers.
@@ -22,9 +23,18 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-_PARTS: dict[str, str] = {}
+    from .control_socket import control
+    from .live import live_page
+    from .metrics import ReactorCollector, serve_metrics
 
-__all__ = ['combined', 'memory', 'source', *_PARTS]
+_PARTS = {
+    'control': 'control_socket',
+    'live_page': 'live',
+    'ReactorCollector': 'metrics',
+    'serve_metrics': 'metrics',
+}
+
+__all__ = ['ReactorCollector', 'combined', 'control', 'live_page', 'memory', 'serve_metrics', 'source']
 
 
 def __getattr__(name: str) -> Any:

@@ -50,14 +50,14 @@ def live_page(
     source      of the figures, see `reactor.observe`; by default those of `r`
     about       a sentence at the foot of the page, such as the name of the program
 
-    It keeps nothing running and needs nothing while nobody looks; at most 16 may look at once. Close the listener to end
-    it; who looks by then sees it to the end of the connection. Raises as `listen_tcp` does.
+    It keeps nothing running and needs nothing while nobody looks; at most 16 may look at once. Close the listener, and
+    nobody new can. Raises as `listen_tcp` does.
     """
     return LivePage(r, host, port, source, about=about).listener
 
 
 class LivePage:
-    """The page of one listener; `listener` and `end` are for those who made it, the rest is its own."""
+    """The page of one listener; `listener`, `url` and `end` are for those who made it, the rest is its own."""
 
     def __init__(
         self, r: Reactor, host: str | None, port: int, source: Source | None = None, *, about: str = ''
@@ -71,11 +71,22 @@ class LivePage:
         self._over: str | None = None
         self._sampler = Sampler(self._told)
         self.listener = listen_http(r, host, port, self._answer)
+        r.add_exit_callback(self.end, 'The program has ended')
+
+    @property
+    def url(self) -> str:
+        """Where to point a browser of this machine."""
+        host, port = self.listener.address[:2]
+        host = {'0.0.0.0': '127.0.0.1', '::': '::1'}.get(host, host)
+        return f'http://[{host}]:{port}/' if ':' in host else f'http://{host}:{port}/'
 
     def end(self, text: str) -> None:
-        """Tell who looks that it is over, and why; the page keeps its last picture and says so."""
-        self._over = text
-        self._dismiss(text)
+        """Tell who looks that it is over, and why; the page keeps its last picture and says so. Once, and for good."""
+        if self._over is None:
+            self._over = text
+            if self._viewers:
+                self._tick()
+            self._dismiss(text)
 
     def _dismiss(self, text: str) -> None:
         for viewer in list(self._viewers):

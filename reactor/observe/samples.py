@@ -30,17 +30,19 @@ FIELDS = (
     'timers',
     'soon',
     'completions',
+    'busiest',  # of all loops: the share that one spent outside the selector
     'lag_p50',  # how late timers fired since the last sample: indices into `Stats.timer_lag`
     'lag_p99',
     'lag_max',
     'cpu',  # cores in use
     'memory',  # bytes of resident memory
-    'per_connection',  # bytes of it for each connection beyond those of the first look
+    'per_connection',  # bytes: what it had grown by when the most were open, for each; freed memory is often kept
 )
 # One row for each reactor, in this order.
 WORKER_FIELDS = ('name', 'pid', 'connections', 'rate', 'busy', 'lag_p99', 'cpu', 'memory', 'silent')
 RATES = ('requests', 'reads', 'accepts', 'bytes_in', 'bytes_out', 'loop_count', 'timers_fired')  # told by the second
 ENOUGH_CONNECTIONS = 100  # to divide memory by
+LEAST_CPU_TIME = 0.5  # seconds to measure over: the system counts in hundredths
 SILENT = 3.0  # seconds without news, after which what a reactor told last is no longer taken for now
 HAS_PROC = os.path.exists('/proc/self/stat')
 
@@ -79,6 +81,7 @@ class Sampler:
             totals.get('outgoing', 0),
             rates[counted],
             *[mean([one.shares.get(name) for one in all_]) for name in TIMES if name != 'idle_time'],
+            max((one.busy for one in all_ if one.busy is not None), default=None),
             *lateness([one.lag for one in all_]),
             rounded(added([one.cpu for one in all_]), 4),
             added([one.memory for one in all_]),
@@ -99,7 +102,7 @@ class Sampler:
 class Watched:
     """One reactor: what it told last, and what changed since the time before."""
 
-    __slots__ = ('base', 'cpu', 'cpu_at', 'figures', 'lag', 'memory', 'rates', 'shares', 'told_at')
+    __slots__ = ('base', 'cpu', 'cpu_at', 'figures', 'lag', 'memory', 'most', 'rates', 'shares', 'told_at')
 
     def __init__(self) -> None:
         self.figures: Figures = {}
@@ -110,6 +113,7 @@ class Watched:
         self.cpu_at: tuple[float, float | None] = (0.0, None)
         self.memory: int | None = None
         self.base: tuple[int, int] | None = None  # connections and memory when it had the fewest
+        self.most: tuple[int, int] | None = None  # and when it had the most
         self.told_at = 0.0
 
     def look(self, figures: Figures, now: float) -> None:
@@ -131,13 +135,20 @@ class Watched:
     def _measure(self, pid: int, now: float, same: bool) -> None:
         self.memory = memory(pid) if HAS_PROC else None  # elsewhere another program would have to be started for it
         (then, used_then), used = self.cpu_at, cpu_seconds(pid)
-        self.cpu_at = now, used
-        known = same and used is not None and used_then is not None and now > then
-        self.cpu = max(0.0, used - used_then) / (now - then) if known else None  # type: ignore[operator]
+        if not same or now - then >= LEAST_CPU_TIME:
+            known = same and used is not None and used_then is not None
+            self.cpu = max(0.0, used - used_then) / (now - then) if known else None  # type: ignore[operator]
+            self.cpu_at = now, used
+        if self.memory is None:
+            self.base = self.most = None
+            return
+        here = self.connections, self.memory
         if 'base_memory' in self.figures:  # who started it has looked before the first connection
             self.base = 0, self.figures['base_memory']
-        elif self.memory is not None and (not same or self.base is None or self.connections < self.base[0]):
-            self.base = self.connections, self.memory
+        elif not same or self.base is None or here[0] < self.base[0]:
+            self.base = here
+        if not same or self.most is None or here[0] >= self.most[0]:
+            self.most = here
 
     @property
     def connections(self) -> int:
@@ -145,15 +156,20 @@ class Watched:
         count: int = self.figures['incoming'] + self.figures['outgoing']
         return count
 
+    @property
+    def busy(self) -> float | None:
+        """The share of its time that it was not in the selector."""
+        idle = self.shares.get('idle_time')
+        return None if idle is None else round(max(0.0, 1 - idle), 4)
+
     def row(self, counted: str) -> list[Any]:
         """The values of WORKER_FIELDS, but for the name."""
-        idle = self.shares.get('idle_time')
         silent = monotonic() - self.told_at
         return [
             self.figures['pid'],
             self.connections,
             rounded(self.rates.get(counted)),
-            None if idle is None else rounded(max(0.0, 1 - idle), 4),
+            self.busy,
             lateness([self.lag])[1],
             rounded(self.cpu, 4),
             self.memory,
@@ -163,13 +179,14 @@ class Watched:
 
 def loop_seconds(figures: Figures) -> float:
     """How long a loop has run, by its own clock."""
-    return sum(figures.get(name, 0.0) for name in TIMES)
+    return float(sum(figures.get(name, 0.0) for name in TIMES))
 
 
 def lateness(lags: list[list[int]]) -> list[int | None]:
     """Median, 99th percentile and most of histograms as `timer_lag`, as indices; None when no timer has fired."""
     counts = [sum(column) for column in zip(*filter(None, lags), strict=True)]
-    total, seen, found = sum(counts), 0, []
+    total, seen = sum(counts), 0
+    found: list[int | None] = []
     if not total:
         return [None, None, None]
     ranks = [total * 0.5, total * 0.99, total]
@@ -177,16 +194,16 @@ def lateness(lags: list[list[int]]) -> list[int | None]:
         seen += count
         while len(found) < len(ranks) and seen >= ranks[len(found)]:
             found.append(index)
-    return [*found]
+    return found
 
 
 def bytes_per_connection(all_: list[Watched]) -> float | None:
-    """What memory grew by since there were the fewest connections, for each that there are more."""
+    """What memory grew by from when there were the fewest connections to when there were the most, for each more."""
     grown = more = 0
     for one in all_:
-        if one.base is not None and one.memory is not None:
-            grown += one.memory - one.base[1]
-            more += one.connections - one.base[0]
+        if one.base is not None and one.most is not None:
+            more += one.most[0] - one.base[0]
+            grown += one.most[1] - one.base[1]
     return round(max(0, grown) / more, 1) if more >= ENOUGH_CONNECTIONS else None
 
 

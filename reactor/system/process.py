@@ -10,6 +10,8 @@ first and then ever more rarely. There is no handler of SIGCHLD: it would belong
 
 from __future__ import annotations
 
+from errno import EBADF
+
 from ..errors import SelectorFull
 from ..kernel import EXIT_UNKNOWN, SIGKILL, SIGTERM
 from ..loop.log import log
@@ -217,6 +219,7 @@ def spawn(
     on_exit: Callable[[Process, int | None, int | None], object] | None,
     env: Any,
     cwd: Any,
+    passed: list[int],
     options: Options,
     checked: bool,
 ) -> Process:
@@ -234,7 +237,7 @@ def spawn(
                 pipe = (read_pipe if number else write_pipe)(loop, options, Callbacks(None), None)
                 _attach(pipe, ours)
             pipes.append(pipe)
-        child = kernel.spawn(args, given[0], given[1], given[2], env, cwd)
+        child = kernel.spawn(args, given[0], given[1], given[2], env, cwd, passed)
     except BaseException:
         for made in pipes:
             if made is not None:
@@ -270,6 +273,20 @@ def check_args(args: Iterable[Any]) -> list[Any]:
         if not isinstance(word, str | bytes) and not hasattr(word, '__fspath__'):
             raise TypeError(f'args is a list of str, bytes or paths; {word!r} is none')
     return words
+
+
+def check_descriptors(kernel: Kernel, fds: Iterable[Any]) -> list[int]:
+    """The numbers of descriptors to hand on; TypeError or ValueError for what is none, OSError when it is not open."""
+    numbers = [fd.fileno() if hasattr(fd, 'fileno') else fd for fd in fds]
+    for number in numbers:
+        if type(number) is not int:
+            raise TypeError(f'pass_fds has descriptors, numbers or what has a fileno(); {number!r} is none')
+        if number < 0:
+            raise ValueError(f'pass_fds has open descriptors; {number} is none, or is closed already')
+        # Asked here: starting a child opens pipes, and one of these may get the number.
+        if not kernel.is_open(number):
+            raise OSError(EBADF, f'descriptor {number} of pass_fds is not open')
+    return numbers
 
 
 def check_stdio(name: str, what: Any) -> Any:

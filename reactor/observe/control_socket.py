@@ -1,0 +1,215 @@
+"""A control socket: a Unix socket on which a program tells what it does, and is told to drain.
+
+Owns the socket, those who are connected, and the descriptor that is kept for them. Knows nothing of the commands. The
+rules: whoever may write to the socket's file may ask, and nobody else; one request is answered in a turn, so asking
+much costs the program little; and it never keeps the program running nor holds its end up.
+
+It is no `Listener`, and those who ask are no clients: the program accepted connections without them, its gauges do not
+count them, and a drain leaves them alone, so that one can see what it waits for. One descriptor is held back for the
+moment when none is left, when looking in is most needed (libuv and Twisted keep one for their listeners).
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+
+from .. import READ, FrameTooLong, Options, Reactor, ReactorError
+from ..framing import Frames
+from ..kernel import close_socket
+from ..loop.log import log
+from ..net.addresses import check_path, is_abstract
+from ..net.sockets import listening_unix
+from .commands import Commands, refusal
+from .figures import source as source_of
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+    from .. import Stream
+    from ..loop.descriptor import Descriptor
+    from .figures import Source
+
+LONGEST_LINE = 4096  # bytes of a request
+MOST_CLIENTS = 8  # at once; further ones wait in the backlog
+BACKLOG = 8
+RETRY = 0.1  # seconds until it is tried again to accept somebody, or to have a descriptor to spare
+SILENT = 600.0  # seconds that a client may say nothing
+STALLED = 30.0  # seconds that one may take nothing of its answer
+EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
+
+
+def control(
+    r: Reactor,
+    path: str | bytes,
+    source: Source | None = None,
+    mode: int = 0o600,
+    drain: Callable[[float, float], object] | None = None,
+) -> ControlSocket:
+    """Listen on a control socket; `python -m reactor.observe PATH` asks it, and so does whoever can write a line.
+
+    path    of the socket's file, which is made, and removed by `close` of the returned object or of the reactor
+    source  whose figures, by default those of `r`
+    mode    permissions of the file: who may write to it may see all, and drain
+    drain   `drain(deadline, lame_duck)` is called for the command `drain`, by default `r.shutdown`
+
+    Raises as `listen_unix` does, and ValueError for an abstract path, which has no permissions.
+    """
+    if is_abstract(check_path(path)):
+        raise ValueError('an abstract path has no permissions: all on this machine could drain it; use a file')
+    if drain is not None and not callable(drain):
+        raise TypeError(f'drain must be callable, not {drain!r}')
+    r.watchers.check()
+    return ControlSocket(r, path, mode, Commands(r, source or source_of(r), drain or r.shutdown))
+
+
+class ControlSocket:
+    """What `control` returned: `path`, `closed`, `close`."""
+
+    def __init__(self, r: Reactor, path: str | bytes, mode: int, commands: Commands) -> None:
+        self._r = r
+        self._commands = commands
+        self._options = Options(idle_timeout=SILENT, write_timeout=STALLED)
+        self._sock, self._unlink = listening_unix(r.watchers.kernel, path, self._options, backlog=BACKLOG, mode=mode)
+        self._clients: set[Stream] = set()
+        self._spare = -1
+        self._watch: Descriptor | None = None
+        self.path = path
+        try:
+            self._watch = r.watch_fd(self._sock, READ, self._on_ready)
+        except BaseException:
+            self.close()
+            raise
+        self._watch.unref()
+        self._keep_spare()
+        r.add_exit_callback(self.close)
+
+    @property
+    def closed(self) -> bool:
+        """Whether `close` was called."""
+        return self._sock.fileno() < 0
+
+    def close(self) -> None:
+        """Remove the file, and end those who are connected. Closing twice does nothing."""
+        if self.closed:
+            return
+        if self._watch is not None:
+            self._watch.close()
+        if self._unlink is not None:
+            self._unlink()
+        close_socket(self._sock)
+        self._use_spare()
+        for conn in list(self._clients):
+            conn.abort()
+
+    def _on_ready(self, watch: Descriptor, event: int) -> None:
+        try:
+            sock = self._accept()
+        except BlockingIOError:
+            return
+        except OSError:
+            self._pause()  # nothing is left, not even the spare one; or who was there is gone
+            return
+        try:
+            conn = self._r.adopt(
+                sock, on_close=self._on_close, on_error=_on_error,
+                idle_timeout=SILENT, write_timeout=STALLED,
+            )  # fmt: skip
+        except (OSError, ReactorError):
+            close_socket(sock)
+            self._pause()
+            return
+        conn.unref()
+        session = Session(self._commands)
+        conn.on_data, conn.on_eof, conn.on_drain = session.on_data, session.on_eof, session.go_on
+        self._clients.add(conn)
+        if len(self._clients) >= MOST_CLIENTS:
+            watch.set_events(0)
+
+    def _accept(self) -> Any:
+        try:
+            return self._sock.accept()[0]
+        except OSError as exc:
+            if exc.errno not in EXHAUSTED or self._spare < 0:
+                raise
+        self._use_spare()
+        return self._sock.accept()[0]
+
+    def _on_close(self, conn: Stream, exc: BaseException | None) -> None:
+        self._clients.discard(conn)
+        if not self.closed:
+            self._keep_spare()
+            self._listen()
+
+    def _pause(self) -> None:
+        assert self._watch is not None
+        self._watch.set_events(0)
+        self._r.call_later(RETRY, self._listen).unref()
+
+    def _listen(self) -> None:
+        if self._watch is not None and not self._watch.closed and len(self._clients) < MOST_CLIENTS:
+            self._watch.set_events(READ)
+
+    def _keep_spare(self) -> None:
+        if self._spare < 0 and not self.closed:
+            try:
+                self._spare = os.open(os.devnull, os.O_RDONLY)
+            except OSError:
+                self._r.call_later(RETRY, self._keep_spare).unref()
+
+    def _use_spare(self) -> None:
+        if self._spare >= 0:
+            spare, self._spare = self._spare, -1
+            os.close(spare)
+
+
+class Session:
+    """What one client has sent and was not answered yet."""
+
+    __slots__ = ('_commands', '_frames')
+
+    def __init__(self, commands: Commands) -> None:
+        self._commands = commands
+        self._frames = Frames(LONGEST_LINE)
+
+    def on_data(self, conn: Stream, data: bytes) -> None:
+        self._frames.feed(data)
+        self._answer(conn)
+
+    def on_eof(self, conn: Stream) -> None:
+        """The last line needs no end."""
+        rest = self._frames.rest()
+        if rest.strip():
+            conn.write(self._commands.answer(rest))
+        conn.close()
+
+    def go_on(self, conn: Stream) -> None:
+        """Answer the next request, which waited for the end of the turn, or for the client to read."""
+        if not conn.closed:
+            conn.resume_reading()
+            self._answer(conn)
+
+    def _answer(self, conn: Stream) -> None:
+        try:
+            line = self._frames.line()
+        except FrameTooLong:
+            conn.write(refusal(f'a request has at most {LONGEST_LINE} bytes'))
+            conn.close()
+            return
+        if line is None:
+            return
+        room = conn.write(self._commands.answer(line)) if line.strip() else True
+        if len(self._frames):
+            conn.pause_reading()
+            if room:
+                conn.loop.call_soon(self.go_on, conn)
+        elif not room:
+            conn.pause_reading()
+
+
+def _on_error(conn: Stream, exc: Exception) -> None:
+    if conn.may_log():
+        log('error', 'exception while %r was answered', conn, exc=exc)
+    conn.abort()

@@ -1,0 +1,201 @@
+"""Metrics for Prometheus, through its own library: `pip install 'selectors-reactor[metrics]'`.
+
+Owns the name, the type and the help text of each figure, and the page on which Prometheus finds them. Knows figures,
+and no reactor behind them. The rules: names and units are those that `promtool check metrics` asks for; a counter
+without a help text fails a test; and what a scrape costs does not grow with the connections that are open. (That is why
+the library's `ProcessCollector` is not there by default: it lists all descriptors, 18 ms for 18,000.)
+
+All have the label `worker`, the name in the source. There are no sums over workers: Prometheus makes better ones, since
+it knows when one began anew. Lateness is a histogram, because a gauge forgets the worst moment before it is scraped.
+"""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, InfoMetricFamily
+from prometheus_client.exposition import choose_encoder
+from prometheus_client.registry import Collector
+
+from .. import Stats, __version__
+from ..loop.stats import COUNTS, GAUGES, TIMES
+from .figures import memory
+from .figures import source as source_of
+from .responder import listen_http
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from prometheus_client.metrics_core import Metric
+
+    from .. import Listener, Reactor
+    from .figures import Figures, Source
+    from .responder import Request
+
+# By the name in `Stats`: what it is called there, where that differs, and what it means.
+NAMES = {'loop_count': 'turns', 'bytes_in': 'received_bytes', 'bytes_out': 'sent_bytes'}
+HELP = {
+    'loop_count': 'Turns of the loop.',
+    'events': 'Events that the selector reported.',
+    'callback_errors': 'Exceptions that callbacks of the application raised.',
+    'slow_callbacks': 'Callbacks that took as long as slow_callback= or longer.',
+    'slow_turns': 'Turns that took as long as slow_callback= or longer, the wait in the selector apart.',
+    'timers_fired': 'Timers that fired, each beat of a repeating one.',
+    'timers_cancelled': 'Timers cancelled before they fired.',
+    'accepts': 'Connections accepted.',
+    'accept_pauses': 'Times that a listener stopped accepting because descriptors or memory had run out.',
+    'accepts_refused': 'Connections accepted and closed at once, because the selector had no room for them.',
+    'refused_untrusted': 'Connections reset at once: from outside the networks from which a PROXY header is taken.',
+    'proxy_headers': 'PROXY headers read.',
+    'proxy_errors': 'Connections ended because their PROXY header was wrong, cut short or too late.',
+    'requests': 'Requests that applications said they owe an answer to: busy of a connection became True.',
+    'connects': 'Outgoing connections established.',
+    'reads': 'Calls to recv that brought bytes.',
+    'bytes_in': 'Bytes received on connections.',
+    'writes': 'Calls to send or sendmsg on connections.',
+    'bytes_out': 'Bytes that the system took for sending on connections.',
+    'short_writes': 'Calls to send that could not take all that waited.',
+    'datagrams_in': 'Datagrams received.',
+    'datagrams_out': 'Datagrams handed to the system.',
+    'datagrams_dropped': 'Datagrams never handed to the system: the queue was full, a send failed, the socket closed.',
+    'datagram_errors': 'Errors that the system told about datagrams: a send that failed, an ICMP message.',
+    'incoming': 'Connections open now that were accepted.',
+    'outgoing': 'Connections open now that were made from here.',
+}
+OPEN_METRICS = 'application/openmetrics-text; version=1.0.0'
+PHASES = {name: name.removesuffix('_time') for name in TIMES}
+
+
+class ReactorCollector(Collector):
+    """The figures of a source, for a `prometheus_client.CollectorRegistry`.
+
+    source  asked at each scrape, by whoever scrapes: with `observe.source(r)` that has to be the thread that runs the
+            reactor, as `serve_metrics` does it. The library's `start_http_server` has a thread of its own.
+    """
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+
+    def describe(self) -> Iterable[Metric]:
+        """The metrics without their values: what the registry asks for when the collector is registered."""
+        return list(_metrics({}))
+
+    def collect(self) -> Iterable[Metric]:
+        """All metrics as they are now."""
+        return list(_metrics(self._source()))
+
+
+def _metrics(workers: dict[str, Figures]) -> Iterator[Metric]:
+    info = InfoMetricFamily('reactor', 'The version of the reactor library.')
+    info.add_metric([], {'version': __version__})
+    yield info
+    for name in COUNTS:
+        metric = CounterMetricFamily(f'reactor_{NAMES.get(name, name)}', HELP.get(name, name), labels=['worker'])
+        for worker, figures in workers.items():
+            metric.add_metric([worker], figures[name])
+        yield metric
+    yield _phases(workers)
+    yield _timer_lag(workers)
+    yield _slow_places(workers)
+    yield from _gauges(workers)
+
+
+def _phases(workers: dict[str, Figures]) -> Metric:
+    text = 'Seconds spent in each phase of the turn; "idle" is the time inside the selector.'
+    metric = CounterMetricFamily('reactor_phase_seconds', text, labels=['worker', 'phase'])
+    for worker, figures in workers.items():
+        for name, phase in PHASES.items():
+            metric.add_metric([worker, phase], figures[name])
+    return metric
+
+
+def _timer_lag(workers: dict[str, Figures]) -> Metric:
+    text = 'How late timers fired, in seconds: the truest sign of an overloaded loop.'
+    metric = HistogramMetricFamily('reactor_timer_lag_seconds', text, labels=['worker'])
+    bounds = [*map(str, Stats.lag_bounds), '+Inf']
+    for worker, figures in workers.items():
+        counts = figures['timer_lag']
+        buckets = [(bound, sum(counts[: n + 1])) for n, bound in enumerate(bounds)]
+        metric.add_metric([worker], buckets, figures['timer_lag_sum'])
+    return metric
+
+
+def _slow_places(workers: dict[str, Figures]) -> Metric:
+    text = 'Callbacks that were slow, by where they are written: of each worker the 20 places that were it most often.'
+    metric = CounterMetricFamily('reactor_slow_callback_places', text, labels=['worker', 'place'])
+    for worker, figures in workers.items():
+        for place, count, _ in figures['slow']:
+            metric.add_metric([worker, place], count)
+    return metric
+
+
+def _gauges(workers: dict[str, Figures]) -> Iterator[Metric]:
+    connections = GaugeMetricFamily(
+        'reactor_connections', 'Connections open now, accepted (incoming) or made (outgoing).',
+        labels=['worker', 'direction'],
+    )  # fmt: skip
+    for worker, figures in workers.items():
+        for direction in GAUGES:
+            connections.add_metric([worker, direction], figures[direction])
+    yield connections
+    for name, text in ('handles', 'Handles open now, connections among them.'), ('timers', 'Timers pending now.'):
+        metric = GaugeMetricFamily(f'reactor_{name}', text, labels=['worker'])
+        for worker, figures in workers.items():
+            metric.add_metric([worker], figures[name])
+        yield metric
+    resident = GaugeMetricFamily('reactor_resident_memory_bytes', 'Resident memory of the process.', labels=['worker'])
+    for worker, figures in workers.items():
+        taken = memory(figures['pid'])
+        if taken is not None:
+            resident.add_metric([worker], taken)
+    yield resident
+
+
+def serve_metrics(
+    r: Reactor,
+    host: str | None = '127.0.0.1',
+    port: int = 0,
+    source: Source | None = None,
+    *,
+    registry: CollectorRegistry | None = None,
+    hosts: Iterable[str] = (),
+) -> Listener:
+    """Answer GET of /metrics for Prometheus and of /healthz for health checks, from the reactor's own loop.
+
+    host, port  as for `listen_tcp`; port 0: a free one, `address` of the returned listener tells
+    source      whose figures, by default those of `r`
+    registry    what to tell instead, metrics of your own or a `ProcessCollector`, say; register a `ReactorCollector`
+                in it for those of the reactor
+    hosts       names by which it may be asked for on loopback, besides `localhost` and addresses
+
+    /healthz is 200 `ok`, and 503 `draining` from `r.shutdown` on. The listener does not keep `run` running. A scrape
+    takes the loop a millisecond or so. Raises as `listen_tcp` does.
+    """
+    if registry is None:
+        registry = CollectorRegistry()
+        registry.register(ReactorCollector(source or source_of(r)))
+    return listen_http(r, host, port, _Pages(r, registry).answer, hosts=hosts)
+
+
+class _Pages:
+    __slots__ = ('_r', '_registry')
+
+    def __init__(self, r: Reactor, registry: CollectorRegistry) -> None:
+        self._r = r
+        self._registry = registry
+
+    def answer(self, request: Request) -> None:
+        if request.path == '/metrics':
+            encode, kind = choose_encoder(_accepted(request.headers.get('accept', '')))
+            request.reply(200, kind, encode(self._registry))
+        elif request.path == '/healthz':
+            draining = self._r.draining
+            request.reply(503 if draining else 200, 'text/plain', b'draining\n' if draining else b'ok\n')
+        else:
+            request.reply(404, 'text/plain', b'here are /metrics and /healthz\n')
+
+
+def _accepted(accept: str) -> str:
+    # In words of our own: the library raises for versions that are none, and would send what it was sent.
+    kinds = [part.partition(';')[0].strip().lower() for part in accept.split(',')]
+    return OPEN_METRICS if 'application/openmetrics-text' in kinds else ''

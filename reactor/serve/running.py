@@ -1,0 +1,112 @@
+"""`run`: whether this process is the parent or a worker, and what starts a worker.
+
+Owns the arguments. Knows nothing of what workers do. The rule: a worker is never a fork of a running loop. It is the
+same command again, with the same options of the interpreter, and one variable of its environment tells it who it is.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from socket import SOMAXCONN
+
+from .. import Reactor, ReactorError
+from ..net.shutdown import check_times
+from . import systemd
+from .doors import Door
+from .worker import work
+from .workers import VARIABLE, Workers
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+    from typing import Any
+
+
+def run(
+    main: Callable[[Reactor, list[Any]], object],
+    *,
+    workers: int | None = None,
+    listen: Iterable[Any] = (),
+    deadline: float = 30.0,
+    lame_duck: float = 1.0,
+    start_timeout: float = 60.0,
+    backlog: int = SOMAXCONN,
+    on_start: Callable[[Reactor, Workers], object] | None = None,
+    **options: Any,
+) -> int:
+    """Serve with several processes on the same addresses; returns an exit status when all of them have ended.
+
+    main           `main(r, listeners)` in each worker: a `Reactor(**options)`, and a listening socket for each of
+                   `listen`, all of them to be used: `r.listen_tcp(None, 0, on_data, sock=listeners[0])`. The worker is
+                   ready when it returns
+    workers        how many, at least 1; None: one for each processor that this process may use. One process without a
+                   parent is `reactor.run`, and `r.add_signal_handler(SIGTERM, r.shutdown, 30, 1)` in it
+    listen         'host:port', '[IPv6]:port', ':port' for all addresses, 'unix:/path', 'unix:@abstract', (host, port),
+                   or a socket that listens already. Port 0: a free one, the same for all. In place of these, when
+                   there are any: the sockets that systemd has passed (`systemd.inherited_sockets`)
+    deadline       seconds that a worker has to end what it does; what is left then is aborted
+    lame_duck      seconds of it in which a worker that is to end still accepts
+    start_timeout  seconds in which a worker has to be ready, else it is killed
+    on_start       `on_start(r, workers)` in the parent, once, when the first workers start; see `Workers`
+
+    The program is started anew for each worker: so it is a file or a module (`-m`), and comes to this call again. There
+    the call does not return, but raises SystemExit when the worker is done.
+
+    SIGTERM, SIGINT   all workers drain (`Reactor.shutdown`) and go; a second SIGINT ends them at once
+    SIGHUP            the workers are replaced one by one: each drains when its successor is ready. When that fails, the
+                      rest of them is kept
+    SIGTTIN, SIGTTOU  one worker more; one less
+
+    A worker that dies is replaced at once, and one that served less than a second after 0.1 s, doubled each time up to
+    10 s, for ever. One that drains of its own accord (`r.shutdown`, or a SIGTERM to it alone) is replaced meanwhile.
+    On Linux each has a listening socket of its own on the port (SO_REUSEPORT), which the parent keeps: who waits in its
+    queue is served by the next one. Elsewhere, and at Unix sockets, all share one.
+
+    systemd is told when all workers are ready, and of replacing and ending; its watchdog hears from the parent's loop.
+
+    What can still be lost: what was open on a worker that died. What waits in the queue of one that dies while it
+    drains as the last on its socket. When SIGTTOU closes that socket, who is in the middle of the handshake or comes
+    between the last accept and the close; not with `net.ipv4.tcp_migrate_req=1` (Linux 5.14), which gives them to the
+    others.
+
+    The status: 0; 1 when a worker had to be killed, two seconds after its deadline; 130 after a second SIGINT. Raises
+    OSError (address in use), ReactorError when the program cannot be started anew, or this is not the main thread.
+    """
+    if not callable(main) or not (on_start is None or callable(on_start)):
+        raise TypeError('main and on_start must be callable')
+    if workers is not None and (type(workers) is not int or workers < 1):
+        raise ValueError(f'workers is None or a number, at least 1, not {workers!r}')
+    check_times(deadline, lame_duck)
+    told = os.environ.pop(VARIABLE, None)
+    if told is not None:
+        work(json.loads(told), main, (deadline, lame_duck), options)
+        raise SystemExit(0)
+    argv, doors = command(), list[Door]()
+    try:
+        for address in [sock for _, sock in systemd.inherited_sockets()] or listen:
+            doors.append(Door(address, backlog))
+        with Reactor() as r:
+            team = Workers(r, argv, doors, deadline, start_timeout)
+            r.run(lambda r: team.begin(workers or processors(), on_start))
+            return team.status
+    finally:
+        for door in doors:
+            door.remove()
+
+
+def command() -> list[str]:
+    """What starts this program anew; ReactorError when nothing does."""
+    file = getattr(sys.modules['__main__'], '__file__', None)
+    if not file or file == '<stdin>' or not sys.executable:
+        raise ReactorError(
+            'a worker is this program started anew, and what came by -c, standard input or the prompt cannot be: '
+            'put it into a file and run that'
+        )
+    return [sys.executable, *sys.orig_argv[1:]]
+
+
+def processors() -> int:
+    """How many processors this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1

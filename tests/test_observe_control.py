@@ -1,0 +1,456 @@
+"""The control socket: what can be asked, that bad questions break nothing, and that looking in changes nothing."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import socket
+import stat
+
+import pytest
+from support import drain, idle, run_until, turns
+
+from reactor import Reactor, observe
+from reactor.observe.commands import COMMANDS, LONGEST_TEXT, MOST
+from reactor.observe.control_socket import LONGEST_LINE, MOST_CLIENTS, SILENT, STALLED
+
+if not hasattr(socket, 'AF_UNIX'):
+    pytest.skip('NOT TESTED: the control socket: no Unix sockets here', allow_module_level=True)
+
+
+class Client:
+    """Who asks."""
+
+    def __init__(self, r, sockets, path):
+        self.r, self.received = r, b''
+        self.sock = sockets.track(socket.socket(socket.AF_UNIX))
+        self.sock.connect(path)
+        self.sock.setblocking(False)
+
+    def send(self, data):
+        self.sock.sendall(data)
+
+    def lines(self, count):
+        """So many lines of answers, as they are."""
+
+        def here():
+            self.received += drain(self.sock)
+            return self.received.count(b'\n') >= count
+
+        run_until(self.r, here)
+        *lines, self.received = self.received.split(b'\n', count)
+        return lines
+
+    def ask(self, request, **arguments):
+        if arguments:
+            request = json.dumps({'do': request, **arguments})
+        self.send(request.encode() + b'\n')
+        return json.loads(self.lines(1)[0])
+
+    def ended(self):
+        """Run until the other side has ended; what came before."""
+        over = []
+
+        def end():
+            try:
+                while piece := self.sock.recv(65536):
+                    self.received += piece
+                over.append(True)
+            except BlockingIOError:
+                pass
+            except ConnectionError:
+                over.append(True)
+            return over
+
+        run_until(self.r, end)
+        return self.received
+
+
+@pytest.fixture
+def path(tmp_path):
+    return str(tmp_path / 'control')
+
+
+@pytest.fixture
+def door(r, path):
+    door = observe.control(r, path)
+    yield door
+    if not r.watchers.closed:
+        door.close()
+        turns(r, 2)
+    assert not os.path.exists(path)
+
+
+@pytest.fixture
+def client(r, sockets, door):
+    return Client(r, sockets, door.path)
+
+
+# -- what can be asked
+
+
+def test_help_tells_every_command_and_its_arguments(client):
+    told = client.ask('help')
+    assert told['ok'] is True
+    assert list(told['commands']) == ['help', 'stats', 'phases', 'handles', 'why_alive', 'drain']
+    for name, (what, arguments) in COMMANDS.items():
+        assert told['commands'][name]['what'] == what
+        assert set(told['commands'][name]['arguments']) == set(arguments)
+
+
+@pytest.mark.parametrize('request_', ['stats', ' stats \r', '{"do": "stats"}'])
+def test_stats_are_those_of_the_reactor(r, client, request_):
+    told = client.ask(request_)
+    assert told['ok'] and told['draining'] is False
+    assert told['workers']['0']['pid'] == os.getpid()
+    assert told['sum']['loop_count'] == told['workers']['0']['loop_count'] > 0
+    assert set(told['sum']) == set(r.stats().as_dict())
+
+
+def test_who_looks_is_not_counted_as_a_connection(r, client):
+    told = client.ask('stats')
+    assert (told['sum']['incoming'], told['sum']['outgoing'], told['sum']['accepts']) == (0, 0, 0)
+
+
+def test_workers_are_told_each_and_together(r, path, sockets):
+    with Reactor() as one, Reactor() as another:
+        one.counters.reads, another.counters.reads = 2, 3
+        workers = {'0': observe.source(one)()['0'], '1': observe.source(another)()['0']}
+        door = observe.control(r, path, source=lambda: workers)
+        told = Client(r, sockets, path).ask('stats')
+        assert {name: figures['reads'] for name, figures in told['workers'].items()} == {'0': 2, '1': 3}
+        assert told['sum']['reads'] == 5
+        phases = Client(r, sockets, path).ask('phases')
+        assert set(phases['workers']) == {'0', '1'} and 'seconds' in phases['sum']
+        door.close()
+        turns(r, 2)
+
+
+def test_phases_are_the_seconds_of_each_and_how_late_timers_were(r, client):
+    for _ in range(3):
+        r.call_later(0, int)
+    told = client.ask('phases')
+    assert set(told['sum']['seconds']) == {'idle', 'dispatch', 'timers', 'soon', 'completions'}
+    assert told['sum']['seconds']['idle'] == pytest.approx(r.stats().idle_time, abs=0.2)
+    assert told['sum']['timer_lag'] == list(r.stats().timer_lag) and sum(told['sum']['timer_lag']) == 3
+    assert told['workers']['0'] == told['sum']
+
+
+def test_handles_are_told_in_words_and_counted_by_kind(r, client, sockets):
+    listener = r.listen_tcp('127.0.0.1', 0)
+    told = client.ask('handles')
+    assert told['kinds'] == {'Listener': 1, 'Descriptor': 1, 'Stream': 1}
+    only = client.ask('handles', kind='Listener')
+    assert [one['handle'] for one in only['handles']] == [repr(listener)]
+    assert only['handles'][0]['waits_for'] == 'clients' and only['handles'][0]['keeps_running'] is True
+    assert [one['keeps_running'] for one in client.ask('handles', kind='Stream')['handles']] == [False]
+    listener.close()
+
+
+def test_what_is_left_out_is_told(r, client, sockets):
+    conns = [r.adopt(sockets()[0]) for _ in range(20)]
+    told = client.ask('handles', limit=5, kind='Stream')
+    assert (len(told['handles']), told['left_out']) == (5, 16)
+    told = client.ask('why_alive', limit=5)
+    assert (len(told['reasons']), told['more']) == (5, True)
+    told = client.ask('why_alive', limit=20)
+    assert (len(told['reasons']), told['more']) == (20, False)
+    for conn in conns:
+        conn.abort()
+
+
+def test_an_answer_has_a_bound_whatever_is_open(r, client, sockets, monkeypatch):
+    conns = [r.adopt(sockets()[0]) for _ in range(10)]
+    monkeypatch.setattr(type(conns[0]), '__repr__', lambda conn: 'x' * 100_000)
+    told = client.ask('handles', kind='Stream')
+    assert {len(one['handle']) for one in told['handles']} == {LONGEST_TEXT}
+    for conn in conns:
+        conn.abort()
+
+
+def test_why_alive_is_what_the_reactor_says(r, client):
+    timer = r.call_later(1000, int)
+    told = client.ask('why_alive')
+    assert len(told['reasons']) == 1 and told['reasons'][0].startswith('timer of builtins.int')
+    timer.cancel()
+
+
+def test_drain_begins_a_shutdown(r, client):
+    told = client.ask('drain', deadline=60, lame_duck=30)
+    assert told == {'ok': True, 'deadline': 60, 'lame_duck': 30}
+    assert r.draining and client.ask('stats')['draining'] is True
+    r.close()
+
+
+def test_drain_can_be_somebody_elses(r, path, sockets):
+    calls = []
+    door = observe.control(r, path, drain=lambda *args: calls.append(args))
+    assert Client(r, sockets, path).ask('drain')['ok']
+    assert calls == [(30.0, 0.0)] and not r.draining
+    door.close()
+    turns(r, 2)
+
+
+def test_many_requests_at_once_are_answered_in_order_one_in_a_turn(r, client):
+    client.send(b'help\nstats\n\n{"do": "phases"}\nnonsense\nhelp\n')
+    answers = [json.loads(line) for line in client.lines(5)]
+    for answer, told in zip(answers, ['commands', 'version', 'workers', 'error', 'commands'], strict=True):
+        assert told in answer
+    client.send(b'help\n' * 800)
+    before = r.stats().loop_count
+    client.lines(800)
+    assert r.stats().loop_count - before >= 799
+
+
+def test_the_last_line_needs_no_end(client):
+    client.send(b'help\nstats')
+    client.sock.shutdown(socket.SHUT_WR)
+    lines = client.ended().splitlines()
+    assert ['commands' in json.loads(lines[0]), 'version' in json.loads(lines[1]), len(lines)] == [True, True, 2]
+
+
+# -- bad questions
+
+
+BAD = [
+    ('nonsense', 'no such command; there are help, stats'),
+    ('{}', 'no such command'),
+    ('{"do": 5}', 'no such command'),
+    ('{"do": ["stats"]}', 'no such command'),
+    ('{"do": "__init__"}', 'no such command'),
+    ('"stats"', 'no such command'),
+    ('stats 5', 'no such command'),
+    ('{"do": "stats"', 'not JSON'),
+    ('{' * 2000, 'not JSON'),
+    ('{"do": ' + '[' * 4000, 'not JSON'),
+    ('{"do": "drain", "deadline": NaN}', 'not JSON'),
+    ('{"do": "stats", "limit": 5}', 'stats has no arguments'),
+    ('{"do": "handles", "limits": 5}', 'handles has the arguments kind, limit'),
+    ('{"do": "handles", "limit": 0}', 'limit is how many'),
+    ('{"do": "handles", "limit": true}', 'limit is how many'),
+    ('{"do": "handles", "limit": "5"}', 'limit is how many'),
+    ('{"do": "handles", "limit": %d}' % (MOST + 1), 'limit is how many'),  # noqa: UP031
+    ('{"do": "handles", "kind": 5}', 'kind is only those'),
+    ('{"do": "drain", "deadline": -1}', 'deadline is seconds'),
+    ('{"do": "drain", "deadline": 1e999}', 'deadline is seconds'),
+    ('{"do": "drain", "deadline": "soon"}', 'deadline is seconds'),
+    ('{"do": "drain", "deadline": 1, "lame_duck": 2}', 'lame_duck is a part of deadline'),
+    ('\x00\x1b[2J', 'no such command'),
+]
+
+
+@pytest.mark.parametrize(('request_', 'error'), BAD)
+def test_a_bad_question_is_told_what_is_wrong_and_the_next_is_answered(r, client, request_, error):
+    told = client.ask(request_)
+    assert told['ok'] is False and error in told['error'] and len(told['error']) < 200
+    assert not r.draining
+    assert client.ask('help')['ok'] is True
+
+
+def test_bytes_that_are_no_text_are_a_bad_question(client):
+    client.send(b'\xff\xfe\n')
+    assert json.loads(client.lines(1)[0])['ok'] is False
+    assert client.ask('help')['ok'] is True
+
+
+@pytest.mark.parametrize('end', [b'', b'\n'])
+def test_a_line_that_is_too_long_is_told_so_and_ends_it(r, client, end):
+    client.send(b'x' * (LONGEST_LINE + 100) + end)
+    (line,) = client.ended().splitlines()
+    assert json.loads(line) == {'ok': False, 'error': f'a request has at most {LONGEST_LINE} bytes'}
+
+
+@pytest.mark.parametrize('catch_errors', [True, False])
+def test_a_source_that_raises_is_told_and_logged_and_hurts_nobody(path, sockets, caplog, catch_errors):
+    with Reactor(catch_errors=catch_errors) as r:
+        observe.control(r, path, source=lambda: 1 / 0)
+        client = Client(r, sockets, path)
+        told = client.ask('stats')
+        assert told['ok'] is False and told['error'].startswith('ZeroDivisionError: division by zero')
+        assert client.ask('help')['ok'] is True
+    assert 'ZeroDivisionError' in caplog.text
+
+
+# -- who asks
+
+
+def test_a_client_that_is_gone_is_nobodys_trouble(r, door, sockets, caplog):
+    for _ in range(20):
+        client = Client(r, sockets, door.path)
+        client.send(b'stats\n' * 100)
+        client.sock.close()
+        turns(r, 3)
+    run_until(r, lambda: len(r.handles()) == 1)
+    assert not caplog.records
+
+
+def test_further_clients_wait(r, door, sockets):
+    clients = [Client(r, sockets, door.path) for _ in range(MOST_CLIENTS + 1)]
+    for one in clients:
+        one.send(b'help\n')
+    for one in clients[:-1]:
+        one.lines(1)
+    assert idle(r, 5)
+    clients[0].sock.close()
+    clients[-1].lines(1)
+
+
+def test_a_client_that_reads_nothing_is_not_answered_without_bound(r, door, client):
+    client.send(b'stats\n' * 600)
+    turns(r, 700)
+    assert r.stats().bytes_out < 2_000_000
+    assert idle(r)
+    assert len(client.lines(600)) == 600  # and goes on where it was
+
+
+@pytest.mark.parametrize(('sends', 'seconds'), [(b'', SILENT), (b'stats\n' * 600, STALLED)])
+def test_a_client_that_does_nothing_is_cut_off(fake, kernel, path, sockets, sends, seconds):
+    observe.control(fake, path)
+    client = Client(fake, sockets, path)
+    client.send(sends)
+    turns(fake, 700)
+    assert len(fake.handles()) == 2
+    kernel.time += seconds + 1
+    turns(fake, 3)
+    assert len(fake.handles()) == 1
+
+
+# -- looking in changes nothing
+
+
+def test_neither_the_socket_nor_who_asks_keeps_the_loop_running(r, client):
+    client.ask('help')
+    assert r.run() is True
+
+
+def test_a_drain_is_not_held_up_and_can_be_watched_to_its_end(r, door, client, sockets):
+    listener = r.listen_tcp('127.0.0.1', 0, lambda conn, data: setattr(conn, 'busy', True))
+    busy = sockets.connect(listener.address)
+    busy.send(b'x')
+    run_until(r, lambda: r.stats().requests == 1)
+    assert client.ask('drain', deadline=60)['ok']
+    run_until(r, lambda: listener.closed)
+    late = Client(r, sockets, door.path)
+    waits_for = [reason for reason in late.ask('why_alive')['reasons'] if '<Stream' in reason]
+    assert len(waits_for) == 1 and '127.0.0.1' in waits_for[0]
+    assert late.ask('stats')['sum']['incoming'] == 1
+    next(handle for handle in r.handles() if getattr(handle, 'busy', False)).busy = False
+    assert r.run() is False
+    r.close()
+
+
+def test_closing_the_reactor_ends_it_and_removes_the_file(r, door, client):
+    client.ask('help')
+    r.close()
+    assert door.closed and not os.path.exists(door.path)
+    client.sock.setblocking(True)
+    with pytest.raises(ConnectionError):
+        assert not client.sock.recv(1)
+        raise ConnectionError  # ended, not reset
+
+
+def test_closing_it_twice_is_fine_and_ends_who_is_connected(r, door, client):
+    client.ask('help')
+    door.close()
+    door.close()
+    assert client.ended() == b''
+    assert not r.handles()
+
+
+# -- the file
+
+
+@pytest.mark.parametrize('mode', [0o600, 0o660])
+def test_the_mode_is_that_of_the_file(r, path, mode):
+    door = observe.control(r, path, mode=mode)
+    assert stat.S_IMODE(os.stat(path).st_mode) == mode
+    door.close()
+
+
+def test_a_socket_that_nobody_listens_on_is_replaced(r, path):
+    left = socket.socket(socket.AF_UNIX)
+    left.bind(path)
+    left.close()
+    observe.control(r, path).close()
+
+
+def test_a_path_in_use_is_refused_and_nothing_is_left(r, door):
+    with pytest.raises(OSError) as raised:
+        observe.control(r, door.path)
+    assert raised.value.errno == errno.EADDRINUSE
+    assert len(r.handles()) == 1
+
+
+def test_bad_arguments_are_refused_at_the_call(r, path):
+    with pytest.raises(ValueError, match='abstract'):
+        observe.control(r, '@everybody')
+    with pytest.raises(TypeError):
+        observe.control(r, 5)
+    with pytest.raises(TypeError, match='drain'):
+        observe.control(r, path, drain=True)
+    assert not r.handles() and not os.path.exists(path)
+
+
+# -- when descriptors have run out
+
+
+@pytest.fixture
+def exhausted():
+    """Take all descriptors that there are; what is given back is free again."""
+    resource = pytest.importorskip('resource')
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    taken = []
+
+    def exhaust():
+        highest = max(map(int, os.listdir('/proc/self/fd'))) if os.path.isdir('/proc/self/fd') else 200
+        resource.setrlimit(resource.RLIMIT_NOFILE, (highest + 8, limits[1]))
+        try:
+            while True:
+                taken.append(os.dup(0))
+        except OSError as exc:
+            assert exc.errno == errno.EMFILE
+        return taken
+
+    yield exhaust
+    for fd in taken:
+        os.close(fd)
+    resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
+def test_it_answers_when_descriptors_have_run_out(r, door, sockets, exhausted):
+    first, second = [sockets.track(socket.socket(socket.AF_UNIX)) for _ in range(2)]
+    taken = exhausted()
+    for sock in first, second:
+        sock.connect(door.path)
+        sock.setblocking(False)
+    answers = {first: b'', second: b''}
+
+    def asked(sock):
+        try:
+            answers[sock] += sock.recv(65536)
+        except BlockingIOError:
+            pass
+        return answers[sock].endswith(b'\n')
+
+    first.send(b'stats\n')
+    second.send(b'stats\n')
+    run_until(r, lambda: asked(first))
+    assert json.loads(answers[first])['ok'] is True
+    assert idle(r)  # the second has to wait, and nothing spins
+    os.close(taken.pop())
+    run_until(r, lambda: asked(second))
+
+
+def test_the_spare_descriptor_comes_back(r, door, sockets, exhausted):
+    socks = [sockets.track(socket.socket(socket.AF_UNIX)) for _ in range(3)]
+    exhausted()
+    for sock in socks:
+        sock.connect(door.path)
+        sock.send(b'help\n')
+        sock.setblocking(True)
+        run_until(r, lambda: len(r.handles()) == 2)
+        turns(r, 3)
+        assert sock.recv(65536).endswith(b'\n')
+        sock.shutdown(socket.SHUT_RDWR)
+        run_until(r, lambda: len(r.handles()) == 1)

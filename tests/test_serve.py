@@ -1,0 +1,456 @@
+"""Workers: on one port, started again, replaced, drained; and who waits for one that dies is served by the next."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from reactor import serve
+from reactor.serve.doors import Door, parse
+from reactor.serve.running import processors
+
+if os.name != 'posix':
+    pytest.skip('workers get descriptors handed on, which this platform cannot', allow_module_level=True)
+
+PROGRAM = Path(__file__).parent / 'serve_program.py'
+HERE = '127.0.0.1'
+LINUX = pytest.mark.skipif(sys.platform != 'linux', reason='only Linux divides clients among sockets on one port')
+
+
+def wait_until(holds, seconds=20):
+    """Until `holds()` is true; returns what it returned."""
+    end = time.monotonic() + seconds
+    while not (found := holds()):
+        assert time.monotonic() < end, 'not in time'
+        time.sleep(0.01)
+    return found
+
+
+class Served:
+    """The running program: its parent, its workers, and a connection to one of them."""
+
+    def __init__(self, folder: Path, *, before: Any = (), start: Any = (), **settings: Any) -> None:
+        self.watch = str(folder / 'watch')
+        run = {'workers': 1, 'listen': [f'{HERE}:0'], 'deadline': 5, 'lame_duck': 0, **settings.pop('run', {})}
+        text = json.dumps({'watch': self.watch, 'run': run, **settings})
+        self.errors = folder / 'errors'
+        self.clients: list[Client] = []
+        with self.errors.open('wb') as errors:
+            self.parent = subprocess.Popen(
+                [sys.executable, *before, *(start or [str(PROGRAM)]), text],
+                stdout=subprocess.PIPE, stderr=errors, text=True, cwd=PROGRAM.parent.parent, process_group=0,
+            )  # fmt: skip
+        line = self.parent.stdout.readline()
+        assert line, self.log
+        self.addresses = [tuple(address) if type(address) is list else address for address in json.loads(line)]
+
+    def __enter__(self) -> Served:
+        return self
+
+    def __exit__(self, *exc: Any) -> None:
+        workers = psutil.Process(self.parent.pid).children() if self.parent.poll() is None else []
+        for client in self.clients:
+            client.sock.close()
+        self.parent.kill()
+        self.parent.communicate()
+        for worker in workers:
+            worker.kill()
+
+    @property
+    def log(self) -> str:
+        return self.errors.read_text()
+
+    def look(self) -> dict[str, Any]:
+        with socket.socket(socket.AF_UNIX) as sock:
+            sock.connect(self.watch)
+            return json.loads(b''.join(iter(lambda: sock.recv(65536), b'')))
+
+    def pids(self, count=1) -> dict[str, int]:
+        """Who serves, as soon as so many do."""
+        return wait_until(lambda: len(found := self.look()['pids']) == count and found)
+
+    def connect(self) -> Client:
+        self.clients.append(Client(self.addresses[0]))
+        return self.clients[-1]
+
+    def send(self, signum: int) -> None:
+        self.parent.send_signal(signum)
+
+    def ended(self, seconds=20) -> int:
+        return self.parent.wait(seconds)
+
+
+class Client:
+    """A connection to a worker, which answers line by line."""
+
+    def __init__(self, address: Any) -> None:
+        self.sock = socket.create_connection(address, timeout=20)
+
+    def say(self, what: str) -> None:
+        self.sock.sendall(what.encode() + b'\n')
+
+    def hear(self) -> str:
+        """The next line; nothing at the end."""
+        line = b''
+        while not line.endswith(b'\n') and (byte := self.sock.recv(1)):
+            line += byte
+        return line.decode().rstrip('\n')
+
+    def ask(self, what: str = 'x') -> str:
+        self.say(what)
+        return self.hear()
+
+    def who(self) -> int:
+        """The process that answers."""
+        return int(self.ask().split()[0])
+
+
+def is_gone(pid: int) -> bool:
+    return not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+
+
+# -- what is served
+
+
+@LINUX
+def test_workers_share_a_port_that_was_free_and_each_has_its_part_of_the_clients(tmp_path):
+    with Served(tmp_path, run={'workers': 2}) as served:
+        pids = served.pids(2)
+        conns = [served.connect() for _ in range(200)]
+        counts = Counter(conn.who() for conn in conns)
+        assert set(counts) == set(pids.values())
+        assert min(counts.values()) > 60  # three standard deviations of chance are 21
+
+
+def test_a_worker_has_its_listener_its_parent_and_no_other_descriptor_and_hands_on_none(tmp_path):
+    with Served(tmp_path, run={'workers': 2}) as served:
+        served.pids(2)
+        told = json.loads(served.connect().ask('?'))
+        # Three streams, the selector, two of the wakeup, parent, listener, this connection, and what lists them.
+        assert told['fds'] == 10
+        assert told['inheritable'] == 0 and told['variables'] == []
+
+
+@pytest.mark.parametrize('start', [[str(PROGRAM)], ['-m', 'tests.serve_program']], ids=['script', 'module'])
+def test_a_worker_is_started_with_the_words_and_the_options_of_the_program(tmp_path, start):
+    with Served(tmp_path, before=['-W', 'error::BytesWarning', '-X', 'dev'], start=start) as served:
+        told = json.loads(served.connect().ask('?'))
+        assert json.loads(told['argv'][1])['watch'] == served.watch
+        assert told['flags'] == ['default', 'error::BytesWarning', 'dev']
+        assert told['pid'] == served.pids()['0'] != served.parent.pid
+
+
+@pytest.mark.parametrize('how', ['-c', '-', 'stdin'])
+def test_what_is_no_file_cannot_be_started_anew_and_says_what_to_do(how):
+    code = 'from reactor import serve; serve.run(print)'
+    argv = {'-c': ['-c', code], '-': ['-'], 'stdin': []}[how]
+    done = subprocess.run(
+        [sys.executable, *argv], input=code, capture_output=True, text=True, timeout=20, cwd=PROGRAM.parent.parent
+    )
+    assert done.returncode == 1
+    assert 'ReactorError: a worker is this program started anew' in done.stderr and 'put it into a file' in done.stderr
+
+
+def test_statistics_of_all_workers_are_in_one_place(tmp_path):
+    with Served(tmp_path, run={'workers': 2}) as served:
+        pids = served.pids(2)
+        for _ in range(20):
+            served.connect()
+        accepted = lambda: {slot: stats['accepts'] for slot, stats in served.look()['stats'].items()}  # noqa: E731
+        wait_until(lambda: sum(accepted().values()) == 20)
+        stats = served.look()['stats']
+        assert {slot: figures['pid'] for slot, figures in stats.items()} == pids
+        assert sum(figures['incoming'] for figures in stats.values()) == 20
+
+
+def test_all_workers_share_a_unix_socket_and_its_file_is_removed_at_the_end(tmp_path):
+    path = str(tmp_path / 'served')
+    with Served(tmp_path, run={'workers': 2, 'listen': [f'unix:{path}', f'{HERE}:0']}) as served:
+        served.pids(2)
+        assert served.addresses[0] == path
+        with socket.socket(socket.AF_UNIX) as sock:
+            sock.connect(path)
+            sock.sendall(b'x\n')
+            assert sock.recv(100).endswith(b' x\n')
+        served.send(signal.SIGTERM)
+        assert served.ended() == 0
+        assert not os.path.exists(path)
+
+
+# -- what dies
+
+
+def test_who_waits_in_the_queue_of_a_worker_that_is_killed_is_served_by_the_next(tmp_path):
+    with Served(tmp_path) as served:
+        old = served.pids()['0']
+        os.kill(old, signal.SIGSTOP)
+        waiting = [served.connect() for _ in range(20)]
+        for conn in waiting:
+            conn.say('x')
+        os.kill(old, signal.SIGKILL)
+        answers = {conn.hear() for conn in waiting}
+        new = served.pids()['0']
+        assert answers == {f'{new} x'} and new != old
+        assert served.log.count('\n') == 1 and f'worker 0 (pid {old}) ended unasked (signal 9)' in served.log
+
+
+def test_a_worker_that_crashes_again_and_again_is_started_ever_more_rarely_until_it_works(tmp_path):
+    fail = tmp_path / 'fail'
+    fail.touch()
+    with Served(tmp_path, fail=str(fail)) as served:
+        conn = served.connect()  # somebody who waits until there is a worker
+        wait_until(lambda: 'started again in 0.4 s' in served.log)
+        pauses = re.findall(r'ended unasked \(exit code 1\); started again in ([\d.]+) s', served.log)
+        assert pauses == ['0.1', '0.2', '0.4']
+        assert served.look()['pids'] == {}
+        fail.unlink()
+        served.send(signal.SIGHUP)  # it need not wait for the pause to end
+        assert conn.who() == served.pids()['0']
+
+
+def test_when_the_parent_is_killed_the_workers_drain_and_go(tmp_path):
+    with Served(tmp_path, run={'workers': 2}) as served:
+        pids = served.pids(2)
+        conn = served.connect()
+        busy = conn.who()
+        conn.say('wait 0.3')
+        served.parent.kill()
+        assert conn.hear() == f'{busy} wait 0.3'
+        assert conn.hear() == ''
+        wait_until(lambda: all(map(is_gone, pids.values())))
+
+
+def test_a_worker_that_does_not_become_ready_is_killed(tmp_path):
+    hang = tmp_path / 'hang'
+    hang.touch()
+    with Served(tmp_path, hang=str(hang), run={'start_timeout': 0.5}) as served:
+        wait_until(lambda: 'ended unasked (signal 9)' in served.log)
+        assert 'is not ready after 0.5 s and is killed' in served.log
+        assert served.parent.poll() is None
+
+
+# -- what is replaced
+
+
+def test_a_reload_replaces_the_workers_one_by_one_and_nobody_is_refused(tmp_path):
+    with Served(tmp_path, run={'workers': 2}) as served:
+        old = set(served.pids(2).values())
+        staying, busy = served.connect(), served.connect()
+        assert staying.who() in old
+        busy.say('wait 0.3')
+        served.send(signal.SIGHUP)
+        answered = []
+
+        def replaced():
+            answered.append(served.connect().who())
+            return not old & set(served.pids(2).values())
+
+        wait_until(replaced)
+        assert int(busy.hear().split()[0]) in old  # it was asked before, and is drained
+        assert staying.hear() == ''
+        assert served.log == ''
+        wait_until(lambda: all(map(is_gone, old)))
+
+
+def test_reloads_that_come_during_one_are_one_more_round(tmp_path):
+    with Served(tmp_path, run={'deadline': 1}) as served:
+        seen = [served.pids()['0']]
+        keeps_it_draining = served.connect()
+        keeps_it_draining.say('wait 0.5')
+        served.send(signal.SIGHUP)
+        wait_until(lambda: served.pids()['0'] != seen[-1])
+        seen.append(served.pids()['0'])
+        for _ in range(5):  # the one that was replaced is not gone, so nothing is started yet
+            served.send(signal.SIGHUP)
+            served.look()
+        assert served.look()['pids'] == {'0': seen[-1]}
+        for _ in range(2):
+            wait_until(lambda: served.pids()['0'] != seen[-1])
+            seen.append(served.pids()['0'])
+        wait_until(lambda: is_gone(seen[-2]))
+        served.send(signal.SIGTERM)
+        assert served.ended() == 0
+        assert len(seen) == 4 and served.log == ''
+
+
+def test_a_successor_that_fails_leaves_the_others_as_they_are(tmp_path):
+    fail = tmp_path / 'fail'
+    with Served(tmp_path, fail=str(fail), run={'workers': 2}) as served:
+        old = served.pids(2)
+        fail.touch()
+        served.send(signal.SIGHUP)
+        goes_on = f'ended unasked (exit code 1); worker 0 (pid {old["0"]}) goes on'
+        wait_until(lambda: goes_on in served.log)
+        assert served.pids(2) == old
+        assert served.log.count('ended unasked') == 1
+        fail.unlink()
+        served.send(signal.SIGHUP)
+        wait_until(lambda: not set(old.values()) & set(served.pids(2).values()))
+
+
+def test_a_worker_that_drains_of_its_own_accord_is_replaced_meanwhile(tmp_path):
+    with Served(tmp_path) as served:
+        old = served.pids()['0']
+        busy = served.connect()
+        assert busy.who() == old
+        busy.say('wait 1')
+        os.kill(old, signal.SIGTERM)
+        assert wait_until(lambda: served.connect().who() != old)
+        assert not is_gone(old)
+        assert busy.hear() == f'{old} wait 1'
+        wait_until(lambda: is_gone(old))
+        assert served.log == ''
+
+
+@LINUX
+def test_a_slot_that_is_removed_answers_who_waits_in_its_queue(tmp_path):
+    with Served(tmp_path) as served:
+        one = served.pids()
+        served.send(signal.SIGTTIN)
+        two = served.pids(2)
+        assert two['0'] == one['0']
+        os.kill(two['1'], signal.SIGSTOP)
+        waiting = [served.connect() for _ in range(40)]
+        for conn in waiting:
+            conn.say('x')
+        served.send(signal.SIGTTOU)
+        assert served.pids(1) == one
+        os.kill(two['1'], signal.SIGCONT)
+        counts = Counter(int(conn.hear().split()[0]) for conn in waiting)
+        assert set(counts) == set(two.values()), counts
+        wait_until(lambda: is_gone(two['1']))
+        assert {served.connect().who() for _ in range(20)} == set(one.values())
+        served.send(signal.SIGTTOU)  # the last one stays
+        assert served.connect().who() == one['0']
+        assert served.log == ''
+
+
+# -- what ends
+
+
+@pytest.mark.parametrize('signum', [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_to_the_whole_group_drains_and_who_is_owed_an_answer_gets_it(tmp_path, signum):
+    with Served(tmp_path, run={'workers': 2}) as served:
+        pids = served.pids(2)
+        conns = [served.connect() for _ in range(8)]
+        for conn in conns:
+            assert conn.who() in pids.values()
+            conn.say('wait 0.3')
+        time.sleep(0.1)  # another process has to read it: there is nothing here to wait for
+        os.killpg(served.parent.pid, signum)  # as a terminal does
+        for conn in conns:
+            assert conn.hear().endswith(' wait 0.3')
+            assert conn.hear() == ''
+        assert served.ended() == 0
+        assert all(map(is_gone, pids.values())) and served.log == ''
+        with pytest.raises(ConnectionRefusedError):
+            served.connect()
+
+
+def test_a_second_ctrl_c_ends_at_once(tmp_path):
+    with Served(tmp_path) as served:
+        pid = served.pids()['0']
+        conn = served.connect()
+        assert conn.who() == pid
+        conn.say('wait 4')
+        time.sleep(0.1)  # as above
+        served.send(signal.SIGINT)
+        wait_until(lambda: served.look()['pids'] == {})
+        served.send(signal.SIGINT)
+        assert served.ended(3) == 130
+        assert is_gone(pid)
+
+
+def test_a_worker_that_does_not_end_is_killed_after_its_deadline_and_the_status_tells(tmp_path):
+    with Served(tmp_path, deaf=True, run={'deadline': 0.1}) as served:
+        pid = served.pids()['0']
+        served.send(signal.SIGTERM)
+        assert served.ended() == 1
+        assert f'worker 0 (pid {pid}) has not ended after 2.1 s and is killed' in served.log
+
+
+# -- what is listened on
+
+
+@pytest.mark.parametrize(
+    'address, parsed',
+    [
+        ('127.0.0.1:80', ('127.0.0.1', 80)),
+        ('[::1]:0', ('::1', 0)),
+        (':8000', (None, 8000)),
+        (('a.example', 1), ('a.example', 1)),
+        ((None, 1), (None, 1)),
+        ('unix:/run/it', '/run/it'),
+        ('unix:@it', '@it'),
+    ],
+)
+def test_an_address_is_read_as_people_write_it(address, parsed):
+    assert parse(address) == parsed
+
+
+@pytest.mark.parametrize('address', ['8000', '::1:80', 'host:', 'host:http', ':70000', ('a',), ('a', None), None, 8000])
+def test_what_is_no_address_is_refused_and_shown(address):
+    with pytest.raises((ValueError, TypeError), match=re.escape(repr(address)) if address != ':70000' else '70000'):
+        parse(address)
+
+
+def test_nobody_joins_the_port_of_a_stranger():
+    first = Door((HERE, 0), 10)
+    sock = first.another()
+    with pytest.raises(OSError, match='in use'):
+        Door(sock.getsockname(), 10)
+    second = first.another()
+    assert second.getsockname() == sock.getsockname()
+    first.close(sock)
+    first.close(second)
+    first.remove()
+
+
+def test_a_socket_that_listens_already_is_shared_by_all(sockets):
+    sock = sockets.track(socket.create_server((HERE, 0)))
+    door = Door(sock, 10)
+    assert door.another() is door.another() is sock
+    door.close(sock)
+    assert sock.fileno() >= 0
+    door.remove()
+    assert sock.fileno() < 0
+
+
+def test_a_datagram_socket_is_not_for_workers(sockets):
+    sock = sockets.track(socket.socket(type=socket.SOCK_DGRAM))
+    with pytest.raises(ValueError, match='bind_udp'):
+        Door(sock, 10)
+
+
+@pytest.mark.parametrize(
+    'arguments',
+    [
+        {'main': 3},
+        {'on_start': 3},
+        {'workers': 0},
+        {'workers': True},
+        {'workers': 1.0},
+        {'deadline': -1},
+        {'lame_duck': 31},
+        {'listen': [3]},
+    ],
+)
+def test_bad_arguments_raise_before_anything_is_started(arguments):
+    with pytest.raises((TypeError, ValueError)):
+        serve.run(**{'main': print, **arguments})
+
+
+def test_without_a_number_there_is_a_worker_for_each_processor():
+    assert processors() == len(psutil.Process().cpu_affinity() if hasattr(psutil.Process, 'cpu_affinity') else [0])
