@@ -10,11 +10,13 @@ import pytest
 from certificates import certificates  # noqa: F401
 from conftest import check_empty
 from support import SELECTORS, FakeKernel, FakeSelector, Log, drain, end, in_thread, reset, run_until, turns
+from test_programs import RealWorld
 
 from reactor import HandleClosed, Reactor, ReactorError, ShutdownTimeout
 from reactor.kernel import TCP_DEFER_ACCEPT
 from reactor.net.listener import ACCEPTS_PER_TURN
 from reactor.net.shutdown import FAREWELL, GRACE, LOOK
+from reactor.testing.programs.service import shutdown
 
 HERE = '127.0.0.1'
 LARGE = b'x' * 8_000_000  # more than the system's buffers hold
@@ -699,6 +701,20 @@ def test_a_callback_that_raises_ends_its_own_connection_and_not_the_shutdown(r, 
     assert r.run() is False
     assert r.now < 1001
     assert 'planted' in caplog.text
+
+
+# -- a random program, see `reactor.testing.programs.service`
+
+
+class Here(RealWorld):
+    """The real kernel, without names to be looked up in threads, which keep to another clock."""
+
+    name = HERE
+
+
+@pytest.mark.parametrize('seed', range(10))
+def test_a_service_that_is_shut_down_answers_whom_it_let_in(r, seed, tmp_path_factory):
+    Here(r, seed, tmp_path_factory.mktemp('s')).play(shutdown, seconds=1000)
 
 
 # -- busy
