@@ -63,8 +63,8 @@ MUTANTS = (
     Mutant(
         'a timer cancelled in its own batch fires',
         'loop/loop.py',
-        'if deadline is None:\n                continue',
-        'if deadline is None:\n                deadline = now',
+        'if deadline is None:\n                    continue',
+        'if deadline is None:\n                    deadline = now',
         '1: what was cancelled is never heard of',
     ),
     Mutant(
