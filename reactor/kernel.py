@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from socket import socket as Socket
     from subprocess import Popen
-    from typing import Any, NoReturn
+    from typing import Any, Literal, NoReturn
 
 # What some platforms lack, guarded here and nowhere else. A missing one is -1 and makes the call that needs it fail.
 AF_UNIX: int = getattr(socket, 'AF_UNIX', -1)
@@ -280,6 +280,20 @@ class Kernel:
             return bool(sock.recv(1, socket.MSG_PEEK))
         except OSError:
             return False  # nothing has come, or it is broken, which reading will tell
+
+    # Whether it counts the bytes of a TCP connection; others have such counts, elsewhere and of another kind.
+    counts_tcp = sys.platform == 'linux'
+
+    def tcp_counts(self, sock: Any) -> tuple[int, int, int]:
+        """(bytes that have come, bytes that the peer has acknowledged, bytes not sent yet) of a TCP connection.
+
+        OSError when it is no more, or not TCP.
+        """
+        # The fields of struct tcp_info; an older Linux has a shorter one, and what it has not counts as 0.
+        info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 148)
+        order: Literal['little', 'big'] = sys.byteorder
+        received, acked = int.from_bytes(info[128:136], order), int.from_bytes(info[120:128], order)
+        return received, acked, int.from_bytes(info[144:148], order)
 
     def close_fd(self, fd: int) -> None:
         """Close a descriptor that has no object of its own."""

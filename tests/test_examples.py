@@ -367,6 +367,22 @@ def test_process_tail_says_in_one_line_what_cannot_be_run():
     assert process.returncode == 1
 
 
+@SIGNALS
+def test_workers_are_several_that_echo_and_are_replaced_while_they_do():
+    with example('workers.py', '--port', '0', '--workers', '2') as (process, port), client(port) as first:
+        greeting = read_until(first, b'\n')
+        first.sendall(b'well\n')
+        assert read_until(first, b'well\n') == b'well\n'
+        others = {greeting}
+        while len(others) == 1:
+            with client(port) as other:
+                others.add(read_until(other, b'\n'))
+        process.send_signal(signal.SIGHUP)
+        assert read_to_end(first) == b''  # its worker goes when the next ones serve
+        with client(port) as other:
+            assert read_until(other, b'\n') not in others
+
+
 PORTS = [
     'port_from_asyncore.py',
     pytest.param(

@@ -19,6 +19,7 @@ import time
 import urllib.request
 from contextlib import contextmanager, suppress
 
+import psutil
 import pytest
 from test_clients import client as program
 from test_examples import client, example, read_to_end, read_until
@@ -291,6 +292,23 @@ def test_wrk_gets_an_answer_to_each_request_on_kept_connections(server, path):
     assert done.returncode == 0, done.stderr
     assert int(re.search(r'(\d+) requests in', done.stdout)[1]) > 100
     assert 'Socket errors' not in done.stdout and 'Non-2xx' not in done.stdout
+
+
+def test_wrk_sees_no_error_while_the_workers_are_replaced(root):
+    with serving(root, '--workers', '2', '--lame-duck', '0.3') as (process, port):
+        wrk = ['wrk', '-t1', '-c20', '-d60', '--timeout', '20s', f'http://127.0.0.1:{port}/hello.txt']
+        with subprocess.Popen(wrk, stdout=subprocess.PIPE, text=True) as load:
+            workers, rounds = set(), 0
+            while rounds < 3:
+                found = {child.pid for child in psutil.Process(process.pid).children()}
+                if not found & workers and len(found) == 2:  # all of those before are gone
+                    workers, rounds = found, rounds + 1
+                    process.send_signal(signal.SIGHUP)
+                time.sleep(0.05)
+            load.send_signal(signal.SIGINT)
+            report = load.stdout.read()
+    assert int(re.search(r'(\d+) requests in', report)[1]) > 100
+    assert 'Socket errors' not in report and 'Non-2xx' not in report
 
 
 # -- the chat

@@ -50,6 +50,7 @@ class RealWorld:
         self.r, self.random, self.folder = r, random.Random(seed), folder
         self.goals: list[Goal] = []
         self.failures: list[str] = []
+        self.stops = 0
         self.paths = 0
 
     def address(self) -> tuple[str, int]:
@@ -78,6 +79,9 @@ class RealWorld:
         too_long = self.r.call_later(seconds, self.r.stop)
         too_long.unref()
         ended = self.r.run(lambda r: program(self))
+        while not ended and too_long.deadline is not None:
+            self.stops += 1
+            ended = self.r.run()
         too_long.cancel()
         assert not self.failures
         assert ended, '\n'.join(['not in time; still alive:', *self.r.why_alive()])

@@ -232,14 +232,13 @@ def test_when_the_parent_is_killed_the_workers_drain_and_go(tmp_path):
         wait_until(lambda: all(map(is_gone, pids.values())))
 
 
-def test_a_worker_that_does_not_become_ready_is_killed_and_started_again(tmp_path):
+def test_a_worker_that_does_not_become_ready_is_killed(tmp_path):
     hang = tmp_path / 'hang'
     hang.touch()
     with Served(tmp_path, hang=str(hang), run={'start_timeout': 0.5}) as served:
         wait_until(lambda: 'ended unasked (signal 9)' in served.log)
         assert 'is not ready after 0.5 s and is killed' in served.log
-        hang.unlink()
-        served.pids()
+        assert served.parent.poll() is None
 
 
 # -- what is replaced
@@ -299,6 +298,20 @@ def test_a_successor_that_fails_leaves_the_others_as_they_are(tmp_path):
         fail.unlink()
         served.send(signal.SIGHUP)
         wait_until(lambda: not set(old.values()) & set(served.pids(2).values()))
+
+
+def test_a_worker_that_drains_of_its_own_accord_is_replaced_meanwhile(tmp_path):
+    with Served(tmp_path) as served:
+        old = served.pids()['0']
+        busy = served.connect()
+        assert busy.who() == old
+        busy.say('wait 1')
+        os.kill(old, signal.SIGTERM)
+        assert wait_until(lambda: served.connect().who() != old)
+        assert not is_gone(old)
+        assert busy.hear() == f'{old} wait 1'
+        wait_until(lambda: is_gone(old))
+        assert served.log == ''
 
 
 @LINUX
@@ -413,6 +426,12 @@ def test_a_socket_that_listens_already_is_shared_by_all(sockets):
     assert sock.fileno() >= 0
     door.remove()
     assert sock.fileno() < 0
+
+
+def test_a_datagram_socket_is_not_for_workers(sockets):
+    sock = sockets.track(socket.socket(type=socket.SOCK_DGRAM))
+    with pytest.raises(ValueError, match='bind_udp'):
+        Door(sock, 10)
 
 
 @pytest.mark.parametrize(

@@ -10,11 +10,13 @@ import pytest
 from certificates import certificates  # noqa: F401
 from conftest import check_empty
 from support import SELECTORS, FakeKernel, FakeSelector, Log, drain, end, in_thread, reset, run_until, turns
+from test_programs import RealWorld
 
 from reactor import HandleClosed, Reactor, ReactorError, ShutdownTimeout
 from reactor.kernel import TCP_DEFER_ACCEPT
 from reactor.net.listener import ACCEPTS_PER_TURN
 from reactor.net.shutdown import FAREWELL, GRACE, LOOK
+from reactor.testing.programs.service import shutdown
 
 HERE = '127.0.0.1'
 LARGE = b'x' * 8_000_000  # more than the system's buffers hold
@@ -701,6 +703,20 @@ def test_a_callback_that_raises_ends_its_own_connection_and_not_the_shutdown(r, 
     assert 'planted' in caplog.text
 
 
+# -- a random program, see `reactor.testing.programs.service`
+
+
+class Here(RealWorld):
+    """The real kernel, without names to be looked up in threads, which keep to another clock."""
+
+    name = HERE
+
+
+@pytest.mark.parametrize('seed', range(10))
+def test_a_service_that_is_shut_down_answers_whom_it_let_in(r, seed, tmp_path_factory):
+    Here(r, seed, tmp_path_factory.mktemp('s')).play(shutdown, seconds=1000)
+
+
 # -- busy
 
 
@@ -784,3 +800,24 @@ def test_in_debug_mode_busy_checks_the_thread(sockets):
         r.call_soon(lambda: (in_thread(other), r.stop()))
         r.run()
         assert conn.busy
+
+
+@pytest.mark.parametrize('deadline', [10, 0.2])
+def test_what_keeps_nothing_running_is_left_alone(r, sockets, deadline):
+    aside = Server(r, on_connect=lambda conn: (aside.conns.append(conn), conn.unref()))
+    aside.listener.unref()
+    server = Server(r)
+    (asking,) = connected(r, aside, sockets)
+    (busy,) = connected(r, server, sockets)
+    ask(r, server, busy)
+    r.shutdown(deadline)
+    run_until(r, lambda: server.listener.closed)
+    late, _ = *connected(r, aside, sockets), ask(r, aside, asking)  # asked to the end, and not waited for
+    if deadline == 10:
+        server.answer()
+    assert r.run() is False
+    assert not aside.listener.closed and not any(conn.closed for conn in aside.conns)
+    assert all(conn.closed for conn in server.conns)
+    aside.listener.close()
+    end(r, *aside.conns)
+    late.close()

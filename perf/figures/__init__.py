@@ -3,6 +3,7 @@
 Owns the list. The rule: a figure is one line here and one class in a module beside this.
 """
 
+from .behind_haproxy import Killed, Rolling
 from .children import Children
 from .churn import Churn
 from .clocks import Jumps, Timers
@@ -35,6 +36,8 @@ FIGURES = [
     SelectLimit(),
     Children(),
     Collector(),
+    Rolling(),
+    Killed(),
     Drains(),
     Orphans(),
     Crashes(),

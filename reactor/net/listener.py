@@ -130,8 +130,8 @@ class Listener(Handle):
         if self._batch < ACCEPTS_PER_TURN:
             self._batch += 1
 
-    def welcome(self, sock: socket, address: Any) -> None:
-        """Make a connection of a client that was accepted, and of whose address kinds of listeners may think twice."""
+    def welcome(self, sock: socket, address: Any) -> Stream | None:
+        """Make a connection of a client that was accepted; None when he cannot be watched, or a kind refuses him."""
         stream = self._kind(self.loop, self._options, self._callbacks, self)
         try:
             sock.setblocking(False)
@@ -142,7 +142,7 @@ class Listener(Handle):
             close_socket(sock)
             self.loop.counters.accepts_refused += 1
             self._hold(exc)
-            return
+            return None
         counters = self.loop.counters
         counters.accepts += 1
         counters.incoming += 1
@@ -153,6 +153,7 @@ class Listener(Handle):
             self.loop.completions.append((stream, Stream.handle_accepted, ()))
         if self._defer_accept:
             self.loop.completions.append((stream, Stream.handle_first_read, ()))
+        return stream
 
     def handle_closed(self, stream: Stream) -> None:
         """One of its connections was closed: there is room again."""

@@ -10,6 +10,8 @@ HAProxy's drain and Envoy's, and "lame duck" is the word of Google's load sheddi
     finishing   connections that are idle are closed, busy ones are left to end; when none is left, `stop`
     deadline    what is left is reset
 
+What keeps nothing running (`unref`) is no part of it: who looks in sees the end, and health checks are answered to it.
+
 The rule: a connection is closed for being idle when it was so at each look of GRACE seconds, of which the last is right
 before: so long a request is on its way, from a client who was accepted or answered at the last moment.
 """
@@ -27,6 +29,7 @@ from .stream import CLOSING, OPEN, Stream
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from ..loop.loop import Loop
+    from ..loop.watcher import Handle
 
 GRACE = 0.5  # seconds: twice around the world, or once and a lost segment sent again
 LOOK = 0.1  # seconds between two looks
@@ -51,7 +54,7 @@ class Shutdown:
         self._deadline = later(deadline, self._abort)
         self._asking = later(lame_duck, self._ask_listeners)
         self._looking = later(lame_duck, self._look)
-        for handle in loop.handles():
+        for handle in self._served():
             if isinstance(handle, Listener):
                 handle.handle_shutdown()
 
@@ -65,13 +68,16 @@ class Shutdown:
             if timer.deadline is not None and now + delay < timer.deadline:
                 timer.reset(delay)
 
+    def _served(self) -> list[Handle]:
+        watchers = self._loop.watchers
+        return [handle for handle in self._loop.handles() if watchers.is_referenced(handle)]
+
     def _ask_listeners(self) -> None:
         """Close each listener for whom nobody waits."""
-        loop = self._loop
         taking = False
-        for handle in loop.handles():
+        for handle in self._served():
             if isinstance(handle, Listener):
-                if not loop.watchers.kernel.has_clients(handle.sock):
+                if not self._loop.watchers.kernel.has_clients(handle.sock):
                     handle.close()
                 else:
                     taking = taking or handle.events != 0
@@ -83,7 +89,7 @@ class Shutdown:
         self._looking.reset(LOOK)  # whatever happens here
         if self._asking.deadline is None:
             self._ask_listeners()
-        handles, now = self._loop.handles(), self._loop.timers.clock()
+        handles, now = self._served(), self._loop.timers.clock()
         idle: WeakKeyDictionary[Stream, float] = WeakKeyDictionary()
         waits, silent, closed = 0, [], 0
         for handle in handles:
@@ -132,7 +138,7 @@ class Shutdown:
         """The deadline: stop, and reset what is left."""
         self._stop()
         waited = self._loop.timers.clock() - self._began
-        for handle in self._loop.handles():
+        for handle in self._served():
             if isinstance(handle, Listener):
                 handle.close()
             elif isinstance(handle, Stream) and isinstance(handle.origin, Listener):

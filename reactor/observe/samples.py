@@ -42,7 +42,6 @@ FIELDS = (
 WORKER_FIELDS = ('name', 'pid', 'connections', 'rate', 'busy', 'lag_p99', 'cpu', 'memory', 'silent')
 RATES = ('requests', 'reads', 'accepts', 'bytes_in', 'bytes_out', 'loop_count', 'timers_fired')  # told by the second
 ENOUGH_CONNECTIONS = 100  # to divide memory by
-NEARLY = 0.9  # of the most connections that were open: as good a moment to look at memory
 LEAST_CPU_TIME = 0.5  # seconds to measure over: the system counts in hundredths
 SILENT = 3.0  # seconds without news, after which what a reactor told last is no longer taken for now
 HAS_PROC = os.path.exists('/proc/self/stat')
@@ -148,7 +147,7 @@ class Watched:
             self.base = 0, self.figures['base_memory']
         elif not same or self.base is None or here[0] < self.base[0]:
             self.base = here
-        if not same or self.most is None or here[0] >= self.most[0] * NEARLY:
+        if not same or self.most is None or here[0] >= self.most[0]:
             self.most = here
 
     @property

@@ -8,6 +8,7 @@ first, so the port is asked for without it first.
 from __future__ import annotations
 
 import sys
+from socket import SOCK_STREAM
 
 from ..kernel import Kernel, close_socket
 from ..net.addresses import check_host, check_path, check_port
@@ -67,6 +68,8 @@ class Door:
 def parse(address: Any) -> Any:
     """(host, port), the path of a Unix socket, or the socket itself; ValueError or TypeError for anything else."""
     if hasattr(address, 'fileno'):
+        if address.type != SOCK_STREAM:
+            raise ValueError(f'workers share listening stream sockets; bind_udp in one process is for {address!r}')
         return address
     if isinstance(address, str) and address.startswith('unix:'):
         return address.removeprefix('unix:')

@@ -13,6 +13,7 @@ from socket import SOMAXCONN
 
 from .. import Reactor, ReactorError
 from ..net.shutdown import check_times
+from . import systemd
 from .doors import Door
 from .worker import work
 from .workers import VARIABLE, Workers
@@ -43,7 +44,8 @@ def run(
     workers        how many, at least 1; None: one for each processor that this process may use. One process without a
                    parent is `reactor.run`, and `r.add_signal_handler(SIGTERM, r.shutdown, 30, 1)` in it
     listen         'host:port', '[IPv6]:port', ':port' for all addresses, 'unix:/path', 'unix:@abstract', (host, port),
-                   or a socket that listens already. Port 0: a free one, the same for all
+                   or a socket that listens already. Port 0: a free one, the same for all. In place of these, when
+                   there are any: the sockets that systemd has passed (`systemd.inherited_sockets`)
     deadline       seconds that a worker has to end what it does; what is left then is aborted
     lame_duck      seconds of it in which a worker that is to end still accepts
     start_timeout  seconds in which a worker has to be ready, else it is killed
@@ -58,8 +60,11 @@ def run(
     SIGTTIN, SIGTTOU  one worker more; one less
 
     A worker that dies is replaced at once, and one that served less than a second after 0.1 s, doubled each time up to
-    10 s, for ever. On Linux each has a listening socket of its own on the port (SO_REUSEPORT), which the parent keeps:
-    who waits in its queue is served by the next one. Elsewhere, and at Unix sockets, all share one.
+    10 s, for ever. One that drains of its own accord (`r.shutdown`, or a SIGTERM to it alone) is replaced meanwhile.
+    On Linux each has a listening socket of its own on the port (SO_REUSEPORT), which the parent keeps: who waits in its
+    queue is served by the next one. Elsewhere, and at Unix sockets, all share one.
+
+    systemd is told when all workers are ready, and of replacing and ending; its watchdog hears from the parent's loop.
 
     What can still be lost: what was open on a worker that died. What waits in the queue of one that dies while it
     drains as the last on its socket. When SIGTTOU closes that socket, who is in the middle of the handshake or comes
@@ -80,7 +85,7 @@ def run(
         raise SystemExit(0)
     argv, doors = command(), list[Door]()
     try:
-        for address in listen:
+        for address in [sock for _, sock in systemd.inherited_sockets()] or listen:
             doors.append(Door(address, backlog))
         with Reactor() as r:
             team = Workers(r, argv, doors, deadline, start_timeout)

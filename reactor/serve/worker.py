@@ -4,7 +4,8 @@ Owns its side of the control connection. Knows nothing of other workers. The rul
 SIGTERM, or by word that its successor is there) or when the parent is gone, and always by draining. The signals that a
 terminal sends to the whole process group are the parent's to judge.
 
-What it tells, in lines of JSON, is its statistics, once a second; the first line says that it is ready.
+What it tells, in lines of JSON, is its statistics and whether it drains, once a second and when that begins. The first
+line says that it is ready.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ class Worker:
         self.control.unref()
         for number in (*told['listeners'], told['control']):
             os.set_inheritable(number, False)  # not for children of ours
-        r.add_signal_handler(signal.SIGTERM, r.shutdown, *times).unref()
+        r.add_signal_handler(signal.SIGTERM, self.drain).unref()
         for signum in signal.SIGINT, signal.SIGHUP, signal.SIGTTIN, signal.SIGTTOU:
             r.add_signal_handler(signum, int).unref()
         r.call_every(TELL_EVERY, self.tell).unref()
@@ -56,7 +57,12 @@ class Worker:
 
     def tell(self) -> None:
         if not self.control.closed and not self.control.buffered:  # a parent that does not read gets no more of it
-            self.control.write(json.dumps(self.r.stats().as_dict() | {'pid': os.getpid()}).encode() + b'\n')
+            figures = self.r.stats().as_dict() | {'pid': os.getpid()}
+            self.control.write(json.dumps([figures, self.r.draining]).encode() + b'\n')
+
+    def drain(self) -> None:
+        self.r.shutdown(*self.times)
+        self.tell()
 
     def on_line(self, conn: Stream, line: bytes) -> None:
         """The successor is ready. The queue is its own from now on: only our copy of its socket is closed."""

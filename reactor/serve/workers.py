@@ -15,9 +15,11 @@ from collections import deque
 
 from .. import DEVNULL, Process, Reactor, Stream, framing
 from ..loop.log import log
+from . import systemd
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any
 
     from .. import Timer
@@ -48,6 +50,7 @@ class Workers:
         self.leaving: set[Child] = set()
         self._round: deque[tuple[Slot, Child | None]] = deque()  # who is still to be replaced
         self._another_round = False
+        self._told_manager: Callable[[], bool] | None = None
 
     def stats(self) -> dict[str, dict[str, Any]]:
         """What the worker in each slot told last, at most a second ago: `Stats.as_dict()` and its `'pid'`."""
@@ -68,6 +71,7 @@ class Workers:
         self.r.add_signal_handler(signal.SIGHUP, self.replace)
         self.r.add_signal_handler(signal.SIGTTIN, self.grow)
         self.r.add_signal_handler(signal.SIGTTOU, self.shrink)
+        systemd.watchdog(self.r)
         if on_start is not None:
             on_start(self.r, self)
 
@@ -113,17 +117,34 @@ class Workers:
 
     def go_on(self) -> None:
         """Called when something has changed: the next one is replaced, or it ends."""
+        if not self._replacing():
+            if self._another_round:
+                self.replace()
+            if not self.slots and not self.leaving:
+                self.r.stop()
+        self._tell_manager()
+
+    def _replacing(self) -> bool:
         while self._round:
             slot, old = self._round[0]
             if slot in self.slots and slot.serving in (None, old):
                 if not slot.starting and all(child.slot is not slot for child in self.leaving):
                     slot.start()
-                return
+                return True
             self._round.popleft()
-        if self._another_round:
-            self.replace()
-        if not self.slots and not self.leaving:
-            self.r.stop()
+        return False
+
+    def _tell_manager(self) -> None:
+        tell = self._told_manager
+        if not self.slots:
+            tell = systemd.stopping
+        elif self._round:
+            tell = systemd.reloading
+        elif all(slot.serving for slot in self.slots):
+            tell = systemd.ready
+        if tell is not None and tell is not self._told_manager:
+            self._told_manager = tell
+            tell()
 
 
 class Slot:
@@ -198,7 +219,9 @@ class Child:
         self.control = team.r.adopt(ours, framing.lines(self.on_line))
         numbers = [theirs.fileno(), *(sock.fileno() for sock in slot.listeners)]
         told = {'slot': slot.number, 'control': numbers[0], 'listeners': numbers[1:]}
-        env = {**os.environ, VARIABLE: json.dumps(told)}
+        ours_alone = (VARIABLE, *systemd.VARIABLES)
+        env = {name: value for name, value in os.environ.items() if name not in ours_alone}
+        env[VARIABLE] = json.dumps(told)
         try:
             self.process = team.r.spawn(team.argv, stdin=DEVNULL, env=env, pass_fds=numbers, on_exit=self.on_exit)
         except BaseException:
@@ -209,12 +232,16 @@ class Child:
         self._timer = team.r.call_later(team.start_timeout, self.on_late, 'is not ready', team.start_timeout)
 
     def on_line(self, conn: Stream, line: bytes) -> None:
-        if self is self.slot.starting:
+        figures, draining = json.loads(line)
+        slot = self.slot
+        if self is slot.starting:
             self.ready, self.since = True, self.team.r.now
             self._timer.cancel()
-            self.slot.on_ready(self)
-        if self is self.slot.serving:
-            self.slot.told = json.loads(line)
+            slot.on_ready(self)
+        if self is slot.serving:
+            slot.told = figures
+            if draining and slot.starting is None:  # its own idea, or somebody's who knows only its number
+                slot.start()
 
     def leave(self, replaced: bool = False) -> None:
         """Have it drain and go; `replaced` by another one on the same sockets, or as the last one there."""
@@ -229,7 +256,8 @@ class Child:
 
     def on_late(self, what: str, seconds: float) -> None:
         log('warning', '%s %s after %g s and is killed', self, what, seconds)
-        self.team.status = int(self in self.team.leaving) or self.team.status
+        if self in self.team.leaving:
+            self.team.status = 1
         self.process.kill()
 
     def on_exit(self, process: Process, code: int | None, signum: int | None) -> None:
