@@ -185,6 +185,7 @@ def main(r, listeners=(), *, port, root, idle, lame_duck, proxy_protocol=None):
     r.add_signal_handler(signal.SIGTERM, r.shutdown, DRAIN, lame_duck)
     if sock is None:
         tell(listener.address)
+        r.add_exit_callback(lambda: print(f'{r.stats().requests} requests', flush=True))
 
 
 def tell(address):
