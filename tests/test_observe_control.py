@@ -296,15 +296,20 @@ def test_further_clients_wait(r, door, sockets):
     clients[-1].lines(1)
 
 
-@pytest.mark.parametrize(('times', 'at_once'), [(400, 1), (1, 600)])
-def test_a_client_that_reads_nothing_is_not_answered_without_bound(r, door, client, times, at_once):
-    for _ in range(times):
-        client.send(b'stats\n' * at_once)
+@pytest.mark.parametrize('at_once', [1, 600])
+def test_a_client_that_reads_nothing_is_not_answered_without_bound(r, door, client, at_once):
+    asked = 0
+    for _ in range(600 // at_once):
+        try:
+            client.send(b'stats\n' * at_once)
+        except BlockingIOError:
+            break  # nor is it read without bound
+        asked += at_once
         turns(r, at_once + 1)
     (conn,) = [handle for handle in r.handles() if isinstance(handle, Stream)]
     assert 0 < conn.buffered < conn.options.high_water + 4096
     assert idle(r)
-    assert len(client.lines(times * at_once)) == times * at_once  # and goes on where it was
+    assert len(client.lines(asked)) == asked  # and goes on where it was
 
 
 @pytest.mark.parametrize(('sends', 'seconds'), [(b'', SILENT), (b'stats\n' * 600, STALLED)])
