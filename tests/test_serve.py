@@ -359,6 +359,19 @@ def test_a_signal_to_the_whole_group_drains_and_who_is_owed_an_answer_gets_it(tm
             served.connect()
 
 
+def test_who_waits_for_a_worker_that_still_starts_is_served_before_it_ends(tmp_path):
+    hang = tmp_path / 'hang'
+    hang.touch()
+    with Served(tmp_path, hang=str(hang)) as served:
+        conn = served.connect()
+        conn.say('x')
+        served.send(signal.SIGTERM)
+        served.look()
+        hang.unlink()
+        assert conn.hear().endswith(' x')
+        assert served.ended() == 0 and served.log == ''
+
+
 def test_a_second_ctrl_c_ends_at_once(tmp_path):
     with Served(tmp_path) as served:
         pid = served.pids()['0']

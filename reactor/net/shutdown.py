@@ -73,11 +73,11 @@ class Shutdown:
         return [handle for handle in self._loop.handles() if watchers.is_referenced(handle)]
 
     def _ask_listeners(self) -> None:
-        """Close each listener for whom nobody waits."""
+        """Close each listener in whose queue nobody waits."""
         taking = False
         for handle in self._served():
             if isinstance(handle, Listener):
-                if not self._loop.watchers.kernel.has_clients(handle.sock):
+                if handle.deserted():
                     handle.close()
                 else:
                     taking = taking or handle.events != 0

@@ -36,6 +36,8 @@ class Workers:
     """All workers, as `on_start` of `run` gets them.
 
     addresses  where they listen, in the order of `listen`: (host, port, ...) or a path
+
+    What the signals do, `drain`, `replace`, `grow` and `shrink` do as well: a handler of your own may call them.
     """
 
     def __init__(self, r: Reactor, argv: list[str], doors: list[Door], deadline: float, start_timeout: float) -> None:
@@ -234,10 +236,13 @@ class Child:
     def on_line(self, conn: Stream, line: bytes) -> None:
         figures, draining = json.loads(line)
         slot = self.slot
-        if self is slot.starting:
+        if not self.ready:
             self.ready, self.since = True, self.team.r.now
-            self._timer.cancel()
-            slot.on_ready(self)
+            if self in self.team.leaving:
+                self.process.terminate()
+            else:
+                self._timer.cancel()
+                slot.on_ready(self)
         if self is slot.serving:
             slot.told = figures
             if draining and slot.starting is None:  # its own idea, or somebody's who knows only its number
@@ -251,7 +256,7 @@ class Child:
         self._timer = team.r.call_later(team.patience, self.on_late, 'has not ended', team.patience)
         if replaced and not self.control.closed:
             self.control.write(b'{"replaced": true}\n')
-        else:
+        elif self.ready or self.slot.serving:  # else people wait, and nobody but this one will ever serve them
             self.process.terminate()
 
     def on_late(self, what: str, seconds: float) -> None:
