@@ -160,6 +160,12 @@ def test_a_worker_is_started_with_the_words_and_the_options_of_the_program(tmp_p
         assert told['pid'] == served.pids()['0'] != served.parent.pid
 
 
+@pytest.mark.parametrize('start', [['tests/serve_program.py'], ['-m', 'tests.serve_program']], ids=['script', 'module'])
+def test_a_program_that_leaves_its_directory_is_started_anew_where_it_began(tmp_path, start):
+    with Served(tmp_path, start=start, go='tests') as served:  # to which only one that begins there finds its way
+        assert served.connect().ask() == f'{served.pids()["0"]} x'
+
+
 @pytest.mark.parametrize('how', ['-c', '-', 'stdin'])
 def test_what_is_no_file_cannot_be_started_anew_and_says_what_to_do(how):
     code = 'from reactor import serve; serve.run(print)'

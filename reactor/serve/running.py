@@ -51,8 +51,9 @@ def run(
     start_timeout  seconds in which a worker has to be ready, else it is killed
     on_start       `on_start(r, workers)` in the parent, once, when the first workers start; see `Workers`
 
-    The program is started anew for each worker: so it is a file or a module (`-m`), and comes to this call again. There
-    the call does not return, but raises SystemExit when the worker is done.
+    The program is started anew for each worker, in the directory in which it has imported this: so it is a file or a
+    module (`-m`), and comes to this call again. There the call does not return, but raises SystemExit when the worker
+    is done.
 
     SIGTERM, SIGINT   all workers drain (`Reactor.shutdown`) and go; a second SIGINT ends them at once
     SIGHUP            the workers are replaced one by one: each drains when its successor is ready. When that fails, the

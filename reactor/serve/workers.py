@@ -32,6 +32,17 @@ GRACE = 2.0  # seconds after the deadline in which a worker may still go by itse
 INTERRUPTED = 130  # what a shell reports for a program that Ctrl-C ended
 
 
+def folder() -> str | None:
+    """The current directory of this process, None when that was removed."""
+    try:
+        return os.getcwd()
+    except OSError:
+        return None
+
+
+BEGAN_IN = folder()  # where a path in the command is meant; the program may go elsewhere, and a worker goes there, too
+
+
 class Workers:
     """All workers, as `on_start` of `run` gets them.
 
@@ -226,7 +237,10 @@ class Child:
         env = {name: value for name, value in os.environ.items() if name not in ours_alone}
         env[VARIABLE] = json.dumps(told)
         try:
-            self.process = team.r.spawn(team.argv, stdin=DEVNULL, env=env, pass_fds=numbers, on_exit=self.on_exit)
+            self.process = team.r.spawn(
+                team.argv, stdin=DEVNULL, env=env, pass_fds=numbers, on_exit=self.on_exit,
+                cwd=None if folder() == BEGAN_IN else BEGAN_IN,
+            )  # fmt: skip
         except BaseException:
             self.control.abort()
             raise
