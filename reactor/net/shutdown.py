@@ -105,8 +105,6 @@ class Shutdown:
                 pass  # the application's own
             elif handle.state is CLOSING:
                 silent.append(handle)
-            elif handle.closed:
-                waits += 1  # it is broken, and about to end
             elif not self._idle_long(handle, now, idle):
                 waits += 1
             elif handle.unread:  # asked only right before: the answer may be an error, which nobody would hear of then
