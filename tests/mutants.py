@@ -63,8 +63,8 @@ MUTANTS = (
     Mutant(
         'a timer cancelled in its own batch fires',
         'loop/loop.py',
-        'if deadline is None:\n                continue',
-        'if deadline is None:\n                deadline = now',
+        'if deadline is None:\n                    continue',
+        'if deadline is None:\n                    deadline = now',
         '1: what was cancelled is never heard of',
     ),
     Mutant(
@@ -667,6 +667,42 @@ MUTANTS = (
         'if state is OPEN and writer is None and self.events & READ:',
         'if state is OPEN and not self.buffered:',
         'what was written before close() arrives',
+    ),
+    # -- doors
+    Mutant(
+        'what comes behind a PROXY header is taken with it',
+        'net/proxy_protocol.py',
+        'taken = self._receive(min(missing, len(seen)))',
+        'taken = self._receive(len(seen))',
+        'not a byte is lost',
+    ),
+    Mutant(
+        'the time limit of a PROXY header outlives it',
+        'net/proxy_protocol.py',
+        '        self.tls.timer.cancel()\n        self.tls = None',
+        '        self.tls = None',
+        '9: what is over leaves nothing behind',
+    ),
+    Mutant(
+        'one is let in for whom there is no room',
+        'net/admission.py',
+        'len(self._guests) >= self.connections',
+        'len(self._guests) > self.connections',
+        'as many as there is room for',
+    ),
+    Mutant(
+        'a client may drip as long as he likes',
+        'net/progress.py',
+        'if answered or not stream.events & READ:',
+        'if answered or stream.events & READ:',
+        'who is too slow is ended',
+    ),
+    Mutant(
+        'limits are not told of an end',
+        'net/guarded.py',
+        '            self.limits.handle_closed(stream)\n',
+        '            pass\n',
+        '9: what is over leaves nothing behind',
     ),
     # -- shutdown
     Mutant(
