@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -60,13 +61,11 @@ class Served:
         return self
 
     def __exit__(self, *exc: Any) -> None:
-        workers = psutil.Process(self.parent.pid).children() if self.parent.poll() is None else []
         for client in self.clients:
             client.sock.close()
-        self.parent.kill()
+        with suppress(ProcessLookupError):
+            os.killpg(self.parent.pid, signal.SIGKILL)  # workers, too, and those that are being started
         self.parent.communicate()
-        for worker in workers:
-            worker.kill()
 
     @property
     def log(self) -> str:
