@@ -18,7 +18,7 @@ from typing import Any
 import psutil
 import pytest
 
-from reactor import serve
+from reactor import ReactorError, serve
 from reactor.serve.doors import Door, parse
 from reactor.serve.running import processors
 
@@ -464,6 +464,13 @@ def test_a_datagram_socket_is_not_for_workers(sockets):
 def test_bad_arguments_raise_before_anything_is_started(arguments):
     with pytest.raises((TypeError, ValueError)):
         serve.run(**{'main': print, **arguments})
+
+
+def test_where_descriptors_cannot_be_handed_on_it_says_what_to_do(monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(os, 'name', 'nt')
+        with pytest.raises(ReactorError, match='use one process'):
+            serve.run(print)
 
 
 def test_without_a_number_there_is_a_worker_for_each_processor():

@@ -99,6 +99,10 @@ def run(
 
 def command() -> list[str]:
     """What starts this program anew; ReactorError when nothing does."""
+    if os.name != 'posix':
+        raise ReactorError(
+            'workers get descriptors handed on, which this platform cannot: use one process, reactor.run'
+        )
     file = getattr(sys.modules['__main__'], '__file__', None)
     if not file or file == '<stdin>' or not sys.executable:
         raise ReactorError(
