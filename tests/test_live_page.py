@@ -364,6 +364,27 @@ def test_a_port_that_is_taken_is_one_helpful_line(command):
     assert len(done.stderr.splitlines()) == 1 and port in done.stderr and '--dashboard 0 picks' in done.stderr
 
 
+def test_the_example_counts_requests_and_names_what_held_everybody_up():
+    command = [sys.executable, '-X', 'dev', 'examples/live_page.py', '--port', '0', '--page', '0']
+    with subprocess.Popen(command, cwd=CHECKOUT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        url = re.fullmatch(r'look at (http://\S+)\n', process.stdout.readline())[1]
+        port = int(process.stdout.readline().rpartition(':')[2])
+        with socket.create_connection(('127.0.0.1', port), timeout=20) as sock:
+            with urllib.request.urlopen(url + 'events', timeout=20) as events:
+                sock.sendall(b'quick\nslow\n')
+                told = next(told for told in map(sample_in, events) if told and told['slow'])
+            assert sock.makefile('rb').readline() == b'quick\n'
+        process.send_signal(signal.SIGINT)
+        printed, errors = process.communicate(timeout=20)
+    assert told['totals']['requests'] == 2 and told['counted'] == 'requests'
+    assert re.fullmatch(r'__main__\.Server\.slow:\d+', told['slow'][0][0])
+    assert (process.returncode, printed) == (0, 'bye\n') and errors.count('slow callback') == len(errors.splitlines())
+
+
+def sample_in(line):
+    return json.loads(line[6:]) if line.startswith(b'data: {"row"') else None
+
+
 SAMPLE_IN_HEAP = 500  # bytes of one in the history
 
 

@@ -34,8 +34,9 @@ def run_shell(code):
         done = subprocess.run(['bash', words[0], '--help'], cwd=CHECKOUT, capture_output=True, text=True, timeout=30)
         assert done.returncode == 0 and all(word in done.stdout for word in words[1:] if word.startswith('--'))
         return
-    assert words == ['python3', '-m', 'reactor.demo']
-    small = [sys.executable, *words[1:], '--connections', '200', '--delay', '0.2']
+    assert words in (['python3', '-m', 'reactor.demo'], ['python3', '-m', 'reactor.demo', '--dashboard'])
+    port = ['0'] if words[-1] == '--dashboard' else []  # the usual one may be taken
+    small = [sys.executable, *words[1:], *port, '--connections', '200', '--delay', '0.2']
     done = subprocess.run(small, cwd=CHECKOUT, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     assert '200 of 200 connections' in done.stdout
@@ -51,16 +52,21 @@ def run_test(code, folder):
 
 
 def run_python(code):
-    if 'pytest_plugins' in code:
-        with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder:
+        if 'pytest_plugins' in code:
             run_test(code, Path(folder))
-        return
-    if '7007' not in code:
-        subprocess.run([sys.executable, '-W', 'error', '-c', code], cwd=CHECKOUT, check=True, timeout=30)
-        return
+        elif found := re.search(r'70\d\d', code):
+            run_echo(code, found[0], Path(folder) / 'server.py')
+        else:
+            subprocess.run([sys.executable, '-W', 'error', '-c', code], cwd=CHECKOUT, check=True, timeout=30)
+
+
+def run_echo(code, its_port, path):
     with socket.create_server(('127.0.0.1', 0)) as free:
         port = free.getsockname()[1]
-    process = subprocess.Popen([sys.executable, '-W', 'error', '-c', code.replace('7007', str(port))], cwd=CHECKOUT)
+    path.write_text(code.replace(its_port, str(port)))
+    environment = {**os.environ, 'PYTHONPATH': str(CHECKOUT)}
+    process = subprocess.Popen([sys.executable, '-W', 'error', str(path)], env=environment)
     try:
         deadline = time.monotonic() + 10
         while True:
@@ -73,8 +79,8 @@ def run_python(code):
             sock.sendall(b'hello')
             assert sock.recv(100) == b'hello'
     finally:
-        process.kill()
-        process.wait()
+        process.terminate()
+        process.wait(10)
 
 
 RUNNERS = {'sh': run_shell, 'python': run_python}

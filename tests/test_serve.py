@@ -118,7 +118,10 @@ class Client:
 
 
 def is_gone(pid: int) -> bool:
-    return not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    try:
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
 
 
 # -- what is served
@@ -150,6 +153,12 @@ def test_a_worker_is_started_with_the_words_and_the_options_of_the_program(tmp_p
         assert json.loads(told['argv'][1])['watch'] == served.watch
         assert told['flags'] == ['default', 'error::BytesWarning', 'dev']
         assert told['pid'] == served.pids()['0'] != served.parent.pid
+
+
+@pytest.mark.parametrize('start', [['tests/serve_program.py'], ['-m', 'tests.serve_program']], ids=['script', 'module'])
+def test_a_program_that_leaves_its_directory_is_started_anew_where_it_began(tmp_path, start):
+    with Served(tmp_path, start=start, go='tests') as served:  # to which only one that begins there finds its way
+        assert served.connect().ask() == f'{served.pids()["0"]} x'
 
 
 @pytest.mark.parametrize('how', ['-c', '-', 'stdin'])
@@ -357,6 +366,19 @@ def test_a_signal_to_the_whole_group_drains_and_who_is_owed_an_answer_gets_it(tm
         assert all(map(is_gone, pids.values())) and served.log == ''
         with pytest.raises(ConnectionRefusedError):
             served.connect()
+
+
+def test_who_waits_for_a_worker_that_still_starts_is_served_before_it_ends(tmp_path):
+    hang = tmp_path / 'hang'
+    hang.touch()
+    with Served(tmp_path, hang=str(hang)) as served:
+        conn = served.connect()
+        conn.say('x')
+        served.send(signal.SIGTERM)
+        served.look()
+        hang.unlink()
+        assert conn.hear().endswith(' x')
+        assert served.ended() == 0 and served.log == ''
 
 
 def test_a_second_ctrl_c_ends_at_once(tmp_path):

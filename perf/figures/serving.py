@@ -62,6 +62,7 @@ class Reloads(Figure):
                 seen |= set(server.workers(2))
                 run.progress(index + 1, reloads, 'replaced')
             found = wrk.end()
+            server.process.terminate()
             status, log = server.end()
         return {'reloads': reloads, 'replaced': len(seen) - 2, **found, 'status': status, 'log': log}
 
@@ -182,8 +183,7 @@ class HTTPServer:
         return found
 
     def end(self):
-        """SIGTERM, unless it was sent; its status, and what it has logged."""
-        self.process.terminate()
+        """Its status when it has ended, and what it has logged."""
         _, log = self.process.communicate(timeout=DEADLINE + START)
         return self.process.returncode, log
 
