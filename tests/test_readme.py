@@ -106,7 +106,8 @@ def test_the_readme_names_everything_public():
 
 
 def test_every_link_inside_the_project_leads_to_a_file():
-    assert LINKS and not [target for _, target in LINKS if not (CHECKOUT / target).exists()]
+    targets = [target for _, target in LINKS] + re.findall(r'src(?:set)?="(?!https?:)([^"]+)"', README)
+    assert targets and not [target for target in targets if not (CHECKOUT / target).exists()]
 
 
 def test_every_test_that_the_readme_names_exists():
