@@ -729,7 +729,7 @@ MUTANTS = (
     Mutant(
         'who was just let in is closed',
         'net/shutdown.py',
-        'return now - since >= min(GRACE, (self._until - since) / 2)',
+        'return now - since >= min(patience, (self._until - since) / 2)',
         'return True',
         'nothing that was accepted is lost',
     ),

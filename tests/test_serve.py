@@ -118,7 +118,10 @@ class Client:
 
 
 def is_gone(pid: int) -> bool:
-    return not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    try:
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
 
 
 # -- what is served
@@ -150,6 +153,12 @@ def test_a_worker_is_started_with_the_words_and_the_options_of_the_program(tmp_p
         assert json.loads(told['argv'][1])['watch'] == served.watch
         assert told['flags'] == ['default', 'error::BytesWarning', 'dev']
         assert told['pid'] == served.pids()['0'] != served.parent.pid
+
+
+@pytest.mark.parametrize('start', [['tests/serve_program.py'], ['-m', 'tests.serve_program']], ids=['script', 'module'])
+def test_a_program_that_leaves_its_directory_is_started_anew_where_it_began(tmp_path, start):
+    with Served(tmp_path, start=start, go='tests') as served:  # to which only one that begins there finds its way
+        assert served.connect().ask() == f'{served.pids()["0"]} x'
 
 
 @pytest.mark.parametrize('how', ['-c', '-', 'stdin'])

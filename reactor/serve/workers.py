@@ -32,6 +32,17 @@ GRACE = 2.0  # seconds after the deadline in which a worker may still go by itse
 INTERRUPTED = 130  # what a shell reports for a program that Ctrl-C ended
 
 
+def folder() -> str | None:
+    """The current directory of this process, None when that was removed."""
+    try:
+        return os.getcwd()
+    except OSError:
+        return None
+
+
+BEGAN_IN = folder()  # where a path in the command is meant; the program may go elsewhere, and a worker goes there, too
+
+
 class Workers:
     """All workers, as `on_start` of `run` gets them.
 
@@ -220,12 +231,16 @@ class Child:
         ours, theirs = socket.socketpair()
         self.control = team.r.adopt(ours, framing.lines(self.on_line))
         numbers = [theirs.fileno(), *(sock.fileno() for sock in slot.listeners)]
-        told = {'slot': slot.number, 'control': numbers[0], 'listeners': numbers[1:]}
+        shared = [door.shared.fileno() for door in team.doors if door.shared is not None]
+        told = {'slot': slot.number, 'control': numbers[0], 'listeners': numbers[1:], 'shared': shared}
         ours_alone = (VARIABLE, *systemd.VARIABLES)
         env = {name: value for name, value in os.environ.items() if name not in ours_alone}
         env[VARIABLE] = json.dumps(told)
         try:
-            self.process = team.r.spawn(team.argv, stdin=DEVNULL, env=env, pass_fds=numbers, on_exit=self.on_exit)
+            self.process = team.r.spawn(
+                team.argv, stdin=DEVNULL, env=env, pass_fds=numbers, on_exit=self.on_exit,
+                cwd=None if folder() == BEGAN_IN else BEGAN_IN,
+            )  # fmt: skip
         except BaseException:
             self.control.abort()
             raise
@@ -254,9 +269,9 @@ class Child:
         team.leaving.add(self)
         self._timer.cancel()
         self._timer = team.r.call_later(team.patience, self.on_late, 'has not ended', team.patience)
-        if replaced and not self.control.closed:
-            self.control.write(b'{"replaced": true}\n')
-        elif self.ready or self.slot.serving:  # else people wait, and nobody but this one will ever serve them
+        if not self.control.closed:
+            self.control.write(b'"replaced"\n' if replaced else b'"last"\n')
+        if not replaced and (self.ready or self.slot.serving):  # else people wait, whom nobody but this one will serve
             self.process.terminate()
 
     def on_late(self, what: str, seconds: float) -> None:
