@@ -13,13 +13,14 @@ import os
 import signal
 import socket
 import sys
+from functools import partial
 
 import reactor
 from reactor import framing, serve
 from reactor.serve import systemd
 
 
-def listen(r, listeners):
+def listen(r, listeners, proxies=None):
     """In the one process, or in each worker."""
 
     def on_line(conn, line):
@@ -42,7 +43,7 @@ def listen(r, listeners):
             conn.close()
 
     for sock in listeners:
-        server = r.listen_tcp(None, 0, framing.lines(on_line), sock=sock, idle_timeout=60)
+        server = r.listen_tcp(None, 0, framing.lines(on_line), sock=sock, idle_timeout=60, proxy_protocol=proxies)
         print(f'listening on {server.address[0]}:{server.address[1]}', flush=True)
 
 
@@ -57,7 +58,7 @@ def alone(r, args):
 
     inherited = [sock for _, sock in systemd.inherited_sockets()]
     host, _, port = args.listen.rpartition(':')
-    listen(r, inherited or [socket.create_server((host, int(port)))])
+    listen(r, inherited or [socket.create_server((host, int(port)))], args.proxy_protocol)
     r.add_signal_handler(signal.SIGTERM, stop)
     r.add_signal_handler(signal.SIGHUP, reload)
     systemd.watchdog(r)
@@ -70,10 +71,12 @@ if __name__ == '__main__':
     options.add_argument('--workers', type=int, default=0)
     options.add_argument('--deadline', type=float, default=30, help='seconds for the last answers')
     options.add_argument('--lame-duck', type=float, default=0, help='seconds of it in which clients may still come')
+    options.add_argument('--proxy-protocol', nargs='+', metavar='NETWORK', help='whose PROXY headers tell the clients')
     args = options.parse_args()
     times = {'deadline': args.deadline, 'lame_duck': args.lame_duck}
     if args.workers:
-        sys.exit(serve.run(listen, workers=args.workers, listen=[args.listen], **times))
+        main = partial(listen, proxies=args.proxy_protocol)
+        sys.exit(serve.run(main, workers=args.workers, listen=[args.listen], **times))
     try:
         reactor.run(lambda r: alone(r, args))
     except KeyboardInterrupt:

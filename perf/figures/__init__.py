@@ -3,6 +3,8 @@
 Owns the list. The rule: a figure is one line here and one class in a module beside this.
 """
 
+from .attack import Attack
+from .behind_haproxy import Killed, Rolling
 from .children import Children
 from .churn import Churn
 from .clocks import Jumps, Timers
@@ -35,9 +37,12 @@ FIGURES = [
     SelectLimit(),
     Children(),
     Collector(),
+    Rolling(),
+    Killed(),
     Drains(),
     Orphans(),
     Crashes(),
+    Attack(),
 ]
 
 BY_NAME = {figure.name: figure for figure in FIGURES}

@@ -1,7 +1,8 @@
-"""HAProxy with the shipped configuration, and workers behind it: the HTTP server of the examples, each on its port.
+"""HAProxy with the shipped configuration, and workers behind it: the service of the examples, each on its port.
 
 Owns the processes, and what is asked of them from outside. The rule: configuration, worker and restart are the files
-that people take from examples/, and nothing outlives its `with`.
+that people take from examples/, all of it runs ahead of other work on the
+machine (or that is what is measured), and nothing outlives its `with`.
 """
 
 import contextlib
@@ -16,11 +17,12 @@ import tempfile
 import time
 from pathlib import Path
 
+from measuring.machine import ahead_of_others
 from measuring.server import PROJECT, Failed, Measured, environment, read_line
 
 EXAMPLES = PROJECT / 'examples'
+CONFIG = EXAMPLES / 'haproxy' / 'haproxy.cfg'
 START = 20  # seconds until a process must be there
-TOKEN = 'ok\n'  # what the workers serve
 
 
 def rolling_restart():
@@ -31,29 +33,80 @@ def rolling_restart():
     return module
 
 
-def free_ports(count):
-    """Ports of 127.0.0.1 that nobody has now."""
-    with contextlib.ExitStack() as stack:
-        socks = [stack.enter_context(socket.create_server(('127.0.0.1', 0))) for _ in range(count)]
-        return [sock.getsockname()[1] for sock in socks]
+class Haproxy:
+    """HAProxy with a configuration of which variables come from the environment; a context manager.
+
+    binds  listening sockets by the name of the variable that says where a frontend binds: HAProxy inherits them, so
+           no port is taken that others may take first
+    env    the other variables; ADMIN is a path in a folder of its own
+    """
+
+    def __init__(self, config, binds, **env):
+        self.config, self.binds, self.env = config, binds, env
+        self.stack = contextlib.ExitStack()
+
+    def __enter__(self):
+        try:
+            self.start()
+        except BaseException:
+            self.stack.close()
+            raise
+        return self
+
+    def __exit__(self, *failure):
+        self.stack.close()
+
+    def start(self):
+        folder = Path(self.stack.enter_context(tempfile.TemporaryDirectory()))
+        self.log = self.stack.enter_context(open(folder / 'log', 'w+'))
+        self.admin = rolling_restart().Admin(str(folder / 'haproxy.sock'))
+        numbers = {name: sock.fileno() for name, sock in self.binds.items()}
+        where = {name: f'fd@{number}' for name, number in numbers.items()}
+        self.process = subprocess.Popen(
+            [*ahead_of_others(), 'haproxy', '-f', str(self.config)],
+            env={**os.environ, **where, **self.env, 'ADMIN': self.admin.path},
+            pass_fds=list(numbers.values()),
+            stdout=self.log,
+            stderr=self.log,
+        )
+        self.stack.callback(self.process.wait)
+        self.stack.callback(self.process.kill)
+
+    def up(self, *names):
+        """Whether the servers of these names, or all, are up and have been checked. `Failed` when HAProxy has ended."""
+        if self.process.poll() is not None:
+            raise Failed(f'HAProxy has ended: {self.said()}')
+        try:
+            rows = self.admin.servers(*names)
+        except OSError:  # it does not listen yet
+            return False
+        return all(row['status'] == 'UP' and row['check_status'][-2:] == 'OK' for row in rows)
+
+    def said(self):
+        """What it has logged."""
+        return Path(self.log.name).read_text()
+
+    def sums(self, *names):
+        """Figures of all servers together, by the names that `show stat` gives them."""
+        rows = self.admin.servers()
+        return {name: sum(int(row[name] or 0) for row in rows) for name in names}
 
 
 class Worker(Measured):
-    """examples/http_server.py on its port; `start` after an end starts another."""
+    """examples/service.py on a port of its own; `start` after an end starts another there."""
 
-    def __init__(self, port, root):
-        options = ('--port', str(port), '--root', str(root), '--proxy-protocol', '127.0.0.0/8')
-        self.port = port
-        self.command = [sys.executable, str(EXAMPLES / 'http_server.py'), *options]
-        self.start()
+    port = 0
 
     def start(self):
-        self.process = subprocess.Popen(self.command, stdout=subprocess.PIPE, text=True, env=environment())
+        options = ('--listen', f'127.0.0.1:{self.port}', '--proxy-protocol', '127.0.0.0/8')
+        command = [*ahead_of_others(), sys.executable, str(EXAMPLES / 'service.py'), *options]
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment())
         self.pid = self.process.pid
         line = read_line(self.process, START)
         if not line.startswith('listening on '):
             self.end(signal.SIGKILL)
             raise Failed(f'a worker does not listen on port {self.port}: {line}')
+        self.port = int(line.rpartition(':')[2])
 
     def end(self, signum):
         """Have it end and wait for it; its status."""
@@ -79,85 +132,48 @@ class Worker(Measured):
 
 
 class Behind:
-    """HAProxy and two workers; `port` and `tcp_port` are its frontends, `workers` by the names of its servers."""
+    """The shipped configuration with two workers; `port` and `tcp_port` are its frontends, `workers` by their names."""
 
     def __init__(self):
         self.stack = contextlib.ExitStack()
 
     def __enter__(self):
         try:
-            return self.start()
+            self.start()
         except BaseException:
             self.stack.close()
             raise
+        return self
 
     def __exit__(self, *failure):
         self.stack.close()
 
     def start(self):
-        folder = Path(self.stack.enter_context(tempfile.TemporaryDirectory()))
-        root = folder / 'root'
-        root.mkdir()
-        (root / 'hello').write_text(TOKEN)
-        self.port, self.tcp_port, *ports = free_ports(4)
+        socks = [self.stack.enter_context(socket.create_server(('127.0.0.1', 0))) for _ in range(2)]
+        self.port, self.tcp_port = (sock.getsockname()[1] for sock in socks)
         self.workers = {}
-        for name, port in zip(('w1', 'w2'), ports, strict=True):
-            worker = self.workers[name] = Worker(port, root)
-            self.stack.callback(lambda worker=worker: worker.end(signal.SIGKILL))
-        where = {
-            'HTTP': f'127.0.0.1:{self.port}',
-            'TCP': f'127.0.0.1:{self.tcp_port}',
-            'WORKER1': f'127.0.0.1:{ports[0]}',
-            'WORKER2': f'127.0.0.1:{ports[1]}',
-            'ADMIN': str(folder / 'haproxy.sock'),
-        }
-        self.log = self.stack.enter_context(open(folder / 'log', 'w+'))
-        self.process = subprocess.Popen(
-            ['haproxy', '-f', str(EXAMPLES / 'haproxy' / 'haproxy.cfg')],
-            env={**os.environ, **where},
-            stdout=self.log,
-            stderr=self.log,
-        )
-        self.stack.callback(self.process.wait)
-        self.stack.callback(self.process.kill)
-        self.admin = rolling_restart().Admin(where['ADMIN'])
-        self.wait_until_up()
-        return self
-
-    def wait_until_up(self):
-        end = time.monotonic() + START
-        while time.monotonic() < end and self.process.poll() is None:
-            with contextlib.suppress(OSError):
-                if all(row['check_status'] == 'L7OK' for row in self.admin.servers()):
-                    return
+        for name in ('w1', 'w2'):
+            worker = self.workers[name] = Worker()
+            worker.start()
+            self.stack.callback(worker.end, signal.SIGKILL)
+        where = {f'WORKER{name[1:]}': f'127.0.0.1:{worker.port}' for name, worker in self.workers.items()}
+        binds = dict(zip(('HTTP', 'TCP'), socks, strict=True))
+        self.haproxy = self.stack.enter_context(Haproxy(CONFIG, binds, **where))
+        self.admin = self.haproxy.admin
+        until = time.monotonic() + START
+        while not self.haproxy.up():
+            if time.monotonic() > until:
+                raise Failed(f'HAProxy does not come up: {self.haproxy.said()}')
             time.sleep(0.05)
-        raise Failed(f'HAProxy does not come up: {self.said()}')
-
-    def said(self):
-        """What it has logged."""
-        self.log.flush()
-        return Path(self.log.name).read_text()
-
-    def sums(self, *names):
-        """Figures of all servers together, by the names that `show stat` gives them."""
-        rows = self.admin.servers()
-        return {name: sum(int(row[name] or 0) for row in rows) for name in names}
 
 
 class Load:
     """`python -m reactor.demo load` at a fixed rate, until `result()` ends it."""
 
-    def __init__(self, port, rate, connections, seconds=3600, method='GET', path='/hello'):
-        options = {
-            '--port': port,
-            '--connections': connections,
-            '--requests-per-second': rate,
-            '--seconds': seconds,
-            '--method': method,
-            '--path': path,
-        }
-        command = [sys.executable, '-m', 'reactor.demo', 'load', '--json']
-        command += [str(word) for option in options.items() for word in option]
+    def __init__(self, port, rate, connections):
+        options = {'port': port, 'connections': connections, 'requests-per-second': rate, 'seconds': 3600}
+        command = [*ahead_of_others(), sys.executable, '-m', 'reactor.demo', 'load', '--json']
+        command += [f'--{name}={value}' for name, value in options.items()]
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment())
 
     def __enter__(self):
