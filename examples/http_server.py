@@ -184,6 +184,7 @@ def main(r, listeners=(), *, port, root, lame_duck, **limits):
     r.add_signal_handler(signal.SIGTERM, r.shutdown, DRAIN, lame_duck)
     if sock is None:
         tell(listener.address)
+        r.add_exit_callback(lambda: print(f'{r.stats().requests} requests', flush=True))
 
 
 def tell(address):

@@ -20,6 +20,7 @@ from typing import Any
 DRIVER = shutil.which('chromedriver')
 CHROMIUM = shutil.which('chromium') or shutil.which('chromium-browser') or shutil.which('google-chrome')
 MISSING = None if DRIVER and CHROMIUM else 'no chromedriver and chromium (apt-get install chromium chromium-driver)'
+ATTEMPTS = 5  # it finds a port that is free for IPv6, and then may not have it for IPv4
 OPTIONS = [
     '--headless',
     '--no-sandbox',  # which root cannot have
@@ -41,24 +42,25 @@ class Browser:
         self.timeout = timeout
         self.session = ''
         self.folder = tempfile.TemporaryDirectory(prefix='browser-', ignore_cleanup_errors=True)
-        # A group of its own: chromedriver that is killed leaves the browser to its own devices.
-        self.process = subprocess.Popen(
-            [DRIVER, '--port=0'], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, process_group=0
-        )
         try:
-            self.port = self._port()
+            self.port = self._start()
             self._begin()
         except BaseException:
             self.close()
             raise
 
-    def _port(self) -> int:
-        assert self.process.stdout is not None
+    def _start(self) -> int:
         said = []
-        for line in self.process.stdout:
-            said.append(line)
-            if found := re.search(r'started successfully on port (\d+)', line):
-                return int(found[1])
+        for _ in range(ATTEMPTS):
+            # A group of its own: chromedriver that is killed leaves the browser to its own devices.
+            self.process = subprocess.Popen(
+                [DRIVER, '--port=0'], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, process_group=0
+            )
+            for line in self.process.stdout:
+                said.append(line)
+                if found := re.search(r'started successfully on port (\d+)', line):
+                    return int(found[1])
+            self._kill()
         raise RuntimeError(''.join(said))
 
     def _begin(self) -> None:
@@ -124,10 +126,12 @@ class Browser:
     def live_heap(self) -> tuple[int, int]:
         """How many DOM nodes there are, and the bytes of script objects, after a collection of what is not used."""
         self.devtools('Performance.enable')
-        for _ in range(3):  # one collection may free what only the next one can reach
+        found = []
+        for _ in range(5):  # the script may run between the two; and one collection frees what only the next can reach
             self.devtools('HeapProfiler.collectGarbage')
-        found = {each['name']: each['value'] for each in self.devtools('Performance.getMetrics')['metrics']}
-        return found['Nodes'], found['JSHeapUsedSize']
+            metrics = {each['name']: each['value'] for each in self.devtools('Performance.getMetrics')['metrics']}
+            found.append((metrics['Nodes'], metrics['JSHeapUsedSize']))
+        return min(found)
 
     def close(self) -> None:
         """End it and all that belongs to it."""
@@ -137,12 +141,15 @@ class Browser:
         except (OSError, RuntimeError, ValueError):
             pass
         finally:
-            try:
-                os.killpg(self.process.pid, signal.SIGKILL)
-            except ProcessLookupError:
-                pass
-            self.process.communicate()
+            self._kill()
             self.folder.cleanup()
+
+    def _kill(self) -> None:
+        try:
+            os.killpg(self.process.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+        self.process.communicate()
 
     def __enter__(self) -> Browser:
         return self

@@ -2,12 +2,14 @@
 
 from . import framing
 from .errors import (
+    ClientRefused,
     ConnectionClosed,
     ConnectTimeout,
     FrameTooLong,
     HandleClosed,
     HandshakeTimeout,
     IdleTimeout,
+    LifetimeOver,
     ProxyError,
     ProxyTimeout,
     ReactorError,
@@ -18,6 +20,7 @@ from .errors import (
     SendFileError,
     ShutdownTimeout,
     TLSError,
+    TooSlow,
     WriteBufferFull,
     WriteTimeout,
 )
@@ -25,6 +28,7 @@ from .facade import Reactor, run
 from .loop.stats import Stats
 from .loop.timers import Timer
 from .loop.watcher import READ, WRITE
+from .net.admission import Limits
 from .net.datagram import DatagramSocket
 from .net.listener import Listener
 from .net.options import Options
@@ -40,6 +44,7 @@ __all__ = [
     'READ',
     'STDOUT',
     'WRITE',
+    'ClientRefused',
     'ConnectTimeout',
     'ConnectionClosed',
     'DatagramSocket',
@@ -47,6 +52,8 @@ __all__ = [
     'HandleClosed',
     'HandshakeTimeout',
     'IdleTimeout',
+    'LifetimeOver',
+    'Limits',
     'Listener',
     'Options',
     'Process',
@@ -64,6 +71,7 @@ __all__ = [
     'Stream',
     'TLSError',
     'Timer',
+    'TooSlow',
     'WatchedPath',
     'WriteBufferFull',
     'WriteTimeout',

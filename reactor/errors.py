@@ -56,6 +56,18 @@ class ShutdownTimeout(ReactorError, TimeoutError):
     """A connection was not done by the deadline of `shutdown`."""
 
 
+class TooSlow(ReactorError, TimeoutError):
+    """A client sent, or took, fewer bytes than the `min_rate` of its listener's `Limits`."""
+
+
+class LifetimeOver(ReactorError, TimeoutError):
+    """A connection was open for the `lifetime` of its listener's `Limits`."""
+
+
+class ClientRefused(ReactorError):
+    """A client was refused by `Limits` after a PROXY header had told who it is."""
+
+
 class ConnectTimeout(ReactorError, TimeoutError):
     """A connection was not established within its timeout, name look-up included."""
 

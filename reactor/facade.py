@@ -11,6 +11,7 @@ from socket import SOMAXCONN
 from .kernel import AF_UNIX, Kernel, close_socket
 from .loop.loop import Loop
 from .net.addresses import check_family, check_host, check_local_address, check_path, check_port, numeric, show
+from .net.admission import Limits, check_limits
 from .net.checked import CheckedDatagramSocket, CheckedStream
 from .net.connector import Connector
 from .net.datagram import MAX_QUEUED, DatagramSocket, check_datagram_socket
@@ -82,6 +83,7 @@ class Reactor(Loop):
         ssl: SSLContext | None = None,
         proxy_protocol: Iterable[str] | None = None,
         proxy_timeout: float = PROXY_TIMEOUT,
+        limits: Limits | None = None,
         **options: Any,
     ) -> Listener:
         """Listen for TCP connections.
@@ -102,6 +104,7 @@ class Reactor(Loop):
                          `proxy_timeout` seconds ends the connection without `on_connect`: `on_close(conn, exc)` gets a
                          `ProxyError` or `ProxyTimeout`, as it gets a `TLSError` after a failed handshake, and None when
                          the peer closes without a byte, as health checks do
+        limits           `reactor.Limits`: who is let in, and for how long; several listeners may share it
 
         Raises OSError (address in use, no permission), ResolveError, TypeError and ValueError for bad arguments.
         """
@@ -112,6 +115,7 @@ class Reactor(Loop):
         check_callback('on_accept_error', on_accept_error)
         check_max_connections(max_connections)
         proxy = check_proxy_protocol(self._os, proxy_protocol, proxy_timeout, self._stream_kind, False)
+        check_limits(self._os, limits, sock is not None and sock.family == AF_UNIX)
         self.watchers.check()
         inherited = sock is not None
         if sock is None:
@@ -131,6 +135,7 @@ class Reactor(Loop):
             settings,
             callbacks,
             proxy,
+            limits,
             defer_accept=defer_accept,
             inherited=inherited,
             max_connections=max_connections,
@@ -154,6 +159,7 @@ class Reactor(Loop):
         ssl: SSLContext | None = None,
         proxy_protocol: bool = False,
         proxy_timeout: float = PROXY_TIMEOUT,
+        limits: Limits | None = None,
         **options: Any,
     ) -> Listener:
         """Listen on a Unix socket at `path`; one beginning with `@` or NUL is abstract (Linux).
@@ -169,6 +175,7 @@ class Reactor(Loop):
         check_callback('on_accept_error', on_accept_error)
         check_max_connections(max_connections)
         proxy = check_proxy_protocol(self._os, proxy_protocol, proxy_timeout, self._stream_kind, True)
+        check_limits(self._os, limits, True)
         self.watchers.check()
         sock, unlink = listening_unix(self._os, check_path(path), settings, backlog=backlog, mode=mode)
         return self._listener(
@@ -176,6 +183,7 @@ class Reactor(Loop):
             settings,
             callbacks,
             proxy,
+            limits,
             max_connections=max_connections,
             on_accept_error=on_accept_error,
             unlink=unlink,
@@ -287,12 +295,18 @@ class Reactor(Loop):
         return kind
 
     def _listener(
-        self, sock: socket, settings: Options, callbacks: Callbacks, proxy: ProxyProtocol | None, **keywords: Any
+        self,
+        sock: socket,
+        settings: Options,
+        callbacks: Callbacks,
+        proxy: ProxyProtocol | None,
+        limits: Limits | None,
+        **keywords: Any,
     ) -> Listener:
-        if proxy is None:
-            return Listener(self, sock, settings, callbacks, kind=self._kind(settings), **keywords)
-        kind = self._stream_kind.proxied
-        return GuardedListener(self, sock, settings, callbacks, kind=kind, proxy=proxy, **keywords)
+        keywords['kind'] = self._kind(settings) if proxy is None else self._stream_kind.proxied
+        if proxy is None and limits is None:
+            return Listener(self, sock, settings, callbacks, **keywords)
+        return GuardedListener(self, sock, settings, callbacks, proxy=proxy, limits=limits, **keywords)
 
     def bind_udp(
         self,
@@ -490,9 +504,11 @@ class Reactor(Loop):
 
         Then who waits in the queue of a listener is accepted, and the listener is closed; one that is paused, or has
         `max_connections`, goes on as there is room. Accepted connections are closed when they are idle: not `busy`,
-        nothing waits to be sent, nothing unread is here, all that for half a second (with 10,000 of them, one).
+        nothing waits to be sent, nothing unread is here, all that for half a second (with 10,000 of them, two).
         `stop` is called when none of them is left, and no other stream is busy or has bytes waiting. Streams that you
         connected or adopted are yours to close, and nothing else is waited for: datagrams, children, threads, timers.
+        Listeners and connections that keep nothing running (`unref`) are left as they are, so that health checks and
+        those who look in are answered to the end.
 
         A second call can only make it earlier. With `run_once`: it returns False in the end. Raises ValueError and
         TypeError for bad arguments, HandleClosed after `close`, `ReactorError` in another thread than the loop's.

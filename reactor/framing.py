@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
     from .net.stream import Stream
 
+__all__ = ['Framed', 'Frames', 'Framing', 'blocks', 'delimited', 'lines', 'prefixed', 'resume']
+
 LIMIT = 65536  # bytes of one message: what asyncio allows a line
 
 

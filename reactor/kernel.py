@@ -18,21 +18,25 @@ import selectors
 import signal
 import socket
 import stat
+import struct
 import sys
 import threading
 import time
+from array import array
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
     from socket import socket as Socket
     from subprocess import Popen
-    from typing import Any, NoReturn
+    from typing import Any, Literal, NoReturn
 
 # What some platforms lack, guarded here and nowhere else. A missing one is -1 and makes the call that needs it fail.
 AF_UNIX: int = getattr(socket, 'AF_UNIX', -1)
 SO_REUSEPORT: int = getattr(socket, 'SO_REUSEPORT', -1)
 TCP_DEFER_ACCEPT: int = getattr(socket, 'TCP_DEFER_ACCEPT', -1)
+# How Linux attaches a filter of packets to a socket; the module names none of it.
+SO_ATTACH_FILTER: int = 26 if sys.platform == 'linux' else -1
 # Linux, which alone has it, tells with it how many datagrams it dropped; the module does not name it.
 SO_MEMINFO: int = 55 if sys.platform == 'linux' else -1
 # Joining a multicast group over IPv4 takes struct ip_mreqn, with an interface's index. Windows has an older struct,
@@ -274,12 +278,38 @@ class Kernel:
         except OSError:
             return True  # no memory to tell; the next time, perhaps
 
+    def drop_newcomers(self, sock: Any) -> None:
+        """Have the system answer nobody who knocks at a listening socket any more; those in its queue stay.
+
+        Between looking into a queue and closing it somebody could come in, and be reset. A filter that drops every
+        packet, at the socket itself, keeps him out: he knocks again, and is refused. Linux alone has it, for TCP.
+        """
+        program = array('B', struct.pack('HBBI', 6, 0, 0, 0))  # struct sock_filter: BPF_RET with 0 bytes
+        try:
+            sock.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, struct.pack('HP', 1, program.buffer_info()[0]))
+        except OSError:
+            pass  # then it is as everywhere else
+
     def has_bytes(self, sock: Any) -> bool:
         """Whether bytes that nobody has read wait in a connected socket."""
         try:
             return bool(sock.recv(1, socket.MSG_PEEK))
         except OSError:
             return False  # nothing has come, or it is broken, which reading will tell
+
+    # Whether it counts the bytes of a TCP connection; others have such counts, elsewhere and of another kind.
+    counts_tcp = sys.platform == 'linux'
+
+    def tcp_counts(self, sock: Any) -> tuple[int, int, int]:
+        """(bytes that have come, bytes that the peer has acknowledged, bytes not sent yet) of a TCP connection.
+
+        OSError when it is no more, or not TCP.
+        """
+        # The fields of struct tcp_info; an older Linux has a shorter one, and what it has not counts as 0.
+        info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 148)
+        order: Literal['little', 'big'] = sys.byteorder
+        received, acked = int.from_bytes(info[128:136], order), int.from_bytes(info[120:128], order)
+        return received, acked, int.from_bytes(info[144:148], order)
 
     def close_fd(self, fd: int) -> None:
         """Close a descriptor that has no object of its own."""

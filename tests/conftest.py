@@ -25,6 +25,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         'time.',
     )
     parser.addoption(
+        '--live-seconds',
+        type=int,
+        default=5,
+        help='for how long the live page is open in a browser before it is looked at for growth',
+    )
+    parser.addoption(
         '--nth-whole',
         action='store_true',
         help='have each call to the kernel fail once with each error, in every program and on every selector, instead '

@@ -2,8 +2,8 @@
 
 A worker answers each line with its process number and the line; `wait N` is answered after N seconds, and `?` with what
 it knows of itself. `fail`, a path: while it exists, a worker's `main` raises. `hang`, a path: while it exists, it never
-returns. `deaf`: SIGTERM does nothing. The parent answers whoever connects to its Unix socket `watch` with what it knows
-of the workers.
+returns. `deaf`: SIGTERM does nothing. `go`, a path: the directory to which it goes first. The parent answers whoever
+connects to its Unix socket `watch` with what it knows of the workers.
 """
 
 from __future__ import annotations
@@ -60,8 +60,14 @@ def main(r, listeners):
 
 
 def on_start(r, workers):
+
     def on_connect(conn):
-        told = {'pids': workers.pids(), 'stats': workers.stats(), 'cpu': time.process_time(), 'pid': os.getpid()}
+        told = {
+            'pids': workers.pids(),
+            'stats': workers.stats(),
+            'cpu': time.process_time(),
+            'pid': os.getpid(),
+        }
         conn.write(json.dumps(told).encode())
         conn.close()
 
@@ -71,4 +77,5 @@ def on_start(r, workers):
 
 if __name__ == '__main__':
     warnings.simplefilter('error')
+    os.chdir(SETTINGS.get('go', '.'))
     sys.exit(serve.run(main, on_start=on_start, **SETTINGS['run']))

@@ -1179,7 +1179,7 @@ def test_a_closed_socket_is_freed_without_the_collector(r, udp, sockets, nobody,
             fill(sock)
             sock.send(b'dropped')
         elif way == 'name':
-            sock = r.connect_udp('localhost', 9, **callbacks)
+            sock = r.connect_udp('localhost', 9, family=socket.AF_INET, **callbacks)
             run_until(r, lambda: sock.state == 'OPEN')
         elif way == 'nowhere':
             sock = r.connect_udp(HERE, 9, local_address=('192.0.2.1', 0), **callbacks)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import struct
 import subprocess
 import sys
@@ -10,22 +9,15 @@ from typing import Any
 
 import pytest
 from support import run_until, turns
-from test_examples import example
+from test_examples import example, needs
 
 from reactor import DatagramSocket, Reactor
 
 pytestmark = pytest.mark.skipif(sys.platform == 'win32', reason='the programs are those of Unix systems')
 
 
-def needs(name: str) -> None:
-    """Skip, and say so, when a program is not installed."""
-    if shutil.which(name) is None:
-        pytest.skip(f'{name} is not installed: apt-get install socat bind9-dnsutils')
-
-
 def run_client(r: Reactor, *command: str, stdin: str = '') -> str:
     """Run a client to its end while the reactor runs; returns what it printed."""
-    needs(command[0])
     process = subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
@@ -44,6 +36,7 @@ def run_client(r: Reactor, *command: str, stdin: str = '') -> str:
         process.wait()
 
 
+@needs('socat')
 @pytest.mark.parametrize('host', ['127.0.0.1', '[::1]'])
 def test_socat_talks_to_a_socket_that_serves_both_families(r, host):
     sock = r.bind_udp(None, 0, lambda sock, data, address: sock.send(data.upper(), address))
@@ -54,8 +47,8 @@ def test_socat_talks_to_a_socket_that_serves_both_families(r, host):
     turns(r, 1)
 
 
+@needs('socat')
 def test_socat_gets_its_lines_back_from_the_example():
-    needs('socat')
     with example('udp_echo.py', '--port', '0') as (_, port):
         done = subprocess.run(
             ['socat', '-t', '1', '-', f'UDP:127.0.0.1:{port}'],
@@ -78,6 +71,7 @@ def answer(sock: DatagramSocket, query: bytes, address: Any) -> None:
     sock.send(header + query[12:end] + record, address)
 
 
+@needs('dig')
 @pytest.mark.parametrize('host', ['127.0.0.1', '::1'])
 def test_dig_is_answered(r, host):
     sock = r.bind_udp(None, 0, answer)
@@ -90,6 +84,7 @@ def test_dig_is_answered(r, host):
     turns(r, 1)
 
 
+@needs('dig')
 def test_dig_is_answered_among_garbage(r, caplog):
     sock = r.bind_udp('127.0.0.1', 0, answer)
     noise = r.connect_udp(*sock.address)

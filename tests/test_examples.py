@@ -18,7 +18,7 @@ from certificates import certificates  # noqa: F401
 
 EXAMPLES = Path(__file__).parent.parent / 'examples'
 LONGER = {
-    'http_server.py': 210,
+    'http_server.py': 220,
     'resp_server.py': 350,
     'service.py': 90,
     'asyncio_original.py': 120,
@@ -365,6 +365,22 @@ def test_process_tail_says_in_one_line_what_cannot_be_run():
     process = tail('/no/such/command')
     assert process.communicate(timeout=20) == ('', 'process_tail.py: /no/such/command: No such file or directory\n')
     assert process.returncode == 1
+
+
+@SIGNALS
+def test_workers_are_several_that_echo_and_are_replaced_while_they_do():
+    with example('workers.py', '--port', '0', '--workers', '2') as (process, port), client(port) as first:
+        greeting = read_until(first, b'\n')
+        first.sendall(b'well\n')
+        assert read_until(first, b'well\n') == b'well\n'
+        others = {greeting}
+        while len(others) == 1:
+            with client(port) as other:
+                others.add(read_until(other, b'\n'))
+        process.send_signal(signal.SIGHUP)
+        assert read_to_end(first) == b''  # its worker goes when the next ones serve
+        with client(port) as other:
+            assert read_until(other, b'\n') not in others
 
 
 PORTS = [

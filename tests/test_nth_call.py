@@ -32,11 +32,11 @@ from nth_scenarios import SCENARIOS
 from reactor import Reactor
 from reactor.testing import SimKernel
 from reactor.testing.files import Mailbox
-from reactor.testing.programs import PROGRAMS
+from reactor.testing.programs import ALONE, PROGRAMS
 from reactor.testing.simulation import Simulation, SimulationFailed
 
 KINDS = ('epoll', 'poll', 'select')
-PLAYS: dict[str, Any] = {program.__name__: program for program in (*PROGRAMS, *SCENARIOS)}
+PLAYS: dict[str, Any] = {program.__name__: program for program in (*PROGRAMS, *ALONE, *SCENARIOS)}
 SECURED = {'tls_echo', 'tls_ends', 'tls_files', 'upgrade'}
 SEEDS, AMONG, LONGEST = 3, 12, 250  # of each random program, the first so many for which it makes fewer calls than this
 SAMPLE, PARTS = 2000, 8  # runs, and how many tests they are
@@ -149,7 +149,7 @@ def calls(play: str, seed: int, kind: str) -> list[tuple[str, tuple[int, ...]]]:
 @cache
 def seeds(play: str) -> list[int]:
     """The seeds with which to run it."""
-    if PLAYS[play] not in PROGRAMS:
+    if PLAYS[play] not in (*PROGRAMS, *ALONE):
         return [0]
     short = [seed for seed in range(AMONG) if len(calls(play, seed, 'epoll')) < LONGEST]
     return short[:SEEDS] or [min(range(AMONG), key=lambda seed: len(calls(play, seed, 'epoll')))]

@@ -165,14 +165,29 @@ def test_other_paths_are_not_found(r, sockets):
     server.close()
 
 
-def test_health_turns_red_when_the_reactor_drains(r, sockets):
+def test_health_turns_red_when_the_reactor_drains_and_is_told_to_the_end(r, sockets):
     server = observe.serve_metrics(r)
+    served = r.listen_tcp('127.0.0.1', 0, lambda conn, data: setattr(conn, 'busy', True))
+    client = sockets.connect(served.address)
+    client.send(b'x')
+    run_until(r, lambda: r.stats().requests)
     head, body = scrape(r, sockets, server, '/healthz')
     assert head.startswith('HTTP/1.1 200 ') and body == 'ok\n'
-    r.shutdown(60, lame_duck=30)
+    r.shutdown(60)
+    run_until(r, lambda: served.closed)
     head, body = scrape(r, sockets, server, '/healthz')
     assert head.startswith('HTTP/1.1 503 ') and body == 'draining\n'
+    assert 'reactor_connections{direction="incoming",worker="0"}' in scrape(r, sockets, server)[1]
     r.close()
+
+
+def test_health_is_what_the_program_says(r, sockets):
+    answers = [True, False, True]
+    server = observe.serve_metrics(r, ready=lambda: answers.pop())
+    assert scrape(r, sockets, server, '/healthz')[1] == 'ok\n'
+    head, body = scrape(r, sockets, server, '/healthz')
+    assert head.startswith('HTTP/1.1 503 ') and body == 'not ready\n'
+    server.close()
 
 
 def test_promtool_finds_nothing_to_say(busy, sockets):

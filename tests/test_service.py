@@ -66,9 +66,11 @@ def here(command):
 
 
 @contextmanager
-def running(command, **environment):
+def running(command, pass_fds=(), **environment):
     environment = {**os.environ, 'PYTHONPATH': os.pathsep.join(filter(None, sys.path)), **environment}
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, pass_fds=pass_fds
+    )
     try:
         yield process
     finally:
@@ -176,6 +178,96 @@ def test_a_process_serves_on_the_socket_that_systemd_passes(manager, tmp_path):
     options = [word for name, value in passed.items() for word in ('-E', f'{name}={value}')]
     activate = ['systemd-socket-activate', '-l', f'127.0.0.1:{port}', *options]
     with running([*activate, *here(['python', '/app/service.py', '--listen', 'not used'])]) as process:
+        assert 'Listening on' in process.stderr.readline()
+        assert get(port) == (200, False)
+        assert heard(manager) == ['READY=1']
+        process.send_signal(signal.SIGTERM)
+        assert heard(manager) == ['STOPPING=1']
+        assert process.wait(20) == 0
+
+
+# What the service manager does with a socket.
+PASS = """
+import os, sys
+os.dup2(int(sys.argv[1]), 3)
+os.environ.update(LISTEN_FDS='1', LISTEN_PID=str(os.getpid()))
+os.execv(sys.argv[2], sys.argv[2:])
+"""
+
+
+@contextmanager
+def workers(manager, tmp_path, listener):
+    """app.service on this socket, when it is ready; yields (process, port)."""
+    command = here(shlex.split(unit('app.service')['ExecStart']))
+    command[command.index('--deadline') + 1] = '5'
+    number = listener.fileno()
+    told = {'NOTIFY_SOCKET': str(tmp_path / 'notify'), 'WATCHDOG_USEC': '300000'}
+    with running([sys.executable, '-c', PASS, str(number), *command], pass_fds=[number], **told) as process:
+        try:
+            assert heard(manager, 'WATCHDOG=1') == ['READY=1']
+            yield process, listener.getsockname()[1]
+        finally:
+            if process.poll() is None:
+                process.terminate()
+                process.wait(20)
+
+
+def processes(port, count=2):
+    """The processes that answer, as soon as there are so many."""
+    found = set()
+
+    def ask():
+        with socket.create_connection(('127.0.0.1', port), timeout=20) as sock:
+            sock.sendall(b'GET / HTTP/1.1\r\n\r\n')
+            found.add(int(sock.recv(4096).split()[-1]))
+        return len(found) == count
+
+    wait_for(ask)
+    return found
+
+
+def test_workers_on_the_socket_of_systemd_tell_it_of_all_of_them(manager, tmp_path, sockets):
+    listener = sockets.track(socket.create_server(('127.0.0.1', 0)))
+    with workers(manager, tmp_path, listener) as (process, port):
+        before = processes(port)
+        for pid in before:
+            names = {entry.partition(b'=')[0] for entry in Path(f'/proc/{pid}/environ').read_bytes().split(b'\0')}
+            assert b'REACTOR_WORKER' in names
+            assert not {name for name in names if name.startswith((b'LISTEN_', b'NOTIFY_', b'WATCHDOG_'))}
+        process.send_signal(signal.SIGHUP)  # ExecReload=
+        assert heard(manager, 'WATCHDOG=1')[0] == 'RELOADING=1'
+        assert heard(manager, 'WATCHDOG=1') == ['READY=1']
+        wait_for(lambda: not before & processes(port))
+        assert heard(manager) == ['WATCHDOG=1']
+        process.send_signal(signal.SIGTERM)
+        assert heard(manager, 'WATCHDOG=1') == ['STOPPING=1']
+        assert process.wait(20) == 0, process.stderr.read()
+        assert not process.stderr.read()
+
+
+def test_who_comes_while_the_service_restarts_is_served_by_the_next(manager, tmp_path, sockets):
+    listener = sockets.track(socket.create_server(('127.0.0.1', 0)))
+    with workers(manager, tmp_path, listener) as (process, port):
+        assert get(port) == (200, False)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(20) == 0
+    waiting = [sockets.connect(('127.0.0.1', port)) for _ in range(20)]
+    for sock in waiting:
+        sock.setblocking(True)
+        sock.settimeout(20)
+    assert heard(manager, 'WATCHDOG=1') == ['STOPPING=1']
+    with workers(manager, tmp_path, listener):
+        assert [get(port, sock=sock) for sock in waiting] == [(200, False)] * 20
+
+
+@needs('systemd-socket-activate')
+def test_systemd_starts_workers_with_the_first_client(manager, tmp_path):
+    port = free_port()
+    passed = {'PYTHONPATH': os.pathsep.join(filter(None, sys.path)), 'NOTIFY_SOCKET': str(tmp_path / 'notify')}
+    options = [word for name, value in passed.items() for word in ('-E', f'{name}={value}')]
+    command = here(shlex.split(unit('app.service')['ExecStart']))
+    activate = ['systemd-socket-activate', '-l', f'127.0.0.1:{port}', '--fdname=http', *options]
+    with running([*activate, *command]) as process:
         assert 'Listening on' in process.stderr.readline()
         assert get(port) == (200, False)
         assert heard(manager) == ['READY=1']

@@ -9,11 +9,11 @@ import pytest
 from certificates import Certificates, certificates  # noqa: F401
 
 from reactor.testing import Simulation
-from reactor.testing.programs import PROGRAMS
+from reactor.testing.programs import ALONE, PROGRAMS
 
 
 @pytest.mark.parametrize('faults', [True, False], ids=['faults', 'calm'])
-@pytest.mark.parametrize('program', PROGRAMS, ids=lambda program: program.__name__)
+@pytest.mark.parametrize('program', (*PROGRAMS, *ALONE), ids=lambda program: program.__name__)
 def test_a_program_bears_tls(certificates: Certificates, program, faults):  # noqa: F811
     contexts = certificates.server(), certificates.client()
     for seed in range(20):

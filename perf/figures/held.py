@@ -110,27 +110,26 @@ class Idle(Figure):
 
 class TwoWorkers(Figure):
     name = 'M2'
-    title = 'idle connections held by two processes on one port (reuse_port)'
+    title = 'idle connections held by two workers of serve.run on one port'
     seconds = 60
     goals = (
         Goal('39,000 at once', lambda m: m['held'] == m['asked']),
         Goal('each answers', lambda m: m['answered'] == m['asked']),
-        Goal('each process has 45 to 55 % of them', lambda m: m['asked'] < 2_000 or 0.45 <= m['share'] <= 0.55),
+        Goal('each worker has 45 to 55 % of them', lambda m: m['asked'] < 2_000 or 0.45 <= m['share'] <= 0.55),
     )
 
     def measure(self, run):
         each = run.count(limit() - SPARE, 20)
         with contextlib.ExitStack() as stack:
             start = lambda target, **arguments: stack.enter_context(Child(target, **arguments))  # noqa: E731
-            first = start('figures.programs:serve_echo', reuse_port=True)
-            port = first.hear()
-            second = start('figures.programs:serve_echo', port=port, reuse_port=True)
-            second.hear()
+            server = start('figures.serving:serve_echo', workers=2)
+            port = server.hear()
+            wait_until('both serve', lambda: len(server.ask('pids')) == 2)
             clients = [start('figures.programs:hold', port=port) for _ in range(2)]
             open_all(run, clients, each, 'opened by each')
 
             def incoming():
-                return [worker.ask('look')['incoming'] for worker in (first, second)]
+                return [told['incoming'] for told in server.ask('stats').values()]
 
             with contextlib.suppress(Failed):
                 wait_until('all are accepted', lambda: sum(incoming()) == 2 * each)

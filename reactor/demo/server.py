@@ -63,7 +63,7 @@ class Server:
         if self.listener is not None:
             self.listener.close()
         for handle in self.r.handles():
-            if isinstance(handle, Stream) and handle.data is not ASKED:
+            if isinstance(handle, Stream) and handle.origin is self.listener and handle.data is not ASKED:
                 handle.close()
 
 

@@ -23,6 +23,13 @@ COUNTS = (
     'accept_pauses',  # a listener stopped accepting: descriptors or memory ran out
     'accepts_refused',  # accepted and closed at once: the selector has no room
     'refused_untrusted',  # reset at once: a PROXY header is awaited, and the peer is in none of the networks to trust
+    'refused_by_hook',  # by `Limits`: the hook has said so
+    'refused_connections',  # so many connections are open
+    'refused_per_address',  # so many of its address
+    'refused_rate',  # it connects too often
+    'requests_refused',  # it asks too often
+    'ended_lifetime',  # by `Limits`: it was connected for long enough
+    'ended_slow',  # it sent, or took, too little
     'proxy_headers',  # PROXY headers read
     'proxy_errors',  # connections ended because theirs was wrong, cut short or too late
     'requests',  # answers that applications said they owe: `busy` of a connection became True
@@ -62,6 +69,13 @@ class Counters:
     accept_pauses: int
     accepts_refused: int
     refused_untrusted: int
+    refused_by_hook: int
+    refused_connections: int
+    refused_per_address: int
+    refused_rate: int
+    requests_refused: int
+    ended_lifetime: int
+    ended_slow: int
     proxy_headers: int
     proxy_errors: int
     requests: int

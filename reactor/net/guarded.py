@@ -1,16 +1,17 @@
 """Guarded listeners: those that ask who it is before a client becomes a connection.
 
-Owns the order of the questions. Knows no answer. The rule: who is not let in is reset at once, is counted, and is never
-told to the user; a listener without guards is a plain `Listener`, which has no such question on its way.
+Owns the order of the questions, and what becomes of those who are refused. Knows no answer. The rule: who is not let in
+is reset, counted, and never told to the user; a plain `Listener` has no such question on its way.
 """
 
 from __future__ import annotations
 
 from socket import SO_LINGER, SOL_SOCKET
 
+from ..errors import ClientRefused
 from ..kernel import RESET_ON_CLOSE, close_socket
 from ..loop.log import log
-from .addresses import show
+from .addresses import show, unmapped
 from .listener import Listener
 
 TYPE_CHECKING = False
@@ -18,32 +19,80 @@ if TYPE_CHECKING:
     from socket import socket
     from typing import Any
 
+    from .admission import Limits, Refusal
+    from .proxy_header import ProxyHeader
     from .proxy_protocol import ProxyProtocol
+    from .stream import Stream
 
 
 class GuardedListener(Listener):
-    """A `Listener` behind proxies, see `ProxyProtocol`."""
+    """A `Listener` behind proxies, or with limits, or both."""
 
-    __slots__ = ('proxy',)
+    __slots__ = ('limits', 'proxy')
 
-    def __init__(self, *args: Any, proxy: ProxyProtocol | None, **keywords: Any) -> None:
+    def __init__(self, *args: Any, proxy: ProxyProtocol | None, limits: Limits | None, **keywords: Any) -> None:
         self.proxy = proxy
+        self.limits = limits
         super().__init__(*args, **keywords)
 
-    def welcome(self, sock: socket, address: Any) -> None:
-        """As `Listener.welcome`, of those that are let in."""
-        if self.proxy is not None and not self.proxy.trusts(address):
-            self._refuse(sock, address, 'refused_untrusted', 'is in none of the networks of proxy_protocol')
-        else:
-            super().welcome(sock, address)
+    def welcome(self, sock: socket, address: Any) -> Stream | None:
+        """As `Listener.welcome`, of those that are let in. Behind a proxy they are asked when it has spoken."""
+        address = unmapped(address)
+        if self.proxy is not None:
+            if self.proxy.trusts(address):
+                return super().welcome(sock, address)
+            self._refuse(sock, address, ('refused_untrusted', 'it is in none of the networks of proxy_protocol'))
+            return None
+        limits, loop = self.limits, self.loop
+        assert limits is not None
+        now = loop.timers.clock()
+        try:
+            known, refusal = limits.judge(loop.watchers.kernel, address, now)
+        except BaseException:
+            close_socket(sock)
+            raise
+        if refusal is not None:
+            self._refuse(sock, address, refusal)
+            return None
+        stream = super().welcome(sock, address)
+        if stream is not None:
+            limits.take_in(stream, known, now)
+        return stream
 
-    def _refuse(self, sock: socket, address: Any, counter: str, why: str) -> None:
-        counters = self.loop.counters
-        setattr(counters, counter, getattr(counters, counter) + 1)
-        if self.may_log():
-            log('warning', '%s was refused: it %s', show(address), why)
+    def introduce(self, stream: Stream, header: ProxyHeader) -> bool:
+        """A proxy has said who this is; returns whether he is let in. If not, his connection is reset."""
+        limits, loop = self.limits, self.loop
+        if limits is None or header.command == 'LOCAL':
+            return True
+        now = loop.timers.clock()
+        try:
+            known, refusal = limits.judge(loop.watchers.kernel, header.source, now)
+        except BaseException:
+            stream.reset(ClientRefused(f'{show(header.peername)} was refused: the hook has failed'))
+            raise
+        if refusal is not None:
+            self._count(header.peername, refusal)
+            stream.reset(ClientRefused(f'{show(header.peername)} was refused: {refusal[1]}'))
+            return False
+        limits.take_in(stream, known, now)
+        return True
+
+    def handle_closed(self, stream: Stream) -> None:
+        if self.limits is not None:
+            self.limits.handle_closed(stream)
+        super().handle_closed(stream)
+
+    def _refuse(self, sock: socket, address: Any, refusal: Refusal) -> None:
+        self._count(address, refusal)
         try:
             sock.setsockopt(SOL_SOCKET, SO_LINGER, RESET_ON_CLOSE)
         except OSError:
             pass  # it is gone already
         close_socket(sock)
+
+    def _count(self, address: Any, refusal: Refusal) -> None:
+        counter, why = refusal
+        counters = self.loop.counters
+        setattr(counters, counter, getattr(counters, counter) + 1)
+        if self.may_log():
+            log('warning', '%s was refused: %s', show(address), why)

@@ -130,8 +130,8 @@ class Listener(Handle):
         if self._batch < ACCEPTS_PER_TURN:
             self._batch += 1
 
-    def welcome(self, sock: socket, address: Any) -> None:
-        """Make a connection of a client that was accepted, and of whose address kinds of listeners may think twice."""
+    def welcome(self, sock: socket, address: Any) -> Stream | None:
+        """Make a connection of a client that was accepted; None when he cannot be watched, or a kind refuses him."""
         stream = self._kind(self.loop, self._options, self._callbacks, self)
         try:
             sock.setblocking(False)
@@ -142,7 +142,7 @@ class Listener(Handle):
             close_socket(sock)
             self.loop.counters.accepts_refused += 1
             self._hold(exc)
-            return
+            return None
         counters = self.loop.counters
         counters.accepts += 1
         counters.incoming += 1
@@ -153,6 +153,7 @@ class Listener(Handle):
             self.loop.completions.append((stream, Stream.handle_accepted, ()))
         if self._defer_accept:
             self.loop.completions.append((stream, Stream.handle_first_read, ()))
+        return stream
 
     def handle_closed(self, stream: Stream) -> None:
         """One of its connections was closed: there is room again."""
@@ -176,6 +177,16 @@ class Listener(Handle):
         """It will be closed soon: a client who has not spoken yet is connected as he sees it, and is to come in."""
         if self._defer_accept and not self._inherited:
             defer_no_longer(self.sock)
+
+    def deserted(self) -> bool:
+        """Whether nobody waits in its queue, and nobody will before it is closed, where that can be had."""
+        kernel = self.loop.watchers.kernel
+        if kernel.has_clients(self.sock):
+            return False
+        if self._inherited:
+            return True  # and they come to those who have it after us
+        kernel.drop_newcomers(self.sock)
+        return not kernel.has_clients(self.sock)
 
     def pause(self) -> None:
         """Accept nobody until `resume`; clients wait in the kernel's backlog."""

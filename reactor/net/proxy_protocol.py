@@ -183,7 +183,8 @@ class ProxiedStream(Stream):
             header.peername = self.peername
         self.peer = header
         self.loop.counters.proxy_headers += 1
-        self._open(more)
+        if self.origin.introduce(self, header):  # type: ignore[union-attr]
+            self._open(more)
 
     def _open(self, more: bool) -> None:
         """From here on it is what a client's own connection would be."""

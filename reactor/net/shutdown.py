@@ -10,6 +10,8 @@ HAProxy's drain and Envoy's, and "lame duck" is the word of Google's load sheddi
     finishing   connections that are idle are closed, busy ones are left to end; when none is left, `stop`
     deadline    what is left is reset
 
+What keeps nothing running (`unref`) is no part of it: who looks in sees the end, and health checks are answered to it.
+
 The rule: a connection is closed for being idle when it was so at each look of GRACE seconds, of which the last is right
 before: so long a request is on its way, from a client who was accepted or answered at the last moment.
 """
@@ -27,10 +29,15 @@ from .stream import CLOSING, OPEN, Stream
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from ..loop.loop import Loop
+    from ..loop.watcher import Handle
+    from .stream import State
+
+    Idle = WeakKeyDictionary[Stream, tuple[State, float]]  # in which state, and since when
 
 GRACE = 0.5  # seconds: twice around the world, or once and a lost segment sent again
+HANDSHAKE = 5.0  # seconds, for who has not said yet what a protocol begins with (TLS, PROXY), and may never do
 LOOK = 0.1  # seconds between two looks
-LOOK_COST = 1e-4  # and so many for each open handle, which takes less than a hundredth of it: 1 % of a processor
+LOOK_COST = 1.5e-4  # and so many for each open handle, a hundred times what it takes: 1 % of a processor
 CLOSES_PER_TURN = 256  # of idle connections; the busy ones are being served
 FAREWELL = 1.0  # seconds for peers to end their side when everything is said; many will not before they write again
 
@@ -45,13 +52,13 @@ class Shutdown:
         self.over = False
         self._began = loop.timers.clock()
         self._until = self._began + deadline
-        self._idle: WeakKeyDictionary[Stream, float] = WeakKeyDictionary()  # since when, as the looks saw it
+        self._idle: Idle = WeakKeyDictionary()  # as the last look saw them
         self._silent_since: float | None = None  # from when on nothing but the ends of peers were waited for
         later = loop.timers.later
         self._deadline = later(deadline, self._abort)
         self._asking = later(lame_duck, self._ask_listeners)
         self._looking = later(lame_duck, self._look)
-        for handle in loop.handles():
+        for handle in self._served():
             if isinstance(handle, Listener):
                 handle.handle_shutdown()
 
@@ -65,13 +72,16 @@ class Shutdown:
             if timer.deadline is not None and now + delay < timer.deadline:
                 timer.reset(delay)
 
+    def _served(self) -> list[Handle]:
+        watchers = self._loop.watchers
+        return [handle for handle in self._loop.handles() if watchers.is_referenced(handle)]
+
     def _ask_listeners(self) -> None:
-        """Close each listener for whom nobody waits."""
-        loop = self._loop
+        """Close each listener in whose queue nobody waits."""
         taking = False
-        for handle in loop.handles():
+        for handle in self._served():
             if isinstance(handle, Listener):
-                if not loop.watchers.kernel.has_clients(handle.sock):
+                if handle.deserted():
                     handle.close()
                 else:
                     taking = taking or handle.events != 0
@@ -83,25 +93,26 @@ class Shutdown:
         self._looking.reset(LOOK)  # whatever happens here
         if self._asking.deadline is None:
             self._ask_listeners()
-        handles, now = self._loop.handles(), self._loop.timers.clock()
-        idle: WeakKeyDictionary[Stream, float] = WeakKeyDictionary()
+        handles, now = self._served(), self._loop.timers.clock()
+        idle: Idle = WeakKeyDictionary()
         waits, silent, closed = 0, [], 0
+        busy = self._loop.watchers.busy
         for handle in handles:
-            if not isinstance(handle, Stream):
+            if handle in busy and not handle.closed:
+                waits += 1
+            elif not isinstance(handle, Stream):
                 waits += isinstance(handle, Listener)
-            elif handle.buffered or (handle.busy and not handle.closed):
+            elif handle.buffered:
                 waits += 1
             elif not isinstance(handle.origin, Listener):
                 pass  # the application's own
             elif handle.state is CLOSING:
                 silent.append(handle)
-            elif handle.state != OPEN:
-                waits += 1  # in a handshake, or broken and about to end
-            elif not self._idle_long(handle, now):
+            elif not self._idle_long(handle, now, idle):
                 waits += 1
-                idle[handle] = self._idle.get(handle, now)
             elif handle.unread:  # asked only right before: the answer may be an error, which nobody would hear of then
                 waits += 1
+                del idle[handle]
             elif closed == CLOSES_PER_TURN:
                 self._looking.reset(0)
                 return
@@ -119,9 +130,13 @@ class Shutdown:
             return
         self._looking.reset(max(LOOK, min(len(handles) * LOOK_COST, (self._until - now) / 4)))
 
-    def _idle_long(self, stream: Stream, now: float) -> bool:
-        since = self._idle.get(stream, now)
-        return now - since >= min(GRACE, (self._until - since) / 2)  # where time is short, half of it
+    def _idle_long(self, stream: Stream, now: float, idle: Idle) -> bool:
+        before, since = self._idle.get(stream, (None, now))
+        if before is not stream.state:
+            since = now
+        idle[stream] = stream.state, since
+        patience = GRACE if stream.state == OPEN else HANDSHAKE
+        return now - since >= min(patience, (self._until - since) / 2)  # where time is short, half of it
 
     def _said_farewell(self, now: float) -> bool:
         if self._silent_since is None:
@@ -132,7 +147,7 @@ class Shutdown:
         """The deadline: stop, and reset what is left."""
         self._stop()
         waited = self._loop.timers.clock() - self._began
-        for handle in self._loop.handles():
+        for handle in self._served():
             if isinstance(handle, Listener):
                 handle.close()
             elif isinstance(handle, Stream) and isinstance(handle.origin, Listener):

@@ -25,7 +25,8 @@ FIELDS = (
     'time',  # milliseconds since 1970; never goes back
     'incoming',  # connections
     'outgoing',
-    'rate',  # requests a second, or reads while nobody counts requests
+    'requests',  # by the second
+    'reads',
     'dispatch',  # shares of the turn, 0 to 1, the mean of all loops; what is missing to 1 is the selector's
     'timers',
     'soon',
@@ -42,7 +43,6 @@ FIELDS = (
 WORKER_FIELDS = ('name', 'pid', 'connections', 'rate', 'busy', 'lag_p99', 'cpu', 'memory', 'silent')
 RATES = ('requests', 'reads', 'accepts', 'bytes_in', 'bytes_out', 'loop_count', 'timers_fired')  # told by the second
 ENOUGH_CONNECTIONS = 100  # to divide memory by
-NEARLY = 0.9  # of the most connections that were open: as good a moment to look at memory
 LEAST_CPU_TIME = 0.5  # seconds to measure over: the system counts in hundredths
 SILENT = 3.0  # seconds without news, after which what a reactor told last is no longer taken for now
 HAS_PROC = os.path.exists('/proc/self/stat')
@@ -70,7 +70,10 @@ class Sampler:
         return told
 
     def sample(self) -> dict[str, Any]:
-        """The values of FIELDS as 'row'; 'rates' by the second; 'totals', 'workers' and 'slow' as they are now."""
+        """The values of FIELDS as 'row'; 'rates' by the second; 'totals', 'workers' and 'slow' as they are now.
+
+        'counted' is 'reads' as long as no request was ever counted, which stand for them then.
+        """
         totals = combined(self.look().values())
         self.counts_requests = self.counts_requests or totals.get('requests', 0) > 0
         counted = 'requests' if self.counts_requests else 'reads'
@@ -80,7 +83,8 @@ class Sampler:
             int((self._started + monotonic()) * 1000),
             totals.get('incoming', 0),
             totals.get('outgoing', 0),
-            rates[counted],
+            rates['requests'],
+            rates['reads'],
             *[mean([one.shares.get(name) for one in all_]) for name in TIMES if name != 'idle_time'],
             max((one.busy for one in all_ if one.busy is not None), default=None),
             *lateness([one.lag for one in all_]),
@@ -148,7 +152,7 @@ class Watched:
             self.base = 0, self.figures['base_memory']
         elif not same or self.base is None or here[0] < self.base[0]:
             self.base = here
-        if not same or self.most is None or here[0] >= self.most[0] * NEARLY:
+        if not same or self.most is None or here[0] >= self.most[0]:
             self.most = here
 
     @property

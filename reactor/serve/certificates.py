@@ -21,6 +21,8 @@ from typing import Any
 from ..errors import ReactorError
 from ..loop.log import log
 
+__all__ = ['Certificates']
+
 Path = str | PathLike[str]
 
 NAME = re.compile(r'(\*\.)?[a-z0-9_-]{1,63}(\.[a-z0-9_-]{1,63})*')

@@ -13,6 +13,7 @@ from socket import SOMAXCONN
 
 from .. import Reactor, ReactorError
 from ..net.shutdown import check_times
+from . import systemd
 from .doors import Door
 from .worker import work
 from .workers import VARIABLE, Workers
@@ -43,14 +44,16 @@ def run(
     workers        how many, at least 1; None: one for each processor that this process may use. One process without a
                    parent is `reactor.run`, and `r.add_signal_handler(SIGTERM, r.shutdown, 30, 1)` in it
     listen         'host:port', '[IPv6]:port', ':port' for all addresses, 'unix:/path', 'unix:@abstract', (host, port),
-                   or a socket that listens already. Port 0: a free one, the same for all
+                   or a socket that listens already. Port 0: a free one, the same for all. In place of these, when
+                   there are any: the sockets that systemd has passed (`systemd.inherited_sockets`)
     deadline       seconds that a worker has to end what it does; what is left then is aborted
     lame_duck      seconds of it in which a worker that is to end still accepts
     start_timeout  seconds in which a worker has to be ready, else it is killed
     on_start       `on_start(r, workers)` in the parent, once, when the first workers start; see `Workers`
 
-    The program is started anew for each worker: so it is a file or a module (`-m`), and comes to this call again. There
-    the call does not return, but raises SystemExit when the worker is done.
+    The program is started anew for each worker, in the directory in which it has imported this: so it is a file or a
+    module (`-m`), and comes to this call again. There the call does not return, but raises SystemExit when the worker
+    is done.
 
     SIGTERM, SIGINT   all workers drain (`Reactor.shutdown`) and go; a second SIGINT ends them at once
     SIGHUP            the workers are replaced one by one: each drains when its successor is ready. When that fails, the
@@ -58,13 +61,16 @@ def run(
     SIGTTIN, SIGTTOU  one worker more; one less
 
     A worker that dies is replaced at once, and one that served less than a second after 0.1 s, doubled each time up to
-    10 s, for ever. On Linux each has a listening socket of its own on the port (SO_REUSEPORT), which the parent keeps:
-    who waits in its queue is served by the next one. Elsewhere, and at Unix sockets, all share one.
+    10 s, for ever. One that drains of its own accord (`r.shutdown`, or a SIGTERM to it alone) is replaced meanwhile.
+    On Linux each has a listening socket of its own on the port (SO_REUSEPORT), which the parent keeps: who waits in its
+    queue is served by the next one. Elsewhere, and at Unix sockets, all share one.
+
+    systemd is told when all workers are ready, and of replacing and ending; its watchdog hears from the parent's loop.
 
     What can still be lost: what was open on a worker that died. What waits in the queue of one that dies while it
-    drains as the last on its socket. When SIGTTOU closes that socket, who is in the middle of the handshake or comes
-    between the last accept and the close; not with `net.ipv4.tcp_migrate_req=1` (Linux 5.14), which gives them to the
-    others.
+    drains as the last on its socket, and who is in the middle of the handshake when that is closed (by SIGTTOU too; not
+    with `net.ipv4.tcp_migrate_req=1` of Linux 5.14, which gives him to another). Who comes right before that knocks
+    again after a second, and gets to another worker, or is refused.
 
     The status: 0; 1 when a worker had to be killed, two seconds after its deadline; 130 after a second SIGINT. Raises
     OSError (address in use), ReactorError when the program cannot be started anew, or this is not the main thread.
@@ -80,7 +86,7 @@ def run(
         raise SystemExit(0)
     argv, doors = command(), list[Door]()
     try:
-        for address in listen:
+        for address in [sock for _, sock in systemd.inherited_sockets()] or listen:
             doors.append(Door(address, backlog))
         with Reactor() as r:
             team = Workers(r, argv, doors, deadline, start_timeout)

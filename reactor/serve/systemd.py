@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from ..facade import Reactor
     from ..loop.timers import Timer
 
+__all__ = ['inherited_sockets', 'notify', 'ready', 'reloading', 'status', 'stopping', 'watchdog']
+
 FIRST = 3  # the number of the first inherited descriptor: 0, 1 and 2 are those of every process
 LISTEN = ('LISTEN_FDS', 'LISTEN_PID', 'LISTEN_FDNAMES', 'LISTEN_PIDFDID')
 # What is meant for this process and not for those that it starts.

@@ -15,9 +15,11 @@ from collections import deque
 
 from .. import DEVNULL, Process, Reactor, Stream, framing
 from ..loop.log import log
+from . import systemd
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any
 
     from .. import Timer
@@ -30,10 +32,23 @@ GRACE = 2.0  # seconds after the deadline in which a worker may still go by itse
 INTERRUPTED = 130  # what a shell reports for a program that Ctrl-C ended
 
 
+def folder() -> str | None:
+    """The current directory of this process, None when that was removed."""
+    try:
+        return os.getcwd()
+    except OSError:
+        return None
+
+
+BEGAN_IN = folder()  # where a path in the command is meant; the program may go elsewhere, and a worker goes there, too
+
+
 class Workers:
     """All workers, as `on_start` of `run` gets them.
 
     addresses  where they listen, in the order of `listen`: (host, port, ...) or a path
+
+    What the signals do, `drain`, `replace`, `grow` and `shrink` do as well: a handler of your own may call them.
     """
 
     def __init__(self, r: Reactor, argv: list[str], doors: list[Door], deadline: float, start_timeout: float) -> None:
@@ -48,6 +63,7 @@ class Workers:
         self.leaving: set[Child] = set()
         self._round: deque[tuple[Slot, Child | None]] = deque()  # who is still to be replaced
         self._another_round = False
+        self._told_manager: Callable[[], bool] | None = None
 
     def stats(self) -> dict[str, dict[str, Any]]:
         """What the worker in each slot told last, at most a second ago: `Stats.as_dict()` and its `'pid'`."""
@@ -58,15 +74,17 @@ class Workers:
         return {str(slot.number): slot.serving.process.pid for slot in self.slots if slot.serving}
 
     def begin(self, count: int, on_start: Any) -> None:
+        """Called by `run`, once: start so many, and hear the signals."""
         self.slots = [Slot(self, number) for number in range(count)]
         self.addresses = [sock.getsockname() for sock in self.slots[0].listeners]
-        for slot in self.slots:
-            slot.start()
         self.r.add_signal_handler(signal.SIGTERM, self.drain)
         self.r.add_signal_handler(signal.SIGINT, self.interrupt)
         self.r.add_signal_handler(signal.SIGHUP, self.replace)
         self.r.add_signal_handler(signal.SIGTTIN, self.grow)
         self.r.add_signal_handler(signal.SIGTTOU, self.shrink)
+        for slot in self.slots:
+            slot.start()
+        systemd.watchdog(self.r)
         if on_start is not None:
             on_start(self.r, self)
 
@@ -112,17 +130,34 @@ class Workers:
 
     def go_on(self) -> None:
         """Called when something has changed: the next one is replaced, or it ends."""
+        if not self._replacing():
+            if self._another_round:
+                self.replace()
+            if not self.slots and not self.leaving:
+                self.r.stop()
+        self._tell_manager()
+
+    def _replacing(self) -> bool:
         while self._round:
             slot, old = self._round[0]
             if slot in self.slots and slot.serving in (None, old):
                 if not slot.starting and all(child.slot is not slot for child in self.leaving):
                     slot.start()
-                return
+                return True
             self._round.popleft()
-        if self._another_round:
-            self.replace()
-        if not self.slots and not self.leaving:
-            self.r.stop()
+        return False
+
+    def _tell_manager(self) -> None:
+        tell = self._told_manager
+        if not self.slots:
+            tell = systemd.stopping
+        elif self._round:
+            tell = systemd.reloading
+        elif all(slot.serving for slot in self.slots):
+            tell = systemd.ready
+        if tell is not None and tell is not self._told_manager:
+            self._told_manager = tell
+            tell()
 
 
 class Slot:
@@ -196,10 +231,16 @@ class Child:
         ours, theirs = socket.socketpair()
         self.control = team.r.adopt(ours, framing.lines(self.on_line))
         numbers = [theirs.fileno(), *(sock.fileno() for sock in slot.listeners)]
-        told = {'slot': slot.number, 'control': numbers[0], 'listeners': numbers[1:]}
-        env = {**os.environ, VARIABLE: json.dumps(told)}
+        shared = [door.shared.fileno() for door in team.doors if door.shared is not None]
+        told = {'slot': slot.number, 'control': numbers[0], 'listeners': numbers[1:], 'shared': shared}
+        ours_alone = (VARIABLE, *systemd.VARIABLES)
+        env = {name: value for name, value in os.environ.items() if name not in ours_alone}
+        env[VARIABLE] = json.dumps(told)
         try:
-            self.process = team.r.spawn(team.argv, stdin=DEVNULL, env=env, pass_fds=numbers, on_exit=self.on_exit)
+            self.process = team.r.spawn(
+                team.argv, stdin=DEVNULL, env=env, pass_fds=numbers, on_exit=self.on_exit,
+                cwd=None if folder() == BEGAN_IN else BEGAN_IN,
+            )  # fmt: skip
         except BaseException:
             self.control.abort()
             raise
@@ -208,12 +249,19 @@ class Child:
         self._timer = team.r.call_later(team.start_timeout, self.on_late, 'is not ready', team.start_timeout)
 
     def on_line(self, conn: Stream, line: bytes) -> None:
-        if self is self.slot.starting:
+        figures, draining = json.loads(line)
+        slot = self.slot
+        if not self.ready:
             self.ready, self.since = True, self.team.r.now
-            self._timer.cancel()
-            self.slot.on_ready(self)
-        if self is self.slot.serving:
-            self.slot.told = json.loads(line)
+            if self in self.team.leaving:
+                self.process.terminate()
+            else:
+                self._timer.cancel()
+                slot.on_ready(self)
+        if self is slot.serving:
+            slot.told = figures
+            if draining and slot.starting is None:  # its own idea, or somebody's who knows only its number
+                slot.start()
 
     def leave(self, replaced: bool = False) -> None:
         """Have it drain and go; `replaced` by another one on the same sockets, or as the last one there."""
@@ -221,14 +269,15 @@ class Child:
         team.leaving.add(self)
         self._timer.cancel()
         self._timer = team.r.call_later(team.patience, self.on_late, 'has not ended', team.patience)
-        if replaced and not self.control.closed:
-            self.control.write(b'{"replaced": true}\n')
-        else:
+        if not self.control.closed:
+            self.control.write(b'"replaced"\n' if replaced else b'"last"\n')
+        if not replaced and (self.ready or self.slot.serving):  # else people wait, whom nobody but this one will serve
             self.process.terminate()
 
     def on_late(self, what: str, seconds: float) -> None:
         log('warning', '%s %s after %g s and is killed', self, what, seconds)
-        self.team.status = int(self in self.team.leaving) or self.team.status
+        if self in self.team.leaving:
+            self.team.status = 1
         self.process.kill()
 
     def on_exit(self, process: Process, code: int | None, signum: int | None) -> None:

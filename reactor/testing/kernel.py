@@ -377,6 +377,18 @@ class SimKernel(Kernel):
         file = self.files.get(sock.fileno())
         return isinstance(file, Listening) and len(file.queue) > 0
 
+    counts_tcp = True
+
+    def tcp_counts(self, sock: Any) -> tuple[int, int, int]:
+        self.call('getsockopt', sock.fileno())
+        end = self.file(sock.fileno())
+        if not isinstance(end, End) or end.instant or end.peer is None or end.dead:
+            fail(errno.ENOTCONN)
+        return end.received + len(end.inbox), end.sent - end.peer.on_the_way, 0
+
+    def drop_newcomers(self, sock: Any) -> None:
+        """Nobody comes in between two calls here."""
+
     def socket(self, family: int, kind: int, proto: int = 0) -> Any:
         self.call('socket', -1)
         if self.faults.falls('socket.exhausted'):

@@ -539,6 +539,8 @@ class Ledger:
         if kept or stream.writer is not ENDED:
             self.wrong(stream, f'law 9: after on_close it keeps {", ".join(kept) or "its writer"}')
         assert self.reactor is not None
+        if stream.busy:
+            self.wrong(stream, 'law 9: it is busy after on_close')
         for timer in self.reactor.timers:
             if stream in (timer.args or ()) and _is_ours(timer):
                 self.wrong(stream, f'law 9: {timer!r} has outlived it')

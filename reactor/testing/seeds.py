@@ -6,7 +6,7 @@ whenever it is made.
 
 from __future__ import annotations
 
-from .programs import PROGRAMS
+from .programs import ALONE, PROGRAMS
 from .simulation import Simulation
 
 TYPE_CHECKING = False
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 MOST_PROGRAMS = 3  # at once
+ALONE_EVERY = 8  # seeds, one is for a program that runs alone
 
 
 def run_seed(seed: int, programs: tuple[Callable[[Any], object], ...] | None = None, **options: Any) -> Simulation:
@@ -23,9 +24,14 @@ def run_seed(seed: int, programs: tuple[Callable[[Any], object], ...] | None = N
     programs  those to run, instead of one to three that are drawn
     options   of `Simulation`
     """
+    alone = programs is None and seed % ALONE_EVERY == ALONE_EVERY - 1
+    if alone:
+        options.setdefault('faults', seed % (2 * ALONE_EVERY) < ALONE_EVERY)  # what they promise needs calm
     simulation = Simulation(seed, **options)
     world = simulation.world
-    if programs is None:
+    if alone:
+        programs = (world.random.choice(ALONE),)
+    elif programs is None:
         drawn = list(PROGRAMS)
         world.random.shuffle(drawn)
         programs = tuple(drawn[: world.random.randrange(1, MOST_PROGRAMS + 1)])

@@ -47,6 +47,7 @@ class World:
     random   a seeded `random.Random`, for the program alone
     faulty   whether faults may happen: without them every transfer has to be whole and every end clean
     name     of the host of `address()`, which has another address, where nobody listens
+    stops    how often `run` has returned False; it was called again then
     tls      contexts for (servers, clients), when the programs are to talk over TLS
     """
 
@@ -57,6 +58,7 @@ class World:
         self.r: Any = simulation.reactor
         self.random = Random(simulation.kernel.random.getrandbits(64))
         self.faulty = simulation.faulty
+        self.stops = 0
         self.expectations: dict[Expectation, None] = {}
         self._simulation = simulation
         self._ports = 0
@@ -194,6 +196,7 @@ class Simulation:
             todo = None
             if over:
                 break
+            self.world.stops += over is False
         if kernel.faults.on:
             kernel.calm()
         if self.world.expectations:

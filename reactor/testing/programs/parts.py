@@ -37,6 +37,7 @@ class World(Protocol):
     faulty              whether faults may happen. Ends with errors are right then; wrong bytes never are
     address()           (host, port) on which nobody listens yet, the host in numbers; port 0: the system chooses
     tls                 contexts for (servers, clients) to talk over TLS with, or None
+    stops               how often `run` was stopped, as `shutdown` does; it was called again then
     name                of the host of address(); it may have other addresses, too
     unix_path()         a path for a socket that is not there yet
     trouble(conn)       called in every callback: may raise, and may let time pass
@@ -49,6 +50,7 @@ class World(Protocol):
     random: random.Random
     faulty: bool
     name: str
+    stops: int
     tls: Any
 
     def address(self) -> tuple[str, int]: ...

@@ -1,0 +1,169 @@
+"""Answers of a control socket as tables for a person at a terminal.
+
+Owns the looks. Asks nobody. The rules: names are those of `Stats`, so that they can be looked up; zeros are left out;
+and nothing is printed that a terminal would obey.
+"""
+
+from __future__ import annotations
+
+from ..loop.stats import COUNTS, GAUGES, TIMES, Stats
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import Any
+
+    Answer = dict[str, Any]
+
+MOST_COLUMNS = 8  # workers side by side
+
+
+def printable(text: object) -> str:
+    """As one line, and nothing in it that moves the cursor or changes colours."""
+    return ''.join(letter if letter.isprintable() else '?' for letter in str(text))
+
+
+def table(rows: Sequence[Sequence[object]]) -> list[str]:
+    """Lines of cells below one another: the first of each row to the left, the others to the right."""
+    cells = [[printable(cell) for cell in row] for row in rows]
+    first, *rest = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    return [
+        '  '.join([row[0].ljust(first), *map(str.rjust, row[1:], rest)]).rstrip()
+        for row in cells
+    ]  # fmt: skip
+
+
+def pairs(rows: Sequence[tuple[str, str]]) -> list[str]:
+    """Lines of names and what belongs to them, all to the left."""
+    width = max(len(name) for name, _ in rows)
+    return [f'{name.ljust(width)}  {printable(value)}' for name, value in rows]
+
+
+def shown(value: float | None) -> str:
+    """A number as a person reads it."""
+    if value is None:
+        return ''
+    return f'{value:,}' if isinstance(value, int) else f'{value:,.3f}'
+
+
+def stats(answer: Answer, before: Answer | None = None) -> list[str]:
+    """Counters: of all, since `before` by the second, and of each when there are several."""
+    total, names = answer['sum'], _columns(answer)
+    workers = [answer['workers'][name] for name in names]
+    rates = _rates(answer, before)
+    rows: list[list[object]] = [['', 'all', *(['per second'] if rates else []), *names]]
+    for name in (*GAUGES, 'handles', 'timers', *COUNTS, *TIMES, 'timer_lag_sum'):
+        if total.get(name):
+            rate = [f'{rates[name]:,.1f}' if name in rates else ''] if rates else []
+            rows.append([name, shown(total[name]), *rate, *(shown(one.get(name)) for one in workers)])
+    pids = ', '.join(str(one.get('pid')) for one in answer['workers'].values())
+    lines = [f'reactor {printable(answer["version"])}, pid {pids}' + (', draining' if answer['draining'] else '')]
+    lines += ['', *table(rows), *_left_out(answer)]
+    slow = [[place, count, f'{longest:.3f} s'] for place, count, longest in total['slow']]
+    return [*lines, '', *table([['slow callbacks', 'times', 'longest'], *slow])] if slow else lines
+
+
+def phases(answer: Answer, before: Answer | None = None) -> list[str]:
+    """Where the time went, in shares: since `before`, else since the start; and how late timers fired."""
+    names = _columns(answer)
+    parts = [_since(answer['sum'], before and before['sum'])]
+    parts += [_since(answer['workers'][name], before and before['workers'].get(name)) for name in names]
+    rows: list[list[object]] = [['', 'seconds', 'share', *names]]
+    for phase in parts[0]['seconds']:
+        shares = [_share(part['seconds'], phase) for part in parts]
+        rows.append([phase, f'{parts[0]["seconds"][phase]:,.3f}', *shares])
+    return [*table(rows), *_left_out(answer), '', *_lateness(parts[0])]
+
+
+def handles(answer: Answer, before: Answer | None = None) -> list[str]:
+    """What is open."""
+    kinds = sorted(answer['kinds'].items(), key=lambda item: (-item[1], item[0]))
+    lines = [f'{sum(answer["kinds"].values()):,} open: ' + ', '.join(f'{count:,} {kind}' for kind, count in kinds)]
+    for one in answer['handles']:
+        aside = '' if one['keeps_running'] else ' (does not keep it running)'
+        lines.append(f'{one["seconds"]:>10,.1f} s  {one["handle"]} waits for {one["waits_for"]}{aside}')
+    if answer['left_out']:
+        lines.append(f'and {answer["left_out"]:,} more; --limit tells more of them')
+    return [printable(line) for line in lines]
+
+
+def why_alive(answer: Answer, before: Answer | None = None) -> list[str]:
+    """Why it goes on."""
+    lines = [printable(reason) for reason in answer['reasons']] or ['nothing keeps it running']
+    return [*lines, 'and more; --limit tells more of them'] if answer['more'] else lines
+
+
+def drain(answer: Answer, before: Answer | None = None) -> list[str]:
+    """What was begun."""
+    return [f'it drains: accepting for {answer["lame_duck"]:g} s, what is left in {answer["deadline"]:g} s is reset']
+
+
+def commands(answer: Answer, before: Answer | None = None) -> list[str]:
+    """What can be asked."""
+    lines = []
+    for name, told in answer['commands'].items():
+        lines.append(f'{name:<10}  {told["what"]}')
+        lines += [f'{"":<10}    {key}: {what}' for key, what in told['arguments'].items()]
+    return [printable(line) for line in lines]
+
+
+TABLES = {
+    'help': commands,
+    'stats': stats,
+    'phases': phases,
+    'handles': handles,
+    'why_alive': why_alive,
+    'drain': drain,
+}
+
+
+def _columns(answer: Answer) -> list[str]:
+    names = list(answer['workers'])
+    return names[:MOST_COLUMNS] if len(names) > 1 else []
+
+
+def _left_out(answer: Answer) -> list[str]:
+    more = len(answer['workers']) - MOST_COLUMNS
+    return [f'and {more} more workers; --json has them all'] if more > 0 else []
+
+
+def _rates(answer: Answer, before: Answer | None) -> dict[str, float]:
+    if before is None or answer['clock'] <= before['clock']:
+        return {}
+    seconds = answer['clock'] - before['clock']
+    # What went down began anew: a worker was replaced.
+    return {name: max(0.0, answer['sum'].get(name, 0) - before['sum'].get(name, 0)) / seconds for name in COUNTS}
+
+
+def _since(now: Answer, before: Answer | None) -> Answer:
+    if before is None or now['loop_count'] < before['loop_count']:
+        return now
+    return {
+        'seconds': {phase: value - before['seconds'][phase] for phase, value in now['seconds'].items()},
+        'timer_lag': [new - old for new, old in zip(now['timer_lag'], before['timer_lag'], strict=True)],
+        'timer_lag_sum': now['timer_lag_sum'] - before['timer_lag_sum'],
+    }
+
+
+def _share(seconds: dict[str, float], phase: str) -> str:
+    total = sum(seconds.values())
+    return f'{seconds[phase] / total:.1%}' if total > 0 else ''
+
+
+def _lateness(part: Answer) -> list[str]:
+    counts, seen = part['timer_lag'], 0
+    total = sum(counts)
+    if not total:
+        return ['no timer has fired']
+    told = []
+    for share in (0.5, 0.99, 1):
+        while seen < len(counts) - 1 and sum(counts[: seen + 1]) < total * share:
+            seen += 1
+        bounds = Stats.lag_bounds
+        told.append(f'{share:.0%} by ' + (f'less than {_time(bounds[seen])}' if seen < len(bounds) else '16 s or more'))
+    mean = _time(part['timer_lag_sum'] / total)
+    return [f'{total:,} timers fired; late were {", ".join(told)}; the mean is {mean}']
+
+
+def _time(seconds: float) -> str:
+    return f'{seconds * 1000:.2g} ms' if seconds < 0.1 else f'{seconds:.3g} s'

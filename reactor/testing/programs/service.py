@@ -1,0 +1,158 @@
+"""A program about the end of a server: `shutdown` while clients ask, wait, and do nothing.
+
+Owns a service and its clients. The rule: whoever was let in has an answer to each request that was sent in time, and
+who only sits there is left alone until the lame duck is over; at the deadline at the latest everything has ended.
+"""
+
+from __future__ import annotations
+
+from .parts import Ending, Place, child
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from random import Random
+
+    from reactor import Stream
+
+    from .parts import World
+
+REQUEST = 10  # bytes: how long the answer takes, in ms, and how long it is
+SOON = 1.5  # seconds in which it stops when there is nothing to wait for
+
+
+def shutdown(world: World) -> None:
+    """A server is shut down, at once or in the middle of things; to be run alone, for it ends others too."""
+    Service(world)
+
+
+class Service:
+    """The server, which says b'+' behind an answer, and b'-' when it is to be the last."""
+
+    def __init__(self, world: World) -> None:
+        self.world, rng = world, child(world)
+        self.lame_duck = rng.choice((0, 0, 0.9))
+        self.deadline = self.lame_duck + rng.choice((0.05, 30, 30, 30))
+        self.patient = not world.faulty and self.deadline > 10  # then nothing is lost
+        self.closes = rng.random() < 0.5  # itself, behind its last answer
+        self.slow = rng.choice((0, 0, 0.8))  # seconds until it reads what a new client has sent
+        self.began: float | None = None  # when it was shut down
+        most = rng.choice((None, None, 1, 3))
+        self.place = Place(
+            world, self.on_data, on_connect=self.on_connect, on_close=self.on_close, max_connections=most
+        )
+        self.ending = Ending(world)
+        self.number = self.ending.add('service')
+        self.clients = rng.randint(1, 5)
+        for _ in range(self.clients):
+            Client(self, child(world))
+        world.r.call_later(rng.choice((0, 0.001, 0.1)), self.shut_down)
+
+    def shut_down(self) -> None:
+        r = self.world.r
+        before, self.began = r.draining, r.now
+        r.shutdown(self.deadline, self.lame_duck)
+        if (before, r.draining) != (False, True):
+            self.world.fail(f'draining was {before}, and is {r.draining} after shutdown()')
+        if not self.patient:
+            r.call_later(self.deadline + SOON, self.check_over)
+        self.expect_end()
+        self.world.trouble()
+
+    def expect_end(self) -> None:
+        """With the last client there is nothing to wait for, but that the lame duck is over."""
+        if self.patient and not self.clients and self.began is not None:
+            r = self.world.r
+            r.call_at(max(r.now, self.began + self.lame_duck) + SOON, self.check_over)
+
+    def check_over(self) -> None:
+        """By now nobody is let in, nobody is in, and `run` was stopped."""
+        server, stops = self.place.server, self.world.stops
+        # An interrupt leaves `run` as well, and what stopped it in the same turn is forgotten.
+        if not server.closed or server.open_connections or not (stops or self.world.faulty):
+            self.world.fail(f'after the shutdown there is {server!r}, and run() was stopped {stops} times')
+        self.ending.done(self.number)
+
+    def on_connect(self, conn: Stream) -> None:
+        self.world.trouble(conn)
+        conn.data = bytearray()
+        if self.slow:
+            conn.pause_reading()
+            self.world.r.call_later(self.slow, conn.resume_reading)
+
+    def on_data(self, conn: Stream, data: bytes) -> None:
+        self.world.trouble(conn)
+        conn.busy = True
+        conn.data += data
+        if len(conn.data) == REQUEST:
+            delay, size = map(int, conn.data.split())
+            conn.data.clear()
+            self.world.r.call_later(delay / 1000, self.answer, conn, size)
+
+    def answer(self, conn: Stream, size: int) -> None:
+        if not conn.closed:
+            last = self.world.r.draining
+            conn.write(b'x' * size + (b'-' if last else b'+'))
+            conn.busy = False
+            if last and self.closes:
+                conn.close()
+        self.world.trouble()
+
+    def on_close(self, conn: Stream, exc: BaseException | None) -> None:
+        self.world.trouble(conn)
+
+
+class Client:
+    """Asks some times, or never, and then goes, or sits there until it is sent away."""
+
+    def __init__(self, service: Service, rng: Random) -> None:
+        self.service, self.world = service, service.world
+        self.number = service.ending.add('client')
+        times, sizes = (0, 100, 900), (0, 10, 3000)
+        self.todo = [b'%04d %04d\n' % (rng.choice(times), rng.choice(sizes)) for _ in range(rng.randrange(4))]
+        self.stays = rng.random() < 0.5
+        self.thinks = rng.choice((0, 0.05))  # seconds between an answer and the next request
+        self.connected = self.waits = self.left = False
+        self.world.r.call_later(rng.choice((0, 0, 0.05, 0.4)), self.connect)
+
+    def connect(self) -> None:
+        callbacks = {'on_connect': self.on_connect, 'on_close': self.on_close}
+        self.service.place.connect(self.on_data, timeout=20, **callbacks)
+        self.world.trouble()
+
+    def on_connect(self, conn: Stream) -> None:
+        self.connected = True
+        self.world.trouble(conn)
+        self.ask(conn)
+
+    def ask(self, conn: Stream) -> None:
+        if self.todo and not conn.closed:
+            self.waits = True
+            conn.write(self.todo.pop())
+        elif not self.stays:
+            self.leave(conn)
+
+    def leave(self, conn: Stream) -> None:
+        self.left = True
+        conn.close()
+
+    def on_data(self, conn: Stream, data: bytes) -> None:
+        self.world.trouble(conn)
+        if data.endswith(b'-'):
+            self.waits = False
+            self.leave(conn)
+        elif data.endswith(b'+'):
+            self.waits = False
+            self.world.r.call_later(self.thinks, self.ask, conn)
+
+    def on_close(self, conn: Stream, exc: BaseException | None) -> None:
+        service, now = self.service, self.world.r.now
+        if service.patient:
+            began = service.began
+            if self.waits or (exc is not None and (self.connected or began is None)):
+                self.world.fail(f'a client ended with {exc!r} while it {"waited" if self.waits else "did not wait"}')
+            if self.connected and not self.left and (began is None or now < began + service.lame_duck):
+                self.world.fail(f'an idle client was sent away at {now}; shut down at {began} + {service.lame_duck}')
+        service.clients -= 1
+        service.ending.done(self.number)
+        service.expect_end()
+        self.world.trouble(conn)

@@ -1,0 +1,405 @@
+"""`python -m reactor.observe`: tables, JSON, watching, clear errors, exit codes, and the page for bug reports."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+
+import pytest
+
+import reactor
+from reactor import Reactor, observe
+from reactor.loop.stats import COUNTS, GAUGES
+from reactor.observe import __main__ as command
+from reactor.observe import asking, tables
+from reactor.observe.report import report
+
+if not hasattr(socket, 'AF_UNIX'):
+    pytest.skip('NOT TESTED: the control socket: no Unix sockets here', allow_module_level=True)
+
+APP = """
+import sys, reactor
+from reactor import observe
+def main(r):
+    server = r.listen_tcp('127.0.0.1', 0, lambda conn, data: conn.write(data))
+    r.call_every(0.002, int)
+    observe.control(r, sys.argv[1])
+    print('ready', flush=True)
+print(reactor.run(main), flush=True)
+"""
+
+
+def start(path):
+    """A program with a control socket."""
+    process = subprocess.Popen([sys.executable, '-c', APP, path], stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == 'ready\n'
+    return process
+
+
+def end(process):
+    process.terminate()
+    process.communicate(timeout=10)
+
+
+@pytest.fixture(scope='module')
+def app(tmp_path_factory):
+    """One for all tests that leave it as it is: its process, and the path."""
+    path = str(tmp_path_factory.mktemp('app') / 'control')
+    process = start(path)
+    yield process, path
+    end(process)
+
+
+@pytest.fixture
+def path(app):
+    return app[1]
+
+
+def fails(capsys, *arguments):
+    """The one line that tells what went wrong."""
+    status = command.main(arguments)
+    out, err = capsys.readouterr()
+    assert (status, out, err.count('\n')) == (1, '', 1)
+    return err.removeprefix('python -m reactor.observe: ').rstrip()
+
+
+def mistyped(capsys, *arguments):
+    with pytest.raises(SystemExit) as exit_:
+        command.main(arguments)
+    out, err = capsys.readouterr()
+    assert (exit_.value.code, out, err.count('\n')) == (2, '', 1)
+    return err
+
+
+# -- what is printed
+
+
+def test_without_a_command_it_tells_the_counters(app, capsys):
+    assert command.main([app[1]]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == f'reactor {reactor.__version__}, pid {app[0].pid}'
+    rows = dict(line.split() for line in lines if len(line.split()) == 2)
+    assert int(rows['handles']) >= 3 and int(rows['loop_count'].replace(',', '')) > 0
+    assert 'incoming' not in rows  # zeros are left out
+
+
+def test_several_commands_are_told_one_below_the_other(path, capsys):
+    assert command.main([path, 'phases', 'handles', 'why-alive', 'help']) == 0
+    out = capsys.readouterr().out
+    for text in 'completions', 'timers fired; late were 50% by less than', '<Listener fd=', 'timer of builtins.int':
+        assert text in out
+    assert re.search(r'^\d open: .*1 Descriptor, 1 Listener', out, re.M) and '(does not keep it running)' in out
+    assert 'lame_duck: seconds of these' in out
+
+
+def test_as_json_an_answer_is_a_line(path, capsys):
+    assert command.main([path, 'stats', 'handles', '--json', '--kind', 'Listener']) == 0
+    stats, handles = map(json.loads, capsys.readouterr().out.splitlines())
+    assert stats['sum']['loop_count'] > 0
+    assert len(handles['handles']) == 1 and handles['kinds']['Stream'] >= 1
+
+
+def times(monkeypatch, count):
+    """Have Ctrl-C pressed after so many pictures."""
+    left = [count]
+
+    def sleep(seconds):
+        assert 0 <= seconds < 1
+        left[0] -= 1
+        if not left[0]:
+            raise KeyboardInterrupt
+        threading.Event().wait(0.02)
+
+    monkeypatch.setattr(command, 'sleep', sleep)
+
+
+def test_watching_tells_what_happened_in_between(path, capsys, monkeypatch):
+    times(monkeypatch, 3)
+    assert command.main([path, 'stats', 'phases', '--watch', '0.05']) == 0
+    out = capsys.readouterr().out
+    assert out.count('per second') == 2 and out.count('idle') == 6 and '\x1b' not in out
+    rates = [float(line.split()[2]) for line in out.splitlines() if re.match(r'timers_fired +\S+ +\S+$', line)]
+    assert len(rates) == 2 and all(rate > 0 for rate in rates)
+
+
+def test_watching_on_a_terminal_draws_in_place(path, capsys, monkeypatch):
+    times(monkeypatch, 2)
+    monkeypatch.setattr(sys.stdout, 'isatty', lambda: True)
+    assert command.main([path, '--watch', '0.05']) == 0
+    pictures = capsys.readouterr().out.split('\x1b[H')[1:]
+    assert len(pictures) == 2 and all(picture.endswith('\x1b[J') and '\x1b[K\n' in picture for picture in pictures)
+
+
+def test_watching_as_json_is_a_line_each_time(path, capsys, monkeypatch):
+    times(monkeypatch, 2)
+    assert command.main([path, '--watch', '0.05', '--json']) == 0
+    first, second = map(json.loads, capsys.readouterr().out.splitlines())
+    assert second['clock'] > first['clock']
+
+
+def test_drain_ends_the_program(tmp_path, capsys):
+    path = str(tmp_path / 'control')
+    process = start(path)
+    try:
+        assert command.main([path, 'drain', '--deadline', '20', '--lame-duck', '0.1']) == 0
+        assert 'accepting for 0.1 s, what is left in 20 s is reset' in capsys.readouterr().out
+        assert process.wait(timeout=10) == 0 and process.stdout.read() == 'False\n'
+    finally:
+        end(process)
+    assert 'no such socket' in fails(capsys, path)
+
+
+def test_a_reader_that_has_seen_enough_is_no_error(path):
+    done = subprocess.Popen(
+        [sys.executable, '-m', 'reactor.observe', path, '--watch', '0.01'],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    done.stdout.readline()
+    done.stdout.close()
+    assert done.wait(timeout=20) == 1
+    assert done.stderr.read() == b''
+    done.stderr.close()
+
+
+# -- tables
+
+
+def figures(r, **changes):
+    return {**observe.source(r)()['0'], **changes}
+
+
+def answers(*figures):
+    """Two answers to `stats`, a second apart, in which all counts doubled."""
+    workers = {str(n): one for n, one in enumerate(figures)}
+    total = {'version': '1', 'clock': 1.0, 'draining': True, 'workers': workers, 'sum': observe.combined(figures)}
+    later = [
+        {name: value * 2 if name in COUNTS else value for name, value in one.items()}
+        for one in (*figures, total['sum'])
+    ]
+    workers = {str(n): one for n, one in enumerate(later[:-1])}
+    return total, {**total, 'clock': 2.0, 'workers': workers, 'sum': later[-1]}
+
+
+def test_workers_stand_side_by_side(fake):
+    before, now = answers(figures(fake, reads=1000, pid=7), figures(fake, reads=500, pid=8))
+    lines = tables.stats(now, before)
+    assert lines[0] == 'reactor 1, pid 7, 8, draining'
+    assert lines[2].split() == ['all', 'per', 'second', '0', '1']
+    assert lines[3].split() == ['reads', '3,000', '1,500.0', '2,000', '1,000']
+
+
+def test_of_many_workers_the_first_are_shown_and_the_others_counted(fake):
+    before, _ = answers(*[figures(fake, reads=1, pid=n) for n in range(10)])
+    assert 'and 2 more workers; --json has them all' in tables.stats(before)
+    assert tables.stats(before)[2].split() == ['all', *map(str, range(8))]
+
+
+def test_a_worker_that_began_anew_makes_no_negative_rates(fake):
+    before, now = answers(figures(fake, reads=1000))
+    assert tables.stats(before, now)[3].split() == ['reads', '1,000']  # the clock went back: another program
+    now['sum']['reads'] = 10
+    assert tables.stats(now, before)[3].split() == ['reads', '10', '0.0']
+
+
+def test_every_counter_has_its_row(fake):
+    names = (*COUNTS, *GAUGES)
+    before, _ = answers(figures(fake, **dict.fromkeys(names, 1)))
+    assert {line.split()[0] for line in tables.stats(before)[3:]} >= set(names)
+
+
+def test_lateness_is_told_from_the_histogram(fake):
+    lag = [90, 0, 5, 4, *[0] * 11, 1]
+    phases = {'seconds': {'idle': 3.0, 'timers': 1.0}, 'loop_count': 5, 'timer_lag': lag, 'timer_lag_sum': 20.0}
+    lines = tables.phases({'workers': {'0': phases}, 'sum': phases})
+    assert lines[-1] == (
+        '100 timers fired; late were 50% by less than 0.98 ms, 99% by less than 7.8 ms, 100% by 16 s or more; '
+        'the mean is 0.2 s'
+    )
+    assert lines[1].split() == ['idle', '3.000', '75.0%']
+    assert tables.phases({'workers': {}, 'sum': phases}, {'workers': {}, 'sum': phases})[-1] == 'no timer has fired'
+
+
+def test_nothing_is_printed_that_a_terminal_would_obey():
+    evil = 'x\x1b[2J\r\n\x07\u202e\x9b'
+    one = {'handle': evil, 'seconds': 1.0, 'waits_for': evil, 'keeps_running': True}
+    lines = tables.handles({'kinds': {evil: 1}, 'handles': [one], 'left_out': 3})
+    lines += tables.why_alive({'reasons': [evil], 'more': True}) + tables.table([[evil, evil]])
+    lines += tables.pairs([('a', evil)])
+    assert lines and all(line.isprintable() for line in lines)
+    assert tables.why_alive({'reasons': [], 'more': False}) == ['nothing keeps it running']
+
+
+# -- what goes wrong
+
+
+def test_no_such_socket(capsys, tmp_path):
+    path = str(tmp_path / 'none')
+    assert fails(capsys, path) == f'{path}: no such socket; the program makes it with observe.control(r, {path!r})'
+
+
+def test_nobody_listens(capsys, tmp_path):
+    path = str(tmp_path / 'left')
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.bind(path)
+    assert fails(capsys, path) == f'{path}: nobody listens; the program that made it has ended'
+
+
+def test_it_is_no_socket(capsys, tmp_path):
+    path = tmp_path / 'file'
+    path.touch()
+    assert fails(capsys, str(path)) == f'{path}: this is no socket'
+    assert fails(capsys, str(path / 'x')).endswith('Not a directory')
+    assert 'too long' in fails(capsys, str(tmp_path / ('x' * 200)))
+
+
+@pytest.mark.parametrize(('mode', 'why'), [(0o755, ': it belongs to user '), (0o700, ' to look there')])
+def test_it_is_not_permitted(capsys, mode, why):
+    folder = tempfile.mkdtemp()  # pytest's own folders are shut to others
+    path = os.path.join(folder, 'control')
+    me = os.geteuid()
+    try:
+        with Reactor() as r:
+            observe.control(r, path)
+            os.chmod(folder, mode)
+            if me == 0:
+                os.seteuid(65534)
+            elif mode == 0o700:
+                os.chmod(folder, 0o000)
+            else:
+                os.chmod(path, 0o000)
+            try:
+                told = fails(capsys, path)
+            finally:
+                if me == 0:
+                    os.seteuid(0)
+                os.chmod(folder, 0o700)
+        assert told.startswith(f'{path}: not permitted{why}')
+    finally:
+        shutil.rmtree(folder)
+
+
+@pytest.fixture
+def impostor(tmp_path):
+    """A socket on which somebody else listens, and a function that has him answer."""
+    path = str(tmp_path / 'impostor')
+    threads = []
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(path)
+        server.listen(1)
+
+        def serve(answer):
+            def run():
+                conn, _ = server.accept()
+                with conn:
+                    conn.recv(65536)
+                    conn.sendall(answer)
+
+            threads.append(threading.Thread(target=run))
+            threads[0].start()
+            return path
+
+        yield serve
+        for thread in threads:
+            thread.join()
+
+
+@pytest.mark.parametrize(
+    ('answer', 'why'),
+    [
+        (b'', 'the program has ended, or closed its control socket'),
+        (b'{"ok": tr', 'the program has ended, or closed its control socket'),
+        (b'HTTP/1.1 400 Bad Request\r\n', 'who answers there is no control socket of a reactor'),
+        (b'[]\n', 'who answers there is no control socket of a reactor'),
+        (b'{"ok": false, "error": "\\u001b[2J"}\n', 'stats: ?[2J'),
+    ],
+)
+def test_answers_that_are_none(capsys, impostor, answer, why):
+    path = impostor(answer)
+    assert fails(capsys, path) == f'{path}: {why}'
+
+
+def test_no_answer_in_time(capsys, tmp_path):
+    path = str(tmp_path / 'silent')
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(path)
+        server.listen(1)
+        told = fails(capsys, path, '--timeout', '0.05')
+        assert told.startswith(f'{path}: no answer within 0.05 s: its loop is busy')
+        if hasattr(socket, 'SO_PEERCRED'):
+            assert f'py-spy dump --pid {os.getpid()} ' in told
+
+
+def test_a_refused_command_is_an_error(capsys, path):
+    assert 'handles: limit is how many to tell, 1 to 1000' in fails(capsys, path, 'handles', '--limit', '5000')
+
+
+def test_a_full_backlog_is_told(tmp_path):
+    assert asking._why('/x', BlockingIOError()) == '/x: too many wait to ask already'
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'why'),
+    [
+        ([], 'which socket?'),
+        (['/x', 'nonsense\x1b'], "no command 'nonsense?'; there are help, stats"),
+        (['/x', 'drain', '--watch', '1'], 'drain cannot be watched'),
+        (['/x', '--watch', '0'], 'not a number of seconds above 0'),
+        (['/x', '--watch', 'nan'], 'not a number of seconds above 0'),
+        (['/x', '--timeout', 'x'], 'not a number of seconds above 0'),
+        (['/x', 'stats', '--limit', '5'], '--limit is for another command'),
+        (['/x', 'stats', '--lame-duck', '5'], '--lame-duck is for another command'),
+        (['/x', 'handles', '--limit', 'x'], 'invalid int value'),
+    ],
+)
+def test_what_is_mistyped_is_told_in_a_line(capsys, arguments, why):
+    assert why in mistyped(capsys, *arguments)
+
+
+# -- the page for bug reports
+
+
+def test_the_report_tells_versions_limits_and_features(capsys):
+    assert command.main(['--report']) == 0
+    out = capsys.readouterr().out
+    assert out.startswith(f'reactor {reactor.__version__}\n')
+    for name in 'Python', 'platform', 'SOMAXCONN', 'selector', 'SO_REUSEPORT', 'sendfile', 'pidfd_open', 'OpenSSL':
+        assert name in out
+    if sys.platform == 'linux':
+        assert re.search(r'^RLIMIT_NOFILE +[\d,]+ of ', out, re.M)
+        assert re.search(r'^net/ipv4/ip_local_port_range +\d+ \d+$', out, re.M)
+        assert re.search(r'^selector +EpollSelector; ', out, re.M)
+
+
+def test_the_report_has_nothing_private(monkeypatch):
+    monkeypatch.setenv('SECRET_TOKEN', 'hunter2hunter2')
+    monkeypatch.setattr(socket, 'gethostname', lambda: 'secrethost')
+    text = '\n'.join(report())
+    for private in 'hunter2', 'SECRET_TOKEN', 'secrethost', os.uname().nodename, os.path.expanduser('~') + '/':
+        assert not re.search(rf'(?<!\w){re.escape(private)}', text), private
+    assert os.getcwd() not in text
+
+
+def test_the_report_with_a_socket_has_its_figures_too(path, capsys):
+    assert command.main(['--report', path]) == 0
+    out = capsys.readouterr().out
+    assert 'RLIMIT_NOFILE' in out and 'loop_count' in out and 'completions' in out
+
+
+def test_the_report_does_without_what_is_missing(monkeypatch):
+    from reactor.observe import report as module
+
+    monkeypatch.setattr(module, 'resource', None)
+    monkeypatch.setattr(module, 'SYSCTLS', ('no/such/thing',))
+    monkeypatch.setattr(module, 'LIBRARIES', ('no-such-library',))
+    monkeypatch.delattr(os, 'pidfd_open', raising=False)
+    monkeypatch.delattr(os, 'sysconf', raising=False)
+    text = '\n'.join(report())
+    assert 'not installed' in text and re.search(r'pidfd_open +no', text) and re.search(r'memory +unknown', text)
