@@ -722,8 +722,8 @@ MUTANTS = (
     Mutant(
         'who is busy is closed',
         'net/shutdown.py',
-        'elif handle.buffered or (handle.busy and not handle.closed):',
-        'elif handle.buffered:',
+        'if handle in busy and not handle.closed:',
+        'if handle is None:',
         'nothing that was accepted is lost',
     ),
     Mutant(

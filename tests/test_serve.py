@@ -128,13 +128,18 @@ def is_gone(pid: int) -> bool:
 
 
 @LINUX
-def test_workers_share_a_port_that_was_free_and_each_has_its_part_of_the_clients(tmp_path):
+def test_workers_share_a_port_each_has_its_part_of_the_clients_and_statistics_are_in_one_place(tmp_path):
     with Served(tmp_path, run={'workers': 2}) as served:
         pids = served.pids(2)
         conns = [served.connect() for _ in range(200)]
         counts = Counter(conn.who() for conn in conns)
         assert set(counts) == set(pids.values())
         assert min(counts.values()) > 60  # three standard deviations of chance are 21
+        accepted = lambda: {slot: stats['accepts'] for slot, stats in served.look()['stats'].items()}  # noqa: E731
+        wait_until(lambda: accepted() == {slot: counts[pid] for slot, pid in pids.items()})
+        stats = served.look()['stats']
+        assert {slot: figures['pid'] for slot, figures in stats.items()} == pids
+        assert sum(figures['incoming'] for figures in stats.values()) == 200
 
 
 def test_a_worker_has_its_listener_its_parent_and_no_other_descriptor_and_hands_on_none(tmp_path):
@@ -170,18 +175,6 @@ def test_what_is_no_file_cannot_be_started_anew_and_says_what_to_do(how):
     )
     assert done.returncode == 1
     assert 'ReactorError: a worker is this program started anew' in done.stderr and 'put it into a file' in done.stderr
-
-
-def test_statistics_of_all_workers_are_in_one_place(tmp_path):
-    with Served(tmp_path, run={'workers': 2}) as served:
-        pids = served.pids(2)
-        for _ in range(20):
-            served.connect()
-        accepted = lambda: {slot: stats['accepts'] for slot, stats in served.look()['stats'].items()}  # noqa: E731
-        wait_until(lambda: sum(accepted().values()) == 20)
-        stats = served.look()['stats']
-        assert {slot: figures['pid'] for slot, figures in stats.items()} == pids
-        assert sum(figures['incoming'] for figures in stats.values()) == 20
 
 
 def test_all_workers_share_a_unix_socket_and_its_file_is_removed_at_the_end(tmp_path):

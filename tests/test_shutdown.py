@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import math
+import os
 import socket
 import sys
 from typing import Any
@@ -285,6 +287,21 @@ def test_dropping_newcomers_fails_nobody(sockets):
     Kernel().drop_newcomers(listener)
 
 
+def test_where_accepting_cannot_be_deferred_nothing_is_undone(r, monkeypatch):
+    Server(r, defer_accept=True)
+    monkeypatch.setattr('reactor.net.sockets.TCP_DEFER_ACCEPT', -1)
+    r.shutdown(10)
+    assert r.run() is False
+
+
+def test_a_listener_that_was_lost_is_no_hindrance(r):
+    server = Server(r, defer_accept=True)
+    os.close(server.listener.sock.fileno())
+    r.shutdown(10)
+    assert r.run() is False
+    assert server.listener.closed
+
+
 def test_an_inherited_listener_is_left_as_it_is(r, sockets):
     # Who has it after us is who serves those that come now.
     ours = sockets.track(socket.create_server((HERE, 0)))
@@ -458,6 +475,30 @@ def test_a_request_that_comes_in_the_very_turn_is_seen(r, sockets):
     assert r.run() is False
     assert any(seen)
     assert ended(client) == b'answer'
+
+
+def test_one_that_is_broken_is_read_to_its_end(r, sockets):
+    class Broken:
+        def __init__(self, sock):
+            self.sock = sock
+
+        def send(self, data):
+            raise BrokenPipeError(errno.EPIPE, 'planted')
+
+        def __getattr__(self, name):
+            return getattr(self.sock, name)
+
+    server = Server(r, read_size=1000)
+    (client,) = connected(r, server, sockets)
+    (conn,) = server.conns
+    client.send(b'x' * 50_000)
+    conn.sock = Broken(conn.sock)
+    conn.write(b'?')
+    r.shutdown(10)
+    assert r.run() is False
+    assert len(server.log.received) == 50_000
+    assert isinstance(server.log[-1][1], BrokenPipeError)
+    assert r.now < 1001
 
 
 def test_while_it_waits_it_does_not_spin(r, sockets):
@@ -864,6 +905,17 @@ def test_busy_is_a_bool(r, sockets, value):
     with pytest.raises(TypeError, match='busy is True or False'):
         conn.busy = value
     end(r, conn)
+
+
+def test_in_debug_mode_it_is_the_same(sockets):
+    with Reactor(kernel=FakeKernel(), debug=True) as r:
+        server = Server(r)
+        (client,) = connected(r, server, sockets)
+        ask(r, server, client)
+        r.shutdown(10)
+        r.call_later(4, server.answer)
+        assert r.run() is False
+        assert ended(client) == b'answer'
 
 
 def test_in_debug_mode_busy_checks_the_thread(sockets):

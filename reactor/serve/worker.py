@@ -19,6 +19,7 @@ from socket import socket
 
 from .. import Listener, Reactor, Stream, framing
 from ..kernel import Kernel, LeanSocket
+from ..net.sockets import defer_no_longer
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ class Worker:
         self.r = r
         self.times = times
         self.listeners: list[Any] = [LeanSocket(fileno=number) for number in told['listeners']]
-        self.shared = told['shared']
+        self.own = [sock for sock in self.listeners if sock.fileno() not in told['shared']]
         self.control = r.adopt(socket(fileno=told['control']), framing.lines(self.on_line), on_close=self.on_orphaned)
         self.control.unref()
         for number in (*told['listeners'], told['control']):
@@ -69,6 +70,8 @@ class Worker:
 
     def on_line(self, conn: Stream, line: bytes) -> None:
         if json.loads(line) == 'last':  # and SIGTERM is on its way
+            for sock in self.own:
+                defer_no_longer(sock)
             self.r.call_later(self.times[1], self.let_nobody_in).unref()
             return
         for handle in self.r.handles():
@@ -77,9 +80,8 @@ class Worker:
         self.r.shutdown(*self.times)
 
     def let_nobody_in(self) -> None:
-        for sock in self.listeners:
-            if sock.fileno() >= 0 and sock.fileno() not in self.shared:
-                Kernel().drop_newcomers(sock)
+        for sock in self.own:
+            Kernel().drop_newcomers(sock)
 
     def on_orphaned(self, conn: Stream, exc: BaseException | None) -> None:
         self.r.shutdown(*self.times)

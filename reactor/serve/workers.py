@@ -77,13 +77,13 @@ class Workers:
         """Called by `run`, once: start so many, and hear the signals."""
         self.slots = [Slot(self, number) for number in range(count)]
         self.addresses = [sock.getsockname() for sock in self.slots[0].listeners]
-        for slot in self.slots:
-            slot.start()
         self.r.add_signal_handler(signal.SIGTERM, self.drain)
         self.r.add_signal_handler(signal.SIGINT, self.interrupt)
         self.r.add_signal_handler(signal.SIGHUP, self.replace)
         self.r.add_signal_handler(signal.SIGTTIN, self.grow)
         self.r.add_signal_handler(signal.SIGTTOU, self.shrink)
+        for slot in self.slots:
+            slot.start()
         systemd.watchdog(self.r)
         if on_start is not None:
             on_start(self.r, self)
