@@ -172,7 +172,7 @@ class Session:
         self.conn.write_eof()  # not close(): what it still sends must not reset our answer
 
 
-def main(r, listeners=(), *, port, root, idle, lame_duck, proxy_protocol=None):
+def main(r, listeners=(), *, port, root, lame_duck, **limits):
     """Serve on the first of `listeners`, bound sockets that somebody hands over; without one, on `port`."""
 
     def on_connect(conn):
@@ -180,11 +180,11 @@ def main(r, listeners=(), *, port, root, idle, lame_duck, proxy_protocol=None):
         conn.on_data, conn.on_drain = session.on_data, session.on_drain
 
     sock = listeners[0] if listeners else None
-    limits = {'idle_timeout': idle, 'proxy_protocol': proxy_protocol}
     listener = r.listen_tcp('127.0.0.1', port, sock=sock, on_connect=on_connect, **limits)
     r.add_signal_handler(signal.SIGTERM, r.shutdown, DRAIN, lame_duck)
     if sock is None:
         tell(listener.address)
+        r.add_exit_callback(lambda: print(f'{r.stats().requests} requests', flush=True))
 
 
 def tell(address):
@@ -195,7 +195,7 @@ if __name__ == '__main__':
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     options.add_argument('--port', type=int, default=8080)
     options.add_argument('--root', type=lambda path: Path(path).resolve(), default='.', help='everybody can read it')
-    options.add_argument('--idle', type=float, default=60, help='seconds until a silent client is cut off')
+    options.add_argument('--idle', dest='idle_timeout', type=float, default=60, help='seconds a client may be silent')
     options.add_argument('--lame-duck', type=float, default=1, help='seconds after SIGTERM in which it still accepts')
     options.add_argument('--proxy-protocol', nargs='+', metavar='NETWORK', help='whose PROXY headers tell the clients')
     options.add_argument('--workers', type=int, default=0, help='how many processes; 0: this one alone')

@@ -504,7 +504,7 @@ class Reactor(Loop):
 
         Then who waits in the queue of a listener is accepted, and the listener is closed; one that is paused, or has
         `max_connections`, goes on as there is room. Accepted connections are closed when they are idle: not `busy`,
-        nothing waits to be sent, nothing unread is here, all that for half a second (with 10,000 of them, one).
+        nothing waits to be sent, nothing unread is here, all that for half a second (with 10,000 of them, two).
         `stop` is called when none of them is left, and no other stream is busy or has bytes waiting. Streams that you
         connected or adopted are yours to close, and nothing else is waited for: datagrams, children, threads, timers.
         Listeners and connections that keep nothing running (`unref`) are left as they are, so that health checks and

@@ -18,9 +18,11 @@ import selectors
 import signal
 import socket
 import stat
+import struct
 import sys
 import threading
 import time
+from array import array
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -33,6 +35,8 @@ if TYPE_CHECKING:
 AF_UNIX: int = getattr(socket, 'AF_UNIX', -1)
 SO_REUSEPORT: int = getattr(socket, 'SO_REUSEPORT', -1)
 TCP_DEFER_ACCEPT: int = getattr(socket, 'TCP_DEFER_ACCEPT', -1)
+# How Linux attaches a filter of packets to a socket; the module names none of it.
+SO_ATTACH_FILTER: int = 26 if sys.platform == 'linux' else -1
 # Linux, which alone has it, tells with it how many datagrams it dropped; the module does not name it.
 SO_MEMINFO: int = 55 if sys.platform == 'linux' else -1
 # Joining a multicast group over IPv4 takes struct ip_mreqn, with an interface's index. Windows has an older struct,
@@ -273,6 +277,18 @@ class Kernel:
             return any(events & select.POLLIN for _, events in poll.poll(0))
         except OSError:
             return True  # no memory to tell; the next time, perhaps
+
+    def drop_newcomers(self, sock: Any) -> None:
+        """Have the system answer nobody who knocks at a listening socket any more; those in its queue stay.
+
+        Between looking into a queue and closing it somebody could come in, and be reset. A filter that drops every
+        packet, at the socket itself, keeps him out: he knocks again, and is refused. Linux alone has it, for TCP.
+        """
+        program = array('B', struct.pack('HBBI', 6, 0, 0, 0))  # struct sock_filter: BPF_RET with 0 bytes
+        try:
+            sock.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, struct.pack('HP', 1, program.buffer_info()[0]))
+        except OSError:
+            pass  # then it is as everywhere else
 
     def has_bytes(self, sock: Any) -> bool:
         """Whether bytes that nobody has read wait in a connected socket."""

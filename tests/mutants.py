@@ -63,8 +63,8 @@ MUTANTS = (
     Mutant(
         'a timer cancelled in its own batch fires',
         'loop/loop.py',
-        'if deadline is None:\n                continue',
-        'if deadline is None:\n                deadline = now',
+        'if deadline is None:\n                    continue',
+        'if deadline is None:\n                    deadline = now',
         '1: what was cancelled is never heard of',
     ),
     Mutant(
@@ -668,6 +668,42 @@ MUTANTS = (
         'if state is OPEN and not self.buffered:',
         'what was written before close() arrives',
     ),
+    # -- doors
+    Mutant(
+        'what comes behind a PROXY header is taken with it',
+        'net/proxy_protocol.py',
+        'taken = self._receive(min(missing, len(seen)))',
+        'taken = self._receive(len(seen))',
+        'not a byte is lost',
+    ),
+    Mutant(
+        'the time limit of a PROXY header outlives it',
+        'net/proxy_protocol.py',
+        '        self.tls.timer.cancel()\n        self.tls = None',
+        '        self.tls = None',
+        '9: what is over leaves nothing behind',
+    ),
+    Mutant(
+        'one is let in for whom there is no room',
+        'net/admission.py',
+        'len(self._guests) >= self.connections',
+        'len(self._guests) > self.connections',
+        'as many as there is room for',
+    ),
+    Mutant(
+        'a client may drip as long as he likes',
+        'net/progress.py',
+        'if answered or not stream.events & READ:',
+        'if answered or stream.events & READ:',
+        'who is too slow is ended',
+    ),
+    Mutant(
+        'limits are not told of an end',
+        'net/guarded.py',
+        '            self.limits.handle_closed(stream)\n',
+        '            pass\n',
+        '9: what is over leaves nothing behind',
+    ),
     # -- shutdown
     Mutant(
         'a lame duck sends away who is idle',
@@ -679,21 +715,21 @@ MUTANTS = (
     Mutant(
         'who waits in the queue is refused',
         'net/shutdown.py',
-        'if not loop.watchers.kernel.has_clients(handle.sock):',
+        'if handle.deserted():',
         'if handle.sock:',
         'nothing that was accepted is lost',
     ),
     Mutant(
         'who is busy is closed',
         'net/shutdown.py',
-        'elif handle.buffered or (handle.busy and not handle.closed):',
-        'elif handle.buffered:',
+        'if handle in busy and not handle.closed:',
+        'if handle is None:',
         'nothing that was accepted is lost',
     ),
     Mutant(
         'who was just let in is closed',
         'net/shutdown.py',
-        'return now - since >= min(GRACE, (self._until - since) / 2)',
+        'return now - since >= min(patience, (self._until - since) / 2)',
         'return True',
         'nothing that was accepted is lost',
     ),

@@ -60,8 +60,14 @@ def main(r, listeners):
 
 
 def on_start(r, workers):
+
     def on_connect(conn):
-        told = {'pids': workers.pids(), 'stats': workers.stats(), 'cpu': time.process_time(), 'pid': os.getpid()}
+        told = {
+            'pids': workers.pids(),
+            'stats': workers.stats(),
+            'cpu': time.process_time(),
+            'pid': os.getpid(),
+        }
         conn.write(json.dumps(told).encode())
         conn.close()
 

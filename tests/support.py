@@ -194,6 +194,15 @@ def idle(r: Reactor, count: int = 20) -> bool:
     return r.stats().events == before
 
 
+def ends(r: Reactor, seconds: float = 1.0) -> bool:
+    """Whether `run` ends by itself: nothing that is open keeps it running."""
+    stop = r.call_later(seconds, r.stop)
+    stop.unref()
+    ended = r.run()
+    stop.cancel()
+    return ended
+
+
 class ScriptedSocket:
     """A socket without a descriptor: what arrives, and how each send ends, is what the test says.
 

@@ -9,9 +9,9 @@ import socket
 import stat
 
 import pytest
-from support import drain, idle, run_until, turns
+from support import drain, ends, idle, run_until, turns
 
-from reactor import Reactor, observe
+from reactor import READ, Reactor, SelectorFull, Stream, observe
 from reactor.observe.commands import COMMANDS, LONGEST_TEXT, MOST
 from reactor.observe.control_socket import LONGEST_LINE, MOST_CLIENTS, SILENT, STALLED
 
@@ -296,12 +296,20 @@ def test_further_clients_wait(r, door, sockets):
     clients[-1].lines(1)
 
 
-def test_a_client_that_reads_nothing_is_not_answered_without_bound(r, door, client):
-    client.send(b'stats\n' * 600)
-    turns(r, 700)
-    assert r.stats().bytes_out < 2_000_000
+@pytest.mark.parametrize('at_once', [1, 600])
+def test_a_client_that_reads_nothing_is_not_answered_without_bound(r, door, client, at_once):
+    asked = 0
+    for _ in range(600 // at_once):
+        try:
+            client.send(b'stats\n' * at_once)
+        except BlockingIOError:
+            break  # nor is it read without bound
+        asked += at_once
+        turns(r, at_once + 1)
+    (conn,) = [handle for handle in r.handles() if isinstance(handle, Stream)]
+    assert 0 < conn.buffered < conn.options.high_water + 4096
     assert idle(r)
-    assert len(client.lines(600)) == 600  # and goes on where it was
+    assert len(client.lines(asked)) == asked  # and goes on where it was
 
 
 @pytest.mark.parametrize(('sends', 'seconds'), [(b'', SILENT), (b'stats\n' * 600, STALLED)])
@@ -316,12 +324,35 @@ def test_a_client_that_does_nothing_is_cut_off(fake, kernel, path, sockets, send
     assert len(fake.handles()) == 1
 
 
+def test_a_client_for_whom_there_is_no_room_is_sent_away_and_the_next_is_answered(r, door, sockets, monkeypatch):
+    def full(*args, **options):
+        raise SelectorFull('no room')
+
+    with monkeypatch.context() as patched:
+        patched.setattr(r, 'adopt', full)
+        assert Client(r, sockets, door.path).ended() == b''
+    assert Client(r, sockets, door.path).ask('help')['ok'] is True
+
+
+def test_a_readiness_that_is_none_is_nothing(door):
+    door._on_ready(door._watch, READ)
+    assert not door.closed
+
+
+def test_an_error_of_its_own_is_logged_and_ends_one_client(door, client, monkeypatch, caplog):
+    with monkeypatch.context() as patched:
+        patched.setattr('reactor.observe.commands.Commands.answer', lambda commands, line: 1 / 0)
+        client.send(b'help\n')
+        assert client.ended() == b''
+    assert 'ZeroDivisionError' in caplog.text and len(caplog.records) == 1
+
+
 # -- looking in changes nothing
 
 
 def test_neither_the_socket_nor_who_asks_keeps_the_loop_running(r, client):
     client.ask('help')
-    assert r.run() is True
+    assert ends(r)
 
 
 def test_a_drain_is_not_held_up_and_can_be_watched_to_its_end(r, door, client, sockets):
@@ -380,6 +411,17 @@ def test_a_path_in_use_is_refused_and_nothing_is_left(r, door):
         observe.control(r, door.path)
     assert raised.value.errno == errno.EADDRINUSE
     assert len(r.handles()) == 1
+
+
+def test_a_selector_without_room_is_told_at_the_call_and_nothing_is_left(r, path, monkeypatch):
+    def full(*args):
+        raise SelectorFull('no room')
+
+    with monkeypatch.context() as patched:
+        patched.setattr(r, 'watch_fd', full)
+        with pytest.raises(SelectorFull):
+            observe.control(r, path)
+    assert not r.handles() and not os.path.exists(path)
 
 
 def test_bad_arguments_are_refused_at_the_call(r, path):
@@ -454,3 +496,5 @@ def test_the_spare_descriptor_comes_back(r, door, sockets, exhausted):
         assert sock.recv(65536).endswith(b'\n')
         sock.shutdown(socket.SHUT_RDWR)
         run_until(r, lambda: len(r.handles()) == 1)
+        with pytest.raises(OSError, match='Too many open files'):
+            os.dup(0)

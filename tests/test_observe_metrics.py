@@ -181,6 +181,15 @@ def test_health_turns_red_when_the_reactor_drains_and_is_told_to_the_end(r, sock
     r.close()
 
 
+def test_health_is_what_the_program_says(r, sockets):
+    answers = [True, False, True]
+    server = observe.serve_metrics(r, ready=lambda: answers.pop())
+    assert scrape(r, sockets, server, '/healthz')[1] == 'ok\n'
+    head, body = scrape(r, sockets, server, '/healthz')
+    assert head.startswith('HTTP/1.1 503 ') and body == 'not ready\n'
+    server.close()
+
+
 def test_promtool_finds_nothing_to_say(busy, sockets):
     if shutil.which('promtool') is None:
         pytest.skip('NOT TESTED: promtool check metrics; it is in the Debian package prometheus')

@@ -6,7 +6,7 @@ import threading
 import urllib.request
 
 import pytest
-from support import read_all, run_until, turns
+from support import ends, read_all, run_until, turns
 
 from reactor import Reactor
 from reactor.observe.responder import DEADLINE, LONGEST_HEAD, MOST_CLIENTS, listen_http
@@ -154,7 +154,7 @@ def test_elsewhere_every_name_is_good(r, sockets):
     server.close()
 
 
-def test_a_client_that_still_sends_gets_its_answer(site, sockets):
+def test_a_client_that_still_sends_gets_its_answer(site, sockets, caplog):
     client = sockets.connect(site.server.address)
     client.send(b'GET / HTTP/1.1\r\n' + HOST + b'Content-Length: 99999\r\n\r\n' + b'x' * 50000)
     run_until(site.r, lambda: site.requests)
@@ -162,6 +162,12 @@ def test_a_client_that_still_sends_gets_its_answer(site, sockets):
     assert read_all(site.r, client).endswith(b'hello\n')
     client.close()
     run_until(site.r, lambda: not site.server.open_connections)
+    assert not caplog.records
+
+
+def test_a_second_request_on_a_connection_is_not_answered(site, sockets):
+    answer = site.ask(sockets, b'GET /1 HTTP/1.0\r\n\r\nGET /2 HTTP/1.0\r\n\r\n')
+    assert answer.count(b'HTTP/1.1') == 1 and [request.path for request in site.requests] == ['/1']
 
 
 @pytest.mark.parametrize('drip', [b'', b'X'])
@@ -247,11 +253,11 @@ def test_an_answer_that_raises_ends_its_own_connection_and_nothing_else(sockets,
 
 def test_neither_the_listener_nor_a_client_keeps_the_loop_running(r, sockets):
     server = listen_http(r, '127.0.0.1', 0, lambda request: None)
-    assert r.run() is True
+    assert ends(r)
     client = sockets.connect(server.address)
     client.send(b'GET ')
     run_until(r, lambda: server.open_connections)
-    assert r.run() is True
+    assert ends(r)
     client.close()
     run_until(r, lambda: not server.open_connections)
     server.close()

@@ -17,6 +17,8 @@ from certificates import certificates  # noqa: F401
 from test_examples import client, example, needs, read_to_end, read_until
 
 import reactor
+import reactor.observe
+import reactor.serve
 from reactor.framing import Frames
 
 EXAMPLES = Path(__file__).parent.parent / 'examples'

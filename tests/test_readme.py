@@ -29,13 +29,24 @@ def run_shell(code):
             in (CHECKOUT / '.ci' / 'run').read_text()
         )
         return
+    if 'haproxy' in code:  # run by test_haproxy.py; here, that the programs are there and take these options
+        for line in re.findall(r'^python3 (.*) &$', code, re.MULTILINE):
+            path, *options = shlex.split(line)
+            command = [sys.executable, path, '--help']
+            done = subprocess.run(
+                command, cwd=CHECKOUT, env={**os.environ, 'PYTHONPATH': '.'}, capture_output=True, text=True, timeout=30
+            )
+            assert all(word in done.stdout for word in options if word.startswith('--')), done.stderr
+        assert (CHECKOUT / re.search(r'haproxy -f (\S+)', code)[1]).exists()
+        return
     words = shlex.split(code)
     if words[0] == 'perf/profile.sh':  # it has tests of its own; here, that it is there and takes these options
         done = subprocess.run(['bash', words[0], '--help'], cwd=CHECKOUT, capture_output=True, text=True, timeout=30)
         assert done.returncode == 0 and all(word in done.stdout for word in words[1:] if word.startswith('--'))
         return
-    assert words == ['python3', '-m', 'reactor.demo']
-    small = [sys.executable, *words[1:], '--connections', '200', '--delay', '0.2']
+    assert words in (['python3', '-m', 'reactor.demo'], ['python3', '-m', 'reactor.demo', '--dashboard'])
+    port = ['0'] if words[-1] == '--dashboard' else []  # the usual one may be taken
+    small = [sys.executable, *words[1:], *port, '--connections', '200', '--delay', '0.2']
     done = subprocess.run(small, cwd=CHECKOUT, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     assert '200 of 200 connections' in done.stdout
@@ -51,16 +62,21 @@ def run_test(code, folder):
 
 
 def run_python(code):
-    if 'pytest_plugins' in code:
-        with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder:
+        if 'pytest_plugins' in code:
             run_test(code, Path(folder))
-        return
-    if '7007' not in code:
-        subprocess.run([sys.executable, '-W', 'error', '-c', code], cwd=CHECKOUT, check=True, timeout=30)
-        return
+        elif found := re.search(r'70\d\d', code):
+            run_echo(code, found[0], Path(folder) / 'server.py')
+        else:
+            subprocess.run([sys.executable, '-W', 'error', '-c', code], cwd=CHECKOUT, check=True, timeout=30)
+
+
+def run_echo(code, its_port, path):
     with socket.create_server(('127.0.0.1', 0)) as free:
         port = free.getsockname()[1]
-    process = subprocess.Popen([sys.executable, '-W', 'error', '-c', code.replace('7007', str(port))], cwd=CHECKOUT)
+    path.write_text(code.replace(its_port, str(port)))
+    environment = {**os.environ, 'PYTHONPATH': str(CHECKOUT)}
+    process = subprocess.Popen([sys.executable, '-W', 'error', str(path)], env=environment)
     try:
         deadline = time.monotonic() + 10
         while True:
@@ -73,8 +89,8 @@ def run_python(code):
             sock.sendall(b'hello')
             assert sock.recv(100) == b'hello'
     finally:
-        process.kill()
-        process.wait()
+        process.terminate()
+        process.wait(10)
 
 
 RUNNERS = {'sh': run_shell, 'python': run_python}
@@ -100,7 +116,8 @@ def test_the_readme_names_everything_public():
 
 
 def test_every_link_inside_the_project_leads_to_a_file():
-    assert LINKS and not [target for _, target in LINKS if not (CHECKOUT / target).exists()]
+    targets = [target for _, target in LINKS] + re.findall(r'src(?:set)?="(?!https?:)([^"]+)"', README)
+    assert targets and not [target for target in targets if not (CHECKOUT / target).exists()]
 
 
 def test_every_test_that_the_readme_names_exists():

@@ -58,8 +58,8 @@ def test_rates_are_by_the_loops_own_clock_and_not_by_ours(clock):
     told['0'] = figures(idle_time=6.5, dispatch_time=0.3, timers_time=0.2, requests=300, reads=700)
     clock.now += 1  # it told what it did in two seconds
     sample = sampler.sample()
-    assert sample['rates']['requests'] == row(sample)['rate'] == 100
-    assert sample['rates']['reads'] == 200 and sample['counted'] == 'requests'
+    assert sample['rates']['requests'] == row(sample)['requests'] == 100
+    assert sample['rates']['reads'] == row(sample)['reads'] == 200 and sample['counted'] == 'requests'
     assert (row(sample)['dispatch'], row(sample)['timers'], row(sample)['soon']) == (0.15, 0.1, 0)
     assert row(sample)['busiest'] == worker(sample)['busy'] == 0.25
 
@@ -68,7 +68,7 @@ def test_a_first_sample_says_what_it_cannot_know_yet():
     told = Told({'0': figures(incoming=3)})
     first = Sampler(told).sample()
     assert row(first)['incoming'] == 3
-    assert [row(first)[name] for name in ('rate', 'dispatch', 'busiest', 'lag_p99')] == [None] * 4
+    assert [row(first)[name] for name in ('requests', 'dispatch', 'busiest', 'lag_p99')] == [None] * 4
 
 
 def test_what_has_told_nothing_new_stands_for_three_seconds(clock):
@@ -76,24 +76,24 @@ def test_what_has_told_nothing_new_stands_for_three_seconds(clock):
     sampler = Sampler(told)
     told['0'] = figures(idle_time=1.0, requests=10)
     clock.now += 1
-    assert row(sampler.sample())['rate'] == 10
+    assert row(sampler.sample())['requests'] == 10
     clock.now += 3
     held = sampler.sample()
-    assert row(held)['rate'] == 10 and worker(held)['silent'] == 0
+    assert row(held)['requests'] == 10 and worker(held)['silent'] == 0
     clock.now += 0.5
     silent = sampler.sample()
-    assert row(silent)['rate'] is None and worker(silent)['busy'] is None and worker(silent)['silent'] == 3
+    assert row(silent)['requests'] is None and worker(silent)['busy'] is None and worker(silent)['silent'] == 3
 
 
 def test_a_successor_counts_from_its_own_beginning(clock):
     told = Told({'0': figures(idle_time=50.0, requests=9000)})
     sampler = Sampler(told)
     told['0'] = figures(pid=NOBODY + 1, idle_time=60.0, requests=9001)
-    assert row(sampler.sample())['rate'] is None
+    assert row(sampler.sample())['requests'] is None
     told['0'] = figures(pid=NOBODY + 1, idle_time=1.0, requests=4)  # or the same number again
-    assert row(sampler.sample())['rate'] is None
+    assert row(sampler.sample())['requests'] is None
     told['0'] = figures(pid=NOBODY + 1, idle_time=2.0, requests=9)
-    assert row(sampler.sample())['rate'] == 5
+    assert row(sampler.sample())['requests'] == 5
 
 
 def test_who_is_gone_is_forgotten(clock):
@@ -114,7 +114,7 @@ def test_several_loops_are_one_by_sums_and_means_and_the_busiest_is_told(clock):
     told['a'] = figures(idle_time=1.0, requests=10, lag=[(0, 98)])
     told['b'] = figures(idle_time=0.25, dispatch_time=0.75, requests=20, lag=[(4, 2)])
     sample = sampler.sample()
-    assert row(sample)['rate'] == 30
+    assert row(sample)['requests'] == 30
     assert row(sample)['dispatch'] == 0.375 and row(sample)['busiest'] == 0.75
     assert (row(sample)['lag_p50'], row(sample)['lag_p99'], row(sample)['lag_max']) == (0, 4, 4)
 
@@ -124,7 +124,7 @@ def test_reads_stand_in_while_nobody_ever_counted_a_request(clock):
     sampler = Sampler(told)
     told['0'] = figures(idle_time=1.0, reads=7)
     sample = sampler.sample()
-    assert sample['counted'] == 'reads' and row(sample)['rate'] == worker(sample)['rate'] == 7
+    assert sample['counted'] == 'reads' and row(sample)['reads'] == worker(sample)['rate'] == 7
     told['0'] = figures(idle_time=2.0, reads=14, requests=1)
     assert sampler.sample()['counted'] == 'requests'
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import math
+import os
 import socket
+import sys
 from typing import Any
 
 import pytest
@@ -12,10 +15,10 @@ from conftest import check_empty
 from support import SELECTORS, FakeKernel, FakeSelector, Log, drain, end, in_thread, reset, run_until, turns
 from test_programs import RealWorld
 
-from reactor import HandleClosed, Reactor, ReactorError, ShutdownTimeout
-from reactor.kernel import TCP_DEFER_ACCEPT
+from reactor import READ, HandleClosed, Reactor, ReactorError, ShutdownTimeout
+from reactor.kernel import TCP_DEFER_ACCEPT, Kernel
 from reactor.net.listener import ACCEPTS_PER_TURN
-from reactor.net.shutdown import FAREWELL, GRACE, LOOK
+from reactor.net.shutdown import FAREWELL, GRACE, HANDSHAKE, LOOK
 from reactor.testing.programs.service import shutdown
 
 HERE = '127.0.0.1'
@@ -247,6 +250,73 @@ def test_who_was_accepted_last_has_the_time_to_ask(r, sockets):
     assert ended(client) == b'answer'
 
 
+def test_who_comes_in_between_the_last_look_and_the_end_is_served(r, sockets):
+    server = Server(r)
+    clients = []
+
+    def somebody_comes(sock):
+        if not clients:
+            clients.append(sockets.connect(server.listener.address))
+            clients[0].send(b'?')
+
+    r.watchers.kernel.drop_newcomers = somebody_comes
+    r.shutdown(10)
+    r.call_later(1, server.answer)
+    assert r.run() is False
+    assert ended(clients[0]) == b'answer'
+
+
+@pytest.mark.skipif(sys.platform != 'linux', reason='Linux alone can keep newcomers out')
+def test_nobody_knocks_at_a_listener_that_drops_newcomers_and_its_queue_stays(sockets):
+    listener = sockets.track(socket.create_server((HERE, 0)))
+    early = sockets.connect(listener.getsockname())
+    Kernel().drop_newcomers(listener)
+    late = sockets.track(socket.socket())
+    late.settimeout(0.1)
+    with pytest.raises(TimeoutError):
+        late.connect(listener.getsockname())
+    listener.setblocking(False)
+    accepted = sockets.track(listener.accept()[0])
+    assert accepted.getpeername() == early.getsockname()
+    assert not Kernel().has_clients(listener)
+
+
+def test_dropping_newcomers_fails_nobody(sockets):
+    listener = sockets.track(socket.create_server((HERE, 0)))
+    listener.close()
+    Kernel().drop_newcomers(listener)
+
+
+def test_where_accepting_cannot_be_deferred_nothing_is_undone(r, monkeypatch):
+    Server(r, defer_accept=True)
+    monkeypatch.setattr('reactor.net.sockets.TCP_DEFER_ACCEPT', -1)
+    r.shutdown(10)
+    assert r.run() is False
+
+
+def test_a_listener_that_was_lost_is_no_hindrance(r):
+    server = Server(r, defer_accept=True)
+    os.close(server.listener.sock.fileno())
+    r.shutdown(10)
+    assert r.run() is False
+    assert server.listener.closed
+
+
+def test_an_inherited_listener_is_left_as_it_is(r, sockets):
+    # Who has it after us is who serves those that come now.
+    ours = sockets.track(socket.create_server((HERE, 0)))
+    theirs = sockets.track(ours.dup())
+    r.listen_tcp(None, 0, sock=ours, defer_accept=True)
+    r.shutdown(10)
+    assert r.run() is False
+    client = sockets.connect(theirs.getsockname())
+    client.send(b'?')
+    theirs.settimeout(10)
+    assert sockets.track(theirs.accept()[0]).recv(1) == b'?'
+    if TCP_DEFER_ACCEPT >= 0:
+        assert theirs.getsockopt(socket.IPPROTO_TCP, TCP_DEFER_ACCEPT)
+
+
 def test_a_paused_listener_takes_whom_it_has_when_it_is_resumed(r, sockets):
     server = Server(r)
     server.listener.pause()
@@ -407,6 +477,30 @@ def test_a_request_that_comes_in_the_very_turn_is_seen(r, sockets):
     assert ended(client) == b'answer'
 
 
+def test_one_that_is_broken_is_read_to_its_end(r, sockets):
+    class Broken:
+        def __init__(self, sock):
+            self.sock = sock
+
+        def send(self, data):
+            raise BrokenPipeError(errno.EPIPE, 'planted')
+
+        def __getattr__(self, name):
+            return getattr(self.sock, name)
+
+    server = Server(r, read_size=1000)
+    (client,) = connected(r, server, sockets)
+    (conn,) = server.conns
+    client.send(b'x' * 50_000)
+    conn.sock = Broken(conn.sock)
+    conn.write(b'?')
+    r.shutdown(10)
+    assert r.run() is False
+    assert len(server.log.received) == 50_000
+    assert isinstance(server.log[-1][1], BrokenPipeError)
+    assert r.now < 1001
+
+
 def test_while_it_waits_it_does_not_spin(r, sockets):
     server = Server(r, max_connections=2)
     busy, paused = connected(r, server, sockets, 2)
@@ -557,6 +651,33 @@ def test_over_tls_a_handshake_is_waited_for_and_the_request_behind_it(r, secured
     assert r.run() is False
     assert secured.heard.received == b'answer'
     assert secured.heard.names() == ['connect', 'data', 'eof']
+    end(r, client)
+
+
+def test_over_tls_who_never_begins_the_handshake_is_not_waited_for_to_the_deadline(r, secured, sockets):
+    silent = sockets.connect(secured.listener.address)
+    run_until(r, lambda: secured.listener.open_connections)
+    r.shutdown(60)
+    assert r.run() is False
+    assert HANDSHAKE <= r.now - 1000 < HANDSHAKE + 1
+    assert silent.recv(1) == b''
+
+
+def test_over_tls_a_request_has_its_time_behind_a_handshake_that_took_longer(r, secured, certificates):  # noqa: F811
+    client = secured.connect()
+    accepted = secured.listener
+
+    def hold_back():
+        client.loop.watchers.set_events(client, 0)  # the client says nothing for a while
+
+    run_until(r, lambda: client.tls.timer is not None and accepted.open_connections)
+    hold_back()
+    r.shutdown(60)
+    r.call_later(2, lambda: r.watchers.set_events(client, READ))
+    r.call_later(2 + 0.8 * GRACE, lambda: client.write(b'?'))
+    r.call_later(4, secured.answer)
+    assert r.run() is False
+    assert secured.heard.received == b'answer'
     end(r, client)
 
 
@@ -784,6 +905,17 @@ def test_busy_is_a_bool(r, sockets, value):
     with pytest.raises(TypeError, match='busy is True or False'):
         conn.busy = value
     end(r, conn)
+
+
+def test_in_debug_mode_it_is_the_same(sockets):
+    with Reactor(kernel=FakeKernel(), debug=True) as r:
+        server = Server(r)
+        (client,) = connected(r, server, sockets)
+        ask(r, server, client)
+        r.shutdown(10)
+        r.call_later(4, server.answer)
+        assert r.run() is False
+        assert ended(client) == b'answer'
 
 
 def test_in_debug_mode_busy_checks_the_thread(sockets):

@@ -142,6 +142,18 @@ def test_idle_time_is_what_the_loop_slept(r):
     assert 0.045 < r.stats().idle_time < 5
 
 
+def test_lateness_is_summed_when_an_exception_leaves_run(kernel):
+    with Reactor(kernel=kernel, catch_errors=False) as r:
+        r.call_later(0, boom)
+        r.call_later(0, int)
+        kernel.time += 2
+        with pytest.raises(ValueError):
+            r.run()
+        kernel.time += 1
+        r.run()
+        assert r.stats().timer_lag_sum == 5 and sum(r.stats().timer_lag) == 2
+
+
 def test_a_snapshot_does_not_change(fake):
     before = fake.stats()
     fake.call_soon(int)

@@ -543,6 +543,26 @@ def test_a_stream_that_is_cut_short_is_an_error_behind_its_data(r, tls):
     end(r, theirs)
 
 
+@pytest.mark.parametrize('paused', [False, True])
+@pytest.mark.parametrize('cut', [False, True])
+def test_a_cut_is_told_also_by_a_python_that_takes_it_for_an_end(r, tls, monkeypatch, cut, paused):
+    # Python before 3.11.4, Debian 12's among them, sets this option in every context, and a truncated answer was whole.
+    monkeypatch.setattr('reactor.net.tls.CUT_IS_END', True)
+    log = Log()
+    context = tls.certs.server(options=ssl.OP_ALL | ssl.OP_IGNORE_UNEXPECTED_EOF)
+    ours, theirs = tls.pair({'on_data': log.on_data, 'on_close': log.on_close}, server=context)
+    if paused:
+        ours.pause_reading()
+    theirs.write(b'half')
+    theirs.sock.shutdown(socket.SHUT_WR) if cut else theirs.write_eof()
+    turns(r, 5)
+    ours.resume_reading()
+    run_until(r, lambda: 'close' in log.names())
+    assert log.names() == ['data', 'close']
+    assert isinstance(log[1][1], TLSError) is cut
+    end(r, theirs)
+
+
 def test_a_damaged_record_ends_it_behind_what_came_before(r, tls):
     log = Log()
     _, theirs = tls.pair({'on_data': log.on_data, 'on_close': log.on_close})

@@ -18,6 +18,10 @@ from functools import partial
 LOOK = 0.05  # seconds between two looks at HAProxy's figures
 
 
+class Refused(Exception):
+    """HAProxy did not do what it was told, or a worker did not come back."""
+
+
 class Admin:
     """HAProxy's runtime socket: one command for each connection."""
 
@@ -30,7 +34,7 @@ class Admin:
             sock.sendall(command.encode() + b'\n')
             answer = b''.join(iter(lambda: sock.recv(65536), b'')).decode().strip()
         if answer and not answer.startswith('#'):
-            raise SystemExit(f'HAProxy, asked to {command!r}: {answer}')
+            raise Refused(f'HAProxy says to {command!r}: {answer}')
         return answer
 
     def servers(self, *names):
@@ -88,8 +92,11 @@ def main():
     for name, port in ports.items():
         print(f'{name}, port {port}', flush=True)
         if not restart_one(admin, name, partial(restart, name, port), args.drain, args.start):
-            sys.exit(f'{name} does not come back; HAProxy knows more: show servers state')
+            raise Refused(f'{name} does not come back; the others are as they were')
 
 
 if __name__ == '__main__':
-    main()
+    try:
+        main()
+    except (Refused, OSError, subprocess.CalledProcessError) as exc:
+        sys.exit(f'{sys.argv[1]}: {exc}')

@@ -3,6 +3,7 @@
 Owns the list. The rule: a figure is one line here and one class in a module beside this.
 """
 
+from .attack import Attack
 from .behind_haproxy import Killed, Rolling
 from .children import Children
 from .churn import Churn
@@ -41,6 +42,7 @@ FIGURES = [
     Drains(),
     Orphans(),
     Crashes(),
+    Attack(),
 ]
 
 BY_NAME = {figure.name: figure for figure in FIGURES}

@@ -7,7 +7,7 @@ asks a second time is told beside it.
 import signal
 import time
 
-from measuring.haproxy import Behind, Load, rolling_restart
+from measuring.haproxy import Behind, Load, Worker, rolling_restart
 
 from .figure import Figure, Goal
 from .held import wait, wait_until
@@ -85,10 +85,15 @@ class Killed(Figure):
         with Behind() as behind:
             half = {'rate': RATE // 2, 'connections': CONNECTIONS // 2}
             with Load(behind.port, **half) as http, Load(behind.tcp_port, **half) as tcp:
-                wait(run.seconds(SETTLE), run, 'load')
+                self.settle(run, behind)
                 killed = self.kill(run, behind, kills, every)
                 found = http.result(), tcp.result()
         return self.account(killed, *found)
+
+    def settle(self, run, behind):
+        workers = behind.workers.values()
+        wait_until('all clients are there', lambda: sum(map(Worker.connections, workers)) >= CONNECTIONS // 2)
+        wait(run.seconds(SETTLE), run, 'load')
 
     def kill(self, run, behind, kills, every):
         """Of each kill when it was, by the clock on the wall, and how many connections were open on the worker."""
@@ -122,5 +127,6 @@ class Killed(Figure):
             'lost_by_each_kill': by,
             'open_at_each_kill': [open for _, open in killed],
             'kills_that_lost_more': sum(one > open for one, (_, open) in zip(by, killed, strict=True)),
-            'longest_ms': max(load['reply_time']['max'] for load in (http, tcp)) * 1000,
+            'longest_by_http_ms': http['reply_time']['max'] * 1000,
+            'longest_by_tcp_ms': tcp['reply_time']['max'] * 1000,
         }

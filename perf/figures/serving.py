@@ -26,7 +26,8 @@ from .programs import echo, go_on
 
 RELOADS, DRAINS = 100, 20
 CLIENTS = 50  # on connections that are kept
-BEFORE = 1.0  # seconds of load before anything happens
+BEFORE, AFTER = 1.0, 0.5  # seconds of load before anything happens, and when nobody is accepted any more
+LAME_DUCK = 1.0  # seconds in which who drains still accepts
 START = 20  # seconds in which a server must listen
 DEADLINE = 10.0  # seconds for what is under way when it ends
 WORK = 0.02  # seconds that an answer takes
@@ -51,10 +52,10 @@ class Reloads(Figure):
 
     def measure(self, run):
         reloads = run.count(RELOADS, 2)
-        with HTTPServer(2) as server:
+        with HTTPServer(2, run.seconds(LAME_DUCK, 0.3)) as server:
             wrk = Wrk(server.port, '/README.md', CLIENTS)
             seen = set(server.workers(2))
-            time.sleep(BEFORE)
+            time.sleep(run.seconds(BEFORE, 0.3))
             for index in range(reloads):
                 old = server.workers(2)
                 server.process.send_signal(signal.SIGHUP)
@@ -62,6 +63,7 @@ class Reloads(Figure):
                 seen |= set(server.workers(2))
                 run.progress(index + 1, reloads, 'replaced')
             found = wrk.end()
+            server.process.terminate()
             status, log = server.end()
         return {'reloads': reloads, 'replaced': len(seen) - 2, **found, 'status': status, 'log': log}
 
@@ -80,24 +82,25 @@ class Drains(Figure):
         return super().missing() or no_h11()
 
     def measure(self, run):
-        drains = run.count(DRAINS, 1)
+        drains, before, lame_duck = run.count(DRAINS, 1), run.seconds(BEFORE, 0.3), run.seconds(LAME_DUCK, 0.3)
+        times = {'deadline': DEADLINE, 'lame_duck': lame_duck}
         sent = answered = lost = kept_answered = kept_lost = 0
         statuses = set()
         for index in range(drains):
             with contextlib.ExitStack() as stack:
-                server = stack.enter_context(Child('figures.serving:serve_answers', workers=2, deadline=DEADLINE))
+                server = stack.enter_context(Child('figures.serving:serve_answers', workers=2, **times))
                 load = stack.enter_context(Child('figures.kills:load', prefix=ahead_of_others(2), port=server.hear()))
                 wait_for(server, 2)
-                load.tell('go', seconds=BEFORE + 2)
-                time.sleep(BEFORE)
+                load.tell('go', seconds=before + lame_duck + AFTER)
+                time.sleep(before)
                 server.process.send_signal(signal.SIGTERM)
                 statuses.add(server.process.wait(DEADLINE + START))
                 found = load.hear()
                 sent, answered = sent + found['sent'] - found['refused'], answered + found['answered']
                 lost += len(found['lost'])
-            with HTTPServer(2) as server, Kept(server.port, '/README.md', CLIENTS) as kept:
+            with HTTPServer(2, lame_duck) as server, Kept(server.port, '/README.md', CLIENTS) as kept:
                 server.workers(2)
-                kept.go(BEFORE)
+                kept.go(before)
                 server.process.send_signal(signal.SIGTERM)
                 kept.go(DEADLINE)  # or until nobody is let in any more
                 statuses.add(server.end()[0])
@@ -117,11 +120,13 @@ class Orphans(Figure):
     )
 
     def measure(self, run):
-        with Child('figures.serving:serve_answers', workers=2, deadline=DEADLINE) as server:
+        before, lame_duck = run.seconds(BEFORE, 0.3), run.seconds(LAME_DUCK, 0.3)
+        times = {'deadline': DEADLINE, 'lame_duck': lame_duck}
+        with Child('figures.serving:serve_answers', workers=2, **times) as server:
             with Child('figures.kills:load', prefix=ahead_of_others(2), port=server.hear()) as load:
                 pids = wait_for(server, 2).values()
-                load.tell('go', seconds=BEFORE + 2)
-                time.sleep(BEFORE)
+                load.tell('go', seconds=before + lame_duck + AFTER)
+                time.sleep(before)
                 server.kill()
                 gone = wait_until('they are gone', lambda: not any(map(is_there, pids)))
                 found = load.hear()
@@ -155,9 +160,10 @@ class Crashes(Figure):
 class HTTPServer:
     """The example, with so many workers; a context manager."""
 
-    def __init__(self, workers):
-        self.count = workers
-        command = [sys.executable, 'examples/http_server.py', '--port', '0', '--root', '.', '--workers', str(workers)]
+    def __init__(self, workers, lame_duck):
+        options = {'--port': 0, '--root': '.', '--workers': workers, '--lame-duck': lame_duck}
+        words = [str(word) for option in options.items() for word in option]
+        command = [sys.executable, 'examples/http_server.py', *words]
         pipes = {'stdout': subprocess.PIPE, 'stderr': subprocess.PIPE, 'text': True}
         self.process = subprocess.Popen(command, cwd=PROJECT, env=environment(), **pipes)
         line = read_line(self.process, START)
@@ -182,8 +188,7 @@ class HTTPServer:
         return found
 
     def end(self):
-        """SIGTERM, unless it was sent; its status, and what it has logged."""
-        self.process.terminate()
+        """Its status when it has ended, and what it has logged."""
         _, log = self.process.communicate(timeout=DEADLINE + START)
         return self.process.returncode, log
 

@@ -23,7 +23,11 @@ def connect(port, source=None, receive_buffer=None):
     if source:
         sock.setsockopt(socket.IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, 1)
         sock.bind((source, 0))
-    sock.connect(('127.0.0.1', port))
+    try:
+        sock.connect(('127.0.0.1', port))
+    except OSError:
+        sock.close()
+        raise
     return sock
 
 

@@ -459,25 +459,29 @@ class Loop:
 
     def _run_timers(self, count: int) -> None:
         signals, counters, due, now = self._signals, self.counters, self.timers.due, self.now
-        lag = counters.timer_lag
-        for _ in range(count):
-            if signals.interrupted:
-                signals.raise_interrupt()
-            if not due:
-                break  # one of this very batch has moved others to a later turn
-            timer = due.popleft()
-            deadline = timer.deadline
-            if deadline is None:
-                continue  # cancelled by one of this batch
-            timer.handle_due(now)
-            counters.timers_fired += 1
-            counters.timer_lag_sum += now - deadline
-            late = int((now - deadline) * 1024)
-            lag[min(late.bit_length(), LAG_BUCKETS - 1) if late else 0] += 1
-            try:
-                timer.fn(*timer.args)  # type: ignore[misc]
-            except Exception as exc:
-                self._callback_failed(exc, None)
+        lag, lag_sum = counters.timer_lag, 0.0
+        try:
+            for _ in range(count):
+                if signals.interrupted:
+                    signals.raise_interrupt()
+                if not due:
+                    break  # one of this very batch has moved others to a later turn
+                timer = due.popleft()
+                deadline = timer.deadline
+                if deadline is None:
+                    continue  # cancelled by one of this batch
+                timer.handle_due(now)
+                counters.timers_fired += 1
+                behind = now - deadline
+                lag_sum += behind  # added up in here: an attribute for each timer costs 5 % of it
+                late = int(behind * 1024)
+                lag[min(late.bit_length(), LAG_BUCKETS - 1) if late else 0] += 1
+                try:
+                    timer.fn(*timer.args)  # type: ignore[misc]
+                except Exception as exc:
+                    self._callback_failed(exc, None)
+        finally:
+            counters.timer_lag_sum += lag_sum
         self.timers.compact()
 
     def _run_soon(self, count: int) -> None:

@@ -178,6 +178,16 @@ class Listener(Handle):
         if self._defer_accept and not self._inherited:
             defer_no_longer(self.sock)
 
+    def deserted(self) -> bool:
+        """Whether nobody waits in its queue, and nobody will before it is closed, where that can be had."""
+        kernel = self.loop.watchers.kernel
+        if kernel.has_clients(self.sock):
+            return False
+        if self._inherited:
+            return True  # and they come to those who have it after us
+        kernel.drop_newcomers(self.sock)
+        return not kernel.has_clients(self.sock)
+
     def pause(self) -> None:
         """Accept nobody until `resume`; clients wait in the kernel's backlog."""
         self.loop.watchers.check_thread()

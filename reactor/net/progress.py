@@ -54,7 +54,7 @@ class Guest:
         """Look at it from time to time, if there is something to see."""
         when = self._deadline
         if self._pace is not None:
-            soon = now + max(1, self._pace[1] / 4)
+            soon = now + max(1, self._pace[1] / 4) - 0.5  # buckets round up
             when = soon if when is None else min(soon, when)
         if when is not None:
             self._second = self._stream.loop.timers.buckets.add(self, when)

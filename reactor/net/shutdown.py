@@ -30,10 +30,14 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from ..loop.loop import Loop
     from ..loop.watcher import Handle
+    from .stream import State
+
+    Idle = WeakKeyDictionary[Stream, tuple[State, float]]  # in which state, and since when
 
 GRACE = 0.5  # seconds: twice around the world, or once and a lost segment sent again
+HANDSHAKE = 5.0  # seconds, for who has not said yet what a protocol begins with (TLS, PROXY), and may never do
 LOOK = 0.1  # seconds between two looks
-LOOK_COST = 1e-4  # and so many for each open handle, which takes less than a hundredth of it: 1 % of a processor
+LOOK_COST = 1.5e-4  # and so many for each open handle, a hundred times what it takes: 1 % of a processor
 CLOSES_PER_TURN = 256  # of idle connections; the busy ones are being served
 FAREWELL = 1.0  # seconds for peers to end their side when everything is said; many will not before they write again
 
@@ -48,7 +52,7 @@ class Shutdown:
         self.over = False
         self._began = loop.timers.clock()
         self._until = self._began + deadline
-        self._idle: WeakKeyDictionary[Stream, float] = WeakKeyDictionary()  # since when, as the looks saw it
+        self._idle: Idle = WeakKeyDictionary()  # as the last look saw them
         self._silent_since: float | None = None  # from when on nothing but the ends of peers were waited for
         later = loop.timers.later
         self._deadline = later(deadline, self._abort)
@@ -73,11 +77,11 @@ class Shutdown:
         return [handle for handle in self._loop.handles() if watchers.is_referenced(handle)]
 
     def _ask_listeners(self) -> None:
-        """Close each listener for whom nobody waits."""
+        """Close each listener in whose queue nobody waits."""
         taking = False
         for handle in self._served():
             if isinstance(handle, Listener):
-                if not self._loop.watchers.kernel.has_clients(handle.sock):
+                if handle.deserted():
                     handle.close()
                 else:
                     taking = taking or handle.events != 0
@@ -90,24 +94,25 @@ class Shutdown:
         if self._asking.deadline is None:
             self._ask_listeners()
         handles, now = self._served(), self._loop.timers.clock()
-        idle: WeakKeyDictionary[Stream, float] = WeakKeyDictionary()
+        idle: Idle = WeakKeyDictionary()
         waits, silent, closed = 0, [], 0
+        busy = self._loop.watchers.busy
         for handle in handles:
-            if not isinstance(handle, Stream):
+            if handle in busy and not handle.closed:
+                waits += 1
+            elif not isinstance(handle, Stream):
                 waits += isinstance(handle, Listener)
-            elif handle.buffered or (handle.busy and not handle.closed):
+            elif handle.buffered:
                 waits += 1
             elif not isinstance(handle.origin, Listener):
                 pass  # the application's own
             elif handle.state is CLOSING:
                 silent.append(handle)
-            elif handle.state != OPEN:
-                waits += 1  # in a handshake, or broken and about to end
-            elif not self._idle_long(handle, now):
+            elif not self._idle_long(handle, now, idle):
                 waits += 1
-                idle[handle] = self._idle.get(handle, now)
             elif handle.unread:  # asked only right before: the answer may be an error, which nobody would hear of then
                 waits += 1
+                del idle[handle]
             elif closed == CLOSES_PER_TURN:
                 self._looking.reset(0)
                 return
@@ -125,9 +130,13 @@ class Shutdown:
             return
         self._looking.reset(max(LOOK, min(len(handles) * LOOK_COST, (self._until - now) / 4)))
 
-    def _idle_long(self, stream: Stream, now: float) -> bool:
-        since = self._idle.get(stream, now)
-        return now - since >= min(GRACE, (self._until - since) / 2)  # where time is short, half of it
+    def _idle_long(self, stream: Stream, now: float, idle: Idle) -> bool:
+        before, since = self._idle.get(stream, (None, now))
+        if before is not stream.state:
+            since = now
+        idle[stream] = stream.state, since
+        patience = GRACE if stream.state == OPEN else HANDSHAKE
+        return now - since >= min(patience, (self._until - since) / 2)  # where time is short, half of it
 
     def _said_farewell(self, now: float) -> bool:
         if self._silent_since is None:

@@ -12,6 +12,8 @@ have cut it short.
 
 from __future__ import annotations
 
+from sys import version_info
+
 from ..errors import ConnectTimeout, HandshakeTimeout, ReactorError, SelectorFull, TLSError
 from ..loop.watcher import READ
 from .addresses import show
@@ -32,6 +34,9 @@ if TYPE_CHECKING:
     Told = tuple[Callable[..., object] | None, tuple[Any, ...]]
 
 RECORDS_PER_TURN = 4  # of up to 16 KiB: what one recv may bring; small ones wait for the next turn
+# A Python before that, such as Debian 12's, has OpenSSL 3 take a stream that was cut short for one that has ended
+# (python/cpython#95494: OP_IGNORE_UNEXPECTED_EOF in every context).
+CUT_IS_END = version_info < (3, 11, 4)
 RECORD = 16384  # bytes of plaintext in the largest record
 HANDSHAKES_PER_TURN = 8  # steps of one listener: with RSA one takes a millisecond, and others are being served
 
@@ -146,7 +151,7 @@ class Session:
             while len(pieces) < RECORDS_PER_TURN:
                 piece = read(RECORD)
                 if not piece:
-                    return pieces, None, True
+                    return pieces, *self._end()
                 pieces.append(piece)
                 if not self._incoming.pending:
                     return pieces, None, False
@@ -156,10 +161,18 @@ class Session:
                 _, exc, ended = self.unsealed()
                 return pieces, exc, ended
         except self.ssl.SSLZeroReturnError:  # as nothing read, when our side has ended before
-            return pieces, None, True
+            return pieces, *self._end()
         except self.ssl.SSLError as exc:
             return pieces, exc.with_traceback(None), False
         return pieces, None, False
+
+    def _end(self) -> tuple[SSLError | None, bool]:
+        # The peer's own end is heard before OpenSSL is told that nothing comes any more.
+        if CUT_IS_END and self._incoming.eof:
+            exc = self.ssl.SSLEOFError(self.ssl.SSL_ERROR_EOF, 'unexpected eof while reading')
+            exc.reason = 'UNEXPECTED_EOF_WHILE_READING'  # as from OpenSSL
+            return exc, False
+        return None, True
 
     def farewell(self) -> bytes:
         """The end of our side of the stream: close_notify."""

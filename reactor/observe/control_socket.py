@@ -201,12 +201,11 @@ class Session:
         if line is None:
             return
         room = conn.write(self._commands.answer(line)) if line.strip() else True
-        if len(self._frames):
-            conn.pause_reading()
-            if room:
-                conn.loop.call_soon(self.go_on, conn)
-        elif not room:
-            conn.pause_reading()
+        if room and not len(self._frames):
+            return
+        conn.pause_reading()
+        if room:
+            conn.loop.call_soon(self.go_on, conn)
 
 
 def _on_error(conn: Stream, exc: Exception) -> None:

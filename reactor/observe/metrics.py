@@ -24,7 +24,7 @@ from .responder import listen_http
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from prometheus_client.metrics_core import Metric
 
@@ -46,6 +46,13 @@ HELP = {
     'accept_pauses': 'Times that a listener stopped accepting because descriptors or memory had run out.',
     'accepts_refused': 'Connections accepted and closed at once, because the selector had no room for them.',
     'refused_untrusted': 'Connections reset at once: from outside the networks from which a PROXY header is taken.',
+    'refused_by_hook': 'Connections reset at once: the hook of Limits said so.',
+    'refused_connections': 'Connections reset at once: as many as Limits allows were open.',
+    'refused_per_address': 'Connections reset at once: as many as Limits allows were open from their address.',
+    'refused_rate': 'Connections reset at once: their address connects more often than Limits allows.',
+    'requests_refused': 'Requests that Limits did not allow: their address asks too often.',
+    'ended_lifetime': 'Connections ended because they lasted as long as Limits allows.',
+    'ended_slow': 'Connections ended because they sent, or took, less than Limits asks for.',
     'proxy_headers': 'PROXY headers read.',
     'proxy_errors': 'Connections ended because their PROXY header was wrong, cut short or too late.',
     'requests': 'Requests that applications said they owe an answer to: busy of a connection became True.',
@@ -159,6 +166,7 @@ def serve_metrics(
     *,
     registry: CollectorRegistry | None = None,
     hosts: Iterable[str] = (),
+    ready: Callable[[], bool] | None = None,
 ) -> Listener:
     """Answer GET of /metrics for Prometheus and of /healthz for health checks, from the reactor's own loop.
 
@@ -167,32 +175,42 @@ def serve_metrics(
     registry    what to tell instead, metrics of your own or a `ProcessCollector`, say; register a `ReactorCollector`
                 in it for those of the reactor
     hosts       names by which it may be asked for on loopback, besides `localhost` and addresses
+    ready       asked by /healthz as well: False when the program cannot serve now, because a database is away, say
 
-    /healthz is 200 `ok`, and 503 `draining` from `r.shutdown` on. The listener does not keep `run` running. A scrape
-    takes the loop a millisecond or so. Raises as `listen_tcp` does.
+    /healthz is 200 `ok`; 503 `draining` from `r.shutdown` on, `not ready` when `ready` says so. The listener does not
+    keep `run` running, and a drain leaves it open. A scrape takes the loop a millisecond or so. Raises as `listen_tcp`
+    does.
     """
     if registry is None:
         registry = CollectorRegistry()
         registry.register(ReactorCollector(source or source_of(r)))
-    return listen_http(r, host, port, _Pages(r, registry).answer, hosts=hosts)
+    return listen_http(r, host, port, _Pages(r, registry, ready).answer, hosts=hosts)
 
 
 class _Pages:
-    __slots__ = ('_r', '_registry')
+    __slots__ = ('_r', '_ready', '_registry')
 
-    def __init__(self, r: Reactor, registry: CollectorRegistry) -> None:
+    def __init__(self, r: Reactor, registry: CollectorRegistry, ready: Callable[[], bool] | None) -> None:
         self._r = r
         self._registry = registry
+        self._ready = ready
 
     def answer(self, request: Request) -> None:
         if request.path == '/metrics':
             encode, kind = choose_encoder(_accepted(request.headers.get('accept', '')))
             request.reply(200, kind, encode(self._registry))
         elif request.path == '/healthz':
-            draining = self._r.draining
-            request.reply(503 if draining else 200, 'text/plain', b'draining\n' if draining else b'ok\n')
+            status, health = self._health()
+            request.reply(status, 'text/plain', health)
         else:
             request.reply(404, 'text/plain', b'here are /metrics and /healthz\n')
+
+    def _health(self) -> tuple[int, bytes]:
+        if self._r.draining:
+            return 503, b'draining\n'
+        if self._ready is not None and not self._ready():
+            return 503, b'not ready\n'
+        return 200, b'ok\n'
 
 
 def _accepted(accept: str) -> str:

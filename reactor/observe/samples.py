@@ -25,7 +25,8 @@ FIELDS = (
     'time',  # milliseconds since 1970; never goes back
     'incoming',  # connections
     'outgoing',
-    'rate',  # requests a second, or reads while nobody counts requests
+    'requests',  # by the second
+    'reads',
     'dispatch',  # shares of the turn, 0 to 1, the mean of all loops; what is missing to 1 is the selector's
     'timers',
     'soon',
@@ -69,7 +70,10 @@ class Sampler:
         return told
 
     def sample(self) -> dict[str, Any]:
-        """The values of FIELDS as 'row'; 'rates' by the second; 'totals', 'workers' and 'slow' as they are now."""
+        """The values of FIELDS as 'row'; 'rates' by the second; 'totals', 'workers' and 'slow' as they are now.
+
+        'counted' is 'reads' as long as no request was ever counted, which stand for them then.
+        """
         totals = combined(self.look().values())
         self.counts_requests = self.counts_requests or totals.get('requests', 0) > 0
         counted = 'requests' if self.counts_requests else 'reads'
@@ -79,7 +83,8 @@ class Sampler:
             int((self._started + monotonic()) * 1000),
             totals.get('incoming', 0),
             totals.get('outgoing', 0),
-            rates[counted],
+            rates['requests'],
+            rates['reads'],
             *[mean([one.shares.get(name) for one in all_]) for name in TIMES if name != 'idle_time'],
             max((one.busy for one in all_ if one.busy is not None), default=None),
             *lateness([one.lag for one in all_]),

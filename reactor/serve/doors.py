@@ -31,18 +31,18 @@ class Door:
         self._unlink: Callable[[], None] | None = None
         self._options: dict[str, Any] = {'options': Options(), 'backlog': backlog}
         self._where = where = parse(address)
-        self._shared = where
+        self.shared = where
         if isinstance(where, str):
-            self._shared, self._unlink = listening_unix(Kernel(), check_path(where), mode=None, **self._options)
+            self.shared, self._unlink = listening_unix(Kernel(), check_path(where), mode=None, **self._options)
         elif isinstance(where, tuple):
-            self._shared = self._listen(False) if where[1] or not DIVIDED else None
+            self.shared = self._listen(False) if where[1] or not DIVIDED else None
             if DIVIDED:
                 self.close()
 
     def another(self) -> Any:
         """A listening socket on the same port where the system divides the clients, else the one that all share."""
-        if self._shared is not None:
-            return self._shared
+        if self.shared is not None:
+            return self.shared
         sock = self._listen(True)
         self._where = self._where[0], sock.getsockname()[1]
         return sock
@@ -50,8 +50,8 @@ class Door:
     def close(self, sock: Any = None) -> None:
         """Close the socket of one worker, unless all share it; without one, that which all share."""
         if sock is None:
-            sock, self._shared = self._shared, None
-        if sock is not None and sock is not self._shared:
+            sock, self.shared = self.shared, None
+        if sock is not None and sock is not self.shared:
             close_socket(sock)
 
     def remove(self) -> None:

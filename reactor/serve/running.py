@@ -68,9 +68,9 @@ def run(
     systemd is told when all workers are ready, and of replacing and ending; its watchdog hears from the parent's loop.
 
     What can still be lost: what was open on a worker that died. What waits in the queue of one that dies while it
-    drains as the last on its socket. When SIGTTOU closes that socket, who is in the middle of the handshake or comes
-    between the last accept and the close; not with `net.ipv4.tcp_migrate_req=1` (Linux 5.14), which gives them to the
-    others.
+    drains as the last on its socket, and who is in the middle of the handshake when that is closed (by SIGTTOU too; not
+    with `net.ipv4.tcp_migrate_req=1` of Linux 5.14, which gives him to another). Who comes right before that knocks
+    again after a second, and gets to another worker, or is refused.
 
     The status: 0; 1 when a worker had to be killed, two seconds after its deadline; 130 after a second SIGINT. Raises
     OSError (address in use), ReactorError when the program cannot be started anew, or this is not the main thread.

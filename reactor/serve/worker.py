@@ -1,8 +1,10 @@
 """A worker: what this process is when its environment says so.
 
-Owns its side of the control connection. Knows nothing of other workers. The rule: it ends when it is told to (by
-SIGTERM, or by word that its successor is there) or when the parent is gone, and always by draining. The signals that a
-terminal sends to the whole process group are the parent's to judge.
+Owns its side of the control connection. Knows nothing of other workers. The rule: it ends when it is told to (by word
+of the parent, or SIGTERM) or when the parent is gone, and always by draining. The signals that a terminal sends to the
+whole process group are the parent's to judge.
+
+What it hears is 'replaced', when its successor is there, or 'last', when nobody will serve its own sockets after it.
 
 What it tells, in lines of JSON, is its statistics and whether it drains, once a second and when that begins. The first
 line says that it is ready.
@@ -16,7 +18,8 @@ import signal
 from socket import socket
 
 from .. import Listener, Reactor, Stream, framing
-from ..kernel import LeanSocket
+from ..kernel import Kernel, LeanSocket
+from ..net.sockets import defer_no_longer
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -42,6 +45,7 @@ class Worker:
         self.r = r
         self.times = times
         self.listeners: list[Any] = [LeanSocket(fileno=number) for number in told['listeners']]
+        self.own = [sock for sock in self.listeners if sock.fileno() not in told['shared']]
         self.control = r.adopt(socket(fileno=told['control']), framing.lines(self.on_line), on_close=self.on_orphaned)
         self.control.unref()
         for number in (*told['listeners'], told['control']):
@@ -65,11 +69,19 @@ class Worker:
         self.tell()
 
     def on_line(self, conn: Stream, line: bytes) -> None:
-        """The successor is ready. The queue is its own from now on: only our copy of its socket is closed."""
+        if json.loads(line) == 'last':  # and SIGTERM is on its way
+            for sock in self.own:
+                defer_no_longer(sock)
+            self.r.call_later(self.times[1], self.let_nobody_in).unref()
+            return
         for handle in self.r.handles():
             if isinstance(handle, Listener) and handle.sock in self.listeners:
-                handle.close()
+                handle.close()  # our copy: the queue is the successor's from now on
         self.r.shutdown(*self.times)
+
+    def let_nobody_in(self) -> None:
+        for sock in self.own:
+            Kernel().drop_newcomers(sock)
 
     def on_orphaned(self, conn: Stream, exc: BaseException | None) -> None:
         self.r.shutdown(*self.times)

@@ -47,6 +47,8 @@ class Workers:
     """All workers, as `on_start` of `run` gets them.
 
     addresses  where they listen, in the order of `listen`: (host, port, ...) or a path
+
+    What the signals do, `drain`, `replace`, `grow` and `shrink` do as well: a handler of your own may call them.
     """
 
     def __init__(self, r: Reactor, argv: list[str], doors: list[Door], deadline: float, start_timeout: float) -> None:
@@ -75,13 +77,13 @@ class Workers:
         """Called by `run`, once: start so many, and hear the signals."""
         self.slots = [Slot(self, number) for number in range(count)]
         self.addresses = [sock.getsockname() for sock in self.slots[0].listeners]
-        for slot in self.slots:
-            slot.start()
         self.r.add_signal_handler(signal.SIGTERM, self.drain)
         self.r.add_signal_handler(signal.SIGINT, self.interrupt)
         self.r.add_signal_handler(signal.SIGHUP, self.replace)
         self.r.add_signal_handler(signal.SIGTTIN, self.grow)
         self.r.add_signal_handler(signal.SIGTTOU, self.shrink)
+        for slot in self.slots:
+            slot.start()
         systemd.watchdog(self.r)
         if on_start is not None:
             on_start(self.r, self)
@@ -229,7 +231,8 @@ class Child:
         ours, theirs = socket.socketpair()
         self.control = team.r.adopt(ours, framing.lines(self.on_line))
         numbers = [theirs.fileno(), *(sock.fileno() for sock in slot.listeners)]
-        told = {'slot': slot.number, 'control': numbers[0], 'listeners': numbers[1:]}
+        shared = [door.shared.fileno() for door in team.doors if door.shared is not None]
+        told = {'slot': slot.number, 'control': numbers[0], 'listeners': numbers[1:], 'shared': shared}
         ours_alone = (VARIABLE, *systemd.VARIABLES)
         env = {name: value for name, value in os.environ.items() if name not in ours_alone}
         env[VARIABLE] = json.dumps(told)
@@ -248,10 +251,13 @@ class Child:
     def on_line(self, conn: Stream, line: bytes) -> None:
         figures, draining = json.loads(line)
         slot = self.slot
-        if self is slot.starting:
+        if not self.ready:
             self.ready, self.since = True, self.team.r.now
-            self._timer.cancel()
-            slot.on_ready(self)
+            if self in self.team.leaving:
+                self.process.terminate()
+            else:
+                self._timer.cancel()
+                slot.on_ready(self)
         if self is slot.serving:
             slot.told = figures
             if draining and slot.starting is None:  # its own idea, or somebody's who knows only its number
@@ -263,9 +269,9 @@ class Child:
         team.leaving.add(self)
         self._timer.cancel()
         self._timer = team.r.call_later(team.patience, self.on_late, 'has not ended', team.patience)
-        if replaced and not self.control.closed:
-            self.control.write(b'{"replaced": true}\n')
-        else:
+        if not self.control.closed:
+            self.control.write(b'"replaced"\n' if replaced else b'"last"\n')
+        if not replaced and (self.ready or self.slot.serving):  # else people wait, whom nobody but this one will serve
             self.process.terminate()
 
     def on_late(self, what: str, seconds: float) -> None:

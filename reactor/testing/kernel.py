@@ -386,6 +386,9 @@ class SimKernel(Kernel):
             fail(errno.ENOTCONN)
         return end.received + len(end.inbox), end.sent - end.peer.on_the_way, 0
 
+    def drop_newcomers(self, sock: Any) -> None:
+        """Nobody comes in between two calls here."""
+
     def socket(self, family: int, kind: int, proto: int = 0) -> Any:
         self.call('socket', -1)
         if self.faults.falls('socket.exhausted'):

@@ -11,7 +11,7 @@ True. Each is drawn anew from the world's generator: sizes, numbers, ways and ti
 from __future__ import annotations
 
 from .conversations import echo, floods, half_closes, proxy, publish, publish_to_the_dying, requests
-from .doors import proxied
+from .doors import limited, paces, proxied
 from .endings import churn, closing
 from .limits import crowd, time_limits
 from .others import calls, datagrams, look_ups, signals, threads, timers
@@ -20,7 +20,7 @@ from .service import shutdown
 
 PROGRAMS = (
     echo, proxy, half_closes, floods, requests, publish, publish_to_the_dying,
-    churn, closing, proxied, crowd, time_limits, timers, calls, datagrams, signals, threads, look_ups,
+    churn, closing, proxied, limited, paces, crowd, time_limits, timers, calls, datagrams, signals, threads, look_ups,
 )  # fmt: skip
 ALONE = (shutdown,)
 RACES = (publish_to_the_dying, churn, closing, crowd)

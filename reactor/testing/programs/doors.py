@@ -1,7 +1,8 @@
-"""Programs in which clients are looked at before they are let in: behind proxies.
+"""Programs in which clients are looked at before they are let in, and while they are there.
 
-Owns proxies that speak for their clients, and others that only pretend. The rule: who comes with a right header is
-known by it and gets every byte, and whoever else comes is never heard of.
+Owns proxies that speak for their clients, and others that only pretend; crowds for whom there is no room; clients who
+are too slow. The rules: who comes with a right header is known by it and gets every byte, and whoever else comes is
+never heard of; as many are let in as there is room for; and who keeps the pace may stay.
 """
 
 from __future__ import annotations
@@ -10,13 +11,15 @@ import struct
 from functools import partial
 from typing import Any
 
+from reactor import LifetimeOver, Limits, TooSlow
+
 from .parts import Ending, Place, Talker, child, cut, limits, some_bytes, talk
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import random
 
-    from reactor import Stream
+    from reactor import Listener, Stream
 
     from .parts import World
 
@@ -82,6 +85,120 @@ class Proxy:
     def secured(self, conn: Stream) -> None:
         self.talker.world.trouble(conn)
         self.talker.connected()
+
+
+def limited(world: World) -> None:
+    """More clients than there is room for: each stays until all know whether they are in, and then goes."""
+    rng = world.random
+    most, of_one, burst = rng.choice((0, 1, 3, 50)), rng.choice((None, 2)), rng.choice((None, 2, 4))
+    inside = [0, 0]  # now, and in all
+
+    def on_connect(conn: Stream) -> None:
+        inside[0] += 1
+        inside[1] += 1
+        conn.data = inside
+        if inside[0] > most:
+            world.fail(f'{inside[0]} are in, and there is room for {most}')
+        world.trouble(conn)
+        conn.write(b'in')
+
+    def on_close(conn: Stream, exc: BaseException | None) -> None:
+        if conn.data is not None:
+            inside[0] -= 1
+        world.trouble(conn)
+
+    rate = None if burst is None else (1e-6, burst)
+    rules = Limits(connections=most, per_address=of_one, connect_rate=rate)
+    place = Place(world, on_connect=on_connect, on_close=on_close, limits=rules)
+    ending = Ending(world, place.server)
+    guests = Guests(world, rng.randint(1, 8), ending)
+    if not isinstance(place.server.address, tuple):
+        of_one = burst = None  # there are no addresses
+    room = min(len(guests.undecided), *(limit for limit in (most, of_one, burst, 99) if limit is not None))
+    for number in sorted(guests.undecided):
+        conn = place.connect(guests.on_data, on_close=guests.on_close, timeout=60)
+        conn.data = number
+    guests.room, guests.let_in = room, inside
+
+
+class Guests:
+    """The clients of `limited`, by their numbers: when nobody is undecided any more, those who are in go."""
+
+    def __init__(self, world: World, count: int, ending: Ending) -> None:
+        self.world, self.ending = world, ending
+        self.undecided = {ending.add('visitor') for _ in range(count)}
+        self.inside: list[Stream] = []
+        self.room, self.let_in = 0, [0, 0]
+
+    def on_data(self, conn: Stream, data: bytes) -> None:
+        self.inside.append(conn)
+        self.decided(conn.data)
+        self.world.trouble(conn)
+
+    def on_close(self, conn: Stream, exc: BaseException | None) -> None:
+        self.decided(conn.data)
+        self.ending.done(conn.data)
+        self.world.trouble(conn)
+
+    def decided(self, number: int) -> None:
+        self.undecided.discard(number)
+        if not self.undecided:
+            if self.let_in[1] != self.room and not self.world.faulty:
+                self.world.fail(f'{self.let_in[1]} were let in, and there was room for {self.room}')
+            inside, self.inside = self.inside, []
+            for conn in inside:
+                conn.close()
+
+
+def paces(world: World) -> None:
+    """Clients who drip, who keep the pace, and who are silent, under a minimum rate and a lifetime."""
+
+    def on_close(conn: Stream, exc: BaseException | None) -> None:
+        kind = kinds.get(bytes(conn.data or b'')[:1])
+        if not world.faulty and type(exc) is not kind and not (kind is None and exc is None):
+            world.fail(f'{conn.data!r} ended with {exc!r}, not with {kind!r}')
+        world.trouble(conn)
+
+    def on_data(conn: Stream, data: bytes) -> None:
+        conn.data = (conn.data or b'') + data[:1]
+        world.trouble(conn)
+
+    kinds = {b'd': TooSlow, b'k': LifetimeOver}
+    rules = Limits(min_rate=(10, 1), lifetime=7)
+    keywords: dict[str, Any] = {} if world.tls is None else {'ssl': world.tls[0]}
+    server = world.r.listen_tcp(*world.address(), on_data, on_close=on_close, limits=rules, **keywords)
+    ending = Ending(world, server)
+    for _ in range(world.random.randint(1, 5)):
+        rng = child(world)
+        Dripping(world, server, rng.choice((b'd', b'k' * 20, b'')), ending)
+
+
+class Dripping:
+    """A client of `paces`: says a word each 0.3 s as long as he may, nothing when it is empty."""
+
+    def __init__(self, world: World, server: Listener, word: bytes, ending: Ending) -> None:
+        self.world, self.word, self.ending, self.number = world, word, ending, ending.add('dripping one')
+        keywords: dict[str, Any] = {'on_connect': self.on_connect, 'on_close': self.on_close, 'timeout': 20}
+        if world.tls is not None:
+            keywords.update(ssl=world.tls[1], server_hostname='localhost')
+        world.r.connect_tcp(*server.address[:2], **keywords)
+
+    def on_connect(self, conn: Stream) -> None:
+        self.world.trouble(conn)
+        if self.word:
+            self.speak(conn)
+        else:
+            self.world.r.call_later(2, conn.close)
+
+    def speak(self, conn: Stream) -> None:
+        if not conn.closed:
+            conn.write(self.word)
+            self.world.r.call_later(0.3, self.speak, conn)
+        self.world.trouble()
+
+    def on_close(self, conn: Stream, exc: BaseException | None) -> None:
+        self.ending.done(self.number)
+        self.world.trouble(conn)
 
 
 def header(rng: random.Random, number: int) -> bytes:
