@@ -11,7 +11,7 @@ import stat
 import pytest
 from support import drain, ends, idle, run_until, turns
 
-from reactor import Reactor, Stream, observe
+from reactor import READ, Reactor, SelectorFull, Stream, observe
 from reactor.observe.commands import COMMANDS, LONGEST_TEXT, MOST
 from reactor.observe.control_socket import LONGEST_LINE, MOST_CLIENTS, SILENT, STALLED
 
@@ -324,6 +324,29 @@ def test_a_client_that_does_nothing_is_cut_off(fake, kernel, path, sockets, send
     assert len(fake.handles()) == 1
 
 
+def test_a_client_for_whom_there_is_no_room_is_sent_away_and_the_next_is_answered(r, door, sockets, monkeypatch):
+    def full(*args, **options):
+        raise SelectorFull('no room')
+
+    with monkeypatch.context() as patched:
+        patched.setattr(r, 'adopt', full)
+        assert Client(r, sockets, door.path).ended() == b''
+    assert Client(r, sockets, door.path).ask('help')['ok'] is True
+
+
+def test_a_readiness_that_is_none_is_nothing(door):
+    door._on_ready(door._watch, READ)
+    assert not door.closed
+
+
+def test_an_error_of_its_own_is_logged_and_ends_one_client(door, client, monkeypatch, caplog):
+    with monkeypatch.context() as patched:
+        patched.setattr('reactor.observe.commands.Commands.answer', lambda commands, line: 1 / 0)
+        client.send(b'help\n')
+        assert client.ended() == b''
+    assert 'ZeroDivisionError' in caplog.text and len(caplog.records) == 1
+
+
 # -- looking in changes nothing
 
 
@@ -388,6 +411,17 @@ def test_a_path_in_use_is_refused_and_nothing_is_left(r, door):
         observe.control(r, door.path)
     assert raised.value.errno == errno.EADDRINUSE
     assert len(r.handles()) == 1
+
+
+def test_a_selector_without_room_is_told_at_the_call_and_nothing_is_left(r, path, monkeypatch):
+    def full(*args):
+        raise SelectorFull('no room')
+
+    with monkeypatch.context() as patched:
+        patched.setattr(r, 'watch_fd', full)
+        with pytest.raises(SelectorFull):
+            observe.control(r, path)
+    assert not r.handles() and not os.path.exists(path)
 
 
 def test_bad_arguments_are_refused_at_the_call(r, path):

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import os
+import re
 import socket
 import subprocess
 import sys
 import time
 import urllib.request
+from pathlib import Path
 
 import pytest
 
@@ -20,35 +21,23 @@ prometheus_client = pytest.importorskip('prometheus_client', reason='NOT TESTED:
 
 from prometheus_client.parser import text_string_to_metric_families  # noqa: E402
 
-PROGRAM = """
-import json, sys
-from reactor import observe, serve
-
-def main(r, listeners):
-    r.listen_tcp(None, 0, lambda conn, data: conn.write(data), sock=listeners[0])
-
-def on_start(r, workers):
-    observe.control(r, sys.argv[1], source=workers.stats, drain=lambda deadline, lame_duck: workers.drain())
-    metrics = observe.serve_metrics(r, source=workers.stats)
-    print(json.dumps([workers.addresses[0][1], metrics.address[1]]), flush=True)
-
-if __name__ == '__main__':
-    sys.exit(serve.run(main, workers=2, listen=['127.0.0.1:0'], lame_duck=0, on_start=on_start))
-"""
+PROGRAM = Path(__file__).parent.parent / 'examples' / 'observed.py'
 
 
 @pytest.fixture
 def program(tmp_path):
-    """A parent of two workers: its control socket, their port, the port of the metrics."""
-    file = tmp_path / 'program.py'
-    file.write_text(PROGRAM)
+    """A parent of two workers: its control socket, and the ports of the page, of the metrics and of the workers."""
     path = str(tmp_path / 'control')
-    process = subprocess.Popen([sys.executable, str(file), path], stdout=subprocess.PIPE, text=True)
+    options = ['--port', '0', '--workers', '2', '--control', path, '--page', '0', '--metrics', '0']
+    words = [sys.executable, '-X', 'dev', '-W', 'error', str(PROGRAM), *options]
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
-        yield process, path, *json.loads(process.stdout.readline())
+        told = [process.stdout.readline() for _ in range(3)]
+        yield process, path, *[int(re.search(r':(\d+)(/\w+)?$', line)[1]) for line in told]
     finally:
         process.terminate()
-        process.communicate(timeout=20)
+        _, errors = process.communicate(timeout=20)
+    assert not errors
 
 
 def until(ask, holds, seconds=15):
@@ -61,7 +50,7 @@ def until(ask, holds, seconds=15):
 
 
 def test_workers_are_seen_each_and_together_and_drained(program):
-    process, path, port, metrics = program
+    process, path, page, metrics, port = program
     with Asker(path) as asker:
         until(lambda: asker.ask('stats')['workers'], lambda workers: len(workers) == 2)
         for _ in range(40):
@@ -87,6 +76,8 @@ def test_workers_are_seen_each_and_together_and_drained(program):
         resident = next(family for family in families if family.name == 'reactor_resident_memory_bytes')
         assert all(sample.value > 5 << 20 for sample in resident.samples)
 
+        with urllib.request.urlopen(f'http://127.0.0.1:{page}/', timeout=10) as answer:
+            assert b'<html' in answer.read()
         assert asker.ask('drain')['ok']
     assert process.wait(timeout=20) == 0
     assert not os.path.exists(path)

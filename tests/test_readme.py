@@ -29,6 +29,16 @@ def run_shell(code):
             in (CHECKOUT / '.ci' / 'run').read_text()
         )
         return
+    if 'haproxy' in code:  # run by test_haproxy.py; here, that the programs are there and take these options
+        for line in re.findall(r'^python3 (.*) &$', code, re.MULTILINE):
+            path, *options = shlex.split(line)
+            command = [sys.executable, path, '--help']
+            done = subprocess.run(
+                command, cwd=CHECKOUT, env={**os.environ, 'PYTHONPATH': '.'}, capture_output=True, text=True, timeout=30
+            )
+            assert all(word in done.stdout for word in options if word.startswith('--')), done.stderr
+        assert (CHECKOUT / re.search(r'haproxy -f (\S+)', code)[1]).exists()
+        return
     words = shlex.split(code)
     if words[0] == 'perf/profile.sh':  # it has tests of its own; here, that it is there and takes these options
         done = subprocess.run(['bash', words[0], '--help'], cwd=CHECKOUT, capture_output=True, text=True, timeout=30)
@@ -106,7 +116,8 @@ def test_the_readme_names_everything_public():
 
 
 def test_every_link_inside_the_project_leads_to_a_file():
-    assert LINKS and not [target for _, target in LINKS if not (CHECKOUT / target).exists()]
+    targets = [target for _, target in LINKS] + re.findall(r'src(?:set)?="(?!https?:)([^"]+)"', README)
+    assert targets and not [target for target in targets if not (CHECKOUT / target).exists()]
 
 
 def test_every_test_that_the_readme_names_exists():

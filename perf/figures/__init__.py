@@ -3,11 +3,13 @@
 Owns the list. The rule: a figure is one line here and one class in a module beside this.
 """
 
+from .attack import Attack
 from .behind_haproxy import Killed, Rolling
 from .children import Children
 from .churn import Churn
 from .clocks import Jumps, Timers
 from .collector import Collector
+from .ending import Ending
 from .fairness import Firehose
 from .held import AtTheLimit, Idle, TwoWorkers
 from .interrupts import SignalFlood
@@ -41,6 +43,8 @@ FIGURES = [
     Drains(),
     Orphans(),
     Crashes(),
+    Attack(),
+    Ending(),
 ]
 
 BY_NAME = {figure.name: figure for figure in FIGURES}

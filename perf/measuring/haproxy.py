@@ -1,7 +1,8 @@
 """HAProxy with the shipped configuration, and workers behind it: the service of the examples, each on its port.
 
-Owns the processes, and what is asked of them from outside. The rule: configuration, worker and restart are the files
-that people take from examples/, and nothing outlives its `with`.
+Owns the processes, and what is asked of them from outside. The rules: configuration, worker and restart are the files
+that people take from examples/; all of it runs ahead of the machine's other work, or it is that which is measured; and
+nothing outlives its `with`.
 """
 
 import contextlib
@@ -16,6 +17,7 @@ import tempfile
 import time
 from pathlib import Path
 
+from measuring.machine import ahead_of_others
 from measuring.server import PROJECT, Failed, Measured, environment, read_line
 
 EXAMPLES = PROJECT / 'examples'
@@ -61,7 +63,7 @@ class Haproxy:
         numbers = {name: sock.fileno() for name, sock in self.binds.items()}
         where = {name: f'fd@{number}' for name, number in numbers.items()}
         self.process = subprocess.Popen(
-            ['haproxy', '-f', str(self.config)],
+            [*ahead_of_others(), 'haproxy', '-f', str(self.config)],
             env={**os.environ, **where, **self.env, 'ADMIN': self.admin.path},
             pass_fds=list(numbers.values()),
             stdout=self.log,
@@ -97,7 +99,7 @@ class Worker(Measured):
 
     def start(self):
         options = ('--listen', f'127.0.0.1:{self.port}', '--proxy-protocol', '127.0.0.0/8')
-        command = [sys.executable, str(EXAMPLES / 'service.py'), *options]
+        command = [*ahead_of_others(), sys.executable, str(EXAMPLES / 'service.py'), *options]
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment())
         self.pid = self.process.pid
         line = read_line(self.process, START)
@@ -170,7 +172,7 @@ class Load:
 
     def __init__(self, port, rate, connections):
         options = {'port': port, 'connections': connections, 'requests-per-second': rate, 'seconds': 3600}
-        command = [sys.executable, '-m', 'reactor.demo', 'load', '--json']
+        command = [*ahead_of_others(), sys.executable, '-m', 'reactor.demo', 'load', '--json']
         command += [f'--{name}={value}' for name, value in options.items()]
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment())
 
