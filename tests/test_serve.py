@@ -19,6 +19,7 @@ import psutil
 import pytest
 
 from reactor import ReactorError, serve
+from reactor.serve import doors
 from reactor.serve.doors import Door, parse
 from reactor.serve.running import processors
 
@@ -316,6 +317,20 @@ def test_a_worker_that_drains_of_its_own_accord_is_replaced_meanwhile(tmp_path):
 
 
 @LINUX
+def test_nobody_waits_for_a_worker_that_is_added_while_others_serve(tmp_path):
+    hang = tmp_path / 'hang'
+    with Served(tmp_path, hang=str(hang)) as served:
+        one = served.pids()['0']
+        hang.touch()
+        served.send(signal.SIGTTIN)
+        wait_until(lambda: len(psutil.Process(served.parent.pid).children()) == 2)
+        assert {served.connect().who() for _ in range(20)} == {one}
+        hang.unlink()
+        two = set(served.pids(2).values())
+        assert {served.connect().who() for _ in range(40)} == two
+
+
+@LINUX
 def test_a_slot_that_is_removed_answers_who_waits_in_its_queue(tmp_path):
     with Served(tmp_path) as served:
         one = served.pids()
@@ -430,6 +445,18 @@ def test_nobody_joins_the_port_of_a_stranger():
     first.close(sock)
     first.close(second)
     first.remove()
+
+
+def test_where_the_system_divides_no_clients_all_share_one_socket(monkeypatch):
+    monkeypatch.setattr(doors, 'DIVIDED', False)
+    door = Door((HERE, 0), 10)
+    sock = door.another(listening=False)
+    assert door.another() is sock
+    with socket.create_connection(sock.getsockname()):
+        door.close(sock)
+        sock.accept()[0].close()
+    door.remove()
+    assert sock.fileno() < 0
 
 
 def test_a_socket_that_listens_already_is_shared_by_all(sockets):
