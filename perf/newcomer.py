@@ -28,6 +28,7 @@ SYSTEM = 'debootstrap --variant=minbase --include=python3 bookworm {} http://deb
 HOSTS = '127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost\n'  # which every installer writes, and debootstrap does not
 ENTER = 'mount -t proc proc {0}/proc && mount --bind /dev {0}/dev && exec chroot {0} /usr/bin/env -i {1} bash -c "$0"'
 ENVIRONMENT = 'HOME=/root PATH=/usr/sbin:/usr/bin:/sbin:/bin TERM=dumb DEBIAN_FRONTEND=noninteractive LANG=C.UTF-8'
+VENV = 'apt-get update -qq && apt-get install -y -qq --no-install-recommends python3-venv'
 FETCH = 'python3 -c "import urllib.request as u; print(u.urlopen(\'{}\').read().decode())"'
 
 
@@ -117,12 +118,13 @@ def workers(debian: Debian) -> None:
 
 def tests(debian: Debian) -> None:
     """The tests, with what the README says they need."""
-    debian.run('apt-get update -qq && apt-get install -y -qq --no-install-recommends python3-venv', 300)
+    debian.run(VENV, 300)
     print(*debian.run(block('pytest', 'venv'), 1800).splitlines()[-40:], sep='\n')
 
 
 def profile(debian: Debian) -> None:
     """A profile, in the environment of the tests."""
+    debian.run(VENV, 300)
     debian.run("test -d .venv || python3 -m venv .venv; .venv/bin/pip install -q -e '.[perf]'", 300)
     print(*debian.run(block('profile.sh'), 120).splitlines()[-3:], sep='\n')
 

@@ -44,6 +44,10 @@ class QuietKernel(Kernel):
     def note(self, *args: Any) -> None:
         """Keeps no trace."""
 
+    def getaddrinfo(self, host: str | None, port: int, family: int, *rest: Any) -> list[Any]:
+        """One address for `localhost`, as the simulated name has, whatever else /etc/hosts says of it."""
+        return super().getaddrinfo(host, port, socket.AF_INET if host == 'localhost' else family, *rest)
+
 
 def trace(record: Record) -> tuple[Any, ...]:
     """What happened to one connection, as far as it may not depend on the kernel."""
