@@ -35,10 +35,11 @@ OPTIONS = [
 
 
 class Browser:
-    """One window. A context manager; `timeout` in seconds is what one command may take."""
+    """One window. A context manager; `timeout` in seconds is what one command may take, `flags` are Chromium's."""
 
-    def __init__(self, timeout: float = 60) -> None:
+    def __init__(self, *flags: str, timeout: float = 60) -> None:
         assert DRIVER and CHROMIUM, MISSING
+        self.flags = flags
         self.timeout = timeout
         self.session = ''
         self.folder = tempfile.TemporaryDirectory(prefix='browser-', ignore_cleanup_errors=True)
@@ -64,7 +65,7 @@ class Browser:
         raise RuntimeError(''.join(said))
 
     def _begin(self) -> None:
-        options = {'binary': CHROMIUM, 'args': [*OPTIONS, f'--user-data-dir={self.folder.name}']}
+        options = {'binary': CHROMIUM, 'args': [*OPTIONS, *self.flags, f'--user-data-dir={self.folder.name}']}
         wanted = {'goog:chromeOptions': options, 'goog:loggingPrefs': {'browser': 'ALL'}}
         answer = self.send('POST', '/session', {'capabilities': {'alwaysMatch': wanted}})
         self.session = f'/session/{answer["sessionId"]}'

@@ -269,6 +269,8 @@ class Kernel:
 
     def has_clients(self, sock: Any) -> bool:
         """Whether clients wait in the queue of a listening socket."""
+        if sock.fileno() < 0:
+            return False  # somebody else has closed it
         if os.name != 'posix':
             return bool(select.select([sock], [], [], 0)[0])
         poll = select.poll()

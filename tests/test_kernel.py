@@ -231,3 +231,40 @@ def test_sendfile_is_for_sockets_of_the_system_only(real):
     with tempfile.TemporaryFile() as file, pytest.raises(OSError) as caught:
         real.sendfile(Simulated(), file.fileno(), 0, 10)
     assert caught.value.errno == errno.EINVAL
+
+
+@pytest.mark.parametrize('name', [os.name, 'nt'])
+def test_whether_clients_wait_is_asked_without_accepting_them(monkeypatch, name):
+    kernel = Kernel()
+    with socket.create_server(('127.0.0.1', 0)) as server:
+        monkeypatch.setattr('reactor.kernel.os.name', name)  # elsewhere there is no poll
+        assert not kernel.has_clients(server)
+        with socket.create_connection(server.getsockname()):
+            assert kernel.has_clients(server)
+            server.accept()[0].close()
+        assert not kernel.has_clients(server)
+
+
+def test_clients_may_wait_where_the_system_cannot_tell(monkeypatch):
+    class Poll:
+        def register(self, fd, events):
+            pass
+
+        def poll(self, timeout):
+            raise OSError(errno.ENOMEM, 'planted')
+
+    with socket.create_server(('127.0.0.1', 0)) as server:
+        monkeypatch.setattr('reactor.kernel.select.poll', Poll)
+        assert Kernel().has_clients(server)
+
+
+def test_bytes_that_wait_are_seen_and_stay():
+    kernel = Kernel()
+    ours, theirs = kernel.socketpair()
+    assert not kernel.has_bytes(ours)
+    theirs.send(b'ab')
+    assert kernel.has_bytes(ours)
+    assert ours.recv(10) == b'ab'
+    theirs.close()
+    assert not kernel.has_bytes(ours)
+    ours.close()

@@ -502,6 +502,15 @@ def test_run_once_after_stop_does_not_wait(fake, kernel):
     assert kernel.time == 1001
 
 
+def test_run_once_says_when_it_was_stopped(fake):
+    timer = fake.call_later(60, fail)
+    assert fake.run_once(0) is True
+    fake.call_soon(fake.stop)
+    assert fake.run_once(0) is False
+    assert fake.run_once(0) is True
+    timer.cancel()
+
+
 @pytest.mark.parametrize('timeout', [1e7, 1e10, 1e300])
 def test_run_once_takes_a_limit_of_any_size(r, sockets, timeout):
     log = Log()

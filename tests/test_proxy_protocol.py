@@ -604,6 +604,7 @@ def test_nothing_is_written_before_the_client_is_known(r, sockets):
     assert conn.writelines([b'x']) is False
     conn.write_eof()
     assert (conn.buffered, conn.state, conn.proxy) == (0, 'CONNECTING', None)
+    assert any('waits for its PROXY header' in line for line in r.why_alive())
     assert conn.peername == client.getsockname()
     client.send(HEADERS['v2-ipv4'][0])
     run_until(r, lambda: conns)

@@ -294,9 +294,13 @@ def test_where_accepting_cannot_be_deferred_nothing_is_undone(r, monkeypatch):
     assert r.run() is False
 
 
-def test_a_listener_that_was_lost_is_no_hindrance(r):
+@pytest.mark.parametrize('how', ['number', 'socket'])
+def test_a_listener_that_was_lost_is_no_hindrance(r, how):
     server = Server(r, defer_accept=True)
-    os.close(server.listener.sock.fileno())
+    if how == 'number':
+        os.close(server.listener.sock.fileno())
+    else:
+        server.listener.sock.close()
     r.shutdown(10)
     assert r.run() is False
     assert server.listener.closed

@@ -9,6 +9,7 @@ from .children import Children
 from .churn import Churn
 from .clocks import Jumps, Timers
 from .collector import Collector
+from .ending import Ending
 from .fairness import Firehose
 from .held import AtTheLimit, Idle, TwoWorkers
 from .interrupts import SignalFlood
@@ -43,6 +44,7 @@ FIGURES = [
     Orphans(),
     Crashes(),
     Attack(),
+    Ending(),
 ]
 
 BY_NAME = {figure.name: figure for figure in FIGURES}

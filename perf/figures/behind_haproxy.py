@@ -25,7 +25,7 @@ class Rolling(Figure):
     title = (
         'two workers behind HAProxy under 2,000 requests/s on 100 keep-alive connections, restarted in turn, 100 times'
     )
-    seconds = 400
+    seconds = 200
     goals = (
         Goal('every request is answered', lambda m: m['answered'] == m['sent'] > 0),
         Goal('none fails', lambda m: m['failed'] == 0),
@@ -68,7 +68,7 @@ class Killed(Figure):
     needs = ('haproxy',)
     name = 'H2'
     title = 'the same, half by HTTP and half by TCP, kill -9 of a worker every 2 s for a minute'
-    seconds = 75
+    seconds = 70
     goals = (
         Goal('every request ends', lambda m: m['answered'] + m['lost_by_http'] + m['lost_by_tcp'] == m['sent'] > 0),
         Goal('a kill loses at most what was open on that worker', lambda m: m['kills_that_lost_more'] == 0),
@@ -99,13 +99,14 @@ class Killed(Figure):
         """Of each kill when it was, by the clock on the wall, and how many connections were open on the worker."""
         killed, began, names = [], time.monotonic(), list(behind.workers)
         for index in range(kills):
-            wait(began + index * every - time.monotonic(), run, f'{index} killed')
+            run.progress(index, kills, f'{index} of {kills} killed')
+            time.sleep(max(0, began + index * every - time.monotonic()))
             wait_until('HAProxy uses all workers', behind.haproxy.up)  # the one killed before is back
             worker = behind.workers[names[index % len(names)]]
             killed.append((time.time(), worker.connections()))
             worker.end(signal.SIGKILL)
             worker.start()
-        wait(every, run, 'the last one')
+        time.sleep(every)
         return killed
 
     def account(self, killed, http, tcp):

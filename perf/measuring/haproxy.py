@@ -1,8 +1,8 @@
 """HAProxy with the shipped configuration, and workers behind it: the service of the examples, each on its port.
 
-Owns the processes, and what is asked of them from outside. The rule: configuration, worker and restart are the files
-that people take from examples/, all of it runs ahead of other work on the
-machine (or that is what is measured), and nothing outlives its `with`.
+Owns the processes, and what is asked of them from outside. The rules: configuration, worker and restart are the files
+that people take from examples/; all of it runs ahead of the machine's other work, or it is that which is measured; and
+nothing outlives its `with`.
 """
 
 import contextlib

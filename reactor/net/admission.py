@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     Rate = tuple[float, float]
     Refusal = tuple[str, str]  # the counter, and what is told
 
-MAX_ADDRESSES = 50_000  # some 300 bytes each
+MAX_ADDRESSES = 50_000  # some 400 bytes each
 IPV6_PREFIX = 8  # bytes: a client of IPv6 has a /64 and changes its address in it at will (RFC 8981)
 
 

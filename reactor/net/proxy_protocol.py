@@ -151,6 +151,9 @@ class ProxiedStream(Stream):
         if self.state is CONNECTING:
             self.tls.reading = True
 
+    def waits_for(self) -> str:
+        return 'its PROXY header'
+
     # -- for its base
 
     def finish(self, exc: BaseException | None) -> None:

@@ -2,7 +2,7 @@
 
 Owns the phases and the looks at what is left. Knows listeners and streams by what they tell of themselves, and keeps
 none of them: each look goes through the open handles anew. The phases are those of the load balancers in front of it,
-HAProxy's drain and Envoy's, and "lame duck" is the word of Google's load shedding ("Site Reliability Engineering", 20):
+HAProxy's drain and Envoy's; "lame duck" is Google's word ("Site Reliability Engineering", chapter 20):
 
     lame duck   `draining` is True and nothing else: health checks turn red, answers say `Connection: close`
     refusing    a listener closes as soon as nobody waits in its queue: who waits was accepted by the kernel, in our

@@ -19,7 +19,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     import random
 
-    from reactor import Listener, Stream
+    from reactor import Stream
 
     from .parts import World
 
@@ -166,22 +166,23 @@ def paces(world: World) -> None:
     kinds = {b'd': TooSlow, b'k': LifetimeOver}
     rules = Limits(min_rate=(10, 1), lifetime=7)
     keywords: dict[str, Any] = {} if world.tls is None else {'ssl': world.tls[0]}
-    server = world.r.listen_tcp(*world.address(), on_data, on_close=on_close, limits=rules, **keywords)
+    address = world.address()
+    server = world.r.listen_tcp(*address, on_data, on_close=on_close, limits=rules, **keywords)
     ending = Ending(world, server)
     for _ in range(world.random.randint(1, 5)):
         rng = child(world)
-        Dripping(world, server, rng.choice((b'd', b'k' * 20, b'')), ending)
+        Dripping(world, (server.address or address)[:2], rng.choice((b'd', b'k' * 20, b'')), ending)
 
 
 class Dripping:
     """A client of `paces`: says a word each 0.3 s as long as he may, nothing when it is empty."""
 
-    def __init__(self, world: World, server: Listener, word: bytes, ending: Ending) -> None:
+    def __init__(self, world: World, address: tuple[str, int], word: bytes, ending: Ending) -> None:
         self.world, self.word, self.ending, self.number = world, word, ending, ending.add('dripping one')
         keywords: dict[str, Any] = {'on_connect': self.on_connect, 'on_close': self.on_close, 'timeout': 20}
         if world.tls is not None:
             keywords.update(ssl=world.tls[1], server_hostname='localhost')
-        world.r.connect_tcp(*server.address[:2], **keywords)
+        world.r.connect_tcp(*address, **keywords)
 
     def on_connect(self, conn: Stream) -> None:
         self.world.trouble(conn)
