@@ -109,6 +109,18 @@ def test_a_hook_that_fails_again_and_again_is_one_line_a_second(kernel, fake, so
     listener.close()
 
 
+def test_refusals_do_not_hide_an_exception_in_the_log(kernel, fake, sockets, caplog):
+    caplog.set_level(logging.WARNING)
+    raising = {'on_connect': lambda conn: 1 // 0}
+    listener = fake.listen_tcp(HERE, 0, limits=Limits(refuse=lambda address: address[0] == '127.0.0.2'), **raising)
+    for host in ['127.0.0.2'] * 5 + [HERE]:
+        connect(sockets, listener, host)
+    while not fake.stats().callback_errors or fake.stats().refused_by_hook < 5:
+        fake.run_once(0)
+    assert [bool(record.exc_info) for record in caplog.records] == [False, True]
+    listener.close()
+
+
 # -- how many
 
 

@@ -375,6 +375,18 @@ def test_a_signal_to_the_whole_group_drains_and_who_is_owed_an_answer_gets_it(tm
             served.connect()
 
 
+@pytest.mark.parametrize('signum', [signal.SIGUSR1, signal.SIGUSR2], ids=['stop', 'shutdown'])
+def test_when_the_reactor_of_the_parent_is_stopped_the_workers_drain(tmp_path, signum):
+    with Served(tmp_path) as served:
+        conn = served.connect()
+        conn.who()
+        conn.say('wait 0.5')
+        time.sleep(0.1)  # another process has to read it: there is nothing here to wait for
+        served.send(signum)
+        assert conn.hear().endswith(' wait 0.5')
+        assert served.ended() == 0 and served.log == ''
+
+
 def test_who_waits_for_a_worker_that_still_starts_is_served_before_it_ends(tmp_path):
     hang = tmp_path / 'hang'
     hang.touch()
@@ -486,9 +498,15 @@ def test_a_datagram_socket_is_not_for_workers(sockets):
         {'deadline': -1},
         {'lame_duck': 31},
         {'listen': [3]},
+        {'listen': '127.0.0.1:0'},
+        {'start_timeout': -1},
+        {'start_timeout': 'soon'},
+        {'worker': 2},
+        {'slow_callback': -1},
     ],
 )
-def test_bad_arguments_raise_before_anything_is_started(arguments):
+def test_bad_arguments_raise_before_anything_is_started(arguments, monkeypatch):
+    monkeypatch.delattr(serve.Workers, 'begin')  # which would start these tests once more
     with pytest.raises((TypeError, ValueError)):
         serve.run(**{'main': print, **arguments})
 

@@ -46,8 +46,8 @@ class Limits:
                    waits for him, else he is reset, `TooSlow`. What he says begins with his first byte since our last
                    one to him. It is looked at each quarter of the grace: he is ended when something more has come, and
                    yet the whole is later than the grace and its bytes at this rate allow. So he may wait for a slow
-                   answer, and silence is not slowness: `read_timeout` and `idle_timeout` are for that. TCP on Linux
-                   only, which counts the bytes
+                   answer, and silence is not slowness: `read_timeout` and `idle_timeout` are for that. Over TLS what
+                   is encrypted counts. TCP on Linux only, which counts the bytes
     max_addresses  how many addresses are remembered that have no connection open
 
     One address of IPv6 is a /64. Who is refused is reset, before `on_connect`; `stats` counts each limit, and one line

@@ -19,7 +19,9 @@ if TYPE_CHECKING:
     from socket import socket
     from typing import Any
 
+    from ..loop.loop import Loop
     from .admission import Limits, Refusal
+    from .options import Options
     from .proxy_header import ProxyHeader
     from .proxy_protocol import ProxyProtocol
     from .stream import Stream
@@ -28,12 +30,22 @@ if TYPE_CHECKING:
 class GuardedListener(Listener):
     """A `Listener` behind proxies, or with limits, or both."""
 
-    __slots__ = ('limits', 'proxy')
+    __slots__ = ('_shared', 'limits', 'proxy')
 
-    def __init__(self, *args: Any, proxy: ProxyProtocol | None, limits: Limits | None, **keywords: Any) -> None:
+    def __init__(
+        self,
+        loop: Loop,
+        sock: socket,
+        options: Options,
+        *args: Any,
+        proxy: ProxyProtocol | None,
+        limits: Limits | None,
+        **keywords: Any,
+    ) -> None:
         self.proxy = proxy
         self.limits = limits
-        super().__init__(*args, **keywords)
+        self._shared = options.shared
+        super().__init__(loop, sock, options, *args, **keywords)
 
     def welcome(self, sock: socket, address: Any) -> Stream | None:
         """As `Listener.welcome`, of those that are let in. Behind a proxy they are asked when it has spoken."""
@@ -94,5 +106,5 @@ class GuardedListener(Listener):
         counter, why = refusal
         counters = self.loop.counters
         setattr(counters, counter, getattr(counters, counter) + 1)
-        if self.may_log():
+        if self._shared.may_log_refusal(self.loop.timers.clock()):
             log('warning', '%s was refused: %s', show(address), why)

@@ -32,17 +32,25 @@ LOG_INTERVAL = 1.0  # seconds between two lines in the log about what a peer can
 class Shared:
     """What the connections of a listener may do together, whichever options one of them has."""
 
-    __slots__ = ('handshakes', 'logged_at')
+    __slots__ = ('handshakes', 'logged_at', 'refusal_logged_at')
 
     def __init__(self) -> None:
         self.handshakes = (0, 0)  # the turn of the last TLS handshake, and how many there were in it
         self.logged_at = -LOG_INTERVAL  # when an exception of their callbacks was logged last
+        self.refusal_logged_at = -LOG_INTERVAL  # when it was logged last that one is no connection
 
     def may_log(self, now: float) -> bool:
         """Whether an exception of theirs may be logged, which is so once in LOG_INTERVAL."""
         if now - self.logged_at < LOG_INTERVAL:
             return False
         self.logged_at = now
+        return True
+
+    def may_log_refusal(self, now: float) -> bool:
+        """The same for those who do not become connections: no attack may hide an exception."""
+        if now - self.refusal_logged_at < LOG_INTERVAL:
+            return False
+        self.refusal_logged_at = now
         return True
 
 

@@ -219,7 +219,7 @@ class ProxiedStream(Stream):
         error = kind(
             f'{show(self.peername)} was reset: {what}; let nobody connect here but proxies that send a PROXY header'
         )
-        if self.may_log():
+        if self.options.shared.may_log_refusal(self.loop.timers.clock()):
             log('warning', '%s', error)
         self.reset(error)
 

@@ -164,14 +164,14 @@ def paces(world: World) -> None:
         world.trouble(conn)
 
     kinds = {b'd': TooSlow, b'k': LifetimeOver}
-    rules = Limits(min_rate=(10, 1), lifetime=7)
+    rules = Limits(min_rate=(200, 1), lifetime=7)
     keywords: dict[str, Any] = {} if world.tls is None else {'ssl': world.tls[0]}
     address = world.address()
     server = world.r.listen_tcp(*address, on_data, on_close=on_close, limits=rules, **keywords)
     ending = Ending(world, server)
     for _ in range(world.random.randint(1, 5)):
         rng = child(world)
-        Dripping(world, (server.address or address)[:2], rng.choice((b'd', b'k' * 20, b'')), ending)
+        Dripping(world, (server.address or address)[:2], rng.choice((b'd', b'k' * 300, b'')), ending)
 
 
 class Dripping:
