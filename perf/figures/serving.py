@@ -235,7 +235,7 @@ class Lines(logging.Handler):
         self.lines.append(record.getMessage())
 
 
-def start(control, main, **options):
+def start(control, main, lame_duck=0, **options):
     """Serve with workers, and say the port; the parent can be asked about them."""
     raise_descriptor_limit()
     log = Lines()
@@ -244,7 +244,7 @@ def start(control, main, **options):
         control.attach(r, {'stats': team.stats, 'pids': team.pids, 'lines': lambda: log.lines})
         control.say(team.addresses[0][1])
 
-    sys.exit(serve.run(main, listen=[('127.0.0.1', 0)], on_start=on_start, **options))
+    sys.exit(serve.run(main, listen=[('127.0.0.1', 0)], lame_duck=lame_duck, on_start=on_start, **options))
 
 
 def serve_echo(control, **options):
