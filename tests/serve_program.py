@@ -3,7 +3,8 @@
 A worker answers each line with its process number and the line; `wait N` is answered after N seconds, and `?` with what
 it knows of itself. `fail`, a path: while it exists, a worker's `main` raises. `hang`, a path: while it exists, it never
 returns. `deaf`: SIGTERM does nothing. `go`, a path: the directory to which it goes first. The parent answers whoever
-connects to its Unix socket `watch` with what it knows of the workers.
+connects to its Unix socket `watch` with what it knows of the workers; SIGUSR1 stops its own reactor, and SIGUSR2 shuts
+it down.
 """
 
 from __future__ import annotations
@@ -72,6 +73,8 @@ def on_start(r, workers):
         conn.close()
 
     r.listen_unix(SETTINGS['watch'], on_connect=on_connect)
+    r.add_signal_handler(signal.SIGUSR1, r.stop)
+    r.add_signal_handler(signal.SIGUSR2, r.shutdown, 0.1)
     print(json.dumps(workers.addresses), flush=True)
 
 

@@ -87,6 +87,14 @@ def test_every_public_package_is_told():
     assert {name.split('.')[1] for name in MODULES if '.' in name} == (packages - internal) | {'framing'}
 
 
+def test_the_pythons_that_are_promised_are_those_that_the_package_names_and_the_checks_run_on():
+    promised = set(re.findall(r'\b3\.\d+', VERSIONS.split('### Which Pythons')[1].split('\n## ')[0]))
+    settings = (CHECKOUT / 'setup.cfg').read_text()
+    assert promised == set(re.findall(r'Python :: (3\.\d+)$', settings, re.MULTILINE))
+    tried = re.search(r'^for version in (.*); do$', (CHECKOUT / '.ci' / 'run').read_text(), re.MULTILINE)
+    assert promised == set(tried[1].split())
+
+
 def test_every_figure_of_stats_is_in_the_table_of_counters():
     with reactor.Reactor() as r:
         figures = r.stats().as_dict()

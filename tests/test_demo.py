@@ -15,6 +15,9 @@ from pathlib import Path
 import psutil
 import pytest
 
+from reactor import Reactor
+from reactor.demo.server import serve
+
 CHECKOUT = Path(__file__).parent.parent
 DEMO = [sys.executable, '-m', 'reactor.demo']
 REQUEST = b'GET / HTTP/1.1\r\n\r\n'
@@ -50,6 +53,21 @@ def read_to_end(sock):
     while piece := sock.recv(65536):
         pieces.append(piece)
     return b''.join(pieces)
+
+
+def test_a_server_that_says_that_it_listens_can_be_told_to_end(monkeypatch):
+    # SIGTERM right behind that line used to kill it.
+    ready = []
+
+    def said(text, **options):
+        if text.startswith('listening'):
+            ready.append([signal.getsignal(number) is not before[number] for number in before])
+
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    monkeypatch.setattr('builtins.print', said)
+    with Reactor() as r:
+        serve(r, '127.0.0.1', 0, delay=0, reuse_port=False, seconds=None, stats=False)
+    assert ready == [[True, True]]
 
 
 @pytest.mark.parametrize('selector', ['default', 'poll', 'select'])

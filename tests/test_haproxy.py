@@ -200,7 +200,7 @@ class Worker:
     """Answers a request with its name, `GET /hold` when it is told to; what it was asked is kept."""
 
     def __init__(self, r, name):
-        self.r, self.name, self.asked, self.held = r, name, [], []
+        self.r, self.name, self.asked, self.held, self.conns = r, name, [], [], set()
         self.port = 0
         self.start()
 
@@ -215,6 +215,7 @@ class Worker:
         request, conn.data = conn.data, None
         if b'/ready' not in request:
             self.asked.append(request)
+            self.conns.add(conn)
         if b'/hold' in request:
             self.held.append(conn)
         else:
@@ -285,6 +286,17 @@ def shipped(r, measuring, sockets):
     with shipped.haproxy:
         run_until(r, shipped.haproxy.up)
         yield shipped
+
+
+def test_a_client_that_asks_now_and_then_keeps_its_connections_to_the_workers(r, shipped):
+    clients = [shipped.client() for _ in range(30)]
+    for _ in range(5):
+        for client in clients:
+            client.ask().answer()
+    made = [len(worker.conns) for worker in shipped.workers.values()]
+    assert max(made) <= 30 and sum(len(worker.asked) for worker in shipped.workers.values()) == 150
+    peers = {conn.peername for worker in shipped.workers.values() for conn in worker.conns}
+    assert peers == {client.conn.sockname for client in clients}
 
 
 def test_a_drained_worker_gets_nothing_new_and_finishes_what_it_has(r, shipped, measuring):

@@ -410,6 +410,12 @@ def test_wrk_loses_no_answer_when_the_server_ends(root):
         assert int(re.search(r'(\d+) requests in', done.stdout)[1]) == requests_answered(process)
 
 
+def test_behind_a_proxy_its_header_comes_first(root):
+    with serving(root, '--proxy-protocol', '127.0.0.0/8') as (_, port), client(port) as sock:
+        sock.sendall(b'PROXY TCP4 192.0.2.1 127.0.0.1 51234 80\r\nGET /hello.txt HTTP/1.0\r\n\r\n')
+        assert read_to_end(sock).endswith(b'\r\n\r\nhello\n')
+
+
 # -- the chat
 
 

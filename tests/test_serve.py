@@ -11,13 +11,15 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 
-from reactor import serve
+from reactor import ReactorError, serve
+from reactor.serve import doors
 from reactor.serve.doors import Door, parse
 from reactor.serve.running import processors
 
@@ -60,13 +62,11 @@ class Served:
         return self
 
     def __exit__(self, *exc: Any) -> None:
-        workers = psutil.Process(self.parent.pid).children() if self.parent.poll() is None else []
         for client in self.clients:
             client.sock.close()
-        self.parent.kill()
+        with suppress(ProcessLookupError):
+            os.killpg(self.parent.pid, signal.SIGKILL)  # workers, too, and those that are being started
         self.parent.communicate()
-        for worker in workers:
-            worker.kill()
 
     @property
     def log(self) -> str:
@@ -317,6 +317,20 @@ def test_a_worker_that_drains_of_its_own_accord_is_replaced_meanwhile(tmp_path):
 
 
 @LINUX
+def test_nobody_waits_for_a_worker_that_is_added_while_others_serve(tmp_path):
+    hang = tmp_path / 'hang'
+    with Served(tmp_path, hang=str(hang)) as served:
+        one = served.pids()['0']
+        hang.touch()
+        served.send(signal.SIGTTIN)
+        wait_until(lambda: len(psutil.Process(served.parent.pid).children()) == 2)
+        assert {served.connect().who() for _ in range(20)} == {one}
+        hang.unlink()
+        two = set(served.pids(2).values())
+        assert {served.connect().who() for _ in range(40)} == two
+
+
+@LINUX
 def test_a_slot_that_is_removed_answers_who_waits_in_its_queue(tmp_path):
     with Served(tmp_path) as served:
         one = served.pids()
@@ -359,6 +373,18 @@ def test_a_signal_to_the_whole_group_drains_and_who_is_owed_an_answer_gets_it(tm
         assert all(map(is_gone, pids.values())) and served.log == ''
         with pytest.raises(ConnectionRefusedError):
             served.connect()
+
+
+@pytest.mark.parametrize('signum', [signal.SIGUSR1, signal.SIGUSR2], ids=['stop', 'shutdown'])
+def test_when_the_reactor_of_the_parent_is_stopped_the_workers_drain(tmp_path, signum):
+    with Served(tmp_path) as served:
+        conn = served.connect()
+        conn.who()
+        conn.say('wait 0.5')
+        time.sleep(0.1)  # another process has to read it: there is nothing here to wait for
+        served.send(signum)
+        assert conn.hear().endswith(' wait 0.5')
+        assert served.ended() == 0 and served.log == ''
 
 
 def test_who_waits_for_a_worker_that_still_starts_is_served_before_it_ends(tmp_path):
@@ -433,6 +459,18 @@ def test_nobody_joins_the_port_of_a_stranger():
     first.remove()
 
 
+def test_where_the_system_divides_no_clients_all_share_one_socket(monkeypatch):
+    monkeypatch.setattr(doors, 'DIVIDED', False)
+    door = Door((HERE, 0), 10)
+    sock = door.another(listening=False)
+    assert door.another() is sock
+    with socket.create_connection(sock.getsockname()):
+        door.close(sock)
+        sock.accept()[0].close()
+    door.remove()
+    assert sock.fileno() < 0
+
+
 def test_a_socket_that_listens_already_is_shared_by_all(sockets):
     sock = sockets.track(socket.create_server((HERE, 0)))
     door = Door(sock, 10)
@@ -460,11 +498,24 @@ def test_a_datagram_socket_is_not_for_workers(sockets):
         {'deadline': -1},
         {'lame_duck': 31},
         {'listen': [3]},
+        {'listen': '127.0.0.1:0'},
+        {'start_timeout': -1},
+        {'start_timeout': 'soon'},
+        {'worker': 2},
+        {'slow_callback': -1},
     ],
 )
-def test_bad_arguments_raise_before_anything_is_started(arguments):
+def test_bad_arguments_raise_before_anything_is_started(arguments, monkeypatch):
+    monkeypatch.delattr(serve.Workers, 'begin')  # which would start these tests once more
     with pytest.raises((TypeError, ValueError)):
         serve.run(**{'main': print, **arguments})
+
+
+def test_where_descriptors_cannot_be_handed_on_it_says_what_to_do(monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(os, 'name', 'nt')
+        with pytest.raises(ReactorError, match='use one process'):
+            serve.run(print)
 
 
 def test_without_a_number_there_is_a_worker_for_each_processor():

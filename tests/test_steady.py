@@ -41,6 +41,14 @@ def r():
         yield r
 
 
+def begin(r, answer, *, connections=2, rate=100, seconds=60):
+    """A load that runs against a server that answers so, and a list that is not empty when it is done."""
+    server, done = Server(r, answer), []
+    load = SteadyLoad(r, '127.0.0.1', server.port, connections=connections, rate=rate, seconds=seconds,
+                      timeout=10, on_done=lambda: done.append(1))  # fmt: skip
+    return load, server, done
+
+
 def load_of(r, answer, *, connections=1, rate=200, seconds=0.05, timeout=10, **options):
     """Run a load against a server that answers so; returns both when the load is done."""
     server, done = Server(r, answer), []
@@ -84,13 +92,11 @@ def test_the_servers_last_answer_on_a_connection_is_no_failure(r):
 
 
 def test_a_connection_that_ends_between_requests_is_opened_again(r):
-    def answer(number, conn):
-        r.call_later(0.01, conn.close)
-        return OK
-
-    load, _ = load_of(r, answer, rate=20, seconds=0.25)
-    assert (load.replies, load.failed) == (5, 0)
-    assert load.reopened >= 4
+    load, server, done = begin(r, lambda number, conn: OK, connections=1, rate=2, seconds=1)
+    run_until(r, lambda: load.replies == 1)
+    server.conns[0].close()
+    run_until(r, lambda: done)
+    assert (load.replies, load.failed, load.reopened) == (2, 0, 1)
 
 
 ENDINGS = {
@@ -134,9 +140,7 @@ def test_an_answer_in_pieces_is_one_answer(r):
 
 
 def test_what_nobody_asked_for_is_an_error(r):
-    server, done = Server(r, lambda number, conn: OK), []
-    load = SteadyLoad(r, '127.0.0.1', server.port, connections=1, rate=10, seconds=0.2, timeout=10,
-                      on_done=lambda: done.append(1))  # fmt: skip
+    load, server, done = begin(r, lambda number, conn: OK, connections=1, rate=2, seconds=1)
     run_until(r, lambda: load.replies == 1)
     server.conns[0].write(OK)
     run_until(r, lambda: done)
@@ -145,7 +149,8 @@ def test_what_nobody_asked_for_is_an_error(r):
 
 def test_a_request_is_given_up_when_its_time_is_over(r):
     load, server = load_of(r, lambda number, conn: None, rate=20, seconds=0.2, timeout=0.1)
-    assert len(server.asked) == 4 and load.errors == {'reply-timeout': 4}
+    assert load.replies == 0 and load.errors['reply-timeout'] >= 1 and sum(load.errors.values()) == 4
+    assert load.errors['reply-timeout'] == len(server.asked)
 
 
 def test_so_is_one_that_could_not_be_sent(r):
@@ -167,16 +172,9 @@ def test_a_server_that_is_not_there_is_an_error_and_tried_again(r):
     assert (load.replies, load.errors) == (4, {}) and load.failed >= 3
 
 
-def stoppable(r, answer):
-    server, done = Server(r, answer), []
-    load = SteadyLoad(r, '127.0.0.1', server.port, connections=2, rate=100, seconds=60, timeout=10,
-                      on_done=lambda: done.append(1))  # fmt: skip
-    return load, done
-
-
 def test_a_load_that_is_stopped_still_accounts_for_what_was_asked(r):
     held = []
-    load, done = stoppable(r, lambda number, conn: OK if number <= 3 or held is None else held.append(conn))
+    load, _, done = begin(r, lambda number, conn: OK if number <= 3 or held is None else held.append(conn))
     run_until(r, lambda: load.replies == 3 and len(held) == 2)
     load.stop()
     assert not done
@@ -188,8 +186,8 @@ def test_a_load_that_is_stopped_still_accounts_for_what_was_asked(r):
 
 
 def test_a_load_that_is_stopped_twice_waits_for_nothing(r):
-    load, done = stoppable(r, lambda number, conn: None)
-    run_until(r, lambda: load.requests == 3)
+    load, _, done = begin(r, lambda number, conn: None)
+    run_until(r, lambda: load.requests >= 3)
     load.stop()
     load.stop()
     assert done == [1]
@@ -199,7 +197,7 @@ def test_a_load_that_is_stopped_twice_waits_for_nothing(r):
 
 
 def test_a_load_that_is_stopped_before_it_began_is_done(r):
-    load, done = stoppable(r, lambda number, conn: OK)
+    load, _, done = begin(r, lambda number, conn: OK)
     load.stop()
     assert done == [1] and load.requests == 0 and json.dumps(load.figures()) and load.report()
 

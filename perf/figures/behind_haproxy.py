@@ -46,7 +46,7 @@ class Rolling(Figure):
                     times.append(time.monotonic() - began)
                 run.progress(index, rounds, f'{index + 1} of {rounds} rounds')
             wait(run.seconds(SETTLE), run, 'load')
-            found, again = load.result(), behind.haproxy.sums('wretr', 'wredis', 'econ', 'eresp')
+            found, sums = load.result(), behind.haproxy.sums('wretr', 'wredis', 'connect')
         return {
             'rounds': rounds,
             'restarts': len(times),
@@ -56,7 +56,8 @@ class Rolling(Figure):
             'failed': found['failed'],
             **found['errors'],
             'reopened': found['reopened'],
-            'asked_again_by_haproxy': again['wretr'] + again['wredis'],
+            'asked_again_by_haproxy': sums['wretr'] + sums['wredis'],
+            'connections_to_workers': sums['connect'],
             'longest_restart_s': max(times),
             'p50_ms': found['reply_time']['median'] * 1000,
             'p99_ms': found['reply_time']['p99'] * 1000,

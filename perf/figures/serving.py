@@ -53,8 +53,10 @@ class Reloads(Figure):
     def measure(self, run):
         reloads = run.count(RELOADS, 2)
         with HTTPServer(2, run.seconds(LAME_DUCK, 0.3)) as server:
-            wrk = Wrk(server.port, '/README.md', CLIENTS)
             seen = set(server.workers(2))
+            with Kept(server.port, '/README.md', CLIENTS) as kept:
+                wait_until('both serve', lambda: kept.go(0.1) or kept.answered > 2 * CLIENTS)
+            wrk = Wrk(server.port, '/README.md', CLIENTS)
             time.sleep(run.seconds(BEFORE, 0.3))
             for index in range(reloads):
                 old = server.workers(2)

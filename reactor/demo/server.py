@@ -74,7 +74,6 @@ def serve(
     print('Starting TCP server.', flush=True)
     server = Server(r, delay)
     listener = server.listen(host, port, reuse_port=reuse_port)
-    print(f'listening on {listener.address[0]}:{listener.address[1]}', flush=True)
     quitting = False
     last_finished, last_time = 0, monotonic()
 
@@ -100,6 +99,8 @@ def serve(
 
     r.add_signal_handler(signal.SIGINT, quit)
     r.add_signal_handler(signal.SIGTERM, quit)
+    # From here on it can be talked to, and told to end.
+    print(f'listening on {listener.address[0]}:{listener.address[1]}', flush=True)
     if seconds is not None:
         r.call_later(seconds, quit).unref()
     if stats:

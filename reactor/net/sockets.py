@@ -53,13 +53,18 @@ def listening_tcp(
     kernel: Kernel, host: str | None, port: int, options: Options, *, backlog: int, reuse_port: bool, defer_accept: bool
 ) -> socket:
     """A listening TCP socket; looks the host up, blocking. Host None: every address, IPv4 and IPv6 where possible."""
-    sock = _bound(kernel, SOCK_STREAM, host, port, reuse_port)
+    sock = bound_tcp(kernel, host, port, reuse_port=reuse_port)
     try:
         prepare_listener(sock, options, backlog, defer_accept)
     except BaseException:
         close_socket(sock)
         raise
     return sock
+
+
+def bound_tcp(kernel: Kernel, host: str | None, port: int, *, reuse_port: bool) -> socket:
+    """A TCP socket with an address of its own that does not listen yet."""
+    return _bound(kernel, SOCK_STREAM, host, port, reuse_port)
 
 
 def bound_udp(kernel: Kernel, host: str | None, port: int, *, reuse_port: bool, broadcast: bool) -> socket:

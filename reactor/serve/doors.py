@@ -13,7 +13,7 @@ from socket import SOCK_STREAM
 from ..kernel import Kernel, close_socket
 from ..net.addresses import check_host, check_path, check_port
 from ..net.options import Options
-from ..net.sockets import listening_tcp, listening_unix
+from ..net.sockets import bound_tcp, listening_unix
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -29,21 +29,27 @@ class Door:
 
     def __init__(self, address: Any, backlog: int) -> None:
         self._unlink: Callable[[], None] | None = None
-        self._options: dict[str, Any] = {'options': Options(), 'backlog': backlog}
+        self._backlog = backlog
         self._where = where = parse(address)
         self.shared = where
         if isinstance(where, str):
-            self.shared, self._unlink = listening_unix(Kernel(), check_path(where), mode=None, **self._options)
+            self.shared, self._unlink = listening_unix(
+                Kernel(), check_path(where), Options(), backlog=backlog, mode=None
+            )
         elif isinstance(where, tuple):
-            self.shared = self._listen(False) if where[1] or not DIVIDED else None
+            self.shared = self._bind(False) if where[1] or not DIVIDED else None
             if DIVIDED:
                 self.close()
+            else:
+                self.shared.listen(backlog)
 
-    def another(self) -> Any:
-        """A listening socket on the same port where the system divides the clients, else the one that all share."""
+    def another(self, listening: bool = True) -> Any:
+        """A socket of its own on the same port where the system divides the clients, else the one that all share."""
         if self.shared is not None:
             return self.shared
-        sock = self._listen(True)
+        sock = self._bind(True)
+        if listening:
+            sock.listen(self._backlog)
         self._where = self._where[0], sock.getsockname()[1]
         return sock
 
@@ -60,9 +66,9 @@ class Door:
         if self._unlink is not None:
             self._unlink()
 
-    def _listen(self, reuse_port: bool) -> Any:
+    def _bind(self, reuse_port: bool) -> Any:
         host, port = self._where
-        return listening_tcp(Kernel(), host, port, reuse_port=reuse_port, defer_accept=False, **self._options)
+        return bound_tcp(Kernel(), host, port, reuse_port=reuse_port)
 
 
 def parse(address: Any) -> Any:

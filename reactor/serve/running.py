@@ -12,6 +12,7 @@ import sys
 from socket import SOMAXCONN
 
 from .. import Reactor, ReactorError
+from ..net.options import seconds
 from ..net.shutdown import check_times
 from . import systemd
 from .doors import Door
@@ -65,6 +66,8 @@ def run(
     On Linux each has a listening socket of its own on the port (SO_REUSEPORT), which the parent keeps: who waits in its
     queue is served by the next one. Elsewhere, and at Unix sockets, all share one.
 
+    `r.stop` and `r.shutdown` in the parent drain the workers as SIGTERM does.
+
     systemd is told when all workers are ready, and of replacing and ending; its watchdog hears from the parent's loop.
 
     What can still be lost: what was open on a worker that died. What waits in the queue of one that dies while it
@@ -79,11 +82,15 @@ def run(
         raise TypeError('main and on_start must be callable')
     if workers is not None and (type(workers) is not int or workers < 1):
         raise ValueError(f'workers is None or a number, at least 1, not {workers!r}')
+    if isinstance(listen, str):
+        raise TypeError(f'listen is a list of addresses, not {listen!r}')
     check_times(deadline, lame_duck)
+    seconds('start_timeout', start_timeout)
     told = os.environ.pop(VARIABLE, None)
     if told is not None:
         work(json.loads(told), main, (deadline, lame_duck), options)
         raise SystemExit(0)
+    Reactor(**options).close()  # bad ones are told here, and not by workers that fail for ever
     argv, doors = command(), list[Door]()
     try:
         for address in [sock for _, sock in systemd.inherited_sockets()] or listen:
@@ -91,6 +98,9 @@ def run(
         with Reactor() as r:
             team = Workers(r, argv, doors, deadline, start_timeout)
             r.run(lambda r: team.begin(workers or processors(), on_start))
+            if team.slots:  # stopped, or shut down as by a control socket: whose reactor this is, and not the workers'
+                team.drain()
+                r.run()
             return team.status
     finally:
         for door in doors:
@@ -99,6 +109,10 @@ def run(
 
 def command() -> list[str]:
     """What starts this program anew; ReactorError when nothing does."""
+    if os.name != 'posix':
+        raise ReactorError(
+            'workers get descriptors handed on, which this platform cannot: use one process, reactor.run'
+        )
     file = getattr(sys.modules['__main__'], '__file__', None)
     if not file or file == '<stdin>' or not sys.executable:
         raise ReactorError(

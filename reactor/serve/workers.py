@@ -105,9 +105,9 @@ class Workers:
             child.process.kill()
 
     def grow(self) -> None:
-        """One worker more."""
+        """One worker more, which listens itself: nobody is to wait for it while others serve."""
         if self.slots:
-            self.slots.append(Slot(self, len(self.slots)))
+            self.slots.append(Slot(self, len(self.slots), listening=False))
             self.slots[-1].start()
 
     def shrink(self) -> None:
@@ -163,10 +163,10 @@ class Workers:
 class Slot:
     """The place of one worker, and the sockets on which it listens."""
 
-    def __init__(self, team: Workers, number: int) -> None:
+    def __init__(self, team: Workers, number: int, listening: bool = True) -> None:
         self.team = team
         self.number = number
-        self.listeners = [door.another() for door in team.doors]
+        self.listeners = [door.another(listening) for door in team.doors]
         self.serving: Child | None = None
         self.starting: Child | None = None
         self.told: dict[str, Any] = {}
