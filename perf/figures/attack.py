@@ -103,7 +103,8 @@ class Attack(Figure):
 
 
 def summary(parts):
-    return {'p99_ms': median(part['p99_ms'] for part in parts), 'failed': sum(part['failed'] for part in parts)}
+    p99s = [part['p99_ms'] for part in parts]
+    return {'p99_ms': median(p99s), 'least_p99_ms': min(p99s), 'failed': sum(part['failed'] for part in parts)}
 
 
 def compared(rate, parts, calm):
