@@ -549,3 +549,23 @@ def test_a_local_port_is_taken_with_reuse_only_where_that_steals_from_nobody(mon
         bind_local(sock, address)
         assert bool(sock.getsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR)) is reuse
         assert sock.getsockname() == address
+
+
+def test_a_path_that_cannot_be_had_says_what_helps_with_a_path(tmp_path):
+    path = str(tmp_path / 'taken')
+    with Reactor() as r:
+        server = r.listen_unix(path)
+        with pytest.raises(OSError, match=r'taken.*`ss -lxp`.*choose another path$'):
+            r.listen_unix(path)
+        server.close()
+
+    class Refused(socket.socket):
+        def bind(self, address):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    class Strict(Kernel):
+        def socket(self, family, kind):
+            return Refused(family, kind)
+
+    with Reactor(kernel=Strict()) as r, pytest.raises(PermissionError, match=r'taken: .*: its directory does not let'):
+        r.listen_unix(path)

@@ -234,16 +234,16 @@ def _passive_address(kernel: Kernel, host: str | None, port: int) -> tuple[int, 
 
 
 def _bind_error(exc: OSError, address: object, kind: int = SOCK_STREAM) -> OSError:
+    unix = not isinstance(address, tuple)
     hint = ''
     if exc.errno == errno.EADDRINUSE:
-        tool = 'ss -ltnp' if kind == SOCK_STREAM else 'ss -lunp'
-        hint = (
-            f': somebody listens there already (`{tool}` tells who); choose another address, or port 0 for a free one'
-        )
+        tool = 'ss -lxp' if unix else 'ss -ltnp' if kind == SOCK_STREAM else 'ss -lunp'
+        other = 'another path' if unix else 'another address, or port 0 for a free one'
+        hint = f': somebody listens there already (`{tool}` tells who); choose {other}'
     elif exc.errno == errno.EADDRNOTAVAIL:
         hint = ': that is no address of this machine'
     elif exc.errno == errno.EACCES:
-        hint = ': not permitted; ports below 1024 need privileges'
+        hint = ': its directory does not let you' if unix else ': not permitted; ports below 1024 need privileges'
     return OSError(exc.errno, f'cannot listen on {show(address)}: {exc.strerror}{hint}')
 
 
