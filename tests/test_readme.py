@@ -141,3 +141,19 @@ def test_the_footnotes_of_the_comparison_are_there_and_all_are_used():
     assert numbers == [str(number) for number in range(1, len(numbers) + 1)]
     assert set(re.findall(r'\| p (\d+)', table[0])) == set(numbers)
     assert '| p |' not in table[0]
+
+
+def test_the_newcomers_way_finds_in_the_readme_what_it_types(monkeypatch):
+    monkeypatch.syspath_prepend(str(CHECKOUT / 'perf'))
+    import newcomer
+
+    for words in (
+        ['reactor.demo'],
+        ['7007'],
+        ['serve.run'],
+        ['pytest', 'venv'],
+        ['profile.sh'],
+        ['apt-get', 'haproxy'],
+    ):
+        assert newcomer.block(*words)
+    assert re.search(r'`(python3 -c "import socket; .*?")`', README.replace('\n', ' '))
