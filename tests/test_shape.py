@@ -189,6 +189,11 @@ def test_a_timer_has_five_slots_and_nothing_else():
     assert '__dict__' not in dir(Timer)
 
 
+def test_a_reactor_has_few_attributes_but_slots_so_that_some_more_do_not_slow_it_down():
+    with reactor.Reactor(slow_callback=1) as r:
+        assert len(vars(r)) < 10, 'the 30th makes each of them slow: what the loop asks for belongs into its slots'
+
+
 def frames_since(function: str) -> list[str]:
     """The names of the frames between the caller and the next outer frame of `function`."""
     frame = inspect.currentframe().f_back.f_back
