@@ -222,6 +222,17 @@ def test_a_worker_that_crashes_again_and_again_is_started_ever_more_rarely_until
         assert conn.who() == served.pids()['0']
 
 
+def test_what_a_worker_has_told_ends_with_it(tmp_path):
+    fail = tmp_path / 'fail'
+    with Served(tmp_path, fail=str(fail)) as served:
+        pid = served.pids()['0']
+        assert served.look()['stats']['0']['pid'] == pid
+        fail.touch()
+        os.kill(pid, signal.SIGKILL)
+        wait_until(lambda: 'started again in 0.2 s' in served.log)
+        assert served.look()['stats'] == {}  # nobody serves, and its number may be another's by now
+
+
 def test_when_the_parent_is_killed_the_workers_drain_and_go(tmp_path):
     with Served(tmp_path, run={'workers': 2}) as served:
         pids = served.pids(2)

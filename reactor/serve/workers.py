@@ -66,7 +66,7 @@ class Workers:
         self._told_manager: Callable[[], bool] | None = None
 
     def stats(self) -> dict[str, dict[str, Any]]:
-        """What the worker in each slot told last, at most a second ago: `Stats.as_dict()` and its `'pid'`."""
+        """What who serves in each slot told last, a second ago at most: `Stats.as_dict()` and its `'pid'`."""
         return {str(slot.number): slot.told for slot in self.slots if slot.told}
 
     def pids(self) -> dict[str, int]:
@@ -192,6 +192,7 @@ class Slot:
         """A worker has ended, or did not even start, and nobody has told it to."""
         if child is not None and child is self.serving:
             self.serving = None
+            self.told = {}
         else:
             self.starting = None
             self.team.give_up(self)
