@@ -308,6 +308,15 @@ def test_when_a_file_will_not_do_all_stays_as_it_was(renewable, issued, fault):
 
 
 @needs('openssl')
+def test_a_certificate_in_another_kind_of_pem_is_named_with_what_to_do(issued, tmp_path):
+    trusted = tmp_path / 'trusted.pem'
+    command = ['openssl', 'x509', '-trustout', '-in', issued['one'][0], '-out', trusted]
+    subprocess.run(command, check=True, capture_output=True)
+    with pytest.raises(ReactorError, match=rf'^{trusted} has no "-----BEGIN CERTIFICATE-----"; openssl x509 -in'):
+        Certificates({None: (trusted, issued['one'][1])})
+
+
+@needs('openssl')
 def test_nobody_is_asked_for_the_password_of_a_key(issued, tmp_path):
     locked = tmp_path / 'locked.key'
     command = ['openssl', 'pkey', '-in', issued['one'][1], '-aes128', '-passout', 'pass:secret', '-out', locked]

@@ -91,6 +91,8 @@ class Certificates:
                 if path == certificate:
                     chain = text
             context.load_cert_chain(certificate, key, refuse_to_ask)
+            if BEGIN not in chain:  # OpenSSL reads other kinds as well
+                raise ReactorError(f'{certificate} has no "{BEGIN}"; openssl x509 -in {certificate} writes it so')
             begin, end = validity(chain)
         except (OSError, ValueError) as exc:
             raise ReactorError(f'{trouble(exc, certificate, key)}; nothing was changed') from exc
