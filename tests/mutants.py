@@ -22,6 +22,7 @@ class Mutant(NamedTuple):
     anchor       the text that is replaced
     replacement  by which
     law          what is broken by it
+    seed         one that found it when it took many; tried before all others
     """
 
     name: str
@@ -29,6 +30,7 @@ class Mutant(NamedTuple):
     anchor: str
     replacement: str
     law: str
+    seed: int = 0
 
 
 def copy_package(folder: Path, mutant: Mutant | None) -> Path:
@@ -52,6 +54,7 @@ MUTANTS = (
         'if mask & watcher.events & READ:',
         'if mask & READ:',
         '4: an event belongs to an object that still wants it',
+        70,
     ),
     Mutant(
         'a stale write event is told',
@@ -95,6 +98,7 @@ MUTANTS = (
         '            if signals.interrupted:\n'
         '                signals.raise_interrupt()\n',
         '8: an interrupt loses nothing',
+        206,
     ),
     Mutant(
         'what an interrupt left over comes after the next events',
@@ -102,6 +106,7 @@ MUTANTS = (
         'self._run_completions(len(self.completions))\n            limit = 0',
         'limit = 0',
         '3: in the order in which things happened',
+        206,
     ),
     Mutant(
         'calls set meanwhile run in the same turn',
@@ -137,6 +142,7 @@ MUTANTS = (
         '        elif not self.leave(timer):\n            self.due.remove(timer)\n',
         '        else:\n            self.leave(timer)\n',
         '1: a timer that was moved fires once, at the new time',
+        130,
     ),
     Mutant(
         'a timer cannot be moved to an earlier time',
@@ -167,6 +173,7 @@ MUTANTS = (
         'beats = (now - deadline) // self.delay + 1',
         'beats = 1',
         'missed beats are skipped',
+        62,
     ),
     Mutant(
         'deadlines that nobody has are dropped, and the heap is none any more',
@@ -174,6 +181,7 @@ MUTANTS = (
         '            heap[:] = at\n            heapify(heap)\n',
         '            heap[:] = reversed(at)\n',
         '3: timers fire in order',
+        148,
     ),
     Mutant(
         'a second of time limits is looked at before it has come',
@@ -267,6 +275,7 @@ MUTANTS = (
         'self.fn = self.on_done = None',
         'self.fn = None',
         '1: what was cancelled is never heard of',
+        181,
     ),
     Mutant(
         'a call in a thread ends after its callback',
@@ -280,6 +289,7 @@ MUTANTS = (
         '            on_done(result, error)\n'
         '        self.close()\n',
         '8: an exception leaves no half a state',
+        148,
     ),
     Mutant(
         'threads that have ended are counted',
@@ -365,6 +375,7 @@ MUTANTS = (
         'self.loop.completions.append((self, Stream.handle_last_reads, ()))',
         'self.loop.completions.append((self, Stream.handle_last_reads, (0,)))',
         'what was received is delivered',
+        73,
     ),
     Mutant(
         'why sending failed is not told',
@@ -408,6 +419,7 @@ MUTANTS = (
         'elif self.state is OPEN and self.buffered:',
         'elif self.state is CLOSING and self.buffered:',
         'what was written is sent',
+        120,
     ),
     Mutant(
         'close drops what waits',
@@ -510,6 +522,7 @@ MUTANTS = (
         '        self._closed = True\n        if self._retry is not None:\n            self._retry.cancel()\n',
         '        self._closed = True\n        if self._retry is not None:\n',
         '9: no timer outlives what it is for',
+        443,
     ),
     Mutant(
         'the batch goes on beyond max_connections',
@@ -567,6 +580,7 @@ MUTANTS = (
         '                self._addresses.appendleft(address)\n',
         '',
         '1: a connect ends, in the time that it was given',
+        69,
     ),
     Mutant(
         'connecting goes on after close',
@@ -589,6 +603,7 @@ MUTANTS = (
         'full = self._buffered + len(self._queue) * DATAGRAM_COST >= self._max_queued',
         'full = False',
         '6: memory is bounded',
+        158,
     ),
     Mutant(
         'datagrams that were sent are counted as waiting',
@@ -596,6 +611,7 @@ MUTANTS = (
         '            queue.popleft()\n            self._buffered -= len(data)\n',
         '            queue.popleft()\n',
         '6: a queue that is empty takes what is sent',
+        165,
     ),
     Mutant(
         'any number of datagrams is read in a turn',
@@ -603,6 +619,7 @@ MUTANTS = (
         'for _ in range(DATAGRAMS_PER_TURN):',
         'while True:',
         '5: datagrams in a turn are bounded',
+        100,
     ),
     Mutant(
         'a socket that its callback has closed is read on',
@@ -617,6 +634,7 @@ MUTANTS = (
         'if self._error is None:  # else one',
         'if what:  # else one',
         'at most one error in a turn',
+        165,
     ),
     # -- options and limits
     Mutant(
@@ -625,6 +643,7 @@ MUTANTS = (
         'self.high_water = max(1, high_water)',
         'self.high_water = high_water',
         'after False comes on_drain',
+        67,
     ),
     Mutant(
         'changed options are those from before',
@@ -660,6 +679,7 @@ MUTANTS = (
         'for count in range(self._batch):',
         'for count in range(1 << 20):',
         'law 5',
+        242,
     ),
     Mutant(
         'closing does not look for what is unread',
@@ -667,6 +687,7 @@ MUTANTS = (
         'if state is OPEN and writer is None and self.events & READ:',
         'if state is OPEN and not self.buffered:',
         'what was written before close() arrives',
+        464,
     ),
     # -- doors
     Mutant(
@@ -675,6 +696,7 @@ MUTANTS = (
         'taken = self._receive(min(missing, len(seen)))',
         'taken = self._receive(len(seen))',
         'not a byte is lost',
+        122,
     ),
     Mutant(
         'the time limit of a PROXY header outlives it',
@@ -711,6 +733,7 @@ MUTANTS = (
         'self._looking = later(lame_duck, self._look)',
         'self._looking = later(0, self._look)',
         'nobody is closed during the lame duck',
+        383,
     ),
     Mutant(
         'who waits in the queue is refused',
@@ -718,6 +741,7 @@ MUTANTS = (
         'if handle.deserted():',
         'if handle.sock:',
         'nothing that was accepted is lost',
+        431,
     ),
     Mutant(
         'who is busy is closed',
@@ -732,6 +756,7 @@ MUTANTS = (
         'return now - since >= min(patience, (self._until - since) / 2)',
         'return True',
         'nothing that was accepted is lost',
+        95,
     ),
     Mutant(
         'a request that nobody has read is closed',
@@ -739,6 +764,7 @@ MUTANTS = (
         'elif handle.unread:',
         'elif self._loop is None:',
         'nothing that was accepted is lost',
+        63,
     ),
     Mutant(
         'a shutdown never stops',
@@ -753,5 +779,6 @@ MUTANTS = (
         '                busy.discard(self)\n            self.writer = ENDED\n',
         '                pass\n            self.writer = ENDED\n',
         '9: nothing of it is kept',
+        359,
     ),
 )

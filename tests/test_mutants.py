@@ -27,9 +27,9 @@ logging.disable(logging.CRITICAL)
 import reactor
 from reactor.testing.seeds import run_seed
 
-first, last, longest = map(int, sys.argv[1:])
+begin, first, last, longest = map(int, sys.argv[1:])
 slowest = 0.0
-for seed in range(first, last):
+for seed in (begin, *range(first, last)):
     began = time.process_time()
     resource.setrlimit(resource.RLIMIT_CPU, (int(began) + longest + 1, resource.RLIM_INFINITY))
     print(seed, flush=True)
@@ -69,9 +69,10 @@ class Outcome:
 def hunt(folder: Path, mutant: Mutant | None, first: int, last: int) -> Outcome:
     """Run these seeds on a copy of the package in `folder`, until one fails."""
     copy_package(folder, mutant)
+    begin = first if mutant is None else mutant.seed
     environment = {**os.environ, 'PYTHONPATH': str(folder), 'PYTHONDONTWRITEBYTECODE': '1'}
     child = subprocess.run(
-        [sys.executable, '-c', HUNT, str(first), str(last), str(LONGEST)],
+        [sys.executable, '-c', HUNT, *map(str, (begin, first, last, LONGEST))],
         cwd=folder, env=environment, capture_output=True, text=True, timeout=600,
     )  # fmt: skip
     assert child.stdout, child.stderr
