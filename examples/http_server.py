@@ -4,7 +4,6 @@ Run it:    python examples/http_server.py --root .        (--port 8080; pip inst
 Use it:    curl http://127.0.0.1:8080/README.md           a file under --root, HEAD too
            curl http://127.0.0.1:8080/stream?lines=5      made while it is sent
            curl -T some.file http://127.0.0.1:8080/echo   comes back while it is being sent
-
            curl http://127.0.0.1:8080/healthz             whether it wants more clients: 200 or 503
 
 SIGTERM drains: /healthz says 503 and each answer `Connection: close`; a second later it accepts nobody any more, and it
