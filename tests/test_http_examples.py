@@ -399,15 +399,14 @@ def test_ab_gets_an_answer_to_each_request_although_the_server_is_shut_down_mean
 
 
 def test_wrk_loses_no_answer_when_the_server_ends(root):
-    # What it calls write errors are connections that were refused: it goes on until its time is over. There are none
-    # when that comes first.
-    with serving(root, '--lame-duck', '0.2') as (process, port):
-        later = threading.Timer(0.3, process.send_signal, [signal.SIGTERM])
+    # What it calls write errors are connections that were refused: it goes on until its time is over, which
+    # is long after the server's, for what it asked last it does not count.
+    with serving(root, '--lame-duck', '0.1') as (process, port):
+        later = threading.Timer(0.2, process.send_signal, [signal.SIGTERM])
         later.start()
-        done = program('wrk', '-t1', '-c20', '-d1', f'http://127.0.0.1:{port}/hello.txt')
+        done = program('wrk', '-t1', '-c20', '-d3', f'http://127.0.0.1:{port}/hello.txt')
         later.join()
-        errors = re.search(r'Socket errors: (.*)', done.stdout)
-        assert errors is None or re.fullmatch(r'connect 0, read 0, write \d+, timeout 0', errors[1])
+        assert 'Socket errors: connect 0, read 0, write ' in done.stdout and 'timeout 0' in done.stdout
         assert 'Non-2xx' not in done.stdout
         assert int(re.search(r'(\d+) requests in', done.stdout)[1]) == requests_answered(process)
 
