@@ -1,4 +1,4 @@
-"""A server ported from the protocols of asyncio: `asyncio_original.py` beside it is what it was.
+"""A server ported from the protocols of asyncio: `porting/asyncio_original.txt` is what it was.
 
 Run it:    python examples/port_from_asyncio.py             (--port 2528), with --cert and --key over TLS
 Ask it:    nc -C 127.0.0.1 2528                             and type: say hello, later 0.5 hello, digest hello, flood 9

@@ -21,7 +21,6 @@ LONGER = {
     'http_server.py': 220,
     'resp_server.py': 350,
     'service.py': 90,
-    'asyncio_original.py': 120,
     'asyncore_relay_original.py': 75,
     'port_from_asyncio.py': 105,
     'port_from_tornado.py': 105,

@@ -22,6 +22,8 @@ import reactor.serve
 from reactor.framing import Frames
 
 EXAMPLES = Path(__file__).parent.parent / 'examples'
+# The one for asyncio is no module, not even by its name: nothing in this project imports asyncio.
+ORIGINALS = [*EXAMPLES.glob('*_original.py'), *EXAMPLES.glob('porting/*_original.txt')]
 GUIDES = sorted((EXAMPLES / 'porting').glob('*.md'))
 BLOCKS = [
     pytest.param(guide, *found, id=f'{guide.stem}: {found[1].strip().splitlines()[0].strip()}')
@@ -148,7 +150,7 @@ def test_the_port_from_tornado_answers_as_the_original(name, monkeypatch):
 # -- asyncio
 
 
-asyncio_pair = both('asyncio_original.py', (), 'port_from_asyncio.py')
+asyncio_pair = both('porting/asyncio_original.txt', (), 'port_from_asyncio.py')
 DIGEST = hashlib.pbkdf2_hmac('sha256', b'abc', b'salt', 1000).hex().encode()
 
 
@@ -204,7 +206,7 @@ def test_both_end_a_client_that_is_silent(name):
 
 def test_what_is_ported_from_is_a_program_of_its_own():
     """Nobody imports it: it is run, in a process of its own, and only to be compared with."""
-    originals = {path.stem for path in EXAMPLES.glob('*_original.py')}
+    originals = {path.stem for path in ORIGINALS}
     assert {'asyncio_original', 'tornado_original', 'asyncore_original'} <= originals
     imported = re.compile(rf'^\s*(?:from|import)\s.*\b({"|".join(originals)})\b', re.MULTILINE)
     for folder in ('reactor', 'tests', 'examples', 'perf'):
@@ -216,7 +218,7 @@ def test_what_is_ported_from_is_a_program_of_its_own():
 def test_a_block_of_a_guide_is_a_piece_of_the_program_named_before_it(guide, language, code):
     before = guide.read_text().partition(f'```{language}\n{code}```')[0]
     assert language == 'python'
-    path = guide.parent / re.findall(r'\]\((\S+?\.py)\)', before)[-1]
+    path = guide.parent / re.findall(r'\]\((\S+?\.(?:py|txt))\)', before)[-1]
     text = path.read_text()
     pieces = [textwrap.indent(code, ' ' * depth) for depth in range(0, 20, 4)]
     assert any('\n' + piece in text for piece in pieces), f'{path.name} has no such piece:\n{code}'
@@ -249,7 +251,7 @@ def test_every_link_of_a_guide_leads_to_a_file_and_every_table_is_straight(guide
 def test_there_is_a_guide_for_each():
     assert {guide.name for guide in GUIDES} == {'README.md', 'from_asyncore.md', 'from_tornado.md', 'from_asyncio.md'}
     index = (EXAMPLES / 'porting' / 'README.md').read_text()
-    for path in [*GUIDES, *EXAMPLES.glob('*_original.py'), *EXAMPLES.glob('port_from_*.py')]:
+    for path in [*GUIDES, *ORIGINALS, *EXAMPLES.glob('port_from_*.py')]:
         assert path.name == 'README.md' or path.name in index, path.name
 
 

@@ -33,17 +33,8 @@ def rolling_restart():
     return module
 
 
-class Haproxy:
-    """HAProxy with a configuration of which variables come from the environment; a context manager.
-
-    binds  listening sockets by the name of the variable that says where a frontend binds: HAProxy inherits them, so
-           no port is taken that others may take first
-    env    the other variables; ADMIN is a path in a folder of its own
-    """
-
-    def __init__(self, config, binds, **env):
-        self.config, self.binds, self.env = config, binds, env
-        self.stack = contextlib.ExitStack()
+class Running:
+    """What runs as long as its block: `start()` puts on `stack` what has to end."""
 
     def __enter__(self):
         try:
@@ -55,6 +46,19 @@ class Haproxy:
 
     def __exit__(self, *failure):
         self.stack.close()
+
+
+class Haproxy(Running):
+    """HAProxy with a configuration of which variables come from the environment; a context manager.
+
+    binds  listening sockets by the name of the variable that says where a frontend binds: HAProxy inherits them, so
+           no port is taken that others may take first
+    env    the other variables; ADMIN is a path in a folder of its own
+    """
+
+    def __init__(self, config, binds, **env):
+        self.config, self.binds, self.env = config, binds, env
+        self.stack = contextlib.ExitStack()
 
     def start(self):
         folder = Path(self.stack.enter_context(tempfile.TemporaryDirectory()))
@@ -131,22 +135,11 @@ class Worker(Measured):
             return sum(fields[1].endswith(wanted) and fields[3] == '01' for fields in map(str.split, file))
 
 
-class Behind:
+class Behind(Running):
     """The shipped configuration with two workers; `port` and `tcp_port` are its frontends, `workers` by their names."""
 
     def __init__(self):
         self.stack = contextlib.ExitStack()
-
-    def __enter__(self):
-        try:
-            self.start()
-        except BaseException:
-            self.stack.close()
-            raise
-        return self
-
-    def __exit__(self, *failure):
-        self.stack.close()
 
     def start(self):
         socks = [self.stack.enter_context(socket.create_server(('127.0.0.1', 0))) for _ in range(2)]
