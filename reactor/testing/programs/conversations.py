@@ -12,7 +12,7 @@ from typing import Any
 
 from reactor.framing import Frames
 
-from .parts import Ending, Place, Talker, child, cut, limits, some_bytes, talk, try_to_write
+from .parts import Ending, Place, Talker, child, cut, echoing, limits, some_bytes, talk, try_to_write
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -30,20 +30,8 @@ def echo(world: World) -> None:
 def echo_server(world: World) -> Place:
     """A server that sends back what it hears, no faster than it is taken."""
 
-    def on_data(conn: Stream, data: bytes) -> None:
-        world.trouble(conn)
-        if not conn.write(data):
-            conn.pause_reading()
-
-    def on_drain(conn: Stream) -> None:
-        world.trouble(conn)
-        conn.resume_reading()
-
-    def on_close(conn: Stream, exc: BaseException | None) -> None:
-        world.trouble(conn)
-
     most = world.random.choice((None, None, 1, 3))  # others wait in the backlog
-    return Place(world, on_data, on_drain=on_drain, on_close=on_close, max_connections=most, **limits(world.random))
+    return Place(world, **echoing(world), max_connections=most, **limits(world.random))
 
 
 def talk_to(world: World, place: Place, ending: Ending) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 from reactor import LifetimeOver, Limits, TooSlow
 
-from .parts import Ending, Place, Talker, child, cut, limits, some_bytes, talk
+from .parts import Ending, Place, Talker, child, cut, echoing, limits, some_bytes, talk
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -49,20 +49,7 @@ def proxied_echo(world: World) -> Place:
         if conn.peername[0] != CLIENT or conn.proxy is None or conn.proxy.source != conn.peername:
             world.fail(f'{conn!r} was let in, and its proxy said {conn.proxy!r}')
 
-    def on_data(conn: Stream, data: bytes) -> None:
-        world.trouble(conn)
-        if not conn.write(data):
-            conn.pause_reading()
-
-    def on_drain(conn: Stream) -> None:
-        world.trouble(conn)
-        conn.resume_reading()
-
-    def on_close(conn: Stream, exc: BaseException | None) -> None:
-        world.trouble(conn)
-
-    rest: dict[str, Any] = {'on_connect': on_connect, 'on_drain': on_drain, 'on_close': on_close}
-    return Place(world, on_data, proxied=True, proxy_timeout=2, **rest, **limits(world.random))
+    return Place(world, **echoing(world), on_connect=on_connect, proxied=True, proxy_timeout=2, **limits(world.random))
 
 
 class Proxy:

@@ -275,6 +275,24 @@ class Talker:
         self.world.trouble()
 
 
+def echoing(world: World) -> dict[str, Any]:
+    """The callbacks of a server that sends back what it hears, no faster than it is taken."""
+
+    def on_data(conn: Stream, data: bytes) -> None:
+        world.trouble(conn)
+        if not conn.write(data):
+            conn.pause_reading()
+
+    def on_drain(conn: Stream) -> None:
+        world.trouble(conn)
+        conn.resume_reading()
+
+    def on_close(conn: Stream, exc: BaseException | None) -> None:
+        world.trouble(conn)
+
+    return {'on_data': on_data, 'on_drain': on_drain, 'on_close': on_close}
+
+
 def talk(world: World, **others: Any) -> dict[str, Any]:
     """The callbacks of connections whose `data` is a `Talker`, to be given to `connect_*` and `listen_*`.
 
