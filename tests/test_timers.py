@@ -11,7 +11,7 @@ import pytest
 from support import Log, run_until, turns
 
 from reactor import HandleClosed, Reactor, Timer
-from reactor.loop.timers import name_of
+from reactor.loop.log import name_of
 
 
 class Thing:

@@ -10,8 +10,7 @@ from __future__ import annotations
 import errno
 
 from ..errors import HandleClosed
-from .log import log
-from .timers import name_of
+from .log import log, name_of
 from .watcher import READ, WRITE, Handle
 
 TYPE_CHECKING = False

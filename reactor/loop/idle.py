@@ -7,7 +7,7 @@ sleeping; it fires in the timers phase and puts the idlers before all other call
 
 from __future__ import annotations
 
-from .timers import name_of
+from .log import name_of
 from .watcher import Handle
 
 TYPE_CHECKING = False

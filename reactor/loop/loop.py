@@ -23,13 +23,13 @@ from ..errors import HandleClosed, ReactorError
 from ..kernel import Kernel
 from .descriptor import Descriptor
 from .idle import Idler, Idlers
-from .log import log
+from .log import describe, log, name_of
 from .notifier import Notifier
 from .signals import SignalHandler, Signals
 from .slow import SlowWatch
 from .stats import LAG_BUCKETS, Counters, Stats
 from .threads import ThreadCall, ThreadPool
-from .timers import FOREVER, CheckedRepeatingTimer, CheckedTimer, RepeatingTimer, Timer, TimerHeap, name_of
+from .timers import FOREVER, CheckedRepeatingTimer, CheckedTimer, RepeatingTimer, Timer, TimerHeap
 from .wakeup import Wakeup
 from .watcher import READ, WRITE, Handle, Watchers
 
@@ -107,7 +107,7 @@ class Loop:
     ) -> None:
         if slow_callback is not None and not slow_callback > 0:
             raise ValueError(f'slow_callback is a number of seconds above 0, not {slow_callback!r}')
-        if not (isinstance(catch_errors, bool) or callable(catch_errors)):
+        if type(catch_errors) is not bool and not callable(catch_errors):
             raise TypeError(f'catch_errors is True, False or a callable, not {catch_errors!r}')
         kernel = kernel or Kernel()
         self._kernel = kernel
@@ -221,7 +221,7 @@ class Loop:
                         step()
                         break
                     except BaseException as exc:
-                        error = error or exc
+                        error = exc if error is None else error
             if error is not None:
                 raise error
         finally:
@@ -294,7 +294,7 @@ class Loop:
         for fn, _ in [*self._soon, *self._wakeup.calls]:
             yield f'call_soon of {name_of(fn)}: waits for its turn'
         for handle, _, _ in self.completions:
-            yield f'{handle!r}: has something to tell'
+            yield f'{describe(handle)}: has something to tell'
         for timer in self.timers:
             if self.timers.is_referenced(timer) and timer.deadline is not None:
                 yield (
@@ -303,7 +303,7 @@ class Loop:
                 )
         for handle in self.handles():
             if self.watchers.is_referenced(handle):
-                yield f'{handle!r}: since {now - handle.since:.0f} s, waits for {handle.waits_for()}'
+                yield f'{describe(handle)}: since {now - handle.since:.0f} s, waits for {handle.waits_for()}'
 
     # -- calls and timers
 
@@ -622,28 +622,32 @@ class Loop:
         if on_error is not None:
             try:
                 on_error(handle, exc)
-            except Exception as another:
-                self._log(another, handle)
-                exc = another
-            else:
                 return
+            except Exception as another:
+                exc = another
         elif self._catch_errors is False:
             raise exc
-        elif self._catch_errors is True:
-            self._log(exc, handle)
-        else:
-            try:
-                self._catch_errors(exc, handle)
-            except Exception as another:
-                self._log(another, handle)
-        if handle is not None:
-            handle.handle_failed(exc)
-        del exc  # its traceback may hold this frame
+        try:
+            if on_error is not None or self._catch_errors is True:
+                self._log(exc, handle)
+            else:
+                self._report(exc, handle)
+        finally:  # KeyboardInterrupt and SystemExit leave a logger too, and the connection ends all the same
+            if handle is not None:
+                handle.handle_failed(exc)
+            del exc  # its traceback may hold this frame
+
+    def _report(self, exc: Exception, handle: Handle | None) -> None:
+        assert callable(self._catch_errors)
+        try:
+            self._catch_errors(exc, handle)
+        except Exception as another:
+            self._log(another, handle)
 
     def _log(self, exc: Exception, handle: Handle | None) -> None:
         if handle is not None and not handle.may_log():
             return
-        where = 'a callback' if handle is None else f'a callback of {handle!r}'
+        where = 'a callback' if handle is None else f'a callback of {describe(handle)}'
         log('error', 'exception in %s', where, exc=exc)
 
 

@@ -8,7 +8,7 @@ lost. Two threads that raise it at once may queue twice; the second of them find
 from __future__ import annotations
 
 from ..errors import HandleClosed
-from .timers import name_of
+from .log import name_of
 from .watcher import Handle
 
 TYPE_CHECKING = False

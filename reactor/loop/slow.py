@@ -9,8 +9,11 @@ Many short callbacks in one turn block a loop as much as a long one, so a turn i
 
 from __future__ import annotations
 
-from .log import log
-from .timers import name_of
+import functools
+from types import FunctionType, MethodType
+
+from .log import log, name_of
+from .watcher import Handle
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -34,6 +37,7 @@ TOLD_BY = {
     'handle_send_error': 'on_send_error',
     'handle_addresses': 'on_done',
 }
+READERS = 'on_data', 'on_eof', 'on_datagram', 'on_done', 'fn'  # what a readable descriptor leads to
 
 
 class SlowWatch:
@@ -63,12 +67,7 @@ class SlowWatch:
         """The dispatch phase, one event at a time."""
         for event in ready:
             watcher = event[0].data
-            fn = (
-                getattr(watcher, 'on_data', None)
-                or getattr(watcher, 'on_eof', None)
-                or getattr(watcher, 'on_datagram', None)
-                or _behind(watcher.handle_read)
-            )
+            fn = _callback_of(watcher, READERS, watcher.handle_read)
             began = self._clock()
             self._dispatch([event])
             self._judge('dispatch', began, fn)
@@ -93,7 +92,8 @@ class SlowWatch:
         """The completions phase, one at a time."""
         for _ in range(count):
             handle, fn, _args = self._completions[0]
-            fn = getattr(handle, TOLD_BY.get(getattr(fn, '__name__', ''), ''), None) or fn
+            if type(fn) is FunctionType and fn.__name__ in TOLD_BY:
+                fn = _callback_of(handle, (TOLD_BY[fn.__name__],), fn)
             began = self._clock()
             self._run_completions(1)
             self._judge('completions', began, fn)
@@ -121,17 +121,32 @@ class SlowWatch:
             log('warning', '%s', line)
 
 
-def _behind(fn: Any) -> Any:
-    """The user's callback behind a call that a handle (an idler, a notifier, a call in a thread) has queued."""
-    handle = getattr(fn, '__self__', None)
-    if handle is None or not fn.__name__.startswith('handle_'):
+# A user's callable may be any object: to ask it for an attribute, or whether it is true, may raise or never end. So
+# these functions look at its type first.
+
+
+def _callback_of(handle: Handle, names: tuple[str, ...], otherwise: object) -> object:
+    """Return the first of these callbacks that `handle` has."""
+    for name in names:
+        fn: object = getattr(handle, name, None)
+        if fn is not None:
+            return fn
+    return otherwise
+
+
+def _behind(fn: Any) -> object:
+    """Return the user's callback behind a call that a handle (an idler, a notifier, a call in a thread) has queued."""
+    if type(fn) is not MethodType or type(fn.__func__) is not FunctionType or not issubclass(type(fn.__self__), Handle):
         return fn
-    return getattr(handle, 'on_done', None) or getattr(handle, 'fn', None) or fn
+    handle: Any = fn.__self__
+    return _callback_of(handle, ('on_done', 'fn'), fn) if fn.__name__.startswith('handle_') else fn
 
 
 def where(fn: object) -> str:
-    """Where a callback is written: module, qualified name and line."""
-    while hasattr(fn, 'func'):  # a partial
-        fn = fn.func
-    code = getattr(fn, '__code__', None)
-    return name_of(fn) + (f':{code.co_firstlineno}' if code is not None else '')
+    """Return where a callback is written: module, qualified name and line."""
+    name = name_of(fn)
+    while issubclass(type(fn), functools.partial):
+        fn = fn.func  # type: ignore[attr-defined]
+    if type(fn) is MethodType:
+        fn = fn.__func__
+    return f'{name}:{fn.__code__.co_firstlineno}' if type(fn) is FunctionType else name

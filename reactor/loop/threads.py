@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import deque
 
 from ..errors import ReactorError
-from .timers import name_of
+from .log import name_of
 from .watcher import Handle
 
 TYPE_CHECKING = False

@@ -16,6 +16,7 @@ from operator import itemgetter
 
 from ..errors import HandleClosed
 from .buckets import Buckets
+from .log import name_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -127,13 +128,6 @@ class CheckedRepeatingTimer(CheckedTimer, RepeatingTimer):
     """The same at a fixed rate."""
 
     __slots__ = ()
-
-
-def name_of(fn: object) -> str:
-    """The name of a callback as a person would look for it: module and qualified name."""
-    fn = getattr(fn, 'func', fn)  # a partial
-    module, name = getattr(fn, '__module__', None), getattr(fn, '__qualname__', None)
-    return f'{module}.{name}' if name else repr(fn)
 
 
 class TimerHeap:

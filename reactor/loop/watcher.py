@@ -15,6 +15,7 @@ import errno
 from selectors import EVENT_READ, EVENT_WRITE
 
 from ..errors import HandleClosed, ReactorError, SelectorFull
+from .log import describe
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -234,8 +235,8 @@ class Watchers:
     def evict(self, handle: Handle) -> None:
         """Forget the registration of a handle whose descriptor was closed by somebody else, and tell it."""
         self._park_lost(handle)
-        exc = OSError(errno.EBADF, f'descriptor of {handle!r} was closed by somebody else; close the handle instead')
-        handle.handle_lost(exc)
+        what = f'descriptor of {describe(handle)} was closed by somebody else; close the handle instead'
+        handle.handle_lost(OSError(errno.EBADF, what))
 
     def is_lost(self, handle: Handle, fd: int) -> bool:
         """Whether `fd`, the descriptor of `handle`, was closed by somebody else."""
@@ -261,9 +262,9 @@ class Watchers:
             # without a socket watches what others own, and may not take it from who has it.
             holder, sock = self._map[fd].data, getattr(handle, 'sock', None)
             if sock is getattr(holder, 'sock', handle):
-                raise ReactorError(f'this socket belongs to {holder!r} already') from None
+                raise ReactorError(f'this socket belongs to {describe(holder)} already') from None
             if sock is None and holder.fileno() == fd:
-                raise ReactorError(f'descriptor {fd} belongs to {holder!r} already; close that first') from None
+                raise ReactorError(f'descriptor {fd} belongs to {describe(holder)} already; close that first') from None
             self.evict(holder)
             self.selector.register(fd, events, handle)
 

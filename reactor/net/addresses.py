@@ -8,6 +8,7 @@ from __future__ import annotations
 from socket import AF_INET, AF_INET6, AI_NUMERICHOST, AI_PASSIVE, SOCK_STREAM
 
 from ..kernel import ABSTRACT_PATHS, AF_UNIX, ResolveFailure
+from ..loop.log import describe
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -125,8 +126,9 @@ def interleave(addresses: list[Address]) -> list[Address]:
 
 def unmapped(address: Any) -> Any:
     """An IPv4 peer of a dual-stack socket, shown as what it is; every other address as it came."""
-    if type(address) is tuple and len(address) == 4 and address[0].startswith(MAPPED) and '.' in address[0]:
-        return address[0][len(MAPPED) :], address[1]
+    if type(address) is tuple and len(address) == 4 and type(address[0]) is str:
+        if address[0].startswith(MAPPED) and '.' in address[0]:
+            return address[0][len(MAPPED) :], address[1]
     return address
 
 
@@ -134,15 +136,15 @@ def show(address: Any) -> str:
     """An address as people write it: 127.0.0.1:80, [::1]:80, a path, @abstract; quoted if it would spoil the line."""
     if address is None:
         return 'unknown'
-    if type(address) is tuple:
-        host, port = address[0], address[1]
-        return f'[{host}]:{port}' if ':' in host else f'{host}:{port}'
-    if isinstance(address, bytes):
-        if address[:1] != b'\0':
-            return repr(address)
-        address = '@' + address[1:].decode('utf-8', 'backslashreplace')
+    if type(address) is tuple and len(address) > 1 and type(address[0]) is str:
+        host, port = address[:2]
+        text = f'[{host}]:{port}' if ':' in host else f'{host}:{port}'
+    elif type(address) is bytes and address[:1] == b'\0':
+        text = '@' + address[1:].decode('utf-8', 'backslashreplace')
+    else:
+        text = describe(address)  # also what families that we do not know have, such as (3, 1024) of AF_VSOCK
     # A peer has chosen it: whoever reads a log must see one line of it.
-    return (address if address.isprintable() else repr(address)) or 'unnamed'
+    return (text if text.isprintable() else repr(text)) or 'unnamed'
 
 
 FAMILIES = (0, AF_INET, AF_INET6)

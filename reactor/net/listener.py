@@ -290,7 +290,7 @@ class Listener(Handle):
         if self.on_accept_error is not None:
             self.loop.completions.append((self, self.on_accept_error, (exc,)))
         else:
-            log('warning', '%r: %s; accepting %s', self, exc, outcome)
+            log('warning', '%s: %s; accepting %s', self, exc, outcome)
 
 
 def check_max_connections(limit: int | None) -> None:

@@ -476,8 +476,8 @@ class Stream(Handle):
         if self.peer is None and self.sock is not None:
             try:
                 self.peer = unmapped(self.sock.getpeername())
-            except OSError:
-                pass
+            except Exception:
+                pass  # an adopted socket may be of a class of its own, and error messages are made of this
         return self.peer
 
     @property
@@ -490,7 +490,7 @@ class Stream(Handle):
         """Our own address, None when there is none."""
         try:
             return unmapped(self.sock.getsockname()) if self.sock is not None else None
-        except OSError:
+        except Exception:
             return None
 
     @property

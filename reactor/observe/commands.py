@@ -14,7 +14,7 @@ import json
 from collections import Counter
 
 from .. import Reactor, __version__
-from ..loop.log import log
+from ..loop.log import describe, log
 from ..loop.stats import TIMES
 from .figures import combined
 
@@ -53,7 +53,7 @@ class Commands:
             return refusal(str(refused))
         except Exception as exc:  # of the source or of a handle: it is not to hurt who is looked at
             log('error', 'exception in a command of the control socket', exc=exc)
-            return refusal(f'{type(exc).__name__}: {exc}; the log has the rest')
+            return refusal(f'{type(exc).__name__}: {describe(exc)}; the log has the rest')
 
     def do_help(self) -> dict[str, Any]:
         """What can be asked."""
@@ -93,7 +93,7 @@ class Commands:
         now = self._r.watchers.kernel.clock()
         shown = [
             {
-                'handle': repr(handle)[:LONGEST_TEXT],
+                'handle': describe(handle)[:LONGEST_TEXT],
                 'seconds': round(now - handle.since, 1),
                 'waits_for': handle.waits_for()[:LONGEST_TEXT],
                 'keeps_running': self._r.watchers.is_referenced(handle),

@@ -210,5 +210,5 @@ class Session:
 
 def _on_error(conn: Stream, exc: Exception) -> None:
     if conn.may_log():
-        log('error', 'exception while %r was answered', conn, exc=exc)
+        log('error', 'exception while %s was answered', conn, exc=exc)
     conn.abort()

@@ -140,7 +140,7 @@ class _Site:
     def on_error(self, conn: Stream, exc: Exception) -> None:
         """What goes wrong here is told, and ends nothing but this connection, whatever `catch_errors` says."""
         if conn.may_log():
-            log('error', 'exception while %r was answered', conn, exc=exc)
+            log('error', 'exception while %s was answered', conn, exc=exc)
         conn.abort()
 
     def _check_host(self, request: Request) -> None:

@@ -14,7 +14,7 @@ from errno import EBADF
 
 from ..errors import SelectorFull
 from ..kernel import EXIT_UNKNOWN, SIGKILL, SIGTERM
-from ..loop.log import log
+from ..loop.log import describe, log
 from ..loop.watcher import READ, Handle
 from ..net.options import Callbacks
 from .pipe import CheckedReadPipe, CheckedWritePipe, ReadPipe, WritePipe
@@ -160,7 +160,7 @@ class Process(Handle):
             if self._child is None or self._reap():
                 return
             self._kernel.sleep(0.001)
-        log('warning', '%r: still not dead after SIGKILL; it is left to the system', self)
+        log('warning', '%s: still not dead after SIGKILL; it is left to the system', self)
         self._forget()
 
     @property
@@ -176,7 +176,7 @@ class Process(Handle):
 
     def __repr__(self) -> str:
         state = 'ended' if self._child is None else 'closing' if self._closing else 'running'
-        return f'<Process fd={self.fileno()} {state} pid={self.pid} {self.args!r}>'
+        return f'<Process fd={self.fileno()} {state} pid={self.pid} {describe(self.args)}>'
 
     def _reap(self) -> bool:
         if self._child is None:
@@ -184,7 +184,7 @@ class Process(Handle):
         try:
             status = self._kernel.reap(self._child)
         except ChildProcessError:
-            log('warning', '%r: somebody else has reaped it; its exit code is not known', self)
+            log('warning', '%s: somebody else has reaped it; its exit code is not known', self)
             status = EXIT_UNKNOWN
         if status is None:
             return False
