@@ -29,6 +29,8 @@ MS = 1_000_000  # ns
 START = 1_000_000 * MS  # the clock at the start
 STDIO = 3  # descriptors that a program has from the start
 PLENTY = 1000  # descriptors, below what select can take
+COARSE = 0.3  # of the seeds: time advances in steps
+GRAINS = 0.005, 0.05  # seconds, the shortest and the longest step
 # Calls whose failure is the end of a connection; what others say of it is not.
 ENDING = {'recv', 'send', 'sendmsg', 'sendfile', 'getsockopt', 'register', 'modify'}
 LOST = ('shutdown', errno.EBADF)
@@ -46,6 +48,9 @@ class SimKernel(Kernel):
     selector     'epoll', 'poll' or 'select': whose manners its selectors have; None: drawn
     faults       True: drawn from the seed; False: none; or names of `faults.SITES`, which then are on at their highest
     descriptors  how many may be open at once
+    grain        seconds: time advances in steps of this, so that whatever falls into one step is ready in one turn:
+                 connections, datagrams, timers, signals and threads together. 0: a turn for each event. None: drawn,
+                 for COARSE of the seeds
     hosts        addresses of names for look-ups, beside 'localhost'
     fail         (n, error): the n-th call to the system fails with this error number; EBADF: somebody else closes its
                  descriptor right before. Not EINTR, after which Python itself calls again (PEP 475). The clock and
@@ -61,6 +66,7 @@ class SimKernel(Kernel):
         selector: str | None = None,
         faults: bool | tuple[str, ...] = True,
         descriptors: int = PLENTY,
+        grain: float | None = None,
         hosts: Mapping[str, tuple[str, ...]] | None = None,
         fail: tuple[int, int] | None = None,
     ) -> None:
@@ -93,6 +99,10 @@ class SimKernel(Kernel):
         self._sequence = 0
         self._numbers = 0
         self._thread = 1
+        # Drawn apart from everything else, so that the other seeds stay what they are.
+        steps = Random(f'grain {seed}')
+        drawn = steps.uniform(*GRAINS) if steps.random() < COARSE else 0.0
+        self.grain = int(1e9 * (drawn if grain is None else grain))
         self._latency = self.random.choice((MS // 20, MS // 2, 5 * MS, 80 * MS))
         self._capacity = self.random.choice((500, 4096, 16384, 65536, 262144))
         self._listeners: dict[Any, list[Listening]] = {}
@@ -209,7 +219,10 @@ class SimKernel(Kernel):
         coming = self._events[0][0] if self._events else None
         if coming is None and until is None:
             return False
-        self.time = max(self.time, min(time for time in (coming, until) if time is not None))
+        time = min(time for time in (coming, until) if time is not None)
+        if self.grain:
+            time = -(-time // self.grain) * self.grain
+        self.time = max(self.time, time)
         if self.faults.falls('clock.jump'):
             self.time += self.random.randrange(1, 90_000) * MS
         return True
