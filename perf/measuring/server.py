@@ -54,7 +54,7 @@ class Measured:
 class Server(Measured):
     """A server on a port that the system chose; a context manager."""
 
-    def __init__(self, peer, workload, core):
+    def __init__(self, peer, workload, core, start=START):
         command = [*peer.command, '--port', '0', '--workload', workload]
         with on_core(core):
             self.process = subprocess.Popen(
@@ -62,7 +62,7 @@ class Server(Measured):
             )
         self.pid = self.process.pid
         try:
-            line = read_line(self.process, START)
+            line = read_line(self.process, start)
             if not line.startswith('listening on 127.0.0.1:'):
                 raise Failed(f'{peer.name} does not listen: {line or self.last_words()}')
             self.port = int(line.rpartition(':')[2])

@@ -6,7 +6,7 @@ requests are answered. The floor in C and the peer in JavaScript keep copies, wh
 
 import argparse
 
-DELAY = 1.0  # seconds until the delayed answer of the seed workloads
+DELAY = 1.0  # seconds until the delayed answer of the seed workload, unless --delay says otherwise
 WAITING = 3600.0  # the same in `pending`, whose answers never come
 
 
@@ -26,6 +26,7 @@ LATE_REPLY += b'Content-Length: 9\r\n\r\nomglolwtf'
 LARGE_REPLY = http(b'x' * (1 << 20))
 MESSAGE = b'm' * 1024
 CHUNK = b'c' * (256 << 10)
+CHAIN = 1000  # calls of call_soon, each from the one before, until the reply of `chain`
 
 
 def arguments():
@@ -33,8 +34,9 @@ def arguments():
     parser = argparse.ArgumentParser()
     parser.add_argument('--port', type=int, default=0)
     parser.add_argument('--workload', default='keepalive')
+    parser.add_argument('--delay', type=float, default=DELAY)
     args = parser.parse_args()
-    return args.port, args.workload, WAITING if args.workload == 'pending' else DELAY
+    return args.port, args.workload, WAITING if args.workload == 'pending' else args.delay
 
 
 def server_context():

@@ -1,0 +1,54 @@
+"""Budgets: what each workload may cost, for each build of Python; kept in budgets.json beside this file.
+
+A budget belongs to a minor version of Python and to how it was compiled, since either changes every figure.
+"""
+
+import json
+import platform
+import ssl
+import sysconfig
+from pathlib import Path
+
+FILE = Path(__file__).with_name('budgets.json')
+TOLERANCE = 0.02  # above it, a figure exceeds its budget; below it, the budget can be lowered
+OPTIONS = {'--enable-optimizations': 'pgo', '--with-lto': 'lto', '--enable-shared': 'shared', '--with-pydebug': 'debug'}
+WITHIN, ABOVE, BELOW, NONE = 'within', 'above', 'below', 'no budget'
+
+
+def build(version=None, config_args=None):
+    """Return the name of a build of Python, like '3.11 shared'; by default of the one that runs this."""
+    version = version or '.'.join(platform.python_version_tuple()[:2])
+    arguments = (sysconfig.get_config_var('CONFIG_ARGS') or '') if config_args is None else config_args
+    return ' '.join([version, *(word for option, word in OPTIONS.items() if option in arguments)])
+
+
+def deviation(instructions, budget):
+    """How far a figure is from its budget, as a fraction of it; None without a budget."""
+    return None if budget is None else instructions / budget - 1
+
+
+def judge(instructions, budget):
+    """Return WITHIN, ABOVE or BELOW, or NONE when there is no budget."""
+    distance = deviation(instructions, budget)
+    if distance is None:
+        return NONE
+    return ABOVE if distance > TOLERANCE else BELOW if distance < -TOLERANCE else WITHIN
+
+
+def read(path=FILE):
+    return json.loads(path.read_text())
+
+
+def update(figures, commit, path=FILE):
+    """Write the budgets of this build that were measured, {workload: instructions}; the others stay."""
+    known = read(path) if path.exists() else {}
+    entry = known.setdefault(build(), {})
+    entry['measured'] = {
+        'python': platform.python_version(),
+        'compiler': platform.python_compiler(),
+        'openssl': ssl.OPENSSL_VERSION,
+        'commit': commit,
+    }
+    budgets = entry.setdefault('instructions', {})
+    budgets.update({name: round(value) for name, value in figures.items()})
+    path.write_text(json.dumps(known, indent=2, sort_keys=True) + '\n')

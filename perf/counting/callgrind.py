@@ -1,0 +1,141 @@
+"""A server under valgrind's callgrind: how many user instructions it executes between two marks.
+
+The server runs in a fixed environment and without address space randomisation, so that the same code executes the same
+instructions each time. Whatever else the machine does makes it slower, but changes no count.
+"""
+
+import contextlib
+import functools
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from measuring.server import PROJECT, Failed, Server
+
+PEERS = PROJECT / 'perf' / 'peers'
+MARKED = Path(__file__).with_name('marked.py')
+START = 120  # seconds until a server must listen: callgrind makes it 50 times slower, other processes make it worse
+WRITTEN = 60  # seconds until a mark must be written down
+LOOK = 0.0002  # seconds between two looks at the server
+SLEEPING, STOPPED = 'S', 'T'  # states of a process as /proc tells them
+MARK_FUNCTION = 'getppid'
+
+
+def missing():
+    """Why nothing can be counted on this machine, or None."""
+    if sys.platform != 'linux':
+        return 'it needs Linux'
+    if not shutil.which('valgrind'):
+        return 'there is no command valgrind (Debian: apt-get install valgrind)'
+    return None
+
+
+def total(text):
+    """Return the instructions that a file written by callgrind has counted, or None while it is incomplete."""
+    found = re.search(r'^totals: (\d+)$', text, re.MULTILINE)
+    return int(found[1]) if found else None
+
+
+class Program:
+    """What `measuring.server.Server` needs to start one: a name and a command."""
+
+    def __init__(self, name, command):
+        self.name = name
+        self.command = command
+
+
+class Counted(Server):
+    """A server under callgrind; a context manager. `folder` receives what callgrind writes and compiled modules."""
+
+    def __init__(self, script, workload, options, folder):
+        self.prefix = folder / f'{script.stem}-{workload}'
+        self.marks = 0
+        command = [*environment(folder), *callgrind(self.prefix), sys.executable, str(MARKED), str(script), *options]
+        super().__init__(Program(script.stem, command), workload, None, START)
+
+    def mark(self):
+        """Return the instructions since the last mark, or since the process started."""
+        self.wait_for_state(SLEEPING)
+        self.marks += 1
+        path = Path(f'{self.prefix}.{self.marks}')
+        os.kill(self.pid, signal.SIGUSR1)
+        until = time.monotonic() + WRITTEN
+        while time.monotonic() < until:
+            counted = total(path.read_text()) if path.exists() else None
+            if counted is not None:
+                path.unlink()
+                return counted
+            time.sleep(0.001)
+        raise Failed(f'callgrind wrote nothing for {WRITTEN} s after a mark: {path}')
+
+    @contextlib.contextmanager
+    def stopped(self):
+        """Stop the server, which sleeps in its selector, for the time of the `with`.
+
+        All that happens meanwhile is in the next list of events that the selector returns.
+        """
+        self.wait_for_state(SLEEPING)
+        os.kill(self.pid, signal.SIGSTOP)
+        try:
+            self.wait_for_state(STOPPED)
+            yield
+        finally:
+            os.kill(self.pid, signal.SIGCONT)
+
+    def wait_for_state(self, wanted):
+        until = time.monotonic() + WRITTEN
+        while (state := self.state()) != wanted:
+            if state in 'ZX' or time.monotonic() > until:
+                raise Failed(f'the server is in state {state}, and not in {wanted}')
+            time.sleep(LOOK)
+
+    def state(self):
+        """The letter by which the kernel names the process' state."""
+        with open(f'/proc/{self.pid}/stat') as file:
+            return file.read().rpartition(')')[2].split()[0]
+
+
+def compile_modules(script, workload, options, folder):
+    """Start a server once without callgrind, so that under it all modules are compiled already."""
+    command = [*environment(folder), sys.executable, str(MARKED), str(script), *options]
+    with Server(Program(script.stem, command), workload, None):
+        pass
+
+
+def environment(folder):
+    """The beginning of a command that runs another in the same environment wherever it is started."""
+    variables = {
+        'PATH': os.environ.get('PATH', os.defpath),
+        'LC_ALL': 'C.UTF-8',
+        'PYTHONPATH': str(PROJECT),
+        'PYTHONHASHSEED': '0',
+        'PYTHONPYCACHEPREFIX': str(folder / 'compiled'),
+        'PYTHONWARNINGS': 'ignore',
+    }
+    if 'LD_LIBRARY_PATH' in os.environ:
+        variables['LD_LIBRARY_PATH'] = os.environ['LD_LIBRARY_PATH']
+    return ['env', '-i', *(f'{name}={value}' for name, value in variables.items())]
+
+
+def callgrind(prefix):
+    return [
+        *without_randomisation(),
+        *('valgrind', '--quiet', '--tool=callgrind', f'--callgrind-out-file={prefix}'),
+        f'--dump-before={MARK_FUNCTION}',
+    ]
+
+
+@functools.cache
+def without_randomisation():
+    """The beginning of a command that runs another at fixed addresses; nothing where that is forbidden."""
+    command = ['setarch', '-R']
+    try:
+        subprocess.run([*command, 'true'], check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError):
+        return []
+    return command

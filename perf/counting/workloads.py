@@ -1,0 +1,135 @@
+"""The workloads: which server runs, and what its clients do.
+
+The clients ask together, so that the path of a request counts and not the turn of the loop in which it is handled (that
+is what `chain` counts). For this the server is stopped while they ask. When it goes on it finds all requests at once,
+handles them in the same turns each time, and sleeps before the clients ask again. So the speed of the machine does not
+change the count.
+"""
+
+import contextlib
+import ssl
+import time
+
+from loads.sockets import REQUEST, connect
+from measuring.server import Failed
+from peers import common
+
+TIMEOUT = 60  # seconds until an answer must be there
+DELAY = 0.4  # seconds until the delayed answer: all requests must have been read by then
+
+
+class Workload:
+    """A kind of request, made by `clients` together, `rounds` times in each interval that is counted."""
+
+    server = 'server'  # the program in perf/peers/, after the name of the peer
+    options = ()
+    reply = common.REPLY
+    units = 1  # things that are counted in each request
+    what = 'request'
+    not_for = ()  # (peer, why the workload has no meaning for it)
+
+    def __init__(self, name, about, clients, rounds, workload=None):
+        self.name = name
+        self.about = about
+        self.clients = clients
+        self.rounds = rounds
+        self.workload = workload or name
+
+    @contextlib.contextmanager
+    def connected(self, server):
+        """Give a function with which all clients ask and are answered."""
+        with contextlib.ExitStack() as stack:
+            socks = [stack.enter_context(self.connect(server.port)) for _ in range(self.clients)]
+            yield lambda: self.ask(server, socks)
+
+    def connect(self, port):
+        sock = connect(port)
+        sock.settimeout(TIMEOUT)
+        return sock
+
+    def ask(self, server, socks):
+        with server.stopped():
+            for sock in socks:
+                sock.sendall(REQUEST)
+        for sock in socks:
+            receive(sock, self.reply)
+
+
+class Secure(Workload):
+    """Over TLS 1.3."""
+
+    def __init__(self, *args):
+        super().__init__(*args)
+        self.context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        self.context.check_hostname, self.context.verify_mode = False, ssl.CERT_NONE
+
+    def connect(self, port):
+        return self.context.wrap_socket(super().connect(port))
+
+
+class Connecting(Workload):
+    """A connection for each request, which the server closes after its answer."""
+
+    reply = common.LAST_REPLY
+
+    @contextlib.contextmanager
+    def connected(self, server):
+        yield lambda: self.connect_and_ask(server)
+
+    def connect_and_ask(self, server):
+        with contextlib.ExitStack() as stack:
+            with server.stopped():
+                socks = [stack.enter_context(self.connect(server.port)) for _ in range(self.clients)]
+                for sock in socks:
+                    sock.sendall(REQUEST)
+            self.wait(server)
+            for sock in socks:
+                receive(sock, self.reply, last=True)
+
+    def wait(self, server):
+        pass
+
+
+class Deferred(Connecting):
+    not_for = (('uvloop', 'it has no defer_accept: compare with churn'),)
+
+
+class Delayed(Connecting):
+    """The server is stopped until all of its timers are due, so that they run in one turn."""
+
+    reply = common.LATE_REPLY
+    options = ('--delay', str(DELAY))
+
+    def wait(self, server):
+        with server.stopped():
+            time.sleep(DELAY)
+
+
+class Chain(Workload):
+    server = 'chain'
+    units = common.CHAIN
+    what = 'call'
+
+
+def receive(sock, expected, last=False):
+    """Receive this answer and, when it is the `last`, the end of the connection."""
+    data = b''
+    while len(data) < len(expected) and (piece := sock.recv(65536)):
+        data += piece
+    if data != expected:
+        raise Failed(f'the server answered {data!r}, and not {expected!r}')
+    if last and (rest := sock.recv(1)):
+        raise Failed(f'the server went on after its answer: {rest!r}')
+
+
+WORKLOADS = {
+    workload.name: workload
+    for workload in (
+        Workload('keepalive', 'a request on a connection that stays', 100, 10),
+        Connecting('churn', 'a connection for one request', 32, 10),
+        Deferred('churn_defer', 'the same, accepted with defer_accept', 32, 10, 'defer'),
+        Secure('tls', 'a request on a TLS 1.3 connection that stays', 20, 20),
+        Delayed('seed', 'a connection for one request, answered by a timer, closed by a write-callback', 32, 5),
+        Chain('chain', 'a turn for one call of call_soon, each call made by the one before it', 1, 2),
+    )
+}
