@@ -9,6 +9,7 @@ from __future__ import annotations
 from socket import SOMAXCONN
 
 from .kernel import AF_UNIX, Kernel, close_socket
+from .loop.checks import seconds, shown, switch, whole
 from .loop.loop import Loop
 from .net.addresses import check_family, check_host, check_local_address, check_path, check_port, numeric, show
 from .net.admission import Limits, check_limits
@@ -17,15 +18,23 @@ from .net.connector import Connector
 from .net.datagram import MAX_QUEUED, DatagramSocket, check_datagram_socket
 from .net.guarded import GuardedListener
 from .net.listener import Listener, check_max_connections
-from .net.options import Callbacks, Options, check_callback, seconds
+from .net.options import Callbacks, Options, check_callback, check_server_hostname
 from .net.proxy_protocol import PROXY_TIMEOUT, ProxyProtocol, check_proxy_protocol
 from .net.resolver import LookUp, resolve, resolve_address
 from .net.shutdown import Shutdown, check_times
-from .net.sockets import bound_udp, listening_tcp, listening_unix, prepare_listener
+from .net.sockets import (
+    bound_udp,
+    check_adopted,
+    check_backlog,
+    check_bound,
+    listening_tcp,
+    listening_unix,
+    prepare_listener,
+)
 from .net.stream import Stream
 from .net.tls import check_context, client_options
 from .system.paths import WatchedPath, watch
-from .system.process import Process, check_args, check_descriptors, check_stdio, spawn
+from .system.process import Process, check_args, check_descriptors, check_options, check_stdio, spawn
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -108,16 +117,17 @@ class Reactor(Loop):
 
         Raises OSError (address in use, no permission), ResolveError, TypeError and ValueError for bad arguments.
         """
-        if ssl is not None:
-            check_context(ssl, True)
-        settings = Options(ssl=ssl, **options)
+        settings = self._listener_options(ssl, backlog, options)
         callbacks = Callbacks(on_data, on_connect, on_eof, on_drain, on_close, on_error)
         check_callback('on_accept_error', on_accept_error)
         check_max_connections(max_connections)
+        reuse_port, defer_accept = switch('reuse_port', reuse_port), switch('defer_accept', defer_accept)
+        inherited = sock is not None
+        if inherited:
+            check_bound(sock)
         proxy = check_proxy_protocol(self._os, proxy_protocol, proxy_timeout, self._stream_kind, False)
         check_limits(self._os, limits, sock is not None and sock.family == AF_UNIX)
         self.watchers.check()
-        inherited = sock is not None
         if sock is None:
             sock = listening_tcp(
                 self._os,
@@ -168,12 +178,12 @@ class Reactor(Loop):
         gives the file's permissions. `close` removes the file. `proxy_protocol` is True for all that may connect.
         Otherwise as `listen_tcp`.
         """
-        if ssl is not None:
-            check_context(ssl, True)
-        settings = Options(ssl=ssl, **options)
+        settings = self._listener_options(ssl, backlog, options)
         callbacks = Callbacks(on_data, on_connect, on_eof, on_drain, on_close, on_error)
         check_callback('on_accept_error', on_accept_error)
         check_max_connections(max_connections)
+        if mode is not None:
+            whole('mode', mode, 0, 0o7777, 'number of permission bits')
         proxy = check_proxy_protocol(self._os, proxy_protocol, proxy_timeout, self._stream_kind, True)
         check_limits(self._os, limits, True)
         self.watchers.check()
@@ -210,22 +220,24 @@ class Reactor(Loop):
         """Connect to a TCP server; returns at once, and may be written to at once: it is sent after `on_connect`.
 
         host           a name is looked up in a thread; all of its addresses are tried (RFC 8305)
-        timeout        seconds from now until it is connected, look-up included, else `ConnectTimeout`; None: no limit
+        timeout        seconds from now until it is connected, look-up included, else `ConnectTimeout`; None: no limit;
+                       0, as what is left of a time of yours may be: at once
         family         AF_INET or AF_INET6 to use only these, 0 for both
-        local_address  (host, port) to connect from, port 0 for any
+        local_address  (host, port) to connect from, the host in numbers, port 0 for any
         ssl              TLS: True, or an `ssl.SSLContext` for clients; `on_connect` comes after the handshake
-        server_hostname  the name that the certificate must have, by default `host`
+        server_hostname  the name that the certificate must have, by default `host`; refused without `ssl`
 
         Raises only for bad arguments. What the world decides is told by `on_connect` or `on_close`, never in this call.
         """
+        check_server_hostname(server_hostname, ssl)
         settings = Options(**client_options(ssl, server_hostname or host), **options)
         callbacks = Callbacks(on_data, on_connect, on_eof, on_drain, on_close, on_error)
         if check_host(host) is None:
             raise ValueError('connecting needs a host')
         check_port(port)
         check_family(family)
-        check_local_address(local_address)
-        self._check_connect(timeout)
+        check_local_address(self._os, local_address)
+        timeout = self._check_connect(timeout)
         connector = Connector(
             self,
             self._os,
@@ -256,10 +268,11 @@ class Reactor(Loop):
         **options: Any,
     ) -> Stream:
         """Connect to a Unix socket, as `connect_tcp`. While its backlog is full it is tried again and again."""
+        check_server_hostname(server_hostname, ssl)
         settings = Options(**client_options(ssl, server_hostname), **options)
         callbacks = Callbacks(on_data, on_connect, on_eof, on_drain, on_close, on_error)
         path = check_path(path)
-        self._check_connect(timeout)
+        timeout = self._check_connect(timeout)
         connector = Connector(
             self, self._os, settings, callbacks, kind=self._kind(settings), target=show(path), timeout=timeout
         )
@@ -278,17 +291,32 @@ class Reactor(Loop):
         on_error: Callback = None,
         **options: Any,
     ) -> Stream:
-        """Take over a connected stream socket, ours from now on; `on_data` may come from the next turn on."""
+        """Take over a connected stream socket, ours from now on; `on_data` may come from the next turn on.
+
+        Raises TypeError for a datagram socket, an `ssl.SSLSocket` (adopt it before it is wrapped, then `start_tls`) and
+        what is not a socket, ValueError for a listening socket and bad options, OSError for a closed socket,
+        `SelectorFull`, and `ReactorError` when a handle of this reactor has the socket already.
+        """
+        for name in 'ssl', 'server_hostname':
+            if options.pop(name, None) is not None:
+                raise TypeError(
+                    f'adopt takes no {name}: which side it is would be a guess; call start_tls on what it returns'
+                )
         settings, callbacks = Options(**options), Callbacks(on_data, None, on_eof, on_drain, on_close, on_error)
         self.watchers.check()
-        if settings.ssl is not None:
-            raise TypeError('adopt takes no ssl: which side it is would be a guess; call start_tls on what it returns')
-        if not hasattr(sock, 'recv') or not hasattr(sock, 'setblocking'):
-            raise TypeError(f'adopt takes a connected socket, not {sock!r}')
+        check_adopted(sock)
         sock.setblocking(False)
         stream = self._stream_kind(self, settings, callbacks, None)
         stream.attach(sock)
         return stream
+
+    def _listener_options(self, ssl: SSLContext | None, backlog: int, options: dict[str, Any]) -> Options:
+        if ssl is not None:
+            check_context(ssl, True)
+        if 'server_hostname' in options:
+            raise TypeError('server_hostname is for the side that connects: a listener has none')
+        check_backlog(backlog)
+        return Options(ssl=ssl, **options)
 
     def _kind(self, settings: Options) -> type[Stream]:
         kind: type[Stream] = self._stream_kind if settings.ssl is None else self._stream_kind.secured
@@ -335,6 +363,7 @@ class Reactor(Loop):
 
         Raises OSError (address in use, no permission), ResolveError, TypeError and ValueError for bad arguments.
         """
+        reuse_port, broadcast = switch('reuse_port', reuse_port), switch('broadcast', broadcast)
         self.watchers.check()
         handle = self._datagram_kind(
             self,
@@ -388,7 +417,8 @@ class Reactor(Loop):
             raise ValueError('connecting needs a host')
         check_port(port)
         check_family(family)
-        check_local_address(local_address)
+        check_local_address(self._os, local_address)
+        broadcast = switch('broadcast', broadcast)
         self.watchers.check()
         handle = self._datagram_kind(
             self,
@@ -419,7 +449,7 @@ class Reactor(Loop):
         if check_host(host) is None:
             raise ValueError('a look-up needs a name')
         check_family(family)
-        self._check_look_up(on_done, timeout)
+        timeout = self._check_look_up(on_done, timeout)
         return resolve(self, self._os, host, family, on_done, timeout)
 
     def resolve_address(
@@ -433,17 +463,17 @@ class Reactor(Loop):
         """
         host = address[0] if isinstance(address, tuple) and address else address
         if not isinstance(host, str):
-            raise TypeError(f'an address is a str or a tuple that begins with one, not {address!r}')
-        self._check_look_up(on_done, timeout)
+            raise TypeError(f'an address is a str or a tuple that begins with one, not {shown(address)}')
+        timeout = self._check_look_up(on_done, timeout)
         found = numeric(self._os, host, 0) if check_host(host) else []
         if not found:
             raise ValueError(f'an address is written in numbers, not {host!r}; a name is looked up with resolve()')
         return resolve_address(self, self._os, host, found[0][1], on_done, timeout)
 
-    def _check_look_up(self, on_done: Callable[..., object], timeout: float | None) -> None:
+    def _check_look_up(self, on_done: Callable[..., object], timeout: float | None) -> float | None:
         if not callable(on_done):
-            raise TypeError(f'on_done must be callable, not {on_done!r}')
-        self._check_connect(timeout)
+            raise TypeError(f'on_done must be callable, not {shown(on_done)}')
+        return self._check_connect(timeout)
 
     def spawn(
         self,
@@ -473,11 +503,18 @@ class Reactor(Loop):
         The child gets its three descriptors, these, and no other, and signals as a shell would give them to it. It is
         killed when the process handle or the reactor is closed. Without `on_data` what a pipe brings is read and
         dropped.
+
+        Each pipe takes the options of its direction. `stdout` and `stderr`: `read_size`, `read_timeout` (the child
+        wrote nothing for so long) and `idle_timeout`, which is the same here. `stdin`: the water marks,
+        `max_buffered`, `linger` and `write_timeout` (the child took nothing for so long). TypeError for options of
+        sockets: `ssl`, `server_hostname`, `handshake_timeout`, `nodelay`, `keepalive`.
+
         Raises FileNotFoundError, PermissionError or another OSError when it cannot be started, `SelectorFull`, and
         TypeError or ValueError for bad arguments; nothing is left of it then.
         """
-        words, passed, settings = check_args(args), check_descriptors(self._os, pass_fds), Options(**options)
-        stdio = check_stdio('stdin', stdin), check_stdio('stdout', stdout), check_stdio('stderr', stderr)
+        words, passed, settings = check_args(args), check_descriptors(self._os, pass_fds), check_options(options)
+        given = {'stdin': stdin, 'stdout': stdout, 'stderr': stderr}
+        stdio = [check_stdio(self._os, name, what) for name, what in given.items()]
         check_callback('on_exit', on_exit)
         self.watchers.check()
         checked = self._stream_kind is CheckedStream
@@ -513,7 +550,7 @@ class Reactor(Loop):
         A second call can only make it earlier. With `run_once`: it returns False in the end. Raises ValueError and
         TypeError for bad arguments, HandleClosed after `close`, `ReactorError` in another thread than the loop's.
         """
-        check_times(deadline, lame_duck)
+        deadline, lame_duck = check_times(deadline, lame_duck)
         self.watchers.check()
         if self._shutdown is None:
             self._shutdown = Shutdown(self, deadline, lame_duck)
@@ -525,10 +562,9 @@ class Reactor(Loop):
         """Whether `shutdown` was called: be not ready for who asks, and end connections with their next answer."""
         return self._shutdown is not None
 
-    def _check_connect(self, timeout: float | None) -> None:
+    def _check_connect(self, timeout: float | None) -> float | None:
         self.watchers.check()
-        if timeout is not None:
-            seconds('timeout', timeout)
+        return None if timeout is None else seconds('timeout', timeout)
 
 
 def run(main: Callable[[Reactor], object], **options: Any) -> bool:

@@ -123,6 +123,12 @@ class PipeSocket:
         poll.register(self._fd, 0)
         return bool(poll.poll(0))
 
+    def has_bytes(self) -> bool:
+        """Whether bytes wait to be read."""
+        poll = select.poll()
+        poll.register(self._fd, select.POLLIN)
+        return any(events & select.POLLIN for _, events in poll.poll(0))
+
     def shutdown(self, how: int) -> None:
         """Nothing: a pipe has one direction, and ends when it is closed."""
 

@@ -12,6 +12,7 @@ import pytest
 from support import drain, ends, idle, run_until, turns
 
 from reactor import READ, Reactor, SelectorFull, Stream, observe
+from reactor.loop.watcher import Watchers
 from reactor.observe.commands import COMMANDS, LONGEST_TEXT, MOST
 from reactor.observe.control_socket import LONGEST_LINE, MOST_CLIENTS, SILENT, STALLED
 
@@ -140,7 +141,7 @@ def test_phases_are_the_seconds_of_each_and_how_late_timers_were(r, client):
 def test_handles_are_told_in_words_and_counted_by_kind(r, client, sockets):
     listener = r.listen_tcp('127.0.0.1', 0)
     told = client.ask('handles')
-    assert told['kinds'] == {'Listener': 1, 'Descriptor': 1, 'Stream': 1}
+    assert told['kinds'] == {'Listener': 1, 'ControlWatch': 1, 'Stream': 1}
     only = client.ask('handles', kind='Listener')
     assert [one['handle'] for one in only['handles']] == [repr(listener)]
     assert only['handles'][0]['waits_for'] == 'clients' and only['handles'][0]['keeps_running'] is True
@@ -418,7 +419,7 @@ def test_a_selector_without_room_is_told_at_the_call_and_nothing_is_left(r, path
         raise SelectorFull('no room')
 
     with monkeypatch.context() as patched:
-        patched.setattr(r, 'watch_fd', full)
+        patched.setattr(Watchers, 'add', full)
         with pytest.raises(SelectorFull):
             observe.control(r, path)
     assert not r.handles() and not os.path.exists(path)

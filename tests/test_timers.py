@@ -237,7 +237,7 @@ def test_a_very_long_delay_is_only_long(r, delay):
     timer.cancel()
 
 
-@pytest.mark.parametrize('seconds', [math.nan, math.inf, -math.inf, 1e300])
+@pytest.mark.parametrize('seconds', [math.nan, math.inf, -math.inf])
 def test_what_is_no_finite_time_is_refused_at_the_call(r, seconds):
     for call in r.call_later, r.call_at, r.call_every:
         with pytest.raises(ValueError, match=r'seconds'):

@@ -1,7 +1,8 @@
 """The seed's server: every connection asks, waits on a timer, and is answered by a write-callback that closes it.
 
 Owns the answer and the counting. The rule: it stays a faithful port. Any chunk counts as a request, nothing is parsed,
-and what a client that is gone asked for is looked at when its time comes, not before.
+and what a client that is gone asked for is looked at when its time comes, not before. Unlike the seed, it answers a
+client that has ended its side after the request, as `nc -N` does: only the answer ends the connection then.
 """
 
 from __future__ import annotations
@@ -43,12 +44,16 @@ class Server:
         self._finish: Callable[[Stream], None] = self.finish
 
     def listen(self, host: str, port: int, **options: Any) -> Listener:
-        self.listener = self.r.listen_tcp(host, port, self.on_data, **options)
+        self.listener = self.r.listen_tcp(host, port, self.on_data, on_eof=self.on_eof, **options)
         return self.listener
 
     def on_data(self, conn: Stream, data: bytes) -> None:
         conn.data = ASKED
         self.r.call_later(self.delay, self._answer, conn)
+
+    def on_eof(self, conn: Stream) -> None:
+        if conn.data is not ASKED:
+            conn.close()
 
     def answer(self, conn: Stream) -> None:
         if not conn.closed:

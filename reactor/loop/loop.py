@@ -21,6 +21,7 @@ from itertools import islice
 
 from ..errors import HandleClosed, ReactorError
 from ..kernel import Kernel
+from .checks import number, shown
 from .descriptor import Descriptor
 from .idle import Idler, Idlers
 from .log import describe, log, name_of
@@ -29,7 +30,7 @@ from .signals import SignalHandler, Signals
 from .slow import SlowWatch
 from .stats import LAG_BUCKETS, Counters, Stats
 from .threads import ThreadCall, ThreadPool
-from .timers import FOREVER, CheckedRepeatingTimer, CheckedTimer, RepeatingTimer, Timer, TimerHeap
+from .timers import CheckedRepeatingTimer, CheckedTimer, RepeatingTimer, Timer, TimerHeap
 from .wakeup import Wakeup
 from .watcher import READ, WRITE, Handle, Watchers
 
@@ -105,10 +106,10 @@ class Loop:
         slow_callback: float | None = None,
         debug: bool = False,
     ) -> None:
-        if slow_callback is not None and not slow_callback > 0:
+        if slow_callback is not None and number('slow_callback', slow_callback) <= 0:
             raise ValueError(f'slow_callback is a number of seconds above 0, not {slow_callback!r}')
         if type(catch_errors) is not bool and not callable(catch_errors):
-            raise TypeError(f'catch_errors is True, False or a callable, not {catch_errors!r}')
+            raise TypeError(f'catch_errors is True, False or a callable, not {shown(catch_errors)}')
         kernel = kernel or Kernel()
         self._kernel = kernel
         self._pid = kernel.pid()
@@ -323,27 +324,31 @@ class Loop:
     def call_later(self, delay: float, fn: Callable[..., object], *args: Any) -> Timer:
         """Call `fn(*args)` in `delay` seconds, counted from now on a fresh clock; below 0 means 0. Never early.
 
-        ValueError for NaN and infinity.
+        Any finite delay is accepted. TypeError for what is not a number, ValueError for NaN and infinity.
         """
         if not callable(fn) or self._guarded:
             self._check(fn)
         return self.timers.add(self._timer, delay, fn, args)
 
     def call_at(self, deadline: float, fn: Callable[..., object], *args: Any) -> Timer:
-        """Call `fn(*args)` when the loop's clock (monotonic seconds, as `now`) reaches `deadline`."""
+        """Call `fn(*args)` when the loop's clock (monotonic seconds, as `now`) reaches `deadline`.
+
+        TypeError for what is not a number, ValueError for NaN and infinity.
+        """
         self._check(fn)
-        if not -FOREVER < deadline < FOREVER:
-            raise ValueError(f'a deadline is a finite number of seconds, not {deadline!r}')
+        deadline = number('deadline', deadline)
         return self.timers.add_at(self._timer, deadline, max(0, deadline - self._clock()), fn, args)
 
     def call_every(self, interval: float, fn: Callable[..., object], *args: Any) -> Timer:
-        """Call `fn(*args)` every `interval` seconds, the first time after one; ValueError unless above 0.
+        """Call `fn(*args)` every `interval` seconds, the first time after one interval.
 
         At a fixed rate: it does not drift, beats that were missed are skipped, an exception does not end it.
+        TypeError for what is not a number, ValueError unless it is finite and above 0.
         """
         self._check(fn)
-        if not interval > 0:
-            raise ValueError(f'an interval is above 0 seconds, not {interval!r}')
+        interval = number('interval', interval)
+        if interval <= 0:
+            raise ValueError(f'interval is a number of seconds above 0, not {interval!r}')
         return self.timers.add(self._repeating_timer, interval, fn, args)
 
     def add_signal_handler(self, signum: int, fn: Callable[..., object], *args: Any) -> SignalHandler:
@@ -653,4 +658,4 @@ class Loop:
 
 def _check_callable(fn: object) -> None:
     if not callable(fn):
-        raise TypeError(f'a callback must be callable, not {fn!r}')
+        raise TypeError(f'a callback must be callable, not {shown(fn)}')

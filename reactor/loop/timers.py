@@ -16,6 +16,7 @@ from operator import itemgetter
 
 from ..errors import HandleClosed
 from .buckets import Buckets
+from .checks import FOREVER, number
 from .log import name_of
 
 TYPE_CHECKING = False
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     from .stats import Counters
 
 COMPACT_ABOVE = 64  # a heap this small is not worth compacting
-FOREVER = 1e15  # seconds; anything longer is taken for a mistake (infinity, nanoseconds)
 
 
 class Timer:
@@ -65,11 +65,11 @@ class Timer:
     def reset(self, seconds: float | None = None) -> None:
         """Fire `seconds` from now instead, by default the delay it was made with; also after it has fired.
 
-        Raises `HandleClosed` after `cancel`, ValueError for NaN or infinity.
+        Raises `HandleClosed` after `cancel`, TypeError for what is not a number, ValueError for NaN and infinity.
         """
         if self.fn is None:
             raise HandleClosed('this timer was cancelled and its callback released; make a new one')
-        self.timers.move(self, self.timers.after(self.delay if seconds is None else seconds))
+        self.timers.move(self, self.timers.after(self.delay if seconds is None else number('seconds', seconds)))
 
     def ref(self) -> None:
         """Let this timer keep `run` running again (the default)."""
@@ -174,8 +174,16 @@ class TimerHeap:
         yield from timers
 
     def add(self, kind: type[Timer], delay: float, fn: Callable[..., object], args: tuple[Any, ...]) -> Timer:
-        """A new timer, due `delay` seconds from now on a fresh clock; see `after`."""
-        deadline = self.clock() + delay if 0 < delay < FOREVER else self.after(delay)
+        """A new timer, due `delay` seconds from now on a fresh clock; raises as `Loop.call_later`."""
+        try:
+            usual = 0 <= delay < FOREVER and delay is not True and delay is not False
+        except TypeError:
+            usual = False
+        if usual:
+            deadline = self.clock() + delay
+        else:
+            delay = number('delay', delay)
+            deadline = self.after(delay)
         # The same lines as in `add_at`: a call less for each timer.
         timer = kind()
         timer.timers = self
@@ -208,9 +216,7 @@ class TimerHeap:
         return self.add(Timer, seconds, fn, args)
 
     def after(self, seconds: float) -> float:
-        """The deadline `seconds` from now, on a fresh clock; a delay below 0 is 0. ValueError for NaN and infinity."""
-        if not -FOREVER < seconds < FOREVER:
-            raise ValueError(f'a delay is a finite number of seconds, not {seconds!r}')
+        """Return the deadline `seconds` from now, on a fresh clock; a delay below 0 is 0."""
         return self.clock() + (seconds if seconds > 0 else 0.0)
 
     def next_deadline(self) -> float | None:

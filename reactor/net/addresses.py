@@ -8,6 +8,7 @@ from __future__ import annotations
 from socket import AF_INET, AF_INET6, AI_NUMERICHOST, AI_PASSIVE, SOCK_STREAM
 
 from ..kernel import ABSTRACT_PATHS, AF_UNIX, ResolveFailure
+from ..loop.checks import shown
 from ..loop.log import describe
 
 TYPE_CHECKING = False
@@ -26,36 +27,44 @@ LONGEST_PATH = 107  # bytes of sun_path on Linux, less the final NUL; the BSDs h
 def check_port(port: int) -> int:
     """A TCP or UDP port: an int of 0 to 65535, else TypeError or ValueError."""
     if type(port) is not int:
-        raise TypeError(f'a port is an int, not {port!r}')
+        raise TypeError(f'a port is an int, not {shown(port)}')
     if not 0 <= port <= 65535:
-        raise ValueError(f'a port is 0 to 65535, not {port}')
+        raise ValueError(f'a port is 0 to 65535, not {shown(port)}')
     return port
 
 
 def check_host(host: str | None) -> str | None:
     """A host name or numeric address, None for any."""
     if host is not None and type(host) is not str:
-        raise TypeError(f'a host is a str or None, not {host!r}')
+        raise TypeError(f'a host is a str or None, not {shown(host)}')
     if host is not None and ('\0' in host or not host):
         raise ValueError(f'a host is a name or an address, not {host!r}')
     return host
 
 
-def check_local_address(address: tuple[str, int] | None) -> None:
-    """(host, port) to connect from, or None; else TypeError or ValueError."""
+def check_local_address(kernel: Kernel, address: tuple[str, int] | None) -> None:
+    """(host, port) to connect from, the host in numbers, or None; else TypeError or ValueError.
+
+    A name would be looked up by `bind`, inside the loop, which would stand still until the look-up is done.
+    """
     if address is None:
         return
     if not isinstance(address, tuple) or len(address) != 2:
-        raise TypeError(f'a local address is (host, port), not {address!r}')
+        raise TypeError(f'local_address is (host, port), not {shown(address)}')
     if check_host(address[0]) is None:
-        raise ValueError(f'a local address needs a host: {address!r}')
+        raise ValueError(f'local_address needs a host: {shown(address)}')
     check_port(address[1])
+    if not numeric(kernel, address[0], address[1]):
+        raise ValueError(
+            f'local_address is written in numbers, such as ("127.0.0.1", 0), not {shown(address)}; '
+            'a name is looked up with resolve()'
+        )
 
 
 def check_path(path: str | bytes) -> str | bytes:
     """The path of a Unix socket; one that begins with NUL, or with @, is abstract (Linux only)."""
     if not isinstance(path, (str, bytes)):
-        raise TypeError(f'a path is a str or bytes, not {path!r}')
+        raise TypeError(f'a path is a str or bytes, not {shown(path)}')
     if AF_UNIX < 0:
         raise OSError('this platform has no Unix sockets; use TCP on 127.0.0.1')
     encoded = path.encode('utf-8', 'surrogateescape') if isinstance(path, str) else path
@@ -152,6 +161,6 @@ FAMILIES = (0, AF_INET, AF_INET6)
 
 def check_family(family: int) -> int:
     """0 for any, AF_INET or AF_INET6, else ValueError."""
-    if family not in FAMILIES:
-        raise ValueError(f'a family is 0, AF_INET or AF_INET6, not {family!r}')
+    if isinstance(family, bool) or not isinstance(family, int) or family not in FAMILIES:
+        raise ValueError(f'a family is 0, AF_INET or AF_INET6, not {shown(family)}')
     return family

@@ -13,8 +13,9 @@ from collections import OrderedDict
 from errno import EOPNOTSUPP
 from math import inf
 
+from ..loop.checks import time_limit
 from .networks import packed
-from .options import check_callback, seconds
+from .options import check_callback
 from .progress import Guest
 
 TYPE_CHECKING = False
@@ -89,7 +90,7 @@ class Limits:
         self.per_address = _count('per_address', per_address)
         self.connect_rate = _rate('connect_rate', connect_rate, 1)
         self.request_rate = _rate('request_rate', request_rate, 1)
-        self.lifetime = None if lifetime is None else seconds('lifetime', lifetime)
+        self.lifetime = None if lifetime is None else time_limit('lifetime', lifetime, '; None means no limit')
         self.min_rate = _rate('min_rate', min_rate, 0)
         self.max_addresses = _count('max_addresses', max_addresses) or 0
         rates = [rate for rate in (self.connect_rate, self.request_rate) if rate is not None]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from socket import AF_INET, AF_INET6
 
+from ..loop.checks import shown
 from .addresses import unmapped
 
 TYPE_CHECKING = False
@@ -18,14 +19,17 @@ if TYPE_CHECKING:
     from ..kernel import Kernel
 
 
+MAPPED_PREFIX = bytes(10) + b'\xff\xff'  # ::ffff:0:0/96, in which IPv6 sockets show IPv4 peers
+
+
 class Networks:
     """Some networks; `address in networks` for (host, port) as sockets give it."""
 
     __slots__ = ('_kernel', '_prefixes')
 
     def __init__(self, kernel: Kernel, networks: Iterable[str]) -> None:
-        if isinstance(networks, (str, bytes)):
-            raise TypeError(f'networks are a list such as ["10.0.0.0/8", "::1/128"], not {networks!r}')
+        if isinstance(networks, str | bytes) or not hasattr(networks, '__iter__'):
+            raise TypeError(f'networks are a list such as ["10.0.0.0/8", "::1/128"], not {shown(networks)}')
         self._kernel = kernel
         self._prefixes = [_prefix(kernel, text) for text in networks]
 
@@ -49,17 +53,21 @@ def packed(kernel: Kernel, address: Any) -> bytes:
 def _prefix(kernel: Kernel, text: str) -> tuple[int, int, int]:
     """(bytes of an address, bits that do not count, the others as a number)."""
     if not isinstance(text, str):
-        raise TypeError(f'a network is a str such as "10.0.0.0/8", not {text!r}')
+        raise TypeError(f'a network is a str such as "10.0.0.0/8", not {shown(text)}')
     host, slash, length = text.partition('/')
     try:
         number = packed(kernel, (host, 0))
     except (OSError, ValueError):
         number = b''
-    bits = length if slash else str(8 * len(number))
-    if not number or not (bits.isascii() and bits.isdecimal() and int(bits) <= 8 * len(number)):
-        raise ValueError(f'a network is an address in numbers and a length, such as "10.0.0.0/8", not {text!r}')
-    shift = 8 * len(number) - int(bits)
+    length = length if slash else str(8 * len(number))
+    bits = int(length) if length.isascii() and length.isdecimal() and len(length) <= 3 else 999
+    if not number or bits > 8 * len(number):
+        raise ValueError(f'a network is an address in numbers and a length, such as "10.0.0.0/8", not {shown(text)}')
+    if number.startswith(MAPPED_PREFIX) and bits >= 8 * len(MAPPED_PREFIX):
+        # IPv4 addresses in the notation of IPv6: clients are compared as the IPv4 addresses that they have.
+        number, bits = number[len(MAPPED_PREFIX) :], bits - 8 * len(MAPPED_PREFIX)
+    shift = 8 * len(number) - bits
     prefix = int.from_bytes(number, 'big')
     if prefix >> shift << shift != prefix:
-        raise ValueError(f'{text!r} has bits beyond its length of {bits}: an address of one machine, or a slip?')
+        raise ValueError(f'{text!r} has bits beyond its length of {length}: an address of one machine, or a slip?')
     return len(number), shift, prefix >> shift

@@ -7,7 +7,7 @@ values lies what the connections of a listener share otherwise, a `Shared`.
 
 from __future__ import annotations
 
-from ..loop.timers import FOREVER
+from ..loop.checks import seconds, shown, switch, time_limit, whole
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ LOW_WATER = 16384
 MAX_BUFFERED = 16 << 20  # bytes waiting; waitress draws the line at the same place
 HANDSHAKE_TIMEOUT = 60.0  # seconds, as in asyncio
 LINGER = 30.0  # seconds that `close` may take, as long as a TLS shutdown in asyncio
+MOST_READ_SIZE = 1 << 30  # bytes: Windows takes a C int, and so much memory is allocated for each call
 MOST_KEEPALIVE = 32767, 32767, 127  # seconds, seconds, probes: what Linux takes; elsewhere it is as much or more
 
 
@@ -60,14 +61,17 @@ class Options:
     read_size                  bytes asked for by one recv
     high_water, low_water      `write` returns False from the one on, `on_drain` tells when it is down at the other
     max_buffered               a write while this many bytes wait aborts the connection with `WriteBufferFull`
-    linger                     how long `close` may take before it becomes an abort
-    read_timeout               no byte arrived for so long: `ReadTimeout`; None for never
+    linger                     how long `close` may take before it becomes an abort; 0: no longer than this turn
+    read_timeout               no byte arrived for so long: `ReadTimeout`; None for never, and never 0
     write_timeout              bytes waited and none was accepted for so long: `WriteTimeout`
     idle_timeout               no byte went either way for so long: `IdleTimeout`
     nodelay                    TCP_NODELAY: do not wait for more before sending what is there
-    keepalive                  None: off; seconds, or (idle, interval, count): probe a silent peer
+    keepalive                  None or 0: off; seconds, or (idle, interval, count): probe a silent peer
     ssl, server_hostname       the `ssl.SSLContext` of a TLS stream, and the name that the server must prove to have
     handshake_timeout          how long a TLS handshake may take: `HandshakeTimeout`
+
+    Raises TypeError for a value of another type, such as '5', 1.5 bytes or True for a number, and ValueError for one
+    out of range.
 
     `timed` tells whether a connection with these has to be looked at from time to time.
     """
@@ -107,27 +111,25 @@ class Options:
         server_hostname: str | None = None,
         handshake_timeout: float = HANDSHAKE_TIMEOUT,
     ) -> None:
-        if low_water is None:
-            low_water = min(LOW_WATER, high_water // 4)
-        if not 0 <= low_water <= high_water:
-            raise ValueError(f'the marks must be 0 <= low_water <= high_water, not {low_water} and {high_water}')
-        for name, size in ('read_size', read_size), ('max_buffered', max_buffered):
-            if not size > 0:
-                raise ValueError(f'{name} is a number of bytes above 0, not {size!r}')
-        self.read_size = read_size
+        high_water = whole('high_water', high_water, 0)
+        low_water = min(LOW_WATER, high_water // 4) if low_water is None else whole('low_water', low_water, 0)
+        if low_water > high_water:
+            marks = f'{shown(low_water)} and {shown(high_water)}'
+            raise ValueError(f'the marks must be 0 <= low_water <= high_water, not {marks}')
+        self.read_size = whole('read_size', read_size, 1, MOST_READ_SIZE)
         self.high_water = max(1, high_water)  # 0: as soon as anything waits; a write of nothing never has to be drained
         self.low_water = low_water
-        self.max_buffered = max_buffered
+        self.max_buffered = whole('max_buffered', max_buffered, 1)
         self.linger = seconds('linger', linger)
-        self.read_timeout = seconds('read_timeout', read_timeout) if read_timeout else None
-        self.write_timeout = seconds('write_timeout', write_timeout) if write_timeout else None
-        self.idle_timeout = seconds('idle_timeout', idle_timeout) if idle_timeout else None
+        self.read_timeout = check_limit('read_timeout', read_timeout)
+        self.write_timeout = check_limit('write_timeout', write_timeout)
+        self.idle_timeout = check_limit('idle_timeout', idle_timeout)
         self.timed = (self.read_timeout or self.write_timeout or self.idle_timeout) is not None
-        self.nodelay = nodelay
+        self.nodelay = switch('nodelay', nodelay)
         self.keepalive = check_keepalive(keepalive)
         self.ssl = ssl
         self.server_hostname = server_hostname
-        self.handshake_timeout = seconds('handshake_timeout', handshake_timeout)
+        self.handshake_timeout = time_limit('handshake_timeout', handshake_timeout)
         self.shared = Shared()
 
     def changed(self, **changes: Any) -> Options:
@@ -138,24 +140,43 @@ class Options:
         return copy
 
 
-def seconds(name: str, value: float) -> float:
-    """Check a duration; ValueError unless it is finite and at least 0."""
-    if not 0 <= value < FOREVER:
-        raise ValueError(f'{name} is a finite number of seconds, at least 0, not {value!r}')
-    return value
+def check_limit(name: str, value: float | None) -> float | None:
+    """Check a time limit, or None for no limit; TypeError or ValueError."""
+    return None if value is None else time_limit(name, value, '; None means no limit')
 
 
 def check_keepalive(value: float | tuple[float, float, int] | None) -> float | tuple[float, float, int] | None:
     """Check it here, because setting it must not fail: the peer may be gone by then. TypeError, ValueError."""
-    if value is None or value == 0:
+    if value is None or value is False or (isinstance(value, int | float) and value == 0):
         return None
     values = value if isinstance(value, tuple) else (value,)
     for one in values:
         if isinstance(one, bool) or not isinstance(one, (int, float)):
-            raise TypeError(f'keepalive is None, seconds, or a tuple (idle, interval, count), not {value!r}')
+            raise TypeError(f'keepalive is None, seconds, or a tuple (idle, interval, count), not {shown(value)}')
     if not 1 <= len(values) <= 3 or not all(0 < one <= most for one, most in zip(values, MOST_KEEPALIVE, strict=False)):
-        raise ValueError(f'keepalive is (idle, interval, count) above 0 and at most {MOST_KEEPALIVE}, not {value!r}')
+        raise ValueError(
+            f'keepalive is (idle, interval, count) above 0 and at most {MOST_KEEPALIVE}, not {shown(value)}'
+        )
     return value
+
+
+def check_server_hostname(value: str | None, ssl: object) -> None:
+    """Check the name that a server has to prove to have, or None; TypeError, and ValueError without TLS."""
+    if value is None:
+        return
+    if not isinstance(value, str):
+        raise TypeError(f'server_hostname is a str or None, not {shown(value)}')
+    if not ssl:
+        raise ValueError(
+            f'server_hostname={shown(value)} without ssl= would send everything in plain text: give ssl=True or a '
+            'context, or leave both out'
+        )
+    try:
+        valid = bool(value.encode('idna')) and not value.startswith('.') and '\0' not in value
+    except UnicodeError:  # a label that is empty or too long
+        valid = False
+    if value and not valid:
+        raise ValueError(f'server_hostname is the name of a host or an address, not {shown(value)}')
 
 
 class Callbacks:
@@ -185,4 +206,4 @@ class Callbacks:
 def check_callback(name: str, fn: object) -> None:
     """TypeError unless `fn` is callable or None."""
     if fn is not None and not callable(fn):
-        raise TypeError(f'{name} must be callable or None, not {fn!r}')
+        raise TypeError(f'{name} must be callable or None, not {shown(fn)}')

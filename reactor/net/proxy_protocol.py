@@ -13,11 +13,11 @@ from __future__ import annotations
 from socket import MSG_PEEK
 
 from ..errors import ProxyError, ProxyTimeout
+from ..loop.checks import shown, time_limit
 from ..loop.log import log
 from ..loop.watcher import READ
 from .addresses import show
 from .networks import Networks
-from .options import seconds
 from .proxy_header import header_size, parse_header
 from .stream import CONNECTING, OPEN, Stream
 from .writer import BROKEN
@@ -58,12 +58,12 @@ def check_proxy_protocol(
     kernel: Kernel, value: Iterable[str] | bool | None, timeout: float, kind: type[Stream], unix: bool
 ) -> ProxyProtocol | None:
     """The argument `proxy_protocol` of a listener; TypeError or ValueError."""
-    seconds('proxy_timeout', timeout)
+    timeout = time_limit('proxy_timeout', timeout)
     if value is None or value is False:
         return None
     if unix:
         if value is not True:
-            raise TypeError(f'on a Unix socket proxy_protocol is True, for all that may connect, not {value!r}')
+            raise TypeError(f'on a Unix socket proxy_protocol is True, for all that may connect, not {shown(value)}')
         return ProxyProtocol(kernel, None, timeout, kind)
     if value is True:
         raise TypeError('proxy_protocol takes the networks of your proxies, such as ["10.0.0.0/8", "::1/128"]')

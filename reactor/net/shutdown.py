@@ -21,9 +21,9 @@ from __future__ import annotations
 from weakref import WeakKeyDictionary
 
 from ..errors import ShutdownTimeout
+from ..loop.checks import seconds
 from .addresses import show
 from .listener import Listener
-from .options import seconds
 from .stream import CLOSING, OPEN, Stream
 
 TYPE_CHECKING = False
@@ -166,9 +166,9 @@ class Shutdown:
         self._loop.stop()
 
 
-def check_times(deadline: float, lame_duck: float) -> None:
-    """ValueError unless 0 <= lame_duck <= deadline, both finite."""
-    seconds('deadline', deadline)
-    seconds('lame_duck', lame_duck)
+def check_times(deadline: float, lame_duck: float) -> tuple[float, float]:
+    """Return both as numbers of seconds; TypeError, and ValueError unless 0 <= lame_duck <= deadline."""
+    deadline, lame_duck = seconds('deadline', deadline), seconds('lame_duck', lame_duck)
     if lame_duck > deadline:
         raise ValueError(f'lame_duck is a part of deadline: {lame_duck!r} s do not fit into {deadline!r} s')
+    return deadline, lame_duck

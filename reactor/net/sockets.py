@@ -14,6 +14,7 @@ from socket import (
     IPPROTO_IPV6,
     IPPROTO_TCP,
     IPV6_V6ONLY,
+    SO_ACCEPTCONN,
     SO_BROADCAST,
     SO_KEEPALIVE,
     SO_REUSEADDR,
@@ -35,6 +36,7 @@ from ..kernel import (
     ResolveFailure,
     close_socket,
 )
+from ..loop.checks import shown, whole
 from .addresses import PASSIVE, is_abstract, show
 
 TYPE_CHECKING = False
@@ -46,7 +48,52 @@ if TYPE_CHECKING:
     from ..kernel import Kernel
     from .options import Options
 
+MOST_BACKLOG = (1 << 31) - 1  # a C int; the kernel cuts it to a limit of its own
 DEFER_SECONDS = 1  # how long a client may stay silent before it is accepted all the same
+
+
+def check_stream_socket(sock: Any, argument: str) -> None:
+    """Refuse what is not a stream socket that this process may read and write itself.
+
+    Raises TypeError for another kind of socket or object, OSError for a closed socket.
+    """
+    if not hasattr(sock, 'recv') or not hasattr(sock, 'setblocking'):
+        raise TypeError(f'{argument} takes a stream socket, not {shown(sock)}')
+    if hasattr(sock, 'getpeercert'):  # known by its method: the module `ssl` may not be loaded
+        raise TypeError(
+            f'{argument} takes a plain socket, not {shown(sock)}: give it the socket that was wrapped, before it is '
+            'wrapped, and use start_tls() on the connection or ssl= of the listener'
+        )
+    if getattr(sock, 'type', SOCK_STREAM) != SOCK_STREAM:
+        raise TypeError(f'{argument} takes a stream socket, not {shown(sock)}: bind_udp(sock=) takes datagram sockets')
+    if sock.fileno() < 0:
+        raise OSError(errno.EBADF, f'{argument} takes an open socket, and this one is closed: {shown(sock)}')
+
+
+def check_adopted(sock: Any) -> None:
+    """Refuse a socket that `adopt` cannot take. One that is not connected, or not any more, fails when it is read."""
+    check_stream_socket(sock, 'adopt')
+    try:
+        listens = sock.getsockopt(SOL_SOCKET, SO_ACCEPTCONN)
+    except (AttributeError, OSError):
+        return  # not every kind of socket can be asked
+    if listens:
+        raise ValueError(f'adopt takes a connected socket, and this one listens: {shown(sock)}: use listen_tcp(sock=)')
+
+
+def check_backlog(backlog: int) -> None:
+    """Refuse a length of a listen queue that no kernel takes; TypeError or ValueError."""
+    whole('backlog', backlog, 0, MOST_BACKLOG, 'number of connections')
+
+
+def check_bound(sock: Any) -> None:
+    """Refuse a socket that `listen_tcp(sock=)` cannot listen on."""
+    check_stream_socket(sock, 'listen_tcp(sock=)')
+    try:
+        peer = sock.getpeername()
+    except OSError:
+        return
+    raise ValueError(f'listen_tcp(sock=) takes a bound socket, and this one is connected to {show(peer)}: use adopt()')
 
 
 def listening_tcp(

@@ -24,12 +24,13 @@ from ..errors import (
     WriteTimeout,
 )
 from ..kernel import HAS_SENDMSG, RESET_ON_CLOSE, send_first
+from ..loop.checks import time_limit
 from ..loop.timers import Timer
 from ..loop.watcher import READ, WRITE, Handle
 from .addresses import show, unmapped
 from .files import FilePart, file_part
 from .limits import look_at_limits
-from .options import HANDSHAKE_TIMEOUT, Callbacks, check_callback, seconds
+from .options import HANDSHAKE_TIMEOUT, Callbacks, check_callback
 from .proxy_header import ProxyHeader
 from .writer import BROKEN, DRAINED, ENDED, PEER_ENDED, Writer, flat
 
@@ -386,7 +387,7 @@ class Stream(Handle):
         ValueError for bad arguments.
         """
         check_callback('on_secured', on_secured)
-        seconds('handshake_timeout', handshake_timeout)
+        handshake_timeout = time_limit('handshake_timeout', handshake_timeout)
         if self.state is not OPEN or (self.writer is not None and self.writer.ended):
             raise ConnectionClosed(f'start_tls on {self!r}: it has to be open in both directions')
         self.secured.upgrade(self, context, (on_secured, args), server_side, server_hostname, handshake_timeout)
@@ -416,8 +417,8 @@ class Stream(Handle):
 
     @property
     def unread(self) -> bool:
-        """Whether bytes of the peer have arrived that nobody has read yet."""
-        return self.loop.watchers.kernel.has_bytes(self.sock)
+        """Whether bytes of the peer have arrived that were not read yet; False while connecting and after the end."""
+        return self.sock is not None and self.loop.watchers.kernel.has_bytes(self.sock)
 
     # -- ending
 

@@ -168,5 +168,7 @@ def flat(data: bytes | bytearray | memoryview) -> bytes | memoryview:
         return data
     if not isinstance(data, (bytes, bytearray, memoryview)):
         raise TypeError(f'a write takes bytes, bytearray or memoryview, not {type(data).__name__}')
-    view = memoryview(data)
-    return view.cast('B') if view.contiguous else view.tobytes()
+    try:
+        return memoryview(data).cast('B')
+    except (TypeError, ValueError):  # it has gaps, the order of Fortran, or items of a foreign format
+        return memoryview(data).tobytes()

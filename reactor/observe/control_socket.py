@@ -17,6 +17,7 @@ import os
 from .. import READ, FrameTooLong, Options, Reactor, ReactorError
 from ..framing import Frames
 from ..kernel import close_socket
+from ..loop.descriptor import Descriptor
 from ..loop.log import log
 from ..net.addresses import check_path, is_abstract
 from ..net.sockets import listening_unix
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
     from typing import Any
 
     from .. import Stream
-    from ..loop.descriptor import Descriptor
     from .figures import Source
 
 LONGEST_LINE = 4096  # bytes of a request
@@ -75,16 +75,16 @@ class ControlSocket:
         self._sock, self._unlink = listening_unix(r.watchers.kernel, path, self._options, backlog=BACKLOG, mode=mode)
         self._clients: set[Stream] = set()
         self._spare = -1
-        self._watch: Descriptor | None = None
+        self._watch: ControlWatch | None = None
         self.path = path
         try:
-            self._watch = r.watch_fd(self._sock, READ, self._on_ready)
+            self._watch = ControlWatch(r, r.watchers.kernel, self._sock, READ, self._on_ready, ())
+            self._watch.control = self
         except BaseException:
             self.close()
             raise
         self._watch.unref()
         self._keep_spare()
-        r.add_exit_callback(self.close)
 
     @property
     def closed(self) -> bool:
@@ -95,8 +95,9 @@ class ControlSocket:
         """Remove the file, and end those who are connected. Closing twice does nothing."""
         if self.closed:
             return
-        if self._watch is not None:
-            self._watch.close()
+        watch, self._watch = self._watch, None
+        if watch is not None:
+            watch.close()
         if self._unlink is not None:
             self._unlink()
         close_socket(self._sock)
@@ -163,6 +164,21 @@ class ControlSocket:
         if self._spare >= 0:
             spare, self._spare = self._spare, -1
             os.close(spare)
+
+
+class ControlWatch(Descriptor):
+    """The watch on a control socket. The reactor resets it when it is closed, which closes the control socket.
+
+    An exit callback would do the same, and stay with the reactor when the control socket is closed before.
+    """
+
+    __slots__ = ('control',)
+
+    control: ControlSocket
+
+    def reset(self, exc: BaseException | None) -> None:
+        """Called when the reactor is closed."""
+        self.control.close()
 
 
 class Session:

@@ -12,8 +12,9 @@ import sys
 from socket import SOMAXCONN
 
 from .. import Reactor, ReactorError
-from ..net.options import seconds
+from ..loop.checks import shown, time_limit, whole
 from ..net.shutdown import check_times
+from ..net.sockets import check_backlog
 from . import systemd
 from .doors import Door
 from .worker import work
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
     from typing import Any
 
 
+SHORTEST_HANG = 2.0  # seconds: two reports of a worker
+
+
 def run(
     main: Callable[[Reactor, list[Any]], object],
     *,
@@ -33,6 +37,7 @@ def run(
     deadline: float = 30.0,
     lame_duck: float = 1.0,
     start_timeout: float = 60.0,
+    hang_timeout: float | None = 30.0,
     backlog: int = SOMAXCONN,
     on_start: Callable[[Reactor, Workers], object] | None = None,
     **options: Any,
@@ -50,6 +55,9 @@ def run(
     deadline       seconds that a worker has to end what it does; what is left then is aborted
     lame_duck      seconds of it in which a worker that is to end still accepts
     start_timeout  seconds in which a worker has to be ready, else it is killed
+    hang_timeout   seconds in which a worker that serves has to report, which it does once a second from its loop. One
+                   that does not, because a callback blocks, is logged, killed two seconds later and replaced. Raise it
+                   when a callback of yours may take as long, or give None to switch it off. At least 2
     on_start       `on_start(r, workers)` in the parent, once, when the first workers start; see `Workers`
 
     The program is started anew for each worker, in the directory in which it has imported this: so it is a file or a
@@ -64,7 +72,9 @@ def run(
     A worker that dies is replaced at once, and one that served less than a second after 0.1 s, doubled each time up to
     10 s, for ever. One that drains of its own accord (`r.shutdown`, or a SIGTERM to it alone) is replaced meanwhile.
     On Linux each has a listening socket of its own on the port (SO_REUSEPORT), which the parent keeps: who waits in its
-    queue is served by the next one. Elsewhere, and at Unix sockets, all share one.
+    queue is served by the next one. Elsewhere, and at Unix sockets, all share one. While a worker fails to start and
+    another one serves, the socket of the failing one is closed, so that clients reach those who live: what waits in its
+    queue then is reset.
 
     `r.stop` and `r.shutdown` in the parent drain the workers as SIGTERM does.
 
@@ -79,13 +89,18 @@ def run(
     OSError (address in use), ReactorError when the program cannot be started anew, or this is not the main thread.
     """
     if not callable(main) or not (on_start is None or callable(on_start)):
-        raise TypeError('main and on_start must be callable')
-    if workers is not None and (type(workers) is not int or workers < 1):
-        raise ValueError(f'workers is None or a number, at least 1, not {workers!r}')
-    if isinstance(listen, str):
-        raise TypeError(f'listen is a list of addresses, not {listen!r}')
-    check_times(deadline, lame_duck)
-    seconds('start_timeout', start_timeout)
+        raise TypeError(f'main and on_start must be callable, not {shown(main)} and {shown(on_start)}')
+    if workers is not None:
+        whole('workers', workers, 1, unit='number of processes, or None')
+    if isinstance(listen, str) or not hasattr(listen, '__iter__'):
+        raise TypeError(f'listen is a list of addresses, not {shown(listen)}')
+    deadline, lame_duck = check_times(deadline, lame_duck)
+    start_timeout = time_limit('start_timeout', start_timeout)
+    if hang_timeout is not None and time_limit('hang_timeout', hang_timeout, '; None switches it off') < SHORTEST_HANG:
+        raise ValueError(
+            f'hang_timeout is at least {SHORTEST_HANG:g} s, not {hang_timeout!r}: workers report once a second'
+        )
+    check_backlog(backlog)
     told = os.environ.pop(VARIABLE, None)
     if told is not None:
         work(json.loads(told), main, (deadline, lame_duck), options)
@@ -96,7 +111,7 @@ def run(
         for address in [sock for _, sock in systemd.inherited_sockets()] or listen:
             doors.append(Door(address, backlog))
         with Reactor() as r:
-            team = Workers(r, argv, doors, deadline, start_timeout)
+            team = Workers(r, argv, doors, deadline, start_timeout, hang_timeout)
             r.run(lambda r: team.begin(workers or processors(), on_start))
             if team.slots:  # stopped, or shut down as by a control socket: whose reactor this is, and not the workers'
                 team.drain()

@@ -20,12 +20,11 @@ from socket import socket
 from .. import Listener, Reactor, Stream, framing
 from ..kernel import Kernel, LeanSocket
 from ..net.sockets import defer_no_longer
+from .workers import REPORTS_EVERY
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
-
-TELL_EVERY = 1.0  # seconds
 
 
 def work(told: dict[str, Any], main: Any, times: tuple[float, float], options: dict[str, Any]) -> None:
@@ -53,7 +52,7 @@ class Worker:
         r.add_signal_handler(signal.SIGTERM, self.drain).unref()
         for signum in signal.SIGINT, signal.SIGHUP, signal.SIGTTIN, signal.SIGTTOU:
             r.add_signal_handler(signum, int).unref()
-        r.call_every(TELL_EVERY, self.tell).unref()
+        r.call_every(REPORTS_EVERY, self.tell).unref()
 
     def begin(self, main: Any) -> None:
         main(self.r, self.listeners)

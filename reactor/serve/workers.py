@@ -3,6 +3,10 @@
 Owns the slots, each with its listening sockets and the workers that come and go in it, and serves nobody. The rule: a
 slot has at most two workers at a time, one that serves and one that starts or drains; and its sockets outlive them, so
 that who waits in the queue is served by whoever comes next.
+
+That holds as long as the next worker is sure to come soon. The kernel divides clients among all sockets that listen on
+the port, whether a worker reads them or not. So while a slot waits to start its worker again after a failure, and
+another slot serves, its sockets are closed, and clients reach the workers that live.
 """
 
 from __future__ import annotations
@@ -29,6 +33,7 @@ VARIABLE = 'REACTOR_WORKER'  # in the environment of a worker: its slot and its 
 STEADY = 1.0  # seconds that a worker has to serve to be replaced at once when it dies
 FIRST_PAUSE, LONGEST_PAUSE = 0.1, 10.0  # seconds before one that served less is started again; doubled each time
 GRACE = 2.0  # seconds after the deadline in which a worker may still go by itself
+REPORTS_EVERY = 1.0  # seconds between two reports of a worker, and between two looks at who is silent
 INTERRUPTED = 130  # what a shell reports for a program that Ctrl-C ended
 
 
@@ -51,12 +56,21 @@ class Workers:
     What the signals do, `drain`, `replace`, `grow` and `shrink` do as well: a handler of your own may call them.
     """
 
-    def __init__(self, r: Reactor, argv: list[str], doors: list[Door], deadline: float, start_timeout: float) -> None:
+    def __init__(
+        self,
+        r: Reactor,
+        argv: list[str],
+        doors: list[Door],
+        deadline: float,
+        start_timeout: float,
+        hang_timeout: float | None,
+    ) -> None:
         self.r = r
         self.argv = argv
         self.doors = doors
         self.patience = deadline + GRACE
         self.start_timeout = start_timeout
+        self.hang_timeout = hang_timeout
         self.addresses: list[Any] = []
         self.status = 0
         self.slots: list[Slot] = []  # none: it ends
@@ -75,7 +89,8 @@ class Workers:
 
     def begin(self, count: int, on_start: Any) -> None:
         """Called by `run`, once: start so many, and hear the signals."""
-        self.slots = [Slot(self, number) for number in range(count)]
+        # One listens from the start, and clients wait in its queue. The others listen when their workers do.
+        self.slots = [Slot(self, number, listening=not number) for number in range(count)]
         self.addresses = [sock.getsockname() for sock in self.slots[0].listeners]
         self.r.add_signal_handler(signal.SIGTERM, self.drain)
         self.r.add_signal_handler(signal.SIGINT, self.interrupt)
@@ -84,6 +99,8 @@ class Workers:
         self.r.add_signal_handler(signal.SIGTTOU, self.shrink)
         for slot in self.slots:
             slot.start()
+        if self.hang_timeout is not None:
+            self.r.call_every(REPORTS_EVERY, self.look).unref()
         systemd.watchdog(self.r)
         if on_start is not None:
             on_start(self.r, self)
@@ -128,8 +145,21 @@ class Workers:
         if self._round and self._round[0][0] is slot:
             self._round.clear()
 
+    def look(self) -> None:
+        """Called every second: a worker that serves and has been silent for `hang_timeout` is killed."""
+        for slot in self.slots:
+            if slot.serving is not None:
+                slot.serving.count_silence()
+
+    def serves(self) -> bool:
+        """Whether a worker serves."""
+        return any(slot.serving is not None for slot in self.slots)
+
     def go_on(self) -> None:
         """Called when something has changed: the next one is replaced, or it ends."""
+        serves = self.serves()
+        for slot in self.slots:
+            slot.attract(not serves)
         if not self._replacing():
             if self._another_round:
                 self.replace()
@@ -166,7 +196,8 @@ class Slot:
     def __init__(self, team: Workers, number: int, listening: bool = True) -> None:
         self.team = team
         self.number = number
-        self.listeners = [door.another(listening) for door in team.doors]
+        self.listeners: list[Any] = []
+        self._open(listening)
         self.serving: Child | None = None
         self.starting: Child | None = None
         self.told: dict[str, Any] = {}
@@ -177,7 +208,9 @@ class Slot:
         """Start a worker. It serves when it is ready, and who has served until then drains."""
         if self._restart is not None:
             self._restart.cancel()
+            self._restart = None
         try:
+            self._open(listening=False)  # its worker listens when it can serve
             self.starting = Child(self)
         except OSError as exc:
             self.on_failed(None, f'worker {self.number} cannot be started: {exc}')
@@ -205,6 +238,30 @@ class Slot:
             self._restart = self.team.r.call_later(self._pause, self.start)
         self.team.go_on()
 
+    def attract(self, wanted: bool) -> None:
+        """While it waits to be started again after a failure: whether clients are to wait in the queues of its sockets.
+
+        Those that wait in them already are reset when it is not wanted.
+        """
+        if self._restart is None or not self._pause:
+            return
+        if not wanted:
+            self._close()
+        elif not self.listeners:
+            try:
+                self._open(listening=True)
+            except OSError:
+                self._close()  # the next start tries it again, and reports it
+
+    def _open(self, listening: bool) -> None:
+        for door in self.team.doors[len(self.listeners) :]:
+            self.listeners.append(door.another(listening))
+
+    def _close(self) -> None:
+        for door, sock in zip(self.team.doors, self.listeners, strict=False):
+            door.close(sock)
+        self.listeners = []
+
     def remove(self) -> None:
         """Have its worker drain and go.
 
@@ -217,8 +274,7 @@ class Slot:
             if child is not None:
                 child.leave()
         self.serving = self.starting = None
-        for door, sock in zip(self.team.doors, self.listeners, strict=True):
-            door.close(sock)
+        self._close()
 
 
 class Child:
@@ -229,6 +285,7 @@ class Child:
         self.team = team = slot.team
         self.ready = False
         self.since = team.r.now
+        self.silence = 0.0  # seconds without a report, as the parent counts them while it runs itself
         ours, theirs = socket.socketpair()
         self.control = team.r.adopt(ours, framing.lines(self.on_line))
         numbers = [theirs.fileno(), *(sock.fileno() for sock in slot.listeners)]
@@ -251,6 +308,7 @@ class Child:
 
     def on_line(self, conn: Stream, line: bytes) -> None:
         figures, draining = json.loads(line)
+        self.silence = 0.0
         slot = self.slot
         if not self.ready:
             self.ready, self.since = True, self.team.r.now
@@ -263,6 +321,22 @@ class Child:
             slot.told = figures
             if draining and slot.starting is None:  # its own idea, or somebody's who knows only its number
                 slot.start()
+
+    def count_silence(self) -> None:
+        """Called every second while it serves.
+
+        Seconds are counted and not measured: when the parent was stopped for a while (Ctrl-Z), its workers were, too.
+        """
+        before, self.silence = self.silence, self.silence + REPORTS_EVERY
+        limit = self.team.hang_timeout
+        assert limit is not None
+        if before < limit <= self.silence:
+            advice = 'if its callbacks may take so long, raise hang_timeout'
+            what = '%s has not reported for %g s: its loop stands still; it is killed in %g s unless it reports; %s'
+            log('warning', what, self, self.silence, GRACE, advice)
+        elif self.silence >= limit + GRACE:
+            log('warning', '%s has not reported for %g s and is killed', self, self.silence)
+            self.process.kill()
 
     def leave(self, replaced: bool = False) -> None:
         """Have it drain and go; `replaced` by another one on the same sockets, or as the last one there."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from errno import EPIPE
 
+from ..loop.checks import shown
 from ..net.checked import CheckedStream
 from ..net.stream import Stream
 from ..net.writer import ENDED
@@ -30,6 +31,11 @@ class Pipe(Stream):
             f'{self.buffered} bytes wait>'
         )
 
+    @property
+    def unread(self) -> bool:
+        """Whether bytes of the child have arrived that were not read yet; False for a pipe that it reads."""
+        return False
+
 
 class ReadPipe(Pipe):
     """What a child writes, as a stream: `on_data`, `on_eof`, `on_close`. A write raises `ConnectionClosed`."""
@@ -39,6 +45,17 @@ class ReadPipe(Pipe):
     def attach(self, sock: Any, deferred: bool = False) -> None:
         super().attach(sock, deferred)
         self.writer = ENDED
+
+    @property
+    def unread(self) -> bool:
+        pipe: Any = self.sock
+        return pipe is not None and bool(pipe.has_bytes())
+
+    def set_timeouts(self, *, read: float | None = None, write: float | None = None, idle: float | None = None) -> None:
+        """As `Stream.set_timeouts`; ValueError for `write`, since nothing is written to what a child writes."""
+        if write is not None:
+            raise ValueError(f'a write timeout of {shown(write)} cannot apply: {self!r} is only read; use read=')
+        super().set_timeouts(read=read, idle=idle)
 
     def close(self) -> None:
         """Close it now; a child that goes on writing gets SIGPIPE. `on_close(pipe, None)` tells."""
@@ -58,6 +75,15 @@ class WritePipe(Pipe):
         if self.sock.hung_up():  # type: ignore[attr-defined]
             lost = f'{self.peername} was closed by the child while {self.buffered} bytes waited for it'
             self.reset(BrokenPipeError(EPIPE, lost) if self.buffered else None)
+
+    def set_timeouts(self, *, read: float | None = None, write: float | None = None, idle: float | None = None) -> None:
+        """As `Stream.set_timeouts`; ValueError for `read`, since nothing is read from what a child reads.
+
+        idle: we wrote nothing for so long.
+        """
+        if read is not None:
+            raise ValueError(f'a read timeout of {shown(read)} cannot apply: {self!r} is only written; use write=')
+        super().set_timeouts(write=write, idle=idle)
 
     def handle_write(self) -> None:
         super().handle_write()

@@ -14,9 +14,10 @@ from errno import EBADF
 
 from ..errors import SelectorFull
 from ..kernel import EXIT_UNKNOWN, SIGKILL, SIGTERM
+from ..loop.checks import shown
 from ..loop.log import describe, log
 from ..loop.watcher import READ, Handle
-from ..net.options import Callbacks
+from ..net.options import Callbacks, Options
 from .pipe import CheckedReadPipe, CheckedWritePipe, ReadPipe, WritePipe
 
 TYPE_CHECKING = False
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
     from ..kernel import Kernel
     from ..loop.loop import Loop
     from ..loop.timers import Timer
-    from ..net.options import Options
     from .pipe import Pipe
 
 # The numbers that `subprocess` gives them, so that either may be used.
@@ -38,6 +38,7 @@ DEVNULL = -3
 
 FIRST_LOOK = 0.001  # seconds from the start of a child to the first look at it where there is no pidfd; then doubled
 LONGEST_LOOK = 0.25  # seconds between two looks: two hundred children cost less than a hundredth of a core
+OF_SOCKETS = ('ssl', 'server_hostname', 'handshake_timeout', 'nodelay', 'keepalive')  # options that a pipe cannot have
 DEATH_LOOKS = 5000  # a millisecond each, for a killed child to be gone when the reactor is closed
 
 
@@ -215,7 +216,7 @@ def spawn(
     loop: Loop,
     kernel: Kernel,
     args: list[Any],
-    stdio: tuple[Any, Any, Any],
+    stdio: list[Any],
     on_exit: Callable[[Process, int | None, int | None], object] | None,
     env: Any,
     cwd: Any,
@@ -234,7 +235,9 @@ def spawn(
             if what is not None and what == PIPE:
                 ours, given[number] = kernel.pipe(writing=number == 0)
                 theirs.append(given[number])
-                pipe = (read_pipe if number else write_pipe)(loop, options, Callbacks(None), None)
+                # A child that reads and says nothing is no fault of its stdin: that is limited by writes alone.
+                own = options if number else options.changed(read_timeout=None, idle_timeout=None)
+                pipe = (read_pipe if number else write_pipe)(loop, own, Callbacks(None), None)
                 _attach(pipe, ours)
             pipes.append(pipe)
         child = kernel.spawn(args, given[0], given[1], given[2], env, cwd, passed)
@@ -262,25 +265,37 @@ def _attach(pipe: Pipe, ours: Any) -> None:
 
 def check_args(args: Iterable[Any]) -> list[Any]:
     """The words of a command, the program first; TypeError or ValueError for anything else."""
-    if isinstance(args, str | bytes):
+    if isinstance(args, str | bytes) or not hasattr(args, '__iter__'):
         raise TypeError(
-            f"args is a list of words, the program first, not {args!r}; for a shell's line: ['sh', '-c', line]"
+            f"args is a list of words, the program first, not {shown(args)}; for a shell's line: ['sh', '-c', line]"
         )
     words = list(args)
     if not words:
         raise ValueError('args is a list of words, the program first; this one is empty')
     for word in words:
         if not isinstance(word, str | bytes) and not hasattr(word, '__fspath__'):
-            raise TypeError(f'args is a list of str, bytes or paths; {word!r} is none')
+            raise TypeError(f'args is a list of str, bytes or paths; {shown(word)} is none')
+        if b'\0' in (word if isinstance(word, bytes) else str(word).encode('utf-8', 'surrogatepass')):
+            raise ValueError(f'args cannot have a NUL inside: {shown(word)}')
     return words
+
+
+def check_options(options: dict[str, Any]) -> Options:
+    """The options of the pipes of a child; TypeError or ValueError."""
+    for name in OF_SOCKETS:
+        if name in options:
+            raise TypeError(f'spawn takes no {name}: pipes have no such option')
+    return Options(**options)
 
 
 def check_descriptors(kernel: Kernel, fds: Iterable[Any]) -> list[int]:
     """The numbers of descriptors to hand on; TypeError or ValueError for what is none, OSError when it is not open."""
+    if not hasattr(fds, '__iter__') or isinstance(fds, str | bytes):
+        raise TypeError(f'pass_fds is a list of descriptors, numbers or what has a fileno(), not {shown(fds)}')
     numbers = [fd.fileno() if hasattr(fd, 'fileno') else fd for fd in fds]
     for number in numbers:
         if type(number) is not int:
-            raise TypeError(f'pass_fds has descriptors, numbers or what has a fileno(); {number!r} is none')
+            raise TypeError(f'pass_fds has descriptors, numbers or what has a fileno(); {shown(number)} is none')
         if number < 0:
             raise ValueError(f'pass_fds has open descriptors; {number} is none, or is closed already')
         # Asked here: starting a child opens pipes, and one of these may get the number.
@@ -289,11 +304,17 @@ def check_descriptors(kernel: Kernel, fds: Iterable[Any]) -> list[int]:
     return numbers
 
 
-def check_stdio(name: str, what: Any) -> Any:
-    """None, PIPE, DEVNULL, a descriptor or a file (and STDOUT for stderr), else TypeError or ValueError."""
+def check_stdio(kernel: Kernel, name: str, what: Any) -> Any:
+    """None, PIPE, DEVNULL, an open descriptor or a file (and STDOUT for stderr); else it raises."""
+    if isinstance(what, bool):
+        raise TypeError(f'{name} is PIPE, DEVNULL, None, a file or a descriptor, not {what!r}')
     if isinstance(what, int):
         if what < 0 and what not in (PIPE, DEVNULL) and not (what == STDOUT and name == 'stderr'):
             raise ValueError(f'{name} is PIPE, DEVNULL, None, a file or a descriptor, not {what!r}')
+        if what >= 0 and not kernel.is_open(what):
+            raise OSError(
+                EBADF, f'{name} is PIPE, DEVNULL, None, a file or a descriptor, and {shown(what)} is not open'
+            )
     elif what is not None and not hasattr(what, 'fileno'):
-        raise TypeError(f'{name} is PIPE, DEVNULL, None, a file or a descriptor, not {what!r}')
+        raise TypeError(f'{name} is PIPE, DEVNULL, None, a file or a descriptor, not {shown(what)}')
     return what

@@ -1,0 +1,66 @@
+"""Checks of arguments that are numbers or switches.
+
+Owns the messages of these refusals, so that the same mistake reads the same in every method. Knows nothing of what the
+numbers are for. The rule: a value of the wrong type or unit is refused when it is given, and the message has the name
+of the argument and the value. A bool is not a number here: `idle_timeout=True` is a mistake and not one second.
+"""
+
+from __future__ import annotations
+
+from .log import describe
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+FOREVER = 1e15  # seconds. A longer time is cut to these 31 million years, so that it can be added to a clock
+LONGEST_REPR = 100  # characters of a value in a message
+INFINITY = float('inf')
+
+
+def shown(value: object) -> str:
+    """Return the value as a message has it: its repr, cut short. Never raises."""
+    text = describe(repr(value) if type(value) is str else value)
+    return text if len(text) <= LONGEST_REPR else f'{text[:LONGEST_REPR]}...'
+
+
+def number(name: str, value: Any, unit: str = 'number of seconds') -> float:
+    """Return a finite int or float, cut to FOREVER. Raise TypeError for another type, ValueError for NaN, infinity."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f'{name} is a {unit}, not {shown(value)}')
+    if value != value or value in (INFINITY, -INFINITY):
+        raise ValueError(f'{name} is a finite {unit}, not {value!r}')
+    return max(-FOREVER, min(value, FOREVER))
+
+
+def seconds(name: str, value: Any) -> float:
+    """Return a duration of at least 0; else raise as `number`."""
+    duration = number(name, value)
+    if duration < 0:
+        raise ValueError(f'{name} is a finite number of seconds, at least 0, not {shown(value)}')
+    return duration
+
+
+def time_limit(name: str, value: Any, hint: str = '') -> float:
+    """Return a duration above 0: a limit of 0 would end everything at once, and was perhaps meant as no limit."""
+    limit = seconds(name, value)
+    if limit == 0:
+        raise ValueError(f'{name} is a number of seconds above 0, not {value!r}{hint}')
+    return limit
+
+
+def whole(name: str, value: Any, least: int, most: int | None = None, unit: str = 'number of bytes') -> int:
+    """Return an int of `least` to `most`. Raise TypeError for another type, ValueError for one out of range."""
+    bounds = f'at least {least}' if most is None else f'{least} to {most}'
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f'{name} is a {unit}, {bounds}, not {shown(value)}')
+    if value < least or (most is not None and value > most):
+        raise ValueError(f'{name} is a {unit}, {bounds}, not {shown(value)}')
+    return int(value)
+
+
+def switch(name: str, value: Any) -> bool:
+    """Return a bool. Raise TypeError for anything but True, False, 1 and 0."""
+    if not isinstance(value, int) or value not in (0, 1):
+        raise TypeError(f'{name} is True or False, not {shown(value)}')
+    return bool(value)
