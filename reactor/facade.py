@@ -9,7 +9,7 @@ from __future__ import annotations
 from socket import SOMAXCONN
 
 from .kernel import AF_UNIX, Kernel, close_socket
-from .loop.checks import seconds, shown, switch, whole
+from .loop.checks import file_path, seconds, shown, switch, whole
 from .loop.loop import Loop
 from .net.addresses import check_family, check_host, check_local_address, check_path, check_port, numeric, show
 from .net.admission import Limits, check_limits
@@ -34,7 +34,7 @@ from .net.sockets import (
 from .net.stream import Stream
 from .net.tls import check_context, client_options
 from .system.paths import WatchedPath, watch
-from .system.process import Process, check_args, check_descriptors, check_options, check_stdio, spawn
+from .system.process import Process, check_args, check_descriptors, check_environment, check_options, check_stdio, spawn
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -66,6 +66,10 @@ class Reactor(Loop):
         slow_callback: float | None = None,
         debug: bool = False,
     ) -> None:
+        if selector is not None and not hasattr(selector, 'get_map'):
+            raise TypeError(f'selector is None or a selector of the module selectors, not {shown(selector)}')
+        if kernel is not None and not hasattr(kernel, 'clock'):
+            raise TypeError(f'kernel is None or a kernel such as reactor.kernel.Kernel(), not {shown(kernel)}')
         self._os = kernel or Kernel()
         self._stream_kind = CheckedStream if debug else Stream
         self._datagram_kind = CheckedDatagramSocket if debug else DatagramSocket
@@ -447,7 +451,7 @@ class Reactor(Loop):
         and 1,000 wait. One that is cancelled or too late keeps its thread until the system gives up.
         """
         if check_host(host) is None:
-            raise ValueError('a look-up needs a name')
+            raise ValueError('a look-up needs a host, and got None')
         check_family(family)
         timeout = self._check_look_up(on_done, timeout)
         return resolve(self, self._os, host, family, on_done, timeout)
@@ -516,6 +520,9 @@ class Reactor(Loop):
         given = {'stdin': stdin, 'stdout': stdout, 'stderr': stderr}
         stdio = [check_stdio(self._os, name, what) for name, what in given.items()]
         check_callback('on_exit', on_exit)
+        check_environment(env)
+        if cwd is not None:
+            file_path('cwd', cwd)
         self.watchers.check()
         checked = self._stream_kind is CheckedStream
         return spawn(self, self._os, words, stdio, on_exit, env, cwd, passed, settings, checked)
@@ -530,6 +537,7 @@ class Reactor(Loop):
         FileNotFoundError when nothing is there, and OSError at the system's limits.
         """
         self._check(fn)
+        file_path('path', path)
         return watch(self, self._os, path, fn)
 
     def shutdown(self, deadline: float, lame_duck: float = 0) -> None:

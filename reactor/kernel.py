@@ -182,7 +182,7 @@ class Kernel:
                 os.fstat(fd)
             else:
                 socket.socket(fileno=fd).detach()  # fstat knows no sockets there
-        except (OSError, ValueError):
+        except (OSError, ValueError, OverflowError):
             return False
         return True
 

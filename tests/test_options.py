@@ -31,7 +31,7 @@ def test_the_low_mark_follows_a_high_mark_that_is_given_alone():
 @pytest.mark.parametrize('marks', [(10, 11), (10, -1), (-1, None)])
 def test_marks_out_of_order_are_refused(marks):
     high, low = marks
-    with pytest.raises(ValueError, match='(low|high)_water'):
+    with pytest.raises(ValueError, match=r'(low|high)_water'):
         Options(high_water=high, low_water=low)
 
 

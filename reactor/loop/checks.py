@@ -59,6 +59,20 @@ def whole(name: str, value: Any, least: int, most: int | None = None, unit: str 
     return int(value)
 
 
+def file_path(name: str, value: Any) -> None:
+    """Check a path of a file or directory: str, bytes or what has `__fspath__`. Raise TypeError or ValueError."""
+    if not isinstance(value, str | bytes) and not hasattr(value, '__fspath__'):
+        raise TypeError(f'{name} is a path, a str, bytes or os.PathLike, not {shown(value)}')
+    if b'\0' in (value if isinstance(value, bytes) else str(value).encode('utf-8', 'surrogatepass')):
+        raise ValueError(f'{name} is a path and has a NUL inside: {shown(value)}')
+
+
+def callback(name: str, fn: Any) -> None:
+    """Raise TypeError unless `fn` is callable."""
+    if not callable(fn):
+        raise TypeError(f'{name} must be callable, not {shown(fn)}')
+
+
 def switch(name: str, value: Any) -> bool:
     """Return a bool. Raise TypeError for anything but True, False, 1 and 0."""
     if not isinstance(value, int) or value not in (0, 1):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 
 from ..errors import HandleClosed
+from .checks import shown
 from .log import log, name_of
 from .watcher import READ, WRITE, Handle
 
@@ -119,12 +120,12 @@ def _number(file: Any) -> int:
     fileno = getattr(file, 'fileno', None)
     fd = fileno() if fileno is not None else file
     if type(fd) is not int:
-        raise TypeError(f'a descriptor is an int or something with fileno(), not {file!r}')
-    if fd < 0:
-        raise ValueError(f'{file!r} has no open descriptor')
+        raise TypeError(f'a descriptor is an int or something with fileno(), not {shown(file)}')
+    if not 0 <= fd < 1 << 31:
+        raise ValueError(f'{shown(file)} has no open descriptor')
     return fd
 
 
 def _check_events(events: int) -> None:
     if type(events) is not int or events not in WANTS:
-        raise ValueError(f'events are READ, WRITE, READ | WRITE, or 0 for nothing, not {events!r}')
+        raise ValueError(f'events are READ, WRITE, READ | WRITE, or 0 for nothing, not {shown(events)}')

@@ -21,7 +21,7 @@ from itertools import islice
 
 from ..errors import HandleClosed, ReactorError
 from ..kernel import Kernel
-from .checks import number, shown
+from .checks import callback, number, shown, whole
 from .descriptor import Descriptor
 from .idle import Idler, Idlers
 from .log import describe, log, name_of
@@ -47,6 +47,8 @@ CLOSING_ROUNDS = 1000  # a program that never ends is cut off
 BLIND_POLLS = 20  # in a row, before the selector is taken for broken
 RESERVE = 2 << 20  # bytes let go of when memory has run out: to log that takes some, and so does ending a connection
 RESERVE_RETRY = 0.1  # seconds between two attempts to have them back
+MOST_REASONS = 1 << 31  # lines of `why_alive`
+MOST_SIGNUM = 128  # on FreeBSD; each system refuses those that it does not have
 LONGEST_WAIT = 86400.0  # seconds; selectors overflow on much more, and a turn a day costs nothing
 
 
@@ -63,7 +65,8 @@ class Loop:
                   of the callback, at most once a second, and counted
     debug         check in every call that it comes from the loop's thread
 
-    It is also a context manager that closes itself. One thread at a time; only `call_soon_threadsafe`, and `trigger` of
+    It is also a context manager that closes itself. After `close`, whatever would begin something raises `HandleClosed`:
+    a call, a timer, a connection, a look-up, a child. One thread at a time; only `call_soon_threadsafe`, and `trigger` of
     a notifier, may be called from others.
     """
 
@@ -149,6 +152,8 @@ class Loop:
         Raises `ReactorError` when the loop runs already, `HandleClosed` after `close`. It can be called again.
         Ctrl-C raises `KeyboardInterrupt` between two callbacks, and nothing that waits is lost.
         """
+        if main is not None:
+            callback('main', main)
         self._enter()
         self._main_error = None
         in_main_thread = self._kernel.in_main_thread()
@@ -266,8 +271,10 @@ class Loop:
     def fileno(self) -> int:
         """The selector's own descriptor: readable when the loop has something to do, for a foreign loop to watch.
 
-        Raises `ReactorError` for selectors without one (`poll` and `select`).
+        Raises `ReactorError` for selectors without one (`poll` and `select`), `HandleClosed` after `close`.
         """
+        if self.watchers.closed:
+            raise HandleClosed('this reactor is closed and has no descriptor any more')
         selector = self.watchers.selector
         fileno = getattr(selector, 'fileno', None)
         if fileno is None:
@@ -288,6 +295,8 @@ class Loop:
 
         40,000 of them take a fifth of a second.
         """
+        if limit is not None:
+            whole('limit', limit, 0, MOST_REASONS, 'number of lines')
         return list(islice(self._reasons(), limit))
 
     def _reasons(self) -> Iterator[str]:
@@ -359,12 +368,17 @@ class Loop:
         thread; OSError or ValueError for a signal that cannot be caught.
         """
         self._check(fn)
+        whole('signum', signum, 1, MOST_SIGNUM, 'number of a signal')
         if not self._kernel.in_main_thread():
             raise ReactorError('signal handlers can be added in the main thread only')
         return self._signals.add(signum, fn, args)
 
     def remove_signal_handler(self, signum: int) -> bool:
-        """Restore the handler from before; returns whether there was one of ours."""
+        """Restore the handler from before; returns whether there was one of ours.
+
+        TypeError and ValueError for what is not a number of a signal, ReactorError outside the main thread.
+        """
+        whole('signum', signum, 1, MOST_SIGNUM, 'number of a signal')
         return self._signals.remove(signum)
 
     def clear_signal_handlers(self) -> None:
@@ -657,5 +671,4 @@ class Loop:
 
 
 def _check_callable(fn: object) -> None:
-    if not callable(fn):
-        raise TypeError(f'a callback must be callable, not {shown(fn)}')
+    callback('a callback', fn)

@@ -13,7 +13,7 @@ from collections import OrderedDict
 from errno import EOPNOTSUPP
 from math import inf
 
-from ..loop.checks import time_limit
+from ..loop.checks import number, shown, time_limit
 from .networks import packed
 from .options import check_callback
 from .progress import Guest
@@ -209,14 +209,14 @@ def check_limits(kernel: Kernel, limits: Limits | None, unix: bool) -> None:
     if limits is None:
         return
     if not isinstance(limits, Limits):
-        raise TypeError(f'limits is None or a reactor.Limits, not {limits!r}')
+        raise TypeError(f'limits is None or a reactor.Limits, not {shown(limits)}')
     if limits.min_rate is not None and (unix or not kernel.counts_tcp):
         raise OSError(EOPNOTSUPP, 'min_rate needs what Linux counts for TCP; use read_timeout and write_timeout here')
 
 
 def _count(name: str, value: int | None) -> int | None:
     if value is not None and type(value) is not int:
-        raise TypeError(f'{name} is None or an int, not {value!r}')
+        raise TypeError(f'{name} is None or an int, not {shown(value)}')
     if value is not None and value < 0:
         raise ValueError(f'{name} is None or at least 0, not {value!r}')
     return value
@@ -226,7 +226,9 @@ def _rate(name: str, value: Rate | None, least: int) -> Rate | None:
     if value is None:
         return None
     if not isinstance(value, tuple) or len(value) != 2:
-        raise TypeError(f'{name} is a tuple of two numbers, not {value!r}')
+        raise TypeError(f'{name} is a tuple of two numbers, not {shown(value)}')
+    for each in value:
+        number(name, each, 'tuple of two numbers')
     if not (0 < value[0] < inf and least <= value[1] < inf):
         raise ValueError(f'{name} is (a number above 0, a number of at least {least}), not {value!r}')
     return value

@@ -11,6 +11,7 @@ from errno import EINVAL, EIO, ENOSYS, ENOTSOCK, EOPNOTSUPP, EOVERFLOW, ESPIPE
 
 from ..errors import SendFileError
 from ..kernel import send_first
+from ..loop.checks import shown
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -91,10 +92,10 @@ class FilePart:
 def file_part(kernel: Kernel, file: Any, offset: int, count: int | None) -> FilePart | bytes:
     """What `send_file` is to send; a few bytes as such. Raises as `Stream.send_file`."""
     if not hasattr(file, 'fileno'):
-        raise TypeError(f'send_file takes an open file with a descriptor, not {file!r}')
+        raise TypeError(f'send_file takes an open file with a descriptor, not {shown(file)}')
     for name, number in ('offset', offset), ('count', 0 if count is None else count):
         if type(number) is not int:
-            raise TypeError(f'{name} is a number of bytes, not {number!r}')
+            raise TypeError(f'{name} is a number of bytes, not {shown(number)}')
         if number < 0:
             raise ValueError(f'{name} is a number of bytes, at least 0, not {number}')
     fd, label = file.fileno(), f'file {getattr(file, "name", file)!r}'
@@ -102,7 +103,8 @@ def file_part(kernel: Kernel, file: Any, offset: int, count: int | None) -> File
     wanted = size - offset if count is None else count
     if wanted < 0 or offset + wanted > size:
         raise ValueError(
-            f'{label} has {size} bytes: cannot send {"the rest" if count is None else count} from {offset} on'
+            f'{label} has {size} bytes: cannot send {"the rest" if count is None else shown(count)} from '
+            f'offset {shown(offset)} on'
         )
     if wanted >= READ_BELOW:
         return FilePart(kernel, kernel.copy_of_file(fd), offset, wanted, label)

@@ -7,6 +7,7 @@ call; whether the machine can join it, the system says.
 from __future__ import annotations
 
 import sys
+from errno import ENODEV
 from socket import (
     AF_INET,
     AF_INET6,
@@ -49,7 +50,7 @@ def _ipv4_interface(kernel: Kernel, interface: str | int | None) -> bytes:
     if isinstance(interface, str):
         try:
             return kernel.pack_address(AF_INET, interface)
-        except OSError:
+        except (OSError, ValueError):
             pass  # a name, then
     index = _index(kernel, interface)
     return bytes(4) + index.to_bytes(4, sys.byteorder) if HAS_IP_MREQN else index.to_bytes(4, 'big')
@@ -61,8 +62,9 @@ def _index(kernel: Kernel, interface: str | int | None) -> int:
     if isinstance(interface, str):
         try:
             return kernel.interface_index(interface)
-        except OSError as exc:
-            raise OSError(exc.errno, f'no network interface is called {interface!r}; `ip link` shows them') from None
+        except (OSError, ValueError) as exc:
+            error = exc.errno if isinstance(exc, OSError) else ENODEV
+            raise OSError(error, f'no network interface is called {interface!r}; `ip link` shows them') from None
     if type(interface) is not int:
         raise TypeError(f'an interface is a name, an index or an IPv4 address, not {interface!r}')
     if not 0 <= interface < 1 << 31:

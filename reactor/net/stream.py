@@ -24,15 +24,15 @@ from ..errors import (
     WriteTimeout,
 )
 from ..kernel import HAS_SENDMSG, RESET_ON_CLOSE, send_first
-from ..loop.checks import time_limit
+from ..loop.checks import switch, time_limit
 from ..loop.timers import Timer
 from ..loop.watcher import READ, WRITE, Handle
 from .addresses import show, unmapped
 from .files import FilePart, file_part
 from .limits import look_at_limits
-from .options import HANDSHAKE_TIMEOUT, Callbacks, check_callback
+from .options import HANDSHAKE_TIMEOUT, Callbacks, check_callback, check_server_hostname
 from .proxy_header import ProxyHeader
-from .writer import BROKEN, DRAINED, ENDED, PEER_ENDED, Writer, flat
+from .writer import BROKEN, DRAINED, ENDED, PEER_ENDED, Writer, check_buffers, flat
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -311,6 +311,7 @@ class Stream(Handle):
         """Send several buffers with one system call; otherwise as `write`."""
         if on_written is not None and not callable(on_written):
             raise TypeError(f'on_written must be callable, not {on_written!r}')
+        check_buffers(buffers)
         return self._queue(buffers, on_written, args)
 
     def send_file(
@@ -387,6 +388,8 @@ class Stream(Handle):
         ValueError for bad arguments.
         """
         check_callback('on_secured', on_secured)
+        check_server_hostname(server_hostname, context)
+        server_side = None if server_side is None else switch('server_side', server_side)
         handshake_timeout = time_limit('handshake_timeout', handshake_timeout)
         if self.state is not OPEN or (self.writer is not None and self.writer.ended):
             raise ConnectionClosed(f'start_tls on {self!r}: it has to be open in both directions')

@@ -15,11 +15,12 @@ from __future__ import annotations
 from sys import version_info
 
 from ..errors import ConnectTimeout, HandshakeTimeout, ReactorError, SelectorFull, TLSError
+from ..loop.checks import shown
 from ..loop.watcher import READ
 from .addresses import show
 from .files import READ_FILE_SIZE, FilePart, file_part
 from .stream import CLOSED, CLOSING, CONNECTING, OPEN, Stream
-from .writer import DRAINED, MARK_COST, flat
+from .writer import DRAINED, MARK_COST, check_buffers, flat
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -329,6 +330,7 @@ class TLSStream(Stream):
     ) -> bool:
         if on_written is not None and not callable(on_written):
             raise TypeError(f'on_written must be callable, not {on_written!r}')
+        check_buffers(buffers)
         pieces = [flat(data) for data in buffers]
         session = self.tls
         if self.state is CONNECTING:
@@ -535,7 +537,7 @@ def check_context(context: Any, server_side: bool | None = None) -> bool:
     import ssl
 
     if not isinstance(context, ssl.SSLContext):
-        raise TypeError(f'ssl takes an ssl.SSLContext, not {context!r}')
+        raise TypeError(f'ssl takes an ssl.SSLContext, not {shown(context)}')
     protocol = context.protocol
     kinds = {ssl.PROTOCOL_TLS_SERVER: True, ssl.PROTOCOL_TLS_CLIENT: False}
     kind = kinds.get(protocol, server_side)

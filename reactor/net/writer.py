@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import deque
 from itertools import islice
 
+from ..loop.checks import shown
 from .files import FilePart
 
 TYPE_CHECKING = False
@@ -162,12 +163,19 @@ BROKEN = Writer()  # the connection has ended, and the user is about to be told
 BROKEN.error = PEER_ENDED = ConnectionError('the peer has ended the connection')
 
 
+def check_buffers(buffers: object) -> None:
+    """TypeError for what is not several buffers: a single one would be taken apart into numbers."""
+    if not hasattr(buffers, '__iter__') or isinstance(buffers, bytes | bytearray | memoryview | str):
+        raise TypeError(f'writelines takes a list of buffers, not {shown(buffers)}; write() takes one')
+
+
 def flat(data: bytes | bytearray | memoryview) -> bytes | memoryview:
     """What a user writes as bytes, or as a view that counts in bytes; TypeError for anything else."""
     if type(data) is bytes:
         return data
     if not isinstance(data, (bytes, bytearray, memoryview)):
-        raise TypeError(f'a write takes bytes, bytearray or memoryview, not {type(data).__name__}')
+        advice = '; encode text first: text.encode()' if isinstance(data, str) else ''
+        raise TypeError(f'a write takes bytes, bytearray or memoryview, not {shown(data)}{advice}')
     try:
         return memoryview(data).cast('B')
     except (TypeError, ValueError):  # it has gaps, the order of Fortran, or items of a foreign format

@@ -31,6 +31,10 @@ class Pipe(Stream):
             f'{self.buffered} bytes wait>'
         )
 
+    def start_tls(self, *args: Any, **options: Any) -> None:
+        """Refused, with TypeError."""
+        raise TypeError(f'start_tls needs a connection, which goes both ways, and {self!r} is a pipe')
+
     @property
     def unread(self) -> bool:
         """Whether bytes of the child have arrived that were not read yet; False for a pipe that it reads."""

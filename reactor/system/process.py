@@ -14,8 +14,9 @@ from errno import EBADF
 
 from ..errors import SelectorFull
 from ..kernel import EXIT_UNKNOWN, SIGKILL, SIGTERM
-from ..loop.checks import shown
+from ..loop.checks import file_path, shown, whole
 from ..loop.log import describe, log
+from ..loop.loop import MOST_SIGNUM
 from ..loop.watcher import READ, Handle
 from ..net.options import Callbacks, Options
 from .pipe import CheckedReadPipe, CheckedWritePipe, ReadPipe, WritePipe
@@ -119,7 +120,12 @@ class Process(Handle):
         self._look_in(FIRST_LOOK)
 
     def send_signal(self, signum: int) -> bool:
-        """Send it a signal; False when it has ended already. Raises PermissionError, and OSError for no signal."""
+        """Send it a signal; False when it has ended already.
+
+        Raises PermissionError, TypeError and ValueError for what is not a number of a signal, OSError for one that the
+        system does not have.
+        """
+        whole('signum', signum, 0, MOST_SIGNUM, 'number of a signal')
         self.loop.watchers.check_thread()
         # Without a pidfd the number is its own only while it is not reaped, which is what this asks.
         if self._child is None or (self._pidfd < 0 and self._reap()):
@@ -275,9 +281,19 @@ def check_args(args: Iterable[Any]) -> list[Any]:
     for word in words:
         if not isinstance(word, str | bytes) and not hasattr(word, '__fspath__'):
             raise TypeError(f'args is a list of str, bytes or paths; {shown(word)} is none')
-        if b'\0' in (word if isinstance(word, bytes) else str(word).encode('utf-8', 'surrogatepass')):
-            raise ValueError(f'args cannot have a NUL inside: {shown(word)}')
+        file_path('a word of args', word)
     return words
+
+
+def check_environment(env: Any) -> None:
+    """A mapping of names to values, both str or bytes, or None; else TypeError or ValueError."""
+    if env is None:
+        return
+    if not hasattr(env, 'items'):
+        raise TypeError(f'env is a mapping of names to values, or None, not {shown(env)}')
+    for name, value in env.items():
+        file_path('a name in env', name)
+        file_path(f'the value of {shown(name)} in env', value)
 
 
 def check_options(options: dict[str, Any]) -> Options:
