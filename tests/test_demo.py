@@ -99,6 +99,21 @@ def test_a_signal_ends_the_idle_and_still_answers_open_requests(signum):
     assert (process.returncode, printed, errors) == (0, 'TCP server exited.\n', '')
 
 
+def test_a_client_that_ends_its_side_after_the_request_is_answered_as_nc_does():
+    with serving('--delay', '0.1', '--no-stats') as (_, port):
+        for _ in range(5):
+            with connect(port) as sock:
+                sock.sendall(REQUEST)
+                sock.shutdown(socket.SHUT_WR)
+                assert read_to_end(sock).endswith(b'omglolwtf')
+
+
+def test_a_client_that_ends_its_side_without_a_request_is_closed():
+    with serving('--delay', '60', '--no-stats') as (_, port), connect(port) as sock:
+        sock.shutdown(socket.SHUT_WR)
+        assert read_to_end(sock) == b''
+
+
 def test_a_second_ctrl_c_ends_at_once():
     with serving('--delay', '60', '--no-stats') as (process, port), connect(port) as asking:
         asking.sendall(REQUEST)

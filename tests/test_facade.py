@@ -7,6 +7,7 @@ import math
 import os
 import selectors
 import socket
+import ssl
 import tempfile
 import threading
 import weakref
@@ -17,7 +18,7 @@ from support import SELECTORS, FakeKernel, Log, end, in_thread, reset, run_until
 
 import reactor
 from reactor import HandleClosed, IdleTimeout, Reactor, ReactorError, Stats, Stream
-from reactor.kernel import ABSTRACT_PATHS, AF_UNIX
+from reactor.kernel import ABSTRACT_PATHS, AF_UNIX, Kernel
 
 needs_unix = pytest.mark.skipif(AF_UNIX < 0, reason='this platform has no Unix sockets')
 
@@ -751,6 +752,103 @@ def test_what_is_no_socket_is_not_adopted(fake, what):
     with pytest.raises(TypeError):
         fake.adopt(what)
     assert fake.handles() == []
+
+
+def plain_client_context():
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    return context
+
+
+@pytest.fixture
+def strange(sockets):
+    """Sockets that are open, and that are not connected stream sockets."""
+    made = {
+        'datagram': sockets.track(socket.socket(socket.AF_INET, socket.SOCK_DGRAM)),
+        'listening': sockets.track(socket.create_server(('127.0.0.1', 0))),
+        'ssl': sockets.track(plain_client_context().wrap_socket(sockets()[0], do_handshake_on_connect=False)),
+        'connected': sockets()[0],
+    }
+    return made
+
+
+@pytest.mark.parametrize(
+    ('kind', 'error', 'advice'),
+    [('datagram', TypeError, 'bind_udp'), ('listening', ValueError, 'listen_tcp'), ('ssl', TypeError, 'start_tls')],
+)
+def test_a_socket_that_would_die_later_is_not_adopted_and_stays_the_callers(fake, strange, kind, error, advice):
+    with pytest.raises(error, match=advice):
+        fake.adopt(strange[kind])
+    assert fake.handles() == [] and strange[kind].fileno() >= 0
+
+
+@pytest.mark.parametrize(
+    ('kind', 'error', 'advice'),
+    [('datagram', TypeError, 'bind_udp'), ('connected', ValueError, 'adopt'), ('ssl', TypeError, 'ssl=')],
+)
+def test_a_listener_refuses_a_socket_that_it_cannot_listen_on(fake, strange, kind, error, advice):
+    with pytest.raises(error, match=advice):
+        fake.listen_tcp(None, 0, sock=strange[kind])
+    assert fake.handles() == [] and strange[kind].fileno() >= 0
+
+
+@pytest.mark.parametrize('ssl', [None, False])
+@pytest.mark.parametrize('where', ['tcp', 'unix'])
+def test_a_server_hostname_without_tls_is_refused_since_all_would_go_out_in_plain_text(fake, where, ssl):
+    options = {'ssl': ssl, 'server_hostname': 'example.org'}
+    with pytest.raises(ValueError, match=r"server_hostname='example\.org' without ssl="):
+        if where == 'tcp':
+            fake.connect_tcp('127.0.0.1', 9, **options)
+        else:
+            fake.connect_unix('/tmp/nobody', **options)
+    assert fake.handles() == []
+
+
+def test_a_server_hostname_is_refused_where_there_is_no_server_to_prove_it(fake, sockets):
+    for call in (
+        lambda: fake.listen_tcp('127.0.0.1', 0, server_hostname='example.org'),
+        lambda: fake.adopt(sockets()[0], server_hostname='example.org'),
+    ):
+        with pytest.raises(TypeError, match='server_hostname'):
+            call()
+    assert fake.handles() == []
+
+
+@pytest.mark.parametrize('name', ['.example.org', 'a..b', 'x' * 70, 'a\0b', 5, b'example.org'], ids=repr)
+def test_a_server_hostname_that_tls_would_refuse_later_is_refused_at_the_call(fake, name):
+    with pytest.raises((TypeError, ValueError), match='server_hostname'):
+        fake.connect_tcp('127.0.0.1', 9, ssl=plain_client_context(), server_hostname=name)
+    assert fake.handles() == []
+
+
+@pytest.mark.parametrize('call', ['connect_tcp', 'connect_udp'])
+def test_the_name_of_a_local_address_is_refused_and_not_looked_up_inside_the_loop(fake, kernel, monkeypatch, call):
+    def look_up(host, port, family, kind, flags=0):
+        assert flags & socket.AI_NUMERICHOST, 'a name was looked up in the thread of the loop'
+        return Kernel().getaddrinfo(host, port, family, kind, flags)
+
+    monkeypatch.setattr(kernel, 'getaddrinfo', look_up)
+    with pytest.raises(ValueError, match=r"local_address is written in numbers.*'localhost'.*resolve\(\)"):
+        getattr(fake, call)('127.0.0.1', 9, local_address=('localhost', 0))
+    assert fake.handles() == []
+
+
+@pytest.mark.parametrize('options', [{'backlog': -1}, {'backlog': 1 << 31}, {'backlog': 1.5}, {'reuse_port': 'no'}])
+def test_a_listener_refuses_by_name_what_no_system_takes(fake, options):
+    with pytest.raises((TypeError, ValueError), match=next(iter(options))):
+        fake.listen_tcp('127.0.0.1', 0, **options)
+    assert fake.handles() == []
+
+
+@pytest.mark.parametrize('options', [{'selector': 5}, {'selector': 0}, {'kernel': 5}, {'slow_callback': '1'}], ids=repr)
+def test_a_reactor_refuses_by_name_what_it_cannot_be_made_of(options):
+    with pytest.raises(TypeError, match=next(iter(options))):
+        Reactor(**options)
+
+
+def test_a_main_that_is_not_callable_is_refused_before_anything_runs(fake):
+    with pytest.raises(TypeError, match='main must be callable, not 5'):
+        fake.run(5)
 
 
 def test_a_closed_socket_is_not_adopted(fake, sockets):

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import errno
+import gc
 import json
 import os
 import socket
 import stat
+import weakref
 
 import pytest
 from support import drain, ends, idle, run_until, turns
@@ -423,6 +425,25 @@ def test_a_selector_without_room_is_told_at_the_call_and_nothing_is_left(r, path
         with pytest.raises(SelectorFull):
             observe.control(r, path)
     assert not r.handles() and not os.path.exists(path)
+
+
+def test_a_control_socket_that_was_closed_leaves_no_exit_callback_behind(r, path):
+    for _ in range(3):
+        observe.control(r, path).close()
+    left = [fn for fn, _ in r._exit_callbacks]
+    assert left == [] and not r.handles()
+
+
+def test_a_control_socket_that_was_closed_is_freed_without_the_collector(r, path):
+    door = observe.control(r, path)
+    ref = weakref.ref(door)
+    gc.disable()
+    try:
+        door.close()
+        del door
+        assert ref() is None
+    finally:
+        gc.enable()
 
 
 def test_bad_arguments_are_refused_at_the_call(r, path):

@@ -49,6 +49,64 @@ def test_times_are_finite_and_not_negative(name, value):
         Options(**{name: value})
 
 
+@pytest.mark.parametrize('name', ['read_timeout', 'write_timeout', 'idle_timeout', 'handshake_timeout'])
+def test_a_time_limit_of_0_is_refused_where_it_used_to_mean_never(name):
+    with pytest.raises(ValueError, match=f'{name} is a number of seconds above 0, not 0'):
+        Options(**{name: 0})
+
+
+def test_a_linger_of_0_is_no_time_and_a_connection_may_have_it():
+    assert Options(linger=0).linger == 0
+
+
+@pytest.mark.parametrize('name', ['linger', 'read_timeout', 'write_timeout', 'idle_timeout', 'handshake_timeout'])
+@pytest.mark.parametrize('value', ['5', b'5', True, [5], 5j])
+def test_a_time_that_is_not_a_number_is_refused_by_name_and_not_by_a_comparison(name, value):
+    with pytest.raises(TypeError) as caught:
+        Options(**{name: value})
+    assert str(caught.value) == f'{name} is a number of seconds, not {value!r}'
+
+
+@pytest.mark.parametrize('name', ['linger', 'read_timeout', 'write_timeout', 'idle_timeout', 'handshake_timeout'])
+def test_any_finite_time_is_accepted(name):
+    assert getattr(Options(**{name: 1e300}), name) >= 1e15
+    assert getattr(Options(**{name: 10**400}), name) >= 1e15
+
+
+@pytest.mark.parametrize('name', ['read_size', 'high_water', 'low_water', 'max_buffered'])
+@pytest.mark.parametrize('value', [1.5, 4096.0, '4096', True, b'1'])
+def test_a_size_that_is_not_a_whole_number_is_refused_at_the_call_and_does_not_end_connections_later(name, value):
+    with pytest.raises(TypeError, match=name) as caught:
+        Options(**{name: value})
+    assert repr(value) in str(caught.value)
+
+
+@pytest.mark.parametrize('value', [(1 << 30) + 1, 1 << 62, 1 << 64])
+def test_a_read_size_that_no_recv_can_allocate_is_refused(value):
+    with pytest.raises(ValueError, match='read_size is a number of bytes, 1 to 1073741824, not'):
+        Options(read_size=value)
+
+
+@pytest.mark.parametrize('value', ['no', None, 2, 1.0])
+def test_a_switch_is_on_or_off(value):
+    with pytest.raises(TypeError, match='nodelay is True or False'):
+        Options(nodelay=value)
+    assert Options(nodelay=0).nodelay is False
+
+
+def test_the_message_about_a_value_can_always_be_made():
+    class Odd:
+        def __repr__(self):
+            raise RuntimeError
+
+    for value in Odd(), [Odd()]:
+        with pytest.raises(TypeError, match='linger is a number of seconds, not a value of type'):
+            Options(linger=value)
+    with pytest.raises(TypeError) as caught:
+        Options(linger='x' * 100_000)
+    assert len(str(caught.value)) < 200
+
+
 @pytest.mark.parametrize('value', ['often', [60, 10, 5], (60, '10', 5), True])
 def test_a_keepalive_that_is_no_time_is_refused_at_the_call(value):
     with pytest.raises(TypeError, match='keepalive'):

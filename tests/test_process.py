@@ -824,3 +824,92 @@ def test_a_callback_may_fork_and_the_copy_go_on_with_a_reactor_of_its_own(r, soc
     assert r.run() is True
     assert log == [('exit', 0), ('data', b'fork'), ('signal',), ('data', b'on'), ('close', None)]
     r.clear_signal_handlers()
+
+
+# -- the options of a pipe, by its direction
+
+
+@pytest.mark.parametrize('limit', ['read_timeout', 'idle_timeout'])
+def test_a_limit_on_what_the_child_says_does_not_reset_its_stdin_while_we_write_to_it(fake, limit):
+    process = shell(fake, 'exec cat >/dev/null', stdin=PIPE, **{limit: 5})
+    log = listen(process.stdin)
+    fake.call_every(1, lambda: process.stdin.closed or process.stdin.write(b'x'))
+    run_until(fake, lambda: fake.now > 1050)
+    assert log == []
+    process.close()
+    fake.close()
+
+
+@pytest.mark.parametrize(('limit', 'error'), [('read_timeout', 'ReadTimeout'), ('idle_timeout', 'IdleTimeout')])
+def test_a_child_that_says_nothing_for_too_long_has_its_output_reset_and_nothing_else(fake, limit, error):
+    process = shell(fake, 'exec sleep 60', stdin=PIPE, stdout=PIPE, **{limit: 5})
+    logs = [listen(process.stdin), listen(process.stdout)]
+    run_until(fake, lambda: logs[1])
+    assert logs[0] == [] and type(logs[1][0][1]).__name__ == error
+    process.close()
+    fake.close()
+
+
+def test_a_child_that_takes_nothing_for_too_long_has_its_stdin_reset(fake):
+    process = shell(fake, 'exec sleep 60', stdin=PIPE, stdout=PIPE, write_timeout=5)
+    logs = [listen(process.stdin), listen(process.stdout)]
+    process.stdin.write(b'x' * 200_000)
+    run_until(fake, lambda: logs[0])
+    assert logs[1] == [] and type(logs[0][0][1]).__name__ == 'WriteTimeout'
+    process.close()
+    fake.close()
+
+
+def test_a_time_limit_for_the_other_direction_of_a_pipe_is_refused(r):
+    process = r.spawn(['cat'], stdin=PIPE, stdout=PIPE)
+    with pytest.raises(ValueError, match='read timeout of 5'):
+        process.stdin.set_timeouts(read=5)
+    with pytest.raises(ValueError, match='write timeout of 5'):
+        process.stdout.set_timeouts(write=5)
+    process.stdin.set_timeouts(write=5, idle=5)
+    process.stdout.set_timeouts(read=5, idle=5)
+    process.close()
+    run_until(r, lambda: not r.handles())
+
+
+@pytest.mark.parametrize('name', ['ssl', 'server_hostname', 'handshake_timeout', 'nodelay', 'keepalive'])
+def test_an_option_of_sockets_is_refused_for_the_pipes_of_a_child_and_not_ignored(r, name):
+    with pytest.raises(TypeError, match=f'spawn takes no {name}'):
+        r.spawn(['cat'], stdin=PIPE, **{name: None})
+    assert r.handles() == []
+
+
+def test_a_pipe_has_no_tls(r):
+    process = r.spawn(['cat'], stdin=PIPE, stdout=PIPE)
+    for pipe in process.stdin, process.stdout:
+        with pytest.raises(TypeError, match='is a pipe'):
+            pipe.start_tls(None)
+    process.close()
+    run_until(r, lambda: not r.handles())
+
+
+def test_whether_a_pipe_has_bytes_that_were_not_read_is_told_where_it_was_a_type_error(r):
+    process = r.spawn(['cat'], stdin=PIPE, stdout=PIPE)
+    process.stdout.pause_reading()
+    assert not process.stdout.unread and not process.stdin.unread
+    process.stdin.write(b'x')
+    run_until(r, lambda: process.stdout.unread)
+    assert not process.stdin.unread
+    process.stdin.write_eof()
+    log = listen(process.stdout)
+    process.stdout.resume_reading()
+    run_until(r, lambda: 'close' in log.names())
+    assert not process.stdout.unread and not process.stdin.unread
+    run_until(r, lambda: not r.handles())
+
+
+@pytest.mark.parametrize('env', [5, 'A=1', [('A', '1')], {'A': 1}, {1: 'A'}, {'A': 'a\0b'}], ids=repr)
+def test_an_environment_that_is_none_is_refused_with_its_value(r, env):
+    with pytest.raises((TypeError, ValueError), match='env'):
+        r.spawn(['true'], env=env)
+
+
+@pytest.mark.parametrize('options', [{'cwd': 5}, {'cwd': 'a\0b'}, {'stdin': 1 << 31}, {'stdin': True}, {'pass_fds': 5}])
+def test_what_cannot_be_given_to_a_child_is_refused_by_name(r, options):
+    with pytest.raises((TypeError, ValueError, OSError), match=next(iter(options))):
+        r.spawn(['true'], **options)

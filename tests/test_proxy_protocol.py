@@ -491,6 +491,9 @@ def address(host):
         (['2001:db8::/32'], ['2001:db8:ffff::1'], ['2001:db9::', '32.1.13.184']),
         (['fe80::/10'], ['fe80::1%eth0'], ['ff80::1']),
         (['::/0'], ['::1'], ['1.2.3.4']),
+        (['::ffff:10.0.0.0/104'], ['10.1.2.3', '::ffff:10.1.2.3'], ['11.0.0.0', '::a00:1', '::ffff:11.0.0.1']),
+        (['::ffff:a01:203'], ['10.1.2.3'], ['10.1.2.4']),
+        (['::ffff:0:0/96'], ['10.1.2.3', '255.255.255.255'], ['::1']),
         (['10.0.0.0/8', '::1'], ['10.1.1.1', '::1'], ['::2']),
         ([], [], ['10.0.0.1', '::1']),
     ],
@@ -510,6 +513,24 @@ def test_a_network_has_the_addresses_of_its_prefix(networks, inside, outside):
 def test_what_is_no_network_raises_at_the_call(r, text):
     with pytest.raises(ValueError, match=r'network|bits beyond'):
         r.listen_tcp(HERE, 0, proxy_protocol=[text])
+
+
+def test_a_proxy_named_as_a_mapped_ipv4_network_is_believed_where_it_matched_nobody_before(r, sockets):
+    conns = []
+    server = r.listen_tcp(HERE, 0, on_connect=conns.append, proxy_protocol=['::ffff:127.0.0.0/104'])
+    client = sockets.connect(server.address)
+    client.send(b'PROXY TCP4 192.0.2.1 192.0.2.2 1000 2000\r\n')
+    run_until(r, lambda: conns)
+    assert conns[0].peername == ('192.0.2.1', 1000)
+    conns[0].abort()
+    server.close()
+    turns(r, 2)
+
+
+@pytest.mark.parametrize('networks', [[], (), set()])
+def test_no_network_at_all_is_refused_at_the_call_since_every_client_would_be_reset(r, networks):
+    with pytest.raises(ValueError, match='proxy_protocol'):
+        r.listen_tcp(HERE, 0, proxy_protocol=networks)
 
 
 @pytest.mark.parametrize(('value', 'error'), [(True, TypeError), ('10.0.0.0/8', TypeError), ([b'::1'], TypeError)])

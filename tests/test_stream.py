@@ -373,6 +373,50 @@ def test_a_memoryview_counts_its_bytes_not_its_items(r, sockets):
     end(r, conn)
 
 
+def test_a_view_in_the_order_of_fortran_is_written_as_its_bytes_and_raises_nothing_inside(r, sockets):
+    testbuffer = pytest.importorskip('_testbuffer')
+    conn, theirs = pair(r, sockets)
+    view = memoryview(testbuffer.ndarray(list(range(6)), shape=[2, 3], format='B', flags=testbuffer.ND_FORTRAN))
+    assert view.contiguous and not view.c_contiguous
+    conn.write(view)
+    conn.writelines([view, b'|'])
+    run_until(r, lambda: not conn.buffered)
+    assert drain(theirs) == bytes(view) * 2 + b'|'
+    end(r, conn)
+
+
+@pytest.mark.parametrize('buffers', [b'abc', 'abc', 5, None, bytearray(b'x')], ids=repr)
+def test_writelines_refuses_what_is_not_several_buffers(r, sockets, buffers):
+    conn, _ = pair(r, sockets)
+    with pytest.raises(TypeError, match='writelines takes a list of buffers'):
+        conn.writelines(buffers)
+    end(r, conn)
+
+
+def test_text_is_refused_with_the_cure(r, sockets):
+    conn, _ = pair(r, sockets)
+    with pytest.raises(TypeError, match=r"not 'hello'; encode text first: text\.encode\(\)"):
+        conn.write('hello')
+    end(r, conn)
+
+
+def test_whether_something_is_unread_can_be_asked_while_connecting_and_after_the_end(r):
+    server = r.listen_tcp('127.0.0.1', 0)
+    conn = r.connect_tcp(*server.address)
+    assert conn.unread is False
+    closed = r.connect_tcp(*server.address)
+    closed.close()
+    assert closed.unread is False
+    run_until(r, lambda: conn.state == 'OPEN')
+    assert conn.unread is False
+    conn.abort()
+    assert conn.unread is False
+    turns(r, 2)
+    assert conn.unread is False and closed.unread is False
+    server.close()
+    run_until(r, lambda: not r.handles())
+
+
 def test_ten_megabytes_in_one_write_arrive(r, sockets):
     log = Log()
     data = os.urandom(1 << 20) * 10

@@ -245,11 +245,32 @@ def test_what_is_no_finite_time_is_refused_at_the_call(r, seconds):
     assert len(r.timers) == 0
 
 
-@pytest.mark.parametrize('seconds', ['1', None, 1j])
-def test_what_is_no_number_is_refused_at_the_call(r, seconds):
+@pytest.mark.parametrize('seconds', [3.4e38, 1e300, 10**18, 10**400])
+def test_a_finite_delay_that_used_to_be_taken_for_infinite_is_cut_to_a_very_long_one(r, seconds):
+    fired = []
+    timers = [call(seconds, fired.append, 'far') for call in (r.call_later, r.call_at, r.call_every)]
+    timers[0].reset()
+    timers[1].reset(seconds)
+    r.call_later(0.001, fired.append, 'near')
+    run_until(r, lambda: fired)
+    assert fired == ['near'] and r.timeout() == 86400
+    assert all('in 9' in repr(timer) or 'in 10' in repr(timer) for timer in timers)
+    assert len(r.why_alive()) == 3
+    for timer in timers:
+        timer.cancel()
+
+
+@pytest.mark.parametrize('seconds', ['1', None, 1j, True, b'1'])
+def test_what_is_no_number_is_refused_at_the_call_with_its_value_and_not_by_a_comparison(r, seconds):
     for call in r.call_later, r.call_at, r.call_every:
-        with pytest.raises(TypeError):
+        with pytest.raises(TypeError, match=r'is a number of seconds, not ') as caught:
             call(seconds, int)
+        assert repr(seconds) in str(caught.value)
+    timer = r.call_later(60, int)
+    if seconds is not None:  # the delay that it was made with
+        with pytest.raises(TypeError, match=r'seconds is a number of seconds, not '):
+            timer.reset(seconds)
+    timer.cancel()
     assert len(r.timers) == 0
 
 

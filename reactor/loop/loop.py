@@ -65,9 +65,9 @@ class Loop:
                   of the callback, at most once a second, and counted
     debug         check in every call that it comes from the loop's thread
 
-    It is also a context manager that closes itself. After `close`, whatever would begin something raises `HandleClosed`:
-    a call, a timer, a connection, a look-up, a child. One thread at a time; only `call_soon_threadsafe`, and `trigger` of
-    a notifier, may be called from others.
+    It is also a context manager that closes itself. After `close`, each method that begins something (a call, a timer,
+    a connection, a look-up, a child) raises `HandleClosed`. One thread at a time; only `call_soon_threadsafe`, and
+    `trigger` of a notifier, may be called from others.
     """
 
     # CPython finds an attribute at once in a slot, and among up to 29 of an instance. The 30th, which may be a user's,

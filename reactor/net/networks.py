@@ -32,8 +32,9 @@ class Networks:
             raise TypeError(f'networks are a list such as ["10.0.0.0/8", "::1/128"], not {shown(networks)}')
         self._kernel = kernel
         self._prefixes = [_prefix(kernel, text) for text in networks]
-        if not self._prefixes:
-            raise ValueError(f'{shown(networks)} has no network in it, so every client would be refused')
+
+    def __len__(self) -> int:
+        return len(self._prefixes)
 
     def __contains__(self, address: Any) -> bool:
         host = packed(self._kernel, address)

@@ -67,7 +67,10 @@ def check_proxy_protocol(
         return ProxyProtocol(kernel, None, timeout, kind)
     if value is True:
         raise TypeError('proxy_protocol takes the networks of your proxies, such as ["10.0.0.0/8", "::1/128"]')
-    return ProxyProtocol(kernel, Networks(kernel, value), timeout, kind)
+    networks = Networks(kernel, value)
+    if not networks:
+        raise ValueError(f'proxy_protocol={shown(value)} has no network in it: every client would be reset')
+    return ProxyProtocol(kernel, networks, timeout, kind)
 
 
 class Beginning:
