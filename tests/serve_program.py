@@ -2,7 +2,8 @@
 
 A worker answers each line with its process number and the line; `wait N` is answered after N seconds, and `?` with what
 it knows of itself. `fail`, a path: while it exists, a worker's `main` raises. `hang`, a path: while it exists, it never
-returns. `deaf`: SIGTERM does nothing. `go`, a path: the directory to which it goes first. The parent answers whoever
+returns. `slots`, numbers: only the workers of these slots fail. `block N`: the worker does nothing for N seconds.
+`deaf`: SIGTERM does nothing. `go`, a path: the directory to which it goes first. The parent answers whoever
 connects to its Unix socket `watch` with what it knows of the workers; SIGUSR1 stops its own reactor, and SIGUSR2 shuts
 it down.
 """
@@ -19,6 +20,7 @@ import warnings
 from reactor import framing, serve
 
 SETTINGS = json.loads(sys.argv[1])
+SLOT = json.loads(os.environ.get('REACTOR_WORKER', '{}')).get('slot')
 
 
 def on_line(conn, line):
@@ -29,6 +31,8 @@ def on_line(conn, line):
         sock = conn.sockname
         told |= {'pid': os.getpid(), 'fds': len(fds), 'inheritable': sum(map(inherited, fds)), 'sock': sock}
         conn.write(json.dumps(told).encode() + b'\n')
+    elif line.startswith(b'block '):
+        time.sleep(float(line[6:]))
     elif line.startswith(b'wait '):
         conn.busy = True
         conn.loop.call_later(float(line[5:]), answer, conn, line)
@@ -50,7 +54,7 @@ def answer(conn, line):
 
 
 def main(r, listeners):
-    if os.path.exists(SETTINGS.get('fail', '')):
+    if SLOT in SETTINGS.get('slots', [SLOT]) and os.path.exists(SETTINGS.get('fail', '')):
         raise ValueError('this one is not to be')
     while os.path.exists(SETTINGS.get('hang', '')):
         time.sleep(0.01)

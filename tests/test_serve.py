@@ -22,6 +22,7 @@ from reactor import ReactorError, serve
 from reactor.serve import doors
 from reactor.serve.doors import Door, parse
 from reactor.serve.running import processors
+from reactor.serve.workers import Child
 
 if os.name != 'posix':
     pytest.skip('workers get descriptors handed on, which this platform cannot', allow_module_level=True)
@@ -220,6 +221,129 @@ def test_a_worker_that_crashes_again_and_again_is_started_ever_more_rarely_until
         fail.unlink()
         served.send(signal.SIGHUP)  # it need not wait for the pause to end
         assert conn.who() == served.pids()['0']
+
+
+@LINUX
+@pytest.mark.parametrize('failing', [0, 1])
+def test_no_client_hangs_on_the_socket_of_a_worker_that_cannot_start(tmp_path, failing):
+    fail = tmp_path / 'fail'
+    fail.touch()
+    with Served(tmp_path, fail=str(fail), slots=[failing], run={'workers': 2}) as served:
+        wait_until(lambda: 'started again in 0.4 s' in served.log)
+        (alive,) = served.pids(1).values()
+        assert {served.connect().who() for _ in range(40)} == {alive}
+        fail.unlink()
+        served.send(signal.SIGHUP)
+        pids = set(served.pids(2).values())
+        wait_until(lambda: {served.connect().who() for _ in range(20)} == set(served.pids(2).values()))
+        assert len(pids) == 2
+
+
+@LINUX
+def test_while_no_worker_serves_clients_wait_for_the_first_that_does(tmp_path):
+    fail = tmp_path / 'fail'
+    fail.touch()
+    with Served(tmp_path, fail=str(fail), run={'workers': 2}) as served:
+        wait_until(lambda: served.log.count('started again in 0.2 s') == 2)
+        conns = [served.connect() for _ in range(10)]
+        wait_until(lambda: served.log.count('started again in 0.4 s') == 2)
+        conns += [served.connect() for _ in range(10)]
+        fail.unlink()
+        served.send(signal.SIGHUP)
+        answers = Counter()
+        for conn in conns:
+            with suppress(ConnectionResetError):  # it waited at the second one, when the first began to serve
+                answers[conn.who()] += 1
+        assert sum(answers.values()) >= 10 and set(answers) <= set(served.pids(2).values())
+
+
+def hung(worker: int, conn: Client, how: str) -> None:
+    """Make a worker stand still."""
+    if how == 'stopped':
+        os.kill(worker, signal.SIGSTOP)
+    else:
+        conn.say('block 60')
+
+
+@pytest.mark.parametrize('how', ['stopped', 'blocked'])
+def test_a_worker_that_hangs_is_logged_killed_and_replaced_and_its_queue_is_served(tmp_path, how):
+    with Served(tmp_path, run={'hang_timeout': 2}) as served:
+        first = served.connect()
+        worker = first.who()
+        hung(worker, first, how)
+        waiting = served.connect()  # in the queue of the one that hangs
+        waiting.say('x')
+        assert int(waiting.hear().split()[0]) != worker
+        assert 'has not reported for 2 s: its loop stands still' in served.log
+        assert 'has not reported for 4 s and is killed' in served.log
+        assert 'ended unasked (signal 9)' in served.log
+        served.send(signal.SIGTERM)
+        assert served.ended() == 0
+
+
+def test_a_parent_that_was_stopped_with_its_workers_does_not_take_them_for_hung(tmp_path):
+    with Served(tmp_path, run={'hang_timeout': 2}) as served:
+        worker = served.connect().who()
+        os.killpg(served.parent.pid, signal.SIGSTOP)
+        time.sleep(6)
+        os.killpg(served.parent.pid, signal.SIGCONT)
+        reports = lambda: served.look()['stats']['0']['loop_count']  # noqa: E731
+        before = reports()
+        wait_until(lambda: reports() > before)
+        assert served.connect().who() == worker and 'has not reported' not in served.log
+
+
+class Team:
+    """What a `Child` asks of its team and its slot."""
+
+    def __init__(self, hang_timeout: float) -> None:
+        self.hang_timeout = hang_timeout
+        self.killed = 0
+        self.number, self.pid = 0, 1
+
+    def kill(self) -> None:
+        self.killed += 1
+
+
+def silent_child(hang_timeout: float) -> Any:
+    child = object.__new__(Child)
+    child.slot = child.team = child.process = Team(hang_timeout)
+    child.silence = 0.0
+    return child
+
+
+def test_a_worker_that_reports_within_the_grace_is_warned_of_and_kept(caplog):
+    child = silent_child(30)
+    for _ in range(30):
+        child.count_silence()
+    assert not caplog.records
+    child.count_silence()
+    child.count_silence()
+    assert [record.getMessage()[:43] for record in caplog.records] == ['worker 0 (pid 1) has not reported for 30 s:']
+    child.silence = 0.0  # it reports
+    for _ in range(30):
+        child.count_silence()
+    assert child.team.killed == 0 and len(caplog.records) == 1
+
+
+def test_a_worker_that_stays_silent_is_killed_after_the_limit_and_the_grace(caplog):
+    child = silent_child(30)
+    for _ in range(32):
+        child.count_silence()
+    assert child.team.killed == 0
+    child.count_silence()
+    assert child.team.killed == 1 and len(caplog.records) == 2
+
+
+def test_a_hang_is_not_looked_for_when_that_is_switched_off(tmp_path):
+    with Served(tmp_path, run={'hang_timeout': None}) as served:
+        conn = served.connect()
+        worker = conn.who()
+        os.kill(worker, signal.SIGSTOP)
+        time.sleep(4)
+        assert 'has not reported' not in served.log and served.pids() == {'0': worker}
+        os.kill(worker, signal.SIGCONT)
+        assert conn.who() == worker
 
 
 def test_what_a_worker_has_told_ends_with_it(tmp_path):

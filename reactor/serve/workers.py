@@ -326,16 +326,17 @@ class Child:
         """Called every second while it serves.
 
         Seconds are counted and not measured: when the parent was stopped for a while (Ctrl-Z), its workers were, too.
+        The first one that is counted may have been shorter, so the limit has to be exceeded.
         """
         before, self.silence = self.silence, self.silence + REPORTS_EVERY
         limit = self.team.hang_timeout
         assert limit is not None
-        if before < limit <= self.silence:
+        if before <= limit < self.silence:
             advice = 'if its callbacks may take so long, raise hang_timeout'
             what = '%s has not reported for %g s: its loop stands still; it is killed in %g s unless it reports; %s'
-            log('warning', what, self, self.silence, GRACE, advice)
-        elif self.silence >= limit + GRACE:
-            log('warning', '%s has not reported for %g s and is killed', self, self.silence)
+            log('warning', what, self, limit, GRACE, advice)
+        elif self.silence > limit + GRACE:
+            log('warning', '%s has not reported for %g s and is killed', self, limit + GRACE)
             self.process.kill()
 
     def leave(self, replaced: bool = False) -> None:
