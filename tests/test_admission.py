@@ -420,7 +420,7 @@ def test_behind_a_proxy_an_exception_of_the_hook_ends_the_connection(r, sockets,
 
 def test_a_proxy_without_limits_and_limits_without_a_proxy_share_a_listener(r, sockets):
     assert type(r.listen_tcp(HERE, 0)) is Listener
-    kinds = [r.listen_tcp(HERE, 0, limits=Limits()), r.listen_tcp(HERE, 0, proxy_protocol=[])]
+    kinds = [r.listen_tcp(HERE, 0, limits=Limits()), r.listen_tcp(HERE, 0, proxy_protocol=['::1'])]
     assert len({type(listener) for listener in kinds}) == 1
     for listener in r.handles():
         listener.close()

