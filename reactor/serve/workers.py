@@ -332,9 +332,14 @@ class Child:
         limit = self.team.hang_timeout
         assert limit is not None
         if before <= limit < self.silence:
-            advice = 'if its callbacks may take so long, raise hang_timeout'
-            what = '%s has not reported for %g s: its loop stands still; it is killed in %g s unless it reports; %s'
-            log('warning', what, self, limit, GRACE, advice)
+            log(
+                'warning',
+                '%s has not reported for %g s: its loop stands still; it is killed in %g s unless it reports; '
+                'if its callbacks may take so long, raise hang_timeout',
+                self,
+                limit,
+                GRACE,
+            )
         elif self.silence > limit + GRACE:
             log('warning', '%s has not reported for %g s and is killed', self, limit + GRACE)
             self.process.kill()
