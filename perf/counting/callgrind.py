@@ -52,10 +52,11 @@ class Program:
 class Counted(Server):
     """A server under callgrind; a context manager. `folder` receives what callgrind writes and compiled modules."""
 
-    def __init__(self, script, workload, options, folder):
+    def __init__(self, script, workload, delay, folder):
+        self.delay = delay  # seconds until a delayed answer
         self.prefix = folder / f'{script.stem}-{workload}'
         self.marks = 0
-        command = [*environment(folder), *callgrind(self.prefix), sys.executable, str(MARKED), str(script), *options]
+        command = [*environment(folder), *callgrind(self.prefix), *server_command(script), '--delay', str(delay)]
         super().__init__(Program(script.stem, command), workload, None, START)
 
     def mark(self):
@@ -100,11 +101,14 @@ class Counted(Server):
             return file.read().rpartition(')')[2].split()[0]
 
 
-def compile_modules(script, workload, options, folder):
+def compile_modules(script, workload, folder):
     """Start a server once without callgrind, so that under it all modules are compiled already."""
-    command = [*environment(folder), sys.executable, str(MARKED), str(script), *options]
-    with Server(Program(script.stem, command), workload, None):
+    with Server(Program(script.stem, [*environment(folder), *server_command(script)]), workload, None):
         pass
+
+
+def server_command(script):
+    return [sys.executable, str(MARKED), str(script)]
 
 
 def environment(folder):

@@ -15,17 +15,21 @@ from measuring.server import Failed
 from peers import common
 
 TIMEOUT = 60  # seconds until an answer must be there
-DELAY = 0.4  # seconds until the delayed answer: all requests must have been read by then
+DELAY = 0.4  # seconds until the delayed answer, by when the server must have read all requests
+
+
+class TooSlow(Failed):
+    """The machine is so busy that the server did not do in time what must be done together."""
 
 
 class Workload:
     """A kind of request, made by `clients` together, `rounds` times in each interval that is counted."""
 
     server = 'server'  # the program in perf/peers/, after the name of the peer
-    options = ()
     reply = common.REPLY
     units = 1  # things that are counted in each request
     what = 'request'
+    delay = 0  # seconds that the server waits before it answers
     not_for = ()  # (peer, why the workload has no meaning for it)
 
     def __init__(self, name, about, clients, rounds, workload=None):
@@ -98,11 +102,14 @@ class Delayed(Connecting):
     """The server is stopped until all of its timers are due, so that they run in one turn."""
 
     reply = common.LATE_REPLY
-    options = ('--delay', str(DELAY))
+    delay = DELAY
 
     def wait(self, server):
+        began = time.monotonic()
         with server.stopped():
-            time.sleep(DELAY)
+            if time.monotonic() - began > server.delay:
+                raise TooSlow(f'the server took more than {server.delay:g} s to read {self.clients} requests')
+            time.sleep(server.delay)
 
 
 class Chain(Workload):
@@ -125,11 +132,11 @@ def receive(sock, expected, last=False):
 WORKLOADS = {
     workload.name: workload
     for workload in (
-        Workload('keepalive', 'a request on a connection that stays', 100, 10),
-        Connecting('churn', 'a connection for one request', 32, 10),
-        Deferred('churn_defer', 'the same, accepted with defer_accept', 32, 10, 'defer'),
+        Workload('keepalive', 'a request on a connection that stays', 100, 20),
+        Connecting('churn', 'a connection for one request', 32, 30),
+        Deferred('churn_defer', 'the same, accepted with defer_accept', 32, 30, 'defer'),
         Secure('tls', 'a request on a TLS 1.3 connection that stays', 20, 20),
-        Delayed('seed', 'a connection for one request, answered by a timer, closed by a write-callback', 32, 5),
+        Delayed('seed', 'a connection for one request, answered by a timer, closed by a write-callback', 16, 8),
         Chain('chain', 'a turn for one call of call_soon, each call made by the one before it', 1, 2),
     )
 }
