@@ -37,7 +37,7 @@ def missing():
 
 def total(text):
     """Return the instructions that a file written by callgrind has counted, or None while it is incomplete."""
-    found = re.search(r'^totals: (\d+)$', text, re.MULTILINE)
+    found = re.search(r'^totals: (\d+)\n', text, re.MULTILINE)
     return int(found[1]) if found else None
 
 

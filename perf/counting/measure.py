@@ -10,6 +10,9 @@ from statistics import median
 from . import callgrind
 from .workloads import TooSlow
 
+# Requests at least until CPython has specialised the code that runs, and until counters have left the small integers,
+# up to 256, which cost no allocation.
+WARM_UP = 300
 BLOCKS = 3  # intervals that are measured
 ATTEMPTS = 3  # with a longer delay each time, on a machine that is too busy for the shorter one
 EMPTY = 2  # intervals without a request, of which the last one is used: the first contains the end of the warm-up
@@ -52,7 +55,7 @@ def count(peer, workload, delay, folder, rounds):
                 ask()
             return server.mark()
 
-        interval(rounds)  # start-up, and CPython specialises the code that runs
+        interval(max(rounds, WARM_UP // (workload.clients * workload.units)))
         empty = [interval(0) for _ in range(EMPTY)][-1]
         blocks = [interval(rounds) for _ in range(BLOCKS)]
     return figure(empty, blocks, rounds * workload.clients * workload.units)
