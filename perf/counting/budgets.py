@@ -23,7 +23,7 @@ def build(version=None, config_args=None):
 
 
 def deviation(instructions, budget):
-    """How far a figure is from its budget, as a fraction of it."""
+    """Return how far a figure is from its budget, as a fraction of the budget."""
     return instructions / budget - 1
 
 

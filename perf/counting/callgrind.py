@@ -22,12 +22,12 @@ MARKED = Path(__file__).with_name('marked.py')
 START = 120  # seconds until a server must listen: callgrind makes it 50 times slower, other processes make it worse
 WRITTEN = 60  # seconds until a mark must be written down
 LOOK = 0.0002  # seconds between two looks at the server
-SLEEPING, STOPPED = 'S', 'T'  # states of a process as /proc tells them
-MARK_FUNCTION = 'getppid'
+SLEEPING, STOPPED = 'S', 'T'  # states of a process in /proc/PID/stat
+MARK_FUNCTION = 'getppid'  # what marked.py calls
 
 
 def missing():
-    """Why nothing can be counted on this machine, or None."""
+    """Return why nothing can be counted on this machine, or None."""
     if sys.platform != 'linux':
         return 'it needs Linux'
     if not shutil.which('valgrind'):
@@ -76,9 +76,9 @@ class Counted(Server):
 
     @contextlib.contextmanager
     def stopped(self):
-        """Stop the server, which sleeps in its selector, for the time of the `with`.
+        """Stop the server for the time of the `with`, once it sleeps in its selector.
 
-        All that happens meanwhile is in the next list of events that the selector returns.
+        When it goes on, its selector returns everything that has happened meanwhile in one list of events.
         """
         self.wait_for_state(SLEEPING)
         os.kill(self.pid, signal.SIGSTOP)
@@ -96,14 +96,14 @@ class Counted(Server):
             time.sleep(LOOK)
 
     def state(self):
-        """The letter by which the kernel names the process' state."""
+        """Return the letter that /proc shows for the state of the process."""
         with open(f'/proc/{self.pid}/stat') as file:
             return file.read().rpartition(')')[2].split()[0]
 
 
 def compile_modules(script, workload, folder):
     """Start a server once without callgrind, so that under it all modules are compiled already."""
-    with Server(Program(script.stem, [*environment(folder), *server_command(script)]), workload, None):
+    with Server(Program(script.stem, [*environment(folder), *server_command(script)]), workload, None, START):
         pass
 
 
@@ -112,7 +112,7 @@ def server_command(script):
 
 
 def environment(folder):
-    """The beginning of a command that runs another in the same environment wherever it is started."""
+    """Return the beginning of a command that runs another in an environment that is the same everywhere."""
     variables = {
         'PATH': os.environ.get('PATH', os.defpath),
         'LC_ALL': 'C.UTF-8',
@@ -136,7 +136,7 @@ def callgrind(prefix):
 
 @functools.cache
 def without_randomisation():
-    """The beginning of a command that runs another at fixed addresses; nothing where that is forbidden."""
+    """Return the beginning of a command that runs another at fixed addresses, or nothing where that is forbidden."""
     command = ['setarch', '-R']
     try:
         subprocess.run([*command, 'true'], check=True, capture_output=True)

@@ -1,9 +1,9 @@
 """The workloads: which server runs, and what its clients do.
 
-The clients ask together, so that the path of a request counts and not the turn of the loop in which it is handled (that
-is what `chain` counts). For this the server is stopped while they ask. When it goes on it finds all requests at once,
-handles them in the same turns each time, and sleeps before the clients ask again. So the speed of the machine does not
-change the count.
+All clients ask together, so that the path of a request is counted and not the turn of the loop that handles it (`chain`
+counts turns). The server is stopped while they ask. When it goes on, it finds all requests at once and handles them in
+the same turns each time, and the clients ask again only when it sleeps. So the speed of the machine does not change the
+count.
 """
 
 import contextlib
@@ -16,13 +16,13 @@ from peers import common
 
 TIMEOUT = 60  # seconds until an answer must be there
 DELAY = 0.3  # seconds until the delayed answer, by when the server must have read all requests
-# Seconds that the timers are late at least. The reactor counts late timers in classes of which each is twice as wide as
-# the one before; this is the beginning of one, so that all timers are counted in the same class on any machine.
+# The least lateness of the timers, in seconds. The reactor counts late timers in buckets whose bounds double. One of
+# them begins at 0.125 s, and all timers fall into it on every machine that is not much too busy.
 LATE = 0.13
 
 
 class TooSlow(Failed):
-    """The machine is so busy that the server did not do in time what must be done together."""
+    """The machine is so busy that a timer may have run before all requests were read."""
 
 
 class Workload:
@@ -30,7 +30,7 @@ class Workload:
 
     server = 'server'  # the program in perf/peers/, after the name of the peer
     reply = common.REPLY
-    units = 1  # things that are counted in each request
+    units = 1  # what one request is counted as
     what = 'request'
     delay = 0  # seconds that the server waits before it answers
     not_for = ()  # (peer, why the workload has no meaning for it)
@@ -44,7 +44,7 @@ class Workload:
 
     @contextlib.contextmanager
     def connected(self, server):
-        """Give a function with which all clients ask and are answered."""
+        """Connect the clients; yield a function that makes all of them ask and receive their answers."""
         with contextlib.ExitStack() as stack:
             socks = [stack.enter_context(self.connect(server.port)) for _ in range(self.clients)]
             yield lambda: self.ask(server, socks)
