@@ -199,7 +199,7 @@ def test_a_scaled_trial_is_no_budget(command):
 def test_a_missing_valgrind_is_one_line_and_a_status_of_its_own(monkeypatch, capsys):
     import instructions
 
-    monkeypatch.setattr(shutil, 'which', lambda name: None)
+    monkeypatch.setattr(shutil, 'which', lambda command: None)
     assert instructions.main(['--check']) == 3
     printed = capsys.readouterr()
     (line,) = printed.err.splitlines()
@@ -224,6 +224,44 @@ def test_the_file_in_the_project_has_a_budget_for_every_workload():
 
     for build, entry in read().items():
         assert entry['instructions'].keys() == WORKLOADS.keys(), build
+
+
+@pytest.mark.parametrize('peer', ['reactor', 'uvloop'])
+@pytest.mark.parametrize('workload', ['keepalive', 'churn', 'churn_defer', 'tls', 'seed', 'chain'])
+def test_the_clients_accept_what_a_server_answers(peer, workload, tmp_path):
+    from counting import callgrind
+    from counting.workloads import WORKLOADS
+
+    one = WORKLOADS[workload]
+    if peer in dict(one.not_for):
+        pytest.skip(dict(one.not_for)[peer])
+    if peer == 'uvloop':
+        pytest.importorskip('uvloop')
+    script = callgrind.PEERS / f'{peer}_{one.server}.py'
+    with callgrind.Uncounted(script, one.workload, one.delay, tmp_path) as server, one.connected(server) as ask:
+        ask()
+        ask()
+
+
+def test_a_server_that_answers_something_else_is_an_error(tmp_path):
+    from counting import callgrind
+    from counting.workloads import WORKLOADS
+    from measuring.server import Failed
+
+    script = callgrind.PEERS / 'reactor_server.py'
+    with callgrind.Uncounted(script, 'churn', 0, tmp_path) as server, WORKLOADS['keepalive'].connected(server) as ask:
+        with pytest.raises(Failed, match='the server answered'):
+            ask()
+
+
+def test_a_delay_that_is_too_short_is_noticed(tmp_path):
+    from counting import callgrind
+    from counting.workloads import WORKLOADS, TooSlow
+
+    script, seed = callgrind.PEERS / 'reactor_server.py', WORKLOADS['seed']
+    with callgrind.Uncounted(script, 'seed', 1e-9, tmp_path) as server, seed.connected(server) as ask:
+        with pytest.raises(TooSlow, match='to read 32 requests'):
+            ask()
 
 
 @pytest.mark.skipif(not shutil.which('valgrind'), reason='there is no command valgrind')

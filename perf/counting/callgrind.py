@@ -49,30 +49,13 @@ class Program:
         self.command = command
 
 
-class Counted(Server):
-    """A server under callgrind; a context manager. `folder` receives what callgrind writes and compiled modules."""
+class Uncounted(Server):
+    """A server in the environment that counts need, without callgrind; it can be stopped. A context manager."""
 
-    def __init__(self, script, workload, delay, folder):
+    def __init__(self, script, workload, delay, folder, under=()):
         self.delay = delay  # seconds until a delayed answer
-        self.prefix = folder / f'{script.stem}-{workload}'
-        self.marks = 0
-        command = [*environment(folder), *callgrind(self.prefix), *server_command(script), '--delay', str(delay)]
+        command = [*environment(folder), *under, sys.executable, str(MARKED), str(script), '--delay', str(delay)]
         super().__init__(Program(script.stem, command), workload, None, START)
-
-    def mark(self):
-        """Return the instructions since the last mark, or since the process started."""
-        self.wait_for_state(SLEEPING)
-        self.marks += 1
-        path = Path(f'{self.prefix}.{self.marks}')
-        os.kill(self.pid, signal.SIGUSR1)
-        until = time.monotonic() + WRITTEN
-        while time.monotonic() < until:
-            counted = total(path.read_text()) if path.exists() else None
-            if counted is not None:
-                path.unlink()
-                return counted
-            time.sleep(0.001)
-        raise Failed(f'callgrind wrote nothing for {WRITTEN} s after a mark: {path}')
 
     @contextlib.contextmanager
     def stopped(self):
@@ -101,14 +84,28 @@ class Counted(Server):
             return file.read().rpartition(')')[2].split()[0]
 
 
-def compile_modules(script, workload, folder):
-    """Start a server once without callgrind, so that under it all modules are compiled already."""
-    with Server(Program(script.stem, [*environment(folder), *server_command(script)]), workload, None, START):
-        pass
+class Counted(Uncounted):
+    """The same under callgrind. `folder` receives what callgrind writes, and compiled modules."""
 
+    def __init__(self, script, workload, delay, folder):
+        self.prefix = folder / f'{script.stem}-{workload}'
+        self.marks = 0
+        super().__init__(script, workload, delay, folder, callgrind(self.prefix))
 
-def server_command(script):
-    return [sys.executable, str(MARKED), str(script)]
+    def mark(self):
+        """Return the instructions since the last mark, or since the process started."""
+        self.wait_for_state(SLEEPING)
+        self.marks += 1
+        path = Path(f'{self.prefix}.{self.marks}')
+        os.kill(self.pid, signal.SIGUSR1)
+        until = time.monotonic() + WRITTEN
+        while time.monotonic() < until:
+            counted = total(path.read_text()) if path.exists() else None
+            if counted is not None:
+                path.unlink()
+                return counted
+            time.sleep(0.001)
+        raise Failed(f'callgrind wrote nothing for {WRITTEN} s after a mark: {path}')
 
 
 def environment(folder):

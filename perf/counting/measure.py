@@ -14,7 +14,7 @@ from .workloads import TooSlow
 # up to 256, which cost no allocation.
 WARM_UP = 300
 BLOCKS = 3  # intervals that are measured
-ATTEMPTS = 3  # with a longer delay each time, on a machine that is too busy for the shorter one
+ATTEMPTS = 4  # with a longer delay each time, on a machine that is too busy for the shorter one
 EMPTY = 2  # intervals without a request, of which the last one is used: the first contains the end of the warm-up
 
 
@@ -47,7 +47,8 @@ def measure(peer, workload, folder, scale=1):
 
 def count(peer, workload, delay, folder, rounds):
     script = callgrind.PEERS / f'{peer}_{workload.server}.py'
-    callgrind.compile_modules(script, workload.workload, folder)
+    with callgrind.Uncounted(script, workload.workload, delay, folder):
+        pass  # it has compiled all modules now
     with callgrind.Counted(script, workload.workload, delay, folder) as server, workload.connected(server) as ask:
 
         def interval(rounds):

@@ -15,7 +15,7 @@ from measuring.server import Failed
 from peers import common
 
 TIMEOUT = 60  # seconds until an answer must be there
-DELAY = 0.3  # seconds until the delayed answer, by when the server must have read all requests
+DELAY = 0.15  # seconds until the delayed answer, by when the server must have read all requests
 # The least lateness of the timers, in seconds. The reactor counts late timers in buckets whose bounds double. One of
 # them begins at 0.125 s, and all timers fall into it on every machine that is not much too busy.
 LATE = 0.13
@@ -139,7 +139,7 @@ WORKLOADS = {
         Connecting('churn', 'a connection for one request', 32, 30),
         Deferred('churn_defer', 'the same, accepted with defer_accept', 32, 30, 'defer'),
         Secure('tls', 'a request on a TLS 1.3 connection that stays', 20, 20),
-        Delayed('seed', 'a connection for one request, answered by a timer, closed by a write-callback', 32, 5),
+        Delayed('seed', 'a connection for one request, answered by a timer, closed by a write-callback', 32, 8),
         Chain('chain', 'a turn for one call of call_soon, each call made by the one before it', 1, 2),
     )
 }
