@@ -23,16 +23,17 @@ def build(version=None, config_args=None):
 
 
 def deviation(instructions, budget):
-    """How far a figure is from its budget, as a fraction of it; None without a budget."""
-    return None if budget is None else instructions / budget - 1
+    """Return how far a figure is from its budget, as a fraction of the budget."""
+    return instructions / budget - 1
 
 
 def judge(instructions, budget):
-    """Return WITHIN, ABOVE or BELOW, or NONE when there is no budget."""
-    distance = deviation(instructions, budget)
-    if distance is None:
+    """Return WITHIN, ABOVE or BELOW, or NONE when the budget is None."""
+    if budget is None:
         return NONE
-    return ABOVE if distance > TOLERANCE else BELOW if distance < -TOLERANCE else WITHIN
+    if instructions > budget * (1 + TOLERANCE):
+        return ABOVE
+    return BELOW if instructions < budget * (1 - TOLERANCE) else WITHIN
 
 
 def read(path=FILE):

@@ -22,12 +22,12 @@ MARKED = Path(__file__).with_name('marked.py')
 START = 120  # seconds until a server must listen: callgrind makes it 50 times slower, other processes make it worse
 WRITTEN = 60  # seconds until a mark must be written down
 LOOK = 0.0002  # seconds between two looks at the server
-SLEEPING, STOPPED = 'S', 'T'  # states of a process as /proc tells them
-MARK_FUNCTION = 'getppid'
+SLEEPING, STOPPED = 'S', 'T'  # states of a process in /proc/PID/stat
+MARK_FUNCTION = 'getppid'  # what marked.py calls
 
 
 def missing():
-    """Why nothing can be counted on this machine, or None."""
+    """Return why nothing can be counted on this machine, or None."""
     if sys.platform != 'linux':
         return 'it needs Linux'
     if not shutil.which('valgrind'):
@@ -37,7 +37,7 @@ def missing():
 
 def total(text):
     """Return the instructions that a file written by callgrind has counted, or None while it is incomplete."""
-    found = re.search(r'^totals: (\d+)$', text, re.MULTILINE)
+    found = re.search(r'^totals: (\d+)\n', text, re.MULTILINE)
     return int(found[1]) if found else None
 
 
@@ -49,35 +49,19 @@ class Program:
         self.command = command
 
 
-class Counted(Server):
-    """A server under callgrind; a context manager. `folder` receives what callgrind writes and compiled modules."""
+class Uncounted(Server):
+    """A server in the environment that counts need, without callgrind; it can be stopped. A context manager."""
 
-    def __init__(self, script, workload, options, folder):
-        self.prefix = folder / f'{script.stem}-{workload}'
-        self.marks = 0
-        command = [*environment(folder), *callgrind(self.prefix), sys.executable, str(MARKED), str(script), *options]
+    def __init__(self, script, workload, delay, folder, under=()):
+        self.delay = delay  # seconds until a delayed answer
+        command = [*environment(folder), *under, sys.executable, str(MARKED), str(script), '--delay', str(delay)]
         super().__init__(Program(script.stem, command), workload, None, START)
-
-    def mark(self):
-        """Return the instructions since the last mark, or since the process started."""
-        self.wait_for_state(SLEEPING)
-        self.marks += 1
-        path = Path(f'{self.prefix}.{self.marks}')
-        os.kill(self.pid, signal.SIGUSR1)
-        until = time.monotonic() + WRITTEN
-        while time.monotonic() < until:
-            counted = total(path.read_text()) if path.exists() else None
-            if counted is not None:
-                path.unlink()
-                return counted
-            time.sleep(0.001)
-        raise Failed(f'callgrind wrote nothing for {WRITTEN} s after a mark: {path}')
 
     @contextlib.contextmanager
     def stopped(self):
-        """Stop the server, which sleeps in its selector, for the time of the `with`.
+        """Stop the server for the time of the `with`, once it sleeps in its selector.
 
-        All that happens meanwhile is in the next list of events that the selector returns.
+        When it goes on, its selector returns everything that has happened meanwhile in one list of events.
         """
         self.wait_for_state(SLEEPING)
         os.kill(self.pid, signal.SIGSTOP)
@@ -95,20 +79,37 @@ class Counted(Server):
             time.sleep(LOOK)
 
     def state(self):
-        """The letter by which the kernel names the process' state."""
+        """Return the letter that /proc shows for the state of the process."""
         with open(f'/proc/{self.pid}/stat') as file:
             return file.read().rpartition(')')[2].split()[0]
 
 
-def compile_modules(script, workload, options, folder):
-    """Start a server once without callgrind, so that under it all modules are compiled already."""
-    command = [*environment(folder), sys.executable, str(MARKED), str(script), *options]
-    with Server(Program(script.stem, command), workload, None):
-        pass
+class Counted(Uncounted):
+    """The same under callgrind. `folder` receives what callgrind writes, and compiled modules."""
+
+    def __init__(self, script, workload, delay, folder):
+        self.prefix = folder / f'{script.stem}-{workload}'
+        self.marks = 0
+        super().__init__(script, workload, delay, folder, callgrind(self.prefix))
+
+    def mark(self):
+        """Return the instructions since the last mark, or since the process started."""
+        self.wait_for_state(SLEEPING)
+        self.marks += 1
+        path = Path(f'{self.prefix}.{self.marks}')
+        os.kill(self.pid, signal.SIGUSR1)
+        until = time.monotonic() + WRITTEN
+        while time.monotonic() < until:
+            counted = total(path.read_text()) if path.exists() else None
+            if counted is not None:
+                path.unlink()
+                return counted
+            time.sleep(0.001)
+        raise Failed(f'callgrind wrote nothing for {WRITTEN} s after a mark: {path}')
 
 
 def environment(folder):
-    """The beginning of a command that runs another in the same environment wherever it is started."""
+    """Return the beginning of a command that runs another in an environment that is the same everywhere."""
     variables = {
         'PATH': os.environ.get('PATH', os.defpath),
         'LC_ALL': 'C.UTF-8',
@@ -132,7 +133,7 @@ def callgrind(prefix):
 
 @functools.cache
 def without_randomisation():
-    """The beginning of a command that runs another at fixed addresses; nothing where that is forbidden."""
+    """Return the beginning of a command that runs another at fixed addresses, or nothing where that is forbidden."""
     command = ['setarch', '-R']
     try:
         subprocess.run([*command, 'true'], check=True, capture_output=True)
