@@ -581,6 +581,20 @@ def test_resuming_before_they_would_have_come_delivers_them(r, sockets):
     assert isinstance(log[-1][1], BrokenPipeError)
 
 
+@pytest.mark.parametrize('end', ['close', 'abort'])
+def test_a_write_after_our_own_end_raises_also_when_the_connection_had_failed_before(r, sockets, end):
+    log = Log()
+    conn, theirs = pair(r, sockets, **log.callbacks('on_close'))
+    theirs.close()
+    assert conn.write(b'x') is False
+    assert conn.write(b'x') is False
+    getattr(conn, end)()
+    with pytest.raises(ConnectionClosed):
+        conn.write(b'x')
+    run_until(r, lambda: log)
+    assert isinstance(log[0][1], BrokenPipeError)
+
+
 def test_close_during_the_last_deliveries_stops_them(scripted):
     r, make = scripted
     log = Log()

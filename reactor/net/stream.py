@@ -439,7 +439,6 @@ class Stream(Handle):
             self._begin_closing()
         else:
             self.on_data = None  # sending has failed; what was received before is no longer wanted
-            return
         self._refuse_writes()
 
     def abort(self) -> None:

@@ -198,7 +198,7 @@ class Side:
         self.number = crowd.expect('end of connection')
         self.ready = ready  # to be written to: a proxy says its header first
         self.ended = ''  # how we have ended it, or our side of it
-        self.over = self.paused = self.closed_by_us = self.peer_ended = self.failed = False
+        self.over = self.paused = self.closed_by_us = self.peer_ended = False
         self.said = self.heard = 0  # bytes of the text
         self.count = self.told = 0  # writes with a callback, and how many were called
 
@@ -344,7 +344,7 @@ class Side:
             if not raises:
                 self.crowd.fail('a write raised ConnectionClosed, and nobody had ended the connection here')
             return
-        if raises and not self.failed:
+        if raises:
             self.crowd.fail(f'a write was taken after {self.ended or "on_close"}')
         self.said += size
         self.count += way & 1
@@ -352,11 +352,8 @@ class Side:
     def close(self, rng: random.Random) -> None:
         """End it, in good order or not."""
         how = rng.choice(('close', 'close', 'abort'))
-        failed = self.conn.closed and not self.ended  # and `on_close` is about to tell
         getattr(self.conn, how)()
-        self.closed_by_us = True
-        self.ended = how
-        self.failed = self.failed or failed
+        self.closed_by_us, self.ended = True, how
         if not self.conn.closed:
             self.crowd.fail(f'after {how}() it says that it is open')
 
