@@ -246,6 +246,20 @@ def test_a_failure_of_the_library_leaves_no_thread(r, tmp_path, monkeypatch):
     assert threading.active_count() == before and not r.handles()
 
 
+def test_closing_does_not_fail_when_the_system_has_no_more_threads(r, tmp_path, monkeypatch):
+    def fail(target, name):
+        raise RuntimeError("can't start new thread")
+
+    before = set(threading.enumerate())
+    handle = r.watch_path(tmp_path, print)
+    monkeypatch.setattr(handle._kernel, 'start_thread', fail)
+    handle.close()
+    assert handle.closed and not r.handles()
+    for thread in set(threading.enumerate()) - before:
+        thread.join(5)
+        assert not thread.is_alive(), thread
+
+
 # -- the queue between the thread and the loop
 
 

@@ -547,6 +547,54 @@ def test_a_send_that_fails_later_delivers_what_was_received_too(scripted):
     assert isinstance(log[-1][1], ConnectionResetError)
 
 
+def test_pausing_during_the_last_deliveries_stops_them(r, sockets):
+    """`if not conn.write(data): conn.pause_reading()`, as everybody holds back; here the write has failed."""
+    log = Log()
+
+    def on_data(conn, data):
+        log.on_data(conn, data)
+        if not conn.write(data):
+            conn.pause_reading()
+
+    theirs = pair(r, sockets, read_size=4, on_data=on_data, on_close=log.on_close)[1]
+    theirs.send(b'0123456789')
+    theirs.close()
+    run_until(r, lambda: 'close' in log.names())
+    assert log.names() == ['data', 'close']
+    assert isinstance(log[-1][1], BrokenPipeError)
+
+
+def test_resuming_before_they_would_have_come_delivers_them(r, sockets):
+    log = Log()
+
+    def on_data(conn, data):
+        log.on_data(conn, data)
+        conn.write(data)
+        conn.pause_reading()
+        conn.resume_reading()
+
+    theirs = pair(r, sockets, read_size=4, on_data=on_data, on_close=log.on_close)[1]
+    theirs.send(b'0123456789')
+    theirs.close()
+    run_until(r, lambda: 'close' in log.names())
+    assert log.received == b'0123456789'
+    assert isinstance(log[-1][1], BrokenPipeError)
+
+
+@pytest.mark.parametrize('end', ['close', 'abort'])
+def test_a_write_after_our_own_end_raises_also_when_the_connection_had_failed_before(r, sockets, end):
+    log = Log()
+    conn, theirs = pair(r, sockets, **log.callbacks('on_close'))
+    theirs.close()
+    assert conn.write(b'x') is False
+    assert conn.write(b'x') is False
+    getattr(conn, end)()
+    with pytest.raises(ConnectionClosed):
+        conn.write(b'x')
+    run_until(r, lambda: log)
+    assert isinstance(log[0][1], BrokenPipeError)
+
+
 def test_close_during_the_last_deliveries_stops_them(scripted):
     r, make = scripted
     log = Log()

@@ -428,3 +428,35 @@ def test_a_thread_that_takes_a_call_while_cancelled_ones_are_dropped_hurts_nobod
     gate.open.set()
     assert r.run() is True
     assert done == ['new']
+
+
+class ClosedBetween:
+    """A call that the loop cancels right after its thread has looked at the first of its attributes."""
+
+    closed = False
+
+    def __init__(self, fn, args):
+        self.now = {'fn': fn, 'args': args}
+
+    def _take(self, name):
+        value = self.now[name]
+        self.now = {'fn': None, 'args': ()}  # as `ThreadCall.close` leaves it
+        return value
+
+    fn = property(lambda self: self._take('fn'))
+    args = property(lambda self: self._take('args'))
+
+    def handle_done(self, result, error):
+        """Not cared for."""
+
+
+def test_a_call_that_is_cancelled_as_its_thread_begins_is_never_made_without_its_arguments():
+    called = []
+
+    def delete(path='/'):
+        called.append(path)
+
+    with Reactor() as r:
+        r._threads._queue.append(ClosedBetween(delete, ('/tmp/x',)))
+        r._threads._work()
+    assert called in ([], ['/tmp/x'])

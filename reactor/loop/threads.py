@@ -131,7 +131,8 @@ class ThreadPool:
                     call = self._queue.popleft()
                 except IndexError:
                     break
-                fn, args = call.fn, call.args
+                # In the opposite order to `close`, which may run now: with a function there are its arguments.
+                args, fn = call.args, call.fn
                 if fn is None:
                     continue
                 result = error = None

@@ -399,14 +399,14 @@ class Stream(Handle):
 
     def pause_reading(self) -> None:
         """Do not call `on_data` until `resume_reading`; the peer is slowed down by TCP. A dead peer goes unseen."""
-        if self.state is OPEN:
+        if self.state is OPEN or (self.state is CLOSED and self.sock is not None):  # see `handle_last_reads`
             self.loop.watchers.set_events(self, self.events & ~READ)
         elif self.state is CONNECTING and self.origin is not None:
             self.origin.reading = False  # type: ignore[attr-defined]
 
     def resume_reading(self) -> None:
         """Call `on_data` again. Does nothing when reading goes on, has ended, or the connection is closed."""
-        if self.state is OPEN:
+        if self.state is OPEN or (self.state is CLOSED and self.sock is not None):
             if self.timeouts is not None and not self.events & READ:
                 self.since = self.loop.timers.clock()
             self.loop.watchers.set_events(self, self.events | READ)
@@ -443,7 +443,6 @@ class Stream(Handle):
             self._begin_closing()
         else:
             self.on_data = None  # sending has failed; what was received before is no longer wanted
-            return
         self._refuse_writes()
 
     def abort(self) -> None:

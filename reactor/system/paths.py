@@ -89,8 +89,12 @@ class WatchedPath(Handle):
         """Watch no more: `fn` is not called again, and the thread ends. Closing twice is fine."""
         if not self.closed:
             self.loop.watchers.check_thread()
-            # The library waits in `stop` for the end of its threads: not in the loop.
-            self._kernel.start_thread(self._forget().stop, 'reactor-path-end')
+            observer = self._forget()
+            try:
+                # The library waits in `stop` for the end of its threads: not in the loop.
+                self._kernel.start_thread(observer.stop, 'reactor-path-end')
+            except RuntimeError:
+                observer.stop()  # There are no more threads: a short wait is better than a thread that never ends.
 
     def reset(self, exc: BaseException | None) -> None:
         """Called when the reactor is closed: end the thread and wait for its end."""

@@ -10,7 +10,9 @@ The laws are those of the README, "What it promises".
 from __future__ import annotations
 
 from errno import EBADF
+from math import inf
 from signal import SIG_DFL, SIGINT, default_int_handler
+from weakref import WeakKeyDictionary
 
 from ..errors import ConnectTimeout, IdleTimeout, ReactorError, ReadTimeout, WriteTimeout
 from ..facade import Reactor
@@ -90,11 +92,12 @@ class WatchedStream(Stream):
         return taken
 
     def pause_reading(self) -> None:
-        self.record.paused |= self.state in (CONNECTING, OPEN)
+        self.record.paused = True  # whatever has become of the connection meanwhile
         super().pause_reading()
 
     def resume_reading(self) -> None:
-        self.record.paused &= self.state not in (CONNECTING, OPEN)
+        if self.sock is not None or self.state is CONNECTING:  # else it has ended, paused, and is told so later
+            self.record.paused = False
         super().resume_reading()
 
     def set_write_limits(self, high: int | None = None, low: int | None = None) -> None:
@@ -200,6 +203,7 @@ class Ledger:
         self.callbacks = 0
         self.foreign: set[int] = set()  # descriptors that belong to the user
         self._idle_polls = 0
+        self._bounds: WeakKeyDictionary[Listener, float] = WeakKeyDictionary()  # of open connections, a turn before
         self._last = (0, 0, 0, 0)  # time, progress, callbacks, turns at that time
 
     # -- told by the streams
@@ -409,6 +413,8 @@ class Ledger:
             IdleTimeout: (max(end.read_at, end.sent_at), options.idle_timeout),
             WriteTimeout: (end.sent_at, options.write_timeout),
         }[type(exc)]
+        if isinstance(exc, WriteTimeout) and (record.closed_by is not None or end.ended_in):
+            limit = None  # it was closing, which `linger` limits as a whole
         if limit is not None and self.kernel.time - since < limit * 1e9 - 1000:
             self.wrong(stream, f'{exc!r} after {(self.kernel.time - since) / 1e9} s')
         if isinstance(exc, ReadTimeout) and record.paused:
@@ -493,7 +499,10 @@ class Ledger:
         for handle in reactor.handles():
             if isinstance(handle, Listener):
                 count, most = accepted.get(handle, 0), handle.max_connections
-                if handle.open_connections != count or (most is not None and count > most):
+                # The limit may be lowered at any time, which closes none of those that are open.
+                bound = inf if most is None else most
+                before, self._bounds[handle] = self._bounds.get(handle, 0), max(count, bound)
+                if handle.open_connections != count or count > max(bound, before):
                     self.violations.append(f'law 6: {handle!r} has {count} of {most}')
             elif isinstance(handle, DatagramSocket) and handle.queued:
                 sizes = [len(data) + DATAGRAM_COST for data, _ in handle._queue]

@@ -6,7 +6,7 @@ whenever it is made.
 
 from __future__ import annotations
 
-from .programs import ALONE, PROGRAMS
+from .programs import ALONE, PROGRAMS, meddling
 from .simulation import Simulation
 
 TYPE_CHECKING = False
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 MOST_PROGRAMS = 3  # at once
 ALONE_EVERY = 8  # seeds, one is for a program that runs alone
+MEDDLE_EVERY = 8  # seeds, one is for handles that act on each other, and what else is drawn
 
 
 def run_seed(seed: int, programs: tuple[Callable[[Any], object], ...] | None = None, **options: Any) -> Simulation:
@@ -35,4 +36,6 @@ def run_seed(seed: int, programs: tuple[Callable[[Any], object], ...] | None = N
         drawn = list(PROGRAMS)
         world.random.shuffle(drawn)
         programs = tuple(drawn[: world.random.randrange(1, MOST_PROGRAMS + 1)])
+        if seed % MEDDLE_EVERY == MEDDLE_EVERY // 2:
+            programs = (meddling, *programs[1:])
     return simulation.run_program(*programs)

@@ -5,6 +5,7 @@ True. Each is drawn anew from the world's generator: sizes, numbers, ways and ti
 
     PROGRAMS  those that run together
     ALONE     those that end the reactor, and the others with it
+    meddling  handles of all kinds that act on each other, in a share of the seeds
     RACES     those in which something depends on who is faster, so that no two runs on a real system are alike
 """
 
@@ -14,6 +15,7 @@ from .conversations import echo, floods, half_closes, proxy, publish, publish_to
 from .doors import limited, paces, proxied
 from .endings import churn, closing
 from .limits import crowd, time_limits
+from .meddling import meddling
 from .others import calls, datagrams, look_ups, signals, threads, timers
 from .parts import World
 from .service import shutdown
@@ -25,4 +27,4 @@ PROGRAMS = (
 ALONE = (shutdown,)
 RACES = (publish_to_the_dying, churn, closing, crowd)
 
-__all__ = ['ALONE', 'PROGRAMS', 'RACES', 'World']
+__all__ = ['ALONE', 'PROGRAMS', 'RACES', 'World', 'meddling']

@@ -93,7 +93,12 @@ class Place:
     """
 
     def __init__(
-        self, world: World, on_data: Callable[..., object] | None = None, proxied: bool = False, **keywords: Any
+        self,
+        world: World,
+        on_data: Callable[..., object] | None = None,
+        proxied: bool = False,
+        defer_accept: bool = False,
+        **keywords: Any,
     ) -> None:
         self._proxied = proxied
         self._connect: Callable[..., Stream]
@@ -107,7 +112,7 @@ class Place:
             address = world.address()
             if proxied:
                 keywords['proxy_protocol'] = PROXIES
-            self.server = world.r.listen_tcp(*address, on_data, **keywords)
+            self.server = world.r.listen_tcp(*address, on_data, defer_accept=defer_accept, **keywords)
             host, port = (self.server.address or address)[:2]
             self._connect, self._target = world.r.connect_tcp, (world.random.choice((host, host, world.name)), port)
         else:
