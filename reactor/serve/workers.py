@@ -371,5 +371,5 @@ class Child:
             how = f'signal {signum}' if code is None else f'exit code {code}'
             self.slot.on_failed(self, f'{self} ended unasked ({how})')
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         return f'worker {self.slot.number} (pid {self.process.pid})'
