@@ -1,9 +1,9 @@
 """A program with workers, as the tests of `reactor.serve` start it: `python tests/serve_program.py '{...}'`.
 
-A worker answers each line with its process number and the line; `wait N` is answered after N seconds, and `?` with what
-it knows of itself. `fail`, a path: while it exists, a worker's `main` raises. `hang`, a path: while it exists, it never
-returns. `slots`, numbers: only the workers of these slots fail. `block N`: the worker does nothing for N seconds.
-`deaf`: SIGTERM does nothing. `go`, a path: the directory to which it goes first. The parent answers whoever
+A worker answers each line with its process number and the line; `wait N` is answered after N seconds, `block N` blocks
+the worker for N seconds, and `?` is answered with what it knows of itself. `fail`, a path: while it exists, a worker's
+`main` raises. `hang`, a path: while it exists, it never returns. `slots`, numbers: only the workers of these slots fail
+or hang. `deaf`: SIGTERM does nothing. `go`, a path: the directory to which it goes first. The parent answers whoever
 connects to its Unix socket `watch` with what it knows of the workers; SIGUSR1 stops its own reactor, and SIGUSR2 shuts
 it down.
 """
@@ -56,7 +56,7 @@ def answer(conn, line):
 def main(r, listeners):
     if SLOT in SETTINGS.get('slots', [SLOT]) and os.path.exists(SETTINGS.get('fail', '')):
         raise ValueError('this one is not to be')
-    while os.path.exists(SETTINGS.get('hang', '')):
+    while SLOT in SETTINGS.get('slots', [SLOT]) and os.path.exists(SETTINGS.get('hang', '')):
         time.sleep(0.01)
     if SETTINGS.get('deaf'):
         r.add_signal_handler(signal.SIGTERM, int)

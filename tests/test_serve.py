@@ -240,6 +240,17 @@ def test_no_client_hangs_on_the_socket_of_a_worker_that_cannot_start(tmp_path, f
 
 
 @LINUX
+def test_no_client_hangs_on_the_socket_of_a_worker_that_takes_long_to_start(tmp_path):
+    hang = tmp_path / 'hang'
+    hang.touch()
+    with Served(tmp_path, hang=str(hang), slots=[1], run={'workers': 2}) as served:
+        (alive,) = served.pids(1).values()
+        assert {served.connect().who() for _ in range(40)} == {alive}
+        hang.unlink()
+        wait_until(lambda: {served.connect().who() for _ in range(20)} == set(served.pids(2).values()))
+
+
+@LINUX
 def test_while_no_worker_serves_clients_wait_for_the_first_that_does(tmp_path):
     fail = tmp_path / 'fail'
     fail.touch()
@@ -300,6 +311,7 @@ class Team:
         self.hang_timeout = hang_timeout
         self.killed = 0
         self.number, self.pid = 0, 1
+        self.serving = self.starting = None
 
     def kill(self) -> None:
         self.killed += 1
@@ -308,7 +320,7 @@ class Team:
 def silent_child(hang_timeout: float) -> Any:
     child = object.__new__(Child)
     child.slot = child.team = child.process = Team(hang_timeout)
-    child.silence = 0.0
+    child.silence, child.ready = 0.0, True
     return child
 
 
@@ -320,7 +332,7 @@ def test_a_worker_that_reports_within_the_grace_is_warned_of_and_kept(caplog):
     child.count_silence()
     child.count_silence()
     assert [record.getMessage()[:43] for record in caplog.records] == ['worker 0 (pid 1) has not reported for 30 s:']
-    child.silence = 0.0  # it reports
+    child.on_line(None, b'[{}, false]')  # it reports
     for _ in range(30):
         child.count_silence()
     assert child.team.killed == 0 and len(caplog.records) == 1
