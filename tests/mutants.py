@@ -181,7 +181,7 @@ MUTANTS = (
         '            heap[:] = at\n            heapify(heap)\n',
         '            heap[:] = reversed(at)\n',
         '3: timers fire in order',
-        148,
+        209,
     ),
     Mutant(
         'a second of time limits is looked at before it has come',
@@ -375,7 +375,7 @@ MUTANTS = (
         'self.loop.completions.append((self, Stream.handle_last_reads, ()))',
         'self.loop.completions.append((self, Stream.handle_last_reads, (0,)))',
         'what was received is delivered',
-        73,
+        70,
     ),
     Mutant(
         'why sending failed is not told',
@@ -522,7 +522,7 @@ MUTANTS = (
         '        self._closed = True\n        if self._retry is not None:\n            self._retry.cancel()\n',
         '        self._closed = True\n        if self._retry is not None:\n',
         '9: no timer outlives what it is for',
-        443,
+        34,
     ),
     Mutant(
         'the batch goes on beyond max_connections',
@@ -619,7 +619,7 @@ MUTANTS = (
         'for _ in range(DATAGRAMS_PER_TURN):',
         'while True:',
         '5: datagrams in a turn are bounded',
-        100,
+        276,
     ),
     Mutant(
         'a socket that its callback has closed is read on',
@@ -788,6 +788,7 @@ MUTANTS = (
         'if self.state is OPEN or (self.state is CLOSED and self.sock is not None):  # see `handle_last_reads`',
         'if self.state is OPEN:',
         '3: no on_data while reading is paused',
+        73,
     ),
     Mutant(
         'after close() of a connection that had failed a write is taken',
@@ -802,19 +803,13 @@ MUTANTS = (
         '            if not self.events & READ:\n                return  # the last callback',
         '            if self.sock is None:\n                return  # the last callback',
         'no on_datagram while reading is paused',
+        236,
     ),
     Mutant(
         'a send error is reported after close()',
         'net/datagram.py',
         'if self.on_send_error is not None and self.state is OPEN:',
         'if self.on_send_error is not None:',
-        '1: nothing fires after the end',
-    ),
-    Mutant(
-        'on_drain of a datagram socket is called after close()',
-        'net/datagram.py',
-        'if self.on_drain is not None and self.state is OPEN and not self._refused:',
-        'if self.on_drain is not None and not self._refused:',
         '1: nothing fires after the end',
     ),
     Mutant(
@@ -830,6 +825,7 @@ MUTANTS = (
         '        if self.fn is not None:\n            self.fn(*self.args)\n',
         '        self.fn(*self.args)\n',
         '1: nothing fires after the end',
+        100,
     ),
     Mutant(
         'a notifier that was triggered and closed is called',
@@ -844,6 +840,7 @@ MUTANTS = (
         '            self.on_done = None\n            self.loop.watchers.remove(self)\n            if self._timer',
         '            self.loop.watchers.remove(self)\n            if self._timer',
         '1: what was cancelled is never heard of',
+        92,
     ),
     Mutant(
         'an accepted connection that was closed before on_connect is open',
