@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from socket import AF_INET, AF_INET6
 
 import pytest
@@ -183,3 +185,10 @@ def test_families_take_turns_from_the_first_on(found):
 @pytest.mark.skipif(os.name != 'posix', reason='file names are bytes on POSIX only')
 def test_a_path_that_is_not_utf8_is_accepted():
     assert check_path(os.fsdecode(b'/tmp/\xff')) == os.fsdecode(b'/tmp/\xff')
+
+
+def test_a_path_in_bytes_is_not_compared_to_text():
+    """Which `python -bb` forbids."""
+    program = 'from reactor.net.addresses import is_abstract as a; print(a(b"/s"), a("/s"), a(b"\\0s"), a("\\0s"))'
+    done = subprocess.run([sys.executable, '-bb', '-c', program], capture_output=True, text=True, timeout=60)
+    assert done.stdout == 'False False True True\n', done.stderr

@@ -8,6 +8,7 @@ parameter of the API that takes a callback. Each is run with each kind of broken
 from __future__ import annotations
 
 import ast
+import contextlib
 import errno
 import functools
 import io
@@ -119,31 +120,44 @@ def closed_stream():
     return stream
 
 
+# What the handler raises, and whether standard error is there to fall back on.
 LOGGERS = {
-    'works': lambda monkeypatch: logging.NullHandler(),
-    'handler raises': lambda monkeypatch: Raising(RuntimeError('the handler')),
-    'handler finds its disk full': lambda monkeypatch: Raising(OSError(errno.ENOSPC, 'the handler')),
-    'handler finds no memory': lambda monkeypatch: Raising(MemoryError()),
-    'handler recurses': lambda monkeypatch: Raising(RecursionError()),
-    'standard error is closed': lambda monkeypatch: (
-        monkeypatch.setattr(sys, 'stderr', closed_stream()) or logging.StreamHandler(closed_stream())
-    ),
-    'no standard error': lambda monkeypatch: (
-        monkeypatch.setattr(sys, 'stderr', None) or Raising(RuntimeError('the handler'))
-    ),
-    'everything fails': lambda monkeypatch: monkeypatch.setattr(sys, 'stderr', closed_stream()) or Raising(FoulError()),
+    'works': (None, 'open'),
+    'handler raises': (RuntimeError('the handler'), 'open'),
+    'handler finds its disk full': (OSError(errno.ENOSPC, 'the handler'), 'open'),
+    'handler finds no memory': (MemoryError(), 'open'),
+    'handler recurses': (RecursionError(), 'open'),
+    'filter raises': (RuntimeError, 'open'),
+    'standard error is closed': (RuntimeError('the handler'), 'closed'),
+    'no standard error': (RuntimeError('the handler'), 'none'),
+    'everything fails': (FoulError(), 'closed'),
 }
 
 
-@pytest.fixture(params=list(LOGGERS))
-def logger(request, monkeypatch):
-    """The logger `reactor` with a handler that fails in one way."""
+@contextlib.contextmanager
+def logger_that(does):
+    """The logger `reactor` with a handler that fails in one way; around the test itself, since pytest captures."""
+    error, stderr = LOGGERS[does]
+    handler = logging.NullHandler() if error is None else Raising(error)
+    if does == 'filter raises':
+        handler.addFilter(RaisingFilter())
     found = logging.getLogger('reactor')
-    handler = LOGGERS[request.param](monkeypatch)
     found.addHandler(handler)
-    monkeypatch.setattr(found, 'propagate', False)
-    yield found
-    found.removeHandler(handler)
+    found.propagate = False
+    before = sys.stderr
+    sys.stderr = {'open': before, 'closed': closed_stream(), 'none': None}[stderr]
+    try:
+        yield
+    finally:
+        sys.stderr = before
+        found.propagate = True
+        found.removeHandler(handler)
+
+
+@pytest.fixture(params=list(LOGGERS))
+def logger(request):
+    """What to run the test in."""
+    return logger_that(request.param)
 
 
 # -- what is reported: a callback for every parameter that takes one
@@ -320,12 +334,14 @@ class Kept(list):
 @pytest.mark.parametrize('slow', [None, 1e-9], ids=['', 'all of them slow'])
 @pytest.mark.parametrize('way', list(WAYS))
 def test_a_callback_that_raises_what_cannot_be_reported_hurts_nobody_else(way, slow, logger):
-    serve_a_foul_callback(way, slow)
+    with logger:
+        serve_a_foul_callback(way, slow)
 
 
 @pytest.mark.parametrize('way', ['call_soon', 'call_later', 'on_data', 'on_close', 'on_datagram', 'on_accept_error'])
 def test_neither_does_it_whatever_the_logger_does(way, logger):
-    serve_a_foul_callback(way, None)
+    with logger:
+        serve_a_foul_callback(way, None)
 
 
 def serve_a_foul_callback(way, slow):
@@ -349,7 +365,7 @@ def test_a_callback_that_has_every_attribute_is_not_followed_from_one_to_the_nex
 @pytest.mark.parametrize('way', ['on_data', 'on_eof', 'on_drain', 'on_written', 'send_file'])
 def test_the_connection_ends_once_with_the_exception_of_its_callback(way, logger):
     ends, fn = [], Foul()
-    with Reactor() as r, Kept() as kept:
+    with logger, Reactor() as r, Kept() as kept:
         WAYS[way](r, fn, kept)
         conn = next(each for each in kept if isinstance(each, reactor.Stream))
         conn.on_close = lambda conn, exc: ends.append(type(exc))
@@ -361,7 +377,7 @@ def test_the_connection_ends_once_with_the_exception_of_its_callback(way, logger
 @pytest.mark.parametrize('told', ['on_error', 'catch_errors'])
 def test_what_is_called_instead_of_the_log_may_raise_too(told, logger):
     ends, fn, teller = [], Foul(), Foul()
-    with Reactor(catch_errors=teller if told == 'catch_errors' else True) as r, Kept() as kept:
+    with logger, Reactor(catch_errors=teller if told == 'catch_errors' else True) as r, Kept() as kept:
         WAYS['on_data'](r, fn, kept)
         conn = kept[-1]
         conn.on_error = teller if told == 'on_error' else None
@@ -478,6 +494,14 @@ def test_a_line_that_cannot_be_logged_goes_to_standard_error_with_the_reason(mon
         found.removeHandler(handler)
     text = capsys.readouterr().err
     assert 'exception in <' in text and 'after 1.5 s (not logged: no way)' in text and 'ZeroDivisionError' in text
+
+
+def test_an_exception_that_cannot_be_asked_whether_it_is_true_is_logged_with_its_traceback(caplog):
+    try:
+        raise FoulError
+    except FoulError as exc:
+        log('error', 'something', exc=exc)
+        assert caplog.records[0].exc_info[1] is exc
 
 
 def test_without_standard_error_nothing_is_written_to_standard_output(monkeypatch, capsys):

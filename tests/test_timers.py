@@ -726,6 +726,15 @@ def fail_named():
     """A callback with a name."""
 
 
+@pytest.mark.parametrize('interval', [5e-324, 1e-320, 1e-300, 1e-17])
+def test_the_smallest_intervals_repeat_too(interval):
+    beats = []
+    with Reactor() as r:
+        timer = r.call_every(interval, beats.append, 1)
+        run_until(r, lambda: len(beats) == 3)
+        timer.cancel()
+
+
 def test_a_callback_is_named_as_a_person_would_look_for_it():
     assert name_of(fail_named) == f'{__name__}.fail_named'
     assert name_of(partial(partial(fail_named), 1)) == f'{__name__}.fail_named'

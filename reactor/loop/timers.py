@@ -121,7 +121,8 @@ class RepeatingTimer(Timer):
         beats = (now - deadline) // self.delay + 1
         if deadline + beats * self.delay <= now:  # as it is rounded: the one that is due now, a second time
             beats += 1
-        self.timers.move(self, deadline + beats * self.delay)
+        # An interval near the smallest float makes `beats` infinite.
+        self.timers.move(self, min(deadline + beats * self.delay, now + self.delay))
 
 
 class CheckedRepeatingTimer(CheckedTimer, RepeatingTimer):

@@ -85,7 +85,7 @@ def check_path(path: str | bytes) -> str | bytes:
 
 def is_abstract(path: str | bytes) -> bool:
     """Whether a checked path names no file."""
-    return path[:1] in ('\0', b'\0')
+    return path[:1] == ('\0' if isinstance(path, str) else b'\0')  # `python -bb` forbids to compare the two
 
 
 def numeric(kernel: Kernel, host: str, port: int, family: int = 0) -> list[Address]:
