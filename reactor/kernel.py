@@ -50,6 +50,8 @@ REUSE_ADDRESS = os.name == 'posix'
 NODELAY_INHERITED = sys.platform == 'linux'
 # struct linger, on with 0 seconds: closing discards what waits and resets the connection.
 RESET_ON_CLOSE = b'\1\0\0\0\0\0\0\0' if os.name == 'posix' else b'\1\0\0\0'
+HAS_POLL = hasattr(select, 'poll')
+ONLY_ERROR = 4  # beside READ and WRITE, see `Kernel.readiness`
 HAS_SENDMSG = hasattr(socket.socket, 'sendmsg')
 HAS_SENDFILE = hasattr(os, 'sendfile')
 ABSTRACT_PATHS = sys.platform == 'linux'
@@ -185,6 +187,36 @@ class Kernel:
         except (OSError, ValueError, OverflowError):
             return False
         return True
+
+    def readiness(self, fd: int, events: int) -> int:
+        """What the kernel itself reports of a descriptor, asked without the selector: READ | WRITE of `events`.
+
+        0: nothing, so the report of a selector was stale, or was never about this descriptor. ONLY_ERROR: neither can be
+        done, and still it is reported, which an unread error queue does. `events` where there is no `poll` to ask.
+        """
+        if not HAS_POLL:
+            return events
+        poll = select.poll()
+        poll.register(fd, (select.POLLIN if events & 1 else 0) | (select.POLLOUT if events & 2 else 0))
+        try:
+            found = poll.poll(0)
+        except OSError:
+            return events  # no memory to tell
+        if not found:
+            return 0
+        # A hang-up lets a read return; a number that is not open has its call fail, which tells so.
+        return ONLY_ERROR if found[0][1] & ~select.POLLPRI == select.POLLERR else events
+
+    def received_memory(self, fd: int) -> int:
+        """How many bytes of memory hold what a socket has received, its error queue included; 0 if that is not known."""
+        try:
+            sock = socket.socket(fileno=fd)
+            try:
+                return int.from_bytes(sock.getsockopt(socket.SOL_SOCKET, SO_MEMINFO, 4), sys.byteorder)
+            finally:
+                sock.detach()
+        except (OSError, ValueError):
+            return 0  # not a socket, or not Linux
 
     def never_blocks(self, fd: int) -> bool:
         """Whether `fd` is a file or a directory, for which there is no waiting. OSError when it is not open."""

@@ -96,9 +96,12 @@ class Wakeup(Handle):
         try:
             data = self.sock.recv(DOORBELL_BYTES)
         except BlockingIOError:
+            self.loop.watchers.no_progress(self)
             return
         except OSError as exc:
-            if exc.errno not in NO_MEMORY:  # else it is ready still
+            if exc.errno in NO_MEMORY:  # it is ready still
+                self.loop.watchers.no_progress(self)
+            else:
                 self.loop.watchers.evict(self)
             return
         if data:
