@@ -44,7 +44,7 @@ HELP = {
     'timers_fired': 'Timers that fired, each beat of a repeating one.',
     'timers_cancelled': 'Timers cancelled before they fired.',
     'accepts': 'Connections accepted.',
-    'accept_pauses': 'Times that a listener stopped accepting: descriptors or memory had run out, or accept kept failing.',
+    'accept_pauses': 'Times that a listener paused: descriptors or memory had run out, or accept kept failing.',
     'accepts_refused': 'Connections accepted and closed at once, because the selector had no room for them.',
     'refused_untrusted': 'Connections reset at once: from outside the networks from which a PROXY header is taken.',
     'refused_by_hook': 'Connections reset at once: the hook of Limits said so.',
