@@ -50,6 +50,8 @@ REUSE_ADDRESS = os.name == 'posix'
 NODELAY_INHERITED = sys.platform == 'linux'
 # struct linger, on with 0 seconds: closing discards what waits and resets the connection.
 RESET_ON_CLOSE = b'\1\0\0\0\0\0\0\0' if os.name == 'posix' else b'\1\0\0\0'
+# Seconds by which a wait may seem too short: selectors count milliseconds, and the clock of Windows has steps of 16.
+CLOCK_STEP = max(0.001, time.get_clock_info('monotonic').resolution)
 HAS_POLL = hasattr(select, 'poll')
 ONLY_ERROR = 4  # beside READ and WRITE, see `Kernel.readiness`
 HAS_SENDMSG = hasattr(socket.socket, 'sendmsg')
@@ -189,10 +191,11 @@ class Kernel:
         return True
 
     def readiness(self, fd: int, events: int) -> int:
-        """What the kernel itself reports of a descriptor, asked without the selector: READ | WRITE of `events`.
+        """Whether the kernel itself reports a descriptor as ready, asked without the selector.
 
-        0: nothing, so the report of a selector was stale, or was never about this descriptor. ONLY_ERROR: neither can be
-        done, and still it is reported, which an unread error queue does. `events` where there is no `poll` to ask.
+        0: it does not, so the selector's report was stale, or was about another descriptor that had this number.
+        ONLY_ERROR: it can neither be read nor written, but it is reported for an error, such as an unread error queue.
+        Else `events`, also where there is no `poll` to ask.
         """
         if not HAS_POLL:
             return events
@@ -208,7 +211,7 @@ class Kernel:
         return ONLY_ERROR if found[0][1] & ~select.POLLPRI == select.POLLERR else events
 
     def received_memory(self, fd: int) -> int:
-        """How many bytes of memory hold what a socket has received, its error queue included; 0 if that is not known."""
+        """How many bytes of memory hold what a socket has received, error queue included; 0 if that is not known."""
         try:
             sock = socket.socket(fileno=fd)
             try:

@@ -1,8 +1,8 @@
 """Faults that last: from the n-th call on, every call of that kind fails, and nothing may spin, leak or be forgotten.
 
 A fault that happens once lets "try the next one" and "spurious, return" look right. Here it stays: for each program of
-the n-th call (`test_nth_call`), each kind of call and each of its errors, the first, the middle and the last such call
-begins a fault that lasts, for all descriptors of that kind or for the one descriptor. What a selector reports wrongly
+the n-th call (`test_nth_call`), each kind of call and each of its errors, the first such call and the one in the middle
+begin a fault that lasts, for all descriptors of that kind or for the one descriptor. What a selector reports wrongly
 for good is such a fault, too: an unread error queue, and a readiness that nothing can use.
 
 The program need not reach its goals. The oracle is about the loop alone:
@@ -38,14 +38,18 @@ from reactor.testing.poller import Stuck
 from reactor.testing.simulation import Simulation
 
 SECONDS = 60  # simulated, from the beginning of the fault
-MOST_AT_ONCE = 300  # turns without progress, in all of a run, whatever time passes
+MOST_AT_ONCE = 100  # turns without progress, in all of a run, whatever time passes
+MOST_EACH = 60  # and for each connection and handle: those of the row that it takes to find out
 MOST_A_SECOND = 40  # and for each simulated second; 250 of them a second would be 1 % of a core
 MOST_LINES = 20  # of the log
 MOST_TIMERS = 100
-SAMPLE, PARTS = 1500, 6  # runs, and how many tests they are
+SAMPLE, PARTS = 600, 4  # runs, and how many tests they are
 LASTING = 'kind', 'descriptor'
 # What a selector reports for good, and nothing can be done: not a call that fails, but a state of what the call is for.
 STATES = 'unread error', 'stuck readable', 'stuck writable'
+
+# No kernel refuses for good that the handler of a signal is put back.
+LEFT_OUT = {'signal'}
 
 Case = tuple[str, int, str, int, str, str, Any]  # program, seed, selector, n, the call's name, how it lasts, error
 
@@ -66,14 +70,14 @@ def cases() -> list[Case]:
     for play in PLAYS:
         if play in SECURED and nth.contexts is None:
             continue
-        for seed in seeds(play):
+        for seed in seeds(play)[:1]:
             for kind in KINDS:
                 places: dict[tuple[str, tuple[int, ...]], list[int]] = {}
                 for n, (name, errors) in enumerate(calls(play, seed, kind), 1):
-                    if n >= first:
+                    if n >= first and name not in LEFT_OUT:
                         places.setdefault((name, errors), []).append(n)
                 for (name, errors), numbers in places.items():
-                    chosen = sorted({numbers[0], numbers[len(numbers) // 2], numbers[-1]})
+                    chosen = sorted({numbers[0], numbers[len(numbers) // 2]})
                     # EBADF is a descriptor that other code closes, which happens to it once.
                     for error in (*(error for error in errors if error != errno.EBADF), *states(name)):
                         found += [(play, seed, kind, n, name, how, error) for n in chosen for how in LASTING]
@@ -82,7 +86,8 @@ def cases() -> list[Case]:
 
 def states(name: str) -> tuple[str, ...]:
     """The states that can last for what a call is for."""
-    return STATES if name in ('accept', 'recv', 'send', 'sendmsg', 'recvfrom', 'sendto', 'connect', 'getsockopt') else ()
+    waited_for = {'accept', 'recv', 'send', 'sendmsg', 'recvfrom', 'sendto', 'connect', 'getsockopt'}
+    return STATES if name in waited_for else ()
 
 
 @cache
@@ -101,7 +106,7 @@ class Watch(logging.Handler):
         super().__init__()
         self.kernel, self.ledger, self.reactor = simulation.kernel, simulation.reactor.ledger, simulation.reactor
         self.lines: list[str] = []
-        self.wasted = self.timers = 0
+        self.wasted = self.timers = self.handles = 0
         self.began = 0
         self._before: Any = None
         self._check_turn = self.ledger.check_turn
@@ -116,9 +121,11 @@ class Watch(logging.Handler):
         if not self.kernel.failed:
             return
         self.began = self.began or self.kernel.time
-        now = self.kernel.progress, self.ledger.callbacks, self.kernel.threads
+        fired = self.reactor.counters.timers_fired  # those of programs are progress, and ours are few
+        now = self.kernel.progress, self.ledger.callbacks, self.kernel.threads, fired
         self.wasted += now == self._before
         self._before = now
+        self.handles = max(self.handles, len(self.reactor.watchers))
         self.timers = max(self.timers, len(self.reactor.timers) + len(self.reactor.completions))
         if self.wasted > self.most():
             raise Violation(f'law 7: {self.wasted} turns without progress in {self.seconds():g} s')
@@ -129,14 +136,14 @@ class Watch(logging.Handler):
 
     def most(self) -> float:
         """How many turns without progress may have been by now."""
-        return MOST_AT_ONCE + MOST_A_SECOND * self.seconds()
+        return MOST_AT_ONCE + MOST_EACH * (self.handles + len(self.ledger.records)) + MOST_A_SECOND * self.seconds()
 
 
 def attempt(case: Case) -> str | None:
     """Run a case; None when all holds, else in one line the case, to be given to this again, and what is wrong."""
     play, seed, kind, n, name, lasting, error = case
     simulation = begin(seed, kind, n, 0 if error in STATES else error, lasting)
-    kernel, ledger, r = simulation.kernel, simulation.reactor.ledger, simulation.reactor
+    kernel, ledger = simulation.kernel, simulation.reactor.ledger
     if error in STATES:
         make_state_last(kernel, error)
     watch = Watch(simulation)
@@ -158,27 +165,35 @@ def attempt(case: Case) -> str | None:
     if not wrong:
         return None
     what = errno.errorcode.get(error, str(error))
-    return f'{play} seed={seed} {kind} n={n}: {name} fails for good with {what} {case!r}: {" ".join("; ".join(wrong).split())}'
+    why = ' '.join('; '.join(wrong).split())
+    return f'{play} seed={seed} {kind} n={n}: {name} fails for good with {what} {case!r}: {why}'
 
 
 def run(simulation: Simulation, watch: Watch, play: Any, wrong: list[str]) -> None:
     """Run the program until it ends, can go on no more, or the fault has lasted for long enough."""
     r, kernel = simulation.reactor, simulation.kernel
 
+    over: list[bool] = []
+
     def stop() -> None:
         if kernel.failed and watch.seconds() >= SECONDS:
+            over.append(True)
             r.stop()
         else:
             kernel.at(kernel.time + 10**9, stop)
 
+    kernel.at(kernel.time + int(simulation._calm * 1e9), kernel.calm)  # as in the run in which the calls were counted
     kernel.at(kernel.time + 10**9, stop)
 
     def main(r: Any) -> None:
         play(simulation.world)
         simulation.reactor.ledger.begun = True
 
+    todo: Any = main
     try:
-        r.run(main)
+        while not r.run(todo) and not over:
+            todo = None
+            simulation.world.stops += 1  # the program has called `stop`, and wants to be run again
     except Stuck:
         pass  # nothing can happen any more
     except OSError as exc:  # of the selector itself, or of a program that could not begin
@@ -197,6 +212,7 @@ def close(simulation: Simulation, wrong: list[str]) -> None:
         simulation.reactor.close()
     except OSError as exc:
         wrong.append(f'close() raised {exc!r}')
+    simulation.reactor.ledger._forget_refused()
     simulation.reactor.ledger.check_closed()
 
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 COUNTS = (
     'loop_count',  # turns
     'events',  # events that the selector reported
-    'stalls',  # a handle was parked for a moment: ready in many turns in a row, and nothing could be done
+    'stalls',  # a handle was parked for a moment, or the selector replaced: ready again and again, and nothing to do
     'callback_errors',  # exceptions raised by users' callbacks
     'slow_callbacks',  # with slow_callback=: callbacks, and whole turns, that took as long
     'slow_turns',

@@ -33,6 +33,7 @@ READ = EVENT_READ
 WRITE = EVENT_WRITE
 
 STALLED = 50  # dispatches of a handle in consecutive turns, each without progress, before it is parked for a moment
+STALLED_AGAIN = 10  # of a handle that was parked before: something is wrong with it, and it makes progress in between
 MOMENT, LONGEST_MOMENT = 0.01, 0.25  # seconds; doubled while it goes on, so that it costs less than 1 % of a core
 EPISODE = 60.0  # seconds without such a moment, after which the next one is logged again
 MOST_STALLS = 1000  # remembered at once; above that, those that are over are forgotten
@@ -298,7 +299,8 @@ class Watchers:
             self._forget_old_stalls(turn)
             stall = self._stalls[handle] = Stall()
         if turn > stall.turn + 1:
-            stall.row, stall.delay = 0, MOMENT
+            stall.row = 0 if stall.parked_at < 0 else STALLED - STALLED_AGAIN
+            stall.delay = MOMENT
         if turn != stall.turn:
             stall.row += 1
             stall.turn = turn

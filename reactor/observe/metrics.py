@@ -37,7 +37,7 @@ NAMES = {'loop_count': 'turns', 'bytes_in': 'received_bytes', 'bytes_out': 'sent
 HELP = {
     'loop_count': 'Turns of the loop.',
     'events': 'Events that the selector reported.',
-    'stalls': 'Times that a handle was parked for a moment: it was ready again and again, and nothing could be done.',
+    'stalls': 'Times that a spin was stopped: a handle was ready again and again, and nothing could be done.',
     'callback_errors': 'Exceptions that callbacks of the application raised.',
     'slow_callbacks': 'Callbacks that took as long as slow_callback= or longer.',
     'slow_turns': 'Turns that took as long as slow_callback= or longer, the wait in the selector apart.',

@@ -3,8 +3,8 @@
 Owns the registrations of one selector and the choice of what is told. Knows of files only their `ready` mask. The
 rule: each kind keeps the traps of the real one. epoll watches what was opened, not its number: it never reports what
 was closed, and reports what was closed while a copy lives for ever, to nobody, or to the handle that has the number by
-now. poll reports a closed number for ever, select fails for everybody because of it, and cannot take numbers from 1,024 on.
-The first two report a hang-up for ever, even to a handle that wants nothing.
+now. poll reports a closed number for ever, select fails for everybody because of it, and cannot take numbers from 1,024
+on. The first two report a hang-up for ever, even to a handle that wants nothing.
 """
 
 from __future__ import annotations
