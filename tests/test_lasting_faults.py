@@ -31,8 +31,10 @@ from typing import Any
 import pytest
 import test_nth_call as nth
 from certificates import certificates  # noqa: F401
+from nth_scenarios import HOST, close_all
 from test_nth_call import KINDS, PLAYS, SECURED, beginning, calls, quiet, secured, seeds  # noqa: F401
 
+from reactor import READ
 from reactor.testing.oracles import Violation
 from reactor.testing.poller import Stuck
 from reactor.testing.simulation import Simulation
@@ -250,6 +252,60 @@ def make_state_last(kernel: Any, state: str) -> None:
 def test_no_law_is_broken_when_a_fault_lasts(part):
     failures = [line for line in map(attempt, sample()[part::PARTS]) if line is not None]
     assert not failures, '\n'.join(failures)
+
+
+@pytest.mark.parametrize('kind', KINDS)
+@pytest.mark.parametrize('what', ['watch', 'stream', 'listener', 'datagrams'])
+def test_a_number_closed_while_a_copy_lives_and_given_to_a_new_handle(kind, what):
+    """epoll reports what was closed, and so the new handle. It costs some turns, and nothing else."""
+    simulation = Simulation(0, selector=kind, faults=False)
+    kernel, r, calls = simulation.kernel, simulation.reactor, []
+
+    def main(r):
+        ours, theirs = kernel.socketpair()
+        lost = r.watch_fd(ours, READ, calls.append)
+        number, copy = ours.fileno(), kernel.duplicate(ours.fileno())
+        kernel.close_fd(ours.detach())
+        theirs.send(b'x')
+        new, peer = kernel.socketpair()
+        r.ledger.foreign.update(range(20))
+        if what == 'watch':
+            handle = r.watch_fd(new, READ, lambda *args: calls.append(new.recv(9)))
+        elif what == 'stream':
+            handle = r.adopt(new, lambda conn, data: calls.append(data))
+        else:
+            close_all(new)
+            if what == 'listener':
+                handle = r.listen_tcp(HOST, 1, on_connect=lambda conn: calls.append(conn.abort()))
+            else:
+                handle = r.bind_udp(HOST, 1, lambda sock, data, address: calls.append(data))
+        assert handle.fileno() == number
+
+        def use() -> None:
+            assert calls == []
+            if what == 'listener':
+                r.connect_tcp(HOST, 1)
+            elif what == 'datagrams':
+                sender = r.connect_udp(HOST, 1)
+                sender.send(b'x')
+                r.call_later(1, sender.close)
+            else:
+                peer.send(b'x')
+
+        def end() -> None:
+            assert len(calls) == 1
+            for each in handle, lost:
+                each.abort()
+            close_all(new, peer, theirs)
+            kernel.close_fd(copy)
+            r.ledger.foreign.clear()
+
+        r.call_later(5, use)
+        r.call_later(10, end)
+
+    simulation.run(main)
+    assert r.stats().loop_count < 200
+    assert r.stats().callback_errors == 0
 
 
 def test_the_whole(request, capsys):

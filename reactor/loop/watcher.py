@@ -359,6 +359,8 @@ class Watchers:
                 LONGEST_MOMENT,
             )
         stall.parked_at = now
+        if stall.timer is not None:
+            stall.timer.cancel()  # its user has asked for other events meanwhile, which ended the last moment early
         stall.timer = timers.later(stall.delay, Watchers._watch_again, self, handle)
         stall.timer.unref()  # the handle itself keeps the loop running
         if readiness:

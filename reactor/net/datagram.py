@@ -24,7 +24,8 @@ from socket import AF_INET, MSG_PEEK, MSG_TRUNC, SOCK_DGRAM, SOL_SOCKET
 
 from ..errors import HandleClosed
 from ..kernel import AF_UNIX, SO_MEMINFO, close_socket
-from ..loop.watcher import READ, WRITE, Handle
+from ..loop.log import log
+from ..loop.watcher import EPISODE, READ, WRITE, Handle
 from .addresses import check_path, destination, numeric, show, unmapped
 from .multicast import membership
 from .options import LOG_INTERVAL, check_callback
@@ -90,6 +91,7 @@ class DatagramSocket(Handle):
         '_buffered',
         '_error',
         '_family',
+        '_full_at',
         '_kernel',
         '_last_log',
         '_lines',
@@ -156,6 +158,7 @@ class DatagramSocket(Handle):
         self._buffered = 0
         self._retry: Timer | None = None  # pending while all receivers for which something waits are full
         self._retry_delay = RETRY
+        self._full_at = -EPISODE  # the clock when it was full for long
         self._max_queued = max_queued
         self._refused = False  # a send found no room since nothing waited
         self._error: OSError | None = None  # to be told by a completion that waits
@@ -549,19 +552,36 @@ class DatagramSocket(Handle):
             self.loop.completions.append((self, DatagramSocket.handle_drain, ()))
 
     def _await_room(self, sent: int) -> None:
-        # The last try found no room. A socket that is full as a whole is not writable until it has room again.
-        watchers = self.loop.watchers
-        if not self._per_receiver or not watchers.kernel.readiness(self.fileno(), WRITE):
-            watchers.set_events(self, self.events | WRITE)
-            if not sent:
-                watchers.no_progress(self)
-            return
+        # The last try found no room. The selector reports when there is, except for a full receiver, and for a socket
+        # that it reports as writable all the time: these are tried again by a timer.
+        watchers, loop = self.loop.watchers, self.loop
         if sent:
             self._retry_delay = RETRY
+        misled = self._per_receiver or self._retry_delay > RETRY or (not sent and watchers.stalled(self))
+        if not misled or not watchers.kernel.readiness(self.fileno(), WRITE):
+            watchers.set_events(self, self.events | WRITE)
+            return
         watchers.set_events(self, self.events & ~WRITE)
-        self._retry = self.loop.timers.later(self._retry_delay, DatagramSocket.handle_retry, self)
+        if self.state is not OPEN:
+            return
+        loop.counters.stalls += 1
+        self._retry = loop.timers.later(self._retry_delay, DatagramSocket.handle_retry, self)
         self._retry.unref()  # the handle itself keeps the loop running
         self._retry_delay = min(2 * self._retry_delay, LONGEST_RETRY)
+        if self._retry_delay == LONGEST_RETRY:
+            self._report_full()
+
+    def _report_full(self) -> None:
+        last, self._full_at = self._full_at, self.loop.timers.clock()
+        if self._full_at - last >= EPISODE:
+            what = f'{len(self._lines)} receivers are' if self._per_receiver else 'it is'
+            log(
+                'warning',
+                f'%r: {what} full for %d datagrams; they wait, and are tried again every %g s',
+                self,
+                self._queued,
+                LONGEST_RETRY,
+            )
 
     def _membership(self, group: str, interface: str | int | None) -> tuple[int, int, int, bytes]:
         self.loop.watchers.check_thread()
