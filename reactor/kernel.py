@@ -50,6 +50,10 @@ REUSE_ADDRESS = os.name == 'posix'
 NODELAY_INHERITED = sys.platform == 'linux'
 # struct linger, on with 0 seconds: closing discards what waits and resets the connection.
 RESET_ON_CLOSE = b'\1\0\0\0\0\0\0\0' if os.name == 'posix' else b'\1\0\0\0'
+# Seconds by which a wait may seem too short: selectors count milliseconds, and the clock of Windows has steps of 16.
+CLOCK_STEP = max(0.001, time.get_clock_info('monotonic').resolution)
+HAS_POLL = hasattr(select, 'poll')
+ONLY_ERROR = 4  # beside READ and WRITE, see `Kernel.readiness`
 HAS_SENDMSG = hasattr(socket.socket, 'sendmsg')
 HAS_SENDFILE = hasattr(os, 'sendfile')
 ABSTRACT_PATHS = sys.platform == 'linux'
@@ -185,6 +189,37 @@ class Kernel:
         except (OSError, ValueError, OverflowError):
             return False
         return True
+
+    def readiness(self, fd: int, events: int) -> int:
+        """Whether the kernel itself reports a descriptor as ready, asked without the selector.
+
+        0: it does not, so the selector's report was stale, or was about another descriptor that had this number.
+        ONLY_ERROR: it can neither be read nor written, but it is reported for an error, such as an unread error queue.
+        Else `events`, also where there is no `poll` to ask.
+        """
+        if not HAS_POLL:
+            return events
+        poll = select.poll()
+        poll.register(fd, (select.POLLIN if events & 1 else 0) | (select.POLLOUT if events & 2 else 0))
+        try:
+            found = poll.poll(0)
+        except OSError:
+            return events  # no memory to tell
+        if not found:
+            return 0
+        # A hang-up lets a read return; a number that is not open has its call fail, which tells so.
+        return ONLY_ERROR if found[0][1] & ~select.POLLPRI == select.POLLERR else events
+
+    def received_memory(self, fd: int) -> int:
+        """How many bytes of memory hold what a socket has received, error queue included; 0 if that is not known."""
+        try:
+            sock = socket.socket(fileno=fd)
+            try:
+                return int.from_bytes(sock.getsockopt(socket.SOL_SOCKET, SO_MEMINFO, 4), sys.byteorder)
+            finally:
+                sock.detach()
+        except (OSError, ValueError):
+            return 0  # not a socket, or not Linux
 
     def never_blocks(self, fd: int) -> bool:
         """Whether `fd` is a file or a directory, for which there is no waiting. OSError when it is not open."""

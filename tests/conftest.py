@@ -31,6 +31,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help='for how long the live page is open in a browser before it is looked at for growth',
     )
     parser.addoption(
+        '--lasting-whole',
+        action='store_true',
+        help='have every kind of call fail for good with each error, in every program and on every selector, instead '
+        'of a sample: "pytest --lasting-whole tests/test_lasting_faults.py -k whole", in two processes',
+    )
+    parser.addoption(
         '--nth-whole',
         action='store_true',
         help='have each call to the kernel fail once with each error, in every program and on every selector, instead '

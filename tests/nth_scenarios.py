@@ -7,6 +7,7 @@ opens has a goal, met by its end, so that one that is forgotten, or ends twice, 
 from __future__ import annotations
 
 import signal
+from socket import AF_UNIX, SOCK_DGRAM
 from typing import Any
 
 from reactor import READ, WRITE, ConnectionClosed
@@ -248,6 +249,51 @@ def udp(world: Any) -> None:
     r.call_later(0.3, look)
 
 
+def unix_datagrams(world: Any) -> None:
+    """A Unix datagram socket that sends to one receiver that reads late, and to another that reads at once."""
+    r, kernel = world.r, world.r._kernel
+    made: list[Any] = []
+
+    def on_datagram(sock: Any, data: bytes, address: Any) -> None:
+        sock.data = (sock.data or 0) + 1
+
+    def bound(path: str) -> Any:
+        raw = kernel.socket(AF_UNIX, SOCK_DGRAM)
+        r.ledger.foreign.add(raw.fileno())
+        try:
+            raw.bind(path)
+            sock = r.bind_udp(None, 0, on_datagram, sock=raw, on_close=Once(world, f'{path} is closed'))
+        except BaseException:
+            close_all(raw)
+            raise
+        finally:
+            r.ledger.foreign.clear()
+        made.append(sock)
+        return sock
+
+    def close() -> None:
+        close_all(*made)
+
+    def send() -> None:
+        for path, count in ('/run/late', 20), ('/run/prompt', 5):
+            for number in range(count):
+                if not sender.closed:
+                    sender.send(bytes(70_000 if number == 3 else 10), path)
+
+    def check_prompt() -> None:
+        prompt = made[2]
+        if not (world.faulty or prompt.data == 5):
+            world.fail(f'{prompt.data} of 5 datagrams came to the receiver that is not full')
+
+    r.call_later(2, close)
+    sender, late = bound('/run/sender'), bound('/run/late')
+    bound('/run/prompt')
+    late.pause_reading()
+    send()
+    r.call_later(0.1, check_prompt)
+    r.call_later(0.5, late.resume_reading)
+
+
 def watched(world: Any) -> None:
     """Descriptors of the user, watched for this and that."""
     r, kernel = world.r, world.r._kernel
@@ -348,5 +394,5 @@ def all_open(world: Any) -> None:
 
 SCENARIOS = (
     tls_echo, tls_ends, upgrade, files, tls_files, unix_places, full_backlog, options, names, everywhere, udp,
-    watched, signalled, threaded, all_open,
+    unix_datagrams, watched, signalled, threaded, all_open,
 )  # fmt: skip

@@ -18,6 +18,7 @@ from .loris import SlowLoris
 from .network import NETWORK
 from .serving import Crashes, Drains, Orphans, Reloads
 from .shortage import Memory, SelectLimit
+from .spins import Spins
 from .unread import Unread
 
 FIGURES = [
@@ -45,6 +46,7 @@ FIGURES = [
     Crashes(),
     Attack(),
     Ending(),
+    Spins(),
 ]
 
 BY_NAME = {figure.name: figure for figure in FIGURES}

@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 
 from ..errors import HandleClosed
+from ..kernel import ONLY_ERROR
 from .checks import shown
 from .log import log, name_of
 from .watcher import READ, WRITE, Handle
@@ -112,8 +113,18 @@ class Descriptor(Handle):
         watchers, fn = self.loop.watchers, self.fn
         if watchers.is_lost(self, self._fd):
             watchers.evict(self)
-        else:
+            return
+        kernel = watchers.kernel
+        readiness = kernel.readiness(self._fd, event)
+        if readiness == ONLY_ERROR:
+            before = kernel.received_memory(self._fd)
+            fn(self, event, *self.args)  # type: ignore[misc]
+            if self.events and kernel.received_memory(self._fd) == before:  # it has left the error where it is
+                watchers.no_progress(self)
+        elif readiness:
             fn(self, event, *self.args)  # type: ignore[misc]  # who is closed wants nothing, and is not called
+        else:
+            watchers.no_progress(self)  # the report was about another descriptor, or is over
 
 
 def _number(file: Any) -> int:

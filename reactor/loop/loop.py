@@ -20,7 +20,7 @@ from collections import deque
 from itertools import islice
 
 from ..errors import HandleClosed, ReactorError
-from ..kernel import Kernel
+from ..kernel import CLOCK_STEP, Kernel
 from .checks import callback, number, shown, whole
 from .descriptor import Descriptor
 from .idle import Idler, Idlers
@@ -32,7 +32,7 @@ from .stats import LAG_BUCKETS, Counters, Stats
 from .threads import ThreadCall, ThreadPool
 from .timers import CheckedRepeatingTimer, CheckedTimer, RepeatingTimer, Timer, TimerHeap
 from .wakeup import Wakeup
-from .watcher import READ, WRITE, Handle, Watchers
+from .watcher import EPISODE, READ, WRITE, Handle, Watchers
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     LoopType = TypeVar('LoopType', bound='Loop')
 
 CLOSING_ROUNDS = 1000  # a program that never ends is cut off
+BLIND_PAUSE = 0.01  # seconds to block after such a poll while the selector cannot be replaced
 BLIND_POLLS = 20  # in a row, before the selector is taken for broken
 RESERVE = 2 << 20  # bytes let go of when memory has run out: to log that takes some, and so does ending a connection
 RESERVE_RETRY = 0.1  # seconds between two attempts to have them back
@@ -84,6 +85,7 @@ class Loop:
         '_main_error',
         '_pid',
         '_repeating_timer',
+        '_replaced_at',
         '_reserve',
         '_select',
         '_signals',
@@ -134,6 +136,7 @@ class Loop:
         self._repeating_timer = CheckedRepeatingTimer if debug else RepeatingTimer
         self._select = self.watchers.selector.select
         self._blind_polls = 0  # in a row that ended early and brought nothing
+        self._replaced_at = -EPISODE  # the clock when the selector was replaced last
         self._wakeup = Wakeup(self, kernel, self._soon)
         self._signals = Signals(self, kernel, self._wakeup, self._soon)
         self._threads = ThreadPool(self, kernel)
@@ -485,13 +488,26 @@ class Loop:
     def _look_for_spin(self, timeout: float | None) -> None:
         # A descriptor that was closed behind our back while a copy of it lives is reported by epoll for ever, and
         # `selectors` drops what it does not know: polls that end early with nothing. A new selector ends that.
-        if timeout is not None and self.now - self._turn_began + 0.001 >= timeout:
+        if timeout is not None and self.now - self._turn_began + CLOCK_STEP >= timeout:
             self._blind_polls = 0
             return
         self._blind_polls += 1
         if self._blind_polls >= BLIND_POLLS:
-            self._blind_polls = 0
+            old = self.watchers.selector
             self._select = self.watchers.rebuild().select
+            if self.watchers.selector is not old:
+                self._blind_polls = 0
+                self.counters.stalls += 1
+                if self.now - self._replaced_at >= EPISODE:
+                    log(
+                        'warning',
+                        'the selector returned early without a report %d times in a row, and was replaced; look for '
+                        'code that closes descriptors which it does not own',
+                        BLIND_POLLS,
+                    )
+                self._replaced_at = self.now
+            else:  # nothing can be done about it now: try again with each such poll, without using the processor
+                self._kernel.sleep(BLIND_PAUSE)
 
     def _dispatch(self, ready: list[tuple[SelectorKey, int]]) -> None:
         signals = self._signals

@@ -14,13 +14,14 @@ if TYPE_CHECKING:
 COUNTS = (
     'loop_count',  # turns
     'events',  # events that the selector reported
+    'stalls',  # a handle was parked for a moment, or the selector replaced: ready again and again, and nothing to do
     'callback_errors',  # exceptions raised by users' callbacks
     'slow_callbacks',  # with slow_callback=: callbacks, and whole turns, that took as long
     'slow_turns',
     'timers_fired',
     'timers_cancelled',
     'accepts',
-    'accept_pauses',  # a listener stopped accepting: descriptors or memory ran out
+    'accept_pauses',  # a listener stopped accepting: descriptors or memory ran out, or accept kept failing
     'accepts_refused',  # accepted and closed at once: the selector has no room
     'refused_untrusted',  # reset at once: a PROXY header is awaited, and the peer is in none of the networks to trust
     'refused_by_hook',  # by `Limits`: the hook has said so
@@ -60,6 +61,7 @@ class Counters:
     slow: Any  # place -> [count, longest]; in a snapshot a list
     loop_count: int
     events: int
+    stalls: int
     callback_errors: int
     slow_callbacks: int
     slow_turns: int

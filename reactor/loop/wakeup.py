@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import errno
 from collections import deque
+from socket import SHUT_WR
 
 from ..errors import HandleClosed
 from ..kernel import close_socket
 from .log import log
-from .watcher import READ, Handle
+from .watcher import EPISODE, READ, Handle
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -27,13 +28,25 @@ if TYPE_CHECKING:
     Call = tuple[Callable[..., object], tuple[Any, ...]]
 
 NO_MEMORY = {errno.ENOBUFS, errno.ENOMEM}
+RING_TRIES = 20  # a millisecond each, while the kernel has no memory for a byte
 DOORBELL_BYTES = 4096  # read at once; what a flood of signals leaves behind is read in the next turn
 
 
 class Wakeup(Handle):
     """The doorbell of one loop. It never counts as a reason to keep running."""
 
-    __slots__ = ('_bell', '_kernel', '_rung', '_soon', 'calls', 'on_bytes', 'on_replaced', 'sock')
+    __slots__ = (
+        '_bell',
+        '_hung_up',
+        '_kernel',
+        '_replaced_at',
+        '_rung',
+        '_soon',
+        'calls',
+        'on_bytes',
+        'on_replaced',
+        'sock',
+    )
 
     def __init__(self, loop: Loop, kernel: Kernel, soon: deque[Call]) -> None:
         self.loop = loop
@@ -44,12 +57,14 @@ class Wakeup(Handle):
         self._kernel = kernel
         self._soon = soon
         self._rung = False
+        self._replaced_at = -EPISODE  # the clock when the doorbell was replaced last
         self._open()
 
     def _open(self) -> None:
         self.sock: socket
         self._bell: socket
         self.sock, self._bell = self._kernel.socketpair()
+        self._hung_up = False
         try:
             self.loop.watchers.add(self, READ)
         except BaseException:
@@ -77,34 +92,49 @@ class Wakeup(Handle):
             self._ring()
 
     def _ring(self) -> None:
-        while True:
+        for tries_left in range(RING_TRIES, -1, -1):
             try:
                 self._bell.send(b'\0')
             except BlockingIOError:
                 pass  # full of signals' bytes, so it rings anyway
             except OSError as exc:
                 if exc.errno in NO_MEMORY:  # not even for a byte; a bell that is not rung is a call that is never made
-                    self._kernel.sleep(0.001)
+                    if tries_left:
+                        self._kernel.sleep(0.001)
+                    else:
+                        self._hang_up()
                     continue
                 if self.loop.watchers.closed:
                     raise HandleClosed('this reactor is closed') from None
                 # Else somebody has closed it, and the loop looks at the queue when it replaces it.
             return
 
+    def _hang_up(self) -> None:
+        # The end of a stream takes no memory. The loop reads it, takes the calls, and replaces the doorbell.
+        self._hung_up = True
+        try:
+            self._bell.shutdown(SHUT_WR)
+        except OSError:
+            pass  # it was closed by other code, which the loop finds out
+
     def handle_read(self) -> None:
         """Take the calls that wait, and let the signals tell which of them were raised."""
         try:
             data = self.sock.recv(DOORBELL_BYTES)
         except BlockingIOError:
+            self.loop.watchers.no_progress(self)
             return
         except OSError as exc:
-            if exc.errno not in NO_MEMORY:  # else it is ready still
+            if exc.errno in NO_MEMORY:  # it is ready still
+                self.loop.watchers.no_progress(self)
+            else:
                 self.loop.watchers.evict(self)
             return
         if data:
             self._take(data)
-        else:  # nobody has the bell any more, and its number may be another's
-            self._bell.detach()
+        else:
+            if not self._hung_up:  # other code has closed the bell, and its number may be another's
+                self._bell.detach()
             self._replace()
 
     def handle_lost(self, exc: OSError) -> None:
@@ -112,7 +142,14 @@ class Wakeup(Handle):
         self._replace()
 
     def _replace(self) -> None:
-        log('warning', 'the doorbell of the loop was closed by somebody else, who closes descriptors that are not his')
+        if self._hung_up:
+            why = 'could not be rung for want of memory'
+        else:
+            why = 'was closed by other code; look for code that closes descriptors that it does not own'
+        now = self.loop.timers.clock()
+        if now - self._replaced_at >= EPISODE:
+            log('warning', f'the doorbell of the loop was replaced: it {why}')
+        self._replaced_at = now
         self.loop.watchers.remove(self)
         self._close()
         self._open()

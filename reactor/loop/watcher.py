@@ -15,7 +15,7 @@ import errno
 from selectors import EVENT_READ, EVENT_WRITE
 
 from ..errors import HandleClosed, ReactorError, SelectorFull
-from .log import describe
+from .log import describe, log
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -24,12 +24,19 @@ if TYPE_CHECKING:
 
     from ..kernel import Kernel
     from .loop import Loop
+    from .timers import Timer
 
 # Registering fails with these although the descriptor is fine: ENOSPC is the limit of epoll's watches per user.
 NO_MEMORY = {errno.ENOMEM, errno.ENOSPC}
 
 READ = EVENT_READ
 WRITE = EVENT_WRITE
+
+STALLED = 50  # dispatches of a handle in consecutive turns, each without progress, before it is parked for a moment
+STALLED_AGAIN = 10  # of a handle that was parked before: something is wrong with it, and it makes progress in between
+MOMENT, LONGEST_MOMENT = 0.01, 0.25  # seconds; doubled while it goes on, so that it costs less than 1 % of a core
+EPISODE = 60.0  # seconds without such a moment, after which the next one is logged again
+MOST_STALLS = 1000  # remembered at once; above that, those that are over are forgotten
 
 
 class Handle:
@@ -102,10 +109,34 @@ class Handle:
         self.reset(exc)
 
 
+class Stall:
+    """What is remembered of a handle that was dispatched without making progress."""
+
+    __slots__ = ('delay', 'parked_at', 'row', 'timer', 'turn')
+
+    def __init__(self) -> None:
+        self.row = 0  # dispatches without progress, in consecutive turns
+        self.turn = -1  # of the last one, or in which the handle was watched again
+        self.delay = MOMENT  # for how long it is parked next, in seconds
+        self.parked_at = -EPISODE  # the clock when it was parked last
+        self.timer: Timer | None = None  # pending while it is parked
+
+
 class Watchers:
     """The open handles of one loop, `loop.watchers` (internal: public inside the package, not exported)."""
 
-    __slots__ = ('_map', '_parked', '_unreferenced', 'busy', 'closed', 'kernel', 'referenced', 'selector', 'thread')
+    __slots__ = (
+        '_map',
+        '_parked',
+        '_stalls',
+        '_unreferenced',
+        'busy',
+        'closed',
+        'kernel',
+        'referenced',
+        'selector',
+        'thread',
+    )
 
     def __init__(self, kernel: Kernel, selector: BaseSelector) -> None:
         self.selector = selector
@@ -117,6 +148,7 @@ class Watchers:
         self._map = selector.get_map()
         self._parked: dict[Handle, None] = {}
         self._unreferenced: set[Handle] = set()
+        self._stalls: dict[Handle, Stall] = {}
 
     def __iter__(self):  # type: ignore[no-untyped-def]
         yield from [key.data for key in self._map.values()]
@@ -174,6 +206,8 @@ class Watchers:
 
     def remove(self, handle: Handle) -> None:
         """Forget a handle, before its descriptor is closed."""
+        if self._stalls:
+            self._forget_stall(handle)
         if handle in self._parked:
             del self._parked[handle]
         else:
@@ -238,6 +272,46 @@ class Watchers:
         what = f'descriptor of {describe(handle)} was closed by somebody else; close the handle instead'
         handle.handle_lost(OSError(errno.EBADF, what))
 
+    def no_progress(self, handle: Handle) -> None:
+        """Called by a handle that was dispatched and found nothing that it could do.
+
+        Once, that is nothing. In STALLED turns in a row it would be a spin, so the handle is parked for a moment, and
+        `events` stays what it was. While it is parked, epoll's report of a descriptor that was closed by other code
+        reaches no handle at all, which has the loop replace the selector; then nothing is wrong any more.
+        """
+        if self.stalled(handle) and handle not in self._parked:
+            readiness = self.kernel.readiness(handle.fileno(), handle.events)
+            try:
+                self.selector.unregister(handle.fileno())
+            except (KeyError, ValueError):
+                return  # its descriptor was closed by other code, which its next operation finds out
+            self._parked[handle] = None
+            self._rest(handle, self._stalls[handle], readiness)
+
+    def stalled(self, handle: Handle) -> bool:
+        """Count a dispatch of `handle` without progress; whether it is the last of STALLED or more in a row.
+
+        Only those without progress are counted, so that progress costs nothing: a turn that is missing ends the row.
+        """
+        turn = handle.loop.counters.loop_count
+        stall = self._stalls.get(handle)
+        if stall is None:
+            self._forget_old_stalls(turn)
+            stall = self._stalls[handle] = Stall()
+        if turn > stall.turn + 1:
+            stall.row = 0 if stall.parked_at < 0 else STALLED - STALLED_AGAIN
+            stall.delay = MOMENT
+        if turn != stall.turn:
+            stall.row += 1
+            stall.turn = turn
+        return stall.row >= STALLED
+
+    def resume_row(self, handle: Handle) -> None:
+        """A handle is watched again after a pause: without progress in the next turn, it is the same row."""
+        stall = self._stalls.get(handle)
+        if stall is not None:
+            stall.turn = handle.loop.counters.loop_count
+
     def is_lost(self, handle: Handle, fd: int) -> bool:
         """Whether `fd`, the descriptor of `handle`, was closed by somebody else."""
         return handle.fileno() != fd or not self.kernel.is_open(fd)
@@ -267,6 +341,49 @@ class Watchers:
                 raise ReactorError(f'descriptor {fd} belongs to {describe(holder)} already; close that first') from None
             self.evict(holder)
             self.selector.register(fd, events, handle)
+
+    def _rest(self, handle: Handle, stall: Stall, readiness: int) -> None:
+        timers, counters = handle.loop.timers, handle.loop.counters
+        now = timers.clock()
+        counters.stalls += 1
+        # When the kernel does not call it ready, others were faster: several processes that share a listener are woken
+        # by one client. That is no trouble, and must not cost them more than this moment.
+        if readiness and now - stall.parked_at >= EPISODE:
+            log(
+                'warning',
+                '%r was ready in %d turns in a row, and nothing could be received, sent or accepted. It is watched '
+                'again after a pause, which is doubled up to %g s. An unread error queue does that: read it with '
+                'recvmsg(..., MSG_ERRQUEUE), or do not enable it (IP_RECVERR, SO_TIMESTAMPING)',
+                handle,
+                STALLED,
+                LONGEST_MOMENT,
+            )
+        stall.parked_at = now
+        if stall.timer is not None:
+            stall.timer.cancel()  # its user has asked for other events meanwhile, which ended the last moment early
+        stall.timer = timers.later(stall.delay, Watchers._watch_again, self, handle)
+        stall.timer.unref()  # the handle itself keeps the loop running
+        if readiness:
+            stall.delay = min(2 * stall.delay, LONGEST_MOMENT)
+
+    def _watch_again(self, handle: Handle) -> None:
+        self._stalls[handle].timer = None
+        self.resume_row(handle)
+        try:
+            self.settle(handle)
+        except (OSError, ValueError, ReactorError) as exc:
+            self._fail(handle, exc)
+
+    def _forget_stall(self, handle: Handle) -> None:
+        stall = self._stalls.pop(handle, None)
+        if stall is not None and stall.timer is not None:
+            stall.timer.cancel()
+
+    def _forget_old_stalls(self, turn: int) -> None:
+        if len(self._stalls) >= MOST_STALLS:
+            over = [handle for handle, stall in self._stalls.items() if stall.timer is None and turn > stall.turn + 1]
+            for handle in over:
+                del self._stalls[handle]
 
     def _fail_all(self, failed: Iterable[tuple[Handle, Exception]]) -> None:
         for handle, exc in failed:

@@ -284,8 +284,8 @@ class Attempt(Handle):
             error = exc.errno or errno.EIO
         if not error:
             error = self._error_of_peer(sock)
-            if error == errno.ENOTCONN:
-                return  # spurious: it is under way still
+            if error == errno.ENOTCONN and not self.loop.watchers.stalled(self):
+                return  # spurious: it is under way still. When it lasts, somebody else has taken the error
         connector.handle_attempt(self, connector._error(self.address, error) if error else None)
 
     def _error_of_peer(self, sock: socket) -> int:

@@ -9,6 +9,10 @@ datagrams mean. The rules, all of which the tests hold:
 
 The queue holds `max_queued` bytes. Beyond that the newest is dropped, at the call, which returns False: the sender is
 there to hear it, and what waits keeps its order.
+
+A UDP socket is full as a whole, and the selector reports when it has room again. A Unix socket that is connected to
+nobody is always reported as writable, although one receiver's queue may be full. So there each receiver has a line of
+its own in the queue: a full receiver delays nothing but its own datagrams, and is tried again by a timer.
 """
 
 from __future__ import annotations
@@ -16,11 +20,12 @@ from __future__ import annotations
 import errno
 import sys
 from collections import deque
-from socket import AF_INET, SOCK_DGRAM, SOL_SOCKET
+from socket import AF_INET, MSG_PEEK, MSG_TRUNC, SOCK_DGRAM, SOL_SOCKET
 
 from ..errors import HandleClosed
 from ..kernel import AF_UNIX, SO_MEMINFO, close_socket
-from ..loop.watcher import READ, WRITE, Handle
+from ..loop.log import log
+from ..loop.watcher import EPISODE, READ, WRITE, Handle
 from .addresses import check_path, destination, numeric, show, unmapped
 from .multicast import membership
 from .options import LOG_INTERVAL, check_callback
@@ -38,6 +43,7 @@ if TYPE_CHECKING:
     from ..kernel import Kernel
     from ..loop.loop import Loop
     from ..loop.threads import ThreadCall
+    from ..loop.timers import Timer
     from .addresses import Address
     from .stream import Buffer
 
@@ -46,7 +52,11 @@ if TYPE_CHECKING:
 LOST = State('CLOSED')  # the descriptor is gone, and the user was not told yet
 
 DATAGRAMS_PER_TURN = 32  # of one socket, each way, as in libuv: a flood must not keep the others waiting
-READ_SIZE = 65536  # longer than any datagram, so none is ever cut
+READ_SIZE = 65536  # longer than any UDP datagram, so none is ever cut; one of a Unix socket may be longer
+# Linux tells the length of a Unix datagram before it is received. Elsewhere these have at most some kilobytes.
+PEEK = MSG_PEEK | MSG_TRUNC if sys.platform == 'linux' else 0
+RETRY, LONGEST_RETRY = 0.01, 0.25  # seconds until full receivers are tried again, doubled while all of them are full
+TRIES_PER_TURN = 256  # receivers that are full
 MAX_QUEUED = 1 << 20  # bytes; it is used only while the system's own buffer is full, so more would only be older
 DATAGRAM_COST = 256  # bytes: what each weighs besides its data, so that empty ones cannot grow past the limit
 LONGEST_IPV4 = 65507  # bytes: the 16 bits of a length, less the headers
@@ -81,15 +91,20 @@ class DatagramSocket(Handle):
         '_buffered',
         '_error',
         '_family',
+        '_full_at',
         '_kernel',
         '_last_log',
+        '_lines',
         '_local_address',
         '_longest',
         '_lookup',
         '_max_queued',
         '_peer',
-        '_queue',
+        '_per_receiver',
+        '_queued',
         '_refused',
+        '_retry',
+        '_retry_delay',
         '_source',
         '_told',
         'data',
@@ -136,8 +151,14 @@ class DatagramSocket(Handle):
         self._local_address: tuple[str, int] | None = None
         self._broadcast = False
         self._lookup: ThreadCall | None = None
-        self._queue: deque[tuple[bytes, Any]] = deque()
+        self._per_receiver = False  # whether each receiver has room of its own
+        # What waits: lines of (data, target), one for each receiver that has room of its own, else one under None.
+        self._lines: dict[Any, deque[tuple[bytes, Any]]] = {}
+        self._queued = 0
         self._buffered = 0
+        self._retry: Timer | None = None  # pending while all receivers for which something waits are full
+        self._retry_delay = RETRY
+        self._full_at = -EPISODE  # the clock when it was full for long
         self._max_queued = max_queued
         self._refused = False  # a send found no room since nothing waited
         self._error: OSError | None = None  # to be told by a completion that waits
@@ -151,15 +172,20 @@ class DatagramSocket(Handle):
     def handle_read(self) -> None:
         """Deliver what has arrived, up to a bound. Readiness is level-triggered: what is left is ready again."""
         counters = self.loop.counters
-        for _ in range(DATAGRAMS_PER_TURN):
+        for count in range(DATAGRAMS_PER_TURN):
             if not self.events & READ:
                 return  # the last callback has closed or paused it
             try:
-                data, source = self.sock.recvfrom(READ_SIZE)
+                size = self._next_size() if self._family == AF_UNIX else READ_SIZE
+                data, source = self.sock.recvfrom(size)
             except BlockingIOError:
+                if not count:
+                    self.loop.watchers.no_progress(self)
                 return
             except OSError as exc:
                 self._failed(exc, f'a datagram to {show(self._peer)} was not delivered')
+                if not count and self.state is OPEN:
+                    self._check_error_taken()
                 return
             address = unmapped(source)
             if self._peer is not None and self._family != AF_UNIX and address[:2] != self._peer[:2]:
@@ -170,21 +196,42 @@ class DatagramSocket(Handle):
             on_datagram = self.on_datagram
             if on_datagram is not None:
                 on_datagram(self, data, address)
+            if size > READ_SIZE:
+                return  # as many bytes as a turn has for one socket, more or less
 
     def handle_write(self) -> None:
-        """Send what waits, up to a bound, in order."""
-        queue = self._queue
-        for _ in range(min(len(queue), DATAGRAMS_PER_TURN)):
-            data, target = queue[0]
-            if self._transmit(data, target) is None or self.state is not OPEN:
+        """Send what waits, up to a bound, in the order of each line."""
+        lines, tries, full = self._lines, TRIES_PER_TURN, 0
+        sent = 0
+        while full < len(lines) and sent < DATAGRAMS_PER_TURN and tries:
+            receiver = next(iter(lines))
+            line = lines[receiver]
+            data, target = line[0]
+            done = self._transmit(data, target)
+            if self.state is not OPEN:
                 return
-            queue.popleft()
+            if done is None:
+                tries -= 1
+                full += 1
+                lines[receiver] = lines.pop(receiver)  # the others come first
+                continue
+            sent += 1
+            line.popleft()
+            if not line:
+                del lines[receiver]
+            self._queued -= 1
             self._buffered -= len(data)
-        if not queue:
-            self.loop.watchers.set_events(self, self.events & ~WRITE)
-            if self._refused:
-                self._refused = False
-                self.loop.completions.append((self, DatagramSocket.handle_drain, ()))
+        if not lines:
+            self._all_sent()
+        elif full < len(lines) and tries:
+            self.loop.watchers.set_events(self, self.events | WRITE)  # the rest comes in the next turn
+        else:
+            self._await_room(sent)
+
+    def handle_retry(self) -> None:
+        """Called by the timer: the receivers that were full may have room."""
+        self._retry = None
+        self.handle_write()
 
     def handle_drain(self) -> None:
         """Told as a completion: nothing waits any more."""
@@ -208,8 +255,8 @@ class DatagramSocket(Handle):
             self.state = CLOSED
             self.on_datagram = self.on_send_error = self.on_drain = self.on_close = self.data = None
             self._told = self._source = self._error = None
-            self._queue.clear()
-            self._buffered = 0
+            self._lines.clear()
+            self._queued = self._buffered = 0
 
     def handle_lost(self, exc: OSError) -> None:
         self.sock.detach()  # the number may be another's by now
@@ -248,7 +295,7 @@ class DatagramSocket(Handle):
         if len(data) > self._longest:
             raise ValueError(f'a datagram has at most {self._longest} bytes here, not {len(data)}')
         target = self._source if address is not None and address is self._told else self._target(address)
-        if self.state is OPEN and not self._queue:
+        if self.state is OPEN and (not self._lines or (self._per_receiver and target not in self._lines)):
             sent = self._transmit(data, target)
             if sent is not None:
                 return sent
@@ -257,7 +304,7 @@ class DatagramSocket(Handle):
     @property
     def queued(self) -> int:
         """How many datagrams wait to be sent. In `on_close`: how many never were."""
-        return len(self._queue)
+        return self._queued
 
     @property
     def buffered(self) -> int:
@@ -342,15 +389,15 @@ class DatagramSocket(Handle):
         if self.state is CONNECTING:
             return 'the name to be looked up'
         reasons = ['datagrams'] if self.events & READ else []
-        if self._queue:
-            reasons.append(f'room to send {len(self._queue)}')
+        if self._queued:
+            reasons.append(f'room to send {self._queued}')
         return ' and '.join(reasons) or 'its owner: reading is paused'
 
     def __repr__(self) -> str:
         peer = '' if self._peer is None else f' to {show(self._peer)}'
         return (
             f'<{type(self).__name__} fd={self.fileno()} {self.state} {show(self.address)}{peer}, '
-            f'{len(self._queue)} datagrams wait>'
+            f'{self._queued} datagrams wait>'
         )
 
     # -- for its maker
@@ -402,7 +449,7 @@ class DatagramSocket(Handle):
             return
         self.state = OPEN
         try:
-            self.loop.watchers.set_events(self, READ | WRITE if self._queue or self._refused else READ)
+            self.loop.watchers.set_events(self, READ | WRITE if self._lines or self._refused else READ)
         except Exception as exc:  # the selector has no room
             self._finish(exc.with_traceback(None))
 
@@ -413,6 +460,7 @@ class DatagramSocket(Handle):
             self._peer = unmapped(sock.getpeername())
         except OSError:
             pass  # it is connected to nobody
+        self._per_receiver = sock.family == AF_UNIX and self._peer is None
         self.sock = sock
 
     def _target(self, address: Any) -> Any:
@@ -469,16 +517,71 @@ class DatagramSocket(Handle):
             self.loop.completions.append((self, DatagramSocket.handle_send_error, ()))
 
     def _keep(self, data: bytes | memoryview, target: Any) -> bool:
-        full = self._buffered + len(self._queue) * DATAGRAM_COST >= self._max_queued
+        full = self._buffered + self._queued * DATAGRAM_COST >= self._max_queued
         if full:
             self._refused = True
             self.loop.counters.datagrams_dropped += 1
         else:
-            self._queue.append((bytes(data), target))
+            receiver = target if self._per_receiver else None
+            line = self._lines.get(receiver)
+            if line is None:
+                line = self._lines[receiver] = deque()
+            line.append((bytes(data), target))
+            self._queued += 1
             self._buffered += len(data)
-        if self.state is OPEN:
+        if self.state is OPEN and self._retry is None:
             self.loop.watchers.set_events(self, self.events | WRITE)
         return not full
+
+    def _next_size(self) -> int:
+        # So many bytes are received at once that the next datagram is whole. Only a Unix socket has to ask.
+        if not PEEK:
+            return READ_SIZE
+        return max(READ_SIZE, self.sock.recv_into(bytearray(1), 1, PEEK))
+
+    def _check_error_taken(self) -> None:
+        # Most errors are those of a datagram, and are over when they were reported. One that stays would be a spin.
+        if self.loop.watchers.kernel.readiness(self.fileno(), READ):
+            self.loop.watchers.no_progress(self)
+
+    def _all_sent(self) -> None:
+        self._retry_delay = RETRY
+        self.loop.watchers.set_events(self, self.events & ~WRITE)
+        if self._refused:
+            self._refused = False
+            self.loop.completions.append((self, DatagramSocket.handle_drain, ()))
+
+    def _await_room(self, sent: int) -> None:
+        # The last try found no room. The selector reports when there is, except for a full receiver, and for a socket
+        # that it reports as writable all the time: these are tried again by a timer.
+        watchers, loop = self.loop.watchers, self.loop
+        if sent:
+            self._retry_delay = RETRY
+        misled = self._per_receiver or self._retry_delay > RETRY or (not sent and watchers.stalled(self))
+        if not misled or not watchers.kernel.readiness(self.fileno(), WRITE):
+            watchers.set_events(self, self.events | WRITE)
+            return
+        watchers.set_events(self, self.events & ~WRITE)
+        if self.state is not OPEN:
+            return
+        loop.counters.stalls += 1
+        self._retry = loop.timers.later(self._retry_delay, DatagramSocket.handle_retry, self)
+        self._retry.unref()  # the handle itself keeps the loop running
+        self._retry_delay = min(2 * self._retry_delay, LONGEST_RETRY)
+        if self._retry_delay == LONGEST_RETRY:
+            self._report_full()
+
+    def _report_full(self) -> None:
+        last, self._full_at = self._full_at, self.loop.timers.clock()
+        if self._full_at - last >= EPISODE:
+            what = f'{len(self._lines)} receivers are' if self._per_receiver else 'it is'
+            log(
+                'warning',
+                f'%r: {what} full for %d datagrams; they wait, and are tried again every %g s',
+                self,
+                self._queued,
+                LONGEST_RETRY,
+            )
 
     def _membership(self, group: str, interface: str | int | None) -> tuple[int, int, int, bytes]:
         self.loop.watchers.check_thread()
@@ -501,7 +604,10 @@ class DatagramSocket(Handle):
         if self._lookup is not None:
             self._lookup.close()
             self._lookup = None
-        loop.counters.datagrams_dropped += len(self._queue)
+        if self._retry is not None:
+            self._retry.cancel()
+            self._retry = None
+        loop.counters.datagrams_dropped += self._queued
         sock, self.sock = self.sock, None  # type: ignore[assignment]
         if sock is not None:
             close_socket(sock)

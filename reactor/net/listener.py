@@ -4,8 +4,9 @@ Owns the listening socket and the number of its open connections, which it count
 what its streams do. The rule: it is watched exactly while it may accept, so whatever stops it (the user, its limit, the
 descriptor limit) leaves the clients in the kernel's backlog, and no readiness is ever left unanswered.
 
-At the descriptor limit `accept` fails and the listener stays readable: a loop that goes on polling it spins. This one
-is put aside until a connection of its own closes, or for ACCEPT_PAUSE seconds.
+At the descriptor limit `accept` fails and the listener stays readable: a loop that goes on polling it spins. So the
+listener pauses until one of its connections closes, or for ACCEPT_PAUSE seconds. It does the same for any other error
+of `accept` that repeats, such as EPERM of a firewall or a security module.
 """
 
 from __future__ import annotations
@@ -106,11 +107,14 @@ class Listener(Handle):
 
     def handle_read(self) -> None:
         """Accept as many as are likely to wait: one more than last time, or half as many when there were fewer."""
+        failed = 0
         for count in range(self._batch):
             try:
                 sock, address = self.sock.accept()
             except BlockingIOError:
                 self._batch = count // 2 + 1
+                if not count:
+                    self.loop.watchers.no_progress(self)
                 return
             except OSError as exc:
                 if exc.errno in LOST:
@@ -120,7 +124,9 @@ class Listener(Handle):
                     self._report(exc, 'is over')
                     self.close()
                     return
-                if exc.errno in EXHAUSTED:
+                failed += 1
+                if exc.errno in EXHAUSTED or (failed == self._batch and self.loop.watchers.stalled(self)):
+                    self._batch = 1
                     self._hold(exc)
                     return
                 continue  # this client is gone again (ECONNABORTED and the like): the next one
@@ -161,6 +167,11 @@ class Listener(Handle):
         self.loop.counters.incoming -= 1
         if not self.events and not self._closed:
             self._end_hold()
+
+    def handle_pause_over(self) -> None:
+        """Called by the timer: try again. An accept that fails now goes on with the same row of failures."""
+        self.loop.watchers.resume_row(self)
+        self._end_hold()
 
     def handle_lost(self, exc: OSError) -> None:
         self._report(exc, 'was lost and is closed')
@@ -264,7 +275,7 @@ class Listener(Handle):
         if counters.accepts == self._accepts_before:  # nobody came in since: however long ago it was, it is not over
             self._last_trouble = self.loop.timers.clock()
         self._accepts_before = counters.accepts
-        self._retry = self.loop.timers.later(ACCEPT_PAUSE, Listener._end_hold, self)
+        self._retry = self.loop.timers.later(ACCEPT_PAUSE, Listener.handle_pause_over, self)
         self._retry.unref()
         self._update()
         self._report(exc, 'paused, clients wait until connections close')

@@ -45,13 +45,25 @@ FAREWELL = 1.0  # seconds for peers to end their side when everything is said; m
 class Shutdown:
     """What `shutdown` has begun. `over` is True when it has called `stop`."""
 
-    __slots__ = ('_asking', '_began', '_deadline', '_idle', '_looking', '_loop', '_silent_since', '_until', 'over')
+    __slots__ = (
+        '_accepts',
+        '_asking',
+        '_began',
+        '_deadline',
+        '_idle',
+        '_looking',
+        '_loop',
+        '_silent_since',
+        '_until',
+        'over',
+    )
 
     def __init__(self, loop: Loop, deadline: float, lame_duck: float) -> None:
         self._loop = loop
         self.over = False
         self._began = loop.timers.clock()
         self._until = self._began + deadline
+        self._accepts = -1  # how many connections the loop had accepted when the listeners were asked last
         self._idle: Idle = WeakKeyDictionary()  # as the last look saw them
         self._silent_since: float | None = None  # from when on nothing but the ends of peers were waited for
         later = loop.timers.later
@@ -78,6 +90,9 @@ class Shutdown:
 
     def _ask_listeners(self) -> None:
         """Close each listener in whose queue nobody waits."""
+        # Each turn accepts some of them, so ask again in the next turn; but not when the last one accepted nobody.
+        accepts, before = self._loop.counters.accepts, self._accepts
+        self._accepts = accepts
         taking = False
         for handle in self._served():
             if isinstance(handle, Listener):
@@ -85,8 +100,8 @@ class Shutdown:
                     handle.close()
                 else:
                     taking = taking or handle.events != 0
-        if taking:
-            self._asking.reset(0)  # each turn takes some of them; paused and full ones are asked with the next look
+        if taking and accepts != before:
+            self._asking.reset(0)  # paused and full ones are asked with the next look
 
     def _look(self) -> None:
         """Close what has been idle for long enough; stop when nothing is left."""

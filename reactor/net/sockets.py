@@ -161,7 +161,13 @@ def _bound(kernel: Kernel, kind: int, host: str | None, port: int, reuse_port: b
                 raise OSError(errno.EOPNOTSUPP, 'this platform has no SO_REUSEPORT; share one listener instead')
             sock.setsockopt(SOL_SOCKET, SO_REUSEPORT, 1)
         if family == AF_INET6:
-            sock.setsockopt(IPPROTO_IPV6, IPV6_V6ONLY, 0 if dual else 1)
+            try:
+                sock.setsockopt(IPPROTO_IPV6, IPV6_V6ONLY, 0 if dual else 1)
+            except OSError:
+                if not dual:
+                    raise
+                close_socket(sock)  # OpenBSD has no sockets for both: IPv4 alone, as on a machine without IPv6
+                return _bound(kernel, kind, '0.0.0.0', port, reuse_port)
         try:
             sock.bind(address)
         except OSError as exc:

@@ -130,6 +130,7 @@ class Stream(Handle):
         try:
             data = self.sock.recv(self.options.read_size)
         except BlockingIOError:
+            self.loop.watchers.no_progress(self)
             return
         except OSError as exc:
             self.read_failed(exc)
@@ -159,6 +160,8 @@ class Stream(Handle):
                 else:
                     sent = self.sock.sendmsg(buffers) if HAS_SENDMSG else send_first(self.sock, buffers)
             except BlockingIOError:
+                if self.events & WRITE:  # else nothing has waited yet
+                    self.loop.watchers.no_progress(self)
                 return
             except OSError as exc:
                 self._write_failed(exc)

@@ -273,6 +273,7 @@ class TLSStream(Stream):
         try:
             data = self.sock.recv(self.options.read_size)
         except BlockingIOError:
+            self.loop.watchers.no_progress(self)
             return
         except OSError as exc:
             self.read_failed(exc)

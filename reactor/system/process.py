@@ -102,7 +102,8 @@ class Process(Handle):
 
     def handle_read(self) -> None:
         """The pidfd is readable: it has ended."""
-        self._reap()
+        if not self._reap():  # a debugger that traces it has to reap it first
+            self.loop.watchers.no_progress(self)
 
     def handle_look(self, delay: float) -> None:
         """Called by the timer where there is no pidfd: whether it has ended meanwhile."""

@@ -33,6 +33,8 @@ class File:
         self.references = 1
         self.ready = 0
         self.hung_up = False
+        self.stuck = 0  # what it is reported as for good, whatever is done: somebody else has shut it down, say
+        self.unread_error = False  # its error queue has something that nobody reads
         self.number = kernel.next_number()
 
     def closed(self) -> None:

@@ -14,7 +14,7 @@ from ipaddress import ip_address
 from random import Random
 from socket import AF_INET, AF_INET6, AF_UNIX, AI_NUMERICHOST, EAI_AGAIN, EAI_NONAME, SOCK_STREAM, gaierror
 
-from ..kernel import Kernel
+from ..kernel import ONLY_ERROR, Kernel
 from .faults import Faults
 from .files import DEFERRED, SYN_RETRY, End, File, Listening, Mailbox, Stored, Unborn
 from .poller import SimSelector
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 MS = 1_000_000  # ns
 START = 1_000_000 * MS  # the clock at the start
 STDIO = 3  # descriptors that a program has from the start
+UNIX_QUEUE = 10  # datagrams that wait at a Unix socket, as in net.unix.max_dgram_qlen
 PLENTY = 1000  # descriptors, below what select can take
 COARSE = 0.3  # of the seeds: time advances in steps
 GRAINS = 0.005, 0.05  # seconds, the shortest and the longest step
@@ -55,6 +56,8 @@ class SimKernel(Kernel):
     fail         (n, error): the n-th call to the system fails with this error number; EBADF: somebody else closes its
                  descriptor right before. Not EINTR, after which Python itself calls again (PEP 475). The clock and
                  `unregister` never fail: the one has no errors, those of the other `selectors` hides
+    lasting      with `fail`: None: the n-th call alone fails. 'kind': every later call of that kind fails too, on
+                 descriptors of the same kind; 'descriptor': every later one on the same descriptor
 
     `trace` lists what happened as (time in ns, what, descriptor, detail); `show_trace` renders it.
     """
@@ -69,7 +72,10 @@ class SimKernel(Kernel):
         grain: float | None = None,
         hosts: Mapping[str, tuple[str, ...]] | None = None,
         fail: tuple[int, int] | None = None,
+        lasting: str | None = None,
     ) -> None:
+        if lasting not in (None, 'kind', 'descriptor'):
+            raise ValueError(f"lasting is None, 'kind' or 'descriptor', not {lasting!r}")
         self.seed = seed
         self.random = Random(seed)
         coins = Random(self.random.getrandbits(64))
@@ -94,6 +100,8 @@ class SimKernel(Kernel):
         self.fails = fail is not None
         self.failed = ''  # the name of the call that was made to fail
         self._fail = fail
+        self._lasting = lasting
+        self._failing: tuple[str, Any] | None = None  # what fails from now on
         self._withheld = -1  # a number that is not given again
         self._events: list[tuple[int, int, Callable[..., object], tuple[Any, ...]]] = []
         self._sequence = 0
@@ -123,7 +131,7 @@ class SimKernel(Kernel):
         self.calls += 1
         if self.faults.on:
             self.throw_signals()
-        if self._fail is not None and self.calls == self._fail[0]:
+        if self._fail is not None and self._is_to_fail(name, fd, self._fail[0]):
             return self._make_fail(name, fd, self._fail[1])
         return 0
 
@@ -275,9 +283,14 @@ class SimKernel(Kernel):
     def bind(self, file: Any, family: int, kind: int, address: Any, reuse: bool) -> Any:
         """Give a socket an address; EADDRINUSE when another listens there."""
         if family == AF_UNIX:
+            if not address:
+                return ''
             if address in self._paths:
                 fail(errno.EADDRINUSE)
             self._paths[address] = (1, self.next_number())
+            if isinstance(file, Mailbox):
+                self._mailboxes[address] = file
+                file.local = address
             return address
         address = address or ('0.0.0.0' if family == AF_INET else '::', 0)
         if not address[1]:
@@ -351,6 +364,16 @@ class SimKernel(Kernel):
         """Nobody has answered."""
         self._fail_connect(end, errno.ETIMEDOUT)
 
+    def post_unix(self, sender: Mailbox, data: bytes, path: Any) -> int:
+        """A datagram to a Unix socket arrives at once or is refused; returns the error number."""
+        receiver = self._mailboxes.get(path)
+        if receiver is None:
+            return errno.ECONNREFUSED if path in self._paths else errno.ENOENT
+        if len(receiver.inbox) >= UNIX_QUEUE:
+            return errno.EAGAIN  # and the sender is called writable all the same
+        receiver.arrive(data, sender.local)
+        return 0
+
     def post(self, sender: Mailbox, data: bytes, address: Any) -> None:
         """A datagram arrives where it was sent to, or nowhere."""
         host, port = address[:2]
@@ -378,6 +401,15 @@ class SimKernel(Kernel):
 
     def is_open(self, fd: int) -> bool:
         return fd in self.files
+
+    def readiness(self, fd: int, events: int) -> int:
+        file = self.files.get(fd)
+        if file is None:
+            return events
+        return (file.ready | file.stuck) & events or (ONLY_ERROR if file.unread_error else 0)
+
+    def received_memory(self, fd: int) -> int:
+        return 0
 
     def never_blocks(self, fd: int) -> bool:
         self.call('fstat', fd)
@@ -526,6 +558,17 @@ class SimKernel(Kernel):
         self.call('chmod', -1)
 
     # -- in this file
+
+    def _is_to_fail(self, name: str, fd: int, n: int) -> bool:
+        if self.calls < n:
+            return False
+        if self.calls > n and not self._lasting:
+            return False
+        file = self.files.get(fd)
+        what = name, file if self._lasting == 'descriptor' else (type(file), getattr(file, 'private', False))
+        if self.calls == n:
+            self._failing = what
+        return what == self._failing
 
     def _make_fail(self, name: str, fd: int, error: int) -> int:
         self.failed = name

@@ -505,7 +505,7 @@ class Ledger:
                 if handle.open_connections != count or count > max(bound, before):
                     self.violations.append(f'law 6: {handle!r} has {count} of {most}')
             elif isinstance(handle, DatagramSocket) and handle.queued:
-                sizes = [len(data) + DATAGRAM_COST for data, _ in handle._queue]
+                sizes = [len(data) + DATAGRAM_COST for line in handle._lines.values() for data, _ in line]
                 if sum(sizes) != handle.buffered + len(sizes) * DATAGRAM_COST:
                     self.violations.append(f'{handle!r} says {handle.buffered} bytes wait')
                 if sum(sizes[:-1]) >= max(1, handle._max_queued):

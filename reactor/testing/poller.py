@@ -1,10 +1,10 @@
 """Simulated selectors, with the manners of epoll, poll and select.
 
 Owns the registrations of one selector and the choice of what is told. Knows of files only their `ready` mask. The
-rule: each kind keeps the traps of the real one. epoll watches what was opened, not its number: what was closed is never
-told, and what was closed while a copy lives is told for ever, to nobody. poll tells a closed number for ever, select
-fails for everybody because of it, and cannot take numbers from 1,024 on. The first two tell a hang-up for ever, even to
-who wants nothing.
+rule: each kind keeps the traps of the real one. epoll watches what was opened, not its number: it never reports what
+was closed, and reports what was closed while a copy lives for ever, to nobody, or to the handle that has the number by
+now. poll reports a closed number for ever, select fails for everybody because of it, and cannot take numbers from 1,024
+on. The first two report a hang-up for ever, even to a handle that wants nothing.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class SimSelector:
         self.kind = kind
         self._keys: dict[int, SelectorKey] = {}
         self._files: dict[int, File] = {}  # what epoll watches, by the number under which it was registered
-        self._ghosts: list[File] = []  # unregistered too late, and a copy lives
+        self._ghosts: list[tuple[int, File]] = []  # unregistered too late, and a copy lives; with the number it had
         self._closed = False
 
     def register(self, fd: int, events: int, data: Any = None) -> SelectorKey:
@@ -112,8 +112,14 @@ class SimSelector:
             file = files.get(fd)
             if file is None or not file.references:
                 self._judge_closed(key, ready)
-            elif file.ready & key.events or (file.hung_up and self.kind != 'select'):
-                ready.append((key, file.ready & key.events))
+            elif file.unread_error:
+                ready.append((key, key.events))  # whatever was asked for
+            elif (file.ready | file.stuck) & key.events or (file.hung_up and self.kind != 'select'):
+                ready.append((key, (file.ready | file.stuck) & key.events))
+        for fd, file in self._ghosts:
+            # It was registered under a number that is another's by now, and the report is taken for that one's.
+            if fd in self._keys and file.references and file.ready & self._keys[fd].events:
+                ready.append((self._keys[fd], file.ready & self._keys[fd].events))
         return ready
 
     def _judge_closed(self, key: SelectorKey, ready: Ready) -> None:
@@ -123,8 +129,8 @@ class SimSelector:
             ready.append((key, key.events))  # POLLNVAL
 
     def _has_ghost(self) -> bool:
-        self._ghosts = [file for file in self._ghosts if file.references]
-        return any(file.ready for file in self._ghosts)
+        self._ghosts = [(fd, file) for fd, file in self._ghosts if file.references]
+        return any(file.ready for _, file in self._ghosts)
 
     def _told(self, ready: Ready) -> Ready:
         kernel = self._kernel
@@ -145,7 +151,7 @@ class SimSelector:
     def _forget(self, fd: int) -> SelectorKey:
         file = self._files.pop(fd, None)
         if file is not None and file.references:
-            self._ghosts.append(file)
+            self._ghosts.append((fd, file))
         return self._keys.pop(fd)
 
 

@@ -35,6 +35,7 @@ EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 UNREACHABLE = (errno.ENETUNREACH, errno.EADDRNOTAVAIL, errno.EHOSTUNREACH)
 BROKEN = (errno.ECONNRESET, errno.ETIMEDOUT, errno.EHOSTUNREACH)
 LARGEST_DATAGRAM = 65507
+LARGEST_UNIX_DATAGRAM = 212_960  # what fits into the default SO_SNDBUF
 
 
 def fail(error: int) -> NoReturn:
@@ -251,18 +252,30 @@ class SimSocket:
             fail(error)
         if address is None:
             fail(errno.EDESTADDRREQ)
-        if len(data) > LARGEST_DATAGRAM:
+        if len(data) > (LARGEST_UNIX_DATAGRAM if self.family == AF_UNIX else LARGEST_DATAGRAM):
             fail(errno.EMSGSIZE)
         if falls('datagram.again'):
             raise BlockingIOError(errno.EAGAIN, 'simulated: no room')
         if falls('datagram.full'):
             fail(errno.ENOBUFS)
         mailbox.local = mailbox.local or kernel.bind(mailbox, self.family, self.type, None, False)
-        if not falls('datagram.lost'):
+        if self.family == AF_UNIX:
+            error = kernel.post_unix(mailbox, bytes(data), address)
+            if error:
+                fail(error)
+        elif not falls('datagram.lost'):
             for _ in range(2 if falls('datagram.twice') else 1):
                 kernel.after_latency(kernel.post, mailbox, bytes(data), address)
         kernel.moved('sendto', self._fd, len(data))
         return len(data)
+
+    def recv_into(self, buffer: Any, size: int, flags: int) -> int:
+        """The length of the next datagram: all that MSG_PEEK | MSG_TRUNC is used for."""
+        self.kernel.call('recv', self._fd)
+        mailbox: Mailbox = self.file
+        if not mailbox.inbox:
+            raise BlockingIOError(errno.EAGAIN, 'simulated: nothing to read')
+        return len(mailbox.inbox[0][0])
 
     def recvfrom(self, size: int) -> tuple[bytes, Any]:
         kernel = self.kernel
