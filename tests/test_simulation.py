@@ -68,7 +68,7 @@ def test_seeds_differ():
 
 def test_every_fault_there_is_falls_somewhere():
     fallen = set()
-    for seed in range(190):
+    for seed in range(400):
         simulation = Simulation(seed)
         faults, falls = simulation.kernel.faults, simulation.kernel.faults.falls
         fallen.update({'descriptors.few'} & simulation._coins.keys())
