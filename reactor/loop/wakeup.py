@@ -146,15 +146,15 @@ class Wakeup(Handle):
             why = 'could not be rung for want of memory'
         else:
             why = 'was closed by other code; look for code that closes descriptors that it does not own'
-        now = self.loop.timers.clock()
-        if now - self._replaced_at >= EPISODE:
-            log('warning', f'the doorbell of the loop was replaced: it {why}')
-        self._replaced_at = now
         self.loop.watchers.remove(self)
         self._close()
         self._open()
         self.on_replaced()
-        self._take(b'')  # who could not ring
+        self._take(b'')  # calls that could not ring
+        now = self.loop.timers.clock()
+        last, self._replaced_at = self._replaced_at, now
+        if now - last >= EPISODE:  # last: a Ctrl-C in the logger must not leave the loop without a doorbell
+            log('warning', 'the doorbell of the loop was replaced: it %s', why)
 
     def _take(self, data: bytes) -> None:
         self._rung = False

@@ -351,7 +351,7 @@ class Watchers:
         if readiness and now - stall.parked_at >= EPISODE:
             log(
                 'warning',
-                '%r was ready in %d turns in a row, and nothing could be received, sent or accepted. It is watched '
+                '%s was ready in %d turns in a row, and nothing could be received, sent or accepted. It is watched '
                 'again after a pause, which is doubled up to %g s. An unread error queue does that: read it with '
                 'recvmsg(..., MSG_ERRQUEUE), or do not enable it (IP_RECVERR, SO_TIMESTAMPING)',
                 handle,

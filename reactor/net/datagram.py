@@ -577,8 +577,9 @@ class DatagramSocket(Handle):
             what = f'{len(self._lines)} receivers are' if self._per_receiver else 'it is'
             log(
                 'warning',
-                f'%r: {what} full for %d datagrams; they wait, and are tried again every %g s',
+                '%s: %s full for %d datagrams; they wait, and are tried again every %g s',
                 self,
+                what,
                 self._queued,
                 LONGEST_RETRY,
             )

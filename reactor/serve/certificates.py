@@ -99,7 +99,8 @@ class Certificates:
         now = time.time()
         if not begin <= now < end:
             dates = (time.strftime('%Y-%m-%d %H:%M UTC', time.gmtime(moment)) for moment in (begin, end))
-            log('warning', 'the certificate in %s is valid from %s to %s, which is not now', f'{certificate}', *dates)
+            name = str(certificate)  # it may be a Path
+            log('warning', 'the certificate in %s is valid from %s to %s, which is not now', name, *dates)
         return context, end
 
     def _choose(self, tls: ssl.SSLObject, name: str | None, _: ssl.SSLContext) -> int | None:
