@@ -41,8 +41,7 @@ class Spins(Figure):
 
     def measure(self, run):
         states = {}
-        for done, name in enumerate(STATES):
-            run.progress(done, len(STATES), name)
+        for name in STATES:
             with Child('figures.spins:serve', state=name) as child:
                 child.hear()
                 wait(SETTLE, run, name)  # whatever the size: it takes as long to find out
