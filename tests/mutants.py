@@ -208,8 +208,12 @@ MUTANTS = (
     Mutant(
         'what is closed stays registered',
         'loop/watcher.py',
-        '                self.selector.unregister(handle.fileno())\n            except (KeyError, ValueError):\n',
-        '                pass\n            except (KeyError, ValueError):\n',
+        '                self.selector.unregister(handle.fileno())\n'
+        '            except (KeyError, ValueError):\n'
+        '                self._unregister_lost(handle)\n',
+        '                pass\n'
+        '            except (KeyError, ValueError):\n'
+        '                self._unregister_lost(handle)\n',
         '4: a descriptor number is not an identity',
     ),
     Mutant(
@@ -504,8 +508,8 @@ MUTANTS = (
     Mutant(
         'accepting goes on without descriptors',
         'net/listener.py',
-        '                if exc.errno in EXHAUSTED:\n                    self._hold(exc)\n',
-        '                if exc.errno in EXHAUSTED:\n',
+        '                    self._batch = 1\n                    self._hold(exc)\n',
+        '                    self._batch = 1\n',
         '7: no spin at the descriptor limit',
     ),
     Mutant(
@@ -600,7 +604,7 @@ MUTANTS = (
     Mutant(
         'any number of datagrams may wait',
         'net/datagram.py',
-        'full = self._buffered + len(self._queue) * DATAGRAM_COST >= self._max_queued',
+        'full = self._buffered + self._queued * DATAGRAM_COST >= self._max_queued',
         'full = False',
         '6: memory is bounded',
         158,
@@ -608,16 +612,16 @@ MUTANTS = (
     Mutant(
         'datagrams that were sent are counted as waiting',
         'net/datagram.py',
-        '            queue.popleft()\n            self._buffered -= len(data)\n',
-        '            queue.popleft()\n',
+        '            self._queued -= 1\n            self._buffered -= len(data)\n',
+        '            self._queued -= 1\n',
         '6: a queue that is empty takes what is sent',
         165,
     ),
     Mutant(
         'any number of datagrams is read in a turn',
         'net/datagram.py',
-        'for _ in range(DATAGRAMS_PER_TURN):',
-        'while True:',
+        'for count in range(DATAGRAMS_PER_TURN):',
+        'for count in iter(int, 1):',
         '5: datagrams in a turn are bounded',
         276,
     ),
