@@ -87,6 +87,7 @@ class World:
 
     def pair(self) -> tuple[Any, Any]:
         ours, theirs = socket.socketpair()
+        self.peers[ours.fileno()] = theirs
         return self.track(ours), self.track(theirs)
 
     def listening(self) -> Any:
@@ -126,9 +127,7 @@ class World:
     # -- objects
 
     def stream(self, **options: Any) -> Any:
-        ours, theirs = self.pair()
-        conn = self.r.adopt(ours, **options)
-        self.peers[conn] = theirs
+        conn = self.r.adopt(self.pair()[0], **options)
         return conn
 
     def connection(self, **options: Any) -> Any:
@@ -187,8 +186,8 @@ INTERNAL = {
     *('ask', 'attach', 'connect', 'deserted', 'evict', 'finish', 'may_log', 'opened', 'proxied', 'read_failed'),
     *('refuses', 'reset', 'secured', 'start_timeouts', 'waits_for', 'welcome'),
 }
-CALLBACKS = dict.fromkeys(('on_data', 'on_connect', 'on_eof', 'on_drain', 'on_close', 'on_error'), nothing)
-DATAGRAMS = dict.fromkeys(('on_datagram', 'on_send_error', 'on_drain', 'on_close', 'on_error'), nothing)
+CALLBACKS = dict.fromkeys(('on_data', 'on_connect', 'on_eof', 'on_drain', 'on_close'), nothing)
+DATAGRAMS = dict.fromkeys(('on_datagram', 'on_send_error', 'on_drain', 'on_close'), nothing)
 FN = {'fn': nothing}
 
 # The valid arguments of each method, those left out that have a default which needs no value here.
@@ -306,7 +305,7 @@ def use(world: World, made: Any) -> None:
         made.close()
     world.turns()
     if type(made) is Stream:
-        peer = world.peers.get(made)
+        peer = world.peers.get(made.fileno())
         if peer is not None:
             peer.send(b'x')
         if not made.closed:
@@ -388,7 +387,7 @@ def turned(world: World, made: Any) -> Any:
 
 def half_open(world: World) -> Any:
     conn = world.stream(on_eof=nothing)
-    world.peers[conn].shutdown(socket.SHUT_WR)
+    world.peers[conn.fileno()].shutdown(socket.SHUT_WR)
     return turned(world, conn)
 
 
@@ -402,7 +401,7 @@ def full(world: World, **options: Any) -> Any:
 def failed(world: World) -> Any:
     """A connection whose peer is gone, which a write has found out, and no callback was called yet."""
     conn = world.stream()
-    world.peers[conn].close()
+    world.peers[conn.fileno()].close()
     conn.write(b'x')
     return conn
 
@@ -441,14 +440,14 @@ def secured(world: World) -> Any:
 def broken_tls(world: World) -> Any:
     """A connection whose peer does not speak TLS."""
     conn = secured(world)
-    world.peers[conn].send(b'this is not TLS\r\n' * 10)
+    world.peers[conn.fileno()].send(b'this is not TLS\r\n' * 10)
     return turned(world, conn)
 
 
 def cut_tls(world: World) -> Any:
     """A connection whose peer has ended it in the middle of the handshake."""
     conn = secured(world)
-    world.peers[conn].close()
+    world.peers[conn.fileno()].close()
     return turned(world, conn)
 
 
