@@ -49,6 +49,11 @@ def foreign():
     sock.close()
 
 
+def has_default(kernel):
+    """Whether SIGINT has Python's own handler on a simulated kernel."""
+    return kernel.handlers[SIGINT] is signal.default_int_handler
+
+
 # -- handlers
 
 
@@ -625,11 +630,13 @@ def test_ctrl_c_as_run_ends_finds_the_wakeup_descriptor_given_back():
             return super().set_wakeup_fd(fd)
 
     kernel = Interrupting(faults=False)
-    with Reactor(kernel=kernel) as r:
+    r = Reactor(kernel=kernel)
+    for end in (lambda: r.run(lambda r: None), lambda: r.run_once(0.1), r.close):
         with pytest.raises(KeyboardInterrupt):
-            r.run(lambda r: None)
+            end()
         assert kernel.wakeup_fd == -1
-        assert kernel.takes_sigint()
+        assert has_default(kernel)
+    assert not kernel.files
 
 
 def test_a_handler_for_sigint_comes_before_ctrl_c(r):
@@ -741,20 +748,19 @@ def test_a_reactor_closed_in_a_copy_of_its_process_gives_the_signals_back_at_onc
 def test_a_run_that_cannot_take_or_give_back_the_signals_leaves_the_next_one_whole(call, count):
     kernel, bells = FailingKernel(call, errno.EINVAL, count), []
     with Reactor(kernel=kernel) as r:
-        begun = kernel.wakeup_fd, kernel.takes_sigint()
+        begun = kernel.wakeup_fd, has_default(kernel)
         try:
             r.run()
         except OSError:
             pass
-        r.run(lambda r: bells.append((kernel.wakeup_fd, kernel.takes_sigint())))
+        r.run(lambda r: bells.append((kernel.wakeup_fd, has_default(kernel))))
         assert bells == [(r._wakeup.bell_fileno(), False)]
         if (call, count) != ('signal', 2):
-            assert (kernel.wakeup_fd, kernel.takes_sigint()) == begun
+            assert (kernel.wakeup_fd, has_default(kernel)) == begun
 
 
-@pytest.mark.parametrize('call', ['set_wakeup_fd', 'signal'])
-def test_a_handler_that_cannot_be_added_leaves_nothing(call):
-    kernel = FailingKernel(call, errno.EINVAL)
+def test_a_handler_that_cannot_be_added_leaves_nothing():
+    kernel = FailingKernel('signal', errno.EINVAL)
     with Reactor(kernel=kernel) as r:
         with pytest.raises(OSError, match='simulated'):
             r.add_signal_handler(signal.SIGTERM, print)
@@ -765,10 +771,21 @@ def test_a_handler_that_cannot_be_added_leaves_nothing(call):
         assert bells == [r._wakeup.bell_fileno()]
 
 
+def test_a_handler_is_called_although_the_wakeup_descriptor_cannot_be_had():
+    kernel, heard = FailingKernel('set_wakeup_fd', errno.EBADF), []
+    with Reactor(kernel=kernel) as r:
+        handler = r.add_signal_handler(signal.SIGTERM, lambda: (heard.append(1), handler.close()))
+        kernel.at(kernel.time + 10**9, kernel.raise_signal, signal.SIGTERM)
+        assert r.run() is True
+    assert heard == [1]
+    assert kernel.wakeup_fd == -1
+
+
 @pytest.mark.parametrize('error', [errno.EAGAIN, errno.EPIPE, errno.EBADF])
 def test_a_foreign_wakeup_descriptor_that_takes_nothing_is_its_owners_affair(error):
     kernel, heard = FailingKernel('write', error), []
-    kernel.wakeup_fd = 99
+    theirs, _ = kernel.socketpair()
+    kernel.wakeup_fd = theirs.fileno()
     with Reactor(kernel=kernel) as r:
         handler = r.add_signal_handler(signal.SIGTERM, heard.append, 1)
         r.call_soon(kernel.raise_signal, signal.SIGTERM)
@@ -776,4 +793,4 @@ def test_a_foreign_wakeup_descriptor_that_takes_nothing_is_its_owners_affair(err
         r.run()
     assert heard == [1]
     assert kernel.failed == 'write'
-    assert kernel.wakeup_fd == 99
+    assert kernel.wakeup_fd == (-1 if error == errno.EBADF else theirs.fileno())  # somebody closed it
