@@ -12,11 +12,13 @@ many others. After each step:
 
 The expectations are computed here, from the design: what is installed is restored only where it is still one's own, and
 a closed reactor's handler behaves as the one that it replaced. `tests/reference/asyncio_owner.py` adds asyncio, in a
-process of its own. To run it by hand: `python tests/owners.py 3 USR1`.
+process of its own. To run it by hand: `python tests/owners.py 3 all SIGUSR1+base SIGUSR1+inside`, three owners, in all
+cells: with a handler that was installed before them, and in a callback of a reactor that runs.
 """
 
 from __future__ import annotations
 
+import functools
 import itertools
 import os
 import random
@@ -30,7 +32,7 @@ from typing import Any
 
 sys.path[:0] = [str(Path(__file__).parent.parent)]
 
-from reactor import Reactor
+from reactor import Reactor  # noqa: E402
 
 PATIENCE = 5.0  # seconds, for what happens at once
 
@@ -42,6 +44,7 @@ class Wrong(Exception):
 class Owner:
     """Something that has a signal's handler, the wakeup descriptor, or both, from `begin` to `end`."""
 
+    by_byte = False  # hears its signals by the wakeup descriptor alone, as asyncio does
     handles = True  # the signal
     wakes = True  # has the wakeup descriptor
     is_reactor = False
@@ -82,6 +85,21 @@ class OfReactor(Owner):
         self.r.run_once(0)
         if time.monotonic() - began > PATIENCE / 2:
             raise Wrong(f'{self} sleeps although its signal was raised')
+
+
+class Outer(OfReactor):
+    """Runs while all the others begin and end in one of its callbacks; it has no handler."""
+
+    handles = False
+
+    def run(self, fn: Any) -> None:
+        self.r = Reactor(catch_errors=False)
+        self.alive = True
+        try:
+            self.r.call_soon(fn)
+            self.r.run()
+        finally:
+            self.r.close()
 
 
 class Removed(OfReactor):
@@ -167,14 +185,15 @@ BASE = 'the base'
 class Cell:
     """One order of beginnings and ends, and what has to be installed after each."""
 
-    def __init__(self, signum: int, base: bool, kinds: list[type[Owner]], order: tuple[int, ...]) -> None:
+    def __init__(self, signum: int, base: bool, inside: bool, kinds: list[type[Owner]], order: tuple[int, ...]) -> None:
         self.signum = signum
         self.base = BASE if base else DEFAULT
         self.base_heard = 0
         self.owners = [kind(self) for kind in kinds]
         self.order = order
         self.installed: Any = self.base
-        self.installed_fd: Any = None
+        self.outer = Outer(self) if inside else None
+        self.installed_fd: Any = self.outer
         self.later: list[Any] = []
         self.canaries: list[socket.socket] = []
         self.steps: list[str] = []
@@ -182,14 +201,20 @@ class Cell:
     def __repr__(self) -> str:
         return ', '.join(self.steps)
 
-    def run(self, forks: random.Random | None) -> None:
+    def run(self, forks: random.Random) -> None:
+        if self.outer is None:
+            self.play(forks)
+        else:
+            self.outer.run(functools.partial(self.play, forks))
+
+    def play(self, forks: random.Random) -> None:
         before = signal.getsignal(self.signum)
         if self.base is BASE:
             signal.signal(self.signum, self.note_base)
         at_start = signal.getsignal(self.signum)
         numbers = {int(name) for name in os.listdir('/proc/self/fd')}
         try:
-            fork_at = forks.randrange(len(self.order)) if forks else -1
+            fork_at = forks.randrange(4 * len(self.order))  # a fork takes longer than all the rest
             for at, number in enumerate(self.order):
                 self.step(self.owners[number], numbers)
                 self.check()
@@ -203,7 +228,8 @@ class Cell:
                 do()
             for canary in self.canaries:
                 canary.close()
-            signal.set_wakeup_fd(-1)
+            if self.outer is None:
+                signal.set_wakeup_fd(-1)
             signal.signal(self.signum, before)
 
     def note_base(self, *args: Any) -> None:
@@ -230,14 +256,18 @@ class Cell:
             self.take(mine)
 
     def end_handler(self, owner: Owner) -> None:
-        if not owner.is_reactor:
+        if owner.by_byte:
+            self.installed = DEFAULT
+        elif not owner.is_reactor:
             self.installed = owner.below
         elif self.installed is owner:
             self.installed = alive(owner.below)
 
     def end_wakeup(self, owner: Owner) -> None:
-        if isinstance(owner, Silencing) or (self.installed_fd is owner and not owner.is_reactor):
-            self.installed_fd = None if isinstance(owner, Silencing) else self.alive_fd(owner.below_fd)
+        if isinstance(owner, Silencing):
+            self.installed_fd = None
+        elif self.installed_fd is owner and not owner.is_reactor:
+            self.installed_fd = owner.below_fd if owner.below_fd is not None and owner.below_fd.alive else None
         elif self.installed_fd is owner:
             self.installed_fd = self.alive_fd(owner.below_fd)
         elif self.installed_fd is None and owner.is_reactor:
@@ -272,8 +302,8 @@ class Cell:
     def check(self) -> None:
         self.check_wakeup()
         for owner in self.owners:
-            owner.heard = 0
             owner.bytes_waiting() if owner.alive else None
+            owner.heard = 0
         self.base_heard = 0
         expected = self.expected(alive(self.installed))
         if expected == [DEFAULT]:
@@ -281,10 +311,12 @@ class Cell:
         else:
             signal.raise_signal(self.signum)
             for owner in expected:
-                if owner is not BASE:
+                if owner is not BASE and owner.alive:
                     owner.turn()
         for owner in [*self.owners, BASE]:
             heard = bool(self.base_heard if owner is BASE else owner.heard)
+            if owner is not BASE and owner.by_byte:
+                continue
             if heard != (owner in expected):
                 raise Wrong(f'{name(owner)} {"heard a signal of others" if heard else "did not hear the signal"}')
         self.check_bytes(expected != [DEFAULT])
@@ -310,7 +342,8 @@ class Cell:
             return
         # A reactor that is alive may take it again where nobody has it.
         if found >= 0 and owner is None:
-            again = [each for each in self.owners if each.alive and each.is_reactor and each.fileno() == found]
+            reactors = [each for each in (self.outer, *self.owners) if each is not None and each.is_reactor]
+            again = [each for each in reactors if each.alive and each.fileno() == found]
             if again:
                 self.installed_fd = again[0]
                 return
@@ -323,7 +356,7 @@ class Cell:
                 raise Wrong(f'a connection of somebody else got {data!r}')
         top = self.alive_fd(self.installed_fd)
         while top is not None and top.is_reactor:
-            if not raised or isinstance(top, InThread):
+            if not raised or isinstance(top, InThread | Outer):
                 return
             top.r.run_once(0)
             top = self.alive_fd(top.below_fd)
@@ -361,7 +394,7 @@ class Cell:
                 os._exit(4)
             signal.raise_signal(self.signum)
             heard = [owner for owner in self.owners if owner.heard] + [BASE] * bool(self.base_heard)
-            os._exit(0 if heard == [top] else 5)
+            os._exit(0 if heard == ([] if isinstance(top, Owner) and top.by_byte else [top]) else 5)
 
         self.expect_in_fork(in_fork, -self.signum if top is DEFAULT else 0)
 
@@ -407,7 +440,8 @@ def run_cells(cells: list[tuple[Any, ...]], signums: tuple[str, ...]) -> list[st
     forks = random.Random(1)
     for kinds, order in cells:
         for signum in signums:
-            cell = Cell(getattr(signal, signum.removesuffix('+base')), signum.endswith('+base'), list(kinds), order)
+            named, *how = signum.split('+')
+            cell = Cell(getattr(signal, named), 'base' in how, 'inside' in how, list(kinds), order)
             try:
                 cell.run(forks)
             except Exception as exc:

@@ -31,7 +31,7 @@ _PACKAGE = __name__.rpartition('.')[0].rpartition('.')[0] + '.'
 # Whatever the user is called for, one of these functions is below it on the stack.
 _PHASES = {'_dispatch', '_run_timers', '_run_soon', '_run_completions', '_run_exit_callbacks'}
 # Modules of the standard library that are written in Python and that the reactor calls.
-_CALLED = {'logging', 'os', 'selectors', 'socket', 'ssl', 'subprocess', 'threading'}
+_CALLED = {'logging', 'os', 'selectors', 'signal', 'socket', 'ssl', 'subprocess', 'threading'}
 
 
 class SignalHandler(Handle):
