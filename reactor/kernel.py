@@ -104,14 +104,32 @@ def _in_main_interpreter() -> bool:
 
 @cache
 def _watch_forks() -> None:
-    # Once in a process: a hook cannot be removed.
+    # Once in a process, because hooks cannot be removed.
     if hasattr(os, 'register_at_fork'):
-        os.register_at_fork(after_in_child=_give_back)
+        os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_in_child)
 
 
-def _give_back() -> None:
-    for owner in reversed(Kernel.owners[:]):
-        owner.on_fork()
+_masks: dict[int, Any] = {}  # the blocked signals of each thread that is forking now
+
+
+def _before_fork() -> None:
+    # A signal that reaches the child before our handlers are gone would be lost: Python forgets it there.
+    if Kernel.owners:
+        _masks[threading.get_ident()] = _signal.pthread_sigmask(signal.SIG_BLOCK, _signal.valid_signals())
+
+
+def _after_fork() -> None:
+    mask = _masks.pop(threading.get_ident(), None)
+    if mask is not None:
+        _signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
+def _in_child() -> None:
+    try:
+        for owner in reversed(Kernel.owners[:]):
+            owner.on_fork()
+    finally:
+        _after_fork()
 
 
 class LeanSocket(socket.SocketType):
@@ -436,8 +454,8 @@ class Kernel:
     def watch_forks(self) -> None:
         """From now on, have a fork of this process give back what the reactors in `owners` have installed.
 
-        The child shares no signal with us, but it has our handlers: without this, SIGTERM would not end it, and signals
-        of its own would be written to whatever gets the number of our doorbell there.
+        The child inherits our handlers and the wakeup descriptor. Without this, SIGTERM would not end it, and bytes for
+        its own signals would go to our doorbell, or to whatever gets that number in the child.
         """
         _watch_forks()
 
