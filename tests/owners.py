@@ -27,6 +27,7 @@ import socket
 import sys
 import threading
 import time
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -212,11 +213,10 @@ class Cell:
         if self.base is BASE:
             signal.signal(self.signum, self.note_base)
         at_start = signal.getsignal(self.signum)
-        numbers = {int(name) for name in os.listdir('/proc/self/fd')}
         try:
             fork_at = forks.randrange(4 * len(self.order))  # a fork takes longer than all the rest
             for at, number in enumerate(self.order):
-                self.step(self.owners[number], numbers)
+                self.step(self.owners[number])
                 self.check()
                 if at == fork_at:
                     self.check_fork()
@@ -235,7 +235,7 @@ class Cell:
     def note_base(self, *args: Any) -> None:
         self.base_heard += 1
 
-    def step(self, owner: Owner, numbers: set[int]) -> None:
+    def step(self, owner: Owner) -> None:
         if not owner.alive:
             self.steps.append(f'{name(owner)} begins')
             owner.begin()
@@ -458,6 +458,7 @@ def cells_of(count: int, sample: int | None, wanted: Any = lambda kinds: True) -
 
 def main(wanted: Any = lambda kinds: True) -> None:
     count, sample, *signums = sys.argv[1:]
+    warnings.filterwarnings('ignore', '.*multi-threaded, use of fork', DeprecationWarning)
     cells = cells_of(int(count), None if sample == 'all' else int(sample), wanted)
     began = time.monotonic()
     wrong = run_cells(cells, tuple(signums))
