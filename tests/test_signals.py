@@ -21,6 +21,7 @@ from support import FailingKernel, Log, drain, fill, in_thread, run_until, turns
 
 from reactor import HandleClosed, Reactor, ReactorError
 from reactor.kernel import Kernel
+from reactor.loop.signals import _in_callback
 from reactor.testing import SimKernel
 
 if not hasattr(signal, 'SIGUSR1'):
@@ -1005,6 +1006,17 @@ def test_a_child_of_multiprocessing_can_be_terminated(r):
     r.clear_signal_handlers()
 
 
+@pytest.mark.filterwarnings('ignore:.*multi-threaded, use of fork:DeprecationWarning')
+def test_a_signal_that_reaches_a_child_before_our_handlers_are_gone_there_is_not_lost(r, monkeypatch):
+    r.add_signal_handler(SIGUSR1, int)
+    owner = Kernel.owners[-1]
+    give_back = owner.on_fork
+    owner.on_fork = lambda: (os.kill(os.getpid(), SIGUSR1), give_back())
+    assert in_child(int) == -SIGUSR1
+    r.clear_signal_handlers()
+    assert not signal.pthread_sigmask(signal.SIG_BLOCK, [])
+
+
 INSIDE = """
 import reactor, signal
 r = reactor.Reactor()
@@ -1222,3 +1234,35 @@ def test_ctrl_c_as_run_begins_leaves_a_reactor_that_can_run(r):
         if count <= n:
             break
     assert 30 < n < 199
+
+
+LOOP, STREAM, WATCHER = 'reactor.loop.loop', 'reactor.net.stream', 'reactor.loop.watcher'
+
+
+@pytest.mark.parametrize(
+    ('calls', 'raises'),
+    [
+        ([(LOOP, '_run_soon'), ('app', 'callback')], True),
+        ([(LOOP, '_run_soon'), ('app', 'callback'), ('ssl', 'read')], True),
+        ([(LOOP, '_dispatch'), (STREAM, 'handle_read'), ('app', 'on_data')], True),
+        ([(LOOP, 'close'), (LOOP, '_run_exit_callbacks'), ('app', 'callback')], True),
+        ([(LOOP, '_run_soon'), ('app', 'callback'), (LOOP, 'run'), (LOOP, '_run_soon'), ('app', 'inner')], True),
+        ([(LOOP, '_run_soon')], False),
+        ([(LOOP, '_run_soon'), ('app', 'callback'), (STREAM, 'write')], False),
+        ([(LOOP, '_run_soon'), ('app', 'callback'), (STREAM, 'write'), ('app', 'its_own_socket')], False),
+        ([(LOOP, '_dispatch'), ('reactor.net.tls', 'handle_read'), ('ssl', 'read')], False),
+        ([(LOOP, '_run_completions'), (WATCHER, 'remove'), ('selectors', 'unregister')], False),
+        ([(LOOP, '_run_completions'), (WATCHER, 'remove'), ('app', 'unregister')], False),
+        ([(LOOP, '_turn'), (LOOP, '_poll'), ('app', 'select')], False),
+        ([('app', 'main')], False),
+    ],
+    ids=lambda value: '-'.join(name for _, name in value) if isinstance(value, list) else None,
+)
+def test_a_second_ctrl_c_raises_only_where_no_frame_of_ours_lies_between(calls, raises):
+    """In frames of these modules and functions, the outermost first."""
+    inner = None
+    for module, name in reversed(calls):
+        scope = {'__name__': module, 'inner': inner, '_in_callback': _in_callback, 'sys': sys}
+        exec(f'def {name}(): return inner() if inner else _in_callback(sys._getframe())', scope)
+        inner = scope[name]
+    assert inner() is raises

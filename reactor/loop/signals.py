@@ -172,7 +172,10 @@ class Signals:
         # Another reactor has it when this one runs inside one of its callbacks: Ctrl-C is for the inner one then.
         if found is kernel.default_int_handler or type(found) is InterruptClaim:
             self._interrupts = InterruptClaim(kernel, SIGINT, self._interrupt)
-            self._interrupts.install()
+            try:
+                self._interrupts.install()
+            except OSError:
+                pass  # forbidden by a sandbox: then Ctrl-C is Python's, wherever it comes
 
     def release_wakeup(self) -> None:
         """Give the wakeup descriptor back, as the first half of `leave`."""
