@@ -1262,7 +1262,7 @@ def test_a_second_ctrl_c_raises_only_where_no_frame_of_ours_lies_between(calls, 
     """In frames of these modules and functions, the outermost first."""
     inner = None
     for module, name in reversed(calls):
-        scope = {'__name__': module, 'inner': inner, '_in_callback': _in_callback, 'sys': sys}
-        exec(f'def {name}(): return inner() if inner else _in_callback(sys._getframe())', scope)
+        scope = {'__name__': module, '_called': inner, '_in_callback': _in_callback, 'sys': sys}
+        exec(f'def {name}(): return _called() if _called else _in_callback(sys._getframe())', scope)
         inner = scope[name]
     assert inner() is raises
