@@ -61,6 +61,7 @@ class Lines:
     def __init__(self, handler: Any, at: tuple[int, ...] = ()) -> None:
         self.handler = handler  # a function that returns what is installed
         self.at = at
+        self.before = sys.gettrace()  # that of a measurement of coverage
         self.count = 0
         self.armed = False  # while `run`, `run_once` or `close` is called
         self.pressed = 0
@@ -78,11 +79,11 @@ class Lines:
 
     def again(self) -> None:
         """Python ends the tracing when the trace function raises."""
-        if self.pressed < len(self.at) or not self.at:
-            sys.settrace(self.call)
+        unfinished = self.pressed < len(self.at) or not self.at
+        sys.settrace(self.call if unfinished else self.before)
 
     def end(self) -> None:
-        sys.settrace(None)
+        sys.settrace(self.before)
 
     def counts(self, file: str) -> bool:
         found = self.known.get(file)
@@ -102,7 +103,7 @@ class Lines:
                 self.pressed += 1
                 handler = self.handler()
                 if self.pressed == len(self.at):
-                    sys.settrace(None)
+                    self.end()
                 handler(SIGINT, frame)
         return self.line
 
@@ -369,9 +370,9 @@ class Real:
 @pytest.fixture
 def pythons_own():
     """SIGINT as Python installs it."""
-    before = signal.signal(SIGINT, signal.default_int_handler)
+    before, tracing = signal.signal(SIGINT, signal.default_int_handler), sys.gettrace()
     yield
-    sys.settrace(None)
+    sys.settrace(tracing)
     signal.signal(SIGINT, before)
 
 

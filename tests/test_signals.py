@@ -780,6 +780,26 @@ def test_a_handler_that_cannot_be_added_leaves_nothing():
         assert bells == [r._wakeup.bell_fileno()]
 
 
+def test_a_run_that_is_refused_the_wakeup_descriptor_gives_sigint_back():
+    class Refusing(SimKernel):
+        refuses = True
+
+        def set_wakeup_fd(self, fd):
+            if self.refuses:
+                raise OSError(errno.EPERM, 'refused')
+            return super().set_wakeup_fd(fd)
+
+    kernel = Refusing(faults=False)
+    with Reactor(kernel=kernel) as r:
+        with pytest.raises(OSError, match='refused'):
+            r.run()
+        assert has_default(kernel)
+        kernel.refuses = False
+        assert r.run(lambda r: None) is True
+    assert has_default(kernel)
+    assert kernel.wakeup_fd == -1
+
+
 def test_a_handler_is_called_although_the_wakeup_descriptor_cannot_be_had():
     kernel, heard = FailingKernel('set_wakeup_fd', errno.EBADF), []
     with Reactor(kernel=kernel) as r:
@@ -1205,7 +1225,7 @@ def test_a_second_ctrl_c_in_a_function_that_a_callback_calls_raises_on_the_spot(
 
 def test_ctrl_c_as_run_begins_leaves_a_reactor_that_can_run(r):
     """At each line before the callbacks."""
-    entered = []
+    entered, before = [], sys.gettrace()
     for n in range(200):
         count = 0
 
@@ -1214,7 +1234,7 @@ def test_ctrl_c_as_run_begins_leaves_a_reactor_that_can_run(r):
             if event == 'line' and frame.f_code.co_filename.endswith(('loop.py', 'signals.py', 'claims.py')):
                 count += 1
                 if count == n + 1:
-                    sys.settrace(None)
+                    sys.settrace(before)
                     signal.getsignal(SIGINT)(SIGINT, frame)
             return line
 
@@ -1225,7 +1245,7 @@ def test_ctrl_c_as_run_begins_leaves_a_reactor_that_can_run(r):
         except KeyboardInterrupt:
             pass
         finally:
-            sys.settrace(None)
+            sys.settrace(before)
         assert r.run() is True
         assert entered.pop() == n
         assert not entered

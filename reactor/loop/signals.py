@@ -233,8 +233,8 @@ class Signals:
         self._ring()
 
     def _ring(self) -> None:
-        self._wakeup.ring()
-        self._claim.check()
+        if self._wakeup.ring():
+            self._claim.check()
 
 
 def _in_callback(frame: FrameType | None) -> bool:

@@ -89,13 +89,15 @@ class Wakeup(Handle):
         if not self._rung:
             self._ring()
 
-    def ring(self) -> None:
-        """Wake the loop, for a signal whose flag is set. Nothing is raised in a signal handler."""
-        if not self._rung:
-            try:
-                self._ring()
-            except HandleClosed:
-                pass  # it sleeps no more
+    def ring(self) -> bool:
+        """Wake the loop, for a signal whose flag is set; returns False when it is woken already. Raises nothing."""
+        if self._rung:
+            return False
+        try:
+            self._ring()
+        except HandleClosed:
+            pass  # it sleeps no more
+        return True
 
     def _ring(self) -> None:
         # The flag goes up before the byte and down before the queue is taken: whoever finds it up was queued in time.
