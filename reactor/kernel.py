@@ -11,6 +11,7 @@ It costs nothing where it matters: the loop binds the clock and `select` once, a
 
 from __future__ import annotations
 
+import _signal  # type: ignore[import-not-found]  # what `signal` wraps: its own functions make enums, 10 us each
 import errno
 import os
 import select
@@ -23,13 +24,14 @@ import sys
 import threading
 import time
 from array import array
+from functools import cache
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
     from socket import socket as Socket
     from subprocess import Popen
-    from typing import Any, Literal, NoReturn
+    from typing import Any, ClassVar, Literal, NoReturn
 
 # What some platforms lack, guarded here and nowhere else. A missing one is -1 and makes the call that needs it fail.
 AF_UNIX: int = getattr(socket, 'AF_UNIX', -1)
@@ -86,6 +88,48 @@ KEEPALIVE_OPTIONS: tuple[int, int, int] = (
 FD_SETSIZE = 1024 if os.name == 'posix' else 512
 
 ResolveFailure = socket.gaierror
+
+
+@cache
+def _in_main_interpreter() -> bool:
+    # Asked in the main thread of an interpreter. The number is refused anyway, in a sub-interpreter with ValueError.
+    try:
+        signal.set_wakeup_fd(-2)
+    except OSError:
+        return True
+    except ValueError:
+        pass
+    return False
+
+
+@cache
+def _watch_forks() -> None:
+    # Once in a process, because hooks cannot be removed.
+    if hasattr(os, 'register_at_fork'):
+        os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_in_child)
+
+
+_masks: dict[int, Any] = {}  # the blocked signals of each thread that is forking now
+
+
+def _before_fork() -> None:
+    # A signal that reaches the child before our handlers are gone would be lost: Python forgets it there.
+    if Kernel.owners:
+        _masks[threading.get_ident()] = _signal.pthread_sigmask(signal.SIG_BLOCK, _signal.valid_signals())
+
+
+def _after_fork() -> None:
+    mask = _masks.pop(threading.get_ident(), None)
+    if mask is not None:
+        _signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
+def _in_child() -> None:
+    try:
+        for owner in reversed(Kernel.owners[:]):
+            owner.on_fork()
+    finally:
+        _after_fork()
 
 
 class LeanSocket(socket.SocketType):
@@ -164,6 +208,8 @@ class Kernel:
     """The real operating system. A simulated one has the same methods, with sockets and selectors of its own."""
 
     clock = staticmethod(time.monotonic)
+    default_int_handler = staticmethod(signal.default_int_handler)  # the one that raises `KeyboardInterrupt`
+    owners: ClassVar[list[Any]] = []  # of the wakeup descriptor of this process, the last at the end: see `WakeupClaim`
 
     def selector(self) -> selectors.BaseSelector:
         """The best selector of this platform."""
@@ -288,8 +334,8 @@ class Kernel:
         return threading.get_ident()
 
     def in_main_thread(self) -> bool:
-        """Whether the caller may install signal handlers."""
-        return threading.current_thread() is threading.main_thread()
+        """Whether the caller may install signal handlers: in the main thread of the main interpreter."""
+        return threading.current_thread() is threading.main_thread() and _in_main_interpreter()
 
     def spawn(
         self, args: list[Any], stdin: Any, stdout: Any, stderr: Any, env: Any, cwd: Any, passed: list[int]
@@ -395,11 +441,32 @@ class Kernel:
 
     def signal(self, signum: int, handler: Any) -> Any:
         """Install a signal handler and return the one it replaces."""
-        return signal.signal(signum, handler)
+        return _signal.signal(signum, handler if callable(handler) else int(handler))
 
-    def takes_sigint(self) -> bool:
-        """Whether SIGINT still has Python's own handler, the one that raises `KeyboardInterrupt`."""
-        return signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    def getsignal(self, signum: int) -> Any:
+        """The handler that is installed for a signal; None for one that was not installed from Python."""
+        return _signal.getsignal(signum)
+
+    def raise_signal(self, signum: int) -> None:
+        """Send a signal to this process."""
+        signal.raise_signal(signum)
+
+    def watch_forks(self) -> None:
+        """From now on, have a fork of this process give back what the reactors in `owners` have installed.
+
+        The child inherits our handlers and the wakeup descriptor. Without this, SIGTERM would not end it, and bytes for
+        its own signals would go to our doorbell, or to whatever gets that number in the child.
+        """
+        _watch_forks()
+
+    def identity(self, fd: int) -> Any:
+        """What tells an open file from a later one with the same number: device and inode. None when it is not open."""
+        try:
+            found = os.fstat(fd)
+        except (OSError, ValueError):
+            # On Windows fstat knows no sockets, and the number has to do.
+            return fd if os.name != 'posix' and self.is_open(fd) else None
+        return found.st_dev, found.st_ino
 
     def write(self, fd: int, data: bytes) -> int:
         """Write to a descriptor that is not ours (another library's wakeup descriptor)."""

@@ -42,6 +42,18 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help='have each call to the kernel fail once with each error, in every program and on every selector, instead '
         'of a sample: "pytest --nth-whole tests/test_nth_call.py -k whole", in two processes, some ten minutes',
     )
+    parser.addoption(
+        '--owners-whole',
+        action='store_true',
+        help='run every order in which three owners of signal handlers and of the wakeup descriptor begin and end, '
+        'instead of a sample: "pytest --owners-whole tests/test_owners.py", some ten minutes',
+    )
+    parser.addoption(
+        '--interrupts-whole',
+        action='store_true',
+        help='press Ctrl-C at each line of ours that a program reaches, instead of a sample: "pytest '
+        '--interrupts-whole tests/test_interrupt_sweep.py", in two processes, some ten minutes',
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:

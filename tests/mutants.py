@@ -254,24 +254,17 @@ MUTANTS = (
     ),
     Mutant(
         'the handler from before is not put back',
-        'loop/signals.py',
-        'self._kernel.signal(signum, handler.previous if handler.previous is not None else 0)',
-        'pass',
+        'loop/claims.py',
+        '        if self._kernel.getsignal(self.signum) is self:\n            self._restore()\n',
+        '',
         'the handler from before is restored',
     ),
     Mutant(
         'a signal handler keeps the wakeup descriptor',
         'loop/signals.py',
-        '        self._loop.watchers.remove(handler)\n        self._release()\n',
+        '        self._loop.watchers.remove(handler)\n        self._claim.release()\n',
         '        self._loop.watchers.remove(handler)\n',
         'what was changed in the process is put back',
-    ),
-    Mutant(
-        'an interrupt is raised for ever',
-        'loop/signals.py',
-        '        self.interrupted = False\n        raise KeyboardInterrupt',
-        '        raise KeyboardInterrupt',
-        '8: run() can be called again',
     ),
     Mutant(
         'a cancelled call in a thread is answered',

@@ -111,12 +111,12 @@ def test_threads_are_told_apart(real):
     assert in_thread(real.thread) != real.thread()
 
 
-def test_the_signal_of_ctrl_c_is_taken_only_with_pythons_own_handler(real):
+def test_a_signals_handler_is_told_and_replaced(real):
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
-        assert real.takes_sigint()
+        assert real.getsignal(signal.SIGINT) is real.default_int_handler
         assert real.signal(signal.SIGINT, signal.SIG_IGN) is signal.default_int_handler
-        assert not real.takes_sigint()
+        assert real.getsignal(signal.SIGINT) == signal.SIG_IGN
     finally:
         signal.signal(signal.SIGINT, before)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib.util
 import inspect
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import reactor
+from reactor.loop.signals import _CALLED
 from reactor.loop.timers import RepeatingTimer, Timer
 
 ROOT = Path(reactor.__file__).parent
@@ -112,14 +114,25 @@ def test_imports_stand_at_the_top(path):
 
 
 def test_nothing_imports_asyncio():
-    # What is measured against: each run in a process of its own, to be compared with, and imported by nobody.
-    others = {*(PROJECT / 'perf' / 'peers').glob('*.py')}
+    # What the reactor is measured against, and what shares a process with it in a test: programs that are run as
+    # processes of their own and that no module imports.
+    others = {*(PROJECT / 'perf' / 'peers').glob('*.py'), *(PROJECT / 'tests' / 'reference').glob('*.py')}
     for folder in ('reactor', 'tests', 'examples', 'perf'):
         for path in {*(PROJECT / folder).rglob('*.py')} - others:
             for node in ast.walk(parse(path)):
                 names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
                 names += [node.module or ''] if isinstance(node, ast.ImportFrom) else []
                 assert not any(name.split('.')[0] == 'asyncio' for name in names), path
+
+
+def test_nothing_imports_the_programs_that_import_asyncio():
+    programs = {path.stem for path in (PROJECT / 'tests' / 'reference').glob('*.py')}
+    assert programs
+    for path in (PROJECT / 'tests').rglob('*.py'):
+        for node in ast.walk(parse(path)):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ''] if isinstance(node, ast.ImportFrom) else []
+            assert not any(part in ('reference', *programs) for name in names for part in name.split('.')), path
 
 
 @each_module
@@ -172,6 +185,13 @@ def test_each_system_call_of_a_transport_has_one_place(name):
     # receive is not what the user gets.
     transports = {'send': 2, 'recv': 3}.get(name, 1)
     assert len(set(places)) == len(places) == transports, places
+
+
+def test_signals_know_what_the_reactor_calls_of_the_standard_library():
+    """In a function of these a second Ctrl-C would leave our own work half done."""
+    used = {module for path in MODULES if below_the_seam(path) for _, module, _ in imports(path)}
+    origins = {name: importlib.util.find_spec(name).origin for name in used & (SYSTEM | LAZY) - {'watchdog.observers'}}
+    assert {name for name, origin in origins.items() if origin.endswith(('frozen', '.py'))} == _CALLED
 
 
 def slots(cls: type) -> list[str]:

@@ -3,8 +3,16 @@
 from __future__ import annotations
 
 import errno
+import importlib.util
+import itertools
+import json
+import multiprocessing
+import os
+import selectors
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 
@@ -13,6 +21,7 @@ from support import FailingKernel, Log, drain, fill, in_thread, run_until, turns
 
 from reactor import HandleClosed, Reactor, ReactorError
 from reactor.kernel import Kernel
+from reactor.loop.signals import _in_callback
 from reactor.testing import SimKernel
 
 if not hasattr(signal, 'SIGUSR1'):
@@ -47,6 +56,11 @@ def foreign():
     signal.set_wakeup_fd(-1)
     bell.close()
     sock.close()
+
+
+def has_default(kernel):
+    """Whether SIGINT has Python's own handler on a simulated kernel."""
+    return kernel.handlers[SIGINT] is signal.default_int_handler
 
 
 # -- handlers
@@ -625,11 +639,13 @@ def test_ctrl_c_as_run_ends_finds_the_wakeup_descriptor_given_back():
             return super().set_wakeup_fd(fd)
 
     kernel = Interrupting(faults=False)
-    with Reactor(kernel=kernel) as r:
+    r = Reactor(kernel=kernel)
+    for end in (lambda: r.run(lambda r: None), lambda: r.run_once(0.1), r.close):
         with pytest.raises(KeyboardInterrupt):
-            r.run(lambda r: None)
+            end()
         assert kernel.wakeup_fd == -1
-        assert kernel.takes_sigint()
+        assert has_default(kernel)
+    assert not kernel.files
 
 
 def test_a_handler_for_sigint_comes_before_ctrl_c(r):
@@ -741,20 +757,19 @@ def test_a_reactor_closed_in_a_copy_of_its_process_gives_the_signals_back_at_onc
 def test_a_run_that_cannot_take_or_give_back_the_signals_leaves_the_next_one_whole(call, count):
     kernel, bells = FailingKernel(call, errno.EINVAL, count), []
     with Reactor(kernel=kernel) as r:
-        begun = kernel.wakeup_fd, kernel.takes_sigint()
+        begun = kernel.wakeup_fd, has_default(kernel)
         try:
             r.run()
         except OSError:
             pass
-        r.run(lambda r: bells.append((kernel.wakeup_fd, kernel.takes_sigint())))
+        r.run(lambda r: bells.append((kernel.wakeup_fd, has_default(kernel))))
         assert bells == [(r._wakeup.bell_fileno(), False)]
         if (call, count) != ('signal', 2):
-            assert (kernel.wakeup_fd, kernel.takes_sigint()) == begun
+            assert (kernel.wakeup_fd, has_default(kernel)) == begun
 
 
-@pytest.mark.parametrize('call', ['set_wakeup_fd', 'signal'])
-def test_a_handler_that_cannot_be_added_leaves_nothing(call):
-    kernel = FailingKernel(call, errno.EINVAL)
+def test_a_handler_that_cannot_be_added_leaves_nothing():
+    kernel = FailingKernel('signal', errno.EINVAL)
     with Reactor(kernel=kernel) as r:
         with pytest.raises(OSError, match='simulated'):
             r.add_signal_handler(signal.SIGTERM, print)
@@ -765,10 +780,41 @@ def test_a_handler_that_cannot_be_added_leaves_nothing(call):
         assert bells == [r._wakeup.bell_fileno()]
 
 
+def test_a_run_that_is_refused_the_wakeup_descriptor_gives_sigint_back():
+    class Refusing(SimKernel):
+        refuses = True
+
+        def set_wakeup_fd(self, fd):
+            if self.refuses:
+                raise OSError(errno.EPERM, 'refused')
+            return super().set_wakeup_fd(fd)
+
+    kernel = Refusing(faults=False)
+    with Reactor(kernel=kernel) as r:
+        with pytest.raises(OSError, match='refused'):
+            r.run()
+        assert has_default(kernel)
+        kernel.refuses = False
+        assert r.run(lambda r: None) is True
+    assert has_default(kernel)
+    assert kernel.wakeup_fd == -1
+
+
+def test_a_handler_is_called_although_the_wakeup_descriptor_cannot_be_had():
+    kernel, heard = FailingKernel('set_wakeup_fd', errno.EBADF), []
+    with Reactor(kernel=kernel) as r:
+        handler = r.add_signal_handler(signal.SIGTERM, lambda: (heard.append(1), handler.close()))
+        kernel.at(kernel.time + 10**9, kernel.raise_signal, signal.SIGTERM)
+        assert r.run() is True
+    assert heard == [1]
+    assert kernel.wakeup_fd == -1
+
+
 @pytest.mark.parametrize('error', [errno.EAGAIN, errno.EPIPE, errno.EBADF])
 def test_a_foreign_wakeup_descriptor_that_takes_nothing_is_its_owners_affair(error):
     kernel, heard = FailingKernel('write', error), []
-    kernel.wakeup_fd = 99
+    theirs, _ = kernel.socketpair()
+    kernel.wakeup_fd = theirs.fileno()
     with Reactor(kernel=kernel) as r:
         handler = r.add_signal_handler(signal.SIGTERM, heard.append, 1)
         r.call_soon(kernel.raise_signal, signal.SIGTERM)
@@ -776,4 +822,467 @@ def test_a_foreign_wakeup_descriptor_that_takes_nothing_is_its_owners_affair(err
         r.run()
     assert heard == [1]
     assert kernel.failed == 'write'
-    assert kernel.wakeup_fd == 99
+    assert kernel.wakeup_fd == (-1 if error == errno.EBADF else theirs.fileno())  # somebody closed it
+
+
+# -- others who share the process
+
+
+def close_both(*socks):
+    for sock in socks:
+        sock.close()
+
+
+def test_a_foreign_wakeup_descriptor_whose_number_is_anothers_by_now_gets_nothing_and_is_not_put_back(r, sockets):
+    bell, sock = socket.socketpair()
+    bell.setblocking(False)
+    signal.set_wakeup_fd(bell.fileno(), warn_on_full_buffer=False)
+    r.add_signal_handler(SIGUSR1, int)
+    number = bell.fileno()
+    close_both(bell, sock)
+    taken = [sockets(), sockets()]  # connections of somebody else
+    assert number in [one.fileno() for pair in taken for one in pair]
+    signal.raise_signal(SIGUSR1)
+    turns(r, 2)
+    assert [drain(one) for pair in taken for one in pair] == [b''] * 4
+    r.clear_signal_handlers()
+    assert signal.set_wakeup_fd(-1) == -1
+
+
+@pytest.mark.parametrize('signum', [SIGUSR1, SIGINT])
+@pytest.mark.parametrize('first', [0, 1], ids=['in order', 'in reverse order'])
+def test_two_reactors_closed_in_any_order_give_back_what_was_there(signum, first):
+    before = signal.getsignal(signum)
+    reactors, heard = [Reactor(), Reactor()], []
+    for number, one in enumerate(reactors):
+        one.add_signal_handler(signum, heard.append, number)
+    reactors.pop(first).close()
+    signal.raise_signal(signum)
+    turns(reactors[0], 2)
+    assert heard == [1 - first]
+    reactors[0].close()
+    assert signal.getsignal(signum) is before
+
+
+def test_a_handler_installed_over_ours_stays_and_ours_is_silent_when_it_is_put_back_late():
+    def theirs(signum, frame):
+        heard.append('theirs')
+
+    def before(signum, frame):
+        heard.append('before')
+
+    heard, previous = [], signal.signal(SIGUSR1, before)
+    try:
+        with Reactor() as r:
+            r.add_signal_handler(SIGUSR1, heard.append, 'ours')
+            found = signal.signal(SIGUSR1, theirs)
+        signal.raise_signal(SIGUSR1)
+        found(SIGUSR1, None)  # they may call what they replaced
+        signal.signal(SIGUSR1, found)
+        signal.raise_signal(SIGUSR1)
+        assert heard == ['theirs', 'before', 'before']
+        assert signal.getsignal(SIGUSR1) is before
+    finally:
+        signal.signal(SIGUSR1, previous)
+
+
+def test_a_closed_reactors_handler_that_is_put_back_late_does_the_default():
+    kernel = SimKernel(faults=False)
+    with Reactor(kernel=kernel) as r:
+        r.add_signal_handler(signal.SIGTERM, print)
+        found = kernel.signal(signal.SIGTERM, signal.SIG_IGN)
+    kernel.signal(signal.SIGTERM, found)
+    kernel.raise_signal(signal.SIGTERM)
+    assert kernel.handlers[signal.SIGTERM] == signal.SIG_DFL
+    sent = [detail for _, what, _, detail in kernel.trace if what == 'signal']
+    assert sent == [signal.SIGTERM] * 2, 'the default was not asked for'
+
+
+def test_two_reactors_on_one_system_end_in_any_order():
+    for order in itertools.permutations(range(3)):
+        kernel, heard = SimKernel(faults=False), []
+        reactors = [Reactor(kernel=kernel) for _ in order]
+        for number, one in enumerate(reactors):
+            one.add_signal_handler(signal.SIGTERM, heard.append, number)
+        for ended, number in enumerate(order, 1):
+            reactors[number].close()
+            heard.clear()
+            kernel.raise_signal(signal.SIGTERM)
+            alive = sorted(order[ended:])
+            for other in alive:
+                reactors[other].run_once(0)
+            assert heard == alive
+        assert kernel.wakeup_fd == -1
+        assert kernel.handlers[signal.SIGTERM] == signal.SIG_DFL
+
+
+@pytest.mark.parametrize('raised', ['in this thread', 'by another thread'])
+def test_signals_are_heard_after_somebody_has_removed_the_wakeup_descriptor(r, raised):
+    log = []
+    r.add_signal_handler(SIGUSR1, lambda: (log.append(1), r.stop()))
+    too_late = r.call_later(10, r.stop)
+    signal.set_wakeup_fd(-1)
+    if raised == 'in this thread':
+        signal.raise_signal(SIGUSR1)
+        r.run_once(10)
+    else:
+        main = threading.main_thread().ident
+        threading.Timer(0.05, signal.pthread_kill, (main, SIGUSR1)).start()
+        r.run()
+    assert log == [1]
+    too_late.cancel()
+    r.clear_signal_handlers()
+
+
+def test_ctrl_c_is_heard_after_somebody_has_removed_the_wakeup_descriptor(r):
+    def silence():
+        signal.set_wakeup_fd(-1)
+        threading.Timer(0.05, signal.pthread_kill, (threading.main_thread().ident, SIGINT)).start()
+
+    too_late = r.call_later(10, r.stop)
+    r.call_soon(silence)
+    with pytest.raises(KeyboardInterrupt):
+        r.run()
+    too_late.cancel()
+
+
+def test_the_first_signal_after_that_installs_the_wakeup_descriptor_again(r):
+    r.add_signal_handler(SIGUSR1, int)
+    signal.set_wakeup_fd(-1)
+    signal.raise_signal(SIGUSR1)
+    found = signal.set_wakeup_fd(-1)
+    assert found == r._wakeup.bell_fileno()
+    r.clear_signal_handlers()
+
+
+def test_a_signal_reaches_a_loop_that_runs_in_another_thread(r):
+    heard = threading.Event()
+    r.add_signal_handler(SIGUSR1, lambda: (heard.set(), r.stop()))
+    thread = threading.Thread(target=r.run)
+    thread.start()
+    for _ in range(100):
+        signal.raise_signal(SIGUSR1)
+        if heard.wait(0.1):
+            break
+    thread.join()
+    r.clear_signal_handlers()
+
+
+def test_a_reactor_is_not_closed_in_another_thread_while_its_signals_are_installed(r):
+    r.add_signal_handler(SIGUSR1, int)
+    with pytest.raises(ReactorError, match='clear_signal_handlers'):
+        in_thread(r.close)
+    assert not r.watchers.closed
+    r.clear_signal_handlers()
+    in_thread(r.close)
+    assert r.watchers.closed
+
+
+def in_child(fn):
+    """Fork, call it there, and return how the child ended."""
+    pid = os.fork()
+    if not pid:
+        try:
+            fn()
+            os._exit(0)
+        finally:
+            os._exit(1)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+@pytest.mark.filterwarnings('ignore:.*multi-threaded, use of fork:DeprecationWarning')
+def test_a_forked_child_has_none_of_our_handlers_and_no_wakeup_descriptor(r, sockets):
+    def look():
+        assert signal.set_wakeup_fd(-1) == -1
+        assert signal.getsignal(SIGINT) is signal.default_int_handler
+        signal.raise_signal(SIGUSR1)
+
+    log = []
+    r.add_signal_handler(SIGUSR1, log.append, 1)
+    r.call_soon(lambda: log.append(in_child(look)))
+    turns(r, 2)
+    assert log == [-SIGUSR1]
+    signal.raise_signal(SIGUSR1)  # the parent's are as before
+    turns(r, 2)
+    assert log == [-SIGUSR1, 1]
+    r.clear_signal_handlers()
+
+
+@pytest.mark.filterwarnings('ignore:.*multi-threaded, use of fork:DeprecationWarning')
+def test_a_child_of_multiprocessing_can_be_terminated(r):
+    def begin():
+        child = multiprocessing.get_context('fork').Process(target=time.sleep, args=(60,))
+        child.start()
+        child.terminate()
+        child.join(10)
+        ended.append(child.exitcode)
+        child.kill()
+
+    ended = []
+    r.add_signal_handler(signal.SIGTERM, int)
+    r.call_soon(begin)
+    turns(r, 2)
+    assert ended == [-signal.SIGTERM]
+    r.clear_signal_handlers()
+
+
+@pytest.mark.filterwarnings('ignore:.*multi-threaded, use of fork:DeprecationWarning')
+def test_a_signal_that_reaches_a_child_before_our_handlers_are_gone_there_is_not_lost(r, monkeypatch):
+    r.add_signal_handler(SIGUSR1, int)
+    owner = Kernel.owners[-1]
+    give_back = owner.on_fork
+    owner.on_fork = lambda: (os.kill(os.getpid(), SIGUSR1), give_back())
+    assert in_child(int) == -SIGUSR1
+    r.clear_signal_handlers()
+    assert not signal.pthread_sigmask(signal.SIG_BLOCK, [])
+
+
+INSIDE = """
+import reactor, signal
+r = reactor.Reactor()
+done = []
+r.call_later(0.001, done.append, 'a timer')
+r.call_soon_threadsafe(done.append, 'a call')
+assert r.run() is True
+assert r.run_once(0) is False
+assert sorted(done) == ['a call', 'a timer'], done
+try:
+    r.add_signal_handler(signal.SIGTERM, print)
+except reactor.ReactorError as exc:
+    assert 'main interpreter' in str(exc), exc
+else:
+    raise AssertionError('a handler was added')
+assert not r.handles()
+assert r.remove_signal_handler(signal.SIGTERM) is False
+r.close()
+"""
+IN_SUB_INTERPRETER = f"""
+try:
+    import _interpreters as interpreters
+except ImportError:
+    import _xxsubinterpreters as interpreters
+import reactor, signal
+before = signal.getsignal(signal.SIGINT)
+one = interpreters.create()
+found = getattr(interpreters, 'run_string')(one, {INSIDE!r})
+assert not found, found
+interpreters.destroy(one)
+assert signal.getsignal(signal.SIGINT) is before
+assert signal.set_wakeup_fd(-1) == -1
+print('well')
+"""
+
+
+def test_a_reactor_runs_in_a_sub_interpreter_and_says_that_signals_are_not_for_it():
+    if not any(map(importlib.util.find_spec, ('_interpreters', '_xxsubinterpreters'))):
+        pytest.skip('this Python has no sub-interpreters')
+    done = subprocess.run([sys.executable, '-c', IN_SUB_INTERPRETER], capture_output=True, text=True, timeout=60)
+    assert done.stdout == 'well\n', done.stderr
+
+
+# -- Ctrl-C, wherever it arrives
+
+
+def test_ctrl_c_in_run_once_ends_it_between_two_callbacks_and_nothing_is_lost(r):
+    log = []
+
+    def interrupted():
+        signal.raise_signal(SIGINT)
+        log.append('finished')
+
+    for timeout in (None, 0):
+        r.call_soon(interrupted)
+        r.call_soon(log.append, 'kept')
+        with pytest.raises(KeyboardInterrupt):
+            r.run_once(timeout)
+        assert log == ['finished']
+        assert signal.getsignal(SIGINT) is signal.default_int_handler
+        r.run_once(timeout)
+        assert log == ['finished', 'kept']
+        log.clear()
+
+
+def test_ctrl_c_during_close_ends_every_connection_first(sockets):
+    ended = []
+
+    def on_close(conn, exc):
+        signal.raise_signal(SIGINT)
+        ended.append(conn)
+
+    r = Reactor()
+    conns = [r.adopt(sockets()[0], on_close=on_close) for _ in range(5)]
+    with pytest.raises(KeyboardInterrupt):
+        r.close()
+    assert sorted(map(id, ended)) == sorted(map(id, conns))
+    assert r.watchers.closed
+    assert signal.getsignal(SIGINT) is signal.default_int_handler
+
+
+def test_ctrl_c_ends_the_inner_one_of_two_loops_and_then_the_outer_one(r):
+    log = []
+
+    def inner(r):
+        signal.raise_signal(SIGINT)
+        log.append('finished')
+
+    def outer():
+        with Reactor() as another:
+            another.call_later(60, int)
+            try:
+                another.run(inner)
+            finally:
+                log.append('left')
+
+    r.call_soon(outer)
+    r.call_soon(log.append, 'kept')
+    with pytest.raises(KeyboardInterrupt):
+        r.run()
+    assert log == ['finished', 'left']
+    assert r.run() is True
+    assert log == ['finished', 'left', 'kept']
+
+
+def pressed_twice(frame_of):
+    """Have the installed handler of SIGINT called twice, as in the frame that is given."""
+    handler = signal.getsignal(SIGINT)
+    handler(SIGINT, frame_of)
+    handler(SIGINT, frame_of)
+
+
+class Pressing(selectors.DefaultSelector):
+    """In whose functions Ctrl-C is pressed twice, written by a user."""
+
+    pressing = False
+
+    def unregister(self, fileobj):
+        if self.pressing:
+            pressed_twice(sys._getframe())
+        return super().unregister(fileobj)
+
+    def select(self, timeout=None):
+        if self.pressing:
+            pressed_twice(sys._getframe())
+        return super().select(timeout)
+
+
+@pytest.mark.parametrize('written_by', ['the standard library', 'a user'])
+@pytest.mark.parametrize('called_by', ['the loop', 'a callback'])
+def test_a_second_ctrl_c_in_a_selector_that_we_called_breaks_nothing_off(written_by, called_by, sockets):
+    class Readers(set):
+        def discard(self, fd):
+            if r.watchers.selector.pressing:
+                pressed_twice(sys._getframe(1))  # in `selectors`
+            super().discard(fd)
+
+    r = Reactor(selector=Pressing() if written_by == 'a user' else selectors.SelectSelector())
+    if written_by != 'a user':
+        r.watchers.selector._readers = Readers(r.watchers.selector._readers)
+    ended = []
+    ours, theirs = sockets()
+    conn = r.adopt(ours, on_close=lambda conn, exc: ended.append(conn))
+
+    def press():
+        r.watchers.selector.pressing = True
+
+    r.watchers.selector.pressing = False
+    try:
+        if called_by == 'a callback':
+            r.call_soon(lambda: (press(), conn.pause_reading(), ended.append('whole')))
+        else:
+            press()
+            theirs.close()
+        with pytest.raises(KeyboardInterrupt):
+            r.run()
+        r.watchers.selector.pressing = False
+        assert ended == (['whole'] if called_by == 'a callback' else ended)
+        assert conn in list(r.watchers) or conn.closed
+        conn.abort()
+        r.run()
+        assert ended[-1] is conn
+    finally:
+        r.watchers.selector.pressing = False
+        r.close()
+
+
+def test_a_second_ctrl_c_in_a_function_that_a_callback_calls_raises_on_the_spot(r):
+    log = []
+
+    def deeper(depth):
+        if depth:
+            deeper(depth - 1)
+        signal.raise_signal(SIGINT)
+        log.append(depth)
+
+    def callback(conn):
+        json.loads('[1]', object_hook=print, parse_float=print)
+        deeper(1)
+
+    r.call_soon(callback, None)
+    with pytest.raises(KeyboardInterrupt):
+        r.run()
+    assert log == [0]
+
+
+def test_ctrl_c_as_run_begins_leaves_a_reactor_that_can_run(r):
+    """At each line before the callbacks."""
+    entered, before = [], sys.gettrace()
+    for n in range(200):
+        count = 0
+
+        def line(frame, event, arg, n=n):
+            nonlocal count
+            if event == 'line' and frame.f_code.co_filename.endswith(('loop.py', 'signals.py', 'claims.py')):
+                count += 1
+                if count == n + 1:
+                    sys.settrace(before)
+                    signal.getsignal(SIGINT)(SIGINT, frame)
+            return line
+
+        r.call_soon(entered.append, n)
+        sys.settrace(line)
+        try:
+            r.run()
+        except KeyboardInterrupt:
+            pass
+        finally:
+            sys.settrace(before)
+        assert r.run() is True
+        assert entered.pop() == n
+        assert not entered
+        assert signal.getsignal(SIGINT) is signal.default_int_handler
+        assert not Kernel.owners
+        if count <= n:
+            break
+    assert 30 < n < 199
+
+
+LOOP, STREAM, WATCHER = 'reactor.loop.loop', 'reactor.net.stream', 'reactor.loop.watcher'
+
+
+@pytest.mark.parametrize(
+    ('calls', 'raises'),
+    [
+        ([(LOOP, '_run_soon'), ('app', 'callback')], True),
+        ([(LOOP, '_run_soon'), ('app', 'callback'), ('ssl', 'read')], True),
+        ([(LOOP, '_dispatch'), (STREAM, 'handle_read'), ('app', 'on_data')], True),
+        ([(LOOP, 'close'), (LOOP, '_run_exit_callbacks'), ('app', 'callback')], True),
+        ([(LOOP, '_run_soon'), ('app', 'callback'), (LOOP, 'run'), (LOOP, '_run_soon'), ('app', 'inner')], True),
+        ([(LOOP, '_run_soon')], False),
+        ([(LOOP, '_run_soon'), ('app', 'callback'), (STREAM, 'write')], False),
+        ([(LOOP, '_run_soon'), ('app', 'callback'), (STREAM, 'write'), ('app', 'its_own_socket')], False),
+        ([(LOOP, '_dispatch'), ('reactor.net.tls', 'handle_read'), ('ssl', 'read')], False),
+        ([(LOOP, '_run_completions'), (WATCHER, 'remove'), ('selectors', 'unregister')], False),
+        ([(LOOP, '_run_completions'), (WATCHER, 'remove'), ('app', 'unregister')], False),
+        ([(LOOP, '_turn'), (LOOP, '_poll'), ('app', 'select')], False),
+        ([('app', 'main')], False),
+    ],
+    ids=lambda value: '-'.join(name for _, name in value) if isinstance(value, list) else None,
+)
+def test_a_second_ctrl_c_raises_only_where_no_frame_of_ours_lies_between(calls, raises):
+    """In frames of these modules and functions, the outermost first."""
+    inner = None
+    for module, name in reversed(calls):
+        scope = {'__name__': module, '_called': inner, '_in_callback': _in_callback, 'sys': sys}
+        exec(f'def {name}(): return _called() if _called else _in_callback(sys._getframe())', scope)
+        inner = scope[name]
+    assert inner() is raises

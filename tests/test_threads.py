@@ -460,3 +460,26 @@ def test_a_call_that_is_cancelled_as_its_thread_begins_is_never_made_without_its
         r._threads._queue.append(ClosedBetween(delete, ('/tmp/x',)))
         r._threads._work()
     assert called in ([], ['/tmp/x'])
+
+
+def test_a_thread_without_memory_for_its_answer_gives_it_later_and_is_not_counted_as_running_for_ever(r, monkeypatch):
+    class Short(deque):
+        """A queue for whose entries there is no memory, at first."""
+
+        failures = 0
+
+        def append(self, item):
+            if self.failures:
+                self.failures -= 1
+                raise MemoryError
+            super().append(item)
+
+    r._wakeup.calls = calls = Short()
+    answers = []
+    for number in range(3 * THREADS):
+        calls.failures = 2
+        r.run_in_thread(int, number, on_done=lambda result, error: answers.append((result, error)))
+        run_until(r, lambda expected=number + 1: len(answers) == expected)
+    assert answers == [(number, None) for number in range(3 * THREADS)]
+    run_until(r, lambda: not pool_threads())
+    run_until(r, lambda: not r._threads._running)

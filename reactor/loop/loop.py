@@ -158,11 +158,8 @@ class Loop:
         if main is not None:
             callback('main', main)
         self._enter()
-        self._main_error = None
-        in_main_thread = self._kernel.in_main_thread()
         try:
-            if in_main_thread:
-                self._signals.enter()
+            self._main_error = None
             if main is not None:
                 self.call_soon(self._run_main, main)
             self._turn_began = self._clock()
@@ -178,12 +175,7 @@ class Loop:
             self._cut_short = True
             raise
         finally:
-            self._stopping = False
-            self.watchers.thread = None
-            if in_main_thread:
-                self._signals.leave()
-            if self._signals.interrupted:  # too late to be raised between two callbacks, but not lost
-                self._signals.raise_interrupt()
+            self._leave()
 
     def run_once(self, timeout: float | None = None) -> bool:
         """Run one turn that waits at most `timeout` seconds (None: until something happens); for embedding.
@@ -191,7 +183,7 @@ class Loop:
         Returns whether something is left to wait for, and False after `stop`. Never waits when nothing is left. Raises
         as `run` does.
         """
-        self._enter()
+        self._enter(timeout != 0)
         try:
             self._turn_began = self._clock()
             self._turn(timeout if self._alive() and not self._stopping else 0)
@@ -200,8 +192,7 @@ class Loop:
             self._cut_short = True
             raise
         finally:
-            self._stopping = False
-            self.watchers.thread = None
+            self._leave()
 
     def stop(self) -> None:
         """Have `run` return at the end of this turn; what is left to do waits for the next `run`."""
@@ -220,6 +211,7 @@ class Loop:
             return
         steps: tuple[Callable[[], object], ...] = (self._signals.give_back,)
         if not self._forked():
+            self._signals.check_thread()
             self._enter()
             steps = (self._run_exit_callbacks, self._signals.clear, self.timers.clear, self._end_handles)
         try:
@@ -235,7 +227,7 @@ class Loop:
                 raise error
         finally:
             self.watchers.closed = self._guarded = True
-            self.watchers.thread = None
+            self._signals.release_wakeup()  # before the number of the doorbell is another's
             self.timers.clear()
             self._soon.clear()
             self._wakeup.calls.clear()
@@ -243,6 +235,7 @@ class Loop:
             # First the selector: unregistering from an epoll that a fork shares would unregister it for both.
             self.watchers.selector.close()
             self._wakeup.close()
+            self._leave()
 
     def add_exit_callback(self, fn: Callable[..., object], *args: Any) -> None:
         """Have `close` call `fn(*args)` before it closes anything; the last added is called first."""
@@ -372,8 +365,6 @@ class Loop:
         """
         self._check(fn)
         whole('signum', signum, 1, MOST_SIGNUM, 'number of a signal')
-        if not self._kernel.in_main_thread():
-            raise ReactorError('signal handlers can be added in the main thread only')
         return self._signals.add(signum, fn, args)
 
     def remove_signal_handler(self, signum: int) -> bool:
@@ -595,7 +586,7 @@ class Loop:
             self._soon or self.watchers.referenced or self.completions or self.timers.referenced or self._wakeup.calls
         )
 
-    def _enter(self) -> None:
+    def _enter(self, sleeps: bool = True) -> None:
         if self.watchers.closed:
             raise HandleClosed('this reactor is closed; make a new one')
         if self.watchers.thread is not None:
@@ -605,7 +596,13 @@ class Loop:
             )
         if self._forked():
             raise ReactorError('this reactor belongs to the process that forked this one; make a new one here')
+        self._signals.enter(sleeps)  # before anything is changed: from here on Ctrl-C is raised between callbacks only
         self.watchers.thread = self._kernel.thread()
+
+    def _leave(self) -> None:
+        self._stopping = False
+        self.watchers.thread = None
+        self._signals.leave()  # last: from here on Ctrl-C is raised wherever we are
 
     def _forked(self) -> bool:
         return self._kernel.pid() != self._pid

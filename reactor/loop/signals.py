@@ -1,10 +1,11 @@
 """Signals, delivered as callbacks inside the loop.
 
-Owns the handlers, a flag for each signal and, while it needs it, Python's wakeup descriptor. Knows nothing of turns.
-The rule: what runs in signal context sets a flag and touches nothing else; the callback runs in the loop, later.
+Owns the signal handlers of a loop, a flag for each signal, and SIGINT while the loop runs. Knows nothing of turns. The
+rule: what runs in signal context sets a flag, rings the doorbell and touches nothing else; the callback runs in the
+loop, later. What is installed in the process, and how it is given back, is in `claims`.
 
-Without `set_wakeup_fd` a signal does not end a `select` that waits: PEP 475 retries it. Another library's wakeup
-descriptor is remembered, gets the bytes that are its, and is put back.
+Without a wakeup descriptor a signal does not end a `select` that waits: PEP 475 retries it. Others may take ours away,
+so the handler rings the doorbell as well. It runs before the retry, which then returns at once.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 from signal import NSIG, SIGINT
 
 from ..errors import ReactorError
+from .claims import InterruptClaim, SignalClaim, WakeupClaim, living
 from .watcher import Handle
 
 TYPE_CHECKING = False
@@ -26,20 +28,24 @@ if TYPE_CHECKING:
     from .wakeup import Call, Wakeup
 
 _PACKAGE = __name__.rpartition('.')[0].rpartition('.')[0] + '.'
+# Whatever the user is called for, one of these functions is below it on the stack.
+_PHASES = {'_dispatch', '_run_timers', '_run_soon', '_run_completions', '_run_exit_callbacks'}
+# Modules of the standard library that are written in Python and that the reactor calls.
+_CALLED = {'logging', 'os', 'selectors', 'signal', 'socket', 'ssl', 'subprocess', 'threading'}
 
 
 class SignalHandler(Handle):
     """A callback for a signal, as returned by `add_signal_handler`; `close` restores what was installed before."""
 
-    __slots__ = ('_signals', 'args', 'fn', 'previous', 'signum')
+    __slots__ = ('_signals', 'args', 'claim', 'fn', 'signum')
 
-    def __init__(self, loop: Loop, signals: Signals, signum: int, previous: Any) -> None:
+    def __init__(self, loop: Loop, signals: Signals, claim: SignalClaim) -> None:
         self.loop = loop
         self.since = loop.now
-        self.signum = signum
+        self.signum = claim.signum
+        self.claim = claim
         self.fn: Callable[..., object] | None = None
         self.args: tuple[Any, ...] = ()
-        self.previous = previous
         self._signals = signals
         loop.watchers.park(self)
 
@@ -67,11 +73,11 @@ class Signals:
     """The signal handlers of one loop."""
 
     __slots__ = (
-        '_default_interrupt',
-        '_foreign',
+        '_claim',
         '_handlers',
-        '_holds',
+        '_holds_wakeup',
         '_in_run',
+        '_interrupts',
         '_kernel',
         '_loop',
         '_raised',
@@ -89,21 +95,29 @@ class Signals:
         self._handlers: dict[int, SignalHandler] = {}
         self._raised = bytearray(NSIG)
         self._in_run = False
-        self._holds = 0  # who needs the wakeup descriptor: each handler, and `run`
-        self._foreign = -1
-        self._default_interrupt: Any = None
+        self._holds_wakeup = False  # `run` does; each handler holds it, too
+        self._interrupts: InterruptClaim | None = None  # while the loop has SIGINT
+        self._claim = WakeupClaim(kernel, wakeup, self.give_back)
+        wakeup.on_bytes = self.collect
+        wakeup.on_replaced = self._claim.check
 
     def add(self, signum: int, fn: Callable[..., object], args: tuple[Any, ...]) -> SignalHandler:
         """Bind a callback, in place of an earlier one; OSError or ValueError for a signal that cannot be caught."""
+        if not self._kernel.in_main_thread():
+            raise ReactorError(
+                'add_signal_handler was called in another thread than the main one, or in a sub-interpreter; Python '
+                'takes handlers in the main thread of the main interpreter only: add it there'
+            )
         handler = self._handlers.get(signum)
         if handler is None:
+            handler = SignalHandler(self._loop, self, SignalClaim(self._kernel, signum, self._note))
             try:
-                self._hold()
-                previous = self._kernel.signal(signum, self._note)
+                self._handlers[signum] = handler
+                self._claim.acquire()
+                handler.claim.install()
             except BaseException:
-                self._release()
+                self._forget(handler)
                 raise
-            handler = self._handlers[signum] = SignalHandler(self._loop, self, signum, previous)
         handler.fn, handler.args = fn, args
         return handler
 
@@ -112,57 +126,80 @@ class Signals:
         handler = self._handlers.get(signum)
         if handler is None:
             return False
-        if not self._kernel.in_main_thread():
-            raise ReactorError('signal handlers can be removed in the main thread only')
-        # None: the previous handler was not installed from Python and cannot be put back.
-        self._kernel.signal(signum, handler.previous if handler.previous is not None else 0)
-        del self._handlers[signum]
-        self._raised[signum] = 0
-        handler.fn, handler.args = None, ()
-        self._loop.watchers.remove(handler)
-        self._release()
-        if signum == SIGINT and self._in_run and self._default_interrupt is None:
+        self.check_thread()
+        self._forget(handler)
+        if signum == SIGINT and self._in_run and self._interrupts is None:
             self._take_interrupt()
         return True
+
+    def _forget(self, handler: SignalHandler) -> None:
+        handler.claim.drop()
+        del self._handlers[handler.signum]
+        self._raised[handler.signum] = 0
+        handler.fn, handler.args = None, ()
+        self._loop.watchers.remove(handler)
+        self._claim.release()
 
     def clear(self) -> None:
         """Remove them all."""
         for signum in list(self._handlers):
             self.remove(signum)
 
-    def enter(self) -> None:
-        """`run` begins in the main thread: signals end its sleep, and SIGINT is raised between callbacks."""
-        self._hold()
-        self._in_run = True
-        self._take_interrupt()
+    def check_thread(self) -> None:
+        """ReactorError when there are handlers and the caller cannot remove them."""
+        if self._handlers and not self._kernel.in_main_thread():
+            raise ReactorError(
+                'signal handlers can be removed in the main thread only; call clear_signal_handlers() there first'
+            )
+
+    def enter(self, sleeps: bool) -> None:
+        """The loop begins to run: in the main thread SIGINT is raised between callbacks, and signals end its sleep."""
+        if self._kernel.in_main_thread():
+            self.interrupted = False
+            self._take_interrupt()  # first: from here on no SIGINT is raised where it would leave half a state
+            try:
+                self._in_run = True
+                if sleeps:  # else the flags are enough, and an embedder's run_once(0) costs a third less
+                    self._holds_wakeup = True
+                    self._claim.acquire()
+            except BaseException:
+                self.leave()
+                raise
 
     def _take_interrupt(self) -> None:
-        if self._kernel.takes_sigint():
-            self._default_interrupt = self._kernel.signal(SIGINT, self._interrupt)
+        kernel = self._kernel
+        found = living(kernel.getsignal(SIGINT))
+        # Another reactor has it when this one runs inside one of its callbacks: Ctrl-C is for the inner one then.
+        if found is kernel.default_int_handler or type(found) is InterruptClaim:
+            self._interrupts = InterruptClaim(kernel, SIGINT, self._interrupt)
+            try:
+                self._interrupts.install()
+            except OSError:
+                pass  # forbidden by a sandbox: then Ctrl-C is Python's, wherever it comes
+
+    def release_wakeup(self) -> None:
+        """Give the wakeup descriptor back, as the first half of `leave`."""
+        if self._holds_wakeup:
+            self._holds_wakeup = False
+            self._claim.release()
 
     def leave(self) -> None:
-        """`run` ends: undo `enter`, as far as it came."""
-        self._in_run = False
+        """The loop ends to run: undo `enter`, and raise what came too late to be raised between two callbacks."""
         try:
-            self._release()
+            self.release_wakeup()
         finally:
-            self._give_interrupt_back()  # last: from here on SIGINT is raised wherever we are
-
-    def _give_interrupt_back(self) -> None:
-        if self._default_interrupt is not None:
-            if SIGINT in self._handlers:
-                self._handlers[SIGINT].previous = self._default_interrupt
-            else:
-                found = self._kernel.signal(SIGINT, self._default_interrupt)
-                if found != self._interrupt:
-                    self._kernel.signal(SIGINT, found)  # somebody installed theirs meanwhile: it stays
-            self._default_interrupt = None
+            self._in_run = False
+            interrupts, self._interrupts = self._interrupts, None
+            if interrupts is not None:
+                interrupts.drop()  # last: from here on SIGINT is raised wherever we are
+        if self.interrupted:
+            self.raise_interrupt()
 
     def give_back(self) -> None:
-        """In a fork, perhaps in the middle of `run`: have nothing of this process's any more."""
+        """In a fork, perhaps in the middle of `run`: release everything that is installed in the process."""
+        self.interrupted = False
         self.clear()
-        if self._in_run:
-            self.leave()
+        self.leave()
 
     def raise_interrupt(self) -> None:
         """Called by the loop, between two callbacks, when `interrupted` is set."""
@@ -177,43 +214,53 @@ class Signals:
                 raised[signum] = 0
                 self._soon.append((handler.handle_signal, ()))
         data = data.replace(b'\0', b'')  # our own doorbell
-        if data and self._foreign >= 0:
-            try:
-                self._kernel.write(self._foreign, data)
-            except OSError:
-                pass  # full or gone: its owner's affair, and a doorbell all the same
+        if data:
+            self._claim.pass_on(data)
 
     def _note(self, signum: int, frame: FrameType | None) -> None:
         self._raised[signum] = 1
+        self._ring()
         handler = self._handlers.get(signum)
-        if handler is not None and getattr(handler.previous, '__func__', None) is Signals._note:
-            handler.previous(signum, frame)  # another reactor's
+        below = living(handler.claim.previous) if handler is not None else None
+        if type(below) is SignalClaim:
+            below(signum, frame)  # another reactor's
 
     def _interrupt(self, signum: int, frame: FrameType | None) -> None:
-        # The second time inside one callback the user means it. Not in our own code, which it would leave half done.
-        if self.interrupted and frame is not None and not frame.f_globals.get('__name__', '').startswith(_PACKAGE):
+        # The second time inside one callback the user means it.
+        if self.interrupted and _in_callback(frame):
             self.raise_interrupt()
         self.interrupted = True
+        self._ring()
 
-    def _hold(self) -> None:
-        self._holds += 1  # first: whoever fails here lets go as well
-        if self._holds == 1:
-            self._foreign = self._kernel.set_wakeup_fd(self._wakeup.bell_fileno())
-            self._wakeup.on_bytes = self.collect
-            self._wakeup.on_replaced = self._hold_on
+    def _ring(self) -> None:
+        if self._wakeup.ring():
+            self._claim.check()
 
-    def _hold_on(self) -> None:
-        # The number that Python has may be another's by now.
-        if self._holds and self._kernel.in_main_thread():
-            self._kernel.set_wakeup_fd(self._wakeup.bell_fileno())
 
-    def _release(self) -> None:
-        self._holds -= 1
-        if not self._holds:
-            try:
-                found = self._kernel.set_wakeup_fd(self._foreign)
-            except (OSError, ValueError):
-                found = self._kernel.set_wakeup_fd(-1)  # its owner closed it
-            if found != self._wakeup.bell_fileno():
-                self._kernel.set_wakeup_fd(found)  # somebody installed theirs meanwhile: it stays
-            self._foreign = -1
+def _in_callback(frame: FrameType | None) -> bool:
+    """Whether this is the user's code, and no frame of ours lies between it and the callback that we called.
+
+    A frame of ours would be left half done by an exception, and so would a function of the standard library that we
+    called: that of a selector, which then knows a descriptor that the kernel does not.
+    """
+    called = None
+    while frame is not None and not _is_ours(frame):
+        called, frame = frame, frame.f_back
+    if called is None or frame is None or _module(called) in _CALLED or frame.f_code.co_name == '_poll':
+        return False
+    if _module(frame) == _PACKAGE + 'loop.watcher':
+        return False  # a selector of the user's own
+    while frame is not None and _is_ours(frame):
+        if frame.f_code.co_name in _PHASES:
+            return True
+        frame = frame.f_back
+    return False  # the user has called us
+
+
+def _is_ours(frame: FrameType) -> bool:
+    return _module(frame).startswith(_PACKAGE)
+
+
+def _module(frame: FrameType) -> str:
+    name: str = frame.f_globals.get('__name__', '')
+    return name

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 THREADS = 4  # libuv's default; more would only help look-ups that wait for distant name servers
 QUEUE_LIMIT = 1000  # calls waiting for a thread
+RETRY = 0.01  # seconds before a thread without memory for its answer tries again
 
 
 class ThreadCall(Handle):
@@ -124,7 +125,6 @@ class ThreadPool:
 
     def _work(self) -> None:
         # In a thread.
-        tell = self._loop.call_soon_threadsafe
         try:
             while True:
                 try:
@@ -140,11 +140,24 @@ class ThreadPool:
                     result = fn(*args)
                 except BaseException as exc:
                     error = exc
-                tell(call.handle_done, result, error)
+                self._tell(call, result, error)
                 del call, fn, args, result, error  # nothing of a call outlives it here
-            tell(self._thread_ended)
+            self._tell(None)
         except ReactorError:
             pass  # the loop was closed meanwhile, and with it all of its calls
+
+    def _tell(self, call: ThreadCall | None, result: Any = None, error: BaseException | None = None) -> None:
+        # Of a call, or of the end of this thread: a thread that dies untold would be counted as running for ever.
+        while True:
+            try:
+                if call is None:
+                    self._loop.call_soon_threadsafe(self._thread_ended)
+                else:
+                    self._loop.call_soon_threadsafe(call.handle_done, result, error)
+            except MemoryError:
+                self._kernel.sleep(RETRY)
+            else:
+                return
 
     def _thread_ended(self) -> None:
         self._running -= 1

@@ -86,12 +86,29 @@ class Wakeup(Handle):
     def call(self, fn: Callable[..., object], args: tuple[Any, ...]) -> None:
         """Queue a call, from any thread."""
         self.calls.append((fn, args))
-        # The flag goes up before the byte and down before the queue is taken: whoever finds it up was queued in time.
         if not self._rung:
-            self._rung = True
             self._ring()
 
+    def ring(self) -> bool:
+        """Wake the loop, for a signal whose flag is set; returns False when it is woken already. Raises nothing."""
+        if self._rung:
+            return False
+        try:
+            self._ring()
+        except HandleClosed:
+            pass  # it sleeps no more
+        return True
+
     def _ring(self) -> None:
+        # The flag goes up before the byte and down before the queue is taken: whoever finds it up was queued in time.
+        try:
+            self._rung = True
+            self._send_byte()
+        except BaseException:
+            self._rung = False  # Ctrl-C: without the byte the flag would keep all others from ringing, for ever
+            raise
+
+    def _send_byte(self) -> None:
         for tries_left in range(RING_TRIES, -1, -1):
             try:
                 self._bell.send(b'\0')

@@ -13,6 +13,7 @@ from heapq import heappop, heappush
 from ipaddress import ip_address
 from random import Random
 from socket import AF_INET, AF_INET6, AF_UNIX, AI_NUMERICHOST, EAI_AGAIN, EAI_NONAME, SOCK_STREAM, gaierror
+from sys import _getframe
 
 from ..kernel import ONLY_ERROR, Kernel
 from .faults import Faults
@@ -91,6 +92,7 @@ class SimKernel(Kernel):
         self.reads: dict[File, int] = {}  # in this turn, of each file: bytes, datagrams, clients
         self.on_turn: Callable[[float | None], object] = _nothing
         self.wakeup_fd = -1
+        self.owners: list[Any] = []  # type: ignore[misc]  # of this process alone
         self.handlers: dict[int, Any] = {signal.SIGINT: signal.default_int_handler}
         self.hosts = {**HOSTS, **(hosts or {})}
         self.silent: set[str] = set()  # hosts that never answer
@@ -183,7 +185,7 @@ class SimKernel(Kernel):
             bell.send(bytes((signum,)))
         handler = self.handlers.get(signum)
         if callable(handler):
-            handler(signum, None)
+            handler(signum, _getframe())
 
     def at(self, time: int, fn: Callable[..., object], *args: Any) -> None:
         """Have something happen at a time, in ns."""
@@ -539,8 +541,15 @@ class SimKernel(Kernel):
         before, self.handlers[signum] = self.handlers.get(signum, signal.SIG_DFL), handler
         return before
 
-    def takes_sigint(self) -> bool:
-        return self.handlers[signal.SIGINT] is signal.default_int_handler
+    def getsignal(self, signum: int) -> Any:
+        return self.handlers.get(int(signum), signal.SIG_DFL)
+
+    def watch_forks(self) -> None:
+        """Nothing: a simulated process is not forked."""
+
+    def identity(self, fd: int) -> Any:
+        file = self.files.get(fd)
+        return None if file is None else file.number
 
     def write(self, fd: int, data: bytes) -> int:
         self.call('write', fd)

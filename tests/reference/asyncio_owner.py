@@ -1,0 +1,47 @@
+"""An asyncio loop among the owners of `tests/owners.py`: the one program of the project's tests that imports asyncio.
+
+It has its signals from the bytes of the wakeup descriptor. When it ends, it installs the default of its signal and
+removes the wakeup descriptor, whatever is installed by then.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from pathlib import Path
+
+sys.path[:0] = [str(Path(__file__).parent.parent)]
+
+import owners  # noqa: E402
+
+
+class Asyncio(owners.Silencing):
+    """A loop with a signal handler, from its making to its close."""
+
+    handles = True
+    by_byte = True
+
+    def begin(self) -> None:
+        self.loop = asyncio.new_event_loop()
+        self.loop.add_signal_handler(self.cell.signum, self.note)
+
+    def end(self) -> None:
+        self.loop.close()
+
+    def fileno(self) -> int:
+        number: int = self.loop._csock.fileno()
+        return number
+
+    def turn(self) -> None:
+        self.loop.call_soon(self.loop.stop)
+        self.loop.run_forever()
+
+    def bytes_waiting(self) -> bytes:
+        self.turn()
+        self.turn()
+        return bytes((self.cell.signum,)) if self.heard else b''
+
+
+if __name__ == '__main__':
+    owners.KINDS['Asyncio'] = Asyncio
+    owners.main(lambda kinds: Asyncio in kinds)
