@@ -184,6 +184,17 @@ class Peer:
         if self.rng.random() < 0.5:
             self._end_connection()
 
+    def _politely(self) -> None:
+        """What every peer may do: small records, new keys, and data behind them."""
+        if self.rng.random() < 0.5:
+            for _ in range(20):
+                self.tls.write(b'~')
+        elif self.tls.version() == 'TLSv1.3':
+            for _ in range(8):
+                ENGINE.update_keys(self.tls, self.rng.random() < 0.5)
+        self.send()
+        self.say(b'polite\n')
+
     def _deaf(self) -> None:
         """Read nothing more."""
         self.conn.pause_reading()

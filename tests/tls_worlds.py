@@ -1,8 +1,8 @@
 """Worlds in which some talk TLS as they should, others do not, and all are in one room.
 
-Owns the room, its members, and what has to hold. The room sends each line to every member in the same callback, heedless
-of what `write` returns: what one member does must not be felt by another. The rules are the laws of the design, and none
-asks how TLS is done here: records are counted by OpenSSL itself, as it tells a context's message callback.
+Owns the room, its members, and what has to hold. The room sends each line to all members in one callback, whatever
+`write` returns: what one member does must not be felt by another. The rules are the laws of the design, and none asks
+how TLS is done here: records are counted by OpenSSL itself, in the message callback of a context.
 
     law 1  every connection ends once: the ledger of the simulation
     law 2  no call raises what its docstring does not name, whatever the peer has done
@@ -54,7 +54,7 @@ class Room:
         self.joined = 0
         self.records: Counter[Any] = Counter()  # that OpenSSL has read in this turn, by SSL object
         self.goal = world.expect('every good client has heard everything, and has ended')
-        self.left = self.good
+        self.left = self.good  # to end
         self.peers: list[Peer] = []
         self.limit = rng.choice((32, None))
         self.server_context, self.client_context = rng.choice(contexts.servers), rng.choice(contexts.clients)
@@ -64,6 +64,9 @@ class Room:
             self.join_good(number)
         for _ in range(rng.randrange(1, 4)):
             self.join_hostile()
+        self.polite: list[Peer] = []
+        for _ in range(rng.randrange(3)):
+            self.join_polite()
         self.outward = None
         if rng.random() < 0.7:
             self.dial_out()
@@ -92,6 +95,9 @@ class Room:
                 conn.pause_reading()
                 self.r.call_later(conn.data.random() * 3, self.resume, conn)
             self.send_to_all(data)
+            kind = any(word in data for word in (b'good', b'polite', b'~'))
+            if conn.data is not None and not kind and conn.data.random() < 0.05:
+                conn.close() if conn.data.random() < 0.5 else conn.write_eof()
 
         def on_close(conn: Any, exc: BaseException | None) -> None:
             self.members.pop(conn, None)
@@ -115,7 +121,10 @@ class Room:
                 if way == 3:
                     self.ask(member)
             except Exception as exc:
-                if not (isinstance(exc, ConnectionClosed) and member.record.closed_by):
+                ended = (
+                    member.record.closed_by or (member.writer is not None and member.writer.ended) or member.tls.last
+                )
+                if not (isinstance(exc, ConnectionClosed) and ended):
                     self.world.fail(f'law 2: a write to connection {member.record.number} raised {exc!r}')
 
     def ask(self, member: Any) -> None:
@@ -153,17 +162,45 @@ class Room:
         def on_close(conn: Any, exc: BaseException | None) -> None:
             if not self.world.faulty and (exc is not None or heard.count(b'good line') != self.good * LINES):
                 self.world.fail(f'law 8: good client {number} heard {bytes(heard[-50:])!r} and ended with {exc!r}')
-            self.left -= 1
-            if not self.left:
-                self.goal.met()
-                self.end()
+            self.one_less()
 
         calls = {'on_connect': on_connect, 'on_data': on_data, 'on_close': on_close}
         context = self.contexts.clients[self.server_context.maximum_version == TLS_1_3]
         conn = self.r.connect_tcp(*self.address, ssl=context, server_hostname='localhost', idle_timeout=60, **calls)
         self.talkers = [*getattr(self, 'talkers', ()), conn]
 
+    def one_less(self) -> None:
+        self.left -= 1
+        if not self.left:
+            self.goal.met()
+            self.end()
+
+    def join_polite(self) -> None:
+        """A client that does what few do, and all may: it has to hear everything, too."""
+        self.left += 1
+        peer = Peer(self.contexts.clients[self.server_context.maximum_version == TLS_1_3], False, self.rng)
+
+        def on_data(conn: Any, data: bytes) -> None:
+            peer.received(data)
+            if peer.heard.count(b'good line') == self.good * LINES:
+                peer.do('close_notify')
+                conn.close()
+
+        def on_close(conn: Any, exc: BaseException | None) -> None:
+            peer.conn = None
+            if not self.world.faulty and peer.heard.count(b'good line') != self.good * LINES:
+                self.world.fail(f'law 8: a polite client heard {bytes(peer.heard[-50:])!r} and ended with {exc!r}')
+            self.one_less()
+
+        calls = {'on_connect': peer.join, 'on_data': on_data, 'on_close': on_close, 'idle_timeout': 60}
+        conn = self.r.connect_tcp(*self.address, **calls)
+        conn.record.raw = True
+        self.polite.append(peer)
+
     def begin(self) -> None:
+        for peer in self.polite:
+            for _ in range(3):
+                self.r.call_later(self.rng.choice((1, 1, 2, 3)), peer.do, 'politely')
         for number, conn in enumerate(self.talkers):
             for line in range(LINES):
                 self.r.call_later(self.rng.choice((1, 1, 2, 3)), self.say, conn, b'good line %d %d\n' % (number, line))
