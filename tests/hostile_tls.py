@@ -70,8 +70,10 @@ class Peer:
         self.tls = context.wrap_bio(self._incoming, self._outgoing, server_side, None if server_side else 'localhost')
         self.rng = rng
         self.conn: Any = None
+        self.record: Any = None  # of its connection, in a simulation
         self.heard = bytearray()
         self.ready = self.over = False
+        self.farewell = False  # whether it has ended its TLS stream as it should
         self._flips = False  # whether a bit of what is sent next is changed
 
     def join(self, conn: Any) -> None:
@@ -180,6 +182,7 @@ class Peer:
             self.tls.unwrap()
         except ssl.SSLError:
             pass
+        self.farewell = True
         self.send()
         if self.rng.random() < 0.5:
             self._end_connection()

@@ -101,10 +101,20 @@ class Room:
 
         def on_close(conn: Any, exc: BaseException | None) -> None:
             self.members.pop(conn, None)
+            self.check_cut(conn, exc)
             self.send_to_all(b'somebody has left\n')
 
         calls = {'on_connect': on_connect, 'on_data': on_data, 'on_close': on_close}
         return {**calls, 'max_buffered': MAX_BUFFERED, 'max_empty_records': self.limit, 'linger': 5}
+
+    def check_cut(self, conn: Any, exc: BaseException | None) -> None:
+        """A connection that ends before the TLS stream is an error: somebody may have cut it."""
+        end = conn.record.end
+        if exc is None and conn.record.closed_by is None and conn.tls.last is None and end is not None:
+            other = self.r.ledger.by_end.get(end.peer)
+            for peer in (*self.peers, *self.polite):
+                if other is not None and peer.record is other and not peer.farewell:
+                    self.world.fail(f'connection {conn.record.number} was cut short, and on_close says None')
 
     def send_to_all(self, data: bytes) -> None:
         for member in list(self.members):
@@ -156,11 +166,11 @@ class Room:
 
         def on_data(conn: Any, data: bytes) -> None:
             heard.extend(data)
-            if heard.count(b'good line') == self.good * LINES:
+            if heard.count(b'$') == self.good * LINES:
                 conn.close()
 
         def on_close(conn: Any, exc: BaseException | None) -> None:
-            if not self.world.faulty and (exc is not None or heard.count(b'good line') != self.good * LINES):
+            if not self.world.faulty and (exc is not None or heard.count(b'$') != self.good * LINES):
                 self.world.fail(f'law 8: good client {number} heard {bytes(heard[-50:])!r} and ended with {exc!r}')
             self.one_less()
 
@@ -182,19 +192,20 @@ class Room:
 
         def on_data(conn: Any, data: bytes) -> None:
             peer.received(data)
-            if peer.heard.count(b'good line') == self.good * LINES:
+            if peer.heard.count(b'$') == self.good * LINES:
                 peer.do('close_notify')
                 conn.close()
 
         def on_close(conn: Any, exc: BaseException | None) -> None:
             peer.conn = None
-            if not self.world.faulty and peer.heard.count(b'good line') != self.good * LINES:
+            if not self.world.faulty and peer.heard.count(b'$') != self.good * LINES:
                 self.world.fail(f'law 8: a polite client heard {bytes(peer.heard[-50:])!r} and ended with {exc!r}')
             self.one_less()
 
         calls = {'on_connect': peer.join, 'on_data': on_data, 'on_close': on_close, 'idle_timeout': 60}
         conn = self.r.connect_tcp(*self.address, **calls)
         conn.record.raw = True
+        peer.record = conn.record
         self.polite.append(peer)
 
     def begin(self) -> None:
@@ -203,13 +214,15 @@ class Room:
                 self.r.call_later(self.rng.choice((1, 1, 2, 3)), peer.do, 'politely')
         for number, conn in enumerate(self.talkers):
             for line in range(LINES):
-                self.r.call_later(self.rng.choice((1, 1, 2, 3)), self.say, conn, b'good line %d %d\n' % (number, line))
+                self.r.call_later(self.rng.choice((1, 1, 2, 3)), self.say, conn, b'good line %d %d$' % (number, line))
         for peer in self.peers:
             for _ in range(self.rng.randrange(1, 4)):
                 self.r.call_later(self.rng.choice((1, 1, 2, 3)), peer.do, self.rng.choice(ACTS))
 
     def say(self, conn: Any, line: bytes) -> None:
         if not conn.closed:
+            for _ in range(self.rng.choice((0, 0, 20))):
+                conn.write(b'good ')  # a record of its own, and all of them are here at once
             conn.write(line)
 
     def end(self) -> None:
@@ -229,6 +242,7 @@ class Room:
         calls = peer_callbacks()
         conn = self.r.connect_tcp(*self.address, on_connect=peer.join, idle_timeout=30, **calls)
         conn.record.raw = True  # type: ignore[attr-defined]
+        peer.record = conn.record  # type: ignore[attr-defined]
 
     def dial_out(self) -> None:
         """A server that the room connects to, and that is a `Peer`, too."""
@@ -238,6 +252,7 @@ class Room:
             conn.record.raw = True
             peer = Peer(self.rng.choice(self.contexts.servers[:2]), True, self.rng)
             self.peers.append(peer)
+            peer.record = conn.record
             peer.join(conn)
 
         calls = peer_callbacks()
