@@ -882,8 +882,8 @@ TLS_MUTANTS: tuple[tuple[Mutant, str], ...] = (
         Mutant(
             'OpenSSL is given all that is here',
             'net/session.py',
-            'while len(pieces) < RECORDS_PER_TURN and (end := record_end(data, begin)):',
-            'while len(pieces) < RECORDS_PER_TURN and (end := record_end(data, begin) and size):',
+            'while begin < size and len(pieces) < RECORDS_PER_TURN and (end := record_end(data, begin)):',
+            'while begin < size and len(pieces) < RECORDS_PER_TURN and (end := record_end(data, begin) and size):',
             '5: a few records of a connection in a turn',
         ),
         '',
@@ -912,7 +912,7 @@ TLS_MUTANTS: tuple[tuple[Mutant, str], ...] = (
         Mutant(
             'a record that is here already waits for the next one',
             'net/session.py',
-            'self.more = bool(data) and not self.ended and record_end(data, 0) > 0',
+            'self.more = not self.ended and record_end(data, begin) > 0',
             'self.more = False',
             'liveness',
         ),

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 HEADER = 5  # bytes of a record: its type, a version, two of length
 RECORD_TYPES = range(20, 25)  # change_cipher_spec to heartbeat (RFC 8446, B.1)
 LARGEST_RECORD = 16384 + 2048  # bytes behind the header, in TLS 1.2 (RFC 5246, 6.2.3)
+RECORD = 16384  # bytes of plaintext in the largest record
 RECORDS_PER_TURN = 4  # with data: as many of 16 KiB as one recv may bring; small ones wait for the next turn
 HANDSHAKE_RECORDS = 64  # per step: more than a whole flight, and in fragments of one byte 0.1 ms
 SLICE = 65536  # bytes encrypted between two looks into the buffer, which stays as large as it was once
@@ -173,15 +174,16 @@ class Session:
         pieces: list[bytes] = []
         exc: SSLError | None = None
         data, begin = self._incoming, 0
-        size, buffers, read = len(data), self.buffers, self._read
-        feed = buffers.incoming.write
-        if buffers.outgoing.pending or buffers.incoming.pending:
+        size, buffers = len(data), self.buffers
+        incoming = buffers.incoming
+        if incoming.pending or buffers.outgoing.pending:
             buffers.clear()
         try:
-            while len(pieces) < RECORDS_PER_TURN and (end := record_end(data, begin)):
-                feed(data if end - begin == size else memoryview(data)[begin:end])
-                length, begin = end - begin, end
-                piece = read(length)
+            while begin < size and len(pieces) < RECORDS_PER_TURN and (end := record_end(data, begin)):
+                length = end - begin
+                incoming.write(data if length == size else memoryview(data)[begin:end])
+                begin = end
+                piece = self._read(length)
                 if not piece:
                     self.ended = True
                     break
@@ -193,8 +195,11 @@ class Session:
             self.ended = True
         except self.ssl.SSLError as error:
             exc = error.with_traceback(None)
-        self._incoming = data = data[begin:] if begin < size else b''
-        self.more = bool(data) and not self.ended and record_end(data, 0) > 0
+        if begin == size:
+            self._incoming, self.more = b'', False
+        else:
+            self._incoming = data[begin:]
+            self.more = not self.ended and record_end(data, begin) > 0
         if self.over and exc is None and not (self.more or self.ended):
             exc = self._cut_short()
         return pieces, exc
@@ -210,6 +215,17 @@ class Session:
         """What OpenSSL wants to be sent after a call: handshakes, alerts, new keys."""
         outgoing = self.buffers.outgoing
         return outgoing.read() if outgoing.pending else b''
+
+    def encrypt_record(self, data: bytes) -> bytes:
+        """The ciphertext of `data` if it makes one record; b'' when it does not, or when it cannot be encrypted now."""
+        outgoing = self.buffers.outgoing
+        if outgoing.pending or not 0 < len(data) <= RECORD:
+            return b''
+        try:
+            self._write(data)
+        except self.ssl.SSLError:
+            return b''
+        return outgoing.read()
 
     def encrypt(self, pieces: Iterable[bytes | memoryview]) -> list[bytes]:
         """The ciphertext of `pieces`, in parts of about SLICE bytes.

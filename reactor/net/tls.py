@@ -167,6 +167,11 @@ class TLSStream(Stream):
     # -- what users call
 
     def write(self, data: Buffer, on_written: Callable[..., object] | None = None, *args: Any) -> bool:
+        session = self.tls
+        if self.writer is None and session.held is None and type(data) is bytes and on_written is None:
+            record = session.encrypt_record(data)  # the short way, as nearly all writes go
+            if record:
+                return Stream.write(self, record)
         return self.writelines((data,), on_written, *args)
 
     def writelines(
