@@ -353,6 +353,9 @@ class TLSStream(Stream):
             except session.ssl.SSLWantReadError:
                 session.held = held[index:] if index else held
                 return
+            except session.ssl.SSLError as exc:
+                self._fail('cannot be written to', exc.with_traceback(None), 'what waited was not sent')
+                return
             session.held_bytes -= sum(map(len, pieces))
             Stream.writelines(self, parts, on_written, *args)
         writer = self.writer
