@@ -1321,6 +1321,34 @@ def test_what_a_failed_call_has_left_behind_is_sent_to_nobody_else(r, tls):
     end(r, ours, theirs, another)
 
 
+def test_a_write_that_openssl_refuses_ends_that_connection(r, tls):
+    log = Log()
+    ours, theirs = tls.pair({'on_close': log.on_close})
+    with contextlib.suppress(ssl.SSLError):
+        ours.tls.ssl_object.unwrap()  # which its owner must not do
+    assert ours.write(b'x', log.on_written) is False
+    assert ours.write(b'y') is False
+    assert ours.closed and log == []
+    run_until(r, lambda: log)
+    assert log.names() == ['close'] and isinstance(log[0][1], TLSError)
+    end(r, theirs)
+
+
+def test_a_held_write_that_openssl_refuses_ends_that_connection(r, hostile, monkeypatch):
+    log = Log()
+    ours, peer = stalled(r, hostile, False, on_close=log.on_close)
+    ours.write(b'never sent', log.on_written)
+
+    def refuse(session, pieces):
+        raise ssl.SSLError(1, 'made up')
+
+    monkeypatch.setattr(Session, 'encrypt', refuse)
+    peer.conn.resume_reading()
+    run_until(r, lambda: log)
+    assert log.names() == ['close'] and isinstance(log[0][1], TLSError)
+    end(r, *[conn for conn in (peer.conn,) if conn is not None])
+
+
 MEMORY = """
 import gc, socket, sys, resource
 sys.path[:0] = [{tests!r}]

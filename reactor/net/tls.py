@@ -444,7 +444,7 @@ class TLSStream(Stream):
     def _fail(self, what: str, exc: SSLError | None, advice: str) -> None:
         failed_before = self.state is CLOSED
         self._say(self.tls.to_say())  # the alert, by which the peer knows why
-        why = '' if exc is None else f': {exc.reason or exc.strerror or exc}'
+        why = '' if exc is None else f': {getattr(exc, "reason", None) or exc.strerror or exc}'
         error = TLSError(f'{show(self.peername)} {what}{why}; {advice}')
         error.__cause__ = exc
         if self.state is CLOSED and not failed_before:
@@ -467,9 +467,10 @@ def hint(ssl: Any, exc: SSLError) -> str:
     """What to do about a handshake that failed."""
     if isinstance(exc, ssl.SSLCertVerificationError):
         return f'{exc.verify_message}; trust its issuer in the context, or ask for the name that it has'
-    if exc.reason in ('HTTP_REQUEST', 'WRONG_VERSION_NUMBER'):
+    reason = getattr(exc, 'reason', None)  # not all of them have one
+    if reason in ('HTTP_REQUEST', 'WRONG_VERSION_NUMBER'):
         return 'it does not speak TLS; check the port'
-    if exc.reason == 'CALLBACK_FAILED':
+    if reason == 'CALLBACK_FAILED':
         return 'the sni_callback of the context refused the name that it asked for'
     return 'compare what both sides allow'
 
