@@ -37,6 +37,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         'of a sample: "pytest --lasting-whole tests/test_lasting_faults.py -k whole", in two processes',
     )
     parser.addoption(
+        '--tls-worlds',
+        type=int,
+        default=150,
+        metavar='SEEDS',
+        help='how many worlds with TLS peers that misbehave are tried: "pytest --tls-worlds 20000 '
+        'tests/test_tls_worlds.py" takes about 40 minutes',
+    )
+    parser.addoption(
         '--nth-whole',
         action='store_true',
         help='have each call to the kernel fail once with each error, in every program and on every selector, instead '

@@ -847,3 +847,217 @@ MUTANTS = (
         '1: nothing fires after the end',
     ),
 )
+
+# Found by the worlds of `tls_worlds.py`, or by the test that stands in place of the seed: the programs of the other
+# simulation speak no TLS.
+TLS_MUTANTS: tuple[tuple[Mutant, str], ...] = (
+    # -- TLS
+    (
+        Mutant(
+            'a write over TLS raises what OpenSSL raises',
+            'net/tls.py',
+            '        except session.ssl.SSLWantReadError:\n'
+            '            session.held = []\n'
+            '            return self._hold(pieces, on_written, args)\n'
+            '        except session.ssl.SSLError as exc:\n',
+            '        except ZeroDivisionError as exc:\n',
+            '2: no foreign exception',
+        ),
+        '',
+    ),
+    (
+        Mutant(
+            'what is wrong with a TLS stream is never reported',
+            'net/tls.py',
+            '            self._break(exc)\n        elif',
+            '            session.more = True\n        elif',
+            '1: every connection ends once',
+        ),
+        '',
+    ),
+    (
+        Mutant(
+            'OpenSSL is given all that is here',
+            'net/session.py',
+            'while begin < size and len(pieces) < RECORDS_PER_TURN and (end := record_end(data, begin)):',
+            'while begin < size and len(pieces) < RECORDS_PER_TURN and (end := record_end(data, begin) and size):',
+            '5: a few records of a connection in a turn',
+        ),
+        '',
+    ),
+    (
+        Mutant(
+            'any number of records in a turn',
+            'net/session.py',
+            'RECORDS_PER_TURN = 4 ',
+            'RECORDS_PER_TURN = 400 ',
+            '5: a few records of a connection in a turn',
+        ),
+        '',
+    ),
+    (
+        Mutant(
+            'a TLS stream without its end is a clean end',
+            'net/session.py',
+            '            exc = self._cut_short()\n        return pieces, exc',
+            '            self.ended = True\n        return pieces, exc',
+            'a stream that was cut short is an error',
+        ),
+        '',
+    ),
+    (
+        Mutant(
+            'a record that is here already waits for the next one',
+            'net/session.py',
+            'self.more = not self.ended and record_end(data, begin) > 0',
+            'self.more = False',
+            'liveness',
+        ),
+        '',
+    ),
+    (
+        Mutant(
+            'data that came with the end of the handshake is lost',
+            'net/session.py',
+            'self._incoming = buffers.incoming.read() + self._incoming',
+            'buffers.incoming.read()',
+            'every byte arrives',
+        ),
+        'test_simulated_tls.py::test_a_program_bears_tls',
+    ),
+    (
+        Mutant(
+            'half a record is given to OpenSSL',
+            'net/session.py',
+            'return 0 if whole else size',
+            'return size',
+            '5: OpenSSL is given whole records',
+        ),
+        '',
+    ),
+    (
+        Mutant(
+            'records without data are not counted',
+            'net/session.py',
+            'self.empty += 1 + length // EMPTY_WEIGHT',
+            'pass',
+            '5: a peer that sends nothing but new keys is cut off',
+        ),
+        'test_tls.py::test_a_flood_of_new_keys_is_cut_off',
+    ),
+    (
+        Mutant(
+            'records without data are counted for ever',
+            'net/session.py',
+            '                pieces.append(piece)\n                self.empty = 0\n',
+            '                pieces.append(piece)\n',
+            '8: who talks as it should is not cut off',
+        ),
+        'test_tls.py::test_new_keys_with_data_between_them_are_no_flood',
+    ),
+    (
+        Mutant(
+            'an ordinary number of records without data is too many',
+            'net/tls.py',
+            'if most is not None and session.empty > most and',
+            'if session.empty > 1 and',
+            '8: who talks as it should is not cut off',
+        ),
+        '',
+    ),
+    (
+        Mutant(
+            'a write of a mebibyte stays in the buffer of OpenSSL',
+            'net/session.py',
+            '        write, outgoing = self._write, self.buffers.outgoing\n',
+            '        import ssl\n\n'
+            '        self.buffers.__class__.spare = getattr(self.buffers.__class__, "spare", [])\n'
+            '        self.buffers.__class__.spare.append(ssl.MemoryBIO())\n'
+            '        self.buffers.__class__.spare[-1].write(b"".join(pieces))\n'
+            '        write, outgoing = self._write, self.buffers.outgoing\n',
+            '6: what a connection needed once it does not keep',
+        ),
+        'test_tls.py::test_a_connection_keeps_no_memory_of_what_it_has_sent_and_received',
+    ),
+    (
+        Mutant(
+            'what one connection has left in the buffers is sent by another',
+            'net/session.py',
+            '        if outgoing.pending:\n            self.buffers.clear()\n',
+            '',
+            '8: nobody else is hurt',
+        ),
+        'test_tls.py::test_what_a_failed_call_has_left_behind_is_sent_to_nobody_else',
+    ),
+    (
+        Mutant(
+            'of what waits for a new handshake, one write is lost',
+            'net/tls.py',
+            'session.held = held[index:] if index else held\n',
+            'session.held = held[1:]\n',
+            '3: writes are sent in order, all of them',
+        ),
+        'test_tls.py::test_what_is_written_during_a_new_handshake_is_sent_behind_it_in_order',
+    ),
+    (
+        Mutant(
+            'a close during a new handshake is forgotten',
+            'net/tls.py',
+            '            session.last = None\n            last(self)\n',
+            '            session.last = None\n',
+            'liveness',
+        ),
+        'test_tls.py::test_what_is_written_during_a_new_handshake_is_sent_behind_it_in_order',
+    ),
+    (
+        Mutant(
+            'what waits for a new handshake has no limit',
+            'net/tls.py',
+            'if self.refuses(session.last is not None, self.buffered + len(session.held) * MARK_COST):',
+            'if self.refuses(session.last is not None, 0):',
+            '6: every queue has a limit',
+        ),
+        'test_tls.py::test_too_much_during_a_new_handshake_is_cut_off',
+    ),
+    (
+        Mutant(
+            'the end of a TLS stream is taken twice',
+            'net/tls.py',
+            'if self.state is not OPEN or not self.events & READ:\n            return  # it is over',
+            'if self.sock is None or not (self.events & READ or self.state != OPEN or self.on_eof):\n'
+            '            return  # it is over',
+            '3: what waits is sent first',
+        ),
+        'test_simulated_tls.py::test_a_program_bears_tls',
+    ),
+    (
+        Mutant(
+            'data that was here while reading was paused stays',
+            'net/tls.py',
+            '            self._decrypt_later()  # what is here already is no readiness to come\n',
+            '            pass\n',
+            'liveness',
+        ),
+        'test_tls.py::test_reading_can_be_paused_between_records_that_are_here_already',
+    ),
+    (
+        Mutant(
+            'a close does not end the TLS stream',
+            'net/tls.py',
+            '            self._say(self.tls.farewell())\n            if self.writer is None:',
+            '            if self.writer is None:',
+            '8: who ends as it should has a clean end',
+        ),
+        '',
+    ),
+    (
+        Mutant(
+            'a step of a handshake takes all that is here',
+            'net/session.py',
+            'while count < HANDSHAKE_RECORDS and (',
+            'while (',
+            '5: a bounded step',
+        ),
+        'test_tls.py::test_a_handshake_in_records_of_one_byte_is_worked_off_in_steps',
+    ),
+)

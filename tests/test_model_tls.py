@@ -267,8 +267,9 @@ class TLS(Machine):
     @invariant()
     def nothing_grows(self):
         session = self.conn.tls
-        assert session._incoming.pending <= RECORD_ON_WIRE + READ_SIZE
-        assert not session._outgoing.pending, 'what TLS has to say stays unsaid'
+        assert len(session._incoming) <= RECORD_ON_WIRE + READ_SIZE
+        buffers = session.buffers
+        assert not (buffers.incoming.pending or buffers.outgoing.pending), 'bytes stay where others would find them'
         assert self.conn.buffered <= MOST + 2 * 65536 * 1.1
 
     def teardown(self):

@@ -19,6 +19,7 @@ from .network import NETWORK
 from .serving import Crashes, Drains, Orphans, Reloads
 from .shortage import Memory, SelectLimit
 from .spins import Spins
+from .tls_peers import Chat, Kept, Keys
 from .unread import Unread
 
 FIGURES = [
@@ -47,6 +48,9 @@ FIGURES = [
     Attack(),
     Ending(),
     Spins(),
+    Kept(),
+    Keys(),
+    Chat(),
 ]
 
 BY_NAME = {figure.name: figure for figure in FIGURES}

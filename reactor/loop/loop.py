@@ -100,6 +100,7 @@ class Loop:
         'counters',
         'now',
         'timers',
+        'tls_buffers',
         'watchers',
     )
 
@@ -134,6 +135,7 @@ class Loop:
         self.timers = TimerHeap(self._clock, self.counters, self.watchers.check_thread)
         self._timer = CheckedTimer if debug else Timer
         self._repeating_timer = CheckedRepeatingTimer if debug else RepeatingTimer
+        self.tls_buffers: Any = None  # of all TLS connections, made with the first
         self._select = self.watchers.selector.select
         self._blind_polls = 0  # in a row that ended early and brought nothing
         self._replaced_at = -EPISODE  # the clock when the selector was replaced last

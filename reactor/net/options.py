@@ -21,6 +21,7 @@ HIGH_WATER = 65536  # bytes waiting; asyncio's and libuv's users know these two
 LOW_WATER = 16384
 MAX_BUFFERED = 16 << 20  # bytes waiting; waitress draws the line at the same place
 HANDSHAKE_TIMEOUT = 60.0  # seconds, as in asyncio
+MAX_EMPTY_RECORDS = 32  # of TLS in a row: as BoringSSL; a client is sent two tickets, and new keys come with data
 LINGER = 30.0  # seconds that `close` may take, as long as a TLS shutdown in asyncio
 MOST_READ_SIZE = 1 << 30  # bytes: Windows takes a C int, and so much memory is allocated for each call
 MOST_KEEPALIVE = 32767, 32767, 127  # seconds, seconds, probes: what Linux takes; elsewhere it is as much or more
@@ -69,6 +70,8 @@ class Options:
     keepalive                  None or 0: off; seconds, or (idle, interval, count): probe a silent peer
     ssl, server_hostname       the `ssl.SSLContext` of a TLS stream, and the name that the server must prove to have
     handshake_timeout          how long a TLS handshake may take: `HandshakeTimeout`
+    max_empty_records          TLS records without data (new keys, tickets) that a peer may send in a row, one with more
+                               than 1 KiB counting as several; more, and it is reset with `TLSError`. None: no limit
 
     Raises TypeError for a value of another type, such as '5', 1.5 bytes or True for a number, and ValueError for one
     out of range.
@@ -84,6 +87,7 @@ class Options:
         'linger',
         'low_water',
         'max_buffered',
+        'max_empty_records',
         'nodelay',
         'read_size',
         'read_timeout',
@@ -110,6 +114,7 @@ class Options:
         ssl: SSLContext | None = None,
         server_hostname: str | None = None,
         handshake_timeout: float = HANDSHAKE_TIMEOUT,
+        max_empty_records: int | None = MAX_EMPTY_RECORDS,
     ) -> None:
         high_water = whole('high_water', high_water, 0)
         low_water = min(LOW_WATER, high_water // 4) if low_water is None else whole('low_water', low_water, 0)
@@ -120,6 +125,7 @@ class Options:
         self.high_water = max(1, high_water)  # 0: as soon as anything waits; a write of nothing never has to be drained
         self.low_water = low_water
         self.max_buffered = whole('max_buffered', max_buffered, 1)
+        self.max_empty_records = None if max_empty_records is None else whole('max_empty_records', max_empty_records, 0)
         self.linger = seconds('linger', linger)
         self.read_timeout = check_limit('read_timeout', read_timeout)
         self.write_timeout = check_limit('write_timeout', write_timeout)

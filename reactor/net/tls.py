@@ -1,24 +1,23 @@
 """TLS: streams whose bytes on the wire are encrypted, for connecting, listening and `start_tls`.
 
-Owns the session: the handshake, what waits for it, and the end of the stream as TLS tells it. Knows no more of sockets
-than to read one; what it has encrypted is written like any other bytes, so the marks, the limits and `on_written` are
-those of plain streams: a write is accepted when all of its ciphertext is. OpenSSL works between two buffers in memory
-(`ssl.MemoryBIO`), which avoids what a non-blocking SSL socket does: data without readiness, retries that must be equal.
+Owns the handshake, what waits for it, and the end of the stream as TLS tells it. Knows no more of sockets than to read
+one; what its session has encrypted is written like any other bytes, so the marks, the limits and `on_written` are those
+of plain streams: a write is accepted when all of its ciphertext is.
 
-The rules: `state` is CONNECTING during a handshake, so nobody is told anything before the peer is known; and the end of
-the connection without the end of the TLS stream (close_notify, RFC 8446 section 6.1) is an error, since somebody may
-have cut it short.
+The rules: `state` is CONNECTING during the first handshake, so nobody is told anything before the peer is known; the
+end of the connection without the end of the TLS stream (close_notify, RFC 8446 section 6.1) is an error, since somebody
+may have cut it short; and whatever OpenSSL finds wrong ends the connection at once, so no later call meets an SSL
+object that cannot go on.
 """
 
 from __future__ import annotations
-
-from sys import version_info
 
 from ..errors import ConnectTimeout, HandshakeTimeout, ReactorError, SelectorFull, TLSError
 from ..loop.checks import shown
 from ..loop.watcher import READ
 from .addresses import show
 from .files import READ_FILE_SIZE, FilePart, file_part
+from .session import Buffers, Session
 from .stream import CLOSED, CLOSING, CONNECTING, OPEN, Stream
 from .writer import DRAINED, MARK_COST, check_buffers, flat
 
@@ -26,179 +25,28 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from socket import socket
-    from ssl import SSLContext, SSLError, SSLObject
+    from ssl import SSLContext, SSLError
     from typing import Any
 
-    from ..loop.timers import Timer
+    from ..loop.loop import Loop
+    from .session import Told
     from .stream import Buffer
 
-    Told = tuple[Callable[..., object] | None, tuple[Any, ...]]
-
-RECORDS_PER_TURN = 4  # of up to 16 KiB: what one recv may bring; small ones wait for the next turn
-# A Python before that, such as Debian 12's, has OpenSSL 3 take a stream that was cut short for one that has ended
-# (python/cpython#95494: OP_IGNORE_UNEXPECTED_EOF in every context).
-CUT_IS_END = version_info < (3, 11, 4)
-RECORD = 16384  # bytes of plaintext in the largest record
 HANDSHAKES_PER_TURN = 8  # steps of one listener: with RSA one takes a millisecond, and others are being served
-
-
-class Session:
-    """The TLS side of a connection, `conn.tls`: what was agreed with the peer, once the handshake is done.
-
-    `version` ('TLSv1.3'), `cipher` (its name), `alpn` (the protocol chosen, or None), `peer_certificate` (a dict as
-    `ssl.SSLSocket.getpeercert` gives it, empty for one that was not verified, None without one) and
-    `peer_certificate_der` (bytes or None). `ssl_object` is the `ssl.SSLObject`, for everything else.
-    """
-
-    __slots__ = (
-        '_incoming',
-        '_outgoing',
-        'ended',
-        'held',
-        'held_bytes',
-        'more',
-        'on_secured',
-        'over',
-        'reading',
-        'ssl',
-        'ssl_object',
-        'timer',
-    )
-
-    ssl_object: SSLObject
-
-    def __init__(self) -> None:
-        import ssl
-
-        self.ssl = ssl
-        self._incoming = ssl.MemoryBIO()
-        self._outgoing = ssl.MemoryBIO()
-        self.on_secured: Told = (Stream.handle_accepted, ())
-        self.held: list[tuple[list[bytes], Told]] = []  # writes that wait for the end of the handshake, in order
-        self.held_bytes = 0
-        self.ended = False  # whether `write_eof` waits behind them
-        self.reading = True  # whether the user wants to read when the handshake is done
-        self.more = False  # whether a completion will decrypt what is here already
-        self.over = False  # the peer sends no more, and OpenSSL will hear it behind what is here
-        self.timer: Timer | None = None  # of the handshake
-
-    def begin(self, context: SSLContext, server_side: bool, server_hostname: str | None) -> None:
-        """Make the SSL object; ValueError when `context` checks host names and none is given."""
-        if context.check_hostname and not server_side and not server_hostname:
-            raise ValueError('this context checks host names: give server_hostname')
-        self.ssl_object = context.wrap_bio(self._incoming, self._outgoing, server_side, server_hostname)
-
-    @property
-    def version(self) -> str | None:
-        return self.ssl_object.version()
-
-    @property
-    def cipher(self) -> str | None:
-        cipher = self.ssl_object.cipher()
-        return None if cipher is None else cipher[0]
-
-    @property
-    def alpn(self) -> str | None:
-        return self.ssl_object.selected_alpn_protocol()
-
-    @property
-    def peer_certificate(self) -> Any:
-        return self.ssl_object.getpeercert()
-
-    @property
-    def peer_certificate_der(self) -> bytes | None:
-        return self.ssl_object.getpeercert(True)
-
-    @property
-    def unread(self) -> bool:
-        """Whether ciphertext is here, or plaintext waits for its turn."""
-        return self.more or self._incoming.pending > 0
-
-    def received(self, data: bytes) -> None:
-        """Ciphertext from the peer; nothing at its end."""
-        if data:
-            self._incoming.write(data)
-        else:
-            self.over = True
-
-    def heard_all(self) -> bool:
-        """OpenSSL has read all there is. True when that was the end, which it is told now: it is to be asked again."""
-        last = self.over and not self._incoming.eof
-        if last:
-            self._incoming.write_eof()
-        return last
-
-    def to_say(self) -> bytes:
-        """What OpenSSL wants to be sent: handshakes, alerts, new keys."""
-        return self._outgoing.read() if self._outgoing.pending else b''
-
-    def sealed(self, pieces: Iterable[bytes | memoryview]) -> bytes:
-        """The ciphertext of `pieces`, behind whatever else is to be said."""
-        write = self.ssl_object.write
-        for piece in pieces:
-            while piece:  # at once as a rule, but OpenSSL may also take a record at a time
-                piece = memoryview(piece)[write(piece) :]
-        return self._outgoing.read()
-
-    def unsealed(self) -> tuple[list[bytes], SSLError | None, bool]:
-        """(plaintext of some records, what is wrong with the next, whether the peer has ended the stream).
-
-        `more` tells whether there may be further records here.
-        """
-        pieces: list[bytes] = []
-        read = self.ssl_object.read
-        self.more = False
-        try:
-            while len(pieces) < RECORDS_PER_TURN:
-                piece = read(RECORD)
-                if not piece:
-                    return pieces, *self._end()
-                pieces.append(piece)
-                if not self._incoming.pending:
-                    return pieces, None, False
-            self.more = True
-        except self.ssl.SSLWantReadError:
-            if self.heard_all():
-                _, exc, ended = self.unsealed()
-                return pieces, exc, ended
-        except self.ssl.SSLZeroReturnError:  # as nothing read, when our side has ended before
-            return pieces, *self._end()
-        except self.ssl.SSLError as exc:
-            return pieces, exc.with_traceback(None), False
-        return pieces, None, False
-
-    def _end(self) -> tuple[SSLError | None, bool]:
-        # The peer's own end is heard before OpenSSL is told that nothing comes any more.
-        if CUT_IS_END and self._incoming.eof:
-            exc = self.ssl.SSLEOFError(self.ssl.SSL_ERROR_EOF, 'unexpected eof while reading')
-            exc.reason = 'UNEXPECTED_EOF_WHILE_READING'  # as from OpenSSL
-            return exc, False
-        return None, True
-
-    def farewell(self) -> bytes:
-        """The end of our side of the stream: close_notify."""
-        # It reads as well, and throws away what it finds that is not the peer's end: so it finds nothing.
-        here = self._incoming.read()
-        try:
-            self.ssl_object.unwrap()
-        except self.ssl.SSLError:
-            pass  # the peer has not ended its side
-        if here:
-            self._incoming.write(here)
-        return self.to_say()
 
 
 class TLSStream(Stream):
     """A `Stream` over TLS; `conn.tls` tells what was agreed. `on_connect` is called after the handshake.
 
-    `buffered` and the limits count ciphertext, and before the end of the handshake what is still to be encrypted.
+    `buffered` and the limits count ciphertext, and during a handshake what is still to be encrypted.
     """
 
     __slots__ = ()
 
     def __init__(self, *args: Any) -> None:
         Stream.__init__(self, *args)
-        self.tls = Session()
+        self.tls = Session(buffers_of(self.loop))
+        self.tls.on_secured = (Stream.handle_accepted, ())
 
     # -- for its maker
 
@@ -236,7 +84,7 @@ class TLSStream(Stream):
         timeout: float,
     ) -> None:
         """Called by `start_tls`: from here on, what `stream` sends and receives is TLS."""
-        session = Session()
+        session = Session(buffers_of(stream.loop))
         session.begin(context, check_context(context, server_side), server_hostname)
         session.on_secured = on_secured
         session.reading = bool(stream.events & READ)
@@ -268,7 +116,7 @@ class TLSStream(Stream):
         if self.state is CLOSING:
             Stream.handle_read(self)  # what still comes is dropped
             return
-        if session.more:
+        if session.more or session.ended:
             return  # first what is here already
         try:
             data = self.sock.recv(self.options.read_size)
@@ -290,31 +138,26 @@ class TLSStream(Stream):
             self._decrypt()
 
     def handle_records(self) -> None:
-        """Told as a completion: there was more than for one turn, or it came with the end of the handshake."""
+        """Called as a completion: there was more than for one turn, or it came with the end of the handshake."""
         self.tls.more = False
         if self.state is CONNECTING:
             self._shake_hands_in_turn()
+        elif self.tls.ended:
+            self.handle_stream_end()
         elif self.events & READ and self.state is not CLOSING:
             self._decrypt()
 
-    def handle_stream_end(self, exc: SSLError | None) -> None:
-        """Told as a completion behind the last data: the peer has ended its side, or broken it."""
-        if self.sock is None or self.state is CLOSING:
+    def handle_stream_end(self) -> None:
+        """Called as a completion after the last data: the peer has ended its side."""
+        session = self.tls
+        if self.state is not OPEN or not self.events & READ:
+            return  # it is over already; or reading is paused, and `resume_reading` comes back to this
+        if session.held:
+            self._fail('ended its side of the TLS stream during a handshake', None, 'what waited for it was not sent')
             return
-        if self.state is OPEN and not self.events & READ:
-            self.tls.more = False  # paused: it is told when reading goes on
-        elif exc is None:
-            if self.on_eof is None:
-                self._say(self.tls.farewell())
-            self.handle_end()
-        elif isinstance(exc, self.tls.ssl.SSLEOFError):
-            self._fail(
-                'ended the connection without ending the TLS stream',
-                exc,
-                'do not take what it sent for complete',
-            )
-        else:
-            self._fail('broke the TLS stream', exc, 'the connection was closed')
+        if self.on_eof is None:
+            self._say(session.farewell())
+        self.handle_end()
 
     def handle_handshake_over(self, kind: type[Exception]) -> None:
         """Called by the timer of the handshake."""
@@ -324,6 +167,11 @@ class TLSStream(Stream):
     # -- what users call
 
     def write(self, data: Buffer, on_written: Callable[..., object] | None = None, *args: Any) -> bool:
+        session = self.tls
+        if self.writer is None and session.held is None and type(data) is bytes and on_written is None:
+            record = session.encrypt_record(data)  # the short way, as nearly all writes go
+            if record:
+                return Stream.write(self, record)
         return self.writelines((data,), on_written, *args)
 
     def writelines(
@@ -333,21 +181,25 @@ class TLSStream(Stream):
             raise TypeError(f'on_written must be callable, not {on_written!r}')
         check_buffers(buffers)
         pieces = [flat(data) for data in buffers]
-        session = self.tls
-        if self.state is CONNECTING:
-            if self.refuses(session.ended, session.held_bytes + len(session.held) * MARK_COST):
-                return False
-            session.held.append(([bytes(piece) for piece in pieces], (on_written, args)))
-            session.held_bytes += sum(len(piece) for piece in pieces)
-            held: bool = session.held_bytes < self.options.high_water
-            return held
-        writer = self.writer
+        session, writer = self.tls, self.writer
         if writer is not None:
             if writer.error is not None and not writer.ended:
                 return False
             if self.refuses(writer.ended, writer.weight):
                 return False
-        return Stream.write(self, session.sealed(pieces), on_written, *args)
+        if session.held is not None:
+            return self._hold(pieces, on_written, args)
+        try:
+            parts = session.encrypt(pieces)
+        except session.ssl.SSLWantReadError:
+            session.held = []
+            return self._hold(pieces, on_written, args)
+        except session.ssl.SSLError as exc:
+            self._fail('cannot be written to', exc.with_traceback(None), 'nothing was sent')
+            return False
+        if len(parts) == 1:
+            return Stream.write(self, parts[0], on_written, *args)
+        return Stream.writelines(self, parts, on_written, *args)
 
     def send_file(
         self,
@@ -390,19 +242,28 @@ class TLSStream(Stream):
             self._decrypt_later()  # what is here already is no readiness to come
 
     def write_eof(self) -> None:
-        if self.state is CONNECTING:
-            self.tls.ended = True
+        if self.state != OPEN and self.state is not CONNECTING:
             return
-        if self.state == OPEN and not (self.writer is not None and self.writer.ended):
+        if self.tls.held is not None:
+            self.tls.last = self.tls.last or TLSStream.write_eof
+            return
+        if not (self.writer is not None and self.writer.ended):
             self._say(self.tls.farewell())
         Stream.write_eof(self)
 
     def close(self) -> None:
+        if self.state == OPEN and self.tls.held:
+            self._close_after_handshake()
+            return
         if self.state == OPEN and not (self.writer is not None and self.writer.ended):
             self._say(self.tls.farewell())
             if self.writer is None:
                 self.writer = DRAINED  # the peer may be talking: TLS sends tickets, new keys and its own farewell
         Stream.close(self)
+
+    @property
+    def closed(self) -> bool:
+        return self.state is CLOSING or self.state is CLOSED or self.tls.last is TLSStream.close
 
     @property
     def unread(self) -> bool:
@@ -419,7 +280,7 @@ class TLSStream(Stream):
         session = self.tls
         if session.timer is not None:
             session.timer.cancel()
-        session.held.clear()  # `buffered` goes on telling how many bytes that were
+        session.held = session.last = None  # `buffered` goes on saying how many bytes were held
         session.on_secured = (None, ())
         Stream.finish(self, exc)
 
@@ -438,60 +299,122 @@ class TLSStream(Stream):
     def _shake_hands(self) -> None:
         session = self.tls
         try:
-            session.ssl_object.do_handshake()
-        except session.ssl.SSLWantReadError:
-            self._say(session.to_say())
-            if session.heard_all():
-                self._shake_hands()
+            done = session.shake_hands()
         except session.ssl.SSLError as exc:
             self._fail('failed in the TLS handshake', exc.with_traceback(None), hint(session.ssl, exc))
-        else:
+            return
+        if done:
             self._secured()
+            return
+        self._say(session.to_say())
+        if session.more and self.state is CONNECTING:
+            session.more = False
+            self._decrypt_later()
 
     def _secured(self) -> None:
-        session, completions = self.tls, self.loop.completions
+        session = self.tls
         session.timer.cancel()
         session.timer = None
         self.state = OPEN
         on_secured, args = session.on_secured
         if on_secured is not None:
-            completions.append((self, on_secured, args))
+            self.loop.completions.append((self, on_secured, args))
         session.on_secured = (None, ())
         self._say(session.to_say())
-        held, session.held = session.held, []
-        full = session.held_bytes >= self.options.high_water
-        for pieces, (on_written, written_args) in held:
-            if self.state is OPEN:
-                session.held_bytes -= sum(map(len, pieces))
-                Stream.write(self, session.sealed(pieces), on_written, *written_args)
+        self._send_held()
         if self.state is not OPEN:
-            return  # sending has failed meanwhile, and `buffered` goes on telling what was never sent
-        writer = self.writer
-        if full and (writer is None or writer is DRAINED):
-            completions.append((self, Stream.handle_drain, ()))
-        elif full and writer is not None:
-            writer.full = True  # so that on_drain tells, however little of it waits
+            return  # sending has failed meanwhile, and `buffered` goes on saying what was never sent
         if not session.reading:
             Stream.pause_reading(self)
         self._decrypt_later()
-        if session.ended:
-            self.write_eof()
+        self._end_after_held()
+
+    def _hold(
+        self, pieces: list[bytes | memoryview], on_written: Callable[..., object] | None, args: tuple[Any, ...]
+    ) -> bool:
+        """Keep a write until the handshake is done."""
+        session = self.tls
+        if self.refuses(session.last is not None, self.buffered + len(session.held) * MARK_COST):
+            return False
+        session.held.append(([bytes(piece) for piece in pieces], (on_written, args)))
+        session.held_bytes += sum(map(len, pieces))
+        return self.buffered < self.options.high_water
+
+    def _send_held(self) -> None:
+        """Send what waited for the end of a handshake, if it has ended."""
+        session = self.tls
+        held, session.held = session.held, None
+        full = session.held_bytes >= self.options.high_water
+        for index, (pieces, (on_written, args)) in enumerate(held):
+            if self.state is CLOSED:
+                return  # sending has failed meanwhile
+            try:
+                parts = session.encrypt(pieces)
+            except session.ssl.SSLWantReadError:
+                session.held = held[index:] if index else held
+                return
+            except session.ssl.SSLError as exc:
+                self._fail('cannot be written to', exc.with_traceback(None), 'what waited was not sent')
+                return
+            session.held_bytes -= sum(map(len, pieces))
+            Stream.writelines(self, parts, on_written, *args)
+        writer = self.writer
+        if full and (writer is None or writer is DRAINED):
+            self.loop.completions.append((self, Stream.handle_drain, ()))
+        elif full and writer is not None:
+            writer.full = True  # so that on_drain is called, however little of it waits
+
+    def _end_after_held(self) -> None:
+        """Call what the user has called meanwhile: `write_eof` or `close`."""
+        session = self.tls
+        last = session.last
+        if session.held is None and last is not None and self.state == OPEN:
+            session.last = None
+            last(self)
+
+    def _close_after_handshake(self) -> None:
+        """The peer has begun a new handshake, and writes wait for its end: go on with it, within `linger`."""
+        session = self.tls
+        if session.last is not TLSStream.close:
+            session.last = TLSStream.close
+            self.on_data = self.on_eof = None
+            session.timer = self.loop.timers.later(self.options.linger, Stream.handle_linger_over, self)
+            self.loop.watchers.set_events(self, self.events | READ)
+            self._decrypt_later()
 
     def _decrypt(self) -> None:
         session = self.tls
-        pieces, exc, ended = session.unsealed()
-        answer, writer = session.to_say(), self.writer
-        if answer and writer is not None and not writer.ended and self.refuses(False, writer.weight):
-            return  # it asks for new handshakes again and again, and takes nothing
-        self._say(answer)
-        if ended or exc is not None:
-            self.loop.completions.append((self, TLSStream.handle_stream_end, (exc,)))
-            session.more = True  # nothing comes after it
+        pieces, exc = session.decrypt()
+        answer = session.to_say()
+        if answer:
+            writer = self.writer
+            if writer is not None and not writer.ended and self.refuses(False, writer.weight):
+                return  # it asks for new handshakes again and again, and takes nothing
+            self._say(answer)
+        if exc is not None:
+            self._break(exc)
+        elif session.ended:
+            self.loop.completions.append((self, TLSStream.handle_stream_end, ()))
         elif session.more:
             self.loop.completions.append((self, TLSStream.handle_records, ()))
+        if session.empty:
+            self._check_empty()
+        if session.held is not None:
+            self._send_held()
+            self._end_after_held()
         on_data = self.on_data
         if on_data is not None and pieces:
             on_data(self, pieces[0] if len(pieces) == 1 else b''.join(pieces))
+
+    def _check_empty(self) -> None:
+        session, most = self.tls, self.options.max_empty_records
+        if most is not None and session.empty > most and self.sock is not None:
+            self.reset(
+                TLSError(
+                    f'{show(self.peername)} sent only TLS records without data, more than the {most} in a row that '
+                    'max_empty_records= allows; it was reset. If it has reasons to, raise the limit, or set it to None'
+                )
+            )
 
     def _decrypt_later(self) -> None:
         if not self.tls.more:
@@ -510,25 +433,44 @@ class TLSStream(Stream):
         elif not writer.ended and writer.error is None:
             writer.extend((data,), None, ())
 
-    def _fail(self, what: str, exc: SSLError, advice: str) -> None:
+    def _break(self, exc: SSLError) -> None:
+        """The TLS stream is cut short or wrong: end the connection, after the data that came before."""
+        if isinstance(exc, self.tls.ssl.SSLEOFError):
+            what, advice = 'ended the connection without ending the TLS stream', 'do not take what it sent for complete'
+        else:
+            what, advice = 'broke the TLS stream', 'the connection was closed'
+        self._fail(what, exc, advice)
+
+    def _fail(self, what: str, exc: SSLError | None, advice: str) -> None:
+        failed_before = self.state is CLOSED
         self._say(self.tls.to_say())  # the alert, by which the peer knows why
-        error = TLSError(f'{show(self.peername)} {what}: {exc.reason or exc.strerror or exc}; {advice}')
+        why = '' if exc is None else f': {getattr(exc, "reason", None) or exc.strerror or exc}'
+        error = TLSError(f'{show(self.peername)} {what}{why}; {advice}')
         error.__cause__ = exc
-        if self.state is CLOSED and self.writer is not None:
-            self.writer.error = error  # it did not take the alert; but this is why there was one
+        if self.state is CLOSED and not failed_before:
+            self.writer.error = error  # type: ignore[union-attr]  # the alert was not taken; this is why there was one
         self.finish(error)
 
 
 Stream.secured = TLSStream
 
 
+def buffers_of(loop: Loop) -> Buffers:
+    """The buffers that the TLS connections of `loop` share."""
+    if loop.tls_buffers is None:
+        loop.tls_buffers = Buffers()
+    buffers: Buffers = loop.tls_buffers
+    return buffers
+
+
 def hint(ssl: Any, exc: SSLError) -> str:
     """What to do about a handshake that failed."""
     if isinstance(exc, ssl.SSLCertVerificationError):
         return f'{exc.verify_message}; trust its issuer in the context, or ask for the name that it has'
-    if exc.reason in ('HTTP_REQUEST', 'WRONG_VERSION_NUMBER'):
+    reason = getattr(exc, 'reason', None)  # not all of them have one
+    if reason in ('HTTP_REQUEST', 'WRONG_VERSION_NUMBER'):
         return 'it does not speak TLS; check the port'
-    if exc.reason == 'CALLBACK_FAILED':
+    if reason == 'CALLBACK_FAILED':
         return 'the sni_callback of the context refused the name that it asked for'
     return 'compare what both sides allow'
 

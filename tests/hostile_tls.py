@@ -1,0 +1,242 @@
+"""A TLS peer that misbehaves, played by hand on a plain stream: on simulated sockets and on real ones.
+
+Owns the peer and what it can do wrong. Knows no server. The ssl module has no call for new keys or a new handshake, so
+`Engine` makes them with the very OpenSSL that the module is linked with. The rule: where that does not work it says so,
+and nothing is passed over in silence.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import random
+import ssl
+from typing import Any
+
+TLS_1_2, TLS_1_3 = ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3
+ALLOW_CLIENT_RENEGOTIATION = 1 << 8  # SSL_OP_ALLOW_CLIENT_RENEGOTIATION of OpenSSL 3.0, which has it off by default
+SSL_OF_SSLSOCKET, CONTEXT_OF_SSLSOCKET = 3, 4  # words of CPython's PySSLSocket: its SSL, and its context
+
+
+class Engine:
+    """The functions of OpenSSL that Python has no name for; `missing` says why they cannot be called here."""
+
+    def __init__(self) -> None:
+        self.missing = ''
+        try:
+            import _ssl
+
+            self._library = ctypes.CDLL(getattr(_ssl, '__file__', None))
+            for name in ('SSL_key_update', 'SSL_renegotiate', 'SSL_do_handshake', 'SSL_version'):
+                function = getattr(self._library, name)
+                function.argtypes = [ctypes.c_void_p, ctypes.c_int][: 2 if name == 'SSL_key_update' else 1]
+        except (ImportError, OSError, AttributeError) as exc:
+            self.missing = f'no OpenSSL to call: {exc!r}'
+
+    def _ssl_of(self, ssl_object: ssl.SSLObject) -> int:
+        socket: Any = ssl_object._sslobj  # type: ignore[attr-defined]
+        words = (ctypes.c_void_p * 5).from_address(id(socket))
+        # Looked at before it is followed: the layout of the object is CPython's own affair.
+        if words[CONTEXT_OF_SSLSOCKET] != id(ssl_object.context):
+            raise RuntimeError('the SSL of an ssl.SSLObject is not where CPython 3.11 to 3.15 have it')
+        found = words[SSL_OF_SSLSOCKET]
+        assert found is not None
+        return found
+
+    def update_keys(self, ssl_object: ssl.SSLObject, requested: bool) -> None:
+        """Send new keys (RFC 8446, 4.6.3), and ask for the peer's."""
+        pointer = self._ssl_of(ssl_object)
+        assert self._library.SSL_key_update(pointer, int(requested)) == 1
+        self._library.SSL_do_handshake(pointer)
+
+    def renegotiate(self, ssl_object: ssl.SSLObject) -> None:
+        """Begin a new handshake, or as a server ask for one (RFC 5246, 7.4.1.1)."""
+        pointer = self._ssl_of(ssl_object)
+        self._library.SSL_renegotiate(pointer)
+        self._library.SSL_do_handshake(pointer)
+        ctypes.pythonapi.PyErr_Clear()
+
+
+ENGINE = Engine()
+
+
+class Peer:
+    """One side of a TLS connection, the `data` of a plain stream.
+
+    After `join(conn)` it shakes hands by itself; then `do(act)` does one of ACTS. `heard` is what it was sent.
+    """
+
+    def __init__(self, context: ssl.SSLContext, server_side: bool, rng: random.Random) -> None:
+        self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self.tls = context.wrap_bio(self._incoming, self._outgoing, server_side, None if server_side else 'localhost')
+        self.rng = rng
+        self.conn: Any = None
+        self.record: Any = None  # of its connection, in a simulation
+        self.heard = bytearray()
+        self.ready = self.over = False
+        self.farewell = False  # whether it has ended its TLS stream as it should
+        self._flips = False  # whether a bit of what is sent next is changed
+
+    def join(self, conn: Any) -> None:
+        """The connection is there: begin."""
+        self.conn = conn
+        conn.data = self
+        self.pump()
+
+    def received(self, data: bytes) -> None:
+        """Bytes from the other side."""
+        self._incoming.write(data)
+        self.pump()
+
+    def pump(self) -> None:
+        """Go on with the handshake, or read what is here; then send what has to be sent."""
+        try:
+            if not self.ready:
+                self.tls.do_handshake()
+                self.ready = True
+            while data := self.tls.read(65536):
+                self.heard += data
+        except ssl.SSLError:
+            pass  # it has to wait, or the other side no longer likes it
+        self.send()
+
+    def send(self, most: int | None = None) -> None:
+        """Send what OpenSSL has written, or the first bytes of it and never the rest."""
+        data = bytearray(self._outgoing.read())
+        if self._flips and len(data) > 5:
+            data[self.rng.randrange(5, len(data))] ^= 1 << self.rng.randrange(8)
+            self._flips = False
+        if data and self.conn is not None and not self.conn.closed and not self.over:
+            self.conn.write(bytes(data[:most]))
+
+    def say(self, data: bytes) -> None:
+        """Send data as it should be."""
+        if self.ready:
+            try:
+                self.tls.write(data)
+            except ssl.SSLError:
+                pass  # in a new handshake
+            self.send()
+
+    def do(self, act: str) -> None:
+        """Do one of ACTS."""
+        if self.ready and self.conn is not None and not self.conn.closed and not self.over:
+            try:
+                getattr(self, '_' + act)()
+            except ssl.SSLError:
+                pass  # it has done something before that forbids this
+
+    # -- what it does wrong
+
+    def _end_connection(self, reset: bool = False) -> None:
+        if reset:
+            self.conn.abort()
+        elif not self.over:
+            self.conn.write_eof()
+        self.over = True
+
+    def _fin(self) -> None:
+        """End the connection, and not the TLS stream."""
+        self._end_connection()
+
+    def _reset(self) -> None:
+        self._end_connection(reset=True)
+
+    def _say_and_fin(self) -> None:
+        """Both arrive in one turn."""
+        self.say(b'last words\n')
+        self._end_connection()
+
+    def _flip(self) -> None:
+        """One bit of a record is wrong."""
+        self._flips = True
+        self.say(b'a record with a bit changed\n')
+
+    def _flip_and_fin(self) -> None:
+        self._flip()
+        self._end_connection()
+
+    def _cut(self) -> None:
+        """End in the middle of a record."""
+        self.tls.write(bytes(self.rng.randrange(1, 20_000)))
+        self.send(self.rng.randrange(1, 20))
+        self._end_connection()
+
+    def _stall(self) -> None:
+        """Half a record, and then nothing."""
+        self.tls.write(bytes(1000))
+        self.send(self.rng.randrange(1, 1000))
+        self.over = True
+
+    def _garbage(self) -> None:
+        self.conn.write(self.rng.randbytes(self.rng.randrange(1, 300)))
+
+    def _tiny(self) -> None:
+        """Many records of one byte, some in one segment."""
+        for _ in range(self.rng.randrange(1, 200)):
+            self.tls.write(b'.')
+        self.send()
+
+    def _close_notify(self) -> None:
+        """The end of the TLS stream, as it should be."""
+        try:
+            self.tls.unwrap()
+        except ssl.SSLError:
+            pass
+        self.farewell = True
+        self.send()
+        if self.rng.random() < 0.5:
+            self._end_connection()
+
+    def _politely(self) -> None:
+        """What every peer may do: small records, new keys, and data behind them."""
+        if self.rng.random() < 0.5:
+            for _ in range(20):
+                self.tls.write(b'~')
+        elif self.tls.version() == 'TLSv1.3':
+            for _ in range(8):
+                ENGINE.update_keys(self.tls, self.rng.random() < 0.5)
+        self.send()
+        self.say(b'polite\n')
+
+    def _deaf(self) -> None:
+        """Read nothing more."""
+        self.conn.pause_reading()
+
+    def _keys(self) -> None:
+        """New keys, one or many, with or without a request for the other side's."""
+        if self.tls.version() == 'TLSv1.3':
+            requested = self.rng.random() < 0.5
+            for _ in range(self.rng.choice((1, 2, 40, 200))):
+                ENGINE.update_keys(self.tls, requested)
+            self.send()
+
+    def _renegotiate(self) -> None:
+        """Begin a new handshake, and go on with it or not."""
+        if self.tls.version() == 'TLSv1.2':
+            ENGINE.renegotiate(self.tls)
+            self.send()
+            if self.rng.random() < 0.3:
+                self.over = True  # it never goes on
+
+
+ACTS = tuple(
+    'fin reset say_and_fin flip flip_and_fin cut stall garbage tiny close_notify deaf keys renegotiate'.split()
+)
+
+
+def peer_callbacks(ended: Any = None) -> dict[str, Any]:
+    """The callbacks of a plain stream whose `data` is a `Peer`; `ended(conn)` is called at its end."""
+
+    def on_data(conn: Any, data: bytes) -> None:
+        conn.data.received(data)
+
+    def on_eof(conn: Any) -> None:
+        conn.close()
+
+    def on_close(conn: Any, exc: BaseException | None) -> None:
+        if conn.data is not None:
+            conn.data.conn = None
+        if ended is not None:
+            ended(conn)
+
+    return {'on_data': on_data, 'on_eof': on_eof, 'on_close': on_close}

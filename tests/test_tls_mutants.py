@@ -1,0 +1,81 @@
+"""The worlds of `tls_worlds.py` find what is planted in TLS, or a named test does; and without it nothing is found."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import mutants
+import pytest
+from certificates import certificates  # noqa: F401
+from hostile_tls import ENGINE
+from mutants import TLS_MUTANTS, copy_package
+
+SEEDS = 1000
+TESTS = Path(__file__).parent
+HUNT = """
+import logging, sys
+from pathlib import Path
+logging.disable(logging.CRITICAL)
+sys.path.append(sys.argv[1])
+import reactor
+from certificates import Certificates
+from tls_worlds import Contexts, run_world
+
+made = Certificates.__new__(Certificates)
+made.folder = Path(sys.argv[2])
+made.authority = made.folder / 'authority.pem'
+contexts = Contexts(made)
+print(reactor.__file__)
+for seed in range(int(sys.argv[3])):
+    try:
+        run_world(seed, contexts)
+    except BaseException as exc:
+        print('found', str(exc).partition('the last of')[0], sep=chr(10))
+        break
+"""
+
+
+def hunt(folder: Path, certificates: Path) -> str:  # noqa: F811
+    """What the worlds find in the copy of the package in `folder`; '' when it is nothing."""
+    environment = {**os.environ, 'PYTHONPATH': str(folder), 'PYTHONDONTWRITEBYTECODE': '1'}
+    command = [sys.executable, '-c', HUNT, str(TESTS), str(certificates), str(SEEDS)]
+    child = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=600)
+    where, _, found = child.stdout.partition('\n')
+    assert where.startswith(str(folder)), child.stderr
+    return found
+
+
+def run_test(folder: Path, name: str) -> str:
+    """What this test of ours says of the copy; '' when it passes."""
+    environment = {**os.environ, 'PYTHONPATH': str(folder), 'PYTHONDONTWRITEBYTECODE': '1'}
+    options = ['-q', '-x', '-p', 'no:cacheprovider', '--tb=line', '-o', 'addopts=', '-k', 'not poll and not select']
+    command = [sys.executable, '-m', 'pytest', *options, str(TESTS / name)]
+    child = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=600)
+    assert child.returncode in (0, 1), child.stdout + child.stderr
+    return child.stdout if child.returncode else ''
+
+
+@pytest.fixture(autouse=True)
+def nothing_left() -> None:
+    """In place of the count of descriptors that other tests have: children begin and end meanwhile."""
+
+
+@pytest.mark.parametrize('planted', TLS_MUTANTS, ids=[mutant.name for mutant, _ in TLS_MUTANTS])
+def test_each_bug_planted_in_tls_is_found(planted, certificates, tmp_path):  # noqa: F811
+    if ENGINE.missing:
+        pytest.skip(f'NOT TESTED: TLS peers that misbehave; {ENGINE.missing}')
+    mutant, test = planted
+    copy_package(tmp_path, mutant)
+    found = run_test(tmp_path, test) if test else hunt(tmp_path, certificates.folder)
+    print(f'{mutant.name}: {found.strip() or "not found"}')
+    assert found, f'{test or f"{SEEDS} worlds"} did not find it; it breaks {mutant.law}'
+
+
+def test_there_are_enough_and_each_has_its_place():
+    assert len({mutant.name for mutant, _ in TLS_MUTANTS}) == len(TLS_MUTANTS) >= 10
+    assert not {mutant.name for mutant, _ in TLS_MUTANTS} & {mutant.name for mutant in mutants.MUTANTS}
+    for mutant, _ in TLS_MUTANTS:
+        assert (mutants.PACKAGE / mutant.file).read_text().count(mutant.anchor) == 1, mutant.name
