@@ -54,6 +54,7 @@ class Session:
         '_incoming',
         '_outgoing',
         'ended',
+        'full',
         'held',
         'held_bytes',
         'more',
@@ -76,6 +77,7 @@ class Session:
         self.on_secured: Told = (Stream.handle_accepted, ())
         self.held: list[tuple[list[bytes], Told]] = []  # writes that wait for the end of the handshake, in order
         self.held_bytes = 0
+        self.full = False  # whether a held write returned False, so that `on_drain` has to follow
         self.ended = False  # whether `write_eof` waits behind them
         self.reading = True  # whether the user wants to read when the handshake is done
         self.more = False  # whether a completion will decrypt what is here already
@@ -339,8 +341,9 @@ class TLSStream(Stream):
                 return False
             session.held.append(([bytes(piece) for piece in pieces], (on_written, args)))
             session.held_bytes += sum(len(piece) for piece in pieces)
-            held: bool = session.held_bytes < self.options.high_water
-            return held
+            full = self.buffered >= self.options.high_water
+            session.full = session.full or full
+            return not full
         writer = self.writer
         if writer is not None:
             if writer.error is not None and not writer.ended:
@@ -459,7 +462,7 @@ class TLSStream(Stream):
         session.on_secured = (None, ())
         self._say(session.to_say())
         held, session.held = session.held, []
-        full = session.held_bytes >= self.options.high_water
+        full = session.full
         for pieces, (on_written, written_args) in held:
             if self.state is OPEN:
                 session.held_bytes -= sum(map(len, pieces))
