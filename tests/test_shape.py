@@ -111,6 +111,7 @@ def test_imports_stand_at_the_top(path):
                 assert names <= LAZY, f'{path}:{node.lineno}'
 
 
+@pytest.mark.timeout(600)  # much to compute
 def test_nothing_imports_asyncio():
     # What is measured against: each run in a process of its own, to be compared with, and imported by nobody.
     others = {*(PROJECT / 'perf' / 'peers').glob('*.py')}
