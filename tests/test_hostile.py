@@ -188,6 +188,7 @@ def small_buffer(client):
     client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
 
 
+@pytest.mark.alone
 def test_stalled_readers_cost_the_mark_and_one_write_each_and_end_at_the_write_timeout(r, sockets, bystander):
     count, chunk, high_water = 300, 100_000, 65536
     log, conns = Log(), []
@@ -238,6 +239,7 @@ def test_a_server_that_does_not_hold_back_loses_who_does_not_read_and_nobody_els
 # -- row 80: clients that connect, send and reset
 
 
+@pytest.mark.timeout(600)  # much to compute
 def test_a_storm_of_resets_leaves_nothing_behind(r, sockets, bystander, caplog):
     caplog.set_level(logging.INFO)
     ended = []

@@ -34,10 +34,11 @@ class Buffers:
     """What OpenSSL reads from and writes to, shared by all TLS connections of a loop.
 
     A call that fails may leave bytes in them. They belong to a connection that cannot go on, and are dropped before
-    the next call.
+    the next call. `inside` says that OpenSSL is at work and may call a function of the user, such as an `sni_callback`:
+    what is in the buffers then belongs to the connection in that call, and is set aside for calls of other connections.
     """
 
-    __slots__ = ('incoming', 'outgoing', 'ssl')
+    __slots__ = ('incoming', 'inside', 'outgoing', 'ssl')
 
     def __init__(self) -> None:
         import ssl
@@ -45,11 +46,18 @@ class Buffers:
         self.ssl = ssl
         self.incoming = ssl.MemoryBIO()
         self.outgoing = ssl.MemoryBIO()
+        self.inside = False
 
-    def clear(self) -> None:
-        """Drop what a failed call has left."""
-        self.incoming.read()
-        self.outgoing.read()
+    def empty(self) -> tuple[bytes, bytes]:
+        """Empty both, and return what `put_back` needs afterwards."""
+        left = self.incoming.read(), self.outgoing.read()
+        return left if self.inside else (b'', b'')
+
+    def put_back(self, left: tuple[bytes, bytes]) -> None:
+        """Give the call in which OpenSSL has called the user what it had."""
+        for buffer, data in zip((self.incoming, self.outgoing), left, strict=True):
+            if data:
+                buffer.write(data)
 
 
 class Session:
@@ -68,6 +76,7 @@ class Session:
         'buffers',
         'empty',
         'ended',
+        'full',
         'held',
         'held_bytes',
         'last',
@@ -90,6 +99,7 @@ class Session:
         # Writes that wait for the end of a handshake, in order; None when there is no handshake.
         self.held: list[tuple[list[bytes], Told]] | None = []
         self.held_bytes = 0
+        self.full = False  # a write that waits returned False, so `on_drain` has to follow
         self.last: Callable[[Any], None] | None = None  # write_eof or close, called behind what is held
         self.reading = True  # whether the user wants to read when the handshake is done
         self.more = False  # whether a completion will decrypt what is here already
@@ -152,9 +162,10 @@ class Session:
         end = count = 0
         while count < HANDSHAKE_RECORDS and (next_end := record_end(data, end)):
             end, count = next_end, count + 1
-        buffers.clear()
+        buffers.empty()
         buffers.incoming.write(memoryview(data)[:end])
         self._incoming = data[end:]
+        buffers.inside = True
         try:
             self.ssl_object.do_handshake()
         except self.ssl.SSLWantReadError:
@@ -162,6 +173,8 @@ class Session:
             if self.over and not self.more:
                 raise self._cut_short() from None
             return False
+        finally:
+            buffers.inside = False
         self._incoming = buffers.incoming.read() + self._incoming  # the first records of data
         return True
 
@@ -177,7 +190,8 @@ class Session:
         size, buffers = len(data), self.buffers
         incoming = buffers.incoming
         if incoming.pending or buffers.outgoing.pending:
-            buffers.clear()
+            buffers.empty()
+        buffers.inside = True
         try:
             while begin < size and len(pieces) < RECORDS_PER_TURN and (end := record_end(data, begin)):
                 length = end - begin
@@ -195,6 +209,8 @@ class Session:
             self.ended = True
         except self.ssl.SSLError as error:
             exc = error.with_traceback(None)
+        finally:
+            buffers.inside = False
         if begin == size:
             self._incoming, self.more = b'', False
         else:
@@ -233,29 +249,33 @@ class Session:
         Raises SSLWantReadError, and has encrypted nothing, while the peer has begun a new handshake.
         """
         write, outgoing = self._write, self.buffers.outgoing
-        if outgoing.pending:
-            self.buffers.clear()
+        left = self.buffers.empty()
         parts = []
-        for piece in pieces:
-            while piece:
-                sent = write(piece if len(piece) <= SLICE else memoryview(piece)[:SLICE])
-                if outgoing.pending >= SLICE:
-                    parts.append(outgoing.read())
-                if sent == len(piece):
-                    break
-                piece = memoryview(piece)[sent:]
-        if outgoing.pending or not parts:
-            parts.append(outgoing.read())
+        try:
+            for piece in pieces:
+                while piece:
+                    sent = write(piece if len(piece) <= SLICE else memoryview(piece)[:SLICE])
+                    if outgoing.pending >= SLICE:
+                        parts.append(outgoing.read())
+                    if sent == len(piece):
+                        break
+                    piece = memoryview(piece)[sent:]
+            if outgoing.pending or not parts:
+                parts.append(outgoing.read())
+        finally:
+            self.buffers.put_back(left)
         return parts
 
     def farewell(self) -> bytes:
         """The end of our side of the stream: close_notify."""
-        self.buffers.clear()
+        left = self.buffers.empty()
         try:
             self.ssl_object.unwrap()
         except self.ssl.SSLError:
             pass  # the peer has not ended its side
-        return self.to_say()
+        said = self.to_say()
+        self.buffers.put_back(left)
+        return said
 
 
 def record_end(data: bytes, begin: int) -> int:

@@ -96,7 +96,7 @@ class TLSStream(Stream):
             return  # its descriptor was lost, and it is told so
         stream.limit_handshake(timeout, None)
         if not session.ssl_object.server_side:
-            stream._shake_hands()
+            stream._decrypt_later()  # not in this call: an `sni_callback` may have made it, inside another handshake
 
     def limit_handshake(self, seconds: float, deadline: float | None) -> None:
         """The handshake lasts at most `seconds`, and not beyond `deadline`."""
@@ -338,13 +338,14 @@ class TLSStream(Stream):
             return False
         session.held.append(([bytes(piece) for piece in pieces], (on_written, args)))
         session.held_bytes += sum(map(len, pieces))
-        return self.buffered < self.options.high_water
+        full = self.buffered >= self.options.high_water
+        session.full = session.full or full
+        return not full
 
     def _send_held(self) -> None:
         """Send what waited for the end of a handshake, if it has ended."""
         session = self.tls
         held, session.held = session.held, None
-        full = session.held_bytes >= self.options.high_water
         for index, (pieces, (on_written, args)) in enumerate(held):
             if self.state is CLOSED:
                 return  # sending has failed meanwhile
@@ -358,6 +359,7 @@ class TLSStream(Stream):
                 return
             session.held_bytes -= sum(map(len, pieces))
             Stream.writelines(self, parts, on_written, *args)
+        full, session.full = session.full, False
         writer = self.writer
         if full and (writer is None or writer is DRAINED):
             self.loop.completions.append((self, Stream.handle_drain, ()))
