@@ -1048,7 +1048,7 @@ TLS_MUTANTS: tuple[tuple[Mutant, str], ...] = (
             '            if self.writer is None:',
             '8: who ends as it should has a clean end',
         ),
-        '',
+        'test_tls.py::test_a_close_is_a_clean_end_for_the_other_side',
     ),
     (
         Mutant(

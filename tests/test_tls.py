@@ -1255,8 +1255,8 @@ def test_without_a_limit_one_record_without_data_is_worked_off_in_a_turn(r, host
 
 
 def test_a_limit_on_records_without_data_is_checked(r, sockets):
-    for wrong in -1, -0.5:
-        with pytest.raises(ValueError, match='max_empty_records'):
+    for wrong, error in (-1, ValueError), (1.5, TypeError), ('32', TypeError):
+        with pytest.raises(error, match='max_empty_records'):
             r.adopt(sockets()[0], max_empty_records=wrong)
 
 

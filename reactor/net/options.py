@@ -125,7 +125,9 @@ class Options:
         self.high_water = max(1, high_water)  # 0: as soon as anything waits; a write of nothing never has to be drained
         self.low_water = low_water
         self.max_buffered = whole('max_buffered', max_buffered, 1)
-        self.max_empty_records = None if max_empty_records is None else whole('max_empty_records', max_empty_records, 0)
+        if max_empty_records is not None:
+            max_empty_records = whole('max_empty_records', max_empty_records, 0, unit='number of TLS records')
+        self.max_empty_records = max_empty_records
         self.linger = seconds('linger', linger)
         self.read_timeout = check_limit('read_timeout', read_timeout)
         self.write_timeout = check_limit('write_timeout', write_timeout)
