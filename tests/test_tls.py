@@ -1324,6 +1324,33 @@ def test_a_callback_in_a_handshake_may_write_to_others(r, tls):
     end(r, other, ours, theirs, *conns)
 
 
+@pytest.mark.parametrize('act', ['close', 'write_eof', 'write', 'start_tls'])
+def test_a_callback_in_a_handshake_leaves_the_rest_of_that_handshake_where_it_is(r, tls, sockets, act):
+    """A fatal alert after the client's first message fails the handshake, whatever the callback does with others."""
+    log = Log()
+    ours, theirs = tls.pair({}, {})
+    plain = r.adopt(sockets()[0])
+
+    def announce(ssl_object, name, context):
+        if act == 'start_tls':
+            plain.start_tls(tls.certs.client(), server_hostname='localhost')
+        else:
+            getattr(ours, act)(*([b'somebody comes'] if act == 'write' else []))
+
+    context = tls.certs.server()
+    context.sni_callback = announce
+    a, b = sockets()
+    r.adopt(a, on_close=log.on_close).start_tls(context)
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    client = tls.certs.client().wrap_bio(incoming, outgoing, server_hostname='localhost')
+    with pytest.raises(ssl.SSLWantReadError):
+        client.do_handshake()
+    b.sendall(outgoing.read() + bytes.fromhex('15030300020250'))
+    run_until(r, lambda: log)
+    assert log.names() == ['close'] and 'INTERNAL_ERROR' in str(log[0][1])
+    end(r, plain, ours, theirs)
+
+
 def test_what_a_failed_call_has_left_behind_is_sent_to_nobody_else(r, tls):
     heard, ends = [], []
     calls = {'on_data': lambda conn, data: heard.append(data), 'on_close': lambda conn, exc: ends.append(exc)}
