@@ -3,15 +3,30 @@
 from __future__ import annotations
 
 import gc
+import importlib.util
 import os
 import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, Phase, settings
 from support import SELECTORS, FakeKernel, ScriptedKernel, ScriptedSocket
 
+import reactor
 from reactor import Reactor
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+CHECKOUT = Path(__file__).resolve().parent.parent
+WORKERS = 4  # on two cores, because most tests wait
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -65,7 +80,34 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """The two profiles of hypothesis: `ci`, which finds the same today and tomorrow, and `deep`, by `--deep`."""
+    """Refuse to begin without what the tests need, and load a profile of hypothesis."""
+    if not in_worker(config):
+        check_setup()
+    load_profile(config)
+
+
+def in_worker(config: pytest.Config) -> bool:
+    """Whether this process is one of those that pytest-xdist started."""
+    return hasattr(config, 'workerinput')
+
+
+def check_setup() -> None:
+    """Raise UsageError, once, for what would otherwise fail hundreds of tests."""
+    install = "run: python3 -m venv .venv && .venv/bin/pip install -e '.[test]' && .venv/bin/python -m pytest"
+    if importlib.util.find_spec('psutil') is None:
+        raise pytest.UsageError(f'the tests need psutil, which is not installed; {install}')
+    # Many tests start programs in other folders, which import the package from there.
+    command = [sys.executable, '-c', 'import reactor; print(reactor.__file__)']
+    child = subprocess.run(command, cwd=os.path.abspath(os.sep), capture_output=True, text=True)
+    if child.returncode:
+        raise pytest.UsageError(f'a program started by a test cannot import reactor: it is not installed; {install}')
+    if not os.path.samefile(child.stdout.strip(), reactor.__file__):
+        found = child.stdout.strip()
+        raise pytest.UsageError(f'programs started by tests import {found}, not {reactor.__file__}; {install}')
+
+
+def load_profile(config: pytest.Config) -> None:
+    """Choose between two profiles: `ci`, which runs the same examples every time, and `deep`, for `--deep`."""
     # Explaining a failure takes minutes with these models; the shrunk run tells enough.
     phases = [phase for phase in Phase if phase is not Phase.explain]
     common = settings(
@@ -77,6 +119,68 @@ def pytest_configure(config: pytest.Config) -> None:
     settings.load_profile('deep' if deep else 'ci')
 
 
+@pytest.hookimpl(tryfirst=True)  # before that of pytest-xdist
+def pytest_cmdline_main(config: pytest.Config) -> None:
+    """Run the whole suite in parallel, unless `-n` or `--pdb` says otherwise; tests that are named run as usual."""
+    whole = config.args_source is pytest.Config.ArgsSource.TESTPATHS
+    if whole and not in_worker(config) and not config.option.usepdb and config.getoption('numprocesses', 0) is None:
+        config.option.numprocesses = WORKERS
+        config.option.maxschedchunk = 8  # few, so that the order of the tests is kept
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_setupnodes() -> None:
+    """Let the workers, and the programs that tests start, write bytecode and so find what another one has compiled."""
+    os.environ.pop('PYTHONDONTWRITEBYTECODE', None)
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """In a worker, import the test modules, beginning with a different one in each worker.
+
+    Rewriting their assertions takes 10 s of CPU. The result is kept in `__pycache__`, so each worker rewrites a share
+    and finds the rest there.
+    """
+    if not in_worker(session.config):
+        return
+    modules = sorted(path.stem for path in Path(__file__).parent.glob('test_*.py'))
+    begin = len(modules) * int(os.environ['PYTEST_XDIST_WORKER'][2:]) // WORKERS
+    for module in modules[begin:] + modules[:begin]:
+        with suppress(Exception, pytest.skip.Exception):  # collecting the module reports it
+            importlib.import_module(module)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with tests that take long, and end with those that need the machine to themselves."""
+    items.sort(key=lambda item: (item.get_closest_marker('alone') is not None, not item.get_closest_marker('timeout')))
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)  # around the time limit, which does not include the wait for a turn
+def pytest_runtest_protocol(item: pytest.Item) -> Any:
+    with machine(item.get_closest_marker('alone') is not None):
+        return (yield)
+
+
+@contextmanager
+def machine(alone: bool) -> Iterator[None]:
+    """Share the machine with other tests of this checkout, or have it alone, whatever process runs them.
+
+    The two locked files are never written. The first is the queue: a test that needs the machine to itself keeps its
+    place there while the tests before it end, so later tests wait.
+    """
+    if fcntl is None:
+        yield
+        return
+    with open(CHECKOUT / 'pyproject.toml') as queue, open(CHECKOUT / 'setup.cfg') as taken:
+        fcntl.flock(queue, fcntl.LOCK_EX)
+        fcntl.flock(taken, fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
+        fcntl.flock(queue, fcntl.LOCK_UN)
+        try:
+            yield
+        finally:
+            fcntl.flock(taken, fcntl.LOCK_UN)  # and not only closed: a forked child may have it open
+
+
 def open_descriptors() -> int:
     """How many descriptors this process has open."""
     for folder in ('/proc/self/fd', '/dev/fd'):
@@ -85,14 +189,24 @@ def open_descriptors() -> int:
     return 0
 
 
+def has_children() -> bool:
+    """Whether this process has a child, running or a zombie."""
+    try:
+        os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except (ChildProcessError, AttributeError):  # AttributeError: this platform has no waitid
+        return False
+    return True
+
+
 @pytest.fixture(autouse=True)
 def nothing_left():
-    """Every test ends with the descriptors it began with."""
-    before = open_descriptors()
+    """Every test ends with the descriptors it began with, and leaves no child process."""
+    before, had_children = open_descriptors(), has_children()
     yield
-    if open_descriptors() > before:
+    if open_descriptors() > before or has_children() > had_children:
         gc.collect()
     assert open_descriptors() <= before, 'a descriptor was left open'
+    assert has_children() <= had_children, 'a child process was left, running or as a zombie'
 
 
 def check_empty(r: Reactor) -> None:

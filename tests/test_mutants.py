@@ -1,6 +1,6 @@
 """The simulation finds what is planted: each mutant of the real code fails some seed, and the code itself none.
 
-Each runs in a process of its own, on a copy of the package, two at a time.
+Each runs in a process of its own, on a copy of the package.
 """
 
 from __future__ import annotations
@@ -8,9 +8,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import mutants
 import pytest
@@ -19,8 +17,8 @@ from mutants import MUTANTS, Mutant, copy_package
 from reactor.testing import SimKernel
 
 SEEDS = 1000
-AT_ONCE = 2
 LONGEST = 60  # seconds of CPU for one seed: what takes longer does not end
+PATIENCE = 600  # seconds for a hunt
 HUNT = """
 import logging, resource, sys, time
 logging.disable(logging.CRITICAL)
@@ -73,7 +71,7 @@ def hunt(folder: Path, mutant: Mutant | None, first: int, last: int) -> Outcome:
     environment = {**os.environ, 'PYTHONPATH': str(folder), 'PYTHONDONTWRITEBYTECODE': '1'}
     child = subprocess.run(
         [sys.executable, '-c', HUNT, *map(str, (begin, first, last, LONGEST))],
-        cwd=folder, env=environment, capture_output=True, text=True, timeout=600,
+        cwd=folder, env=environment, capture_output=True, text=True, timeout=PATIENCE,
     )  # fmt: skip
     assert child.stdout, child.stderr
     return Outcome(child.stdout, child.returncode, folder)
@@ -85,36 +83,18 @@ HUNTS: dict[str, tuple[Mutant | None, int, int]] = {
 }
 
 
-@pytest.fixture(autouse=True)
-def nothing_left() -> None:
-    """In place of the count of descriptors that other tests have: hunts begin and end meanwhile, with their pipes."""
-
-
-@pytest.fixture(scope='module')
-def hunts(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """The outcome of each hunt that a test of this session asks for, by its name; they all begin at once."""
-    specs = [item.callspec for item in request.session.items if hasattr(item, 'callspec')]
-    wanted = [spec.params['planted'] for spec in specs if 'planted' in spec.params]
-    with ThreadPoolExecutor(AT_ONCE) as pool:
-        futures: dict[str, Future[Outcome]] = {
-            name: pool.submit(hunt, tmp_path_factory.mktemp('copy'), *HUNTS[name]) for name in wanted
-        }
-        yield futures
-        for future in futures.values():
-            future.cancel()
-
-
+@pytest.mark.timeout(2 * PATIENCE)
 @pytest.mark.parametrize('planted', list(HUNTS))
-def test_each_planted_bug_is_found_and_without_one_nothing_is(planted, hunts, tmp_path):
+def test_each_planted_bug_is_found_and_without_one_nothing_is(planted, tmp_path):
     mutant = HUNTS[planted][0]
-    outcome = hunts[planted].result()
+    outcome = hunt(tmp_path / 'copy', *HUNTS[planted])
     if mutant is None:
         assert not outcome.wrong
     else:
         print(f'{planted}: seed {outcome.seed}, {outcome.wrong}')
         assert outcome.wrong, f'{SEEDS} seeds did not find it; it breaks {mutant.law}'
     if outcome.hung:
-        usual = hunt(tmp_path, None, outcome.seed, outcome.seed + 1)
+        usual = hunt(tmp_path / 'usual', None, outcome.seed, outcome.seed + 1)
         assert not usual.wrong and usual.slowest < LONGEST / 100, 'that seed is a slow one, and nothing is proved'
 
 

@@ -659,6 +659,8 @@ def test_a_datagram_socket_is_not_for_workers(sockets):
 )
 def test_bad_arguments_raise_before_anything_is_started(arguments, monkeypatch):
     monkeypatch.delattr(serve.Workers, 'begin')  # which would start these tests once more
+    # The processes of pytest-xdist have no file, with which `run` would refuse to start before it looks at `listen`.
+    monkeypatch.setattr(sys.modules['__main__'], '__file__', __file__, raising=False)
     with pytest.raises((TypeError, ValueError)):
         serve.run(**{'main': print, **arguments})
 

@@ -287,7 +287,7 @@ def test_a_bad_name_raises(name):
         (['RELOADING=1', 'MONOTONIC_USEC=5000'], systemd.reloading),
         (['MAINPID=7', 'X_QUEUE=2'], lambda: systemd.notify(MAINPID=7, X_QUEUE=2)),
     ],
-    ids=str,
+    ids=['ready', 'status', 'stopping', 'watchdog', 'reloading', 'more'],
 )
 def test_the_bytes_are_those_of_systemd_notify(manager, monkeypatch, arguments, tell):
     monkeypatch.setattr(time, 'monotonic_ns', lambda: 5_000_999)
