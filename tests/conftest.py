@@ -181,6 +181,13 @@ def machine(alone: bool) -> Iterator[None]:
             fcntl.flock(taken, fcntl.LOCK_UN)  # and not only closed: a forked child may have it open
 
 
+with suppress(ImportError):
+    import ctypes
+
+    # libffi opens its own file for the first callback that ctypes makes, as watchdog does, and keeps it open.
+    ctypes.CFUNCTYPE(None)(lambda: None)
+
+
 def open_descriptors() -> int:
     """How many descriptors this process has open."""
     for folder in ('/proc/self/fd', '/dev/fd'):

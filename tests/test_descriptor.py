@@ -9,7 +9,7 @@ import selectors
 import socket
 import sys
 import weakref
-from contextlib import closing
+from contextlib import closing, suppress
 
 import pytest
 from support import Log, fill, idle, in_thread, run_until, turns, turns_in
@@ -26,12 +26,12 @@ def pipe():
     ends = os.pipe()
     for fd in ends:
         os.set_blocking(fd, False)
+    it = os.fstat(ends[0]).st_ino
     yield ends
     for fd in ends:
-        try:
-            os.close(fd)
-        except OSError:
-            pass  # the test closed it
+        with suppress(OSError):  # the test closed it
+            if os.fstat(fd).st_ino == it:  # and no other descriptor, such as a new selector's, has got its number
+                os.close(fd)
 
 
 class Seen(list):
