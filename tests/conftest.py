@@ -8,8 +8,10 @@ import os
 import socket
 import subprocess
 import sys
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -151,8 +153,16 @@ def pytest_sessionstart(session: pytest.Session) -> None:
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with tests that take long, and end with those that need the machine to themselves."""
-    items.sort(key=lambda item: (item.get_closest_marker('alone') is not None, not item.get_closest_marker('timeout')))
+    """Spread tests that compute for long among the modules, whose tests mostly wait; end with those that run alone."""
+    alone = [item for item in items if item.get_closest_marker('alone')]
+    long = deque(item for item in items if item.get_closest_marker('timeout') and item not in alone)
+    others = (item for item in items if not item.get_closest_marker('timeout') and not item.get_closest_marker('alone'))
+    modules = [list(module) for _, module in groupby(others, key=lambda item: item.path)]
+    share = len(long) // len(modules) + 1 if modules else len(long)
+    items.clear()
+    for module in modules:
+        items += [long.popleft() for _ in range(min(share, len(long)))] + module
+    items += [*long, *alone]
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)  # around the time limit, which does not include the wait for a turn
