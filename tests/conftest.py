@@ -9,25 +9,19 @@ import socket
 import subprocess
 import sys
 from collections import deque
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, Phase, settings
+from machine import machine
 from support import SELECTORS, FakeKernel, ScriptedKernel, ScriptedSocket
 
 import reactor
 from reactor import Reactor
 
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
-
-CHECKOUT = Path(__file__).resolve().parent.parent
 WORKERS = 4  # on two cores, because most tests wait
 
 
@@ -169,26 +163,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def pytest_runtest_protocol(item: pytest.Item) -> Any:
     with machine(item.get_closest_marker('alone') is not None):
         return (yield)
-
-
-@contextmanager
-def machine(alone: bool) -> Iterator[None]:
-    """Share the machine with other tests of this checkout, or have it alone, whatever process runs them.
-
-    The two locked files are never written. The first is the queue: a test that needs the machine to itself keeps its
-    place there while the tests before it end, so later tests wait.
-    """
-    if fcntl is None:
-        yield
-        return
-    with open(CHECKOUT / 'pyproject.toml') as queue, open(CHECKOUT / 'setup.cfg') as taken:
-        fcntl.flock(queue, fcntl.LOCK_EX)
-        fcntl.flock(taken, fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
-        fcntl.flock(queue, fcntl.LOCK_UN)
-        try:
-            yield
-        finally:
-            fcntl.flock(taken, fcntl.LOCK_UN)  # and not only closed: a forked child may have it open
 
 
 with suppress(ImportError):

@@ -188,6 +188,7 @@ def small_buffer(client):
     client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
 
 
+@pytest.mark.alone
 def test_stalled_readers_cost_the_mark_and_one_write_each_and_end_at_the_write_timeout(r, sockets, bystander):
     count, chunk, high_water = 300, 100_000, 65536
     log, conns = Log(), []

@@ -131,6 +131,7 @@ def test_a_made_up_stream_comes_in_chunks_and_whole(server):
     assert len(lines) == 20000 and lines[19999].startswith(b'line 19999 ')
 
 
+@pytest.mark.alone
 def test_a_stream_waits_for_its_reader_and_the_others_are_served(root):
     psutil = pytest.importorskip('psutil')
     with serving(root) as (process, port), client(port) as slow:

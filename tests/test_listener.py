@@ -478,6 +478,7 @@ AT_THE_LIMIT = """
 """
 
 
+@pytest.mark.alone
 @pytest.mark.skipif(sys.platform == 'win32', reason='Windows has no descriptor limit to lower')
 def test_at_the_real_descriptor_limit_clients_wait_and_nothing_spins():
     done = subprocess.run(
