@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from typing import Any
 
+import pytest
 from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine
 
@@ -14,7 +15,7 @@ def case_of(machine: Any, share: float = 1) -> Any:
     default = settings.default
     assert default is not None
     machine.TestCase.settings = settings(default, max_examples=max(1, int(default.max_examples * share)))
-    return machine.TestCase
+    return pytest.mark.timeout(600)(machine.TestCase)  # much to compute
 
 
 class Machine(RuleBasedStateMachine):

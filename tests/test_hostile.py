@@ -239,6 +239,7 @@ def test_a_server_that_does_not_hold_back_loses_who_does_not_read_and_nobody_els
 # -- row 80: clients that connect, send and reset
 
 
+@pytest.mark.timeout(600)  # much to compute
 def test_a_storm_of_resets_leaves_nothing_behind(r, sockets, bystander, caplog):
     caplog.set_level(logging.INFO)
     ended = []

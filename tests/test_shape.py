@@ -113,6 +113,7 @@ def test_imports_stand_at_the_top(path):
                 assert names <= LAZY, f'{path}:{node.lineno}'
 
 
+@pytest.mark.timeout(600)  # much to compute
 def test_nothing_imports_asyncio():
     # What the reactor is measured against, and what shares a process with it in a test: programs that are run as
     # processes of their own and that no module imports.

@@ -66,6 +66,7 @@ def test_seeds_differ():
     assert run_seed(1).trace_hash() != run_seed(2).trace_hash()
 
 
+@pytest.mark.timeout(600)  # much to compute
 def test_every_fault_there_is_falls_somewhere():
     fallen = set()
     for seed in range(400):
