@@ -287,7 +287,8 @@ class World:
     def still_serves(self, server: Any) -> str | None:
         if server.closed:
             return None
-        server.resume()
+        if server._paused:  # by the program, which found no memory to resume it
+            server.resume()
         if server.open_connections:
             return f'{server!r} counts {server.open_connections} connections with none open'
         before = self.r.stats().accepts
