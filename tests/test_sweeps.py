@@ -203,8 +203,8 @@ PLANTED: tuple[tuple[Mutant, str, str, str], ...] = (
             '9: nothing is left',
         ),
         'test_sweeps.py',
-        'limit_of_the_stack and full',
-        'full on default',
+        'limit_of_the_stack and (close_plain or abort or peer_ends)',
+        'law 9',
     ),
     (
         Mutant(
