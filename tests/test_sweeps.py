@@ -174,17 +174,15 @@ PLANTED: tuple[tuple[Mutant, str, str, str], ...] = (
             writer.error = PEER_ENDED
         self.writer = writer
         self.state = OVER
-        self.events = 0
         try:
             self.release()
         except (MemoryError, RecursionError):
-            pass  # `handle_closed` does the rest
+            self.events = 0  # `handle_closed` does the rest
 """,
             """        if writer.error is None and writer is not ENDED:
             writer.error = PEER_ENDED
         self.writer = writer
         self.state = OVER
-        self.events = 0
         self.release()
         self.loop.completions.append((self, Stream.handle_closed, (exc,)))
 """,

@@ -694,11 +694,10 @@ class Stream(Handle):
             writer.error = PEER_ENDED
         self.writer = writer
         self.state = OVER
-        self.events = 0
         try:
             self.release()
         except (MemoryError, RecursionError):
-            pass  # `handle_closed` does the rest
+            self.events = 0  # `handle_closed` does the rest
 
     def release(self) -> None:
         """Give back what it holds. Each step does nothing the second time, so it can be run again after a failure."""
