@@ -91,6 +91,8 @@ class Wakeup(Handle):
             try:
                 self._ring()
             except (MemoryError, RecursionError):
+                if entry not in self.calls:
+                    return  # the loop has taken it already
                 self.calls.remove(entry)  # the caller is told that it is not made
                 raise
 
