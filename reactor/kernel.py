@@ -143,7 +143,11 @@ class LeanSocket(socket.SocketType):
 
     def accept(self) -> tuple[socket.SocketType, Any]:
         fd, address = self._accept()  # type: ignore[attr-defined]
-        return socket.SocketType(self.family, self.type, self.proto, fd), address
+        try:
+            return socket.SocketType(self.family, self.type, self.proto, fd), address
+        except (MemoryError, RecursionError):
+            os.close(fd)
+            raise
 
 
 class PipeSocket:

@@ -73,6 +73,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help='press Ctrl-C at each line of ours that a program reaches, instead of a sample: "pytest '
         '--interrupts-whole tests/test_interrupt_sweep.py", in two processes, some ten minutes',
     )
+    parser.addoption(
+        '--sweep-whole',
+        action='store_true',
+        help='have each allocation fail, and the stack run out at each depth, in every program and on every selector, '
+        'instead of a sample: "pytest --sweep-whole -n 2 tests/test_sweeps.py"',
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import weakref
+from math import ceil
 
 import pytest
 from hypothesis import given, settings
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from support import FakeKernel, Log
 
 from reactor import IdleTimeout
+from reactor.loop.buckets import LOOKS_PER_TURN
 from reactor.loop.stats import Counters
 from reactor.loop.timers import TimerHeap
 
@@ -158,6 +160,48 @@ def test_a_member_discarded_while_one_of_an_earlier_second_is_looked_at_is_left_
     fake.run_once(0)
     assert (first.looks, second.looks, third.looks) == ([1010], [], [1010])
     assert fake.stats().callback_errors == 0
+
+
+@pytest.mark.parametrize('count', [500, 1000, 2000])
+def test_a_turn_looks_at_a_bounded_number_of_members_and_serves_others_in_between(fake, buckets, kernel, count):
+    members = [Member() for _ in range(count)]
+    for member in members:
+        buckets.add(member, 1002)
+    kernel.time = 1002
+    looked, others, each_turn = 0, [], []
+    while looked < count:
+        fake.call_soon(others.append, looked)
+        fake.run_once(0)
+        now = sum(len(member.looks) for member in members)
+        each_turn.append(now - looked)
+        looked = now
+        assert len(each_turn) <= count, 'it makes no progress'
+    assert max(each_turn) == LOOKS_PER_TURN
+    assert len(each_turn) == len(others) == ceil(count / LOOKS_PER_TURN)
+    assert all(member.looks == [1002] for member in members)
+    assert len(buckets) == 0
+
+
+def test_a_member_that_is_looked_at_in_a_later_turn_can_be_discarded_before(fake, buckets, kernel):
+    members = [Member() for _ in range(LOOKS_PER_TURN + 10)]
+    for member in members:
+        second = buckets.add(member, 1002)
+    kernel.time = 1002
+    fake.run_once(0)
+    buckets.discard(members[-1], second)
+    fake.run_once(0)
+    assert [len(member.looks) for member in members] == [1] * (len(members) - 1) + [0]
+
+
+def test_connections_that_are_idle_since_the_same_second_end_over_several_turns(fake, kernel, sockets):
+    log = Log()
+    for _ in range(LOOKS_PER_TURN + 1):
+        fake.adopt(sockets()[0], on_close=log.on_close, idle_timeout=10)
+    kernel.time += 11
+    fake.run_once(0)
+    assert len(log) == LOOKS_PER_TURN
+    fake.run_once(0)
+    assert [type(exc) for _, exc in log] == [IdleTimeout] * (LOOKS_PER_TURN + 1)
 
 
 def test_clearing_forgets_everybody(fake, buckets):

@@ -2,12 +2,14 @@
 
 Owns the buckets, one for each second in which somebody is to be looked at. Knows nothing of what a look finds. The
 rule: a member is moved only when it is looked at, never when something happens to it. So a connection with an idle
-timeout costs no timer operation for its bytes, only a stamp; it is told late by up to a second, never early.
+timeout costs no timer operation for its bytes, only a stamp; it is told late by up to a second, never early. Where so
+many are due in the same second that a turn cannot look at them all, the last are looked at some turns later.
 Kernels keep their own time limits so ("timer wheels", Varghese and Lauck, 1987).
 """
 
 from __future__ import annotations
 
+from itertools import islice
 from math import ceil
 
 TYPE_CHECKING = False
@@ -19,6 +21,9 @@ if TYPE_CHECKING:
     class Member(Protocol):
         def handle_look(self, now: float) -> None:
             """Called in the second that was asked for; to be looked at again, the member adds itself again."""
+
+
+LOOKS_PER_TURN = 128  # about 2 ms: thousands that are due in the same second must not keep the others waiting
 
 
 class Buckets:
@@ -39,10 +44,15 @@ class Buckets:
         """Have `member` looked at in the first full second from `when` on; returns that second, for `discard`."""
         second = ceil(when)
         bucket = self._buckets.get(second)
-        if bucket is None:
-            bucket = self._buckets[second] = {}
+        if bucket is not None:
+            bucket[member] = None
+            return second
+        self._buckets[second] = {member: None}
+        try:
             self._arm()
-        bucket[member] = None
+        except BaseException:
+            del self._buckets[second]
+            raise
         return second
 
     def discard(self, member: Member, second: int) -> None:
@@ -53,6 +63,8 @@ class Buckets:
             if not bucket:
                 del self._buckets[second]
                 self._arm()
+        elif not self._buckets:
+            self._arm()  # it may have failed the first time
 
     def clear(self) -> None:
         """Forget everybody; for the end of the loop."""
@@ -61,24 +73,28 @@ class Buckets:
 
     def _arm(self) -> None:
         timer, earliest = self._timer, min(self._buckets, default=0)
-        if timer is not None and timer.deadline is not None:
-            if self._buckets and earliest == self._armed:
-                return
-            timer.cancel()
-        self._timer = None
-        if self._buckets:
+        if self._buckets and timer is not None and timer.deadline is not None and earliest == self._armed:
+            return
+        if self._buckets:  # the new timer first: where it cannot be made, the old one fires early and tries again
+            self._timer = self._timers.unreferenced_later(earliest - self._timers.clock(), self._look)
             self._armed = earliest
-            self._timer = self._timers.later(earliest - self._timers.clock(), self._look)
-            self._timer.unref()
+        if timer is not None:
+            timer.cancel()
+        if not self._buckets:
+            self._timer = None
 
     def _look(self) -> None:
-        now = self._timers.clock()
+        """Look at what is due, `LOOKS_PER_TURN` members at most: the timer is due again at once for the others."""
+        now, left = self._timers.clock(), LOOKS_PER_TURN
         for second in sorted(second for second in self._buckets if second <= now):
             bucket = self._buckets.get(second, {})
-            for member in list(bucket):
+            for member in list(islice(bucket, left)):
                 if member in bucket:  # not discarded by the look of another
-                    del bucket[member]
+                    left -= 1
                     member.handle_look(now)
+                    bucket.pop(member, None)  # afterwards, so a look that fails for want of memory is made again
             if not bucket and self._buckets.get(second) is bucket:
                 del self._buckets[second]
+            if not left:
+                break
         self._arm()

@@ -121,6 +121,8 @@ class WakeupClaim:
         if self.count:
             return
         owners, number, below = self._kernel.owners, self._number, self._below
+        if self not in owners:
+            return  # `acquire` found no memory to add it
         owners.remove(self)
         for owner in owners:
             if owner._below is self:

@@ -81,7 +81,7 @@ class Descriptor(Handle):
     def close(self) -> None:
         self.loop.watchers.check_thread()
         if self.fn is not None:
-            self.loop.watchers.remove(self)
+            self.loop.watchers.remove(self)  # first, as it may find no memory or stack
             self._file = -1
             self.fn, self.args = None, ()
 
@@ -94,7 +94,7 @@ class Descriptor(Handle):
     def handle_failed(self, exc: Exception) -> None:
         self.close()  # what it did not read is ready again at once, and so would be the exception
 
-    def handle_lost(self, exc: OSError) -> None:
+    def handle_lost(self, exc: Exception) -> None:
         log('warning', '%s', exc)
         self.close()
 

@@ -42,9 +42,9 @@ class Idler(Handle):
     def close(self) -> None:
         self.loop.watchers.check_thread()
         if self.fn is not None:
-            self.fn, self.args = None, ()
             self._idlers.discard(self)
             self.loop.watchers.remove(self)
+            self.fn, self.args = None, ()
 
     def handle_turn(self) -> None:
         """Called by the loop, once a turn."""
@@ -73,25 +73,29 @@ class Idlers:
     def add(self, fn: Callable[..., object], args: tuple[Any, ...]) -> Idler:
         """Open one; it is called from the next turn on."""
         idler = Idler(self._loop, self, fn, args)
-        if not self._open:
-            self._arm()
-        self._open[idler] = None
+        try:
+            self._open[idler] = None
+            if self._timer is None:
+                self._arm()
+        except BaseException:
+            idler.close()
+            raise
         return idler
 
     def discard(self, idler: Idler) -> None:
         """Forget one that was closed; without any the loop may sleep again."""
-        del self._open[idler]
+        self._open.pop(idler, None)
         if not self._open and self._timer is not None:
             self._timer.cancel()
             self._timer = None
 
     def _arm(self) -> None:
-        self._timer = self._loop.timers.later(0, self._queue)
-        self._timer.unref()  # the idlers themselves keep the loop running, or not
+        # The idlers themselves keep the loop running, or not.
+        self._timer = self._loop.timers.unreferenced_later(0, self._queue)
 
     def _queue(self) -> None:
-        self._arm()  # set in the timers phase, so it waits for the next turn
         for idler in reversed(self._open):
             if not idler.queued:
-                idler.queued = True
                 self._soon.appendleft((idler.handle_turn, ()))
+                idler.queued = True
+        self._arm()  # set in the timers phase, so it waits for the next turn. Last: all of this can be run again

@@ -12,6 +12,8 @@ and `handle_write`. A turn has five phases, each a function of its own, so that 
 The rules: users are called from these phases and from nowhere else, so always on a fresh stack. What waits is taken
 from its queue before it is called, so an exception that leaves `run` loses nothing. And no frame that lives across
 `select` holds the last batch, whose connections would stay alive while the loop sleeps.
+
+Where memory or stack runs out before a callback was reached, the call goes back to the head of its queue: see `_retry`.
 """
 
 from __future__ import annotations
@@ -50,6 +52,9 @@ RESERVE = 2 << 20  # bytes let go of when memory has run out: to log that takes 
 RESERVE_RETRY = 0.1  # seconds between two attempts to have them back
 MOST_REASONS = 1 << 31  # lines of `why_alive`
 MOST_SIGNUM = 128  # on FreeBSD; each system refuses those that it does not have
+# What may run between a phase and a callback of the user.
+OWN_PACKAGES = {'reactor', 'reactor.loop', 'reactor.net', 'reactor.system'}
+OWN_MODULES = {'selectors', 'socket', 'ssl'}
 LONGEST_WAIT = 86400.0  # seconds; selectors overflow on much more, and a turn a day costs nothing
 
 
@@ -77,7 +82,6 @@ class Loop:
         '_blind_polls',
         '_catch_errors',
         '_clock',
-        '_cut_short',
         '_exit_callbacks',
         '_guarded',
         '_idlers',
@@ -86,7 +90,6 @@ class Loop:
         '_pid',
         '_repeating_timer',
         '_replaced_at',
-        '_reserve',
         '_select',
         '_signals',
         '_slow',
@@ -98,7 +101,10 @@ class Loop:
         '_wakeup',
         'completions',
         'counters',
+        'cut_short',
         'now',
+        'reserve',
+        'starved',
         'timers',
         'tls_buffers',
         'watchers',
@@ -121,10 +127,13 @@ class Loop:
         self._pid = kernel.pid()
         self._clock = kernel.clock
         self._catch_errors = catch_errors
-        self._reserve: bytes | None = bytes(RESERVE)  # untouched, not even by zeros: address space, and no memory
+        self.reserve: bytes | None = bytes(RESERVE)  # untouched, not even by zeros: address space, and no memory
         self._guarded = debug  # whether every call is checked: in debug mode, and once it is closed
         self._stopping = False
-        self._cut_short = False
+        # What found no memory or stack, and the exception, one after the other: nothing is allocated to note that. When
+        # there is some, or when an exception has left a turn, the next turn begins with what the last one left over.
+        self.starved: deque[Any] = deque()
+        self.cut_short = False
         self._main_error: Exception | None = None
         self._exit_callbacks: list[tuple[Callable[..., object], tuple[Any, ...]]] = []
         self._soon: deque[tuple[Callable[..., object], tuple[Any, ...]]] = deque()
@@ -174,7 +183,7 @@ class Loop:
                     return False
             return True
         except BaseException:
-            self._cut_short = True
+            self.cut_short = True
             raise
         finally:
             self._leave()
@@ -191,7 +200,7 @@ class Loop:
             self._turn(timeout if self._alive() and not self._stopping else 0)
             return not self._stopping and self._alive()
         except BaseException:
-            self._cut_short = True
+            self.cut_short = True
             raise
         finally:
             self._leave()
@@ -432,8 +441,10 @@ class Loop:
 
     def _turn(self, limit: float | None) -> None:
         counters, clock = self.counters, self._clock
-        if self._cut_short:  # an exception left the last turn: what it did not tell comes before what happens next
-            self._cut_short = False
+        if self.cut_short:  # an exception left the last turn: what it did not tell comes before what happens next
+            self.cut_short = False
+            if self.starved:
+                self._end_starved()
             self._run_completions(len(self.completions))
             limit = 0  # perhaps nothing is left to wait for
         ready = self._poll(limit)
@@ -513,6 +524,10 @@ class Loop:
                     watcher.handle_read()
                 if mask & WRITE and watcher.events & WRITE:  # asked again: the read may have closed it
                     watcher.handle_write()
+            except (MemoryError, RecursionError) as exc:
+                self.starved.append(watcher)
+                self.starved.append(exc)
+                self.cut_short = True
             except Exception as exc:
                 self._callback_failed(exc, watcher)
 
@@ -529,14 +544,24 @@ class Loop:
                 deadline = timer.deadline
                 if deadline is None:
                     continue  # cancelled by one of this batch
-                timer.handle_due(now)
-                counters.timers_fired += 1
-                behind = now - deadline
-                lag_sum += behind  # added up in here: an attribute for each timer costs 5 % of it
-                late = int(behind * 1024)
-                lag[min(late.bit_length(), LAG_BUCKETS - 1) if late else 0] += 1
                 try:
+                    timer.handle_due(now)
+                    counters.timers_fired += 1
+                    behind = now - deadline
+                    lag_sum += behind  # added up in here: an attribute for each timer costs 5 % of it
+                    late = int(behind * 1024)
+                    lag[min(late.bit_length(), LAG_BUCKETS - 1) if late else 0] += 1
                     timer.fn(*timer.args)  # type: ignore[misc]
+                except (MemoryError, RecursionError) as exc:
+                    if called_user(exc):
+                        self._callback_failed(exc, None)
+                        continue
+                    if timer.deadline is None:
+                        timer.deadline = deadline
+                        self.timers.pending += 1
+                    if timer.deadline == deadline:  # else it repeats, and has its next beat already
+                        due.appendleft(timer)
+                    self._retry(exc)
                 except Exception as exc:
                     self._callback_failed(exc, None)
         finally:
@@ -548,9 +573,16 @@ class Loop:
         for _ in range(count):
             if signals.interrupted:
                 signals.raise_interrupt()
-            fn, args = soon.popleft()
+            call = fn, args = soon.popleft()
             try:
                 fn(*args)
+            except (MemoryError, RecursionError) as exc:
+                soon.appendleft(call)
+                if called_user(exc):
+                    soon.popleft()
+                    self._callback_failed(exc, None)
+                else:
+                    self._retry(exc)
             except Exception as exc:
                 self._callback_failed(exc, None)
 
@@ -559,13 +591,47 @@ class Loop:
         for _ in range(count):
             if signals.interrupted:
                 signals.raise_interrupt()
-            handle, fn, args = completions.popleft()
+            completion = handle, fn, args = completions.popleft()
             try:
                 fn(handle, *args)
+            except (MemoryError, RecursionError) as exc:
+                completions.appendleft(completion)
+                if called_user(exc):
+                    completions.popleft()
+                    self._callback_failed(exc, handle)
+                else:
+                    self._retry(exc, handle)
             except Exception as exc:
                 self._callback_failed(exc, handle)
 
     # -- around it
+
+    def _retry(self, exc: Exception, handle: Handle | None = None) -> None:
+        """Memory or stack ran out before the callback was reached. The call is at the head of its queue again.
+
+        The first time the reserve is released, and the call is made again. When there is none, and when it is the
+        stack, whose frames are those of the caller of `run`, `exc` leaves `run`: nothing is lost, and it can be called
+        again.
+        """
+        if type(exc) is RecursionError or self.reserve is None:
+            raise exc
+        self.reserve = None
+        if handle is not None and handle.handle_exhausted(exc):
+            self.completions.popleft()  # it has failed instead
+        self.restore_reserve()
+
+    def _end_starved(self) -> None:
+        """Deal with the handles that found no memory or stack in the last turn: it was too late then to go on there."""
+        starved = self.starved
+        while starved:
+            handle, exc = starved[0], starved[1]
+            self.restore_reserve()
+            if called_user(exc):
+                self._callback_failed(exc, handle)
+            else:
+                handle.handle_exhausted(exc)
+            starved.popleft()
+            starved.popleft()
 
     def _watch_slow(self, limit: float) -> None:
         self._slow = slow = SlowWatch(
@@ -638,19 +704,36 @@ class Loop:
     def _set_aside(self, handle: Handle) -> None:
         """Have the reserve again, for the next who finds no memory. A completion, behind those that give some back."""
         try:
-            self._reserve = bytes(RESERVE)
+            self.reserve = bytes(RESERVE)
         except MemoryError:
-            self.timers.later(RESERVE_RETRY, self._set_aside, handle).unref()
+            try:
+                self.timers.unreferenced_later(RESERVE_RETRY, self._set_aside, handle)
+            except MemoryError:
+                pass  # it is tried again when the next callback finds no memory
+
+    def restore_reserve(self) -> None:
+        """Have the reserve again, if it was released, when what happens now is over."""
+        if self.reserve is None:
+            self.completions.append((self._wakeup, self._set_aside, ()))
 
     def _callback_failed(self, exc: Exception, handle: Handle | None) -> None:
+        """Deal with an exception in a user's callback. Without memory or stack for that, its handle fails anyway."""
+        if type(exc) is MemoryError:
+            self.reserve = None
+        try:
+            self._settle(exc, handle)
+        except (MemoryError, RecursionError) as failure:
+            if failure is exc:
+                raise  # with `catch_errors=False`
+            self.reserve = None
+            if handle is not None:
+                self.completions.append((handle, _fail, (exc,)))
+        finally:
+            if self.reserve is None:
+                self.restore_reserve()
+
+    def _settle(self, exc: Exception, handle: Handle | None) -> None:
         """One place decides what an exception in a user's callback does: see `catch_errors`."""
-        if type(exc) is MemoryError and self._reserve is not None:
-            self._reserve = None
-            try:
-                self._callback_failed(exc, handle)
-            finally:
-                self.completions.append((self._wakeup, self._set_aside, ()))
-            return
         self.counters.callback_errors += 1
         on_error = getattr(handle, 'on_error', None)
         if on_error is not None:
@@ -683,6 +766,27 @@ class Loop:
             return
         where = 'a callback' if handle is None else f'a callback of {describe(handle)}'
         log('error', 'exception in %s', where, exc=exc)
+
+
+def _fail(handle: Handle, exc: Exception) -> None:
+    """Called as a completion when an exception of one of its callbacks could not be dealt with at once."""
+    handle.handle_failed(exc)
+
+
+def called_user(exc: BaseException) -> bool:
+    """Whether `exc`, which a phase has caught, came when code was reached that is not the reactor's own.
+
+    It calls nothing, since it may have been the stack that ran out.
+    """
+    traceback = exc.__traceback__
+    while traceback is not None:
+        names = traceback.tb_frame.f_globals
+        if '__name__' not in names or not (names['__package__'] in OWN_PACKAGES or names['__name__'] in OWN_MODULES):
+            return True
+        if names['__name__'] == Watchers.__module__:
+            return False  # what it calls is a selector, which may be the user's own
+        traceback = traceback.tb_next
+    return False
 
 
 def _check_callable(fn: object) -> None:

@@ -45,7 +45,11 @@ class Notifier(Handle):
             raise HandleClosed('this notifier is closed; with once=True it closes itself when it has called')
         if not self._triggered:
             self._triggered = True
-            self.loop.call_soon_threadsafe(self.handle_trigger)
+            try:
+                self.loop.call_soon_threadsafe(self.handle_trigger)
+            except (MemoryError, RecursionError):
+                self._triggered = False
+                raise
 
     def handle_trigger(self) -> None:
         """Called in the loop after a `trigger`."""
@@ -63,8 +67,8 @@ class Notifier(Handle):
     def close(self) -> None:
         self.loop.watchers.check_thread()
         if self.fn is not None:
-            self.fn, self.args = None, ()
             self.loop.watchers.remove(self)
+            self.fn, self.args = None, ()
 
     def waits_for(self) -> str:
         return 'its turn' if self._triggered else 'trigger()'

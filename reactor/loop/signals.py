@@ -211,8 +211,8 @@ class Signals:
         raised = self._raised
         for signum, handler in self._handlers.items():
             if raised[signum]:
+                self._soon.append((handler.handle_signal, ()))  # first: it may find no memory
                 raised[signum] = 0
-                self._soon.append((handler.handle_signal, ()))
         data = data.replace(b'\0', b'')  # our own doorbell
         if data:
             self._claim.pass_on(data)

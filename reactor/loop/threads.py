@@ -63,7 +63,12 @@ class ThreadCall(Handle):
         on_done = self.on_done
         self.close()
         if on_done is not None:
-            on_done(result, error)
+            try:
+                on_done(result, error)
+            except (MemoryError, RecursionError) as exc:
+                if exc.__traceback__.tb_next is None:  # type: ignore[union-attr]
+                    self.on_done = on_done  # it was not even called: the loop calls this method again
+                raise
 
     def waits_for(self) -> str:
         return f'{name_of(self.fn)} to return'

@@ -50,17 +50,20 @@ class Timer:
         if deadline is not None:
             timers = self.timers
             at = timers.at
-            found = at.pop(deadline, None)  # one look-up instead of two: it is nearly always alone there
-            if found is not self:
-                timers.put_back(deadline, found, self)
-            self.deadline = None
-            timers.pending -= 1
+            pending = timers.pending - 1  # what may find no memory or stack comes before what changes something
             if timers.unreferenced:
                 timers.unreferenced.discard(self)
+            if at.get(deadline) is self:  # nearly always: it is alone there
+                del at[deadline]
+            else:
+                timers.leave(self)
+            self.deadline = self.fn = self.args = None
+            timers.pending = pending
             timers.counters.timers_cancelled += 1
             if len(timers.heap) > 2 * len(at):
                 timers.compact()
-        self.fn = self.args = None
+        else:
+            self.fn = self.args = None
 
     def reset(self, seconds: float | None = None) -> None:
         """Fire `seconds` from now instead, by default the delay it was made with; also after it has fired.
@@ -81,11 +84,11 @@ class Timer:
 
     def handle_due(self, now: float) -> None:
         """Called by the loop right before the callback: it is pending no more."""
-        self.deadline = None
         timers = self.timers
-        timers.pending -= 1
         if timers.unreferenced:
             timers.unreferenced.discard(self)
+        timers.pending -= 1
+        self.deadline = None
 
     def __repr__(self) -> str:
         if self.deadline is None:
@@ -115,14 +118,15 @@ class RepeatingTimer(Timer):
 
     def handle_due(self, now: float) -> None:
         """Take the next beat that is still to come, before the callback: it may raise, cancel or reset."""
-        deadline, self.deadline = self.deadline, None
+        deadline = self.deadline
         assert deadline is not None
-        self.timers.pending -= 1
         beats = (now - deadline) // self.delay + 1
         if deadline + beats * self.delay <= now:  # as it is rounded: the one that is due now, a second time
             beats += 1
         # An interval near the smallest float makes `beats` infinite.
-        self.timers.move(self, min(deadline + beats * self.delay, now + self.delay))
+        deadline = min(deadline + beats * self.delay, now + self.delay)
+        self.timers.insert(self, deadline)  # it stays pending all the while
+        self.deadline = deadline
 
 
 class CheckedRepeatingTimer(CheckedTimer, RepeatingTimer):
@@ -192,11 +196,13 @@ class TimerHeap:
         timer.delay = delay
         timer.fn = fn
         timer.args = args
-        self.pending += 1
-        if self.at.setdefault(deadline, timer) is timer:
-            heappush(self.heap, deadline)
-        else:
+        pending, at = self.pending + 1, self.at
+        if deadline in at:
             self._share(deadline, timer)
+        else:  # this order: a deadline at which nobody is found is dropped
+            heappush(self.heap, deadline)
+            at[deadline] = timer
+        self.pending = pending
         return timer
 
     def add_at(
@@ -215,6 +221,16 @@ class TimerHeap:
     def later(self, seconds: float, fn: Callable[..., object], *args: Any) -> Timer:
         """A timer of the reactor's own."""
         return self.add(Timer, seconds, fn, args)
+
+    def unreferenced_later(self, seconds: float, fn: Callable[..., object], *args: Any) -> Timer:
+        """A timer of the reactor's own that does not keep the loop running."""
+        timer = self.add(Timer, seconds, fn, args)
+        try:
+            self.unreferenced.add(timer)
+        except MemoryError:
+            timer.cancel()
+            raise
+        return timer
 
     def after(self, seconds: float) -> float:
         """Return the deadline `seconds` from now, on a fresh clock; a delay below 0 is 0."""
@@ -236,47 +252,60 @@ class TimerHeap:
         """
         heap, at, due = self.heap, self.at, self.due
         while heap and heap[0] <= now:
-            entry = at.pop(heappop(heap), None)
+            deadline = heap[0]
+            entry = at.get(deadline)  # removed only when it is in `due`: nothing is lost where there is no memory
             if type(entry) is dict:
                 due.extend(entry)
+                del at[deadline]
             elif entry is not None:
                 due.append(entry)
+                del at[deadline]
+            heappop(heap)
         return len(due)
 
     def move(self, timer: Timer, deadline: float) -> None:
-        """`timer`, pending or not, is due at `deadline`."""
-        if timer.deadline is None:
-            self.pending += 1
-        elif not self.leave(timer):
+        """`timer`, pending or not, is due at `deadline`. It is left as it was when there is no memory for it."""
+        if timer.deadline == deadline:  # it goes behind the others of this deadline
+            self.pending -= 1
+            if not self.leave(timer):
+                self.due.remove(timer)
+            timer.deadline = None
+        pending = self.pending + (timer.deadline is None)
+        self.insert(timer, deadline)
+        if timer.deadline is not None and not self.leave(timer):
             self.due.remove(timer)
         timer.deadline = deadline
-        if self.at.setdefault(deadline, timer) is timer:
-            heappush(self.heap, deadline)
-            self.compact()
-        else:
+        self.pending = pending
+        self.compact()
+
+    def insert(self, timer: Timer, deadline: float) -> None:
+        """Have `timer` found at `deadline`. This order: a deadline at which nobody is found is dropped."""
+        if deadline in self.at:
             self._share(deadline, timer)
+        else:
+            heappush(self.heap, deadline)
+            self.at[deadline] = timer
 
     def leave(self, timer: Timer) -> bool:
         """Take `timer`, which is pending, away from its deadline; returns whether it was still there."""
         deadline: Any = timer.deadline
-        found = self.at.pop(deadline, None)
-        was_there = found is timer or (type(found) is dict and timer in found)
-        if found is not timer:
-            self.put_back(deadline, found, timer)
-        return was_there
-
-    def put_back(self, deadline: float, found: Any, timer: Timer) -> None:
-        """What `timer` found at its deadline is not `timer` itself: let it stand there, without `timer`."""
-        if type(found) is dict:
-            found.pop(timer, None)
-        if found:
-            self.at[deadline] = found
+        found = self.at.get(deadline)
+        if found is timer:
+            del self.at[deadline]
+        elif type(found) is dict and timer in found:
+            del found[timer]
+            if not found:
+                del self.at[deadline]
+        else:
+            return False
+        return True
 
     def _share(self, deadline: float, timer: Timer) -> None:
         entry = self.at[deadline]
-        if type(entry) is not dict:
-            entry = self.at[deadline] = {entry: None}
-        entry[timer] = None
+        if type(entry) is dict:
+            entry[timer] = None
+        else:
+            self.at[deadline] = {entry: None, timer: None}
 
     def ref(self, timer: Timer) -> None:
         """See `Timer.ref`."""

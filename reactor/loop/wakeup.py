@@ -85,9 +85,16 @@ class Wakeup(Handle):
 
     def call(self, fn: Callable[..., object], args: tuple[Any, ...]) -> None:
         """Queue a call, from any thread."""
-        self.calls.append((fn, args))
+        entry = fn, args
+        self.calls.append(entry)
         if not self._rung:
-            self._ring()
+            try:
+                self._ring()
+            except (MemoryError, RecursionError):
+                if entry not in self.calls:
+                    return  # the loop has taken it already
+                self.calls.remove(entry)  # the caller is told that it is not made
+                raise
 
     def ring(self) -> bool:
         """Wake the loop, for a signal whose flag is set; returns False when it is woken already. Raises nothing."""
@@ -153,6 +160,11 @@ class Wakeup(Handle):
             if not self._hung_up:  # other code has closed the bell, and its number may be another's
                 self._bell.detach()
             self._replace()
+
+    def handle_exhausted(self, exc: Exception) -> bool:
+        # What the bytes stood for is kept elsewhere: it is looked for again, in a completion that is repeated.
+        self.loop.completions.append((self, Wakeup._take, (b'',)))
+        return True
 
     def handle_lost(self, exc: OSError) -> None:
         self.sock.detach()

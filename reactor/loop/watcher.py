@@ -104,9 +104,16 @@ class Handle:
     def handle_lost(self, exc: OSError) -> None:
         """Called when somebody else closed the descriptor: it must not be closed again, the number may be another's."""
 
-    def handle_refused(self, exc: OSError) -> None:
+    def handle_refused(self, exc: Exception) -> None:
         """Called when the system has no memory to watch the descriptor for what was wanted; it is not watched now."""
         self.reset(exc)
+
+    def handle_exhausted(self, exc: Exception) -> bool:
+        """Called when memory or stack ran out in one of its own methods, before the user was called.
+
+        Returns True when the handle has dealt with it, False when the loop may call the method again.
+        """
+        return False
 
 
 class Stall:
@@ -163,8 +170,12 @@ class Watchers:
         Raises `SelectorFull`, or the selector's OSError; the handle is not taken then.
         """
         self._register(handle, handle.fileno(), events)
+        try:
+            self.referenced += 1
+        except MemoryError:
+            self.selector.unregister(handle.fileno())
+            raise
         handle.events = events
-        self.referenced += 1
 
     def defer(self, handle: Handle, events: int) -> None:
         """Take a newly opened handle that will want `events`, and may never need to be registered: see `settle`."""
@@ -180,8 +191,9 @@ class Watchers:
     def park(self, handle: Handle) -> None:
         """Take a newly opened handle that wants no events, or has no descriptor yet."""
         handle.events = 0
+        referenced = self.referenced + 1
         self._parked[handle] = None
-        self.referenced += 1
+        self.referenced = referenced
 
     def set_events(self, handle: Handle, events: int) -> None:
         """Change what an open handle wants; 0 parks it."""
@@ -197,41 +209,53 @@ class Watchers:
             elif events:
                 self.selector.modify(fd, events, handle)
             elif not parked:
-                self.selector.unregister(fd)
                 self._parked[handle] = None
+                self.selector.unregister(fd)
         except (OSError, ValueError, KeyError) as exc:
             self._fail(handle, exc)
+        except (MemoryError, RecursionError) as exc:
+            # The selector may have done half of it. The handle fails in the completions phase, on a fresh stack.
+            if not parked:
+                self._parked.pop(handle, None)
+            handle.loop.completions.append((handle, refuse, (exc,)))
         else:
             handle.events = events
 
     def remove(self, handle: Handle) -> None:
-        """Forget a handle, before its descriptor is closed."""
+        """Forget a handle, before its descriptor is closed. Does nothing for a handle that is forgotten already."""
         if self._stalls:
             self._forget_stall(handle)
+        # What may find no memory or stack comes before what changes something.
+        unreferenced = handle in self._unreferenced
+        referenced = self.referenced - (not unreferenced)
         if handle in self._parked:
+            if unreferenced:
+                self._unreferenced.discard(handle)
             del self._parked[handle]
         else:
             try:
                 self.selector.unregister(handle.fileno())
             except (KeyError, ValueError):
-                self._unregister_lost(handle)
+                if not self._unregister_lost(handle):
+                    return
+            if unreferenced:
+                self._unreferenced.discard(handle)
         handle.events = 0
-        if handle in self._unreferenced:
-            self._unreferenced.discard(handle)
-        else:
-            self.referenced -= 1
+        self.referenced = referenced
 
     def ref(self, handle: Handle) -> None:
         """See `Handle.ref`."""
         if handle in self._unreferenced:
+            referenced = self.referenced + 1
             self._unreferenced.discard(handle)
-            self.referenced += 1
+            self.referenced = referenced
 
     def unref(self, handle: Handle) -> None:
         """See `Handle.unref`."""
         if handle not in self._unreferenced and not handle.closed:
+            referenced = self.referenced - 1
             self._unreferenced.add(handle)
-            self.referenced -= 1
+            self.referenced = referenced
 
     def is_referenced(self, handle: Handle) -> bool:
         """Whether this open handle keeps the loop running."""
@@ -393,19 +417,30 @@ class Watchers:
     def _fail(self, handle: Handle, exc: Exception) -> None:
         # The poll would not tell, so we do.
         if isinstance(exc, OSError) and exc.errno in NO_MEMORY:
-            self._park_lost(handle)
-            handle.handle_refused(exc.with_traceback(None))
+            self.refuse(handle, exc)
         else:
             self.evict(handle)  # nothing else fails but a descriptor that is not ours any more
 
-    def _park_lost(self, handle: Handle) -> None:
-        if handle not in self._parked:
-            self._unregister_lost(handle)
-            self._parked[handle] = None
-        handle.events = 0
+    def refuse(self, handle: Handle, exc: Exception) -> None:
+        """Do not watch an open handle any more, for want of memory, and call its `handle_refused`."""
+        self._park_lost(handle)
+        handle.handle_refused(exc.with_traceback(None))
 
-    def _unregister_lost(self, handle: Handle) -> None:
+    def _park_lost(self, handle: Handle) -> None:
+        self._parked[handle] = None  # first: it may find no memory
+        handle.events = 0
+        self._unregister_lost(handle)
+
+    def _unregister_lost(self, handle: Handle) -> bool:
         # Its socket object may be closed and know no number any more: look for the one that it had.
         fd = next((key.fd for key in self._map.values() if key.data is handle), -1)
         if fd >= 0:
             self.selector.unregister(fd)
+        return fd >= 0
+
+
+def refuse(handle: Handle, exc: Exception) -> None:
+    """Called as a completion after `set_events` has failed: see `Watchers.refuse`."""
+    watchers = handle.loop.watchers
+    if any(handle is other for other in watchers):  # else it was forgotten meanwhile
+        watchers.refuse(handle, exc)

@@ -141,15 +141,17 @@ class Limits:
 
     def handle_closed(self, stream: Stream) -> None:
         """A connection has ended; nothing when it was none of ours."""
-        guest = self._guests.pop(stream, None)
+        guest = self._guests.get(stream)
         if guest is None:
             return
         guest.end()
         address = guest.address
-        address.open -= 1
-        if not address.open and address.key:
-            del self._present[address.key]
+        left = address.open - 1
+        if not left and address.key:
             self._keep(address, stream.loop.timers.clock())
+            del self._present[address.key]
+        address.open = left
+        del self._guests[stream]  # last: where memory or stack has run out, all of this is run again
 
     # -- in this file
 

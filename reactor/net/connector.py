@@ -103,48 +103,69 @@ class Connector:
         self._next: Timer | None = None
         self._retry_delay = UNIX_RETRY
         stream.writer = Writer()  # what is written now is sent when connected
+        outgoing = loop.counters.outgoing + 1
         loop.watchers.park(stream)
-        loop.counters.outgoing += 1
-        if timeout is not None:
-            self._timer = loop.timers.later(timeout, Connector._timed_out, self)
-            self._timer.unref()  # as all the parts are: the stream itself keeps the loop running
+        loop.counters.outgoing = outgoing
+        try:
+            if timeout is not None:  # unreferenced, as all the parts are: the stream itself keeps the loop running
+                self._timer = loop.timers.unreferenced_later(timeout, Connector._timed_out, self)
+        except (MemoryError, RecursionError) as exc:
+            stream.reset(exc)
 
     def connect(self, host: str, port: int, family: int) -> None:
         """Begin, looking the host up first unless it is an address."""
-        addresses = numeric(self._kernel, host, port, family)
-        if addresses:
-            self.try_addresses(addresses)
-        else:
-            self._lookup = look_up(self._loop, self._kernel, host, port, family, self._looked_up)
-            self._lookup.unref()
+        try:
+            addresses = numeric(self._kernel, host, port, family)
+            if addresses:
+                self.try_addresses(addresses)
+            else:
+                self._lookup = look_up(self._loop, self._kernel, host, port, family, self._looked_up)
+                self._lookup.unref()
+        except (MemoryError, RecursionError) as exc:
+            self.stream.reset(exc)
 
     def try_addresses(self, addresses: list[Address]) -> None:
         """Begin with addresses that are known."""
         self._family = addresses[0][0]
-        self._addresses.extend(interleave(addresses))
-        self._try_next()
+        try:
+            self._addresses.extend(interleave(addresses))
+            self._try_next()
+        except (MemoryError, RecursionError) as exc:
+            self.stream.reset(exc)
 
     def handle_attempt(self, attempt: Attempt, exc: OSError | None) -> None:
         """Called by an attempt that is over."""
-        self._attempts.remove(attempt)
-        if exc is None:
-            self._succeed(attempt)
-        else:
-            attempt.close()
-            self._errors.append((attempt.address, exc))
-            self._try_next()
+        try:
+            if exc is None:
+                self._succeed(attempt)
+            else:
+                attempt.close()
+                self._attempts.remove(attempt)
+                self._errors.append((attempt.address, exc))
+                self._try_next()
+        except (MemoryError, RecursionError) as exhausted:
+            self.stream.reset(exhausted)
 
     def handle_closed(self, stream: Stream) -> None:
         """Called when the stream was ended before it was connected."""
+        self._end()  # first: it can be run again when it finds no memory or stack
         self._loop.counters.outgoing -= 1
-        self._end()
 
     def _looked_up(self, addresses: list[Address] | None, error: Exception | None) -> None:
         self._lookup = None
-        if addresses:
-            self.try_addresses(addresses)
-        else:
-            self.stream.reset(error)
+        try:
+            if addresses:
+                self.try_addresses(addresses)
+            else:
+                self.stream.reset(error)
+        except (MemoryError, RecursionError) as exc:
+            self.stream.reset(exc)
+
+    def _call_next_due(self) -> None:
+        try:
+            self._try_next()
+        except (MemoryError, RecursionError) as exc:
+            self.stream.reset(exc)
 
     def _try_next(self) -> None:
         if self._next is not None:
@@ -162,7 +183,11 @@ class Connector:
                 self._errors.append((address, exc.with_traceback(None)))
                 continue
             if error in IN_PROGRESS:
-                self._attempts.append(attempt)
+                try:
+                    self._attempts.append(attempt)
+                except MemoryError:
+                    attempt.close()
+                    raise
                 if self._addresses:
                     self._call_next(ATTEMPT_DELAY)
                 return
@@ -190,8 +215,7 @@ class Connector:
         return sock
 
     def _call_next(self, delay: float) -> None:
-        self._next = self._loop.timers.later(delay, Connector._try_next, self)
-        self._next.unref()
+        self._next = self._loop.timers.unreferenced_later(delay, Connector._call_next_due, self)
 
     def _succeed(self, attempt: Attempt) -> None:
         stream = self.stream
@@ -298,6 +322,12 @@ class Attempt(Handle):
             return exc.errno or errno.ENOTCONN
         return 0
 
+    def handle_exhausted(self, exc: Exception) -> bool:
+        # The error of the socket can be asked for only once, and may be lost.
+        if self.connector is not None and self.connector.stream.state is CONNECTING:
+            self.connector.stream.reset(exc)
+        return True
+
     def handle_lost(self, exc: OSError) -> None:
         connector = self.connector
         assert connector is not None
@@ -311,7 +341,7 @@ class Attempt(Handle):
         assert sock is not None
         if self.events:
             self.loop.watchers.remove(self)
-        self.sock = self.connector = None
+        self.sock = None
         return sock
 
     def close(self) -> None:

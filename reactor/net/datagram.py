@@ -246,24 +246,31 @@ class DatagramSocket(Handle):
 
     def handle_closed(self, exc: BaseException | None) -> None:
         """Told as the last completion of a socket: `on_close`, after which nothing of the user's is kept."""
-        on_close = self.on_close
+        if self.sock is not None:
+            self._release()  # `_finish` found no memory or stack for all of it
+        on_close, called = self.on_close, True
         self.on_error = None  # what on_close raises is logged
         try:
             if on_close is not None:
                 on_close(self, exc)
+        except (MemoryError, RecursionError) as failure:
+            # Raised by the call itself and not inside the callback: the loop calls this method again.
+            called = failure.__traceback__.tb_next is not None  # type: ignore[union-attr]
+            raise
         finally:
-            self.state = CLOSED
-            self.on_datagram = self.on_send_error = self.on_drain = self.on_close = self.data = None
-            self._told = self._source = self._error = None
-            self._lines.clear()
-            self._queued = self._buffered = 0
+            if called:
+                self.state = CLOSED
+                self.on_datagram = self.on_send_error = self.on_drain = self.on_close = self.data = None
+                self._told = self._source = self._error = None
+                self._lines.clear()
+                self._queued = self._buffered = 0
 
     def handle_lost(self, exc: OSError) -> None:
         self.sock.detach()  # the number may be another's by now
         self.state = LOST
         self._finish(exc)
 
-    def handle_refused(self, exc: OSError) -> None:
+    def handle_refused(self, exc: Exception) -> None:
         self._finish(exc)
 
     def may_log(self) -> bool:
@@ -598,21 +605,27 @@ class DatagramSocket(Handle):
             raise OSError(exc.errno, f'{what}: {exc.strerror}{hint}') from None
 
     def _finish(self, exc: BaseException | None) -> None:
-        loop = self.loop
-        loop.watchers.remove(self)
+        dropped = self.loop.counters.datagrams_dropped + self._queued
+        self.loop.completions.append((self, DatagramSocket.handle_closed, (exc,)))
+        self.loop.counters.datagrams_dropped = dropped
         if self.state is not LOST:
             self.state = CLOSED if exc is None else LOST
+        try:
+            self._release()
+        except (MemoryError, RecursionError):
+            pass  # `handle_closed` does the rest
+
+    def _release(self) -> None:
+        self.loop.watchers.remove(self)
         if self._lookup is not None:
             self._lookup.close()
             self._lookup = None
         if self._retry is not None:
             self._retry.cancel()
             self._retry = None
-        loop.counters.datagrams_dropped += self._queued
-        sock, self.sock = self.sock, None  # type: ignore[assignment]
-        if sock is not None:
-            close_socket(sock)
-        loop.completions.append((self, DatagramSocket.handle_closed, (exc,)))
+        if self.sock is not None:
+            close_socket(self.sock)
+            self.sock = None  # type: ignore[assignment]
 
 
 def check_datagram_socket(sock: Any) -> None:

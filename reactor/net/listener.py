@@ -138,34 +138,46 @@ class Listener(Handle):
 
     def welcome(self, sock: socket, address: Any) -> Stream | None:
         """Make a connection of a client that was accepted; None when he cannot be watched, or a kind refuses him."""
-        stream = self._kind(self.loop, self._options, self._callbacks, self)
+        stream = None
         try:
+            stream = self._kind(self.loop, self._options, self._callbacks, self)
             sock.setblocking(False)
             if not NODELAY_INHERITED:
                 set_accepted_options(sock, self._options)
             stream.attach(sock, self._defer_accept)
-        except (OSError, SelectorFull) as exc:
+            counters = self.loop.counters
+            accepts, incoming, opened = counters.accepts + 1, counters.incoming + 1, self.open_connections + 1
+        except (OSError, SelectorFull, MemoryError, RecursionError) as exc:
+            if stream is not None:
+                stream.forget()
             close_socket(sock)
             self.loop.counters.accepts_refused += 1
             self._hold(exc)
             return None
-        counters = self.loop.counters
-        counters.accepts += 1
-        counters.incoming += 1
-        self.open_connections += 1
-        if self._max_connections is not None:
-            self._update()
-        if stream.on_connect is not None and stream.state is OPEN:  # not in the middle of a handshake
-            self.loop.completions.append((stream, Stream.handle_accepted, ()))
-        if self._defer_accept:
-            self.loop.completions.append((stream, Stream.handle_first_read, ()))
+        counters.accepts, counters.incoming, self.open_connections = accepts, incoming, opened
+        try:
+            if self._max_connections is not None:
+                self._update()
+            if stream.on_connect is not None and stream.state is OPEN:  # not in the middle of a handshake
+                self.loop.completions.append((stream, Stream.handle_accepted, ()))
+            if self._defer_accept:
+                self.loop.completions.append((stream, Stream.handle_first_read, ()))
+        except (MemoryError, RecursionError) as exc:
+            stream.reset(exc)
         return stream
 
     def handle_closed(self, stream: Stream) -> None:
         """One of its connections was closed: there is room again."""
-        self.open_connections -= 1
-        self.loop.counters.incoming -= 1
-        if not self.events and not self._closed:
+        counters = self.loop.counters
+        if not self.events and not self._closed:  # first: nothing else here can fail and leave it paused
+            self.loop.completions.append((self, Listener.handle_room, ()))
+        open_connections, incoming = self.open_connections - 1, counters.incoming - 1
+        self.open_connections = open_connections
+        counters.incoming = incoming
+
+    def handle_room(self) -> None:
+        """Called as a completion when a connection has ended while nothing was accepted."""
+        if not self._closed:
             self._end_hold()
 
     def handle_pause_over(self) -> None:
@@ -177,12 +189,17 @@ class Listener(Handle):
         self._report(exc, 'was lost and is closed')
         self._forget()
         self.sock.detach()  # the number may be another's by now
+        self._closed = True
 
     def may_log(self) -> bool:
         return self._options.shared.may_log(self.loop.timers.clock())
 
-    def handle_refused(self, exc: OSError) -> None:
+    def handle_refused(self, exc: Exception) -> None:
         self._hold(exc)
+
+    def handle_exhausted(self, exc: Exception) -> bool:
+        self._hold(exc)
+        return True
 
     def handle_shutdown(self) -> None:
         """It will be closed soon: a client who has not spoken yet is connected as he sees it, and is to come in."""
@@ -243,15 +260,17 @@ class Listener(Handle):
             return
         self._forget()
         close_socket(self.sock)
+        self._closed = True
 
     def _forget(self) -> None:
-        self._closed = True
+        # Each step does nothing the second time: a `close` that found no memory or stack can be called again.
         if self._retry is not None:
             self._retry.cancel()
             self._retry = None
         self.loop.watchers.remove(self)
         if self._unlink is not None:
             self._unlink()
+            self._unlink = None
 
     def fileno(self) -> int:
         return self.sock.fileno()
@@ -275,8 +294,7 @@ class Listener(Handle):
         if counters.accepts == self._accepts_before:  # nobody came in since: however long ago it was, it is not over
             self._last_trouble = self.loop.timers.clock()
         self._accepts_before = counters.accepts
-        self._retry = self.loop.timers.later(ACCEPT_PAUSE, Listener.handle_pause_over, self)
-        self._retry.unref()
+        self._retry = self.loop.timers.unreferenced_later(ACCEPT_PAUSE, Listener.handle_pause_over, self)
         self._update()
         self._report(exc, 'paused, clients wait until connections close')
 

@@ -103,8 +103,8 @@ class ProxiedStream(Stream):
         else:
             loop.watchers.add(self, READ)
         self.writer = BROKEN
-        timer = loop.timers.later(self._protocol.timeout, ProxiedStream.handle_header_late, self)
-        timer.unref()  # the stream itself keeps the loop running
+        # Unreferenced, as the stream itself keeps the loop running.
+        timer = loop.timers.unreferenced_later(self._protocol.timeout, ProxiedStream.handle_header_late, self)
         self.tls = Beginning(timer)
 
     # -- what the loop calls
@@ -228,8 +228,9 @@ class ProxiedStream(Stream):
         self.reset(error)
 
     def _forget_beginning(self) -> None:
-        self.tls.timer.cancel()
-        self.tls = None
+        if self.tls is not None:
+            self.tls.timer.cancel()
+            self.tls = None
 
 
 Stream.proxied = ProxiedStream

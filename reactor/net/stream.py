@@ -6,7 +6,8 @@ rules, all of which the tests hold:
     what has happened is appended to `loop.completions` and told from there; only `handle_read` calls a user directly,
     and as the last thing it does
     the write side lives in `writer`: None while nothing waits and nothing is wrong, so one test opens the fast path
-    a connection ends in `finish`, which is reached once, and whose completion is the last it ever appends
+    a connection ends in `finish`, whose completion is the last it ever appends. It is appended first, and does again
+    whatever of the ending failed for want of memory or stack: an exhausted process never leaves half an ending
 
 `state` is one of CONNECTING, OPEN, CLOSING, CLOSED. HALF_OPEN is a second OPEN: the peer has ended, we may still write.
 """
@@ -62,7 +63,8 @@ CONNECTING = State('CONNECTING')
 OPEN = State('OPEN')
 HALF_OPEN = State('OPEN')
 CLOSING = State('CLOSING')
-CLOSED = State('CLOSED')
+CLOSED = State('CLOSED')  # sending has failed; what was received before is still delivered
+OVER = State('CLOSED')  # it has ended: nothing follows but `on_close`
 
 LAST_READS = 128  # of 64 KiB: what the kernel may still hold when sending has failed
 
@@ -218,17 +220,24 @@ class Stream(Handle):
 
     def handle_closed(self, exc: BaseException | None) -> None:
         """Told as the last completion of a connection: `on_close`, after which nothing of the user's is kept."""
-        on_close = self.on_close
+        if self.sock is not None or self.origin is not None:
+            self.release()  # `finish` found no memory or stack for all of it
+        on_close, called = self.on_close, True
         self.on_error = None  # what on_close raises is logged
         try:
             if on_close is not None:
                 on_close(self, exc)
+        except (MemoryError, RecursionError) as failure:
+            # Raised by the call itself and not inside the callback: the loop calls this method again.
+            called = failure.__traceback__.tb_next is not None  # type: ignore[union-attr]
+            raise
         finally:
-            busy = self.loop.watchers.busy
-            if busy:
-                busy.discard(self)
-            self.writer = ENDED
-            self.on_connect = self.on_data = self.on_eof = self.on_drain = self.on_close = self.data = None
+            if called:
+                busy = self.loop.watchers.busy
+                if busy:
+                    busy.discard(self)
+                self.writer = ENDED
+                self.on_connect = self.on_data = self.on_eof = self.on_drain = self.on_close = self.data = None
 
     def handle_last_reads(self, left: int = LAST_READS) -> None:
         """Told as a completion after sending failed: deliver what was received before, then end."""
@@ -253,7 +262,8 @@ class Stream(Handle):
 
     def handle_look(self, now: float) -> None:
         """Called in the second in which the next time limit may be over."""
-        self.timeouts = None
+        if type(self.timeouts) is not int:
+            return  # they ended, or changed, while there was no memory to say so
         over, next_look = look_at_limits(self, now)
         if over is not None:
             self.reset(over)
@@ -262,6 +272,16 @@ class Stream(Handle):
 
     def handle_failed(self, exc: Exception) -> None:
         self.reset(exc)
+
+    def handle_exhausted(self, exc: Exception) -> bool:
+        """Memory or stack ran out while it was read, written or opened: bytes may be lost, so it is reset.
+
+        When it has ended already, only its last completions are left, which can be run again.
+        """
+        if self.state is OVER:
+            return False
+        self.reset(exc)
+        return True
 
     def handle_lost(self, exc: OSError) -> None:
         self.sock.detach()
@@ -282,7 +302,8 @@ class Stream(Handle):
         Returns False when `high_water` or more bytes wait now: hold back until `on_drain`. Also when the connection
         has failed, of which `on_close` is about to tell; the bytes are dropped then.
         Raises `ConnectionClosed` after your own `close`, `abort` or `write_eof` and after `on_close`; TypeError for
-        what is not bytes.
+        what is not bytes. A write that raises, RecursionError and MemoryError too, has sent nothing. Where one of these
+        comes when some of the bytes may be sent, this returns False and `on_close` is called with it.
         """
         if on_written is not None and not callable(on_written):
             raise TypeError(f'on_written must be callable, not {on_written!r}')
@@ -296,16 +317,34 @@ class Stream(Handle):
         except OSError as exc:
             self._write_failed(exc, data)
             return False
-        loop = self.loop
-        counters = loop.counters
-        counters.writes += 1
-        counters.bytes_out += sent
-        if self.timeouts is not None:
-            self.written_at = loop.timers.clock()
-        if sent != len(data):
-            return self._keep_rest(data, sent, on_written, args)
-        if on_written is not None:
-            loop.completions.append((self, on_written, args))
+        except MemoryError as exc:  # perhaps of the result, and the bytes are sent
+            loop = self.loop
+            loop.starved.append(self)
+            loop.starved.append(exc)
+            loop.cut_short = True
+            self.writer = BROKEN
+            return False
+        try:
+            loop = self.loop
+            counters = loop.counters
+            counters.writes += 1
+            counters.bytes_out += sent
+            if self.timeouts is not None:
+                self.written_at = loop.timers.clock()
+            if sent != len(data):
+                return self._keep_rest(data, sent, on_written, args)
+            if on_written is not None:
+                loop.completions.append((self, on_written, args))
+        except (MemoryError, RecursionError) as exc:
+            if not sent:
+                self.writer = writer
+                raise
+            loop = self.loop
+            loop.starved.append(self)
+            loop.starved.append(exc)
+            loop.cut_short = True
+            self.writer = BROKEN
+            return False
         return True
 
     def writelines(
@@ -437,8 +476,8 @@ class Stream(Handle):
         """
         state, writer = self.state, self.writer
         if state is OPEN and writer is None and self.events & READ:  # nothing waits, nothing is known to be unread
-            self.writer = ENDED
             self.finish(None)
+            self.writer = ENDED
             return
         if state is CONNECTING or (state is HALF_OPEN and not self.buffered):
             self.finish(None)
@@ -460,14 +499,13 @@ class Stream(Handle):
                 self.sock.setsockopt(SOL_SOCKET, SO_LINGER, RESET_ON_CLOSE)
             except OSError:
                 pass  # then it is no longer connected, and there is nothing to reset
-        elif self.state is not CONNECTING:
-            return
         self.finish(exc)
 
     @property
     def closed(self) -> bool:
         """True from `close`, `abort` or failure on."""
-        return self.state is CLOSING or self.state is CLOSED
+        state = self.state
+        return state is CLOSING or state is OVER or state is CLOSED
 
     # -- facts
 
@@ -533,11 +571,14 @@ class Stream(Handle):
 
     def start_timeouts(self) -> None:
         """Begin to watch the time limits of `options`, if there are any."""
-        self._stop_timeouts()
+        second = None
         if self.options.timed:
             now = self.loop.timers.clock()
             self.since = self.written_at = now
-            self.timeouts = self.loop.timers.buckets.add(self, look_at_limits(self, now)[1])
+            second = self.loop.timers.buckets.add(self, look_at_limits(self, now)[1])
+        if self.timeouts != second:
+            self._stop_timeouts()
+        self.timeouts = second
 
     def waits_for(self) -> str:
         if self.state is CONNECTING:
@@ -640,28 +681,44 @@ class Stream(Handle):
         self.finish(exc.with_traceback(None))
 
     def finish(self, exc: BaseException | None) -> None:
-        """Close the socket now; `on_close(conn, exc)` tells."""
-        loop = self.loop
+        """Close the socket now, and have `on_close(conn, exc)` called as a completion, which is appended first."""
+        writer = self.writer
+        if self.state is OVER:
+            return
+        if writer is None or writer is DRAINED:
+            writer = BROKEN
+        elif self.state is CLOSED and (writer.error is not None or writer is ENDED):
+            exc = writer.error  # sending failed first, and that is what ended it
+        self.loop.completions.append((self, Stream.handle_closed, (exc,)))
+        if writer.error is None and writer is not ENDED:
+            writer.error = PEER_ENDED
+        self.writer = writer
+        self.state = OVER
+        try:
+            self.release()
+        except (MemoryError, RecursionError):
+            self.events = 0  # `handle_closed` does the rest
+
+    def release(self) -> None:
+        """Give back what it holds. Each step does nothing the second time, so it can be run again after a failure."""
         if self.timeouts is not None:
             self._stop_timeouts()
-        if self.writer is None or self.writer is DRAINED:
-            self.writer = BROKEN
-        elif self.writer.error is None and self.writer is not ENDED:
-            self.writer.error = PEER_ENDED
-        elif self.state is CLOSED:
-            exc = self.writer.error  # sending failed first, and that is what ended it
-        loop.watchers.remove(self)
-        self.state = CLOSED
-        sock, self.sock = self.sock, None  # type: ignore[assignment]
-        if sock is not None:
+        self.loop.watchers.remove(self)
+        if self.sock is not None:
             try:
-                sock.close()
+                self.sock.close()
             except OSError:
                 pass  # some systems report a reset here; the descriptor is gone all the same
+            self.sock = None  # type: ignore[assignment]
         if self.origin is not None:
             self.origin.handle_closed(self)
             self.origin = None
-        loop.completions.append((self, Stream.handle_closed, (exc,)))
+
+    def forget(self) -> None:
+        """Give back what it holds, and never call its user: it could not be opened."""
+        self.origin = None
+        self.state = OVER
+        self.release()
 
     # -- in this file
 
@@ -675,13 +732,14 @@ class Stream(Handle):
                 return False
             if self.refuses(writer.ended, writer.weight):
                 return False
-            writer.extend(pieces, on_written, args)
-            if writer.buffered >= self.options.high_water:
-                writer.full = True
-        else:
-            writer = Writer()
-            writer.extend(pieces, on_written, args)
-            self.writer = writer
+            if writer.extend(pieces, on_written, args) < self.options.high_water:
+                return True
+            writer.full = True
+            return False
+        writer = Writer()
+        writer.extend(pieces, on_written, args)
+        self.writer = writer
+        try:
             self.handle_write()  # it may well be writable
             if self.writer is DRAINED:
                 self.writer = before  # nothing had to wait
@@ -689,7 +747,17 @@ class Stream(Handle):
             if writer.error is not None:
                 return False
             self._wait(writer)
-        return writer.buffered < self.options.high_water
+            return not writer.full
+        except (MemoryError, RecursionError) as exc:
+            if type(exc) is RecursionError and not writer.sent:
+                self.writer = before
+                raise
+            loop = self.loop
+            loop.starved.append(self)
+            loop.starved.append(exc)
+            loop.cut_short = True
+            self.writer = BROKEN
+            return False
 
     def _keep_rest(
         self, data: bytes, sent: int, on_written: Callable[..., object] | None, args: tuple[Any, ...]
@@ -732,10 +800,12 @@ class Stream(Handle):
             self.loop.watchers.set_events(self, READ if self.state is CLOSING else self.events & ~WRITE)
 
     def _begin_closing(self) -> None:
+        linger = self.loop.timers.later(self.options.linger, Stream.handle_linger_over, self)
+        limits, self.timeouts = self.timeouts, linger
         self.state = CLOSING
         self.on_data = None  # what still comes is read and dropped
-        self._stop_timeouts()
-        self.timeouts = self.loop.timers.later(self.options.linger, Stream.handle_linger_over, self)
+        if limits is not None:
+            self.loop.timers.buckets.discard(self, limits)  # type: ignore[arg-type]
         if self.buffered:
             self.loop.watchers.set_events(self, WRITE)
         else:
@@ -765,8 +835,9 @@ class Stream(Handle):
             self.writer.ended = True
 
     def _stop_timeouts(self) -> None:
-        timeouts, self.timeouts = self.timeouts, None
+        timeouts = self.timeouts
         if isinstance(timeouts, int):
             self.loop.timers.buckets.discard(self, timeouts)
         elif timeouts is not None:
             timeouts.cancel()
+        self.timeouts = None

@@ -59,6 +59,11 @@ class Writer:
         return self._queued - self._sent
 
     @property
+    def sent(self) -> int:
+        """How many bytes were sent since it was made."""
+        return self._sent
+
+    @property
     def weight(self) -> int:
         """What waits, in bytes of memory: the bytes and their marks."""
         return self._queued - self._sent + len(self.marks) * MARK_COST
@@ -73,22 +78,37 @@ class Writer:
         pieces: Iterable[bytes | memoryview | FilePart],
         on_written: Callable[..., object] | None,
         args: tuple[Any, ...],
-    ) -> None:
-        """Queue pieces behind what waits. A memoryview is copied, bytes of some size are not."""
-        chunks = self._chunks
-        for piece in pieces:
-            size = len(piece)
-            last = chunks[-1] if chunks else None
-            if size >= GATHER_BELOW:
-                chunks.append(piece if type(piece) is bytes else self._keep(piece))
-            elif type(last) is bytearray and len(last) < GATHER_UP_TO:
-                last += piece  # type: ignore[arg-type]  # no part of a file is so small
-            elif size:
-                chunks.append(bytearray(piece))  # type: ignore[arg-type]
-            self._queued += size
-        if on_written is not None:
-            self.marks = self.marks or deque()
-            self.marks.append((self._queued, on_written, args))
+    ) -> int:
+        """Queue pieces after what waits, all or nothing, and return how many bytes wait then.
+
+        A memoryview is copied, bytes of some size are not.
+        """
+        chunks, queued = self._chunks, self._queued
+        before, first = len(chunks), chunks[-1] if chunks else None
+        length = len(first) if type(first) is bytearray else 0
+        try:
+            for piece in pieces:
+                size = len(piece)
+                last = chunks[-1] if chunks else None
+                if size >= GATHER_BELOW:
+                    chunks.append(piece if type(piece) is bytes else self._keep(piece))
+                elif type(last) is bytearray and len(last) < GATHER_UP_TO:
+                    last += piece  # type: ignore[arg-type]  # no part of a file is so small
+                elif size:
+                    chunks.append(bytearray(piece))  # type: ignore[arg-type]
+                queued += size
+            buffered = queued - self._sent
+            if on_written is not None:
+                self.marks = self.marks or deque()
+                self.marks.append((queued, on_written, args))
+        except BaseException:  # of the last piece, or for want of memory
+            while len(chunks) > before:
+                chunks.pop()
+            if type(first) is bytearray:
+                del first[length:]
+            raise
+        self._queued = queued
+        return buffered
 
     def buffers(self) -> Any:
         """The next buffers to send, a list for one `sendmsg`. Let go of them before the next `append`."""
