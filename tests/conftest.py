@@ -36,6 +36,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         'time.',
     )
     parser.addoption(
+        '--slow',
+        action='store_true',
+        help='run the hunts for planted bugs and the counts of instructions too, as CI does: some minutes more',
+    )
+    parser.addoption(
         '--live-seconds',
         type=int,
         default=5,
@@ -124,8 +129,12 @@ def load_profile(config: pytest.Config) -> None:
 @pytest.hookimpl(tryfirst=True)  # before that of pytest-xdist
 def pytest_cmdline_main(config: pytest.Config) -> None:
     """Run the whole suite in parallel, unless `-n` or `--pdb` says otherwise; tests that are named run as usual."""
-    whole = config.args_source is pytest.Config.ArgsSource.TESTPATHS
-    if whole and not in_worker(config) and not config.option.usepdb and config.getoption('numprocesses', 0) is None:
+    if (
+        whole_suite(config)
+        and not in_worker(config)
+        and not config.option.usepdb
+        and config.getoption('numprocesses', 0) is None
+    ):
         config.option.numprocesses = WORKERS
         config.option.maxschedchunk = 8  # few, so that the order of the tests is kept
 
@@ -151,8 +160,30 @@ def pytest_sessionstart(session: pytest.Session) -> None:
             importlib.import_module(module)
 
 
+def whole_suite(config: pytest.Config) -> bool:
+    """Whether no test was named on the command line."""
+    return config.args_source is pytest.Config.ArgsSource.TESTPATHS
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Say what the command did not run."""
+    if whole_suite(config) and not config.option.slow:
+        terminalreporter.write_line(
+            'NOT RUN: the hunts for planted bugs and other slow tests; CI runs them: pytest --slow'
+        )
+
+
 @pytest.hookimpl(trylast=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what is slow, unless it was asked for, and order the rest."""
+    if whole_suite(config) and not config.option.slow:
+        slow = [item for item in items if item.get_closest_marker('slow')]
+        items[:] = [item for item in items if not item.get_closest_marker('slow')]
+        config.hook.pytest_deselected(items=slow)
+    order(items)
+
+
+def order(items: list[pytest.Item]) -> None:
     """Spread tests that compute for long among the modules, whose tests mostly wait; end with those that run alone."""
     alone = [item for item in items if item.get_closest_marker('alone')]
     long = deque(item for item in items if item.get_closest_marker('timeout') and item not in alone)

@@ -226,6 +226,7 @@ def test_the_file_in_the_project_has_a_budget_for_every_workload():
         assert entry['instructions'].keys() == WORKLOADS.keys(), build
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('peer', ['reactor', 'uvloop'])
 @pytest.mark.parametrize('workload', ['keepalive', 'churn', 'churn_defer', 'tls', 'seed', 'chain'])
 def test_the_clients_accept_what_a_server_answers(peer, workload, tmp_path):
@@ -265,6 +266,7 @@ def test_a_delay_that_is_too_short_is_noticed(tmp_path):
 
 
 @pytest.mark.skipif(not shutil.which('valgrind'), reason='there is no command valgrind')
+@pytest.mark.slow
 @pytest.mark.parametrize('workload', ['keepalive', 'churn'])
 def test_a_real_run_counts_instructions(workload, tmp_path):
     path = tmp_path / 'found.json'

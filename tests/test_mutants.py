@@ -84,6 +84,7 @@ HUNTS: dict[str, tuple[Mutant | None, int, int]] = {
 
 
 @pytest.mark.timeout(2 * PATIENCE)
+@pytest.mark.slow
 @pytest.mark.parametrize('planted', list(HUNTS))
 def test_each_planted_bug_is_found_and_without_one_nothing_is(planted, tmp_path):
     mutant = HUNTS[planted][0]

@@ -250,6 +250,7 @@ PLANTED: tuple[tuple[Mutant, str, str, str], ...] = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(('mutant', 'file', 'tests', 'said'), PLANTED, ids=[planted[0].name for planted in PLANTED])
 def test_a_planted_bug_is_found(mutant, file, tests, said, tmp_path):
     here = Path(__file__).resolve().parent

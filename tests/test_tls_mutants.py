@@ -63,6 +63,7 @@ def nothing_left() -> None:
     """In place of the count of descriptors that other tests have: children begin and end meanwhile."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('planted', TLS_MUTANTS, ids=[mutant.name for mutant, _ in TLS_MUTANTS])
 def test_each_bug_planted_in_tls_is_found(planted, certificates, tmp_path):  # noqa: F811
     if ENGINE.missing:
