@@ -426,6 +426,10 @@ MUTANTS = (
         'abort in on_close ends it again',
         'net/stream.py',
         '        if self.state is OVER:\n            return\n        if writer is None',
+        '        if self.state is OVER:\n'
+        '            if self.on_close is not None:\n'
+        '                self.loop.completions.append((self, self.on_close, (exc,)))\n'
+        '            return\n'
         '        if writer is None',
         '1: once',
     ),

@@ -217,7 +217,6 @@ def close(simulation: Simulation, wrong: list[str]) -> None:
         simulation.reactor.close()
     except OSError as exc:
         wrong.append(f'close() raised {exc!r}')
-    simulation.reactor.ledger._forget_refused()
     simulation.reactor.ledger.check_closed()
 
 

@@ -10,6 +10,8 @@ import pytest
 
 from reactor.loop.log import log
 
+REASON = f"[Errno {errno.EMFILE}] {os.strerror(errno.EMFILE)}: 'logging'"
+
 
 class NoDescriptors:
     """An importer at the descriptor limit."""
@@ -27,7 +29,7 @@ def not_imported(monkeypatch):
 
 def test_without_a_descriptor_to_import_logging_the_line_goes_to_standard_error(not_imported, capsys):
     log('warning', '%s was lost', 'it')
-    assert capsys.readouterr().err == 'it was lost\n'
+    assert capsys.readouterr().err == f'it was lost (not logged: {REASON})\n'
 
 
 def test_and_so_does_the_traceback(not_imported, capsys):
@@ -36,7 +38,7 @@ def test_and_so_does_the_traceback(not_imported, capsys):
     except ValueError as exc:
         log('error', 'exception in %s', 'a callback', exc=exc)
     lines = capsys.readouterr().err.splitlines()
-    assert lines[0] == 'exception in a callback'
+    assert lines[0] == f'exception in a callback (not logged: {REASON})'
     assert lines[1].startswith('Traceback') and lines[-1] == 'ValueError: boom'
 
 

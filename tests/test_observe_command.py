@@ -95,7 +95,7 @@ def test_several_commands_are_told_one_below_the_other(path, capsys):
     out = capsys.readouterr().out
     for text in 'completions', 'timers fired; late were 50% by less than', '<Listener fd=', 'timer of builtins.int':
         assert text in out
-    assert re.search(r'^\d open: .*1 Descriptor, 1 Listener', out, re.M) and '(does not keep it running)' in out
+    assert re.search(r'^\d open: .*1 ControlWatch, 1 Listener', out, re.M) and '(does not keep it running)' in out
     assert 'lame_duck: seconds of these' in out
 
 

@@ -82,6 +82,7 @@ class Loop:
         '_blind_polls',
         '_catch_errors',
         '_clock',
+        '_cut_short',
         '_exit_callbacks',
         '_guarded',
         '_idlers',
@@ -90,10 +91,12 @@ class Loop:
         '_pid',
         '_repeating_timer',
         '_replaced_at',
+        '_reserve',
         '_select',
         '_signals',
         '_slow',
         '_soon',
+        '_starved',
         '_stopping',
         '_threads',
         '_timer',
@@ -101,12 +104,8 @@ class Loop:
         '_wakeup',
         'completions',
         'counters',
-        'cut_short',
         'now',
-        'reserve',
-        'starved',
         'timers',
-        'tls_buffers',
         'watchers',
     )
 
@@ -127,13 +126,10 @@ class Loop:
         self._pid = kernel.pid()
         self._clock = kernel.clock
         self._catch_errors = catch_errors
-        self.reserve: bytes | None = bytes(RESERVE)  # untouched, not even by zeros: address space, and no memory
+        self._reserve: bytes | None = bytes(RESERVE)  # untouched, not even by zeros: address space, and no memory
         self._guarded = debug  # whether every call is checked: in debug mode, and once it is closed
         self._stopping = False
-        # What found no memory or stack, and the exception, one after the other: nothing is allocated to note that. When
-        # there is some, or when an exception has left a turn, the next turn begins with what the last one left over.
-        self.starved: deque[Any] = deque()
-        self.cut_short = False
+        self._cut_short = False  # an exception has left a turn: the next one begins with what it left over
         self._main_error: Exception | None = None
         self._exit_callbacks: list[tuple[Callable[..., object], tuple[Any, ...]]] = []
         self._soon: deque[tuple[Callable[..., object], tuple[Any, ...]]] = deque()
@@ -141,10 +137,10 @@ class Loop:
         self.counters = Counters()
         self.completions: deque[tuple[Handle, Callable[..., object], tuple[Any, ...]]] = deque()
         self.watchers = Watchers(kernel, selector or kernel.selector())
+        self._starved = self.watchers.starved
         self.timers = TimerHeap(self._clock, self.counters, self.watchers.check_thread)
         self._timer = CheckedTimer if debug else Timer
         self._repeating_timer = CheckedRepeatingTimer if debug else RepeatingTimer
-        self.tls_buffers: Any = None  # of all TLS connections, made with the first
         self._select = self.watchers.selector.select
         self._blind_polls = 0  # in a row that ended early and brought nothing
         self._replaced_at = -EPISODE  # the clock when the selector was replaced last
@@ -183,7 +179,7 @@ class Loop:
                     return False
             return True
         except BaseException:
-            self.cut_short = True
+            self._cut_short = True
             raise
         finally:
             self._leave()
@@ -200,7 +196,7 @@ class Loop:
             self._turn(timeout if self._alive() and not self._stopping else 0)
             return not self._stopping and self._alive()
         except BaseException:
-            self.cut_short = True
+            self._cut_short = True
             raise
         finally:
             self._leave()
@@ -441,10 +437,9 @@ class Loop:
 
     def _turn(self, limit: float | None) -> None:
         counters, clock = self.counters, self._clock
-        if self.cut_short:  # an exception left the last turn: what it did not tell comes before what happens next
-            self.cut_short = False
-            if self.starved:
-                self._end_starved()
+        if self._cut_short or self._starved:  # what the last turn did not tell comes before what happens next
+            self._cut_short = False
+            self._end_starved()
             self._run_completions(len(self.completions))
             limit = 0  # perhaps nothing is left to wait for
         ready = self._poll(limit)
@@ -525,9 +520,8 @@ class Loop:
                 if mask & WRITE and watcher.events & WRITE:  # asked again: the read may have closed it
                     watcher.handle_write()
             except (MemoryError, RecursionError) as exc:
-                self.starved.append(watcher)
-                self.starved.append(exc)
-                self.cut_short = True
+                self._starved.append(watcher)
+                self._starved.append(exc)
             except Exception as exc:
                 self._callback_failed(exc, watcher)
 
@@ -613,19 +607,19 @@ class Loop:
         stack, whose frames are those of the caller of `run`, `exc` leaves `run`: nothing is lost, and it can be called
         again.
         """
-        if type(exc) is RecursionError or self.reserve is None:
+        if type(exc) is RecursionError or self._reserve is None:
             raise exc
-        self.reserve = None
+        self._reserve = None
         if handle is not None and handle.handle_exhausted(exc):
             self.completions.popleft()  # it has failed instead
-        self.restore_reserve()
+        self._restore_reserve()
 
     def _end_starved(self) -> None:
         """Deal with the handles that found no memory or stack in the last turn: it was too late then to go on there."""
-        starved = self.starved
+        starved = self._starved
         while starved:
             handle, exc = starved[0], starved[1]
-            self.restore_reserve()
+            self._restore_reserve()
             if called_user(exc):
                 self._callback_failed(exc, handle)
             else:
@@ -704,33 +698,33 @@ class Loop:
     def _set_aside(self, handle: Handle) -> None:
         """Have the reserve again, for the next who finds no memory. A completion, behind those that give some back."""
         try:
-            self.reserve = bytes(RESERVE)
+            self._reserve = bytes(RESERVE)
         except MemoryError:
             try:
                 self.timers.unreferenced_later(RESERVE_RETRY, self._set_aside, handle)
             except MemoryError:
                 pass  # it is tried again when the next callback finds no memory
 
-    def restore_reserve(self) -> None:
+    def _restore_reserve(self) -> None:
         """Have the reserve again, if it was released, when what happens now is over."""
-        if self.reserve is None:
+        if self._reserve is None:
             self.completions.append((self._wakeup, self._set_aside, ()))
 
     def _callback_failed(self, exc: Exception, handle: Handle | None) -> None:
         """Deal with an exception in a user's callback. Without memory or stack for that, its handle fails anyway."""
         if type(exc) is MemoryError:
-            self.reserve = None
+            self._reserve = None
         try:
             self._settle(exc, handle)
         except (MemoryError, RecursionError) as failure:
             if failure is exc:
                 raise  # with `catch_errors=False`
-            self.reserve = None
+            self._reserve = None
             if handle is not None:
                 self.completions.append((handle, _fail, (exc,)))
         finally:
-            if self.reserve is None:
-                self.restore_reserve()
+            if self._reserve is None:
+                self._restore_reserve()
 
     def _settle(self, exc: Exception, handle: Handle | None) -> None:
         """One place decides what an exception in a user's callback does: see `catch_errors`."""

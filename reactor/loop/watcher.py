@@ -12,6 +12,7 @@ report it for ever and `select` fail for everybody: whoever is found dead is evi
 from __future__ import annotations
 
 import errno
+from collections import deque
 from selectors import EVENT_READ, EVENT_WRITE
 
 from ..errors import HandleClosed, ReactorError, SelectorFull
@@ -21,6 +22,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from selectors import BaseSelector
+    from typing import Any
 
     from ..kernel import Kernel
     from .loop import Loop
@@ -142,7 +144,9 @@ class Watchers:
         'kernel',
         'referenced',
         'selector',
+        'starved',
         'thread',
+        'tls_buffers',
     )
 
     def __init__(self, kernel: Kernel, selector: BaseSelector) -> None:
@@ -151,6 +155,10 @@ class Watchers:
         self.referenced = 0  # open handles that keep the loop running
         self.thread: int | None = None  # who runs the loop and alone may touch them, None while nobody does
         self.busy: set[Handle] = set()  # whose application owes an answer; see `Stream.busy`
+        # What found no memory or stack, and the exception, one after the other: nothing is allocated to note that. The
+        # next turn begins with them.
+        self.starved: deque[Any] = deque()
+        self.tls_buffers: Any = None  # of all TLS connections, made with the first
         self.kernel = kernel
         self._map = selector.get_map()
         self._parked: dict[Handle, None] = {}

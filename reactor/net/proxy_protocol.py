@@ -159,9 +159,9 @@ class ProxiedStream(Stream):
 
     # -- for its base
 
-    def finish(self, exc: BaseException | None) -> None:
+    def release(self) -> None:
         self._forget_beginning()
-        Stream.finish(self, exc)
+        Stream.release(self)
 
     # -- in this file
 

@@ -318,10 +318,9 @@ class Stream(Handle):
             self._write_failed(exc, data)
             return False
         except MemoryError as exc:  # perhaps of the result, and the bytes are sent
-            loop = self.loop
-            loop.starved.append(self)
-            loop.starved.append(exc)
-            loop.cut_short = True
+            starved = self.loop.watchers.starved
+            starved.append(self)
+            starved.append(exc)
             self.writer = BROKEN
             return False
         try:
@@ -339,10 +338,9 @@ class Stream(Handle):
             if not sent:
                 self.writer = writer
                 raise
-            loop = self.loop
-            loop.starved.append(self)
-            loop.starved.append(exc)
-            loop.cut_short = True
+            starved = self.loop.watchers.starved
+            starved.append(self)
+            starved.append(exc)
             self.writer = BROKEN
             return False
         return True
@@ -752,10 +750,9 @@ class Stream(Handle):
             if type(exc) is RecursionError and not writer.sent:
                 self.writer = before
                 raise
-            loop = self.loop
-            loop.starved.append(self)
-            loop.starved.append(exc)
-            loop.cut_short = True
+            starved = self.loop.watchers.starved
+            starved.append(self)
+            starved.append(exc)
             self.writer = BROKEN
             return False
 

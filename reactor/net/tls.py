@@ -459,9 +459,9 @@ Stream.secured = TLSStream
 
 def buffers_of(loop: Loop) -> Buffers:
     """The buffers that the TLS connections of `loop` share."""
-    if loop.tls_buffers is None:
-        loop.tls_buffers = Buffers()
-    buffers: Buffers = loop.tls_buffers
+    if loop.watchers.tls_buffers is None:
+        loop.watchers.tls_buffers = Buffers()
+    buffers: Buffers = loop.watchers.tls_buffers
     return buffers
 
 

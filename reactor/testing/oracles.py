@@ -139,6 +139,10 @@ class WatchedStream(Stream):
         self.record.dropped |= self.sock is not None  # over a Unix socket, nobody tells the peer so
         super().reset(exc)
 
+    def forget(self) -> None:
+        super().forget()
+        self.loop.ledger.streams.pop(self, None)  # it could not be watched, and no user has ever seen it
+
 
 class WatchedTLSStream(WatchedStream, TLSStream):
     """The same over TLS, of which the kernel's bytes say nothing."""
@@ -431,7 +435,6 @@ class Ledger:
     def check_turn(self, timeout: float | None) -> None:
         """Between two turns everything has to be in order; raises `Violation` when something was not."""
         self.turns += 1
-        self._forget_refused()
         self._check_bounds()
         self._check_progress(timeout)
         self._check_descriptors()
@@ -444,12 +447,6 @@ class Ledger:
         self.just_closed.clear()
         if self.violations:
             raise Violation('\n'.join(self.violations))
-
-    def _forget_refused(self) -> None:
-        # Accepted, but it could not be watched: its socket was closed, and no user has ever seen it.
-        for stream in list(self.streams):
-            if stream.state is CONNECTING and stream.sock is not None and stream.sock.fileno() < 0:
-                del self.streams[stream]
 
     def _check_bounds(self) -> None:
         kernel = self.kernel
