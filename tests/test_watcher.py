@@ -529,6 +529,61 @@ def test_a_watched_descriptor_that_the_system_cannot_watch_is_logged_and_let_go(
 # -- what a handle is by itself
 
 
+class WithoutMemory(selectors.SelectSelector):
+    """`select` that finds no memory to register when it is told so, before or after it has done half of it."""
+
+    short = None
+
+    def register(self, fileobj, events, data=None):
+        if self.short == 'before':
+            raise MemoryError
+        key = super().register(fileobj, events, data)
+        if self.short == 'after':
+            raise MemoryError
+        return key
+
+
+@pytest.fixture(params=['before', 'after'])
+def without_memory(request):
+    """A reactor on `select`, and a function that lets memory run out whenever that registers."""
+    selector = WithoutMemory()
+    with Reactor(selector=selector) as reactor:
+        yield reactor, lambda: setattr(selector, 'short', request.param)
+
+
+def check_forgotten(r, fd):
+    """Nothing is registered under the descriptor, and nothing is counted."""
+    assert registered(r, fd) is None
+    assert (r.handles(), r.watchers.referenced) == ([], 0)
+
+
+def test_a_newcomer_that_cannot_be_registered_for_want_of_memory_is_not_taken(without_memory, sockets):
+    r, run_short = without_memory
+    ours = sockets()[0]
+    run_short()
+    with pytest.raises(MemoryError):
+        Probe(r, ours, READ)
+    check_forgotten(r, ours.fileno())
+
+
+@pytest.mark.parametrize('wanted', [READ, 0])
+@pytest.mark.parametrize('closed_first', [False, True])
+def test_a_change_without_memory_ends_a_handle_and_leaves_none_counted(without_memory, sockets, wanted, closed_first):
+    r, run_short = without_memory
+    ours, theirs = sockets()
+    ended = []
+    conn = r.adopt(ours, on_close=lambda conn, exc: ended.append(exc))
+    fd = conn.fileno()
+    r.watchers.set_events(conn, wanted)
+    run_short()
+    r.watchers.set_events(conn, WRITE)
+    if closed_first:
+        conn.abort()
+    run_until(r, lambda: ended)
+    assert [type(exc) for exc in ended] == [type(None) if closed_first else MemoryError]
+    check_forgotten(r, fd)
+
+
 def test_a_handle_without_a_descriptor_has_the_number_minus_one(r):
     idler = r.idle(int)
     assert idler.fileno() == -1

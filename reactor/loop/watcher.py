@@ -222,8 +222,11 @@ class Watchers:
         except (OSError, ValueError, KeyError) as exc:
             self._fail(handle, exc)
         except (MemoryError, RecursionError) as exc:
-            # The selector may have done half of it. The handle fails in the completions phase, on a fresh stack.
-            if not parked:
+            # The selector may have done half of it: without memory, `modify` forgets what it was to change. The handle
+            # fails in the completions phase, on a fresh stack.
+            if type(exc) is MemoryError:
+                self._park_lost(handle)
+            elif not parked:
                 self._parked.pop(handle, None)
             handle.loop.completions.append((handle, refuse, (exc,)))
         else:
@@ -234,11 +237,10 @@ class Watchers:
         if self._stalls:
             self._forget_stall(handle)
         # What may find no memory or stack comes before what changes something.
-        unreferenced = handle in self._unreferenced
-        referenced = self.referenced - (not unreferenced)
+        referenced = self.referenced
+        if handle not in self._unreferenced:
+            referenced -= 1
         if handle in self._parked:
-            if unreferenced:
-                self._unreferenced.discard(handle)
             del self._parked[handle]
         else:
             try:
@@ -246,9 +248,9 @@ class Watchers:
             except (KeyError, ValueError):
                 if not self._unregister_lost(handle):
                     return
-            if unreferenced:
-                self._unreferenced.discard(handle)
         handle.events = 0
+        if referenced == self.referenced:
+            self._unreferenced.discard(handle)
         self.referenced = referenced
 
     def ref(self, handle: Handle) -> None:
@@ -373,6 +375,9 @@ class Watchers:
                 raise ReactorError(f'descriptor {fd} belongs to {describe(holder)} already; close that first') from None
             self.evict(holder)
             self.selector.register(fd, events, handle)
+        except MemoryError:  # the map may have it, and not what is polled
+            self._unregister_lost(handle)
+            raise
 
     def _rest(self, handle: Handle, stall: Stall, readiness: int) -> None:
         timers, counters = handle.loop.timers, handle.loop.counters
