@@ -78,10 +78,10 @@ class Beginning:
 
     __slots__ = ('data', 'reading', 'timer')
 
-    def __init__(self, timer: Timer) -> None:
+    def __init__(self) -> None:
         self.data = b''
         self.reading = True
-        self.timer = timer
+        self.timer: Timer | None = None
 
 
 class ProxiedStream(Stream):
@@ -98,14 +98,15 @@ class ProxiedStream(Stream):
         """Take an accepted socket, on which the proxy speaks first."""
         loop = self.loop
         self.sock = sock
+        self.writer = BROKEN
+        self.tls = beginning = Beginning()  # before it can be read
+        # Unreferenced, as the stream itself keeps the loop running.
+        late = ProxiedStream.handle_header_late
+        beginning.timer = loop.timers.unreferenced_later(self._protocol.timeout, late, self)
         if deferred:
             loop.watchers.defer(self, READ)
         else:
             loop.watchers.add(self, READ)
-        self.writer = BROKEN
-        # Unreferenced, as the stream itself keeps the loop running.
-        timer = loop.timers.unreferenced_later(self._protocol.timeout, ProxiedStream.handle_header_late, self)
-        self.tls = Beginning(timer)
 
     # -- what the loop calls
 
@@ -229,7 +230,8 @@ class ProxiedStream(Stream):
 
     def _forget_beginning(self) -> None:
         if self.tls is not None:
-            self.tls.timer.cancel()
+            if self.tls.timer is not None:
+                self.tls.timer.cancel()
             self.tls = None
 
 

@@ -714,9 +714,8 @@ class Stream(Handle):
 
     def forget(self) -> None:
         """Give back what it holds, and never call its user: it could not be opened."""
-        self.origin = None
-        self.state = OVER
-        self.release()
+        self.on_connect = self.on_data = self.on_eof = self.on_drain = self.on_close = self.origin = None
+        self.finish(None)
 
     # -- in this file
 
