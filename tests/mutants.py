@@ -839,6 +839,7 @@ MUTANTS = (
         '        if self.closed:  # over TLS it may have failed since: nothing but its end is told then\n',
         '        if self.tls is not None and self.closed:\n',
         '1: nothing fires after the end',
+        212,
     ),
 )
 

@@ -14,7 +14,7 @@ from operator import floordiv
 from signal import SIGTERM
 from typing import Any
 
-from reactor import ConnectionClosed, HandleClosed, Limits
+from reactor import ConnectionClosed, HandleClosed, Limits, Stream
 
 from .doors import header
 from .parts import Place, child
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import random
     from collections.abc import Callable
 
-    from reactor import DatagramSocket, Stream
+    from reactor import DatagramSocket
 
     from .parts import Goal, World
 
@@ -173,8 +173,13 @@ class Crowd:
         self.over = True
         actors, places = self.actors[:], self.places[:]
         self.rng.shuffle(actors)
+        newcomers = {place.server.address for place, _ in places} - {None}
         for place, _ in places:
             place.server.close()
+        known = {id(actor.conn) for actor in actors if isinstance(actor, Side)}
+        for handle in self.r.handles():  # who was accepted, and `on_connect` does not know him yet
+            if isinstance(handle, Stream) and id(handle) not in known and handle.sockname in newcomers:
+                handle.abort()
         for actor in actors:
             actor.close(self.rng)
         if not self.goals:
