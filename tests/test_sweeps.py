@@ -23,7 +23,7 @@ from mutants import Mutant, copy_package
 from support import SELECTORS
 from sweep_programs import PROGRAMS, SECURED
 
-from reactor.kernel import LeanSocket
+from reactor.kernel import Kernel, LeanSocket
 
 DEPTHS = range(1, 61)  # frames that are left
 IN_A_ROW = (1, 5, 20)  # allocations; CPython 3.11 itself gives up after 32
@@ -77,6 +77,9 @@ def attempt(name: str, fault: Any, contexts: Any, selector: str = 'default', lef
         except BaseException as exc:
             wrong = wrong or f'close() raised {exc!r}'
         del world
+        if Kernel.owners:
+            wrong = wrong or f'law 11: the wakeup descriptor is still claimed by {Kernel.owners}'
+            Kernel.owners.clear()
         if descriptors() > before + leaked[0]:
             gc.collect()
             if descriptors() > before + leaked[0]:
