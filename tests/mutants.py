@@ -214,8 +214,8 @@ MUTANTS = (
     Mutant(
         'what is closed still wants events',
         'loop/watcher.py',
-        '        handle.events = 0\n        self.referenced = referenced',
-        '        self.referenced = referenced',
+        '        handle.events = 0\n        if handle in self._unreferenced',
+        '        if handle in self._unreferenced',
         '1: nothing fires after the end',
     ),
     Mutant(
@@ -425,8 +425,8 @@ MUTANTS = (
     Mutant(
         'abort in on_close ends it again',
         'net/stream.py',
-        '        if self.state is OVER:\n            return\n        if writer is None',
-        '        if writer is None',
+        'over = self.loop, self.state is OVER',
+        'over = self.loop, False',
         '1: once',
     ),
     Mutant(
@@ -439,7 +439,7 @@ MUTANTS = (
     Mutant(
         'the listener is not told of an end',
         'net/stream.py',
-        '            self.origin.handle_closed(self)\n',
+        '                origin.handle_closed(self)\n',
         '',
         'open_connections counts what is open',
     ),
