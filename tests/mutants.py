@@ -214,8 +214,8 @@ MUTANTS = (
     Mutant(
         'what is closed still wants events',
         'loop/watcher.py',
-        '        handle.events = 0\n        self.referenced = referenced',
-        '        self.referenced = referenced',
+        '        handle.events = 0\n        if handle in self._unreferenced',
+        '        if handle in self._unreferenced',
         '1: nothing fires after the end',
     ),
     Mutant(
@@ -425,12 +425,11 @@ MUTANTS = (
     Mutant(
         'abort in on_close ends it again',
         'net/stream.py',
-        '        if self.state is OVER:\n            return\n        if writer is None',
-        '        if self.state is OVER:\n'
+        '        elif self.sock is None and self.origin is None:\n            return\n',
+        '        elif self.sock is None and self.origin is None:\n'
         '            if self.on_close is not None:\n'
-        '                self.loop.completions.append((self, self.on_close, (exc,)))\n'
-        '            return\n'
-        '        if writer is None',
+        '                loop.completions.append((self, self.on_close, (exc,)))\n'
+        '            return\n',
         '1: once',
     ),
     Mutant(
@@ -443,7 +442,7 @@ MUTANTS = (
     Mutant(
         'the listener is not told of an end',
         'net/stream.py',
-        '            self.origin.handle_closed(self)\n',
+        '                origin.handle_closed(self)\n',
         '',
         'open_connections counts what is open',
     ),

@@ -172,22 +172,11 @@ PLANTED: tuple[tuple[Mutant, str, str, str], ...] = (
         Mutant(
             'an ending appends its completion last',
             'net/stream.py',
-            """        self.loop.completions.append((self, Stream.handle_closed, (exc,)))
-        if writer.error is None and writer is not ENDED:
-            writer.error = PEER_ENDED
-        self.writer = writer
-        self.state = OVER
-        try:
-            self.release()
-        except (MemoryError, RecursionError):
-            self.events = 0  # `handle_closed` does the rest
+            """            loop.completions.append((self, Stream.handle_closed, (exc,)))
 """,
-            """        if writer.error is None and writer is not ENDED:
-            writer.error = PEER_ENDED
-        self.writer = writer
-        self.state = OVER
-        self.release()
-        self.loop.completions.append((self, Stream.handle_closed, (exc,)))
+            """            self.state = OVER
+            loop.watchers.remove(self)
+            loop.completions.append((self, Stream.handle_closed, (exc,)))
 """,
             '1: every connection ends in on_close',
         ),
@@ -199,8 +188,8 @@ PLANTED: tuple[tuple[Mutant, str, str, str], ...] = (
         Mutant(
             'what an ending could not release is not released later',
             'net/stream.py',
-            'if self.sock is not None or self.origin is not None:\n            self.release()',
-            'if self.loop is None:\n            self.release()',
+            'if self.sock is not None or self.origin is not None:\n            Stream.finish(self, exc)',
+            'if self.loop is None:\n            Stream.finish(self, exc)',
             '9: nothing is left',
         ),
         'test_sweeps.py',

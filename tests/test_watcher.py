@@ -570,7 +570,7 @@ def test_a_newcomer_that_cannot_be_registered_for_want_of_memory_is_not_taken(wi
 @pytest.mark.parametrize('closed_first', [False, True])
 def test_a_change_without_memory_ends_a_handle_and_leaves_none_counted(without_memory, sockets, wanted, closed_first):
     r, run_short = without_memory
-    ours, theirs = sockets()
+    ours, _theirs = sockets()
     ended = []
     conn = r.adopt(ours, on_close=lambda conn, exc: ended.append(exc))
     fd = conn.fileno()

@@ -236,10 +236,7 @@ class Watchers:
         """Forget a handle, before its descriptor is closed. Does nothing for a handle that is forgotten already."""
         if self._stalls:
             self._forget_stall(handle)
-        # What may find no memory or stack comes before what changes something.
-        referenced = self.referenced
-        if handle not in self._unreferenced:
-            referenced -= 1
+        referenced = self.referenced - 1  # what may find no memory or stack comes before what changes something
         if handle in self._parked:
             del self._parked[handle]
         else:
@@ -249,9 +246,10 @@ class Watchers:
                 if not self._unregister_lost(handle):
                     return
         handle.events = 0
-        if referenced == self.referenced:
+        if handle in self._unreferenced:
             self._unreferenced.discard(handle)
-        self.referenced = referenced
+        else:
+            self.referenced = referenced
 
     def ref(self, handle: Handle) -> None:
         """See `Handle.ref`."""

@@ -146,7 +146,8 @@ class Listener(Handle):
                 set_accepted_options(sock, self._options)
             stream.attach(sock, self._defer_accept)
             counters = self.loop.counters
-            accepts, incoming, opened = counters.accepts + 1, counters.incoming + 1, self.open_connections + 1
+            incoming, opened = counters.incoming + 1, self.open_connections + 1
+            counters.accepts += 1
         except (OSError, SelectorFull, MemoryError, RecursionError) as exc:
             if stream is not None:
                 stream.forget()
@@ -154,7 +155,8 @@ class Listener(Handle):
             self.loop.counters.accepts_refused += 1
             self._hold(exc)
             return None
-        counters.accepts, counters.incoming, self.open_connections = accepts, incoming, opened
+        counters.incoming = incoming
+        self.open_connections = opened
         try:
             if self._max_connections is not None:
                 self._update()
@@ -171,8 +173,8 @@ class Listener(Handle):
         counters = self.loop.counters
         if not self.events and not self._closed:  # first: nothing else here can fail and leave it paused
             self.loop.completions.append((self, Listener.handle_room, ()))
-        open_connections, incoming = self.open_connections - 1, counters.incoming - 1
-        self.open_connections = open_connections
+        incoming = counters.incoming - 1
+        self.open_connections -= 1
         counters.incoming = incoming
 
     def handle_room(self) -> None:
