@@ -973,8 +973,8 @@ TLS_MUTANTS: tuple[tuple[Mutant, str], ...] = (
         Mutant(
             'what one connection has left in the buffers is sent by another',
             'net/session.py',
-            '        if outgoing.pending:\n            self.buffers.clear()\n',
-            '',
+            '        left = self.buffers.empty()\n        parts = []\n',
+            "        left = b'', b''\n        parts = []\n",
             '8: nobody else is hurt',
         ),
         'test_tls.py::test_what_a_failed_call_has_left_behind_is_sent_to_nobody_else',
