@@ -18,7 +18,7 @@ from ..loop.watcher import READ
 from .addresses import show
 from .files import READ_FILE_SIZE, FilePart, file_part
 from .session import Buffers, Session
-from .stream import CLOSED, CLOSING, CONNECTING, OPEN, Stream
+from .stream import CLOSED, CLOSING, CONNECTING, LAST_READS, OPEN, Stream
 from .writer import DRAINED, MARK_COST, check_buffers, flat
 
 TYPE_CHECKING = False
@@ -146,6 +146,13 @@ class TLSStream(Stream):
             self.handle_stream_end()
         elif self.events & READ and self.state is not CLOSING:
             self._decrypt()
+
+    def handle_last_reads(self, left: int = LAST_READS) -> None:
+        if self.tls.more and self.sock is not None and self.events & READ:
+            # What was read already comes first, a few records in a turn.
+            self.loop.completions.append((self, TLSStream.handle_last_reads, (left,)))
+        else:
+            Stream.handle_last_reads(self, left)
 
     def handle_stream_end(self) -> None:
         """Called as a completion after the last data: the peer has ended its side."""
