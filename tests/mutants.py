@@ -358,8 +358,8 @@ MUTANTS = (
     Mutant(
         'what was received before sending failed is dropped',
         'net/stream.py',
-        'self.loop.completions.append((self, Stream.handle_last_reads, ()))',
-        'self.loop.completions.append((self, Stream.handle_last_reads, (0,)))',
+        'self.loop.completions.append((self, type(self).handle_last_reads, ()))',
+        'self.loop.completions.append((self, type(self).handle_last_reads, (0,)))',
         'what was received is delivered',
         70,
     ),
@@ -977,8 +977,8 @@ TLS_MUTANTS: tuple[tuple[Mutant, str], ...] = (
         Mutant(
             'what one connection has left in the buffers is sent by another',
             'net/session.py',
-            '        if outgoing.pending:\n            self.buffers.clear()\n',
-            '',
+            '        left = self.buffers.empty()\n        parts = []\n',
+            "        left = b'', b''\n        parts = []\n",
             '8: nobody else is hurt',
         ),
         'test_tls.py::test_what_a_failed_call_has_left_behind_is_sent_to_nobody_else',
@@ -1053,5 +1053,35 @@ TLS_MUTANTS: tuple[tuple[Mutant, str], ...] = (
             '5: a bounded step',
         ),
         'test_tls.py::test_a_handshake_in_records_of_one_byte_is_worked_off_in_steps',
+    ),
+    (
+        Mutant(
+            'records that were here when sending failed are dropped',
+            'net/tls.py',
+            'if self.tls.more and self.sock is not None and self.events & READ:',
+            'if False:',
+            'what was received is delivered',
+        ),
+        'test_tls.py::test_all_records_that_came_before_a_failed_write_are_delivered',
+    ),
+    (
+        Mutant(
+            'an end that the peer did not take is forgotten',
+            'net/tls.py',
+            '            self._refuse_writes()  # the peer did not take it\n',
+            '            Stream.write_eof(self)\n',
+            '2: a write behind the end raises',
+        ),
+        'test_tls.py::test_a_write_behind_an_end_that_the_peer_did_not_take_is_the_writers_mistake',
+    ),
+    (
+        Mutant(
+            'an end that waited for a failed handshake is forgotten',
+            'net/tls.py',
+            'ended = writer.ended or session.last is not None',
+            'ended = writer.ended',
+            '2: a write behind the end raises',
+        ),
+        'test_tls.py::test_a_write_behind_an_end_that_waits_for_a_failed_handshake_is_the_writers_mistake',
     ),
 )

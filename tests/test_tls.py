@@ -965,6 +965,54 @@ def test_a_write_after_a_failure_that_was_not_told_yet_is_dropped(r, local):
     assert [(name, type(exc)) for name, exc in log] == [('close', BrokenPipeError)]
 
 
+def test_all_records_that_came_before_a_failed_write_are_delivered(r, local):
+    heard, log = [], Log()
+    ours, theirs = local(on_close=log.on_close)
+
+    def answer(conn, data):
+        heard.append(data)
+        conn.write(b'answer')
+
+    ours.on_data = answer
+    for number in range(20):
+        theirs.write(b'%d,' % number)
+    theirs.abort()
+    run_until(r, lambda: log)
+    assert b''.join(heard) == b''.join(b'%d,' % number for number in range(20))
+    assert [(name, type(exc)) for name, exc in log] == [('close', BrokenPipeError)]
+
+
+def test_a_write_behind_an_end_that_the_peer_did_not_take_is_the_writers_mistake(r, local):
+    log = Log()
+    ours, theirs = local(on_close=log.on_close)
+    theirs.abort()
+    ours.write_eof()
+    with pytest.raises(ConnectionClosed):
+        ours.write(b'x', log.on_written)
+    assert log == []
+    turns(r, 3)
+    assert [(name, type(exc)) for name, exc in log] == [('close', BrokenPipeError)]
+
+
+def test_a_write_behind_an_end_that_waits_for_a_failed_handshake_is_the_writers_mistake(r, sockets, certificates):  # noqa: F811
+    log = Log()
+    a, b = sockets()
+    conn = r.adopt(a, on_close=log.on_close)
+    conn.start_tls(certificates.server())
+    conn.write_eof()
+    b.send(b'no TLS at all\r\n' * 10)
+    refused = []
+
+    def at_the_end(conn, exc):
+        refused.append(type(exc))
+        with pytest.raises(ConnectionClosed):
+            conn.write(b'x')
+
+    conn.on_close = at_the_end
+    run_until(r, lambda: refused)
+    assert refused == [TLSError]
+
+
 def test_a_writer_who_does_not_hold_back_is_aborted_at_max_buffered(r, local):
     log = Log()
     ours, theirs = local(on_close=log.on_close, max_buffered=1000)

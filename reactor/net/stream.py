@@ -245,7 +245,7 @@ class Stream(Handle):
             return
         if left and self.events & READ:
             before = self.loop.counters.reads
-            self.loop.completions.append((self, Stream.handle_last_reads, (left - 1,)))
+            self.loop.completions.append((self, type(self).handle_last_reads, (left - 1,)))
             self.handle_read()
             if self.loop.counters.reads != before or self.sock is None:
                 return
@@ -827,7 +827,7 @@ class Stream(Handle):
         self.writer.error = exc.with_traceback(None)
         self.state = CLOSED
         self.loop.watchers.set_events(self, self.events & READ)
-        self.loop.completions.append((self, Stream.handle_last_reads, ()))
+        self.loop.completions.append((self, type(self).handle_last_reads, ()))
 
     def _refuse_writes(self) -> None:
         # The user ended it, so a later write is the user's mistake.

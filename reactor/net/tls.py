@@ -18,7 +18,7 @@ from ..loop.watcher import READ
 from .addresses import show
 from .files import READ_FILE_SIZE, FilePart, file_part
 from .session import Buffers, Session
-from .stream import CLOSED, CLOSING, CONNECTING, OPEN, Stream
+from .stream import CLOSED, CLOSING, CONNECTING, LAST_READS, OPEN, Stream
 from .writer import DRAINED, MARK_COST, check_buffers, flat
 
 TYPE_CHECKING = False
@@ -147,6 +147,13 @@ class TLSStream(Stream):
         elif self.events & READ and self.state is not CLOSING:
             self._decrypt()
 
+    def handle_last_reads(self, left: int = LAST_READS) -> None:
+        if self.tls.more and self.sock is not None and self.events & READ:
+            # What was read already comes first, a few records in a turn.
+            self.loop.completions.append((self, TLSStream.handle_last_reads, (left,)))
+        else:
+            Stream.handle_last_reads(self, left)
+
     def handle_stream_end(self) -> None:
         """Called as a completion after the last data: the peer has ended its side."""
         session = self.tls
@@ -183,9 +190,10 @@ class TLSStream(Stream):
         pieces = [flat(data) for data in buffers]
         session, writer = self.tls, self.writer
         if writer is not None:
-            if writer.error is not None and not writer.ended:
+            ended = writer.ended or session.last is not None
+            if writer.error is not None and not ended:
                 return False
-            if self.refuses(writer.ended, writer.weight):
+            if self.refuses(ended, writer.weight):
                 return False
         if session.held is not None:
             return self._hold(pieces, on_written, args)
@@ -249,7 +257,10 @@ class TLSStream(Stream):
             return
         if not (self.writer is not None and self.writer.ended):
             self._say(self.tls.farewell())
-        Stream.write_eof(self)
+        if self.closed:
+            self._refuse_writes()  # the peer did not take it
+        else:
+            Stream.write_eof(self)
 
     def close(self) -> None:
         if self.state == OPEN and self.tls.held:
@@ -263,7 +274,7 @@ class TLSStream(Stream):
 
     @property
     def closed(self) -> bool:
-        return self.state is CLOSING or self.state is CLOSED or self.tls.last is TLSStream.close
+        return super().closed or self.tls.last is TLSStream.close
 
     @property
     def unread(self) -> bool:
@@ -274,15 +285,13 @@ class TLSStream(Stream):
 
     # -- for its base
 
-    def finish(self, exc: BaseException | None) -> None:
-        if self.sock is None and self.state is CLOSED:
-            return  # what was to be said last has met the end
+    def release(self) -> None:
         session = self.tls
         if session.timer is not None:
             session.timer.cancel()
-        session.held = session.last = None  # `buffered` goes on saying how many bytes were held
+        session.held = None  # `buffered` goes on saying how many bytes were held
         session.on_secured = (None, ())
-        Stream.finish(self, exc)
+        Stream.release(self)
 
     # -- in this file
 
@@ -347,7 +356,7 @@ class TLSStream(Stream):
         session = self.tls
         held, session.held = session.held, None
         for index, (pieces, (on_written, args)) in enumerate(held):
-            if self.state is CLOSED:
+            if self.state != OPEN:
                 return  # sending has failed meanwhile
             try:
                 parts = session.encrypt(pieces)
