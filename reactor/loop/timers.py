@@ -180,11 +180,8 @@ class TimerHeap:
 
     def add(self, kind: type[Timer], delay: float, fn: Callable[..., object], args: tuple[Any, ...]) -> Timer:
         """A new timer, due `delay` seconds from now on a fresh clock; raises as `Loop.call_later`."""
-        try:
-            usual = 0 <= delay < FOREVER and delay is not True and delay is not False
-        except TypeError:
-            usual = False
-        if usual:
+        exact = type(delay)
+        if (exact is float or exact is int) and delay >= 0.0 and delay < FOREVER:  # a chain of two costs more
             deadline = self.clock() + delay
         else:
             delay = number('delay', delay)
@@ -196,12 +193,15 @@ class TimerHeap:
         timer.delay = delay
         timer.fn = fn
         timer.args = args
-        pending, at = self.pending + 1, self.at
-        if deadline in at:
+        pending = self.pending + 1
+        if self.at.setdefault(deadline, timer) is timer:  # one look-up instead of two: floats are slow to hash
+            try:
+                heappush(self.heap, deadline)
+            except MemoryError:
+                del self.at[deadline]
+                raise
+        else:
             self._share(deadline, timer)
-        else:  # this order: a deadline at which nobody is found is dropped
-            heappush(self.heap, deadline)
-            at[deadline] = timer
         self.pending = pending
         return timer
 

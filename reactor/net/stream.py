@@ -198,7 +198,7 @@ class Stream(Handle):
 
         A connection that is answered and closed at once is never registered at all.
         """
-        if self.closed or not self.events & READ:
+        if not self.events & READ:
             return
         try:
             self.handle_read()
@@ -503,7 +503,7 @@ class Stream(Handle):
     def closed(self) -> bool:
         """True from `close`, `abort` or failure on."""
         state = self.state
-        return state is CLOSING or state is OVER or state is CLOSED
+        return state is not OPEN and state is not HALF_OPEN and state is not CONNECTING
 
     # -- facts
 
