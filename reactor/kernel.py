@@ -26,6 +26,11 @@ import time
 from array import array
 from functools import cache
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -37,6 +42,8 @@ if TYPE_CHECKING:
 AF_UNIX: int = getattr(socket, 'AF_UNIX', -1)
 SO_REUSEPORT: int = getattr(socket, 'SO_REUSEPORT', -1)
 TCP_DEFER_ACCEPT: int = getattr(socket, 'TCP_DEFER_ACCEPT', -1)
+# How many bytes wait to be read: termios.FIONREAD, without the import of a module for one number.
+FIONREAD = 0x541B if sys.platform == 'linux' else 0x4004667F
 # How Linux attaches a filter of packets to a socket; the module names none of it.
 SO_ATTACH_FILTER: int = 26 if sys.platform == 'linux' else -1
 # Linux, which alone has it, tells with it how many datagrams it dropped; the module does not name it.
@@ -384,11 +391,14 @@ class Kernel:
             pass  # then it is as everywhere else
 
     def has_bytes(self, sock: Any) -> bool:
-        """Whether bytes that nobody has read wait in a connected socket."""
+        """Whether bytes wait to be read in a connected socket."""
         try:
-            return bool(sock.recv(1, socket.MSG_PEEK))
-        except OSError:
-            return False  # nothing has come, or it is broken, which reading will tell
+            if fcntl is None:
+                return bool(sock.recv(1, socket.MSG_PEEK))
+            # A peek would take the error of a reset, and the next recv would report a clean end.
+            return any(fcntl.ioctl(sock.fileno(), FIONREAD, bytes(4)))
+        except (OSError, ValueError):
+            return False  # it is broken or closed, which reading reports
 
     # Whether it counts the bytes of a TCP connection; others have such counts, elsewhere and of another kind.
     counts_tcp = sys.platform == 'linux'

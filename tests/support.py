@@ -363,6 +363,9 @@ class ScriptedKernel(FakeKernel):
     def is_open(self, fd: int) -> bool:
         return fd in self.open
 
+    def has_bytes(self, sock: Any) -> bool:
+        return bool(sock.incoming) and isinstance(sock.incoming[0], bytes)
+
     def in_main_thread(self) -> bool:
         return False
 

@@ -21,7 +21,9 @@ from support import (
     idle,
     pair,
     read_all,
+    reset,
     run_until,
+    tcp_sockets,
     turns,
 )
 
@@ -831,6 +833,56 @@ def test_the_write_timeout_begins_with_the_write_that_has_to_wait(kernel, fake, 
     fake.run()
     assert isinstance(log[0][1], WriteTimeout)
     assert 1105.5 <= kernel.time <= 1106.5
+
+
+def late(kernel, r, act):
+    """Have the loop find both a timer that calls `act` and, after it, a time limit of 2 s due in one turn."""
+
+    def block():
+        kernel.time += 5
+
+    r.call_later(1, block)
+    r.call_later(1.5, act)
+    r.call_later(1.9, r.stop)
+    r.run()
+    turns(r, 3)
+
+
+def test_bytes_that_wait_are_no_silence_when_a_callback_was_slower_than_the_read_timeout(kernel, fake, sockets):
+    """The peer has sent; the program was late to read."""
+    log = Log()
+    conn, theirs = pair(fake, sockets, read_timeout=2, **log.callbacks('on_data', 'on_close'))
+    late(kernel, fake, lambda: theirs.send(b'in time'))
+    assert log == [('data', b'in time')]
+    end(fake, conn)
+
+
+@pytest.mark.parametrize('limit', ['read_timeout', 'write_timeout', 'idle_timeout'])
+def test_a_time_limit_does_not_cut_off_what_was_received_before_sending_failed(scripted, limit):
+    r, make = scripted
+    log = Log()
+    conn, sock = make(**{limit: 2}, **log.callbacks('on_data', 'on_close'))
+    sock.outcomes = deque()
+    conn.write(b'waits')
+
+    def fail():
+        sock.incoming.extend([b'before the end', ConnectionResetError(104, 'reset')])
+        sock.outcomes.append(ConnectionResetError(104, 'reset'))
+        conn.handle_write()
+
+    late(r._kernel, r, fail)
+    run_until(r, lambda: log.names()[-1:] == ['close'])
+    assert log.names() == ['data', 'close'] and isinstance(log[-1][1], ConnectionResetError)
+
+
+def test_asking_whether_something_is_unread_takes_no_error_away(r, sockets):
+    log = Log()
+    ours, theirs = tcp_sockets(sockets)
+    conn = r.adopt(ours, **log.callbacks('on_data', 'on_close'))
+    reset(theirs)
+    assert conn.unread is False
+    run_until(r, lambda: log)
+    assert log.names() == ['close'] and isinstance(log[0][1], ConnectionResetError)
 
 
 def test_the_read_timeout_rests_while_reading_is_paused(kernel, fake, sockets):

@@ -160,9 +160,12 @@ class ProxiedStream(Stream):
 
     # -- for its base
 
-    def release(self) -> None:
-        self._forget_beginning()
-        Stream.release(self)
+    def finish(self, exc: BaseException | None) -> None:
+        Stream.finish(self, exc)  # first: it appends the completion
+        try:
+            self._forget_beginning()
+        except (MemoryError, RecursionError):
+            pass  # its timer finds the connection closed, and does nothing
 
     # -- in this file
 

@@ -264,7 +264,15 @@ class Stream(Handle):
         """Called in the second in which the next time limit may be over."""
         if type(self.timeouts) is not int:
             return  # they ended, or changed, while there was no memory to say so
+        if self.state is CLOSED:
+            self.timeouts = None
+            return  # sending has failed: what was received is delivered now, and then it ends
         over, next_look = look_at_limits(self, now)
+        if type(over) is not WriteTimeout and over is not None and self.events & READ and self.unread:
+            over = (
+                None  # the peer has sent something, which the next turns read: a callback was slow, or reading paused
+            )
+            next_look = now + 1
         if over is not None:
             self.reset(over)
         else:

@@ -285,13 +285,16 @@ class TLSStream(Stream):
 
     # -- for its base
 
-    def release(self) -> None:
+    def finish(self, exc: BaseException | None) -> None:
+        Stream.finish(self, exc)  # first: it appends the completion
         session = self.tls
-        if session.timer is not None:
-            session.timer.cancel()
         session.held = None  # `buffered` goes on saying how many bytes were held
         session.on_secured = (None, ())
-        Stream.release(self)
+        try:
+            if session.timer is not None:
+                session.timer.cancel()
+        except (MemoryError, RecursionError):
+            pass  # it finds the connection closed, and does nothing
 
     # -- in this file
 

@@ -401,6 +401,9 @@ class SimKernel(Kernel):
     def selector_has_room(self, selector: Any, fd: int) -> bool:
         return selector.kind != 'select' or fd < 1024
 
+    def has_bytes(self, sock: Any) -> bool:
+        return bool(getattr(sock.file, 'inbox', b''))
+
     def is_open(self, fd: int) -> bool:
         return fd in self.files
 
