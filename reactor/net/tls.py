@@ -285,13 +285,13 @@ class TLSStream(Stream):
 
     # -- for its base
 
-    def release(self) -> None:
+    def finish(self, exc: BaseException | None) -> None:
         session = self.tls
         if session.timer is not None:
             session.timer.cancel()
         session.held = None  # `buffered` goes on saying how many bytes were held
         session.on_secured = (None, ())
-        Stream.release(self)
+        Stream.finish(self, exc)
 
     # -- in this file
 
