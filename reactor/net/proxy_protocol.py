@@ -160,9 +160,9 @@ class ProxiedStream(Stream):
 
     # -- for its base
 
-    def release(self) -> None:
+    def finish(self, exc: BaseException | None) -> None:
         self._forget_beginning()
-        Stream.release(self)
+        Stream.finish(self, exc)
 
     # -- in this file
 
