@@ -140,7 +140,8 @@ class ProxiedStream(Stream):
 
     def handle_header_late(self) -> None:
         """Called by the timer of the header."""
-        self._fail(f'its header was not there within {self._protocol.timeout:g} s', ProxyTimeout)
+        if self.state is CONNECTING:  # else it has ended, and there was no memory to cancel the timer
+            self._fail(f'its header was not there within {self._protocol.timeout:g} s', ProxyTimeout)
 
     # -- what users call, if they have found it in `handles()`
 
@@ -160,9 +161,9 @@ class ProxiedStream(Stream):
 
     # -- for its base
 
-    def release(self) -> None:
+    def finish(self, exc: BaseException | None) -> None:
+        Stream.finish(self, exc)  # first: its completion is appended before anything is changed
         self._forget_beginning()
-        Stream.release(self)
 
     # -- in this file
 

@@ -285,13 +285,13 @@ class TLSStream(Stream):
 
     # -- for its base
 
-    def release(self) -> None:
+    def finish(self, exc: BaseException | None) -> None:
+        Stream.finish(self, exc)  # first: its completion is appended before anything is changed
         session = self.tls
         if session.timer is not None:
             session.timer.cancel()
         session.held = None  # `buffered` goes on saying how many bytes were held
         session.on_secured = (None, ())
-        Stream.release(self)
 
     # -- in this file
 
