@@ -257,8 +257,8 @@ MUTANTS = (
     Mutant(
         'a signal handler keeps the wakeup descriptor',
         'loop/signals.py',
-        '        self._loop.watchers.remove(handler)\n        self._claim.release()\n',
-        '        self._loop.watchers.remove(handler)\n',
+        '        self._release_unneeded(self._holds_wakeup)\n',
+        '',
         'what was changed in the process is put back',
     ),
     Mutant(

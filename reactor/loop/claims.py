@@ -90,10 +90,9 @@ class WakeupClaim:
     have anything installed. A reactor that ends first is replaced, in the claim above it, by what was below it.
     """
 
-    __slots__ = ('_below', '_kernel', '_number', '_wakeup', 'count', 'on_fork')
+    __slots__ = ('_below', '_kernel', '_number', '_wakeup', 'on_fork')
 
     def __init__(self, kernel: Kernel, wakeup: Wakeup, on_fork: Callable[[], object]) -> None:
-        self.count = 0  # who needs it: each signal handler, and `run`
         self.on_fork = on_fork
         self._kernel = kernel
         self._wakeup = wakeup
@@ -102,11 +101,10 @@ class WakeupClaim:
 
     def acquire(self) -> None:
         """Install our bell, unless it is installed."""
-        self.count += 1  # first: whoever fails here calls `release` as well
-        if self.count > 1:
+        owners = self._kernel.owners
+        if self in owners:
             self.check()
             return
-        owners = self._kernel.owners
         owners.append(self)
         self._kernel.watch_forks()
         self._number = number = self._wakeup.bell_fileno()
@@ -116,27 +114,27 @@ class WakeupClaim:
             self._below = ours[0] if ours else (found, self._kernel.identity(found))
 
     def release(self) -> None:
-        """Restore what was installed before, if our bell is still installed."""
-        self.count -= 1
-        if self.count:
-            return
+        """Restore what was installed before, if our bell is still installed. Does nothing unless `acquire` was called.
+
+        Where it finds no memory it can be called again: it is an owner until all is done.
+        """
         owners, number, below = self._kernel.owners, self._number, self._below
         if self not in owners:
-            return  # `acquire` found no memory to add it
-        owners.remove(self)
-        for owner in owners:
-            if owner._below is self:
-                owner._below = below
-        self._number, self._below = -1, None
+            return
         found = self._set(-1)
         if found == number or (found < 0 and isinstance(below, WakeupClaim)):
             found = self._number_of(below)
         if found >= 0:
             self._set(found)
+        for owner in owners:
+            if owner._below is self:
+                owner._below = below
+        self._number, self._below = -1, None
+        owners.remove(self)
 
     def check(self) -> None:
         """Install our bell again where somebody has removed it, or where it is another socket now."""
-        if self.count:
+        if self in self._kernel.owners:
             before, self._number = self._number, self._wakeup.bell_fileno()
             found = self._set(self._number)
             if found not in (-1, before, self._number):

@@ -95,7 +95,7 @@ class Signals:
         self._handlers: dict[int, SignalHandler] = {}
         self._raised = bytearray(NSIG)
         self._in_run = False
-        self._holds_wakeup = False  # `run` does; each handler holds it, too
+        self._holds_wakeup = False  # `run` needs it; each handler does, too
         self._interrupts: InterruptClaim | None = None  # while the loop has SIGINT
         self._claim = WakeupClaim(kernel, wakeup, self.give_back)
         wakeup.on_bytes = self.collect
@@ -138,7 +138,7 @@ class Signals:
         self._raised[handler.signum] = 0
         handler.fn, handler.args = None, ()
         self._loop.watchers.remove(handler)
-        self._claim.release()
+        self._release_unneeded(self._holds_wakeup)
 
     def clear(self) -> None:
         """Remove them all."""
@@ -180,7 +180,11 @@ class Signals:
     def release_wakeup(self) -> None:
         """Give the wakeup descriptor back, as the first half of `leave`."""
         if self._holds_wakeup:
-            self._holds_wakeup = False
+            self._release_unneeded(False)
+            self._holds_wakeup = False  # last: where there was no memory for that, the next call does it
+
+    def _release_unneeded(self, by_run: bool) -> None:
+        if not by_run and not self._handlers:
             self._claim.release()
 
     def leave(self) -> None:

@@ -367,6 +367,10 @@ class Watchers:
             # A socket's number is its own, so another handle that holds it here lost it without our knowing. A handle
             # without a socket watches what others own, and may not take it from who has it.
             holder, sock = self._map[fd].data, getattr(handle, 'sock', None)
+            if holder is handle:  # left there when the last attempt found no memory, and perhaps not polled
+                self.selector.unregister(fd)
+                self.selector.register(fd, events, handle)
+                return
             if sock is getattr(holder, 'sock', handle):
                 raise ReactorError(f'this socket belongs to {describe(holder)} already') from None
             if sock is None and holder.fileno() == fd:

@@ -140,7 +140,8 @@ class ProxiedStream(Stream):
 
     def handle_header_late(self) -> None:
         """Called by the timer of the header."""
-        self._fail(f'its header was not there within {self._protocol.timeout:g} s', ProxyTimeout)
+        if self.state is CONNECTING:  # else it has ended, and there was no memory to cancel the timer
+            self._fail(f'its header was not there within {self._protocol.timeout:g} s', ProxyTimeout)
 
     # -- what users call, if they have found it in `handles()`
 
