@@ -135,6 +135,7 @@ class Watchers:
     """The open handles of one loop, `loop.watchers` (internal: public inside the package, not exported)."""
 
     __slots__ = (
+        '_half_parked',
         '_map',
         '_parked',
         '_stalls',
@@ -162,6 +163,7 @@ class Watchers:
         self.kernel = kernel
         self._map = selector.get_map()
         self._parked: dict[Handle, None] = {}
+        self._half_parked = False  # a handle was parked, and there was no memory to unregister it as well
         self._unreferenced: set[Handle] = set()
         self._stalls: dict[Handle, Stall] = {}
 
@@ -236,6 +238,8 @@ class Watchers:
         """Forget a handle, before its descriptor is closed. Does nothing for a handle that is forgotten already."""
         if self._stalls:
             self._forget_stall(handle)
+        if self._half_parked:
+            self._finish_parking()
         referenced = self.referenced - 1  # what may find no memory or stack comes before what changes something
         if handle in self._parked:
             del self._parked[handle]
@@ -444,7 +448,13 @@ class Watchers:
     def _park_lost(self, handle: Handle) -> None:
         self._parked[handle] = None  # first: it may find no memory
         handle.events = 0
-        self._unregister_lost(handle)
+        self._half_parked = True
+        self._finish_parking()
+
+    def _finish_parking(self) -> None:
+        for key in [key for key in self._map.values() if key.data in self._parked]:
+            self.selector.unregister(key.fd)
+        self._half_parked = False
 
     def _unregister_lost(self, handle: Handle) -> bool:
         # Its socket object may be closed and know no number any more: look for the one that it had.

@@ -333,7 +333,8 @@ class TLSStream(Stream):
             self.loop.completions.append((self, on_secured, args))
         session.on_secured = (None, ())
         self._say(session.to_say())
-        self._send_held()
+        if self.state is OPEN:
+            self._send_held()
         if self.state is not OPEN:
             return  # sending has failed meanwhile, and `buffered` goes on saying what was never sent
         if not session.reading:
