@@ -169,7 +169,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
     """Say what the command did not run."""
     if whole_suite(config) and not config.option.slow:
         terminalreporter.write_line(
-            'NOT RUN: the hunts for planted bugs and other slow tests; CI runs them: pytest --slow'
+            'NOT RUN: slow tests (sweeps over faults, hunts for planted bugs); CI runs them: pytest --slow'
         )
 
 

@@ -41,6 +41,8 @@ from reactor.testing.oracles import Violation
 from reactor.testing.programs import ALONE, PROGRAMS
 from reactor.testing.simulation import Simulation, SimulationFailed
 
+pytestmark = pytest.mark.slow
+
 PLAYS: dict[str, Any] = {program.__name__: program for program in (*SCENARIOS, *PROGRAMS, *ALONE)}
 del PLAYS['signals'], PLAYS['signalled']  # these handle SIGINT themselves
 SECURED = {'tls_echo', 'tls_ends', 'tls_files', 'upgrade'}

@@ -39,6 +39,8 @@ from reactor.testing.oracles import Violation
 from reactor.testing.poller import Stuck
 from reactor.testing.simulation import Simulation
 
+pytestmark = pytest.mark.slow
+
 SECONDS = 60  # simulated, from the beginning of the fault
 MOST_AT_ONCE = 100  # turns without progress, in all of a run, whatever time passes
 MOST_EACH = 60  # and for each connection and handle: those of the row that it takes to find out

@@ -35,6 +35,8 @@ from reactor.testing.files import Mailbox
 from reactor.testing.programs import ALONE, PROGRAMS
 from reactor.testing.simulation import Simulation, SimulationFailed
 
+pytestmark = pytest.mark.slow
+
 KINDS = ('epoll', 'poll', 'select')
 PLAYS: dict[str, Any] = {program.__name__: program for program in (*PROGRAMS, *ALONE, *SCENARIOS)}
 SECURED = {'tls_echo', 'tls_ends', 'tls_files', 'upgrade'}

@@ -67,6 +67,7 @@ def test_seeds_differ():
 
 
 @pytest.mark.timeout(600)  # much to compute
+@pytest.mark.slow
 def test_every_fault_there_is_falls_somewhere():
     fallen = set()
     for seed in range(400):

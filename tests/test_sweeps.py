@@ -25,6 +25,8 @@ from sweep_programs import PROGRAMS, SECURED
 
 from reactor.kernel import Kernel, LeanSocket
 
+pytestmark = pytest.mark.slow
+
 DEPTHS = range(1, 61)  # frames that are left
 IN_A_ROW = (1, 5, 20)  # allocations; CPython 3.11 itself gives up after 32
 STEP = 7  # of the allocations of each program, one in so many is made to fail in CI
