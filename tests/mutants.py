@@ -255,9 +255,9 @@ MUTANTS = (
         'the handler from before is restored',
     ),
     Mutant(
-        'a signal handler keeps the wakeup descriptor',
+        'a loop that has run keeps the wakeup descriptor',
         'loop/signals.py',
-        '        self._release_unneeded(self._holds_wakeup)\n',
+        '            self._release_unneeded(False)\n',
         '',
         'what was changed in the process is put back',
     ),
