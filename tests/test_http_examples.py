@@ -399,6 +399,7 @@ def test_ab_gets_an_answer_to_each_request_although_the_server_is_shut_down_mean
         assert process.wait(10) == 0
 
 
+@pytest.mark.alone
 def test_wrk_loses_no_answer_when_the_server_ends(root):
     # What it calls write errors are connections that were refused: it goes on until its time is over, which
     # is long after the server's, for what it asked last it does not count.
