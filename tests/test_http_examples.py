@@ -408,7 +408,9 @@ def test_wrk_loses_no_answer_when_the_server_ends(root):
         later.start()
         done = program('wrk', '-t1', '-c20', '-d3', f'http://127.0.0.1:{port}/hello.txt')
         later.join()
-        assert 'Socket errors: connect 0, read 0, write ' in done.stdout and 'timeout 0' in done.stdout
+        # It prints that line only when it has counted an error, and not every kernel makes it count a refusal.
+        errors = re.search(r'Socket errors: .*', done.stdout)
+        assert errors is None or re.search(r'connect 0, read 0, write \d+, timeout 0', errors[0]), done.stdout
         assert 'Non-2xx' not in done.stdout
         assert int(re.search(r'(\d+) requests in', done.stdout)[1]) == requests_answered(process)
 
