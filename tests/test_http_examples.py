@@ -413,8 +413,8 @@ def test_wrk_loses_no_answer_when_the_server_ends(root):
         assert errors is None or re.search(r'connect 0, read 0, write \d+, timeout 0', errors[0]), done.stdout
         assert 'Non-2xx' not in done.stdout
         counted, answered = int(re.search(r'(\d+) requests in', done.stdout)[1]), requests_answered(process)
-        # The last answer on each of its 20 connections says `Connection: close`, and wrk may not count those. The clients of
-        # test_sigterm_under_load_answers_everything_that_was_accepted count exactly.
+        # The last answer on each of its 20 connections says `Connection: close`, and wrk may not count those.
+        # test_sigterm_under_load_answers_everything_that_was_accepted counts exactly.
         assert answered - 20 <= counted <= answered
 
 
