@@ -1,6 +1,6 @@
 """Run a server program so that it can be marked: `python marked.py PROGRAM ARGUMENTS`, under callgrind.
 
-At each SIGUSR1 the process calls `os.getppid`, which nothing else here calls: callgrind is told to write down what it
+At each SIGUSR1 the process calls `os.getppid`, which nothing else here calls: callgrind is asked to write down what it
 has counted whenever that function is entered, and to count from zero again. The handler is plain Python, so the marked
 server has no thread and no descriptor that it does not have in production.
 """

@@ -1,6 +1,6 @@
 """One workload on one peer: how many instructions a request takes, and how steady that figure is.
 
-Start-up and warm-up end at the first mark. Intervals without a request tell what a mark costs by itself. Every block
+Start-up and warm-up end at the first mark. Intervals without a request show what a mark costs by itself. Every block
 that is measured contains this cost once, so it is subtracted.
 """
 
