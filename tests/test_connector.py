@@ -234,8 +234,8 @@ class World(ScriptedKernel):
     def another(self, selector: Any) -> Any:
         raise AssertionError('a selector that works was taken for broken')
 
-    def selector_has_room(self, selector: Any, fd: int) -> bool:
-        return self.room
+    def room_of(self, selector: Any) -> Any:
+        return lambda fd: self.room
 
     def socketpair(self) -> Any:
         ours, theirs = Bell(self), Bell(self)

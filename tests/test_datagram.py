@@ -507,8 +507,8 @@ def test_a_selector_without_room_is_told_by_on_close(log):
     class Crowded(Kernel):
         room = True
 
-        def selector_has_room(self, selector: Any, fd: int) -> bool:
-            return self.room
+        def room_of(self, selector: Any) -> Any:
+            return lambda fd: self.room
 
     kernel = Crowded()
     with Reactor(kernel=kernel) as r:

@@ -902,8 +902,9 @@ def test_listening_on_a_name_that_does_not_exist_raises_at_the_call(fake):
 
 
 def test_a_selector_without_room_refuses_a_listener_and_leaves_no_descriptor(kernel):
+    descriptors = []  # one that is watched is the last for which there is room: that of the reactor itself
+    kernel.room_of = lambda selector: lambda fd: not descriptors and not descriptors.append(fd)
     with Reactor(kernel=kernel) as r:
-        kernel.selector_has_room = lambda *args: False
         with pytest.raises(reactor.SelectorFull):
             r.listen_tcp('127.0.0.1', 0)
         assert r.handles() == []
@@ -911,8 +912,9 @@ def test_a_selector_without_room_refuses_a_listener_and_leaves_no_descriptor(ker
 
 @needs_unix
 def test_a_selector_without_room_refuses_a_unix_listener_and_leaves_no_file(kernel, tmp_path):
+    descriptors = []  # one that is watched is the last for which there is room: that of the reactor itself
+    kernel.room_of = lambda selector: lambda fd: not descriptors and not descriptors.append(fd)
     with Reactor(kernel=kernel) as r:
-        kernel.selector_has_room = lambda *args: False
         with pytest.raises(reactor.SelectorFull):
             r.listen_unix(str(tmp_path / 's'))
         assert not (tmp_path / 's').exists()

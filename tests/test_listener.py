@@ -499,8 +499,8 @@ class CrowdedKernel(FakeKernel):
 
     room = True
 
-    def selector_has_room(self, selector, fd):
-        return self.room
+    def room_of(self, selector):
+        return lambda fd: self.room
 
 
 def test_a_client_beyond_the_selectors_room_is_refused_and_the_rest_served(sockets):

@@ -688,8 +688,8 @@ def test_a_closed_reactor_can_still_be_asked(r):
 
 def test_a_constructor_that_fails_leaves_nothing_open():
     class FullKernel(FakeKernel):
-        def selector_has_room(self, selector, fd):
-            return False
+        def room_of(self, selector):
+            return lambda fd: False
 
     with pytest.raises(SelectorFull):
         Reactor(kernel=FullKernel())

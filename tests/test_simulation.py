@@ -268,8 +268,8 @@ def test_epoll_tells_a_copy_of_what_was_closed_for_ever_and_to_nobody():
 def test_select_takes_no_number_from_1024_on():
     kernel = SimKernel(0, selector='select', faults=False, descriptors=2000)
     selector = kernel.selector()
-    assert kernel.selector_has_room(selector, 1023)
-    assert not kernel.selector_has_room(selector, 1024)
+    assert kernel.room_of(selector)(1023)
+    assert not kernel.room_of(selector)(1024)
 
 
 # -- the command

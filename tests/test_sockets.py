@@ -446,8 +446,8 @@ def test_a_selector_without_room_leaves_neither_socket_nor_file(path):
     class Crowded(FakeKernel):
         room = True
 
-        def selector_has_room(self, selector, fd):
-            return self.room
+        def room_of(self, selector):
+            return lambda fd: self.room
 
     kernel = Crowded()
     with Reactor(kernel=kernel) as r:

@@ -1086,8 +1086,8 @@ def test_a_selector_without_room_for_a_connection_is_told(certificates, tmp_path
     class Crowded(Kernel):
         room = True
 
-        def selector_has_room(self, selector, fd):
-            return self.room
+        def room_of(self, selector):
+            return lambda fd: self.room
 
     kernel, log = Crowded(), Log()
     with reactor.Reactor(kernel=kernel) as r:

@@ -82,7 +82,6 @@ class Loop:
         '_blind_polls',
         '_catch_errors',
         '_clock',
-        '_cut_short',
         '_exit_callbacks',
         '_guarded',
         '_idlers',
@@ -129,7 +128,6 @@ class Loop:
         self._reserve: bytes | None = bytes(RESERVE)  # untouched, not even by zeros: address space, and no memory
         self._guarded = debug  # whether every call is checked: in debug mode, and once it is closed
         self._stopping = False
-        self._cut_short = False  # an exception has left a turn: the next one begins with what it left over
         self._main_error: Exception | None = None
         self._exit_callbacks: list[tuple[Callable[..., object], tuple[Any, ...]]] = []
         self._soon: deque[tuple[Callable[..., object], tuple[Any, ...]]] = deque()
@@ -179,7 +177,7 @@ class Loop:
                     return False
             return True
         except BaseException:
-            self._cut_short = True
+            self._starved.append(None)
             raise
         finally:
             self._leave()
@@ -196,7 +194,7 @@ class Loop:
             self._turn(timeout if self._alive() and not self._stopping else 0)
             return not self._stopping and self._alive()
         except BaseException:
-            self._cut_short = True
+            self._starved.append(None)
             raise
         finally:
             self._leave()
@@ -437,8 +435,7 @@ class Loop:
 
     def _turn(self, limit: float | None) -> None:
         counters, clock = self.counters, self._clock
-        if self._cut_short or self._starved:  # what the last turn did not tell comes before what happens next
-            self._cut_short = False
+        if self._starved:  # what the last turn left over comes before what happens next
             self._end_starved()
             self._run_completions(len(self.completions))
             limit = 0  # perhaps nothing is left to wait for
@@ -618,6 +615,9 @@ class Loop:
         """Deal with the handles that found no memory or stack in the last turn: it was too late then to go on there."""
         starved = self._starved
         while starved:
+            if starved[0] is None:
+                starved.popleft()
+                continue
             handle, exc = starved[0], starved[1]
             self._restore_reserve()
             if called_user(exc):

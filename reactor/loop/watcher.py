@@ -136,6 +136,7 @@ class Watchers:
 
     __slots__ = (
         '_half_parked',
+        '_has_room',
         '_map',
         '_parked',
         '_stalls',
@@ -156,12 +157,13 @@ class Watchers:
         self.referenced = 0  # open handles that keep the loop running
         self.thread: int | None = None  # who runs the loop and alone may touch them, None while nobody does
         self.busy: set[Handle] = set()  # whose application owes an answer; see `Stream.busy`
-        # What found no memory or stack, and the exception, one after the other: nothing is allocated to note that. The
-        # next turn begins with them.
+        # What found no memory or stack, and the exception, one after the other: nothing is allocated to note that. None
+        # when an exception has left a turn. The next turn begins with them.
         self.starved: deque[Any] = deque()
         self.tls_buffers: Any = None  # of all TLS connections, made with the first
         self.kernel = kernel
         self._map = selector.get_map()
+        self._has_room = kernel.room_of(selector)
         self._parked: dict[Handle, None] = {}
         self._half_parked = False  # a handle was parked, and there was no memory to unregister it as well
         self._unreferenced: set[Handle] = set()
@@ -292,6 +294,7 @@ class Watchers:
         except (OSError, TypeError):
             return old  # no descriptor is left, or the user's own kind needs arguments: it has to go on as it is
         self._map = self.selector.get_map()
+        self._has_room = self.kernel.room_of(self.selector)
         failed: list[tuple[Handle, Exception]] = []
         for key in list(old.get_map().values()):
             try:
@@ -360,7 +363,7 @@ class Watchers:
         return bool(dead)
 
     def _register(self, handle: Handle, fd: int, events: int) -> None:
-        if not self.kernel.selector_has_room(self.selector, fd):
+        if self._has_room is not None and not self._has_room(fd):
             raise SelectorFull(
                 f'descriptor {fd} is beyond what {type(self.selector).__name__} can watch; '
                 'use the default selector or fewer connections'

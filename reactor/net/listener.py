@@ -146,7 +146,8 @@ class Listener(Handle):
                 set_accepted_options(sock, self._options)
             stream.attach(sock, self._defer_accept)
             counters = self.loop.counters
-            incoming, opened = counters.incoming + 1, self.open_connections + 1
+            incoming = counters.incoming + 1
+            opened = self.open_connections + 1
             counters.accepts += 1
         except (OSError, SelectorFull, MemoryError, RecursionError) as exc:
             if stream is not None:

@@ -222,7 +222,8 @@ class Stream(Handle):
         """Told as the last completion of a connection: `on_close`, after which nothing of the user's is kept."""
         if self.sock is not None or self.origin is not None:
             Stream.finish(self, exc)  # the first time it found no memory or stack for all of it
-        on_close, called = self.on_close, True
+        on_close = self.on_close
+        called = True
         self.on_error = None  # what on_close raises is logged
         try:
             if on_close is not None:

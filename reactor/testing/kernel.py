@@ -18,7 +18,7 @@ from sys import _getframe
 from ..kernel import ONLY_ERROR, Kernel
 from .faults import Faults
 from .files import DEFERRED, SYN_RETRY, End, File, Listening, Mailbox, Stored, Unborn
-from .poller import SimSelector
+from .poller import FD_SETSIZE, SimSelector
 from .sockets import EXHAUSTED, SimSocket, fail
 
 TYPE_CHECKING = False
@@ -398,8 +398,8 @@ class SimKernel(Kernel):
     def another(self, selector: Any) -> Any:
         return self.selector()
 
-    def selector_has_room(self, selector: Any, fd: int) -> bool:
-        return selector.kind != 'select' or fd < 1024
+    def room_of(self, selector: Any) -> Callable[[int], bool] | None:
+        return FD_SETSIZE.__gt__ if selector.kind == 'select' else None
 
     def has_bytes(self, sock: Any) -> bool:
         return bool(getattr(sock.file, 'inbox', b''))
