@@ -21,6 +21,7 @@ from support import FailingKernel, Log, drain, fill, in_thread, run_until, turns
 
 from reactor import HandleClosed, Reactor, ReactorError
 from reactor.kernel import Kernel
+from reactor.loop.claims import WakeupClaim
 from reactor.loop.signals import _in_callback
 from reactor.testing import SimKernel
 
@@ -1254,6 +1255,41 @@ def test_ctrl_c_as_run_begins_leaves_a_reactor_that_can_run(r):
         if count <= n:
             break
     assert 30 < n < 199
+
+
+@pytest.mark.parametrize('method', [WakeupClaim.acquire, WakeupClaim.release], ids=['acquire', 'release'])
+@pytest.mark.parametrize('below', [True, False], ids=['over a foreign one', 'alone'])
+def test_ctrl_c_at_any_line_where_the_wakeup_descriptor_changes_gives_back_what_was_there(method, below, request):
+    """The handler rings the doorbell, and then checks that the wakeup descriptor is ours: not while it is released."""
+    there = request.getfixturevalue('foreign')[0].fileno() if below else -1
+    before, lines = sys.gettrace(), 0
+    for n in range(100):
+        count = 0
+
+        def line(frame, event, arg, n=n):
+            nonlocal count
+            if frame.f_code is not method.__code__:
+                return None
+            if event == 'line':
+                count += 1
+                if count == n + 1:
+                    sys.settrace(before)
+                    signal.raise_signal(SIGINT)
+            return line
+
+        with Reactor() as r:
+            sys.settrace(line)
+            try:
+                r.run(lambda r: None)
+            except KeyboardInterrupt:
+                lines += 1
+            finally:
+                sys.settrace(before)
+            found = signal.set_wakeup_fd(there, warn_on_full_buffer=False)
+            assert found == there, f'at line {n + 1} of {method.__name__}'
+        if count <= n:
+            break
+    assert 3 < lines == n
 
 
 LOOP, STREAM, WATCHER = 'reactor.loop.loop', 'reactor.net.stream', 'reactor.loop.watcher'

@@ -96,14 +96,14 @@ class WakeupClaim:
         self.on_fork = on_fork
         self._kernel = kernel
         self._wakeup = wakeup
-        self._number = -1  # of our bell, as Python has it
+        self._number = -1  # of our bell, as Python has it; -1 while it is not to be installed
         self._below: Below = None
 
     def acquire(self) -> None:
         """Install our bell, unless it is installed."""
         owners = self._kernel.owners
         if self in owners:
-            self.check()
+            self._install()
             return
         owners.append(self)
         self._kernel.watch_forks()
@@ -118,9 +118,11 @@ class WakeupClaim:
 
         Where it finds no memory it can be called again: it is an owner until all is done.
         """
-        owners, number, below = self._kernel.owners, self._number, self._below
+        owners, below = self._kernel.owners, self._below
         if self not in owners:
             return
+        # First: the handler of a signal that arrives in here calls `check`, which must not install our bell again.
+        number, self._number = self._number, -1
         found = self._set(-1)
         if found == number or (found < 0 and isinstance(below, WakeupClaim)):
             found = self._number_of(below)
@@ -129,16 +131,19 @@ class WakeupClaim:
         for owner in owners:
             if owner._below is self:
                 owner._below = below
-        self._number, self._below = -1, None
+        self._below = None
         owners.remove(self)
 
     def check(self) -> None:
         """Install our bell again where somebody has removed it, or where it is another socket now."""
-        if self in self._kernel.owners:
-            before, self._number = self._number, self._wakeup.bell_fileno()
-            found = self._set(self._number)
-            if found not in (-1, before, self._number):
-                self._set(found)  # somebody installed theirs later: it stays
+        if self._number >= 0:
+            self._install()
+
+    def _install(self) -> None:
+        before, self._number = self._number, self._wakeup.bell_fileno()
+        found = self._set(self._number)
+        if found not in (-1, before, self._number):
+            self._set(found)  # somebody installed theirs later: it stays
 
     def pass_on(self, data: bytes) -> None:
         """Write the bytes of signals to the descriptor that was installed before ours."""
