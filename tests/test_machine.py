@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
 from select import select
 
 import pytest
-from machine import machine
+from machine import HELD, machine
 
 fcntl = pytest.importorskip('fcntl', reason='this platform has no locks of files: tests marked alone are not alone')
 
@@ -26,10 +27,11 @@ with machine(sys.argv[1] == 'alone', Path(sys.argv[2])):
 class User:
     """A process that uses the machine until it is told to end."""
 
-    def __init__(self, how: str, folder: Path) -> None:
+    def __init__(self, how: str, folder: Path, environment: dict[str, str] | None = None) -> None:
         self.process = subprocess.Popen(
             [sys.executable, '-c', USER, how, str(folder)],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=Path(__file__).parent,
+            env={**os.environ, **(environment or {})},
         )  # fmt: skip
 
     def begins(self, seconds: float) -> bool:
@@ -72,6 +74,25 @@ def test_one_that_is_alone_waits_for_all_before_it_and_all_after_it_wait_for_it(
         assert not users[3].begins(0.5)
         users[2].end()
         assert users[3].begins(30)
+    finally:
+        for user in users:
+            if user.process.returncode is None:
+                user.end()
+
+
+def test_a_program_started_by_a_test_has_the_place_of_that_test(folder):
+    # It waited for the test that wanted to be alone, which waited for the test that had started it.
+    users = []
+    try:
+        with machine(False, folder):
+            users.append(User('alone', folder, {HELD: ''}))
+            while not queued(folder):
+                pass
+            users.append(User('shared', folder))
+            assert users[1].begins(30)
+            users[1].end()
+            assert not users[0].begins(0.1)
+        assert users[0].begins(30)
     finally:
         for user in users:
             if user.process.returncode is None:
