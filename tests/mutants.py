@@ -917,7 +917,7 @@ TLS_MUTANTS: tuple[tuple[Mutant, str], ...] = (
             'buffers.incoming.read()',
             'every byte arrives',
         ),
-        'test_simulated_tls.py::test_a_program_bears_tls',
+        'test_simulated_tls.py::test_a_program_bears_tls[echo-faults]',
     ),
     (
         Mutant(
@@ -1022,7 +1022,7 @@ TLS_MUTANTS: tuple[tuple[Mutant, str], ...] = (
             '            return  # it is over',
             '3: what waits is sent first',
         ),
-        'test_simulated_tls.py::test_a_program_bears_tls',
+        'test_simulated_tls.py::test_a_program_bears_tls[half_closes-faults]',
     ),
     (
         Mutant(

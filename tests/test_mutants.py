@@ -17,6 +17,7 @@ from mutants import MUTANTS, Mutant, copy_package
 from reactor.testing import SimKernel
 
 SEEDS = 1000
+CALM_SEEDS = 100  # without a planted bug; CI runs more of them with `python -m reactor.testing`
 LONGEST = 60  # seconds of CPU for one seed: what takes longer does not end
 PATIENCE = 600  # seconds for a hunt
 HUNT = """
@@ -78,7 +79,7 @@ def hunt(folder: Path, mutant: Mutant | None, first: int, last: int) -> Outcome:
 
 
 HUNTS: dict[str, tuple[Mutant | None, int, int]] = {
-    **{f'nothing, seeds {first} on': (None, first, first + SEEDS // 4) for first in range(0, SEEDS, SEEDS // 4)},
+    'nothing': (None, 0, CALM_SEEDS),
     **{mutant.name: (mutant, 0, SEEDS) for mutant in MUTANTS},
 }
 

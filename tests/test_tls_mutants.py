@@ -14,6 +14,8 @@ from hostile_tls import ENGINE
 from mutants import TLS_MUTANTS, copy_package
 
 SEEDS = 1000
+LONGEST = 60  # seconds for a test in a child; ten are what `run_until` waits for what a planted bug prevents
+PATIENCE = 110  # seconds for a child, below the limit of the test that has started it
 TESTS = Path(__file__).parent
 HUNT = """
 import logging, sys
@@ -38,11 +40,17 @@ for seed in range(int(sys.argv[3])):
 """
 
 
+def run_child(folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
+    """Run Python on the copy of the package in `folder`."""
+    environment = {**os.environ, 'PYTHONPATH': str(folder), 'PYTHONDONTWRITEBYTECODE': '1'}
+    return subprocess.run(
+        [sys.executable, *command], cwd=folder, env=environment, capture_output=True, text=True, timeout=PATIENCE
+    )
+
+
 def hunt(folder: Path, certificates: Path) -> str:  # noqa: F811
     """What the worlds find in the copy of the package in `folder`; '' when it is nothing."""
-    environment = {**os.environ, 'PYTHONPATH': str(folder), 'PYTHONDONTWRITEBYTECODE': '1'}
-    command = [sys.executable, '-c', HUNT, str(TESTS), str(certificates), str(SEEDS)]
-    child = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=600)
+    child = run_child(folder, '-c', HUNT, str(TESTS), str(certificates), str(SEEDS))
     where, _, found = child.stdout.partition('\n')
     assert where.startswith(str(folder)), child.stderr
     return found
@@ -50,12 +58,14 @@ def hunt(folder: Path, certificates: Path) -> str:  # noqa: F811
 
 def run_test(folder: Path, name: str) -> str:
     """What this test of ours says of the copy; '' when it passes."""
-    environment = {**os.environ, 'PYTHONPATH': str(folder), 'PYTHONDONTWRITEBYTECODE': '1'}
-    options = ['-q', '-x', '-p', 'no:cacheprovider', '--tb=line', '-o', 'addopts=', '-k', 'not poll and not select']
-    command = [sys.executable, '-m', 'pytest', *options, str(TESTS / name)]
-    child = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=600)
-    assert child.returncode in (0, 1), child.stdout + child.stderr
-    return child.stdout if child.returncode else ''
+    options = ['-q', '-x', '-p', 'no:cacheprovider', '--tb=line', '-o', 'addopts=', '--timeout', str(LONGEST)]
+    child = run_child(folder, '-m', 'pytest', *options, '-k', 'not poll and not select', str(TESTS / name))
+    said = child.stdout + child.stderr
+    assert child.returncode in (0, 1), said
+    assert 'from pytest-timeout' not in said, f'{name} was ended after {LONGEST} s, so it has neither passed nor failed:\n{said}'
+    failed = child.returncode and ' failed' in child.stdout  # else it could not even begin
+    assert bool(child.returncode) is bool(failed), said
+    return child.stdout if failed else ''
 
 
 @pytest.fixture(autouse=True)
