@@ -386,7 +386,7 @@ def test_a_flood_of_handshakes_is_worked_off_a_few_in_a_turn(r, tls, monkeypatch
     tls.listen(on_connect=done.append)
     conns = [tls.connect() for _ in range(50)]
     run_until(r, lambda: len(done) == 50)
-    assert max(collections.Counter(steps).values()) <= 8
+    assert max(collections.Counter(steps).values()) <= 4  # of 1.1 ms with RSA, and a turn ends within 5
     done.clear()
     server_side.clear()
     end(r, *conns)
