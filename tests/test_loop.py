@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import gc
 import logging
 import os
@@ -1526,6 +1527,48 @@ def test_an_error_of_the_selector_that_nobody_caused_leaves_run():
         r.call_soon(int)
         with pytest.raises(OSError, match='broken'):
             r.run()
+
+
+def test_a_selector_that_fails_once_loses_nothing():
+    """What waits is there for the next `run`."""
+
+    class Failing(selectors.SelectSelector):
+        failures = 1
+
+        def select(self, timeout=None):
+            if self.failures:
+                self.failures -= 1
+                raise OSError(errno.ENOMEM, 'no memory')
+            return super().select(timeout)
+
+    log = []
+    with Reactor(selector=Failing()) as r:
+        r.call_later(0.001, log.append, 'timer')
+        r.call_soon(log.append, 'soon')
+        with pytest.raises(OSError, match='no memory') as failure:
+            r.run()
+        assert failure.value.errno == errno.ENOMEM
+        assert r.run() is True
+    assert log == ['soon', 'timer']
+
+
+@pytest.mark.skipif(not hasattr(select, 'epoll'), reason='needs epoll')
+@pytest.mark.parametrize('how', ['its number is closed', 'its object is closed'])
+def test_a_selector_that_other_code_has_closed_leaves_run_with_what_to_look_for(how, sockets):
+    log = Log()
+    r = Reactor(selector=selectors.EpollSelector())
+    conn = r.adopt(sockets()[0], on_close=log.on_close)
+    if how == 'its number is closed':
+        os.close(r.fileno())
+    else:
+        r.watchers.selector._selector.close()
+    for run in r.run, r.run, r.run_once:
+        with pytest.raises(OSError, match=r'EpollSelector.select failed: .*; look for code that closes') as failure:
+            run()
+        assert failure.value.errno == errno.EBADF
+    assert not conn.closed
+    r.close()
+    assert log.names() == ['close'] and r.watchers.closed
 
 
 def test_the_selectors_are_what_they_are_called(r):

@@ -158,6 +158,8 @@ class Loop:
         main: called with the reactor in the first turn. An exception it raises leaves `run`, after that turn.
 
         Raises `ReactorError` when the loop runs already, `HandleClosed` after `close`. It can be called again.
+        Raises `OSError` when the selector fails as a whole and no watched descriptor is the reason, as when other code
+        has closed the selector's own descriptor: nothing can be waited for then. Nothing that waits is lost.
         Ctrl-C raises `KeyboardInterrupt` between two callbacks, and nothing that waits is lost.
         """
         if main is not None:
@@ -471,10 +473,10 @@ class Loop:
             timeout = min(limit, LONGEST_WAIT)
         try:
             ready = self._select(timeout)
-        except (OSError, ValueError):
+        except (OSError, ValueError) as exc:
             # `select` fails as a whole for one descriptor that was closed behind our back.
             if not self.watchers.evict_closed():
-                raise
+                raise self.watchers.selector_failed(exc) from None
             ready = []
         self.now = self._clock()
         if not ready and timeout != 0:

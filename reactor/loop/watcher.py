@@ -362,6 +362,18 @@ class Watchers:
         self._fail_all(dead)
         return bool(dead)
 
+    def selector_failed(self, exc: Exception) -> OSError:
+        """What leaves `run` when `select` has failed with `exc`, and no watched descriptor is the reason.
+
+        The selector is not replaced: its number may be another file's by now, which closing it would close.
+        """
+        code = (exc.errno if isinstance(exc, OSError) else None) or errno.EBADF
+        return OSError(
+            code,
+            f'{type(self.selector).__name__}.select failed: {exc}; the loop cannot wait any more; look for code that '
+            'closes descriptors which it does not own, then close this reactor and make a new one',
+        )
+
     def _register(self, handle: Handle, fd: int, events: int) -> None:
         if self._has_room is not None and not self._has_room(fd):
             raise SelectorFull(

@@ -32,8 +32,8 @@ if TYPE_CHECKING:
     from .session import Told
     from .stream import Buffer
 
-# Steps of one listener. The first of a handshake takes 1.1 ms with an RSA key of 2048 bits (0.4 ms with P-256, 6 ms with
-# RSA of 4096 bits), and no client may hold the loop for more than 5 ms.
+# Steps of one listener. The first of a handshake takes 1.1 ms with an RSA key of 2048 bits (0.4 ms with P-256, 6 ms
+# with RSA of 4096 bits), and no client may hold the loop for more than 5 ms.
 HANDSHAKES_PER_TURN = 4
 
 
