@@ -68,6 +68,7 @@ HAS_SENDFILE = hasattr(os, 'sendfile')
 ABSTRACT_PATHS = sys.platform == 'linux'
 SIGTERM = signal.SIGTERM
 SIGKILL = getattr(signal, 'SIGKILL', signal.SIGTERM)  # Windows has the one way to end a process
+LOCK_TRIES, LOCK_PAUSE = 100, 0.01  # seconds in between: another program binds and listens in less than one of them
 EXIT_UNKNOWN = 255  # what stands for the exit code of a child that somebody else has reaped
 
 
@@ -507,6 +508,33 @@ class Kernel:
                 f'{os.fsdecode(path)!r} exists and is not a socket: it was left alone, choose another path'
             )
         return found.st_dev, found.st_ino
+
+    def lock_folder(self, path: str | bytes) -> int:
+        """Lock the directory of a socket file against other programs that want to listen there: see `listening_unix`.
+
+        Returns a descriptor; closing it unlocks. No file is made. Returns -1 where the directory cannot be locked, or
+        where another program keeps it locked for about a second.
+        """
+        if fcntl is None:
+            return -1
+        try:
+            folder = os.open(os.path.dirname(os.path.abspath(path)), os.O_RDONLY | os.O_DIRECTORY)
+        except OSError:
+            return -1
+        try:
+            for _ in range(LOCK_TRIES):
+                try:
+                    fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    return folder
+                except BlockingIOError:
+                    self.sleep(LOCK_PAUSE)
+        except OSError:
+            pass  # a file system without locks
+        except BaseException:
+            os.close(folder)
+            raise
+        os.close(folder)
+        return -1
 
     def unlink(self, path: str | bytes) -> None:
         """Remove a socket file; that it is gone already is fine."""

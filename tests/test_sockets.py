@@ -9,6 +9,8 @@ import re
 import socket
 import stat
 import sys
+import threading
+import time
 from contextlib import closing
 
 import pytest
@@ -284,6 +286,103 @@ def test_a_socket_file_on_which_nobody_listens_is_replaced(r, sockets, path):
     conns = [handle for handle in r.handles() if handle is not listener]
     listener.close()
     end(r, *conns)
+
+
+class Starting(Kernel):
+    """Has a second program begin to listen at one call of the first, and go on until it waits or has ended."""
+
+    def __init__(self, call, path):
+        self.call, self.path = call, path
+        self.progress = threading.Semaphore(0)
+        self.second = None
+        self.outcome = None
+
+    def _start(self, call):
+        if call == self.call and self.second is None:
+            self.second = threading.Thread(target=self._listen)
+            self.second.start()
+            assert self.progress.acquire(timeout=30)
+
+    def _listen(self):
+        waiting = Kernel()
+        waiting.sleep = self._wait
+        try:
+            self.outcome = listening_unix(waiting, self.path, Options(), backlog=1, mode=None)[0]
+        except OSError as exc:
+            self.outcome = exc
+        self.progress.release()
+
+    def _wait(self, seconds):
+        self.progress.release()
+        time.sleep(seconds)
+
+    def unlink(self, path):
+        self._start('unlink')
+        super().unlink(path)
+
+    def chmod(self, path, mode):
+        self._start('chmod')
+        super().chmod(path, mode)
+
+
+@needs_unix
+@pytest.mark.parametrize('call', ['unlink', 'chmod'])
+def test_of_two_programs_that_replace_a_stale_file_one_listens_and_the_other_hears_so(path, call):
+    # One removed the file of the other: which it had made after the look at the old one, or was about to listen on.
+    with socket.socket(socket.AF_UNIX) as dead:
+        dead.bind(path)
+    kernel = Starting(call, path)
+    sock, unlink = listening_unix(kernel, path, Options(), backlog=1, mode=0o600)
+    kernel.second.join(30)
+    with closing(sock), socket.socket(socket.AF_UNIX) as client:
+        if not isinstance(kernel.outcome, OSError):
+            kernel.outcome.close()
+        assert getattr(kernel.outcome, 'errno', 'both listen') == errno.EADDRINUSE
+        client.connect(path)
+        unlink()
+    assert not os.path.lexists(path)
+
+
+@needs_unix
+def test_a_file_that_was_replaced_after_the_look_at_it_is_left_alone(path):
+    """Also where the directory cannot be locked."""
+
+    class Unlocked(Kernel):
+        looks = 0
+
+        def lock_folder(self, path):
+            return -1
+
+        def socket_file(self, path):
+            self.looks += 1
+            if self.looks == 2:
+                os.rename(path, path + '.old')
+                other.bind(path)
+                other.listen()
+            return super().socket_file(path)
+
+    with socket.socket(socket.AF_UNIX) as dead, socket.socket(socket.AF_UNIX) as other:
+        dead.bind(path)
+        with pytest.raises(OSError, match='somebody listens there already'):
+            listening_unix(Unlocked(), path, Options(), backlog=1, mode=None)
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(path)
+
+
+@needs_unix
+def test_a_directory_that_another_program_keeps_locked_does_not_keep_anybody_from_listening(path, monkeypatch):
+    fcntl = pytest.importorskip('fcntl')
+    naps = []
+    monkeypatch.setattr(Kernel, 'sleep', lambda kernel, seconds: naps.append(seconds))
+    folder = os.open('.', os.O_RDONLY)
+    fcntl.flock(folder, fcntl.LOCK_EX)
+    try:
+        sock, unlink = listening_unix(Kernel(), path, Options(), backlog=1, mode=None)
+        sock.close()
+        unlink()
+    finally:
+        os.close(folder)
+    assert sum(naps) == pytest.approx(1)
 
 
 @needs_unix

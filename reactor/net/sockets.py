@@ -238,11 +238,16 @@ def listening_unix(
 
     A socket file on which nobody listens is replaced; anything else at the path is left alone and raises. `mode` is set
     before the socket listens.
+
+    Two programs may do this at once. A socket that is bound and does not listen yet looks like one that was left
+    behind, and so does the file that the other has just replaced. So the directory is locked meanwhile: the second
+    program waits, and finds that the first one listens.
     """
     sock = kernel.socket(AF_UNIX, SOCK_STREAM)
-    unlink = None
+    unlink, lock = None, -1
     try:
         if not is_abstract(path):
+            lock = kernel.lock_folder(path)
             _remove_stale(kernel, path)
         try:
             sock.bind(path)
@@ -258,6 +263,9 @@ def listening_unix(
             unlink()
         close_socket(sock)
         raise
+    finally:
+        if lock >= 0:
+            kernel.close_fd(lock)
     return sock, unlink
 
 
@@ -301,12 +309,13 @@ def _bind_error(exc: OSError, address: object, kind: int = SOCK_STREAM) -> OSErr
 
 
 def _remove_stale(kernel: Kernel, path: str | bytes) -> None:
-    if kernel.socket_file(path) is None:
+    found = kernel.socket_file(path)
+    if found is None:
         return
     probe = kernel.socket(AF_UNIX, SOCK_STREAM)
     try:
         refused = probe.connect_ex(path) == errno.ECONNREFUSED
     finally:
         close_socket(probe)
-    if refused:
-        kernel.unlink(path)  # else somebody listens there, and the bind says so
+    if refused and kernel.socket_file(path) == found:
+        kernel.unlink(path)  # else another program listens there, and the bind says so

@@ -562,6 +562,9 @@ class SimKernel(Kernel):
         self.call('lstat', -1)
         return self._paths.get(path)
 
+    def lock_folder(self, path: str | bytes) -> int:
+        return -1  # there are no other programs
+
     def unlink(self, path: str | bytes) -> None:
         self.call('unlink', -1)
         self._paths.pop(path, None)
