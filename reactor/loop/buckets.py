@@ -9,6 +9,7 @@ Kernels keep their own time limits so ("timer wheels", Varghese and Lauck, 1987)
 
 from __future__ import annotations
 
+from heapq import heapify, heappop, heappush
 from itertools import islice
 from math import ceil
 
@@ -23,17 +24,19 @@ if TYPE_CHECKING:
             """Called in the second that was asked for; to be looked at again, the member adds itself again."""
 
 
+MOST_STALE = 64  # seconds in the heap without a bucket, beside as many as have one
 LOOKS_PER_TURN = 128  # about 2 ms: thousands that are due in the same second must not keep the others waiting
 
 
 class Buckets:
     """Members by the second of the loop's clock in which they are to be looked at."""
 
-    __slots__ = ('_armed', '_buckets', '_timer', '_timers')
+    __slots__ = ('_armed', '_buckets', '_seconds', '_timer', '_timers')
 
     def __init__(self, timers: TimerHeap) -> None:
         self._timers = timers
         self._buckets: dict[int, dict[Member, None]] = {}
+        self._seconds: list[int] = []  # a heap of those that have a bucket, and of some that had one
         self._timer: Timer | None = None  # for the earliest bucket; it never keeps the loop running
         self._armed = 0
 
@@ -47,11 +50,17 @@ class Buckets:
         if bucket is not None:
             bucket[member] = None
             return second
-        self._buckets[second] = {member: None}
+        seconds, buckets = self._seconds, self._buckets
+        buckets[second] = {member: None}
         try:
+            if len(seconds) > 2 * len(buckets) + MOST_STALE:
+                seconds[:] = buckets
+                heapify(seconds)
+            else:
+                heappush(seconds, second)
             self._arm()
         except BaseException:
-            del self._buckets[second]
+            del buckets[second]
             raise
         return second
 
@@ -69,10 +78,18 @@ class Buckets:
     def clear(self) -> None:
         """Forget everybody; for the end of the loop."""
         self._buckets.clear()
+        self._seconds.clear()
         self._arm()
 
+    def _earliest(self) -> int:
+        """The earliest second that has a bucket, 0 for none."""
+        seconds, buckets = self._seconds, self._buckets
+        while seconds and seconds[0] not in buckets:
+            heappop(seconds)
+        return seconds[0] if seconds else 0
+
     def _arm(self) -> None:
-        timer, earliest = self._timer, min(self._buckets, default=0)
+        timer, earliest = self._timer, self._earliest()
         if self._buckets and timer is not None and timer.deadline is not None and earliest == self._armed:
             return
         if self._buckets:  # the new timer first: where it cannot be made, the old one fires early and tries again
@@ -86,15 +103,15 @@ class Buckets:
     def _look(self) -> None:
         """Look at what is due, `LOOKS_PER_TURN` members at most: the timer is due again at once for the others."""
         now, left = self._timers.clock(), LOOKS_PER_TURN
-        for second in sorted(second for second in self._buckets if second <= now):
-            bucket = self._buckets.get(second, {})
+        while left and self._buckets and (second := self._earliest()) <= now:
+            bucket = self._buckets[second]
             for member in list(islice(bucket, left)):
                 if member in bucket:  # not discarded by the look of another
                     left -= 1
                     member.handle_look(now)
                     bucket.pop(member, None)  # afterwards, so a look that fails for want of memory is made again
-            if not bucket and self._buckets.get(second) is bucket:
-                del self._buckets[second]
-            if not left:
+            if bucket:
                 break
+            if self._buckets.get(second) is bucket:
+                del self._buckets[second]
         self._arm()
