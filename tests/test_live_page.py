@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import re
@@ -12,6 +13,7 @@ import sys
 import threading
 import time
 import urllib.request
+import weakref
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -282,6 +284,30 @@ def test_the_end_is_told_with_a_last_sample_and_to_who_comes_later(fake, page, s
 def test_a_reactor_that_is_closed_says_so(sockets):
     with Reactor() as r:
         viewer = Viewer(r, sockets, live_page(r))
+    assert viewer.ended() == ['The program has ended']
+
+
+def test_pages_that_come_and_go_leave_nothing_with_the_reactor(fake, sockets):
+    for _ in range(3):
+        page = LivePage(fake, '127.0.0.1', 0)
+        viewer = Viewer(fake, sockets, page)
+        page.end('that was it')
+        run_until(fake, viewer.ended)
+        page.listener.close()
+        viewer.sock.close()
+        seen = weakref.ref(page)
+        del page, viewer
+        fake.run_once(0)
+        gc.collect()
+        assert seen() is None
+    assert not fake._exit_callbacks
+
+
+def test_a_page_whose_listener_was_closed_still_says_when_the_program_ends(sockets):
+    with Reactor() as r:
+        listener = live_page(r)
+        viewer = Viewer(r, sockets, listener)
+        listener.close()
     assert viewer.ended() == ['The program has ended']
 
 

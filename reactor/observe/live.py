@@ -13,7 +13,7 @@ import os
 import platform
 from collections import deque
 
-from .. import __version__
+from .. import Stream, WriteTimeout, __version__
 from ..loop.log import log
 from ..loop.stats import Stats
 from .figures import source as source_of
@@ -24,7 +24,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-    from .. import Listener, Reactor, Stream, Timer
+    from .. import Listener, Reactor, Timer
     from .figures import Figures, Source
     from .responder import Request
 
@@ -71,7 +71,6 @@ class LivePage:
         self._over: str | None = None
         self._sampler = Sampler(self._told)
         self.listener = listen_http(r, host, port, self._answer)
-        r.add_exit_callback(self.end, 'The program has ended')
 
     @property
     def url(self) -> str:
@@ -120,6 +119,7 @@ class LivePage:
         viewer = request.stream('text/event-stream', HEADERS)
         if viewer is None:
             return
+        viewer.__class__ = Viewer
         viewer.on_close = self._on_close
         self._viewers.add(viewer)
         if self._timer is None:
@@ -158,13 +158,29 @@ class LivePage:
         told = event(sample, number=row[0])
         for viewer in list(self._viewers):
             if not viewer.write(told):
-                viewer.abort()  # beyond the high-water mark a minute waits, and what the system holds besides
+                # Beyond the high-water mark a minute waits, and what the system holds besides.
+                viewer.reset(WriteTimeout(f'{viewer} did not read its samples; it was reset'))
 
     def _on_close(self, viewer: Stream, exc: BaseException | None) -> None:
         self._viewers.discard(viewer)
         if not self._viewers and self._timer is not None:
             self._timer.cancel()
             self._timer = None
+
+
+class Viewer(Stream):
+    """A connection of a browser. The reactor resets it when it is closed, and the browser is sent the end before.
+
+    An exit callback would do the same, and stay with the reactor when the page is closed before.
+    """
+
+    __slots__ = ()
+
+    def reset(self, exc: BaseException | None) -> None:
+        if exc is None and not self.closed:  # else it has failed, or it was sent the end already
+            self.write(event('The program has ended', name='end'))
+            self.close()
+        Stream.reset(self, exc)
 
 
 def event(data: Any, name: str = '', number: int | None = None) -> bytes:
