@@ -54,7 +54,7 @@ MUTANTS = (
         'if mask & watcher.events & READ:',
         'if mask & READ:',
         '4: an event belongs to an object that still wants it',
-        70,
+        36,
     ),
     Mutant(
         'a stale write event is told',
@@ -62,6 +62,7 @@ MUTANTS = (
         'if mask & WRITE and watcher.events & WRITE:',
         'if mask & WRITE:',
         '4: an event belongs to an object that still wants it',
+        37,
     ),
     Mutant(
         'a timer cancelled in its own batch fires',
@@ -76,6 +77,7 @@ MUTANTS = (
         'if self._soon or self.completions or self.timers.due',
         'if self._soon or self.timers.due',
         '1: what has happened is told',
+        21,
     ),
     Mutant(
         'an interrupt loses a completion',
@@ -87,6 +89,7 @@ MUTANTS = (
         '            if signals.interrupted:\n'
         '                signals.raise_interrupt()\n',
         '8: an interrupt loses nothing',
+        30,
     ),
     Mutant(
         'an interrupt loses a call',
@@ -98,7 +101,7 @@ MUTANTS = (
         '            if signals.interrupted:\n'
         '                signals.raise_interrupt()\n',
         '8: an interrupt loses nothing',
-        206,
+        8,
     ),
     Mutant(
         'what an interrupt left over comes after the next events',
@@ -157,6 +160,7 @@ MUTANTS = (
         '            del found[timer]\n            if not found:',
         '            if not found:',
         '1: a timer that was moved fires once, at the new time',
+        101,
     ),
     Mutant(
         'a cancelled timer keeps the loop running',
@@ -224,6 +228,7 @@ MUTANTS = (
         '                self._parked[handle] = None\n                self.selector.unregister(fd)\n',
         '                self.selector.modify(fd, 0, handle)\n',
         '7: a hang-up while paused is no reason to spin',
+        8,
     ),
     # -- wakeup, signals, threads
     Mutant(
@@ -246,6 +251,7 @@ MUTANTS = (
         '# first: it may find no memory\n                raised[signum] = 0',
         '# first: it may find no memory\n                raised[:] = bytes(NSIG)',
         'a signal that arrives is heard',
+        16,
     ),
     Mutant(
         'the handler from before is not put back',
@@ -283,6 +289,7 @@ MUTANTS = (
         '        self._running -= 1\n        self._start_threads()',
         '        self._start_threads()',
         'calls in threads are made',
+        8,
     ),
     Mutant(
         'there is a thread for each call',
@@ -319,6 +326,7 @@ MUTANTS = (
         'events = (READ if reading else 0) | (0 if self.writer is None else WRITE)',
         'events = READ if self.writer is None and reading else READ | WRITE',
         '3: no on_data while reading is paused',
+        38,
     ),
     Mutant(
         'what was written before connected waits for the next write',
@@ -354,6 +362,7 @@ MUTANTS = (
         'if weight < self.options.max_buffered:',
         'if self.options.max_buffered:',
         '6: memory is bounded',
+        24,
     ),
     Mutant(
         'what was received before sending failed is dropped',
@@ -391,6 +400,7 @@ MUTANTS = (
         'if self.state is CLOSING or writer.ended:',
         'if self.state is CLOSING:',
         'the end comes behind the last byte',
+        8,
     ),
     Mutant(
         'that the peer has ended is forgotten',
@@ -474,6 +484,7 @@ MUTANTS = (
         'self.marks.append((queued, on_written, args))',
         'self.marks.append((queued - self._sent, on_written, args))',
         '3: on_written when all is accepted',
+        29,
     ),
     Mutant(
         'a mark is reached by what comes behind it',
@@ -496,6 +507,7 @@ MUTANTS = (
         '                    self._batch = 1\n                    self._hold(exc)\n',
         '                    self._batch = 1\n',
         '7: no spin at the descriptor limit',
+        8,
     ),
     Mutant(
         'a listener that has paused for want of descriptors never goes on',
@@ -504,6 +516,7 @@ MUTANTS = (
         '            self._retry.cancel()\n            self._retry = None\n',
         '    def _end_hold(self) -> None:\n        if self._retry is not None:\n            self._retry.cancel()\n',
         'accepting goes on when there are descriptors',
+        8,
     ),
     Mutant(
         'a closed listener keeps its timer',
@@ -520,6 +533,7 @@ MUTANTS = (
         '            if not self.events:\n                return\n        if self._batch',
         '        if self._batch',
         '6: no more connections than max_connections',
+        23,
     ),
     Mutant(
         'a full listener does not see that there is room again',
@@ -527,6 +541,7 @@ MUTANTS = (
         'if not self.events and not self._closed:',
         'if not self.events and self._retry is not None:',
         '1: who waits in the backlog is accepted',
+        29,
     ),
     Mutant(
         'a paused listener accepts',
@@ -541,6 +556,7 @@ MUTANTS = (
         '                continue  # this client',
         '                self.loop.watchers.set_events(self, 0)\n                return  # this client',
         '8: what a client does hurts nobody else',
+        16,
     ),
     # -- connectors
     Mutant(
@@ -585,6 +601,7 @@ MUTANTS = (
         'error = sock.getsockopt(SOL_SOCKET, SO_ERROR)',
         'error = 0',
         '7: no spin',
+        476,
     ),
     # -- datagrams
     Mutant(
@@ -648,6 +665,7 @@ MUTANTS = (
         'max(stream.since, stream.written_at)',
         'stream.since',
         'a time limit is never early',
+        193,
     ),
     Mutant(
         'reading is paused, and the peer is too late',
@@ -662,6 +680,7 @@ MUTANTS = (
         '(options.write_timeout, stream.buffered, ',
         '(options.write_timeout, True, ',
         'a limit that does not apply is not over',
+        26,
     ),
     Mutant(
         'as many are accepted as there are',
@@ -694,6 +713,7 @@ MUTANTS = (
         '            self.tls.timer.cancel()\n            self.tls = None',
         '            self.tls = None',
         '9: what is over leaves nothing behind',
+        9,
     ),
     Mutant(
         'one is let in for whom there is no room',
@@ -701,6 +721,7 @@ MUTANTS = (
         'len(self._guests) >= self.connections',
         'len(self._guests) > self.connections',
         'as many as there is room for',
+        14,
     ),
     Mutant(
         'a client may drip as long as he likes',
@@ -708,6 +729,7 @@ MUTANTS = (
         'if answered or not stream.events & READ:',
         'if answered or stream.events & READ:',
         'who is too slow is ended',
+        98,
     ),
     Mutant(
         'limits are not told of an end',
@@ -715,6 +737,7 @@ MUTANTS = (
         '            self.limits.handle_closed(stream)\n',
         '            pass\n',
         '9: what is over leaves nothing behind',
+        12,
     ),
     # -- shutdown
     Mutant(
@@ -739,6 +762,7 @@ MUTANTS = (
         'if handle in busy and not handle.closed:',
         'if handle is None:',
         'nothing that was accepted is lost',
+        63,
     ),
     Mutant(
         'who was just let in is closed',
@@ -762,6 +786,7 @@ MUTANTS = (
         '        self._loop.stop()\n',
         '',
         'it stops when nothing is left',
+        15,
     ),
     Mutant(
         'an answer is owed to who is gone',
@@ -786,6 +811,7 @@ MUTANTS = (
         'what was received before is no longer wanted\n        self._refuse_writes()\n',
         'what was received before is no longer wanted\n            return\n        self._refuse_writes()\n',
         'a write after close() raises',
+        36,
     ),
     Mutant(
         'a datagram socket that was closed by a datagram reads on',
@@ -793,7 +819,7 @@ MUTANTS = (
         '            if not self.events & READ:\n                return  # the last callback',
         '            if self.sock is None:\n                return  # the last callback',
         'no on_datagram while reading is paused',
-        236,
+        164,
     ),
     Mutant(
         'a send error is reported after close()',
@@ -801,6 +827,7 @@ MUTANTS = (
         'if self.on_send_error is not None and self.state is OPEN:',
         'if self.on_send_error is not None:',
         '1: nothing fires after the end',
+        44,
     ),
     Mutant(
         'a connection that was closed in the turn in which it was made is open',
@@ -823,6 +850,7 @@ MUTANTS = (
         'if fn is not None and self._triggered:',
         'if self._triggered:',
         '1: nothing fires after the end',
+        12,
     ),
     Mutant(
         'a look-up is answered after close()',
