@@ -303,6 +303,15 @@ def test_pages_that_come_and_go_leave_nothing_with_the_reactor(fake, sockets):
     assert not fake._exit_callbacks
 
 
+def test_a_viewer_that_is_aborted_is_not_told_that_the_program_has_ended(fake, page, sockets):
+    viewer = Viewer(fake, sockets, page)
+    next(handle for handle in fake.handles() if isinstance(handle, Stream)).abort()
+    run_until(fake, lambda: not page._viewers)
+    with pytest.raises(ConnectionResetError):
+        viewer.read()
+    assert b'event: end' not in viewer.came
+
+
 def test_a_page_whose_listener_was_closed_still_says_when_the_program_ends(sockets):
     with Reactor() as r:
         listener = live_page(r)

@@ -13,7 +13,7 @@ import os
 import platform
 from collections import deque
 
-from .. import Stream, WriteTimeout, __version__
+from .. import Stream, __version__
 from ..loop.log import log
 from ..loop.stats import Stats
 from .figures import source as source_of
@@ -158,8 +158,7 @@ class LivePage:
         told = event(sample, number=row[0])
         for viewer in list(self._viewers):
             if not viewer.write(told):
-                # Beyond the high-water mark a minute waits, and what the system holds besides.
-                viewer.reset(WriteTimeout(f'{viewer} did not read its samples; it was reset'))
+                viewer.abort()  # beyond the high-water mark a minute waits, and what the system holds besides
 
     def _on_close(self, viewer: Stream, exc: BaseException | None) -> None:
         self._viewers.discard(viewer)
@@ -181,6 +180,11 @@ class Viewer(Stream):
             self.write(event('The program has ended', name='end'))
             self.close()
         Stream.reset(self, exc)
+
+    def abort(self) -> None:
+        """Reset it without that: the program goes on, and the browser comes again."""
+        self.__class__ = Stream  # type: ignore[assignment]
+        self.abort()
 
 
 def event(data: Any, name: str = '', number: int | None = None) -> bytes:
