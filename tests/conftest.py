@@ -121,7 +121,11 @@ def load_profile(config: pytest.Config) -> None:
     common = settings(
         deadline=None, phases=phases, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
     )
-    settings.register_profile('ci', common, max_examples=100, stateful_step_count=50, derandomize=True, database=None)
+    # The whole suite runs on five Pythons and tries the first examples; tests that are named try all, in CI once.
+    examples = 40 if whole_suite(config) and not config.option.slow else 100
+    settings.register_profile(
+        'ci', common, max_examples=examples, stateful_step_count=50, derandomize=True, database=None
+    )
     deep = config.getoption('--deep')
     settings.register_profile('deep', common, max_examples=deep or 20_000, stateful_step_count=200)
     settings.load_profile('deep' if deep else 'ci')

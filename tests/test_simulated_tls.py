@@ -12,11 +12,14 @@ from reactor.testing import Simulation
 from reactor.testing.programs import ALONE, PROGRAMS
 
 
+@pytest.mark.parametrize(
+    'seeds', [range(5), pytest.param(range(5, 20), marks=pytest.mark.slow)], ids=['5 seeds', '15 seeds more']
+)
 @pytest.mark.parametrize('faults', [True, False], ids=['faults', 'calm'])
 @pytest.mark.parametrize('program', (*PROGRAMS, *ALONE), ids=lambda program: program.__name__)
-def test_a_program_bears_tls(certificates: Certificates, program, faults):  # noqa: F811
+def test_a_program_bears_tls(certificates: Certificates, program, faults, seeds):  # noqa: F811
     contexts = certificates.server(), certificates.client()
-    for seed in range(20):
+    for seed in seeds:
         simulation = Simulation(seed, faults=faults)
         simulation.world.tls = contexts
         simulation.run_program(program)

@@ -8,6 +8,7 @@ import glob
 import os
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 from socket import AF_INET, SHUT_WR, SO_LINGER, SOCK_STREAM, SOL_SOCKET
 
@@ -25,6 +26,7 @@ from reactor.testing.seeds import run_seed
 PROJECT = Path(reactor.__file__).parent.parent
 
 
+@cache
 def pythons():
     """Every Python of a version that is supported and runs here; shims without one behind them do not."""
     found = {sys.version_info[:2]: sys.executable}

@@ -1,7 +1,7 @@
 """TLS peers that misbehave, on simulated systems: no law is broken, and nobody else feels it.
 
 The worlds are in `tls_worlds.py`. Keys are random, and with them the lengths of some messages: a seed repeats the
-program, but not every byte. `--tls-worlds N` tries more of them.
+program, but not every byte. `--tls-worlds N` tries more of them; without `--slow` the whole suite tries a fifth.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def contexts(certificates):  # noqa: F811
     return Contexts(certificates)
 
 
-@pytest.mark.parametrize('block', range(BLOCKS))
+@pytest.mark.parametrize('block', [0, *(pytest.param(block, marks=pytest.mark.slow) for block in range(1, BLOCKS))])
 def test_peers_that_misbehave_are_felt_by_nobody_else(contexts, block, request):
     count = request.config.getoption('--tls-worlds')
     for seed in range(block, count, BLOCKS):
