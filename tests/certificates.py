@@ -77,8 +77,13 @@ def changed(context: ssl.SSLContext, options: dict[str, object]) -> ssl.SSLConte
     return context
 
 
+shared: list[Certificates] = []  # because each module that imports a fixture of the session has it anew
+
+
 @pytest.fixture(scope='session')
 def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
     if shutil.which('openssl') is None:
         pytest.skip('TLS is untested here: the openssl command, which makes the certificates, is missing')
-    return Certificates(tmp_path_factory.mktemp('certificates'))
+    if not shared:
+        shared.append(Certificates(tmp_path_factory.mktemp('certificates')))
+    return shared[0]
