@@ -25,7 +25,7 @@ from reactor.testing.oracles import Record, WatchedReactor
 from reactor.testing.programs import RACES
 from reactor.testing.simulation import Simulation
 
-SEEDS = range(100, 105)
+SEEDS, MORE_SEEDS = range(100, 102), range(102, 105)
 KINDS = {'default': 'epoll', 'poll': 'poll', 'select': 'select'}
 # The last is for two peers that close with more bytes waiting than the other has room for: neither reads any more.
 ENDS = {
@@ -77,7 +77,13 @@ def on_simulated_kernel(program: Any, seed: int, kind: str) -> list[Record]:
     return simulation.reactor.ledger.records
 
 
-@pytest.mark.parametrize(('program', 'seed'), courses(SEEDS))
+@pytest.mark.parametrize(
+    ('program', 'seed'),
+    [
+        *courses(SEEDS),
+        *(pytest.param(*each.values, id=each.id, marks=pytest.mark.slow) for each in courses(MORE_SEEDS)),
+    ],
+)
 @pytest.mark.parametrize('kind', list(SELECTORS))
 def test_a_program_sees_the_same_on_both_kernels(kind, program, seed, tmp_path_factory):
     if SELECTORS[kind] is None:
