@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from _pytest.runner import runtestprotocol
 from hypothesis import HealthCheck, Phase, settings
 from machine import machine
 from support import SELECTORS, FakeKernel, ScriptedKernel, ScriptedSocket
@@ -210,22 +209,6 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     gc.collect()
     gc.freeze()
     gc.enable()
-
-
-@pytest.hookimpl(specname='pytest_runtest_protocol')
-def pytest_run_and_report_briefly(item: pytest.Item, nextitem: pytest.Item | None) -> bool | None:
-    """In a worker, run a test as pytest does, but do not report a setup or teardown that passed quickly.
-
-    Nothing is printed for them. Sending and receiving them took 1 ms of CPU a test.
-    """
-    if not in_worker(item.config):
-        return None
-    item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
-    for report in runtestprotocol(item, log=False, nextitem=nextitem):
-        if report.when == 'call' or not report.passed or report.duration > 0.1:
-            item.ihook.pytest_runtest_logreport(report=report)
-    item.ihook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
-    return True
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)  # around the time limit, which does not include the wait for a turn
