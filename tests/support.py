@@ -459,3 +459,33 @@ def pair(r: Reactor, sockets: Any, *, tcp: bool = False, **keywords: Any) -> tup
     """A stream, and the plain socket at its other end."""
     ours, theirs = tcp_sockets(sockets) if tcp else sockets()
     return r.adopt(ours, **keywords), theirs
+
+
+def run_short(
+    monkeypatch: Any,
+    owner: Any,
+    name: str,
+    times: int = 1,
+    kind: type[Exception] = MemoryError,
+    after: bool = False,
+) -> None:
+    """Have the next `times` calls of one of our functions raise, first or when they are done; later ones go well.
+
+    owner  the class or module that has it
+
+    The frame that raises seems to be in the reactor, as it is when memory really runs out there: an exception from any
+    other frame is one of the user's.
+    """
+    names = {'__name__': 'reactor.loop', '__package__': 'reactor.loop', 'kind': kind, 'left': times, 'after': after}
+    names['do'] = getattr(owner, name)
+    exec(
+        'def short(*args, **keywords):\n'
+        '    global left\n'
+        '    left -= 1\n'
+        '    result = do(*args, **keywords) if after or left < 0 else None\n'
+        '    if left >= 0:\n'
+        '        raise kind\n'
+        '    return result\n',
+        names,
+    )
+    monkeypatch.setattr(owner, name, names['short'])

@@ -9,7 +9,7 @@ from math import ceil
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support import FakeKernel, Log
+from support import FakeKernel, Log, run_short
 
 from reactor import IdleTimeout
 from reactor.loop.buckets import LOOKS_PER_TURN
@@ -297,3 +297,14 @@ def test_an_idle_connection_is_told_by_its_bucket(fake, kernel, sockets):
         fake.run_once()
     assert 1010.5 <= kernel.time < 1011.5
     assert isinstance(log[0][1], IdleTimeout)
+
+
+def test_a_member_for_whose_timer_there_is_no_memory_is_not_taken(fake, buckets, monkeypatch):
+    first, second = Member(), Member()
+    run_short(monkeypatch, TimerHeap, 'unreferenced_later')
+    with pytest.raises(MemoryError):
+        buckets.add(first, 1005)
+    assert len(buckets) == 0
+    buckets.add(second, 1005)
+    fake.run()
+    assert (first.looks, second.looks) == ([], [1005])

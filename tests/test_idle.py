@@ -6,9 +6,10 @@ import gc
 import weakref
 
 import pytest
-from support import in_thread, run_until, turns
+from support import in_thread, run_short, run_until, turns
 
 from reactor import HandleClosed, Reactor, ReactorError
+from reactor.loop.timers import TimerHeap
 
 
 def test_an_idler_is_called_once_in_every_turn(r):
@@ -232,3 +233,15 @@ def test_another_thread_cannot_close_an_idler_of_a_running_loop(r):
     idler = r.idle(other)
     assert r.run() is True
     assert idler.closed
+
+
+def test_an_idler_for_which_there_is_no_memory_is_not_opened(r, monkeypatch):
+    log = []
+    run_short(monkeypatch, TimerHeap, 'unreferenced_later')
+    with pytest.raises(MemoryError):
+        r.idle(log.append, 1)
+    assert r.handles() == []
+    idler = r.idle(log.append, 2)
+    turns(r, 2)
+    idler.close()
+    assert log == [2, 2]

@@ -25,6 +25,7 @@ from support import (
     ScriptedKernel,
     ScriptedSocket,
     in_thread,
+    run_short,
     run_until,
     turns,
     turns_in,
@@ -33,7 +34,9 @@ from support import (
 import reactor
 from reactor import READ, WRITE, HandleClosed, Reactor, ReactorError, SelectorFull
 from reactor.loop import loop
+from reactor.loop.idle import Idler
 from reactor.loop.loop import CLOSING_ROUNDS
+from reactor.loop.timers import RepeatingTimer, Timer
 
 
 def fail(*args):
@@ -1573,3 +1576,58 @@ def test_a_selector_that_other_code_has_closed_leaves_run_with_what_to_look_for(
 
 def test_the_selectors_are_what_they_are_called(r):
     assert type(r.watchers.selector) in SELECTORS.values()
+
+
+# -- no memory before the callback is reached
+
+
+@pytest.mark.parametrize('after', [False, True])
+def test_a_timer_that_runs_out_of_memory_right_before_its_callback_fires_once_in_the_next_turn(
+    fake, kernel, monkeypatch, after
+):
+    log = []
+    fake.call_later(1, log.append, 1)
+    kernel.time += 1
+    run_short(monkeypatch, Timer, 'handle_due', after=after)
+    turns(fake, 1)
+    assert (log, len(fake.timers)) == ([], 1)
+    turns(fake, 2)
+    assert (log, len(fake.timers)) == ([1], 0)
+
+
+@pytest.mark.parametrize('after', [False, True])
+def test_a_repeating_timer_that_runs_out_of_memory_keeps_its_rate(fake, kernel, monkeypatch, after):
+    times = []
+    timer = fake.call_every(1, lambda: times.append(kernel.time))
+    kernel.time += 1
+    run_short(monkeypatch, RepeatingTimer, 'handle_due', after=after)
+    turns(fake, 2)
+    assert times == ([] if after else [1001])  # a beat is missed when the next one was set already
+    kernel.time += 1
+    turns(fake, 2)
+    assert times[-1] == 1002 and len(times) == 2 - after
+    timer.cancel()
+    assert len(fake.timers) == 0
+
+
+def test_a_call_that_runs_out_of_memory_right_before_its_callback_is_made_in_the_next_turn(r, monkeypatch):
+    log = []
+    idler = r.idle(log.append, 1)
+    run_short(monkeypatch, Idler, 'handle_turn')
+    turns(r, 2)
+    assert log == [1]
+    idler.close()
+
+
+@pytest.mark.parametrize(('kind', 'times'), [(MemoryError, 2), (RecursionError, 1)])
+def test_a_call_that_runs_out_of_stack_or_twice_of_memory_leaves_run_once_and_is_not_lost(r, monkeypatch, kind, times):
+    log = []
+    idler = r.idle(log.append, 1)
+    r.call_soon(log.append, 2)
+    run_short(monkeypatch, Idler, 'handle_turn', times, kind)
+    with pytest.raises(kind):
+        turns(r, 2)
+    assert log == []
+    run_until(r, lambda: 2 in log)
+    idler.close()
+    assert log[:2] == [1, 2]
