@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import selectors
 import socket
 import struct
@@ -489,3 +490,10 @@ def run_short(
         names,
     )
     monkeypatch.setattr(owner, name, names['short'])
+
+
+def uncallable(arguments: int) -> Any:
+    """A callback of so many arguments, calling which raises MemoryError: as when there is no memory for its frame."""
+    fn = ctypes.pythonapi['PyErr_NoMemory']
+    fn.restype, fn.argtypes = ctypes.py_object, [ctypes.py_object] * arguments
+    return fn

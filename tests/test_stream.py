@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import array
+import contextlib
 import errno
 import inspect
 import os
@@ -22,9 +23,11 @@ from support import (
     pair,
     read_all,
     reset,
+    run_short,
     run_until,
     tcp_sockets,
     turns,
+    uncallable,
 )
 
 from reactor import (
@@ -33,9 +36,12 @@ from reactor import (
     Reactor,
     ReactorError,
     ReadTimeout,
+    Stream,
     WriteBufferFull,
     WriteTimeout,
 )
+from reactor.loop.buckets import Buckets
+from reactor.loop.watcher import Watchers
 
 
 def flood(conn, data=b'\xff' * 100_000):
@@ -1338,3 +1344,115 @@ def test_what_a_peer_sent_is_no_format_in_the_log(r, sockets, caplog):
     (record,) = caplog.records
     assert 'exception in' in record.getMessage()
     assert '%s %d %(name)s %n {0}' in caplog.text
+
+
+# -- no memory or stack in the reactor itself
+
+
+@pytest.mark.parametrize('kind', [MemoryError, RecursionError])
+def test_a_connection_that_cannot_be_read_for_want_of_memory_or_stack_ends_alone_with_that(r, sockets, monkeypatch, kind):
+    log, other_log = Log(), Log()
+    _, theirs = pair(r, sockets, on_data=log.on_data, on_close=log.on_close)
+    other, other_theirs = pair(r, sockets, on_data=other_log.on_data)
+    run_short(monkeypatch, Stream, 'handle_read', kind=kind)
+    theirs.send(b'x')
+    run_until(r, lambda: log)
+    turns(r, 2)
+    assert log.names() == ['close'] and type(log[0][1]) is kind
+    other_theirs.send(b'y')
+    run_until(r, lambda: other_log)
+    end(r, other)
+
+
+def test_a_connection_for_whose_on_drain_there_is_no_memory_ends_with_that(r, sockets, monkeypatch):
+    log = Log()
+    conn, theirs = pair(r, sockets, on_drain=log.on_drain, on_close=log.on_close)
+    flood(conn)
+    run_short(monkeypatch, Stream, 'handle_drain')
+    while not log:
+        with contextlib.suppress(ConnectionResetError):
+            drain(theirs)
+        r.run_once(0)
+    assert log.names() == ['close'] and type(log[0][1]) is MemoryError
+
+
+@pytest.mark.parametrize('times', [1, 2])
+def test_an_end_that_finds_no_memory_to_unregister_is_made_again(r, sockets, monkeypatch, times):
+    log = Log()
+    conn, theirs = pair(r, sockets, on_close=log.on_close)
+    run_short(monkeypatch, Watchers, 'remove', times)
+    conn.abort()
+    assert conn.closed
+    turns(r, 3)
+    assert log == [('close', None)]
+    assert theirs.recv(1) == b''
+    assert r.handles() == []
+
+
+def test_an_on_close_that_waits_for_memory_is_called_once_with_the_same_exception(r, sockets, monkeypatch):
+    log = Log()
+    conn, _ = pair(r, sockets, on_close=log.on_close)
+    run_short(monkeypatch, Stream, 'handle_closed')
+    error = ValueError('why')
+    conn.reset(error)
+    turns(r, 3)
+    assert log == [('close', error)]
+
+
+def test_an_on_close_for_whose_call_there_is_no_memory_is_called_later(r, sockets):
+    log = Log()
+    conn, _ = pair(r, sockets, on_close=uncallable(2))
+    conn.data = log
+    conn.abort()
+    turns(r, 1)
+    assert conn.data is log  # nothing of the user's is dropped before on_close was called
+    conn.on_close = log.on_close
+    turns(r, 2)
+    assert log == [('close', None)]
+    assert conn.data is conn.on_close is None
+
+
+def test_an_exception_in_a_callback_ends_its_connection_although_there_was_no_memory_to_do_so_at_once(
+    r, sockets, monkeypatch
+):
+    log = Log()
+
+    def on_data(conn, data):
+        raise ValueError('boom')
+
+    _, theirs = pair(r, sockets, on_data=on_data, on_close=log.on_close)
+    run_short(monkeypatch, Stream, 'handle_failed')
+    theirs.send(b'x')
+    run_until(r, lambda: log)
+    turns(r, 2)
+    assert log.names() == ['close']
+    assert str(log[0][1]) == 'boom'
+
+
+def test_a_send_that_finds_no_memory_is_reported_by_on_close(scripted):
+    r, make = scripted
+    log = Log()
+    conn, sock = make(on_close=log.on_close)
+    sock.outcomes = deque([MemoryError()])
+    assert conn.write(b'x', log.on_written) is False
+    assert conn.write(b'y') is False
+    assert log == []
+    turns(r, 2)
+    assert log.names() == ['close'] and type(log[0][1]) is MemoryError
+    assert sock.sent == b''
+
+
+def test_a_time_limit_that_a_close_found_no_memory_to_end_does_nothing(kernel, fake, sockets, monkeypatch):
+    log = Log()
+    conn, theirs = pair(fake, sockets, on_close=log.on_close, idle_timeout=5, linger=60)
+    conn.write(b'\xff' * 1_000_000)
+    run_short(monkeypatch, Buckets, 'discard')
+    with pytest.raises(MemoryError):
+        conn.close()
+    kernel.time += 10
+    turns(fake, 3)
+    assert log == []  # it lingers: the peer may take the rest yet
+    assert conn.closed
+    conn.abort()
+    turns(fake, 2)
+    assert log == [('close', None)]
