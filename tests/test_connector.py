@@ -15,7 +15,19 @@ from socket import AF_INET, AF_INET6, AI_NUMERICHOST, SO_ERROR, SO_KEEPALIVE, SO
 from typing import Any
 
 import pytest
-from support import FailingKernel, Log, ScriptedKernel, ScriptedSelector, ScriptedSocket, end, idle, run_until, turns
+from support import (
+    FailingKernel,
+    Log,
+    Probe,
+    ScriptedKernel,
+    ScriptedSelector,
+    ScriptedSocket,
+    end,
+    idle,
+    run_short,
+    run_until,
+    turns,
+)
 
 from reactor import (
     ConnectionClosed,
@@ -1740,3 +1752,22 @@ def test_a_connection_that_cannot_be_watched_is_never_told_connected_and_has_no_
         assert len(r.timers.buckets) == 0
     server.close()
     assert not kernel.files
+
+
+# -- no memory or stack
+
+
+@pytest.mark.parametrize('ended', [False, True])
+def test_an_attempt_that_finds_no_memory_ends_its_connection_unless_that_has_ended(r, sockets, monkeypatch, ended):
+    log = Log()
+    with socket.create_server(('127.0.0.1', 0)) as server:
+        conn = r.connect_tcp(*server.getsockname(), **log.callbacks('on_connect', 'on_close'))
+        run_short(monkeypatch, Attempt, 'handle_write')
+        if ended:  # in the turn in which memory runs out
+            ours, theirs = sockets()
+            Probe(r, ours, on_ready=lambda probe: (conn.abort(), probe.close()))
+            theirs.send(b'x')
+        run_until(r, lambda: log)
+        turns(r, 2)
+    assert log.names() == ['close']
+    assert type(log[0][1]) is (type(None) if ended else MemoryError)

@@ -6,6 +6,7 @@ import errno
 import gc
 import logging
 import random
+import selectors
 import socket
 import struct
 import threading
@@ -14,13 +15,15 @@ from socket import AF_INET, AF_INET6, SOCK_DGRAM
 from typing import Any
 
 import pytest
-from support import FailingKernel, FakeKernel, Log, idle, in_thread, run_until, turns
+from support import FailingKernel, FakeKernel, Log, idle, in_thread, run_short, run_until, turns, uncallable
 from test_shape import frames_since
 from test_sockets import needs_ipv6
 
 import reactor
 from reactor import DatagramSocket, HandleClosed, Reactor, ReactorError, ResolveError, SelectorFull
 from reactor.kernel import AF_UNIX, SO_MEMINFO, SO_REUSEPORT, Kernel
+from reactor.loop.watcher import Watchers
+from reactor.net import datagram
 from reactor.net.datagram import DATAGRAM_COST, DATAGRAMS_PER_TURN, LONGEST_IPV4, LONGEST_IPV6
 
 HERE = '127.0.0.1'
@@ -1252,3 +1255,67 @@ def test_a_connected_socket_knows_its_peer_though_the_system_cannot_tell():
         r.call_later(5, sock.close)
         r.run()
     assert log == [b'x']
+
+
+# -- no memory
+
+
+def test_an_end_that_finds_no_memory_to_unregister_is_made_again(r, log, monkeypatch):
+    sock = r.bind_udp(HERE, 0, **log.all())
+    run_short(monkeypatch, Watchers, 'remove')
+    sock.close()
+    turns(r, 3)
+    assert log == [('close', None)]
+    assert sock.fileno() == -1 and r.handles() == []
+
+
+def test_an_on_close_for_whose_call_there_is_no_memory_is_called_later(r, log):
+    sock = r.bind_udp(HERE, 0, on_close=uncallable(2))
+    sock.data = log
+    sock.close()
+    turns(r, 1)
+    assert sock.data is log  # nothing of the user's is dropped before on_close was called
+    sock.on_close = log.on_close
+    turns(r, 2)
+    assert log == [('close', None)]
+    assert sock.data is sock.on_close is None
+
+
+@needs_unix
+def test_where_the_length_of_a_datagram_cannot_be_asked_for_it_is_received_all_the_same(r, log, monkeypatch):
+    monkeypatch.setattr(datagram, 'PEEK', 0)
+    ours, theirs = socket.socketpair(AF_UNIX, SOCK_DGRAM)
+    sock = r.bind_udp(None, 0, sock=ours, **log.all())
+    with theirs:
+        theirs.send(b'')
+        theirs.send(bytes(8192))
+        run_until(r, lambda: len(log) == 2)
+    assert log.datagrams() == [b'', bytes(8192)]
+    sock.close()
+    turns(r, 2)
+
+
+@needs_unix
+def test_a_socket_that_is_lost_while_its_receiver_is_full_is_not_tried_again(sockets, log, tmp_path):
+    class Refusing(selectors.SelectSelector):
+        refusing = False
+
+        def modify(self, fileobj, events, data=None):
+            if self.refusing:
+                raise OSError(errno.ENOMEM, 'Cannot allocate memory')
+            return super().modify(fileobj, events, data)
+
+    selector = Refusing()
+    with Reactor(selector=selector) as r:
+        ours, full = (sockets.track(socket.socket(AF_UNIX, SOCK_DGRAM)) for _ in range(2))
+        full.bind(str(tmp_path / 'full'))
+        ours.setblocking(False)
+        sock = r.bind_udp(None, 0, sock=ours, **log.all())
+        while sock._queued < 2:
+            sock.send(b'x', str(tmp_path / 'full'))
+        selector.refusing = True
+        run_until(r, lambda: log)
+        turns(r, 2)
+        assert log.names() == ['close'] and log[0][1].errno == errno.ENOMEM
+        assert len(r.timers) == 0 and r.handles() == []
+        assert r.stats().datagrams_dropped == 2

@@ -14,10 +14,11 @@ import weakref
 from pathlib import Path
 
 import pytest
-from support import SELECTORS, FailingKernel, FakeKernel, Log, drain, end, idle, reset, run_until, turns
+from support import SELECTORS, FailingKernel, FakeKernel, Log, drain, end, idle, reset, run_short, run_until, turns
 
 from reactor import HandleClosed, Options, Reactor, ReactorError, SelectorFull, Stream
 from reactor.kernel import TCP_DEFER_ACCEPT
+from reactor.net.listener import Listener
 
 HERE = '127.0.0.1'
 
@@ -1089,3 +1090,35 @@ def test_where_options_are_not_inherited_each_accepted_connection_gets_them(r, s
     assert bool(sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)) is (family == 'tcp')
     listener.close()
     end(r, *conns)
+
+
+def test_a_client_that_cannot_be_accepted_for_want_of_memory_is_closed_and_the_next_is_served(
+    kernel, fake, sockets, monkeypatch
+):
+    listener, conns = listen(fake)
+    refused = sockets.connect(listener.address)
+    run_short(monkeypatch, Stream, '__init__')
+    turns(fake, 2)
+    assert conns == [] and listener.open_connections == 0
+    assert drain(refused) == b''
+    assert fake.stats().accepts_refused == 1
+    sockets.connect(listener.address)
+    while not conns:
+        fake.run_once()
+    listener.close()
+    end(fake, *conns)
+
+
+def test_a_listener_that_finds_no_memory_to_accept_pauses_and_then_accepts(kernel, fake, sockets, monkeypatch):
+    listener, conns = listen(fake)
+    run_short(monkeypatch, Listener, 'handle_read')
+    sockets.connect(listener.address)
+    began = kernel.time
+    turns(fake, 3)
+    assert conns == []
+    assert fake.stats().accept_pauses == 1
+    while not conns:
+        fake.run_once()
+    assert 0 < kernel.time - began < 1
+    listener.close()
+    end(fake, *conns)

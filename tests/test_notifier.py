@@ -10,9 +10,10 @@ import threading
 import weakref
 
 import pytest
-from support import in_thread, run_until, turns
+from support import in_thread, run_short, run_until, turns
 
 from reactor import HandleClosed, Reactor, ReactorError
+from reactor.loop.wakeup import Wakeup
 
 
 def test_a_trigger_from_a_thread_wakes_a_sleeping_loop(r):
@@ -211,4 +212,17 @@ def test_only_the_trigger_may_come_from_another_thread(r):
     notifier = r.notifier(log.append, 1)
     r.call_soon(other)
     assert r.run() is True
+    assert log == [1]
+
+
+def test_a_trigger_that_finds_no_memory_raises_and_the_next_one_calls(r, monkeypatch):
+    log = []
+    notifier = r.notifier(log.append, 1)
+    run_short(monkeypatch, Wakeup, '_send_byte')
+    with pytest.raises(MemoryError):
+        notifier.trigger()
+    turns(r, 2)
+    assert log == []
+    notifier.trigger()
+    run_until(r, lambda: log)
     assert log == [1]

@@ -15,11 +15,12 @@ import pytest
 from certificates import certificates  # noqa: F401
 from hypothesis import given
 from hypothesis import strategies as st
-from support import FailingKernel, Log, drain, reset, run_until, turns, turns_in
+from support import FailingKernel, Log, drain, reset, run_short, run_until, turns, turns_in
 
 import reactor
 from reactor import ProxyError, ProxyTimeout, Reactor
 from reactor.kernel import Kernel
+from reactor.loop.timers import Timer, TimerHeap
 from reactor.net.networks import Networks
 from reactor.net.proxy_header import LONGEST_V1, LONGEST_V2, SIGNATURE, crc32c, header_size, parse_header
 from reactor.testing import SimKernel
@@ -831,3 +832,41 @@ def test_a_header_of_version_1_has_107_bytes_at_most():
     longest = b'PROXY TCP6 ' + b' '.join([b'ffff:' * 7 + b'ffff'] * 2) + b' 65535 65535\r\n'
     assert len(longest) == 104 < LONGEST_V1
     assert header_size(longest + b'x') == 104
+
+
+# -- no memory
+
+
+def test_a_header_timer_that_was_not_cancelled_for_want_of_memory_does_nothing(kernel, fake, sockets, monkeypatch):
+    log = Log()
+    server, _ = listen(fake, log, proxy_timeout=3)
+    client = sockets.connect(server.address)
+    turns(fake, 2)
+    (conn,) = (handle for handle in fake.handles() if handle is not server)
+    run_short(monkeypatch, Timer, 'cancel')
+    conn.abort()
+    turns(fake, 2)
+    assert log == [('close', None)]
+    kernel.time += 5
+    turns(fake, 3)
+    assert log == [('close', None)]
+    assert fake.stats().proxy_errors == 0
+    assert len(fake.timers) == 0
+    with pytest.raises(ConnectionResetError):
+        client.recv(1)
+    server.close()
+
+
+def test_a_client_for_whose_header_there_is_no_memory_for_a_timer_is_closed_and_the_next_is_served(
+    fake, sockets, monkeypatch
+):
+    server, conns = listen(fake)
+    refused = sockets.connect(server.address)
+    run_short(monkeypatch, TimerHeap, 'unreferenced_later')
+    turns(fake, 2)
+    assert drain(refused) == b''
+    assert fake.stats().accepts_refused == 1
+    sockets.connect(server.address).send(HEADERS['v1-ipv4'][0])
+    while not conns:
+        fake.run_once()
+    close_all(fake, server, *conns)

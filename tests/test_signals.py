@@ -17,11 +17,11 @@ import threading
 import time
 
 import pytest
-from support import FailingKernel, Log, drain, fill, in_thread, run_until, turns
+from support import FailingKernel, Log, drain, fill, in_thread, run_short, run_until, turns
 
 from reactor import HandleClosed, Reactor, ReactorError
 from reactor.kernel import Kernel
-from reactor.loop.claims import WakeupClaim
+from reactor.loop.claims import SignalClaim, WakeupClaim
 from reactor.loop.signals import _in_callback
 from reactor.testing import SimKernel
 
@@ -1322,3 +1322,40 @@ def test_a_second_ctrl_c_raises_only_where_no_frame_of_ours_lies_between(calls, 
         exec(f'def {name}(): return _called() if _called else _in_callback(sys._getframe())', scope)
         inner = scope[name]
     assert inner() is raises
+
+
+# -- no memory, and claims alone
+
+
+def test_a_run_that_finds_no_memory_for_the_wakeup_gives_sigint_back_and_can_be_called_again(r, monkeypatch):
+    run_short(monkeypatch, WakeupClaim, 'acquire')
+    with pytest.raises(MemoryError):
+        r.run()
+    assert signal.getsignal(SIGINT) is signal.default_int_handler
+    log = []
+    r.call_soon(signal.raise_signal, SIGINT)
+    r.call_soon(log.append, 'after')
+    with pytest.raises(KeyboardInterrupt):
+        r.run()
+    assert r.run() is True
+    assert log == ['after']
+
+
+def test_a_dropped_handler_that_another_one_calls_does_what_the_default_did_there_nothing():
+    # Whoever calls the handler that it has replaced asks `callable(previous)` first: the default is no function.
+    kernel, log = SimKernel(faults=False), []
+    claim = SignalClaim(kernel, SIGUSR1, lambda signum, frame: log.append(signum))
+    claim.install()
+    kernel.signal(SIGUSR1, lambda signum, frame: claim(signum, frame))
+    kernel.raise_signal(SIGUSR1)
+    assert log == [SIGUSR1]
+    claim.drop()
+    kernel.raise_signal(SIGUSR1)
+    assert log == [SIGUSR1]
+
+
+def test_a_wakeup_that_was_never_acquired_releases_nothing_of_others():
+    kernel = SimKernel(faults=False)
+    kernel.set_wakeup_fd(77)
+    WakeupClaim(kernel, None, int).release()
+    assert kernel.set_wakeup_fd(-1) == 77

@@ -14,7 +14,7 @@ import time
 from contextlib import closing
 
 import pytest
-from support import FakeKernel, Log, drain, end, run_until, turns
+from support import FailingKernel, FakeKernel, Log, drain, end, run_until, turns
 
 from reactor import Reactor, ResolveError, SelectorFull
 from reactor.kernel import (
@@ -668,3 +668,42 @@ def test_a_path_that_cannot_be_had_says_what_helps_with_a_path(tmp_path):
 
     with Reactor(kernel=Strict()) as r, pytest.raises(PermissionError, match=r'taken: .*: its directory does not let'):
         r.listen_unix(path)
+
+
+def test_a_socket_that_cannot_be_made_to_listen_is_closed():
+    kernel = FailingKernel('listen', errno.EADDRINUSE)
+    with Reactor(kernel=kernel) as r:
+        before = len(kernel.files)
+        with pytest.raises(OSError) as raised:
+            r.listen_tcp(HERE, 4000)
+        assert raised.value.errno == errno.EADDRINUSE
+        assert len(kernel.files) == before
+        r.listen_tcp(HERE, 4000).close()
+
+
+class OneFamily(socket.socket):
+    """A socket on OpenBSD, whose IPv6 sockets never serve IPv4."""
+
+    def setsockopt(self, level, option, *value):
+        if (level, option) == (socket.IPPROTO_IPV6, socket.IPV6_V6ONLY):
+            raise OSError(errno.EINVAL, 'Invalid argument')
+        super().setsockopt(level, option, *value)
+
+
+class OpenBSD(Kernel):
+    def socket(self, family, kind, proto=0):
+        return OneFamily(family, kind, proto)
+
+
+@needs_ipv6
+def test_where_no_socket_serves_both_families_every_address_means_ipv4():
+    with Reactor(kernel=OpenBSD()) as r:
+        server = r.listen_tcp(None, 0)
+        assert server.address[0] == '0.0.0.0'
+        server.close()
+
+
+@needs_ipv6
+def test_where_a_socket_cannot_be_for_ipv6_alone_listening_on_ipv6_is_refused_and_leaves_no_descriptor():
+    with Reactor(kernel=OpenBSD()) as r, pytest.raises(OSError, match='Invalid argument'):
+        r.listen_tcp('::1', 0)

@@ -1350,7 +1350,9 @@ def test_what_a_peer_sent_is_no_format_in_the_log(r, sockets, caplog):
 
 
 @pytest.mark.parametrize('kind', [MemoryError, RecursionError])
-def test_a_connection_that_cannot_be_read_for_want_of_memory_or_stack_ends_alone_with_that(r, sockets, monkeypatch, kind):
+def test_a_connection_that_cannot_be_read_for_want_of_memory_or_stack_ends_alone_with_that(
+    r, sockets, monkeypatch, kind
+):
     log, other_log = Log(), Log()
     _, theirs = pair(r, sockets, on_data=log.on_data, on_close=log.on_close)
     other, other_theirs = pair(r, sockets, on_data=other_log.on_data)
@@ -1444,7 +1446,7 @@ def test_a_send_that_finds_no_memory_is_reported_by_on_close(scripted):
 
 def test_a_time_limit_that_a_close_found_no_memory_to_end_does_nothing(kernel, fake, sockets, monkeypatch):
     log = Log()
-    conn, theirs = pair(fake, sockets, on_close=log.on_close, idle_timeout=5, linger=60)
+    conn, _ = pair(fake, sockets, on_close=log.on_close, idle_timeout=5, linger=60)
     conn.write(b'\xff' * 1_000_000)
     run_short(monkeypatch, Buckets, 'discard')
     with pytest.raises(MemoryError):

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import threading
 import weakref
 from collections import deque
 
 import pytest
-from support import in_thread, run_until, turns
+from support import in_thread, run_until, turns, uncallable
 
 from reactor import HandleClosed, Reactor, ReactorError, ResolveError
 from reactor.kernel import Kernel
@@ -483,3 +484,15 @@ def test_a_thread_without_memory_for_its_answer_gives_it_later_and_is_not_counte
     assert answers == [(number, None) for number in range(3 * THREADS)]
     run_until(r, lambda: not pool_threads())
     run_until(r, lambda: not r._threads._running)
+
+
+def test_an_on_done_for_whose_call_there_is_no_memory_is_called_later(r):
+    log = []
+    call = r.run_in_thread(int, on_done=uncallable(2))
+    ended = call.on_done
+    with contextlib.suppress(MemoryError):  # it leaves `run_once` when it comes twice in a turn, and nothing is lost
+        run_until(r, lambda: call.closed)
+    assert call.on_done is ended
+    call.on_done = lambda *outcome: log.append(outcome)
+    run_until(r, lambda: log)
+    assert log == [(0, None)]

@@ -1260,6 +1260,53 @@ def test_an_end_during_a_new_handshake_is_an_error_while_writes_wait_for_it(r, h
     end(r, peer.conn)
 
 
+def test_an_end_of_the_stream_while_writes_wait_for_a_new_handshake_is_an_error(r, hostile, monkeypatch):
+    def encrypt(session, pieces):
+        raise ssl.SSLWantReadError  # as OpenSSL does in the middle of a new handshake
+
+    left = []
+    ours, peer = hostile(TLS_1_2, on_close=lambda conn, exc: left.append((exc, conn.buffered)))
+    monkeypatch.setattr(Session, 'encrypt', encrypt)
+    assert ours.writelines([b'never sent'], int) is True
+    peer.do('close_notify')
+    run_until(r, lambda: left)
+    ((exc, buffered),) = left
+    assert isinstance(exc, TLSError) and 'during a handshake' in str(exc)
+    assert buffered == len(b'never sent')
+    end(r, *[conn for conn in (peer.conn,) if conn is not None])
+
+
+def test_what_waited_for_a_handshake_counts_as_not_sent_when_the_first_of_it_cannot_be(r, sockets, certificates):  # noqa: F811
+    class Broken(socket.socket):
+        def sendmsg(self, *args):
+            raise BrokenPipeError(errno.EPIPE, 'Broken pipe')
+
+    log, left = Log(), []
+    a, b = sockets()
+    conn = r.adopt(Broken(fileno=a.detach()), on_close=lambda conn, exc: left.append((type(exc), conn.buffered)))
+    conn.start_tls(certificates.client(), server_hostname='localhost')
+    for size in 1000, 2000:
+        conn.write(bytes(size), log.on_written)
+    turns(r, 2)
+    half(certificates, b, server_side=True)
+    run_until(r, lambda: left)
+    ((kind, buffered),) = left
+    assert kind is BrokenPipeError and buffered >= 3000
+    assert log == []
+
+
+def test_keys_that_are_asked_for_after_sending_has_failed_are_not_sent_and_data_is_still_delivered(r, hostile):
+    log = Log()
+    ours, peer = hostile(on_data=log.on_data, on_close=log.on_close)
+    ENGINE.update_keys(peer.tls, True)
+    peer.say(b'last words')
+    peer.conn.abort()
+    assert ours.write(b'x') is False
+    turns(r, 4)
+    assert log.names() == ['data', 'close']
+    assert log.received == b'last words' and type(log[-1][1]) is BrokenPipeError
+
+
 @pytest.mark.parametrize('client', [False, True])
 @pytest.mark.parametrize('requested', [False, True])
 def test_a_flood_of_new_keys_is_cut_off(r, hostile, client, requested):

@@ -21,9 +21,11 @@ from support import (
     FakeSelector,
     Log,
     ScriptedKernel,
+    ScriptedSocket,
     fill,
     idle,
     in_thread,
+    run_short,
     run_until,
     turns,
     turns_in,
@@ -410,3 +412,46 @@ def test_a_doorbell_that_somebody_else_closed_stops_neither_the_loop_nor_its_clo
     assert idle(r)
     assert len(caplog.records) <= 1
     r.close()
+
+
+def test_a_doorbell_that_finds_no_memory_to_be_read_loses_no_call(r, monkeypatch):
+    log = []
+    run_short(monkeypatch, Wakeup, 'handle_read')
+    in_thread(r.call_soon_threadsafe, log.append, 1)
+    turns(r, 3)
+    assert log == [1]
+
+
+def test_a_call_that_finds_no_memory_to_ring_raises_and_is_not_made(r, monkeypatch):
+    log = []
+    run_short(monkeypatch, Wakeup, '_send_byte')
+    with pytest.raises(MemoryError):
+        r.call_soon_threadsafe(log.append, 1)
+    r.call_soon_threadsafe(log.append, 2)
+    run_until(r, lambda: log)
+    assert log == [2]
+
+
+def test_a_call_that_finds_no_memory_for_its_byte_and_its_doorbell_closed_by_somebody_is_made():
+    class Closed(ScriptedSocket):
+        def shutdown(self, how):
+            raise OSError(errno.EBADF, 'Bad file descriptor')
+
+    class Closing(ScriptedKernel):
+        def socketpair(self):
+            return ScriptedSocket(self), Closed(self)
+
+        def sleep(self, seconds):
+            self.time += seconds
+
+    log, kernel = [], Closing()
+    with Reactor(kernel=kernel) as r:
+        bell = kernel.open[r._wakeup.bell_fileno()]
+        bell.outcomes = deque([OSError(errno.ENOBUFS, 'no buffer space')] * 100)
+        r.call_soon_threadsafe(log.append, 1)
+        kernel.open[r._wakeup.fileno()].incoming.append(b'')  # the loop sees the end of the other side
+        turns(r, 3)
+        assert log == [1]
+        bell = kernel.open[r._wakeup.bell_fileno()]
+        r.call_soon_threadsafe(log.append, 2)
+        assert bell.sent == b'\0'

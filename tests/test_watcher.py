@@ -6,12 +6,13 @@ import errno
 import os
 import selectors
 import socket
+import time
 
 import pytest
-from support import Log, Probe, read_all, run_until, turns, turns_in
+from support import Log, Probe, read_all, run_short, run_until, turns, turns_in
 
 from reactor import READ, WRITE, Reactor, ReactorError, SelectorFull
-from reactor.loop.watcher import Handle
+from reactor.loop.watcher import Handle, Watchers
 
 try:
     import fcntl
@@ -618,3 +619,73 @@ def test_a_kind_of_handle_that_lacks_a_part_fails_instead_of_spinning(sockets):
             with pytest.raises(NotImplementedError):
                 part()
         r.watchers.remove(bare)
+
+
+def test_a_handle_that_was_only_half_forgotten_for_want_of_memory_leaves_nothing_when_it_is_closed(
+    r, sockets, monkeypatch
+):
+    probe = Probe(r, sockets()[0])
+    fd = probe.fileno()
+    run_short(monkeypatch, Watchers, '_finish_parking')
+    with pytest.raises(MemoryError):
+        r.watchers.refuse(probe, MemoryError())
+    probe.close()
+    check_forgotten(r, fd)
+
+
+def test_a_handle_that_was_only_half_forgotten_for_want_of_memory_can_be_watched_again(r, sockets, monkeypatch):
+    ours, theirs = sockets()
+    probe = Probe(r, ours)
+    run_short(monkeypatch, Watchers, '_finish_parking')
+    with pytest.raises(MemoryError):
+        r.watchers.refuse(probe, MemoryError())
+    r.watchers.set_events(probe, READ | WRITE)
+    assert registered(r, probe.fileno()) == (READ | WRITE, probe)
+    assert r.handles() == [probe]
+    theirs.send(b'x')
+    run_until(r, lambda: 'read' in probe.log)
+    probe.close()
+
+
+class Idle(Probe):
+    """A probe that never finds anything to do."""
+
+    def handle_read(self):
+        super().handle_read()
+        self.loop.watchers.no_progress(self)
+
+
+def test_a_handle_whose_moment_without_progress_is_over_is_watched_again_when_there_is_memory(sockets):
+    selector = WithoutMemory()
+    with Reactor(selector=selector) as r:
+        ours, theirs = sockets()
+        probe = Idle(r, ours)
+        theirs.send(b'x')
+        run_until(r, lambda: r.stats().stalls)
+        seen, selector.short = len(probe.log), 'before'
+        time.sleep(0.02)  # until its moment is over
+        turns(r, 3)
+        assert len(probe.log) == seen
+        assert r.handles() == [probe]
+        selector.short = None
+        run_until(r, lambda: len(probe.log) > seen)
+        assert r.stats().callback_errors == 0
+        probe.close()
+
+
+def test_a_handle_that_cannot_be_watched_again_after_a_moment_without_progress_ends_with_the_error(
+    r, sockets, monkeypatch
+):
+    def refuse(fd, events, data=None):
+        raise OSError(errno.ENOSPC, 'No space left on device')
+
+    ours, theirs = sockets()
+    probe = Idle(r, ours)
+    told = []
+    probe.handle_refused = lambda exc: (told.append(exc.errno), probe.close())
+    theirs.send(b'x')
+    run_until(r, lambda: r.stats().stalls)
+    monkeypatch.setattr(r.watchers.selector, 'register', refuse)
+    run_until(r, lambda: told)
+    assert told == [errno.ENOSPC]
+    assert r.handles() == []

@@ -138,3 +138,27 @@ def test_a_line_leaves_whole_however_it_is_taken(steps):
         for _ in range(10):
             r.run_once(0)
         assert sock.sent == b'123456789'
+
+
+class Unreadable:
+    """A piece whose bytes cannot be copied for want of memory."""
+
+    def __len__(self):
+        return 10
+
+    def __iter__(self):
+        raise MemoryError
+
+
+@pytest.mark.parametrize('before', [b'', b'waits', b'w' * GATHER_BELOW])
+def test_pieces_are_queued_all_or_none(before):
+    writer = Writer()
+    writer.extend((before,), None, ())
+    with pytest.raises(MemoryError):
+        writer.extend((b'small', bytes(GATHER_BELOW), Unreadable()), print, ())
+    assert (writer.buffered, joined(writer), writer.reached()) == (len(before), before, [])
+    writer.extend((b'more',), print, (1,))
+    assert joined(writer) == before + b'more'
+    writer.advance(len(before) + 4)
+    assert writer.sent == len(before) + 4
+    assert names(writer.reached()) == [1]
