@@ -1613,9 +1613,11 @@ def test_a_repeating_timer_that_runs_out_of_memory_keeps_its_rate(fake, kernel, 
 def test_a_call_that_runs_out_of_memory_right_before_its_callback_is_made_in_the_next_turn(r, monkeypatch):
     log = []
     idler = r.idle(log.append, 1)
-    run_short(monkeypatch, Idler, 'handle_turn')
-    turns(r, 2)
-    assert log == [1]
+    for _ in range(3):  # what was set aside for that is there again
+        log.clear()
+        run_short(monkeypatch, Idler, 'handle_turn')
+        turns(r, 2)
+        assert log == [1]
     idler.close()
 
 

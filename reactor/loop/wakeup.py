@@ -52,8 +52,8 @@ class Wakeup(Handle):
         self.loop = loop
         self.since = loop.now
         self.calls: deque[Call] = deque()  # from other threads, in order
-        self.on_bytes: Callable[[bytes], None] = _ignore  # told what the doorbell said, for signals
-        self.on_replaced: Callable[[], object] = _ignore  # told that the descriptor of the bell is another one
+        self.on_bytes: Callable[[bytes], None]  # called with what the doorbell said; `Signals` sets both
+        self.on_replaced: Callable[[], object]  # called when the descriptor of the bell is another one
         self._kernel = kernel
         self._soon = soon
         self._rung = False
@@ -203,7 +203,3 @@ class Wakeup(Handle):
 
     def __repr__(self) -> str:
         return f'<Wakeup fd={self.fileno()}>'
-
-
-def _ignore(*args: Any) -> None:
-    pass

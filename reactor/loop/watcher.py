@@ -320,10 +320,7 @@ class Watchers:
         """
         if self.stalled(handle) and handle not in self._parked:
             readiness = self.kernel.readiness(handle.fileno(), handle.events)
-            try:
-                self.selector.unregister(handle.fileno())
-            except (KeyError, ValueError):
-                return  # its descriptor was closed by other code, which its next operation finds out
+            self.selector.unregister(handle.fileno())
             self._parked[handle] = None
             self._rest(handle, self._stalls[handle], readiness)
 

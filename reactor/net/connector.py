@@ -277,7 +277,7 @@ class Attempt(Handle):
         self.events = 0
         self.since = loop.now
         self.address = address
-        self.connector: Connector | None = connector
+        self.connector = connector
         self.sock: socket | None = sock
 
     def begin(self) -> int:
@@ -298,7 +298,7 @@ class Attempt(Handle):
     def handle_write(self) -> None:
         """The socket is writable: connected, or failed with SO_ERROR, or neither yet."""
         sock, connector = self.sock, self.connector
-        assert sock is not None and connector is not None
+        assert sock is not None
         try:
             error = sock.getsockopt(SOL_SOCKET, SO_ERROR)
         except OSError as exc:
@@ -324,16 +324,14 @@ class Attempt(Handle):
 
     def handle_exhausted(self, exc: Exception) -> bool:
         # The error of the socket can be asked for only once, and may be lost.
-        if self.connector is not None and self.connector.stream.state is CONNECTING:
+        if self.connector.stream.state is CONNECTING:
             self.connector.stream.reset(exc)
         return True
 
     def handle_lost(self, exc: OSError) -> None:
-        connector = self.connector
-        assert connector is not None
         self.loop.watchers.remove(self)
         self.release().detach()
-        connector.handle_attempt(self, exc.with_traceback(None))
+        self.connector.handle_attempt(self, exc.with_traceback(None))
 
     def release(self) -> socket:
         """Give the socket away."""
