@@ -414,9 +414,10 @@ def test_a_doorbell_that_somebody_else_closed_stops_neither_the_loop_nor_its_clo
     r.close()
 
 
-def test_a_doorbell_that_finds_no_memory_to_be_read_loses_no_call(r, monkeypatch):
+@pytest.mark.parametrize('name', ['handle_read', '_take'])
+def test_a_doorbell_that_finds_no_memory_before_or_after_it_is_read_loses_no_call(r, monkeypatch, name):
     log = []
-    run_short(monkeypatch, Wakeup, 'handle_read')
+    run_short(monkeypatch, Wakeup, name)
     in_thread(r.call_soon_threadsafe, log.append, 1)
     turns(r, 3)
     assert log == [1]
