@@ -1771,3 +1771,15 @@ def test_an_attempt_that_finds_no_memory_ends_its_connection_unless_that_has_end
         turns(r, 2)
     assert log.names() == ['close']
     assert type(log[0][1]) is (type(None) if ended else MemoryError)
+
+
+def test_an_attempt_that_found_no_memory_in_the_turn_in_which_another_one_succeeded_harms_nothing(r):
+    log = Log()
+    with socket.create_server(('127.0.0.1', 0)) as server:
+        conn = r.connect_tcp(*server.getsockname(), **log.callbacks('on_connect', 'on_close'))
+        (attempt,) = (handle for handle in r.handles() if isinstance(handle, Attempt))
+        run_until(r, lambda: log)
+        attempt.handle_exhausted(MemoryError())  # as the next turn begins with what was starved
+        turns(r, 2)
+        assert log == [('connect',)] and not conn.closed
+        end(r, conn)
