@@ -270,10 +270,8 @@ class Stream(Handle):
             return  # sending has failed: what was received is delivered now, and then it ends
         over, next_look = look_at_limits(self, now)
         if type(over) is not WriteTimeout and over is not None and self.events & READ and self.unread:
-            over = (
-                None  # the peer has sent something, which the next turns read: a callback was slow, or reading paused
-            )
-            next_look = now + 1
+            # The peer has sent something, which the next turns read: a callback was slow, or reading was paused.
+            over, next_look = None, now + 1
         if over is not None:
             self.reset(over)
         else:

@@ -136,6 +136,8 @@ class WatchedStream(Stream):
     def reset(self, exc: BaseException | None) -> None:
         if exc is None and not self.record.over:
             self.record.closed_by = 'abort'
+        if isinstance(exc, ReadTimeout) and self.record.paused:  # it may be paused later, before on_close
+            self.loop.ledger.wrong(self, f'{exc!r} while reading is paused')
         self.record.dropped |= self.sock is not None  # over a Unix socket, nobody tells the peer so
         super().reset(exc)
 
@@ -425,8 +427,6 @@ class Ledger:
             limit = None  # it was closing, which `linger` limits as a whole
         if limit is not None and self.kernel.time - since < limit * 1e9 - 1000:
             self.wrong(stream, f'{exc!r} after {(self.kernel.time - since) / 1e9} s')
-        if isinstance(exc, ReadTimeout) and record.paused:
-            self.wrong(stream, f'{exc!r} while reading is paused')
         if isinstance(exc, WriteTimeout) and record.closed_by is None and not (stream.buffered or end.ended_in):
             self.wrong(stream, f'{exc!r} though nothing waits')
 
@@ -531,7 +531,10 @@ class Ledger:
             self.wrong(stream, f'law 6: {stream.buffered} bytes wait')
 
     def _check_late(self, stream: WatchedStream, timeout: float | None) -> None:
-        # The loop may sleep for a second longer than until its first time limit is over.
+        # The loop may sleep for a second longer than until its first time limit is over. It does not sleep at all where
+        # bytes wait to be read.
+        if stream.events & 1 and stream.unread:
+            return
         options, now = stream.options, self.kernel.time / 1e9
         limits = []
         if options.idle_timeout is not None:
