@@ -110,7 +110,7 @@ class Watch(logging.Handler):
         super().__init__()
         self.kernel, self.ledger, self.reactor = simulation.kernel, simulation.reactor.ledger, simulation.reactor
         self.lines: list[str] = []
-        self.wasted = self.timers = self.handles = 0
+        self.wasted = self.in_a_row = self.timers = self.handles = 0
         self.began = 0
         self._before: Any = None
         self._check_turn = self.ledger.check_turn
@@ -127,7 +127,9 @@ class Watch(logging.Handler):
         self.began = self.began or self.kernel.time
         fired = self.reactor.counters.timers_fired  # those of programs are progress, and ours are few
         now = self.kernel.progress, self.ledger.callbacks, self.kernel.threads, fired
-        self.wasted += now == self._before
+        # One after progress is nothing: a datagram arrives, its answer cannot be sent, and the next turn finds that out.
+        self.in_a_row = self.in_a_row + 1 if now == self._before else 0
+        self.wasted += self.in_a_row > 1
         self._before = now
         self.handles = max(self.handles, len(self.reactor.watchers))
         self.timers = max(self.timers, len(self.reactor.timers) + len(self.reactor.completions))
