@@ -127,7 +127,7 @@ class Watch(logging.Handler):
         self.began = self.began or self.kernel.time
         fired = self.reactor.counters.timers_fired  # those of programs are progress, and ours are few
         now = self.kernel.progress, self.ledger.callbacks, self.kernel.threads, fired
-        # One after progress is nothing: a datagram arrives, its answer cannot be sent, and the next turn finds that out.
+        # One after progress is nothing: a datagram arrives, its answer cannot be sent, and the next turn finds out.
         self.in_a_row = self.in_a_row + 1 if now == self._before else 0
         self.wasted += self.in_a_row > 1
         self._before = now

@@ -34,7 +34,7 @@ from .stats import LAG_BUCKETS, Counters, Stats
 from .threads import ThreadCall, ThreadPool
 from .timers import CheckedRepeatingTimer, CheckedTimer, RepeatingTimer, Timer, TimerHeap
 from .wakeup import Wakeup
-from .watcher import EPISODE, READ, WRITE, Handle, Watchers
+from .watcher import EPISODE, READ, UNHEARD, WRITE, Handle, Watchers
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -622,7 +622,9 @@ class Loop:
                 continue
             handle, exc = starved[0], starved[1]
             self._restore_reserve()
-            if called_user(exc):
+            if handle.events == UNHEARD and not handle.closed:
+                self.watchers.refuse(handle, exc)
+            elif called_user(exc):
                 self._callback_failed(exc, handle)
             else:
                 handle.handle_exhausted(exc)

@@ -33,6 +33,7 @@ NO_MEMORY = {errno.ENOMEM, errno.ENOSPC}
 
 READ = EVENT_READ
 WRITE = EVENT_WRITE
+UNHEARD = 4  # in place of `events`: the handle is called for nothing more, and is still counted as open
 
 STALLED = 50  # dispatches of a handle in consecutive turns, each without progress, before it is parked for a moment
 STALLED_AGAIN = 10  # of a handle that was parked before: something is wrong with it, and it makes progress in between
@@ -210,7 +211,7 @@ class Watchers:
     def set_events(self, handle: Handle, events: int) -> None:
         """Change what an open handle wants; 0 parks it."""
         was = handle.events
-        if events == was:
+        if events == was or was == UNHEARD:
             return
         fd = handle.fileno()
         parked = handle in self._parked
@@ -226,15 +227,27 @@ class Watchers:
         except (OSError, ValueError, KeyError) as exc:
             self._fail(handle, exc)
         except (MemoryError, RecursionError) as exc:
-            # The selector may have done half of it: without memory, `modify` forgets what it was to change. The handle
-            # fails in the completions phase, on a fresh stack.
+            self._refuse_soon(handle, exc, parked, events)
+        else:
+            handle.events = events
+
+    def _refuse_soon(self, handle: Handle, exc: Exception, parked: bool, events: int) -> None:
+        # The selector may have done half of it: what it cannot change it forgets, `poll` without memory and `select`
+        # without stack. The handle fails in the completions phase, on a fresh stack.
+        try:
             if type(exc) is MemoryError:
                 self._park_lost(handle)
+            elif events and not parked:
+                self._parked[handle] = None
+                handle.events = 0
+                self._half_parked = True
             elif not parked:
                 self._parked.pop(handle, None)
             handle.loop.completions.append((handle, refuse, (exc,)))
-        else:
-            handle.events = events
+        except MemoryError:  # not even for that: the next turn begins with it
+            handle.events = UNHEARD
+            self.starved.append(handle)
+            self.starved.append(exc)
 
     def remove(self, handle: Handle) -> None:
         """Forget a handle, before its descriptor is closed. Does nothing for a handle that is forgotten already."""
@@ -249,8 +262,9 @@ class Watchers:
             try:
                 self.selector.unregister(handle.fileno())
             except (KeyError, ValueError):
-                if not self._unregister_lost(handle):
-                    return
+                self._unregister_lost(handle)
+            if not handle.events:
+                return  # it was never counted, or is forgotten already
         handle.events = 0
         if handle in self._unreferenced:
             self._unreferenced.discard(handle)
@@ -468,12 +482,11 @@ class Watchers:
             self.selector.unregister(key.fd)
         self._half_parked = False
 
-    def _unregister_lost(self, handle: Handle) -> bool:
+    def _unregister_lost(self, handle: Handle) -> None:
         # Its socket object may be closed and know no number any more: look for the one that it had.
         fd = next((key.fd for key in self._map.values() if key.data is handle), -1)
         if fd >= 0:
             self.selector.unregister(fd)
-        return fd >= 0
 
 
 def refuse(handle: Handle, exc: Exception) -> None:

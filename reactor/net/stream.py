@@ -27,7 +27,7 @@ from ..errors import (
 from ..kernel import HAS_SENDMSG, RESET_ON_CLOSE, send_first
 from ..loop.checks import switch, time_limit
 from ..loop.timers import Timer
-from ..loop.watcher import READ, WRITE, Handle
+from ..loop.watcher import READ, UNHEARD, WRITE, Handle
 from .addresses import show, unmapped
 from .files import FilePart, file_part
 from .limits import look_at_limits
@@ -721,7 +721,7 @@ class Stream(Handle):
                 origin.handle_closed(self)
                 self.origin = None
         except (MemoryError, RecursionError):
-            self.events = 0
+            self.events = self.events and UNHEARD
             if over:
                 raise  # else `handle_closed` does the rest
 
