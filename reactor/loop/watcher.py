@@ -147,6 +147,7 @@ class Watchers:
         'referenced',
         'selector',
         'starved',
+        'suspended',
         'thread',
         'tls_buffers',
     )
@@ -157,6 +158,7 @@ class Watchers:
         self.referenced = 0  # open handles that keep the loop running
         self.thread: int | None = None  # who runs the loop and alone may touch them, None while nobody does
         self.busy: set[Handle] = set()  # whose application owes an answer; see `Stream.busy`
+        self.suspended: set[Handle] = set()  # that receive nothing for the moment; see `stream.suspend_reading`
         # What found no memory or stack, and the exception, one after the other: nothing is allocated to note that. None
         # when an exception has left a turn. The next turn begins with them.
         self.starved: deque[Any] = deque()
@@ -240,6 +242,8 @@ class Watchers:
         """Forget a handle, before its descriptor is closed. Does nothing for a handle that is forgotten already."""
         if self._stalls:
             self._forget_stall(handle)
+        if self.suspended:
+            self.suspended.discard(handle)
         if self._half_parked:
             self._finish_parking()
         referenced = self.referenced - 1  # what may find no memory or stack comes before what changes something

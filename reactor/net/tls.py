@@ -248,7 +248,7 @@ class TLSStream(Stream):
             self.tls.reading = True
             return
         Stream.resume_reading(self)
-        if self.state is OPEN:
+        if self.state is OPEN or self.state is CLOSED:
             self._decrypt_later()  # what is here already is no readiness to come
 
     def write_eof(self) -> None:
@@ -340,7 +340,7 @@ class TLSStream(Stream):
         if self.state is not OPEN:
             return  # sending has failed meanwhile, and `buffered` goes on saying what was never sent
         if not session.reading:
-            Stream.pause_reading(self)
+            self.loop.watchers.set_events(self, self.events & ~READ)
         self._decrypt_later()
         self._end_after_held()
 
