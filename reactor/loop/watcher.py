@@ -464,8 +464,14 @@ class Watchers:
     def _park_lost(self, handle: Handle) -> None:
         self._parked[handle] = None  # first: it may find no memory
         handle.events = 0
-        self._half_parked = True
-        self._finish_parking()
+        others, self._half_parked = self._half_parked, True
+        fd = handle.fileno()
+        key = self._map.get(fd) if fd >= 0 and not others else None
+        if key is not None and key.data is handle:  # nearly always, and no other handle is looked at
+            self.selector.unregister(fd)
+            self._half_parked = False
+        else:
+            self._finish_parking()
 
     def _finish_parking(self) -> None:
         for key in [key for key in self._map.values() if key.data in self._parked]:
