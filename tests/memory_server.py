@@ -13,7 +13,6 @@ import reactor
 from reactor.system.process import PIPE
 
 SIZE = 1 << 20
-DATAGRAM = 1024
 
 
 class Server:
@@ -41,10 +40,7 @@ class Server:
             conn.write(b'!')
 
     def on_datagram(self, sock: Any, data: bytes, address: Any) -> None:
-        if data == b'?':
-            sock.send(bytes(DATAGRAM), address)
-        else:
-            sock.send(b'!', address)
+        sock.send(data, address)
 
     def on_echo(self, pipe: Any, data: bytes) -> None:
         self.received += len(data)

@@ -9,6 +9,7 @@ import weakref
 from collections import deque
 
 import pytest
+from certificates import certificates  # noqa: F401  (a fixture)
 from hypothesis import given
 from hypothesis import strategies as st
 from models_support import model_exactly, model_lines, model_prefixed, model_until
@@ -686,3 +687,20 @@ def test_messages_that_wait_for_a_turn_do_not_run_into_a_time_limit(fake, kernel
     turns(fake, 3)
     assert log.names() == ['line'] * MANY + ['eof']
     end(fake, *fake.handles())
+
+
+def test_over_tls_the_end_comes_after_many_messages_too(r, certificates):  # noqa: F811
+    log = Log()
+    on_data = framing.lines(lambda conn, line: log.append(('line',)))
+    server = r.listen_tcp('127.0.0.1', 0, on_data, on_eof=log.on_eof, ssl=certificates.server())
+
+    def on_connect(conn):
+        conn.write(b'\n' * MANY)
+        conn.write_eof()
+
+    options = {'ssl': certificates.client(), 'server_hostname': 'localhost'}
+    r.connect_tcp('127.0.0.1', server.address[1], on_connect=on_connect, **options)
+    run_until(r, lambda: 'eof' in log.names())
+    assert log.names() == ['line'] * MANY + ['eof']
+    server.close()
+    end(r, *r.handles())

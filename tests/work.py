@@ -4,9 +4,10 @@ Owns the count. Knows nothing of what is counted. The unit is one bytecode that 
 the reactor, of the standard library, and of the callbacks of a test, which are to be cheap. From Python 3.12 on
 `sys.monitoring` reports them, before that the tracer of opcodes. Two versions of Python differ by a few percent.
 
-Some functions written in C do as much as a loop would, and are one bytecode. Those in FUNCTIONS and METHODS, which look
-at each element of what they are given, count as a bytecode more for each ELEMENTS of them, and for each BYTES where
-these are copied. What no count here sees, and what `tests/test_work_in_c.py` counts as user instructions:
+Some functions written in C do as much as a loop would, and are one bytecode. Those in FUNCTIONS and METHODS look at each
+element of what they are given, which counts as a bytecode more for each, and copying bytes as one for each BYTES. That
+is more than it takes, so that what grows too fast shows while there are few. What no count here sees, some of which
+`tests/test_work_in_c.py` counts as user instructions:
 
     slices and concatenations of bytes; the search of `find`; `del` and `pop` near the head of a list
     before Python 3.12 types and functions that are called with an argument: `min(d)`, `sorted(d)`, `list(d)`
@@ -20,8 +21,7 @@ from collections import OrderedDict, deque
 from itertools import pairwise
 from typing import Any
 
-ELEMENTS = 8  # that a loop in C goes over in the time of a bytecode
-BYTES = 512  # that it copies
+BYTES = 64  # whose copy counts as a bytecode
 CONTAINERS = (list, tuple, set, frozenset, dict, deque, OrderedDict, bytes, bytearray)
 FUNCTIONS = (min, max, sum, sorted, any, all, list, tuple, set, frozenset, dict, deque, bytes, bytearray)
 METHODS = {'remove', 'index', 'count', 'copy', 'sort', 'reverse'}  # of a list or a deque
@@ -29,12 +29,12 @@ TOOL = 3  # of `sys.monitoring`, one that is nobody's
 
 
 def elements(function: Any, first: Any) -> int:
-    """How many bytecodes the elements count as that a call of `function` goes over; `first` is its first argument."""
+    """What a call of `function` counts as besides, by the elements that it goes over; `first` is its first argument."""
     if isinstance(first, (list, deque)):
         walked = function in FUNCTIONS or getattr(function, '__name__', '') in METHODS
-        return len(first) // ELEMENTS if walked else 0
+        return len(first) if walked else 0
     if function in FUNCTIONS and isinstance(first, CONTAINERS):
-        return len(first) // (BYTES if isinstance(first, (bytes, bytearray)) else ELEMENTS)
+        return len(first) // (BYTES if isinstance(first, (bytes, bytearray)) else 1)
     return 0
 
 
