@@ -25,7 +25,9 @@ from hostile_tls import ENGINE
 from support import ManyAddresses, ScriptedKernel, ScriptedSocket, end, pair, run_until, turns
 from work import most_work, work_of
 
-from reactor import Limits, Reactor, framing
+from reactor import Limits, Reactor, ResolveError, framing
+from reactor.kernel import Kernel
+from reactor.loop import threads
 from reactor.net.addresses import MOST_ADDRESSES
 from reactor.net.listener import ACCEPTS_PER_TURN
 from reactor.net.proxy_header import SIGNATURE, crc32c
@@ -55,6 +57,7 @@ BOUNDS = {
     'a command': (16_000, 'one of them a turn, of control_socket.LONGEST_LINE bytes'),
     # For those alone who may open the file of the control socket: 10 ms for 1,000 handles that they have asked for.
     'a command that lists handles': (600_000, 'commands.MOST and LONGEST_TEXT'),
+    '64 look-ups while 1,000 wait': (45_000, 'threads.QUEUE_LIMIT, looked through once a turn'),
     'signals': (3_000, 'wakeup.DOORBELL_BYTES, and a call for each kind of signal'),
     'changes of a path': (MOST, 'paths.QUEUE_LIMIT'),
     'time limits': (MOST, 'buckets.LOOKS_PER_TURN'),
@@ -423,6 +426,28 @@ def test_a_command_on_the_control_socket(r, sockets, tmp_path, kind):
 
 
 # -- what peers cause in other ways
+
+
+class NoThreads(Kernel):
+    """The thread of a call does not begin, so that all calls wait."""
+
+    def start_thread(self, fn: Any, name: str) -> None:
+        pass
+
+
+def test_look_ups_while_many_wait():
+    refused: list[Any] = []
+    with Reactor(kernel=NoThreads()) as r:
+
+        def on_data() -> None:
+            for _ in range(64):
+                r.resolve('name', lambda addresses, error: refused.append(error))
+
+        for _ in range(threads.QUEUE_LIMIT):
+            r.run_in_thread(nothing)
+        r.call_soon(on_data)
+        within('64 look-ups while 1,000 wait', most_of(r, 3))
+        assert len(refused) == 64 and isinstance(refused[0], ResolveError)
 
 
 def test_signals(r):
