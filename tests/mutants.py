@@ -775,7 +775,7 @@ MUTANTS = (
     Mutant(
         'a request that nobody has read is closed',
         'net/shutdown.py',
-        'elif handle.unread:',
+        'elif handle.unread or handle in suspended:',
         'elif self._loop is None:',
         'nothing that was accepted is lost',
         63,

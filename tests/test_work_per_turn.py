@@ -57,7 +57,7 @@ BOUNDS = {
     'a command': (16_000, 'one of them a turn, of control_socket.LONGEST_LINE bytes'),
     # For those alone who may open the file of the control socket: 10 ms for 1,000 handles that they have asked for.
     'a command that lists handles': (600_000, 'commands.MOST and LONGEST_TEXT'),
-    '64 look-ups while 1,000 wait': (45_000, 'threads.QUEUE_LIMIT, looked through once a turn'),
+    '64 look-ups while 1,000 wait': (90_000, 'threads.QUEUE_LIMIT, looked through once a turn'),
     'signals': (3_000, 'wakeup.DOORBELL_BYTES, and a call for each kind of signal'),
     'changes of a path': (MOST, 'paths.QUEUE_LIMIT'),
     'time limits': (MOST, 'buckets.LOOKS_PER_TURN'),
