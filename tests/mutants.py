@@ -142,8 +142,8 @@ MUTANTS = (
     Mutant(
         'a timer that is moved stays in the batch',
         'loop/timers.py',
-        'if timer.deadline is not None and not self.leave(timer):\n            self.due.remove(timer)\n',
-        'if timer.deadline is not None:\n            self.leave(timer)\n',
+        'if not self.leave(timer):\n            self.moved[timer] = self.moved.get(timer, 0) + 1\n',
+        'self.leave(timer)\n',
         '1: a timer that was moved fires once, at the new time',
         130,
     ),
@@ -775,7 +775,7 @@ MUTANTS = (
     Mutant(
         'a request that nobody has read is closed',
         'net/shutdown.py',
-        'elif handle.unread:',
+        'elif handle.unread or handle in suspended:',
         'elif self._loop is None:',
         'nothing that was accepted is lost',
         63,

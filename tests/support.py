@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import selectors
 import socket
 import struct
@@ -497,3 +498,42 @@ def uncallable(arguments: int) -> Any:
     fn = ctypes.pythonapi['PyErr_NoMemory']
     fn.restype, fn.argtypes = ctypes.py_object, [ctypes.py_object] * arguments
     return fn
+
+
+class Unreachable:
+    """A socket on a machine without a route to anywhere."""
+
+    family = socket.AF_INET
+
+    def fileno(self) -> int:
+        return -1
+
+    def close(self) -> None:
+        pass
+
+    def setblocking(self, flag: bool) -> None:
+        pass
+
+    def connect_ex(self, address: Any) -> int:
+        return errno.ENETUNREACH
+
+    def connect(self, address: Any) -> None:
+        raise OSError(errno.ENETUNREACH, 'Network is unreachable')
+
+
+class ManyAddresses(Kernel):
+    """A name has many addresses, and no attempt to connect to one lasts. A call in a thread is made at once."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+
+    def getaddrinfo(self, host: Any, port: int, family: int, kind: int, flags: int = 0) -> list[Any]:
+        if flags:
+            raise socket.gaierror
+        return [(socket.AF_INET, kind, 0, '', (f'10.0.{n >> 8}.{n & 255}', port)) for n in range(self.count)]
+
+    def start_thread(self, fn: Any, name: str) -> None:
+        fn()
+
+    def socket(self, family: int, kind: int, proto: int = 0) -> Any:
+        return Unreachable()

@@ -9,13 +9,14 @@ import weakref
 from collections import deque
 
 import pytest
+from certificates import certificates  # noqa: F401  (a fixture)
 from hypothesis import given
 from hypothesis import strategies as st
 from models_support import model_exactly, model_lines, model_prefixed, model_until
-from support import Log, end, pair, read_all, run_until, turns
+from support import Log, end, idle, pair, read_all, run_until, turns
 
 from reactor import FrameTooLong, ReactorError, framing
-from reactor.framing import Frames
+from reactor.framing import MESSAGES_PER_TURN, Frames
 
 LIMIT = 12
 
@@ -487,3 +488,219 @@ def test_reading_tells_whether_bytes_go_to_on_data(r, sockets):
     seen.append(conn.reading)
     end(r, conn)
     assert [*seen, conn.reading] == [True, False, True, False, False]
+
+
+# -- many messages in one chunk
+
+MANY = 3 * MESSAGES_PER_TURN + 5
+
+
+def per_turn(r, told, count):
+    """How many messages each turn has told, until all `count` are."""
+    counts = []
+    while len(told) < count:
+        before = len(told)
+        r.run_once(0)
+        counts.append(len(told) - before)
+        assert len(counts) < 10 * count
+    return counts
+
+
+@pytest.mark.parametrize(
+    ('make', 'message'),
+    [
+        (framing.lines, b'\n'),
+        (lambda fn: framing.delimited(fn, b'\0\0'), b'\0\0'),
+        (lambda fn: framing.prefixed(fn, 1), b'\0'),
+        (lambda fn: framing.blocks(fn, 1), b'x'),
+        (lambda fn: framing.Framing(fn, lambda frames: frames.line()), b'\n'),
+    ],
+)
+def test_a_turn_tells_a_bounded_number_of_messages_and_the_next_ones_the_rest(r, sockets, make, message):
+    told = []
+    conn, theirs = pair(r, sockets, on_data=make(lambda conn, message: told.append(message)))
+    theirs.send(message * MANY)
+    assert per_turn(r, told, MANY) == [MESSAGES_PER_TURN] * 3 + [5]
+    theirs.send(message)  # and then it is read as before
+    run_until(r, lambda: len(told) > MANY)
+    assert idle(r)
+    end(r, conn)
+
+
+def test_the_messages_of_many_turns_keep_their_order_and_the_end_comes_last(r, sockets):
+    log = Log()
+    on_data = framing.lines(lambda conn, line: log.append(('line', line)))
+    conn, theirs = pair(r, sockets, on_data=on_data, on_eof=log.on_eof)
+    sent = [b'%d' % number for number in range(MANY)]
+    theirs.sendall(b'\n'.join(sent) + b'\n')
+    r.run_once(0)
+    theirs.sendall(b'behind\n')
+    theirs.close()
+    run_until(r, lambda: 'eof' in log.names())
+    assert log == [('line', line) for line in [*sent, b'behind']] + [('eof',)]
+    end(r, conn)
+
+
+def test_while_messages_wait_for_a_turn_nothing_more_is_received(r, sockets):
+    told = []
+    conn, theirs = pair(r, sockets, on_data=framing.lines(lambda conn, line: told.append(line)))
+    theirs.send(b'\n' * MANY)
+    r.run_once(0)
+    before = r.stats().bytes_in
+    theirs.send(b'\n' * 100)
+    assert conn.reading
+    conn.resume_reading()  # it is reading, for all that its user knows
+    turns(r, 2)
+    assert r.stats().bytes_in == before and len(told) == 3 * MESSAGES_PER_TURN
+    run_until(r, lambda: len(told) == MANY + 100)
+    end(r, conn)
+
+
+@pytest.mark.parametrize('how', ['in a callback', 'between two turns'])
+def test_a_pause_holds_back_what_waits_for_a_turn_and_the_end(r, sockets, how):
+    log = Log()
+    pause_at = 2 * MESSAGES_PER_TURN if how == 'in a callback' else 0
+
+    def on_line(conn, line):
+        log.append(('line',))
+        if len(log) == pause_at:
+            conn.pause_reading()
+
+    conn, theirs = pair(r, sockets, on_data=framing.lines(on_line), on_eof=log.on_eof)
+    theirs.send(b'\n' * MANY)
+    theirs.close()
+    turns(r, 2)
+    if how == 'between two turns':
+        conn.pause_reading()
+    turns(r, 10)
+    assert len(log) == 2 * MESSAGES_PER_TURN and not conn.reading
+    framing.resume(conn)
+    run_until(r, lambda: 'eof' in log.names())
+    assert log.names() == ['line'] * MANY + ['eof']
+    end(r, conn)
+
+
+def test_a_pause_and_a_resume_within_a_turn_do_not_double_the_pace(r, sockets):
+    told = []
+    conn, theirs = pair(r, sockets, on_data=framing.lines(lambda conn, line: told.append(line)))
+    theirs.send(b'\n' * (100 + 9 * MESSAGES_PER_TURN))
+    for _ in range(8):
+        before = len(told)
+        r.run_once(0)
+        assert len(told) - before <= MESSAGES_PER_TURN
+        conn.pause_reading()
+        framing.resume(conn)
+    run_until(r, lambda: len(told) == 100 + 9 * MESSAGES_PER_TURN)
+    end(r, conn)
+
+
+@pytest.mark.parametrize('how', ['close', 'abort'])
+def test_nothing_is_told_after_an_end_between_two_turns(r, sockets, how):
+    log = Log()
+    on_data = framing.lines(lambda conn, line: log.append(('line',)))
+    conn, theirs = pair(r, sockets, on_data=on_data, on_close=log.on_close)
+    theirs.send(b'\n' * MANY)
+    r.run_once(0)
+    getattr(conn, how)()
+    theirs.close()
+    run_until(r, lambda: 'close' in log.names())
+    assert log.names() == ['line'] * MESSAGES_PER_TURN + ['close']
+    assert not r.watchers.suspended
+
+
+def test_an_exception_between_turns_goes_where_exceptions_go_and_the_others_follow(r, sockets):
+    log = Log()
+
+    def on_line(conn, line):
+        log.append(('line',))
+        if log.names().count('line') in (MESSAGES_PER_TURN, MESSAGES_PER_TURN + 7):
+            raise RuntimeError
+
+    conn, theirs = pair(r, sockets, on_data=framing.lines(on_line), on_error=log.on_error, on_eof=log.on_eof)
+    theirs.send(b'\n' * MANY)
+    theirs.close()
+    run_until(r, lambda: 'eof' in log.names())
+    assert log.names().count('line') == MANY and log.names().count('error') == 2
+    end(r, conn)
+
+
+def test_another_framing_goes_on_with_the_rest_of_many(r, sockets):
+    log = Log()
+    block = framing.blocks(lambda conn, block: log.append(('block', block)), 3)
+
+    def on_line(conn, line):
+        log.append(('line', line))
+        if line == b'switch':
+            rest = conn.on_data.rest()
+            conn.on_data = block
+            block(conn, rest)
+
+    conn, theirs = pair(r, sockets, on_data=framing.lines(on_line), on_eof=log.on_eof)
+    theirs.send(b'\n' * MANY + b'switch\n' + b'abc' * MANY)
+    theirs.close()
+    run_until(r, lambda: 'eof' in log.names())
+    assert log.names() == ['line'] * (MANY + 1) + ['block'] * MANY + ['eof']
+    end(r, conn)
+
+
+def test_another_on_data_is_called_again_when_it_replaced_a_framing_between_two_turns(r, sockets):
+    log = Log()
+    conn, theirs = pair(r, sockets, on_data=framing.lines(lambda conn, line: None), on_eof=log.on_eof)
+    theirs.send(b'\n' * MANY)
+    r.run_once(0)
+    rest, conn.on_data = conn.on_data.rest(), log.on_data
+    assert len(rest) == MANY - MESSAGES_PER_TURN
+    theirs.send(b'more')
+    theirs.close()
+    run_until(r, lambda: 'eof' in log.names())
+    assert log == [('data', b'more'), ('eof',)]
+    end(r, conn)
+
+
+def test_all_that_was_received_before_sending_failed_is_told_however_much_it_is(scripted):
+    r, make = scripted
+    log = Log()
+
+    def on_line(conn, line):
+        log.append(('line',))
+        conn.write(b'answer')
+
+    _, sock = make(on_data=framing.lines(on_line), on_close=log.on_close)
+    sock.outcomes = deque([ConnectionResetError()])
+    sock.incoming.extend([b'\n' * MANY, b'\n' * MANY, ConnectionResetError()])
+    turns(r, 20)
+    assert log.names() == ['line'] * 2 * MANY + ['close']
+
+
+def test_messages_that_wait_for_a_turn_do_not_run_into_a_time_limit(fake, kernel, sockets):
+    log = Log()
+
+    def on_line(conn, line):
+        log.append(('line',))
+        kernel.time += 0.01  # a slow callback
+
+    ours, theirs = sockets()
+    fake.adopt(ours, framing.lines(on_line), on_eof=log.on_eof, on_close=log.on_close, idle_timeout=1, read_timeout=1)
+    theirs.send(b'\n' * MANY)
+    theirs.close()
+    run_until(fake, lambda: len(log) >= MANY)
+    turns(fake, 3)
+    assert log.names() == ['line'] * MANY + ['eof']
+    end(fake, *fake.handles())
+
+
+def test_over_tls_the_end_comes_after_many_messages_too(r, certificates):  # noqa: F811
+    log = Log()
+    on_data = framing.lines(lambda conn, line: log.append(('line',)))
+    server = r.listen_tcp('127.0.0.1', 0, on_data, on_eof=log.on_eof, ssl=certificates.server())
+
+    def on_connect(conn):
+        conn.write(b'\n' * MANY)
+        conn.write_eof()
+
+    options = {'ssl': certificates.client(), 'server_hostname': 'localhost'}
+    r.connect_tcp('127.0.0.1', server.address[1], on_connect=on_connect, **options)
+    run_until(r, lambda: 'eof' in log.names())
+    assert log.names() == ['line'] * MANY + ['eof']
+    server.close()
+    end(r, *r.handles())

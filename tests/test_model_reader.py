@@ -13,6 +13,7 @@ from support import ScriptedKernel, ScriptedSocket
 
 from reactor import FrameTooLong, Reactor, framing
 
+MESSAGES_PER_TURN = framing.MESSAGES_PER_TURN
 PIECES = [b'\n', b'\r', b'\r\n', b'a', b'b', b'aa', b'aab', b'\0', b'\1', b'\2', b'\3', b'\3\0', b'12345']
 
 
@@ -84,9 +85,11 @@ class Reading(Machine):
         read_size=st.sampled_from([1, 7, 65536, 65536, 65536]),
         limit=st.sampled_from([9, 200, 200]),
         with_eof=st.booleans(),
+        per_turn=st.sampled_from([1, 2, 128]),
     )
-    def begin(self, kind, read_size, limit, with_eof):
+    def begin(self, kind, read_size, limit, with_eof, per_turn):
         make, whole = KINDS[kind]
+        framing.MESSAGES_PER_TURN = per_turn
         self.whole = lambda data: whole(data, limit)
         self.framed = kind != 'bytes'
         kernel = ScriptedKernel()
@@ -264,6 +267,12 @@ class Reading(Machine):
     def teardown(self):
         if not hasattr(self, 'r'):
             return
+        try:
+            self.all_of_it_is_told()
+        finally:
+            framing.MESSAGES_PER_TURN = MESSAGES_PER_TURN
+
+    def all_of_it_is_told(self):
         self.script.clear()
         if self.ended is None:
             self.peer_ends('eof')

@@ -413,6 +413,26 @@ def test_firing_leaves_no_heap_of_cancelled_timers_behind(fake):
 # -- moving
 
 
+def test_a_batch_that_an_exception_has_left_passes_over_what_it_had_moved(kernel):
+    fired = []
+    with Reactor(kernel=kernel, catch_errors=False) as r:
+
+        def first():
+            timer.reset(0)
+            raise RuntimeError
+
+        r.call_later(1, first)
+        timer = r.call_later(1, fired.append, 'timer')
+        r.call_later(1, fired.append, 'other')
+        kernel.time += 2
+        with pytest.raises(RuntimeError):
+            r.run()
+        assert [each for each in r.timers if each is timer] == [timer]
+        timer.reset(0)
+        assert r.run() is True
+        assert fired == ['other', 'timer'] and len(r.timers) == 0 and not r.timers.moved
+
+
 @pytest.mark.parametrize('seconds', [2, 5, 60])
 def test_a_timer_that_was_moved_fires_once_at_its_new_time(fake, kernel, seconds):
     fired = []

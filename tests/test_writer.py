@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from collections import deque
 
 import pytest
 from support import ScriptedKernel, ScriptedSocket
 
 from reactor import Reactor
+from reactor.kernel import Kernel
+from reactor.net.files import FilePart
 from reactor.net.writer import (
     BROKEN,
     BUFFERS_PER_SEND,
@@ -16,6 +19,7 @@ from reactor.net.writer import (
     GATHER_BELOW,
     GATHER_UP_TO,
     MARK_COST,
+    MARKS_PER_SEND,
     Writer,
 )
 
@@ -162,3 +166,36 @@ def test_pieces_are_queued_all_or_none(before):
     writer.advance(len(before) + 4)
     assert writer.sent == len(before) + 4
     assert names(writer.reached()) == [1]
+
+
+@pytest.mark.parametrize('size', [1, GATHER_BELOW + 1])
+def test_a_send_ends_behind_the_last_callback_that_it_may_make_due(size):
+    writer, told = Writer(), []
+    for number in range(2 * MARKS_PER_SEND + 7):
+        writer.extend((b'x' * size,), print, (number,))
+    while writer.buffered:
+        sent = len(joined(writer))
+        assert sent <= MARKS_PER_SEND * size
+        writer.advance(sent)
+        reached = names(writer.reached())
+        assert len(reached) <= MARKS_PER_SEND
+        told += reached
+    assert told == list(range(2 * MARKS_PER_SEND + 7))
+
+
+def test_callbacks_behind_a_file_are_bounded_too(tmp_path):
+    path = tmp_path / 'file'
+    path.write_bytes(b'f' * 10_000)
+    writer = Writer()
+    writer.extend((b'head',), None, ())
+    with open(path, 'rb') as file:
+        part = FilePart(Kernel(), os.dup(file.fileno()), 0, 10_000, 'file')
+    writer.extend((part,), print, ('file',))
+    for number in range(MARKS_PER_SEND + 7):
+        writer.extend((b'x',), print, (number,))
+    assert joined(writer) == b'head'
+    writer.advance(4)
+    assert writer.buffers() is part
+    writer.advance(10_000)
+    assert names(writer.reached()) == ['file']
+    assert joined(writer) == b'x' * MARKS_PER_SEND

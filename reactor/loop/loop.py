@@ -526,14 +526,17 @@ class Loop:
 
     def _run_timers(self, count: int) -> None:
         signals, counters, due, now = self._signals, self.counters, self.timers.due, self.now
-        lag, lag_sum = counters.timer_lag, 0.0
+        moved, lag, lag_sum = self.timers.moved, counters.timer_lag, 0.0
         try:
             for _ in range(count):
                 if signals.interrupted:
                     signals.raise_interrupt()
                 if not due:
-                    break  # one of this very batch has moved others to a later turn
+                    break  # one of them has forked and has closed the loop in the child
                 timer = due.popleft()
+                if moved and timer in moved:  # one of this very batch has moved it to a later turn
+                    self.timers.pass_over(timer)
+                    continue
                 deadline = timer.deadline
                 if deadline is None:
                     continue  # cancelled by one of this batch

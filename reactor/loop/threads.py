@@ -80,13 +80,14 @@ class ThreadCall(Handle):
 class ThreadPool:
     """At most THREADS daemon threads that live while there is work."""
 
-    __slots__ = ('_kernel', '_loop', '_queue', '_running')
+    __slots__ = ('_kernel', '_loop', '_queue', '_running', '_swept')
 
     def __init__(self, loop: Loop, kernel: Kernel) -> None:
         self._loop = loop
         self._kernel = kernel
         self._queue: deque[ThreadCall] = deque()
         self._running = 0
+        self._swept = -1  # the turn in which cancelled calls were dropped last
 
     def submit(
         self,
@@ -96,7 +97,9 @@ class ThreadPool:
     ) -> ThreadCall:
         """Queue a call; when QUEUE_LIMIT wait already or no thread can run it, `on_done` gets a `ReactorError`."""
         call = ThreadCall(self._loop, fn, args, on_done)
-        if len(self._queue) >= QUEUE_LIMIT:
+        turn = self._loop.counters.loop_count
+        if len(self._queue) >= QUEUE_LIMIT and turn != self._swept:  # once a turn, whatever peers have it look up
+            self._swept = turn
             self._drop_cancelled()
         if len(self._queue) >= QUEUE_LIMIT:
             self._refuse(call, f'{QUEUE_LIMIT} calls wait for a thread already; {name_of(fn)} was not queued')

@@ -146,6 +146,7 @@ class TimerHeap:
         'counters',
         'due',
         'heap',
+        'moved',
         'pending',
         'second',
         'unreferenced',
@@ -162,6 +163,8 @@ class TimerHeap:
         self.heap: list[float] = []
         self.at: dict[float, Any] = {}  # a timer, or a dict of those that share the deadline
         self.due: deque[Timer] = deque()  # collected and not run yet
+        # How many entries of `due` are to be passed over, since their timer was moved when it had been collected.
+        self.moved: dict[Timer, int] = {}
 
     def __len__(self) -> int:
         """How many timers are pending."""
@@ -173,7 +176,7 @@ class TimerHeap:
         return self.pending - len(self.unreferenced)
 
     def __iter__(self):  # type: ignore[no-untyped-def]
-        timers = [timer for timer in self.due if timer.deadline is not None]
+        timers = [timer for timer in self.due if timer.deadline is not None and timer not in self.moved]
         for _, entry in sorted(self.at.items(), key=itemgetter(0)):
             timers.extend(entry if isinstance(entry, dict) else (entry,))
         yield from timers
@@ -267,13 +270,12 @@ class TimerHeap:
         """`timer`, pending or not, is due at `deadline`. It is left as it was when there is no memory for it."""
         if timer.deadline == deadline:  # it goes behind the others of this deadline
             self.pending -= 1
-            if not self.leave(timer):
-                self.due.remove(timer)
+            self._withdraw(timer)
             timer.deadline = None
         pending = self.pending + (timer.deadline is None)
         self.insert(timer, deadline)
-        if timer.deadline is not None and not self.leave(timer):
-            self.due.remove(timer)
+        if timer.deadline is not None:
+            self._withdraw(timer)
         timer.deadline = deadline
         self.pending = pending
         self.compact()
@@ -299,6 +301,16 @@ class TimerHeap:
         else:
             return False
         return True
+
+    def pass_over(self, timer: Timer) -> None:
+        """An entry of `due` was reached whose timer was moved."""
+        left = self.moved.pop(timer) - 1
+        if left:
+            self.moved[timer] = left
+
+    def _withdraw(self, timer: Timer) -> None:
+        if not self.leave(timer):
+            self.moved[timer] = self.moved.get(timer, 0) + 1
 
     def _share(self, deadline: float, timer: Timer) -> None:
         entry = self.at[deadline]
@@ -327,6 +339,7 @@ class TimerHeap:
         self.heap.clear()
         self.at.clear()
         self.due.clear()
+        self.moved.clear()
         self.buckets.clear()
 
     def compact(self) -> None:

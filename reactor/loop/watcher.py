@@ -148,6 +148,7 @@ class Watchers:
         'referenced',
         'selector',
         'starved',
+        'suspended',
         'thread',
         'tls_buffers',
     )
@@ -158,6 +159,7 @@ class Watchers:
         self.referenced = 0  # open handles that keep the loop running
         self.thread: int | None = None  # who runs the loop and alone may touch them, None while nobody does
         self.busy: set[Handle] = set()  # whose application owes an answer; see `Stream.busy`
+        self.suspended: set[Handle] = set()  # that receive nothing for the moment; see `stream.suspend_reading`
         # What found no memory or stack, and the exception, one after the other: nothing is allocated to note that. None
         # when an exception has left a turn. The next turn begins with them.
         self.starved: deque[Any] = deque()
@@ -253,6 +255,8 @@ class Watchers:
         """Forget a handle, before its descriptor is closed. Does nothing for a handle that is forgotten already."""
         if self._stalls:
             self._forget_stall(handle)
+        if self.suspended:
+            self.suspended.discard(handle)
         if self._half_parked:
             self._finish_parking()
         referenced = self.referenced - 1  # what may find no memory or stack comes before what changes something
@@ -474,8 +478,14 @@ class Watchers:
     def _park_lost(self, handle: Handle) -> None:
         self._parked[handle] = None  # first: it may find no memory
         handle.events = 0
-        self._half_parked = True
-        self._finish_parking()
+        others, self._half_parked = self._half_parked, True
+        fd = handle.fileno()
+        key = self._map.get(fd) if fd >= 0 and not others else None
+        if key is not None and key.data is handle:  # nearly always, and no other handle is looked at
+            self.selector.unregister(fd)
+            self._half_parked = False
+        else:
+            self._finish_parking()
 
     def _finish_parking(self) -> None:
         for key in [key for key in self._map.values() if key.data in self._parked]:

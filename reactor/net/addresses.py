@@ -5,6 +5,7 @@ Owns checks and formats. Knows no socket. The rule: a bad argument is refused at
 
 from __future__ import annotations
 
+from itertools import zip_longest
 from socket import AF_INET, AF_INET6, AI_NUMERICHOST, AI_PASSIVE, SOCK_STREAM
 
 from ..kernel import ABSTRACT_PATHS, AF_UNIX, ResolveFailure
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 PASSIVE = AI_PASSIVE
 MAPPED = '::ffff:'  # how an IPv6 socket shows an IPv4 peer
+MOST_ADDRESSES = 1024  # of a name that are tried, the first ones: a name server can name 4,000
 LONGEST_PATH = 107  # bytes of sun_path on Linux, less the final NUL; the BSDs have 103
 
 
@@ -122,15 +124,14 @@ def destination(kernel: Kernel, family: int, address: Any) -> Any:
 
 def interleave(addresses: list[Address]) -> list[Address]:
     """Families in turn, beginning with that of the first address (RFC 8305, section 4)."""
-    first = [address for address in addresses if address[0] == addresses[0][0]]
-    others = [address for address in addresses if address[0] != addresses[0][0]]
-    mixed = []
-    while first or others:
-        if first:
-            mixed.append(first.pop(0))
-        if others:
-            mixed.append(others.pop(0))
-    return mixed
+    first: list[Address] = []
+    others: list[Address] = []
+    family = addresses[0][0] if addresses else 0
+    for address in addresses:
+        (first if address[0] == family else others).append(address)
+    if not others:
+        return first
+    return [address for pair in zip_longest(first, others) for address in pair if address is not None]
 
 
 def unmapped(address: Any) -> Any:

@@ -17,7 +17,7 @@ from socket import SO_ERROR, SOCK_STREAM, SOL_SOCKET
 from ..errors import ConnectTimeout, SelectorFull
 from ..kernel import AF_UNIX, close_socket
 from ..loop.watcher import WRITE, Handle
-from .addresses import interleave, numeric, show
+from .addresses import MOST_ADDRESSES, interleave, numeric, show
 from .resolver import look_up
 from .sockets import bind_local, set_stream_options
 from .stream import CONNECTING, Stream
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from .options import Callbacks, Options
 
 ATTEMPT_DELAY = 0.25  # seconds, RFC 8305 section 5
+ATTEMPTS_PER_TURN = 64  # that fail at once, as without a route: each takes 20 us
 # A Unix socket whose backlog is full refuses at once and tells nobody when there is room again.
 UNIX_RETRY, UNIX_RETRY_MOST = 0.01, 0.25  # seconds
 IN_PROGRESS = {errno.EINPROGRESS, errno.EALREADY, getattr(errno, 'WSAEWOULDBLOCK', errno.EINPROGRESS)}
@@ -96,7 +97,7 @@ class Connector:
         self.deadline = None if timeout is None else loop.timers.clock() + timeout
         self._lookup: ThreadCall | None = None
         self._addresses: deque[Address] = deque()  # not tried yet
-        self._attempts: list[Attempt] = []  # under way
+        self._attempts: dict[Attempt, None] = {}  # under way
         self._family = 0  # of the first address, which is the preferred one
         self._errors: list[tuple[Address, Exception]] = []
         self._timer: Timer | None = None
@@ -128,7 +129,7 @@ class Connector:
         """Begin with addresses that are known."""
         self._family = addresses[0][0]
         try:
-            self._addresses.extend(interleave(addresses))
+            self._addresses.extend(interleave(addresses[:MOST_ADDRESSES]))
             self._try_next()
         except (MemoryError, RecursionError) as exc:
             self.stream.reset(exc)
@@ -140,7 +141,7 @@ class Connector:
                 self._succeed(attempt)
             else:
                 attempt.close()
-                self._attempts.remove(attempt)
+                self._attempts.pop(attempt, None)
                 self._errors.append((attempt.address, exc))
                 self._try_next()
         except (MemoryError, RecursionError) as exhausted:
@@ -171,7 +172,9 @@ class Connector:
         if self._next is not None:
             self._next.cancel()
             self._next = None
-        while self._addresses:
+        for _ in range(ATTEMPTS_PER_TURN):
+            if not self._addresses:
+                break
             address = self._addresses.popleft()
             try:
                 attempt = Attempt(self._loop, self, address, self._open(address[0]))
@@ -184,7 +187,7 @@ class Connector:
                 continue
             if error in IN_PROGRESS:
                 try:
-                    self._attempts.append(attempt)
+                    self._attempts[attempt] = None
                 except MemoryError:
                     attempt.close()
                     raise
@@ -201,7 +204,9 @@ class Connector:
                 self._retry_delay = min(2 * self._retry_delay, UNIX_RETRY_MOST)
                 return
             self._errors.append((address, self._error(address, error)))
-        if not self._attempts:
+        if self._addresses:
+            self._call_next(0)
+        elif not self._attempts:
             self.stream.reset(self._failure())
 
     def _open(self, family: int) -> socket:

@@ -26,7 +26,7 @@ from ..errors import HandleClosed
 from ..kernel import AF_UNIX, SO_MEMINFO, close_socket
 from ..loop.log import log
 from ..loop.watcher import EPISODE, READ, WRITE, Handle
-from .addresses import check_path, destination, numeric, show, unmapped
+from .addresses import MOST_ADDRESSES, check_path, destination, interleave, numeric, show, unmapped
 from .multicast import membership
 from .options import LOG_INTERVAL, check_callback
 from .resolver import look_up
@@ -61,6 +61,7 @@ MAX_QUEUED = 1 << 20  # bytes; it is used only while the system's own buffer is 
 DATAGRAM_COST = 256  # bytes: what each weighs besides its data, so that empty ones cannot grow past the limit
 LONGEST_IPV4 = 65507  # bytes: the 16 bits of a length, less the headers
 LONGEST_IPV6 = 65527
+MOST_TRIES = 64  # addresses of a name, in one turn: to connect asks the peer nothing, it fails where there is no route
 DROPS = slice(32, 36)  # of the nine numbers of SO_MEMINFO, the last
 
 LOST_ERRORS = {errno.EBADF, errno.ENOTSOCK}
@@ -440,7 +441,7 @@ class DatagramSocket(Handle):
 
     def _connect(self, addresses: list[Address]) -> None:
         error: Exception | None = None
-        for family, address in addresses:
+        for family, address in interleave(addresses[:MOST_ADDRESSES])[:MOST_TRIES]:
             try:
                 self._take(
                     connected_udp(

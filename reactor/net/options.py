@@ -11,6 +11,7 @@ from ..loop.checks import seconds, shown, switch, time_limit, whole
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections import OrderedDict
     from collections.abc import Callable
     from ssl import SSLContext
     from typing import Any
@@ -34,10 +35,11 @@ LOG_INTERVAL = 1.0  # seconds between two lines in the log about what a peer can
 class Shared:
     """What the connections of a listener may do together, whichever options one of them has."""
 
-    __slots__ = ('handshakes', 'logged_at', 'refusal_logged_at')
+    __slots__ = ('handshakes', 'logged_at', 'refusal_logged_at', 'waiting')
 
     def __init__(self) -> None:
-        self.handshakes = (0, 0)  # the turn of the last TLS handshake, and how many there were in it
+        self.handshakes = (0, 0)  # the turn of the last steps of TLS handshakes, and how many there were in it
+        self.waiting: OrderedDict[Any, None] | None = None  # streams with a handshake whose step comes later
         self.logged_at = -LOG_INTERVAL  # when an exception of their callbacks was logged last
         self.refusal_logged_at = -LOG_INTERVAL  # when it was logged last that one is no connection
 

@@ -111,7 +111,7 @@ class Shutdown:
         handles, now = self._served(), self._loop.timers.clock()
         idle: Idle = WeakKeyDictionary()
         waits, silent, closed = 0, [], 0
-        busy = self._loop.watchers.busy
+        busy, suspended = self._loop.watchers.busy, self._loop.watchers.suspended
         for handle in handles:
             if handle in busy and not handle.closed:
                 waits += 1
@@ -125,7 +125,9 @@ class Shutdown:
                 silent.append(handle)
             elif not self._idle_long(handle, now, idle):
                 waits += 1
-            elif handle.unread:  # asked only right before: the answer may be an error, which nobody would hear of then
+            elif (
+                handle.unread or handle in suspended
+            ):  # asked only right before: the answer may be an error, which nobody would hear of then
                 waits += 1
                 del idle[handle]
             elif closed == CLOSES_PER_TURN:

@@ -244,6 +244,9 @@ class Stream(Handle):
         """Told as a completion after sending failed: deliver what was received before, then end."""
         if self.sock is None or self.writer is None:
             return
+        if self in self.loop.watchers.suspended:  # first what was received already
+            self.loop.completions.append((self, type(self).handle_last_reads, (left,)))
+            return
         if left and self.events & READ:
             before = self.loop.counters.reads
             self.loop.completions.append((self, type(self).handle_last_reads, (left - 1,)))
@@ -269,8 +272,8 @@ class Stream(Handle):
             self.timeouts = None
             return  # sending has failed: what was received is delivered now, and then it ends
         over, next_look = look_at_limits(self, now)
-        if type(over) is not WriteTimeout and over is not None and self.events & READ and self.unread:
-            # The peer has sent something, which the next turns read: a callback was slow, or reading was paused.
+        if type(over) is not WriteTimeout and over is not None and self._has_input():
+            # The peer has sent something, which is read next: a callback was slow, or reading was paused.
             over, next_look = None, now + 1
         if over is not None:
             self.reset(over)
@@ -446,6 +449,7 @@ class Stream(Handle):
 
     def pause_reading(self) -> None:
         """Do not call `on_data` until `resume_reading`; the peer is slowed down by TCP. A dead peer goes unseen."""
+        self.loop.watchers.suspended.discard(self)
         if self.state is OPEN or (self.state is CLOSED and self.sock is not None):  # see `handle_last_reads`
             self.loop.watchers.set_events(self, self.events & ~READ)
         elif self.state is CONNECTING and self.origin is not None:
@@ -453,6 +457,8 @@ class Stream(Handle):
 
     def resume_reading(self) -> None:
         """Call `on_data` again. Does nothing when reading goes on, has ended, or the connection is closed."""
+        if self in self.loop.watchers.suspended:
+            return
         if self.state is OPEN or (self.state is CLOSED and self.sock is not None):
             if self.timeouts is not None and not self.events & READ:
                 self.since = self.loop.timers.clock()
@@ -463,7 +469,7 @@ class Stream(Handle):
     @property
     def reading(self) -> bool:
         """Whether bytes that arrive go to `on_data`: reading is not paused, not over, and nobody has closed it here."""
-        return self.on_data is not None and self.events & READ != 0
+        return self.on_data is not None and (self.events & READ != 0 or self in self.loop.watchers.suspended)
 
     @property
     def unread(self) -> bool:
@@ -732,6 +738,9 @@ class Stream(Handle):
 
     # -- in this file
 
+    def _has_input(self) -> bool:
+        return self in self.loop.watchers.suspended or (self.events & READ != 0 and self.unread)
+
     def _queue(
         self, buffers: Iterable[Buffer | FilePart], on_written: Callable[..., object] | None, args: tuple[Any, ...]
     ) -> bool:
@@ -850,3 +859,22 @@ class Stream(Handle):
         elif timeouts is not None:
             timeouts.cancel()
         self.timeouts = None
+
+
+def suspend_reading(stream: Stream) -> None:
+    """Receive nothing until `continue_reading`, because a layer above has more to pass on to the user first.
+
+    For the user it is reading all the while: `reading` is True, and `pause_reading` ends the suspension by a pause.
+    """
+    suspended = stream.loop.watchers.suspended
+    if stream not in suspended:
+        stream.pause_reading()
+        suspended.add(stream)
+
+
+def continue_reading(stream: Stream) -> None:
+    """End a suspension; does nothing when there is none any more."""
+    suspended = stream.loop.watchers.suspended
+    if stream in suspended:
+        suspended.discard(stream)
+        stream.resume_reading()

@@ -12,6 +12,8 @@ object that cannot go on.
 
 from __future__ import annotations
 
+from collections import OrderedDict
+
 from ..errors import ConnectTimeout, HandshakeTimeout, ReactorError, SelectorFull, TLSError
 from ..loop.checks import shown
 from ..loop.watcher import READ
@@ -149,6 +151,30 @@ class TLSStream(Stream):
         elif self.events & READ and self.state is not CLOSING:
             self._decrypt()
 
+    def handle_waiting(self) -> None:
+        """Called as a completion, once a turn while handshakes wait: the first of them take a step in the next turn.
+
+        So each turn costs as much as its steps, however many clients wait.
+        """
+        shared, completions, turn = self.options.shared, self.loop.completions, self.loop.counters.loop_count
+        waiting, count, stream = shared.waiting, 0, self
+        if shared.handshakes[0] > turn:
+            return  # all that waited had ended, and then others came: their completion has done it
+        while waiting and count < HANDSHAKES_PER_TURN:
+            stream = next(iter(waiting))
+            completions.append((stream, TLSStream.handle_handshake, ()))
+            del waiting[stream]
+            count += 1
+        shared.handshakes = (turn + 1, count)
+        if waiting:
+            completions.append((stream, TLSStream.handle_waiting, ()))
+
+    def handle_handshake(self) -> None:
+        """Called as a completion: it is the turn of this handshake."""
+        self.tls.more = False
+        if self.state is CONNECTING:
+            self._shake_hands()
+
     def handle_last_reads(self, left: int = LAST_READS) -> None:
         if self.tls.more and self.sock is not None and self.events & READ:
             # What was read already comes first, a few records in a turn.
@@ -248,7 +274,7 @@ class TLSStream(Stream):
             self.tls.reading = True
             return
         Stream.resume_reading(self)
-        if self.state is OPEN:
+        if self.state is OPEN or self.state is CLOSED:
             self._decrypt_later()  # what is here already is no readiness to come
 
     def write_eof(self) -> None:
@@ -292,6 +318,9 @@ class TLSStream(Stream):
         session = self.tls
         session.held = None  # `buffered` goes on saying how many bytes were held
         session.on_secured = (None, ())
+        waiting = self.options.shared.waiting
+        if waiting:
+            waiting.pop(self, None)
         try:
             if session.timer is not None:
                 session.timer.cancel()
@@ -303,12 +332,16 @@ class TLSStream(Stream):
     def _shake_hands_in_turn(self) -> None:
         shared, turn = self.options.shared, self.loop.counters.loop_count
         last, steps = shared.handshakes
-        steps = 0 if last != turn else steps
-        if steps >= HANDSHAKES_PER_TURN:
-            self._decrypt_later()
-        else:
-            shared.handshakes = (turn, steps + 1)
+        steps = 0 if last < turn else steps
+        if not shared.waiting and steps < HANDSHAKES_PER_TURN:
+            shared.handshakes = (max(last, turn), steps + 1)
             self._shake_hands()
+            return
+        self.tls.more = True
+        if not shared.waiting:
+            shared.waiting = OrderedDict()
+            self.loop.completions.append((self, TLSStream.handle_waiting, ()))
+        shared.waiting[self] = None
 
     def _shake_hands(self) -> None:
         session = self.tls
@@ -340,7 +373,7 @@ class TLSStream(Stream):
         if self.state is not OPEN:
             return  # sending has failed meanwhile, and `buffered` goes on saying what was never sent
         if not session.reading:
-            Stream.pause_reading(self)
+            self.loop.watchers.set_events(self, self.events & ~READ)
         self._decrypt_later()
         self._end_after_held()
 

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     Answer = Callable[['Request'], object]
 
 LONGEST_HEAD = 8192  # bytes of a request line and its headers, as in nginx and Apache
+MOST_HEADERS = 100  # lines, as in Apache: 2,000 fit into so many bytes, and took 4 ms
 DEADLINE = 15.0  # seconds for the request and the answer; Prometheus gives up after 10
 MOST_CLIENTS = 64  # at once, further ones wait in the backlog; each has some kilobytes of ours
 STALLED = 30.0  # seconds in which a client may take nothing of a stream
@@ -187,6 +188,8 @@ def _address(text: str) -> Any:
 def _parse(head: bytes) -> tuple[str, str, dict[str, str]]:
     """Method, target and headers; `Refused` for what RFC 9112 does not allow, or we do not need."""
     first, *lines = head.split(b'\r\n')
+    if len(lines) > MOST_HEADERS:
+        raise Refused(431, f'a request may have {MOST_HEADERS} headers')
     if any(line.translate(None, CONTROLS) != line for line in (first, *lines)):
         raise Refused(400, 'a request has no control characters')
     method, target, version = _request_line(first)
