@@ -125,9 +125,8 @@ class Shutdown:
                 silent.append(handle)
             elif not self._idle_long(handle, now, idle):
                 waits += 1
-            elif (
-                handle.unread or handle in suspended
-            ):  # asked only right before: the answer may be an error, which nobody would hear of then
+            elif handle.unread or handle in suspended:
+                # Asked only right before: the answer may be an error, of which nothing would be reported then.
                 waits += 1
                 del idle[handle]
             elif closed == CLOSES_PER_TURN:
