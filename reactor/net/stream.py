@@ -241,7 +241,7 @@ class Stream(Handle):
 
     def handle_last_reads(self, left: int = LAST_READS) -> None:
         """Told as a completion after sending failed: deliver what was received before, then end."""
-        if self.sock is None or self.writer is None:
+        if self.sock is None or self.state is not CLOSED:
             return
         if left and self.events & READ:
             before = self.loop.counters.reads
