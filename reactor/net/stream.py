@@ -217,6 +217,11 @@ class Stream(Handle):
         if self.writer is DRAINED:
             self.loop.watchers.set_events(self, self.events & ~WRITE)
 
+    def handle_both_ended(self) -> None:
+        """Called as a completion after `on_eof` when our side has ended too: unless `on_eof` raised, all went well."""
+        if self.state is HALF_OPEN:
+            self.finish(None)
+
     def handle_closed(self, exc: BaseException | None) -> None:
         """Told as the last completion of a connection: `on_close`, after which nothing of the user's is kept."""
         if self.sock is not None or self.origin is not None:
@@ -249,6 +254,7 @@ class Stream(Handle):
             self.handle_read()
             if self.loop.counters.reads != before or self.sock is None:
                 return
+        assert self.writer is not None
         self.finish(self.writer.error)
 
     def handle_linger_over(self) -> None:
@@ -664,11 +670,10 @@ class Stream(Handle):
         """The peer has ended its side."""
         on_eof = self.on_eof
         if self.state is OPEN and on_eof is not None:
-            self.state = HALF_OPEN
             if self.writer is ENDED:
-                self.finish(None)
-            else:
-                self.loop.watchers.set_events(self, self.events & ~READ)
+                self.loop.completions.append((self, Stream.handle_both_ended, ()))
+            self.state = HALF_OPEN
+            self.loop.watchers.set_events(self, self.events & ~READ)
             on_eof(self)
         elif self.state is OPEN and self.buffered:
             self._begin_closing()
