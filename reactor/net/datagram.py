@@ -27,7 +27,7 @@ from ..kernel import AF_UNIX, SO_MEMINFO, close_socket
 from ..kernel import LOST as LOST_ERRORS
 from ..loop.log import log
 from ..loop.watcher import EPISODE, READ, WRITE, Handle
-from .addresses import check_path, destination, numeric, show, unmapped
+from .addresses import check_path, destination, is_ipv4, numeric, show, unmapped
 from .multicast import membership
 from .options import LOG_INTERVAL, check_callback
 from .resolver import look_up
@@ -299,9 +299,9 @@ class DatagramSocket(Handle):
             if self.state is LOST:
                 return False
             raise HandleClosed('send on a UDP socket that is closed: nothing was sent; look at sock.closed first')
-        if len(data) > self._longest:
-            raise ValueError(f'a datagram has at most {self._longest} bytes here, not {len(data)}')
         target = self._source if address is not None and address is self._told else self._target(address)
+        if len(data) > LONGEST_IPV4:
+            self._check_length(len(data), target)
         if self.state is OPEN and (not self._lines or (self._per_receiver and target not in self._lines)):
             sent = self._transmit(data, target)
             if sent is not None:
@@ -481,6 +481,13 @@ class DatagramSocket(Handle):
         if self._family == AF_UNIX:
             return check_path(address)
         return destination(self._kernel, self._family, address)
+
+    def _check_length(self, length: int, target: Any) -> None:
+        longest, address = self._longest, target or self._peer
+        if longest == LONGEST_IPV6 and address is not None and is_ipv4(address):
+            longest = LONGEST_IPV4  # a socket for both sends it over IPv4
+        if length > longest:
+            raise ValueError(f'a datagram has at most {longest} bytes here, not {length}')
 
     def _transmit(self, data: bytes | memoryview, target: Any) -> bool | None:
         """True: the system has it. False: it is dropped, and told. None: it would block."""
