@@ -31,6 +31,7 @@ from reactor.net.options import Options
 PACKAGE = str(Path(reactor.__file__).parent)
 RST = struct.pack('ii', 1, 0)  # SO_LINGER: on, 0 seconds
 WINDOW = 200_000  # bytes that the kernel keeps for a peer that does not read
+MOST_TURNS = 30_000  # for one law to come to its next step
 DEEPEST = 8  # frames of ours between the turn and a callback; four for plain bytes, a few more over TLS
 
 
@@ -67,7 +68,7 @@ class Peer:
 
     def __init__(self, world: World, sock: Any) -> None:
         sock.setblocking(False)
-        if sock.family in (INET, INET6):
+        if sock.family in (INET, INET6) and sock.type == socket.SOCK_STREAM:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, WINDOW)  # else it grows to many megabytes
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.sock = sock
@@ -424,14 +425,16 @@ class World:
         for _ in range(count):
             self.turn()
 
-    def until(self, predicate: Any, step: Any = None, patience: int = 3000) -> None:
+    def until(self, predicate: Any, step: Any = None, patience: int = 1000) -> None:
         """Run turns, with a step of the peer after each, until something holds. Waits only when nothing else happens.
 
-        Fails after `patience` turns of a millisecond in which nothing happened, however busy the machine is.
+        Fails after `patience` turns of a millisecond in which nothing happened, however busy the machine is, and after
+        MOST_TURNS of any kind: then something is reported again and again.
         """
-        counters = self.r.counters
+        counters, last = self.r.counters, self.r.counters.loop_count + MOST_TURNS
         while not predicate():
             before = counters.events
+            assert counters.loop_count < last, f'no end after {MOST_TURNS} turns: {self.r.why_alive()}'
             self.turn()
             if step is not None:
                 step()
