@@ -69,7 +69,7 @@ class Peer:
     def __init__(self, world: World, sock: Any) -> None:
         sock.setblocking(False)
         if sock.family in (INET, INET6) and sock.type == socket.SOCK_STREAM:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, WINDOW)  # else it grows to many megabytes
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 3 * WINDOW)  # else it grows to many megabytes
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.sock = sock
         self.got = bytearray()
