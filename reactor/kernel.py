@@ -62,6 +62,8 @@ RESET_ON_CLOSE = b'\1\0\0\0\0\0\0\0' if os.name == 'posix' else b'\1\0\0\0'
 # Seconds by which a wait may seem too short: selectors count milliseconds, and the clock of Windows has steps of 16.
 CLOCK_STEP = max(0.001, time.get_clock_info('monotonic').resolution)
 HAS_POLL = hasattr(select, 'poll')
+# What a call on a descriptor says when other code has closed it: it is gone, or its number belongs to something else.
+LOST = {errno.EBADF, errno.ENOTSOCK}
 ONLY_ERROR = 4  # beside READ and WRITE, see `Kernel.readiness`
 HAS_SENDMSG = hasattr(socket.socket, 'sendmsg')
 HAS_SENDFILE = hasattr(os, 'sendfile')

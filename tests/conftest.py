@@ -61,6 +61,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         'tests/test_tls_worlds.py" takes about 40 minutes',
     )
     parser.addoption(
+        '--kinds-whole',
+        action='store_true',
+        help='run each law on each kind of stream with every value of every option on every selector, instead of a few '
+        'of them in turn: "pytest --kinds-whole -n 2 tests/test_every_kind.py", some ten minutes',
+    )
+    parser.addoption(
         '--nth-whole',
         action='store_true',
         help='have each call to the kernel fail once with each error, in every program and on every selector, instead '

@@ -1066,7 +1066,7 @@ TLS_MUTANTS: tuple[tuple[Mutant, str], ...] = (
         Mutant(
             'a close does not end the TLS stream',
             'net/tls.py',
-            '            self._say(self.tls.farewell())\n            if self.writer is None:',
+            '            self._say_farewell()\n            if self.writer is None:',
             '            if self.writer is None:',
             '8: who ends as it should has a clean end',
         ),

@@ -142,6 +142,12 @@ def unmapped(address: Any) -> Any:
     return address
 
 
+def is_ipv4(address: Any) -> bool:
+    """Whether (host, port, ...) with a numeric host is an address of IPv4, also in the form that IPv6 sockets have."""
+    host = address[0]
+    return ':' not in host or (host.startswith(MAPPED) and '.' in host)
+
+
 def show(address: Any) -> str:
     """An address as people write it: 127.0.0.1:80, [::1]:80, a path, @abstract; quoted if it would spoil the line."""
     if address is None:

@@ -15,7 +15,7 @@ from collections import deque
 from socket import SO_ERROR, SOCK_STREAM, SOL_SOCKET
 
 from ..errors import ConnectTimeout, SelectorFull
-from ..kernel import AF_UNIX, close_socket
+from ..kernel import AF_UNIX, LOST, close_socket
 from ..loop.watcher import WRITE, Handle
 from .addresses import MOST_ADDRESSES, interleave, numeric, show
 from .resolver import look_up
@@ -39,7 +39,6 @@ ATTEMPTS_PER_TURN = 64  # that fail at once, as without a route: each takes 20 u
 # A Unix socket whose backlog is full refuses at once and tells nobody when there is room again.
 UNIX_RETRY, UNIX_RETRY_MOST = 0.01, 0.25  # seconds
 IN_PROGRESS = {errno.EINPROGRESS, errno.EALREADY, getattr(errno, 'WSAEWOULDBLOCK', errno.EINPROGRESS)}
-LOST = {errno.EBADF, errno.ENOTSOCK}  # the descriptor is gone, or its number another's
 
 
 class Established:

@@ -24,9 +24,10 @@ from socket import AF_INET, MSG_PEEK, MSG_TRUNC, SOCK_DGRAM, SOL_SOCKET
 
 from ..errors import HandleClosed
 from ..kernel import AF_UNIX, SO_MEMINFO, close_socket
+from ..kernel import LOST as LOST_ERRORS
 from ..loop.log import log
 from ..loop.watcher import EPISODE, READ, WRITE, Handle
-from .addresses import MOST_ADDRESSES, check_path, destination, interleave, numeric, show, unmapped
+from .addresses import MOST_ADDRESSES, check_path, destination, interleave, is_ipv4, numeric, show, unmapped
 from .multicast import membership
 from .options import LOG_INTERVAL, check_callback
 from .resolver import look_up
@@ -64,7 +65,6 @@ LONGEST_IPV6 = 65527
 MOST_TRIES = 64  # addresses of a name, in one turn: to connect asks the peer nothing, it fails where there is no route
 DROPS = slice(32, 36)  # of the nine numbers of SO_MEMINFO, the last
 
-LOST_ERRORS = {errno.EBADF, errno.ENOTSOCK}
 HINTS = {
     errno.EACCES: '; a broadcast address needs broadcast=True',
     errno.EMSGSIZE: '; it is longer than the way there allows',
@@ -300,9 +300,9 @@ class DatagramSocket(Handle):
             if self.state is LOST:
                 return False
             raise HandleClosed('send on a UDP socket that is closed: nothing was sent; look at sock.closed first')
-        if len(data) > self._longest:
-            raise ValueError(f'a datagram has at most {self._longest} bytes here, not {len(data)}')
         target = self._source if address is not None and address is self._told else self._target(address)
+        if len(data) > LONGEST_IPV4:
+            self._check_length(len(data), target)
         if self.state is OPEN and (not self._lines or (self._per_receiver and target not in self._lines)):
             sent = self._transmit(data, target)
             if sent is not None:
@@ -482,6 +482,13 @@ class DatagramSocket(Handle):
         if self._family == AF_UNIX:
             return check_path(address)
         return destination(self._kernel, self._family, address)
+
+    def _check_length(self, length: int, target: Any) -> None:
+        longest, address = self._longest, target or self._peer
+        if longest == LONGEST_IPV6 and address is not None and is_ipv4(address):
+            longest = LONGEST_IPV4  # a socket for both sends it over IPv4
+        if length > longest:
+            raise ValueError(f'a datagram has at most {longest} bytes here, not {length}')
 
     def _transmit(self, data: bytes | memoryview, target: Any) -> bool | None:
         """True: the system has it. False: it is dropped, and told. None: it would block."""

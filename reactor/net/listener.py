@@ -14,7 +14,7 @@ from __future__ import annotations
 import errno
 
 from ..errors import HandleClosed, SelectorFull
-from ..kernel import NODELAY_INHERITED, close_socket
+from ..kernel import LOST, NODELAY_INHERITED, close_socket
 from ..loop.log import log
 from ..loop.watcher import READ, Handle
 from .addresses import show, unmapped
@@ -36,7 +36,6 @@ ACCEPTS_PER_TURN = 64  # one listener in a turn; a backlog of thousands must not
 ACCEPT_PAUSE = 0.1  # seconds to the next attempt when descriptors have run out
 
 EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
-LOST = {errno.EBADF, errno.ENOTSOCK}
 
 
 class Listener(Handle):

@@ -47,8 +47,8 @@ class Networks:
 
 def packed(kernel: Kernel, address: Any) -> bytes:
     """The 4 or 16 bytes of the host of an address, none for what is no IP address."""
-    if not isinstance(address, tuple):
-        return b''
+    if not isinstance(address, tuple) or not isinstance(address[0], str):
+        return b''  # a path, or the numbers that AF_VSOCK has
     host = unmapped(address)[0].partition('%')[0]  # the scope of a link-local one is no part of it
     return kernel.pack_address(AF_INET6 if ':' in host else AF_INET, host)
 

@@ -14,7 +14,6 @@ rules, all of which the tests hold:
 
 from __future__ import annotations
 
-from errno import EBADF
 from socket import SHUT_WR, SO_LINGER, SOL_SOCKET
 
 from ..errors import (
@@ -24,7 +23,7 @@ from ..errors import (
     WriteBufferFull,
     WriteTimeout,
 )
-from ..kernel import HAS_SENDMSG, RESET_ON_CLOSE, send_first
+from ..kernel import HAS_SENDMSG, LOST, RESET_ON_CLOSE, send_first
 from ..loop.checks import switch, time_limit
 from ..loop.timers import Timer
 from ..loop.watcher import READ, UNHEARD, WRITE, Handle
@@ -218,6 +217,11 @@ class Stream(Handle):
         if self.writer is DRAINED:
             self.loop.watchers.set_events(self, self.events & ~WRITE)
 
+    def handle_both_ended(self) -> None:
+        """Called as a completion after `on_eof` when our side has ended too: unless `on_eof` raised, all went well."""
+        if self.state is HALF_OPEN:
+            self.finish(None)
+
     def handle_closed(self, exc: BaseException | None) -> None:
         """Told as the last completion of a connection: `on_close`, after which nothing of the user's is kept."""
         if self.sock is not None or self.origin is not None:
@@ -242,7 +246,7 @@ class Stream(Handle):
 
     def handle_last_reads(self, left: int = LAST_READS) -> None:
         """Told as a completion after sending failed: deliver what was received before, then end."""
-        if self.sock is None or self.writer is None:
+        if self.sock is None or self.state is not CLOSED:
             return
         if self in self.loop.watchers.suspended:  # first what was received already
             self.loop.completions.append((self, type(self).handle_last_reads, (left,)))
@@ -253,6 +257,7 @@ class Stream(Handle):
             self.handle_read()
             if self.loop.counters.reads != before or self.sock is None:
                 return
+        assert self.writer is not None
         self.finish(self.writer.error)
 
     def handle_linger_over(self) -> None:
@@ -671,11 +676,10 @@ class Stream(Handle):
         """The peer has ended its side."""
         on_eof = self.on_eof
         if self.state is OPEN and on_eof is not None:
-            self.state = HALF_OPEN
             if self.writer is ENDED:
-                self.finish(None)
-            else:
-                self.loop.watchers.set_events(self, self.events & ~READ)
+                self.loop.completions.append((self, Stream.handle_both_ended, ()))
+            self.state = HALF_OPEN
+            self.loop.watchers.set_events(self, self.events & ~READ)
             on_eof(self)
         elif self.state is OPEN and self.buffered:
             self._begin_closing()
@@ -686,7 +690,7 @@ class Stream(Handle):
 
     def read_failed(self, exc: OSError) -> None:
         """A recv has failed."""
-        if exc.errno == EBADF:
+        if exc.errno in LOST:
             self.loop.watchers.evict(self)
             return
         self.finish(exc.with_traceback(None))
@@ -808,7 +812,7 @@ class Stream(Handle):
         try:
             self.sock.shutdown(SHUT_WR)
         except OSError as exc:
-            if exc.errno == EBADF:
+            if exc.errno in LOST:
                 self.loop.watchers.evict(self)  # reading will not tell: epoll is silent about it
                 return
             # else the connection is gone already, and reading will tell
@@ -834,7 +838,7 @@ class Stream(Handle):
         if self.writer is None or self.writer is DRAINED:
             self.writer = Writer()
             self.writer.extend((lost,), None, ())
-        if exc.errno == EBADF:
+        if exc.errno in LOST:
             self.loop.watchers.evict(self)
             return
         if isinstance(exc, SendFileError):

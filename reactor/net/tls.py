@@ -191,7 +191,7 @@ class TLSStream(Stream):
             self._fail('ended its side of the TLS stream during a handshake', None, 'what waited for it was not sent')
             return
         if self.on_eof is None:
-            self._say(session.farewell())
+            self._say_farewell()
         self.handle_end()
 
     def handle_handshake_over(self, kind: type[Exception]) -> None:
@@ -284,7 +284,7 @@ class TLSStream(Stream):
             self.tls.last = self.tls.last or TLSStream.write_eof
             return
         if not (self.writer is not None and self.writer.ended):
-            self._say(self.tls.farewell())
+            self._say_farewell()
         if self.closed:
             self._refuse_writes()  # the peer did not take it
         else:
@@ -295,7 +295,7 @@ class TLSStream(Stream):
             self._close_after_handshake()
             return
         if self.state == OPEN and not (self.writer is not None and self.writer.ended):
-            self._say(self.tls.farewell())
+            self._say_farewell()
             if self.writer is None:
                 self.writer = DRAINED  # the peer may be talking: TLS sends tickets, new keys and its own farewell
         Stream.close(self)
@@ -482,6 +482,17 @@ class TLSStream(Stream):
                 self.writer.full = False  # the user has not written it, and need not hear that it is gone
         elif not writer.ended and writer.error is None:
             writer.extend((data,), None, ())
+
+    def _say_farewell(self) -> None:
+        """Send close_notify, the end of our side of the stream.
+
+        A peer that has closed its socket does not take it, and does not have to (RFC 8446, section 6.1): when nothing
+        else waits, nothing is lost, and reading tells how the connection has ended.
+        """
+        writer, state = self.writer, self.state
+        self._say(self.tls.farewell())
+        if self.state is CLOSED and state is not CLOSED and isinstance(self.writer.error, BrokenPipeError):  # type: ignore[union-attr]
+            self.writer, self.state = writer, state
 
     def _break(self, exc: SSLError) -> None:
         """The TLS stream is cut short or wrong: end the connection, after the data that came before."""
