@@ -15,7 +15,7 @@ from collections import deque
 from socket import SO_ERROR, SOCK_STREAM, SOL_SOCKET
 
 from ..errors import ConnectTimeout, SelectorFull
-from ..kernel import AF_UNIX, close_socket
+from ..kernel import AF_UNIX, LOST_ERRORS, close_socket
 from ..loop.watcher import WRITE, Handle
 from .addresses import interleave, numeric, show
 from .resolver import look_up
@@ -37,8 +37,6 @@ if TYPE_CHECKING:
 ATTEMPT_DELAY = 0.25  # seconds, RFC 8305 section 5
 # A Unix socket whose backlog is full refuses at once and tells nobody when there is room again.
 UNIX_RETRY, UNIX_RETRY_MOST = 0.01, 0.25  # seconds
-IN_PROGRESS = {errno.EINPROGRESS, errno.EALREADY, getattr(errno, 'WSAEWOULDBLOCK', errno.EINPROGRESS)}
-LOST = {errno.EBADF, errno.ENOTSOCK}  # the descriptor is gone, or its number another's
 
 
 class Established:
@@ -182,7 +180,7 @@ class Connector:
             except SelectorFull as exc:
                 self._errors.append((address, exc.with_traceback(None)))
                 continue
-            if error in IN_PROGRESS:
+            if error in self._kernel.connecting:
                 try:
                     self._attempts.append(attempt)
                 except MemoryError:
@@ -208,7 +206,7 @@ class Connector:
         sock = self._kernel.socket(family, SOCK_STREAM)
         try:
             if self._local_address is not None:
-                bind_local(sock, self._local_address)
+                bind_local(self._kernel, sock, self._local_address)
         except BaseException:
             close_socket(sock)
             raise
@@ -287,7 +285,7 @@ class Attempt(Handle):
             error = self.sock.connect_ex(self.address[1])
             if not error:
                 return self._error_of_peer(self.sock)
-            if error in IN_PROGRESS:
+            if error in self.loop.watchers.kernel.connecting:
                 self.loop.watchers.add(self, WRITE)
                 self.unref()
         except BaseException:
@@ -302,7 +300,7 @@ class Attempt(Handle):
         try:
             error = sock.getsockopt(SOL_SOCKET, SO_ERROR)
         except OSError as exc:
-            if exc.errno in LOST:
+            if exc.errno in LOST_ERRORS:
                 self.handle_lost(exc)
                 return
             error = exc.errno or errno.EIO

@@ -23,7 +23,7 @@ from collections import deque
 from socket import AF_INET, MSG_PEEK, MSG_TRUNC, SOCK_DGRAM, SOL_SOCKET
 
 from ..errors import HandleClosed
-from ..kernel import AF_UNIX, SO_MEMINFO, close_socket
+from ..kernel import AF_UNIX, LOST_ERRORS, SO_MEMINFO, close_socket
 from ..loop.log import log
 from ..loop.watcher import EPISODE, READ, WRITE, Handle
 from .addresses import check_path, destination, numeric, show, unmapped
@@ -63,7 +63,6 @@ LONGEST_IPV4 = 65507  # bytes: the 16 bits of a length, less the headers
 LONGEST_IPV6 = 65527
 DROPS = slice(32, 36)  # of the nine numbers of SO_MEMINFO, the last
 
-LOST_ERRORS = {errno.EBADF, errno.ENOTSOCK}
 HINTS = {
     errno.EACCES: '; a broadcast address needs broadcast=True',
     errno.EMSGSIZE: '; it is longer than the way there allows',

@@ -14,7 +14,6 @@ rules, all of which the tests hold:
 
 from __future__ import annotations
 
-from errno import EBADF
 from socket import SHUT_WR, SO_LINGER, SOL_SOCKET
 
 from ..errors import (
@@ -24,7 +23,7 @@ from ..errors import (
     WriteBufferFull,
     WriteTimeout,
 )
-from ..kernel import HAS_SENDMSG, RESET_ON_CLOSE, send_first
+from ..kernel import HAS_SENDMSG, LOST_ERRORS, send_first
 from ..loop.checks import switch, time_limit
 from ..loop.timers import Timer
 from ..loop.watcher import READ, WRITE, Handle
@@ -501,7 +500,7 @@ class Stream(Handle):
         """Abort, and have `on_close` tell why."""
         if self.sock is not None:
             try:
-                self.sock.setsockopt(SOL_SOCKET, SO_LINGER, RESET_ON_CLOSE)
+                self.sock.setsockopt(SOL_SOCKET, SO_LINGER, self.loop.watchers.kernel.reset_on_close)
             except OSError:
                 pass  # then it is no longer connected, and there is nothing to reset
         self.finish(exc)
@@ -680,7 +679,7 @@ class Stream(Handle):
 
     def read_failed(self, exc: OSError) -> None:
         """A recv has failed."""
-        if exc.errno == EBADF:
+        if exc.errno in LOST_ERRORS:
             self.loop.watchers.evict(self)
             return
         self.finish(exc.with_traceback(None))
@@ -799,7 +798,7 @@ class Stream(Handle):
         try:
             self.sock.shutdown(SHUT_WR)
         except OSError as exc:
-            if exc.errno == EBADF:
+            if exc.errno in LOST_ERRORS:
                 self.loop.watchers.evict(self)  # reading will not tell: epoll is silent about it
                 return
             # else the connection is gone already, and reading will tell
@@ -825,7 +824,7 @@ class Stream(Handle):
         if self.writer is None or self.writer is DRAINED:
             self.writer = Writer()
             self.writer.extend((lost,), None, ())
-        if exc.errno == EBADF:
+        if exc.errno in LOST_ERRORS:
             self.loop.watchers.evict(self)
             return
         if isinstance(exc, SendFileError):
