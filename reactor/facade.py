@@ -143,7 +143,7 @@ class Reactor(Loop):
                 defer_accept=defer_accept,
             )
         else:
-            prepare_listener(sock, settings, backlog, defer_accept)
+            prepare_listener(self._os, sock, settings, backlog, defer_accept)
         return self._listener(
             sock,
             settings,

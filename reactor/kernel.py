@@ -53,17 +53,15 @@ SO_MEMINFO: int = 55 if sys.platform == 'linux' else -1
 HAS_IP_MREQN = os.name == 'posix'
 # Linux has had it since 4.2; the module names it only from Python 3.12 on.
 IP_BIND_ADDRESS_NO_PORT: int = getattr(socket, 'IP_BIND_ADDRESS_NO_PORT', 24 if sys.platform == 'linux' else -1)
-# On Windows SO_REUSEADDR lets another program steal a port that is in use; elsewhere it only skips TIME_WAIT.
+# On Windows SO_REUSEADDR lets another program steal a port that is in use; elsewhere it only skips TIME_WAIT. What
+# keeps the port from programs that set it is there alone: SO_EXCLUSIVEADDRUSE.
 REUSE_ADDRESS = os.name == 'posix'
+SO_EXCLUSIVEADDRUSE: int = getattr(socket, 'SO_EXCLUSIVEADDRUSE', -1)
 # Linux hands TCP_NODELAY of a listener on to what it accepts, which saves a call for each connection.
 NODELAY_INHERITED = sys.platform == 'linux'
 # struct linger, on with 0 seconds: closing discards what waits and resets the connection.
 RESET_ON_CLOSE = b'\1\0\0\0\0\0\0\0' if os.name == 'posix' else b'\1\0\0\0'
-# Seconds by which a wait may seem too short: selectors count milliseconds, and the clock of Windows has steps of 16.
-CLOCK_STEP = max(0.001, time.get_clock_info('monotonic').resolution)
 HAS_POLL = hasattr(select, 'poll')
-# What a call on a descriptor says when other code has closed it: it is gone, or its number belongs to something else.
-LOST = {errno.EBADF, errno.ENOTSOCK}
 ONLY_ERROR = 4  # beside READ and WRITE, see `Kernel.readiness`
 HAS_SENDMSG = hasattr(socket.socket, 'sendmsg')
 HAS_SENDFILE = hasattr(os, 'sendfile')
@@ -71,7 +69,19 @@ ABSTRACT_PATHS = sys.platform == 'linux'
 SIGTERM = signal.SIGTERM
 SIGKILL = getattr(signal, 'SIGKILL', signal.SIGTERM)  # Windows has the one way to end a process
 LOCK_TRIES, LOCK_PAUSE = 100, 0.01  # seconds in between: another program binds and listens in less than one of them
+# What says that a descriptor was closed by other code: its number is not open, or stands for something that is not a
+# socket. On Windows it is always the second.
+LOST_ERRORS = frozenset({errno.EBADF, errno.ENOTSOCK})
 EXIT_UNKNOWN = 255  # what stands for the exit code of a child that somebody else has reaped
+
+
+def step_of_waits(system: str, resolution: float) -> float:
+    """Seconds by which a wait may seem too short, by `os.name` and the resolution of the clock.
+
+    Selectors count milliseconds. Windows ends a wait at a tick of its timer, which may be 15.6 ms early. Up to Python
+    3.12 its clock has the same steps. Since then it is exact, so that its resolution says nothing about waits.
+    """
+    return max(0.001 if system == 'posix' else 0.016, resolution)
 
 
 def send_first(sock: socket.socket, buffers: list[Any]) -> int:
@@ -220,6 +230,15 @@ class PipeSocket:
 
 class Kernel:
     """The real operating system. A simulated one has the same methods, with sockets and selectors of its own."""
+
+    # What differs between platforms, for parts of the reactor that must behave as on the kernel they were given.
+    clock_step = step_of_waits(os.name, time.get_clock_info('monotonic').resolution)
+    exclusive_address = SO_EXCLUSIVEADDRUSE
+    nodelay_inherited = NODELAY_INHERITED
+    reset_on_close = RESET_ON_CLOSE
+    reuse_address = REUSE_ADDRESS
+    # What a connect says that has begun. EWOULDBLOCK is this on Windows alone; for others it is EAGAIN, no port left.
+    connecting = frozenset({errno.EINPROGRESS, errno.EALREADY, getattr(errno, 'WSAEWOULDBLOCK', errno.EINPROGRESS)})
 
     clock = staticmethod(time.monotonic)
     default_int_handler = staticmethod(signal.default_int_handler)  # the one that raises `KeyboardInterrupt`

@@ -23,6 +23,7 @@ class Mutant(NamedTuple):
     replacement  by which
     law          what is broken by it
     seed         one that found it when it took many; tried before all others
+    manner       of the system that all seeds run on, where others do not show it; '': each seed's own
     """
 
     name: str
@@ -31,6 +32,7 @@ class Mutant(NamedTuple):
     replacement: str
     law: str
     seed: int = 0
+    manner: str = ''
 
 
 def copy_package(folder: Path, mutant: Mutant | None) -> Path:
@@ -63,6 +65,7 @@ MUTANTS = (
         'if mask & WRITE:',
         '4: an event belongs to an object that still wants it',
         37,
+        'epoll',
     ),
     Mutant(
         'a timer cancelled in its own batch fires',
@@ -110,6 +113,7 @@ MUTANTS = (
         'limit = 0',
         '3: in the order in which things happened',
         206,
+        'poll',
     ),
     Mutant(
         'calls set meanwhile run in the same turn',
@@ -146,6 +150,7 @@ MUTANTS = (
         'self.leave(timer)\n',
         '1: a timer that was moved fires once, at the new time',
         130,
+        'poll',
     ),
     Mutant(
         'a timer cannot be moved to an earlier time',
@@ -184,6 +189,7 @@ MUTANTS = (
         '            heap[:] = reversed(at)\n',
         '3: timers fire in order',
         209,
+        'epoll',
     ),
     Mutant(
         'a second of time limits is looked at before it has come',
@@ -234,8 +240,8 @@ MUTANTS = (
     Mutant(
         'the doorbell is rung once and never again',
         'loop/wakeup.py',
-        '        self._rung = False\n        self.on_bytes(data)',
-        '        self.on_bytes(data)',
+        '        calls, soon = self.calls, self._soon\n        self._rung = False\n',
+        '        calls, soon = self.calls, self._soon\n',
         '7: no spin, and calls of threads are made',
     ),
     Mutant(
@@ -282,6 +288,7 @@ MUTANTS = (
         '        on_done = self.on_done\n',
         '8: an exception leaves no half a state',
         148,
+        'select',
     ),
     Mutant(
         'threads that have ended are counted',
@@ -371,6 +378,7 @@ MUTANTS = (
         'self.loop.completions.append((self, type(self).handle_last_reads, (0,)))',
         'what was received is delivered',
         70,
+        'poll',
     ),
     Mutant(
         'why sending failed is not told',
@@ -526,6 +534,7 @@ MUTANTS = (
         '        self.loop',
         '9: no timer outlives what it is for',
         34,
+        'select',
     ),
     Mutant(
         'the batch goes on beyond max_connections',
@@ -602,6 +611,7 @@ MUTANTS = (
         'error = 0',
         '7: no spin',
         476,
+        'select',
     ),
     # -- datagrams
     Mutant(
@@ -611,6 +621,7 @@ MUTANTS = (
         'full = False',
         '6: memory is bounded',
         158,
+        'epoll',
     ),
     Mutant(
         'datagrams that were sent are counted as waiting',
@@ -627,6 +638,7 @@ MUTANTS = (
         'for count in iter(int, 1):',
         '5: datagrams in a turn are bounded',
         276,
+        'epoll',
     ),
     Mutant(
         'a socket that its callback has closed is read on',
@@ -681,6 +693,7 @@ MUTANTS = (
         '(options.write_timeout, True, ',
         'a limit that does not apply is not over',
         26,
+        'epoll',
     ),
     Mutant(
         'as many are accepted as there are',
@@ -714,6 +727,7 @@ MUTANTS = (
         '            self.tls = None',
         '9: what is over leaves nothing behind',
         9,
+        'poll',
     ),
     Mutant(
         'one is let in for whom there is no room',
@@ -763,6 +777,7 @@ MUTANTS = (
         'if handle is None:',
         'nothing that was accepted is lost',
         63,
+        'poll',
     ),
     Mutant(
         'who was just let in is closed',
@@ -779,6 +794,7 @@ MUTANTS = (
         'elif self._loop is None:',
         'nothing that was accepted is lost',
         63,
+        'poll',
     ),
     Mutant(
         'a shutdown never stops',
@@ -787,6 +803,7 @@ MUTANTS = (
         '',
         'it stops when nothing is left',
         15,
+        'epoll',
     ),
     Mutant(
         'an answer is owed to who is gone',
@@ -796,6 +813,79 @@ MUTANTS = (
         '9: nothing of it is kept',
         359,
     ),
+    # -- other platforms
+    Mutant(
+        'a connect that has begun on Windows has failed',
+        'net/connector.py',
+        'if error in self._kernel.connecting:',
+        'if error in (errno.EINPROGRESS, errno.EALREADY):',
+        '1: what the world decides is told when it is decided',
+        1,
+        'windows',
+    ),
+    Mutant(
+        'a connect that has begun on Windows is not watched',
+        'net/connector.py',
+        'if error in self.loop.watchers.kernel.connecting:',
+        'if error in (errno.EINPROGRESS, errno.EALREADY):',
+        '9: nothing leaks',
+        1,
+        'windows',
+    ),
+    Mutant(
+        'a wait that seems short by a step of the clock is taken for a blind poll',
+        'loop/loop.py',
+        'self._turn_began + self._kernel.clock_step >= timeout',
+        'self._turn_began >= timeout',
+        '7: a selector is replaced when it is broken',
+        30,
+        'windows',
+    ),
+    Mutant(
+        'an abort has the form that Linux wants',
+        'net/stream.py',
+        'SO_LINGER, self.loop.watchers.kernel.reset_on_close',
+        "SO_LINGER, b'\\1\\0\\0\\0\\0\\0\\0\\0'",
+        'abort() resets the connection',
+        1,
+        'windows',
+    ),
+    Mutant(
+        'an ICMP message ends the UDP socket that serves all',
+        'net/datagram.py',
+        'if exc.errno in LOST_ERRORS:',
+        'if exc.errno in LOST_ERRORS or exc.errno == errno.ECONNRESET:',
+        'what fails is one datagram, never the socket',
+        25,
+        'windows',
+    ),
+    Mutant(
+        'the limit of select on Windows is taken for one of numbers',
+        'loop/watcher.py',
+        'not self._has_room(fd):',
+        'not (self._has_room(fd) and fd < 512):',
+        '10: the same on every selector',
+        14,
+        'windows',
+    ),
+    Mutant(
+        'an abort of what is over raises where options cannot be set any more',
+        'net/stream.py',
+        '            except OSError:\n                pass  # then it is no longer connected, and there',
+        '            except ConnectionError:\n                pass  # then it is no longer connected, and there',
+        '2: abort() raises nothing',
+        3,
+        'kqueue',
+    ),
+    Mutant(
+        'what is accepted is taken to have the options of its listener',
+        'net/listener.py',
+        'if not self._options_inherited:',
+        'if self._closed:',
+        'TCP_NODELAY is set on every connection',
+        1,
+        'kqueue',
+    ),
     # -- in one turn: what was done to a handle by the callback of another, before its own event was dispatched
     Mutant(
         'pausing is ignored when a write has failed',
@@ -804,6 +894,7 @@ MUTANTS = (
         'if self.state is OPEN:',
         '3: no on_data while reading is paused',
         73,
+        'select',
     ),
     Mutant(
         'after close() of a connection that had failed a write is taken',
@@ -843,6 +934,7 @@ MUTANTS = (
         '        self.fn(*self.args)\n',
         '1: nothing fires after the end',
         100,
+        'poll',
     ),
     Mutant(
         'a notifier that was triggered and closed is called',
@@ -867,6 +959,7 @@ MUTANTS = (
         '        if self.tls is not None and self.closed:\n',
         '1: nothing fires after the end',
         212,
+        'epoll',
     ),
 )
 

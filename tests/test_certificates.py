@@ -316,6 +316,17 @@ def test_a_certificate_in_another_kind_of_pem_is_named_with_what_to_do(issued, t
         Certificates({None: (trusted, issued['one'][1])})
 
 
+@pytest.mark.parametrize('inside', ['', 'MAA=', 'MAIwAA==', 'MAQwAjAA', '!!!', 'MII='])
+def test_a_file_that_shows_something_else_as_its_first_certificate_is_refused(issued, tmp_path, inside):
+    """OpenSSL passes over what does not begin a line, and takes the next."""
+    certificate, key = issued['one']
+    strange = tmp_path / 'strange.pem'
+    comment = f'# was -----BEGIN CERTIFICATE-----\n{inside}\n-----END CERTIFICATE-----\n'
+    strange.write_text(comment + certificate.read_text())
+    with pytest.raises(ReactorError, match=rf'{strange}|{key}'):
+        Certificates({None: (strange, key)})
+
+
 @needs('openssl')
 def test_nobody_is_asked_for_the_password_of_a_key(issued, tmp_path):
     locked = tmp_path / 'locked.key'

@@ -1073,8 +1073,7 @@ def test_why_alive_tells_what_a_listener_waits_for(kernel, fake, sockets, flaky)
 
 @pytest.mark.parametrize('family', ['tcp', 'unix'])
 def test_where_options_are_not_inherited_each_accepted_connection_gets_them(r, sockets, monkeypatch, tmp_path, family):
-    monkeypatch.setattr('reactor.net.listener.NODELAY_INHERITED', False)
-    monkeypatch.setattr('reactor.net.sockets.NODELAY_INHERITED', False)
+    monkeypatch.setattr('reactor.kernel.Kernel.nodelay_inherited', False)
     conns = []
     if family == 'tcp':
         listener = r.listen_tcp(HERE, 0, on_connect=conns.append, keepalive=60)

@@ -14,6 +14,7 @@ import threading
 import time
 import urllib.request
 import weakref
+import zipfile
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -21,6 +22,7 @@ import psutil
 import pytest
 from support import FakeKernel, drain, run_until, turns
 
+import reactor
 from reactor import Reactor, Stream
 from reactor.observe import live, samples, source
 from reactor.observe.live import HISTORY, MOST_VIEWERS, PAGE, LivePage, live_page
@@ -623,3 +625,34 @@ def test_a_browser_that_lost_its_connection_comes_again_and_looks_again_after_th
         window.run("document.getElementById('pause').click()")
         window.until("document.readyState === 'complete' && document.getElementById('link').textContent === 'ended'")
     assert not [line for line in window.log() if line['source'] != 'network']
+
+
+def test_the_page_is_served_from_a_zip_file(tmp_path):
+    archive = tmp_path / 'program.pyz'
+    program = """
+import sys, threading, urllib.request
+import reactor
+from reactor.observe.live import live_page
+
+def ask(url):
+    print(len(urllib.request.urlopen(url, timeout=20).read()), reactor.__file__)
+    r.call_soon_threadsafe(server.close)
+
+with reactor.Reactor() as r:
+    server = live_page(r)
+    threading.Thread(target=ask, args=(f'http://127.0.0.1:{server.address[1]}/',), daemon=True).start()
+    server.ref()
+    r.call_later(20, server.close).unref()
+    r.run()
+"""
+    with zipfile.ZipFile(archive, 'w') as file:
+        file.writestr('__main__.py', program)
+        root = Path(reactor.__file__).parent
+        for path in root.rglob('*'):
+            if path.suffix in ('.py', '.html'):
+                file.write(path, Path(root.name) / path.relative_to(root))
+    done = subprocess.run(
+        [sys.executable, '-I', str(archive)], capture_output=True, text=True, timeout=60, cwd=tmp_path
+    )
+    assert str(archive) in done.stdout, done.stderr
+    assert int(done.stdout.split()[0]) == len(Path(PAGE).read_bytes()) + 2 * (32 - len('NONCE')), done.stderr

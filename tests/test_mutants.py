@@ -26,14 +26,15 @@ logging.disable(logging.CRITICAL)
 import reactor
 from reactor.testing.seeds import run_seed
 
-begin, first, last, longest = map(int, sys.argv[1:])
+begin, first, last, longest = map(int, sys.argv[1:5])
+manner = sys.argv[5] or None
 slowest = 0.0
 for seed in (begin, *range(first, last)):
     began = time.process_time()
     resource.setrlimit(resource.RLIMIT_CPU, (int(began) + longest + 1, resource.RLIM_INFINITY))
     print(seed, flush=True)
     try:
-        run_seed(seed)
+        run_seed(seed, selector=manner)
     except BaseException as exc:
         print('found', reactor.__file__, f'{type(exc).__name__}: {exc}', sep=chr(10))
         break
@@ -68,10 +69,10 @@ class Outcome:
 def hunt(folder: Path, mutant: Mutant | None, first: int, last: int) -> Outcome:
     """Run these seeds on a copy of the package in `folder`, until one fails."""
     copy_package(folder, mutant)
-    begin = first if mutant is None else mutant.seed
+    begin, manner = (first, '') if mutant is None else (mutant.seed, mutant.manner)
     environment = {**os.environ, 'PYTHONPATH': str(folder), 'PYTHONDONTWRITEBYTECODE': '1'}
     child = subprocess.run(
-        [sys.executable, '-c', HUNT, *map(str, (begin, first, last, LONGEST))],
+        [sys.executable, '-c', HUNT, *map(str, (begin, first, last, LONGEST)), manner],
         cwd=folder, env=environment, capture_output=True, text=True, timeout=PATIENCE,
     )  # fmt: skip
     assert child.stdout, child.stderr

@@ -14,6 +14,7 @@ from conftest import check_empty
 from support import SELECTORS
 
 from reactor import Reactor
+from reactor.kernel import Kernel
 from reactor.testing.programs import PROGRAMS, paces, time_limits
 
 SEEDS = range(4)
@@ -45,6 +46,8 @@ class RealWorld:
     """A `World` on the real kernel: no faults, and what a program finds wrong is kept, whoever takes the exception."""
 
     faulty = False
+    has_unix = True
+    counts_tcp = Kernel.counts_tcp
     name = 'localhost'
     tls = None
 

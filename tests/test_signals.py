@@ -1359,3 +1359,28 @@ def test_a_wakeup_that_was_never_acquired_releases_nothing_of_others():
     kernel.set_wakeup_fd(77)
     WakeupClaim(kernel, None, int).release()
     assert kernel.set_wakeup_fd(-1) == 77
+
+
+@pytest.mark.parametrize('exc', [KeyboardInterrupt, MemoryError])
+def test_a_run_that_ends_before_it_has_begun_leaves_the_process_as_it_was(exc):
+    """A handler of the user's own may raise anywhere, and memory may run out anywhere."""
+
+    class Failing(Kernel):
+        failures = 1
+
+        def thread(self):
+            if self.failures:
+                self.failures -= 1
+                raise exc
+            return super().thread()
+
+    before = signal.getsignal(signal.SIGINT)
+    with Reactor(kernel=Failing()) as r:
+        with pytest.raises(exc):
+            r.run()
+        assert signal.getsignal(signal.SIGINT) is before
+        wakeup = signal.set_wakeup_fd(-1)
+        signal.set_wakeup_fd(wakeup)
+        assert wakeup == -1
+        assert r.run()
+    assert signal.getsignal(signal.SIGINT) is before

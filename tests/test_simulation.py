@@ -10,13 +10,24 @@ import subprocess
 import sys
 from functools import cache
 from pathlib import Path
-from socket import AF_INET, SHUT_WR, SO_LINGER, SOCK_STREAM, SOL_SOCKET
+from random import Random
+from socket import (
+    AF_INET,
+    AF_UNIX,
+    IPPROTO_TCP,
+    SHUT_WR,
+    SO_LINGER,
+    SO_REUSEADDR,
+    SOCK_DGRAM,
+    SOCK_STREAM,
+    SOL_SOCKET,
+    TCP_NODELAY,
+)
 
 import pytest
 
 import reactor
 from reactor import READ, WRITE, Reactor
-from reactor.kernel import RESET_ON_CLOSE
 from reactor.testing import SimKernel, Simulation, SimulationFailed, runs
 from reactor.testing.faults import SITES
 from reactor.testing.poller import KINDS, Stuck
@@ -139,7 +150,7 @@ def connected(kernel):
     server, client = kernel.socket(AF_INET, SOCK_STREAM), kernel.socket(AF_INET, SOCK_STREAM)
     server.bind(('10.0.0.1', 80))
     server.listen()
-    assert client.connect_ex(('10.0.0.1', 80)) == errno.EINPROGRESS
+    assert client.connect_ex(('10.0.0.1', 80)) in kernel.connecting
     pass_time(kernel, 1)
     accepted, _ = server.accept()
     server.close()
@@ -147,20 +158,24 @@ def connected(kernel):
 
 
 def pass_time(kernel, seconds):
-    selector = kernel.selector()
+    selector, bell = kernel.selector(), kernel.socketpair()
+    selector.register(bell[0].fileno(), READ)  # Windows waits for nothing when it has no socket to wait for
     selector.select(seconds)
     selector.close()
+    for each in bell:
+        each.close()
 
 
 def test_descriptors_are_given_out_lowest_first_and_run_out(kernel):
     kernel.descriptors = 6
     first, second, third = (kernel.socket(AF_INET, SOCK_STREAM) for _ in range(3))
-    assert [first.fileno(), second.fileno(), third.fileno()] == [3, 4, 5]
+    numbers = [400, 404, 408] if kernel.kind == 'windows' else [3, 4, 5]
+    assert [first.fileno(), second.fileno(), third.fileno()] == numbers
     with pytest.raises(OSError) as caught:
         kernel.socket(AF_INET, SOCK_STREAM)
     assert caught.value.errno == errno.EMFILE
     second.close()
-    assert kernel.socket(AF_INET, SOCK_STREAM).fileno() == 4
+    assert kernel.socket(AF_INET, SOCK_STREAM).fileno() == numbers[1]
 
 
 def test_time_passes_in_select_alone(kernel):
@@ -203,7 +218,7 @@ def test_closing_with_unread_bytes_or_without_lingering_resets(kernel, how):
         client.send(b'never read')
         pass_time(kernel, 1)
     else:
-        accepted.setsockopt(SOL_SOCKET, SO_LINGER, RESET_ON_CLOSE)
+        accepted.setsockopt(SOL_SOCKET, SO_LINGER, kernel.reset_on_close)
     accepted.close()
     pass_time(kernel, 1)
     with pytest.raises(ConnectionResetError):
@@ -215,7 +230,7 @@ def test_closing_with_unread_bytes_or_without_lingering_resets(kernel, how):
 def test_a_client_of_nobody_is_refused_later(kernel):
     client = kernel.socket(AF_INET, SOCK_STREAM)
     selector = kernel.selector()
-    assert client.connect_ex(('10.0.0.1', 80)) == errno.EINPROGRESS
+    assert client.connect_ex(('10.0.0.1', 80)) in kernel.connecting
     selector.register(client.fileno(), WRITE)
     assert [key.fd for key, _ in selector.select(1)] == [client.fileno()]
     with pytest.raises(ConnectionRefusedError):
@@ -238,16 +253,16 @@ def test_readiness_is_told_as_long_as_it_is_there(kernel):
     assert selector.select(0.1) == []
 
 
-def test_a_number_that_was_closed_is_told_by_poll_fails_select_and_is_forgotten_by_epoll(kernel):
+def test_a_number_that_was_closed_is_told_by_poll_fails_select_and_is_forgotten_by_epoll_and_kqueue(kernel):
     client, accepted = connected(kernel)
     selector = kernel.selector()
     selector.register(accepted.fileno(), READ)
     client.send(b'x')
     kernel.close_fd(accepted.fileno())
-    if kernel.kind == 'select':
+    if kernel.kind in ('select', 'windows'):
         with pytest.raises(OSError) as caught:
             selector.select(1)
-        assert caught.value.errno == errno.EBADF
+        assert caught.value.errno == (errno.EBADF if kernel.kind == 'select' else errno.ENOTSOCK)
     else:
         assert len(selector.select(1)) == (1 if kernel.kind == 'poll' else 0)
 
@@ -272,6 +287,160 @@ def test_select_takes_no_number_from_1024_on():
     selector = kernel.selector()
     assert kernel.room_of(selector)(1023)
     assert not kernel.room_of(selector)(1024)
+
+
+# -- other platforms
+
+
+def on(kind, **options):
+    return SimKernel(0, selector=kind, faults=False, **options)
+
+
+def test_kqueue_reports_each_direction_in_an_entry_of_its_own():
+    kernel = on('kqueue')
+    client, accepted = connected(kernel)
+    selector = kernel.selector()
+    client.send(b'x')
+    selector.register(accepted.fileno(), READ | WRITE)
+    pass_time(kernel, 1)
+    assert sorted(mask for _, mask in selector.select(1)) == [READ, WRITE]
+
+
+def test_kqueue_reports_the_end_while_bytes_wait():
+    kernel = on('kqueue')
+    client, accepted = connected(kernel)
+    selector = kernel.selector()
+    client.send(b'x')
+    client.close()
+    pass_time(kernel, 1)
+    selector.register(accepted.fileno(), READ)
+    assert [mask for _, mask in selector.select(1)] == [READ]
+    assert [accepted.recv(10), accepted.recv(10)] == [b'x', b'']
+
+
+@pytest.mark.parametrize('copied', [False, True])
+def test_kqueue_never_reports_what_was_closed_whatever_copies_live_and_modifies_whatever_has_the_number(copied):
+    kernel = on('kqueue')
+    client, accepted = connected(kernel)
+    number = accepted.fileno()
+    selector = kernel.selector()
+    selector.register(number, READ)
+    if copied:
+        kernel.duplicate(number)
+    client.send(b'x')
+    kernel.close_fd(number)
+    assert selector.select(1) == []
+    while kernel.socket(AF_INET, SOCK_STREAM).fileno() != number:
+        pass
+    selector.modify(number, WRITE)
+    assert selector.get_map()[number].events == WRITE
+
+
+def test_kqueue_keeps_the_first_filter_of_a_registration_that_failed_and_reports_it_to_nobody():
+    kernel = on('kqueue')
+    client, accepted = connected(kernel)
+    selector = kernel.selector()
+    kernel._fail = kernel.calls + 2, errno.ENOMEM
+    with pytest.raises(OSError):
+        selector.register(accepted.fileno(), READ | WRITE)
+    client.send(b'x')
+    before = kernel.clock()
+    assert selector.select(1) == []
+    assert kernel.clock() < before + 1
+    accepted.close()
+    assert selector.select(1) == []
+    assert kernel.clock() > before + 1
+
+
+def test_on_kqueue_a_client_that_is_gone_is_accepted_without_an_address():
+    kernel = on('kqueue')
+    server, client = kernel.socket(AF_INET, SOCK_STREAM), kernel.socket(AF_INET, SOCK_STREAM)
+    server.bind(('10.0.0.1', 80))
+    server.listen()
+    client.connect_ex(('10.0.0.1', 80))
+    pass_time(kernel, 1)
+    client.setsockopt(SOL_SOCKET, SO_LINGER, kernel.reset_on_close)
+    client.close()
+    pass_time(kernel, 1)
+    accepted, address = server.accept()
+    assert address is None
+    with pytest.raises(OSError):
+        accepted.setsockopt(IPPROTO_TCP, TCP_NODELAY, 1)
+
+
+def test_on_windows_a_refused_connect_is_writable_and_never_readable():
+    kernel = on('windows')
+    client = kernel.socket(AF_INET, SOCK_STREAM)
+    selector = kernel.selector()
+    assert client.connect_ex(('10.0.0.1', 80)) == errno.EWOULDBLOCK
+    selector.register(client.fileno(), READ | WRITE)
+    assert [mask for _, mask in selector.select(1)] == [WRITE]
+
+
+def test_windows_waits_for_512_sockets_and_not_for_none():
+    kernel = on('windows', descriptors=2000)
+    selector = kernel.selector()
+    with pytest.raises(OSError):
+        selector.select(1)
+    for count in range(513):
+        assert kernel.room_of(selector)(2) is (count < 512)
+        selector.register(kernel.socket(AF_INET, SOCK_STREAM).fileno(), WRITE)
+    with pytest.raises(ValueError, match='too many'):
+        selector.select(1)
+
+
+def test_windows_has_no_unix_sockets_and_shares_a_port_with_those_that_do_not_ask():
+    kernel = on('windows')
+    with pytest.raises(OSError):
+        kernel.socket(AF_UNIX, SOCK_STREAM)
+    first, second = kernel.socket(AF_INET, SOCK_STREAM), kernel.socket(AF_INET, SOCK_STREAM)
+    second.setsockopt(SOL_SOCKET, SO_REUSEADDR, 1)
+    for sock in first, second:
+        sock.bind(('10.0.0.1', 80))
+        sock.listen()
+
+
+def test_on_windows_a_clock_of_coarse_steps_or_early_ends_of_waits_are_drawn():
+    seen = set()
+    for seed in range(30):
+        kernel = SimKernel(seed, selector='windows', faults=False, grain=0)
+        selector, bell = kernel.selector(), kernel.socketpair()
+        selector.register(bell[0].fileno(), READ)
+        kernel.busy(0.0123)
+        before, began = kernel.clock(), kernel.time
+        selector.select(0.02)
+        seen.update(['early'] if kernel.time - began < 20_000_000 else [])
+        seen.add('looks short' if kernel.clock() - before < 0.02 else 'looks whole')
+        assert kernel.clock() - before > 0.02 - kernel.clock_step
+    assert seen == {'early', 'looks short', 'looks whole'}
+
+
+def test_on_windows_a_datagram_that_reached_nobody_fails_a_later_receive():
+    kernel = on('windows')
+    sock = kernel.socket(AF_INET, SOCK_DGRAM)
+    sock.bind(('10.0.0.1', 0))
+    sock.sendto(b'x', ('10.0.0.1', 9))
+    pass_time(kernel, 1)
+    with pytest.raises(ConnectionResetError):
+        sock.recvfrom(10)
+
+
+def test_a_selector_that_is_replaced_in_vain_breaks_a_law():
+    simulation = Simulation(0, selector='windows', faults=False)
+    with pytest.raises(SimulationFailed, match='the selector was replaced'):
+        simulation.run(lambda r: r.call_later(1, r.watchers.rebuild))
+
+
+def test_old_seeds_are_the_same_on_the_systems_that_they_had():
+    """Most draw what they always drew, and the others do when they are told the system."""
+    drawn = [SimKernel(seed).kind for seed in range(200)]
+    assert 60 < sum(kind in ('kqueue', 'windows') for kind in drawn) < 100
+    for seed, kind in enumerate(drawn):
+        old = Random(seed)
+        old.getrandbits(64)
+        first = old.choice(('epoll', 'poll', 'select'))
+        assert kind in (first, 'kqueue', 'windows')
+        assert SimKernel(seed, selector=first).random.getstate() == SimKernel(seed).random.getstate()
 
 
 # -- the command
@@ -303,6 +472,20 @@ def test_a_failing_seed_is_named_and_gives_status_1(monkeypatch, capsys, tmp_pat
     assert runs.main(['--seeds', '70', '--resume', kept]) == 1
     assert ran[50:] == list(range(40, 70))  # the block that was not whole, and the new one
     assert ', 40 of them before: 1 failed' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_a_manner_is_forced_and_named_with_what_fails(kind, monkeypatch, capsys):
+    ran = []
+
+    def run_some(seed, selector):
+        ran.append((seed, selector))
+        raise SimulationFailed(f'seed {seed}, turn 8: law 1: it broke')
+
+    monkeypatch.setattr(runs, 'run_seed', run_some)
+    assert runs.main(['--seeds', '1', '--first', '7', '--manner', kind]) == 1
+    assert ran == [(7, kind)]
+    assert capsys.readouterr().out.splitlines()[1] == f'    again: python -m reactor.testing --seed 7 --manner {kind}'
 
 
 def test_seeds_that_pass_give_status_0_in_several_processes():

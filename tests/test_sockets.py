@@ -229,14 +229,14 @@ def test_a_local_address_with_a_port_is_bound_at_once():
     with socket.create_server((HERE, 0)) as taken:
         port = taken.getsockname()[1]
     with socket.socket() as sock:
-        bind_local(sock, (HERE, port))
+        bind_local(Kernel(), sock, (HERE, port))
         assert sock.getsockname() == (HERE, port)
 
 
 @pytest.mark.skipif(sys.platform != 'linux', reason='only Linux can leave the choice of the port to the connect')
 def test_a_local_address_without_a_port_takes_one_at_the_connect():
     with socket.create_server((HERE, 0)) as server, socket.socket() as sock:
-        bind_local(sock, (HERE, 0))
+        bind_local(Kernel(), sock, (HERE, 0))
         assert sock.getsockname() == (HERE, 0)
         sock.connect(server.getsockname())
         assert sock.getsockname()[1] > 0
@@ -634,18 +634,18 @@ def test_a_keepalive_time_that_a_platform_cannot_set_is_left_out(monkeypatch):
 def test_a_local_address_is_bound_to_where_the_port_cannot_be_chosen_at_the_connect(monkeypatch):
     monkeypatch.setattr('reactor.net.sockets.IP_BIND_ADDRESS_NO_PORT', 9999)  # an option that nobody has
     with socket.socket() as sock:
-        bind_local(sock, (HERE, 0))
+        bind_local(Kernel(), sock, (HERE, 0))
         assert sock.getsockname()[0] == HERE and sock.getsockname()[1]
 
 
 @pytest.mark.parametrize('reuse', [False, True])
 def test_a_local_port_is_taken_with_reuse_only_where_that_steals_from_nobody(monkeypatch, reuse):
-    monkeypatch.setattr('reactor.net.sockets.REUSE_ADDRESS', reuse)
+    monkeypatch.setattr('reactor.kernel.Kernel.reuse_address', reuse)
     with socket.socket() as free:
         free.bind((HERE, 0))
         address = free.getsockname()
     with socket.socket() as sock:
-        bind_local(sock, address)
+        bind_local(Kernel(), sock, address)
         assert bool(sock.getsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR)) is reuse
         assert sock.getsockname() == address
 

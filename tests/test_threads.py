@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import sys
 import threading
 import weakref
 from collections import deque
@@ -496,3 +497,48 @@ def test_an_on_done_for_whose_call_there_is_no_memory_is_called_later(r):
     call.on_done = lambda *outcome: log.append(outcome)
     run_until(r, lambda: log)
     assert log == [(0, None)]
+
+
+class NoMemoryAt:
+    """Starts threads of which one finds no memory for its n-th call of a function of ours; `made` counts them."""
+
+    def __init__(self, n):
+        self.n, self.made = n, 0
+
+    def start_thread(self, target, name):
+        def work():
+            sys.settrace(self.trace)
+            try:
+                target()
+            except MemoryError:
+                pass  # the end of this thread
+
+        threading.Thread(target=work, name=name, daemon=True).start()
+
+    def trace(self, frame, event, arg):
+        name = frame.f_code.co_name
+        if frame.f_globals.get('__name__', '').startswith('reactor') and name not in ('_work', 'work'):
+            self.made += 1
+            if self.made == self.n:
+                raise MemoryError
+
+
+def test_a_thread_that_finds_no_memory_at_any_of_its_calls_leaves_no_call_without_an_answer():
+    """And is not counted as running for ever."""
+    n, made = 0, 1
+    while n < made:
+        n += 1
+        source, answers = NoMemoryAt(n), []
+        kernel = Kernel()
+        kernel.start_thread = source.start_thread
+        with Reactor(kernel=kernel) as r:
+            for _ in range(3):
+                r.run_in_thread(
+                    int, '7', on_done=lambda result, error, answers=answers: answers.append(result or type(error))
+                )
+            r.call_later(5, r.stop).unref()
+            assert r.run(), f'call {n}: {answers}, waiting for {r.why_alive()}'
+            assert len(answers) == 3 and set(answers) <= {7, MemoryError}, f'call {n}: {answers}'
+            run_until(r, lambda r=r: not r._threads._running)
+        made = max(made, source.made)
+    assert n > 5

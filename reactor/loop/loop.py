@@ -22,7 +22,7 @@ from collections import deque
 from itertools import islice
 
 from ..errors import HandleClosed, ReactorError
-from ..kernel import CLOCK_STEP, Kernel
+from ..kernel import Kernel
 from .checks import callback, number, shown, whole
 from .descriptor import Descriptor
 from .idle import Idler, Idlers
@@ -240,7 +240,10 @@ class Loop:
             self._wakeup.calls.clear()
             self.completions.clear()
             # First the selector: unregistering from an epoll that a fork shares would unregister it for both.
-            self.watchers.selector.close()
+            try:
+                self.watchers.selector.close()
+            except OSError:
+                pass  # in a fork that has not inherited its descriptor, which is how a kqueue is
             self._wakeup.close()
             self._leave()
 
@@ -486,7 +489,7 @@ class Loop:
     def _look_for_spin(self, timeout: float | None) -> None:
         # A descriptor that was closed behind our back while a copy of it lives is reported by epoll for ever, and
         # `selectors` drops what it does not know: polls that end early with nothing. A new selector ends that.
-        if timeout is not None and self.now - self._turn_began + CLOCK_STEP >= timeout:
+        if timeout is not None and self.now - self._turn_began + self._kernel.clock_step >= timeout:
             self._blind_polls = 0
             return
         self._blind_polls += 1
@@ -665,8 +668,11 @@ class Loop:
             )
         if self._forked():
             raise ReactorError('this reactor belongs to the process that forked this one; make a new one here')
+        thread = (
+            self._kernel.thread()
+        )  # first: after `enter` nothing may fail outside of the `try` that ends in `_leave`
         self._signals.enter(sleeps)  # before anything is changed: from here on Ctrl-C is raised between callbacks only
-        self.watchers.thread = self._kernel.thread()
+        self.watchers.thread = thread
 
     def _leave(self) -> None:
         self._stopping = False

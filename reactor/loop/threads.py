@@ -132,40 +132,41 @@ class ThreadPool:
         self._loop.call_soon(call.handle_done, None, ReactorError(f'{why}: call it later'))
 
     def _work(self) -> None:
-        # In a thread.
-        try:
-            while True:
-                try:
-                    call = self._queue.popleft()
-                except IndexError:
-                    break
-                # In the opposite order to `close`, which may run now: with a function there are its arguments.
-                args, fn = call.args, call.fn
-                if fn is None:
-                    continue
-                result = error = None
-                try:
-                    result = fn(*args)
-                except BaseException as exc:
-                    error = exc
-                self._tell(call, result, error)
-                del call, fn, args, result, error  # nothing of a call outlives it here
-            self._tell(None)
-        except ReactorError:
-            pass  # the loop was closed meanwhile, and with it all of its calls
-
-    def _tell(self, call: ThreadCall | None, result: Any = None, error: BaseException | None = None) -> None:
-        # Of a call, or of the end of this thread: a thread that dies untold would be counted as running for ever.
+        # In a thread. Where memory runs out, the step is done again later. A call that is taken is always answered, and
+        # the end of the thread is always reported: else it would count as running, and after four nothing would run.
+        call: ThreadCall | None = None
+        fn: Callable[..., Any] | None = None
+        starved = False
         while True:
             try:
+                if starved:
+                    self._kernel.sleep(RETRY)
+                    starved = False
                 if call is None:
-                    self._loop.call_soon_threadsafe(self._thread_ended)
-                else:
-                    self._loop.call_soon_threadsafe(call.handle_done, result, error)
+                    try:
+                        call = self._queue.popleft()
+                    except IndexError:
+                        self._loop.call_soon_threadsafe(self._thread_ended)
+                        return
+                    result = error = None
+                    # In the opposite order to `close`, which may run now: with a function there are its arguments.
+                    args, fn = call.args, call.fn
+                    if fn is None:
+                        call = None
+                        continue
+                if fn is not None:
+                    todo, fn = fn, None  # it is called once, whatever follows
+                    try:
+                        result = todo(*args)
+                    except BaseException as exc:
+                        error = exc
+                    del todo, args
+                self._loop.call_soon_threadsafe(call.handle_done, result, error)
+                call = result = error = None  # nothing of a call outlives it here
             except MemoryError:
-                self._kernel.sleep(RETRY)
-            else:
-                return
+                starved = True
+            except ReactorError:
+                return  # the loop was closed meanwhile, and with it all of its calls
 
     def _thread_ended(self) -> None:
         self._running -= 1

@@ -186,9 +186,13 @@ class Wakeup(Handle):
             log('warning', 'the doorbell of the loop was replaced: it %s', why)
 
     def _take(self, data: bytes) -> None:
-        self._rung = False
-        self.on_bytes(data)
         calls, soon = self.calls, self._soon
+        self._rung = False
+        # Without a GIL, a thread could see the flag up after it queued a call that the length does not count yet. So
+        # both sides take the deque's lock between what they store and what they read: `append` in `call`, and `rotate`
+        # here, which moves nothing. The one that has it second sees what the other stored. Not tested on such a build.
+        calls.rotate(0)
+        self.on_bytes(data)
         for _ in range(len(calls)):
             soon.append(calls.popleft())
 

@@ -15,7 +15,7 @@ from collections import deque
 from socket import SO_ERROR, SOCK_STREAM, SOL_SOCKET
 
 from ..errors import ConnectTimeout, SelectorFull
-from ..kernel import AF_UNIX, LOST, close_socket
+from ..kernel import AF_UNIX, LOST_ERRORS, close_socket
 from ..loop.watcher import WRITE, Handle
 from .addresses import MOST_ADDRESSES, interleave, numeric, show
 from .resolver import look_up
@@ -38,7 +38,6 @@ ATTEMPT_DELAY = 0.25  # seconds, RFC 8305 section 5
 ATTEMPTS_PER_TURN = 64  # that fail at once, as without a route: each takes 20 us
 # A Unix socket whose backlog is full refuses at once and tells nobody when there is room again.
 UNIX_RETRY, UNIX_RETRY_MOST = 0.01, 0.25  # seconds
-IN_PROGRESS = {errno.EINPROGRESS, errno.EALREADY, getattr(errno, 'WSAEWOULDBLOCK', errno.EINPROGRESS)}
 
 
 class Established:
@@ -184,7 +183,7 @@ class Connector:
             except SelectorFull as exc:
                 self._errors.append((address, exc.with_traceback(None)))
                 continue
-            if error in IN_PROGRESS:
+            if error in self._kernel.connecting:
                 try:
                     self._attempts[attempt] = None
                 except MemoryError:
@@ -212,7 +211,7 @@ class Connector:
         sock = self._kernel.socket(family, SOCK_STREAM)
         try:
             if self._local_address is not None:
-                bind_local(sock, self._local_address)
+                bind_local(self._kernel, sock, self._local_address)
         except BaseException:
             close_socket(sock)
             raise
@@ -291,7 +290,7 @@ class Attempt(Handle):
             error = self.sock.connect_ex(self.address[1])
             if not error:
                 return self._error_of_peer(self.sock)
-            if error in IN_PROGRESS:
+            if error in self.loop.watchers.kernel.connecting:
                 self.loop.watchers.add(self, WRITE)
                 self.unref()
         except BaseException:
@@ -306,7 +305,7 @@ class Attempt(Handle):
         try:
             error = sock.getsockopt(SOL_SOCKET, SO_ERROR)
         except OSError as exc:
-            if exc.errno in LOST:
+            if exc.errno in LOST_ERRORS:
                 self.handle_lost(exc)
                 return
             error = exc.errno or errno.EIO

@@ -23,8 +23,7 @@ from collections import deque
 from socket import AF_INET, MSG_PEEK, MSG_TRUNC, SOCK_DGRAM, SOL_SOCKET
 
 from ..errors import HandleClosed
-from ..kernel import AF_UNIX, SO_MEMINFO, close_socket
-from ..kernel import LOST as LOST_ERRORS
+from ..kernel import AF_UNIX, LOST_ERRORS, SO_MEMINFO, close_socket
 from ..loop.log import log
 from ..loop.watcher import EPISODE, READ, WRITE, Handle
 from .addresses import MOST_ADDRESSES, check_path, destination, interleave, is_ipv4, numeric, show, unmapped

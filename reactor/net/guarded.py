@@ -9,7 +9,7 @@ from __future__ import annotations
 from socket import SO_LINGER, SOL_SOCKET
 
 from ..errors import ClientRefused
-from ..kernel import RESET_ON_CLOSE, close_socket
+from ..kernel import close_socket
 from ..loop.log import log
 from .addresses import show, unmapped
 from .listener import Listener
@@ -97,7 +97,7 @@ class GuardedListener(Listener):
     def _refuse(self, sock: socket, address: Any, refusal: Refusal) -> None:
         self._count(address, refusal)
         try:
-            sock.setsockopt(SOL_SOCKET, SO_LINGER, RESET_ON_CLOSE)
+            sock.setsockopt(SOL_SOCKET, SO_LINGER, self.loop.watchers.kernel.reset_on_close)
         except OSError:
             pass  # it is gone already
         close_socket(sock)

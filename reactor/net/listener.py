@@ -14,7 +14,7 @@ from __future__ import annotations
 import errno
 
 from ..errors import HandleClosed, SelectorFull
-from ..kernel import LOST, NODELAY_INHERITED, close_socket
+from ..kernel import LOST_ERRORS, close_socket
 from ..loop.log import log
 from ..loop.watcher import READ, Handle
 from .addresses import show, unmapped
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 ACCEPTS_PER_TURN = 64  # one listener in a turn; a backlog of thousands must not keep the open ones waiting
 ACCEPT_PAUSE = 0.1  # seconds to the next attempt when descriptors have run out
 
-EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
+EXHAUSTED = {errno.EMFILE, getattr(errno, 'WSAEMFILE', errno.EMFILE), errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 
 
 class Listener(Handle):
@@ -56,6 +56,7 @@ class Listener(Handle):
         '_last_trouble',
         '_max_connections',
         '_options',
+        '_options_inherited',
         '_paused',
         '_retry',
         '_unlink',
@@ -90,6 +91,7 @@ class Listener(Handle):
         self._max_connections = max_connections
         self._defer_accept = defer_accept
         self._inherited = inherited  # others may listen on it, now or after us
+        self._options_inherited = loop.watchers.kernel.nodelay_inherited  # by what it accepts
         self._batch = 1  # accepts in the next turn: an accept too many costs an exception, one too few a poll
         self._paused = False
         self._retry: Timer | None = None  # pending while descriptors have run out
@@ -116,7 +118,7 @@ class Listener(Handle):
                     self.loop.watchers.no_progress(self)
                 return
             except OSError as exc:
-                if exc.errno in LOST:
+                if exc.errno in LOST_ERRORS:
                     self.handle_lost(exc)
                     return
                 if exc.errno == errno.EINVAL:  # somebody has shut it down: it listens no more, but is ours to close
@@ -141,7 +143,7 @@ class Listener(Handle):
         try:
             stream = self._kind(self.loop, self._options, self._callbacks, self)
             sock.setblocking(False)
-            if not NODELAY_INHERITED:
+            if not self._options_inherited:
                 set_accepted_options(sock, self._options)
             stream.attach(sock, self._defer_accept)
             counters = self.loop.counters

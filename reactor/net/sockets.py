@@ -29,8 +29,6 @@ from ..kernel import (
     AF_UNIX,
     IP_BIND_ADDRESS_NO_PORT,
     KEEPALIVE_OPTIONS,
-    NODELAY_INHERITED,
-    REUSE_ADDRESS,
     SO_REUSEPORT,
     TCP_DEFER_ACCEPT,
     ResolveFailure,
@@ -102,7 +100,7 @@ def listening_tcp(
     """A listening TCP socket; looks the host up, blocking. Host None: every address, IPv4 and IPv6 where possible."""
     sock = bound_tcp(kernel, host, port, reuse_port=reuse_port)
     try:
-        prepare_listener(sock, options, backlog, defer_accept)
+        prepare_listener(kernel, sock, options, backlog, defer_accept)
     except BaseException:
         close_socket(sock)
         raise
@@ -154,8 +152,10 @@ def _bound(kernel: Kernel, kind: int, host: str | None, port: int, reuse_port: b
         sock = kernel.socket(family, kind)
     try:
         # For UDP it would let another program take the port and what is sent to it.
-        if REUSE_ADDRESS and kind == SOCK_STREAM:
+        if kernel.reuse_address and kind == SOCK_STREAM:
             sock.setsockopt(SOL_SOCKET, SO_REUSEADDR, 1)
+        elif kernel.exclusive_address != -1:
+            sock.setsockopt(SOL_SOCKET, kernel.exclusive_address, 1)
         if reuse_port:
             if SO_REUSEPORT < 0:
                 raise OSError(errno.EOPNOTSUPP, 'this platform has no SO_REUSEPORT; share one listener instead')
@@ -178,11 +178,11 @@ def _bound(kernel: Kernel, kind: int, host: str | None, port: int, reuse_port: b
     return sock
 
 
-def prepare_listener(sock: socket, options: Options, backlog: int, defer_accept: bool = False) -> None:
+def prepare_listener(kernel: Kernel, sock: socket, options: Options, backlog: int, defer_accept: bool = False) -> None:
     """Make a bound socket, perhaps one that listens already, accept connections with `options`."""
     sock.setblocking(False)
     if sock.family in (AF_INET, AF_INET6):
-        if NODELAY_INHERITED:
+        if kernel.nodelay_inherited:
             set_stream_options(sock, options)  # once here instead of for each connection
         if defer_accept and TCP_DEFER_ACCEPT >= 0:
             sock.setsockopt(IPPROTO_TCP, TCP_DEFER_ACCEPT, DEFER_SECONDS)
@@ -199,7 +199,7 @@ def defer_no_longer(sock: socket) -> None:
 
 
 def set_accepted_options(sock: socket, options: Options) -> None:
-    """Set on an accepted socket what it does not inherit from its listener; needed where NODELAY_INHERITED is False."""
+    """Set the options of an accepted socket, where it does not inherit them from its listener."""
     if sock.family in (AF_INET, AF_INET6):
         set_stream_options(sock, options)
 
@@ -219,14 +219,14 @@ def set_stream_options(sock: socket, options: Options) -> None:
         pass
 
 
-def bind_local(sock: socket, local_address: tuple[str, int]) -> None:
+def bind_local(kernel: Kernel, sock: socket, local_address: tuple[str, int]) -> None:
     """Bind a socket that is going to connect. With port 0 the port is chosen at the connect, for its destination."""
     if not local_address[1] and IP_BIND_ADDRESS_NO_PORT >= 0:
         try:
             sock.setsockopt(IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, 1)
         except OSError:
             pass  # then it is chosen now, from fewer
-    elif REUSE_ADDRESS:
+    elif kernel.reuse_address:
         sock.setsockopt(SOL_SOCKET, SO_REUSEADDR, 1)
     sock.bind(local_address)
 
@@ -257,7 +257,7 @@ def listening_unix(
             unlink = _unlinker(kernel, path)
             if mode is not None:
                 kernel.chmod(path, mode)
-        prepare_listener(sock, options, backlog)
+        prepare_listener(kernel, sock, options, backlog)
     except BaseException:
         if unlink is not None:
             unlink()

@@ -23,7 +23,7 @@ from ..errors import (
     WriteBufferFull,
     WriteTimeout,
 )
-from ..kernel import HAS_SENDMSG, LOST, RESET_ON_CLOSE, send_first
+from ..kernel import HAS_SENDMSG, LOST_ERRORS, send_first
 from ..loop.checks import switch, time_limit
 from ..loop.timers import Timer
 from ..loop.watcher import READ, UNHEARD, WRITE, Handle
@@ -512,7 +512,7 @@ class Stream(Handle):
         """Abort, and have `on_close` tell why."""
         if self.sock is not None:
             try:
-                self.sock.setsockopt(SOL_SOCKET, SO_LINGER, RESET_ON_CLOSE)
+                self.sock.setsockopt(SOL_SOCKET, SO_LINGER, self.loop.watchers.kernel.reset_on_close)
             except OSError:
                 pass  # then it is no longer connected, and there is nothing to reset
         self.finish(exc)
@@ -690,7 +690,7 @@ class Stream(Handle):
 
     def read_failed(self, exc: OSError) -> None:
         """A recv has failed."""
-        if exc.errno in LOST:
+        if exc.errno in LOST_ERRORS:
             self.loop.watchers.evict(self)
             return
         self.finish(exc.with_traceback(None))
@@ -812,7 +812,7 @@ class Stream(Handle):
         try:
             self.sock.shutdown(SHUT_WR)
         except OSError as exc:
-            if exc.errno in LOST:
+            if exc.errno in LOST_ERRORS:
                 self.loop.watchers.evict(self)  # reading will not tell: epoll is silent about it
                 return
             # else the connection is gone already, and reading will tell
@@ -838,7 +838,7 @@ class Stream(Handle):
         if self.writer is None or self.writer is DRAINED:
             self.writer = Writer()
             self.writer.extend((lost,), None, ())
-        if exc.errno in LOST:
+        if exc.errno in LOST_ERRORS:
             self.loop.watchers.evict(self)
             return
         if isinstance(exc, SendFileError):

@@ -177,13 +177,19 @@ def trouble(exc: Exception, certificate: str, key: str | None) -> str:
 
 
 def validity(chain: str) -> tuple[float, float]:
-    """From when to when the first certificate in `chain` (PEM) is valid, in seconds since 1970; RFC 5280, 4.1.2.5."""
+    """From when to when the first certificate in `chain` (PEM) is valid, in seconds since 1970; RFC 5280, 4.1.2.5.
+
+    ValueError for what is not a certificate.
+    """
     begin = chain.index(BEGIN)
     der = ssl.PEM_cert_to_DER_cert(chain[begin : chain.index(END, begin) + len(END)])
-    ((_, certificate),) = _elements(der)
-    signed = next(_elements(certificate))[1]
-    fields = [value for tag, value in _elements(signed) if tag != VERSION]  # a number, how, by whom, from and to
-    first, last = (_moment(tag, value.decode()) for tag, value in _elements(fields[3]))
+    try:
+        ((_, certificate),) = _elements(der)
+        (_, signed), *_ = _elements(certificate)
+        fields = [value for tag, value in _elements(signed) if tag != VERSION]  # a number, how, by whom, from and to
+        first, last = (_moment(tag, value.decode()) for tag, value in _elements(fields[3]))
+    except (ValueError, IndexError, OverflowError) as exc:
+        raise ValueError(f'what follows the first "{BEGIN}" is not a certificate: {exc}') from None
     return first, last
 
 

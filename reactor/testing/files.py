@@ -22,6 +22,7 @@ READ, WRITE = EVENT_READ, EVENT_WRITE
 BOTH = READ | WRITE
 SYN_RETRY = 1_000_000_000  # ns, as Linux: a client asks again when the backlog was full
 SILENCE = 127_000_000_000  # ns until Linux gives up asking
+LOOPBACK = 20_000  # ns, on the way between the two ends of a pair that is made of a TCP connection
 DEFERRED = 1_000_000_000  # ns for which TCP_DEFER_ACCEPT keeps a silent client back
 
 
@@ -74,6 +75,8 @@ class Listening(File):
         self.address = address
         self.backlog = max(1, backlog)
         self.deferred = deferred
+        self.nodelay = False
+        self.exclusive = False  # on Windows: nobody shares its port, not even those who would without asking
         self.queue: deque[End] = deque()
 
     def arrive(self, end: End) -> None:
@@ -121,10 +124,12 @@ class End(File):
         self.error = 0
         self.told: list[int] = []
         self.connected = False
+        self.refused = False  # it could not be connected
         self.dead = False  # reset: nothing goes in or out any more
         self.ended_out = False
         self.ended_in = False
         self.lingers = True  # False: closing resets
+        self.nodelay = False  # TCP_NODELAY was asked for, or inherited
         self.cut_short = False  # closed with something unread, and what was sent was still under way
         self.private = False  # one of a socketpair: its kind fails only when it is full
         self.accepted = True  # False in a backlog, where bytes are kept though nobody has it yet
@@ -208,7 +213,8 @@ class End(File):
         if self.instant:
             fn(*args, self._epoch)
             return
-        self._arrival = max(self._arrival, kernel.time + kernel.draw_latency())
+        latency = LOOPBACK if self.private else kernel.draw_latency()
+        self._arrival = max(self._arrival, kernel.time + latency)
         kernel.at(self._arrival, fn, *args, self._epoch)
 
     def lose_what_is_on_the_way(self) -> None:
@@ -240,6 +246,8 @@ class End(File):
         if not self.dead:
             self.dead = True
             self.error = errno.EPIPE if self.ended_in else errno.ECONNRESET
+            if self.kernel.kind == 'windows':
+                self.inbox.clear()  # a reset erases what was not read yet (RFC 9112, 9.6, warns of that)
             self.kernel.note('reset arrived', -1, self.number)
             if self.peer is not None:
                 self.peer.lose_what_is_on_the_way()
@@ -298,9 +306,14 @@ class Mailbox(File):
         self.ready = BOTH
 
     def refuse(self) -> None:
-        """Nobody is where we send to (ICMP)."""
-        if self.references and self.remote is not None:
-            self.error = errno.ECONNREFUSED
+        """Nobody is where we send to (ICMP).
+
+        Windows tells sockets that are connected to nobody, too, by WSAECONNRESET, when they receive (recvfrom in the
+        Winsock reference).
+        """
+        on_windows = self.kernel.kind == 'windows'
+        if self.references and (self.remote is not None or on_windows):
+            self.error = errno.ECONNRESET if on_windows else errno.ECONNREFUSED
             self.ready = BOTH
 
     def take(self) -> tuple[bytes, Any]:

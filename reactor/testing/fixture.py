@@ -27,7 +27,8 @@ def simulate(request: Any) -> Callable[..., None]:
 
     program  called with a `World` in the first turn: it starts servers and clients on `world.r`
     seeds    how many systems, each with latencies, room and faults of its own; or the seeds themselves
-    options  of `Simulation`: `faults=False`, `selector='epoll'`, `hosts=...`
+    options  of `Simulation`: `faults=False`, `hosts=...`; `selector=` one of 'epoll', 'poll', 'select', 'kqueue' (a BSD
+             or macOS) and 'windows', instead of the system that each seed draws
 
     Fails with the first seed in which a law of the reactor is broken, a callback raises what the simulation has not
     planted, something waits for ever, or `world.fail` is called; and tells its seed and the last of its trace.

@@ -12,13 +12,23 @@ import signal
 from heapq import heappop, heappush
 from ipaddress import ip_address
 from random import Random
-from socket import AF_INET, AF_INET6, AF_UNIX, AI_NUMERICHOST, EAI_AGAIN, EAI_NONAME, SOCK_STREAM, gaierror
+from socket import (
+    AF_INET,
+    AF_INET6,
+    AF_UNIX,
+    AI_NUMERICHOST,
+    EAI_AGAIN,
+    EAI_NONAME,
+    SO_REUSEADDR,
+    SOCK_STREAM,
+    gaierror,
+)
 from sys import _getframe
 
-from ..kernel import ONLY_ERROR, Kernel
+from ..kernel import ONLY_ERROR, Kernel, step_of_waits
 from .faults import Faults
 from .files import DEFERRED, SYN_RETRY, End, File, Listening, Mailbox, Stored, Unborn
-from .poller import FD_SETSIZE, SimSelector
+from .poller import FD_SETSIZE, KINDS, MOST_SOCKETS, SimSelector
 from .sockets import EXHAUSTED, SimSocket, fail
 
 TYPE_CHECKING = False
@@ -31,6 +41,9 @@ START = 1_000_000 * MS  # the clock at the start
 STDIO = 3  # descriptors that a program has from the start
 UNIX_QUEUE = 10  # datagrams that wait at a Unix socket, as in net.unix.max_dgram_qlen
 PLENTY = 1000  # descriptors, below what select can take
+FOREIGN = 0.4  # of the seeds: a system that is not Linux
+TICK = 15_625_000  # ns: the timer of Windows has 64 ticks a second
+FIRST_HANDLE, HANDLE_STEP = 400, 4  # of Windows, whose sockets have such numbers
 COARSE = 0.3  # of the seeds: time advances in steps
 GRAINS = 0.005, 0.05  # seconds, the shortest and the longest step
 # Calls whose failure is the end of a connection; what others say of it is not.
@@ -47,7 +60,8 @@ class SimKernel(Kernel):
     """An operating system of its own, for `Reactor(kernel=...)`: nothing below it is real, and no time is spent.
 
     seed         of everything that is drawn: latencies, room in buffers, faults
-    selector     'epoll', 'poll' or 'select': whose manners its selectors have; None: drawn
+    selector     'epoll', 'poll', 'select', 'kqueue' or 'windows': whose manners its selectors have, its sockets and its
+                 clock. The last two are a BSD or macOS, and Windows; see there below. None: drawn
     faults       True: drawn from the seed; False: none; or names of `faults.SITES`, which then are on at their highest
     descriptors  how many may be open at once
     grain        seconds: time advances in steps of this, so that whatever falls into one step is ready in one turn:
@@ -59,6 +73,14 @@ class SimKernel(Kernel):
                  `unregister` never fail: the one has no errors, those of the other `selectors` hides
     lasting      with `fail`: None: the n-th call alone fails. 'kind': every later call of that kind fails too, on
                  descriptors of the same kind; 'descriptor': every later one on the same descriptor
+
+    On kqueue and Windows, TCP_NODELAY is not inherited, a silent client is accepted at once whatever `defer_accept`
+    says, nobody counts the bytes of a connection, or dropped datagrams. On kqueue a full Unix socket refuses clients
+    and datagrams (unix(4) of FreeBSD), `accept` may return no address, and options fail on a connection that is over.
+    Windows has no Unix sockets and no SO_REUSEPORT, numbers sockets from 400 in steps of 4, says ENOTSOCK for EBADF and
+    EWOULDBLOCK for EINPROGRESS, sends one buffer at a time, loses what was not read when a connection is reset, and
+    makes the doorbell of a TCP connection (`socketpair` in CPython's Lib/socket.py). Its clock has steps of 15.6 ms, or
+    its waits end that much too early, or both.
 
     `trace` lists what happened as (time in ns, what, descriptor, detail); `show_trace` renders it.
     """
@@ -81,8 +103,17 @@ class SimKernel(Kernel):
         self.random = Random(seed)
         coins = Random(self.random.getrandbits(64))
         self.faults = Faults(coins, None if faults is True else faults or ())
-        kinds = self.random.choice(('epoll', 'poll', 'select'))
-        self.kind = selector or kinds
+        kind = self.random.choice(KINDS[:3])
+        # Drawn apart from everything else, as others below are: so a seed that was one of the first three before there
+        # were others is the same still, or becomes so with `selector`.
+        manner = Random(f'manner {seed}')
+        if manner.random() < FOREIGN:
+            kind = manner.choice(KINDS[3:])
+        self.kind = selector or kind
+        self.on_linux = self.kind in KINDS[:3]
+        self.tick = MS  # of the timer that ends waits, on Windows
+        self.clock_grain = 1  # ns, the steps of the clock
+        self._take_manners(manner)
         self.time = START
         self.files: dict[int, File] = {}
         self.trace: list[tuple[int, str, int, Any]] = []
@@ -109,7 +140,6 @@ class SimKernel(Kernel):
         self._sequence = 0
         self._numbers = 0
         self._thread = 1
-        # Drawn apart from everything else, so that the other seeds stay what they are.
         steps = Random(f'grain {seed}')
         drawn = steps.uniform(*GRAINS) if steps.random() < COARSE else 0.0
         self.grain = int(1e9 * (drawn if grain is None else grain))
@@ -134,7 +164,8 @@ class SimKernel(Kernel):
         if self.faults.on:
             self.throw_signals()
         if self._fail is not None and self._is_to_fail(name, fd, self._fail[0]):
-            return self._make_fail(name, fd, self._fail[1])
+            error = self._make_fail(name, fd, self._fail[1])
+            return self.lost if error == errno.EBADF else error
         return 0
 
     def throw_signals(self) -> None:
@@ -243,16 +274,16 @@ class SimKernel(Kernel):
         """What a descriptor stands for; EBADF when it is not open."""
         file = self.files.get(fd)
         if file is None:
-            fail(errno.EBADF)
+            fail(self.lost)
         return file
 
     def lowest_free(self) -> int:
         """The lowest number that is free, as POSIX has it; EMFILE at the limit."""
         if len(self.files) + STDIO >= self.descriptors:
             fail(errno.EMFILE)
-        fd = STDIO
+        fd, step = (FIRST_HANDLE, HANDLE_STEP) if self.kind == 'windows' else (STDIO, 1)
         while fd in self.files or fd == self._withheld:
-            fd += 1
+            fd += step
         return fd
 
     def open(self, fd: int, file: File) -> None:
@@ -303,8 +334,12 @@ class SimKernel(Kernel):
                 fail(errno.EADDRINUSE)
             self._mailboxes[address] = file
             file.local = address
-        elif self._listeners.get(_key(address)) and not reuse:
-            fail(errno.EADDRINUSE)
+        else:
+            found = self._listeners.get(_key(address), ())
+            if any(listening.exclusive for listening in found) and reuse:
+                fail(errno.EACCES)
+            if found and not reuse:
+                fail(errno.EADDRINUSE)
         return address
 
     def listen(self, listening: Listening) -> None:
@@ -354,7 +389,7 @@ class SimKernel(Kernel):
         if listening is None:
             return errno.ECONNREFUSED if end.remote in self._paths else errno.ENOENT
         if len(listening.queue) > listening.backlog:
-            return errno.EAGAIN
+            return errno.EAGAIN if self.on_linux else errno.ECONNREFUSED
         self._join(end, listening)
         return 0
 
@@ -372,7 +407,7 @@ class SimKernel(Kernel):
         if receiver is None:
             return errno.ECONNREFUSED if path in self._paths else errno.ENOENT
         if len(receiver.inbox) >= UNIX_QUEUE:
-            return errno.EAGAIN  # and the sender is called writable all the same
+            return errno.EAGAIN if self.on_linux else errno.ENOBUFS  # and the sender is called writable all the same
         receiver.arrive(data, sender.local)
         return 0
 
@@ -389,16 +424,19 @@ class SimKernel(Kernel):
     # -- what Kernel has
 
     def clock(self) -> float:
-        return self.time / 1e9
+        return self.time // self.clock_grain * self.clock_grain / 1e9
 
     def selector(self) -> Any:
         self.call('selector', -1)
         return SimSelector(self, self.kind)
 
     def another(self, selector: Any) -> Any:
+        self.replaced_in_vain |= not selector.blind
         return self.selector()
 
     def room_of(self, selector: Any) -> Callable[[int], bool] | None:
+        if selector.kind == 'windows':
+            return lambda fd: len(selector.get_map()) < MOST_SOCKETS
         return FD_SETSIZE.__gt__ if selector.kind == 'select' else None
 
     def has_bytes(self, sock: Any) -> bool:
@@ -409,7 +447,7 @@ class SimKernel(Kernel):
 
     def readiness(self, fd: int, events: int) -> int:
         file = self.files.get(fd)
-        if file is None:
+        if file is None or self.kind == 'windows':  # which has no `poll` to ask
             return events
         return (file.ready | file.stuck) & events or (ONLY_ERROR if file.unread_error else 0)
 
@@ -417,6 +455,8 @@ class SimKernel(Kernel):
         return 0
 
     def never_blocks(self, fd: int) -> bool:
+        if self.kind == 'windows':
+            return False
         self.call('fstat', fd)
         self.file(fd)
         return False
@@ -426,8 +466,6 @@ class SimKernel(Kernel):
             return True
         file = self.files.get(sock.fileno())
         return isinstance(file, Listening) and len(file.queue) > 0
-
-    counts_tcp = True
 
     def tcp_counts(self, sock: Any) -> tuple[int, int, int]:
         self.call('getsockopt', sock.fileno())
@@ -441,6 +479,8 @@ class SimKernel(Kernel):
 
     def socket(self, family: int, kind: int, proto: int = 0) -> Any:
         self.call('socket', -1)
+        if family == AF_UNIX and self.kind == 'windows':
+            fail(errno.EAFNOSUPPORT)
         if self.faults.falls('socket.exhausted'):
             fail(self.random.choice(EXHAUSTED[:3]))
         fd = self.lowest_free()
@@ -449,16 +489,18 @@ class SimKernel(Kernel):
 
     def socketpair(self) -> Any:
         self.call('socketpair', -1)
-        ends = End(self, AF_UNIX, True), End(self, AF_UNIX, True)
+        family = AF_INET if self.kind == 'windows' else AF_UNIX
+        ends = End(self, family, family == AF_UNIX), End(self, family, family == AF_UNIX)
         for end, peer in zip(ends, ends[::-1], strict=True):
-            end.peer, end.connected, end.private, end.local, end.remote = peer, True, True, '', ''
+            end.peer, end.connected, end.private = peer, True, True
+            end.local = peer.remote = self.ephemeral(family)
             end.capacity = self.random.randrange(1, 200)  # as full of doorbells as it gets
         sockets = []
         for end in ends:
             fd = self.lowest_free()
             self.open(fd, end)
             end.look()
-            sockets.append(SimSocket(self, AF_UNIX, SOCK_STREAM, fd))
+            sockets.append(SimSocket(self, family, SOCK_STREAM, fd))
         ends[0].look()
         return tuple(sockets)
 
@@ -552,6 +594,8 @@ class SimKernel(Kernel):
 
     def identity(self, fd: int) -> Any:
         file = self.files.get(fd)
+        if self.kind == 'windows':
+            return None if file is None else fd  # fstat knows no sockets there
         return None if file is None else file.number
 
     def write(self, fd: int, data: bytes) -> int:
@@ -573,6 +617,21 @@ class SimKernel(Kernel):
         self.call('chmod', -1)
 
     # -- in this file
+
+    def _take_manners(self, random: Random) -> None:
+        # Of the system, as `Kernel` has them of the one that it runs on.
+        self.replaced_in_vain = False  # a selector that had reported all that it should
+        self.lost = errno.ENOTSOCK if self.kind == 'windows' else errno.EBADF
+        self.counts_tcp = self.nodelay_inherited = self.on_linux
+        if self.kind != 'windows':
+            return
+        self.reuse_address = False
+        self.exclusive_address = ~SO_REUSEADDR
+        self.reset_on_close = b'\1\0\0\0'
+        self.connecting = frozenset({errno.EWOULDBLOCK, errno.EALREADY})
+        # Up to Python 3.12 the clock is that of the ticks; since then it is exact. Programs can ask for finer ticks.
+        self.clock_grain, self.tick = random.choice(((TICK, TICK), (TICK, MS), (100, TICK)))
+        self.clock_step = step_of_waits('nt', self.clock_grain / 1e9)
 
     def _is_to_fail(self, name: str, fd: int, n: int) -> bool:
         if self.calls < n:
@@ -596,7 +655,7 @@ class SimKernel(Kernel):
         if file is not None and error == errno.EBADF:
             self.close_fd(fd)
             # Neither poll nor select looks at what is registered; they find out when they are to wait for it.
-            untold = name in ('register', 'modify') and self.kind != 'epoll'
+            untold = name in ('register', 'modify') and self.kind not in ('epoll', 'kqueue')
             if untold or name in UNHEARD:
                 self._withheld = fd
             return 0 if untold else error
@@ -671,7 +730,7 @@ class SimKernel(Kernel):
 
     def _fail_connect(self, end: End, error: int) -> None:
         if end.references:
-            end.error, end.dead = error, True
+            end.error, end.dead, end.refused = error, True, True
             self.note('connect failed', -1, (end.number, errno.errorcode[error]))
             end.look()
 

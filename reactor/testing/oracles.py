@@ -139,7 +139,10 @@ class WatchedStream(Stream):
         if isinstance(exc, ReadTimeout) and self.record.paused:  # it may be paused later, before on_close
             self.loop.ledger.wrong(self, f'{exc!r} while reading is paused')
         self.record.dropped |= self.sock is not None  # over a Unix socket, nobody tells the peer so
+        end = self.loop.ledger.live_end(self)
         super().reset(exc)
+        if end is not None and end.lingers and not self.loop.ledger.kernel.fails:
+            self.loop.ledger.wrong(self, 'it was aborted, and its peer is not told by a reset')
 
     def forget(self) -> None:
         super().forget()
@@ -348,6 +351,11 @@ class Ledger:
                 self.by_end[file] = record
         return record.end
 
+    def live_end(self, stream: WatchedStream) -> End | None:
+        """What is at our side of a connection, None when it is over or was not made yet."""
+        end = self._end(stream)
+        return end if end is not None and end.references and end.connected and not end.dead else None
+
     def _take(self, stream: WatchedStream, data: bytes) -> None:
         record = stream.record
         self._end(stream)
@@ -425,7 +433,7 @@ class Ledger:
         }[type(exc)]
         if isinstance(exc, WriteTimeout) and (record.closed_by is not None or end.ended_in):
             limit = None  # it was closing, which `linger` limits as a whole
-        if limit is not None and self.kernel.time - since < limit * 1e9 - 1000:
+        if limit is not None and self.kernel.time - since < limit * 1e9 - 1000 - self.kernel.clock_grain:
             self.wrong(stream, f'{exc!r} after {(self.kernel.time - since) / 1e9} s')
         if isinstance(exc, WriteTimeout) and record.closed_by is None and not (stream.buffered or end.ended_in):
             self.wrong(stream, f'{exc!r} though nothing waits')
@@ -437,6 +445,8 @@ class Ledger:
         self.turns += 1
         self._check_bounds()
         self._check_progress(timeout)
+        if self.kernel.replaced_in_vain:
+            self.violations.append('law 7: the selector was replaced, and nothing was wrong with it')
         self._check_descriptors()
         self._check_counts()
         for stream in self.streams:
@@ -524,6 +534,8 @@ class Ledger:
             if writer is None or writer.error is None:
                 if not stream.closed and not record.dropped and stream.buffered != waits:
                     self.wrong(stream, f'bytes: {waits} wait, and buffered says {stream.buffered}')
+        if stream.options.nodelay and not (end.nodelay or end.instant or self.kernel.fails):
+            self.wrong(stream, 'TCP_NODELAY was not asked for, and is not inherited')
         # Over TLS some may wait for the peer's new handshake instead, which is no matter of room.
         if stream.state is OPEN and writer is not None and writer.buffered and not stream.events & 2:
             self.wrong(stream, f'{stream.buffered} bytes wait, and nobody waits for room')

@@ -1,10 +1,20 @@
-"""Simulated selectors, with the manners of epoll, poll and select.
+"""Simulated selectors, with the manners of epoll, poll, select, kqueue, and of select on Windows.
 
 Owns the registrations of one selector and the choice of what is told. Knows of files only their `ready` mask. The
 rule: each kind keeps the traps of the real one. epoll watches what was opened, not its number: it never reports what
 was closed, and reports what was closed while a copy lives for ever, to nobody, or to the handle that has the number by
 now. poll reports a closed number for ever, select fails for everybody because of it, and cannot take numbers from 1,024
 on. The first two report a hang-up for ever, even to a handle that wants nothing.
+
+kqueue has a filter for each direction (`KqueueSelector` in CPython's Lib/selectors.py): a descriptor that is readable
+and writable is reported in two entries of one batch. Filters vanish with the descriptor, whatever copies of it live
+(kqueue(2)). So a closed number is never reported, and a number that is in use again can be modified, which then watches
+the newcomer. Registering for both directions is two calls. When the second fails, the first filter stays, and is
+reported to nobody.
+
+Windows has `select` for at most 512 sockets in each direction. It fails with ENOTSOCK for a closed one, and with EINVAL
+when there is none. A failed connect is in the exception set alone, which `SelectSelector` folds into writable: such a
+socket is never readable (select in the Winsock reference; `_select` in Lib/selectors.py).
 """
 
 from __future__ import annotations
@@ -12,6 +22,8 @@ from __future__ import annotations
 import errno
 from math import ceil
 from selectors import EVENT_READ, EVENT_WRITE, SelectorKey
+
+from .files import End, Unborn
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -25,7 +37,8 @@ if TYPE_CHECKING:
 
 READ, WRITE = EVENT_READ, EVENT_WRITE
 FD_SETSIZE = 1024
-KINDS = ('epoll', 'poll', 'select')
+MOST_SOCKETS = 512  # FD_SETSIZE of CPython on Windows, where it is a number of sockets
+KINDS = ('epoll', 'poll', 'select', 'kqueue', 'windows')
 LOOPS_FOR_EVER = 'nothing can happen any more, and the loop would sleep for ever'
 
 
@@ -40,6 +53,8 @@ class SimSelector:
         self._keys: dict[int, SelectorKey] = {}
         self._files: dict[int, File] = {}  # what epoll watches, by the number under which it was registered
         self._ghosts: list[tuple[int, File]] = []  # unregistered too late, and a copy lives; with the number it had
+        self._filters: dict[tuple[int, int], File] = {}  # what kqueue watches, by number and direction
+        self.blind = False  # whether it has woken the loop for what it cannot report
         self._closed = False
 
     def register(self, fd: int, events: int, data: Any = None) -> SelectorKey:
@@ -48,7 +63,10 @@ class SimSelector:
             raise ValueError(f'invalid events: {events!r}')
         if fd in self._keys:
             raise KeyError(f'{fd} is already registered')
-        self._kernel.call('register', fd)
+        if self.kind == 'kqueue':
+            self._add_filters(fd, events)
+        else:
+            self._kernel.call('register', fd)
         if self.kind == 'epoll':
             self._files[fd] = self._kernel.file(fd)
         key = self._keys[fd] = SelectorKey(fd, fd, events, data)
@@ -57,6 +75,8 @@ class SimSelector:
     def modify(self, fd: int, events: int, data: Any = None) -> SelectorKey:
         """Change what is wanted; a number that is not open any more fails with epoll, and is forgotten then."""
         key = self._keys[fd]
+        if self.kind == 'kqueue':
+            return self._modify_filters(key, events, data)
         error = self._kernel.failing('modify', fd)
         if not error and self.kind == 'epoll' and self._files[fd] is not self._kernel.files.get(fd):
             error = errno.ENOENT if fd in self._kernel.files else errno.EBADF
@@ -73,6 +93,8 @@ class SimSelector:
         self._kernel.note('unregister', fd)
         if self._files.get(fd) is self._kernel.files.get(fd):
             self._files.pop(fd, None)
+        for event in READ, WRITE:
+            self._filters.pop((fd, event), None)
         return self._forget(fd)
 
     def get_map(self) -> Mapping[int, SelectorKey]:
@@ -83,6 +105,7 @@ class SimSelector:
         """Forget everything."""
         self._keys.clear()
         self._files.clear()
+        self._filters.clear()
         self._closed = True
 
     def select(self, timeout: float | None = None) -> Ready:
@@ -93,11 +116,16 @@ class SimSelector:
         kernel = self._kernel
         kernel.begin_turn(timeout)
         kernel.call('select', -1)
-        until = None if timeout is None else kernel.time + _round_up(max(timeout, 0), self.kind)
+        if self.kind == 'windows':
+            self._check_sets()
+        until = None if timeout is None else self._end_of_wait(max(timeout, 0))
         while True:
             kernel.run_due()
             ready = self._ready()
-            if ready or self._has_ghost():
+            if ready:
+                break
+            if self._has_ghost():
+                self.blind = True
                 break
             if until is not None and kernel.time >= until:
                 break
@@ -106,12 +134,18 @@ class SimSelector:
         return self._told(ready)
 
     def _ready(self) -> Ready:
+        if self.kind == 'kqueue':
+            return self._ready_filters()
         files = self._files if self.kind == 'epoll' else self._kernel.files
         ready: Ready = []
         for fd, key in self._keys.items():
             file = files.get(fd)
             if file is None or not file.references:
                 self._judge_closed(key, ready)
+            elif self.kind == 'windows':
+                mask = _on_windows(file) & key.events
+                if mask:
+                    ready.append((key, mask))
             elif file.unread_error:
                 ready.append((key, key.events))  # whatever was asked for
             elif (file.ready | file.stuck) & key.events or (file.hung_up and self.kind != 'select'):
@@ -125,12 +159,61 @@ class SimSelector:
     def _judge_closed(self, key: SelectorKey, ready: Ready) -> None:
         if self.kind == 'select':
             raise OSError(errno.EBADF, 'simulated: a descriptor among those to select is closed')
+        if self.kind == 'windows':
+            raise OSError(errno.ENOTSOCK, 'simulated: one of those to select is not a socket')
         if self.kind == 'poll':
             ready.append((key, key.events))  # POLLNVAL
 
     def _has_ghost(self) -> bool:
         self._ghosts = [(fd, file) for fd, file in self._ghosts if file.references]
-        return any(file.ready for _, file in self._ghosts)
+        orphans = [file.ready & event for (fd, event), file in self._filters.items() if fd not in self._keys]
+        return any(orphans) or any(file.ready for _, file in self._ghosts)
+
+    # -- kqueue
+
+    def _add_filters(self, fd: int, events: int) -> None:
+        for event in READ, WRITE:
+            if events & event:
+                self._kernel.call('register', fd)
+                file = self._kernel.file(fd)
+                self._filters[fd, event] = file
+
+    def _modify_filters(self, key: SelectorKey, events: int, data: Any) -> SelectorKey:
+        # What `selectors` has for all that do not bring a `modify` of their own.
+        if events == key.events:
+            key = self._keys[key.fd] = key._replace(data=data)
+            return key
+        self.unregister(key.fd)
+        return self.register(key.fd, events, data)
+
+    def _ready_filters(self) -> Ready:
+        files, ready = self._kernel.files, []
+        self._filters = {(fd, event): file for (fd, event), file in self._filters.items() if files.get(fd) is file}
+        for (fd, event), file in self._filters.items():
+            key = self._keys.get(fd)
+            if key is not None and (file.ready | file.stuck) & event and not isinstance(file, Unborn):
+                ready.append((key, event & key.events))
+        return ready
+
+    # -- Windows
+
+    def _check_sets(self) -> None:
+        if not self._keys:
+            raise OSError(errno.EINVAL, 'simulated: nothing to select')
+        for event in READ, WRITE:
+            if sum(1 for key in self._keys.values() if key.events & event) > MOST_SOCKETS:
+                raise ValueError('too many file descriptors in select()')
+
+    def _end_of_wait(self, timeout: float) -> int:
+        now, tick = self._kernel.time, self._kernel.tick
+        if self.kind != 'windows':
+            return now + _round_up(timeout, self.kind)
+        if not timeout:
+            return now
+        # A wait begins at the last tick, and ends at one: so it may be shorter than it was asked for, by up to a tick
+        # ("Remarks" of Sleep in the Windows API reference).
+        until = now // tick * tick + ceil(timeout * 1e9 / tick) * tick
+        return until if until > now else until + tick
 
     def _told(self, ready: Ready) -> Ready:
         kernel = self._kernel
@@ -138,7 +221,8 @@ class SimSelector:
         if falls('select.spurious') and self._keys:
             key = random.choice(list(self._keys.values()))
             if all(key is not told for told, _ in ready):
-                ready.append((key, key.events))
+                one = key.events & READ if self.kind == 'kqueue' else 0
+                ready.append((key, one or key.events))
         if len(ready) > 1:
             if falls('select.shuffled'):
                 random.shuffle(ready)
@@ -160,6 +244,15 @@ class Stuck(BaseException):
 
 
 def _round_up(seconds: float, kind: str) -> int:
-    # epoll and poll count milliseconds, and select microseconds; a wait may be too long but never too short.
-    unit = 1_000 if kind == 'select' else 1_000_000
+    # epoll and poll count milliseconds, select microseconds, kqueue nanoseconds; a wait may be too long but never too
+    # short.
+    unit = {'select': 1_000, 'kqueue': 1}.get(kind, 1_000_000)
     return ceil(seconds * 1e9 / unit) * unit
+
+
+def _on_windows(file: File) -> int:
+    if isinstance(file, Unborn):
+        return 0
+    if isinstance(file, End) and file.refused:
+        return WRITE
+    return file.ready | file.stuck

@@ -36,7 +36,9 @@ def main(arguments: list[str] | None = None) -> int:
     what.add_argument('--seeds', type=int, metavar='N', help='run N seeds')
     parser.add_argument('--first', type=int, default=0, metavar='K', help='the first of them (0)')
     parser.add_argument('--jobs', type=int, default=1, metavar='J', help='how many processes (1)')
-    parser.add_argument('--selector', choices=KINDS, help='instead of the one that each seed draws')
+    parser.add_argument(
+        '--manner', '--selector', dest='selector', choices=KINDS, help='of the system, instead of what each seed draws'
+    )
     parser.add_argument('--resume', type=Path, metavar='FILE', help='keep what ran in FILE, and skip what it has')
     parser.add_argument('--stop', action='store_true', help='end with the first failure')
     options = parser.parse_args(arguments)
@@ -149,7 +151,8 @@ class Runs:
                 file.write(json.dumps([first, count, failed]) + '\n')
         for seed, text in failed:
             self._clear()
-            print(f'{text}\n    again: python -m reactor.testing --seed {seed}', flush=True)
+            manner = f' --manner {self.options.selector}' if self.options.selector else ''
+            print(f'{text}\n    again: python -m reactor.testing --seed {seed}{manner}', flush=True)
             self.failed[seed] = text
         self._show_progress()
         return bool(failed) and self.options.stop

@@ -46,6 +46,8 @@ class World:
     r        the reactor
     random   a seeded `random.Random`, for the program alone
     faulty   whether faults may happen: without them every transfer has to be whole and every end clean
+    has_unix  whether there are Unix sockets
+    counts_tcp  whether the system counts the bytes of connections, which `Limits(min_rate=...)` needs
     name     of the host of `address()`, which has another address, where nobody listens
     stops    how often `run` has returned False; it was called again then
     tls      contexts for (servers, clients), when the programs are to talk over TLS
@@ -58,6 +60,8 @@ class World:
         self.r: Any = simulation.reactor
         self.random = Random(simulation.kernel.random.getrandbits(64))
         self.faulty = simulation.faulty
+        self.has_unix = simulation.kernel.kind != 'windows'
+        self.counts_tcp = simulation.kernel.counts_tcp
         self.stops = 0
         self.expectations: dict[Expectation, None] = {}
         self._simulation = simulation

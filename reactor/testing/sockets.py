@@ -16,9 +16,11 @@ from socket import (
     SHUT_RD,
     SO_ERROR,
     SO_LINGER,
+    SO_REUSEADDR,
     SO_REUSEPORT,
     SOCK_DGRAM,
     SOL_SOCKET,
+    TCP_NODELAY,
 )
 
 from ..kernel import SO_MEMINFO, TCP_DEFER_ACCEPT
@@ -99,16 +101,20 @@ class SimSocket:
             fail(kernel.random.choice((errno.ECONNABORTED, errno.EPROTO, errno.EPERM)))
         fd = kernel.lowest_free()
         end = listening.take()
+        # macOS has no address for a client that is gone already, and Python says None.
+        address = None if end.dead and kernel.kind == 'kqueue' else end.remote
         end.accepted = True
+        end.nodelay = listening.nodelay and kernel.nodelay_inherited
         end.references = 1
         kernel.open(fd, end)
         kernel.moved('accepted', fd, end.number)
         kernel.took(listening, 1)
-        return SimSocket(kernel, self.family, self.type, fd), end.remote
+        return SimSocket(kernel, self.family, self.type, fd), address
 
     def bind(self, address: Any) -> None:
         self.kernel.call('bind', self._fd)
-        reuse = SO_REUSEPORT in self._options
+        # On Windows SO_REUSEADDR shares a port with whoever has it, as SO_REUSEPORT does elsewhere.
+        reuse = (SO_REUSEADDR if self.kernel.kind == 'windows' else SO_REUSEPORT) in self._options
         self._bound = self.kernel.bind(self.file, self.family, self.type, address, reuse)
 
     def listen(self, backlog: int = 128) -> None:
@@ -117,6 +123,8 @@ class SimSocket:
         if isinstance(self.file, Unborn):
             deferred = TCP_DEFER_ACCEPT in self._options
             self.kernel.files[self._fd] = listening = Listening(kernel, self._bound, backlog, deferred)
+            listening.nodelay = TCP_NODELAY in self._options
+            listening.exclusive = kernel.exclusive_address in self._options
             kernel.listen(listening)
 
     def connect(self, address: Any) -> None:
@@ -152,7 +160,7 @@ class SimSocket:
             return 0
         else:
             kernel.after_latency(kernel.knock, end)
-        return errno.EINPROGRESS
+        return errno.EWOULDBLOCK if kernel.kind == 'windows' else errno.EINPROGRESS
 
     def recv(self, size: int, flags: int = 0) -> bytes:
         kernel, falls = self.kernel, self.kernel.faults.falls
@@ -187,7 +195,8 @@ class SimSocket:
         return self._send('send', data)
 
     def sendmsg(self, buffers: list[Any]) -> int:
-        return self._send('sendmsg', b''.join(buffers))
+        # Windows has none, and there the reactor sends the first buffer only.
+        return self._send('sendmsg', buffers[0] if self.kernel.kind == 'windows' else b''.join(buffers))
 
     def sendfile(self, data: bytes) -> int:
         """What `os.sendfile` does with it."""
@@ -203,8 +212,10 @@ class SimSocket:
         room = end.room()
         if room <= 0 or (falls('send.again') and not end.private):
             raise BlockingIOError(errno.EAGAIN, 'simulated: no room')
-        for site, errors in (('send.broken', (errno.EPIPE,)), ('send.exhausted', (errno.ENOBUFS, errno.ENOMEM))):
-            if falls(site) and not end.instant:
+        # macOS says EPROTOTYPE where it is about to say EPIPE.
+        broken = (errno.EPIPE, errno.EPROTOTYPE) if kernel.kind == 'kqueue' else (errno.EPIPE,)
+        for site, errors in (('send.broken', broken), ('send.exhausted', (errno.ENOBUFS, errno.ENOMEM))):
+            if falls(site) and not (end.instant or end.private):
                 error = kernel.random.choice(errors)
                 end.told.append(error)
                 fail(error)
@@ -214,7 +225,7 @@ class SimSocket:
         if count:
             end.send(bytes(data[:count]))
         kernel.moved(name, self._fd, count)
-        if falls('network.broken') and not end.instant:
+        if falls('network.broken') and not (end.instant or end.private):
             end.cut(kernel.random.choice(BROKEN))
         return count
 
@@ -246,7 +257,7 @@ class SimSocket:
 
     def _post(self, mailbox: Mailbox, data: Any, address: Any) -> int:
         kernel, falls = self.kernel, self.kernel.faults.falls
-        if mailbox.error:
+        if mailbox.error and kernel.kind != 'windows':
             error, mailbox.error = mailbox.error, 0
             mailbox.look()
             fail(error)
@@ -275,7 +286,8 @@ class SimSocket:
         mailbox: Mailbox = self.file
         if not mailbox.inbox:
             raise BlockingIOError(errno.EAGAIN, 'simulated: nothing to read')
-        return len(mailbox.inbox[0][0])
+        length = len(mailbox.inbox[0][0])
+        return length if self.kernel.on_linux else min(1, length)  # others do not know MSG_TRUNC as a question
 
     def recvfrom(self, size: int) -> tuple[bytes, Any]:
         kernel = self.kernel
@@ -301,14 +313,25 @@ class SimSocket:
         kernel = self.kernel
         kernel.call('setsockopt', self._fd)
         file: File = self.file
+        if (level, option) == (IPPROTO_TCP, TCP_NODELAY) and isinstance(file, End | Listening):
+            file.nodelay = True  # also when it fails: it was asked for
+        if isinstance(file, End) and file.dead and kernel.kind == 'kqueue':
+            fail(errno.EINVAL)  # macOS changes nothing any more on a socket that is shut down on both sides
         if level == SOL_SOCKET and option == SO_LINGER and isinstance(file, End):
+            if len(value) != len(kernel.reset_on_close):
+                fail(errno.EINVAL)
             file.lingers = False
             return
+        if option == SO_REUSEPORT and level == SOL_SOCKET and kernel.kind == 'windows':
+            fail(errno.ENOPROTOOPT)
         if isinstance(file, End) and kernel.faults.falls('setsockopt.invalid'):
             fail(errno.EINVAL)
+        # Elsewhere than on Linux the reactor does not ask for it, and defers nothing.
+        if (level, option) == (IPPROTO_TCP, TCP_DEFER_ACCEPT) and not kernel.on_linux:
+            return
         if isinstance(file, Listening) and (level, option) == (IPPROTO_TCP, TCP_DEFER_ACCEPT):
             file.deferred = bool(value)
-        if level == IPPROTO_TCP or option == SO_REUSEPORT:
+        if level == IPPROTO_TCP or option in (SO_REUSEPORT, SO_REUSEADDR, kernel.exclusive_address):
             self._options.add(option)
 
     def getsockopt(self, level: int, option: int, size: int = 0) -> Any:
@@ -317,6 +340,8 @@ class SimSocket:
         if level == SOL_SOCKET and option == SO_ERROR:
             return file.take_error() if isinstance(file, End) else 0
         if level == SOL_SOCKET and option == SO_MEMINFO and size:
+            if not self.kernel.on_linux:
+                fail(errno.ENOPROTOOPT)
             return (file.dropped if isinstance(file, Mailbox) else 0).to_bytes(size, 'little')
         return bytes(size) if size else 0
 

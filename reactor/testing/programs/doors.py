@@ -150,8 +150,8 @@ def paces(world: World) -> None:
         conn.data = (conn.data or b'') + data[:1]
         world.trouble(conn)
 
-    kinds = {b'd': TooSlow, b'k': LifetimeOver}
-    rules = Limits(min_rate=(200, 1), lifetime=7)
+    kinds = {b'd': TooSlow if world.counts_tcp else LifetimeOver, b'k': LifetimeOver}
+    rules = Limits(min_rate=(200, 1) if world.counts_tcp else None, lifetime=7)
     keywords: dict[str, Any] = {} if world.tls is None else {'ssl': world.tls[0]}
     address = world.address()
     server = world.r.listen_tcp(*address, on_data, on_close=on_close, limits=rules, **keywords)

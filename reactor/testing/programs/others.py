@@ -119,6 +119,8 @@ def datagrams(world: World) -> None:
         sock.send(data, address)
 
     def on_close(sock: DatagramSocket, exc: BaseException | None) -> None:
+        if isinstance(exc, ConnectionError) or (exc is not None and not world.faulty):
+            world.fail(f'the socket that serves all was closed with {exc!r}')
         for each in correspondents:
             each.sock.close()
 

@@ -39,6 +39,8 @@ class World(Protocol):
     tls                 contexts for (servers, clients) to talk over TLS with, or None
     stops               how often `run` was stopped, as `shutdown` does; it was called again then
     name                of the host of address(); it may have other addresses, too
+    has_unix            whether there are Unix sockets
+    counts_tcp          whether the system counts the bytes of TCP connections, for a minimum rate
     unix_path()         a path for a socket that is not there yet
     trouble(conn)       called in every callback: may raise, and may let time pass
     expect(text)        a `Goal`, for checking liveness
@@ -49,6 +51,8 @@ class World(Protocol):
     r: Reactor
     random: random.Random
     faulty: bool
+    has_unix: bool
+    counts_tcp: bool
     name: str
     stops: int
     tls: Any
@@ -108,7 +112,7 @@ class Place:
         if world.tls is not None:
             keywords['ssl'], context = world.tls
             self._secured = {'ssl': context, 'server_hostname': 'localhost'}
-        if world.random.random() < 0.6:
+        if world.random.random() < 0.6 or not world.has_unix:
             address = world.address()
             if proxied:
                 keywords['proxy_protocol'] = PROXIES
