@@ -27,7 +27,7 @@ GATHER_UP_TO = 65536
 BUFFERS_PER_SEND = 64
 FILE_COST = 16384  # bytes: what a file weighs, so that 1,024 descriptors wait for one peer at most
 # So many callbacks at most become due by one send. A peer that has read nothing for a while decides when it reads, and
-# 130,000 of them may wait: they would be one turn of 60 ms.
+# 130,000 of them may wait: they would be one turn of about 60 ms.
 MARKS_PER_SEND = 1024
 MARK_COST = 128  # bytes: what a mark weighs, so that many tiny writes with callbacks cannot grow past the limit
 
@@ -115,20 +115,17 @@ class Writer:
 
     def buffers(self) -> Any:
         """The next buffers to send, a list for one `sendmsg`. Let go of them before the next `append`."""
-        return self._within_marks(self._next_buffers())
-
-    def _next_buffers(self) -> list[Any]:
         buffers: list[Any] = list(islice(self._chunks, BUFFERS_PER_SEND))
         if self._skip:
             buffers[0] = memoryview(buffers[0])[self._skip :]
-        return buffers
+        return buffers if len(self.marks) <= MARKS_PER_SEND else self._within_marks(buffers)
 
     def _within_marks(self, buffers: list[Any]) -> list[Any]:
         """Cut what comes behind the last mark that one send may reach."""
-        if len(self.marks) <= MARKS_PER_SEND:
-            return buffers
         left = self.marks[MARKS_PER_SEND - 1][0] - self._sent
         for index, buffer in enumerate(buffers):
+            if type(buffer) is FilePart:
+                break  # it is sent by itself
             if len(buffer) > left:
                 buffers[index:] = [memoryview(buffer)[:left]] if left else []
                 break
@@ -177,12 +174,11 @@ class FileWriter(Writer):
         if type(first) is FilePart:
             first.sent = self._skip
             return first
-        buffers = self._next_buffers()
+        buffers = super().buffers()
         for index, chunk in enumerate(buffers):
             if type(chunk) is FilePart:
-                del buffers[index:]
-                break
-        return self._within_marks(buffers)
+                return buffers[:index]
+        return buffers
 
     def advance(self, sent: int) -> None:
         first = self._chunks[0]
