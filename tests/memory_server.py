@@ -66,7 +66,7 @@ class Server:
         self.opened[int(number)].stdin.write(bytes(SIZE))
 
     def do_address(self) -> Any:
-        return self.address
+        return self.address or 'a path'
 
     def on_line(self, conn: Any, line: bytes) -> None:
         name, *arguments = line.decode().split()
