@@ -217,8 +217,8 @@ MUTANTS = (
         'what is closed stays registered',
         'loop/watcher.py',
         '                self.selector.unregister(handle.fileno())\n            except (KeyError, ValueError):\n'
-        '                if not',
-        '                pass\n            except (KeyError, ValueError):\n                if not',
+        '                self._unregister_lost',
+        '                pass\n            except (KeyError, ValueError):\n                self._unregister_lost',
         '4: a descriptor number is not an identity',
     ),
     Mutant(
