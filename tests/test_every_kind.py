@@ -2,7 +2,7 @@
 
 `kinds.py` has the kinds: TCP, Unix, adopted, AF_VSOCK by a stand-in, each also over TLS, the pipes of children, and the
 sockets of datagrams. Each function with the mark `@law` says what is promised for any kind that can do what the law
-needs. Each pair runs plain, and with one option on one selector in turn, so that each option meets each kind; with
+needs. Each pair runs on one selector and with one option in turn, or none, so that each option meets each kind; with
 `--kinds-whole`, with all of them. `Recorder` and `World` check what holds in every callback and at every end.
 """
 
@@ -1238,15 +1238,16 @@ def applies(fn, options):
 
 
 def chosen():
-    """For each law and kind the options of its second run, in turn, so that each kind meets each of its options."""
+    """The options of each law on each kind in the short run: none for a third, else in turn, so that each is met."""
     found = {}
     for kind in (*KINDS, *DATAGRAM_KINDS):
         left = settings_of(kind)
-        for fn in [fn for fn, other in CASES if other is kind]:
-            options = next(each for each in left if applies(fn, each))
+        for number, fn in enumerate(fn for fn, other in CASES if other is kind):
+            options = {} if number % 3 == 0 else next(each for each in left if applies(fn, each))
             found[fn, kind] = options
-            left.remove(options)
-            left.append(options)
+            if options:
+                left.remove(options)
+                left.append(options)
     return found
 
 
@@ -1254,8 +1255,7 @@ CHOSEN = chosen()
 
 
 def variants(fn, kind, whole):
-    """(selector, debug, options) of each run: the plain one and one of the others, or all."""
-    yield 'default', False, {}
+    """(selector, debug, options) of each run: one, or all."""
     if not whole:
         number = CASES.index((fn, kind))
         yield SELECTORS[number // 2 % 3], number % 2 == 1, CHOSEN[fn, kind]
