@@ -901,7 +901,7 @@ def test_a_closed_reactors_handler_that_is_put_back_late_does_the_default():
 
 def test_two_reactors_on_one_system_end_in_any_order():
     for order in itertools.permutations(range(3)):
-        kernel, heard = SimKernel(faults=False), []
+        kernel, heard = SimKernel(selector='epoll', faults=False), []
         reactors = [Reactor(kernel=kernel) for _ in order]
         for number, one in enumerate(reactors):
             one.add_signal_handler(signal.SIGTERM, heard.append, number)

@@ -478,18 +478,17 @@ class Watchers:
     def _park_lost(self, handle: Handle) -> None:
         self._parked[handle] = None  # first: it may find no memory
         handle.events = 0
-        others, self._half_parked = self._half_parked, True
-        fd = handle.fileno()
-        key = self._map.get(fd) if fd >= 0 and not others else None
-        if key is not None and key.data is handle:  # nearly always, and no other handle is looked at
-            self.selector.unregister(fd)
-            self._half_parked = False
-        else:
-            self._finish_parking()
+        alone, self._half_parked = not self._half_parked, True
+        self._finish_parking(handle if alone else None)
 
-    def _finish_parking(self) -> None:
-        for key in [key for key in self._map.values() if key.data in self._parked]:
-            self.selector.unregister(key.fd)
+    def _finish_parking(self, handle: Handle | None = None) -> None:
+        # Of this handle, if it is registered by its number and no other one waits for this: nearly always.
+        fd = -1 if handle is None else handle.fileno()
+        key = self._map.get(fd) if fd >= 0 else None
+        keys = [key] if key is not None and key.data is handle else list(self._map.values())
+        for key in keys:
+            if key.data in self._parked:
+                self.selector.unregister(key.fd)
         self._half_parked = False
 
     def _unregister_lost(self, handle: Handle) -> None:

@@ -9,7 +9,7 @@ The laws are those of the README, "What it promises".
 
 from __future__ import annotations
 
-from errno import EBADF
+from errno import EBADF, EPIPE
 from math import inf
 from signal import SIG_DFL, SIGINT, default_int_handler
 from weakref import WeakKeyDictionary
@@ -408,7 +408,9 @@ class Ledger:
             self.wrong(stream, 'close() with something unread has reset it, and lost what was under way')
         self._check_received(stream, exc)
         self._check_limits(stream, exc)
-        if exc is None and record.closed_by is None and record.end is not None and record.end.told:
+        # A peer that has ended its TLS stream and its socket does not take our end, and need not (RFC 8446, 6.1).
+        untaken = [EPIPE] if self.secured(stream) else []
+        if exc is None and record.closed_by is None and record.end is not None and record.end.told not in ([], untaken):
             self.wrong(stream, f'law 1: errors {record.end.told} were told, and on_close says None')
 
     def _check_received(self, stream: WatchedStream, exc: BaseException | None) -> None:
