@@ -504,6 +504,17 @@ def test_what_was_received_before_a_send_failed_is_delivered_first(scripted):
     assert isinstance(log[-1][1], BrokenPipeError)
 
 
+def test_all_that_was_received_before_a_send_failed_is_delivered_however_little_is_read_at_once(scripted):
+    r, make = scripted
+    log = Log()
+    conn, sock = make(read_size=1, **log.callbacks('on_data', 'on_close'))
+    sock.incoming.extend([bytes(1000), b''])
+    sock.outcomes = deque([BrokenPipeError(errno.EPIPE, 'broken')])
+    assert conn.write(b'x') is False
+    turns(r, 1100)
+    assert (len(log.received), log.names()[-1]) == (1000, 'close')
+
+
 @pytest.mark.parametrize('then', ['nothing', 'end', 'error'])
 def test_the_error_of_the_send_is_the_one_that_is_told(scripted, then, caplog):
     r, make = scripted

@@ -65,7 +65,7 @@ CLOSING = State('CLOSING')
 CLOSED = State('CLOSED')  # sending has failed; what was received before is still delivered
 OVER = State('CLOSED')  # it has ended: nothing follows but `on_close`
 
-LAST_READS = 128  # of 64 KiB: what the kernel may still hold when sending has failed
+LAST_BYTES = 8 << 20  # that the kernel may still hold when sending has failed: more than Linux's largest buffers
 
 
 class Stream(Handle):
@@ -244,16 +244,16 @@ class Stream(Handle):
                 self.writer = ENDED
                 self.on_connect = self.on_data = self.on_eof = self.on_drain = self.on_close = self.data = None
 
-    def handle_last_reads(self, left: int = LAST_READS) -> None:
+    def handle_last_reads(self, left: int = LAST_BYTES) -> None:
         """Told as a completion after sending failed: deliver what was received before, then end."""
         if self.sock is None or self.state is not CLOSED:
             return
         if self in self.loop.watchers.suspended:  # first what was received already
             self.loop.completions.append((self, type(self).handle_last_reads, (left,)))
             return
-        if left and self.events & READ:
+        if left > 0 and self.events & READ:
             before = self.loop.counters.reads
-            self.loop.completions.append((self, type(self).handle_last_reads, (left - 1,)))
+            self.loop.completions.append((self, type(self).handle_last_reads, (left - self.options.read_size,)))
             self.handle_read()
             if self.loop.counters.reads != before or self.sock is None:
                 return

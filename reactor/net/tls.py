@@ -20,7 +20,7 @@ from ..loop.watcher import READ
 from .addresses import show
 from .files import READ_FILE_SIZE, FilePart, file_part
 from .session import Buffers, Session
-from .stream import CLOSED, CLOSING, CONNECTING, LAST_READS, OPEN, Stream
+from .stream import CLOSED, CLOSING, CONNECTING, LAST_BYTES, OPEN, Stream
 from .writer import DRAINED, MARK_COST, check_buffers, flat
 
 TYPE_CHECKING = False
@@ -175,7 +175,7 @@ class TLSStream(Stream):
         if self.state is CONNECTING:
             self._shake_hands()
 
-    def handle_last_reads(self, left: int = LAST_READS) -> None:
+    def handle_last_reads(self, left: int = LAST_BYTES) -> None:
         if self.tls.more and self.sock is not None and self.events & READ:
             # What was read already comes first, a few records in a turn.
             self.loop.completions.append((self, TLSStream.handle_last_reads, (left,)))

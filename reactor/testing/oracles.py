@@ -21,7 +21,7 @@ from ..loop.watcher import READ
 from ..net.datagram import DATAGRAM_COST, DATAGRAMS_PER_TURN, DatagramSocket
 from ..net.listener import ACCEPTS_PER_TURN, Listener
 from ..net.proxy_protocol import ProxiedStream
-from ..net.stream import CLOSED, CONNECTING, LAST_READS, OPEN, Stream
+from ..net.stream import CLOSED, CONNECTING, OPEN, Stream
 from ..net.tls import TLSStream
 from ..net.writer import ENDED
 from .files import End, Listening, Mailbox, Stored
@@ -419,7 +419,7 @@ class Ledger:
         refused = isinstance(exc, OSError) and not isinstance(exc, ReactorError) and record.closed_by is None
         if end is None or not end.inbox or not refused or record.paused or record.raised or self.secured(stream):
             return
-        if stream.on_data is not None and record.last_reads < LAST_READS - 1 and not end.misled:
+        if stream.on_data is not None and not end.misled:
             self.wrong(stream, f'{len(end.inbox)} bytes had arrived, and it ends with {exc!r} before them')
 
     def _check_limits(self, stream: WatchedStream, exc: BaseException | None) -> None:
