@@ -6,6 +6,7 @@ import errno
 import gc
 import logging
 import os
+import selectors
 import socket
 import sys
 import weakref
@@ -1148,3 +1149,23 @@ def test_a_write_in_the_last_on_written_is_refused_when_the_user_ended_first(scr
     sock.outcomes.append(100)
     turns(r, 3)
     assert log == [('close', None)]
+
+
+def test_a_connection_that_cannot_be_watched_after_its_first_read_keeps_no_frames(sockets):
+    class Full(selectors.DefaultSelector):
+        full = False
+
+        def register(self, fileobj, events, data=None):
+            if self.full:
+                raise OSError(errno.ENOSPC, 'no more watches')
+            return super().register(fileobj, events, data)
+
+    log, selector = Log(), Full()
+    with Reactor(selector=selector) as r:
+        server = r.listen_tcp('127.0.0.1', 0, on_close=log.on_close, defer_accept=True)
+        with socket.create_connection(server.address) as theirs:
+            theirs.send(b'x')
+            selector.full = True
+            run_until(r, lambda: log)
+    assert isinstance(log[0][1], OSError) and log[0][1].errno == errno.ENOSPC
+    assert log[0][1].__traceback__ is None

@@ -205,7 +205,7 @@ class Stream(Handle):
             try:
                 self.loop.watchers.settle(self)
             except (OSError, SelectorFull) as exc:
-                self.reset(exc)
+                self.reset(exc.with_traceback(None))
 
     def handle_drain(self) -> None:
         """Told as a completion: what waits has fallen to the low-water mark."""
@@ -645,7 +645,7 @@ class Stream(Handle):
         try:
             self.loop.watchers.set_events(self, events)
         except SelectorFull as exc:
-            self.reset(exc)
+            self.reset(exc.with_traceback(None))
         if self.sock is None:
             return  # it has failed, and is told so
         if self.options.timed:
