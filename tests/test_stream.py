@@ -1066,6 +1066,20 @@ def test_an_on_error_that_raises_is_logged_and_the_connection_aborted(r, sockets
     assert len(caplog.records) == 1
 
 
+def test_what_an_on_error_raises_goes_to_the_callable_that_stands_for_the_log(sockets, caplog):
+    errors = []
+
+    def raises(conn, what):
+        raise KeyError(what)
+
+    with Reactor(catch_errors=lambda exc, handle: errors.append((exc, handle))) as r:
+        conn, theirs = pair(r, sockets, on_data=raises, on_error=raises)
+        theirs.send(b'x')
+        run_until(r, lambda: conn.closed)
+    assert [(type(exc), type(exc.args[0]), handle) for exc, handle in errors] == [(KeyError, KeyError, conn)]
+    assert caplog.records == []
+
+
 def test_an_on_close_that_raises_is_logged_and_told_to_nobody(r, sockets, caplog):
     log = Log()
     conn, _ = pair(r, sockets, on_close=raises, on_error=log.on_error)

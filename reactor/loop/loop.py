@@ -752,7 +752,7 @@ class Loop:
         elif self._catch_errors is False:
             raise exc
         try:
-            if on_error is not None or self._catch_errors is True:
+            if self._catch_errors is True or self._catch_errors is False:  # False: `on_error` has raised it
                 self._log(exc, handle)
             else:
                 self._report(exc, handle)
