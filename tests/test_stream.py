@@ -15,6 +15,7 @@ from selectors import EVENT_READ, EVENT_WRITE
 
 import pytest
 from support import (
+    FakeKernel,
     Log,
     drain,
     end,
@@ -1474,3 +1475,23 @@ def test_a_time_limit_that_a_close_found_no_memory_to_end_does_nothing(kernel, f
     conn.abort()
     turns(fake, 2)
     assert log == [('close', None)]
+
+
+def test_a_connection_that_is_paused_and_resumed_all_the_time_is_idle_all_the_same(sockets):
+    log, kernel = Log(), FakeKernel()
+    with Reactor(kernel=kernel) as r:
+        ours, _ = sockets()
+        conn = r.adopt(ours, on_close=log.on_close, idle_timeout=2)
+        began = kernel.time
+
+        def pause_and_resume():
+            conn.pause_reading()
+            conn.resume_reading()
+            if kernel.time > began + 10:
+                r.stop()
+
+        r.call_every(0.25, pause_and_resume).unref()
+        r.run()
+        assert log.names() == ['close']
+        assert isinstance(log[0][1], IdleTimeout)
+        assert kernel.time <= began + 3

@@ -465,8 +465,8 @@ class Stream(Handle):
         if self in self.loop.watchers.suspended:
             return
         if self.state is OPEN or (self.state is CLOSED and self.sock is not None):
-            if self.timeouts is not None and not self.events & READ:
-                self.since = self.loop.timers.clock()
+            if self.timeouts is not None and not self.events & READ and self.options.read_timeout is not None:
+                self.since = self.loop.timers.clock()  # the time for which reading was paused does not count
             self.loop.watchers.set_events(self, self.events | READ)
         elif self.state is CONNECTING and self.origin is not None:
             self.origin.reading = True  # type: ignore[attr-defined]
