@@ -1,0 +1,511 @@
+"""Programs that run on two loops, this one and asyncio's, and have to leave the same trace.
+
+A program knows a `Driver` and a seed. It draws what it does, and what its callbacks do when they are called, from the
+seed and from what has happened, so two loops that behave alike draw alike. Time is a clock that the program moves. The
+programs ask only for what both loops promise; `DIFFERENCES` lists what they leave out, and why.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import selectors
+import signal
+import socket
+import threading
+from typing import Any
+
+READ, WRITE = selectors.EVENT_READ, selectors.EVENT_WRITE
+STEP = 1 / 8  # seconds; all times are multiples of a power of two, and exact
+SETTLED = 4  # turns after which all that follows from a moment has happened
+NAMES = 'SIGUSR1', 'SIGUSR2', 'SIGWINCH'
+
+# What differs on purpose, by the design of this loop, and how the programs keep clear of it.
+DIFFERENCES = {
+    'timers of one deadline': (
+        'Here they run in the order in which they were set; in asyncio the order is undefined. '
+        'No two timers of a program share a deadline.'
+    ),
+    'a delay below 0': (
+        'Here it means 0; in asyncio the deadline is in the past, before others that are due. '
+        'A program sets such a timer by its deadline.'
+    ),
+    'phases': (
+        'Here a turn is events, timers, calls, completions, and a call from the callback of an event runs in the same '
+        'turn; in asyncio calls that wait come before the events and timers of a turn, and new ones in the next. '
+        'A program compares the order within one kind, and lets the loop settle between two moments.'
+    ),
+    'both sides have ended': (
+        'Here the connection closes by itself; in asyncio somebody has to call close(), which the driver does.'
+    ),
+    'write after an end of ours': (
+        'Here it raises ConnectionClosed; in asyncio it is dropped after close(), and raises RuntimeError after '
+        'write_eof(). A program does not write then.'
+    ),
+    'close() with something unread': (
+        'Here the write side is shut down, and the rest is read and dropped, so that nothing under way is lost; '
+        'asyncio closes the descriptor, which resets. A program closes what it has read, and the peer writes no more.'
+    ),
+    'write-callbacks': (
+        'Here each write has its own; asyncio calls resume_writing() when nothing waits any more, by its marks at 0. '
+        'The peers of a program read nothing, or all of it.'
+    ),
+    'what is ready no more': (
+        'Here a watched descriptor is asked again right before the call; asyncio calls for what the selector has '
+        'reported, even if a callback has read or filled it meanwhile. Callbacks only change what is wanted.'
+    ),
+    'an event given up and wanted again in one turn': (
+        'Here it is still wanted, and called; in asyncio the new one waits for the next turn. '
+        'A turn changes what is wanted of a descriptor once.'
+    ),
+    'exceptions in callbacks of a watched descriptor': (
+        'Here they end the watch; in asyncio it goes on. The callbacks of a program do not raise there.'
+    ),
+    'a signal raised many times at once': (
+        'Here it may be one call; in asyncio there is one for each byte of the doorbell. '
+        'A signal is raised once before the loop settles.'
+    ),
+    'a handler of a signal that is removed': (
+        'Here the one from before is put back; in asyncio the default is. It is the default before as well.'
+    ),
+}
+
+
+class Clock:
+    """The time, which a program moves."""
+
+    now = 1000.0
+
+
+class Selector(selectors.BaseSelector):
+    """A real selector that does not wait for timers, and reports in the order of first registration."""
+
+    def __init__(self) -> None:
+        self.real = selectors.DefaultSelector()
+        self.order: dict[int, int] = {}
+
+    def register(self, fileobj: Any, events: int, data: Any = None) -> Any:
+        key = self.real.register(fileobj, events, data)
+        self.order.setdefault(key.fd, len(self.order))
+        return key
+
+    def unregister(self, fileobj: Any) -> Any:
+        return self.real.unregister(fileobj)
+
+    def modify(self, fileobj: Any, events: int, data: Any = None) -> Any:
+        return self.real.modify(fileobj, events, data)
+
+    def select(self, timeout: float | None = None) -> Any:
+        # Only `run`, which a thread ends, has nothing to wait for but what comes.
+        return sorted(self.real.select(30 if timeout is None else 0), key=lambda each: self.order[each[0].fd])
+
+    def get_map(self) -> Any:
+        return self.real.get_map()
+
+    def close(self) -> None:
+        self.real.close()
+
+
+class Driver:
+    """One loop, as the programs see it. `trace` is what they compare: lists by the name of what they are of."""
+
+    def __init__(self, clock: Clock, selector: Selector) -> None:
+        self.clock = clock
+        self.selector = selector
+        self.trace: dict[str, list[Any]] = {}
+
+    def note(self, kind: str, *what: Any) -> None:
+        """Something has happened."""
+        self.trace.setdefault(kind, []).append(list(what))
+
+    def settle(self) -> None:
+        """Let everything follow that follows from what was done."""
+        for _ in range(SETTLED):
+            self.turn()
+
+    # What each loop has: in the words of asyncio, where both have one.
+
+    def turn(self) -> None:
+        raise NotImplementedError
+
+    def run(self) -> None:
+        """Until `stop`."""
+        raise NotImplementedError
+
+    def stop(self) -> None:
+        raise NotImplementedError
+
+    def call_soon(self, fn: Any, *args: Any) -> None:
+        raise NotImplementedError
+
+    def call_soon_threadsafe(self, fn: Any, *args: Any) -> None:
+        raise NotImplementedError
+
+    def call_later(self, delay: float, fn: Any, *args: Any) -> Any:
+        raise NotImplementedError
+
+    def call_at(self, deadline: float, fn: Any, *args: Any) -> Any:
+        raise NotImplementedError
+
+    def watch(self, fd: int, events: int, fn: Any) -> None:
+        """Have `fn(event)` called while it is ready, for these events alone; 0: not any more."""
+        raise NotImplementedError
+
+    def add_signal_handler(self, signum: int, fn: Any, *args: Any) -> None:
+        raise NotImplementedError
+
+    def remove_signal_handler(self, signum: int) -> bool:
+        raise NotImplementedError
+
+    def connect(self, sock: socket.socket, side: Side) -> None:
+        """Give `side` a connection, in `side.conn`: `write(data, number)`, `write_eof`, `close`, `abort`,
+        `pause_reading`, `resume_reading`."""
+        raise NotImplementedError
+
+    def close(self) -> None:
+        raise NotImplementedError
+
+
+class Raised(Exception):
+    """Raised by a callback on purpose; the driver notes it as ('errors', name)."""
+
+
+# -- the programs
+
+
+def timers(driver: Driver, rng: random.Random) -> None:
+    """Timers that set, cancel and raise; often many are due in one turn, because a callback has taken its time."""
+    made: list[Any] = []
+    deadlines: set[float] = set()
+    left = [60]
+
+    def add(delay: float) -> None:
+        left[0] -= 1
+        deadline = driver.clock.now + delay
+        while deadline in deadlines:
+            deadline += STEP / 1024
+        deadlines.add(deadline)
+        number, relative = len(made), rng.random() < 0.5 and delay >= 0
+        made.append(None)
+        if relative:
+            made[number] = driver.call_later(deadline - driver.clock.now, fire, number)
+        else:
+            made[number] = driver.call_at(deadline, fire, number)
+
+    def fire(number: int) -> None:
+        driver.note('timers', number, driver.clock.now)
+        for _ in range(rng.randrange(3)):
+            act()
+        if rng.random() < 0.2:
+            driver.clock.now += STEP * rng.randrange(1, 9)  # it takes its time
+        if rng.random() < 0.1:
+            raise Raised
+
+    def act() -> None:
+        choice = rng.random()
+        if choice < 0.5 and left[0] > 0:
+            add(STEP * rng.choice((0, 0, 1, 2, 7, -3)))
+        elif choice < 0.9:
+            made[rng.randrange(len(made))].cancel()
+
+    for _ in range(rng.randrange(1, 20)):
+        add(STEP * rng.randrange(20))
+    for _ in range(60):
+        driver.turn()
+        driver.clock.now += STEP * rng.choice((0, 1, 1, 3))
+        if rng.random() < 0.2:
+            act()
+    driver.clock.now += 100
+    driver.settle()
+
+
+def calls(driver: Driver, rng: random.Random) -> None:
+    """Calls that ask for others, from here and from a thread; some raise, and some stop the loop, which goes on."""
+    left = [80]
+
+    def ask(name: str) -> None:
+        if left[0] > 0:
+            left[0] -= 1
+            driver.call_soon(call, name + chr(ord('a') + left[0] % 26))
+
+    def call(name: str) -> None:
+        driver.note('calls', name)
+        for _ in range(rng.choice((0, 1, 1, 2))):
+            ask(name)
+        choice = rng.random()
+        if choice < 0.1:
+            raise Raised
+        if choice < 0.3 and running:
+            driver.stop()
+
+    def called(number: int, last: bool) -> None:
+        driver.note('calls of a thread', number)
+        if last:
+            driver.stop()
+
+    running = False
+    for _ in range(10):
+        for _ in range(rng.randrange(4)):
+            ask('')
+        driver.turn()
+        driver.note('calls', 'a turn')
+        if rng.random() < 0.3:
+            running = True
+            driver.call_soon(driver.stop)
+            driver.run()
+            driver.note('calls', 'stopped')
+            running = False
+        if rng.random() < 0.3:
+            count = rng.randrange(1, 20)
+            args = [(called, number, number == count - 1) for number in range(count)]
+            thread = threading.Thread(target=lambda args=args: [driver.call_soon_threadsafe(*each) for each in args])
+            thread.start()
+            driver.run() if not left[0] else None
+            thread.join()
+            driver.settle()
+    left[0] = 0
+    for _ in range(100):
+        driver.turn()
+
+
+def mixed(driver: Driver, rng: random.Random) -> None:
+    """Timers and calls that ask for each other, at different moments: whatever the order of phases is."""
+    count = [0]
+
+    def ask() -> None:
+        if count[0] < 60:
+            count[0] += 1
+            if rng.random() < 0.5:
+                driver.call_soon(call, count[0])
+            else:
+                driver.call_later(STEP * rng.randrange(1, 9) + STEP * count[0] / 1024, fire, count[0])
+
+    def call(number: int) -> None:
+        driver.note('all', 'call', number)
+        driver.call_soon(driver.note, 'all', 'follows', number)
+
+    def fire(number: int) -> None:
+        driver.note('all', 'timer', number)
+        ask()
+        ask()
+
+    for _ in range(12):
+        ask()
+    for _ in range(150):
+        driver.settle()
+        driver.clock.now += STEP / 16
+
+
+def descriptors(driver: Driver, rng: random.Random) -> None:
+    """Descriptors that are watched, while callbacks of the same turn change what is wanted of others."""
+    pairs = [socket.socketpair() for _ in range(rng.randrange(1, 5))]
+    for pair in pairs:
+        for sock in pair:
+            sock.setblocking(False)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+    wanted = [0] * len(pairs)
+    deeds: list[Any] = []
+
+    def want(number: int, events: int) -> None:
+        wanted[number] = events
+        driver.watch(pairs[number][0].fileno(), events, lambda event: ready(number, event))
+
+    def ready(number: int, event: int) -> None:
+        driver.note('descriptors', number, event)
+        if not event & wanted[number]:
+            driver.note('descriptors', 'which is not wanted')
+        if deeds:
+            act(*deeds.pop())
+
+    def act(what: str, number: int, events: int) -> None:
+        ours, theirs = pairs[number]
+        try:
+            if what == 'want':
+                want(number, events)
+            elif what == 'send':
+                theirs.send(b'x')
+            elif what == 'read':
+                ours.recv(100)
+            elif what == 'fill':
+                while True:
+                    ours.send(b'x' * 65536)
+            elif what == 'drain':
+                while theirs.recv(1 << 20):
+                    pass
+            elif what == 'end':
+                theirs.shutdown(socket.SHUT_WR)
+        except OSError:
+            pass
+
+    def draw() -> tuple[str, int, int]:
+        what = rng.choice(('want', 'want', 'want', 'send', 'read', 'fill', 'drain', 'end'))
+        return what, rng.randrange(len(pairs)), rng.choice((0, READ, WRITE, READ | WRITE))
+
+    for number in range(len(pairs)):
+        want(number, READ | WRITE)  # so that all are in the order of the selector
+    for _ in range(40):
+        whom = rng.sample(range(len(pairs)), rng.randrange(len(pairs) + 1))
+        deeds[:] = [('want', number, rng.choice((0, READ, WRITE, READ | WRITE))) for number in whom]
+        act(*draw())
+        driver.turn()
+        driver.note('descriptors', 'a turn')
+    for number, pair in enumerate(pairs):
+        want(number, 0)
+        for sock in pair:
+            sock.close()
+
+
+def signals(driver: Driver, rng: random.Random) -> None:
+    """Signals with a handler, with another one, and without; each is raised once before the loop has its turns."""
+    numbers = [getattr(signal, name) for name in NAMES if hasattr(signal, name)]
+    handled: set[int] = set()
+    made = 0
+
+    def hear(number: int, name: int, then: str) -> None:
+        driver.note(f'signal {numbers.index(number)}', name)
+        if then == 'remove':
+            remove(number)
+        elif then == 'again':
+            os.kill(os.getpid(), number)
+            add(number, '')
+        elif then == 'raise':
+            raise Raised
+
+    def add(number: int, then: str) -> None:
+        nonlocal made
+        made += 1
+        handled.add(number)
+        driver.add_signal_handler(number, hear, number, made, then)
+
+    def remove(number: int) -> None:
+        handled.discard(number)
+        driver.note(f'signal {numbers.index(number)}', 'removed', driver.remove_signal_handler(number))
+
+    for _ in range(25):
+        number = rng.choice(numbers)
+        then = rng.choice(('', '', 'remove', 'again', 'raise'))
+        choice = rng.random()
+        if choice < 0.4:
+            add(number, then)
+        elif choice < 0.55:
+            remove(number)
+        for each in numbers:
+            if each in handled and rng.random() < 0.5:
+                os.kill(os.getpid(), each)
+        driver.settle()
+        driver.settle()
+    for number in numbers:
+        remove(number)
+        driver.note('handlers', number, str(signal.getsignal(number)))
+
+
+class Side:
+    """One side of a connection: its `conn`, and what it is called with, which goes into the trace."""
+
+    def __init__(self, driver: Driver, name: str, keeps_open: bool, script: list[str]) -> None:
+        self.driver, self.name, self.keeps_open, self.script = driver, name, keeps_open, script
+        self.conn: Any = None
+        self.writes = 0
+        self.over = self.paused = self.closed = self.ended = self.peer_ended = False
+        self.other: Any = None
+
+    def on_data(self, data: bytes) -> None:
+        trace = self.driver.trace.setdefault(self.name, [])
+        if trace and trace[-1][0] == 'data':  # chunk borders may differ
+            trace[-1][1] += len(data)
+        else:
+            self.driver.note(self.name, 'data', len(data))
+        self.act()
+
+    def on_eof(self) -> None:
+        self.peer_ended = True
+        self.driver.note(self.name, 'eof')
+
+    def on_written(self, number: int) -> None:
+        self.driver.note(self.name, 'written', number)
+
+    def on_close(self, exc: BaseException | None) -> None:
+        self.over = True
+        self.driver.note(self.name, 'close', type(exc).__name__)
+
+    def act(self) -> None:
+        """What a callback does, if it is to do anything."""
+        what = self.script.pop() if self.script else ''
+        if what == 'raise':
+            raise Raised
+        if what:
+            self.do(what, 10)
+
+    def do(self, what: str, size: int) -> None:
+        """Use the connection, as one who knows what it is in."""
+        if self.over or self.closed:
+            return
+        if what == 'write' and not self.ended and not self.other.closed:
+            self.writes += 1
+            self.conn.write(b'x' * size, self.writes)
+        elif what == 'pause' and not self.paused and not self.peer_ended:
+            self.paused = True
+            self.conn.pause_reading()
+        elif what == 'resume' and self.paused:
+            self.paused = False
+            self.conn.resume_reading()
+        elif what == 'write_eof' and not self.ended:
+            self.ended = True
+            self.conn.write_eof()
+        elif what in ('close', 'abort') and not self.paused:
+            self.closed = True
+            getattr(self.conn, what)()
+
+
+def connections(driver: Driver, rng: random.Random) -> None:
+    """Two sides that write, pause, end, close and abort; after each the loop has its turns, until all has arrived."""
+    both = socket.socketpair()
+    sides = []
+    for name, sock in zip('ab', both, strict=True):
+        sock.setblocking(False)
+        deeds = ('', '', '', 'write', 'write', 'pause', 'write_eof', 'close', 'raise')
+        script = [rng.choice(deeds) for _ in range(rng.randrange(6))]
+        side = Side(driver, name, rng.random() < 0.7, script)
+        driver.connect(sock, side)
+        sides.append(side)
+    sides[0].other, sides[1].other = sides[1], sides[0]
+    settle_all(driver, sides)
+    ends_at = rng.randrange(20)
+    for time in range(25):
+        side, other = rng.sample(sides, 2)
+        what = rng.choice(('write', 'write', 'write', 'pause', 'resume'))
+        if time > ends_at:
+            what = rng.choice(('write', 'write', 'pause', 'resume', 'write_eof', 'write_eof', 'close', 'abort'))
+        # What fits is taken at once, and what does not has to wait for the other side to read all of it.
+        large = not (other.paused or side.paused or other.script)
+        side.do(what, rng.choice((1, 100, 3_000_000)) if large else rng.choice((1, 100)))
+        settle_all(driver, sides)
+    for side in sides:
+        side.script.clear()
+        side.do('resume', 0)
+        settle_all(driver, sides)
+    for side in sides:
+        side.do('close', 0)
+        settle_all(driver, sides)
+
+
+def settle_all(driver: Driver, sides: list[Side]) -> None:
+    """Turns until neither side hears anything more."""
+    still = 0
+    while still < SETTLED:
+        before = repr(driver.trace)
+        driver.turn()
+        still = still + 1 if repr(driver.trace) == before else 0
+
+
+PROGRAMS = {fn.__name__: fn for fn in (timers, calls, mixed, descriptors, signals, connections)}
+
+
+def play(name: str, seed: int, make: Any) -> dict[str, list[Any]]:
+    """The trace of a program on the driver that `make(clock, selector)` makes."""
+    driver: Driver = make(Clock(), Selector())
+    try:
+        PROGRAMS[name](driver, random.Random(f'{name} {seed}'))
+    finally:
+        driver.close()
+    return driver.trace
