@@ -21,7 +21,7 @@ from ..loop.watcher import READ
 from ..net.datagram import DATAGRAM_COST, DATAGRAMS_PER_TURN, DatagramSocket
 from ..net.listener import ACCEPTS_PER_TURN, Listener
 from ..net.proxy_protocol import ProxiedStream
-from ..net.stream import CLOSED, CONNECTING, OPEN, Stream
+from ..net.stream import CONNECTING, OPEN, Stream
 from ..net.tls import TLSStream
 from ..net.writer import ENDED
 from .files import End, Listening, Mailbox, Stored
@@ -63,7 +63,6 @@ class Record:
         self.awaits_connect = False
         self.high_water = 0
         self.careful = False  # when it was closed, something was known to be unread, perhaps
-        self.last_reads = 0  # on_data after sending has failed
         self.dropped = False  # some of what was written is never sent, and the user was told so
         self.raised: list[BaseException] = []
         self.raw = False  # the program makes its own protocol of these bytes: the peer gets other ones than it writes
@@ -359,7 +358,6 @@ class Ledger:
     def _take(self, stream: WatchedStream, data: bytes) -> None:
         record = stream.record
         self._end(stream)
-        record.last_reads += stream.state is CLOSED
         begin = len(record.got)
         record.got += data
         if not data:
