@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
 TESTS = Path(__file__).parent
-SIZE = 600
-MOST = 2.4  # twice as many things may take so many times the instructions
+SIZE = 250
+MOST = 2.3  # twice as many things may take so many times the instructions
 LONGEST = 300  # seconds; callgrind is slow, and a busy machine makes it slower
 GROUPS = {
     'framing': ['a line in pieces', 'a block in pieces', 'lines in a chunk'],
@@ -61,8 +60,8 @@ def test_the_instructions_grow_no_faster_than_n_log_n(group, tmp_path, monkeypat
     too_fast = {}
     for number, name in enumerate(names):
         counts = totals[3 * number : 3 * number + 3]
-        ratios = [after / before for before, after in pairwise(counts)]
-        print(f'{name:65} {counts} {ratios[0]:.2f} {ratios[1]:.2f}')
-        if max(ratios) > MOST:
+        print(f'{name:65} {counts} {counts[2] / counts[0]:.2f}')
+        # Over both doublings: a step that is made once, such as a larger table, counts as what it is.
+        if counts[2] > MOST**2 * counts[0]:
             too_fast[name] = counts
     assert not too_fast, f'user instructions for {SIZE}, {2 * SIZE} and {4 * SIZE}'
