@@ -18,15 +18,25 @@ import time
 import psutil
 import pytest
 from certificates import certificates  # noqa: F401
+from conftest import check_empty
 from hostile_tls import ENGINE, TLS_1_3, Peer
 from support import Log, idle, reset, run_until, turns
 from test_examples import client, example, read_to_end
 
-from reactor import ConnectionClosed, Limits, TLSError, TooSlow, WriteBufferFull, framing
+from reactor import ConnectionClosed, Limits, Reactor, TLSError, TooSlow, WriteBufferFull, framing
 
 HERE = '127.0.0.1'
 MANY = 200
 MIB = 1 << 20
+
+
+@pytest.fixture
+def r():
+    """A reactor on the best selector; what a test leaves open fails it."""
+    with Reactor() as reactor:
+        yield reactor
+        turns(reactor, 2)
+        check_empty(reactor)
 
 
 # -- connections that are gone, or closed

@@ -1278,7 +1278,25 @@ def file_to_send(tmp_path_factory):
     return path
 
 
-@pytest.mark.parametrize(('fn', 'kind'), CASES, ids=[f'{fn.__name__}-{kind}' for fn, kind in CASES])
+# These differ from the others in their addresses, or in who has made them. With `--slow` they have their turn too.
+ALIKE = (
+    'tcp6',
+    'tcp-mapped',
+    'tls-tcp6',
+    'vsock-adopted',
+    'tls-vsock',
+    'tcp4-adopted',
+    'unix-proxied',
+    'tls-socketpair',
+)
+
+
+def case(fn, kind):
+    marks = pytest.mark.slow if repr(kind).startswith(ALIKE) else ()
+    return pytest.param(fn, kind, marks=marks, id=f'{fn.__name__}-{kind}')
+
+
+@pytest.mark.parametrize(('fn', 'kind'), [case(fn, kind) for fn, kind in CASES])
 def test_a_law_holds(fn, kind, contexts, file_to_send, request):
     for selector, debug, options in variants(fn, kind, request.config.getoption('--kinds-whole')):
         world = World(contexts, selector, debug, fn.clock)
