@@ -80,21 +80,25 @@ def threads(tmp_path):
     return speedscope.load(path)
 
 
+OURS = {'STARTED_BY_TESTS_OF': str(os.getpid())}  # in the environment of what is started here
+
+
 def run(*options, path=None, timeout=90):
     """The script, with our own interpreter unless told otherwise."""
     if '--python' not in options and '--help' not in options:
         options = ('--python', sys.executable, *options)
     path = path or f'{BESIDE}:{os.environ["PATH"]}'
     return subprocess.run([SCRIPT, *options], capture_output=True, text=True, timeout=timeout, cwd='/',
-                          env={**os.environ, 'PATH': path})  # fmt: skip
+                          env={**os.environ, **OURS, 'PATH': path})  # fmt: skip
 
 
 def left_running():
-    """Processes that come from perf/, or are py-spy."""
+    """Programs of perf/ that the tests of this process have started: other tests have theirs meanwhile."""
     found = []
-    for process in psutil.process_iter(['cmdline']):
+    for process in psutil.process_iter(['cmdline', 'environ']):
         command = ' '.join(process.info['cmdline'] or [])
-        if str(PERF / 'servers.py') in command or str(PERF / 'drive.py') in command:
+        ours = OURS.items() <= (process.info['environ'] or {}).items()
+        if ours and (str(PERF / 'servers.py') in command or str(PERF / 'drive.py') in command):
             found.append(command)
     return found
 
@@ -246,7 +250,7 @@ def test_too_few_samples_are_refused(tmp_path):
 def test_a_signal_leaves_nothing_running(tmp_path):
     path = fake_py_spy(tmp_path, 'echo Sampling process; exec sleep 60')
     process = subprocess.Popen([SCRIPT, '--python', sys.executable, '--out', tmp_path / 'out'], stderr=subprocess.PIPE,
-                               env={**os.environ, 'PATH': path})  # fmt: skip
+                               env={**os.environ, **OURS, 'PATH': path})  # fmt: skip
     try:
         wait_until(lambda: len(left_running()) == 2)
         process.send_signal(signal.SIGTERM)
