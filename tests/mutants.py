@@ -1038,7 +1038,7 @@ TLS_MUTANTS: tuple[tuple[Mutant, str], ...] = (
             'buffers.incoming.read()',
             'every byte arrives',
         ),
-        'test_simulated_tls.py::test_a_program_bears_tls[echo-faults]',
+        'test_simulated_tls.py::test_a_program_bears_tls[echo-faults-5 seeds]',
     ),
     (
         Mutant(
@@ -1143,7 +1143,7 @@ TLS_MUTANTS: tuple[tuple[Mutant, str], ...] = (
             '            return  # it is over',
             '3: what waits is sent first',
         ),
-        'test_simulated_tls.py::test_a_program_bears_tls[half_closes-faults]',
+        'test_simulated_tls.py::test_a_program_bears_tls[half_closes-faults-15 seeds more]',
     ),
     (
         Mutant(
@@ -1184,16 +1184,6 @@ TLS_MUTANTS: tuple[tuple[Mutant, str], ...] = (
             'what was received is delivered',
         ),
         'test_tls.py::test_all_records_that_came_before_a_failed_write_are_delivered',
-    ),
-    (
-        Mutant(
-            'an end that the peer did not take is forgotten',
-            'net/tls.py',
-            '            self._refuse_writes()  # the peer did not take it\n',
-            '            Stream.write_eof(self)\n',
-            '2: a write behind the end raises',
-        ),
-        'test_tls.py::test_a_write_behind_an_end_that_the_peer_did_not_take_is_the_writers_mistake',
     ),
     (
         Mutant(

@@ -440,7 +440,7 @@ class SimKernel(Kernel):
         return FD_SETSIZE.__gt__ if selector.kind == 'select' else None
 
     def has_bytes(self, sock: Any) -> bool:
-        return bool(getattr(sock.file, 'inbox', b''))
+        return bool(getattr(self.files.get(sock.fileno()), 'inbox', b''))
 
     def is_open(self, fd: int) -> bool:
         return fd in self.files
