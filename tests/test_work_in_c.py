@@ -1,7 +1,8 @@
 """How the work grows where loops written in C matter, which no count of bytecodes sees: in user instructions.
 
 Each copies, moves or compares more than it should only when something is wrong; at the sizes here that outweighs all
-that Python does besides. Needs callgrind, which is slow, and a machine that does nothing else: `pytest --slow tests/test_work_in_c.py`.
+that Python does besides. Needs callgrind, which is slow, and a machine that does nothing else:
+`pytest --slow tests/test_work_in_c.py`.
 """
 
 from __future__ import annotations
