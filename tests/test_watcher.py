@@ -544,6 +544,39 @@ class WithoutMemory(selectors.SelectSelector):
         return key
 
 
+class Forgetful(selectors.SelectSelector):
+    """`select` that runs out of memory or stack when it has forgotten a descriptor and is to register it again."""
+
+    short = None
+
+    def modify(self, fileobj, events, data=None):
+        if self.short is not None:
+            self.unregister(fileobj)
+            raise self.short
+        return super().modify(fileobj, events, data)
+
+
+@pytest.mark.parametrize('again', [False, True])
+@pytest.mark.parametrize('kind', [MemoryError, RecursionError])
+def test_a_handle_that_its_selector_forgot_is_refused_and_still_closed_with_the_reactor(
+    kind, again, sockets, monkeypatch
+):
+    selector = Forgetful()
+    with Reactor(selector=selector) as r:
+        conn = r.adopt(sockets()[0])
+        closed = []
+        conn.on_close = lambda conn, exc: closed.append(exc)
+        if again and kind is MemoryError:  # nor is there any for its place among the parked handles
+            run_short(monkeypatch, Watchers, '_park_lost')
+        selector.short = kind()
+        r.watchers.set_events(conn, READ | WRITE)
+        assert not closed
+        selector.short = None
+        turns(r, 3)
+        assert [type(exc) for exc in closed] == [kind]
+        assert (r.handles(), r.watchers.referenced) == ([], 0)
+
+
 @pytest.fixture(params=['before', 'after'])
 def without_memory(request):
     """A reactor on `select`, and a function that lets memory run out whenever that registers."""
