@@ -36,7 +36,7 @@ DIFFERENCES = {
         'A program compares the order within one kind, and lets the loop settle between two moments.'
     ),
     'both sides have ended': (
-        'Here the connection closes by itself; in asyncio somebody has to call close(), which the driver does.'
+        'Here the connection closes by itself; in asyncio the program has to call close(), which the driver does.'
     ),
     'write after an end of ours': (
         'Here it raises ConnectionClosed; in asyncio it is dropped after close(), and raises RuntimeError after '

@@ -143,7 +143,7 @@ class WakeupClaim:
         before, self._number = self._number, self._wakeup.bell_fileno()
         found = self._set(self._number)
         if found not in (-1, before, self._number):
-            self._set(found)  # somebody installed theirs later: it stays
+            self._set(found)  # other code has installed its own later: it stays
 
     def pass_on(self, data: bytes) -> None:
         """Write the bytes of signals to the descriptor that was installed before ours."""

@@ -670,7 +670,7 @@ class Loop:
             raise ReactorError('this reactor belongs to the process that forked this one; make a new one here')
         thread = (
             self._kernel.thread()
-        )  # first: after `enter` nothing may fail outside of the `try` that ends in `_leave`
+        )  # first: from `enter` on, nothing may fail before the `try` that ends in `_leave`
         self._signals.enter(sleeps)  # before anything is changed: from here on Ctrl-C is raised between callbacks only
         self.watchers.thread = thread
 

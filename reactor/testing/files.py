@@ -76,7 +76,7 @@ class Listening(File):
         self.backlog = max(1, backlog)
         self.deferred = deferred
         self.nodelay = False
-        self.exclusive = False  # on Windows: nobody shares its port, not even those who would without asking
+        self.exclusive = False  # on Windows: its port cannot be shared, not even by a program that sets SO_REUSEADDR
         self.queue: deque[End] = deque()
 
     def arrive(self, end: End) -> None:
@@ -306,9 +306,9 @@ class Mailbox(File):
         self.ready = BOTH
 
     def refuse(self) -> None:
-        """Nobody is where we send to (ICMP).
+        """Nothing listens at the address to which this was sent (ICMP).
 
-        Windows tells sockets that are connected to nobody, too, by WSAECONNRESET, when they receive (recvfrom in the
+        Windows reports it to unconnected sockets too, as WSAECONNRESET, when they receive (recvfrom in the
         Winsock reference).
         """
         on_windows = self.kernel.kind == 'windows'

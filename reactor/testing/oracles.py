@@ -141,7 +141,7 @@ class WatchedStream(Stream):
         end = self.loop.ledger.live_end(self)
         super().reset(exc)
         if end is not None and end.lingers and not self.loop.ledger.kernel.fails:
-            self.loop.ledger.wrong(self, 'it was aborted, and its peer is not told by a reset')
+            self.loop.ledger.wrong(self, 'it was aborted, and its peer got no reset')
 
     def forget(self) -> None:
         super().forget()
