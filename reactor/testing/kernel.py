@@ -76,7 +76,8 @@ class SimKernel(Kernel):
 
     On kqueue and Windows, TCP_NODELAY is not inherited, a silent client is accepted at once whatever `defer_accept`
     says, and neither the bytes of a connection nor dropped datagrams are counted. On kqueue a full Unix socket refuses
-    clients and datagrams (unix(4) of FreeBSD), `accept` may return no address, and options fail on a connection that is over.
+    clients and datagrams (unix(4) of FreeBSD), `accept` may return no address, and options fail on a connection that
+    is over.
     Windows has no Unix sockets and no SO_REUSEPORT, numbers sockets from 400 in steps of 4, says ENOTSOCK for EBADF and
     EWOULDBLOCK for EINPROGRESS, sends one buffer at a time, loses what was not read when a connection is reset, and
     makes the doorbell of a TCP connection (`socketpair` in CPython's Lib/socket.py). Its clock has steps of 15.6 ms, or
