@@ -38,7 +38,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         '--slow',
         action='store_true',
-        help='run the hunts for planted bugs and the counts of instructions too, as CI does: some minutes more',
+        help='run what is marked slow too, as CI does (sweeps, counts of work, figures in a tiny size, a soak, hunts for '
+        'planted bugs): some minutes more',
     )
     parser.addoption(
         '--live-seconds',
@@ -180,7 +181,8 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
     """Say what the command did not run."""
     if whole_suite(config) and not config.option.slow:
         terminalreporter.write_line(
-            'NOT RUN: slow tests (sweeps over faults, hunts for planted bugs); CI runs them: pytest --slow'
+            'NOT RUN: slow tests (sweeps, counts of work, figures, a soak, hunts for planted bugs); CI runs them: '
+            'pytest --slow'
         )
 
 

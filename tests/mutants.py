@@ -1038,7 +1038,7 @@ TLS_MUTANTS: tuple[tuple[Mutant, str], ...] = (
             'buffers.incoming.read()',
             'every byte arrives',
         ),
-        'test_simulated_tls.py::test_a_program_bears_tls[echo-faults-5 seeds]',
+        'test_simulated_tls.py::test_a_program_bears_tls[echo-faults-18 seeds more]',
     ),
     (
         Mutant(
@@ -1143,7 +1143,7 @@ TLS_MUTANTS: tuple[tuple[Mutant, str], ...] = (
             '            return  # it is over',
             '3: what waits is sent first',
         ),
-        'test_simulated_tls.py::test_a_program_bears_tls[half_closes-faults-15 seeds more]',
+        'test_simulated_tls.py::test_a_program_bears_tls[half_closes-faults-18 seeds more]',
     ),
     (
         Mutant(

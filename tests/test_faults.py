@@ -10,8 +10,6 @@ import pytest
 
 PERF = Path(__file__).parents[1] / 'perf'
 TINY = 0.001  # of all counts and times, but for what has a least
-# Those that take more than 1 s of CPU even so, as they start many processes or load the machine.
-HEAVY = {'H1', 'H2', 'M2', 'M5', 'M6', 'M7', 'M8', 'M12', 'M14', 'M20', 'M23', 'M26', 'M27', 'M28'}
 
 if sys.platform != 'linux':
     pytest.skip('faults.py asks Linux for CPU time, memory and descriptors', allow_module_level=True)
@@ -163,12 +161,10 @@ def every_figure():
     # Those of the network take minutes however little they send, test_network_faults.py has them; and
     # test_http_examples.py those of the HTTP server.
     figures = [figure for figure in FIGURES if not figure.name.startswith('M11') and figure.name not in ('M13', 'M21')]
-    marked = {figure: pytest.mark.slow if figure.name in HEAVY else () for figure in figures}
-    return pytest.mark.parametrize(
-        'figure', [pytest.param(figure, marks=marks, id=figure.name) for figure, marks in marked.items()]
-    )
+    return pytest.mark.parametrize('figure', figures, ids=[figure.name for figure in figures])
 
 
+@pytest.mark.slow
 @every_figure()
 def test_a_figure_is_measured_and_holds_in_a_tiny_size(figure):
     from figures.figure import Run

@@ -32,6 +32,7 @@ def measured(fn: Any, size: int) -> list[int]:
     return counts
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', CASES)
 def test_the_work_grows_no_faster_than_n_log_n(name, recwarn):
     fn, size = CASES[name]
@@ -126,6 +127,7 @@ def tls_records(conversation: Conversation, n: int) -> int:
     return work
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(('kind', 'size'), [(tls_handshakes, 50), (tls_pieces, 100), (tls_records, 200)])
 def test_the_work_of_tls_grows_no_faster(kind, size, certificates):  # noqa: F811
     counts = []

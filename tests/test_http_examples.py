@@ -375,6 +375,7 @@ def test_wrk_gets_an_answer_to_each_request_on_kept_connections(server, path):
     assert 'Socket errors' not in done.stdout and 'Non-2xx' not in done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', ['M13', 'M21'])
 def test_workers_under_load_are_replaced_and_drained_without_a_failed_request(monkeypatch, name):
     """The figures of perf/faults.py, in a tiny size."""

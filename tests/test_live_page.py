@@ -443,6 +443,7 @@ def window():
         yield window
 
 
+@pytest.mark.slow
 def test_a_browser_shows_a_running_experiment_of_5000_connections(request, window):
     seconds = request.config.getoption('--live-seconds')
     options = ('--connections', '5000', '--rate', '2500', '--delay', str(seconds + 60))
@@ -627,6 +628,7 @@ def test_a_browser_that_lost_its_connection_comes_again_and_looks_again_after_th
     assert not [line for line in window.log() if line['source'] != 'network']
 
 
+@pytest.mark.slow
 def test_the_page_is_served_from_a_zip_file(tmp_path):
     archive = tmp_path / 'program.pyz'
     program = """

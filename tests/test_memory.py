@@ -24,6 +24,7 @@ PAGE = os.sysconf('SC_PAGE_SIZE') if hasattr(os, 'sysconf') else 4096
 
 pytestmark = [
     pytest.mark.alone,
+    pytest.mark.slow,
     pytest.mark.timeout(300),  # much to carry
     pytest.mark.skipif(sys.platform != 'linux', reason='memory is read from /proc'),
 ]

@@ -20,7 +20,7 @@ from reactor.loop.claims import SignalClaim
 TESTS = Path(__file__).parent
 PROGRAMS = {'reactors and plain programs': 'owners.py', 'with asyncio': 'reference/asyncio_owner.py'}
 HOW = ('SIGUSR1+base', 'SIGUSR1+inside')
-SAMPLE = 80
+SAMPLE = 40
 
 pytestmark = pytest.mark.skipif(not hasattr(os, 'fork'), reason='needs fork')
 

@@ -288,6 +288,7 @@ def profile(tmp_path_factory):
     return make
 
 
+@pytest.mark.slow
 @needs_py_spy
 @pytest.mark.parametrize(('workload', 'busy'), [('keepalive', '_dispatch'), ('timers', '_run_timers')])
 def test_a_profile_has_everything_and_compares_the_two_clocks(profile, workload, busy):
@@ -359,6 +360,7 @@ window.addEventListener('load', function () {
 """
 
 
+@pytest.mark.slow
 @needs_chromium
 @pytest.mark.parametrize('name', ['index.html', 'wall.svg'])
 def test_the_pages_zoom_and_search_in_a_browser_without_an_error(threads, tmp_path, name):
@@ -373,6 +375,7 @@ def test_the_pages_zoom_and_search_in_a_browser_without_an_error(threads, tmp_pa
     assert seen == ['100% matched: 30.0 %'] * (1 if name == 'wall.svg' else 2)
 
 
+@pytest.mark.slow
 @needs_py_spy
 @needs_chromium
 def test_a_real_profile_opens_without_an_error_and_loads_nothing(profile, tmp_path):
