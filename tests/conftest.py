@@ -38,8 +38,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         '--slow',
         action='store_true',
-        help='run what is marked slow too, as CI does (sweeps, counts of work, figures in a tiny size, a soak, hunts for '
-        'planted bugs): some minutes more',
+        help='run what is marked slow too, as CI does (sweeps, counts of work, figures in a tiny size, a soak, hunts '
+        'for planted bugs): some minutes more',
     )
     parser.addoption(
         '--live-seconds',
@@ -147,7 +147,7 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
         and config.getoption('numprocesses', 0) is None
     ):
         config.option.numprocesses = WORKERS
-        config.option.maxschedchunk = 8  # few, so that the order of the tests is kept
+        config.option.dist = 'worksteal'  # each has its modules, and at the end what another one has left
 
 
 @pytest.hookimpl(optionalhook=True)
