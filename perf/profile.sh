@@ -49,9 +49,9 @@ find_tools() {
   pyspy=$(command -v py-spy || command -v "$(dirname "$python")/py-spy") || fail "no py-spy on PATH or beside $python: pip install py-spy"
 }
 
-end() { # one of our own processes, given by pid; kills it when it does not end in 5 s
+end() { # one of our own processes, given by pid; kills it when it does not end in 20 s
   kill -TERM "$1" 2>/dev/null || return 0
-  for _ in {1..50}; do kill -0 "$1" 2>/dev/null || return 0; sleep 0.1; done
+  for _ in {1..200}; do kill -0 "$1" 2>/dev/null || return 0; sleep 0.1; done
   kill -KILL "$1" 2>/dev/null || true
 }
 

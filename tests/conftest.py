@@ -140,14 +140,13 @@ def load_profile(config: pytest.Config) -> None:
 @pytest.hookimpl(tryfirst=True)  # before that of pytest-xdist
 def pytest_cmdline_main(config: pytest.Config) -> None:
     """Run the whole suite in parallel, unless `-n` or `--pdb` says otherwise; tests that are named run as usual."""
-    if (
-        whole_suite(config)
-        and not in_worker(config)
-        and not config.option.usepdb
-        and config.getoption('numprocesses', 0) is None
-    ):
-        config.option.numprocesses = WORKERS
-        config.option.dist = 'worksteal'  # each has its modules, and at the end what another one has left
+    option = config.option
+    if not whole_suite(config) or in_worker(config) or option.usepdb:
+        return
+    if config.getoption('numprocesses', 0) is None:
+        option.numprocesses = WORKERS
+    if config.getoption('dist', '') == 'no':
+        option.dist = 'worksteal'  # each process has its modules, and at the end what another one has left
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -32,6 +32,7 @@ def compare(*args):
 QUICK = ('--quick', '--only', 'keepalive', '--peers', 'reactor,asyncio', '--rounds', 1, '--seconds', 0.3)
 
 
+@pytest.mark.slow
 def test_a_quick_run_writes_sound_files(tmp_path):
     done = compare(*QUICK, '--out', tmp_path)
     assert done.returncode == 0, done.stderr

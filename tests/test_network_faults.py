@@ -38,13 +38,17 @@ def reason():
 
 @pytest.fixture
 def namespaces(reason):
-    """The module, where it works; no namespace may be left after the test."""
+    """The module, where it works; no namespace may be left after the test.
+
+    Their names hold for the whole machine, so all tests that run on it take turns.
+    """
     if reason is not None:
         pytest.skip(f'NETWORK FAULTS ARE NOT TESTED HERE: {reason}')
     from figures import namespaces
 
-    yield namespaces
-    assert f'reactor-{TAG}-' not in namespaces.call('ip netns list')
+    with namespaces.lock(f'{TAG}-turn', wait=True):
+        yield namespaces
+        assert f'reactor-{TAG}-' not in namespaces.call('ip netns list')
 
 
 # -- the relay

@@ -1552,6 +1552,7 @@ with reactor.Reactor() as r:
 
 
 @pytest.mark.skipif(sys.platform != 'linux', reason='memory is asked of /proc')
+@pytest.mark.slow
 def test_a_connection_keeps_no_memory_of_what_it_has_sent_and_received(certificates):  # noqa: F811
     # A connection kept 1,068 KiB after one answer of 1 MiB, and 77 KiB after an upload.
     code = MEMORY.format(tests=str(Path(__file__).parent), folder=str(certificates.folder))
