@@ -22,7 +22,7 @@ from support import SELECTORS, FakeKernel, ScriptedKernel, ScriptedSocket
 import reactor
 from reactor import Reactor
 
-WORKERS = 4  # on two cores, because most tests wait
+WORKERS = 5  # on two cores, because most tests wait
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -148,6 +148,7 @@ def skip_if_missing(peer):
         pytest.skip(f'{peer.name} is left out: {reason}')
 
 
+@pytest.mark.slow
 @every(lambda peer: peer.workloads & {'keepalive', 'churn', 'defer', 'seed', 'large', 'broadcast'})
 def test_all_peers_answer_the_same_bytes(peer, workload):
     from loads.sockets import REQUEST, TIMEOUT, connections
@@ -176,6 +177,7 @@ def test_all_peers_answer_the_same_bytes(peer, workload):
             assert sock.recv(1) == b''
 
 
+@pytest.mark.slow
 @every(lambda peer: peer.workloads & {'pump'})
 def test_all_peers_go_on_writing_to_a_slow_reader(peer, workload):
     from loads.sockets import REQUEST, TIMEOUT, connections
@@ -193,6 +195,7 @@ def test_all_peers_go_on_writing_to_a_slow_reader(peer, workload):
             missing -= len(data)
 
 
+@pytest.mark.slow
 @every(lambda peer: peer.loop_workloads)
 def test_all_loops_do_what_they_are_asked(peer, workload):
     from workloads import WORKLOADS

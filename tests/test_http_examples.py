@@ -324,6 +324,7 @@ def requests_answered(process):
     return int(re.search(r'(\d+) requests', process.stdout.read())[1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('headers', [(), ('Connection: close',)], ids=['kept', 'not kept'])
 def test_sigterm_under_load_answers_everything_that_was_accepted(root, headers):
     with serving(root, '--lame-duck', '0') as (process, port):
@@ -389,6 +390,7 @@ def test_workers_under_load_are_replaced_and_drained_without_a_failed_request(mo
     assert not missed, found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('options', [('-k',), ()], ids=['kept', 'not kept'])
 def test_ab_gets_an_answer_to_each_request_although_the_server_is_shut_down_meanwhile(root, options):
     with serving(root, '--lame-duck', '20') as (process, port):
@@ -419,6 +421,7 @@ end
 """
 
 
+@pytest.mark.slow
 @pytest.mark.alone
 def test_wrk_loses_no_answer_when_the_server_ends(root, tmp_path):
     """wrk counts exactly the answers that the server has given.
@@ -548,6 +551,7 @@ def test_who_does_not_keep_the_rules_is_told_so_and_out(how):
         assert anna.text() == '* guest2 left'
 
 
+@pytest.mark.slow
 def test_a_member_that_reads_nothing_is_dropped_and_the_others_never_wait():
     with chatting() as port, Member(port) as anna, Member(port) as stalled:
         stalled.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
@@ -652,6 +656,7 @@ class Page(Member):
         raise AssertionError(self.call('Runtime.evaluate', expression='document.documentElement.outerHTML'))
 
 
+@pytest.mark.slow
 def test_a_browser_loads_the_page_says_something_and_sees_it(browser):
     with chatting() as port, Page(browser, f'http://127.0.0.1:{port}/') as page, Member(port) as anna:
         page.until("!!document.getElementById('text') && !text.disabled")

@@ -588,6 +588,7 @@ def page_in_a_thread(told):
         thread.join()
 
 
+@pytest.mark.slow
 def test_a_browser_shows_hostile_names_as_text_and_more_rows_than_its_bound_not_at_all(window):
     with Reactor() as r:
         figures = {**source(r)()['0'], 'slow': [[HOSTILE.replace('\ud800', '') + 'x' * 500, 1, 0.5]]}
@@ -612,6 +613,7 @@ def test_a_browser_shows_hostile_names_as_text_and_more_rows_than_its_bound_not_
         assert all('Content Security Policy' in line['message'] for line in window.log())
 
 
+@pytest.mark.slow
 def test_a_browser_that_lost_its_connection_comes_again_and_looks_again_after_the_end(window):
     with Reactor() as r:
         told = source(r)()

@@ -19,6 +19,9 @@ if sys.platform != 'linux':
     pytest.skip('network namespaces are a thing of Linux', allow_module_level=True)
 
 
+pytestmark = pytest.mark.slow
+
+
 @pytest.fixture(autouse=True)
 def perf_on_the_path(monkeypatch):
     monkeypatch.syspath_prepend(str(PERF))

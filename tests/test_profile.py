@@ -234,11 +234,13 @@ def fake_py_spy(folder, body):
     return f'{folder}:{os.environ["PATH"]}'
 
 
+@pytest.mark.slow
 def test_without_the_right_to_trace_it_says_who_may(tmp_path):
     path = fake_py_spy(tmp_path, 'echo "Error: Permission denied (os error 13)" >&2; exit 1')
     says_one_line(run('--seconds', '1', '--out', tmp_path / 'out', path=path), 'SYS_PTRACE', 'root')
 
 
+@pytest.mark.slow
 def test_too_few_samples_are_refused(tmp_path):
     (tmp_path / 'few.json').write_text(json.dumps(recording({('<module>',): 99})))
     path = fake_py_spy(tmp_path, f'echo Sampling process; cp {tmp_path}/few.json "$5"')
@@ -247,6 +249,7 @@ def test_too_few_samples_are_refused(tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_a_signal_leaves_nothing_running(tmp_path):
     path = fake_py_spy(tmp_path, 'echo Sampling process; exec sleep 60')
     process = subprocess.Popen([SCRIPT, '--python', sys.executable, '--out', tmp_path / 'out'], stderr=subprocess.PIPE,
@@ -308,6 +311,7 @@ def test_a_profile_has_everything_and_compares_the_two_clocks(profile, workload,
     assert meta['recordings']['wall']['samples'] == result['wall_samples']
 
 
+@pytest.mark.slow
 @needs_py_spy
 def test_attached_to_a_process_of_yours_it_is_left_running(tmp_path):
     server = subprocess.Popen([sys.executable, '-c', 'import reactor; reactor.run(lambda r: r.call_every(0.01, int))'],
