@@ -39,7 +39,8 @@ def on_core(core):
 def ahead_of_others(priority=1):
     """A command before another that has it run whenever it can (real-time priority); nothing where that is forbidden.
 
-    For what is measured beside a load on the same cores, which in earnest would come from other machines.
+    For what is measured beside a load on the same cores, which in earnest would come from other machines. Not for what
+    may take all of a core: Linux stops that for 50 ms in each second.
     """
     command = ('chrt', '-f', str(priority))
     try:
