@@ -577,6 +577,34 @@ def test_a_handle_that_its_selector_forgot_is_refused_and_still_closed_with_the_
         assert (r.handles(), r.watchers.referenced) == ([], 0)
 
 
+@pytest.mark.skipif(not hasattr(selectors, 'PollSelector'), reason='needs poll')
+@pytest.mark.parametrize('again', [False, True])
+def test_a_listener_that_poll_knows_and_does_not_watch_accepts_again(again, sockets, monkeypatch):
+    # To take it out raised KeyError, which was logged, and the listener was closed or stayed parked for ever.
+    class Halfway(selectors.PollSelector):
+        short = False
+
+        def register(self, fileobj, events, data=None):
+            key = super().register(fileobj, events, data)
+            if self.short:
+                self._selector.unregister(key.fd)
+                raise MemoryError
+            return key
+
+    selector, errors = Halfway(), []
+    with Reactor(selector=selector, catch_errors=lambda exc, handle: errors.append(exc)) as r:
+        server = r.listen_tcp('127.0.0.1', 0, on_accept_error=lambda server, exc: None)
+        server.pause()
+        if again:  # nor is there any to take it out at once
+            run_short(monkeypatch, Watchers, '_unregister_lost')
+        selector.short = True
+        server.resume()
+        selector.short = False
+        sockets.connect(server.address)
+        run_until(r, lambda: server.open_connections)
+        assert not errors
+
+
 @pytest.fixture(params=['before', 'after'])
 def without_memory(request):
     """A reactor on `select`, and a function that lets memory run out whenever that registers."""

@@ -402,7 +402,7 @@ class Watchers:
             # without a socket watches what others own, and may not take it from who has it.
             holder, sock = self._map[fd].data, getattr(handle, 'sock', None)
             if holder is handle:  # left there when the last attempt found no memory, and perhaps not polled
-                self.selector.unregister(fd)
+                self._take_out(fd)
                 self.selector.register(fd, events, handle)
                 return
             if sock is getattr(holder, 'sock', handle):
@@ -488,14 +488,23 @@ class Watchers:
         keys = [key] if key is not None and key.data is handle else list(self._map.values())
         for key in keys:
             if key.data in self._parked:
-                self.selector.unregister(key.fd)
+                self._take_out(key.fd)
         self._half_parked = False
 
     def _unregister_lost(self, handle: Handle) -> None:
         # Its socket object may be closed and know no number any more: look for the one that it had.
         fd = next((key.fd for key in self._map.values() if key.data is handle), -1)
         if fd >= 0:
+            self._take_out(fd)
+
+    def _take_out(self, fd: int) -> None:
+        # What found no memory when it was registered may be in the map alone: `poll` knows nothing of it, and says so
+        # when the map has let go of it.
+        try:
             self.selector.unregister(fd)
+        except KeyError:
+            if fd in self._map:
+                raise
 
 
 def refuse(handle: Handle, exc: Exception) -> None:
