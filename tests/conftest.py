@@ -65,7 +65,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         '--kinds-whole',
         action='store_true',
         help='run each law on each kind of stream with every value of every option on every selector, instead of a few '
-        'of them in turn: "pytest --kinds-whole -n 2 tests/test_every_kind.py", some ten minutes',
+        'of them in turn: "pytest --kinds-whole -n 2 tests/test_every_kind.py", some 25 minutes of CPU',
     )
     parser.addoption(
         '--nth-whole',
