@@ -14,6 +14,7 @@ import socket
 import ssl
 import sys
 import time
+from collections import Counter
 
 import psutil
 import pytest
@@ -354,6 +355,23 @@ def test_pipelined_requests_of_a_client_that_does_not_read_do_not_pile_up(http):
                 time.sleep(0.05)
         assert sent < 16 * MIB  # what the kernel of both sides holds: the server has stopped reading
         assert memory().rss - before < 16 * MIB
+
+
+def test_many_small_parts_of_one_message_leave_turns_to_the_others(r, sockets):
+    """CVE-2026-31958: Tornado took all parts of a body in one callback, and nobody else was served meanwhile."""
+    parts, others = [], []
+    attacked = r.listen_tcp(HERE, 0, framing.delimited(lambda conn, part: parts.append(r.counters.loop_count), b'--'))
+    served = r.listen_tcp(HERE, 0, lambda conn, data: others.append(len(parts)))
+    attacker, other = sockets.connect(attacked.address), sockets.connect(served.address)
+    run_until(r, lambda: attacked.open_connections and served.open_connections)
+    attacker.sendall(b'--' * 20_000)
+    other.send(b'?')
+    run_until(r, lambda: len(parts) == 20_000)
+    assert others and others[0] <= 200
+    assert max(Counter(parts).values()) <= 128  # as `Framing` promises
+    attacked.close(), served.close()
+    attacker.close(), other.close()
+    run_until(r, lambda: not r.handles())
 
 
 @needs_h11
