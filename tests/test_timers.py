@@ -8,10 +8,11 @@ import weakref
 from functools import partial
 
 import pytest
-from support import Log, run_until, turns
+from support import Log, run_short, run_until, turns
 
 from reactor import HandleClosed, Reactor, Timer
 from reactor.loop.log import name_of
+from reactor.loop.timers import TimerHeap
 
 
 class Thing:
@@ -346,6 +347,39 @@ def test_a_timer_moved_by_another_of_the_same_batch_fires_at_its_new_time_only(f
     second = fake.call_later(1, lambda: fired.append(kernel.time))
     fake.run()
     assert fired == [1006]
+
+
+def test_a_timer_that_cannot_be_moved_out_of_its_batch_is_left_as_it_was(fake, kernel):
+    # It was found at the new deadline too, and fired there although it had been set to a later one meanwhile.
+    class Full(dict):
+        def __setitem__(self, key, value):
+            raise MemoryError
+
+    def move():
+        fake.timers.moved = Full()
+        with pytest.raises(MemoryError):
+            other.reset(5)
+        fake.timers.moved = {}
+
+    def fire():
+        fired.append(kernel.time)
+        if len(fired) == 1:
+            other.reset(10)
+
+    fired = []
+    fake.call_later(1, move)
+    other = fake.call_later(1, fire)
+    assert fake.run() is True
+    assert fired == [1001, 1011] and len(fake.timers) == 0
+
+
+def test_a_timer_alone_at_a_deadline_can_be_set_to_it_again_without_memory(fake, monkeypatch):
+    fired = []
+    timer = fake.call_later(1, fired.append, 1)
+    run_short(monkeypatch, TimerHeap, 'insert')
+    timer.reset()
+    assert fake.run() is True
+    assert fired == [1] and len(fake.timers) == 0
 
 
 @pytest.mark.parametrize('slow', [None, 100.0])

@@ -268,14 +268,22 @@ class TimerHeap:
 
     def move(self, timer: Timer, deadline: float) -> None:
         """`timer`, pending or not, is due at `deadline`. It is left as it was when there is no memory for it."""
-        if timer.deadline == deadline:  # it goes behind the others of this deadline
+        if timer.deadline == deadline:
+            if self.at.get(deadline) is timer:
+                return  # alone there
+            self._withdraw(timer)  # it goes behind the others of this deadline
             self.pending -= 1
-            self._withdraw(timer)
             timer.deadline = None
-        pending = self.pending + (timer.deadline is None)
+        was, pending = timer.deadline, self.pending + (timer.deadline is None)
         self.insert(timer, deadline)
-        if timer.deadline is not None:
-            self._withdraw(timer)
+        if was is not None:
+            try:
+                self._withdraw(timer)
+            except MemoryError:
+                timer.deadline = deadline
+                self.leave(timer)
+                timer.deadline = was
+                raise
         timer.deadline = deadline
         self.pending = pending
         self.compact()
