@@ -244,7 +244,7 @@ class Timers(Machine):
         pending, now = self.pending(), self.kernel.time
         if any(self.is_pending(entry) for entry in self.collected):
             assert self.r.timeout() == 0
-        elif not self.collected:
+        else:
             assert self.r.timers.next_deadline() == (pending[0][0] if pending else None)
             assert self.r.timeout() == (max(0, pending[0][0] - now) if pending else None)
 

@@ -467,6 +467,44 @@ def test_a_batch_that_an_exception_has_left_passes_over_what_it_had_moved(kernel
         assert fired == ['other', 'timer'] and len(r.timers) == 0 and not r.timers.moved
 
 
+def test_a_timer_that_was_moved_and_collected_again_is_still_listed_and_released_with_the_others(kernel):
+    # It stood twice in the batch that the second exception left, and was taken for moved out of it: closing left it.
+    def leave(*moved):
+        for timer in moved:
+            timer.reset(0)
+        raise RuntimeError
+
+    r = Reactor(kernel=kernel, catch_errors=False)
+    timers = []
+    r.call_later(1, lambda: leave(timers[1]))
+    timers += [r.call_later(1, leave), r.call_later(1, int)]
+    kernel.time += 1
+    for _ in range(2):
+        with pytest.raises(RuntimeError):
+            r.run()
+    assert list(r.timers) == [timers[1]]
+    r.close()
+    assert repr(timers[1]) == '<Timer cancelled>'
+
+
+@pytest.mark.parametrize('how', ['cancelled', 'moved'])
+def test_after_a_batch_that_an_exception_has_left_nobody_waits_for_what_is_not_to_run(kernel, how):
+    # The loop polled without waiting, and told whoever embeds it to.
+    def leave():
+        raise RuntimeError
+
+    with Reactor(kernel=kernel, catch_errors=False) as r:
+        r.call_later(1, leave)
+        timer = r.call_later(1, int)
+        kernel.time += 1
+        with pytest.raises(RuntimeError):
+            r.run()
+        assert r.timeout() == 0
+        r.call_later(7, int)
+        timer.cancel() if how == 'cancelled' else timer.reset(5)
+        assert r.timeout() == (7 if how == 'cancelled' else 5)
+
+
 @pytest.mark.parametrize('seconds', [2, 5, 60])
 def test_a_timer_that_was_moved_fires_once_at_its_new_time(fake, kernel, seconds):
     fired = []

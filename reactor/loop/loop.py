@@ -266,7 +266,7 @@ class Loop:
 
     def _wait(self) -> float | None:
         # Calls of other threads ring, once they are queued: until then, turn after turn would find nothing to do.
-        if self._soon or self.completions or self.timers.due:
+        if self._soon or self.completions or (self.timers.due and self.timers.has_due()):
             return 0
         deadline = self.timers.next_deadline()
         if deadline is None:

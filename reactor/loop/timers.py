@@ -176,7 +176,12 @@ class TimerHeap:
         return self.pending - len(self.unreferenced)
 
     def __iter__(self):  # type: ignore[no-untyped-def]
-        timers = [timer for timer in self.due if timer.deadline is not None and timer not in self.moved]
+        timers, moved = [], self.moved.copy()
+        for timer in self.due:
+            if moved.get(timer):
+                moved[timer] -= 1  # this entry is to be passed over, and a later one may be not
+            elif timer.deadline is not None:
+                timers.append(timer)
         for _, entry in sorted(self.at.items(), key=itemgetter(0)):
             timers.extend(entry if isinstance(entry, dict) else (entry,))
         yield from timers
@@ -265,6 +270,18 @@ class TimerHeap:
                 del at[deadline]
             heappop(heap)
         return len(due)
+
+    def has_due(self) -> bool:
+        """Whether a timer of a batch that an exception has left is still to run."""
+        due = self.due
+        while due:
+            timer = due[0]
+            if timer in self.moved:
+                self.pass_over(timer)
+            elif timer.deadline is not None:
+                return True
+            due.popleft()  # cancelled or moved meanwhile
+        return False
 
     def move(self, timer: Timer, deadline: float) -> None:
         """`timer`, pending or not, is due at `deadline`. It is left as it was when there is no memory for it."""
