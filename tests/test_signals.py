@@ -172,11 +172,11 @@ def test_each_signal_has_its_own_handler(r):
     r.clear_signal_handlers()
 
 
-def test_a_hundred_thousand_signals_are_delivered_after_the_last_at_least_once(r):
+def test_twenty_thousand_signals_are_delivered_after_the_last_at_least_once(r):
     log, raised = [], []
 
     def busy():
-        for _ in range(100_000):
+        for _ in range(20_000):
             signal.raise_signal(SIGUSR1)
         signal.raise_signal(SIGUSR2)
         raised.append(1)
