@@ -42,6 +42,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         'for planted bugs): some minutes more',
     )
     parser.addoption(
+        '--selector',
+        choices=list(SELECTORS),
+        help='run on this selector alone what is run on each of the three with the fixture `r`',
+    )
+    parser.addoption(
         '--live-seconds',
         type=int,
         default=5,
@@ -187,11 +192,18 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what is slow, unless it was asked for, and order the rest."""
-    if whole_suite(config) and not config.option.slow:
-        slow = [item for item in items if item.get_closest_marker('slow')]
-        items[:] = [item for item in items if not item.get_closest_marker('slow')]
-        config.hook.pytest_deselected(items=slow)
+    """Leave out what is slow, unless it was asked for, and other selectors than the one asked for; order the rest."""
+    slow_too, only = config.option.slow or not whole_suite(config), config.option.selector
+
+    def wanted(item: Any) -> bool:
+        selector = item.callspec.params.get('r') if hasattr(item, 'callspec') else None
+        slow = item.get_closest_marker('slow') is not None
+        return (slow_too or not slow) and (only is None or selector in (None, only))
+
+    unwanted = [item for item in items if not wanted(item)]
+    items[:] = [item for item in items if wanted(item)]
+    if unwanted:
+        config.hook.pytest_deselected(items=unwanted)
     order(items)
 
 

@@ -43,7 +43,7 @@ BOUNDS = {
     'a chunk of bytes': (1_500, 'one recv of read_size'),
     'messages': (35_000, 'framing.MESSAGES_PER_TURN'),
     'messages that are answered': (75_000, 'framing.MESSAGES_PER_TURN, and a write for each'),
-    'a part of a message': (2_500, 'no byte is searched twice'),
+    'a part of a message': (3_000, 'no byte is searched twice'),
     'TLS records of one byte': (4_000, 'session.RECORDS_PER_TURN'),
     'TLS records without data': (4_000, 'one of them a turn'),
     'TLS handshakes': (6_000, 'tls.HANDSHAKES_PER_TURN'),
