@@ -1633,3 +1633,34 @@ def test_a_call_that_runs_out_of_stack_or_twice_of_memory_leaves_run_once_and_is
     run_until(r, lambda: 2 in log)
     idler.close()
     assert log[:2] == [1, 2]
+
+
+def test_a_selector_that_cannot_be_closed_keeps_nothing_else_open(sockets):
+    class Stuck(selectors.SelectSelector):
+        def close(self):
+            super().close()
+            raise OSError(errno.EBADF, 'a kqueue that a fork has not inherited')
+
+    log = Log()
+    r = Reactor(selector=Stuck())
+    r.adopt(sockets()[0], on_close=log.on_close)
+    bell = r._wakeup.bell_fileno()
+    r.close()
+    assert log.names() == ['close'] and r.watchers.closed
+    with pytest.raises(OSError, match='Bad file descriptor'):
+        os.fstat(bell)
+
+
+@pytest.mark.parametrize('slow', [None, 100.0])
+def test_a_timer_that_forks_and_closes_the_loop_in_the_child_is_the_last_of_its_batch_there(kernel, slow):
+    r, fired = Reactor(kernel=kernel, slow_callback=slow), []
+
+    def fork():
+        parent = kernel.pid()
+        kernel.pid = lambda: parent + 1
+        r.close()
+
+    r.call_later(1, fork)
+    r.call_later(1, fired.append, 1)
+    assert r.run() is True
+    assert r.watchers.closed and not fired

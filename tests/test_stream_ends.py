@@ -13,6 +13,7 @@ import weakref
 from collections import deque
 
 import pytest
+from exhaustion import near_limit
 from support import (
     SELECTORS,
     Log,
@@ -1170,3 +1171,22 @@ def test_a_connection_that_cannot_be_watched_after_its_first_read_keeps_no_frame
             run_until(r, lambda: log)
     assert isinstance(log[0][1], OSError) and log[0][1].errno == errno.ENOSPC
     assert log[0][1].__traceback__ is None
+
+
+@pytest.mark.parametrize('kind', ['stream', 'datagram'])
+def test_on_close_that_finds_no_stack_for_its_call_is_called_again(kind, sockets):
+    told, again = [], 0
+    with Reactor() as r:
+        for left in range(1, 30):
+            if kind == 'stream':
+                handle = r.adopt(sockets()[0], on_close=lambda conn, exc: told.append(exc))
+            else:
+                handle = r.bind_udp('127.0.0.1', 0, on_close=lambda sock, exc: told.append(exc))
+            told.clear()
+            try:
+                near_limit(left, lambda handle=handle: handle.handle_closed(None))
+            except RecursionError:
+                again += not told
+            handle.handle_closed(None)
+            assert len(told) == 1 and handle.closed, left
+        assert again

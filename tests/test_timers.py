@@ -840,3 +840,23 @@ def test_a_timer_has_five_slots_and_no_dictionary(fake):
     assert len(Timer.__slots__) <= 5
     assert not hasattr(timer, '__dict__')
     assert not hasattr(fake.call_every(5, int), '__dict__')
+
+
+def test_a_timer_that_is_moved_twice_out_of_its_batch_fires_once(kernel):
+    fired = []
+    with Reactor(kernel=kernel, catch_errors=False) as r:
+
+        def leave():
+            timer.reset(0)
+            raise RuntimeError
+
+        r.call_later(1, leave)
+        again = r.call_later(1, leave)
+        timer = r.call_later(1, fired.append, 1)
+        kernel.time += 1
+        for _ in range(2):  # each leaves the entry of the batch where it was, and the second one that of the first too
+            with pytest.raises(RuntimeError):
+                r.run()
+        assert list(r.timers) == [timer] and again.deadline is None
+        assert r.run() is True
+        assert fired == [1] and not r.timers.moved

@@ -1696,3 +1696,29 @@ def test_adopt_does_not_guess_the_side(r, sockets, certificates):  # noqa: F811
     ours, _ = sockets()
     with pytest.raises(TypeError, match='start_tls'):
         r.adopt(ours, ssl=certificates.server())
+
+
+def test_handshakes_that_come_when_all_that_waited_have_ended_are_a_few_in_a_turn_too(r, tls, monkeypatch):
+    # Their turn had been asked for twice, and each time as many would have taken a step.
+    in_turn, shake = TLSStream._shake_hands_in_turn, TLSStream._shake_hands
+    ended, steps, done = [], [], []
+
+    def end_the_first_that_waits(conn):
+        in_turn(conn)
+        if not ended and conn in (conn.options.shared.waiting or ()):
+            ended.append(conn)
+            conn.abort()
+
+    def counted(conn):
+        if conn.tls.ssl_object.server_side:
+            steps.append(r.stats().loop_count)
+        shake(conn)
+
+    monkeypatch.setattr(TLSStream, '_shake_hands_in_turn', end_the_first_that_waits)
+    monkeypatch.setattr(TLSStream, '_shake_hands', counted)
+    tls.listen(on_connect=done.append)
+    conns = [tls.connect() for _ in range(20)]
+    run_until(r, lambda: len(done) == 19)
+    assert len(ended) == 1 and max(collections.Counter(steps).values()) <= 4
+    end(r, *conns)
+    run_until(r, lambda: not tls.server.open_connections)

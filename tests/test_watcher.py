@@ -750,3 +750,35 @@ def test_a_handle_that_cannot_be_watched_again_after_a_moment_without_progress_e
     run_until(r, lambda: told)
     assert told == [errno.ENOSPC]
     assert r.handles() == []
+
+
+def test_a_handle_that_cannot_be_parked_for_want_of_stack_is_refused(sockets):
+    class Deep(selectors.SelectSelector):
+        deep = False
+
+        def unregister(self, fileobj):
+            if self.deep:
+                self.deep = False
+                raise RecursionError
+            return super().unregister(fileobj)
+
+    selector, log = Deep(), Log()
+    with Reactor(selector=selector) as r:
+        conn = r.adopt(sockets()[0], on_close=log.on_close)
+        selector.deep = True
+        conn.pause_reading()
+        turns(r, 2)
+        assert [(name, type(exc)) for name, exc in log] == [('close', RecursionError)]
+        assert (r.handles(), r.watchers.referenced) == ([], 0)
+
+
+def test_two_dispatches_without_progress_in_one_turn_count_as_one(sockets):
+    with Reactor() as r:
+        conn = r.adopt(sockets()[0])
+        for _ in range(10):
+            turns(r, 1)
+            assert not r.watchers.stalled(conn)
+            assert not r.watchers.stalled(conn)
+        assert r.watchers._stalls[conn].row == 10
+        conn.close()
+        turns(r, 2)
