@@ -498,13 +498,10 @@ class Watchers:
             self._take_out(fd)
 
     def _take_out(self, fd: int) -> None:
-        # What found no memory when it was registered may be in the map alone: `poll` knows nothing of it, and says so
-        # when the map has let go of it.
         try:
             self.selector.unregister(fd)
         except KeyError:
-            if fd in self._map:
-                raise
+            pass  # no memory was left when it was registered: it was in the map alone, and `poll` knew nothing of it
 
 
 def refuse(handle: Handle, exc: Exception) -> None:
