@@ -13,7 +13,7 @@ from reactor.testing.programs import ALONE, PROGRAMS
 
 
 @pytest.mark.parametrize(
-    'seeds', [range(2), pytest.param(range(2, 20), marks=pytest.mark.slow)], ids=['2 seeds', '18 seeds more']
+    'seeds', [range(2), pytest.param(range(2, 12), marks=pytest.mark.slow)], ids=['2 seeds', '10 seeds more']
 )
 @pytest.mark.parametrize('faults', [True, False], ids=['faults', 'calm'])
 @pytest.mark.parametrize('program', (*PROGRAMS, *ALONE), ids=lambda program: program.__name__)

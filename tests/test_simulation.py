@@ -95,7 +95,9 @@ def test_every_fault_there_is_falls_somewhere():
         programs = list(PROGRAMS)
         simulation.world.random.shuffle(programs)
         simulation.run_program(*programs[:3])
-    assert SITES.keys() - fallen == set()
+        if SITES.keys() <= fallen:
+            return
+    raise AssertionError(f'in 400 seeds none of these fell: {SITES.keys() - fallen}')
 
 
 def test_an_unknown_fault_is_refused():
