@@ -20,6 +20,7 @@ import re
 import signal
 import socket
 import ssl
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -65,10 +66,12 @@ class NumericKernel(Kernel):
 class World:
     """A reactor, and sockets that are closed at the end."""
 
-    def __init__(self, folder: Any) -> None:
+    def __init__(self, folder: Any, debug: bool = False) -> None:
         self.folder = folder
         self.failures: list[Exception] = []
-        self.r = Reactor(kernel=NumericKernel(), catch_errors=lambda exc, handle: self.failures.append(exc))
+        self.r = Reactor(
+            kernel=NumericKernel(), catch_errors=lambda exc, handle: self.failures.append(exc), debug=debug
+        )
         self.sockets: list[socket.socket] = []
         self.peers: dict[Any, socket.socket] = {}
 
@@ -263,13 +266,16 @@ def arguments_of(kind: type, method: str, world: World) -> dict[str, Any]:
     return {}
 
 
+def refuses_every_call(call: Any) -> bool:
+    return set(inspect.signature(call).parameters) == {'self', 'args', 'options'}
+
+
 def parameters_of(call: Any) -> list[str]:
     """The names of all parameters, with those of `Options` for `**options`."""
     names: list[str] = []
-    parameters = inspect.signature(call).parameters
-    if set(parameters) == {'self', 'args', 'options'}:
-        return []  # it refuses every call
-    for parameter in parameters.values():
+    if refuses_every_call(call):
+        return []
+    for parameter in inspect.signature(call).parameters.values():
         if parameter.kind is parameter.VAR_KEYWORD:
             names += [name for name in inspect.signature(Options).parameters if name not in names]
         elif parameter.kind is not parameter.VAR_POSITIONAL and parameter.name != 'self':
@@ -527,3 +533,39 @@ def test_in_every_state_a_method_raises_only_what_its_docstring_names(kind, stat
                 world.turns()
             wrong += [f'{name} of a {kind.__name__} ({state}) fails later: {exc!r}' for exc in world.failures[before:]]
     assert not wrong, '\n'.join(wrong)
+
+
+# They are made for other threads, or only look, and what they find may be old by the time that the caller has it.
+FROM_ANY_THREAD = {'call_soon_threadsafe', 'trigger', 'fileno', 'handles', 'stats', 'timeout', 'why_alive'}
+
+
+@pytest.mark.parametrize(
+    ('kind', 'method'),
+    [
+        (kind, method)
+        for kind in OBJECTS
+        for method in methods_of(kind)
+        if not refuses_every_call(getattr(kind, method))
+    ],
+    ids=lambda value: getattr(value, '__name__', value),
+)
+def test_with_debug_each_call_from_another_thread_is_refused_but_those_that_are_made_for_it(kind, method, tmp_path):
+    found: list[Any] = []
+
+    def call() -> None:
+        try:
+            found.append(getattr(target, method)(**arguments))
+        except Exception as exc:
+            found.append(exc)
+
+    def call_in_thread() -> None:
+        thread = threading.Thread(target=call)
+        thread.start()
+        thread.join()
+
+    with World(tmp_path, debug=True) as world:
+        target, arguments = OBJECTS[kind](world), arguments_of(kind, method, world)
+        world.r.call_soon(call_in_thread)
+        world.turns()
+    refused = isinstance(found[0], errors.ReactorError) and 'thread' in str(found[0])
+    assert refused != (method in FROM_ANY_THREAD), found

@@ -382,11 +382,13 @@ class Loop:
 
         TypeError and ValueError for what is not a number of a signal, ReactorError outside the main thread.
         """
+        self.watchers.check_thread()
         whole('signum', signum, 1, MOST_SIGNUM, 'number of a signal')
         return self._signals.remove(signum)
 
     def clear_signal_handlers(self) -> None:
-        """Remove all signal handlers that were added here."""
+        """Remove all signal handlers that were added here. ReactorError outside the main thread."""
+        self.watchers.check_thread()
         self._signals.clear()
 
     def run_in_thread(

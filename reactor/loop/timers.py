@@ -346,10 +346,12 @@ class TimerHeap:
 
     def ref(self, timer: Timer) -> None:
         """See `Timer.ref`."""
+        self.check_thread()
         self.unreferenced.discard(timer)
 
     def unref(self, timer: Timer) -> None:
         """See `Timer.unref`."""
+        self.check_thread()
         if timer.deadline is not None:
             self.unreferenced.add(timer)
 

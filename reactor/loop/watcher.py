@@ -277,6 +277,7 @@ class Watchers:
 
     def ref(self, handle: Handle) -> None:
         """See `Handle.ref`."""
+        self.check_thread()
         if handle in self._unreferenced:
             referenced = self.referenced + 1
             self._unreferenced.discard(handle)
@@ -284,6 +285,7 @@ class Watchers:
 
     def unref(self, handle: Handle) -> None:
         """See `Handle.unref`."""
+        self.check_thread()
         if handle not in self._unreferenced and not handle.closed:
             referenced = self.referenced - 1
             self._unreferenced.add(handle)

@@ -415,6 +415,7 @@ class Stream(Handle):
 
     def set_write_limits(self, high: int | None = None, low: int | None = None) -> None:
         """Set the water marks of this connection, in bytes; ValueError unless 0 <= low <= high."""
+        self.loop.watchers.check_thread()
         high = self.options.high_water if high is None else high
         self.options = self.options.changed(high_water=high, low_water=low)
 
@@ -442,6 +443,7 @@ class Stream(Handle):
         Raises `ConnectionClosed` unless the connection is open, `ReactorError` when it is TLS already, TypeError and
         ValueError for bad arguments.
         """
+        self.loop.watchers.check_thread()
         check_callback('on_secured', on_secured)
         check_server_hostname(server_hostname, context)
         server_side = None if server_side is None else switch('server_side', server_side)
