@@ -446,7 +446,7 @@ def window():
 @pytest.mark.slow
 def test_a_browser_shows_a_running_experiment_of_5000_connections(request, window):
     seconds = request.config.getoption('--live-seconds')
-    options = ('--connections', '5000', '--rate', '2500', '--delay', str(seconds + 60))
+    options = ('--connections', '5000', '--rate', '500', '--delay', str(seconds + 60))  # slowly enough to be seen
     with experiment(*options) as (process, url, lines):
         window.show(1200, 1000)
         window.open(url)
