@@ -1173,8 +1173,15 @@ def test_a_connection_that_cannot_be_watched_after_its_first_read_keeps_no_frame
     assert log[0][1].__traceback__ is None
 
 
+def is_traced() -> bool:
+    monitoring = getattr(sys, 'monitoring', None)
+    return sys.gettrace() is not None or bool(monitoring and monitoring.get_tool(monitoring.COVERAGE_ID))
+
+
 @pytest.mark.parametrize('kind', ['stream', 'datagram'])
 def test_on_close_that_finds_no_stack_for_its_call_is_called_again(kind, sockets):
+    if is_traced():
+        pytest.skip('UNTESTED while branches are counted: what counts them runs out of stack itself')
     told, again = bytearray(1), 0
 
     def on_close(handle, exc):

@@ -502,6 +502,7 @@ def test_after_a_batch_that_an_exception_has_left_nobody_waits_for_what_is_not_t
         assert r.timeout() == 0
         r.call_later(7, int)
         timer.cancel() if how == 'cancelled' else timer.reset(5)
+        assert len(list(r.timers)) == len(r.timers) == (1 if how == 'cancelled' else 2)
         assert r.timeout() == (7 if how == 'cancelled' else 5)
 
 

@@ -752,21 +752,31 @@ def test_a_handle_that_cannot_be_watched_again_after_a_moment_without_progress_e
     assert r.handles() == []
 
 
-def test_a_handle_that_cannot_be_parked_for_want_of_stack_is_refused(sockets):
+@pytest.mark.parametrize('what', ['parked', 'watched again'])
+def test_a_handle_that_cannot_be_parked_or_watched_for_want_of_stack_is_refused(what, sockets):
     class Deep(selectors.SelectSelector):
         deep = False
 
+        def register(self, fileobj, events, data=None):
+            self.check()
+            return super().register(fileobj, events, data)
+
         def unregister(self, fileobj):
+            self.check()
+            return super().unregister(fileobj)
+
+        def check(self):
             if self.deep:
                 self.deep = False
                 raise RecursionError
-            return super().unregister(fileobj)
 
     selector, log = Deep(), Log()
     with Reactor(selector=selector) as r:
         conn = r.adopt(sockets()[0], on_close=log.on_close)
+        if what == 'watched again':
+            conn.pause_reading()
         selector.deep = True
-        conn.pause_reading()
+        conn.pause_reading() if what == 'parked' else conn.resume_reading()
         turns(r, 2)
         assert [(name, type(exc)) for name, exc in log] == [('close', RecursionError)]
         assert (r.handles(), r.watchers.referenced) == ([], 0)
