@@ -42,7 +42,6 @@ class Machine(RuleBasedStateMachine):
         if self.failure is not None:
             raise self.failure
 
-
     def acted(self) -> None:
         """Something was done."""
         self.acts += 1
