@@ -25,6 +25,8 @@ class Machine(RuleBasedStateMachine):
     """
 
     failure: BaseException | None = None
+    acts = 0  # to be raised by whatever the user or the world does, in callbacks too
+    calm = 0  # turns since then
 
     def caught(self, *args: Any) -> None:
         exc = next(arg for arg in args if isinstance(arg, Exception))
@@ -34,9 +36,21 @@ class Machine(RuleBasedStateMachine):
     def turns(self, r: Any, count: int = 1) -> None:
         """Run so many turns without waiting."""
         for _ in range(count):
+            before = self.acts
             r.run_once(0)
+            self.calm = self.calm + 1 if self.acts == before else 0
         if self.failure is not None:
             raise self.failure
+
+    def acted(self) -> None:
+        """Something was done."""
+        self.acts += 1
+        self.calm = 0
+
+    @property
+    def settled(self) -> bool:
+        """Whether all that follows from what was done has had its turns: events, then two rounds of completions."""
+        return self.calm >= 3
 
 
 class Raised(Exception):

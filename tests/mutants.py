@@ -653,7 +653,7 @@ MUTANTS = (
         'if self._error is None:  # else one',
         'if what:  # else one',
         'at most one error in a turn',
-        165,
+        177,
     ),
     # -- options and limits
     Mutant(
@@ -874,7 +874,7 @@ MUTANTS = (
         '            except OSError:\n                pass  # then it is no longer connected, and there',
         '            except ConnectionError:\n                pass  # then it is no longer connected, and there',
         '2: abort() raises nothing',
-        3,
+        30,
         'kqueue',
     ),
     Mutant(
@@ -950,7 +950,7 @@ MUTANTS = (
         '            self.on_done = None\n            self.loop.watchers.remove(self)\n            if self._timer',
         '            self.loop.watchers.remove(self)\n            if self._timer',
         '1: what was cancelled is never heard of',
-        92,
+        4,
     ),
     Mutant(
         'an accepted connection that was closed before on_connect is open',
@@ -960,6 +960,123 @@ MUTANTS = (
         '1: nothing fires after the end',
         212,
         'epoll',
+    ),
+    # -- what an oracle that repeats a condition of the code cannot see
+    Mutant(
+        'on_drain comes though no write has returned False',
+        'net/stream.py',
+        'if writer.full and writer.buffered <= self.options.low_water:',
+        'if writer.buffered <= self.options.low_water:',
+        '3: on_drain follows a write that returned False',
+        3,
+    ),
+    Mutant(
+        'on_close does not say what was never sent',
+        'net/stream.py',
+        'return 0 if self.writer is None else self.writer.buffered',
+        'return 0 if self.writer is None or self.state is OVER else self.writer.buffered',
+        '3: in on_close, buffered says how many bytes were never accepted',
+        3,
+    ),
+    Mutant(
+        'an abort ends as a close does',
+        'net/stream.py',
+        'if self.sock is not None:\n            try:\n                self.sock.setsockopt',
+        'if self.sock is not None and exc is not None:\n            try:\n                self.sock.setsockopt',
+        'an abort resets, and its peer knows that something is missing',
+        6,
+    ),
+    Mutant(
+        'an error keeps its traceback',
+        'net/stream.py',
+        'self.finish(exc.with_traceback(None))',
+        'self.finish(exc)',
+        '9: a caught OSError is kept without its traceback',
+        1,
+    ),
+    Mutant(
+        'a time limit is looked at a minute late when bytes have moved',
+        'net/stream.py',
+        '            self.timeouts = self.loop.timers.buckets.add(self, next_look)',
+        '            self.timeouts = self.loop.timers.buckets.add(self, next_look + 60)',
+        'a time limit ends its connection within a second of its time',
+    ),
+    Mutant(
+        'a listener that was refused a client pauses for a minute',
+        'net/listener.py',
+        'ACCEPT_PAUSE = 0.1',
+        'ACCEPT_PAUSE = 60.0',
+        'a listener accepts again after 100 ms',
+        24,
+    ),
+    Mutant(
+        'half of max_buffered is enough to be cut off',
+        'net/stream.py',
+        'if weight < self.options.max_buffered:',
+        'if weight * 2 < self.options.max_buffered:',
+        '6: the limit is the one that was set',
+        24,
+    ),
+    Mutant(
+        'eight timers run in a turn',
+        'loop/loop.py',
+        'self._run_timers(timers.collect(self.now))',
+        'self._run_timers(min(8, timers.collect(self.now)))',
+        'all timers that are due in a turn run in it',
+        62,
+    ),
+    Mutant(
+        'the loop sleeps too long for its timers',
+        'loop/loop.py',
+        '        timeout = 0 if self._soon else self._wait()\n',
+        '        timeout = 0 if self._soon else self._wait()\n        timeout = timeout and timeout + 0.5\n',
+        'a timer is late by no more than what is rounded up',
+    ),
+    Mutant(
+        'the stamp of a turn is not read after a poll that has timed out',
+        'loop/loop.py',
+        '        self.now = self._clock()\n        if not ready and timeout != 0:\n',
+        '        if ready or timeout == 0:\n'
+        '            self.now = self._clock()\n'
+        '        if not ready and timeout != 0:\n',
+        'now is the time at which the poll returned',
+    ),
+    Mutant(
+        'calls come before timers',
+        'loop/loop.py',
+        '        if timers.due or (timers.heap and timers.heap[0] <= self.now):\n'
+        '            self._run_timers(timers.collect(self.now))\n',
+        '        if self._soon:\n'
+        '            self._run_soon(len(self._soon))\n'
+        '        if timers.due or (timers.heap and timers.heap[0] <= self.now):\n'
+        '            self._run_timers(timers.collect(self.now))\n',
+        '3: a turn is events, timers, calls, completions',
+    ),
+    Mutant(
+        'the last call comes first',
+        'loop/loop.py',
+        'call = fn, args = soon.popleft()',
+        'call = fn, args = soon.pop()',
+        '3: calls run in the order in which they were asked for',
+        3,
+    ),
+    Mutant(
+        'a readiness is read twice',
+        'loop/loop.py',
+        '                    watcher.handle_read()\n',
+        '                    watcher.handle_read()\n'
+        '                    if mask & watcher.events & READ:\n'
+        '                        watcher.handle_read()\n',
+        '5: one recv for each readiness',
+        4,
+    ),
+    Mutant(
+        'linger lasts for hours',
+        'net/stream.py',
+        'self.loop.timers.later(self.options.linger, Stream',
+        'self.loop.timers.later(self.options.linger * 100, Stream',
+        'close() ends within linger',
+        36,
     ),
 )
 

@@ -118,6 +118,7 @@ class Reading(Machine):
         self.resuming = False
 
     def on_message(self, conn, message):
+        self.acted()
         self.check()
         assert type(message) is bytes
         self.told.append(message)
@@ -133,6 +134,7 @@ class Reading(Machine):
                 getattr(self, action)()
 
     def on_bytes(self, conn, data):
+        self.acted()
         self.check()
         assert data
         self.behind += data
@@ -159,10 +161,12 @@ class Reading(Machine):
     # -- what the user does
 
     def pause(self):
+        self.acted()
         self.conn.pause_reading()
         self.paused = True
 
     def resume(self):
+        self.acted()
         if self.framed and self.behind is None:
             framing.resume(self.conn)
             self.resuming = True
@@ -171,6 +175,7 @@ class Reading(Machine):
         self.paused = False
 
     def close(self):
+        self.acted()
         self.conn.close()
         self.closed = True
 
@@ -204,6 +209,7 @@ class Reading(Machine):
     @precondition(lambda self: self.ended is None)
     @rule(pieces=st.lists(st.sampled_from(PIECES), max_size=20), cuts=st.lists(st.integers(0, 6), max_size=8))
     def bytes_arrive(self, pieces, cuts):
+        self.acted()
         data = b''.join(pieces)
         self.arrived += data
         for size in [*cuts, len(data)]:
@@ -214,11 +220,13 @@ class Reading(Machine):
     @precondition(lambda self: self.ended is None)
     @rule()
     def ready_for_nothing(self):
+        self.acted()
         self.sock.incoming.append(BlockingIOError())
 
     @precondition(lambda self: self.ended is None and len(self.arrived) > 20)
     @rule(how=st.sampled_from(['eof', 'reset']))
     def peer_ends(self, how):
+        self.acted()
         self.ended = how
         self.sock.incoming.append(b'' if how == 'eof' else ConnectionResetError())
 
@@ -244,12 +252,12 @@ class Reading(Machine):
 
     @invariant()
     def it_is_read_exactly_while_somebody_wants_to(self):
-        if self.over is None and not self.closed and not self.resuming and not self.r.completions:
+        if self.over is None and not self.closed and self.settled:
             assert self.conn.reading == (not self.paused and not self.eofs) or self.conn.closed
 
     @invariant()
     def nothing_is_held_back_without_a_reason(self):
-        if not (self.paused or self.resuming or self.closed or self.sock.incoming or self.r.completions):
+        if self.settled and not (self.paused or self.closed or self.sock.incoming):
             self.everything_was_told()
 
     def everything_was_told(self):

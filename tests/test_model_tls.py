@@ -20,9 +20,9 @@ from models_support import Machine, case_of
 from support import ScriptedKernel, ScriptedSocket
 
 from reactor import READ, WRITE, ConnectionClosed, Reactor, TLSError, WriteBufferFull
-from reactor.net.writer import MARK_COST
 
 MOST = 100_000  # max_buffered
+CALLBACK_COST = 1024  # bytes: as much at most may each on_written count that waits
 RECORD_ON_WIRE = 17_000  # bytes: a full record, encrypted
 READ_SIZE = 5000
 SIZES = st.sampled_from([0, 1, 100, 5000, 16384, 16385, 65536])
@@ -224,7 +224,7 @@ class TLS(Machine):
     def writes(self, size, lines):
         conn, data = self.conn, bytes([len(self.ours) + 7 & 255]) * size
         before, over, number = conn.buffered, conn.closed, next(self.count)
-        weight = before + MARK_COST * len(self.marks)
+        weight = before + CALLBACK_COST * len(self.marks)
         if not over and not self.user_ended:
             self.ours += data
             self.marks.append(number)

@@ -7,15 +7,14 @@ import tempfile
 from collections import deque
 
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-from models_support import case_of, depth
+from hypothesis.stateful import initialize, invariant, precondition, rule
+from models_support import Machine, case_of, depth
 from support import ScriptedKernel, ScriptedSocket
 
 from reactor import ConnectionClosed, Reactor, WriteBufferFull
-from reactor.net.files import READ_BELOW
-from reactor.net.writer import FILE_COST, MARK_COST
 
 HIGH, LOW, MOST = 50_000, 10_000, 300_000
+CALLBACK_COST, FILE_COST = 1024, 65_536  # bytes: as much at most may each of them count that waits
 
 # A mix of what a kernel answers: mostly room for some, sometimes for none, rarely the end.
 taken = st.one_of(st.integers(0, 100), st.integers(0, 300_000), st.just(1 << 30))
@@ -58,7 +57,7 @@ class StrictSocket(ScriptedSocket):
         return super().ready() | (1 if self.failed else 0)
 
 
-class Writing(RuleBasedStateMachine):
+class Writing(Machine):
     """What was sent is a prefix of what was written; callbacks come in order, once, on a fresh stack, then on_close."""
 
     @initialize(rewriting=st.booleans(), patience=st.integers(0, 20))
@@ -118,6 +117,7 @@ class Writing(RuleBasedStateMachine):
 
     def call(self, fn, *args):
         before, self.inside = self.inside, True
+        self.acted()
         try:
             return fn(*args)
         finally:
@@ -154,16 +154,16 @@ class Writing(RuleBasedStateMachine):
                 lambda file, *args: self.conn.send_file(file, offset, size, *(args or (None,))),
                 file, data[:size], callback,
             )  # fmt: skip
-        if size >= READ_BELOW and len(self.model) > before:
+        if len(self.model) > before:
             self.files.append((before, len(self.model)))
 
     @property
-    def weight(self):
-        """What counts towards max_buffered: a file does not by its bytes."""
+    def weights(self):
+        """The least and the most that may count towards max_buffered: the bytes of files need not."""
         sent = self.sock.position
-        held = sum(where > sent for where, _ in self.marks)
         files = [end - max(begin, sent) for begin, end in self.files if end > sent]
-        return self.waiting + MARK_COST * held + FILE_COST * len(files) - sum(files)
+        most = self.waiting + CALLBACK_COST * len(self.marks) + FILE_COST * len(files)
+        return self.waiting - sum(files), most
 
     def write_with(self, write, buffer, data, callback):
         conn, model, sock = self.conn, self.model, self.sock
@@ -171,14 +171,16 @@ class Writing(RuleBasedStateMachine):
             sock.outcomes.append(1 << 30)  # often there is room at once
         alive = not conn.closed
         before, waited = len(model), self.waiting
-        overfull = alive and waited > 0 and self.weight >= MOST
+        least, most = self.weights
+        taken = alive and self.ended is None
+        unclear = taken and waited > 0 and most >= MOST  # then all of it waits, and whether it does is seen afterwards
         args = ()
-        if alive and not overfull and self.ended is None:
+        if taken and not unclear:
             model += data
         if callback:
             self.count += 1
             args = (self.on_written, before + len(data), self.count)
-        if callback and alive and not overfull and self.ended is None:
+        if callback and taken and not unclear:
             self.marks.append(args[1:])
         failed_before = sock.failed
         try:
@@ -189,10 +191,15 @@ class Writing(RuleBasedStateMachine):
             return
         assert self.ended is None or failed_before or self.overfull, f'accepted after {self.ended}'
         assert self.told is None, 'accepted after on_close'
-        if overfull:
-            assert result is False and conn.closed
+        if unclear and conn.closed:
+            assert result is False
             self.overfull = True
-        elif alive and not sock.failed:
+            return
+        if unclear:
+            assert least < MOST, 'so much waits that the peer has to be cut off'
+            model += data
+            self.marks.extend([args[1:]] if callback else [])
+        if alive and not sock.failed:
             assert result is (self.waiting < HIGH or not self.waiting)
             if not result:
                 self.owed = True
@@ -205,6 +212,7 @@ class Writing(RuleBasedStateMachine):
     @rule(how=st.sampled_from(['write_eof', 'close', 'abort', 'lost', 'lost']), number=st.sampled_from(FAILURES))
     def ends(self, how, number):
         """One rule for all, so that most runs see some traffic before their end."""
+        self.acted()
         if how == 'lost':
             self.sock.outcomes.append(OSError(number, 'scripted'))
             return
@@ -221,14 +229,14 @@ class Writing(RuleBasedStateMachine):
     @rule(outcomes=st.lists(st.one_of(taken, taken, st.just('again')), max_size=4))
     def peer_takes(self, outcomes):
         self.patience -= 1
+        self.acted()
         self.sock.outcomes.extend(BlockingIOError() if taken == 'again' else taken for taken in outcomes)
 
-    @rule(count=st.integers(1, 3))
+    @rule(count=st.integers(1, 5))
     def turn(self, count):
-        self.base = depth()
+        self.base = depth() + 1
         self.patience -= 1
-        for _ in range(count):
-            self.r.run_once(0)
+        self.turns(self.r, count)
 
     # -- what holds after each
 
@@ -244,12 +252,12 @@ class Writing(RuleBasedStateMachine):
 
     @invariant()
     def no_callback_is_late(self):
-        if not self.r.completions and self.told is None:
+        if self.settled and self.told is None:
             assert not self.marks or self.marks[0][0] > self.sock.position
 
     @invariant()
     def a_false_is_followed_by_an_on_drain(self):
-        if not self.r.completions and self.told is None and not self.conn.closed and self.waiting <= LOW:
+        if self.settled and self.told is None and not self.conn.closed and self.waiting <= LOW:
             assert not self.owed
 
     @invariant()

@@ -36,6 +36,8 @@ class File:
         self.hung_up = False
         self.stuck = 0  # what it is reported as for good, whatever is done: somebody else has shut it down, say
         self.unread_error = False  # its error queue has something that nobody reads
+        self.private = False  # one of a socketpair: its kind fails only when it is full
+        self.refused_at = 0  # when a call on it failed last, for oracles
         self.number = kernel.next_number()
 
     def closed(self) -> None:
@@ -104,7 +106,8 @@ class End(File):
     capacity    how many bytes may be in `inbox` and on the way together
     sent        how many bytes were accepted here, in all
     error       what the next call is told: SO_ERROR
-    told        the errors that were told, for oracles, as are `sent_at`, `read_at` and `misled`
+    told        the errors that were told, for oracles, as are `sent_at`, `read_at`, `misled`, `at_failure` and
+                `never_sent`
     """
 
     def __init__(self, kernel: SimKernel, family: int, instant: bool) -> None:
@@ -123,6 +126,8 @@ class End(File):
         self.misled = False  # recv failed although there was something to read
         self.error = 0
         self.told: list[int] = []
+        self.at_failure: int | None = None  # bytes that had arrived when a send failed for good, read or not
+        self.never_sent = b''  # what the last send that failed for good was to send
         self.connected = False
         self.refused = False  # it could not be connected
         self.dead = False  # reset: nothing goes in or out any more
@@ -131,7 +136,6 @@ class End(File):
         self.lingers = True  # False: closing resets
         self.nodelay = False  # TCP_NODELAY was asked for, or inherited
         self.cut_short = False  # closed with something unread, and what was sent was still under way
-        self.private = False  # one of a socketpair: its kind fails only when it is full
         self.accepted = True  # False in a backlog, where bytes are kept though nobody has it yet
         self._arrival = 0  # of the last thing on the way to here: nothing overtakes
         self._epoch = 0  # raised by a reset: what was on the way is lost
@@ -166,6 +170,12 @@ class End(File):
         if self.peer is not None:
             self.peer.look()
         return data
+
+    def send_failed(self, data: bytes) -> None:
+        """A send of these bytes has failed for good."""
+        self.never_sent = data
+        if self.at_failure is None:
+            self.at_failure = self.received + len(self.inbox)
 
     def take_error(self) -> int:
         """SO_ERROR: read it and forget it."""
@@ -248,6 +258,7 @@ class End(File):
             self.error = errno.EPIPE if self.ended_in else errno.ECONNRESET
             if self.kernel.kind == 'windows':
                 self.inbox.clear()  # a reset erases what was not read yet (RFC 9112, 9.6, warns of that)
+                self.at_failure = None if self.at_failure is None else self.received
             self.kernel.note('reset arrived', -1, self.number)
             if self.peer is not None:
                 self.peer.lose_what_is_on_the_way()

@@ -115,7 +115,7 @@ class SimKernel(Kernel):
         self.tick = MS  # of the timer that ends waits, on Windows
         self.clock_grain = 1  # ns, the steps of the clock
         self._take_manners(manner)
-        self.time = START
+        self.time = self.woke_at = START  # now, and when the last poll returned
         self.files: dict[int, File] = {}
         self.trace: list[tuple[int, str, int, Any]] = []
         self.calls = 0
@@ -132,6 +132,7 @@ class SimKernel(Kernel):
         if 'descriptors.few' in self.faults.on:
             self.descriptors = STDIO + self.random.randrange(4, 40)
         self.fails = fail is not None
+        self.loses = fail is not None and fail[1] == errno.EBADF
         self.failed = ''  # the name of the call that was made to fail
         self._fail = fail
         self._lasting = lasting
@@ -197,6 +198,10 @@ class SimKernel(Kernel):
             f'{"" if detail is None else f"  {detail}"}\n'
             for time, what, fd, detail in lines
         )
+
+    def reading(self, time: int) -> int:
+        """What the clock says at a time, both in ns."""
+        return time // self.clock_grain * self.clock_grain
 
     def busy(self, seconds: float) -> None:
         """Let time pass in a callback, as a slow one would."""
@@ -425,7 +430,7 @@ class SimKernel(Kernel):
     # -- what Kernel has
 
     def clock(self) -> float:
-        return self.time // self.clock_grain * self.clock_grain / 1e9
+        return self.reading(self.time) / 1e9
 
     def selector(self) -> Any:
         self.call('selector', -1)
@@ -649,6 +654,8 @@ class SimKernel(Kernel):
         self.failed = name
         self.note(f'{name} is made to fail', fd, errno.errorcode.get(error, error))
         file = self.files.get(fd)
+        if file is not None:
+            file.refused_at = self.time
         if isinstance(file, End) and (name in UNREAD or error == errno.EBADF):
             file.misled = True
         if isinstance(file, End) and error != errno.EAGAIN and (name in ENDING or (name, error) == LOST):

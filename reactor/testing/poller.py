@@ -115,6 +115,13 @@ class SimSelector:
         """
         kernel = self._kernel
         kernel.begin_turn(timeout)
+        try:
+            return self._told(self._wait(timeout))
+        finally:
+            kernel.woke_at = kernel.time
+
+    def _wait(self, timeout: float | None) -> Ready:
+        kernel = self._kernel
         kernel.call('select', -1)
         if self.kind == 'windows':
             self._check_sets()
@@ -123,15 +130,14 @@ class SimSelector:
             kernel.run_due()
             ready = self._ready()
             if ready:
-                break
+                return ready
             if self._has_ghost():
                 self.blind = True
-                break
+                return ready
             if until is not None and kernel.time >= until:
-                break
+                return ready
             if not kernel.sleep_until(until):
                 raise Stuck(LOOPS_FOR_EVER)
-        return self._told(ready)
 
     def _ready(self) -> Ready:
         if self.kind == 'kqueue':

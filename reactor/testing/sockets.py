@@ -93,12 +93,15 @@ class SimSocket:
         if not isinstance(listening, Listening):
             fail(errno.EINVAL)
         if not listening.queue or falls('accept.spurious'):
+            listening.refused_at = kernel.time
             raise BlockingIOError(errno.EAGAIN, 'simulated: nobody waits')
         if falls('accept.exhausted'):
+            listening.refused_at = kernel.time
             fail(kernel.random.choice(EXHAUSTED))
         if falls('accept.aborted'):
             listening.take().reset()
             fail(kernel.random.choice((errno.ECONNABORTED, errno.EPROTO, errno.EPERM)))
+        listening.refused_at = kernel.time  # if there is no descriptor
         fd = kernel.lowest_free()
         end = listening.take()
         # macOS has no address for a client that is gone already, and Python says None.
@@ -171,7 +174,7 @@ class SimSocket:
         if not isinstance(end, End) or not (end.connected or end.error):
             fail(errno.ENOTCONN)
         if falls('recv.spurious'):
-            end.misled = True
+            end.misled, end.refused_at = True, kernel.time
             raise BlockingIOError(errno.EAGAIN, 'simulated: nothing to read')
         if flags & MSG_PEEK and end.inbox:
             return bytes(end.inbox[:size])
@@ -203,6 +206,17 @@ class SimSocket:
         return self._send('sendfile', data)
 
     def _send(self, name: str, data: Any) -> int:
+        end = self.kernel.files.get(self._fd)
+        try:
+            return self._try_to_send(name, data)
+        except BlockingIOError:
+            raise
+        except OSError:
+            if isinstance(end, End):
+                end.send_failed(bytes(data))
+            raise
+
+    def _try_to_send(self, name: str, data: Any) -> int:
         kernel, falls = self.kernel, self.kernel.faults.falls
         kernel.call(name, self._fd)
         end = self.file
@@ -210,6 +224,7 @@ class SimSocket:
             return self._post(end, data, end.remote)
         self._check_sending(end)
         room = end.room()
+        end.refused_at = kernel.time if room > 0 else end.refused_at
         if room <= 0 or (falls('send.again') and not end.private):
             raise BlockingIOError(errno.EAGAIN, 'simulated: no room')
         # macOS says EPROTOTYPE where it is about to say EPIPE.
