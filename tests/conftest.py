@@ -69,6 +69,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         'tests/test_tls_worlds.py" takes about 40 minutes',
     )
     parser.addoption(
+        '--fuzz-seconds',
+        type=int,
+        default=20,
+        metavar='SECONDS',
+        help='for how long each fuzz target is run: "pytest --fuzz-seconds 1200 -n 2 tests/test_fuzz.py -k search"',
+    )
+    parser.addoption(
         '--kinds-whole',
         action='store_true',
         help='run each law on each kind of stream with every value of every option on every selector, instead of a few '

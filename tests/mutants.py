@@ -1313,3 +1313,67 @@ TLS_MUTANTS: tuple[tuple[Mutant, str], ...] = (
         'test_tls.py::test_a_write_behind_an_end_that_waits_for_a_failed_handshake_is_the_writers_mistake',
     ),
 )
+
+# Bugs that a kept input of a fuzz target shows, by the target.
+FUZZ_MUTANTS = (
+    (
+        Mutant(
+            'a port of a PROXY header may be octal',
+            'net/proxy_header.py',
+            ' and str(int(word)).encode() == word else',
+            ' else',
+            'what is not exactly as the document has it is refused',
+        ),
+        'proxy_header',
+    ),
+    (
+        Mutant(
+            'a delimiter that was cut is not found',
+            'framing.py',
+            'self._searched = max(0, len(self) - len(delimiter) + 1)',
+            'self._searched = len(self)',
+            'the same messages come out however the bytes were cut',
+        ),
+        'framing',
+    ),
+    (
+        Mutant(
+            'an HTTP request may have two hosts',
+            'observe/responder.py',
+            "if key == 'host' and key in headers:",
+            'if False:',
+            'what is not understood is refused',
+        ),
+        'live_page',
+    ),
+    (
+        Mutant(
+            'a command takes True for a number',
+            'observe/commands.py',
+            'if type(value) is not int or not',
+            'if not isinstance(value, int) or not',
+            'nothing is guessed',
+        ),
+        'control_socket',
+    ),
+    (
+        Mutant(
+            'a TLS stream that is cut short ends cleanly',
+            'net/session.py',
+            'if self.over and exc is None and not (self.more or self.ended):\n            exc = self._cut_short()',
+            'if self.over and exc is None and not (self.more or self.ended):\n            self.ended = True',
+            'the end of the connection without the end of the TLS stream is an error',
+        ),
+        'tls_records',
+    ),
+    (
+        Mutant(
+            'what was sent in part is sent again',
+            'net/writer.py',
+            '        self._skip = sent\n\n    def reached',
+            '        self._skip = 0\n\n    def reached',
+            '4: the bytes that the peer wrote, each once',
+        ),
+        'simulation',
+    ),
+)

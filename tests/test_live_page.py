@@ -235,6 +235,19 @@ def test_who_does_not_read_is_dropped_and_the_others_go_on(fake, sockets):
             pass
 
 
+def test_a_viewer_that_the_program_has_closed_is_sent_no_more_and_the_others_go_on(fake, page, sockets, caplog):
+    closed, other = Viewer(fake, sockets, page), Viewer(fake, sockets, page)
+    (conn,) = [handle for handle in fake.handles() if getattr(handle, 'peername', 0) == closed.sock.getsockname()]
+    conn.pause_reading()  # so that close() waits for the end of the client's side
+    conn.close()
+    other.sample()
+    other.sample()
+    assert not other.ended() and not caplog.records
+    page.end('that was it')
+    run_until(fake, other.ended)
+    assert other.ended() == ['that was it'] and not caplog.records
+
+
 def test_no_name_can_end_an_event_or_begin_another(fake, sockets):
     told = source(fake)
     figures = {**told()['0'], 'slow': [[HOSTILE, 1, 0.5]]}

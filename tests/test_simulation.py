@@ -30,6 +30,7 @@ import reactor
 from reactor import READ, WRITE, Reactor
 from reactor.testing import SimKernel, Simulation, SimulationFailed, runs
 from reactor.testing.faults import SITES
+from reactor.testing.kernel import PLENTY
 from reactor.testing.poller import KINDS, Stuck
 from reactor.testing.programs import PROGRAMS
 from reactor.testing.seeds import run_seed
@@ -495,3 +496,15 @@ def test_seeds_that_pass_give_status_0_in_several_processes():
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.startswith('20 of 20 seeds from 0: 0 failed; ')
     assert '2 processes' in done.stdout
+
+
+def test_faults_that_are_to_stop_at_once_never_begin():
+    """They begin when `main` has returned, which is after the first events."""
+    seen = []
+    simulation = Simulation(1, faults=('descriptors.few', 'recv.short'), calm=0)
+
+    def main(r):
+        r.call_later(1, lambda: seen.append((dict(simulation.kernel.faults.on), simulation.kernel.descriptors)))
+
+    simulation.run(main)
+    assert seen == [({}, PLENTY)]

@@ -669,6 +669,30 @@ def test_a_closed_connection_is_freed_by_reference_counts(r, tls):
         gc.enable()
 
 
+@pytest.mark.parametrize('sent', [b'', b'\x16\x03\x01', b'not TLS'])
+def test_the_error_of_a_handshake_that_fails_does_not_keep_the_connection(r, tls, sent):
+    """A program may keep the error. An exception that it was raised from has a traceback, and that has every frame."""
+    errors, refs = [], []
+
+    def on_close(conn, exc):
+        errors.append(exc)
+        refs.append(weakref.ref(conn))
+
+    tls.listen(on_close=on_close)
+    gc.collect()
+    gc.disable()
+    try:
+        with plain_client(tls.server) as sock:
+            sock.sendall(sent)
+            sock.shutdown(socket.SHUT_WR)
+            run_until(r, lambda: errors)
+        turns(r, 2)
+        assert isinstance(errors[0], TLSError)
+        assert [ref() for ref in refs] == [None]
+    finally:
+        gc.enable()
+
+
 # -- start_tls
 
 

@@ -168,15 +168,19 @@ class Session:
         buffers.inside = True
         try:
             self.ssl_object.do_handshake()
+            done = True
         except self.ssl.SSLWantReadError:
-            self.more = record_end(self._incoming, 0) > 0
-            if self.over and not self.more:
-                raise self._cut_short() from None
-            return False
+            done = False
         finally:
             buffers.inside = False
-        self._incoming = buffers.incoming.read() + self._incoming  # the first records of data
-        return True
+        if done:
+            self._incoming = buffers.incoming.read() + self._incoming  # the first records of data
+            return True
+        self.more = record_end(self._incoming, 0) > 0
+        if self.over and not self.more:
+            # Not in the handler above: what OpenSSL raised would be its context, whose traceback keeps the connection.
+            raise self._cut_short()
+        return False
 
     def decrypt(self) -> tuple[list[bytes], SSLError | None]:
         """Decrypt a few records: their plaintext, and what is wrong with the next one.

@@ -89,8 +89,9 @@ class LivePage:
 
     def _dismiss(self, text: str) -> None:
         for viewer in list(self._viewers):
-            viewer.write(event(text, name='end'))
-            viewer.close()
+            if not viewer.closed:  # by the program, which finds it among its handles
+                viewer.write(event(text, name='end'))
+                viewer.close()
             self._on_close(viewer, None)
 
     def _told(self) -> dict[str, Figures]:
@@ -157,7 +158,7 @@ class LivePage:
         self._history.append(row)
         told = event(sample, number=row[0])
         for viewer in list(self._viewers):
-            if not viewer.write(told):
+            if not (viewer.closed or viewer.write(told)):
                 viewer.abort()  # beyond the high-water mark a minute waits, and what the system holds besides
 
     def _on_close(self, viewer: Stream, exc: BaseException | None) -> None:

@@ -175,7 +175,8 @@ class Simulation:
         def begin(r: Any) -> None:
             main(r)
             ledger.begun = True
-            kernel.faults.on, kernel.descriptors = self._coins, self._descriptors
+            if kernel.time < calm_at:  # else they were to stop before this first turn
+                kernel.faults.on, kernel.descriptors = self._coins, self._descriptors
 
         todo: Any = begin
         turns, interrupts = 0, 0

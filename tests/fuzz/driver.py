@@ -1,0 +1,71 @@
+"""Run one target under atheris, which is libFuzzer for Python.
+
+Owns the command line, and what libFuzzer is told about a target. Must not import the reactor, nor anything that does:
+the modules of the reactor are instrumented when they are imported, and atheris has to be ready by then. The simulated
+systems are not instrumented: they are the tools of this search and not its subject.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, NoReturn
+
+from . import CORPUS, TARGETS
+
+NOT_INSTRUMENTED = ('testing', 'demo')  # rooms of the package
+LONGEST_RUN = 60  # seconds for one input, after which libFuzzer reports it as a hang
+
+
+def main(arguments: list[str]) -> NoReturn:
+    """Run the target that the first argument names; the other arguments are libFuzzer's. Does not return."""
+    if not arguments or arguments[0] not in TARGETS:
+        raise SystemExit(f'usage: python tests/fuzz TARGET [options of libFuzzer]; targets: {", ".join(TARGETS)}')
+    name, *options = arguments
+    try:
+        import atheris
+    except ImportError:
+        raise SystemExit("atheris is not installed; run: pip install -e '.[test,fuzz]'") from None
+    with atheris.instrument_imports(include=['reactor'], exclude=excluded()):
+        target = import_module(f'fuzz.{name}')
+    atheris.Setup([sys.argv[0], *defaults(target), *options, *folders(name, options)], target.run)
+    atheris.Fuzz()
+    raise AssertionError('libFuzzer ends the process')
+
+
+def excluded() -> list[str]:
+    """The names of the modules that are not instrumented; atheris wants each of them."""
+    spec = find_spec('reactor')
+    assert spec is not None and spec.origin is not None, 'the reactor is not installed'
+    package = Path(spec.origin).parent
+    paths = [path for room in NOT_INSTRUMENTED for path in (package / room).rglob('*.py')]
+    names = ['.'.join(path.relative_to(package.parent).with_suffix('').parts) for path in paths]
+    return [name.removesuffix('.__init__') for name in names]
+
+
+def defaults(target: Any) -> list[str]:
+    """The options of libFuzzer that suit a target; later ones on the command line win."""
+    # A search of 20 s is too short to begin with short inputs, as libFuzzer would.
+    chosen = [f'-timeout={LONGEST_RUN}', f'-max_len={target.LONGEST_INPUT}', '-len_control=0']
+    if target.WORDS:
+        with tempfile.NamedTemporaryFile('w', suffix='.dict', delete=False) as file:
+            file.writelines(f'"{escaped(word)}"\n' for word in target.WORDS)
+        chosen.append(f'-dict={file.name}')
+    return chosen
+
+
+def escaped(word: bytes) -> str:
+    """A word as a dictionary of libFuzzer has it."""
+    return ''.join(f'\\x{byte:02x}' for byte in word)
+
+
+def folders(name: str, options: list[str]) -> list[str]:
+    """A new folder for what is found, and the kept corpus to start from, unless files or folders are given."""
+    if not all(option.startswith('-') for option in options):
+        return []
+    found = tempfile.mkdtemp(prefix=f'fuzz-{name}-')
+    print(f'new inputs are written to {found}; copy the ones worth keeping to {CORPUS / name}')
+    return [found, str(Path(CORPUS / name))]

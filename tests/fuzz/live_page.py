@@ -1,0 +1,210 @@
+"""The live page's HTTP responder: the bytes of a request in pieces, from one browser, or two of them.
+
+Owns a reader of requests and one of responses, written from RFC 9112 and the WHATWG's server-sent events. The rule: one
+response to a request, the one that it deserves; not a byte of a client in it; and every connection ends within the time
+limits, except of a browser that reads its events.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from functools import cache
+from ipaddress import ip_address
+
+from reactor.observe import live_page
+
+from .scene import Input, Scene, Socket
+
+LONGEST_INPUT = 1200
+NUMBERS = 6  # three lengths of pieces, how it ends, how much the browser reads, whether there is a second one
+WORDS = (
+    b'GET / HTTP/1.1\r\n', b'GET /events HTTP/1.1\r\n', b'HEAD ', b'HTTP/1.0', b'Host: localhost\r\n', b'Host: [::1]:1',
+    b'Host: 127.0.0.1:80\r\n', b'Last-Event-ID: ', b'\r\n\r\n', b'\r\n', b'\r\n ', b': ', b'POST / HTTP/1.1\r\n',
+)  # fmt: skip
+LONGEST_HEAD = 8192  # bytes, of the request line and the headers
+MOST_HEADERS = 100
+DEADLINE = 15.0  # seconds for a request and its answer
+STALLED = 30.0  # seconds for which a browser may take nothing of its events
+STATUSES = {200, 400, 403, 404, 405, 431, 503, 505}
+TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
+ECHO = 8  # bytes in a row that are in the request and in its response: an echo, unless they are in every response
+REPEATED = 40  # times the payload, for one that is longer than the limits
+
+
+def run(data: bytes) -> None:
+    given = Input(data, NUMBERS)
+    with Scene() as scene:
+        listener = live_page(scene.r, about='fuzzed')
+        pieces = list(given.pieces(3))
+        how, reads, more = given.number(), given.number(), given.number()
+        pieces *= REPEATED if more & 14 == 2 else 1
+        socks = [scene.connect(listener) for _ in range(1 + more % 2)]
+        began = scene.kernel.time
+        for sock in socks:
+            sock.room = None if reads < 128 else 3 * reads
+        for piece, misled in pieces:
+            for sock in socks:
+                sock.arrive(piece, misled)
+            scene.turn()
+        scene.settle()
+        payload = b''.join(piece for piece, _ in pieces)
+        expected = deserved(payload)
+        for sock in socks:
+            check(sock, expected, payload)
+        end(scene, socks, how)
+        for sock in socks:
+            check(sock, expected, payload)
+            if not sock.sent.startswith(b'HTTP/1.1 200 OK\r\nContent-Type: text/event-stream'):
+                late = scene.kernel.time - began
+                assert sock.closed or late < DEADLINE, f'a connection is open {late} s after it was accepted'
+            elif sock.room == 0 and how % 4 == 2:
+                assert sock.closed, f'a browser has taken nothing for more than {STALLED} s, and is connected'
+        listener.close()
+
+
+def end(scene: Scene, socks: list[Socket], how: int) -> None:
+    """The browser ends its side, resets, or waits: for the limits, or for a few samples."""
+    for sock in socks:
+        if how % 4 == 0:
+            sock.end()
+        elif how % 4 == 1:
+            sock.reset()
+    scene.settle()
+    scene.wait(2 * STALLED + 5 if how % 4 == 2 else 3.5)
+    if how & 128:
+        for sock in socks:
+            sock.room = None  # it reads again
+    scene.wait(2 * STALLED if how % 4 < 2 else 1)
+
+
+# -- what a request deserves
+
+
+def deserved(payload: bytes) -> set[int]:
+    """The statuses that may answer these bytes; empty when a request is not there yet."""
+    head, found, _ = payload.partition(b'\r\n\r\n')
+    if len(head) > LONGEST_HEAD:
+        return {431}
+    if not found:
+        return set()
+    first, *lines = head.split(b'\r\n')
+    wrong = set()
+    if len(lines) > MOST_HEADERS:
+        wrong.add(431)
+    match = re.fullmatch(rb'(\S+) (/[!-~]*) HTTP/(\d\.\d)', first)
+    if match is None or not re.fullmatch(TOKEN, match[1]):
+        return wrong | {400, 405, 505}  # whatever is found first
+    method, target, version = match.groups()
+    if version not in (b'1.0', b'1.1'):
+        wrong.add(505)
+    if method not in (b'GET', b'HEAD'):
+        wrong.add(405)
+    fields = [re.fullmatch(rb'(' + TOKEN + rb'):[ \t]*([\t -~\x80-\xff]*?)[ \t]*', line, re.DOTALL) for line in lines]
+    hosts = [field[2] for field in fields if field is not None and field[1].lower() == b'host']
+    if None in fields or len(hosts) > 1 or (not hosts and version == b'1.1'):
+        wrong.add(400)
+    if wrong:
+        return wrong | ({403} if len(hosts) == 1 else set())
+    known = {b'/': {200}, b'/events': {200, 503}}.get(target.partition(b'?')[0], {404})
+    return known if not hosts else {'ours': known, 'foreign': {403}, 'unclear': known | {403}}[whose(hosts[0])]
+
+
+def whose(host: bytes) -> str:
+    """Whether a Host is an address or `localhost`, the name of something else, or no Host that a browser sends."""
+    match = re.fullmatch(rb'(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9.\-]+)(?::[0-9]*)?', host)
+    if match is None:
+        return 'unclear'
+    name = match[1].decode().lower().strip('[]')
+    try:
+        return 'ours' if name == 'localhost' or ip_address(name) else 'foreign'
+    except ValueError:
+        return 'foreign' if re.fullmatch(r'[a-z0-9\-]+(\.[a-z0-9\-]+)*', name) else 'unclear'
+
+
+# -- what was answered
+
+
+def check(sock: Socket, expected: set[int], payload: bytes) -> None:
+    """Read the response, as far as the browser has taken it."""
+    sent = bytes(sock.sent)
+    if not expected:
+        assert not sent, f'{payload!r} is not a request, and was answered: {sent!r}'
+        return
+    cut = sock.room is not None or sock.closed  # what the browser has not taken is missing
+    head, found, body = sent.partition(b'\r\n\r\n')
+    if not found:
+        assert cut, f'no answer to {payload!r}: {sent!r}'
+        return
+    status, headers = read_head(head)
+    assert status in expected, f'{payload!r} was answered by {status}, not by {expected}'
+    assert status in STATUSES, f'status {status}'
+    check_echo(payload, sent)
+    if headers[b'content-type'] == b'text/event-stream':
+        assert status == 200 and b'content-length' not in headers, headers
+        check_events(body)
+        return
+    length = int(headers[b'content-length'])
+    assert body == b'' if payload.startswith(b'HEAD ') and status < 400 else len(body) <= length, f'{len(body)} bytes'
+    assert cut or len(body) == length or payload.startswith(b'HEAD '), f'{len(body)} of {length} bytes'
+
+
+def read_head(head: bytes) -> tuple[int, dict[bytes, bytes]]:
+    """The status and the headers; each has to be there once."""
+    first, *lines = head.split(b'\r\n')
+    match = re.fullmatch(rb'HTTP/1\.1 (\d\d\d) [A-Za-z ]+', first)
+    assert match is not None, first
+    headers = {}
+    for line in lines:
+        field = re.fullmatch(rb'(' + TOKEN + rb'): ([!-~][ -~]*)', line)
+        assert field is not None, line
+        assert field[1].lower() not in headers, line
+        headers[field[1].lower()] = field[2]
+    assert headers[b'connection'] == b'close' and headers[b'cache-control'] == b'no-store', headers
+    assert headers[b'x-content-type-options'] == b'nosniff', headers
+    assert (b'allow' in headers) == (match[1] == b'405'), headers
+    return int(match[1]), headers
+
+
+def check_events(body: bytes) -> None:
+    """Each event but the last one, which may be cut, has lines that a browser knows, and its data is JSON."""
+    for text in body.split(b'\n\n')[:-1]:
+        for line in text.split(b'\n'):
+            name, colon, value = line.partition(b': ')
+            assert colon and name in (b'retry', b'event', b'id', b'data'), line
+            if name == b'data':
+                json.loads(value)
+            elif name in (b'id', b'retry'):
+                assert value.isdigit(), line
+
+
+def check_echo(payload: bytes, sent: bytes) -> None:
+    """Not a byte that a client sends is sent back."""
+    if len(payload) > LONGEST_INPUT:
+        return  # repeated; the same bytes are tried without that
+    usual = always_sent()
+    for begin in range(len(payload) - ECHO + 1):
+        part = payload[begin : begin + ECHO]
+        assert part not in sent or part in usual, f'{part!r} comes back in {sent[:2000]!r}'
+
+
+@cache
+def always_sent() -> bytes:
+    """What is sent whoever asks: the answers to a few requests that are written here."""
+    requests = [b'GET %s HTTP/1.1\r\nHost: localhost\r\n\r\n' % path for path in (b'/', b'/events', b'/x')]
+    requests += [b'HEAD / HTTP/1.0\r\n\r\n', b'PUT / HTTP/1.0\r\n\r\n', b'GET / HTTP/3.0\r\n\r\n', b'?\r\n\r\n']
+    requests += [b'GET / HTTP/1.1\r\n\r\n', b'GET / HTTP/1.1\r\nHost: a.b\r\n\r\n', b'GET / HTTP/1.1\r\nx\r\n\r\n']
+    requests += [b'GET / HTTP/1.0\r\n\0\r\n\r\n', b'GET / HTTP/1.0\r\nHost: a\r\nHost: a\r\n\r\n', b'x' * 9000]
+    requests += [b'GET / HTTP/1.0\r\n' + b'a: b\r\n' * 101 + b'\r\n']
+    answers = []
+    with Scene() as scene:
+        listener = live_page(scene.r, about='fuzzed')
+        for request in requests:
+            sock = scene.connect(listener)
+            sock.arrive(request)
+            scene.settle()
+            scene.wait(1.5)
+            answers.append(bytes(sock.sent))
+            sock.end()
+        listener.close()
+    return b'\0'.join(answers)

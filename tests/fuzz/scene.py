@@ -1,0 +1,414 @@
+"""A reactor on scripted sockets, whose clients do what an input says, and the promises that hold for every target.
+
+Owns the sockets, the clock, and the checks. Knows no protocol. The rules: an input decides everything, so it fails the
+same way each time it is run; time passes only while the loop would wait; and each promise below is from the laws of the
+design, so a target has to state only what it promises beyond them.
+
+    law 1  every connection ends in one `on_close`, which is the last callback
+    law 2  no callback runs inside another one, and only the exceptions that a docstring names are raised
+    law 7  what the peer does takes a bounded number of turns
+    law 8  nothing is logged as an error, and no exception reaches the loop that the target has not raised
+    law 9  at the end nothing is open, and a closed connection is freed without the garbage collector
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+import weakref
+from collections.abc import Iterator
+from socket import MSG_PEEK
+from types import TracebackType
+from typing import Any
+
+from support import ScriptedKernel, ScriptedSelector, ScriptedSocket
+
+from reactor import Reactor, Stream
+
+MOST_TURNS = 20_000  # of one input, a few thousand bytes long: beyond any that has something to do
+QUIET = 2  # turns in a row in which nothing was ready and no call waited: only the peer or the clock can go on
+LONGEST = 1000.0  # seconds, longer than every time limit that is on by default
+
+
+class Input:
+    """The bytes of an input: a payload, and the numbers at its end, which say what is done with the payload.
+
+    The numbers are at the end so that the payload of a kept input can be read, and its words found by the fuzzer.
+    A number that is missing is 0. Reading more numbers than there are begins with the first again.
+    """
+
+    def __init__(self, data: bytes, numbers: int) -> None:
+        border = max(0, len(data) - numbers)
+        self.payload, self._numbers = data[:border], data[border:].ljust(numbers, b'\0')
+        self._at = 0
+
+    def number(self, below: int = 256) -> int:
+        """The next number, from 0 to `below` - 1."""
+        number = self._numbers[self._at % len(self._numbers)]
+        self._at += 1
+        return number % below
+
+    def pieces(self, cuts: int) -> Iterator[tuple[bytes, bool]]:
+        """The payload in pieces, each with whether the loop is woken for nothing before it.
+
+        The next `cuts` numbers are the lengths, again and again: 0 stands for all that is left.
+        """
+        sizes, rest = [self.number() for _ in range(cuts)], self.payload
+        for step in range(len(rest) + 1):
+            size = sizes[step % cuts]
+            yield rest[: size & 127 or len(rest)], size > 127
+            rest = rest[size & 127 or len(rest) :]
+            if not rest:
+                return
+
+
+class Socket(ScriptedSocket):
+    """A connected socket whose peer is the target: `arrive`, `end`, `reset`; `sent` is what the peer was sent.
+
+    room  how many more bytes the peer takes; None for any number
+    """
+
+    def __init__(self, kernel: Kernel) -> None:
+        super().__init__(kernel)
+        self.inbox = bytearray()
+        self.room: int | None = None
+        self.shut = False  # whether our side was ended
+        self._ended = self._dead = False
+        self._error: OSError | None = None
+        self._misled = False  # whether it is reported as readable, and the next `recv` finds nothing
+        self._was_misled = False  # the last time: not twice in a row, or the reactor pauses
+
+    # -- what the peer does
+
+    def arrive(self, data: bytes, misled: bool = False) -> None:
+        """Bytes from the peer; `misled`: the socket is reported as readable, and the next `recv` finds nothing."""
+        if not self._ended:
+            self.inbox += data
+            self._misled = misled and not self._was_misled
+
+    def end(self) -> None:
+        """The peer ends its side of the stream."""
+        self._ended = True
+
+    def reset(self) -> None:
+        """The peer resets the connection: what was not read is lost."""
+        if not self._dead:
+            self.inbox.clear()
+            self._ended = self._dead = True
+            self._error = ConnectionResetError(104, 'scripted: reset by the peer')
+
+    # -- what a socket has
+
+    def ready(self) -> int:
+        readable = self.inbox or self._ended or self._error or self._misled or self.backlog
+        return (1 if readable else 0) | (2 if self.room is None or self.room > 0 or self._dead else 0)
+
+    def recv(self, size: int, flags: int = 0) -> bytes:  # type: ignore[override]
+        self._misled, self._was_misled = False, self._misled
+        if self._was_misled:
+            raise BlockingIOError
+        if self._error is not None:
+            error, self._error = self._error, None
+            raise error
+        if not self.inbox and not self._ended:
+            raise BlockingIOError
+        data = bytes(self.inbox[:size])
+        if not flags & MSG_PEEK:
+            del self.inbox[:size]
+        return data
+
+    def sendmsg(self, buffers: Any) -> int:
+        data = b''.join(buffers)
+        assert data, 'a send of nothing'
+        assert not self.shut, 'a send after the end of our side'
+        if self._dead:
+            raise BrokenPipeError(32, 'scripted: the peer has reset the connection')
+        taken = len(data) if self.room is None else min(self.room, len(data))
+        if not taken:
+            raise BlockingIOError
+        if self.room is not None:
+            self.room -= taken
+        self.sent += data[:taken]
+        return taken
+
+    def shutdown(self, how: int) -> None:
+        if self._dead:
+            raise OSError(107, 'scripted: not connected')
+        self.shut = True
+
+    def getsockopt(self, level: int, option: int, size: int = 0) -> Any:
+        return bytes(size) if size else 0
+
+    @property
+    def closed(self) -> bool:
+        """Whether the reactor has closed it."""
+        return self.number < 0
+
+
+class Selector(ScriptedSelector):
+    """Counts the turns, and how many handles were ready in the last one."""
+
+    turns = ready = 0
+
+    def select(self, timeout=None):  # type: ignore[no-untyped-def]
+        self.turns += 1
+        assert self.turns < MOST_TURNS, f'law 7: {self.turns} turns for one input'
+        ready = super().select(timeout)
+        self.ready = len(ready)
+        return ready
+
+
+class Kernel(ScriptedKernel):
+    """The system of a scene. Paths of Unix sockets are free, and nothing is written to a disk."""
+
+    watch: Selector
+
+    def selector(self) -> Selector:
+        self.watch = Selector(self)
+        return self.watch
+
+    def socket(self, family: int, kind: int, proto: int = 0) -> Socket:
+        return Socket(self)
+
+    def has_bytes(self, sock: Any) -> bool:
+        return bool(sock.inbox)
+
+    def has_clients(self, sock: Any) -> bool:
+        return bool(sock.backlog)
+
+    def readiness(self, fd: int, events: int) -> int:
+        return self.open[fd].ready() & events
+
+    def never_blocks(self, fd: int) -> bool:
+        return False
+
+    def received_memory(self, fd: int) -> int:
+        return 0
+
+    def identity(self, fd: int) -> Any:
+        return fd
+
+    def socket_file(self, path: str | bytes) -> None:
+        return None
+
+    def lock_folder(self, path: str | bytes) -> int:
+        return -1
+
+    def unlink(self, path: str | bytes) -> None:
+        pass
+
+    def chmod(self, path: str | bytes, mode: int) -> None:
+        pass
+
+
+class Expected(Exception):
+    """Raised by a target's own callback, on purpose."""
+
+
+class Errors(logging.Handler):
+    """Keeps what is logged as an error; the text of everything else is made, and dropped."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        text = record.getMessage()
+        if record.levelno >= logging.ERROR:
+            self.found.append(text if record.exc_info is None else f'{text}: {record.exc_info[1]!r}')
+
+
+class Scene:
+    """One run of an input: `with Scene() as scene:`; the checks are made at the end.
+
+    The garbage collector is off meanwhile.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        self.kernel = Kernel()
+        self.failures: list[BaseException] = []
+        self.r = Reactor(kernel=self.kernel, catch_errors=self.caught, **options)
+        self.inside = False  # whether a callback of ours runs
+        self.streams: list[weakref.ref[Stream]] = []
+        self.seen: list[Seen] = []
+        self._errors = Errors()
+        self._log = logging.getLogger('reactor')
+
+    def __enter__(self) -> Scene:
+        self._collecting = gc.isenabled()
+        gc.disable()
+        self._level, self._propagate = self._log.level, self._log.propagate
+        self._log.addHandler(self._errors)
+        self._log.setLevel(logging.DEBUG)
+        self._log.propagate = False
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None) -> None:
+        try:
+            if exc is None:
+                self._close()
+        finally:
+            self._log.removeHandler(self._errors)
+            self._log.setLevel(self._level)
+            self._log.propagate = self._propagate
+            if self._collecting:
+                gc.enable()
+
+    # -- what a target does with it
+
+    def caught(self, exc: Exception, handle: Any) -> None:
+        """A callback has raised, and the exception went where exceptions go."""
+        if not isinstance(exc, Expected):
+            self.failures.append(exc)
+
+    def connect(self, server: Any) -> Socket:
+        """A client connects to a listener."""
+        sock = Socket(self.kernel)
+        server.sock.backlog.append(sock)
+        self.turn()
+        return sock
+
+    def turn(self) -> None:
+        """One turn without waiting."""
+        self.r.run_once(0)
+        self.check()
+
+    def settle(self) -> None:
+        """Run turns without waiting until nothing more happens by itself."""
+        quiet = 0
+        while quiet < QUIET:
+            busy = self.r.timeout() == 0
+            self.turn()
+            quiet = 0 if busy or self.kernel.watch.ready else quiet + 1
+
+    def wait(self, seconds: float) -> None:
+        """Let time pass."""
+        passed: list[bool] = []
+        self.r.call_later(seconds, passed.append, True)
+        while not passed:
+            self.r.run_once()
+            self.check()
+
+    def check(self) -> None:
+        """Raise the first failure that a callback has met."""
+        if self.failures:
+            raise self.failures[0]
+        assert not self._errors.found, f'law 8: logged as an error: {self._errors.found[0]}'
+
+    # -- the end
+
+    def _close(self) -> None:
+        """End everything, and check that it has ended."""
+        self.settle()
+        for seen in self.seen:
+            if seen.conn is not None and not seen.over:
+                seen.conn.abort()
+        for handle in self.r.handles():
+            handle.close()
+        self.wait(LONGEST)
+        left = self.r.handles()
+        assert not left, f'law 9: left open: {left}'
+        assert not len(self.r.timers), f'law 9: timers are left: {list(self.r.timers)}'
+        assert self.r.run(), 'run() says that something is left to wait for'
+        stats = self.r.stats()
+        assert not stats.incoming and not stats.outgoing, (
+            f'law 9: {stats.incoming} and {stats.outgoing} counted as open'
+        )
+        for seen in self.seen:
+            seen.check_over()
+        alive = [conn for ref in self.streams if (conn := ref()) is not None]
+        assert not alive, f'law 9: closed, and still referenced: {alive}'
+        self.r.close()
+        self.check()
+        assert not self.kernel.open, f'law 9: sockets {list(self.kernel.open)} are open after close()'
+
+
+class Seen:
+    """The callbacks of one connection, what they were called with, and the checks of laws 1 and 2.
+
+    Override `message`, `eof` and `ended` for what a target does in them.
+    """
+
+    def __init__(self, scene: Scene) -> None:
+        self.scene = scene
+        self.conn: Any = None
+        self.connected = self.over = self.eofs = 0
+        self.received = bytearray()
+        self.exc: BaseException | None = None
+        scene.seen.append(self)
+
+    def callbacks(self, *names: str) -> dict[str, Any]:
+        """Keyword arguments for the named callbacks."""
+        return {name: getattr(self, name) for name in names}
+
+    def on_connect(self, conn: Any) -> None:
+        self._call('on_connect', conn, self._connect)
+
+    def on_data(self, conn: Any, data: bytes) -> None:
+        self._call('on_data', conn, self._data, data)
+
+    def on_eof(self, conn: Any) -> None:
+        self._call('on_eof', conn, self._eof)
+
+    def on_close(self, conn: Any, exc: BaseException | None) -> None:
+        self._call('on_close', conn, self._close, exc)
+
+    # -- for a target
+
+    def message(self, data: bytes) -> None:
+        """Bytes, or a message, have come."""
+
+    def eof(self) -> None:
+        """The peer has ended its side."""
+
+    def ended(self) -> None:
+        """The connection is over."""
+
+    def check_over(self) -> None:
+        """At the end of the run."""
+        if self.conn is not None or self.connected:
+            assert self.over == 1, f'law 1: on_close was called {self.over} times'
+        self.conn = None
+
+    # -- in this file
+
+    def _call(self, name: str, conn: Any, fn: Any, *args: Any) -> None:
+        try:
+            assert not self.scene.inside, f'law 2: {name} runs inside another callback'
+            assert not self.over, f'law 1: {name} after on_close'
+            self.scene.inside = True
+            try:
+                self.watch(conn)
+                fn(*args)
+            finally:
+                self.scene.inside = False
+        except AssertionError as exc:  # where the loop or `on_error` would take it for the program's own
+            self.scene.failures.append(exc)
+
+    def watch(self, conn: Any) -> None:
+        """This is the connection; it has to be freed at the end."""
+        if self.conn is None and not self.over:
+            self.conn = conn
+            self.scene.streams.append(weakref.ref(conn))
+
+    def _connect(self) -> None:
+        self.connected += 1
+        assert self.connected == 1, 'on_connect was called twice'
+
+    def _data(self, data: bytes) -> None:
+        assert data, 'on_data without bytes'
+        assert type(data) is bytes, f'on_data with {type(data)}'
+        assert not self.eofs, 'on_data after on_eof'
+        self.received += data
+        self.message(data)
+
+    def _eof(self) -> None:
+        self.eofs += 1
+        assert self.eofs == 1, 'on_eof was called twice'
+        self.eof()
+
+    def _close(self, exc: BaseException | None) -> None:
+        self.over += 1
+        self.exc = exc
+        self.conn = None
+        self.ended()

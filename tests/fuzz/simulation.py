@@ -1,0 +1,78 @@
+"""Simulated systems whose every decision is a byte of the input, so that coverage of the reactor steers them.
+
+Owns the source of numbers. The rule: a program of `reactor.testing.programs`, run on a simulated system with the
+oracles watching, breaks no law, whatever the network, the scheduler and the faults do.
+
+A seed as a number is a hash: another seed is another world. Here one byte more or less changes one decision, and what
+comes after it.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+from typing import Any
+
+from reactor.testing import Simulation
+from reactor.testing.faults import SITES
+from reactor.testing.poller import KINDS
+from reactor.testing.programs import ALONE, PROGRAMS, meddling
+
+LONGEST_INPUT = 400
+WORDS: tuple[bytes, ...] = ()
+CHOICES = (*PROGRAMS, *ALONE, meddling)
+HEAD = 9  # bytes before the decisions: program, manner, seed (2), faults (5)
+BYTES_OF_A_NUMBER = 2  # of what is asked for more: a seed, or a long string of random bytes
+
+
+class Decisions(random.Random):
+    """Random numbers from the bytes of an input, then from a generator with a seed of its own.
+
+    A number below 1 is one byte: its bits are the first ones of the number. An integer of more than 16 bits begins a
+    generator of its own from two bytes.
+    """
+
+    def __new__(cls, data: bytes, seed: int) -> Decisions:
+        return super().__new__(cls)
+
+    def __init__(self, data: bytes, seed: int) -> None:
+        self.data, self.at = data, 0
+        self.later = random.Random(seed)
+        super().__init__(seed)
+
+    def take(self, size: int) -> int:
+        """The next bytes as an integer."""
+        self.at += size
+        if self.at > len(self.data):
+            return self.later.getrandbits(8 * size)
+        return int.from_bytes(self.data[self.at - size : self.at], 'big')
+
+    def random(self) -> float:
+        return self.take(1) / 256
+
+    def getrandbits(self, k: int) -> int:
+        if k <= 8 * BYTES_OF_A_NUMBER:
+            return self.take((k + 7) // 8) & ((1 << k) - 1)
+        return random.Random(self.take(BYTES_OF_A_NUMBER)).getrandbits(k)
+
+
+def run(data: bytes) -> None:
+    """The first bytes choose a program, a system and its faults; the others are the decisions, in order."""
+    head = data[:HEAD].ljust(HEAD, b'\0')
+    program, manner = CHOICES[head[0] % len(CHOICES)], KINDS[head[1] % len(KINDS)]
+    seed, mask = int.from_bytes(head[2:4], 'big'), int.from_bytes(head[4:HEAD], 'big')
+    faults = tuple(site for index, site in enumerate(SITES) if mask >> index & 1)
+    decisions = Decisions(data[HEAD:], seed)
+
+    def take_over(kernel: Any) -> None:
+        kernel.random = kernel.faults._random = decisions
+
+    log = logging.getLogger('reactor')
+    level = log.level
+    log.setLevel(logging.CRITICAL)  # faults are planted, and what they cause is logged
+    try:
+        simulation = Simulation(seed, selector=manner, faults=faults, on_kernel=take_over)
+        simulation.world.random = decisions
+        simulation.run_program(program)
+    finally:
+        log.setLevel(level)
