@@ -2,8 +2,8 @@
 
 Owns the bytes of one connection that are not a whole message yet. Knows no socket: it is fed what `on_data` brings.
 The rules: the same messages come out however the bytes were cut into chunks; each has a limit, and `FrameTooLong` tells
-as soon as one is sure to exceed it; no byte is searched twice and none is moved more than a few times, so a message in
-any number of chunks costs O(bytes).
+when more than that and a delimiter has come without an end; no byte is searched twice and none is moved more than a few
+times, so a message in any number of chunks costs O(bytes).
 
 Where all messages are of one kind, one of the four functions makes an `on_data` for any number of connections:
 
