@@ -18,6 +18,7 @@ LONGEST_INPUT = 600
 WORDS = (b'\r\n', b'\n\r\n', b'--', b'--\r\n--', b'aab', b'aaab', b'\0\3abc', b'\3\0abc', b'\xff\xff', b'\0\0')
 DELIMITERS = (b'\n', b'\r\n', b'--', b'aab', b'--\r\n--', b'a')
 MOST_IN_A_TURN = 2 * 128  # 128 messages of a chunk in a turn, and a chunk may be resumed in the turn of the next one
+LONGEST_PAUSE = 0.32  # seconds
 TOO_LONG, WAIT = 'too long', 'wait'
 
 
@@ -182,7 +183,7 @@ class Reader(Seen):
         if step & 7 == 1:
             self.conn.pause_reading()
             self.paused = True
-            self.scene.r.call_later(0.01 * (step >> 3), self.resume)
+            self.scene.r.call_later(LONGEST_PAUSE * (step >> 3) / 32, self.resume)
         elif step & 7 == 2:
             self.raised += 1
             raise Expected
@@ -229,7 +230,7 @@ def run_connection(data: bytes, kind: int) -> None:
         how = given.number(3)
         if how < 2:
             sock.end() if how == 0 else sock.reset()
-        scene.wait(100)
+        scene.wait(LONGEST_PAUSE * len(pieces) * LONGEST_INPUT)  # each message may have paused
         check(reader, b''.join(piece for piece, _ in pieces), one, limit, how)
 
 
