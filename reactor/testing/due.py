@@ -15,6 +15,7 @@ from __future__ import annotations
 from math import inf
 from selectors import EVENT_WRITE
 
+from ..errors import ReadTimeout
 from .calls import PROMPT, ROUNDED
 from .files import End, Listening
 
@@ -105,6 +106,8 @@ class Dues:
             yield 'what waits is down at the low-water mark, and on_drain is owed', number, 0.0, floor
         if stream.options.timed and not end.inbox:
             for error, since, limit in record.time_limits(stream.options, waits):
+                if record.paused and error is ReadTimeout:
+                    continue  # paused when it was over already: it may come, and is not owed to who does not read
                 if limit is not None and self._is_over(stream, error.__name__, since + (limit + LATE) * 1e9):
                     yield error.__name__, number, 0.0, floor
 
