@@ -1664,3 +1664,26 @@ def test_a_timer_that_forks_and_closes_the_loop_in_the_child_is_the_last_of_its_
     r.call_later(1, fired.append, 1)
     assert r.run() is True
     assert r.watchers.closed and not fired
+
+
+def test_where_select_does_not_wait_for_nothing_the_loop_does_while_its_doorbell_is_parked():
+    # `run` raised an OSError that told the user to look for code which closes descriptors.
+    class Windows(selectors.SelectSelector):
+        refused = 0
+
+        def select(self, timeout=None):
+            if not self.get_map():
+                self.refused += 1
+                raise OSError(errno.EINVAL, 'an invalid argument was supplied')
+            return super().select(timeout)
+
+    selector, fired = Windows(), []
+    with Reactor(selector=selector) as r:
+        r.watchers.set_events(r._wakeup, 0)
+        r.call_later(0.03, fired.append, 1)
+        assert r.run() is True
+        assert fired == [1] and 1 <= selector.refused < 20
+        r.watchers.set_events(r._wakeup, READ)
+        r.call_soon_threadsafe(fired.append, 2)
+        assert r.run() is True
+    assert fired == [1, 2]

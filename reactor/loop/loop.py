@@ -481,7 +481,11 @@ class Loop:
         except (OSError, ValueError) as exc:
             # `select` fails as a whole for one descriptor that was closed behind our back.
             if not self.watchers.evict_closed():
-                raise self.watchers.selector_failed(exc) from None
+                if self.watchers.selector.get_map():
+                    raise self.watchers.selector_failed(exc) from None
+                # `select` of Windows does not wait for nothing: the doorbell alone was open, and it is parked.
+                self._kernel.sleep(BLIND_PAUSE if timeout is None else min(timeout, BLIND_PAUSE))
+                timeout = 0  # it ended early, and that says nothing
             ready = []
         self.now = self._clock()
         if not ready and timeout != 0:
