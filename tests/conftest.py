@@ -276,7 +276,7 @@ def nothing_left():
     yield
     if open_descriptors() > before or has_children() > had_children:
         gc.collect()
-    until = time.monotonic() + 5  # a look-up that nobody waits for any more has a file open for a moment, in its thread
+    until = time.monotonic() + 5  # a look-up that is given up has a file open for a moment, in its thread
     while open_descriptors() > before and threading.active_count() > 1 and time.monotonic() < until:
         time.sleep(0.01)
     assert open_descriptors() <= before, 'a descriptor was left open'

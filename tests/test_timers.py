@@ -488,8 +488,8 @@ def test_a_timer_that_was_moved_and_collected_again_is_still_listed_and_released
 
 
 @pytest.mark.parametrize('how', ['cancelled', 'moved'])
-def test_after_a_batch_that_an_exception_has_left_nobody_waits_for_what_is_not_to_run(kernel, how):
-    # The loop polled without waiting, and told whoever embeds it to.
+def test_after_a_batch_that_an_exception_has_left_the_loop_waits_for_nothing_else(kernel, how):
+    # The loop polled without waiting, and told the host that embeds it to.
     def leave():
         raise RuntimeError
 

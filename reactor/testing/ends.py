@@ -43,7 +43,7 @@ class Connections(Records):
         record.over, record.exc = True, exc
         if not stream.closed:
             self.wrong(stream, 'in on_close it says that it is open')
-        lost = self.simulated and self.kernel.loses  # somebody else has closed a descriptor: `end` may be another's
+        lost = self.simulated and self.kernel.loses  # other code has closed a descriptor: `end` may be another's
         self._check_reason(stream, exc, lost)
         if not self.secured(stream) and not lost and self.simulated:
             self._check_unsent(stream, exc)
@@ -73,7 +73,7 @@ class Connections(Records):
             return
         if type(exc).__module__ == 'builtins' and isinstance(exc, OSError) and not isinstance(exc, TimeoutError):
             if exc.errno not in end.told and not lost:
-                self.wrong(stream, f'law 8: nobody told it {exc!r}')
+                self.wrong(stream, f'law 8: it was never told {exc!r}')
         if exc is None and record.closed_by is None and end.told and not self.lacks_farewell(stream, end):
             self.wrong(stream, f'law 1: errors {end.told} were told, and on_close says None')
 

@@ -96,7 +96,7 @@ class Records:
         if kind not in ('close', 'error'):
             if stream.on_error is not None:
                 record.survived.append(exc)
-        self.unreported[exc] = f'connection {record.number}: law 8: {exc!r} of on_{kind} was reported to nobody'
+        self.unreported[exc] = f'connection {record.number}: law 8: {exc!r} of on_{kind} was never reported'
 
     def caught(self, exc: Exception, handle: Any) -> None:
         """A callback raised: planted, or a mistake."""
@@ -151,9 +151,9 @@ class Records:
         if failed or record.secured or not self.simulated or (end is not None and end.told):
             return
         enough = waits + CALLBACK_COST * (len(record.marks) - record.told) >= stream.options.max_buffered
-        record.cut = enough or not self.kernel.fails  # else somebody else may have closed its descriptor
+        record.cut = enough or not self.kernel.fails  # else other code may have closed its descriptor
         if record.cut and not enough:
-            self.wrong(stream, f'it was cut off although {waits} bytes wait, and nobody told it an error')
+            self.wrong(stream, f'it was cut off although {waits} bytes wait, and no error was reported to it')
 
     def _check_taken(self, stream: WatchedStream, taken: bool, size: int, waited: int) -> None:
         record, waits = stream.record, self._waits(stream)
@@ -290,7 +290,7 @@ class Records:
     def _waits(self, stream: WatchedStream) -> int:
         """How many bytes the kernel has not accepted yet, by what was written and what it has."""
         record, end = stream.record, self.end_of(stream)
-        if self.secured(stream) or (end is None and stream.sock is not None):  # on a real kernel, nobody knows
+        if self.secured(stream) or (end is None and stream.sock is not None):  # on a real kernel, that is unknown
             return stream.buffered
         return len(record.offered) - (0 if end is None else end.sent)
 

@@ -190,7 +190,7 @@ def check_echo(payload: bytes, sent: bytes) -> None:
 
 @cache
 def always_sent() -> bytes:
-    """What is sent whoever asks: the answers to a few requests that are written here."""
+    """What is sent to each that asks: the answers to a few requests that are written here."""
     requests = [b'GET %s HTTP/1.1\r\nHost: localhost\r\n\r\n' % path for path in (b'/', b'/events', b'/x')]
     requests += [b'HEAD / HTTP/1.0\r\n\r\n', b'PUT / HTTP/1.0\r\n\r\n', b'GET / HTTP/3.0\r\n\r\n', b'?\r\n\r\n']
     requests += [b'GET / HTTP/1.1\r\n\r\n', b'GET / HTTP/1.1\r\nHost: a.b\r\n\r\n', b'GET / HTTP/1.1\r\nx\r\n\r\n']
