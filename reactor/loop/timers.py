@@ -75,11 +75,11 @@ class Timer:
         self.timers.move(self, self.timers.after(self.delay if seconds is None else number('seconds', seconds)))
 
     def ref(self) -> None:
-        """Let this timer keep `run` running again (the default)."""
+        """Let this timer keep `run` running again (the default). `ReactorError` in another thread than the loop's."""
         self.timers.ref(self)
 
     def unref(self) -> None:
-        """Let `run` end although this timer is pending."""
+        """Let `run` end although this timer is pending. `ReactorError` in another thread than the loop's."""
         self.timers.unref(self)
 
     def handle_due(self, now: float) -> None:
@@ -179,7 +179,7 @@ class TimerHeap:
         timers, moved = [], self.moved.copy()
         for timer in self.due:
             if moved.get(timer):
-                moved[timer] -= 1  # this entry is to be passed over, and a later one may be not
+                moved[timer] -= 1  # this entry is to be passed over, and a later one may not
             elif timer.deadline is not None:
                 timers.append(timer)
         for _, entry in sorted(self.at.items(), key=itemgetter(0)):

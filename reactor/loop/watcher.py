@@ -78,11 +78,11 @@ class Handle:
         self.close()
 
     def ref(self) -> None:
-        """Let this handle keep `run` running again (the default)."""
+        """Let this handle keep `run` running again (the default). `ReactorError` in another thread than the loop's."""
         self.loop.watchers.ref(self)
 
     def unref(self) -> None:
-        """Let `run` end although this handle is open."""
+        """Let `run` end although this handle is open. `ReactorError` in another thread than the loop's."""
         self.loop.watchers.unref(self)
 
     def waits_for(self) -> str:

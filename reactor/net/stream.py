@@ -414,7 +414,10 @@ class Stream(Handle):
         return 0 if self.writer is None else self.writer.buffered
 
     def set_write_limits(self, high: int | None = None, low: int | None = None) -> None:
-        """Set the water marks of this connection, in bytes; ValueError unless 0 <= low <= high."""
+        """Set the water marks of this connection, in bytes; ValueError unless 0 <= low <= high.
+
+        `ReactorError` in another thread than the loop's.
+        """
         self.loop.watchers.check_thread()
         high = self.options.high_water if high is None else high
         self.options = self.options.changed(high_water=high, low_water=low)

@@ -107,7 +107,7 @@ class Dues:
         if stream.options.timed and not end.inbox:
             for error, since, limit in record.time_limits(stream.options, waits):
                 if record.paused and error is ReadTimeout:
-                    continue  # paused when it was over already: it may come, and is not owed to who does not read
+                    continue  # it was paused when the time was over already: this may come, and is not owed
                 if limit is not None and self._is_over(stream, error.__name__, since + (limit + LATE) * 1e9):
                     yield error.__name__, number, 0.0, floor
 
