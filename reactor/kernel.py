@@ -46,6 +46,13 @@ TCP_DEFER_ACCEPT: int = getattr(socket, 'TCP_DEFER_ACCEPT', -1)
 FIONREAD = 0x541B if sys.platform == 'linux' else 0x4004667F
 # How Linux attaches a filter of packets to a socket; the module names none of it.
 SO_ATTACH_FILTER: int = 26 if sys.platform == 'linux' else -1
+# Such a filter, as fields of struct sock_filter (classic BPF): drop a segment whose TCP header has the flag SYN.
+DROP_FIRST_SEGMENTS = (
+    (0x30, 0, 0, 13),  # load the byte with the flags
+    (0x45, 0, 1, 2),  # is SYN set? If not, skip one
+    (0x06, 0, 0, 0),  # keep no byte
+    (0x06, 0, 0, 0xFFFFFFFF),  # keep all
+)
 # Linux, which alone has it, tells with it how many datagrams it dropped; the module does not name it.
 SO_MEMINFO: int = 55 if sys.platform == 'linux' else -1
 # Joining a multicast group over IPv4 takes struct ip_mreqn, with an interface's index. Windows has an older struct,
@@ -406,17 +413,20 @@ class Kernel:
         except OSError:
             return True  # no memory to tell; the next time, perhaps
 
-    def drop_newcomers(self, sock: Any) -> None:
-        """Have the system answer nobody who knocks at a listening socket any more; those in its queue stay.
+    def drop_newcomers(self, sock: Any) -> bool:
+        """Let no new client into the queue of a listening socket; return whether the system can. Linux can, for TCP.
 
-        Between looking into a queue and closing it somebody could come in, and be reset. A filter that drops every
-        packet, at the socket itself, keeps him out: he knocks again, and is refused. Linux alone has it, for TCP.
+        A client that comes between the last look into a queue and its close would be reset. A filter at the socket
+        drops the first segment of each new client, which sends it again and is refused. All other segments pass: they
+        end the handshakes that have begun, and a client that is connected, as it sees it, still gets into the queue.
         """
-        program = array('B', struct.pack('HBBI', 6, 0, 0, 0))  # struct sock_filter: BPF_RET with 0 bytes
+        program = array('B', b''.join(struct.pack('HBBI', *step) for step in DROP_FIRST_SEGMENTS))
+        where = struct.pack('HP', len(DROP_FIRST_SEGMENTS), program.buffer_info()[0])
         try:
-            sock.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, struct.pack('HP', 1, program.buffer_info()[0]))
+            sock.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, where)
         except OSError:
-            pass  # then it is as everywhere else
+            return False
+        return True
 
     def has_bytes(self, sock: Any) -> bool:
         """Whether bytes wait to be read in a connected socket."""

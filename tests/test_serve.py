@@ -19,10 +19,11 @@ import psutil
 import pytest
 from machine import HELD
 
-from reactor import ReactorError, serve
+from reactor import Reactor, ReactorError, serve
 from reactor.serve import doors
 from reactor.serve.doors import Door, parse
 from reactor.serve.running import processors
+from reactor.serve.worker import Worker
 from reactor.serve.workers import Child
 
 if os.name != 'posix':
@@ -380,6 +381,34 @@ def test_when_the_parent_is_killed_the_workers_drain_and_go(tmp_path):
         assert conn.hear() == f'{busy} wait 0.3'
         assert conn.hear() == ''
         wait_until(lambda: all(map(is_gone, pids.values())))
+
+
+@LINUX
+@pytest.mark.parametrize('of_all', [False, True])
+@pytest.mark.parametrize('how', ['its parent is gone', 'it is the last one'])
+def test_a_worker_that_is_the_last_one_lets_nobody_into_its_own_queues(sockets, how, of_all):
+    ours, theirs = socket.socketpair()
+    sockets.track(ours)
+    listening = socket.create_server((HERE, 0))
+    address, kept = listening.getsockname(), sockets.track(listening.dup())
+    fd = listening.detach()
+    with Reactor() as r:
+        told = {'control': theirs.detach(), 'listeners': [fd], 'shared': [fd] if of_all else []}
+        Worker(r, told, (5, 0)).begin(lambda r, socks: r.listen_tcp(None, 0, sock=socks[0]) and None)
+        if how == 'its parent is gone':
+            ours.close()
+        else:
+            ours.send(b'"last"\n')
+            r.call_later(0.1, os.kill, os.getpid(), signal.SIGTERM)
+        assert r.run() is False
+    late = sockets.track(socket.socket())
+    late.settimeout(0.2)
+    if of_all:  # whoever has it as well, such as systemd, goes on listening
+        late.connect(address)
+        kept.accept()[0].close()
+    else:
+        with pytest.raises(TimeoutError):
+            late.connect(address)
 
 
 def test_a_worker_that_does_not_become_ready_is_killed(tmp_path):

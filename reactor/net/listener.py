@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from .options import Callbacks, Options
 
 ACCEPTS_PER_TURN = 64  # one listener in a turn; a backlog of thousands must not keep the open ones waiting
+HALF_OPEN = 0.05  # seconds in which handshakes that have begun come to an end; LOOK of the shutdown adds to it
 ACCEPT_PAUSE = 0.1  # seconds to the next attempt when descriptors have run out
 
 EXHAUSTED = {errno.EMFILE, getattr(errno, 'WSAEMFILE', errno.EMFILE), errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
@@ -47,6 +48,7 @@ class Listener(Handle):
 
     __slots__ = (
         '_accepts_before',
+        '_all_in',
         '_batch',
         '_callbacks',
         '_closed',
@@ -90,6 +92,7 @@ class Listener(Handle):
         self._kind = kind
         self._max_connections = max_connections
         self._defer_accept = defer_accept
+        self._all_in: float | None = None  # when no handshake is under way, since new clients are dropped
         self._inherited = inherited  # others may listen on it, now or after us
         self._options_inherited = loop.watchers.kernel.nodelay_inherited  # by what it accepts
         self._batch = 1  # accepts in the next turn: an accept too many costs an exception, one too few a poll
@@ -210,15 +213,26 @@ class Listener(Handle):
         if self._defer_accept and not self._inherited:
             defer_no_longer(self.sock)
 
+    def handle_last(self) -> None:
+        """What others had of its socket is closed, and this process is about to shut down."""
+        self._inherited = False
+        self.handle_shutdown()
+
     def deserted(self) -> bool:
-        """Whether nobody waits in its queue, and nobody will before it is closed, where that can be had."""
+        """Whether its queue is empty and will be until it is closed, as far as the system can see to that.
+
+        Linux can: from the first look at an empty queue on it drops new clients, and a later look finds the clients
+        whose handshake was under way.
+        """
         kernel = self.loop.watchers.kernel
         if kernel.has_clients(self.sock):
             return False
         if self._inherited:
             return True  # and they come to those who have it after us
-        kernel.drop_newcomers(self.sock)
-        return not kernel.has_clients(self.sock)
+        now = self.loop.timers.clock()
+        if self._all_in is None:
+            self._all_in = now + HALF_OPEN if kernel.drop_newcomers(self.sock) else now
+        return now >= self._all_in and not kernel.has_clients(self.sock)
 
     def pause(self) -> None:
         """Accept nobody until `resume`; clients wait in the kernel's backlog."""

@@ -5,8 +5,10 @@ none of them: each look goes through the open handles anew. The phases are those
 HAProxy's drain and Envoy's; "lame duck" is Google's word ("Site Reliability Engineering", chapter 20):
 
     lame duck   `draining` is True and nothing else: health checks turn red, answers say `Connection: close`
-    refusing    a listener closes as soon as nobody waits in its queue: who waits was accepted by the kernel, in our
-                name. One that is paused or full goes on waiting for room
+    refusing    a listener closes when its queue is empty: the system has accepted the clients in it in our name. On
+                Linux, what a new client sends first is dropped from the first look at an empty queue on, and the
+                listener closes a look later, so that handshakes under way can end. A listener that is paused or full
+                goes on waiting for room
     finishing   connections that are idle are closed, busy ones are left to end; when none is left, `stop`
     deadline    what is left is reset
 

@@ -18,8 +18,7 @@ import signal
 from socket import socket
 
 from .. import Listener, Reactor, Stream, framing
-from ..kernel import Kernel, LeanSocket
-from ..net.sockets import defer_no_longer
+from ..kernel import LeanSocket
 from .workers import REPORTS_EVERY
 
 TYPE_CHECKING = False
@@ -69,18 +68,19 @@ class Worker:
 
     def on_line(self, conn: Stream, line: bytes) -> None:
         if json.loads(line) == 'last':  # and SIGTERM is on its way
-            for sock in self.own:
-                defer_no_longer(sock)
-            self.r.call_later(self.times[1], self.let_nobody_in).unref()
+            self.be_last()
             return
         for handle in self.r.handles():
             if isinstance(handle, Listener) and handle.sock in self.listeners:
                 handle.close()  # our copy: the queue is the successor's from now on
         self.r.shutdown(*self.times)
 
-    def let_nobody_in(self) -> None:
-        for sock in self.own:
-            Kernel().drop_newcomers(sock)
-
     def on_orphaned(self, conn: Stream, exc: BaseException | None) -> None:
+        self.be_last()
         self.r.shutdown(*self.times)
+
+    def be_last(self) -> None:
+        """No other process serves the queues of our own sockets after us. Shared ones may be another program's, too."""
+        for handle in self.r.handles():
+            if isinstance(handle, Listener) and handle.sock in self.own:
+                handle.handle_last()

@@ -79,6 +79,7 @@ class Listening(File):
         self.deferred = deferred
         self.nodelay = False
         self.exclusive = False  # on Windows: its port cannot be shared, not even by a program that sets SO_REUSEADDR
+        self.takes_new = True  # False: what a new client sends first is dropped
         self.queue: deque[End] = deque()
 
     def arrive(self, end: End) -> None:

@@ -382,7 +382,7 @@ class SimKernel(Kernel):
         listening = self._listener(end.remote)
         if listening is None:
             self.refuse(end)
-        elif len(listening.queue) > listening.backlog:
+        elif len(listening.queue) > listening.backlog or not listening.takes_new:
             self.at(self.time + SYN_RETRY, self.knock, end)
         else:
             self._join(end, listening)
@@ -480,8 +480,12 @@ class SimKernel(Kernel):
             fail(errno.ENOTCONN)
         return end.received + len(end.inbox), end.sent - end.peer.on_the_way, 0
 
-    def drop_newcomers(self, sock: Any) -> None:
-        """Nobody comes in between two calls here."""
+    def drop_newcomers(self, sock: Any) -> bool:
+        file = self.files.get(sock.fileno())
+        if not self.on_linux or not isinstance(file, Listening):
+            return False
+        file.takes_new = False
+        return True
 
     def socket(self, family: int, kind: int, proto: int = 0) -> Any:
         self.call('socket', -1)
