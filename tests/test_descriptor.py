@@ -359,6 +359,14 @@ def test_a_closed_watch_cannot_be_changed(r, pipe):
     assert handle.fileno() == -1
 
 
+def test_a_watch_whose_socket_was_closed_has_the_number_minus_one(r, sockets):
+    ours, _theirs = sockets()
+    handle = r.watch_fd(ours, 0, turns)
+    ours.close()
+    assert handle.fileno() == -1
+    handle.close()
+
+
 # -- descriptors that somebody else closed
 
 

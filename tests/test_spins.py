@@ -96,6 +96,18 @@ def test_without_a_callback_it_is_one_line_of_the_log(r, sockets, caplog):
     close_all(r, server)
 
 
+@pytest.mark.parametrize(('count', 'parked'), [(49, 0), (50, 1)])
+def test_so_many_turns_without_progress_are_a_spin_and_not_one_fewer(r, sockets, count, parked):
+    # As the table of counters says.
+    conn = r.adopt(sockets()[0])
+    for _ in range(count):
+        turns(r, 1)
+        r.watchers.no_progress(conn)
+    assert r.stats().stalls == parked
+    conn.close()
+    turns(r, 1)
+
+
 def test_a_few_clients_that_are_gone_again_pause_nobody(r, sockets):
     """ECONNABORTED is of one client; the others are accepted in the same turn."""
     connected = []

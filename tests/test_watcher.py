@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import errno
 import os
 import selectors
@@ -752,24 +753,27 @@ def test_a_handle_that_cannot_be_watched_again_after_a_moment_without_progress_e
     assert r.handles() == []
 
 
+class Deep(selectors.SelectSelector):
+    """Finds no stack, once, when `deep` is set."""
+
+    deep = False
+
+    def register(self, fileobj, events, data=None):
+        self.check()
+        return super().register(fileobj, events, data)
+
+    def unregister(self, fileobj):
+        self.check()
+        return super().unregister(fileobj)
+
+    def check(self):
+        if self.deep:
+            self.deep = False
+            raise RecursionError
+
+
 @pytest.mark.parametrize('what', ['parked', 'watched again'])
 def test_a_handle_that_cannot_be_parked_or_watched_for_want_of_stack_is_refused(what, sockets):
-    class Deep(selectors.SelectSelector):
-        deep = False
-
-        def register(self, fileobj, events, data=None):
-            self.check()
-            return super().register(fileobj, events, data)
-
-        def unregister(self, fileobj):
-            self.check()
-            return super().unregister(fileobj)
-
-        def check(self):
-            if self.deep:
-                self.deep = False
-                raise RecursionError
-
     selector, log = Deep(), Log()
     with Reactor(selector=selector) as r:
         conn = r.adopt(sockets()[0], on_close=log.on_close)
@@ -780,6 +784,44 @@ def test_a_handle_that_cannot_be_parked_or_watched_for_want_of_stack_is_refused(
         turns(r, 2)
         assert [(name, type(exc)) for name, exc in log] == [('close', RecursionError)]
         assert (r.handles(), r.watchers.referenced) == ([], 0)
+
+
+def test_a_handle_whose_change_found_no_stack_leaves_nothing_when_it_is_closed_before_it_is_told(sockets):
+    selector, log = Deep(), Log()
+    with Reactor(selector=selector) as r:
+        conn = r.adopt(sockets()[0], on_close=log.on_close)
+        fd = conn.fileno()
+        selector.deep = True
+        r.watchers.set_events(conn, READ | WRITE)
+        conn.abort()
+        check_forgotten(r, fd)
+        turns(r, 2)
+        assert log == [('close', None)]
+
+
+def test_a_handle_that_is_refused_for_want_of_memory_costs_no_look_at_the_others(sockets):
+    class Counting(collections.UserDict):
+        looks = 0
+
+        def values(self):
+            self.looks += 1
+            return super().values()
+
+    class Watched(selectors.SelectSelector):
+        def __init__(self):
+            super().__init__()
+            self._fd_to_key = Counting()
+
+        def get_map(self):
+            return self._fd_to_key
+
+    selector = Watched()
+    with Reactor(selector=selector) as r:
+        probe, _other = Probe(r, sockets()[0]), Probe(r, sockets()[0])
+        fd, before = probe.fileno(), selector.get_map().looks
+        r.watchers.refuse(probe, MemoryError())
+        assert registered(r, fd) is None
+        assert selector.get_map().looks == before
 
 
 def test_two_dispatches_without_progress_in_one_turn_count_as_one(sockets):
