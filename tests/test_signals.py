@@ -1341,6 +1341,13 @@ def test_a_run_that_finds_no_memory_for_the_wakeup_gives_sigint_back_and_can_be_
     assert log == ['after']
 
 
+def test_a_foreign_wakeup_descriptor_that_a_run_had_no_memory_to_put_back_is_put_back_at_close(foreign, monkeypatch):
+    run_short(monkeypatch, WakeupClaim, '_number_of')
+    with Reactor() as r, pytest.raises(MemoryError):
+        r.run()
+    assert signal.set_wakeup_fd(-1) == foreign[0].fileno()
+
+
 def test_a_dropped_handler_that_another_one_calls_does_what_the_default_did_there_nothing():
     # Whoever calls the handler that it has replaced asks `callable(previous)` first: the default is no function.
     kernel, log = SimKernel(faults=False), []
