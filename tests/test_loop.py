@@ -1581,6 +1581,26 @@ def test_the_selectors_are_what_they_are_called(r):
 # -- no memory before the callback is reached
 
 
+def test_a_connection_that_found_no_memory_ends_with_that_also_when_an_exception_has_left_its_turn(r, sockets):
+    class Short(socket.socket):
+        def send(self, data):
+            raise MemoryError
+
+    log = Log()
+    ours, _theirs = sockets()
+    conn = r.adopt(Short(fileno=ours.detach()), on_close=log.on_close)
+
+    def write_and_leave():
+        assert not conn.write(b'x')
+        raise SystemExit
+
+    r.call_soon(write_and_leave)
+    with pytest.raises(SystemExit):
+        r.run()
+    turns(r, 2)
+    assert [(name, type(exc)) for name, exc in log] == [('close', MemoryError)]
+
+
 @pytest.mark.parametrize('after', [False, True])
 def test_a_timer_that_runs_out_of_memory_right_before_its_callback_fires_once_in_the_next_turn(
     fake, kernel, monkeypatch, after

@@ -179,6 +179,15 @@ def test_a_doorbell_without_memory_for_its_byte_is_rung_again():
         assert bell.sent == b'\0'
 
 
+def test_a_call_waits_20_milliseconds_for_memory_to_ring():
+    kernel = ScriptedKernel()
+    with Reactor(kernel=kernel) as r:
+        bell = kernel.open[r._wakeup.bell_fileno()]
+        bell.outcomes = deque([*[OSError(errno.ENOBUFS, 'no buffer space')] * 20, 1])
+        r.call_soon_threadsafe(print)
+        assert bell.sent == b'\0'
+
+
 def test_a_full_doorbell_is_emptied_and_then_quiet(r):
     bytes_waiting = fill(r._wakeup._bell)
     turns(r, bytes_waiting // 4096 + 2)
