@@ -445,6 +445,27 @@ def test_a_foreign_wakeup_descriptor_is_put_back_and_gets_its_bytes(r, foreign):
     assert signal.set_wakeup_fd(bell.fileno(), warn_on_full_buffer=False) == bell.fileno()
 
 
+def test_a_foreign_wakeup_descriptor_may_be_descriptor_0(r):
+    bell, sock = socket.socketpair()
+    bell.setblocking(False)
+    sock.setblocking(False)
+    with bell, sock:
+        stdin = os.dup(0)
+        os.dup2(bell.fileno(), 0)
+        before = signal.set_wakeup_fd(0, warn_on_full_buffer=False)
+        try:
+            r.add_signal_handler(SIGUSR1, int)
+            signal.raise_signal(SIGUSR1)
+            turns(r, 2)
+            assert drain(sock) == bytes([SIGUSR1])
+            r.clear_signal_handlers()
+            assert signal.set_wakeup_fd(-1) == 0
+        finally:
+            signal.set_wakeup_fd(before)
+            os.dup2(stdin, 0)
+            os.close(stdin)
+
+
 def test_a_foreign_wakeup_descriptor_does_not_get_the_bytes_of_others(r, foreign):
     r.add_signal_handler(SIGUSR1, int)
     for _ in range(3):
