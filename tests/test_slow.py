@@ -144,7 +144,7 @@ def test_slow_callbacks_are_reported_once_a_second_and_all_counted(slow, busy, c
     for _ in range(10):
         slow.call_soon(busy, 0.5)
     slow.run()
-    assert len(lines(caplog)) <= 6
+    assert len(lines(caplog)) in (5, 6)  # in five seconds
     assert slow.stats().slow_callbacks == 10
 
 
