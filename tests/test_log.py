@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from reactor.loop.log import log
+from reactor.loop.log import describe, log
 
 REASON = f"[Errno {errno.EMFILE}] {os.strerror(errno.EMFILE)}: 'logging'"
 
@@ -47,3 +47,8 @@ def test_otherwise_it_goes_to_the_logger_of_the_reactor(caplog):
     assert [(record.name, record.levelname, record.getMessage()) for record in caplog.records] == [
         ('reactor', 'ERROR', '1 line')
     ]
+
+
+@pytest.mark.parametrize(('length', 'text'), [(1000, 'x' * 1000), (1001, 'x' * 1000 + '... (1,001 characters)')])
+def test_a_thousand_characters_of_an_object_are_shown(length, text):
+    assert describe('x' * length) == text

@@ -1206,6 +1206,22 @@ def test_a_blind_selector_is_replaced_and_everybody_moves_over(sockets):
         run_until(r, lambda: log.names() == ['data', 'called'])
 
 
+@pytest.mark.parametrize('wait', [1, 5])
+def test_a_selector_is_taken_for_blind_when_it_ends_20_waits_in_a_row_early_with_nothing(wait):
+    class Blind(selectors.SelectSelector):
+        def select(self, timeout=None):
+            return []
+
+    with Reactor(selector=Blind()) as r:
+        r.call_later(100, int)
+        for _ in range(19):
+            r.run_once(wait)
+        r.run_once(0)  # it did not wait, which says nothing
+        assert r.stats().stalls == 0
+        r.run_once(wait)
+        assert r.stats().stalls == 1
+
+
 @pytest.mark.parametrize('error', [OSError, TypeError])
 def test_a_blind_selector_that_cannot_be_replaced_is_used_on(sockets, monkeypatch, error):
     class Blind(selectors.SelectSelector):

@@ -142,6 +142,20 @@ def test_idle_time_is_what_the_loop_slept(r):
     assert 0.045 < r.stats().idle_time < 5
 
 
+def test_a_timer_is_counted_with_those_that_were_late_by_less_than_its_bound(kernel):
+    with Reactor(kernel=kernel) as r:
+        bounds = Stats.lag_bounds
+        assert bounds[0] == 1 / 1024 and bounds[-1] == 16  # seconds, and each is twice the one before
+        for number, bound in enumerate(bounds):
+            for late, bucket in (bound - 2**-20, number), (bound, number + 1):
+                before = r.stats().timer_lag
+                r.call_later(1, int)
+                kernel.time += 1 + late
+                r.run_once(0)
+                counts = [new - old for new, old in zip(r.stats().timer_lag, before, strict=True)]
+                assert [index for index, count in enumerate(counts) if count] == [bucket], (bound, late)
+
+
 def test_lateness_is_summed_when_an_exception_leaves_run(kernel):
     with Reactor(kernel=kernel, catch_errors=False) as r:
         r.call_later(0, boom)

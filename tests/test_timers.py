@@ -54,6 +54,16 @@ def test_timers_with_equal_deadlines_fire_in_the_order_in_which_they_were_set(fa
     assert fired == list(range(100))
 
 
+@pytest.mark.parametrize('delay', [-0.5, -1, -7, -1e9])
+def test_a_delay_below_0_is_0_and_overtakes_nobody(fake, kernel, delay):
+    fired = []
+    fake.call_later(0, fired.append, 'first')
+    timer = fake.call_later(delay, fired.append, 'second')
+    assert timer.deadline == kernel.time
+    fake.run()
+    assert fired == ['first', 'second']
+
+
 def test_a_timer_moved_to_a_deadline_fires_after_those_that_had_it_before(fake):
     fired = []
     moved = fake.call_later(1, fired.append, 'moved')
