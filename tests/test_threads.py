@@ -476,6 +476,8 @@ def test_a_thread_without_memory_for_its_answer_gives_it_later_and_is_not_counte
                 raise MemoryError
             super().append(item)
 
+    sleeps = []
+    monkeypatch.setattr(r._kernel, 'sleep', sleeps.append, raising=False)
     r._wakeup.calls = calls = Short()
     answers = []
     for number in range(3 * THREADS):
@@ -485,6 +487,7 @@ def test_a_thread_without_memory_for_its_answer_gives_it_later_and_is_not_counte
     assert answers == [(number, None) for number in range(3 * THREADS)]
     run_until(r, lambda: not pool_threads())
     run_until(r, lambda: not r._threads._running)
+    assert sleeps == [0.01] * 2 * 3 * THREADS  # each failure is followed by a pause, and nothing else is
 
 
 def test_an_on_done_for_whose_call_there_is_no_memory_is_called_later(r):
