@@ -16,7 +16,7 @@ import time
 import weakref
 
 import pytest
-from support import in_thread, run_until, turns, turns_in
+from support import Log, in_thread, run_until, turns, turns_in
 
 from reactor import READ, Reactor
 from reactor.loop.watcher import MOST_STALLS, STALLED, Handle
@@ -519,17 +519,49 @@ def test_progress_in_between_ends_a_row(r, sockets):
     close_all(r, conn)
 
 
-def test_rows_that_are_over_are_forgotten_when_they_are_many(r):
-    class Idle(Handle):
-        __slots__ = ()
-
-    watchers = r.watchers
-    for _ in range(3 * MOST_STALLS):
+def stall_of_others(r, count):
+    """So many handles make no progress, each in a turn of its own."""
+    for _ in range(count):
         r.counters.loop_count += 2
-        handle = Idle()
+        handle = Handle()
         handle.loop = r
-        watchers.stalled(handle)
-    assert len(watchers._stalls) <= MOST_STALLS
+        r.watchers.stalled(handle)
+
+
+def test_rows_that_are_over_are_forgotten_when_they_are_many(r):
+    stall_of_others(r, 3 * MOST_STALLS)
+    assert len(r.watchers._stalls) <= MOST_STALLS
+
+
+def test_a_row_that_goes_on_is_not_forgotten_however_many_others_there_are(r, sockets):
+    conn = r.adopt(sockets()[0])
+    stall_of_others(r, MOST_STALLS - 1)
+    for _ in range(50):
+        r.counters.loop_count += 1
+        r.watchers.no_progress(conn)
+        for _ in range(20):
+            handle = Handle()
+            handle.loop = r
+            r.watchers.stalled(handle)
+    assert r.stats().stalls == 1
+    conn.close()
+    turns(r, 1)
+
+
+def test_a_parked_handle_is_watched_again_however_many_others_make_no_progress_meanwhile(r, sockets, caplog):
+    ours, theirs = sockets()
+    log = Log()
+    conn = r.adopt(ours, log.on_data)
+    for _ in range(50):
+        turns(r, 1)
+        r.watchers.no_progress(conn)
+    assert r.stats().stalls == 1
+    stall_of_others(r, 2 * MOST_STALLS)
+    theirs.send(b'x')
+    run_until(r, lambda: log)
+    assert not [record for record in caplog.records if record.exc_info]
+    conn.close()
+    turns(r, 1)
 
 
 # -- the loop itself
