@@ -16,7 +16,7 @@ import time
 import weakref
 
 import pytest
-from support import Log, in_thread, run_until, turns, turns_in
+from support import FakeKernel, Log, in_thread, run_until, turns, turns_in
 
 from reactor import READ, Reactor
 from reactor.loop.watcher import MOST_STALLS, STALLED, Handle
@@ -517,6 +517,24 @@ def test_progress_in_between_ends_a_row(r, sockets):
     assert len(got) == 5
     assert r.stats().stalls == 0
     close_all(r, conn)
+
+
+@pytest.mark.parametrize('began', [0, 1000])
+def test_a_handle_that_was_parked_before_is_parked_again_after_10_turns(sockets, began):
+    kernel = FakeKernel()
+    kernel.time = began
+    with Reactor(kernel=kernel) as r:
+        conn = r.adopt(sockets()[0])
+        for count, stalls in (50, 1), (9, 1), (1, 2):
+            for _ in range(count):
+                turns(r, 1)
+                r.watchers.no_progress(conn)
+            assert r.stats().stalls == stalls
+            if count == 50:
+                kernel.time += 1
+                turns(r, 2)  # it is watched again, and there is something to do
+        conn.abort()
+        turns(r, 1)
 
 
 def stall_of_others(r, count):
