@@ -539,6 +539,30 @@ def test_in_every_state_a_method_raises_only_what_its_docstring_names(kind, stat
 FROM_ANY_THREAD = {'call_soon_threadsafe', 'trigger', 'fileno', 'handles', 'stats', 'timeout', 'why_alive'}
 
 
+def result_in_thread(world: World, call: Callable[[], object]) -> object:
+    """What `call` returns or raises in another thread, while the loop runs."""
+    found: list[object] = []
+
+    def caught() -> None:
+        try:
+            found.append(call())
+        except Exception as exc:
+            found.append(exc)
+
+    def call_in_thread() -> None:
+        thread = threading.Thread(target=caught)
+        thread.start()
+        thread.join()
+
+    world.r.call_soon(call_in_thread)
+    world.turns()
+    return found[0]
+
+
+def refused(result: object) -> bool:
+    return isinstance(result, errors.ReactorError) and 'thread' in str(result)
+
+
 @pytest.mark.parametrize(
     ('kind', 'method'),
     [
@@ -550,22 +574,21 @@ FROM_ANY_THREAD = {'call_soon_threadsafe', 'trigger', 'fileno', 'handles', 'stat
     ids=lambda value: getattr(value, '__name__', value),
 )
 def test_with_debug_each_call_from_another_thread_is_refused_but_those_that_are_made_for_it(kind, method, tmp_path):
-    found: list[Any] = []
-
-    def call() -> None:
-        try:
-            found.append(getattr(target, method)(**arguments))
-        except Exception as exc:
-            found.append(exc)
-
-    def call_in_thread() -> None:
-        thread = threading.Thread(target=call)
-        thread.start()
-        thread.join()
-
     with World(tmp_path, debug=True) as world:
         target, arguments = OBJECTS[kind](world), arguments_of(kind, method, world)
-        world.r.call_soon(call_in_thread)
-        world.turns()
-    refused = isinstance(found[0], errors.ReactorError) and 'thread' in str(found[0])
-    assert refused != (method in FROM_ANY_THREAD), found
+        result = result_in_thread(world, lambda: getattr(target, method)(**arguments))
+    assert refused(result) != (method in FROM_ANY_THREAD), result
+
+
+@pytest.mark.parametrize(
+    ('kind', 'name'),
+    [(kind, name) for kind in OBJECTS for name in properties_of(kind) if getattr(kind, name).fset is not None],
+    ids=lambda value: getattr(value, '__name__', value),
+)
+def test_with_debug_each_attribute_that_does_something_when_it_is_set_is_refused_in_another_thread(
+    kind, name, tmp_path
+):
+    with World(tmp_path, debug=True) as world:
+        target = OBJECTS[kind](world)
+        result = result_in_thread(world, lambda: setattr(target, name, getattr(target, name)))
+    assert refused(result), result

@@ -250,11 +250,16 @@ class Listener(Handle):
 
     @property
     def max_connections(self) -> int | None:
-        """How many connections may be open at once, None for any number; others wait in the kernel's backlog."""
+        """How many connections may be open at once, None for any number; others wait in the kernel's backlog.
+
+        Setting it raises TypeError and ValueError for another value, and `ReactorError` in another thread than the
+        loop's.
+        """
         return self._max_connections
 
     @max_connections.setter
     def max_connections(self, limit: int | None) -> None:
+        self.loop.watchers.check_thread()
         check_max_connections(limit)
         self._max_connections = limit
         self._update()
