@@ -432,6 +432,15 @@ def test_a_handler_tells_what_it_waits_for(r):
     assert 'closed' in repr(handler)
 
 
+def test_a_handler_that_c_code_had_installed_cannot_be_put_back_and_the_default_is(monkeypatch):
+    with Reactor() as r:
+        with monkeypatch.context() as patched:
+            patched.setattr(r._kernel, 'getsignal', lambda signum: None, raising=False)
+            r.add_signal_handler(SIGUSR1, int)
+        r.clear_signal_handlers()
+        assert signal.getsignal(SIGUSR1) is signal.SIG_DFL
+
+
 # -- the wakeup descriptor of others
 
 
