@@ -40,6 +40,7 @@ from reactor import (
     WriteBufferFull,
 )
 from reactor.kernel import ABSTRACT_PATHS, AF_UNIX
+from reactor.loop.timers import TimerHeap
 from reactor.net.connector import Attempt, Connector
 
 NEVER = float('inf')
@@ -1755,6 +1756,17 @@ def test_a_connection_that_cannot_be_watched_is_never_told_connected_and_has_no_
 
 
 # -- no memory or stack
+
+
+@pytest.mark.parametrize('kind', [MemoryError, RecursionError])
+def test_a_time_limit_for_which_there_is_no_memory_or_stack_ends_the_connection(r, monkeypatch, kind):
+    log = Log()
+    run_short(monkeypatch, TimerHeap, 'unreferenced_later', kind=kind)
+    conn = r.connect_tcp('127.0.0.1', 9, timeout=5, **log.callbacks('on_connect', 'on_close'))
+    assert conn.closed and log == []
+    turns(r, 2)
+    assert log.names() == ['close'] and type(log[0][1]) is kind
+    assert r.handles() == []
 
 
 @pytest.mark.parametrize('ended', [False, True])

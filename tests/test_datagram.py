@@ -9,6 +9,7 @@ import random
 import selectors
 import socket
 import struct
+import sys
 import threading
 import weakref
 from socket import AF_INET, AF_INET6, SOCK_DGRAM
@@ -1279,6 +1280,18 @@ def test_an_on_close_for_whose_call_there_is_no_memory_is_called_later(r, log):
     turns(r, 2)
     assert log == [('close', None)]
     assert sock.data is sock.on_close is None
+
+
+@needs_unix
+@pytest.mark.skipif(sys.platform != 'linux', reason='only Linux has Unix datagrams of this length')
+def test_a_long_datagram_of_a_unix_socket_arrives_whole(r, sockets, log):
+    ours, theirs = unix_pair(sockets)
+    sock = r.bind_udp(None, 0, sock=ours, **log.all())
+    theirs.send(bytes(100_000))
+    theirs.send(b'next')
+    run_until(r, lambda: len(log) == 2)
+    assert log.datagrams() == [bytes(100_000), b'next']
+    end(r, sock)
 
 
 @needs_unix

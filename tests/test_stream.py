@@ -1461,6 +1461,35 @@ def test_a_send_that_finds_no_memory_is_reported_by_on_close(scripted):
     assert sock.sent == b''
 
 
+@pytest.mark.parametrize('data', [b'x' * 9, bytearray(9)], ids=['bytes', 'bytearray'])
+def test_a_send_after_which_there_is_no_memory_to_wait_is_reported_by_on_close(scripted, monkeypatch, data):
+    r, make = scripted
+    log = Log()
+    conn, sock = make(on_close=log.on_close)
+    sock.outcomes = deque([4])
+    run_short(monkeypatch, Watchers, 'set_events')
+    assert conn.write(data, log.on_written) is False
+    assert conn.write(b'y') is False
+    turns(r, 2)
+    assert log.names() == ['close'] and type(log[0][1]) is MemoryError
+    assert len(sock.sent) == 4
+
+
+def test_an_aborted_connection_refuses_writes_and_another_that_failed_drops_them(scripted):
+    r, make = scripted
+    log = Log()
+    aborted, _ = make()
+    failed, _ = make(on_close=log.on_close)
+    aborted.abort()
+    error = ValueError('why')
+    failed.reset(error)
+    with pytest.raises(ConnectionClosed):
+        aborted.write(b'x')
+    assert failed.write(b'x') is False  # it was not told yet
+    turns(r, 2)
+    assert log == [('close', error)]
+
+
 def test_a_time_limit_that_a_close_found_no_memory_to_end_does_nothing(kernel, fake, sockets, monkeypatch):
     log = Log()
     conn, _ = pair(fake, sockets, on_close=log.on_close, idle_timeout=5, linger=60)
