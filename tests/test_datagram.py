@@ -1295,6 +1295,21 @@ def test_a_long_datagram_of_a_unix_socket_arrives_whole(r, sockets, log):
 
 
 @needs_unix
+@pytest.mark.skipif(sys.platform != 'linux', reason='only Linux has Unix datagrams of this length')
+@pytest.mark.parametrize(('size', 'at_once'), [(65536, 2), (65537, 1)])
+def test_behind_a_datagram_longer_than_64_kib_the_others_wait_for_the_next_turn(r, sockets, log, size, at_once):
+    ours, theirs = unix_pair(sockets)
+    sock = r.bind_udp(None, 0, sock=ours, **log.all())
+    theirs.send(bytes(size))
+    theirs.send(b'next')
+    turns(r, 1)
+    assert len(log) == at_once
+    turns(r, 1)
+    assert len(log) == 2
+    end(r, sock)
+
+
+@needs_unix
 def test_where_the_length_of_a_datagram_cannot_be_asked_for_it_is_received_all_the_same(r, log, monkeypatch):
     monkeypatch.setattr(datagram, 'PEEK', 0)
     ours, theirs = socket.socketpair(AF_UNIX, SOCK_DGRAM)

@@ -631,6 +631,14 @@ def test_a_keepalive_time_that_a_platform_cannot_set_is_left_out(monkeypatch):
         assert [sock.getsockopt(socket.IPPROTO_TCP, option) for option in others] == [7, 3]
 
 
+def test_keepalive_times_are_rounded_to_whole_seconds_of_at_least_one():
+    with socket.socket() as sock:
+        set_stream_options(sock, Options(keepalive=(1, 0.2, 1)))
+        assert [sock.getsockopt(socket.IPPROTO_TCP, option) for option in KEEPALIVE_OPTIONS if option >= 0] == [1, 1, 1]
+        set_stream_options(sock, Options(keepalive=1.6))
+        assert sock.getsockopt(socket.IPPROTO_TCP, KEEPALIVE_OPTIONS[0]) == 2
+
+
 def test_a_local_address_is_bound_to_where_the_port_cannot_be_chosen_at_the_connect(monkeypatch):
     monkeypatch.setattr('reactor.net.sockets.IP_BIND_ADDRESS_NO_PORT', 9999)  # an option that nobody has
     with socket.socket() as sock:

@@ -1006,6 +1006,30 @@ def test_all_records_that_came_before_a_failed_write_are_delivered(r, local):
     assert [(name, type(exc)) for name, exc in log] == [('close', BrokenPipeError)]
 
 
+def test_records_that_came_before_a_failed_write_are_delivered_when_reading_is_resumed(r, local):
+    heard, log = [], Log()
+    ours, theirs = local(on_close=log.on_close)
+
+    def hear_once(conn, data):
+        heard.append(data)
+        conn.pause_reading()
+
+    ours.on_data = hear_once
+    for number in range(20):
+        theirs.write(b'%d,' % number)
+    theirs.pause_reading()
+    ours.write(b'never read')  # so the end is a reset
+    theirs.abort()
+    run_until(r, lambda: heard)
+    turns(r, 2)
+    assert ours.write(b'x') is False
+    ours.on_data = lambda conn, data: heard.append(data)
+    ours.resume_reading()
+    run_until(r, lambda: log)
+    assert b''.join(heard) == b''.join(b'%d,' % number for number in range(20))
+    assert [(name, type(exc)) for name, exc in log] == [('close', BrokenPipeError)]
+
+
 def test_a_write_behind_an_end_that_the_peer_did_not_take_is_the_writers_mistake(r, local):
     log = Log()
     ours, theirs = local(on_close=log.on_close)
