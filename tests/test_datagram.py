@@ -12,6 +12,7 @@ import struct
 import sys
 import threading
 import weakref
+from itertools import pairwise
 from socket import AF_INET, AF_INET6, SOCK_DGRAM
 from typing import Any
 
@@ -377,6 +378,35 @@ def test_closing_drops_what_waits_and_on_close_still_sees_how_much(r, sockets):
     assert seen == [(2, 103, None)]
     assert r.stats().datagrams_dropped == 2
     assert sock.queued == 0
+
+
+@needs_unix
+def test_a_full_receiver_is_tried_again_ever_later_up_to_a_quarter_of_a_second(
+    kernel, fake, sockets, tmp_path, caplog
+):
+    class Timed(socket.socket):
+        def sendto(self, *args: Any) -> int:
+            tries.append(kernel.time)
+            return super().sendto(*args)
+
+    tries: list[float] = []
+    ours, full = sockets.track(Timed(AF_UNIX, SOCK_DGRAM)), sockets.track(socket.socket(AF_UNIX, SOCK_DGRAM))
+    ours.setblocking(False)
+    full.bind(str(tmp_path / 'full'))
+    sock = fake.bind_udp(None, 0, sock=ours)
+    while not sock.queued:
+        sock.send(b'x', str(tmp_path / 'full'))
+    turns(fake, 1)
+    tries.clear()
+    tries.append(kernel.time)
+    run_until(fake, lambda: len(tries) == 4)
+    assert not caplog.records
+    run_until(fake, lambda: len(tries) == 8)
+    waited = [later - earlier for earlier, later in pairwise(tries)]
+    assert waited == pytest.approx([0.01, 0.02, 0.04, 0.08, 0.16, 0.25, 0.25], abs=0.002)
+    assert len(caplog.records) == 1 and '1 receivers are full' in caplog.text
+    assert fake.stats().stalls == 8  # the last try was in vain too
+    end(fake, sock)
 
 
 class Full(socket.socket):
