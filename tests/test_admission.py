@@ -140,6 +140,23 @@ def test_one_connection_more_than_may_be_open_is_refused(r, sockets, caplog):
     close_all(r, listener, *conns)
 
 
+@pytest.mark.parametrize(
+    ('limits', 'why'),
+    [
+        ({'per_address': 1}, 'it has 1 connections open'),
+        ({'connect_rate': (0.5, 1)}, 'it connects more often than 0.5 times a second'),
+    ],
+)
+def test_the_log_says_which_limit_a_client_was_beyond(r, sockets, caplog, limits, why):
+    caplog.set_level(logging.WARNING)
+    listener, conns = listen(r, limits=Limits(**limits))
+    for _ in range(2):
+        connect(sockets, listener)
+    run_until(r, lambda: caplog.records)
+    assert why in caplog.text
+    close_all(r, listener, *conns)
+
+
 def idle_socket(client):
     try:
         return client.recv(1) and False

@@ -17,7 +17,18 @@ from socket import AF_INET, AF_INET6, SOCK_DGRAM
 from typing import Any
 
 import pytest
-from support import FailingKernel, FakeKernel, Log, idle, in_thread, run_short, run_until, turns, uncallable
+from support import (
+    FailingKernel,
+    FakeKernel,
+    Log,
+    ManyAddresses,
+    idle,
+    in_thread,
+    run_short,
+    run_until,
+    turns,
+    uncallable,
+)
 from test_shape import frames_since
 from test_sockets import needs_ipv6
 
@@ -381,9 +392,7 @@ def test_closing_drops_what_waits_and_on_close_still_sees_how_much(r, sockets):
 
 
 @needs_unix
-def test_a_full_receiver_is_tried_again_ever_later_up_to_a_quarter_of_a_second(
-    kernel, fake, sockets, tmp_path, caplog
-):
+def test_a_full_receiver_is_tried_again_ever_later_up_to_a_quarter_of_a_second(kernel, fake, sockets, tmp_path, caplog):
     class Timed(socket.socket):
         def sendto(self, *args: Any) -> int:
             tries.append(kernel.time)
@@ -597,6 +606,15 @@ def test_an_unconnected_socket_is_not_told_of_strangers_that_are_gone(r, udp, lo
 
 
 # -- names
+
+
+def test_a_name_of_which_no_address_can_be_reached_is_reported_with_the_error_of_the_first(log):
+    with Reactor(kernel=ManyAddresses(3)) as r:
+        r.connect_udp('many.test', 9, **log.all())
+        run_until(r, lambda: log)
+        ((name, exc),) = log
+        assert (name, exc.errno) == ('close', errno.ENETUNREACH)
+        assert exc.strerror == 'cannot connect to 10.0.0.0:9: Network is unreachable'
 
 
 def test_a_name_is_looked_up_in_a_thread_and_what_was_sent_meanwhile_follows(r, udp, log):

@@ -534,6 +534,18 @@ class CrowdedKernel(FakeKernel):
         return lambda fd: self.room
 
 
+def test_a_client_beyond_the_selectors_room_takes_nothing_from_what_keeps_the_loop_running(sockets):
+    kernel = CrowdedKernel()
+    with Reactor(kernel=kernel) as r:
+        listener = r.listen_tcp(HERE, 0, on_accept_error=lambda *args: None)
+        kernel.room = False
+        sockets.connect(listener.address)
+        run_until(r, lambda: r.stats().accepts_refused)
+        assert r.run_once(0) is True
+        listener.close()
+        assert r.run_once(0) is False
+
+
 def test_a_client_beyond_the_selectors_room_is_refused_and_the_rest_served(sockets):
     kernel, log, errors = CrowdedKernel(), Log(), []
     with Reactor(kernel=kernel) as r:

@@ -164,6 +164,7 @@ def test_what_a_header_says_is_known_when_it_is_connected(r, sockets, name):
     assert f'v{version} {command}' in repr(proxy)
     assert type(conn) is reactor.Stream
     assert (r.stats().proxy_headers, r.stats().proxy_errors) == (1, 0)
+    assert (r.stats().reads, r.stats().bytes_in) == (1, len(header))
     close_all(r, server, conn)
 
 

@@ -565,6 +565,20 @@ def test_one_that_is_broken_is_read_to_its_end(r, sockets):
     assert r.now < 1001
 
 
+@pytest.mark.parametrize(('deadline', 'seconds'), [(100, 3), (8, 2)])
+def test_it_looks_the_more_seldom_the_more_is_open_and_more_often_before_the_deadline(
+    r, sockets, monkeypatch, caplog, deadline, seconds
+):
+    monkeypatch.setattr('reactor.net.shutdown.LOOK_COST', 1.0)
+    server = Server(r)
+    connected(r, server, sockets, 2)
+    r.shutdown(deadline)  # it looks at two connections and a listener, which are idle for too short a time
+    assert r.run() is False
+    assert seconds <= r.now - 1000 < seconds + 2 * LOOK
+    assert [exc for _, exc in server.log] == [None] * 2
+    assert not caplog.records
+
+
 def test_while_it_waits_it_does_not_spin(r, sockets):
     server = Server(r, max_connections=2)
     busy, paused = connected(r, server, sockets, 2)
@@ -800,6 +814,17 @@ def test_a_second_call_behind_the_lame_duck_shortens_the_deadline(r, sockets):
     r.call_later(2, r.shutdown, 1, 1)
     assert r.run() is False
     assert r.now == pytest.approx(1003, abs=0.02)
+
+
+def test_a_second_call_leaves_idle_connections_the_time_to_ask(r, sockets):
+    server = Server(r)
+    (client,) = connected(r, server, sockets)
+    r.shutdown(30)
+    r.shutdown(20)
+    r.call_later(0.9 * GRACE, client.send, b'?')
+    r.call_later(1, server.answer)
+    assert r.run() is False
+    assert ended(client) == b'answer'
 
 
 @pytest.mark.parametrize('deadline', [-1, math.nan, math.inf])
