@@ -39,7 +39,7 @@ from reactor import (
     WriteTimeout,
 )
 from reactor.kernel import Kernel
-from reactor.net.session import Session
+from reactor.net.session import Session, record_end
 from reactor.net.tls import TLSStream
 from reactor.testing import SimKernel
 
@@ -1491,6 +1491,16 @@ def test_a_callback_in_a_handshake_leaves_the_rest_of_that_handshake_where_it_is
     run_until(r, lambda: log)
     assert log.names() == ['close'] and 'INTERNAL_ERROR' in str(log[0][1])
     end(r, plain, ours, theirs)
+
+
+@pytest.mark.parametrize(('size', 'whole'), [(0, False), (1, True), (16384, True), (16385, False)])
+def test_what_fits_into_one_record_is_encrypted_as_one(r, local, size, whole):
+    ours, theirs = local()
+    record = ours.tls.encrypt_record(bytes(size))
+    assert bool(record) is whole
+    if whole:
+        assert record_end(record, 0) == len(record)
+    end(r, ours, theirs)
 
 
 def test_what_a_failed_call_has_left_behind_is_sent_to_nobody_else(r, tls):
