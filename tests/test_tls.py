@@ -1042,6 +1042,20 @@ def test_a_write_behind_an_end_that_the_peer_did_not_take_is_the_writers_mistake
     assert [(name, type(exc)) for name, exc in log] == [('close', TLSError)]  # it was cut short, as reading tells
 
 
+def test_a_peer_that_does_not_take_our_end_is_still_read(r, local):
+    log = Log()
+    ours, theirs = local(**log.callbacks('on_data', 'on_close'))
+    theirs.pause_reading()
+    theirs.sock.shutdown(socket.SHUT_RD)
+    ours.write_eof()
+    turns(r, 3)
+    assert log == []
+    theirs.write(b'still said')
+    run_until(r, lambda: log)
+    assert log == [('data', b'still said')]
+    end(r, ours, theirs)
+
+
 def test_a_write_behind_an_end_that_waits_for_a_failed_handshake_is_the_writers_mistake(r, sockets, certificates):  # noqa: F811
     log = Log()
     a, b = sockets()
@@ -1517,6 +1531,21 @@ def test_what_a_failed_call_has_left_behind_is_sent_to_nobody_else(r, tls):
     turns(r, 3)
     assert heard == [b'hello'] and ends == [] and not ours.closed
     end(r, ours, theirs, another)
+
+
+def test_what_a_failed_call_has_left_behind_is_dropped_also_in_the_middle_of_a_handshake(
+    r, sockets, local, certificates
+):  # noqa: F811
+    ours, theirs = local()
+    a, b = sockets()
+    beginning = r.adopt(a)
+    beginning.start_tls(certificates.client(), server_hostname='localhost')
+    run_until(r, lambda: select.select([b], [], [], 0)[0])  # its first step is done, and it waits for the next one
+    buffers = ours.tls.buffers
+    buffers.outgoing.write(b'left behind')
+    ours.writelines([b'hello'])
+    assert not buffers.outgoing.pending
+    end(r, ours, theirs, beginning)
 
 
 def test_a_write_that_openssl_refuses_ends_that_connection(r, tls):
