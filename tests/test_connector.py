@@ -1794,6 +1794,21 @@ def test_a_time_limit_for_which_there_is_no_memory_or_stack_ends_the_connection(
     assert r.handles() == []
 
 
+def test_an_attempt_that_there_is_no_memory_to_remember_is_closed(w, world, monkeypatch):
+    log, begin = Log(), Attempt.begin
+
+    def begin_before_memory_runs_out(attempt: Attempt) -> int:
+        error = begin(attempt)
+        run_short(monkeypatch, Attempt, '__hash__')
+        return error
+
+    monkeypatch.setattr(Attempt, 'begin', begin_before_memory_runs_out)
+    w.connect_tcp('10.0.0.1', 80, **log.callbacks('on_connect', 'on_close'))
+    run_until(w, lambda: log)
+    assert log.names() == ['close'] and type(log[0][1]) is MemoryError
+    assert w.handles() == [] and world.sockets() == []
+
+
 @pytest.mark.parametrize('ended', [False, True])
 def test_an_attempt_that_finds_no_memory_ends_its_connection_unless_that_has_ended(r, sockets, monkeypatch, ended):
     log = Log()
