@@ -785,6 +785,17 @@ def test_over_ipv6_a_datagram_may_be_twenty_bytes_longer(r, log):
     end(r, one, other)
 
 
+@needs_ipv6
+def test_a_socket_for_both_families_sends_the_longest_that_each_of_them_has(r, log):
+    both, six = r.bind_udp(None, 0), r.bind_udp('::1', 0, log.on_datagram)
+    with pytest.raises(ValueError, match='at most 65507 bytes'):
+        both.send(bytes(65508), (HERE, 9))
+    assert both.send(bytes(65508), six.address)
+    run_until(r, lambda: log)
+    assert len(log[0][1]) == 65508
+    end(r, both, six)
+
+
 # -- binding
 
 
