@@ -1533,9 +1533,7 @@ def test_what_a_failed_call_has_left_behind_is_sent_to_nobody_else(r, tls):
     end(r, ours, theirs, another)
 
 
-def test_what_a_failed_call_has_left_behind_is_dropped_also_in_the_middle_of_a_handshake(
-    r, sockets, local, certificates
-):  # noqa: F811
+def test_what_a_failed_call_has_left_behind_is_dropped_also_during_a_handshake(r, sockets, local, certificates):  # noqa: F811
     ours, theirs = local()
     a, b = sockets()
     beginning = r.adopt(a)
