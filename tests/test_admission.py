@@ -140,6 +140,23 @@ def test_one_connection_more_than_may_be_open_is_refused(r, sockets, caplog):
     close_all(r, listener, *conns)
 
 
+@pytest.mark.parametrize(
+    ('limits', 'why'),
+    [
+        ({'per_address': 1}, 'it has 1 connections open'),
+        ({'connect_rate': (0.5, 1)}, 'it connects more often than 0.5 times a second'),
+    ],
+)
+def test_the_log_says_which_limit_a_client_was_beyond(r, sockets, caplog, limits, why):
+    caplog.set_level(logging.WARNING)
+    listener, conns = listen(r, limits=Limits(**limits))
+    for _ in range(2):
+        connect(sockets, listener)
+    run_until(r, lambda: caplog.records)
+    assert why in caplog.text
+    close_all(r, listener, *conns)
+
+
 def idle_socket(client):
     try:
         return client.recv(1) and False
@@ -555,6 +572,19 @@ def test_who_is_not_read_is_not_slow(pace):
 
 
 @counted
+def test_who_is_not_read_is_not_slow_while_bytes_wait_for_him_either(pace):
+    paused = pace()
+    paused.conn.pause_reading()
+    paused.conn.write(b'x' * 16_000_000)
+    for _ in range(4):
+        paused.second()
+    assert paused.client.recv(1 << 20)  # as much as earns him hours
+    paused.second()
+    assert paused.conn.buffered
+    assert paused.seconds_until_slow(lambda: paused.client.send(b'x')) is None
+
+
+@counted
 def test_a_client_who_takes_nothing_is_ended_after_the_grace(pace):
     slow = pace()
     slow.client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
@@ -663,6 +693,10 @@ def test_where_nobody_counts_a_minimum_rate_is_refused(r, tmp_path, monkeypatch)
 
 
 # -- arguments
+
+
+def test_fifty_thousand_addresses_are_remembered_unless_you_say_otherwise():
+    assert Limits().max_addresses == 50_000
 
 
 @pytest.mark.parametrize(

@@ -40,6 +40,7 @@ from reactor import (
     WriteBufferFull,
 )
 from reactor.kernel import ABSTRACT_PATHS, AF_UNIX
+from reactor.loop.timers import TimerHeap
 from reactor.net.connector import Attempt, Connector
 
 NEVER = float('inf')
@@ -1754,7 +1755,58 @@ def test_a_connection_that_cannot_be_watched_is_never_told_connected_and_has_no_
     assert not kernel.files
 
 
+def test_of_many_addresses_that_fail_at_once_64_are_tried_in_a_turn(w, world):
+    log = Log()
+    world.names['many.test'] = [f'10.0.0.{number}' for number in range(100)]
+    world.answers = dict.fromkeys(world.names['many.test'], errno.ENETUNREACH)
+    w.connect_tcp('many.test', 80, on_close=log.on_close)
+    run_until(w, lambda: world.tried)
+    assert len(world.tried) == 64
+    turns(w, 1)
+    assert len(world.tried) == 100
+    run_until(w, lambda: log)
+    assert log.names() == ['close'] and log[0][1].errno == errno.ENETUNREACH
+
+
 # -- no memory or stack
+
+
+@pytest.mark.parametrize('kind', [MemoryError, RecursionError])
+def test_a_look_up_after_which_there_is_no_memory_or_stack_ends_the_connection(w, world, monkeypatch, kind):
+    log = Log()
+    world.names['four.test'] = FOUR
+    run_short(monkeypatch, Connector, 'try_addresses', kind=kind)
+    w.connect_tcp('four.test', 80, **log.callbacks('on_connect', 'on_close'))
+    run_until(w, lambda: log)
+    assert log.names() == ['close'] and type(log[0][1]) is kind
+    turns(w, 1)
+    assert w.handles() == []
+
+
+@pytest.mark.parametrize('kind', [MemoryError, RecursionError])
+def test_a_time_limit_for_which_there_is_no_memory_or_stack_ends_the_connection(r, monkeypatch, kind):
+    log = Log()
+    run_short(monkeypatch, TimerHeap, 'unreferenced_later', kind=kind)
+    conn = r.connect_tcp('127.0.0.1', 9, timeout=5, **log.callbacks('on_connect', 'on_close'))
+    assert conn.closed and log == []
+    turns(r, 2)
+    assert log.names() == ['close'] and type(log[0][1]) is kind
+    assert r.handles() == []
+
+
+def test_an_attempt_that_there_is_no_memory_to_remember_is_closed(w, world, monkeypatch):
+    log, begin = Log(), Attempt.begin
+
+    def begin_before_memory_runs_out(attempt: Attempt) -> int:
+        error = begin(attempt)
+        run_short(monkeypatch, Attempt, '__hash__')
+        return error
+
+    monkeypatch.setattr(Attempt, 'begin', begin_before_memory_runs_out)
+    w.connect_tcp('10.0.0.1', 80, **log.callbacks('on_connect', 'on_close'))
+    run_until(w, lambda: log)
+    assert log.names() == ['close'] and type(log[0][1]) is MemoryError
+    assert w.handles() == [] and world.sockets() == []
 
 
 @pytest.mark.parametrize('ended', [False, True])

@@ -9,13 +9,26 @@ import random
 import selectors
 import socket
 import struct
+import sys
 import threading
 import weakref
+from itertools import pairwise
 from socket import AF_INET, AF_INET6, SOCK_DGRAM
 from typing import Any
 
 import pytest
-from support import FailingKernel, FakeKernel, Log, idle, in_thread, run_short, run_until, turns, uncallable
+from support import (
+    FailingKernel,
+    FakeKernel,
+    Log,
+    ManyAddresses,
+    idle,
+    in_thread,
+    run_short,
+    run_until,
+    turns,
+    uncallable,
+)
 from test_shape import frames_since
 from test_sockets import needs_ipv6
 
@@ -378,6 +391,33 @@ def test_closing_drops_what_waits_and_on_close_still_sees_how_much(r, sockets):
     assert sock.queued == 0
 
 
+@needs_unix
+def test_a_full_receiver_is_tried_again_ever_later_up_to_a_quarter_of_a_second(kernel, fake, sockets, tmp_path, caplog):
+    class Timed(socket.socket):
+        def sendto(self, *args: Any) -> int:
+            tries.append(kernel.time)
+            return super().sendto(*args)
+
+    tries: list[float] = []
+    ours, full = sockets.track(Timed(AF_UNIX, SOCK_DGRAM)), sockets.track(socket.socket(AF_UNIX, SOCK_DGRAM))
+    ours.setblocking(False)
+    full.bind(str(tmp_path / 'full'))
+    sock = fake.bind_udp(None, 0, sock=ours)
+    while not sock.queued:
+        sock.send(b'x', str(tmp_path / 'full'))
+    turns(fake, 1)
+    tries.clear()
+    tries.append(kernel.time)
+    run_until(fake, lambda: len(tries) == 4)
+    assert not caplog.records
+    run_until(fake, lambda: len(tries) == 8)
+    waited = [later - earlier for earlier, later in pairwise(tries)]
+    assert waited == pytest.approx([0.01, 0.02, 0.04, 0.08, 0.16, 0.25, 0.25], abs=0.002)
+    assert len(caplog.records) == 1 and '1 receivers are full' in caplog.text
+    assert fake.stats().stalls == 8  # the last try was in vain too
+    end(fake, sock)
+
+
 class Full(socket.socket):
     """A socket whose system has no buffers left, and says at once that it is writable (BSD)."""
 
@@ -568,6 +608,15 @@ def test_an_unconnected_socket_is_not_told_of_strangers_that_are_gone(r, udp, lo
 # -- names
 
 
+def test_a_name_of_which_no_address_can_be_reached_is_reported_with_the_error_of_the_first(log):
+    with Reactor(kernel=ManyAddresses(3)) as r:
+        r.connect_udp('many.test', 9, **log.all())
+        run_until(r, lambda: log)
+        ((name, exc),) = log
+        assert (name, exc.errno) == ('close', errno.ENETUNREACH)
+        assert exc.strerror == 'cannot connect to 10.0.0.0:9: Network is unreachable'
+
+
 def test_a_name_is_looked_up_in_a_thread_and_what_was_sent_meanwhile_follows(r, udp, log):
     peer = udp()
     sock = r.connect_udp('localhost', peer.getsockname()[1], family=AF_INET, **log.all())
@@ -734,6 +783,17 @@ def test_over_ipv6_a_datagram_may_be_twenty_bytes_longer(r, log):
     run_until(r, lambda: log)
     assert len(log[0][1]) == LONGEST_IPV6
     end(r, one, other)
+
+
+@needs_ipv6
+def test_a_socket_for_both_families_sends_the_longest_that_each_of_them_has(r, log):
+    both, six = r.bind_udp(None, 0), r.bind_udp('::1', 0, log.on_datagram)
+    with pytest.raises(ValueError, match='at most 65507 bytes'):
+        both.send(bytes(65508), (HERE, 9))
+    assert both.send(bytes(65508), six.address)
+    run_until(r, lambda: log)
+    assert len(log[0][1]) == 65508
+    end(r, both, six)
 
 
 # -- binding
@@ -1279,6 +1339,33 @@ def test_an_on_close_for_whose_call_there_is_no_memory_is_called_later(r, log):
     turns(r, 2)
     assert log == [('close', None)]
     assert sock.data is sock.on_close is None
+
+
+@needs_unix
+@pytest.mark.skipif(sys.platform != 'linux', reason='only Linux has Unix datagrams of this length')
+def test_a_long_datagram_of_a_unix_socket_arrives_whole(r, sockets, log):
+    ours, theirs = unix_pair(sockets)
+    sock = r.bind_udp(None, 0, sock=ours, **log.all())
+    theirs.send(bytes(100_000))
+    theirs.send(b'next')
+    run_until(r, lambda: len(log) == 2)
+    assert log.datagrams() == [bytes(100_000), b'next']
+    end(r, sock)
+
+
+@needs_unix
+@pytest.mark.skipif(sys.platform != 'linux', reason='only Linux has Unix datagrams of this length')
+@pytest.mark.parametrize(('size', 'at_once'), [(65536, 2), (65537, 1)])
+def test_behind_a_datagram_longer_than_64_kib_the_others_wait_for_the_next_turn(r, sockets, log, size, at_once):
+    ours, theirs = unix_pair(sockets)
+    sock = r.bind_udp(None, 0, sock=ours, **log.all())
+    theirs.send(bytes(size))
+    theirs.send(b'next')
+    turns(r, 1)
+    assert len(log) == at_once
+    turns(r, 1)
+    assert len(log) == 2
+    end(r, sock)
 
 
 @needs_unix

@@ -11,6 +11,7 @@ import ssl
 import tempfile
 import threading
 import weakref
+from inspect import signature
 from typing import Any
 
 import pytest
@@ -19,6 +20,8 @@ from support import SELECTORS, FakeKernel, Log, end, in_thread, reset, run_until
 import reactor
 from reactor import HandleClosed, IdleTimeout, Reactor, ReactorError, Stats, Stream
 from reactor.kernel import ABSTRACT_PATHS, AF_UNIX, Kernel
+from reactor.net.checked import CheckedStream, CheckedTLSStream
+from reactor.net.tls import TLSStream
 
 needs_unix = pytest.mark.skipif(AF_UNIX < 0, reason='this platform has no Unix sockets')
 
@@ -626,6 +629,25 @@ def test_a_cold_call_from_another_thread_always_raises(name, debug):
 def test_with_debug_a_hot_call_from_another_thread_raises_too(name):
     exc = from_another_thread(HOT_CALLS[name], debug=True)
     assert isinstance(exc, ReactorError) and 'thread' in str(exc)
+
+
+CALLS_OF_A_STREAM = 'write writelines send_file write_eof pause_reading resume_reading set_timeouts close abort'.split()
+
+
+@pytest.mark.parametrize('kind', [TLSStream, CheckedStream, CheckedTLSStream])
+@pytest.mark.parametrize('name', CALLS_OF_A_STREAM)
+def test_over_tls_and_with_debug_a_call_takes_the_same_arguments(name, kind):
+    def parameters(owner: Any) -> list[Any]:
+        return [(one.name, one.kind, one.default) for one in signature(getattr(owner, name)).parameters.values()]
+
+    assert parameters(kind) == parameters(Stream)
+
+
+def test_time_limits_are_given_by_name(r, sockets):
+    conn = r.adopt(sockets()[0])
+    with pytest.raises(TypeError, match='positional'):
+        conn.set_timeouts(1, 2, 3)
+    end(r, conn)
 
 
 def test_with_debug_everything_works_in_the_loops_own_thread():

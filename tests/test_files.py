@@ -483,8 +483,10 @@ def test_a_disk_that_fails_resets_the_connection(sockets, made):
         conn, theirs = pair(r, sockets, tcp=True, **log.callbacks('on_close'))
         conn.send_file(made(8 << 20))
         run_until(r, lambda: read_now_or_lost(theirs) or log)
+        missing = (8 << 20) - r.stats().bytes_out
     exc = log[0][1]
     assert isinstance(exc, SendFileError) and 'cannot be read' in str(exc) and exc.__context__ is None
+    assert f'the last {missing} of {8 << 20} bytes are missing' in str(exc)
 
 
 def read_now_or_lost(sock):

@@ -316,6 +316,21 @@ def test_a_limit_that_is_no_number_of_connections_is_refused_at_the_call(r, limi
     assert r.handles() == []
 
 
+def test_clients_that_come_one_by_one_cost_at_most_every_other_an_accept_too_many(fake, sockets, flaky):
+    listener = fake.listen_tcp(None, 0, sock=flaky)
+    for _ in range(10):
+        sockets.connect(listener.address)
+    run_until(fake, lambda: listener.open_connections == 10)
+    for count in range(11, 25):
+        if count == 15:
+            before = flaky.attempts  # the crowd is forgotten
+        sockets.connect(listener.address)
+        run_until(fake, lambda count=count: listener.open_connections == count)
+    assert flaky.attempts - before <= 15
+    listener.close()
+    end(fake, *fake.handles())
+
+
 # -- descriptors have run out
 
 
@@ -359,6 +374,21 @@ def test_when_descriptors_run_out_one_of_ours_that_closes_resumes_it_at_once(ker
     listener.close()
     end(fake, *conns)
     assert len(fake.timers) == 0
+
+
+@pytest.mark.parametrize('count', [0, 1, 2])
+def test_the_first_episode_is_reported_however_many_came_in_before(fake, sockets, flaky, count):
+    errors = []
+    listener = fake.listen_tcp(None, 0, sock=flaky, on_accept_error=lambda *args: errors.append(args))
+    for _ in range(count):
+        sockets.connect(listener.address)
+    run_until(fake, lambda: listener.open_connections == count)
+    flaky.failures = [errno.EMFILE]
+    sockets.connect(listener.address)
+    run_until(fake, lambda: listener.open_connections == count + 1)
+    assert len(errors) == 1
+    listener.close()
+    end(fake, *fake.handles())
 
 
 def test_each_episode_is_reported(kernel, fake, sockets, flaky):
@@ -502,6 +532,18 @@ class CrowdedKernel(FakeKernel):
 
     def room_of(self, selector):
         return lambda fd: self.room
+
+
+def test_a_client_beyond_the_selectors_room_takes_nothing_from_what_keeps_the_loop_running(sockets):
+    kernel = CrowdedKernel()
+    with Reactor(kernel=kernel) as r:
+        listener = r.listen_tcp(HERE, 0, on_accept_error=lambda *args: None)
+        kernel.room = False
+        sockets.connect(listener.address)
+        run_until(r, lambda: r.stats().accepts_refused)
+        assert r.run_once(0) is True
+        listener.close()
+        assert r.run_once(0) is False
 
 
 def test_a_client_beyond_the_selectors_room_is_refused_and_the_rest_served(sockets):

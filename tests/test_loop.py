@@ -1468,6 +1468,8 @@ def test_why_alive_tells_the_age_of_a_timer_and_how_long_it_waits(fake, kernel):
 
 
 def test_why_alive_tells_the_age_of_a_handle_and_what_it_waits_for(fake, kernel, sockets):
+    kernel.time += 100
+    turns(fake, 1)
     conn = fake.adopt(sockets()[0], fail)
     kernel.time += 4
     assert fake.why_alive() == [f'{conn!r}: since 4 s, waits for bytes to read']

@@ -51,8 +51,13 @@ def test_what_is_no_group_is_refused(group):
         membership(Kernel(), group, None)
 
 
+def test_an_index_of_an_interface_has_31_bits():
+    assert membership(Kernel(), V6, 0x7FFFFFFF)[3] == inet_pton(AF_INET6, V6) + number(0x7FFFFFFF)
+
+
 @pytest.mark.parametrize(
-    ('interface', 'error'), [('nosuch0', OSError), (-1, ValueError), (1.5, TypeError), (True, TypeError)]
+    ('interface', 'error'),
+    [('nosuch0', OSError), (-1, ValueError), (1 << 31, ValueError), (1.5, TypeError), (True, TypeError)],
 )
 def test_what_is_no_interface_is_refused(interface, error):
     for group in V4, V6:

@@ -22,12 +22,13 @@ from reactor import ProxyError, ProxyTimeout, Reactor
 from reactor.kernel import Kernel
 from reactor.loop.timers import Timer, TimerHeap
 from reactor.net.networks import Networks
-from reactor.net.proxy_header import LONGEST_V1, LONGEST_V2, SIGNATURE, crc32c, header_size, parse_header
+from reactor.net.proxy_header import LONGEST_V1, SIGNATURE, crc32c, header_size, parse_header
 from reactor.testing import SimKernel
 
 HERE = '127.0.0.1'
 HOME = ['127.0.0.0/8', '::1/128']
 KERNEL = Kernel()
+LONGEST_V2 = 4096  # bytes of a header
 
 
 def tlv(kind, value):
@@ -112,7 +113,7 @@ BAD = {
     'v2 with a TLV that is longer than the rest': v2(1, 0x11, ends4() + b'\x04\0\x02a'),
     'v2 with a wrong checksum': v2(1, 0x11, ends4() + tlv(3, b'\1\2\3\4')),
     'v2 with a checksum of two bytes': v2(1, 0x11, ends4() + tlv(3, b'\1\2')),
-    'v2 too long': v2(1, 0x11, bytes(LONGEST_V2 - 16 + 1)),
+    'v2 too long': v2(1, 0x11, ends4() + tlv(0xE1, bytes(LONGEST_V2 - 16 - 12 - 3 + 1))),
 }
 
 
@@ -163,6 +164,7 @@ def test_what_a_header_says_is_known_when_it_is_connected(r, sockets, name):
     assert f'v{version} {command}' in repr(proxy)
     assert type(conn) is reactor.Stream
     assert (r.stats().proxy_headers, r.stats().proxy_errors) == (1, 0)
+    assert (r.stats().reads, r.stats().bytes_in) == (1, len(header))
     close_all(r, server, conn)
 
 
@@ -333,6 +335,17 @@ def test_a_header_that_is_not_there_in_time_ends_the_connection(kernel, fake, so
     assert isinstance(log[0][1], TimeoutError)
     assert 3 <= kernel.time - began < 3.1
     assert fake.stats().proxy_errors == 1
+    server.close()
+
+
+def test_a_proxy_has_ten_seconds_for_its_header_unless_you_say_otherwise(kernel, fake, sockets):
+    log = Log()
+    server, _ = listen(fake, log)
+    began = kernel.time
+    sockets.connect(server.address)
+    run_until(fake, lambda: log)
+    assert type(log[0][1]) is ProxyTimeout
+    assert 10 <= kernel.time - began < 10.1
     server.close()
 
 

@@ -7,6 +7,7 @@ import math
 import os
 import socket
 import sys
+from socket import AF_INET
 from typing import Any
 
 import pytest
@@ -16,12 +17,13 @@ from support import SELECTORS, FakeKernel, FakeSelector, Log, drain, end, in_thr
 from test_programs import RealWorld
 
 from reactor import READ, HandleClosed, Reactor, ReactorError, ShutdownTimeout
-from reactor.kernel import TCP_DEFER_ACCEPT, Kernel
+from reactor.kernel import AF_UNIX, TCP_DEFER_ACCEPT, Kernel
 from reactor.net.listener import ACCEPTS_PER_TURN
-from reactor.net.shutdown import FAREWELL, GRACE, HANDSHAKE, LOOK
+from reactor.net.shutdown import GRACE, HANDSHAKE, LOOK
 from reactor.testing.programs.service import shutdown
 
 HERE = '127.0.0.1'
+needs_unix = pytest.mark.skipif(AF_UNIX < 0, reason='this platform has no Unix sockets')
 LARGE = b'x' * 8_000_000  # more than the system's buffers hold
 
 
@@ -42,10 +44,13 @@ def r(request: Any):
 class Server:
     """A listener whose connections are busy from their first byte on, until `answer`."""
 
-    def __init__(self, r: Reactor, **keywords: Any) -> None:
+    def __init__(self, r: Reactor, path: str | None = None, **keywords: Any) -> None:
         self.log, self.conns = Log(), []
         callbacks = {'on_connect': self.conns.append, 'on_close': self.log.on_close, **keywords}
-        self.listener = r.listen_tcp(HERE, 0, self.on_data, **callbacks)
+        if path is None:
+            self.listener = r.listen_tcp(HERE, 0, self.on_data, **callbacks)
+        else:
+            self.listener = r.listen_unix(path, self.on_data, **callbacks)
 
     def on_data(self, conn, data):
         self.log.on_data(conn, data)
@@ -252,13 +257,17 @@ def test_who_was_accepted_last_has_the_time_to_ask(r, sockets):
 
 
 @pytest.mark.parametrize('can_drop', [True, False])
-def test_who_comes_in_between_the_last_look_and_the_end_is_served(r, sockets, can_drop):
-    server = Server(r)
+@pytest.mark.parametrize('path', [None, pytest.param('s', marks=needs_unix)])
+def test_who_comes_in_between_the_last_look_and_the_end_is_served(r, sockets, tmp_path, monkeypatch, can_drop, path):
+    monkeypatch.chdir(tmp_path)
+    server = Server(r, path)
     clients = []
 
     def somebody_comes(sock):
         if not clients:
-            clients.append(sockets.connect(server.listener.address))
+            clients.append(sockets.track(socket.socket(AF_INET if path is None else AF_UNIX)))
+            clients[0].connect(server.listener.address)
+            clients[0].setblocking(False)
             clients[0].send(b'?')
         return can_drop
 
@@ -346,6 +355,7 @@ def test_an_inherited_listener_is_left_as_it_is(r, sockets):
     r.listen_tcp(None, 0, sock=ours, defer_accept=True)
     r.shutdown(10)
     assert r.run() is False
+    assert r.now < 1000 + 2 * LOOK
     client = sockets.connect(theirs.getsockname())
     client.send(b'?')
     theirs.settimeout(10)
@@ -555,6 +565,20 @@ def test_one_that_is_broken_is_read_to_its_end(r, sockets):
     assert r.now < 1001
 
 
+@pytest.mark.parametrize(('deadline', 'seconds'), [(100, 3), (8, 2)])
+def test_it_looks_the_more_seldom_the_more_is_open_and_more_often_before_the_deadline(
+    r, sockets, monkeypatch, caplog, deadline, seconds
+):
+    monkeypatch.setattr('reactor.net.shutdown.LOOK_COST', 1.0)
+    server = Server(r)
+    connected(r, server, sockets, 2)
+    r.shutdown(deadline)  # it looks at two connections and a listener, which are idle for too short a time
+    assert r.run() is False
+    assert seconds <= r.now - 1000 < seconds + 2 * LOOK
+    assert [exc for _, exc in server.log] == [None] * 2
+    assert not caplog.records
+
+
 def test_while_it_waits_it_does_not_spin(r, sockets):
     server = Server(r, max_connections=2)
     busy, paused = connected(r, server, sockets, 2)
@@ -660,7 +684,7 @@ def test_peers_have_a_second_to_end_their_side(r, sockets):
     for timer in reader, chatter:
         timer.unref()
     assert r.run() is False
-    assert FAREWELL <= r.now - 1000 < FAREWELL + 1
+    assert 1 <= r.now - 1000 < 2
     assert received == [LARGE] * 3
     assert [exc for _, exc in server.log] == [None] * 3
     r.timers.clear()
@@ -790,6 +814,17 @@ def test_a_second_call_behind_the_lame_duck_shortens_the_deadline(r, sockets):
     r.call_later(2, r.shutdown, 1, 1)
     assert r.run() is False
     assert r.now == pytest.approx(1003, abs=0.02)
+
+
+def test_a_second_call_leaves_idle_connections_the_time_to_ask(r, sockets):
+    server = Server(r)
+    (client,) = connected(r, server, sockets)
+    r.shutdown(30)
+    r.shutdown(20)
+    r.call_later(0.9 * GRACE, client.send, b'?')
+    r.call_later(1, server.answer)
+    assert r.run() is False
+    assert ended(client) == b'answer'
 
 
 @pytest.mark.parametrize('deadline', [-1, math.nan, math.inf])

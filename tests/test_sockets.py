@@ -631,6 +631,14 @@ def test_a_keepalive_time_that_a_platform_cannot_set_is_left_out(monkeypatch):
         assert [sock.getsockopt(socket.IPPROTO_TCP, option) for option in others] == [7, 3]
 
 
+def test_keepalive_times_are_rounded_to_whole_seconds_of_at_least_one():
+    with socket.socket() as sock:
+        set_stream_options(sock, Options(keepalive=(1, 0.2, 1)))
+        assert [sock.getsockopt(socket.IPPROTO_TCP, option) for option in KEEPALIVE_OPTIONS if option >= 0] == [1, 1, 1]
+        set_stream_options(sock, Options(keepalive=1.6))
+        assert sock.getsockopt(socket.IPPROTO_TCP, KEEPALIVE_OPTIONS[0]) == 2
+
+
 def test_a_local_address_is_bound_to_where_the_port_cannot_be_chosen_at_the_connect(monkeypatch):
     monkeypatch.setattr('reactor.net.sockets.IP_BIND_ADDRESS_NO_PORT', 9999)  # an option that nobody has
     with socket.socket() as sock:
@@ -638,16 +646,19 @@ def test_a_local_address_is_bound_to_where_the_port_cannot_be_chosen_at_the_conn
         assert sock.getsockname()[0] == HERE and sock.getsockname()[1]
 
 
+@pytest.mark.parametrize('given', [False, True])
 @pytest.mark.parametrize('reuse', [False, True])
-def test_a_local_port_is_taken_with_reuse_only_where_that_steals_from_nobody(monkeypatch, reuse):
+def test_a_local_port_is_taken_with_reuse_only_where_that_steals_from_nobody(monkeypatch, reuse, given):
     monkeypatch.setattr('reactor.kernel.Kernel.reuse_address', reuse)
+    monkeypatch.setattr('reactor.net.sockets.IP_BIND_ADDRESS_NO_PORT', -1)  # no port can be chosen at the connect
     with socket.socket() as free:
         free.bind((HERE, 0))
-        address = free.getsockname()
+        port = free.getsockname()[1]
     with socket.socket() as sock:
-        bind_local(Kernel(), sock, address)
+        bind_local(Kernel(), sock, (HERE, port if given else 0))
         assert bool(sock.getsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR)) is reuse
-        assert sock.getsockname() == address
+        host, taken = sock.getsockname()
+        assert host == HERE and (taken == port if given else taken)
 
 
 def test_a_path_that_cannot_be_had_says_what_helps_with_a_path(tmp_path):

@@ -14,6 +14,7 @@ import socket
 import sys
 import time
 import weakref
+from collections import deque
 
 import pytest
 from support import FakeKernel, Log, in_thread, run_until, turns, turns_in
@@ -346,6 +347,17 @@ def test_a_watch_that_reads_one_error_in_each_call_is_never_parked(r):
         run_until(r, lambda: len(got) == 3 * STALLED)
         assert r.stats().stalls == 0
         watch.close()
+
+
+def test_a_connection_that_sends_in_every_turn_is_never_parked_although_the_next_write_finds_no_room(scripted):
+    r, make = scripted
+    conn, sock = make()
+    sock.outcomes = deque([BlockingIOError(), 5] * 3 * STALLED)
+    conn.write(bytearray(5), write_again := lambda conn: conn.write(bytearray(5), write_again))
+    turns(r, 3 * STALLED)
+    assert len(sock.sent) == 5 * 3 * STALLED
+    assert r.stats().stalls == 0
+    close_all(r, conn)
 
 
 @linux

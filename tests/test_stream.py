@@ -1195,7 +1195,15 @@ def test_repr_tells_descriptor_state_addresses_and_what_waits(r, sockets):
     flood(conn)
     assert f'{conn.buffered} bytes' in repr(conn)
     end(r, conn)
-    assert 'CLOSED' in repr(conn)
+    assert 'CLOSED' in repr(conn) and 'fd=-1' in repr(conn)
+
+
+def test_without_a_socket_its_descriptor_is_minus_one(r, sockets):
+    waiting = r.connect_tcp('127.0.0.1', 9)
+    ended, _ = pair(r, sockets)
+    end(r, ended)
+    assert waiting.fileno() == ended.fileno() == -1
+    end(r, waiting)
 
 
 def test_data_is_the_users_and_begins_as_none(r, sockets):
@@ -1459,6 +1467,52 @@ def test_a_send_that_finds_no_memory_is_reported_by_on_close(scripted):
     turns(r, 2)
     assert log.names() == ['close'] and type(log[0][1]) is MemoryError
     assert sock.sent == b''
+
+
+@pytest.mark.parametrize('kind', [MemoryError, RecursionError])
+@pytest.mark.parametrize('data', [b'x' * 9, bytearray(9)], ids=['bytes', 'bytearray'])
+def test_a_send_after_which_there_is_no_memory_or_stack_to_wait_is_reported_by_on_close(
+    scripted, monkeypatch, data, kind
+):
+    r, make = scripted
+    log = Log()
+    conn, sock = make(on_close=log.on_close)
+    sock.outcomes = deque([4])
+    run_short(monkeypatch, Watchers, 'set_events', kind=kind)
+    assert conn.write(data, log.on_written) is False
+    assert conn.write(b'y') is False
+    turns(r, 2)
+    assert log.names() == ['close'] and type(log[0][1]) is kind
+    assert len(sock.sent) == 4
+
+
+def test_a_write_for_which_there_is_no_stack_raises_and_has_sent_nothing(scripted, monkeypatch):
+    r, make = scripted
+    log = Log()
+    conn, sock = make(on_close=log.on_close)
+    run_short(monkeypatch, Stream, 'handle_write', kind=RecursionError)
+    with pytest.raises(RecursionError):
+        conn.write(bytearray(b'lost'), log.on_written)
+    assert sock.sent == b'' and conn.buffered == 0
+    assert conn.write(bytearray(b'next'), log.on_written) is True
+    turns(r, 2)
+    assert log == [('written',)] and sock.sent == b'next'
+    end(r, conn)
+
+
+def test_an_aborted_connection_refuses_writes_and_another_that_failed_drops_them(scripted):
+    r, make = scripted
+    log = Log()
+    aborted, _ = make()
+    failed, _ = make(on_close=log.on_close)
+    aborted.abort()
+    error = ValueError('why')
+    failed.reset(error)
+    with pytest.raises(ConnectionClosed):
+        aborted.write(b'x')
+    assert failed.write(b'x') is False  # it was not told yet
+    turns(r, 2)
+    assert log == [('close', error)]
 
 
 def test_a_time_limit_that_a_close_found_no_memory_to_end_does_nothing(kernel, fake, sockets, monkeypatch):

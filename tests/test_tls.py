@@ -39,7 +39,7 @@ from reactor import (
     WriteTimeout,
 )
 from reactor.kernel import Kernel
-from reactor.net.session import Session
+from reactor.net.session import Session, record_end
 from reactor.net.tls import TLSStream
 from reactor.testing import SimKernel
 
@@ -151,7 +151,7 @@ def test_bytes_go_both_ways_and_both_sides_know_what_was_agreed(r, tls, version)
         assert conn.tls.alpn == 'http/1.1'
         assert conn.tls.cipher
     assert ('commonName', 'server') in theirs.tls.peer_certificate['subject'][0]
-    assert theirs.tls.peer_certificate_der
+    assert ssl.DER_cert_to_PEM_cert(theirs.tls.peer_certificate_der)
     assert ours.tls.peer_certificate is None
     end(r, ours, theirs)
 
@@ -1006,6 +1006,30 @@ def test_all_records_that_came_before_a_failed_write_are_delivered(r, local):
     assert [(name, type(exc)) for name, exc in log] == [('close', BrokenPipeError)]
 
 
+def test_records_that_came_before_a_failed_write_are_delivered_when_reading_is_resumed(r, local):
+    heard, log = [], Log()
+    ours, theirs = local(on_close=log.on_close)
+
+    def hear_once(conn, data):
+        heard.append(data)
+        conn.pause_reading()
+
+    ours.on_data = hear_once
+    for number in range(20):
+        theirs.write(b'%d,' % number)
+    theirs.pause_reading()
+    ours.write(b'never read')  # so the end is a reset
+    theirs.abort()
+    run_until(r, lambda: heard)
+    turns(r, 2)
+    assert ours.write(b'x') is False
+    ours.on_data = lambda conn, data: heard.append(data)
+    ours.resume_reading()
+    run_until(r, lambda: log)
+    assert b''.join(heard) == b''.join(b'%d,' % number for number in range(20))
+    assert [(name, type(exc)) for name, exc in log] == [('close', BrokenPipeError)]
+
+
 def test_a_write_behind_an_end_that_the_peer_did_not_take_is_the_writers_mistake(r, local):
     log = Log()
     ours, theirs = local(on_close=log.on_close)
@@ -1016,6 +1040,20 @@ def test_a_write_behind_an_end_that_the_peer_did_not_take_is_the_writers_mistake
     assert log == []
     turns(r, 3)
     assert [(name, type(exc)) for name, exc in log] == [('close', TLSError)]  # it was cut short, as reading tells
+
+
+def test_a_peer_that_does_not_take_our_end_is_still_read(r, local):
+    log = Log()
+    ours, theirs = local(**log.callbacks('on_data', 'on_close'))
+    theirs.pause_reading()
+    theirs.sock.shutdown(socket.SHUT_RD)
+    ours.write_eof()
+    turns(r, 3)
+    assert log == []
+    theirs.write(b'still said')
+    run_until(r, lambda: log)
+    assert log == [('data', b'still said')]
+    end(r, ours, theirs)
 
 
 def test_a_write_behind_an_end_that_waits_for_a_failed_handshake_is_the_writers_mistake(r, sockets, certificates):  # noqa: F811
@@ -1409,7 +1447,7 @@ def test_a_handshake_in_records_of_one_byte_is_worked_off_in_steps(r, sockets, c
     end(r, ours)
 
 
-@pytest.mark.parametrize('said', [b'\x16\x03', b'\x16\x03\x03\xff\xff', b'\x80\x80\x01\x03\x01', b'SSH-2.0-x\r\n'])
+@pytest.mark.parametrize('said', [b'\x16\x03', b'\x16\x03\x03\x48\x01', b'\x80\x80\x01\x03\x01', b'SSH-2.0-x\r\n'])
 def test_what_cannot_be_a_record_is_refused_at_once(r, sockets, certificates, said):  # noqa: F811
     log = Log()
     a, b = sockets()
@@ -1469,6 +1507,16 @@ def test_a_callback_in_a_handshake_leaves_the_rest_of_that_handshake_where_it_is
     end(r, plain, ours, theirs)
 
 
+@pytest.mark.parametrize(('size', 'whole'), [(0, False), (1, True), (16384, True), (16385, False)])
+def test_what_fits_into_one_record_is_encrypted_as_one(r, local, size, whole):
+    ours, theirs = local()
+    record = ours.tls.encrypt_record(bytes(size))
+    assert bool(record) is whole
+    if whole:
+        assert record_end(record, 0) == len(record)
+    end(r, ours, theirs)
+
+
 def test_what_a_failed_call_has_left_behind_is_sent_to_nobody_else(r, tls):
     heard, ends = [], []
     calls = {'on_data': lambda conn, data: heard.append(data), 'on_close': lambda conn, exc: ends.append(exc)}
@@ -1483,6 +1531,19 @@ def test_what_a_failed_call_has_left_behind_is_sent_to_nobody_else(r, tls):
     turns(r, 3)
     assert heard == [b'hello'] and ends == [] and not ours.closed
     end(r, ours, theirs, another)
+
+
+def test_what_a_failed_call_has_left_behind_is_dropped_also_during_a_handshake(r, sockets, local, certificates):  # noqa: F811
+    ours, theirs = local()
+    a, b = sockets()
+    beginning = r.adopt(a)
+    beginning.start_tls(certificates.client(), server_hostname='localhost')
+    run_until(r, lambda: select.select([b], [], [], 0)[0])  # its first step is done, and it waits for the next one
+    buffers = ours.tls.buffers
+    buffers.outgoing.write(b'left behind')
+    ours.writelines([b'hello'])
+    assert not buffers.outgoing.pending
+    end(r, ours, theirs, beginning)
 
 
 def test_a_write_that_openssl_refuses_ends_that_connection(r, tls):

@@ -59,10 +59,12 @@ def test_a_gathered_buffer_is_bounded():
 
 def test_large_bytes_are_kept_by_reference_and_in_order():
     writer = Writer()
-    large = b'L' * GATHER_BELOW
+    large = b'L' * 4096
     writer.extend((b'a', large, b'b', b'c'), None, ())
     assert joined(writer) == b'a' + large + b'bc'
     assert writer.buffers()[1] is large
+    writer.extend((large[1:], b'd'), None, ())
+    assert list(map(len, writer.buffers())) == [1, 4096, 2 + 4095 + 1]
 
 
 def test_a_memoryview_is_copied_whatever_its_size():

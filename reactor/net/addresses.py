@@ -126,9 +126,8 @@ def interleave(addresses: list[Address]) -> list[Address]:
     """Families in turn, beginning with that of the first address (RFC 8305, section 4)."""
     first: list[Address] = []
     others: list[Address] = []
-    family = addresses[0][0] if addresses else 0
     for address in addresses:
-        (first if address[0] == family else others).append(address)
+        (first if address[0] == addresses[0][0] else others).append(address)
     if not others:
         return first
     return [address for pair in zip_longest(first, others) for address in pair if address is not None]

@@ -176,7 +176,7 @@ class Listener(Handle):
     def handle_closed(self, stream: Stream) -> None:
         """One of its connections was closed: there is room again."""
         counters = self.loop.counters
-        if not self.events and not self._closed:  # first: nothing else here can fail and leave it paused
+        if not self.events:  # first: nothing else here can fail and leave it paused
             self.loop.completions.append((self, Listener.handle_room, ()))
         incoming = counters.incoming - 1
         self.open_connections -= 1

@@ -148,8 +148,11 @@ class Stream(Handle):
         if on_data is not None:
             on_data(self, data)
 
-    def handle_write(self) -> None:
-        """Send what waits, as much as the kernel takes at once."""
+    def handle_write(self, dispatched: bool = True) -> None:
+        """Send what waits, as much as the kernel takes at once.
+
+        dispatched: the selector has reported room. False: a write tries at once, and finding none is no stall.
+        """
         writer = self.writer
         assert writer is not None
         counters = self.loop.counters
@@ -161,7 +164,7 @@ class Stream(Handle):
                 else:
                     sent = self.sock.sendmsg(buffers) if HAS_SENDMSG else send_first(self.sock, buffers)
             except BlockingIOError:
-                if self.events & WRITE:  # else nothing has waited yet
+                if dispatched:
                     self.loop.watchers.no_progress(self)
                 return
             except OSError as exc:
@@ -768,7 +771,7 @@ class Stream(Handle):
         writer.extend(pieces, on_written, args)
         self.writer = writer
         try:
-            self.handle_write()  # it may well be writable
+            self.handle_write(False)  # it may well be writable
             if self.writer is DRAINED:
                 self.writer = before  # nothing had to wait
                 return True

@@ -91,8 +91,8 @@ class WritePipe(Pipe):
             raise ValueError(f'a read timeout of {shown(read)} cannot apply: {self!r} is only written; use write=')
         super().set_timeouts(write=write, idle=idle)
 
-    def handle_write(self) -> None:
-        super().handle_write()
+    def handle_write(self, dispatched: bool = True) -> None:
+        super().handle_write(dispatched)
         self._close_when_ended()
 
     def write_eof(self) -> None:
