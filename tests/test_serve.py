@@ -13,18 +13,20 @@ import time
 from collections import Counter
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
 import pytest
 from machine import HELD
+from support import turns
 
 from reactor import Reactor, ReactorError, serve
-from reactor.serve import doors
+from reactor.serve import doors, workers
 from reactor.serve.doors import Door, parse
 from reactor.serve.running import processors
 from reactor.serve.worker import Worker
-from reactor.serve.workers import Child
+from reactor.serve.workers import Child, Slot, Workers
 
 if os.name != 'posix':
     pytest.skip('workers get descriptors handed on, which this platform cannot', allow_module_level=True)
@@ -252,6 +254,65 @@ def test_no_client_hangs_on_the_socket_of_a_worker_that_takes_long_to_start(tmp_
         wait_until(lambda: {served.connect().who() for _ in range(20)} == set(served.pids(2).values()))
 
 
+class Startable:
+    """In place of `Child`: how the start of each process ends is what the test says."""
+
+    def __init__(self) -> None:
+        self.error: OSError | None = None
+
+    def __call__(self, slot: Slot) -> Any:
+        if self.error is not None:
+            raise self.error
+        return SimpleNamespace(leave=lambda: None)
+
+
+@pytest.fixture
+def team(fake, monkeypatch):
+    """Two workers on one port: the first serves, and the second could not be started; `team.startable` says why."""
+    startable = Startable()
+    monkeypatch.setattr(workers, 'Child', startable)
+    door = Door((HERE, 0), 10)
+    team = Workers(fake, ['a program'], [door], deadline=5, start_timeout=60, hang_timeout=None)
+    team.startable = startable
+    team.slots = [Slot(team, 0), Slot(team, 1, listening=False)]
+    team.slots[0].serving = startable(team.slots[0])
+    startable.error = OSError('no more processes')
+    team.slots[1].start()
+    yield team
+    team.drain()
+    door.remove()
+
+
+@LINUX
+def test_the_socket_of_a_worker_that_is_started_again_does_not_listen_before_it_can_serve(fake, kernel, team):
+    failed = team.slots[1]
+    assert failed.listeners == []  # the kernel sends no client to it
+    team.startable.error = None
+    kernel.time += 0.1
+    turns(fake, 2)
+    (sock,) = failed.listeners
+    assert failed.starting and not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+
+
+@LINUX
+def test_a_socket_that_cannot_be_opened_again_for_waiting_clients_is_opened_by_the_next_start(
+    fake, kernel, team, monkeypatch
+):
+    def exhausted(*args, **options):
+        raise OSError('no more descriptors')
+
+    failed = team.slots[1]
+    with monkeypatch.context() as patched:
+        patched.setattr(doors, 'bound_tcp', exhausted)
+        team.slots[0].serving = None
+        team.go_on()  # nobody serves, so clients are to wait at both sockets
+        assert failed.listeners == []
+    team.startable.error = None
+    kernel.time += 0.1
+    turns(fake, 2)
+    assert failed.starting and len(failed.listeners) == 1
+
+
 @LINUX
 def test_while_no_worker_serves_clients_wait_for_the_first_that_does(tmp_path):
     fail = tmp_path / 'fail'
@@ -347,6 +408,20 @@ def test_a_worker_that_stays_silent_is_killed_after_the_limit_and_the_grace(capl
     assert child.team.killed == 0
     child.count_silence()
     assert child.team.killed == 1 and len(caplog.records) == 2
+
+
+@pytest.mark.parametrize(('hang_timeout', 'killed'), [(30, 1), (None, 0)])
+def test_once_a_second_the_workers_that_serve_are_looked_at_and_those_that_start_are_not(
+    fake, kernel, monkeypatch, caplog, hang_timeout, killed
+):
+    monkeypatch.setattr(Slot, 'start', lambda slot: None)
+    team = Workers(fake, ['a program'], [], deadline=5, start_timeout=60, hang_timeout=hang_timeout)
+    team.begin(2, None)
+    team.slots[1].serving = silent = silent_child(hang_timeout)
+    for _ in range(33):
+        kernel.time += 1
+        turns(fake, 1)
+    assert silent.team.killed == killed and len(caplog.records) == 2 * killed
 
 
 def test_a_hang_is_not_looked_for_when_that_is_switched_off(tmp_path):
