@@ -13,13 +13,12 @@ import time
 from collections import Counter
 from contextlib import suppress
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import psutil
 import pytest
 from machine import HELD
-from support import turns
+from support import run_until, turns
 
 from reactor import Reactor, ReactorError, serve
 from reactor.serve import doors, workers
@@ -254,65 +253,6 @@ def test_no_client_hangs_on_the_socket_of_a_worker_that_takes_long_to_start(tmp_
         wait_until(lambda: {served.connect().who() for _ in range(20)} == set(served.pids(2).values()))
 
 
-class Startable:
-    """In place of `Child`: how the start of each process ends is what the test says."""
-
-    def __init__(self) -> None:
-        self.error: OSError | None = None
-
-    def __call__(self, slot: Slot) -> Any:
-        if self.error is not None:
-            raise self.error
-        return SimpleNamespace(leave=lambda: None)
-
-
-@pytest.fixture
-def team(fake, monkeypatch):
-    """Two workers on one port: the first serves, and the second could not be started; `team.startable` says why."""
-    startable = Startable()
-    monkeypatch.setattr(workers, 'Child', startable)
-    door = Door((HERE, 0), 10)
-    team = Workers(fake, ['a program'], [door], deadline=5, start_timeout=60, hang_timeout=None)
-    team.startable = startable
-    team.slots = [Slot(team, 0), Slot(team, 1, listening=False)]
-    team.slots[0].serving = startable(team.slots[0])
-    startable.error = OSError('no more processes')
-    team.slots[1].start()
-    yield team
-    team.drain()
-    door.remove()
-
-
-@LINUX
-def test_the_socket_of_a_worker_that_is_started_again_does_not_listen_before_it_can_serve(fake, kernel, team):
-    failed = team.slots[1]
-    assert failed.listeners == []  # the kernel sends no client to it
-    team.startable.error = None
-    kernel.time += 0.1
-    turns(fake, 2)
-    (sock,) = failed.listeners
-    assert failed.starting and not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
-
-
-@LINUX
-def test_a_socket_that_cannot_be_opened_again_for_waiting_clients_is_opened_by_the_next_start(
-    fake, kernel, team, monkeypatch
-):
-    def exhausted(*args, **options):
-        raise OSError('no more descriptors')
-
-    failed = team.slots[1]
-    with monkeypatch.context() as patched:
-        patched.setattr(doors, 'bound_tcp', exhausted)
-        team.slots[0].serving = None
-        team.go_on()  # nobody serves, so clients are to wait at both sockets
-        assert failed.listeners == []
-    team.startable.error = None
-    kernel.time += 0.1
-    turns(fake, 2)
-    assert failed.starting and len(failed.listeners) == 1
-
-
 @LINUX
 def test_while_no_worker_serves_clients_wait_for_the_first_that_does(tmp_path):
     fail = tmp_path / 'fail'
@@ -486,6 +426,26 @@ def test_a_worker_that_is_the_last_one_lets_nobody_into_its_own_queues(sockets, 
             late.connect(address)
 
 
+@LINUX
+@pytest.mark.parametrize('of_all', [False, True])
+def test_a_worker_that_is_replaced_leaves_its_queues_to_its_successor_at_once(fake, sockets, of_all):
+    ours, theirs = socket.socketpair()
+    sockets.track(ours)
+    listening = socket.create_server((HERE, 0))
+    address, of_successor = listening.getsockname(), sockets.track(listening.dup())
+    fd = listening.detach()
+    told = {'control': theirs.detach(), 'listeners': [fd], 'shared': [fd] if of_all else []}
+    worker = Worker(fake, told, (5, 5))  # a lame duck as long as the deadline: without a successor it would accept
+    worker.begin(lambda r, socks: r.listen_tcp(None, 0, sock=socks[0]) and None)
+    ours.send(b'"replaced"\n')
+    turns(fake, 5)
+    sockets.connect(address)
+    turns(fake, 5)
+    assert fake.draining and fake.stats().accepts == 0
+    of_successor.accept()[0].close()
+    worker.control.on_close = None
+
+
 def test_a_worker_that_does_not_become_ready_is_killed(tmp_path):
     hang = tmp_path / 'hang'
     hang.touch()
@@ -493,6 +453,158 @@ def test_a_worker_that_does_not_become_ready_is_killed(tmp_path):
         wait_until(lambda: 'ended unasked (signal 9)' in served.log)
         assert 'is not ready after 0.5 s and is killed' in served.log
         assert served.parent.poll() is None
+
+
+# -- what the parent does, without processes
+
+
+class FakeChild:
+    """In place of `Child`: a process that becomes ready and ends when the test says so."""
+
+    error: OSError | None = None  # why none can be started
+
+    def __init__(self, slot: Slot) -> None:
+        if self.error is not None:
+            raise self.error
+        self.slot, self.ready, self.since = slot, False, 0.0
+        self.told_to_leave: list[str] = []
+        slot.team.started.append(self)
+
+    def be_ready(self) -> None:
+        self.ready, self.since = True, self.slot.team.r.now
+        self.slot.on_ready(self)
+
+    def leave(self, replaced: bool = False) -> None:
+        self.told_to_leave.append('replaced' if replaced else 'last')
+        self.slot.team.leaving.add(self)
+
+    def end(self) -> None:
+        if self in self.slot.team.leaving:
+            self.slot.team.leaving.discard(self)
+            self.slot.team.go_on()
+        else:
+            self.slot.on_failed(self, 'it has ended')
+
+
+@pytest.fixture
+def team(fake, monkeypatch):
+    """The parent of two workers that serve on one port; `team.started` has all that were started."""
+    monkeypatch.setattr(FakeChild, 'error', None)
+    monkeypatch.setattr(workers, 'Child', FakeChild)
+    door = Door((HERE, 0), 10)
+    team = Workers(fake, ['a program'], [door], deadline=5, start_timeout=60, hang_timeout=None)
+    team.started = []
+    team.slots = [Slot(team, 0), Slot(team, 1, listening=False)]
+    for slot in team.slots:
+        slot.start()
+    for child in list(team.started):
+        child.be_ready()
+    yield team
+    team.drain()
+    door.remove()
+
+
+def fail(team: Workers) -> Slot:
+    """Have the second worker end, and no other one can be started."""
+    FakeChild.error = OSError('no more processes')
+    team.slots[1].serving.end()
+    return team.slots[1]
+
+
+@LINUX
+def test_the_socket_of_a_worker_that_is_started_again_does_not_listen_before_it_can_serve(fake, kernel, team):
+    slot = fail(team)
+    assert slot.listeners == []  # the kernel sends no client to it
+    FakeChild.error = None
+    kernel.time += 0.1
+    turns(fake, 2)
+    (sock,) = slot.listeners
+    assert slot.starting and not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+
+
+@LINUX
+def test_a_socket_that_cannot_be_opened_again_for_waiting_clients_is_opened_by_the_next_start(
+    fake, kernel, team, monkeypatch
+):
+    def exhausted(*args, **options):
+        raise OSError('no more descriptors')
+
+    slot = fail(team)
+    with monkeypatch.context() as patched:
+        patched.setattr(doors, 'bound_tcp', exhausted)
+        team.slots[0].serving.end()  # nobody serves, so clients are to wait at both sockets
+        assert slot.listeners == []
+    FakeChild.error = None
+    kernel.time += 0.1
+    turns(fake, 2)
+    assert slot.starting and len(slot.listeners) == 1
+
+
+def test_a_worker_that_served_for_a_second_is_replaced_at_once_and_its_figures_are_forgotten(fake, kernel, team):
+    team.slots[0].told = {'pid': 1}
+    kernel.time += 1
+    turns(fake, 1)
+    team.slots[0].serving.end()
+    assert team.stats() == {} and team.slots[0].serving is None
+    turns(fake, 1)
+    assert team.slots[0].starting is team.started[2]
+
+
+def test_a_reload_starts_the_next_worker_when_the_last_one_serves(team):
+    old = team.started[:2]
+    team.replace()
+    assert [child.slot.number for child in team.started[2:]] == [0] and not old[0].told_to_leave
+    team.started[2].be_ready()
+    assert [child.slot.number for child in team.started[2:]] == [0, 1]
+    assert [child.told_to_leave for child in old] == [['replaced'], []]
+    team.started[3].be_ready()
+    assert [child.told_to_leave for child in old] == [['replaced'], ['replaced']] and len(team.started) == 4
+
+
+def test_the_last_worker_stays(team):
+    team.shrink()
+    team.shrink()
+    assert [child.told_to_leave for child in team.started] == [[], ['last']]
+    assert [slot.number for slot in team.slots] == [0]
+
+
+# -- what a process is told
+
+
+# A worker that reports once and leaves as it is told to: 0 when it is replaced; SIGTERM follows 'last', at once.
+CHILD = """
+import json, os, time
+told = json.loads(os.environ['REACTOR_WORKER'])
+os.write(told['control'], b'[{"slot": %d}, false]\\n' % told['slot'])
+if os.read(told['control'], 100) == b'"last"\\n':
+    time.sleep(2)
+    os._exit(3)
+"""
+
+
+class Observed(Child):
+    """One that keeps how it ended."""
+
+    how: tuple[int | None, int | None] | None = None
+
+    def on_exit(self, process, code, signum):
+        self.how = code, signum
+        super().on_exit(process, code, signum)
+
+
+@pytest.mark.parametrize(('replaced', 'how'), [(True, (0, None)), (False, (None, signal.SIGTERM))])
+def test_a_worker_serves_when_it_reports_and_leaves_by_word_or_by_signal(monkeypatch, replaced, how):
+    monkeypatch.setattr(workers, 'Child', Observed)
+    with Reactor() as r:
+        team = Workers(r, [sys.executable, '-S', '-E', '-c', CHILD], [], 5, start_timeout=60, hang_timeout=None)
+        team.slots = [Slot(team, 7)]
+        team.slots[0].start()
+        child = team.slots[0].starting
+        run_until(r, lambda: child.how or team.slots[0].serving)
+        assert team.stats() == {'7': {'slot': 7}}
+        child.leave(replaced)
+        run_until(r, lambda: child.how)
+        assert child.how == how
 
 
 # -- what is replaced
