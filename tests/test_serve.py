@@ -398,52 +398,68 @@ def test_when_the_parent_is_killed_the_workers_drain_and_go(tmp_path):
         wait_until(lambda: all(map(is_gone, pids.values())))
 
 
+class Told:
+    """What this process is told as a worker: `told`; and the other ends, `parent` and `kept`, of what it is given."""
+
+    def __init__(self, sockets: Any, of_all: bool = False) -> None:
+        parent, control = socket.socketpair()
+        listening = socket.create_server((HERE, 0))
+        self.parent, self.kept = sockets.track(parent), sockets.track(listening.dup())
+        self.address = listening.getsockname()
+        listener = listening.detach()
+        shared = [listener] if of_all else []
+        self.told = {'control': control.detach(), 'listeners': [listener], 'shared': shared}
+
+
 @LINUX
 @pytest.mark.parametrize('of_all', [False, True])
 @pytest.mark.parametrize('how', ['its parent is gone', 'it is the last one'])
 def test_a_worker_that_is_the_last_one_lets_nobody_into_its_own_queues(sockets, how, of_all):
-    ours, theirs = socket.socketpair()
-    sockets.track(ours)
-    listening = socket.create_server((HERE, 0))
-    address, kept = listening.getsockname(), sockets.track(listening.dup())
-    fd = listening.detach()
+    given = Told(sockets, of_all)
     with Reactor() as r:
-        told = {'control': theirs.detach(), 'listeners': [fd], 'shared': [fd] if of_all else []}
-        Worker(r, told, (5, 0)).begin(lambda r, socks: r.listen_tcp(None, 0, sock=socks[0]) and None)
+        Worker(r, given.told, (5, 0)).begin(lambda r, socks: r.listen_tcp(None, 0, sock=socks[0]) and None)
         if how == 'its parent is gone':
-            ours.close()
+            given.parent.close()
         else:
-            ours.send(b'"last"\n')
+            given.parent.send(b'"last"\n')
             r.call_later(0.1, os.kill, os.getpid(), signal.SIGTERM)
         assert r.run() is False
     late = sockets.track(socket.socket())
     late.settimeout(0.2)
     if of_all:  # whoever has it as well, such as systemd, goes on listening
-        late.connect(address)
-        kept.accept()[0].close()
+        late.connect(given.address)
+        given.kept.accept()[0].close()
     else:
         with pytest.raises(TimeoutError):
-            late.connect(address)
+            late.connect(given.address)
 
 
 @LINUX
 @pytest.mark.parametrize('of_all', [False, True])
 def test_a_worker_that_is_replaced_leaves_its_queues_to_its_successor_at_once(fake, sockets, of_all):
-    ours, theirs = socket.socketpair()
-    sockets.track(ours)
-    listening = socket.create_server((HERE, 0))
-    address, of_successor = listening.getsockname(), sockets.track(listening.dup())
-    fd = listening.detach()
-    told = {'control': theirs.detach(), 'listeners': [fd], 'shared': [fd] if of_all else []}
-    worker = Worker(fake, told, (5, 5))  # a lame duck as long as the deadline: without a successor it would accept
+    given = Told(sockets, of_all)
+    # A lame duck as long as the deadline: it would go on accepting without a successor.
+    worker = Worker(fake, given.told, (5, 5))
     worker.begin(lambda r, socks: r.listen_tcp(None, 0, sock=socks[0]) and None)
-    ours.send(b'"replaced"\n')
+    given.parent.send(b'"replaced"\n')
     turns(fake, 5)
-    sockets.connect(address)
+    sockets.connect(given.address)
     turns(fake, 5)
     assert fake.draining and fake.stats().accepts == 0
-    of_successor.accept()[0].close()
+    given.kept.accept()[0].close()
     worker.control.on_close = None
+
+
+def test_the_children_of_a_worker_inherit_none_of_its_descriptors(fake, sockets):
+    given = Told(sockets)
+    numbers = [given.told['control'], *given.told['listeners']]
+    for number in numbers:
+        os.set_inheritable(number, True)  # as they come from the parent
+    worker = Worker(fake, given.told, (5, 0))
+    assert [os.get_inheritable(number) for number in numbers] == [False, False]
+    worker.control.on_close = None
+    for sock in worker.listeners:
+        sock.close()
 
 
 def test_a_worker_that_does_not_become_ready_is_killed(tmp_path):
@@ -605,6 +621,21 @@ def test_a_worker_serves_when_it_reports_and_leaves_by_word_or_by_signal(monkeyp
         child.leave(replaced)
         run_until(r, lambda: child.how)
         assert child.how == how
+
+
+@pytest.mark.parametrize(
+    ('code', 'how'), [('os._exit(3)', 'exit code 3'), ('os.kill(os.getpid(), signal.SIGKILL)', 'signal 9')]
+)
+def test_a_worker_that_ends_unasked_is_logged_with_how_it_ended(caplog, code, how):
+    with Reactor() as r:
+        argv = [sys.executable, '-S', '-E', '-c', f'import os, signal; {code}']
+        team = Workers(r, argv, [], 5, start_timeout=60, hang_timeout=None)
+        team.slots = [Slot(team, 7)]
+        team.slots[0].start()
+        child = team.slots[0].starting
+        run_until(r, lambda: caplog.records)
+        team.drain()
+    assert f'worker 7 (pid {child.process.pid}) ended unasked ({how}); started again in 0.1 s' in caplog.text
 
 
 # -- what is replaced
@@ -880,6 +911,15 @@ def test_bad_arguments_raise_before_anything_is_started(arguments, monkeypatch):
     monkeypatch.setattr(sys.modules['__main__'], '__file__', __file__, raising=False)
     with pytest.raises((TypeError, ValueError)):
         serve.run(**{'main': print, **arguments})
+
+
+@pytest.mark.parametrize(
+    'arguments', [{'workers': 1}, {'deadline': 0, 'lame_duck': 0}, {'hang_timeout': 2}, {'hang_timeout': None}]
+)
+def test_the_smallest_values_are_good(arguments, monkeypatch):
+    monkeypatch.setattr(serve.Workers, 'begin', lambda team, count, on_start: team.r.stop())
+    monkeypatch.setattr(sys.modules['__main__'], '__file__', __file__, raising=False)
+    assert serve.run(print, **arguments) == 0
 
 
 def test_where_descriptors_cannot_be_handed_on_it_says_what_to_do(monkeypatch):
