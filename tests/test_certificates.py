@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import re
 import shutil
 import ssl
 import subprocess
@@ -431,6 +432,16 @@ def test_the_first_to_expire_is_known(issued, certificates, tmp_path):  # noqa: 
         begin, last = (ssl.cert_time_to_seconds(line.partition('=')[2]) for line in dates.stdout.splitlines())
         assert validity(path.read_text()) == (begin, last) and end_of_it == last
     assert Certificates({None: files}).expires > 2_500_000_000 > served.expires  # written with four digits, and two
+
+
+@pytest.mark.parametrize(
+    ('text', 'year'),
+    [(b'500101000000Z', 1950), (b'991231235959Z', 1999), (b'000101000000Z', 2000), (b'491231235959Z', 2049)],
+)
+def test_a_year_of_two_digits_is_between_1950_and_2049(issued, text, year):
+    first, end_, _ = issued['one'][0].read_text().partition('-----END CERTIFICATE-----')
+    der = re.sub(rb'\d{12}Z', text, ssl.PEM_cert_to_DER_cert(first + end_))
+    assert [time.gmtime(moment).tm_year for moment in validity(ssl.DER_cert_to_PEM_cert(der))] == [year, year]
 
 
 @pytest.mark.parametrize('away', [-5 * 86400, 5 * 86400])

@@ -265,6 +265,7 @@ def test_lines_are_told_whole_and_in_order(r, sockets):
     ('make', 'sent', 'told'),
     [
         (lambda fn: framing.delimited(fn, b'--'), b'a--b-c--d', [b'a', b'b-c']),
+        (framing.prefixed, b'\0\0\0\3abc\0\0\0\0\0', [b'abc', b'']),
         (lambda fn: framing.prefixed(fn, 2, 'little'), b'\3\0abc\0\0\1\0', [b'abc', b'']),
         (lambda fn: framing.blocks(fn, 3), b'abcdefgh', [b'abc', b'def']),
     ],

@@ -151,6 +151,18 @@ def test_the_history_has_a_bound_in_number_and_in_age(fake, sockets, monkeypatch
     assert len(Viewer(fake, sockets, page).events[0][2]['rows']) == 1
 
 
+@pytest.mark.parametrize(('age', 'kept'), [(299.99, True), (300.01, False)])
+def test_the_history_is_that_of_the_last_five_minutes(fake, sockets, monkeypatch, age, kept):
+    now = 1000.0
+    monkeypatch.setattr(samples, 'monotonic', lambda: now)
+    page = LivePage(fake, '127.0.0.1', 0)
+    viewer = Viewer(fake, sockets, page)
+    viewer.sample()
+    now += age
+    viewer.sample()
+    assert len(Viewer(fake, sockets, page).events[0][2]['rows']) == 1 + kept
+
+
 def test_the_samples_agree_with_stats(sockets):
     with Reactor() as r:
         page = LivePage(r, '127.0.0.1', 0)

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 
 import pytest
 
@@ -18,7 +19,9 @@ import reactor
 from reactor import Reactor, observe
 from reactor.loop.stats import COUNTS, GAUGES
 from reactor.observe import __main__ as command
-from reactor.observe import asking, tables
+from reactor.observe import report as report_module
+from reactor.observe import tables
+from reactor.observe.asking import Asker
 from reactor.observe.report import report
 
 if not hasattr(socket, 'AF_UNIX'):
@@ -144,6 +147,14 @@ def test_watching_as_json_is_a_line_each_time(path, capsys, monkeypatch):
     assert second['clock'] > first['clock']
 
 
+def test_ctrl_c_before_the_answer_ends_it_with_the_status_that_shells_expect(path, monkeypatch):
+    def interrupted(asker, command):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Asker, 'ask', interrupted)
+    assert command.main([path]) == 130
+
+
 def test_drain_ends_the_program(tmp_path, capsys):
     path = str(tmp_path / 'control')
     process = start(path)
@@ -196,10 +207,13 @@ def test_workers_stand_side_by_side(fake):
     assert lines[3].split() == ['reads', '3,000', '1,500.0', '2,000', '1,000']
 
 
-def test_of_many_workers_the_first_are_shown_and_the_others_counted(fake):
-    before, _ = answers(*[figures(fake, reads=1, pid=n) for n in range(10)])
-    assert 'and 2 more workers; --json has them all' in tables.stats(before)
-    assert tables.stats(before)[2].split() == ['all', *map(str, range(8))]
+@pytest.mark.parametrize(('count', 'left_out'), [(2, None), (8, None), (9, 1), (10, 2)])
+def test_of_many_workers_the_first_eight_are_shown_and_the_others_counted(fake, count, left_out):
+    before, _ = answers(*[figures(fake, reads=1, pid=n) for n in range(count)])
+    lines = tables.stats(before)
+    assert lines[2].split() == ['all', *map(str, range(min(count, 8)))]
+    told = [line for line in lines if 'more workers' in line]
+    assert told == ([f'and {left_out} more workers; --json has them all'] if left_out else [])
 
 
 def test_a_worker_that_began_anew_makes_no_negative_rates(fake):
@@ -337,12 +351,33 @@ def test_no_answer_in_time(capsys, tmp_path):
             assert f'py-spy dump --pid {os.getpid()} ' in told
 
 
+def test_where_the_platform_does_not_tell_the_process_number_it_is_left_to_the_reader(capsys, tmp_path, monkeypatch):
+    monkeypatch.delattr(socket, 'SO_PEERCRED', raising=False)
+    path = str(tmp_path / 'silent')
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(path)
+        server.listen(1)
+        assert 'py-spy dump --pid PID ' in fails(capsys, path, '--timeout', '0.05')
+
+
+def test_without_an_option_an_answer_may_take_ten_seconds():
+    assert 'seconds for an answer (default 10)' in ' '.join(command.parser().format_help().split())
+
+
 def test_a_refused_command_is_an_error(capsys, path):
     assert 'handles: limit is how many to tell, 1 to 1000' in fails(capsys, path, 'handles', '--limit', '5000')
 
 
-def test_a_full_backlog_is_told(tmp_path):
-    assert asking._why('/x', BlockingIOError()) == '/x: too many wait to ask already'
+@pytest.mark.skipif(sys.platform != 'linux', reason='others refuse a client at once')
+def test_a_full_backlog_is_told_in_the_time_that_an_answer_may_take(capsys, tmp_path):
+    path = str(tmp_path / 'full')
+    with socket.socket(socket.AF_UNIX) as server, socket.socket(socket.AF_UNIX) as waiting:
+        server.bind(path)
+        server.listen(0)
+        waiting.connect(path)
+        began = time.monotonic()
+        assert fails(capsys, path, '--timeout', '0.05') == f'{path}: too many wait to ask already'
+        assert time.monotonic() - began < 1
 
 
 @pytest.mark.parametrize(
@@ -393,12 +428,18 @@ def test_the_report_with_a_socket_has_its_figures_too(path, capsys):
     assert 'RLIMIT_NOFILE' in out and 'loop_count' in out and 'completions' in out
 
 
-def test_the_report_does_without_what_is_missing(monkeypatch):
-    from reactor.observe import report as module
+@pytest.mark.parametrize('name', ['AF_UNIX', 'SO_REUSEPORT', 'TCP_DEFER_ACCEPT'])
+@pytest.mark.parametrize(('number', 'there'), [(-1, 'no'), (0, 'yes'), (9, 'yes')])
+def test_the_report_says_which_features_the_platform_has(monkeypatch, name, number, there):
+    monkeypatch.setattr(report_module, name, number)  # -1 where the platform has no such constant
+    shown = {'AF_UNIX': 'Unix sockets'}.get(name, name)
+    assert re.search(rf'^{shown} +{there}$', '\n'.join(report()), re.M)
 
-    monkeypatch.setattr(module, 'resource', None)
-    monkeypatch.setattr(module, 'SYSCTLS', ('no/such/thing',))
-    monkeypatch.setattr(module, 'LIBRARIES', ('no-such-library',))
+
+def test_the_report_does_without_what_is_missing(monkeypatch):
+    monkeypatch.setattr(report_module, 'resource', None)
+    monkeypatch.setattr(report_module, 'SYSCTLS', ('no/such/thing',))
+    monkeypatch.setattr(report_module, 'LIBRARIES', ('no-such-library',))
     monkeypatch.delattr(os, 'pidfd_open', raising=False)
     monkeypatch.delattr(os, 'sysconf', raising=False)
     text = '\n'.join(report())

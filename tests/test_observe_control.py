@@ -14,9 +14,10 @@ import pytest
 from support import drain, ends, idle, run_until, turns
 
 from reactor import READ, Reactor, SelectorFull, Stream, observe
+from reactor.kernel import LeanSocket
 from reactor.loop.watcher import Watchers
 from reactor.observe.commands import COMMANDS, LONGEST_TEXT, MOST
-from reactor.observe.control_socket import LONGEST_LINE, MOST_CLIENTS, SILENT, STALLED
+from reactor.observe.control_socket import LONGEST_LINE, RETRY, SILENT, STALLED
 
 if not hasattr(socket, 'AF_UNIX'):
     pytest.skip('NOT TESTED: the control socket: no Unix sockets here', allow_module_level=True)
@@ -237,6 +238,7 @@ BAD = [
     ('{"do": "handles", "kind": 5}', 'kind is only those'),
     ('{"do": "drain", "deadline": -1}', 'deadline is seconds'),
     ('{"do": "drain", "deadline": 1e999}', 'deadline is seconds'),
+    ('{"do": "drain", "deadline": 86401}', 'deadline is seconds'),
     ('{"do": "drain", "deadline": "soon"}', 'deadline is seconds'),
     ('{"do": "drain", "deadline": 1, "lame_duck": 2}', 'lame_duck is a part of deadline'),
     ('\x00\x1b[2J', 'no such command'),
@@ -249,6 +251,20 @@ def test_a_bad_question_is_told_what_is_wrong_and_the_next_is_answered(r, client
     assert told['ok'] is False and error in told['error'] and len(told['error']) < 200
     assert not r.draining
     assert client.ask('help')['ok'] is True
+
+
+@pytest.mark.parametrize(
+    ('command', 'arguments'),
+    [
+        ('handles', {'limit': 1}),
+        ('handles', {'limit': 1000}),
+        ('drain', {'deadline': 0, 'lame_duck': 0}),
+        ('drain', {'deadline': 86400, 'lame_duck': 86400}),
+    ],
+)
+def test_an_argument_may_have_its_smallest_and_its_largest_value(fake, path, sockets, command, arguments):
+    observe.control(fake, path, drain=lambda deadline, lame_duck: None)
+    assert Client(fake, sockets, path).ask(command, **arguments)['ok'] is True
 
 
 def test_bytes_that_are_no_text_are_a_bad_question(client):
@@ -288,12 +304,12 @@ def test_a_client_that_is_gone_is_nobodys_trouble(r, door, sockets, caplog):
     assert not caplog.records
 
 
-def test_further_clients_wait(r, door, sockets):
-    clients = [Client(r, sockets, door.path) for _ in range(MOST_CLIENTS + 1)]
+def test_eight_clients_are_answered_at_once_and_further_ones_wait(r, door, sockets):
+    clients = [Client(r, sockets, door.path) for _ in range(9)]
     for one in clients:
         one.send(b'help\n')
-    for one in clients[:-1]:
-        one.lines(1)
+    turns(r, 30)
+    assert [drain(one.sock).count(b'\n') for one in clients] == [1] * 8 + [0]
     assert idle(r, 5)
     clients[0].sock.close()
     clients[-1].lines(1)
@@ -480,6 +496,79 @@ def exhausted():
     for fd in taken:
         os.close(fd)
     resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
+class Scarce(LeanSocket):
+    """A listening socket whose next accepts fail as the test says."""
+
+    failures: list[int]  # their errno
+
+    def accept(self):
+        if self.failures:
+            raise OSError(self.failures.pop(0), 'as the test says')
+        return super().accept()
+
+
+@pytest.fixture
+def scarce(fake, kernel, path, monkeypatch):
+    """The errno of each accept on a control socket at `path` that is to fail."""
+    sock = Scarce(socket.AF_UNIX)
+    sock.setblocking(False)
+    sock.failures = []
+    with monkeypatch.context() as patched:
+        patched.setattr(kernel, 'socket', lambda *args: sock)
+        observe.control(fake, path)
+    return sock.failures
+
+
+@pytest.mark.parametrize('number', [errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM])
+def test_the_spare_descriptor_is_for_one_client_at_a_time_and_further_ones_wait(
+    fake, kernel, path, sockets, scarce, number
+):
+    scarce.append(number)
+    first = Client(fake, sockets, path)
+    assert first.ask('help')['ok'] is True
+    scarce.append(number)  # now the spare one is in use
+    second = Client(fake, sockets, path)
+    second.send(b'help\n')
+    turns(fake, 5)
+    assert drain(second.sock) == b''
+    kernel.time += RETRY
+    assert len(second.lines(1)) == 1
+    first.sock.close()  # which frees a descriptor to hold back
+    run_until(fake, lambda: len(fake.handles()) == 2)
+    scarce.append(number)
+    third = Client(fake, sockets, path)
+    third.send(b'help\n')
+    turns(fake, 5)
+    assert drain(third.sock).endswith(b'\n')
+
+
+def test_a_client_that_is_gone_before_it_is_accepted_does_not_cost_the_spare_descriptor(
+    fake, kernel, path, sockets, scarce
+):
+    scarce.append(errno.ECONNABORTED)
+    client = Client(fake, sockets, path)
+    client.send(b'help\n')
+    turns(fake, 5)
+    assert drain(client.sock) == b''
+    kernel.time += RETRY
+    scarce.append(errno.EMFILE)
+    turns(fake, 5)
+    assert drain(client.sock).endswith(b'\n')
+
+
+def test_a_control_socket_that_is_closed_while_it_pauses_stays_closed(fake, kernel, path, sockets, monkeypatch, caplog):
+    def full(*args, **options):
+        raise SelectorFull('no room')
+
+    door = observe.control(fake, path)
+    monkeypatch.setattr(fake, 'adopt', full)
+    assert Client(fake, sockets, path).ended() == b''
+    door.close()
+    kernel.time += RETRY
+    turns(fake, 2)
+    assert not caplog.records and not fake.handles()
 
 
 def test_it_answers_when_descriptors_have_run_out(r, door, sockets, exhausted):

@@ -111,6 +111,18 @@ def test_what_is_not_understood_is_refused_and_not_answered(site, sockets, statu
     assert (b'Allow: GET, HEAD' in answer) == (status == 405)
 
 
+def test_no_control_character_is_accepted_but_the_tab(site, sockets):
+    line = b'GET / HTTP/1.1\r\n' + HOST + b'X: a%cb\r\n\r\n'
+    refused = [code for code in range(256) if site.status(sockets, line % code) == 400]
+    assert refused == [*range(9), *range(10, 32), 127]
+
+
+@pytest.mark.parametrize(('count', 'status'), [(100, 200), (101, 431)])
+def test_a_request_may_have_a_hundred_headers(site, sockets, count, status):
+    request = b'GET / HTTP/1.1\r\n' + HOST + b'X: y\r\n' * (count - 1) + b'\r\n'
+    assert site.status(sockets, request) == status
+
+
 def test_nothing_that_was_sent_is_sent_back(site, sockets):
     for evil in (
         b'GET /evil',

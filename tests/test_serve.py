@@ -18,13 +18,14 @@ from typing import Any
 import psutil
 import pytest
 from machine import HELD
+from support import run_until, turns
 
 from reactor import Reactor, ReactorError, serve
-from reactor.serve import doors
+from reactor.serve import doors, workers
 from reactor.serve.doors import Door, parse
 from reactor.serve.running import processors
 from reactor.serve.worker import Worker
-from reactor.serve.workers import Child
+from reactor.serve.workers import Child, Slot, Workers
 
 if os.name != 'posix':
     pytest.skip('workers get descriptors handed on, which this platform cannot', allow_module_level=True)
@@ -349,6 +350,20 @@ def test_a_worker_that_stays_silent_is_killed_after_the_limit_and_the_grace(capl
     assert child.team.killed == 1 and len(caplog.records) == 2
 
 
+@pytest.mark.parametrize(('hang_timeout', 'killed'), [(30, 1), (None, 0)])
+def test_once_a_second_the_workers_that_serve_are_looked_at_and_those_that_start_are_not(
+    fake, kernel, monkeypatch, caplog, hang_timeout, killed
+):
+    monkeypatch.setattr(Slot, 'start', lambda slot: None)
+    team = Workers(fake, ['a program'], [], deadline=5, start_timeout=60, hang_timeout=hang_timeout)
+    team.begin(2, None)
+    team.slots[1].serving = silent = silent_child(hang_timeout)
+    for _ in range(33):
+        kernel.time += 1
+        turns(fake, 1)
+    assert silent.team.killed == killed and len(caplog.records) == 2 * killed
+
+
 def test_a_hang_is_not_looked_for_when_that_is_switched_off(tmp_path):
     with Served(tmp_path, run={'hang_timeout': None}) as served:
         conn = served.connect()
@@ -383,32 +398,68 @@ def test_when_the_parent_is_killed_the_workers_drain_and_go(tmp_path):
         wait_until(lambda: all(map(is_gone, pids.values())))
 
 
+class Told:
+    """What this process is told as a worker: `told`; and the other ends, `parent` and `kept`, of what it is given."""
+
+    def __init__(self, sockets: Any, of_all: bool = False) -> None:
+        parent, control = socket.socketpair()
+        listening = socket.create_server((HERE, 0))
+        self.parent, self.kept = sockets.track(parent), sockets.track(listening.dup())
+        self.address = listening.getsockname()
+        listener = listening.detach()
+        shared = [listener] if of_all else []
+        self.told = {'control': control.detach(), 'listeners': [listener], 'shared': shared}
+
+
 @LINUX
 @pytest.mark.parametrize('of_all', [False, True])
 @pytest.mark.parametrize('how', ['its parent is gone', 'it is the last one'])
 def test_a_worker_that_is_the_last_one_lets_nobody_into_its_own_queues(sockets, how, of_all):
-    ours, theirs = socket.socketpair()
-    sockets.track(ours)
-    listening = socket.create_server((HERE, 0))
-    address, kept = listening.getsockname(), sockets.track(listening.dup())
-    fd = listening.detach()
+    given = Told(sockets, of_all)
     with Reactor() as r:
-        told = {'control': theirs.detach(), 'listeners': [fd], 'shared': [fd] if of_all else []}
-        Worker(r, told, (5, 0)).begin(lambda r, socks: r.listen_tcp(None, 0, sock=socks[0]) and None)
+        Worker(r, given.told, (5, 0)).begin(lambda r, socks: r.listen_tcp(None, 0, sock=socks[0]) and None)
         if how == 'its parent is gone':
-            ours.close()
+            given.parent.close()
         else:
-            ours.send(b'"last"\n')
+            given.parent.send(b'"last"\n')
             r.call_later(0.1, os.kill, os.getpid(), signal.SIGTERM)
         assert r.run() is False
     late = sockets.track(socket.socket())
     late.settimeout(0.2)
     if of_all:  # whoever has it as well, such as systemd, goes on listening
-        late.connect(address)
-        kept.accept()[0].close()
+        late.connect(given.address)
+        given.kept.accept()[0].close()
     else:
         with pytest.raises(TimeoutError):
-            late.connect(address)
+            late.connect(given.address)
+
+
+@LINUX
+@pytest.mark.parametrize('of_all', [False, True])
+def test_a_worker_that_is_replaced_leaves_its_queues_to_its_successor_at_once(fake, sockets, of_all):
+    given = Told(sockets, of_all)
+    # A lame duck as long as the deadline: it would go on accepting without a successor.
+    worker = Worker(fake, given.told, (5, 5))
+    worker.begin(lambda r, socks: r.listen_tcp(None, 0, sock=socks[0]) and None)
+    given.parent.send(b'"replaced"\n')
+    turns(fake, 5)
+    sockets.connect(given.address)
+    turns(fake, 5)
+    assert fake.draining and fake.stats().accepts == 0
+    given.kept.accept()[0].close()
+    worker.control.on_close = None
+
+
+def test_the_children_of_a_worker_inherit_none_of_its_descriptors(fake, sockets):
+    given = Told(sockets)
+    numbers = [given.told['control'], *given.told['listeners']]
+    for number in numbers:
+        os.set_inheritable(number, True)  # as they come from the parent
+    worker = Worker(fake, given.told, (5, 0))
+    assert [os.get_inheritable(number) for number in numbers] == [False, False]
+    worker.control.on_close = None
+    for sock in worker.listeners:
+        sock.close()
 
 
 def test_a_worker_that_does_not_become_ready_is_killed(tmp_path):
@@ -418,6 +469,173 @@ def test_a_worker_that_does_not_become_ready_is_killed(tmp_path):
         wait_until(lambda: 'ended unasked (signal 9)' in served.log)
         assert 'is not ready after 0.5 s and is killed' in served.log
         assert served.parent.poll() is None
+
+
+# -- what the parent does, without processes
+
+
+class FakeChild:
+    """In place of `Child`: a process that becomes ready and ends when the test says so."""
+
+    error: OSError | None = None  # why none can be started
+
+    def __init__(self, slot: Slot) -> None:
+        if self.error is not None:
+            raise self.error
+        self.slot, self.ready, self.since = slot, False, 0.0
+        self.told_to_leave: list[str] = []
+        slot.team.started.append(self)
+
+    def be_ready(self) -> None:
+        self.ready, self.since = True, self.slot.team.r.now
+        self.slot.on_ready(self)
+
+    def leave(self, replaced: bool = False) -> None:
+        self.told_to_leave.append('replaced' if replaced else 'last')
+        self.slot.team.leaving.add(self)
+
+    def end(self) -> None:
+        if self in self.slot.team.leaving:
+            self.slot.team.leaving.discard(self)
+            self.slot.team.go_on()
+        else:
+            self.slot.on_failed(self, 'it has ended')
+
+
+@pytest.fixture
+def team(fake, monkeypatch):
+    """The parent of two workers that serve on one port; `team.started` has all that were started."""
+    monkeypatch.setattr(FakeChild, 'error', None)
+    monkeypatch.setattr(workers, 'Child', FakeChild)
+    door = Door((HERE, 0), 10)
+    team = Workers(fake, ['a program'], [door], deadline=5, start_timeout=60, hang_timeout=None)
+    team.started = []
+    team.slots = [Slot(team, 0), Slot(team, 1, listening=False)]
+    for slot in team.slots:
+        slot.start()
+    for child in list(team.started):
+        child.be_ready()
+    yield team
+    team.drain()
+    door.remove()
+
+
+def fail(team: Workers) -> Slot:
+    """Have the second worker end, and no other one can be started."""
+    FakeChild.error = OSError('no more processes')
+    team.slots[1].serving.end()
+    return team.slots[1]
+
+
+@LINUX
+def test_the_socket_of_a_worker_that_is_started_again_does_not_listen_before_it_can_serve(fake, kernel, team):
+    slot = fail(team)
+    assert slot.listeners == []  # the kernel sends no client to it
+    FakeChild.error = None
+    kernel.time += 0.1
+    turns(fake, 2)
+    (sock,) = slot.listeners
+    assert slot.starting and not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+
+
+@LINUX
+def test_a_socket_that_cannot_be_opened_again_for_waiting_clients_is_opened_by_the_next_start(
+    fake, kernel, team, monkeypatch
+):
+    def exhausted(*args, **options):
+        raise OSError('no more descriptors')
+
+    slot = fail(team)
+    with monkeypatch.context() as patched:
+        patched.setattr(doors, 'bound_tcp', exhausted)
+        team.slots[0].serving.end()  # nobody serves, so clients are to wait at both sockets
+        assert slot.listeners == []
+    FakeChild.error = None
+    kernel.time += 0.1
+    turns(fake, 2)
+    assert slot.starting and len(slot.listeners) == 1
+
+
+def test_a_worker_that_served_for_a_second_is_replaced_at_once_and_its_figures_are_forgotten(fake, kernel, team):
+    team.slots[0].told = {'pid': 1}
+    kernel.time += 1
+    turns(fake, 1)
+    team.slots[0].serving.end()
+    assert team.stats() == {} and team.slots[0].serving is None
+    turns(fake, 1)
+    assert team.slots[0].starting is team.started[2]
+
+
+def test_a_reload_starts_the_next_worker_when_the_last_one_serves(team):
+    old = team.started[:2]
+    team.replace()
+    assert [child.slot.number for child in team.started[2:]] == [0] and not old[0].told_to_leave
+    team.started[2].be_ready()
+    assert [child.slot.number for child in team.started[2:]] == [0, 1]
+    assert [child.told_to_leave for child in old] == [['replaced'], []]
+    team.started[3].be_ready()
+    assert [child.told_to_leave for child in old] == [['replaced'], ['replaced']] and len(team.started) == 4
+
+
+def test_the_last_worker_stays(team):
+    team.shrink()
+    team.shrink()
+    assert [child.told_to_leave for child in team.started] == [[], ['last']]
+    assert [slot.number for slot in team.slots] == [0]
+
+
+# -- what a process is told
+
+
+# A worker that reports once and leaves as it is told to: 0 when it is replaced; SIGTERM follows 'last', at once.
+CHILD = """
+import json, os, time
+told = json.loads(os.environ['REACTOR_WORKER'])
+os.write(told['control'], b'[{"slot": %d}, false]\\n' % told['slot'])
+if os.read(told['control'], 100) == b'"last"\\n':
+    time.sleep(2)
+    os._exit(3)
+"""
+
+
+class Observed(Child):
+    """One that keeps how it ended."""
+
+    how: tuple[int | None, int | None] | None = None
+
+    def on_exit(self, process, code, signum):
+        self.how = code, signum
+        super().on_exit(process, code, signum)
+
+
+@pytest.mark.parametrize(('replaced', 'how'), [(True, (0, None)), (False, (None, signal.SIGTERM))])
+def test_a_worker_serves_when_it_reports_and_leaves_by_word_or_by_signal(monkeypatch, replaced, how):
+    monkeypatch.setattr(workers, 'Child', Observed)
+    with Reactor() as r:
+        team = Workers(r, [sys.executable, '-S', '-E', '-c', CHILD], [], 5, start_timeout=60, hang_timeout=None)
+        team.slots = [Slot(team, 7)]
+        team.slots[0].start()
+        child = team.slots[0].starting
+        run_until(r, lambda: child.how or team.slots[0].serving)
+        assert team.stats() == {'7': {'slot': 7}}
+        child.leave(replaced)
+        run_until(r, lambda: child.how)
+        assert child.how == how
+
+
+@pytest.mark.parametrize(
+    ('code', 'how'), [('os._exit(3)', 'exit code 3'), ('os.kill(os.getpid(), signal.SIGKILL)', 'signal 9')]
+)
+def test_a_worker_that_ends_unasked_is_logged_with_how_it_ended(caplog, code, how):
+    with Reactor() as r:
+        argv = [sys.executable, '-S', '-E', '-c', f'import os, signal; {code}']
+        team = Workers(r, argv, [], 5, start_timeout=60, hang_timeout=None)
+        team.slots = [Slot(team, 7)]
+        team.slots[0].start()
+        child = team.slots[0].starting
+        run_until(r, lambda: caplog.records)
+        team.drain()
+    assert f'worker 7 (pid {child.process.pid}) ended unasked ({how}); started again in 0.1 s' in caplog.text
 
 
 # -- what is replaced
@@ -693,6 +911,15 @@ def test_bad_arguments_raise_before_anything_is_started(arguments, monkeypatch):
     monkeypatch.setattr(sys.modules['__main__'], '__file__', __file__, raising=False)
     with pytest.raises((TypeError, ValueError)):
         serve.run(**{'main': print, **arguments})
+
+
+@pytest.mark.parametrize(
+    'arguments', [{'workers': 1}, {'deadline': 0, 'lame_duck': 0}, {'hang_timeout': 2}, {'hang_timeout': None}]
+)
+def test_the_smallest_values_are_good(arguments, monkeypatch):
+    monkeypatch.setattr(serve.Workers, 'begin', lambda team, count, on_start: team.r.stop())
+    monkeypatch.setattr(sys.modules['__main__'], '__file__', __file__, raising=False)
+    assert serve.run(print, **arguments) == 0
 
 
 def test_where_descriptors_cannot_be_handed_on_it_says_what_to_do(monkeypatch):

@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import sys
+from contextlib import suppress
 from time import monotonic, sleep
 
 from .. import __version__
@@ -49,13 +50,10 @@ class Parser(argparse.ArgumentParser):
 
 def seconds(text: str) -> float:
     """A number of seconds above 0, for argparse."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1
-    if not 0 < value <= 86400:
-        raise argparse.ArgumentTypeError(f'{text!r} is not a number of seconds above 0')
-    return value
+    with suppress(ValueError):
+        if 0 < float(text) <= 86400:
+            return float(text)
+    raise argparse.ArgumentTypeError(f'{text!r} is not a number of seconds above 0')
 
 
 def parser() -> Parser:
@@ -94,8 +92,10 @@ def requests(top: Parser, args: argparse.Namespace) -> list[tuple[str, dict[str,
 def look(asker: Asker, asked: list[tuple[str, dict[str, Any]]], as_json: bool, before: list[Any]) -> list[str]:
     """Ask everything once; the lines to print. `before` is what was answered last time, and then this time."""
     lines: list[str] = []
-    answers = [asker.ask(name, **arguments) for name, arguments in asked]
-    for n, ((name, _), answer) in enumerate(zip(asked, answers, strict=True)):
+    answers: list[Any] = []
+    for n, (name, arguments) in enumerate(asked):
+        answer = asker.ask(name, **arguments)
+        answers.append(answer)
         if as_json:
             lines.append(json.dumps(answer))
         else:

@@ -6,6 +6,7 @@ Owns one connection. Knows no command. The rule: whatever goes wrong is a `NoAns
 from __future__ import annotations
 
 import json
+import math
 import os
 import socket
 import stat
@@ -34,7 +35,8 @@ class Asker:
         self._sock = socket.socket(socket.AF_UNIX)
         try:
             # In a blocking connect: without waiting, a full backlog would be an error at once.
-            self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack('ll', max(1, int(timeout)), 0))
+            limit = divmod(math.ceil(timeout * 1_000_000), 1_000_000)  # seconds and microseconds
+            self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack('ll', *limit))
             self._sock.connect(path)
             self._sock.settimeout(timeout)
         except OSError as exc:
@@ -78,7 +80,8 @@ class Asker:
 
     def _pid(self) -> str:
         try:  # struct ucred begins with it
-            return str(struct.unpack('i', self._sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 4))[0])
+            (pid,) = struct.unpack('i', self._sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 4))
+            return str(pid)
         except (AttributeError, OSError):
             return 'PID'
 

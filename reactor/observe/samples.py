@@ -107,7 +107,7 @@ class Sampler:
 class Watched:
     """One reactor: what it told last, and what changed since the time before."""
 
-    __slots__ = ('base', 'cpu', 'cpu_at', 'figures', 'lag', 'memory', 'most', 'rates', 'shares', 'told_at')
+    __slots__ = ('cpu', 'cpu_at', 'extremes', 'figures', 'lag', 'memory', 'rates', 'shares', 'told_at')
 
     def __init__(self) -> None:
         self.figures: Figures = {}
@@ -117,8 +117,8 @@ class Watched:
         self.cpu: float | None = None
         self.cpu_at: tuple[float, float | None] = (0.0, None)
         self.memory: int | None = None
-        self.base: tuple[int, int] | None = None  # connections and memory when it had the fewest
-        self.most: tuple[int, int] | None = None  # and when it had the most
+        # Connections and memory when it had the fewest connections, and when it had the most; None: memory is unknown.
+        self.extremes: tuple[tuple[int, int], tuple[int, int]] | None = None
         self.told_at = 0.0
 
     def look(self, figures: Figures, now: float) -> None:
@@ -131,7 +131,7 @@ class Watched:
             self.rates, self.shares, self.lag, self.told_at = {}, {}, [], now
         elif elapsed > 0:
             self.told_at = now
-            self.rates = {name: (figures.get(name, 0) - before.get(name, 0)) / elapsed for name in RATES}
+            self.rates = {name: (figures[name] - before[name]) / elapsed for name in RATES}
             self.shares = {name: (figures[name] - before[name]) / elapsed for name in TIMES}
             self.lag = [new - old for new, old in zip(figures['timer_lag'], before['timer_lag'], strict=True)]
         elif now - self.told_at > SILENT:
@@ -145,15 +145,17 @@ class Watched:
             self.cpu = max(0.0, used - used_then) / (now - then) if known else None  # type: ignore[operator]
             self.cpu_at = now, used
         if self.memory is None:
-            self.base = self.most = None
+            self.extremes = None
             return
         here = self.connections, self.memory
+        fewest, most = self.extremes if same and self.extremes is not None else (here, here)
         if 'base_memory' in self.figures:  # who started it has looked before the first connection
-            self.base = 0, self.figures['base_memory']
-        elif not same or self.base is None or here[0] < self.base[0]:
-            self.base = here
-        if not same or self.most is None or here[0] >= self.most[0]:
-            self.most = here
+            fewest = 0, self.figures['base_memory']
+        elif here[0] < fewest[0]:
+            fewest = here
+        if here[0] >= most[0]:
+            most = here
+        self.extremes = fewest, most
 
     @property
     def connections(self) -> int:
@@ -206,9 +208,10 @@ def bytes_per_connection(all_: list[Watched]) -> float | None:
     """What memory grew by from when there were the fewest connections to when there were the most, for each more."""
     grown = more = 0
     for one in all_:
-        if one.base is not None and one.most is not None:
-            more += one.most[0] - one.base[0]
-            grown += one.most[1] - one.base[1]
+        if one.extremes is not None:
+            (fewest, before), (most, after) = one.extremes
+            more += most - fewest
+            grown += after - before
     return round(max(0, grown) / more, 1) if more >= ENOUGH_CONNECTIONS else None
 
 
