@@ -185,6 +185,35 @@ def test_what_is_written_before_the_handshake_is_sent_after_on_connect(r, tls):
     run_until(r, lambda: not tls.server.open_connections)
 
 
+def test_what_was_written_is_not_sent_to_a_peer_that_on_connect_refuses(r, tls):
+    # It was sent before on_connect was called, which is where a program looks at the certificate of its peer.
+    log, seen = Log(), bytearray()
+    tls.listen(lambda conn, data: seen.extend(data))
+    conn = tls.connect(on_connect=reactor.Stream.abort, on_close=lambda conn, exc: log.append((exc, conn.buffered)))
+    conn.write(b'secret')
+    run_until(r, lambda: log and tls.server.open_connections == 0)
+    assert log == [(None, 6)]
+    assert seen == b''
+
+
+@pytest.mark.parametrize('ended', ['write_eof', 'close'])
+def test_what_on_connect_writes_comes_after_what_was_written_before_and_before_the_end(r, tls, ended):
+    log = Log()
+    tls.listen(log.on_data, on_close=log.on_close)
+
+    def on_connect(conn):
+        assert conn.buffered == 3 and conn.state == 'OPEN'
+        conn.write(b'two')
+        getattr(conn, ended)()
+        with pytest.raises(ConnectionClosed):
+            conn.write(b'three')
+
+    conn = tls.connect(on_connect=on_connect)
+    conn.write(b'one')
+    run_until(r, lambda: 'close' in log.names() and conn.state == 'CLOSED')
+    assert (log.received, log[-1]) == (b'onetwo', ('close', None))
+
+
 def test_who_was_held_back_before_the_handshake_is_told_to_go_on(r, tls):
     log, seen = Log(), bytearray()
     tls.listen(lambda conn, data: seen.extend(data))

@@ -175,6 +175,12 @@ class TLSStream(Stream):
         if self.state is CONNECTING:
             self._shake_hands()
 
+    def handle_held(self) -> None:
+        """Called as a completion after `on_connect` or `on_secured`: send what was written during the handshake."""
+        if self.tls.held is not None:
+            self._send_held()
+        self._end_after_held()
+
     def handle_last_reads(self, left: int = LAST_BYTES) -> None:
         if self.tls.more and self.sock is not None and self.events & READ:
             # What was read already comes first, a few records in a turn.
@@ -368,14 +374,16 @@ class TLSStream(Stream):
             self.loop.completions.append((self, on_secured, args))
         session.on_secured = (None, ())
         self._say(session.to_say())
-        if self.state is OPEN:
-            self._send_held()
         if self.state is not OPEN:
             return  # sending has failed meanwhile, and `buffered` goes on saying what was never sent
         if not session.reading:
             self.loop.watchers.set_events(self, self.events & ~READ)
+        if session.held or session.last is not None:
+            # After `on_connect`, which may find that this peer must not get it, and abort.
+            self.loop.completions.append((self, TLSStream.handle_held, ()))
+        else:
+            session.held = None
         self._decrypt_later()
-        self._end_after_held()
 
     def _hold(
         self, pieces: list[bytes | memoryview], on_written: Callable[..., object] | None, args: tuple[Any, ...]
