@@ -23,6 +23,7 @@ from pathlib import Path
 
 import pytest
 from certificates import certificates  # noqa: F401
+from exhaustion import near_limit
 from hostile_tls import ALLOW_CLIENT_RENEGOTIATION, ENGINE, TLS_1_2, TLS_1_3, Peer, peer_callbacks
 from support import Log, drain, end, fill, idle, run_until, turns
 
@@ -1033,6 +1034,58 @@ def test_all_records_that_came_before_a_failed_write_are_delivered(r, local):
     run_until(r, lambda: log)
     assert b''.join(heard) == b''.join(b'%d,' % number for number in range(20))
     assert [(name, type(exc)) for name, exc in log] == [('close', BrokenPipeError)]
+
+
+@pytest.mark.parametrize('held', [False, True])
+def test_a_write_without_stack_sends_nothing_or_ends_the_connection(r, local, sockets, certificates, held):  # noqa: F811
+    # It raised when a part of the ciphertext was lost, and the peer could not decrypt what was written afterwards.
+    pieces, raised, ends, left = [bytes(70_000), bytes(70_000)], [], [], 0
+
+    def write(conn):
+        try:
+            near_limit(left, conn.handle_held if held else lambda: conn.writelines(pieces))
+            raised.append(False)
+        except RecursionError:
+            raised.append(True)
+        conn.write(b'more')
+
+    while not raised or raised[-1] or ends[-1] is not None:
+        log, heard = Log(), bytearray()
+        left += 1
+        if held:
+            a, b = sockets()
+            ours, theirs = r.adopt(a, on_close=log.on_close), r.adopt(b)
+            theirs.start_tls(certificates.server())
+            ours.start_tls(certificates.client(), write, server_hostname='localhost')
+            ours.writelines(pieces)
+        else:
+            ours, theirs = local(on_close=log.on_close)
+            write(ours)
+        theirs.on_data = lambda conn, data, heard=heard: heard.extend(data)
+        run_until(r, lambda log=log, heard=heard: log or heard[-4:] == b'more')
+        ends.append(type(log[0][1]) if log else None)
+        assert log or len(heard) == (4 if raised[-1] and not held else 140_004)
+        end(r, ours, theirs)
+    assert set(ends) == {None, RecursionError}
+
+
+@pytest.mark.parametrize('size', [1, 70_000])
+def test_a_write_whose_ciphertext_is_lost_for_want_of_memory_ends_the_connection(r, local, size):
+    log = Log()
+    ours, theirs = local(on_close=log.on_close)
+    encrypt = ours.tls._write
+
+    def without_memory(data):
+        encrypt(data)
+        raise MemoryError
+
+    ours.tls._write = without_memory
+    assert ours.write(bytes(size)) is False
+    ours.tls._write = encrypt
+    assert ours.write(b'more') is False
+    turns(r, 2)
+    assert [(name, type(exc)) for name, exc in log] == [('close', MemoryError)]
+    end(r, theirs)
 
 
 def test_a_write_behind_an_end_that_the_peer_did_not_take_is_the_writers_mistake(r, local):

@@ -21,7 +21,7 @@ from .addresses import show
 from .files import READ_FILE_SIZE, FilePart, file_part
 from .session import Buffers, Session
 from .stream import CLOSED, CLOSING, CONNECTING, LAST_BYTES, OPEN, Stream
-from .writer import DRAINED, MARK_COST, check_buffers, flat
+from .writer import BROKEN, DRAINED, MARK_COST, PEER_ENDED, check_buffers, flat
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -210,9 +210,15 @@ class TLSStream(Stream):
     def write(self, data: Buffer, on_written: Callable[..., object] | None = None, *args: Any) -> bool:
         session = self.tls
         if self.writer is None and session.held is None and type(data) is bytes and on_written is None:
-            record = session.encrypt_record(data)  # the short way, as nearly all writes go
+            try:
+                record = session.encrypt_record(data)  # the short way, as nearly all writes go
+            except MemoryError as exc:
+                return self._lose(exc)
             if record:
-                return Stream.write(self, record)
+                try:
+                    return Stream.write(self, record)
+                except (MemoryError, RecursionError) as exc:
+                    return self._lose(exc)
         return self.writelines((data,), on_written, *args)
 
     def writelines(
@@ -239,9 +245,14 @@ class TLSStream(Stream):
         except session.ssl.SSLError as exc:
             self._fail('cannot be written to', exc.with_traceback(None), 'nothing was sent')
             return False
-        if len(parts) == 1:
-            return Stream.write(self, parts[0], on_written, *args)
-        return Stream.writelines(self, parts, on_written, *args)
+        except MemoryError as exc:
+            return self._lose(exc)
+        try:
+            if len(parts) == 1:
+                return Stream.write(self, parts[0], on_written, *args)
+            return Stream.writelines(self, parts, on_written, *args)
+        except (MemoryError, RecursionError) as exc:
+            return self._lose(exc)
 
     def send_file(
         self,
@@ -398,23 +409,50 @@ class TLSStream(Stream):
         session.full = session.full or full
         return not full
 
+    def _lose(self, exc: Exception) -> bool:
+        """Memory or stack ran out, and a part of the ciphertext is lost: the next turn ends the stream with `exc`.
+
+        Without that part the peer could not decrypt what follows. Returns False, as `write` does then.
+        """
+        starved = self.loop.watchers.starved
+        starved.append(self)
+        starved.append(exc)
+        if self.writer is None or self.writer is DRAINED:
+            self.writer = BROKEN
+        elif self.writer.error is None:
+            self.writer.error = PEER_ENDED  # which drops what is written from now on
+        return False
+
     def _send_held(self) -> None:
         """Send what waited for the end of a handshake, if it has ended."""
         session = self.tls
-        held, session.held = session.held, None
+        held = session.held
         for index, (pieces, (on_written, args)) in enumerate(held):
             if self.state != OPEN:
-                return  # sending has failed meanwhile
+                break  # sending has failed meanwhile
             try:
                 parts = session.encrypt(pieces)
             except session.ssl.SSLWantReadError:
-                session.held = held[index:] if index else held
+                del held[:index]
                 return
             except session.ssl.SSLError as exc:
                 self._fail('cannot be written to', exc.with_traceback(None), 'what waited was not sent')
                 return
-            session.held_bytes -= sum(map(len, pieces))
-            Stream.writelines(self, parts, on_written, *args)
+            except RecursionError:
+                del held[:index]  # the rest is not encrypted yet, and can be sent on a stack that has room
+                raise
+            except MemoryError as exc:
+                self._lose(exc)
+                return
+            try:
+                session.held_bytes -= sum(map(len, pieces))
+                Stream.writelines(self, parts, on_written, *args)
+            except (MemoryError, RecursionError) as exc:
+                self._lose(exc)
+                return
+        session.held = None
+        if self.state != OPEN:
+            return
         full, session.full = session.full, False
         writer = self.writer
         if full and (writer is None or writer is DRAINED):
