@@ -102,6 +102,7 @@ class DatagramSocket(Handle):
         '_peer',
         '_per_receiver',
         '_queued',
+        '_reading',
         '_refused',
         '_retry',
         '_retry_delay',
@@ -151,6 +152,7 @@ class DatagramSocket(Handle):
         self._local_address: tuple[str, int] | None = None
         self._broadcast = False
         self._lookup: ThreadCall | None = None
+        self._reading = True  # whether to read as soon as it is open
         self._per_receiver = False  # whether each receiver has room of its own
         # What waits: lines of (data, target), one for each receiver that has room of its own, else one under None.
         self._lines: dict[Any, deque[tuple[bytes, Any]]] = {}
@@ -322,11 +324,13 @@ class DatagramSocket(Handle):
 
     def pause_reading(self) -> None:
         """Call `on_datagram` no more until `resume_reading`; the system keeps some and drops the rest."""
+        self._reading = False
         if self.state is OPEN:
             self.loop.watchers.set_events(self, self.events & ~READ)
 
     def resume_reading(self) -> None:
         """Call `on_datagram` again. Does nothing when reading goes on or the socket is closed."""
+        self._reading = True
         if self.state is OPEN:
             self.loop.watchers.set_events(self, self.events | READ)
 
@@ -455,8 +459,9 @@ class DatagramSocket(Handle):
             self._finish(error)
             return
         self.state = OPEN
+        events = (READ if self._reading else 0) | (WRITE if self._lines or self._refused else 0)
         try:
-            self.loop.watchers.set_events(self, READ | WRITE if self._lines or self._refused else READ)
+            self.loop.watchers.set_events(self, events)
         except Exception as exc:  # the selector has no room
             self._finish(exc.with_traceback(None))
 
