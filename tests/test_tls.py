@@ -664,6 +664,47 @@ def test_what_the_peer_sends_behind_our_farewell_is_dropped(r, tls):
     assert log == [('close', None)]
 
 
+def test_what_was_received_and_not_decrypted_is_dropped_with_the_connection(r, tls):
+    # A program that keeps its closed connections kept 64 KiB of ciphertext with each, and `unread` stayed True.
+    log = Log()
+    ours, theirs = tls.pair({'on_data': lambda conn, data: conn.pause_reading(), 'on_close': log.on_close})
+    for _ in range(10):
+        theirs.write(bytes(5000))
+    turns(r, 10)
+    assert ours.unread and ours.tls.unread
+    ours.abort()
+    assert not ours.unread
+    turns(r, 2)
+    assert log == [('close', None)]
+    assert not ours.unread and not ours.tls.unread
+    run_until(r, lambda: theirs.state == 'CLOSED')
+
+
+@pytest.mark.parametrize('failed', ['the connect', 'the handshake'])
+def test_nothing_was_agreed_before_a_handshake_is_done(r, sockets, certificates, failed):  # noqa: F811
+    # AttributeError came before it was connected, and ValueError from the certificate until the end of the handshake.
+    agreed, log = ['version', 'cipher', 'alpn', 'peer_certificate', 'peer_certificate_der'], []
+
+    def look(conn, exc=None):
+        log.append([getattr(conn.tls, name) for name in agreed])
+
+    listener = sockets.track(socket.create_server(('127.0.0.1', 0)))
+    address = listener.getsockname()
+    if failed == 'the connect':
+        listener.close()
+    conn = r.connect_tcp(*address, ssl=certificates.client(), server_hostname='localhost', on_close=look)
+    look(conn)
+    if failed == 'the handshake':
+        peer, _ = listener.accept()
+        sockets.track(peer)
+        turns(r, 3)
+        look(conn)
+        peer.sendall(b'HTTP/1.1 400 Bad Request\r\n\r\n')
+    run_until(r, lambda: conn.closed and len(log) > 1)
+    turns(r, 1)
+    assert log == [[None] * 5] * (3 if failed == 'the handshake' else 2)
+
+
 def test_an_abort_resets(r, tls):
     log = Log()
     _, theirs = tls.pair({'on_close': log.on_close})
@@ -1205,6 +1246,7 @@ def test_a_selector_without_room_for_a_connection_is_told(certificates, tmp_path
         turns(r, 2)
         kernel.room = True
         assert [(name, type(exc)) for name, exc in log] == [('close', SelectorFull)]
+        assert log[0][1].__traceback__ is None  # it would keep the connection for as long as the exception is kept
         assert r.stats().outgoing == 0
 
 

@@ -69,7 +69,7 @@ class TLSStream(Stream):
         try:
             self.loop.watchers.set_events(self, READ)
         except SelectorFull as exc:
-            self.reset(exc)
+            self.reset(exc.with_traceback(None))
         if self.sock is None:
             return  # it was lost, and is told so
         if options.timed:
@@ -339,6 +339,7 @@ class TLSStream(Stream):
         if waiting:
             waiting.pop(self, None)
         try:
+            session.drop_received()
             if session.timer is not None:
                 session.timer.cancel()
         except (MemoryError, RecursionError):
