@@ -248,7 +248,7 @@ class DatagramSocket(Handle):
 
     def handle_closed(self, exc: BaseException | None) -> None:
         """Told as the last completion of a socket: `on_close`, after which nothing of the user's is kept."""
-        if self.sock is not None:
+        if self.sock is not None or self.loop.watchers.is_parked(self):
             self._release()  # `_finish` found no memory or stack for all of it
         on_close, called = self.on_close, True
         self.on_error = None  # what on_close raises is logged
@@ -425,32 +425,37 @@ class DatagramSocket(Handle):
         """Begin, at once with an address, in a thread with a name. What fails is told by `on_close`."""
         self._local_address = local_address
         self._broadcast = broadcast
-        self.loop.watchers.park(self)
         addresses = numeric(self._kernel, host, port, family)
-        if addresses:
-            self._connect(addresses)
-        else:
-            self._lookup = look_up(self.loop, self._kernel, host, port, family, self._looked_up)
-            self._lookup.unref()  # the socket itself keeps the loop running
+        self.loop.watchers.park(self)
+        try:
+            if addresses:
+                self._connect(addresses)
+            else:
+                self._lookup = look_up(self.loop, self._kernel, host, port, family, self._looked_up)
+                self._lookup.unref()  # the socket itself keeps the loop running
+        except (MemoryError, RecursionError) as exc:
+            self._finish(exc)
 
     # -- in this file
 
     def _looked_up(self, addresses: list[Address] | None, error: Exception | None) -> None:
         self._lookup = None
-        if addresses:
-            self._connect(addresses)
-        else:
-            self._finish(error)
+        try:
+            if addresses:
+                self._connect(addresses)
+            else:
+                self._finish(error)
+        except (MemoryError, RecursionError) as exc:
+            self._finish(exc)
 
     def _connect(self, addresses: list[Address]) -> None:
         error: Exception | None = None
         for family, address in interleave(addresses[:MOST_ADDRESSES])[:MOST_TRIES]:
             try:
-                self._take(
-                    connected_udp(
-                        self._kernel, family, address, local_address=self._local_address, broadcast=self._broadcast
-                    )
+                self.sock = connected_udp(
+                    self._kernel, family, address, local_address=self._local_address, broadcast=self._broadcast
                 )
+                self._take(self.sock)
                 self._peer = self._peer or unmapped(address)  # asking for it may have failed
                 break
             except OSError as exc:
