@@ -631,6 +631,27 @@ def test_a_name_is_looked_up_in_a_thread_and_what_was_sent_meanwhile_follows(r, 
     assert log == [('close', None)]
 
 
+@pytest.mark.parametrize('resumed', [False, True])
+def test_reading_paused_during_the_look_up_stays_paused(r, udp, log, resumed):
+    # The pause was forgotten: only an open socket could be paused.
+    peer = udp()
+    sock = r.connect_udp('localhost', peer.getsockname()[1], family=AF_INET, **log.all())
+    assert sock.state == 'CONNECTING'
+    sock.pause_reading()
+    if resumed:
+        sock.resume_reading()
+    sock.send(b'x')
+    run_until(r, lambda: not sock.queued)
+    peer.sendto(b'answer', sock.address)
+    if not resumed:
+        assert idle(r)
+        assert log == []
+        sock.resume_reading()
+    run_until(r, lambda: log)
+    assert log.datagrams() == [b'answer']
+    end(r, sock)
+
+
 class Names(Kernel):
     """Look-ups that wait until the test opens the gate, and then find nothing."""
 

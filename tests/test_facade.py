@@ -613,6 +613,7 @@ HOT_CALLS = {
     'set_timeouts': lambda r, conn, listener: conn.set_timeouts(idle=1),
     'listener.close': lambda r, conn, listener: listener.close(),
     'listener.pause': lambda r, conn, listener: listener.pause(),
+    'listener.max_connections': lambda r, conn, listener: setattr(listener, 'max_connections', 1),
     'timer.cancel': lambda r, conn, listener: next(iter(r.timers)).cancel(),
     'timer.reset': lambda r, conn, listener: next(iter(r.timers)).reset(),
 }

@@ -294,6 +294,19 @@ def test_max_connections_can_be_changed_at_any_time(r, sockets):
     end(r, *conns)
 
 
+def test_with_no_connections_allowed_nobody_is_accepted_until_the_limit_is_raised(r, sockets):
+    # The first client was accepted: the limit was looked at only when somebody had come.
+    listener, conns = listen(r, max_connections=0)
+    sockets.connect(listener.address)
+    assert idle(r)
+    assert (listener.open_connections, conns) == (0, [])
+    assert 'paused' in repr(listener)
+    listener.max_connections = 1
+    run_until(r, lambda: conns)
+    listener.close()
+    end(r, *conns)
+
+
 def test_a_pause_by_the_user_outlasts_a_connection_that_closes(r, sockets):
     listener, conns = listen(r, max_connections=1)
     sockets.connect(listener.address)

@@ -11,11 +11,12 @@ from socket import AF_INET, AF_INET6, SOCK_STREAM
 from typing import Any
 
 import pytest
+from exhaustion import EXHAUSTED, Deep, Fault, need_faults
 from support import FakeKernel, Log, in_thread, run_until, turns
 
 from reactor import Reactor, ReactorError, ResolveError, ResolveTimeout
 from reactor.kernel import Kernel
-from reactor.loop.threads import QUEUE_LIMIT, THREADS
+from reactor.loop.threads import QUEUE_LIMIT, THREADS, ThreadCall
 from reactor.net.resolver import look_up
 
 
@@ -585,3 +586,74 @@ def test_a_look_up_for_which_no_thread_can_be_started_is_told_as_an_error(r, mon
     ((found, error),) = log
     assert found is None and isinstance(error, ResolveError) and 'localhost' in str(error)
     assert ends.names() == ['close'] and isinstance(ends[0][1], ResolveError)
+
+
+class ByHand(Kernel):
+    """The system, with a thread that the test runs by hand, and the answers of a name server that knows one host."""
+
+    def __init__(self) -> None:
+        self.threads: list[Any] = []
+
+    def start_thread(self, target: Any, name: str) -> None:
+        self.threads.append(target)
+
+    def getaddrinfo(self, host: Any, port: int, family: int, kind: int, flags: int = 0) -> list[Any]:
+        if flags:
+            return super().getaddrinfo(host, port, family, kind, flags)
+        return [(AF_INET, SOCK_STREAM, 6, '', ('127.0.0.1', port))]
+
+    def getnameinfo(self, address: Any, flags: int) -> tuple[str, str]:
+        return 'host.test', '0'
+
+
+STARTS = {
+    'resolve': lambda r, done: r.resolve('host.test', done),
+    'resolve, too late': lambda r, done: r.resolve('host.test', done, timeout=0),
+    'resolve numbers': lambda r, done: r.resolve('127.0.0.1', done),
+    'resolve_address': lambda r, done: r.resolve_address('127.0.0.1', done),
+    'connect_udp': lambda r, done: r.connect_udp('host.test', 9, on_close=done),
+}
+FAULTS = {'stack': (Deep, 24), 'memory': (Fault, 60)}
+
+
+@pytest.mark.parametrize('fault', FAULTS)
+@pytest.mark.parametrize('start', STARTS)
+def test_an_answer_that_finds_no_stack_or_memory_comes_once_there_is_some(start, fault, caplog):
+    # It was lost, with the callback: the look-up kept `run` running for ever, or the socket stayed CONNECTING.
+    if fault == 'memory':
+        need_faults()
+    told = bytearray(1)
+
+    def done(result, error):
+        told[0] += 1  # which takes no memory
+
+    kind, until = FAULTS[fault]
+    for n in range(1, until):
+        kernel, told[0] = ByHand(), 0
+        with Reactor(kernel=kernel) as r:
+            handle = STARTS[start](r, done)
+            if start != 'resolve, too late':
+                for run in kernel.threads:
+                    run()
+            try:
+                kind(n).run(lambda r=r: r.run_once(0))
+            except EXHAUSTED:
+                pass
+            turns(r, 5)
+            if start == 'connect_udp':
+                handle.close()  # unless it has failed
+                turns(r, 1)
+            assert (told[0], handle.closed, r.why_alive()) == (1, True, []), n
+
+
+@pytest.mark.parametrize('start', STARTS)
+def test_a_look_up_that_finds_no_stack_to_begin_keeps_nothing_running(start):
+    raised, told = 0, []
+    for left in range(1, 16):
+        with Reactor(kernel=ByHand()) as r:
+            try:
+                Deep(left).run(lambda r=r: STARTS[start](r, told.append))
+            except RecursionError:
+                raised += 1
+                assert [handle for handle in r.handles() if not isinstance(handle, ThreadCall)] == [], left
+    assert raised and told == []

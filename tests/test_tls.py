@@ -23,6 +23,7 @@ from pathlib import Path
 
 import pytest
 from certificates import certificates  # noqa: F401
+from exhaustion import near_limit
 from hostile_tls import ALLOW_CLIENT_RENEGOTIATION, ENGINE, TLS_1_2, TLS_1_3, Peer, peer_callbacks
 from support import Log, drain, end, fill, idle, run_until, turns
 
@@ -183,6 +184,35 @@ def test_what_is_written_before_the_handshake_is_sent_after_on_connect(r, tls):
     assert conn.buffered == 0
     end(r, conn)
     run_until(r, lambda: not tls.server.open_connections)
+
+
+def test_what_was_written_is_not_sent_to_a_peer_that_on_connect_refuses(r, tls):
+    # It was sent before on_connect was called, which is where a program looks at the certificate of its peer.
+    log, seen = Log(), bytearray()
+    tls.listen(lambda conn, data: seen.extend(data))
+    conn = tls.connect(on_connect=reactor.Stream.abort, on_close=lambda conn, exc: log.append((exc, conn.buffered)))
+    conn.write(b'secret')
+    run_until(r, lambda: log and tls.server.open_connections == 0)
+    assert log == [(None, 6)]
+    assert seen == b''
+
+
+@pytest.mark.parametrize('ended', ['write_eof', 'close'])
+def test_what_on_connect_writes_comes_after_what_was_written_before_and_before_the_end(r, tls, ended):
+    log = Log()
+    tls.listen(log.on_data, on_close=log.on_close)
+
+    def on_connect(conn):
+        assert conn.buffered == 3 and conn.state == 'OPEN'
+        conn.write(b'two')
+        getattr(conn, ended)()
+        with pytest.raises(ConnectionClosed):
+            conn.write(b'three')
+
+    conn = tls.connect(on_connect=on_connect)
+    conn.write(b'one')
+    run_until(r, lambda: 'close' in log.names() and conn.state == 'CLOSED')
+    assert (log.received, log[-1]) == (b'onetwo', ('close', None))
 
 
 def test_who_was_held_back_before_the_handshake_is_told_to_go_on(r, tls):
@@ -634,6 +664,47 @@ def test_what_the_peer_sends_behind_our_farewell_is_dropped(r, tls):
     assert log == [('close', None)]
 
 
+def test_what_was_received_and_not_decrypted_is_dropped_with_the_connection(r, tls):
+    # A program that keeps its closed connections kept 64 KiB of ciphertext with each, and `unread` stayed True.
+    log = Log()
+    ours, theirs = tls.pair({'on_data': lambda conn, data: conn.pause_reading(), 'on_close': log.on_close})
+    for _ in range(10):
+        theirs.write(bytes(5000))
+    turns(r, 10)
+    assert ours.unread and ours.tls.unread
+    ours.abort()
+    assert not ours.unread
+    turns(r, 2)
+    assert log == [('close', None)]
+    assert not ours.unread and not ours.tls.unread
+    run_until(r, lambda: theirs.state == 'CLOSED')
+
+
+@pytest.mark.parametrize('failed', ['the connect', 'the handshake'])
+def test_nothing_was_agreed_before_a_handshake_is_done(r, sockets, certificates, failed):  # noqa: F811
+    # AttributeError came before it was connected, and ValueError from the certificate until the end of the handshake.
+    agreed, log = ['version', 'cipher', 'alpn', 'peer_certificate', 'peer_certificate_der'], []
+
+    def look(conn, exc=None):
+        log.append([getattr(conn.tls, name) for name in agreed])
+
+    listener = sockets.track(socket.create_server(('127.0.0.1', 0)))
+    address = listener.getsockname()
+    if failed == 'the connect':
+        listener.close()
+    conn = r.connect_tcp(*address, ssl=certificates.client(), server_hostname='localhost', on_close=look)
+    look(conn)
+    if failed == 'the handshake':
+        peer, _ = listener.accept()
+        sockets.track(peer)
+        turns(r, 3)
+        look(conn)
+        peer.sendall(b'HTTP/1.1 400 Bad Request\r\n\r\n')
+    run_until(r, lambda: conn.closed and len(log) > 1)
+    turns(r, 1)
+    assert log == [[None] * 5] * (3 if failed == 'the handshake' else 2)
+
+
 def test_an_abort_resets(r, tls):
     log = Log()
     _, theirs = tls.pair({'on_close': log.on_close})
@@ -1030,6 +1101,58 @@ def test_records_that_came_before_a_failed_write_are_delivered_when_reading_is_r
     assert [(name, type(exc)) for name, exc in log] == [('close', BrokenPipeError)]
 
 
+@pytest.mark.parametrize('held', [False, True])
+def test_a_write_without_stack_sends_nothing_or_ends_the_connection(r, local, sockets, certificates, held):  # noqa: F811
+    # It raised when a part of the ciphertext was lost, and the peer could not decrypt what was written afterwards.
+    pieces, raised, ends, left = [bytes(70_000), bytes(70_000)], [], [], 0
+
+    def write(conn):
+        try:
+            near_limit(left, conn.handle_held if held else lambda: conn.writelines(pieces))
+            raised.append(False)
+        except RecursionError:
+            raised.append(True)
+        conn.write(b'more')
+
+    while not raised or raised[-1] or ends[-1] is not None:
+        log, heard = Log(), bytearray()
+        left += 1
+        if held:
+            a, b = sockets()
+            ours, theirs = r.adopt(a, on_close=log.on_close), r.adopt(b)
+            theirs.start_tls(certificates.server())
+            ours.start_tls(certificates.client(), write, server_hostname='localhost')
+            ours.writelines(pieces)
+        else:
+            ours, theirs = local(on_close=log.on_close)
+            write(ours)
+        theirs.on_data = lambda conn, data, heard=heard: heard.extend(data)
+        run_until(r, lambda log=log, heard=heard: log or heard[-4:] == b'more')
+        ends.append(type(log[0][1]) if log else None)
+        assert log or len(heard) == (4 if raised[-1] and not held else 140_004)
+        end(r, ours, theirs)
+    assert set(ends) == {None, RecursionError}
+
+
+@pytest.mark.parametrize('size', [1, 70_000])
+def test_a_write_whose_ciphertext_is_lost_for_want_of_memory_ends_the_connection(r, local, size):
+    log = Log()
+    ours, theirs = local(on_close=log.on_close)
+    encrypt = ours.tls._write
+
+    def without_memory(data):
+        encrypt(data)
+        raise MemoryError
+
+    ours.tls._write = without_memory
+    assert ours.write(bytes(size)) is False
+    ours.tls._write = encrypt
+    assert ours.write(b'more') is False
+    turns(r, 2)
+    assert [(name, type(exc)) for name, exc in log] == [('close', MemoryError)]
+    end(r, theirs)
+
+
 def test_a_write_behind_an_end_that_the_peer_did_not_take_is_the_writers_mistake(r, local):
     log = Log()
     ours, theirs = local(on_close=log.on_close)
@@ -1161,6 +1284,7 @@ def test_a_selector_without_room_for_a_connection_is_told(certificates, tmp_path
         turns(r, 2)
         kernel.room = True
         assert [(name, type(exc)) for name, exc in log] == [('close', SelectorFull)]
+        assert log[0][1].__traceback__ is None  # it would keep the connection for as long as the exception is kept
         assert r.stats().outgoing == 0
 
 

@@ -66,9 +66,8 @@ class ThreadCall(Handle):
         if on_done is not None:
             try:
                 on_done(result, error)
-            except (MemoryError, RecursionError) as exc:
-                if exc.__traceback__.tb_next is None:  # type: ignore[union-attr]
-                    self.on_done = on_done  # it was not even called: the loop calls this method again
+            except (MemoryError, RecursionError):
+                self.on_done = on_done  # if it did not get as far as the user, the loop calls this method again
                 raise
 
     def waits_for(self) -> str:

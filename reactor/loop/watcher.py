@@ -210,6 +210,10 @@ class Watchers:
         self._parked[handle] = None
         self.referenced = referenced
 
+    def is_parked(self, handle: Handle) -> bool:
+        """Whether an open handle is not registered, because it wants no events or has no descriptor yet."""
+        return handle in self._parked
+
     def set_events(self, handle: Handle, events: int) -> None:
         """Change what an open handle wants; 0 parks it."""
         was = handle.events

@@ -102,6 +102,7 @@ class DatagramSocket(Handle):
         '_peer',
         '_per_receiver',
         '_queued',
+        '_reading',
         '_refused',
         '_retry',
         '_retry_delay',
@@ -151,6 +152,7 @@ class DatagramSocket(Handle):
         self._local_address: tuple[str, int] | None = None
         self._broadcast = False
         self._lookup: ThreadCall | None = None
+        self._reading = True  # whether to read as soon as it is open
         self._per_receiver = False  # whether each receiver has room of its own
         # What waits: lines of (data, target), one for each receiver that has room of its own, else one under None.
         self._lines: dict[Any, deque[tuple[bytes, Any]]] = {}
@@ -246,7 +248,7 @@ class DatagramSocket(Handle):
 
     def handle_closed(self, exc: BaseException | None) -> None:
         """Told as the last completion of a socket: `on_close`, after which nothing of the user's is kept."""
-        if self.sock is not None:
+        if self.sock is not None or self.loop.watchers.is_parked(self):
             self._release()  # `_finish` found no memory or stack for all of it
         on_close, called = self.on_close, True
         self.on_error = None  # what on_close raises is logged
@@ -322,11 +324,13 @@ class DatagramSocket(Handle):
 
     def pause_reading(self) -> None:
         """Call `on_datagram` no more until `resume_reading`; the system keeps some and drops the rest."""
+        self._reading = False
         if self.state is OPEN:
             self.loop.watchers.set_events(self, self.events & ~READ)
 
     def resume_reading(self) -> None:
         """Call `on_datagram` again. Does nothing when reading goes on or the socket is closed."""
+        self._reading = True
         if self.state is OPEN:
             self.loop.watchers.set_events(self, self.events | READ)
 
@@ -421,32 +425,37 @@ class DatagramSocket(Handle):
         """Begin, at once with an address, in a thread with a name. What fails is told by `on_close`."""
         self._local_address = local_address
         self._broadcast = broadcast
-        self.loop.watchers.park(self)
         addresses = numeric(self._kernel, host, port, family)
-        if addresses:
-            self._connect(addresses)
-        else:
-            self._lookup = look_up(self.loop, self._kernel, host, port, family, self._looked_up)
-            self._lookup.unref()  # the socket itself keeps the loop running
+        self.loop.watchers.park(self)
+        try:
+            if addresses:
+                self._connect(addresses)
+            else:
+                self._lookup = look_up(self.loop, self._kernel, host, port, family, self._looked_up)
+                self._lookup.unref()  # the socket itself keeps the loop running
+        except (MemoryError, RecursionError) as exc:
+            self._finish(exc)
 
     # -- in this file
 
     def _looked_up(self, addresses: list[Address] | None, error: Exception | None) -> None:
         self._lookup = None
-        if addresses:
-            self._connect(addresses)
-        else:
-            self._finish(error)
+        try:
+            if addresses:
+                self._connect(addresses)
+            else:
+                self._finish(error)
+        except (MemoryError, RecursionError) as exc:
+            self._finish(exc)
 
     def _connect(self, addresses: list[Address]) -> None:
         error: Exception | None = None
         for family, address in interleave(addresses[:MOST_ADDRESSES])[:MOST_TRIES]:
             try:
-                self._take(
-                    connected_udp(
-                        self._kernel, family, address, local_address=self._local_address, broadcast=self._broadcast
-                    )
+                self.sock = connected_udp(
+                    self._kernel, family, address, local_address=self._local_address, broadcast=self._broadcast
                 )
+                self._take(self.sock)
                 self._peer = self._peer or unmapped(address)  # asking for it may have failed
                 break
             except OSError as exc:
@@ -455,8 +464,9 @@ class DatagramSocket(Handle):
             self._finish(error)
             return
         self.state = OPEN
+        events = (READ if self._reading else 0) | (WRITE if self._lines or self._refused else 0)
         try:
-            self.loop.watchers.set_events(self, READ | WRITE if self._lines or self._refused else READ)
+            self.loop.watchers.set_events(self, events)
         except Exception as exc:  # the selector has no room
             self._finish(exc.with_traceback(None))
 

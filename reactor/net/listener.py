@@ -102,7 +102,10 @@ class Listener(Handle):
         self._accepts_before = -1  # the loop's count of accepts at the last trouble
         self._unlink = unlink
         try:
-            loop.watchers.add(self, READ)
+            if max_connections == 0:
+                loop.watchers.park(self)
+            else:
+                loop.watchers.add(self, READ)
         except BaseException:
             if unlink is not None:
                 unlink()

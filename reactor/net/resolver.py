@@ -42,15 +42,20 @@ class LookUp(Handle):
         self.timeout = timeout
         self._call: ThreadCall | None = None
         self._timer: Timer | None = None
-        loop.watchers.park(self)
-        if timeout is not None:
-            self._timer = loop.timers.later(timeout, LookUp._timed_out, self)
-            self._timer.unref()  # as the thread's call is: the look-up itself keeps the loop running
 
-    def ask(self, fn: Callable[..., ThreadCall], *args: Any) -> None:
-        """Start the call in a thread, `fn(*args)`, whose answer comes to one of the two below."""
-        self._call = fn(*args)
-        self._call.unref()
+    def begin(self, fn: Callable[..., ThreadCall | None], *args: Any) -> None:
+        """Call `fn(*args)`, which has the answer come to one of the methods below, and may return a call in a thread."""
+        loop = self.loop
+        try:
+            if self.timeout is not None:  # unreferenced, as the call is: the look-up itself keeps the loop running
+                self._timer = loop.timers.unreferenced_later(self.timeout, LookUp._timed_out, self)
+            self._call = call = fn(*args)
+            if call is not None:
+                call.unref()
+            loop.watchers.park(self)  # last: a look-up that could not begin keeps nothing running
+        except BaseException:
+            self.on_done = None  # an answer that comes all the same is dropped
+            raise
 
     def handle_addresses(self, addresses: list[Address] | None, error: Exception | None) -> None:
         """Called in the loop with what was found for a name; each address stands once."""
@@ -62,7 +67,12 @@ class LookUp(Handle):
         on_done = self.on_done
         self.close()
         if on_done is not None:
-            on_done(result, error)
+            try:
+                on_done(result, error)
+            except (MemoryError, RecursionError) as exc:
+                if exc.__traceback__.tb_next is None:  # type: ignore[union-attr]
+                    self.on_done = on_done  # it was not even called: the loop calls this method again
+                raise
 
     @property
     def closed(self) -> bool:
@@ -71,13 +81,12 @@ class LookUp(Handle):
     def close(self) -> None:
         self.loop.watchers.check_thread()
         if self.on_done is not None:
-            self.on_done = None
-            self.loop.watchers.remove(self)
+            self.loop.watchers.remove(self)  # first, as it may find no memory or stack
             if self._timer is not None:
                 self._timer.cancel()
             if self._call is not None:
                 self._call.close()
-            self._timer = self._call = None
+            self.on_done = self._timer = self._call = None
 
     def waits_for(self) -> str:
         return f'an answer about {self.name!r}'
@@ -86,6 +95,7 @@ class LookUp(Handle):
         return f'<LookUp {self.name!r}{" closed" if self.closed else ""}>'
 
     def _timed_out(self) -> None:
+        self._timer = None  # not to be cancelled in its own call, which the loop may have to make again
         message = f'cannot look up {self.name!r}: no answer within {self.timeout:g} s'
         self.handle_answer(None, ResolveTimeout(f'{message}; check the network and the name servers'))
 
@@ -97,9 +107,9 @@ def resolve(
     lookup = LookUp(loop, host, on_done, timeout)
     addresses = numeric(kernel, host, 0, family)
     if addresses:
-        loop.completions.append((lookup, LookUp.handle_addresses, (addresses, None)))
+        lookup.begin(loop.completions.append, (lookup, LookUp.handle_addresses, (addresses, None)))
     else:
-        lookup.ask(look_up, loop, kernel, host, 0, family, lookup.handle_addresses)
+        lookup.begin(look_up, loop, kernel, host, 0, family, lookup.handle_addresses)
     return lookup
 
 
@@ -113,7 +123,7 @@ def resolve_address(
 ) -> LookUp:
     """Find the name of `address`, what sockets take for `host`, and call `on_done(name, error)`."""
     lookup = LookUp(loop, host, on_done, timeout)
-    lookup.ask(look_up_name, loop, kernel, host, address, lookup.handle_answer)
+    lookup.begin(look_up_name, loop, kernel, host, address, lookup.handle_answer)
     return lookup
 
 

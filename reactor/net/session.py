@@ -65,8 +65,9 @@ class Session:
 
     `version` ('TLSv1.3'), `cipher` (its name), `alpn` (the protocol chosen, or None), `peer_certificate` (a dict as
     `ssl.SSLSocket.getpeercert` gives it, empty for one that was not verified, None without one) and
-    `peer_certificate_der` (bytes or None). `ssl_object` is the `ssl.SSLObject`, for other questions; do not read from
-    it, write to it or shut it down.
+    `peer_certificate_der` (bytes or None). Until then all of them are None, and stay so when the handshake fails.
+    `ssl_object` is the `ssl.SSLObject`, None until connected, for other questions; do not read from it, write to it or
+    shut it down.
     """
 
     __slots__ = (
@@ -89,11 +90,10 @@ class Session:
         'timer',
     )
 
-    ssl_object: SSLObject
-
     def __init__(self, buffers: Buffers) -> None:
         self.buffers = buffers
         self.ssl = buffers.ssl
+        self.ssl_object: SSLObject = None  # type: ignore[assignment]  # until connected
         self._incoming = b''  # ciphertext that waits, from the beginning of a record on
         self.on_secured: Told = (None, ())
         # Writes that wait for the end of a handshake, in order; None when there is no handshake.
@@ -118,24 +118,33 @@ class Session:
 
     @property
     def version(self) -> str | None:
-        return self.ssl_object.version()
+        version: str | None = self._agreed('version')
+        return version
 
     @property
     def cipher(self) -> str | None:
-        cipher = self.ssl_object.cipher()
+        cipher = self._agreed('cipher')
         return None if cipher is None else cipher[0]
 
     @property
     def alpn(self) -> str | None:
-        return self.ssl_object.selected_alpn_protocol()
+        alpn: str | None = self._agreed('selected_alpn_protocol')
+        return alpn
 
     @property
     def peer_certificate(self) -> Any:
-        return self.ssl_object.getpeercert()
+        return self._agreed('getpeercert')
 
     @property
     def peer_certificate_der(self) -> bytes | None:
-        return self.ssl_object.getpeercert(True)
+        der: bytes | None = self._agreed('getpeercert', True)
+        return der
+
+    def _agreed(self, question: str, *args: Any) -> Any:
+        try:
+            return getattr(self.ssl_object, question)(*args)
+        except (AttributeError, ValueError):
+            return None  # it is not connected, or the handshake is not done
 
     @property
     def unread(self) -> bool:
@@ -152,6 +161,10 @@ class Session:
             self._incoming += data
         else:
             self._incoming = data
+
+    def drop_received(self) -> None:
+        """Keep nothing from the peer: the connection has ended."""
+        self._incoming, self.more = b'', False
 
     def shake_hands(self) -> bool:
         """Go on with the handshake; True when it is done. Raises SSLError when it has failed.

@@ -21,7 +21,7 @@ from .addresses import show
 from .files import READ_FILE_SIZE, FilePart, file_part
 from .session import Buffers, Session
 from .stream import CLOSED, CLOSING, CONNECTING, LAST_BYTES, OPEN, Stream
-from .writer import DRAINED, MARK_COST, check_buffers, flat
+from .writer import BROKEN, DRAINED, MARK_COST, PEER_ENDED, check_buffers, flat
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ class TLSStream(Stream):
         try:
             self.loop.watchers.set_events(self, READ)
         except SelectorFull as exc:
-            self.reset(exc)
+            self.reset(exc.with_traceback(None))
         if self.sock is None:
             return  # it was lost, and is told so
         if options.timed:
@@ -175,6 +175,12 @@ class TLSStream(Stream):
         if self.state is CONNECTING:
             self._shake_hands()
 
+    def handle_held(self) -> None:
+        """Called as a completion after `on_connect` or `on_secured`: send what was written during the handshake."""
+        if self.tls.held is not None:
+            self._send_held()
+        self._end_after_held()
+
     def handle_last_reads(self, left: int = LAST_BYTES) -> None:
         if self.tls.more and self.sock is not None and self.events & READ:
             # What was read already comes first, a few records in a turn.
@@ -204,9 +210,15 @@ class TLSStream(Stream):
     def write(self, data: Buffer, on_written: Callable[..., object] | None = None, *args: Any) -> bool:
         session = self.tls
         if self.writer is None and session.held is None and type(data) is bytes and on_written is None:
-            record = session.encrypt_record(data)  # the short way, as nearly all writes go
+            try:
+                record = session.encrypt_record(data)  # the short way, as nearly all writes go
+            except MemoryError as exc:
+                return self._lose(exc)
             if record:
-                return Stream.write(self, record)
+                try:
+                    return Stream.write(self, record)
+                except (MemoryError, RecursionError) as exc:
+                    return self._lose(exc)
         return self.writelines((data,), on_written, *args)
 
     def writelines(
@@ -233,9 +245,14 @@ class TLSStream(Stream):
         except session.ssl.SSLError as exc:
             self._fail('cannot be written to', exc.with_traceback(None), 'nothing was sent')
             return False
-        if len(parts) == 1:
-            return Stream.write(self, parts[0], on_written, *args)
-        return Stream.writelines(self, parts, on_written, *args)
+        except MemoryError as exc:
+            return self._lose(exc)
+        try:
+            if len(parts) == 1:
+                return Stream.write(self, parts[0], on_written, *args)
+            return Stream.writelines(self, parts, on_written, *args)
+        except (MemoryError, RecursionError) as exc:
+            return self._lose(exc)
 
     def send_file(
         self,
@@ -322,6 +339,7 @@ class TLSStream(Stream):
         if waiting:
             waiting.pop(self, None)
         try:
+            session.drop_received()
             if session.timer is not None:
                 session.timer.cancel()
         except (MemoryError, RecursionError):
@@ -368,14 +386,16 @@ class TLSStream(Stream):
             self.loop.completions.append((self, on_secured, args))
         session.on_secured = (None, ())
         self._say(session.to_say())
-        if self.state is OPEN:
-            self._send_held()
         if self.state is not OPEN:
             return  # sending has failed meanwhile, and `buffered` goes on saying what was never sent
         if not session.reading:
             self.loop.watchers.set_events(self, self.events & ~READ)
+        if session.held or session.last is not None:
+            # After `on_connect`, which may find that this peer must not get it, and abort.
+            self.loop.completions.append((self, TLSStream.handle_held, ()))
+        else:
+            session.held = None
         self._decrypt_later()
-        self._end_after_held()
 
     def _hold(
         self, pieces: list[bytes | memoryview], on_written: Callable[..., object] | None, args: tuple[Any, ...]
@@ -390,23 +410,50 @@ class TLSStream(Stream):
         session.full = session.full or full
         return not full
 
+    def _lose(self, exc: Exception) -> bool:
+        """Memory or stack ran out, and a part of the ciphertext is lost: the next turn ends the stream with `exc`.
+
+        Without that part the peer could not decrypt what follows. Returns False, as `write` does then.
+        """
+        starved = self.loop.watchers.starved
+        starved.append(self)
+        starved.append(exc)
+        if self.writer is None or self.writer is DRAINED:
+            self.writer = BROKEN
+        elif self.writer.error is None:
+            self.writer.error = PEER_ENDED  # which drops what is written from now on
+        return False
+
     def _send_held(self) -> None:
         """Send what waited for the end of a handshake, if it has ended."""
         session = self.tls
-        held, session.held = session.held, None
+        held = session.held
         for index, (pieces, (on_written, args)) in enumerate(held):
             if self.state != OPEN:
-                return  # sending has failed meanwhile
+                break  # sending has failed meanwhile
             try:
                 parts = session.encrypt(pieces)
             except session.ssl.SSLWantReadError:
-                session.held = held[index:] if index else held
+                del held[:index]
                 return
             except session.ssl.SSLError as exc:
                 self._fail('cannot be written to', exc.with_traceback(None), 'what waited was not sent')
                 return
-            session.held_bytes -= sum(map(len, pieces))
-            Stream.writelines(self, parts, on_written, *args)
+            except RecursionError:
+                del held[:index]  # the rest is not encrypted yet, and can be sent on a stack that has room
+                raise
+            except MemoryError as exc:
+                self._lose(exc)
+                return
+            try:
+                session.held_bytes -= sum(map(len, pieces))
+                Stream.writelines(self, parts, on_written, *args)
+            except (MemoryError, RecursionError) as exc:
+                self._lose(exc)
+                return
+        session.held = None
+        if self.state != OPEN:
+            return
         full, session.full = session.full, False
         writer = self.writer
         if full and (writer is None or writer is DRAINED):
