@@ -37,6 +37,7 @@ from reactor.loop import loop
 from reactor.loop.idle import Idler
 from reactor.loop.loop import CLOSING_ROUNDS
 from reactor.loop.timers import RepeatingTimer, Timer
+from reactor.loop.watcher import Handle
 
 
 def fail(*args):
@@ -584,6 +585,27 @@ def test_an_exit_callback_that_raises_is_logged_and_the_others_run(caplog):
     r.close()
     assert log == ['first']
     assert [record.exc_info[0] for record in caplog.records] == [ValueError]
+
+
+def test_a_handle_that_cannot_be_closed_does_not_keep_the_others_open(sockets):
+    log, r = Log(), Reactor()
+
+    class Stuck(Handle):
+        closed = False
+
+        def __init__(self):
+            self.loop, self.since = r, 0
+            r.watchers.park(self)
+
+        def close(self):
+            raise OSError(errno.EIO, 'stuck')
+
+    Stuck()
+    r.adopt(sockets()[0], log.on_data, on_close=log.on_close)
+    r.adopt(sockets()[0], log.on_data, on_close=log.on_close)
+    with pytest.raises(OSError, match='stuck'):
+        r.close()
+    assert log.names() == ['close', 'close'] and r.watchers.closed
 
 
 def test_an_exit_callback_may_add_another():

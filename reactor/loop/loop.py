@@ -699,12 +699,18 @@ class Loop:
             self._main_error = exc
 
     def _end_handles(self) -> None:
+        error = None
         for _ in range(CLOSING_ROUNDS):  # closing a connection may open another
             for handle in self.handles():
-                handle.reset(None)
+                try:
+                    handle.reset(None)
+                except BaseException as exc:
+                    error = exc  # the others are closed all the same
             if not self.completions:
                 break
             self._run_completions(len(self.completions))
+        if error is not None:
+            raise error
 
     def _run_exit_callbacks(self) -> None:
         while self._exit_callbacks:
