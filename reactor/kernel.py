@@ -463,6 +463,8 @@ class Kernel:
         """
         if os.name != 'posix':
             return child.poll()
+        if child.returncode is not None:
+            return child.returncode  # reaped before, and there was no memory left to tell
         # Not by `poll`, which tells 0 for a child that somebody else has reaped.
         try:
             pid, status = os.waitpid(child.pid, os.WNOHANG)
