@@ -826,6 +826,47 @@ def test_a_real_recursion_error_hurts_one_callback_only(r, caplog):
     assert caplog.records[0].exc_info[0] is RecursionError
 
 
+def deeper(conn, data):
+    """An `on_data` that exhausts the stack."""
+    deeper(conn, data)
+
+
+@pytest.mark.parametrize('leaves', ['the error itself', 'on_error', 'catch_errors'])
+def test_an_exhausted_stack_in_a_callback_leaves_run_once(sockets, leaves):
+    # The next call of `run` reported it again, and each one after that: nothing else ever ran.
+    told = []
+
+    def leave(*args):
+        told.append(args)
+        raise SystemExit
+
+    r = Reactor(catch_errors={'catch_errors': leave, 'on_error': True}.get(leaves, False))
+    ours, theirs = sockets()
+    conn = r.adopt(ours, deeper, on_error=leave if leaves == 'on_error' else None)
+    theirs.send(b'x')
+    with pytest.raises(RecursionError if leaves == 'the error itself' else SystemExit):
+        run_until(r, lambda: False)
+    log = []
+    conn.abort()
+    r.call_soon(log.append, 1)
+    assert r.run() is True
+    assert log == [1] and len(told) == (leaves != 'the error itself')
+    r.close()
+
+
+def test_a_loop_in_which_this_runs_is_told_to_go_on_at_once_after_an_exhausted_stack(r, sockets):
+    # The connection is aborted in the next turn: until then, `timeout` told the other loop that it may sleep.
+    log = Log()
+    ours, theirs = sockets()
+    r.adopt(ours, deeper, on_close=log.on_close)
+    theirs.send(b'x')
+    for _ in range(10):
+        r.run_once(0 if r.timeout() == 0 else 0.1)
+        if r.timeout() is None:
+            break
+    assert log.names() == ['close']
+
+
 class FailingHandler(logging.Handler):
     """What logging is when no memory is left: `emit` raises."""
 

@@ -262,7 +262,7 @@ class Loop:
 
     def timeout(self) -> float | None:
         """How long the next turn may wait, in seconds: 0 when calls wait, None for as long as it likes."""
-        return 0 if self._wakeup.calls else self._wait()
+        return 0 if self._wakeup.calls or self._starved else self._wait()
 
     def _wait(self) -> float | None:
         # Calls of other threads ring, once they are queued: until then, turn after turn would find nothing to do.
@@ -637,7 +637,13 @@ class Loop:
             if handle.events == UNHEARD and not handle.closed:
                 self.watchers.refuse(handle, exc)
             elif called_user(exc):
-                self._callback_failed(exc, handle)
+                try:
+                    self._callback_failed(exc, handle)
+                except BaseException as failure:
+                    if failure is exc or not isinstance(failure, MemoryError | RecursionError):
+                        starved.popleft()
+                        starved.popleft()  # it was passed on, and leaves `run` once
+                    raise
             else:
                 handle.handle_exhausted(exc)
             starved.popleft()
