@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import gc
 import logging
 import os
@@ -865,6 +866,37 @@ def test_a_loop_in_which_this_runs_is_told_to_go_on_at_once_after_an_exhausted_s
         if r.timeout() is None:
             break
     assert log.names() == ['close']
+
+
+NESTED = functools.reduce(lambda inner, _: [inner], range(100_000), [])
+
+
+@pytest.mark.parametrize('way', ['call_soon', 'call_soon_threadsafe', 'call_later', 'call_every'])
+@pytest.mark.parametrize(
+    'fn',
+    [
+        functools.partial(bytearray, sys.maxsize),
+        functools.partial(functools.partial(repr), NESTED),
+        (bytearray, sys.maxsize),
+        (b'x'.ljust, sys.maxsize - 100),
+        (repr, NESTED),
+    ],
+    ids=['partial', 'partial of a partial', 'class', 'method', 'function'],
+)
+@pytest.mark.parametrize('slow', [None, 100.0])
+def test_a_callback_written_in_c_that_exhausts_memory_or_stack_is_called_once(caplog, way, fn, slow):
+    # It has no frame, so it seemed that it was not reached: it was called again in each turn, or the error left `run`.
+    log = []
+    with Reactor(slow_callback=slow) as r:
+        fn, *args = fn if isinstance(fn, tuple) else (fn,)
+        call = getattr(r, way)
+        call(fn, *args) if 'soon' in way else call(0.001, fn, *args)
+        r.call_later(0.01, log.append, 1)
+        run_until(r, lambda: log and len(r.completions) == 0)
+        errors = r.stats().callback_errors
+    assert errors == 1 or way == 'call_every'
+    assert {record.exc_info[0] for record in caplog.records} <= {MemoryError, RecursionError}
+    assert len(caplog.records) == errors
 
 
 class FailingHandler(logging.Handler):

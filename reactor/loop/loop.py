@@ -18,8 +18,10 @@ Where memory or stack runs out before a callback was reached, the call goes back
 
 from __future__ import annotations
 
+import functools
 from collections import deque
 from itertools import islice
+from types import BuiltinFunctionType
 
 from ..errors import HandleClosed, ReactorError
 from ..kernel import Kernel
@@ -55,6 +57,7 @@ MOST_SIGNUM = 128  # on FreeBSD; each system refuses those that it does not have
 # What may run between a phase and a callback of the user.
 OWN_PACKAGES = {'reactor', 'reactor.loop', 'reactor.net', 'reactor.system'}
 OWN_MODULES = {'selectors', 'socket', 'ssl'}
+WRITTEN_IN_C = {BuiltinFunctionType, type}  # functions, methods, and the making of an object
 LONGEST_WAIT = 86400.0  # seconds; selectors overflow on much more, and a turn a day costs nothing
 
 
@@ -558,7 +561,7 @@ class Loop:
                     lag[min(late.bit_length(), LAG_BUCKETS - 1) if late else 0] += 1
                     timer.fn(*timer.args)  # type: ignore[misc]
                 except (MemoryError, RecursionError) as exc:
-                    if called_user(exc):
+                    if called_user(exc, timer.fn if timer.deadline != deadline else None):
                         self._callback_failed(exc, None)
                         continue
                     if timer.deadline is None:
@@ -583,7 +586,7 @@ class Loop:
                 fn(*args)
             except (MemoryError, RecursionError) as exc:
                 soon.appendleft(call)
-                if called_user(exc):
+                if called_user(exc, fn):
                     soon.popleft()
                     self._callback_failed(exc, None)
                 else:
@@ -798,8 +801,11 @@ def _fail(handle: Handle, exc: Exception) -> None:
     handle.handle_failed(exc)
 
 
-def called_user(exc: BaseException) -> bool:
+def called_user(exc: BaseException, fn: object = None) -> bool:
     """Whether `exc`, which a phase has caught, came when code was reached that is not the reactor's own.
+
+    A function written in C has no frame that would show it. So when the phase was about to call one, `fn`, the error
+    is taken for its own: called again, it would fail again, for ever.
 
     It calls nothing, since it may have been the stack that ran out.
     """
@@ -811,7 +817,9 @@ def called_user(exc: BaseException) -> bool:
         if names['__name__'] == Watchers.__module__:
             return False  # what it calls is a selector, which may be the user's own
         traceback = traceback.tb_next
-    return False
+    while type(fn) is functools.partial:
+        fn = fn.func
+    return type(fn) in WRITTEN_IN_C
 
 
 def _check_callable(fn: object) -> None:
