@@ -1767,18 +1767,35 @@ def test_a_selector_that_cannot_be_closed_keeps_nothing_else_open(sockets):
 
 
 @pytest.mark.parametrize('slow', [None, 100.0])
-def test_a_timer_that_forks_and_closes_the_loop_in_the_child_is_the_last_of_its_batch_there(kernel, slow):
-    r, fired = Reactor(kernel=kernel, slow_callback=slow), []
+@pytest.mark.parametrize('phase', ['dispatch', 'timers', 'soon', 'completions'])
+def test_a_callback_that_forks_and_closes_the_loop_in_the_child_is_the_last_there(phase, slow):
+    # With handles open, `run` never returned in the child. Before, the child handled what was ready for its parent.
+    kernel, log = ScriptedKernel(), Log()
+    r = Reactor(kernel=kernel, slow_callback=slow)
+    socks = [ScriptedSocket(kernel) for _ in range(3)]
 
-    def fork():
+    def fork(*args):
         parent = kernel.pid()
         kernel.pid = lambda: parent + 1
         r.close()
 
-    r.call_later(1, fork)
-    r.call_later(1, fired.append, 1)
+    first, *others = (r.adopt(sock, log.on_data, on_close=log.on_close) for sock in socks)
+    if phase == 'dispatch':
+        first.on_data = fork
+        for sock in socks:
+            sock.incoming.append(b'x')
+    elif phase == 'timers':
+        r.call_later(1, fork)
+        r.call_later(1, log.append, 1)
+    elif phase == 'soon':
+        r.call_soon(fork)
+        r.call_soon(log.append, 1)
+    else:
+        first.write(b'x', fork)
+        others[0].write(b'x', log.append)
     assert r.run() is True
-    assert r.watchers.closed and not fired
+    assert r.watchers.closed and not log
+    assert all('close' not in sock.calls for sock in socks)
 
 
 def test_where_select_does_not_wait_for_nothing_the_loop_does_while_its_doorbell_is_parked():

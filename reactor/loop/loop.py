@@ -237,6 +237,10 @@ class Loop:
                 raise error
         finally:
             self.watchers.closed = self._guarded = True
+            if self._forked():  # perhaps in the middle of a turn, which ends then: what is ready is not ours to handle
+                self.watchers.referenced = 0
+                for handle in self.watchers:
+                    handle.events = 0
             self._signals.release_wakeup()  # before the number of the doorbell is another's
             self.timers.clear()
             self._soon.clear()
@@ -578,39 +582,48 @@ class Loop:
 
     def _run_soon(self, count: int) -> None:
         signals, soon = self._signals, self._soon
-        for _ in range(count):
-            if signals.interrupted:
-                signals.raise_interrupt()
-            call = fn, args = soon.popleft()
-            try:
-                fn(*args)
-            except (MemoryError, RecursionError) as exc:
-                soon.appendleft(call)
-                if called_user(exc, fn):
-                    soon.popleft()
+        try:
+            for _ in range(count):
+                if signals.interrupted:
+                    signals.raise_interrupt()
+                call = fn, args = soon.popleft()
+                try:
+                    fn(*args)
+                except (MemoryError, RecursionError) as exc:
+                    soon.appendleft(call)
+                    if called_user(exc, fn):
+                        soon.popleft()
+                        self._callback_failed(exc, None)
+                    else:
+                        self._retry(exc)
+                except Exception as exc:
                     self._callback_failed(exc, None)
-                else:
-                    self._retry(exc)
-            except Exception as exc:
-                self._callback_failed(exc, None)
+        except IndexError:
+            if not self.watchers.closed:
+                raise
+            # One of them has forked and has closed the loop in the child: nothing is left to take.
 
     def _run_completions(self, count: int) -> None:
         signals, completions = self._signals, self.completions
-        for _ in range(count):
-            if signals.interrupted:
-                signals.raise_interrupt()
-            completion = handle, fn, args = completions.popleft()
-            try:
-                fn(handle, *args)
-            except (MemoryError, RecursionError) as exc:
-                completions.appendleft(completion)
-                if called_user(exc):
-                    completions.popleft()
+        try:
+            for _ in range(count):
+                if signals.interrupted:
+                    signals.raise_interrupt()
+                completion = handle, fn, args = completions.popleft()
+                try:
+                    fn(handle, *args)
+                except (MemoryError, RecursionError) as exc:
+                    completions.appendleft(completion)
+                    if called_user(exc):
+                        completions.popleft()
+                        self._callback_failed(exc, handle)
+                    else:
+                        self._retry(exc, handle)
+                except Exception as exc:
                     self._callback_failed(exc, handle)
-                else:
-                    self._retry(exc, handle)
-            except Exception as exc:
-                self._callback_failed(exc, handle)
+        except IndexError:
+            if not self.watchers.closed:
+                raise  # else as in `_run_soon`
 
     # -- around it
 
