@@ -832,7 +832,8 @@ def called_user(exc: BaseException, fn: object = None) -> bool:
         traceback = traceback.tb_next
     while type(fn) is functools.partial:
         fn = fn.func
-    return type(fn) in WRITTEN_IN_C
+    traceback = exc.__traceback__
+    return type(fn) in WRITTEN_IN_C and traceback is not None and traceback.tb_next is None
 
 
 def _check_callable(fn: object) -> None:
