@@ -723,6 +723,39 @@ def test_a_constructor_that_fails_leaves_nothing_open():
     gc.collect()
 
 
+@pytest.mark.parametrize('given', [False, True])
+def test_a_constructor_that_finds_no_descriptor_for_its_doorbell_closes_the_selector_that_it_made(given):
+    # It stayed open until the garbage collector ran, one for each attempt, where descriptors had run out.
+    class FullKernel(FakeKernel):
+        def selector(self):
+            selectors_made.append(super().selector())
+            return selectors_made[-1]
+
+        def socketpair(self):
+            raise OSError(errno.EMFILE, 'too many open files')
+
+    selectors_made, mine = [], selectors.DefaultSelector() if given else None
+    with pytest.raises(OSError, match='too many'):
+        Reactor(selector=mine, kernel=FullKernel())
+    if given:
+        assert mine.get_map() is not None and not selectors_made  # its owner may try again
+        mine.close()
+    else:
+        assert [selector.get_map() for selector in selectors_made] == [None]
+
+
+def test_a_selector_in_use_or_closed_is_refused(sockets):
+    # What others had registered there was ready in every turn, with an AttributeError in the log; `close` raised it.
+    selector = selectors.DefaultSelector()
+    selector.register(sockets()[0], READ)
+    with pytest.raises(ValueError, match='selector is a new one'):
+        Reactor(selector=selector)
+    assert len(selector.get_map()) == 1
+    selector.close()
+    with pytest.raises(ValueError, match='selector is a new one'):
+        Reactor(selector=selector)
+
+
 def test_on_close_that_raises_while_closing_does_not_keep_others_open(sockets):
     log = Log()
     r = Reactor(catch_errors=False)

@@ -64,7 +64,7 @@ LONGEST_WAIT = 86400.0  # seconds; selectors overflow on much more, and a turn a
 class Loop:
     """A single-threaded event loop.
 
-    selector      a `selectors` selector, by default the best of the platform; the loop closes it
+    selector      a new `selectors` selector, by default the best of the platform; the loop closes it
     kernel        what stands for the operating system, for tests and simulation
     catch_errors  True: an exception raised by a callback is logged with its traceback, and its connection, if it
                   belongs to one without `on_error`, is aborted. Those of a listener's connections, which clients can
@@ -137,7 +137,9 @@ class Loop:
         self._turn_began = self.now = self._clock()
         self.counters = Counters()
         self.completions: deque[tuple[Handle, Callable[..., object], tuple[Any, ...]]] = deque()
-        self.watchers = Watchers(kernel, selector or kernel.selector())
+        own = selector is None
+        selector = kernel.selector() if selector is None else selector
+        self.watchers = Watchers(kernel, selector)
         self._starved = self.watchers.starved
         self.timers = TimerHeap(self._clock, self.counters, self.watchers.check_thread)
         self._timer = CheckedTimer if debug else Timer
@@ -145,7 +147,12 @@ class Loop:
         self._select = self.watchers.selector.select
         self._blind_polls = 0  # in a row that ended early and brought nothing
         self._replaced_at = -EPISODE  # the clock when the selector was replaced last
-        self._wakeup = Wakeup(self, kernel, self._soon)
+        try:
+            self._wakeup = Wakeup(self, kernel, self._soon)
+        except BaseException:
+            if own:
+                selector.close()  # no reference count does: the timers and their buckets refer to each other
+            raise
         self._signals = Signals(self, kernel, self._wakeup, self._soon)
         self._threads = ThreadPool(self, kernel)
         self._idlers = Idlers(self, self._soon)
