@@ -352,6 +352,42 @@ def test_no_setting_of_catch_errors_keeps_an_exception_of_main(catch_errors):
         reactor.run(lambda r: 1 / 0, catch_errors=catch_errors)
 
 
+@pytest.mark.parametrize('how', ['run', 'run_once'])
+@pytest.mark.parametrize('after', [False, True])
+def test_an_exception_in_main_is_raised_by_the_next_call_when_the_run_was_left_for_another_one(r, how, after):
+    # `run_once` returned as if nothing had happened, and so did `run` where `main` had raised already.
+    def leave(*args):
+        raise SystemExit
+
+    def main(r):
+        raise ValueError('in main')
+
+    if not after:
+        r.call_soon(leave)
+    else:
+        r.completions.append((r._wakeup, leave, ()))
+    with pytest.raises(SystemExit):
+        r.run(main)
+    with pytest.raises(ValueError, match='in main'):
+        getattr(r, how)()
+    assert r.run() is True
+
+
+@pytest.mark.parametrize(
+    ('timeout', 'error'), [('1', TypeError), (True, TypeError), ((), TypeError), (float('nan'), ValueError)]
+)
+def test_a_timeout_of_run_once_that_is_no_number_is_refused(r, timeout, error):
+    # NaN was reported as the failure of the selector, and a text compared with a number.
+    r.call_later(60, int).unref()
+    idler = r.idle(int)
+    with pytest.raises(error, match='timeout is a'):
+        r.run_once(timeout)
+    idler.close()
+    assert r.stats().loop_count == 0
+    assert r.run_once(float('inf')) is r.run_once(-1) is False
+    r.timers.clear()
+
+
 @pytest.mark.parametrize('call', [Reactor.run, Reactor.run_once, Reactor.close])
 def test_a_nested_run_is_refused_and_the_outer_one_goes_on(r, call):
     log = []
@@ -607,6 +643,17 @@ def test_a_handle_that_cannot_be_closed_does_not_keep_the_others_open(sockets):
     with pytest.raises(OSError, match='stuck'):
         r.close()
     assert log.names() == ['close', 'close'] and r.watchers.closed
+
+
+def test_an_exit_callback_that_raises_is_counted_and_passed_to_catch_errors(caplog):
+    # It was logged all the same.
+    got, log = [], []
+    r = Reactor(catch_errors=lambda exc, handle: got.append((type(exc), handle)))
+    r.add_exit_callback(log.append, 'first')
+    r.add_exit_callback(boom)
+    r.close()
+    assert got == [(ValueError, None)] and log == ['first']
+    assert r.stats().callback_errors == 1 and not caplog.records
 
 
 def test_an_exit_callback_may_add_another():

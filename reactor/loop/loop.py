@@ -176,17 +176,17 @@ class Loop:
             callback('main', main)
         self._enter()
         try:
-            self._main_error = None
             if main is not None:
                 self.call_soon(self._run_main, main)
             self._turn_began = self._clock()
             while self._soon or self.watchers.referenced or self._alive():
                 self._turn(0 if self._stopping else None)
                 if self._main_error is not None:
-                    exc, self._main_error = self._main_error, None
-                    raise exc
+                    self._raise_main_error()
                 if self._stopping:
                     return False
+            if self._main_error is not None:
+                self._raise_main_error()  # of an earlier call, which another exception has left in the same turn
             return True
         except BaseException:
             self._starved.append(None)
@@ -198,12 +198,16 @@ class Loop:
         """Run one turn that waits at most `timeout` seconds (None: until something happens); for embedding.
 
         Returns whether something is left to wait for, and False after `stop`. Never waits when nothing is left. Raises
-        as `run` does.
+        as `run` does, TypeError for a timeout that is not a number, ValueError for NaN.
         """
+        if timeout is not None and (type(timeout) not in (int, float) or timeout != timeout):
+            timeout = number('timeout', timeout)
         self._enter(timeout != 0)
         try:
             self._turn_began = self._clock()
             self._turn(timeout if self._alive() and not self._stopping else 0)
+            if self._main_error is not None:
+                self._raise_main_error()
             return not self._stopping and self._alive()
         except BaseException:
             self._starved.append(None)
@@ -727,6 +731,14 @@ class Loop:
         except Exception as exc:
             self._main_error = exc
 
+    def _raise_main_error(self) -> None:
+        exc, self._main_error = self._main_error, None
+        assert exc is not None
+        try:
+            raise exc
+        finally:
+            del exc  # its traceback has this frame
+
     def _end_handles(self) -> None:
         error = None
         for _ in range(CLOSING_ROUNDS):  # closing a connection may open another
@@ -747,7 +759,11 @@ class Loop:
             try:
                 fn(*args)
             except Exception as exc:
-                self._log(exc, None)
+                self.counters.callback_errors += 1
+                if callable(self._catch_errors):
+                    self._report(exc, None)
+                else:
+                    self._log(exc, None)
 
     def _set_aside(self, handle: Handle) -> None:
         """Have the reserve again, for the next who finds no memory. A completion, behind those that give some back."""
