@@ -68,6 +68,8 @@ class Reactor(Loop):
     ) -> None:
         if selector is not None and not hasattr(selector, 'get_map'):
             raise TypeError(f'selector is None or a selector of the module selectors, not {shown(selector)}')
+        if selector is not None and (selector.get_map() is None or len(selector.get_map())):
+            raise ValueError(f'selector is a new one, which the reactor fills and closes; {shown(selector)} is in use')
         if kernel is not None and not hasattr(kernel, 'clock'):
             raise TypeError(f'kernel is None or a kernel such as reactor.kernel.Kernel(), not {shown(kernel)}')
         self._os = kernel or Kernel()

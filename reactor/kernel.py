@@ -463,6 +463,8 @@ class Kernel:
         """
         if os.name != 'posix':
             return child.poll()
+        if child.returncode is not None:
+            return child.returncode  # reaped before, and there was no memory left to tell
         # Not by `poll`, which tells 0 for a child that somebody else has reaped.
         try:
             pid, status = os.waitpid(child.pid, os.WNOHANG)
@@ -583,8 +585,8 @@ class Kernel:
         if stat.S_ISDIR(os.stat(given).st_mode):
             folder, name = os.path.realpath(given), None
         else:
-            folder, name = os.path.split(os.path.abspath(given))
-            folder = os.path.realpath(folder)
+            folder, name = os.path.split(given)
+            folder = os.path.realpath(folder)  # as the system does: what follows a link is not what its text says
         if not os.access(folder, os.R_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), folder)
         return given, folder, name

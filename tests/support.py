@@ -468,7 +468,7 @@ def run_short(
     owner: Any,
     name: str,
     times: int = 1,
-    kind: type[Exception] = MemoryError,
+    kind: type[BaseException] = MemoryError,
     after: bool = False,
 ) -> None:
     """Have the next `times` calls of one of our functions raise, first or when they are done; later ones go well.

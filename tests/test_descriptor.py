@@ -438,6 +438,83 @@ def test_a_new_watch_of_a_number_replaces_that_of_a_closed_socket(r, caplog):
         handle.close()
 
 
+class Client:
+    """A library's client: it has the descriptor of its connection, connects again, and knows none once it is closed."""
+
+    def __init__(self):
+        self.sock = None
+        self.connect()
+
+    def connect(self):
+        self.close()
+        self.sock, self.peer = socket.socketpair()
+
+    def close(self):
+        if self.sock is not None:
+            self.sock.close()
+            self.peer.close()
+        self.sock = None
+
+    def fileno(self):
+        return self.sock.fileno()
+
+
+@pytest.fixture
+def client():
+    client = Client()
+    yield client
+    client.close()
+
+
+@pytest.mark.parametrize('how', ['close', 'set_events', 'turn'])
+def test_a_watched_object_may_raise_anything_once_it_is_closed(r, sockets, client, caplog, how):
+    # Its error left `run`, `set_events`, and each call of `close`, also that of the reactor: other handles stayed open.
+    seen, log = Seen(), Log()
+    conn = r.adopt(sockets()[0], log.on_data)
+    handle = r.watch_fd(client, READ, seen.on_ready)
+    client.close()
+    assert handle.fileno() == -1
+    if how == 'close':
+        handle.close()
+    elif how == 'set_events':
+        handle.set_events(READ | WRITE)
+    else:
+        turns(r, 2)
+        handle.close()  # epoll never tells
+    assert handle.closed and seen == []
+    assert r.handles() == [conn]
+    assert len(caplog.records) <= 1
+    conn.abort()
+    turns(r, 2)
+
+
+def test_a_watched_object_that_raises_does_not_keep_the_reactor_from_closing(sockets, client):
+    log = Log()
+    r = Reactor()
+    r.watch_fd(client, READ, turns)
+    r.adopt(sockets()[0], log.on_data, on_close=log.on_close)
+    client.close()
+    r.close()
+    assert log.names() == ['close']
+
+
+def test_closing_the_watch_of_an_earlier_connection_of_an_object_leaves_the_later_watch(r, client):
+    # The number was asked of the object when the watch ended: that of its later connection, which was unregistered.
+    seen = Seen()
+    old = r.watch_fd(client, READ, turns)
+    kept = client.sock, client.peer
+    client.sock = None
+    client.connect()
+    handle = r.watch_fd(client, READ, seen.on_ready)
+    old.close()
+    for end in kept:
+        end.close()
+    client.peer.send(b'x')
+    run_until(r, lambda: seen)
+    assert seen[0] == (handle, READ)
+    handle.close()
+
+
 # -- as every handle
 
 

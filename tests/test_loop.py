@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import gc
 import logging
 import os
@@ -37,6 +38,7 @@ from reactor.loop import loop
 from reactor.loop.idle import Idler
 from reactor.loop.loop import CLOSING_ROUNDS
 from reactor.loop.timers import RepeatingTimer, Timer
+from reactor.loop.watcher import Handle
 
 
 def fail(*args):
@@ -350,6 +352,42 @@ def test_no_setting_of_catch_errors_keeps_an_exception_of_main(catch_errors):
         reactor.run(lambda r: 1 / 0, catch_errors=catch_errors)
 
 
+@pytest.mark.parametrize('how', ['run', 'run_once'])
+@pytest.mark.parametrize('after', [False, True])
+def test_an_exception_in_main_is_raised_by_the_next_call_when_the_run_was_left_for_another_one(r, how, after):
+    # `run_once` returned as if nothing had happened, and so did `run` where `main` had raised already.
+    def leave(*args):
+        raise SystemExit
+
+    def main(r):
+        raise ValueError('in main')
+
+    if not after:
+        r.call_soon(leave)
+    else:
+        r.completions.append((r._wakeup, leave, ()))
+    with pytest.raises(SystemExit):
+        r.run(main)
+    with pytest.raises(ValueError, match='in main'):
+        getattr(r, how)()
+    assert r.run() is True
+
+
+@pytest.mark.parametrize(
+    ('timeout', 'error'), [('1', TypeError), (True, TypeError), ((), TypeError), (float('nan'), ValueError)]
+)
+def test_a_timeout_of_run_once_that_is_no_number_is_refused(r, timeout, error):
+    # NaN was reported as the failure of the selector, and a text compared with a number.
+    r.call_later(60, int).unref()
+    idler = r.idle(int)
+    with pytest.raises(error, match='timeout is a'):
+        r.run_once(timeout)
+    idler.close()
+    assert r.stats().loop_count == 0
+    assert r.run_once(float('inf')) is r.run_once(-1) is False
+    r.timers.clear()
+
+
 @pytest.mark.parametrize('call', [Reactor.run, Reactor.run_once, Reactor.close])
 def test_a_nested_run_is_refused_and_the_outer_one_goes_on(r, call):
     log = []
@@ -586,6 +624,38 @@ def test_an_exit_callback_that_raises_is_logged_and_the_others_run(caplog):
     assert [record.exc_info[0] for record in caplog.records] == [ValueError]
 
 
+def test_a_handle_that_cannot_be_closed_does_not_keep_the_others_open(sockets):
+    log, r = Log(), Reactor()
+
+    class Stuck(Handle):
+        closed = False
+
+        def __init__(self):
+            self.loop, self.since = r, 0
+            r.watchers.park(self)
+
+        def close(self):
+            raise OSError(errno.EIO, 'stuck')
+
+    Stuck()
+    r.adopt(sockets()[0], log.on_data, on_close=log.on_close)
+    r.adopt(sockets()[0], log.on_data, on_close=log.on_close)
+    with pytest.raises(OSError, match='stuck'):
+        r.close()
+    assert log.names() == ['close', 'close'] and r.watchers.closed
+
+
+def test_an_exit_callback_that_raises_is_counted_and_passed_to_catch_errors(caplog):
+    # It was logged all the same.
+    got, log = [], []
+    r = Reactor(catch_errors=lambda exc, handle: got.append((type(exc), handle)))
+    r.add_exit_callback(log.append, 'first')
+    r.add_exit_callback(boom)
+    r.close()
+    assert got == [(ValueError, None)] and log == ['first']
+    assert r.stats().callback_errors == 1 and not caplog.records
+
+
 def test_an_exit_callback_may_add_another():
     log = []
     r = Reactor()
@@ -700,6 +770,39 @@ def test_a_constructor_that_fails_leaves_nothing_open():
     gc.collect()
 
 
+@pytest.mark.parametrize('given', [False, True])
+def test_a_constructor_that_finds_no_descriptor_for_its_doorbell_closes_the_selector_that_it_made(given):
+    # It stayed open until the garbage collector ran, one for each attempt, where descriptors had run out.
+    class FullKernel(FakeKernel):
+        def selector(self):
+            selectors_made.append(super().selector())
+            return selectors_made[-1]
+
+        def socketpair(self):
+            raise OSError(errno.EMFILE, 'too many open files')
+
+    selectors_made, mine = [], selectors.DefaultSelector() if given else None
+    with pytest.raises(OSError, match='too many'):
+        Reactor(selector=mine, kernel=FullKernel())
+    if given:
+        assert mine.get_map() is not None and not selectors_made  # its owner may try again
+        mine.close()
+    else:
+        assert [selector.get_map() for selector in selectors_made] == [None]
+
+
+def test_a_selector_in_use_or_closed_is_refused(sockets):
+    # What others had registered there was ready in every turn, with an AttributeError in the log; `close` raised it.
+    selector = selectors.DefaultSelector()
+    selector.register(sockets()[0], READ)
+    with pytest.raises(ValueError, match='selector is a new one'):
+        Reactor(selector=selector)
+    assert len(selector.get_map()) == 1
+    selector.close()
+    with pytest.raises(ValueError, match='selector is a new one'):
+        Reactor(selector=selector)
+
+
 def test_on_close_that_raises_while_closing_does_not_keep_others_open(sockets):
     log = Log()
     r = Reactor(catch_errors=False)
@@ -802,6 +905,78 @@ def test_a_real_recursion_error_hurts_one_callback_only(r, caplog):
     assert r.run() is True
     assert log == [1]
     assert caplog.records[0].exc_info[0] is RecursionError
+
+
+def deeper(conn, data):
+    """An `on_data` that exhausts the stack."""
+    deeper(conn, data)
+
+
+@pytest.mark.parametrize('leaves', ['the error itself', 'on_error', 'catch_errors'])
+def test_an_exhausted_stack_in_a_callback_leaves_run_once(sockets, leaves):
+    # The next call of `run` reported it again, and each one after that: nothing else ever ran.
+    told = []
+
+    def leave(*args):
+        told.append(args)
+        raise SystemExit
+
+    r = Reactor(catch_errors={'catch_errors': leave, 'on_error': True}.get(leaves, False))
+    ours, theirs = sockets()
+    conn = r.adopt(ours, deeper, on_error=leave if leaves == 'on_error' else None)
+    theirs.send(b'x')
+    with pytest.raises(RecursionError if leaves == 'the error itself' else SystemExit):
+        run_until(r, lambda: False)
+    log = []
+    conn.abort()
+    r.call_soon(log.append, 1)
+    assert r.run() is True
+    assert log == [1] and len(told) == (leaves != 'the error itself')
+    r.close()
+
+
+def test_a_loop_in_which_this_runs_is_told_to_go_on_at_once_after_an_exhausted_stack(r, sockets):
+    # The connection is aborted in the next turn: until then, `timeout` told the other loop that it may sleep.
+    log = Log()
+    ours, theirs = sockets()
+    r.adopt(ours, deeper, on_close=log.on_close)
+    theirs.send(b'x')
+    for _ in range(10):
+        r.run_once(0 if r.timeout() == 0 else 0.1)
+        if r.timeout() is None:
+            break
+    assert log.names() == ['close']
+
+
+NESTED = functools.reduce(lambda inner, _: [inner], range(100_000), [])
+
+
+@pytest.mark.parametrize('way', ['call_soon', 'call_soon_threadsafe', 'call_later', 'call_every'])
+@pytest.mark.parametrize(
+    'fn',
+    [
+        functools.partial(bytearray, sys.maxsize),
+        functools.partial(functools.partial(repr), NESTED),
+        (bytearray, sys.maxsize),
+        (b'x'.ljust, sys.maxsize - 100),
+        (repr, NESTED),
+    ],
+    ids=['partial', 'partial of a partial', 'class', 'method', 'function'],
+)
+@pytest.mark.parametrize('slow', [None, 100.0])
+def test_a_callback_written_in_c_that_exhausts_memory_or_stack_is_called_once(caplog, way, fn, slow):
+    # It has no frame, so it seemed that it was not reached: it was called again in each turn, or the error left `run`.
+    log = []
+    with Reactor(slow_callback=slow) as r:
+        fn, *args = fn if isinstance(fn, tuple) else (fn,)
+        call = getattr(r, way)
+        call(fn, *args) if 'soon' in way else call(0.001, fn, *args)
+        r.call_later(0.01, log.append, 1)
+        run_until(r, lambda: log and len(r.completions) == 0)
+        errors = r.stats().callback_errors
+    assert errors == 1 or way == 'call_every'
+    assert {record.exc_info[0] for record in caplog.records} <= {MemoryError, RecursionError}
+    assert len(caplog.records) == errors
 
 
 class FailingHandler(logging.Handler):
@@ -1691,18 +1866,35 @@ def test_a_selector_that_cannot_be_closed_keeps_nothing_else_open(sockets):
 
 
 @pytest.mark.parametrize('slow', [None, 100.0])
-def test_a_timer_that_forks_and_closes_the_loop_in_the_child_is_the_last_of_its_batch_there(kernel, slow):
-    r, fired = Reactor(kernel=kernel, slow_callback=slow), []
+@pytest.mark.parametrize('phase', ['dispatch', 'timers', 'soon', 'completions'])
+def test_a_callback_that_forks_and_closes_the_loop_in_the_child_is_the_last_there(phase, slow):
+    # With handles open, `run` never returned in the child. Before, the child handled what was ready for its parent.
+    kernel, log = ScriptedKernel(), Log()
+    r = Reactor(kernel=kernel, slow_callback=slow)
+    socks = [ScriptedSocket(kernel) for _ in range(3)]
 
-    def fork():
+    def fork(*args):
         parent = kernel.pid()
         kernel.pid = lambda: parent + 1
         r.close()
 
-    r.call_later(1, fork)
-    r.call_later(1, fired.append, 1)
+    first, *others = (r.adopt(sock, log.on_data, on_close=log.on_close) for sock in socks)
+    if phase == 'dispatch':
+        first.on_data = fork
+        for sock in socks:
+            sock.incoming.append(b'x')
+    elif phase == 'timers':
+        r.call_later(1, fork)
+        r.call_later(1, log.append, 1)
+    elif phase == 'soon':
+        r.call_soon(fork)
+        r.call_soon(log.append, 1)
+    else:
+        first.write(b'x', fork)
+        others[0].write(b'x', log.append)
     assert r.run() is True
-    assert r.watchers.closed and not fired
+    assert r.watchers.closed and not log
+    assert all('close' not in sock.calls for sock in socks)
 
 
 def test_where_select_does_not_wait_for_nothing_the_loop_does_while_its_doorbell_is_parked():

@@ -226,3 +226,16 @@ def test_a_trigger_that_finds_no_memory_raises_and_the_next_one_calls(r, monkeyp
     notifier.trigger()
     run_until(r, lambda: log)
     assert log == [1]
+
+
+def test_a_trigger_that_ctrl_c_cuts_off_raises_and_the_next_one_calls(r, monkeypatch):
+    # In the main thread, while the loop runs in another one. The flag stayed up: the notifier was dead for ever.
+    log = []
+    notifier = r.notifier(log.append, 'called', once=False)
+    run_short(monkeypatch, Wakeup, 'call', kind=KeyboardInterrupt)
+    with pytest.raises(KeyboardInterrupt):
+        notifier.trigger()
+    notifier.trigger()
+    turns(r, 3)
+    assert log == ['called']
+    notifier.close()

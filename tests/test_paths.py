@@ -6,6 +6,7 @@ import os
 import shutil
 import sys
 import threading
+from collections import deque
 
 import pytest
 from support import idle, in_thread, run_until, turns
@@ -317,6 +318,66 @@ def test_changes_of_before_it_was_opened_are_told():
     changes.dispatch(Event('modified', '/folder/file'))
     changes.open(lambda: rings.append(1))
     assert rings == [1] and changes.take() == [('given', 'changed')]
+
+
+@pytest.mark.parametrize('when', ['before', 'after'])
+def test_the_end_of_a_directory_is_known_once_it_was_taken_whenever_the_loop_takes(when):
+    # The handle closed before the last change was told, when the loop took while the thread was about to queue it.
+    changes, taken = Changes('/folder', None, 'given'), []
+
+    def take():
+        taken.append((changes.take(), changes.ended))
+
+    class Queue(deque):
+        def append(self, change):
+            if change == ('given', 'deleted') and when == 'before':
+                take()
+            super().append(change)
+            if change == ('given', 'deleted') and when == 'after':
+                take()
+
+    rings = []
+    changes._events = Queue()
+    changes.open(lambda: rings.append(1))
+    changes.dispatch(Event('deleted', '/folder/file'))
+    changes.dispatch(Event('deleted', '/folder'))
+    assert len(rings) == 2
+    take()
+    found = [change for changes_of_turn, _ in taken for change in changes_of_turn]
+    assert found == [('given/file', 'deleted'), ('given', 'deleted')]
+    assert [ended for _, ended in taken] == [False, True]
+
+
+def test_a_change_that_finds_no_memory_to_ring_is_told_with_the_next_one():
+    # The library's thread ended with the error, and the flag stayed up: nothing was told any more.
+    changes, rings = Changes('/folder', None, 'given'), []
+
+    def ring():
+        rings.append(1)
+        if len(rings) == 1:
+            raise MemoryError
+
+    changes.open(ring)
+    changes.dispatch(Event('created', '/folder/1'))
+    changes.dispatch(Event('created', '/folder/2'))
+    assert len(rings) == 2
+    assert changes.take() == [('given/1', 'created'), ('given/2', 'created'), ('given', 'changed')]
+
+
+def test_a_path_over_a_link_and_back_is_that_of_the_system(r, tmp_path):
+    # The file next to the link was watched: `..` was taken off the text.
+    (tmp_path / 'real' / 'inner').mkdir(parents=True)
+    (tmp_path / 'link').symlink_to(tmp_path / 'real' / 'inner')
+    told = Told()
+    for folder in tmp_path, tmp_path / 'real':
+        (folder / 'file').write_text('')
+    path = f'{tmp_path}/link/../file'
+    handle = r.watch_path(path, told)
+    (tmp_path / 'file').write_text('other')
+    (tmp_path / 'real' / 'file').unlink()
+    run_until(r, lambda: told)
+    assert told == [(path, 'deleted')]
+    handle.close()
 
 
 def test_a_thread_that_tells_a_closed_reactor_is_not_hurt():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import os
 import signal
@@ -156,6 +157,110 @@ def test_a_pidfd_that_somebody_else_closes_does_not_hide_the_end(r):
     process.stdin.close()
     r.run()
     assert exits == [(1, None)]
+
+
+@pytest.mark.parametrize('reused', [False, True])
+def test_a_child_whose_pidfd_was_closed_by_other_code_can_be_signalled_and_its_end_is_told(r, reused):
+    if not hasattr(os, 'pidfd_open'):
+        pytest.skip('this system has no pidfd_open')
+    # `kill` raised EBADF, and so did `close`, for ever.
+    exits = Exits()
+    process = shell(r, 'exec sleep 60', on_exit=exits)
+    fd = process.fileno()
+    os.close(fd)
+    if reused:
+        assert os.open(os.devnull, os.O_RDONLY) == fd
+    try:
+        assert process.kill() is True
+        assert process.fileno() == -1
+        r.run()
+    finally:
+        if reused:
+            os.close(fd)
+    assert exits == [(None, SIGKILL)]
+
+
+def test_closing_the_reactor_ends_a_child_whose_pidfd_was_closed_by_other_code(sockets):
+    if not hasattr(os, 'pidfd_open'):
+        pytest.skip('this system has no pidfd_open')
+    exits, log = Exits(), Log()
+    r = Reactor()
+    process = shell(r, 'exec sleep 60', on_exit=exits)
+    r.adopt(sockets()[0], log.on_data, on_close=log.on_close)
+    os.close(process.fileno())
+    r.close()
+    assert exits == [(None, SIGKILL)] and log.names() == ['close']
+
+
+def test_the_end_of_a_child_is_told_where_its_pidfd_cannot_be_closed(r, monkeypatch):
+    if not hasattr(os, 'pidfd_open'):
+        pytest.skip('this system has no pidfd_open')
+    # As after other code has closed it, which epoll does not report and `poll` reports as readable.
+    monkeypatch.setattr(Kernel, 'close_fd', lambda self, fd: os.close(fd) or os.close(fd))
+    exits = Exits()
+    shell(r, 'exit 3', on_exit=exits)
+    r.run()
+    assert exits == [(3, None)]
+
+
+def test_the_end_of_a_child_is_told_once_when_there_was_no_memory_at_the_first_attempt(r, caplog):
+    if not hasattr(os, 'pidfd_open'):
+        pytest.skip('this system has no pidfd_open')
+    exits, failed = Exits(), []
+    remove = r.watchers.remove
+
+    class Watchers(type(r.watchers)):
+        __slots__ = ()
+
+        def remove(self, handle):
+            if not failed:
+                failed.append(handle)
+                raise MemoryError
+            remove(handle)
+
+    process = shell(r, 'exit 3', on_exit=exits)
+    r.watchers.__class__ = Watchers
+    run_until(r, lambda: exits)
+    r.watchers.__class__ = Watchers.__base__
+    if r.handles():
+        r.run()
+    assert failed == [process] and exits == [(3, None)]
+    assert 'reaped' not in caplog.text
+
+
+def test_a_child_is_started_although_its_pidfd_has_the_number_of_a_socket_that_other_code_has_closed(r, sockets):
+    # `spawn` raised ReactorError, and the child ran on.
+    ours, _theirs = sockets()
+    conn = r.adopt(ours)
+    fd = ours.fileno()
+    os.close(fd)
+    kept = []
+    while (number := os.open(os.devnull, os.O_RDONLY)) < fd:
+        kept.append(number)
+    os.close(number)
+    exits = Exits()
+    try:
+        shell(r, 'exit 3', on_exit=exits)
+        run_until(r, lambda: exits)
+    finally:
+        for number in kept:
+            os.close(number)
+    assert exits == [(3, None)]
+    ours.detach()
+    conn.abort()
+    turns(r, 2)
+
+
+def test_a_child_runs_on_when_there_is_no_memory_to_watch_its_pidfd_again(r):
+    if not hasattr(os, 'pidfd_open'):
+        pytest.skip('this system has no pidfd_open')
+    exits = Exits()
+    process = shell(r, 'read line; exit 3', stdin=PIPE, on_exit=exits)
+    r.watchers.refuse(process, OSError(errno.ENOSPC, 'no more watches'))
+    assert not process.closed and process.fileno() == -1
+    process.stdin.close()
+    r.run()
+    assert exits == [(3, None)]
 
 
 def test_without_pidfds_a_running_child_is_looked_at_ever_more_rarely(fake, kernel, monkeypatch):

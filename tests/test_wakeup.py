@@ -367,6 +367,36 @@ def test_a_doorbell_that_somebody_else_closed_is_replaced_and_does_not_spin(r, e
     assert caplog.text.count('doorbell') == 1
 
 
+def test_a_doorbell_that_cannot_be_replaced_for_want_of_descriptors_is_replaced_later(r, caplog):
+    # The error was logged, and calls of threads and signals never reached the loop again.
+    log = []
+    handler = r.add_signal_handler(signal.SIGUSR1, log.append, 'signal')
+    socketpair, refused = r._os.socketpair, []
+
+    def full():
+        refused.append(1)
+        raise OSError(errno.EMFILE, 'too many open files')
+
+    r._os.socketpair = full
+    os.close(r._wakeup.bell_fileno())
+    turns(r, 3)
+    assert refused and 'cannot be replaced yet' in caplog.text
+    in_thread(r.call_soon_threadsafe, log.append, 'call')
+    run_until(r, lambda: log == ['call'])
+    signal.raise_signal(signal.SIGUSR1)
+    run_until(r, lambda: log == ['call', 'signal'])
+    assert turns_in(r) <= 12
+    assert signal.set_wakeup_fd(-1) == -1  # and not a number that is another's by now
+    r._os.socketpair = socketpair
+    run_until(r, lambda: not r._wakeup.closed)
+    assert signal.set_wakeup_fd(-1) == r._wakeup.bell_fileno()
+    signal.set_wakeup_fd(r._wakeup.bell_fileno())
+    in_thread(r.call_soon_threadsafe, log.append, 'later')
+    assert turns_in(r) <= 3 and log[2:] == ['later']
+    assert len(caplog.records) == 1
+    handler.close()
+
+
 def test_a_doorbell_replaced_while_no_signal_is_awaited_is_not_given_to_python():
     with Reactor(kernel=SimKernel(faults=False, selector='poll')) as r:
         r.run(lambda r: None)

@@ -135,8 +135,13 @@ class WakeupClaim:
         owners.remove(self)
 
     def check(self) -> None:
-        """Install our bell again where somebody has removed it, or where it is another socket now."""
+        """Install our bell again where somebody has removed it."""
         if self._number >= 0:
+            self._install()
+
+    def bell_replaced(self) -> None:
+        """Install our bell, which is another socket now, or none for the moment, if the one before was installed."""
+        if self in self._kernel.owners:
             self._install()
 
     def _install(self) -> None:

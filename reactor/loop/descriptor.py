@@ -59,9 +59,12 @@ class Descriptor(Handle):
         if type(self._file) is int:
             return self._file
         try:
-            return _number(self._file)
-        except ValueError:
-            return -1  # closed by its owner
+            # A file object that was opened again has another number, which may be registered for another handle.
+            return self._fd if _number(self._file) == self._fd else -1
+        except (MemoryError, RecursionError):
+            raise
+        except Exception:
+            return -1  # closed by its owner; a library's object may raise anything then
 
     def set_events(self, events: int) -> None:
         """Change what is waited for: READ, WRITE, both, or 0 for nothing.

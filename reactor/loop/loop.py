@@ -18,8 +18,10 @@ Where memory or stack runs out before a callback was reached, the call goes back
 
 from __future__ import annotations
 
+import functools
 from collections import deque
 from itertools import islice
+from types import BuiltinFunctionType
 
 from ..errors import HandleClosed, ReactorError
 from ..kernel import Kernel
@@ -55,13 +57,14 @@ MOST_SIGNUM = 128  # on FreeBSD; each system refuses those that it does not have
 # What may run between a phase and a callback of the user.
 OWN_PACKAGES = {'reactor', 'reactor.loop', 'reactor.net', 'reactor.system'}
 OWN_MODULES = {'selectors', 'socket', 'ssl'}
+WRITTEN_IN_C = {BuiltinFunctionType, type}  # functions, methods, and the making of an object
 LONGEST_WAIT = 86400.0  # seconds; selectors overflow on much more, and a turn a day costs nothing
 
 
 class Loop:
     """A single-threaded event loop.
 
-    selector      a `selectors` selector, by default the best of the platform; the loop closes it
+    selector      a new `selectors` selector, by default the best of the platform; the loop closes it
     kernel        what stands for the operating system, for tests and simulation
     catch_errors  True: an exception raised by a callback is logged with its traceback, and its connection, if it
                   belongs to one without `on_error`, is aborted. Those of a listener's connections, which clients can
@@ -134,7 +137,9 @@ class Loop:
         self._turn_began = self.now = self._clock()
         self.counters = Counters()
         self.completions: deque[tuple[Handle, Callable[..., object], tuple[Any, ...]]] = deque()
-        self.watchers = Watchers(kernel, selector or kernel.selector())
+        own = selector is None
+        selector = kernel.selector() if selector is None else selector
+        self.watchers = Watchers(kernel, selector)
         self._starved = self.watchers.starved
         self.timers = TimerHeap(self._clock, self.counters, self.watchers.check_thread)
         self._timer = CheckedTimer if debug else Timer
@@ -142,7 +147,12 @@ class Loop:
         self._select = self.watchers.selector.select
         self._blind_polls = 0  # in a row that ended early and brought nothing
         self._replaced_at = -EPISODE  # the clock when the selector was replaced last
-        self._wakeup = Wakeup(self, kernel, self._soon)
+        try:
+            self._wakeup = Wakeup(self, kernel, self._soon)
+        except BaseException:
+            if own:
+                selector.close()  # no reference count does: the timers and their buckets refer to each other
+            raise
         self._signals = Signals(self, kernel, self._wakeup, self._soon)
         self._threads = ThreadPool(self, kernel)
         self._idlers = Idlers(self, self._soon)
@@ -166,17 +176,17 @@ class Loop:
             callback('main', main)
         self._enter()
         try:
-            self._main_error = None
             if main is not None:
                 self.call_soon(self._run_main, main)
             self._turn_began = self._clock()
             while self._soon or self.watchers.referenced or self._alive():
                 self._turn(0 if self._stopping else None)
                 if self._main_error is not None:
-                    exc, self._main_error = self._main_error, None
-                    raise exc
+                    self._raise_main_error()
                 if self._stopping:
                     return False
+            if self._main_error is not None:
+                self._raise_main_error()  # of an earlier call, which another exception has left in the same turn
             return True
         except BaseException:
             self._starved.append(None)
@@ -188,12 +198,16 @@ class Loop:
         """Run one turn that waits at most `timeout` seconds (None: until something happens); for embedding.
 
         Returns whether something is left to wait for, and False after `stop`. Never waits when nothing is left. Raises
-        as `run` does.
+        as `run` does, TypeError for a timeout that is not a number, ValueError for NaN.
         """
+        if timeout is not None and (type(timeout) not in (int, float) or timeout != timeout):
+            timeout = number('timeout', timeout)
         self._enter(timeout != 0)
         try:
             self._turn_began = self._clock()
             self._turn(timeout if self._alive() and not self._stopping else 0)
+            if self._main_error is not None:
+                self._raise_main_error()
             return not self._stopping and self._alive()
         except BaseException:
             self._starved.append(None)
@@ -234,6 +248,10 @@ class Loop:
                 raise error
         finally:
             self.watchers.closed = self._guarded = True
+            if self._forked():  # perhaps in the middle of a turn, which ends then: what is ready is not ours to handle
+                self.watchers.referenced = 0
+                for handle in self.watchers:
+                    handle.events = 0
             self._signals.release_wakeup()  # before the number of the doorbell is another's
             self.timers.clear()
             self._soon.clear()
@@ -262,7 +280,7 @@ class Loop:
 
     def timeout(self) -> float | None:
         """How long the next turn may wait, in seconds: 0 when calls wait, None for as long as it likes."""
-        return 0 if self._wakeup.calls else self._wait()
+        return 0 if self._wakeup.calls or self._starved else self._wait()
 
     def _wait(self) -> float | None:
         # Calls of other threads ring, once they are queued: until then, turn after turn would find nothing to do.
@@ -558,7 +576,7 @@ class Loop:
                     lag[min(late.bit_length(), LAG_BUCKETS - 1) if late else 0] += 1
                     timer.fn(*timer.args)  # type: ignore[misc]
                 except (MemoryError, RecursionError) as exc:
-                    if called_user(exc):
+                    if called_user(exc, timer.fn if timer.deadline != deadline else None):
                         self._callback_failed(exc, None)
                         continue
                     if timer.deadline is None:
@@ -575,39 +593,48 @@ class Loop:
 
     def _run_soon(self, count: int) -> None:
         signals, soon = self._signals, self._soon
-        for _ in range(count):
-            if signals.interrupted:
-                signals.raise_interrupt()
-            call = fn, args = soon.popleft()
-            try:
-                fn(*args)
-            except (MemoryError, RecursionError) as exc:
-                soon.appendleft(call)
-                if called_user(exc):
-                    soon.popleft()
+        try:
+            for _ in range(count):
+                if signals.interrupted:
+                    signals.raise_interrupt()
+                call = fn, args = soon.popleft()
+                try:
+                    fn(*args)
+                except (MemoryError, RecursionError) as exc:
+                    soon.appendleft(call)
+                    if called_user(exc, fn):
+                        soon.popleft()
+                        self._callback_failed(exc, None)
+                    else:
+                        self._retry(exc)
+                except Exception as exc:
                     self._callback_failed(exc, None)
-                else:
-                    self._retry(exc)
-            except Exception as exc:
-                self._callback_failed(exc, None)
+        except IndexError:
+            if not self.watchers.closed:
+                raise
+            # One of them has forked and has closed the loop in the child: nothing is left to take.
 
     def _run_completions(self, count: int) -> None:
         signals, completions = self._signals, self.completions
-        for _ in range(count):
-            if signals.interrupted:
-                signals.raise_interrupt()
-            completion = handle, fn, args = completions.popleft()
-            try:
-                fn(handle, *args)
-            except (MemoryError, RecursionError) as exc:
-                completions.appendleft(completion)
-                if called_user(exc):
-                    completions.popleft()
+        try:
+            for _ in range(count):
+                if signals.interrupted:
+                    signals.raise_interrupt()
+                completion = handle, fn, args = completions.popleft()
+                try:
+                    fn(handle, *args)
+                except (MemoryError, RecursionError) as exc:
+                    completions.appendleft(completion)
+                    if called_user(exc):
+                        completions.popleft()
+                        self._callback_failed(exc, handle)
+                    else:
+                        self._retry(exc, handle)
+                except Exception as exc:
                     self._callback_failed(exc, handle)
-                else:
-                    self._retry(exc, handle)
-            except Exception as exc:
-                self._callback_failed(exc, handle)
+        except IndexError:
+            if not self.watchers.closed:
+                raise  # else as in `_run_soon`
 
     # -- around it
 
@@ -637,7 +664,13 @@ class Loop:
             if handle.events == UNHEARD and not handle.closed:
                 self.watchers.refuse(handle, exc)
             elif called_user(exc):
-                self._callback_failed(exc, handle)
+                try:
+                    self._callback_failed(exc, handle)
+                except BaseException as failure:
+                    if failure is exc or not isinstance(failure, MemoryError | RecursionError):
+                        starved.popleft()
+                        starved.popleft()  # it was passed on, and leaves `run` once
+                    raise
             else:
                 handle.handle_exhausted(exc)
             starved.popleft()
@@ -698,13 +731,27 @@ class Loop:
         except Exception as exc:
             self._main_error = exc
 
+    def _raise_main_error(self) -> None:
+        exc, self._main_error = self._main_error, None
+        assert exc is not None
+        try:
+            raise exc
+        finally:
+            del exc  # its traceback has this frame
+
     def _end_handles(self) -> None:
+        error = None
         for _ in range(CLOSING_ROUNDS):  # closing a connection may open another
             for handle in self.handles():
-                handle.reset(None)
+                try:
+                    handle.reset(None)
+                except BaseException as exc:
+                    error = exc  # the others are closed all the same
             if not self.completions:
                 break
             self._run_completions(len(self.completions))
+        if error is not None:
+            raise error
 
     def _run_exit_callbacks(self) -> None:
         while self._exit_callbacks:
@@ -712,7 +759,11 @@ class Loop:
             try:
                 fn(*args)
             except Exception as exc:
-                self._log(exc, None)
+                self.counters.callback_errors += 1
+                if callable(self._catch_errors):
+                    self._report(exc, None)
+                else:
+                    self._log(exc, None)
 
     def _set_aside(self, handle: Handle) -> None:
         """Have the reserve again, for the next who finds no memory. A completion, behind those that give some back."""
@@ -786,8 +837,11 @@ def _fail(handle: Handle, exc: Exception) -> None:
     handle.handle_failed(exc)
 
 
-def called_user(exc: BaseException) -> bool:
+def called_user(exc: BaseException, fn: object = None) -> bool:
     """Whether `exc`, which a phase has caught, came when code was reached that is not the reactor's own.
+
+    A function written in C has no frame that would show it. So when the phase was about to call one, `fn`, the error
+    is taken for its own: called again, it would fail again, for ever.
 
     It calls nothing, since it may have been the stack that ran out.
     """
@@ -799,7 +853,10 @@ def called_user(exc: BaseException) -> bool:
         if names['__name__'] == Watchers.__module__:
             return False  # what it calls is a selector, which may be the user's own
         traceback = traceback.tb_next
-    return False
+    while type(fn) is functools.partial:
+        fn = fn.func
+    traceback = exc.__traceback__
+    return type(fn) in WRITTEN_IN_C and traceback is not None and traceback.tb_next is None
 
 
 def _check_callable(fn: object) -> None:

@@ -47,8 +47,8 @@ class Notifier(Handle):
             self._triggered = True
             try:
                 self.loop.call_soon_threadsafe(self.handle_trigger)
-            except (MemoryError, RecursionError):
-                self._triggered = False
+            except BaseException:
+                self._triggered = False  # Ctrl-C, too: with the flag up, no trigger would ever call again
                 raise
 
     def handle_trigger(self) -> None:

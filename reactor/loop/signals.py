@@ -99,7 +99,7 @@ class Signals:
         self._interrupts: InterruptClaim | None = None  # while the loop has SIGINT
         self._claim = WakeupClaim(kernel, wakeup, self.give_back)
         wakeup.on_bytes = self.collect
-        wakeup.on_replaced = self._claim.check
+        wakeup.on_replaced = self._claim.bell_replaced
 
     def add(self, signum: int, fn: Callable[..., object], args: tuple[Any, ...]) -> SignalHandler:
         """Bind a callback, in place of an earlier one; OSError or ValueError for a signal that cannot be caught."""

@@ -84,6 +84,8 @@ class SlowWatch:
     def run_soon(self, count: int) -> None:
         """The soon phase, one call at a time."""
         for _ in range(count):
+            if not self._soon:
+                break  # one of them has forked and has closed the loop in the child
             fn, began = _behind(self._soon[0][0]), self._clock()
             self._run_soon(1)
             self._judge('soon', began, fn)
@@ -91,6 +93,8 @@ class SlowWatch:
     def run_completions(self, count: int) -> None:
         """The completions phase, one at a time."""
         for _ in range(count):
+            if not self._completions:
+                break  # as above
             handle, fn, _args = self._completions[0]
             if type(fn) is FunctionType and fn.__name__ in TOLD_BY:
                 fn = _callback_of(handle, (TOLD_BY[fn.__name__],), fn)

@@ -11,7 +11,7 @@ import errno
 from collections import deque
 from socket import SHUT_WR
 
-from ..errors import HandleClosed
+from ..errors import HandleClosed, ReactorError
 from ..kernel import close_socket
 from .log import log
 from .watcher import EPISODE, READ, Handle
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 NO_MEMORY = {errno.ENOBUFS, errno.ENOMEM}
 RING_TRIES = 20  # a millisecond each, while the kernel has no memory for a byte
+REOPEN = 0.05  # seconds between two attempts to have another doorbell
 DOORBELL_BYTES = 4096  # read at once; what a flood of signals leaves behind is read in the next turn
 
 
@@ -177,13 +178,22 @@ class Wakeup(Handle):
             why = 'was closed by other code; look for code that closes descriptors that it does not own'
         self.loop.watchers.remove(self)
         self._close()
-        self._open()
+        self._reopen(why)
+
+    def _reopen(self, why: str) -> None:
+        text = f'the doorbell of the loop was replaced: it {why}'
+        try:
+            self._open()
+        except (OSError, ReactorError) as exc:
+            # No descriptor is left, perhaps. Until there is one, a timer looks for calls and signals.
+            self.loop.timers.unreferenced_later(REOPEN, self._reopen, why)
+            text = f'the doorbell of the loop cannot be replaced yet ({exc}), and threads wait for it: it {why}'
         self.on_replaced()
         self._take(b'')  # calls that could not ring
         now = self.loop.timers.clock()
         last, self._replaced_at = self._replaced_at, now
         if now - last >= EPISODE:  # last: a Ctrl-C in the logger must not leave the loop without a doorbell
-            log('warning', 'the doorbell of the loop was replaced: it %s', why)
+            log('warning', '%s', text)
 
     def _take(self, data: bytes) -> None:
         calls, soon = self.calls, self._soon

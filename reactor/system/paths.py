@@ -127,10 +127,11 @@ class Changes:
     path          the watched path as the user gave it
     """
 
-    __slots__ = ('_events', '_folder', '_name', '_overflowed', '_path', '_ring', '_rung', 'ended')
+    __slots__ = ('_events', '_folder', '_gone', '_name', '_overflowed', '_path', '_ring', '_rung', 'ended')
 
     def __init__(self, folder: str, name: str | None, path: str) -> None:
-        self.ended = False  # the directory itself is gone, so nothing more can come
+        self.ended = False  # nothing more can come, and all that came was taken
+        self._gone = False  # the directory itself
         self._folder = folder
         self._name = name
         self._path = path
@@ -152,6 +153,7 @@ class Changes:
     def take(self) -> list[tuple[str, str]]:
         """What has changed since the last time: each path once, with the last that happened to it."""
         self._rung = False  # before the queue is taken: who finds it up was in time
+        self.ended = self._gone  # likewise, or it would be the end before what tells of it
         told: dict[str, str] = {}
         for _ in range(len(self._events)):
             path, change = self._events.popleft()
@@ -171,6 +173,8 @@ class Changes:
                 self._events.append((path, change))
             else:
                 self._overflowed = True
+            if change == 'deleted' and event.src_path == self._folder:
+                self._gone = True
             self._call()
 
     def _call(self) -> None:
@@ -181,6 +185,8 @@ class Changes:
                 ring()
             except HandleClosed:
                 pass  # the reactor was closed meanwhile
+            except MemoryError:  # which would end the library's thread
+                self._overflowed, self._rung = True, False
 
     def _meant(self, event: Any) -> Iterator[tuple[str, str]]:
         if event.event_type == 'moved':
@@ -190,7 +196,6 @@ class Changes:
         for path, change in changes:
             if path == self._folder:
                 if change == 'deleted':
-                    self.ended = True
                     yield self._path, change
             elif change and dirname(path) == self._folder:
                 if self._name is None:

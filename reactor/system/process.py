@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from errno import EBADF
 
-from ..errors import SelectorFull
+from ..errors import ReactorError
 from ..kernel import EXIT_UNKNOWN, SIGKILL, SIGTERM
 from ..loop.checks import file_path, shown, whole
 from ..loop.log import describe, log
@@ -95,7 +95,7 @@ class Process(Handle):
             try:
                 loop.watchers.add(self, READ)
                 return
-            except (OSError, SelectorFull):
+            except (OSError, ReactorError):
                 self._close_pidfd()
         loop.watchers.park(self)
         self._look_in(FIRST_LOOK)
@@ -112,12 +112,18 @@ class Process(Handle):
 
     def handle_exit(self, code: int | None, signum: int | None) -> None:
         """Told as the completion of its end: `on_exit`, which is dropped then."""
+        if self._child is not None:
+            self._forget()  # there was no memory for it before
         on_exit, self.on_exit = self.on_exit, None
         if on_exit is not None:
             on_exit(self, code, signum)
 
     def handle_lost(self, exc: OSError) -> None:
         self._pidfd = -1  # the number may be another's
+        self._look_in(FIRST_LOOK)
+
+    def handle_refused(self, exc: Exception) -> None:
+        self._close_pidfd()  # the child is not to blame: go on as where there is no pidfd
         self._look_in(FIRST_LOOK)
 
     def send_signal(self, signum: int) -> bool:
@@ -135,6 +141,11 @@ class Process(Handle):
             self._kernel.signal_child(self._child, self._pidfd, signum)
         except ProcessLookupError:
             return False
+        except OSError as exc:
+            if exc.errno != EBADF or self._pidfd < 0:
+                raise
+            self.loop.watchers.evict(self)  # other code has closed the pidfd
+            return self.send_signal(signum)
         return True
 
     def terminate(self) -> bool:
@@ -196,14 +207,14 @@ class Process(Handle):
             status = EXIT_UNKNOWN
         if status is None:
             return False
-        self._forget()
         how = (status, None) if status >= 0 else (None, -status)
-        self.loop.completions.append((self, Process.handle_exit, how))
+        self.loop.completions.append((self, Process.handle_exit, how))  # first: the next may find no memory
+        self._forget()
         return True
 
     def _forget(self) -> None:
-        self._child = None
         self.loop.watchers.remove(self)
+        self._child = None
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -212,7 +223,10 @@ class Process(Handle):
 
     def _close_pidfd(self) -> None:
         fd, self._pidfd = self._pidfd, -1
-        self._kernel.close_fd(fd)
+        try:
+            self._kernel.close_fd(fd)
+        except OSError:
+            pass  # other code has closed it
 
     def _look_in(self, delay: float) -> None:
         self._timer = self.loop.timers.later(delay, Process.handle_look, self, delay)
