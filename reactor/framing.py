@@ -116,8 +116,7 @@ class Frames:
         self._check('a message', size, limit)
         if len(self._buffer) < begin + size:
             return self._wait()
-        self._start = begin
-        return self._take(size, 0)
+        return self._take(size, 0, width)
 
     def rest(self, most: int | None = None) -> bytes:
         """What is there, at most `most` bytes of it: for a long body as it comes, or to hand on to another parser."""
@@ -142,14 +141,16 @@ class Frames:
         if size > limit:
             raise FrameTooLong(f'{what} of more than {limit} bytes; if that is right, allow it with limit=')
 
-    def _take(self, size: int, skip: int) -> bytes:
-        buffer, start = self._buffer, self._start
-        piece = buffer[start : start + size]
-        self._start = start + size + skip
+    def _take(self, size: int, skip: int, before: int = 0) -> bytes:
+        begin = self._start + before
+        start = begin + size + skip
+        # Copied before anything changes: if no memory is left for that, the message is there to be asked for again.
+        piece = bytes(self._buffer[begin : begin + size])
+        self._start = start
         self._searched = 0
-        if self._start == len(buffer):
+        if start == len(self._buffer):
             self._buffer, self._start = b'', 0
-        return bytes(piece)
+        return piece
 
     def _wait(self) -> bytes | None:
         self._trim()  # a few bytes of the next message shall not hold a whole chunk until it comes
@@ -245,8 +246,9 @@ class Framed(Frames):
                 left -= 1
                 framing.on_message(conn, message)
         finally:
-            # Also after an exception. Nothing may overtake what is left here, not even the end of the stream.
-            if len(frames) and message is not None and conn.on_data is frames and conn.reading:
+            # Also after an exception. Nothing may overtake what is left here, not even the end of the stream. Whether
+            # there is more only `take` can tell: a function of the user's may have a message for which it needs no bytes.
+            if message is not None and conn.on_data is frames and conn.reading:
                 suspend_reading(conn)
                 self._wait_for_turn(conn)
             elif not (isinstance(conn.on_data, Framed) and conn.on_data._queued):  # of another framing

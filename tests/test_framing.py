@@ -10,6 +10,7 @@ from collections import deque
 
 import pytest
 from certificates import certificates  # noqa: F401  (a fixture)
+from exhaustion import need_faults
 from hypothesis import given
 from hypothesis import strategies as st
 from models_support import model_exactly, model_lines, model_prefixed, model_until
@@ -490,6 +491,26 @@ def test_reading_tells_whether_bytes_go_to_on_data(r, sockets):
     assert [*seen, conn.reading] == [True, False, True, False, False]
 
 
+@pytest.mark.parametrize('take', [Frames.line, Frames.prefixed], ids=['line', 'prefixed'])
+def test_a_message_for_which_no_memory_was_left_can_be_asked_for_again(take):
+    need_faults()
+    import _testcapi
+
+    fed = b'one\nthe second\n' if take is Frames.line else b'\0\0\0\3one\0\0\0\12the second'
+    for number in range(20):
+        frames = Frames()
+        frames.feed(fed[:9])
+        frames.feed(fed[9:])
+        _testcapi.set_nomemory(number, number + 1)
+        try:
+            first = take(frames)
+        except MemoryError:
+            first = None
+        finally:
+            _testcapi.remove_mem_hooks()
+        assert [first or take(frames), take(frames)] == [b'one', b'the second'], number
+
+
 # -- many messages in one chunk
 
 MANY = 3 * MESSAGES_PER_TURN + 5
@@ -525,6 +546,29 @@ def test_a_turn_tells_a_bounded_number_of_messages_and_the_next_ones_the_rest(r,
     run_until(r, lambda: len(told) > MANY)
     assert idle(r)
     end(r, conn)
+
+
+def test_a_message_that_needs_no_bytes_is_told_although_the_turn_is_full(r, sockets):
+    due = []
+
+    def take(frames):
+        if due:
+            return due.pop()
+        line = frames.line()
+        if line is not None:
+            due.append('end of it')
+        return line
+
+    count = MESSAGES_PER_TURN // 2
+    for first in [], ['first']:
+        told = []
+        conn, theirs = pair(r, sockets, on_data=framing.Framing(lambda conn, message: told.append(message), take))
+        due[:] = first
+        theirs.send(b'x\n' * count)
+        turns(r, 4)
+        assert told == first + [b'x', 'end of it'] * count
+        assert idle(r)
+        end(r, conn)
 
 
 def test_the_messages_of_many_turns_keep_their_order_and_the_end_comes_last(r, sockets):
