@@ -246,8 +246,8 @@ class Framed(Frames):
                 left -= 1
                 framing.on_message(conn, message)
         finally:
-            # Also after an exception. Nothing may overtake what is left here, not even the end of the stream. Whether
-            # there is more only `take` can tell: a function of the user's may have a message for which it needs no bytes.
+            # Also after an exception. Nothing may overtake what is left here, not even the end of the stream. Only
+            # `take` knows whether there is more: a function of the user's may have a message that needs no bytes.
             if message is not None and conn.on_data is frames and conn.reading:
                 suspend_reading(conn)
                 self._wait_for_turn(conn)

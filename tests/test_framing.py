@@ -548,8 +548,9 @@ def test_a_turn_tells_a_bounded_number_of_messages_and_the_next_ones_the_rest(r,
     end(r, conn)
 
 
-def test_a_message_that_needs_no_bytes_is_told_although_the_turn_is_full(r, sockets):
-    due = []
+@pytest.mark.parametrize('first', [[], ['first']], ids=['even', 'odd'])
+def test_a_message_that_needs_no_bytes_is_told_although_the_turn_is_full(r, sockets, first):
+    due, told, count = [*first], [], MESSAGES_PER_TURN // 2
 
     def take(frames):
         if due:
@@ -559,16 +560,12 @@ def test_a_message_that_needs_no_bytes_is_told_although_the_turn_is_full(r, sock
             due.append('end of it')
         return line
 
-    count = MESSAGES_PER_TURN // 2
-    for first in [], ['first']:
-        told = []
-        conn, theirs = pair(r, sockets, on_data=framing.Framing(lambda conn, message: told.append(message), take))
-        due[:] = first
-        theirs.send(b'x\n' * count)
-        turns(r, 4)
-        assert told == first + [b'x', 'end of it'] * count
-        assert idle(r)
-        end(r, conn)
+    conn, theirs = pair(r, sockets, on_data=framing.Framing(lambda conn, message: told.append(message), take))
+    theirs.send(b'x\n' * count)
+    turns(r, 4)
+    assert told == first + [b'x', 'end of it'] * count
+    assert idle(r)
+    end(r, conn)
 
 
 def test_the_messages_of_many_turns_keep_their_order_and_the_end_comes_last(r, sockets):

@@ -113,8 +113,8 @@ def run(
         with Reactor() as r:
             team = Workers(r, argv, doors, deadline, start_timeout, hang_timeout)
             r.run(lambda r: team.begin(workers or processors(), on_start))
-            # Something stopped this reactor or shut it down, such as a control socket, perhaps while the workers drained
-            # already. Closing it would kill them.
+            # Something stopped this reactor or shut it down, such as a control socket, perhaps while the workers were
+            # draining already. Closing it would kill them.
             while team.slots or team.leaving:
                 team.drain()
                 r.run()
