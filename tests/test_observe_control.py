@@ -420,7 +420,7 @@ def test_a_close_in_another_thread_raises_and_the_next_one_closes_all_of_it(r, d
 def test_a_socket_that_other_code_has_closed_is_not_closed_again_and_leaves_nothing(r, door, client, sockets, caplog):
     client.ask('help')
     lost, before = door._sock.fileno(), len(os.listdir('/proc/self/fd'))
-    stranger, other = (sockets.track(sock) for sock in socket.socketpair())
+    stranger, _other = (sockets.track(sock) for sock in socket.socketpair())
     os.dup2(stranger.fileno(), lost)  # the number belongs to another now
     watch = next(handle for handle in r.handles() if handle.fileno() == lost)
     r.watchers.evict(watch)
