@@ -679,6 +679,15 @@ def test_a_datagram_socket_is_not_for_workers(sockets):
         Door(sock, 10)
 
 
+def test_a_file_and_a_closed_socket_are_refused(sockets):
+    with open(os.devnull) as file, pytest.raises(TypeError, match='listen= takes a stream socket'):
+        Door(file, 10)
+    closed = socket.create_server((HERE, 0))
+    closed.close()
+    with pytest.raises(OSError, match='listen= takes an open socket'):
+        Door(closed, 10)
+
+
 @pytest.mark.parametrize(
     'arguments',
     [
