@@ -361,6 +361,55 @@ def test_a_pause_holds_messages_back_until_resume_and_they_come_first(r, sockets
     end(r, conn)
 
 
+@pytest.mark.parametrize('ends', [False, True], ids=['the peer waits', 'the peer has ended'])
+def test_resume_reading_passes_on_what_a_pause_held_back_before_anything_else(r, sockets, ends):
+    log = Log()
+
+    def on_line(conn, line):
+        log.append(('line', line))
+        if line in (b'one', b'three'):
+            conn.pause_reading()
+
+    conn, theirs = pair(r, sockets, on_data=framing.lines(on_line), on_eof=log.on_eof)
+    theirs.send(b'one\ntwo\nthree\nfour\nfi')
+    if ends:
+        theirs.close()
+    turns(r, 3)
+    conn.resume_reading()
+    conn.resume_reading()
+    assert log == [('line', b'one')] and conn.reading  # nothing is passed on inside the call
+    turns(r, 3)
+    assert log == [('line', line) for line in (b'one', b'two', b'three')] and not conn.reading
+    conn.resume_reading()
+    conn.pause_reading()  # at once again: nothing may come
+    turns(r, 3)
+    assert len(log) == 3
+    conn.resume_reading()
+    if not ends:
+        turns(r, 3)
+        theirs.send(b've\n')
+        theirs.close()
+    run_until(r, lambda: 'eof' in log.names())
+    rest = [b'four'] if ends else [b'four', b'five']
+    assert log == [('line', line) for line in (b'one', b'two', b'three', *rest)] + [('eof',)]
+    assert not r.watchers.suspended
+    end(r, conn)
+
+
+def test_resume_reading_goes_on_with_another_on_data_that_took_the_place_of_a_framing_that_holds_messages(r, sockets):
+    told = []
+    conn, theirs = pair(r, sockets, on_data=framing.lines(lambda conn, line: conn.pause_reading()))
+    theirs.send(b'one\ntwo\n')
+    turns(r, 2)
+    assert conn.on_data.rest() == b'two\n'
+    conn.on_data = lambda conn, data: told.append(data)
+    conn.resume_reading()
+    theirs.send(b'three')
+    run_until(r, lambda: told)
+    assert told == [b'three'] and not r.watchers.suspended
+    end(r, conn)
+
+
 def test_resume_after_the_end_does_nothing(r, sockets):
     log = []
     conn, theirs = pair(r, sockets, on_data=framing.lines(lambda conn, line: (log.append(line), conn.pause_reading())))
@@ -621,6 +670,20 @@ def test_a_pause_holds_back_what_waits_for_a_turn_and_the_end(r, sockets, how):
     end(r, conn)
 
 
+def test_a_pause_and_a_resume_between_two_turns_let_nothing_overtake_what_waits(r, sockets):
+    log = Log()
+    on_data = framing.lines(lambda conn, line: log.append(('line',)))
+    conn, theirs = pair(r, sockets, on_data=on_data, on_close=log.on_close)
+    theirs.send(b'\n' * MANY)
+    theirs.close()
+    r.run_once(0)
+    conn.pause_reading()
+    conn.resume_reading()
+    assert per_turn(r, log, MANY) == [MESSAGES_PER_TURN] * 2 + [5]
+    run_until(r, lambda: 'close' in log.names())
+    assert log.names() == ['line'] * MANY + ['close']
+
+
 def test_a_pause_and_a_resume_within_a_turn_do_not_double_the_pace(r, sockets):
     told = []
     conn, theirs = pair(r, sockets, on_data=framing.lines(lambda conn, line: told.append(line)))
@@ -743,5 +806,28 @@ def test_over_tls_the_end_comes_after_many_messages_too(r, certificates):  # noq
     r.connect_tcp('127.0.0.1', server.address[1], on_connect=on_connect, **options)
     run_until(r, lambda: 'eof' in log.names())
     assert log.names() == ['line'] * MANY + ['eof']
+    server.close()
+    end(r, *r.handles())
+
+
+def test_over_tls_resume_reading_passes_on_what_was_held_before_the_end(r, certificates):  # noqa: F811
+    log = Log()
+
+    def on_line(conn, line):
+        log.append(('line', line))
+        if line == b'one':
+            conn.pause_reading()
+            conn.loop.call_later(0.01, conn.resume_reading)
+
+    server = r.listen_tcp('127.0.0.1', 0, framing.lines(on_line), on_eof=log.on_eof, ssl=certificates.server())
+
+    def on_connect(conn):
+        conn.write(b'one\ntwo\nthree\n')
+        conn.write_eof()
+
+    options = {'ssl': certificates.client(), 'server_hostname': 'localhost'}
+    r.connect_tcp('127.0.0.1', server.address[1], on_connect=on_connect, **options)
+    run_until(r, lambda: 'eof' in log.names())
+    assert log == [('line', b'one'), ('line', b'two'), ('line', b'three'), ('eof',)]
     server.close()
     end(r, *r.handles())
