@@ -494,6 +494,8 @@ def test_bad_arguments_are_refused_at_the_call(r, path):
         observe.control(r, 5)
     with pytest.raises(TypeError, match='drain'):
         observe.control(r, path, drain=True)
+    with pytest.raises(TypeError, match='source must be callable or None, not 3'):
+        observe.control(r, path, source=3)
     assert not r.handles() and not os.path.exists(path)
 
 

@@ -20,6 +20,7 @@ from ..kernel import close_socket
 from ..loop.descriptor import Descriptor
 from ..loop.log import log
 from ..net.addresses import check_path, is_abstract
+from ..net.options import check_callback
 from ..net.sockets import listening_unix
 from .commands import Commands, refusal
 from .figures import source as source_of
@@ -59,8 +60,8 @@ def control(
     """
     if is_abstract(check_path(path)):
         raise ValueError('an abstract path has no permissions: all on this machine could drain it; use a file')
-    if drain is not None and not callable(drain):
-        raise TypeError(f'drain must be callable, not {drain!r}')
+    check_callback('source', source)
+    check_callback('drain', drain)
     r.watchers.check()
     return ControlSocket(r, path, mode, Commands(r, source or source_of(r), drain or r.shutdown))
 
