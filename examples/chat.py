@@ -38,7 +38,8 @@ def on_data(conn, data):
 
 
 def on_close(conn, exc):
-    tell(b'* %s left\n' % members.pop(conn), but=conn)
+    if conn in members:  # else it was closed before on_connect, as when Ctrl-C comes just then
+        tell(b'* %s left\n' % members.pop(conn), but=conn)
 
 
 def main(r, port):

@@ -18,7 +18,7 @@ def on_data(conn, data):
 
 
 def on_close(conn, exc):
-    print(f'{conn.data:,} bytes', f'({exc})' if exc else '', flush=True)
+    print(f'{conn.data or 0:,} bytes', f'({exc})' if exc else '', flush=True)
 
 
 def main(r, port):

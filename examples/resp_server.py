@@ -69,7 +69,8 @@ def on_drain(conn):
 
 
 def on_close(conn, exc):
-    conn.data.unsubscribe()
+    if conn.data is not None:  # else it was closed before on_connect, as when Ctrl-C comes just then
+        conn.data.unsubscribe()
 
 
 def run(client, data):

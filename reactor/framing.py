@@ -29,7 +29,7 @@ from __future__ import annotations
 
 from .errors import FrameTooLong
 from .net.addresses import show
-from .net.stream import continue_reading, suspend_reading
+from .net.stream import continue_reading, hold_reading, suspend_reading
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -116,8 +116,7 @@ class Frames:
         self._check('a message', size, limit)
         if len(self._buffer) < begin + size:
             return self._wait()
-        self._start = begin
-        return self._take(size, 0)
+        return self._take(size, 0, width)
 
     def rest(self, most: int | None = None) -> bytes:
         """What is there, at most `most` bytes of it: for a long body as it comes, or to hand on to another parser."""
@@ -142,14 +141,16 @@ class Frames:
         if size > limit:
             raise FrameTooLong(f'{what} of more than {limit} bytes; if that is right, allow it with limit=')
 
-    def _take(self, size: int, skip: int) -> bytes:
-        buffer, start = self._buffer, self._start
-        piece = buffer[start : start + size]
-        self._start = start + size + skip
+    def _take(self, size: int, skip: int, before: int = 0) -> bytes:
+        begin = self._start + before
+        start = begin + size + skip
+        # Copied before anything changes: if no memory is left for that, the message is there to be asked for again.
+        piece = bytes(self._buffer[begin : begin + size])
+        self._start = start
         self._searched = 0
-        if self._start == len(buffer):
+        if start == len(self._buffer):
             self._buffer, self._start = b'', 0
-        return bytes(piece)
+        return piece
 
     def _wait(self) -> bytes | None:
         self._trim()  # a few bytes of the next message shall not hold a whole chunk until it comes
@@ -175,8 +176,9 @@ class Framing:
     nothing more from this peer, not even its end. `conn.reading` stays True meanwhile.
 
     With its first bytes, a connection gets a `Framed` of its own as its `on_data`; until then it costs nothing.
-    `conn.pause_reading()` holds the messages that are left back until `framing.resume(conn)`. An exception in a
-    callback goes where exceptions go, and if the connection lives, the other messages follow.
+    `conn.pause_reading()` holds the messages that are left, and the end of the stream, until `conn.resume_reading()` or
+    `framing.resume(conn)`. An exception in a callback goes where exceptions go, and if the connection lives, the other
+    messages follow.
     """
 
     __slots__ = ('args', 'limit', 'on_message', 'take')
@@ -231,10 +233,10 @@ class Framed(Frames):
 
     def _pass_on(self, conn: Stream) -> None:
         frames: Any = self
-        framing, left, message = self.framing, MESSAGES_PER_TURN, None
+        framing, left, more = self.framing, MESSAGES_PER_TURN, True
         try:
             while left and conn.on_data is self and conn.reading:
-                message = None  # what `take` raises is no reason to go on
+                more = False  # what `take` raises is no reason to go on
                 try:
                     message = framing.take(frames, *framing.args)
                 except FrameTooLong as exc:
@@ -242,13 +244,17 @@ class Framed(Frames):
                     return
                 if message is None:
                     return
+                more = True
                 left -= 1
                 framing.on_message(conn, message)
         finally:
-            # Also after an exception. Nothing may overtake what is left here, not even the end of the stream.
-            if len(frames) and message is not None and conn.on_data is frames and conn.reading:
+            # Also after an exception. Nothing may overtake what is left here, not even the end of the stream. Only
+            # `take` knows whether there is more: a function of the user's may have a message that needs no bytes.
+            if more and conn.on_data is frames and conn.reading:
                 suspend_reading(conn)
                 self._wait_for_turn(conn)
+            elif more and conn.on_data is frames and len(self) and not conn.closed:
+                hold_reading(conn)
             elif not (isinstance(conn.on_data, Framed) and conn.on_data._queued):  # of another framing
                 continue_reading(conn)
 

@@ -8,16 +8,18 @@ import logging
 import socket
 import sys
 import weakref
+from collections import deque
 
 import pytest
 from certificates import certificates  # noqa: F401
-from support import FailingKernel, FakeKernel, Log, fill, idle, run_until, turns
+from support import FailingKernel, FakeKernel, Log, fill, idle, run_short, run_until, turns
 from test_proxy_protocol import HEADERS, close_all, ends4, ends6, v2
 
 import reactor
 from reactor import ClientRefused, LifetimeOver, Limits, Reactor, TooSlow
 from reactor.net.admission import Tokens
 from reactor.net.listener import Listener
+from reactor.net.progress import Guest
 
 HERE = '127.0.0.1'
 counted = pytest.mark.skipif(sys.platform != 'linux', reason='only Linux counts the bytes of a TCP connection')
@@ -87,15 +89,9 @@ def test_an_exception_of_the_hook_refuses_and_is_told_as_others_are(sockets):
         assert type(errors[0][0]) is ZeroDivisionError
         assert errors[0][1] is listener
         assert (log, listener.open_connections, r.stats().callback_errors) == ([], 0, 1)
-        run_until(r, lambda: not client.setblocking(True) and ended(client))
+        client.setblocking(True)
+        assert is_reset(client)
         assert not listener.closed
-
-
-def ended(client):
-    try:
-        return client.recv(1) == b''
-    except ConnectionResetError:
-        return True
 
 
 def test_a_hook_that_fails_again_and_again_is_one_line_a_second(kernel, fake, sockets, caplog):
@@ -692,11 +688,60 @@ def test_where_nobody_counts_a_minimum_rate_is_refused(r, tmp_path, monkeypatch)
         other.listen_tcp(HERE, 0, limits=limits)
 
 
+# -- no memory
+
+
+@pytest.mark.parametrize('when', ['before it is counted', 'Guest.__init__', 'Guest.begin'])
+def test_a_client_for_whom_memory_runs_out_is_reset_and_counts_no_longer(fake, sockets, monkeypatch, when):
+    limits, log = Limits(connections=1, per_address=1, lifetime=60), Log()
+    listener, conns = listen(fake, log, limits=limits)
+    if when == 'before it is counted':
+        fake.completions = ShortDeque()
+    else:
+        run_short(monkeypatch, Guest, when.removeprefix('Guest.'))
+    client = connect(sockets, listener)
+    turns(fake, 3)
+    client.setblocking(True)
+    assert is_reset(client)
+    assert [(name, type(exc)) for name, exc in log if name == 'close'] == [('close', MemoryError)]
+    assert repr(limits).startswith('<Limits: 0 connections, 0 addresses, ')
+    connect(sockets, listener)
+    run_until(fake, lambda: len(conns) and not conns[-1].closed)
+    assert fake.stats().refused_connections == fake.stats().refused_per_address == 0
+    close_all(fake, listener, *conns)
+
+
+class ShortDeque(deque):
+    """Completions for the first of which there is no memory."""
+
+    short = True
+
+    def append(self, completion):
+        if self.short:
+            self.short = False
+            raise MemoryError
+        super().append(completion)
+
+
 # -- arguments
 
 
 def test_fifty_thousand_addresses_are_remembered_unless_you_say_otherwise():
     assert Limits().max_addresses == 50_000
+
+
+@counted
+@pytest.mark.parametrize('name', ['connect_rate', 'request_rate', 'min_rate'])
+@pytest.mark.parametrize('rate', [(10**400, 10**400), (1, 10**400), (10**400, 1), (5e-324, 1e308)])
+def test_a_rate_of_any_size_can_be_counted_with(kernel, fake, sockets, name, rate):
+    limits = Limits(**{name: rate})
+    listener, conns = listen(fake, limits=limits)
+    for number in 1, 2:
+        connect(sockets, listener).send(b'x')
+        run_until(fake, lambda number=number: len(conns) == number or fake.stats().refused_rate)
+        kernel.time += 1
+    assert limits.allow(conns[0]) and fake.stats().callback_errors == 0
+    close_all(fake, listener, *conns)
 
 
 @pytest.mark.parametrize(

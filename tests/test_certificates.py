@@ -193,6 +193,9 @@ def test_bad_arguments_are_refused_at_the_call(issued):
     for name, pair in ((1, one), (b'a.org', one), (None, 'cert.pem'), (None, (*one, '')), (None, (1, None))):
         with pytest.raises(TypeError):
             Certificates({name: pair})
+    for files in None, 3, [(None, one)]:
+        with pytest.raises(TypeError, match='files is a mapping'):
+            Certificates(files)
     with pytest.raises(TypeError, match='callable'):
         Certificates({None: one}, configure=[])
 

@@ -146,6 +146,10 @@ MISTYPED = [
     ('serve', '--port', '65536'),
     ('serve', '--selector', 'kqueue'),
     ('load', '--timeout', 'nan'),
+    ('load', '--timeout', '0'),
+    ('load', '--sources', '64001'),
+    ('load', '--host', ''),
+    ('serve', '--host', ''),
     ('dance',),
     ('--what',),
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import runpy
 import select
 import shutil
 import signal
@@ -15,6 +16,9 @@ from pathlib import Path
 
 import pytest
 from certificates import certificates  # noqa: F401
+from support import turns
+
+from reactor import Listener, Reactor
 
 EXAMPLES = Path(__file__).parent.parent / 'examples'
 LONGER = {
@@ -406,6 +410,19 @@ def test_the_port_from_asyncore_answers_as_the_original(name):
             assert read_to_end(other) == b''
         except ConnectionResetError:
             pass  # the end of who sends too long a line
+
+
+@pytest.mark.parametrize('name', ['chat', 'discard', 'resp_server'])
+def test_an_example_copes_with_a_client_that_is_closed_before_on_connect(name, capsys):
+    main = runpy.run_path(str(EXAMPLES / f'{name}.py'))['main']
+    errors = []
+    with Reactor(catch_errors=lambda exc, handle: errors.append(exc)) as r:
+        main(r, 0)
+        (listener,) = (handle for handle in r.handles() if isinstance(handle, Listener))
+        with socket.create_connection(listener.address):
+            r.call_soon(lambda: [handle.close() for handle in r.handles()])  # in the turn that accepts it
+            turns(r, 3)
+        assert r.stats().accepts == 1 and errors == []
 
 
 def test_a_chat_room_is_tested_in_simulation_and_its_bug_is_found():

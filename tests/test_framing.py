@@ -10,6 +10,7 @@ from collections import deque
 
 import pytest
 from certificates import certificates  # noqa: F401  (a fixture)
+from exhaustion import need_faults
 from hypothesis import given
 from hypothesis import strategies as st
 from models_support import model_exactly, model_lines, model_prefixed, model_until
@@ -361,6 +362,55 @@ def test_a_pause_holds_messages_back_until_resume_and_they_come_first(r, sockets
     end(r, conn)
 
 
+@pytest.mark.parametrize('ends', [False, True], ids=['the peer waits', 'the peer has ended'])
+def test_resume_reading_passes_on_what_a_pause_held_back_before_anything_else(r, sockets, ends):
+    log = Log()
+
+    def on_line(conn, line):
+        log.append(('line', line))
+        if line in (b'one', b'three'):
+            conn.pause_reading()
+
+    conn, theirs = pair(r, sockets, on_data=framing.lines(on_line), on_eof=log.on_eof)
+    theirs.send(b'one\ntwo\nthree\nfour\nfi')
+    if ends:
+        theirs.close()
+    turns(r, 3)
+    conn.resume_reading()
+    conn.resume_reading()
+    assert log == [('line', b'one')] and conn.reading  # nothing is passed on inside the call
+    turns(r, 3)
+    assert log == [('line', line) for line in (b'one', b'two', b'three')] and not conn.reading
+    conn.resume_reading()
+    conn.pause_reading()  # at once again: nothing may come
+    turns(r, 3)
+    assert len(log) == 3
+    conn.resume_reading()
+    if not ends:
+        turns(r, 3)
+        theirs.send(b've\n')
+        theirs.close()
+    run_until(r, lambda: 'eof' in log.names())
+    rest = [b'four'] if ends else [b'four', b'five']
+    assert log == [('line', line) for line in (b'one', b'two', b'three', *rest)] + [('eof',)]
+    assert not r.watchers.suspended
+    end(r, conn)
+
+
+def test_resume_reading_goes_on_with_another_on_data_that_took_the_place_of_a_framing_that_holds_messages(r, sockets):
+    told = []
+    conn, theirs = pair(r, sockets, on_data=framing.lines(lambda conn, line: conn.pause_reading()))
+    theirs.send(b'one\ntwo\n')
+    turns(r, 2)
+    assert conn.on_data.rest() == b'two\n'
+    conn.on_data = lambda conn, data: told.append(data)
+    conn.resume_reading()
+    theirs.send(b'three')
+    run_until(r, lambda: told)
+    assert told == [b'three'] and not r.watchers.suspended
+    end(r, conn)
+
+
 def test_resume_after_the_end_does_nothing(r, sockets):
     log = []
     conn, theirs = pair(r, sockets, on_data=framing.lines(lambda conn, line: (log.append(line), conn.pause_reading())))
@@ -491,6 +541,26 @@ def test_reading_tells_whether_bytes_go_to_on_data(r, sockets):
     assert [*seen, conn.reading] == [True, False, True, False, False]
 
 
+@pytest.mark.parametrize('take', [Frames.line, Frames.prefixed], ids=['line', 'prefixed'])
+def test_a_message_for_which_no_memory_was_left_can_be_asked_for_again(take):
+    need_faults()
+    import _testcapi
+
+    fed = b'one\nthe second\n' if take is Frames.line else b'\0\0\0\3one\0\0\0\12the second'
+    for number in range(20):
+        frames = Frames()
+        frames.feed(fed[:9])
+        frames.feed(fed[9:])
+        _testcapi.set_nomemory(number, number + 1)
+        try:
+            first = take(frames)
+        except MemoryError:
+            first = None
+        finally:
+            _testcapi.remove_mem_hooks()
+        assert [first or take(frames), take(frames)] == [b'one', b'the second'], number
+
+
 # -- many messages in one chunk
 
 MANY = 3 * MESSAGES_PER_TURN + 5
@@ -524,6 +594,26 @@ def test_a_turn_tells_a_bounded_number_of_messages_and_the_next_ones_the_rest(r,
     assert per_turn(r, told, MANY) == [MESSAGES_PER_TURN] * 3 + [5]
     theirs.send(message)  # and then it is read as before
     run_until(r, lambda: len(told) > MANY)
+    assert idle(r)
+    end(r, conn)
+
+
+@pytest.mark.parametrize('first', [[], ['first']], ids=['even', 'odd'])
+def test_a_message_that_needs_no_bytes_is_told_although_the_turn_is_full(r, sockets, first):
+    due, told, count = [*first], [], MESSAGES_PER_TURN // 2
+
+    def take(frames):
+        if due:
+            return due.pop()
+        line = frames.line()
+        if line is not None:
+            due.append('end of it')
+        return line
+
+    conn, theirs = pair(r, sockets, on_data=framing.Framing(lambda conn, message: told.append(message), take))
+    theirs.send(b'x\n' * count)
+    turns(r, 4)
+    assert told == first + [b'x', 'end of it'] * count
     assert idle(r)
     end(r, conn)
 
@@ -579,6 +669,20 @@ def test_a_pause_holds_back_what_waits_for_a_turn_and_the_end(r, sockets, how):
     run_until(r, lambda: 'eof' in log.names())
     assert log.names() == ['line'] * MANY + ['eof']
     end(r, conn)
+
+
+def test_a_pause_and_a_resume_between_two_turns_let_nothing_overtake_what_waits(r, sockets):
+    log = Log()
+    on_data = framing.lines(lambda conn, line: log.append(('line',)))
+    conn, theirs = pair(r, sockets, on_data=on_data, on_close=log.on_close)
+    theirs.send(b'\n' * MANY)
+    theirs.close()
+    r.run_once(0)
+    conn.pause_reading()
+    conn.resume_reading()
+    assert per_turn(r, log, MANY) == [MESSAGES_PER_TURN] * 2 + [5]
+    run_until(r, lambda: 'close' in log.names())
+    assert log.names() == ['line'] * MANY + ['close']
 
 
 def test_a_pause_and_a_resume_within_a_turn_do_not_double_the_pace(r, sockets):
@@ -703,5 +807,28 @@ def test_over_tls_the_end_comes_after_many_messages_too(r, certificates):  # noq
     r.connect_tcp('127.0.0.1', server.address[1], on_connect=on_connect, **options)
     run_until(r, lambda: 'eof' in log.names())
     assert log.names() == ['line'] * MANY + ['eof']
+    server.close()
+    end(r, *r.handles())
+
+
+def test_over_tls_resume_reading_passes_on_what_was_held_before_the_end(r, certificates):  # noqa: F811
+    log = Log()
+
+    def on_line(conn, line):
+        log.append(('line', line))
+        if line == b'one':
+            conn.pause_reading()
+            conn.loop.call_later(0.01, conn.resume_reading)
+
+    server = r.listen_tcp('127.0.0.1', 0, framing.lines(on_line), on_eof=log.on_eof, ssl=certificates.server())
+
+    def on_connect(conn):
+        conn.write(b'one\ntwo\nthree\n')
+        conn.write_eof()
+
+    options = {'ssl': certificates.client(), 'server_hostname': 'localhost'}
+    r.connect_tcp('127.0.0.1', server.address[1], on_connect=on_connect, **options)
+    run_until(r, lambda: 'eof' in log.names())
+    assert log == [('line', b'one'), ('line', b'two'), ('line', b'three'), ('eof',)]
     server.close()
     end(r, *r.handles())

@@ -260,6 +260,15 @@ def test_a_viewer_that_the_program_has_closed_is_sent_no_more_and_the_others_go_
     assert other.ended() == ['that was it'] and not caplog.records
 
 
+def test_a_viewer_that_left_in_this_very_turn_is_not_taken_off_twice(fake, page, sockets):
+    leaving, _ = Viewer(fake, sockets, page), Viewer(fake, sockets, page)
+    told = []
+    leaving.sock.close()
+    fake.call_later(0, lambda: told.append(page._told()['0']['incoming']))  # after the end was read, before on_close
+    run_until(fake, lambda: told)
+    assert told == [0]
+
+
 def test_no_name_can_end_an_event_or_begin_another(fake, sockets):
     told = source(fake)
     figures = {**told()['0'], 'slow': [[HOSTILE, 1, 0.5]]}

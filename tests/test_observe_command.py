@@ -219,8 +219,29 @@ def test_of_many_workers_the_first_eight_are_shown_and_the_others_counted(fake, 
 def test_a_worker_that_began_anew_makes_no_negative_rates(fake):
     before, now = answers(figures(fake, reads=1000))
     assert tables.stats(before, now)[3].split() == ['reads', '1,000']  # the clock went back: another program
+    now['workers']['0'] |= {'reads': 10}
     now['sum']['reads'] = 10
     assert tables.stats(now, before)[3].split() == ['reads', '10', '0.0']
+    now['workers']['0'] |= {'pid': 77}
+    assert tables.stats(now, before)[3].split() == ['reads', '10', '10.0']  # what the new one has done since it began
+
+
+def test_a_worker_that_was_replaced_takes_nothing_off_what_the_others_did(fake):
+    before, now = answers(figures(fake, reads=1000, pid=7), figures(fake, reads=1000, pid=8))
+    now['workers'] = {'0': figures(fake, reads=10, pid=9), '1': figures(fake, reads=1500, pid=8)}
+    now['sum'] = observe.combined(now['workers'].values())
+    assert tables.stats(now, before)[3].split() == ['reads', '1,510', '510.0', '10', '1,500']
+
+    def part(seconds, turns, fired):
+        lag = {'timer_lag': [fired, *[0] * 15], 'timer_lag_sum': fired / 1000}
+        return {'seconds': {'idle': float(seconds)}, 'loop_count': turns, **lag}
+
+    then = {'workers': {'0': part(100, 1000, 500), '1': part(100, 1000, 500)}, 'sum': part(200, 2000, 1000)}
+    # The new one has made more turns than the old one.
+    here = {'workers': {'0': part(1, 3000, 5), '1': part(101, 1010, 510)}, 'sum': part(102, 4010, 515)}
+    lines = tables.phases(here, then)
+    assert lines[1].split() == ['idle', '2.000', '100.0%', '100.0%', '100.0%']
+    assert lines[-1].startswith('15 timers fired; ')
 
 
 def test_every_counter_has_its_row(fake):

@@ -11,9 +11,9 @@ import stat
 import weakref
 
 import pytest
-from support import drain, ends, idle, run_until, turns
+from support import drain, ends, idle, in_thread, run_until, turns
 
-from reactor import READ, Reactor, SelectorFull, Stream, observe
+from reactor import READ, Reactor, ReactorError, SelectorFull, Stream, observe
 from reactor.kernel import LeanSocket
 from reactor.loop.watcher import Watchers
 from reactor.observe.commands import COMMANDS, LONGEST_TEXT, MOST
@@ -374,6 +374,14 @@ def test_neither_the_socket_nor_who_asks_keeps_the_loop_running(r, client):
     assert ends(r)
 
 
+def test_requests_that_wait_for_their_turn_do_not_keep_the_loop_running(r, client):
+    client.ask('help')
+    client.send(b'\n' * 1000)
+    r.run_once(0)
+    assert r.run() is True and r.stats().loop_count < 100
+    assert not any('call_soon' in reason for reason in r.why_alive())
+
+
 def test_a_drain_is_not_held_up_and_can_be_watched_to_its_end(r, door, client, sockets):
     listener = r.listen_tcp('127.0.0.1', 0, lambda conn, data: setattr(conn, 'busy', True))
     busy = sockets.connect(listener.address)
@@ -406,6 +414,39 @@ def test_closing_it_twice_is_fine_and_ends_who_is_connected(r, door, client):
     door.close()
     assert client.ended() == b''
     assert not r.handles()
+
+
+def test_a_close_in_another_thread_raises_and_the_next_one_closes_all_of_it(r, door, client):
+    client.ask('help')
+    errors = []
+
+    def close_elsewhere():
+        try:
+            in_thread(door.close)
+        except ReactorError as exc:
+            errors.append(exc)
+
+    r.call_soon(close_elsewhere)
+    turns(r, 1)
+    assert errors and not door.closed and client.ask('help')['ok']
+    door.close()
+    assert client.ended() == b'' and not r.handles()
+
+
+def test_a_socket_that_other_code_has_closed_is_not_closed_again_and_leaves_nothing(r, door, client, sockets, caplog):
+    client.ask('help')
+    lost, before = door._sock.fileno(), len(os.listdir('/proc/self/fd'))
+    stranger, _other = (sockets.track(sock) for sock in socket.socketpair())
+    os.dup2(stranger.fileno(), lost)  # the number belongs to another now
+    watch = next(handle for handle in r.handles() if handle.fileno() == lost)
+    r.watchers.evict(watch)
+    assert client.ended() == b''
+    assert door.closed and not os.path.exists(door.path) and not r.handles()
+    os.fstat(lost)
+    door.close()
+    os.close(lost)
+    assert len(os.listdir('/proc/self/fd')) == before + 2 - 3  # the two, less what was lost, the spare and the client's
+    assert 'closed by somebody else' in caplog.text
 
 
 # -- the file
@@ -469,6 +510,8 @@ def test_bad_arguments_are_refused_at_the_call(r, path):
         observe.control(r, 5)
     with pytest.raises(TypeError, match='drain'):
         observe.control(r, path, drain=True)
+    with pytest.raises(TypeError, match='source must be callable or None, not 3'):
+        observe.control(r, path, source=3)
     assert not r.handles() and not os.path.exists(path)
 
 

@@ -190,6 +190,13 @@ def test_health_is_what_the_program_says(r, sockets):
     server.close()
 
 
+@pytest.mark.parametrize('argument', ['source', 'ready'])
+def test_what_cannot_be_called_is_refused_at_the_call(r, argument):
+    with pytest.raises(TypeError, match=f'{argument} must be callable or None, not 3'):
+        observe.serve_metrics(r, **{argument: 3})
+    assert not r.handles()
+
+
 def test_promtool_finds_nothing_to_say(busy, sockets):
     if shutil.which('promtool') is None:
         pytest.skip('NOT TESTED: promtool check metrics; it is in the Debian package prometheus')

@@ -306,9 +306,29 @@ def test_a_real_client_reads_it():
     assert answers == [b'x' * 300_000]
 
 
+def test_a_client_that_is_closed_before_it_was_told_is_no_error(site, sockets, caplog):
+    sockets.connect(site.server.address)
+    closed = []
+
+    def close_all():  # in the turn in which it is accepted
+        for handle in site.r.handles():
+            if handle is not site.server:
+                closed.append(handle)
+                handle.close()
+
+    while not closed:
+        site.r.call_soon(close_all)
+        site.r.run_once(0)
+    turns(site.r, 2)
+    assert site.server.open_connections == 0
+    assert site.r.stats().callback_errors == 0 and not caplog.records
+
+
 def test_bad_arguments_are_refused_at_the_call(r):
     with pytest.raises(TypeError):
         listen_http(r, '127.0.0.1', 'http', print)
+    with pytest.raises(TypeError, match='hosts is a list of names'):
+        listen_http(r, '127.0.0.1', 0, print, hosts='status.example.org')
     with pytest.raises(OSError):
         listen_http(r, '192.0.2.1', 0, print)
     assert not r.handles()

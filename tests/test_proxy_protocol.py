@@ -15,10 +15,10 @@ import pytest
 from certificates import certificates  # noqa: F401
 from hypothesis import given
 from hypothesis import strategies as st
-from support import FailingKernel, Log, drain, reset, run_short, run_until, turns, turns_in
+from support import FailingKernel, Log, drain, in_thread, reset, run_short, run_until, turns, turns_in
 
 import reactor
-from reactor import ProxyError, ProxyTimeout, Reactor
+from reactor import ProxyError, ProxyTimeout, Reactor, ReactorError
 from reactor.kernel import Kernel
 from reactor.loop.timers import Timer, TimerHeap
 from reactor.net.networks import Networks
@@ -695,6 +695,25 @@ def test_a_checked_stream_is_behind_the_header_in_debug_mode(sockets):
         sockets.connect(server.address).send(HEADERS['v2-ipv4'][0])
         run_until(r, lambda: conns)
         assert type(conns[0]).__name__ == 'CheckedStream'
+
+
+@pytest.mark.parametrize('call', ['close', 'abort', 'write_eof', 'pause_reading', 'resume_reading', 'set_timeouts'])
+def test_in_debug_mode_a_connection_whose_header_is_awaited_checks_the_thread_of_its_caller(sockets, call):
+    errors = []
+
+    def call_elsewhere(r, server):
+        (conn,) = (handle for handle in r.handles() if handle is not server)
+        with pytest.raises(ReactorError, match='another thread'):
+            in_thread(getattr(conn, call))
+        errors.append(conn.closed)
+
+    with Reactor(debug=True) as r:
+        server, _ = listen(r)
+        sockets.connect(server.address)
+        run_until(r, lambda: server.open_connections)
+        r.call_soon(call_elsewhere, r, server)
+        run_until(r, lambda: errors)
+    assert errors == [False]
 
 
 # -- what else may happen

@@ -782,6 +782,21 @@ def test_when_the_reactor_of_the_parent_is_stopped_the_workers_drain(tmp_path, s
         assert served.ended() == 0 and served.log == ''
 
 
+@pytest.mark.parametrize('second', [signal.SIGUSR1, signal.SIGUSR2], ids=['stop', 'shutdown'])
+@pytest.mark.parametrize('first', [signal.SIGTERM, signal.SIGUSR1], ids=['terminate', 'stop'])
+def test_stopping_the_reactor_of_the_parent_while_the_workers_drain_cuts_off_nobody(tmp_path, first, second):
+    with Served(tmp_path) as served:
+        conn = served.connect()
+        conn.who()
+        conn.say('wait 0.5')
+        time.sleep(0.1)  # another process has to read it: there is nothing here to wait for
+        served.send(first)
+        wait_until(lambda: served.look()['pids'] == {})
+        served.send(second)
+        assert conn.hear().endswith(' wait 0.5')
+        assert served.ended() == 0 and served.log == ''
+
+
 def test_who_waits_for_a_worker_that_still_starts_is_served_before_it_ends(tmp_path):
     hang = tmp_path / 'hang'
     hang.touch()
@@ -880,6 +895,15 @@ def test_a_datagram_socket_is_not_for_workers(sockets):
     sock = sockets.track(socket.socket(type=socket.SOCK_DGRAM))
     with pytest.raises(ValueError, match='bind_udp'):
         Door(sock, 10)
+
+
+def test_a_file_and_a_closed_socket_are_refused(sockets):
+    with open(os.devnull) as file, pytest.raises(TypeError, match='listen= takes a stream socket'):
+        Door(file, 10)
+    closed = socket.create_server((HERE, 0))
+    closed.close()
+    with pytest.raises(OSError, match='listen= takes an open socket'):
+        Door(closed, 10)
 
 
 @pytest.mark.parametrize(

@@ -46,7 +46,7 @@ examples:
                                                     any HTTP server: requests at a fixed rate, keep-alive"""
 
 
-def number(kind: type, least: float, what: str) -> Callable[[str], float]:
+def number(kind: type, least: float, what: str, below: float = 1e9) -> Callable[[str], float]:
     """A converter for argparse that says what it wants."""
 
     def convert(text: str) -> float:
@@ -54,7 +54,7 @@ def number(kind: type, least: float, what: str) -> Callable[[str], float]:
             value: float = kind(text)
         except ValueError:
             value = float('nan')
-        if not least <= value < 1e9:
+        if not least <= value < below:
             raise argparse.ArgumentTypeError(f'{text!r} is not {what}')
         return value
 
@@ -68,8 +68,17 @@ def port(text: str) -> int:
     return int(text)
 
 
+def host(text: str) -> str:
+    """A name or an address for argparse."""
+    if not text:
+        raise argparse.ArgumentTypeError('it is the name or the address of a host, not empty')
+    return text
+
+
 COUNT = number(int, 1, 'a whole number above 0')
+SOURCES = number(int, 1, 'a whole number from 1 to 64,000', 64_001)  # what 127.0.x.y has, without the ends
 SECONDS = number(float, 0, 'a number of seconds')
+TIMEOUT = number(float, 1e-3, 'a number of seconds above 0')
 RATE = number(float, 1e-3, 'a number above 0')
 
 
@@ -96,7 +105,7 @@ def parser() -> argparse.ArgumentParser:
     commands = top.add_subparsers(dest='command', title='commands', parser_class=Parser, metavar='')
 
     serving = commands.add_parser('serve', help='the server alone')
-    serving.add_argument('--host', default='127.0.0.1', help='address to listen on (default 127.0.0.1)')
+    serving.add_argument('--host', type=host, default='127.0.0.1', help='address to listen on (default 127.0.0.1)')
     serving.add_argument('--port', type=port, default=9009, help='port to listen on, 0 for a free one (default 9009)')
     serving.add_argument('--delay', type=SECONDS, default=5, help='seconds that each answer waits (default 5)')
     serving.add_argument('--selector', choices=list(SELECTORS), default='default', help='what to wait with')
@@ -107,13 +116,13 @@ def parser() -> argparse.ArgumentParser:
     serving.add_argument('--dashboard', **dashboard)  # type: ignore[arg-type]
 
     loading = commands.add_parser('load', help='the load alone')
-    loading.add_argument('--host', default='127.0.0.1', help='server to connect to (default 127.0.0.1)')
+    loading.add_argument('--host', type=host, default='127.0.0.1', help='server to connect to (default 127.0.0.1)')
     loading.add_argument('--port', type=port, default=9009, help='its port (default 9009)')
     loading.add_argument('--connections', type=COUNT, default=40000, help='in all (default 40000)')
     loading.add_argument('--rate', type=RATE, default=6000, help='opened each second (default 6000)')
     loading.add_argument('--calls', type=COUNT, default=1, help='requests on each connection (default 1)')
-    loading.add_argument('--timeout', type=SECONDS, default=30, help='seconds until one is given up (default 30)')
-    loading.add_argument('--sources', type=COUNT, help='addresses 127.0.0.x to connect from (default: as needed)')
+    loading.add_argument('--timeout', type=TIMEOUT, default=30, help='seconds until one is given up (default 30)')
+    loading.add_argument('--sources', type=SOURCES, help='addresses 127.0.0.x to connect from (default: as needed)')
     loading.add_argument('--json', action='store_true', help='print one JSON object instead of the report')
     steady = loading.add_argument_group(
         'requests at a fixed rate', 'over connections that stay; every request is answered, or an error'

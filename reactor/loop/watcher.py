@@ -159,7 +159,9 @@ class Watchers:
         self.referenced = 0  # open handles that keep the loop running
         self.thread: int | None = None  # who runs the loop and alone may touch them, None while nobody does
         self.busy: set[Handle] = set()  # whose application owes an answer; see `Stream.busy`
-        self.suspended: set[Handle] = set()  # that receive nothing for the moment; see `stream.suspend_reading`
+        # That receive nothing, since a layer above has more for the user first; False while the user has paused
+        # reading. See `stream.suspend_reading`.
+        self.suspended: dict[Handle, bool] = {}
         # What found no memory or stack, and the exception, one after the other: nothing is allocated to note that. None
         # when an exception has left a turn. The next turn begins with them.
         self.starved: deque[Any] = deque()
@@ -260,7 +262,7 @@ class Watchers:
         if self._stalls:
             self._forget_stall(handle)
         if self.suspended:
-            self.suspended.discard(handle)
+            self.suspended.pop(handle, None)
         if self._half_parked:
             self._finish_parking()
         referenced = self.referenced - 1  # what may find no memory or stack comes before what changes something

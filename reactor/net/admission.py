@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from errno import EOPNOTSUPP
-from math import inf
 
 from ..loop.checks import number, shown, time_limit
 from .networks import packed
@@ -131,12 +130,17 @@ class Limits:
         return known, None
 
     def take_in(self, stream: Stream, address: Address, now: float) -> None:
-        """He was not refused: this is his connection."""
-        address.open += 1
+        """Count an open connection that was not refused.
+
+        Where memory or stack runs out it raises, and `handle_closed` gives back what it had taken.
+        """
+        guest = Guest(stream, address, self.lifetime, self.min_rate, now)
+        opened = address.open + 1
+        self._guests[stream] = guest
+        address.open = opened
         if address.key:
-            self._idle.pop(address.key, None)
             self._present[address.key] = address
-        guest = self._guests[stream] = Guest(stream, address, self.lifetime, self.min_rate, now)
+            self._idle.pop(address.key, None)
         guest.begin(now)
 
     def handle_closed(self, stream: Stream) -> None:
@@ -149,7 +153,7 @@ class Limits:
         left = address.open - 1
         if not left and address.key:
             self._keep(address, stream.loop.timers.clock())
-            del self._present[address.key]
+            self._present.pop(address.key, None)
         address.open = left
         del self._guests[stream]  # last: where memory or stack has run out, all of this is run again
 
@@ -229,8 +233,7 @@ def _rate(name: str, value: Rate | None, least: int) -> Rate | None:
         return None
     if not isinstance(value, tuple) or len(value) != 2:
         raise TypeError(f'{name} is a tuple of two numbers, not {shown(value)}')
-    for each in value:
-        number(name, each, 'tuple of two numbers')
-    if not (0 < value[0] < inf and least <= value[1] < inf):
+    a_second, burst = (float(number(name, each, 'tuple of two numbers')) for each in value)
+    if not (a_second > 0 and burst >= least):
         raise ValueError(f'{name} is (a number above 0, a number of at least {least}), not {value!r}')
-    return value
+    return a_second, burst

@@ -6,6 +6,7 @@ Owns the check and nothing else. The rule: it costs nothing when it is off, sinc
 from __future__ import annotations
 
 from .datagram import DatagramSocket
+from .proxy_protocol import ProxiedStream
 from .stream import Stream
 from .tls import TLSStream
 
@@ -78,7 +79,14 @@ class CheckedTLSStream(CheckedStream, TLSStream):
     __slots__ = ()
 
 
+class CheckedProxiedStream(CheckedStream, ProxiedStream):
+    """The same while its PROXY header is awaited."""
+
+    __slots__ = ()
+
+
 CheckedStream.secured = CheckedTLSStream
+CheckedStream.proxied = CheckedProxiedStream
 
 
 class CheckedDatagramSocket(DatagramSocket):

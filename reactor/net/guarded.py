@@ -61,14 +61,17 @@ class GuardedListener(Listener):
         try:
             known, refusal = limits.judge(loop.watchers.kernel, address, now)
         except BaseException:
-            close_socket(sock)
+            self._reset(sock)
             raise
         if refusal is not None:
             self._refuse(sock, address, refusal)
             return None
         stream = super().welcome(sock, address)
-        if stream is not None:
-            limits.take_in(stream, known, now)
+        if stream is not None and not stream.closed:  # else memory ran out, and nothing would end its count
+            try:
+                limits.take_in(stream, known, now)
+            except (MemoryError, RecursionError) as exc:
+                stream.reset(exc)
         return stream
 
     def introduce(self, stream: Stream, header: ProxyHeader) -> bool:
@@ -96,6 +99,9 @@ class GuardedListener(Listener):
 
     def _refuse(self, sock: socket, address: Any, refusal: Refusal) -> None:
         self._count(address, refusal)
+        self._reset(sock)
+
+    def _reset(self, sock: socket) -> None:
         try:
             sock.setsockopt(SOL_SOCKET, SO_LINGER, self.loop.watchers.kernel.reset_on_close)
         except OSError:

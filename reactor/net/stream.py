@@ -251,7 +251,7 @@ class Stream(Handle):
         """Told as a completion after sending failed: deliver what was received before, then end."""
         if self.sock is None or self.state is not CLOSED:
             return
-        if self in self.loop.watchers.suspended:  # first what was received already
+        if self.loop.watchers.suspended.get(self):  # first what was received already
             self.loop.completions.append((self, type(self).handle_last_reads, (left,)))
             return
         if left > 0 and self.events & READ:
@@ -287,6 +287,15 @@ class Stream(Handle):
             self.reset(over)
         else:
             self.timeouts = self.loop.timers.buckets.add(self, next_look)
+
+    def handle_held(self) -> None:
+        """Called as a completion after `resume_reading`: a layer above passes on what it held during the pause."""
+        if self.loop.watchers.suspended.get(self):
+            on_data = self.on_data
+            if on_data is not None and hasattr(on_data, 'handle_rest'):
+                on_data(self, b'')
+            else:
+                continue_reading(self)  # another has taken the place of the layer
 
     def handle_failed(self, exc: Exception) -> None:
         self.reset(exc)
@@ -462,15 +471,24 @@ class Stream(Handle):
 
     def pause_reading(self) -> None:
         """Do not call `on_data` until `resume_reading`; the peer is slowed down by TCP. A dead peer goes unseen."""
-        self.loop.watchers.suspended.discard(self)
+        suspended = self.loop.watchers.suspended
+        if self in suspended:
+            suspended[self] = False
         if self.state is OPEN or (self.state is CLOSED and self.sock is not None):  # see `handle_last_reads`
             self.loop.watchers.set_events(self, self.events & ~READ)
         elif self.state is CONNECTING and self.origin is not None:
             self.origin.reading = False  # type: ignore[attr-defined]
 
     def resume_reading(self) -> None:
-        """Call `on_data` again. Does nothing when reading goes on, has ended, or the connection is closed."""
-        if self in self.loop.watchers.suspended:
+        """Call `on_data` again. Does nothing when reading goes on, has ended, or the connection is closed.
+
+        Messages that `reactor.framing` holds come first, and not inside this call.
+        """
+        suspended = self.loop.watchers.suspended
+        if self in suspended:
+            if not suspended[self]:
+                self.loop.completions.append((self, Stream.handle_held, ()))
+                suspended[self] = True
             return
         if self.state is OPEN or (self.state is CLOSED and self.sock is not None):
             if self.timeouts is not None and not self.events & READ and self.options.read_timeout is not None:
@@ -482,7 +500,7 @@ class Stream(Handle):
     @property
     def reading(self) -> bool:
         """Whether bytes that arrive go to `on_data`: reading is not paused, not over, and nobody has closed it here."""
-        return self.on_data is not None and (self.events & READ != 0 or self in self.loop.watchers.suspended)
+        return self.on_data is not None and (self.events & READ != 0 or self.loop.watchers.suspended.get(self, False))
 
     @property
     def unread(self) -> bool:
@@ -751,7 +769,7 @@ class Stream(Handle):
     # -- in this file
 
     def _has_input(self) -> bool:
-        return self in self.loop.watchers.suspended or (self.events & READ != 0 and self.unread)
+        return self.loop.watchers.suspended.get(self, False) or (self.events & READ != 0 and self.unread)
 
     def _queue(
         self, buffers: Iterable[Buffer | FilePart], on_written: Callable[..., object] | None, args: tuple[Any, ...]
@@ -876,17 +894,20 @@ class Stream(Handle):
 def suspend_reading(stream: Stream) -> None:
     """Receive nothing until `continue_reading`, because a layer above has more to pass on to the user first.
 
-    For the user it is reading all the while: `reading` is True, and `pause_reading` ends the suspension by a pause.
+    For the user it is reading all the while: `reading` is True until `pause_reading`. After `resume_reading` the layer
+    is asked to go on: it is the `on_data` of the stream, and is called with no bytes.
     """
-    suspended = stream.loop.watchers.suspended
-    if stream not in suspended:
+    if stream not in stream.loop.watchers.suspended:
         stream.pause_reading()
-        suspended.add(stream)
+        stream.loop.watchers.suspended[stream] = True
+
+
+def hold_reading(stream: Stream) -> None:
+    """The same for a stream whose user has paused reading."""
+    stream.loop.watchers.suspended[stream] = False
 
 
 def continue_reading(stream: Stream) -> None:
     """End a suspension; does nothing when there is none any more."""
-    suspended = stream.loop.watchers.suspended
-    if stream in suspended:
-        suspended.discard(stream)
+    if stream.loop.watchers.suspended.pop(stream, False):
         stream.resume_reading()

@@ -20,6 +20,7 @@ from ..kernel import close_socket
 from ..loop.descriptor import Descriptor
 from ..loop.log import log
 from ..net.addresses import check_path, is_abstract
+from ..net.options import check_callback
 from ..net.sockets import listening_unix
 from .commands import Commands, refusal
 from .figures import source as source_of
@@ -59,8 +60,8 @@ def control(
     """
     if is_abstract(check_path(path)):
         raise ValueError('an abstract path has no permissions: all on this machine could drain it; use a file')
-    if drain is not None and not callable(drain):
-        raise TypeError(f'drain must be callable, not {drain!r}')
+    check_callback('source', source)
+    check_callback('drain', drain)
     r.watchers.check()
     return ControlSocket(r, path, mode, Commands(r, source or source_of(r), drain or r.shutdown))
 
@@ -92,18 +93,29 @@ class ControlSocket:
         return self._sock.fileno() < 0
 
     def close(self) -> None:
-        """Remove the file, and end those who are connected. Closing twice does nothing."""
-        if self.closed:
-            return
-        watch, self._watch = self._watch, None
-        if watch is not None:
-            watch.close()
+        """Remove the file, and end those who are connected. Closing twice does nothing.
+
+        `ReactorError` in another thread than the loop's.
+        """
+        if self._watch is not None:
+            self._watch.close()
+        else:
+            self.handle_unwatched()
+
+    def handle_unwatched(self) -> None:
+        """Called when the watch has ended, whatever ended it."""
+        self._watch = None
         if self._unlink is not None:
             self._unlink()
+            self._unlink = None
         close_socket(self._sock)
         self._use_spare()
         for conn in list(self._clients):
             conn.abort()
+
+    def handle_lost(self) -> None:
+        """Called when other code has closed the socket: its number may belong to another by now."""
+        self._sock.detach()
 
     def _on_ready(self, watch: Descriptor, event: int) -> None:
         try:
@@ -167,18 +179,22 @@ class ControlSocket:
 
 
 class ControlWatch(Descriptor):
-    """The watch on a control socket. The reactor resets it when it is closed, which closes the control socket.
+    """The watch on a control socket, which ends with it: when the reactor is closed, too.
 
-    An exit callback would do the same, and stay with the reactor when the control socket is closed before.
+    An exit callback would do the same then, and stay with the reactor when the control socket is closed before.
     """
 
     __slots__ = ('control',)
 
     control: ControlSocket
 
-    def reset(self, exc: BaseException | None) -> None:
-        """Called when the reactor is closed."""
-        self.control.close()
+    def handle_lost(self, exc: Exception) -> None:
+        self.control.handle_lost()
+        super().handle_lost(exc)
+
+    def close(self) -> None:
+        super().close()  # first: in another thread it raises, and nothing has changed
+        self.control.handle_unwatched()
 
 
 class Session:
@@ -221,7 +237,8 @@ class Session:
             return
         conn.pause_reading()
         if room:
-            conn.loop.call_soon(self.go_on, conn)
+            # In the next turn. A timer can be unreferenced, so that what is asked keeps no program running.
+            conn.loop.call_later(0, self.go_on, conn).unref()
 
 
 def _on_error(conn: Stream, exc: Exception) -> None:

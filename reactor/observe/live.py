@@ -97,9 +97,10 @@ class LivePage:
     def _told(self) -> dict[str, Figures]:
         """What the source tells, without the connections of this page."""
         told, mine = self._source(), os.getpid()
+        here = sum(viewer.sock is not None for viewer in self._viewers)  # the others are counted off already
         for name, figures in told.items():
             if figures['pid'] == mine:
-                told = {**told, name: {**figures, 'incoming': figures['incoming'] - len(self._viewers)}}
+                told = {**told, name: {**figures, 'incoming': figures['incoming'] - here}}
         return told
 
     def _answer(self, request: Request) -> None:

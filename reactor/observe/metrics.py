@@ -18,6 +18,7 @@ from prometheus_client.registry import Collector
 
 from .. import Stats, __version__
 from ..loop.stats import COUNTS, GAUGES, TIMES
+from ..net.options import check_callback
 from .figures import memory
 from .figures import source as source_of
 from .responder import listen_http
@@ -182,6 +183,8 @@ def serve_metrics(
     keep `run` running, and a drain leaves it open. A scrape takes the loop a millisecond or so. Raises as `listen_tcp`
     does.
     """
+    check_callback('source', source)
+    check_callback('ready', ready)
     if registry is None:
         registry = CollectorRegistry()
         registry.register(ReactorCollector(source or source_of(r)))

@@ -14,6 +14,7 @@ from ipaddress import ip_address
 
 from ..errors import FrameTooLong
 from ..framing import Frames
+from ..loop.checks import shown
 from ..loop.log import log
 
 TYPE_CHECKING = False
@@ -116,7 +117,8 @@ class _Site:
         conn.data = _Client(conn)
 
     def on_close(self, conn: Stream, exc: BaseException | None) -> None:
-        conn.data.timer.cancel()
+        if conn.data is not None:  # else it was closed before `on_connect`
+            conn.data.timer.cancel()
 
     def on_data(self, conn: Stream, data: bytes) -> None:
         frames = conn.data.frames
@@ -163,6 +165,8 @@ def listen_http(r: Reactor, host: str | None, port: int, answer: Answer, *, host
     Neither the listener nor its connections keep `run` running. An exception that `answer` raises is logged and ends
     that connection. Raises as `listen_tcp` does.
     """
+    if isinstance(hosts, str) or not hasattr(hosts, '__iter__'):
+        raise TypeError(f'hosts is a list of names, not {shown(hosts)}')  # a str would be taken apart into letters
     site = _Site(answer, hosts)
     server = r.listen_tcp(
         host,

@@ -66,8 +66,10 @@ def stats(answer: Answer, before: Answer | None = None) -> list[str]:
 def phases(answer: Answer, before: Answer | None = None) -> list[str]:
     """Where the time went, in shares: since `before`, else since the start; and how late timers fired."""
     names = _columns(answer)
-    parts = [_since(answer['sum'], before and before['sum'])]
-    parts += [_since(answer['workers'][name], before and before['workers'].get(name)) for name in names]
+    # Of all together what each did: in the sum of now and then, a worker that was replaced would count below 0.
+    each = {name: _since(one, before and before['workers'].get(name)) for name, one in answer['workers'].items()}
+    parts = [_together(list(each.values()) or [_since(answer['sum'], before and before['sum'])])]
+    parts += [each[name] for name in names]
     rows: list[list[object]] = [['', 'seconds', 'share', *names]]
     for phase in parts[0]['seconds']:
         shares = [_share(part['seconds'], phase) for part in parts]
@@ -131,17 +133,37 @@ def _rates(answer: Answer, before: Answer | None) -> dict[str, float]:
     if before is None or answer['clock'] <= before['clock']:
         return {}
     seconds = answer['clock'] - before['clock']
-    # What went down began anew: a worker was replaced.
-    return {name: max(0.0, answer['sum'].get(name, 0) - before['sum'].get(name, 0)) / seconds for name in COUNTS}
+    grown = dict.fromkeys(COUNTS, 0)
+    for worker, now in answer['workers'].items():
+        then = before['workers'].get(worker, {})
+        if then.get('pid') != now.get('pid'):
+            then = {}  # another process in its place, whose counts began with it
+        for name in COUNTS:
+            grown[name] += max(0, now.get(name, 0) - then.get(name, 0))
+    return {name: count / seconds for name, count in grown.items()}
 
 
 def _since(now: Answer, before: Answer | None) -> Answer:
-    if before is None or now['loop_count'] < before['loop_count']:
+    if before is None or now['loop_count'] < before['loop_count'] or _clock(now) < _clock(before):
         return now
     return {
         'seconds': {phase: value - before['seconds'][phase] for phase, value in now['seconds'].items()},
         'timer_lag': [new - old for new, old in zip(now['timer_lag'], before['timer_lag'], strict=True)],
         'timer_lag_sum': now['timer_lag_sum'] - before['timer_lag_sum'],
+    }
+
+
+def _clock(part: Answer) -> float:
+    """How long a loop has run, by its own clock."""
+    return float(sum(part['seconds'].values()))
+
+
+def _together(parts: list[Answer]) -> Answer:
+    first = parts[0]
+    return {
+        'seconds': {phase: sum(part['seconds'][phase] for part in parts) for phase in first['seconds']},
+        'timer_lag': [sum(counts) for counts in zip(*(part['timer_lag'] for part in parts), strict=True)],
+        'timer_lag_sum': sum(part['timer_lag_sum'] for part in parts),
     }
 
 

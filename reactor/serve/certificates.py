@@ -19,6 +19,7 @@ from os import PathLike, fspath
 from typing import Any
 
 from ..errors import ReactorError
+from ..loop.checks import shown
 from ..loop.log import log
 
 __all__ = ['Certificates']
@@ -55,6 +56,8 @@ class Certificates:
     ) -> None:
         if configure is not None and not callable(configure):
             raise TypeError(f'configure must be callable, not {configure!r}')
+        if not hasattr(files, 'items'):
+            raise TypeError(f'files is a mapping {{name: (certificate, key)}}, not {shown(files)}')
         self._configure = configure
         self._files = {check_name(name): check_pair(pair) for name, pair in files.items()}
         if not files or len(files) != len(self._files):

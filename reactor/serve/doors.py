@@ -13,7 +13,7 @@ from socket import SOCK_STREAM
 from ..kernel import Kernel, close_socket
 from ..net.addresses import check_host, check_path, check_port
 from ..net.options import Options
-from ..net.sockets import bound_tcp, listening_unix
+from ..net.sockets import bound_tcp, check_stream_socket, listening_unix
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -72,10 +72,14 @@ class Door:
 
 
 def parse(address: Any) -> Any:
-    """(host, port), the path of a Unix socket, or the socket itself; ValueError or TypeError for anything else."""
+    """(host, port), the path of a Unix socket, or the socket itself; ValueError or TypeError for anything else.
+
+    OSError for a socket that is closed.
+    """
     if hasattr(address, 'fileno'):
-        if address.type != SOCK_STREAM:
+        if getattr(address, 'type', SOCK_STREAM) != SOCK_STREAM:
             raise ValueError(f'workers share listening stream sockets; bind_udp in one process is for {address!r}')
+        check_stream_socket(address, 'listen=')
         return address
     if isinstance(address, str) and address.startswith('unix:'):
         return address.removeprefix('unix:')

@@ -113,7 +113,9 @@ def run(
         with Reactor() as r:
             team = Workers(r, argv, doors, deadline, start_timeout, hang_timeout)
             r.run(lambda r: team.begin(workers or processors(), on_start))
-            if team.slots:  # stopped, or shut down as by a control socket: whose reactor this is, and not the workers'
+            # Something stopped this reactor or shut it down, such as a control socket, perhaps while the workers were
+            # draining already. Closing it would kill them.
+            while team.slots or team.leaving:
                 team.drain()
                 r.run()
             return team.status
