@@ -547,8 +547,8 @@ MUTANTS = (
     Mutant(
         'a full listener does not see that there is room again',
         'net/listener.py',
-        'if not self.events and not self._closed:',
-        'if not self.events and self._retry is not None:',
+        'if not self.events:  # first',
+        'if not self.events and self._retry is not None:  # first',
         '1: who waits in the backlog is accepted',
         29,
     ),
@@ -947,8 +947,8 @@ MUTANTS = (
     Mutant(
         'a look-up is answered after close()',
         'net/resolver.py',
-        '            self.on_done = None\n            self.loop.watchers.remove(self)\n            if self._timer',
-        '            self.loop.watchers.remove(self)\n            if self._timer',
+        'self.on_done = self._timer = self._call = None',
+        'self._timer = self._call = None',
         '1: what was cancelled is never heard of',
         4,
     ),

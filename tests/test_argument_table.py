@@ -186,7 +186,7 @@ OBJECTS: dict[type, Callable[[World], Any]] = {
 
 # Methods that the parts of the reactor call on each other. They are not part of the API.
 INTERNAL = {
-    *('ask', 'attach', 'connect', 'deserted', 'evict', 'finish', 'forget', 'may_log', 'opened', 'proxied'),
+    *('attach', 'begin', 'connect', 'deserted', 'evict', 'finish', 'forget', 'may_log', 'opened', 'proxied'),
     *('read_failed', 'refuses', 'reset', 'secured', 'start_timeouts', 'waits_for', 'welcome'),
 }
 CALLBACKS = dict.fromkeys(('on_data', 'on_connect', 'on_eof', 'on_drain', 'on_close'), nothing)

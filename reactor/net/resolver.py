@@ -44,7 +44,7 @@ class LookUp(Handle):
         self._timer: Timer | None = None
 
     def begin(self, fn: Callable[..., ThreadCall | None], *args: Any) -> None:
-        """Call `fn(*args)`, which has the answer come to one of the methods below, and may return a call in a thread."""
+        """Call `fn(*args)`, which may return a call in a thread; the answer comes to one of the methods below."""
         loop = self.loop
         try:
             if self.timeout is not None:  # unreferenced, as the call is: the look-up itself keeps the loop running
