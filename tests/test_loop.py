@@ -994,6 +994,20 @@ def log_without_memory():
     logging.getLogger('reactor').removeHandler(handler)
 
 
+@pytest.mark.parametrize('kind', [MemoryError, RecursionError])
+@pytest.mark.parametrize('way', ['call_soon', 'call_later'])
+def test_behind_a_callback_that_finds_no_memory_or_stack_the_others_of_its_turn_are_called(fake, way, kind):
+    def fail():
+        raise kind
+
+    log = []
+    for fn, *args in (fail,), (log.append, 1), (fail,), (log.append, 2):
+        getattr(fake, way)(*([0] if way == 'call_later' else []), fn, *args)
+    turns(fake, 1)
+    assert log == [1, 2]
+    assert fake.stats().callback_errors == 2
+
+
 def test_a_callback_that_finds_no_memory_is_not_the_end_of_the_loop_when_the_log_finds_none_either(
     r, sockets, log_without_memory
 ):
