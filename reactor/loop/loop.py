@@ -188,7 +188,9 @@ class Loop:
             if self._main_error is not None:
                 self._raise_main_error()  # of an earlier call, which another exception has left in the same turn
             return True
-        except BaseException:
+        except BaseException as exc:
+            if self._is_over(exc):
+                return True
             self._starved.append(None)
             raise
         finally:
@@ -209,7 +211,9 @@ class Loop:
             if self._main_error is not None:
                 self._raise_main_error()
             return not self._stopping and self._alive()
-        except BaseException:
+        except BaseException as exc:
+            if self._is_over(exc):
+                return False
             self._starved.append(None)
             raise
         finally:
@@ -593,48 +597,39 @@ class Loop:
 
     def _run_soon(self, count: int) -> None:
         signals, soon = self._signals, self._soon
-        try:
-            for _ in range(count):
-                if signals.interrupted:
-                    signals.raise_interrupt()
-                call = fn, args = soon.popleft()
-                try:
-                    fn(*args)
-                except (MemoryError, RecursionError) as exc:
-                    soon.appendleft(call)
-                    if called_user(exc, fn):
-                        soon.popleft()
-                        self._callback_failed(exc, None)
-                    else:
-                        self._retry(exc)
-                except Exception as exc:
+        for _ in range(count):
+            if signals.interrupted:
+                signals.raise_interrupt()
+            call = fn, args = soon.popleft()
+            try:
+                fn(*args)
+            except (MemoryError, RecursionError) as exc:
+                soon.appendleft(call)
+                if called_user(exc, fn):
+                    soon.popleft()
                     self._callback_failed(exc, None)
-        except IndexError:
-            if not self.watchers.closed:
-                raise
-            # One of them has forked and has closed the loop in the child: nothing is left to take.
+                else:
+                    self._retry(exc)
+            except Exception as exc:
+                self._callback_failed(exc, None)
 
     def _run_completions(self, count: int) -> None:
         signals, completions = self._signals, self.completions
-        try:
-            for _ in range(count):
-                if signals.interrupted:
-                    signals.raise_interrupt()
-                completion = handle, fn, args = completions.popleft()
-                try:
-                    fn(handle, *args)
-                except (MemoryError, RecursionError) as exc:
-                    completions.appendleft(completion)
-                    if called_user(exc):
-                        completions.popleft()
-                        self._callback_failed(exc, handle)
-                    else:
-                        self._retry(exc, handle)
-                except Exception as exc:
+        for _ in range(count):
+            if signals.interrupted:
+                signals.raise_interrupt()
+            completion = handle, fn, args = completions.popleft()
+            try:
+                fn(handle, *args)
+            except (MemoryError, RecursionError) as exc:
+                completions.appendleft(completion)
+                if called_user(exc):
+                    completions.popleft()
                     self._callback_failed(exc, handle)
-        except IndexError:
-            if not self.watchers.closed:
-                raise  # else as in `_run_soon`
+                else:
+                    self._retry(exc, handle)
+            except Exception as exc:
+                self._callback_failed(exc, handle)
 
     # -- around it
 
@@ -730,6 +725,10 @@ class Loop:
             main(self)
         except Exception as exc:
             self._main_error = exc
+
+    def _is_over(self, exc: BaseException) -> bool:
+        """Whether a callback has forked and closed this loop in the child: its phase then finds its queue empty."""
+        return self.watchers.closed and type(exc) is IndexError
 
     def _raise_main_error(self) -> None:
         exc, self._main_error = self._main_error, None
