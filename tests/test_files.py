@@ -10,7 +10,7 @@ import tempfile
 import weakref
 
 import pytest
-from support import FakeKernel, Log, end, in_thread, pair, read_all, run_until, turns
+from support import FakeKernel, Log, drain, end, in_thread, pair, read_all, run_until, turns
 
 from reactor import ConnectionClosed, Reactor, ReactorError, SendFileError, WriteBufferFull, WriteTimeout
 from reactor.kernel import Kernel
@@ -487,6 +487,30 @@ def test_a_disk_that_fails_resets_the_connection(sockets, made):
     exc = log[0][1]
     assert isinstance(exc, SendFileError) and 'cannot be read' in str(exc) and exc.__context__ is None
     assert f'the last {missing} of {8 << 20} bytes are missing' in str(exc)
+
+
+def test_a_file_whose_descriptor_is_closed_by_others_resets_the_connection(r, sockets, made):
+    # The connection was taken to be the lost one: it was neither reset nor closed, and its descriptor leaked.
+    log = Log()
+    conn, theirs = pair(r, sockets, tcp=True, **log.callbacks('on_close'))
+    number, copies = conn.fileno(), []
+
+    class Noting(Kernel):
+        def copy_of_file(self, fd):
+            copies.append(super().copy_of_file(fd))
+            return copies[0]
+
+    r.watchers.kernel = Noting()
+    conn.send_file(made(BIG))
+    os.close(copies[0])
+    drain(theirs)
+    run_until(r, lambda: log)
+    exc = log[0][1]
+    assert isinstance(exc, SendFileError) and 'cannot be read' in str(exc)
+    with pytest.raises(ConnectionResetError):
+        drain(theirs)
+    with pytest.raises(OSError, match='Bad file descriptor'):
+        os.fstat(number)
 
 
 def read_now_or_lost(sock):
