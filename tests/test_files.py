@@ -10,6 +10,7 @@ import tempfile
 import weakref
 
 import pytest
+from exhaustion import Fault, need_faults
 from support import FakeKernel, Log, drain, end, in_thread, pair, read_all, run_until, turns
 
 from reactor import ConnectionClosed, Reactor, ReactorError, SendFileError, WriteBufferFull, WriteTimeout
@@ -511,6 +512,33 @@ def test_a_file_whose_descriptor_is_closed_by_others_resets_the_connection(r, so
         drain(theirs)
     with pytest.raises(OSError, match='Bad file descriptor'):
         os.fstat(number)
+
+
+@pytest.mark.parametrize('files', [0, 1])
+def test_a_file_that_could_not_be_queued_counts_for_nothing(made, files):
+    # It was counted all the same, and so 50 MiB more than max_buffered could wait on that connection.
+    need_faults()
+    kernel, file, args = Kernel(), made(BIG), ()
+
+    def part():
+        return FilePart(kernel, kernel.copy_of_file(file.fileno()), 0, 50 << 20, 'file')
+
+    failed = 0
+    for n in range(1, 30):
+        writer = Writer()
+        for _ in range(files):
+            writer.extend((part(),), None, ())
+            writer.advance(10)
+        writer.extend((b'x',), None, ())
+        before, pieces = (type(writer), writer.weight, writer.buffered), (part(),)
+        try:
+            Fault(n).run(lambda writer=writer, pieces=pieces: writer.extend(pieces, print, args))
+        except MemoryError:
+            failed += 1
+            assert (type(writer), writer.weight, writer.buffered) == before
+        else:
+            assert writer.weight == before[1] + FILE_COST + MARK_COST
+    assert failed
 
 
 def read_now_or_lost(sock):
