@@ -542,6 +542,10 @@ class Kernel:
             )
         return found.st_dev, found.st_ino
 
+    def absolute_path(self, path: str | bytes) -> str | bytes:
+        """The path of a socket file from the root, which stays the same when the program changes its directory."""
+        return os.path.abspath(path)
+
     def lock_folder(self, path: str | bytes) -> int:
         """Lock the directory of a socket file against other programs that want to listen there: see `listening_unix`.
 

@@ -10,7 +10,8 @@ import tempfile
 import weakref
 
 import pytest
-from support import FakeKernel, Log, end, in_thread, pair, read_all, run_until, turns
+from exhaustion import Fault, need_faults
+from support import FakeKernel, Log, drain, end, in_thread, pair, read_all, run_until, turns
 
 from reactor import ConnectionClosed, Reactor, ReactorError, SendFileError, WriteBufferFull, WriteTimeout
 from reactor.kernel import Kernel
@@ -487,6 +488,57 @@ def test_a_disk_that_fails_resets_the_connection(sockets, made):
     exc = log[0][1]
     assert isinstance(exc, SendFileError) and 'cannot be read' in str(exc) and exc.__context__ is None
     assert f'the last {missing} of {8 << 20} bytes are missing' in str(exc)
+
+
+def test_a_file_whose_descriptor_is_closed_by_others_resets_the_connection(r, sockets, made):
+    # The connection was taken to be the lost one: it was neither reset nor closed, and its descriptor leaked.
+    log = Log()
+    conn, theirs = pair(r, sockets, tcp=True, **log.callbacks('on_close'))
+    number, copies = conn.fileno(), []
+
+    class Noting(Kernel):
+        def copy_of_file(self, fd):
+            copies.append(super().copy_of_file(fd))
+            return copies[0]
+
+    r.watchers.kernel = Noting()
+    conn.send_file(made(BIG))
+    os.close(copies[0])
+    drain(theirs)
+    run_until(r, lambda: log)
+    exc = log[0][1]
+    assert isinstance(exc, SendFileError) and 'cannot be read' in str(exc)
+    with pytest.raises(ConnectionResetError):
+        drain(theirs)
+    with pytest.raises(OSError, match='Bad file descriptor'):
+        os.fstat(number)
+
+
+@pytest.mark.parametrize('files', [0, 1])
+def test_a_file_that_could_not_be_queued_counts_for_nothing(made, files):
+    # It was counted all the same, and so 50 MiB more than max_buffered could wait on that connection.
+    need_faults()
+    kernel, file, args = Kernel(), made(BIG), ()
+
+    def part():
+        return FilePart(kernel, kernel.copy_of_file(file.fileno()), 0, 50 << 20, 'file')
+
+    failed = 0
+    for n in range(1, 30):
+        writer = Writer()
+        for _ in range(files):
+            writer.extend((part(),), None, ())
+            writer.advance(10)
+        writer.extend((b'x',), None, ())
+        before, pieces = (type(writer), writer.weight, writer.buffered), (part(),)
+        try:
+            Fault(n).run(lambda writer=writer, pieces=pieces: writer.extend(pieces, print, args))
+        except MemoryError:
+            failed += 1
+            assert (type(writer), writer.weight, writer.buffered) == before
+        else:
+            assert writer.weight == before[1] + FILE_COST + MARK_COST
+    assert failed
 
 
 def read_now_or_lost(sock):

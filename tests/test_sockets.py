@@ -326,6 +326,17 @@ class Starting(Kernel):
 
 
 @needs_unix
+@pytest.mark.parametrize('form', [str, os.fsencode])
+def test_the_file_is_removed_also_when_the_program_has_changed_its_directory(path, tmp_path, monkeypatch, form):
+    # As a daemon does, which goes to the root: the file of a relative path stayed behind.
+    with Reactor() as r:
+        listener = r.listen_unix(form(path))
+        monkeypatch.chdir('/')
+        listener.close()
+    assert os.listdir(tmp_path) == []
+
+
+@needs_unix
 @pytest.mark.parametrize('call', ['unlink', 'chmod'])
 def test_of_two_programs_that_replace_a_stale_file_one_listens_and_the_other_hears_so(path, call):
     # One removed the file of the other: which it had made after the look at the old one, or was about to listen on.

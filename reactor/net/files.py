@@ -7,7 +7,7 @@ closes its files too; one call sends a bounded number of bytes, and none of them
 
 from __future__ import annotations
 
-from errno import EINVAL, EIO, ENOSYS, ENOTSOCK, EOPNOTSUPP, EOVERFLOW, ESPIPE
+from errno import EBADF, EINVAL, EIO, ENOSYS, ENOTSOCK, EOPNOTSUPP, EOVERFLOW, ESPIPE
 
 from ..errors import SendFileError
 from ..kernel import send_first
@@ -26,7 +26,8 @@ READ_FILE_SIZE = 65536  # what is read where sendfile cannot be used: in memory 
 READ_BELOW = 4096  # so little is read at the call: that costs less than another descriptor (no less: see Writer.extend)
 
 # What sendfile says where the system, the filesystem or the socket refuses, or the file fails: reading decides then.
-REFUSED = {EINVAL, EIO, ENOSYS, ENOTSOCK, EOPNOTSUPP, EOVERFLOW, ESPIPE}
+# EBADF does not say which of the two descriptors was closed by other code.
+REFUSED = {EBADF, EINVAL, EIO, ENOSYS, ENOTSOCK, EOPNOTSUPP, EOVERFLOW, ESPIPE}
 
 
 class FilePart:

@@ -270,6 +270,7 @@ def listening_unix(
 
 
 def _unlinker(kernel: Kernel, path: str | bytes) -> Callable[[], None]:
+    path = kernel.absolute_path(path)
     ours = kernel.socket_file(path)
 
     def unlink() -> None:

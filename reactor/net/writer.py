@@ -109,6 +109,8 @@ class Writer:
                 chunks.pop()
             if type(first) is bytearray:
                 del first[length:]
+            if type(self) is FileWriter:
+                self.count_files()
             raise
         self._queued = queued
         return buffered
@@ -163,6 +165,14 @@ class FileWriter(Writer):
     """A writer as long as parts of files are among what waits; it is plain again after the last of them."""
 
     __slots__ = ()
+
+    def count_files(self) -> None:
+        """Count the parts of files again, after one that was counted could not be queued."""
+        parts = [len(chunk) for chunk in self._chunks if type(chunk) is FilePart]
+        sent = self._skip if self._chunks and type(self._chunks[0]) is FilePart else 0
+        self.files, self._file_bytes = len(parts), sum(parts) - sent
+        if not parts:
+            self.__class__ = Writer  # type: ignore[assignment]
 
     @property
     def weight(self) -> int:

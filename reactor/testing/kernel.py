@@ -616,6 +616,9 @@ class SimKernel(Kernel):
         self.call('lstat', -1)
         return self._paths.get(path)
 
+    def absolute_path(self, path: str | bytes) -> str | bytes:
+        return path  # there are no directories
+
     def lock_folder(self, path: str | bytes) -> int:
         return -1  # there are no other programs
 
