@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-CHOSEN = 'REACTOR_CHOSEN_TESTS'  # a file with a test in each line; '' for all that pytest collects
-REPORTS = 'REACTOR_TEST_REPORTS'  # the file for what came of them
-MEASURE = 'REACTOR_MEASURE_CHILDREN'  # a configuration of coverage for the processes that tests start; '' for none
+CHOSEN = 'MUTATION_CHOSEN_TESTS'  # a file with a test in each line; '' for all that pytest collects
+REPORTS = 'MUTATION_REPORTS'  # the file for what came of them
+MEASURE = 'MUTATION_MEASURE_CHILDREN'  # a configuration of coverage for the processes that tests start; '' for none
 
 
 @pytest.hookimpl(wrapper=True)

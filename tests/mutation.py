@@ -49,7 +49,7 @@ SEEDS = 150
 MEMORY = 8 << 30  # bytes of address space for a process: a mutant may ask for any
 FIRST_TESTS, MORE_TESTS = 20, 10  # how many are tried at first, and by how much each next batch is larger
 NOT_COPIED = '.git .venv* .mutation .hypothesis .*_cache __pycache__ *.egg-info'.split()
-MARK = 'REACTOR_MUTANT'  # in the environment of all that a mutant starts: the folder of its copy
+MARK = 'MUTATION_COPY'  # in the environment of all that a mutant starts: the folder of its copy
 
 
 class Ended(NamedTuple):
@@ -192,6 +192,7 @@ class Tester:
     ) -> Ended:
         """Run Python in this copy, for at most so many seconds, and end all that it has started."""
         environment = {**os.environ, **(environment or {}), 'PYTHONPATH': str(folder), MARK: str(folder)}
+        environment.pop('PYTHONDONTWRITEBYTECODE', None)  # what is compiled is copied
         began = time.monotonic()
         with tempfile.TemporaryFile(dir=self.folder) as output:
             child = subprocess.Popen(
@@ -296,6 +297,8 @@ def main() -> None:
     running.add_argument('--results', type=Path, help='another file for the outcomes')
     commands.add_parser('report')
     options = parser.parse_args()
+    # A shell has commands in the background ignore Ctrl-C, and tests would inherit that.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     match options.command:
         case 'draw':
             drawing.write(drawing.draw())

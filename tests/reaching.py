@@ -66,8 +66,9 @@ def cover(tests: list[str], jobs: int) -> None:
     command += ['-n', str(jobs), f'--cov={PROJECT / "reactor"}', f'--cov-config={configuration}', '--cov-context=test']
     environment = {**os.environ, CHOSEN: '', REPORTS: str(reports), MEASURE: str(configuration)}
     environment['PYTHONPATH'] = str(PROJECT)
+    command += ['-m', 'not slow and not alone', *(f'--ignore={file}' for file in NOT_JUDGES)]
     subprocess.run([*command, '--cov-report=', *tests], cwd=PROJECT, env=environment)  # failures are reported
-    known = read() if tests else {}
+    known = read() if tests and (CACHE / 'reach').exists() else {}
     files = {file for file in tests if '::' not in file}
     kept = {name: test for name, test in known.items() if test.file() not in files}
     kept.update(measured(reports))

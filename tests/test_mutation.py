@@ -39,7 +39,7 @@ def test_the_list_is_what_the_seed_draws():
     texts = {name: (PROJECT / name).read_text() for name in names if (PROJECT / name).exists()}
     same = [name for name, text in texts.items() if drawing.digest(text) == drawn['modules'][name]['sha256']]
     assert same, 'every small module has changed: draw a new list with "python tests/mutation.py draw"'
-    for name in same[:8]:
+    for name in same[:4]:
         listed = [mutant._replace(number=0) for mutant in drawn['mutants'].values() if mutant.module == name]
         again = drawing.draw_from(name, texts[name], drawn['modules'][name]['mutants'])
         assert sorted(again) == sorted(listed), name
@@ -51,8 +51,7 @@ def test_a_mutant_is_found_where_the_code_has_moved():
     text = (PROJECT / mutant.module).read_text()
     line, changed = drawing.find(mutant, text)
     assert mutant.before in text and mutant.after in changed
-    moved = drawing.find(mutant, f'import sys\n\n{text}')
-    assert moved == (line + 2, f'import sys\n\n{changed}')
+    assert drawing.find(mutant, f'# more\n\n{text}') == (line + 2, f'# more\n\n{changed}')
     assert drawing.find(mutant, text.replace(mutant.before, mutant.after)) is None
 
 
