@@ -6,12 +6,22 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 import pytest
 
 CHOSEN = 'MUTATION_CHOSEN_TESTS'  # a file with a test in each line; '' for all that pytest collects
 REPORTS = 'MUTATION_REPORTS'  # the file for what came of them
 MEASURE = 'MUTATION_MEASURE_CHILDREN'  # a configuration of coverage for the processes that tests start; '' for none
+
+
+reports: IO[str]  # opened first, because a test may use up all descriptors
+
+
+def pytest_configure() -> None:
+    global reports
+    # The parent of a worker of pytest-xdist reports, too.
+    reports = open(os.devnull if 'PYTEST_XDIST_WORKER' in os.environ else os.environ[REPORTS], 'a')
 
 
 @pytest.hookimpl(wrapper=True)
@@ -39,8 +49,5 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
 
 
 def write(test: str, when: str, outcome: str, seconds: float, text: str, marks: list[str]) -> None:
-    if 'PYTEST_XDIST_WORKER' in os.environ:
-        return  # its parent reports, too
     line = {'test': test, 'when': when, 'outcome': outcome, 'seconds': seconds, 'text': text[-2000:], 'marks': marks}
-    with open(os.environ[REPORTS], 'a') as file:
-        file.write(json.dumps(line) + '\n')
+    print(json.dumps(line), file=reports, flush=True)

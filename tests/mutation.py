@@ -287,6 +287,7 @@ def main() -> None:
     covering = commands.add_parser('cover')
     covering.add_argument('tests', nargs='*')
     covering.add_argument('--jobs', type=int, default=2)
+    covering.add_argument('--without', default='', metavar='WORDS', help='leave out tests, as -k of pytest says')
     running = commands.add_parser('run')
     running.add_argument('numbers', nargs='*', type=int, help='of the mutants to try, by default all that are left')
     running.add_argument('--again', nargs='*', default=[], metavar='OUTCOME', help='and those with this outcome')
@@ -303,7 +304,7 @@ def main() -> None:
         case 'draw':
             drawing.write(drawing.draw())
         case 'cover':
-            reaching.cover(options.tests, options.jobs)
+            reaching.cover(options.tests, options.jobs, options.without)
         case 'run':
             run(options)
         case 'report':

@@ -56,8 +56,11 @@ disable_warnings = no-data-collected,module-not-measured,module-not-imported,no-
 """
 
 
-def cover(tests: list[str], jobs: int) -> None:
-    """Run these tests, by default the suite without slow tests, and keep what each of them reaches."""
+def cover(tests: list[str], jobs: int, without: str = '') -> None:
+    """Run these tests, by default the suite without slow tests, and keep what each of them reaches.
+
+    `without` names tests that coverage does not survive, as those that use up all descriptors.
+    """
     CACHE.mkdir(exist_ok=True)
     reports, configuration = CACHE / 'reports.jsonl', CACHE / 'coveragerc'
     reports.write_text('')
@@ -67,6 +70,7 @@ def cover(tests: list[str], jobs: int) -> None:
     environment = {**os.environ, CHOSEN: '', REPORTS: str(reports), MEASURE: str(configuration)}
     environment['PYTHONPATH'] = str(PROJECT)
     command += ['-m', 'not slow and not alone', *(f'--ignore={file}' for file in NOT_JUDGES)]
+    command += ['-k', f'not ({without})'] if without else []
     subprocess.run([*command, '--cov-report=', *tests], cwd=PROJECT, env=environment)  # failures are reported
     known = read() if tests and (CACHE / 'reach').exists() else {}
     files = {file for file in tests if '::' not in file}
@@ -126,9 +130,9 @@ def judges(known: dict[str, Test], project: Path, module: str, line: int) -> lis
     """Return the tests that reach this line, those first which cost little and reach little else."""
     texts = {path.relative_to(project).as_posix(): path.read_text() for path in (project / 'reactor').rglob('*.py')}
     wanted = lines_for(texts, module, line)
-    found = [
-        test for test in known.values() if any(test.lines.get(name, 0) & bits for name, bits in wanted.items())
-    ] or [test for test in known.values() if named_for(test.file(), module)]
+    found = [test for test in known.values() if any(test.lines.get(name, 0) & bits for name, bits in wanted.items())]
+    if not found:
+        found = [test for test in known.values() if named_for(test.file(), module)]
     return sorted(found, key=lambda test: price(test, module))
 
 

@@ -638,6 +638,21 @@ def test_a_local_address_is_bound_to_where_the_port_cannot_be_chosen_at_the_conn
         assert sock.getsockname()[0] == HERE and sock.getsockname()[1]
 
 
+def test_no_option_is_set_that_the_platform_does_not_have(monkeypatch):
+    monkeypatch.setattr('reactor.net.sockets.IP_BIND_ADDRESS_NO_PORT', -1)
+    options = []
+
+    class Watched(socket.socket):
+        def setsockopt(self, level, option, value):
+            options.append(option)
+            super().setsockopt(level, option, value)
+
+    with Watched() as sock:
+        bind_local(Kernel(), sock, (HERE, 0))
+        assert sock.getsockname()[0] == HERE
+    assert -1 not in options
+
+
 @pytest.mark.parametrize('reuse', [False, True])
 def test_a_local_port_is_taken_with_reuse_only_where_that_steals_from_nobody(monkeypatch, reuse):
     monkeypatch.setattr('reactor.kernel.Kernel.reuse_address', reuse)
