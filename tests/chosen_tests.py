@@ -24,6 +24,10 @@ def pytest_configure() -> None:
     reports = open(os.devnull if 'PYTEST_XDIST_WORKER' in os.environ else os.environ[REPORTS], 'a')
 
 
+def pytest_unconfigure() -> None:
+    reports.close()
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> Iterator[None]:
     yield  # `conftest.py` orders the tests, too
