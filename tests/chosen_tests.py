@@ -1,0 +1,57 @@
+"""A plugin of pytest for `mutation.py`: run the tests that a file names, in its order, and write down the outcomes."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
+
+import pytest
+
+CHOSEN = 'MUTATION_CHOSEN_TESTS'  # a file with a test in each line; '' for all that pytest collects
+REPORTS = 'MUTATION_REPORTS'  # the file for what came of them
+MEASURE = 'MUTATION_MEASURE_CHILDREN'  # a configuration of coverage for the processes that tests start; '' for none
+
+
+reports: IO[str]  # opened first, because a test may use up all descriptors
+
+
+def pytest_configure() -> None:
+    global reports
+    # The parent of a worker of pytest-xdist reports, too.
+    reports = open(os.devnull if 'PYTEST_XDIST_WORKER' in os.environ else os.environ[REPORTS], 'a')
+
+
+def pytest_unconfigure() -> None:
+    reports.close()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> Iterator[None]:
+    yield  # `conftest.py` orders the tests, too
+    if chosen := os.environ.get(CHOSEN):
+        order = {name: number for number, name in enumerate(Path(chosen).read_text().splitlines())}
+        items[:] = sorted((item for item in items if item.nodeid in order), key=lambda item: order[item.nodeid])
+
+
+def pytest_runtest_setup() -> None:
+    # Not earlier: coverage would measure the workers of pytest-xdist a second time.
+    if measure := os.environ.get(MEASURE):
+        os.environ['COVERAGE_PROCESS_START'] = measure
+
+
+def pytest_collectreport(report: pytest.CollectReport) -> None:
+    if report.failed:
+        write(report.nodeid, 'collect', report.outcome, 0.0, str(report.longrepr), [])
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    marks = [mark for mark in ('alone', 'slow') if mark in report.keywords]
+    write(report.nodeid, report.when, report.outcome, report.duration, str(report.longrepr or ''), marks)
+
+
+def write(test: str, when: str, outcome: str, seconds: float, text: str, marks: list[str]) -> None:
+    line = {'test': test, 'when': when, 'outcome': outcome, 'seconds': seconds, 'text': text[-2000:], 'marks': marks}
+    print(json.dumps(line), file=reports, flush=True)
