@@ -10,7 +10,7 @@ import weakref
 from collections import deque
 
 import pytest
-from support import in_thread, run_until, turns, uncallable
+from support import FakeKernel, in_thread, run_until, turns, uncallable
 
 from reactor import HandleClosed, Reactor, ReactorError, ResolveError
 from reactor.kernel import Kernel
@@ -545,3 +545,16 @@ def test_a_thread_that_finds_no_memory_at_any_of_its_calls_leaves_no_call_withou
             run_until(r, lambda r=r: not r._threads._running)
         made = max(made, source.made)
     assert n > 5
+
+
+def test_a_call_that_finds_no_memory_for_a_thread_raises_and_is_not_waited_for():
+    # It stayed in the queue, and `run` never returned.
+    class Kernel(FakeKernel):
+        def start_thread(self, target, name):
+            raise MemoryError
+
+    with Reactor(kernel=Kernel()) as r:
+        with pytest.raises(MemoryError):
+            r.run_in_thread(int, on_done=print)
+        assert r.handles() == []
+        assert r.run() is True

@@ -104,8 +104,12 @@ class ThreadPool:
         if len(self._queue) >= QUEUE_LIMIT:
             self._refuse(call, f'{QUEUE_LIMIT} calls wait for a thread already; {name_of(fn)} was not queued')
         else:
-            self._queue.append(call)
-            self._start_threads()
+            try:
+                self._queue.append(call)
+                self._start_threads()
+            except BaseException:
+                call.close()  # the caller is told that it is not made
+                raise
         return call
 
     def _drop_cancelled(self) -> None:
