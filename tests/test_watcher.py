@@ -834,3 +834,27 @@ def test_two_dispatches_without_progress_in_one_turn_count_as_one(sockets):
         assert r.watchers._stalls[conn].row == 10
         conn.close()
         turns(r, 2)
+
+
+def test_a_selector_that_cannot_be_replaced_for_want_of_memory_stays_with_all_that_it_watches(sockets):
+    # Half was registered with the new one; the rest was in no map any more, and was not closed with the reactor.
+    class Selector(selectors.SelectSelector):
+        full = False
+
+        def register(self, *args):
+            if self.full and len(self.get_map()):
+                raise MemoryError
+            return super().register(*args)
+
+    log, selector = Log(), Selector()
+    ours, theirs = sockets()
+    with Reactor(selector=selector) as r:
+        conn = r.adopt(ours, log.on_data, on_close=log.on_close)
+        Selector.full = True
+        assert r.watchers.rebuild() is selector is r.watchers.selector
+        assert r.handles() == [conn]
+        Selector.full = False
+        theirs.send(b'x')
+        run_until(r, lambda: log)
+        assert r.watchers.rebuild() is not selector and r.handles() == [conn]
+    assert log.names() == ['data', 'close']

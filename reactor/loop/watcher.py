@@ -316,20 +316,24 @@ class Watchers:
         """Move all registrations to a new selector of the same kind, and return it."""
         old = self.selector
         try:
-            self.selector = self.kernel.another(old)
+            new = self.kernel.another(old)
         except (OSError, TypeError):
             return old  # no descriptor is left, or the user's own kind needs arguments: it has to go on as it is
-        self._map = self.selector.get_map()
-        self._has_room = self.kernel.room_of(self.selector)
         failed: list[tuple[Handle, Exception]] = []
-        for key in list(old.get_map().values()):
-            try:
-                self.selector.register(key.fd, key.events, key.data)
-            except (OSError, ValueError) as exc:
-                failed.append((key.data, exc))
+        try:
+            has_room = self.kernel.room_of(new)
+            for key in list(old.get_map().values()):
+                try:
+                    new.register(key.fd, key.events, key.data)
+                except (OSError, ValueError) as exc:
+                    failed.append((key.data, exc))
+        except (MemoryError, RecursionError):
+            new.close()
+            return old  # likewise; nothing was changed
+        self.selector, self._map, self._has_room = new, new.get_map(), has_room
         old.close()
         self._fail_all(failed)
-        return self.selector
+        return new
 
     def evict(self, handle: Handle) -> None:
         """Forget the registration of a handle whose descriptor was closed by somebody else, and tell it."""
