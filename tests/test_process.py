@@ -18,6 +18,7 @@ from support import Log, idle, in_thread, run_until, turns
 import reactor
 from reactor import DEVNULL, PIPE, STDOUT, ConnectionClosed, HandleClosed, Process, Reactor, ReactorError
 from reactor.kernel import Kernel
+from reactor.loop.watcher import Watchers
 
 if os.name != 'posix':
     pytest.skip('pipes of children cannot be watched on this platform', allow_module_level=True)
@@ -261,6 +262,31 @@ def test_a_child_runs_on_when_there_is_no_memory_to_watch_its_pidfd_again(r):
     process.stdin.close()
     r.run()
     assert exits == [(3, None)]
+
+
+@pytest.mark.parametrize('name', ['add', 'park'])
+def test_no_child_and_no_descriptor_is_left_when_there_is_no_memory_for_its_handle(r, how, monkeypatch, name):
+    # The child ran on, and nobody knew of it.
+    before = set(os.listdir('/dev/fd'))
+    failed, method = [], getattr(Watchers, name)
+
+    def fail(watchers, handle, *args):
+        if isinstance(handle, Process):
+            failed.append(handle)
+            raise MemoryError
+        method(watchers, handle, *args)
+
+    monkeypatch.setattr(Watchers, name, fail)
+    try:
+        shell(r, 'exec sleep 60', stdin=PIPE).close()
+    except MemoryError:
+        assert failed and not children() and not r.handles()
+    else:
+        assert not failed
+    monkeypatch.undo()
+    r.run()
+    failed.clear()
+    assert set(os.listdir('/dev/fd')) == before
 
 
 def test_without_pidfds_a_running_child_is_looked_at_ever_more_rarely(fake, kernel, monkeypatch):

@@ -91,14 +91,19 @@ class Process(Handle):
         self._closing = False
         self._timer: Timer | None = None  # of the next look, where there is no pidfd
         self._pidfd = kernel.pidfd(child.pid)
-        if self._pidfd >= 0:
-            try:
-                loop.watchers.add(self, READ)
-                return
-            except (OSError, ReactorError):
-                self._close_pidfd()
-        loop.watchers.park(self)
-        self._look_in(FIRST_LOOK)
+        self.events = 0
+        try:
+            if self._pidfd >= 0:
+                try:
+                    loop.watchers.add(self, READ)
+                    return
+                except (OSError, ReactorError):
+                    self._close_pidfd()
+            loop.watchers.park(self)
+            self._look_in(FIRST_LOOK)
+        except BaseException:
+            self._forget()
+            raise
 
     def handle_read(self) -> None:
         """The pidfd is readable: it has ended."""
@@ -245,11 +250,12 @@ def spawn(
     options: Options,
     checked: bool,
 ) -> Process:
-    """Start a child; see `Reactor.spawn`. Everything that can fail comes before there is one."""
+    """Start a child; see `Reactor.spawn`. Nothing is left of it when that fails."""
     read_pipe, write_pipe = (CheckedReadPipe, CheckedWritePipe) if checked else (ReadPipe, WritePipe)
     pipes: list[Pipe | None] = []
     given = list(stdio)
     theirs = []
+    child: Popen[bytes] | None = None
     try:
         for number, what in enumerate(stdio):
             pipe: Pipe | None = None
@@ -262,7 +268,14 @@ def spawn(
                 _attach(pipe, ours)
             pipes.append(pipe)
         child = kernel.spawn(args, given[0], given[1], given[2], env, cwd, passed)
+        for name, pipe in zip(('stdin', 'stdout', 'stderr'), pipes, strict=True):
+            if pipe is not None:
+                pipe.peer = f'{name} of process {child.pid}'
+        return Process(loop, kernel, args, child, pipes, on_exit)
     except BaseException:
+        if child is not None:  # there was no memory for its handle
+            kernel.signal_child(child, -1, SIGKILL)
+            child.wait()
         for made in pipes:
             if made is not None:
                 made.reset(None)
@@ -270,10 +283,6 @@ def spawn(
     finally:
         for end in theirs:
             end.close()
-    for name, pipe in zip(('stdin', 'stdout', 'stderr'), pipes, strict=True):
-        if pipe is not None:
-            pipe.peer = f'{name} of process {child.pid}'
-    return Process(loop, kernel, args, child, pipes, on_exit)
 
 
 def _attach(pipe: Pipe, ours: Any) -> None:
