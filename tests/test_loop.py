@@ -935,6 +935,28 @@ def test_an_exhausted_stack_in_a_callback_leaves_run_once(sockets, leaves):
     r.close()
 
 
+@pytest.mark.parametrize('on_error', [False, True])
+def test_an_exhausted_stack_in_the_last_turn_is_reported_when_the_reactor_is_closed(sockets, caplog, on_error):
+    # It was forgotten: nobody was told, and `on_close` got None.
+    r, log, told = Reactor(), Log(), []
+
+    def on_data(conn, data):
+        r.stop()
+        deeper(conn, data)
+
+    ours, theirs = sockets()
+    r.adopt(ours, on_data, on_close=log.on_close, on_error=(lambda conn, exc: told.append(exc)) if on_error else None)
+    theirs.send(b'x')
+    assert r.run() is False
+    r.close()
+    ((_, exc),) = log
+    if on_error:
+        assert exc is None and [type(error) for error in told] == [RecursionError] and not caplog.records
+    else:
+        assert type(exc) is RecursionError and len(caplog.records) == 1
+    assert r.timeout() is None
+
+
 def test_a_loop_in_which_this_runs_is_told_to_go_on_at_once_after_an_exhausted_stack(r, sockets):
     # The connection is aborted in the next turn: until then, `timeout` told the other loop that it may sleep.
     log = Log()

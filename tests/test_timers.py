@@ -780,6 +780,19 @@ def test_a_repeating_timer_stays_unreferenced_from_beat_to_beat(fake):
     assert len(beats) == 3
 
 
+@pytest.mark.parametrize('debug', [False, True])
+def test_a_timer_that_fired_cannot_be_reset_when_the_reactor_is_closed(kernel, debug):
+    # It was pending for ever, in a loop that does not run any more.
+    r = Reactor(kernel=kernel, debug=debug)
+    timer = r.call_later(1, int)
+    r.run()
+    r.close()
+    with pytest.raises(HandleClosed, match='reactor is closed'):
+        timer.reset(5)
+    timer.cancel()
+    assert timer.deadline is None and r.stats().timers == 0
+
+
 def test_referencing_a_timer_that_is_over_changes_nothing(fake):
     fired, cancelled = fake.call_later(0, int), fake.call_later(5, int)
     cancelled.cancel()

@@ -238,7 +238,13 @@ class Loop:
         if not self._forked():
             self._signals.check_thread()
             self._enter()
-            steps = (self._run_exit_callbacks, self._signals.clear, self.timers.clear, self._end_handles)
+            steps = (
+                self._end_starved,
+                self._run_exit_callbacks,
+                self._signals.clear,
+                self.timers.clear,
+                self._end_handles,
+            )
         try:
             error = None
             for step in steps:
@@ -257,10 +263,11 @@ class Loop:
                 for handle in self.watchers:
                     handle.events = 0
             self._signals.release_wakeup()  # before the number of the doorbell is another's
-            self.timers.clear()
+            self.timers.close()
             self._soon.clear()
             self._wakeup.calls.clear()
             self.completions.clear()
+            self._starved.clear()
             # First the selector: unregistering from an epoll that a fork shares would unregister it for both.
             try:
                 self.watchers.selector.close()
@@ -284,7 +291,10 @@ class Loop:
 
     def timeout(self) -> float | None:
         """How long the next turn may wait, in seconds: 0 when calls wait, None for as long as it likes."""
-        return 0 if self._wakeup.calls or self._starved else self._wait()
+        starved = self._starved
+        if self._wakeup.calls or starved.count(None) < len(starved):
+            return 0
+        return self._wait()
 
     def _wait(self) -> float | None:
         # Calls of other threads ring, once they are queued: until then, turn after turn would find nothing to do.

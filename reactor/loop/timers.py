@@ -68,7 +68,8 @@ class Timer:
     def reset(self, seconds: float | None = None) -> None:
         """Fire `seconds` from now instead, by default the delay it was made with; also after it has fired.
 
-        Raises `HandleClosed` after `cancel`, TypeError for what is not a number, ValueError for NaN and infinity.
+        Raises `HandleClosed` after `cancel` and after `close` of the reactor, TypeError for what is not a number,
+        ValueError for NaN and infinity.
         """
         if self.fn is None:
             raise HandleClosed('this timer was cancelled and its callback released; make a new one')
@@ -359,6 +360,11 @@ class TimerHeap:
         """Whether this pending timer keeps the loop running."""
         return timer not in self.unreferenced
 
+    def close(self) -> None:
+        """Cancel them all, and refuse those that fired before and are reset later."""
+        self.clear()
+        self.__class__ = ClosedTimerHeap
+
     def clear(self) -> None:
         """Cancel them all; for the end of the loop."""
         for timer in list(self):
@@ -377,3 +383,12 @@ class TimerHeap:
         elif len(heap) > COMPACT_ABOVE and len(heap) > 2 * len(at):
             heap[:] = at
             heapify(heap)
+
+
+class ClosedTimerHeap(TimerHeap):
+    """That of a closed reactor: a class of its own, so that an open one does not have to ask."""
+
+    __slots__ = ()
+
+    def move(self, timer: Timer, deadline: float) -> None:
+        raise HandleClosed('this reactor is closed; make a new one')
