@@ -11,6 +11,7 @@ import pytest
 from support import Log, run_short, run_until, turns
 
 from reactor import HandleClosed, Reactor, Timer
+from reactor.loop import timers
 from reactor.loop.log import name_of
 from reactor.loop.timers import TimerHeap
 
@@ -381,6 +382,30 @@ def test_a_timer_that_cannot_be_moved_out_of_its_batch_is_left_as_it_was(fake, k
     other = fake.call_later(1, fire)
     assert fake.run() is True
     assert fired == [1001, 1011] and len(fake.timers) == 0
+
+
+@pytest.mark.parametrize('error', [MemoryError, RecursionError])
+def test_a_timer_that_could_not_be_set_is_not_found_with_the_next_one_of_its_deadline(fake, monkeypatch, error):
+    # Without stack it fired with the next one, though its caller was told that it is not set: one more than pending.
+    fired = []
+    run_short(monkeypatch, timers, 'heappush', kind=error)
+    with pytest.raises(error):
+        fake.call_later(1, fired.append, 'not set')
+    assert list(fake.timers) == []
+    fake.call_later(1, fired.append, 'set')
+    assert fake.run() is True
+    assert fired == ['set'] and len(fake.timers) == 0
+
+
+@pytest.mark.parametrize('error', [MemoryError, RecursionError])
+def test_a_timer_that_could_not_be_moved_fires_at_its_old_time_only(fake, kernel, monkeypatch, error):
+    fired = []
+    timer = fake.call_later(5, lambda: fired.append(kernel.time) or (len(fired) == 1 and timer.reset(7)))
+    run_short(monkeypatch, TimerHeap, '_withdraw', kind=error)
+    with pytest.raises(error):
+        timer.reset(10)
+    assert fake.run() is True
+    assert fired == [1005, 1012] and len(fake.timers) == 0
 
 
 def test_a_timer_alone_at_a_deadline_can_be_set_to_it_again_without_memory(fake, monkeypatch):

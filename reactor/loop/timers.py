@@ -206,7 +206,7 @@ class TimerHeap:
         if self.at.setdefault(deadline, timer) is timer:  # one look-up instead of two: floats are slow to hash
             try:
                 heappush(self.heap, deadline)
-            except MemoryError:
+            except (MemoryError, RecursionError):
                 del self.at[deadline]
                 raise
         else:
@@ -236,7 +236,7 @@ class TimerHeap:
         timer = self.add(Timer, seconds, fn, args)
         try:
             self.unreferenced.add(timer)
-        except MemoryError:
+        except (MemoryError, RecursionError):
             timer.cancel()
             raise
         return timer
@@ -297,7 +297,7 @@ class TimerHeap:
         if was is not None:
             try:
                 self._withdraw(timer)
-            except MemoryError:
+            except (MemoryError, RecursionError):
                 timer.deadline = deadline
                 self.leave(timer)
                 timer.deadline = was
