@@ -12,10 +12,11 @@ import weakref
 from contextlib import closing, suppress
 
 import pytest
-from support import Log, fill, idle, in_thread, run_until, turns, turns_in
+from support import Log, fill, idle, in_thread, run_short, run_until, turns, turns_in
 
 from reactor import READ, WRITE, HandleClosed, Reactor, ReactorError, SelectorFull
 from reactor.kernel import FD_SETSIZE
+from reactor.loop.watcher import UNHEARD, Watchers
 
 pytestmark = pytest.mark.skipif(sys.platform == 'win32', reason='select takes only sockets there')
 
@@ -553,6 +554,19 @@ def test_a_watch_tells_its_descriptor_and_what_it_wants(r, pipe):
     assert 'waits for set_events()' in r.why_alive()[0]
     handle.close()
     assert repr(handle) == f'<Descriptor fd={pipe[0]} closed>'
+
+
+def test_a_watch_that_found_no_memory_still_tells_what_it_is_until_it_ends(r, pipe, monkeypatch):
+    # `why_alive` raised KeyError.
+    handle = r.watch_fd(pipe[0], READ, turns)
+    run_short(monkeypatch, type(r.watchers.selector), 'modify')
+    run_short(monkeypatch, Watchers, '_park_lost')
+    handle.set_events(READ | WRITE)
+    assert handle.events == UNHEARD
+    (line,) = r.why_alive()
+    assert repr(handle) in line and 'wants nothing' in line
+    turns(r, 2)
+    assert handle.closed
 
 
 def test_a_closed_watch_holds_nothing(r, sockets):

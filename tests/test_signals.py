@@ -999,6 +999,23 @@ def test_a_signal_reaches_a_loop_that_runs_in_another_thread(r):
     r.clear_signal_handlers()
 
 
+def test_a_handler_is_not_closed_while_its_loop_runs_in_another_thread(r):
+    # It changed the registry of a loop that was running.
+    handler = r.add_signal_handler(SIGUSR1, int)
+    event = threading.Event()
+    r.call_soon(event.set)
+    thread = threading.Thread(target=r.run)
+    thread.start()
+    assert event.wait(10)
+    with pytest.raises(ReactorError, match='another thread'):
+        handler.close()
+    assert not handler.closed
+    r.call_soon_threadsafe(r.stop)
+    thread.join()
+    handler.close()
+    assert handler.closed and r.handles() == []
+
+
 def test_a_reactor_is_not_closed_in_another_thread_while_its_signals_are_installed(r):
     r.add_signal_handler(SIGUSR1, int)
     with pytest.raises(ReactorError, match='clear_signal_handlers'):

@@ -105,12 +105,12 @@ class Descriptor(Handle):
 
     def waits_for(self) -> str:
         waits = {0: 'set_events()', READ: 'input', WRITE: 'room for output', READ | WRITE: 'input or room for output'}
-        return waits[self.events]
+        return waits.get(self.events, 'its end')  # there was no memory to watch it
 
     def __repr__(self) -> str:
         if self.closed:
             return f'<Descriptor fd={self._fd} closed>'
-        return f'<Descriptor fd={self._fd} wants {WANTS[self.events]}, calls {name_of(self.fn)}>'
+        return f'<Descriptor fd={self._fd} wants {WANTS.get(self.events, WANTS[0])}, calls {name_of(self.fn)}>'
 
     def _ready(self, event: int) -> None:
         watchers, fn = self.loop.watchers, self.fn
