@@ -80,7 +80,10 @@ class Timer:
         self.timers.ref(self)
 
     def unref(self) -> None:
-        """Let `run` end although this timer is pending. `ReactorError` in another thread than the loop's."""
+        """Let `run` end although this timer is pending. `ReactorError` in another thread than the loop's.
+
+        It holds until the timer has fired: one that is reset then keeps `run` running again.
+        """
         self.timers.unref(self)
 
     def handle_due(self, now: float) -> None:
