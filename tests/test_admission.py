@@ -388,6 +388,7 @@ def test_behind_a_proxy_the_limits_are_about_the_real_client(r, sockets):
     assert '192.0.2.1:51234 was refused: it has 1 connections open' in str(log[2][1])
     assert asked == [(host, 51234) for host in ('192.0.2.1', '192.0.2.2', '192.0.2.1', '192.0.2.66')]
     assert (r.stats().refused_per_address, r.stats().refused_by_hook) == (1, 1)
+    assert r.stats().callback_errors == 0
     assert all(is_reset(client) for client in clients)
     conns[0].abort()
     turns(r, 1)
