@@ -832,3 +832,25 @@ def test_over_tls_resume_reading_passes_on_what_was_held_before_the_end(r, certi
     assert log == [('line', b'one'), ('line', b'two'), ('line', b'three'), ('eof',)]
     server.close()
     end(r, *r.handles())
+
+
+def test_a_pause_after_start_tls_holds_back_what_came_behind_it_in_plain_text(r, sockets, certificates):  # noqa: F811
+    log = Log()
+
+    def on_line(conn, line):
+        log.append(('line', line))
+        if line == b'STARTTLS':
+            conn.start_tls(certificates.server())
+            conn.pause_reading()
+            log.append(('reading', conn.reading))
+
+    conn, theirs = pair(r, sockets, on_data=framing.lines(on_line))
+    theirs.send(b'STARTTLS\nbehind\n')
+    turns(r, 5)
+    assert log == [('line', b'STARTTLS'), ('reading', False)]
+    assert conn.on_data.rest() == b'behind\n'  # the program's to refuse
+    conn.resume_reading()
+    assert conn.reading
+    turns(r, 3)
+    assert len(log) == 2 and conn.reading and not r.watchers.suspended
+    end(r, conn)
