@@ -11,12 +11,12 @@ from collections import deque
 import pytest
 from certificates import certificates  # noqa: F401  (a fixture)
 from exhaustion import need_faults
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from models_support import model_exactly, model_lines, model_prefixed, model_until
 from support import Log, end, idle, pair, read_all, run_until, turns
 
-from reactor import FrameTooLong, ReactorError, framing
+from reactor import FrameTooLong, Reactor, ReactorError, framing
 from reactor.framing import MESSAGES_PER_TURN, Frames
 
 LIMIT = 12
@@ -711,6 +711,53 @@ def test_nothing_is_told_after_an_end_between_two_turns(r, sockets, how):
     run_until(r, lambda: 'close' in log.names())
     assert log.names() == ['line'] * MESSAGES_PER_TURN + ['close']
     assert not r.watchers.suspended
+
+
+@settings(max_examples=25)
+@given(rnd=st.randoms(use_true_random=False), count=st.sampled_from([1, MESSAGES_PER_TURN, MESSAGES_PER_TURN + 1, 300]))
+def test_whenever_reading_is_paused_and_resumed_every_message_comes_in_order_and_then_the_end(rnd, count):
+    told, paused = [], False
+
+    def pause():
+        nonlocal paused
+        conn.pause_reading()
+        paused = True
+
+    def resume():
+        nonlocal paused
+        conn.resume_reading()
+        paused = False
+
+    def on_line(conn, line):
+        assert not paused
+        told.append(line)
+        choice = rnd.random()
+        if choice < 0.15:
+            pause()
+        if 0.1 < choice < 0.15:
+            resume()
+
+    def on_eof(conn):
+        assert not paused
+        told.append('eof')
+
+    messages = [b'%d' % number for number in range(count)]
+    left = b''.join(message + b'\n' for message in messages)
+    ours, theirs = socket.socketpair()
+    with theirs, Reactor(catch_errors=False) as r:
+        conn = r.adopt(ours, framing.lines(on_line), on_eof=on_eof)
+        while 'eof' not in told:
+            if left and rnd.random() < 0.5:
+                piece, left = left[:1000], left[1000:]
+                theirs.send(piece)
+                if not left:
+                    theirs.shutdown(socket.SHUT_WR)
+            if rnd.random() < 0.1:
+                pause()
+            if paused and rnd.random() < 0.5:
+                resume()
+            r.run_once(0)
+        assert told == [*messages, 'eof'] and not r.watchers.suspended
 
 
 def test_an_exception_between_turns_goes_where_exceptions_go_and_the_others_follow(r, sockets):
