@@ -24,8 +24,8 @@ def listen(r, listeners, proxies=None):
     """In the one process, or in each worker."""
 
     def on_line(conn, line):
-        conn.busy = True  # from the first line of a request to its answer
-        if line:
+        if line:  # an empty one before a request is none (RFC 9112, section 2.2)
+            conn.busy = True  # from the first line of a request to its answer
             conn.data = conn.data or line
         elif conn.data:
             request, conn.data = conn.data, None

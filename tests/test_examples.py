@@ -16,9 +16,9 @@ from pathlib import Path
 
 import pytest
 from certificates import certificates  # noqa: F401
-from support import turns
+from support import run_until, turns
 
-from reactor import Listener, Reactor
+from reactor import Listener, Reactor, Stream
 
 EXAMPLES = Path(__file__).parent.parent / 'examples'
 LONGER = {
@@ -423,6 +423,22 @@ def test_an_example_copes_with_a_client_that_is_closed_before_on_connect(name, c
             r.call_soon(lambda: [handle.close() for handle in r.handles()])  # in the turn that accepts it
             turns(r, 3)
         assert r.stats().accepts == 1 and errors == []
+
+
+def test_an_empty_line_after_a_request_does_not_hold_up_the_drain_of_the_service(capsys):
+    listen = runpy.run_path(str(EXAMPLES / 'service.py'))['listen']
+    with Reactor() as r, socket.create_server(('127.0.0.1', 0)) as sock:
+        listen(r, [sock])
+        with socket.create_connection(sock.getsockname()) as client:
+            client.sendall(b'GET / HTTP/1.1\r\n\r\n\r\n')
+            run_until(r, lambda: r.stats().requests)
+            turns(r, 3)
+            assert client.recv(4096).startswith(b'HTTP/1.1 200 OK')
+            assert not any(handle.busy for handle in r.handles() if isinstance(handle, Stream))
+            r.shutdown(10, 0)
+            r.call_later(5, r.stop)
+            r.run()
+            assert client.recv(1) == b''  # closed in good order
 
 
 def test_a_chat_room_is_tested_in_simulation_and_its_bug_is_found():

@@ -11,12 +11,12 @@ from collections import deque
 import pytest
 from certificates import certificates  # noqa: F401  (a fixture)
 from exhaustion import need_faults
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from models_support import model_exactly, model_lines, model_prefixed, model_until
 from support import Log, end, idle, pair, read_all, run_until, turns
 
-from reactor import FrameTooLong, ReactorError, framing
+from reactor import FrameTooLong, Reactor, ReactorError, framing
 from reactor.framing import MESSAGES_PER_TURN, Frames
 
 LIMIT = 12
@@ -713,6 +713,53 @@ def test_nothing_is_told_after_an_end_between_two_turns(r, sockets, how):
     assert not r.watchers.suspended
 
 
+@settings(max_examples=25)
+@given(rnd=st.randoms(use_true_random=False), count=st.sampled_from([1, MESSAGES_PER_TURN, MESSAGES_PER_TURN + 1, 300]))
+def test_whenever_reading_is_paused_and_resumed_every_message_comes_in_order_and_then_the_end(rnd, count):
+    told, paused = [], False
+
+    def pause():
+        nonlocal paused
+        conn.pause_reading()
+        paused = True
+
+    def resume():
+        nonlocal paused
+        conn.resume_reading()
+        paused = False
+
+    def on_line(conn, line):
+        assert not paused
+        told.append(line)
+        choice = rnd.random()
+        if choice < 0.15:
+            pause()
+        if 0.1 < choice < 0.15:
+            resume()
+
+    def on_eof(conn):
+        assert not paused
+        told.append('eof')
+
+    messages = [b'%d' % number for number in range(count)]
+    left = b''.join(message + b'\n' for message in messages)
+    ours, theirs = socket.socketpair()
+    with theirs, Reactor(catch_errors=False) as r:
+        conn = r.adopt(ours, framing.lines(on_line), on_eof=on_eof)
+        while 'eof' not in told:
+            if left and rnd.random() < 0.5:
+                piece, left = left[:1000], left[1000:]
+                theirs.send(piece)
+                if not left:
+                    theirs.shutdown(socket.SHUT_WR)
+            if rnd.random() < 0.1:
+                pause()
+            if paused and rnd.random() < 0.5:
+                resume()
+            r.run_once(0)
+        assert told == [*messages, 'eof'] and not r.watchers.suspended
+
+
 def test_an_exception_between_turns_goes_where_exceptions_go_and_the_others_follow(r, sockets):
     log = Log()
 
@@ -832,3 +879,25 @@ def test_over_tls_resume_reading_passes_on_what_was_held_before_the_end(r, certi
     assert log == [('line', b'one'), ('line', b'two'), ('line', b'three'), ('eof',)]
     server.close()
     end(r, *r.handles())
+
+
+def test_a_pause_after_start_tls_holds_back_what_came_behind_it_in_plain_text(r, sockets, certificates):  # noqa: F811
+    log = Log()
+
+    def on_line(conn, line):
+        log.append(('line', line))
+        if line == b'STARTTLS':
+            conn.start_tls(certificates.server())
+            conn.pause_reading()
+            log.append(('reading', conn.reading))
+
+    conn, theirs = pair(r, sockets, on_data=framing.lines(on_line))
+    theirs.send(b'STARTTLS\nbehind\n')
+    turns(r, 5)
+    assert log == [('line', b'STARTTLS'), ('reading', False)]
+    assert conn.on_data.rest() == b'behind\n'  # the program's to refuse
+    conn.resume_reading()
+    assert conn.reading
+    turns(r, 3)
+    assert len(log) == 2 and conn.reading and not r.watchers.suspended
+    end(r, conn)

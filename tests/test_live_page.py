@@ -445,12 +445,13 @@ def test_the_example_counts_requests_and_names_what_held_everybody_up():
         with socket.create_connection(('127.0.0.1', port), timeout=20) as sock:
             with urllib.request.urlopen(url + 'events', timeout=20) as events:
                 sock.sendall(b'quick\nslow\n')
-                told = next(told for told in map(sample_in, events) if told and told['slow'])
+                # On a busy machine the start of the program is slow, too.
+                named = re.compile(r"'__main__\.Server\.slow:\d+'")
+                told = next(told for told in map(sample_in, events) if told and named.search(str(told['slow'])))
             assert sock.makefile('rb').readline() == b'quick\n'
         process.send_signal(signal.SIGINT)
         printed, errors = process.communicate(timeout=20)
     assert told['totals']['requests'] == 2 and told['counted'] == 'requests'
-    assert re.fullmatch(r'__main__\.Server\.slow:\d+', told['slow'][0][0])
     assert (process.returncode, printed) == (0, 'bye\n') and errors.count('slow callback') == len(errors.splitlines())
 
 

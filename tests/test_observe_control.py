@@ -343,9 +343,12 @@ def test_a_client_that_does_nothing_is_cut_off(fake, kernel, path, sockets, send
     assert len(fake.handles()) == 1
 
 
-def test_a_client_for_whom_there_is_no_room_is_sent_away_and_the_next_is_answered(r, door, sockets, monkeypatch):
+@pytest.mark.parametrize('failure', [SelectorFull('no room'), MemoryError(), RecursionError()], ids=repr)
+def test_a_client_for_whom_there_is_no_room_is_sent_away_and_the_next_is_answered(
+    r, door, sockets, monkeypatch, failure
+):
     def full(*args, **options):
-        raise SelectorFull('no room')
+        raise failure
 
     with monkeypatch.context() as patched:
         patched.setattr(r, 'adopt', full)

@@ -87,6 +87,15 @@ def test_memory_of_nobody_is_not_told():
     assert observe.memory(child.pid) is None
 
 
+@pytest.mark.skipif(not os.path.exists('/proc/self/statm'), reason='here another program has to be asked')
+def test_for_the_memory_of_a_process_that_has_ended_no_program_is_started(monkeypatch):
+    child = subprocess.Popen([sys.executable, '-c', ''])
+    child.wait()
+    started = []
+    monkeypatch.setattr(subprocess, 'run', lambda *args, **options: started.append(args))
+    assert observe.memory(child.pid) is None and started == []
+
+
 def test_importing_the_room_loads_none_of_its_libraries():
     code = 'import sys; from reactor import observe; print(*sys.modules)'
     loaded = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True, timeout=30)

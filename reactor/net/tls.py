@@ -283,16 +283,26 @@ class TLSStream(Stream):
     def pause_reading(self) -> None:
         if self.state is CONNECTING:
             self.tls.reading = False
+            if self in self.loop.watchers.suspended:
+                self.loop.watchers.suspended[self] = False
         else:
             Stream.pause_reading(self)
 
     def resume_reading(self) -> None:
         if self.state is CONNECTING:
             self.tls.reading = True
-            return
+            if self not in self.loop.watchers.suspended:
+                return
         Stream.resume_reading(self)
         if self.state is OPEN or self.state is CLOSED:
             self._decrypt_later()  # what is here already is no readiness to come
+
+    @property
+    def reading(self) -> bool:
+        # The handshake itself is read also while the user has paused reading.
+        return super().reading and (
+            self.state is not CONNECTING or self.tls.reading or self.loop.watchers.suspended.get(self, False)
+        )
 
     def write_eof(self) -> None:
         if self.state != OPEN and self.state is not CONNECTING:

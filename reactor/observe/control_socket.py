@@ -130,7 +130,7 @@ class ControlSocket:
                 sock, on_close=self._on_close, on_error=_on_error,
                 idle_timeout=SILENT, write_timeout=STALLED,
             )  # fmt: skip
-        except (OSError, ReactorError):
+        except (OSError, ReactorError, MemoryError, RecursionError):
             close_socket(sock)
             self._pause()
             return
