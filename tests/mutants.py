@@ -85,24 +85,24 @@ MUTANTS = (
     Mutant(
         'an interrupt loses a completion',
         'loop/loop.py',
-        '                if signals.interrupted:\n'
-        '                    signals.raise_interrupt()\n'
-        '                completion = handle, fn, args = completions.popleft()\n',
-        '                completion = handle, fn, args = completions.popleft()\n'
-        '                if signals.interrupted:\n'
-        '                    signals.raise_interrupt()\n',
+        '            if signals.interrupted:\n'
+        '                signals.raise_interrupt()\n'
+        '            completion = handle, fn, args = completions.popleft()\n',
+        '            completion = handle, fn, args = completions.popleft()\n'
+        '            if signals.interrupted:\n'
+        '                signals.raise_interrupt()\n',
         '8: an interrupt loses nothing',
         30,
     ),
     Mutant(
         'an interrupt loses a call',
         'loop/loop.py',
-        '                if signals.interrupted:\n'
-        '                    signals.raise_interrupt()\n'
-        '                call = fn, args = soon.popleft()\n',
-        '                call = fn, args = soon.popleft()\n'
-        '                if signals.interrupted:\n'
-        '                    signals.raise_interrupt()\n',
+        '            if signals.interrupted:\n'
+        '                signals.raise_interrupt()\n'
+        '            call = fn, args = soon.popleft()\n',
+        '            call = fn, args = soon.popleft()\n'
+        '            if signals.interrupted:\n'
+        '                signals.raise_interrupt()\n',
         '8: an interrupt loses nothing',
         8,
     ),
@@ -118,14 +118,14 @@ MUTANTS = (
     Mutant(
         'calls set meanwhile run in the same turn',
         'loop/loop.py',
-        '            for _ in range(count):\n'
-        '                if signals.interrupted:\n'
-        '                    signals.raise_interrupt()\n'
-        '                call = fn, args = soon.popleft()\n',
-        '            while soon:\n'
-        '                if signals.interrupted:\n'
-        '                    signals.raise_interrupt()\n'
-        '                call = fn, args = soon.popleft()\n',
+        '        for _ in range(count):\n'
+        '            if signals.interrupted:\n'
+        '                signals.raise_interrupt()\n'
+        '            call = fn, args = soon.popleft()\n',
+        '        while soon:\n'
+        '            if signals.interrupted:\n'
+        '                signals.raise_interrupt()\n'
+        '            call = fn, args = soon.popleft()\n',
         '5: a turn is bounded',
     ),
     # -- timers
