@@ -1108,7 +1108,7 @@ def test_a_write_without_stack_sends_nothing_or_ends_the_connection(r, local, so
 
     def write(conn):
         try:
-            near_limit(left, conn.handle_held if held else lambda: conn.writelines(pieces))
+            near_limit(left, conn.handle_held_writes if held else lambda: conn.writelines(pieces))
             raised.append(False)
         except RecursionError:
             raised.append(True)

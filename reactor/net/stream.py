@@ -288,7 +288,7 @@ class Stream(Handle):
         else:
             self.timeouts = self.loop.timers.buckets.add(self, next_look)
 
-    def handle_held(self) -> None:
+    def handle_held_messages(self) -> None:
         """Called as a completion after `resume_reading`: a layer above passes on what it held during the pause."""
         if self.loop.watchers.suspended.get(self):
             on_data = self.on_data
@@ -487,7 +487,7 @@ class Stream(Handle):
         suspended = self.loop.watchers.suspended
         if self in suspended:
             if not suspended[self]:
-                self.loop.completions.append((self, Stream.handle_held, ()))
+                self.loop.completions.append((self, Stream.handle_held_messages, ()))
                 suspended[self] = True
             return
         if self.state is OPEN or (self.state is CLOSED and self.sock is not None):

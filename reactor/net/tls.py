@@ -175,7 +175,7 @@ class TLSStream(Stream):
         if self.state is CONNECTING:
             self._shake_hands()
 
-    def handle_held(self) -> None:
+    def handle_held_writes(self) -> None:
         """Called as a completion after `on_connect` or `on_secured`: send what was written during the handshake."""
         if self.tls.held is not None:
             self._send_held()
@@ -402,7 +402,7 @@ class TLSStream(Stream):
             self.loop.watchers.set_events(self, self.events & ~READ)
         if session.held or session.last is not None:
             # After `on_connect`, which may find that this peer must not get it, and abort.
-            self.loop.completions.append((self, TLSStream.handle_held, ()))
+            self.loop.completions.append((self, TLSStream.handle_held_writes, ()))
         else:
             session.held = None
         self._decrypt_later()
