@@ -18,6 +18,7 @@ from test_programs import RealWorld
 
 from reactor import READ, HandleClosed, Reactor, ReactorError, ShutdownTimeout
 from reactor.kernel import AF_UNIX, TCP_DEFER_ACCEPT, Kernel
+from reactor.loop.timers import TimerHeap
 from reactor.net.listener import ACCEPTS_PER_TURN
 from reactor.net.shutdown import GRACE, HANDSHAKE, LOOK
 from reactor.testing.programs.service import shutdown
@@ -321,6 +322,28 @@ def test_who_had_begun_to_come_in_when_the_queue_was_looked_at_is_served(r, sock
     r.call_later(1, server.answer)
     assert r.run() is False
     assert ended(client) == b'answer'
+
+
+@pytest.mark.parametrize('kind', [MemoryError, RecursionError])
+@pytest.mark.parametrize('good', [0, 1, 2])
+def test_a_shutdown_that_finds_no_memory_or_stack_has_not_begun(r, monkeypatch, kind, good):
+    made = []
+    later = TimerHeap.later
+
+    def fails(timers, *args):
+        if len(made) == good:
+            raise kind
+        made.append(later(timers, *args))
+        return made[-1]
+
+    with monkeypatch.context() as patched:
+        patched.setattr(TimerHeap, 'later', fails)
+        with pytest.raises(kind):
+            r.shutdown(10)
+    assert not r.draining
+    assert len(r.timers) == 0
+    r.shutdown(10)
+    assert r.run() is False
 
 
 def test_dropping_newcomers_fails_nobody(sockets):

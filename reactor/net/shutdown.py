@@ -31,6 +31,7 @@ from .stream import CLOSING, OPEN, Stream
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from ..loop.loop import Loop
+    from ..loop.timers import Timer
     from ..loop.watcher import Handle
     from .stream import State
 
@@ -68,13 +69,18 @@ class Shutdown:
         self._accepts = -1  # how many connections the loop had accepted when the listeners were asked last
         self._idle: Idle = WeakKeyDictionary()  # as the last look saw them
         self._silent_since: float | None = None  # from when on nothing but the ends of peers were waited for
-        later = loop.timers.later
-        self._deadline = later(deadline, self._abort)
-        self._asking = later(lame_duck, self._ask_listeners)
-        self._looking = later(lame_duck, self._look)
         for handle in self._served():
             if isinstance(handle, Listener):
                 handle.handle_shutdown()
+        made: list[Timer] = []
+        try:  # all or none: without memory or stack for one of them it has not begun
+            for delay, fn in ((deadline, self._abort), (lame_duck, self._ask_listeners), (lame_duck, self._look)):
+                made.append(loop.timers.later(delay, fn))
+            self._deadline, self._asking, self._looking = made
+        except BaseException:
+            for timer in made:
+                timer.cancel()
+            raise
 
     def hasten(self, deadline: float, lame_duck: float) -> None:
         """The same again: of each time, whichever is earlier."""
