@@ -19,6 +19,7 @@ Needs the extra `mutation`. The outcomes are kept with the tests. The rules:
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import resource
@@ -49,7 +50,8 @@ SEEDS = 150
 MEMORY = 8 << 30  # bytes of address space for a process: a mutant may ask for any
 FIRST_TESTS, MORE_TESTS = 20, 10  # how many are tried at first, and by how much each next batch is larger
 NOT_COPIED = '.git .venv* .mutation .hypothesis .*_cache __pycache__ *.egg-info'.split()
-MARK = 'MUTATION_COPY'  # in the environment of all that a mutant starts: the folder of its copy
+MARK = 'MUTATION_RUN'  # in the environment of all that a run starts: which run it was
+RUNS = itertools.count()
 
 
 class Ended(NamedTuple):
@@ -191,7 +193,8 @@ class Tester:
         self, folder: Path, arguments: list[str], seconds: float, environment: dict[str, str] | None = None
     ) -> Ended:
         """Run Python in this copy, for at most so many seconds, and end all that it has started."""
-        environment = {**os.environ, **(environment or {}), 'PYTHONPATH': str(folder), MARK: str(folder)}
+        mark = f'{folder} {next(RUNS)}'  # several may run in one folder
+        environment = {**os.environ, **(environment or {}), 'PYTHONPATH': str(folder), MARK: mark}
         environment.pop('PYTHONDONTWRITEBYTECODE', None)  # what is compiled is copied
         began = time.monotonic()
         with tempfile.TemporaryFile(dir=self.folder) as output:
@@ -205,7 +208,7 @@ class Tester:
             except subprocess.TimeoutExpired:
                 status = None
             finally:
-                end_all(folder)
+                end_all(mark)
                 with suppress(ProcessLookupError):
                     os.killpg(child.pid, signal.SIGKILL)  # and those that were given another environment
                 child.wait()
@@ -214,13 +217,13 @@ class Tester:
         return Ended(status, text, time.monotonic() - began)
 
 
-def end_all(folder: Path) -> None:
-    """End the processes that were started in this copy, whoever is their parent now."""
+def end_all(mark: str) -> None:
+    """End the processes that were started by this run, whoever is their parent now."""
     import psutil
 
     for process in psutil.process_iter():
         try:
-            if process.environ().get(MARK) == str(folder):
+            if process.environ().get(MARK) == mark:
                 process.kill()
         except (psutil.NoSuchProcess, psutil.AccessDenied):
             pass
