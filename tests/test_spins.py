@@ -31,9 +31,9 @@ linux = pytest.mark.skipif(sys.platform != 'linux', reason='error queues, and co
 
 
 def settles(r):
-    """Let the loop find out, then count turns."""
+    """Let the loop find out, then count turns. On a busy machine it finds out later; a spin would never end."""
     turns_in(r, 0.1)
-    return turns_in(r, SECONDS) <= FEW
+    return any(turns_in(r, SECONDS) <= FEW for _ in range(10))
 
 
 def refused_port():
