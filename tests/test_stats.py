@@ -137,9 +137,9 @@ def test_time_outside_of_run_is_nobodys(fake, kernel):
 
 
 def test_idle_time_is_what_the_loop_slept(r):
-    r.call_later(0.05, int)
+    r.call_later(0.2, int)
     r.run()
-    assert 0.045 < r.stats().idle_time < 5
+    assert 0.1 < r.stats().idle_time < 5
 
 
 def test_a_timer_is_counted_with_those_that_were_late_by_less_than_its_bound(kernel):
