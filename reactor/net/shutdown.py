@@ -31,7 +31,6 @@ from .stream import CLOSING, OPEN, Stream
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from ..loop.loop import Loop
-    from ..loop.timers import Timer
     from ..loop.watcher import Handle
     from .stream import State
 
@@ -46,7 +45,7 @@ FAREWELL = 1.0  # seconds for peers to end their side when everything is said; m
 
 
 class Shutdown:
-    """What `shutdown` has begun. `over` is True when it has called `stop`."""
+    """What `shutdown` has begun. `over` is True when it has called `stop`, and when it could not begin."""
 
     __slots__ = (
         '_accepts',
@@ -72,14 +71,16 @@ class Shutdown:
         for handle in self._served():
             if isinstance(handle, Listener):
                 handle.handle_shutdown()
-        made: list[Timer] = []
-        try:  # all or none: without memory or stack for one of them it has not begun
-            for delay, fn in ((deadline, self._abort), (lame_duck, self._ask_listeners), (lame_duck, self._look)):
-                made.append(loop.timers.later(delay, fn))
-            self._deadline, self._asking, self._looking = made
-        except BaseException:
-            for timer in made:
-                timer.cancel()
+        later = loop.timers.later
+        try:
+            self._deadline = later(deadline, self._abort)
+            self._asking = later(lame_duck, self._ask_listeners)
+            self._looking = later(lame_duck, self._look)
+        except BaseException:  # no memory or stack for one of them: it has not begun
+            self.over = True  # first: there may be none to cancel the others either, which then do nothing
+            for name in ('_deadline', '_asking'):
+                if hasattr(self, name):
+                    getattr(self, name).cancel()
             raise
 
     def hasten(self, deadline: float, lame_duck: float) -> None:
@@ -98,6 +99,8 @@ class Shutdown:
 
     def _ask_listeners(self) -> None:
         """Close each listener in whose queue nobody waits."""
+        if self.over:
+            return
         # Each turn accepts some of them, so ask again in the next turn; but not when the last one accepted nobody.
         accepts, before = self._loop.counters.accepts, self._accepts
         self._accepts = accepts
@@ -169,6 +172,8 @@ class Shutdown:
 
     def _abort(self) -> None:
         """The deadline: stop, and reset what is left."""
+        if self.over:
+            return
         self._stop()
         waited = self._loop.timers.clock() - self._began
         for handle in self._served():
