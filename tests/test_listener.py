@@ -1163,6 +1163,16 @@ def test_a_client_that_cannot_be_accepted_for_want_of_memory_is_closed_and_the_n
     end(fake, *conns)
 
 
+def test_a_listener_that_found_no_memory_and_was_closed_in_the_same_turn_leaves_nothing(fake, sockets, monkeypatch):
+    listener = fake.listen_tcp('127.0.0.1', 0)
+    sockets.connect(listener.address)
+    run_short(monkeypatch, Listener, 'handle_read')
+    fake.call_soon(listener.close)
+    turns(fake, 3)
+    assert len(fake.timers) == 0 and fake.handles() == []
+    assert fake.stats().accept_pauses == 0
+
+
 def test_a_listener_that_finds_no_memory_to_accept_pauses_and_then_accepts(kernel, fake, sockets, monkeypatch):
     listener, conns = listen(fake)
     run_short(monkeypatch, Listener, 'handle_read')

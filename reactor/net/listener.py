@@ -208,7 +208,8 @@ class Listener(Handle):
         self._hold(exc)
 
     def handle_exhausted(self, exc: Exception) -> bool:
-        self._hold(exc)
+        if not self._closed:  # as it may be since the turn in which memory ran out
+            self._hold(exc)
         return True
 
     def handle_shutdown(self) -> None:
