@@ -213,14 +213,14 @@ PLANTED: tuple[tuple[Mutant, str, str, str], ...] = (
         Mutant(
             'a completion that could not be called is lost',
             'loop/loop.py',
-            """                    completions.appendleft(completion)
-                    if called_user(exc):
-                        completions.popleft()
-                        self._callback_failed(exc, handle)
-                    else:
-                        self._retry(exc, handle)
+            """                completions.appendleft(completion)
+                if called_user(exc):
+                    completions.popleft()
+                    self._callback_failed(exc, handle)
+                else:
+                    self._retry(exc, handle)
 """,
-            """                    self._callback_failed(exc, handle)
+            """                self._callback_failed(exc, handle)
 """,
             '1: every connection ends in on_close',
         ),
