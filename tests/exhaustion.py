@@ -61,6 +61,12 @@ def near_limit(left: int, fn: Callable[[], Any], room: int = 150) -> Any:
         sys.setrecursionlimit(limit)
 
 
+def is_traced() -> bool:
+    """Whether branches are counted: what counts them runs out of stack itself."""
+    monitoring = getattr(sys, 'monitoring', None)
+    return sys.gettrace() is not None or bool(monitoring and monitoring.get_tool(monitoring.COVERAGE_ID))
+
+
 def allocations(fn: Callable[[], Any]) -> int:
     """About how many allocations `fn` makes; a few more are counted than there are."""
     _testcapi.set_nomemory(MANY, MANY + 1)

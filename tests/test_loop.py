@@ -1901,6 +1901,39 @@ def test_a_selector_that_cannot_be_closed_keeps_nothing_else_open(sockets):
         os.fstat(bell)
 
 
+def test_in_a_child_that_closes_the_loop_in_run_once_nothing_is_left_to_wait_for():
+    kernel = ScriptedKernel()
+    r = Reactor(kernel=kernel)
+
+    def fork():
+        parent = kernel.pid()
+        kernel.pid = lambda: parent + 1
+        r.close()
+
+    for fn in fork, int:
+        r.call_soon(fn)
+    assert r.run_once(0) is False
+
+
+def test_an_error_that_finds_no_memory_to_be_reported_is_reported_in_a_later_turn(sockets, monkeypatch):
+    told = []
+
+    def fail(conn, data):
+        raise RecursionError('of the user')
+
+    with Reactor(catch_errors=lambda exc, handle: told.append(str(exc))) as r:
+        ours, theirs = sockets()
+        r.adopt(ours, fail)
+        theirs.send(b'x')
+        turns(r, 1)
+        run_short(monkeypatch, loop.Loop, '_callback_failed')
+        with pytest.raises(MemoryError):
+            turns(r, 3)
+        assert told == []
+        turns(r, 3)
+        assert told == ['of the user']
+
+
 @pytest.mark.parametrize('slow', [None, 100.0])
 @pytest.mark.parametrize('phase', ['dispatch', 'timers', 'soon', 'completions'])
 def test_a_callback_that_forks_and_closes_the_loop_in_the_child_is_the_last_there(phase, slow):

@@ -13,7 +13,7 @@ import weakref
 from collections import deque
 
 import pytest
-from exhaustion import near_limit
+from exhaustion import is_traced, near_limit
 from support import (
     SELECTORS,
     Log,
@@ -1171,11 +1171,6 @@ def test_a_connection_that_cannot_be_watched_after_its_first_read_keeps_no_frame
             run_until(r, lambda: log)
     assert isinstance(log[0][1], OSError) and log[0][1].errno == errno.ENOSPC
     assert log[0][1].__traceback__ is None
-
-
-def is_traced() -> bool:
-    monitoring = getattr(sys, 'monitoring', None)
-    return sys.gettrace() is not None or bool(monitoring and monitoring.get_tool(monitoring.COVERAGE_ID))
 
 
 @pytest.mark.parametrize('kind', ['stream', 'datagram'])

@@ -23,9 +23,9 @@ from pathlib import Path
 
 import pytest
 from certificates import certificates  # noqa: F401
-from exhaustion import near_limit
+from exhaustion import is_traced, near_limit
 from hostile_tls import ALLOW_CLIENT_RENEGOTIATION, ENGINE, TLS_1_2, TLS_1_3, Peer, peer_callbacks
-from support import Log, drain, end, fill, idle, run_until, turns
+from support import Log, drain, end, fill, idle, run_short, run_until, turns
 
 import reactor
 from reactor import (
@@ -41,6 +41,7 @@ from reactor import (
 )
 from reactor.kernel import Kernel
 from reactor.net.session import Session, record_end
+from reactor.net.stream import suspend_reading
 from reactor.net.tls import TLSStream
 from reactor.testing import SimKernel
 
@@ -1104,6 +1105,8 @@ def test_records_that_came_before_a_failed_write_are_delivered_when_reading_is_r
 @pytest.mark.parametrize('held', [False, True])
 def test_a_write_without_stack_sends_nothing_or_ends_the_connection(r, local, sockets, certificates, held):  # noqa: F811
     # It raised when a part of the ciphertext was lost, and the peer could not decrypt what was written afterwards.
+    if is_traced():
+        pytest.skip('UNTESTED while branches are counted: what counts them runs out of stack itself')
     pieces, raised, ends, left = [bytes(70_000), bytes(70_000)], [], [], 0
 
     def write(conn):
@@ -1151,6 +1154,47 @@ def test_a_write_whose_ciphertext_is_lost_for_want_of_memory_ends_the_connection
     turns(r, 2)
     assert [(name, type(exc)) for name, exc in log] == [('close', MemoryError)]
     end(r, theirs)
+
+
+def test_a_write_without_memory_behind_bytes_that_wait_ends_the_connection_too(r, local, monkeypatch):
+    log = Log()
+    ours, theirs = local(on_close=log.on_close)
+    theirs.pause_reading()
+    while ours.write(b'x' * 100_000):
+        pass
+    run_short(monkeypatch, Session, 'encrypt')
+    assert ours.write(b'lost') is False
+    assert ours.write(b'more') is False
+    turns(r, 2)
+    assert [(name, type(exc)) for name, exc in log] == [('close', MemoryError)]
+    end(r, theirs)
+
+
+def test_what_was_held_and_finds_no_stack_is_sent_when_there_is_some(r, sockets, certificates, monkeypatch):  # noqa: F811
+    heard = bytearray()
+    a, b = sockets()
+    ours, theirs = r.adopt(a), r.adopt(b, lambda conn, data: heard.extend(data))
+    theirs.start_tls(certificates.server())
+    ours.start_tls(certificates.client(), server_hostname='localhost')
+    ours.write(b'one, ')
+    ours.write(b'two')
+    run_short(monkeypatch, Session, 'encrypt', kind=RecursionError)
+    with pytest.raises(RecursionError):
+        run_until(r, lambda: heard)
+    run_until(r, lambda: heard == b'one, two')
+    end(r, ours, theirs)
+
+
+def test_a_pause_during_a_handshake_holds_what_a_layer_above_has(r, sockets, certificates):  # noqa: F811
+    a, b = sockets()
+    ours, theirs = r.adopt(a, int), r.adopt(b)
+    suspend_reading(ours)
+    theirs.start_tls(certificates.client(), server_hostname='localhost')
+    ours.start_tls(certificates.server())
+    assert ours.state == 'CONNECTING' and ours.reading
+    ours.pause_reading()
+    assert not ours.reading
+    end(r, ours, theirs)
 
 
 def test_a_write_behind_an_end_that_the_peer_did_not_take_is_the_writers_mistake(r, local):
