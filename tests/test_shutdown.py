@@ -13,12 +13,12 @@ from typing import Any
 import pytest
 from certificates import certificates  # noqa: F401
 from conftest import check_empty
-from support import SELECTORS, FakeKernel, FakeSelector, Log, drain, end, in_thread, reset, run_until, turns
+from support import SELECTORS, FakeKernel, FakeSelector, Log, drain, end, in_thread, reset, run_short, run_until, turns
 from test_programs import RealWorld
 
 from reactor import READ, HandleClosed, Reactor, ReactorError, ShutdownTimeout
 from reactor.kernel import AF_UNIX, TCP_DEFER_ACCEPT, Kernel
-from reactor.loop.timers import TimerHeap
+from reactor.loop.timers import Timer, TimerHeap
 from reactor.net.listener import ACCEPTS_PER_TURN
 from reactor.net.shutdown import GRACE, HANDSHAKE, LOOK
 from reactor.testing.programs.service import shutdown
@@ -342,6 +342,25 @@ def test_a_shutdown_that_finds_no_memory_or_stack_has_not_begun(r, monkeypatch, 
             r.shutdown(10)
     assert not r.draining
     assert len(r.timers) == 0
+    r.shutdown(10)
+    assert r.run() is False
+
+
+def test_the_timers_of_a_shutdown_that_has_not_begun_do_nothing_where_they_cannot_be_cancelled(r, monkeypatch):
+    server, later = Server(r), TimerHeap.later
+
+    def fails(timers, delay, fn, *args):
+        if fn.__name__ == '_look':
+            raise MemoryError
+        return later(timers, delay, fn, *args)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(TimerHeap, 'later', fails)
+        run_short(patched, Timer, 'cancel', 9)
+        with pytest.raises(MemoryError):
+            r.shutdown(10)
+    run_until(r, lambda: not len(r.timers))
+    assert not r.draining and not server.listener.closed
     r.shutdown(10)
     assert r.run() is False
 
