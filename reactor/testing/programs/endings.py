@@ -73,7 +73,8 @@ class Visitor:
                 self.visit()  # its descriptor may be the one that has just become free
             else:
                 self.ending.done(self.number)
-            if not self.world.faulty and not isinstance(exc, ENDS[where]):
+            on_linux = self.world.r.watchers.kernel.counts_tcp
+            if not self.world.faulty and not isinstance(exc, (ENDS if on_linux else ENDS_OF_OTHERS)[where]):
                 self.world.fail(f'{manner!r} ended with {exc!r}')
             self.world.trouble(conn)
 
@@ -137,12 +138,14 @@ MANNERS: dict[str, tuple[str, Callable[[Visitor, Stream], None], Callable[[Strea
 }
 
 
-# How the connections to each may end. Unix sockets know no resets: TLS that is aborted there was cut short.
+# How the connections to each may end. Unix sockets know no resets: TLS that is aborted there was cut short. Where the
+# queue of a Unix socket is full, Linux has the client wait, and the BSDs refuse it.
 ENDS: dict[str, tuple[type, ...]] = {
     'lively': (type(None), OSError, TLSError),
     'gone': (OSError,),
     'deaf': (type(None), ConnectTimeout),
 }
+ENDS_OF_OTHERS = {**ENDS, 'deaf': (type(None), ConnectTimeout, ConnectionRefusedError)}
 
 
 def closing(world: World) -> None:
