@@ -420,6 +420,8 @@ class Kernel:
         drops the first segment of each new client, which sends it again and is refused. All other segments pass: they
         end the handshakes that have begun, and a client that is connected, as it sees it, still gets into the queue.
         """
+        if sock.family == AF_UNIX:
+            return False  # its filter is attached and never asked
         program = array('B', b''.join(struct.pack('HBBI', *step) for step in DROP_FIRST_SEGMENTS))
         where = struct.pack('HP', len(DROP_FIRST_SEGMENTS), program.buffer_info()[0])
         try:
@@ -464,7 +466,7 @@ class Kernel:
         if os.name != 'posix':
             return child.poll()
         if child.returncode is not None:
-            return child.returncode  # reaped before, and there was no memory left to tell
+            return child.returncode  # reaped before, when there was no memory to report it
         # Not by `poll`, which tells 0 for a child that somebody else has reaped.
         try:
             pid, status = os.waitpid(child.pid, os.WNOHANG)

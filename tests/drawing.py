@@ -48,7 +48,7 @@ OPERATORS = (
     'core/ReplaceUnaryOperator_*',
     'core/ZeroIterationForLoop',
 )
-# The other two, VariableInserter and VariableReplacer, take random numbers of their own, so nobody could draw the list
+# The other two, VariableInserter and VariableReplacer, take random numbers of their own, so the list could not be drawn
 # again. The first four below exchange identity and equality, which are the same for nearly all objects compared here.
 # The others ask for an order of objects that are compared by identity: they raise TypeError wherever a test reaches
 # them, and would only flatter the tests.

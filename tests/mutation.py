@@ -218,7 +218,7 @@ class Tester:
 
 
 def end_all(mark: str) -> None:
-    """End the processes that were started by this run, whoever is their parent now."""
+    """End the processes that were started by this run, whatever their parent is now."""
     import psutil
 
     for process in psutil.process_iter():

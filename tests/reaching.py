@@ -105,7 +105,7 @@ def measured(reports: Path) -> dict[str, Test]:
 
 
 def test_of(context: str) -> str:
-    """Return the test of a context: pytest-cov writes `test|call`, and pytest tells its children `test (call)`."""
+    """Return the test of a context: pytest-cov writes `test|call`, and pytest passes `test (call)` to its children."""
     return re.sub(r'(\|| \()(setup|run|call|teardown)\)?$', '', context)
 
 

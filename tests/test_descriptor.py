@@ -376,7 +376,7 @@ def test_a_descriptor_closed_too_early_is_logged_and_does_not_spin(r, pipe, capl
     handle = r.watch_fd(pipe[0], READ, seen.on_ready)
     os.close(pipe[0])
     assert turns_in(r) <= 4
-    if not handle.closed:  # epoll never tells: the next operation does
+    if not handle.closed:  # epoll never reports it: the next operation does
         handle.set_events(0)
         handle.set_events(READ)
     assert handle.closed and r.handles() == []
@@ -481,7 +481,7 @@ def test_a_watched_object_may_raise_anything_once_it_is_closed(r, sockets, clien
         handle.set_events(READ | WRITE)
     else:
         turns(r, 2)
-        handle.close()  # epoll never tells
+        handle.close()  # epoll never reports it
     assert handle.closed and seen == []
     assert r.handles() == [conn]
     assert len(caplog.records) <= 1

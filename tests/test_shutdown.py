@@ -324,6 +324,14 @@ def test_who_had_begun_to_come_in_when_the_queue_was_looked_at_is_served(r, sock
     assert ended(client) == b'answer'
 
 
+@needs_unix
+def test_the_clients_of_a_unix_socket_cannot_be_kept_out(tmp_path):
+    with socket.socket(AF_UNIX) as listener:
+        listener.bind(str(tmp_path / 'sock'))
+        listener.listen()
+        assert not Kernel().drop_newcomers(listener)
+
+
 @pytest.mark.parametrize('kind', [MemoryError, RecursionError])
 @pytest.mark.parametrize('good', [0, 1, 2])
 def test_a_shutdown_that_finds_no_memory_or_stack_has_not_begun(r, monkeypatch, kind, good):

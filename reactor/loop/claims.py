@@ -135,7 +135,7 @@ class WakeupClaim:
         owners.remove(self)
 
     def check(self) -> None:
-        """Install our bell again where somebody has removed it."""
+        """Install our bell again where other code has removed it."""
         if self._number >= 0:
             self._install()
 

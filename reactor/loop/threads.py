@@ -108,7 +108,7 @@ class ThreadPool:
                 self._queue.append(call)
                 self._start_threads()
             except BaseException:
-                call.close()  # the caller is told that it is not made
+                call.close()  # the caller gets the error, and the call is not made
                 raise
         return call
 

@@ -153,7 +153,7 @@ class Changes:
     def take(self) -> list[tuple[str, str]]:
         """What has changed since the last time: each path once, with the last that happened to it."""
         self._rung = False  # before the queue is taken: who finds it up was in time
-        self.ended = self._gone  # likewise, or it would be the end before what tells of it
+        self.ended = self._gone  # likewise, or the watch would end before the deletion is reported
         told: dict[str, str] = {}
         for _ in range(len(self._events)):
             path, change = self._events.popleft()

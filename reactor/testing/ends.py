@@ -73,7 +73,7 @@ class Connections(Records):
             return
         if type(exc).__module__ == 'builtins' and isinstance(exc, OSError) and not isinstance(exc, TimeoutError):
             if exc.errno not in end.told and not lost:
-                self.wrong(stream, f'law 8: it was never told {exc!r}')
+                self.wrong(stream, f'law 8: {exc!r} was never reported')
         if exc is None and record.closed_by is None and end.told and not self.lacks_farewell(stream, end):
             self.wrong(stream, f'law 1: errors {end.told} were told, and on_close says None')
 
