@@ -132,8 +132,8 @@ MUTANTS = (
     Mutant(
         'two timers of one deadline are swapped',
         'loop/timers.py',
-        'self.at[deadline] = {entry: None, timer: None}',
-        'self.at[deadline] = {timer: None, entry: None}',
+        'self.at[deadline] = OrderedDict({entry: None, timer: None})',
+        'self.at[deadline] = OrderedDict({timer: None, entry: None})',
         '3: timers fire in order',
     ),
     Mutant(
@@ -146,7 +146,8 @@ MUTANTS = (
     Mutant(
         'a timer that is moved stays in the batch',
         'loop/timers.py',
-        'if not self.leave(timer):\n            self.moved[timer] = self.moved.get(timer, 0) + 1\n',
+        'if timer.deadline == new or not self.leave(timer):\n'
+        '            self.moved[timer] = self.moved.get(timer, 0) + 1\n',
         'self.leave(timer)\n',
         '1: a timer that was moved fires once, at the new time',
         130,

@@ -417,6 +417,32 @@ def test_a_timer_alone_at_a_deadline_can_be_set_to_it_again_without_memory(fake,
     assert fired == [1] and len(fake.timers) == 0
 
 
+def test_a_timer_that_shares_its_deadline_can_be_set_to_it_again_without_memory(fake, monkeypatch):
+    # It was taken out before it was put behind the others: where that found no memory, it was lost.
+    fired = []
+    timers_of_one = [fake.call_later(1, fired.append, number) for number in range(5)]
+    run_short(monkeypatch, TimerHeap, 'insert')
+    timers_of_one[1].reset()
+    assert fake.run() is True
+    assert fired == [0, 2, 3, 4, 1] and len(fake.timers) == 0
+
+
+def test_a_timer_of_this_batch_that_cannot_be_set_to_its_own_deadline_again_fires_in_this_batch(kernel, monkeypatch):
+    fired = []
+
+    def again():
+        with monkeypatch.context() as short:
+            run_short(short, TimerHeap, 'insert')
+            with pytest.raises(MemoryError):
+                other.reset(0)
+
+    with Reactor(kernel=kernel) as r:
+        r.call_at(kernel.time, again)
+        other = r.call_at(kernel.time, fired.append, 'other')
+        assert r.run() is True
+        assert fired == ['other'] and len(r.timers) == 0
+
+
 @pytest.mark.parametrize('slow', [None, 100.0])
 @pytest.mark.parametrize('later', [0, 2])
 def test_timers_moved_out_of_their_batch_fire_once_each_in_a_later_turn(kernel, slow, later):

@@ -1525,6 +1525,64 @@ def test_what_waited_for_a_handshake_counts_as_not_sent_when_the_first_of_it_can
     assert log == []
 
 
+class CannotSend(socket.socket):
+    """A socket that receives, and to whose peer nothing can be sent any more: it says its last words instead."""
+
+    def send(self, *args):
+        self.last_words()
+        raise BrokenPipeError(errno.EPIPE, 'Broken pipe')
+
+    sendmsg = send
+
+
+def end_handshake(sock, parts, conn):
+    """Send the end of the handshake to `conn`, whose answer to it cannot be sent; then, and so after it, comes data."""
+    peer, incoming, outgoing = parts
+
+    def last_words():
+        peer.write(b'said by one who heard no answer')
+        sock.sendall(outgoing.read())
+
+    conn.sock = CannotSend(fileno=conn.sock.detach())
+    conn.sock.last_words = last_words
+    incoming.write(sock.recv(1 << 16))
+    peer.do_handshake()
+    sock.sendall(outgoing.read())
+
+
+def test_a_client_that_takes_no_answer_to_its_handshake_is_not_read_before_it_is_known(r, tls, sockets, monkeypatch):
+    # The handshake that had waited for the next turn ended in the completions phase. `on_connect` was to be called in
+    # the phase after it, and what was read in between reached `on_data` first.
+    monkeypatch.setattr('reactor.net.tls.HANDSHAKES_PER_TURN', 1)
+    log = Log()
+    server = tls.listen(on_connect=log.on_connect, on_data=log.on_data, on_close=log.on_close)
+    socks = [sockets.track(plain_client(server)) for _ in range(2)]
+    for sock in socks:
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        sock.setblocking(False)
+    peers = [half(tls.certs, sock, server_side=False) for sock in socks]
+    run_until(r, lambda: len(select.select(socks, [], [], 0)[0]) == 2)
+    conns = {handle.peername[1]: handle for handle in r.handles() if handle is not server}
+    for sock, parts in zip(socks, peers, strict=True):
+        end_handshake(sock, parts, conns[sock.getsockname()[1]])
+    run_until(r, lambda: len(log) == 2)
+    turns(r, 2)
+    assert [(name, type(exc)) for name, exc in log] == [('close', BrokenPipeError)] * 2
+
+
+def test_a_peer_that_takes_no_answer_to_its_handshake_is_not_read_while_reading_is_paused(r, sockets, certificates):  # noqa: F811
+    log, (a, b) = Log(), sockets()
+    conn = r.adopt(a, log.on_data, on_close=log.on_close)
+    conn.start_tls(certificates.server())
+    conn.pause_reading()
+    parts = half(certificates, b, server_side=False)
+    turns(r, 2)
+    end_handshake(b, parts, conn)
+    run_until(r, lambda: log)
+    turns(r, 2)
+    assert [(name, type(exc)) for name, exc in log] == [('close', BrokenPipeError)]
+
+
 def test_a_damaged_record_behind_a_failed_send_is_answered_by_no_alert_and_changes_no_reason(r, hostile):
     left = []
     ours, peer = hostile(on_close=lambda conn, exc: left.append((type(exc), conn.buffered)))

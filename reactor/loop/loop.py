@@ -181,12 +181,10 @@ class Loop:
             self._turn_began = self._clock()
             while self._soon or self.watchers.referenced or self._alive():
                 self._turn(0 if self._stopping else None)
-                if self._main_error is not None:
-                    self._raise_main_error()
                 if self._stopping:
+                    self._raise_main_error()
                     return False
-            if self._main_error is not None:
-                self._raise_main_error()  # of an earlier call, which another exception has left in the same turn
+            self._raise_main_error()
             return True
         except BaseException as exc:
             if self._is_over(exc):
@@ -208,8 +206,7 @@ class Loop:
         try:
             self._turn_began = self._clock()
             self._turn(timeout if self._alive() and not self._stopping else 0)
-            if self._main_error is not None:
-                self._raise_main_error()
+            self._raise_main_error()
             return not self._stopping and self._alive()
         except BaseException as exc:
             if self._is_over(exc):
@@ -719,7 +716,8 @@ class Loop:
         self.watchers.thread = thread
 
     def _leave(self) -> None:
-        self._stopping = False
+        # What `main` raised waits for the next call when another exception has left this one in the same turn.
+        self._stopping = self._main_error is not None
         self.watchers.thread = None
         self._signals.leave()  # last: from here on Ctrl-C is raised wherever we are
 
@@ -735,6 +733,7 @@ class Loop:
             main(self)
         except Exception as exc:
             self._main_error = exc
+            self._stopping = True
 
     def _is_over(self, exc: BaseException) -> bool:
         """Whether a callback has forked and closed this loop in the child: its phase then finds its queue empty."""
@@ -742,11 +741,11 @@ class Loop:
 
     def _raise_main_error(self) -> None:
         exc, self._main_error = self._main_error, None
-        assert exc is not None
-        try:
-            raise exc
-        finally:
-            del exc  # its traceback has this frame
+        if exc is not None:
+            try:
+                raise exc
+            finally:
+                del exc  # its traceback has this frame
 
     def _end_handles(self) -> None:
         error = None

@@ -10,7 +10,7 @@ two. Timers of one deadline share it, in the order in which they came to it.
 
 from __future__ import annotations
 
-from collections import deque
+from collections import OrderedDict, deque
 from heapq import heapify, heappop, heappush
 from operator import itemgetter
 
@@ -165,7 +165,7 @@ class TimerHeap:
         self.pending = 0  # timers that are to fire, in the heap or due
         self.unreferenced: set[Timer] = set()  # those of them that do not keep the loop running
         self.heap: list[float] = []
-        self.at: dict[float, Any] = {}  # a timer, or a dict of those that share the deadline
+        self.at: dict[float, Any] = {}  # a timer, or an OrderedDict of those that share the deadline
         self.due: deque[Timer] = deque()  # collected and not run yet
         # How many entries of `due` are to be passed over, since their timer was moved when it had been collected.
         self.moved: dict[Timer, int] = {}
@@ -187,7 +187,7 @@ class TimerHeap:
             elif timer.deadline is not None:
                 timers.append(timer)
         for _, entry in sorted(self.at.items(), key=itemgetter(0)):
-            timers.extend(entry if isinstance(entry, dict) else (entry,))
+            timers.extend(entry if isinstance(entry, OrderedDict) else (entry,))
         yield from timers
 
     def add(self, kind: type[Timer], delay: float, fn: Callable[..., object], args: tuple[Any, ...]) -> Timer:
@@ -266,7 +266,7 @@ class TimerHeap:
         while heap and heap[0] <= now:
             deadline = heap[0]
             entry = at.get(deadline)  # removed only when it is in `due`: nothing is lost where there is no memory
-            if type(entry) is dict:
+            if type(entry) is OrderedDict:
                 due.extend(entry)
                 del at[deadline]
             elif entry is not None:
@@ -289,17 +289,13 @@ class TimerHeap:
 
     def move(self, timer: Timer, deadline: float) -> None:
         """`timer`, pending or not, is due at `deadline`. It is left as it was when there is no memory for it."""
-        if timer.deadline == deadline:
-            if self.at.get(deadline) is timer:
-                return  # alone there
-            self._withdraw(timer)  # it goes behind the others of this deadline
-            self.pending -= 1
-            timer.deadline = None
         was, pending = timer.deadline, self.pending + (timer.deadline is None)
+        if was == deadline and self._put_last(timer):
+            return
         self.insert(timer, deadline)
         if was is not None:
             try:
-                self._withdraw(timer)
+                self._withdraw(timer, deadline)
             except (MemoryError, RecursionError):
                 timer.deadline = deadline
                 self.leave(timer)
@@ -323,7 +319,7 @@ class TimerHeap:
         found = self.at.get(deadline)
         if found is timer:
             del self.at[deadline]
-        elif type(found) is dict and timer in found:
+        elif type(found) is OrderedDict and timer in found:
             del found[timer]
             if not found:
                 del self.at[deadline]
@@ -337,16 +333,25 @@ class TimerHeap:
         if left:
             self.moved[timer] = left
 
-    def _withdraw(self, timer: Timer) -> None:
-        if not self.leave(timer):
+    def _put_last(self, timer: Timer) -> bool:
+        """Move `timer` after the others of its deadline; returns False when it was collected already."""
+        found = self.at.get(timer.deadline)  # type: ignore[arg-type]
+        if type(found) is OrderedDict and timer in found:
+            found.move_to_end(timer)  # needs no memory, unlike taking it out and adding it again
+            return True
+        return found is timer
+
+    def _withdraw(self, timer: Timer, new: float) -> None:
+        """Take `timer`, which is in the heap at `new` already, away from the deadline that it had until now."""
+        if timer.deadline == new or not self.leave(timer):
             self.moved[timer] = self.moved.get(timer, 0) + 1
 
     def _share(self, deadline: float, timer: Timer) -> None:
         entry = self.at[deadline]
-        if type(entry) is dict:
+        if type(entry) is OrderedDict:
             entry[timer] = None
         else:
-            self.at[deadline] = {entry: None, timer: None}
+            self.at[deadline] = OrderedDict({entry: None, timer: None})
 
     def ref(self, timer: Timer) -> None:
         """See `Timer.ref`."""
