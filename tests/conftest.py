@@ -274,10 +274,12 @@ def nothing_left():
     """Every test ends with the descriptors it began with, and leaves no child process."""
     before, had_children = open_descriptors(), has_children()
     yield
-    if open_descriptors() > before or has_children() > had_children:
-        gc.collect()
-    until = time.monotonic() + 5  # a look-up that is given up has a file open for a moment, in its thread
-    while open_descriptors() > before and threading.active_count() > 1 and time.monotonic() < until:
+    until = time.monotonic() + 5  # a look-up that was abandoned has a file open for a moment, in its thread
+    while open_descriptors() > before or has_children() > had_children:
+        alone = threading.active_count() == 1
+        gc.collect()  # after that look: a thread that has just ended has released what it held
+        if alone or time.monotonic() > until:
+            break
         time.sleep(0.01)
     assert open_descriptors() <= before, 'a descriptor was left open'
     assert has_children() <= had_children, 'a child process was left, running or as a zombie'
