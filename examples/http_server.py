@@ -180,7 +180,7 @@ def main(r, listeners=(), *, port, root, lame_duck, **limits):
 
     sock = listeners[0] if listeners else None
     listener = r.listen_tcp('127.0.0.1', port, sock=sock, on_connect=on_connect, **limits)
-    r.add_signal_handler(signal.SIGTERM, r.shutdown, DRAIN, lame_duck)
+    r.add_signal_handler(signal.SIGTERM, r.drain, DRAIN, lame_duck)
     if sock is None:
         tell(listener.address)
         r.add_exit_callback(lambda: print(f'{r.stats().requests} requests', flush=True))
@@ -202,7 +202,11 @@ if __name__ == '__main__':
     workers, listen, lame_duck = args.pop('workers'), [('127.0.0.1', args['port'])], args['lame_duck']
     try:
         if workers:
-            times = {'deadline': DRAIN, 'lame_duck': lame_duck, 'on_start': lambda r, team: tell(team.addresses[0])}
+            times = {
+                'drain_timeout': DRAIN,
+                'lame_duck': lame_duck,
+                'on_start': lambda r, team: tell(team.addresses[0]),
+            }
             sys.exit(serve.run(partial(main, **args), workers=workers, listen=listen, **times))
         reactor.run(partial(main, **args))
     except KeyboardInterrupt:

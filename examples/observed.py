@@ -31,7 +31,7 @@ def main(r, listeners):
 
 def on_start(r, workers):
     """In the parent."""
-    observe.control(r, args.control, source=workers.stats, drain=lambda deadline, lame_duck: workers.drain())
+    observe.control(r, args.control, source=workers.stats, drain=lambda timeout, lame_duck: workers.drain())
     page = observe.live_page(r, port=args.page, source=workers.stats, about='examples/observed.py.')
     print(f'page at http://127.0.0.1:{page.address[1]}')
     if args.metrics is not None:
@@ -49,4 +49,4 @@ if __name__ == '__main__':
     options.add_argument('--metrics', type=int)
     args = options.parse_args()
     here = [('127.0.0.1', args.port)]
-    sys.exit(serve.run(main, workers=args.workers, listen=here, deadline=10, lame_duck=0, on_start=on_start))
+    sys.exit(serve.run(main, workers=args.workers, listen=here, drain_timeout=10, lame_duck=0, on_start=on_start))

@@ -50,7 +50,7 @@ def listen(r, listeners, proxies=None):
 def alone(r, args):
     def stop():
         systemd.stopping()
-        r.shutdown(args.deadline, args.lame_duck)
+        r.drain(args.drain_timeout, args.lame_duck)
 
     def reload():
         systemd.reloading()  # here a service would read its configuration again
@@ -69,11 +69,11 @@ if __name__ == '__main__':
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     options.add_argument('--listen', default='127.0.0.1:8080', metavar='HOST:PORT', help='without inherited sockets')
     options.add_argument('--workers', type=int, default=0)
-    options.add_argument('--deadline', type=float, default=30, help='seconds for the last answers')
+    options.add_argument('--drain-timeout', type=float, default=30, help='seconds for the last answers')
     options.add_argument('--lame-duck', type=float, default=0, help='seconds of it in which clients may still come')
     options.add_argument('--proxy-protocol', nargs='+', metavar='NETWORK', help='whose PROXY headers tell the clients')
     args = options.parse_args()
-    times = {'deadline': args.deadline, 'lame_duck': args.lame_duck}
+    times = {'drain_timeout': args.drain_timeout, 'lame_duck': args.lame_duck}
     if args.workers:
         main = partial(listen, proxies=args.proxy_protocol)
         sys.exit(serve.run(main, workers=args.workers, listen=[args.listen], **times))

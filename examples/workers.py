@@ -46,4 +46,4 @@ if __name__ == '__main__':
     options.add_argument('--workers', type=int)
     args = options.parse_args()
     here = [('127.0.0.1', args.port)]
-    sys.exit(serve.run(main, workers=args.workers, listen=here, deadline=10, on_start=on_start))
+    sys.exit(serve.run(main, workers=args.workers, listen=here, drain_timeout=10, on_start=on_start))

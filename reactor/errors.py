@@ -52,8 +52,8 @@ class IdleTimeout(ReactorError, TimeoutError):
     """No byte went in either direction within the idle timeout."""
 
 
-class ShutdownTimeout(ReactorError, TimeoutError):
-    """A connection was not done by the deadline of `shutdown`."""
+class DrainTimeout(ReactorError, TimeoutError):
+    """A connection was still in use when the timeout of `drain` was over."""
 
 
 class TooSlow(ReactorError, TimeoutError):

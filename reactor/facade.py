@@ -16,12 +16,12 @@ from .net.admission import Limits, check_limits
 from .net.checked import CheckedDatagramSocket, CheckedStream
 from .net.connector import Connector
 from .net.datagram import MAX_QUEUED, DatagramSocket, check_datagram_socket
+from .net.drain import Drain, check_times
 from .net.guarded import GuardedListener
 from .net.listener import Listener, check_max_connections
 from .net.options import Callbacks, Options, check_callback, check_server_hostname
 from .net.proxy_protocol import PROXY_TIMEOUT, ProxyProtocol, check_proxy_protocol
 from .net.resolver import LookUp, resolve, resolve_address
-from .net.shutdown import Shutdown, check_times
 from .net.sockets import (
     bound_udp,
     check_adopted,
@@ -75,7 +75,7 @@ class Reactor(Loop):
         self._os = kernel or Kernel()
         self._stream_kind = CheckedStream if debug else Stream
         self._datagram_kind = CheckedDatagramSocket if debug else DatagramSocket
-        self._shutdown: Shutdown | None = None
+        self._drain: Drain | None = None
         super().__init__(selector, self._os, catch_errors, slow_callback, debug)
 
     def listen_tcp(
@@ -542,10 +542,10 @@ class Reactor(Loop):
         file_path('path', path)
         return watch(self, self._os, path, fn)
 
-    def shutdown(self, deadline: float, lame_duck: float = 0) -> None:
+    def drain(self, timeout: float, lame_duck: float = 0) -> None:
         """Come to an end without losing a request that was accepted; `run` then returns False, for `stop` is called.
 
-        deadline   seconds from now until what is left is reset, with `ShutdownTimeout`
+        timeout    seconds from now until what is left is reset, with `DrainTimeout`
         lame_duck  seconds of these in which it goes on accepting, with `draining` True: time for those who send
                    clients here to look elsewhere, and for clients to be told `Connection: close`
 
@@ -560,17 +560,17 @@ class Reactor(Loop):
         A second call can only make it earlier. With `run_once`: it returns False in the end. Raises ValueError and
         TypeError for bad arguments, HandleClosed after `close`, `ReactorError` in another thread than the loop's.
         """
-        deadline, lame_duck = check_times(deadline, lame_duck)
+        timeout, lame_duck = check_times(timeout, lame_duck)
         self.watchers.check()
-        if self._shutdown is None:
-            self._shutdown = Shutdown(self, deadline, lame_duck)
+        if self._drain is None:
+            self._drain = Drain(self, timeout, lame_duck)
         else:
-            self._shutdown.hasten(deadline, lame_duck)
+            self._drain.hasten(timeout, lame_duck)
 
     @property
     def draining(self) -> bool:
-        """Whether `shutdown` was called: be not ready for who asks, and end connections with their next answer."""
-        return self._shutdown is not None
+        """Whether `drain` was called. Fail readiness checks then, and close each connection after its next response."""
+        return self._drain is not None
 
     def _check_connect(self, timeout: float | None) -> float | None:
         self.watchers.check()

@@ -754,10 +754,10 @@ MUTANTS = (
         '9: what is over leaves nothing behind',
         12,
     ),
-    # -- shutdown
+    # -- drain
     Mutant(
         'a lame duck sends away who is idle',
-        'net/shutdown.py',
+        'net/drain.py',
         '(lame_duck, self._look)',
         '(0, self._look)',
         'nobody is closed during the lame duck',
@@ -765,7 +765,7 @@ MUTANTS = (
     ),
     Mutant(
         'who waits in the queue is refused',
-        'net/shutdown.py',
+        'net/drain.py',
         'if handle.deserted():',
         'if handle.sock:',
         'nothing that was accepted is lost',
@@ -773,7 +773,7 @@ MUTANTS = (
     ),
     Mutant(
         'who is busy is closed',
-        'net/shutdown.py',
+        'net/drain.py',
         'if handle in busy and not handle.closed:',
         'if handle is None:',
         'nothing that was accepted is lost',
@@ -782,15 +782,15 @@ MUTANTS = (
     ),
     Mutant(
         'who was just let in is closed',
-        'net/shutdown.py',
-        'return now - since >= min(patience, (self._until - since) / 2)',
+        'net/drain.py',
+        'return now - since >= min(patience, (self._deadline - since) / 2)',
         'return True',
         'nothing that was accepted is lost',
         95,
     ),
     Mutant(
         'a request that nobody has read is closed',
-        'net/shutdown.py',
+        'net/drain.py',
         'elif handle.unread or handle in suspended:',
         'elif self._loop is None:',
         'nothing that was accepted is lost',
@@ -798,8 +798,8 @@ MUTANTS = (
         'poll',
     ),
     Mutant(
-        'a shutdown never stops',
-        'net/shutdown.py',
+        'a drain never stops',
+        'net/drain.py',
         '        self._loop.stop()\n',
         '',
         'it stops when nothing is left',

@@ -78,7 +78,7 @@ def on_start(r, workers):
 
     r.listen_unix(SETTINGS['watch'], on_connect=on_connect)
     r.add_signal_handler(signal.SIGUSR1, r.stop)
-    r.add_signal_handler(signal.SIGUSR2, r.shutdown, 0.1)
+    r.add_signal_handler(signal.SIGUSR2, r.drain, 0.1)
     print(json.dumps(workers.addresses), flush=True)
 
 

@@ -558,7 +558,7 @@ def drains(w: World) -> None:
     server = w.listen(on_data=answer_and_close)
     w.client(server)
     w.client(server).send(b'x')
-    w.act(lambda: w.r.shutdown(2))
+    w.act(lambda: w.r.drain(2))
 
 
 def limits(w: World) -> None:

@@ -206,7 +206,7 @@ ARGUMENTS: dict[str, Callable[[World], dict[str, Any]]] = {
     'Reactor.resolve_address': lambda world: {'address': HERE, 'on_done': nothing},
     'Reactor.spawn': lambda world: {'args': ['true'], 'stdin': DEVNULL, 'stdout': DEVNULL},
     'Reactor.watch_path': lambda world: {'path': str(world.folder), 'fn': nothing},
-    'Reactor.shutdown': lambda world: {'deadline': 1, 'lame_duck': 0},
+    'Reactor.drain': lambda world: {'timeout': 1, 'lame_duck': 0},
     'Reactor.run': lambda world: {'main': nothing},
     'Reactor.add_exit_callback': lambda world: FN,
     'Reactor.call_soon': lambda world: FN,

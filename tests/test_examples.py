@@ -435,7 +435,7 @@ def test_an_empty_line_after_a_request_does_not_hold_up_the_drain_of_the_service
             turns(r, 3)
             assert client.recv(4096).startswith(b'HTTP/1.1 200 OK')
             assert not any(handle.busy for handle in r.handles() if isinstance(handle, Stream))
-            r.shutdown(10, 0)
+            r.drain(10, 0)
             r.call_later(5, r.stop)
             r.run()
             assert client.recv(1) == b''  # closed in good order

@@ -159,7 +159,7 @@ def test_drain_ends_the_program(tmp_path, capsys):
     path = str(tmp_path / 'control')
     process = start(path)
     try:
-        assert command.main([path, 'drain', '--deadline', '20', '--lame-duck', '0.1']) == 0
+        assert command.main([path, 'drain', '--drain-timeout', '20', '--lame-duck', '0.1']) == 0
         assert 'accepting for 0.1 s, what is left in 20 s is reset' in capsys.readouterr().out
         assert process.wait(timeout=10) == 0 and process.stdout.read() == 'False\n'
     finally:

@@ -180,9 +180,9 @@ def test_why_alive_is_what_the_reactor_says(r, client):
     timer.cancel()
 
 
-def test_drain_begins_a_shutdown(r, client):
-    told = client.ask('drain', deadline=60, lame_duck=30)
-    assert told == {'ok': True, 'deadline': 60, 'lame_duck': 30}
+def test_drain_begins_a_drain(r, client):
+    told = client.ask('drain', drain_timeout=60, lame_duck=30)
+    assert told == {'ok': True, 'drain_timeout': 60, 'lame_duck': 30}
     assert r.draining and client.ask('stats')['draining'] is True
     r.close()
 
@@ -228,7 +228,7 @@ BAD = [
     ('{"do": "stats"', 'not JSON'),
     ('{' * 2000, 'not JSON'),
     ('{"do": ' + '[' * 4000, 'not JSON'),
-    ('{"do": "drain", "deadline": NaN}', 'not JSON'),
+    ('{"do": "drain", "drain_timeout": NaN}', 'not JSON'),
     ('{"do": "stats", "limit": 5}', 'stats has no arguments'),
     ('{"do": "handles", "limits": 5}', 'handles has the arguments kind, limit'),
     ('{"do": "handles", "limit": 0}', 'limit is how many'),
@@ -236,11 +236,11 @@ BAD = [
     ('{"do": "handles", "limit": "5"}', 'limit is how many'),
     ('{"do": "handles", "limit": %d}' % (MOST + 1), 'limit is how many'),  # noqa: UP031
     ('{"do": "handles", "kind": 5}', 'kind is only those'),
-    ('{"do": "drain", "deadline": -1}', 'deadline is seconds'),
-    ('{"do": "drain", "deadline": 1e999}', 'deadline is seconds'),
-    ('{"do": "drain", "deadline": 86401}', 'deadline is seconds'),
-    ('{"do": "drain", "deadline": "soon"}', 'deadline is seconds'),
-    ('{"do": "drain", "deadline": 1, "lame_duck": 2}', 'lame_duck is a part of deadline'),
+    ('{"do": "drain", "drain_timeout": -1}', 'drain_timeout is seconds'),
+    ('{"do": "drain", "drain_timeout": 1e999}', 'drain_timeout is seconds'),
+    ('{"do": "drain", "drain_timeout": 86401}', 'drain_timeout is seconds'),
+    ('{"do": "drain", "drain_timeout": "soon"}', 'drain_timeout is seconds'),
+    ('{"do": "drain", "drain_timeout": 1, "lame_duck": 2}', 'lame_duck is a part of drain_timeout'),
     ('\x00\x1b[2J', 'no such command'),
 ]
 
@@ -258,12 +258,12 @@ def test_a_bad_question_is_told_what_is_wrong_and_the_next_is_answered(r, client
     [
         ('handles', {'limit': 1}),
         ('handles', {'limit': 1000}),
-        ('drain', {'deadline': 0, 'lame_duck': 0}),
-        ('drain', {'deadline': 86400, 'lame_duck': 86400}),
+        ('drain', {'drain_timeout': 0, 'lame_duck': 0}),
+        ('drain', {'drain_timeout': 86400, 'lame_duck': 86400}),
     ],
 )
 def test_an_argument_may_have_its_smallest_and_its_largest_value(fake, path, sockets, command, arguments):
-    observe.control(fake, path, drain=lambda deadline, lame_duck: None)
+    observe.control(fake, path, drain=lambda timeout, lame_duck: None)
     assert Client(fake, sockets, path).ask(command, **arguments)['ok'] is True
 
 
@@ -390,7 +390,7 @@ def test_a_drain_is_not_held_up_and_can_be_watched_to_its_end(r, door, client, s
     busy = sockets.connect(listener.address)
     busy.send(b'x')
     run_until(r, lambda: r.stats().requests == 1)
-    assert client.ask('drain', deadline=60)['ok']
+    assert client.ask('drain', drain_timeout=60)['ok']
     run_until(r, lambda: listener.closed)
     late = Client(r, sockets, door.path)
     waits_for = [reason for reason in late.ask('why_alive')['reasons'] if '<Stream' in reason]

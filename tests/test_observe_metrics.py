@@ -173,7 +173,7 @@ def test_health_turns_red_when_the_reactor_drains_and_is_told_to_the_end(r, sock
     run_until(r, lambda: r.stats().requests)
     head, body = scrape(r, sockets, server, '/healthz')
     assert head.startswith('HTTP/1.1 200 ') and body == 'ok\n'
-    r.shutdown(60)
+    r.drain(60)
     run_until(r, lambda: served.closed)
     head, body = scrape(r, sockets, server, '/healthz')
     assert head.startswith('HTTP/1.1 503 ') and body == 'draining\n'

@@ -9,7 +9,7 @@ import pytest
 from support import ends, read_all, run_until, turns
 
 from reactor import Reactor
-from reactor.observe.responder import DEADLINE, LONGEST_HEAD, MOST_CLIENTS, listen_http
+from reactor.observe.responder import LONGEST_HEAD, MOST_CLIENTS, REQUEST_TIMEOUT, listen_http
 
 HOST = b'Host: localhost\r\n'
 
@@ -188,7 +188,7 @@ def test_a_client_that_does_not_finish_its_request_is_cut_off(fake, kernel, sock
     client = sockets.connect(server.address)
     client.send(b'GET ')
     run_until(fake, lambda: server.open_connections)
-    for _ in range(int(DEADLINE)):
+    for _ in range(int(REQUEST_TIMEOUT)):
         kernel.time += 1.01
         if drip and server.open_connections:
             client.send(drip)
@@ -203,7 +203,7 @@ def test_a_client_that_does_not_leave_is_cut_off(fake, kernel, sockets):
     run_until(fake, lambda: fake.stats().bytes_out)
     turns(fake, 2)
     assert server.open_connections == 1
-    kernel.time += DEADLINE
+    kernel.time += REQUEST_TIMEOUT
     turns(fake, 2)
     assert server.open_connections == 0
 
@@ -219,7 +219,7 @@ def test_an_answer_after_the_client_left_is_nothing(site, sockets):
     assert site.requests[0].stream('text/plain') is None
 
 
-def test_a_stream_of_events_has_no_deadline(fake, kernel, sockets):
+def test_a_stream_of_events_has_no_time_limit(fake, kernel, sockets):
     streams, ended = [], []
 
     def answer(request):
@@ -232,7 +232,7 @@ def test_a_stream_of_events_has_no_deadline(fake, kernel, sockets):
     client.send(b'GET / HTTP/1.0\r\n\r\n')
     run_until(fake, lambda: streams)
     for n in range(5):
-        kernel.time += DEADLINE
+        kernel.time += REQUEST_TIMEOUT
         streams[0].write(b'data: %d\n\n' % n)
         turns(fake, 2)
     head, _, body = client.recv(65536).partition(b'\r\n\r\n')

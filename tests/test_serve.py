@@ -49,7 +49,7 @@ class Served:
 
     def __init__(self, folder: Path, *, before: Any = (), start: Any = (), **settings: Any) -> None:
         self.watch = str(folder / 'watch')
-        run = {'workers': 1, 'listen': [f'{HERE}:0'], 'deadline': 5, 'lame_duck': 0, **settings.pop('run', {})}
+        run = {'workers': 1, 'listen': [f'{HERE}:0'], 'drain_timeout': 5, 'lame_duck': 0, **settings.pop('run', {})}
         text = json.dumps({'watch': self.watch, 'run': run, **settings})
         self.errors = folder / 'errors'
         self.clients: list[Client] = []
@@ -355,7 +355,7 @@ def test_once_a_second_the_workers_that_serve_are_looked_at_and_those_that_start
     fake, kernel, monkeypatch, caplog, hang_timeout, killed
 ):
     monkeypatch.setattr(Slot, 'start', lambda slot: None)
-    team = Workers(fake, ['a program'], [], deadline=5, start_timeout=60, hang_timeout=hang_timeout)
+    team = Workers(fake, ['a program'], [], drain_timeout=5, start_timeout=60, hang_timeout=hang_timeout)
     team.begin(2, None)
     team.slots[1].serving = silent = silent_child(hang_timeout)
     for _ in range(33):
@@ -438,7 +438,7 @@ def test_a_worker_that_is_the_last_one_lets_nobody_into_its_own_queues(sockets, 
 @pytest.mark.parametrize('of_all', [False, True])
 def test_a_worker_that_is_replaced_leaves_its_queues_to_its_successor_at_once(fake, sockets, of_all):
     given = Told(sockets, of_all)
-    # A lame duck as long as the deadline: it would go on accepting without a successor.
+    # A lame duck as long as the drain timeout: it would go on accepting without a successor.
     worker = Worker(fake, given.told, (5, 5))
     worker.begin(lambda r, socks: r.listen_tcp(None, 0, sock=socks[0]) and None)
     given.parent.send(b'"replaced"\n')
@@ -508,7 +508,7 @@ def team(fake, monkeypatch):
     monkeypatch.setattr(FakeChild, 'error', None)
     monkeypatch.setattr(workers, 'Child', FakeChild)
     door = Door((HERE, 0), 10)
-    team = Workers(fake, ['a program'], [door], deadline=5, start_timeout=60, hang_timeout=None)
+    team = Workers(fake, ['a program'], [door], drain_timeout=5, start_timeout=60, hang_timeout=None)
     team.started = []
     team.slots = [Slot(team, 0), Slot(team, 1, listening=False)]
     for slot in team.slots:
@@ -662,7 +662,7 @@ def test_a_reload_replaces_the_workers_one_by_one_and_nobody_is_refused(tmp_path
 
 
 def test_reloads_that_come_during_one_are_one_more_round(tmp_path):
-    with Served(tmp_path, run={'deadline': 1}) as served:
+    with Served(tmp_path, run={'drain_timeout': 1}) as served:
         seen = [served.pids()['0']]
         keeps_it_draining = served.connect()
         keeps_it_draining.say('wait 0.5')
@@ -824,8 +824,8 @@ def test_a_second_ctrl_c_ends_at_once(tmp_path):
         assert is_gone(pid)
 
 
-def test_a_worker_that_does_not_end_is_killed_after_its_deadline_and_the_status_tells(tmp_path):
-    with Served(tmp_path, deaf=True, run={'deadline': 0.1}) as served:
+def test_a_worker_that_does_not_end_is_killed_after_its_drain_timeout_and_the_status_tells(tmp_path):
+    with Served(tmp_path, deaf=True, run={'drain_timeout': 0.1}) as served:
         pid = served.pids()['0']
         served.send(signal.SIGTERM)
         assert served.ended() == 1
@@ -914,7 +914,7 @@ def test_a_file_and_a_closed_socket_are_refused(sockets):
         {'workers': 0},
         {'workers': True},
         {'workers': 1.0},
-        {'deadline': -1},
+        {'drain_timeout': -1},
         {'lame_duck': 31},
         {'listen': [3]},
         {'listen': 3},
@@ -938,7 +938,7 @@ def test_bad_arguments_raise_before_anything_is_started(arguments, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    'arguments', [{'workers': 1}, {'deadline': 0, 'lame_duck': 0}, {'hang_timeout': 2}, {'hang_timeout': None}]
+    'arguments', [{'workers': 1}, {'drain_timeout': 0, 'lame_duck': 0}, {'hang_timeout': 2}, {'hang_timeout': None}]
 )
 def test_the_smallest_values_are_good(arguments, monkeypatch):
     monkeypatch.setattr(serve.Workers, 'begin', lambda team, count, on_start: team.r.stop())

@@ -129,10 +129,10 @@ def test_systemd_understands_the_units(units):
 
 
 @pytest.mark.parametrize('name', ['app.service', 'app@.service'])
-def test_a_unit_gives_more_time_than_the_deadline_and_more_descriptors_than_usual(name):
+def test_a_unit_gives_more_time_than_the_drain_timeout_and_more_descriptors_than_usual(name):
     settings = unit(name)
-    deadline = float(settings['ExecStart'].partition('--deadline ')[2].split()[0])
-    assert float(settings['TimeoutStopSec']) > deadline + 5
+    timeout = float(settings['ExecStart'].partition('--drain-timeout ')[2].split()[0])
+    assert float(settings['TimeoutStopSec']) > timeout + 5
     assert int(settings['LimitNOFILE']) > 1024 and settings['Type'] == 'notify'
 
 
@@ -199,7 +199,7 @@ os.execv(sys.argv[2], sys.argv[2:])
 def workers(manager, tmp_path, listener):
     """app.service on this socket, when it is ready; yields (process, port)."""
     command = here(shlex.split(unit('app.service')['ExecStart']))
-    command[command.index('--deadline') + 1] = '5'
+    command[command.index('--drain-timeout') + 1] = '5'
     number = listener.fileno()
     told = {'NOTIFY_SOCKET': str(tmp_path / 'notify'), 'WATCHDOG_USEC': '300000'}
     with running([sys.executable, '-c', PASS, str(number), *command], pass_fds=[number], **told) as process:
@@ -314,10 +314,10 @@ def container(manifest):
 
 def test_the_times_of_the_manifest_fit_into_each_other(manifest):
     pod, container_, given = container(manifest)
-    lame_duck, deadline = float(given['--lame-duck']), float(given['--deadline'])
+    lame_duck, timeout = float(given['--lame-duck']), float(given['--drain-timeout'])
     ready = container_['readinessProbe']
     noticed = ready['periodSeconds'] * ready['failureThreshold'] + ready['timeoutSeconds']
-    assert noticed < lame_duck < deadline < pod['terminationGracePeriodSeconds']
+    assert noticed < lame_duck < timeout < pod['terminationGracePeriodSeconds']
     targets = {port['name'] for port in container_['ports']}
     assert manifest[1]['Service']['spec']['ports'][0]['targetPort'] in targets
     assert given['--listen'] == f'0.0.0.0:{container_["ports"][0]["containerPort"]}'

@@ -15,13 +15,13 @@ from .held import open_all, wait, wait_until
 from .programs import Looks
 
 CONNECTIONS = 10_000
-DEADLINE = 120  # seconds
+TIMEOUT = 120  # seconds
 SILENCE = 20.0  # seconds in which those who are busy are waited for
 
 
 class Ending(Figure):
     name = 'M25'
-    title = 'shutdown() of a server with 10,000 connections, half of them busy for 20 s'
+    title = 'drain() of a server with 10,000 connections, half of them busy for 20 s'
     seconds = 40
     goals = (
         Goal('who was idle is closed in 5 s', lambda m: m['idle_closed_after'] <= 5, timed=True),
@@ -36,7 +36,7 @@ class Ending(Figure):
             with Child('figures.programs:hold', port=server.hear()) as clients:
                 open_all(run, [clients], count, 'opened')
                 wait_until('all are accepted', lambda: server.ask('look')['incoming'] == count)
-                server.ask('shutdown')
+                server.ask('drain')
                 idle = wait_until('the idle are closed', lambda: server.ask('look')['incoming'] == count - count // 2)
                 cpu, began = server.cpu(), time.monotonic()
                 wait(run.seconds(SILENCE, 0.5), run, 'half of them are busy')
@@ -73,7 +73,7 @@ def serve_busy(control):
                 conn.busy = False
 
     def main(r):
-        commands = {'shutdown': lambda: r.shutdown(DEADLINE), 'answer': answer}
+        commands = {'drain': lambda: r.drain(TIMEOUT), 'answer': answer}
         control.attach(r, Looks(r).commands(**commands))
         control.say(r.listen_tcp('127.0.0.1', 0, on_connect=on_connect, on_close=on_close).address[1])
 

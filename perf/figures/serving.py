@@ -29,7 +29,7 @@ CLIENTS = 50  # on connections that are kept
 BEFORE, AFTER = 1.0, 0.5  # seconds of load before anything happens, and when nobody is accepted any more
 LAME_DUCK = 1.0  # seconds in which who drains still accepts
 START = 20  # seconds in which a server must listen
-DEADLINE = 10.0  # seconds for what is under way when it ends
+DRAIN_TIMEOUT = 10.0  # seconds for what is under way when it ends
 WORK = 0.02  # seconds that an answer takes
 WATCHED = 60.0  # seconds of a crash loop
 CRASHING = 4  # workers
@@ -85,7 +85,7 @@ class Drains(Figure):
 
     def measure(self, run):
         drains, before, lame_duck = run.count(DRAINS, 1), run.seconds(BEFORE, 0.3), run.seconds(LAME_DUCK, 0.3)
-        times = {'deadline': DEADLINE, 'lame_duck': lame_duck}
+        times = {'drain_timeout': DRAIN_TIMEOUT, 'lame_duck': lame_duck}
         sent = answered = lost = kept_answered = kept_lost = 0
         statuses = set()
         for index in range(drains):
@@ -96,7 +96,7 @@ class Drains(Figure):
                 load.tell('go', seconds=before + lame_duck + AFTER)
                 time.sleep(before)
                 server.process.send_signal(signal.SIGTERM)
-                statuses.add(server.process.wait(DEADLINE + START))
+                statuses.add(server.process.wait(DRAIN_TIMEOUT + START))
                 found = load.hear()
                 sent, answered = sent + found['sent'] - found['refused'], answered + found['answered']
                 lost += len(found['lost'])
@@ -104,7 +104,7 @@ class Drains(Figure):
                 server.workers(2)
                 kept.go(before)
                 server.process.send_signal(signal.SIGTERM)
-                kept.go(DEADLINE)  # or until nobody is let in any more
+                kept.go(DRAIN_TIMEOUT)  # or until nobody is let in any more
                 statuses.add(server.end()[0])
                 kept_answered, kept_lost = kept_answered + kept.answered, kept_lost + kept.lost
             run.progress(index + 1, drains, 'drained')
@@ -118,12 +118,12 @@ class Orphans(Figure):
     seconds = 15
     goals = (
         Goal('who was accepted is answered', lambda m: m['lost'] == 0),
-        Goal('the workers are gone within their deadline', lambda m: m['gone_s'] <= DEADLINE),
+        Goal('the workers are gone within their drain timeout', lambda m: m['gone_s'] <= DRAIN_TIMEOUT),
     )
 
     def measure(self, run):
         before, lame_duck = run.seconds(BEFORE, 0.3), run.seconds(LAME_DUCK, 0.3)
-        times = {'deadline': DEADLINE, 'lame_duck': lame_duck}
+        times = {'drain_timeout': DRAIN_TIMEOUT, 'lame_duck': lame_duck}
         with Child('figures.serving:serve_answers', workers=2, **times) as server:
             with Child('figures.kills:load', prefix=ahead_of_others(2), port=server.hear()) as load:
                 pids = wait_for(server, 2).values()
@@ -191,7 +191,7 @@ class HTTPServer:
 
     def end(self):
         """Its status when it has ended, and what it has logged."""
-        _, log = self.process.communicate(timeout=DEADLINE + START)
+        _, log = self.process.communicate(timeout=DRAIN_TIMEOUT + START)
         return self.process.returncode, log
 
 

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from .options import Callbacks, Options
 
 ACCEPTS_PER_TURN = 64  # one listener in a turn; a backlog of thousands must not keep the open ones waiting
-HALF_OPEN = 0.05  # seconds in which handshakes that have begun come to an end; LOOK of the shutdown adds to it
+HALF_OPEN = 0.05  # seconds in which handshakes that have begun come to an end; LOOK of the drain adds to it
 ACCEPT_PAUSE = 0.1  # seconds to the next attempt when descriptors have run out
 
 EXHAUSTED = {errno.EMFILE, getattr(errno, 'WSAEMFILE', errno.EMFILE), errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
@@ -212,7 +212,7 @@ class Listener(Handle):
             self._hold(exc)
         return True
 
-    def handle_shutdown(self) -> None:
+    def handle_drain(self) -> None:
         """It will be closed soon: a client who has not spoken yet is connected as he sees it, and is to come in."""
         if self._defer_accept and not self._inherited:
             defer_no_longer(self.sock)
@@ -220,7 +220,7 @@ class Listener(Handle):
     def handle_last(self) -> None:
         """What others had of its socket is closed, and this process is about to shut down."""
         self._inherited = False
-        self.handle_shutdown()
+        self.handle_drain()
 
     def deserted(self) -> bool:
         """Whether its queue is empty and will be until it is closed, as far as the system can see to that.

@@ -581,7 +581,7 @@ class Stream(Handle):
 
     @property
     def busy(self) -> bool:
-        """Whether you owe the peer an answer: `shutdown` waits for it, and closes the connection when you do no more.
+        """Whether you owe the peer an answer: `drain` waits for it, and closes the connection when you do no more.
 
         Yours to set, True from the first byte of a request (half a request is none to others: unless you say so, it may
         be closed) to the last of its answer, False when you wait for the next. In `on_close` it tells whether the

@@ -33,12 +33,12 @@ examples:
   python -m reactor.observe /run/app.sock                       what it has counted
   python -m reactor.observe /run/app.sock stats phases --watch 1
   python -m reactor.observe /run/app.sock handles --kind Stream --limit 20
-  python -m reactor.observe /run/app.sock drain --deadline 60   end it without losing a request
+  python -m reactor.observe /run/app.sock drain --drain-timeout 60   end it without losing a request
   python -m reactor.observe --report                            one page for a bug report
 
 exit status: 0; 1 when there was no answer, or an error for one; 2 for what was mistyped"""
 INTERRUPTED = 130  # what a shell reports for a program that Ctrl-C ended
-OPTIONS = 'limit', 'kind', 'deadline', 'lame_duck'  # the arguments of commands
+OPTIONS = 'limit', 'kind', 'drain_timeout', 'lame_duck'  # the arguments of commands
 
 
 class Parser(argparse.ArgumentParser):
@@ -68,7 +68,7 @@ def parser() -> Parser:
     top.add_argument('--timeout', type=seconds, default=TIMEOUT, help=f'seconds for an answer (default {TIMEOUT:g})')
     top.add_argument('--limit', type=int, help='handles, why_alive: how many to tell')
     top.add_argument('--kind', help='handles: only those of this kind, such as Stream')
-    top.add_argument('--deadline', type=float, metavar='SECONDS', help='drain: until what is left is reset')
+    top.add_argument('--drain-timeout', type=float, metavar='SECONDS', help='drain: until what is left is reset')
     top.add_argument('--lame-duck', type=float, metavar='SECONDS', help='drain: of these, how long to go on accepting')
     top.add_argument('--report', action='store_true', help='print versions, limits and features for a bug report')
     return top

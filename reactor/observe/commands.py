@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 LIMIT = 100  # handles and reasons that are told unless more are asked for
 MOST = 1000  # of them, in one answer
 LONGEST_TEXT = 500  # characters to describe one of them
-DEADLINE, LAME_DUCK = 30.0, 0.0  # seconds, unless a drain says otherwise
+DRAIN_TIMEOUT, LAME_DUCK = 30.0, 0.0  # seconds, unless a drain says otherwise
 
 
 class Refused(Exception):
@@ -107,12 +107,12 @@ class Commands:
         reasons = [reason[:LONGEST_TEXT] for reason in self._r.why_alive(limit + 1)]
         return {'reasons': reasons[:limit], 'more': len(reasons) > limit}
 
-    def do_drain(self, deadline: float = DEADLINE, lame_duck: float = LAME_DUCK) -> dict[str, Any]:
-        """Begin `Reactor.shutdown`, or what stands for it."""
-        if lame_duck > deadline:
-            raise Refused(f'lame_duck is a part of deadline: {lame_duck:g} s do not fit into {deadline:g} s')
-        self._drain(deadline, lame_duck)
-        return {'deadline': deadline, 'lame_duck': lame_duck}
+    def do_drain(self, drain_timeout: float = DRAIN_TIMEOUT, lame_duck: float = LAME_DUCK) -> dict[str, Any]:
+        """Begin `Reactor.drain`, or what stands for it."""
+        if lame_duck > drain_timeout:
+            raise Refused(f'lame_duck is a part of drain_timeout: {lame_duck:g} s do not fit into {drain_timeout:g} s')
+        self._drain(drain_timeout, lame_duck)
+        return {'drain_timeout': drain_timeout, 'lame_duck': lame_duck}
 
 
 def _phases(figures: Figures) -> dict[str, Any]:
@@ -152,7 +152,7 @@ COMMANDS: dict[str, tuple[str, dict[str, tuple[Callable[[Any], Any], str]]]] = {
     'drain': (
         'end without losing a request',
         {
-            'deadline': (_seconds, f'seconds until what is left is reset, by default {DEADLINE:g}'),
+            'drain_timeout': (_seconds, f'seconds until what is left is reset, by default {DRAIN_TIMEOUT:g}'),
             'lame_duck': (_seconds, f'seconds of these in which it goes on accepting, by default {LAME_DUCK:g}'),
         },
     ),

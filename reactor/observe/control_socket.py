@@ -54,7 +54,7 @@ def control(
     path    of the socket's file, which is made, and removed by `close` of the returned object or of the reactor
     source  whose figures, by default those of `r`
     mode    permissions of the file: who may write to it may see all, and drain
-    drain   `drain(deadline, lame_duck)` is called for the command `drain`, by default `r.shutdown`
+    drain   `drain(drain_timeout, lame_duck)` is called for the command `drain`, by default `r.drain`
 
     Raises as `listen_unix` does, and ValueError for an abstract path, which has no permissions.
     """
@@ -63,7 +63,7 @@ def control(
     check_callback('source', source)
     check_callback('drain', drain)
     r.watchers.check()
-    return ControlSocket(r, path, mode, Commands(r, source or source_of(r), drain or r.shutdown))
+    return ControlSocket(r, path, mode, Commands(r, source or source_of(r), drain or r.drain))
 
 
 class ControlSocket:

@@ -179,7 +179,7 @@ def serve_metrics(
     hosts       names by which it may be asked for on loopback, besides `localhost` and addresses
     ready       asked by /healthz as well: False when the program cannot serve now, because a database is away, say
 
-    /healthz is 200 `ok`; 503 `draining` from `r.shutdown` on, `not ready` when `ready` says so. The listener does not
+    /healthz is 200 `ok`; 503 `draining` from `r.drain` on, `not ready` when `ready` says so. The listener does not
     keep `run` running, and a drain leaves it open. A scrape takes the loop a millisecond or so. Raises as `listen_tcp`
     does.
     """

@@ -2,7 +2,7 @@
 
 Owns the request line, the headers and their limits, and who may ask. Knows nothing of what is answered. The rules: what
 is not understood is refused and never guessed at; not a byte that a client sends is sent back; and no client can hold a
-connection for longer than DEADLINE, unless it is one of those that a stream of events was given to.
+connection for longer than REQUEST_TIMEOUT, unless it is one of those that a stream of events was given to.
 
 On loopback a page is reached by a name of this machine or by an address, and by nothing else. A page of somebody else's
 could have the name of its own server point here ("DNS rebinding") and then read the figures; the header Host tells.
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 LONGEST_HEAD = 8192  # bytes of a request line and its headers, as in nginx and Apache
 MOST_HEADERS = 100  # lines, as in Apache: 2,000 fit into so many bytes, and took 4 ms
-DEADLINE = 15.0  # seconds for the request and the answer; Prometheus gives up after 10
+REQUEST_TIMEOUT = 15.0  # seconds for the request and the answer; Prometheus gives up after 10
 MOST_CLIENTS = 64  # at once, further ones wait in the backlog; each has some kilobytes of ours
 STALLED = 30.0  # seconds in which a client may take nothing of a stream
 REASONS = {
@@ -98,7 +98,7 @@ class _Client:
 
     def __init__(self, conn: Stream) -> None:
         self.frames = Frames(LONGEST_HEAD)
-        self.timer = conn.loop.call_later(DEADLINE, conn.abort)
+        self.timer = conn.loop.call_later(REQUEST_TIMEOUT, conn.abort)
         self.timer.unref()
 
 
@@ -233,4 +233,4 @@ def _head(status: int, headers: Headers) -> bytes:
 def _answer(conn: Stream, status: int, headers: Headers, body: bytes) -> None:
     if not conn.closed:
         conn.writelines((_head(status, headers), body))
-        conn.write_eof()  # and it closes when the client has read all of it and closed, at the latest at the deadline
+        conn.write_eof()  # and closes when the client has read all of it and closed, or after REQUEST_TIMEOUT

@@ -97,7 +97,9 @@ def why_alive(answer: Answer, before: Answer | None = None) -> list[str]:
 
 def drain(answer: Answer, before: Answer | None = None) -> list[str]:
     """What was begun."""
-    return [f'it drains: accepting for {answer["lame_duck"]:g} s, what is left in {answer["deadline"]:g} s is reset']
+    return [
+        f'it drains: accepting for {answer["lame_duck"]:g} s, what is left in {answer["drain_timeout"]:g} s is reset'
+    ]
 
 
 def commands(answer: Answer, before: Answer | None = None) -> list[str]:

@@ -13,7 +13,7 @@ from socket import SOMAXCONN
 
 from .. import Reactor, ReactorError
 from ..loop.checks import shown, time_limit, whole
-from ..net.shutdown import check_times
+from ..net.drain import check_times
 from ..net.sockets import check_backlog
 from . import systemd
 from .doors import Door
@@ -34,7 +34,7 @@ def run(
     *,
     workers: int | None = None,
     listen: Iterable[Any] = (),
-    deadline: float = 30.0,
+    drain_timeout: float = 30.0,
     lame_duck: float = 1.0,
     start_timeout: float = 60.0,
     hang_timeout: float | None = 30.0,
@@ -48,11 +48,11 @@ def run(
                    `listen`, all of them to be used: `r.listen_tcp(None, 0, on_data, sock=listeners[0])`. The worker is
                    ready when it returns
     workers        how many, at least 1; None: one for each processor that this process may use. One process without a
-                   parent is `reactor.run`, and `r.add_signal_handler(SIGTERM, r.shutdown, 30, 1)` in it
+                   parent is `reactor.run`, and `r.add_signal_handler(SIGTERM, r.drain, 30, 1)` in it
     listen         'host:port', '[IPv6]:port', ':port' for all addresses, 'unix:/path', 'unix:@abstract', (host, port),
                    or a socket that listens already. Port 0: a free one, the same for all. In place of these, when
                    there are any: the sockets that systemd has passed (`systemd.inherited_sockets`)
-    deadline       seconds that a worker has to end what it does; what is left then is aborted
+    drain_timeout  seconds that a worker has to end what it does; what is left then is aborted
     lame_duck      seconds of it in which a worker that is to end still accepts
     start_timeout  seconds in which a worker has to be ready, else it is killed
     hang_timeout   seconds in which a worker that serves has to report, which it does once a second from its loop. One
@@ -64,19 +64,19 @@ def run(
     module (`-m`), and comes to this call again. There the call does not return, but raises SystemExit when the worker
     is done.
 
-    SIGTERM, SIGINT   all workers drain (`Reactor.shutdown`) and go; a second SIGINT ends them at once
+    SIGTERM, SIGINT   all workers drain (`Reactor.drain`) and go; a second SIGINT ends them at once
     SIGHUP            the workers are replaced one by one: each drains when its successor is ready. When that fails, the
                       rest of them is kept
     SIGTTIN, SIGTTOU  one worker more; one less
 
     A worker that dies is replaced at once, and one that served less than a second after 0.1 s, doubled each time up to
-    10 s, for ever. One that drains of its own accord (`r.shutdown`, or a SIGTERM to it alone) is replaced meanwhile.
+    10 s, for ever. One that drains of its own accord (`r.drain`, or a SIGTERM to it alone) is replaced meanwhile.
     On Linux each has a listening socket of its own on the port (SO_REUSEPORT), which the parent keeps: who waits in its
     queue is served by the next one. Elsewhere, and at Unix sockets, all share one. While a worker fails to start and
     another one serves, the socket of the failing one is closed, so that clients reach those who live: what waits in its
     queue then is reset.
 
-    `r.stop` and `r.shutdown` in the parent drain the workers as SIGTERM does.
+    `r.stop` and `r.drain` in the parent drain the workers as SIGTERM does.
 
     systemd is told when all workers are ready, and of replacing and ending; its watchdog hears from the parent's loop.
 
@@ -85,8 +85,10 @@ def run(
     with `net.ipv4.tcp_migrate_req=1` of Linux 5.14, which gives him to another). Who comes right before that knocks
     again after a second, and gets to another worker, or is refused.
 
-    The status: 0; 1 when a worker had to be killed, two seconds after its deadline; 130 after a second SIGINT. Raises
-    OSError (address in use), ReactorError when the program cannot be started anew, or this is not the main thread.
+    The status: 0; 1 when a worker had to be killed, two seconds after its drain timeout; 130 after a second SIGINT.
+
+    Raises OSError (address in use), and ReactorError when the program cannot be started again or this is not the main
+    thread.
     """
     if not callable(main) or not (on_start is None or callable(on_start)):
         raise TypeError(f'main and on_start must be callable, not {shown(main)} and {shown(on_start)}')
@@ -94,7 +96,7 @@ def run(
         whole('workers', workers, 1, unit='number of processes, or None')
     if isinstance(listen, str) or not hasattr(listen, '__iter__'):
         raise TypeError(f'listen is a list of addresses, not {shown(listen)}')
-    deadline, lame_duck = check_times(deadline, lame_duck)
+    drain_timeout, lame_duck = check_times(drain_timeout, lame_duck, 'drain_timeout')
     start_timeout = time_limit('start_timeout', start_timeout)
     if hang_timeout is not None and time_limit('hang_timeout', hang_timeout, '; None switches it off') < SHORTEST_HANG:
         raise ValueError(
@@ -103,7 +105,7 @@ def run(
     check_backlog(backlog)
     told = os.environ.pop(VARIABLE, None)
     if told is not None:
-        work(json.loads(told), main, (deadline, lame_duck), options)
+        work(json.loads(told), main, (drain_timeout, lame_duck), options)
         raise SystemExit(0)
     Reactor(**options).close()  # bad ones are told here, and not by workers that fail for ever
     argv, doors = command(), list[Door]()
@@ -111,7 +113,7 @@ def run(
         for address in [sock for _, sock in systemd.inherited_sockets()] or listen:
             doors.append(Door(address, backlog))
         with Reactor() as r:
-            team = Workers(r, argv, doors, deadline, start_timeout, hang_timeout)
+            team = Workers(r, argv, doors, drain_timeout, start_timeout, hang_timeout)
             r.run(lambda r: team.begin(workers or processors(), on_start))
             # Something stopped this reactor or shut it down, such as a control socket, perhaps while the workers were
             # draining already. Closing it would kill them.

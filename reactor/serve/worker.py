@@ -37,7 +37,7 @@ def work(told: dict[str, Any], main: Any, times: tuple[float, float], options: d
 
 
 class Worker:
-    """This process, as the parent steers it; `times`: deadline and lame duck."""
+    """This process, as the parent steers it; `times`: the timeout of the drain and the lame duck."""
 
     def __init__(self, r: Reactor, told: dict[str, Any], times: tuple[float, float]) -> None:
         self.r = r
@@ -63,7 +63,7 @@ class Worker:
             self.control.write(json.dumps([figures, self.r.draining]).encode() + b'\n')
 
     def drain(self) -> None:
-        self.r.shutdown(*self.times)
+        self.r.drain(*self.times)
         self.tell()
 
     def on_line(self, conn: Stream, line: bytes) -> None:
@@ -73,11 +73,11 @@ class Worker:
         for handle in self.r.handles():
             if isinstance(handle, Listener) and handle.sock in self.listeners:
                 handle.close()  # our copy: the queue is the successor's from now on
-        self.r.shutdown(*self.times)
+        self.r.drain(*self.times)
 
     def on_orphaned(self, conn: Stream, exc: BaseException | None) -> None:
         self.be_last()
-        self.r.shutdown(*self.times)
+        self.r.drain(*self.times)
 
     def be_last(self) -> None:
         """No other process serves the queues of our own sockets after us. Shared ones may be another program's, too."""

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 VARIABLE = 'REACTOR_WORKER'  # in the environment of a worker: its slot and its descriptors
 STEADY = 1.0  # seconds that a worker has to serve to be replaced at once when it dies
 FIRST_PAUSE, LONGEST_PAUSE = 0.1, 10.0  # seconds before one that served less is started again; doubled each time
-GRACE = 2.0  # seconds after the deadline in which a worker may still go by itself
+GRACE = 2.0  # seconds after the drain timeout in which a worker may still go by itself
 REPORTS_EVERY = 1.0  # seconds between two reports of a worker, and between two looks at who is silent
 INTERRUPTED = 130  # what a shell reports for a program that Ctrl-C ended
 
@@ -61,14 +61,14 @@ class Workers:
         r: Reactor,
         argv: list[str],
         doors: list[Door],
-        deadline: float,
+        drain_timeout: float,
         start_timeout: float,
         hang_timeout: float | None,
     ) -> None:
         self.r = r
         self.argv = argv
         self.doors = doors
-        self.patience = deadline + GRACE
+        self.patience = drain_timeout + GRACE
         self.start_timeout = start_timeout
         self.hang_timeout = hang_timeout
         self.addresses: list[Any] = []

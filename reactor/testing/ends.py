@@ -8,6 +8,7 @@ from __future__ import annotations
 from ..errors import (
     ClientRefused,
     ConnectTimeout,
+    DrainTimeout,
     IdleTimeout,
     LifetimeOver,
     ProxyError,
@@ -15,7 +16,6 @@ from ..errors import (
     ReadTimeout,
     ResolveError,
     SendFileError,
-    ShutdownTimeout,
     TLSError,
     TooSlow,
     WriteBufferFull,
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 # What a connection may end with, beside the errors of the kernel and what its callbacks have raised.
 REASONS = (
-    ReadTimeout, WriteTimeout, IdleTimeout, ConnectTimeout, WriteBufferFull, TLSError, ShutdownTimeout, ResolveError,
+    ReadTimeout, WriteTimeout, IdleTimeout, ConnectTimeout, WriteBufferFull, TLSError, DrainTimeout, ResolveError,
     SendFileError, TooSlow, LifetimeOver, ClientRefused, ProxyError,
 )  # fmt: skip
 

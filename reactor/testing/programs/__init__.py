@@ -18,13 +18,13 @@ from .limits import crowd, time_limits
 from .meddling import meddling
 from .others import calls, datagrams, look_ups, signals, threads, timers
 from .parts import World
-from .service import shutdown
+from .service import drain
 
 PROGRAMS = (
     echo, proxy, half_closes, floods, requests, publish, publish_to_the_dying,
     churn, closing, proxied, limited, paces, crowd, time_limits, timers, calls, datagrams, signals, threads, look_ups,
 )  # fmt: skip
-ALONE = (shutdown,)
+ALONE = (drain,)
 RACES = (publish_to_the_dying, churn, closing, crowd)
 
 __all__ = ['ALONE', 'PROGRAMS', 'RACES', 'World', 'meddling']

@@ -37,7 +37,7 @@ class World(Protocol):
     faulty              whether faults may happen. Ends with errors are right then; wrong bytes never are
     address()           (host, port) on which nobody listens yet, the host in numbers; port 0: the system chooses
     tls                 contexts for (servers, clients) to talk over TLS with, or None
-    stops               how often `run` was stopped, as `shutdown` does; it was called again then
+    stops               how often `run` was stopped, as `drain` does; it was called again then
     name                of the host of address(); it may have other addresses, too
     has_unix            whether there are Unix sockets
     counts_tcp          whether the system counts the bytes of TCP connections, for a minimum rate

@@ -1,7 +1,7 @@
-"""A program about the end of a server: `shutdown` while clients ask, wait, and do nothing.
+"""A program about the end of a server: `drain` while clients ask, wait, and do nothing.
 
 Owns a service and its clients. The rule: whoever was let in has an answer to each request that was sent in time, and
-who only sits there is left alone until the lame duck is over; at the deadline at the latest everything has ended.
+who only sits there is left alone until the lame duck is over; at the timeout at the latest everything has ended.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ REQUEST = 10  # bytes: how long the answer takes, in ms, and how long it is
 SOON = 1.5  # seconds in which it stops when there is nothing to wait for
 
 
-def shutdown(world: World) -> None:
+def drain(world: World) -> None:
     """A server is shut down, at once or in the middle of things; to be run alone, for it ends others too."""
     Service(world)
 
@@ -31,8 +31,8 @@ class Service:
     def __init__(self, world: World) -> None:
         self.world, rng = world, child(world)
         self.lame_duck = rng.choice((0, 0, 0.9))
-        self.deadline = self.lame_duck + rng.choice((0.05, 30, 30, 30))
-        self.patient = not world.faulty and self.deadline > 10  # then nothing is lost
+        self.timeout = self.lame_duck + rng.choice((0.05, 30, 30, 30))
+        self.patient = not world.faulty and self.timeout > 10  # then nothing is lost
         self.closes = rng.random() < 0.5  # itself, behind its last answer
         self.slow = rng.choice((0, 0, 0.8))  # seconds until it reads what a new client has sent
         self.began: float | None = None  # when it was shut down
@@ -50,11 +50,11 @@ class Service:
     def shut_down(self) -> None:
         r = self.world.r
         before, self.began = r.draining, r.now
-        r.shutdown(self.deadline, self.lame_duck)
+        r.drain(self.timeout, self.lame_duck)
         if (before, r.draining) != (False, True):
-            self.world.fail(f'draining was {before}, and is {r.draining} after shutdown()')
+            self.world.fail(f'draining was {before}, and is {r.draining} after drain()')
         if not self.patient:
-            r.call_later(self.deadline + SOON, self.check_over)
+            r.call_later(self.timeout + SOON, self.check_over)
         self.expect_end()
         self.world.trouble()
 
@@ -69,7 +69,7 @@ class Service:
         server, stops = self.place.server, self.world.stops
         # An interrupt leaves `run` as well, and what stopped it in the same turn is forgotten.
         if not server.closed or server.open_connections or not (stops or self.world.faulty):
-            self.world.fail(f'after the shutdown there is {server!r}, and run() was stopped {stops} times')
+            self.world.fail(f'after the drain there is {server!r}, and run() was stopped {stops} times')
         self.ending.done(self.number)
 
     def on_connect(self, conn: Stream) -> None:

@@ -1,4 +1,4 @@
-"""The end of a server: `Reactor.shutdown`, phase after phase.
+"""The end of a server: `Reactor.drain`, phase after phase.
 
 Owns the phases and the looks at what is left. Knows listeners and streams by what they tell of themselves, and keeps
 none of them: each look goes through the open handles anew. The phases are those of the load balancers in front of it,
@@ -10,7 +10,7 @@ HAProxy's drain and Envoy's; "lame duck" is Google's word ("Site Reliability Eng
                 listener closes a look later, so that handshakes under way can end. A listener that is paused or full
                 goes on waiting for room
     finishing   connections that are idle are closed, busy ones are left to end; when none is left, `stop`
-    deadline    what is left is reset
+    timeout     what is left is reset
 
 What keeps nothing running (`unref`) is no part of it: who looks in sees the end, and health checks are answered to it.
 
@@ -22,7 +22,7 @@ from __future__ import annotations
 
 from weakref import WeakKeyDictionary
 
-from ..errors import ShutdownTimeout
+from ..errors import DrainTimeout
 from ..loop.checks import seconds
 from .addresses import show
 from .listener import Listener
@@ -44,10 +44,11 @@ CLOSES_PER_TURN = 256  # of idle connections; the busy ones are being served
 FAREWELL = 1.0  # seconds for peers to end their side when everything is said; many will not before they write again
 
 
-class Shutdown:
-    """What `shutdown` has begun. `over` is True when it has called `stop`, and when it could not begin."""
+class Drain:
+    """What `drain` has begun. `over` is True when it has called `stop`, and when it could not begin."""
 
     __slots__ = (
+        '_aborting',
         '_accepts',
         '_asking',
         '_began',
@@ -56,40 +57,39 @@ class Shutdown:
         '_looking',
         '_loop',
         '_silent_since',
-        '_until',
         'over',
     )
 
-    def __init__(self, loop: Loop, deadline: float, lame_duck: float) -> None:
+    def __init__(self, loop: Loop, timeout: float, lame_duck: float) -> None:
         self._loop = loop
         self.over = False
         self._began = loop.timers.clock()
-        self._until = self._began + deadline
+        self._deadline = self._began + timeout
         self._accepts = -1  # how many connections the loop had accepted when the listeners were asked last
         self._idle: Idle = WeakKeyDictionary()  # as the last look saw them
         self._silent_since: float | None = None  # from when on nothing but the ends of peers were waited for
         for handle in self._served():
             if isinstance(handle, Listener):
-                handle.handle_shutdown()
+                handle.handle_drain()
         later = loop.timers.later
         try:
-            self._deadline = later(deadline, self._abort)
+            self._aborting = later(timeout, self._abort)
             self._asking = later(lame_duck, self._ask_listeners)
             self._looking = later(lame_duck, self._look)
         except BaseException:  # no memory or stack for one of them: it has not begun
             self.over = True  # first: there may be none to cancel the others either, which then do nothing
-            for name in ('_deadline', '_asking'):
+            for name in ('_aborting', '_asking'):
                 if hasattr(self, name):
                     getattr(self, name).cancel()
             raise
 
-    def hasten(self, deadline: float, lame_duck: float) -> None:
+    def hasten(self, timeout: float, lame_duck: float) -> None:
         """The same again: of each time, whichever is earlier."""
         if self.over:
             return
         now = self._loop.timers.clock()
-        self._until = min(self._until, now + deadline)
-        for timer, delay in ((self._deadline, deadline), (self._asking, lame_duck), (self._looking, lame_duck)):
+        self._deadline = min(self._deadline, now + timeout)
+        for timer, delay in ((self._aborting, timeout), (self._asking, lame_duck), (self._looking, lame_duck)):
             if timer.deadline is not None and now + delay < timer.deadline:
                 timer.reset(delay)
 
@@ -155,7 +155,7 @@ class Shutdown:
                 stream.finish(None)
             self._stop()
             return
-        self._looking.reset(max(LOOK, min(len(handles) * LOOK_COST, (self._until - now) / 4)))
+        self._looking.reset(max(LOOK, min(len(handles) * LOOK_COST, (self._deadline - now) / 4)))
 
     def _idle_long(self, stream: Stream, now: float, idle: Idle) -> bool:
         before, since = self._idle.get(stream, (None, now))
@@ -163,7 +163,7 @@ class Shutdown:
             since = now
         idle[stream] = stream.state, since
         patience = GRACE if stream.state == OPEN else HANDSHAKE
-        return now - since >= min(patience, (self._until - since) / 2)  # where time is short, half of it
+        return now - since >= min(patience, (self._deadline - since) / 2)  # where time is short, half of it
 
     def _said_farewell(self, now: float) -> bool:
         if self._silent_since is None:
@@ -171,7 +171,7 @@ class Shutdown:
         return now - self._silent_since >= FAREWELL
 
     def _abort(self) -> None:
-        """The deadline: stop, and reset what is left."""
+        """The timeout is over: stop, and reset what is left."""
         if self.over:
             return
         self._stop()
@@ -182,22 +182,25 @@ class Shutdown:
             elif isinstance(handle, Stream) and isinstance(handle.origin, Listener):
                 busy = 'its answer was under way' if handle.busy else 'it was not busy'
                 handle.reset(
-                    ShutdownTimeout(
-                        f'{show(handle.peername)} was not done within {waited:.3g} s of shutdown(): {busy}, '
+                    DrainTimeout(
+                        f'{show(handle.peername)} was not done within {waited:.3g} s of drain(): {busy}, '
                         f'{handle.buffered} bytes waited; it was reset'
                     )
                 )
 
     def _stop(self) -> None:
         self.over = True
-        for timer in (self._deadline, self._asking, self._looking):
+        for timer in (self._aborting, self._asking, self._looking):
             timer.cancel()
         self._loop.stop()
 
 
-def check_times(deadline: float, lame_duck: float) -> tuple[float, float]:
-    """Return both as numbers of seconds; TypeError, and ValueError unless 0 <= lame_duck <= deadline."""
-    deadline, lame_duck = seconds('deadline', deadline), seconds('lame_duck', lame_duck)
-    if lame_duck > deadline:
-        raise ValueError(f'lame_duck is a part of deadline: {lame_duck!r} s do not fit into {deadline!r} s')
-    return deadline, lame_duck
+def check_times(timeout: float, lame_duck: float, name: str = 'timeout') -> tuple[float, float]:
+    """Return both as numbers of seconds. `name` is what the caller calls the timeout.
+
+    Raises TypeError, and ValueError unless 0 <= lame_duck <= timeout.
+    """
+    timeout, lame_duck = seconds(name, timeout), seconds('lame_duck', lame_duck)
+    if lame_duck > timeout:
+        raise ValueError(f'lame_duck is a part of {name}: {lame_duck!r} s do not fit into {timeout!r} s')
+    return timeout, lame_duck

@@ -1,4 +1,4 @@
-"""The end of a server: `shutdown`, what it waits for, and what it closes when. Time passes only while it would wait."""
+"""The end of a server: `drain`, what it waits for, and what it closes when. Time passes only while it would wait."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from conftest import check_empty
 from support import SELECTORS, FakeKernel, FakeSelector, Log, drain, end, in_thread, reset, run_short, run_until, turns
 from test_programs import RealWorld
 
-from reactor import READ, HandleClosed, Reactor, ReactorError, ShutdownTimeout
+from reactor import READ, DrainTimeout, HandleClosed, Reactor, ReactorError
 from reactor.kernel import AF_UNIX, TCP_DEFER_ACCEPT, Kernel
 from reactor.loop.timers import Timer, TimerHeap
+from reactor.net.drain import GRACE, HANDSHAKE, LOOK
 from reactor.net.listener import ACCEPTS_PER_TURN
-from reactor.net.shutdown import GRACE, HANDSHAKE, LOOK
-from reactor.testing.programs.service import shutdown
+from reactor.testing.programs.service import drain as drain_program
 
 HERE = '127.0.0.1'
 needs_unix = pytest.mark.skipif(AF_UNIX < 0, reason='this platform has no Unix sockets')
@@ -94,7 +94,7 @@ def ended(client):
 def test_a_server_without_connections_stops_and_run_returns_false(r):
     server = Server(r)
     assert not r.draining
-    r.shutdown(10)
+    r.drain(10)
     assert r.draining
     assert r.run() is False
     assert server.listener.closed
@@ -102,7 +102,7 @@ def test_a_server_without_connections_stops_and_run_returns_false(r):
 
 
 def test_it_ends_also_where_nothing_was_ever_begun(r):
-    r.shutdown(10, lame_duck=2)
+    r.drain(10, lame_duck=2)
     assert r.run() is False
     assert r.now == 1002
 
@@ -111,7 +111,7 @@ def test_an_idle_connection_is_closed_in_good_order_when_it_has_been_so_for_a_wh
     server = Server(r)
     (client,) = connected(r, server, sockets)
     began = r.now
-    r.shutdown(10)
+    r.drain(10)
     assert r.run() is False
     assert server.log == [('close', None)]
     assert client.recv(1) == b''
@@ -122,7 +122,7 @@ def test_a_busy_connection_has_its_answer_first(r, sockets):
     server = Server(r)
     (client,) = connected(r, server, sockets)
     ask(r, server, client)
-    r.shutdown(10)
+    r.drain(10)
     r.call_later(4, server.answer)
     assert r.run() is False
     assert server.log[1:] == [('close', None)]
@@ -134,7 +134,7 @@ def test_a_connection_that_its_application_ends_is_waited_for_no_longer(r, socke
     (client,) = connected(r, server, sockets)
     ask(r, server, client)
     began = r.now
-    r.shutdown(10)
+    r.drain(10)
     r.call_later(4, lambda: (server.answer(), server.conns[0].close()))
     assert r.run() is False
     assert r.now <= began + 4 + LOOK + 0.01
@@ -149,7 +149,7 @@ def test_an_answer_that_waits_for_its_reader_is_sent_to_the_end(r, sockets):
     received = bytearray()
     reader = r.call_later(4, lambda: None)
     reader.unref()
-    r.shutdown(30)
+    r.drain(30)
     r.call_later(4, lambda: r.call_every(0.01, lambda: received.extend(drain(client))).unref())
     assert r.run() is False
     received += drain(client)
@@ -158,51 +158,51 @@ def test_an_answer_that_waits_for_its_reader_is_sent_to_the_end(r, sockets):
     r.timers.clear()
 
 
-def test_what_is_not_done_at_the_deadline_is_reset_and_told_why(r, sockets):
+def test_what_is_not_done_at_the_timeout_is_reset_and_told_why(r, sockets):
     server = Server(r)
     idle_one, client = connected(r, server, sockets, 2)
     ask(r, server, client)
     r.call_at(r.now, lambda: None)
     began = r.timers.clock()
-    r.shutdown(5)
+    r.drain(5)
     assert r.run() is False
     assert r.now == pytest.approx(began + 5)
     (_, clean), (_, exc) = server.log[1:]
-    assert clean is None and isinstance(exc, ShutdownTimeout) and isinstance(exc, TimeoutError)
+    assert clean is None and isinstance(exc, DrainTimeout) and isinstance(exc, TimeoutError)
     host, port = client.getsockname()
     assert str(exc) == (
-        f'{host}:{port} was not done within 5 s of shutdown(): its answer was under way, 0 bytes waited; it was reset'
+        f'{host}:{port} was not done within 5 s of drain(): its answer was under way, 0 bytes waited; it was reset'
     )
     with pytest.raises(ConnectionResetError):
         client.recv(1)
     assert idle_one.recv(1) == b''
 
 
-def test_a_deadline_of_nothing_resets_at_once(r, sockets):
+def test_a_timeout_of_nothing_resets_at_once(r, sockets):
     server = Server(r)
     connected(r, server, sockets)
-    r.shutdown(0)
+    r.drain(0)
     assert r.run() is False
-    assert [type(exc) for _, exc in server.log] == [ShutdownTimeout]
+    assert [type(exc) for _, exc in server.log] == [DrainTimeout]
     assert 'it was not busy' in str(server.log[0][1])
 
 
-@pytest.mark.parametrize('deadline', [0.25, 1])
-def test_idle_connections_are_closed_in_good_order_however_many_there_are(r, sockets, deadline, monkeypatch):
-    # Where a look takes long, the second one would have come behind the deadline.
-    monkeypatch.setattr('reactor.net.shutdown.LOOK_COST', 1.0)
+@pytest.mark.parametrize('timeout', [0.25, 1])
+def test_idle_connections_are_closed_in_good_order_however_many_there_are(r, sockets, timeout, monkeypatch):
+    # Where a look takes long, the second one would have come behind the timeout.
+    monkeypatch.setattr('reactor.net.drain.LOOK_COST', 1.0)
     server = Server(r)
     connected(r, server, sockets, 3)
-    r.shutdown(deadline)
+    r.drain(timeout)
     assert r.run() is False
     assert server.log == [('close', None)] * 3
 
 
 def test_many_are_closed_a_few_in_each_turn(r, sockets, monkeypatch):
-    monkeypatch.setattr('reactor.net.shutdown.CLOSES_PER_TURN', 4)
+    monkeypatch.setattr('reactor.net.drain.CLOSES_PER_TURN', 4)
     server = Server(r)
     connected(r, server, sockets, 10)
-    r.shutdown(10)
+    r.drain(10)
     closed = []
     while r.run_once():
         closed.append(len(server.log))
@@ -217,7 +217,7 @@ def test_a_lame_duck_accepts_and_answers_and_closes_nothing(r, sockets):
     server = Server(r)
     (early,) = connected(r, server, sockets)
     began = r.timers.clock()
-    r.shutdown(30, lame_duck=5)
+    r.drain(30, lame_duck=5)
     (late,) = connected(r, server, sockets)
     ask(r, server, late)
     server.answer()
@@ -237,7 +237,7 @@ def test_who_waits_in_the_queue_is_accepted_and_answered(r, sockets, count):
     clients = [sockets.connect(server.listener.address) for _ in range(count)]
     for client in clients:
         client.send(b'?')
-    r.shutdown(10)
+    r.drain(10)
     r.call_later(1, server.answer)
     assert r.run() is False
     assert [ended(client) for client in clients] == [b'answer'] * count
@@ -248,7 +248,7 @@ def test_who_was_accepted_last_has_the_time_to_ask(r, sockets):
     server = Server(r)
     client = sockets.connect(server.listener.address)
     began = r.now
-    r.shutdown(10)
+    r.drain(10)
     run_until(r, lambda: server.listener.closed)
     assert server.conns
     r.call_at(began + 0.9 * GRACE, client.send, b'?')
@@ -273,7 +273,7 @@ def test_who_comes_in_between_the_last_look_and_the_end_is_served(r, sockets, tm
         return can_drop
 
     r.watchers.kernel.drop_newcomers = somebody_comes
-    r.shutdown(10)
+    r.drain(10)
     r.call_later(1, server.answer)
     assert r.run() is False
     assert ended(clients[0]) == b'answer'
@@ -315,7 +315,7 @@ def test_who_had_begun_to_come_in_when_the_queue_was_looked_at_is_served(r, sock
     server = Server(r)
     server.listener.sock.setsockopt(socket.IPPROTO_TCP, TCP_DEFER_ACCEPT, 10)
     client = sockets.connect(server.listener.address)
-    r.shutdown(10)
+    r.drain(10)
     turns(r, 1)
     assert not server.listener.closed
     client.send(b'?')
@@ -334,7 +334,7 @@ def test_the_clients_of_a_unix_socket_cannot_be_kept_out(tmp_path):
 
 @pytest.mark.parametrize('kind', [MemoryError, RecursionError])
 @pytest.mark.parametrize('good', [0, 1, 2])
-def test_a_shutdown_that_finds_no_memory_or_stack_has_not_begun(r, monkeypatch, kind, good):
+def test_a_drain_that_finds_no_memory_or_stack_has_not_begun(r, monkeypatch, kind, good):
     made = []
     later = TimerHeap.later
 
@@ -347,14 +347,14 @@ def test_a_shutdown_that_finds_no_memory_or_stack_has_not_begun(r, monkeypatch, 
     with monkeypatch.context() as patched:
         patched.setattr(TimerHeap, 'later', fails)
         with pytest.raises(kind):
-            r.shutdown(10)
+            r.drain(10)
     assert not r.draining
     assert len(r.timers) == 0
-    r.shutdown(10)
+    r.drain(10)
     assert r.run() is False
 
 
-def test_the_timers_of_a_shutdown_that_has_not_begun_do_nothing_where_they_cannot_be_cancelled(r, monkeypatch):
+def test_the_timers_of_a_drain_that_has_not_begun_do_nothing_where_they_cannot_be_cancelled(r, monkeypatch):
     server, later = Server(r), TimerHeap.later
 
     def fails(timers, delay, fn, *args):
@@ -366,10 +366,10 @@ def test_the_timers_of_a_shutdown_that_has_not_begun_do_nothing_where_they_canno
         patched.setattr(TimerHeap, 'later', fails)
         run_short(patched, Timer, 'cancel', 9)
         with pytest.raises(MemoryError):
-            r.shutdown(10)
+            r.drain(10)
     run_until(r, lambda: not len(r.timers))
     assert not r.draining and not server.listener.closed
-    r.shutdown(10)
+    r.drain(10)
     assert r.run() is False
 
 
@@ -382,7 +382,7 @@ def test_dropping_newcomers_fails_nobody(sockets):
 def test_where_accepting_cannot_be_deferred_nothing_is_undone(r, monkeypatch):
     Server(r, defer_accept=True)
     monkeypatch.setattr('reactor.net.sockets.TCP_DEFER_ACCEPT', -1)
-    r.shutdown(10)
+    r.drain(10)
     assert r.run() is False
 
 
@@ -393,7 +393,7 @@ def test_a_listener_that_was_lost_is_no_hindrance(r, how):
         os.close(server.listener.sock.fileno())
     else:
         server.listener.sock.close()
-    r.shutdown(10)
+    r.drain(10)
     assert r.run() is False
     assert server.listener.closed
 
@@ -403,7 +403,7 @@ def test_an_inherited_listener_is_left_as_it_is(r, sockets):
     ours = sockets.track(socket.create_server((HERE, 0)))
     theirs = sockets.track(ours.dup())
     r.listen_tcp(None, 0, sock=ours, defer_accept=True)
-    r.shutdown(10)
+    r.drain(10)
     assert r.run() is False
     assert r.now < 1000 + 2 * LOOK
     client = sockets.connect(theirs.getsockname())
@@ -421,7 +421,7 @@ def test_an_inherited_listener_that_is_the_last_one_keeps_newcomers_out(r, socke
     listener = r.listen_tcp(None, 0, sock=ours, defer_accept=True)
     listener.handle_last()
     assert not ours.getsockopt(socket.IPPROTO_TCP, TCP_DEFER_ACCEPT)
-    r.shutdown(10)
+    r.drain(10)
     turns(r, 1)
     late = sockets.track(socket.socket())
     late.settimeout(0.1)
@@ -436,7 +436,7 @@ def test_a_paused_listener_takes_whom_it_has_when_it_is_resumed(r, sockets):
     server.listener.pause()
     client = sockets.connect(server.listener.address)
     client.send(b'?')
-    r.shutdown(10)
+    r.drain(10)
     r.call_later(2, lambda: server.log.append(('accepted', r.stats().accepts)))
     r.call_later(3, server.listener.resume)
     r.call_later(4, server.answer)
@@ -448,16 +448,16 @@ def test_a_paused_listener_takes_whom_it_has_when_it_is_resumed(r, sockets):
 def test_a_paused_listener_for_whom_nobody_waits_is_closed_soon(r):
     server = Server(r)
     server.listener.pause()
-    r.shutdown(10)
+    r.drain(10)
     assert r.run() is False
     assert r.now < 1000 + 2 * LOOK
 
 
-def test_a_paused_listener_refuses_whom_it_has_at_the_deadline(r, sockets):
+def test_a_paused_listener_refuses_whom_it_has_at_the_timeout(r, sockets):
     server = Server(r)
     server.listener.pause()
     client = sockets.connect(server.listener.address)
-    r.shutdown(10)
+    r.drain(10)
     assert r.run() is False
     assert r.now == pytest.approx(1010)
     with pytest.raises(ConnectionResetError):
@@ -469,7 +469,7 @@ def test_a_full_listener_serves_its_queue_as_there_is_room(r, sockets):
     clients = [sockets.connect(server.listener.address) for _ in range(7)]
     for client in clients:
         client.send(b'?')
-    r.shutdown(30)
+    r.drain(30)
     most = []
     r.call_every(0.3, lambda: (most.append(server.listener.open_connections), server.answer())).unref()
     assert r.run() is False
@@ -478,11 +478,11 @@ def test_a_full_listener_serves_its_queue_as_there_is_room(r, sockets):
     r.timers.clear()
 
 
-def test_a_listener_that_begins_during_a_shutdown_is_closed_too(r, sockets):
+def test_a_listener_that_begins_during_a_drain_is_closed_too(r, sockets):
     server = Server(r)
     (client,) = connected(r, server, sockets)
     ask(r, server, client)
-    r.shutdown(10)
+    r.drain(10)
     late = []
     r.call_later(1, lambda: late.append(r.listen_tcp(HERE, 0)))
     r.call_later(2, server.answer)
@@ -495,7 +495,7 @@ def test_with_defer_accept_who_is_silent_is_accepted_during_the_lame_duck(socket
     # Else a client would be connected, as it sees it, and refused when it speaks.
     with Reactor() as r:
         server = Server(r, defer_accept=True)
-        r.shutdown(10, lame_duck=0.2)
+        r.drain(10, lame_duck=0.2)
         (client,) = connected(r, server, sockets)
         client.send(b'?')
         run_until(r, lambda: server.log.received)
@@ -508,7 +508,7 @@ def test_with_defer_accept_who_has_spoken_is_in_the_queue(r, sockets):
     server = Server(r, defer_accept=True)
     client = sockets.connect(server.listener.address)
     client.send(b'?')
-    r.shutdown(10)
+    r.drain(10)
     r.call_later(1, server.answer)
     assert r.run() is False
     assert ended(client) == b'answer'
@@ -524,7 +524,7 @@ def test_a_connection_with_something_unread_is_not_closed(r, sockets):
     conn.pause_reading()
     client.send(b'?')
     assert conn.unread
-    r.shutdown(10)
+    r.drain(10)
     r.call_later(4, conn.resume_reading)
     r.call_later(5, server.answer)
     assert r.run() is False
@@ -539,7 +539,7 @@ def test_a_peer_that_has_ended_owes_nothing_and_is_owed_nothing(r, sockets):
     for sock in client, paused:
         sock.shutdown(socket.SHUT_WR)
     run_until(r, lambda: server.conns[0].events == 0)
-    r.shutdown(10)
+    r.drain(10)
     assert r.run() is False
     assert r.now < 1001
     assert server.log == [('close', None)] * 2
@@ -551,7 +551,7 @@ def test_a_peer_that_is_gone_is_no_reason_to_wait(r, sockets):
     server.conns[0].pause_reading()
     reset(client)
     assert not server.conns[0].unread
-    r.shutdown(10)
+    r.drain(10)
     assert r.run() is False
     assert r.now < 1001
 
@@ -559,7 +559,7 @@ def test_a_peer_that_is_gone_is_no_reason_to_wait(r, sockets):
 def test_a_connection_that_is_used_meanwhile_is_not_idle(r, sockets):
     server = Server(r)
     (client,) = connected(r, server, sockets)
-    r.shutdown(10)
+    r.drain(10)
     r.run_once(0)
     r.call_later(0.9 * GRACE, client.send, b'?')
     r.call_later(1, server.answer)
@@ -584,7 +584,7 @@ def test_a_request_that_comes_in_the_very_turn_is_seen(r, sockets):
             return seen[-1]
 
     server.conns[0].__class__ = Asked
-    r.shutdown(10, lame_duck=5)
+    r.drain(10, lame_duck=5)
     r.call_later(7, server.answer)
     assert r.run() is False
     assert any(seen)
@@ -608,21 +608,21 @@ def test_one_that_is_broken_is_read_to_its_end(r, sockets):
     client.send(b'x' * 50_000)
     conn.sock = Broken(conn.sock)
     conn.write(b'?')
-    r.shutdown(10)
+    r.drain(10)
     assert r.run() is False
     assert len(server.log.received) == 50_000
     assert isinstance(server.log[-1][1], BrokenPipeError)
     assert r.now < 1001
 
 
-@pytest.mark.parametrize(('deadline', 'seconds'), [(100, 3), (8, 2)])
-def test_it_looks_the_more_seldom_the_more_is_open_and_more_often_before_the_deadline(
-    r, sockets, monkeypatch, caplog, deadline, seconds
+@pytest.mark.parametrize(('timeout', 'seconds'), [(100, 3), (8, 2)])
+def test_it_looks_the_more_seldom_the_more_is_open_and_more_often_before_the_timeout(
+    r, sockets, monkeypatch, caplog, timeout, seconds
 ):
-    monkeypatch.setattr('reactor.net.shutdown.LOOK_COST', 1.0)
+    monkeypatch.setattr('reactor.net.drain.LOOK_COST', 1.0)
     server = Server(r)
     connected(r, server, sockets, 2)
-    r.shutdown(deadline)  # it looks at two connections and a listener, which are idle for too short a time
+    r.drain(timeout)  # it looks at two connections and a listener, which are idle for too short a time
     assert r.run() is False
     assert seconds <= r.now - 1000 < seconds + 2 * LOOK
     assert [exc for _, exc in server.log] == [None] * 2
@@ -636,7 +636,7 @@ def test_while_it_waits_it_does_not_spin(r, sockets):
     ask(r, server, busy)
     server.conns[1].pause_reading()
     paused.send(b'?')
-    r.shutdown(60)
+    r.drain(60)
     before = r.stats()
     r.call_later(10, r.stop)
     r.run()
@@ -660,7 +660,7 @@ def test_streams_that_the_application_made_are_its_own_to_close(r, sockets):
     run_until(r, lambda: outgoing.state == 'OPEN')
     timer = r.call_later(1000, lambda: None)
     Server(r)
-    r.shutdown(10)
+    r.drain(10)
     assert r.run() is False
     assert r.now < 1001
     assert not outgoing.closed and not adopted.closed
@@ -679,7 +679,7 @@ def test_streams_of_the_application_are_waited_for_while_they_have_something_to_
     else:
         conn.write(LARGE)
         r.call_later(4, lambda: r.call_every(0.01, drain, theirs).unref())
-    r.shutdown(10)
+    r.drain(10)
     assert r.run() is False
     assert r.now >= 1004
     assert not conn.closed and not conn.buffered
@@ -694,18 +694,18 @@ def test_a_stream_of_the_application_that_was_closed_is_not_busy(r, sockets):
     conn.pause_reading()
     conn.close()
     assert conn.state == 'CLOSING'
-    r.shutdown(10)
+    r.drain(10)
     assert r.run() is False
     assert r.now == 1000
     assert theirs.recv(1) == b''
     end(r, conn)
 
 
-def test_the_deadline_leaves_alone_what_the_application_made(r, sockets):
+def test_the_timeout_leaves_alone_what_the_application_made(r, sockets):
     ours, theirs = sockets()
     conn = r.adopt(ours)
     conn.busy = True
-    r.shutdown(3)
+    r.drain(3)
     assert r.run() is False
     assert r.now == pytest.approx(1003)
     assert not conn.closed and theirs
@@ -716,7 +716,7 @@ def test_peers_have_a_second_to_end_their_side(r, sockets):
     # After close() we read what still comes, so as not to reset what is under way. Many peers end when they next write.
     server = Server(r)
     silent, prompt, chatty = connected(r, server, sockets, 3)
-    r.shutdown(30)
+    r.drain(30)
     for conn in server.conns:
         conn.write(LARGE)
         conn.close()
@@ -764,7 +764,7 @@ def secured(r, certificates):  # noqa: F811
 def test_over_tls_an_idle_connection_ends_with_the_end_of_its_stream(r, secured):
     client = secured.connect()
     run_until(r, lambda: secured.conns and client.state == 'OPEN')
-    r.shutdown(10)
+    r.drain(10)
     assert r.run() is False
     assert secured.log == [('close', None)]
     assert secured.heard == [('connect',), ('eof',)]
@@ -774,7 +774,7 @@ def test_over_tls_an_idle_connection_ends_with_the_end_of_its_stream(r, secured)
 def test_over_tls_a_handshake_is_waited_for_and_the_request_behind_it(r, secured):
     client = secured.connect()
     client.write(b'?')
-    r.shutdown(10)
+    r.drain(10)
     r.call_later(3, secured.answer)
     assert r.run() is False
     assert secured.heard.received == b'answer'
@@ -782,10 +782,10 @@ def test_over_tls_a_handshake_is_waited_for_and_the_request_behind_it(r, secured
     end(r, client)
 
 
-def test_over_tls_who_never_begins_the_handshake_is_not_waited_for_to_the_deadline(r, secured, sockets):
+def test_over_tls_who_never_begins_the_handshake_is_not_waited_for_to_the_timeout(r, secured, sockets):
     silent = sockets.connect(secured.listener.address)
     run_until(r, lambda: secured.listener.open_connections)
-    r.shutdown(60)
+    r.drain(60)
     assert r.run() is False
     assert HANDSHAKE <= r.now - 1000 < HANDSHAKE + 1
     assert silent.recv(1) == b''
@@ -800,7 +800,7 @@ def test_over_tls_a_request_has_its_time_behind_a_handshake_that_took_longer(r, 
 
     run_until(r, lambda: client.tls.timer is not None and accepted.open_connections)
     hold_back()
-    r.shutdown(60)
+    r.drain(60)
     r.call_later(2, lambda: r.watchers.set_events(client, READ))
     r.call_later(2 + 0.8 * GRACE, lambda: client.write(b'?'))
     r.call_later(4, secured.answer)
@@ -819,7 +819,7 @@ def test_over_tls_what_was_not_decrypted_yet_is_unread(r, secured):
     client.write(b'?')
     turns(r, 2)
     assert conn.unread
-    r.shutdown(10)
+    r.drain(10)
     r.call_later(3, conn.resume_reading)
     r.call_later(4, secured.answer)
     assert r.run() is False
@@ -835,9 +835,9 @@ def test_a_second_call_can_only_make_it_earlier(r, sockets):
     (client,) = connected(r, server, sockets)
     ask(r, server, client)
     began = r.now
-    r.shutdown(20, lame_duck=10)
-    r.shutdown(30, lame_duck=30)
-    r.call_later(1, r.shutdown, 4, 2)
+    r.drain(20, lame_duck=10)
+    r.drain(30, lame_duck=30)
+    r.call_later(1, r.drain, 4, 2)
     r.call_later(3.5, lambda: server.log.append(('refusing', server.listener.closed)))
     assert r.run() is False
     assert r.now == pytest.approx(began + 5)
@@ -847,21 +847,21 @@ def test_a_second_call_can_only_make_it_earlier(r, sockets):
 
 def test_a_second_call_ends_a_lame_duck_and_a_third_does_nothing(r):
     Server(r)
-    r.shutdown(20, lame_duck=10)
-    r.call_later(1, r.shutdown, 20)
+    r.drain(20, lame_duck=10)
+    r.call_later(1, r.drain, 20)
     assert r.run() is False
     assert 1001 <= r.now < 1001 + 2 * LOOK
-    r.shutdown(20)
+    r.drain(20)
     assert r.run() is True
     assert r.draining
 
 
-def test_a_second_call_behind_the_lame_duck_shortens_the_deadline(r, sockets):
+def test_a_second_call_behind_the_lame_duck_shortens_the_timeout(r, sockets):
     server = Server(r)
     (client,) = connected(r, server, sockets)
     ask(r, server, client)
-    r.shutdown(20)
-    r.call_later(2, r.shutdown, 1, 1)
+    r.drain(20)
+    r.call_later(2, r.drain, 1, 1)
     assert r.run() is False
     assert r.now == pytest.approx(1003, abs=0.02)
 
@@ -869,36 +869,36 @@ def test_a_second_call_behind_the_lame_duck_shortens_the_deadline(r, sockets):
 def test_a_second_call_leaves_idle_connections_the_time_to_ask(r, sockets):
     server = Server(r)
     (client,) = connected(r, server, sockets)
-    r.shutdown(30)
-    r.shutdown(20)
+    r.drain(30)
+    r.drain(20)
     r.call_later(0.9 * GRACE, client.send, b'?')
     r.call_later(1, server.answer)
     assert r.run() is False
     assert ended(client) == b'answer'
 
 
-@pytest.mark.parametrize('deadline', [-1, math.nan, math.inf])
-def test_a_bad_deadline_raises(r, deadline):
-    with pytest.raises(ValueError, match='deadline is a finite number'):
-        r.shutdown(deadline)
+@pytest.mark.parametrize('timeout', [-1, math.nan, math.inf])
+def test_a_bad_timeout_raises(r, timeout):
+    with pytest.raises(ValueError, match='timeout is a finite number'):
+        r.drain(timeout)
     assert not r.draining
 
 
 @pytest.mark.parametrize('lame_duck', [-1, math.nan, math.inf])
 def test_a_bad_lame_duck_raises(r, lame_duck):
     with pytest.raises(ValueError, match='lame_duck is a finite number'):
-        r.shutdown(1, lame_duck)
+        r.drain(1, lame_duck)
 
 
 def test_a_lame_duck_longer_than_the_whole_raises(r):
     with pytest.raises(ValueError, match='3 s do not fit into 2 s'):
-        r.shutdown(2, lame_duck=3)
+        r.drain(2, lame_duck=3)
 
 
 @pytest.mark.parametrize('arguments', [(None,), ('1',), (1, None), (1, '1')])
 def test_what_is_no_number_raises(r, arguments):
     with pytest.raises(TypeError):
-        r.shutdown(*arguments)
+        r.drain(*arguments)
     assert not r.draining
 
 
@@ -906,7 +906,7 @@ def test_a_closed_reactor_cannot_be_shut_down():
     r = Reactor()
     r.close()
     with pytest.raises(HandleClosed):
-        r.shutdown(1)
+        r.drain(1)
 
 
 def test_another_thread_cannot_shut_it_down(r):
@@ -914,7 +914,7 @@ def test_another_thread_cannot_shut_it_down(r):
 
     def other():
         with pytest.raises(ReactorError, match='call_soon_threadsafe') as raised:
-            r.shutdown(1)
+            r.drain(1)
         errors.append(raised.value)
 
     r.run(lambda r: in_thread(other))
@@ -926,7 +926,7 @@ def test_a_reactor_that_is_embedded_is_told_by_run_once(r, sockets):
     (client,) = connected(r, server, sockets)
     ask(r, server, client)
     timer = r.call_later(1000, lambda: None)
-    r.shutdown(10)
+    r.drain(10)
     r.call_later(2, server.answer)
     while r.run_once(0.5):
         assert r.now < 1005
@@ -937,7 +937,7 @@ def test_a_reactor_that_is_embedded_is_told_by_run_once(r, sockets):
 def test_it_can_be_stopped_and_goes_on_when_it_runs_again(r, sockets):
     server = Server(r)
     connected(r, server, sockets)
-    r.shutdown(10, lame_duck=5)
+    r.drain(10, lame_duck=5)
     r.call_later(1, r.stop)
     assert r.run() is False
     assert not server.listener.closed
@@ -945,19 +945,19 @@ def test_it_can_be_stopped_and_goes_on_when_it_runs_again(r, sockets):
     assert server.listener.closed
 
 
-def test_a_shutdown_that_is_under_way_is_told_among_the_reasons_to_go_on(r):
-    r.shutdown(10, lame_duck=2)
-    assert any('Shutdown' in reason for reason in r.why_alive())
+def test_a_drain_that_is_under_way_is_told_among_the_reasons_to_go_on(r):
+    r.drain(10, lame_duck=2)
+    assert any('Drain' in reason for reason in r.why_alive())
     r.timers.clear()
 
 
-def test_a_callback_that_raises_ends_its_own_connection_and_not_the_shutdown(r, sockets, caplog):
+def test_a_callback_that_raises_ends_its_own_connection_and_not_the_drain(r, sockets, caplog):
     def on_close(conn, exc):
         raise ValueError('planted')
 
     server = Server(r, on_close=on_close)
     connected(r, server, sockets, 2)
-    r.shutdown(10)
+    r.drain(10)
     assert r.run() is False
     assert r.now < 1001
     assert 'planted' in caplog.text
@@ -974,7 +974,7 @@ class Here(RealWorld):
 
 @pytest.mark.parametrize('seed', range(10))
 def test_a_service_that_is_shut_down_answers_whom_it_let_in(r, seed, tmp_path_factory):
-    Here(r, seed, tmp_path_factory.mktemp('s')).play(shutdown, seconds=1000)
+    Here(r, seed, tmp_path_factory.mktemp('s')).play(drain_program, seconds=1000)
 
 
 # -- busy
@@ -1051,7 +1051,7 @@ def test_in_debug_mode_it_is_the_same(sockets):
         server = Server(r)
         (client,) = connected(r, server, sockets)
         ask(r, server, client)
-        r.shutdown(10)
+        r.drain(10)
         r.call_later(4, server.answer)
         assert r.run() is False
         assert ended(client) == b'answer'
@@ -1073,18 +1073,18 @@ def test_in_debug_mode_busy_checks_the_thread(sockets):
         assert conn.busy
 
 
-@pytest.mark.parametrize('deadline', [10, 0.2])
-def test_what_keeps_nothing_running_is_left_alone(r, sockets, deadline):
+@pytest.mark.parametrize('timeout', [10, 0.2])
+def test_what_keeps_nothing_running_is_left_alone(r, sockets, timeout):
     aside = Server(r, on_connect=lambda conn: (aside.conns.append(conn), conn.unref()))
     aside.listener.unref()
     server = Server(r)
     (asking,) = connected(r, aside, sockets)
     (busy,) = connected(r, server, sockets)
     ask(r, server, busy)
-    r.shutdown(deadline)
+    r.drain(timeout)
     run_until(r, lambda: server.listener.closed)
     late, _ = *connected(r, aside, sockets), ask(r, aside, asking)  # asked to the end, and not waited for
-    if deadline == 10:
+    if timeout == 10:
         server.answer()
     assert r.run() is False
     assert not aside.listener.closed and not any(conn.closed for conn in aside.conns)
