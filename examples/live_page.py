@@ -19,7 +19,7 @@ class Server:
     def __init__(self, r, port, page):
         self.r = r
         server = r.listen_tcp('127.0.0.1', port, self.on_data, on_connect=self.on_connect)
-        window = observe.live_page(r, port=page, about='examples/live_page.py.')
+        window = observe.serve_page(r, port=page, about='examples/live_page.py.')
         print(f'look at http://127.0.0.1:{window.address[1]}/', flush=True)
         print(f'listening on 127.0.0.1:{server.address[1]}', flush=True)
 

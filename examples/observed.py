@@ -31,8 +31,8 @@ def main(r, listeners):
 
 def on_start(r, workers):
     """In the parent."""
-    observe.control(r, args.control, source=workers.stats, drain=lambda timeout, lame_duck: workers.drain())
-    page = observe.live_page(r, port=args.page, source=workers.stats, about='examples/observed.py.')
+    observe.serve_control(r, args.control, source=workers.stats, drain=lambda timeout, lame_duck: workers.drain())
+    page = observe.serve_page(r, port=args.page, source=workers.stats, about='examples/observed.py.')
     print(f'page at http://127.0.0.1:{page.address[1]}')
     if args.metrics is not None:
         metrics = observe.serve_metrics(r, port=args.metrics, source=workers.stats)

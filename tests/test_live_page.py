@@ -25,7 +25,7 @@ from support import FakeKernel, drain, run_until, turns
 import reactor
 from reactor import Reactor, Stream
 from reactor.observe import live, samples, source
-from reactor.observe.live import HISTORY, MOST_VIEWERS, PAGE, LivePage, live_page
+from reactor.observe.live import HISTORY, MOST_VIEWERS, PAGE, LivePage, serve_page
 
 CHECKOUT = Path(__file__).parents[1]
 sys.path.insert(0, str(CHECKOUT / 'perf'))
@@ -319,7 +319,7 @@ def test_the_end_is_told_with_a_last_sample_and_to_who_comes_later(fake, page, s
 
 def test_a_reactor_that_is_closed_says_so(sockets):
     with Reactor() as r:
-        viewer = Viewer(r, sockets, live_page(r))
+        viewer = Viewer(r, sockets, serve_page(r))
     assert viewer.ended() == ['The program has ended']
 
 
@@ -350,7 +350,7 @@ def test_a_viewer_that_is_aborted_is_not_told_that_the_program_has_ended(fake, p
 
 def test_a_page_whose_listener_was_closed_still_says_when_the_program_ends(sockets):
     with Reactor() as r:
-        listener = live_page(r)
+        listener = serve_page(r)
         viewer = Viewer(r, sockets, listener)
         listener.close()
     assert viewer.ended() == ['The program has ended']
@@ -358,7 +358,7 @@ def test_a_page_whose_listener_was_closed_still_says_when_the_program_ends(socke
 
 def test_a_listener_that_fails_leaves_nothing(fake, page):
     with pytest.raises(OSError):
-        live_page(fake, '127.0.0.1', page.listener.address[1])
+        serve_page(fake, '127.0.0.1', page.listener.address[1])
     assert fake.handles() == [page.listener]
 
 
@@ -671,14 +671,14 @@ def test_the_page_is_served_from_a_zip_file(tmp_path):
     program = """
 import sys, threading, urllib.request
 import reactor
-from reactor.observe.live import live_page
+from reactor.observe.live import serve_page
 
 def ask(url):
     print(len(urllib.request.urlopen(url, timeout=20).read()), reactor.__file__)
     r.call_soon_threadsafe(server.close)
 
 with reactor.Reactor() as r:
-    server = live_page(r)
+    server = serve_page(r)
     threading.Thread(target=ask, args=(f'http://127.0.0.1:{server.address[1]}/',), daemon=True).start()
     server.ref()
     r.call_later(20, server.close).unref()

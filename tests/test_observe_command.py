@@ -33,7 +33,7 @@ from reactor import observe
 def main(r):
     server = r.listen_tcp('127.0.0.1', 0, lambda conn, data: conn.write(data))
     r.call_every(0.002, int)
-    observe.control(r, sys.argv[1])
+    observe.serve_control(r, sys.argv[1])
     print('ready', flush=True)
 print(reactor.run(main), flush=True)
 """
@@ -98,7 +98,7 @@ def test_several_commands_are_told_one_below_the_other(path, capsys):
     out = capsys.readouterr().out
     for text in 'completions', 'timers fired; late were 50% by less than', '<Listener fd=', 'timer of builtins.int':
         assert text in out
-    assert re.search(r'^\d open: .*1 ControlWatch, 1 Listener', out, re.M) and '(does not keep it running)' in out
+    assert re.search(r'^\d open: .*1 ControlSocket, 1 Listener', out, re.M) and '(does not keep it running)' in out
     assert 'lame_duck: seconds of these' in out
 
 
@@ -277,7 +277,9 @@ def test_nothing_is_printed_that_a_terminal_would_obey():
 
 def test_no_such_socket(capsys, tmp_path):
     path = str(tmp_path / 'none')
-    assert fails(capsys, path) == f'{path}: no such socket; the program makes it with observe.control(r, {path!r})'
+    assert (
+        fails(capsys, path) == f'{path}: no such socket; the program makes it with observe.serve_control(r, {path!r})'
+    )
 
 
 def test_nobody_listens(capsys, tmp_path):
@@ -302,7 +304,7 @@ def test_it_is_not_permitted(capsys, mode, why):
     me = os.geteuid()
     try:
         with Reactor() as r:
-            observe.control(r, path)
+            observe.serve_control(r, path)
             os.chmod(folder, mode)
             if me == 0:
                 os.seteuid(65534)

@@ -78,7 +78,7 @@ def path(tmp_path):
 
 @pytest.fixture
 def door(r, path):
-    door = observe.control(r, path)
+    door = observe.serve_control(r, path)
     yield door
     if not r.watchers.closed:
         door.close()
@@ -121,7 +121,7 @@ def test_workers_are_told_each_and_together(r, path, sockets):
     with Reactor() as one, Reactor() as another:
         one.counters.reads, another.counters.reads = 2, 3
         workers = {'0': observe.source(one)()['0'], '1': observe.source(another)()['0']}
-        door = observe.control(r, path, source=lambda: workers)
+        door = observe.serve_control(r, path, source=lambda: workers)
         told = Client(r, sockets, path).ask('stats')
         assert {name: figures['reads'] for name, figures in told['workers'].items()} == {'0': 2, '1': 3}
         assert told['sum']['reads'] == 5
@@ -144,7 +144,7 @@ def test_phases_are_the_seconds_of_each_and_how_late_timers_were(r, client):
 def test_handles_are_told_in_words_and_counted_by_kind(r, client, sockets):
     listener = r.listen_tcp('127.0.0.1', 0)
     told = client.ask('handles')
-    assert told['kinds'] == {'Listener': 1, 'ControlWatch': 1, 'Stream': 1}
+    assert told['kinds'] == {'Listener': 1, 'ControlSocket': 1, 'Stream': 1}
     only = client.ask('handles', kind='Listener')
     assert [one['handle'] for one in only['handles']] == [repr(listener)]
     assert only['handles'][0]['waits_for'] == 'clients' and only['handles'][0]['keeps_running'] is True
@@ -189,7 +189,7 @@ def test_drain_begins_a_drain(r, client):
 
 def test_drain_can_be_somebody_elses(r, path, sockets):
     calls = []
-    door = observe.control(r, path, drain=lambda *args: calls.append(args))
+    door = observe.serve_control(r, path, drain=lambda *args: calls.append(args))
     assert Client(r, sockets, path).ask('drain')['ok']
     assert calls == [(30.0, 0.0)] and not r.draining
     door.close()
@@ -263,7 +263,7 @@ def test_a_bad_question_is_told_what_is_wrong_and_the_next_is_answered(r, client
     ],
 )
 def test_an_argument_may_have_its_smallest_and_its_largest_value(fake, path, sockets, command, arguments):
-    observe.control(fake, path, drain=lambda timeout, lame_duck: None)
+    observe.serve_control(fake, path, drain=lambda timeout, lame_duck: None)
     assert Client(fake, sockets, path).ask(command, **arguments)['ok'] is True
 
 
@@ -283,7 +283,7 @@ def test_a_line_that_is_too_long_is_told_so_and_ends_it(r, client, end):
 @pytest.mark.parametrize('catch_errors', [True, False])
 def test_a_source_that_raises_is_told_and_logged_and_hurts_nobody(path, sockets, caplog, catch_errors):
     with Reactor(catch_errors=catch_errors) as r:
-        observe.control(r, path, source=lambda: 1 / 0)
+        observe.serve_control(r, path, source=lambda: 1 / 0)
         client = Client(r, sockets, path)
         told = client.ask('stats')
         assert told['ok'] is False and told['error'].startswith('ZeroDivisionError: division by zero')
@@ -333,7 +333,7 @@ def test_a_client_that_reads_nothing_is_not_answered_without_bound(r, door, clie
 
 @pytest.mark.parametrize(('sends', 'seconds'), [(b'', SILENT), (b'stats\n' * 600, STALLED)])
 def test_a_client_that_does_nothing_is_cut_off(fake, kernel, path, sockets, sends, seconds):
-    observe.control(fake, path)
+    observe.serve_control(fake, path)
     client = Client(fake, sockets, path)
     client.send(sends)
     turns(fake, 700)
@@ -357,7 +357,7 @@ def test_a_client_for_whom_there_is_no_room_is_sent_away_and_the_next_is_answere
 
 
 def test_a_readiness_that_is_none_is_nothing(door):
-    door._on_ready(door._watch, READ)
+    door._on_ready(READ)
     assert not door.closed
 
 
@@ -457,7 +457,7 @@ def test_a_socket_that_other_code_has_closed_is_not_closed_again_and_leaves_noth
 
 @pytest.mark.parametrize('mode', [0o600, 0o660])
 def test_the_mode_is_that_of_the_file(r, path, mode):
-    door = observe.control(r, path, mode=mode)
+    door = observe.serve_control(r, path, mode=mode)
     assert stat.S_IMODE(os.stat(path).st_mode) == mode
     door.close()
 
@@ -466,12 +466,12 @@ def test_a_socket_that_nobody_listens_on_is_replaced(r, path):
     left = socket.socket(socket.AF_UNIX)
     left.bind(path)
     left.close()
-    observe.control(r, path).close()
+    observe.serve_control(r, path).close()
 
 
 def test_a_path_in_use_is_refused_and_nothing_is_left(r, door):
     with pytest.raises(OSError) as raised:
-        observe.control(r, door.path)
+        observe.serve_control(r, door.path)
     assert raised.value.errno == errno.EADDRINUSE
     assert len(r.handles()) == 1
 
@@ -483,19 +483,19 @@ def test_a_selector_without_room_is_told_at_the_call_and_nothing_is_left(r, path
     with monkeypatch.context() as patched:
         patched.setattr(Watchers, 'add', full)
         with pytest.raises(SelectorFull):
-            observe.control(r, path)
+            observe.serve_control(r, path)
     assert not r.handles() and not os.path.exists(path)
 
 
 def test_a_control_socket_that_was_closed_leaves_no_exit_callback_behind(r, path):
     for _ in range(3):
-        observe.control(r, path).close()
+        observe.serve_control(r, path).close()
     left = [fn for fn, _ in r._exit_callbacks]
     assert left == [] and not r.handles()
 
 
 def test_a_control_socket_that_was_closed_is_freed_without_the_collector(r, path):
-    door = observe.control(r, path)
+    door = observe.serve_control(r, path)
     ref = weakref.ref(door)
     gc.disable()
     try:
@@ -508,13 +508,13 @@ def test_a_control_socket_that_was_closed_is_freed_without_the_collector(r, path
 
 def test_bad_arguments_are_refused_at_the_call(r, path):
     with pytest.raises(ValueError, match='abstract'):
-        observe.control(r, '@everybody')
+        observe.serve_control(r, '@everybody')
     with pytest.raises(TypeError):
-        observe.control(r, 5)
+        observe.serve_control(r, 5)
     with pytest.raises(TypeError, match='drain'):
-        observe.control(r, path, drain=True)
+        observe.serve_control(r, path, drain=True)
     with pytest.raises(TypeError, match='source must be callable or None, not 3'):
-        observe.control(r, path, source=3)
+        observe.serve_control(r, path, source=3)
     assert not r.handles() and not os.path.exists(path)
 
 
@@ -563,7 +563,7 @@ def scarce(fake, kernel, path, monkeypatch):
     sock.failures = []
     with monkeypatch.context() as patched:
         patched.setattr(kernel, 'socket', lambda *args: sock)
-        observe.control(fake, path)
+        observe.serve_control(fake, path)
     return sock.failures
 
 
@@ -608,7 +608,7 @@ def test_a_control_socket_that_is_closed_while_it_pauses_stays_closed(fake, kern
     def full(*args, **options):
         raise SelectorFull('no room')
 
-    door = observe.control(fake, path)
+    door = observe.serve_control(fake, path)
     monkeypatch.setattr(fake, 'adopt', full)
     assert Client(fake, sockets, path).ended() == b''
     door.close()

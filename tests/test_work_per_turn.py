@@ -31,7 +31,7 @@ from reactor.loop import threads
 from reactor.net.addresses import MOST_ADDRESSES
 from reactor.net.listener import ACCEPTS_PER_TURN
 from reactor.net.proxy_header import SIGNATURE, crc32c
-from reactor.observe.control_socket import control
+from reactor.observe.control_socket import serve_control
 from reactor.observe.responder import listen_http
 from reactor.system.paths import QUEUE_LIMIT, Changes, WatchedPath
 
@@ -411,7 +411,7 @@ COMMANDS = {
 @pytest.mark.parametrize('kind', COMMANDS)
 def test_a_command_on_the_control_socket(r, sockets, tmp_path, kind):
     path = str(tmp_path / 'control')
-    socket_of_control = control(r, path)
+    socket_of_control = serve_control(r, path)
     theirs = sockets.track(socket.socket(socket.AF_UNIX))
     theirs.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
     theirs.connect(path)

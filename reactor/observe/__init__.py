@@ -6,8 +6,8 @@ running, never stops it from ending, and an error of its own hurts nobody else.
 
     from reactor import observe
 
-    observe.control(r, '/run/app.sock')            # then: python -m reactor.observe /run/app.sock
-    observe.live_page(r, port=9080)                # then: a browser at http://127.0.0.1:9080
+    observe.serve_control(r, '/run/app.sock')      # then: python -m reactor.observe /run/app.sock
+    observe.serve_page(r, port=9080)               # then: a browser at http://127.0.0.1:9080
     observe.serve_metrics(r, '127.0.0.1', 9464)    # needs prometheus_client: pip install 'selectors-reactor[metrics]'
 
 All parts take a *source*: a callable that returns `{name: figures}`, for one reactor (`source(r)`) or for workers.
@@ -23,18 +23,28 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-    from .control_socket import control
-    from .live import live_page
+    from .control_socket import ControlSocket, serve_control
+    from .live import serve_page
     from .metrics import ReactorCollector, serve_metrics
 
 _PARTS = {
-    'control': 'control_socket',
-    'live_page': 'live',
+    'ControlSocket': 'control_socket',
+    'serve_control': 'control_socket',
+    'serve_page': 'live',
     'ReactorCollector': 'metrics',
     'serve_metrics': 'metrics',
 }
 
-__all__ = ['ReactorCollector', 'combined', 'control', 'live_page', 'memory', 'serve_metrics', 'source']
+__all__ = [
+    'ControlSocket',
+    'ReactorCollector',
+    'combined',
+    'memory',
+    'serve_control',
+    'serve_metrics',
+    'serve_page',
+    'source',
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -24,7 +24,7 @@ DESCRIPTION = """\
 Looks into a running program through its control socket, which the program opens with
 
     from reactor import observe
-    observe.control(r, '/run/app.sock')"""
+    observe.serve_control(r, '/run/app.sock')"""
 EPILOG = f"""\
 commands (by default stats):
 {chr(10).join(f'  {name:<10} {what}' for name, (what, _) in COMMANDS.items())}
@@ -139,7 +139,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     top = parser()
     args = top.parse_args(argv)
     if args.socket is None and not args.report:
-        top.error('which socket? The one that the program opened with observe.control(r, PATH)')
+        top.error('which socket? The one that the program opened with observe.serve_control(r, PATH)')
     try:
         answer(top, args)
     except NoAnswer as exc:

@@ -89,7 +89,7 @@ class Asker:
 def _why(path: str, exc: OSError) -> str:
     """What stood in the way, in words."""
     if isinstance(exc, FileNotFoundError):
-        return f'{path}: no such socket; the program makes it with observe.control(r, {path!r})'
+        return f'{path}: no such socket; the program makes it with observe.serve_control(r, {path!r})'
     if isinstance(exc, PermissionError):
         return f'{path}: not permitted{_owner(path)}'
     if isinstance(exc, BlockingIOError):

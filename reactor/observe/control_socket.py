@@ -42,19 +42,20 @@ STALLED = 30.0  # seconds that one may take nothing of its answer
 EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 
 
-def control(
+def serve_control(
     r: Reactor,
     path: str | bytes,
     source: Source | None = None,
+    *,
     mode: int = 0o600,
     drain: Callable[[float, float], object] | None = None,
 ) -> ControlSocket:
-    """Listen on a control socket; `python -m reactor.observe PATH` asks it, and so does whoever can write a line.
+    """Listen on a control socket, for `python -m reactor.observe PATH` and for anyone who can write a line to it.
 
-    path    of the socket's file, which is made, and removed by `close` of the returned object or of the reactor
-    source  whose figures, by default those of `r`
-    mode    permissions of the file: who may write to it may see all, and drain
-    drain   `drain(drain_timeout, lame_duck)` is called for the command `drain`, by default `r.drain`
+    path    of the socket's file. It is created here, and removed when the returned handle or the reactor is closed
+    source  whose figures are reported, by default those of `r`
+    mode    permissions of the file: who may write to it may see everything, and drain
+    drain   called as `drain(timeout, lame_duck)` for the command `drain`, by default `r.drain`
 
     Raises as `listen_unix` does, and ValueError for an abstract path, which has no permissions.
     """
@@ -66,45 +67,50 @@ def control(
     return ControlSocket(r, path, mode, Commands(r, source or source_of(r), drain or r.drain))
 
 
-class ControlSocket:
-    """What `control` returned: `path`, `closed`, `close`."""
+class ControlSocket(Descriptor):
+    """A control socket, as returned by `serve_control`: a handle with a `path`. It never keeps `run` running.
+
+    It closes with the reactor. An exit callback would do the same, but it would stay with the reactor when the control
+    socket is closed earlier.
+    """
+
+    __slots__ = ('_clients', '_commands', '_sock', '_spare', '_unlink', 'path')
+
+    loop: Reactor
 
     def __init__(self, r: Reactor, path: str | bytes, mode: int, commands: Commands) -> None:
-        self._r = r
+        kernel, options = r.watchers.kernel, Options(idle_timeout=SILENT, write_timeout=STALLED)
         self._commands = commands
-        self._options = Options(idle_timeout=SILENT, write_timeout=STALLED)
-        self._sock, self._unlink = listening_unix(r.watchers.kernel, path, self._options, backlog=BACKLOG, mode=mode)
         self._clients: set[Stream] = set()
         self._spare = -1
-        self._watch: ControlWatch | None = None
+        self._sock, self._unlink = listening_unix(kernel, path, options, backlog=BACKLOG, mode=mode)
         self.path = path
+        self.fn = None
         try:
-            self._watch = ControlWatch(r, r.watchers.kernel, self._sock, READ, self._on_ready, ())
-            self._watch.control = self
+            Descriptor.__init__(self, r, kernel, self._sock, READ, ControlSocket._on_ready, ())
         except BaseException:
-            self.close()
+            self._end()
             raise
-        self._watch.unref()
+        self.unref()
         self._keep_spare()
 
-    @property
-    def closed(self) -> bool:
-        """Whether `close` was called."""
-        return self._sock.fileno() < 0
-
     def close(self) -> None:
-        """Remove the file, and end those who are connected. Closing twice does nothing.
+        """Remove the file and reset the connections of its clients. Closing twice does nothing.
 
-        `ReactorError` in another thread than the loop's.
+        Raises `ReactorError` in another thread than the loop's.
         """
-        if self._watch is not None:
-            self._watch.close()
-        else:
-            self.handle_unwatched()
+        super().close()  # first: in another thread it raises, and nothing has changed
+        self._end()
 
-    def handle_unwatched(self) -> None:
-        """Called when the watch has ended, whatever ended it."""
-        self._watch = None
+    def handle_lost(self, exc: Exception) -> None:
+        """Called when other code has closed the socket: its number may belong to another by now."""
+        self._sock.detach()
+        super().handle_lost(exc)
+
+    def __repr__(self) -> str:
+        return f'<ControlSocket {self.path!r}, {"closed" if self.closed else f"{len(self._clients)} clients"}>'
+
+    def _end(self) -> None:
         if self._unlink is not None:
             self._unlink()
             self._unlink = None
@@ -113,11 +119,7 @@ class ControlSocket:
         for conn in list(self._clients):
             conn.abort()
 
-    def handle_lost(self) -> None:
-        """Called when other code has closed the socket: its number may belong to another by now."""
-        self._sock.detach()
-
-    def _on_ready(self, watch: Descriptor, event: int) -> None:
+    def _on_ready(self, event: int) -> None:
         try:
             sock = self._accept()
         except BlockingIOError:
@@ -126,7 +128,7 @@ class ControlSocket:
             self._pause()  # nothing is left, not even the spare one; or who was there is gone
             return
         try:
-            conn = self._r.adopt(
+            conn = self.loop.adopt(
                 sock, on_close=self._on_close, on_error=_on_error,
                 idle_timeout=SILENT, write_timeout=STALLED,
             )  # fmt: skip
@@ -139,7 +141,7 @@ class ControlSocket:
         conn.on_data, conn.on_eof, conn.on_drain = session.on_data, session.on_eof, session.go_on
         self._clients.add(conn)
         if len(self._clients) >= MOST_CLIENTS:
-            watch.set_events(0)
+            self.set_events(0)
 
     def _accept(self) -> Any:
         try:
@@ -157,44 +159,24 @@ class ControlSocket:
             self._listen()
 
     def _pause(self) -> None:
-        assert self._watch is not None
-        self._watch.set_events(0)
-        self._r.call_later(RETRY, self._listen).unref()
+        self.set_events(0)
+        self.loop.call_later(RETRY, self._listen).unref()
 
     def _listen(self) -> None:
-        if self._watch is not None and not self._watch.closed and len(self._clients) < MOST_CLIENTS:
-            self._watch.set_events(READ)
+        if not self.closed and len(self._clients) < MOST_CLIENTS:
+            self.set_events(READ)
 
     def _keep_spare(self) -> None:
         if self._spare < 0 and not self.closed:
             try:
                 self._spare = os.open(os.devnull, os.O_RDONLY)
             except OSError:
-                self._r.call_later(RETRY, self._keep_spare).unref()
+                self.loop.call_later(RETRY, self._keep_spare).unref()
 
     def _use_spare(self) -> None:
         if self._spare >= 0:
             spare, self._spare = self._spare, -1
             os.close(spare)
-
-
-class ControlWatch(Descriptor):
-    """The watch on a control socket, which ends with it: when the reactor is closed, too.
-
-    An exit callback would do the same then, and stay with the reactor when the control socket is closed before.
-    """
-
-    __slots__ = ('control',)
-
-    control: ControlSocket
-
-    def handle_lost(self, exc: Exception) -> None:
-        self.control.handle_lost()
-        super().handle_lost(exc)
-
-    def close(self) -> None:
-        super().close()  # first: in another thread it raises, and nothing has changed
-        self.control.handle_unwatched()
 
 
 class Session:

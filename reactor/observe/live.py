@@ -40,7 +40,7 @@ POLICY = (
 HEADERS = (('Referrer-Policy', 'no-referrer'), ('Cross-Origin-Resource-Policy', 'same-origin'))
 
 
-def live_page(
+def serve_page(
     r: Reactor, host: str | None = '127.0.0.1', port: int = 0, source: Source | None = None, *, about: str = ''
 ) -> Listener:
     """Serve the live page; its address is `http://` and the `address` of the returned listener.

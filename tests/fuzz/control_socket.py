@@ -18,7 +18,7 @@ LONGEST_INPUT = 1200
 NUMBERS = 6  # three lengths of pieces, how it ends, how much the client reads, whether there is a second one
 WORDS = (
     b'{"do": "stats"}\n', b'{"do": "handles", "limit": 10}\n', b'{"do": "handles", "kind": "Stream"}', b'help\n',
-    b'"lame_duck": ', b'"deadline": ', b'{"do": "drain"', b'why_alive\n', b'phases\n', b'1e999', b'NaN', b'true',
+    b'"lame_duck": ', b'"drain_timeout": ', b'{"do": "drain"', b'why_alive\n', b'phases\n', b'1e999', b'NaN', b'true',
     b'\\ud800', b'null', b'\r\n', b'[[', b'-1', b'1000', b'86400',
 )  # fmt: skip
 LONGEST_LINE = 4096  # bytes
@@ -29,7 +29,7 @@ WHOLE, SECONDS, TEXT = 'whole', 'seconds', 'text'
 # What the table of commands in the documentation says of each argument.
 COMMANDS = {
     'help': {}, 'stats': {}, 'phases': {}, 'handles': {'kind': TEXT, 'limit': WHOLE}, 'why_alive': {'limit': WHOLE},
-    'drain': {'deadline': SECONDS, 'lame_duck': SECONDS},
+    'drain': {'drain_timeout': SECONDS, 'lame_duck': SECONDS},
 }  # fmt: skip
 
 
@@ -37,7 +37,7 @@ def run(data: bytes) -> None:
     given = Input(data, NUMBERS)
     drains: list[tuple[float, float]] = []
     with Scene() as scene:
-        control = observe.control(scene.r, '/run/fuzzed.sock', drain=lambda *args: drains.append(args))
+        control = observe.serve_control(scene.r, '/run/fuzzed.sock', drain=lambda *args: drains.append(args))
         pieces = list(given.pieces(3))
         how, reads, more = given.number(), given.number(), given.number()
         pieces *= 1 + LONGEST_TEXT // max(100, len(given.payload)) if more & 14 == 2 else 1
@@ -115,8 +115,8 @@ def deserved(line: bytes) -> Any:
         return False
     if name != 'drain':
         return True
-    deadline, lame_duck = request.get('deadline', 30), request.get('lame_duck', 0)
-    return (deadline, lame_duck) if lame_duck <= deadline else False
+    drain_timeout, lame_duck = request.get('drain_timeout', 30), request.get('lame_duck', 0)
+    return (drain_timeout, lame_duck) if lame_duck <= drain_timeout else False
 
 
 def fits(kind: str, value: Any) -> bool:

@@ -12,7 +12,7 @@ import re
 from functools import cache
 from ipaddress import ip_address
 
-from reactor.observe import live_page
+from reactor.observe import serve_page
 
 from .scene import Input, Scene, Socket
 
@@ -35,7 +35,7 @@ REPEATED = 40  # times the payload, for one that is longer than the limits
 def run(data: bytes) -> None:
     given = Input(data, NUMBERS)
     with Scene() as scene:
-        listener = live_page(scene.r, about='fuzzed')
+        listener = serve_page(scene.r, about='fuzzed')
         pieces = list(given.pieces(3))
         how, reads, more = given.number(), given.number(), given.number()
         pieces *= REPEATED if more & 14 == 2 else 1
@@ -198,7 +198,7 @@ def always_sent() -> bytes:
     requests += [b'GET / HTTP/1.0\r\n' + b'a: b\r\n' * 101 + b'\r\n']
     answers = []
     with Scene() as scene:
-        listener = live_page(scene.r, about='fuzzed')
+        listener = serve_page(scene.r, about='fuzzed')
         for request in requests:
             sock = scene.connect(listener)
             sock.arrive(request)
