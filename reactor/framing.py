@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
     from .net.stream import Stream
 
-__all__ = ['Framed', 'Frames', 'Framing', 'blocks', 'delimited', 'lines', 'prefixed', 'resume']
+__all__ = ['Framed', 'Frames', 'Framing', 'blocks', 'delimited', 'lines', 'prefixed']
 
 LIMIT = 65536  # bytes of one message: what asyncio allows a line
 # A peer decides how many messages a chunk has: 65,536 empty lines took 85 ms. So many take 0.2 ms, which leaves
@@ -176,8 +176,8 @@ class Framing:
     nothing more from this peer, not even its end. `conn.reading` stays True meanwhile.
 
     With its first bytes, a connection gets a `Framed` of its own as its `on_data`; until then it costs nothing.
-    `conn.pause_reading()` holds the messages that are left, and the end of the stream, until `conn.resume_reading()` or
-    `framing.resume(conn)`. An exception in a callback goes where exceptions go, and if the connection lives, the other
+    `conn.pause_reading()` holds the messages that are left, and the end of the stream, until `conn.resume_reading()`.
+    An exception in a callback goes where exceptions go, and if the connection lives, the other
     messages follow.
     """
 
@@ -220,6 +220,10 @@ class Framed(Frames):
 
     def __call__(self, conn: Stream, data: bytes) -> None:
         self.feed(data)
+        self.handle_resumed(conn)
+
+    def handle_resumed(self, conn: Stream) -> None:
+        """Pass on what is here; called as a completion after `resume_reading`."""
         if not self._queued:
             self._pass_on(conn)
 
@@ -235,7 +239,7 @@ class Framed(Frames):
         frames: Any = self
         framing, left, more = self.framing, MESSAGES_PER_TURN, True
         try:
-            while left and conn.on_data is self and conn.reading:
+            while left and conn.on_data == self and conn.reading:
                 more = False  # what `take` raises is no reason to go on
                 try:
                     message = framing.take(frames, *framing.args)
@@ -250,10 +254,10 @@ class Framed(Frames):
         finally:
             # Also after an exception. Nothing may overtake what is left here, not even the end of the stream. Only
             # `take` knows whether there is more: a function of the user's may have a message that needs no bytes.
-            if more and conn.on_data is frames and conn.reading:
+            if more and conn.on_data == frames and conn.reading:
                 suspend_reading(conn)
                 self._wait_for_turn(conn)
-            elif more and conn.on_data is frames and len(self) and not conn.closed:
+            elif more and conn.on_data == frames and not conn.closed:
                 hold_reading(conn)
             elif not (isinstance(conn.on_data, Framed) and conn.on_data._queued):  # of another framing
                 continue_reading(conn)
@@ -294,24 +298,8 @@ def blocks(on_block: Callable[[Stream, bytes], object], size: int, *, limit: int
     return Framing(on_block, Frames.exactly, size, limit=size if limit is None else limit)
 
 
-def resume(conn: Stream) -> None:
-    """Go on after `conn.pause_reading()` in a message callback: what was held back comes first, then what arrives.
-
-    From the end of this turn or of the next one on, and never inside this call. A `pause_reading()` that comes before
-    then is undone by it.
-    """
-    conn.loop.completions.append((conn, _resumed, ()))
-
-
 def _handle_rest(conn: Stream, framed: Framed) -> None:
     framed.handle_rest(conn)
-
-
-def _resumed(conn: Stream) -> None:
-    conn.resume_reading()
-    on_data = conn.on_data
-    if isinstance(on_data, Framed):
-        on_data(conn, b'')
 
 
 def check_size(name: str, size: int) -> int:

@@ -352,11 +352,11 @@ def test_a_pause_holds_messages_back_until_resume_and_they_come_first(r, sockets
     theirs.send(b'four\n')
     theirs.close()
     for known in (b'two', b'three', b'four'):
-        framing.resume(conn)
+        conn.resume_reading()
         assert log[-1] != ('line', known)  # never inside the call
         turns(r, 3)
         assert log[-1] == ('line', known)
-    framing.resume(conn)
+    conn.resume_reading()
     turns(r, 3)
     assert log[-1] == ('eof',)
     end(r, conn)
@@ -416,11 +416,11 @@ def test_resume_after_the_end_does_nothing(r, sockets):
     conn, theirs = pair(r, sockets, on_data=framing.lines(lambda conn, line: (log.append(line), conn.pause_reading())))
     theirs.send(b'one\ntwo\n')
     turns(r, 2)
-    framing.resume(conn)
+    conn.resume_reading()
     conn.close()
     theirs.close()
     turns(r, 2)
-    framing.resume(conn)
+    conn.resume_reading()
     turns(r, 2)
     assert log == [b'one']
 
@@ -430,7 +430,7 @@ def test_resume_goes_on_with_any_on_data(r, sockets):
     conn, theirs = pair(r, sockets, on_data=log.on_data)
     conn.pause_reading()
     theirs.send(b'x')
-    framing.resume(conn)
+    conn.resume_reading()
     turns(r, 3)
     assert log == [('data', b'x')]
     end(r, conn)
@@ -665,7 +665,7 @@ def test_a_pause_holds_back_what_waits_for_a_turn_and_the_end(r, sockets, how):
         conn.pause_reading()
     turns(r, 10)
     assert len(log) == 2 * MESSAGES_PER_TURN and not conn.reading
-    framing.resume(conn)
+    conn.resume_reading()
     run_until(r, lambda: 'eof' in log.names())
     assert log.names() == ['line'] * MANY + ['eof']
     end(r, conn)
@@ -694,7 +694,7 @@ def test_a_pause_and_a_resume_within_a_turn_do_not_double_the_pace(r, sockets):
         r.run_once(0)
         assert len(told) - before <= MESSAGES_PER_TURN
         conn.pause_reading()
-        framing.resume(conn)
+        conn.resume_reading()
     run_until(r, lambda: len(told) == 100 + 9 * MESSAGES_PER_TURN)
     end(r, conn)
 

@@ -168,7 +168,7 @@ class Reading(Machine):
     def resume(self):
         self.acted()
         if self.framed and self.behind is None:
-            framing.resume(self.conn)
+            self.conn.resume_reading()
             self.resuming = True
         else:
             self.conn.resume_reading()

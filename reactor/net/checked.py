@@ -43,13 +43,9 @@ class CheckedStream(Stream):
         self.loop.watchers.check_thread()
         super().write_eof()
 
-    def pause_reading(self) -> None:
+    def set_reading(self, reading: bool) -> None:
         self.loop.watchers.check_thread()
-        super().pause_reading()
-
-    def resume_reading(self) -> None:
-        self.loop.watchers.check_thread()
-        super().resume_reading()
+        super().set_reading(reading)
 
     @property
     def busy(self) -> bool:

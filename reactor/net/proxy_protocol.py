@@ -148,18 +148,14 @@ class ProxiedStream(Stream):
     def write_eof(self) -> None:
         """Nothing: there is nobody yet to tell."""
 
-    def pause_reading(self) -> None:
-        if self.state is CONNECTING:
-            self.tls.reading = False
-
-    def resume_reading(self) -> None:
-        if self.state is CONNECTING:
-            self.tls.reading = True
-
     def waits_for(self) -> str:
         return 'its PROXY header'
 
     # -- for its base
+
+    def set_reading(self, reading: bool) -> None:
+        if self.state is CONNECTING:
+            self.tls.reading = reading
 
     def finish(self, exc: BaseException | None) -> None:
         Stream.finish(self, exc)  # first: it appends the completion

@@ -291,11 +291,11 @@ class Stream(Handle):
     def handle_held_messages(self) -> None:
         """Called as a completion after `resume_reading`: a layer above passes on what it held during the pause."""
         if self.loop.watchers.suspended.get(self):
-            on_data = self.on_data
-            if on_data is not None and hasattr(on_data, 'handle_rest'):
-                on_data(self, b'')
+            layer: Any = self.on_data
+            if hasattr(layer, 'handle_resumed'):
+                layer.handle_resumed(self)
             else:
-                continue_reading(self)  # another has taken the place of the layer
+                continue_reading(self)  # another callback has taken the place of the layer
 
     def handle_failed(self, exc: Exception) -> None:
         self.reset(exc)
@@ -471,31 +471,17 @@ class Stream(Handle):
 
     def pause_reading(self) -> None:
         """Do not call `on_data` until `resume_reading`; the peer is slowed down by TCP. A dead peer goes unseen."""
-        suspended = self.loop.watchers.suspended
-        if self in suspended:
-            suspended[self] = False
-        if self.state is OPEN or (self.state is CLOSED and self.sock is not None):  # see `handle_last_reads`
-            self.loop.watchers.set_events(self, self.events & ~READ)
-        elif self.state is CONNECTING and self.origin is not None:
-            self.origin.reading = False  # type: ignore[attr-defined]
+        self.set_reading(False)
 
     def resume_reading(self) -> None:
         """Call `on_data` again. Does nothing when reading goes on, has ended, or the connection is closed.
 
-        Messages that `reactor.framing` holds come first, and not inside this call.
+        What was received already comes first: messages that `reactor.framing` holds, and data that TLS has not
+        decrypted yet. None of it is passed on inside this call. `Stream.resume_reading` can be given as `on_drain` for
+        any kind of stream: a server that pauses reading when `write` returns False goes on when its client has caught
+        up.
         """
-        suspended = self.loop.watchers.suspended
-        if self in suspended:
-            if not suspended[self]:
-                self.loop.completions.append((self, Stream.handle_held_messages, ()))
-                suspended[self] = True
-            return
-        if self.state is OPEN or (self.state is CLOSED and self.sock is not None):
-            if self.timeouts is not None and not self.events & READ and self.options.read_timeout is not None:
-                self.since = self.loop.timers.clock()  # the time for which reading was paused does not count
-            self.loop.watchers.set_events(self, self.events | READ)
-        elif self.state is CONNECTING and self.origin is not None:
-            self.origin.reading = True  # type: ignore[attr-defined]
+        self.set_reading(True)
 
     @property
     def reading(self) -> bool:
@@ -680,6 +666,27 @@ class Stream(Handle):
             self.on_connect(self)
 
     # -- for its kinds
+
+    def set_reading(self, reading: bool) -> None:
+        """Do what `resume_reading` or `pause_reading` was called for. Each kind has its own; both come here alone, so
+        that `Stream.resume_reading` works on every kind of stream.
+        """
+        if self in self.loop.watchers.suspended:
+            self.set_suspended(reading)
+        elif self.state is OPEN or (self.state is CLOSED and self.sock is not None):  # see `handle_last_reads`
+            if reading and self.timeouts is not None and not self.events & READ:
+                if self.options.read_timeout is not None:
+                    self.since = self.loop.timers.clock()  # the time for which reading was paused does not count
+            self.loop.watchers.set_events(self, self.events | READ if reading else self.events & ~READ)
+        elif self.state is CONNECTING and self.origin is not None:
+            self.origin.reading = reading  # type: ignore[attr-defined]
+
+    def set_suspended(self, reading: bool) -> None:
+        """The same while a layer above holds messages: it passes them on first."""
+        suspended = self.loop.watchers.suspended
+        if reading and not suspended[self]:
+            self.loop.completions.append((self, Stream.handle_held_messages, ()))
+        suspended[self] = reading
 
     def refuses(self, ended: bool, weight: int) -> bool:
         """Whether a write is not taken: the user has ended the stream, or so much waits that the peer is cut off."""
@@ -894,8 +901,8 @@ class Stream(Handle):
 def suspend_reading(stream: Stream) -> None:
     """Receive nothing until `continue_reading`, because a layer above has more to pass on to the user first.
 
-    For the user it is reading all the while: `reading` is True until `pause_reading`. After `resume_reading` the layer
-    is asked to go on: it is the `on_data` of the stream, and is called with no bytes.
+    For the user it is reading all the while: `reading` is True until `pause_reading`. After `resume_reading` the layer,
+    which is the `on_data` of the stream, goes on: its `handle_resumed(stream)` is called in the completions phase.
     """
     if stream not in stream.loop.watchers.suspended:
         stream.pause_reading()

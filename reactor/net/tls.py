@@ -281,23 +281,6 @@ class TLSStream(Stream):
         held: int = self.tls.held_bytes
         return held + (0 if self.writer is None else self.writer.buffered)
 
-    def pause_reading(self) -> None:
-        if self.state is CONNECTING:
-            self.tls.reading = False
-            if self in self.loop.watchers.suspended:
-                self.loop.watchers.suspended[self] = False
-        else:
-            Stream.pause_reading(self)
-
-    def resume_reading(self) -> None:
-        if self.state is CONNECTING:
-            self.tls.reading = True
-            if self not in self.loop.watchers.suspended:
-                return
-        Stream.resume_reading(self)
-        if self.state is OPEN or self.state is CLOSED:
-            self._decrypt_later()  # what is here already is no readiness to come
-
     @property
     def reading(self) -> bool:
         # The handshake itself is read also while the user has paused reading.
@@ -340,6 +323,16 @@ class TLSStream(Stream):
         raise ReactorError('this connection is TLS already')
 
     # -- for its base
+
+    def set_reading(self, reading: bool) -> None:
+        if self.state is CONNECTING:
+            self.tls.reading = reading
+            if self in self.loop.watchers.suspended:
+                self.set_suspended(reading)
+            return
+        Stream.set_reading(self, reading)
+        if reading and (self.state is OPEN or self.state is CLOSED):
+            self._decrypt_later()  # what is here already is no readiness to come
 
     def finish(self, exc: BaseException | None) -> None:
         Stream.finish(self, exc)  # first: it appends the completion

@@ -72,22 +72,23 @@ class Records:
 
     def watch(self, stream: WatchedStream, kind: str, fn: Callable[..., object]) -> Callable[..., object]:
         """`fn`, with the checks before and after it."""
-
-        def watched(stream: WatchedStream, *args: Any) -> None:
-            self.enter(kind, stream, args)
-            try:
-                fn(stream, *args)
-            except Exception as exc:
-                self._raises(stream, kind, exc)
-                raise
-            finally:
-                self.inside = None
-                if kind == 'close':
-                    self.streams.pop(stream, None)
-                    self.just_closed.append(stream)
-
+        watched = WatchedCallback(self, kind, fn)
         stream.record.wrappers.append(ref(watched))
         return watched
+
+    def run(self, stream: WatchedStream, kind: str, fn: Callable[..., object], args: tuple[Any, ...]) -> None:
+        """Call `fn`, with the checks before and after it."""
+        self.enter(kind, stream, args)
+        try:
+            fn(stream, *args)
+        except Exception as exc:
+            self._raises(stream, kind, exc)
+            raise
+        finally:
+            self.inside = None
+            if kind == 'close':
+                self.streams.pop(stream, None)
+                self.just_closed.append(stream)
 
     def _raises(self, stream: WatchedStream, kind: str, exc: BaseException) -> None:
         record = stream.record
@@ -352,6 +353,35 @@ class Records:
         left = peer.end.gone and peer.end.sent < len(peer.offered)  # discarded there, for which it has its reasons
         if end.ended_in and len(peer.offered) != end.received and not left:
             self.wrong(stream, f'bytes: the peer wrote {len(peer.offered)} and ended, {end.received} came')
+
+
+class WatchedCallback:
+    """A callback of a stream, watched. Code that looks at `conn.on_data` (`reactor.framing` does, and a protocol may)
+    finds in it what was set: it is equal to that, an instance of its class, and has its attributes.
+    """
+
+    __slots__ = ('__weakref__', '_fn', '_kind', '_records')
+
+    def __init__(self, records: Records, kind: str, fn: Callable[..., object]) -> None:
+        self._records = records
+        self._kind = kind
+        self._fn = fn
+
+    def __call__(self, stream: WatchedStream, *args: Any) -> None:
+        self._records.run(stream, self._kind, self._fn, args)
+
+    def __eq__(self, other: object) -> bool:
+        return self is other or self._fn == other
+
+    def __hash__(self) -> int:
+        return hash(self._fn)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._fn, name)
+
+    @property  # type: ignore[misc]
+    def __class__(self) -> type:
+        return type(self._fn)
 
 
 def _is_alert(data: bytes) -> bool:

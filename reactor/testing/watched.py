@@ -124,21 +124,21 @@ class WatchedStream(Stream):
             self.record.ended_by = self.record.ended_by or 'write_eof'
         super().write_eof()
 
-    def pause_reading(self) -> None:
-        if not self.record.paused:
+    def set_reading(self, reading: bool) -> None:
+        if reading:
+            self._resumed()
+        elif not self.record.paused:
             self.record.paused_at = self.loop.ledger.time()
-        self.record.paused = True  # whatever has become of the connection meanwhile
-        super().pause_reading()
+        self.record.paused = not reading  # whatever has become of the connection meanwhile
+        super().set_reading(reading)
 
-    def resume_reading(self) -> None:
+    def _resumed(self) -> None:
         record = self.record
         if record.paused and self.closed:
             # It was paused when it failed. When the socket is closed by now, what had arrived is gone.
             record.resumed_late = record.end is None or record.end.gone
         elif record.paused:
             record.resumed_at = self.loop.ledger.time()
-        record.paused = False
-        super().resume_reading()
 
     def set_timeouts(self, **limits: Any) -> None:
         if not self.closed:

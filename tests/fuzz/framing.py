@@ -194,8 +194,8 @@ class Reader(Seen):
     def resume(self) -> None:
         if self.conn is not None:
             count = len(self.messages)
-            framing.resume(self.conn)
-            assert len(self.messages) == count, 'law 2: framing.resume() has called the callback'
+            self.conn.resume_reading()
+            assert len(self.messages) == count, 'law 2: resume_reading() has called the callback'
             self.paused = False
 
     def on_error(self, conn: Any, exc: Exception) -> None:
