@@ -529,8 +529,8 @@ class Reactor(Loop):
         checked = self._stream_kind is CheckedStream
         return spawn(self, self._os, words, stdio, on_exit, env, cwd, passed, settings, checked)
 
-    def watch_path(self, path: str | PathLike[str], fn: Callable[[WatchedPath, str, str], object]) -> WatchedPath:
-        """Call `fn(handle, path, change)` when a file, or something in a directory, changes; see `WatchedPath`.
+    def watch_path(self, path: str | PathLike[str], fn: Callable[..., object], *args: Any) -> WatchedPath:
+        """Call `fn(handle, path, change, *args)` when a file, or something in a directory, changes; see `WatchedPath`.
 
         change  'created', 'changed' or 'deleted'; renaming is the one at the old path and the other at the new one
         path    which, below the path that is watched as you gave it
@@ -540,7 +540,7 @@ class Reactor(Loop):
         """
         self._check(fn)
         file_path('path', path)
-        return watch(self, self._os, path, fn)
+        return watch(self, self._os, path, fn, args)
 
     def drain(self, timeout: float, lame_duck: float = 0) -> None:
         """Come to an end without losing a request that was accepted; `run` then returns False, for `stop` is called.

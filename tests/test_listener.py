@@ -1186,3 +1186,24 @@ def test_a_listener_that_finds_no_memory_to_accept_pauses_and_then_accepts(kerne
     assert 0 < kernel.time - began < 1
     listener.close()
     end(fake, *conns)
+
+
+def test_the_callbacks_of_a_listener_can_be_replaced_for_the_connections_to_come(r):
+    log = Log()
+    server = r.listen_tcp('127.0.0.1', 0, log.on_data, on_close=log.on_close)
+    old = r.connect_tcp(*server.address[:2])
+    run_until(r, lambda: server.open_connections == 1)
+    later = Log()
+    server.on_data, server.on_close, server.on_connect = later.on_data, later.on_close, later.on_connect
+    new = r.connect_tcp(*server.address[:2])
+    run_until(r, lambda: server.open_connections == 2)
+    old.write(b'old')
+    new.write(b'new')
+    run_until(r, lambda: log and len(later) == 2)
+    assert log == [('data', b'old')]
+    assert later == [('connect',), ('data', b'new')]
+    server.on_data = None  # what comes is dropped, as without it
+    for conn in old, new:
+        conn.close()
+    run_until(r, lambda: not server.open_connections)
+    server.close()

@@ -62,6 +62,17 @@ def test_a_file_that_is_replaced_is_told_as_created(r, tmp_path):
     handle.close()
 
 
+def test_the_arguments_are_passed_on(r, tmp_path):
+    path, seen = tmp_path / 'file', []
+    path.write_text('a')
+    handle = r.watch_path(path, lambda *what: seen.append(what), 'first', 2)
+    path.write_text('b')
+    run_until(r, lambda: seen)
+    assert seen[0] == (handle, str(path), 'changed', 'first', 2)
+    handle.close()
+    assert handle.args == ()
+
+
 def test_the_neighbours_of_a_file_are_not_told(r, tmp_path):
     path, told = tmp_path / 'file', Told()
     path.write_text('a')

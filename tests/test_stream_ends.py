@@ -419,6 +419,30 @@ def test_abort_discards_and_resets(r, sockets):
             pass
 
 
+@pytest.mark.parametrize('closing', [False, True])
+def test_abort_passes_its_reason_to_on_close(r, sockets, closing):
+    a, _ = sockets()
+    log, reason = Log(), ValueError('the client broke the protocol')
+    conn = r.adopt(a, on_close=log.on_close)
+    if closing:
+        conn.write(bytes(8_000_000))
+        conn.close()
+    conn.abort(reason)
+    conn.abort(ValueError('a second one comes too late'))
+    assert log == []
+    turns(r, 2)
+    assert log == [('close', reason)]
+
+
+def test_abort_takes_an_exception_and_nothing_else(r, sockets):
+    conn = r.adopt(sockets()[0])
+    for wrong in 'why', ValueError, 5:
+        with pytest.raises(TypeError, match='exc is an exception or None'):
+            conn.abort(wrong)
+    assert not conn.closed
+    end(r, conn)
+
+
 def test_abort_while_closing_ends_it_at_once(r, sockets):
     log = Log()
     conn, _ = pair(r, sockets, on_close=log.on_close)

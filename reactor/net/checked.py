@@ -64,9 +64,9 @@ class CheckedStream(Stream):
         self.loop.watchers.check_thread()
         super().close()
 
-    def abort(self) -> None:
+    def abort(self, exc: BaseException | None = None) -> None:
         self.loop.watchers.check_thread()
-        super().abort()
+        super().abort(exc)
 
 
 class CheckedTLSStream(CheckedStream, TLSStream):

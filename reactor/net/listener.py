@@ -42,15 +42,15 @@ EXHAUSTED = {errno.EMFILE, getattr(errno, 'WSAEMFILE', errno.EMFILE), errno.ENFI
 class Listener(Handle):
     """A listening socket, as returned by `listen_tcp` and `listen_unix`.
 
-    `open_connections` counts what it accepted and is not closed yet. `max_connections` may be changed at any time.
-    `on_accept_error(listener, exc)` is told when accepting had to pause, once per episode.
+    `open_connections` counts the connections that it accepted and that are still open. `max_connections` may be changed
+    at any time, and so may its callbacks, which are plain attributes: `on_accept_error(listener, exc)`, called once per
+    episode when accepting had to pause, and those of a `Stream`, which each connection is accepted with.
     """
 
     __slots__ = (
         '_accepts_before',
         '_all_in',
         '_batch',
-        '_callbacks',
         '_closed',
         '_defer_accept',
         '_inherited',
@@ -63,6 +63,12 @@ class Listener(Handle):
         '_retry',
         '_unlink',
         'on_accept_error',
+        'on_close',
+        'on_connect',
+        'on_data',
+        'on_drain',
+        'on_eof',
+        'on_error',
         'open_connections',
         'sock',
     )
@@ -88,7 +94,12 @@ class Listener(Handle):
         self.on_accept_error = on_accept_error
         self.sock = sock
         self._options = options
-        self._callbacks = callbacks
+        self.on_connect = callbacks.on_connect
+        self.on_data = callbacks.on_data
+        self.on_eof = callbacks.on_eof
+        self.on_drain = callbacks.on_drain
+        self.on_close = callbacks.on_close
+        self.on_error = callbacks.on_error
         self._kind = kind
         self._max_connections = max_connections
         self._defer_accept = defer_accept
@@ -147,7 +158,7 @@ class Listener(Handle):
         """Make a connection of a client that was accepted; None when he cannot be watched, or a kind refuses him."""
         stream = None
         try:
-            stream = self._kind(self.loop, self._options, self._callbacks, self)
+            stream = self._kind(self.loop, self._options, self, self)
             sock.setblocking(False)
             if not self._options_inherited:
                 set_accepted_options(sock, self._options)

@@ -24,7 +24,7 @@ from ..errors import (
     WriteTimeout,
 )
 from ..kernel import HAS_SENDMSG, LOST_ERRORS, send_first
-from ..loop.checks import switch, time_limit
+from ..loop.checks import shown, switch, time_limit
 from ..loop.timers import Timer
 from ..loop.watcher import READ, UNHEARD, WRITE, Handle
 from .addresses import show, unmapped
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from typing import Any, Protocol
 
     from ..loop.loop import Loop
+    from .listener import Listener
     from .options import Options
 
     Buffer = bytes | bytearray | memoryview
@@ -99,7 +100,7 @@ class Stream(Handle):
     secured: Any
     proxied: Any
 
-    def __init__(self, loop: Loop, options: Options, callbacks: Callbacks, origin: Origin | None) -> None:
+    def __init__(self, loop: Loop, options: Options, callbacks: Callbacks | Listener, origin: Origin | None) -> None:
         self.loop = loop
         self.events = 0
         timers = loop.timers
@@ -515,9 +516,16 @@ class Stream(Handle):
             self.on_data = None  # sending has failed; what was received before is no longer wanted
         self._refuse_writes()
 
-    def abort(self) -> None:
-        """Discard what waits and reset the connection now; `on_close(conn, None)` tells. Twice is fine."""
-        self.reset(None)
+    def abort(self, exc: BaseException | None = None) -> None:
+        """Discard what waits and reset the connection now; `on_close(conn, exc)` is called. Twice is fine.
+
+        exc  why, for `on_close`. A connection that has failed already keeps the reason for that
+
+        Raises TypeError for what is not an exception.
+        """
+        if exc is not None and not isinstance(exc, BaseException):
+            raise TypeError(f'exc is an exception or None, not {shown(exc)}')
+        self.reset(exc)
         self._refuse_writes()
 
     def reset(self, exc: BaseException | None) -> None:

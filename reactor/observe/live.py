@@ -183,10 +183,10 @@ class Viewer(Stream):
             self.close()
         Stream.reset(self, exc)
 
-    def abort(self) -> None:
+    def abort(self, exc: BaseException | None = None) -> None:
         """Reset it without that: the program goes on, and the browser comes again."""
         self.__class__ = Stream  # type: ignore[assignment]
-        self.abort()
+        self.abort(exc)
 
 
 def event(data: Any, name: str = '', number: int | None = None) -> bytes:

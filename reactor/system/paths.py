@@ -34,8 +34,8 @@ CHANGES = {'created': 'created', 'modified': 'changed', 'attrib': 'changed', 'de
 class WatchedPath(Handle):
     """A file or directory that is watched, as returned by `watch_path`.
 
-    `fn(handle, path, change)` is called in the loop with 'created', 'changed' or 'deleted': of a file for itself, of a
-    directory for what is directly in it, and for itself when it is deleted. `path` begins with the path as it was
+    `fn(handle, path, change, *args)` is called in the loop with 'created', 'changed' or 'deleted': of a file for
+    itself, of a directory for what is directly in it, and for itself when it is deleted. `path` begins with the path as it was
     given. Several changes of one path between two turns are told as one, the last; a new file that was written to is
     'created'. A file that is replaced by renaming another, as many editors save, is 'created'.
 
@@ -46,21 +46,23 @@ class WatchedPath(Handle):
     directory.
     """
 
-    __slots__ = ('_kernel', '_observer', 'changes', 'fn', 'path')
+    __slots__ = ('_kernel', '_observer', 'args', 'changes', 'fn', 'path')
 
     def __init__(
         self,
         loop: Loop,
         kernel: Kernel,
         path: str,
-        fn: Callable[[WatchedPath, str, str], object],
+        fn: Callable[..., object],
+        args: tuple[Any, ...],
         changes: Changes,
         observer: Any,
     ) -> None:
         self.loop = loop
         self.since = loop.now
         self.path = path
-        self.fn: Callable[[WatchedPath, str, str], object] | None = fn
+        self.fn: Callable[..., object] | None = fn
+        self.args = args
         self.changes = changes
         self._kernel = kernel
         self._observer = observer
@@ -83,7 +85,7 @@ class WatchedPath(Handle):
     def handle_change(self, path: str, change: str) -> None:
         """Told as a completion: one change."""
         if self.fn is not None:
-            self.fn(self, path, change)
+            self.fn(self, path, change, *self.args)
 
     def close(self) -> None:
         """Watch no more: `fn` is not called again, and the thread ends. Closing twice is fine."""
@@ -115,7 +117,7 @@ class WatchedPath(Handle):
 
     def _forget(self) -> Any:
         self.loop.watchers.remove(self)
-        observer, self._observer, self.fn = self._observer, None, None
+        observer, self._observer, self.fn, self.args = self._observer, None, None, ()
         self.changes.close()
         return observer
 
@@ -204,7 +206,7 @@ class Changes:
                     yield self._path, change
 
 
-def watch(loop: Loop, kernel: Kernel, path: Any, fn: Callable[[WatchedPath, str, str], object]) -> WatchedPath:
+def watch(loop: Loop, kernel: Kernel, path: Any, fn: Callable[..., object], args: tuple[Any, ...]) -> WatchedPath:
     """Watch a path; see `Reactor.watch_path`."""
     try:
         from watchdog.observers import Observer
@@ -219,7 +221,7 @@ def watch(loop: Loop, kernel: Kernel, path: Any, fn: Callable[[WatchedPath, str,
     try:
         observer.schedule(changes, folder)  # type: ignore[arg-type]  # all that it calls of a handler is `dispatch`
         observer.start()
-        handle = WatchedPath(loop, kernel, given, fn, changes, observer)
+        handle = WatchedPath(loop, kernel, given, fn, args, changes, observer)
     except BaseException:
         observer.stop()
         raise

@@ -57,14 +57,14 @@ class Connections(Records):
 
     def _check_reason(self, stream: WatchedStream, exc: BaseException | None, lost: bool) -> None:
         record, end = stream.record, stream.record.end
-        known = exc is None or exc in record.raised or isinstance(exc, (OSError, *REASONS))
+        known = exc in (None, record.aborted_with, *record.raised) or isinstance(exc, (OSError, *REASONS))
         if not known and not isinstance(exc, MemoryError | RecursionError):
             self.wrong(stream, f'law 1: on_close with {exc!r}')
         if exc in record.survived:
             self.wrong(stream, f'law 8: it ends with {exc!r}, of which on_error was told')
         if isinstance(exc, OSError) and exc.__traceback__ is not None and type(exc).__module__ == 'builtins':
             self.wrong(stream, f'law 9: {exc!r} keeps its traceback')
-        if exc is not None and record.closed_by == 'abort' and not record.failed_before:
+        if exc is not record.aborted_with and record.closed_by == 'abort' and not record.failed_before:
             self.wrong(stream, f'it was aborted, and ends with {exc!r}')
         if isinstance(exc, WriteBufferFull) != (record.cut and record.closed_by != 'abort'):
             if self.simulated and not (self.kernel.fails or self.secured(stream) or exc in record.raised):

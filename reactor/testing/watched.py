@@ -64,6 +64,7 @@ class Record:
         self.largest = 0  # bytes of one write
         self.high_water = 0
         self.limits_from = self.paused_at = self.resumed_at = self.waiting_from = 0  # ns
+        self.aborted_with: BaseException | None = None
         self.raised: list[BaseException] = []
         self.survived: list[BaseException] = []  # of these, which there was an on_error for
         self.secured = False
@@ -179,13 +180,14 @@ class WatchedStream(Stream):
         super().close()
         self.loop.ledger.check_closed_is_true(self, 'close')
 
-    def abort(self) -> None:
+    def abort(self, exc: BaseException | None = None) -> None:
         record = self.record
         if not record.over:
             record.failed_before = self.closed
             record.gone_before = record.end is None or record.end.gone
             record.closed_by = record.ended_by = 'abort'
-        super().abort()
+            record.aborted_with = exc
+        super().abort(exc)
         self.loop.ledger.check_closed_is_true(self, 'abort')
 
     def reset(self, exc: BaseException | None) -> None:
