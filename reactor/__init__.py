@@ -1,6 +1,7 @@
 """A single-threaded, callback-style network reactor in pure Python, on the selectors of the standard library."""
 
 from . import framing
+from .admission.limits import Limits
 from .errors import (
     ClientRefused,
     ConnectionClosed,
@@ -28,7 +29,6 @@ from .facade import Reactor, run
 from .loop.stats import Stats
 from .loop.timers import Timer
 from .loop.watcher import READ, WRITE
-from .net.admission import Limits
 from .net.datagram import DatagramSocket
 from .net.listener import Listener
 from .net.options import Options

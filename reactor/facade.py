@@ -8,19 +8,19 @@ from __future__ import annotations
 
 from socket import SOMAXCONN
 
+from .admission.limits import Limits, check_limits
+from .admission.listener import GuardedListener
+from .admission.proxied import PROXY_TIMEOUT, ProxyProtocol, check_proxy_protocol
 from .kernel import AF_UNIX, Kernel, close_socket
+from .kinds import CHECKED_KINDS, KINDS
 from .loop.checks import file_path, seconds, shown, switch, whole
 from .loop.loop import Loop
 from .net.addresses import check_family, check_host, check_local_address, check_path, check_port, numeric, show
-from .net.admission import Limits, check_limits
-from .net.checked import CheckedDatagramSocket, CheckedStream
 from .net.connector import Connector
 from .net.datagram import MAX_QUEUED, DatagramSocket, check_datagram_socket
 from .net.drain import Drain, check_times
-from .net.guarded import GuardedListener
 from .net.listener import Listener, check_max_connections
 from .net.options import Callbacks, Options, check_callback, check_server_hostname
-from .net.proxy_protocol import PROXY_TIMEOUT, ProxyProtocol, check_proxy_protocol
 from .net.resolver import LookUp, resolve, resolve_address
 from .net.sockets import (
     bound_udp,
@@ -73,8 +73,7 @@ class Reactor(Loop):
         if kernel is not None and not hasattr(kernel, 'clock'):
             raise TypeError(f'kernel is None or a kernel such as reactor.kernel.Kernel(), not {shown(kernel)}')
         self._os = kernel or Kernel()
-        self._stream_kind = CheckedStream if debug else Stream
-        self._datagram_kind = CheckedDatagramSocket if debug else DatagramSocket
+        self._kinds = CHECKED_KINDS if debug else KINDS
         self._drain: Drain | None = None
         super().__init__(selector, self._os, catch_errors, slow_callback, debug)
 
@@ -131,7 +130,7 @@ class Reactor(Loop):
         inherited = sock is not None
         if inherited:
             check_bound(sock)
-        proxy = check_proxy_protocol(self._os, proxy_protocol, proxy_timeout, self._stream_kind, False)
+        proxy = check_proxy_protocol(self._os, proxy_protocol, proxy_timeout, self._kinds.plain, False)
         check_limits(self._os, limits, sock is not None and sock.family == AF_UNIX)
         self.watchers.check()
         if sock is None:
@@ -190,7 +189,7 @@ class Reactor(Loop):
         check_max_connections(max_connections)
         if mode is not None:
             whole('mode', mode, 0, 0o7777, 'number of permission bits')
-        proxy = check_proxy_protocol(self._os, proxy_protocol, proxy_timeout, self._stream_kind, True)
+        proxy = check_proxy_protocol(self._os, proxy_protocol, proxy_timeout, self._kinds.plain, True)
         check_limits(self._os, limits, True)
         self.watchers.check()
         sock, unlink = listening_unix(self._os, check_path(path), settings, backlog=backlog, mode=mode)
@@ -312,7 +311,7 @@ class Reactor(Loop):
         self.watchers.check()
         check_adopted(sock)
         sock.setblocking(False)
-        stream = self._stream_kind(self, settings, callbacks, None)
+        stream = self._kind(settings)(self, settings, callbacks, None)
         stream.attach(sock)
         return stream
 
@@ -325,8 +324,8 @@ class Reactor(Loop):
         return Options(ssl=ssl, **options)
 
     def _kind(self, settings: Options) -> type[Stream]:
-        kind: type[Stream] = self._stream_kind if settings.ssl is None else self._stream_kind.secured
-        return kind
+        settings.shared.tls_class = self._kinds.tls
+        return self._kinds.plain if settings.ssl is None else self._kinds.tls
 
     def _listener(
         self,
@@ -337,7 +336,8 @@ class Reactor(Loop):
         limits: Limits | None,
         **keywords: Any,
     ) -> Listener:
-        keywords['kind'] = self._kind(settings) if proxy is None else self._stream_kind.proxied
+        kind = self._kind(settings)
+        keywords['kind'] = kind if proxy is None else self._kinds.proxied
         if proxy is None and limits is None:
             return Listener(self, sock, settings, callbacks, **keywords)
         return GuardedListener(self, sock, settings, callbacks, proxy=proxy, limits=limits, **keywords)
@@ -371,7 +371,7 @@ class Reactor(Loop):
         """
         reuse_port, broadcast = switch('reuse_port', reuse_port), switch('broadcast', broadcast)
         self.watchers.check()
-        handle = self._datagram_kind(
+        handle = self._kinds.datagram(
             self,
             self._os,
             on_datagram=on_datagram,
@@ -426,7 +426,7 @@ class Reactor(Loop):
         check_local_address(self._os, local_address)
         broadcast = switch('broadcast', broadcast)
         self.watchers.check()
-        handle = self._datagram_kind(
+        handle = self._kinds.datagram(
             self,
             self._os,
             on_datagram=on_datagram,
@@ -526,7 +526,7 @@ class Reactor(Loop):
         if cwd is not None:
             file_path('cwd', cwd)
         self.watchers.check()
-        checked = self._stream_kind is CheckedStream
+        checked = self._kinds is CHECKED_KINDS
         return spawn(self, self._os, words, stdio, on_exit, env, cwd, passed, settings, checked)
 
     def watch_path(self, path: str | PathLike[str], fn: Callable[..., object], *args: Any) -> WatchedPath:

@@ -31,7 +31,7 @@ LIST = Path(__file__).resolve().parent / 'mutation' / 'drawn.json'
 
 SEED = 20261129
 COUNT = 600
-PARTS = ('framing.py', 'loop', 'net', 'observe', 'serve')  # of the package; admission is a part of `net`
+PARTS = ('framing.py', 'loop', 'net', 'observe', 'serve')  # of the package; what `admission` has was a part of `net`
 OPERATORS = (
     'core/AddNot',
     'core/ExceptionReplacer',

@@ -18,12 +18,12 @@ from typing import Any
 from support import FakeKernel, ManyAddresses, ScriptedKernel, ScriptedSocket, turns
 
 from reactor import Limits, Reactor, framing
+from reactor.admission.networks import Networks
 from reactor.framing import Frames
 from reactor.kernel import Kernel
 from reactor.loop.buckets import Buckets
 from reactor.loop.threads import QUEUE_LIMIT
 from reactor.net.addresses import interleave
-from reactor.net.networks import Networks
 from reactor.net.writer import Writer
 from reactor.system.paths import Changes
 

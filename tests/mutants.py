@@ -674,7 +674,7 @@ MUTANTS = (
     ),
     Mutant(
         'who writes is idle',
-        'net/limits.py',
+        'net/timeouts.py',
         'max(stream.since, stream.written_at)',
         'stream.since',
         'a time limit is never early',
@@ -682,14 +682,14 @@ MUTANTS = (
     ),
     Mutant(
         'reading is paused, and the peer is too late',
-        'net/limits.py',
+        'net/timeouts.py',
         '(options.read_timeout, stream.events & READ, ',
         '(options.read_timeout, True, ',
         'a limit that does not apply is not over',
     ),
     Mutant(
         'nothing waits, and the peer does not take it',
-        'net/limits.py',
+        'net/timeouts.py',
         '(options.write_timeout, stream.buffered, ',
         '(options.write_timeout, True, ',
         'a limit that does not apply is not over',
@@ -715,7 +715,7 @@ MUTANTS = (
     # -- doors
     Mutant(
         'what comes behind a PROXY header is taken with it',
-        'net/proxy_protocol.py',
+        'admission/proxied.py',
         'taken = self._receive(min(missing, len(seen)))',
         'taken = self._receive(len(seen))',
         'not a byte is lost',
@@ -723,16 +723,16 @@ MUTANTS = (
     ),
     Mutant(
         'the time limit of a PROXY header outlives it',
-        'net/proxy_protocol.py',
-        '            self.tls.timer.cancel()\n            self.tls = None',
-        '            self.tls = None',
+        'admission/proxied.py',
+        '            buffer.timer.cancel()',
+        '            pass',
         '9: what is over leaves nothing behind',
         9,
         'poll',
     ),
     Mutant(
         'one is let in for whom there is no room',
-        'net/admission.py',
+        'admission/limits.py',
         'len(self._guests) >= self.connections',
         'len(self._guests) > self.connections',
         'as many as there is room for',
@@ -740,7 +740,7 @@ MUTANTS = (
     ),
     Mutant(
         'a client may drip as long as he likes',
-        'net/progress.py',
+        'admission/pace.py',
         'if answered or not stream.events & READ:',
         'if answered or stream.events & READ:',
         'who is too slow is ended',
@@ -748,7 +748,7 @@ MUTANTS = (
     ),
     Mutant(
         'limits are not told of an end',
-        'net/guarded.py',
+        'admission/listener.py',
         '            self.limits.handle_closed(stream)\n',
         '            pass\n',
         '9: what is over leaves nothing behind',
@@ -809,8 +809,8 @@ MUTANTS = (
     Mutant(
         'an answer is owed to who is gone',
         'net/stream.py',
-        '                    busy.discard(self)\n                self.writer = ENDED\n',
-        '                    pass\n                self.writer = ENDED\n',
+        '                    busy.discard(self)\n                headers',
+        '                    pass\n                headers',
         '9: nothing of it is kept',
         359,
     ),

@@ -17,9 +17,9 @@ from test_proxy_protocol import HEADERS, close_all, ends4, ends6, v2
 
 import reactor
 from reactor import ClientRefused, LifetimeOver, Limits, Reactor, TooSlow
-from reactor.net.admission import Tokens
+from reactor.admission.limits import Tokens
+from reactor.admission.pace import Guest
 from reactor.net.listener import Listener
-from reactor.net.progress import Guest
 
 HERE = '127.0.0.1'
 counted = pytest.mark.skipif(sys.platform != 'linux', reason='only Linux counts the bytes of a TCP connection')

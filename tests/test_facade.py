@@ -20,7 +20,7 @@ from support import SELECTORS, FakeKernel, Log, end, in_thread, reset, run_until
 import reactor
 from reactor import HandleClosed, IdleTimeout, Reactor, ReactorError, Stats, Stream
 from reactor.kernel import ABSTRACT_PATHS, AF_UNIX, Kernel
-from reactor.net.checked import CheckedStream, CheckedTLSStream
+from reactor.kinds import CheckedStream, CheckedTLSStream
 from reactor.net.tls import TLSStream
 
 needs_unix = pytest.mark.skipif(AF_UNIX < 0, reason='this platform has no Unix sockets')

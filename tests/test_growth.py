@@ -56,7 +56,7 @@ class Conversation:
         self.context = certificates.client()
         self.conns: list[Any] = []
         self.clients: list[Any] = []
-        self.server._callbacks.on_connect = self.conns.append
+        self.server.on_connect = self.conns.append
 
     def on_data(self, conn: Any, data: bytes) -> None:
         self.received += len(data)

@@ -19,9 +19,9 @@ from support import FailingKernel, Log, drain, in_thread, reset, run_short, run_
 
 import reactor
 from reactor import ProxyError, ProxyTimeout, Reactor, ReactorError
+from reactor.admission.networks import Networks
 from reactor.kernel import Kernel
 from reactor.loop.timers import Timer, TimerHeap
-from reactor.net.networks import Networks
 from reactor.net.proxy_header import LONGEST_V1, SIGNATURE, crc32c, header_size, parse_header
 from reactor.testing import SimKernel
 

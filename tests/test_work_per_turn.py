@@ -462,7 +462,7 @@ def test_signals(r):
 def test_changes_of_a_path(r):
     changes = Changes('/tmp', None, '/tmp')
     observer = SimpleNamespace(stop=nothing, join=nothing)
-    handle = WatchedPath(r, r.watchers.kernel, '/tmp', nothing, changes, observer)
+    handle = WatchedPath(r, r.watchers.kernel, '/tmp', nothing, (), changes, observer)
     changes.open(handle.ring)
     for number in range(2 * QUEUE_LIMIT):
         changes.dispatch(SimpleNamespace(event_type='created', src_path=f'/tmp/{number}', dest_path=''))

@@ -29,9 +29,8 @@ from ..loop.timers import Timer
 from ..loop.watcher import READ, UNHEARD, WRITE, Handle
 from .addresses import show, unmapped
 from .files import FilePart, file_part
-from .limits import look_at_limits
 from .options import HANDSHAKE_TIMEOUT, Callbacks, check_callback, check_server_hostname
-from .proxy_header import ProxyHeader
+from .timeouts import look_at_limits
 from .writer import BROKEN, DRAINED, ENDED, PEER_ENDED, Writer, check_buffers, flat
 
 TYPE_CHECKING = False
@@ -44,6 +43,7 @@ if TYPE_CHECKING:
     from ..loop.loop import Loop
     from .listener import Listener
     from .options import Options
+    from .proxy_header import ProxyHeader
 
     Buffer = bytes | bytearray | memoryview
 
@@ -95,10 +95,6 @@ class Stream(Handle):
         'writer',
         'written_at',
     )
-
-    # The same kind of stream over TLS, and behind a PROXY header, given by the modules that have them.
-    secured: Any
-    proxied: Any
 
     def __init__(self, loop: Loop, options: Options, callbacks: Callbacks | Listener, origin: Origin | None) -> None:
         self.loop = loop
@@ -245,6 +241,9 @@ class Stream(Handle):
                 busy = self.loop.watchers.busy
                 if busy:
                     busy.discard(self)
+                headers = self.options.shared.proxy_headers
+                if headers:
+                    headers.pop(self, None)
                 self.writer = ENDED
                 self.on_connect = self.on_data = self.on_eof = self.on_drain = self.on_close = self.data = None
 
@@ -466,7 +465,8 @@ class Stream(Handle):
         handshake_timeout = time_limit('handshake_timeout', handshake_timeout)
         if self.state is not OPEN or (self.writer is not None and self.writer.ended):
             raise ConnectionClosed(f'start_tls on {self!r}: it has to be open in both directions')
-        self.secured.upgrade(self, context, (on_secured, args), server_side, server_hostname, handshake_timeout)
+        tls_class = self.options.shared.tls_class
+        tls_class.upgrade(self, context, (on_secured, args), server_side, server_hostname, handshake_timeout)
 
     # -- reading
 
@@ -551,8 +551,6 @@ class Stream(Handle):
 
         On a listener with `proxy_protocol` the client's, as the proxy has told it.
         """
-        if type(self.peer) is ProxyHeader:
-            return self.peer.peername
         if self.peer is None and self.sock is not None:
             try:
                 self.peer = unmapped(self.sock.getpeername())
@@ -562,8 +560,11 @@ class Stream(Handle):
 
     @property
     def proxy(self) -> ProxyHeader | None:
-        """What the proxy in front of a listener with `proxy_protocol` has said; None for every other connection."""
-        return self.peer if type(self.peer) is ProxyHeader else None
+        """The header of the proxy before a listener with `proxy_protocol`; None for other connections, and at the end.
+
+        `on_close` is the last callback that finds it.
+        """
+        return self.options.shared.proxy_headers.get(self)
 
     @property
     def sockname(self) -> Any:

@@ -564,9 +564,6 @@ class TLSStream(Stream):
         self.finish(error)
 
 
-Stream.secured = TLSStream
-
-
 def buffers_of(loop: Loop) -> Buffers:
     """The buffers that the TLS connections of `loop` share."""
     if loop.watchers.tls_buffers is None:

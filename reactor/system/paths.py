@@ -35,9 +35,9 @@ class WatchedPath(Handle):
     """A file or directory that is watched, as returned by `watch_path`.
 
     `fn(handle, path, change, *args)` is called in the loop with 'created', 'changed' or 'deleted': of a file for
-    itself, of a directory for what is directly in it, and for itself when it is deleted. `path` begins with the path as it was
-    given. Several changes of one path between two turns are told as one, the last; a new file that was written to is
-    'created'. A file that is replaced by renaming another, as many editors save, is 'created'.
+    itself, of a directory for what is directly in it, and for itself when it is deleted. `path` begins with the path as
+    it was given. Several changes of one path between two turns are told as one, the last; a new file that was written
+    to is 'created'. A file that is replaced by renaming another, as many editors save, is 'created'.
 
     A deleted file is watched on: it is 'created' when it comes again. With its directory, or as a directory, it is gone
     for good, and the handle closes after telling. When more changes come than can wait (1,000), the rest are told as

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 from errno import EPIPE
 
+from ..kinds import CheckedStream
 from ..loop.checks import shown
-from ..net.checked import CheckedStream
 from ..net.stream import Stream
 from ..net.writer import ENDED
 

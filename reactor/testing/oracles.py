@@ -32,7 +32,7 @@ from .calls import CALLS, IDLERS, TIMERS, Calls
 from .due import Dues
 from .ends import Connections
 from .files import End, Listening, Mailbox, Stored
-from .watched import Planted, Record, WatchedStream, is_accepted
+from .watched import WATCHED_KINDS, Planted, Record, WatchedStream, is_accepted
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -107,7 +107,7 @@ class WatchedReactor(Reactor):
     def __init__(self, kernel: SimKernel, **options: Any) -> None:
         self.ledger = Ledger(kernel)
         super().__init__(kernel=kernel, catch_errors=self.ledger.caught, **options)
-        self._stream_kind = WatchedStream
+        self._kinds = WATCHED_KINDS
         self.ledger.reactor = self
         kernel.on_turn = self.ledger.check_turn
 

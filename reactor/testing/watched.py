@@ -9,9 +9,11 @@ Owns one `Record` for each stream. The rule: nothing is different for a stream b
 
 from __future__ import annotations
 
+from ..admission.proxied import ProxiedStream
 from ..errors import IdleTimeout, ReadTimeout, WriteTimeout
+from ..kinds import Kinds
+from ..net.datagram import DatagramSocket
 from ..net.listener import Listener
-from ..net.proxy_protocol import ProxiedStream
 from ..net.stream import Stream
 from ..net.tls import TLSStream
 
@@ -220,8 +222,7 @@ class WatchedProxiedStream(WatchedStream, ProxiedStream):
         super().handle_header_bytes(data)
 
 
-WatchedStream.secured = WatchedTLSStream
-WatchedStream.proxied = WatchedProxiedStream
+WATCHED_KINDS = Kinds(WatchedStream, WatchedTLSStream, WatchedProxiedStream, DatagramSocket)
 
 
 def _callback(kind: str) -> property:

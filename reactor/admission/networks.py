@@ -9,7 +9,7 @@ from __future__ import annotations
 from socket import AF_INET, AF_INET6
 
 from ..loop.checks import shown
-from .addresses import unmapped
+from ..net.addresses import unmapped
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

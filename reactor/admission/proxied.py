@@ -16,11 +16,11 @@ from ..errors import ProxyError, ProxyTimeout
 from ..loop.checks import shown, time_limit
 from ..loop.log import log
 from ..loop.watcher import READ
-from .addresses import show
+from ..net.addresses import show
+from ..net.proxy_header import header_size, parse_header
+from ..net.stream import CONNECTING, OPEN, Stream
+from ..net.writer import BROKEN
 from .networks import Networks
-from .proxy_header import header_size, parse_header
-from .stream import CONNECTING, OPEN, Stream
-from .writer import BROKEN
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -41,9 +41,10 @@ class ProxyProtocol:
     kind  of the streams that there are behind the header
     """
 
-    __slots__ = ('kernel', 'kind', 'networks', 'timeout')
+    __slots__ = ('buffers', 'kernel', 'kind', 'networks', 'timeout')
 
     def __init__(self, kernel: Kernel, networks: Networks | None, timeout: float, kind: type[Stream]) -> None:
+        self.buffers: dict[ProxiedStream, HeaderBuffer] = {}  # of the connections whose header is not there yet
         self.kernel = kernel
         self.networks = networks
         self.timeout = timeout
@@ -73,7 +74,7 @@ def check_proxy_protocol(
     return ProxyProtocol(kernel, networks, timeout, kind)
 
 
-class Beginning:
+class HeaderBuffer:
     """How a connection has begun: what was read of the header, and what the user wants when it is there."""
 
     __slots__ = ('data', 'reading', 'timer')
@@ -99,10 +100,10 @@ class ProxiedStream(Stream):
         loop = self.loop
         self.sock = sock
         self.writer = BROKEN
-        self.tls = beginning = Beginning()  # before it can be read
+        self._protocol.buffers[self] = buffer = HeaderBuffer()  # before it can be read
         # Unreferenced, as the stream itself keeps the loop running.
         late = ProxiedStream.handle_header_late
-        beginning.timer = loop.timers.unreferenced_later(self._protocol.timeout, late, self)
+        buffer.timer = loop.timers.unreferenced_later(self._protocol.timeout, late, self)
         if deferred:
             loop.watchers.defer(self, READ)
         else:
@@ -112,23 +113,23 @@ class ProxiedStream(Stream):
 
     def handle_read(self) -> None:
         """Peek, and take what belongs to the header; with its last byte, open."""
-        beginning = self.tls
+        buffer = self._buffer
         seen = self._receive(PEEK, MSG_PEEK)
         if not seen:
             if seen is not None:
                 self._ended()
             return
         try:
-            size = header_size(beginning.data + seen)
+            size = header_size(buffer.data + seen)
         except ValueError as exc:
             self._fail(str(exc))
             return
-        missing = size - len(beginning.data)
+        missing = size - len(buffer.data)
         taken = self._receive(min(missing, len(seen)))
         if taken is None:
             return
         self.handle_header_bytes(taken)
-        if len(beginning.data) == size:
+        if len(buffer.data) == size:
             self._understand(len(seen) > missing)
 
     def handle_header_bytes(self, data: bytes) -> None:
@@ -136,7 +137,7 @@ class ProxiedStream(Stream):
         counters = self.loop.counters
         counters.reads += 1
         counters.bytes_in += len(data)
-        self.tls.data += data
+        self._buffer.data += data
 
     def handle_header_late(self) -> None:
         """Called by the timer of the header."""
@@ -155,14 +156,16 @@ class ProxiedStream(Stream):
 
     def set_reading(self, reading: bool) -> None:
         if self.state is CONNECTING:
-            self.tls.reading = reading
+            self._buffer.reading = reading
 
     def finish(self, exc: BaseException | None) -> None:
+        origin = self.origin
         Stream.finish(self, exc)  # first: it appends the completion
-        try:
-            self._forget_beginning()
-        except (MemoryError, RecursionError):
-            pass  # its timer finds the connection closed, and does nothing
+        if origin is not None:
+            try:
+                self._forget_buffer(origin.proxy)  # type: ignore[attr-defined]  # a `GuardedListener` has made it
+            except (MemoryError, RecursionError):
+                pass  # its timer finds the connection closed, and does nothing
 
     # -- in this file
 
@@ -170,6 +173,10 @@ class ProxiedStream(Stream):
     def _protocol(self) -> ProxyProtocol:
         protocol: ProxyProtocol = self.origin.proxy  # type: ignore[union-attr]
         return protocol
+
+    @property
+    def _buffer(self) -> HeaderBuffer:
+        return self._protocol.buffers[self]
 
     def _receive(self, size: int, flags: int = 0) -> bytes | None:
         try:
@@ -183,29 +190,30 @@ class ProxiedStream(Stream):
 
     def _understand(self, more: bool) -> None:
         try:
-            header = parse_header(self._protocol.kernel, self.tls.data)
+            header = parse_header(self._protocol.kernel, self._buffer.data)
         except ValueError as exc:
             self._fail(str(exc))
             return
         if header.source is None:
             header.peername = self.peername
-        self.peer = header
+        self.options.shared.proxy_headers[self] = header
+        self.peer = header.peername
         self.loop.counters.proxy_headers += 1
         if self.origin.introduce(self, header):  # type: ignore[union-attr]
             self._open(more)
 
     def _open(self, more: bool) -> None:
         """From here on it is what a client's own connection would be."""
-        options, reading, kind = self.options, self.tls.reading, self._protocol.kind
-        self._forget_beginning()
+        options, reading, protocol = self.options, self._buffer.reading, self._protocol
+        self._forget_buffer(protocol)
         self.writer = None
         self.state = OPEN
-        self.__class__ = kind  # type: ignore[assignment]
+        self.__class__ = protocol.kind  # type: ignore[assignment]
         if options.timed:
             self.start_timeouts()
         if options.ssl is not None:
             told = (Stream.handle_accepted, ())
-            kind.secured.upgrade(self, options.ssl, told, True, None, options.handshake_timeout)
+            options.shared.tls_class.upgrade(self, options.ssl, told, True, None, options.handshake_timeout)
         if not reading:
             self.pause_reading()
         elif more:  # what has come with the header is read in this turn
@@ -214,7 +222,7 @@ class ProxiedStream(Stream):
             self.handle_accepted()
 
     def _ended(self) -> None:
-        if self.tls.data:
+        if self._buffer.data:
             self._fail('it has ended in the middle of its header')
         else:
             self.finish(None)  # a health check, or a client that thought better of it
@@ -228,11 +236,7 @@ class ProxiedStream(Stream):
             log('warning', '%s', error)
         self.reset(error)
 
-    def _forget_beginning(self) -> None:
-        if self.tls is not None:
-            if self.tls.timer is not None:
-                self.tls.timer.cancel()
-            self.tls = None
-
-
-Stream.proxied = ProxiedStream
+    def _forget_buffer(self, protocol: ProxyProtocol) -> None:
+        buffer = protocol.buffers.pop(self, None)
+        if buffer is not None and buffer.timer is not None:
+            buffer.timer.cancel()

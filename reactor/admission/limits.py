@@ -13,9 +13,9 @@ from collections import OrderedDict
 from errno import EOPNOTSUPP
 
 from ..loop.checks import number, shown, time_limit
+from ..net.options import check_callback
 from .networks import packed
-from .options import check_callback
-from .progress import Guest
+from .pace import Guest
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from ..kernel import Kernel
-    from .stream import Stream
+    from ..net.stream import Stream
 
     Rate = tuple[float, float]
     Refusal = tuple[str, str]  # the counter, and what is told

@@ -11,8 +11,8 @@ from socket import SO_LINGER, SOL_SOCKET
 from ..errors import ClientRefused
 from ..kernel import close_socket
 from ..loop.log import log
-from .addresses import show, unmapped
-from .listener import Listener
+from ..net.addresses import show, unmapped
+from ..net.listener import Listener
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -20,11 +20,11 @@ if TYPE_CHECKING:
     from typing import Any
 
     from ..loop.loop import Loop
-    from .admission import Limits, Refusal
-    from .options import Options
-    from .proxy_header import ProxyHeader
-    from .proxy_protocol import ProxyProtocol
-    from .stream import Stream
+    from ..net.options import Options
+    from ..net.proxy_header import ProxyHeader
+    from ..net.stream import Stream
+    from .limits import Limits, Refusal
+    from .proxied import ProxyProtocol
 
 
 class GuardedListener(Listener):

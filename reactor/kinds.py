@@ -1,21 +1,42 @@
-"""Streams that check their caller's thread, for `Reactor(debug=True)`.
+"""Which classes a reactor makes its connections of, and those that check their caller's thread (`debug=True`).
 
-Owns the check and nothing else. The rule: it costs nothing when it is off, since it is another class.
+The check is in classes of its own, so it costs nothing when it is off.
 """
 
 from __future__ import annotations
 
-from .datagram import DatagramSocket
-from .proxy_protocol import ProxiedStream
-from .stream import Stream
-from .tls import TLSStream
+from .admission.proxied import ProxiedStream
+from .net.datagram import DatagramSocket
+from .net.stream import Stream
+from .net.tls import TLSStream
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from typing import Any
 
-    from .stream import Buffer
+    from .net.stream import Buffer
+
+
+class Kinds:
+    """The classes that one reactor makes its streams and datagram sockets of."""
+
+    __slots__ = ('datagram', 'plain', 'proxied', 'tls')
+
+    def __init__(
+        self,
+        plain: type[Stream],
+        tls: type[TLSStream],
+        proxied: type[ProxiedStream],
+        datagram: type[DatagramSocket],
+    ) -> None:
+        self.plain = plain
+        self.tls = tls
+        self.proxied = proxied
+        self.datagram = datagram
+
+
+KINDS = Kinds(Stream, TLSStream, ProxiedStream, DatagramSocket)
 
 
 class CheckedStream(Stream):
@@ -81,10 +102,6 @@ class CheckedProxiedStream(CheckedStream, ProxiedStream):
     __slots__ = ()
 
 
-CheckedStream.secured = CheckedTLSStream
-CheckedStream.proxied = CheckedProxiedStream
-
-
 class CheckedDatagramSocket(DatagramSocket):
     """A `DatagramSocket` whose methods raise `ReactorError` in a thread that does not run its loop."""
 
@@ -101,3 +118,6 @@ class CheckedDatagramSocket(DatagramSocket):
     def resume_reading(self) -> None:
         self.loop.watchers.check_thread()
         super().resume_reading()
+
+
+CHECKED_KINDS = Kinds(CheckedStream, CheckedTLSStream, CheckedProxiedStream, CheckedDatagramSocket)

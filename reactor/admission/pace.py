@@ -14,13 +14,13 @@ from __future__ import annotations
 
 from ..errors import LifetimeOver, TooSlow
 from ..loop.watcher import READ
-from .addresses import show
-from .stream import HALF_OPEN, OPEN
+from ..net.addresses import show
+from ..net.stream import HALF_OPEN, OPEN
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from .admission import Address
-    from .stream import Stream
+    from ..net.stream import Stream
+    from .limits import Address
 
     Rate = tuple[float, float]
 
