@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from typing import Any
 
-    from .net.stream import Buffer
+    from .net.sending import Buffer
 
 
 class Kinds:

@@ -43,6 +43,7 @@ from reactor import (
 )
 from reactor.loop.buckets import Buckets
 from reactor.loop.watcher import Watchers
+from reactor.net.sending import Sender
 from reactor.net.writer import MARKS_PER_SEND
 
 
@@ -1395,7 +1396,7 @@ def test_a_connection_for_whose_on_drain_there_is_no_memory_ends_with_that(r, so
     log = Log()
     conn, theirs = pair(r, sockets, on_drain=log.on_drain, on_close=log.on_close)
     flood(conn)
-    run_short(monkeypatch, Stream, 'handle_drain')
+    run_short(monkeypatch, Sender, 'handle_drain')
     while not log:
         with contextlib.suppress(ConnectionResetError):
             drain(theirs)

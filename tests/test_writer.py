@@ -12,14 +12,12 @@ from reactor import Reactor
 from reactor.kernel import Kernel
 from reactor.net.files import FilePart
 from reactor.net.writer import (
-    BROKEN,
     BUFFERS_PER_SEND,
-    DRAINED,
-    ENDED,
     GATHER_BELOW,
     GATHER_UP_TO,
     MARK_COST,
     MARKS_PER_SEND,
+    SHUT,
     Writer,
 )
 
@@ -38,7 +36,7 @@ def names(marks) -> list[object]:
 def test_a_new_writer_holds_nothing():
     writer = Writer()
     assert (writer.buffered, writer.weight, writer.buffers(), writer.reached()) == (0, 0, [], [])
-    assert not writer.ended and not writer.full and writer.error is None
+    assert not writer.full and not writer.files and writer.untouched
 
 
 def test_small_pieces_are_gathered_into_one_buffer():
@@ -123,11 +121,8 @@ def test_marks_weigh():
     assert writer.weight == 2 + MARK_COST
 
 
-def test_the_shared_writers_hold_nothing():
-    for shared in DRAINED, ENDED, BROKEN:
-        assert (shared.buffered, shared.buffers(), shared.reached()) == (0, [], [])
-    assert ENDED.ended
-    assert BROKEN.error is not None
+def test_the_shared_writer_holds_nothing():
+    assert (SHUT.buffered, SHUT.buffers(), SHUT.reached(), SHUT.full) == (0, [], [], False)
 
 
 # -- a stream on a scripted socket

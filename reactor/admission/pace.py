@@ -15,7 +15,6 @@ from __future__ import annotations
 from ..errors import LifetimeOver, TooSlow
 from ..loop.watcher import READ
 from ..net.addresses import show
-from ..net.stream import HALF_OPEN, OPEN
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -72,7 +71,7 @@ class Guest:
             counters.ended_lifetime += 1
             stream.reset(LifetimeOver(f'{show(stream.peername)} was connected for as long as it may; it was reset'))
             return
-        slow = self._pace and (stream.state is OPEN or stream.state is HALF_OPEN) and self._slowness(now, self._pace)
+        slow = self._pace and (stream.state.receives or stream.state.half) and self._slowness(now, self._pace)
         if slow:
             counters.ended_slow += 1
             stream.reset(TooSlow(f'{show(stream.peername)} {slow}; it was reset'))

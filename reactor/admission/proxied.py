@@ -18,8 +18,9 @@ from ..loop.log import log
 from ..loop.watcher import READ
 from ..net.addresses import show
 from ..net.proxy_header import header_size, parse_header
-from ..net.stream import CONNECTING, OPEN, Stream
-from ..net.writer import BROKEN
+from ..net.states import CONNECTING, OPEN
+from ..net.stream import Stream
+from ..net.writer import SHUT
 from .networks import Networks
 
 TYPE_CHECKING = False
@@ -99,7 +100,7 @@ class ProxiedStream(Stream):
         """Take an accepted socket, on which the proxy speaks first."""
         loop = self.loop
         self.sock = sock
-        self.writer = BROKEN
+        self.writer = SHUT
         self._protocol.buffers[self] = buffer = HeaderBuffer()  # before it can be read
         # Unreferenced, as the stream itself keeps the loop running.
         late = ProxiedStream.handle_header_late

@@ -20,7 +20,8 @@ from ..loop.watcher import WRITE, Handle
 from .addresses import MOST_ADDRESSES, interleave, numeric, show
 from .resolver import look_up
 from .sockets import bind_local, set_stream_options
-from .stream import CONNECTING, Stream
+from .states import CONNECTING
+from .stream import Stream
 from .writer import Writer
 
 TYPE_CHECKING = False

@@ -31,7 +31,7 @@ from .multicast import membership
 from .options import LOG_INTERVAL, check_callback
 from .resolver import look_up
 from .sockets import connected_udp
-from .stream import CLOSED, CONNECTING, OPEN, State
+from .states import CLOSED, CONNECTING, OPEN, State
 from .writer import flat
 
 TYPE_CHECKING = False
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from ..loop.threads import ThreadCall
     from ..loop.timers import Timer
     from .addresses import Address
-    from .stream import Buffer
+    from .sending import Buffer
 
     Callback = Callable[..., object] | None
 

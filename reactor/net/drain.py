@@ -26,13 +26,14 @@ from ..errors import DrainTimeout
 from ..loop.checks import seconds
 from .addresses import show
 from .listener import Listener
-from .stream import CLOSING, OPEN, Stream
+from .states import CONNECTING
+from .stream import Stream
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from ..loop.loop import Loop
     from ..loop.watcher import Handle
-    from .stream import State
+    from .states import State
 
     Idle = WeakKeyDictionary[Stream, tuple[State, float]]  # in which state, and since when
 
@@ -132,7 +133,7 @@ class Drain:
                 waits += 1
             elif not isinstance(handle.origin, Listener):
                 pass  # the application's own
-            elif handle.state is CLOSING:
+            elif handle.state.discards:
                 silent.append(handle)
             elif not self._idle_long(handle, now, idle):
                 waits += 1
@@ -162,7 +163,7 @@ class Drain:
         if before is not stream.state:
             since = now
         idle[stream] = stream.state, since
-        patience = GRACE if stream.state == OPEN else HANDSHAKE
+        patience = HANDSHAKE if stream.state is CONNECTING else GRACE
         return now - since >= min(patience, (self._deadline - since) / 2)  # where time is short, half of it
 
     def _said_farewell(self, now: float) -> bool:

@@ -20,7 +20,8 @@ from ..loop.watcher import READ, Handle
 from .addresses import show, unmapped
 from .options import LOG_INTERVAL
 from .sockets import defer_no_longer, set_accepted_options
-from .stream import OPEN, Stream
+from .states import OPEN
+from .stream import Stream
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -1,125 +1,71 @@
 """Streams: connected sockets with buffered writing, TCP and Unix alike.
 
-Owns one connection: its socket, what it wants from the selector, and its end. Knows nothing of how it was made. The
-rules, all of which the tests hold:
+`Stream` is what users hold. It is built of parts, each with a file of its own: how it ends (`ending.py`), its write
+side (`sending.py`, `writer.py`), its states (`states.py`) and time limits (`timeouts.py`). Here are its callbacks, its
+read side, and what it reports about itself.
 
-    what has happened is appended to `loop.completions` and told from there; only `handle_read` calls a user directly,
-    and as the last thing it does
-    the write side lives in `writer`: None while nothing waits and nothing is wrong, so one test opens the fast path
-    a connection ends in `finish`, whose completion is the last it ever appends. It is appended first, and does again
-    whatever of the ending failed for want of memory or stack: an exhausted process never leaves half an ending
-
-`state` is one of CONNECTING, OPEN, CLOSING, CLOSED. HALF_OPEN is a second OPEN: the peer has ended, we may still write.
+Only `handle_read` calls the user directly, and as the last thing it does; everything else is called as a completion.
 """
 
 from __future__ import annotations
 
-from socket import SHUT_WR, SO_LINGER, SOL_SOCKET
-
-from ..errors import (
-    ConnectionClosed,
-    SelectorFull,
-    SendFileError,
-    WriteBufferFull,
-    WriteTimeout,
-)
-from ..kernel import HAS_SENDMSG, LOST_ERRORS, send_first
-from ..loop.checks import shown, switch, time_limit
-from ..loop.timers import Timer
-from ..loop.watcher import READ, UNHEARD, WRITE, Handle
+from ..errors import ConnectionClosed, SelectorFull, WriteTimeout
+from ..loop.checks import switch, time_limit
+from ..loop.watcher import READ, WRITE
 from .addresses import show, unmapped
-from .files import FilePart, file_part
-from .options import HANDSHAKE_TIMEOUT, Callbacks, check_callback, check_server_hostname
-from .timeouts import look_at_limits
-from .writer import BROKEN, DRAINED, ENDED, PEER_ENDED, Writer, check_buffers, flat
+from .options import HANDSHAKE_TIMEOUT, check_callback, check_server_hostname
+from .sending import Sender
+from .states import CONNECTING, ENDING, OPEN
+from .timeouts import Timeouts
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable
     from socket import socket
     from ssl import SSLContext
-    from typing import Any, Protocol
+    from typing import Any
 
     from ..loop.loop import Loop
-    from .listener import Listener
+    from .ending import Origin
     from .options import Options
     from .proxy_header import ProxyHeader
 
-    Buffer = bytes | bytearray | memoryview
 
-    class Origin(Protocol):
-        """Who made a stream, a listener or a connector, and wants to know when it is closed."""
-
-        def handle_closed(self, stream: Stream) -> None: ...
-
-
-class State(str):
-    """A state, by the name that users see. Compared by identity in here, since two of them share a name."""
-
-    __slots__ = ()
-
-
-CONNECTING = State('CONNECTING')
-OPEN = State('OPEN')
-HALF_OPEN = State('OPEN')
-CLOSING = State('CLOSING')
-CLOSED = State('CLOSED')  # sending has failed; what was received before is still delivered
-OVER = State('CLOSED')  # it has ended: nothing follows but `on_close`
-
-LAST_BYTES = 8 << 20  # that the kernel may still hold when sending has failed: more than Linux's largest buffers
-
-
-class Stream(Handle):
+class Stream(Sender):
     """A connection. Made by `listen_*`, `connect_*` and `adopt`, never by hand.
 
     Its callbacks are plain attributes and can be replaced at any time: `on_connect(conn)`, `on_data(conn, data)` with
     bytes, `on_eof(conn)`, `on_drain(conn)`, `on_close(conn, exc)`, `on_error(conn, exc)` for exceptions that the
-    others raise. `data` is yours. After `on_close` returned, all of them are dropped.
+    others raise. `data` is yours. `state` is 'CONNECTING', 'OPEN', 'CLOSING' or 'CLOSED'. After `on_close` returned,
+    the callbacks and `data` are dropped.
     """
 
-    __slots__ = (
-        'data',
-        'on_close',
-        'on_connect',
-        'on_data',
-        'on_drain',
-        'on_eof',
-        'on_error',
-        'options',
-        'origin',
-        'peer',
-        'sock',
-        'state',
-        'timeouts',
-        'tls',
-        'writer',
-        'written_at',
-    )
+    __slots__ = ()
 
-    def __init__(self, loop: Loop, options: Options, callbacks: Callbacks | Listener, origin: Origin | None) -> None:
+    # callbacks: a `Callbacks`, or the listener, whose attributes they are
+    def __init__(self, loop: Loop, options: Options, callbacks: Any, origin: Origin | None) -> None:
         self.loop = loop
         self.events = 0
         timers = loop.timers
         if loop.now >= timers.second + 1:
             timers.second = int(loop.now)
         self.since: float = timers.second
-        self.sock: socket = None  # type: ignore[assignment]  # until connected
+        self.sock = None  # type: ignore[assignment]  # until it is connected
         self.state = CONNECTING
         self.options = options
-        self.writer: Writer | None = None
+        self.writer = None
+        self.ending = None
         self.origin = origin
-        self.data: Any = None
-        self.peer: Any = None
+        self.data = None
+        self.peer = None
         self.on_connect = callbacks.on_connect
         self.on_data = callbacks.on_data
         self.on_eof = callbacks.on_eof
         self.on_drain = callbacks.on_drain
         self.on_close = callbacks.on_close
         self.on_error = callbacks.on_error
-        self.tls: Any = None
-        # What limits its time: the second in which it is looked at, the timer of `linger` while closing, or None.
-        self.timeouts: int | Timer | None = None
-        self.written_at: float = self.since
+        self.tls = None
+        self.timeouts = None
 
     # -- what the loop calls
 
@@ -140,51 +86,13 @@ class Stream(Handle):
         counters.reads += 1
         counters.bytes_in += len(data)
         if self.timeouts is not None:
-            self.since = self.loop.timers.clock()
+            self.timeouts.received_at = self.loop.timers.clock()
         on_data = self.on_data
         if on_data is not None:
             on_data(self, data)
 
-    def handle_write(self, dispatched: bool = True) -> None:
-        """Send what waits, as much as the kernel takes at once.
-
-        dispatched: the selector has reported room. False: a write tries at once, and finding none is no stall.
-        """
-        writer = self.writer
-        assert writer is not None
-        counters = self.loop.counters
-        buffers = writer.buffers()
-        if buffers:
-            try:
-                if type(buffers) is FilePart:
-                    sent = buffers.send_some(self.sock)
-                else:
-                    sent = self.sock.sendmsg(buffers) if HAS_SENDMSG else send_first(self.sock, buffers)
-            except BlockingIOError:
-                if dispatched:
-                    self.loop.watchers.no_progress(self)
-                return
-            except OSError as exc:
-                self._write_failed(exc)
-                return
-            del buffers  # the writer may grow its last one again
-            counters.writes += 1
-            counters.bytes_out += sent
-            writer.advance(sent)
-            if self.timeouts is not None:
-                self.written_at = self.loop.timers.clock()
-        for _, on_written, args in writer.reached():
-            self.loop.completions.append((self, on_written, args))
-        if writer.full and writer.buffered <= self.options.low_water:
-            writer.full = False
-            self.loop.completions.append((self, Stream.handle_drain, ()))
-        if not writer.buffered:
-            self._flushed(writer)
-        else:
-            counters.short_writes += 1
-
     def handle_accepted(self) -> None:
-        """Told as a completion, in the turn in which it was accepted: `on_connect`."""
+        """Called as a completion, in the turn in which it was accepted: `on_connect`."""
         if self.on_connect is None:
             return
         if self.closed:  # over TLS it may have failed since: nothing but its end is told then
@@ -193,7 +101,7 @@ class Stream(Handle):
             self.on_connect(self)
 
     def handle_first_read(self) -> None:
-        """Told as a completion after a deferred accept, when the client has spoken: read before it is registered.
+        """Called as a completion after a deferred accept: the client has sent something, which is read first.
 
         A connection that is answered and closed at once is never registered at all.
         """
@@ -207,86 +115,22 @@ class Stream(Handle):
             except (OSError, SelectorFull) as exc:
                 self.reset(exc.with_traceback(None))
 
-    def handle_drain(self) -> None:
-        """Told as a completion: what waits has fallen to the low-water mark."""
-        if self.on_drain is not None and not self.closed and not (self.writer is not None and self.writer.full):
-            self.on_drain(self)
-
-    def handle_flushed(self) -> None:
-        """Told as a completion, behind `on_written` and `on_drain`: look for room no more, unless they wrote on."""
-        if self.writer is DRAINED:
-            self.loop.watchers.set_events(self, self.events & ~WRITE)
-
-    def handle_both_ended(self) -> None:
-        """Called as a completion after `on_eof` when our side has ended too: unless `on_eof` raised, all went well."""
-        if self.state is HALF_OPEN:
-            self.finish(None)
-
-    def handle_closed(self, exc: BaseException | None) -> None:
-        """Told as the last completion of a connection: `on_close`, after which nothing of the user's is kept."""
-        if self.sock is not None or self.origin is not None:
-            Stream.finish(self, exc)  # the first time it found no memory or stack for all of it
-        on_close = self.on_close
-        called = True
-        self.on_error = None  # what on_close raises is logged
-        try:
-            if on_close is not None:
-                on_close(self, exc)
-        except (MemoryError, RecursionError) as failure:
-            # Raised by the call itself and not inside the callback: the loop calls this method again.
-            called = failure.__traceback__.tb_next is not None  # type: ignore[union-attr]
-            raise
-        finally:
-            if called:
-                busy = self.loop.watchers.busy
-                if busy:
-                    busy.discard(self)
-                headers = self.options.shared.proxy_headers
-                if headers:
-                    headers.pop(self, None)
-                self.writer = ENDED
-                self.on_connect = self.on_data = self.on_eof = self.on_drain = self.on_close = self.data = None
-
-    def handle_last_reads(self, left: int = LAST_BYTES) -> None:
-        """Told as a completion after sending failed: deliver what was received before, then end."""
-        if self.sock is None or self.state is not CLOSED:
-            return
-        if self.loop.watchers.suspended.get(self):  # first what was received already
-            self.loop.completions.append((self, type(self).handle_last_reads, (left,)))
-            return
-        if left > 0 and self.events & READ:
-            before = self.loop.counters.reads
-            self.loop.completions.append((self, type(self).handle_last_reads, (left - self.options.read_size,)))
-            self.handle_read()
-            if self.loop.counters.reads != before or self.sock is None:
-                return
-        assert self.writer is not None
-        self.finish(self.writer.error)
-
-    def handle_linger_over(self) -> None:
-        """Called by the timer of `linger`."""
-        self.reset(
-            WriteTimeout(
-                f'{show(self.peername)} did not take the last {self.buffered} bytes and the end of the '
-                f'stream within {self.options.linger:g} s of close(); it was reset'
-            )
-        )
-
     def handle_look(self, now: float) -> None:
         """Called in the second in which the next time limit may be over."""
-        if type(self.timeouts) is not int:
-            return  # they ended, or changed, while there was no memory to say so
-        if self.state is CLOSED:
+        timeouts = self.timeouts
+        if timeouts is None:
+            return  # they ended while there was no memory to say so
+        if self.state.closed:
             self.timeouts = None
             return  # sending has failed: what was received is delivered now, and then it ends
-        over, next_look = look_at_limits(self, now)
-        if type(over) is not WriteTimeout and over is not None and self._has_input():
+        over, next_look = timeouts.look(self.options, self.peername, self.events & READ != 0, self.buffered > 0, now)
+        if over is not None and type(over) is not WriteTimeout and self._has_input():
             # The peer has sent something, which is read next: a callback was slow, or reading was paused.
             over, next_look = None, now + 1
         if over is not None:
             self.reset(over)
         else:
-            self.timeouts = self.loop.timers.buckets.add(self, next_look)
+            timeouts.second = self.loop.timers.buckets.add(self, next_look)
 
     def handle_held_messages(self) -> None:
         """Called as a completion after `resume_reading`: a layer above passes on what it held during the pause."""
@@ -297,133 +141,8 @@ class Stream(Handle):
             else:
                 continue_reading(self)  # another callback has taken the place of the layer
 
-    def handle_failed(self, exc: Exception) -> None:
-        self.reset(exc)
-
-    def handle_exhausted(self, exc: Exception) -> bool:
-        """Memory or stack ran out while it was read, written or opened: bytes may be lost, so it is reset.
-
-        When it has ended already, only its last completions are left, which can be run again.
-        """
-        if self.state is OVER:
-            return False
-        self.reset(exc)
-        return True
-
-    def handle_lost(self, exc: OSError) -> None:
-        self.sock.detach()
-        self.finish(exc)
-
     def may_log(self) -> bool:
         return self.options.shared.may_log(self.loop.timers.clock())
-
-    # -- writing
-
-    def write(self, data: Buffer, on_written: Callable[..., object] | None = None, *args: Any) -> bool:
-        """Send bytes, now as far as the kernel takes them, the rest when it can; never blocks.
-
-        data        bytes are kept by reference; of a bytearray or memoryview, what cannot be sent at once is copied
-        on_written  called as `on_written(conn, *args)` when the kernel has accepted all bytes up to here, in the order
-                    of the writes, never inside this call, and never if the connection fails first
-
-        Returns False when `high_water` or more bytes wait now: hold back until `on_drain`. Also when the connection
-        has failed, of which `on_close` is about to tell; the bytes are dropped then.
-        Raises `ConnectionClosed` after your own `close`, `abort` or `write_eof` and after `on_close`; TypeError for
-        what is not bytes. A write that raises, RecursionError and MemoryError too, has sent nothing. Where one of these
-        comes when some of the bytes may be sent, this returns False and `on_close` is called with it.
-        """
-        if on_written is not None and not callable(on_written):
-            raise TypeError(f'on_written must be callable, not {on_written!r}')
-        writer = self.writer
-        if (writer is not None and writer is not DRAINED) or type(data) is not bytes or not data:
-            return self._queue((data,), on_written, args)
-        try:
-            sent = self.sock.send(data)
-        except BlockingIOError:
-            sent = 0
-        except OSError as exc:
-            self._write_failed(exc, data)
-            return False
-        except MemoryError as exc:  # perhaps of the result, and the bytes are sent
-            starved = self.loop.watchers.starved
-            starved.append(self)
-            starved.append(exc)
-            self.writer = BROKEN
-            return False
-        try:
-            loop = self.loop
-            counters = loop.counters
-            counters.writes += 1
-            counters.bytes_out += sent
-            if self.timeouts is not None:
-                self.written_at = loop.timers.clock()
-            if sent != len(data):
-                return self._keep_rest(data, sent, on_written, args)
-            if on_written is not None:
-                loop.completions.append((self, on_written, args))
-        except (MemoryError, RecursionError) as exc:
-            if not sent:
-                self.writer = writer
-                raise
-            starved = self.loop.watchers.starved
-            starved.append(self)
-            starved.append(exc)
-            self.writer = BROKEN
-            return False
-        return True
-
-    def writelines(
-        self, buffers: Iterable[Buffer], on_written: Callable[..., object] | None = None, *args: Any
-    ) -> bool:
-        """Send several buffers with one system call; otherwise as `write`."""
-        if on_written is not None and not callable(on_written):
-            raise TypeError(f'on_written must be callable, not {on_written!r}')
-        check_buffers(buffers)
-        return self._queue(buffers, on_written, args)
-
-    def send_file(
-        self,
-        file: Any,
-        offset: int = 0,
-        count: int | None = None,
-        on_written: Callable[..., object] | None = None,
-        *args: Any,
-    ) -> bool:
-        """Send bytes of a file, by the system and not through our memory where it can (`sendfile`).
-
-        file    open for reading, a regular file; only its descriptor is used, of which a duplicate is kept: it may be
-                closed after this call. Its position does not count and, except on Windows, does not move
-        offset  the first byte to send
-        count   how many, None: to the end that the file has now. They are promised: should the file become shorter
-                meanwhile, the connection is reset with `SendFileError`
-
-        The rest is as `write` has it: the order with other writes, `on_written`, the end. What of the file was not sent
-        counts in `buffered` and towards the water marks, but not towards `max_buffered`. It is read as the peer takes
-        it, which blocks as long as the disk does. `linger` holds for files too: close after a long one in `on_written`.
-        Raises ValueError for what is no regular file or does not have these bytes, and OSError from its descriptor.
-        """
-        if on_written is not None and not callable(on_written):
-            raise TypeError(f'on_written must be callable, not {on_written!r}')
-        return self._queue((file_part(self.loop.watchers.kernel, file, offset, count),), on_written, args)
-
-    def write_eof(self) -> None:
-        """End the write side after what waits; the peer reads end of file, and we go on reading what it sends.
-
-        The safe end for a peer that may still be sending: `write_eof`, then wait for `on_eof`. When both sides have
-        ended, the connection closes by itself. Does nothing when it is ended or closed already.
-        """
-        writer = self.writer
-        if self.state not in (CONNECTING, OPEN) or (writer is not None and writer.ended):
-            return
-        if writer is None or writer is DRAINED:
-            self._shut_down()
-        else:
-            writer.ended = True
-
-    @property
-    def buffered(self) -> int:
-        """How many bytes wait to be sent. In `on_close`: how many the kernel never accepted."""
-        return 0 if self.writer is None else self.writer.buffered
 
     def set_write_limits(self, high: int | None = None, low: int | None = None) -> None:
         """Set the water marks of this connection, in bytes; ValueError unless 0 <= low <= high.
@@ -445,7 +164,7 @@ class Stream(Handle):
     ) -> None:
         """Go on over TLS (STARTTLS, RFC 3207), as the side that `context` is made for.
 
-        on_secured         called as `on_secured(conn, *args)` when the handshake is done; `on_close` tells a failure
+        on_secured         called as `on_secured(conn, *args)` when the handshake is done; `on_close` reports a failure
         server_side        needed only for a context that is for both sides
         server_hostname    the name that the certificate must have, when connecting
         handshake_timeout  seconds, then `HandshakeTimeout`
@@ -463,7 +182,7 @@ class Stream(Handle):
         check_server_hostname(server_hostname, context)
         server_side = None if server_side is None else switch('server_side', server_side)
         handshake_timeout = time_limit('handshake_timeout', handshake_timeout)
-        if self.state is not OPEN or (self.writer is not None and self.writer.ended):
+        if self.state is not OPEN:
             raise ConnectionClosed(f'start_tls on {self!r}: it has to be open in both directions')
         tls_class = self.options.shared.tls_class
         tls_class.upgrade(self, context, (on_secured, args), server_side, server_hostname, handshake_timeout)
@@ -493,55 +212,6 @@ class Stream(Handle):
     def unread(self) -> bool:
         """Whether bytes of the peer have arrived that were not read yet; False while connecting and after the end."""
         return self.sock is not None and self.loop.watchers.kernel.has_bytes(self.sock)
-
-    # -- ending
-
-    def close(self) -> None:
-        """Stop reading, send what waits, then close; `on_close(conn, None)` tells. Closing twice does nothing.
-
-        All of it within `linger` seconds, else the connection is reset. Where something may be unread (reading is
-        paused, or bytes had to wait for the peer), the write side is ended first and the peer's bytes are dropped until
-        it ends too: closing with unread bytes would reset the connection and lose what is under way.
-        """
-        state, writer = self.state, self.writer
-        if state is OPEN and writer is None and self.events & READ:  # nothing waits, nothing is known to be unread
-            self.finish(None)
-            self.writer = ENDED
-            return
-        if state is CONNECTING or (state is HALF_OPEN and not self.buffered):
-            self.finish(None)
-        elif state is OPEN or state is HALF_OPEN:
-            self._begin_closing()
-        else:
-            self.on_data = None  # sending has failed; what was received before is no longer wanted
-        self._refuse_writes()
-
-    def abort(self, exc: BaseException | None = None) -> None:
-        """Discard what waits and reset the connection now; `on_close(conn, exc)` is called. Twice is fine.
-
-        exc  why, for `on_close`. A connection that has failed already keeps the reason for that
-
-        Raises TypeError for what is not an exception.
-        """
-        if exc is not None and not isinstance(exc, BaseException):
-            raise TypeError(f'exc is an exception or None, not {shown(exc)}')
-        self.reset(exc)
-        self._refuse_writes()
-
-    def reset(self, exc: BaseException | None) -> None:
-        """Abort, and have `on_close` tell why."""
-        if self.sock is not None:
-            try:
-                self.sock.setsockopt(SOL_SOCKET, SO_LINGER, self.loop.watchers.kernel.reset_on_close)
-            except OSError:
-                pass  # then it is no longer connected, and there is nothing to reset
-        self.finish(exc)
-
-    @property
-    def closed(self) -> bool:
-        """True from `close`, `abort` or failure on."""
-        state = self.state
-        return state is not OPEN and state is not HALF_OPEN and state is not CONNECTING
 
     # -- facts
 
@@ -608,14 +278,15 @@ class Stream(Handle):
 
     def start_timeouts(self) -> None:
         """Begin to watch the time limits of `options`, if there are any."""
-        second = None
+        buckets, old, new = self.loop.timers.buckets, self.timeouts, None
         if self.options.timed:
             now = self.loop.timers.clock()
-            self.since = self.written_at = now
-            second = self.loop.timers.buckets.add(self, look_at_limits(self, now)[1])
-        if self.timeouts != second:
-            self._stop_timeouts()
-        self.timeouts = second
+            new = Timeouts(now)
+            next_look = new.look(self.options, None, self.events & READ != 0, self.buffered > 0, now)[1]
+            new.second = buckets.add(self, next_look)
+        if old is not None and (new is None or old.second != new.second):
+            buckets.discard(self, old.second)
+        self.timeouts = new
 
     def waits_for(self) -> str:
         if self.state is CONNECTING:
@@ -655,12 +326,13 @@ class Stream(Handle):
 
         deadline: for kinds of streams that need more to be open, when they must be.
         """
-        self.state = OPEN
+        self.state = OPEN if self.ending is None else ENDING
+        self.ending = None
         writer = self.writer
         assert writer is not None
         for _, on_written, args in writer.reached():  # empty writes, which wait for nothing any more
             self.loop.completions.append((self, on_written, args))
-        if writer.untouched:
+        if writer.untouched and self.state is OPEN:
             self.writer = None
         events = (READ if reading else 0) | (0 if self.writer is None else WRITE)
         try:
@@ -682,10 +354,10 @@ class Stream(Handle):
         """
         if self in self.loop.watchers.suspended:
             self.set_suspended(reading)
-        elif self.state is OPEN or (self.state is CLOSED and self.sock is not None):  # see `handle_last_reads`
+        elif self.state.reads:
             if reading and self.timeouts is not None and not self.events & READ:
-                if self.options.read_timeout is not None:
-                    self.since = self.loop.timers.clock()  # the time for which reading was paused does not count
+                if self.options.read_timeout is not None:  # the time for which reading was paused does not count
+                    self.timeouts.received_at = self.loop.timers.clock()
             self.loop.watchers.set_events(self, self.events | READ if reading else self.events & ~READ)
         elif self.state is CONNECTING and self.origin is not None:
             self.origin.reading = reading  # type: ignore[attr-defined]
@@ -697,214 +369,10 @@ class Stream(Handle):
             self.loop.completions.append((self, Stream.handle_held_messages, ()))
         suspended[self] = reading
 
-    def refuses(self, ended: bool, weight: int) -> bool:
-        """Whether a write is not taken: the user has ended the stream, or so much waits that the peer is cut off."""
-        if ended:
-            raise ConnectionClosed(
-                f'write to {show(self.peername)} after close(), abort() or write_eof(): '
-                'nothing was sent; look at conn.closed first'
-            )
-        if weight < self.options.max_buffered:
-            return False
-        self.reset(
-            WriteBufferFull(
-                f'{show(self.peername)} is too slow: {self.buffered} bytes waited for it; it was reset. '
-                'Hold back while write() returns False, until on_drain'
-            )
-        )
-        return True
-
-    def handle_end(self) -> None:
-        """The peer has ended its side."""
-        on_eof = self.on_eof
-        if self.state is OPEN and on_eof is not None:
-            if self.writer is ENDED:
-                self.loop.completions.append((self, Stream.handle_both_ended, ()))
-            self.state = HALF_OPEN
-            self.loop.watchers.set_events(self, self.events & ~READ)
-            on_eof(self)
-        elif self.state is OPEN and self.buffered:
-            self._begin_closing()
-            assert self.writer is not None
-            self.writer.error = PEER_ENDED
-        else:
-            self.finish(None)
-
-    def read_failed(self, exc: OSError) -> None:
-        """A recv has failed."""
-        if exc.errno in LOST_ERRORS:
-            self.loop.watchers.evict(self)
-            return
-        self.finish(exc.with_traceback(None))
-
-    def finish(self, exc: BaseException | None) -> None:
-        """Close the socket now, and have `on_close(conn, exc)` called as a completion, which is appended first.
-
-        What it holds is given back in steps that do nothing the second time, so it can be called again after a failure.
-        All in one function: a call for the steps costs a short connection 0.5 % of its instructions.
-        """
-        loop, over = self.loop, self.state is OVER
-        if not over:
-            writer = self.writer
-            if writer is None or writer is DRAINED:
-                writer = BROKEN
-            elif self.state is CLOSED and (writer.error is not None or writer is ENDED):
-                exc = writer.error  # sending failed first, and that is what ended it
-            loop.completions.append((self, Stream.handle_closed, (exc,)))
-            if writer.error is None and writer is not ENDED:
-                writer.error = PEER_ENDED
-            self.writer = writer
-            self.state = OVER
-        elif self.sock is None and self.origin is None:
-            return
-        try:
-            if self.timeouts is not None:
-                self._stop_timeouts()
-            loop.watchers.remove(self)
-            sock = self.sock
-            if sock is not None:
-                try:
-                    sock.close()
-                except OSError:
-                    pass  # some systems report a reset here; the descriptor is gone all the same
-                self.sock = None  # type: ignore[assignment]
-            origin = self.origin
-            if origin is not None:
-                origin.handle_closed(self)
-                self.origin = None
-        except (MemoryError, RecursionError):
-            self.events = self.events and UNHEARD
-            if over:
-                raise  # else `handle_closed` does the rest
-
-    def forget(self) -> None:
-        """Give back what it holds, and never call its user: it could not be opened."""
-        self.on_connect = self.on_data = self.on_eof = self.on_drain = self.on_close = self.origin = None
-        self.finish(None)
-
     # -- in this file
 
     def _has_input(self) -> bool:
         return self.loop.watchers.suspended.get(self, False) or (self.events & READ != 0 and self.unread)
-
-    def _queue(
-        self, buffers: Iterable[Buffer | FilePart], on_written: Callable[..., object] | None, args: tuple[Any, ...]
-    ) -> bool:
-        pieces = [data if type(data) is FilePart else flat(data) for data in buffers]  # type: ignore[arg-type]
-        before = writer = self.writer
-        if writer is not None and writer is not DRAINED:
-            if writer.error is not None and not writer.ended:
-                return False
-            if self.refuses(writer.ended, writer.weight):
-                return False
-            if writer.extend(pieces, on_written, args) < self.options.high_water:
-                return True
-            writer.full = True
-            return False
-        writer = Writer()
-        writer.extend(pieces, on_written, args)
-        self.writer = writer
-        try:
-            self.handle_write(False)  # it may well be writable
-            if self.writer is DRAINED:
-                self.writer = before  # nothing had to wait
-                return True
-            if writer.error is not None:
-                return False
-            self._wait(writer)
-            return not writer.full
-        except (MemoryError, RecursionError) as exc:
-            if type(exc) is RecursionError and not writer.sent:
-                self.writer = before
-                raise
-            starved = self.loop.watchers.starved
-            starved.append(self)
-            starved.append(exc)
-            self.writer = BROKEN
-            return False
-
-    def _keep_rest(
-        self, data: bytes, sent: int, on_written: Callable[..., object] | None, args: tuple[Any, ...]
-    ) -> bool:
-        self.loop.counters.short_writes += 1
-        self.writer = writer = Writer()
-        writer.extend((data,), on_written, args)
-        writer.advance(sent)
-        self._wait(writer)
-        return not writer.full
-
-    def _wait(self, writer: Writer) -> None:
-        writer.full = writer.buffered >= self.options.high_water
-        if self.timeouts is not None:
-            self.written_at = self.loop.timers.clock()
-        self.loop.watchers.set_events(self, self.events | WRITE)
-
-    def _flushed(self, writer: Writer) -> None:
-        if self.state is CLOSING or writer.ended:
-            self._shut_down()
-        else:
-            self.writer = DRAINED
-            if self.events & WRITE:
-                self.loop.completions.append((self, Stream.handle_flushed, ()))
-
-    def _shut_down(self) -> None:
-        writer = self.writer
-        by_peer = writer is not None and writer.error is not None and not writer.ended  # the user was not told yet
-        self.writer = BROKEN if by_peer else ENDED
-        try:
-            self.sock.shutdown(SHUT_WR)
-        except OSError as exc:
-            if exc.errno in LOST_ERRORS:
-                self.loop.watchers.evict(self)  # reading will not tell: epoll is silent about it
-                return
-            # else the connection is gone already, and reading will tell
-        if self.state is HALF_OPEN:
-            self.finish(None)
-        else:
-            self.loop.watchers.set_events(self, READ if self.state is CLOSING else self.events & ~WRITE)
-
-    def _begin_closing(self) -> None:
-        linger = self.loop.timers.later(self.options.linger, Stream.handle_linger_over, self)
-        limits, self.timeouts = self.timeouts, linger
-        self.state = CLOSING
-        self.on_data = None  # what still comes is read and dropped
-        if limits is not None:
-            self.loop.timers.buckets.discard(self, limits)  # type: ignore[arg-type]
-        if self.buffered:
-            self.loop.watchers.set_events(self, WRITE)
-        else:
-            self._shut_down()
-
-    def _write_failed(self, exc: OSError, lost: bytes = b'') -> None:
-        # What the peer sent before is still to be delivered, by a completion: we may be inside a user's write.
-        if self.writer is None or self.writer is DRAINED:
-            self.writer = Writer()
-            self.writer.extend((lost,), None, ())
-        if exc.errno in LOST_ERRORS:
-            self.loop.watchers.evict(self)
-            return
-        if isinstance(exc, SendFileError):
-            self.reset(exc.with_traceback(None))
-            return
-        self.writer.error = exc.with_traceback(None)
-        self.state = CLOSED
-        self.loop.watchers.set_events(self, self.events & READ)
-        self.loop.completions.append((self, type(self).handle_last_reads, ()))
-
-    def _refuse_writes(self) -> None:
-        # The user ended it, so a later write is the user's mistake.
-        if self.writer is None or self.writer is DRAINED or self.writer is BROKEN:
-            self.writer = ENDED
-        elif self.writer is not ENDED:
-            self.writer.ended = True
-
-    def _stop_timeouts(self) -> None:
-        timeouts = self.timeouts
-        if isinstance(timeouts, int):
-            self.loop.timers.buckets.discard(self, timeouts)
-        elif timeouts is not None:
-            timeouts.cancel()
-        self.timeouts = None
 
 
 def suspend_reading(stream: Stream) -> None:

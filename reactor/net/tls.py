@@ -18,10 +18,12 @@ from ..errors import ConnectTimeout, HandshakeTimeout, ReactorError, SelectorFul
 from ..loop.checks import shown
 from ..loop.watcher import READ
 from .addresses import show
+from .ending import LAST_BYTES, WAITED
 from .files import READ_FILE_SIZE, FilePart, file_part
 from .session import Buffers, Session
-from .stream import CLOSED, CLOSING, CONNECTING, LAST_BYTES, OPEN, Stream
-from .writer import BROKEN, DRAINED, MARK_COST, PEER_ENDED, check_buffers, flat
+from .states import CONNECTING, FAILED, HALF, OPEN
+from .stream import Stream
+from .writer import MARK_COST, SHUT, check_buffers, flat
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -31,8 +33,8 @@ if TYPE_CHECKING:
     from typing import Any
 
     from ..loop.loop import Loop
+    from .sending import Buffer
     from .session import Told
-    from .stream import Buffer
 
 # Steps of one listener. The first of a handshake takes 1.1 ms with an RSA key of 2048 bits (0.4 ms with P-256, 6 ms
 # with RSA of 4096 bits). With 4 of them in a turn, ten clients that connected again and again doubled the 99th
@@ -118,8 +120,8 @@ class TLSStream(Stream):
     def handle_read(self) -> None:
         """One recv, then a few records, then the user."""
         session = self.tls
-        if self.state is CLOSING:
-            Stream.handle_read(self)  # what still comes is dropped
+        if self.state.discards:
+            Stream.handle_read(self)
             return
         if session.more or session.ended:
             return  # first what is here already
@@ -135,7 +137,7 @@ class TLSStream(Stream):
         counters.reads += 1
         counters.bytes_in += len(data)
         if self.timeouts is not None:
-            self.since = self.loop.timers.clock()
+            self.timeouts.received_at = self.loop.timers.clock()
         session.received(data)
         if self.state is CONNECTING:
             self._shake_hands_in_turn()
@@ -149,7 +151,7 @@ class TLSStream(Stream):
             self._shake_hands_in_turn()
         elif self.tls.ended:
             self.handle_stream_end()
-        elif self.events & READ and self.state is not CLOSING:
+        elif self.events & READ and not self.state.discards:
             self._decrypt()
 
     def handle_waiting(self) -> None:
@@ -192,7 +194,7 @@ class TLSStream(Stream):
     def handle_stream_end(self) -> None:
         """Called as a completion after the last data: the peer has ended its side."""
         session = self.tls
-        if self.state is not OPEN or not self.events & READ:
+        if not self.state.receives or not self.events & READ:
             return  # it is over already; or reading is paused, and `resume_reading` comes back to this
         if session.held:
             self._fail('ended its side of the TLS stream during a handshake', None, 'what waited for it was not sent')
@@ -214,12 +216,12 @@ class TLSStream(Stream):
             try:
                 record = session.encrypt_record(data)  # the short way, as nearly all writes go
             except MemoryError as exc:
-                return self._lose(exc)
+                return self.lose(exc)
             if record:
                 try:
                     return Stream.write(self, record)
                 except (MemoryError, RecursionError) as exc:
-                    return self._lose(exc)
+                    return self.lose(exc)
         return self.writelines((data,), on_written, *args)
 
     def writelines(
@@ -230,12 +232,8 @@ class TLSStream(Stream):
         check_buffers(buffers)
         pieces = [flat(data) for data in buffers]
         session, writer = self.tls, self.writer
-        if writer is not None:
-            ended = writer.ended or session.last is not None
-            if writer.error is not None and not ended:
-                return False
-            if self.refuses(ended, writer.weight):
-                return False
+        if writer is not None and (self.refuses(self.has_ended_writing()) or self.overflows(writer.weight)):
+            return False
         if session.held is not None:
             return self._hold(pieces, on_written, args)
         try:
@@ -247,13 +245,13 @@ class TLSStream(Stream):
             self._fail('cannot be written to', exc.with_traceback(None), 'nothing was sent')
             return False
         except MemoryError as exc:
-            return self._lose(exc)
+            return self.lose(exc)
         try:
             if len(parts) == 1:
                 return Stream.write(self, parts[0], on_written, *args)
             return Stream.writelines(self, parts, on_written, *args)
         except (MemoryError, RecursionError) as exc:
-            return self._lose(exc)
+            return self.lose(exc)
 
     def send_file(
         self,
@@ -289,26 +287,26 @@ class TLSStream(Stream):
         )
 
     def write_eof(self) -> None:
-        if self.state != OPEN and self.state is not CONNECTING:
+        if not self.state.takes_writes:
             return
         if self.tls.held is not None:
             self.tls.last = self.tls.last or TLSStream.write_eof
             return
-        if not (self.writer is not None and self.writer.ended):
-            self._say_farewell()
+        self._say_farewell()
         if self.closed:
-            self._refuse_writes()  # the peer did not take it
+            self.refuse_writes()  # the peer did not take it
         else:
             Stream.write_eof(self)
 
     def close(self) -> None:
-        if self.state == OPEN and self.tls.held:
+        state = self.state
+        if (state.receives or state.half) and self.tls.held:
             self._close_after_handshake()
             return
-        if self.state == OPEN and not (self.writer is not None and self.writer.ended):
+        if state is OPEN or state is HALF:
             self._say_farewell()
-            if self.writer is None:
-                self.writer = DRAINED  # the peer may be talking: TLS sends tickets, new keys and its own farewell
+            if self.ending is None:
+                self.ending = WAITED  # the peer may be sending: TLS sends tickets, new keys and its own farewell
         Stream.close(self)
 
     @property
@@ -324,6 +322,9 @@ class TLSStream(Stream):
 
     # -- for its base
 
+    def has_ended_writing(self) -> bool:
+        return self.tls.last is not None or Stream.has_ended_writing(self)
+
     def set_reading(self, reading: bool) -> None:
         if self.state is CONNECTING:
             self.tls.reading = reading
@@ -331,7 +332,7 @@ class TLSStream(Stream):
                 self.set_suspended(reading)
             return
         Stream.set_reading(self, reading)
-        if reading and (self.state is OPEN or self.state is CLOSED):
+        if reading and self.state.reads:
             self._decrypt_later()  # what is here already is no readiness to come
 
     def finish(self, exc: BaseException | None) -> None:
@@ -406,7 +407,8 @@ class TLSStream(Stream):
     ) -> bool:
         """Keep a write until the handshake is done."""
         session = self.tls
-        if self.refuses(session.last is not None, self.buffered + len(session.held) * MARK_COST):
+        weight = self.buffered + len(session.held) * MARK_COST
+        if self.refuses(self.has_ended_writing()) or self.overflows(weight):
             return False
         session.held.append(([bytes(piece) for piece in pieces], (on_written, args)))
         session.held_bytes += sum(map(len, pieces))
@@ -414,26 +416,12 @@ class TLSStream(Stream):
         session.full = session.full or full
         return not full
 
-    def _lose(self, exc: Exception) -> bool:
-        """Memory or stack ran out, and a part of the ciphertext is lost: the next turn ends the stream with `exc`.
-
-        Without that part the peer could not decrypt what follows. Returns False, as `write` does then.
-        """
-        starved = self.loop.watchers.starved
-        starved.append(self)
-        starved.append(exc)
-        if self.writer is None or self.writer is DRAINED:
-            self.writer = BROKEN
-        elif self.writer.error is None:
-            self.writer.error = PEER_ENDED  # which drops what is written from now on
-        return False
-
     def _send_held(self) -> None:
         """Send what waited for the end of a handshake, if it has ended."""
         session = self.tls
         held = session.held
         for index, (pieces, (on_written, args)) in enumerate(held):
-            if self.state != OPEN:
+            if self.state.closed:
                 break  # sending has failed meanwhile
             try:
                 parts = session.encrypt(pieces)
@@ -447,29 +435,31 @@ class TLSStream(Stream):
                 del held[:index]  # the rest is not encrypted yet, and can be sent on a stack that has room
                 raise
             except MemoryError as exc:
-                self._lose(exc)
+                self.lose(exc)
                 return
             try:
                 session.held_bytes -= sum(map(len, pieces))
                 Stream.writelines(self, parts, on_written, *args)
             except (MemoryError, RecursionError) as exc:
-                self._lose(exc)
+                self.lose(exc)
                 return
         session.held = None
-        if self.state != OPEN:
+        if self.state.closed:
             return
         full, session.full = session.full, False
         writer = self.writer
-        if full and (writer is None or writer is DRAINED):
+        if not full:
+            return
+        if writer is None:
             self.loop.completions.append((self, Stream.handle_drain, ()))
-        elif full and writer is not None:
+        elif writer is not SHUT:
             writer.full = True  # so that on_drain is called, however little of it waits
 
     def _end_after_held(self) -> None:
         """Call what the user has called meanwhile: `write_eof` or `close`."""
         session = self.tls
         last = session.last
-        if session.held is None and last is not None and self.state == OPEN:
+        if session.held is None and last is not None and not self.state.closed:
             session.last = None
             last(self)
 
@@ -489,7 +479,7 @@ class TLSStream(Stream):
         answer = session.to_say()
         if answer:
             writer = self.writer
-            if writer is not None and not writer.ended and self.refuses(False, writer.weight):
+            if writer is not None and self.state.takes_writes and self.overflows(writer.weight):
                 return  # it asks for new handshakes again and again, and takes nothing
             self._say(answer)
         if exc is not None:
@@ -527,11 +517,11 @@ class TLSStream(Stream):
         writer = self.writer
         if not data:
             return
-        if writer is None or writer is DRAINED:
+        if writer is None:
             Stream.write(self, data)
             if self.writer is not None:
-                self.writer.full = False  # the user has not written it, and need not hear that it is gone
-        elif not writer.ended and writer.error is None:
+                self.writer.full = False  # the user has not written it, so `on_drain` is not called for it
+        elif writer is not SHUT and self.state.takes_writes:
             writer.extend((data,), None, ())
 
     def _say_farewell(self) -> None:
@@ -540,10 +530,10 @@ class TLSStream(Stream):
         A peer that has closed its socket does not take it, and does not have to (RFC 8446, section 6.1): when nothing
         else waits, nothing is lost, and reading tells how the connection has ended.
         """
-        writer, state = self.writer, self.state
+        writer, state, ending = self.writer, self.state, self.ending
         self._say(self.tls.farewell())
-        if self.state is CLOSED and state is not CLOSED and isinstance(self.writer.error, BrokenPipeError):  # type: ignore[union-attr]
-            self.writer, self.state = writer, state
+        if self.state is FAILED and isinstance(self.ending.exc, BrokenPipeError):  # type: ignore[union-attr]  # it has one
+            self.writer, self.state, self.ending = writer, state, ending
 
     def _break(self, exc: SSLError) -> None:
         """The TLS stream is cut short or wrong: end the connection, after the data that came before."""
@@ -554,13 +544,14 @@ class TLSStream(Stream):
         self._fail(what, exc, advice)
 
     def _fail(self, what: str, exc: SSLError | None, advice: str) -> None:
-        failed_before = self.state is CLOSED
+        failed_before = self.state.closed
         self._say(self.tls.to_say())  # the alert, by which the peer knows why
         why = '' if exc is None else f': {getattr(exc, "reason", None) or exc.strerror or exc}'
         error = TLSError(f'{show(self.peername)} {what}{why}; {advice}')
         error.__cause__ = exc
-        if self.state is CLOSED and not failed_before:
-            self.writer.error = error  # type: ignore[union-attr]  # the alert was not taken; this is why there was one
+        ending = self.ending
+        if not failed_before and self.state is FAILED and ending is not None and ending.exc is not None:
+            ending.exc = error  # the alert was not taken; this is why there was one
         self.finish(error)
 
 

@@ -1,9 +1,9 @@
-"""The bytes of one stream that wait, and who is to be told when they are gone.
+"""Where a write goes when the kernel is full: the bytes of one stream that wait, and the callbacks that wait for them.
 
-Owns the queue of buffers and the marks of the write-callbacks. Knows no socket and no loop. The rules: positions are
-absolute, counted in bytes since the writer was made, so a mark never moves; large `bytes` are kept by reference, small
-ones are gathered into one growing buffer, and nothing is ever shifted, so any number of writes costs O(bytes).
-A stream has a writer only while bytes wait: that is what keeps idle connections small.
+A stream has a `Writer` only while bytes wait, which keeps idle connections small; `conn.writer is None` is all that a
+write has to ask. Positions are absolute, counted in bytes since the writer was made, so a mark never moves. Large
+`bytes` are kept by reference, small pieces are gathered into one growing buffer, and nothing is ever shifted: any
+number of writes costs O(bytes).
 """
 
 from __future__ import annotations
@@ -35,24 +35,19 @@ MARK_COST = 128  # bytes: what a mark weighs, so that many tiny writes with call
 class Writer:
     """What waits to be sent on one stream.
 
-    ended   no write may follow: the end of the stream comes after the last byte
-    error   why a write is dropped in silence: the connection fails or ends, and the user was not told yet
-    full    the high-water mark was reached, and the low one not yet since
-    files   how many parts of files wait, once there was one; while there are some it is a `FileWriter`
+    full   the high-water mark was reached, and the low one not yet since
+    files  how many parts of files are among what waits
     """
 
-    __slots__ = ('_chunks', '_file_bytes', '_queued', '_sent', '_skip', 'ended', 'error', 'files', 'full', 'marks')
+    __slots__ = ('_chunks', '_file_bytes', '_queued', '_sent', '_skip', 'files', 'full', 'marks')
 
-    files: int
-    _file_bytes: int
-
-    def __init__(self, ended: bool = False) -> None:
-        self.ended = ended
-        self.error: Exception | None = None
+    def __init__(self) -> None:
         self.full = False
         self.marks: deque[Mark] | tuple[()] = ()  # an empty deque is 700 bytes
+        self.files = 0
+        self._file_bytes = 0  # of these parts, that wait
         self._chunks: deque[bytes | bytearray | FilePart] = deque()
-        self._skip = 0  # bytes of the first chunk that went out already
+        self._skip = 0  # bytes of the first chunk that were sent already
         self._queued = 0
         self._sent = 0
 
@@ -68,13 +63,14 @@ class Writer:
 
     @property
     def weight(self) -> int:
-        """What waits, in bytes of memory: the bytes and their marks."""
-        return self._queued - self._sent + len(self.marks) * MARK_COST
+        """What waits, in bytes of memory: the bytes, their marks, and open files."""
+        bytes_and_marks = self._queued - self._sent + len(self.marks) * MARK_COST
+        return bytes_and_marks - self._file_bytes + self.files * FILE_COST if self.files else bytes_and_marks
 
     @property
     def untouched(self) -> bool:
-        """Whether it was never asked for anything."""
-        return not (self._queued or self.marks or self.ended)
+        """Whether nothing was ever written to it."""
+        return not (self._queued or self.marks)
 
     def extend(
         self,
@@ -109,18 +105,37 @@ class Writer:
                 chunks.pop()
             if type(first) is bytearray:
                 del first[length:]
-            if type(self) is FileWriter:
-                self.count_files()
+            if self.files:
+                self._count_files()
             raise
         self._queued = queued
         return buffered
 
     def buffers(self) -> Any:
-        """The next buffers to send, a list for one `sendmsg`. Let go of them before the next `append`."""
+        """The next buffers to send, a list for one `sendmsg`; release them before the next `extend`.
+
+        When a file is next, its `FilePart` alone, which sends by itself.
+        """
+        if self.files:
+            return self._buffers_or_file()
+        return self._buffers()
+
+    def _buffers(self) -> list[Any]:
         buffers: list[Any] = list(islice(self._chunks, BUFFERS_PER_SEND))
         if self._skip:
             buffers[0] = memoryview(buffers[0])[self._skip :]
         return buffers if len(self.marks) <= MARKS_PER_SEND else self._within_marks(buffers)
+
+    def _buffers_or_file(self) -> Any:
+        first = self._chunks[0]
+        if type(first) is FilePart:
+            first.sent = self._skip
+            return first
+        buffers = self._buffers()
+        for index, chunk in enumerate(buffers):
+            if type(chunk) is FilePart:
+                return buffers[:index]
+        return buffers
 
     def _within_marks(self, buffers: list[Any]) -> list[Any]:
         """Cut what comes behind the last mark that one send may reach."""
@@ -137,10 +152,15 @@ class Writer:
     def advance(self, sent: int) -> None:
         """The first `sent` bytes of `buffers` were accepted."""
         self._sent += sent
-        sent += self._skip
         chunks = self._chunks
+        if self.files and type(chunks[0]) is FilePart:
+            self._file_bytes -= sent
+        sent += self._skip
         while chunks and sent >= len(chunks[0]):
-            sent -= len(chunks.popleft())
+            done = chunks.popleft()
+            sent -= len(done)
+            if type(done) is FilePart:
+                self.files -= 1
         self._skip = sent
 
     def reached(self) -> list[Mark]:
@@ -152,60 +172,21 @@ class Writer:
 
     def _keep(self, piece: bytes | memoryview | FilePart) -> bytes | FilePart:
         if type(piece) is not FilePart:
-            return bytes(piece)  # type: ignore[arg-type]
-        if type(self) is not FileWriter:
-            self.__class__ = FileWriter
-            self.files = self._file_bytes = 0
+            return bytes(piece)  # type: ignore[arg-type]  # a memoryview
         self.files += 1
         self._file_bytes += len(piece)
         return piece
 
-
-class FileWriter(Writer):
-    """A writer as long as parts of files are among what waits; it is plain again after the last of them."""
-
-    __slots__ = ()
-
-    def count_files(self) -> None:
+    def _count_files(self) -> None:
         """Count the parts of files again, after one that was counted could not be queued."""
         parts = [len(chunk) for chunk in self._chunks if type(chunk) is FilePart]
         sent = self._skip if self._chunks and type(self._chunks[0]) is FilePart else 0
         self.files, self._file_bytes = len(parts), sum(parts) - sent
-        if not parts:
-            self.__class__ = Writer  # type: ignore[assignment]
-
-    @property
-    def weight(self) -> int:
-        return super().weight - self._file_bytes + self.files * FILE_COST
-
-    def buffers(self) -> Any:
-        """As above; when a file is next, its `FilePart` alone, which sends by itself."""
-        first = self._chunks[0]
-        if type(first) is FilePart:
-            first.sent = self._skip
-            return first
-        buffers = super().buffers()
-        for index, chunk in enumerate(buffers):
-            if type(chunk) is FilePart:
-                return buffers[:index]
-        return buffers
-
-    def advance(self, sent: int) -> None:
-        first = self._chunks[0]
-        super().advance(sent)
-        if type(first) is FilePart:
-            self._file_bytes -= sent
-            if not self._chunks or self._chunks[0] is not first:
-                self.files -= 1
-                if not self.files:
-                    self.__class__ = Writer  # type: ignore[assignment]
 
 
-# Writers in which nothing waits and which streams share: nothing may ever be appended to them.
-DRAINED = Writer()  # bytes had to wait once; so the peer may be busy talking, and `close` has to be careful
-ENDED = Writer(ended=True)  # the user has ended the write side
-BROKEN = Writer()  # the connection has ended, and the user is about to be told
-BROKEN.error = PEER_ENDED = ConnectionError('the peer has ended the connection')
+# What stands for the writer of a stream that takes no more writes, or not as plain ones: the state knows why. Streams
+# share it, and nothing may ever be appended to it.
+SHUT = Writer()
 
 
 def check_buffers(buffers: object) -> None:

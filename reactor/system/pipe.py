@@ -12,8 +12,9 @@ from errno import EPIPE
 
 from ..kinds import CheckedStream
 from ..loop.checks import shown
+from ..net.states import ENDED, LINGERING
 from ..net.stream import Stream
-from ..net.writer import ENDED
+from ..net.writer import SHUT
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -48,7 +49,8 @@ class ReadPipe(Pipe):
 
     def attach(self, sock: Any, deferred: bool = False) -> None:
         super().attach(sock, deferred)
-        self.writer = ENDED
+        self.writer = SHUT
+        self.state = ENDED
 
     @property
     def unread(self) -> bool:
@@ -106,7 +108,7 @@ class WritePipe(Pipe):
         self._close_when_ended()
 
     def _close_when_ended(self) -> None:
-        if self.writer is ENDED:
+        if self.state is ENDED or self.state is LINGERING:
             self.reset(None)
 
 

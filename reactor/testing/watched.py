@@ -13,6 +13,7 @@ from ..admission.proxied import ProxiedStream
 from ..errors import IdleTimeout, ReadTimeout, WriteTimeout
 from ..kinds import Kinds
 from ..net.datagram import DatagramSocket
+from ..net.ending import Connection
 from ..net.listener import Listener
 from ..net.stream import Stream
 from ..net.tls import TLSStream
@@ -226,7 +227,7 @@ WATCHED_KINDS = Kinds(WatchedStream, WatchedTLSStream, WatchedProxiedStream, Dat
 
 
 def _callback(kind: str) -> property:
-    slot = Stream.__dict__['on_' + kind]
+    slot = Connection.__dict__['on_' + kind]
 
     def fset(stream: WatchedStream, fn: Callable[..., object] | None) -> None:
         slot.__set__(stream, None if fn is None else stream.loop.ledger.watch(stream, kind, fn))

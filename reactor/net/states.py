@@ -1,0 +1,76 @@
+"""The states of a connection: ten, each with its answers as attributes, and how one follows another.
+
+    CONNECTING ── connected ──> OPEN ── write_eof ──> ENDING ── last byte sent ──> ENDED
+                                 │                      │                           │
+                               FIN (1)                FIN (1)                     FIN (1)
+                                 v                      v                           v
+                                HALF ── write_eof ──> HALF_ENDING ── last byte ──> CLOSED
+
+    close() with bytes waiting         ──> CLOSING ── last byte sent ──> LINGERING ── FIN ──> CLOSED
+    close() with perhaps unread bytes  ──> LINGERING
+    close() with neither               ──> CLOSED
+    FIN without on_eof                 ──> CLOSING with bytes waiting, else CLOSED
+    a send failed                      ──> FAILED ── what was received is delivered ──> CLOSED
+    abort(), a reset, a time limit     ──> CLOSED
+
+(1) With `on_eof`; the callback is called then. A state in which nothing waits moves on at once: HALF and `write_eof` is
+CLOSED. CLOSED is the last: the descriptor is closed, and only `on_close` is still to be called.
+
+States are compared by identity alone, and every question has an attribute. A state is a `str`, the name that users see
+in `conn.state`: CONNECTING, OPEN, CLOSING or CLOSED. The form is that of h11's `_state.py`.
+"""
+
+from __future__ import annotations
+
+
+class State(str):
+    """A state of a connection.
+
+    name            what users see
+    closed          the user has closed it, or it has failed
+    takes_writes    a write is sent, now or later
+    user_ended      the user has ended the write side: a write is the user's mistake
+    receives        the peer has not ended its side, and the user may get data
+    half            the peer has ended its side, and we may still send
+    reads           input is read, and passed to `on_data`
+    ends_when_sent  our side of the stream ends after the last byte that waits
+    discards        what the peer still sends is read and dropped
+    """
+
+    __slots__ = (
+        'closed',
+        'discards',
+        'ends_when_sent',
+        'half',
+        'reads',
+        'receives',
+        'takes_writes',
+        'user_ended',
+    )
+
+    closed: bool
+    discards: bool
+    ends_when_sent: bool
+    half: bool
+    reads: bool
+    receives: bool
+    takes_writes: bool
+    user_ended: bool
+
+    def __new__(cls, name: str, *true: str) -> State:
+        state = str.__new__(cls, name)
+        for answer in cls.__slots__:
+            setattr(state, answer, answer in true)
+        return state
+
+
+CONNECTING = State('CONNECTING', 'takes_writes')
+OPEN = State('OPEN', 'takes_writes', 'receives', 'reads')
+ENDING = State('OPEN', 'user_ended', 'receives', 'reads', 'ends_when_sent')
+ENDED = State('OPEN', 'user_ended', 'receives', 'reads')
+HALF = State('OPEN', 'takes_writes', 'half')
+HALF_ENDING = State('OPEN', 'user_ended', 'half', 'ends_when_sent')
+CLOSING = State('CLOSING', 'closed', 'discards', 'ends_when_sent')
+LINGERING = State('CLOSING', 'closed', 'discards')
+FAILED = State('CLOSED', 'closed', 'reads')
+CLOSED = State('CLOSED', 'closed')
