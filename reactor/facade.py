@@ -17,6 +17,7 @@ from .loop.checks import file_path, seconds, shown, switch, whole
 from .loop.loop import Loop
 from .net.addresses import check_family, check_host, check_local_address, check_path, check_port, numeric, show
 from .net.connector import Connector
+from .net.contexts import check_context, client_options
 from .net.datagram import MAX_QUEUED, DatagramSocket, check_datagram_socket
 from .net.drain import Drain, check_times
 from .net.listener import Listener, check_max_connections
@@ -32,7 +33,6 @@ from .net.sockets import (
     prepare_listener,
 )
 from .net.stream import Stream
-from .net.tls import check_context, client_options
 from .system.paths import WatchedPath, watch
 from .system.process import Process, check_args, check_descriptors, check_environment, check_options, check_stdio, spawn
 

@@ -309,23 +309,23 @@ MUTANTS = (
     # -- streams: writing
     Mutant(
         'on_written is told inside write',
-        'net/stream.py',
+        'net/sending.py',
         '                loop.completions.append((self, on_written, args))\n        except',
         '                on_written(self, *args)\n        except',
         '2: no callback inside a call',
     ),
     Mutant(
         'a write overtakes what waits',
-        'net/stream.py',
-        'if (writer is not None and writer is not DRAINED) or type(data) is not bytes or not data:',
-        'if self.state is not OPEN or type(data) is not bytes or not data:',
+        'net/sending.py',
+        'if self.writer is not None or type(data) is not bytes or not data:',
+        'if not self.state.takes_writes or type(data) is not bytes or not data:',
         '3: in order',
     ),
     Mutant(
         'pausing is forgotten when bytes have to wait',
-        'net/stream.py',
+        'net/sending.py',
         'self.loop.watchers.set_events(self, self.events | WRITE)',
-        'self.loop.watchers.set_events(self, READ | WRITE)',
+        'self.loop.watchers.set_events(self, 1 | WRITE)',
         '3: no on_data while reading is paused',
     ),
     Mutant(
@@ -345,28 +345,28 @@ MUTANTS = (
     ),
     Mutant(
         'on_drain is lost when it falls to the mark itself',
-        'net/stream.py',
+        'net/sending.py',
         'if writer.full and writer.buffered <= self.options.low_water:',
         'if writer.full and writer.buffered < self.options.low_water:',
         'after False comes on_drain',
     ),
     Mutant(
         'room is looked for though nothing waits',
-        'net/stream.py',
-        '        if self.writer is DRAINED:\n            self.loop.watchers.set_events(self, self.events & ~WRITE)',
+        'net/sending.py',
         '        if self.writer is None:\n            self.loop.watchers.set_events(self, self.events & ~WRITE)',
+        '        if self.writer is SHUT:\n            self.loop.watchers.set_events(self, self.events & ~WRITE)',
         '7: no spin',
     ),
     Mutant(
         'a write after a failure raises',
-        'net/stream.py',
-        '            if writer.error is not None and not writer.ended:\n                return False\n',
-        '            if writer.error is not None and not writer.ended:\n                raise writer.error\n',
+        'net/sending.py',
+        '        return self.writer is SHUT or not self.state.takes_writes',
+        '        if self.state.closed and self.ending.exc is not None:\n            raise self.ending.exc\n        return self.writer is SHUT or not self.state.takes_writes',
         '8: a dead receiver never hurts the sender',
     ),
     Mutant(
         'any number of bytes may wait',
-        'net/stream.py',
+        'net/sending.py',
         'if weight < self.options.max_buffered:',
         'if self.options.max_buffered:',
         '6: memory is bounded',
@@ -374,7 +374,7 @@ MUTANTS = (
     ),
     Mutant(
         'what was received before sending failed is dropped',
-        'net/stream.py',
+        'net/ending.py',
         'self.loop.completions.append((self, type(self).handle_last_reads, ()))',
         'self.loop.completions.append((self, type(self).handle_last_reads, (0,)))',
         'what was received is delivered',
@@ -383,14 +383,14 @@ MUTANTS = (
     ),
     Mutant(
         'why sending failed is not told',
-        'net/stream.py',
-        'exc = writer.error  # sending failed first',
-        'exc = None  # sending failed first',
+        'net/ending.py',
+        'exc = ending.exc  # type',
+        'exc = None  # type',
         '1: on_close tells why',
     ),
     Mutant(
         'write says that it waits when it is below the mark',
-        'net/stream.py',
+        'net/sending.py',
         'self._wait(writer)\n        return not writer.full',
         'self._wait(writer)\n        return False',
         'False is followed by on_drain',
@@ -405,45 +405,44 @@ MUTANTS = (
     ),
     Mutant(
         'write_eof is lost when bytes wait',
-        'net/stream.py',
-        'if self.state is CLOSING or writer.ended:',
-        'if self.state is CLOSING:',
+        'net/sending.py',
+        'if self.state.ends_when_sent:',
+        'if self.state.closed:',
         'the end comes behind the last byte',
         8,
     ),
     Mutant(
         'that the peer has ended is forgotten',
-        'net/stream.py',
-        '            self.state = HALF_OPEN\n',
-        '            self.state = OPEN\n',
+        'net/ending.py',
+        'self.state = HALF if state is OPEN else HALF_ENDING',
+        'self.state = state',
         '1: when both sides have ended the connection ends',
     ),
     Mutant(
         'the end of the peer drops what waits for it',
-        'net/stream.py',
-        'elif self.state is OPEN and self.buffered:',
-        'elif self.state is CLOSING and self.buffered:',
+        'net/ending.py',
+        'elif self.buffered:\n            self.begin_closing',
+        'elif state.closed:\n            self.begin_closing',
         'what was written is sent',
         120,
     ),
     Mutant(
         'close drops what waits',
-        'net/stream.py',
-        '        if self.buffered:\n            self.loop.watchers.set_events(self, WRITE)\n        else:\n'
-        '            self._shut_down()',
-        '        self._shut_down()',
+        'net/ending.py',
+        '        if self.buffered:\n            self.loop.watchers.set_events(self, WRITE)\n        else:\n            self.shut_down()',
+        '        self.shut_down()',
         'close sends what waits',
     ),
     Mutant(
         'on_data after close',
-        'net/stream.py',
+        'net/ending.py',
         '        self.on_data = None  # what still comes is read and dropped\n',
         '',
         '1: close stops reading',
     ),
     Mutant(
         'abort in on_close ends it again',
-        'net/stream.py',
+        'net/ending.py',
         '        elif self.sock is None and self.origin is None:\n            return\n',
         '        elif self.sock is None and self.origin is None:\n'
         '            if self.on_close is not None:\n'
@@ -453,21 +452,21 @@ MUTANTS = (
     ),
     Mutant(
         'the timer of linger outlives its connection',
-        'net/stream.py',
-        '        elif timeouts is not None:\n            timeouts.cancel()',
+        'net/ending.py',
+        '            if ending is not None and ending.linger is not None:\n                ending.linger.cancel()\n',
         '',
         '9: the timers of a closed connection are dropped',
     ),
     Mutant(
         'the listener is not told of an end',
-        'net/stream.py',
+        'net/ending.py',
         '                origin.handle_closed(self)\n',
         '',
         'open_connections counts what is open',
     ),
     Mutant(
         'a closed connection keeps its data',
-        'net/stream.py',
+        'net/ending.py',
         'self.on_drain = self.on_close = self.data = None\n\n    def handle_last_reads',
         'self.on_drain = self.on_close = None\n\n    def handle_last_reads',
         '9: nothing of the user is kept',
@@ -675,22 +674,22 @@ MUTANTS = (
     Mutant(
         'who writes is idle',
         'net/timeouts.py',
-        'max(stream.since, stream.written_at)',
-        'stream.since',
+        'max(received_at, sent_at)',
+        'received_at',
         'a time limit is never early',
         193,
     ),
     Mutant(
         'reading is paused, and the peer is too late',
         'net/timeouts.py',
-        '(options.read_timeout, stream.events & READ, ',
+        '(options.read_timeout, reads, ',
         '(options.read_timeout, True, ',
         'a limit that does not apply is not over',
     ),
     Mutant(
         'nothing waits, and the peer does not take it',
         'net/timeouts.py',
-        '(options.write_timeout, stream.buffered, ',
+        '(options.write_timeout, waits, ',
         '(options.write_timeout, True, ',
         'a limit that does not apply is not over',
         26,
@@ -706,8 +705,8 @@ MUTANTS = (
     ),
     Mutant(
         'closing does not look for what is unread',
-        'net/stream.py',
-        'if state is OPEN and writer is None and self.events & READ:',
+        'net/ending.py',
+        'if state is OPEN and self.writer is None and self.ending is None and self.events & READ:',
         'if state is OPEN and not self.buffered:',
         'what was written before close() arrives',
         464,
@@ -808,7 +807,7 @@ MUTANTS = (
     ),
     Mutant(
         'an answer is owed to who is gone',
-        'net/stream.py',
+        'net/ending.py',
         '                    busy.discard(self)\n                headers',
         '                    pass\n                headers',
         '9: nothing of it is kept',
@@ -844,7 +843,7 @@ MUTANTS = (
     ),
     Mutant(
         'an abort has the form that Linux wants',
-        'net/stream.py',
+        'net/ending.py',
         'SO_LINGER, self.loop.watchers.kernel.reset_on_close',
         "SO_LINGER, b'\\1\\0\\0\\0\\0\\0\\0\\0'",
         'abort() resets the connection',
@@ -871,7 +870,7 @@ MUTANTS = (
     ),
     Mutant(
         'an abort of what is over raises where options cannot be set any more',
-        'net/stream.py',
+        'net/ending.py',
         '            except OSError:\n                pass  # then it is no longer connected, and there',
         '            except ConnectionError:\n                pass  # then it is no longer connected, and there',
         '2: abort() raises nothing',
@@ -891,17 +890,17 @@ MUTANTS = (
     Mutant(
         'pausing is ignored when a write has failed',
         'net/stream.py',
-        'if self.state is OPEN or (self.state is CLOSED and self.sock is not None):  # see `handle_last_reads`',
-        'if self.state is OPEN:',
+        '        elif self.state.reads:',
+        '        elif self.state.receives:',
         '3: no on_data while reading is paused',
         73,
         'select',
     ),
     Mutant(
         'after close() of a connection that had failed a write is taken',
-        'net/stream.py',
-        'what was received before is no longer wanted\n        self._refuse_writes()\n',
-        'what was received before is no longer wanted\n            return\n        self._refuse_writes()\n',
+        'net/ending.py',
+        'what was received before is no longer wanted\n        self.refuse_writes()\n',
+        'what was received before is no longer wanted\n            return\n        self.refuse_writes()\n',
         'a write after close() raises',
         36,
     ),
@@ -965,7 +964,7 @@ MUTANTS = (
     # -- what an oracle that repeats a condition of the code cannot see
     Mutant(
         'on_drain comes though no write has returned False',
-        'net/stream.py',
+        'net/sending.py',
         'if writer.full and writer.buffered <= self.options.low_water:',
         'if writer.buffered <= self.options.low_water:',
         '3: on_drain follows a write that returned False',
@@ -973,15 +972,15 @@ MUTANTS = (
     ),
     Mutant(
         'on_close does not say what was never sent',
-        'net/stream.py',
+        'net/ending.py',
         'return 0 if self.writer is None else self.writer.buffered',
-        'return 0 if self.writer is None or self.state is OVER else self.writer.buffered',
+        'return 0 if self.writer is None or self.state is CLOSED else self.writer.buffered',
         '3: in on_close, buffered says how many bytes were never accepted',
         3,
     ),
     Mutant(
         'an abort ends as a close does',
-        'net/stream.py',
+        'net/ending.py',
         'if self.sock is not None:\n            try:\n                self.sock.setsockopt',
         'if self.sock is not None and exc is not None:\n            try:\n                self.sock.setsockopt',
         'an abort resets, and its peer knows that something is missing',
@@ -989,7 +988,7 @@ MUTANTS = (
     ),
     Mutant(
         'an error keeps its traceback',
-        'net/stream.py',
+        'net/ending.py',
         'self.finish(exc.with_traceback(None))',
         'self.finish(exc)',
         '9: a caught OSError is kept without its traceback',
@@ -998,8 +997,8 @@ MUTANTS = (
     Mutant(
         'a time limit is looked at a minute late when bytes have moved',
         'net/stream.py',
-        '            self.timeouts = self.loop.timers.buckets.add(self, next_look)',
-        '            self.timeouts = self.loop.timers.buckets.add(self, next_look + 60)',
+        '            timeouts.second = self.loop.timers.buckets.add(self, next_look)',
+        '            timeouts.second = self.loop.timers.buckets.add(self, next_look + 60)',
         'a time limit ends its connection within a second of its time',
     ),
     Mutant(
@@ -1012,7 +1011,7 @@ MUTANTS = (
     ),
     Mutant(
         'half of max_buffered is enough to be cut off',
-        'net/stream.py',
+        'net/sending.py',
         'if weight < self.options.max_buffered:',
         'if weight * 2 < self.options.max_buffered:',
         '6: the limit is the one that was set',
@@ -1073,9 +1072,9 @@ MUTANTS = (
     ),
     Mutant(
         'linger lasts for hours',
-        'net/stream.py',
-        'self.loop.timers.later(self.options.linger, Stream',
-        'self.loop.timers.later(self.options.linger * 100, Stream',
+        'net/ending.py',
+        'self.loop.timers.later(self.options.linger, Connection',
+        'self.loop.timers.later(self.options.linger * 100, Connection',
         'close() ends within linger',
         36,
     ),
@@ -1091,7 +1090,7 @@ TLS_MUTANTS: tuple[tuple[Mutant, str], ...] = (
             'net/tls.py',
             '        except session.ssl.SSLWantReadError:\n'
             '            session.held = []\n'
-            '            return self._hold(pieces, on_written, args)\n'
+            '            return self.hold(pieces, on_written, args)\n'
             '        except session.ssl.SSLError as exc:\n',
             '        except ZeroDivisionError as exc:\n',
             '2: no foreign exception',
@@ -1225,7 +1224,7 @@ TLS_MUTANTS: tuple[tuple[Mutant, str], ...] = (
     (
         Mutant(
             'of what waits for a new handshake, one write is lost',
-            'net/tls.py',
+            'net/handshake.py',
             'del held[:index]\n                return',
             'del held[: index + 1]\n                return',
             '3: writes are sent in order, all of them',
@@ -1235,7 +1234,7 @@ TLS_MUTANTS: tuple[tuple[Mutant, str], ...] = (
     (
         Mutant(
             'a close during a new handshake is forgotten',
-            'net/tls.py',
+            'net/handshake.py',
             '            session.last = None\n            last(self)\n',
             '            session.last = None\n',
             'liveness',
@@ -1245,9 +1244,9 @@ TLS_MUTANTS: tuple[tuple[Mutant, str], ...] = (
     (
         Mutant(
             'what waits for a new handshake has no limit',
-            'net/tls.py',
-            'if self.refuses(session.last is not None, self.buffered + len(session.held) * MARK_COST):',
-            'if self.refuses(session.last is not None, 0):',
+            'net/handshake.py',
+            'if self.refuses(self.has_ended_writing()) or self.overflows(weight):',
+            'if self.refuses(self.has_ended_writing()):',
             '6: every queue has a limit',
         ),
         'test_tls.py::test_too_much_during_a_new_handshake_is_cut_off',
@@ -1256,7 +1255,7 @@ TLS_MUTANTS: tuple[tuple[Mutant, str], ...] = (
         Mutant(
             'the end of a TLS stream is taken twice',
             'net/tls.py',
-            'if self.state is not OPEN or not self.events & READ:\n            return  # it is over',
+            'if not self.state.receives or not self.events & READ:\n            return  # it is over',
             'if self.sock is None or not (self.events & READ or self.state != OPEN or self.on_eof):\n'
             '            return  # it is over',
             '3: what waits is sent first',
@@ -1267,7 +1266,7 @@ TLS_MUTANTS: tuple[tuple[Mutant, str], ...] = (
         Mutant(
             'data that was here while reading was paused stays',
             'net/tls.py',
-            '            self._decrypt_later()  # what is here already is no readiness to come\n',
+            '            self.decrypt_later()  # what is here already is no readiness to come\n',
             '            pass\n',
             'liveness',
         ),
@@ -1277,8 +1276,8 @@ TLS_MUTANTS: tuple[tuple[Mutant, str], ...] = (
         Mutant(
             'a close does not end the TLS stream',
             'net/tls.py',
-            '            self._say_farewell()\n            if self.writer is None:',
-            '            if self.writer is None:',
+            '            self.send_close_notify()\n            if self.ending is None:',
+            '            if self.ending is None:',
             '8: who ends as it should has a clean end',
         ),
         'test_tls.py::test_a_close_is_a_clean_end_for_the_other_side',
@@ -1306,9 +1305,9 @@ TLS_MUTANTS: tuple[tuple[Mutant, str], ...] = (
     (
         Mutant(
             'an end that waited for a failed handshake is forgotten',
-            'net/tls.py',
-            'ended = writer.ended or session.last is not None',
-            'ended = writer.ended',
+            'net/handshake.py',
+            'return self.tls.last is not None or Stream.has_ended_writing(self)',
+            'return Stream.has_ended_writing(self)',
             '2: a write behind the end raises',
         ),
         'test_tls.py::test_a_write_behind_an_end_that_waits_for_a_failed_handshake_is_the_writers_mistake',

@@ -184,12 +184,12 @@ PLANTED: tuple[tuple[Mutant, str, str, str], ...] = (
     (
         Mutant(
             'an ending appends its completion last',
-            'net/stream.py',
-            """            loop.completions.append((self, Stream.handle_closed, (exc,)))
+            'net/ending.py',
+            """            loop.completions.append((self, Connection.handle_closed, (exc,)))
 """,
-            """            self.state = OVER
+            """            self.state = CLOSED
             loop.watchers.remove(self)
-            loop.completions.append((self, Stream.handle_closed, (exc,)))
+            loop.completions.append((self, Connection.handle_closed, (exc,)))
 """,
             '1: every connection ends in on_close',
         ),
@@ -200,9 +200,9 @@ PLANTED: tuple[tuple[Mutant, str, str, str], ...] = (
     (
         Mutant(
             'what an ending could not release is not released later',
-            'net/stream.py',
-            'if self.sock is not None or self.origin is not None:\n            Stream.finish(self, exc)',
-            'if self.loop is None:\n            Stream.finish(self, exc)',
+            'net/ending.py',
+            'if self.sock is not None or self.origin is not None:\n            Connection.finish(self, exc)',
+            'if self.loop is None:\n            Connection.finish(self, exc)',
             '9: nothing is left',
         ),
         'test_sweeps.py',
@@ -231,8 +231,8 @@ PLANTED: tuple[tuple[Mutant, str, str, str], ...] = (
     (
         Mutant(
             'a write that has sent bytes raises',
-            'net/stream.py',
-            '            if not sent:\n                self.writer = writer\n                raise\n',
+            'net/sending.py',
+            '            if not sent:\n                self.writer = None\n                raise\n',
             '            if exc:\n                raise\n',
             'a write that raises has sent nothing',
         ),

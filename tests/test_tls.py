@@ -1553,7 +1553,7 @@ def end_handshake(sock, parts, conn):
 def test_a_client_that_takes_no_answer_to_its_handshake_is_not_read_before_it_is_known(r, tls, sockets, monkeypatch):
     # The handshake that had waited for the next turn ended in the completions phase. `on_connect` was to be called in
     # the phase after it, and what was read in between reached `on_data` first.
-    monkeypatch.setattr('reactor.net.tls.HANDSHAKES_PER_TURN', 1)
+    monkeypatch.setattr('reactor.net.handshake.HANDSHAKES_PER_TURN', 1)
     log = Log()
     server = tls.listen(on_connect=log.on_connect, on_data=log.on_data, on_close=log.on_close)
     socks = [sockets.track(plain_client(server)) for _ in range(2)]
@@ -2011,7 +2011,7 @@ def test_adopt_does_not_guess_the_side(r, sockets, certificates):  # noqa: F811
 
 def test_handshakes_that_come_when_all_that_waited_have_ended_are_a_few_in_a_turn_too(r, tls, monkeypatch):
     # Their turn had been asked for twice, and each time as many would have taken a step.
-    in_turn, shake = TLSStream._shake_hands_in_turn, TLSStream._shake_hands
+    in_turn, shake = TLSStream.shake_hands_in_turn, TLSStream._shake_hands
     ended, steps, done = [], [], []
 
     def end_the_first_that_waits(conn):
@@ -2025,7 +2025,7 @@ def test_handshakes_that_come_when_all_that_waited_have_ended_are_a_few_in_a_tur
             steps.append(r.stats().loop_count)
         shake(conn)
 
-    monkeypatch.setattr(TLSStream, '_shake_hands_in_turn', end_the_first_that_waits)
+    monkeypatch.setattr(TLSStream, 'shake_hands_in_turn', end_the_first_that_waits)
     monkeypatch.setattr(TLSStream, '_shake_hands', counted)
     tls.listen(on_connect=done.append)
     conns = [tls.connect() for _ in range(20)]

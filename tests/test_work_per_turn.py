@@ -46,7 +46,7 @@ BOUNDS = {
     'a part of a message': (3_000, 'no byte is searched twice'),
     'TLS records of one byte': (4_000, 'session.RECORDS_PER_TURN'),
     'TLS records without data': (4_000, 'one of them a turn'),
-    'TLS handshakes': (6_000, 'tls.HANDSHAKES_PER_TURN'),
+    'TLS handshakes': (6_000, 'handshake.HANDSHAKES_PER_TURN'),
     'a TLS handshake in fragments': (12_000, 'session.HANDSHAKE_RECORDS'),
     'datagrams': (6_000, 'datagram.DATAGRAMS_PER_TURN'),
     'clients that connect': (80_000, 'listener.ACCEPTS_PER_TURN'),

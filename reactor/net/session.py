@@ -244,7 +244,7 @@ class Session:
 
     # -- what it is sent
 
-    def to_say(self) -> bytes:
+    def pending_output(self) -> bytes:
         """What OpenSSL wants to be sent after a call: handshakes, alerts, new keys."""
         outgoing = self.buffers.outgoing
         return outgoing.read() if outgoing.pending else b''
@@ -283,14 +283,14 @@ class Session:
             self.buffers.put_back(left)
         return parts
 
-    def farewell(self) -> bytes:
+    def close_notify(self) -> bytes:
         """The end of our side of the stream: close_notify."""
         left = self.buffers.empty()
         try:
             self.ssl_object.unwrap()
         except self.ssl.SSLError:
             pass  # the peer has not ended its side
-        said = self.to_say()
+        said = self.pending_output()
         self.buffers.put_back(left)
         return said
 

@@ -1,119 +1,41 @@
 """TLS: streams whose bytes on the wire are encrypted, for connecting, listening and `start_tls`.
 
-Owns the handshake, what waits for it, and the end of the stream as TLS tells it. Knows no more of sockets than to read
-one; what its session has encrypted is written like any other bytes, so the marks, the limits and `on_written` are those
-of plain streams: a write is accepted when all of its ciphertext is.
+What the session has encrypted is written like any other bytes, so the marks, the limits and `on_written` are those of
+plain streams: a write is accepted when all of its ciphertext is. A connection that ends without the end of its TLS
+stream (close_notify, RFC 8446 section 6.1) ends with an error, because an attacker may have cut it short. Whatever
+OpenSSL finds wrong ends the connection at once, so no later call meets an SSL object that cannot go on.
 
-The rules: `state` is CONNECTING during the first handshake, so nobody is told anything before the peer is known; the
-end of the connection without the end of the TLS stream (close_notify, RFC 8446 section 6.1) is an error, since somebody
-may have cut it short; and whatever OpenSSL finds wrong ends the connection at once, so no later call meets an SSL
-object that cannot go on.
+The handshake is in `handshake.py`, OpenSSL's buffers in `session.py`.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
-
-from ..errors import ConnectTimeout, HandshakeTimeout, ReactorError, SelectorFull, TLSError
-from ..loop.checks import shown
+from ..errors import ReactorError, TLSError
 from ..loop.watcher import READ
 from .addresses import show
 from .ending import LAST_BYTES, WAITED
 from .files import READ_FILE_SIZE, FilePart, file_part
-from .session import Buffers, Session
-from .states import CONNECTING, FAILED, HALF, OPEN
+from .handshake import HandshakeStream
+from .states import CONNECTING, HALF, OPEN
 from .stream import Stream
-from .writer import MARK_COST, SHUT, check_buffers, flat
+from .writer import check_buffers, flat
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
-    from socket import socket
-    from ssl import SSLContext, SSLError
+    from ssl import SSLError
     from typing import Any
 
-    from ..loop.loop import Loop
     from .sending import Buffer
-    from .session import Told
-
-# Steps of one listener. The first of a handshake takes 1.1 ms with an RSA key of 2048 bits (0.4 ms with P-256, 6 ms
-# with RSA of 4096 bits). With 4 of them in a turn, ten clients that connected again and again doubled the 99th
-# percentile of the latency of the others; with 2 it grew by a fifth.
-HANDSHAKES_PER_TURN = 2
 
 
-class TLSStream(Stream):
+class TLSStream(HandshakeStream):
     """A `Stream` over TLS; `conn.tls` tells what was agreed. `on_connect` is called after the handshake.
 
     `buffered` and the limits count ciphertext, and during a handshake what is still to be encrypted.
     """
 
     __slots__ = ()
-
-    def __init__(self, *args: Any) -> None:
-        Stream.__init__(self, *args)
-        self.tls = Session(buffers_of(self.loop))
-        self.tls.on_secured = (Stream.handle_accepted, ())
-
-    # -- for its maker
-
-    def attach(self, sock: socket, deferred: bool = False) -> None:
-        """Take an accepted socket: the client begins the handshake."""
-        options = self.options
-        self.tls.begin(options.ssl, True, None)
-        Stream.attach(self, sock, deferred)
-        self.limit_handshake(options.handshake_timeout, None)
-
-    def opened(self, reading: bool, deadline: float | None = None) -> None:
-        """The socket is connected: begin the handshake, which is to be done by `deadline` as well."""
-        session, options = self.tls, self.options
-        session.begin(options.ssl, False, options.server_hostname)
-        self.writer = None
-        try:
-            self.loop.watchers.set_events(self, READ)
-        except SelectorFull as exc:
-            self.reset(exc.with_traceback(None))
-        if self.sock is None:
-            return  # it was lost, and is told so
-        if options.timed:
-            self.start_timeouts()
-        self.limit_handshake(options.handshake_timeout, deadline)
-        self._shake_hands()
-
-    @classmethod
-    def upgrade(
-        cls,
-        stream: Stream,
-        context: SSLContext,
-        on_secured: Told,
-        server_side: bool | None,
-        server_hostname: str | None,
-        timeout: float,
-    ) -> None:
-        """Called by `start_tls`: from here on, what `stream` sends and receives is TLS."""
-        session = Session(buffers_of(stream.loop))
-        session.begin(context, check_context(context, server_side), server_hostname)
-        session.on_secured = on_secured
-        session.reading = bool(stream.events & READ)
-        stream.__class__ = cls
-        stream.tls = session
-        assert isinstance(stream, TLSStream)
-        stream.loop.watchers.set_events(stream, stream.events | READ)
-        if stream.sock is None:
-            return  # its descriptor was lost, and it is told so
-        stream.limit_handshake(timeout, None)
-        if not session.ssl_object.server_side:
-            stream._decrypt_later()  # not in this call: an `sni_callback` may have made it, inside another handshake
-
-    def limit_handshake(self, seconds: float, deadline: float | None) -> None:
-        """The handshake lasts at most `seconds`, and not beyond `deadline`."""
-        self.state = CONNECTING
-        kind: type[Exception] = HandshakeTimeout
-        timers = self.loop.timers
-        if deadline is not None and deadline - timers.clock() < seconds:
-            seconds, kind = deadline - timers.clock(), ConnectTimeout
-        self.tls.timer = timers.later(seconds, TLSStream.handle_handshake_over, self, kind)
-        self.tls.timer.unref()  # the stream itself keeps the loop running
 
     # -- what the loop calls
 
@@ -140,7 +62,7 @@ class TLSStream(Stream):
             self.timeouts.received_at = self.loop.timers.clock()
         session.received(data)
         if self.state is CONNECTING:
-            self._shake_hands_in_turn()
+            self.shake_hands_in_turn()
         else:
             self._decrypt()
 
@@ -148,41 +70,11 @@ class TLSStream(Stream):
         """Called as a completion: there was more than for one turn, or it came with the end of the handshake."""
         self.tls.more = False
         if self.state is CONNECTING:
-            self._shake_hands_in_turn()
+            self.shake_hands_in_turn()
         elif self.tls.ended:
             self.handle_stream_end()
         elif self.events & READ and not self.state.discards:
             self._decrypt()
-
-    def handle_waiting(self) -> None:
-        """Called as a completion, once a turn while handshakes wait: the first of them take a step in the next turn.
-
-        So each turn costs as much as its steps, however many clients wait.
-        """
-        shared, completions, turn = self.options.shared, self.loop.completions, self.loop.counters.loop_count
-        waiting, count, stream = shared.waiting, 0, self
-        if shared.handshakes[0] > turn:
-            return  # all that waited had ended, and then others came: their completion has done it
-        while waiting and count < HANDSHAKES_PER_TURN:
-            stream = next(iter(waiting))
-            completions.append((stream, TLSStream.handle_handshake, ()))
-            del waiting[stream]
-            count += 1
-        shared.handshakes = (turn + 1, count)
-        if waiting:
-            completions.append((stream, TLSStream.handle_waiting, ()))
-
-    def handle_handshake(self) -> None:
-        """Called as a completion: it is the turn of this handshake."""
-        self.tls.more = False
-        if self.state is CONNECTING:
-            self._shake_hands()
-
-    def handle_held_writes(self) -> None:
-        """Called as a completion after `on_connect` or `on_secured`: send what was written during the handshake."""
-        if self.tls.held is not None:
-            self._send_held()
-        self._end_after_held()
 
     def handle_last_reads(self, left: int = LAST_BYTES) -> None:
         if self.tls.more and self.sock is not None and self.events & READ:
@@ -197,16 +89,11 @@ class TLSStream(Stream):
         if not self.state.receives or not self.events & READ:
             return  # it is over already; or reading is paused, and `resume_reading` comes back to this
         if session.held:
-            self._fail('ended its side of the TLS stream during a handshake', None, 'what waited for it was not sent')
+            self.fail('ended its side of the TLS stream during a handshake', None, 'what waited for it was not sent')
             return
         if self.on_eof is None:
-            self._say_farewell()
+            self.send_close_notify()
         self.handle_end()
-
-    def handle_handshake_over(self, kind: type[Exception]) -> None:
-        """Called by the timer of the handshake."""
-        if self.state is CONNECTING:
-            self.reset(kind(f'the TLS handshake with {show(self.peername)} took too long; the connection was reset'))
 
     # -- what users call
 
@@ -235,14 +122,14 @@ class TLSStream(Stream):
         if writer is not None and (self.refuses(self.has_ended_writing()) or self.overflows(writer.weight)):
             return False
         if session.held is not None:
-            return self._hold(pieces, on_written, args)
+            return self.hold(pieces, on_written, args)
         try:
             parts = session.encrypt(pieces)
         except session.ssl.SSLWantReadError:
             session.held = []
-            return self._hold(pieces, on_written, args)
+            return self.hold(pieces, on_written, args)
         except session.ssl.SSLError as exc:
-            self._fail('cannot be written to', exc.with_traceback(None), 'nothing was sent')
+            self.fail('cannot be written to', exc.with_traceback(None), 'nothing was sent')
             return False
         except MemoryError as exc:
             return self.lose(exc)
@@ -292,7 +179,7 @@ class TLSStream(Stream):
         if self.tls.held is not None:
             self.tls.last = self.tls.last or TLSStream.write_eof
             return
-        self._say_farewell()
+        self.send_close_notify()
         if self.closed:
             self.refuse_writes()  # the peer did not take it
         else:
@@ -304,9 +191,9 @@ class TLSStream(Stream):
             self._close_after_handshake()
             return
         if state is OPEN or state is HALF:
-            self._say_farewell()
+            self.send_close_notify()
             if self.ending is None:
-                self.ending = WAITED  # the peer may be sending: TLS sends tickets, new keys and its own farewell
+                self.ending = WAITED  # the peer may be sending: TLS sends tickets, new keys and its own close_notify
         Stream.close(self)
 
     @property
@@ -322,9 +209,6 @@ class TLSStream(Stream):
 
     # -- for its base
 
-    def has_ended_writing(self) -> bool:
-        return self.tls.last is not None or Stream.has_ended_writing(self)
-
     def set_reading(self, reading: bool) -> None:
         if self.state is CONNECTING:
             self.tls.reading = reading
@@ -333,7 +217,7 @@ class TLSStream(Stream):
             return
         Stream.set_reading(self, reading)
         if reading and self.state.reads:
-            self._decrypt_later()  # what is here already is no readiness to come
+            self.decrypt_later()  # what is here already is no readiness to come
 
     def finish(self, exc: BaseException | None) -> None:
         Stream.finish(self, exc)  # first: it appends the completion
@@ -352,117 +236,6 @@ class TLSStream(Stream):
 
     # -- in this file
 
-    def _shake_hands_in_turn(self) -> None:
-        shared, turn = self.options.shared, self.loop.counters.loop_count
-        last, steps = shared.handshakes
-        steps = 0 if last < turn else steps
-        if not shared.waiting and steps < HANDSHAKES_PER_TURN:
-            shared.handshakes = (max(last, turn), steps + 1)
-            self._shake_hands()
-            return
-        self.tls.more = True
-        if not shared.waiting:
-            shared.waiting = OrderedDict()
-            self.loop.completions.append((self, TLSStream.handle_waiting, ()))
-        shared.waiting[self] = None
-
-    def _shake_hands(self) -> None:
-        session = self.tls
-        try:
-            done = session.shake_hands()
-        except session.ssl.SSLError as exc:
-            self._fail('failed in the TLS handshake', exc.with_traceback(None), hint(session.ssl, exc))
-            return
-        if done:
-            self._secured()
-            return
-        self._say(session.to_say())
-        if session.more and self.state is CONNECTING:
-            session.more = False
-            self._decrypt_later()
-
-    def _secured(self) -> None:
-        session = self.tls
-        session.timer.cancel()
-        session.timer = None
-        self.state = OPEN
-        on_secured, args = session.on_secured
-        if on_secured is not None:
-            self.loop.completions.append((self, on_secured, args))
-        session.on_secured = (None, ())
-        if not session.reading:
-            self.loop.watchers.set_events(self, self.events & ~READ)
-        self._say(session.to_say())
-        if self.state is not OPEN:
-            pass  # sending has failed meanwhile, and `buffered` goes on saying what was never sent
-        elif session.held or session.last is not None:
-            # After `on_connect`, which may find that this peer must not get it, and abort.
-            self.loop.completions.append((self, TLSStream.handle_held_writes, ()))
-        else:
-            session.held = None
-        self._decrypt_later()  # not before `on_connect`: until then, nothing more is read either
-
-    def _hold(
-        self, pieces: list[bytes | memoryview], on_written: Callable[..., object] | None, args: tuple[Any, ...]
-    ) -> bool:
-        """Keep a write until the handshake is done."""
-        session = self.tls
-        weight = self.buffered + len(session.held) * MARK_COST
-        if self.refuses(self.has_ended_writing()) or self.overflows(weight):
-            return False
-        session.held.append(([bytes(piece) for piece in pieces], (on_written, args)))
-        session.held_bytes += sum(map(len, pieces))
-        full = self.buffered >= self.options.high_water
-        session.full = session.full or full
-        return not full
-
-    def _send_held(self) -> None:
-        """Send what waited for the end of a handshake, if it has ended."""
-        session = self.tls
-        held = session.held
-        for index, (pieces, (on_written, args)) in enumerate(held):
-            if self.state.closed:
-                break  # sending has failed meanwhile
-            try:
-                parts = session.encrypt(pieces)
-            except session.ssl.SSLWantReadError:
-                del held[:index]
-                return
-            except session.ssl.SSLError as exc:
-                self._fail('cannot be written to', exc.with_traceback(None), 'what waited was not sent')
-                return
-            except RecursionError:
-                del held[:index]  # the rest is not encrypted yet, and can be sent on a stack that has room
-                raise
-            except MemoryError as exc:
-                self.lose(exc)
-                return
-            try:
-                session.held_bytes -= sum(map(len, pieces))
-                Stream.writelines(self, parts, on_written, *args)
-            except (MemoryError, RecursionError) as exc:
-                self.lose(exc)
-                return
-        session.held = None
-        if self.state.closed:
-            return
-        full, session.full = session.full, False
-        writer = self.writer
-        if not full:
-            return
-        if writer is None:
-            self.loop.completions.append((self, Stream.handle_drain, ()))
-        elif writer is not SHUT:
-            writer.full = True  # so that on_drain is called, however little of it waits
-
-    def _end_after_held(self) -> None:
-        """Call what the user has called meanwhile: `write_eof` or `close`."""
-        session = self.tls
-        last = session.last
-        if session.held is None and last is not None and not self.state.closed:
-            session.last = None
-            last(self)
-
     def _close_after_handshake(self) -> None:
         """The peer has begun a new handshake, and writes wait for its end: go on with it, within `linger`."""
         session = self.tls
@@ -471,17 +244,17 @@ class TLSStream(Stream):
             self.on_data = self.on_eof = None
             session.timer = self.loop.timers.later(self.options.linger, Stream.handle_linger_over, self)
             self.loop.watchers.set_events(self, self.events | READ)
-            self._decrypt_later()
+            self.decrypt_later()
 
     def _decrypt(self) -> None:
         session = self.tls
         pieces, exc = session.decrypt()
-        answer = session.to_say()
+        answer = session.pending_output()
         if answer:
             writer = self.writer
             if writer is not None and self.state.takes_writes and self.overflows(writer.weight):
                 return  # it asks for new handshakes again and again, and takes nothing
-            self._say(answer)
+            self.send_tls(answer)
         if exc is not None:
             self._break(exc)
         elif session.ended:
@@ -491,8 +264,8 @@ class TLSStream(Stream):
         if session.empty:
             self._check_empty()
         if session.held is not None:
-            self._send_held()
-            self._end_after_held()
+            self.send_held()
+            self.end_after_held()
         on_data = self.on_data
         if on_data is not None and pieces:
             on_data(self, pieces[0] if len(pieces) == 1 else b''.join(pieces))
@@ -507,99 +280,10 @@ class TLSStream(Stream):
                 )
             )
 
-    def _decrypt_later(self) -> None:
-        if not self.tls.more:
-            self.tls.more = True
-            self.loop.completions.append((self, TLSStream.handle_records, ()))
-
-    def _say(self, data: bytes) -> None:
-        """Send what TLS itself has to say, behind what waits, however much that is."""
-        writer = self.writer
-        if not data:
-            return
-        if writer is None:
-            Stream.write(self, data)
-            if self.writer is not None:
-                self.writer.full = False  # the user has not written it, so `on_drain` is not called for it
-        elif writer is not SHUT and self.state.takes_writes:
-            writer.extend((data,), None, ())
-
-    def _say_farewell(self) -> None:
-        """Send close_notify, the end of our side of the stream.
-
-        A peer that has closed its socket does not take it, and does not have to (RFC 8446, section 6.1): when nothing
-        else waits, nothing is lost, and reading tells how the connection has ended.
-        """
-        writer, state, ending = self.writer, self.state, self.ending
-        self._say(self.tls.farewell())
-        if self.state is FAILED and isinstance(self.ending.exc, BrokenPipeError):  # type: ignore[union-attr]  # it has one
-            self.writer, self.state, self.ending = writer, state, ending
-
     def _break(self, exc: SSLError) -> None:
         """The TLS stream is cut short or wrong: end the connection, after the data that came before."""
         if isinstance(exc, self.tls.ssl.SSLEOFError):
             what, advice = 'ended the connection without ending the TLS stream', 'do not take what it sent for complete'
         else:
             what, advice = 'broke the TLS stream', 'the connection was closed'
-        self._fail(what, exc, advice)
-
-    def _fail(self, what: str, exc: SSLError | None, advice: str) -> None:
-        failed_before = self.state.closed
-        self._say(self.tls.to_say())  # the alert, by which the peer knows why
-        why = '' if exc is None else f': {getattr(exc, "reason", None) or exc.strerror or exc}'
-        error = TLSError(f'{show(self.peername)} {what}{why}; {advice}')
-        error.__cause__ = exc
-        ending = self.ending
-        if not failed_before and self.state is FAILED and ending is not None and ending.exc is not None:
-            ending.exc = error  # the alert was not taken; this is why there was one
-        self.finish(error)
-
-
-def buffers_of(loop: Loop) -> Buffers:
-    """The buffers that the TLS connections of `loop` share."""
-    if loop.watchers.tls_buffers is None:
-        loop.watchers.tls_buffers = Buffers()
-    buffers: Buffers = loop.watchers.tls_buffers
-    return buffers
-
-
-def hint(ssl: Any, exc: SSLError) -> str:
-    """What to do about a handshake that failed."""
-    if isinstance(exc, ssl.SSLCertVerificationError):
-        return f'{exc.verify_message}; trust its issuer in the context, or ask for the name that it has'
-    reason = getattr(exc, 'reason', None)  # not all of them have one
-    if reason in ('HTTP_REQUEST', 'WRONG_VERSION_NUMBER'):
-        return 'it does not speak TLS; check the port'
-    if reason == 'CALLBACK_FAILED':
-        return 'the sni_callback of the context refused the name that it asked for'
-    return 'compare what both sides allow'
-
-
-def check_context(context: Any, server_side: bool | None = None) -> bool:
-    """Whether `context` is for the server's side; TypeError or ValueError when it is not what is needed."""
-    import ssl
-
-    if not isinstance(context, ssl.SSLContext):
-        raise TypeError(f'ssl takes an ssl.SSLContext, not {shown(context)}')
-    protocol = context.protocol
-    kinds = {ssl.PROTOCOL_TLS_SERVER: True, ssl.PROTOCOL_TLS_CLIENT: False}
-    kind = kinds.get(protocol, server_side)
-    if kind is None:
-        raise ValueError('this context is for both sides; say which one with server_side=')
-    if server_side is not None and kind is not server_side:
-        raise ValueError(f'this context is for the {"server" if kind else "client"}, the other side is needed')
-    return kind
-
-
-def client_options(context: SSLContext | bool | None, server_hostname: str | None) -> dict[str, Any]:
-    """What `Options` take to connect with; for True a context that verifies, with the system's authorities."""
-    if context is None or context is False:
-        return {}
-    if context is True:
-        import ssl
-
-        context = ssl.create_default_context()
-    check_context(context, False)
-    if context.check_hostname and not server_hostname:
-        raise ValueError('this context checks host names: give server_hostname')
-    return {'ssl': context, 'server_hostname': server_hostname}
+        self.fail(what, exc, advice)
