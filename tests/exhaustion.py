@@ -265,7 +265,7 @@ class World:
             wrong = promise()
             if wrong:
                 return wrong
-        closing = [conn for conn in [*self.conns, *r.handles()] if hasattr(conn, 'on_data') and not conn.closed]
+        closing = [conn for conn in [*self.conns, *r.handles()] if hasattr(conn, 'write') and not conn.closed]
         for conn in closing:
             conn.abort()
         self.settle('after everything was aborted')

@@ -361,7 +361,9 @@ MUTANTS = (
         'a write after a failure raises',
         'net/sending.py',
         '        return self.writer is SHUT or not self.state.takes_writes',
-        '        if self.state.closed and self.ending.exc is not None:\n            raise self.ending.exc\n        return self.writer is SHUT or not self.state.takes_writes',
+        '        if self.state.closed and self.ending.exc is not None:\n'
+        '            raise self.ending.exc\n'
+        '        return self.writer is SHUT or not self.state.takes_writes',
         '8: a dead receiver never hurts the sender',
     ),
     Mutant(
@@ -429,7 +431,10 @@ MUTANTS = (
     Mutant(
         'close drops what waits',
         'net/ending.py',
-        '        if self.buffered:\n            self.loop.watchers.set_events(self, WRITE)\n        else:\n            self.shut_down()',
+        '        if self.buffered:\n'
+        '            self.loop.watchers.set_events(self, WRITE)\n'
+        '        else:\n'
+        '            self.shut_down()',
         '        self.shut_down()',
         'close sends what waits',
     ),

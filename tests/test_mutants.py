@@ -106,7 +106,7 @@ def test_there_are_mutants_of_each_part():
     assert len({mutant.name for mutant in MUTANTS}) == len(MUTANTS) >= 28
     files = {mutant.file for mutant in MUTANTS}
     assert {f'loop/{name}.py' for name in 'loop timers watcher wakeup signals threads buckets'.split()} <= files
-    assert {f'net/{name}.py' for name in 'stream writer listener connector datagram options limits'.split()} <= files
+    assert {f'net/{name}.py' for name in 'stream sending ending writer timeouts listener connector datagram options'.split()} <= files
 
 
 @pytest.mark.parametrize(

@@ -142,7 +142,7 @@ class ProxiedStream(Stream):
 
     def handle_header_late(self) -> None:
         """Called by the timer of the header."""
-        if self.state is CONNECTING:  # else it has ended, and there was no memory to cancel the timer
+        if isinstance(self, ProxiedStream) and self.state is CONNECTING:  # else there was no memory to cancel the timer
             self._fail(f'its header was not there within {self._protocol.timeout:g} s', ProxyTimeout)
 
     # -- what users call, if they have found it in `handles()`
@@ -163,10 +163,11 @@ class ProxiedStream(Stream):
         origin = self.origin
         Stream.finish(self, exc)  # first: it appends the completion
         if origin is not None:
-            try:
-                self._forget_buffer(origin.proxy)  # type: ignore[attr-defined]  # a `GuardedListener` has made it
-            except (MemoryError, RecursionError):
-                pass  # its timer finds the connection closed, and does nothing
+            self._forget_buffer(origin.proxy)  # type: ignore[attr-defined]  # a `GuardedListener` has made it
+
+    def forget(self) -> None:
+        self._forget_buffer(self._protocol)
+        Stream.forget(self)
 
     # -- in this file
 
@@ -240,4 +241,7 @@ class ProxiedStream(Stream):
     def _forget_buffer(self, protocol: ProxyProtocol) -> None:
         buffer = protocol.buffers.pop(self, None)
         if buffer is not None and buffer.timer is not None:
-            buffer.timer.cancel()
+            try:
+                buffer.timer.cancel()
+            except (MemoryError, RecursionError):
+                pass  # it finds the header read or the connection closed, and does nothing

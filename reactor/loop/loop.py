@@ -55,7 +55,7 @@ RESERVE_RETRY = 0.1  # seconds between two attempts to have them back
 MOST_REASONS = 1 << 31  # lines of `why_alive`
 MOST_SIGNUM = 128  # on FreeBSD; each system refuses those that it does not have
 # What may run between a phase and a callback of the user.
-OWN_PACKAGES = {'reactor', 'reactor.loop', 'reactor.net', 'reactor.system'}
+OWN_PACKAGES = {'reactor', 'reactor.admission', 'reactor.loop', 'reactor.net', 'reactor.system'}
 OWN_MODULES = {'selectors', 'socket', 'ssl'}
 WRITTEN_IN_C = {BuiltinFunctionType, type}  # functions, methods, and the making of an object
 LONGEST_WAIT = 86400.0  # seconds; selectors overflow on much more, and a turn a day costs nothing

@@ -11,9 +11,9 @@ from ..errors import ConnectionClosed, WriteBufferFull
 from ..kernel import HAS_SENDMSG, send_first
 from ..loop.watcher import WRITE
 from .addresses import show
-from .ending import WAITED, Connection, Ending
+from .ending import UNREPORTED, WAITED, Connection, Ending
 from .files import FilePart, file_part
-from .states import CONNECTING, ENDING, HALF_ENDING
+from .states import CONNECTING, ENDING, FAILED, HALF_ENDING
 from .writer import SHUT, Writer, check_buffers, flat
 
 TYPE_CHECKING = False
@@ -72,7 +72,11 @@ class Sender(Connection):
             if not sent:
                 self.writer = None
                 raise
-            return self.lose(exc)
+            starved = self.loop.watchers.starved  # as `lose` has it: there may be no stack for a call
+            starved.append(self)
+            starved.append(exc)
+            self.writer, self.ending, self.state = SHUT, UNREPORTED, FAILED
+            return False
         return True
 
     def writelines(
@@ -233,7 +237,11 @@ class Sender(Connection):
             if type(exc) is RecursionError and not writer.sent:
                 self.writer, self.ending = None, waited
                 raise
-            return self.lose(exc)
+            starved = self.loop.watchers.starved  # as `lose` has it: there may be no stack for a call
+            starved.append(self)
+            starved.append(exc)
+            self.writer, self.ending, self.state = SHUT, UNREPORTED, FAILED
+            return False
 
     def _keep_rest(
         self, data: bytes, sent: int, on_written: Callable[..., object] | None, args: tuple[Any, ...]

@@ -23,6 +23,7 @@ from signal import SIG_DFL, SIGINT, default_int_handler
 from sys import _getframe
 from weakref import WeakKeyDictionary
 
+from ..admission.listener import GuardedListener
 from ..facade import Reactor
 from ..loop.threads import THREADS
 from ..net.datagram import DATAGRAM_COST, DATAGRAMS_PER_TURN, DatagramSocket
@@ -46,7 +47,7 @@ MOST_A_SECOND = 100  # polls that bring nothing, while it does
 MOST_TURNS = 200_000
 MOST_TURNS_AT_ONCE = 20_000  # without time passing
 READ_PER_TURN = 65536  # bytes of one connection, by one recv
-NET = Stream.__module__.rpartition('.')[0]  # whose timers are ours
+OURS = Stream.__module__.rpartition('.')[0], GuardedListener.__module__.rpartition('.')[0]  # whose timers are ours
 
 __all__ = ['Ledger', 'Planted', 'Record', 'Violation', 'WatchedReactor', 'WatchedStream']
 
@@ -390,4 +391,4 @@ def _depth() -> int:
 
 
 def _is_ours(timer: Any) -> bool:
-    return getattr(timer.fn, '__module__', '').startswith(NET)
+    return getattr(timer.fn, '__module__', '').startswith(OURS)
