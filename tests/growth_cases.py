@@ -473,7 +473,7 @@ def admission_case(addresses: Any, order: Any) -> Any:
                 for number, conn in enumerate(conns):
                     known, refusal = limits.judge(Kernel(), addresses(number), 1000.0)
                     assert refusal is None
-                    limits.take_in(conn, known, 1000.0)
+                    limits.track(conn, known, 1000.0)
                 for conn in order(conns):
                     limits.handle_closed(conn)
 

@@ -517,7 +517,7 @@ MUTANTS = (
     Mutant(
         'accepting goes on without descriptors',
         'net/listener.py',
-        '                    self._batch = 1\n                    self._hold(exc)\n',
+        '                    self._batch = 1\n                    self._back_off(exc)\n',
         '                    self._batch = 1\n',
         '7: no spin at the descriptor limit',
         8,
@@ -525,9 +525,9 @@ MUTANTS = (
     Mutant(
         'a listener that has paused for want of descriptors never goes on',
         'net/listener.py',
-        '    def _end_hold(self) -> None:\n        if self._retry is not None:\n'
+        '    def _end_back_off(self) -> None:\n        if self._retry is not None:\n'
         '            self._retry.cancel()\n            self._retry = None\n',
-        '    def _end_hold(self) -> None:\n        if self._retry is not None:\n            self._retry.cancel()\n',
+        '    def _end_back_off(self) -> None:\n        if self._retry is not None:\n            self._retry.cancel()\n',
         'accepting goes on when there are descriptors',
         8,
     ),
@@ -737,8 +737,8 @@ MUTANTS = (
     Mutant(
         'one is let in for whom there is no room',
         'admission/limits.py',
-        'len(self._guests) >= self.connections',
-        'len(self._guests) > self.connections',
+        'len(self._clients) >= self.connections',
+        'len(self._clients) > self.connections',
         'as many as there is room for',
         14,
     ),
@@ -770,7 +770,7 @@ MUTANTS = (
     Mutant(
         'who waits in the queue is refused',
         'net/drain.py',
-        'if handle.deserted():',
+        'if handle.accept_queue_empty():',
         'if handle.sock:',
         'nothing that was accepted is lost',
         431,

@@ -18,7 +18,7 @@ from test_proxy_protocol import HEADERS, close_all, ends4, ends6, v2
 import reactor
 from reactor import ClientRefused, LifetimeOver, Limits, Reactor, TooSlow
 from reactor.admission.limits import Tokens
-from reactor.admission.pace import Guest
+from reactor.admission.pace import LimitedClient
 from reactor.net.listener import Listener
 
 HERE = '127.0.0.1'
@@ -692,14 +692,14 @@ def test_where_nobody_counts_a_minimum_rate_is_refused(r, tmp_path, monkeypatch)
 # -- no memory
 
 
-@pytest.mark.parametrize('when', ['before it is counted', 'Guest.__init__', 'Guest.begin'])
+@pytest.mark.parametrize('when', ['before it is counted', 'LimitedClient.__init__', 'LimitedClient.begin'])
 def test_a_client_for_whom_memory_runs_out_is_reset_and_counts_no_longer(fake, sockets, monkeypatch, when):
     limits, log = Limits(connections=1, per_address=1, lifetime=60), Log()
     listener, conns = listen(fake, log, limits=limits)
     if when == 'before it is counted':
         fake.completions = ShortDeque()
     else:
-        run_short(monkeypatch, Guest, when.removeprefix('Guest.'))
+        run_short(monkeypatch, LimitedClient, when.removeprefix('LimitedClient.'))
     client = connect(sockets, listener)
     turns(fake, 3)
     client.setblocking(True)

@@ -388,9 +388,9 @@ def test_on_connect_comes_before_the_first_data_even_when_that_waits_already(r, 
     server = place.server(sockets)
     conn = place.connect(r, log.on_data, on_connect=log.on_connect)
     peer = sockets.track(server.accept()[0])
-    peer.send(b'welcome')
+    peer.send(b'accept_client')
     run_until(r, lambda: log.received)
-    assert log == [('connect',), ('data', b'welcome')]
+    assert log == [('connect',), ('data', b'accept_client')]
     end(r, conn)
 
 
@@ -406,14 +406,14 @@ def test_a_connection_begun_in_a_completion_is_told_before_its_first_data(r, pla
             greet()
 
     def greet() -> None:
-        sockets.track(server.accept()[0]).send(b'welcome')
+        sockets.track(server.accept()[0]).send(b'accept_client')
 
     r.adopt(ours, on_close=proxy).close()
     run_until(r, lambda: conns)
     if place.path is None:
         greet()
     run_until(r, lambda: log.received)
-    assert log == [('connect',), ('data', b'welcome')]
+    assert log == [('connect',), ('data', b'accept_client')]
     end(r, *conns)
 
 

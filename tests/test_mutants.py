@@ -106,7 +106,8 @@ def test_there_are_mutants_of_each_part():
     assert len({mutant.name for mutant in MUTANTS}) == len(MUTANTS) >= 28
     files = {mutant.file for mutant in MUTANTS}
     assert {f'loop/{name}.py' for name in 'loop timers watcher wakeup signals threads buckets'.split()} <= files
-    assert {f'net/{name}.py' for name in 'stream sending ending writer timeouts listener connector datagram options'.split()} <= files
+    net = 'stream sending ending writer timeouts listener connector datagram options'.split()
+    assert {f'net/{name}.py' for name in net} <= files
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,11 @@
-"""Admission: how many clients there may be, how many of one address, and how often.
+"""Limits: how many clients may be connected, how many from one address, and how often they may connect and ask.
 
-Owns `Limits` and what it remembers of addresses. Knows no socket. The rules: memory is bounded, by the connections that
-are open and by `max_addresses` that are not, of which the one unseen for longest is forgotten first; and nobody is kept
-beyond the end of his last connection, but the tokens that he has used, until they have grown again.
+Memory is bounded by the connections that are open and by `max_addresses` addresses without one, of which the one not
+seen for longest is forgotten first. Of an address without connections only its tokens are remembered, until they have
+grown again.
 
-The rates are token buckets: `burst` tokens at first, each worth one, and so many a second grow again.
+The rates are token buckets: `burst` tokens at first, each worth one connection or request, which grow again at so many
+a second.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from errno import EOPNOTSUPP
 from ..loop.checks import number, shown, time_limit
 from ..net.options import check_callback
 from .networks import packed
-from .pace import Guest
+from .pace import LimitedClient
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -57,8 +58,8 @@ class Limits:
     """
 
     __slots__ = (
+        '_clients',
         '_forget_after',
-        '_guests',
         '_idle',
         '_present',
         'connect_rate',
@@ -94,12 +95,12 @@ class Limits:
         self.max_addresses = _count('max_addresses', max_addresses) or 0
         rates = [rate for rate in (self.connect_rate, self.request_rate) if rate is not None]
         self._forget_after = max([burst / a_second for a_second, burst in rates], default=0.0)
-        self._guests: dict[Stream, Guest] = {}
+        self._clients: dict[Stream, LimitedClient] = {}
         self._present: dict[bytes, Address] = {}  # with connections open
         self._idle: OrderedDict[bytes, Address] = OrderedDict()  # without, the one unseen for longest first
 
     def __repr__(self) -> str:
-        return f'<Limits: {len(self._guests)} connections, {len(self._present)} addresses, {len(self._idle)} gone>'
+        return f'<Limits: {len(self._clients)} connections, {len(self._present)} addresses, {len(self._idle)} gone>'
 
     def allow(self, conn: Stream) -> bool:
         """Whether the client may have one request more now, by `request_rate`; it counts as one then.
@@ -107,8 +108,8 @@ class Limits:
         To be asked before a request is done. False: answer that it is too much (HTTP: 429 with `Retry-After`), or
         close. True also for a connection that has ended, and for one that these limits are not for.
         """
-        guest, rate = self._guests.get(conn), self.request_rate
-        if guest is None or rate is None or guest.address.requests.take(conn.loop.timers.clock(), rate):
+        client, rate = self._clients.get(conn), self.request_rate
+        if client is None or rate is None or client.address.requests.take(conn.loop.timers.clock(), rate):
             return True
         conn.loop.counters.requests_refused += 1
         return False
@@ -121,7 +122,7 @@ class Limits:
         known = self._know(key[:IPV6_PREFIX], now)
         if key and self.refuse is not None and self.refuse(address):
             return known, ('refused_by_hook', 'the hook has said so')
-        if self.connections is not None and len(self._guests) >= self.connections:
+        if self.connections is not None and len(self._clients) >= self.connections:
             return known, ('refused_connections', f'{self.connections} connections are open')
         if key and self.per_address is not None and known.open >= self.per_address:
             return known, ('refused_per_address', f'it has {known.open} connections open')
@@ -129,33 +130,33 @@ class Limits:
             return known, ('refused_rate', f'it connects more often than {self.connect_rate[0]:g} times a second')
         return known, None
 
-    def take_in(self, stream: Stream, address: Address, now: float) -> None:
+    def track(self, stream: Stream, address: Address, now: float) -> None:
         """Count an open connection that was not refused.
 
         Where memory or stack runs out it raises, and `handle_closed` gives back what it had taken.
         """
-        guest = Guest(stream, address, self.lifetime, self.min_rate, now)
+        client = LimitedClient(stream, address, self.lifetime, self.min_rate, now)
         opened = address.open + 1
-        self._guests[stream] = guest
+        self._clients[stream] = client
         address.open = opened
         if address.key:
             self._present[address.key] = address
             self._idle.pop(address.key, None)
-        guest.begin(now)
+        client.begin(now)
 
     def handle_closed(self, stream: Stream) -> None:
         """A connection has ended; nothing when it was none of ours."""
-        guest = self._guests.get(stream)
-        if guest is None:
+        client = self._clients.get(stream)
+        if client is None:
             return
-        guest.end()
-        address = guest.address
+        client.end()
+        address = client.address
         left = address.open - 1
         if not left and address.key:
             self._keep(address, stream.loop.timers.clock())
             self._present.pop(address.key, None)
         address.open = left
-        del self._guests[stream]  # last: where memory or stack has run out, all of this is run again
+        del self._clients[stream]  # last: where memory or stack has run out, all of this is run again
 
     # -- in this file
 

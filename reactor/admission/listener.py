@@ -1,7 +1,7 @@
-"""Guarded listeners: those that ask who it is before a client becomes a connection.
+"""Listeners that ask their limits, or wait for a PROXY header, before a client becomes a connection.
 
-Owns the order of the questions, and what becomes of those who are refused. Knows no answer. The rule: who is not let in
-is reset, counted, and never told to the user; a plain `Listener` has no such question on its way.
+A client that is refused is reset and counted, and no callback is called for it. A plain `Listener` has no such question
+on its path.
 """
 
 from __future__ import annotations
@@ -47,12 +47,12 @@ class GuardedListener(Listener):
         self._shared = options.shared
         super().__init__(loop, sock, options, *args, **keywords)
 
-    def welcome(self, sock: socket, address: Any) -> Stream | None:
-        """As `Listener.welcome`, of those that are let in. Behind a proxy they are asked when it has spoken."""
+    def accept_client(self, sock: socket, address: Any) -> Stream | None:
+        """As `Listener.accept_client`, for clients that are not refused. Behind a proxy the header decides later."""
         address = unmapped(address)
         if self.proxy is not None:
             if self.proxy.trusts(address):
-                return super().welcome(sock, address)
+                return super().accept_client(sock, address)
             self._refuse(sock, address, ('refused_untrusted', 'it is in none of the networks of proxy_protocol'))
             return None
         limits, loop = self.limits, self.loop
@@ -66,16 +66,16 @@ class GuardedListener(Listener):
         if refusal is not None:
             self._refuse(sock, address, refusal)
             return None
-        stream = super().welcome(sock, address)
+        stream = super().accept_client(sock, address)
         if stream is not None and not stream.closed:  # else memory ran out, and nothing would end its count
             try:
-                limits.take_in(stream, known, now)
+                limits.track(stream, known, now)
             except (MemoryError, RecursionError) as exc:
                 stream.reset(exc)
         return stream
 
-    def introduce(self, stream: Stream, header: ProxyHeader) -> bool:
-        """A proxy has said who this is; returns whether he is let in. If not, his connection is reset."""
+    def admit_proxied(self, stream: Stream, header: ProxyHeader) -> bool:
+        """The header of a proxy has named the client: return whether it is accepted, else reset the connection."""
         limits, loop = self.limits, self.loop
         if limits is None or header.command == 'LOCAL':
             return True
@@ -89,7 +89,7 @@ class GuardedListener(Listener):
             self._count(header.peername, refusal)
             stream.reset(ClientRefused(f'{show(header.peername)} was refused: {refusal[1]}'))
             return False
-        limits.take_in(stream, known, now)
+        limits.track(stream, known, now)
         return True
 
     def handle_closed(self, stream: Stream) -> None:

@@ -1,7 +1,7 @@
 """Networks: which addresses a list of prefixes has, such as 10.0.0.0/8 and ::1/128.
 
-Owns the notation and the comparison. Knows no socket. The rule: an IPv4 client of a dual-stack socket is compared as
-the IPv4 address that it has, and whatever is no IP address is in no network.
+An IPv4 client of a dual-stack socket is compared as the IPv4 address that it has. What is not an IP address is in no
+network.
 """
 
 from __future__ import annotations

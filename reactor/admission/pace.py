@@ -1,13 +1,13 @@
-"""Minimum progress: who sends or takes too little, and who is there for too long.
+"""Pace: end connections that send or take too little, or that have lasted too long.
 
-Owns the looks at one connection, in the buckets of one second. Knows no address. The rule: it costs the path of the
-bytes nothing, since the system counts them anyway; and nobody is ended too early, for whatever is not known begins with
-the look that sees it.
+The kernel counts the bytes of each connection, so the path of the bytes costs nothing more. A connection is looked at
+each quarter of the grace (`loop/buckets.py`). It is never ended too early: what is not known begins with the look that
+sees it.
 
-What a client says counts from its first byte since our last to him, and it is too little only when more has come and
-the whole of it is below the rate. So who has asked and waits, however long, is not slow; the limits for silence are
-`read_timeout` and `idle_timeout`. The attack is that of "Slowloris" (2009), the measure that of Apache's
-mod_reqtimeout.
+A message starts with the first byte received after our last send. It is too slow only when more of it has come and the
+whole of it is below the rate, so a client that has sent a request and waits for the answer is not slow, however long it
+waits; `read_timeout` and `idle_timeout` limit silence. The attack is that of "Slowloris" (2009), the measure that of
+Apache's mod_reqtimeout.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ if TYPE_CHECKING:
     Rate = tuple[float, float]
 
 
-class Guest:
+class LimitedClient:
     """A connection under `Limits`: whose it is, and how it gets on."""
 
     __slots__ = (
         '_acked',
         '_deadline',
-        '_heard',
         '_pace',
+        '_received',
+        '_receiving',
         '_second',
-        '_speaks',
+        '_sending',
         '_stream',
-        '_takes',
         'address',
     )
 
@@ -45,9 +45,9 @@ class Guest:
         self._deadline = None if lifetime is None else now + lifetime
         self._pace = pace
         self._second: int | None = None
-        self._heard = self._acked = 0  # bytes, at the last look
-        self._speaks: Stretch | None = None  # what he has to say
-        self._takes: Stretch | None = None  # what waits for him
+        self._received = self._acked = 0  # bytes, at the last look
+        self._receiving: TransferWindow | None = None  # what he has to say
+        self._sending: TransferWindow | None = None  # what waits for him
 
     def begin(self, now: float) -> None:
         """Look at it from time to time, if there is something to see."""
@@ -85,24 +85,24 @@ class Guest:
             heard, acked, unsent = stream.loop.watchers.kernel.tcp_counts(stream.sock)
         except OSError:
             return ''  # it has ended, and reading will tell
-        more, answered = heard > self._heard, acked > self._acked
-        self._heard, self._acked = heard, acked
+        more, answered = heard > self._received, acked > self._acked
+        self._received, self._acked = heard, acked
         if answered or not stream.events & READ:
-            self._speaks = None
-        elif more and self._speaks is None:
-            self._speaks = Stretch(now, heard)
-        elif more and self._speaks is not None and self._speaks.is_slow(now, heard, pace):
-            return f'sent too slowly, {self._speaks.show(now, heard)}'
+            self._receiving = None
+        elif more and self._receiving is None:
+            self._receiving = TransferWindow(now, heard)
+        elif more and self._receiving is not None and self._receiving.is_slow(now, heard, pace):
+            return f'sent too slowly, {self._receiving.show(now, heard)}'
         if not unsent and not stream.buffered:
-            self._takes = None
-        elif self._takes is None:
-            self._takes = Stretch(now, acked)
-        elif self._takes.is_slow(now, acked, pace):
-            return f'took too slowly, {self._takes.show(now, acked)}'
+            self._sending = None
+        elif self._sending is None:
+            self._sending = TransferWindow(now, acked)
+        elif self._sending.is_slow(now, acked, pace):
+            return f'took too slowly, {self._sending.show(now, acked)}'
         return ''
 
 
-class Stretch:
+class TransferWindow:
     """A time in which bytes should go one way: its begin, and how many had gone before."""
 
     __slots__ = ('_before', '_since')

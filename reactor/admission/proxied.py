@@ -1,11 +1,10 @@
-"""The PROXY protocol: connections that a proxy makes for its clients, and begins by telling who they are.
+"""The PROXY protocol: connections that a proxy makes for its clients and begins with a header that names the client.
 
-Owns a connection until its header was read, and whom to believe. Knows no format. The rules: exactly the header is
-read, so what comes behind it, TLS too, is read by whoever the connection is for, as if it had just been accepted; and
-nobody is believed but the networks that were named, for anybody can speak a header.
+Exactly the header is read, so what follows it, TLS too, is read by the stream as if it had just been accepted. A header
+is believed only from the networks that were named, because anyone can send one.
 
-A header is peeked at, and what surely belongs to it is taken from the kernel. So a part of it never lies there unread,
-which would be a readiness that nobody answers.
+A header is peeked at, and what surely belongs to it is taken from the kernel. So a part of it never stays unread, which
+would be a readiness that nothing answers.
 """
 
 from __future__ import annotations
@@ -201,7 +200,7 @@ class ProxiedStream(Stream):
         self.options.shared.proxy_headers[self] = header
         self.peer = header.peername
         self.loop.counters.proxy_headers += 1
-        if self.origin.introduce(self, header):  # type: ignore[union-attr]
+        if self.origin.admit_proxied(self, header):  # type: ignore[union-attr]
             self._open(more)
 
     def _open(self, more: bool) -> None:

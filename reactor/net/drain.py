@@ -108,7 +108,7 @@ class Drain:
         taking = False
         for handle in self._served():
             if isinstance(handle, Listener):
-                if handle.deserted():
+                if handle.accept_queue_empty():
                     handle.close()
                 else:
                     taking = taking or handle.events != 0

@@ -19,7 +19,7 @@ from ..loop.log import log
 from ..loop.watcher import READ, Handle
 from .addresses import show, unmapped
 from .options import LOG_INTERVAL
-from .sockets import defer_no_longer, set_accepted_options
+from .sockets import disable_defer_accept, set_accepted_options
 from .states import OPEN
 from .stream import Stream
 
@@ -146,16 +146,16 @@ class Listener(Handle):
                 failed += 1
                 if exc.errno in EXHAUSTED or (failed == self._batch and self.loop.watchers.stalled(self)):
                     self._batch = 1
-                    self._hold(exc)
+                    self._back_off(exc)
                     return
                 continue  # this client is gone again (ECONNABORTED and the like): the next one
-            self.welcome(sock, address)
+            self.accept_client(sock, address)
             if not self.events:
                 return
         if self._batch < ACCEPTS_PER_TURN:
             self._batch += 1
 
-    def welcome(self, sock: socket, address: Any) -> Stream | None:
+    def accept_client(self, sock: socket, address: Any) -> Stream | None:
         """Make a connection of a client that was accepted; None when he cannot be watched, or a kind refuses him."""
         stream = None
         try:
@@ -173,7 +173,7 @@ class Listener(Handle):
                 stream.forget()
             close_socket(sock)
             self.loop.counters.accepts_refused += 1
-            self._hold(exc)
+            self._back_off(exc)
             return None
         counters.incoming = incoming
         self.open_connections = opened
@@ -200,12 +200,12 @@ class Listener(Handle):
     def handle_room(self) -> None:
         """Called as a completion when a connection has ended while nothing was accepted."""
         if not self._closed:
-            self._end_hold()
+            self._end_back_off()
 
     def handle_pause_over(self) -> None:
         """Called by the timer: try again. An accept that fails now goes on with the same row of failures."""
         self.loop.watchers.resume_row(self)
-        self._end_hold()
+        self._end_back_off()
 
     def handle_lost(self, exc: OSError) -> None:
         self._report(exc, 'was lost and is closed')
@@ -217,24 +217,24 @@ class Listener(Handle):
         return self._options.shared.may_log(self.loop.timers.clock())
 
     def handle_refused(self, exc: Exception) -> None:
-        self._hold(exc)
+        self._back_off(exc)
 
     def handle_exhausted(self, exc: Exception) -> bool:
         if not self._closed:  # as it may be since the turn in which memory ran out
-            self._hold(exc)
+            self._back_off(exc)
         return True
 
     def handle_drain(self) -> None:
         """It will be closed soon: a client who has not spoken yet is connected as he sees it, and is to come in."""
         if self._defer_accept and not self._inherited:
-            defer_no_longer(self.sock)
+            disable_defer_accept(self.sock)
 
     def handle_last(self) -> None:
         """What others had of its socket is closed, and this process is about to shut down."""
         self._inherited = False
         self.handle_drain()
 
-    def deserted(self) -> bool:
+    def accept_queue_empty(self) -> bool:
         """Whether its queue is empty and will be until it is closed, as far as the system can see to that.
 
         Linux can: from the first look at an empty queue on it drops new clients, and a later look finds the clients
@@ -327,7 +327,7 @@ class Listener(Handle):
             f'<Listener fd={self.fileno()} {state} at {show(self.address)}, {self.open_connections} connections open>'
         )
 
-    def _hold(self, exc: Exception) -> None:
+    def _back_off(self, exc: Exception) -> None:
         counters = self.loop.counters
         counters.accept_pauses += 1
         if counters.accepts == self._accepts_before:  # nobody came in since: however long ago it was, it is not over
@@ -337,7 +337,7 @@ class Listener(Handle):
         self._update()
         self._report(exc, 'paused, clients wait until connections close')
 
-    def _end_hold(self) -> None:
+    def _end_back_off(self) -> None:
         if self._retry is not None:
             self._retry.cancel()
             self._retry = None

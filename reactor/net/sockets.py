@@ -189,7 +189,7 @@ def prepare_listener(kernel: Kernel, sock: socket, options: Options, backlog: in
     sock.listen(backlog)
 
 
-def defer_no_longer(sock: socket) -> None:
+def disable_defer_accept(sock: socket) -> None:
     """Have clients accepted before they have spoken, too, from now on; those of before are in a second."""
     try:
         if TCP_DEFER_ACCEPT >= 0:
