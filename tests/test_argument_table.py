@@ -186,29 +186,10 @@ OBJECTS: dict[type, Callable[[World], Any]] = {
 
 # Methods that the parts of the reactor call on each other. They are not part of the API.
 INTERNAL = {
-    *(
-        'accept_client',
-        'accept_queue_empty',
-        'attach',
-        'begin',
-        'begin_closing',
-        'connect',
-        'evict',
-        'finish',
-        'forget',
-    ),
-    *(
-        'has_ended_writing',
-        'lose',
-        'may_log',
-        'opened',
-        'overflows',
-        'read_failed',
-        'refuse_writes',
-        'refuses',
-        'reset',
-    ),
-    *('set_reading', 'set_suspended', 'shut_down', 'start_timeouts', 'stop_timeouts', 'waits_for', 'write_failed'),
+    *('accept_client', 'accept_queue_empty', 'attach', 'begin', 'begin_closing', 'connect', 'evict', 'finish'),
+    *('forget', 'has_ended_writing', 'lose', 'may_log', 'opened', 'overflows', 'read_failed', 'refuse_writes'),
+    *('refuses', 'reset', 'set_reading', 'set_suspended', 'shut_down', 'start_timeouts', 'stop_timeouts'),
+    *('waits_for', 'write_failed'),
 }
 CALLBACKS = dict.fromkeys(('on_data', 'on_connect', 'on_eof', 'on_drain', 'on_close'), nothing)
 DATAGRAMS = dict.fromkeys(('on_datagram', 'on_send_error', 'on_drain', 'on_close'), nothing)
