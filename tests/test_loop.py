@@ -642,7 +642,7 @@ def test_a_handle_that_cannot_be_closed_does_not_keep_the_others_open(sockets):
     r.adopt(sockets()[0], log.on_data, on_close=log.on_close)
     with pytest.raises(OSError, match='stuck'):
         r.close()
-    assert log.names() == ['close', 'close'] and r.watchers.closed
+    assert log.names() == ['close', 'close'] and r.guard.closed
 
 
 def test_an_exit_callback_that_raises_is_counted_and_passed_to_catch_errors(caplog):
@@ -852,7 +852,7 @@ def test_a_program_that_opens_another_connection_whenever_one_ends_is_cut_off_by
     else:
         r.close()
     assert len(ends) == CLOSING_ROUNDS
-    assert r.watchers.closed
+    assert r.guard.closed
     with pytest.raises(HandleClosed):
         r.run()
 
@@ -875,7 +875,7 @@ def test_in_a_fork_the_reactor_does_not_run_and_its_close_tells_nobody():
             with pytest.raises(ReactorError, match='forked'):
                 run()
     assert log == [] and 'close' not in sock.calls
-    assert r.watchers.closed
+    assert r.guard.closed
 
 
 @pytest.mark.parametrize('error', [ValueError, MemoryError, RecursionError, StopIteration])
@@ -1450,7 +1450,7 @@ def test_a_blind_selector_that_cannot_be_replaced_is_used_on(sockets, monkeypatc
 
     log = Log()
     with Reactor(selector=Blind()) as r:
-        monkeypatch.setattr(r._kernel, 'another', another)
+        monkeypatch.setattr(r.kernel, 'another', another)
         ours, theirs = sockets()
         conn = r.adopt(ours, log.on_data)
         theirs.send(b'x')
@@ -1801,7 +1801,7 @@ def test_a_selector_that_other_code_has_closed_leaves_run_with_what_to_look_for(
         assert failure.value.errno == errno.EBADF
     assert not conn.closed
     r.close()
-    assert log.names() == ['close'] and r.watchers.closed
+    assert log.names() == ['close'] and r.guard.closed
 
 
 def test_the_selectors_are_what_they_are_called(r):
@@ -1896,7 +1896,7 @@ def test_a_selector_that_cannot_be_closed_keeps_nothing_else_open(sockets):
     r.adopt(sockets()[0], on_close=log.on_close)
     bell = r._wakeup.bell_fileno()
     r.close()
-    assert log.names() == ['close'] and r.watchers.closed
+    assert log.names() == ['close'] and r.guard.closed
     with pytest.raises(OSError, match='Bad file descriptor'):
         os.fstat(bell)
 
@@ -1962,7 +1962,7 @@ def test_a_callback_that_forks_and_closes_the_loop_in_the_child_is_the_last_ther
         first.write(b'x', fork)
         others[0].write(b'x', log.append)
     assert r.run() is True
-    assert r.watchers.closed and not log
+    assert r.guard.closed and not log
     assert all('close' not in sock.calls for sock in socks)
 
 

@@ -83,7 +83,7 @@ class Guest:
         """What is too slow, if anything, in words."""
         stream = self._stream
         try:
-            heard, acked, unsent = stream.loop.watchers.kernel.tcp_counts(stream.sock)
+            heard, acked, unsent = stream.loop.kernel.tcp_counts(stream.sock)
         except OSError:
             return ''  # it has ended, and reading will tell
         more, answered = heard > self._heard, acked > self._acked

@@ -27,16 +27,19 @@ from ..errors import HandleClosed, ReactorError
 from ..kernel import Kernel
 from .checks import callback, number, shown, whole
 from .descriptor import Descriptor
+from .guard import Guard
 from .idle import Idler, Idlers
 from .log import describe, log, name_of
 from .notifier import Notifier
 from .signals import SignalHandler, Signals
 from .slow import SlowWatch
+from .spins import BLIND_POLLS, Spins
 from .stats import LAG_BUCKETS, Counters, Stats
+from .streams import Streams
 from .threads import ThreadCall, ThreadPool
 from .timers import CheckedRepeatingTimer, CheckedTimer, RepeatingTimer, Timer, TimerHeap
 from .wakeup import Wakeup
-from .watcher import EPISODE, READ, UNHEARD, WRITE, Handle, Watchers
+from .watcher import READ, UNHEARD, WRITE, Handle, Watchers
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -49,7 +52,6 @@ if TYPE_CHECKING:
 
 CLOSING_ROUNDS = 1000  # a program that never ends is cut off
 BLIND_PAUSE = 0.01  # seconds to block after such a poll while the selector cannot be replaced
-BLIND_POLLS = 20  # in a row, before the selector is taken for broken
 RESERVE = 2 << 20  # bytes let go of when memory has run out: to log that takes some, and so does ending a connection
 RESERVE_RETRY = 0.1  # seconds between two attempts to have them back
 MOST_REASONS = 1 << 31  # lines of `why_alive`
@@ -88,11 +90,8 @@ class Loop:
         '_exit_callbacks',
         '_guarded',
         '_idlers',
-        '_kernel',
         '_main_error',
-        '_pid',
         '_repeating_timer',
-        '_replaced_at',
         '_reserve',
         '_select',
         '_signals',
@@ -106,7 +105,11 @@ class Loop:
         '_wakeup',
         'completions',
         'counters',
+        'guard',
+        'kernel',
         'now',
+        'spins',
+        'streams',
         'timers',
         'watchers',
     )
@@ -124,8 +127,9 @@ class Loop:
         if type(catch_errors) is not bool and not callable(catch_errors):
             raise TypeError(f'catch_errors is True, False or a callable, not {shown(catch_errors)}')
         kernel = kernel or Kernel()
-        self._kernel = kernel
-        self._pid = kernel.pid()
+        self.kernel = kernel
+        self.guard = Guard(kernel)
+        self.streams = Streams()
         self._clock = kernel.clock
         self._catch_errors = catch_errors
         self._reserve: bytes | None = bytes(RESERVE)  # untouched, not even by zeros: address space, and no memory
@@ -141,12 +145,12 @@ class Loop:
         selector = kernel.selector() if selector is None else selector
         self.watchers = Watchers(kernel, selector)
         self._starved = self.watchers.starved
-        self.timers = TimerHeap(self._clock, self.counters, self.watchers.check_thread)
+        self.timers = TimerHeap(self._clock, self.counters, self.guard.check_thread)
+        self.spins = Spins(kernel, self.watchers, self.timers, self.counters)
         self._timer = CheckedTimer if debug else Timer
         self._repeating_timer = CheckedRepeatingTimer if debug else RepeatingTimer
         self._select = self.watchers.selector.select
         self._blind_polls = 0  # in a row that ended early and brought nothing
-        self._replaced_at = -EPISODE  # the clock when the selector was replaced last
         try:
             self._wakeup = Wakeup(self, kernel, self._soon)
         except BaseException:
@@ -219,7 +223,7 @@ class Loop:
     def stop(self) -> None:
         """Have `run` return at the end of this turn; what is left to do waits for the next `run`."""
         if self._guarded:
-            self.watchers.check_thread()
+            self.guard.check_thread()
         self._stopping = True
 
     def close(self) -> None:
@@ -229,10 +233,10 @@ class Loop:
         nothing. In a fork of the process that made it, it gives back the signals, lets go of the selector and tells
         nobody: what is open belongs to the other. There alone it may be called from a callback, the one that forked.
         """
-        if self.watchers.closed:
+        if self.guard.closed:
             return
         steps: tuple[Callable[[], object], ...] = (self._signals.give_back,)
-        if not self._forked():
+        if not self.guard.forked():
             self._signals.check_thread()
             self._enter()
             steps = (
@@ -254,8 +258,10 @@ class Loop:
             if error is not None:
                 raise error
         finally:
-            self.watchers.closed = self._guarded = True
-            if self._forked():  # perhaps in the middle of a turn, which ends then: what is ready is not ours to handle
+            self.guard.closed = self._guarded = True
+            if (
+                self.guard.forked()
+            ):  # perhaps in the middle of a turn, which ends then: what is ready is not ours to handle
                 self.watchers.referenced = 0
                 for handle in self.watchers:
                     handle.events = 0
@@ -308,7 +314,7 @@ class Loop:
 
         Raises `ReactorError` for selectors without one (`poll` and `select`), `HandleClosed` after `close`.
         """
-        if self.watchers.closed:
+        if self.guard.closed:
             raise HandleClosed('this reactor is closed and has no descriptor any more')
         selector = self.watchers.selector
         fileno = getattr(selector, 'fileno', None)
@@ -361,7 +367,7 @@ class Loop:
     def call_soon_threadsafe(self, fn: Callable[..., object], *args: Any) -> None:
         """The same from any thread, in the order of the calls of each; wakes a loop that sleeps."""
         _check_callable(fn)
-        if self.watchers.closed:
+        if self.guard.closed:
             raise HandleClosed('this reactor is closed')
         self._wakeup.call(fn, args)
 
@@ -411,13 +417,13 @@ class Loop:
 
         TypeError and ValueError for what is not a number of a signal, ReactorError outside the main thread.
         """
-        self.watchers.check_thread()
+        self.guard.check_thread()
         whole('signum', signum, 1, MOST_SIGNUM, 'number of a signal')
         return self._signals.remove(signum)
 
     def clear_signal_handlers(self) -> None:
         """Remove all signal handlers that were added here. ReactorError outside the main thread."""
-        self.watchers.check_thread()
+        self.guard.check_thread()
         self._signals.clear()
 
     def run_in_thread(
@@ -448,7 +454,7 @@ class Loop:
         of this reactor has it already, `SelectorFull`, TypeError and ValueError for bad arguments.
         """
         self._check(fn)
-        return Descriptor(self, self._kernel, fd, events, fn, args)
+        return Descriptor(self, self.kernel, fd, events, fn, args)
 
     def idle(self, fn: Callable[..., object], *args: Any) -> Idler:
         """Call `fn(*args)` once in each turn, before all other calls, until `close` of the returned handle.
@@ -513,7 +519,7 @@ class Loop:
                 if self.watchers.selector.get_map():
                     raise self.watchers.selector_failed(exc) from None
                 # `select` of Windows does not wait for nothing: the doorbell alone was open, and it is parked.
-                self._kernel.sleep(BLIND_PAUSE if timeout is None else min(timeout, BLIND_PAUSE))
+                self.kernel.sleep(BLIND_PAUSE if timeout is None else min(timeout, BLIND_PAUSE))
                 timeout = 0  # it ended early, and that says nothing
             ready = []
         self.now = self._clock()
@@ -524,7 +530,7 @@ class Loop:
     def _look_for_spin(self, timeout: float | None) -> None:
         # A descriptor that was closed behind our back while a copy of it lives is reported by epoll for ever, and
         # `selectors` drops what it does not know: polls that end early with nothing. A new selector ends that.
-        if timeout is not None and self.now - self._turn_began + self._kernel.clock_step >= timeout:
+        if timeout is not None and self.now - self._turn_began + self.kernel.clock_step >= timeout:
             self._blind_polls = 0
             return
         self._blind_polls += 1
@@ -533,17 +539,9 @@ class Loop:
             self._select = self.watchers.rebuild().select
             if self.watchers.selector is not old:
                 self._blind_polls = 0
-                self.counters.stalls += 1
-                if self.now - self._replaced_at >= EPISODE:
-                    log(
-                        'warning',
-                        'the selector returned early without a report %d times in a row, and was replaced; look for '
-                        'code that closes descriptors which it does not own',
-                        BLIND_POLLS,
-                    )
-                self._replaced_at = self.now
+                self.spins.selector_replaced(self.now)
             else:  # nothing can be done about it now: try again with each such poll, without using the processor
-                self._kernel.sleep(BLIND_PAUSE)
+                self.kernel.sleep(BLIND_PAUSE)
 
     def _dispatch(self, ready: list[tuple[SelectorKey, int]]) -> None:
         signals = self._signals
@@ -700,33 +698,21 @@ class Loop:
         )
 
     def _enter(self, sleeps: bool = True) -> None:
-        if self.watchers.closed:
-            raise HandleClosed('this reactor is closed; make a new one')
-        if self.watchers.thread is not None:
-            raise ReactorError(
-                'this reactor is running already: run, run_once and close cannot be called from its '
-                'callbacks, nor from another thread; use stop() or call_soon()'
-            )
-        if self._forked():
-            raise ReactorError('this reactor belongs to the process that forked this one; make a new one here')
         thread = (
-            self._kernel.thread()
+            self.guard.check_idle()
         )  # first: from `enter` on, nothing may fail before the `try` that ends in `_leave`
         self._signals.enter(sleeps)  # before anything is changed: from here on Ctrl-C is raised between callbacks only
-        self.watchers.thread = thread
+        self.guard.thread = thread
 
     def _leave(self) -> None:
         # What `main` raised waits for the next call when another exception has left this one in the same turn.
         self._stopping = self._main_error is not None
-        self.watchers.thread = None
+        self.guard.thread = None
         self._signals.leave()  # last: from here on Ctrl-C is raised wherever we are
-
-    def _forked(self) -> bool:
-        return self._kernel.pid() != self._pid
 
     def _check(self, fn: object) -> None:
         _check_callable(fn)
-        self.watchers.check()
+        self.guard.check()
 
     def _run_main(self, main: Callable[[Any], object]) -> None:
         try:
@@ -737,7 +723,7 @@ class Loop:
 
     def _is_over(self, exc: BaseException) -> bool:
         """Whether a callback has forked and closed this loop in the child: its phase then finds its queue empty."""
-        return self.watchers.closed and type(exc) is IndexError
+        return self.guard.closed and type(exc) is IndexError
 
     def _raise_main_error(self) -> None:
         exc, self._main_error = self._main_error, None

@@ -55,7 +55,7 @@ class SignalHandler(Handle):
 
     def close(self) -> None:
         if self.fn is not None:
-            self.loop.watchers.check_thread()
+            self.loop.guard.check_thread()
             self._signals.remove(self.signum)
 
     def handle_signal(self) -> None:

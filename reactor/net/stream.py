@@ -128,7 +128,7 @@ class Stream(Handle):
         try:
             data = self.sock.recv(self.options.read_size)
         except BlockingIOError:
-            self.loop.watchers.no_progress(self)
+            self.loop.spins.no_progress(self)
             return
         except OSError as exc:
             self.read_failed(exc)
@@ -162,7 +162,7 @@ class Stream(Handle):
                     sent = self.sock.sendmsg(buffers) if HAS_SENDMSG else send_first(self.sock, buffers)
             except BlockingIOError:
                 if dispatched:
-                    self.loop.watchers.no_progress(self)
+                    self.loop.spins.no_progress(self)
                 return
             except OSError as exc:
                 self._write_failed(exc)
@@ -238,7 +238,7 @@ class Stream(Handle):
             raise
         finally:
             if called:
-                busy = self.loop.watchers.busy
+                busy = self.loop.streams.busy
                 if busy:
                     busy.discard(self)
                 headers = self.options.shared.proxy_headers
@@ -251,7 +251,7 @@ class Stream(Handle):
         """Told as a completion after sending failed: deliver what was received before, then end."""
         if self.sock is None or self.state is not CLOSED:
             return
-        if self.loop.watchers.suspended.get(self):  # first what was received already
+        if self.loop.streams.suspended.get(self):  # first what was received already
             self.loop.completions.append((self, type(self).handle_last_reads, (left,)))
             return
         if left > 0 and self.events & READ:
@@ -290,7 +290,7 @@ class Stream(Handle):
 
     def handle_held_messages(self) -> None:
         """Called as a completion after `resume_reading`: a layer above passes on what it held during the pause."""
-        if self.loop.watchers.suspended.get(self):
+        if self.loop.streams.suspended.get(self):
             layer: Any = self.on_data
             if hasattr(layer, 'handle_resumed'):
                 layer.handle_resumed(self)
@@ -404,7 +404,7 @@ class Stream(Handle):
         """
         if on_written is not None and not callable(on_written):
             raise TypeError(f'on_written must be callable, not {on_written!r}')
-        return self._queue((file_part(self.loop.watchers.kernel, file, offset, count),), on_written, args)
+        return self._queue((file_part(self.loop.kernel, file, offset, count),), on_written, args)
 
     def write_eof(self) -> None:
         """End the write side after what waits; the peer reads end of file, and we go on reading what it sends.
@@ -430,7 +430,7 @@ class Stream(Handle):
 
         `ReactorError` in another thread than the loop's.
         """
-        self.loop.watchers.check_thread()
+        self.loop.guard.check_thread()
         high = self.options.high_water if high is None else high
         self.options = self.options.changed(high_water=high, low_water=low)
 
@@ -458,7 +458,7 @@ class Stream(Handle):
         Raises `ConnectionClosed` unless the connection is open, `ReactorError` when it is TLS already, TypeError and
         ValueError for bad arguments.
         """
-        self.loop.watchers.check_thread()
+        self.loop.guard.check_thread()
         check_callback('on_secured', on_secured)
         check_server_hostname(server_hostname, context)
         server_side = None if server_side is None else switch('server_side', server_side)
@@ -487,12 +487,12 @@ class Stream(Handle):
     @property
     def reading(self) -> bool:
         """Whether bytes that arrive go to `on_data`: reading is not paused, not over, and nobody has closed it here."""
-        return self.on_data is not None and (self.events & READ != 0 or self.loop.watchers.suspended.get(self, False))
+        return self.on_data is not None and (self.events & READ != 0 or self.loop.streams.suspended.get(self, False))
 
     @property
     def unread(self) -> bool:
         """Whether bytes of the peer have arrived that were not read yet; False while connecting and after the end."""
-        return self.sock is not None and self.loop.watchers.kernel.has_bytes(self.sock)
+        return self.sock is not None and self.loop.kernel.has_bytes(self.sock)
 
     # -- ending
 
@@ -532,7 +532,7 @@ class Stream(Handle):
         """Abort, and have `on_close` tell why."""
         if self.sock is not None:
             try:
-                self.sock.setsockopt(SOL_SOCKET, SO_LINGER, self.loop.watchers.kernel.reset_on_close)
+                self.sock.setsockopt(SOL_SOCKET, SO_LINGER, self.loop.kernel.reset_on_close)
             except OSError:
                 pass  # then it is no longer connected, and there is nothing to reset
         self.finish(exc)
@@ -583,11 +583,11 @@ class Stream(Handle):
         answer was given. From False to True counts one in `requests` of `stats`. Setting it on a connection that is
         over does nothing; TypeError for what is not a bool.
         """
-        return self in self.loop.watchers.busy
+        return self in self.loop.streams.busy
 
     @busy.setter
     def busy(self, busy: bool) -> None:
-        all_busy = self.loop.watchers.busy
+        all_busy = self.loop.streams.busy
         if busy is False:
             all_busy.discard(self)
         elif busy is not True:
@@ -680,7 +680,7 @@ class Stream(Handle):
         """Do what `resume_reading` or `pause_reading` was called for. Each kind has its own; both come here alone, so
         that `Stream.resume_reading` works on every kind of stream.
         """
-        if self in self.loop.watchers.suspended:
+        if self in self.loop.streams.suspended:
             self.set_suspended(reading)
         elif self.state is OPEN or (self.state is CLOSED and self.sock is not None):  # see `handle_last_reads`
             if reading and self.timeouts is not None and not self.events & READ:
@@ -692,7 +692,7 @@ class Stream(Handle):
 
     def set_suspended(self, reading: bool) -> None:
         """The same while a layer above holds messages: it passes them on first."""
-        suspended = self.loop.watchers.suspended
+        suspended = self.loop.streams.suspended
         if reading and not suspended[self]:
             self.loop.completions.append((self, Stream.handle_held_messages, ()))
         suspended[self] = reading
@@ -785,7 +785,7 @@ class Stream(Handle):
     # -- in this file
 
     def _has_input(self) -> bool:
-        return self.loop.watchers.suspended.get(self, False) or (self.events & READ != 0 and self.unread)
+        return self.loop.streams.suspended.get(self, False) or (self.events & READ != 0 and self.unread)
 
     def _queue(
         self, buffers: Iterable[Buffer | FilePart], on_written: Callable[..., object] | None, args: tuple[Any, ...]
@@ -913,17 +913,17 @@ def suspend_reading(stream: Stream) -> None:
     For the user it is reading all the while: `reading` is True until `pause_reading`. After `resume_reading` the layer,
     which is the `on_data` of the stream, goes on: its `handle_resumed(stream)` is called in the completions phase.
     """
-    if stream not in stream.loop.watchers.suspended:
+    if stream not in stream.loop.streams.suspended:
         stream.pause_reading()
-        stream.loop.watchers.suspended[stream] = True
+        stream.loop.streams.suspended[stream] = True
 
 
 def hold_reading(stream: Stream) -> None:
     """The same for a stream whose user has paused reading."""
-    stream.loop.watchers.suspended[stream] = False
+    stream.loop.streams.suspended[stream] = False
 
 
 def continue_reading(stream: Stream) -> None:
     """End a suspension; does nothing when there is none any more."""
-    if stream.loop.watchers.suspended.pop(stream, False):
+    if stream.loop.streams.suspended.pop(stream, False):
         stream.resume_reading()
