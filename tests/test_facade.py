@@ -44,7 +44,7 @@ API = {
     *('spawn', 'watch_path'),
 }
 # What transports need of the loop: internal, as the changelog says.
-PARTS = {'watchers', 'timers', 'completions', 'counters', 'guard', 'kernel', 'spins', 'streams'}
+PARTS = {'watchers', 'timers', 'completions', 'counters', 'failures', 'guard', 'kernel', 'spins', 'streams'}
 
 
 def nothing(*args: Any) -> None:

@@ -34,9 +34,9 @@ from support import (
 
 import reactor
 from reactor import READ, WRITE, HandleClosed, Reactor, ReactorError, SelectorFull
-from reactor.loop import loop
+from reactor.loop import failures
+from reactor.loop.closing import CLOSING_ROUNDS
 from reactor.loop.idle import Idler
-from reactor.loop.loop import CLOSING_ROUNDS
 from reactor.loop.timers import RepeatingTimer, Timer
 from reactor.loop.watcher import Handle
 
@@ -1091,7 +1091,7 @@ def test_what_is_set_aside_takes_no_memory():
     with contextlib.ExitStack() as stack:
         for _ in range(50):
             stack.enter_context(Reactor())
-        assert resident() - before < 50 * loop.RESERVE // 4
+        assert resident() - before < 50 * failures.RESERVE // 4
 
 
 def test_what_was_set_aside_is_asked_for_again_until_there_is_memory(sockets, monkeypatch):
@@ -1106,7 +1106,7 @@ def test_what_was_set_aside_is_asked_for_again_until_there_is_memory(sockets, mo
 
     asked = []
     with Reactor(kernel=FakeKernel(), catch_errors=lambda exc, handle: None) as r:
-        monkeypatch.setattr(loop, 'bytes', no_memory, raising=False)
+        monkeypatch.setattr(failures, 'bytes', no_memory, raising=False)
         r.call_soon(exhaust)
         r.run()
         assert len(asked) == 1
@@ -1528,7 +1528,7 @@ def test_a_closed_handle_is_freed_before_the_loop_sleeps(r, sockets, end):
 def test_what_a_callback_got_is_freed_before_the_loop_sleeps(r, how):
     thing, alive = Thing(), []
     ref = weakref.ref(thing)
-    r._log = lambda exc, handle: None
+    r.failures.catch_errors = lambda exc, handle: None
     if how == 'soon':
         r.call_soon(id, thing)
     elif how == 'threadsafe':
@@ -1926,7 +1926,7 @@ def test_an_error_that_finds_no_memory_to_be_reported_is_reported_in_a_later_tur
         r.adopt(ours, fail)
         theirs.send(b'x')
         turns(r, 1)
-        run_short(monkeypatch, loop.Loop, '_callback_failed')
+        run_short(monkeypatch, failures.Failures, 'callback_failed')
         with pytest.raises(MemoryError):
             turns(r, 3)
         assert told == []

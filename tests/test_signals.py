@@ -1340,6 +1340,7 @@ def test_ctrl_c_at_any_line_where_the_wakeup_descriptor_changes_gives_back_what_
 
 
 LOOP, STREAM, WATCHER = 'reactor.loop.loop', 'reactor.net.stream', 'reactor.loop.watcher'
+CLOSING = 'reactor.loop.closing'
 
 
 @pytest.mark.parametrize(
@@ -1348,7 +1349,7 @@ LOOP, STREAM, WATCHER = 'reactor.loop.loop', 'reactor.net.stream', 'reactor.loop
         ([(LOOP, '_run_soon'), ('app', 'callback')], True),
         ([(LOOP, '_run_soon'), ('app', 'callback'), ('ssl', 'read')], True),
         ([(LOOP, '_dispatch'), (STREAM, 'handle_read'), ('app', 'on_data')], True),
-        ([(LOOP, 'close'), (LOOP, '_run_exit_callbacks'), ('app', 'callback')], True),
+        ([(LOOP, 'close'), (CLOSING, 'take_steps'), (CLOSING, 'run_exit_callbacks'), ('app', 'callback')], True),
         ([(LOOP, '_run_soon'), ('app', 'callback'), (LOOP, 'run'), (LOOP, '_run_soon'), ('app', 'inner')], True),
         ([(LOOP, '_run_soon')], False),
         ([(LOOP, '_run_soon'), ('app', 'callback'), (STREAM, 'write')], False),

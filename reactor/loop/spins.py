@@ -7,6 +7,8 @@ so it costs nothing.
 
 from __future__ import annotations
 
+import errno
+
 from ..errors import ReactorError
 from .log import EPISODE, log
 
@@ -21,6 +23,7 @@ STALLED = 50  # dispatches of a handle in consecutive turns, each without progre
 STALLED_AGAIN = 10  # of a handle that was parked before: something is wrong with it, and it makes progress in between
 MOMENT, LONGEST_MOMENT = 0.01, 0.25  # seconds; doubled while it goes on, so that it costs less than 1 % of a core
 MOST_STALLS = 1000  # remembered at once; above that, those that are over are forgotten
+BLIND_PAUSE = 0.01  # seconds to block after such a poll while the selector cannot be replaced
 BLIND_POLLS = 20  # polls in a row that ended early without a report, before the selector is taken for broken
 
 
@@ -103,6 +106,26 @@ class Spins:
                 BLIND_POLLS,
             )
         self._replaced_at = now
+
+    def select_failed(self, exc: Exception, timeout: float | None) -> float | None:
+        """Deal with a `select` that raised: it fails as a whole for one descriptor that other code has closed.
+
+        Returns the timeout of the poll, 0 when that says nothing about how long it should have taken. Raises OSError
+        when no watched descriptor is the reason. The selector is not replaced then: its number may be another file's
+        by now, which closing it would close.
+        """
+        if self._watchers.evict_closed():
+            return timeout
+        selector = self._watchers.selector
+        if selector.get_map():
+            raise OSError(
+                (exc.errno if isinstance(exc, OSError) else None) or errno.EBADF,
+                f'{type(selector).__name__}.select failed: {exc}; the loop cannot wait any more; look for code that '
+                'closes descriptors which it does not own, then close this reactor and make a new one',
+            ) from None
+        # `select` of Windows does not wait for nothing: the doorbell alone was open, and it is parked.
+        self._kernel.sleep(BLIND_PAUSE if timeout is None else min(timeout, BLIND_PAUSE))
+        return 0
 
     def _park(self, handle: Handle, stall: Stall, readiness: int) -> None:
         now = self._timers.clock()

@@ -12,7 +12,6 @@ report it for ever and `select` fail for everybody: whoever is found dead is evi
 from __future__ import annotations
 
 import errno
-from collections import deque
 from selectors import EVENT_READ, EVENT_WRITE
 
 from ..errors import ReactorError, SelectorFull
@@ -22,7 +21,6 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from selectors import BaseSelector
-    from typing import Any
 
     from ..kernel import Kernel
     from .loop import Loop
@@ -124,15 +122,11 @@ class Watchers:
         '_unreferenced',
         'referenced',
         'selector',
-        'starved',
     )
 
     def __init__(self, kernel: Kernel, selector: BaseSelector) -> None:
         self.selector = selector
         self.referenced = 0  # open handles that keep the loop running
-        # What found no memory or stack, and the exception, one after the other: nothing is allocated to note that. None
-        # when an exception has left a turn. The next turn begins with them.
-        self.starved: deque[Any] = deque()
         self._kernel = kernel
         self._map = selector.get_map()
         self._has_room = kernel.room_of(selector)
@@ -220,8 +214,9 @@ class Watchers:
             handle.loop.completions.append((handle, refuse, (exc,)))
         except MemoryError:  # not even for that: the next turn begins with it
             handle.events = UNHEARD
-            self.starved.append(handle)
-            self.starved.append(exc)
+            starved = handle.loop.failures.starved
+            starved.append(handle)
+            starved.append(exc)
 
     def remove(self, handle: Handle) -> None:
         """Forget a handle, before its descriptor is closed. Does nothing for a handle that is forgotten already."""
@@ -325,17 +320,18 @@ class Watchers:
         self._fail_all(dead)
         return bool(dead)
 
-    def selector_failed(self, exc: Exception) -> OSError:
-        """What leaves `run` when `select` has failed with `exc`, and no watched descriptor is the reason.
+    def disown(self) -> None:
+        """Want nothing any more, in a fork: what is open belongs to the other process."""
+        self.referenced = 0
+        for handle in self:
+            handle.events = 0
 
-        The selector is not replaced: its number may be another file's by now, which closing it would close.
-        """
-        code = (exc.errno if isinstance(exc, OSError) else None) or errno.EBADF
-        return OSError(
-            code,
-            f'{type(self.selector).__name__}.select failed: {exc}; the loop cannot wait any more; look for code that '
-            'closes descriptors which it does not own, then close this reactor and make a new one',
-        )
+    def close(self) -> None:
+        """Close the selector, before anything is unregistered: a fork may share it, and would lose it too."""
+        try:
+            self.selector.close()
+        except OSError:
+            pass  # in a fork that has not inherited its descriptor, which is how a kqueue is
 
     def _register(self, handle: Handle, fd: int, events: int) -> None:
         if self._has_room is not None and not self._has_room(fd):

@@ -345,7 +345,7 @@ class Stream(Handle):
             self._write_failed(exc, data)
             return False
         except MemoryError as exc:  # perhaps of the result, and the bytes are sent
-            starved = self.loop.watchers.starved
+            starved = self.loop.failures.starved
             starved.append(self)
             starved.append(exc)
             self.writer = BROKEN
@@ -365,7 +365,7 @@ class Stream(Handle):
             if not sent:
                 self.writer = writer
                 raise
-            starved = self.loop.watchers.starved
+            starved = self.loop.failures.starved
             starved.append(self)
             starved.append(exc)
             self.writer = BROKEN
@@ -817,7 +817,7 @@ class Stream(Handle):
             if type(exc) is RecursionError and not writer.sent:
                 self.writer = before
                 raise
-            starved = self.loop.watchers.starved
+            starved = self.loop.failures.starved
             starved.append(self)
             starved.append(exc)
             self.writer = BROKEN

@@ -419,7 +419,7 @@ class TLSStream(Stream):
 
         Without that part the peer could not decrypt what follows. Returns False, as `write` does then.
         """
-        starved = self.loop.watchers.starved
+        starved = self.loop.failures.starved
         starved.append(self)
         starved.append(exc)
         if self.writer is None or self.writer is DRAINED:

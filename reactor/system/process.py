@@ -14,9 +14,9 @@ from errno import EBADF
 
 from ..errors import ReactorError
 from ..kernel import EXIT_UNKNOWN, SIGKILL, SIGTERM
+from ..loop.api import MOST_SIGNUM
 from ..loop.checks import file_path, shown, whole
 from ..loop.log import describe, log
-from ..loop.loop import MOST_SIGNUM
 from ..loop.watcher import READ, Handle
 from ..net.options import Callbacks, Options
 from .pipe import CheckedReadPipe, CheckedWritePipe, ReadPipe, WritePipe
