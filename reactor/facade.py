@@ -132,7 +132,7 @@ class Reactor(Loop):
             check_bound(sock)
         proxy = check_proxy_protocol(self._os, proxy_protocol, proxy_timeout, self._kinds.plain, False)
         check_limits(self._os, limits, sock is not None and sock.family == AF_UNIX)
-        self.watchers.check()
+        self.guard.check()
         if sock is None:
             sock = listening_tcp(
                 self._os,
@@ -191,7 +191,7 @@ class Reactor(Loop):
             whole('mode', mode, 0, 0o7777, 'number of permission bits')
         proxy = check_proxy_protocol(self._os, proxy_protocol, proxy_timeout, self._kinds.plain, True)
         check_limits(self._os, limits, True)
-        self.watchers.check()
+        self.guard.check()
         sock, unlink = listening_unix(self._os, check_path(path), settings, backlog=backlog, mode=mode)
         return self._listener(
             sock,
@@ -308,7 +308,7 @@ class Reactor(Loop):
                     f'adopt takes no {name}: which side it is would be a guess; call start_tls on what it returns'
                 )
         settings, callbacks = Options(**options), Callbacks(on_data, None, on_eof, on_drain, on_close, on_error)
-        self.watchers.check()
+        self.guard.check()
         check_adopted(sock)
         sock.setblocking(False)
         stream = self._kind(settings)(self, settings, callbacks, None)
@@ -370,7 +370,7 @@ class Reactor(Loop):
         Raises OSError (address in use, no permission), ResolveError, TypeError and ValueError for bad arguments.
         """
         reuse_port, broadcast = switch('reuse_port', reuse_port), switch('broadcast', broadcast)
-        self.watchers.check()
+        self.guard.check()
         handle = self._kinds.datagram(
             self,
             self._os,
@@ -425,7 +425,7 @@ class Reactor(Loop):
         check_family(family)
         check_local_address(self._os, local_address)
         broadcast = switch('broadcast', broadcast)
-        self.watchers.check()
+        self.guard.check()
         handle = self._kinds.datagram(
             self,
             self._os,
@@ -525,7 +525,7 @@ class Reactor(Loop):
         check_environment(env)
         if cwd is not None:
             file_path('cwd', cwd)
-        self.watchers.check()
+        self.guard.check()
         checked = self._kinds is CHECKED_KINDS
         return spawn(self, self._os, words, stdio, on_exit, env, cwd, passed, settings, checked)
 
@@ -561,7 +561,7 @@ class Reactor(Loop):
         TypeError for bad arguments, HandleClosed after `close`, `ReactorError` in another thread than the loop's.
         """
         timeout, lame_duck = check_times(timeout, lame_duck)
-        self.watchers.check()
+        self.guard.check()
         if self._drain is None:
             self._drain = Drain(self, timeout, lame_duck)
         else:
@@ -573,7 +573,7 @@ class Reactor(Loop):
         return self._drain is not None
 
     def _check_connect(self, timeout: float | None) -> float | None:
-        self.watchers.check()
+        self.guard.check()
         return None if timeout is None else seconds('timeout', timeout)
 
 

@@ -45,27 +45,27 @@ class CheckedStream(Stream):
     __slots__ = ()
 
     def write(self, data: Buffer, on_written: Callable[..., object] | None = None, *args: Any) -> bool:
-        self.loop.watchers.check_thread()
+        self.loop.guard.check_thread()
         return super().write(data, on_written, *args)
 
     def writelines(
         self, buffers: Iterable[Buffer], on_written: Callable[..., object] | None = None, *args: Any
     ) -> bool:
-        self.loop.watchers.check_thread()
+        self.loop.guard.check_thread()
         return super().writelines(buffers, on_written, *args)
 
     def send_file(
         self, file: Any, offset: int = 0, count: int | None = None, on_written: Any = None, *args: Any
     ) -> bool:
-        self.loop.watchers.check_thread()
+        self.loop.guard.check_thread()
         return super().send_file(file, offset, count, on_written, *args)
 
     def write_eof(self) -> None:
-        self.loop.watchers.check_thread()
+        self.loop.guard.check_thread()
         super().write_eof()
 
     def set_reading(self, reading: bool) -> None:
-        self.loop.watchers.check_thread()
+        self.loop.guard.check_thread()
         super().set_reading(reading)
 
     @property
@@ -74,19 +74,19 @@ class CheckedStream(Stream):
 
     @busy.setter
     def busy(self, busy: bool) -> None:
-        self.loop.watchers.check_thread()
+        self.loop.guard.check_thread()
         Stream.busy.fset(self, busy)  # type: ignore[attr-defined]
 
     def set_timeouts(self, *, read: float | None = None, write: float | None = None, idle: float | None = None) -> None:
-        self.loop.watchers.check_thread()
+        self.loop.guard.check_thread()
         super().set_timeouts(read=read, write=write, idle=idle)
 
     def close(self) -> None:
-        self.loop.watchers.check_thread()
+        self.loop.guard.check_thread()
         super().close()
 
     def abort(self, exc: BaseException | None = None) -> None:
-        self.loop.watchers.check_thread()
+        self.loop.guard.check_thread()
         super().abort(exc)
 
 
@@ -108,15 +108,15 @@ class CheckedDatagramSocket(DatagramSocket):
     __slots__ = ()
 
     def send(self, data: Buffer, address: Any = None) -> bool:
-        self.loop.watchers.check_thread()
+        self.loop.guard.check_thread()
         return super().send(data, address)
 
     def pause_reading(self) -> None:
-        self.loop.watchers.check_thread()
+        self.loop.guard.check_thread()
         super().pause_reading()
 
     def resume_reading(self) -> None:
-        self.loop.watchers.check_thread()
+        self.loop.guard.check_thread()
         super().resume_reading()
 
 

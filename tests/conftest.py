@@ -305,7 +305,7 @@ def r(request: Any):
         pytest.skip(f'this platform has no {request.param} selector')
     reactor = Reactor(selector=selector())
     yield reactor
-    if not reactor.watchers.closed:
+    if not reactor.guard.closed:
         try:
             check_empty(reactor)
         finally:

@@ -295,7 +295,7 @@ class World:
             except Exception as exc:
                 raise AssertionError(f'law 8: run_once raised {exc!r} {when}') from exc
             busy = self.r.stats().events != before or self.r.completions or self.r._soon
-            if not busy and (self.kernel.time >= until or not self.r._alive()):
+            if not busy and (self.kernel.time >= until or not self.r._alive.any_reason()):
                 return
         raise AssertionError(f'law 7: still busy after {SETTLED * 10} turns {when}: {self.r.why_alive(5)}')
 
@@ -327,7 +327,7 @@ class World:
                 f'law 9: {r.timers.referenced} timers, {r.watchers.referenced} handles and {len(r.timers.buckets)} '
                 'time limits are counted with none left'
             )
-        if r._alive():
+        if r._alive.any_reason():
             return 'run would not end with nothing left'
         return None
 

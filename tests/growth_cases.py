@@ -196,7 +196,7 @@ def time_limits_that_are_due(n, meter):
 
 
 def streams(r: Reactor, n: int, **options: Any) -> list[Any]:
-    kernel = r._kernel
+    kernel = r.kernel
     return [r.adopt(Numbered(kernel, number), **options) for number in range(n)]
 
 
@@ -218,7 +218,7 @@ def handles_case(what: str, order: Any) -> Any:
     def run(n: int, meter: Any) -> None:
         with Reactor(kernel=ScriptedKernel()) as r:
             if what == 'opened':
-                sockets = [Numbered(r._kernel, number) for number in range(n)]
+                sockets = [Numbered(r.kernel, number) for number in range(n)]
                 with meter:
                     for sock in sockets:
                         r.adopt(sock)
@@ -232,7 +232,7 @@ def handles_case(what: str, order: Any) -> Any:
                     conn.pause_reading()
             if what == 'lost':
                 for conn in conns:
-                    r._kernel.open.pop(conn.sock.number)
+                    r.kernel.open.pop(conn.sock.number)
             with meter:
                 for conn in conns:
                     if what.startswith('closed') or what == 'paused and closed':

@@ -465,14 +465,14 @@ class World:
                 recorder.does.clear()
                 if recorder.conn is not None:
                     recorder.conn.abort()
-            if not self.r.watchers.closed:
+            if not self.r.guard.closed:
                 self.turns(3)
             handles = self.r.handles()
             assert not handles, f'left open: {handles}'
             assert not len(self.r.timers) and not self.r.completions, 'a timer or a completion is left'
             stats = self.r.stats()
             assert (stats.incoming, stats.outgoing) == (0, 0), f'{stats.incoming} and {stats.outgoing} are counted open'
-            assert not self.r.watchers.busy
+            assert not self.r.streams.busy
             del handles
             refs = [weakref.ref(each.conn) for each in self.recorders if each.conn is not None]
             for recorder in self.recorders:

@@ -831,7 +831,7 @@ MUTANTS = (
     Mutant(
         'a connect that has begun on Windows is not watched',
         'net/connector.py',
-        'if error in self.loop.watchers.kernel.connecting:',
+        'if error in self.loop.kernel.connecting:',
         'if error in (errno.EINPROGRESS, errno.EALREADY):',
         '9: nothing leaks',
         1,
@@ -840,7 +840,7 @@ MUTANTS = (
     Mutant(
         'a wait that seems short by a step of the clock is taken for a blind poll',
         'loop/loop.py',
-        'self._turn_began + self._kernel.clock_step >= timeout',
+        'self._turn_began + self.kernel.clock_step >= timeout',
         'self._turn_began >= timeout',
         '7: a selector is replaced when it is broken',
         30,
@@ -849,7 +849,7 @@ MUTANTS = (
     Mutant(
         'an abort has the form that Linux wants',
         'net/ending.py',
-        'SO_LINGER, self.loop.watchers.kernel.reset_on_close',
+        'SO_LINGER, self.loop.kernel.reset_on_close',
         "SO_LINGER, b'\\1\\0\\0\\0\\0\\0\\0\\0'",
         'abort() resets the connection',
         1,

@@ -133,7 +133,7 @@ def tls_files(world: Any) -> None:
 
 
 def _send_files(world: Any, server_options: Any, client_options: Any) -> None:
-    kernel = world.r._kernel
+    kernel = world.r.kernel
     content = bytes(range(256)) * 100
 
     def on_connect(conn: Any) -> None:
@@ -162,7 +162,7 @@ def _send_files(world: Any, server_options: Any, client_options: Any) -> None:
 
 def unix_places(world: Any) -> None:
     """Unix sockets: over a stale file, with a mode, abstract."""
-    world.r._kernel._paths['/run/stale'] = (1, 1)  # of somebody who is gone
+    world.r.kernel._paths['/run/stale'] = (1, 1)  # of somebody who is gone
     servers = [
         world.r.listen_unix('/run/stale', echo_back),
         world.r.listen_unix('/run/mode', echo_back, mode=0o600),
@@ -251,7 +251,7 @@ def udp(world: Any) -> None:
 
 def unix_datagrams(world: Any) -> None:
     """A Unix datagram socket that sends to one receiver that reads late, and to another that reads at once."""
-    r, kernel = world.r, world.r._kernel
+    r, kernel = world.r, world.r.kernel
     made: list[Any] = []
 
     def on_datagram(sock: Any, data: bytes, address: Any) -> None:
@@ -296,7 +296,7 @@ def unix_datagrams(world: Any) -> None:
 
 def watched(world: Any) -> None:
     """Descriptors of the user, watched for this and that."""
-    r, kernel = world.r, world.r._kernel
+    r, kernel = world.r, world.r.kernel
     ours, theirs = kernel.socketpair()
     r.ledger.foreign.update((ours.fileno(), theirs.fileno()))
 

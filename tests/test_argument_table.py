@@ -531,7 +531,7 @@ def test_in_every_state_a_method_raises_only_what_its_docstring_names(kind, stat
             except BaseException as exc:
                 if not isinstance(exc, named(kind, name)):
                     wrong.append(f'{name} of a {kind.__name__} ({state}) raises {exc!r}')
-            if not world.r.watchers.closed:
+            if not world.r.guard.closed:
                 world.turns()
             wrong += [f'{name} of a {kind.__name__} ({state}) fails later: {exc!r}' for exc in world.failures[before:]]
     assert not wrong, '\n'.join(wrong)

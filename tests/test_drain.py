@@ -272,7 +272,7 @@ def test_who_comes_in_between_the_last_look_and_the_end_is_served(r, sockets, tm
             clients[0].send(b'?')
         return can_drop
 
-    r.watchers.kernel.drop_newcomers = somebody_comes
+    r.kernel.drop_newcomers = somebody_comes
     r.drain(10)
     r.call_later(1, server.answer)
     assert r.run() is False
@@ -997,7 +997,7 @@ def test_busy_counts_the_requests(r, sockets):
     assert r.stats().as_dict()['requests'] == 3
     server.listener.close()
     end(r, *server.conns)
-    assert not r.watchers.busy
+    assert not r.streams.busy
 
 
 def test_on_close_sees_whether_the_answer_was_given(r, sockets):
@@ -1009,7 +1009,7 @@ def test_on_close_sees_whether_the_answer_was_given(r, sockets):
         client.close()
     run_until(r, lambda: len(seen) == 2)
     assert sorted(seen) == [False, True]
-    assert not r.watchers.busy
+    assert not r.streams.busy
     server.listener.close()
 
 
@@ -1022,7 +1022,7 @@ def test_who_has_ended_does_not_become_busy(r, sockets):
     assert not conn.busy
     turns(r, 2)
     conn.busy = True
-    assert not conn.busy and not r.watchers.busy and not r.stats().requests
+    assert not conn.busy and not r.streams.busy and not r.stats().requests
     server.listener.close()
 
 
@@ -1034,7 +1034,7 @@ def test_who_connects_may_be_busy_already(r, sockets):
         run_until(r, lambda: conn.state == 'OPEN')
         assert conn.busy
         end(r, conn)
-    assert not r.watchers.busy
+    assert not r.streams.busy
 
 
 @pytest.mark.parametrize('value', [1, 0, None, 'yes'])

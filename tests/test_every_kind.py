@@ -1593,7 +1593,7 @@ def test_a_client_of_af_vsock_is_admitted_without_an_address(r, proxied):
             assert told[0].peername == VsockSocket.theirs
             told[0].abort()
     turns(r, 3)
-    assert not limits._guests
+    assert not limits._clients
     listener.close()
 
 

@@ -499,7 +499,7 @@ def test_a_file_whose_descriptor_is_closed_by_others_resets_the_connection(r, so
             copies.append(super().copy_of_file(fd))
             return copies[0]
 
-    r.watchers.kernel = Noting()
+    r.kernel = Noting()
     conn.send_file(made(BIG))
     os.close(copies[0])
     drain(theirs)

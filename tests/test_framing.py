@@ -393,7 +393,7 @@ def test_resume_reading_passes_on_what_a_pause_held_back_before_anything_else(r,
     run_until(r, lambda: 'eof' in log.names())
     rest = [b'four'] if ends else [b'four', b'five']
     assert log == [('line', line) for line in (b'one', b'two', b'three', *rest)] + [('eof',)]
-    assert not r.watchers.suspended
+    assert not r.streams.suspended
     end(r, conn)
 
 
@@ -407,7 +407,7 @@ def test_resume_reading_goes_on_with_another_on_data_that_took_the_place_of_a_fr
     conn.resume_reading()
     theirs.send(b'three')
     run_until(r, lambda: told)
-    assert told == [b'three'] and not r.watchers.suspended
+    assert told == [b'three'] and not r.streams.suspended
     end(r, conn)
 
 
@@ -710,7 +710,7 @@ def test_nothing_is_told_after_an_end_between_two_turns(r, sockets, how):
     theirs.close()
     run_until(r, lambda: 'close' in log.names())
     assert log.names() == ['line'] * MESSAGES_PER_TURN + ['close']
-    assert not r.watchers.suspended
+    assert not r.streams.suspended
 
 
 @settings(max_examples=25)
@@ -757,7 +757,7 @@ def test_whenever_reading_is_paused_and_resumed_every_message_comes_in_order_and
             if paused and rnd.random() < 0.5:
                 resume()
             r.run_once(0)
-        assert told == [*messages, 'eof'] and not r.watchers.suspended
+        assert told == [*messages, 'eof'] and not r.streams.suspended
 
 
 def test_an_exception_between_turns_goes_where_exceptions_go_and_the_others_follow(r, sockets):
@@ -899,5 +899,5 @@ def test_a_pause_after_start_tls_holds_back_what_came_behind_it_in_plain_text(r,
     conn.resume_reading()
     assert conn.reading
     turns(r, 3)
-    assert len(log) == 2 and conn.reading and not r.watchers.suspended
+    assert len(log) == 2 and conn.reading and not r.streams.suspended
     end(r, conn)

@@ -154,7 +154,7 @@ class Interrupted(Simulation):
             raise Violation(f'liveness: it has ended, and this has not happened: {missing}')
         ledger.check_over()
         ledger.check_turn(0)
-        while not self.reactor.watchers.closed:
+        while not self.reactor.guard.closed:
             self.again_and_again(self.reactor.close)
         self.lines.end()
         ledger.check_closed()
@@ -354,7 +354,7 @@ class Real:
         r.call_later(10, r.stop).unref()
         while not self.again_and_again(r.run if self.how == 'run' else self.turns) and time.monotonic() < too_late:
             pass
-        while not r.watchers.closed:
+        while not r.guard.closed:
             self.again_and_again(r.close)
         self.lines.end()
         left = signal.set_wakeup_fd(-1)

@@ -211,8 +211,8 @@ def run(simulation: Simulation, watch: Watch, play: Any, wrong: list[str]) -> No
     except Exception as exc:
         if simulation.reactor.ledger.begun:
             wrong.append(f'run() raised {exc!r}')
-    if simulation.reactor.watchers.thread is not None:
-        simulation.reactor.watchers.thread = None  # Stuck has left the selector
+    if simulation.reactor.guard.thread is not None:
+        simulation.reactor.guard.thread = None  # Stuck has left the selector
 
 
 def close(simulation: Simulation, wrong: list[str]) -> None:

@@ -34,9 +34,9 @@ from support import (
 
 import reactor
 from reactor import READ, WRITE, HandleClosed, Reactor, ReactorError, SelectorFull
-from reactor.loop import loop
+from reactor.loop import failures
+from reactor.loop.closing import CLOSING_ROUNDS
 from reactor.loop.idle import Idler
-from reactor.loop.loop import CLOSING_ROUNDS
 from reactor.loop.timers import RepeatingTimer, Timer
 from reactor.loop.watcher import Handle
 
@@ -642,7 +642,7 @@ def test_a_handle_that_cannot_be_closed_does_not_keep_the_others_open(sockets):
     r.adopt(sockets()[0], log.on_data, on_close=log.on_close)
     with pytest.raises(OSError, match='stuck'):
         r.close()
-    assert log.names() == ['close', 'close'] and r.watchers.closed
+    assert log.names() == ['close', 'close'] and r.guard.closed
 
 
 def test_an_exit_callback_that_raises_is_counted_and_passed_to_catch_errors(caplog):
@@ -852,7 +852,7 @@ def test_a_program_that_opens_another_connection_whenever_one_ends_is_cut_off_by
     else:
         r.close()
     assert len(ends) == CLOSING_ROUNDS
-    assert r.watchers.closed
+    assert r.guard.closed
     with pytest.raises(HandleClosed):
         r.run()
 
@@ -875,7 +875,7 @@ def test_in_a_fork_the_reactor_does_not_run_and_its_close_tells_nobody():
             with pytest.raises(ReactorError, match='forked'):
                 run()
     assert log == [] and 'close' not in sock.calls
-    assert r.watchers.closed
+    assert r.guard.closed
 
 
 @pytest.mark.parametrize('error', [ValueError, MemoryError, RecursionError, StopIteration])
@@ -1091,7 +1091,7 @@ def test_what_is_set_aside_takes_no_memory():
     with contextlib.ExitStack() as stack:
         for _ in range(50):
             stack.enter_context(Reactor())
-        assert resident() - before < 50 * loop.RESERVE // 4
+        assert resident() - before < 50 * failures.RESERVE // 4
 
 
 def test_what_was_set_aside_is_asked_for_again_until_there_is_memory(sockets, monkeypatch):
@@ -1106,7 +1106,7 @@ def test_what_was_set_aside_is_asked_for_again_until_there_is_memory(sockets, mo
 
     asked = []
     with Reactor(kernel=FakeKernel(), catch_errors=lambda exc, handle: None) as r:
-        monkeypatch.setattr(loop, 'bytes', no_memory, raising=False)
+        monkeypatch.setattr(failures, 'bytes', no_memory, raising=False)
         r.call_soon(exhaust)
         r.run()
         assert len(asked) == 1
@@ -1450,7 +1450,7 @@ def test_a_blind_selector_that_cannot_be_replaced_is_used_on(sockets, monkeypatc
 
     log = Log()
     with Reactor(selector=Blind()) as r:
-        monkeypatch.setattr(r._kernel, 'another', another)
+        monkeypatch.setattr(r.kernel, 'another', another)
         ours, theirs = sockets()
         conn = r.adopt(ours, log.on_data)
         theirs.send(b'x')
@@ -1528,7 +1528,7 @@ def test_a_closed_handle_is_freed_before_the_loop_sleeps(r, sockets, end):
 def test_what_a_callback_got_is_freed_before_the_loop_sleeps(r, how):
     thing, alive = Thing(), []
     ref = weakref.ref(thing)
-    r._log = lambda exc, handle: None
+    r.failures.catch_errors = lambda exc, handle: None
     if how == 'soon':
         r.call_soon(id, thing)
     elif how == 'threadsafe':
@@ -1801,7 +1801,7 @@ def test_a_selector_that_other_code_has_closed_leaves_run_with_what_to_look_for(
         assert failure.value.errno == errno.EBADF
     assert not conn.closed
     r.close()
-    assert log.names() == ['close'] and r.watchers.closed
+    assert log.names() == ['close'] and r.guard.closed
 
 
 def test_the_selectors_are_what_they_are_called(r):
@@ -1896,7 +1896,7 @@ def test_a_selector_that_cannot_be_closed_keeps_nothing_else_open(sockets):
     r.adopt(sockets()[0], on_close=log.on_close)
     bell = r._wakeup.bell_fileno()
     r.close()
-    assert log.names() == ['close'] and r.watchers.closed
+    assert log.names() == ['close'] and r.guard.closed
     with pytest.raises(OSError, match='Bad file descriptor'):
         os.fstat(bell)
 
@@ -1926,7 +1926,7 @@ def test_an_error_that_finds_no_memory_to_be_reported_is_reported_in_a_later_tur
         r.adopt(ours, fail)
         theirs.send(b'x')
         turns(r, 1)
-        run_short(monkeypatch, loop.Loop, '_callback_failed')
+        run_short(monkeypatch, failures.Failures, 'callback_failed')
         with pytest.raises(MemoryError):
             turns(r, 3)
         assert told == []
@@ -1962,7 +1962,7 @@ def test_a_callback_that_forks_and_closes_the_loop_in_the_child_is_the_last_ther
         first.write(b'x', fork)
         others[0].write(b'x', log.append)
     assert r.run() is True
-    assert r.watchers.closed and not log
+    assert r.guard.closed and not log
     assert all('close' not in sock.calls for sock in socks)
 
 

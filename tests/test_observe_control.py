@@ -80,7 +80,7 @@ def path(tmp_path):
 def door(r, path):
     door = observe.serve_control(r, path)
     yield door
-    if not r.watchers.closed:
+    if not r.guard.closed:
         door.close()
         turns(r, 2)
     assert not os.path.exists(path)

@@ -908,7 +908,7 @@ def test_a_forked_copy_of_this_process_cannot_run_the_reactor_and_closing_it_the
                 r.run_once(0)
             r.close()
             r.close()
-            assert r.watchers.closed and log == ends == []
+            assert r.guard.closed and log == ends == []
             os._exit(0)
         finally:
             os._exit(1)

@@ -110,7 +110,17 @@ def test_the_readme_names_everything_public():
     for name in reactor.__all__:
         if name not in ('READ', 'WRITE', 'Listener', 'Stats', 'Stream', 'Options'):
             assert f'`{name}' in README or f'reactor.{name}(' in README or f'**{name}**' in README, name
-    parts = {'completions', 'counters', 'timers', 'watchers'}  # for transports
+    parts = {
+        'completions',
+        'counters',
+        'failures',
+        'guard',
+        'kernel',
+        'spins',
+        'streams',
+        'timers',
+        'watchers',
+    }  # for transports
     for name in set(dir(reactor.Reactor)) - parts:
         if not name.startswith('_'):
             assert name in README, name

@@ -408,7 +408,7 @@ def test_an_interrupt_from_the_logger_leaves_run_and_loses_nothing(told, error):
                 theirs.send(b'x')
                 conns.append(theirs)
             if told == 'catch_errors':
-                r._catch_errors = lambda exc, handle: (_ for _ in ()).throw(error())
+                r.failures.catch_errors = lambda exc, handle: (_ for _ in ()).throw(error())
             for _ in range(9):
                 try:
                     r.run_once(0)

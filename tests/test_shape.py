@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 import reactor
-from reactor.loop.signals import _CALLED
+from reactor.loop import closing
+from reactor.loop.signals import _CALLED, _PHASES
 from reactor.loop.timers import RepeatingTimer, Timer
 
 ROOT = Path(reactor.__file__).parent
@@ -219,6 +220,12 @@ def test_signals_know_what_the_reactor_calls_of_the_standard_library():
     used = {module for path in MODULES if below_the_seam(path) for _, module, _ in imports(path)}
     origins = {name: importlib.util.find_spec(name).origin for name in used & (SYSTEM | LAZY) - {'watchdog.observers'}}
     assert {name for name, origin in origins.items() if origin.endswith(('frozen', '.py'))} == _CALLED
+
+
+def test_signals_know_the_functions_that_call_the_user():
+    """Below one of these a second Ctrl-C raises at once."""
+    for name in _PHASES:
+        assert inspect.isfunction(getattr(reactor.Reactor, name, None) or getattr(closing, name)), name
 
 
 def slots(cls: type) -> list[str]:

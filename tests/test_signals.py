@@ -435,7 +435,7 @@ def test_a_handler_tells_what_it_waits_for(r):
 def test_a_handler_that_c_code_had_installed_cannot_be_put_back_and_the_default_is(monkeypatch):
     with Reactor() as r:
         with monkeypatch.context() as patched:
-            patched.setattr(r._kernel, 'getsignal', lambda signum: None, raising=False)
+            patched.setattr(r.kernel, 'getsignal', lambda signum: None, raising=False)
             r.add_signal_handler(SIGUSR1, int)
         r.clear_signal_handlers()
         assert signal.getsignal(SIGUSR1) is signal.SIG_DFL
@@ -1020,10 +1020,10 @@ def test_a_reactor_is_not_closed_in_another_thread_while_its_signals_are_install
     r.add_signal_handler(SIGUSR1, int)
     with pytest.raises(ReactorError, match='clear_signal_handlers'):
         in_thread(r.close)
-    assert not r.watchers.closed
+    assert not r.guard.closed
     r.clear_signal_handlers()
     in_thread(r.close)
-    assert r.watchers.closed
+    assert r.guard.closed
 
 
 def in_child(fn):
@@ -1162,7 +1162,7 @@ def test_ctrl_c_during_close_ends_every_connection_first(sockets):
     with pytest.raises(KeyboardInterrupt):
         r.close()
     assert sorted(map(id, ended)) == sorted(map(id, conns))
-    assert r.watchers.closed
+    assert r.guard.closed
     assert signal.getsignal(SIGINT) is signal.default_int_handler
 
 
@@ -1340,6 +1340,7 @@ def test_ctrl_c_at_any_line_where_the_wakeup_descriptor_changes_gives_back_what_
 
 
 LOOP, STREAM, WATCHER = 'reactor.loop.loop', 'reactor.net.stream', 'reactor.loop.watcher'
+CLOSING = 'reactor.loop.closing'
 
 
 @pytest.mark.parametrize(
@@ -1348,7 +1349,7 @@ LOOP, STREAM, WATCHER = 'reactor.loop.loop', 'reactor.net.stream', 'reactor.loop
         ([(LOOP, '_run_soon'), ('app', 'callback')], True),
         ([(LOOP, '_run_soon'), ('app', 'callback'), ('ssl', 'read')], True),
         ([(LOOP, '_dispatch'), (STREAM, 'handle_read'), ('app', 'on_data')], True),
-        ([(LOOP, 'close'), (LOOP, '_run_exit_callbacks'), ('app', 'callback')], True),
+        ([(LOOP, 'close'), (CLOSING, 'take_steps'), (CLOSING, 'run_exit_callbacks'), ('app', 'callback')], True),
         ([(LOOP, '_run_soon'), ('app', 'callback'), (LOOP, 'run'), (LOOP, '_run_soon'), ('app', 'inner')], True),
         ([(LOOP, '_run_soon')], False),
         ([(LOOP, '_run_soon'), ('app', 'callback'), (STREAM, 'write')], False),

@@ -20,7 +20,8 @@ import pytest
 from support import FakeKernel, Log, in_thread, run_until, turns, turns_in
 
 from reactor import READ, Reactor
-from reactor.loop.watcher import MOST_STALLS, STALLED, Handle
+from reactor.loop.spins import MOST_STALLS, STALLED
+from reactor.loop.watcher import Handle
 
 FEW = 12  # turns in 0.3 s: a moment of 10 ms doubles, and each wakes the loop twice
 SECONDS = 0.3
@@ -103,7 +104,7 @@ def test_so_many_turns_without_progress_are_a_spin_and_not_one_fewer(r, sockets,
     conn = r.adopt(sockets()[0])
     for _ in range(count):
         turns(r, 1)
-        r.watchers.no_progress(conn)
+        r.spins.no_progress(conn)
     assert r.stats().stalls == parked
     conn.close()
     turns(r, 1)
@@ -540,7 +541,7 @@ def test_a_handle_that_was_parked_before_is_parked_again_after_10_turns(sockets,
         for count, stalls in (50, 1), (9, 1), (1, 2):
             for _ in range(count):
                 turns(r, 1)
-                r.watchers.no_progress(conn)
+                r.spins.no_progress(conn)
             assert r.stats().stalls == stalls
             if count == 50:
                 kernel.time += 1
@@ -555,12 +556,12 @@ def stall_of_others(r, count):
         r.counters.loop_count += 2
         handle = Handle()
         handle.loop = r
-        r.watchers.stalled(handle)
+        r.spins.stalled(handle)
 
 
 def test_rows_that_are_over_are_forgotten_when_they_are_many(r):
     stall_of_others(r, 3 * MOST_STALLS)
-    assert len(r.watchers._stalls) <= MOST_STALLS
+    assert len(r.spins.stalls) <= MOST_STALLS
 
 
 def test_a_row_that_goes_on_is_not_forgotten_however_many_others_there_are(r, sockets):
@@ -568,11 +569,11 @@ def test_a_row_that_goes_on_is_not_forgotten_however_many_others_there_are(r, so
     stall_of_others(r, MOST_STALLS - 1)
     for _ in range(50):
         r.counters.loop_count += 1
-        r.watchers.no_progress(conn)
+        r.spins.no_progress(conn)
         for _ in range(20):
             handle = Handle()
             handle.loop = r
-            r.watchers.stalled(handle)
+            r.spins.stalled(handle)
     assert r.stats().stalls == 1
     conn.close()
     turns(r, 1)
@@ -584,7 +585,7 @@ def test_a_parked_handle_is_watched_again_however_many_others_make_no_progress_m
     conn = r.adopt(ours, log.on_data)
     for _ in range(50):
         turns(r, 1)
-        r.watchers.no_progress(conn)
+        r.spins.no_progress(conn)
     assert r.stats().stalls == 1
     stall_of_others(r, 2 * MOST_STALLS)
     theirs.send(b'x')
@@ -611,7 +612,7 @@ def test_a_selector_that_can_neither_report_nor_be_replaced_does_not_spin(r, mon
         raise OSError(errno.EMFILE, 'no descriptor is left')
 
     with Reactor(selector=Blind()) as blind:
-        monkeypatch.setattr(blind._kernel, 'another', another)
+        monkeypatch.setattr(blind.kernel, 'another', another)
         assert turns_in(blind, 0.5) <= 1000  # most of them in the last millisecond, which is too short to tell
         calls = []
         blind.watchers.selector.blind = False
@@ -644,8 +645,8 @@ def test_a_doorbell_that_cannot_be_rung_for_want_of_memory_is_heard_all_the_same
         def __getattr__(self, name):
             return getattr(self.real, name)
 
-    real = r._kernel.socketpair
-    monkeypatch.setattr(r._kernel, 'socketpair', lambda: (lambda ours, theirs: (ours, Mute(theirs)))(*real()))
+    real = r.kernel.socketpair
+    monkeypatch.setattr(r.kernel, 'socketpair', lambda: (lambda ours, theirs: (ours, Mute(theirs)))(*real()))
     r._wakeup._bell = Mute(r._wakeup._bell)
     calls = []
     for number in range(3):

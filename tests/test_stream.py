@@ -880,7 +880,7 @@ def test_a_time_limit_does_not_cut_off_what_was_received_before_sending_failed(s
         sock.outcomes.append(ConnectionResetError(104, 'reset'))
         conn.handle_write()
 
-    late(r._kernel, r, fail)
+    late(r.kernel, r, fail)
     run_until(r, lambda: log.names()[-1:] == ['close'])
     assert log.names() == ['data', 'close'] and isinstance(log[-1][1], ConnectionResetError)
 

@@ -36,7 +36,7 @@ BY_NAME = {program.__name__: program for program in PROGRAMS}
 @pytest.fixture(autouse=True)
 def machine(request, monkeypatch):
     """What the runs need: contexts for TLS, no log, and the kernel of the tests taken for the reactor's own."""
-    monkeypatch.setattr('reactor.loop.loop.OWN_MODULES', {'selectors', 'socket', 'ssl', 'support'})
+    monkeypatch.setattr('reactor.loop.failures.OWN_MODULES', {'selectors', 'socket', 'ssl', 'support'})
     monkeypatch.setattr(LeanSocket, '_accept', exhaustion.accept)
     monkeypatch.setattr(logging.getLogger('reactor'), 'propagate', False)
     handler = logging.NullHandler()
@@ -216,11 +216,11 @@ PLANTED: tuple[tuple[Mutant, str, str, str], ...] = (
             """                completions.appendleft(completion)
                 if called_user(exc):
                     completions.popleft()
-                    self._callback_failed(exc, handle)
+                    self.failures.callback_failed(exc, handle)
                 else:
-                    self._retry(exc, handle)
+                    self.failures.retry(exc, handle)
 """,
-            """                self._callback_failed(exc, handle)
+            """                self.failures.callback_failed(exc, handle)
 """,
             '1: every connection ends in on_close',
         ),

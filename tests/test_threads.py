@@ -382,7 +382,7 @@ def no_thread(*args):
 
 def test_a_call_for_which_no_thread_can_be_started_is_told_as_an_error_later(r, monkeypatch):
     log = []
-    monkeypatch.setattr(r._kernel, 'start_thread', no_thread)
+    monkeypatch.setattr(r.kernel, 'start_thread', no_thread)
     r.run_in_thread(log.append, 'called', on_done=lambda *outcome: log.append(outcome))
     assert log == []
     assert r.run() is True
@@ -395,7 +395,7 @@ def test_a_call_for_which_no_thread_can_be_started_is_told_as_an_error_later(r, 
 def test_where_one_thread_runs_a_call_that_gets_none_of_its_own_waits_for_it(r, gate, monkeypatch):
     log = []
     r.run_in_thread(gate.wait)
-    monkeypatch.setattr(r._kernel, 'start_thread', no_thread)
+    monkeypatch.setattr(r.kernel, 'start_thread', no_thread)
     r.run_in_thread(int, on_done=lambda *outcome: log.append(outcome))
     turns(r, 2)
     assert log == []
@@ -477,7 +477,7 @@ def test_a_thread_without_memory_for_its_answer_gives_it_later_and_is_not_counte
             super().append(item)
 
     sleeps = []
-    monkeypatch.setattr(r._kernel, 'sleep', sleeps.append, raising=False)
+    monkeypatch.setattr(r.kernel, 'sleep', sleeps.append, raising=False)
     r._wakeup.calls = calls = Short()
     answers = []
     for number in range(3 * THREADS):

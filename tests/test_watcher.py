@@ -714,7 +714,7 @@ class Idle(Probe):
 
     def handle_read(self):
         super().handle_read()
-        self.loop.watchers.no_progress(self)
+        self.loop.spins.no_progress(self)
 
 
 def test_a_handle_whose_moment_without_progress_is_over_is_watched_again_when_there_is_memory(sockets):
@@ -829,9 +829,9 @@ def test_two_dispatches_without_progress_in_one_turn_count_as_one(sockets):
         conn = r.adopt(sockets()[0])
         for _ in range(10):
             turns(r, 1)
-            assert not r.watchers.stalled(conn)
-            assert not r.watchers.stalled(conn)
-        assert r.watchers._stalls[conn].row == 10
+            assert not r.spins.stalled(conn)
+            assert not r.spins.stalled(conn)
+        assert r.spins.stalls[conn].row == 10
         conn.close()
         turns(r, 2)
 

@@ -145,7 +145,7 @@ def test_what_a_child_writes(r):
     most = 0
     child.stdout.on_data = nothing
     while not child.closed or not child.stdout.closed:
-        r.watchers.kernel.sleep(0.001)
+        r.kernel.sleep(0.001)
         most = max(most, work_of(r.run_once, 0))
     assert r.stats().bytes_in == 200_000
     within('a chunk of bytes', most)
@@ -462,7 +462,7 @@ def test_signals(r):
 def test_changes_of_a_path(r):
     changes = Changes('/tmp', None, '/tmp')
     observer = SimpleNamespace(stop=nothing, join=nothing)
-    handle = WatchedPath(r, r.watchers.kernel, '/tmp', nothing, (), changes, observer)
+    handle = WatchedPath(r, r.kernel, '/tmp', nothing, (), changes, observer)
     changes.open(handle.ring)
     for number in range(2 * QUEUE_LIMIT):
         changes.dispatch(SimpleNamespace(event_type='created', src_path=f'/tmp/{number}', dest_path=''))

@@ -131,9 +131,7 @@ class Room:
                 if way == 3:
                     self.ask(member)
             except Exception as exc:
-                ended = (
-                    member.record.closed_by or (member.writer is not None and member.writer.ended) or member.tls.last
-                )
+                ended = member.record.closed_by or member.has_ended_writing()
                 if not (isinstance(exc, ConnectionClosed) and ended):
                     self.world.fail(f'law 2: a write to connection {member.record.number} raised {exc!r}')
 

@@ -59,7 +59,7 @@ class GuardedListener(Listener):
         assert limits is not None
         now = loop.timers.clock()
         try:
-            known, refusal = limits.judge(loop.watchers.kernel, address, now)
+            known, refusal = limits.judge(loop.kernel, address, now)
         except BaseException:
             self._reset(sock)
             raise
@@ -81,7 +81,7 @@ class GuardedListener(Listener):
             return True
         now = loop.timers.clock()
         try:
-            known, refusal = limits.judge(loop.watchers.kernel, header.source, now)
+            known, refusal = limits.judge(loop.kernel, header.source, now)
         except BaseException:
             stream.reset(ClientRefused(f'{show(header.peername)} was refused: the hook has failed'))
             raise
@@ -103,7 +103,7 @@ class GuardedListener(Listener):
 
     def _reset(self, sock: socket) -> None:
         try:
-            sock.setsockopt(SOL_SOCKET, SO_LINGER, self.loop.watchers.kernel.reset_on_close)
+            sock.setsockopt(SOL_SOCKET, SO_LINGER, self.loop.kernel.reset_on_close)
         except OSError:
             pass  # it is gone already
         close_socket(sock)

@@ -82,7 +82,7 @@ class LimitedClient:
         """What is too slow, if anything, in words."""
         stream = self._stream
         try:
-            heard, acked, unsent = stream.loop.watchers.kernel.tcp_counts(stream.sock)
+            heard, acked, unsent = stream.loop.kernel.tcp_counts(stream.sock)
         except OSError:
             return ''  # it has ended, and reading will tell
         more, answered = heard > self._received, acked > self._acked

@@ -183,7 +183,7 @@ class ProxiedStream(Stream):
         try:
             return self.sock.recv(size, flags)
         except BlockingIOError:
-            self.loop.watchers.no_progress(self)
+            self.loop.spins.no_progress(self)
             return None
         except OSError as exc:
             self.read_failed(exc)

@@ -71,7 +71,7 @@ class Descriptor(Handle):
 
         Raises `HandleClosed` after `close`, `ReactorError` when another handle watches the descriptor meanwhile.
         """
-        self.loop.watchers.check_thread()
+        self.loop.guard.check_thread()
         _check_events(events)
         if self.fn is None:
             raise HandleClosed(f'descriptor {self._fd} is not watched any more; call watch_fd() again')
@@ -82,7 +82,7 @@ class Descriptor(Handle):
         return self.fn is None
 
     def close(self) -> None:
-        self.loop.watchers.check_thread()
+        self.loop.guard.check_thread()
         if self.fn is not None:
             self.loop.watchers.remove(self)  # first, as it may find no memory or stack
             self._file = -1
@@ -113,21 +113,20 @@ class Descriptor(Handle):
         return f'<Descriptor fd={self._fd} wants {WANTS.get(self.events, WANTS[0])}, calls {name_of(self.fn)}>'
 
     def _ready(self, event: int) -> None:
-        watchers, fn = self.loop.watchers, self.fn
-        if watchers.is_lost(self, self._fd):
-            watchers.evict(self)
+        loop, kernel, fn = self.loop, self.loop.kernel, self.fn
+        if loop.watchers.is_lost(self, self._fd):
+            loop.watchers.evict(self)
             return
-        kernel = watchers.kernel
         readiness = kernel.readiness(self._fd, event)
         if readiness == ONLY_ERROR:
             before = kernel.received_memory(self._fd)
             fn(self, event, *self.args)  # type: ignore[misc]
             if self.events and kernel.received_memory(self._fd) == before:  # it has left the error where it is
-                watchers.no_progress(self)
+                loop.spins.no_progress(self)
         elif readiness:
             fn(self, event, *self.args)  # type: ignore[misc]  # who is closed wants nothing, and is not called
         else:
-            watchers.no_progress(self)  # the report was about another descriptor, or is over
+            loop.spins.no_progress(self)  # the report was about another descriptor, or is over
 
 
 def _number(file: Any) -> int:

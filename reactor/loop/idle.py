@@ -40,7 +40,7 @@ class Idler(Handle):
         return self.fn is None
 
     def close(self) -> None:
-        self.loop.watchers.check_thread()
+        self.loop.guard.check_thread()
         if self.fn is not None:
             self._idlers.discard(self)
             self.loop.watchers.remove(self)

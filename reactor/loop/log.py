@@ -15,6 +15,7 @@ from __future__ import annotations
 import functools
 import sys
 
+EPISODE = 60.0  # seconds without a trouble, after which it is logged again
 LONGEST = 1000  # characters of one object in a message; a repr may have any number
 
 

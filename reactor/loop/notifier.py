@@ -65,7 +65,7 @@ class Notifier(Handle):
         return self.fn is None
 
     def close(self) -> None:
-        self.loop.watchers.check_thread()
+        self.loop.guard.check_thread()
         if self.fn is not None:
             self.loop.watchers.remove(self)
             self.fn, self.args = None, ()

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 _PACKAGE = __name__.rpartition('.')[0].rpartition('.')[0] + '.'
 # Whatever the user is called for, one of these functions is below it on the stack.
-_PHASES = {'_dispatch', '_run_timers', '_run_soon', '_run_completions', '_run_exit_callbacks'}
+_PHASES = {'_dispatch', '_run_timers', '_run_soon', '_run_completions', 'run_exit_callbacks'}
 # Modules of the standard library that are written in Python and that the reactor calls.
 _CALLED = {'logging', 'os', 'selectors', 'signal', 'socket', 'ssl', 'subprocess', 'threading'}
 
@@ -55,7 +55,7 @@ class SignalHandler(Handle):
 
     def close(self) -> None:
         if self.fn is not None:
-            self.loop.watchers.check_thread()
+            self.loop.guard.check_thread()
             self._signals.remove(self.signum)
 
     def handle_signal(self) -> None:

@@ -19,9 +19,12 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections import deque
     from collections.abc import Callable
-    from typing import Any
+    from typing import Any, TypeAlias
 
     from .stats import Counters
+
+    Phase: TypeAlias = Callable[[int], None]
+    Phases: TypeAlias = tuple[Callable[[Any], None], Phase, Phase, Phase]
 
 REPORT_INTERVAL = 1.0  # seconds between two lines; all are counted
 # What the completions of streams tell the user, by the name of what is queued.
@@ -48,20 +51,25 @@ class SlowWatch:
         limit: float,
         clock: Callable[[], float],
         counters: Counters,
-        dispatch: Callable[[Any], None],
-        timers: tuple[Callable[[int], None], deque[Any]],
-        soon: tuple[Callable[[int], None], deque[Any]],
-        completions: tuple[Callable[[int], None], deque[Any]],
+        phases: Phases,
+        queues: tuple[deque[Any], deque[Any], deque[Any]],
     ) -> None:
         self._limit = limit
         self._clock = clock
         self._counters = counters
-        self._dispatch = dispatch
-        self._run_timers, self._due = timers
-        self._run_soon, self._soon = soon
-        self._run_completions, self._completions = completions
+        self._dispatch, self._run_timers, self._run_soon, self._run_completions = phases
+        self._due, self._soon, self._completions = queues
         self._reported = -REPORT_INTERVAL
         self._callbacks = 0  # in this turn
+
+    def phases(self) -> dict[str, Any]:
+        """What the turn is to call in place of its own phases, by name."""
+        return {
+            '_dispatch': self.dispatch,
+            '_run_timers': self.run_timers,
+            '_run_soon': self.run_soon,
+            '_run_completions': self.run_completions,
+        }
 
     def dispatch(self, ready: list[Any]) -> None:
         """The dispatch phase, one event at a time."""

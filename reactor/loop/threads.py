@@ -54,7 +54,7 @@ class ThreadCall(Handle):
 
     def close(self) -> None:
         if self.fn is not None:
-            self.loop.watchers.check_thread()
+            self.loop.guard.check_thread()
             self.loop.watchers.remove(self)
             self.fn = self.on_done = None
             self.args = ()

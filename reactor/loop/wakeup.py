@@ -13,8 +13,8 @@ from socket import SHUT_WR
 
 from ..errors import HandleClosed, ReactorError
 from ..kernel import close_socket
-from .log import log
-from .watcher import EPISODE, READ, Handle
+from .log import EPISODE, log
+from .watcher import READ, Handle
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -129,7 +129,7 @@ class Wakeup(Handle):
                     else:
                         self._hang_up()
                     continue
-                if self.loop.watchers.closed:
+                if self.loop.guard.closed:
                     raise HandleClosed('this reactor is closed') from None
                 # Else somebody has closed it, and the loop looks at the queue when it replaces it.
             return
@@ -147,11 +147,11 @@ class Wakeup(Handle):
         try:
             data = self.sock.recv(DOORBELL_BYTES)
         except BlockingIOError:
-            self.loop.watchers.no_progress(self)
+            self.loop.spins.no_progress(self)
             return
         except OSError as exc:
             if exc.errno in NO_MEMORY:  # it is ready still
-                self.loop.watchers.no_progress(self)
+                self.loop.spins.no_progress(self)
             else:
                 self.loop.watchers.evict(self)
             return

@@ -12,21 +12,18 @@ report it for ever and `select` fail for everybody: whoever is found dead is evi
 from __future__ import annotations
 
 import errno
-from collections import deque
 from selectors import EVENT_READ, EVENT_WRITE
 
-from ..errors import HandleClosed, ReactorError, SelectorFull
-from .log import describe, log
+from ..errors import ReactorError, SelectorFull
+from .log import describe
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from selectors import BaseSelector
-    from typing import Any
 
     from ..kernel import Kernel
     from .loop import Loop
-    from .timers import Timer
 
 # Registering fails with these although the descriptor is fine: ENOSPC is the limit of epoll's watches per user.
 NO_MEMORY = {errno.ENOMEM, errno.ENOSPC}
@@ -34,12 +31,6 @@ NO_MEMORY = {errno.ENOMEM, errno.ENOSPC}
 READ = EVENT_READ
 WRITE = EVENT_WRITE
 UNHEARD = 4  # in place of `events`: the handle is called for nothing more, and is still counted as open
-
-STALLED = 50  # dispatches of a handle in consecutive turns, each without progress, before it is parked for a moment
-STALLED_AGAIN = 10  # of a handle that was parked before: something is wrong with it, and it makes progress in between
-MOMENT, LONGEST_MOMENT = 0.01, 0.25  # seconds; doubled while it goes on, so that it costs less than 1 % of a core
-EPISODE = 60.0  # seconds without such a moment, after which the next one is logged again
-MOST_STALLS = 1000  # remembered at once; above that, those that are over are forgotten
 
 
 class Handle:
@@ -119,60 +110,29 @@ class Handle:
         return False
 
 
-class Stall:
-    """What is remembered of a handle that was dispatched without making progress."""
-
-    __slots__ = ('delay', 'parked_at', 'row', 'timer', 'turn')
-
-    def __init__(self) -> None:
-        self.row = 0  # dispatches without progress, in consecutive turns
-        self.turn = -1  # of the last one, or in which the handle was watched again
-        self.delay = MOMENT  # for how long it is parked next, in seconds
-        self.parked_at = -EPISODE  # the clock when it was parked last
-        self.timer: Timer | None = None  # pending while it is parked
-
-
 class Watchers:
     """The open handles of one loop, `loop.watchers` (internal: public inside the package, not exported)."""
 
     __slots__ = (
         '_half_parked',
         '_has_room',
+        '_kernel',
         '_map',
         '_parked',
-        '_stalls',
         '_unreferenced',
-        'busy',
-        'closed',
-        'kernel',
         'referenced',
         'selector',
-        'starved',
-        'suspended',
-        'thread',
-        'tls_buffers',
     )
 
     def __init__(self, kernel: Kernel, selector: BaseSelector) -> None:
         self.selector = selector
-        self.closed = False  # with the loop
         self.referenced = 0  # open handles that keep the loop running
-        self.thread: int | None = None  # who runs the loop and alone may touch them, None while nobody does
-        self.busy: set[Handle] = set()  # whose application owes an answer; see `Stream.busy`
-        # That receive nothing, since a layer above has more for the user first; False while the user has paused
-        # reading. See `stream.suspend_reading`.
-        self.suspended: dict[Handle, bool] = {}
-        # What found no memory or stack, and the exception, one after the other: nothing is allocated to note that. None
-        # when an exception has left a turn. The next turn begins with them.
-        self.starved: deque[Any] = deque()
-        self.tls_buffers: Any = None  # of all TLS connections, made with the first
-        self.kernel = kernel
+        self._kernel = kernel
         self._map = selector.get_map()
         self._has_room = kernel.room_of(selector)
         self._parked: dict[Handle, None] = {}
         self._half_parked = False  # a handle was parked, and there was no memory to unregister it as well
         self._unreferenced: set[Handle] = set()
-        self._stalls: dict[Handle, Stall] = {}
 
     def __iter__(self):  # type: ignore[no-untyped-def]
         yield from [key.data for key in self._map.values()]
@@ -233,7 +193,7 @@ class Watchers:
                 self._parked[handle] = None
                 self.selector.unregister(fd)
         except (OSError, ValueError, KeyError) as exc:
-            self._fail(handle, exc)
+            self.fail(handle, exc)
         except (MemoryError, RecursionError) as exc:
             self._refuse_soon(handle, exc, parked, events)
         else:
@@ -254,15 +214,17 @@ class Watchers:
             handle.loop.completions.append((handle, refuse, (exc,)))
         except MemoryError:  # not even for that: the next turn begins with it
             handle.events = UNHEARD
-            self.starved.append(handle)
-            self.starved.append(exc)
+            starved = handle.loop.failures.starved
+            starved.append(handle)
+            starved.append(exc)
 
     def remove(self, handle: Handle) -> None:
         """Forget a handle, before its descriptor is closed. Does nothing for a handle that is forgotten already."""
-        if self._stalls:
-            self._forget_stall(handle)
-        if self.suspended:
-            self.suspended.pop(handle, None)
+        loop = handle.loop
+        if loop.spins.stalls:
+            loop.spins.forget(handle)
+        if loop.streams.suspended:
+            loop.streams.suspended.pop(handle, None)
         if self._half_parked:
             self._finish_parking()
         referenced = self.referenced - 1  # what may find no memory or stack comes before what changes something
@@ -283,7 +245,7 @@ class Watchers:
 
     def ref(self, handle: Handle) -> None:
         """See `Handle.ref`."""
-        self.check_thread()
+        handle.loop.guard.check_thread()
         if handle in self._unreferenced:
             referenced = self.referenced + 1
             self._unreferenced.discard(handle)
@@ -291,7 +253,7 @@ class Watchers:
 
     def unref(self, handle: Handle) -> None:
         """See `Handle.unref`."""
-        self.check_thread()
+        handle.loop.guard.check_thread()
         if handle not in self._unreferenced and not handle.closed:
             referenced = self.referenced - 1
             self._unreferenced.add(handle)
@@ -301,27 +263,16 @@ class Watchers:
         """Whether this open handle keeps the loop running."""
         return handle not in self._unreferenced
 
-    def check(self) -> None:
-        """HandleClosed when the loop is closed, ReactorError when another thread than the caller's runs it."""
-        if self.closed:
-            raise HandleClosed('this reactor is closed; make a new one')
-        self.check_thread()
-
-    def check_thread(self) -> None:
-        """ReactorError when another thread than the caller's runs the loop."""
-        if self.thread is not None and self.thread != self.kernel.thread():
-            raise ReactorError('called from another thread than the one that runs it; use call_soon_threadsafe()')
-
     def rebuild(self) -> BaseSelector:
         """Move all registrations to a new selector of the same kind, and return it."""
         old = self.selector
         try:
-            new = self.kernel.another(old)
+            new = self._kernel.another(old)
         except (OSError, TypeError):
             return old  # no descriptor is left, or the user's own kind needs arguments: it has to go on as it is
         failed: list[tuple[Handle, Exception]] = []
         try:
-            has_room = self.kernel.room_of(new)
+            has_room = self._kernel.room_of(new)
             for key in list(old.get_map().values()):
                 try:
                     new.register(key.fd, key.events, key.data)
@@ -341,46 +292,26 @@ class Watchers:
         what = f'descriptor of {describe(handle)} was closed by somebody else; close the handle instead'
         handle.handle_lost(OSError(errno.EBADF, what))
 
-    def no_progress(self, handle: Handle) -> None:
-        """Called by a handle that was dispatched and found nothing that it could do.
+    def rest(self, handle: Handle) -> None:
+        """Do not watch a registered handle until `settle`; its `events` stay what they are."""
+        self.selector.unregister(handle.fileno())
+        self._parked[handle] = None
 
-        Once, that is nothing. In STALLED turns in a row it would be a spin, so the handle is parked for a moment, and
-        `events` stays what it was. While it is parked, epoll's report of a descriptor that was closed by other code
-        reaches no handle at all, which has the loop replace the selector; then nothing is wrong any more.
-        """
-        if self.stalled(handle) and handle not in self._parked:
-            readiness = self.kernel.readiness(handle.fileno(), handle.events)
-            self.selector.unregister(handle.fileno())
-            self._parked[handle] = None
-            self._rest(handle, self._stalls[handle], readiness)
+    def fail(self, handle: Handle, exc: Exception) -> None:
+        """Deal with a selector that refused a handle with `exc`: the next poll would not report it."""
+        if isinstance(exc, OSError) and exc.errno in NO_MEMORY:
+            self.refuse(handle, exc)
+        else:
+            self.evict(handle)  # nothing else fails but a descriptor that is not ours any more
 
-    def stalled(self, handle: Handle) -> bool:
-        """Count a dispatch of `handle` without progress; whether it is the last of STALLED or more in a row.
-
-        Only those without progress are counted, so that progress costs nothing: a turn that is missing ends the row.
-        """
-        turn = handle.loop.counters.loop_count
-        stall = self._stalls.get(handle)
-        if stall is None:
-            self._forget_old_stalls(turn)
-            stall = self._stalls[handle] = Stall()
-        if turn > stall.turn + 1:
-            stall.row = 0 if stall.parked_at < 0 else STALLED - STALLED_AGAIN
-            stall.delay = MOMENT
-        if turn != stall.turn:
-            stall.row += 1
-            stall.turn = turn
-        return stall.row >= STALLED
-
-    def resume_row(self, handle: Handle) -> None:
-        """A handle is watched again after a pause: without progress in the next turn, it is the same row."""
-        stall = self._stalls.get(handle)
-        if stall is not None:
-            stall.turn = handle.loop.counters.loop_count
+    def refuse(self, handle: Handle, exc: Exception) -> None:
+        """Do not watch an open handle any more, for want of memory, and call its `handle_refused`."""
+        self._park_lost(handle)
+        handle.handle_refused(exc.with_traceback(None))
 
     def is_lost(self, handle: Handle, fd: int) -> bool:
         """Whether `fd`, the descriptor of `handle`, was closed by somebody else."""
-        return handle.fileno() != fd or not self.kernel.is_open(fd)
+        return handle.fileno() != fd or not self._kernel.is_open(fd)
 
     def evict_closed(self) -> bool:
         """Find and evict handles with a closed descriptor; returns whether there was one."""
@@ -389,17 +320,18 @@ class Watchers:
         self._fail_all(dead)
         return bool(dead)
 
-    def selector_failed(self, exc: Exception) -> OSError:
-        """What leaves `run` when `select` has failed with `exc`, and no watched descriptor is the reason.
+    def disown(self) -> None:
+        """Want nothing any more, in a fork: what is open belongs to the other process."""
+        self.referenced = 0
+        for handle in self:
+            handle.events = 0
 
-        The selector is not replaced: its number may be another file's by now, which closing it would close.
-        """
-        code = (exc.errno if isinstance(exc, OSError) else None) or errno.EBADF
-        return OSError(
-            code,
-            f'{type(self.selector).__name__}.select failed: {exc}; the loop cannot wait any more; look for code that '
-            'closes descriptors which it does not own, then close this reactor and make a new one',
-        )
+    def close(self) -> None:
+        """Close the selector, before anything is unregistered: a fork may share it, and would lose it too."""
+        try:
+            self.selector.close()
+        except OSError:
+            pass  # in a fork that has not inherited its descriptor, which is how a kqueue is
 
     def _register(self, handle: Handle, fd: int, events: int) -> None:
         if self._has_room is not None and not self._has_room(fd):
@@ -427,65 +359,10 @@ class Watchers:
             self._unregister_lost(handle)
             raise
 
-    def _rest(self, handle: Handle, stall: Stall, readiness: int) -> None:
-        timers, counters = handle.loop.timers, handle.loop.counters
-        now = timers.clock()
-        counters.stalls += 1
-        # When the kernel does not call it ready, others were faster: several processes that share a listener are woken
-        # by one client. That is no trouble, and must not cost them more than this moment.
-        if readiness and now - stall.parked_at >= EPISODE:
-            log(
-                'warning',
-                '%s was ready in %d turns in a row, and nothing could be received, sent or accepted. It is watched '
-                'again after a pause, which is doubled up to %g s. An unread error queue does that: read it with '
-                'recvmsg(..., MSG_ERRQUEUE), or do not enable it (IP_RECVERR, SO_TIMESTAMPING)',
-                handle,
-                STALLED,
-                LONGEST_MOMENT,
-            )
-        stall.parked_at = now
-        if stall.timer is not None:
-            stall.timer.cancel()  # its user has asked for other events meanwhile, which ended the last moment early
-        stall.timer = timers.later(stall.delay, Watchers._watch_again, self, handle)
-        stall.timer.unref()  # the handle itself keeps the loop running
-        if readiness:
-            stall.delay = min(2 * stall.delay, LONGEST_MOMENT)
-
-    def _watch_again(self, handle: Handle) -> None:
-        self._stalls[handle].timer = None
-        self.resume_row(handle)
-        try:
-            self.settle(handle)
-        except (OSError, ValueError, ReactorError) as exc:
-            self._fail(handle, exc)
-
-    def _forget_stall(self, handle: Handle) -> None:
-        stall = self._stalls.pop(handle, None)
-        if stall is not None and stall.timer is not None:
-            stall.timer.cancel()
-
-    def _forget_old_stalls(self, turn: int) -> None:
-        if len(self._stalls) >= MOST_STALLS:
-            over = [handle for handle, stall in self._stalls.items() if stall.timer is None and turn > stall.turn + 1]
-            for handle in over:
-                del self._stalls[handle]
-
     def _fail_all(self, failed: Iterable[tuple[Handle, Exception]]) -> None:
         for handle, exc in failed:
             if handle.events:  # else it was closed meanwhile, by the loss of another
-                self._fail(handle, exc)
-
-    def _fail(self, handle: Handle, exc: Exception) -> None:
-        # The poll would not tell, so we do.
-        if isinstance(exc, OSError) and exc.errno in NO_MEMORY:
-            self.refuse(handle, exc)
-        else:
-            self.evict(handle)  # nothing else fails but a descriptor that is not ours any more
-
-    def refuse(self, handle: Handle, exc: Exception) -> None:
-        """Do not watch an open handle any more, for want of memory, and call its `handle_refused`."""
-        self._park_lost(handle)
-        handle.handle_refused(exc.with_traceback(None))
+                self.fail(handle, exc)
 
     def _park_lost(self, handle: Handle) -> None:
         self._parked[handle] = None  # first: it may find no memory

@@ -291,7 +291,7 @@ class Attempt(Handle):
             error = self.sock.connect_ex(self.address[1])
             if not error:
                 return self._error_of_peer(self.sock)
-            if error in self.loop.watchers.kernel.connecting:
+            if error in self.loop.kernel.connecting:
                 self.loop.watchers.add(self, WRITE)
                 self.unref()
         except BaseException:
@@ -312,7 +312,7 @@ class Attempt(Handle):
             error = exc.errno or errno.EIO
         if not error:
             error = self._error_of_peer(sock)
-            if error == errno.ENOTCONN and not self.loop.watchers.stalled(self):
+            if error == errno.ENOTCONN and not self.loop.spins.stalled(self):
                 return  # spurious: it is under way still. When it lasts, somebody else has taken the error
         connector.handle_attempt(self, connector._error(self.address, error) if error else None)
 

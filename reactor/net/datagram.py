@@ -24,8 +24,8 @@ from socket import AF_INET, MSG_PEEK, MSG_TRUNC, SOCK_DGRAM, SOL_SOCKET
 
 from ..errors import HandleClosed
 from ..kernel import AF_UNIX, LOST_ERRORS, SO_MEMINFO, close_socket
-from ..loop.log import log
-from ..loop.watcher import EPISODE, READ, WRITE, Handle
+from ..loop.log import EPISODE, log
+from ..loop.watcher import READ, WRITE, Handle
 from .addresses import MOST_ADDRESSES, check_path, destination, interleave, is_ipv4, numeric, show, unmapped
 from .multicast import membership
 from .options import LOG_INTERVAL, check_callback
@@ -182,7 +182,7 @@ class DatagramSocket(Handle):
                 data, source = self.sock.recvfrom(size)
             except BlockingIOError:
                 if not count:
-                    self.loop.watchers.no_progress(self)
+                    self.loop.spins.no_progress(self)
                 return
             except OSError as exc:
                 self._failed(exc, f'a datagram to {show(self._peer)} was not delivered')
@@ -363,7 +363,7 @@ class DatagramSocket(Handle):
 
     def close(self) -> None:
         """Close it now; what waits is dropped, and `on_close(sock, None)` tells. Closing twice does nothing."""
-        self.loop.watchers.check_thread()
+        self.loop.guard.check_thread()
         if self.state is OPEN or self.state is CONNECTING:
             self._finish(None)
         self.state = CLOSED
@@ -565,8 +565,8 @@ class DatagramSocket(Handle):
 
     def _check_error_taken(self) -> None:
         # Most errors are those of a datagram, and are over when they were reported. One that stays would be a spin.
-        if self.loop.watchers.kernel.readiness(self.fileno(), READ):
-            self.loop.watchers.no_progress(self)
+        if self.loop.kernel.readiness(self.fileno(), READ):
+            self.loop.spins.no_progress(self)
 
     def _all_sent(self) -> None:
         self._retry_delay = RETRY
@@ -581,8 +581,8 @@ class DatagramSocket(Handle):
         watchers, loop = self.loop.watchers, self.loop
         if sent:
             self._retry_delay = RETRY
-        misled = self._per_receiver or self._retry_delay > RETRY or (not sent and watchers.stalled(self))
-        if not misled or not watchers.kernel.readiness(self.fileno(), WRITE):
+        misled = self._per_receiver or self._retry_delay > RETRY or (not sent and loop.spins.stalled(self))
+        if not misled or not loop.kernel.readiness(self.fileno(), WRITE):
             watchers.set_events(self, self.events | WRITE)
             return
         watchers.set_events(self, self.events & ~WRITE)
@@ -609,7 +609,7 @@ class DatagramSocket(Handle):
             )
 
     def _membership(self, group: str, interface: str | int | None) -> tuple[int, int, int, bytes]:
-        self.loop.watchers.check_thread()
+        self.loop.guard.check_thread()
         if self.state is not OPEN:
             raise HandleClosed('only an open UDP socket has multicast groups; this one is closed, or not connected yet')
         return membership(self._kernel, group, interface)

@@ -123,7 +123,7 @@ class Drain:
         handles, now = self._served(), self._loop.timers.clock()
         idle: Idle = WeakKeyDictionary()
         waits, silent, closed = 0, [], 0
-        busy, suspended = self._loop.watchers.busy, self._loop.watchers.suspended
+        busy, suspended = self._loop.streams.busy, self._loop.streams.suspended
         for handle in handles:
             if handle in busy and not handle.closed:
                 waits += 1

@@ -129,7 +129,7 @@ class Connection(Handle):
         """Reset the connection, with `exc` for `on_close`."""
         if self.sock is not None:
             try:
-                self.sock.setsockopt(SOL_SOCKET, SO_LINGER, self.loop.watchers.kernel.reset_on_close)
+                self.sock.setsockopt(SOL_SOCKET, SO_LINGER, self.loop.kernel.reset_on_close)
             except OSError:
                 pass  # then it is no longer connected, and there is nothing to reset
         self.finish(exc)
@@ -162,7 +162,7 @@ class Connection(Handle):
             raise
         finally:
             if called:
-                busy = self.loop.watchers.busy
+                busy = self.loop.streams.busy
                 if busy:
                     busy.discard(self)
                 headers = self.options.shared.proxy_headers
@@ -175,7 +175,7 @@ class Connection(Handle):
         """Called as a completion after sending failed: deliver what was received before, then end."""
         if self.state is not FAILED:
             return
-        if self.loop.watchers.suspended.get(self):  # first what was received already
+        if self.loop.streams.suspended.get(self):  # first what was received already
             self.loop.completions.append((self, type(self).handle_last_reads, (left,)))
             return
         if left > 0 and self.events & READ:
@@ -279,7 +279,7 @@ class Connection(Handle):
 
         Returns False, as `write` does then.
         """
-        starved = self.loop.watchers.starved
+        starved = self.loop.failures.starved
         starved.append(self)
         starved.append(exc)
         self.writer = self.writer or SHUT

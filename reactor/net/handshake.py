@@ -304,7 +304,7 @@ class HandshakeStream(Stream):
 
 def buffers_of(loop: Loop) -> Buffers:
     """The buffers that the TLS connections of `loop` share."""
-    if loop.watchers.tls_buffers is None:
-        loop.watchers.tls_buffers = Buffers()
-    buffers: Buffers = loop.watchers.tls_buffers
+    if loop.streams.tls_buffers is None:
+        loop.streams.tls_buffers = Buffers()
+    buffers: Buffers = loop.streams.tls_buffers
     return buffers

@@ -106,7 +106,7 @@ class Listener(Handle):
         self._defer_accept = defer_accept
         self._all_in: float | None = None  # when no handshake is under way, since new clients are dropped
         self._inherited = inherited  # others may listen on it, now or after us
-        self._options_inherited = loop.watchers.kernel.nodelay_inherited  # by what it accepts
+        self._options_inherited = loop.kernel.nodelay_inherited  # by what it accepts
         self._batch = 1  # accepts in the next turn: an accept too many costs an exception, one too few a poll
         self._paused = False
         self._retry: Timer | None = None  # pending while descriptors have run out
@@ -133,7 +133,7 @@ class Listener(Handle):
             except BlockingIOError:
                 self._batch = count // 2 + 1
                 if not count:
-                    self.loop.watchers.no_progress(self)
+                    self.loop.spins.no_progress(self)
                 return
             except OSError as exc:
                 if exc.errno in LOST_ERRORS:
@@ -144,7 +144,7 @@ class Listener(Handle):
                     self.close()
                     return
                 failed += 1
-                if exc.errno in EXHAUSTED or (failed == self._batch and self.loop.watchers.stalled(self)):
+                if exc.errno in EXHAUSTED or (failed == self._batch and self.loop.spins.stalled(self)):
                     self._batch = 1
                     self._back_off(exc)
                     return
@@ -204,7 +204,7 @@ class Listener(Handle):
 
     def handle_pause_over(self) -> None:
         """Called by the timer: try again. An accept that fails now goes on with the same row of failures."""
-        self.loop.watchers.resume_row(self)
+        self.loop.spins.resume_row(self)
         self._end_back_off()
 
     def handle_lost(self, exc: OSError) -> None:
@@ -240,7 +240,7 @@ class Listener(Handle):
         Linux can: from the first look at an empty queue on it drops new clients, and a later look finds the clients
         whose handshake was under way.
         """
-        kernel = self.loop.watchers.kernel
+        kernel = self.loop.kernel
         if kernel.has_clients(self.sock):
             return False
         if self._inherited:
@@ -252,7 +252,7 @@ class Listener(Handle):
 
     def pause(self) -> None:
         """Accept nobody until `resume`; clients wait in the kernel's backlog."""
-        self.loop.watchers.check_thread()
+        self.loop.guard.check_thread()
         self._paused = True
         self._update()
 
@@ -260,7 +260,7 @@ class Listener(Handle):
         """Accept again. HandleClosed after `close`."""
         if self._closed:
             raise HandleClosed('this listener is closed; listen again')
-        self.loop.watchers.check_thread()
+        self.loop.guard.check_thread()
         self._paused = False
         self._update()
 
@@ -275,7 +275,7 @@ class Listener(Handle):
 
     @max_connections.setter
     def max_connections(self, limit: int | None) -> None:
-        self.loop.watchers.check_thread()
+        self.loop.guard.check_thread()
         check_max_connections(limit)
         self._max_connections = limit
         self._update()
@@ -294,7 +294,7 @@ class Listener(Handle):
 
     def close(self) -> None:
         """Stop listening; clients in the backlog are refused, accepted connections live on. Closing twice is fine."""
-        self.loop.watchers.check_thread()
+        self.loop.guard.check_thread()
         if self._closed:
             return
         self._forget()

@@ -79,7 +79,7 @@ class LookUp(Handle):
         return self.on_done is None
 
     def close(self) -> None:
-        self.loop.watchers.check_thread()
+        self.loop.guard.check_thread()
         if self.on_done is not None:
             self.loop.watchers.remove(self)  # first, as it may find no memory or stack
             if self._timer is not None:

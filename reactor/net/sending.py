@@ -72,7 +72,7 @@ class Sender(Connection):
             if not sent:
                 self.writer = None
                 raise
-            starved = self.loop.watchers.starved  # as `lose` has it: there may be no stack for a call
+            starved = self.loop.failures.starved  # as `lose` has it: there may be no stack for a call
             starved.append(self)
             starved.append(exc)
             self.writer, self.ending, self.state = SHUT, UNREPORTED, FAILED
@@ -111,7 +111,7 @@ class Sender(Connection):
         """
         if on_written is not None and not callable(on_written):
             raise TypeError(f'on_written must be callable, not {on_written!r}')
-        return self._queue((file_part(self.loop.watchers.kernel, file, offset, count),), on_written, args)
+        return self._queue((file_part(self.loop.kernel, file, offset, count),), on_written, args)
 
     def write_eof(self) -> None:
         """End the write side after what waits; the peer reads end of file, and we go on reading what it sends.
@@ -150,7 +150,7 @@ class Sender(Connection):
                     sent = self.sock.sendmsg(buffers) if HAS_SENDMSG else send_first(self.sock, buffers)
             except BlockingIOError:
                 if dispatched:
-                    self.loop.watchers.no_progress(self)
+                    self.loop.spins.no_progress(self)
                 return
             except OSError as exc:
                 self.write_failed(exc)
@@ -237,7 +237,7 @@ class Sender(Connection):
             if type(exc) is RecursionError and not writer.sent:
                 self.writer, self.ending = None, waited
                 raise
-            starved = self.loop.watchers.starved  # as `lose` has it: there may be no stack for a call
+            starved = self.loop.failures.starved  # as `lose` has it: there may be no stack for a call
             starved.append(self)
             starved.append(exc)
             self.writer, self.ending, self.state = SHUT, UNREPORTED, FAILED

@@ -74,7 +74,7 @@ class Stream(Sender):
         try:
             data = self.sock.recv(self.options.read_size)
         except BlockingIOError:
-            self.loop.watchers.no_progress(self)
+            self.loop.spins.no_progress(self)
             return
         except OSError as exc:
             self.read_failed(exc)
@@ -134,7 +134,7 @@ class Stream(Sender):
 
     def handle_held_messages(self) -> None:
         """Called as a completion after `resume_reading`: a layer above passes on what it held during the pause."""
-        if self.loop.watchers.suspended.get(self):
+        if self.loop.streams.suspended.get(self):
             layer: Any = self.on_data
             if hasattr(layer, 'handle_resumed'):
                 layer.handle_resumed(self)
@@ -149,7 +149,7 @@ class Stream(Sender):
 
         `ReactorError` in another thread than the loop's.
         """
-        self.loop.watchers.check_thread()
+        self.loop.guard.check_thread()
         high = self.options.high_water if high is None else high
         self.options = self.options.changed(high_water=high, low_water=low)
 
@@ -177,7 +177,7 @@ class Stream(Sender):
         Raises `ConnectionClosed` unless the connection is open, `ReactorError` when it is TLS already, TypeError and
         ValueError for bad arguments.
         """
-        self.loop.watchers.check_thread()
+        self.loop.guard.check_thread()
         check_callback('on_secured', on_secured)
         check_server_hostname(server_hostname, context)
         server_side = None if server_side is None else switch('server_side', server_side)
@@ -206,12 +206,12 @@ class Stream(Sender):
     @property
     def reading(self) -> bool:
         """Whether bytes that arrive go to `on_data`: reading is not paused, not over, and nobody has closed it here."""
-        return self.on_data is not None and (self.events & READ != 0 or self.loop.watchers.suspended.get(self, False))
+        return self.on_data is not None and (self.events & READ != 0 or self.loop.streams.suspended.get(self, False))
 
     @property
     def unread(self) -> bool:
         """Whether bytes of the peer have arrived that were not read yet; False while connecting and after the end."""
-        return self.sock is not None and self.loop.watchers.kernel.has_bytes(self.sock)
+        return self.sock is not None and self.loop.kernel.has_bytes(self.sock)
 
     # -- facts
 
@@ -253,11 +253,11 @@ class Stream(Sender):
         answer was given. From False to True counts one in `requests` of `stats`. Setting it on a connection that is
         over does nothing; TypeError for what is not a bool.
         """
-        return self in self.loop.watchers.busy
+        return self in self.loop.streams.busy
 
     @busy.setter
     def busy(self, busy: bool) -> None:
-        all_busy = self.loop.watchers.busy
+        all_busy = self.loop.streams.busy
         if busy is False:
             all_busy.discard(self)
         elif busy is not True:
@@ -352,7 +352,7 @@ class Stream(Sender):
         """Do what `resume_reading` or `pause_reading` was called for. Each kind has its own; both come here alone, so
         that `Stream.resume_reading` works on every kind of stream.
         """
-        if self in self.loop.watchers.suspended:
+        if self in self.loop.streams.suspended:
             self.set_suspended(reading)
         elif self.state.reads:
             if reading and self.timeouts is not None and not self.events & READ:
@@ -364,7 +364,7 @@ class Stream(Sender):
 
     def set_suspended(self, reading: bool) -> None:
         """The same while a layer above holds messages: it passes them on first."""
-        suspended = self.loop.watchers.suspended
+        suspended = self.loop.streams.suspended
         if reading and not suspended[self]:
             self.loop.completions.append((self, Stream.handle_held_messages, ()))
         suspended[self] = reading
@@ -372,7 +372,7 @@ class Stream(Sender):
     # -- in this file
 
     def _has_input(self) -> bool:
-        return self.loop.watchers.suspended.get(self, False) or (self.events & READ != 0 and self.unread)
+        return self.loop.streams.suspended.get(self, False) or (self.events & READ != 0 and self.unread)
 
 
 def suspend_reading(stream: Stream) -> None:
@@ -381,17 +381,17 @@ def suspend_reading(stream: Stream) -> None:
     For the user it is reading all the while: `reading` is True until `pause_reading`. After `resume_reading` the layer,
     which is the `on_data` of the stream, goes on: its `handle_resumed(stream)` is called in the completions phase.
     """
-    if stream not in stream.loop.watchers.suspended:
+    if stream not in stream.loop.streams.suspended:
         stream.pause_reading()
-        stream.loop.watchers.suspended[stream] = True
+        stream.loop.streams.suspended[stream] = True
 
 
 def hold_reading(stream: Stream) -> None:
     """The same for a stream whose user has paused reading."""
-    stream.loop.watchers.suspended[stream] = False
+    stream.loop.streams.suspended[stream] = False
 
 
 def continue_reading(stream: Stream) -> None:
     """End a suspension; does nothing when there is none any more."""
-    if stream.loop.watchers.suspended.pop(stream, False):
+    if stream.loop.streams.suspended.pop(stream, False):
         stream.resume_reading()

@@ -50,7 +50,7 @@ class TLSStream(HandshakeStream):
         try:
             data = self.sock.recv(self.options.read_size)
         except BlockingIOError:
-            self.loop.watchers.no_progress(self)
+            self.loop.spins.no_progress(self)
             return
         except OSError as exc:
             self.read_failed(exc)
@@ -152,7 +152,7 @@ class TLSStream(HandshakeStream):
 
         It waits in memory then, and blocks the loop meanwhile: send a long file in parts, the next from `on_written`.
         """
-        part = file_part(self.loop.watchers.kernel, file, offset, count)
+        part = file_part(self.loop.kernel, file, offset, count)
         if not isinstance(part, FilePart):
             return self.writelines((part,), on_written, *args)
         pieces = []
@@ -170,7 +170,7 @@ class TLSStream(HandshakeStream):
     def reading(self) -> bool:
         # The handshake itself is read also while the user has paused reading.
         return super().reading and (
-            self.state is not CONNECTING or self.tls.reading or self.loop.watchers.suspended.get(self, False)
+            self.state is not CONNECTING or self.tls.reading or self.loop.streams.suspended.get(self, False)
         )
 
     def write_eof(self) -> None:
@@ -212,7 +212,7 @@ class TLSStream(HandshakeStream):
     def set_reading(self, reading: bool) -> None:
         if self.state is CONNECTING:
             self.tls.reading = reading
-            if self in self.loop.watchers.suspended:
+            if self in self.loop.streams.suspended:
                 self.set_suspended(reading)
             return
         Stream.set_reading(self, reading)

@@ -69,7 +69,7 @@ class Commands:
         workers = self._source()
         return {
             'version': __version__,
-            'clock': self._r.watchers.kernel.clock(),
+            'clock': self._r.kernel.clock(),
             'draining': self._r.draining,
             'workers': workers,
             'sum': combined(workers.values()),
@@ -90,7 +90,7 @@ class Commands:
         kinds = Counter(type(handle).__name__ for handle in handles)
         if kind:
             handles = [handle for handle in handles if type(handle).__name__ == kind]
-        now = self._r.watchers.kernel.clock()
+        now = self._r.kernel.clock()
         shown = [
             {
                 'handle': describe(handle)[:LONGEST_TEXT],

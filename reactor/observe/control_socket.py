@@ -63,7 +63,7 @@ def serve_control(
         raise ValueError('an abstract path has no permissions: all on this machine could drain it; use a file')
     check_callback('source', source)
     check_callback('drain', drain)
-    r.watchers.check()
+    r.guard.check()
     return ControlSocket(r, path, mode, Commands(r, source or source_of(r), drain or r.drain))
 
 
@@ -79,7 +79,7 @@ class ControlSocket(Descriptor):
     loop: Reactor
 
     def __init__(self, r: Reactor, path: str | bytes, mode: int, commands: Commands) -> None:
-        kernel, options = r.watchers.kernel, Options(idle_timeout=SILENT, write_timeout=STALLED)
+        kernel, options = r.kernel, Options(idle_timeout=SILENT, write_timeout=STALLED)
         self._commands = commands
         self._clients: set[Stream] = set()
         self._spare = -1

@@ -35,7 +35,7 @@ def source(r: Reactor) -> Source:
 
 
 def _figures_of(r: Reactor) -> dict[str, Figures]:
-    r.watchers.check_thread()
+    r.guard.check_thread()
     return {'0': {**r.stats().as_dict(), 'pid': os.getpid()}}
 
 

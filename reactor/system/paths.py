@@ -90,7 +90,7 @@ class WatchedPath(Handle):
     def close(self) -> None:
         """Watch no more: `fn` is not called again, and the thread ends. Closing twice is fine."""
         if not self.closed:
-            self.loop.watchers.check_thread()
+            self.loop.guard.check_thread()
             observer = self._forget()
             try:
                 # The library waits in `stop` for the end of its threads: not in the loop.

@@ -82,7 +82,7 @@ class WritePipe(Pipe):
             lost = f'{self.peername} was closed by the child while {self.buffered} bytes waited for it'
             self.reset(BrokenPipeError(EPIPE, lost) if self.buffered else None)
         else:
-            self.loop.watchers.no_progress(self)
+            self.loop.spins.no_progress(self)
 
     def set_timeouts(self, *, read: float | None = None, write: float | None = None, idle: float | None = None) -> None:
         """As `Stream.set_timeouts`; ValueError for `read`, since nothing is read from what a child reads.

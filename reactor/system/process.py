@@ -14,9 +14,9 @@ from errno import EBADF
 
 from ..errors import ReactorError
 from ..kernel import EXIT_UNKNOWN, SIGKILL, SIGTERM
+from ..loop.api import MOST_SIGNUM
 from ..loop.checks import file_path, shown, whole
 from ..loop.log import describe, log
-from ..loop.loop import MOST_SIGNUM
 from ..loop.watcher import READ, Handle
 from ..net.options import Callbacks, Options
 from .pipe import CheckedReadPipe, CheckedWritePipe, ReadPipe, WritePipe
@@ -108,7 +108,7 @@ class Process(Handle):
     def handle_read(self) -> None:
         """The pidfd is readable: it has ended."""
         if not self._reap():  # a debugger that traces it has to reap it first
-            self.loop.watchers.no_progress(self)
+            self.loop.spins.no_progress(self)
 
     def handle_look(self, delay: float) -> None:
         """Called by the timer where there is no pidfd: whether it has ended meanwhile."""
@@ -138,7 +138,7 @@ class Process(Handle):
         system does not have.
         """
         whole('signum', signum, 0, MOST_SIGNUM, 'number of a signal')
-        self.loop.watchers.check_thread()
+        self.loop.guard.check_thread()
         # Without a pidfd the number is its own only while it is not reaped, which is what this asks.
         if self._child is None or (self._pidfd < 0 and self._reap()):
             return False
@@ -167,7 +167,7 @@ class Process(Handle):
         Closing the reactor does the same and waits for its end, so no child is left. One that is to live longer is
         started by `subprocess` and not here.
         """
-        self.loop.watchers.check_thread()
+        self.loop.guard.check_thread()
         self._closing = True
         for pipe in self.stdin, self.stdout, self.stderr:
             if pipe is not None:

@@ -73,7 +73,7 @@ class Visitor:
                 self.visit()  # its descriptor may be the one that has just become free
             else:
                 self.ending.done(self.number)
-            on_linux = self.world.r.watchers.kernel.counts_tcp
+            on_linux = self.world.r.kernel.counts_tcp
             if not self.world.faulty and not isinstance(exc, (ENDS if on_linux else ENDS_OF_OTHERS)[where]):
                 self.world.fail(f'{manner!r} ended with {exc!r}')
             self.world.trouble(conn)

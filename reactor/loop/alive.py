@@ -1,0 +1,72 @@
+"""What keeps a loop running, and `why_alive`, which says it line by line."""
+
+from __future__ import annotations
+
+from .log import describe, name_of
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections import deque
+    from collections.abc import Callable, Iterator
+    from typing import Any
+
+    from .timers import TimerHeap
+    from .wakeup import Wakeup
+    from .watcher import Handle, Watchers
+
+MOST_REASONS = 1 << 31  # lines of `why_alive`
+
+
+class Alive:
+    """Looks at all that waits in one loop: calls, completions, timers and handles."""
+
+    __slots__ = ('_completions', '_soon', '_timers', '_wakeup', '_watchers')
+
+    def __init__(
+        self,
+        soon: deque[tuple[Callable[..., object], tuple[Any, ...]]],
+        completions: deque[tuple[Handle, Callable[..., object], tuple[Any, ...]]],
+        timers: TimerHeap,
+        watchers: Watchers,
+        wakeup: Wakeup,
+    ) -> None:
+        self._soon = soon
+        self._completions = completions
+        self._timers = timers
+        self._watchers = watchers
+        self._wakeup = wakeup
+
+    def any_reason(self) -> bool:
+        """Whether something is left to wait for."""
+        return bool(
+            self._soon
+            or self._watchers.referenced
+            or self._completions
+            or self._timers.referenced
+            or self._wakeup.calls
+        )
+
+    def reasons(self) -> Iterator[str]:
+        """A line for each: what it is, since when, what it waits for."""
+        timers, now = self._timers, self._timers.clock()
+        for fn, _ in [*self._soon, *self._wakeup.calls]:
+            yield f'call_soon of {name_of(fn)}: waits for its turn'
+        for handle, _, _ in self._completions:
+            yield f'{describe(handle)}: has something to tell'
+        for timer in timers:
+            if timers.is_referenced(timer) and timer.deadline is not None:
+                yield (
+                    f'timer of {name_of(timer.fn)}: since {now - timer.deadline + timer.delay:.0f} s, '
+                    f'waits another {timer.deadline - now:.1f} s'
+                )
+        for handle in self.handles():
+            if self._watchers.is_referenced(handle):
+                yield f'{describe(handle)}: since {now - handle.since:.0f} s, waits for {handle.waits_for()}'
+
+    def handles(self) -> list[Handle]:
+        """Every open handle but the doorbell, which never counts."""
+        return [handle for handle in self._watchers if handle is not self._wakeup]
+
+    def count_handles(self) -> int:
+        """How many these are, without a walk over them."""
+        return len(self._watchers) - (not self._wakeup.closed)
