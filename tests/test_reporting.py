@@ -574,7 +574,7 @@ def test_every_kind_of_handle_is_shown_open_and_closed_with_foul_callbacks(tmp_p
     }
     # Those that no user is given, or whose repr is that of their base, need no user's object.
     assert missing <= {
-        'Wakeup', 'TLSStream', 'CheckedTLSStream', 'WatchedPath', 'Stream', 'CheckedStream',
+        'Wakeup', 'TLSStream', 'CheckedTLSStream', 'WatchedPath', 'Stream', 'CheckedStream', 'ControlSocket',
     } | {kind.__name__ for kind in kinds_of_handles() if '__repr__' not in vars(kind)}, missing  # fmt: skip
     assert TLSStream.__repr__ is reactor.Stream.__repr__
 
