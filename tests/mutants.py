@@ -813,8 +813,8 @@ MUTANTS = (
     Mutant(
         'an answer is owed to who is gone',
         'net/ending.py',
-        '                    busy.discard(self)\n                headers',
-        '                    pass\n                headers',
+        '                    streams.busy.discard(self)\n',
+        '                    pass\n',
         '9: nothing of it is kept',
         359,
     ),

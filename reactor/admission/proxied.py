@@ -197,7 +197,7 @@ class ProxiedStream(Stream):
             return
         if header.source is None:
             header.peername = self.peername
-        self.options.shared.proxy_headers[self] = header
+        self.loop.streams.proxy_headers[self] = header
         self.peer = header.peername
         self.loop.counters.proxy_headers += 1
         if self.origin.admit_proxied(self, header):  # type: ignore[union-attr]

@@ -15,10 +15,11 @@ if TYPE_CHECKING:
 class Streams:
     """The marks of some connections, and the buffers that all TLS connections use in turn."""
 
-    __slots__ = ('busy', 'suspended', 'tls_buffers')
+    __slots__ = ('busy', 'proxy_headers', 'suspended', 'tls_buffers')
 
     def __init__(self) -> None:
         self.busy: set[Handle] = set()  # whose application owes an answer; see `Stream.busy`
+        self.proxy_headers: dict[Handle, Any] = {}  # of the connections that a proxy has made for a client
         # That receive nothing, since a layer above has more for the user first; False while the user has paused
         # reading. See `stream.suspend_reading`.
         self.suspended: dict[Handle, bool] = {}

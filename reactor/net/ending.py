@@ -162,12 +162,11 @@ class Connection(Handle):
             raise
         finally:
             if called:
-                busy = self.loop.streams.busy
-                if busy:
-                    busy.discard(self)
-                headers = self.options.shared.proxy_headers
-                if headers:
-                    headers.pop(self, None)
+                streams = self.loop.streams
+                if streams.busy:
+                    streams.busy.discard(self)
+                if streams.proxy_headers:
+                    streams.proxy_headers.pop(self, None)
                 self.writer, self.ending = SHUT, None
                 self.on_connect = self.on_data = self.on_eof = self.on_drain = self.on_close = self.data = None
 

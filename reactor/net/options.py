@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from ssl import SSLContext
     from typing import Any
 
-    from .proxy_header import ProxyHeader
 
 # A recv of 64 KiB for 100 bytes costs what one of 4 KiB costs; from 128 KiB on malloc maps pages for every call.
 READ_SIZE = 65536
@@ -37,11 +36,10 @@ LOG_INTERVAL = 1.0  # seconds between two lines in the log about what a peer can
 class Shared:
     """What the connections of a listener may do together, whichever options one of them has."""
 
-    __slots__ = ('handshakes', 'logged_at', 'proxy_headers', 'refusal_logged_at', 'tls_class', 'waiting')
+    __slots__ = ('handshakes', 'logged_at', 'refusal_logged_at', 'tls_class', 'waiting')
 
     def __init__(self) -> None:
         self.tls_class: Any = None  # what `start_tls` makes of a stream: set by the reactor that makes it
-        self.proxy_headers: dict[Any, ProxyHeader] = {}  # of the streams that a proxy has made for a client
         self.handshakes = (0, 0)  # the turn of the last steps of TLS handshakes, and how many there were in it
         self.waiting: OrderedDict[Any, None] | None = None  # streams with a handshake whose step comes later
         self.logged_at = -LOG_INTERVAL  # when an exception of their callbacks was logged last

@@ -234,7 +234,7 @@ class Stream(Sender):
 
         `on_close` is the last callback that finds it.
         """
-        return self.options.shared.proxy_headers.get(self)
+        return self.loop.streams.proxy_headers.get(self)
 
     @property
     def sockname(self) -> Any:
