@@ -415,7 +415,7 @@ class Loop(LoopAPI):
     def _watch_slow(self, limit: float) -> None:
         phases = self._dispatch, self._run_timers, self._run_soon, self._run_completions
         queues = self.timers.due, self._soon, self.completions
-        self._slow = slow = SlowWatch(limit, self._clock, self.counters, phases, queues)
+        self._slow = slow = SlowWatch(limit, self._clock, self.counters, phases, queues, Loop._run_main)
         # On this object alone: the phases of every other loop stay what they are.
         vars(self).update(slow.phases())
 

@@ -96,6 +96,17 @@ class Stream(Handle):
         'written_at',
     )
 
+    leads_to: tuple[tuple[str, str], ...] = (
+        ('handle_accepted', 'on_connect'),
+        ('handle_connected', 'on_connect'),
+        ('handle_read', 'on_data'),
+        ('handle_read', 'on_eof'),
+        ('handle_first_read', 'on_data'),
+        ('handle_last_reads', 'on_data'),
+        ('handle_drain', 'on_drain'),
+        ('handle_closed', 'on_close'),
+    )
+
     def __init__(self, loop: Loop, options: Options, callbacks: Callbacks | Listener, origin: Origin | None) -> None:
         self.loop = loop
         self.events = 0

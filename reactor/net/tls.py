@@ -48,6 +48,8 @@ class TLSStream(Stream):
 
     __slots__ = ()
 
+    leads_to = (*Stream.leads_to, ('handle_records', 'on_data'), ('handle_stream_end', 'on_eof'))
+
     def __init__(self, *args: Any) -> None:
         Stream.__init__(self, *args)
         self.tls = Session(buffers_of(self.loop))
