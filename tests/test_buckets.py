@@ -13,7 +13,7 @@ from support import FakeKernel, Log, run_short
 
 from reactor import IdleTimeout
 from reactor.loop.buckets import LOOKS_PER_TURN
-from reactor.loop.stats import Counters
+from reactor.loop.counters import Counters
 from reactor.loop.timers import TimerHeap
 
 

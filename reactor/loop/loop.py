@@ -23,13 +23,13 @@ from .alive import Alive
 from .api import LoopAPI
 from .checks import callback, number, shown
 from .closing import end_handles, run_exit_callbacks, take_steps
+from .counters import LAG_BUCKETS, Counters
 from .failures import Failures, called_user
 from .guard import Guard
 from .idle import Idlers
 from .signals import Signals
 from .slow import SlowWatch
 from .spins import BLIND_PAUSE, BLIND_POLLS, Spins
-from .stats import LAG_BUCKETS, Counters
 from .streams import Streams
 from .threads import ThreadPool
 from .timers import CheckedRepeatingTimer, CheckedTimer, RepeatingTimer, Timer, TimerHeap

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
-    from .stats import Counters
+    from .counters import Counters
 
 COMPACT_ABOVE = 64  # a heap this small is not worth compacting
 
