@@ -537,3 +537,15 @@ class ManyAddresses(Kernel):
 
     def socket(self, family: int, kind: int, proto: int = 0) -> Any:
         return Unreachable()
+
+
+def kinds_of_handles():
+    """The classes of handles of the package, the simulation apart."""
+
+    def below(kind):
+        for each in kind.__subclasses__():
+            if each.__module__.startswith('reactor.') and not each.__module__.startswith('reactor.testing'):
+                yield each
+                yield from below(each)
+
+    return sorted(set(below(Handle)), key=lambda kind: kind.__name__)

@@ -13,7 +13,7 @@ from support import FakeKernel, Log, run_short
 
 from reactor import IdleTimeout
 from reactor.loop.buckets import LOOKS_PER_TURN
-from reactor.loop.stats import Counters
+from reactor.loop.counters import Counters
 from reactor.loop.timers import TimerHeap
 
 
@@ -301,7 +301,7 @@ def test_an_idle_connection_is_told_by_its_bucket(fake, kernel, sockets):
 
 def test_a_member_for_whose_timer_there_is_no_memory_is_not_taken(fake, buckets, monkeypatch):
     first, second = Member(), Member()
-    run_short(monkeypatch, TimerHeap, 'unreferenced_later')
+    run_short(monkeypatch, TimerHeap, 'add')
     with pytest.raises(MemoryError):
         buckets.add(first, 1005)
     assert len(buckets) == 0

@@ -7,10 +7,11 @@ import inspect
 import re
 from pathlib import Path
 
+import counters_table
 import pytest
 
 import reactor
-from reactor.loop.stats import TIMES
+from reactor.loop.counters import TIMES
 
 CHECKOUT = Path(__file__).parent.parent
 CHANGELOG = (CHECKOUT / 'CHANGELOG.md').read_text()
@@ -99,6 +100,10 @@ def test_every_figure_of_stats_is_in_the_table_of_counters():
     with reactor.Reactor() as r:
         figures = r.stats().as_dict()
     assert {row[0].strip('`') for row in rows(COUNTERS)} == set(figures)
+
+
+def test_the_table_of_counters_says_what_their_declarations_say():
+    assert counters_table.written(COUNTERS) == COUNTERS, 'run python tests/counters_table.py'
 
 
 def test_the_metric_of_each_figure_is_the_one_that_prometheus_gets():

@@ -17,7 +17,7 @@ import pytest
 
 import reactor
 from reactor import Reactor, observe
-from reactor.loop.stats import COUNTS, GAUGES
+from reactor.loop.counters import COUNTS, GAUGES
 from reactor.observe import __main__ as command
 from reactor.observe import report as report_module
 from reactor.observe import tables

@@ -8,8 +8,8 @@ import subprocess
 import pytest
 from support import read_all, run_until, turns
 
-from reactor import Reactor, observe
-from reactor.loop.stats import COUNTS, GAUGES
+from reactor import Reactor, Stats, observe
+from reactor.loop.counters import COUNTS, GAUGES
 
 prometheus_client = pytest.importorskip(
     'prometheus_client', reason='NOT TESTED: metrics; pip install prometheus_client'
@@ -18,7 +18,7 @@ prometheus_client = pytest.importorskip(
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_open_metrics  # noqa: E402
 from prometheus_client.parser import text_string_to_metric_families as parse_text  # noqa: E402
 
-from reactor.observe.metrics import HELP, NAMES  # noqa: E402
+from reactor.observe.metrics import metric_name  # noqa: E402
 
 
 def exposed(source):
@@ -51,15 +51,15 @@ def busy(fake, kernel):
 
 
 def test_each_counter_and_gauge_has_a_help_text():
-    assert set(HELP) == {*COUNTS, *GAUGES}
-    assert all(text.endswith('.') and len(text) > 15 for text in HELP.values())
-    assert set(NAMES) <= set(HELP)
+    with Reactor() as r:
+        assert set(Stats.declared) == set(r.stats().as_dict()) > {*COUNTS, *GAUGES}
+    assert all(each.help.endswith('.') and len(each.help) > 15 for each in Stats.declared.values())
 
 
 def test_each_count_is_told_as_it_is(busy):
     told, stats = exposed(observe.source(busy)), busy.stats()
     for name in COUNTS:
-        assert told[f'reactor_{NAMES.get(name, name)}_total', 'worker=0'] == getattr(stats, name)
+        assert told[f'{metric_name(name)}_total', 'worker=0'] == getattr(stats, name)
     assert told['reactor_connections', 'direction=incoming', 'worker=0'] == stats.incoming
     assert told['reactor_connections', 'direction=outgoing', 'worker=0'] == stats.outgoing
     assert told['reactor_handles', 'worker=0'] == stats.handles

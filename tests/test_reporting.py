@@ -21,12 +21,11 @@ from pathlib import Path
 
 import pytest
 from conftest import check_empty
-from support import run_until
+from support import kinds_of_handles, run_until
 
 import reactor
 from reactor import READ, WRITE, Limits, Reactor
 from reactor.loop.log import LONGEST, describe, log, name_of
-from reactor.loop.watcher import Handle
 from reactor.net.addresses import show, unmapped
 
 PACKAGE = Path(reactor.__file__).parent
@@ -517,16 +516,6 @@ def test_without_standard_error_nothing_is_written_to_standard_output(monkeypatc
 
 
 # -- all handles, all lines
-
-
-def kinds_of_handles():
-    def below(kind):
-        for each in kind.__subclasses__():
-            if each.__module__.startswith('reactor.') and not each.__module__.startswith('reactor.testing'):
-                yield each
-                yield from below(each)
-
-    return sorted(set(below(Handle)), key=lambda kind: kind.__name__)
 
 
 def test_every_kind_of_handle_is_shown_open_and_closed_with_foul_callbacks(tmp_path):

@@ -7,7 +7,7 @@ import os
 import pytest
 
 from reactor import Reactor
-from reactor.loop.stats import COUNTS, GAUGES, LAG_BUCKETS, TIMES
+from reactor.loop.counters import COUNTS, GAUGES, LAG_BUCKETS, TIMES
 from reactor.observe import samples, source
 from reactor.observe.samples import FIELDS, WORKER_FIELDS, Sampler, lateness
 

@@ -6,7 +6,7 @@ from functools import partial
 
 import pytest
 from certificates import certificates  # noqa: F401
-from support import turns
+from support import kinds_of_handles, turns
 
 from reactor import WRITE, Reactor, Stats
 
@@ -123,6 +123,23 @@ def test_a_slow_callback_of_a_tls_stream_is_reported_by_its_own_name(slow, kerne
         if lines(caplog):
             break
     assert f'slow callback: {line_of(slowly)} took 0.900 s in the ' in lines(caplog)[0]
+
+
+def test_a_slow_main_is_reported_by_its_own_name(slow, kernel, caplog):
+    def main(reactor):
+        kernel.time += 0.9
+
+    slow.run(main)
+    assert lines(caplog) == [f'slow callback: {line_of(main)} took 0.900 s in the soon phase']
+
+
+def test_each_kind_of_handle_knows_its_methods_and_their_callbacks():
+    """One that is renamed would be reported instead of the user's callback."""
+    assert kinds_of_handles()
+    for kind in kinds_of_handles():
+        for method, callback in kind.leads_to:
+            assert callable(getattr(kind, method, None)) or method == 'handle_connected', (kind, method)
+            assert callback in dir(kind), (kind, callback)
 
 
 def test_many_short_calls_are_a_slow_turn(slow, busy, caplog):

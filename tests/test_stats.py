@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 from support import Log, run_until, turns
 
+import reactor
 from reactor import Reactor, Stats
-from reactor.loop.stats import COUNTS, GAUGES, TIMES, Counters
+from reactor.loop.counters import COUNTS, GAUGES, TIMES, Counters
+from reactor.observe.samples import RATES
 
 LISTS = 'timer_lag', 'timer_lag_sum', 'slow'
 
@@ -20,6 +25,21 @@ def test_everything_begins_at_zero(r):
     stats = r.stats().as_dict()
     assert stats.pop('slow') == []
     assert set(stats.pop('timer_lag')) == set(stats.values()) == {0}
+
+
+def test_each_declared_counter_has_a_slot_and_nothing_else_has_one():
+    slots = {name for base in Stats.__mro__ for name in base.__dict__.get('__slots__', ())}
+    assert slots == set(Stats.declared) and len(COUNTS) > 30 and len(TIMES) == 5
+    assert not hasattr(Counters(), '__dict__')
+    with pytest.raises(AttributeError):
+        Counters().not_declared = 1
+
+
+def test_the_live_page_shows_counters_that_are_declared():
+    page = (Path(reactor.__file__).parent / 'observe' / 'live.html').read_text()
+    shown = {*RATES, *re.findall(r'id="[nr]-(\w+)"', page)} - {'lag', 'workers'}
+    assert {'accepts', 'callback_errors', 'bytes_in'} <= shown
+    assert shown <= set(Stats.declared), shown - set(Stats.declared)
 
 
 def test_turns_and_events_are_counted(r, sockets):
@@ -179,7 +199,7 @@ def test_a_snapshot_does_not_change(fake):
 def test_a_snapshot_is_a_dictionary_on_demand(fake):
     stats = fake.stats()
     assert isinstance(stats, Stats)
-    assert list(stats.as_dict()) == [*COUNTS, *GAUGES, *TIMES, 'handles', 'timers', *LISTS]
+    assert list(stats.as_dict()) == [*COUNTS, *GAUGES, *TIMES, *LISTS, 'handles', 'timers']
     assert stats.as_dict()['loop_count'] == stats.loop_count
 
 

@@ -21,10 +21,10 @@ if TYPE_CHECKING:
     from typing import Any
 
     from ..kernel import Kernel
+    from .counters import Counters
     from .guard import Guard
     from .idle import Idler, Idlers
     from .signals import SignalHandler, Signals
-    from .stats import Counters
     from .threads import ThreadCall, ThreadPool
     from .timers import RepeatingTimer, Timer, TimerHeap
     from .wakeup import Wakeup

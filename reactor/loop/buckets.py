@@ -15,9 +15,13 @@ from math import ceil
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Protocol
 
-    from .timers import Timer, TimerHeap
+    class Alarm(Protocol):
+        deadline: float | None
+
+        def cancel(self) -> None: ...
 
     class Member(Protocol):
         def handle_look(self, now: float) -> None:
@@ -31,13 +35,14 @@ LOOKS_PER_TURN = 128  # about 2 ms: thousands that are due in the same second mu
 class Buckets:
     """Members by the second of the loop's clock in which they are to be looked at."""
 
-    __slots__ = ('_armed', '_buckets', '_seconds', '_timer', '_timers')
+    __slots__ = ('_armed', '_buckets', '_clock', '_later', '_seconds', '_timer')
 
-    def __init__(self, timers: TimerHeap) -> None:
-        self._timers = timers
+    def __init__(self, clock: Callable[[], float], later: Callable[..., Alarm]) -> None:
+        self._clock = clock
+        self._later = later  # makes a timer that does not keep the loop running
         self._buckets: dict[int, dict[Member, None]] = {}
         self._seconds: list[int] = []  # a heap of those that have a bucket, and of some that had one
-        self._timer: Timer | None = None  # for the earliest bucket; it never keeps the loop running
+        self._timer: Alarm | None = None  # for the earliest bucket; it never keeps the loop running
         self._armed = 0
 
     def __len__(self) -> int:
@@ -93,7 +98,7 @@ class Buckets:
         if self._buckets and timer is not None and timer.deadline is not None and earliest == self._armed:
             return
         if self._buckets:  # the new timer first: where it cannot be made, the old one fires early and tries again
-            self._timer = self._timers.unreferenced_later(earliest - self._timers.clock(), self._look)
+            self._timer = self._later(earliest - self._clock(), self._look)
             self._armed = earliest
         if timer is not None:
             timer.cancel()
@@ -102,7 +107,7 @@ class Buckets:
 
     def _look(self) -> None:
         """Look at what is due, `LOOKS_PER_TURN` members at most: the timer is due again at once for the others."""
-        now, left = self._timers.clock(), LOOKS_PER_TURN
+        now, left = self._clock(), LOOKS_PER_TURN
         while left and self._buckets and (second := self._earliest()) <= now:
             bucket = self._buckets[second]
             for member in list(islice(bucket, left)):

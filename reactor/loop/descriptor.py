@@ -31,6 +31,8 @@ class Descriptor(Handle):
 
     __slots__ = ('_fd', '_file', 'args', 'fn')
 
+    leads_to = (('handle_read', 'fn'),)
+
     def __init__(
         self, loop: Loop, kernel: Kernel, file: Any, events: int, fn: Callable[..., object], args: tuple[Any, ...]
     ) -> None:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any, TypeAlias
 
-    from .stats import Counters
+    from .counters import Counters
     from .timers import TimerHeap
     from .watcher import Handle
 

@@ -26,6 +26,8 @@ class Idler(Handle):
 
     __slots__ = ('_idlers', 'args', 'fn', 'queued')
 
+    leads_to = (('handle_turn', 'fn'),)
+
     def __init__(self, loop: Loop, idlers: Idlers, fn: Callable[..., object], args: tuple[Any, ...]) -> None:
         self.loop = loop
         self.since = loop.now

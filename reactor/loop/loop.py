@@ -23,13 +23,13 @@ from .alive import Alive
 from .api import LoopAPI
 from .checks import callback, number, shown
 from .closing import end_handles, run_exit_callbacks, take_steps
+from .counters import LAG_BUCKETS, Counters
 from .failures import Failures, called_user
 from .guard import Guard
 from .idle import Idlers
 from .signals import Signals
 from .slow import SlowWatch
 from .spins import BLIND_PAUSE, BLIND_POLLS, Spins
-from .stats import LAG_BUCKETS, Counters
 from .streams import Streams
 from .threads import ThreadPool
 from .timers import CheckedRepeatingTimer, CheckedTimer, RepeatingTimer, Timer, TimerHeap
@@ -415,7 +415,7 @@ class Loop(LoopAPI):
     def _watch_slow(self, limit: float) -> None:
         phases = self._dispatch, self._run_timers, self._run_soon, self._run_completions
         queues = self.timers.due, self._soon, self.completions
-        self._slow = slow = SlowWatch(limit, self._clock, self.counters, phases, queues)
+        self._slow = slow = SlowWatch(limit, self._clock, self.counters, phases, queues, Loop._run_main)
         # On this object alone: the phases of every other loop stay what they are.
         vars(self).update(slow.phases())
 

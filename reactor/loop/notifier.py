@@ -27,6 +27,8 @@ class Notifier(Handle):
 
     __slots__ = ('_triggered', 'args', 'fn', 'once')
 
+    leads_to = (('handle_trigger', 'fn'),)
+
     def __init__(self, loop: Loop, fn: Callable[..., object], args: tuple[Any, ...], once: bool) -> None:
         self.loop = loop
         self.since = loop.now

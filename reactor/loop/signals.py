@@ -39,6 +39,8 @@ class SignalHandler(Handle):
 
     __slots__ = ('_signals', 'args', 'claim', 'fn', 'signum')
 
+    leads_to = (('handle_signal', 'fn'),)
+
     def __init__(self, loop: Loop, signals: Signals, claim: SignalClaim) -> None:
         self.loop = loop
         self.since = loop.now

@@ -21,26 +21,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any, TypeAlias
 
-    from .stats import Counters
+    from .counters import Counters
 
     Phase: TypeAlias = Callable[[int], None]
     Phases: TypeAlias = tuple[Callable[[Any], None], Phase, Phase, Phase]
 
 REPORT_INTERVAL = 1.0  # seconds between two lines; all are counted
-# What the completions of streams tell the user, by the name of what is queued.
-TOLD_BY = {
-    'handle_accepted': 'on_connect',
-    'handle_connected': 'on_connect',
-    'handle_first_read': 'on_data',
-    'handle_last_reads': 'on_data',
-    'handle_records': 'on_data',
-    'handle_stream_end': 'on_eof',
-    'handle_drain': 'on_drain',
-    'handle_closed': 'on_close',
-    'handle_send_error': 'on_send_error',
-    'handle_addresses': 'on_done',
-}
-READERS = 'on_data', 'on_eof', 'on_datagram', 'on_done', 'fn'  # what a readable descriptor leads to
 
 
 class SlowWatch:
@@ -53,12 +39,14 @@ class SlowWatch:
         counters: Counters,
         phases: Phases,
         queues: tuple[deque[Any], deque[Any], deque[Any]],
+        run_main: Callable[..., None],
     ) -> None:
         self._limit = limit
         self._clock = clock
         self._counters = counters
         self._dispatch, self._run_timers, self._run_soon, self._run_completions = phases
         self._due, self._soon, self._completions = queues
+        self._run_main = run_main  # a method, queued with the user's `main` as its argument
         self._reported = -REPORT_INTERVAL
         self._callbacks = 0  # in this turn
 
@@ -75,7 +63,7 @@ class SlowWatch:
         """The dispatch phase, one event at a time."""
         for event in ready:
             watcher = event[0].data
-            fn = _callback_of(watcher, READERS, watcher.handle_read)
+            fn = callback_of(watcher, watcher.handle_read)
             began = self._clock()
             self._dispatch([event])
             self._judge('dispatch', began, fn)
@@ -94,7 +82,7 @@ class SlowWatch:
         for _ in range(count):
             if not self._soon:
                 break  # one of them has forked and has closed the loop in the child
-            fn, began = _behind(self._soon[0][0]), self._clock()
+            fn, began = self._behind(*self._soon[0]), self._clock()
             self._run_soon(1)
             self._judge('soon', began, fn)
 
@@ -104,11 +92,18 @@ class SlowWatch:
             if not self._completions:
                 break  # as above
             handle, fn, _args = self._completions[0]
-            if type(fn) is FunctionType and fn.__name__ in TOLD_BY:
-                fn = _callback_of(handle, (TOLD_BY[fn.__name__],), fn)
+            if type(fn) is FunctionType:
+                fn = callback_of(handle, fn)
             began = self._clock()
             self._run_completions(1)
             self._judge('completions', began, fn)
+
+    def _behind(self, fn: Any, args: tuple[Any, ...]) -> object:
+        if type(fn) is not MethodType or type(fn.__func__) is not FunctionType:
+            return fn
+        if issubclass(type(fn.__self__), Handle):
+            return callback_of(fn.__self__, fn)
+        return args[0] if fn.__func__ is self._run_main else fn
 
     def judge_turn(self, seconds: float) -> None:
         """Called at the end of each turn with the time it took, the wait in the selector apart."""
@@ -134,24 +129,16 @@ class SlowWatch:
 
 
 # A user's callable may be any object: to ask it for an attribute, or whether it is true, may raise or never end. So
-# these functions look at its type first.
+# `_behind` and `where` look at its type first.
 
 
-def _callback_of(handle: Handle, names: tuple[str, ...], otherwise: object) -> object:
-    """Return the first of these callbacks that `handle` has."""
-    for name in names:
-        fn: object = getattr(handle, name, None)
+def callback_of(handle: Any, method: Any) -> object:
+    """Return the user's callback that a function, which is about to be called, leads to; else the function."""
+    for name, callback in handle.leads_to:
+        fn: object = getattr(handle, callback) if name == method.__name__ else None
         if fn is not None:
             return fn
-    return otherwise
-
-
-def _behind(fn: Any) -> object:
-    """Return the user's callback behind a call that a handle (an idler, a notifier, a call in a thread) has queued."""
-    if type(fn) is not MethodType or type(fn.__func__) is not FunctionType or not issubclass(type(fn.__self__), Handle):
-        return fn
-    handle: Any = fn.__self__
-    return _callback_of(handle, ('on_done', 'fn'), fn) if fn.__name__.startswith('handle_') else fn
+    return method
 
 
 def where(fn: object) -> str:

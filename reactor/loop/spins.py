@@ -15,7 +15,7 @@ from .log import EPISODE, log
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from ..kernel import Kernel
-    from .stats import Counters
+    from .counters import Counters
     from .timers import Timer, TimerHeap
     from .watcher import Handle, Watchers
 

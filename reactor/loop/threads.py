@@ -34,6 +34,8 @@ class ThreadCall(Handle):
 
     __slots__ = ('args', 'fn', 'on_done')
 
+    leads_to = (('handle_done', 'on_done'),)
+
     def __init__(
         self,
         loop: Loop,

@@ -1,8 +1,7 @@
-"""Timers: a heap of deadlines, and a dictionary that tells who is due at each.
+"""Timers: a heap of deadlines, and a dict that maps each deadline to the timers due then.
 
-Owns every pending timer. Knows nothing of what they call. The rule: a timer is pending exactly while its `deadline` is
-not None, and it is due at a deadline only while it is found `at` it. So cancelling and moving touch no heap: a deadline
-at which nobody is left is dropped when it surfaces, or when half of the heap is such deadlines.
+A timer is pending while its `deadline` is not None, and due at a deadline only while it is found `at` it. So cancelling
+and moving touch no heap: a deadline without timers is dropped when it surfaces, or when half of the heap is such ones.
 
 Bare floats compare faster than any entry around them, and a timer is one object to the garbage collector instead of
 two. Timers of one deadline share it, in the order in which they came to it.
@@ -24,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
-    from .stats import Counters
+    from .counters import Counters
 
 COMPACT_ABOVE = 64  # a heap this small is not worth compacting
 
@@ -122,8 +121,7 @@ class RepeatingTimer(Timer):
 
     def handle_due(self, now: float) -> None:
         """Take the next beat that is still to come, before the callback: it may raise, cancel or reset."""
-        deadline = self.deadline
-        assert deadline is not None
+        deadline: Any = self.deadline
         beats = (now - deadline) // self.delay + 1
         if deadline + beats * self.delay <= now:  # as it is rounded: the one that is due now, a second time
             beats += 1
@@ -160,7 +158,7 @@ class TimerHeap:
         self.clock = clock
         self.check_thread = check_thread
         self.counters = counters
-        self.buckets = Buckets(self)
+        self.buckets = Buckets(clock, self.unreferenced_later)
         self.second = 0  # a recent whole second of the clock, one object for all who stamp themselves with it
         self.pending = 0  # timers that are to fire, in the heap or due
         self.unreferenced: set[Timer] = set()  # those of them that do not keep the loop running

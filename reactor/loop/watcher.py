@@ -1,12 +1,10 @@
 """Handles, and the registry of the open ones.
 
-Owns the selector and with it every registration. Knows nothing of what a handle does when it is ready, and nothing of
-turns. The rule: an open handle is in exactly one of two places, in the selector's map when it wants events, parked when
-it wants none. There is no other registry, so a handle that left both is held by nobody.
+An open handle is in exactly one of two places: in the selector's map when it wants events, parked when it wants none.
+There is no other registry, so nothing holds a handle that left both.
 
-The trap it avoids: a registration that wants no events still reports a hang-up, at once and for ever, so wanting
-nothing means being *unregistered*. And a descriptor closed behind our back is never reported by epoll, makes `poll`
-report it for ever and `select` fail for everybody: whoever is found dead is evicted, by number, and told.
+A registration that wants no events still reports a hang-up, for ever, so wanting nothing means being *unregistered*. A
+descriptor that other code closed is never reported by epoll, and makes `select` fail: its handle is evicted, by number.
 """
 
 from __future__ import annotations
@@ -42,6 +40,8 @@ class Handle:
     """
 
     __slots__ = ('__weakref__', 'events', 'loop', 'since')
+
+    leads_to: tuple[tuple[str, str], ...] = ()  # its methods, and the callback that each calls, for `slow_callback`
 
     loop: Loop
     events: int

@@ -118,6 +118,13 @@ class DatagramSocket(Handle):
         'state',
     )
 
+    leads_to = (
+        ('handle_read', 'on_datagram'),
+        ('handle_drain', 'on_drain'),
+        ('handle_send_error', 'on_send_error'),
+        ('handle_closed', 'on_close'),
+    )
+
     def __init__(
         self,
         loop: Loop,

@@ -34,6 +34,8 @@ class LookUp(Handle):
 
     __slots__ = ('_call', '_timer', 'name', 'on_done', 'timeout')
 
+    leads_to = (('handle_addresses', 'on_done'), ('handle_answer', 'on_done'))
+
     def __init__(self, loop: Loop, name: str, on_done: Callable[[Any, Any], object], timeout: float | None) -> None:
         self.loop = loop
         self.since = loop.now

@@ -42,6 +42,17 @@ class Stream(Sender):
 
     __slots__ = ()
 
+    leads_to: tuple[tuple[str, str], ...] = (
+        ('handle_accepted', 'on_connect'),
+        ('handle_connected', 'on_connect'),
+        ('handle_read', 'on_data'),
+        ('handle_read', 'on_eof'),
+        ('handle_first_read', 'on_data'),
+        ('handle_last_reads', 'on_data'),
+        ('handle_drain', 'on_drain'),
+        ('handle_closed', 'on_close'),
+    )
+
     # callbacks: a `Callbacks`, or the listener, whose attributes they are
     def __init__(self, loop: Loop, options: Options, callbacks: Any, origin: Origin | None) -> None:
         self.loop = loop

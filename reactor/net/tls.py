@@ -37,6 +37,8 @@ class TLSStream(HandshakeStream):
 
     __slots__ = ()
 
+    leads_to = (*Stream.leads_to, ('handle_records', 'on_data'), ('handle_stream_end', 'on_eof'))
+
     # -- what the loop calls
 
     def handle_read(self) -> None:

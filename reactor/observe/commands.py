@@ -14,8 +14,8 @@ import json
 from collections import Counter
 
 from .. import Reactor, __version__
+from ..loop.counters import TIMES
 from ..loop.log import describe, log
-from ..loop.stats import TIMES
 from .figures import combined
 
 TYPE_CHECKING = False

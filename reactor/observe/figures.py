@@ -10,7 +10,8 @@ from __future__ import annotations
 import os
 from functools import partial
 
-from ..loop.stats import Counters, Stats, most_frequent
+from ..loop.counters import Counters
+from ..loop.stats import Stats, most_frequent
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

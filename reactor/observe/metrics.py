@@ -1,9 +1,8 @@
 """Metrics for Prometheus, through its own library: `pip install 'selectors-reactor[metrics]'`.
 
-Owns the name, the type and the help text of each figure, and the page on which Prometheus finds them. Knows figures,
-and no reactor behind them. The rules: names and units are those that `promtool check metrics` asks for; a counter
-without a help text fails a test; and what a scrape costs does not grow with the connections that are open. (That is why
-the library's `ProcessCollector` is not there by default: it lists all descriptors, 18 ms for 18,000.)
+Each counter that `loop/counters.py` declares is a metric, with its help text. Names and units are those that `promtool
+check metrics` asks for. What a scrape costs does not grow with the connections that are open; that is why the library's
+`ProcessCollector` is not there by default: it lists all descriptors, 18 ms for 18,000.
 
 All have the label `worker`, the name in the source. There are no sums over workers: Prometheus makes better ones, since
 it knows when one began anew. Lateness is a histogram, because a gauge forgets the worst moment before it is scraped.
@@ -17,7 +16,7 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
 from .. import Stats, __version__
-from ..loop.stats import COUNTS, GAUGES, TIMES
+from ..loop.counters import COUNTS, GAUGES, TIMES
 from ..net.options import check_callback
 from .figures import memory
 from .figures import source as source_of
@@ -33,44 +32,6 @@ if TYPE_CHECKING:
     from .figures import Figures, Source
     from .responder import Request
 
-# By the name in `Stats`: what it is called there, where that differs, and what it means.
-NAMES = {'loop_count': 'turns', 'bytes_in': 'received_bytes', 'bytes_out': 'sent_bytes'}
-HELP = {
-    'loop_count': 'Turns of the loop.',
-    'events': 'Events that the selector reported.',
-    'stalls': 'Times that a spin was stopped: a handle was ready again and again, and nothing could be done.',
-    'callback_errors': 'Exceptions that callbacks of the application raised.',
-    'slow_callbacks': 'Callbacks that took as long as slow_callback= or longer.',
-    'slow_turns': 'Turns that took as long as slow_callback= or longer, the wait in the selector apart.',
-    'timers_fired': 'Timers that fired, each beat of a repeating one.',
-    'timers_cancelled': 'Timers cancelled before they fired.',
-    'accepts': 'Connections accepted.',
-    'accept_pauses': 'Times that a listener paused: descriptors or memory had run out, or accept kept failing.',
-    'accepts_refused': 'Connections accepted and closed at once, because the selector had no room for them.',
-    'refused_untrusted': 'Connections reset at once: from outside the networks from which a PROXY header is taken.',
-    'refused_by_hook': 'Connections reset at once: the hook of Limits said so.',
-    'refused_connections': 'Connections reset at once: as many as Limits allows were open.',
-    'refused_per_address': 'Connections reset at once: as many as Limits allows were open from their address.',
-    'refused_rate': 'Connections reset at once: their address connects more often than Limits allows.',
-    'requests_refused': 'Requests that Limits did not allow: their address asks too often.',
-    'ended_lifetime': 'Connections ended because they lasted as long as Limits allows.',
-    'ended_slow': 'Connections ended because they sent, or took, less than Limits asks for.',
-    'proxy_headers': 'PROXY headers read.',
-    'proxy_errors': 'Connections ended because their PROXY header was wrong, cut short or too late.',
-    'requests': 'Requests that applications said they owe an answer to: busy of a connection became True.',
-    'connects': 'Outgoing connections established.',
-    'reads': 'Calls to recv that brought bytes.',
-    'bytes_in': 'Bytes received on connections.',
-    'writes': 'Calls to send or sendmsg on connections.',
-    'bytes_out': 'Bytes that the system took for sending on connections.',
-    'short_writes': 'Calls to send that could not take all that waited.',
-    'datagrams_in': 'Datagrams received.',
-    'datagrams_out': 'Datagrams handed to the system.',
-    'datagrams_dropped': 'Datagrams never handed to the system: the queue was full, a send failed, the socket closed.',
-    'datagram_errors': 'Errors that the system told about datagrams: a send that failed, an ICMP message.',
-    'incoming': 'Connections open now that were accepted.',
-    'outgoing': 'Connections open now that were made from here.',
-}
 OPEN_METRICS = 'application/openmetrics-text; version=1.0.0'
 PHASES = {name: name.removesuffix('_time') for name in TIMES}
 
@@ -94,12 +55,17 @@ class ReactorCollector(Collector):
         return list(_metrics(self._source()))
 
 
+def metric_name(name: str) -> str:
+    """The name of a counter at Prometheus, without the suffix that its type adds."""
+    return f'reactor_{Stats.declared[name].metric or name}'
+
+
 def _metrics(workers: dict[str, Figures]) -> Iterator[Metric]:
     info = InfoMetricFamily('reactor', 'The version of the reactor library.')
     info.add_metric([], {'version': __version__})
     yield info
     for name in COUNTS:
-        metric = CounterMetricFamily(f'reactor_{NAMES.get(name, name)}', HELP.get(name, name), labels=['worker'])
+        metric = CounterMetricFamily(metric_name(name), Stats.declared[name].help, labels=['worker'])
         for worker, figures in workers.items():
             metric.add_metric([worker], figures[name])
         yield metric
@@ -147,8 +113,8 @@ def _gauges(workers: dict[str, Figures]) -> Iterator[Metric]:
         for direction in GAUGES:
             connections.add_metric([worker, direction], figures[direction])
     yield connections
-    for name, text in ('handles', 'Handles open now, connections among them.'), ('timers', 'Timers pending now.'):
-        metric = GaugeMetricFamily(f'reactor_{name}', text, labels=['worker'])
+    for name in ('handles', 'timers'):
+        metric = GaugeMetricFamily(metric_name(name), Stats.declared[name].help, labels=['worker'])
         for worker, figures in workers.items():
             metric.add_metric([worker], figures[name])
         yield metric

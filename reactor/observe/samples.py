@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 from time import monotonic, process_time, time
 
-from ..loop.stats import TIMES
+from ..loop.counters import TIMES
 from .figures import combined, memory
 
 TYPE_CHECKING = False

@@ -6,7 +6,8 @@ and nothing is printed that a terminal would obey.
 
 from __future__ import annotations
 
-from ..loop.stats import COUNTS, GAUGES, TIMES, Stats
+from ..loop.counters import COUNTS, GAUGES, TIMES
+from ..loop.stats import Stats
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

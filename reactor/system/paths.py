@@ -48,6 +48,8 @@ class WatchedPath(Handle):
 
     __slots__ = ('_kernel', '_observer', 'args', 'changes', 'fn', 'path')
 
+    leads_to = (('handle_change', 'fn'),)
+
     def __init__(
         self,
         loop: Loop,

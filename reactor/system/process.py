@@ -71,6 +71,8 @@ class Process(Handle):
         'stdout',
     )
 
+    leads_to = (('handle_exit', 'on_exit'),)
+
     def __init__(
         self,
         loop: Loop,
