@@ -27,16 +27,12 @@ bound, and it takes a function of yours, too: the state of the protocol decides 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any, Literal
+
 from .errors import FrameTooLong
 from .net.addresses import show
-from .net.stream import continue_reading, hold_reading, suspend_reading
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections.abc import Callable
-    from typing import Any, Literal
-
-    from .net.stream import Stream
+from .net.stream import Stream, continue_reading, hold_reading, suspend_reading
 
 __all__ = ['Framed', 'Frames', 'Framing', 'blocks', 'delimited', 'lines', 'prefixed']
 

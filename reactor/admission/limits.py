@@ -10,23 +10,19 @@ The rates are token buckets: `burst` tokens at first, each worth one, and so man
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Callable
 from errno import EOPNOTSUPP
+from typing import Any
 
+from ..kernel import Kernel
 from ..loop.checks import number, shown, time_limit
 from ..net.options import check_callback
+from ..net.stream import Stream
 from .networks import packed
 from .pace import Guest
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections.abc import Callable
-    from typing import Any
-
-    from ..kernel import Kernel
-    from ..net.stream import Stream
-
-    Rate = tuple[float, float]
-    Refusal = tuple[str, str]  # the counter, and what is told
+Rate = tuple[float, float]
+Refusal = tuple[str, str]  # the counter, and what is told
 
 MAX_ADDRESSES = 50_000  # some 400 bytes each
 IPV6_PREFIX = 8  # bytes: a client of IPv6 has a /64 and changes its address in it at will (RFC 8981)

@@ -7,22 +7,21 @@ is reset, counted, and never told to the user; a plain `Listener` has no such qu
 from __future__ import annotations
 
 from socket import SO_LINGER, SOL_SOCKET
+from typing import Any
 
 from ..errors import ClientRefused
+from ..hints import socket
 from ..kernel import close_socket
 from ..loop.log import log
 from ..net.addresses import show, unmapped
 from ..net.listener import Listener
+from ..net.stream import Stream
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from socket import socket
-    from typing import Any
-
     from ..loop.loop import Loop
     from ..net.options import Options
     from ..net.proxy_header import ProxyHeader
-    from ..net.stream import Stream
     from .limits import Limits, Refusal
     from .proxied import ProxyProtocol
 

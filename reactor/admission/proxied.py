@@ -10,9 +10,12 @@ which would be a readiness that nobody answers.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from socket import MSG_PEEK
+from typing import Any
 
 from ..errors import ProxyError, ProxyTimeout
+from ..hints import socket
 from ..loop.checks import shown, time_limit
 from ..loop.log import log
 from ..loop.watcher import READ
@@ -24,10 +27,6 @@ from .networks import Networks
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-    from socket import socket
-    from typing import Any
-
     from ..kernel import Kernel
     from ..loop.timers import Timer
 

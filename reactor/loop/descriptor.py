@@ -8,6 +8,8 @@ goes on reporting one that was closed behind our back, and epoll does while a co
 from __future__ import annotations
 
 import errno
+from collections.abc import Callable
+from typing import Any
 
 from ..errors import HandleClosed
 from ..kernel import ONLY_ERROR
@@ -17,9 +19,6 @@ from .watcher import READ, WRITE, Handle
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
-    from typing import Any
-
     from ..kernel import Kernel
     from .loop import Loop
 

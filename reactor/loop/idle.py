@@ -7,14 +7,15 @@ sleeping; it fires in the timers phase and puts the idlers before all other call
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 from .log import name_of
 from .watcher import Handle
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections import deque
-    from collections.abc import Callable
-    from typing import Any
 
     from .loop import Loop
     from .timers import Timer

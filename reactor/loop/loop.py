@@ -20,10 +20,13 @@ from __future__ import annotations
 
 import functools
 from collections import deque
+from collections.abc import Callable
 from itertools import islice
-from types import BuiltinFunctionType
+from types import BuiltinFunctionType, TracebackType
+from typing import Any, Self
 
 from ..errors import HandleClosed, ReactorError
+from ..hints import BaseSelector, HasFileno, Result, Ts
 from ..kernel import Kernel
 from .checks import callback, number, shown, whole
 from .descriptor import Descriptor
@@ -40,12 +43,10 @@ from .watcher import EPISODE, READ, UNHEARD, WRITE, Handle, Watchers
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-    from selectors import BaseSelector, SelectorKey
-    from types import TracebackType
-    from typing import Any, TypeVar
+    from collections.abc import Iterator
+    from selectors import SelectorKey
 
-    LoopType = TypeVar('LoopType', bound='Loop')
+    from ..callbacks import CatchErrors
 
 CLOSING_ROUNDS = 1000  # a program that never ends is cut off
 BLIND_PAUSE = 0.01  # seconds to block after such a poll while the selector cannot be replaced
@@ -115,7 +116,7 @@ class Loop:
         self,
         selector: BaseSelector | None = None,
         kernel: Kernel | None = None,
-        catch_errors: bool | Callable[[Exception, Handle | None], object] = True,
+        catch_errors: CatchErrors = True,
         slow_callback: float | None = None,
         debug: bool = False,
     ) -> None:
@@ -162,7 +163,7 @@ class Loop:
 
     # -- running
 
-    def run(self, main: Callable[[Any], object] | None = None) -> bool:
+    def run(self, main: Callable[[Self], object] | None = None) -> bool:
         """Run until nothing is left to wait for (returns True) or until `stop` (returns False).
 
         main: called with the reactor in the first turn. An exception it raises leaves `run`, after that turn.
@@ -273,12 +274,12 @@ class Loop:
             self._wakeup.close()
             self._leave()
 
-    def add_exit_callback(self, fn: Callable[..., object], *args: Any) -> None:
+    def add_exit_callback(self, fn: Callable[[*Ts], object], *args: *Ts) -> None:
         """Have `close` call `fn(*args)` before it closes anything; the last added is called first."""
         self._check(fn)
         self._exit_callbacks.append((fn, args))
 
-    def __enter__(self: LoopType) -> LoopType:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None) -> None:
@@ -352,20 +353,20 @@ class Loop:
 
     # -- calls and timers
 
-    def call_soon(self, fn: Callable[..., object], *args: Any) -> None:
+    def call_soon(self, fn: Callable[[*Ts], object], *args: *Ts) -> None:
         """Call `fn(*args)` in the next soon-phase: this turn's when it is still to come, else the next turn's."""
         if not callable(fn) or self._guarded:
             self._check(fn)
         self._soon.append((fn, args))
 
-    def call_soon_threadsafe(self, fn: Callable[..., object], *args: Any) -> None:
+    def call_soon_threadsafe(self, fn: Callable[[*Ts], object], *args: *Ts) -> None:
         """The same from any thread, in the order of the calls of each; wakes a loop that sleeps."""
         _check_callable(fn)
         if self.watchers.closed:
             raise HandleClosed('this reactor is closed')
         self._wakeup.call(fn, args)
 
-    def call_later(self, delay: float, fn: Callable[..., object], *args: Any) -> Timer:
+    def call_later(self, delay: float, fn: Callable[[*Ts], object], *args: *Ts) -> Timer:
         """Call `fn(*args)` in `delay` seconds, counted from now on a fresh clock; below 0 means 0. Never early.
 
         Any finite delay is accepted. TypeError for what is not a number, ValueError for NaN and infinity.
@@ -374,7 +375,7 @@ class Loop:
             self._check(fn)
         return self.timers.add(self._timer, delay, fn, args)
 
-    def call_at(self, deadline: float, fn: Callable[..., object], *args: Any) -> Timer:
+    def call_at(self, deadline: float, fn: Callable[[*Ts], object], *args: *Ts) -> Timer:
         """Call `fn(*args)` when the loop's clock (monotonic seconds, as `now`) reaches `deadline`.
 
         TypeError for what is not a number, ValueError for NaN and infinity.
@@ -383,7 +384,7 @@ class Loop:
         deadline = number('deadline', deadline)
         return self.timers.add_at(self._timer, deadline, max(0, deadline - self._clock()), fn, args)
 
-    def call_every(self, interval: float, fn: Callable[..., object], *args: Any) -> Timer:
+    def call_every(self, interval: float, fn: Callable[[*Ts], object], *args: *Ts) -> Timer:
         """Call `fn(*args)` every `interval` seconds, the first time after one interval.
 
         At a fixed rate: it does not drift, beats that were missed are skipped, an exception does not end it.
@@ -395,7 +396,7 @@ class Loop:
             raise ValueError(f'interval is a number of seconds above 0, not {interval!r}')
         return self.timers.add(self._repeating_timer, interval, fn, args)
 
-    def add_signal_handler(self, signum: int, fn: Callable[..., object], *args: Any) -> SignalHandler:
+    def add_signal_handler(self, signum: int, fn: Callable[[*Ts], object], *args: *Ts) -> SignalHandler:
         """Call `fn(*args)` in the loop each time the signal arrives; many at once may be one call.
 
         It stays until removed or until the reactor is closed, which restores the previous handler, and keeps `run`
@@ -421,7 +422,10 @@ class Loop:
         self._signals.clear()
 
     def run_in_thread(
-        self, fn: Callable[..., Any], *args: Any, on_done: Callable[[Any, BaseException | None], object] | None = None
+        self,
+        fn: Callable[[*Ts], Result],
+        *args: *Ts,
+        on_done: Callable[[Result | None, BaseException | None], object] | None = None,
     ) -> ThreadCall:
         """Call `fn(*args)` in a daemon thread, then `on_done(result, error)` in the loop, one of them None.
 
@@ -433,7 +437,9 @@ class Loop:
             _check_callable(on_done)
         return self._threads.submit(fn, args, on_done)
 
-    def watch_fd(self, fd: Any, events: int, fn: Callable[..., object], *args: Any) -> Descriptor:
+    def watch_fd(
+        self, fd: int | HasFileno, events: int, fn: Callable[[Descriptor, int, *Ts], object], *args: *Ts
+    ) -> Descriptor:
         """Call `fn(handle, event, *args)` whenever a descriptor that you own is ready, once in each turn while it is.
 
         fd      a number, or anything with `fileno()`: a pipe, a socket of another library, inotify, an eventfd. It has
@@ -450,7 +456,7 @@ class Loop:
         self._check(fn)
         return Descriptor(self, self._kernel, fd, events, fn, args)
 
-    def idle(self, fn: Callable[..., object], *args: Any) -> Idler:
+    def idle(self, fn: Callable[[*Ts], object], *args: *Ts) -> Idler:
         """Call `fn(*args)` once in each turn, before all other calls, until `close` of the returned handle.
 
         The loop does not sleep while there is one: this is for work in small pieces, and uses all of a processor.
@@ -458,7 +464,7 @@ class Loop:
         self._check(fn)
         return self._idlers.add(fn, args)
 
-    def notifier(self, fn: Callable[..., object], *args: Any, once: bool = True) -> Notifier:
+    def notifier(self, fn: Callable[[*Ts], object], *args: *Ts, once: bool = True) -> Notifier:
         """A handle whose `trigger()`, from any thread or signal handler, has `fn(*args)` called in the loop.
 
         Many triggers before the call are one call. With `once` it closes itself when it is called, else it stays. It

@@ -7,15 +7,15 @@ lost. Two threads that raise it at once may queue twice; the second of them find
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 from ..errors import HandleClosed
 from .log import name_of
 from .watcher import Handle
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
-    from typing import Any
-
     from .loop import Loop
 
 

@@ -10,7 +10,9 @@ so the handler rings the doorbell as well. It runs before the retry, which then 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from signal import NSIG, SIGINT
+from typing import Any
 
 from ..errors import ReactorError
 from .claims import InterruptClaim, SignalClaim, WakeupClaim, living
@@ -19,9 +21,7 @@ from .watcher import Handle
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections import deque
-    from collections.abc import Callable
     from types import FrameType
-    from typing import Any
 
     from ..kernel import Kernel
     from .loop import Loop

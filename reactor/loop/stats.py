@@ -6,10 +6,8 @@ that counting is one addition. The words are libuv's (`loop_count`, `events`, `i
 
 from __future__ import annotations
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections.abc import Iterable
-    from typing import Any
+from collections.abc import Iterable
+from typing import Any
 
 COUNTS = (
     'loop_count',  # turns

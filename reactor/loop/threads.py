@@ -8,6 +8,8 @@ changes state. A thread takes calls until the queue is empty and ends; all it to
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
+from typing import Any
 
 from ..errors import ReactorError
 from .log import name_of
@@ -15,9 +17,6 @@ from .watcher import Handle
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
-    from typing import Any
-
     from ..kernel import Kernel
     from .loop import Loop
 

@@ -11,8 +11,10 @@ two. Timers of one deadline share it, in the order in which they came to it.
 from __future__ import annotations
 
 from collections import OrderedDict, deque
+from collections.abc import Callable
 from heapq import heapify, heappop, heappush
 from operator import itemgetter
+from typing import Any
 
 from ..errors import HandleClosed
 from .buckets import Buckets
@@ -21,9 +23,6 @@ from .log import name_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
-    from typing import Any
-
     from .stats import Counters
 
 COMPACT_ABOVE = 64  # a heap this small is not worth compacting

@@ -9,19 +9,18 @@ from __future__ import annotations
 
 import errno
 from collections import deque
+from collections.abc import Callable
 from socket import SHUT_WR
+from typing import Any
 
 from ..errors import HandleClosed, ReactorError
+from ..hints import socket
 from ..kernel import close_socket
 from .log import log
 from .watcher import EPISODE, READ, Handle
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
-    from socket import socket
-    from typing import Any
-
     from ..kernel import Kernel
     from .loop import Loop
 

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from selectors import BaseSelector
     from typing import Any
 
+    from ..callbacks import Reactor
     from ..kernel import Kernel
     from .loop import Loop
     from .timers import Timer
@@ -52,9 +53,17 @@ class Handle:
 
     __slots__ = ('__weakref__', 'events', 'loop', 'since')
 
-    loop: Loop
     events: int
     since: float
+
+    if TYPE_CHECKING:  # `loop` is a slot. Users get their handles from a `Reactor`, which is a `Loop`
+
+        @property
+        def loop(self) -> Reactor:
+            """The reactor that it belongs to."""
+
+        @loop.setter
+        def loop(self, loop: Loop) -> None: ...
 
     def fileno(self) -> int:
         """The descriptor, -1 when there is none."""

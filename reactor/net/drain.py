@@ -195,6 +195,16 @@ class Drain:
         self._loop.stop()
 
 
+def begin_drain(loop: Loop, drain: Drain | None, timeout: float, lame_duck: float) -> Drain:
+    """Begin the drain of a loop, or have the one that goes on end earlier; see `Reactor.drain`."""
+    timeout, lame_duck = check_times(timeout, lame_duck)
+    loop.watchers.check()
+    if drain is None:
+        return Drain(loop, timeout, lame_duck)
+    drain.hasten(timeout, lame_duck)
+    return drain
+
+
 def check_times(timeout: float, lame_duck: float, name: str = 'timeout') -> tuple[float, float]:
     """Return both as numbers of seconds. `name` is what the caller calls the timeout.
 

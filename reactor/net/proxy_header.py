@@ -11,14 +11,13 @@ is understood in two ways lets a client give itself another's address.
 from __future__ import annotations
 
 from socket import AF_INET, AF_INET6, SOCK_DGRAM, SOCK_STREAM
+from typing import Any
 
 from ..kernel import AF_UNIX
 from .addresses import show, unmapped
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any
-
     from ..kernel import Kernel
 
 SIGNATURE = b'\r\n\r\n\0\r\nQUIT\n'

@@ -14,7 +14,9 @@ rules, all of which the tests hold:
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from socket import SHUT_WR, SO_LINGER, SOL_SOCKET
+from typing import Any, Protocol, Self
 
 from ..errors import (
     ConnectionClosed,
@@ -23,6 +25,7 @@ from ..errors import (
     WriteBufferFull,
     WriteTimeout,
 )
+from ..hints import Buffer, HasFileno, SSLContext, Ts, socket
 from ..kernel import HAS_SENDMSG, LOST_ERRORS, send_first
 from ..loop.checks import shown, switch, time_limit
 from ..loop.timers import Timer
@@ -30,22 +33,16 @@ from ..loop.watcher import READ, UNHEARD, WRITE, Handle
 from .addresses import show, unmapped
 from .files import FilePart, file_part
 from .options import HANDSHAKE_TIMEOUT, Callbacks, check_callback, check_server_hostname
+from .proxy_header import ProxyHeader
 from .timeouts import look_at_limits
 from .writer import BROKEN, DRAINED, ENDED, PEER_ENDED, Writer, check_buffers, flat
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
-    from socket import socket
-    from ssl import SSLContext
-    from typing import Any, Protocol
-
+    from ..callbacks import OnClose, OnConnect, OnData, OnDrain, OnEof, OnError
     from ..loop.loop import Loop
     from .listener import Listener
     from .options import Options
-    from .proxy_header import ProxyHeader
-
-    Buffer = bytes | bytearray | memoryview
 
     class Origin(Protocol):
         """Who made a stream, a listener or a connector, and wants to know when it is closed."""
@@ -104,18 +101,18 @@ class Stream(Handle):
             timers.second = int(loop.now)
         self.since: float = timers.second
         self.sock: socket = None  # type: ignore[assignment]  # until connected
-        self.state = CONNECTING
-        self.options = options
+        self.state: State = CONNECTING
+        self.options: Options = options
         self.writer: Writer | None = None
-        self.origin = origin
+        self.origin: Origin | None = origin
         self.data: Any = None
         self.peer: Any = None
-        self.on_connect = callbacks.on_connect
-        self.on_data = callbacks.on_data
-        self.on_eof = callbacks.on_eof
-        self.on_drain = callbacks.on_drain
-        self.on_close = callbacks.on_close
-        self.on_error = callbacks.on_error
+        self.on_connect: OnConnect | None = callbacks.on_connect
+        self.on_data: OnData | None = callbacks.on_data
+        self.on_eof: OnEof | None = callbacks.on_eof
+        self.on_drain: OnDrain | None = callbacks.on_drain
+        self.on_close: OnClose | None = callbacks.on_close
+        self.on_error: OnError | None = callbacks.on_error
         self.tls: Any = None
         # What limits its time: the second in which it is looked at, the timer of `linger` while closing, or None.
         self.timeouts: int | Timer | None = None
@@ -319,7 +316,7 @@ class Stream(Handle):
 
     # -- writing
 
-    def write(self, data: Buffer, on_written: Callable[..., object] | None = None, *args: Any) -> bool:
+    def write(self, data: Buffer, on_written: Callable[[Self, *Ts], object] | None = None, *args: *Ts) -> bool:
         """Send bytes, now as far as the kernel takes them, the rest when it can; never blocks.
 
         data        bytes are kept by reference; of a bytearray or memoryview, what cannot be sent at once is copied
@@ -373,7 +370,7 @@ class Stream(Handle):
         return True
 
     def writelines(
-        self, buffers: Iterable[Buffer], on_written: Callable[..., object] | None = None, *args: Any
+        self, buffers: Iterable[Buffer], on_written: Callable[[Self, *Ts], object] | None = None, *args: *Ts
     ) -> bool:
         """Send several buffers with one system call; otherwise as `write`."""
         if on_written is not None and not callable(on_written):
@@ -383,11 +380,11 @@ class Stream(Handle):
 
     def send_file(
         self,
-        file: Any,
+        file: HasFileno,
         offset: int = 0,
         count: int | None = None,
-        on_written: Callable[..., object] | None = None,
-        *args: Any,
+        on_written: Callable[[Self, *Ts], object] | None = None,
+        *args: *Ts,
     ) -> bool:
         """Send bytes of a file, by the system and not through our memory where it can (`sendfile`).
 
@@ -437,8 +434,8 @@ class Stream(Handle):
     def start_tls(
         self,
         context: SSLContext,
-        on_secured: Callable[..., object] | None = None,
-        *args: Any,
+        on_secured: Callable[[Self, *Ts], object] | None = None,
+        *args: *Ts,
         server_side: bool | None = None,
         server_hostname: str | None = None,
         handshake_timeout: float = HANDSHAKE_TIMEOUT,

@@ -13,8 +13,11 @@ object that cannot go on.
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Callable, Iterable
+from typing import Any, Self
 
 from ..errors import ConnectTimeout, HandshakeTimeout, ReactorError, SelectorFull, TLSError
+from ..hints import Buffer, HasFileno, SSLContext, Ts, socket
 from ..loop.checks import shown
 from ..loop.watcher import READ
 from .addresses import show
@@ -25,14 +28,10 @@ from .writer import BROKEN, DRAINED, MARK_COST, PEER_ENDED, check_buffers, flat
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
-    from socket import socket
-    from ssl import SSLContext, SSLError
-    from typing import Any
+    from ssl import SSLError
 
     from ..loop.loop import Loop
     from .session import Told
-    from .stream import Buffer
 
 # Steps of one listener. The first of a handshake takes 1.1 ms with an RSA key of 2048 bits (0.4 ms with P-256, 6 ms
 # with RSA of 4096 bits). With 4 of them in a turn, ten clients that connected again and again doubled the 99th
@@ -208,7 +207,7 @@ class TLSStream(Stream):
 
     # -- what users call
 
-    def write(self, data: Buffer, on_written: Callable[..., object] | None = None, *args: Any) -> bool:
+    def write(self, data: Buffer, on_written: Callable[[Self, *Ts], object] | None = None, *args: *Ts) -> bool:
         session = self.tls
         if self.writer is None and session.held is None and type(data) is bytes and on_written is None:
             try:
@@ -223,7 +222,7 @@ class TLSStream(Stream):
         return self.writelines((data,), on_written, *args)
 
     def writelines(
-        self, buffers: Iterable[Buffer], on_written: Callable[..., object] | None = None, *args: Any
+        self, buffers: Iterable[Buffer], on_written: Callable[[Self, *Ts], object] | None = None, *args: *Ts
     ) -> bool:
         if on_written is not None and not callable(on_written):
             raise TypeError(f'on_written must be callable, not {on_written!r}')
@@ -257,11 +256,11 @@ class TLSStream(Stream):
 
     def send_file(
         self,
-        file: Any,
+        file: HasFileno,
         offset: int = 0,
         count: int | None = None,
-        on_written: Callable[..., object] | None = None,
-        *args: Any,
+        on_written: Callable[[Self, *Ts], object] | None = None,
+        *args: *Ts,
     ) -> bool:
         """As `Stream.send_file`, but what is sent is read and encrypted in this call.
 
@@ -319,7 +318,7 @@ class TLSStream(Stream):
     def unread(self) -> bool:
         return self.tls.unread or super().unread
 
-    def start_tls(self, *args: Any, **options: Any) -> None:
+    def start_tls(self, *args: Any, **options: Any) -> None:  # type: ignore[override]  # whatever it is given
         raise ReactorError('this connection is TLS already')
 
     # -- for its base

@@ -25,8 +25,10 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+    from ..callbacks import ReactorOptions
 
-def work(told: dict[str, Any], main: Any, times: tuple[float, float], options: dict[str, Any]) -> None:
+
+def work(told: dict[str, Any], main: Any, times: tuple[float, float], options: ReactorOptions) -> None:
     """Be the worker that `told` describes; returns when it is done."""
     with Reactor(**options) as r:
         worker = Worker(r, told, times)

@@ -16,6 +16,8 @@ import os
 import signal
 import socket
 from collections import deque
+from collections.abc import Callable
+from typing import Any
 
 from .. import DEVNULL, Process, Reactor, Stream, framing
 from ..loop.log import log
@@ -23,9 +25,6 @@ from . import systemd
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
-    from typing import Any
-
     from .. import Timer
     from .doors import Door
 

@@ -11,16 +11,16 @@ and a bounded queue; what the thread tells after the end is dropped.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable, Iterator
 from os.path import basename, dirname, join
+from typing import Any
 
 from ..errors import HandleClosed, ReactorError
+from ..loop.checks import file_path
 from ..loop.watcher import Handle
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-    from typing import Any
-
     from ..kernel import Kernel
     from ..loop.loop import Loop
 
@@ -208,6 +208,7 @@ class Changes:
 
 def watch(loop: Loop, kernel: Kernel, path: Any, fn: Callable[..., object], args: tuple[Any, ...]) -> WatchedPath:
     """Watch a path; see `Reactor.watch_path`."""
+    file_path('path', path)
     try:
         from watchdog.observers import Observer
     except ImportError:

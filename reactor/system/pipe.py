@@ -9,15 +9,12 @@ A selector reports the writing end of a pipe as readable for one reason only: no
 from __future__ import annotations
 
 from errno import EPIPE
+from typing import Any
 
 from ..kinds import CheckedStream
 from ..loop.checks import shown
 from ..net.stream import Stream
 from ..net.writer import ENDED
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from typing import Any
 
 
 class Pipe(Stream):
@@ -31,7 +28,7 @@ class Pipe(Stream):
             f'{self.buffered} bytes wait>'
         )
 
-    def start_tls(self, *args: Any, **options: Any) -> None:
+    def start_tls(self, *args: Any, **options: Any) -> None:  # type: ignore[override]  # whatever it is given
         """Refused, with TypeError."""
         raise TypeError(f'start_tls needs a connection, which goes both ways, and {self!r} is a pipe')
 

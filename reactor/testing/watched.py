@@ -11,8 +11,9 @@ from __future__ import annotations
 
 from ..admission.proxied import ProxiedStream
 from ..errors import IdleTimeout, ReadTimeout, WriteTimeout
-from ..kinds import Kinds
+from ..kinds import guard
 from ..net.datagram import DatagramSocket
+from ..net.endpoints import Kinds
 from ..net.listener import Listener
 from ..net.stream import Stream
 from ..net.tls import TLSStream
@@ -20,9 +21,10 @@ from ..net.tls import TLSStream
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from typing import Any
+    from typing import Any, Self
     from weakref import ReferenceType
 
+    from ..hints import HasFileno, Ts
     from .files import End
 
 
@@ -111,11 +113,11 @@ class WatchedStream(Stream):
         super().__init__(loop, options, callbacks, origin)
         self.on_close = callbacks.on_close or _nothing  # watched, also where the user does not care
 
-    def write(self, data: Any, on_written: Any = None, *args: Any) -> bool:
+    def write(self, data: Any, on_written: Callable[[Self, *Ts], object] | None = None, *args: *Ts) -> bool:
         taken: bool = self.loop.ledger.write(self, super().write, data, (data,), on_written, args)
         return taken
 
-    def writelines(self, buffers: Any, on_written: Any = None, *args: Any) -> bool:
+    def writelines(self, buffers: Any, on_written: Callable[[Self, *Ts], object] | None = None, *args: *Ts) -> bool:
         pieces = list(buffers)
         taken: bool = self.loop.ledger.write(self, super().writelines, pieces, pieces, on_written, args)
         return taken
@@ -156,7 +158,12 @@ class WatchedStream(Stream):
             self.record.high_water = max(1, high)
 
     def send_file(
-        self, file: Any, offset: int = 0, count: int | None = None, on_written: Any = None, *args: Any
+        self,
+        file: HasFileno,
+        offset: int = 0,
+        count: int | None = None,
+        on_written: Callable[[Self, *Ts], object] | None = None,
+        *args: *Ts,
     ) -> bool:
         send = super().send_file
         self.record.sends_files = True
@@ -167,7 +174,8 @@ class WatchedStream(Stream):
         def call(what: Any, on_written: Any, *args: Any) -> bool:
             return send(what, offset, count, on_written, *args)
 
-        data = file.data[offset:][:count]
+        simulated: Any = file
+        data = simulated.data[offset:][:count]
         taken: bool = self.loop.ledger.write(self, call, file, (data,), on_written, args)
         return taken
 
@@ -207,7 +215,7 @@ class WatchedTLSStream(WatchedStream, TLSStream):
 
     __slots__ = ()
 
-    def write(self, data: Any, on_written: Any = None, *args: Any) -> bool:
+    def write(self, data: Any, on_written: Callable[[Self, *Ts], object] | None = None, *args: *Ts) -> bool:
         return self.writelines((data,), on_written, *args)  # as TLS does it, but seen once
 
 
@@ -222,7 +230,7 @@ class WatchedProxiedStream(WatchedStream, ProxiedStream):
         super().handle_header_bytes(data)
 
 
-WATCHED_KINDS = Kinds(WatchedStream, WatchedTLSStream, WatchedProxiedStream, DatagramSocket)
+WATCHED_KINDS = Kinds(WatchedStream, WatchedTLSStream, WatchedProxiedStream, DatagramSocket, guard)
 
 
 def _callback(kind: str) -> property:
