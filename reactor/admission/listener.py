@@ -41,8 +41,8 @@ class GuardedListener(Listener):
         limits: Limits | None,
         **keywords: Any,
     ) -> None:
-        self.proxy = proxy
-        self.limits = limits
+        self.proxy: ProxyProtocol | None = proxy
+        self.limits: Limits | None = limits
         self._shared = options.shared
         super().__init__(loop, sock, options, *args, **keywords)
 

@@ -44,10 +44,10 @@ class ProxyProtocol:
 
     def __init__(self, kernel: Kernel, networks: Networks | None, timeout: float, kind: type[Stream]) -> None:
         self.buffers: dict[ProxiedStream, HeaderBuffer] = {}  # of the connections whose header is not there yet
-        self.kernel = kernel
-        self.networks = networks
-        self.timeout = timeout
-        self.kind = kind
+        self.kernel: Kernel = kernel
+        self.networks: Networks | None = networks
+        self.timeout: float = timeout
+        self.kind: type[Stream] = kind
 
     def trusts(self, address: Any) -> bool:
         """Whether what this peer says about others is believed."""
@@ -79,8 +79,8 @@ class HeaderBuffer:
     __slots__ = ('data', 'reading', 'timer')
 
     def __init__(self) -> None:
-        self.data = b''
-        self.reading = True
+        self.data: bytes = b''
+        self.reading: bool = True
         self.timer: Timer | None = None
 
 
@@ -196,7 +196,7 @@ class ProxiedStream(Stream):
         if header.source is None:
             header.peername = self.peername
         self.options.shared.proxy_headers[self] = header
-        self.peer = header.peername
+        self.peer: Any = header.peername
         self.loop.counters.proxy_headers += 1
         if self.origin.introduce(self, header):  # type: ignore[union-attr]
             self._open(more)

@@ -34,9 +34,9 @@ class Descriptor(Handle):
         self, loop: Loop, kernel: Kernel, file: Any, events: int, fn: Callable[..., object], args: tuple[Any, ...]
     ) -> None:
         self.loop = loop
-        self.since = loop.now
+        self.since: float = loop.now
         self.fn: Callable[..., object] | None = fn
-        self.args = args
+        self.args: tuple[Any, ...] = args
         self._file = file  # held, so that a forgotten socket object is not closed under our feet
         self._fd = _number(file)
         _check_events(events)

@@ -29,10 +29,10 @@ class Idler(Handle):
 
     def __init__(self, loop: Loop, idlers: Idlers, fn: Callable[..., object], args: tuple[Any, ...]) -> None:
         self.loop = loop
-        self.since = loop.now
+        self.since: float = loop.now
         self.fn: Callable[..., object] | None = fn
-        self.args = args
-        self.queued = False  # for the soon phase; an exception that left `run` may have come before it
+        self.args: tuple[Any, ...] = args
+        self.queued: bool = False  # for the soon phase; an exception that left `run` may have come before it
         self._idlers = idlers
         loop.watchers.park(self)
 

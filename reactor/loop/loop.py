@@ -58,7 +58,7 @@ MOST_SIGNUM = 128  # on FreeBSD; each system refuses those that it does not have
 # What may run between a phase and a callback of the user.
 OWN_PACKAGES = {'reactor', 'reactor.loop', 'reactor.net', 'reactor.system'}
 OWN_MODULES = {'selectors', 'socket', 'ssl'}
-WRITTEN_IN_C = {BuiltinFunctionType, type}  # functions, methods, and the making of an object
+WRITTEN_IN_C: set[type] = {BuiltinFunctionType, type}  # functions, methods, and the making of an object
 LONGEST_WAIT = 86400.0  # seconds; selectors overflow on much more, and a turn a day costs nothing
 
 
@@ -112,6 +112,8 @@ class Loop:
         'watchers',
     )
 
+    now: float
+
     def __init__(
         self,
         selector: BaseSelector | None = None,
@@ -136,13 +138,13 @@ class Loop:
         self._exit_callbacks: list[tuple[Callable[..., object], tuple[Any, ...]]] = []
         self._soon: deque[tuple[Callable[..., object], tuple[Any, ...]]] = deque()
         self._turn_began = self.now = self._clock()
-        self.counters = Counters()
+        self.counters: Counters = Counters()
         self.completions: deque[tuple[Handle, Callable[..., object], tuple[Any, ...]]] = deque()
         own = selector is None
         selector = kernel.selector() if selector is None else selector
-        self.watchers = Watchers(kernel, selector)
+        self.watchers: Watchers = Watchers(kernel, selector)
         self._starved = self.watchers.starved
-        self.timers = TimerHeap(self._clock, self.counters, self.watchers.check_thread)
+        self.timers: TimerHeap = TimerHeap(self._clock, self.counters, self.watchers.check_thread)
         self._timer = CheckedTimer if debug else Timer
         self._repeating_timer = CheckedRepeatingTimer if debug else RepeatingTimer
         self._select = self.watchers.selector.select

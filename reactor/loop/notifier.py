@@ -29,10 +29,10 @@ class Notifier(Handle):
 
     def __init__(self, loop: Loop, fn: Callable[..., object], args: tuple[Any, ...], once: bool) -> None:
         self.loop = loop
-        self.since = loop.now
+        self.since: float = loop.now
         self.fn: Callable[..., object] | None = fn
-        self.args = args
-        self.once = once
+        self.args: tuple[Any, ...] = args
+        self.once: bool = once
         self._triggered = False
         loop.watchers.park(self)
 

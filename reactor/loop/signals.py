@@ -41,9 +41,9 @@ class SignalHandler(Handle):
 
     def __init__(self, loop: Loop, signals: Signals, claim: SignalClaim) -> None:
         self.loop = loop
-        self.since = loop.now
-        self.signum = claim.signum
-        self.claim = claim
+        self.since: float = loop.now
+        self.signum: int = claim.signum
+        self.claim: SignalClaim = claim
         self.fn: Callable[..., object] | None = None
         self.args: tuple[Any, ...] = ()
         self._signals = signals
@@ -88,7 +88,7 @@ class Signals:
     )
 
     def __init__(self, loop: Loop, kernel: Kernel, wakeup: Wakeup, soon: deque[Call]) -> None:
-        self.interrupted = False  # SIGINT came while the loop had it
+        self.interrupted: bool = False  # SIGINT came while the loop had it
         self._loop = loop
         self._kernel = kernel
         self._wakeup = wakeup

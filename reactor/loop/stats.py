@@ -102,9 +102,9 @@ class Counters:
             setattr(self, name, 0)
         for name in TIMES:
             setattr(self, name, 0.0)
-        self.timer_lag = [0] * LAG_BUCKETS
-        self.timer_lag_sum = 0.0
-        self.slow = {}
+        self.timer_lag: Any = [0] * LAG_BUCKETS
+        self.timer_lag_sum: float = 0.0
+        self.slow: Any = {}
 
     def count_slow(self, place: str, seconds: float) -> None:
         """A callback written at `place` was slow. Of more than SLOW_PLACES, the rarest is forgotten."""
@@ -129,18 +129,18 @@ class Stats(Counters):
     `slow_callback=`: a list of [place, count, longest in seconds], the most frequent first, of at most 20 places.
     """
 
-    lag_bounds = tuple(2**n / 1024 for n in range(LAG_BUCKETS - 1))
+    lag_bounds: tuple[Any, ...] = tuple(2**n / 1024 for n in range(LAG_BUCKETS - 1))
 
     __slots__ = ('handles', 'timers')
 
     def __init__(self, counters: Counters, timers: int, handles: int) -> None:
         for name in COUNTS + GAUGES + TIMES:
             setattr(self, name, getattr(counters, name))
-        self.timer_lag = tuple(counters.timer_lag)
-        self.timer_lag_sum = counters.timer_lag_sum
-        self.slow = most_frequent([place, *told] for place, told in counters.slow.items())
-        self.timers = timers
-        self.handles = handles
+        self.timer_lag: Any = tuple(counters.timer_lag)
+        self.timer_lag_sum: float = counters.timer_lag_sum
+        self.slow: Any = most_frequent([place, *told] for place, told in counters.slow.items())
+        self.timers: int = timers
+        self.handles: int = handles
 
     def as_dict(self) -> dict[str, Any]:
         """The same as a dictionary, for printing or sending."""

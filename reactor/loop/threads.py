@@ -41,9 +41,9 @@ class ThreadCall(Handle):
         on_done: Callable[[Any, BaseException | None], object] | None,
     ) -> None:
         self.loop = loop
-        self.since = loop.now
+        self.since: float = loop.now
         self.fn: Callable[..., Any] | None = fn
-        self.args = args
+        self.args: tuple[Any, ...] = args
         self.on_done = on_done
         loop.watchers.park(self)
 

@@ -50,7 +50,7 @@ class Wakeup(Handle):
 
     def __init__(self, loop: Loop, kernel: Kernel, soon: deque[Call]) -> None:
         self.loop = loop
-        self.since = loop.now
+        self.since: float = loop.now
         self.calls: deque[Call] = deque()  # from other threads, in order
         self.on_bytes: Callable[[bytes], None]  # called with what the doorbell said; `Signals` sets both
         self.on_replaced: Callable[[], object]  # called when the descriptor of the bell is another one

@@ -20,7 +20,7 @@ from .log import describe, log
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
     from selectors import BaseSelector
     from typing import Any
 
@@ -134,10 +134,10 @@ class Stall:
     __slots__ = ('delay', 'parked_at', 'row', 'timer', 'turn')
 
     def __init__(self) -> None:
-        self.row = 0  # dispatches without progress, in consecutive turns
-        self.turn = -1  # of the last one, or in which the handle was watched again
-        self.delay = MOMENT  # for how long it is parked next, in seconds
-        self.parked_at = -EPISODE  # the clock when it was parked last
+        self.row: int = 0  # dispatches without progress, in consecutive turns
+        self.turn: int = -1  # of the last one, or in which the handle was watched again
+        self.delay: float = MOMENT  # for how long it is parked next, in seconds
+        self.parked_at: float = -EPISODE  # the clock when it was parked last
         self.timer: Timer | None = None  # pending while it is parked
 
 
@@ -163,9 +163,9 @@ class Watchers:
     )
 
     def __init__(self, kernel: Kernel, selector: BaseSelector) -> None:
-        self.selector = selector
-        self.closed = False  # with the loop
-        self.referenced = 0  # open handles that keep the loop running
+        self.selector: BaseSelector = selector
+        self.closed: bool = False  # with the loop
+        self.referenced: int = 0  # open handles that keep the loop running
         self.thread: int | None = None  # who runs the loop and alone may touch them, None while nobody does
         self.busy: set[Handle] = set()  # whose application owes an answer; see `Stream.busy`
         # That receive nothing, since a layer above has more for the user first; False while the user has paused
@@ -175,7 +175,7 @@ class Watchers:
         # when an exception has left a turn. The next turn begins with them.
         self.starved: deque[Any] = deque()
         self.tls_buffers: Any = None  # of all TLS connections, made with the first
-        self.kernel = kernel
+        self.kernel: Kernel = kernel
         self._map = selector.get_map()
         self._has_room = kernel.room_of(selector)
         self._parked: dict[Handle, None] = {}
@@ -183,7 +183,7 @@ class Watchers:
         self._unreferenced: set[Handle] = set()
         self._stalls: dict[Handle, Stall] = {}
 
-    def __iter__(self):  # type: ignore[no-untyped-def]
+    def __iter__(self) -> Iterator[Handle]:
         yield from [key.data for key in self._map.values()]
         yield from list(self._parked)
 

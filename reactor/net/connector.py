@@ -73,6 +73,8 @@ class Connector:
         'stream',
     )
 
+    stream: Stream
+
     def __init__(
         self,
         loop: Loop,
@@ -85,14 +87,14 @@ class Connector:
         timeout: float | None,
         local_address: tuple[str, int] | None = None,
     ) -> None:
-        self.reading = True  # whether to read as soon as it is connected
+        self.reading: bool = True  # whether to read as soon as it is connected
         self.stream = stream = kind(loop, options, callbacks, self)
         self._loop = loop
         self._kernel = kernel
         self._target = target
         self._local_address = local_address
         self._timeout = timeout
-        self.deadline = None if timeout is None else loop.timers.clock() + timeout
+        self.deadline: float | None = None if timeout is None else loop.timers.clock() + timeout
         self._lookup: ThreadCall | None = None
         self._addresses: deque[Address] = deque()  # not tried yet
         self._attempts: dict[Attempt, None] = {}  # under way
@@ -278,9 +280,9 @@ class Attempt(Handle):
     def __init__(self, loop: Loop, connector: Connector, address: Address, sock: socket) -> None:
         self.loop = loop
         self.events = 0
-        self.since = loop.now
-        self.address = address
-        self.connector = connector
+        self.since: float = loop.now
+        self.address: Address = address
+        self.connector: Connector = connector
         self.sock: socket | None = sock
 
     def begin(self) -> int:

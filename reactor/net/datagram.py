@@ -130,7 +130,7 @@ class DatagramSocket(Handle):
             raise ValueError(f'max_queued is a number of bytes, at least 0, not {max_queued!r}')
         self.loop = loop
         self.events = 0
-        self.since = loop.now
+        self.since: float = loop.now
         self.sock: socket = None  # type: ignore[assignment]  # until it is attached, and when it is closed
         self.state: State = CONNECTING
         self.data: Any = None

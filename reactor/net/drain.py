@@ -62,7 +62,7 @@ class Drain:
 
     def __init__(self, loop: Loop, timeout: float, lame_duck: float) -> None:
         self._loop = loop
-        self.over = False
+        self.over: bool = False
         self._began = loop.timers.clock()
         self._deadline = self._began + timeout
         self._accepts = -1  # how many connections the loop had accepted when the listeners were asked last

@@ -58,11 +58,11 @@ class Kinds:
         datagram: type[DatagramSocket],
         guard: Callable[[Kernel, Kinds, bool, bool, Any, ListenOptions], Callable[..., Listener]],
     ) -> None:
-        self.plain = plain
-        self.tls = tls
-        self.proxied = proxied
-        self.datagram = datagram
-        self.guard = guard
+        self.plain: type[Stream] = plain
+        self.tls: type[TLSStream] = tls
+        self.proxied: type[Stream] = proxied
+        self.datagram: type[DatagramSocket] = datagram
+        self.guard: Callable[[Kernel, Kinds, bool, bool, Any, ListenOptions], Callable[..., Listener]] = guard
 
 
 class Endpoints:

@@ -37,7 +37,13 @@ ACCEPTS_PER_TURN = 64  # one listener in a turn; a backlog of thousands must not
 HALF_OPEN = 0.05  # seconds in which handshakes that have begun come to an end; LOOK of the drain adds to it
 ACCEPT_PAUSE = 0.1  # seconds to the next attempt when descriptors have run out
 
-EXHAUSTED = {errno.EMFILE, getattr(errno, 'WSAEMFILE', errno.EMFILE), errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
+EXHAUSTED: set[int] = {
+    errno.EMFILE,
+    getattr(errno, 'WSAEMFILE', errno.EMFILE),
+    errno.ENFILE,
+    errno.ENOBUFS,
+    errno.ENOMEM,
+}
 
 
 class Listener(Handle):
@@ -89,9 +95,9 @@ class Listener(Handle):
         unlink: Callable[[], None] | None = None,
     ) -> None:
         self.loop = loop
-        self.since = loop.now
+        self.since: float = loop.now
         self._closed = False
-        self.open_connections = 0
+        self.open_connections: int = 0
         self.on_accept_error: OnAcceptError | None = on_accept_error
         self.sock: socket = sock
         self._options = options

@@ -57,10 +57,11 @@ class Shared:
     def __init__(self) -> None:
         self.tls_class: Any = None  # what `start_tls` makes of a stream: set by the reactor that makes it
         self.proxy_headers: dict[Any, ProxyHeader] = {}  # of the streams that a proxy has made for a client
-        self.handshakes = (0, 0)  # the turn of the last steps of TLS handshakes, and how many there were in it
+        # The turn of the last steps of TLS handshakes, and how many there were in it.
+        self.handshakes: tuple[int, int] = (0, 0)
         self.waiting: OrderedDict[Any, None] | None = None  # streams with a handshake whose step comes later
-        self.logged_at = -LOG_INTERVAL  # when an exception of their callbacks was logged last
-        self.refusal_logged_at = -LOG_INTERVAL  # when it was logged last that one is no connection
+        self.logged_at: float = -LOG_INTERVAL  # when an exception of their callbacks was logged last
+        self.refusal_logged_at: float = -LOG_INTERVAL  # when it was logged last that one is no connection
 
     def may_log(self, now: float) -> bool:
         """Whether an exception of theirs may be logged, which is so once in LOG_INTERVAL."""
@@ -127,24 +128,25 @@ class Options:
         if low_water > high_water:
             marks = f'{shown(low_water)} and {shown(high_water)}'
             raise ValueError(f'the marks must be 0 <= low_water <= high_water, not {marks}')
-        self.read_size = whole('read_size', read_size, 1, MOST_READ_SIZE)
-        self.high_water = max(1, high_water)  # 0: as soon as anything waits; a write of nothing never has to be drained
-        self.low_water = low_water
-        self.max_buffered = whole('max_buffered', max_buffered, 1)
+        self.read_size: int = whole('read_size', read_size, 1, MOST_READ_SIZE)
+        # 0: as soon as anything waits; a write of nothing never has to be drained.
+        self.high_water: int = max(1, high_water)
+        self.low_water: int = low_water
+        self.max_buffered: int = whole('max_buffered', max_buffered, 1)
         if max_empty_records is not None:
             max_empty_records = whole('max_empty_records', max_empty_records, 0, unit='number of TLS records')
-        self.max_empty_records = max_empty_records
-        self.linger = seconds('linger', linger)
-        self.read_timeout = check_limit('read_timeout', read_timeout)
-        self.write_timeout = check_limit('write_timeout', write_timeout)
-        self.idle_timeout = check_limit('idle_timeout', idle_timeout)
-        self.timed = (self.read_timeout or self.write_timeout or self.idle_timeout) is not None
-        self.nodelay = switch('nodelay', nodelay)
-        self.keepalive = check_keepalive(keepalive)
-        self.ssl = ssl
-        self.server_hostname = server_hostname
-        self.handshake_timeout = time_limit('handshake_timeout', handshake_timeout)
-        self.shared = Shared()
+        self.max_empty_records: int | None = max_empty_records
+        self.linger: float = seconds('linger', linger)
+        self.read_timeout: float | None = check_limit('read_timeout', read_timeout)
+        self.write_timeout: float | None = check_limit('write_timeout', write_timeout)
+        self.idle_timeout: float | None = check_limit('idle_timeout', idle_timeout)
+        self.timed: bool = (self.read_timeout or self.write_timeout or self.idle_timeout) is not None
+        self.nodelay: bool = switch('nodelay', nodelay)
+        self.keepalive: float | tuple[float, float, int] | None = check_keepalive(keepalive)
+        self.ssl: SSLContext | None = ssl
+        self.server_hostname: str | None = server_hostname
+        self.handshake_timeout: float = time_limit('handshake_timeout', handshake_timeout)
+        self.shared: Shared = Shared()
 
     def changed(self, **changes: Any) -> Options:
         """A copy with other values."""

@@ -36,10 +36,10 @@ class LookUp(Handle):
 
     def __init__(self, loop: Loop, name: str, on_done: Callable[[Any, Any], object], timeout: float | None) -> None:
         self.loop = loop
-        self.since = loop.now
-        self.name = name
+        self.since: float = loop.now
+        self.name: str = name
         self.on_done: Callable[[Any, Any], object] | None = on_done
-        self.timeout = timeout
+        self.timeout: float | None = timeout
         self._call: ThreadCall | None = None
         self._timer: Timer | None = None
 

@@ -95,7 +95,7 @@ class Stream(Handle):
 
     def __init__(self, loop: Loop, options: Options, callbacks: Callbacks | Listener, origin: Origin | None) -> None:
         self.loop = loop
-        self.events = 0
+        self.events: int = 0
         timers = loop.timers
         if loop.now >= timers.second + 1:
             timers.second = int(loop.now)

@@ -30,8 +30,10 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from ssl import SSLError
 
+    from ..callbacks import OnData, OnEof
     from ..loop.loop import Loop
     from .session import Told
+    from .stream import State
 
 # Steps of one listener. The first of a handshake takes 1.1 ms with an RSA key of 2048 bits (0.4 ms with P-256, 6 ms
 # with RSA of 4096 bits). With 4 of them in a turn, ten clients that connected again and again doubled the 99th
@@ -46,6 +48,12 @@ class TLSStream(Stream):
     """
 
     __slots__ = ()
+
+    since: float
+    state: State
+    tls: Any
+    on_data: OnData | None
+    on_eof: OnEof | None
 
     def __init__(self, *args: Any) -> None:
         Stream.__init__(self, *args)

@@ -47,9 +47,9 @@ class Writer:
     _file_bytes: int
 
     def __init__(self, ended: bool = False) -> None:
-        self.ended = ended
+        self.ended: bool = ended
         self.error: Exception | None = None
-        self.full = False
+        self.full: bool = False
         self.marks: deque[Mark] | tuple[()] = ()  # an empty deque is 700 bytes
         self._chunks: deque[bytes | bytearray | FilePart] = deque()
         self._skip = 0  # bytes of the first chunk that went out already
@@ -165,6 +165,8 @@ class FileWriter(Writer):
     """A writer as long as parts of files are among what waits; it is plain again after the last of them."""
 
     __slots__ = ()
+
+    files: int
 
     def count_files(self) -> None:
         """Count the parts of files again, after one that was counted could not be queued."""

@@ -77,8 +77,8 @@ class ControlSocket(Descriptor):
         self._clients: set[Stream] = set()
         self._spare = -1
         self._sock, self._unlink = listening_unix(kernel, path, options, backlog=BACKLOG, mode=mode)
-        self.path = path
-        self.fn = None
+        self.path: str | bytes = path
+        self.fn: Callable[..., object] | None = None
         try:
             Descriptor.__init__(self, r, kernel, self._sock, READ, ControlSocket._on_ready, ())
         except BaseException:

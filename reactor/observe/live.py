@@ -69,7 +69,7 @@ class LivePage:
         self._timer: Timer | None = None
         self._over: str | None = None
         self._sampler = Sampler(self._told)
-        self.listener = listen_http(r, host, port, self._answer)
+        self.listener: Listener = listen_http(r, host, port, self._answer)
 
     @property
     def url(self) -> str:

@@ -45,8 +45,10 @@ class Worker:
         self.r = r
         self.times = times
         self.listeners: list[Any] = [LeanSocket(fileno=number) for number in told['listeners']]
-        self.own = [sock for sock in self.listeners if sock.fileno() not in told['shared']]
-        self.control = r.adopt(socket(fileno=told['control']), framing.lines(self.on_line), on_close=self.on_orphaned)
+        self.own: list[Any] = [sock for sock in self.listeners if sock.fileno() not in told['shared']]
+        self.control: Stream = r.adopt(
+            socket(fileno=told['control']), framing.lines(self.on_line), on_close=self.on_orphaned
+        )
         self.control.unref()
         for number in (*told['listeners'], told['control']):
             os.set_inheritable(number, False)  # not for children of ours

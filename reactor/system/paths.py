@@ -59,11 +59,11 @@ class WatchedPath(Handle):
         observer: Any,
     ) -> None:
         self.loop = loop
-        self.since = loop.now
-        self.path = path
+        self.since: float = loop.now
+        self.path: str = path
         self.fn: Callable[..., object] | None = fn
-        self.args = args
-        self.changes = changes
+        self.args: tuple[Any, ...] = args
+        self.changes: Changes = changes
         self._kernel = kernel
         self._observer = observer
         loop.watchers.park(self)
@@ -132,7 +132,7 @@ class Changes:
     __slots__ = ('_events', '_folder', '_gone', '_name', '_overflowed', '_path', '_ring', '_rung', 'ended')
 
     def __init__(self, folder: str, name: str | None, path: str) -> None:
-        self.ended = False  # nothing more can come, and all that came was taken
+        self.ended: bool = False  # nothing more can come, and all that came was taken
         self._gone = False  # the directory itself
         self._folder = folder
         self._name = name

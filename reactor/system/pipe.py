@@ -14,7 +14,7 @@ from typing import Any
 from ..kinds import CheckedStream
 from ..loop.checks import shown
 from ..net.stream import Stream
-from ..net.writer import ENDED
+from ..net.writer import ENDED, Writer
 
 
 class Pipe(Stream):
@@ -45,7 +45,7 @@ class ReadPipe(Pipe):
 
     def attach(self, sock: Any, deferred: bool = False) -> None:
         super().attach(sock, deferred)
-        self.writer = ENDED
+        self.writer: Writer | None = ENDED
 
     @property
     def unread(self) -> bool:

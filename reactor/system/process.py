@@ -87,7 +87,7 @@ class Process(Handle):
         on_exit: OnExit | None,
     ) -> None:
         self.loop = loop
-        self.since = loop.now
+        self.since: float = loop.now
         self.pid: int = child.pid
         self.args: list[Any] = args
         self.stdin, self.stdout, self.stderr = pipes

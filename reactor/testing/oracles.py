@@ -109,7 +109,7 @@ class WatchedReactor(Reactor):
     """A reactor on a simulated kernel, under watch."""
 
     def __init__(self, kernel: SimKernel, **options: Any) -> None:
-        self.ledger = Ledger(kernel)
+        self.ledger: Ledger = Ledger(kernel)
         super().__init__(kernel=kernel, catch_errors=self.ledger.caught, **options)
         self._endpoints = Endpoints(self, kernel, WATCHED_KINDS)
         self.ledger.reactor = self
@@ -176,12 +176,17 @@ class WatchedReactor(Reactor):
 class Ledger(Connections):
     """The records of one reactor, and the checks between two turns."""
 
+    phase: int
+    cut: bool
+    depth: int
+    violations: list[str]
+
     def __init__(self, kernel: SimKernel) -> None:
         super().__init__()
         self.kernel = kernel
-        self.simulated = hasattr(kernel, 'woke_at')  # else only what the user sees is watched
-        self.calls = Calls(self)
-        self.dues = Dues(self)
+        self.simulated: bool = hasattr(kernel, 'woke_at')  # else only what the user sees is watched
+        self.calls: Calls = Calls(self)
+        self.dues: Dues = Dues(self)
         self.begun = False  # the program, without an error
         self.foreign: set[int] = set()  # descriptors that belong to the user
         self.listeners: dict[Any, bool] = {}  # whether each is paused
@@ -223,7 +228,7 @@ class Ledger(Connections):
     def check_turn(self, timeout: float | None) -> None:
         """Between two turns everything has to be in order; raises `Violation` when something was not."""
         self.turns += 1
-        self.inside = None
+        self.inside: str | None = None
         self._check_bounds()
         self._check_progress(timeout)
         if self.kernel.replaced_in_vain:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from typing import Any, Self
     from weakref import ReferenceType
 
+    from ..callbacks import OnClose
     from ..hints import HasFileno, Ts
     from .files import End
 
@@ -39,8 +40,8 @@ class Record:
         self.number = number
         self.events: list[str] = []
         self.end: End | None = None
-        self.offered = bytearray()  # what the user wrote, and was not told to be dropped
-        self.got = bytearray()
+        self.offered: bytearray = bytearray()  # what the user wrote, and was not told to be dropped
+        self.got: bytearray = bytearray()
         self.writing = False
         self.marks: list[int] = []  # for each on_written that is awaited, up to where
         self.told = 0
@@ -75,7 +76,7 @@ class Record:
         self.raw = False  # the program makes its own protocol of these bytes: the peer gets other ones than it writes
         self.wrappers: list[ReferenceType[Any]] = []  # its callbacks, to see them gone
         self.sock: ReferenceType[Any] | None = None
-        self.deliveries = (0, 0)  # turn, and how often on_data was called in it
+        self.deliveries: tuple[int, int] = (0, 0)  # turn, and how often on_data was called in it
 
     @property
     def begun(self) -> bool:
@@ -107,11 +108,11 @@ class WatchedStream(Stream):
     loop: Any
 
     def __init__(self, loop: Any, options: Any, callbacks: Any, origin: Any) -> None:
-        self.record = loop.ledger.opened(self)
+        self.record: Any = loop.ledger.opened(self)
         self.record.awaits_connect = callbacks.on_connect is not None
         self.record.high_water = max(1, options.high_water)
         super().__init__(loop, options, callbacks, origin)
-        self.on_close = callbacks.on_close or _nothing  # watched, also where the user does not care
+        self.on_close: OnClose | None = callbacks.on_close or _nothing  # watched, also where the user does not care
 
     def write(self, data: Any, on_written: Callable[[Self, *Ts], object] | None = None, *args: *Ts) -> bool:
         taken: bool = self.loop.ledger.write(self, super().write, data, (data,), on_written, args)
