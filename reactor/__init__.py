@@ -3,6 +3,7 @@
 from . import framing
 from .admission.limits import Limits
 from .callbacks import (
+    AdoptOptions,
     ConnectOptions,
     DatagramOptions,
     ListenOptions,
@@ -59,6 +60,7 @@ __all__ = [
     'READ',
     'STDOUT',
     'WRITE',
+    'AdoptOptions',
     'ClientRefused',
     'ConnectOptions',
     'ConnectTimeout',

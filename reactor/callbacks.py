@@ -20,7 +20,9 @@ from .system.process import Process
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from .facade import Reactor as Reactor  # what `loop` of a handle is
+    from .facade import Reactor
+
+    Loop = Reactor  # the rooms below use no more of it than `Loop` has; users find the Reactor in `loop` of a handle
 
 # -- of connections
 
@@ -71,7 +73,7 @@ class PipeOptions(TypedDict, total=False):
 
 
 class StreamOptions(PipeOptions, total=False):
-    """The callbacks and options of `adopt`, which all connections have: those of `PipeOptions`, and
+    """The options that all connections have: those of `PipeOptions`, and
 
     nodelay                    TCP_NODELAY: do not wait for more before sending what is there
     keepalive                  None or 0: off; seconds, or (idle, interval, count): probe a silent peer
@@ -83,17 +85,22 @@ class StreamOptions(PipeOptions, total=False):
     number, and ValueError for one out of range.
     """
 
-    on_eof: OnEof | None
-    on_drain: OnDrain | None
-    on_close: OnClose | None
-    on_error: OnError | None
     nodelay: bool
     keepalive: float | tuple[float, float, int] | None
     handshake_timeout: float
     max_empty_records: int | None
 
 
-class ListenOptions(StreamOptions, total=False):
+class AdoptOptions(StreamOptions, total=False):
+    """What `adopt` takes: the options of all connections, and the callbacks of one that is connected."""
+
+    on_eof: OnEof | None
+    on_drain: OnDrain | None
+    on_close: OnClose | None
+    on_error: OnError | None
+
+
+class ListenOptions(AdoptOptions, total=False):
     """What `listen_tcp` and `listen_unix` share; see `listen_tcp`."""
 
     on_connect: OnConnect | None
@@ -105,7 +112,7 @@ class ListenOptions(StreamOptions, total=False):
     limits: Limits | None
 
 
-class ConnectOptions(StreamOptions, total=False):
+class ConnectOptions(AdoptOptions, total=False):
     """What `connect_tcp` and `connect_unix` share; see `connect_tcp`."""
 
     on_connect: OnConnect | None

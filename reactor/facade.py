@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Unpack
 
 from .callbacks import (
+    AdoptOptions,
     CatchErrors,
     ConnectOptions,
     DatagramOptions,
@@ -21,7 +22,6 @@ from .callbacks import (
     OnResolved,
     PipeOptions,
     ReactorOptions,
-    StreamOptions,
 )
 from .hints import AnyPath, BaseSelector, HasFileno, StrPath, Ts, socket
 from .kernel import Kernel
@@ -154,14 +154,14 @@ class Reactor(Loop):
         check_names(Reactor.connect_unix, options, ConnectOptions)
         return self._endpoints.connect_unix(path, on_data, options)
 
-    def adopt(self, sock: socket, on_data: OnData | None = None, **options: Unpack[StreamOptions]) -> Stream:
+    def adopt(self, sock: socket, on_data: OnData | None = None, **options: Unpack[AdoptOptions]) -> Stream:
         """Take over a connected stream socket, ours from now on; `on_data` may come from the next turn on.
 
         Raises TypeError for a datagram socket, an `ssl.SSLSocket` (adopt it before it is wrapped, then `start_tls`) and
         what is not a socket, ValueError for a listening socket and bad options, OSError for a closed socket,
         `SelectorFull`, and `ReactorError` when a handle of this reactor has the socket already.
         """
-        check_names(Reactor.adopt, options, StreamOptions)
+        check_names(Reactor.adopt, options, AdoptOptions)
         return self._endpoints.adopt(sock, on_data, options)
 
     def bind_udp(

@@ -19,7 +19,7 @@ from ..net.stream import Stream
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from ..loop.loop import Loop
+    from ..callbacks import Loop
     from ..net.options import Options
     from ..net.proxy_header import ProxyHeader
     from .limits import Limits, Refusal

@@ -19,8 +19,8 @@ from .watcher import READ, WRITE, Handle
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from ..callbacks import Loop
     from ..kernel import Kernel
-    from .loop import Loop
 
 WANTS = {0: 'nothing', READ: 'READ', WRITE: 'WRITE', READ | WRITE: 'READ|WRITE'}
 

@@ -17,7 +17,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections import deque
 
-    from .loop import Loop
+    from ..callbacks import Loop
     from .timers import Timer
     from .wakeup import Call
 

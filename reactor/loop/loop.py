@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from selectors import SelectorKey
 
     from ..callbacks import CatchErrors
+    from ..callbacks import Loop as Reactor
 
 CLOSING_ROUNDS = 1000  # a program that never ends is cut off
 BLIND_PAUSE = 0.01  # seconds to block after such a poll while the selector cannot be replaced
@@ -140,6 +141,7 @@ class Loop:
         self._turn_began = self.now = self._clock()
         self.counters: Counters = Counters()
         self.completions: deque[tuple[Handle, Callable[..., object], tuple[Any, ...]]] = deque()
+        this: Reactor = self  # type: ignore[assignment]  # handles are typed with what users find in their `loop`
         own = selector is None
         selector = kernel.selector() if selector is None else selector
         self.watchers: Watchers = Watchers(kernel, selector)
@@ -151,14 +153,14 @@ class Loop:
         self._blind_polls = 0  # in a row that ended early and brought nothing
         self._replaced_at = -EPISODE  # the clock when the selector was replaced last
         try:
-            self._wakeup = Wakeup(self, kernel, self._soon)
+            self._wakeup = Wakeup(this, kernel, self._soon)
         except BaseException:
             if own:
                 selector.close()  # no reference count does: the timers and their buckets refer to each other
             raise
-        self._signals = Signals(self, kernel, self._wakeup, self._soon)
-        self._threads = ThreadPool(self, kernel)
-        self._idlers = Idlers(self, self._soon)
+        self._signals = Signals(this, kernel, self._wakeup, self._soon)
+        self._threads = ThreadPool(this, kernel)
+        self._idlers = Idlers(this, self._soon)
         self._slow: SlowWatch | None = None
         if slow_callback is not None:
             self._watch_slow(slow_callback)
@@ -456,7 +458,7 @@ class Loop:
         of this reactor has it already, `SelectorFull`, TypeError and ValueError for bad arguments.
         """
         self._check(fn)
-        return Descriptor(self, self._kernel, fd, events, fn, args)
+        return Descriptor(self, self._kernel, fd, events, fn, args)  # type: ignore[arg-type]  # see `this`
 
     def idle(self, fn: Callable[[*Ts], object], *args: *Ts) -> Idler:
         """Call `fn(*args)` once in each turn, before all other calls, until `close` of the returned handle.
@@ -473,7 +475,7 @@ class Loop:
         keeps `run` running while it is open, unless unreferenced.
         """
         self._check(fn)
-        return Notifier(self, fn, args, once)
+        return Notifier(self, fn, args, once)  # type: ignore[arg-type]  # see `this`
 
     # -- the turn
 

@@ -16,7 +16,7 @@ from .watcher import Handle
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from .loop import Loop
+    from ..callbacks import Loop
 
 
 class Notifier(Handle):

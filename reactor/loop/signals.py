@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from collections import deque
     from types import FrameType
 
+    from ..callbacks import Loop
     from ..kernel import Kernel
-    from .loop import Loop
     from .wakeup import Call, Wakeup
 
 _PACKAGE = __name__.rpartition('.')[0].rpartition('.')[0] + '.'

@@ -17,8 +17,8 @@ from .watcher import Handle
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from ..callbacks import Loop
     from ..kernel import Kernel
-    from .loop import Loop
 
 THREADS = 4  # libuv's default; more would only help look-ups that wait for distant name servers
 QUEUE_LIMIT = 1000  # calls waiting for a thread

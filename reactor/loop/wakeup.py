@@ -21,8 +21,8 @@ from .watcher import EPISODE, READ, Handle
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from ..callbacks import Loop
     from ..kernel import Kernel
-    from .loop import Loop
 
     Call = tuple[Callable[..., object], tuple[Any, ...]]
 

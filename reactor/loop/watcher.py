@@ -24,9 +24,8 @@ if TYPE_CHECKING:
     from selectors import BaseSelector
     from typing import Any
 
-    from ..callbacks import Reactor
+    from ..callbacks import Loop
     from ..kernel import Kernel
-    from .loop import Loop
     from .timers import Timer
 
 # Registering fails with these although the descriptor is fine: ENOSPC is the limit of epoll's watches per user.
@@ -56,14 +55,8 @@ class Handle:
     events: int
     since: float
 
-    if TYPE_CHECKING:  # `loop` is a slot. Users get their handles from a `Reactor`, which is a `Loop`
-
-        @property
-        def loop(self) -> Reactor:
-            """The reactor that it belongs to."""
-
-        @loop.setter
-        def loop(self, loop: Loop) -> None: ...
+    if TYPE_CHECKING:
+        loop: Loop
 
     def fileno(self) -> int:
         """The descriptor, -1 when there is none."""

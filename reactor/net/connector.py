@@ -27,8 +27,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from socket import socket
 
+    from ..callbacks import Loop
     from ..kernel import Kernel
-    from ..loop.loop import Loop
     from ..loop.threads import ThreadCall
     from ..loop.timers import Timer
     from .addresses import Address

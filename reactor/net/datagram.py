@@ -38,9 +38,8 @@ from .writer import flat
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from ..callbacks import OnDatagram, OnDatagramClose, OnDatagramDrain, OnDatagramError, OnSendError
+    from ..callbacks import Loop, OnDatagram, OnDatagramClose, OnDatagramDrain, OnDatagramError, OnSendError
     from ..kernel import Kernel
-    from ..loop.loop import Loop
     from ..loop.threads import ThreadCall
     from ..loop.timers import Timer
     from .addresses import Address

@@ -30,7 +30,7 @@ from .stream import CLOSING, OPEN, Stream
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from ..loop.loop import Loop
+    from ..callbacks import Loop
     from ..loop.watcher import Handle
     from .stream import State
 

@@ -31,10 +31,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
-    from ..callbacks import ConnectOptions, DatagramOptions, ListenOptions, OnData, OnDatagram, StreamOptions
+    from ..callbacks import AdoptOptions, ConnectOptions, DatagramOptions, ListenOptions, Loop, OnData, OnDatagram
     from ..hints import socket
     from ..kernel import Kernel
-    from ..loop.loop import Loop
     from .datagram import DatagramSocket
     from .listener import Listener
     from .stream import Stream
@@ -165,7 +164,7 @@ class Endpoints:
         connector.try_addresses([(AF_UNIX, path)])
         return stream
 
-    def adopt(self, sock: socket, on_data: OnData | None, options: StreamOptions) -> Stream:
+    def adopt(self, sock: socket, on_data: OnData | None, options: AdoptOptions) -> Stream:
         """Take a connected socket over."""
         settings, callbacks = Options(**stream_options(options)), stream_callbacks(on_data, options)
         self._loop.watchers.check()
@@ -263,7 +262,7 @@ class Endpoints:
         return self._kinds.plain if settings.ssl is None else self._kinds.tls
 
 
-def stream_callbacks(on_data: OnData | None, options: ListenOptions | ConnectOptions | StreamOptions) -> Callbacks:
+def stream_callbacks(on_data: OnData | None, options: AdoptOptions | ListenOptions | ConnectOptions) -> Callbacks:
     """The callbacks among the options of a method, checked."""
     given: Any = options
     return Callbacks(on_data, **{name: given[name] for name in Callbacks.__slots__ if name in given})

@@ -28,8 +28,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from ..callbacks import OnAcceptError, OnClose, OnConnect, OnData, OnDrain, OnEof, OnError
-    from ..loop.loop import Loop
+    from ..callbacks import Loop, OnAcceptError, OnClose, OnConnect, OnData, OnDrain, OnEof, OnError
     from ..loop.timers import Timer
     from .options import Callbacks, Options
 

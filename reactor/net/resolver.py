@@ -19,9 +19,8 @@ from .addresses import Address, check_family, check_host, numeric
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from ..callbacks import OnName, OnResolved
+    from ..callbacks import Loop, OnName, OnResolved
     from ..kernel import Kernel
-    from ..loop.loop import Loop
     from ..loop.threads import ThreadCall
     from ..loop.timers import Timer
 

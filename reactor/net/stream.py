@@ -39,8 +39,7 @@ from .writer import BROKEN, DRAINED, ENDED, PEER_ENDED, Writer, check_buffers, f
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from ..callbacks import OnClose, OnConnect, OnData, OnDrain, OnEof, OnError
-    from ..loop.loop import Loop
+    from ..callbacks import Loop, OnClose, OnConnect, OnData, OnDrain, OnEof, OnError
     from .listener import Listener
     from .options import Options
 

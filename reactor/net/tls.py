@@ -30,8 +30,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from ssl import SSLError
 
-    from ..callbacks import OnData, OnEof
-    from ..loop.loop import Loop
+    from ..callbacks import Loop, OnData, OnEof
     from .session import Told
     from .stream import State
 

@@ -21,8 +21,8 @@ from ..loop.watcher import Handle
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from ..callbacks import Loop
     from ..kernel import Kernel
-    from ..loop.loop import Loop
 
 QUEUE_LIMIT = 1000  # changes that the loop has not taken yet; whoever makes more has to be looked at as a whole
 LAST_JOIN = 1.0  # seconds for the library's thread to end when the reactor is closed; it takes up to half of one

@@ -27,10 +27,9 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from subprocess import Popen
 
-    from ..callbacks import OnExit, PipeOptions
+    from ..callbacks import Loop, OnExit, PipeOptions
     from ..hints import AnyPath
     from ..kernel import Kernel
-    from ..loop.loop import Loop
     from ..loop.timers import Timer
     from .pipe import Pipe
 
