@@ -57,9 +57,9 @@ class PipeOptions(TypedDict, total=False):
     high_water, low_water      `write` returns False from the first on, `on_drain` is called at the second
     max_buffered               a write while this many bytes wait aborts the connection with `WriteBufferFull`
     linger                     how long `close` may take before it becomes an abort; 0: no longer than this turn
-    read_timeout               no byte arrived for so long: `ReadTimeout`; None for never, and never 0
-    write_timeout              bytes waited and none was accepted for so long: `WriteTimeout`
-    idle_timeout               no byte went either way for so long: `IdleTimeout`
+    read_timeout               seconds without a byte received, then `ReadTimeout`; None: no limit; above 0
+    write_timeout              seconds in which bytes wait and the kernel accepts none, then `WriteTimeout`
+    idle_timeout               seconds without a byte in either direction, then `IdleTimeout`
     """
 
     read_size: int
@@ -77,7 +77,7 @@ class StreamOptions(PipeOptions, total=False):
 
     nodelay                    TCP_NODELAY: do not wait for more before sending what is there
     keepalive                  None or 0: off; seconds, or (idle, interval, count): probe a silent peer
-    handshake_timeout          how long a TLS handshake may take: `HandshakeTimeout`
+    handshake_timeout          seconds that a TLS handshake may take, then `HandshakeTimeout`
     max_empty_records          TLS records without data (new keys, tickets) that a peer may send in a row, one with more
                                than 1 KiB counting as several; more, and it is reset with `TLSError`. None: no limit
 

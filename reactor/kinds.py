@@ -1,6 +1,7 @@
-"""Which classes a reactor makes its connections of, and those that check their caller's thread (`debug=True`).
+"""Which classes a reactor makes its connections and listeners of.
 
-The check is in classes of its own, so it costs nothing when it is off.
+With `debug=True` these are classes that check the caller's thread, so the check costs nothing when it is off. Listeners
+with limits are made here, too, since their class is above `net`.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ class Guard:
 def guard(
     kernel: Kernel, kinds: Kinds, has_path: bool, unix: bool, proxy_protocol: Any, options: ListenOptions
 ) -> Callable[..., Listener]:
-    """What makes a listener that lets in whom the options allow; TypeError, ValueError or OSError for bad ones."""
+    """Return what makes the listener: with limits, or behind proxies, a `Guard`. Raises as the checks of these do."""
     limits = options.get('limits')
     proxy_timeout = options.get('proxy_timeout', PROXY_TIMEOUT)
     proxy = check_proxy_protocol(kernel, proxy_protocol, proxy_timeout, kinds.plain, has_path)

@@ -24,6 +24,13 @@ SELECTORS = {
     'select': selectors.SelectSelector,
 }
 
+# Methods that the parts of the reactor call on each other. They are not part of the API.
+INTERNAL = {
+    *('attach', 'begin', 'connect', 'deserted', 'evict', 'finish', 'forget', 'judge', 'may_log', 'opened', 'proxied'),
+    *('read_failed', 'refuses', 'reset', 'secured', 'set_reading', 'set_suspended', 'start_timeouts', 'take_in'),
+    *('waits_for', 'welcome'),
+}
+
 
 def options_of(method: Any) -> list[str]:
     """The names of all options of a method: those that it names itself, and those of the TypedDict that it takes."""

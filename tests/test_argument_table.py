@@ -26,7 +26,7 @@ from typing import Any
 
 import pytest
 from conftest import open_descriptors
-from support import options_of
+from support import INTERNAL, options_of
 
 from reactor import DEVNULL, PIPE, READ, Limits, Process, Reactor, Stream, errors
 from reactor.kernel import Kernel, ResolveFailure
@@ -186,21 +186,6 @@ OBJECTS: dict[type, Callable[[World], Any]] = {
     LookUp: lambda world: world.r.resolve_address(HERE, nothing),
 }
 
-# Methods that the parts of the reactor call on each other. They are not part of the API.
-INTERNAL = {
-    *('attach', 'begin', 'connect', 'deserted', 'evict', 'finish', 'forget', 'may_log', 'opened', 'proxied'),
-    *(
-        'read_failed',
-        'refuses',
-        'reset',
-        'secured',
-        'set_reading',
-        'set_suspended',
-        'start_timeouts',
-        'waits_for',
-        'welcome',
-    ),
-}
 CALLBACKS = dict.fromkeys(('on_data', 'on_connect', 'on_eof', 'on_drain', 'on_close'), nothing)
 DATAGRAMS = dict.fromkeys(('on_datagram', 'on_send_error', 'on_drain', 'on_close'), nothing)
 FN = {'fn': nothing}

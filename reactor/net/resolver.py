@@ -14,6 +14,7 @@ from typing import Any
 
 from ..errors import ResolveError, ResolveTimeout
 from ..loop.checks import callback, seconds, shown
+from ..loop.threads import ThreadCall
 from ..loop.watcher import Handle
 from .addresses import Address, check_family, check_host, numeric
 
@@ -21,7 +22,6 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from ..callbacks import Loop, OnName, OnResolved
     from ..kernel import Kernel
-    from ..loop.threads import ThreadCall
     from ..loop.timers import Timer
 
 

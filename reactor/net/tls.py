@@ -48,11 +48,12 @@ class TLSStream(Stream):
 
     __slots__ = ()
 
-    since: float
-    state: State
-    tls: Any
-    on_data: OnData | None
-    on_eof: OnEof | None
+    if TYPE_CHECKING:
+        since: float
+        state: State
+        tls: Any
+        on_data: OnData | None
+        on_eof: OnEof | None
 
     def __init__(self, *args: Any) -> None:
         Stream.__init__(self, *args)

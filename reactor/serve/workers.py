@@ -22,11 +22,11 @@ from typing import Any
 from .. import DEVNULL, Process, Reactor, Stream, framing
 from ..loop.log import log
 from . import systemd
+from .doors import Door
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from .. import Timer
-    from .doors import Door
 
 VARIABLE = 'REACTOR_WORKER'  # in the environment of a worker: its slot and its descriptors
 STEADY = 1.0  # seconds that a worker has to serve to be replaced at once when it dies
