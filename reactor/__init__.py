@@ -2,6 +2,15 @@
 
 from . import framing
 from .admission.limits import Limits
+from .callbacks import (
+    AdoptOptions,
+    ConnectOptions,
+    DatagramOptions,
+    ListenOptions,
+    PipeOptions,
+    ReactorOptions,
+    StreamOptions,
+)
 from .errors import (
     ClientRefused,
     ConnectionClosed,
@@ -26,14 +35,21 @@ from .errors import (
     WriteTimeout,
 )
 from .facade import Reactor, run
+from .loop.descriptor import Descriptor
+from .loop.idle import Idler
+from .loop.notifier import Notifier
+from .loop.signals import SignalHandler
 from .loop.stats import Stats
+from .loop.threads import ThreadCall
 from .loop.timers import Timer
-from .loop.watcher import READ, WRITE
+from .loop.watcher import READ, WRITE, Handle
 from .net.datagram import DatagramSocket
 from .net.listener import Listener
-from .net.options import Options
+from .net.proxy_header import ProxyHeader
+from .net.resolver import LookUp
 from .net.stream import Stream
 from .system.paths import WatchedPath
+from .system.pipe import ReadPipe, WritePipe
 from .system.process import DEVNULL, PIPE, STDOUT, Process
 
 __version__ = '0.1.0'
@@ -44,36 +60,52 @@ __all__ = [
     'READ',
     'STDOUT',
     'WRITE',
+    'AdoptOptions',
     'ClientRefused',
+    'ConnectOptions',
     'ConnectTimeout',
     'ConnectionClosed',
+    'DatagramOptions',
     'DatagramSocket',
+    'Descriptor',
     'DrainTimeout',
     'FrameTooLong',
+    'Handle',
     'HandleClosed',
     'HandshakeTimeout',
     'IdleTimeout',
+    'Idler',
     'LifetimeOver',
     'Limits',
+    'ListenOptions',
     'Listener',
-    'Options',
+    'LookUp',
+    'Notifier',
+    'PipeOptions',
     'Process',
     'ProxyError',
+    'ProxyHeader',
     'ProxyTimeout',
     'Reactor',
     'ReactorError',
+    'ReactorOptions',
+    'ReadPipe',
     'ReadTimeout',
     'ResolveError',
     'ResolveTimeout',
     'SelectorFull',
     'SendFileError',
+    'SignalHandler',
     'Stats',
     'Stream',
+    'StreamOptions',
     'TLSError',
+    'ThreadCall',
     'Timer',
     'TooSlow',
     'WatchedPath',
     'WriteBufferFull',
+    'WritePipe',
     'WriteTimeout',
     'framing',
     'run',

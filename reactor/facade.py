@@ -6,63 +6,53 @@ does not have to.
 
 from __future__ import annotations
 
-from socket import SOMAXCONN
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Unpack
 
-from .admission.limits import Limits, check_limits
-from .admission.listener import GuardedListener
-from .admission.proxied import PROXY_TIMEOUT, ProxyProtocol, check_proxy_protocol
-from .kernel import AF_UNIX, Kernel, close_socket
-from .kinds import CHECKED_KINDS, KINDS
-from .loop.checks import file_path, seconds, shown, switch, whole
-from .loop.loop import Loop
-from .net.addresses import check_family, check_host, check_local_address, check_path, check_port, numeric, show
-from .net.connector import Connector
-from .net.contexts import check_context, client_options
-from .net.datagram import MAX_QUEUED, DatagramSocket, check_datagram_socket
-from .net.drain import Drain, check_times
-from .net.listener import Listener, check_max_connections
-from .net.options import Callbacks, Options, check_callback, check_server_hostname
-from .net.resolver import LookUp, resolve, resolve_address
-from .net.sockets import (
-    bound_udp,
-    check_adopted,
-    check_backlog,
-    check_bound,
-    listening_tcp,
-    listening_unix,
-    prepare_listener,
+from .callbacks import (
+    AdoptOptions,
+    CatchErrors,
+    ConnectOptions,
+    DatagramOptions,
+    ListenOptions,
+    OnData,
+    OnDatagram,
+    OnExit,
+    OnName,
+    OnResolved,
+    PipeOptions,
+    ReactorOptions,
 )
+from .hints import AnyPath, BaseSelector, HasFileno, StrPath, Ts, socket
+from .kernel import Kernel
+from .kinds import CHECKED_KINDS, KINDS
+from .loop.checks import shown
+from .loop.loop import Loop
+from .net.datagram import DatagramSocket
+from .net.drain import Drain, begin_drain
+from .net.endpoints import Endpoints
+from .net.listener import Listener
+from .net.options import check_names
+from .net.resolver import LookUp, resolve, resolve_address
 from .net.stream import Stream
 from .system.paths import WatchedPath, watch
-from .system.process import Process, check_args, check_descriptors, check_environment, check_options, check_stdio, spawn
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
-    from os import PathLike
-    from selectors import BaseSelector
-    from socket import socket
-    from ssl import SSLContext
-    from typing import Any
-
-    from .loop.watcher import Handle
-
-    Callback = Callable[..., object] | None
+from .system.process import Process, spawn
 
 
 class Reactor(Loop):
     """A single-threaded network reactor; see `Loop` for the arguments, the timers, and how it runs.
 
     Callbacks of connections: `on_connect(conn)`, `on_data(conn, data)`, `on_eof(conn)`, `on_drain(conn)`,
-    `on_close(conn, exc)`, `on_error(conn, exc)`. All methods that make connections take them by these names, and as
-    further keywords (`**options`) the limits of `reactor.Options`.
+    `on_close(conn, exc)`, `on_error(conn, exc)`. The methods that make connections take them by these names. They and
+    the other options that several methods share are in `reactor.StreamOptions`, `ListenOptions`, `ConnectOptions` and
+    `DatagramOptions`. An option that a method does not have is refused with TypeError, which names the nearest one.
     """
 
     def __init__(
         self,
         selector: BaseSelector | None = None,
         kernel: Kernel | None = None,
-        catch_errors: bool | Callable[[Exception, Handle | None], object] = True,
+        catch_errors: CatchErrors = True,
         slow_callback: float | None = None,
         debug: bool = False,
     ) -> None:
@@ -72,33 +62,22 @@ class Reactor(Loop):
             raise ValueError(f'selector is a new one, which the reactor fills and closes; {shown(selector)} is in use')
         if kernel is not None and not hasattr(kernel, 'clock'):
             raise TypeError(f'kernel is None or a kernel such as reactor.kernel.Kernel(), not {shown(kernel)}')
-        self._os = kernel or Kernel()
-        self._kinds = CHECKED_KINDS if debug else KINDS
+        super().__init__(selector, kernel, catch_errors, slow_callback, debug)
+        self._endpoints = Endpoints(self, self.kernel, CHECKED_KINDS if debug else KINDS)
+        self._debug = debug
         self._drain: Drain | None = None
-        super().__init__(selector, self._os, catch_errors, slow_callback, debug)
 
     def listen_tcp(
         self,
         host: str | None,
         port: int,
-        on_data: Callback = None,
+        on_data: OnData | None = None,
         *,
-        on_connect: Callback = None,
-        on_eof: Callback = None,
-        on_drain: Callback = None,
-        on_close: Callback = None,
-        on_error: Callback = None,
-        on_accept_error: Callback = None,
-        backlog: int = SOMAXCONN,
         reuse_port: bool = False,
         defer_accept: bool = False,
         sock: socket | None = None,
-        max_connections: int | None = None,
-        ssl: SSLContext | None = None,
         proxy_protocol: Iterable[str] | None = None,
-        proxy_timeout: float = PROXY_TIMEOUT,
-        limits: Limits | None = None,
-        **options: Any,
+        **options: Unpack[ListenOptions],
     ) -> Listener:
         """Listen for TCP connections.
 
@@ -122,60 +101,17 @@ class Reactor(Loop):
 
         Raises OSError (address in use, no permission), ResolveError, TypeError and ValueError for bad arguments.
         """
-        settings = self._listener_options(ssl, backlog, options)
-        callbacks = Callbacks(on_data, on_connect, on_eof, on_drain, on_close, on_error)
-        check_callback('on_accept_error', on_accept_error)
-        check_max_connections(max_connections)
-        reuse_port, defer_accept = switch('reuse_port', reuse_port), switch('defer_accept', defer_accept)
-        inherited = sock is not None
-        if inherited:
-            check_bound(sock)
-        proxy = check_proxy_protocol(self._os, proxy_protocol, proxy_timeout, self._kinds.plain, False)
-        check_limits(self._os, limits, sock is not None and sock.family == AF_UNIX)
-        self.guard.check()
-        if sock is None:
-            sock = listening_tcp(
-                self._os,
-                check_host(host),
-                check_port(port),
-                settings,
-                backlog=backlog,
-                reuse_port=reuse_port,
-                defer_accept=defer_accept,
-            )
-        else:
-            prepare_listener(self._os, sock, settings, backlog, defer_accept)
-        return self._listener(
-            sock,
-            settings,
-            callbacks,
-            proxy,
-            limits,
-            defer_accept=defer_accept,
-            inherited=inherited,
-            max_connections=max_connections,
-            on_accept_error=on_accept_error,
-        )
+        check_names(Reactor.listen_tcp, options, ListenOptions)
+        return self._endpoints.listen_tcp(host, port, on_data, reuse_port, defer_accept, sock, proxy_protocol, options)
 
     def listen_unix(
         self,
         path: str | bytes,
-        on_data: Callback = None,
+        on_data: OnData | None = None,
         *,
-        on_connect: Callback = None,
-        on_eof: Callback = None,
-        on_drain: Callback = None,
-        on_close: Callback = None,
-        on_error: Callback = None,
-        on_accept_error: Callback = None,
-        backlog: int = SOMAXCONN,
         mode: int | None = None,
-        max_connections: int | None = None,
-        ssl: SSLContext | None = None,
         proxy_protocol: bool = False,
-        proxy_timeout: float = PROXY_TIMEOUT,
-        limits: Limits | None = None,
-        **options: Any,
+        **options: Unpack[ListenOptions],
     ) -> Listener:
         """Listen on a Unix socket at `path`; one beginning with `@` or NUL is abstract (Linux).
 
@@ -183,44 +119,18 @@ class Reactor(Loop):
         gives the file's permissions. `close` removes the file. `proxy_protocol` is True for all that may connect.
         Otherwise as `listen_tcp`.
         """
-        settings = self._listener_options(ssl, backlog, options)
-        callbacks = Callbacks(on_data, on_connect, on_eof, on_drain, on_close, on_error)
-        check_callback('on_accept_error', on_accept_error)
-        check_max_connections(max_connections)
-        if mode is not None:
-            whole('mode', mode, 0, 0o7777, 'number of permission bits')
-        proxy = check_proxy_protocol(self._os, proxy_protocol, proxy_timeout, self._kinds.plain, True)
-        check_limits(self._os, limits, True)
-        self.guard.check()
-        sock, unlink = listening_unix(self._os, check_path(path), settings, backlog=backlog, mode=mode)
-        return self._listener(
-            sock,
-            settings,
-            callbacks,
-            proxy,
-            limits,
-            max_connections=max_connections,
-            on_accept_error=on_accept_error,
-            unlink=unlink,
-        )
+        check_names(Reactor.listen_unix, options, ListenOptions)
+        return self._endpoints.listen_unix(path, on_data, mode, proxy_protocol, options)
 
     def connect_tcp(
         self,
         host: str,
         port: int,
-        on_data: Callback = None,
+        on_data: OnData | None = None,
         *,
-        on_connect: Callback = None,
-        on_eof: Callback = None,
-        on_drain: Callback = None,
-        on_close: Callback = None,
-        on_error: Callback = None,
-        timeout: float | None = None,
         family: int = 0,
         local_address: tuple[str, int] | None = None,
-        ssl: SSLContext | bool | None = None,
-        server_hostname: str | None = None,
-        **options: Any,
+        **options: Unpack[ConnectOptions],
     ) -> Stream:
         """Connect to a TCP server; returns at once, and may be written to at once: it is sent after `on_connect`.
 
@@ -234,128 +144,35 @@ class Reactor(Loop):
 
         Raises only for bad arguments. What the world decides is told by `on_connect` or `on_close`, never in this call.
         """
-        check_server_hostname(server_hostname, ssl)
-        settings = Options(**client_options(ssl, server_hostname or host), **options)
-        callbacks = Callbacks(on_data, on_connect, on_eof, on_drain, on_close, on_error)
-        if check_host(host) is None:
-            raise ValueError('connecting needs a host')
-        check_port(port)
-        check_family(family)
-        check_local_address(self._os, local_address)
-        timeout = self._check_connect(timeout)
-        connector = Connector(
-            self,
-            self._os,
-            settings,
-            callbacks,
-            kind=self._kind(settings),
-            target=show((host, port)),
-            timeout=timeout,
-            local_address=local_address,
-        )
-        stream = connector.stream
-        connector.connect(host, port, family)
-        return stream
+        check_names(Reactor.connect_tcp, options, ConnectOptions)
+        return self._endpoints.connect_tcp(host, port, on_data, family, local_address, options)
 
     def connect_unix(
-        self,
-        path: str | bytes,
-        on_data: Callback = None,
-        *,
-        on_connect: Callback = None,
-        on_eof: Callback = None,
-        on_drain: Callback = None,
-        on_close: Callback = None,
-        on_error: Callback = None,
-        timeout: float | None = None,
-        ssl: SSLContext | bool | None = None,
-        server_hostname: str | None = None,
-        **options: Any,
+        self, path: str | bytes, on_data: OnData | None = None, **options: Unpack[ConnectOptions]
     ) -> Stream:
         """Connect to a Unix socket, as `connect_tcp`. While its backlog is full it is tried again and again."""
-        check_server_hostname(server_hostname, ssl)
-        settings = Options(**client_options(ssl, server_hostname), **options)
-        callbacks = Callbacks(on_data, on_connect, on_eof, on_drain, on_close, on_error)
-        path = check_path(path)
-        timeout = self._check_connect(timeout)
-        connector = Connector(
-            self, self._os, settings, callbacks, kind=self._kind(settings), target=show(path), timeout=timeout
-        )
-        stream = connector.stream
-        connector.try_addresses([(AF_UNIX, path)])
-        return stream
+        check_names(Reactor.connect_unix, options, ConnectOptions)
+        return self._endpoints.connect_unix(path, on_data, options)
 
-    def adopt(
-        self,
-        sock: socket,
-        on_data: Callback = None,
-        *,
-        on_eof: Callback = None,
-        on_drain: Callback = None,
-        on_close: Callback = None,
-        on_error: Callback = None,
-        **options: Any,
-    ) -> Stream:
+    def adopt(self, sock: socket, on_data: OnData | None = None, **options: Unpack[AdoptOptions]) -> Stream:
         """Take over a connected stream socket, ours from now on; `on_data` may come from the next turn on.
 
         Raises TypeError for a datagram socket, an `ssl.SSLSocket` (adopt it before it is wrapped, then `start_tls`) and
         what is not a socket, ValueError for a listening socket and bad options, OSError for a closed socket,
         `SelectorFull`, and `ReactorError` when a handle of this reactor has the socket already.
         """
-        for name in 'ssl', 'server_hostname':
-            if options.pop(name, None) is not None:
-                raise TypeError(
-                    f'adopt takes no {name}: which side it is would be a guess; call start_tls on what it returns'
-                )
-        settings, callbacks = Options(**options), Callbacks(on_data, None, on_eof, on_drain, on_close, on_error)
-        self.guard.check()
-        check_adopted(sock)
-        sock.setblocking(False)
-        stream = self._kind(settings)(self, settings, callbacks, None)
-        stream.attach(sock)
-        return stream
-
-    def _listener_options(self, ssl: SSLContext | None, backlog: int, options: dict[str, Any]) -> Options:
-        if ssl is not None:
-            check_context(ssl, True)
-        if 'server_hostname' in options:
-            raise TypeError('server_hostname is for the side that connects: a listener has none')
-        check_backlog(backlog)
-        return Options(ssl=ssl, **options)
-
-    def _kind(self, settings: Options) -> type[Stream]:
-        settings.shared.tls_class = self._kinds.tls
-        return self._kinds.plain if settings.ssl is None else self._kinds.tls
-
-    def _listener(
-        self,
-        sock: socket,
-        settings: Options,
-        callbacks: Callbacks,
-        proxy: ProxyProtocol | None,
-        limits: Limits | None,
-        **keywords: Any,
-    ) -> Listener:
-        kind = self._kind(settings)
-        keywords['kind'] = kind if proxy is None else self._kinds.proxied
-        if proxy is None and limits is None:
-            return Listener(self, sock, settings, callbacks, **keywords)
-        return GuardedListener(self, sock, settings, callbacks, proxy=proxy, limits=limits, **keywords)
+        check_names(Reactor.adopt, options, AdoptOptions)
+        return self._endpoints.adopt(sock, on_data, options)
 
     def bind_udp(
         self,
         host: str | None,
         port: int,
-        on_datagram: Callback = None,
+        on_datagram: OnDatagram | None = None,
         *,
-        on_send_error: Callback = None,
-        on_drain: Callback = None,
-        on_close: Callback = None,
-        on_error: Callback = None,
         reuse_port: bool = False,
-        broadcast: bool = False,
         sock: socket | None = None,
-        max_queued: int = MAX_QUEUED,
+        **options: Unpack[DatagramOptions],
     ) -> DatagramSocket:
         """Receive datagrams at an address, from anybody, and send them to anybody; the callbacks: `DatagramSocket`.
 
@@ -369,45 +186,18 @@ class Reactor(Loop):
 
         Raises OSError (address in use, no permission), ResolveError, TypeError and ValueError for bad arguments.
         """
-        reuse_port, broadcast = switch('reuse_port', reuse_port), switch('broadcast', broadcast)
-        self.guard.check()
-        handle = self._kinds.datagram(
-            self,
-            self._os,
-            on_datagram=on_datagram,
-            on_send_error=on_send_error,
-            on_drain=on_drain,
-            on_close=on_close,
-            on_error=on_error,
-            max_queued=max_queued,
-        )
-        if sock is not None:
-            check_datagram_socket(sock)
-            sock.setblocking(False)
-            handle.attach(sock)
-            return handle
-        sock = bound_udp(self._os, check_host(host), check_port(port), reuse_port=reuse_port, broadcast=broadcast)
-        try:
-            handle.attach(sock)
-        except BaseException:
-            close_socket(sock)
-            raise
-        return handle
+        check_names(Reactor.bind_udp, options, DatagramOptions)
+        return self._endpoints.bind_udp(host, port, on_datagram, reuse_port, sock, options)
 
     def connect_udp(
         self,
         host: str,
         port: int,
-        on_datagram: Callback = None,
+        on_datagram: OnDatagram | None = None,
         *,
-        on_send_error: Callback = None,
-        on_drain: Callback = None,
-        on_close: Callback = None,
-        on_error: Callback = None,
         family: int = 0,
         local_address: tuple[str, int] | None = None,
-        broadcast: bool = False,
-        max_queued: int = MAX_QUEUED,
+        **options: Unpack[DatagramOptions],
     ) -> DatagramSocket:
         """A UDP socket for one peer: it hears nobody else, and learns that nobody is there (ICMP, `on_send_error`).
 
@@ -419,29 +209,10 @@ class Reactor(Loop):
         Otherwise as `bind_udp`. Raises only for bad arguments. What the world decides, a name without an address among
         it, is told by `on_close(sock, exc)`.
         """
-        if check_host(host) is None:
-            raise ValueError('connecting needs a host')
-        check_port(port)
-        check_family(family)
-        check_local_address(self._os, local_address)
-        broadcast = switch('broadcast', broadcast)
-        self.guard.check()
-        handle = self._kinds.datagram(
-            self,
-            self._os,
-            on_datagram=on_datagram,
-            on_send_error=on_send_error,
-            on_drain=on_drain,
-            on_close=on_close,
-            on_error=on_error,
-            max_queued=max_queued,
-        )
-        handle.connect(host, port, family, local_address, broadcast)
-        return handle
+        check_names(Reactor.connect_udp, options, DatagramOptions)
+        return self._endpoints.connect_udp(host, port, on_datagram, family, local_address, options)
 
-    def resolve(
-        self, host: str, on_done: Callable[..., object], *, family: int = 0, timeout: float | None = None
-    ) -> LookUp:
+    def resolve(self, host: str, on_done: OnResolved, *, family: int = 0, timeout: float | None = None) -> LookUp:
         """Look a name up with the system's resolver, in a thread; `close` of the returned handle cancels it.
 
         on_done  `on_done(addresses, error)`, never inside this call, one of them None. `addresses` is a list of str in
@@ -452,14 +223,10 @@ class Reactor(Loop):
         Every other failure is a `ResolveError`. At most four calls run in threads at once, `run_in_thread` included,
         and 1,000 wait. One that is cancelled or too late keeps its thread until the system gives up.
         """
-        if check_host(host) is None:
-            raise ValueError('a look-up needs a host, and got None')
-        check_family(family)
-        timeout = self._check_look_up(on_done, timeout)
-        return resolve(self, self._os, host, family, on_done, timeout)
+        return resolve(self, self.kernel, host, family, on_done, timeout)
 
     def resolve_address(
-        self, address: str | tuple[Any, ...], on_done: Callable[..., object], *, timeout: float | None = None
+        self, address: str | tuple[Any, ...], on_done: OnName, *, timeout: float | None = None
     ) -> LookUp:
         """Find the name of an address; `on_done(name, error)`, one of them None, and otherwise as `resolve`.
 
@@ -467,32 +234,20 @@ class Reactor(Loop):
 
         An address without a name is a `ResolveError`. ValueError for what is no address.
         """
-        host = address[0] if isinstance(address, tuple) and address else address
-        if not isinstance(host, str):
-            raise TypeError(f'an address is a str or a tuple that begins with one, not {shown(address)}')
-        timeout = self._check_look_up(on_done, timeout)
-        found = numeric(self._os, host, 0) if check_host(host) else []
-        if not found:
-            raise ValueError(f'an address is written in numbers, not {host!r}; a name is looked up with resolve()')
-        return resolve_address(self, self._os, host, found[0][1], on_done, timeout)
-
-    def _check_look_up(self, on_done: Callable[..., object], timeout: float | None) -> float | None:
-        if not callable(on_done):
-            raise TypeError(f'on_done must be callable, not {shown(on_done)}')
-        return self._check_connect(timeout)
+        return resolve_address(self, self.kernel, address, on_done, timeout)
 
     def spawn(
         self,
-        args: Iterable[Any],
+        args: Iterable[AnyPath],
         *,
-        stdin: Any = None,
-        stdout: Any = None,
-        stderr: Any = None,
-        on_exit: Callable[[Process, int | None, int | None], object] | None = None,
-        env: Mapping[Any, Any] | None = None,
-        cwd: str | bytes | PathLike[Any] | None = None,
-        pass_fds: Iterable[Any] = (),
-        **options: Any,
+        stdin: int | HasFileno | None = None,
+        stdout: int | HasFileno | None = None,
+        stderr: int | HasFileno | None = None,
+        on_exit: OnExit | None = None,
+        env: Mapping[str, str] | Mapping[bytes, bytes] | None = None,
+        cwd: AnyPath | None = None,
+        pass_fds: Iterable[int | HasFileno] = (),
+        **options: Unpack[PipeOptions],
     ) -> Process:
         """Start a program as a child; returns when it runs, with its pipes as streams in `stdin`, `stdout`, `stderr`.
 
@@ -518,18 +273,12 @@ class Reactor(Loop):
         Raises FileNotFoundError, PermissionError or another OSError when it cannot be started, `SelectorFull`, and
         TypeError or ValueError for bad arguments; nothing is left of it then.
         """
-        words, passed, settings = check_args(args), check_descriptors(self._os, pass_fds), check_options(options)
-        given = {'stdin': stdin, 'stdout': stdout, 'stderr': stderr}
-        stdio = [check_stdio(self._os, name, what) for name, what in given.items()]
-        check_callback('on_exit', on_exit)
-        check_environment(env)
-        if cwd is not None:
-            file_path('cwd', cwd)
-        self.guard.check()
-        checked = self._kinds is CHECKED_KINDS
-        return spawn(self, self._os, words, stdio, on_exit, env, cwd, passed, settings, checked)
+        check_names(Reactor.spawn, options, PipeOptions)
+        return spawn(
+            self, self.kernel, args, (stdin, stdout, stderr), on_exit, env, cwd, pass_fds, options, self._debug
+        )
 
-    def watch_path(self, path: str | PathLike[str], fn: Callable[..., object], *args: Any) -> WatchedPath:
+    def watch_path(self, path: StrPath, fn: Callable[[WatchedPath, str, str, *Ts], object], *args: *Ts) -> WatchedPath:
         """Call `fn(handle, path, change, *args)` when a file, or something in a directory, changes; see `WatchedPath`.
 
         change  'created', 'changed' or 'deleted'; renaming is the one at the old path and the other at the new one
@@ -539,8 +288,7 @@ class Reactor(Loop):
         FileNotFoundError when nothing is there, and OSError at the system's limits.
         """
         self._check(fn)
-        file_path('path', path)
-        return watch(self, self._os, path, fn, args)
+        return watch(self, self.kernel, path, fn, args)
 
     def drain(self, timeout: float, lame_duck: float = 0) -> None:
         """Come to an end without losing a request that was accepted; `run` then returns False, for `stop` is called.
@@ -560,24 +308,16 @@ class Reactor(Loop):
         A second call can only make it earlier. With `run_once`: it returns False in the end. Raises ValueError and
         TypeError for bad arguments, HandleClosed after `close`, `ReactorError` in another thread than the loop's.
         """
-        timeout, lame_duck = check_times(timeout, lame_duck)
-        self.guard.check()
-        if self._drain is None:
-            self._drain = Drain(self, timeout, lame_duck)
-        else:
-            self._drain.hasten(timeout, lame_duck)
+        self._drain = begin_drain(self, self._drain, timeout, lame_duck)
 
     @property
     def draining(self) -> bool:
         """Whether `drain` was called. Fail readiness checks then, and close each connection after its next response."""
         return self._drain is not None
 
-    def _check_connect(self, timeout: float | None) -> float | None:
-        self.guard.check()
-        return None if timeout is None else seconds('timeout', timeout)
 
-
-def run(main: Callable[[Reactor], object], **options: Any) -> bool:
+def run(main: Callable[[Reactor], object], **options: Unpack[ReactorOptions]) -> bool:
     """Make a `Reactor(**options)`, `run(main)`, and close it whatever happens; returns what `run` returned."""
+    check_names(run, options, ReactorOptions)
     with Reactor(**options) as r:
         return r.run(main)

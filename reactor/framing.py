@@ -27,16 +27,12 @@ bound, and it takes a function of yours, too: the state of the protocol decides 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any, Literal
+
 from .errors import FrameTooLong
 from .net.addresses import show
-from .net.stream import continue_reading, hold_reading, suspend_reading
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections.abc import Callable
-    from typing import Any, Literal
-
-    from .net.stream import Stream
+from .net.stream import Stream, continue_reading, hold_reading, suspend_reading
 
 __all__ = ['Framed', 'Frames', 'Framing', 'blocks', 'delimited', 'lines', 'prefixed']
 
@@ -58,7 +54,7 @@ class Frames:
     __slots__ = ('_buffer', '_searched', '_sought', '_start', 'limit')
 
     def __init__(self, limit: int = LIMIT) -> None:
-        self.limit = check_size('limit', limit)
+        self.limit: int = check_size('limit', limit)
         self._buffer: bytes | bytearray = b''
         self._start = 0  # before it, all was taken
         self._sought = b''  # the delimiter that was looked for last,
@@ -193,10 +189,10 @@ class Framing:
         for fn in on_message, take:
             if not callable(fn):
                 raise TypeError(f'on_message and take must be callable, not {fn!r}')
-        self.on_message = on_message
-        self.take = take
-        self.args = args
-        self.limit = check_size('limit', limit)
+        self.on_message: Callable[[Stream, Any], object] = on_message
+        self.take: Callable[..., Any] = take
+        self.args: tuple[Any, ...] = args
+        self.limit: int = check_size('limit', limit)
 
     def __call__(self, conn: Stream, data: bytes) -> None:
         framed = Framed(self)
@@ -214,7 +210,7 @@ class Framed(Frames):
 
     def __init__(self, framing: Framing) -> None:
         super().__init__(framing.limit)
-        self.framing = framing
+        self.framing: Framing = framing
         self._queued = False  # a completion will go on with what is left,
         self._turn = 0  # in another turn of the loop than this one
 

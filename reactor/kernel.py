@@ -239,16 +239,19 @@ class Kernel:
     """The real operating system. A simulated one has the same methods, with sockets and selectors of its own."""
 
     # What differs between platforms, for parts of the reactor that must behave as on the kernel they were given.
-    clock_step = step_of_waits(os.name, time.get_clock_info('monotonic').resolution)
+    clock_step: float = step_of_waits(os.name, time.get_clock_info('monotonic').resolution)
     exclusive_address = SO_EXCLUSIVEADDRUSE
     nodelay_inherited = NODELAY_INHERITED
     reset_on_close = RESET_ON_CLOSE
     reuse_address = REUSE_ADDRESS
     # What a connect says that has begun. EWOULDBLOCK is this on Windows alone; for others it is EAGAIN, no port left.
-    connecting = frozenset({errno.EINPROGRESS, errno.EALREADY, getattr(errno, 'WSAEWOULDBLOCK', errno.EINPROGRESS)})
+    connecting: frozenset[int] = frozenset(
+        {errno.EINPROGRESS, errno.EALREADY, getattr(errno, 'WSAEWOULDBLOCK', errno.EINPROGRESS)}
+    )
 
-    clock = staticmethod(time.monotonic)
-    default_int_handler = staticmethod(signal.default_int_handler)  # the one that raises `KeyboardInterrupt`
+    clock: Callable[[], float] = staticmethod(time.monotonic)
+    # The one that raises `KeyboardInterrupt`.
+    default_int_handler: Callable[[int, Any], object] = staticmethod(signal.default_int_handler)
     owners: ClassVar[list[Any]] = []  # of the wakeup descriptor of this process, the last at the end: see `WakeupClaim`
 
     def selector(self) -> selectors.BaseSelector:
@@ -441,7 +444,7 @@ class Kernel:
             return False  # it is broken or closed, which reading reports
 
     # Whether it counts the bytes of a TCP connection; others have such counts, elsewhere and of another kind.
-    counts_tcp = sys.platform == 'linux'
+    counts_tcp: bool = sys.platform == 'linux'
 
     def tcp_counts(self, sock: Any) -> tuple[int, int, int]:
         """(bytes that have come, bytes that the peer has acknowledged, bytes not sent yet) of a TCP connection.

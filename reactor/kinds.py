@@ -1,42 +1,59 @@
-"""Which classes a reactor makes its connections of, and those that check their caller's thread (`debug=True`).
+"""Which classes a reactor makes its connections and listeners of.
 
-The check is in classes of its own, so it costs nothing when it is off.
+With `debug=True` these are classes that check the caller's thread, so the check costs nothing when it is off. Listeners
+with limits are made here, too, since their class is above `net`.
 """
 
 from __future__ import annotations
 
-from .admission.proxied import ProxiedStream
+from collections.abc import Callable, Iterable
+from typing import Any, Self
+
+from .admission.limits import check_limits
+from .admission.listener import GuardedListener
+from .admission.proxied import PROXY_TIMEOUT, ProxiedStream, check_proxy_protocol
+from .hints import Buffer, HasFileno, Ts
 from .net.datagram import DatagramSocket
+from .net.endpoints import Kinds
+from .net.listener import Listener
 from .net.stream import Stream
 from .net.tls import TLSStream
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
-    from typing import Any
-
-    from .net.sending import Buffer
-
-
-class Kinds:
-    """The classes that one reactor makes its streams and datagram sockets of."""
-
-    __slots__ = ('datagram', 'plain', 'proxied', 'tls')
-
-    def __init__(
-        self,
-        plain: type[Stream],
-        tls: type[TLSStream],
-        proxied: type[ProxiedStream],
-        datagram: type[DatagramSocket],
-    ) -> None:
-        self.plain = plain
-        self.tls = tls
-        self.proxied = proxied
-        self.datagram = datagram
+    from .admission.limits import Limits
+    from .admission.proxied import ProxyProtocol
+    from .callbacks import ListenOptions
+    from .kernel import Kernel
 
 
-KINDS = Kinds(Stream, TLSStream, ProxiedStream, DatagramSocket)
+class Guard:
+    """Makes a listener with limits, or behind proxies; see `Kinds.guard`."""
+
+    __slots__ = ('_kinds', '_limits', '_proxy')
+
+    def __init__(self, kinds: Kinds, proxy: ProxyProtocol | None, limits: Limits | None) -> None:
+        self._kinds = kinds
+        self._proxy = proxy
+        self._limits = limits
+
+    def __call__(self, *args: Any, kind: type[Stream], **keywords: Any) -> Listener:
+        kind = kind if self._proxy is None else self._kinds.proxied
+        return GuardedListener(*args, kind=kind, proxy=self._proxy, limits=self._limits, **keywords)
+
+
+def guard(
+    kernel: Kernel, kinds: Kinds, has_path: bool, unix: bool, proxy_protocol: Any, options: ListenOptions
+) -> Callable[..., Listener]:
+    """Return what makes the listener: with limits, or behind proxies, a `Guard`. Raises as the checks of these do."""
+    limits = options.get('limits')
+    proxy_timeout = options.get('proxy_timeout', PROXY_TIMEOUT)
+    proxy = check_proxy_protocol(kernel, proxy_protocol, proxy_timeout, kinds.plain, has_path)
+    check_limits(kernel, limits, unix)
+    return Listener if proxy is None and limits is None else Guard(kinds, proxy, limits)
+
+
+KINDS = Kinds(Stream, TLSStream, ProxiedStream, DatagramSocket, guard)
 
 
 class CheckedStream(Stream):
@@ -44,18 +61,23 @@ class CheckedStream(Stream):
 
     __slots__ = ()
 
-    def write(self, data: Buffer, on_written: Callable[..., object] | None = None, *args: Any) -> bool:
+    def write(self, data: Buffer, on_written: Callable[[Self, *Ts], object] | None = None, *args: *Ts) -> bool:
         self.loop.guard.check_thread()
         return super().write(data, on_written, *args)
 
     def writelines(
-        self, buffers: Iterable[Buffer], on_written: Callable[..., object] | None = None, *args: Any
+        self, buffers: Iterable[Buffer], on_written: Callable[[Self, *Ts], object] | None = None, *args: *Ts
     ) -> bool:
         self.loop.guard.check_thread()
         return super().writelines(buffers, on_written, *args)
 
     def send_file(
-        self, file: Any, offset: int = 0, count: int | None = None, on_written: Any = None, *args: Any
+        self,
+        file: HasFileno,
+        offset: int = 0,
+        count: int | None = None,
+        on_written: Callable[[Self, *Ts], object] | None = None,
+        *args: *Ts,
     ) -> bool:
         self.loop.guard.check_thread()
         return super().send_file(file, offset, count, on_written, *args)
@@ -120,4 +142,4 @@ class CheckedDatagramSocket(DatagramSocket):
         super().resume_reading()
 
 
-CHECKED_KINDS = Kinds(CheckedStream, CheckedTLSStream, CheckedProxiedStream, CheckedDatagramSocket)
+CHECKED_KINDS = Kinds(CheckedStream, CheckedTLSStream, CheckedProxiedStream, CheckedDatagramSocket, guard)

@@ -22,11 +22,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from support import SELECTORS, FakeKernel, FakeSelector
+from support import SELECTORS, FakeKernel, FakeSelector, options_of
 
 import reactor
 from reactor import PIPE, Limits, Reactor
-from reactor.net.options import Options
 
 PACKAGE = str(Path(reactor.__file__).parent)
 RST = struct.pack('ii', 1, 0)  # SO_LINGER: on, 0 seconds
@@ -540,16 +539,10 @@ class Kind:
         """Open one; `recorder.conn` is ours then."""
         raise NotImplementedError
 
-    def options(self) -> dict[str, inspect.Parameter]:
+    def options(self) -> list[str]:
         """Every keyword that the call takes for its streams, callbacks aside."""
-        found = dict(inspect.signature(getattr(Reactor, self.call)).parameters)
-        if found.pop('options', None) is not None:
-            found.update(inspect.signature(Options).parameters)
-        return {
-            name: each
-            for name, each in found.items()
-            if each.kind is each.KEYWORD_ONLY and not name.startswith('on_') and name not in self.refused()
-        }
+        found = options_of(getattr(Reactor, self.call))
+        return [name for name in found if not name.startswith('on_') and name not in self.refused()]
 
     def refused(self) -> dict[str, str]:
         """Options that the kind does not take, and why."""
@@ -864,13 +857,10 @@ class DatagramKind:
     def __repr__(self) -> str:
         return self.name
 
-    def options(self) -> dict[str, inspect.Parameter]:
+    def options(self) -> list[str]:
         """Every keyword that the call takes, callbacks aside."""
-        return {
-            name: each
-            for name, each in inspect.signature(getattr(Reactor, self.call)).parameters.items()
-            if each.kind is each.KEYWORD_ONLY and not name.startswith('on_') and name != 'sock'
-        }
+        found = options_of(getattr(Reactor, self.call))
+        return [name for name in found if not name.startswith('on_') and name != 'sock']
 
     def open(self, world: World, recorder: Recorder, callbacks: dict[str, Any], options: dict[str, Any]) -> Any:
         """Open one; returns the plain socket of its peer and its address."""

@@ -664,8 +664,8 @@ MUTANTS = (
     Mutant(
         'writing nothing asks to hold back',
         'net/options.py',
-        'self.high_water = max(1, high_water)',
-        'self.high_water = high_water',
+        'self.high_water: int = max(1, high_water)',
+        'self.high_water: int = high_water',
         'after False comes on_drain',
         67,
     ),

@@ -10,7 +10,8 @@ import struct
 import threading
 import time
 from collections import deque
-from typing import Any
+from inspect import signature
+from typing import Any, get_args, get_type_hints
 
 from reactor import READ, Reactor, Stream
 from reactor.kernel import Kernel
@@ -22,6 +23,21 @@ SELECTORS = {
     'poll': getattr(selectors, 'PollSelector', None),
     'select': selectors.SelectSelector,
 }
+
+# Methods that the parts of the reactor call on each other. They are not part of the API.
+INTERNAL = {
+    *('accept_client', 'accept_queue_empty', 'attach', 'begin', 'begin_closing', 'connect', 'evict', 'finish'),
+    *('forget', 'has_ended_writing', 'lose', 'may_log', 'opened', 'overflows', 'read_failed', 'refuse_writes'),
+    *('refuses', 'reset', 'set_reading', 'set_suspended', 'shut_down', 'start_timeouts', 'stop_timeouts'),
+    *('judge', 'track', 'admit_proxied', 'waits_for', 'write_failed'),
+}
+
+
+def options_of(method: Any) -> list[str]:
+    """The names of all options of a method: those that it names itself, and those of the TypedDict that it takes."""
+    own = [each.name for each in signature(method).parameters.values() if each.kind is each.KEYWORD_ONLY]
+    rest = get_type_hints(method).get('options')
+    return own if rest is None else [*own, *get_type_hints(get_args(rest)[0])]
 
 
 def run_until(r: Reactor, predicate: Any, timeout: float = 10) -> None:

@@ -26,8 +26,9 @@ from typing import Any
 
 import pytest
 from conftest import open_descriptors
+from support import INTERNAL, options_of
 
-from reactor import DEVNULL, PIPE, READ, Limits, Options, Process, Reactor, Stream, errors
+from reactor import DEVNULL, PIPE, READ, Limits, Process, Reactor, Stream, errors
 from reactor.kernel import Kernel, ResolveFailure
 from reactor.loop.checks import shown
 from reactor.loop.descriptor import Descriptor
@@ -38,6 +39,7 @@ from reactor.loop.threads import ThreadCall
 from reactor.loop.timers import Timer
 from reactor.net.datagram import DatagramSocket
 from reactor.net.listener import Listener
+from reactor.net.options import Options
 from reactor.net.resolver import LookUp
 from reactor.system.pipe import ReadPipe, WritePipe
 
@@ -184,13 +186,6 @@ OBJECTS: dict[type, Callable[[World], Any]] = {
     LookUp: lambda world: world.r.resolve_address(HERE, nothing),
 }
 
-# Methods that the parts of the reactor call on each other. They are not part of the API.
-INTERNAL = {
-    *('accept_client', 'accept_queue_empty', 'attach', 'begin', 'begin_closing', 'connect', 'evict', 'finish'),
-    *('forget', 'has_ended_writing', 'lose', 'may_log', 'opened', 'overflows', 'read_failed', 'refuse_writes'),
-    *('refuses', 'reset', 'set_reading', 'set_suspended', 'shut_down', 'start_timeouts', 'stop_timeouts'),
-    *('waits_for', 'write_failed'),
-}
 CALLBACKS = dict.fromkeys(('on_data', 'on_connect', 'on_eof', 'on_drain', 'on_close'), nothing)
 DATAGRAMS = dict.fromkeys(('on_datagram', 'on_send_error', 'on_drain', 'on_close'), nothing)
 FN = {'fn': nothing}
@@ -273,13 +268,13 @@ def refuses_every_call(call: Any) -> bool:
 
 
 def parameters_of(call: Any) -> list[str]:
-    """The names of all parameters, with those of `Options` for `**options`."""
+    """The names of all parameters, with those of the TypedDict for `**options`."""
     names: list[str] = []
     if refuses_every_call(call):
         return []
     for parameter in inspect.signature(call).parameters.values():
         if parameter.kind is parameter.VAR_KEYWORD:
-            names += [name for name in inspect.signature(Options).parameters if name not in names]
+            names += [name for name in options_of(call) if name not in names]
         elif parameter.kind is not parameter.VAR_POSITIONAL and parameter.name != 'self':
             names.append(parameter.name)
     return names

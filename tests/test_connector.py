@@ -318,7 +318,7 @@ def run_world(w: Reactor, predicate: Callable[[], Any], most: int = 1000) -> Non
 
 def told(r: Reactor, conn: Stream, log: Log) -> BaseException | None:
     """Run until the end of a connection was told, which must be all that was told; returns why."""
-    if isinstance(r._os, World):
+    if isinstance(r.kernel, World):
         run_world(r, lambda: log)
     else:
         run_until(r, lambda: log, timeout=3)
@@ -759,7 +759,7 @@ def test_running_out_of_descriptors_on_a_real_kernel_is_told(r, monkeypatch):
         raise OSError(errno.EMFILE, 'Too many open files')
 
     log = Log()
-    monkeypatch.setattr(r._os, 'socket', no_descriptors)
+    monkeypatch.setattr(r.kernel, 'socket', no_descriptors)
     exc = told(r, r.connect_tcp('127.0.0.1', 9, on_close=log.on_close), log)
     assert isinstance(exc, OSError) and exc.errno == errno.EMFILE
 

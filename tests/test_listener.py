@@ -16,9 +16,10 @@ from pathlib import Path
 import pytest
 from support import SELECTORS, FailingKernel, FakeKernel, Log, drain, end, idle, reset, run_short, run_until, turns
 
-from reactor import HandleClosed, Options, Reactor, ReactorError, SelectorFull, Stream
+from reactor import HandleClosed, Reactor, ReactorError, SelectorFull, Stream
 from reactor.kernel import TCP_DEFER_ACCEPT
 from reactor.net.listener import Listener
+from reactor.net.options import Options
 
 HERE = '127.0.0.1'
 

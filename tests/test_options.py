@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+from inspect import signature
+from typing import Any
 
 import pytest
-from support import end, run_until
+from support import end, options_of, run_until
 
-from reactor import Options
-from reactor.net.options import Callbacks, check_callback
+import reactor.serve
+from reactor import Reactor
+from reactor.net.options import Callbacks, Options, check_callback
 
 
 def test_the_defaults_are_the_documented_ones():
@@ -189,3 +192,63 @@ def test_bad_options_raise_at_the_call_and_leave_nothing(r, sockets):
         with pytest.raises((TypeError, ValueError)):
             make()
     assert r.handles() == []
+
+
+# -- names
+
+
+def methods_with_options() -> list[Any]:
+    """Every public function that takes `**options`."""
+    found = [reactor.run, reactor.serve.run, *(getattr(Reactor, name) for name in dir(Reactor))]
+    return [each for each in found if callable(each) and 'options' in getattr(each, '__annotations__', {})]
+
+
+def misspelt(name: str) -> str:
+    """The name without its last letter but one."""
+    return name[:-2] + name[-1]
+
+
+def call(method: Any, **options: Any) -> Any:
+    """Call it with a value for each argument that it needs."""
+    needed = [each for each in signature(method).parameters.values() if each.default is each.empty]
+    return method(*[None for each in needed if each.kind is each.POSITIONAL_OR_KEYWORD], **options)
+
+
+@pytest.mark.parametrize('method', methods_with_options(), ids=lambda method: method.__qualname__)
+def test_a_misspelt_option_names_the_method_that_was_called_and_the_nearest_option(method):
+    for option in options_of(method):
+        with pytest.raises(TypeError) as caught:
+            call(method, **{misspelt(option): 1})
+        wanted = f"{method.__name__}() has no option '{misspelt(option)}'; did you mean '{option}'?"
+        assert str(caught.value) == wanted
+
+
+def test_all_methods_that_share_options_check_their_names():
+    assert {method.__name__ for method in methods_with_options()} == {
+        *(
+            'listen_tcp',
+            'listen_unix',
+            'connect_tcp',
+            'connect_unix',
+            'adopt',
+            'bind_udp',
+            'connect_udp',
+            'spawn',
+            'run',
+        ),
+    }
+
+
+def test_where_no_option_is_near_all_are_named(r):
+    with pytest.raises(
+        TypeError, match=r"adopt\(\) has no option 'colour'; it has handshake_timeout, high_water, .*, sock"
+    ):
+        r.adopt(None, colour='red')
+
+
+@pytest.mark.parametrize('method', ['listen_tcp', 'listen_unix'])
+def test_an_option_of_another_method_is_explained(r, method):
+    with pytest.raises(TypeError, match="has no option 'server_hostname': it is for the side that connects"):
+        call(getattr(r, method), server_hostname='example.org')
+    with pytest.raises(TypeError, match=r"adopt\(\) has no option 'ssl': .* call start_tls\(\) on what it returns"):
+        r.adopt(None, ssl=True)

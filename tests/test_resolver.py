@@ -135,7 +135,7 @@ def test_whatever_the_system_raises_is_told_as_a_resolve_error(r, failure):
 
 def test_a_look_up_that_finds_nothing_is_told_as_an_error_to_who_connects(r):
     log = Log()
-    r._os.getaddrinfo = NothingFound().getaddrinfo
+    r.kernel.getaddrinfo = NothingFound().getaddrinfo
     r.connect_tcp('host.test', 80, **log.callbacks('on_connect', 'on_close'))
     run_until(r, lambda: log)
     assert log.names() == ['close']
@@ -153,7 +153,7 @@ def test_an_address_in_numbers_needs_no_thread(r, monkeypatch):
     def no_thread(*args: Any) -> None:
         raise AssertionError('a thread was started')
 
-    monkeypatch.setattr(r._os, 'start_thread', no_thread)
+    monkeypatch.setattr(r.kernel, 'start_thread', no_thread)
     listener = r.listen_tcp('127.0.0.1', 0)
     log = Log()
     conn = r.connect_tcp(*listener.address, on_connect=log.on_connect)
@@ -314,7 +314,7 @@ def test_a_name_is_resolved_to_a_list_of_addresses_as_text(r):
 
 
 def test_each_address_stands_once_in_the_systems_order(hung):
-    hung._os.gate.set()
+    hung.kernel.gate.set()
     assert resolved(hung, 'host.test') == (['10.0.0.1', 'fd00::1'], None)
 
 
@@ -337,7 +337,7 @@ def test_only_the_family_that_is_asked_for_is_resolved(r):
 
 @pytest.mark.parametrize('host', ['127.0.0.1', '::1', 'fe80::1%1'])
 def test_an_address_in_numbers_is_answered_without_a_thread_but_later(r, host, monkeypatch):
-    monkeypatch.setattr(r._os, 'start_thread', lambda *args: pytest.fail('a thread was started'))
+    monkeypatch.setattr(r.kernel, 'start_thread', lambda *args: pytest.fail('a thread was started'))
     addresses, error = resolved(r, host, timeout=5)
     assert error is None and addresses[0].split('%')[0] == host.split('%')[0]
 
@@ -364,14 +364,14 @@ def test_a_family_that_an_address_does_not_have_is_an_error(r):
 def test_a_look_up_that_lasts_too_long_is_told_as_a_timeout_and_its_answer_dropped(hung):
     answers = Answers()
     lookup = hung.resolve('host.test', answers.on_done, timeout=0.02)
-    run_until(hung, lambda: hung._os.at_once)
+    run_until(hung, lambda: hung.kernel.at_once)
     run_until(hung, lambda: answers)
     ((addresses, error),) = answers
     assert addresses is None and isinstance(error, ResolveTimeout)
     assert isinstance(error, TimeoutError) and isinstance(error, ResolveError)
     assert "'host.test'" in str(error) and '0.02 s' in str(error)
     assert lookup.closed and hung.handles() == []
-    hung._os.gate.set()
+    hung.kernel.gate.set()
     assert hung.run() is True
     turns(hung, 3)
     assert len(answers) == 1
@@ -384,13 +384,13 @@ def test_look_ups_that_wait_behind_hung_ones_are_in_time_too_and_threads_stay_fe
     run_until(hung, lambda: len(answers) == 50)
     assert all(isinstance(error, ResolveTimeout) for _, error in answers)
     assert len([thread for thread in threading.enumerate() if thread.name.startswith('reactor-')]) <= THREADS
-    hung._os.gate.set()
+    hung.kernel.gate.set()
     assert resolved(hung, 'host.test')[1] is None
-    assert len(hung._os.asked) <= THREADS + 1  # who was too late is not asked for at all
+    assert len(hung.kernel.asked) <= THREADS + 1  # who was too late is not asked for at all
 
 
 def test_an_answer_in_time_leaves_no_timer(hung):
-    hung._os.gate.set()
+    hung.kernel.gate.set()
     assert resolved(hung, 'host.test', timeout=60)[1] is None
     assert len(hung.timers) == 0
     assert hung.run() is True
@@ -399,11 +399,11 @@ def test_an_answer_in_time_leaves_no_timer(hung):
 def test_a_cancelled_resolve_tells_nobody_and_frees_the_loop(hung):
     answers = Answers()
     lookup = hung.resolve('host.test', answers.on_done, timeout=60)
-    run_until(hung, lambda: hung._os.at_once)
+    run_until(hung, lambda: hung.kernel.at_once)
     lookup.close()
     assert hung.handles() == [] and len(hung.timers) == 0
     assert hung.run() is True
-    hung._os.gate.set()
+    hung.kernel.gate.set()
     turns(hung, 3)
     assert answers == []
 
@@ -412,10 +412,10 @@ def test_a_reactor_closed_while_look_ups_hang_ends_at_once_and_tells_nobody(hung
     answers = Answers()
     lookups = [hung.resolve('host.test', answers.on_done, timeout=60) for _ in range(10)]
     lookups.append(hung.resolve_address('192.0.2.1', answers.on_done))
-    run_until(hung, lambda: hung._os.at_once == THREADS)
+    run_until(hung, lambda: hung.kernel.at_once == THREADS)
     hung.close()
     assert all(lookup.closed for lookup in lookups) and hung.handles() == []
-    hung._os.gate.set()
+    hung.kernel.gate.set()
     assert answers == []
 
 
@@ -441,7 +441,7 @@ def test_a_look_up_keeps_the_loop_running_unless_it_is_unreferenced(hung):
 
 
 def test_a_resolve_that_is_over_is_freed_without_the_garbage_collector(hung):
-    hung._os.gate.set()
+    hung.kernel.gate.set()
     answers = Answers()
     freed = [weakref.ref(hung.resolve(host, answers.on_done, timeout=5)) for host in ('host.test', '127.0.0.1')]
     assert hung.run() is True
@@ -494,15 +494,15 @@ def test_an_address_is_resolved_to_its_name(r):
 
 @pytest.mark.parametrize('address', ['192.0.2.1', ('192.0.2.1', 80)])
 def test_an_address_may_come_as_a_peername(hung, address):
-    hung._os.gate.set()
+    hung.kernel.gate.set()
     assert names_of(hung, address) == ('host.test', None)
-    assert hung._os.asked[0][0] == ('192.0.2.1', 0)
+    assert hung.kernel.asked[0][0] == ('192.0.2.1', 0)
 
 
 def test_an_ipv6_peername_is_asked_for_as_one(hung):
-    hung._os.gate.set()
+    hung.kernel.gate.set()
     assert names_of(hung, ('2001:db8::1', 80, 0, 0)) == ('host.test', None)
-    assert hung._os.asked[0][0] == ('2001:db8::1', 0, 0, 0)
+    assert hung.kernel.asked[0][0] == ('2001:db8::1', 0, 0, 0)
 
 
 class Nameless(Kernel):
@@ -578,7 +578,7 @@ def test_a_look_up_for_which_no_thread_can_be_started_is_told_as_an_error(r, mon
         raise RuntimeError("can't start new thread")
 
     log = []
-    monkeypatch.setattr(r._os, 'start_thread', no_thread)
+    monkeypatch.setattr(r.kernel, 'start_thread', no_thread)
     r.resolve('localhost', lambda *outcome: log.append(outcome))
     ends = Log()
     r.connect_tcp('localhost', 9, on_close=ends.on_close)

@@ -371,13 +371,13 @@ def test_a_doorbell_that_cannot_be_replaced_for_want_of_descriptors_is_replaced_
     # The error was logged, and calls of threads and signals never reached the loop again.
     log = []
     handler = r.add_signal_handler(signal.SIGUSR1, log.append, 'signal')
-    socketpair, refused = r._os.socketpair, []
+    socketpair, refused = r.kernel.socketpair, []
 
     def full():
         refused.append(1)
         raise OSError(errno.EMFILE, 'too many open files')
 
-    r._os.socketpair = full
+    r.kernel.socketpair = full
     os.close(r._wakeup.bell_fileno())
     turns(r, 3)
     assert refused and 'cannot be replaced yet' in caplog.text
@@ -387,7 +387,7 @@ def test_a_doorbell_that_cannot_be_replaced_for_want_of_descriptors_is_replaced_
     run_until(r, lambda: log == ['call', 'signal'])
     assert turns_in(r) <= 12
     assert signal.set_wakeup_fd(-1) == -1  # and not a number that is another's by now
-    r._os.socketpair = socketpair
+    r.kernel.socketpair = socketpair
     run_until(r, lambda: not r._wakeup.closed)
     assert signal.set_wakeup_fd(-1) == r._wakeup.bell_fileno()
     signal.set_wakeup_fd(r._wakeup.bell_fileno())
@@ -400,9 +400,9 @@ def test_a_doorbell_that_cannot_be_replaced_for_want_of_descriptors_is_replaced_
 def test_a_doorbell_replaced_while_no_signal_is_awaited_is_not_given_to_python():
     with Reactor(kernel=SimKernel(faults=False, selector='poll')) as r:
         r.run(lambda r: None)
-        r._os.close_fd(r._wakeup.fileno())
+        r.kernel.close_fd(r._wakeup.fileno())
         turns(r, 3)
-        assert r._os.wakeup_fd == -1
+        assert r.kernel.wakeup_fd == -1
 
 
 def test_signals_ring_the_new_doorbell(r):

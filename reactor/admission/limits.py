@@ -11,23 +11,19 @@ a second.
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Callable
 from errno import EOPNOTSUPP
+from typing import Any
 
+from ..kernel import Kernel
 from ..loop.checks import number, shown, time_limit
 from ..net.options import check_callback
+from ..net.stream import Stream
 from .networks import packed
 from .pace import LimitedClient
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections.abc import Callable
-    from typing import Any
-
-    from ..kernel import Kernel
-    from ..net.stream import Stream
-
-    Rate = tuple[float, float]
-    Refusal = tuple[str, str]  # the counter, and what is told
+Rate = tuple[float, float]
+Refusal = tuple[str, str]  # the counter, and what is told
 
 MAX_ADDRESSES = 50_000  # some 400 bytes each
 IPV6_PREFIX = 8  # bytes: a client of IPv6 has a /64 and changes its address in it at will (RFC 8981)
@@ -85,14 +81,16 @@ class Limits:
         max_addresses: int = MAX_ADDRESSES,
     ) -> None:
         check_callback('refuse', refuse)
-        self.refuse = refuse
-        self.connections = _count('connections', connections)
-        self.per_address = _count('per_address', per_address)
-        self.connect_rate = _rate('connect_rate', connect_rate, 1)
-        self.request_rate = _rate('request_rate', request_rate, 1)
-        self.lifetime = None if lifetime is None else time_limit('lifetime', lifetime, '; None means no limit')
-        self.min_rate = _rate('min_rate', min_rate, 0)
-        self.max_addresses = _count('max_addresses', max_addresses) or 0
+        self.refuse: Callable[[Any], object] | None = refuse
+        self.connections: int | None = _count('connections', connections)
+        self.per_address: int | None = _count('per_address', per_address)
+        self.connect_rate: Rate | None = _rate('connect_rate', connect_rate, 1)
+        self.request_rate: Rate | None = _rate('request_rate', request_rate, 1)
+        self.lifetime: float | None = (
+            None if lifetime is None else time_limit('lifetime', lifetime, '; None means no limit')
+        )
+        self.min_rate: Rate | None = _rate('min_rate', min_rate, 0)
+        self.max_addresses: int = _count('max_addresses', max_addresses) or 0
         rates = [rate for rate in (self.connect_rate, self.request_rate) if rate is not None]
         self._forget_after = max([burst / a_second for a_second, burst in rates], default=0.0)
         self._clients: dict[Stream, LimitedClient] = {}
@@ -185,11 +183,11 @@ class Address:
     __slots__ = ('connects', 'key', 'open', 'requests', 'seen')
 
     def __init__(self, key: bytes, connect_rate: Rate | None, request_rate: Rate | None, now: float) -> None:
-        self.key = key
-        self.open = 0
-        self.seen = now
-        self.connects = Tokens(now, connect_rate)
-        self.requests = Tokens(now, request_rate)
+        self.key: bytes = key
+        self.open: int = 0
+        self.seen: float = now
+        self.connects: Tokens = Tokens(now, connect_rate)
+        self.requests: Tokens = Tokens(now, request_rate)
 
 
 class Tokens:

@@ -7,22 +7,21 @@ on its path.
 from __future__ import annotations
 
 from socket import SO_LINGER, SOL_SOCKET
+from typing import Any
 
 from ..errors import ClientRefused
+from ..hints import socket
 from ..kernel import close_socket
 from ..loop.log import log
 from ..net.addresses import show, unmapped
 from ..net.listener import Listener
+from ..net.stream import Stream
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from socket import socket
-    from typing import Any
-
-    from ..loop.loop import Loop
+    from ..callbacks import Loop
     from ..net.options import Options
     from ..net.proxy_header import ProxyHeader
-    from ..net.stream import Stream
     from .limits import Limits, Refusal
     from .proxied import ProxyProtocol
 
@@ -42,8 +41,8 @@ class GuardedListener(Listener):
         limits: Limits | None,
         **keywords: Any,
     ) -> None:
-        self.proxy = proxy
-        self.limits = limits
+        self.proxy: ProxyProtocol | None = proxy
+        self.limits: Limits | None = limits
         self._shared = options.shared
         super().__init__(loop, sock, options, *args, **keywords)
 

@@ -41,7 +41,7 @@ class LimitedClient:
 
     def __init__(self, stream: Stream, address: Address, lifetime: float | None, pace: Rate | None, now: float) -> None:
         self._stream = stream
-        self.address = address  # what is remembered of it
+        self.address: Address = address  # what is remembered of it
         self._deadline = None if lifetime is None else now + lifetime
         self._pace = pace
         self._second: int | None = None

@@ -9,9 +9,12 @@ would be a readiness that nothing answers.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from socket import MSG_PEEK
+from typing import Any
 
 from ..errors import ProxyError, ProxyTimeout
+from ..hints import socket
 from ..loop.checks import shown, time_limit
 from ..loop.log import log
 from ..loop.watcher import READ
@@ -24,12 +27,10 @@ from .networks import Networks
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-    from socket import socket
-    from typing import Any
-
     from ..kernel import Kernel
     from ..loop.timers import Timer
+    from ..net.states import State
+    from ..net.writer import Writer
 
 PROXY_TIMEOUT = 10.0  # seconds; a proxy sends its header with the first packet
 PEEK = 536  # bytes: what the document wants receivers to read at once
@@ -45,10 +46,10 @@ class ProxyProtocol:
 
     def __init__(self, kernel: Kernel, networks: Networks | None, timeout: float, kind: type[Stream]) -> None:
         self.buffers: dict[ProxiedStream, HeaderBuffer] = {}  # of the connections whose header is not there yet
-        self.kernel = kernel
-        self.networks = networks
-        self.timeout = timeout
-        self.kind = kind
+        self.kernel: Kernel = kernel
+        self.networks: Networks | None = networks
+        self.timeout: float = timeout
+        self.kind: type[Stream] = kind
 
     def trusts(self, address: Any) -> bool:
         """Whether what this peer says about others is believed."""
@@ -80,8 +81,8 @@ class HeaderBuffer:
     __slots__ = ('data', 'reading', 'timer')
 
     def __init__(self) -> None:
-        self.data = b''
-        self.reading = True
+        self.data: bytes = b''
+        self.reading: bool = True
         self.timer: Timer | None = None
 
 
@@ -92,6 +93,11 @@ class ProxiedStream(Stream):
     """
 
     __slots__ = ()
+
+    if TYPE_CHECKING:
+        writer: Writer | None
+        state: State
+        peer: Any
 
     # -- for its maker
 

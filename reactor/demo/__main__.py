@@ -22,8 +22,9 @@ from .steady import SteadyLoad
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from typing import Any
 
-SELECTORS = {
+SELECTORS: dict[str, Any] = {
     'default': selectors.DefaultSelector,
     'poll': getattr(selectors, 'PollSelector', None),
     'select': selectors.SelectSelector,

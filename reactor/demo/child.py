@@ -30,7 +30,7 @@ class HeldServer(Server):
 
     def __init__(self, r: Reactor, delay: float) -> None:
         super().__init__(r, delay)
-        self.released = False
+        self.released: bool = False
         self.held: list[Stream] = []
 
     def answer(self, conn: Stream) -> None:
@@ -55,9 +55,9 @@ class Child:
     def __init__(self, r: Reactor, sock: socket.socket) -> None:
         self.r = r
         self.server: HeldServer | None = None
-        self.watched = False  # whether the server's figures are to be told
+        self.watched: bool = False  # whether the server's figures are to be told
         self.load: Load | None = None
-        self.control = Control(r, sock, self.on_message, r.stop)
+        self.control: Control = Control(r, sock, self.on_message, r.stop)
         r.call_every(REPORT_EVERY, self.report).unref()
 
     def on_message(self, message: dict[str, Any]) -> None:

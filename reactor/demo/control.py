@@ -31,7 +31,7 @@ class Control:
         self._received = bytearray()
         self._on_message = on_message
         self._on_gone = on_gone
-        self.stream = r.adopt(sock, self.on_data, on_close=self.on_close, linger=5)
+        self.stream: Stream = r.adopt(sock, self.on_data, on_close=self.on_close, linger=5)
 
     def send(self, **message: Any) -> None:
         """Send a message, unless the other side is gone."""

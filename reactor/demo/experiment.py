@@ -46,10 +46,10 @@ class Process:
         self.told: dict[str, Any] = {}
         ours, theirs = socket.socketpair()
         with theirs:
-            self.pid = experiment.r.spawn(CHILD, stdin=theirs).pid
-        self.control = Control(experiment.r, ours, self.on_message, self.on_gone)
+            self.pid: int = experiment.r.spawn(CHILD, stdin=theirs).pid
+        self.control: Control = Control(experiment.r, ours, self.on_message, self.on_gone)
         self.base_memory = 0
-        self.base_cpu = 0.0
+        self.base_cpu: float = 0.0
 
     def on_message(self, message: dict[str, Any]) -> None:
         self.told.update(message)
@@ -61,6 +61,11 @@ class Process:
 
 class Experiment:
     """Runs in a reactor of its own; `result` has the figures when it is done, `failure` why it could not be."""
+
+    began: float
+    settled: float
+    peak_open: int
+    peak_memory: int
 
     def __init__(self, r: Reactor, *, connections: int, asked: int, rate: float, delay: float, per_process: int,
                  progress: Progress, watched: bool = False) -> None:  # fmt: skip
@@ -74,11 +79,11 @@ class Experiment:
         self.watched = watched  # whether the servers are to tell their figures
         self.servers: list[Process] = []
         self.loads: list[Process] = []
-        self.port = 0
+        self.port: int = 0
         self.began = self.settled = 0.0
         self.released: float | None = None
         self.peak_open = self.peak_memory = 0
-        self.done = False
+        self.done: bool = False
         self.failure: str | None = None
         self.result: dict[str, Any] = {}
 

@@ -27,10 +27,10 @@ class Client:
     __slots__ = ('calls_left', 'connected', 'received', 'since')
 
     def __init__(self, since: float, calls: int) -> None:
-        self.since = since
-        self.calls_left = calls
-        self.connected = False
-        self.received = b''
+        self.since: float = since
+        self.calls_left: int = calls
+        self.connected: bool = False
+        self.received: bytes = b''
 
 
 class Load:
@@ -43,6 +43,18 @@ class Load:
     start       the clock when the first is opened, None for now
     on_done     called without arguments when the last one is closed
     """
+
+    host: str
+    port: int
+    attempted: int
+    connected: int
+    requests: int
+    replies: int
+    closed: int
+    open: int
+    most_open: int
+    opened: float
+    ended: float
 
     def __init__(
         self,
@@ -72,7 +84,7 @@ class Load:
         self.errors: dict[str, int] = {}
         self.connect_times: list[float] = []
         self.reply_times: list[float] = []
-        self.started = monotonic()
+        self.started: float = monotonic()
         self.opened = self.ended = self.started
         self._stopped = False
         self._ticks = r.call_every(TICK, self.tick)

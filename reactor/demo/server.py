@@ -37,7 +37,7 @@ class Server:
     def __init__(self, r: Reactor, delay: float) -> None:
         self.r = r
         self.delay = delay
-        self.finished = 0
+        self.finished: int = 0
         self.listener: Listener | None = None
         # Bound once: thirty thousand timers share one method object.
         self._answer: Callable[[Stream], None] = self.answer

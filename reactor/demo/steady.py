@@ -38,6 +38,16 @@ class SteadyLoad:
     connection is free waits, and its time counts.
     """
 
+    host: str
+    port: int
+    total: int
+    wanted: int
+    requests: int
+    replies: int
+    reopened: int
+    began: float
+    ended: float
+
     def __init__(
         self,
         r: Reactor,
@@ -61,13 +71,13 @@ class SteadyLoad:
         self.on_done = on_done
         name = f'[{host}]' if ':' in host else host
         length = '' if method == 'GET' else 'Content-Length: 0\r\n'
-        self.request = f'{method} {path} HTTP/1.1\r\nHost: {name}:{port}\r\n{length}\r\n'.encode()
+        self.request: bytes = f'{method} {path} HTTP/1.1\r\nHost: {name}:{port}\r\n{length}\r\n'.encode()
         self.requests = self.replies = self.reopened = 0
         self.errors: dict[str, int] = {}
         self.listed: list[tuple[float, str]] = []  # (seconds since the first request was due, kind)
         self.connect_errors: dict[str, int] = {}
         self.reply_times: list[float] = []
-        self.began_at = 0.0  # on the clock of the wall, for who compares logs
+        self.began_at: float = 0.0  # on the clock of the wall, for who compares logs
         self.began = self.ended = 0.0
         self._opened = self._settled = 0
         self._done = False

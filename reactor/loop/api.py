@@ -5,32 +5,29 @@ Each checks its arguments and passes them to the part of the loop that does it.
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Callable
 from itertools import islice
+from typing import Any
 
 from ..errors import HandleClosed, ReactorError
+from ..hints import HasFileno, Result, Ts
+from ..kernel import Kernel
 from .alive import MOST_REASONS, Alive
 from .checks import callback, number, whole
+from .counters import Counters
 from .descriptor import Descriptor
+from .guard import Guard
+from .idle import Idler, Idlers
 from .notifier import Notifier
+from .signals import SignalHandler, Signals
 from .stats import Stats
+from .threads import ThreadCall, ThreadPool
+from .timers import RepeatingTimer, Timer, TimerHeap
+from .wakeup import Wakeup
+from .watcher import Handle, Watchers
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections import deque
-    from collections.abc import Callable
-    from typing import Any
-
-    from ..kernel import Kernel
-    from .counters import Counters
-    from .guard import Guard
-    from .idle import Idler, Idlers
-    from .signals import SignalHandler, Signals
-    from .threads import ThreadCall, ThreadPool
-    from .timers import RepeatingTimer, Timer, TimerHeap
-    from .wakeup import Wakeup
-    from .watcher import Handle, Watchers
-
-    Call = tuple[Callable[..., object], tuple[Any, ...]]
+Call = tuple[Callable[..., object], tuple[Any, ...]]
 
 MOST_SIGNUM = 128  # on FreeBSD; each system refuses those that it does not have
 
@@ -74,20 +71,20 @@ class LoopAPI:
     timers: TimerHeap
     watchers: Watchers
 
-    def call_soon(self, fn: Callable[..., object], *args: Any) -> None:
+    def call_soon(self, fn: Callable[[*Ts], object], *args: *Ts) -> None:
         """Call `fn(*args)` in the next soon-phase: this turn's when it is still to come, else the next turn's."""
         if not callable(fn) or self._guarded:
             self._check(fn)
         self._soon.append((fn, args))
 
-    def call_soon_threadsafe(self, fn: Callable[..., object], *args: Any) -> None:
+    def call_soon_threadsafe(self, fn: Callable[[*Ts], object], *args: *Ts) -> None:
         """The same from any thread, in the order of the calls of each; wakes a loop that sleeps."""
         callback('a callback', fn)
         if self.guard.closed:
             raise HandleClosed('this reactor is closed')
         self._wakeup.call(fn, args)
 
-    def call_later(self, delay: float, fn: Callable[..., object], *args: Any) -> Timer:
+    def call_later(self, delay: float, fn: Callable[[*Ts], object], *args: *Ts) -> Timer:
         """Call `fn(*args)` in `delay` seconds, counted from now on a fresh clock; below 0 means 0. Never early.
 
         Any finite delay is accepted. TypeError for what is not a number, ValueError for NaN and infinity.
@@ -96,7 +93,7 @@ class LoopAPI:
             self._check(fn)
         return self.timers.add(self._timer, delay, fn, args)
 
-    def call_at(self, deadline: float, fn: Callable[..., object], *args: Any) -> Timer:
+    def call_at(self, deadline: float, fn: Callable[[*Ts], object], *args: *Ts) -> Timer:
         """Call `fn(*args)` when the loop's clock (monotonic seconds, as `now`) reaches `deadline`.
 
         TypeError for what is not a number, ValueError for NaN and infinity.
@@ -105,7 +102,7 @@ class LoopAPI:
         deadline = number('deadline', deadline)
         return self.timers.add_at(self._timer, deadline, max(0, deadline - self._clock()), fn, args)
 
-    def call_every(self, interval: float, fn: Callable[..., object], *args: Any) -> Timer:
+    def call_every(self, interval: float, fn: Callable[[*Ts], object], *args: *Ts) -> Timer:
         """Call `fn(*args)` every `interval` seconds, the first time after one interval.
 
         At a fixed rate: it does not drift, beats that were missed are skipped, an exception does not end it.
@@ -117,7 +114,7 @@ class LoopAPI:
             raise ValueError(f'interval is a number of seconds above 0, not {interval!r}')
         return self.timers.add(self._repeating_timer, interval, fn, args)
 
-    def add_signal_handler(self, signum: int, fn: Callable[..., object], *args: Any) -> SignalHandler:
+    def add_signal_handler(self, signum: int, fn: Callable[[*Ts], object], *args: *Ts) -> SignalHandler:
         """Call `fn(*args)` in the loop each time the signal arrives; many at once may be one call.
 
         It stays until removed or until the reactor is closed, which restores the previous handler, and keeps `run`
@@ -143,7 +140,10 @@ class LoopAPI:
         self._signals.clear()
 
     def run_in_thread(
-        self, fn: Callable[..., Any], *args: Any, on_done: Callable[[Any, BaseException | None], object] | None = None
+        self,
+        fn: Callable[[*Ts], Result],
+        *args: *Ts,
+        on_done: Callable[[Result | None, BaseException | None], object] | None = None,
     ) -> ThreadCall:
         """Call `fn(*args)` in a daemon thread, then `on_done(result, error)` in the loop, one of them None.
 
@@ -155,7 +155,9 @@ class LoopAPI:
             callback('on_done', on_done)
         return self._threads.submit(fn, args, on_done)
 
-    def watch_fd(self: Any, fd: Any, events: int, fn: Callable[..., object], *args: Any) -> Descriptor:
+    def watch_fd(
+        self, fd: int | HasFileno, events: int, fn: Callable[[Descriptor, int, *Ts], object], *args: *Ts
+    ) -> Descriptor:
         """Call `fn(handle, event, *args)` whenever a descriptor that you own is ready, once in each turn while it is.
 
         fd      a number, or anything with `fileno()`: a pipe, a socket of another library, inotify, an eventfd. It has
@@ -170,9 +172,9 @@ class LoopAPI:
         of this reactor has it already, `SelectorFull`, TypeError and ValueError for bad arguments.
         """
         self._check(fn)
-        return Descriptor(self, self.kernel, fd, events, fn, args)
+        return Descriptor(self, self.kernel, fd, events, fn, args)  # type: ignore[arg-type]  # it is a `Loop`
 
-    def idle(self, fn: Callable[..., object], *args: Any) -> Idler:
+    def idle(self, fn: Callable[[*Ts], object], *args: *Ts) -> Idler:
         """Call `fn(*args)` once in each turn, before all other calls, until `close` of the returned handle.
 
         The loop does not sleep while there is one: this is for work in small pieces, and uses all of a processor.
@@ -180,16 +182,16 @@ class LoopAPI:
         self._check(fn)
         return self._idlers.add(fn, args)
 
-    def notifier(self: Any, fn: Callable[..., object], *args: Any, once: bool = True) -> Notifier:
+    def notifier(self, fn: Callable[[*Ts], object], *args: *Ts, once: bool = True) -> Notifier:
         """A handle whose `trigger()`, from any thread or signal handler, has `fn(*args)` called in the loop.
 
         Many triggers before the call are one call. With `once` it closes itself when it is called, else it stays. It
         keeps `run` running while it is open, unless unreferenced.
         """
         self._check(fn)
-        return Notifier(self, fn, args, once)
+        return Notifier(self, fn, args, once)  # type: ignore[arg-type]  # it is a `Loop`
 
-    def add_exit_callback(self, fn: Callable[..., object], *args: Any) -> None:
+    def add_exit_callback(self, fn: Callable[[*Ts], object], *args: *Ts) -> None:
         """Have `close` call `fn(*args)` before it closes anything; the last added is called first."""
         self._check(fn)
         self._exit_callbacks.append((fn, args))

@@ -31,9 +31,9 @@ class SignalClaim:
 
     def __init__(self, kernel: Kernel, signum: int, fn: Callable[[int, FrameType | None], object]) -> None:
         self._kernel = kernel
-        self.signum = signum
+        self.signum: int = signum
         self.fn: Callable[[int, FrameType | None], object] | None = fn
-        self.previous = living(kernel.getsignal(signum))
+        self.previous: Any = living(kernel.getsignal(signum))
 
     def install(self) -> None:
         """Replace the handler that is installed. OSError for a signal that cannot be caught."""
@@ -93,7 +93,7 @@ class WakeupClaim:
     __slots__ = ('_below', '_kernel', '_number', '_wakeup', 'on_fork')
 
     def __init__(self, kernel: Kernel, wakeup: Wakeup, on_fork: Callable[[], object]) -> None:
-        self.on_fork = on_fork
+        self.on_fork: Callable[[], object] = on_fork
         self._kernel = kernel
         self._wakeup = wakeup
         self._number = -1  # of our bell, as Python has it; -1 while it is not to be installed

@@ -6,9 +6,7 @@ libuv's (`loop_count`, `events`, `idle_time`), else redis'.
 
 from __future__ import annotations
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from typing import Any
+from typing import Any
 
 LAG_BUCKETS = 16  # powers of two of 1/1024 s: 1 ms, 2 ms ... 16 s, more
 SLOW_PLACES = 20  # callbacks of which it is remembered how slow they were
@@ -20,9 +18,9 @@ class Declaration:
     __slots__ = ('help', 'kind', 'metric')
 
     def __init__(self, kind: str, help: str, metric: str) -> None:
-        self.kind = kind
-        self.help = help
-        self.metric = metric  # its name at Prometheus, where that differs
+        self.kind: str = kind
+        self.help: str = help
+        self.metric: str = metric  # its name at Prometheus, where that differs
 
 
 def count(help: str, metric: str = '') -> Any:

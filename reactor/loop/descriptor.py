@@ -8,6 +8,8 @@ goes on reporting one that was closed behind our back, and epoll does while a co
 from __future__ import annotations
 
 import errno
+from collections.abc import Callable
+from typing import Any
 
 from ..errors import HandleClosed
 from ..kernel import ONLY_ERROR
@@ -17,11 +19,8 @@ from .watcher import READ, WRITE, Handle
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
-    from typing import Any
-
+    from ..callbacks import Loop
     from ..kernel import Kernel
-    from .loop import Loop
 
 WANTS = {0: 'nothing', READ: 'READ', WRITE: 'WRITE', READ | WRITE: 'READ|WRITE'}
 
@@ -31,15 +30,15 @@ class Descriptor(Handle):
 
     __slots__ = ('_fd', '_file', 'args', 'fn')
 
-    leads_to = (('handle_read', 'fn'),)
+    leads_to: tuple[tuple[str, str], ...] = (('handle_read', 'fn'),)
 
     def __init__(
         self, loop: Loop, kernel: Kernel, file: Any, events: int, fn: Callable[..., object], args: tuple[Any, ...]
     ) -> None:
         self.loop = loop
-        self.since = loop.now
+        self.since: float = loop.now
         self.fn: Callable[..., object] | None = fn
-        self.args = args
+        self.args: tuple[Any, ...] = args
         self._file = file  # held, so that a forgotten socket object is not closed under our feet
         self._fd = _number(file)
         _check_events(events)

@@ -50,7 +50,7 @@ class Failures:
         completions: deque[tuple[Handle, Callable[..., object], tuple[Any, ...]]],
         counters: Counters,
     ) -> None:
-        self.catch_errors = catch_errors
+        self.catch_errors: CatchErrors = catch_errors
         # Each handle that found no memory or stack, then its exception: nothing is allocated to note that. None when an
         # exception has left a turn.
         self.starved: deque[Any] = deque()

@@ -20,7 +20,7 @@ class Guard:
     def __init__(self, kernel: Kernel) -> None:
         self._kernel = kernel
         self._pid = kernel.pid()
-        self.closed = False  # with the loop
+        self.closed: bool = False  # with the loop
         self.thread: int | None = None  # that runs the loop, None while it does not run
 
     def check(self) -> None:

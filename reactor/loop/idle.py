@@ -7,16 +7,17 @@ sleeping; it fires in the timers phase and puts the idlers before all other call
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 from .log import name_of
 from .watcher import Handle
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections import deque
-    from collections.abc import Callable
-    from typing import Any
 
-    from .loop import Loop
+    from ..callbacks import Loop
     from .timers import Timer
     from .wakeup import Call
 
@@ -26,14 +27,14 @@ class Idler(Handle):
 
     __slots__ = ('_idlers', 'args', 'fn', 'queued')
 
-    leads_to = (('handle_turn', 'fn'),)
+    leads_to: tuple[tuple[str, str], ...] = (('handle_turn', 'fn'),)
 
     def __init__(self, loop: Loop, idlers: Idlers, fn: Callable[..., object], args: tuple[Any, ...]) -> None:
         self.loop = loop
-        self.since = loop.now
+        self.since: float = loop.now
         self.fn: Callable[..., object] | None = fn
-        self.args = args
-        self.queued = False  # for the soon phase; an exception that left `run` may have come before it
+        self.args: tuple[Any, ...] = args
+        self.queued: bool = False  # for the soon phase; an exception that left `run` may have come before it
         self._idlers = idlers
         loop.watchers.park(self)
 

@@ -17,7 +17,11 @@ from its queue before it is called, so an exception that leaves `run` loses noth
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any, Self
 
+from ..hints import BaseSelector
 from ..kernel import Kernel
 from .alive import Alive
 from .api import LoopAPI
@@ -38,10 +42,10 @@ from .watcher import READ, WRITE, Handle, Watchers
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
-    from selectors import BaseSelector, SelectorKey
-    from types import TracebackType
-    from typing import Any, Self
+    from selectors import SelectorKey
+
+    from ..callbacks import CatchErrors
+    from ..callbacks import Loop as Reactor
 
 LONGEST_WAIT = 86400.0  # seconds; selectors overflow on much more, and a turn a day costs nothing
 
@@ -81,11 +85,13 @@ class Loop(LoopAPI):
         'streams',
     )
 
+    now: float
+
     def __init__(
         self,
         selector: BaseSelector | None = None,
         kernel: Kernel | None = None,
-        catch_errors: bool | Callable[[Exception, Handle | None], object] = True,
+        catch_errors: CatchErrors = True,
         slow_callback: float | None = None,
         debug: bool = False,
     ) -> None:
@@ -95,8 +101,8 @@ class Loop(LoopAPI):
             raise TypeError(f'catch_errors is True, False or a callable, not {shown(catch_errors)}')
         kernel = kernel or Kernel()
         self.kernel = kernel
-        self.guard = Guard(kernel)
-        self.streams = Streams()
+        self.guard: Guard = Guard(kernel)
+        self.streams: Streams = Streams()
         self._clock = kernel.clock
         self._guarded = debug  # whether every call is checked: in debug mode, and once it is closed
         self._stopping = False
@@ -104,37 +110,38 @@ class Loop(LoopAPI):
         self._exit_callbacks: list[tuple[Callable[..., object], tuple[Any, ...]]] = []
         self._soon: deque[tuple[Callable[..., object], tuple[Any, ...]]] = deque()
         self._turn_began = self.now = self._clock()
-        self.counters = Counters()
+        self.counters: Counters = Counters()
         self.completions: deque[tuple[Handle, Callable[..., object], tuple[Any, ...]]] = deque()
+        this: Reactor = self  # type: ignore[assignment]  # handles are typed with what users find in their `loop`
         own = selector is None
         selector = kernel.selector() if selector is None else selector
-        self.watchers = Watchers(kernel, selector)
-        self.timers = TimerHeap(self._clock, self.counters, self.guard.check_thread)
-        self.spins = Spins(kernel, self.watchers, self.timers, self.counters)
-        self.failures = Failures(catch_errors, self.watchers, self.timers, self.completions, self.counters)
+        self.watchers: Watchers = Watchers(kernel, selector)
+        self.timers: TimerHeap = TimerHeap(self._clock, self.counters, self.guard.check_thread)
+        self.spins: Spins = Spins(kernel, self.watchers, self.timers, self.counters)
+        self.failures: Failures = Failures(catch_errors, self.watchers, self.timers, self.completions, self.counters)
         self._starved = self.failures.starved
         self._timer = CheckedTimer if debug else Timer
         self._repeating_timer = CheckedRepeatingTimer if debug else RepeatingTimer
         self._select = self.watchers.selector.select
         self._blind_polls = 0  # in a row that ended early and brought nothing
         try:
-            self._wakeup = Wakeup(self, kernel, self._soon)
+            self._wakeup = Wakeup(this, kernel, self._soon)
         except BaseException:
             if own:
                 selector.close()  # no reference count does: the timers and their buckets refer to each other
             raise
         self.failures.doorbell = self._wakeup
-        self._signals = Signals(self, kernel, self._wakeup, self._soon)
+        self._signals = Signals(this, kernel, self._wakeup, self._soon)
         self._alive = Alive(self._soon, self.completions, self.timers, self.watchers, self._wakeup)
-        self._threads = ThreadPool(self, kernel)
-        self._idlers = Idlers(self, self._soon)
+        self._threads = ThreadPool(this, kernel)
+        self._idlers = Idlers(this, self._soon)
         self._slow: SlowWatch | None = None
         if slow_callback is not None:
             self._watch_slow(slow_callback)
 
     # -- running
 
-    def run(self, main: Callable[[Any], object] | None = None) -> bool:
+    def run(self, main: Callable[[Self], object] | None = None) -> bool:
         """Run until nothing is left to wait for (returns True) or until `stop` (returns False).
 
         main: called with the reactor in the first turn. An exception it raises leaves `run`, after that turn.

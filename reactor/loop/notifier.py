@@ -7,16 +7,16 @@ lost. Two threads that raise it at once may queue twice; the second of them find
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 from ..errors import HandleClosed
 from .log import name_of
 from .watcher import Handle
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
-    from typing import Any
-
-    from .loop import Loop
+    from ..callbacks import Loop
 
 
 class Notifier(Handle):
@@ -27,14 +27,14 @@ class Notifier(Handle):
 
     __slots__ = ('_triggered', 'args', 'fn', 'once')
 
-    leads_to = (('handle_trigger', 'fn'),)
+    leads_to: tuple[tuple[str, str], ...] = (('handle_trigger', 'fn'),)
 
     def __init__(self, loop: Loop, fn: Callable[..., object], args: tuple[Any, ...], once: bool) -> None:
         self.loop = loop
-        self.since = loop.now
+        self.since: float = loop.now
         self.fn: Callable[..., object] | None = fn
-        self.args = args
-        self.once = once
+        self.args: tuple[Any, ...] = args
+        self.once: bool = once
         self._triggered = False
         loop.watchers.park(self)
 

@@ -10,7 +10,9 @@ so the handler rings the doorbell as well. It runs before the retry, which then 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from signal import NSIG, SIGINT
+from typing import Any
 
 from ..errors import ReactorError
 from .claims import InterruptClaim, SignalClaim, WakeupClaim, living
@@ -19,12 +21,10 @@ from .watcher import Handle
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections import deque
-    from collections.abc import Callable
     from types import FrameType
-    from typing import Any
 
+    from ..callbacks import Loop
     from ..kernel import Kernel
-    from .loop import Loop
     from .wakeup import Call, Wakeup
 
 _PACKAGE = __name__.rpartition('.')[0].rpartition('.')[0] + '.'
@@ -39,13 +39,13 @@ class SignalHandler(Handle):
 
     __slots__ = ('_signals', 'args', 'claim', 'fn', 'signum')
 
-    leads_to = (('handle_signal', 'fn'),)
+    leads_to: tuple[tuple[str, str], ...] = (('handle_signal', 'fn'),)
 
     def __init__(self, loop: Loop, signals: Signals, claim: SignalClaim) -> None:
         self.loop = loop
-        self.since = loop.now
-        self.signum = claim.signum
-        self.claim = claim
+        self.since: float = loop.now
+        self.signum: int = claim.signum
+        self.claim: SignalClaim = claim
         self.fn: Callable[..., object] | None = None
         self.args: tuple[Any, ...] = ()
         self._signals = signals
@@ -90,7 +90,7 @@ class Signals:
     )
 
     def __init__(self, loop: Loop, kernel: Kernel, wakeup: Wakeup, soon: deque[Call]) -> None:
-        self.interrupted = False  # SIGINT came while the loop had it
+        self.interrupted: bool = False  # SIGINT came while the loop had it
         self._loop = loop
         self._kernel = kernel
         self._wakeup = wakeup

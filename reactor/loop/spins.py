@@ -33,10 +33,10 @@ class Stall:
     __slots__ = ('delay', 'parked_at', 'row', 'timer', 'turn')
 
     def __init__(self) -> None:
-        self.row = 0  # dispatches without progress, in consecutive turns
-        self.turn = -1  # of the last one, or in which the handle was watched again
-        self.delay = MOMENT  # for how long it is parked next, in seconds
-        self.parked_at = -EPISODE  # the clock when it was parked last
+        self.row: int = 0  # dispatches without progress, in consecutive turns
+        self.turn: int = -1  # of the last one, or in which the handle was watched again
+        self.delay: float = MOMENT  # for how long it is parked next, in seconds
+        self.parked_at: float = -EPISODE  # the clock when it was parked last
         self.timer: Timer | None = None  # pending while it is parked
 
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from .counters import COUNTS, GAUGES, LAG_BUCKETS, SLOW_PLACES, TIMES, Counters, other
+from collections.abc import Iterable
+from typing import Any
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections.abc import Iterable
-    from typing import Any
+from .counters import COUNTS, GAUGES, LAG_BUCKETS, SLOW_PLACES, TIMES, Counters, other
 
 
 class Stats(Counters):
@@ -21,7 +19,7 @@ class Stats(Counters):
     `slow_callback=`: a list of [place, count, longest in seconds], the most frequent first, of at most 20 places.
     """
 
-    lag_bounds = tuple(2**n / 1024 for n in range(LAG_BUCKETS - 1))
+    lag_bounds: tuple[Any, ...] = tuple(2**n / 1024 for n in range(LAG_BUCKETS - 1))
 
     handles: int = other('Handles open now, connections among them.', 'handles')
     timers: int = other('Timers pending now.', 'timers')
@@ -29,9 +27,9 @@ class Stats(Counters):
     def __init__(self, counters: Counters, timers: int, handles: int) -> None:
         for name in COUNTS + GAUGES + TIMES:
             setattr(self, name, getattr(counters, name))
-        self.timer_lag = tuple(counters.timer_lag)
-        self.timer_lag_sum = counters.timer_lag_sum
-        self.slow = most_frequent([place, *found] for place, found in counters.slow.items())
+        self.timer_lag: Any = tuple(counters.timer_lag)
+        self.timer_lag_sum: float = counters.timer_lag_sum
+        self.slow: Any = most_frequent([place, *found] for place, found in counters.slow.items())
         self.timers = timers
         self.handles = handles
 

@@ -8,6 +8,8 @@ changes state. A thread takes calls until the queue is empty and ends; all it to
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
+from typing import Any
 
 from ..errors import ReactorError
 from .log import name_of
@@ -15,11 +17,8 @@ from .watcher import Handle
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
-    from typing import Any
-
+    from ..callbacks import Loop
     from ..kernel import Kernel
-    from .loop import Loop
 
 THREADS = 4  # libuv's default; more would only help look-ups that wait for distant name servers
 QUEUE_LIMIT = 1000  # calls waiting for a thread
@@ -34,7 +33,7 @@ class ThreadCall(Handle):
 
     __slots__ = ('args', 'fn', 'on_done')
 
-    leads_to = (('handle_done', 'on_done'),)
+    leads_to: tuple[tuple[str, str], ...] = (('handle_done', 'on_done'),)
 
     def __init__(
         self,
@@ -44,9 +43,9 @@ class ThreadCall(Handle):
         on_done: Callable[[Any, BaseException | None], object] | None,
     ) -> None:
         self.loop = loop
-        self.since = loop.now
+        self.since: float = loop.now
         self.fn: Callable[..., Any] | None = fn
-        self.args = args
+        self.args: tuple[Any, ...] = args
         self.on_done = on_done
         loop.watchers.park(self)
 

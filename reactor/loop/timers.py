@@ -10,8 +10,10 @@ two. Timers of one deadline share it, in the order in which they came to it.
 from __future__ import annotations
 
 from collections import OrderedDict, deque
+from collections.abc import Callable, Iterator
 from heapq import heapify, heappop, heappush
 from operator import itemgetter
+from typing import Any
 
 from ..errors import HandleClosed
 from .buckets import Buckets
@@ -128,7 +130,7 @@ class RepeatingTimer(Timer):
         # An interval near the smallest float makes `beats` infinite.
         deadline = min(deadline + beats * self.delay, now + self.delay)
         self.timers.insert(self, deadline)  # it stays pending all the while
-        self.deadline = deadline
+        self.deadline: float | None = deadline
 
 
 class CheckedRepeatingTimer(CheckedTimer, RepeatingTimer):
@@ -155,12 +157,12 @@ class TimerHeap:
     )
 
     def __init__(self, clock: Callable[[], float], counters: Counters, check_thread: Callable[[], None]) -> None:
-        self.clock = clock
-        self.check_thread = check_thread
-        self.counters = counters
-        self.buckets = Buckets(clock, self.unreferenced_later)
-        self.second = 0  # a recent whole second of the clock, one object for all who stamp themselves with it
-        self.pending = 0  # timers that are to fire, in the heap or due
+        self.clock: Callable[[], float] = clock
+        self.check_thread: Callable[[], None] = check_thread
+        self.counters: Counters = counters
+        self.buckets: Buckets = Buckets(clock, self.unreferenced_later)
+        self.second: int = 0  # a recent whole second of the clock, one object for all who stamp themselves with it
+        self.pending: int = 0  # timers that are to fire, in the heap or due
         self.unreferenced: set[Timer] = set()  # those of them that do not keep the loop running
         self.heap: list[float] = []
         self.at: dict[float, Any] = {}  # a timer, or an OrderedDict of those that share the deadline
@@ -177,7 +179,7 @@ class TimerHeap:
         """How many pending timers keep the loop running."""
         return self.pending - len(self.unreferenced)
 
-    def __iter__(self):  # type: ignore[no-untyped-def]
+    def __iter__(self) -> Iterator[Timer]:
         timers, moved = [], self.moved.copy()
         for timer in self.due:
             if moved.get(timer):

@@ -9,21 +9,20 @@ from __future__ import annotations
 
 import errno
 from collections import deque
+from collections.abc import Callable
 from socket import SHUT_WR
+from typing import Any
 
 from ..errors import HandleClosed, ReactorError
+from ..hints import socket
 from ..kernel import close_socket
 from .log import EPISODE, log
 from .watcher import READ, Handle
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
-    from socket import socket
-    from typing import Any
-
+    from ..callbacks import Loop
     from ..kernel import Kernel
-    from .loop import Loop
 
     Call = tuple[Callable[..., object], tuple[Any, ...]]
 
@@ -51,7 +50,7 @@ class Wakeup(Handle):
 
     def __init__(self, loop: Loop, kernel: Kernel, soon: deque[Call]) -> None:
         self.loop = loop
-        self.since = loop.now
+        self.since: float = loop.now
         self.calls: deque[Call] = deque()  # from other threads, in order
         self.on_bytes: Callable[[bytes], None]  # called with what the doorbell said; `Signals` sets both
         self.on_replaced: Callable[[], object]  # called when the descriptor of the bell is another one

@@ -17,11 +17,11 @@ from .log import describe
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
     from selectors import BaseSelector
 
+    from ..callbacks import Loop
     from ..kernel import Kernel
-    from .loop import Loop
 
 # Registering fails with these although the descriptor is fine: ENOSPC is the limit of epoll's watches per user.
 NO_MEMORY = {errno.ENOMEM, errno.ENOSPC}
@@ -43,9 +43,11 @@ class Handle:
 
     leads_to: tuple[tuple[str, str], ...] = ()  # its methods, and the callback that each calls, for `slow_callback`
 
-    loop: Loop
     events: int
     since: float
+
+    if TYPE_CHECKING:
+        loop: Loop
 
     def fileno(self) -> int:
         """The descriptor, -1 when there is none."""
@@ -125,8 +127,8 @@ class Watchers:
     )
 
     def __init__(self, kernel: Kernel, selector: BaseSelector) -> None:
-        self.selector = selector
-        self.referenced = 0  # open handles that keep the loop running
+        self.selector: BaseSelector = selector
+        self.referenced: int = 0  # open handles that keep the loop running
         self._kernel = kernel
         self._map = selector.get_map()
         self._has_room = kernel.room_of(selector)
@@ -134,7 +136,7 @@ class Watchers:
         self._half_parked = False  # a handle was parked, and there was no memory to unregister it as well
         self._unreferenced: set[Handle] = set()
 
-    def __iter__(self):  # type: ignore[no-untyped-def]
+    def __iter__(self) -> Iterator[Handle]:
         yield from [key.data for key in self._map.values()]
         yield from list(self._parked)
 
@@ -281,7 +283,8 @@ class Watchers:
         except (MemoryError, RecursionError):
             new.close()
             return old  # likewise; nothing was changed
-        self.selector, self._map, self._has_room = new, new.get_map(), has_room
+        self.selector = new
+        self._map, self._has_room = new.get_map(), has_room
         old.close()
         self._fail_all(failed)
         return new

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from itertools import zip_longest
 from socket import AF_INET, AF_INET6, AI_NUMERICHOST, AI_PASSIVE, SOCK_STREAM
+from typing import Any
 
 from ..kernel import ABSTRACT_PATHS, AF_UNIX, ResolveFailure
 from ..loop.checks import shown
@@ -14,12 +15,9 @@ from ..loop.log import describe
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any
-
     from ..kernel import Kernel
 
-    Address = tuple[int, Any]  # family, and what bind and connect take
-
+Address = tuple[int, Any]  # family, and what bind and connect take
 PASSIVE = AI_PASSIVE
 MAPPED = '::ffff:'  # how an IPv6 socket shows an IPv4 peer
 MOST_ADDRESSES = 1024  # of a name that are tried, the first ones: a name server can name 4,000

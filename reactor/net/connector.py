@@ -28,8 +28,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from socket import socket
 
+    from ..callbacks import Loop
     from ..kernel import Kernel
-    from ..loop.loop import Loop
     from ..loop.threads import ThreadCall
     from ..loop.timers import Timer
     from .addresses import Address
@@ -74,6 +74,8 @@ class Connector:
         'stream',
     )
 
+    stream: Stream
+
     def __init__(
         self,
         loop: Loop,
@@ -86,14 +88,14 @@ class Connector:
         timeout: float | None,
         local_address: tuple[str, int] | None = None,
     ) -> None:
-        self.reading = True  # whether to read as soon as it is connected
+        self.reading: bool = True  # whether to read as soon as it is connected
         self.stream = stream = kind(loop, options, callbacks, self)
         self._loop = loop
         self._kernel = kernel
         self._target = target
         self._local_address = local_address
         self._timeout = timeout
-        self.deadline = None if timeout is None else loop.timers.clock() + timeout
+        self.deadline: float | None = None if timeout is None else loop.timers.clock() + timeout
         self._lookup: ThreadCall | None = None
         self._addresses: deque[Address] = deque()  # not tried yet
         self._attempts: dict[Attempt, None] = {}  # under way
@@ -279,9 +281,9 @@ class Attempt(Handle):
     def __init__(self, loop: Loop, connector: Connector, address: Address, sock: socket) -> None:
         self.loop = loop
         self.events = 0
-        self.since = loop.now
-        self.address = address
-        self.connector = connector
+        self.since: float = loop.now
+        self.address: Address = address
+        self.connector: Connector = connector
         self.sock: socket | None = sock
 
     def begin(self) -> int:

@@ -21,8 +21,10 @@ import errno
 import sys
 from collections import deque
 from socket import AF_INET, MSG_PEEK, MSG_TRUNC, SOCK_DGRAM, SOL_SOCKET
+from typing import Any
 
 from ..errors import HandleClosed
+from ..hints import Buffer, socket
 from ..kernel import AF_UNIX, LOST_ERRORS, SO_MEMINFO, close_socket
 from ..loop.log import EPISODE, log
 from ..loop.watcher import READ, WRITE, Handle
@@ -36,18 +38,11 @@ from .writer import flat
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
-    from socket import socket
-    from typing import Any
-
+    from ..callbacks import Loop, OnDatagram, OnDatagramClose, OnDatagramDrain, OnDatagramError, OnSendError
     from ..kernel import Kernel
-    from ..loop.loop import Loop
     from ..loop.threads import ThreadCall
     from ..loop.timers import Timer
     from .addresses import Address
-    from .sending import Buffer
-
-    Callback = Callable[..., object] | None
 
 LOST = State('CLOSED')  # the descriptor is gone, and the user was not told yet
 
@@ -118,7 +113,7 @@ class DatagramSocket(Handle):
         'state',
     )
 
-    leads_to = (
+    leads_to: tuple[tuple[str, str], ...] = (
         ('handle_read', 'on_datagram'),
         ('handle_drain', 'on_drain'),
         ('handle_send_error', 'on_send_error'),
@@ -130,26 +125,26 @@ class DatagramSocket(Handle):
         loop: Loop,
         kernel: Kernel,
         *,
-        on_datagram: Callback = None,
-        on_send_error: Callback = None,
-        on_drain: Callback = None,
-        on_close: Callback = None,
-        on_error: Callback = None,
+        on_datagram: OnDatagram | None = None,
+        on_send_error: OnSendError | None = None,
+        on_drain: OnDatagramDrain | None = None,
+        on_close: OnDatagramClose | None = None,
+        on_error: OnDatagramError | None = None,
         max_queued: int = MAX_QUEUED,
     ) -> None:
         if type(max_queued) is not int or max_queued < 0:
             raise ValueError(f'max_queued is a number of bytes, at least 0, not {max_queued!r}')
         self.loop = loop
         self.events = 0
-        self.since = loop.now
+        self.since: float = loop.now
         self.sock: socket = None  # type: ignore[assignment]  # until it is attached, and when it is closed
-        self.state = CONNECTING
+        self.state: State = CONNECTING
         self.data: Any = None
-        self.on_datagram = on_datagram
-        self.on_send_error = on_send_error
-        self.on_drain = on_drain
-        self.on_close = on_close
-        self.on_error = on_error
+        self.on_datagram: OnDatagram | None = on_datagram
+        self.on_send_error: OnSendError | None = on_send_error
+        self.on_drain: OnDatagramDrain | None = on_drain
+        self.on_close: OnDatagramClose | None = on_close
+        self.on_error: OnDatagramError | None = on_error
         for name in 'on_datagram', 'on_send_error', 'on_drain', 'on_close', 'on_error':
             check_callback(name, getattr(self, name))
         self._kernel = kernel
@@ -251,7 +246,7 @@ class DatagramSocket(Handle):
         """Told as a completion: the first error of the turn."""
         exc, self._error = self._error, None
         if self.on_send_error is not None and self.state is OPEN:
-            self.on_send_error(self, exc)
+            self.on_send_error(self, exc)  # type: ignore[arg-type]  # it was set before this was queued
 
     def handle_closed(self, exc: BaseException | None) -> None:
         """Told as the last completion of a socket: `on_close`, after which nothing of the user's is kept."""

@@ -31,7 +31,7 @@ from .stream import Stream
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from ..loop.loop import Loop
+    from ..callbacks import Loop
     from ..loop.watcher import Handle
     from .states import State
 
@@ -63,7 +63,7 @@ class Drain:
 
     def __init__(self, loop: Loop, timeout: float, lame_duck: float) -> None:
         self._loop = loop
-        self.over = False
+        self.over: bool = False
         self._began = loop.timers.clock()
         self._deadline = self._began + timeout
         self._accepts = -1  # how many connections the loop had accepted when the listeners were asked last
@@ -194,6 +194,16 @@ class Drain:
         for timer in (self._aborting, self._asking, self._looking):
             timer.cancel()
         self._loop.stop()
+
+
+def begin_drain(loop: Loop, drain: Drain | None, timeout: float, lame_duck: float) -> Drain:
+    """Begin the drain of a loop, or have the one that goes on end earlier; see `Reactor.drain`."""
+    timeout, lame_duck = check_times(timeout, lame_duck)
+    loop.guard.check()
+    if drain is None:
+        return Drain(loop, timeout, lame_duck)
+    drain.hasten(timeout, lame_duck)
+    return drain
 
 
 def check_times(timeout: float, lame_duck: float, name: str = 'timeout') -> tuple[float, float]:

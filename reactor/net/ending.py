@@ -20,10 +20,10 @@ from .writer import SHUT, Writer
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
-    from socket import socket
     from typing import Any, Protocol
 
+    from ..callbacks import OnClose, OnConnect, OnData, OnDrain, OnEof, OnError
+    from ..hints import socket
     from ..loop.timers import Timer
     from .options import Options
     from .timeouts import Timeouts
@@ -48,8 +48,8 @@ class Ending:
     __slots__ = ('by_user', 'exc', 'linger')
 
     def __init__(self, by_user: bool = False, exc: Exception | None = None) -> None:
-        self.by_user = by_user
-        self.exc = exc
+        self.by_user: bool = by_user
+        self.exc: Exception | None = exc
         self.linger: Timer | None = None
 
 
@@ -74,22 +74,23 @@ class Connection(Handle):
         'timeouts', 'tls',
     )  # fmt: skip
 
-    on_connect: Callable[..., object] | None
-    on_data: Callable[..., object] | None
-    on_eof: Callable[..., object] | None
-    on_drain: Callable[..., object] | None
-    on_close: Callable[..., object] | None
-    on_error: Callable[..., object] | None
-    data: Any
-    sock: socket
-    state: State
-    writer: Writer | None
-    ending: Ending | None
-    options: Options
-    origin: Origin | None
-    peer: Any
-    timeouts: Timeouts | None
-    tls: Any
+    if TYPE_CHECKING:
+        on_connect: OnConnect | None
+        on_data: OnData | None
+        on_eof: OnEof | None
+        on_drain: OnDrain | None
+        on_close: OnClose | None
+        on_error: OnError | None
+        data: Any
+        sock: socket
+        state: State
+        writer: Writer | None
+        ending: Ending | None
+        options: Options
+        origin: Origin | None
+        peer: Any
+        timeouts: Timeouts | None
+        tls: Any
 
     # -- what users call
 
@@ -155,7 +156,7 @@ class Connection(Handle):
         self.on_error = None  # what on_close raises is logged
         try:
             if on_close is not None:
-                on_close(self, exc)
+                on_close(self, exc)  # type: ignore[arg-type]  # a `Stream`
         except (MemoryError, RecursionError) as failure:
             # Raised by the call itself and not inside the callback: the loop calls this method again.
             called = failure.__traceback__.tb_next is not None  # type: ignore[union-attr]  # it was just raised
@@ -238,7 +239,7 @@ class Connection(Handle):
                 self.loop.completions.append((self, Connection.handle_both_ended, ()))
             self.state = HALF if state is OPEN else HALF_ENDING
             self.loop.watchers.set_events(self, self.events & ~READ)
-            on_eof(self)
+            on_eof(self)  # type: ignore[arg-type]  # a `Stream`
         elif self.buffered:
             self.begin_closing(by_user=state.user_ended)
         else:

@@ -42,7 +42,7 @@ class FilePart:
         self._count = count
         self._name = name
         self._refused = False
-        self.sent = 0
+        self.sent: int = 0
 
     def __len__(self) -> int:
         return self._count

@@ -24,8 +24,11 @@ if TYPE_CHECKING:
     from ssl import SSLContext, SSLError
     from typing import Any
 
-    from ..loop.loop import Loop
+    from ..callbacks import Loop
+    from .ending import Ending
     from .session import Told
+    from .states import State
+    from .writer import Writer
 
 # Steps of one listener. The first of a handshake takes 1.1 ms with an RSA key of 2048 bits (0.4 ms with P-256, 6 ms
 # with RSA of 4096 bits). With 4 of them in a turn, ten clients that connected again and again doubled the 99th
@@ -37,6 +40,12 @@ class HandshakeStream(Stream):
     """The part of a `TLSStream` that shakes hands."""
 
     __slots__ = ()
+
+    if TYPE_CHECKING:
+        ending: Ending | None
+        state: State
+        tls: Any
+        writer: Writer | None
 
     # -- for its maker
 

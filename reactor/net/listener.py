@@ -12,8 +12,10 @@ of `accept` that repeats, such as EPERM of a firewall or a security module.
 from __future__ import annotations
 
 import errno
+from typing import Any
 
 from ..errors import HandleClosed, SelectorFull
+from ..hints import socket
 from ..kernel import LOST_ERRORS, close_socket
 from ..loop.log import log
 from ..loop.watcher import READ, Handle
@@ -26,10 +28,8 @@ from .stream import Stream
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from socket import socket
-    from typing import Any
 
-    from ..loop.loop import Loop
+    from ..callbacks import Loop, OnAcceptError, OnClose, OnConnect, OnData, OnDrain, OnEof, OnError
     from ..loop.timers import Timer
     from .options import Callbacks, Options
 
@@ -37,7 +37,13 @@ ACCEPTS_PER_TURN = 64  # one listener in a turn; a backlog of thousands must not
 HALF_OPEN = 0.05  # seconds in which handshakes that have begun come to an end; LOOK of the drain adds to it
 ACCEPT_PAUSE = 0.1  # seconds to the next attempt when descriptors have run out
 
-EXHAUSTED = {errno.EMFILE, getattr(errno, 'WSAEMFILE', errno.EMFILE), errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
+EXHAUSTED: set[int] = {
+    errno.EMFILE,
+    getattr(errno, 'WSAEMFILE', errno.EMFILE),
+    errno.ENFILE,
+    errno.ENOBUFS,
+    errno.ENOMEM,
+}
 
 
 class Listener(Handle):
@@ -85,22 +91,22 @@ class Listener(Handle):
         defer_accept: bool = False,
         inherited: bool = False,
         max_connections: int | None = None,
-        on_accept_error: Callable[[Listener, Exception], object] | None = None,
+        on_accept_error: OnAcceptError | None = None,
         unlink: Callable[[], None] | None = None,
     ) -> None:
         self.loop = loop
-        self.since = loop.now
+        self.since: float = loop.now
         self._closed = False
-        self.open_connections = 0
-        self.on_accept_error = on_accept_error
-        self.sock = sock
+        self.open_connections: int = 0
+        self.on_accept_error: OnAcceptError | None = on_accept_error
+        self.sock: socket = sock
         self._options = options
-        self.on_connect = callbacks.on_connect
-        self.on_data = callbacks.on_data
-        self.on_eof = callbacks.on_eof
-        self.on_drain = callbacks.on_drain
-        self.on_close = callbacks.on_close
-        self.on_error = callbacks.on_error
+        self.on_connect: OnConnect | None = callbacks.on_connect
+        self.on_data: OnData | None = callbacks.on_data
+        self.on_eof: OnEof | None = callbacks.on_eof
+        self.on_drain: OnDrain | None = callbacks.on_drain
+        self.on_close: OnClose | None = callbacks.on_close
+        self.on_error: OnError | None = callbacks.on_error
         self._kind = kind
         self._max_connections = max_connections
         self._defer_accept = defer_accept

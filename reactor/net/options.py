@@ -7,15 +7,17 @@ values lies what the connections of a listener share otherwise, a `Shared`.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
+from typing import Any
+
 from ..loop.checks import seconds, shown, switch, time_limit, whole
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections import OrderedDict
-    from collections.abc import Callable
-    from ssl import SSLContext
-    from typing import Any
 
+    from ..callbacks import OnClose, OnConnect, OnData, OnDrain, OnEof, OnError
+    from ..hints import SSLContext
 
 # A recv of 64 KiB for 100 bytes costs what one of 4 KiB costs; from 128 KiB on malloc maps pages for every call.
 READ_SIZE = 65536
@@ -29,6 +31,19 @@ MOST_READ_SIZE = 1 << 30  # bytes: Windows takes a C int, and so much memory is 
 MOST_KEEPALIVE = 32767, 32767, 127  # seconds, seconds, probes: what Linux takes; elsewhere it is as much or more
 
 
+# Options of other methods, and why these have none.
+OF_SOCKETS = ('ssl', 'server_hostname', 'handshake_timeout', 'nodelay', 'keepalive')
+SIDE = 'which side it is would be a guess; call start_tls() on what it returns'
+UNFIT = {
+    ('adopt', 'ssl'): SIDE,
+    ('adopt', 'server_hostname'): SIDE,
+    ('listen_tcp', 'server_hostname'): 'it is for the side that connects',
+    ('listen_unix', 'server_hostname'): 'it is for the side that connects',
+    **{
+        ('spawn', name): 'pipes have no such option'
+        for name in ('ssl', 'server_hostname', 'handshake_timeout', 'nodelay', 'keepalive')
+    },
+}
 DERIVED = ('shared', 'timed')  # what is no argument
 LOG_INTERVAL = 1.0  # seconds between two lines in the log about what a peer can cause at will
 
@@ -40,10 +55,13 @@ class Shared:
 
     def __init__(self) -> None:
         self.tls_class: Any = None  # what `start_tls` makes of a stream: set by the reactor that makes it
-        self.handshakes = (0, 0)  # the turn of the last steps of TLS handshakes, and how many there were in it
+        self.handshakes: tuple[int, int] = (
+            0,
+            0,
+        )  # the turn of the last steps of TLS handshakes, and how many there were in it
         self.waiting: OrderedDict[Any, None] | None = None  # streams with a handshake whose step comes later
-        self.logged_at = -LOG_INTERVAL  # when an exception of their callbacks was logged last
-        self.refusal_logged_at = -LOG_INTERVAL  # when it was logged last that one is no connection
+        self.logged_at: float = -LOG_INTERVAL  # when an exception of their callbacks was logged last
+        self.refusal_logged_at: float = -LOG_INTERVAL  # when it was logged last that one is no connection
 
     def may_log(self, now: float) -> bool:
         """Whether an exception of theirs may be logged, which is so once in LOG_INTERVAL."""
@@ -61,24 +79,9 @@ class Shared:
 
 
 class Options:
-    """Limits in bytes and times in seconds.
+    """The limits of a connection, checked; `StreamOptions` explains them.
 
-    read_size                  bytes asked for by one recv
-    high_water, low_water      `write` returns False from the one on, `on_drain` tells when it is down at the other
-    max_buffered               a write while this many bytes wait aborts the connection with `WriteBufferFull`
-    linger                     how long `close` may take before it becomes an abort; 0: no longer than this turn
-    read_timeout               no byte arrived for so long: `ReadTimeout`; None for never, and never 0
-    write_timeout              bytes waited and none was accepted for so long: `WriteTimeout`
-    idle_timeout               no byte went either way for so long: `IdleTimeout`
-    nodelay                    TCP_NODELAY: do not wait for more before sending what is there
-    keepalive                  None or 0: off; seconds, or (idle, interval, count): probe a silent peer
-    ssl, server_hostname       the `ssl.SSLContext` of a TLS stream, and the name that the server must prove to have
-    handshake_timeout          how long a TLS handshake may take: `HandshakeTimeout`
-    max_empty_records          TLS records without data (new keys, tickets) that a peer may send in a row, one with more
-                               than 1 KiB counting as several; more, and it is reset with `TLSError`. None: no limit
-
-    Raises TypeError for a value of another type, such as '5', 1.5 bytes or True for a number, and ValueError for one
-    out of range.
+    ssl, server_hostname  the `ssl.SSLContext` of a TLS stream, and the name that the server must prove to have
 
     `timed` tells whether a connection with these has to be looked at from time to time.
     """
@@ -125,24 +128,25 @@ class Options:
         if low_water > high_water:
             marks = f'{shown(low_water)} and {shown(high_water)}'
             raise ValueError(f'the marks must be 0 <= low_water <= high_water, not {marks}')
-        self.read_size = whole('read_size', read_size, 1, MOST_READ_SIZE)
-        self.high_water = max(1, high_water)  # 0: as soon as anything waits; a write of nothing never has to be drained
-        self.low_water = low_water
-        self.max_buffered = whole('max_buffered', max_buffered, 1)
+        self.read_size: int = whole('read_size', read_size, 1, MOST_READ_SIZE)
+        # 0: as soon as anything waits; a write of nothing never has to be drained.
+        self.high_water: int = max(1, high_water)
+        self.low_water: int = low_water
+        self.max_buffered: int = whole('max_buffered', max_buffered, 1)
         if max_empty_records is not None:
             max_empty_records = whole('max_empty_records', max_empty_records, 0, unit='number of TLS records')
-        self.max_empty_records = max_empty_records
-        self.linger = seconds('linger', linger)
-        self.read_timeout = check_limit('read_timeout', read_timeout)
-        self.write_timeout = check_limit('write_timeout', write_timeout)
-        self.idle_timeout = check_limit('idle_timeout', idle_timeout)
-        self.timed = (self.read_timeout or self.write_timeout or self.idle_timeout) is not None
-        self.nodelay = switch('nodelay', nodelay)
-        self.keepalive = check_keepalive(keepalive)
-        self.ssl = ssl
-        self.server_hostname = server_hostname
-        self.handshake_timeout = time_limit('handshake_timeout', handshake_timeout)
-        self.shared = Shared()
+        self.max_empty_records: int | None = max_empty_records
+        self.linger: float = seconds('linger', linger)
+        self.read_timeout: float | None = check_limit('read_timeout', read_timeout)
+        self.write_timeout: float | None = check_limit('write_timeout', write_timeout)
+        self.idle_timeout: float | None = check_limit('idle_timeout', idle_timeout)
+        self.timed: bool = (self.read_timeout or self.write_timeout or self.idle_timeout) is not None
+        self.nodelay: bool = switch('nodelay', nodelay)
+        self.keepalive: float | tuple[float, float, int] | None = check_keepalive(keepalive)
+        self.ssl: SSLContext | None = ssl
+        self.server_hostname: str | None = server_hostname
+        self.handshake_timeout: float = time_limit('handshake_timeout', handshake_timeout)
+        self.shared: Shared = Shared()
 
     def changed(self, **changes: Any) -> Options:
         """A copy with other values."""
@@ -150,6 +154,41 @@ class Options:
         copy = Options(**{**now, **changes})
         copy.shared = self.shared
         return copy
+
+
+def stream_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of `Options` among the options of a method; TLS has arguments of its own."""
+    return {name: value for name, value in options.items() if name in LIMITS}
+
+
+def check_names(method: Any, given: Iterable[str], options: Any) -> None:
+    """Raise TypeError for an option that a method does not have, with the nearest one that it has.
+
+    options  the TypedDict of the options that the method does not name itself
+    """
+    for name in given:
+        if name not in options.__optional_keys__:
+            raise TypeError(f'{method.__name__}() has no option {shown(name)}{_advice(method, name, options)}')
+
+
+def _advice(method: Any, name: str, options: Any) -> str:
+    why = UNFIT.get((method.__name__, name))
+    if why is not None:
+        return f': {why}'
+    known = {*options.__optional_keys__, *method.__annotations__} - {'options', 'return'}
+    distance, nearest = min((edits(name, one), one) for one in known)
+    close = distance <= len(name) // 2
+    return f'; did you mean {nearest!r}?' if close else f'; it has {", ".join(sorted(known))}'
+
+
+def edits(one: str, other: str) -> int:
+    """How many letters have to be inserted, deleted or replaced to make one word of another."""
+    row = list(range(len(other) + 1))
+    for count, letter in enumerate(one, 1):
+        above, row = row, [count]
+        for index, wanted in enumerate(other):
+            row.append(min(above[index] + (letter != wanted), above[index + 1] + 1, row[index] + 1))
+    return row[-1]
 
 
 def check_limit(name: str, value: float | None) -> float | None:
@@ -191,6 +230,10 @@ def check_server_hostname(value: str | None, ssl: object) -> None:
         raise ValueError(f'server_hostname is the name of a host or an address, not {shown(value)}')
 
 
+# The arguments of `Options` that methods take as they are.
+LIMITS = frozenset(Options.__slots__) - {*DERIVED, 'ssl', 'server_hostname'}
+
+
 class Callbacks:
     """The six callbacks of a connection, checked once and copied to each."""
 
@@ -198,19 +241,19 @@ class Callbacks:
 
     def __init__(
         self,
-        on_data: Callable[..., object] | None,
-        on_connect: Callable[..., object] | None = None,
-        on_eof: Callable[..., object] | None = None,
-        on_drain: Callable[..., object] | None = None,
-        on_close: Callable[..., object] | None = None,
-        on_error: Callable[..., object] | None = None,
+        on_data: OnData | None,
+        on_connect: OnConnect | None = None,
+        on_eof: OnEof | None = None,
+        on_drain: OnDrain | None = None,
+        on_close: OnClose | None = None,
+        on_error: OnError | None = None,
     ) -> None:
-        self.on_data = on_data
-        self.on_connect = on_connect
-        self.on_eof = on_eof
-        self.on_drain = on_drain
-        self.on_close = on_close
-        self.on_error = on_error
+        self.on_data: OnData | None = on_data
+        self.on_connect: OnConnect | None = on_connect
+        self.on_eof: OnEof | None = on_eof
+        self.on_drain: OnDrain | None = on_drain
+        self.on_close: OnClose | None = on_close
+        self.on_error: OnError | None = on_error
         for name in self.__slots__:
             check_callback(name, getattr(self, name))
 

@@ -11,14 +11,13 @@ is understood in two ways lets a client give itself another's address.
 from __future__ import annotations
 
 from socket import AF_INET, AF_INET6, SOCK_DGRAM, SOCK_STREAM
+from typing import Any
 
 from ..kernel import AF_UNIX
 from .addresses import show, unmapped
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any
-
     from ..kernel import Kernel
 
 SIGNATURE = b'\r\n\r\n\0\r\nQUIT\n'
@@ -27,7 +26,8 @@ LONGEST_V1 = 107  # bytes with the CRLF, as the document computes it
 # The document has receivers take 536 bytes at least. TLVs can be longer: a client's certificate, with its chain.
 LONGEST_V2 = 4096
 CRC32C = 0x03  # PP2_TYPE_CRC32C: the checksum of the whole header, with these 4 bytes as zeros
-FAMILIES = {1: (AF_INET, 4), 2: (AF_INET6, 16), 3: (AF_UNIX, 108)}  # by the number in version 2; bytes of an address
+# By the number in version 2; bytes of an address.
+FAMILIES: dict[int, tuple[int, int]] = {1: (AF_INET, 4), 2: (AF_INET6, 16), 3: (AF_UNIX, 108)}
 PROTOCOLS = {1: SOCK_STREAM, 2: SOCK_DGRAM}
 
 
@@ -55,12 +55,12 @@ class ProxyHeader:
         source: Any = None,
         destination: Any = None,
     ) -> None:
-        self.version = version
-        self.command = command
-        self.family = family
-        self.protocol = protocol
-        self.source = unmapped(source)
-        self.destination = unmapped(destination)
+        self.version: int = version
+        self.command: str = command
+        self.family: int = family
+        self.protocol: int = protocol
+        self.source: Any = unmapped(source)
+        self.destination: Any = unmapped(destination)
         self.tlvs: list[tuple[int, bytes]] = []
         self.peername: Any = self.source
 

@@ -8,22 +8,21 @@ keeps its place among the few until the system gives up.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from socket import NI_NAMEREQD, NI_NUMERICSERV, SOCK_STREAM
+from typing import Any
 
 from ..errors import ResolveError, ResolveTimeout
+from ..loop.checks import callback, seconds, shown
+from ..loop.threads import ThreadCall
 from ..loop.watcher import Handle
-from .addresses import numeric
+from .addresses import Address, check_family, check_host, numeric
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
-    from typing import Any
-
+    from ..callbacks import Loop, OnName, OnResolved
     from ..kernel import Kernel
-    from ..loop.loop import Loop
-    from ..loop.threads import ThreadCall
     from ..loop.timers import Timer
-    from .addresses import Address
 
 
 class LookUp(Handle):
@@ -34,14 +33,14 @@ class LookUp(Handle):
 
     __slots__ = ('_call', '_timer', 'name', 'on_done', 'timeout')
 
-    leads_to = (('handle_addresses', 'on_done'), ('handle_answer', 'on_done'))
+    leads_to: tuple[tuple[str, str], ...] = (('handle_addresses', 'on_done'), ('handle_answer', 'on_done'))
 
     def __init__(self, loop: Loop, name: str, on_done: Callable[[Any, Any], object], timeout: float | None) -> None:
         self.loop = loop
-        self.since = loop.now
-        self.name = name
+        self.since: float = loop.now
+        self.name: str = name
         self.on_done: Callable[[Any, Any], object] | None = on_done
-        self.timeout = timeout
+        self.timeout: float | None = timeout
         self._call: ThreadCall | None = None
         self._timer: Timer | None = None
 
@@ -102,10 +101,12 @@ class LookUp(Handle):
         self.handle_answer(None, ResolveTimeout(f'{message}; check the network and the name servers'))
 
 
-def resolve(
-    loop: Loop, kernel: Kernel, host: str, family: int, on_done: Callable[[Any, Any], object], timeout: float | None
-) -> LookUp:
-    """Look a name up and call `on_done(addresses, error)`, the addresses as str."""
+def resolve(loop: Loop, kernel: Kernel, host: str, family: int, on_done: OnResolved, timeout: float | None) -> LookUp:
+    """Look a name up and call `on_done(addresses, error)`, the addresses as str; see `Reactor.resolve`."""
+    if check_host(host) is None:
+        raise ValueError('a look-up needs a host, and got None')
+    check_family(family)
+    timeout = _check_look_up(loop, on_done, timeout)
     lookup = LookUp(loop, host, on_done, timeout)
     addresses = numeric(kernel, host, 0, family)
     if addresses:
@@ -116,17 +117,25 @@ def resolve(
 
 
 def resolve_address(
-    loop: Loop,
-    kernel: Kernel,
-    host: str,
-    address: Any,
-    on_done: Callable[[Any, Any], object],
-    timeout: float | None,
+    loop: Loop, kernel: Kernel, address: str | tuple[Any, ...], on_done: OnName, timeout: float | None
 ) -> LookUp:
-    """Find the name of `address`, what sockets take for `host`, and call `on_done(name, error)`."""
+    """Find the name of `address` and call `on_done(name, error)`; see `Reactor.resolve_address`."""
+    host = address[0] if isinstance(address, tuple) and address else address
+    if not isinstance(host, str):
+        raise TypeError(f'an address is a str or a tuple that begins with one, not {shown(address)}')
+    timeout = _check_look_up(loop, on_done, timeout)
+    found = numeric(kernel, host, 0) if check_host(host) else []
+    if not found:
+        raise ValueError(f'an address is written in numbers, not {host!r}; a name is looked up with resolve()')
     lookup = LookUp(loop, host, on_done, timeout)
-    lookup.begin(look_up_name, loop, kernel, host, address, lookup.handle_answer)
+    lookup.begin(look_up_name, loop, kernel, host, found[0][1], lookup.handle_answer)
     return lookup
+
+
+def _check_look_up(loop: Loop, on_done: object, timeout: float | None) -> float | None:
+    callback('on_done', on_done)
+    loop.guard.check()
+    return None if timeout is None else seconds('timeout', timeout)
 
 
 def look_up(

@@ -7,21 +7,20 @@ not a plain one, because bytes wait or because the stream is connecting, ending 
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
+from typing import Any, Self
+
 from ..errors import ConnectionClosed, WriteBufferFull
+from ..hints import Buffer, HasFileno, Ts
 from ..kernel import HAS_SENDMSG, send_first
 from ..loop.watcher import WRITE
 from .addresses import show
 from .ending import UNREPORTED, WAITED, Connection, Ending
 from .files import FilePart, file_part
-from .states import CONNECTING, ENDING, FAILED, HALF_ENDING
+from .states import CONNECTING, ENDING, FAILED, HALF_ENDING, State
 from .writer import SHUT, Writer, check_buffers, flat
 
 TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
-    from typing import Any
-
-    Buffer = bytes | bytearray | memoryview
 
 
 class Sender(Connection):
@@ -29,9 +28,14 @@ class Sender(Connection):
 
     __slots__ = ()
 
+    if TYPE_CHECKING:
+        ending: Ending | None
+        state: State
+        writer: Writer | None
+
     # -- what users call
 
-    def write(self, data: Buffer, on_written: Callable[..., object] | None = None, *args: Any) -> bool:
+    def write(self, data: Buffer, on_written: Callable[[Self, *Ts], object] | None = None, *args: *Ts) -> bool:
         """Send bytes, now as far as the kernel takes them, the rest when it can; never blocks.
 
         data        bytes are kept by reference; of a bytearray or memoryview, what cannot be sent at once is copied
@@ -80,7 +84,7 @@ class Sender(Connection):
         return True
 
     def writelines(
-        self, buffers: Iterable[Buffer], on_written: Callable[..., object] | None = None, *args: Any
+        self, buffers: Iterable[Buffer], on_written: Callable[[Self, *Ts], object] | None = None, *args: *Ts
     ) -> bool:
         """Send several buffers with one system call; otherwise as `write`."""
         if on_written is not None and not callable(on_written):
@@ -90,11 +94,11 @@ class Sender(Connection):
 
     def send_file(
         self,
-        file: Any,
+        file: HasFileno,
         offset: int = 0,
         count: int | None = None,
-        on_written: Callable[..., object] | None = None,
-        *args: Any,
+        on_written: Callable[[Self, *Ts], object] | None = None,
+        *args: *Ts,
     ) -> bool:
         """Send bytes of a file, by the system and not through our memory where it can (`sendfile`).
 
@@ -174,7 +178,7 @@ class Sender(Connection):
     def handle_drain(self) -> None:
         """Called as a completion: what waits has fallen to the low-water mark."""
         if self.on_drain is not None and not self.closed and not (self.writer is not None and self.writer.full):
-            self.on_drain(self)
+            self.on_drain(self)  # type: ignore[arg-type]  # a `Stream`
 
     def handle_flushed(self) -> None:
         """Called as a completion, after `on_written` and `on_drain`: wait for room no more, unless they wrote on."""

@@ -15,7 +15,7 @@ from __future__ import annotations
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
-    from ssl import SSLContext, SSLError, SSLObject
+    from ssl import MemoryBIO, SSLContext, SSLError, SSLObject
     from typing import Any
 
     Told = tuple[Callable[..., object] | None, tuple[Any, ...]]
@@ -43,10 +43,10 @@ class Buffers:
     def __init__(self) -> None:
         import ssl
 
-        self.ssl = ssl
-        self.incoming = ssl.MemoryBIO()
-        self.outgoing = ssl.MemoryBIO()
-        self.inside = False
+        self.ssl: Any = ssl
+        self.incoming: MemoryBIO = ssl.MemoryBIO()
+        self.outgoing: MemoryBIO = ssl.MemoryBIO()
+        self.inside: bool = False
 
     def empty(self) -> tuple[bytes, bytes]:
         """Empty both, and return what `put_back` needs afterwards."""
@@ -91,21 +91,21 @@ class Session:
     )
 
     def __init__(self, buffers: Buffers) -> None:
-        self.buffers = buffers
-        self.ssl = buffers.ssl
+        self.buffers: Buffers = buffers
+        self.ssl: Any = buffers.ssl
         self.ssl_object: SSLObject = None  # type: ignore[assignment]  # until connected
         self._incoming = b''  # ciphertext that waits, from the beginning of a record on
         self.on_secured: Told = (None, ())
         # Writes that wait for the end of a handshake, in order; None when there is no handshake.
         self.held: list[tuple[list[bytes], Told]] | None = []
-        self.held_bytes = 0
-        self.full = False  # a write that waits returned False, so `on_drain` has to follow
+        self.held_bytes: int = 0
+        self.full: bool = False  # a write that waits returned False, so `on_drain` has to follow
         self.last: Callable[[Any], None] | None = None  # write_eof or close, called behind what is held
-        self.reading = True  # whether the user wants to read when the handshake is done
-        self.more = False  # whether a completion will decrypt what is here already
-        self.over = False  # nothing more will be received
-        self.ended = False  # the peer has sent its close_notify
-        self.empty = 0  # records in a row that brought no data, by weight
+        self.reading: bool = True  # whether the user wants to read when the handshake is done
+        self.more: bool = False  # whether a completion will decrypt what is here already
+        self.over: bool = False  # nothing more will be received
+        self.ended: bool = False  # the peer has sent its close_notify
+        self.empty: int = 0  # records in a row that brought no data, by weight
         self.timer: Any = None  # of the handshake
 
     def begin(self, context: SSLContext, server_side: bool, server_hostname: str | None) -> None:

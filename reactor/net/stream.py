@@ -9,26 +9,27 @@ Only `handle_read` calls the user directly, and as the last thing it does; every
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any, Self
+
 from ..errors import ConnectionClosed, SelectorFull, WriteTimeout
+from ..hints import SSLContext, Ts, socket
 from ..loop.checks import switch, time_limit
 from ..loop.watcher import READ, WRITE
 from .addresses import show, unmapped
 from .options import HANDSHAKE_TIMEOUT, check_callback, check_server_hostname
+from .proxy_header import ProxyHeader
 from .sending import Sender
 from .states import CONNECTING, ENDING, OPEN
 from .timeouts import Timeouts
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
-    from socket import socket
-    from ssl import SSLContext
-    from typing import Any
-
-    from ..loop.loop import Loop
-    from .ending import Origin
+    from ..callbacks import Loop, OnClose, OnConnect, OnData, OnDrain, OnEof, OnError
+    from .ending import Ending, Origin
     from .options import Options
-    from .proxy_header import ProxyHeader
+    from .states import State
+    from .writer import Writer
 
 
 class Stream(Sender):
@@ -41,6 +42,24 @@ class Stream(Sender):
     """
 
     __slots__ = ()
+
+    if TYPE_CHECKING:
+        data: Any
+        ending: Ending | None
+        on_close: OnClose | None
+        on_connect: OnConnect | None
+        on_data: OnData | None
+        on_drain: OnDrain | None
+        on_eof: OnEof | None
+        on_error: OnError | None
+        options: Options
+        origin: Origin | None
+        peer: Any
+        sock: socket
+        state: State
+        timeouts: Timeouts | None
+        tls: Any
+        writer: Writer | None
 
     leads_to: tuple[tuple[str, str], ...] = (
         ('handle_accepted', 'on_connect'),
@@ -167,8 +186,8 @@ class Stream(Sender):
     def start_tls(
         self,
         context: SSLContext,
-        on_secured: Callable[..., object] | None = None,
-        *args: Any,
+        on_secured: Callable[[Self, *Ts], object] | None = None,
+        *args: *Ts,
         server_side: bool | None = None,
         server_hostname: str | None = None,
         handshake_timeout: float = HANDSHAKE_TIMEOUT,

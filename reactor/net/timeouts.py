@@ -25,7 +25,8 @@ class Timeouts:
     second: int
 
     def __init__(self, now: float) -> None:
-        self.received_at = self.sent_at = now
+        self.received_at: float = now
+        self.sent_at: float = now
 
     def look(self, options: Options, peername: Any, reads: bool, waits: bool, now: float) -> tuple[Any, float]:
         """Return the error of the limit that is over at `now`, or None, and when to look again.

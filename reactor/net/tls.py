@@ -10,7 +10,11 @@ The handshake is in `handshake.py`, OpenSSL's buffers in `session.py`.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
+from typing import Any, Self
+
 from ..errors import ReactorError, TLSError
+from ..hints import Buffer, HasFileno, Ts
 from ..loop.watcher import READ
 from .addresses import show
 from .ending import LAST_BYTES, WAITED
@@ -22,11 +26,10 @@ from .writer import check_buffers, flat
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
     from ssl import SSLError
-    from typing import Any
 
-    from .sending import Buffer
+    from ..callbacks import OnData, OnEof
+    from .ending import Ending
 
 
 class TLSStream(HandshakeStream):
@@ -37,7 +40,16 @@ class TLSStream(HandshakeStream):
 
     __slots__ = ()
 
-    leads_to = (*Stream.leads_to, ('handle_records', 'on_data'), ('handle_stream_end', 'on_eof'))
+    if TYPE_CHECKING:
+        ending: Ending | None
+        on_data: OnData | None
+        on_eof: OnEof | None
+
+    leads_to: tuple[tuple[str, str], ...] = (
+        *Stream.leads_to,
+        ('handle_records', 'on_data'),
+        ('handle_stream_end', 'on_eof'),
+    )
 
     # -- what the loop calls
 
@@ -99,7 +111,7 @@ class TLSStream(HandshakeStream):
 
     # -- what users call
 
-    def write(self, data: Buffer, on_written: Callable[..., object] | None = None, *args: Any) -> bool:
+    def write(self, data: Buffer, on_written: Callable[[Self, *Ts], object] | None = None, *args: *Ts) -> bool:
         session = self.tls
         if self.writer is None and session.held is None and type(data) is bytes and on_written is None:
             try:
@@ -114,7 +126,7 @@ class TLSStream(HandshakeStream):
         return self.writelines((data,), on_written, *args)
 
     def writelines(
-        self, buffers: Iterable[Buffer], on_written: Callable[..., object] | None = None, *args: Any
+        self, buffers: Iterable[Buffer], on_written: Callable[[Self, *Ts], object] | None = None, *args: *Ts
     ) -> bool:
         if on_written is not None and not callable(on_written):
             raise TypeError(f'on_written must be callable, not {on_written!r}')
@@ -144,11 +156,11 @@ class TLSStream(HandshakeStream):
 
     def send_file(
         self,
-        file: Any,
+        file: HasFileno,
         offset: int = 0,
         count: int | None = None,
-        on_written: Callable[..., object] | None = None,
-        *args: Any,
+        on_written: Callable[[Self, *Ts], object] | None = None,
+        *args: *Ts,
     ) -> bool:
         """As `Stream.send_file`, but what is sent is read and encrypted in this call.
 
@@ -206,7 +218,7 @@ class TLSStream(HandshakeStream):
     def unread(self) -> bool:
         return self.tls.unread or super().unread
 
-    def start_tls(self, *args: Any, **options: Any) -> None:
+    def start_tls(self, *args: Any, **options: Any) -> None:  # type: ignore[override]  # whatever it is given
         raise ReactorError('this connection is TLS already')
 
     # -- for its base

@@ -42,9 +42,9 @@ class Writer:
     __slots__ = ('_chunks', '_file_bytes', '_queued', '_sent', '_skip', 'files', 'full', 'marks')
 
     def __init__(self) -> None:
-        self.full = False
+        self.full: bool = False
         self.marks: deque[Mark] | tuple[()] = ()  # an empty deque is 700 bytes
-        self.files = 0
+        self.files: int = 0
         self._file_bytes = 0  # of these parts, that wait
         self._chunks: deque[bytes | bytearray | FilePart] = deque()
         self._skip = 0  # bytes of the first chunk that were sent already
@@ -181,7 +181,8 @@ class Writer:
         """Count the parts of files again, after one that was counted could not be queued."""
         parts = [len(chunk) for chunk in self._chunks if type(chunk) is FilePart]
         sent = self._skip if self._chunks and type(self._chunks[0]) is FilePart else 0
-        self.files, self._file_bytes = len(parts), sum(parts) - sent
+        self.files = len(parts)
+        self._file_bytes = sum(parts) - sent
 
 
 # What stands for the writer of a stream that takes no more writes, or not as plain ones: the state knows why. Streams

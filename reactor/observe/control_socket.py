@@ -13,25 +13,20 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Callable
+from typing import Any
 
-from .. import READ, FrameTooLong, Options, Reactor, ReactorError
+from .. import READ, FrameTooLong, Reactor, ReactorError, Stream
 from ..framing import Frames
 from ..kernel import close_socket
 from ..loop.descriptor import Descriptor
 from ..loop.log import log
 from ..net.addresses import check_path, is_abstract
-from ..net.options import check_callback
+from ..net.options import Options, check_callback
 from ..net.sockets import listening_unix
 from .commands import Commands, refusal
+from .figures import Source
 from .figures import source as source_of
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections.abc import Callable
-    from typing import Any
-
-    from .. import Stream
-    from .figures import Source
 
 LONGEST_LINE = 4096  # bytes of a request
 MOST_CLIENTS = 8  # at once; further ones wait in the backlog
@@ -76,16 +71,14 @@ class ControlSocket(Descriptor):
 
     __slots__ = ('_clients', '_commands', '_sock', '_spare', '_unlink', 'path')
 
-    loop: Reactor
-
     def __init__(self, r: Reactor, path: str | bytes, mode: int, commands: Commands) -> None:
         kernel, options = r.kernel, Options(idle_timeout=SILENT, write_timeout=STALLED)
         self._commands = commands
         self._clients: set[Stream] = set()
         self._spare = -1
         self._sock, self._unlink = listening_unix(kernel, path, options, backlog=BACKLOG, mode=mode)
-        self.path = path
-        self.fn = None
+        self.path: str | bytes = path
+        self.fn: Callable[..., object] | None = None
         try:
             Descriptor.__init__(self, r, kernel, self._sock, READ, ControlSocket._on_ready, ())
         except BaseException:

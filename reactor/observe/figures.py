@@ -8,21 +8,16 @@ for each. Knows nothing of who shows them. The rule: asking is cheap, whatever i
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Iterable
 from functools import partial
+from typing import Any
 
+from .. import Reactor
 from ..loop.counters import Counters
 from ..loop.stats import Stats, most_frequent
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
-    from typing import Any
-
-    from .. import Reactor
-
-    Figures = dict[str, Any]
-    Source = Callable[[], dict[str, Figures]]
-
+Figures = dict[str, Any]
+Source = Callable[[], dict[str, Figures]]
 
 HAS_PROC = os.path.exists('/proc/self/statm')
 

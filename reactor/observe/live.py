@@ -12,20 +12,19 @@ import json
 import os
 import platform
 from collections import deque
+from typing import Any
 
-from .. import Stream, __version__
+from .. import Listener, Reactor, Stream, __version__
 from ..loop.log import log
 from ..loop.stats import Stats
+from .figures import Figures, Source
 from .figures import source as source_of
 from .responder import listen_http
 from .samples import FIELDS, Sampler
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any
-
-    from .. import Listener, Reactor, Timer
-    from .figures import Figures, Source
+    from .. import Timer
     from .responder import Request
 
 EVERY = 1.0  # seconds between two samples
@@ -70,7 +69,7 @@ class LivePage:
         self._timer: Timer | None = None
         self._over: str | None = None
         self._sampler = Sampler(self._told)
-        self.listener = listen_http(r, host, port, self._answer)
+        self.listener: Listener = listen_http(r, host, port, self._answer)
 
     @property
     def url(self) -> str:

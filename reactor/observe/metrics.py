@@ -10,26 +10,23 @@ it knows when one began anew. Lateness is a histogram, because a gauge forgets t
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Iterator
+
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, InfoMetricFamily
 from prometheus_client.exposition import choose_encoder
+from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from .. import Stats, __version__
+from .. import Listener, Reactor, Stats, __version__
 from ..loop.counters import COUNTS, GAUGES, TIMES
 from ..net.options import check_callback
-from .figures import memory
+from .figures import Figures, Source, memory
 from .figures import source as source_of
 from .responder import listen_http
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
-
-    from prometheus_client.metrics_core import Metric
-
-    from .. import Listener, Reactor
-    from .figures import Figures, Source
     from .responder import Request
 
 OPEN_METRICS = 'application/openmetrics-text; version=1.0.0'

@@ -62,11 +62,14 @@ class Request:
 
     __slots__ = ('conn', 'headers', 'method', 'path', 'query')
 
+    path: str
+    query: str
+
     def __init__(self, conn: Stream, method: str, target: str, headers: dict[str, str]) -> None:
-        self.conn = conn
-        self.method = method
+        self.conn: Stream = conn
+        self.method: str = method
         self.path, _, self.query = target.partition('?')
-        self.headers = headers
+        self.headers: dict[str, str] = headers
 
     def reply(self, status: int, kind: str, body: bytes, headers: Headers = ()) -> None:
         """Answer with `body` of the media type `kind`. Does nothing when the client is gone."""

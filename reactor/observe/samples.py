@@ -55,7 +55,7 @@ class Sampler:
         self._source = source
         self._watched: dict[str, Watched] = {}
         self._started = time() - monotonic()
-        self.counts_requests = False  # whether anybody ever did
+        self.counts_requests: bool = False  # whether anybody ever did
         self.look()
 
     def look(self) -> dict[str, Figures]:
@@ -119,7 +119,7 @@ class Watched:
         self.memory: int | None = None
         # Connections and memory when it had the fewest connections, and when it had the most; None: memory is unknown.
         self.extremes: tuple[tuple[int, int], tuple[int, int]] | None = None
-        self.told_at = 0.0
+        self.told_at: float = 0.0
 
     def look(self, figures: Figures, now: float) -> None:
         """Compare with the last look; `now` in seconds."""

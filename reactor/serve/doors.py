@@ -27,6 +27,8 @@ DIVIDED = sys.platform == 'linux'
 class Door:
     """One address, open from now on; `another()` gives the socket of one more worker."""
 
+    shared: Any
+
     def __init__(self, address: Any, backlog: int) -> None:
         self._unlink: Callable[[], None] | None = None
         self._backlog = backlog

@@ -9,22 +9,20 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Callable, Iterable
 from socket import SOMAXCONN
+from typing import Any, Unpack
 
 from .. import Reactor, ReactorError
+from ..callbacks import ReactorOptions
 from ..loop.checks import shown, time_limit, whole
 from ..net.drain import check_times
+from ..net.options import check_names
 from ..net.sockets import check_backlog
 from . import systemd
 from .doors import Door
 from .worker import work
 from .workers import VARIABLE, Workers
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
-    from typing import Any
-
 
 SHORTEST_HANG = 2.0  # seconds: two reports of a worker
 
@@ -40,7 +38,7 @@ def run(
     hang_timeout: float | None = 30.0,
     backlog: int = SOMAXCONN,
     on_start: Callable[[Reactor, Workers], object] | None = None,
-    **options: Any,
+    **options: Unpack[ReactorOptions],
 ) -> int:
     """Serve with several processes on the same addresses; returns an exit status when all of them have ended.
 
@@ -90,6 +88,7 @@ def run(
     Raises OSError (address in use), and ReactorError when the program cannot be started again or this is not the main
     thread.
     """
+    check_names(run, options, ReactorOptions)
     if not callable(main) or not (on_start is None or callable(on_start)):
         raise TypeError(f'main and on_start must be callable, not {shown(main)} and {shown(on_start)}')
     if workers is not None:

@@ -13,12 +13,9 @@ import socket
 import time
 
 from ..errors import ReactorError
+from ..facade import Reactor
 from ..loop.log import log
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from ..facade import Reactor
-    from ..loop.timers import Timer
+from ..loop.timers import Timer
 
 __all__ = ['inherited_sockets', 'notify', 'ready', 'reloading', 'status', 'stopping', 'watchdog']
 

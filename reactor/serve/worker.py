@@ -25,8 +25,10 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+    from ..callbacks import ReactorOptions
 
-def work(told: dict[str, Any], main: Any, times: tuple[float, float], options: dict[str, Any]) -> None:
+
+def work(told: dict[str, Any], main: Any, times: tuple[float, float], options: ReactorOptions) -> None:
     """Be the worker that `told` describes; returns when it is done."""
     with Reactor(**options) as r:
         worker = Worker(r, told, times)
@@ -43,8 +45,10 @@ class Worker:
         self.r = r
         self.times = times
         self.listeners: list[Any] = [LeanSocket(fileno=number) for number in told['listeners']]
-        self.own = [sock for sock in self.listeners if sock.fileno() not in told['shared']]
-        self.control = r.adopt(socket(fileno=told['control']), framing.lines(self.on_line), on_close=self.on_orphaned)
+        self.own: list[Any] = [sock for sock in self.listeners if sock.fileno() not in told['shared']]
+        self.control: Stream = r.adopt(
+            socket(fileno=told['control']), framing.lines(self.on_line), on_close=self.on_orphaned
+        )
         self.control.unref()
         for number in (*told['listeners'], told['control']):
             os.set_inheritable(number, False)  # not for children of ours

@@ -16,18 +16,17 @@ import os
 import signal
 import socket
 from collections import deque
+from collections.abc import Callable
+from typing import Any
 
 from .. import DEVNULL, Process, Reactor, Stream, framing
 from ..loop.log import log
 from . import systemd
+from .doors import Door
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
-    from typing import Any
-
     from .. import Timer
-    from .doors import Door
 
 VARIABLE = 'REACTOR_WORKER'  # in the environment of a worker: its slot and its descriptors
 STEADY = 1.0  # seconds that a worker has to serve to be replaced at once when it dies
@@ -68,11 +67,11 @@ class Workers:
         self.r = r
         self.argv = argv
         self.doors = doors
-        self.patience = drain_timeout + GRACE
+        self.patience: float = drain_timeout + GRACE
         self.start_timeout = start_timeout
         self.hang_timeout = hang_timeout
         self.addresses: list[Any] = []
-        self.status = 0
+        self.status: int = 0
         self.slots: list[Slot] = []  # none: it ends
         self.leaving: set[Child] = set()
         self._round: deque[tuple[Slot, Child | None]] = deque()  # who is still to be replaced
@@ -280,14 +279,16 @@ class Slot:
 class Child:
     """One process, from its start to its end."""
 
+    team: Workers
+
     def __init__(self, slot: Slot) -> None:
         self.slot = slot
         self.team = team = slot.team
-        self.ready = False
-        self.since = team.r.now
-        self.silence = 0.0  # seconds without a report, as the parent counts them while it runs itself
+        self.ready: bool = False
+        self.since: float = team.r.now
+        self.silence: float = 0.0  # seconds without a report, as the parent counts them while it runs itself
         ours, theirs = socket.socketpair()
-        self.control = team.r.adopt(ours, framing.lines(self.on_line))
+        self.control: Stream = team.r.adopt(ours, framing.lines(self.on_line))
         numbers = [theirs.fileno(), *(sock.fileno() for sock in slot.listeners)]
         shared = [door.shared.fileno() for door in team.doors if door.shared is not None]
         told = {'slot': slot.number, 'control': numbers[0], 'listeners': numbers[1:], 'shared': shared}
@@ -295,7 +296,7 @@ class Child:
         env = {name: value for name, value in os.environ.items() if name not in ours_alone}
         env[VARIABLE] = json.dumps(told)
         try:
-            self.process = team.r.spawn(
+            self.process: Process = team.r.spawn(
                 team.argv, stdin=DEVNULL, env=env, pass_fds=numbers, on_exit=self.on_exit,
                 cwd=None if folder() == BEGAN_IN else BEGAN_IN,
             )  # fmt: skip

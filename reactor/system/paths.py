@@ -11,18 +11,18 @@ and a bounded queue; what the thread tells after the end is dropped.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable, Iterator
 from os.path import basename, dirname, join
+from typing import Any
 
 from ..errors import HandleClosed, ReactorError
+from ..loop.checks import file_path
 from ..loop.watcher import Handle
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-    from typing import Any
-
+    from ..callbacks import Loop
     from ..kernel import Kernel
-    from ..loop.loop import Loop
 
 QUEUE_LIMIT = 1000  # changes that the loop has not taken yet; whoever makes more has to be looked at as a whole
 LAST_JOIN = 1.0  # seconds for the library's thread to end when the reactor is closed; it takes up to half of one
@@ -48,7 +48,7 @@ class WatchedPath(Handle):
 
     __slots__ = ('_kernel', '_observer', 'args', 'changes', 'fn', 'path')
 
-    leads_to = (('handle_change', 'fn'),)
+    leads_to: tuple[tuple[str, str], ...] = (('handle_change', 'fn'),)
 
     def __init__(
         self,
@@ -61,11 +61,11 @@ class WatchedPath(Handle):
         observer: Any,
     ) -> None:
         self.loop = loop
-        self.since = loop.now
-        self.path = path
+        self.since: float = loop.now
+        self.path: str = path
         self.fn: Callable[..., object] | None = fn
-        self.args = args
-        self.changes = changes
+        self.args: tuple[Any, ...] = args
+        self.changes: Changes = changes
         self._kernel = kernel
         self._observer = observer
         loop.watchers.park(self)
@@ -134,7 +134,7 @@ class Changes:
     __slots__ = ('_events', '_folder', '_gone', '_name', '_overflowed', '_path', '_ring', '_rung', 'ended')
 
     def __init__(self, folder: str, name: str | None, path: str) -> None:
-        self.ended = False  # nothing more can come, and all that came was taken
+        self.ended: bool = False  # nothing more can come, and all that came was taken
         self._gone = False  # the directory itself
         self._folder = folder
         self._name = name
@@ -210,6 +210,7 @@ class Changes:
 
 def watch(loop: Loop, kernel: Kernel, path: Any, fn: Callable[..., object], args: tuple[Any, ...]) -> WatchedPath:
     """Watch a path; see `Reactor.watch_path`."""
+    file_path('path', path)
     try:
         from watchdog.observers import Observer
     except ImportError:

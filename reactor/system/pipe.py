@@ -9,16 +9,15 @@ A selector reports the writing end of a pipe as readable for one reason only: no
 from __future__ import annotations
 
 from errno import EPIPE
+from typing import Any
 
 from ..kinds import CheckedStream
 from ..loop.checks import shown
-from ..net.states import ENDED, LINGERING
+from ..net.states import ENDED, LINGERING, State
 from ..net.stream import Stream
-from ..net.writer import SHUT
+from ..net.writer import SHUT, Writer
 
 TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from typing import Any
 
 
 class Pipe(Stream):
@@ -32,7 +31,7 @@ class Pipe(Stream):
             f'{self.buffered} bytes wait>'
         )
 
-    def start_tls(self, *args: Any, **options: Any) -> None:
+    def start_tls(self, *args: Any, **options: Any) -> None:  # type: ignore[override]  # whatever it is given
         """Refused, with TypeError."""
         raise TypeError(f'start_tls needs a connection, which goes both ways, and {self!r} is a pipe')
 
@@ -46,6 +45,10 @@ class ReadPipe(Pipe):
     """What a child writes, as a stream: `on_data`, `on_eof`, `on_close`. A write raises `ConnectionClosed`."""
 
     __slots__ = ()
+
+    if TYPE_CHECKING:
+        writer: Writer | None
+        state: State
 
     def attach(self, sock: Any, deferred: bool = False) -> None:
         super().attach(sock, deferred)

@@ -10,7 +10,9 @@ first and then ever more rarely. There is no handler of SIGCHLD: it would belong
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from errno import EBADF
+from typing import Any
 
 from ..errors import ReactorError
 from ..kernel import EXIT_UNKNOWN, SIGKILL, SIGTERM
@@ -18,17 +20,16 @@ from ..loop.api import MOST_SIGNUM
 from ..loop.checks import file_path, shown, whole
 from ..loop.log import describe, log
 from ..loop.watcher import READ, Handle
-from ..net.options import Callbacks, Options
+from ..net.options import Callbacks, Options, check_callback
 from .pipe import CheckedReadPipe, CheckedWritePipe, ReadPipe, WritePipe
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
     from subprocess import Popen
-    from typing import Any
 
+    from ..callbacks import Loop, OnExit, PipeOptions
+    from ..hints import AnyPath
     from ..kernel import Kernel
-    from ..loop.loop import Loop
     from ..loop.timers import Timer
     from .pipe import Pipe
 
@@ -36,10 +37,10 @@ if TYPE_CHECKING:
 PIPE = -1
 STDOUT = -2
 DEVNULL = -3
+STDIO = ('stdin', 'stdout', 'stderr')
 
 FIRST_LOOK = 0.001  # seconds from the start of a child to the first look at it where there is no pidfd; then doubled
 LONGEST_LOOK = 0.25  # seconds between two looks: two hundred children cost less than a hundredth of a core
-OF_SOCKETS = ('ssl', 'server_hostname', 'handshake_timeout', 'nodelay', 'keepalive')  # options that a pipe cannot have
 DEATH_LOOKS = 5000  # a millisecond each, for a killed child to be gone when the reactor is closed
 
 
@@ -71,7 +72,10 @@ class Process(Handle):
         'stdout',
     )
 
-    leads_to = (('handle_exit', 'on_exit'),)
+    leads_to: tuple[tuple[str, str], ...] = (('handle_exit', 'on_exit'),)
+    stdin: WritePipe | None
+    stdout: ReadPipe | None
+    stderr: ReadPipe | None
 
     def __init__(
         self,
@@ -79,15 +83,15 @@ class Process(Handle):
         kernel: Kernel,
         args: list[Any],
         child: Popen[bytes],
-        pipes: list[Pipe | None],
-        on_exit: Callable[[Process, int | None, int | None], object] | None,
+        pipes: list[Any],
+        on_exit: OnExit | None,
     ) -> None:
         self.loop = loop
-        self.since = loop.now
-        self.pid = child.pid
-        self.args = args
+        self.since: float = loop.now
+        self.pid: int = child.pid
+        self.args: list[Any] = args
         self.stdin, self.stdout, self.stderr = pipes
-        self.on_exit = on_exit
+        self.on_exit: OnExit | None = on_exit
         self._kernel = kernel
         self._child: Popen[bytes] | None = child  # None when it was reaped
         self._closing = False
@@ -243,16 +247,39 @@ class Process(Handle):
 def spawn(
     loop: Loop,
     kernel: Kernel,
+    args: Iterable[AnyPath],
+    stdio: tuple[Any, Any, Any],
+    on_exit: OnExit | None,
+    env: Any,
+    cwd: AnyPath | None,
+    pass_fds: Iterable[Any],
+    options: PipeOptions,
+    checked: bool,
+) -> Process:
+    """Start a child; see `Reactor.spawn`."""
+    words, passed, settings = check_args(args), check_descriptors(kernel, pass_fds), Options(**options)
+    streams = [check_stdio(kernel, name, what) for name, what in zip(STDIO, stdio, strict=True)]
+    check_callback('on_exit', on_exit)
+    check_environment(env)
+    if cwd is not None:
+        file_path('cwd', cwd)
+    loop.guard.check()
+    return _start(loop, kernel, words, streams, on_exit, env, cwd, passed, settings, checked)
+
+
+def _start(
+    loop: Loop,
+    kernel: Kernel,
     args: list[Any],
     stdio: list[Any],
-    on_exit: Callable[[Process, int | None, int | None], object] | None,
+    on_exit: OnExit | None,
     env: Any,
-    cwd: Any,
+    cwd: AnyPath | None,
     passed: list[int],
     options: Options,
     checked: bool,
 ) -> Process:
-    """Start a child; see `Reactor.spawn`. Nothing is left of it when that fails."""
+    """Start it, with arguments that are checked. Nothing is left of it when that fails."""
     read_pipe, write_pipe = (CheckedReadPipe, CheckedWritePipe) if checked else (ReadPipe, WritePipe)
     pipes: list[Pipe | None] = []
     given = list(stdio)
@@ -270,7 +297,7 @@ def spawn(
                 _attach(pipe, ours)
             pipes.append(pipe)
         child = kernel.spawn(args, given[0], given[1], given[2], env, cwd, passed)
-        for name, pipe in zip(('stdin', 'stdout', 'stderr'), pipes, strict=True):
+        for name, pipe in zip(STDIO, pipes, strict=True):
             if pipe is not None:
                 pipe.peer = f'{name} of process {child.pid}'
         return Process(loop, kernel, args, child, pipes, on_exit)
@@ -320,14 +347,6 @@ def check_environment(env: Any) -> None:
     for name, value in env.items():
         file_path('a name in env', name)
         file_path(f'the value of {shown(name)} in env', value)
-
-
-def check_options(options: dict[str, Any]) -> Options:
-    """The options of the pipes of a child; TypeError or ValueError."""
-    for name in OF_SOCKETS:
-        if name in options:
-            raise TypeError(f'spawn takes no {name}: pipes have no such option')
-    return Options(**options)
 
 
 def check_descriptors(kernel: Kernel, fds: Iterable[Any]) -> list[int]:

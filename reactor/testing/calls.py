@@ -32,11 +32,18 @@ PROMPT = 2.0  # seconds: longer than a handle is parked, or a listener that was 
 class Call:
     """A function that is called in a phase, and what is known of it."""
 
+    calls: Calls
+    phase: int
+    kind: str
+    set_in: int
+    fn: Callable[..., object]
+    turn: int
+
     def __init__(self, calls: Calls, phase: int, kind: str, fn: Callable[..., object]) -> None:
         self.calls, self.phase, self.kind, self.fn = calls, phase, kind, fn
         self.__qualname__ = getattr(fn, '__qualname__', repr(fn))
         self.turn, self.set_in = calls.ledger.turns, calls.ledger.phase
-        self.order = calls.next_order()
+        self.order: int = calls.next_order()
         self.deadline: float | None = None
         self.cancelled = False
 
@@ -85,7 +92,7 @@ class Calls:
         self.ledger = ledger
         self.soon: dict[str, list[Call]] = {'call_soon': [], 'call_soon_threadsafe': []}
         self.timers: dict[Timer, Call] = {}
-        self.count = 0  # that have begun
+        self.count: int = 0  # that have begun
         self._order = 0
         self._fired: tuple[float, int] = (-inf, 0)  # the last timer of this turn
 

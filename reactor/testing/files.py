@@ -38,7 +38,7 @@ class File:
         self.unread_error = False  # its error queue has something that nobody reads
         self.private = False  # one of a socketpair: its kind fails only when it is full
         self.refused_at = 0  # when a call on it failed last, for oracles
-        self.number = kernel.next_number()
+        self.number: int = kernel.next_number()
 
     def closed(self) -> None:
         """The last descriptor is gone."""
@@ -72,10 +72,12 @@ class Unborn(File):
 class Listening(File):
     """A listener and its backlog."""
 
+    ready: int
+
     def __init__(self, kernel: SimKernel, address: Any, backlog: int, deferred: bool) -> None:
         super().__init__(kernel)
         self.address = address
-        self.backlog = max(1, backlog)
+        self.backlog: int = max(1, backlog)
         self.deferred = deferred
         self.nodelay = False
         self.exclusive = False  # on Windows: its port cannot be shared, not even by a program that sets SO_REUSEADDR
@@ -111,6 +113,10 @@ class End(File):
                 `never_sent`
     """
 
+    sent_at: int
+    read_at: int
+    hung_up: bool
+
     def __init__(self, kernel: SimKernel, family: int, instant: bool) -> None:
         super().__init__(kernel)
         self.family = family
@@ -118,25 +124,25 @@ class End(File):
         self.peer: End | None = None
         self.local: Any = None
         self.remote: Any = None
-        self.inbox = bytearray()
-        self.on_the_way = 0
-        self.capacity = kernel.draw_capacity()
-        self.sent = 0
-        self.received = 0
+        self.inbox: bytearray = bytearray()
+        self.on_the_way: int = 0
+        self.capacity: int = kernel.draw_capacity()
+        self.sent: int = 0
+        self.received: int = 0
         self.sent_at = self.read_at = kernel.time
         self.misled = False  # recv failed although there was something to read
-        self.error = 0
+        self.error: int = 0
         self.told: list[int] = []
         self.at_failure: int | None = None  # bytes that had arrived when a send failed for good, read or not
-        self.never_sent = b''  # what the last send that failed for good was to send
+        self.never_sent: bytes = b''  # what the last send that failed for good was to send
         self.connected = False
         self.refused = False  # it could not be connected
-        self.dead = False  # reset: nothing goes in or out any more
-        self.ended_out = False
-        self.ended_in = False
+        self.dead: bool = False  # reset: nothing goes in or out any more
+        self.ended_out: bool = False
+        self.ended_in: bool = False
         self.lingers = True  # False: closing resets
         self.nodelay = False  # TCP_NODELAY was asked for, or inherited
-        self.cut_short = False  # closed with something unread, and what was sent was still under way
+        self.cut_short: bool = False  # closed with something unread, and what was sent was still under way
         self.accepted = True  # False in a backlog, where bytes are kept though nobody has it yet
         self._arrival = 0  # of the last thing on the way to here: nothing overtakes
         self._epoch = 0  # raised by a reset: what was on the way is lost
@@ -300,11 +306,11 @@ class Mailbox(File):
         self.local: Any = None
         self.remote: Any = None
         self.inbox: deque[tuple[bytes, Any]] = deque()
-        self.capacity = kernel.draw_capacity() + 100_000
-        self.held = 0
-        self.dropped = 0
-        self.error = 0
-        self.ready = WRITE
+        self.capacity: int = kernel.draw_capacity() + 100_000
+        self.held: int = 0
+        self.dropped: int = 0
+        self.error: int = 0
+        self.ready: int = WRITE
 
     def arrive(self, data: bytes, sender: Any) -> None:
         """A datagram is here; without room it is dropped."""

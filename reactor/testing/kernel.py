@@ -53,7 +53,11 @@ UNREAD = {'recv', 'register', 'modify'}  # what arrived before is not read then
 # Calls that nobody needs to succeed. Who lost his descriptor there cannot know it, so its number is not given again: he
 # would use what is another's, and nothing could prevent that.
 UNHEARD = {'setsockopt', 'getsockname', 'getpeername'}
-HOSTS = {'localhost': ('127.0.0.1',), 'server.test': ('10.0.0.1',), 'both.test': ('fd00::1', '10.0.0.1')}
+HOSTS: dict[str, tuple[str, ...]] = {
+    'localhost': ('127.0.0.1',),
+    'server.test': ('10.0.0.1',),
+    'both.test': ('fd00::1', '10.0.0.1'),
+}
 
 
 class SimKernel(Kernel):
@@ -86,6 +90,15 @@ class SimKernel(Kernel):
     `trace` lists what happened as (time in ns, what, descriptor, detail); `show_trace` renders it.
     """
 
+    time: int
+    replaced_in_vain: bool
+    lost: int
+    counts_tcp: bool
+    nodelay_inherited: bool
+    exclusive_address: int
+    connecting: frozenset[int]
+    clock_step: float
+
     def __init__(
         self,
         seed: int = 0,
@@ -101,39 +114,39 @@ class SimKernel(Kernel):
         if lasting not in (None, 'kind', 'descriptor'):
             raise ValueError(f"lasting is None, 'kind' or 'descriptor', not {lasting!r}")
         self.seed = seed
-        self.random = Random(seed)
+        self.random: Random = Random(seed)
         coins = Random(self.random.getrandbits(64))
-        self.faults = Faults(coins, None if faults is True else faults or ())
+        self.faults: Faults = Faults(coins, None if faults is True else faults or ())
         kind = self.random.choice(KINDS[:3])
         # Drawn apart from everything else, as others below are: so a seed that was one of the first three before there
         # were others is the same still, or becomes so with `selector`.
         manner = Random(f'manner {seed}')
         if manner.random() < FOREIGN:
             kind = manner.choice(KINDS[3:])
-        self.kind = selector or kind
-        self.on_linux = self.kind in KINDS[:3]
-        self.tick = MS  # of the timer that ends waits, on Windows
-        self.clock_grain = 1  # ns, the steps of the clock
+        self.kind: str = selector or kind
+        self.on_linux: bool = self.kind in KINDS[:3]
+        self.tick: int = MS  # of the timer that ends waits, on Windows
+        self.clock_grain: int = 1  # ns, the steps of the clock
         self._take_manners(manner)
         self.time = self.woke_at = START  # now, and when the last poll returned
         self.files: dict[int, File] = {}
         self.trace: list[tuple[int, str, int, Any]] = []
-        self.calls = 0
-        self.progress = 0  # counts what a program can make of its calls
-        self.threads = 0  # that have not ended
+        self.calls: int = 0
+        self.progress: int = 0  # counts what a program can make of its calls
+        self.threads: int = 0  # that have not ended
         self.reads: dict[File, int] = {}  # in this turn, of each file: bytes, datagrams, clients
         self.on_turn: Callable[[float | None], object] = _nothing
-        self.wakeup_fd = -1
+        self.wakeup_fd: int = -1
         self.owners: list[Any] = []  # type: ignore[misc]  # of this process alone
         self.handlers: dict[int, Any] = {signal.SIGINT: signal.default_int_handler}
-        self.hosts = {**HOSTS, **(hosts or {})}
+        self.hosts: dict[str, tuple[str, ...]] = {**HOSTS, **(hosts or {})}
         self.silent: set[str] = set()  # hosts that never answer
-        self.descriptors = descriptors
+        self.descriptors: int = descriptors
         if 'descriptors.few' in self.faults.on:
             self.descriptors = STDIO + self.random.randrange(4, 40)
-        self.fails = fail is not None
-        self.loses = fail is not None and fail[1] == errno.EBADF
-        self.failed = ''  # the name of the call that was made to fail
+        self.fails: bool = fail is not None
+        self.loses: bool = fail is not None and fail[1] == errno.EBADF
+        self.failed: str = ''  # the name of the call that was made to fail
         self._fail = fail
         self._lasting = lasting
         self._failing: tuple[str, Any] | None = None  # what fails from now on
@@ -144,7 +157,7 @@ class SimKernel(Kernel):
         self._thread = 1
         steps = Random(f'grain {seed}')
         drawn = steps.uniform(*GRAINS) if steps.random() < COARSE else 0.0
-        self.grain = int(1e9 * (drawn if grain is None else grain))
+        self.grain: int = int(1e9 * (drawn if grain is None else grain))
         self._latency = self.random.choice((MS // 20, MS // 2, 5 * MS, 80 * MS))
         self._capacity = self.random.choice((500, 4096, 16384, 65536, 262144))
         self._listeners: dict[Any, list[Listening]] = {}

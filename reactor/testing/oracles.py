@@ -27,6 +27,7 @@ from ..admission.listener import GuardedListener
 from ..facade import Reactor
 from ..loop.threads import THREADS
 from ..net.datagram import DATAGRAM_COST, DATAGRAMS_PER_TURN, DatagramSocket
+from ..net.endpoints import Endpoints
 from ..net.listener import ACCEPTS_PER_TURN, Listener
 from ..net.stream import Stream
 from .calls import CALLS, IDLERS, TIMERS, Calls
@@ -37,8 +38,11 @@ from .watched import WATCHED_KINDS, Planted, Record, WatchedStream, is_accepted
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any
 
+    from ..hints import Ts
+    from ..loop.idle import Idler
     from ..loop.timers import Timer
     from .kernel import SimKernel
 
@@ -106,9 +110,9 @@ class WatchedReactor(Reactor):
     """A reactor on a simulated kernel, under watch."""
 
     def __init__(self, kernel: SimKernel, **options: Any) -> None:
-        self.ledger = Ledger(kernel)
+        self.ledger: Ledger = Ledger(kernel)
         super().__init__(kernel=kernel, catch_errors=self.ledger.caught, **options)
-        self._kinds = WATCHED_KINDS
+        self._endpoints = Endpoints(self, kernel, WATCHED_KINDS)
         self.ledger.reactor = self
         kernel.on_turn = self.ledger.check_turn
 
@@ -130,25 +134,25 @@ class WatchedReactor(Reactor):
         self.ledger.closing = True
         super().close()
 
-    def call_soon(self, fn: Any, *args: Any) -> None:
+    def call_soon(self, fn: Callable[[*Ts], object], *args: *Ts) -> None:
         super().call_soon(self.ledger.calls.wrap(CALLS, 'call_soon', fn), *args)
 
-    def call_soon_threadsafe(self, fn: Any, *args: Any) -> None:
+    def call_soon_threadsafe(self, fn: Callable[[*Ts], object], *args: *Ts) -> None:
         super().call_soon_threadsafe(self.ledger.calls.wrap(CALLS, 'call_soon_threadsafe', fn), *args)
 
-    def call_later(self, delay: float, fn: Any, *args: Any) -> Timer:
+    def call_later(self, delay: float, fn: Callable[[*Ts], object], *args: *Ts) -> Timer:
         calls = self.ledger.calls
         return calls.watch_timer(super().call_later(delay, calls.wrap(TIMERS, 'a timer', fn), *args))
 
-    def call_at(self, deadline: float, fn: Any, *args: Any) -> Timer:
+    def call_at(self, deadline: float, fn: Callable[[*Ts], object], *args: *Ts) -> Timer:
         calls = self.ledger.calls
         return calls.watch_timer(super().call_at(deadline, calls.wrap(TIMERS, 'a timer', fn), *args))
 
-    def call_every(self, interval: float, fn: Any, *args: Any) -> Timer:
+    def call_every(self, interval: float, fn: Callable[[*Ts], object], *args: *Ts) -> Timer:
         calls = self.ledger.calls
         return calls.watch_timer(super().call_every(interval, calls.wrap(TIMERS, 'a timer', fn), *args))
 
-    def idle(self, fn: Any, *args: Any) -> Any:
+    def idle(self, fn: Callable[[*Ts], object], *args: *Ts) -> Idler:
         return super().idle(self.ledger.calls.wrap(IDLERS, 'an idler', fn), *args)
 
     def listen_tcp(self, *args: Any, **keywords: Any) -> Listener:
@@ -173,12 +177,17 @@ class WatchedReactor(Reactor):
 class Ledger(Connections):
     """The records of one reactor, and the checks between two turns."""
 
+    phase: int
+    cut: bool
+    depth: int
+    violations: list[str]
+
     def __init__(self, kernel: SimKernel) -> None:
         super().__init__()
         self.kernel = kernel
-        self.simulated = hasattr(kernel, 'woke_at')  # else only what the user sees is watched
-        self.calls = Calls(self)
-        self.dues = Dues(self)
+        self.simulated: bool = hasattr(kernel, 'woke_at')  # else only what the user sees is watched
+        self.calls: Calls = Calls(self)
+        self.dues: Dues = Dues(self)
         self.begun = False  # the program, without an error
         self.foreign: set[int] = set()  # descriptors that belong to the user
         self.listeners: dict[Any, bool] = {}  # whether each is paused
@@ -220,7 +229,7 @@ class Ledger(Connections):
     def check_turn(self, timeout: float | None) -> None:
         """Between two turns everything has to be in order; raises `Violation` when something was not."""
         self.turns += 1
-        self.inside = None
+        self.inside: str | None = None
         self._check_bounds()
         self._check_progress(timeout)
         if self.kernel.replaced_in_vain:

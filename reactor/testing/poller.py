@@ -54,7 +54,7 @@ class SimSelector:
         self._files: dict[int, File] = {}  # what epoll watches, by the number under which it was registered
         self._ghosts: list[tuple[int, File]] = []  # unregistered too late, and a copy lives; with the number it had
         self._filters: dict[tuple[int, int], File] = {}  # what kqueue watches, by number and direction
-        self.blind = False  # whether it has woken the loop for what it cannot report
+        self.blind: bool = False  # whether it has woken the loop for what it cannot report
         self._closed = False
 
     def register(self, fd: int, events: int, data: Any = None) -> SelectorKey:

@@ -43,9 +43,9 @@ class Records:
         self.streams: dict[WatchedStream, None] = {}  # those that have not ended
         self.just_closed: list[WatchedStream] = []
         self.inside: str | None = None  # the callback that runs
-        self.callbacks = 0
+        self.callbacks: int = 0
         self.turns = 0
-        self.phase = DISPATCH  # as far as callbacks have shown it
+        self.phase: int = DISPATCH  # as far as callbacks have shown it
         self.cut = False  # the turn was left in the middle
         self.closing = False  # the reactor itself
         self.reactor: Any = None

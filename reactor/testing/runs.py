@@ -87,6 +87,10 @@ def run_block(block: tuple[int, int, str | None]) -> tuple[int, int, list[tuple[
 class Runs:
     """Many seeds: which are to run, which have run, and what to say of them."""
 
+    began: float
+    ran: int
+    kept: int
+
     def __init__(self, options: Any) -> None:
         self.options = options
         self.began = self._reported = time.monotonic()

@@ -58,10 +58,10 @@ class World:
 
     def __init__(self, simulation: Simulation) -> None:
         self.r: Any = simulation.reactor
-        self.random = Random(simulation.kernel.random.getrandbits(64))
-        self.faulty = simulation.faulty
-        self.has_unix = simulation.kernel.kind != 'windows'
-        self.counts_tcp = simulation.kernel.counts_tcp
+        self.random: Random = Random(simulation.kernel.random.getrandbits(64))
+        self.faulty: bool = simulation.faulty
+        self.has_unix: bool = simulation.kernel.kind != 'windows'
+        self.counts_tcp: bool = simulation.kernel.counts_tcp
         self.stops = 0
         self.expectations: dict[Expectation, None] = {}
         self._simulation = simulation
@@ -124,16 +124,16 @@ class Simulation:
         **options: Any,
     ) -> None:
         self.seed = seed
-        self.kernel = SimKernel(seed, **options)
+        self.kernel: SimKernel = SimKernel(seed, **options)
         if on_kernel is not None:
             on_kernel(self.kernel)
-        self.faulty = bool(self.kernel.faults.on) or self.kernel.fails
+        self.faulty: bool = bool(self.kernel.faults.on) or self.kernel.fails
         self._calm = self.kernel.random.random() ** 3 * 120 if calm is None else calm
         # Who could not begin has nothing to end: there are no faults before `main` has returned.
         self._coins, self.kernel.faults.on = self.kernel.faults.on, {}
         self._descriptors, self.kernel.descriptors = self.kernel.descriptors, PLENTY
-        self.reactor = WatchedReactor(self.kernel)
-        self.world = World(self)
+        self.reactor: WatchedReactor = WatchedReactor(self.kernel)
+        self.world: World = World(self)
         if self.kernel.random.random() < 0.3:
             self.kernel.silent.add('fd00::1')  # of `World.name`: an address that is tried in vain
         self.failure: str | None = None

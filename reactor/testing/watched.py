@@ -11,9 +11,10 @@ from __future__ import annotations
 
 from ..admission.proxied import ProxiedStream
 from ..errors import IdleTimeout, ReadTimeout, WriteTimeout
-from ..kinds import Kinds
+from ..kinds import guard
 from ..net.datagram import DatagramSocket
 from ..net.ending import Connection
+from ..net.endpoints import Kinds
 from ..net.listener import Listener
 from ..net.stream import Stream
 from ..net.tls import TLSStream
@@ -21,9 +22,11 @@ from ..net.tls import TLSStream
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from typing import Any
+    from typing import Any, Self
     from weakref import ReferenceType
 
+    from ..callbacks import OnClose
+    from ..hints import HasFileno, Ts
     from .files import End
 
 
@@ -38,8 +41,8 @@ class Record:
         self.number = number
         self.events: list[str] = []
         self.end: End | None = None
-        self.offered = bytearray()  # what the user wrote, and was not told to be dropped
-        self.got = bytearray()
+        self.offered: bytearray = bytearray()  # what the user wrote, and was not told to be dropped
+        self.got: bytearray = bytearray()
         self.writing = False
         self.marks: list[int] = []  # for each on_written that is awaited, up to where
         self.told = 0
@@ -74,7 +77,7 @@ class Record:
         self.raw = False  # the program makes its own protocol of these bytes: the peer gets other ones than it writes
         self.wrappers: list[ReferenceType[Any]] = []  # its callbacks, to see them gone
         self.sock: ReferenceType[Any] | None = None
-        self.deliveries = (0, 0)  # turn, and how often on_data was called in it
+        self.deliveries: tuple[int, int] = (0, 0)  # turn, and how often on_data was called in it
 
     @property
     def begun(self) -> bool:
@@ -106,17 +109,17 @@ class WatchedStream(Stream):
     loop: Any
 
     def __init__(self, loop: Any, options: Any, callbacks: Any, origin: Any) -> None:
-        self.record = loop.ledger.opened(self)
+        self.record: Any = loop.ledger.opened(self)
         self.record.awaits_connect = callbacks.on_connect is not None
         self.record.high_water = max(1, options.high_water)
         super().__init__(loop, options, callbacks, origin)
-        self.on_close = callbacks.on_close or _nothing  # watched, also where the user does not care
+        self.on_close: OnClose | None = callbacks.on_close or _nothing  # watched, also where the user does not care
 
-    def write(self, data: Any, on_written: Any = None, *args: Any) -> bool:
+    def write(self, data: Any, on_written: Callable[[Self, *Ts], object] | None = None, *args: *Ts) -> bool:
         taken: bool = self.loop.ledger.write(self, super().write, data, (data,), on_written, args)
         return taken
 
-    def writelines(self, buffers: Any, on_written: Any = None, *args: Any) -> bool:
+    def writelines(self, buffers: Any, on_written: Callable[[Self, *Ts], object] | None = None, *args: *Ts) -> bool:
         pieces = list(buffers)
         taken: bool = self.loop.ledger.write(self, super().writelines, pieces, pieces, on_written, args)
         return taken
@@ -157,7 +160,12 @@ class WatchedStream(Stream):
             self.record.high_water = max(1, high)
 
     def send_file(
-        self, file: Any, offset: int = 0, count: int | None = None, on_written: Any = None, *args: Any
+        self,
+        file: HasFileno,
+        offset: int = 0,
+        count: int | None = None,
+        on_written: Callable[[Self, *Ts], object] | None = None,
+        *args: *Ts,
     ) -> bool:
         send = super().send_file
         self.record.sends_files = True
@@ -168,7 +176,8 @@ class WatchedStream(Stream):
         def call(what: Any, on_written: Any, *args: Any) -> bool:
             return send(what, offset, count, on_written, *args)
 
-        data = file.data[offset:][:count]
+        simulated: Any = file
+        data = simulated.data[offset:][:count]
         taken: bool = self.loop.ledger.write(self, call, file, (data,), on_written, args)
         return taken
 
@@ -208,7 +217,7 @@ class WatchedTLSStream(WatchedStream, TLSStream):
 
     __slots__ = ()
 
-    def write(self, data: Any, on_written: Any = None, *args: Any) -> bool:
+    def write(self, data: Any, on_written: Callable[[Self, *Ts], object] | None = None, *args: *Ts) -> bool:
         return self.writelines((data,), on_written, *args)  # as TLS does it, but seen once
 
 
@@ -223,7 +232,7 @@ class WatchedProxiedStream(WatchedStream, ProxiedStream):
         super().handle_header_bytes(data)
 
 
-WATCHED_KINDS = Kinds(WatchedStream, WatchedTLSStream, WatchedProxiedStream, DatagramSocket)
+WATCHED_KINDS = Kinds(WatchedStream, WatchedTLSStream, WatchedProxiedStream, DatagramSocket, guard)
 
 
 def _callback(kind: str) -> property:

@@ -188,17 +188,21 @@ class Asker:
 
     PATIENCE, LATE = 20.0, 3600_000  # seconds, milliseconds
 
+    world: World
+    ending: Ending
+    number: int
+
     def __init__(self, world: World, place: Place, ending: Ending) -> None:
         self.world, self.ending, self.number = world, ending, ending.add('asker')
         rng = child(world)
-        self.texts = [b'%x' % rng.getrandbits(4 << rng.randrange(9)) for _ in range(rng.randint(1, 5))]
-        self.delays = [rng.choice((0, 0, 1, 5)) for _ in self.texts]
-        self.gives_up = rng.random() < 0.3
+        self.texts: list[bytes] = [b'%x' % rng.getrandbits(4 << rng.randrange(9)) for _ in range(rng.randint(1, 5))]
+        self.delays: list[int] = [rng.choice((0, 0, 1, 5)) for _ in self.texts]
+        self.gives_up: bool = rng.random() < 0.3
         if self.gives_up:
             self.delays[-1] = self.LATE
-        self.frames = Frames()
+        self.frames: Frames = Frames()
         self.answers: list[bytes] = []
-        self.conn = place.connect(
+        self.conn: Stream = place.connect(
             self.on_data, on_connect=self.on_connect, on_close=self.on_close, timeout=self.PATIENCE, **limits(rng)
         )
         self.deadline: Timer = world.r.call_later(2 * self.PATIENCE, self.give_up)
@@ -250,6 +254,8 @@ def publish_to_the_dying(world: World) -> None:
 class Hub:
     """The server of `publish`, and what starts its clients: the publisher when all subscribers have been welcomed."""
 
+    publisher: random.Random
+
     WELCOME = b'welcome\n'
 
     def __init__(self, world: World, dying: bool) -> None:
@@ -258,14 +264,16 @@ class Hub:
         options = limits(world.random)
         if world.faulty:
             options['max_buffered'] = world.random.choice((1000, 1 << 24))
-        self.place = Place(world, self.on_data, on_connect=self.on_connect, on_close=self.on_close, **options)
-        self.ending = Ending(world, self.place.server)
+        self.place: Place = Place(world, self.on_data, on_connect=self.on_connect, on_close=self.on_close, **options)
+        self.ending: Ending = Ending(world, self.place.server)
         self.publisher = child(world)
-        self.publishing = self.ending.add('publisher')
-        self.news = [b'%x\n' % self.publisher.getrandbits(4 << self.publisher.randrange(14)) for _ in range(10)]
+        self.publishing: int = self.ending.add('publisher')
+        self.news: list[bytes] = [
+            b'%x\n' % self.publisher.getrandbits(4 << self.publisher.randrange(14)) for _ in range(10)
+        ]
         self.stuck: list[Any] = []
         members = [Subscriber(self, child(world), dying) for _ in range(world.random.randint(1, 7))]
-        self.unwelcomed = len(members)
+        self.unwelcomed: int = len(members)
         for member in members:
             member.join(self.place.connect(**talk(world), idle_timeout=30, **limits(member.rng)))
 
@@ -309,12 +317,17 @@ class Hub:
 class Subscriber(Talker):
     """A client of a `Hub` that hears all the news, perhaps late, or dies of the first."""
 
+    hub: Hub
+    number: int
+    waits: bool
+    expected: bytes
+
     def __init__(self, hub: Hub, rng: random.Random, dying: bool) -> None:
         expected = b''.join([hub.WELCOME, *hub.news])
         super().__init__(hub.world, rng, b'subscribe\n', expected, 'wait', self.left)
         self.hub, self.number, self.waits = hub, hub.ending.add('subscriber'), True
-        self.dies_at = rng.randrange(len(expected)) if dying and rng.random() < 0.5 else None
-        self.sleeps = rng.random() < 0.3
+        self.dies_at: int | None = rng.randrange(len(expected)) if dying and rng.random() < 0.5 else None
+        self.sleeps: bool = rng.random() < 0.3
 
     def hear(self, data: bytes) -> None:
         super().hear(data)

@@ -55,9 +55,14 @@ def proxied_echo(world: World) -> Place:
 class Proxy:
     """Connects for a client: says its header, and then all is the client's."""
 
+    place: Place
+    pieces: list[bytes]
+
     def __init__(self, world: World, rng: random.Random, place: Place, number: int, ending: Ending) -> None:
         words = some_bytes(rng)
-        self.talker = Talker(world, rng, words, words, rng.choice(('eof', 'close')), partial(ending.done, number))
+        self.talker: Talker = Talker(
+            world, rng, words, words, rng.choice(('eof', 'close')), partial(ending.done, number)
+        )
         self.place, self.pieces = place, cut(rng, header(rng, number))
         callbacks = talk(world, on_connect=self.on_connect)
         self.talker.conn = conn = place.connect(timeout=rng.choice((None, 30)), **callbacks, **limits(rng))
@@ -111,9 +116,14 @@ def limited(world: World) -> None:
 class Guests:
     """The clients of `limited`, by their numbers: when nobody is undecided any more, those who are in go."""
 
+    world: World
+    ending: Ending
+    room: int
+    let_in: list[int]
+
     def __init__(self, world: World, count: int, ending: Ending) -> None:
         self.world, self.ending = world, ending
-        self.undecided = {ending.add('visitor') for _ in range(count)}
+        self.undecided: set[int] = {ending.add('visitor') for _ in range(count)}
         self.inside: list[Stream] = []
         self.room, self.let_in = 0, [0, 0]
 
@@ -163,6 +173,11 @@ def paces(world: World) -> None:
 
 class Dripping:
     """A client of `paces`: says a word each 0.3 s as long as he may, nothing when it is empty."""
+
+    world: World
+    word: bytes
+    ending: Ending
+    number: int
 
     def __init__(self, world: World, address: tuple[str, int], word: bytes, ending: Ending) -> None:
         self.world, self.word, self.ending, self.number = world, word, ending, ending.add('dripping one')

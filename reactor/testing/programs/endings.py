@@ -14,9 +14,10 @@ from .parts import Ending, Place, child, limits, some_bytes, try_to_write
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import random
     from collections.abc import Callable
 
-    from reactor import Stream
+    from reactor import Reactor, Stream, Timer
 
     from .parts import World
 
@@ -47,11 +48,16 @@ def churn(world: World) -> None:
 class Visitor:
     """A client of `churn` that connects several times."""
 
+    world: World
+    places: dict[str, Place]
+    ending: Ending
+    rng: random.Random
+
     def __init__(self, world: World, places: dict[str, Place], ending: Ending) -> None:
         self.world, self.places, self.ending = world, places, ending
-        self.number = ending.add('visitor')
+        self.number: int = ending.add('visitor')
         self.rng = child(world)
-        self.visits = self.rng.randint(1, 6)
+        self.visits: int = self.rng.randint(1, 6)
         self.visit()
 
     def visit(self) -> None:
@@ -145,7 +151,7 @@ ENDS: dict[str, tuple[type, ...]] = {
     'gone': (OSError,),
     'deaf': (type(None), ConnectTimeout),
 }
-ENDS_OF_OTHERS = {**ENDS, 'deaf': (type(None), ConnectTimeout, ConnectionRefusedError)}
+ENDS_OF_OTHERS: dict[str, Any] = {**ENDS, 'deaf': (type(None), ConnectTimeout, ConnectionRefusedError)}
 
 
 def closing(world: World) -> None:
@@ -156,14 +162,19 @@ def closing(world: World) -> None:
 class Mischief:
     """The state of `closing`: who is there, and what may still be done."""
 
+    world: World
+    r: Reactor
+    rng: random.Random
+    beating: Timer
+
     def __init__(self, world: World) -> None:
         self.world, self.r, self.rng = world, world.r, child(world)
-        self.left = self.rng.randrange(300)  # deeds
+        self.left: int = self.rng.randrange(300)  # deeds
         self.conns: list[Any] = []
         self.timers: list[Any] = []
         self.places: list[Place] = []
-        self.over = False
-        self.ending = Ending(world)
+        self.over: bool = False
+        self.ending: Ending = Ending(world)
         self.part: Any = self.ending.add('everybody went home')
         self.listen()
         self.listen()

@@ -35,13 +35,17 @@ def time_limits(world: World) -> None:
 class Silent:
     """A client of `time_limits`. Most of them speak a few times first."""
 
+    world: World
+    ending: Ending
+    number: int
+
     def __init__(self, world: World, place: Place, ending: Ending) -> None:
         self.world, self.ending, self.number = world, ending, ending.add('silent one')
         rng = child(world)
-        self.patience = rng.choice((0.1, 0.25, 0.4))
+        self.patience: float = rng.choice((0.1, 0.25, 0.4))
         self.kind = rng.choice(('read', 'paused', 'idle', 'write', 'changed'))
-        self.words = rng.randrange(5)
-        self.began = world.r.now
+        self.words: int = rng.randrange(5)
+        self.began: float = world.r.now
         options: dict[str, dict[str, Any]] = {
             'read': {'read_timeout': self.patience},
             'paused': {'read_timeout': self.patience},

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import random
     from collections.abc import Callable
 
-    from reactor import DatagramSocket
+    from reactor import DatagramSocket, Reactor, Timer
 
     from .parts import Goal, World
 
@@ -45,14 +45,19 @@ class Crowd:
     kinds  what can be opened: functions of the crowd, each returns an actor or None
     """
 
+    world: World
+    r: Reactor
+    rng: random.Random
+    beat: Timer
+
     def __init__(self, world: World, kinds: tuple[Callable[[Crowd], Any], ...] = ()) -> None:
         self.world, self.r, self.rng = world, world.r, child(world)
         self.left = self.rng.choice((30, 100, 300))
         self.actors: list[Any] = []
         self.places: list[tuple[Place, bool]] = []
         self.goals: dict[int, Goal] = {}
-        self.over = False
-        self.began = world.r.now
+        self.over: bool = False
+        self.began: float = world.r.now
         self._numbers = 0
         self._kinds = (Side.open, Side.open, Side.open, Bell, Clock, Mailer, Call, Question, Idle, Ear, *kinds)
 
@@ -197,12 +202,21 @@ def refer(handle: Any, rng: random.Random) -> None:
 class Side:
     """One end of a connection, ours to write to, and to end in all ways."""
 
+    over: bool
+    paused: bool
+    closed_by_us: bool
+    peer_ended: bool
+    said: int
+    heard: int
+    count: int
+    told: int
+
     def __init__(self, crowd: Crowd, conn: Stream | None, ready: bool) -> None:
         self.crowd = crowd
         self.conn: Stream = conn  # type: ignore[assignment]  # of a connector: right after
-        self.number = crowd.expect('end of connection')
+        self.number: int = crowd.expect('end of connection')
         self.ready = ready  # to be written to: a proxy says its header first
-        self.ended = ''  # how we have ended it, or our side of it
+        self.ended: str = ''  # how we have ended it, or our side of it
         self.over = self.paused = self.closed_by_us = self.peer_ended = False
         self.said = self.heard = 0  # bytes of the text
         self.count = self.told = 0  # writes with a callback, and how many were called
@@ -366,13 +380,17 @@ class Side:
 class Clock:
     """A timer that is cancelled, moved, and set again after it has fired."""
 
+    crowd: Crowd
+    over: bool
+    timer: Timer
+
     def __init__(self, crowd: Crowd) -> None:
         self.crowd, self.over = crowd, False
-        self.number = crowd.expect('timer')
+        self.number: int = crowd.expect('timer')
         rng = crowd.rng
-        self.every = rng.random() < 0.3
+        self.every: bool = rng.random() < 0.3
         delay = rng.choice((0, 0.001, 0.01, 0.05)) + (0.001 if self.every else 0)
-        self.due = crowd.r.now + delay
+        self.due: float = crowd.r.now + delay
         self.timer = (crowd.r.call_every if self.every else crowd.r.call_later)(delay, self.fire)
 
     def fire(self) -> None:
@@ -409,6 +427,11 @@ class Clock:
 class Mailer:
     """A UDP socket that sends to itself and to others of its kind."""
 
+    crowd: Crowd
+    over: bool
+    paused: bool
+    closed: bool
+
     def __init__(self, crowd: Crowd) -> None:
         self.crowd, self.over, self.paused, self.closed = crowd, False, False, False
         sock = crowd.r.bind_udp(
@@ -416,7 +439,7 @@ class Mailer:
             on_close=self.on_close, max_queued=crowd.rng.choice((0, 3000, 1 << 20)),
         )  # fmt: skip
         self.sock = sock
-        self.number = crowd.expect('end of datagram socket')
+        self.number: int = crowd.expect('end of datagram socket')
 
     def happened(self, what: str) -> None:
         if self.closed or self.over:
@@ -478,9 +501,13 @@ class Mailer:
 class Call:
     """A call in a thread, perhaps cancelled."""
 
+    crowd: Crowd
+    over: bool
+    handle: Any
+
     def __init__(self, crowd: Crowd) -> None:
         self.crowd, self.over = crowd, False
-        self.number = crowd.expect('call in a thread')
+        self.number: int = crowd.expect('call in a thread')
         self.handle = crowd.r.run_in_thread(floordiv, 1000, crowd.rng.randrange(4), on_done=self.on_done)
 
     def on_done(self, result: Any, error: BaseException | None) -> None:
@@ -511,20 +538,29 @@ class Call:
 class Question(Call):
     """A look-up, perhaps cancelled."""
 
+    crowd: Crowd
+    over: bool
+    handle: Any
+
     def __init__(self, crowd: Crowd) -> None:
         self.crowd, self.over = crowd, False
-        self.number = crowd.expect('look-up')
+        self.number: int = crowd.expect('look-up')
         host = crowd.rng.choice(('localhost', '127.0.0.1', '::1'))
-        self.handle = crowd.r.resolve(host, self.on_done, timeout=crowd.rng.choice((None, 0.005, 5)))  # type: ignore[assignment]
+        self.handle = crowd.r.resolve(host, self.on_done, timeout=crowd.rng.choice((None, 0.005, 5)))
 
 
 class Bell:
     """A notifier, rung by whoever likes."""
 
+    crowd: Crowd
+    over: bool
+    rung: int
+    handle: Any
+
     def __init__(self, crowd: Crowd) -> None:
         self.crowd, self.over, self.rung = crowd, False, 0
-        self.number = 0
-        self.once = crowd.rng.random() < 0.5
+        self.number: int = 0
+        self.once: bool = crowd.rng.random() < 0.5
         self.handle = crowd.r.notifier(self.ring, once=self.once)
 
     def ring(self) -> None:
@@ -559,6 +595,12 @@ class Bell:
 class Idle:
     """An idler, called once a turn while it is open."""
 
+    crowd: Crowd
+    over: bool
+    turn: int
+    lives: int
+    handle: Any
+
     def __init__(self, crowd: Crowd) -> None:
         self.crowd, self.over, self.turn, self.lives = crowd, False, -1, crowd.rng.randrange(1, 5)
         self.handle = crowd.r.idle(self.work)
@@ -589,6 +631,12 @@ class Idle:
 
 class Ear:
     """A handler of SIGTERM, if nobody else has it; the signal is sent by us."""
+
+    crowd: Crowd
+    over: bool
+    number: int
+    sent: int
+    handle: Any
 
     def __new__(cls, crowd: Crowd) -> Any:
         if any(hasattr(handle, 'signum') for handle in crowd.r.handles()):

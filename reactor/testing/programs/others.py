@@ -135,18 +135,23 @@ def datagrams(world: World) -> None:
 class Correspondent:
     """A client of `datagrams`: each of its questions begins with its number."""
 
+    world: World
+    ending: Ending
+    number: int
+    address: tuple[str, int]
+
     def __init__(self, world: World, ending: Ending, address: tuple[str, int]) -> None:
         self.world, self.ending, self.number, self.address = world, ending, ending.add('correspondent'), address
         rng = child(world)
-        self.open = {n: bytes([n]) + some_bytes(rng, 9000) for n in range(rng.randint(1, 10))}
-        self.asked = dict(self.open)
+        self.open: dict[int, bytes] = {n: bytes([n]) + some_bytes(rng, 9000) for n in range(rng.randint(1, 10))}
+        self.asked: dict[int, bytes] = dict(self.open)
         callbacks: dict[str, Any] = {'on_close': self.on_close, 'on_send_error': self.on_send_error}
         callbacks['max_queued'] = rng.choice((0, 3000, 1 << 20))
         if rng.random() < 0.5:
-            self.sock = world.r.connect_udp(*address, self.on_datagram, **callbacks)
+            self.sock: DatagramSocket = world.r.connect_udp(*address, self.on_datagram, **callbacks)
         else:
             self.sock = world.r.bind_udp(address[0], 0, self.on_datagram, **callbacks)
-        self.timer = world.r.call_every(0.2, self.ask)
+        self.timer: Timer = world.r.call_every(0.2, self.ask)
         world.r.call_soon(self.ask)
 
     def ask(self) -> None:

@@ -188,10 +188,10 @@ class Talker:
         self.rng = rng
         self.conn: Stream = None  # type: ignore[assignment]  # until `join`
         self.expected = expected
-        self.heard = 0  # bytes of them
+        self.heard: int = 0  # bytes of them
         self.then = then
         self.leave = leave
-        self.pause_every = rng.choice((None, None, 1 + len(expected) // 3))  # bytes
+        self.pause_every: int | None = rng.choice((None, None, 1 + len(expected) // 3))  # bytes
         self._early = rng.random() < 0.3
         self._connected = self._started = self._peer_ended = False
         self._pieces = deque((piece, rng.randrange(4)) for piece in cut(rng, words))  # and how to write it

@@ -28,21 +28,23 @@ def drain(world: World) -> None:
 class Service:
     """The server, which says b'+' behind an answer, and b'-' when it is to be the last."""
 
+    world: World
+
     def __init__(self, world: World) -> None:
         self.world, rng = world, child(world)
         self.lame_duck = rng.choice((0, 0, 0.9))
-        self.timeout = self.lame_duck + rng.choice((0.05, 30, 30, 30))
-        self.patient = not world.faulty and self.timeout > 10  # then nothing is lost
-        self.closes = rng.random() < 0.5  # itself, behind its last answer
+        self.timeout: float = self.lame_duck + rng.choice((0.05, 30, 30, 30))
+        self.patient: bool = not world.faulty and self.timeout > 10  # then nothing is lost
+        self.closes: bool = rng.random() < 0.5  # itself, behind its last answer
         self.slow = rng.choice((0, 0, 0.8))  # seconds until it reads what a new client has sent
         self.began: float | None = None  # when it was shut down
         most = rng.choice((None, None, 1, 3))
-        self.place = Place(
+        self.place: Place = Place(
             world, self.on_data, on_connect=self.on_connect, on_close=self.on_close, max_connections=most
         )
-        self.ending = Ending(world)
-        self.number = self.ending.add('service')
-        self.clients = rng.randint(1, 5)
+        self.ending: Ending = Ending(world)
+        self.number: int = self.ending.add('service')
+        self.clients: int = rng.randint(1, 5)
         for _ in range(self.clients):
             Client(self, child(world))
         world.r.call_later(rng.choice((0, 0.001, 0.1)), self.shut_down)
@@ -104,12 +106,20 @@ class Service:
 class Client:
     """Asks some times, or never, and then goes, or sits there until it is sent away."""
 
+    service: Service
+    world: World
+    connected: bool
+    waits: bool
+    left: bool
+
     def __init__(self, service: Service, rng: Random) -> None:
         self.service, self.world = service, service.world
-        self.number = service.ending.add('client')
+        self.number: int = service.ending.add('client')
         times, sizes = (0, 100, 900), (0, 10, 3000)
-        self.todo = [b'%04d %04d\n' % (rng.choice(times), rng.choice(sizes)) for _ in range(rng.randrange(4))]
-        self.stays = rng.random() < 0.5
+        self.todo: list[bytes] = [
+            b'%04d %04d\n' % (rng.choice(times), rng.choice(sizes)) for _ in range(rng.randrange(4))
+        ]
+        self.stays: bool = rng.random() < 0.5
         self.thinks = rng.choice((0, 0.05))  # seconds between an answer and the next request
         self.connected = self.waits = self.left = False
         self.world.r.call_later(rng.choice((0, 0, 0.05, 0.4)), self.connect)

@@ -1,0 +1,26 @@
+"""Running it for real, and looking at it."""
+
+from __future__ import annotations
+
+from typing import Any, assert_type
+
+from reactor import Listener, Reactor, observe, serve
+from reactor.serve import Workers, systemd
+from reactor.serve.certificates import Certificates
+
+
+def main(r: Reactor, listeners: list[Any]) -> None:
+    certificates = Certificates({None: ('cert.pem', None)})
+    for sock in listeners:
+        r.listen_tcp(None, 0, lambda conn, data: conn.write(data), sock=sock, ssl=certificates.context)
+    observe.serve_control(r, '/run/app.sock', mode=0o660, drain=r.drain)
+    assert_type(observe.serve_page(r, port=9080, about='mine'), Listener)
+    systemd.watchdog(r)
+
+
+def on_start(r: Reactor, workers: Workers) -> None:
+    r.call_later(3600, workers.replace)
+    assert_type(observe.source(r)(), dict[str, dict[str, Any]])
+
+
+raise SystemExit(serve.run(main, workers=2, listen=['0.0.0.0:8000'], on_start=on_start, debug=True))
