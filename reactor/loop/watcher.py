@@ -267,7 +267,7 @@ class Watchers:
         """Move all registrations to a new selector of the same kind, and return it."""
         old = self.selector
         try:
-            new = self._kernel.another(old)
+            new = self._kernel.new_selector_like(old)
         except (OSError, TypeError):
             return old  # no descriptor is left, or the user's own kind needs arguments: it has to go on as it is
         failed: list[tuple[Handle, Exception]] = []

@@ -16,7 +16,7 @@ from typing import Any
 
 from reactor import ConnectionClosed, HandleClosed, Limits, Stream
 
-from .doors import header
+from .admission import header
 from .parts import Place, child
 
 TYPE_CHECKING = False
