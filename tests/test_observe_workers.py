@@ -54,9 +54,9 @@ def test_workers_are_seen_each_and_together_and_drained(program):
     with ControlClient(path) as client:
         until(lambda: client.ask('stats')['workers'], lambda workers: len(workers) == 2)
         for _ in range(40):
-            with socket.create_connection(('127.0.0.1', port), timeout=10) as client:
-                client.sendall(b'12345')
-                assert client.recv(5)
+            with socket.create_connection(('127.0.0.1', port), timeout=10) as conn:
+                conn.sendall(b'12345')
+                assert conn.recv(5)
         told = until(lambda: client.ask('stats'), lambda told: told['sum']['bytes_in'] == 200)
         workers = told['workers']
         assert workers['0']['pid'] != workers['1']['pid'] != process.pid
