@@ -14,6 +14,7 @@ import pytest
 
 import reactor
 from reactor.loop import closing
+from reactor.loop.failures import OWN_PACKAGES
 from reactor.loop.signals import _CALLED, _PHASES
 from reactor.loop.timers import RepeatingTimer, Timer
 
@@ -275,6 +276,12 @@ def test_each_system_call_of_a_transport_has_one_place(name):
     # receive is not what the user gets.
     transports = {'send': 2, 'recv': 3}.get(name, 1)
     assert len(set(places)) == len(places) == transports, places
+
+
+def test_failures_know_the_packages_that_run_between_a_phase_and_a_callback():
+    """Memory that runs out in one that is missing would be taken for an error of the user's callback."""
+    packages = {'.'.join(['reactor', *path.relative_to(ROOT).parts[:-1]]) for path in MODULES if below_the_seam(path)}
+    assert packages == OWN_PACKAGES
 
 
 def test_signals_know_what_the_reactor_calls_of_the_standard_library():
