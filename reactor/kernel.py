@@ -258,7 +258,7 @@ class Kernel:
         """The best selector of this platform."""
         return selectors.DefaultSelector()
 
-    def another(self, selector: selectors.BaseSelector) -> selectors.BaseSelector:
+    def new_selector_like(self, selector: selectors.BaseSelector) -> selectors.BaseSelector:
         """A new selector of the same kind."""
         return type(selector)()
 
@@ -416,7 +416,7 @@ class Kernel:
         except OSError:
             return True  # no memory to tell; the next time, perhaps
 
-    def drop_newcomers(self, sock: Any) -> bool:
+    def drop_new_connections(self, sock: Any) -> bool:
         """Let no new client into the queue of a listening socket; return whether the system can. Linux can, for TCP.
 
         A client that comes between the last look into a queue and its close would be reset. A filter at the socket

@@ -244,7 +244,7 @@ class World(ScriptedKernel):
     def selector(self) -> WorldSelector:  # type: ignore[override]
         return WorldSelector(self)
 
-    def another(self, selector: Any) -> Any:
+    def new_selector_like(self, selector: Any) -> Any:
         raise AssertionError('a selector that works was taken for broken')
 
     def room_of(self, selector: Any) -> Any:

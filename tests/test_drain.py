@@ -272,7 +272,7 @@ def test_who_comes_in_between_the_last_look_and_the_end_is_served(r, sockets, tm
             clients[0].send(b'?')
         return can_drop
 
-    r.kernel.drop_newcomers = somebody_comes
+    r.kernel.drop_new_connections = somebody_comes
     r.drain(10)
     r.call_later(1, server.answer)
     assert r.run() is False
@@ -283,7 +283,7 @@ def test_who_comes_in_between_the_last_look_and_the_end_is_served(r, sockets, tm
 def test_nobody_knocks_at_a_listener_that_drops_newcomers_and_its_queue_stays(sockets):
     listener = sockets.track(socket.create_server((HERE, 0)))
     early = sockets.connect(listener.getsockname())
-    assert Kernel().drop_newcomers(listener)
+    assert Kernel().drop_new_connections(listener)
     late = sockets.track(socket.socket())
     late.settimeout(0.1)
     with pytest.raises(TimeoutError):
@@ -301,7 +301,7 @@ def test_a_handshake_that_has_begun_ends_where_new_clients_are_dropped(sockets):
     listener.setsockopt(socket.IPPROTO_TCP, TCP_DEFER_ACCEPT, 10)
     client = sockets.connect(listener.getsockname())
     assert not Kernel().has_clients(listener)
-    Kernel().drop_newcomers(listener)
+    Kernel().drop_new_connections(listener)
     client.send(b'?')
     listener.settimeout(10)
     accepted = sockets.track(listener.accept()[0])
@@ -329,7 +329,7 @@ def test_the_clients_of_a_unix_socket_cannot_be_kept_out(tmp_path):
     with socket.socket(AF_UNIX) as listener:
         listener.bind(str(tmp_path / 'sock'))
         listener.listen()
-        assert not Kernel().drop_newcomers(listener)
+        assert not Kernel().drop_new_connections(listener)
 
 
 @pytest.mark.parametrize('kind', [MemoryError, RecursionError])
@@ -376,7 +376,7 @@ def test_the_timers_of_a_drain_that_has_not_begun_do_nothing_where_they_cannot_b
 def test_dropping_newcomers_fails_nobody(sockets):
     listener = sockets.track(socket.create_server((HERE, 0)))
     listener.close()
-    assert not Kernel().drop_newcomers(listener)
+    assert not Kernel().drop_new_connections(listener)
 
 
 def test_where_accepting_cannot_be_deferred_nothing_is_undone(r, monkeypatch):

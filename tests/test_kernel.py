@@ -81,7 +81,7 @@ def test_a_descriptor_is_open_until_it_is_closed(real):
 
 
 def test_another_selector_is_of_the_same_kind(real):
-    with selectors.SelectSelector() as selector, real.another(selector) as another:
+    with selectors.SelectSelector() as selector, real.new_selector_like(selector) as another:
         assert another is not selector
         assert type(another) is selectors.SelectSelector
 

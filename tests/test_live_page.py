@@ -299,7 +299,7 @@ def test_a_source_that_fails_is_logged_once_and_ends_the_view_alone(sockets, cap
             r.call_later(60, r.stop)
             r.run()
         assert len(caplog.records) == 1 and 'no figures today' in caplog.text
-        assert 'could not be told' in viewer.ended()[0]
+        assert 'could not be read' in viewer.ended()[0]
         broken.clear()
         Viewer(r, sockets, page).sample()  # it was not for good
 

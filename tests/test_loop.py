@@ -1445,12 +1445,12 @@ def test_a_blind_selector_that_cannot_be_replaced_is_used_on(sockets, monkeypatc
             self.blind -= 1
             return [] if self.blind >= 0 else super().select(timeout)
 
-    def another(selector):
+    def new_selector_like(selector):
         raise error('no other')
 
     log = Log()
     with Reactor(selector=Blind()) as r:
-        monkeypatch.setattr(r.kernel, 'another', another)
+        monkeypatch.setattr(r.kernel, 'new_selector_like', new_selector_like)
         ours, theirs = sockets()
         conn = r.adopt(ours, log.on_data)
         theirs.send(b'x')

@@ -21,7 +21,8 @@ from test_programs import RealWorld
 
 from reactor import READ, WRITE, ConnectionClosed, HandleClosed, Reactor
 from reactor.kernel import AF_UNIX
-from reactor.testing.programs.meddling import PERIOD, TEXT, Crowd, Mailer, Side, refer
+from reactor.testing.programs.actors import PERIOD, TEXT, Crowd, Side, refer
+from reactor.testing.programs.meddling import KINDS, Mailer
 
 pytestmark = pytest.mark.skipif(AF_UNIX < 0, reason='this platform has no Unix sockets, which the program uses')
 
@@ -224,7 +225,7 @@ class RealCrowd(Crowd):
 
     def __init__(self, world: Any, folder: Path) -> None:
         pytest.importorskip('watchdog')
-        super().__init__(world, (adopted, FileSide.open, Watch, UnixMailer, Child, Path_))
+        super().__init__(world, (*KINDS, adopted, FileSide.open, Watch, UnixMailer, Child, Path_))
         self.folder = folder
         self.made: list[Any] = []
         path = folder / 'text'

@@ -21,7 +21,7 @@ from reactor.loop.counters import COUNTS, GAUGES
 from reactor.observe import __main__ as command
 from reactor.observe import report as report_module
 from reactor.observe import tables
-from reactor.observe.asking import Asker
+from reactor.observe.asking import ControlClient
 from reactor.observe.report import report
 
 if not hasattr(socket, 'AF_UNIX'):
@@ -148,10 +148,10 @@ def test_watching_as_json_is_a_line_each_time(path, capsys, monkeypatch):
 
 
 def test_ctrl_c_before_the_answer_ends_it_with_the_status_that_shells_expect(path, monkeypatch):
-    def interrupted(asker, command):
+    def interrupted(client, command):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(Asker, 'ask', interrupted)
+    monkeypatch.setattr(ControlClient, 'ask', interrupted)
     assert command.main([path]) == 130
 
 

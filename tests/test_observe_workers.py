@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from reactor.observe.asking import Asker
+from reactor.observe.asking import ControlClient
 
 if os.name != 'posix':
     pytest.skip('NOT TESTED: workers: they need POSIX', allow_module_level=True)
@@ -51,18 +51,18 @@ def until(ask, holds, seconds=15):
 
 def test_workers_are_seen_each_and_together_and_drained(program):
     process, path, page, metrics, port = program
-    with Asker(path) as asker:
-        until(lambda: asker.ask('stats')['workers'], lambda workers: len(workers) == 2)
+    with ControlClient(path) as client:
+        until(lambda: client.ask('stats')['workers'], lambda workers: len(workers) == 2)
         for _ in range(40):
-            with socket.create_connection(('127.0.0.1', port), timeout=10) as client:
-                client.sendall(b'12345')
-                assert client.recv(5)
-        told = until(lambda: asker.ask('stats'), lambda told: told['sum']['bytes_in'] == 200)
+            with socket.create_connection(('127.0.0.1', port), timeout=10) as conn:
+                conn.sendall(b'12345')
+                assert conn.recv(5)
+        told = until(lambda: client.ask('stats'), lambda told: told['sum']['bytes_in'] == 200)
         workers = told['workers']
         assert workers['0']['pid'] != workers['1']['pid'] != process.pid
         assert workers['0']['accepts'] + workers['1']['accepts'] == told['sum']['accepts'] == 40
-        assert set(asker.ask('phases')['workers']) == {'0', '1'}
-        assert 'Process' in asker.ask('handles')['kinds']  # the handles of the parent itself
+        assert set(client.ask('phases')['workers']) == {'0', '1'}
+        assert 'Process' in client.ask('handles')['kinds']  # the handles of the parent itself
 
         with urllib.request.urlopen(f'http://127.0.0.1:{metrics}/metrics', timeout=10) as answer:
             families = list(text_string_to_metric_families(answer.read().decode()))
@@ -78,6 +78,6 @@ def test_workers_are_seen_each_and_together_and_drained(program):
 
         with urllib.request.urlopen(f'http://127.0.0.1:{page}/', timeout=10) as answer:
             assert b'<html' in answer.read()
-        assert asker.ask('drain')['ok']
+        assert client.ask('drain')['ok']
     assert process.wait(timeout=20) == 0
     assert not os.path.exists(path)

@@ -608,11 +608,11 @@ def test_a_selector_that_can_neither_report_nor_be_replaced_does_not_spin(r, mon
         def select(self, timeout=None):
             return [] if self.blind else super().select(timeout)
 
-    def another(selector):
+    def new_selector_like(selector):
         raise OSError(errno.EMFILE, 'no descriptor is left')
 
     with Reactor(selector=Blind()) as blind:
-        monkeypatch.setattr(blind.kernel, 'another', another)
+        monkeypatch.setattr(blind.kernel, 'new_selector_like', new_selector_like)
         assert turns_in(blind, 0.5) <= 1000  # most of them in the last millisecond, which is too short to tell
         calls = []
         blind.watchers.selector.blind = False

@@ -71,19 +71,9 @@ class Loop(LoopAPI):
     # CPython finds an attribute at once in a slot, and among up to 29 of an instance. The 30th, which may be a user's,
     # makes all of them slow: 5 % of a request.
     __slots__ = (
-        '_blind_polls',
-        '_main_error',
-        '_select',
-        '_slow',
-        '_starved',
-        '_stopping',
-        '_turn_began',
-        'completions',
-        'failures',
-        'now',
-        'spins',
-        'streams',
-    )
+        '_blind_polls', '_main_error', '_select', '_slow', '_starved', '_stopping', '_turn_began', 'completions',
+        'failures', 'now', 'spins', 'streams',
+    )  # fmt: skip
 
     now: float
 

@@ -22,9 +22,6 @@ from .log import name_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
-    from typing import Any
-
     from .counters import Counters
 
 COMPACT_ABOVE = 64  # a heap this small is not worth compacting

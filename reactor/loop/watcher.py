@@ -26,17 +26,15 @@ if TYPE_CHECKING:
 # Registering fails with these although the descriptor is fine: ENOSPC is the limit of epoll's watches per user.
 NO_MEMORY = {errno.ENOMEM, errno.ENOSPC}
 
-READ = EVENT_READ
-WRITE = EVENT_WRITE
+READ, WRITE = EVENT_READ, EVENT_WRITE
 UNHEARD = 4  # in place of `events`: the handle is called for nothing more, and is still counted as open
 
 
 class Handle:
     """Something open that `run` waits for: a connection, a listener, a signal handler, a call in a thread.
 
-    `events` is the mask of what it wants from its descriptor. The loop tests it right before each call, which is
-    the whole guard against stale events. `loop` is the reactor that it belongs to, `since` its clock when the handle
-    was opened, in seconds.
+    `events` is what it wants from its descriptor. The loop tests it right before each call, which is the whole guard
+    against stale events. `loop` is its reactor, `since` the loop's clock when it was opened, in seconds.
     """
 
     __slots__ = ('__weakref__', 'events', 'loop', 'since')
@@ -269,7 +267,7 @@ class Watchers:
         """Move all registrations to a new selector of the same kind, and return it."""
         old = self.selector
         try:
-            new = self._kernel.another(old)
+            new = self._kernel.new_selector_like(old)
         except (OSError, TypeError):
             return old  # no descriptor is left, or the user's own kind needs arguments: it has to go on as it is
         failed: list[tuple[Handle, Exception]] = []
@@ -283,8 +281,7 @@ class Watchers:
         except (MemoryError, RecursionError):
             new.close()
             return old  # likewise; nothing was changed
-        self.selector = new
-        self._map, self._has_room = new.get_map(), has_room
+        self.selector, self._map, self._has_room = new, new.get_map(), has_room
         old.close()
         self._fail_all(failed)
         return new

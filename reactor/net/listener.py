@@ -253,7 +253,7 @@ class Listener(Handle):
             return True  # and they come to those who have it after us
         now = self.loop.timers.clock()
         if self._all_in is None:
-            self._all_in = now + HALF_OPEN if kernel.drop_newcomers(self.sock) else now
+            self._all_in = now + HALF_OPEN if kernel.drop_new_connections(self.sock) else now
         return now >= self._all_in and not kernel.has_clients(self.sock)
 
     def pause(self) -> None:

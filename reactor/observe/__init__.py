@@ -1,6 +1,6 @@
-"""A window to look in: figures of running reactors for Prometheus, for a person at a terminal, and for a browser.
+"""A window to look in: counters of running reactors for Prometheus, for a person at a terminal, and for a browser.
 
-Owns the public names of this room. Each part is loaded when it is first asked for, so that who only wants the figures
+Owns the public names of this room. Each part is loaded when it is first asked for, so that who only wants the counters
 pays for neither `json` nor `prometheus_client`. The rule: to look changes nothing. What looks in never keeps a program
 running, never stops it from ending, and an error of its own hurts nobody else.
 
@@ -10,14 +10,14 @@ running, never stops it from ending, and an error of its own hurts nobody else.
     observe.serve_page(r, port=9080)               # then: a browser at http://127.0.0.1:9080
     observe.serve_metrics(r, '127.0.0.1', 9464)    # needs prometheus_client: pip install 'selectors-reactor[metrics]'
 
-All parts take a *source*: a callable that returns `{name: figures}`, for one reactor (`source(r)`) or for workers.
+All parts take a *source*: a callable that returns `{name: counters}`, for one reactor (`source(r)`) or for workers.
 """
 
 from __future__ import annotations
 
 from importlib import import_module
 
-from .figures import combined, memory, source
+from .counters import combined, memory, source
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

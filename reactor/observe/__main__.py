@@ -10,7 +10,7 @@ from contextlib import suppress
 from time import monotonic, sleep
 
 from .. import __version__
-from .asking import TIMEOUT, Asker, NoAnswer
+from .asking import TIMEOUT, ControlClient, NoAnswer
 from .commands import COMMANDS
 from .report import report
 from .tables import TABLES, printable
@@ -89,12 +89,12 @@ def requests(top: Parser, args: argparse.Namespace) -> list[tuple[str, dict[str,
     return [(name, {key: given[key] for key in given if key in COMMANDS[name][1]}) for name in names]
 
 
-def look(asker: Asker, asked: list[tuple[str, dict[str, Any]]], as_json: bool, before: list[Any]) -> list[str]:
+def look(client: ControlClient, asked: list[tuple[str, dict[str, Any]]], as_json: bool, before: list[Any]) -> list[str]:
     """Ask everything once; the lines to print. `before` is what was answered last time, and then this time."""
     lines: list[str] = []
     answers: list[Any] = []
     for n, (name, arguments) in enumerate(asked):
-        answer = asker.ask(name, **arguments)
+        answer = client.ask(name, **arguments)
         answers.append(answer)
         if as_json:
             lines.append(json.dumps(answer))
@@ -104,13 +104,13 @@ def look(asker: Asker, asked: list[tuple[str, dict[str, Any]]], as_json: bool, b
     return lines
 
 
-def watch(asker: Asker, asked: list[tuple[str, dict[str, Any]]], as_json: bool, every: float) -> None:
+def watch(client: ControlClient, asked: list[tuple[str, dict[str, Any]]], as_json: bool, every: float) -> None:
     """Ask and print for ever: on a terminal in place, elsewhere one below the other."""
     in_place = sys.stdout.isatty() and not as_json
     before: list[Any] = []
     due = monotonic()
     while True:
-        lines = look(asker, asked, as_json, before)
+        lines = look(client, asked, as_json, before)
         if in_place:
             print('\x1b[H' + ''.join(f'{line}\x1b[K\n' for line in lines) + '\x1b[J', end='', flush=True)
         else:
@@ -128,10 +128,10 @@ def answer(top: Parser, args: argparse.Namespace) -> None:
             return
         asked = [('stats', {}), ('phases', {})] if not args.commands else asked
         print()
-    with Asker(args.socket, args.timeout) as asker:
+    with ControlClient(args.socket, args.timeout) as client:
         if args.watch:
-            watch(asker, asked, args.json, args.watch)
-        print('\n'.join(look(asker, asked, args.json, [])), flush=True)
+            watch(client, asked, args.json, args.watch)
+        print('\n'.join(look(client, asked, args.json, [])), flush=True)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

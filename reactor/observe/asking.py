@@ -24,7 +24,7 @@ class NoAnswer(Exception):
     """Nobody there, not permitted, no answer in time, or an answer that is an error."""
 
 
-class Asker:
+class ControlClient:
     """A connection to the control socket at `path`; each answer takes at most `timeout` seconds. Blocks."""
 
     def __init__(self, path: str, timeout: float = TIMEOUT) -> None:
@@ -72,7 +72,7 @@ class Asker:
         self._answers.close()
         self._sock.close()
 
-    def __enter__(self) -> Asker:
+    def __enter__(self) -> ControlClient:
         return self
 
     def __exit__(self, *args: object) -> None:

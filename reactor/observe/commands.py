@@ -16,14 +16,14 @@ from collections import Counter
 from .. import Reactor, __version__
 from ..loop.counters import TIMES
 from ..loop.log import describe, log
-from .figures import combined
+from .counters import combined
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any, NoReturn
 
-    from .figures import Figures, Source
+    from .counters import Snapshot, Source
 
 LIMIT = 100  # handles and reasons that are told unless more are asked for
 MOST = 1000  # of them, in one answer
@@ -80,7 +80,7 @@ class Commands:
         told = self.do_stats()
         return {
             'clock': told['clock'],
-            'workers': {name: _phases(figures) for name, figures in told['workers'].items()},
+            'workers': {name: _phases(counters) for name, counters in told['workers'].items()},
             'sum': _phases(told['sum']),
         }
 
@@ -115,9 +115,9 @@ class Commands:
         return {'drain_timeout': drain_timeout, 'lame_duck': lame_duck}
 
 
-def _phases(figures: Figures) -> dict[str, Any]:
-    seconds = {name.removesuffix('_time'): figures[name] for name in TIMES}
-    return {'seconds': seconds, **{name: figures[name] for name in ('loop_count', 'timer_lag', 'timer_lag_sum')}}
+def _phases(counters: Snapshot) -> dict[str, Any]:
+    seconds = {name.removesuffix('_time'): counters[name] for name in TIMES}
+    return {'seconds': seconds, **{name: counters[name] for name in ('loop_count', 'timer_lag', 'timer_lag_sum')}}
 
 
 def _whole(value: Any) -> int:

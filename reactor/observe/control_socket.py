@@ -25,8 +25,8 @@ from ..net.addresses import check_path, is_abstract
 from ..net.options import Options, check_callback
 from ..net.sockets import listening_unix
 from .commands import Commands, refusal
-from .figures import Source
-from .figures import source as source_of
+from .counters import Source
+from .counters import source as source_of
 
 LONGEST_LINE = 4096  # bytes of a request
 MOST_CLIENTS = 8  # at once; further ones wait in the backlog
@@ -48,7 +48,7 @@ def serve_control(
     """Listen on a control socket, for `python -m reactor.observe PATH` and for anyone who can write a line to it.
 
     path    of the socket's file. It is created here, and removed when the returned handle or the reactor is closed
-    source  whose figures are reported, by default those of `r`
+    source  whose counters are reported, by default those of `r`
     mode    permissions of the file: who may write to it may see everything, and drain
     drain   called as `drain(timeout, lame_duck)` for the command `drain`, by default `r.drain`
 

@@ -1,7 +1,7 @@
 """The live page: a window in a browser on running reactors, drawn again every second.
 
 Owns who looks, and what they are sent: the page once, then samples as server-sent events (WHATWG HTML, 9.2). Knows
-nothing of what the figures mean. The rules: nobody looks, nothing is asked for; who takes too long to read is dropped,
+nothing of what the counters mean. The rules: nobody looks, nothing is asked for; who takes too long to read is dropped,
 and no one waits for him; and whatever a name or a place has in it goes out as JSON and is shown as text, never as part
 of the page, which may run its own script and nothing else.
 """
@@ -17,8 +17,8 @@ from typing import Any
 from .. import Listener, Reactor, Stream, __version__
 from ..loop.log import log
 from ..loop.stats import Stats
-from .figures import Figures, Source
-from .figures import source as source_of
+from .counters import Snapshot, Source
+from .counters import source as source_of
 from .responder import listen_http
 from .samples import FIELDS, Sampler
 
@@ -44,9 +44,9 @@ def serve_page(
 ) -> Listener:
     """Serve the live page; its address is `http://` and the `address` of the returned listener.
 
-    host, port  as for `listen_tcp`. Whoever reaches it sees the figures: there is no password. On loopback it is shown
+    host, port  as for `listen_tcp`. Whoever reaches it sees the counters: there is no password. On loopback it is shown
                 to who asks for an address or `localhost`, and not to what another site's name leads here
-    source      of the figures, see `reactor.observe`; by default those of `r`
+    source      of the counters, see `reactor.observe`; by default those of `r`
     about       a sentence at the foot of the page, such as the name of the program
 
     It keeps nothing running and needs nothing while nobody looks; at most 16 may look at once. Close the listener, and
@@ -93,13 +93,13 @@ class LivePage:
                 viewer.close()
             self._on_close(viewer, None)
 
-    def _told(self) -> dict[str, Figures]:
+    def _told(self) -> dict[str, Snapshot]:
         """What the source tells, without the connections of this page."""
         told, mine = self._source(), os.getpid()
         here = sum(viewer.sock is not None for viewer in self._viewers)  # the others are counted off already
-        for name, figures in told.items():
-            if figures['pid'] == mine:
-                told = {**told, name: {**figures, 'incoming': figures['incoming'] - here}}
+        for name, counters in told.items():
+            if counters['pid'] == mine:
+                told = {**told, name: {**counters, 'incoming': counters['incoming'] - here}}
         return told
 
     def _answer(self, request: Request) -> None:
@@ -147,8 +147,8 @@ class LivePage:
         try:
             self._sample()
         except Exception as exc:  # the source's; it is not to end more than this page
-            log('error', 'exception while figures for the live page were told', exc=exc)
-            self._dismiss('The figures could not be told; the log says why')
+            log('error', 'exception while reading the counters for the live page', exc=exc)
+            self._dismiss('The counters could not be read; the log says why')
 
     def _sample(self) -> None:
         sample = self._sampler.sample()

@@ -21,8 +21,8 @@ from prometheus_client.registry import Collector
 from .. import Listener, Reactor, Stats, __version__
 from ..loop.counters import COUNTS, GAUGES, TIMES
 from ..net.options import check_callback
-from .figures import Figures, Source, memory
-from .figures import source as source_of
+from .counters import Snapshot, Source, memory
+from .counters import source as source_of
 from .responder import listen_http
 
 TYPE_CHECKING = False
@@ -34,7 +34,7 @@ PHASES = {name: name.removesuffix('_time') for name in TIMES}
 
 
 class ReactorCollector(Collector):
-    """The figures of a source, for a `prometheus_client.CollectorRegistry`.
+    """The counters of a source, for a `prometheus_client.CollectorRegistry`.
 
     source  asked at each scrape, by whoever scrapes: with `observe.source(r)` that has to be the thread that runs the
             reactor, as `serve_metrics` does it. The library's `start_http_server` has a thread of its own.
@@ -57,14 +57,14 @@ def metric_name(name: str) -> str:
     return f'reactor_{Stats.declared[name].metric or name}'
 
 
-def _metrics(workers: dict[str, Figures]) -> Iterator[Metric]:
+def _metrics(workers: dict[str, Snapshot]) -> Iterator[Metric]:
     info = InfoMetricFamily('reactor', 'The version of the reactor library.')
     info.add_metric([], {'version': __version__})
     yield info
     for name in COUNTS:
         metric = CounterMetricFamily(metric_name(name), Stats.declared[name].help, labels=['worker'])
-        for worker, figures in workers.items():
-            metric.add_metric([worker], figures[name])
+        for worker, counters in workers.items():
+            metric.add_metric([worker], counters[name])
         yield metric
     yield _phases(workers)
     yield _timer_lag(workers)
@@ -72,52 +72,52 @@ def _metrics(workers: dict[str, Figures]) -> Iterator[Metric]:
     yield from _gauges(workers)
 
 
-def _phases(workers: dict[str, Figures]) -> Metric:
+def _phases(workers: dict[str, Snapshot]) -> Metric:
     text = 'Seconds spent in each phase of the turn; "idle" is the time inside the selector.'
     metric = CounterMetricFamily('reactor_phase_seconds', text, labels=['worker', 'phase'])
-    for worker, figures in workers.items():
+    for worker, counters in workers.items():
         for name, phase in PHASES.items():
-            metric.add_metric([worker, phase], figures[name])
+            metric.add_metric([worker, phase], counters[name])
     return metric
 
 
-def _timer_lag(workers: dict[str, Figures]) -> Metric:
+def _timer_lag(workers: dict[str, Snapshot]) -> Metric:
     text = 'How late timers fired, in seconds: the truest sign of an overloaded loop.'
     metric = HistogramMetricFamily('reactor_timer_lag_seconds', text, labels=['worker'])
     bounds = [*map(str, Stats.lag_bounds), '+Inf']
-    for worker, figures in workers.items():
-        counts = figures['timer_lag']
+    for worker, counters in workers.items():
+        counts = counters['timer_lag']
         buckets = [(bound, sum(counts[: n + 1])) for n, bound in enumerate(bounds)]
-        metric.add_metric([worker], buckets, figures['timer_lag_sum'])
+        metric.add_metric([worker], buckets, counters['timer_lag_sum'])
     return metric
 
 
-def _slow_places(workers: dict[str, Figures]) -> Metric:
+def _slow_places(workers: dict[str, Snapshot]) -> Metric:
     text = 'Callbacks that were slow, by where they are written: of each worker the 20 places that were it most often.'
     metric = CounterMetricFamily('reactor_slow_callback_places', text, labels=['worker', 'place'])
-    for worker, figures in workers.items():
-        for place, count, _ in figures['slow']:
+    for worker, counters in workers.items():
+        for place, count, _ in counters['slow']:
             metric.add_metric([worker, place], count)
     return metric
 
 
-def _gauges(workers: dict[str, Figures]) -> Iterator[Metric]:
+def _gauges(workers: dict[str, Snapshot]) -> Iterator[Metric]:
     connections = GaugeMetricFamily(
         'reactor_connections', 'Connections open now, accepted (incoming) or made (outgoing).',
         labels=['worker', 'direction'],
     )  # fmt: skip
-    for worker, figures in workers.items():
+    for worker, counters in workers.items():
         for direction in GAUGES:
-            connections.add_metric([worker, direction], figures[direction])
+            connections.add_metric([worker, direction], counters[direction])
     yield connections
     for name in ('handles', 'timers'):
         metric = GaugeMetricFamily(metric_name(name), Stats.declared[name].help, labels=['worker'])
-        for worker, figures in workers.items():
-            metric.add_metric([worker], figures[name])
+        for worker, counters in workers.items():
+            metric.add_metric([worker], counters[name])
         yield metric
     resident = GaugeMetricFamily('reactor_resident_memory_bytes', 'Resident memory of the process.', labels=['worker'])
-    for worker, figures in workers.items():
-        taken = memory(figures['pid'])
+    for worker, counters in workers.items():
+        taken = memory(counters['pid'])
         if taken is not None:
             resident.add_metric([worker], taken)
     yield resident
@@ -136,7 +136,7 @@ def serve_metrics(
     """Answer GET of /metrics for Prometheus and of /healthz for health checks, from the reactor's own loop.
 
     host, port  as for `listen_tcp`; port 0: a free one, `address` of the returned listener tells
-    source      whose figures, by default those of `r`
+    source      whose counters, by default those of `r`
     registry    what to tell instead, metrics of your own or a `ProcessCollector`, say; register a `ReactorCollector`
                 in it for those of the reactor
     hosts       names by which it may be asked for on loopback, besides `localhost` and addresses

@@ -1,11 +1,11 @@
-"""A very small HTTP server for pages of figures: one GET or HEAD per connection, an answer, the end.
+"""A very small HTTP server for pages of counters: one GET or HEAD per connection, an answer, the end.
 
 Owns the request line, the headers and their limits, and who may ask. Knows nothing of what is answered. The rules: what
 is not understood is refused and never guessed at; not a byte that a client sends is sent back; and no client can hold a
 connection for longer than REQUEST_TIMEOUT, unless it is one of those that a stream of events was given to.
 
 On loopback a page is reached by a name of this machine or by an address, and by nothing else. A page of somebody else's
-could have the name of its own server point here ("DNS rebinding") and then read the figures; the header Host tells.
+could have the name of its own server point here ("DNS rebinding") and then read the counters; the header Host tells.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ REASONS = {
     503: 'Service Unavailable',
     505: 'HTTP Version Not Supported',
 }
-# Figures are of this moment, and are what their type says and nothing else.
+# Counters are of this moment, and are what their type says and nothing else.
 ALWAYS = (('Cache-Control', 'no-store'), ('X-Content-Type-Options', 'nosniff'), ('Connection', 'close'))
 TOKEN = frozenset(b"!#$%&'*+-.^_`|~0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz")  # RFC 9110, 5.6.2
 CONTROLS = bytes({*range(32), 127} - {9})

@@ -12,13 +12,13 @@ import os
 from time import monotonic, process_time, time
 
 from ..loop.counters import TIMES
-from .figures import combined, memory
+from .counters import combined, memory
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-    from .figures import Figures, Source
+    from .counters import Snapshot, Source
 
 # One sample, of all reactors together, in this order.
 FIELDS = (
@@ -58,15 +58,15 @@ class Sampler:
         self.counts_requests: bool = False  # whether anybody ever did
         self.look()
 
-    def look(self) -> dict[str, Figures]:
+    def look(self) -> dict[str, Snapshot]:
         """Begin anew: the next sample counts from here. Memory is compared with what it was when nothing was open."""
         now, told = monotonic(), self._source()
         for name in self._watched.keys() - told.keys():
             del self._watched[name]
-        for name, figures in told.items():
+        for name, counters in told.items():
             if name not in self._watched:
                 self._watched[name] = Watched()
-            self._watched[name].look(figures, now)
+            self._watched[name].look(counters, now)
         return told
 
     def sample(self) -> dict[str, Any]:
@@ -107,10 +107,10 @@ class Sampler:
 class Watched:
     """One reactor: what it told last, and what changed since the time before."""
 
-    __slots__ = ('cpu', 'cpu_at', 'extremes', 'figures', 'lag', 'memory', 'rates', 'shares', 'told_at')
+    __slots__ = ('counters', 'cpu', 'cpu_at', 'extremes', 'lag', 'memory', 'rates', 'shares', 'told_at')
 
     def __init__(self) -> None:
-        self.figures: Figures = {}
+        self.counters: Snapshot = {}
         self.rates: dict[str, float] = {}
         self.shares: dict[str, float] = {}
         self.lag: list[int] = []
@@ -121,19 +121,19 @@ class Watched:
         self.extremes: tuple[tuple[int, int], tuple[int, int]] | None = None
         self.told_at: float = 0.0
 
-    def look(self, figures: Figures, now: float) -> None:
+    def look(self, counters: Snapshot, now: float) -> None:
         """Compare with the last look; `now` in seconds."""
-        before, self.figures = self.figures, figures
-        elapsed = loop_seconds(figures) - loop_seconds(before)
-        same = before.get('pid') == figures['pid'] and elapsed >= 0
-        self._measure(figures['pid'], now, same)
+        before, self.counters = self.counters, counters
+        elapsed = loop_seconds(counters) - loop_seconds(before)
+        same = before.get('pid') == counters['pid'] and elapsed >= 0
+        self._measure(counters['pid'], now, same)
         if not same:  # another process by this name: its counts began anew
             self.rates, self.shares, self.lag, self.told_at = {}, {}, [], now
         elif elapsed > 0:
             self.told_at = now
-            self.rates = {name: (figures[name] - before[name]) / elapsed for name in RATES}
-            self.shares = {name: (figures[name] - before[name]) / elapsed for name in TIMES}
-            self.lag = [new - old for new, old in zip(figures['timer_lag'], before['timer_lag'], strict=True)]
+            self.rates = {name: (counters[name] - before[name]) / elapsed for name in RATES}
+            self.shares = {name: (counters[name] - before[name]) / elapsed for name in TIMES}
+            self.lag = [new - old for new, old in zip(counters['timer_lag'], before['timer_lag'], strict=True)]
         elif now - self.told_at > SILENT:
             self.rates, self.shares, self.lag = {}, {}, []
 
@@ -149,8 +149,8 @@ class Watched:
             return
         here = self.connections, self.memory
         fewest, most = self.extremes if same and self.extremes is not None else (here, here)
-        if 'base_memory' in self.figures:  # who started it has looked before the first connection
-            fewest = 0, self.figures['base_memory']
+        if 'base_memory' in self.counters:  # who started it has looked before the first connection
+            fewest = 0, self.counters['base_memory']
         elif here[0] < fewest[0]:
             fewest = here
         if here[0] >= most[0]:
@@ -160,7 +160,7 @@ class Watched:
     @property
     def connections(self) -> int:
         """How many are open."""
-        count: int = self.figures['incoming'] + self.figures['outgoing']
+        count: int = self.counters['incoming'] + self.counters['outgoing']
         return count
 
     @property
@@ -173,7 +173,7 @@ class Watched:
         """The values of WORKER_FIELDS, but for the name."""
         silent = monotonic() - self.told_at
         return [
-            self.figures['pid'],
+            self.counters['pid'],
             self.connections,
             rounded(self.rates.get(counted)),
             self.busy,
@@ -184,9 +184,9 @@ class Watched:
         ]
 
 
-def loop_seconds(figures: Figures) -> float:
+def loop_seconds(counters: Snapshot) -> float:
     """How long a loop has run, by its own clock."""
-    return float(sum(figures.get(name, 0.0) for name in TIMES))
+    return float(sum(counters.get(name, 0.0) for name in TIMES))
 
 
 def lateness(lags: list[list[int]]) -> list[int | None]:

@@ -449,7 +449,7 @@ class SimKernel(Kernel):
         self.call('selector', -1)
         return SimSelector(self, self.kind)
 
-    def another(self, selector: Any) -> Any:
+    def new_selector_like(self, selector: Any) -> Any:
         self.replaced_in_vain |= not selector.blind
         return self.selector()
 
@@ -493,7 +493,7 @@ class SimKernel(Kernel):
             fail(errno.ENOTCONN)
         return end.received + len(end.inbox), end.sent - end.peer.on_the_way, 0
 
-    def drop_newcomers(self, sock: Any) -> bool:
+    def drop_new_connections(self, sock: Any) -> bool:
         file = self.files.get(sock.fileno())
         if not self.on_linux or not isinstance(file, Listening):
             return False

@@ -1,18 +1,17 @@
 """Oracles: what has to hold, whatever a program does and whatever fails.
 
-The laws are those of the README, "What it promises". Each check is written from them and from the docstrings. It looks
-at what the program has called and was called with, and at what the simulated kernel holds; where it repeats a condition
-of the code under test, it finds nothing. What is wrong is collected in `violations`, and the simulation ends with the
+The laws are those of the README, "What it promises". Each check is written from them and the docstrings, and looks at
+what the program has called and was called with, and at what the simulated kernel holds; repeating a condition of the
+code under test, it would find nothing. What is wrong is collected in `violations`, and the simulation ends with the
 turn in which there is one.
 
     watched  the streams, and what is seen of each
-    records  what a connection has to keep: its callbacks, its bytes
-    ends     how it ends
+    records  what a connection has to keep: its callbacks, its bytes;  ends  how it ends
     calls    timers and calls: in order, in their phase, in time
     due      what has to happen soon, and has not
     here     the turn: bounds, spins, descriptors, counts, what is left over
 
-Owns the checks between two turns. The rule: it only looks on, and lets everything through unchanged.
+The oracles only look on, and change nothing.
 """
 
 from __future__ import annotations
@@ -364,10 +363,9 @@ class Ledger(Connections):
 
     def check_over(self) -> None:
         """After `run` has returned True: nobody waits for anything, and nothing of ours is left."""
-        timers = self.reactor.timers
-        left = [timer for timer in timers if _is_ours(timer)]
-        if not self.reactor.handles() and (left or timers.buckets):
-            self.violations.append(f'law 9: left over are {left}, and {len(timers.buckets)} that have a time limit')
+        left, buckets = [timer for timer in self.reactor.timers if _is_ours(timer)], self.reactor.timers.buckets
+        if not self.reactor.handles() and (left or buckets):
+            self.violations.append(f'law 9: left over are {left}, and {len(buckets)} that have a time limit')
         if self.begun and self.reactor.why_alive():
             self.violations.append(f'run() has returned True, and waits for {self.reactor.why_alive()}')
 
@@ -392,10 +390,9 @@ class Violation(BaseException):
 
 
 def _depth() -> int:
-    frame: Any = _getframe()
-    depth = 0
-    while frame is not None:
-        frame, depth = frame.f_back, depth + 1
+    frame, depth = _getframe(), 1
+    while frame := frame.f_back:  # type: ignore[assignment]  # until there is none
+        depth += 1
     return depth
 
 

@@ -11,8 +11,8 @@ True. Each is drawn anew from the world's generator: sizes, numbers, ways and ti
 
 from __future__ import annotations
 
+from .admission import limited, paces, proxied
 from .conversations import echo, floods, half_closes, proxy, publish, publish_to_the_dying, requests
-from .doors import limited, paces, proxied
 from .endings import churn, closing
 from .limits import crowd, time_limits
 from .meddling import meddling

@@ -1,6 +1,6 @@
-"""Figures: what reactors count, as plain dictionaries that can be sent, summed and shown.
+"""Counters: what reactors count, as plain dictionaries that can be sent, summed and shown.
 
-Owns what a *source* is: a callable without arguments that returns `{name: figures}`, where `figures` is what
+Owns what a *source* is: a callable without arguments that returns `{name: counters}`, where `counters` is what
 `Stats.as_dict()` gives, and 'pid' with it. One reactor is a source with one name, the parent of workers one with a name
 for each. Knows nothing of who shows them. The rule: asking is cheap, whatever is open, for it is asked every second.
 """
@@ -16,31 +16,31 @@ from .. import Reactor
 from ..loop.counters import Counters
 from ..loop.stats import Stats, most_frequent
 
-Figures = dict[str, Any]
-Source = Callable[[], dict[str, Figures]]
+Snapshot = dict[str, Any]
+Source = Callable[[], dict[str, Snapshot]]
 
 HAS_PROC = os.path.exists('/proc/self/statm')
 
 
 def source(r: Reactor) -> Source:
-    """A source of the figures of one reactor, by the name '0'.
+    """A source of the counters of one reactor, by the name '0'.
 
     To be called in the thread that runs the reactor, else `ReactorError`.
     """
-    return partial(_figures_of, r)
+    return partial(_counters_of, r)
 
 
-def _figures_of(r: Reactor) -> dict[str, Figures]:
+def _counters_of(r: Reactor) -> dict[str, Snapshot]:
     r.guard.check_thread()
     return {'0': {**r.stats().as_dict(), 'pid': os.getpid()}}
 
 
-def combined(many: Iterable[Figures]) -> Figures:
-    """The figures of several reactors as those of one: sums, slow places merged, 'pid' left out. Of none: zeros."""
+def combined(many: Iterable[Snapshot]) -> Snapshot:
+    """The counters of several reactors as those of one: sums, slow places merged, 'pid' left out. Of none: zeros."""
     total = Stats(Counters(), 0, 0).as_dict()  # of nobody: everything is there, and 0
     slow: dict[str, list[Any]] = {}
-    for figures in many:
-        for name, value in figures.items():
+    for counters in many:
+        for name, value in counters.items():
             if name == 'timer_lag':
                 total[name] = [a + b for a, b in zip(total[name], value, strict=True)]
             elif name == 'slow':
