@@ -88,6 +88,7 @@ def test_a_request_may_come_in_any_pieces(site, sockets):
         (400, b'\r\n\r\n'),
         (400, b'GET\r\n\r\n'),
         (400, b'GET  / HTTP/1.1\r\n' + HOST + b'\r\n'),
+        (400, b'GET /a\tb HTTP/1.1\r\n' + HOST + b'\r\n'),
         (400, b'GET http://localhost/ HTTP/1.1\r\n' + HOST + b'\r\n'),
         (400, b'GET /\xff HTTP/1.1\r\n' + HOST + b'\r\n'),
         (400, b'GET / HTTP/1.1\r\n\r\n'),

@@ -23,7 +23,7 @@ STALLED = 50  # dispatches of a handle in consecutive turns, each without progre
 STALLED_AGAIN = 10  # of a handle that was parked before: something is wrong with it, and it makes progress in between
 MOMENT, LONGEST_MOMENT = 0.01, 0.25  # seconds; doubled while it goes on, so that it costs less than 1 % of a core
 MOST_STALLS = 1000  # remembered at once; above that, those that are over are forgotten
-BLIND_PAUSE = 0.01  # seconds to block after such a poll while the selector cannot be replaced
+BLIND_PAUSE = 0.02  # seconds to block after such a poll while the selector cannot be replaced
 BLIND_POLLS = 20  # polls in a row that ended early without a report, before the selector is taken for broken
 
 

@@ -216,7 +216,7 @@ def _parse(head: bytes) -> tuple[str, str, dict[str, str]]:
 
 def _request_line(line: bytes) -> tuple[str, str, bytes]:
     words = line.split(b' ')
-    if len(words) != 3 or not words[1].startswith(b'/') or not words[1].isascii():
+    if len(words) != 3 or b'\t' in line or not words[1].startswith(b'/') or not words[1].isascii():
         raise Refused(400, 'a request begins with a method, a path and a version')
     method, target, version = words
     if version not in (b'HTTP/1.1', b'HTTP/1.0'):
