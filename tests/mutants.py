@@ -621,7 +621,7 @@ MUTANTS = (
     # -- datagrams
     Mutant(
         'any number of datagrams may wait',
-        'net/datagram.py',
+        'net/datagram_sending.py',
         'full = self._buffered + self._queued * DATAGRAM_COST >= self._max_queued',
         'full = False',
         '6: memory is bounded',
@@ -630,7 +630,7 @@ MUTANTS = (
     ),
     Mutant(
         'datagrams that were sent are counted as waiting',
-        'net/datagram.py',
+        'net/datagram_sending.py',
         '            self._queued -= 1\n            self._buffered -= len(data)\n',
         '            self._queued -= 1\n',
         '6: a queue that is empty takes what is sent',
@@ -654,7 +654,7 @@ MUTANTS = (
     ),
     Mutant(
         'on_send_error is told of nothing',
-        'net/datagram.py',
+        'net/datagram_sending.py',
         'if self._error is None:  # else one',
         'if what:  # else one',
         'at most one error in a turn',
@@ -857,7 +857,7 @@ MUTANTS = (
     ),
     Mutant(
         'an ICMP message ends the UDP socket that serves all',
-        'net/datagram.py',
+        'net/datagram_sending.py',
         'if exc.errno in LOST_ERRORS:',
         'if exc.errno in LOST_ERRORS or exc.errno == errno.ECONNRESET:',
         'what fails is one datagram, never the socket',
@@ -919,7 +919,7 @@ MUTANTS = (
     ),
     Mutant(
         'a send error is reported after close()',
-        'net/datagram.py',
+        'net/datagram_sending.py',
         'if self.on_send_error is not None and self.state is OPEN:',
         'if self.on_send_error is not None:',
         '1: nothing fires after the end',

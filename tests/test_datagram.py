@@ -37,7 +37,7 @@ from reactor import DatagramSocket, HandleClosed, Reactor, ReactorError, Resolve
 from reactor.kernel import AF_UNIX, SO_MEMINFO, SO_REUSEPORT, Kernel
 from reactor.loop.watcher import Watchers
 from reactor.net import datagram
-from reactor.net.datagram import DATAGRAM_COST, DATAGRAMS_PER_TURN, LONGEST_IPV4, LONGEST_IPV6
+from reactor.net.datagram_sending import DATAGRAM_COST, DATAGRAMS_PER_TURN, LONGEST_IPV4, LONGEST_IPV6
 
 HERE = '127.0.0.1'
 GROUP = '239.255.7.7'

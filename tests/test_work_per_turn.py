@@ -48,7 +48,7 @@ BOUNDS = {
     'TLS records without data': (4_000, 'one of them a turn'),
     'TLS handshakes': (6_000, 'handshake.HANDSHAKES_PER_TURN'),
     'a TLS handshake in fragments': (12_000, 'session.HANDSHAKE_RECORDS'),
-    'datagrams': (6_000, 'datagram.DATAGRAMS_PER_TURN'),
+    'datagrams': (6_000, 'datagram_sending.DATAGRAMS_PER_TURN'),
     'clients that connect': (80_000, 'listener.ACCEPTS_PER_TURN'),
     'a PROXY header': (MOST, 'proxy_header.LONGEST_V2: 1,356 TLVs'),
     'a PROXY header, byte by byte': (3_000, 'a peek and a recv'),

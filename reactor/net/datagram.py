@@ -1,71 +1,45 @@
-"""Datagrams: UDP sockets, bound to an address of their own or connected to a peer's, and Unix ones that are handed in.
+"""Datagram sockets: UDP sockets, bound or connected to a peer, and Unix ones that the user hands in.
 
-Owns the socket, the queue of what could not be sent at once, and what the system says about it. Knows nothing of what
-datagrams mean. The rules, all of which the tests hold:
+`DatagramSocket` is what users hold. Here are its callbacks, its read side, its multicast groups, its end, and what it
+reports about itself. Its write side has a file of its own (`datagram_sending.py`), and so has the way from a name to a
+connected socket (`datagram_connector.py`).
 
-    a datagram is sent and delivered whole or not at all; whether a peer gets it, nobody can tell from here
-    what fails is one datagram, never the socket: not an ICMP message, not a full queue, not a callback that raises
-    the user is called by `handle_read`, as the last thing done for each datagram, or by a completion
-
-The queue holds `max_queued` bytes. Beyond that the newest is dropped, at the call, which returns False: the sender is
-there to hear it, and what waits keeps its order.
-
-A UDP socket is full as a whole, and the selector reports when it has room again. A Unix socket that is connected to
-nobody is always reported as writable, although one receiver's queue may be full. So there each receiver has a line of
-its own in the queue: a full receiver delays nothing but its own datagrams, and is tried again by a timer.
+A datagram is received whole or not at all. Neither an ICMP message nor a callback that raises closes the socket: it may
+serve many peers. Only `handle_read` calls the user directly, and as the last thing it does for each datagram;
+everything else is called as a completion.
 """
 
 from __future__ import annotations
 
 import errno
 import sys
-from collections import deque
 from socket import AF_INET, MSG_PEEK, MSG_TRUNC, SOCK_DGRAM, SOL_SOCKET
 from typing import Any
 
 from ..errors import HandleClosed
-from ..hints import Buffer, socket
-from ..kernel import AF_UNIX, LOST_ERRORS, SO_MEMINFO, close_socket
-from ..loop.log import EPISODE, log
-from ..loop.watcher import READ, WRITE, Handle
-from .addresses import MOST_ADDRESSES, check_path, destination, interleave, is_ipv4, numeric, show, unmapped
+from ..hints import socket
+from ..kernel import AF_UNIX, SO_MEMINFO, close_socket
+from ..loop.watcher import READ, WRITE
+from .addresses import show, unmapped
+from .datagram_sending import DATAGRAMS_PER_TURN, LONGEST_IPV4, LONGEST_IPV6, LOST, MAX_QUEUED, DatagramSender
 from .multicast import membership
 from .options import LOG_INTERVAL, check_callback
-from .resolver import look_up
-from .sockets import connected_udp
-from .states import CLOSED, CONNECTING, OPEN, State
-from .writer import flat
+from .states import CLOSED, CONNECTING, OPEN
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from ..callbacks import Loop, OnDatagram, OnDatagramClose, OnDatagramDrain, OnDatagramError, OnSendError
     from ..kernel import Kernel
     from ..loop.threads import ThreadCall
-    from ..loop.timers import Timer
-    from .addresses import Address
+    from .states import State
 
-LOST = State('CLOSED')  # the descriptor is gone, and the user was not told yet
-
-DATAGRAMS_PER_TURN = 32  # of one socket, each way, as in libuv: a flood must not keep the others waiting
 READ_SIZE = 65536  # longer than any UDP datagram, so none is ever cut; one of a Unix socket may be longer
-# Linux tells the length of a Unix datagram before it is received. Elsewhere these have at most some kilobytes.
+# Linux reports the length of a Unix datagram before it is received. Elsewhere these have at most some kilobytes.
 PEEK = MSG_PEEK | MSG_TRUNC if sys.platform == 'linux' else 0
-RETRY, LONGEST_RETRY = 0.01, 0.25  # seconds until full receivers are tried again, doubled while all of them are full
-TRIES_PER_TURN = 256  # receivers that are full
-MAX_QUEUED = 1 << 20  # bytes; it is used only while the system's own buffer is full, so more would only be older
-DATAGRAM_COST = 256  # bytes: what each weighs besides its data, so that empty ones cannot grow past the limit
-LONGEST_IPV4 = 65507  # bytes: the 16 bits of a length, less the headers
-LONGEST_IPV6 = 65527
-MOST_TRIES = 64  # addresses of a name, in one turn: to connect asks the peer nothing, it fails where there is no route
 DROPS = slice(32, 36)  # of the nine numbers of SO_MEMINFO, the last
 
-HINTS = {
-    errno.EACCES: '; a broadcast address needs broadcast=True',
-    errno.EMSGSIZE: '; it is longer than the way there allows',
-}
 
-
-class DatagramSocket(Handle):
+class DatagramSocket(DatagramSender):
     """A UDP socket. Made by `bind_udp` and `connect_udp`, never by hand.
 
     Its callbacks are plain attributes and can be replaced at any time:
@@ -81,37 +55,14 @@ class DatagramSocket(Handle):
     `data` is yours. After `on_close` returned, all of them are dropped.
     """
 
-    __slots__ = (
-        '_broadcast',
-        '_buffered',
-        '_error',
-        '_family',
-        '_full_at',
-        '_kernel',
-        '_last_log',
-        '_lines',
-        '_local_address',
-        '_longest',
-        '_lookup',
-        '_max_queued',
-        '_peer',
-        '_per_receiver',
-        '_queued',
-        '_reading',
-        '_refused',
-        '_retry',
-        '_retry_delay',
-        '_source',
-        '_told',
-        'data',
-        'on_close',
-        'on_datagram',
-        'on_drain',
-        'on_error',
-        'on_send_error',
-        'sock',
-        'state',
-    )
+    __slots__ = ('_last_log', '_reading', 'data', 'lookup', 'on_close', 'on_datagram', 'on_error')
+
+    if TYPE_CHECKING:
+        on_drain: OnDatagramDrain | None
+        on_send_error: OnSendError | None
+        peer: Any
+        sock: socket
+        state: State
 
     leads_to: tuple[tuple[str, str], ...] = (
         ('handle_read', 'on_datagram'),
@@ -132,43 +83,15 @@ class DatagramSocket(Handle):
         on_error: OnDatagramError | None = None,
         max_queued: int = MAX_QUEUED,
     ) -> None:
-        if type(max_queued) is not int or max_queued < 0:
-            raise ValueError(f'max_queued is a number of bytes, at least 0, not {max_queued!r}')
-        self.loop = loop
-        self.events = 0
-        self.since: float = loop.now
-        self.sock: socket = None  # type: ignore[assignment]  # until it is attached, and when it is closed
-        self.state: State = CONNECTING
+        super().__init__(loop, kernel, on_send_error, on_drain, max_queued)
         self.data: Any = None
         self.on_datagram: OnDatagram | None = on_datagram
-        self.on_send_error: OnSendError | None = on_send_error
-        self.on_drain: OnDatagramDrain | None = on_drain
         self.on_close: OnDatagramClose | None = on_close
         self.on_error: OnDatagramError | None = on_error
         for name in 'on_datagram', 'on_send_error', 'on_drain', 'on_close', 'on_error':
             check_callback(name, getattr(self, name))
-        self._kernel = kernel
-        self._family: int = AF_INET
-        self._longest = LONGEST_IPV6
-        self._peer: Any = None  # the one that it is connected to
-        self._local_address: tuple[str, int] | None = None
-        self._broadcast = False
-        self._lookup: ThreadCall | None = None
+        self.lookup: ThreadCall | None = None  # pending while the name of the peer is looked up
         self._reading = True  # whether to read as soon as it is open
-        self._per_receiver = False  # whether each receiver has room of its own
-        # What waits: lines of (data, target), one for each receiver that has room of its own, else one under None.
-        self._lines: dict[Any, deque[tuple[bytes, Any]]] = {}
-        self._queued = 0
-        self._buffered = 0
-        self._retry: Timer | None = None  # pending while all receivers for which something waits are full
-        self._retry_delay = RETRY
-        self._full_at = -EPISODE  # the clock when it was full for long
-        self._max_queued = max_queued
-        self._refused = False  # a send found no room since nothing waited
-        self._error: OSError | None = None  # to be told by a completion that waits
-        # Who sent the last datagram, as told to the user and as the system says it: an answer needs no check.
-        self._told: Any = None
-        self._source: Any = None
         self._last_log = -LOG_INTERVAL
 
     # -- what the loop calls
@@ -187,71 +110,26 @@ class DatagramSocket(Handle):
                     self.loop.spins.no_progress(self)
                 return
             except OSError as exc:
-                self._failed(exc, f'a datagram to {show(self._peer)} was not delivered')
+                self.datagram_failed(exc, f'a datagram to {show(self.peer)} was not delivered')
                 if not count and self.state is OPEN:
                     self._check_error_taken()
                 return
             address = unmapped(source)
-            if self._peer is not None and self._family != AF_UNIX and address[:2] != self._peer[:2]:
-                continue  # it came before the socket was connected, from somebody else
+            if self.peer is not None and self._family != AF_UNIX and address[:2] != self.peer[:2]:
+                continue  # another peer sent it before the socket was connected
             counters.datagrams_in += 1
             counters.bytes_in += len(data)
-            self._told, self._source = address, source
+            self._sender, self._source = address, source
             on_datagram = self.on_datagram
             if on_datagram is not None:
                 on_datagram(self, data, address)
             if size > READ_SIZE:
                 return  # as many bytes as a turn has for one socket, more or less
 
-    def handle_write(self) -> None:
-        """Send what waits, up to a bound, in the order of each line."""
-        lines, tries, full = self._lines, TRIES_PER_TURN, 0
-        sent = 0
-        while full < len(lines) and sent < DATAGRAMS_PER_TURN and tries:
-            receiver = next(iter(lines))
-            line = lines[receiver]
-            data, target = line[0]
-            done = self._transmit(data, target)
-            if self.state is not OPEN:
-                return
-            if done is None:
-                tries -= 1
-                full += 1
-                lines[receiver] = lines.pop(receiver)  # the others come first
-                continue
-            sent += 1
-            line.popleft()
-            if not line:
-                del lines[receiver]
-            self._queued -= 1
-            self._buffered -= len(data)
-        if not lines:
-            self._all_sent()
-        elif full < len(lines) and tries:
-            self.loop.watchers.set_events(self, self.events | WRITE)  # the rest comes in the next turn
-        else:
-            self._await_room(sent)
-
-    def handle_retry(self) -> None:
-        """Called by the timer: the receivers that were full may have room."""
-        self._retry = None
-        self.handle_write()
-
-    def handle_drain(self) -> None:
-        """Told as a completion: nothing waits any more."""
-        if self.on_drain is not None and self.state is OPEN and not self._refused:
-            self.on_drain(self)
-
-    def handle_send_error(self) -> None:
-        """Told as a completion: the first error of the turn."""
-        exc, self._error = self._error, None
-        if self.on_send_error is not None and self.state is OPEN:
-            self.on_send_error(self, exc)  # type: ignore[arg-type]  # it was set before this was queued
-
     def handle_closed(self, exc: BaseException | None) -> None:
-        """Told as the last completion of a socket: `on_close`, after which nothing of the user's is kept."""
+        """Called as the last completion of a socket: `on_close`, after which nothing of the user's is kept."""
         if self.sock is not None or self.loop.watchers.is_parked(self):
-            self._release()  # `_finish` found no memory or stack for all of it
+            self._release()  # `finish` found no memory or stack for all of it
         on_close, called = self.on_close, True
         self.on_error = None  # what on_close raises is logged
         try:
@@ -265,17 +143,17 @@ class DatagramSocket(Handle):
             if called:
                 self.state = CLOSED
                 self.on_datagram = self.on_send_error = self.on_drain = self.on_close = self.data = None
-                self._told = self._source = self._error = None
+                self._sender = self._source = self._error = None
                 self._lines.clear()
                 self._queued = self._buffered = 0
 
     def handle_lost(self, exc: OSError) -> None:
         self.sock.detach()  # the number may be another's by now
         self.state = LOST
-        self._finish(exc)
+        self.finish(exc)
 
     def handle_refused(self, exc: Exception) -> None:
-        self._finish(exc)
+        self.finish(exc)
 
     def may_log(self) -> bool:
         now = self.loop.timers.clock()
@@ -283,44 +161,6 @@ class DatagramSocket(Handle):
             return False
         self._last_log = now
         return True
-
-    # -- sending
-
-    def send(self, data: Buffer, address: Any = None) -> bool:
-        """Send one datagram, now if the system takes it, else when it can; never blocks.
-
-        data     bytes, bytearray or memoryview, empty or not; copied only when it has to wait
-        address  (host, port), the host in numbers; the address that `on_datagram` told is the cheapest. A connected
-                 socket takes None, or its peer's
-
-        Returns False when it was dropped: `max_queued` bytes wait already, hold back until `on_drain`; or the system
-        refused it, of which `on_send_error` is about to tell. True says that it is on its way, not that it arrives.
-        Raises `HandleClosed` after `close`, TypeError for what is not bytes, ValueError for a name or another bad
-        address, and for more than 65,507 bytes over IPv4 or 65,527 over IPv6.
-        """
-        data = flat(data)
-        if self.state is not OPEN and self.state is not CONNECTING:
-            if self.state is LOST:
-                return False
-            raise HandleClosed('send on a UDP socket that is closed: nothing was sent; look at sock.closed first')
-        target = self._source if address is not None and address is self._told else self._target(address)
-        if len(data) > LONGEST_IPV4:
-            self._check_length(len(data), target)
-        if self.state is OPEN and (not self._lines or (self._per_receiver and target not in self._lines)):
-            sent = self._transmit(data, target)
-            if sent is not None:
-                return sent
-        return self._keep(data, target)
-
-    @property
-    def queued(self) -> int:
-        """How many datagrams wait to be sent. In `on_close`: how many never were."""
-        return self._queued
-
-    @property
-    def buffered(self) -> int:
-        """How many bytes they have."""
-        return self._buffered
 
     # -- receiving
 
@@ -364,10 +204,10 @@ class DatagramSocket(Handle):
     # -- ending
 
     def close(self) -> None:
-        """Close it now; what waits is dropped, and `on_close(sock, None)` tells. Closing twice does nothing."""
+        """Close it now; what waits is dropped, and `on_close(sock, None)` is called. Closing twice does nothing."""
         self.loop.guard.check_thread()
         if self.state is OPEN or self.state is CONNECTING:
-            self._finish(None)
+            self.finish(None)
         self.state = CLOSED
 
     @property
@@ -393,7 +233,7 @@ class DatagramSocket(Handle):
     @property
     def peername(self) -> Any:
         """The peer of a connected socket, else None."""
-        return self._peer
+        return self.peer
 
     def fileno(self) -> int:
         return -1 if self.sock is None else self.sock.fileno()
@@ -407,7 +247,7 @@ class DatagramSocket(Handle):
         return ' and '.join(reasons) or 'its owner: reading is paused'
 
     def __repr__(self) -> str:
-        peer = '' if self._peer is None else f' to {show(self._peer)}'
+        peer = '' if self.peer is None else f' to {show(self.peer)}'
         return (
             f'<{type(self).__name__} fd={self.fileno()} {self.state} {show(self.address)}{peer}, '
             f'{self._queued} datagrams wait>'
@@ -417,147 +257,43 @@ class DatagramSocket(Handle):
 
     def attach(self, sock: socket) -> None:
         """Take a bound or connected socket: it is open from here on. Raises as `Watchers.add`, and is not open then."""
-        self._take(sock)
+        self.take(sock)
         self.loop.watchers.add(self, READ)
         self.state = OPEN
 
-    def connect(
-        self, host: str, port: int, family: int, local_address: tuple[str, int] | None, broadcast: bool
-    ) -> None:
-        """Begin, at once with an address, in a thread with a name. What fails is told by `on_close`."""
-        self._local_address = local_address
-        self._broadcast = broadcast
-        addresses = numeric(self._kernel, host, port, family)
-        self.loop.watchers.park(self)
+    def take(self, sock: socket) -> None:
+        """Take the descriptor, and what is to be known of it: its family, its peer, how much it can send at once."""
+        self._family = sock.family
+        self._longest = {AF_INET: LONGEST_IPV4, AF_UNIX: sys.maxsize}.get(sock.family, LONGEST_IPV6)
         try:
-            if addresses:
-                self._connect(addresses)
-            else:
-                self._lookup = look_up(self.loop, self._kernel, host, port, family, self._looked_up)
-                self._lookup.unref()  # the socket itself keeps the loop running
-        except (MemoryError, RecursionError) as exc:
-            self._finish(exc)
+            self.peer = unmapped(sock.getpeername())
+        except OSError:
+            pass  # it has no peer
+        self._per_receiver = sock.family == AF_UNIX and self.peer is None
+        self.sock = sock
 
-    # -- in this file
-
-    def _looked_up(self, addresses: list[Address] | None, error: Exception | None) -> None:
-        self._lookup = None
-        try:
-            if addresses:
-                self._connect(addresses)
-            else:
-                self._finish(error)
-        except (MemoryError, RecursionError) as exc:
-            self._finish(exc)
-
-    def _connect(self, addresses: list[Address]) -> None:
-        error: Exception | None = None
-        for family, address in interleave(addresses[:MOST_ADDRESSES])[:MOST_TRIES]:
-            try:
-                self.sock = connected_udp(
-                    self._kernel, family, address, local_address=self._local_address, broadcast=self._broadcast
-                )
-                self._take(self.sock)
-                self._peer = self._peer or unmapped(address)  # asking for it may have failed
-                break
-            except OSError as exc:
-                error = error or OSError(exc.errno, f'cannot connect to {show(address)}: {exc.strerror or exc}')
-        else:
-            self._finish(error)
-            return
+    def opened(self) -> None:
+        """The parked socket is connected: watch it, and send what was queued before."""
         self.state = OPEN
         events = (READ if self._reading else 0) | (WRITE if self._lines or self._refused else 0)
         try:
             self.loop.watchers.set_events(self, events)
         except Exception as exc:  # the selector has no room
-            self._finish(exc.with_traceback(None))
+            self.finish(exc.with_traceback(None))
 
-    def _take(self, sock: socket) -> None:
-        self._family = sock.family
-        self._longest = {AF_INET: LONGEST_IPV4, AF_UNIX: sys.maxsize}.get(sock.family, LONGEST_IPV6)
+    def finish(self, exc: BaseException | None) -> None:
+        """Close the socket now, and have `on_close(sock, exc)` called as a completion, which is appended first."""
+        dropped = self.loop.counters.datagrams_dropped + self._queued
+        self.loop.completions.append((self, DatagramSocket.handle_closed, (exc,)))
+        self.loop.counters.datagrams_dropped = dropped
+        if self.state is not LOST:
+            self.state = CLOSED if exc is None else LOST
         try:
-            self._peer = unmapped(sock.getpeername())
-        except OSError:
-            pass  # it is connected to nobody
-        self._per_receiver = sock.family == AF_UNIX and self._peer is None
-        self.sock = sock
+            self._release()
+        except (MemoryError, RecursionError):
+            pass  # `handle_closed` does the rest
 
-    def _target(self, address: Any) -> Any:
-        # None where the socket knows it.
-        if self._peer is not None or self.state is CONNECTING:
-            if address is None or address == self._peer:
-                return None
-            raise ValueError(f'this socket sends to {show(self._peer)} alone, not to {address!r}; use bind_udp for all')
-        if address is None:
-            raise ValueError('send needs an address: this socket is connected to nobody')
-        if self._family == AF_UNIX:
-            return check_path(address)
-        return destination(self._kernel, self._family, address)
-
-    def _check_length(self, length: int, target: Any) -> None:
-        longest, address = self._longest, target or self._peer
-        if longest == LONGEST_IPV6 and address is not None and is_ipv4(address):
-            longest = LONGEST_IPV4  # a socket for both sends it over IPv4
-        if length > longest:
-            raise ValueError(f'a datagram has at most {longest} bytes here, not {length}')
-
-    def _transmit(self, data: bytes | memoryview, target: Any) -> bool | None:
-        """True: the system has it. False: it is dropped, and told. None: it would block."""
-        error = self._attempt(data, target)
-        if error is None:
-            return True
-        if self._peer is not None and not isinstance(error, BlockingIOError):
-            # The system may be telling of an earlier datagram, and has not even tried this one.
-            earlier, error = error, self._attempt(data, target)
-            if error is None or isinstance(error, BlockingIOError):
-                self._failed(earlier, f'a datagram to {show(self._peer)} was not delivered')
-            if error is None:
-                return True
-        if isinstance(error, BlockingIOError):
-            return None
-        self._failed(error, f'a datagram of {len(data)} bytes to {show(target or self._peer)} was not sent')
-        if self.state is OPEN:  # else the end has counted what waited, and this one with it
-            self.loop.counters.datagrams_dropped += 1
-        return False
-
-    def _attempt(self, data: bytes | memoryview, target: Any) -> OSError | None:
-        try:
-            if self._peer is None:
-                self.sock.sendto(data, target)
-            else:
-                self.sock.send(data)
-        except OSError as exc:
-            return exc.with_traceback(None)
-        counters = self.loop.counters
-        counters.datagrams_out += 1
-        counters.bytes_out += len(data)
-        return None
-
-    def _failed(self, exc: OSError, what: str) -> None:
-        if exc.errno in LOST_ERRORS:
-            self.loop.watchers.evict(self)
-            return
-        self.loop.counters.datagram_errors += 1
-        if self._error is None:  # else one waits to be told in this turn, and many could be made to wait
-            self._error = OSError(exc.errno, f'{what}: {exc.strerror}{HINTS.get(exc.errno or 0, "")}')
-            self.loop.completions.append((self, DatagramSocket.handle_send_error, ()))
-
-    def _keep(self, data: bytes | memoryview, target: Any) -> bool:
-        full = self._buffered + self._queued * DATAGRAM_COST >= self._max_queued
-        if full:
-            self._refused = True
-            self.loop.counters.datagrams_dropped += 1
-        else:
-            receiver = target if self._per_receiver else None
-            line = self._lines.get(receiver)
-            if line is None:
-                line = self._lines[receiver] = deque()
-            line.append((bytes(data), target))
-            self._queued += 1
-            self._buffered += len(data)
-        if self.state is OPEN and self._retry is None:
-            self.loop.watchers.set_events(self, self.events | WRITE)
-        return not full
+    # -- in this file
 
     def _next_size(self) -> int:
         # So many bytes are received at once that the next datagram is whole. Only a Unix socket has to ask.
@@ -569,46 +305,6 @@ class DatagramSocket(Handle):
         # Most errors are those of a datagram, and are over when they were reported. One that stays would be a spin.
         if self.loop.kernel.readiness(self.fileno(), READ):
             self.loop.spins.no_progress(self)
-
-    def _all_sent(self) -> None:
-        self._retry_delay = RETRY
-        self.loop.watchers.set_events(self, self.events & ~WRITE)
-        if self._refused:
-            self._refused = False
-            self.loop.completions.append((self, DatagramSocket.handle_drain, ()))
-
-    def _await_room(self, sent: int) -> None:
-        # The last try found no room. The selector reports when there is, except for a full receiver, and for a socket
-        # that it reports as writable all the time: these are tried again by a timer.
-        watchers, loop = self.loop.watchers, self.loop
-        if sent:
-            self._retry_delay = RETRY
-        misled = self._per_receiver or self._retry_delay > RETRY or (not sent and loop.spins.stalled(self))
-        if not misled or not loop.kernel.readiness(self.fileno(), WRITE):
-            watchers.set_events(self, self.events | WRITE)
-            return
-        watchers.set_events(self, self.events & ~WRITE)
-        if self.state is not OPEN:
-            return
-        loop.counters.stalls += 1
-        self._retry = loop.timers.later(self._retry_delay, DatagramSocket.handle_retry, self)
-        self._retry.unref()  # the handle itself keeps the loop running
-        self._retry_delay = min(2 * self._retry_delay, LONGEST_RETRY)
-        if self._retry_delay == LONGEST_RETRY:
-            self._report_full()
-
-    def _report_full(self) -> None:
-        last, self._full_at = self._full_at, self.loop.timers.clock()
-        if self._full_at - last >= EPISODE:
-            what = f'{len(self._lines)} receivers are' if self._per_receiver else 'it is'
-            log(
-                'warning',
-                '%s: %s full for %d datagrams; they wait, and are tried again every %g s',
-                self,
-                what,
-                self._queued,
-                LONGEST_RETRY,
-            )
 
     def _membership(self, group: str, interface: str | int | None) -> tuple[int, int, int, bytes]:
         self.loop.guard.check_thread()
@@ -623,22 +319,11 @@ class DatagramSocket(Handle):
             hint = '; name an interface that can' if exc.errno in (errno.ENODEV, errno.EADDRNOTAVAIL) else ''
             raise OSError(exc.errno, f'{what}: {exc.strerror}{hint}') from None
 
-    def _finish(self, exc: BaseException | None) -> None:
-        dropped = self.loop.counters.datagrams_dropped + self._queued
-        self.loop.completions.append((self, DatagramSocket.handle_closed, (exc,)))
-        self.loop.counters.datagrams_dropped = dropped
-        if self.state is not LOST:
-            self.state = CLOSED if exc is None else LOST
-        try:
-            self._release()
-        except (MemoryError, RecursionError):
-            pass  # `handle_closed` does the rest
-
     def _release(self) -> None:
         self.loop.watchers.remove(self)
-        if self._lookup is not None:
-            self._lookup.close()
-            self._lookup = None
+        if self.lookup is not None:
+            self.lookup.close()
+            self.lookup = None
         if self._retry is not None:
             self._retry.cancel()
             self._retry = None

@@ -14,6 +14,7 @@ from .addresses import check_family, check_host, check_local_address, check_path
 from .connector import Connector
 from .contexts import check_context, client_options
 from .datagram import check_datagram_socket
+from .datagram_connector import DatagramConnector
 from .listener import check_max_connections
 from .options import Callbacks, Options, check_callback, check_server_hostname, stream_options
 from .sockets import (
@@ -215,7 +216,7 @@ class Endpoints:
         check_family(family)
         check_local_address(self._kernel, local_address)
         handle, broadcast = self._datagram_socket(on_datagram, options)
-        handle.connect(host, port, family, local_address, broadcast)
+        DatagramConnector(handle, self._kernel, local_address, broadcast).connect(host, port, family)
         return handle
 
     def _listener_options(self, backlog: int, options: ListenOptions) -> Options:

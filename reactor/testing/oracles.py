@@ -2,8 +2,7 @@
 
 The laws are those of the README, "What it promises". Each check is written from them and the docstrings, and looks at
 what the program has called and was called with, and at what the simulated kernel holds; repeating a condition of the
-code under test, it would find nothing. What is wrong is collected in `violations`, and the simulation ends with the
-turn in which there is one.
+code under test, it would find nothing. What is wrong is added to `violations`, and that turn is the last.
 
     watched  the streams, and what is seen of each
     records  what a connection has to keep: its callbacks, its bytes;  ends  how it ends
@@ -25,7 +24,8 @@ from weakref import WeakKeyDictionary
 from ..admission.listener import GuardedListener
 from ..facade import Reactor
 from ..loop.threads import THREADS
-from ..net.datagram import DATAGRAM_COST, DATAGRAMS_PER_TURN, DatagramSocket
+from ..net.datagram import DatagramSocket
+from ..net.datagram_sending import DATAGRAM_COST, DATAGRAMS_PER_TURN
 from ..net.endpoints import Endpoints
 from ..net.listener import ACCEPTS_PER_TURN, Listener
 from ..net.stream import Stream

@@ -1,0 +1,77 @@
+"""Connecting datagram sockets: from a name to a socket that is connected to a peer.
+
+Connecting a UDP socket sends nothing: it fails only where there is no route. So the addresses of a name are tried one
+after the other in the same turn, and the first that has a route is the peer. A name is looked up in a thread. Failures
+are passed to `on_close`, never raised.
+"""
+
+from __future__ import annotations
+
+from .addresses import MOST_ADDRESSES, interleave, numeric, show, unmapped
+from .resolver import look_up
+from .sockets import connected_udp
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from ..kernel import Kernel
+    from .addresses import Address
+    from .datagram import DatagramSocket
+
+MOST_TRIES = 64  # addresses of a name, in one turn
+
+
+class DatagramConnector:
+    """Connects one `DatagramSocket`, which is CONNECTING until then."""
+
+    __slots__ = ('_broadcast', '_kernel', '_local_address', '_socket')
+
+    def __init__(
+        self, sock: DatagramSocket, kernel: Kernel, local_address: tuple[str, int] | None, broadcast: bool
+    ) -> None:
+        self._socket = sock
+        self._kernel = kernel
+        self._local_address = local_address
+        self._broadcast = broadcast
+
+    def connect(self, host: str, port: int, family: int) -> None:
+        """Begin: with an address at once, with a name when it was looked up."""
+        sock = self._socket
+        addresses = numeric(self._kernel, host, port, family)
+        sock.loop.watchers.park(sock)
+        try:
+            if addresses:
+                self._try(addresses)
+            else:
+                sock.lookup = look_up(sock.loop, self._kernel, host, port, family, self._looked_up)
+                sock.lookup.unref()  # the socket itself keeps the loop running
+        except (MemoryError, RecursionError) as exc:
+            sock.finish(exc)
+
+    # -- in this file
+
+    def _looked_up(self, addresses: list[Address] | None, error: Exception | None) -> None:
+        self._socket.lookup = None
+        try:
+            if addresses:
+                self._try(addresses)
+            else:
+                self._socket.finish(error)
+        except (MemoryError, RecursionError) as exc:
+            self._socket.finish(exc)
+
+    def _try(self, addresses: list[Address]) -> None:
+        sock, error = self._socket, None
+        for family, address in interleave(addresses[:MOST_ADDRESSES])[:MOST_TRIES]:
+            try:
+                sock.sock = connected_udp(  # first: `finish` closes it, whatever fails next
+                    self._kernel, family, address, local_address=self._local_address, broadcast=self._broadcast
+                )
+                sock.take(sock.sock)
+                sock.peer = sock.peer or unmapped(address)  # the kernel may have failed to report it
+                break
+            except OSError as exc:
+                error = error or OSError(exc.errno, f'cannot connect to {show(address)}: {exc.strerror or exc}')
+        else:
+            sock.finish(error)
+            return
+        sock.opened()
