@@ -162,7 +162,7 @@ def _send_files(world: Any, server_options: Any, client_options: Any) -> None:
 
 def unix_places(world: Any) -> None:
     """Unix sockets: over a stale file, with a mode, abstract."""
-    world.r.kernel._paths['/run/stale'] = (1, 1)  # of somebody who is gone
+    world.r.kernel.paths['/run/stale'] = (1, 1)  # of somebody who is gone
     servers = [
         world.r.listen_unix('/run/stale', echo_back),
         world.r.listen_unix('/run/mode', echo_back, mode=0o600),

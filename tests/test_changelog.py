@@ -84,7 +84,7 @@ def test_every_name_of_a_public_module_is_explained(module):
 
 def test_every_public_package_is_told():
     packages = {path.parent.name for path in (CHECKOUT / 'reactor').glob('*/__init__.py')}
-    internal = {'admission', 'loop', 'net', 'system', 'demo'}  # the last is commands alone
+    internal = {'admission', 'kernel', 'loop', 'net', 'system', 'demo'}  # the last is commands alone
     assert {name.split('.')[1] for name in MODULES if '.' in name} == (packages - internal) | {'framing'}
 
 

@@ -237,7 +237,7 @@ def test_sendfile_is_for_sockets_of_the_system_only(real):
 def test_whether_clients_wait_is_asked_without_accepting_them(monkeypatch, name):
     kernel = Kernel()
     with socket.create_server(('127.0.0.1', 0)) as server:
-        monkeypatch.setattr('reactor.kernel.os.name', name)  # elsewhere there is no poll
+        monkeypatch.setattr('reactor.kernel.calls.os.name', name)  # elsewhere there is no poll
         assert not kernel.has_clients(server)
         with socket.create_connection(server.getsockname()):
             assert kernel.has_clients(server)
@@ -254,7 +254,7 @@ def test_clients_may_wait_where_the_system_cannot_tell(monkeypatch):
             raise OSError(errno.ENOMEM, 'planted')
 
     with socket.create_server(('127.0.0.1', 0)) as server:
-        monkeypatch.setattr('reactor.kernel.select.poll', Poll)
+        monkeypatch.setattr('reactor.kernel.calls.select.poll', Poll)
         assert Kernel().has_clients(server)
 
 

@@ -14,7 +14,7 @@ from reactor import Limits, Reactor
 from reactor.kernel import Kernel, step_of_waits
 from reactor.net.sockets import bound_tcp
 from reactor.testing import SimKernel
-from reactor.testing.poller import KINDS
+from reactor.testing.platforms import KINDS
 
 PLACE = '10.0.0.1', 80
 HERE = '127.0.0.1'

@@ -31,7 +31,8 @@ from reactor import READ, WRITE, Reactor
 from reactor.testing import SimKernel, Simulation, SimulationFailed, runs
 from reactor.testing.faults import SITES
 from reactor.testing.kernel import PLENTY
-from reactor.testing.poller import KINDS, Stuck
+from reactor.testing.platforms import KINDS
+from reactor.testing.poller import Stuck
 from reactor.testing.programs import PROGRAMS
 from reactor.testing.seeds import run_seed
 

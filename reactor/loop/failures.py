@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 RESERVE = 2 << 20  # bytes
 RESERVE_RETRY = 0.1  # seconds between two attempts to have them back
 # What may run between a phase and a callback of the user.
-OWN_PACKAGES = {'reactor', 'reactor.admission', 'reactor.loop', 'reactor.net', 'reactor.system'}
+OWN_PACKAGES = {'reactor', 'reactor.admission', 'reactor.kernel', 'reactor.loop', 'reactor.net', 'reactor.system'}
 OWN_MODULES = {'selectors', 'socket', 'ssl'}
 WRITTEN_IN_C = {BuiltinFunctionType, type}  # functions, methods, and the making of an object
 

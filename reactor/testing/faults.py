@@ -7,10 +7,13 @@ descriptors, and the next is the other way round; a run in which everything fail
 
 from __future__ import annotations
 
+import os
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from random import Random
+    from typing import NoReturn
 
 # Each site with how often it may fall at most, where it is on at all.
 SITES = {
@@ -80,3 +83,8 @@ class Faults:
     def calm(self) -> None:
         """No fault from now on."""
         self.on.clear()
+
+
+def fail(error: int) -> NoReturn:
+    """Raise what Python raises for an error number."""
+    raise OSError(error, f'simulated: {os.strerror(error)}')

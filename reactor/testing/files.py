@@ -16,7 +16,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-    from .kernel import SimKernel
+    from .agenda import Agenda
 
 READ, WRITE = EVENT_READ, EVENT_WRITE
 BOTH = READ | WRITE
@@ -29,7 +29,7 @@ DEFERRED = 1_000_000_000  # ns for which TCP_DEFER_ACCEPT keeps a silent client 
 class File:
     """What was opened. `references` counts the descriptors that stand for it, `ready` is what it is ready for."""
 
-    def __init__(self, kernel: SimKernel) -> None:
+    def __init__(self, kernel: Agenda) -> None:
         self.kernel = kernel
         self.references = 1
         self.ready = 0
@@ -49,7 +49,7 @@ class Stored(File):
 
     name = 'simulated'
 
-    def __init__(self, kernel: SimKernel, fd: int, data: bytes) -> None:
+    def __init__(self, kernel: Agenda, fd: int, data: bytes) -> None:
         super().__init__(kernel)
         self.data = data
         self._fd = fd
@@ -64,7 +64,7 @@ class Stored(File):
 class Unborn(File):
     """A stream socket that is neither connected nor listening."""
 
-    def __init__(self, kernel: SimKernel) -> None:
+    def __init__(self, kernel: Agenda) -> None:
         super().__init__(kernel)
         self.ready = BOTH  # Linux tells a hang-up
 
@@ -74,7 +74,7 @@ class Listening(File):
 
     ready: int
 
-    def __init__(self, kernel: SimKernel, address: Any, backlog: int, deferred: bool) -> None:
+    def __init__(self, kernel: Agenda, address: Any, backlog: int, deferred: bool) -> None:
         super().__init__(kernel)
         self.address = address
         self.backlog: int = max(1, backlog)
@@ -96,7 +96,6 @@ class Listening(File):
         return end
 
     def closed(self) -> None:
-        self.kernel.forget_listener(self)
         while self.queue:
             self.queue.popleft().reset()
 
@@ -117,7 +116,7 @@ class End(File):
     read_at: int
     hung_up: bool
 
-    def __init__(self, kernel: SimKernel, family: int, instant: bool) -> None:
+    def __init__(self, kernel: Agenda, family: int, instant: bool) -> None:
         super().__init__(kernel)
         self.family = family
         self.instant = instant  # a Unix socket: nothing is ever on the way
@@ -300,7 +299,7 @@ class End(File):
 class Mailbox(File):
     """A datagram socket: what was received, each with its sender, up to `capacity` bytes."""
 
-    def __init__(self, kernel: SimKernel, family: int) -> None:
+    def __init__(self, kernel: Agenda, family: int) -> None:
         super().__init__(kernel)
         self.family = family
         self.local: Any = None
@@ -344,6 +343,3 @@ class Mailbox(File):
     def look(self) -> None:
         """Bring `ready` up to date."""
         self.ready = BOTH if self.inbox or self.error else WRITE
-
-    def closed(self) -> None:
-        self.kernel.forget_mailbox(self)

@@ -24,28 +24,28 @@ from math import ceil
 from selectors import EVENT_READ, EVENT_WRITE, SelectorKey
 
 from .files import End, Unborn
+from .platforms import KINDS
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from typing import Any
 
+    from .descriptors import Descriptors
     from .files import File
-    from .kernel import SimKernel
 
     Ready = list[tuple[SelectorKey, int]]
 
 READ, WRITE = EVENT_READ, EVENT_WRITE
 FD_SETSIZE = 1024
 MOST_SOCKETS = 512  # FD_SETSIZE of CPython on Windows, where it is a number of sockets
-KINDS = ('epoll', 'poll', 'select', 'kqueue', 'windows')
 LOOPS_FOR_EVER = 'nothing can happen any more, and the loop would sleep for ever'
 
 
 class SimSelector:
     """What `selectors.BaseSelector` is, on a `SimKernel`."""
 
-    def __init__(self, kernel: SimKernel, kind: str) -> None:
+    def __init__(self, kernel: Descriptors, kind: str) -> None:
         if kind not in KINDS:
             raise ValueError(f'a simulated selector is one of {", ".join(KINDS)}, not {kind!r}')
         self._kernel = kernel

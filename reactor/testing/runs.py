@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 
 from .kernel import SimKernel
-from .poller import KINDS
+from .platforms import KINDS
 from .seeds import run_seed
 from .simulation import SimulationFailed
 

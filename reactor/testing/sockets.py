@@ -7,7 +7,6 @@ call does wrong here, some real system does too, so a program that cannot bear i
 from __future__ import annotations
 
 import errno
-import os
 from socket import (
     AF_INET,
     AF_UNIX,
@@ -24,14 +23,15 @@ from socket import (
 )
 
 from ..kernel import SO_MEMINFO, TCP_DEFER_ACCEPT
+from .faults import fail
 from .files import SILENCE, End, Listening, Mailbox, Unborn
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, NoReturn
+    from typing import Any
 
+    from .descriptors import Descriptors
     from .files import File
-    from .kernel import SimKernel
 
 EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 UNREACHABLE = (errno.ENETUNREACH, errno.EADDRNOTAVAIL, errno.EHOSTUNREACH)
@@ -40,15 +40,10 @@ LARGEST_DATAGRAM = 65507
 LARGEST_UNIX_DATAGRAM = 212_960  # what fits into the default SO_SNDBUF
 
 
-def fail(error: int) -> NoReturn:
-    """Raise what Python raises for an error number."""
-    raise OSError(error, f'simulated: {os.strerror(error)}')
-
-
 class SimSocket:
     """A socket of a `SimKernel`."""
 
-    def __init__(self, kernel: SimKernel, family: int, kind: int, fd: int) -> None:
+    def __init__(self, kernel: Descriptors, family: int, kind: int, fd: int) -> None:
         self.kernel = kernel
         self.family = family
         self.type = kind

@@ -15,7 +15,7 @@ from typing import Any
 
 from reactor.testing import Simulation
 from reactor.testing.faults import SITES
-from reactor.testing.poller import KINDS
+from reactor.testing.platforms import KINDS
 from reactor.testing.programs import ALONE, PROGRAMS, meddling
 
 LONGEST_INPUT = 400

@@ -1,30 +1,41 @@
-"""Every call to the operating system that is not a socket's method.
+"""Every call to the operating system that is not a socket's method: `Kernel`.
 
-Owns the clock, the selectors, the making of sockets and pipes, name look-up, threads, children, the signal wakeup
-descriptor, socket files, and what differs between platforms. Knows nothing of the loop. The rule: below
-`reactor.facade` no other module imports `socket`, `select`, `selectors`, `time`, `os`, `signal`, `threading` or
-`subprocess` (constants apart), so a program can be run on another kernel, a scripted or simulated one, by passing it to
-`Reactor(kernel=...)`.
+Has the clock, the selectors, the making of sockets and pipes, name look-up and socket files. Its base `Processes` has
+threads, children, signals and forks. Nothing here knows the loop.
 
 It costs nothing where it matters: the loop binds the clock and `select` once, and sockets are used directly.
 """
 
 from __future__ import annotations
 
-import _signal  # type: ignore[import-not-found]  # what `signal` wraps: its own functions make enums, 10 us each
 import errno
 import os
 import select
 import selectors
-import signal
 import socket
 import stat
 import struct
 import sys
-import threading
 import time
 from array import array
-from functools import cache
+
+from .platforms import (
+    AF_UNIX,
+    DROP_FIRST_SEGMENTS,
+    FD_SETSIZE,
+    FIONREAD,
+    HAS_POLL,
+    HAS_SENDFILE,
+    NODELAY_INHERITED,
+    RESET_ON_CLOSE,
+    REUSE_ADDRESS,
+    SO_ATTACH_FILTER,
+    SO_EXCLUSIVEADDRUSE,
+    SO_MEMINFO,
+    step_of_waits,
+)
+from .processes import Processes
+from .sockets import LeanSocket, PipeSocket
 
 try:
     import fcntl
@@ -35,207 +46,14 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
     from socket import socket as Socket
-    from subprocess import Popen
-    from typing import Any, ClassVar, Literal, NoReturn
+    from typing import Any, Literal
 
-# What some platforms lack, guarded here and nowhere else. A missing one is -1 and makes the call that needs it fail.
-AF_UNIX: int = getattr(socket, 'AF_UNIX', -1)
-SO_REUSEPORT: int = getattr(socket, 'SO_REUSEPORT', -1)
-TCP_DEFER_ACCEPT: int = getattr(socket, 'TCP_DEFER_ACCEPT', -1)
-# How many bytes wait to be read: termios.FIONREAD, without the import of a module for one number.
-FIONREAD = 0x541B if sys.platform == 'linux' else 0x4004667F
-# How Linux attaches a filter of packets to a socket; the module names none of it.
-SO_ATTACH_FILTER: int = 26 if sys.platform == 'linux' else -1
-# Such a filter, as fields of struct sock_filter (classic BPF): drop a segment whose TCP header has the flag SYN.
-DROP_FIRST_SEGMENTS = (
-    (0x30, 0, 0, 13),  # load the byte with the flags
-    (0x45, 0, 1, 2),  # is SYN set? If not, skip one
-    (0x06, 0, 0, 0),  # keep no byte
-    (0x06, 0, 0, 0xFFFFFFFF),  # keep all
-)
-# Linux, which alone has it, tells with it how many datagrams it dropped; the module does not name it.
-SO_MEMINFO: int = 55 if sys.platform == 'linux' else -1
-# Joining a multicast group over IPv4 takes struct ip_mreqn, with an interface's index. Windows has an older struct,
-# and takes the index in place of the interface's address.
-HAS_IP_MREQN = os.name == 'posix'
-# Linux has had it since 4.2; the module names it only from Python 3.12 on.
-IP_BIND_ADDRESS_NO_PORT: int = getattr(socket, 'IP_BIND_ADDRESS_NO_PORT', 24 if sys.platform == 'linux' else -1)
-# On Windows SO_REUSEADDR lets another program steal a port that is in use; elsewhere it only skips TIME_WAIT. What
-# keeps the port from programs that set it is there alone: SO_EXCLUSIVEADDRUSE.
-REUSE_ADDRESS = os.name == 'posix'
-SO_EXCLUSIVEADDRUSE: int = getattr(socket, 'SO_EXCLUSIVEADDRUSE', -1)
-# Linux hands TCP_NODELAY of a listener on to what it accepts, which saves a call for each connection.
-NODELAY_INHERITED = sys.platform == 'linux'
-# struct linger, on with 0 seconds: closing discards what waits and resets the connection.
-RESET_ON_CLOSE = b'\1\0\0\0\0\0\0\0' if os.name == 'posix' else b'\1\0\0\0'
-HAS_POLL = hasattr(select, 'poll')
 ONLY_ERROR = 4  # beside READ and WRITE, see `Kernel.readiness`
-HAS_SENDMSG = hasattr(socket.socket, 'sendmsg')
-HAS_SENDFILE = hasattr(os, 'sendfile')
-ABSTRACT_PATHS = sys.platform == 'linux'
-SIGTERM = signal.SIGTERM
-SIGKILL = getattr(signal, 'SIGKILL', signal.SIGTERM)  # Windows has the one way to end a process
 LOCK_TRIES, LOCK_PAUSE = 100, 0.01  # seconds in between: another program binds and listens in less than one of them
-# What says that a descriptor was closed by other code: its number is not open, or stands for something that is not a
-# socket. On Windows it is always the second.
-LOST_ERRORS = frozenset({errno.EBADF, errno.ENOTSOCK})
-EXIT_UNKNOWN = 255  # what stands for the exit code of a child that somebody else has reaped
-
-
-def step_of_waits(system: str, resolution: float) -> float:
-    """Seconds by which a wait may seem too short, by `os.name` and the resolution of the clock.
-
-    Selectors count milliseconds. Windows ends a wait at a tick of its timer, which may be 15.6 ms early. Up to Python
-    3.12 its clock has the same steps. Since then it is exact, so that its resolution says nothing about waits.
-    """
-    return max(0.001 if system == 'posix' else 0.016, resolution)
-
-
-def send_first(sock: socket.socket, buffers: list[Any]) -> int:
-    """What stands for `sendmsg` where there is none (Windows): send the first buffer only."""
-    return sock.send(buffers[0])
-
-
-def close_socket(sock: Any) -> None:
-    """Close a socket. That somebody else has closed it, or the peer reset it, is fine: the descriptor is gone."""
-    try:
-        sock.close()
-    except OSError:
-        pass
-
-
-# (seconds idle, seconds between probes, probes), by the names that each platform gives them.
-KEEPALIVE_OPTIONS: tuple[int, int, int] = (
-    getattr(socket, 'TCP_KEEPIDLE', getattr(socket, 'TCP_KEEPALIVE', -1)),
-    getattr(socket, 'TCP_KEEPINTVL', -1),
-    getattr(socket, 'TCP_KEEPCNT', -1),
-)
-
-# How many descriptors `select` can hold. POSIX bounds the number itself, Windows how many there are.
-FD_SETSIZE = 1024 if os.name == 'posix' else 512
-
 ResolveFailure = socket.gaierror
 
 
-@cache
-def _in_main_interpreter() -> bool:
-    # Asked in the main thread of an interpreter. The number is refused anyway, in a sub-interpreter with ValueError.
-    try:
-        signal.set_wakeup_fd(-2)
-    except OSError:
-        return True
-    except ValueError:
-        pass
-    return False
-
-
-@cache
-def _watch_forks() -> None:
-    # Once in a process, because hooks cannot be removed.
-    if hasattr(os, 'register_at_fork'):
-        os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_in_child)
-
-
-_masks: dict[int, Any] = {}  # the blocked signals of each thread that is forking now
-
-
-def _before_fork() -> None:
-    # A signal that reaches the child before our handlers are gone would be lost: Python forgets it there.
-    if Kernel.owners:
-        _masks[threading.get_ident()] = _signal.pthread_sigmask(signal.SIG_BLOCK, _signal.valid_signals())
-
-
-def _after_fork() -> None:
-    mask = _masks.pop(threading.get_ident(), None)
-    if mask is not None:
-        _signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-
-
-def _in_child() -> None:
-    try:
-        for owner in reversed(Kernel.owners[:]):
-            owner.on_fork()
-    finally:
-        _after_fork()
-
-
-class LeanSocket(socket.SocketType):
-    """A socket without what `socket.socket` adds: files, enums, a dictionary of its own.
-
-    Its `accept` is why: that of `socket.socket` makes two enum members and runs three Python functions for each
-    connection, a tenth of what a short connection costs. Accepted sockets are plain `SocketType`, and half as large.
-    """
-
-    __slots__ = ()
-
-    def accept(self) -> tuple[socket.SocketType, Any]:
-        fd, address = self._accept()  # type: ignore[attr-defined]
-        try:
-            return socket.SocketType(self.family, self.type, self.proto, fd), address
-        except (MemoryError, RecursionError):
-            os.close(fd)
-            raise
-
-
-class PipeSocket:
-    """One end of a pipe, with the methods of a socket that a stream calls: so a pipe is a stream, and streams of
-    sockets know nothing of pipes. What a pipe has not (addresses, options) fails as the system would fail it.
-    """
-
-    __slots__ = ('_fd',)
-
-    def __init__(self, fd: int) -> None:
-        self._fd = fd
-
-    def recv(self, size: int) -> bytes:
-        return os.read(self._fd, size)
-
-    def send(self, data: bytes) -> int:
-        return os.write(self._fd, data)
-
-    def sendmsg(self, buffers: list[Any]) -> int:
-        return os.writev(self._fd, buffers)
-
-    def hung_up(self) -> bool:
-        """Whether nobody has the other end any more."""
-        poll = select.poll()
-        poll.register(self._fd, 0)
-        return bool(poll.poll(0))
-
-    def has_bytes(self) -> bool:
-        """Whether bytes wait to be read."""
-        poll = select.poll()
-        poll.register(self._fd, select.POLLIN)
-        return any(events & select.POLLIN for _, events in poll.poll(0))
-
-    def shutdown(self, how: int) -> None:
-        """Nothing: a pipe has one direction, and ends when it is closed."""
-
-    def setblocking(self, flag: bool) -> None:
-        os.set_blocking(self._fd, flag)
-
-    def fileno(self) -> int:
-        return self._fd
-
-    def detach(self) -> int:
-        fd, self._fd = self._fd, -1
-        return fd
-
-    def close(self) -> None:
-        if self._fd >= 0:
-            os.close(self.detach())
-
-    def setsockopt(self, *args: Any) -> NoReturn:
-        raise OSError(errno.ENOTSOCK, 'a pipe has no options')
-
-    def getsockname(self) -> NoReturn:
-        raise OSError(errno.ENOTSOCK, 'a pipe has no address')
-
-    def getpeername(self) -> NoReturn:
-        raise OSError(errno.ENOTSOCK, 'a pipe has no address')
-
-
-class Kernel:
+class Kernel(Processes):
     """The real operating system. A simulated one has the same methods, with sockets and selectors of its own."""
 
     # What differs between platforms, for parts of the reactor that must behave as on the kernel they were given.
@@ -250,9 +68,6 @@ class Kernel:
     )
 
     clock: Callable[[], float] = staticmethod(time.monotonic)
-    # The one that raises `KeyboardInterrupt`.
-    default_int_handler: Callable[[int, Any], object] = staticmethod(signal.default_int_handler)
-    owners: ClassVar[list[Any]] = []  # of the wakeup descriptor of this process, the last at the end: see `WakeupClaim`
 
     def selector(self) -> selectors.BaseSelector:
         """The best selector of this platform."""
@@ -370,39 +185,6 @@ class Kernel:
         """The names of the host and the port of a numeric address. Blocks."""
         return socket.getnameinfo(address, flags)
 
-    def start_thread(self, target: Callable[[], None], name: str) -> None:
-        """Run `target` in a daemon thread."""
-        threading.Thread(target=target, name=name, daemon=True).start()
-
-    def pid(self) -> int:
-        """The number of this process, another one after a fork."""
-        return os.getpid()
-
-    def thread(self) -> int:
-        """The identity of the calling thread."""
-        return threading.get_ident()
-
-    def in_main_thread(self) -> bool:
-        """Whether the caller may install signal handlers: in the main thread of the main interpreter."""
-        return threading.current_thread() is threading.main_thread() and _in_main_interpreter()
-
-    def spawn(
-        self, args: list[Any], stdin: Any, stdout: Any, stderr: Any, env: Any, cwd: Any, passed: list[int]
-    ) -> Popen[bytes]:
-        """Start a child; returns when its program runs, raises the OSError for which it does not."""
-        import subprocess
-
-        if passed and os.name != 'posix':
-            raise OSError(errno.ENOTSUP, 'children get no other descriptors than their three on this platform')
-        return subprocess.Popen(args, stdin=stdin, stdout=stdout, stderr=stderr, env=env, cwd=cwd, pass_fds=passed)
-
-    def pidfd(self, pid: int) -> int:
-        """A descriptor that stands for a child and is readable when it has ended; -1 where there is none."""
-        try:
-            return os.pidfd_open(pid)
-        except (AttributeError, OSError):
-            return -1  # not Linux, too old, forbidden by a sandbox, no descriptor left, or reaped already
-
     def has_clients(self, sock: Any) -> bool:
         """Whether clients wait in the queue of a listening socket."""
         if sock.fileno() < 0:
@@ -461,62 +243,9 @@ class Kernel:
         """Close a descriptor that has no object of its own."""
         os.close(fd)
 
-    def reap(self, child: Popen[bytes]) -> int | None:
-        """How a child has ended: its exit code, minus the signal that killed it; None while it runs.
-
-        Raises ChildProcessError when somebody else has reaped it.
-        """
-        if os.name != 'posix':
-            return child.poll()
-        if child.returncode is not None:
-            return child.returncode  # reaped before, when there was no memory to report it
-        # Not by `poll`, which tells 0 for a child that somebody else has reaped.
-        try:
-            pid, status = os.waitpid(child.pid, os.WNOHANG)
-        except ChildProcessError:
-            child.returncode = EXIT_UNKNOWN
-            raise
-        if not pid:
-            return None
-        child.returncode = os.waitstatus_to_exitcode(status)
-        return child.returncode
-
-    def signal_child(self, child: Popen[bytes], pidfd: int, signum: int) -> None:
-        """Send a signal to a child that was not reaped yet."""
-        if pidfd >= 0:
-            signal.pidfd_send_signal(pidfd, signum)
-        elif os.name == 'posix':
-            os.kill(child.pid, signum)
-        else:
-            child.send_signal(signum)
-
     def sleep(self, seconds: float) -> None:
         """Block; where there is nothing else to do: at the end of the loop, or without memory for one byte."""
         time.sleep(seconds)
-
-    def set_wakeup_fd(self, fd: int) -> int:
-        """Have each signal write a byte to `fd`; returns the descriptor it replaces, -1 for none."""
-        return signal.set_wakeup_fd(fd, warn_on_full_buffer=False)
-
-    def signal(self, signum: int, handler: Any) -> Any:
-        """Install a signal handler and return the one it replaces."""
-        return _signal.signal(signum, handler if callable(handler) else int(handler))
-
-    def getsignal(self, signum: int) -> Any:
-        """The handler that is installed for a signal; None for one that was not installed from Python."""
-        return _signal.getsignal(signum)
-
-    def raise_signal(self, signum: int) -> None:
-        """Send a signal to this process."""
-        signal.raise_signal(signum)
-
-    def watch_forks(self) -> None:
-        """From now on, have a fork of this process give back what the reactors in `owners` have installed.
-
-        The child inherits our handlers and the wakeup descriptor. Without this, SIGTERM would not end it, and bytes for
-        its own signals would go to our doorbell, or to whatever gets that number in the child.
-        """
-        _watch_forks()
 
     def identity(self, fd: int) -> Any:
         """What tells an open file from a later one with the same number: device and inode. None when it is not open."""

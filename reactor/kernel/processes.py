@@ -1,0 +1,160 @@
+"""Children, threads, signals and forks: the calls of `Kernel` about this process and those that it starts.
+
+The class keeps one list for the whole process, `owners`: each entry has installed signal handlers and the wakeup
+descriptor, and releases them in a forked child.
+"""
+
+from __future__ import annotations
+
+import _signal  # type: ignore[import-not-found]  # what `signal` wraps: its own functions make enums, 10 us each
+import errno
+import os
+import signal
+import threading
+from functools import cache
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from subprocess import Popen
+    from typing import Any, ClassVar
+
+SIGTERM = signal.SIGTERM
+SIGKILL = getattr(signal, 'SIGKILL', signal.SIGTERM)  # Windows has the one way to end a process
+EXIT_UNKNOWN = 255  # what stands for the exit code of a child that somebody else has reaped
+
+
+@cache
+def _in_main_interpreter() -> bool:
+    # Asked in the main thread of an interpreter. The number is refused anyway, in a sub-interpreter with ValueError.
+    try:
+        signal.set_wakeup_fd(-2)
+    except OSError:
+        return True
+    except ValueError:
+        pass
+    return False
+
+
+@cache
+def _watch_forks() -> None:
+    # Once in a process, because hooks cannot be removed.
+    if hasattr(os, 'register_at_fork'):
+        os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_in_child)
+
+
+_masks: dict[int, Any] = {}  # the blocked signals of each thread that is forking now
+
+
+def _before_fork() -> None:
+    # A signal that reaches the child before our handlers are gone would be lost: Python forgets it there.
+    if Processes.owners:
+        _masks[threading.get_ident()] = _signal.pthread_sigmask(signal.SIG_BLOCK, _signal.valid_signals())
+
+
+def _after_fork() -> None:
+    mask = _masks.pop(threading.get_ident(), None)
+    if mask is not None:
+        _signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
+def _in_child() -> None:
+    try:
+        for owner in reversed(Processes.owners[:]):
+            owner.on_fork()
+    finally:
+        _after_fork()
+
+
+class Processes:
+    """The part of `Kernel` that deals with processes, threads and signals."""
+
+    # The one that raises `KeyboardInterrupt`.
+    default_int_handler: Callable[[int, Any], object] = staticmethod(signal.default_int_handler)
+    owners: ClassVar[list[Any]] = []  # of the wakeup descriptor of this process, the last at the end: see `WakeupClaim`
+
+    def start_thread(self, target: Callable[[], None], name: str) -> None:
+        """Run `target` in a daemon thread."""
+        threading.Thread(target=target, name=name, daemon=True).start()
+
+    def pid(self) -> int:
+        """The number of this process, another one after a fork."""
+        return os.getpid()
+
+    def thread(self) -> int:
+        """The identity of the calling thread."""
+        return threading.get_ident()
+
+    def in_main_thread(self) -> bool:
+        """Whether the caller may install signal handlers: in the main thread of the main interpreter."""
+        return threading.current_thread() is threading.main_thread() and _in_main_interpreter()
+
+    def spawn(
+        self, args: list[Any], stdin: Any, stdout: Any, stderr: Any, env: Any, cwd: Any, passed: list[int]
+    ) -> Popen[bytes]:
+        """Start a child; returns when its program runs, raises the OSError for which it does not."""
+        import subprocess
+
+        if passed and os.name != 'posix':
+            raise OSError(errno.ENOTSUP, 'children get no other descriptors than their three on this platform')
+        return subprocess.Popen(args, stdin=stdin, stdout=stdout, stderr=stderr, env=env, cwd=cwd, pass_fds=passed)
+
+    def pidfd(self, pid: int) -> int:
+        """A descriptor that stands for a child and is readable when it has ended; -1 where there is none."""
+        try:
+            return os.pidfd_open(pid)
+        except (AttributeError, OSError):
+            return -1  # not Linux, too old, forbidden by a sandbox, no descriptor left, or reaped already
+
+    def reap(self, child: Popen[bytes]) -> int | None:
+        """How a child has ended: its exit code, minus the signal that killed it; None while it runs.
+
+        Raises ChildProcessError when somebody else has reaped it.
+        """
+        if os.name != 'posix':
+            return child.poll()
+        if child.returncode is not None:
+            return child.returncode  # reaped before, when there was no memory to report it
+        # Not by `poll`, which tells 0 for a child that somebody else has reaped.
+        try:
+            pid, status = os.waitpid(child.pid, os.WNOHANG)
+        except ChildProcessError:
+            child.returncode = EXIT_UNKNOWN
+            raise
+        if not pid:
+            return None
+        child.returncode = os.waitstatus_to_exitcode(status)
+        return child.returncode
+
+    def signal_child(self, child: Popen[bytes], pidfd: int, signum: int) -> None:
+        """Send a signal to a child that was not reaped yet."""
+        if pidfd >= 0:
+            signal.pidfd_send_signal(pidfd, signum)
+        elif os.name == 'posix':
+            os.kill(child.pid, signum)
+        else:
+            child.send_signal(signum)
+
+    def set_wakeup_fd(self, fd: int) -> int:
+        """Have each signal write a byte to `fd`; returns the descriptor it replaces, -1 for none."""
+        return signal.set_wakeup_fd(fd, warn_on_full_buffer=False)
+
+    def signal(self, signum: int, handler: Any) -> Any:
+        """Install a signal handler and return the one it replaces."""
+        return _signal.signal(signum, handler if callable(handler) else int(handler))
+
+    def getsignal(self, signum: int) -> Any:
+        """The handler that is installed for a signal; None for one that was not installed from Python."""
+        return _signal.getsignal(signum)
+
+    def raise_signal(self, signum: int) -> None:
+        """Send a signal to this process."""
+        signal.raise_signal(signum)
+
+    def watch_forks(self) -> None:
+        """From now on, have a fork of this process give back what the reactors in `owners` have installed.
+
+        The child inherits our handlers and the wakeup descriptor. Without this, SIGTERM would not end it, and bytes for
+        its own signals would go to our doorbell, or to whatever gets that number in the child.
+        """
+        _watch_forks()

@@ -1,0 +1,115 @@
+"""Simulated time: the clock, what is due at which time, and the trace of what has happened.
+
+Time passes when `sleep_until` is called, which selectors do alone, and when a callback calls `busy` or sleeps.
+"""
+
+from __future__ import annotations
+
+from heapq import heappop, heappush
+from random import Random
+
+from .platforms import MS, Platform
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+START = 1_000_000 * MS  # the clock at the start
+COARSE = 0.3  # of the seeds: time advances in steps
+GRAINS = 0.005, 0.05  # seconds, the shortest and the longest step
+
+
+class Agenda(Platform):
+    """A kernel whose time is simulated. `platform` is passed to `Platform`; the rest is explained at `SimKernel`."""
+
+    time: int
+
+    def __init__(self, grain: float | None, *platform: Any) -> None:
+        super().__init__(*platform)
+        self.time = self.woke_at = START  # now, and when the last poll returned
+        self.trace: list[tuple[int, str, int, Any]] = []
+        self.progress: int = 0  # counts what a program can make of its calls
+        self._events: list[tuple[int, int, Callable[..., object], tuple[Any, ...]]] = []
+        self._sequence = 0
+        self._numbers = 0
+        steps = Random(f'grain {self.seed}')
+        drawn = steps.uniform(*GRAINS) if steps.random() < COARSE else 0.0
+        self.grain: int = int(1e9 * (drawn if grain is None else grain))
+        self._latency = self.random.choice((MS // 20, MS // 2, 5 * MS, 80 * MS))
+        self._capacity = self.random.choice((500, 4096, 16384, 65536, 262144))
+
+    def clock(self) -> float:
+        return self.reading(self.time) / 1e9
+
+    def sleep(self, seconds: float) -> None:
+        self.busy(seconds)
+
+    def note(self, what: str, fd: int, detail: Any = None) -> None:
+        """A line of the trace."""
+        self.trace.append((self.time, what, fd, detail))
+
+    def moved(self, what: str, fd: int, detail: Any = None) -> None:
+        """A line of the trace about a call that got somewhere."""
+        self.progress += 1
+        self.trace.append((self.time, what, fd, detail))
+
+    def show_trace(self, last: int | None = None) -> str:
+        """The trace as text, one line for each thing that happened."""
+        lines = self.trace if last is None else self.trace[-last:]
+        return ''.join(
+            f'{(time - START) / 1e9:14.6f}  {what}{f" fd={fd}" if fd >= 0 else ""}'
+            f'{"" if detail is None else f"  {detail}"}\n'
+            for time, what, fd, detail in lines
+        )
+
+    def reading(self, time: int) -> int:
+        """What the clock says at a time, both in ns."""
+        return time // self.clock_grain * self.clock_grain
+
+    def busy(self, seconds: float) -> None:
+        """Let time pass in a callback, as a slow one would."""
+        self.time += int(seconds * 1e9)
+
+    def at(self, time: int, fn: Callable[..., object], *args: Any) -> None:
+        """Have something happen at a time, in ns."""
+        self._sequence += 1
+        heappush(self._events, (time, self._sequence, fn, args))
+
+    def after_latency(self, fn: Callable[..., object], *args: Any) -> None:
+        """Have something happen after the time that the network takes."""
+        self.at(self.time + self.draw_latency(), fn, *args)
+
+    def draw_latency(self) -> int:
+        """How long something is on its way, in ns."""
+        if self.faults.falls('network.stall'):
+            return self.random.randrange(1, 8000) * MS
+        return self.random.randrange(1, 2 * self._latency)
+
+    def draw_capacity(self) -> int:
+        """How many bytes a socket holds."""
+        return max(1, self.random.randrange(self._capacity // 2, 2 * self._capacity))
+
+    def next_number(self) -> int:
+        """A number for a file, never given twice."""
+        self._numbers += 1
+        return self._numbers
+
+    def run_due(self) -> None:
+        """Let everything happen whose time has come."""
+        while self._events and self._events[0][0] <= self.time:
+            _, _, fn, args = heappop(self._events)
+            fn(*args)
+
+    def sleep_until(self, until: int | None) -> bool:
+        """Let time pass until the next event, or `until`; False when neither will ever come."""
+        coming = self._events[0][0] if self._events else None
+        if coming is None and until is None:
+            return False
+        time = min(time for time in (coming, until) if time is not None)
+        if self.grain:
+            time = -(-time // self.grain) * self.grain
+        self.time = max(self.time, time)
+        if self.faults.falls('clock.jump'):
+            self.time += self.random.randrange(1, 90_000) * MS
+        return True

@@ -1,0 +1,183 @@
+"""The simulated network: which address belongs to whom, and which client is connected to which listener.
+
+Nothing here has a descriptor. What travels between two ends that are connected is in `files`.
+"""
+
+from __future__ import annotations
+
+import errno
+from socket import AF_INET, AF_UNIX
+
+from .agenda import Agenda
+from .faults import fail
+from .files import DEFERRED, SYN_RETRY, End, Listening, Mailbox
+from .platforms import MS
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from .files import File
+
+UNIX_QUEUE = 10  # datagrams that wait at a Unix socket, as in net.unix.max_dgram_qlen
+
+
+class Network(Agenda):
+    """A kernel with a network of its own. The arguments are those of `Agenda`."""
+
+    def __init__(self, *agenda: Any) -> None:
+        super().__init__(*agenda)
+        self.silent: set[str] = set()  # hosts that never answer
+        self.paths: dict[Any, tuple[int, int]] = {}  # device and inode of each socket file
+        self._listeners: dict[Any, list[Listening]] = {}
+        self._mailboxes: dict[Any, Mailbox] = {}
+        self._port = 32768
+
+    def bind(self, file: Any, family: int, kind: int, address: Any, reuse: bool) -> Any:
+        """Give a socket an address; EADDRINUSE when another listens there."""
+        if family == AF_UNIX:
+            if not address:
+                return ''
+            if address in self.paths:
+                fail(errno.EADDRINUSE)
+            self.paths[address] = (1, self.next_number())
+            if isinstance(file, Mailbox):
+                self._mailboxes[address] = file
+                file.local = address
+            return address
+        address = address or ('0.0.0.0' if family == AF_INET else '::', 0)
+        if not address[1]:
+            self._port += 1
+            address = (address[0], self._port, *address[2:])
+        if isinstance(file, Mailbox):
+            if address in self._mailboxes:
+                fail(errno.EADDRINUSE)
+            self._mailboxes[address] = file
+            file.local = address
+        else:
+            found = self._listeners.get(_key(address), ())
+            if any(listening.exclusive for listening in found) and reuse:
+                fail(errno.EACCES)
+            if found and not reuse:
+                fail(errno.EADDRINUSE)
+        return address
+
+    def listen(self, listening: Listening) -> None:
+        """A socket begins to listen."""
+        self._listeners.setdefault(_key(listening.address), []).append(listening)
+
+    def forget(self, file: File) -> None:
+        """The last descriptor of a file was closed: nothing can be sent to its address any more."""
+        if isinstance(file, Listening):
+            key = _key(file.address)
+            self._listeners[key].remove(file)
+            if not self._listeners[key]:
+                del self._listeners[key]
+        elif isinstance(file, Mailbox) and self._mailboxes.get(file.local) is file:
+            del self._mailboxes[file.local]
+
+    def ephemeral(self, family: int) -> Any:
+        """An address for who connects without one."""
+        if family == AF_UNIX:
+            return ''
+        self._port += 1
+        return ('127.0.0.1', self._port) if family == AF_INET else ('::1', self._port, 0, 0)
+
+    def is_silent(self, address: Any) -> bool:
+        """Whether nobody ever answers there."""
+        return bool(address) and address[0] in self.silent
+
+    def knock(self, end: End) -> bool:
+        """A client asks to be let in; returns whether it is connected."""
+        if not end.references:
+            return False
+        listening = self._listener(end.remote)
+        if listening is None:
+            self.refuse(end)
+        elif len(listening.queue) > listening.backlog or not listening.takes_new:
+            self.at(self.time + SYN_RETRY, self.knock, end)
+        else:
+            self._join(end, listening)
+            return True
+        return False
+
+    def connect_unix(self, end: End) -> int:
+        """The same over a Unix socket, at once; returns the error number."""
+        listening = self._listener(end.remote)
+        if listening is None:
+            return errno.ECONNREFUSED if end.remote in self.paths else errno.ENOENT
+        if len(listening.queue) > listening.backlog:
+            return errno.EAGAIN if self.on_linux else errno.ECONNREFUSED
+        self._join(end, listening)
+        return 0
+
+    def refuse(self, end: End) -> None:
+        """Nobody listens there."""
+        self._fail_connect(end, errno.ECONNREFUSED)
+
+    def give_up(self, end: End) -> None:
+        """Nobody has answered."""
+        self._fail_connect(end, errno.ETIMEDOUT)
+
+    def post_unix(self, sender: Mailbox, data: bytes, path: Any) -> int:
+        """A datagram to a Unix socket arrives at once or is refused; returns the error number."""
+        receiver = self._mailboxes.get(path)
+        if receiver is None:
+            return errno.ECONNREFUSED if path in self.paths else errno.ENOENT
+        if len(receiver.inbox) >= UNIX_QUEUE:
+            return errno.EAGAIN if self.on_linux else errno.ENOBUFS  # and the sender is called writable all the same
+        receiver.arrive(data, sender.local)
+        return 0
+
+    def post(self, sender: Mailbox, data: bytes, address: Any) -> None:
+        """A datagram arrives where it was sent to, or nowhere."""
+        host, port = address[:2]
+        for found in (address, (host, port), ('0.0.0.0', port), ('::', port, 0, 0), ('::', port)):
+            if found in self._mailboxes:
+                local = sender.local
+                self._mailboxes[found].arrive(data, ('127.0.0.1', *local[1:]) if local[0] == '0.0.0.0' else local)
+                return
+        sender.refuse()
+
+    def _listener(self, address: Any) -> Listening | None:
+        if isinstance(address, tuple):
+            for host in (address[0], '0.0.0.0', '::'):
+                group = self._listeners.get((host, address[1]))
+                if group:
+                    return self.random.choice(group)
+            return None
+        group = self._listeners.get(address)
+        return group[0] if group and address in self.paths else None
+
+    def _join(self, client: End, listening: Listening) -> None:
+        server = End(self, client.family, client.instant)
+        server.references = 0
+        server.accepted = False
+        client.peer, server.peer = server, client
+        server.local, server.remote = listening.address, client.local
+        client.connected = server.connected = True
+        client.look()
+        server.look()
+        self.note('connected', -1, (client.number, server.number))
+        if listening.deferred:
+            self._let_in(server, listening, self.time + DEFERRED)
+        else:
+            listening.arrive(server)
+
+    def _let_in(self, server: End, listening: Listening, until: int) -> None:
+        if not listening.references:
+            server.reset()
+        elif server.inbox or server.ended_in or server.dead or self.time >= until:
+            listening.arrive(server)
+        else:
+            self.at(self.time + MS, self._let_in, server, listening, until)
+
+    def _fail_connect(self, end: End, error: int) -> None:
+        if end.references:
+            end.error, end.dead, end.refused = error, True, True
+            self.note('connect failed', -1, (end.number, errno.errorcode[error]))
+            end.look()
+
+
+def _key(address: Any) -> Any:
+    return address[:2] if isinstance(address, tuple) else address

@@ -1,0 +1,63 @@
+"""What a simulated system is like: its platform, its faults and its limits, all drawn from the seed.
+
+`Platform` comes first in the making of a `SimKernel`. The order in which it draws must stay, or every seed becomes
+another one.
+"""
+
+from __future__ import annotations
+
+import errno
+from random import Random
+from socket import SO_REUSEADDR
+
+from ..kernel import Kernel, step_of_waits
+from .faults import Faults
+
+MS = 1_000_000  # ns
+STDIO = 3  # descriptors that a program has from the start
+KINDS = ('epoll', 'poll', 'select', 'kqueue', 'windows')
+FOREIGN = 0.4  # of the seeds: a system that is not Linux
+TICK = 15_625_000  # ns: the timer of Windows has 64 ticks a second
+
+
+class Platform(Kernel):
+    """A kernel of a kind that is drawn or chosen, with the attributes of `Kernel` that differ between platforms."""
+
+    counts_tcp: bool
+    nodelay_inherited: bool
+    exclusive_address: int
+    connecting: frozenset[int]
+    clock_step: float
+
+    def __init__(self, seed: int, selector: str | None, faults: bool | tuple[str, ...], descriptors: int) -> None:
+        self.seed = seed
+        self.random: Random = Random(seed)
+        coins = Random(self.random.getrandbits(64))
+        self.faults: Faults = Faults(coins, None if faults is True else faults or ())
+        kind = self.random.choice(KINDS[:3])
+        # Drawn apart from everything else, as others below are: so a seed that was one of the first three before there
+        # were others is the same still, or becomes so with `selector`.
+        manner = Random(f'manner {seed}')
+        if manner.random() < FOREIGN:
+            kind = manner.choice(KINDS[3:])
+        self.kind: str = selector or kind
+        self.on_linux: bool = self.kind in KINDS[:3]
+        self.tick: int = MS  # of the timer that ends waits, on Windows
+        self.clock_grain: int = 1  # ns, the steps of the clock
+        self.lost: int = errno.EBADF  # the error of a call on a descriptor that is not open
+        self.counts_tcp = self.nodelay_inherited = self.on_linux
+        if self.kind == 'windows':
+            self._be_windows(manner)
+        self.descriptors: int = descriptors
+        if 'descriptors.few' in self.faults.on:
+            self.descriptors = STDIO + self.random.randrange(4, 40)
+
+    def _be_windows(self, random: Random) -> None:
+        self.lost = errno.ENOTSOCK
+        self.reuse_address = False
+        self.exclusive_address = ~SO_REUSEADDR
+        self.reset_on_close = b'\1\0\0\0'
+        self.connecting = frozenset({errno.EWOULDBLOCK, errno.EALREADY})
+        # Up to Python 3.12 the clock is that of the ticks; since then it is exact. Programs can ask for finer ticks.
+        self.clock_grain, self.tick = random.choice(((TICK, TICK), (TICK, MS), (100, TICK)))
+        self.clock_step = step_of_waits('nt', self.clock_grain / 1e9)
