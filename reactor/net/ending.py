@@ -347,8 +347,10 @@ class Connection(Handle):
         elif self.sock is None and self.origin is None:
             return
         try:
-            if self.timeouts is not None:
-                self.stop_timeouts()
+            timeouts = self.timeouts
+            if timeouts is not None:
+                loop.timers.buckets.discard(self, timeouts.second)  # type: ignore[arg-type]  # a `Stream`
+                self.timeouts = None
             if ending is not None and ending.linger is not None:
                 ending.linger.cancel()
             loop.watchers.remove(self)
@@ -372,9 +374,3 @@ class Connection(Handle):
         """Give back what it holds, and never call its user: it could not be opened."""
         self.on_connect = self.on_data = self.on_eof = self.on_drain = self.on_close = self.origin = None
         self.finish(None)
-
-    def stop_timeouts(self) -> None:
-        """Watch the time limits no more."""
-        if self.timeouts is not None:
-            self.loop.timers.buckets.discard(self, self.timeouts.second)  # type: ignore[arg-type]  # a `Stream`
-            self.timeouts = None
