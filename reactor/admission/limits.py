@@ -23,7 +23,7 @@ from .networks import packed
 from .pace import LimitedClient
 
 Rate = tuple[float, float]
-Refusal = tuple[str, str]  # the counter, and what is told
+Refusal = tuple[str, str]  # the counter, and the reason in words
 
 MAX_ADDRESSES = 50_000  # some 400 bytes each
 IPV6_PREFIX = 8  # bytes: a client of IPv6 has a /64 and changes its address in it at will (RFC 8981)
@@ -33,7 +33,7 @@ class Limits:
     """What clients may take, given to `listen_tcp` or `listen_unix` as `limits=`; several listeners may share it.
 
     refuse         `refuse(address)` is called for each client, (host, port), and True refuses him. An exception of it
-                   refuses him, too, and is told as those of callbacks
+                   refuses it, too, and is reported like those of callbacks
     connections    how many may be open at once. One more is refused; with `max_connections` he waits in the backlog
     per_address    how many of one address
     connect_rate   (a second, burst): how often one address may connect

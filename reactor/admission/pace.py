@@ -117,5 +117,5 @@ class TransferWindow:
         return now - self._since > grace + (count - self._before) / rate
 
     def show(self, now: float, count: int) -> str:
-        """What is told of it."""
+        """Describe it, for an error message."""
         return f'{count - self._before} bytes in {now - self._since:.0f} s'

@@ -89,7 +89,7 @@ class HeaderBuffer:
 class ProxiedStream(Stream):
     """A connection whose PROXY header is awaited: CONNECTING, and a stream of another class from then on.
 
-    Nothing can be written to it: `write` returns False and drops the bytes, since nobody knows yet whom they are for.
+    Nothing can be written to it: `write` returns False and drops the bytes, because the client is not known yet.
     """
 
     __slots__ = ()
@@ -153,7 +153,7 @@ class ProxiedStream(Stream):
     # -- what users call, if they have found it in `handles()`
 
     def write_eof(self) -> None:
-        """Nothing: there is nobody yet to tell."""
+        """Do nothing: the client is not known yet."""
 
     def waits_for(self) -> str:
         return 'its PROXY header'
@@ -219,8 +219,8 @@ class ProxiedStream(Stream):
         if options.timed:
             self.start_timeouts()
         if options.ssl is not None:
-            told = (Stream.handle_accepted, ())
-            options.shared.tls_class.upgrade(self, options.ssl, told, True, None, options.handshake_timeout)
+            on_secured = (Stream.handle_accepted, ())
+            options.shared.tls_class.upgrade(self, options.ssl, on_secured, True, None, options.handshake_timeout)
         if not reading:
             self.pause_reading()
         elif more:  # what has come with the header is read in this turn
@@ -236,9 +236,7 @@ class ProxiedStream(Stream):
 
     def _fail(self, what: str, kind: type[ProxyError] = ProxyError) -> None:
         self.loop.counters.proxy_errors += 1
-        error = kind(
-            f'{show(self.peername)} was reset: {what}; let nobody connect here but proxies that send a PROXY header'
-        )
+        error = kind(f'{show(self.peername)} was reset: {what}; only proxies that send a PROXY header may connect here')
         if self.options.shared.may_log_refusal(self.loop.timers.clock()):
             log('warning', '%s', error)
         self.reset(error)

@@ -71,7 +71,7 @@ class HandshakeStream(Stream):
         except SelectorFull as exc:
             self.reset(exc.with_traceback(None))
         if self.sock is None:
-            return  # it was lost, and is told so
+            return  # it was lost, and `on_close` reports that
         if options.timed:
             self.start_timeouts()
         self.limit_handshake(options.handshake_timeout, deadline)
@@ -97,7 +97,7 @@ class HandshakeStream(Stream):
         assert isinstance(stream, HandshakeStream)
         stream.loop.watchers.set_events(stream, stream.events | READ)
         if stream.sock is None:
-            return  # its descriptor was lost, and it is told so
+            return  # its descriptor was lost, and `on_close` reports that
         stream.limit_handshake(timeout, None)
         if not session.ssl_object.server_side:
             stream.decrypt_later()  # not in this call: an `sni_callback` may have made it, inside another handshake
@@ -254,7 +254,7 @@ class HandshakeStream(Stream):
         """Send close_notify, the end of our side of the stream.
 
         A peer that has closed its socket does not take it, and does not have to (RFC 8446, section 6.1): when nothing
-        else waits, nothing is lost, and reading tells how the connection has ended.
+        else waits, nothing is lost, and reading shows how the connection has ended.
         """
         writer, state, ending = self.writer, self.state, self.ending
         self.send_tls(self.tls.close_notify())

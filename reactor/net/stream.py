@@ -125,7 +125,7 @@ class Stream(Sender):
         """Called as a completion, in the turn in which it was accepted: `on_connect`."""
         if self.on_connect is None:
             return
-        if self.closed:  # over TLS it may have failed since: nothing but its end is told then
+        if self.closed:  # over TLS it may have failed since: then `on_close` alone is called
             self.on_data = self.on_eof = None
         else:
             self.on_connect(self)
@@ -235,7 +235,7 @@ class Stream(Sender):
 
     @property
     def reading(self) -> bool:
-        """Whether bytes that arrive go to `on_data`: reading is not paused, not over, and nobody has closed it here."""
+        """Whether bytes that arrive go to `on_data`: reading is not paused, not over, and you have not closed it."""
         return self.on_data is not None and (self.events & READ != 0 or self.loop.streams.suspended.get(self, False))
 
     @property
@@ -249,7 +249,7 @@ class Stream(Sender):
     def peername(self) -> Any:
         """The peer's address; asked of the system once, None when it is too late for that.
 
-        On a listener with `proxy_protocol` the client's, as the proxy has told it.
+        On a listener with `proxy_protocol` the client's, from the header of the proxy.
         """
         if self.peer is None and self.sock is not None:
             try:
@@ -279,7 +279,7 @@ class Stream(Sender):
         """Whether you owe the peer an answer: `drain` waits for it, and closes the connection when you do no more.
 
         Yours to set, True from the first byte of a request (half a request is none to others: unless you say so, it may
-        be closed) to the last of its answer, False when you wait for the next. In `on_close` it tells whether the
+        be closed) to the last of its answer, False when you wait for the next. In `on_close` it says whether the
         answer was given. From False to True counts one in `requests` of `stats`. Setting it on a connection that is
         over does nothing; TypeError for what is not a bool.
         """
@@ -370,7 +370,7 @@ class Stream(Sender):
         except SelectorFull as exc:
             self.reset(exc.with_traceback(None))
         if self.sock is None:
-            return  # it has failed, and is told so
+            return  # it has failed, and `on_close` reports that
         if self.options.timed:
             self.start_timeouts()
         if self.on_connect is not None:

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 
 class TLSStream(HandshakeStream):
-    """A `Stream` over TLS; `conn.tls` tells what was agreed. `on_connect` is called after the handshake.
+    """A `Stream` over TLS; `conn.tls` has what was agreed. `on_connect` is called after the handshake.
 
     `buffered` and the limits count ciphertext, and during a handshake what is still to be encrypted.
     """
