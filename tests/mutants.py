@@ -960,7 +960,7 @@ MUTANTS = (
     Mutant(
         'an accepted connection that was closed before on_connect is open',
         'net/stream.py',
-        '        if self.closed:  # over TLS it may have failed since: nothing but its end is told then\n',
+        '        if self.closed:  # over TLS it may have failed since: then `on_close` alone is called\n',
         '        if self.tls is not None and self.closed:\n',
         '1: nothing fires after the end',
         212,
