@@ -1,7 +1,7 @@
 """The object that a program holds: a loop that can listen and connect.
 
-Owns nothing: each method checks its arguments and builds one part. Knows every transport, which is why the loop below
-does not have to.
+Owns nothing: each method hands its arguments to the module that checks them and builds the object. It knows every
+transport, so that the loop below does not have to.
 """
 
 from __future__ import annotations

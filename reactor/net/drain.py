@@ -1,7 +1,7 @@
 """The end of a server: `Reactor.drain`, phase after phase.
 
-Owns the phases and the looks at what is left. Knows listeners and streams by what they tell of themselves, and keeps
-none of them: each look goes through the open handles anew. The phases are those of the load balancers in front of it,
+Owns the phases and the looks at what is left. Knows listeners and streams by their attributes, and keeps
+none of them: each look goes through the open handles again. The phases are those of the load balancers in front of it,
 HAProxy's drain and Envoy's; "lame duck" is Google's word ("Site Reliability Engineering", chapter 20):
 
     lame duck   `draining` is True and nothing else: health checks turn red, answers say `Connection: close`

@@ -3,7 +3,7 @@
 `Connection` is the part of a stream that every other part builds on: its slots, its state, and the ways out. A
 connection ends in `finish`, which appends its last completion first and then does what cannot fail, or what can be done
 again: an exhausted process never leaves half an ending. What has happened is appended to `loop.completions`, and the
-user is called from there.
+user is called from there. It does not know how bytes are received or sent.
 """
 
 from __future__ import annotations

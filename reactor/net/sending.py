@@ -76,7 +76,8 @@ class Sender(Connection):
             if not sent:
                 self.writer = None
                 raise
-            starved = self.loop.failures.starved  # as `lose` has it: there may be no stack for a call
+            # As in `lose`, but written out: there may be no stack left for a call.
+            starved = self.loop.failures.starved
             starved.append(self)
             starved.append(exc)
             self.writer, self.ending, self.state = SHUT, UNREPORTED, FAILED
@@ -241,7 +242,8 @@ class Sender(Connection):
             if type(exc) is RecursionError and not writer.sent:
                 self.writer, self.ending = None, waited
                 raise
-            starved = self.loop.failures.starved  # as `lose` has it: there may be no stack for a call
+            # As in `lose`, but written out: there may be no stack left for a call.
+            starved = self.loop.failures.starved
             starved.append(self)
             starved.append(exc)
             self.writer, self.ending, self.state = SHUT, UNREPORTED, FAILED
