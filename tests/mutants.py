@@ -39,13 +39,21 @@ def copy_package(folder: Path, mutant: Mutant | None) -> Path:
     """A copy of the package in `folder`, with this bug planted; ValueError when there is not the one place for it."""
     shutil.copytree(PACKAGE, folder / PACKAGE.name, ignore=shutil.ignore_patterns('__pycache__'))
     if mutant is not None:
-        path = folder / PACKAGE.name / mutant.file
-        text = path.read_text()
-        found = text.count(mutant.anchor)
-        if found != 1 or mutant.file.startswith('testing') or mutant.anchor == mutant.replacement:
-            raise ValueError(f'mutant {mutant.name!r}: its anchor text is {found} times in {mutant.file}, not once')
-        path.write_text(text.replace(mutant.anchor, mutant.replacement))
+        (folder / PACKAGE.name / mutant.file).write_text(plant(mutant))
     return folder
+
+
+def plant(mutant: Mutant) -> str:
+    """Return the text of the mutant's file with the bug in it.
+
+    Raises:
+        ValueError: The anchor is not in the file exactly once, or the bug would be in the simulator itself.
+    """
+    text = (PACKAGE / mutant.file).read_text()
+    found = text.count(mutant.anchor)
+    if found != 1 or mutant.file.startswith('testing') or mutant.anchor == mutant.replacement:
+        raise ValueError(f'mutant {mutant.name!r}: its anchor text is {found} times in {mutant.file}, not once')
+    return text.replace(mutant.anchor, mutant.replacement)
 
 
 MUTANTS = (

@@ -5,6 +5,7 @@ Each runs in a process of its own, on a copy of the package.
 
 from __future__ import annotations
 
+import ast
 import os
 import subprocess
 import sys
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import mutants
 import pytest
-from mutants import MUTANTS, Mutant, copy_package
+from mutants import MUTANTS, Mutant, copy_package, plant
 
 from reactor.testing import SimKernel
 
@@ -108,6 +109,23 @@ def test_there_are_mutants_of_each_part():
     assert {f'loop/{name}.py' for name in 'loop timers watcher wakeup signals threads buckets'.split()} <= files
     net = 'stream sending ending writer timeouts listener connector datagram options'.split()
     assert {f'net/{name}.py' for name in net} <= files
+
+
+def written_in(path: Path):
+    """Each `Mutant` that a file of tests writes out."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == 'Mutant':
+            values = [argument.value for argument in node.args if isinstance(argument, ast.Constant)]
+            if 5 <= len(values) == len(node.args):
+                yield Mutant(*values)
+
+
+def test_every_planted_bug_still_finds_its_place():
+    """Without planting it: a hunt takes minutes, and a change of wording alone can move a place."""
+    planted = [mutant for path in Path(mutants.__file__).parent.rglob('*.py') for mutant in written_in(path)]
+    assert len(planted) > 150
+    for mutant in planted:
+        plant(mutant)
 
 
 @pytest.mark.parametrize(
