@@ -80,7 +80,7 @@ class Sender(Connection):
             starved = self.loop.failures.starved
             starved.append(self)
             starved.append(exc)
-            self.writer, self.ending, self.state = SHUT, UNREPORTED, FAILED
+            self.writer, self.ending, self.state = self.writer or SHUT, self.ending or UNREPORTED, FAILED
             return False
         return True
 
@@ -246,7 +246,7 @@ class Sender(Connection):
             starved = self.loop.failures.starved
             starved.append(self)
             starved.append(exc)
-            self.writer, self.ending, self.state = SHUT, UNREPORTED, FAILED
+            self.writer, self.ending, self.state = self.writer or SHUT, self.ending or UNREPORTED, FAILED
             return False
 
     def _keep_rest(
