@@ -220,7 +220,7 @@ class ProxiedStream(Stream):
             self.start_timeouts()
         if options.ssl is not None:
             on_secured = (Stream.handle_accepted, ())
-            options.shared.tls_class.upgrade(self, options.ssl, on_secured, True, None, options.handshake_timeout)
+            self.loop.streams.tls_class.upgrade(self, options.ssl, on_secured, True, None, options.handshake_timeout)
         if not reading:
             self.pause_reading()
         elif more:  # what has come with the header is read in this turn

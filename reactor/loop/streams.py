@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 class Streams:
     """The marks of some connections, and the buffers that all TLS connections use in turn."""
 
-    __slots__ = ('busy', 'proxy_headers', 'suspended', 'tls_buffers')
+    __slots__ = ('busy', 'proxy_headers', 'suspended', 'tls_buffers', 'tls_class')
 
     def __init__(self) -> None:
         self.busy: set[Handle] = set()  # whose application owes an answer; see `Stream.busy`
@@ -24,3 +24,4 @@ class Streams:
         # reading. See `stream.suspend_reading`.
         self.suspended: dict[Handle, bool] = {}
         self.tls_buffers: Any = None  # made with the first TLS connection
+        self.tls_class: Any = None  # what `start_tls` makes of a stream: set by the reactor, which knows its kinds

@@ -74,6 +74,7 @@ class Endpoints:
         self._loop = loop
         self._kernel = kernel
         self._kinds = kinds
+        loop.streams.tls_class = kinds.tls
 
     def listen_tcp(
         self,
@@ -259,7 +260,6 @@ class Endpoints:
         return self._kinds.datagram(self._loop, self._kernel, on_datagram=on_datagram, **others), broadcast
 
     def _kind(self, settings: Options) -> type[Stream]:
-        settings.shared.tls_class = self._kinds.tls
         return self._kinds.plain if settings.ssl is None else self._kinds.tls
 
 

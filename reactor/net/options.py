@@ -51,14 +51,11 @@ LOG_INTERVAL = 1.0  # seconds between two lines in the log about what a peer can
 class Shared:
     """What the connections of a listener may do together, whichever options one of them has."""
 
-    __slots__ = ('handshakes', 'logged_at', 'refusal_logged_at', 'tls_class', 'waiting')
+    __slots__ = ('handshakes', 'logged_at', 'refusal_logged_at', 'waiting')
 
     def __init__(self) -> None:
-        self.tls_class: Any = None  # what `start_tls` makes of a stream: set by the reactor that makes it
-        self.handshakes: tuple[int, int] = (
-            0,
-            0,
-        )  # the turn of the last steps of TLS handshakes, and how many there were in it
+        # The turn of the last steps of TLS handshakes, and how many there were in it.
+        self.handshakes: tuple[int, int] = (0, 0)
         self.waiting: OrderedDict[Any, None] | None = None  # streams with a handshake whose step comes later
         self.logged_at: float = -LOG_INTERVAL  # when an exception of their callbacks was logged last
         self.refusal_logged_at: float = -LOG_INTERVAL  # when it was logged last that one is no connection

@@ -214,8 +214,8 @@ class Stream(Sender):
         handshake_timeout = time_limit('handshake_timeout', handshake_timeout)
         if self.state is not OPEN:
             raise ConnectionClosed(f'start_tls on {self!r}: it has to be open in both directions')
-        tls_class = self.options.shared.tls_class
-        tls_class.upgrade(self, context, (on_secured, args), server_side, server_hostname, handshake_timeout)
+        upgrade = self.loop.streams.tls_class.upgrade
+        upgrade(self, context, (on_secured, args), server_side, server_hostname, handshake_timeout)
 
     # -- reading
 
