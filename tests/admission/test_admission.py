@@ -11,15 +11,15 @@ import weakref
 from collections import deque
 
 import pytest
-from certificates import certificates  # noqa: F401
-from support import FailingKernel, FakeKernel, Log, fill, idle, run_short, run_until, turns
-from test_proxy_protocol import HEADERS, close_all, ends4, ends6, v2
 
 import reactor
 from reactor import ClientRefused, LifetimeOver, Limits, Reactor, TooSlow
 from reactor.admission.limits import Tokens
 from reactor.admission.pace import LimitedClient
 from reactor.net.listener import Listener
+from tests.helpers.certificates import certificates  # noqa: F401
+from tests.helpers.support import FailingKernel, FakeKernel, Log, fill, idle, run_short, run_until, turns
+from tests.net.test_proxy_protocol import HEADERS, close_all, ends4, ends6, v2
 
 HERE = '127.0.0.1'
 counted = pytest.mark.skipif(sys.platform != 'linux', reason='only Linux counts the bytes of a TCP connection')

@@ -25,8 +25,6 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from conftest import open_descriptors
-from support import INTERNAL, options_of
 
 from reactor import DEVNULL, PIPE, READ, Limits, Process, Reactor, Stream, errors
 from reactor.kernel import Kernel, ResolveFailure
@@ -42,6 +40,8 @@ from reactor.net.listener import Listener
 from reactor.net.options import Options
 from reactor.net.resolver import LookUp
 from reactor.system.pipe import ReadPipe, WritePipe
+from tests.conftest import open_descriptors
+from tests.helpers.support import INTERNAL, options_of
 
 HERE = '127.0.0.1'
 ALLOWED = (errors.ReactorError, TypeError, ValueError, OSError)

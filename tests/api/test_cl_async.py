@@ -17,12 +17,12 @@ import weakref
 from socket import AF_INET, AF_INET6
 
 import pytest
-from certificates import certificates  # noqa: F401
-from support import SELECTORS, FakeKernel, Log, run_until, turns
 
 from reactor import READ, ConnectTimeout, Reactor, ResolveError, ResolveTimeout, Stream
 from reactor.kernel import AF_UNIX, Kernel
 from reactor.net.addresses import numeric
+from tests.helpers.certificates import certificates  # noqa: F401
+from tests.helpers.support import SELECTORS, FakeKernel, Log, run_until, turns
 
 needs_unix = pytest.mark.skipif(AF_UNIX < 0, reason='this platform has no Unix sockets')
 

@@ -7,9 +7,9 @@ import tempfile
 import threading
 
 import pytest
-from support import Log, run_until
 
 from reactor import DEVNULL, PIPE
+from tests.helpers.support import Log, run_until
 
 if os.name != 'posix':
     pytest.skip('pipes of children cannot be watched on this platform', allow_module_level=True)

@@ -15,13 +15,13 @@ from inspect import signature
 from typing import Any
 
 import pytest
-from support import SELECTORS, FakeKernel, Log, end, in_thread, reset, run_until, tcp_sockets, turns
 
 import reactor
 from reactor import HandleClosed, IdleTimeout, Reactor, ReactorError, Stats, Stream
 from reactor.kernel import ABSTRACT_PATHS, AF_UNIX, Kernel
 from reactor.kinds import CheckedStream, CheckedTLSStream
 from reactor.net.tls import TLSStream
+from tests.helpers.support import SELECTORS, FakeKernel, Log, end, in_thread, reset, run_until, tcp_sockets, turns
 
 needs_unix = pytest.mark.skipif(AF_UNIX < 0, reason='this platform has no Unix sockets')
 

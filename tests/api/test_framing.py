@@ -9,15 +9,15 @@ import weakref
 from collections import deque
 
 import pytest
-from certificates import certificates  # noqa: F401  (a fixture)
-from exhaustion import need_faults
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from models_support import model_exactly, model_lines, model_prefixed, model_until
-from support import Log, end, idle, pair, read_all, run_until, turns
 
 from reactor import FrameTooLong, Reactor, ReactorError, framing
 from reactor.framing import MESSAGES_PER_TURN, Frames
+from tests.helpers.certificates import certificates  # noqa: F401  (a fixture)
+from tests.helpers.exhaustion import need_faults
+from tests.helpers.models_support import model_exactly, model_lines, model_prefixed, model_until
+from tests.helpers.support import Log, end, idle, pair, read_all, run_until, turns
 
 LIMIT = 12
 

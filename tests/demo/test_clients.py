@@ -7,8 +7,9 @@ import shutil
 import subprocess
 
 import pytest
-from test_demo import pytestmark as pytestmark
-from test_demo import serving
+
+from tests.demo.test_demo import pytestmark as pytestmark
+from tests.demo.test_demo import serving
 
 
 def client(name, *options):

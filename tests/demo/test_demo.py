@@ -18,7 +18,7 @@ import pytest
 from reactor import Reactor
 from reactor.demo.server import serve
 
-CHECKOUT = Path(__file__).parent.parent
+CHECKOUT = Path(__file__).parents[2]
 DEMO = [sys.executable, '-m', 'reactor.demo']
 REQUEST = b'GET / HTTP/1.1\r\n\r\n'
 pytestmark = pytest.mark.skipif(sys.platform == 'win32', reason='children and signals work differently on Windows')

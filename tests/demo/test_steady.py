@@ -9,12 +9,12 @@ import subprocess
 import time
 
 import pytest
-from support import run_until
-from test_demo import CHECKOUT, DEMO
-from test_demo import pytestmark as pytestmark
 
 import reactor
 from reactor.demo.steady import SteadyLoad
+from tests.demo.test_demo import CHECKOUT, DEMO
+from tests.demo.test_demo import pytestmark as pytestmark
+from tests.helpers.support import run_until
 
 OK = b'HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok'
 LAST = b'HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\nok'

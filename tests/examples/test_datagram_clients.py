@@ -8,10 +8,10 @@ import sys
 from typing import Any
 
 import pytest
-from support import run_until, turns
-from test_examples import example, needs
 
 from reactor import DatagramSocket, Reactor
+from tests.examples.test_examples import example, needs
+from tests.helpers.support import run_until, turns
 
 pytestmark = pytest.mark.skipif(sys.platform == 'win32', reason='the programs are those of Unix systems')
 

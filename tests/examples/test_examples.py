@@ -15,12 +15,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from certificates import certificates  # noqa: F401
-from support import run_until, turns
 
 from reactor import Listener, Reactor, Stream
+from tests.helpers.certificates import certificates  # noqa: F401
+from tests.helpers.support import run_until, turns
 
-EXAMPLES = Path(__file__).parent.parent / 'examples'
+EXAMPLES = Path(__file__).parents[2] / 'examples'
 LONGER = {
     'http_server.py': 220,
     'resp_server.py': 350,

@@ -21,8 +21,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
-from test_clients import client as program
-from test_examples import client, example, read_to_end, read_until
+
+from tests.demo.test_clients import client as program
+from tests.examples.test_examples import client, example, read_to_end, read_until
 
 h11 = pytest.importorskip('h11', reason='NOT TESTED: no h11 (pip install -e .[examples])')
 wsproto = pytest.importorskip('wsproto', reason='NOT TESTED: no wsproto (pip install -e .[examples])')
@@ -31,7 +32,7 @@ from wsproto.events import AcceptConnection, CloseConnection, Ping, Pong, Reques
 pytestmark = pytest.mark.skipif(sys.platform == 'win32', reason='Windows has no SIGTERM to drain by')
 CHROMIUM = shutil.which('chromium') or shutil.which('chromium-browser') or shutil.which('google-chrome')
 BIG = 20 << 20
-PERF = Path(__file__).parents[1] / 'perf'
+PERF = Path(__file__).parents[2] / 'perf'
 
 
 @pytest.fixture(scope='module')

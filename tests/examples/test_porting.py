@@ -13,15 +13,15 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from certificates import certificates  # noqa: F401
-from test_examples import client, example, needs, read_to_end, read_until
 
 import reactor
 import reactor.observe
 import reactor.serve
 from reactor.framing import Frames
+from tests.examples.test_examples import client, example, needs, read_to_end, read_until
+from tests.helpers.certificates import certificates  # noqa: F401
 
-EXAMPLES = Path(__file__).parent.parent / 'examples'
+EXAMPLES = Path(__file__).parents[2] / 'examples'
 # The one for asyncio is no module, not even by its name: nothing in this project imports asyncio.
 ORIGINALS = [*EXAMPLES.glob('*_original.py'), *EXAMPLES.glob('porting/*_original.txt')]
 GUIDES = sorted((EXAMPLES / 'porting').glob('*.md'))

@@ -9,7 +9,8 @@ import subprocess
 import time
 
 import pytest
-from test_examples import client, example, read_to_end
+
+from tests.examples.test_examples import client, example, read_to_end
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-EXAMPLES = Path(__file__).parent.parent / 'examples'
+EXAMPLES = Path(__file__).parents[2] / 'examples'
 UNITS = sorted((EXAMPLES / 'systemd').glob('app*'))
 MANIFEST = EXAMPLES / 'kubernetes' / 'app.yaml'
 

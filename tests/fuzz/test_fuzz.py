@@ -1,6 +1,6 @@
 """The fuzz targets of `tests/fuzz`: their kept inputs, without atheris; and a short search with it, in child processes.
 
-The search is slow. `--fuzz-seconds N` makes it longer: `pytest --fuzz-seconds 1200 tests/test_fuzz.py -k search`.
+The search is slow. `--fuzz-seconds N` makes it longer: `pytest --fuzz-seconds 1200 tests/fuzz/test_fuzz.py -k search`.
 """
 
 from __future__ import annotations
@@ -14,20 +14,20 @@ import sys
 from pathlib import Path
 
 import pytest
-from fuzz import CORPUS, TARGETS, kept_inputs
-from mutants import FUZZ_MUTANTS, copy_package
 
-TESTS = Path(__file__).parent
+from tests.fuzz import CORPUS, TARGETS, kept_inputs
+from tests.helpers.mutants import FUZZ_MUTANTS, copy_package
+
+PROJECT = Path(__file__).parents[2]
 MOST_KEPT = 40_000  # bytes of all kept inputs together
 BRIEF = 20  # seconds for each target, as in CI
 START = 200  # seconds for a child to begin and to end, beside those that it searches for
 KEPT = """
 import sys
-sys.path.append(sys.argv[1])
 import reactor
 print(reactor.__file__, flush=True)
-from test_fuzz import run_kept
-run_kept(sys.argv[2])
+from tests.fuzz.test_fuzz import run_kept
+run_kept(sys.argv[1])
 """
 
 
@@ -38,7 +38,7 @@ def check_tools(target: str) -> None:
 
 def run_kept(target: str) -> None:
     """Run every kept input of a target; the first that fails is shown as a bytes literal."""
-    module = importlib.import_module(f'fuzz.{target}')
+    module = importlib.import_module(f'tests.fuzz.{target}')
     for path in kept_inputs(target):
         data = path.read_bytes()
         try:
@@ -57,7 +57,7 @@ def test_no_kept_input_breaks_a_promise(target):
 @pytest.mark.parametrize('target', TARGETS)
 def test_an_empty_input_and_a_short_one_are_inputs(target):
     check_tools(target)
-    module = importlib.import_module(f'fuzz.{target}')
+    module = importlib.import_module(f'tests.fuzz.{target}')
     for data in b'', b'\0', b'\xff':
         module.run(data)
 
@@ -68,6 +68,11 @@ def test_each_target_has_a_small_corpus_and_nothing_else_is_kept():
 
 
 # -- the search
+
+
+def paths(package: Path | None) -> str:
+    """Where a child finds modules: the folder with the package, if it is another one, before this project."""
+    return os.pathsep.join(str(folder) for folder in (package, PROJECT) if folder is not None)
 
 
 def search(target: str, seconds: int, folder: Path, package: Path | None = None) -> tuple[str, list[bytes]]:
@@ -86,11 +91,9 @@ def search(target: str, seconds: int, folder: Path, package: Path | None = None)
     options = [f'-max_total_time={seconds}', f'-artifact_prefix={failed}/', '-print_final_stats=1']
     if seconds <= BRIEF:
         options.append('-seed=1')  # the same way each time, so that what it meets is the change and not the day
-    environment = {**os.environ, 'PYTHONDONTWRITEBYTECODE': '1'}
-    if package is not None:
-        environment['PYTHONPATH'] = str(package)
+    environment = {**os.environ, 'PYTHONDONTWRITEBYTECODE': '1', 'PYTHONPATH': paths(package)}
     child = subprocess.run(
-        [sys.executable, str(TESTS / 'fuzz'), target, *options, str(found), str(CORPUS / target)],
+        [sys.executable, '-m', 'tests.fuzz', target, *options, str(found), str(CORPUS / target)],
         cwd=folder, env=environment, capture_output=True, text=True, errors='replace', timeout=seconds + START,
     )  # fmt: skip
     # What is only slow may be so because the machine is.
@@ -119,8 +122,8 @@ def test_kept_inputs_find_a_planted_bug(planted, tmp_path):
     check_tools(target)
     copy_package(tmp_path, mutant)
     child = subprocess.run(
-        [sys.executable, '-c', KEPT, str(TESTS), target],
-        cwd=tmp_path, env={**os.environ, 'PYTHONPATH': str(tmp_path), 'PYTHONDONTWRITEBYTECODE': '1'},
+        [sys.executable, '-c', KEPT, target],
+        cwd=tmp_path, env={**os.environ, 'PYTHONPATH': paths(tmp_path), 'PYTHONDONTWRITEBYTECODE': '1'},
         capture_output=True, text=True, timeout=START,
     )  # fmt: skip
     assert child.stdout.startswith(str(tmp_path)), child.stderr
@@ -135,7 +138,7 @@ def test_a_search_says_with_which_input_a_target_fails(tmp_path):
     assert inputs
     assert 'AssertionError: ' in verdict(printed)
     for data in inputs:
-        importlib.import_module(f'fuzz.{target}').run(data)  # and without the planted bug it does not
+        importlib.import_module(f'tests.fuzz.{target}').run(data)  # and without the planted bug it does not
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
-"""The tables of examples/COUNTERS.md: `python tests/counters_table.py` writes what the declarations say into them.
+"""The tables of examples/COUNTERS.md, written from the declarations of the counters.
 
-The last column, what to do when a counter grows, is written by hand.
+`python -m tests.helpers.counters_table` writes them again after a declaration has changed. The last column, what to do
+when a counter grows, is written by hand.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from pathlib import Path
 
 from reactor import Stats
 
-PAGE = Path(__file__).parent.parent / 'examples' / 'COUNTERS.md'
+PAGE = Path(__file__).parents[2] / 'examples' / 'COUNTERS.md'
 SUFFIX = {'count': '_total', 'seconds': '_total', 'gauge': '', 'other': ''}
 
 

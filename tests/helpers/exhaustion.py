@@ -13,10 +13,10 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from support import FakeKernel, FakeSelector
 
 from reactor import Reactor
 from reactor.kernel import LeanSocket
+from tests.helpers.support import FakeKernel, FakeSelector
 
 try:
     import _testcapi

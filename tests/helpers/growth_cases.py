@@ -15,8 +15,6 @@ from collections import deque
 from types import SimpleNamespace
 from typing import Any
 
-from support import FakeKernel, ManyAddresses, ScriptedKernel, ScriptedSocket, turns
-
 from reactor import Limits, Reactor, framing
 from reactor.admission.networks import Networks
 from reactor.framing import Frames
@@ -26,6 +24,7 @@ from reactor.loop.threads import QUEUE_LIMIT
 from reactor.net.addresses import interleave
 from reactor.net.writer import Writer
 from reactor.system.paths import Changes
+from tests.helpers.support import FakeKernel, ManyAddresses, ScriptedKernel, ScriptedSocket, turns
 
 CASES: dict[str, tuple[Any, int]] = {}
 

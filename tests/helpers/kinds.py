@@ -22,10 +22,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from support import SELECTORS, FakeKernel, FakeSelector, options_of
-
 import reactor
 from reactor import PIPE, Limits, Reactor
+from tests.helpers.support import SELECTORS, FakeKernel, FakeSelector, options_of
 
 PACKAGE = str(Path(reactor.__file__).parent)
 RST = struct.pack('ii', 1, 0)  # SO_LINGER: on, 0 seconds

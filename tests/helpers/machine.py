@@ -13,7 +13,7 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 HELD = 'REACTOR_TESTS_MACHINE'  # in the environment of what a test starts: the folder in which the test has its place
-CHECKOUT = Path(__file__).resolve().parent.parent
+CHECKOUT = Path(__file__).resolve().parents[2]
 
 
 @contextmanager

@@ -11,7 +11,7 @@ import shutil
 from pathlib import Path
 from typing import NamedTuple
 
-PACKAGE = Path(__file__).resolve().parent.parent / 'reactor'
+PACKAGE = Path(__file__).resolve().parents[2] / 'reactor'
 
 
 class Mutant(NamedTuple):
@@ -1160,7 +1160,7 @@ TLS_MUTANTS: tuple[tuple[Mutant, str], ...] = (
             'buffers.incoming.read()',
             'every byte arrives',
         ),
-        'test_simulated_tls.py::test_a_program_bears_tls[echo-faults-10 seeds more]',
+        'testing/test_simulated_tls.py::test_a_program_bears_tls[echo-faults-10 seeds more]',
     ),
     (
         Mutant(
@@ -1180,7 +1180,7 @@ TLS_MUTANTS: tuple[tuple[Mutant, str], ...] = (
             'pass',
             '5: a peer that sends nothing but new keys is cut off',
         ),
-        'test_tls.py::test_a_flood_of_new_keys_is_cut_off',
+        'net/test_tls.py::test_a_flood_of_new_keys_is_cut_off',
     ),
     (
         Mutant(
@@ -1190,7 +1190,7 @@ TLS_MUTANTS: tuple[tuple[Mutant, str], ...] = (
             '                pieces.append(piece)\n',
             '8: who talks as it should is not cut off',
         ),
-        'test_tls.py::test_new_keys_with_data_between_them_are_no_flood',
+        'net/test_tls.py::test_new_keys_with_data_between_them_are_no_flood',
     ),
     (
         Mutant(
@@ -1214,7 +1214,7 @@ TLS_MUTANTS: tuple[tuple[Mutant, str], ...] = (
             '        write, outgoing = self._write, self.buffers.outgoing\n',
             '6: what a connection needed once it does not keep',
         ),
-        'test_tls.py::test_a_connection_keeps_no_memory_of_what_it_has_sent_and_received',
+        'net/test_tls.py::test_a_connection_keeps_no_memory_of_what_it_has_sent_and_received',
     ),
     (
         Mutant(
@@ -1224,7 +1224,7 @@ TLS_MUTANTS: tuple[tuple[Mutant, str], ...] = (
             "        left = b'', b''\n        parts = []\n",
             '8: nobody else is hurt',
         ),
-        'test_tls.py::test_what_a_failed_call_has_left_behind_is_sent_to_nobody_else',
+        'net/test_tls.py::test_what_a_failed_call_has_left_behind_is_sent_to_nobody_else',
     ),
     (
         Mutant(
@@ -1234,7 +1234,7 @@ TLS_MUTANTS: tuple[tuple[Mutant, str], ...] = (
             'del held[: index + 1]\n                return',
             '3: writes are sent in order, all of them',
         ),
-        'test_tls.py::test_what_is_written_during_a_new_handshake_is_sent_behind_it_in_order',
+        'net/test_tls.py::test_what_is_written_during_a_new_handshake_is_sent_behind_it_in_order',
     ),
     (
         Mutant(
@@ -1244,7 +1244,7 @@ TLS_MUTANTS: tuple[tuple[Mutant, str], ...] = (
             '            session.last = None\n',
             'liveness',
         ),
-        'test_tls.py::test_what_is_written_during_a_new_handshake_is_sent_behind_it_in_order',
+        'net/test_tls.py::test_what_is_written_during_a_new_handshake_is_sent_behind_it_in_order',
     ),
     (
         Mutant(
@@ -1254,7 +1254,7 @@ TLS_MUTANTS: tuple[tuple[Mutant, str], ...] = (
             'if self.refuses(self.has_ended_writing()):',
             '6: every queue has a limit',
         ),
-        'test_tls.py::test_too_much_during_a_new_handshake_is_cut_off',
+        'net/test_tls.py::test_too_much_during_a_new_handshake_is_cut_off',
     ),
     (
         Mutant(
@@ -1265,7 +1265,7 @@ TLS_MUTANTS: tuple[tuple[Mutant, str], ...] = (
             '            return  # it is over',
             '3: what waits is sent first',
         ),
-        'test_simulated_tls.py::test_a_program_bears_tls[half_closes-faults-10 seeds more]',
+        'testing/test_simulated_tls.py::test_a_program_bears_tls[half_closes-faults-10 seeds more]',
     ),
     (
         Mutant(
@@ -1275,7 +1275,7 @@ TLS_MUTANTS: tuple[tuple[Mutant, str], ...] = (
             '            pass\n',
             'liveness',
         ),
-        'test_tls.py::test_reading_can_be_paused_between_records_that_are_here_already',
+        'net/test_tls.py::test_reading_can_be_paused_between_records_that_are_here_already',
     ),
     (
         Mutant(
@@ -1285,7 +1285,7 @@ TLS_MUTANTS: tuple[tuple[Mutant, str], ...] = (
             '            if self.ending is None:',
             '8: who ends as it should has a clean end',
         ),
-        'test_tls.py::test_a_close_is_a_clean_end_for_the_other_side',
+        'net/test_tls.py::test_a_close_is_a_clean_end_for_the_other_side',
     ),
     (
         Mutant(
@@ -1295,7 +1295,7 @@ TLS_MUTANTS: tuple[tuple[Mutant, str], ...] = (
             'while (',
             '5: a bounded step',
         ),
-        'test_tls.py::test_a_handshake_in_records_of_one_byte_is_worked_off_in_steps',
+        'net/test_tls.py::test_a_handshake_in_records_of_one_byte_is_worked_off_in_steps',
     ),
     (
         Mutant(
@@ -1305,7 +1305,7 @@ TLS_MUTANTS: tuple[tuple[Mutant, str], ...] = (
             'if False:',
             'what was received is delivered',
         ),
-        'test_tls.py::test_all_records_that_came_before_a_failed_write_are_delivered',
+        'net/test_tls.py::test_all_records_that_came_before_a_failed_write_are_delivered',
     ),
     (
         Mutant(
@@ -1315,7 +1315,7 @@ TLS_MUTANTS: tuple[tuple[Mutant, str], ...] = (
             'return Stream.has_ended_writing(self)',
             '2: a write behind the end raises',
         ),
-        'test_tls.py::test_a_write_behind_an_end_that_waits_for_a_failed_handshake_is_the_writers_mistake',
+        'net/test_tls.py::test_a_write_behind_an_end_that_waits_for_a_failed_handshake_is_the_writers_mistake',
     ),
 )
 

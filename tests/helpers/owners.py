@@ -12,8 +12,8 @@ many others. After each step:
 
 The expectations are computed here, from the design: what is installed is restored only where it is still one's own, and
 a closed reactor's handler behaves as the one that it replaced. `tests/reference/asyncio_owner.py` adds asyncio, in a
-process of its own. To run it by hand: `python tests/owners.py 3 all SIGUSR1+base SIGUSR1+inside`, three owners, in all
-cells: with a handler that was installed before them, and in a callback of a reactor that runs.
+process of its own. To run it by hand: `python -m tests.helpers.owners 3 all SIGUSR1+base SIGUSR1+inside`, three owners,
+in all cells: with a handler that was installed before them, and in a callback of a reactor that runs.
 """
 
 from __future__ import annotations
@@ -28,12 +28,9 @@ import sys
 import threading
 import time
 import warnings
-from pathlib import Path
 from typing import Any
 
-sys.path[:0] = [str(Path(__file__).parent.parent)]
-
-from reactor import Reactor  # noqa: E402
+from reactor import Reactor
 
 PATIENCE = 5.0  # seconds, for what happens at once
 

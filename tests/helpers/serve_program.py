@@ -1,4 +1,4 @@
-"""A program with workers, as the tests of `reactor.serve` start it: `python tests/serve_program.py '{...}'`.
+"""A program with workers, as the tests of `reactor.serve` start it: `python tests/helpers/serve_program.py '{...}'`.
 
 A worker answers each line with its process number and the line; `wait N` is answered after N seconds, `block N` blocks
 the worker for N seconds, and `?` is answered with what it knows of itself. `fail`, a path: while it exists, a worker's

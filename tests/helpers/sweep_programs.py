@@ -14,10 +14,9 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from exhaustion import EXHAUSTED, HOST, World
-from support import drain, reset
-
 from reactor import READ, WRITE
+from tests.helpers.exhaustion import EXHAUSTED, HOST, World
+from tests.helpers.support import drain, reset
 
 BIG = 300_000  # bytes: more than the sockets of a pair take at once
 

@@ -18,12 +18,11 @@ import ssl
 from collections import Counter
 from typing import Any
 
-from certificates import Certificates
-from hostile_tls import ACTS, ALLOW_CLIENT_RENEGOTIATION, TLS_1_2, TLS_1_3, Peer, peer_callbacks
-
 from reactor import ConnectionClosed
 from reactor.testing import Simulation
 from reactor.testing.simulation import SimulationFailed  # noqa: F401
+from tests.helpers.certificates import Certificates
+from tests.helpers.hostile_tls import ACTS, ALLOW_CLIENT_RENEGOTIATION, TLS_1_2, TLS_1_3, Peer, peer_callbacks
 
 RECORDS = 2 * (4 + 1)  # of an open connection in a turn: 4, and one without data, in the dispatch and as a completion
 HEADER = 0x100  # what OpenSSL calls the header of a record, to a message callback

@@ -7,7 +7,7 @@ the reactor, of the standard library, and of the callbacks of a test, which are 
 Some functions written in C do as much as a loop would, and are one bytecode. Those in FUNCTIONS and METHODS look at
 each element of what they are given, which counts as a bytecode more for each, and copying bytes as one for each BYTES.
 That is more than it takes, so that what grows too fast shows while there are few. What no count here sees, some of
-which `tests/test_work_in_c.py` counts as user instructions:
+which `tests/laws/test_work_in_c.py` counts as user instructions:
 
     slices and concatenations of bytes; the search of `find`; `del` and `pop` near the head of a list
     before Python 3.12 types and functions that are called with an argument: `min(d)`, `sorted(d)`, `list(d)`

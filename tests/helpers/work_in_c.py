@@ -10,7 +10,7 @@ import gc
 import os
 import sys
 
-from growth_cases import CASES
+from tests.helpers.growth_cases import CASES
 
 
 class Mark:

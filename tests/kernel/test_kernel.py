@@ -14,9 +14,9 @@ import time
 from contextlib import closing
 
 import pytest
-from support import in_thread
 
 from reactor.kernel import AF_UNIX, FD_SETSIZE, Kernel, send_first
+from tests.helpers.support import in_thread
 
 
 @pytest.fixture

@@ -8,13 +8,13 @@ import socket
 from socket import AF_INET, SOCK_STREAM, SOL_SOCKET
 
 import pytest
-from support import run_until, tcp_sockets
 
 from reactor import Limits, Reactor
 from reactor.kernel import Kernel, step_of_waits
 from reactor.net.sockets import bound_tcp
 from reactor.testing import SimKernel
 from reactor.testing.platforms import KINDS
+from tests.helpers.support import run_until, tcp_sockets
 
 PLACE = '10.0.0.1', 80
 HERE = '127.0.0.1'

@@ -5,9 +5,9 @@ from __future__ import annotations
 import errno
 
 import pytest
-from support import Log, ScriptedKernel, ScriptedSocket, turns
 
 from reactor import Reactor, Stream
+from tests.helpers.support import Log, ScriptedKernel, ScriptedSocket, turns
 
 
 @pytest.fixture

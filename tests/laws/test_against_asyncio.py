@@ -14,14 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from both_loops import DIFFERENCES, PROGRAMS, Clock, Driver, Raised, Selector, play
 
 import reactor
 from reactor import ConnectionClosed, Reactor
 from reactor.kernel import Kernel
+from tests.helpers.both_loops import DIFFERENCES, PROGRAMS, Clock, Driver, Raised, Selector, play
 
 SEEDS = 40
-REFERENCE = Path(__file__).parent / 'reference' / 'asyncio_driver.py'
+PROJECT = Path(__file__).parents[2]
 
 if os.name != 'posix':
     pytest.skip('the programs use Unix sockets and signals', allow_module_level=True)
@@ -123,7 +123,8 @@ def reference() -> Any:
     """The traces of asyncio, by program."""
     children = {
         name: subprocess.Popen(
-            [sys.executable, str(REFERENCE), name, str(SEEDS)],
+            [sys.executable, '-m', 'tests.reference.asyncio_driver', name, str(SEEDS)],
+            cwd=PROJECT,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

@@ -18,13 +18,13 @@ from collections import Counter
 
 import psutil
 import pytest
-from certificates import certificates  # noqa: F401
-from conftest import check_empty
-from hostile_tls import ENGINE, TLS_1_3, Peer
-from support import Log, idle, reset, run_until, turns
-from test_examples import client, example, read_to_end
 
 from reactor import ConnectionClosed, Limits, Reactor, TLSError, TooSlow, WriteBufferFull, framing
+from tests.conftest import check_empty
+from tests.examples.test_examples import client, example, read_to_end
+from tests.helpers.certificates import certificates  # noqa: F401
+from tests.helpers.hostile_tls import ENGINE, TLS_1_3, Peer
+from tests.helpers.support import Log, idle, reset, run_until, turns
 
 HERE = '127.0.0.1'
 MANY = 200

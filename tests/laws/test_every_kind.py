@@ -14,8 +14,23 @@ import socket
 from collections import deque
 
 import pytest
-from certificates import certificates  # noqa: F401
-from kinds import (
+
+from reactor import (
+    PIPE,
+    READ,
+    ConnectionClosed,
+    HandleClosed,
+    HandshakeTimeout,
+    IdleTimeout,
+    Limits,
+    Reactor,
+    ReadTimeout,
+    TLSError,
+    WriteBufferFull,
+    WriteTimeout,
+)
+from tests.helpers.certificates import certificates  # noqa: F401
+from tests.helpers.kinds import (
     DATAGRAM_KINDS,
     INET,
     INET6,
@@ -32,22 +47,7 @@ from kinds import (
     settings_of,
     watched_kinds,
 )
-from support import idle, run_until, turns
-
-from reactor import (
-    PIPE,
-    READ,
-    ConnectionClosed,
-    HandleClosed,
-    HandshakeTimeout,
-    IdleTimeout,
-    Limits,
-    Reactor,
-    ReadTimeout,
-    TLSError,
-    WriteBufferFull,
-    WriteTimeout,
-)
+from tests.helpers.support import idle, run_until, turns
 
 pytestmark = pytest.mark.skipif(not os.path.isdir('/proc/self/fd'), reason='the other ends of pipes are found in /proc')
 

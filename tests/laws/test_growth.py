@@ -1,7 +1,7 @@
 """How the work grows with the number of things: for 2n and 4n of them at most as n log n does.
 
-Work is counted in bytecodes by `tests/work.py`, where it is also said what that cannot see; what of it matters is
-counted as user instructions in `test_work_in_c.py`. Each case does all of its work n, 2n and 4n times, and for twice
+Work is counted in bytecodes by `tests/helpers/work.py`, where it is also said what that cannot see; what of it matters
+is counted as user instructions in `test_work_in_c.py`. Each case does all of its work n, 2n and 4n times, and for twice
 as many the work may be MOST times as much. What is the same for any n makes that less, so n is not too small.
 """
 
@@ -12,12 +12,12 @@ import ssl
 from typing import Any
 
 import pytest
-from certificates import certificates  # noqa: F401  (a fixture)
-from growth_cases import CASES
-from support import run_until
-from work import Meter, work_of
 
 from reactor import Reactor
+from tests.helpers.certificates import certificates  # noqa: F401  (a fixture)
+from tests.helpers.growth_cases import CASES
+from tests.helpers.support import run_until
+from tests.helpers.work import Meter, work_of
 
 MOST = 2.3  # log(2n) / log(n) adds a seventh at n = 128, and the tables of dicts and lists grow in steps
 

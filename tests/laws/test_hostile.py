@@ -14,9 +14,6 @@ from collections import Counter
 
 import psutil
 import pytest
-from certificates import certificates  # noqa: F401
-from conftest import check_empty, open_descriptors
-from support import Log, drain, reset, run_until, tcp_sockets, turns, turns_in
 
 from reactor import (
     FrameTooLong,
@@ -27,6 +24,9 @@ from reactor import (
     WriteTimeout,
     framing,
 )
+from tests.conftest import check_empty, open_descriptors
+from tests.helpers.certificates import certificates  # noqa: F401
+from tests.helpers.support import Log, drain, reset, run_until, tcp_sockets, turns, turns_in
 
 resource = pytest.importorskip('resource', reason='hostile peers in numbers: this platform has no descriptor limit')
 

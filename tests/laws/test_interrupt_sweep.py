@@ -9,8 +9,8 @@ Whatever the line: no law is broken. `KeyboardInterrupt` leaves `run`, `run_once
 as often as SIGINT came. Each of them can be called again, every connection ends once, and handlers, the wakeup
 descriptor and all other descriptors are given back.
 
-A sample runs always. With `pytest --interrupts-whole tests/test_interrupt_sweep.py` SIGINT arrives at each line that a
-program reaches, in one of the times that it does, in two processes.
+A sample runs always. With `pytest --interrupts-whole tests/laws/test_interrupt_sweep.py` SIGINT arrives at each line
+that a program reaches, in one of the times that it does, in two processes.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ from signal import SIGINT
 from typing import Any
 
 import pytest
-from certificates import certificates  # noqa: F401
-from nth_scenarios import SCENARIOS
-from support import SELECTORS
 
 import reactor
 from reactor import Reactor
 from reactor.testing.oracles import Violation
 from reactor.testing.programs import ALONE, PROGRAMS
 from reactor.testing.simulation import Simulation, SimulationFailed
+from tests.helpers.certificates import certificates  # noqa: F401
+from tests.helpers.nth_scenarios import SCENARIOS
+from tests.helpers.support import SELECTORS
 
 pytestmark = pytest.mark.slow
 

@@ -13,7 +13,7 @@ The program need not reach its goals. The oracle is about the loop alone:
     bounded           timers, handles and completions do not grow, nor do log lines
     nothing left      no descriptor, handler or timer is left after `close`
 
-A sample runs always. `pytest --lasting-whole tests/test_lasting_faults.py -k whole` runs all, in two processes.
+A sample runs always. `pytest --lasting-whole tests/laws/test_lasting_faults.py -k whole` runs all, in two processes.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ from functools import cache
 from typing import Any
 
 import pytest
-import test_nth_call as nth
-from certificates import certificates  # noqa: F401
-from nth_scenarios import HOST, close_all
-from test_nth_call import KINDS, PLAYS, SECURED, beginning, calls, quiet, secured, seeds  # noqa: F401
 
 from reactor import READ
 from reactor.testing.oracles import Violation
 from reactor.testing.poller import Stuck
 from reactor.testing.simulation import Simulation
+from tests.helpers.certificates import certificates  # noqa: F401
+from tests.helpers.nth_scenarios import HOST, close_all
+from tests.laws import test_nth_call as nth
+from tests.laws.test_nth_call import KINDS, PLAYS, SECURED, beginning, calls, quiet, secured, seeds  # noqa: F401
 
 pytestmark = pytest.mark.slow
 

@@ -14,15 +14,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from certificates import certificates  # noqa: F401
-from conftest import check_empty
-from support import SELECTORS
-from test_programs import RealWorld
 
 from reactor import READ, WRITE, ConnectionClosed, HandleClosed, Reactor
 from reactor.kernel import AF_UNIX
 from reactor.testing.programs.actors import PERIOD, TEXT, Crowd, Side, refer
 from reactor.testing.programs.meddling import KINDS, Mailer
+from tests.conftest import check_empty
+from tests.helpers.certificates import certificates  # noqa: F401
+from tests.helpers.support import SELECTORS
+from tests.testing.test_programs import RealWorld
 
 pytestmark = pytest.mark.skipif(AF_UNIX < 0, reason='this platform has no Unix sockets, which the program uses')
 

@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from certificates import certificates  # noqa: F401  (a fixture)
 
-TESTS = Path(__file__).parent
+from tests.helpers.certificates import certificates  # noqa: F401  (a fixture)
+
+PROJECT = Path(__file__).parents[2]
 SIZE = 1 << 20
 MOST_KEPT = 8192  # bytes
 TRIES = 4
@@ -36,8 +37,8 @@ class Server:
     """A child that serves connections of a kind."""
 
     def __init__(self, kind: str, *paths: Any) -> None:
-        command = [sys.executable, str(TESTS / 'memory_server.py'), kind, *map(str, paths)]
-        environment = {**os.environ, 'PYTHONPATH': str(TESTS.parent)}
+        command = [sys.executable, str(PROJECT / 'tests' / 'helpers' / 'memory_server.py'), kind, *map(str, paths)]
+        environment = {**os.environ, 'PYTHONPATH': str(PROJECT)}
         pipes = {'stdin': subprocess.PIPE, 'stdout': subprocess.PIPE}
         self.child = subprocess.Popen(command, text=True, env=environment, **pipes)
 

@@ -9,7 +9,8 @@ right before the call, and its handle has to end with it, as soon as it can know
 (an option, an address, and what poll and select are to watch), the number is not given again. The clock never fails,
 nor does `unregister`, whose errors `selectors` hides.
 
-A sample runs always. `pytest --nth-whole tests/test_nth_call.py` runs all, in two processes, and lists all that fail.
+A sample runs always. `pytest --nth-whole tests/laws/test_nth_call.py` runs all, in two processes, and lists all that
+fail.
 """
 
 from __future__ import annotations
@@ -26,14 +27,14 @@ from functools import cache
 from typing import Any
 
 import pytest
-from certificates import certificates  # noqa: F401
-from nth_scenarios import SCENARIOS
 
 from reactor import Reactor
 from reactor.testing import SimKernel
 from reactor.testing.files import Mailbox
 from reactor.testing.programs import ALONE, PROGRAMS
 from reactor.testing.simulation import Simulation, SimulationFailed
+from tests.helpers.certificates import certificates  # noqa: F401
+from tests.helpers.nth_scenarios import SCENARIOS
 
 pytestmark = pytest.mark.slow
 

@@ -1,7 +1,7 @@
 """Sweeps: the laws hold when any one allocation fails, several in a row, and when the stack runs out at any depth.
 
 Small programs on real sockets, see `sweep_programs`, on three selectors. CI runs a sample of the allocations and all
-depths; `pytest --sweep-whole tests/test_sweeps.py` runs all of it, in about twenty minutes.
+depths; `pytest --sweep-whole tests/laws/test_sweeps.py` runs all of it, in about twenty minutes.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import exhaustion
 import pytest
-from certificates import certificates  # noqa: F401  # a fixture
-from exhaustion import Deep, Fault, NoFault, World, allocations, leaked, need_faults
-from mutants import Mutant, copy_package
-from support import SELECTORS
-from sweep_programs import PROGRAMS, SECURED
 
 from reactor.kernel import Kernel, LeanSocket
+from tests.helpers import exhaustion
+from tests.helpers.certificates import certificates  # noqa: F401  # a fixture
+from tests.helpers.exhaustion import Deep, Fault, NoFault, World, allocations, leaked, need_faults
+from tests.helpers.mutants import Mutant, copy_package
+from tests.helpers.support import SELECTORS
+from tests.helpers.sweep_programs import PROGRAMS, SECURED
 
 pytestmark = pytest.mark.slow
 
@@ -36,7 +36,7 @@ BY_NAME = {program.__name__: program for program in PROGRAMS}
 @pytest.fixture(autouse=True)
 def machine(request, monkeypatch):
     """What the runs need: contexts for TLS, no log, and the kernel of the tests taken for the reactor's own."""
-    monkeypatch.setattr('reactor.loop.failures.OWN_MODULES', {'selectors', 'socket', 'ssl', 'support'})
+    monkeypatch.setattr('reactor.loop.failures.OWN_MODULES', {'selectors', 'socket', 'ssl', 'tests.helpers.support'})
     monkeypatch.setattr(LeanSocket, '_accept', exhaustion.accept)
     monkeypatch.setattr(logging.getLogger('reactor'), 'propagate', False)
     handler = logging.NullHandler()
@@ -193,7 +193,7 @@ PLANTED: tuple[tuple[Mutant, str, str, str], ...] = (
 """,
             '1: every connection ends in on_close',
         ),
-        'test_sweeps.py',
+        'laws/test_sweeps.py',
         'limit_of_the_stack and (close_plain or abort or lingers)',
         'law 1: on_close',
     ),
@@ -205,7 +205,7 @@ PLANTED: tuple[tuple[Mutant, str, str, str], ...] = (
             'if self.loop is None:\n            Connection.finish(self, exc)',
             '9: nothing is left',
         ),
-        'test_sweeps.py',
+        'laws/test_sweeps.py',
         'limit_of_the_stack and (close_plain or abort or peer_ends)',
         'law 9',
     ),
@@ -224,7 +224,7 @@ PLANTED: tuple[tuple[Mutant, str, str, str], ...] = (
 """,
             '1: every connection ends in on_close',
         ),
-        'test_sweeps.py',
+        'laws/test_sweeps.py',
         'limit_of_the_stack and (close_plain or abort)',
         'law 1: on_close',
     ),
@@ -236,7 +236,7 @@ PLANTED: tuple[tuple[Mutant, str, str, str], ...] = (
             '            if exc:\n                raise\n',
             'a write that raises has sent nothing',
         ),
-        'test_sweeps.py',
+        'laws/test_sweeps.py',
         'calls_near_the_limit and write_',
         'a write that raised, or was cut, sent bytes',
     ),
@@ -248,7 +248,7 @@ PLANTED: tuple[tuple[Mutant, str, str, str], ...] = (
             'list(bucket)',
             '5: a turn is bounded',
         ),
-        'test_buckets.py',
+        'loop/test_buckets.py',
         'bounded_number',
         'max(each_turn) == LOOKS_PER_TURN',
     ),
@@ -258,12 +258,13 @@ PLANTED: tuple[tuple[Mutant, str, str, str], ...] = (
 @pytest.mark.slow
 @pytest.mark.parametrize(('mutant', 'file', 'tests', 'said'), PLANTED, ids=[planted[0].name for planted in PLANTED])
 def test_a_planted_bug_is_found(mutant, file, tests, said, tmp_path):
-    here = Path(__file__).resolve().parent
+    project = Path(__file__).resolve().parents[2]
+    paths = f'{tmp_path}{os.pathsep}{project}'  # the copy comes first; the tests are those of this project
     copy_package(tmp_path, mutant)
-    command = [sys.executable, '-m', 'pytest', '-q', '-x', '-p', 'no:cacheprovider', '-c', here.parent / 'setup.cfg']
+    command = [sys.executable, '-m', 'pytest', '-q', '-x', '-p', 'no:cacheprovider', '-c', project / 'setup.cfg']
     done = subprocess.run(
-        [*command, here / file, '-k', f'({tests}) and not planted'],
-        cwd=tmp_path, env={**os.environ, 'PYTHONPATH': str(tmp_path)}, capture_output=True, text=True, timeout=300,
+        [*command, '-o', 'pythonpath=', project / 'tests' / file, '-k', f'({tests}) and not planted'],
+        cwd=tmp_path, env={**os.environ, 'PYTHONPATH': paths}, capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     found = [line for line in done.stdout.splitlines() if said in line]
     assert found, done.stdout[-3000:] + done.stderr[-1000:]

@@ -2,7 +2,7 @@
 
 Each copies, moves or compares more than it should only when something is wrong; at the sizes here that outweighs all
 that Python does besides. Needs callgrind, which is slow, and a machine that does nothing else:
-`pytest --slow tests/test_work_in_c.py`.
+`pytest --slow tests/laws/test_work_in_c.py`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-TESTS = Path(__file__).parent
+PROJECT = Path(__file__).parents[2]
 SIZE = 250
 MOST = 2.3  # twice as many things may take so many times the instructions
 LONGEST = 300  # seconds; callgrind is slow, and a busy machine makes it slower
@@ -43,7 +43,7 @@ if sys.platform != 'linux':
 @pytest.mark.timeout(LONGEST)
 @pytest.mark.parametrize('group', GROUPS)
 def test_the_instructions_grow_no_faster_than_n_log_n(group, tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(str(TESTS.parent / 'perf'))
+    monkeypatch.syspath_prepend(str(PROJECT / 'perf'))
     from counting import callgrind
 
     if reason := callgrind.missing():
@@ -51,9 +51,9 @@ def test_the_instructions_grow_no_faster_than_n_log_n(group, tmp_path, monkeypat
     names = GROUPS[group]
     command = [
         *callgrind.environment(tmp_path),
-        f'PYTHONPATH={TESTS.parent}',
+        f'PYTHONPATH={PROJECT}',
         *callgrind.callgrind(tmp_path / 'out'),
-        *(sys.executable, str(TESTS / 'work_in_c.py'), str(SIZE), *names),
+        *(sys.executable, str(PROJECT / 'tests' / 'helpers' / 'work_in_c.py'), str(SIZE), *names),
     ]
     subprocess.run(command, check=True, timeout=LONGEST, cwd=tmp_path)
     # The first mark ends the start of the program, and the second the first case.

@@ -1,8 +1,8 @@
 """How much work one turn does for whatever a peer sends: a bound for every kind of event that a peer can cause.
 
 Nothing that a peer can send may hold the loop for more than 5 ms. Time cannot be tested on a busy machine, so work is:
-bytecodes, which `tests/work.py` counts. On the build machine a bytecode of the reactor takes 7 ns where it computes,
-and up to 40 ns where it mostly calls the kernel: 100,000 of them take 1 to 4 ms, and no bound is above that.
+bytecodes, which `tests/helpers/work.py` counts. On the build machine a bytecode of the reactor takes 7 ns where it
+computes, and up to 40 ns where it mostly calls the kernel: 100,000 of them take 1 to 4 ms, and no bound is above that.
 
 A bound is for one source and turn: many connections that are ready together are each given as much. It is about a third
 above what was counted on Python 3.11, which needs more bytecodes than the later ones; the callbacks do nothing.
@@ -20,10 +20,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from certificates import certificates  # noqa: F401  (a fixture)
-from hostile_tls import ENGINE
-from support import ManyAddresses, ScriptedKernel, ScriptedSocket, end, pair, run_until, turns
-from work import most_work, work_of
 
 from reactor import Limits, Reactor, ResolveError, framing
 from reactor.kernel import Kernel
@@ -34,6 +30,10 @@ from reactor.net.proxy_header import SIGNATURE, crc32c
 from reactor.observe.control_socket import serve_control
 from reactor.observe.responder import listen_http
 from reactor.system.paths import QUEUE_LIMIT, Changes, WatchedPath
+from tests.helpers.certificates import certificates  # noqa: F401  (a fixture)
+from tests.helpers.hostile_tls import ENGINE
+from tests.helpers.support import ManyAddresses, ScriptedKernel, ScriptedSocket, end, pair, run_until, turns
+from tests.helpers.work import most_work, work_of
 
 MOST = 100_000  # bytecodes: see above
 CHUNK = 65536  # bytes of one recv

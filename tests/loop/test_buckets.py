@@ -9,12 +9,12 @@ from math import ceil
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support import FakeKernel, Log, run_short
 
 from reactor import IdleTimeout
 from reactor.loop.buckets import LOOKS_PER_TURN
 from reactor.loop.counters import Counters
 from reactor.loop.timers import TimerHeap
+from tests.helpers.support import FakeKernel, Log, run_short
 
 
 class Member:

@@ -12,11 +12,11 @@ import weakref
 from contextlib import closing, suppress
 
 import pytest
-from support import Log, fill, idle, in_thread, run_short, run_until, turns, turns_in
 
 from reactor import READ, WRITE, HandleClosed, Reactor, ReactorError, SelectorFull
 from reactor.kernel import FD_SETSIZE
 from reactor.loop.watcher import UNHEARD, Watchers
+from tests.helpers.support import Log, fill, idle, in_thread, run_short, run_until, turns, turns_in
 
 pytestmark = pytest.mark.skipif(sys.platform == 'win32', reason='select takes only sockets there')
 

@@ -6,10 +6,10 @@ import gc
 import weakref
 
 import pytest
-from support import in_thread, run_short, run_until, turns
 
 from reactor import HandleClosed, Reactor, ReactorError
 from reactor.loop.timers import TimerHeap
+from tests.helpers.support import in_thread, run_short, run_until, turns
 
 
 def test_an_idler_is_called_once_in_every_turn(r):

@@ -17,7 +17,15 @@ import tracemalloc
 import weakref
 
 import pytest
-from support import (
+
+import reactor
+from reactor import READ, WRITE, HandleClosed, Reactor, ReactorError, SelectorFull
+from reactor.loop import failures
+from reactor.loop.closing import CLOSING_ROUNDS
+from reactor.loop.idle import Idler
+from reactor.loop.timers import RepeatingTimer, Timer
+from reactor.loop.watcher import Handle
+from tests.helpers.support import (
     SELECTORS,
     FakeKernel,
     FakeSelector,
@@ -31,14 +39,6 @@ from support import (
     turns,
     turns_in,
 )
-
-import reactor
-from reactor import READ, WRITE, HandleClosed, Reactor, ReactorError, SelectorFull
-from reactor.loop import failures
-from reactor.loop.closing import CLOSING_ROUNDS
-from reactor.loop.idle import Idler
-from reactor.loop.timers import RepeatingTimer, Timer
-from reactor.loop.watcher import Handle
 
 
 def fail(*args):

@@ -10,10 +10,10 @@ import threading
 import weakref
 
 import pytest
-from support import in_thread, run_short, run_until, turns
 
 from reactor import HandleClosed, Reactor, ReactorError
 from reactor.loop.wakeup import Wakeup
+from tests.helpers.support import in_thread, run_short, run_until, turns
 
 
 def test_a_trigger_from_a_thread_wakes_a_sleeping_loop(r):

@@ -12,13 +12,13 @@ import subprocess
 import sys
 from pathlib import Path
 
-import owners
 import pytest
 
 from reactor.loop.claims import SignalClaim
+from tests.helpers import owners
 
-TESTS = Path(__file__).parent
-PROGRAMS = {'reactors and plain programs': 'owners.py', 'with asyncio': 'reference/asyncio_owner.py'}
+PROJECT = Path(__file__).parents[2]
+PROGRAMS = {'reactors and plain programs': 'tests.helpers.owners', 'with asyncio': 'tests.reference.asyncio_owner'}
 HOW = ('SIGUSR1+base', 'SIGUSR1+inside')
 SAMPLE = 40
 
@@ -37,10 +37,10 @@ def children(request):
     sizes = {2: 'all', 3: 'all' if whole else str(SAMPLE)}
     started = {
         (program, count): subprocess.Popen(
-            [sys.executable, '-W', 'error', TESTS / file, str(count), size, *HOW],
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            [sys.executable, '-W', 'error', '-m', module, str(count), size, *HOW],
+            cwd=PROJECT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         )
-        for program, file in PROGRAMS.items()
+        for program, module in PROGRAMS.items()
         for count, size in sizes.items()
     }  # fmt: skip
     yield started

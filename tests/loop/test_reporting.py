@@ -20,13 +20,13 @@ import types
 from pathlib import Path
 
 import pytest
-from conftest import check_empty
-from support import kinds_of_handles, run_until
 
 import reactor
 from reactor import READ, WRITE, Limits, Reactor
 from reactor.loop.log import LONGEST, describe, log, name_of
 from reactor.net.addresses import show, unmapped
+from tests.conftest import check_empty
+from tests.helpers.support import kinds_of_handles, run_until
 
 PACKAGE = Path(reactor.__file__).parent
 

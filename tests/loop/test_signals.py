@@ -17,13 +17,13 @@ import threading
 import time
 
 import pytest
-from support import FailingKernel, Log, drain, fill, in_thread, run_short, run_until, turns
 
 from reactor import HandleClosed, Reactor, ReactorError
 from reactor.kernel import Kernel
 from reactor.loop.claims import SignalClaim, WakeupClaim
 from reactor.loop.signals import _in_callback
 from reactor.testing import SimKernel
+from tests.helpers.support import FailingKernel, Log, drain, fill, in_thread, run_short, run_until, turns
 
 if not hasattr(signal, 'SIGUSR1'):
     pytest.skip('this platform has no SIGUSR1 to raise', allow_module_level=True)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from functools import partial
 
 import pytest
-from certificates import certificates  # noqa: F401
-from support import kinds_of_handles, turns
 
 from reactor import WRITE, Reactor, Stats
+from tests.helpers.certificates import certificates  # noqa: F401
+from tests.helpers.support import kinds_of_handles, turns
 
 
 @pytest.fixture

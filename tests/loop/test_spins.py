@@ -17,11 +17,11 @@ import weakref
 from collections import deque
 
 import pytest
-from support import FakeKernel, Log, in_thread, run_until, turns, turns_in
 
 from reactor import READ, Reactor
 from reactor.loop.spins import MOST_STALLS, STALLED
 from reactor.loop.watcher import Handle
+from tests.helpers.support import FakeKernel, Log, in_thread, run_until, turns, turns_in
 
 FEW = 12  # turns in 0.3 s: a moment of 10 ms doubles, and each wakes the loop twice
 SECONDS = 0.3

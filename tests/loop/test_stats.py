@@ -6,12 +6,12 @@ import re
 from pathlib import Path
 
 import pytest
-from support import Log, run_until, turns
 
 import reactor
 from reactor import Reactor, Stats
 from reactor.loop.counters import COUNTS, GAUGES, TIMES, Counters
 from reactor.observe.samples import RATES
+from tests.helpers.support import Log, run_until, turns
 
 LISTS = 'timer_lag', 'timer_lag_sum', 'slow'
 

@@ -10,11 +10,11 @@ import weakref
 from collections import deque
 
 import pytest
-from support import FakeKernel, in_thread, run_until, turns, uncallable
 
 from reactor import HandleClosed, Reactor, ReactorError, ResolveError
 from reactor.kernel import Kernel
 from reactor.loop.threads import QUEUE_LIMIT, THREADS
+from tests.helpers.support import FakeKernel, in_thread, run_until, turns, uncallable
 
 
 class Thing:

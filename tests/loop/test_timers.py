@@ -8,12 +8,12 @@ import weakref
 from functools import partial
 
 import pytest
-from support import Log, run_short, run_until, turns
 
 from reactor import HandleClosed, Reactor, Timer
 from reactor.loop import timers
 from reactor.loop.log import name_of
 from reactor.loop.timers import TimerHeap
+from tests.helpers.support import Log, run_short, run_until, turns
 
 
 class Thing:
@@ -905,7 +905,7 @@ def test_the_smallest_intervals_repeat_too(interval):
 def test_a_callback_is_named_as_a_person_would_look_for_it():
     assert name_of(fail_named) == f'{__name__}.fail_named'
     assert name_of(partial(partial(fail_named), 1)) == f'{__name__}.fail_named'
-    assert name_of(Log().on_data) == 'support.Log.on_data'
+    assert name_of(Log().on_data) == 'tests.helpers.support.Log.on_data'
     thing = Thing()
     assert name_of(thing).startswith(__name__) or name_of(thing) == repr(thing)
 

@@ -15,7 +15,11 @@ from collections import deque
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support import (
+
+from reactor import HandleClosed, Reactor
+from reactor.loop.wakeup import Wakeup
+from reactor.testing import SimKernel
+from tests.helpers.support import (
     FailingKernel,
     FakeKernel,
     FakeSelector,
@@ -30,10 +34,6 @@ from support import (
     turns,
     turns_in,
 )
-
-from reactor import HandleClosed, Reactor
-from reactor.loop.wakeup import Wakeup
-from reactor.testing import SimKernel
 
 
 class Thing:

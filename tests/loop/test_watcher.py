@@ -10,10 +10,10 @@ import socket
 import time
 
 import pytest
-from support import Log, Probe, read_all, run_short, run_until, turns, turns_in
 
 from reactor import READ, WRITE, Reactor, ReactorError, SelectorFull
 from reactor.loop.watcher import Handle, Watchers
+from tests.helpers.support import Log, Probe, read_all, run_short, run_until, turns, turns_in
 
 try:
     import fcntl

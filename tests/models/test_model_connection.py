@@ -12,10 +12,10 @@ from collections import deque
 
 from hypothesis import strategies as st
 from hypothesis.stateful import initialize, invariant, precondition, rule
-from models_support import Machine, Raised, case_of
-from support import ScriptedKernel, ScriptedSocket
 
 from reactor import READ, WRITE, ConnectionClosed, ConnectTimeout, IdleTimeout, Reactor, WriteTimeout
+from tests.helpers.models_support import Machine, Raised, case_of
+from tests.helpers.support import ScriptedKernel, ScriptedSocket
 
 CONNECT_TIMEOUT, IDLE, LINGER = 10, 20, 30
 

@@ -8,10 +8,18 @@ from __future__ import annotations
 
 from hypothesis import strategies as st
 from hypothesis.stateful import initialize, invariant, precondition, rule
-from models_support import Machine, Raised, case_of, model_exactly, model_lines, model_prefixed, model_until
-from support import ScriptedKernel, ScriptedSocket
 
 from reactor import FrameTooLong, Reactor, framing
+from tests.helpers.models_support import (
+    Machine,
+    Raised,
+    case_of,
+    model_exactly,
+    model_lines,
+    model_prefixed,
+    model_until,
+)
+from tests.helpers.support import ScriptedKernel, ScriptedSocket
 
 MESSAGES_PER_TURN = framing.MESSAGES_PER_TURN
 PIECES = [b'\n', b'\r', b'\r\n', b'a', b'b', b'aa', b'aab', b'\0', b'\1', b'\2', b'\3', b'\3\0', b'12345']

@@ -15,10 +15,10 @@ from typing import Any
 import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import initialize, invariant, rule
-from models_support import Machine, case_of
-from support import Probe, fill
 
 from reactor import READ, WRITE, Reactor
+from tests.helpers.models_support import Machine, case_of
+from tests.helpers.support import Probe, fill
 
 KINDS: list[Any] = [
     getattr(selectors, name)

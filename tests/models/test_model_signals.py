@@ -10,10 +10,10 @@ from collections import Counter
 import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import initialize, invariant, precondition, rule
-from models_support import Machine, Raised, case_of
-from support import fill
 
 from reactor import HandleClosed, Reactor
+from tests.helpers.models_support import Machine, Raised, case_of
+from tests.helpers.support import fill
 
 if not hasattr(signal, 'SIGUSR1'):
     pytest.skip('this platform has no SIGUSR1 to raise', allow_module_level=True)

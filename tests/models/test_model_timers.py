@@ -7,10 +7,10 @@ import weakref
 
 from hypothesis import strategies as st
 from hypothesis.stateful import invariant, precondition, rule
-from models_support import Machine, Raised, case_of
-from support import FakeKernel
 
 from reactor import HandleClosed, Reactor
+from tests.helpers.models_support import Machine, Raised, case_of
+from tests.helpers.support import FakeKernel
 
 QUARTERS = st.integers(0, 12).map(lambda quarters: quarters / 4)
 DELAYS = st.one_of(QUARTERS, st.just(3600.0))

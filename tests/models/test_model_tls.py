@@ -13,13 +13,13 @@ import itertools
 import ssl
 
 import pytest
-from certificates import certificates  # noqa: F401
 from hypothesis import strategies as st
 from hypothesis.stateful import initialize, invariant, precondition, rule
-from models_support import Machine, case_of
-from support import ScriptedKernel, ScriptedSocket
 
 from reactor import READ, WRITE, ConnectionClosed, Reactor, TLSError, WriteBufferFull
+from tests.helpers.certificates import certificates  # noqa: F401
+from tests.helpers.models_support import Machine, case_of
+from tests.helpers.support import ScriptedKernel, ScriptedSocket
 
 MOST = 100_000  # max_buffered
 CALLBACK_COST = 1024  # bytes: as much at most may each on_written count that waits

@@ -8,10 +8,10 @@ from collections import deque
 
 from hypothesis import strategies as st
 from hypothesis.stateful import initialize, invariant, precondition, rule
-from models_support import Machine, case_of, depth
-from support import ScriptedKernel, ScriptedSocket
 
 from reactor import ConnectionClosed, Reactor, WriteBufferFull
+from tests.helpers.models_support import Machine, case_of, depth
+from tests.helpers.support import ScriptedKernel, ScriptedSocket
 
 HIGH, LOW, MOST = 50_000, 10_000, 300_000
 CALLBACK_COST, FILE_COST = 1024, 65_536  # bytes: as much at most may each of them count that waits

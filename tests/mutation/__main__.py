@@ -1,4 +1,4 @@
-"""Do the tests notice when the code is changed? `python tests/mutation.py draw|cover|run|report`.
+"""Do the tests notice when the code is changed? `python -m tests.mutation draw|cover|run|report`.
 
     draw      draw the list of mutants again; see `drawing.py`
     cover     run the suite under coverage, to learn which tests reach which line; with tests: those alone, again
@@ -37,12 +37,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import drawing
-import reaching
-from chosen_tests import CHOSEN, REPORTS
-from drawing import PROJECT, Mutant
+from tests.mutation import drawing, reaching
+from tests.mutation.chosen_tests import CHOSEN, REPORTS
+from tests.mutation.drawing import PROJECT, Mutant
 
-KEPT = Path(__file__).resolve().parent / 'mutation'
+KEPT = Path(__file__).resolve().parent
 RESULTS, SIMULATED, EQUIVALENT = KEPT / 'results.jsonl', KEPT / 'simulated.jsonl', KEPT / 'equivalent.json'
 LONGEST = 60  # seconds for all tests of a mutant, or all seeds of the simulator
 HANGS = 20  # seconds for a test
@@ -180,7 +179,7 @@ class Tester:
             chosen.write_text('\n'.join(tests))
             reports.write_text('')
             files = list(dict.fromkeys(test.partition('::')[0] for test in tests))
-            command = ['-m', 'pytest', '-qx', '-p', 'no:cacheprovider', '-p', 'tests.chosen_tests']
+            command = ['-m', 'pytest', '-qx', '-p', 'no:cacheprovider', '-p', 'tests.mutation.chosen_tests']
             environment = {CHOSEN: str(chosen), REPORTS: str(reports)}
             ended = self.python(folder, [*command, '--timeout', str(HANGS), *files], seconds, environment)
             reported = [json.loads(line) for line in reports.read_text().splitlines()]
@@ -284,7 +283,7 @@ def report() -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog='tests/mutation.py', description=__doc__.partition('\n')[0])
+    parser = argparse.ArgumentParser(prog='python -m tests.mutation', description=__doc__.partition('\n')[0])
     commands = parser.add_subparsers(dest='command', required=True)
     commands.add_parser('draw')
     covering = commands.add_parser('cover')

@@ -1,6 +1,6 @@
 """The mutants that the tests are tried on: 600 small changes of the code, drawn from all that cosmic-ray can make.
 
-Every change is made by an operator of cosmic-ray. The list, `mutation/drawn.json`, was committed before any mutant was
+Every change is made by an operator of cosmic-ray. The list, `drawn.json`, was committed before any mutant was
 run, and no outcome changes it. It was drawn by these rules:
 
 - Each module has a share of the list in proportion to its lines of code.
@@ -26,8 +26,8 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, NamedTuple
 
-PROJECT = Path(__file__).resolve().parent.parent
-LIST = Path(__file__).resolve().parent / 'mutation' / 'drawn.json'
+PROJECT = Path(__file__).resolve().parents[2]
+LIST = Path(__file__).resolve().parent / 'drawn.json'
 
 SEED = 20261129
 COUNT = 600

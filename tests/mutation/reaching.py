@@ -18,13 +18,16 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-from chosen_tests import CHOSEN, MEASURE, REPORTS
-from drawing import PROJECT
+from tests.mutation.chosen_tests import CHOSEN, MEASURE, REPORTS
+from tests.mutation.drawing import PROJECT
 
 CACHE = PROJECT / '.mutation'
 # These read the text of the code, or plant bugs in copies of it. Their failures would not mean that they noticed how a
 # mutant behaves.
-NOT_JUDGES = tuple(f'tests/test_{name}.py' for name in 'changelog mutants mutation scenarios shape tls_mutants'.split())
+NOT_JUDGES = (
+    *(f'tests/mutation/test_{name}.py' for name in ('mutants', 'mutation', 'tls_mutants')),
+    *(f'tests/project/test_{name}.py' for name in ('changelog', 'scenarios', 'shape')),
+)
 SHORTEST = 0.03  # seconds, to which the time of a test is rounded up
 OWN = 0.3  # a test of the module's own file is tried before others that cost up to three times less
 
@@ -65,7 +68,7 @@ def cover(tests: list[str], jobs: int, without: str = '') -> None:
     reports, configuration = CACHE / 'reports.jsonl', CACHE / 'coveragerc'
     reports.write_text('')
     configuration.write_text(CONFIGURATION.format(folder=CACHE))
-    command = [sys.executable, '-m', 'pytest', '-q', '-p', 'no:cacheprovider', '-p', 'tests.chosen_tests']
+    command = [sys.executable, '-m', 'pytest', '-q', '-p', 'no:cacheprovider', '-p', 'tests.mutation.chosen_tests']
     command += ['-n', str(jobs), f'--cov={PROJECT / "reactor"}', f'--cov-config={configuration}', '--cov-context=test']
     environment = {**os.environ, CHOSEN: '', REPORTS: str(reports), MEASURE: str(configuration)}
     environment['PYTHONPATH'] = str(PROJECT)
@@ -144,8 +147,8 @@ def price(test: Test, module: str) -> float:
 def named_for(file: str, module: str) -> bool:
     """Whether this file of tests is named for the module, or for its room when none is named for the module."""
     stem, room = Path(module).stem, Path(module).parent.name
-    words = [word for word in (stem, stem.removesuffix('s')) if list((PROJECT / 'tests').glob(f'test_*{word}*.py'))]
-    return any(word in Path(file).stem for word in (words or [room]))
+    words = [word for word in (stem, stem.removesuffix('s')) if list((PROJECT / 'tests').glob(f'*/test_*{word}*.py'))]
+    return any(word in Path(file).stem for word in words) if words else Path(file).parent.name == room
 
 
 def lines_for(texts: dict[str, str], module: str, line: int) -> Lines:

@@ -10,11 +10,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-import mutants
 import pytest
-from mutants import MUTANTS, Mutant, copy_package
 
 from reactor.testing import SimKernel
+from tests.helpers import mutants
+from tests.helpers.mutants import MUTANTS, Mutant, copy_package
 
 SEEDS = 1000
 CALM_SEEDS = 100  # without a planted bug; CI runs more of them with `python -m reactor.testing`

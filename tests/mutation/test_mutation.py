@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import importlib.util
 
-import drawing
-import mutation
 import pytest
-from drawing import COUNT, PROJECT, SEED
+
+from tests.mutation import __main__ as mutation
+from tests.mutation import drawing
+from tests.mutation.drawing import COUNT, PROJECT, SEED
 
 MOST_EQUIVALENT = 0.08  # of the list
 REDRAWN = 100  # lines of code: larger modules take seconds each
@@ -38,7 +39,7 @@ def test_the_list_is_what_the_seed_draws():
     names = [name for name, module in drawn['modules'].items() if 0 < module['lines'] < REDRAWN]
     texts = {name: (PROJECT / name).read_text() for name in names if (PROJECT / name).exists()}
     same = [name for name, text in texts.items() if drawing.digest(text) == drawn['modules'][name]['sha256']]
-    assert same, 'every small module has changed: draw a new list with "python tests/mutation.py draw"'
+    assert same, 'every small module has changed: draw a new list with "python -m tests.mutation draw"'
     for name in same[:4]:
         listed = [mutant._replace(number=0) for mutant in drawn['mutants'].values() if mutant.module == name]
         again = drawing.draw_from(name, texts[name], drawn['modules'][name]['mutants'])

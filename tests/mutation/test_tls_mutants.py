@@ -7,31 +7,33 @@ import subprocess
 import sys
 from pathlib import Path
 
-import mutants
 import pytest
-from certificates import certificates  # noqa: F401
-from hostile_tls import ENGINE
-from mutants import TLS_MUTANTS, copy_package
+
+from tests.helpers import mutants
+from tests.helpers.certificates import certificates  # noqa: F401
+from tests.helpers.hostile_tls import ENGINE
+from tests.helpers.mutants import TLS_MUTANTS, copy_package
 
 SEEDS = 1000
 LONGEST = 60  # seconds for a test in a child; ten are what `run_until` waits for what a planted bug prevents
 PATIENCE = 110  # seconds for a child, below the limit of the test that has started it
-TESTS = Path(__file__).parent
+PROJECT = Path(__file__).parents[2]
+# The options of setup.cfg without those that only report more, and without the project's own package.
+FROM_ELSEWHERE = ('-o', 'addopts=--import-mode=importlib', '-o', 'pythonpath=')
 HUNT = """
 import logging, sys
 from pathlib import Path
 logging.disable(logging.CRITICAL)
-sys.path.append(sys.argv[1])
 import reactor
-from certificates import Certificates
-from tls_worlds import Contexts, run_world
+from tests.helpers.certificates import Certificates
+from tests.helpers.tls_worlds import Contexts, run_world
 
 made = Certificates.__new__(Certificates)
-made.folder = Path(sys.argv[2])
+made.folder = Path(sys.argv[1])
 made.authority = made.folder / 'authority.pem'
 contexts = Contexts(made)
 print(reactor.__file__)
-for seed in range(int(sys.argv[3])):
+for seed in range(int(sys.argv[2])):
     try:
         run_world(seed, contexts)
     except BaseException as exc:
@@ -42,7 +44,8 @@ for seed in range(int(sys.argv[3])):
 
 def run_child(folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
     """Run Python on the copy of the package in `folder`."""
-    environment = {**os.environ, 'PYTHONPATH': str(folder), 'PYTHONDONTWRITEBYTECODE': '1'}
+    paths = f'{folder}{os.pathsep}{PROJECT}'  # the copy comes first; the tests are those of this project
+    environment = {**os.environ, 'PYTHONPATH': paths, 'PYTHONDONTWRITEBYTECODE': '1'}
     return subprocess.run(
         [sys.executable, *command], cwd=folder, env=environment, capture_output=True, text=True, timeout=PATIENCE
     )
@@ -50,7 +53,7 @@ def run_child(folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
 
 def hunt(folder: Path, certificates: Path) -> str:  # noqa: F811
     """What the worlds find in the copy of the package in `folder`; '' when it is nothing."""
-    child = run_child(folder, '-c', HUNT, str(TESTS), str(certificates), str(SEEDS))
+    child = run_child(folder, '-c', HUNT, str(certificates), str(SEEDS))
     where, _, found = child.stdout.partition('\n')
     assert where.startswith(str(folder)), child.stderr
     return found
@@ -58,8 +61,8 @@ def hunt(folder: Path, certificates: Path) -> str:  # noqa: F811
 
 def run_test(folder: Path, name: str) -> str:
     """What this test of ours says of the copy; '' when it passes."""
-    options = ['-q', '-x', '-p', 'no:cacheprovider', '--tb=line', '-o', 'addopts=', '--timeout', str(LONGEST)]
-    child = run_child(folder, '-m', 'pytest', *options, '-k', 'not poll and not select', str(TESTS / name))
+    options = ['-q', '-x', '-p', 'no:cacheprovider', '--tb=line', *FROM_ELSEWHERE, '--timeout', str(LONGEST)]
+    child = run_child(folder, '-m', 'pytest', *options, '-k', 'not poll and not select', str(PROJECT / 'tests' / name))
     said = child.stdout + child.stderr
     assert child.returncode in (0, 1), said
     assert 'from pytest-timeout' not in said, f'{name} was ended after {LONGEST} s, and proves nothing:\n{said}'

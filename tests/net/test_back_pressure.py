@@ -9,12 +9,12 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from certificates import certificates  # noqa: F401  (a fixture)
-from support import run_until
 
 import reactor
 from reactor import Reactor, framing
 from reactor.testing import Simulation
+from tests.helpers.certificates import certificates  # noqa: F401  (a fixture)
+from tests.helpers.support import run_until
 
 REQUESTS, ANSWER = 400, 60_000  # 24 MB of answers
 SIZE = 32  # bytes of a request

@@ -15,19 +15,6 @@ from socket import AF_INET, AF_INET6, AI_NUMERICHOST, SO_ERROR, SO_KEEPALIVE, SO
 from typing import Any
 
 import pytest
-from support import (
-    FailingKernel,
-    Log,
-    Probe,
-    ScriptedKernel,
-    ScriptedSelector,
-    ScriptedSocket,
-    end,
-    idle,
-    run_short,
-    run_until,
-    turns,
-)
 
 from reactor import (
     ConnectionClosed,
@@ -42,6 +29,19 @@ from reactor import (
 from reactor.kernel import ABSTRACT_PATHS, AF_UNIX
 from reactor.loop.timers import TimerHeap
 from reactor.net.connector import Attempt, Connector
+from tests.helpers.support import (
+    FailingKernel,
+    Log,
+    Probe,
+    ScriptedKernel,
+    ScriptedSelector,
+    ScriptedSocket,
+    end,
+    idle,
+    run_short,
+    run_until,
+    turns,
+)
 
 NEVER = float('inf')
 ON_LINUX = sys.platform == 'linux'

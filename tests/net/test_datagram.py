@@ -17,7 +17,14 @@ from socket import AF_INET, AF_INET6, SOCK_DGRAM
 from typing import Any
 
 import pytest
-from support import (
+
+import reactor
+from reactor import DatagramSocket, HandleClosed, Reactor, ReactorError, ResolveError, SelectorFull
+from reactor.kernel import AF_UNIX, SO_MEMINFO, SO_REUSEPORT, Kernel
+from reactor.loop.watcher import Watchers
+from reactor.net import datagram
+from reactor.net.datagram_sending import DATAGRAM_COST, DATAGRAMS_PER_TURN, LONGEST_IPV4, LONGEST_IPV6
+from tests.helpers.support import (
     FailingKernel,
     FakeKernel,
     Log,
@@ -29,15 +36,8 @@ from support import (
     turns,
     uncallable,
 )
-from test_shape import frames_since
-from test_sockets import needs_ipv6
-
-import reactor
-from reactor import DatagramSocket, HandleClosed, Reactor, ReactorError, ResolveError, SelectorFull
-from reactor.kernel import AF_UNIX, SO_MEMINFO, SO_REUSEPORT, Kernel
-from reactor.loop.watcher import Watchers
-from reactor.net import datagram
-from reactor.net.datagram_sending import DATAGRAM_COST, DATAGRAMS_PER_TURN, LONGEST_IPV4, LONGEST_IPV6
+from tests.net.test_sockets import needs_ipv6
+from tests.project.test_shape import frames_since
 
 HERE = '127.0.0.1'
 GROUP = '239.255.7.7'

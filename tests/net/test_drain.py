@@ -11,10 +11,6 @@ from socket import AF_INET
 from typing import Any
 
 import pytest
-from certificates import certificates  # noqa: F401
-from conftest import check_empty
-from support import SELECTORS, FakeKernel, FakeSelector, Log, drain, end, in_thread, reset, run_short, run_until, turns
-from test_programs import RealWorld
 
 from reactor import READ, DrainTimeout, HandleClosed, Reactor, ReactorError
 from reactor.kernel import AF_UNIX, TCP_DEFER_ACCEPT, Kernel
@@ -22,6 +18,22 @@ from reactor.loop.timers import Timer, TimerHeap
 from reactor.net.drain import GRACE, HANDSHAKE, LOOK
 from reactor.net.listener import ACCEPTS_PER_TURN
 from reactor.testing.programs.service import drain as drain_program
+from tests.conftest import check_empty
+from tests.helpers.certificates import certificates  # noqa: F401
+from tests.helpers.support import (
+    SELECTORS,
+    FakeKernel,
+    FakeSelector,
+    Log,
+    drain,
+    end,
+    in_thread,
+    reset,
+    run_short,
+    run_until,
+    turns,
+)
+from tests.testing.test_programs import RealWorld
 
 HERE = '127.0.0.1'
 needs_unix = pytest.mark.skipif(AF_UNIX < 0, reason='this platform has no Unix sockets')

@@ -10,8 +10,6 @@ import tempfile
 import weakref
 
 import pytest
-from exhaustion import Fault, need_faults
-from support import FakeKernel, Log, drain, end, in_thread, pair, read_all, run_until, turns
 
 from reactor import ConnectionClosed, Reactor, ReactorError, SendFileError, WriteBufferFull, WriteTimeout
 from reactor.kernel import Kernel
@@ -24,6 +22,8 @@ from reactor.net.writer import (
     FilePart,
     Writer,
 )
+from tests.helpers.exhaustion import Fault, need_faults
+from tests.helpers.support import FakeKernel, Log, drain, end, in_thread, pair, read_all, run_until, turns
 
 BIG = 100 << 20
 

@@ -14,12 +14,24 @@ import weakref
 from pathlib import Path
 
 import pytest
-from support import SELECTORS, FailingKernel, FakeKernel, Log, drain, end, idle, reset, run_short, run_until, turns
 
 from reactor import HandleClosed, Reactor, ReactorError, SelectorFull, Stream
 from reactor.kernel import TCP_DEFER_ACCEPT
 from reactor.net.listener import Listener
 from reactor.net.options import Options
+from tests.helpers.support import (
+    SELECTORS,
+    FailingKernel,
+    FakeKernel,
+    Log,
+    drain,
+    end,
+    idle,
+    reset,
+    run_short,
+    run_until,
+    turns,
+)
 
 HERE = '127.0.0.1'
 
@@ -531,7 +543,7 @@ def test_at_the_real_descriptor_limit_clients_wait_and_nothing_spins():
         capture_output=True,
         text=True,
         timeout=50,
-        env={**os.environ, 'PYTHONPATH': str(Path(__file__).parent.parent)},
+        env={**os.environ, 'PYTHONPATH': str(Path(__file__).parents[2])},
     )
     assert done.stdout == "ok [b'served']\n", done.stderr
 

@@ -7,11 +7,11 @@ from inspect import signature
 from typing import Any
 
 import pytest
-from support import end, options_of, run_until
 
 import reactor.serve
 from reactor import Reactor
 from reactor.net.options import Callbacks, Options, check_callback
+from tests.helpers.support import end, options_of, run_until
 
 
 def test_the_defaults_are_the_documented_ones():

@@ -12,10 +12,8 @@ import weakref
 from itertools import pairwise
 
 import pytest
-from certificates import certificates  # noqa: F401
 from hypothesis import given
 from hypothesis import strategies as st
-from support import FailingKernel, Log, drain, in_thread, reset, run_short, run_until, turns, turns_in
 
 import reactor
 from reactor import ProxyError, ProxyTimeout, Reactor, ReactorError
@@ -24,6 +22,8 @@ from reactor.kernel import Kernel
 from reactor.loop.timers import Timer, TimerHeap
 from reactor.net.proxy_header import LONGEST_V1, SIGNATURE, crc32c, header_size, parse_header
 from reactor.testing import SimKernel
+from tests.helpers.certificates import certificates  # noqa: F401
+from tests.helpers.support import FailingKernel, Log, drain, in_thread, reset, run_short, run_until, turns, turns_in
 
 HERE = '127.0.0.1'
 HOME = ['127.0.0.0/8', '::1/128']

@@ -11,13 +11,13 @@ from socket import AF_INET, AF_INET6, SOCK_STREAM
 from typing import Any
 
 import pytest
-from exhaustion import EXHAUSTED, Deep, Fault, need_faults
-from support import FakeKernel, Log, in_thread, run_until, turns
 
 from reactor import Reactor, ReactorError, ResolveError, ResolveTimeout
 from reactor.kernel import Kernel
 from reactor.loop.threads import QUEUE_LIMIT, THREADS, ThreadCall
 from reactor.net.resolver import look_up
+from tests.helpers.exhaustion import EXHAUSTED, Deep, Fault, need_faults
+from tests.helpers.support import FakeKernel, Log, in_thread, run_until, turns
 
 
 class Names(Kernel):

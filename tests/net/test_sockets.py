@@ -14,7 +14,6 @@ import time
 from contextlib import closing
 
 import pytest
-from support import FailingKernel, FakeKernel, Log, drain, end, run_until, turns
 
 from reactor import Reactor, ResolveError, SelectorFull
 from reactor.kernel import (
@@ -29,6 +28,7 @@ from reactor.kernel import (
 )
 from reactor.net.options import Options
 from reactor.net.sockets import bind_local, listening_tcp, listening_unix, set_stream_options
+from tests.helpers.support import FailingKernel, FakeKernel, Log, drain, end, run_until, turns
 
 HERE = '127.0.0.1'
 

@@ -14,22 +14,6 @@ from functools import partial
 from selectors import EVENT_READ, EVENT_WRITE
 
 import pytest
-from support import (
-    FakeKernel,
-    Log,
-    drain,
-    end,
-    fill,
-    idle,
-    pair,
-    read_all,
-    reset,
-    run_short,
-    run_until,
-    tcp_sockets,
-    turns,
-    uncallable,
-)
 
 from reactor import (
     ConnectionClosed,
@@ -45,6 +29,22 @@ from reactor.loop.buckets import Buckets
 from reactor.loop.watcher import Watchers
 from reactor.net.sending import Sender
 from reactor.net.writer import MARKS_PER_SEND
+from tests.helpers.support import (
+    FakeKernel,
+    Log,
+    drain,
+    end,
+    fill,
+    idle,
+    pair,
+    read_all,
+    reset,
+    run_short,
+    run_until,
+    tcp_sockets,
+    turns,
+    uncallable,
+)
 
 
 def flood(conn, data=b'\xff' * 100_000):

@@ -13,8 +13,10 @@ import weakref
 from collections import deque
 
 import pytest
-from exhaustion import is_traced, near_limit
-from support import (
+
+from reactor import ConnectionClosed, IdleTimeout, Reactor, Stream, WriteBufferFull, WriteTimeout
+from tests.helpers.exhaustion import is_traced, near_limit
+from tests.helpers.support import (
     SELECTORS,
     Log,
     drain,
@@ -28,8 +30,6 @@ from support import (
     tcp_sockets,
     turns,
 )
-
-from reactor import ConnectionClosed, IdleTimeout, Reactor, Stream, WriteBufferFull, WriteTimeout
 
 ALL = ('on_data', 'on_eof', 'on_drain', 'on_close', 'on_error')
 

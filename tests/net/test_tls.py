@@ -22,10 +22,6 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from certificates import certificates  # noqa: F401
-from exhaustion import is_traced, near_limit
-from hostile_tls import ALLOW_CLIENT_RENEGOTIATION, ENGINE, TLS_1_2, TLS_1_3, Peer, peer_callbacks
-from support import Log, drain, end, fill, idle, run_short, run_until, turns
 
 import reactor
 from reactor import (
@@ -44,6 +40,10 @@ from reactor.net.session import Session, record_end
 from reactor.net.stream import suspend_reading
 from reactor.net.tls import TLSStream
 from reactor.testing import SimKernel
+from tests.helpers.certificates import certificates  # noqa: F401
+from tests.helpers.exhaustion import is_traced, near_limit
+from tests.helpers.hostile_tls import ALLOW_CLIENT_RENEGOTIATION, ENGINE, TLS_1_2, TLS_1_3, Peer, peer_callbacks
+from tests.helpers.support import Log, drain, end, fill, idle, run_short, run_until, turns
 
 VERSIONS = [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3]
 
@@ -1802,9 +1802,9 @@ def test_a_held_write_that_openssl_refuses_ends_that_connection(r, hostile, monk
 
 MEMORY = """
 import gc, socket, sys, resource
-sys.path[:0] = [{tests!r}]
+sys.path.append({project!r})
 from pathlib import Path
-from certificates import Certificates
+from tests.helpers.certificates import Certificates
 import reactor
 certificates = Certificates.__new__(Certificates)
 certificates.folder = Path({folder!r})
@@ -1866,7 +1866,7 @@ with reactor.Reactor() as r:
 @pytest.mark.slow
 def test_a_connection_keeps_no_memory_of_what_it_has_sent_and_received(certificates):  # noqa: F811
     # A connection kept 1,068 KiB after one answer of 1 MiB, and 77 KiB after an upload.
-    code = MEMORY.format(tests=str(Path(__file__).parent), folder=str(certificates.folder))
+    code = MEMORY.format(project=str(Path(__file__).parents[2]), folder=str(certificates.folder))
     done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     answered, uploaded, early = map(int, done.stdout.split())

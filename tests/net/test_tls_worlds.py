@@ -7,9 +7,10 @@ program, but not every byte. `--tls-worlds N` tries more of them; without `--slo
 from __future__ import annotations
 
 import pytest
-from certificates import certificates  # noqa: F401
-from hostile_tls import ENGINE
-from tls_worlds import Contexts, run_world
+
+from tests.helpers.certificates import certificates  # noqa: F401
+from tests.helpers.hostile_tls import ENGINE
+from tests.helpers.tls_worlds import Contexts, run_world
 
 BLOCKS = 5
 

@@ -6,7 +6,6 @@ import os
 from collections import deque
 
 import pytest
-from support import ScriptedKernel, ScriptedSocket
 
 from reactor import Reactor
 from reactor.kernel import Kernel
@@ -20,6 +19,7 @@ from reactor.net.writer import (
     SHUT,
     Writer,
 )
+from tests.helpers.support import ScriptedKernel, ScriptedSocket
 
 
 def joined(writer: Writer) -> bytes:

@@ -20,14 +20,14 @@ from pathlib import Path
 
 import psutil
 import pytest
-from support import FakeKernel, drain, run_until, turns
 
 import reactor
 from reactor import Reactor, Stream
 from reactor.observe import live, samples, source
 from reactor.observe.live import HISTORY, MOST_VIEWERS, PAGE, LivePage, serve_page
+from tests.helpers.support import FakeKernel, drain, run_until, turns
 
-CHECKOUT = Path(__file__).parents[1]
+CHECKOUT = Path(__file__).parents[2]
 sys.path.insert(0, str(CHECKOUT / 'perf'))
 import browser  # noqa: E402
 

@@ -11,13 +11,13 @@ import stat
 import weakref
 
 import pytest
-from support import drain, ends, idle, in_thread, run_until, turns
 
 from reactor import READ, Reactor, ReactorError, SelectorFull, Stream, observe
 from reactor.kernel import LeanSocket
 from reactor.loop.watcher import Watchers
 from reactor.observe.commands import COMMANDS, LONGEST_TEXT, MOST
 from reactor.observe.control_socket import LONGEST_LINE, RETRY, SILENT, STALLED
+from tests.helpers.support import drain, ends, idle, in_thread, run_until, turns
 
 if not hasattr(socket, 'AF_UNIX'):
     pytest.skip('NOT TESTED: the control socket: no Unix sockets here', allow_module_level=True)

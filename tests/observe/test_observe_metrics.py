@@ -6,10 +6,10 @@ import shutil
 import subprocess
 
 import pytest
-from support import read_all, run_until, turns
 
 from reactor import Reactor, Stats, observe
 from reactor.loop.counters import COUNTS, GAUGES
+from tests.helpers.support import read_all, run_until, turns
 
 prometheus_client = pytest.importorskip(
     'prometheus_client', reason='NOT TESTED: metrics; pip install prometheus_client'

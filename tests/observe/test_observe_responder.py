@@ -6,10 +6,10 @@ import threading
 import urllib.request
 
 import pytest
-from support import ends, read_all, run_until, turns
 
 from reactor import Reactor
 from reactor.observe.responder import LONGEST_HEAD, MOST_CLIENTS, REQUEST_TIMEOUT, listen_http
+from tests.helpers.support import ends, read_all, run_until, turns
 
 HOST = b'Host: localhost\r\n'
 

@@ -21,7 +21,7 @@ prometheus_client = pytest.importorskip('prometheus_client', reason='NOT TESTED:
 
 from prometheus_client.parser import text_string_to_metric_families  # noqa: E402
 
-PROGRAM = Path(__file__).parent.parent / 'examples' / 'observed.py'
+PROGRAM = Path(__file__).parents[2] / 'examples' / 'observed.py'
 
 
 @pytest.fixture

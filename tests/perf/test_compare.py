@@ -11,7 +11,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-PERF = Path(__file__).parents[1] / 'perf'
+PERF = Path(__file__).parents[2] / 'perf'
 LONGEST_PEER = 80  # lines
 
 if sys.platform != 'linux':

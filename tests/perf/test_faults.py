@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-PERF = Path(__file__).parents[1] / 'perf'
+PERF = Path(__file__).parents[2] / 'perf'
 TINY = 0.001  # of all counts and times, but for what has a least
 
 if sys.platform != 'linux':

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-PERF = Path(__file__).parents[1] / 'perf'
+PERF = Path(__file__).parents[2] / 'perf'
 LONGEST = 300  # seconds for a real run; callgrind is slow, and a busy machine makes it slower
 WRITTEN_BY_CALLGRIND = """# callgrind format
 version: 1

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-PERF = Path(__file__).parents[1] / 'perf'
+PERF = Path(__file__).parents[2] / 'perf'
 TAG = 'test'
 
 if sys.platform != 'linux':

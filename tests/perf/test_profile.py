@@ -16,7 +16,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-CHECKOUT = Path(__file__).parent.parent
+CHECKOUT = Path(__file__).parents[2]
 PERF = CHECKOUT / 'perf'
 sys.path.insert(0, str(PERF))
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 pytestmark = [pytest.mark.alone, pytest.mark.slow]  # a soak judges its own memory, CPU and time limits
-PERF = Path(__file__).parents[1] / 'perf'
+PERF = Path(__file__).parents[2] / 'perf'
 SHORT = ('--minutes', 0.02, '--rate', 150, '--seed', 7, '--patience', 0.5, '--descriptors', 200)
 
 if sys.platform != 'linux':

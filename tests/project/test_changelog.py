@@ -7,13 +7,13 @@ import inspect
 import re
 from pathlib import Path
 
-import counters_table
 import pytest
 
 import reactor
 from reactor.loop.counters import TIMES
+from tests.helpers import counters_table
 
-CHECKOUT = Path(__file__).parent.parent
+CHECKOUT = Path(__file__).parents[2]
 CHANGELOG = (CHECKOUT / 'CHANGELOG.md').read_text()
 COUNTERS = (CHECKOUT / 'examples' / 'COUNTERS.md').read_text()
 LIMITS = (CHECKOUT / 'examples' / 'LIMITS.md').read_text()
@@ -103,7 +103,7 @@ def test_every_figure_of_stats_is_in_the_table_of_counters():
 
 
 def test_the_table_of_counters_says_what_their_declarations_say():
-    assert counters_table.written(COUNTERS) == COUNTERS, 'run python tests/counters_table.py'
+    assert counters_table.written(COUNTERS) == COUNTERS, 'run python -m tests.helpers.counters_table'
 
 
 def test_the_metric_of_each_figure_is_the_one_that_prometheus_gets():

@@ -9,14 +9,15 @@ from pathlib import Path
 from select import select
 
 import pytest
-from machine import HELD, machine
+
+from tests.helpers.machine import HELD, machine
 
 fcntl = pytest.importorskip('fcntl', reason='this platform has no locks of files: tests marked alone are not alone')
 
 USER = """
 import sys
 from pathlib import Path
-from machine import machine
+from tests.helpers.machine import machine
 
 with machine(sys.argv[1] == 'alone', Path(sys.argv[2])):
     print('in', flush=True)
@@ -30,7 +31,7 @@ class User:
     def __init__(self, how: str, folder: Path, environment: dict[str, str] | None = None) -> None:
         self.process = subprocess.Popen(
             [sys.executable, '-c', USER, how, str(folder)],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=Path(__file__).parent,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=Path(__file__).parents[2],
             env={**os.environ, **(environment or {})},
         )  # fmt: skip
 

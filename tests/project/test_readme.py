@@ -16,7 +16,7 @@ import pytest
 
 import reactor
 
-CHECKOUT = Path(__file__).parent.parent
+CHECKOUT = Path(__file__).parents[2]
 README = (CHECKOUT / 'README.md').read_text()
 LINKS = re.findall(r'\[([^]]+)\]\((?!https?:|#)([^)#]+)', README)
 BLOCKS = re.findall(r'^```(\w*)\n(.*?)^```$', README, re.MULTILINE | re.DOTALL)

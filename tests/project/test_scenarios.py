@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-TESTS = Path(__file__).parent
+TESTS = Path(__file__).parents[1]
 PAGE = (TESTS / 'SCENARIOS.md').read_text(encoding='utf-8')
 ROWS = [
     [cell.strip() for cell in line.strip('|').split('|')] for line in PAGE.splitlines() if re.match(r'\| *\d', line)

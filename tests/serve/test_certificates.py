@@ -14,13 +14,13 @@ import weakref
 from types import SimpleNamespace
 
 import pytest
-from certificates import certificates  # noqa: F401
-from support import Log, end, run_until, turns
 
 import reactor
 from reactor import ReactorError, TLSError
 from reactor.net.tls import TLSStream
 from reactor.serve.certificates import Certificates, validity
+from tests.helpers.certificates import certificates  # noqa: F401
+from tests.helpers.support import Log, end, run_until, turns
 
 VERSIONS = [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3]
 NAMES = 'example.org', 'a.example.net', '*.example.com'

@@ -14,14 +14,14 @@ import sys
 from pathlib import Path
 
 import pytest
-from certificates import certificates  # noqa: F401
-from support import run_until
 
 import reactor
 from reactor import framing
 from reactor.net.stream import OPEN
+from tests.helpers.certificates import certificates  # noqa: F401
+from tests.helpers.support import run_until
 
-PERF = Path(__file__).parents[1] / 'perf'
+PERF = Path(__file__).parents[2] / 'perf'
 TRUSTED = ['127.0.0.0/8', '::1/128']
 CONFIG = """
 global

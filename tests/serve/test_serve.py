@@ -17,8 +17,6 @@ from typing import Any
 
 import psutil
 import pytest
-from machine import HELD
-from support import run_until, turns
 
 from reactor import Reactor, ReactorError, serve
 from reactor.serve import doors, workers
@@ -26,11 +24,14 @@ from reactor.serve.doors import Door, parse
 from reactor.serve.running import processors
 from reactor.serve.worker import Worker
 from reactor.serve.workers import Child, Slot, Workers
+from tests.helpers.machine import HELD
+from tests.helpers.support import run_until, turns
 
 if os.name != 'posix':
     pytest.skip('workers get descriptors handed on, which this platform cannot', allow_module_level=True)
 
-PROGRAM = Path(__file__).parent / 'serve_program.py'
+PROJECT = Path(__file__).parents[2]
+PROGRAM = PROJECT / 'tests' / 'helpers' / 'serve_program.py'
 HERE = '127.0.0.1'
 LINUX = pytest.mark.skipif(sys.platform != 'linux', reason='only Linux divides clients among sockets on one port')
 
@@ -56,7 +57,7 @@ class Served:
         with self.errors.open('wb') as errors:
             self.parent = subprocess.Popen(
                 [sys.executable, *before, *(start or [str(PROGRAM)]), text],
-                stdout=subprocess.PIPE, stderr=errors, text=True, cwd=PROGRAM.parent.parent, process_group=0,
+                stdout=subprocess.PIPE, stderr=errors, text=True, cwd=PROJECT, process_group=0,
             )  # fmt: skip
         line = self.parent.stdout.readline()
         assert line, self.log
@@ -155,7 +156,7 @@ def test_a_worker_has_its_listener_its_parent_and_no_other_descriptor_and_hands_
         assert told['inheritable'] == 0 and not set(told['variables']) - {HELD}
 
 
-@pytest.mark.parametrize('start', [[str(PROGRAM)], ['-m', 'tests.serve_program']], ids=['script', 'module'])
+@pytest.mark.parametrize('start', [[str(PROGRAM)], ['-m', 'tests.helpers.serve_program']], ids=['script', 'module'])
 def test_a_worker_is_started_with_the_words_and_the_options_of_the_program(tmp_path, start):
     with Served(tmp_path, before=['-W', 'error::BytesWarning', '-X', 'dev'], start=start) as served:
         told = json.loads(served.connect().ask('?'))
@@ -164,7 +165,9 @@ def test_a_worker_is_started_with_the_words_and_the_options_of_the_program(tmp_p
         assert told['pid'] == served.pids()['0'] != served.parent.pid
 
 
-@pytest.mark.parametrize('start', [['tests/serve_program.py'], ['-m', 'tests.serve_program']], ids=['script', 'module'])
+@pytest.mark.parametrize(
+    'start', [['tests/helpers/serve_program.py'], ['-m', 'tests.helpers.serve_program']], ids=['script', 'module']
+)
 def test_a_program_that_leaves_its_directory_is_started_anew_where_it_began(tmp_path, start):
     with Served(tmp_path, start=start, go='tests') as served:  # to which only one that begins there finds its way
         assert served.connect().ask() == f'{served.pids()["0"]} x'
@@ -174,9 +177,7 @@ def test_a_program_that_leaves_its_directory_is_started_anew_where_it_began(tmp_
 def test_what_is_no_file_cannot_be_started_anew_and_says_what_to_do(how):
     code = 'from reactor import serve; serve.run(print)'
     argv = {'-c': ['-c', code], '-': ['-'], 'stdin': []}[how]
-    done = subprocess.run(
-        [sys.executable, *argv], input=code, capture_output=True, text=True, timeout=20, cwd=PROGRAM.parent.parent
-    )
+    done = subprocess.run([sys.executable, *argv], input=code, capture_output=True, text=True, timeout=20, cwd=PROJECT)
     assert done.returncode == 1
     assert 'ReactorError: a worker is this program started anew' in done.stderr and 'put it into a file' in done.stderr
 

@@ -12,10 +12,10 @@ import time
 from contextlib import contextmanager
 
 import pytest
-from support import drain, run_until
 
 from reactor import ReactorError
 from reactor.serve import systemd
+from tests.helpers.support import drain, run_until
 
 pytestmark = pytest.mark.skipif(not hasattr(socket, 'AF_UNIX'), reason='systemd is spoken to over Unix sockets')
 FIRST = 300  # in these tests: what is 3 in a service belongs to pytest here

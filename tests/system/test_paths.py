@@ -9,11 +9,11 @@ import threading
 from collections import deque
 
 import pytest
-from support import idle, in_thread, run_until, turns
 
 from reactor import HandleClosed, Reactor, ReactorError, WatchedPath
 from reactor.system import paths
 from reactor.system.paths import QUEUE_LIMIT, Changes
+from tests.helpers.support import idle, in_thread, run_until, turns
 
 pytest.importorskip('watchdog', reason="the extra 'paths' is not installed: nothing of watch_path is tested")
 

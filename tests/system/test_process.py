@@ -13,12 +13,12 @@ from pathlib import Path
 
 import psutil
 import pytest
-from support import Log, idle, in_thread, run_until, turns
 
 import reactor
 from reactor import DEVNULL, PIPE, STDOUT, ConnectionClosed, HandleClosed, Process, Reactor, ReactorError
 from reactor.kernel import Kernel
 from reactor.loop.watcher import Watchers
+from tests.helpers.support import Log, idle, in_thread, run_until, turns
 
 if os.name != 'posix':
     pytest.skip('pipes of children cannot be watched on this platform', allow_module_level=True)

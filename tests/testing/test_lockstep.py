@@ -16,14 +16,14 @@ from random import Random
 from typing import Any
 
 import pytest
-from support import SELECTORS
-from test_programs import RealWorld, courses
 
 from reactor import ConnectTimeout, WriteTimeout
 from reactor.kernel import Kernel
 from reactor.testing.oracles import Record, WatchedReactor
 from reactor.testing.programs import RACES
 from reactor.testing.simulation import Simulation
+from tests.helpers.support import SELECTORS
+from tests.testing.test_programs import RealWorld, courses
 
 SEEDS, MORE_SEEDS = range(100, 102), range(102, 105)
 KINDS = {'default': 'epoll', 'poll': 'poll', 'select': 'select'}

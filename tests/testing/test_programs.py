@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import check_empty
-from support import SELECTORS
 
 from reactor import Reactor
 from reactor.kernel import Kernel
 from reactor.testing.programs import PROGRAMS, paces, time_limits
+from tests.conftest import check_empty
+from tests.helpers.support import SELECTORS
 
 SEEDS = range(4)
 SLOW = {time_limits}  # here its time limits take seconds

@@ -6,10 +6,10 @@ Keys are random, and with them the lengths of some messages: a seed repeats the 
 from __future__ import annotations
 
 import pytest
-from certificates import Certificates, certificates  # noqa: F401
 
 from reactor.testing import Simulation
 from reactor.testing.programs import ALONE, PROGRAMS
+from tests.helpers.certificates import Certificates, certificates  # noqa: F401
 
 
 @pytest.mark.parametrize(

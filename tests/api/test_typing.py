@@ -22,15 +22,15 @@ from types import FunctionType
 from typing import Any
 
 import pytest
-from support import INTERNAL
 
 import reactor
 import reactor.observe
 import reactor.serve.certificates
 from reactor import Handle, Reactor
+from tests.helpers.support import INTERNAL
 
 PROJECT = Path(reactor.__file__).parent.parent
-PROGRAMS = Path(__file__).parent / 'typing'
+PROGRAMS = Path(__file__).parents[1] / 'typing'
 SCRIPTS = Path(sysconfig.get_path('scripts'))
 MODULES = [reactor, reactor.framing, reactor.observe, reactor.serve, reactor.serve.systemd, reactor.serve.certificates]
 COMPLETE = 95.0  # percent of the public names whose types are known
