@@ -180,6 +180,7 @@ def test_listeners_may_share_limits(r, sockets):
     assert repr(limits) == '<Limits: 0 connections, 0 addresses, 1 gone>'
 
 
+@pytest.mark.scenario(174)
 def test_one_address_has_so_many_connections_and_others_have_theirs(r, sockets):
     listener, conns = listen(r, limits=Limits(per_address=2))
     many = [connect(sockets, listener) for _ in range(10)]
@@ -216,6 +217,7 @@ def test_a_client_who_cannot_be_watched_is_not_counted():
 # -- how often
 
 
+@pytest.mark.scenario(174)
 def test_one_address_connects_as_often_as_its_tokens_allow(kernel, fake, sockets):
     listener, conns = listen(fake, limits=Limits(connect_rate=(2, 3)))
 
@@ -307,6 +309,7 @@ def through_proxy(r, sockets, listener, source, v6=False, wait=True):
     return client
 
 
+@pytest.mark.scenario(175)
 def test_no_more_addresses_are_remembered_than_were_asked_for(fake, sockets):
     limits = Limits(connect_rate=(0.001, 1), max_addresses=10)
     log = Log()
@@ -323,6 +326,7 @@ def test_no_more_addresses_are_remembered_than_were_asked_for(fake, sockets):
     listener.close()
 
 
+@pytest.mark.scenario(175)
 def test_who_has_all_his_tokens_again_is_forgotten(kernel, fake, sockets):
     limits = Limits(connect_rate=(1, 5))
     listener, _ = listen(fake, limits=limits, proxy_protocol=['127.0.0.0/8'])
@@ -374,6 +378,7 @@ def test_what_is_over_is_freed_without_the_collector(r, sockets):
 # -- behind a proxy
 
 
+@pytest.mark.scenario(174)
 def test_behind_a_proxy_the_limits_are_about_the_real_client(r, sockets):
     asked, log = [], Log()
     limits = Limits(per_address=1, refuse=lambda address: asked.append(address) or address[0] == '192.0.2.66')
@@ -397,6 +402,7 @@ def test_behind_a_proxy_the_limits_are_about_the_real_client(r, sockets):
     close_all(r, listener, *conns)
 
 
+@pytest.mark.scenario(174)
 def test_one_address_of_ipv6_is_a_whole_network(r, sockets):
     listener, conns = listen(r, limits=Limits(per_address=1), proxy_protocol=['127.0.0.0/8'])
     for source in '2001:db8:0:1::1', '2001:db8:0:2::1', '2001:db8:0:1:ffff::9':
@@ -507,6 +513,7 @@ def pace(fake, kernel, sockets):
     turns(fake, 2)
 
 
+@pytest.mark.scenario(78)
 @counted
 def test_a_client_who_drips_is_ended_after_the_grace(pace):
     slow = pace()
@@ -535,6 +542,7 @@ def test_a_client_who_was_fast_has_the_time_that_he_has_earned(pace):
     assert 20 <= count <= 20 + 8 + 6
 
 
+@pytest.mark.scenario(78)
 @counted
 def test_who_waits_for_an_answer_is_not_slow(pace):
     waiting = pace()
@@ -581,6 +589,7 @@ def test_who_is_not_read_is_not_slow_while_bytes_wait_for_him_either(pace):
     assert paused.seconds_until_slow(lambda: paused.client.send(b'x')) is None
 
 
+@pytest.mark.scenario(176)
 @counted
 def test_a_client_who_takes_nothing_is_ended_after_the_grace(pace):
     slow = pace()
@@ -592,6 +601,7 @@ def test_a_client_who_takes_nothing_is_ended_after_the_grace(pace):
     assert 'took too slowly' in str(slow.log[-1][1])
 
 
+@pytest.mark.scenario(176)
 @counted
 def test_a_client_for_whom_the_system_still_holds_an_answer_is_as_slow(pace):
     slow = pace()

@@ -415,6 +415,7 @@ def test_a_reactor_closes_the_selector_that_it_was_given(kind):
         selector.get_key(0)
 
 
+@pytest.mark.scenario(7)
 def test_closing_a_reactor_with_everything_open_leaves_nothing(tmp_path, sockets):
     log = Log()
     with Reactor() as r:
@@ -620,6 +621,7 @@ HOT_CALLS = {
 }
 
 
+@pytest.mark.scenario(16)
 @pytest.mark.parametrize('debug', [False, True])
 @pytest.mark.parametrize('name', sorted(COLD_CALLS))
 def test_a_cold_call_from_another_thread_always_raises(name, debug):
@@ -627,6 +629,7 @@ def test_a_cold_call_from_another_thread_always_raises(name, debug):
     assert isinstance(exc, ReactorError) and 'thread' in str(exc)
 
 
+@pytest.mark.scenario(16, 83)
 @pytest.mark.parametrize('name', sorted(HOT_CALLS))
 def test_with_debug_a_hot_call_from_another_thread_raises_too(name):
     exc = from_another_thread(HOT_CALLS[name], debug=True)
@@ -763,6 +766,7 @@ def test_an_adopted_connection_has_the_time_limits_that_were_asked_for(fake, ker
     assert 5 <= kernel.time - 1000 <= 6
 
 
+@pytest.mark.scenario(14)
 def test_the_socket_belongs_to_the_reactor_from_the_adoption_on(r, sockets):
     ours, theirs = sockets()
     r.adopt(ours).close()

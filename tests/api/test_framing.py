@@ -56,6 +56,7 @@ def collect(pieces, take, args, limit=LIMIT):
     return messages, False
 
 
+@pytest.mark.scenario(67)
 @pytest.mark.parametrize(('take', 'args', 'model'), KINDS)
 @given(data=BYTES, cuts=CUTS)
 def test_the_same_messages_come_out_for_any_chunking(take, args, model, data, cuts):
@@ -104,6 +105,7 @@ def test_a_search_that_found_nothing_does_not_mislead_another(data, cuts):
 # -- limits
 
 
+@pytest.mark.scenario(67)
 @pytest.mark.parametrize(
     ('fed', 'take', 'args'),
     [
@@ -125,6 +127,7 @@ def test_a_message_over_the_limit_raises_as_soon_as_it_is_sure(fed, take, args):
     assert frames.rest() == fed
 
 
+@pytest.mark.scenario(67)
 @pytest.mark.parametrize(
     ('fed', 'take', 'args'),
     [
@@ -208,6 +211,7 @@ def test_every_message_is_bytes_however_it_was_fed():
 # -- cost
 
 
+@pytest.mark.scenario(82)
 @pytest.mark.parametrize(('take', 'args'), [(Frames.line, ()), (Frames.until, (b'\r\n\r\n',))])
 def test_a_search_begins_where_the_last_one_ended(take, args):
     frames = Frames(1 << 20)
@@ -306,6 +310,7 @@ def test_the_connections_of_a_listener_do_not_share_what_waits(r, sockets):
     end(r, *[handle for handle in r.handles() if handle is not server])
 
 
+@pytest.mark.scenario(8)
 @pytest.mark.parametrize('how', ['close', 'abort'])
 def test_nothing_is_told_after_a_callback_has_closed(r, sockets, how):
     log = Log()
@@ -338,6 +343,7 @@ def test_nothing_is_told_after_a_close_that_has_to_flush(r, sockets):
     assert log.names() == ['line', 'close']
 
 
+@pytest.mark.scenario(69)
 def test_a_pause_holds_messages_back_until_resume_and_they_come_first(r, sockets):
     log = Log()
 
@@ -465,6 +471,7 @@ def test_without_on_error_an_exception_ends_the_connection_and_no_message_follow
     assert log.names() == ['line', 'close'] and len(caplog.records) == 1
 
 
+@pytest.mark.scenario(67, 82)
 def test_a_message_that_is_too_long_ends_its_connection_without_a_line_in_the_log(r, sockets, caplog):
     log = Log()
     on_data = framing.lines(lambda conn, line: log.append(('line', line)), limit=10)

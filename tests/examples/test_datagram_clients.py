@@ -84,6 +84,7 @@ def test_dig_is_answered(r, host):
     turns(r, 1)
 
 
+@pytest.mark.scenario(98)
 @needs('dig')
 def test_dig_is_answered_among_garbage(r, caplog):
     sock = r.bind_udp('127.0.0.1', 0, answer)

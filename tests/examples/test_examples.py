@@ -144,6 +144,7 @@ def test_udp_echo_sends_back_each_datagram_to_its_sender():
             assert sock.recv(65536) == data
 
 
+@pytest.mark.scenario(98)
 def test_udp_echo_survives_what_strangers_send():
     with example('udp_echo.py', '--port', '0') as (_, port), socket.socket(type=socket.SOCK_DGRAM) as sock:
         for size in range(0, 60_000, 500):
@@ -297,6 +298,7 @@ def test_tls_echo_asks_for_certificates(certificates):  # noqa: F811
         assert b'certificate required' in stranger.stderr or b'SSL' in stranger.stderr
 
 
+@pytest.mark.scenario(151)
 @SIGNALS
 @needs('openssl', 'curl')
 def test_tls_service_renews_its_certificates_and_keeps_them_when_it_cannot(certificates, tmp_path):  # noqa: F811
@@ -327,6 +329,7 @@ def test_tls_service_renews_its_certificates_and_keeps_them_when_it_cannot(certi
         assert shown() == 'second'
 
 
+@pytest.mark.scenario(93)
 @needs('openssl')
 def test_starttls_goes_over_to_tls_in_the_middle():
     with example('starttls.py', '--port', '0') as (_, port):

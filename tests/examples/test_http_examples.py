@@ -90,6 +90,7 @@ def test_a_file_under_the_root_is_sent(server, path, body):
     assert rest == body
 
 
+@pytest.mark.scenario(126)
 @pytest.mark.parametrize('path', ['/../secret', '/%2e%2e/secret', '/folder/../../secret', '/..%2fsecret', '/link',
                                   '//../secret', '/%2e%2e%2fsecret', '/folder', '/', '/fifo', '/nothing', '/%00',
                                   '/circle', '/' + 'x' * 5000])  # fmt: skip
@@ -106,6 +107,7 @@ def test_head_tells_the_length_without_the_body(server):
     assert raw(server, get('/stream', 'Connection: close').replace(b'GET', b'HEAD')).endswith(b'\r\n\r\n')
 
 
+@pytest.mark.scenario(126)
 def test_connections_are_kept_and_requests_may_be_sent_before_their_answers(server):
     both = get('/hello.txt') + get('/nothing') + get('/stream?lines=3') + get('/big') + get('/hello.txt')
     answer = raw(server, both + get('/empty', 'Connection: close') + get('/never'))
@@ -132,6 +134,7 @@ def test_a_made_up_stream_comes_in_chunks_and_whole(server):
     assert len(lines) == 20000 and lines[19999].startswith(b'line 19999 ')
 
 
+@pytest.mark.scenario(127)
 @pytest.mark.alone
 def test_a_stream_waits_for_its_reader_and_the_others_are_served(root):
     psutil = pytest.importorskip('psutil')
@@ -190,6 +193,7 @@ def test_an_offer_to_switch_protocols_is_ignored(server):
     assert raw(server, b'CONNECT x:443 HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n').startswith(b'HTTP/1.1 405 ')
 
 
+@pytest.mark.scenario(127)
 def test_an_upload_of_a_client_that_reads_nothing_is_not_read_any_further(root):
     with serving(root) as (_, port), client(port) as sock:
         sock.sendall(b'POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000000\r\n\r\n')
@@ -204,6 +208,7 @@ def test_an_upload_of_a_client_that_reads_nothing_is_not_read_any_further(root):
 # -- limits, errors, the end
 
 
+@pytest.mark.scenario(126)
 @pytest.mark.parametrize(('request_', 'status'), [
     (b'nonsense\r\n\r\n', b'400'),
     (b'\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03' + bytes(50) + b'\r\n\r\n', b'400'),
@@ -228,6 +233,7 @@ def test_a_chunk_that_is_none_ends_the_connection_in_the_middle_of_its_answer(se
         assert not answer.endswith(b'0\r\n\r\n')
 
 
+@pytest.mark.scenario(126)
 def test_who_is_idle_is_cut_off(root):
     with serving(root, '--idle', '1') as (_, port), client(port) as sock:
         sock.sendall(b'GET /hello.txt HT')
@@ -237,6 +243,7 @@ def test_who_is_idle_is_cut_off(root):
         assert time.monotonic() - began < 5
 
 
+@pytest.mark.scenario(113, 128)
 def test_sigterm_ends_idle_clients_and_answers_the_others_with_connection_close(root):
     with (
         serving(root, '--lame-duck', '0.2') as (process, port),
@@ -325,6 +332,7 @@ def requests_answered(process):
     return int(re.search(r'(\d+) requests', process.stdout.read())[1])
 
 
+@pytest.mark.scenario(113)
 @pytest.mark.slow
 @pytest.mark.parametrize('headers', [(), ('Connection: close',)], ids=['kept', 'not kept'])
 def test_sigterm_under_load_answers_everything_that_was_accepted(root, headers):
@@ -377,6 +385,7 @@ def test_wrk_gets_an_answer_to_each_request_on_kept_connections(server, path):
     assert 'Socket errors' not in done.stdout and 'Non-2xx' not in done.stdout
 
 
+@pytest.mark.scenario(110)
 @pytest.mark.slow
 @pytest.mark.parametrize('name', ['M13', 'M21'])
 def test_workers_under_load_are_replaced_and_drained_without_a_failed_request(monkeypatch, name):
@@ -391,6 +400,7 @@ def test_workers_under_load_are_replaced_and_drained_without_a_failed_request(mo
     assert not missed, found
 
 
+@pytest.mark.scenario(113)
 @pytest.mark.slow
 @pytest.mark.parametrize('options', [('-k',), ()], ids=['kept', 'not kept'])
 def test_ab_gets_an_answer_to_each_request_although_the_server_is_shut_down_meanwhile(root, options):
@@ -422,6 +432,7 @@ end
 """
 
 
+@pytest.mark.scenario(113)
 @pytest.mark.slow
 @pytest.mark.alone
 def test_wrk_loses_no_answer_when_the_server_ends(root, tmp_path):
@@ -537,6 +548,7 @@ def test_a_message_in_pieces_is_one_message():
         assert anna.text() == 'guest1: one message'
 
 
+@pytest.mark.scenario(129)
 @pytest.mark.parametrize('how', ['long', 'binary', 'garbage'])
 def test_who_does_not_keep_the_rules_is_told_so_and_out(how):
     with chatting() as port, Member(port) as anna, Member(port) as ben:
@@ -552,6 +564,7 @@ def test_who_does_not_keep_the_rules_is_told_so_and_out(how):
         assert anna.text() == '* guest2 left'
 
 
+@pytest.mark.scenario(129)
 @pytest.mark.slow
 def test_a_member_that_reads_nothing_is_dropped_and_the_others_never_wait():
     with chatting() as port, Member(port) as anna, Member(port) as stalled:
@@ -569,6 +582,7 @@ def test_a_member_that_reads_nothing_is_dropped_and_the_others_never_wait():
             raise AssertionError('the one that reads nothing is still there')
 
 
+@pytest.mark.scenario(129)
 def test_who_answers_no_ping_is_dropped_and_who_does_stays():
     with chatting('--ping', '0.4') as port, Member(port) as anna, Member(port) as silent:
         heard = [anna.text() for _ in range(3)]  # answers pings meanwhile

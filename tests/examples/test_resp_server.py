@@ -151,6 +151,7 @@ def test_info_shows_the_counters_of_the_reactor(port):
     assert re.search(r'\r\nincoming:1\r\n', answer) and re.search(r'\r\nkeys:1\r\n', answer)
 
 
+@pytest.mark.scenario(82)
 @pytest.mark.parametrize(
     ('sent', 'error'),
     [
@@ -195,6 +196,7 @@ def test_messages_go_to_who_has_subscribed(port, ask):
     ask(command(b'PUBLISH', b'news', b'late'), b':0\r\n')
 
 
+@pytest.mark.scenario(79)
 def test_a_subscriber_that_does_not_read_is_cut_off_and_the_others_are_served(port, ask):
     with client(port) as stalled, client(port) as gone:
         for sock in stalled, gone:

@@ -161,6 +161,7 @@ def test_a_process_of_the_template_unit_tells_all_there_is_to_tell(manager, tmp_
         assert not process.stderr.read()
 
 
+@pytest.mark.scenario(155)
 def test_a_process_that_the_watchdog_ends_tells_where_it_hung():
     command = here(shlex.split(unit('app@.service')['ExecStart'].replace('%i', str(free_port()))))
     with running(command) as process:
@@ -245,6 +246,7 @@ def test_workers_on_the_socket_of_systemd_tell_it_of_all_of_them(manager, tmp_pa
         assert not process.stderr.read()
 
 
+@pytest.mark.scenario(156)
 def test_who_comes_while_the_service_restarts_is_served_by_the_next(manager, tmp_path, sockets):
     listener = sockets.track(socket.create_server(('127.0.0.1', 0)))
     with workers(manager, tmp_path, listener) as (process, port):

@@ -25,6 +25,7 @@ def real():
     return Kernel()
 
 
+@pytest.mark.scenario(25)
 def test_the_clock_is_monotonic(real):
     assert real.clock is time.monotonic
 
@@ -128,6 +129,7 @@ def test_the_wakeup_descriptor_is_handed_over_and_back(real):
         assert real.set_wakeup_fd(-1) == theirs.fileno()
 
 
+@pytest.mark.scenario(29)
 def test_a_full_wakeup_descriptor_is_no_reason_to_complain(real, capfd):
     if not hasattr(signal, 'SIGUSR1'):
         pytest.skip('this platform has no SIGUSR1 to raise')

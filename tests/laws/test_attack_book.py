@@ -43,6 +43,7 @@ def r():
 # -- connections that are gone, or closed
 
 
+@pytest.mark.scenario(177)
 def test_clients_that_are_gone_before_their_address_is_asked_for_cause_no_busy_loop(r, sockets):
     """waitress, GHSA-3f84-rpwh-47g6: `getpeername` failed, and the half-made connection was polled for ever."""
     log, names = Log(), []
@@ -59,6 +60,7 @@ def test_clients_that_are_gone_before_their_address_is_asked_for_cause_no_busy_l
     listener.close()
 
 
+@pytest.mark.scenario(178)
 @pytest.mark.parametrize('ending', ['close', 'abort', 'write_eof'])
 @pytest.mark.parametrize('framed', [False, True])
 def test_a_request_after_the_one_that_ended_the_connection_is_not_served(r, sockets, ending, framed):
@@ -87,6 +89,7 @@ def test_a_request_after_the_one_that_ended_the_connection_is_not_served(r, sock
     listener.close()
 
 
+@pytest.mark.scenario(179)
 @pytest.mark.parametrize('ending', ['close', 'abort', 'raises', 'refuses', 'peer'])
 def test_the_count_of_connections_comes_down_however_they_end(r, sockets, ending):
     """gunicorn 26.1: connections that the server closed stayed in its count, until it accepted nobody."""
@@ -119,6 +122,7 @@ def test_the_count_of_connections_comes_down_however_they_end(r, sockets, ending
 # -- memory
 
 
+@pytest.mark.scenario(180)
 def test_writelines_holds_the_writer_back_at_the_high_water_mark(r, sockets):
     """CVE-2024-12254: `writelines` of asyncio never said that too much waits, and memory ran out."""
     log = Log()
@@ -140,6 +144,7 @@ def test_writelines_holds_the_writer_back_at_the_high_water_mark(r, sockets):
 # -- TLS
 
 
+@pytest.mark.scenario(181)
 @pytest.mark.parametrize('plain', [b'GET / HTTP/1.0\r\n\r\n', b'x', bytes(20_000)])
 def test_plain_bytes_before_the_handshake_are_never_delivered(r, sockets, certificates, plain):  # noqa: F811
     """CVE-2023-40217: bytes that came before the handshake of a connection that then ended passed for its data."""
@@ -157,6 +162,7 @@ def test_plain_bytes_before_the_handshake_are_never_delivered(r, sockets, certif
     listener.close()
 
 
+@pytest.mark.scenario(181)
 def test_commands_that_follow_starttls_in_plain_text_are_not_taken_for_encrypted_ones(r, sockets, certificates):  # noqa: F811
     """CVE-2011-0411, of Postfix: what was sent behind STARTTLS in the clear was obeyed after the handshake."""
     log, heard = Log(), []
@@ -212,6 +218,7 @@ def secure(r, sockets, certificates):  # noqa: F811
     listener.close()
 
 
+@pytest.mark.scenario(182)
 def test_a_flood_of_key_updates_is_cut_off_and_others_are_served(r, secure):
     """openssl PR 32501 and RFC 9846, 4.7.3: each KeyUpdate costs the receiver far more than the sender."""
     attacker, served, log = secure
@@ -224,6 +231,7 @@ def test_a_flood_of_key_updates_is_cut_off_and_others_are_served(r, secure):
     assert isinstance(log[0][1], TLSError) and 'max_empty_records' in str(log[0][1])
 
 
+@pytest.mark.scenario(182)
 def test_records_of_one_byte_cost_a_bounded_turn(r, secure):
     """Each record is a decryption and a call for one byte. A turn takes four of them from one connection."""
     attacker, served, _ = secure
@@ -240,6 +248,7 @@ def test_records_of_one_byte_cost_a_bounded_turn(r, secure):
 EMPTY_RECORDS = [b'\x16\x03\x01\0\0', b'\x17\x03\x03\0\0', b'\x14\x03\x03\0\1\1', b'\x15\x03\x01\0\2\1\0']
 
 
+@pytest.mark.scenario(182)
 @pytest.mark.parametrize('record', EMPTY_RECORDS, ids=['handshake', 'data', 'cipher', 'warning'])
 def test_records_that_say_nothing_before_the_handshake_are_cut_off(r, sockets, secure, record):
     """Empty handshake records, empty data, ChangeCipherSpec and warnings: they cost the attacker nothing."""
@@ -251,6 +260,7 @@ def test_records_that_say_nothing_before_the_handshake_are_cut_off(r, sockets, s
     assert isinstance(log[0][1], TLSError)
 
 
+@pytest.mark.scenario(182)
 def test_a_flood_of_handshakes_leaves_room_for_others(r, sockets, secure):
     """A ClientHello costs its sender nothing and the server a signature: a turn makes a bounded number of them."""
     _, served, log = secure
@@ -296,6 +306,7 @@ def client_hello():
 # -- slow clients, and many requests at once
 
 
+@pytest.mark.scenario(183)
 def test_slowloris_is_ended_by_a_limit_that_its_bytes_do_not_move(r, sockets):
     """Slowloris (2009) and its kin: a byte now and then keeps a connection from ever being idle."""
     log = Log()
@@ -336,6 +347,7 @@ def get(path, *headers):
     return ''.join(f'{line}\r\n' for line in (f'GET {path} HTTP/1.1', 'Host: x', *headers, '')).encode()
 
 
+@pytest.mark.scenario(184)
 @needs_h11
 def test_pipelined_requests_of_a_client_that_does_not_read_do_not_pile_up(http):
     """CVE-2026-54273: aiohttp queued what was pipelined without a limit."""
@@ -374,6 +386,7 @@ def test_many_small_parts_of_one_message_leave_turns_to_the_others(r, sockets):
     run_until(r, lambda: not r.handles())
 
 
+@pytest.mark.scenario(184)
 @needs_h11
 def test_pipelined_requests_are_answered_in_order(http):
     """CVE-2023-46137: Twisted answered a quick request before the slow one that came first."""
@@ -386,6 +399,7 @@ def test_pipelined_requests_are_answered_in_order(http):
     assert re.findall(rb'HTTP/1.1 (\d+)', answer) == [b'200', b'200', b'200', b'404']
 
 
+@pytest.mark.scenario(185)
 @needs_h11
 @pytest.mark.parametrize(
     'body',
@@ -406,6 +420,7 @@ def test_a_chunked_body_that_is_cut_short_is_never_taken_for_a_whole_one(http, b
     assert not answer.endswith(b'0\r\n\r\n')
 
 
+@pytest.mark.scenario(185)
 @needs_h11
 @pytest.mark.parametrize(
     'headers',

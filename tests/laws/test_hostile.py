@@ -116,6 +116,7 @@ def known_objects():
 # -- row 78: clients that send a byte now and then
 
 
+@pytest.mark.scenario(78)
 def test_thousands_of_slow_clients_end_at_a_deadline_that_their_bytes_do_not_move(
     r, sockets, bystander, many_descriptors
 ):
@@ -149,6 +150,7 @@ def test_thousands_of_slow_clients_end_at_a_deadline_that_their_bytes_do_not_mov
     listener.close()
 
 
+@pytest.mark.scenario(78)
 def test_what_drips_in_costs_no_object(r, sockets):
     listener = r.listen_tcp(HERE, 0, framing.lines(echo), idle_timeout=60)
     clients = connected(r, sockets, listener, 200)
@@ -170,6 +172,7 @@ def test_what_drips_in_costs_no_object(r, sockets):
     listener.close()
 
 
+@pytest.mark.scenario(78)
 def test_thousands_of_silent_clients_cost_no_turn(r, sockets, bystander):
     listener = r.listen_tcp(HERE, 0, echo, idle_timeout=60)
     clients = connected(r, sockets, listener, 400)
@@ -189,6 +192,7 @@ def small_buffer(client):
     client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
 
 
+@pytest.mark.scenario(79)
 @pytest.mark.alone
 def test_stalled_readers_cost_the_mark_and_one_write_each_and_end_at_the_write_timeout(r, sockets, bystander):
     count, chunk, high_water = 300, 100_000, 65536
@@ -216,6 +220,7 @@ def test_stalled_readers_cost_the_mark_and_one_write_each_and_end_at_the_write_t
     listener.close()
 
 
+@pytest.mark.scenario(79)
 def test_a_server_that_does_not_hold_back_loses_who_does_not_read_and_nobody_else(r, sockets, bystander):
     count, chunk, most = 200, 50_000, 200_000
     log, conns, largest = Log(), [], []
@@ -240,6 +245,7 @@ def test_a_server_that_does_not_hold_back_loses_who_does_not_read_and_nobody_els
 # -- row 80: clients that connect, send and reset
 
 
+@pytest.mark.scenario(80, 119)
 @pytest.mark.timeout(600)  # much to compute
 @pytest.mark.parametrize('clients', [10_000, pytest.param(50_000, marks=pytest.mark.slow)])
 def test_a_storm_of_resets_leaves_nothing_behind(r, sockets, bystander, caplog, clients):
@@ -281,6 +287,7 @@ def test_a_storm_of_resets_leaves_nothing_behind(r, sockets, bystander, caplog, 
 # -- row 81: more connections than allowed
 
 
+@pytest.mark.scenario(81)
 def test_beyond_the_limit_clients_wait_without_a_turn_and_who_is_open_is_served(r, sockets, bystander):
     listener = r.listen_tcp(HERE, 0, echo, max_connections=100)
     clients = connected(r, sockets, listener, 500)
@@ -299,6 +306,7 @@ def test_beyond_the_limit_clients_wait_without_a_turn_and_who_is_open_is_served(
     listener.close()
 
 
+@pytest.mark.scenario(81)
 @pytest.mark.skipif(sys.platform != 'linux', reason='only Linux has all of 127.0.0.0/8')
 def test_a_limit_for_one_address_is_a_few_lines_of_the_users(r, sockets, bystander):
     most, open_from = 20, {}
@@ -350,6 +358,7 @@ def kinds_of_garbage(rng):
     yield lambda: b'\x80\x2e' + rng.randbytes(1000)  # as SSL 2 began
 
 
+@pytest.mark.scenario(82)
 def test_garbage_on_a_tls_port_is_one_error_each_and_read_no_further(
     r, sockets, bystander, certificates, caplog  # noqa: F811
 ):  # fmt: skip
@@ -403,6 +412,7 @@ def damaged(rng, message):
     return bytes(found)
 
 
+@pytest.mark.scenario(82)
 def test_handshakes_that_begin_well_and_are_damaged_end_each_with_one_error(
     r, sockets, bystander, certificates, caplog  # noqa: F811
 ):  # fmt: skip
@@ -420,6 +430,7 @@ def test_handshakes_that_begin_well_and_are_damaged_end_each_with_one_error(
     listener.close()
 
 
+@pytest.mark.scenario(82)
 def test_lines_without_end_are_one_error_each_and_read_no_further(r, sockets, bystander, caplog):
     caplog.set_level(logging.INFO)
     log, count, limit = Log(), 300, 10_000
@@ -438,6 +449,7 @@ def test_lines_without_end_are_one_error_each_and_read_no_further(r, sockets, by
     listener.close()
 
 
+@pytest.mark.scenario(82)
 def test_a_flood_of_empty_messages_is_bounded_in_a_turn(r, sockets, bystander):
     told = {}  # by the turn and the connection: how many messages
 
@@ -460,6 +472,7 @@ def test_a_flood_of_empty_messages_is_bounded_in_a_turn(r, sockets, bystander):
     listener.close()
 
 
+@pytest.mark.scenario(82)
 def test_what_a_byte_costs_does_not_grow_with_those_before_it(r, sockets):
     """A line in chunks of one byte: as many calls for each byte of a long one as of a short one."""
     taken = []
@@ -492,6 +505,7 @@ def test_what_a_byte_costs_does_not_grow_with_those_before_it(r, sockets):
 # -- row 83: another thread closes a connection that the loop is about to select
 
 
+@pytest.mark.scenario(83)
 def test_other_threads_close_nothing_in_debug_mode_but_by_a_call(sockets):
     with Reactor(debug=True) as r:
         log = Log()
@@ -523,6 +537,7 @@ def test_other_threads_close_nothing_in_debug_mode_but_by_a_call(sockets):
         assert log == [('close', None)] * 50
 
 
+@pytest.mark.scenario(83)
 def test_a_thread_that_closes_connections_while_the_loop_selects_hurts_nobody_else(r, sockets, bystander):
     """By `call_soon_threadsafe`, in the middle of traffic: each is told once, the others lose no byte."""
     log = Log()
@@ -553,6 +568,7 @@ def raising(conn, *args):
     raise ValueError(f'on purpose: {args}')
 
 
+@pytest.mark.scenario(84)
 @pytest.mark.parametrize('name', ['on_connect', 'on_data', 'on_eof', 'on_close'])
 def test_exceptions_that_clients_cause_are_one_line_a_second_for_a_listener_and_all_counted(
     fake, kernel, sockets, caplog, name
@@ -580,6 +596,7 @@ def test_exceptions_that_clients_cause_are_one_line_a_second_for_a_listener_and_
         one.close()
 
 
+@pytest.mark.scenario(84)
 def test_limits_of_its_own_do_not_give_a_connection_lines_of_its_own(fake, sockets, caplog):
     def on_connect(conn):
         conn.set_timeouts(idle=60)
@@ -593,6 +610,7 @@ def test_limits_of_its_own_do_not_give_a_connection_lines_of_its_own(fake, socke
     listener.close()
 
 
+@pytest.mark.scenario(84)
 def test_nothing_that_clients_do_to_a_server_without_faults_is_logged(
     r, sockets, bystander, certificates, caplog  # noqa: F811
 ):  # fmt: skip
@@ -614,6 +632,7 @@ def test_nothing_that_clients_do_to_a_server_without_faults_is_logged(
     secret.close()
 
 
+@pytest.mark.scenario(84)
 @pytest.mark.skipif(sys.platform != 'linux', reason='abstract Unix sockets are a feature of Linux')
 def test_the_name_that_a_unix_peer_gives_itself_cannot_forge_a_line(r, sockets, caplog):
     log = Log()

@@ -241,6 +241,7 @@ def secured(request):
         contexts = (made.server(), made.client())
 
 
+@pytest.mark.scenario(12, 38, 118)
 @pytest.mark.parametrize('part', range(PARTS))
 def test_no_law_is_broken_when_one_call_fails(part):
     failures = [line for line in map(attempt, sample()[part::PARTS]) if line is not None]

@@ -277,6 +277,7 @@ def test_who_was_looked_at_is_held_no_more(fake, buckets):
         gc.enable()
 
 
+@pytest.mark.scenario(78)
 def test_bytes_of_a_connection_with_a_timeout_cost_no_timer_operation(fake, kernel, sockets):
     log = Log()
     ours, theirs = sockets()

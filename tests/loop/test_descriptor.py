@@ -67,6 +67,7 @@ def test_the_watch_is_not_told_inside_the_call(r, pipe):
     handle.close()
 
 
+@pytest.mark.scenario(14)
 def test_closing_ends_the_watch_and_leaves_the_descriptor_open(r, pipe):
     seen = Seen()
     os.write(pipe[1], b'x')
@@ -236,6 +237,7 @@ def test_a_full_socket_is_told_when_there_is_room(r, sockets):
 # -- what is refused
 
 
+@pytest.mark.scenario(15)
 def test_a_regular_file_is_refused_on_every_selector(r, tmp_path):
     with open(tmp_path / 'file', 'w+b') as file:
         for what in file, file.fileno():
@@ -315,6 +317,7 @@ def test_what_cannot_be_called_is_refused(r, pipe):
         r.watch_fd(pipe[0], READ, 5)
 
 
+@pytest.mark.scenario(13)
 def test_one_descriptor_has_one_watch(r, pipe):
     seen = Seen()
     handle = r.watch_fd(pipe[0], READ, seen.on_ready)
@@ -327,6 +330,7 @@ def test_one_descriptor_has_one_watch(r, pipe):
     r.watch_fd(pipe[0], READ, turns).close()
 
 
+@pytest.mark.scenario(13)
 def test_the_socket_of_a_connection_is_not_watched(r, sockets):
     log = Log()
     ours, theirs = sockets()
@@ -371,6 +375,7 @@ def test_a_watch_whose_socket_was_closed_has_the_number_minus_one(r, sockets):
 # -- descriptors that somebody else closed
 
 
+@pytest.mark.scenario(12)
 def test_a_descriptor_closed_too_early_is_logged_and_does_not_spin(r, pipe, caplog):
     seen = Seen()
     handle = r.watch_fd(pipe[0], READ, seen.on_ready)
@@ -385,6 +390,7 @@ def test_a_descriptor_closed_too_early_is_logged_and_does_not_spin(r, pipe, capl
     assert record.levelname == 'WARNING' and f'fd={pipe[0]}' in record.message and 'closed by' in record.message
 
 
+@pytest.mark.scenario(11)
 def test_a_copy_of_a_descriptor_closed_too_early_is_told_to_nobody(r, pipe, caplog):
     seen = Seen()
     copy = os.dup(pipe[0])
@@ -401,6 +407,7 @@ def test_a_copy_of_a_descriptor_closed_too_early_is_told_to_nobody(r, pipe, capl
         os.close(copy)
 
 
+@pytest.mark.scenario(12)
 def test_a_socket_object_closed_too_early_does_not_hurt_who_gets_its_number(r, caplog):
     seen, log = Seen(), Log()
     ours, theirs = socket.socketpair()
@@ -519,6 +526,7 @@ def test_closing_the_watch_of_an_earlier_connection_of_an_object_leaves_the_late
 # -- as every handle
 
 
+@pytest.mark.scenario(115)
 def test_an_exception_is_logged_and_ends_the_watch_alone(r, pipe, sockets, caplog):
     seen = Seen()
 

@@ -69,6 +69,7 @@ def test_idlers_come_before_all_other_calls_in_the_order_in_which_they_were_open
     turns(r, 2)
 
 
+@pytest.mark.scenario(2)
 def test_a_call_that_schedules_itself_never_comes_before_an_idler(r):
     log = []
 
@@ -119,6 +120,7 @@ def test_an_idler_opened_by_an_idler_begins_in_the_next_turn(r):
     later[0].close()
 
 
+@pytest.mark.scenario(2)
 def test_sockets_and_timers_are_served_beside_an_idler(r, sockets):
     log = []
     ours, theirs = sockets()
@@ -151,6 +153,7 @@ def test_an_idler_keeps_the_loop_running_unless_it_is_unreferenced(r):
     assert r.why_alive() == [] and r.run() is True
 
 
+@pytest.mark.scenario(115)
 def test_an_exception_in_an_idler_is_logged_and_the_others_go_on(r, caplog):
     log = []
 

@@ -58,6 +58,7 @@ class Thing:
 # -- one turn
 
 
+@pytest.mark.scenario(1)
 def test_a_turn_dispatches_then_runs_timers_then_calls_then_completions(r, sockets):
     log = []
     ours, theirs = sockets()
@@ -74,6 +75,7 @@ def test_a_turn_dispatches_then_runs_timers_then_calls_then_completions(r, socke
     assert log == ['data', 'timer', 'soon', 'close']
 
 
+@pytest.mark.scenario(1)
 def test_what_is_closed_in_one_turn_is_told_after_its_io_in_the_order_of_closing(r, sockets):
     log = []
     pairs = [sockets() for _ in range(5)]
@@ -159,6 +161,7 @@ def test_nothing_is_called_inside_a_call_into_the_api(r, sockets):
     assert sorted(log) == ['close', 'soon', 'threadsafe', 'timer', 'written']
 
 
+@pytest.mark.scenario(2)
 def test_a_call_that_schedules_itself_runs_once_a_turn_at_constant_depth(r):
     rounds = 100_000
     left = rounds
@@ -181,6 +184,7 @@ def test_a_call_that_schedules_itself_runs_once_a_turn_at_constant_depth(r):
     assert r.stats().loop_count == rounds
 
 
+@pytest.mark.scenario(2)
 def test_sockets_and_timers_are_served_beside_a_call_that_schedules_itself_for_ever(r, sockets):
     log = Log()
     ours, theirs = sockets()
@@ -216,6 +220,7 @@ def test_now_is_the_stamp_of_the_turn_while_the_clock_goes_on(fake, kernel):
     assert fake.now == 1004
 
 
+@pytest.mark.scenario(5)
 def test_stop_in_the_first_handler_of_a_batch_loses_no_event(r, sockets):
     pairs = [sockets() for _ in range(100)]
     got = []
@@ -237,6 +242,7 @@ def test_stop_in_the_first_handler_of_a_batch_loses_no_event(r, sockets):
 # -- stale events
 
 
+@pytest.mark.scenario(9)
 @pytest.mark.parametrize('count', [2, 100])
 def test_a_handle_closed_by_another_of_the_same_batch_hears_nothing_but_on_close(r, sockets, count):
     logs = [Log() for _ in range(count)]
@@ -261,6 +267,7 @@ def test_a_handle_closed_by_another_of_the_same_batch_hears_nothing_but_on_close
     turns(r, 2)
 
 
+@pytest.mark.scenario(10)
 def test_a_newcomer_with_the_number_of_a_handle_closed_in_the_batch_does_not_get_its_event(r, sockets):
     newcomers, mates = [], []
 
@@ -289,6 +296,7 @@ def test_a_newcomer_with_the_number_of_a_handle_closed_in_the_batch_does_not_get
         probe.close()
 
 
+@pytest.mark.scenario(8)
 def test_a_handle_closed_by_its_own_read_is_not_told_that_it_is_writable(r, sockets):
     ours, theirs = sockets()
     probe = Probe(r, ours, READ | WRITE, Probe.close)
@@ -388,6 +396,7 @@ def test_a_timeout_of_run_once_that_is_no_number_is_refused(r, timeout, error):
     r.timers.clear()
 
 
+@pytest.mark.scenario(3)
 @pytest.mark.parametrize('call', [Reactor.run, Reactor.run_once, Reactor.close])
 def test_a_nested_run_is_refused_and_the_outer_one_goes_on(r, call):
     log = []
@@ -403,6 +412,7 @@ def test_a_nested_run_is_refused_and_the_outer_one_goes_on(r, call):
     assert log == ['refused', 'later']
 
 
+@pytest.mark.scenario(3)
 def test_another_reactor_may_run_inside_a_callback(r):
     log = []
 
@@ -417,6 +427,7 @@ def test_another_reactor_may_run_inside_a_callback(r):
     assert log == ['inner', 'outer']
 
 
+@pytest.mark.scenario(4)
 def test_stop_ends_the_turn_and_keeps_what_waits_for_the_next_run(r):
     log = []
     r.call_soon(r.stop)
@@ -428,6 +439,7 @@ def test_stop_ends_the_turn_and_keeps_what_waits_for_the_next_run(r):
     assert log == ['rest of the turn', 'next turn']
 
 
+@pytest.mark.scenario(4)
 def test_stopping_twice_is_stopping_once(r):
     r.call_soon(r.stop)
     r.call_soon(r.stop)
@@ -437,6 +449,7 @@ def test_stopping_twice_is_stopping_once(r):
     assert r.run() is True
 
 
+@pytest.mark.scenario(4)
 def test_stop_before_run_gives_one_turn_that_does_not_wait(fake):
     log = []
     fake.call_later(60, fail)
@@ -447,6 +460,7 @@ def test_stop_before_run_gives_one_turn_that_does_not_wait(fake):
     assert fake.watchers.selector.waits == [0]
 
 
+@pytest.mark.scenario(4)
 def test_stop_before_run_holds_for_that_run_only(fake):
     fired = []
     fake.call_later(60, fired.append, 1)
@@ -456,6 +470,7 @@ def test_stop_before_run_holds_for_that_run_only(fake):
     assert fired == [1]
 
 
+@pytest.mark.scenario(6)
 def test_run_ends_when_only_unreferenced_handles_and_timers_are_left(r, sockets):
     conn = r.adopt(sockets()[0], fail)
     conn.unref()
@@ -669,6 +684,7 @@ def test_an_exit_callback_must_be_callable(r):
         r.add_exit_callback(None)
 
 
+@pytest.mark.scenario(7)
 def test_close_aborts_every_handle_and_tells_each_once(r, sockets):
     log = Log()
     for _ in range(10):
@@ -687,6 +703,7 @@ def test_close_tells_what_was_closed_in_the_last_turn_and_not_told_yet(r, socket
     assert log == [('close', None)]
 
 
+@pytest.mark.scenario(7)
 def test_a_connection_opened_while_closing_is_closed_too(r, sockets):
     log = Log()
     pairs = [sockets() for _ in range(5)]
@@ -717,6 +734,7 @@ def test_close_drops_timers_and_calls_and_what_they_hold(r):
     assert len(r.timers) == 0
 
 
+@pytest.mark.scenario(7)
 def test_closing_twice_does_nothing(r):
     calls = []
     r.add_exit_callback(calls.append, 1)
@@ -878,6 +896,7 @@ def test_in_a_fork_the_reactor_does_not_run_and_its_close_tells_nobody():
     assert r.guard.closed
 
 
+@pytest.mark.scenario(115)
 @pytest.mark.parametrize('error', [ValueError, MemoryError, RecursionError, StopIteration])
 def test_an_exception_in_a_callback_is_logged_and_the_loop_goes_on(r, caplog, error):
     log = []
@@ -894,6 +913,7 @@ def test_an_exception_in_a_callback_is_logged_and_the_loop_goes_on(r, caplog, er
     assert r.stats().callback_errors == 3
 
 
+@pytest.mark.scenario(118)
 def test_a_real_recursion_error_hurts_one_callback_only(r, caplog):
     log = []
 
@@ -1030,6 +1050,7 @@ def test_behind_a_callback_that_finds_no_memory_or_stack_the_others_of_its_turn_
     assert fake.stats().callback_errors == 2
 
 
+@pytest.mark.scenario(118)
 def test_a_callback_that_finds_no_memory_is_not_the_end_of_the_loop_when_the_log_finds_none_either(
     r, sockets, log_without_memory
 ):
@@ -1048,6 +1069,7 @@ def test_a_callback_that_finds_no_memory_is_not_the_end_of_the_loop_when_the_log
     assert done == ['served']
 
 
+@pytest.mark.scenario(118)
 @pytest.mark.parametrize('told', ['log', 'on_error', 'callable'])
 def test_memory_is_set_aside_for_telling_that_there_is_none(sockets, told):
     def exhaust(conn, data):
@@ -1147,6 +1169,7 @@ def test_a_callable_catch_errors_gets_the_exception_and_its_handle_instead_of_th
     assert caplog.records == []
 
 
+@pytest.mark.scenario(116)
 def test_a_catch_errors_that_raises_is_logged_and_the_loop_goes_on(caplog):
     log = []
 
@@ -1215,6 +1238,7 @@ def leaving(r, phase, error, sockets, log):
                 r.adopt(ours).write(b'x', leave, number)
 
 
+@pytest.mark.scenario(117)
 @pytest.mark.parametrize('phase', ['dispatch', 'timers', 'soon', 'threadsafe', 'completions'])
 @pytest.mark.parametrize('error', [KeyboardInterrupt, SystemExit])
 def test_what_is_no_exception_leaves_run_and_the_rest_of_the_batch_is_kept(r, sockets, phase, error):
@@ -1316,6 +1340,7 @@ def test_no_turn_passes_while_nothing_happens(r, sockets):
     turns(r, 1)
 
 
+@pytest.mark.scenario(18)
 def test_bytes_that_nobody_wants_wake_nobody(r, sockets):
     ours, theirs = sockets()
     conn = r.adopt(ours, fail)
@@ -1326,6 +1351,7 @@ def test_bytes_that_nobody_wants_wake_nobody(r, sockets):
     turns(r, 1)
 
 
+@pytest.mark.scenario(17)
 @pytest.mark.parametrize('unread', [b'', b'x'])
 def test_a_peer_that_hangs_up_on_a_paused_connection_wakes_nobody(r, sockets, unread):
     ours, theirs = sockets()
@@ -1338,6 +1364,7 @@ def test_a_peer_that_hangs_up_on_a_paused_connection_wakes_nobody(r, sockets, un
     turns(r, 1)
 
 
+@pytest.mark.scenario(17)
 def test_an_end_of_file_with_the_write_side_open_wakes_nobody(r, sockets):
     log = Log()
     ours, theirs = sockets()
@@ -1352,6 +1379,7 @@ def test_an_end_of_file_with_the_write_side_open_wakes_nobody(r, sockets):
     turns(r, 1)
 
 
+@pytest.mark.scenario(11)
 def test_a_duplicate_of_a_closed_descriptor_wakes_nobody(r, sockets):
     ours, theirs = sockets()
     conn = r.adopt(ours, fail)
@@ -1365,6 +1393,7 @@ def test_a_duplicate_of_a_closed_descriptor_wakes_nobody(r, sockets):
         os.close(duplicate)
 
 
+@pytest.mark.scenario(11)
 def test_a_descriptor_lost_while_a_copy_of_it_lives_wakes_the_loop_a_few_times_only(r, sockets):
     log = Log()
     ours, theirs = sockets()
@@ -1388,6 +1417,7 @@ def test_a_descriptor_lost_while_a_copy_of_it_lives_wakes_the_loop_a_few_times_o
         turns(r, 2)
 
 
+@pytest.mark.scenario(11)
 def test_a_blind_selector_is_replaced_and_everybody_moves_over(sockets):
     made = []
 
@@ -1468,6 +1498,7 @@ def test_waiting_in_small_steps_is_not_taken_for_a_blind_selector(fake, kernel, 
     assert 1000 + 49 * step < kernel.time < 1000 + 51 * step
 
 
+@pytest.mark.scenario(26)
 def test_waiting_for_a_timer_takes_few_turns(r):
     fired = []
     for number in range(10):
@@ -1542,6 +1573,7 @@ def test_what_a_callback_got_is_freed_before_the_loop_sleeps(r, how):
     assert alive[-1] is False
 
 
+@pytest.mark.scenario(119)
 def test_opening_and_closing_leaves_no_object_behind(r):
     def cycle():
         ours, theirs = socket.socketpair()

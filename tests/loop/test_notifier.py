@@ -26,6 +26,7 @@ def test_a_trigger_from_a_thread_wakes_a_sleeping_loop(r):
     assert log == [threading.get_ident()]
 
 
+@pytest.mark.scenario(16)
 def test_many_triggers_before_the_call_are_one_call(r):
     log = []
     notifier = r.notifier(log.append, 'called', once=False)
@@ -73,6 +74,7 @@ def test_a_notifier_that_stays_may_be_triggered_by_its_own_callback(r):
     assert len(log) == 100
 
 
+@pytest.mark.scenario(16)
 def test_a_trigger_from_many_threads_is_never_lost(r):
     done, seen, calls = [], [], []
 
@@ -145,6 +147,7 @@ def test_a_trigger_before_the_close_calls_nobody(r):
     assert log == []
 
 
+@pytest.mark.scenario(115)
 def test_an_exception_is_logged_and_a_notifier_that_stays_goes_on(r, caplog):
     def bad():
         raise ValueError('boom')

@@ -49,6 +49,7 @@ def children(request):
         child.communicate()
 
 
+@pytest.mark.scenario(36)
 @pytest.mark.parametrize('count', [2, 3])
 @pytest.mark.parametrize('program', PROGRAMS)
 def test_owners_of_signals_begin_and_end_in_any_order(program, count, children, request):

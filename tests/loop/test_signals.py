@@ -67,6 +67,7 @@ def has_default(kernel):
 # -- handlers
 
 
+@pytest.mark.scenario(30)
 def test_a_signal_calls_its_handler_in_the_loop_with_its_arguments(r):
     log = []
     handler = r.add_signal_handler(SIGUSR1, lambda *args: log.append(args), 1, 'two')
@@ -88,6 +89,7 @@ def test_a_handler_stays_until_it_is_removed(r):
     assert r.remove_signal_handler(SIGUSR1) is False
 
 
+@pytest.mark.scenario(30)
 def test_a_signal_ends_the_sleep_of_the_loop(r):
     latencies = []
     due = 0
@@ -111,6 +113,7 @@ def test_a_signal_ends_the_sleep_of_the_loop(r):
     r.clear_signal_handlers()
 
 
+@pytest.mark.scenario(30)
 def test_a_signal_ends_a_sleep_without_any_timer(r):
     log = []
 
@@ -172,6 +175,7 @@ def test_each_signal_has_its_own_handler(r):
     r.clear_signal_handlers()
 
 
+@pytest.mark.scenario(29)
 def test_twenty_thousand_signals_are_delivered_after_the_last_at_least_once(r):
     log, raised = [], []
 
@@ -197,6 +201,7 @@ def drainable(r):
     return r.stats().events != before
 
 
+@pytest.mark.scenario(29)
 def test_a_full_doorbell_loses_no_signal(r):
     log = []
     r.add_signal_handler(SIGUSR1, log.append, 1)
@@ -207,6 +212,7 @@ def test_a_full_doorbell_loses_no_signal(r):
     r.clear_signal_handlers()
 
 
+@pytest.mark.scenario(31, 32)
 def test_a_storm_of_signals_damages_no_timer_and_no_byte(r, sockets):
     log, fired, caught = Log(), [], []
     ours, theirs = sockets()
@@ -236,6 +242,7 @@ def test_a_storm_of_signals_damages_no_timer_and_no_byte(r, sockets):
     turns(r, 2)
 
 
+@pytest.mark.scenario(32)
 def test_a_storm_of_signals_loses_no_client_and_no_child(r, sockets):
     """They meet accept, connect and waitpid, too."""
     accepted, connected, ended, exits, caught = [], [], [], [], []
@@ -264,6 +271,7 @@ def test_a_storm_of_signals_loses_no_client_and_no_child(r, sockets):
     listener.close()
 
 
+@pytest.mark.scenario(36)
 @pytest.mark.parametrize('removed', ['remove', 'close', 'clear'])
 def test_a_handler_that_was_removed_is_not_called_for_a_signal_from_before(r, removed):
     log = []
@@ -308,6 +316,7 @@ def test_a_handler_may_remove_itself(r):
     assert log == [1]
 
 
+@pytest.mark.scenario(115)
 def test_an_exception_in_a_handler_is_logged_and_the_handler_stays(r, caplog):
     log = []
 
@@ -323,6 +332,7 @@ def test_an_exception_in_a_handler_is_logged_and_the_handler_stays(r, caplog):
     r.clear_signal_handlers()
 
 
+@pytest.mark.scenario(35)
 def test_removing_puts_back_what_was_installed_before(r):
     def before(signum, frame):
         pass
@@ -349,6 +359,7 @@ def test_closing_a_handler_twice_does_not_remove_the_one_that_was_added_meanwhil
     second.close()
 
 
+@pytest.mark.scenario(35)
 def test_closing_the_reactor_puts_back_every_handler_and_the_wakeup_descriptor():
     before = [signal.getsignal(signum) for signum in (SIGUSR1, SIGUSR2)]
     with Reactor() as r:
@@ -359,6 +370,7 @@ def test_closing_the_reactor_puts_back_every_handler_and_the_wakeup_descriptor()
         handler.close()
 
 
+@pytest.mark.scenario(36)
 def test_two_reactors_hear_one_signal():
     log = []
     with Reactor() as first, Reactor() as second:
@@ -372,6 +384,7 @@ def test_two_reactors_hear_one_signal():
     assert sorted(log) == ['first', 'second']
 
 
+@pytest.mark.scenario(35)
 @pytest.mark.parametrize(
     ('signum', 'error'), [(signal.SIGKILL, OSError), (9999, ValueError), (-1, ValueError), ('x', TypeError)]
 )
@@ -391,6 +404,7 @@ def test_a_handler_must_be_callable(r, fn):
         r.clear_signal_handlers()
 
 
+@pytest.mark.scenario(35)
 def test_handlers_are_for_the_main_thread(r):
     with pytest.raises(ReactorError, match='main thread'):
         in_thread(r.add_signal_handler, SIGUSR1, int)
@@ -444,6 +458,7 @@ def test_a_handler_that_c_code_had_installed_cannot_be_put_back_and_the_default_
 # -- the wakeup descriptor of others
 
 
+@pytest.mark.scenario(34)
 def test_a_foreign_wakeup_descriptor_is_put_back_and_gets_its_bytes(r, foreign):
     bell, sock = foreign
     r.add_signal_handler(SIGUSR1, int)
@@ -484,6 +499,7 @@ def test_a_foreign_wakeup_descriptor_does_not_get_the_bytes_of_others(r, foreign
     r.clear_signal_handlers()
 
 
+@pytest.mark.scenario(34)
 def test_run_puts_a_foreign_wakeup_descriptor_back_even_when_it_is_left(r, foreign):
     def leave():
         raise SystemExit
@@ -514,6 +530,7 @@ def test_a_foreign_wakeup_descriptor_that_was_closed_meanwhile_is_not_put_back(r
     assert signal.set_wakeup_fd(-1) == -1
 
 
+@pytest.mark.scenario(34)
 def test_a_wakeup_descriptor_installed_meanwhile_stays(r, foreign):
     bell, _ = foreign
     signal.set_wakeup_fd(-1)
@@ -539,6 +556,7 @@ def test_a_reactor_that_runs_in_another_thread_touches_no_signal(r):
 # -- Ctrl-C
 
 
+@pytest.mark.scenario(33)
 def test_ctrl_c_leaves_run_between_two_callbacks_and_nothing_is_lost(r):
     log = []
 
@@ -555,6 +573,7 @@ def test_ctrl_c_leaves_run_between_two_callbacks_and_nothing_is_lost(r):
     assert log == ['finished', 'kept']
 
 
+@pytest.mark.scenario(33)
 @pytest.mark.parametrize('phase', ['dispatch', 'timers', 'completions'])
 def test_ctrl_c_in_any_phase_keeps_the_rest_of_the_batch(r, sockets, phase):
     log = []
@@ -604,6 +623,7 @@ def test_ctrl_c_in_the_turn_that_stops_still_leaves_run(r):
     assert r.run() is True
 
 
+@pytest.mark.scenario(33)
 def test_ctrl_c_ends_the_sleep_of_the_loop(r):
     timer = r.call_later(30, r.stop)
     main = threading.main_thread().ident
@@ -615,6 +635,7 @@ def test_ctrl_c_ends_the_sleep_of_the_loop(r):
     timer.cancel()
 
 
+@pytest.mark.scenario(33)
 def test_a_second_ctrl_c_inside_the_same_callback_raises_on_the_spot(r):
     log = []
 
@@ -746,6 +767,7 @@ def test_a_sigint_handler_installed_by_somebody_else_meanwhile_stays(r):
         signal.signal(SIGINT, signal.default_int_handler)
 
 
+@pytest.mark.scenario(37)
 def test_a_write_to_a_broken_pipe_is_an_error_and_no_signal(r, sockets):
     log = Log()
     assert signal.getsignal(signal.SIGPIPE) is signal.SIG_IGN
@@ -880,6 +902,7 @@ def test_a_foreign_wakeup_descriptor_whose_number_is_anothers_by_now_gets_nothin
     assert signal.set_wakeup_fd(-1) == -1
 
 
+@pytest.mark.scenario(36)
 @pytest.mark.parametrize('signum', [SIGUSR1, SIGINT])
 @pytest.mark.parametrize('first', [0, 1], ids=['in order', 'in reverse order'])
 def test_two_reactors_closed_in_any_order_give_back_what_was_there(signum, first):
@@ -1038,6 +1061,7 @@ def in_child(fn):
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
+@pytest.mark.scenario(109)
 @pytest.mark.filterwarnings('ignore:.*multi-threaded, use of fork:DeprecationWarning')
 def test_a_forked_child_has_none_of_our_handlers_and_no_wakeup_descriptor(r, sockets):
     def look():

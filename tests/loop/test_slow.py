@@ -157,6 +157,7 @@ def test_what_is_quick_enough_is_not_reported(slow, busy, caplog):
     assert lines(caplog) == []
 
 
+@pytest.mark.scenario(27)
 def test_slow_callbacks_are_reported_once_a_second_and_all_counted(slow, busy, caplog):
     for _ in range(10):
         slow.call_soon(busy, 0.5)

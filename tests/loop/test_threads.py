@@ -146,6 +146,7 @@ def test_more_than_a_thousand_waiting_are_refused_by_on_done(r, gate):
     assert outcomes_of(r, (abs, -1)) == [(1, None)]
 
 
+@pytest.mark.scenario(100)
 def test_cancelled_calls_give_their_place_in_the_queue_to_others(r, gate):
     done = []
     for _ in range(THREADS):
@@ -213,6 +214,7 @@ def test_a_call_that_is_done_but_not_told_can_still_be_cancelled(r):
     assert log == []
 
 
+@pytest.mark.scenario(101)
 def test_a_reactor_closed_with_a_call_in_flight_calls_nobody(r, gate):
     log = []
     call = r.run_in_thread(gate.wait, on_done=lambda *outcome: log.append(outcome))

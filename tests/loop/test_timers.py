@@ -47,6 +47,7 @@ def test_timers_fire_in_the_order_of_their_deadlines(fake):
     assert fired == [1, 2, 3, 4, 5]
 
 
+@pytest.mark.scenario(19)
 def test_timers_with_equal_deadlines_fire_in_the_order_in_which_they_were_set(fake):
     fired = []
     for number in range(100):
@@ -74,6 +75,7 @@ def test_a_timer_moved_to_a_deadline_fires_after_those_that_had_it_before(fake):
     assert fired == ['first', 'moved']
 
 
+@pytest.mark.scenario(26)
 def test_no_timer_fires_early(r):
     late = []
 
@@ -88,6 +90,7 @@ def test_no_timer_fires_early(r):
     assert min(late) >= 0
 
 
+@pytest.mark.scenario(26)
 def test_a_timer_is_not_fired_a_moment_before_its_deadline(fake, kernel):
     fired = []
     timer = fake.call_later(5, fired.append, 1)
@@ -125,6 +128,7 @@ def test_a_deadline_that_has_passed_is_due_at_once(fake, kernel):
     assert (fired, kernel.time) == ([1], 1000)
 
 
+@pytest.mark.scenario(20)
 def test_a_timer_set_by_a_timer_waits_for_a_later_turn(fake):
     fired = []
 
@@ -150,6 +154,7 @@ def test_a_timer_set_by_io_is_due_in_the_same_turn(r, sockets):
     r.run_once(0)
 
 
+@pytest.mark.scenario(20)
 def test_a_timer_that_sets_itself_again_fires_once_a_turn_and_leaves_room_for_io(r, sockets):
     log, fired = Log(), []
     ours, theirs = sockets()
@@ -171,6 +176,7 @@ def test_a_timer_that_sets_itself_again_fires_once_a_turn_and_leaves_room_for_io
     r.run_once(0)
 
 
+@pytest.mark.scenario(20)
 def test_a_loop_with_a_timer_that_sets_itself_for_ever_can_be_stopped(fake):
     def again():
         fake.call_later(0, again)
@@ -180,6 +186,7 @@ def test_a_loop_with_a_timer_that_sets_itself_for_ever_can_be_stopped(fake):
     assert fake.run() is False
 
 
+@pytest.mark.scenario(27)
 def test_io_is_polled_between_the_turns_of_slow_timers(fake, kernel, sockets):
     log = []
     ours, theirs = sockets()
@@ -199,6 +206,7 @@ def test_io_is_polled_between_the_turns_of_slow_timers(fake, kernel, sockets):
     assert log == [*range(1000), b'x', 'later']
 
 
+@pytest.mark.scenario(25)
 def test_a_suspended_machine_finds_its_timers_due_once(fake, kernel):
     log = []
     fake.call_later(5, log.append, 'one-shot')
@@ -209,6 +217,7 @@ def test_a_suspended_machine_finds_its_timers_due_once(fake, kernel):
     every.cancel()
 
 
+@pytest.mark.scenario(25)
 def test_a_step_of_the_wall_clock_moves_no_timer(r, monkeypatch):
     fired = []
     r.call_later(60, fired.append, 'late').unref()
@@ -219,6 +228,7 @@ def test_a_step_of_the_wall_clock_moves_no_timer(r, monkeypatch):
     r.timers.clear()
 
 
+@pytest.mark.scenario(24)
 def test_a_long_wait_is_cut_to_a_day(fake):
     fired = []
     fake.call_later(3 * 86400, fired.append, 1)
@@ -230,6 +240,7 @@ def test_a_long_wait_is_cut_to_a_day(fake):
 # -- delays
 
 
+@pytest.mark.scenario(24)
 def test_a_delay_below_zero_is_none(fake, kernel):
     fired = []
     for delay in -0.0, -1, -1e9:
@@ -238,6 +249,7 @@ def test_a_delay_below_zero_is_none(fake, kernel):
     assert fired == [-0.0, -1, -1e9]
 
 
+@pytest.mark.scenario(24)
 @pytest.mark.parametrize('delay', [1e7, 1e10, 1e12])
 def test_a_very_long_delay_is_only_long(r, delay):
     fired = []
@@ -249,6 +261,7 @@ def test_a_very_long_delay_is_only_long(r, delay):
     timer.cancel()
 
 
+@pytest.mark.scenario(24)
 @pytest.mark.parametrize('seconds', [math.nan, math.inf, -math.inf])
 def test_what_is_no_finite_time_is_refused_at_the_call(r, seconds):
     for call in r.call_later, r.call_at, r.call_every:
@@ -313,6 +326,7 @@ def test_a_cancelled_timer_does_not_fire_and_does_not_keep_run_running(fake, ker
     assert fake.stats().timers_fired == 0
 
 
+@pytest.mark.scenario(22)
 def test_cancelling_twice_or_after_firing_does_nothing(fake):
     fired = []
     timer = fake.call_later(1, fired.append, 1)
@@ -324,6 +338,7 @@ def test_cancelling_twice_or_after_firing_does_nothing(fake):
     assert fake.stats().timers_cancelled == 0
 
 
+@pytest.mark.scenario(22)
 def test_a_timer_may_cancel_itself(fake):
     fired = []
 
@@ -338,6 +353,7 @@ def test_a_timer_may_cancel_itself(fake):
     assert fired == [1, 1]
 
 
+@pytest.mark.scenario(22)
 def test_a_timer_cancelled_by_another_of_the_same_batch_does_not_fire(fake):
     fired = []
     timers = []
@@ -352,6 +368,7 @@ def test_a_timer_cancelled_by_another_of_the_same_batch_does_not_fire(fake):
     assert len(fake.timers) == 0
 
 
+@pytest.mark.scenario(23)
 def test_a_timer_moved_by_another_of_the_same_batch_fires_at_its_new_time_only(fake, kernel):
     fired = []
     fake.call_later(1, lambda: second.reset(5))
@@ -464,6 +481,7 @@ def test_timers_moved_out_of_their_batch_fire_once_each_in_a_later_turn(kernel, 
     assert all(later_turn > turn for _, later_turn in rest)
 
 
+@pytest.mark.scenario(21)
 def test_cancelling_releases_the_callback_and_its_arguments_at_once(r, uncollected):
     thing, callback = Thing(), Thing()
     refs = weakref.ref(thing), weakref.ref(callback)
@@ -473,6 +491,7 @@ def test_cancelling_releases_the_callback_and_its_arguments_at_once(r, uncollect
     assert [ref() for ref in refs] == [None, None]
 
 
+@pytest.mark.scenario(21, 119)
 def test_cancelling_many_keeps_the_heap_small_and_holds_nothing(r, uncollected):
     longest, thing = 0, Thing()
     ref = weakref.ref(thing)
@@ -485,6 +504,7 @@ def test_cancelling_many_keeps_the_heap_small_and_holds_nothing(r, uncollected):
     assert r.stats().timers_cancelled == 100_000
 
 
+@pytest.mark.scenario(21)
 def test_cancelling_many_beside_live_ones_keeps_the_heap_in_proportion(fake):
     fired = []
     for number in range(500):
@@ -567,6 +587,7 @@ def test_after_a_batch_that_an_exception_has_left_the_loop_waits_for_nothing_els
         assert r.timeout() == (7 if how == 'cancelled' else 5)
 
 
+@pytest.mark.scenario(23)
 @pytest.mark.parametrize('seconds', [2, 5, 60])
 def test_a_timer_that_was_moved_fires_once_at_its_new_time(fake, kernel, seconds):
     fired = []
@@ -648,6 +669,7 @@ def test_a_cancelled_timer_cannot_be_set_again(fake):
     assert len(fake.timers) == 0
 
 
+@pytest.mark.scenario(23)
 @pytest.mark.parametrize('seconds', [0, 1, 7200])
 def test_moving_often_keeps_the_heap_small(r, seconds):
     timer = r.call_later(3600, int)
@@ -695,6 +717,7 @@ def test_a_repeating_timer_keeps_its_rate_whatever_its_callback_takes(fake, kern
     assert beats == [1001, 1002, 1003, 1004]
 
 
+@pytest.mark.scenario(25)
 def test_a_repeating_timer_skips_the_beats_that_it_missed(fake, kernel):
     beats = []
 
@@ -710,6 +733,7 @@ def test_a_repeating_timer_skips_the_beats_that_it_missed(fake, kernel):
     assert beats == [1001, 1004.5, 1005]
 
 
+@pytest.mark.scenario(28)
 def test_a_repeating_timer_survives_an_exception(fake, caplog):
     beats = []
 
@@ -724,6 +748,7 @@ def test_a_repeating_timer_survives_an_exception(fake, caplog):
     assert len(beats) == len(caplog.records) == 3
 
 
+@pytest.mark.scenario(28)
 def test_a_repeating_timer_survives_an_exception_that_leaves_run(kernel):
     beats = []
 
@@ -791,6 +816,7 @@ def test_a_beat_that_is_late_by_whole_intervals_is_not_made_twice(fake, kernel):
 # -- references
 
 
+@pytest.mark.scenario(6)
 def test_an_unreferenced_timer_lets_run_end_and_fires_while_it_runs(fake):
     fired = []
     timer = fake.call_later(5, fired.append, 'unreferenced')

@@ -53,6 +53,7 @@ def asleep(r):
     return event
 
 
+@pytest.mark.scenario(16)
 def test_a_call_from_a_thread_wakes_a_sleeping_loop(r):
     event = asleep(r)
     latencies = []
@@ -101,6 +102,7 @@ def test_a_call_made_in_the_loops_own_thread_is_never_run_inside_the_call(r):
     assert log == ['outer', 'inner']
 
 
+@pytest.mark.scenario(16)
 def test_calls_from_threads_run_once_each_in_the_order_of_their_thread(r):
     log = []
     count, threads = 5000, 4
@@ -161,6 +163,7 @@ def test_many_calls_while_the_loop_is_busy_ring_once_and_are_all_made(r):
     assert r.stats().events == 1
 
 
+@pytest.mark.scenario(29)
 def test_a_full_doorbell_loses_no_call(r):
     log = []
     fill(r._wakeup._bell)
@@ -207,6 +210,7 @@ def test_a_call_between_the_bell_and_the_queue_is_made_once(r):
     assert log == ['first', 'late']
 
 
+@pytest.mark.scenario(16)
 def test_a_loop_sleeps_while_a_thread_has_queued_its_call_and_not_rung_yet(r, monkeypatch):
     """The thread may have lost the processor there, for as long as the system likes."""
     ring, made, may_ring, queued = Wakeup._ring, [], threading.Event(), threading.Event()
@@ -331,6 +335,7 @@ def test_the_wakeup_tells_its_descriptor(r):
     assert r._wakeup.fileno() >= 0
 
 
+@pytest.mark.scenario(83)
 def test_another_thread_has_a_connection_closed_by_a_call_that_wakes_the_loop(r, sockets):
     log = []
     ours, theirs = sockets()
@@ -352,6 +357,7 @@ def test_another_thread_has_a_connection_closed_by_a_call_that_wakes_the_loop(r,
 # -- closed by somebody else
 
 
+@pytest.mark.scenario(12)
 @pytest.mark.parametrize('end', ['_bell', 'sock'])
 def test_a_doorbell_that_somebody_else_closed_is_replaced_and_does_not_spin(r, end, caplog):
     # The end of the socket was read again and again, for ever; and no call from a thread was made any more.

@@ -138,6 +138,7 @@ def test_handles_may_be_closed_while_they_are_listed(r, sockets):
 # -- descriptors that cannot be watched
 
 
+@pytest.mark.scenario(15)
 def test_a_regular_file_is_refused_by_epoll_and_nothing_is_left(tmp_path):
     if not hasattr(selectors, 'EpollSelector'):
         pytest.skip('this platform has no epoll')
@@ -151,6 +152,7 @@ def test_a_regular_file_is_refused_by_epoll_and_nothing_is_left(tmp_path):
     assert log == [1]
 
 
+@pytest.mark.scenario(15)
 @pytest.mark.parametrize('name', ['PollSelector', 'SelectSelector'])
 def test_a_regular_file_is_always_ready_elsewhere(tmp_path, name):
     if not hasattr(selectors, name) or os.name != 'posix':
@@ -162,6 +164,7 @@ def test_a_regular_file_is_always_ready_elsewhere(tmp_path, name):
         probe.close()
 
 
+@pytest.mark.scenario(120)
 def test_a_descriptor_beyond_fd_setsize_is_refused_and_the_others_go_on(on_select, sockets):
     log = Log()
     ours, theirs = sockets()
@@ -185,6 +188,7 @@ def test_a_parked_handle_beyond_fd_setsize_is_refused_when_it_wants_something(on
     probe.close()
 
 
+@pytest.mark.scenario(120)
 def test_a_client_beyond_fd_setsize_is_refused_and_the_others_are_served(on_select, sockets):
     log = Log()
     server = on_select.listen_tcp('127.0.0.1', 0, log.on_data, on_accept_error=lambda listener, exc: None)
@@ -218,6 +222,7 @@ def lose(sock):
     os.close(sock.fileno())
 
 
+@pytest.mark.scenario(12)
 def test_a_connection_whose_descriptor_was_closed_is_told_and_the_others_go_on(r, sockets):
     logs = [Log(), Log()]
     lost, _ = sockets()
@@ -249,6 +254,7 @@ def test_a_write_to_a_connection_whose_descriptor_was_closed_has_it_told(r, sock
     assert [(what, exc.errno) for what, exc in log] == [('close', errno.EBADF)]
 
 
+@pytest.mark.scenario(83)
 def test_a_socket_object_closed_by_somebody_else_has_its_connection_told(r, sockets):
     logs = [Log(), Log()]
     lost, _ = sockets()
@@ -267,6 +273,7 @@ def test_a_socket_object_closed_by_somebody_else_has_its_connection_told(r, sock
     turns(r, 1)
 
 
+@pytest.mark.scenario(12)
 def test_a_newcomer_with_the_number_of_a_lost_descriptor_is_not_hurt(r, sockets):
     logs = [Log(), Log()]
     lost, _ = sockets()
@@ -309,6 +316,7 @@ def test_a_newcomer_with_the_number_of_a_lost_parked_handle_is_not_hurt(r, socke
     assert logs[0].names() == ['close']
 
 
+@pytest.mark.scenario(12)
 def test_many_lost_at_once_are_all_told(r, sockets):
     probes = [Probe(r, sockets()[0]) for _ in range(20)]
     live, mate = sockets()
@@ -412,6 +420,7 @@ def test_a_newcomer_with_the_number_of_a_lost_listener_is_not_hurt(r, sockets, c
     turns(r, 1)
 
 
+@pytest.mark.scenario(12)
 def test_a_listener_gets_the_number_of_a_lost_one(r, caplog):
     # It was refused: "descriptor 7 belongs to <Listener> already".
     lost = r.listen_tcp('127.0.0.1', 0)
@@ -427,6 +436,7 @@ def test_a_listener_gets_the_number_of_a_lost_one(r, caplog):
     server.close()
 
 
+@pytest.mark.scenario(13)
 def test_one_socket_cannot_belong_to_two_handles(r, sockets):
     log = Log()
     ours, theirs = sockets()
@@ -440,6 +450,7 @@ def test_one_socket_cannot_belong_to_two_handles(r, sockets):
     turns(r, 1)
 
 
+@pytest.mark.scenario(13)
 def test_a_descriptor_that_was_given_up_can_belong_to_another_handle(r, sockets):
     log = Log()
     ours, theirs = sockets()
@@ -475,6 +486,7 @@ def refusing(request, r, monkeypatch):
     return begin
 
 
+@pytest.mark.scenario(118)
 def test_a_connection_that_the_system_cannot_watch_ends_with_its_error_and_is_closed(r, sockets, refusing):
     log, (sock, peer) = Log(), sockets()
     conn = r.adopt(sock, on_close=log.on_close)
@@ -502,6 +514,7 @@ def test_a_datagram_socket_that_the_system_cannot_watch_ends_with_its_error_and_
     assert sock.fileno() == -1
 
 
+@pytest.mark.scenario(39)
 def test_a_listener_that_the_system_cannot_watch_tries_again(r, refusing, caplog):
     log = Log()
     server = r.listen_tcp('127.0.0.1', 0, on_connect=log.on_connect)

@@ -6,6 +6,7 @@ import errno
 import tempfile
 from collections import deque
 
+import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import initialize, invariant, precondition, rule
 
@@ -296,4 +297,4 @@ class Writing(Machine):
         self.r.close()
 
 
-TestOneByteStream = case_of(Writing)
+TestOneByteStream = pytest.mark.scenario(56, 121)(case_of(Writing))

@@ -122,6 +122,7 @@ def test_an_abstract_path_may_be_written_with_an_at_sign(path):
     assert is_abstract(check_path(path))
 
 
+@pytest.mark.scenario(84)
 @pytest.mark.parametrize(
     ('address', 'text'),
     [

@@ -489,6 +489,7 @@ def test_with_on_error_a_failing_on_connect_does_not_stop_what_was_written_befor
 # -- writing before it is connected
 
 
+@pytest.mark.scenario(51)
 @pytest.mark.parametrize('place', PLACES, indirect=True)
 def test_early_writes_are_sent_in_order_after_on_connect(r, place):
     log, server = Log(), Log()
@@ -591,6 +592,7 @@ def test_nothing_goes_out_before_on_connect(w, world):
     assert conn.sock.sent == b'early'
 
 
+@pytest.mark.scenario(61)
 def test_an_early_write_beyond_the_high_mark_is_answered_by_on_drain(w, world):
     world.answers['10.0.0.1'] = (1, 0)
     log = Log()
@@ -603,6 +605,7 @@ def test_an_early_write_beyond_the_high_mark_is_answered_by_on_drain(w, world):
     assert log.names() == ['connect', 'drain']
 
 
+@pytest.mark.scenario(51)
 def test_early_writes_beyond_the_limit_end_the_connection(w, world):
     log = Log()
     conn = w.connect_tcp('10.0.0.1', 80, max_buffered=100, on_close=log.on_close)
@@ -658,6 +661,7 @@ FAILURES = [
 failures = pytest.mark.parametrize(('fail', 'kind', 'naming'), FAILURES)
 
 
+@pytest.mark.scenario(48)
 @failures
 def test_a_failure_is_told_once_by_on_close_and_later(r, tmp_path, fail, kind, naming):
     log = Log()
@@ -668,6 +672,7 @@ def test_a_failure_is_told_once_by_on_close_and_later(r, tmp_path, fail, kind, n
     assert r.run() is True
 
 
+@pytest.mark.scenario(48)
 @failures
 def test_a_failure_in_a_running_loop_is_told_once_and_on_a_fresh_stack(r, tmp_path, fail, kind, naming):
     log, inside = Log(), []
@@ -681,6 +686,7 @@ def test_a_failure_in_a_running_loop_is_told_once_and_on_a_fresh_stack(r, tmp_pa
     assert [(when, type(exc)) for when, exc in log] == [([], kind)]
 
 
+@pytest.mark.scenario(48)
 @failures
 def test_a_failure_names_what_could_not_be_reached(r, tmp_path, fail, kind, naming):
     log = Log()
@@ -688,6 +694,7 @@ def test_a_failure_names_what_could_not_be_reached(r, tmp_path, fail, kind, nami
     assert any(part in str(exc) for part in naming.split('|')), str(exc)
 
 
+@pytest.mark.scenario(51)
 @failures
 def test_after_a_failure_buffered_tells_what_was_never_sent(r, tmp_path, fail, kind, naming):
     log = Log()
@@ -725,6 +732,7 @@ def test_closing_what_has_failed_is_silent(r, tmp_path, fail, kind, naming):
     assert log.names() == ['close']
 
 
+@pytest.mark.scenario(55)
 @pytest.mark.parametrize('error', [errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EADDRNOTAVAIL, errno.EACCES])
 def test_what_connect_itself_refuses_is_told_with_its_number(w, world, error):
     world.answers['10.0.0.1'] = error
@@ -764,6 +772,7 @@ def test_running_out_of_descriptors_on_a_real_kernel_is_told(r, monkeypatch):
     assert isinstance(exc, OSError) and exc.errno == errno.EMFILE
 
 
+@pytest.mark.scenario(120)
 @pytest.mark.parametrize('answer', [0, (0.1, 0)])
 def test_a_selector_without_room_is_told(w, world, answer):
     world.answers['10.0.0.1'] = answer
@@ -835,6 +844,7 @@ STAGES = [in_look_up, in_attempt, in_several_attempts, pytest.param(between_atte
 stages = pytest.mark.parametrize('stage', STAGES)
 
 
+@pytest.mark.scenario(50, 75)
 @stages
 @pytest.mark.parametrize('how', ['close', 'abort'])
 def test_ending_it_meanwhile_is_told_once_without_an_error_and_leaves_nothing(w, world, stage, how):
@@ -854,6 +864,7 @@ def test_ending_it_meanwhile_is_told_once_without_an_error_and_leaves_nothing(w,
     assert log == [('close', None)]
 
 
+@pytest.mark.scenario(50)
 @stages
 def test_closing_meanwhile_drops_the_early_writes_and_refuses_later_ones(w, world, stage):
     log, left = Log(), []
@@ -914,6 +925,7 @@ def test_ending_it_right_after_the_call_tells_no_on_connect(r, place, how):
     turns(r, 3)
 
 
+@pytest.mark.scenario(50)
 @pytest.mark.parametrize('paused', [False, True], ids=['reading', 'paused'])
 @pytest.mark.parametrize('how', ['close', 'abort'])
 def test_ending_it_in_the_turn_in_which_it_connects_tells_no_on_connect(r, how, paused):
@@ -937,6 +949,7 @@ def test_ending_it_in_the_turn_in_which_it_connects_tells_no_on_connect(r, how, 
     turns(r, 3)
 
 
+@pytest.mark.scenario(9)
 def test_one_callback_may_close_another_connection_that_connects_in_the_same_batch(r):
     listener = r.listen_tcp('127.0.0.1', 0)
     logs = [Log(), Log()]
@@ -958,6 +971,7 @@ def test_one_callback_may_close_another_connection_that_connects_in_the_same_bat
 # -- time limits
 
 
+@pytest.mark.scenario(49)
 def test_the_time_limit_covers_a_look_up_that_stalls(w, world):
     log = Log()
     conn = in_look_up(w, world, log, timeout=5)
@@ -968,6 +982,7 @@ def test_the_time_limit_covers_a_look_up_that_stalls(w, world):
         assert part in str(exc)
 
 
+@pytest.mark.scenario(49)
 def test_the_time_limit_covers_an_address_that_never_answers(w, world):
     log = Log()
     conn = in_attempt(w, world, log, timeout=2.5)
@@ -998,6 +1013,7 @@ def test_the_time_limit_is_one_for_all_attempts(w, four):
     assert four.sockets() == []
 
 
+@pytest.mark.scenario(49)
 def test_an_answer_after_the_time_limit_is_told_to_nobody(w, world):
     world.answers['10.0.0.1'] = (5.001, 0)
     log = Log()
@@ -1112,6 +1128,7 @@ def test_a_full_unix_backlog_is_tried_again_until_there_is_room(r, place, socket
 # -- Unix sockets whose backlog is full, by the clock
 
 
+@pytest.mark.scenario(55)
 @needs_unix
 def test_a_full_unix_backlog_is_tried_after_10_ms_and_ever_more_up_to_250(w, world):
     world.answers['/s'] = [errno.EAGAIN] * 8 + [0]
@@ -1125,6 +1142,7 @@ def test_a_full_unix_backlog_is_tried_after_10_ms_and_ever_more_up_to_250(w, wor
     assert len(world.sockets()) == 1 and len(w.timers) == 0
 
 
+@pytest.mark.scenario(55)
 @needs_unix
 def test_a_unix_backlog_that_stays_full_ends_with_the_time_limit(w, world):
     world.answers['/s'] = errno.EAGAIN
@@ -1146,6 +1164,7 @@ def test_a_unix_server_that_goes_away_while_its_backlog_is_full_is_told(w, world
 # -- several addresses
 
 
+@pytest.mark.scenario(54)
 def test_addresses_are_tried_with_their_families_in_turn_every_250_ms(w, four):
     w.connect_tcp('four.test', 80)
     w.call_later(5, w.stop)
@@ -1153,6 +1172,7 @@ def test_addresses_are_tried_with_their_families_in_turn_every_250_ms(w, four):
     assert four.tried == [(0, 'fd00::1'), (0.25, '10.0.0.1'), (0.5, 'fd00::2'), (0.75, '10.0.0.2')]
 
 
+@pytest.mark.scenario(54)
 def test_after_a_refusal_the_next_address_is_tried_at_once_and_the_250_ms_count_anew(w, four):
     four.answers['fd00::1'] = (0.1, errno.ECONNREFUSED)
     w.connect_tcp('four.test', 80)
@@ -1180,6 +1200,7 @@ def test_a_first_address_that_answers_is_the_only_one_tried(w, four):
     assert [host for _, host in four.tried] == ['fd00::1']
 
 
+@pytest.mark.scenario(54)
 def test_the_first_to_answer_wins_and_the_others_are_closed(w, four):
     four.answers = {'fd00::1': (3, 0), '10.0.0.1': (1, 0), 'fd00::2': (0.1, 0)}
     log = Log()
@@ -1225,6 +1246,7 @@ def test_one_that_fails_and_one_that_connects_in_one_turn_is_a_connection(w, wor
     assert log == [('connect',)] and conn.peername[0] == '10.0.0.1'
 
 
+@pytest.mark.scenario(54)
 def test_when_all_have_failed_the_first_familys_last_error_is_told_with_all_in_its_notes(w, four):
     four.answers = {
         'fd00::1': errno.ENETUNREACH,
@@ -1274,6 +1296,7 @@ def test_running_out_of_descriptors_for_one_address_leaves_the_attempts_under_wa
     assert log == [('connect',)] and conn.peername[0] == 'fd00::1'
 
 
+@pytest.mark.scenario(14)
 def test_each_attempt_has_a_socket_of_its_own(w, four):
     four.answers = dict.fromkeys(FOUR, (0.01, errno.ECONNREFUSED))
     made = []
@@ -1298,6 +1321,7 @@ def test_a_name_with_one_refusing_and_one_listening_address_is_connected(r):
 # -- what a writable socket may mean
 
 
+@pytest.mark.scenario(52)
 def test_a_spurious_writability_is_nothing(w, world):
     world.answers['10.0.0.1'] = (2, 0)
     log = Log()
@@ -1311,6 +1335,7 @@ def test_a_spurious_writability_is_nothing(w, world):
     assert log == [('connect',)] and world.elapsed == 2
 
 
+@pytest.mark.scenario(52)
 def test_an_error_that_the_socket_holds_is_not_a_connection(w, world):
     world.answers['10.0.0.1'] = (1, errno.ECONNREFUSED)
     log = Log()
@@ -1319,6 +1344,7 @@ def test_an_error_that_the_socket_holds_is_not_a_connection(w, world):
     assert w.stats().connects == 0
 
 
+@pytest.mark.scenario(52)
 def test_a_socket_that_cannot_even_be_asked_for_its_error_has_failed(w, world):
     world.answers['10.0.0.1'] = (1, -errno.EBADF)
     log = Log()
@@ -1328,6 +1354,7 @@ def test_a_socket_that_cannot_even_be_asked_for_its_error_has_failed(w, world):
     assert w.stats().callback_errors == 0
 
 
+@pytest.mark.scenario(53)
 def test_a_port_that_connects_to_itself_is_refused(r):
     port = closed_port()
     log = Log()
@@ -1339,6 +1366,7 @@ def test_a_port_that_connects_to_itself_is_refused(r):
     assert f'127.0.0.1:{port}' in str(exc)
 
 
+@pytest.mark.scenario(53)
 @pytest.mark.parametrize('answer', [(0.1, 0), 0], ids=['later', 'at-once'])
 def test_a_scripted_socket_that_is_its_own_peer_is_refused(w, world, answer):
     world.answers['10.0.0.1'] = answer
@@ -1642,6 +1670,7 @@ ENDS = [
 ]
 
 
+@pytest.mark.scenario(119)
 @pytest.mark.parametrize('ending', ENDS)
 def test_however_it_ends_it_is_freed_without_the_garbage_collector(w, world, no_gc, ending):
     class Data:
@@ -1705,6 +1734,7 @@ def test_many_connects_one_after_the_other_leave_nothing(r):
 # -- no address is left to connect from
 
 
+@pytest.mark.scenario(55)
 def test_an_address_and_port_that_are_taken_for_this_target_are_told_once_and_nothing_spins(r, sockets):
     server = sockets.track(socket.create_server(('127.0.0.1', 0)))
     taken = sockets.track(socket.socket())

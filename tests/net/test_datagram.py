@@ -118,6 +118,7 @@ def test_a_datagram_arrives_with_the_address_to_answer(r, udp):
     end(r, sock)
 
 
+@pytest.mark.scenario(97)
 def test_each_datagram_is_one_and_empty_ones_count(r, udp, log):
     sock, client = r.bind_udp(HERE, 0, log.on_datagram), udp()
     for data in b'', b'a', b'', b'bc':
@@ -128,6 +129,7 @@ def test_each_datagram_is_one_and_empty_ones_count(r, udp, log):
     end(r, sock)
 
 
+@pytest.mark.scenario(97)
 def test_an_empty_datagram_can_be_sent(r, udp):
     sock, client = r.bind_udp(HERE, 0), udp()
     assert sock.send(b'', client.getsockname()) is True
@@ -154,6 +156,7 @@ def test_the_longest_datagram_arrives_whole(r, log):
     end(r, one, other)
 
 
+@pytest.mark.scenario(97)
 def test_a_datagram_that_is_too_long_raises_at_the_call_and_the_next_is_sent(r, udp):
     sock, client = r.bind_udp(HERE, 0), udp()
     with pytest.raises(ValueError, match='65507 bytes here, not 65508'):
@@ -180,6 +183,7 @@ def test_callbacks_can_be_replaced_at_any_time(r, udp, log):
     end(r, sock)
 
 
+@pytest.mark.scenario(98)
 def test_garbage_is_delivered_and_never_logged(r, udp, log, caplog):
     sock, client = r.bind_udp(HERE, 0, log.on_datagram), udp()
     sent = [random.randbytes(random.randrange(1500)) for _ in range(50)]
@@ -203,6 +207,7 @@ def test_one_frame_lies_between_the_dispatch_and_on_datagram(r, udp):
 # -- bounds
 
 
+@pytest.mark.scenario(98)
 def test_a_flood_is_delivered_in_bounded_parts_and_others_get_their_turn(r, udp, log):
     other = Told()
     sock, quiet, client = r.bind_udp(HERE, 0, log.on_datagram), r.bind_udp(HERE, 0, other.on_datagram), udp()
@@ -218,6 +223,7 @@ def test_a_flood_is_delivered_in_bounded_parts_and_others_get_their_turn(r, udp,
     end(r, sock, quiet)
 
 
+@pytest.mark.scenario(98)
 @pytest.mark.skipif(SO_MEMINFO < 0, reason='this system does not tell what it dropped')
 def test_what_the_system_dropped_in_a_flood_is_known(r, udp, log):
     sock, client = r.bind_udp(HERE, 0, log.on_datagram), udp()
@@ -259,6 +265,7 @@ def take(sock: socket.socket) -> list[int]:
         return numbers
 
 
+@pytest.mark.scenario(99)
 @needs_unix
 def test_what_the_system_cannot_take_waits_in_order(r, sockets, log):
     ours, theirs = unix_pair(sockets)
@@ -278,6 +285,7 @@ def test_what_the_system_cannot_take_waits_in_order(r, sockets, log):
     end(r, sock)
 
 
+@pytest.mark.scenario(99)
 @needs_unix
 def test_beyond_the_limit_the_newest_is_dropped_and_on_drain_tells_when_there_is_room(r, sockets, log):
     ours, theirs = unix_pair(sockets)
@@ -354,6 +362,7 @@ def test_a_descriptor_closed_by_others_ends_it_in_the_middle_of_its_queue(r, soc
     assert r.stats().datagrams_dropped == 1
 
 
+@pytest.mark.scenario(99)
 @needs_unix
 def test_without_a_queue_what_would_block_is_dropped_and_on_drain_still_tells(r, sockets, log):
     ours, theirs = unix_pair(sockets)
@@ -368,6 +377,7 @@ def test_without_a_queue_what_would_block_is_dropped_and_on_drain_still_tells(r,
     end(r, sock)
 
 
+@pytest.mark.scenario(99)
 @needs_unix
 def test_many_empty_datagrams_reach_the_limit_too(r, sockets):
     ours, _ = unix_pair(sockets)
@@ -378,6 +388,7 @@ def test_many_empty_datagrams_reach_the_limit_too(r, sockets):
     end(r, sock)
 
 
+@pytest.mark.scenario(99)
 @needs_unix
 def test_closing_drops_what_waits_and_on_close_still_sees_how_much(r, sockets):
     ours, _ = unix_pair(sockets)
@@ -425,6 +436,7 @@ class Full(socket.socket):
         raise OSError(errno.ENOBUFS, 'No buffer space available')
 
 
+@pytest.mark.scenario(99)
 def test_without_buffers_in_the_system_a_datagram_is_dropped_and_told_and_nothing_spins(r, udp, log, sockets):
     own = sockets.track(Full(AF_INET, SOCK_DGRAM))
     own.bind((HERE, 0))
@@ -440,6 +452,7 @@ def test_without_buffers_in_the_system_a_datagram_is_dropped_and_told_and_nothin
 # -- connected
 
 
+@pytest.mark.scenario(97)
 def test_a_connected_socket_hears_and_answers_its_peer_alone(r, udp, log):
     peer, stranger = udp(), udp()
     sock = r.connect_udp(*peer.getsockname(), log.on_datagram)
@@ -459,6 +472,7 @@ def test_a_connected_socket_hears_and_answers_its_peer_alone(r, udp, log):
     end(r, sock)
 
 
+@pytest.mark.scenario(97)
 def test_what_strangers_sent_before_it_was_connected_is_not_delivered(r, udp, log):
     own, peer, stranger = udp(), udp(), udp()
     stranger.sendto(b'forged', own.getsockname())
@@ -478,6 +492,7 @@ def test_a_socket_can_send_from_an_address_of_choice(r, udp, nobody):
     end(r, sock)
 
 
+@pytest.mark.scenario(96)
 def test_that_nobody_is_there_is_told_once_and_the_socket_stays_open(r, udp, log, nobody, caplog):
     sock = r.connect_udp(*nobody, **log.all())
     assert sock.send(b'anybody?') is True
@@ -497,6 +512,7 @@ def test_that_nobody_is_there_is_told_once_and_the_socket_stays_open(r, udp, log
     end(r, sock)
 
 
+@pytest.mark.scenario(96)
 def test_the_error_of_an_earlier_datagram_does_not_cost_the_next_one(r, udp, log, nobody):
     sock = r.connect_udp(*nobody, **log.all())
     sock.send(b'lost')  # the ICMP message is here already, and waits in the socket
@@ -563,6 +579,7 @@ def test_a_selector_without_room_is_told_by_on_close(log):
         assert r.handles() == []
 
 
+@pytest.mark.scenario(96)
 def test_errors_of_one_turn_are_told_as_one_and_all_are_counted(r, log, nobody):
     sock = r.connect_udp(*nobody, **log.all())
     for _ in range(1000):
@@ -574,6 +591,7 @@ def test_errors_of_one_turn_are_told_as_one_and_all_are_counted(r, log, nobody):
     end(r, sock)
 
 
+@pytest.mark.scenario(96)
 def test_a_refusal_while_reading_is_paused_is_harmless_and_wakes_nobody(r, log, nobody):
     sock = r.connect_udp(*nobody, **log.all())
     sock.pause_reading()
@@ -586,6 +604,7 @@ def test_a_refusal_while_reading_is_paused_is_harmless_and_wakes_nobody(r, log, 
     end(r, sock)
 
 
+@pytest.mark.scenario(96)
 def test_without_on_send_error_nothing_is_said(r, nobody, caplog):
     sock = r.connect_udp(*nobody)
     sock.send(b'x')
@@ -729,6 +748,7 @@ BAD_ADDRESSES: list[tuple[Any, type[Exception], str]] = [
 ]
 
 
+@pytest.mark.scenario(97)
 @pytest.mark.parametrize(('address', 'error', 'message'), BAD_ADDRESSES, ids=repr)
 def test_a_bad_address_raises_at_the_call(fake, udp, address, error, message):
     sock, client = fake.bind_udp(HERE, 0), udp()
@@ -747,6 +767,7 @@ def test_a_bad_path_raises_at_the_call(r, sockets):
     end(r, sock)
 
 
+@pytest.mark.scenario(97)
 def test_port_0_is_an_error_of_that_send_alone(r, udp, log):
     sock, client = r.bind_udp(HERE, 0, **log.all()), udp()
     assert sock.send(b'x', (HERE, 0)) is False
@@ -759,6 +780,7 @@ def test_port_0_is_an_error_of_that_send_alone(r, udp, log):
     end(r, sock)
 
 
+@pytest.mark.scenario(97)
 def test_an_answer_to_a_forged_port_0_hurts_nobody(r, udp, log, sockets, caplog):
     try:
         forger = sockets.track(socket.socket(AF_INET, socket.SOCK_RAW, socket.IPPROTO_UDP))
@@ -1090,6 +1112,7 @@ def test_closing_the_reactor_tells_each_socket():
 # -- callbacks that raise
 
 
+@pytest.mark.scenario(98)
 def test_an_exception_goes_to_on_error_and_the_socket_lives(r, udp, log):
     sock, client = r.bind_udp(HERE, 0, boom, on_error=log.on_error), udp()
     for _ in range(3):
@@ -1100,6 +1123,7 @@ def test_an_exception_goes_to_on_error_and_the_socket_lives(r, udp, log):
     end(r, sock)
 
 
+@pytest.mark.scenario(98)
 def test_without_on_error_it_is_logged_once_a_second_and_the_socket_lives(kernel, fake, udp, caplog):
     sock, client = fake.bind_udp(HERE, 0, boom), udp()
     for expected in 1, 2:
@@ -1288,6 +1312,7 @@ def test_a_closed_socket_is_freed_without_the_collector(r, udp, sockets, nobody,
         gc.enable()
 
 
+@pytest.mark.scenario(119)
 def test_opening_and_closing_leaves_no_object_behind(r):
     def cycle() -> None:
         one = r.bind_udp(HERE, 0, echo)

@@ -130,6 +130,7 @@ def test_an_idle_connection_is_closed_in_good_order_when_it_has_been_so_for_a_wh
     assert began + GRACE <= r.now < began + GRACE + 2 * LOOK
 
 
+@pytest.mark.scenario(113)
 def test_a_busy_connection_has_its_answer_first(r, sockets):
     server = Server(r)
     (client,) = connected(r, server, sockets)
@@ -153,6 +154,7 @@ def test_a_connection_that_its_application_ends_is_waited_for_no_longer(r, socke
     assert ended(client) == b'answer'
 
 
+@pytest.mark.scenario(113)
 def test_an_answer_that_waits_for_its_reader_is_sent_to_the_end(r, sockets):
     server = Server(r)
     (client,) = connected(r, server, sockets)
@@ -170,6 +172,7 @@ def test_an_answer_that_waits_for_its_reader_is_sent_to_the_end(r, sockets):
     r.timers.clear()
 
 
+@pytest.mark.scenario(113)
 def test_what_is_not_done_at_the_timeout_is_reset_and_told_why(r, sockets):
     server = Server(r)
     idle_one, client = connected(r, server, sockets, 2)
@@ -225,6 +228,7 @@ def test_many_are_closed_a_few_in_each_turn(r, sockets, monkeypatch):
 # -- lame duck
 
 
+@pytest.mark.scenario(113)
 def test_a_lame_duck_accepts_and_answers_and_closes_nothing(r, sockets):
     server = Server(r)
     (early,) = connected(r, server, sockets)
@@ -243,6 +247,7 @@ def test_a_lame_duck_accepts_and_answers_and_closes_nothing(r, sockets):
 # -- the queue
 
 
+@pytest.mark.scenario(113)
 @pytest.mark.parametrize('count', [1, ACCEPTS_PER_TURN + 1, 3 * ACCEPTS_PER_TURN])
 def test_who_waits_in_the_queue_is_accepted_and_answered(r, sockets, count):
     server = Server(r)
@@ -256,6 +261,7 @@ def test_who_waits_in_the_queue_is_accepted_and_answered(r, sockets, count):
     assert r.stats().requests == r.stats().accepts == count
 
 
+@pytest.mark.scenario(113)
 def test_who_was_accepted_last_has_the_time_to_ask(r, sockets):
     server = Server(r)
     client = sockets.connect(server.listener.address)
@@ -269,6 +275,7 @@ def test_who_was_accepted_last_has_the_time_to_ask(r, sockets):
     assert ended(client) == b'answer'
 
 
+@pytest.mark.scenario(113)
 @pytest.mark.parametrize('can_drop', [True, False])
 @pytest.mark.parametrize('path', [None, pytest.param('s', marks=needs_unix)])
 def test_who_comes_in_between_the_last_look_and_the_end_is_served(r, sockets, tmp_path, monkeypatch, can_drop, path):
@@ -291,6 +298,7 @@ def test_who_comes_in_between_the_last_look_and_the_end_is_served(r, sockets, tm
     assert ended(clients[0]) == b'answer'
 
 
+@pytest.mark.scenario(113)
 @pytest.mark.skipif(sys.platform != 'linux', reason='Linux alone can keep newcomers out')
 def test_nobody_knocks_at_a_listener_that_drops_newcomers_and_its_queue_stays(sockets):
     listener = sockets.track(socket.create_server((HERE, 0)))
@@ -476,6 +484,7 @@ def test_a_paused_listener_refuses_whom_it_has_at_the_timeout(r, sockets):
         client.recv(1)
 
 
+@pytest.mark.scenario(113)
 def test_a_full_listener_serves_its_queue_as_there_is_room(r, sockets):
     server = Server(r, max_connections=2)
     clients = [sockets.connect(server.listener.address) for _ in range(7)]
@@ -502,6 +511,7 @@ def test_a_listener_that_begins_during_a_drain_is_closed_too(r, sockets):
     assert late[0].closed
 
 
+@pytest.mark.scenario(113)
 @pytest.mark.skipif(TCP_DEFER_ACCEPT < 0, reason='this platform has no TCP_DEFER_ACCEPT')
 def test_with_defer_accept_who_is_silent_is_accepted_during_the_lame_duck(sockets):
     # Else a client would be connected, as it sees it, and refused when it speaks.
@@ -529,6 +539,7 @@ def test_with_defer_accept_who_has_spoken_is_in_the_queue(r, sockets):
 # -- what is idle
 
 
+@pytest.mark.scenario(113)
 def test_a_connection_with_something_unread_is_not_closed(r, sockets):
     server = Server(r)
     (client,) = connected(r, server, sockets)
@@ -641,6 +652,7 @@ def test_it_looks_the_more_seldom_the_more_is_open_and_more_often_before_the_tim
     assert not caplog.records
 
 
+@pytest.mark.scenario(113)
 def test_while_it_waits_it_does_not_spin(r, sockets):
     server = Server(r, max_connections=2)
     busy, paused = connected(r, server, sockets, 2)
@@ -724,6 +736,7 @@ def test_the_timeout_leaves_alone_what_the_application_made(r, sockets):
     end(r, conn)
 
 
+@pytest.mark.scenario(113)
 def test_peers_have_a_second_to_end_their_side(r, sockets):
     # After close() we read what still comes, so as not to reset what is under way. Many peers end when they next write.
     server = Server(r)
@@ -842,6 +855,7 @@ def test_over_tls_what_was_not_decrypted_yet_is_unread(r, secured):
 # -- the call
 
 
+@pytest.mark.scenario(113)
 def test_a_second_call_can_only_make_it_earlier(r, sockets):
     server = Server(r)
     (client,) = connected(r, server, sockets)
@@ -984,6 +998,7 @@ class Here(RealWorld):
     name = HERE
 
 
+@pytest.mark.scenario(113)
 @pytest.mark.parametrize('seed', range(10))
 def test_a_service_that_is_shut_down_answers_whom_it_let_in(r, seed, tmp_path_factory):
     Here(r, seed, tmp_path_factory.mktemp('s')).play(drain_program, seconds=1000)

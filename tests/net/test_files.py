@@ -119,6 +119,7 @@ def test_a_file_arrives_whole(either, sockets, made, size):
     assert log == [('written', 'all'), ('close', None)]
 
 
+@pytest.mark.scenario(121)
 @pytest.mark.parametrize(('offset', 'count'), [(0, 10), (5, None), (100_000, 200_000), (399_990, 10), (0, 400_000)])
 def test_a_part_of_a_file_is_counted_from_its_offset(either, sockets, made, offset, count):
     data = pattern(400_000)
@@ -130,6 +131,7 @@ def test_a_part_of_a_file_is_counted_from_its_offset(either, sockets, made, offs
     turns(either, 3)
 
 
+@pytest.mark.scenario(122)
 def test_a_hundred_megabytes_arrive_and_wait_for_a_slow_reader(r, sockets, made):
     log = Log()
     conn, theirs = pair(r, sockets, tcp=True, **log.callbacks('on_drain', 'on_close'))
@@ -160,6 +162,7 @@ def readable(sock):
         return False
 
 
+@pytest.mark.scenario(121)
 def test_a_hundred_megabytes_arrive_where_they_have_to_be_read(either, sockets, made):
     conn, theirs = pair(either, sockets, tcp=True)
     conn.send_file(made(BIG), 0, None, type(conn).close)
@@ -169,6 +172,7 @@ def test_a_hundred_megabytes_arrive_where_they_have_to_be_read(either, sockets, 
     turns(either, 2)
 
 
+@pytest.mark.scenario(121)
 def test_the_order_with_other_writes_is_kept(either, sockets, made):
     log = Log()
     data = pattern(1_000_000)
@@ -193,6 +197,7 @@ def test_the_order_with_other_writes_is_kept(either, sockets, made):
     ]
 
 
+@pytest.mark.scenario(124)
 def test_the_file_may_be_closed_after_the_call(either, sockets, made):
     log = Log()
     data = pattern(8 << 20)
@@ -230,6 +235,7 @@ def read_until_quiet(r, sock):
     return b''.join(pieces)
 
 
+@pytest.mark.scenario(125)
 @pytest.mark.parametrize('empty', [False, True])
 def test_nothing_of_a_file_is_told_in_its_order_without_a_system_call(r, sockets, made, empty):
     log = Log()
@@ -245,6 +251,7 @@ def test_nothing_of_a_file_is_told_in_its_order_without_a_system_call(r, sockets
     end(r, conn)
 
 
+@pytest.mark.scenario(61)
 def test_a_file_sent_before_it_is_connected_goes_out_then(r, made):
     log = Log()
     data = pattern(2_000_000)
@@ -274,6 +281,7 @@ def test_a_unix_socket_takes_files_too(r, made, tmp_path):
     run_until(r, lambda: not r.handles())
 
 
+@pytest.mark.scenario(121)
 def test_a_scripted_socket_is_sent_what_was_read(scripted, made):
     r, make = scripted
     data = pattern(300_000)
@@ -287,6 +295,7 @@ def test_a_scripted_socket_is_sent_what_was_read(scripted, made):
 # -- the pace
 
 
+@pytest.mark.scenario(122)
 def test_one_connection_sends_a_bounded_part_of_a_file_in_a_turn(r, sockets, made):
     conn, theirs = pair(r, sockets, tcp=True)
     conn.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4 << 20)
@@ -308,6 +317,7 @@ def read_now(sock):
         pass
 
 
+@pytest.mark.scenario(61)
 def test_what_is_left_of_a_file_counts_towards_the_marks_and_drains(r, sockets, made):
     log = Log()
     conn, theirs = pair(r, sockets, on_drain=log.on_drain)
@@ -331,6 +341,7 @@ def test_a_file_that_was_taken_at_once_leaves_the_connection_as_it_was(r, socket
     turns(r, 2)
 
 
+@pytest.mark.scenario(124)
 def test_a_file_counts_towards_max_buffered_as_a_descriptor_and_not_as_its_bytes(r, sockets, made):
     log = Log()
     file = made(BIG)
@@ -347,6 +358,7 @@ def test_a_file_counts_towards_max_buffered_as_a_descriptor_and_not_as_its_bytes
     assert descriptors() < before + 1
 
 
+@pytest.mark.scenario(122)
 def test_the_write_timeout_watches_over_a_file(kernel, fake, sockets, made):
     log = Log()
     conn, _ = pair(fake, sockets, write_timeout=5, **log.callbacks('on_close'))
@@ -379,6 +391,7 @@ def test_close_sends_the_rest_of_the_file_first(r, sockets, made):
     assert log == [('written',), ('close', None)]
 
 
+@pytest.mark.scenario(122)
 def test_a_peer_that_does_not_take_the_file_is_reset_when_the_linger_is_over(kernel, fake, sockets, made):
     log = Log()
     conn, _ = pair(fake, sockets, linger=3, **log.callbacks('on_close'))
@@ -401,6 +414,7 @@ def test_write_eof_comes_after_the_file_and_reading_goes_on(r, sockets, made):
     assert log == [('data', b'thanks'), ('eof',), ('close', None)]
 
 
+@pytest.mark.scenario(124)
 def test_abort_drops_the_file_and_tells_how_much_was_not_sent(r, sockets, made):
     log, left = Log(), []
     conn, theirs = pair(r, sockets, tcp=True)
@@ -429,6 +443,7 @@ def test_a_reset_by_the_peer_ends_it_once_with_the_systems_error(r, sockets, mad
     assert isinstance(log[0][1], ConnectionError) and log[0][1].__traceback__ is None
 
 
+@pytest.mark.scenario(123)
 def test_a_file_that_becomes_shorter_resets_the_connection_with_a_clear_error(either, sockets, made):
     log = Log()
     file = made(8 << 20)
@@ -465,6 +480,7 @@ def test_a_small_file_that_becomes_shorter_while_it_is_read_raises_at_the_call_a
         assert theirs.recv(100) == b'next'
 
 
+@pytest.mark.scenario(123)
 def test_a_file_that_becomes_longer_is_sent_as_long_as_it_was(either, sockets, made):
     file = made(4 << 20)
     conn, theirs = pair(either, sockets)
@@ -476,6 +492,7 @@ def test_a_file_that_becomes_longer_is_sent_as_long_as_it_was(either, sockets, m
     turns(either, 3)
 
 
+@pytest.mark.scenario(123)
 def test_a_disk_that_fails_resets_the_connection(sockets, made):
     log = Log()
     with Reactor(kernel=FailingKernel()) as r:
@@ -573,6 +590,7 @@ def test_send_file_after_a_failure_that_was_not_told_yet_returns_false(r, socket
 # -- arguments
 
 
+@pytest.mark.scenario(125)
 def test_what_cannot_be_sent_is_refused_at_the_call(r, sockets, made):
     conn, _ = pair(r, sockets)
     file = made(b'0123456789')
@@ -605,6 +623,7 @@ def test_a_closed_file_is_refused_at_the_call(r, sockets, made):
     end(r, conn)
 
 
+@pytest.mark.scenario(125)
 def test_what_could_block_is_no_file(r, sockets):
     conn, _ = pair(r, sockets)
     reader, writer = os.pipe()
@@ -634,6 +653,7 @@ def test_debug_refuses_a_file_from_another_thread(sockets, made):
 # -- nothing is left
 
 
+@pytest.mark.scenario(124)
 @pytest.mark.parametrize('way', ['sent', 'closed', 'abort', 'lost', 'shorter', 'reactor closed'])
 def test_nothing_of_a_file_is_left_without_the_collector(sockets, made, way):
     class Thing:

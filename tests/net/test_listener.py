@@ -124,6 +124,7 @@ def test_accepting_takes_one_at_first_and_more_in_each_turn_while_clients_wait(r
     end(r, *conns)
 
 
+@pytest.mark.scenario(41)
 def test_a_turn_accepts_sixty_four_at_most(r, sockets):
     listener, conns = listen(r)
     listener._batch = 64  # as after some sixty turns in which clients waited
@@ -138,6 +139,7 @@ def test_a_turn_accepts_sixty_four_at_most(r, sockets):
     end(r, *conns)
 
 
+@pytest.mark.scenario(41)
 def test_a_flood_of_clients_does_not_keep_the_open_ones_waiting(r, sockets):
     log = Log()
     listener, conns = listen(r, log)
@@ -153,6 +155,7 @@ def test_a_flood_of_clients_does_not_keep_the_open_ones_waiting(r, sockets):
     end(r, *conns)
 
 
+@pytest.mark.scenario(42, 80)
 def test_clients_that_are_gone_when_accepted_end_once_and_leave_nothing(r, sockets, caplog):
     caplog.set_level(logging.INFO)
     log = Log()
@@ -167,6 +170,7 @@ def test_clients_that_are_gone_when_accepted_end_once_and_leave_nothing(r, socke
     listener.close()
 
 
+@pytest.mark.scenario(40)
 @pytest.mark.parametrize('number', [errno.ECONNABORTED, errno.EPROTO, errno.EPERM])
 def test_a_client_that_aborts_in_the_backlog_is_skipped_for_the_next(r, sockets, flaky, number):
     conns, errors = [], []
@@ -180,6 +184,7 @@ def test_a_client_that_aborts_in_the_backlog_is_skipped_for_the_next(r, sockets,
     end(r, *conns)
 
 
+@pytest.mark.scenario(40)
 def test_endless_aborts_are_bounded_in_a_turn(r, sockets, flaky):
     listener = r.listen_tcp(None, 0, sock=flaky)
     sockets.connect(listener.address)
@@ -189,6 +194,7 @@ def test_endless_aborts_are_bounded_in_a_turn(r, sockets, flaky):
     listener.close()
 
 
+@pytest.mark.scenario(77)
 def test_options_of_the_listener_reach_its_connections(r, sockets):
     for nodelay in True, False:
         listener, conns = listen(r, nodelay=nodelay, keepalive=(60, 10, 5), read_size=3)
@@ -225,6 +231,7 @@ def test_idle_clients_of_a_listener_are_timed_out(kernel, fake, sockets):
     listener.close()
 
 
+@pytest.mark.scenario(43)
 def test_an_exception_in_on_connect_hurts_that_connection_only(r, sockets, caplog):
     log = Log()
     raised = []
@@ -254,6 +261,7 @@ def test_an_exception_in_on_connect_hurts_that_connection_only(r, sockets, caplo
 # -- pausing
 
 
+@pytest.mark.scenario(44)
 def test_a_paused_listener_leaves_clients_in_the_backlog_and_does_not_spin(r, sockets):
     listener, conns = listen(r)
     listener.pause()
@@ -269,6 +277,7 @@ def test_a_paused_listener_leaves_clients_in_the_backlog_and_does_not_spin(r, so
     end(r, *conns)
 
 
+@pytest.mark.scenario(44, 81)
 def test_max_connections_pauses_and_one_that_closes_resumes(r, sockets):
     listener, conns = listen(r, max_connections=2)
     clients = [sockets.connect(listener.address) for _ in range(4)]
@@ -285,6 +294,7 @@ def test_max_connections_pauses_and_one_that_closes_resumes(r, sockets):
     end(r, *conns)
 
 
+@pytest.mark.scenario(81)
 def test_max_connections_can_be_changed_at_any_time(r, sockets):
     listener, conns = listen(r, max_connections=1)
     for _ in range(4):
@@ -320,6 +330,7 @@ def test_with_no_connections_allowed_nobody_is_accepted_until_the_limit_is_raise
     end(r, *conns)
 
 
+@pytest.mark.scenario(44)
 def test_a_pause_by_the_user_outlasts_a_connection_that_closes(r, sockets):
     listener, conns = listen(r, max_connections=1)
     sockets.connect(listener.address)
@@ -363,6 +374,7 @@ def test_clients_that_come_one_by_one_cost_at_most_every_other_an_accept_too_man
 EXHAUSTED = [errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM]
 
 
+@pytest.mark.scenario(39)
 @pytest.mark.parametrize('number', EXHAUSTED)
 def test_when_descriptors_run_out_it_pauses_reports_once_and_tries_again(kernel, fake, sockets, flaky, number):
     conns, errors = [], []
@@ -382,6 +394,7 @@ def test_when_descriptors_run_out_it_pauses_reports_once_and_tries_again(kernel,
     end(fake, *conns)
 
 
+@pytest.mark.scenario(38)
 def test_when_descriptors_run_out_one_of_ours_that_closes_resumes_it_at_once(kernel, fake, sockets, flaky):
     conns = []
     listener = fake.listen_tcp(None, 0, sock=flaky, on_connect=conns.append, on_accept_error=lambda *args: None)
@@ -417,6 +430,7 @@ def test_the_first_episode_is_reported_however_many_came_in_before(fake, sockets
     end(fake, *fake.handles())
 
 
+@pytest.mark.scenario(38)
 def test_each_episode_is_reported(kernel, fake, sockets, flaky):
     errors = []
     listener = fake.listen_tcp(None, 0, sock=flaky, on_accept_error=lambda *args: errors.append(args))
@@ -433,6 +447,7 @@ def test_each_episode_is_reported(kernel, fake, sockets, flaky):
     end(fake, *conns)
 
 
+@pytest.mark.scenario(38, 84)
 def test_without_on_accept_error_an_episode_is_one_line_in_the_log(kernel, fake, sockets, flaky, caplog):
     listener = fake.listen_tcp(None, 0, sock=flaky)
     sockets.connect(listener.address)
@@ -444,6 +459,7 @@ def test_without_on_accept_error_an_episode_is_one_line_in_the_log(kernel, fake,
     listener.close()
 
 
+@pytest.mark.scenario(38)
 def test_an_episode_stays_one_when_the_loop_was_busy_for_seconds_in_it(kernel, fake, sockets, flaky, caplog):
     def be_busy():
         kernel.time += 5
@@ -472,6 +488,7 @@ def test_an_on_accept_error_that_raises_is_logged_and_the_listener_goes_on(kerne
     end(fake, *conns)
 
 
+@pytest.mark.scenario(39)
 def test_resume_during_such_a_pause_does_not_spin(fake, sockets, flaky):
     listener = fake.listen_tcp(None, 0, sock=flaky, on_accept_error=lambda *args: None)
     sockets.connect(listener.address)
@@ -486,6 +503,7 @@ def test_resume_during_such_a_pause_does_not_spin(fake, sockets, flaky):
     assert len(fake.timers) == 0
 
 
+@pytest.mark.scenario(39)
 def test_closing_during_such_a_pause_leaves_no_timer(fake, sockets, flaky):
     listener = fake.listen_tcp(None, 0, sock=flaky, on_accept_error=lambda *args: None)
     sockets.connect(listener.address)
@@ -535,6 +553,7 @@ AT_THE_LIMIT = """
 """
 
 
+@pytest.mark.scenario(38)
 @pytest.mark.alone
 @pytest.mark.skipif(sys.platform == 'win32', reason='Windows has no descriptor limit to lower')
 def test_at_the_real_descriptor_limit_clients_wait_and_nothing_spins():
@@ -607,6 +626,7 @@ def test_a_selector_without_room_for_the_listener_leaves_nothing_open():
         assert r.handles() == []
 
 
+@pytest.mark.scenario(120)
 @pytest.mark.skipif(os.name != 'posix', reason='elsewhere select counts descriptors instead of bounding their numbers')
 def test_the_real_select_refuses_numbers_it_cannot_hold_and_serves_the_others(sockets):
     resource = pytest.importorskip('resource')
@@ -635,6 +655,7 @@ def test_the_real_select_refuses_numbers_it_cannot_hold_and_serves_the_others(so
 # -- closing
 
 
+@pytest.mark.scenario(47)
 def test_closing_a_listener_leaves_its_connections_usable(r, sockets):
     log = Log()
     listener, conns = listen(r, log)
@@ -659,6 +680,7 @@ def test_closing_a_listener_leaves_its_connections_usable(r, sockets):
     assert listener.open_connections == 0
 
 
+@pytest.mark.scenario(47)
 def test_closing_a_listener_refuses_who_was_not_accepted_yet(r, sockets):
     listener, conns = listen(r)
     client = sockets.connect(listener.address)
@@ -669,6 +691,7 @@ def test_closing_a_listener_refuses_who_was_not_accepted_yet(r, sockets):
         client.recv(1)
 
 
+@pytest.mark.scenario(110)
 def test_a_listening_socket_that_is_handed_on_loses_no_client(r, sockets):
     """The backlog belongs to the socket: who has a duplicate of it, here or in another process, accepts the others."""
     sock = socket.create_server((HERE, 0))
@@ -691,6 +714,7 @@ def test_a_listening_socket_that_is_handed_on_loses_no_client(r, sockets):
     end(r, *conns)
 
 
+@pytest.mark.scenario(113)
 def test_a_drain_is_to_close_the_listener_to_wait_and_to_abort_at_a_deadline(kernel, fake, sockets):
     log = Log()
     listener, conns = listen(fake, log)
@@ -723,6 +747,7 @@ def test_a_closed_listener_cannot_be_resumed_and_pausing_it_does_nothing(r):
     assert r.handles() == []
 
 
+@pytest.mark.scenario(8)
 def test_a_listener_can_be_closed_by_its_own_callback(r, sockets):
     listener = r.listen_tcp(HERE, 0, on_connect=lambda conn: (listener.close(), conn.close()))
     for _ in range(3):
@@ -817,6 +842,7 @@ def test_closing_a_listener_whose_socket_is_gone_does_not_hurt_and_leaves_nothin
     assert r.handles() == []
 
 
+@pytest.mark.scenario(14)
 def test_a_newcomer_with_the_number_of_a_lost_listener_is_not_closed(r, sockets):
     sock = socket.create_server((HERE, 0))
     listener = r.listen_tcp(None, 0, sock=sock, on_accept_error=lambda *args: None)
@@ -840,6 +866,7 @@ def test_a_newcomer_with_the_number_of_a_lost_listener_is_not_closed(r, sockets)
 # -- where it listens
 
 
+@pytest.mark.scenario(45)
 def test_port_zero_is_a_free_port_that_the_address_tells(r, sockets):
     listener, _ = listen(r)
     host, port = listener.address
@@ -850,6 +877,7 @@ def test_port_zero_is_a_free_port_that_the_address_tells(r, sockets):
     listener.close()
 
 
+@pytest.mark.scenario(45)
 def test_an_address_in_use_raises_at_the_call_and_says_what_to_do(r):
     listener, _ = listen(r)
     host, port = listener.address
@@ -934,6 +962,7 @@ def test_connections_do_not_share_what_is_set_for_one(r, sockets):
 # -- hostile clients
 
 
+@pytest.mark.scenario(80, 84)
 def test_a_storm_of_clients_that_reset_leaves_no_object_and_no_line_in_the_log(r, caplog):
     caplog.set_level(logging.INFO)
     log = Log()
@@ -1085,6 +1114,7 @@ def test_a_listener_that_somebody_has_shut_down_is_closed(r, flaky, caplog):
     assert 'is over' in caplog.text
 
 
+@pytest.mark.scenario(42)
 def test_an_accepted_socket_that_is_lost_at_once_hurts_nobody():
     errors = []
     kernel = FailingKernel('register', errno.EBADF, count=4)  # the doorbell, the listener, the client, and then ours

@@ -168,6 +168,7 @@ def test_what_a_header_says_is_known_when_it_is_connected(r, sockets, name):
     close_all(r, server, conn)
 
 
+@pytest.mark.scenario(170)
 @each_header
 def test_a_header_that_is_cut_anywhere_loses_no_byte_of_what_comes_behind_it(r, sockets, name):
     header, (_, _, _, (source, _), _) = HEADERS[name]
@@ -301,6 +302,7 @@ def test_the_checksum_is_that_of_castagnoli():
 # -- what is wrong
 
 
+@pytest.mark.scenario(171)
 @pytest.mark.parametrize('name', list(BAD))
 def test_a_wrong_header_ends_the_connection_before_it_is_one(r, sockets, name, caplog):
     caplog.set_level(logging.WARNING)
@@ -319,6 +321,7 @@ def test_a_wrong_header_ends_the_connection_before_it_is_one(r, sockets, name, c
     close_all(r, server)
 
 
+@pytest.mark.scenario(171)
 def test_a_header_that_is_not_there_in_time_ends_the_connection(kernel, fake, sockets, caplog):
     log = Log()
     server, _ = listen(fake, log, proxy_timeout=3)
@@ -376,6 +379,7 @@ def test_a_header_that_is_cut_short_is_an_error(r, sockets):
     close_all(r, server)
 
 
+@pytest.mark.scenario(172)
 def test_health_checks_that_connect_and_go_are_told_quietly(r, sockets, caplog):
     caplog.set_level(logging.INFO)
     log = Log()
@@ -393,6 +397,7 @@ def test_health_checks_that_connect_and_go_are_told_quietly(r, sockets, caplog):
     close_all(r, server)
 
 
+@pytest.mark.scenario(172)
 def test_a_health_check_that_says_it_is_one_and_resets_is_told_quietly(r, sockets, caplog):
     caplog.set_level(logging.INFO)
     log = Log()
@@ -409,6 +414,7 @@ def test_a_health_check_that_says_it_is_one_and_resets_is_told_quietly(r, socket
     close_all(r, server)
 
 
+@pytest.mark.scenario(171)
 def test_a_part_of_a_header_does_not_spin(r, sockets):
     server, _ = listen(r)
     for part in b'PROXY TCP4 1', SIGNATURE[:5], HEADERS['v2-tlvs'][0][:-1]:
@@ -422,6 +428,7 @@ def test_a_part_of_a_header_does_not_spin(r, sockets):
     turns(r, 2)
 
 
+@pytest.mark.scenario(171)
 def test_many_wrong_headers_are_one_line_a_second(kernel, fake, sockets, caplog):
     caplog.set_level(logging.WARNING)
     log = Log()
@@ -440,6 +447,7 @@ def test_many_wrong_headers_are_one_line_a_second(kernel, fake, sockets, caplog)
 # -- whom to believe
 
 
+@pytest.mark.scenario(173)
 def test_nobody_is_believed_but_the_networks_that_were_named(r, sockets, caplog):
     caplog.set_level(logging.WARNING)
     log = Log()
@@ -576,6 +584,7 @@ def test_on_a_unix_socket_all_that_may_connect_are_believed(r, sockets, tmp_path
 # -- TLS behind it
 
 
+@pytest.mark.scenario(170)
 @pytest.mark.parametrize('name', ['v1-ipv4', 'v2-tlvs'])
 @pytest.mark.parametrize('cut', [0, 7, -1, None])
 def test_tls_begins_behind_the_header(r, sockets, certificates, name, cut):  # noqa: F811
@@ -832,6 +841,7 @@ def expected(data):
     return None
 
 
+@pytest.mark.scenario(170)
 @given(openings(), st.lists(st.integers(1, 700), max_size=6), st.integers(0, 2**32))
 def test_whatever_comes_in_whatever_pieces_is_a_client_or_an_error(data, cuts, seed):
     errors = []

@@ -96,6 +96,7 @@ def test_addresses_come_in_the_systems_order(r):
     assert outcome(r, Names(found)) == (found, None)
 
 
+@pytest.mark.scenario(102)
 def test_the_system_is_asked_for_streams_of_the_family(r):
     names = Names([(AF_INET, ('10.0.0.1', 80))])
     outcome(r, names, family=AF_INET)
@@ -116,6 +117,7 @@ def test_a_name_that_does_not_exist_is_a_resolve_error_that_names_it(r):
     assert 'nope.invalid' in str(error) and 'check' in str(error)
 
 
+@pytest.mark.scenario(102)
 @pytest.mark.parametrize('host', ['a' * 64 + '.test', 'a..b', '\udcff.test', 'x' * 300])
 def test_a_name_that_cannot_be_one_is_a_resolve_error(r, host):
     addresses, error = outcome(r, Kernel(), host)
@@ -163,6 +165,7 @@ def test_an_address_in_numbers_needs_no_thread(r, monkeypatch):
     turns(r, 2)
 
 
+@pytest.mark.scenario(100)
 def test_a_look_up_that_stalls_holds_up_nothing_else(r):
     names, answers, ticks = Slow([(AF_INET, ('10.0.0.1', 80))]), Answers(), []
     look_up(r, names, 'host.test', 80, 0, answers.on_done)
@@ -226,6 +229,7 @@ def test_an_answer_after_the_reactor_was_closed_is_dropped_in_silence():
     assert answers == []
 
 
+@pytest.mark.scenario(100)
 def test_at_most_four_look_ups_run_at_once_and_all_are_answered(r):
     names, answers = Slow([(AF_INET, ('10.0.0.1', 80))]), Answers()
     for _ in range(3 * THREADS):
@@ -342,6 +346,7 @@ def test_an_address_in_numbers_is_answered_without_a_thread_but_later(r, host, m
     assert error is None and addresses[0].split('%')[0] == host.split('%')[0]
 
 
+@pytest.mark.scenario(101)
 def test_an_answer_without_a_thread_can_be_cancelled(r):
     answers = Answers()
     lookup = r.resolve('127.0.0.1', answers.on_done)
@@ -351,6 +356,7 @@ def test_an_answer_without_a_thread_can_be_cancelled(r):
     assert answers == [] and lookup.closed
 
 
+@pytest.mark.scenario(101)
 def test_a_name_that_does_not_exist_is_told_once(r):
     addresses, error = resolved(r, 'nope.invalid')
     assert addresses is None and type(error) is ResolveError and 'nope.invalid' in str(error)
@@ -361,6 +367,7 @@ def test_a_family_that_an_address_does_not_have_is_an_error(r):
     assert addresses is None and isinstance(error, ResolveError)
 
 
+@pytest.mark.scenario(100)
 def test_a_look_up_that_lasts_too_long_is_told_as_a_timeout_and_its_answer_dropped(hung):
     answers = Answers()
     lookup = hung.resolve('host.test', answers.on_done, timeout=0.02)
@@ -377,6 +384,7 @@ def test_a_look_up_that_lasts_too_long_is_told_as_a_timeout_and_its_answer_dropp
     assert len(answers) == 1
 
 
+@pytest.mark.scenario(100)
 def test_look_ups_that_wait_behind_hung_ones_are_in_time_too_and_threads_stay_few(hung):
     answers = Answers()
     for _ in range(50):
@@ -396,6 +404,7 @@ def test_an_answer_in_time_leaves_no_timer(hung):
     assert hung.run() is True
 
 
+@pytest.mark.scenario(101)
 def test_a_cancelled_resolve_tells_nobody_and_frees_the_loop(hung):
     answers = Answers()
     lookup = hung.resolve('host.test', answers.on_done, timeout=60)
@@ -408,6 +417,7 @@ def test_a_cancelled_resolve_tells_nobody_and_frees_the_loop(hung):
     assert answers == []
 
 
+@pytest.mark.scenario(101)
 def test_a_reactor_closed_while_look_ups_hang_ends_at_once_and_tells_nobody(hung):
     answers = Answers()
     lookups = [hung.resolve('host.test', answers.on_done, timeout=60) for _ in range(10)]
@@ -419,6 +429,7 @@ def test_a_reactor_closed_while_look_ups_hang_ends_at_once_and_tells_nobody(hung
     assert answers == []
 
 
+@pytest.mark.scenario(100)
 def test_more_look_ups_than_may_wait_get_an_error_each():
     kernel, answers = Stalled(), Answers()
     kernel.getaddrinfo = Hung.getaddrinfo.__get__(Hung())  # type: ignore[method-assign]
@@ -440,6 +451,7 @@ def test_a_look_up_keeps_the_loop_running_unless_it_is_unreferenced(hung):
     assert repr(lookup) == "<LookUp 'host.test' closed>"
 
 
+@pytest.mark.scenario(101, 119)
 def test_a_resolve_that_is_over_is_freed_without_the_garbage_collector(hung):
     hung.kernel.gate.set()
     answers = Answers()
@@ -449,6 +461,7 @@ def test_a_resolve_that_is_over_is_freed_without_the_garbage_collector(hung):
     assert [ref() for ref in freed] == [None, None]
 
 
+@pytest.mark.scenario(115)
 def test_an_exception_in_on_done_is_logged_and_the_loop_goes_on(r, caplog):
     def bad(addresses: Any, error: Any) -> None:
         raise ValueError('boom')
@@ -511,6 +524,7 @@ class Nameless(Kernel):
         raise socket.gaierror(socket.EAI_NONAME, 'Name or service not known')
 
 
+@pytest.mark.scenario(101)
 def test_an_address_without_a_name_is_a_resolve_error():
     with Reactor(kernel=Nameless()) as r:
         name, error = names_of(r, '192.0.2.1')

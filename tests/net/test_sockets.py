@@ -65,6 +65,7 @@ def connect(sockets, path):
 # -- TCP
 
 
+@pytest.mark.scenario(45)
 @needs_ipv6
 def test_without_a_host_both_families_are_served_and_ipv4_peers_shown_as_ipv4(r, sockets):
     conns = []
@@ -130,6 +131,7 @@ def test_a_name_that_cannot_be_looked_up_raises_at_the_call(failure):
         assert r.handles() == []
 
 
+@pytest.mark.scenario(45)
 def test_an_address_of_another_machine_raises_at_the_call_and_says_so(r):
     with pytest.raises(OSError, match='no address of this machine') as caught:
         r.listen_tcp('192.0.2.1', 0)
@@ -217,6 +219,7 @@ def test_the_backlog_is_what_the_caller_says(r):
         assert backlogs[-1] == expected
 
 
+@pytest.mark.scenario(42)
 def test_options_of_a_connected_socket_are_set_and_a_dead_one_is_no_error():
     with socket.create_server((HERE, 0)) as server, socket.create_connection(server.getsockname()) as sock:
         set_stream_options(sock, Options(nodelay=True, keepalive=60))
@@ -275,6 +278,7 @@ def test_a_unix_connection_is_shown_and_answers(r, sockets, path):
     end(r, *conns)
 
 
+@pytest.mark.scenario(46)
 @needs_unix
 def test_a_socket_file_on_which_nobody_listens_is_replaced(r, sockets, path):
     with socket.socket(socket.AF_UNIX) as dead:
@@ -396,6 +400,7 @@ def test_a_directory_that_another_program_keeps_locked_does_not_keep_anybody_fro
     assert sum(naps) == pytest.approx(1)
 
 
+@pytest.mark.scenario(46)
 @needs_unix
 @pytest.mark.parametrize('kind', ['file', 'folder', 'link', 'dangling link'])
 def test_anything_else_at_the_path_is_never_touched(r, path, kind):
@@ -455,6 +460,7 @@ def test_a_path_whose_listener_is_busy_is_left_to_him_too(r, path):
                 sock.close()
 
 
+@pytest.mark.scenario(46)
 @needs_unix
 @pytest.mark.parametrize('mode', [0o600, 0o666, 0o660])
 def test_the_mode_is_set_before_it_listens(r, path, mode):
@@ -513,6 +519,7 @@ def test_closing_the_reactor_removes_the_file(path):
     assert not os.path.lexists(path)
 
 
+@pytest.mark.scenario(46)
 @needs_unix
 @pytest.mark.parametrize('wrong', ['x' * 200, '', None, 5, 'a\0b'])
 def test_a_path_that_cannot_be_one_raises_at_the_call(r, wrong):

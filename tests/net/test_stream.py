@@ -77,6 +77,7 @@ def test_without_on_data_bytes_are_read_and_dropped(r, sockets):
     assert log == [('close', None)]
 
 
+@pytest.mark.scenario(59)
 def test_one_connection_is_read_once_a_turn_however_much_waits(r, sockets):
     conn, theirs = pair(r, sockets)
     other, theirs_2 = pair(r, sockets)
@@ -88,6 +89,7 @@ def test_one_connection_is_read_once_a_turn_however_much_waits(r, sockets):
     end(r, conn, other)
 
 
+@pytest.mark.scenario(59)
 def test_read_size_bounds_a_chunk(r, sockets):
     log = Log()
     conn, theirs = pair(r, sockets, on_data=log.on_data, read_size=10)
@@ -97,6 +99,7 @@ def test_read_size_bounds_a_chunk(r, sockets):
     end(r, conn)
 
 
+@pytest.mark.scenario(69)
 def test_pause_inside_on_data_stops_at_once_and_nothing_is_lost(r, sockets):
     log = Log()
 
@@ -118,6 +121,7 @@ def test_pause_inside_on_data_stops_at_once_and_nothing_is_lost(r, sockets):
     end(r, conn)
 
 
+@pytest.mark.scenario(69)
 def test_pausing_and_resuming_twice_are_one(r, sockets):
     log = Log()
     conn, theirs = pair(r, sockets, on_data=log.on_data)
@@ -150,6 +154,7 @@ def test_a_pause_by_another_callback_of_the_batch_holds(r, sockets):
     end(r, *conns)
 
 
+@pytest.mark.scenario(69)
 def test_pause_and_resume_of_a_closed_connection_do_nothing(r, sockets):
     conn, _ = pair(r, sockets)
     end(r, conn)
@@ -169,6 +174,7 @@ def test_writing_goes_on_while_reading_is_paused(r, sockets):
     end(r, conn)
 
 
+@pytest.mark.scenario(76)
 @pytest.mark.skipif(not hasattr(socket, 'MSG_OOB'), reason='this platform has no urgent data')
 def test_an_urgent_byte_is_ignored_and_the_rest_unharmed(r, sockets):
     log = Log()
@@ -181,6 +187,7 @@ def test_an_urgent_byte_is_ignored_and_the_rest_unharmed(r, sockets):
     end(r, conn)
 
 
+@pytest.mark.scenario(118)
 def test_a_memory_error_while_reading_ends_that_connection_only(scripted, caplog):
     r, make = scripted
     log = Log()
@@ -209,6 +216,7 @@ def test_write_returns_true_and_tells_when_the_kernel_has_it(r, sockets):
     end(r, conn)
 
 
+@pytest.mark.scenario(56)
 def test_on_written_comes_in_the_order_of_the_writes_and_once(r, sockets):
     log = Log()
     conn, theirs = pair(r, sockets)
@@ -225,6 +233,7 @@ def test_on_written_comes_in_the_order_of_the_writes_and_once(r, sockets):
     end(r, conn)
 
 
+@pytest.mark.scenario(56)
 def test_on_written_waits_for_its_own_last_byte(scripted):
     r, make = scripted
     log = Log()
@@ -239,6 +248,7 @@ def test_on_written_waits_for_its_own_last_byte(scripted):
     assert sock.sent == b'helloworld'
 
 
+@pytest.mark.scenario(56)
 def test_bytes_go_out_in_order_one_by_one(scripted):
     r, make = scripted
     conn, sock = make()
@@ -251,6 +261,7 @@ def test_bytes_go_out_in_order_one_by_one(scripted):
     assert (sock.sent, conn.buffered) == (b'0123456789', 0)
 
 
+@pytest.mark.scenario(65)
 def test_an_empty_write_is_told_in_its_order(r, sockets):
     log = Log()
     conn, theirs = pair(r, sockets)
@@ -266,6 +277,7 @@ def test_an_empty_write_is_told_in_its_order(r, sockets):
     end(r, conn)
 
 
+@pytest.mark.scenario(65)
 @pytest.mark.parametrize('write', ['write', 'bytearray', 'writelines', 'writelines_of_nothing'])
 def test_an_empty_write_makes_no_system_call(scripted, write):
     r, make = scripted
@@ -282,6 +294,7 @@ def test_an_empty_write_makes_no_system_call(scripted, write):
     assert sock.calls == []
 
 
+@pytest.mark.scenario(65)
 @pytest.mark.parametrize('data', ['text', None, 5, [b'x'], array.array('b')])
 def test_what_is_not_bytes_is_a_type_error_at_the_call(r, sockets, data):
     conn, theirs = pair(r, sockets)
@@ -314,6 +327,7 @@ def test_writelines_is_one_system_call(scripted):
     assert log == [('written', 7)]
 
 
+@pytest.mark.scenario(58)
 def test_one_connection_is_written_once_a_turn_however_fast_its_reader(scripted):
     r, make = scripted
     conn, sock = make(max_buffered=1 << 30)
@@ -327,6 +341,7 @@ def test_one_connection_is_written_once_a_turn_however_fast_its_reader(scripted)
     assert conn.buffered
 
 
+@pytest.mark.scenario(62)
 @pytest.mark.parametrize('kind', [bytearray, lambda data: memoryview(bytearray(data))])
 @pytest.mark.parametrize('write', ['write', 'writelines'])
 def test_a_buffer_may_be_changed_after_the_write(r, sockets, kind, write):
@@ -345,6 +360,7 @@ def test_a_buffer_may_be_changed_after_the_write(r, sockets, kind, write):
     end(r, conn)
 
 
+@pytest.mark.scenario(62)
 @pytest.mark.parametrize('kind', [bytearray, lambda data: memoryview(bytearray(data))])
 def test_a_buffer_sent_in_part_may_be_changed_after_the_write(scripted, kind):
     r, make = scripted
@@ -428,6 +444,7 @@ def test_whether_something_is_unread_can_be_asked_while_connecting_and_after_the
     run_until(r, lambda: not r.handles())
 
 
+@pytest.mark.scenario(63)
 def test_ten_megabytes_in_one_write_arrive(r, sockets):
     log = Log()
     data = os.urandom(1 << 20) * 10
@@ -441,6 +458,7 @@ def test_ten_megabytes_in_one_write_arrive(r, sockets):
     assert log == [('written',)]
 
 
+@pytest.mark.scenario(63)
 def test_large_writes_are_not_copied_for_each_send(scripted):
     """Ten megabytes that leave in small steps: quadratic copying would move tens of gigabytes."""
     r, make = scripted
@@ -456,6 +474,7 @@ def test_large_writes_are_not_copied_for_each_send(scripted):
     del sock.sendmsg
 
 
+@pytest.mark.scenario(63)
 def test_a_hundred_thousand_tiny_writes_are_gathered(scripted):
     r, make = scripted
     conn, sock = make()
@@ -473,6 +492,7 @@ def test_a_hundred_thousand_tiny_writes_are_gathered(scripted):
     assert told == list(range(100_000))
 
 
+@pytest.mark.scenario(57)
 def test_writes_from_callbacks_chain_without_growing_the_stack(scripted):
     r, make = scripted
     conn, sock = make()
@@ -496,6 +516,7 @@ def test_writes_from_callbacks_chain_without_growing_the_stack(scripted):
     assert len(set(depths)) == 1
 
 
+@pytest.mark.scenario(57)
 def test_no_callback_runs_inside_a_call(r, sockets):
     inside = False
     calls = []
@@ -540,6 +561,7 @@ def test_an_exception_of_one_on_written_does_not_lose_the_next(r, sockets):
 # -- backpressure
 
 
+@pytest.mark.scenario(60)
 def test_write_says_to_hold_back_and_on_drain_to_go_on(r, sockets):
     log = Log()
     conn, theirs = pair(r, sockets, on_drain=log.on_drain)
@@ -567,6 +589,7 @@ def test_on_drain_comes_when_it_was_a_later_write_that_reached_the_mark(scripted
     assert log == [('drain',)]
 
 
+@pytest.mark.scenario(61)
 @pytest.mark.parametrize('kind', [bytes, bytearray, 'writelines'])
 def test_every_way_to_write_heeds_the_mark(scripted, kind):
     r, make = scripted
@@ -587,6 +610,7 @@ def test_every_way_to_write_heeds_the_mark(scripted, kind):
     assert (log, conn.buffered) == ([('drain',)], 10)
 
 
+@pytest.mark.scenario(61)
 def test_the_first_write_that_waits_heeds_the_mark(scripted):
     _, make = scripted
     log = Log()
@@ -642,6 +666,7 @@ def test_a_stream_that_is_filled_again_as_it_drains_goes_on_being_watched(r, soc
     end(r, conn)
 
 
+@pytest.mark.scenario(60)
 def test_a_writer_that_heeds_on_drain_never_buffers_more_than_the_mark_and_one_write(r, sockets):
     sent = most = 0
     received = 0
@@ -693,6 +718,7 @@ def test_a_high_mark_of_zero_asks_to_hold_back_after_each_write_that_waits(scrip
     assert conn.write(b'12345678') is False
 
 
+@pytest.mark.scenario(60, 79)
 def test_a_write_beyond_max_buffered_aborts_that_connection_only(r, sockets):
     log = Log()
     conn, theirs = pair(r, sockets, tcp=True, on_close=log.on_close, max_buffered=100_000)
@@ -724,6 +750,7 @@ def test_write_callbacks_count_towards_max_buffered(scripted):
     assert count < 10_000
 
 
+@pytest.mark.scenario(60)
 def test_a_publisher_is_not_disturbed_by_stalled_and_dead_subscribers(r, sockets):
     log, good = Log(), Log()
     made = [pair(r, sockets, on_close=log.on_close, max_buffered=50_000, high_water=10_000) for _ in range(9)]
@@ -756,6 +783,7 @@ def test_a_publisher_is_not_disturbed_by_stalled_and_dead_subscribers(r, sockets
     end(r, *subscribers)
 
 
+@pytest.mark.scenario(79)
 def test_stalled_readers_cost_no_more_than_their_limit_and_end_at_the_stall_deadline(kernel, fake, sockets):
     log = Log()
     conns = [pair(fake, sockets, on_close=log.on_close, write_timeout=5)[0] for _ in range(50)]
@@ -782,6 +810,7 @@ def test_a_silent_peer_is_timed_out_never_early_and_at_most_a_second_late(kernel
         assert start + 5 <= kernel.time <= start + 6
 
 
+@pytest.mark.scenario(77)
 @pytest.mark.parametrize('limit', ['read', 'idle'])
 def test_every_byte_received_begins_the_time_anew(kernel, fake, sockets, limit):
     log = Log()
@@ -808,6 +837,7 @@ def test_writing_keeps_a_connection_from_being_idle_but_not_from_a_read_timeout(
         assert all(timer.deadline is None for timer in timers)
 
 
+@pytest.mark.scenario(77)
 def test_a_peer_that_takes_nothing_is_timed_out_one_that_takes_little_is_not(kernel, fake, sockets):
     log = Log()
     conn, theirs = pair(fake, sockets, on_close=log.on_close, write_timeout=5)
@@ -943,6 +973,7 @@ def test_bytes_move_no_timer(fake, sockets):
     assert len(fake.timers) == 1
 
 
+@pytest.mark.scenario(78)
 def test_connections_with_time_limits_share_one_timer(fake, sockets):
     conns = [pair(fake, sockets, idle_timeout=60)[0] for _ in range(20)]
     assert len(fake.timers) == 1
@@ -995,6 +1026,7 @@ def trigger(r, conn, theirs, name):
 KINDS = ['on_data', 'on_eof', 'on_drain', 'on_written']
 
 
+@pytest.mark.scenario(115)
 @pytest.mark.parametrize('name', KINDS)
 def test_an_exception_goes_to_on_error_and_the_connection_lives(r, sockets, name):
     log = Log()
@@ -1011,6 +1043,7 @@ def test_an_exception_goes_to_on_error_and_the_connection_lives(r, sockets, name
     assert log.names() == ['error', 'close']
 
 
+@pytest.mark.scenario(115)
 @pytest.mark.parametrize('name', KINDS)
 def test_without_on_error_it_is_logged_and_that_connection_aborted_with_it(r, sockets, caplog, name):
     log = Log()
@@ -1053,6 +1086,7 @@ def test_with_catch_errors_off_it_leaves_the_run(sockets, name):
         turns(r, 1)  # and it can be run again
 
 
+@pytest.mark.scenario(116)
 def test_an_on_error_that_raises_is_logged_and_the_connection_aborted(r, sockets, caplog):
     log = Log()
 
@@ -1082,6 +1116,7 @@ def test_what_an_on_error_raises_goes_to_the_callable_that_stands_for_the_log(so
     assert caplog.records == []
 
 
+@pytest.mark.scenario(116)
 def test_an_on_close_that_raises_is_logged_and_told_to_nobody(r, sockets, caplog):
     log = Log()
     conn, _ = pair(r, sockets, on_close=raises, on_error=log.on_error)
@@ -1102,6 +1137,7 @@ def test_an_on_close_that_raises_is_logged_however_errors_are_caught(sockets, ca
     assert told or caplog.records
 
 
+@pytest.mark.scenario(118)
 @pytest.mark.parametrize('kind', [MemoryError, RecursionError])
 def test_even_exhaustion_in_a_callback_hurts_its_connection_only(r, sockets, caplog, kind):
     log = Log()
@@ -1118,6 +1154,7 @@ def test_even_exhaustion_in_a_callback_hurts_its_connection_only(r, sockets, cap
     end(r, other)
 
 
+@pytest.mark.scenario(117)
 @pytest.mark.parametrize('kind', [KeyboardInterrupt, SystemExit])
 def test_an_interrupt_in_a_callback_leaves_run_and_loses_nothing(r, sockets, kind):
     log = Log()
@@ -1140,6 +1177,7 @@ def test_an_interrupt_in_a_callback_leaves_run_and_loses_nothing(r, sockets, kin
     end(r, *[conn for conn, _ in made])
 
 
+@pytest.mark.scenario(117)
 @pytest.mark.parametrize('kind', [KeyboardInterrupt, SystemExit])
 def test_an_interrupt_in_a_completion_leaves_the_others_for_the_next_run(r, sockets, kind):
     log = Log()
@@ -1180,6 +1218,7 @@ def test_the_peer_is_asked_for_once_and_kept(r, sockets):
     assert conn.peername == expected
 
 
+@pytest.mark.scenario(42)
 def test_a_peer_that_is_asked_for_too_late_is_none(r, sockets):
     conn, _ = pair(r, sockets, tcp=True)
     end(r, conn)
@@ -1286,6 +1325,7 @@ def test_a_callback_of_a_write_that_cannot_be_called_is_refused_and_nothing_is_s
     end(r, conn)
 
 
+@pytest.mark.scenario(64)
 def test_write_after_each_own_end_raises_and_queues_nothing(r, sockets):
     for name in 'close', 'abort', 'write_eof':
         conn, theirs = pair(r, sockets, tcp=True)
@@ -1336,6 +1376,7 @@ def test_a_reactor_that_is_closed_aborts_and_tells_its_connections(sockets):
 # -- peers that are dead, slow or hostile
 
 
+@pytest.mark.scenario(77)
 def test_a_peer_that_the_system_gave_up_is_told_with_the_systems_error(scripted):
     """What keepalive ends in: the next recv fails with ETIMEDOUT, which is no time limit of ours."""
     r, make = scripted
@@ -1348,6 +1389,7 @@ def test_a_peer_that_the_system_gave_up_is_told_with_the_systems_error(scripted)
     assert log[0][1].errno == errno.ETIMEDOUT
 
 
+@pytest.mark.scenario(78)
 def test_a_peer_that_trickles_is_ended_by_a_deadline_that_its_bytes_do_not_move(kernel, fake, sockets):
     log, ended = Log(), []
     conn, theirs = pair(fake, sockets, on_data=log.on_data, idle_timeout=5)
@@ -1359,6 +1401,7 @@ def test_a_peer_that_trickles_is_ended_by_a_deadline_that_its_bytes_do_not_move(
     assert ended == [(1020.5, None)]
 
 
+@pytest.mark.scenario(84)
 def test_what_a_peer_sent_is_no_format_in_the_log(r, sockets, caplog):
     def on_data(conn, data):
         raise ValueError(data.decode())

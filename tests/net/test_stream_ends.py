@@ -43,6 +43,7 @@ def stall(conn):
 # -- the peer ends
 
 
+@pytest.mark.scenario(68)
 def test_end_of_file_without_on_eof_closes(r, sockets):
     log = Log()
     conn, theirs = pair(r, sockets, **log.callbacks('on_data', 'on_close'))
@@ -53,6 +54,7 @@ def test_end_of_file_without_on_eof_closes(r, sockets):
     assert conn.closed
 
 
+@pytest.mark.scenario(70)
 def test_end_of_file_without_on_eof_sends_what_waits_first(r, sockets):
     log = Log()
     data = os.urandom(4 << 20)
@@ -67,6 +69,7 @@ def test_end_of_file_without_on_eof_sends_what_waits_first(r, sockets):
     assert log == [('written',), ('close', None)]
 
 
+@pytest.mark.scenario(70)
 def test_end_of_file_with_on_eof_leaves_the_write_side_open(r, sockets):
     log = Log()
     conn, theirs = pair(r, sockets, **log.callbacks(*ALL))
@@ -83,6 +86,7 @@ def test_end_of_file_with_on_eof_leaves_the_write_side_open(r, sockets):
     assert log.names() == ['data', 'eof', 'close']
 
 
+@pytest.mark.scenario(68)
 def test_all_data_comes_before_the_end_of_file(r, sockets):
     log = Log()
     conn, theirs = pair(r, sockets, read_size=7, **log.callbacks('on_data', 'on_eof', 'on_close'))
@@ -94,6 +98,7 @@ def test_all_data_comes_before_the_end_of_file(r, sockets):
     end(r, conn)
 
 
+@pytest.mark.scenario(70)
 def test_a_large_answer_after_the_peers_end_of_file_arrives_whole(r, sockets):
     data = os.urandom(4 << 20)
     log = Log()
@@ -110,6 +115,7 @@ def test_a_large_answer_after_the_peers_end_of_file_arrives_whole(r, sockets):
     assert log == [('written',), ('close', None)]
 
 
+@pytest.mark.scenario(17)
 def test_end_of_file_is_not_seen_while_reading_is_paused_and_does_not_spin(r, sockets):
     log = Log()
     conn, theirs = pair(r, sockets, **log.callbacks(*ALL))
@@ -171,6 +177,7 @@ def test_when_both_sides_have_ended_it_closes_by_itself(r, sockets, on_eof):
         assert log == [*([('eof',)] if on_eof else []), ('close', None)]
 
 
+@pytest.mark.scenario(73)
 def test_write_eof_twice_or_on_a_closed_connection_does_nothing(r, sockets):
     log = Log()
     conn, theirs = pair(r, sockets, on_close=log.on_close)
@@ -187,6 +194,7 @@ def test_write_eof_twice_or_on_a_closed_connection_does_nothing(r, sockets):
     assert log == [('close', None)]
 
 
+@pytest.mark.scenario(73)
 def test_write_eof_to_a_peer_that_was_reset_ends_cleanly_once(r, sockets):
     log = Log()
     conn, theirs = pair(r, sockets, tcp=True, on_close=log.on_close)
@@ -197,6 +205,7 @@ def test_write_eof_to_a_peer_that_was_reset_ends_cleanly_once(r, sockets):
     assert log.names() == ['close']
 
 
+@pytest.mark.scenario(73)
 def test_both_sides_may_end_at_the_same_time(r, sockets):
     log = Log()
     ours, theirs = tcp_sockets(sockets)
@@ -226,6 +235,7 @@ def test_close_with_nothing_waiting_ends_at_once_and_says_so_later(r, sockets):
     assert log == [('written',), ('close', None)]
 
 
+@pytest.mark.scenario(66)
 def test_close_sends_what_waits_first(r, sockets):
     log = Log()
     data = os.urandom(3 << 20)
@@ -299,6 +309,7 @@ def test_close_while_reading_is_paused_loses_nothing_that_was_sent(r, sockets):
     assert log == [('close', None)]
 
 
+@pytest.mark.scenario(75)
 def test_closing_twice_and_closing_what_is_closed_is_silent(r, sockets):
     for stalled in True, False:
         log = Log()
@@ -317,6 +328,7 @@ def test_closing_twice_and_closing_what_is_closed_is_silent(r, sockets):
         assert log == [('close', None)]
 
 
+@pytest.mark.scenario(64)
 def test_write_after_on_close_raises(r, sockets):
     conn, _ = pair(r, sockets)
     end(r, conn)
@@ -329,6 +341,7 @@ def test_write_after_on_close_raises(r, sockets):
         conn.write(b'x')
 
 
+@pytest.mark.scenario(64)
 def test_write_after_an_end_that_was_not_told_yet_is_dropped(r, sockets):
     log = Log()
     answers = []
@@ -340,6 +353,7 @@ def test_write_after_an_end_that_was_not_told_yet_is_dropped(r, sockets):
     assert log == [('close', None)]
 
 
+@pytest.mark.scenario(66)
 @pytest.mark.parametrize('what', ['bytes', 'end'])
 def test_a_peer_that_does_not_let_us_finish_is_reset_when_the_linger_is_over(kernel, fake, sockets, what):
     log, left = Log(), []
@@ -401,6 +415,7 @@ def test_a_close_that_succeeds_leaves_no_timer(r, sockets):
 # -- abort
 
 
+@pytest.mark.scenario(66, 74)
 def test_abort_discards_and_resets(r, sockets):
     log, left = Log(), []
     conn, theirs = pair(r, sockets, tcp=True)
@@ -458,6 +473,7 @@ def test_abort_while_closing_ends_it_at_once(r, sockets):
 # -- resets and failures
 
 
+@pytest.mark.scenario(71)
 @pytest.mark.parametrize('state', ['idle', 'writing', 'half open'])
 def test_a_reset_is_told_once_with_the_systems_error(r, sockets, state):
     log = Log()
@@ -480,6 +496,7 @@ def test_a_reset_is_told_once_with_the_systems_error(r, sockets, state):
     assert conn.closed
 
 
+@pytest.mark.scenario(17)
 def test_a_reset_while_paused_is_seen_on_resuming_and_does_not_spin(r, sockets):
     log = Log()
     conn, theirs = pair(r, sockets, tcp=True, on_close=log.on_close)
@@ -492,6 +509,7 @@ def test_a_reset_while_paused_is_seen_on_resuming_and_does_not_spin(r, sockets):
     assert isinstance(log[0][1], ConnectionResetError)
 
 
+@pytest.mark.scenario(71)
 def test_a_reset_while_paused_is_seen_on_writing(r, sockets):
     log = Log()
     conn, theirs = pair(r, sockets, tcp=True, on_close=log.on_close)
@@ -504,6 +522,7 @@ def test_a_reset_while_paused_is_seen_on_writing(r, sockets):
     assert isinstance(log[0][1], OSError)
 
 
+@pytest.mark.scenario(71)
 def test_a_reset_while_closing_is_told(r, sockets):
     log = Log()
     conn, theirs = pair(r, sockets, tcp=True, on_close=log.on_close)
@@ -517,6 +536,7 @@ def test_a_reset_while_closing_is_told(r, sockets):
     assert isinstance(log[0][1], OSError)
 
 
+@pytest.mark.scenario(72)
 def test_what_was_received_before_a_send_failed_is_delivered_first(scripted):
     r, make = scripted
     log = Log()
@@ -541,6 +561,7 @@ def test_all_that_was_received_before_a_send_failed_is_delivered_however_little_
     assert (len(log.received), log.names()[-1]) == (1000, 'close')
 
 
+@pytest.mark.scenario(72)
 @pytest.mark.parametrize('then', ['nothing', 'end', 'error'])
 def test_the_error_of_the_send_is_the_one_that_is_told(scripted, then, caplog):
     r, make = scripted
@@ -558,6 +579,7 @@ def test_the_error_of_the_send_is_the_one_that_is_told(scripted, then, caplog):
     assert sock.calls.count('close') == 1
 
 
+@pytest.mark.scenario(72)
 def test_a_real_peer_that_answered_and_left_is_heard_before_the_error(r, sockets):
     log = Log()
     conn, theirs = pair(r, sockets, **log.callbacks('on_data', 'on_close'))
@@ -648,6 +670,7 @@ def test_close_during_the_last_deliveries_stops_them(scripted):
     assert log.names() == ['data', 'close']
 
 
+@pytest.mark.scenario(64, 84)
 def test_a_sender_that_ignores_a_dead_peer_gets_no_exception_and_no_log(r, sockets, caplog):
     caplog.set_level(logging.INFO)
     log = Log()
@@ -665,6 +688,7 @@ def test_a_sender_that_ignores_a_dead_peer_gets_no_exception_and_no_log(r, socke
 ENDINGS = ['close', 'abort', 'write_eof']
 
 
+@pytest.mark.scenario(75)
 @pytest.mark.parametrize('ending', ENDINGS)
 @pytest.mark.parametrize('name', ['on_data', 'on_eof', 'on_drain', 'on_written', 'on_error', 'on_close', 'timer'])
 @pytest.mark.parametrize('pending', [False, True])
@@ -710,6 +734,7 @@ def test_a_connection_can_be_ended_in_any_callback(r, sockets, name, ending, pen
     assert log == [('close', None)]
 
 
+@pytest.mark.scenario(9)
 def test_a_connection_ended_by_another_one_of_the_batch_hears_nothing_more(r, sockets):
     log = Log()
     conns = []
@@ -729,6 +754,7 @@ def test_a_connection_ended_by_another_one_of_the_batch_hears_nothing_more(r, so
     end(r, *conns)
 
 
+@pytest.mark.scenario(10)
 def test_a_descriptor_number_used_again_in_the_same_batch_gets_no_stale_event(r, sockets):
     log, new = Log(), Log()
     made = []
@@ -785,6 +811,7 @@ def test_ending_a_socket_that_was_closed_behind_our_back_ends_it_once(r, sockets
     assert r.handles() == []
 
 
+@pytest.mark.scenario(12)
 @pytest.mark.parametrize('name', ['poll', 'select'])
 @pytest.mark.parametrize('how', ['socket', 'descriptor'])
 def test_a_foreign_close_is_told_at_the_next_poll_where_the_selector_can_see_it(sockets, name, how):
@@ -850,6 +877,7 @@ def test_a_newcomer_that_is_not_ours_is_not_hurt_either(r, sockets):
     assert len(log) == 1
 
 
+@pytest.mark.scenario(14)
 def test_a_number_that_was_lost_is_not_closed_when_the_loss_is_told(r, sockets):
     """Lost by number, noticed by a write; before it is told, somebody else gets the number."""
     log = Log()
@@ -917,6 +945,7 @@ class Raising(Thing):
         raise ZeroDivisionError
 
 
+@pytest.mark.scenario(119)
 @pytest.mark.parametrize('way', WAYS)
 def test_a_closed_connection_is_freed_without_the_collector(kernel, fake, sockets, quiet, no_gc, way):
     watched = {}
@@ -1011,6 +1040,7 @@ def test_a_closed_connection_is_not_kept_by_the_sleeping_loop(fake, sockets, no_
     assert seen == [None]
 
 
+@pytest.mark.scenario(119)
 def test_many_connections_leave_no_object_behind(r, sockets):
     def cycle():
         ours, theirs = socket.socketpair()
@@ -1043,6 +1073,7 @@ def test_many_connections_leave_no_object_behind(r, sockets):
 ENDED_IN = ['on_data', 'on_eof', 'on_drain', 'on_written', 'on_error', 'timer', 'call_soon', 'another', 'told', 'made']
 
 
+@pytest.mark.scenario(8, 66, 75)
 @pytest.mark.parametrize('ending', ['close', 'abort'])
 @pytest.mark.parametrize('name', ENDED_IN)
 def test_a_connection_with_bytes_that_wait_can_be_ended_in_any_callback(r, sockets, name, ending):
@@ -1101,6 +1132,7 @@ def test_a_connection_with_bytes_that_wait_can_be_ended_in_any_callback(r, socke
     assert log == ([('close', None)] if ending == 'abort' else [('written',), ('close', None)])
 
 
+@pytest.mark.scenario(74)
 @pytest.mark.skipif(sys.platform != 'linux', reason='other systems may give out such a port again')
 @pytest.mark.parametrize('ending', ['close', 'abort'])
 def test_a_close_keeps_its_port_for_a_while_and_an_abort_does_not(r, sockets, ending):
@@ -1129,6 +1161,7 @@ def test_a_close_keeps_its_port_for_a_while_and_an_abort_does_not(r, sockets, en
                 rest.read()
 
 
+@pytest.mark.scenario(12)
 @pytest.mark.parametrize('end', [Stream.write_eof, Stream.close])
 def test_a_foreign_close_is_told_when_the_write_side_is_to_be_ended(r, sockets, end):
     log, (sock, _) = Log(), sockets()

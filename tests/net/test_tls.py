@@ -227,6 +227,7 @@ def test_who_was_held_back_before_the_handshake_is_told_to_go_on(r, tls):
     run_until(r, lambda: not tls.server.open_connections)
 
 
+@pytest.mark.scenario(92)
 def test_too_much_before_the_handshake_aborts_the_writer(r, tls):
     log = Log()
     tls.listen()
@@ -297,6 +298,7 @@ def test_a_peer_that_is_gone_before_the_alert_is_told_by_what_it_did(r, certific
     server.close()
 
 
+@pytest.mark.scenario(86)
 def test_the_peer_is_verified_by_default(r, tls):
     log = Log()
     tls.listen(on_close=log.on_close)
@@ -311,6 +313,7 @@ def test_the_peer_is_verified_by_default(r, tls):
     assert isinstance(log[0][1], TLSError)
 
 
+@pytest.mark.scenario(86)
 def test_a_certificate_for_another_name_is_refused(r, tls):
     log = Log()
     tls.listen()
@@ -325,6 +328,7 @@ def test_a_client_shows_its_certificate(r, tls):
     end(r, ours, theirs)
 
 
+@pytest.mark.scenario(86)
 def test_a_client_without_the_certificate_that_is_asked_for_is_told_once(r, tls):
     log, told = Log(), Log()
     tls.listen(context=tls.certs.server_that_asks(), on_connect=log.on_connect, on_close=log.on_close)
@@ -343,6 +347,7 @@ def test_a_name_chooses_the_context(r, tls):
     end(r, ours, theirs)
 
 
+@pytest.mark.scenario(85)
 @pytest.mark.parametrize('said', [b'', b'\x16\x03\x01'], ids=['silent', 'a drip'])
 def test_a_handshake_that_does_not_end_is_cut_off(r, tls, said):
     log = Log()
@@ -355,6 +360,7 @@ def test_a_handshake_that_does_not_end_is_cut_off(r, tls, said):
     assert len(r.timers) == 0
 
 
+@pytest.mark.scenario(85)
 def test_the_connect_timeout_spans_the_handshake(r, sockets, certificates):  # noqa: F811
     log = Log()
     with socket.create_server(('127.0.0.1', 0)) as silent:
@@ -363,6 +369,7 @@ def test_the_connect_timeout_spans_the_handshake(r, sockets, certificates):  # n
     assert isinstance(log[0][1], ConnectTimeout)
 
 
+@pytest.mark.scenario(86)
 @pytest.mark.parametrize('said', [b'GET / HTTP/1.0\r\n\r\n', b'\0' * 100, b'\x16\x03\x01\x02\x00\x01'])
 def test_a_peer_that_does_not_speak_tls_gets_one_clear_end(r, tls, caplog, said):
     log = Log()
@@ -401,6 +408,7 @@ def test_contexts_are_checked_at_the_call(r, certificates):  # noqa: F811
     assert not r.handles()
 
 
+@pytest.mark.scenario(95)
 def test_a_flood_of_handshakes_is_worked_off_a_few_in_a_turn(r, tls, monkeypatch):
     steps = []
     shake = TLSStream._shake_hands
@@ -427,6 +435,7 @@ def test_a_flood_of_handshakes_is_worked_off_a_few_in_a_turn(r, tls, monkeypatch
 # -- bytes
 
 
+@pytest.mark.scenario(87)
 def test_both_sides_may_write_at_once(r, tls):
     a, b = bytearray(), bytearray()
     ours, theirs = tls.pair({'on_data': lambda conn, data: a.extend(data)}, {'on_data': lambda c, data: b.extend(data)})
@@ -451,6 +460,7 @@ def test_any_size_arrives_whole_in_order_and_is_told_when_the_kernel_has_it(r, t
     end(r, ours, theirs)
 
 
+@pytest.mark.scenario(61, 92)
 def test_a_slow_reader_makes_the_writer_wait_and_memory_stays_bounded(r, tls):
     log = Log()
     ours, theirs = tls.pair({'on_data': None}, {'on_drain': log.on_drain})
@@ -466,6 +476,7 @@ def test_a_slow_reader_makes_the_writer_wait_and_memory_stays_bounded(r, tls):
     end(r, ours, theirs)
 
 
+@pytest.mark.scenario(88)
 def test_many_small_records_are_taken_a_few_in_a_turn(r, tls):
     chunks = []
     ours, theirs = tls.pair({'on_data': lambda conn, data: chunks.append(data)})
@@ -476,6 +487,7 @@ def test_many_small_records_are_taken_a_few_in_a_turn(r, tls):
     end(r, ours, theirs)
 
 
+@pytest.mark.scenario(88)
 def test_reading_can_be_paused_between_records_that_are_here_already(r, tls):
     chunks = []
 
@@ -587,6 +599,7 @@ def test_an_end_before_the_handshake_follows_what_was_written(r, tls):
     assert log == [('data', b'all'), ('close', None)]
 
 
+@pytest.mark.scenario(89)
 def test_a_stream_that_is_cut_short_is_an_error_behind_its_data(r, tls):
     log = Log()
     _, theirs = tls.pair({'on_data': log.on_data, 'on_eof': log.on_eof, 'on_close': log.on_close})
@@ -617,6 +630,7 @@ def test_a_cut_is_told_also_by_a_python_that_takes_it_for_an_end(r, tls, cut, pa
     end(r, theirs)
 
 
+@pytest.mark.scenario(89)
 def test_a_damaged_record_ends_it_behind_what_came_before(r, tls):
     log = Log()
     _, theirs = tls.pair({'on_data': log.on_data, 'on_close': log.on_close})
@@ -641,6 +655,7 @@ def test_a_close_behind_more_than_max_buffered_still_sends_it_all(r, tls):
     run_until(r, lambda: theirs.state == 'CLOSED')
 
 
+@pytest.mark.scenario(90)
 def test_a_peer_that_does_not_answer_the_farewell_is_left_after_the_linger(r, tls):
     log = Log()
     ours, theirs = tls.pair({'on_close': log.on_close, 'linger': 0.05})
@@ -652,6 +667,7 @@ def test_a_peer_that_does_not_answer_the_farewell_is_left_after_the_linger(r, tl
     end(r, theirs)
 
 
+@pytest.mark.scenario(91)
 def test_what_the_peer_sends_behind_our_farewell_is_dropped(r, tls):
     log = Log()
     ours, theirs = tls.pair({'on_data': log.on_data, 'on_close': log.on_close}, {'on_eof': lambda conn: None})
@@ -714,6 +730,7 @@ def test_an_abort_resets(r, tls):
     assert isinstance(log[0][1], ConnectionResetError)
 
 
+@pytest.mark.scenario(90)
 def test_what_waits_is_sent_before_a_close(r, tls):
     seen = bytearray()
     ours, theirs = tls.pair({'on_data': lambda conn, data: seen.extend(data)})
@@ -724,6 +741,7 @@ def test_what_waits_is_sent_before_a_close(r, tls):
     run_until(r, lambda: ours.state == theirs.state == 'CLOSED')
 
 
+@pytest.mark.scenario(94, 119)
 def test_a_closed_connection_is_freed_by_reference_counts(r, tls):
     conns = list(tls.pair({'on_data': lambda conn, data: None}))
     conns[1].write(b'x')
@@ -796,6 +814,7 @@ def test_a_connection_is_upgraded_in_the_middle(r, certificates):  # noqa: F811
     run_until(r, lambda: not r.handles())
 
 
+@pytest.mark.scenario(93)
 def test_plain_text_sent_behind_the_request_is_never_data(r, certificates):  # noqa: F811
     log = Log()
 
@@ -1359,6 +1378,7 @@ def hostile(r, sockets, certificates):  # noqa: F811
     return make
 
 
+@pytest.mark.scenario(89)
 @pytest.mark.parametrize('act', ['fin', 'say_and_fin', 'flip', 'flip_and_fin', 'cut', 'garbage', 'renegotiate', 'keys'])
 @pytest.mark.parametrize('version', [TLS_1_2, TLS_1_3])
 def test_a_member_of_a_room_does_not_feel_what_another_one_did_in_the_same_turn(r, hostile, act, version):
@@ -1388,6 +1408,7 @@ def test_a_member_of_a_room_does_not_feel_what_another_one_did_in_the_same_turn(
     end(r, *room, *[peer.conn for _, peer in members if peer.conn is not None])
 
 
+@pytest.mark.scenario(89)
 @pytest.mark.parametrize('act', ['fin', 'flip'])
 def test_a_failure_behind_data_that_paused_reading_is_reported_and_writes_are_dropped(r, hostile, act):
     # All writes raised SSLEOFError until resume_reading().
@@ -1429,6 +1450,7 @@ def stalled(r, hostile, client, **options):
     return ours, peer
 
 
+@pytest.mark.scenario(87)
 @pytest.mark.parametrize('client', [False, True])
 @pytest.mark.parametrize('then', ['write_eof', 'close', 'nothing'])
 def test_what_is_written_during_a_new_handshake_is_sent_behind_it_in_order(r, hostile, client, then):
@@ -1470,6 +1492,7 @@ def test_a_close_during_a_new_handshake_that_never_ends_is_cut_off_after_the_lin
     end(r, peer.conn)
 
 
+@pytest.mark.scenario(92)
 def test_too_much_during_a_new_handshake_is_cut_off(r, hostile):
     log = Log()
     ours, peer = stalled(r, hostile, False, on_close=log.on_close, max_buffered=1000)
@@ -1594,6 +1617,7 @@ def test_a_damaged_record_behind_a_failed_send_is_answered_by_no_alert_and_chang
     assert left == [(BrokenPipeError, waited)]
 
 
+@pytest.mark.scenario(87)
 @pytest.mark.parametrize('client', [False, True])
 @pytest.mark.parametrize('requested', [False, True])
 def test_a_flood_of_new_keys_is_cut_off(r, hostile, client, requested):
@@ -1620,6 +1644,7 @@ def test_new_keys_with_data_between_them_are_no_flood(r, hostile):
     end(r, ours, peer.conn)
 
 
+@pytest.mark.scenario(87)
 @pytest.mark.parametrize('requested', [False, True])
 def test_without_a_limit_one_record_without_data_is_worked_off_in_a_turn(r, hostile, requested, monkeypatch):
     heard, log = bytearray(), Log()
@@ -1862,6 +1887,7 @@ with reactor.Reactor() as r:
 """
 
 
+@pytest.mark.scenario(92)
 @pytest.mark.skipif(sys.platform != 'linux', reason='memory is asked of /proc')
 @pytest.mark.slow
 def test_a_connection_keeps_no_memory_of_what_it_has_sent_and_received(certificates):  # noqa: F811
@@ -1903,6 +1929,7 @@ def test_openssl_s_client_is_answered(r, tls, version):
     assert found[0].endswith(b'HELLO\n')
 
 
+@pytest.mark.scenario(87)
 @pytest.mark.parametrize(
     ('version', 'command', 'said'),
     [('-tls1_3', b'K\n', b'KEYUPDATE'), ('-tls1_3', b'k\n', b'KEYUPDATE'), ('-tls1_2', b'R\n', b'RENEGOTIATING')],

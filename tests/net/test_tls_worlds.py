@@ -22,6 +22,7 @@ def contexts(certificates):  # noqa: F811
     return Contexts(certificates)
 
 
+@pytest.mark.scenario(89)
 @pytest.mark.parametrize('block', [0, *(pytest.param(block, marks=pytest.mark.slow) for block in range(1, BLOCKS))])
 def test_peers_that_misbehave_are_felt_by_nobody_else(contexts, block, request):
     count = request.config.getoption('--tls-worlds')

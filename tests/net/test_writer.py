@@ -94,6 +94,7 @@ def test_appending_after_a_buffer_went_out_in_part_keeps_the_order():
     assert joined(writer) == b'456789abc'
 
 
+@pytest.mark.scenario(58)
 def test_one_send_is_given_a_bounded_number_of_buffers():
     writer = Writer()
     writer.extend([b'x' * GATHER_BELOW] * (3 * BUFFERS_PER_SEND), None, ())

@@ -164,6 +164,7 @@ def every_figure():
     return pytest.mark.parametrize('figure', figures, ids=[figure.name for figure in figures])
 
 
+@pytest.mark.scenario(111)
 @pytest.mark.slow
 @every_figure()
 def test_a_figure_is_measured_and_holds_in_a_tiny_size(figure):

@@ -277,6 +277,7 @@ def test_filters_that_refuse_or_say_nothing_are_told_apart(measure):
     measure(figure)
 
 
+@pytest.mark.scenario(77)
 def test_a_peer_that_is_gone_is_told_by_each_time_limit_and_by_keepalive(measure):
     from figures.network import DeadPeer
 

@@ -49,6 +49,7 @@ def verdict(rows):
     return {promise: kept for promise, kept, _ in promises.judge(rows)}
 
 
+@pytest.mark.scenario(119)
 def test_a_short_soak_keeps_every_promise_that_can_be_judged(run):
     printed, rows, _ = run
     assert [rows[0]['row'], rows[1]['row'], rows[-1]['row']] == ['start', 'base', 'end']

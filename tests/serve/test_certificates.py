@@ -128,6 +128,7 @@ def test_the_exact_name_then_one_wildcard_label_then_the_default(issued, asked, 
     assert subject(client, issued) == shown
 
 
+@pytest.mark.scenario(86)
 @pytest.mark.parametrize('asked', ['other.org', 'a.b.example.com', 'com', None])
 def test_without_a_default_other_names_are_refused_with_an_alert(loop, issued, certificates, caplog, asked):  # noqa: F811
     served = Certificates({'example.org': issued['one'], '*.example.com': issued['two']})
@@ -143,6 +144,7 @@ def test_without_a_default_other_names_are_refused_with_an_alert(loop, issued, c
     assert not caplog.records
 
 
+@pytest.mark.scenario(84)
 @pytest.mark.parametrize('said', [b'\xff\xfe\x80', b'\xc3\xbcc', b'a.\n'], ids=['no text', 'no ASCII', 'a line break'])
 def test_a_name_that_is_none_gets_no_line_anywhere(issued, capfd, said):
     served = Certificates({'abc': issued['one']})
@@ -212,6 +214,7 @@ def test_each_context_is_configured_alike(issued):
         assert client.selected_alpn_protocol() == server.selected_alpn_protocol() == 'echo'
 
 
+@pytest.mark.scenario(151)
 @pytest.mark.parametrize('version', VERSIONS)
 @pytest.mark.parametrize('name', [None, 'example.org'])
 def test_a_session_is_resumed_across_reloads(renewable, issued, version, name):
@@ -251,6 +254,7 @@ def echo(conn, data):
     conn.write(data)
 
 
+@pytest.mark.scenario(151)
 def test_new_handshakes_get_the_new_certificate_and_open_connections_live_on(loop, renewable, certificates):  # noqa: F811
     served, log = Certificates({None: renewable.files}), Log()
     server = loop.listen_tcp('127.0.0.1', 0, echo, ssl=served.context)
@@ -289,6 +293,7 @@ FAULTS = {
 }
 
 
+@pytest.mark.scenario(152)
 @pytest.mark.parametrize('fault', FAULTS)
 def test_when_a_file_will_not_do_all_stays_as_it_was(renewable, issued, fault):
     break_it, said = FAULTS[fault]
@@ -331,6 +336,7 @@ def test_a_file_that_shows_something_else_as_its_first_certificate_is_refused(is
         Certificates({None: (strange, key)})
 
 
+@pytest.mark.scenario(152)
 @needs('openssl')
 def test_nobody_is_asked_for_the_password_of_a_key(issued, tmp_path):
     locked = tmp_path / 'locked.key'
@@ -358,6 +364,7 @@ def test_contexts_of_before_a_reload_are_freed(renewable):
     assert old() is None
 
 
+@pytest.mark.scenario(151)
 def test_a_stream_of_handshakes_does_not_notice_reloads(loop, renewable, certificates):  # noqa: F811
     served, shown, ends = Certificates({None: renewable.files}), collections.Counter(), []
     server = loop.listen_tcp('127.0.0.1', 0, echo, ssl=served.context)
@@ -397,6 +404,7 @@ def test_a_stream_of_handshakes_does_not_notice_reloads(loop, renewable, certifi
     end(loop, *kept)
 
 
+@pytest.mark.scenario(95)
 def test_handshakes_that_choose_by_name_are_a_few_in_a_turn_too(r, issued, certificates, monkeypatch):  # noqa: F811
     served, steps, done = Certificates(dict.fromkeys(('example.org', 'localhost'), issued['one'])), [], []
     shake = TLSStream._shake_hands

@@ -147,6 +147,7 @@ def test_workers_share_a_port_each_has_its_part_of_the_clients_and_statistics_ar
         assert sum(figures['incoming'] for figures in stats.values()) == 200
 
 
+@pytest.mark.scenario(114)
 def test_a_worker_has_its_listener_its_parent_and_no_other_descriptor_and_hands_on_none(tmp_path):
     with Served(tmp_path, run={'workers': 2}) as served:
         served.pids(2)
@@ -199,6 +200,7 @@ def test_all_workers_share_a_unix_socket_and_its_file_is_removed_at_the_end(tmp_
 # -- what dies
 
 
+@pytest.mark.scenario(110)
 def test_who_waits_in_the_queue_of_a_worker_that_is_killed_is_served_by_the_next(tmp_path):
     with Served(tmp_path) as served:
         old = served.pids()['0']
@@ -213,6 +215,7 @@ def test_who_waits_in_the_queue_of_a_worker_that_is_killed_is_served_by_the_next
         assert served.log.count('\n') == 1 and f'worker 0 (pid {old}) ended unasked (signal 9)' in served.log
 
 
+@pytest.mark.scenario(111)
 def test_a_worker_that_crashes_again_and_again_is_started_ever_more_rarely_until_it_works(tmp_path):
     fail = tmp_path / 'fail'
     fail.touch()
@@ -387,6 +390,7 @@ def test_what_a_worker_has_told_ends_with_it(tmp_path):
         assert served.look()['stats'] == {}  # nobody serves, and its number may be another's by now
 
 
+@pytest.mark.scenario(112)
 def test_when_the_parent_is_killed_the_workers_drain_and_go(tmp_path):
     with Served(tmp_path, run={'workers': 2}) as served:
         pids = served.pids(2)
@@ -463,6 +467,7 @@ def test_the_children_of_a_worker_inherit_none_of_its_descriptors(fake, sockets)
         sock.close()
 
 
+@pytest.mark.scenario(111)
 def test_a_worker_that_does_not_become_ready_is_killed(tmp_path):
     hang = tmp_path / 'hang'
     hang.touch()
@@ -642,6 +647,7 @@ def test_a_worker_that_ends_unasked_is_logged_with_how_it_ended(caplog, code, ho
 # -- what is replaced
 
 
+@pytest.mark.scenario(110)
 def test_a_reload_replaces_the_workers_one_by_one_and_nobody_is_refused(tmp_path):
     with Served(tmp_path, run={'workers': 2}) as served:
         old = set(served.pids(2).values())
@@ -683,6 +689,7 @@ def test_reloads_that_come_during_one_are_one_more_round(tmp_path):
         assert len(seen) == 4 and served.log == ''
 
 
+@pytest.mark.scenario(110)
 def test_a_successor_that_fails_leaves_the_others_as_they_are(tmp_path):
     fail = tmp_path / 'fail'
     with Served(tmp_path, fail=str(fail), run={'workers': 2}) as served:
@@ -698,6 +705,7 @@ def test_a_successor_that_fails_leaves_the_others_as_they_are(tmp_path):
         wait_until(lambda: not set(old.values()) & set(served.pids(2).values()))
 
 
+@pytest.mark.scenario(110)
 def test_a_worker_that_drains_of_its_own_accord_is_replaced_meanwhile(tmp_path):
     with Served(tmp_path) as served:
         old = served.pids()['0']
@@ -726,6 +734,7 @@ def test_nobody_waits_for_a_worker_that_is_added_while_others_serve(tmp_path):
         assert {served.connect().who() for _ in range(40)} == two
 
 
+@pytest.mark.scenario(110)
 @LINUX
 def test_a_slot_that_is_removed_answers_who_waits_in_its_queue(tmp_path):
     with Served(tmp_path) as served:

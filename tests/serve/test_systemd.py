@@ -99,6 +99,7 @@ def test_the_name_of_a_unit_comes_as_it_is(inherit, listening):
     assert name == 'a%b\\x2dc@1.socket'
 
 
+@pytest.mark.scenario(153)
 def test_what_was_passed_to_another_process_is_left_alone_and_said(inherit, listening, caplog):
     inherit(listening, pid=1)
     assert systemd.inherited_sockets() == []
@@ -120,6 +121,7 @@ def test_a_connection_is_refused_with_what_to_change(inherit, sockets, listening
     assert still_open(FIRST) and still_open(FIRST + 1)
 
 
+@pytest.mark.scenario(153)
 @pytest.mark.skipif(not hasattr(socket, 'SOCK_SEQPACKET'), reason='this platform has no SOCK_SEQPACKET')
 def test_other_kinds_are_refused(inherit, sockets, tmp_path):
     pair = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -220,6 +222,7 @@ def test_systemd_passes_a_datagram_socket(tmp_path):
         assert process.wait(20) == 0
 
 
+@pytest.mark.scenario(153)
 @needs('systemd-socket-activate')
 def test_systemd_passing_connections_is_refused(tmp_path):
     port = free_port()
@@ -304,6 +307,7 @@ def test_without_a_manager_nothing_is_told(monkeypatch, caplog):
     assert not caplog.text
 
 
+@pytest.mark.scenario(154)
 @pytest.mark.parametrize('where', ['/nowhere/notify', '@nobody-listens-here', 'vsock:2:1234', '/' + 'x' * 200])
 def test_a_manager_that_cannot_be_reached_is_no_error(monkeypatch, caplog, where):
     monkeypatch.setenv('NOTIFY_SOCKET', where)
@@ -313,6 +317,7 @@ def test_a_manager_that_cannot_be_reached_is_no_error(monkeypatch, caplog, where
     assert record.levelname == 'DEBUG' and where in record.getMessage() and 'READY=1' in record.getMessage()
 
 
+@pytest.mark.scenario(154)
 def test_a_manager_that_does_not_read_holds_nobody_up_for_long(manager, monkeypatch, caplog):
     monkeypatch.setattr(systemd, 'PATIENCE', 0.05)
     caplog.set_level('DEBUG')
@@ -346,6 +351,7 @@ def test_the_watchdog_beats_at_half_of_its_time_from_the_loop(fake, kernel, mana
     assert fake.run(), 'the watchdog kept the loop running'
 
 
+@pytest.mark.scenario(155)
 def test_a_loop_that_hangs_does_not_beat(r, manager, monkeypatch):
     monkeypatch.setenv('WATCHDOG_USEC', '20000')
     monkeypatch.delenv('WATCHDOG_PID', raising=False)

@@ -35,6 +35,7 @@ class Told(list):
         self.append((path, change))
 
 
+@pytest.mark.scenario(142)
 def test_a_file_is_told_when_it_changes_goes_and_comes_again(r, tmp_path):
     path, told = tmp_path / 'file', Told()
     path.write_text('a')
@@ -117,6 +118,7 @@ def test_reading_changes_nothing(r, tmp_path):
     handle.close()
 
 
+@pytest.mark.scenario(142)
 def test_a_directory_that_goes_is_told_and_the_watch_has_ended(r, tmp_path):
     folder, told = tmp_path / 'folder', Told()
     folder.mkdir()
@@ -128,6 +130,7 @@ def test_a_directory_that_goes_is_told_and_the_watch_has_ended(r, tmp_path):
     assert r.run()
 
 
+@pytest.mark.scenario(142)
 def test_a_file_that_goes_with_its_directory_is_told_and_the_watch_has_ended(r, tmp_path):
     folder, told = tmp_path / 'folder', Told()
     folder.mkdir()
@@ -150,6 +153,7 @@ def test_a_link_to_a_directory_is_watched_through(r, tmp_path):
     handle.close()
 
 
+@pytest.mark.scenario(144)
 def test_nothing_is_told_after_close_and_its_threads_end(r, tmp_path):
     before, told = threading.active_count(), Told()
     handle = r.watch_path(tmp_path, told)
@@ -179,6 +183,7 @@ def test_a_handle_closed_by_its_own_callback_hears_nothing_more(r, tmp_path):
     assert len(told) == 1
 
 
+@pytest.mark.scenario(144)
 def test_closing_the_reactor_ends_an_active_watch_and_its_threads(tmp_path):
     before, told = threading.active_count(), Told()
     with Reactor() as r:
@@ -237,6 +242,7 @@ def test_another_thread_is_refused(r, tmp_path):
     r.run(check)
 
 
+@pytest.mark.scenario(145)
 def test_without_the_library_one_error_names_the_extra(r, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, 'watchdog', None)
     monkeypatch.setitem(sys.modules, 'watchdog.observers', None)
@@ -282,6 +288,7 @@ class Event:
         self.dest_path = dest_path
 
 
+@pytest.mark.scenario(143)
 @pytest.mark.parametrize(
     'happened, told',
     [
@@ -302,6 +309,7 @@ def test_what_happens_to_a_path_between_two_turns_is_told_as_one(happened, told)
     assert changes.take() == []
 
 
+@pytest.mark.scenario(143)
 def test_a_flood_is_bounded_rings_once_and_is_told_as_a_change_of_the_whole():
     changes, rings = Changes('/folder', None, 'given'), []
     changes.open(lambda: rings.append(1))
@@ -314,6 +322,7 @@ def test_a_flood_is_bounded_rings_once_and_is_told_as_a_change_of_the_whole():
     assert len(rings) == 2 and changes.take() == [('given/file', 'created')]
 
 
+@pytest.mark.scenario(143)
 def test_a_flood_of_real_changes_is_told_turn_by_turn(r, tmp_path):
     told = Told()
     handle = r.watch_path(tmp_path, told)
@@ -391,6 +400,7 @@ def test_a_path_over_a_link_and_back_is_that_of_the_system(r, tmp_path):
     handle.close()
 
 
+@pytest.mark.scenario(144)
 def test_a_thread_that_tells_a_closed_reactor_is_not_hurt():
     def ring():
         raise HandleClosed('this reactor is closed')

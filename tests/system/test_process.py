@@ -94,6 +94,7 @@ def stop(process):
 # -- how it ends
 
 
+@pytest.mark.scenario(103)
 @pytest.mark.parametrize(
     'line, how_it_ended',
     [('exit 0', (0, None)), ('exit 3', (3, None)), ('kill -TERM $$', (None, SIGTERM)), ('kill -9 $$', (None, SIGKILL))],
@@ -108,6 +109,7 @@ def test_on_exit_tells_the_code_or_the_signal_once(r, how, line, how_it_ended):
     assert process.closed and not children()
 
 
+@pytest.mark.scenario(103)
 def test_a_child_that_ended_before_the_first_turn_is_told_once(r, how):
     exits = Exits()
     wait_dead(shell(r, 'exit 5', on_exit=exits))
@@ -116,6 +118,7 @@ def test_a_child_that_ended_before_the_first_turn_is_told_once(r, how):
     assert exits == [(5, None)]
 
 
+@pytest.mark.scenario(103, 119)
 def test_two_hundred_children_at_once_are_told_once_each_and_leave_nothing(r, how):
     exits = Exits()
     for _ in range(200):
@@ -124,6 +127,7 @@ def test_two_hundred_children_at_once_are_told_once_each_and_leave_nothing(r, ho
     assert exits == [(0, None)] * 200
 
 
+@pytest.mark.scenario(105)
 def test_a_child_that_somebody_else_has_reaped_is_told_as_unknown_with_one_warning(r, how, caplog):
     exits = Exits()
     process = shell(r, 'exit 3', on_exit=exits)
@@ -134,6 +138,7 @@ def test_a_child_that_somebody_else_has_reaped_is_told_as_unknown_with_one_warni
     assert 'somebody else has reaped it' in caplog.text
 
 
+@pytest.mark.scenario(105)
 def test_with_sigchld_ignored_children_are_told_as_unknown(r, how, caplog):
     before = signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     try:
@@ -145,6 +150,7 @@ def test_with_sigchld_ignored_children_are_told_as_unknown(r, how, caplog):
     assert exits == [(255, None)]
 
 
+@pytest.mark.scenario(105)
 def test_a_pidfd_that_somebody_else_closes_does_not_hide_the_end(r):
     if not hasattr(os, 'pidfd_open'):
         pytest.skip('this system has no pidfd_open')
@@ -314,6 +320,7 @@ def test_an_on_exit_that_raises_is_logged_and_the_loop_goes_on(r, caplog):
     assert 'mine' in caplog.text
 
 
+@pytest.mark.scenario(107)
 def test_exit_and_the_end_of_output_are_told_apart(r):
     """A child of the child holds the pipe: the exit is told, the end of file comes when that one ends, too."""
     exits = Exits()
@@ -339,6 +346,7 @@ def test_what_it_writes_arrives_as_a_stream(r):
     assert err == [('data', b'err\n'), ('eof',), ('close', None)]
 
 
+@pytest.mark.scenario(107)
 def test_a_megabyte_goes_through_a_child_both_ways(r):
     exits, sent = Exits(), bytes(range(256)) * 4096
     process = r.spawn(['cat'], stdin=PIPE, stdout=PIPE, on_exit=exits)
@@ -352,6 +360,7 @@ def test_a_megabyte_goes_through_a_child_both_ways(r):
     assert out.names()[-2:] == ['eof', 'close']
 
 
+@pytest.mark.scenario(108)
 def test_a_child_may_open_dev_stdout(r):
     process = shell(r, 'echo once > /dev/stdout; echo again > /dev/stdout', stdout=PIPE)
     out = listen(process.stdout)
@@ -424,6 +433,7 @@ def test_on_drain_tells_when_a_slow_child_has_caught_up(r):
     assert len(drains) == 1
 
 
+@pytest.mark.scenario(107)
 @pytest.mark.parametrize('way', ['write', 'write_eof', 'close'])
 def test_a_child_that_dies_while_bytes_wait_is_a_broken_pipe_on_stdin_alone(r, caplog, way):
     exits = Exits()
@@ -441,6 +451,7 @@ def test_a_child_that_dies_while_bytes_wait_is_a_broken_pipe_on_stdin_alone(r, c
     assert not caplog.records
 
 
+@pytest.mark.scenario(107)
 def test_a_write_to_a_child_that_is_gone_fails_later_and_never_raises(r, caplog):
     process = r.spawn(['true'], stdin=PIPE)
     log = listen(process.stdin)
@@ -478,6 +489,7 @@ def test_a_write_to_stdout_is_refused(r):
     r.run()
 
 
+@pytest.mark.scenario(107)
 def test_output_that_floods_is_held_up_by_pause_reading(r):
     process = r.spawn(['yes'], stdout=PIPE)
     received = 0
@@ -589,6 +601,7 @@ def test_environment_and_directory_are_as_given(r, tmp_path):
     assert out.received == os.fsencode(os.path.realpath(tmp_path)) + b'\nb-\n'
 
 
+@pytest.mark.scenario(108, 114)
 def test_a_child_inherits_no_descriptor_but_three(r, sockets):
     ours, _ = sockets()
     os.set_inheritable(ours.fileno(), True)
@@ -601,6 +614,7 @@ def test_a_child_inherits_no_descriptor_but_three(r, sockets):
     assert out.received.split() == [b'0', b'1', b'2'], err.received
 
 
+@pytest.mark.scenario(114)
 def test_a_child_inherits_what_is_handed_on_by_the_same_number_and_nothing_else(r, sockets):
     ours, theirs = sockets()
     _, another = sockets()
@@ -626,6 +640,7 @@ def test_a_descriptor_that_is_handed_on_and_closed_raises_at_the_call_and_leaves
     assert not children() and not r.handles()
 
 
+@pytest.mark.scenario(108)
 def test_a_child_gets_signals_as_a_shell_would_give_them(r):
     """Python ignores SIGPIPE, and what is ignored is inherited, unless it is put back."""
     exits = Exits()
@@ -646,6 +661,7 @@ FAILURES = [
 ]
 
 
+@pytest.mark.scenario(106)
 @pytest.mark.parametrize('args, keywords, error', FAILURES, ids=[str(failure[:2]) for failure in FAILURES])
 def test_what_cannot_be_started_raises_at_the_call_and_leaves_nothing(r, args, keywords, error):
     exits = Exits()
@@ -656,6 +672,7 @@ def test_what_cannot_be_started_raises_at_the_call_and_leaves_nothing(r, args, k
     assert exits == []
 
 
+@pytest.mark.scenario(106)
 def test_without_descriptors_it_raises_and_leaves_nothing(r):
     import resource
 
@@ -717,6 +734,7 @@ def test_bad_arguments_raise_at_the_call(r, keywords, error):
 # -- signals to it
 
 
+@pytest.mark.scenario(104)
 def test_signals_reach_it_until_it_has_ended(r, how):
     exits = Exits()
     process = shell(r, 'exec sleep 60', on_exit=exits)
@@ -726,6 +744,7 @@ def test_signals_reach_it_until_it_has_ended(r, how):
     assert process.send_signal(SIGTERM) is process.terminate() is process.kill() is False
 
 
+@pytest.mark.scenario(104)
 def test_a_signal_after_its_end_reaches_nobody(r, how, monkeypatch):
     exits, sent = Exits(), []
     process = r.spawn(['true'], on_exit=exits)
@@ -738,6 +757,7 @@ def test_a_signal_after_its_end_reaches_nobody(r, how, monkeypatch):
     assert sent == [] and exits == [(0, None)]
 
 
+@pytest.mark.scenario(104)
 def test_a_signal_reaches_nobody_who_got_the_number_of_a_reaped_child(r, how, monkeypatch, caplog):
     process, sent = r.spawn(['true']), []
     os.waitpid(process.pid, 0)
@@ -758,6 +778,7 @@ def test_what_is_no_signal_raises(r):
 # -- the handle
 
 
+@pytest.mark.scenario(141)
 def test_close_kills_it_and_its_pipes_and_tells(r, how):
     exits = Exits()
     process = shell(r, 'exec sleep 60', stdin=PIPE, stdout=PIPE, on_exit=exits)
@@ -772,6 +793,7 @@ def test_close_kills_it_and_its_pipes_and_tells(r, how):
     assert exits == [(None, SIGKILL)] and log == [('close', None)]
 
 
+@pytest.mark.scenario(141)
 def test_closing_the_reactor_kills_and_reaps_its_children_and_tells(r, how):
     exits = Exits()
     for _ in range(5):
@@ -783,6 +805,7 @@ def test_closing_the_reactor_kills_and_reaps_its_children_and_tells(r, how):
         r.spawn(['true'])
 
 
+@pytest.mark.scenario(141)
 def test_closing_the_reactor_gives_up_on_a_child_that_does_not_die(r, monkeypatch, caplog):
     monkeypatch.setattr(Kernel, 'signal_child', lambda *args: None)
     monkeypatch.setattr(Kernel, 'sleep', lambda *args: None)
@@ -830,6 +853,7 @@ def test_it_says_what_it_is_and_what_it_waits_for(r):
     assert ' ended ' in repr(process) and 'fd=-1' in repr(process)
 
 
+@pytest.mark.scenario(119)
 def test_a_child_that_has_ended_is_freed_without_the_garbage_collector(r, how):
     gc.collect()
     gc.disable()
@@ -871,6 +895,7 @@ def test_another_thread_is_refused():
 # -- the end of this process
 
 
+@pytest.mark.scenario(112)
 def test_when_this_process_is_killed_its_children_hear_the_end_of_their_input(tmp_path):
     """Nobody is left to kill them then: a child that is to end with its parent reads its stdin."""
     program = tmp_path / 'parent.py'
@@ -895,6 +920,7 @@ def test_when_this_process_is_killed_its_children_hear_the_end_of_their_input(tm
 # -- fork
 
 
+@pytest.mark.scenario(109)
 @pytest.mark.filterwarnings('ignore:.*multi-threaded, use of fork:DeprecationWarning')
 def test_a_forked_copy_of_this_process_cannot_run_the_reactor_and_closing_it_there_hurts_nobody(r, sockets):
     ours, theirs = sockets()
@@ -919,6 +945,7 @@ def test_a_forked_copy_of_this_process_cannot_run_the_reactor_and_closing_it_the
     run_until(r, lambda: log.names() == ['data', 'close'])
 
 
+@pytest.mark.scenario(109)
 @pytest.mark.filterwarnings('ignore:.*multi-threaded, use of fork:DeprecationWarning')
 def test_a_callback_may_fork_and_the_copy_go_on_with_a_reactor_of_its_own(r, sockets):
     """Signals are each process's own: what is closed in the copy has to give them back there."""

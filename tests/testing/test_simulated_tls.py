@@ -12,6 +12,7 @@ from reactor.testing.programs import ALONE, PROGRAMS
 from tests.helpers.certificates import Certificates, certificates  # noqa: F401
 
 
+@pytest.mark.scenario(113)
 @pytest.mark.parametrize(
     'seeds', [range(2), pytest.param(range(2, 12), marks=pytest.mark.slow)], ids=['2 seeds', '10 seeds more']
 )
