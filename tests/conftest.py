@@ -18,11 +18,11 @@ from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, Phase, settings
-from machine import machine
-from support import SELECTORS, FakeKernel, ScriptedKernel, ScriptedSocket
 
 import reactor
 from reactor import Reactor
+from tests.helpers.machine import machine
+from tests.helpers.support import SELECTORS, FakeKernel, ScriptedKernel, ScriptedSocket
 
 WORKERS = 5  # on two cores, because most tests wait
 
@@ -34,8 +34,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         metavar='EXAMPLES',
         help='run each property-based test with so many random examples, the models with up to 200 steps in each, '
         'instead of the quick profile, which is the same every time: for example "pytest --deep 20000 '
-        'tests/test_model_writer.py", which takes hours. What fails is kept in .hypothesis and tried first the next '
-        'time.',
+        'tests/models/test_model_writer.py", which takes hours. What fails is kept in .hypothesis and tried first the '
+        'next time.',
     )
     parser.addoption(
         '--slow',
@@ -58,7 +58,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         '--lasting-whole',
         action='store_true',
         help='have every kind of call fail for good with each error, in every program and on every selector, instead '
-        'of a sample: "pytest --lasting-whole tests/test_lasting_faults.py -k whole", in two processes',
+        'of a sample: "pytest --lasting-whole tests/laws/test_lasting_faults.py -k whole", in two processes',
     )
     parser.addoption(
         '--tls-worlds',
@@ -66,44 +66,44 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default=150,
         metavar='SEEDS',
         help='how many worlds with TLS peers that misbehave are tried: "pytest --tls-worlds 20000 '
-        'tests/test_tls_worlds.py" takes about 40 minutes',
+        'tests/net/test_tls_worlds.py" takes about 40 minutes',
     )
     parser.addoption(
         '--fuzz-seconds',
         type=int,
         default=20,
         metavar='SECONDS',
-        help='for how long each fuzz target is run: "pytest --fuzz-seconds 1200 -n 2 tests/test_fuzz.py -k search"',
+        help='for how long each fuzz target is run: "pytest --fuzz-seconds 1200 -n 2 tests/fuzz -k search"',
     )
     parser.addoption(
         '--kinds-whole',
         action='store_true',
         help='run each law on each kind of stream with every value of every option on every selector, instead of a few '
-        'of them in turn: "pytest --kinds-whole -n 2 tests/test_every_kind.py", some 25 minutes of CPU',
+        'of them in turn: "pytest --kinds-whole -n 2 tests/laws/test_every_kind.py", some 25 minutes of CPU',
     )
     parser.addoption(
         '--nth-whole',
         action='store_true',
         help='have each call to the kernel fail once with each error, in every program and on every selector, instead '
-        'of a sample: "pytest --nth-whole tests/test_nth_call.py -k whole", in two processes, some ten minutes',
+        'of a sample: "pytest --nth-whole tests/laws/test_nth_call.py -k whole", in two processes, some ten minutes',
     )
     parser.addoption(
         '--owners-whole',
         action='store_true',
         help='run every order in which three owners of signal handlers and of the wakeup descriptor begin and end, '
-        'instead of a sample: "pytest --owners-whole tests/test_owners.py", some ten minutes',
+        'instead of a sample: "pytest --owners-whole tests/loop/test_owners.py", some ten minutes',
     )
     parser.addoption(
         '--interrupts-whole',
         action='store_true',
         help='press Ctrl-C at each line of ours that a program reaches, instead of a sample: "pytest '
-        '--interrupts-whole tests/test_interrupt_sweep.py", in two processes, some ten minutes',
+        '--interrupts-whole tests/laws/test_interrupt_sweep.py", in two processes, some ten minutes',
     )
     parser.addoption(
         '--sweep-whole',
         action='store_true',
         help='have each allocation fail, and the stack run out at each depth, in every program and on every selector, '
-        'instead of a sample: "pytest --sweep-whole -n 2 tests/test_sweeps.py"',
+        'instead of a sample: "pytest --sweep-whole -n 2 tests/laws/test_sweeps.py"',
     )
 
 
@@ -178,7 +178,9 @@ def pytest_sessionstart(session: pytest.Session) -> None:
     if not in_worker(session.config):
         return
     gc.disable()  # until the tests are collected: a million objects are made, and none of them can be freed
-    modules = sorted(path.stem for path in Path(__file__).parent.glob('test_*.py'))
+    tests = Path(__file__).parent
+    files = sorted(path.relative_to(tests.parent) for path in tests.rglob('test_*.py'))
+    modules = ['.'.join(path.with_suffix('').parts) for path in files]
     begin = len(modules) * int(os.environ['PYTEST_XDIST_WORKER'][2:]) // int(os.environ['PYTEST_XDIST_WORKER_COUNT'])
     for module in modules[begin:] + modules[:begin]:
         with suppress(Exception, pytest.skip.Exception):  # collecting the module reports it

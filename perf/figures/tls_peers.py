@@ -2,7 +2,8 @@
 
 Owns M27, M28 and M29. The rules: the server is a process of its own and its memory is asked of the system; and rounds
 with and without those who misbehave alternate, so that what else the machine does is in both. The peers that misbehave
-are those of the tests (`tests/hostile_tls.py`), which make new keys with the OpenSSL that Python is linked with.
+are those of the tests (`tests/helpers/hostile_tls.py`), which make new keys with the OpenSSL that Python is linked
+with.
 """
 
 import contextlib
@@ -27,7 +28,7 @@ from .held import wait
 from .programs import Looks
 from .transfer import context
 
-sys.path.append(str(PROJECT / 'tests'))  # behind all else
+sys.path.append(str(PROJECT))  # behind all else
 
 CONNECTIONS = 1_000
 SIZE = 1 << 20  # bytes of an answer, and of an upload
@@ -141,7 +142,7 @@ class Keys(Figure):
     )
 
     def missing(self):
-        from hostile_tls import ENGINE
+        from tests.helpers.hostile_tls import ENGINE
 
         return super().missing() or ENGINE.missing or None
 
@@ -261,7 +262,7 @@ class Flood:
         return {'cut_off': self.cut_off, 'bytes': self.bytes}
 
     def open(self):
-        from hostile_tls import Peer
+        from tests.helpers.hostile_tls import Peer
 
         peer = Peer(self.secure, False, random.Random(0))
         callbacks = {'on_connect': peer.join, 'on_close': self.on_close}
@@ -276,7 +277,7 @@ class Flood:
             self.go_on(conn)
 
     def go_on(self, conn):
-        from hostile_tls import ENGINE
+        from tests.helpers.hostile_tls import ENGINE
 
         if conn.closed:
             return
@@ -319,7 +320,7 @@ class Chat(Figure):
     )
 
     def missing(self):
-        from hostile_tls import ENGINE
+        from tests.helpers.hostile_tls import ENGINE
 
         return super().missing() or ENGINE.missing or None
 
@@ -332,7 +333,7 @@ class Chat(Figure):
 
 def serve_chat(control):
     """A room in which each line is sent to all, whatever `write` returns; two listeners, for TLS 1.2 and 1.3."""
-    from hostile_tls import ALLOW_CLIENT_RENEGOTIATION
+    from tests.helpers.hostile_tls import ALLOW_CLIENT_RENEGOTIATION
 
     room = set()
 
@@ -401,7 +402,7 @@ class Members:
 
     def join(self):
         """One more that misbehaves, soon after it is there."""
-        from hostile_tls import Peer, peer_callbacks
+        from tests.helpers.hostile_tls import Peer, peer_callbacks
 
         peer = Peer(self.secure, False, random.Random(self.random.getrandbits(64)))
         self.r.connect_tcp(
@@ -410,7 +411,7 @@ class Members:
         self.r.call_later(self.random.random() * 2, self.act, peer)
 
     def act(self, peer):
-        from hostile_tls import ACTS
+        from tests.helpers.hostile_tls import ACTS
 
         acts = [act for act in ACTS if act not in ('garbage', 'tiny')]
         if self.going and peer.conn is not None and not peer.conn.closed:

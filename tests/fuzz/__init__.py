@@ -4,9 +4,9 @@ Owns the list of targets. Each is a module of this package with a function `run(
 input and raises when something that the documentation promises does not hold. No target needs atheris; only the search
 for new inputs does.
 
-    python tests/fuzz framing                        search until something is found, from the kept corpus
-    python tests/fuzz framing -max_total_time=60     with any option of libFuzzer
-    python tests/fuzz framing FILE                   run one input again
+    python -m tests.fuzz framing                        search until something is found, from the kept corpus
+    python -m tests.fuzz framing -max_total_time=60     with any option of libFuzzer
+    python -m tests.fuzz framing FILE                   run one input again
 
 The rule: what a target expects comes from docstrings, from the protocol's own specification, or from a naive
 implementation that reads the whole input at once. Nothing is copied from the code under test.

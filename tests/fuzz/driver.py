@@ -23,14 +23,14 @@ LONGEST_RUN = 60  # seconds for one input, after which libFuzzer reports it as a
 def main(arguments: list[str]) -> NoReturn:
     """Run the target that the first argument names; the other arguments are libFuzzer's. Does not return."""
     if not arguments or arguments[0] not in TARGETS:
-        raise SystemExit(f'usage: python tests/fuzz TARGET [options of libFuzzer]; targets: {", ".join(TARGETS)}')
+        raise SystemExit(f'usage: python -m tests.fuzz TARGET [options of libFuzzer]; targets: {", ".join(TARGETS)}')
     name, *options = arguments
     try:
         import atheris
     except ImportError:
         raise SystemExit("atheris is not installed; run: pip install -e '.[test,fuzz]'") from None
     with atheris.instrument_imports(include=['reactor'], exclude=excluded()):
-        target = import_module(f'fuzz.{name}')
+        target = import_module(f'tests.fuzz.{name}')
     atheris.Setup([sys.argv[0], *defaults(target), *options, *folders(name, options)], target.run)
     atheris.Fuzz()
     raise AssertionError('libFuzzer ends the process')

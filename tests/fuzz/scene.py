@@ -21,9 +21,8 @@ from socket import MSG_PEEK
 from types import TracebackType
 from typing import Any
 
-from support import ScriptedKernel, ScriptedSelector, ScriptedSocket
-
 from reactor import Reactor, Stream
+from tests.helpers.support import ScriptedKernel, ScriptedSelector, ScriptedSocket
 
 MOST_TURNS = 20_000  # of one input, a few thousand bytes long: beyond any that has something to do
 QUIET = 2  # turns in a row in which nothing was ready and no call waited: only the peer or the clock can go on

@@ -17,10 +17,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from certificates import Certificates
-from hostile_tls import ENGINE
-
 from reactor import TLSError, WriteTimeout
+from tests.helpers.certificates import Certificates
+from tests.helpers.hostile_tls import ENGINE
 
 from .scene import Scene, Seen, Socket
 

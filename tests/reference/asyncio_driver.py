@@ -1,4 +1,4 @@
-"""asyncio as a `Driver` of `tests/both_loops.py`, in a process of its own, for this loop to be compared with.
+"""asyncio as a `Driver` of `tests/helpers/both_loops.py`, in a process of its own, for this loop to be compared with.
 
 Called with the name of a program and a number of seeds, prints the trace of each as a line of JSON.
 """
@@ -8,12 +8,9 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
-from pathlib import Path
 from typing import Any
 
-sys.path[:0] = [str(Path(__file__).parent.parent)]
-
-from both_loops import READ, WRITE, Driver, Raised, play  # noqa: E402
+from tests.helpers.both_loops import READ, WRITE, Driver, Raised, play
 
 
 class Loop(asyncio.SelectorEventLoop):

@@ -1,4 +1,4 @@
-"""An asyncio loop among the owners of `tests/owners.py`: the one program of the project's tests that imports asyncio.
+"""An asyncio loop among the owners of `tests/helpers/owners.py`: the one program of the tests that imports asyncio.
 
 It has its signals from the bytes of the wakeup descriptor. When it ends, it installs the default of its signal and
 removes the wakeup descriptor, whatever is installed by then.
@@ -7,12 +7,8 @@ removes the wakeup descriptor, whatever is installed by then.
 from __future__ import annotations
 
 import asyncio
-import sys
-from pathlib import Path
 
-sys.path[:0] = [str(Path(__file__).parent.parent)]
-
-import owners  # noqa: E402
+from tests.helpers import owners
 
 
 class Asyncio(owners.Silencing):

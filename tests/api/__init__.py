@@ -1,0 +1,1 @@
+"""Tests of what a program imports: the facade, framing, types, and the arguments of every public call."""

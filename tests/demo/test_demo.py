@@ -1,0 +1,293 @@
+"""The demo's command line, run as people run it: from the checkout, in other processes."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+import pytest
+
+from reactor import Reactor
+from reactor.demo.server import serve
+
+CHECKOUT = Path(__file__).parents[2]
+DEMO = [sys.executable, '-m', 'reactor.demo']
+REQUEST = b'GET / HTTP/1.1\r\n\r\n'
+pytestmark = pytest.mark.skipif(sys.platform == 'win32', reason='children and signals work differently on Windows')
+
+
+def demo(*options, **popen):
+    popen = {'capture_output': True, 'text': True, 'timeout': 60, 'cwd': CHECKOUT, **popen}
+    return subprocess.run([*DEMO, *options], **popen)
+
+
+@contextmanager
+def serving(*options):
+    """A running `serve`; yields (process, port) and ends it if it still runs."""
+    process = subprocess.Popen([*DEMO, 'serve', '--port', '0', *options], cwd=CHECKOUT, text=True,
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE)  # fmt: skip
+    try:
+        assert process.stdout.readline() == 'Starting TCP server.\n', process.stderr.read()
+        port = int(re.fullmatch(r'listening on 127\.0\.0\.1:(\d+)\n', process.stdout.readline())[1])
+        yield process, port
+    finally:
+        if process.poll() is None:
+            process.kill()
+        process.communicate()
+
+
+def connect(port):
+    return socket.create_connection(('127.0.0.1', port), timeout=10)
+
+
+def read_to_end(sock):
+    pieces = []
+    while piece := sock.recv(65536):
+        pieces.append(piece)
+    return b''.join(pieces)
+
+
+def test_a_server_that_says_that_it_listens_can_be_told_to_end(monkeypatch):
+    # SIGTERM right behind that line used to kill it.
+    ready = []
+
+    def said(text, **options):
+        if text.startswith('listening'):
+            ready.append([signal.getsignal(number) is not before[number] for number in before])
+
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    monkeypatch.setattr('builtins.print', said)
+    with Reactor() as r:
+        serve(r, '127.0.0.1', 0, delay=0, reuse_port=False, seconds=None, stats=False)
+    assert ready == [[True, True]]
+
+
+@pytest.mark.parametrize('selector', ['default', 'poll', 'select'])
+def test_serve_answers_after_the_delay_and_prints_four_lines_a_second(selector):
+    with serving('--delay', '0.2', '--selector', selector, '--seconds', '1.5') as (process, port):
+        with connect(port) as sock:
+            began = time.monotonic()
+            sock.sendall(REQUEST)
+            assert read_to_end(sock).endswith(b'\r\n\r\nomglolwtf')
+            assert time.monotonic() - began >= 0.2
+        printed, errors = process.communicate(timeout=10)
+    assert not errors and process.returncode == 0
+    block = r'incoming: \d+\noutgoing: 0\nfinished: \d+\nrate: \d+\.\d{3} req/s\n\n'
+    assert re.fullmatch(rf'({block}){{2,4}}TCP server exited\.\n', printed)
+    assert 'finished: 1\n' in printed
+
+
+@pytest.mark.parametrize('signum', [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_idle_and_still_answers_open_requests(signum):
+    with serving('--delay', '0.5', '--no-stats') as (process, port), connect(port) as asking, connect(port) as idle:
+        asking.sendall(REQUEST)
+        time.sleep(0.2)  # the other process has to read it first
+        process.send_signal(signum)
+        assert idle.recv(1) == b''
+        with pytest.raises(OSError):
+            connect(port).close()
+        assert read_to_end(asking).endswith(b'omglolwtf')
+        printed, errors = process.communicate(timeout=10)
+    assert (process.returncode, printed, errors) == (0, 'TCP server exited.\n', '')
+
+
+def test_a_client_that_ends_its_side_after_the_request_is_answered_as_nc_does():
+    with serving('--delay', '0.1', '--no-stats') as (_, port):
+        for _ in range(5):
+            with connect(port) as sock:
+                sock.sendall(REQUEST)
+                sock.shutdown(socket.SHUT_WR)
+                assert read_to_end(sock).endswith(b'omglolwtf')
+
+
+def test_a_client_that_ends_its_side_without_a_request_is_closed():
+    with serving('--delay', '60', '--no-stats') as (_, port), connect(port) as sock:
+        sock.shutdown(socket.SHUT_WR)
+        assert read_to_end(sock) == b''
+
+
+def test_a_second_ctrl_c_ends_at_once():
+    with serving('--delay', '60', '--no-stats') as (process, port), connect(port) as asking:
+        asking.sendall(REQUEST)
+        time.sleep(0.2)
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.2)
+        assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=5) == 130
+        assert process.stderr.read() == ''
+
+
+def test_a_port_in_use_is_one_helpful_line():
+    with serving('--no-stats') as (_, port):
+        done = demo('serve', '--port', str(port))
+    assert done.returncode == 1
+    assert len(done.stderr.splitlines()) == 1
+    assert str(port) in done.stderr and 'ss -ltnp' in done.stderr and '--port 0' in done.stderr
+
+
+def test_two_servers_share_a_port_when_told_to():
+    with serving('--reuse-port', '--no-stats') as (_, port):
+        done = demo('serve', '--port', str(port), '--reuse-port', '--seconds', '0.1', '--no-stats')
+    assert done.returncode == 0, done.stderr
+
+
+MISTYPED = [
+    ('--connections', '-3'),
+    ('--rate', 'fast'),
+    ('serve', '--port', '65536'),
+    ('serve', '--selector', 'kqueue'),
+    ('load', '--timeout', 'nan'),
+    ('load', '--timeout', '0'),
+    ('load', '--sources', '64001'),
+    ('load', '--host', ''),
+    ('serve', '--host', ''),
+    ('dance',),
+    ('--what',),
+]
+
+
+@pytest.mark.parametrize('options', MISTYPED, ids=' '.join)
+def test_a_mistyped_command_is_one_line_and_status_2(options):
+    done = demo(*options)
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 1 and done.stderr.startswith('python -m reactor.demo')
+    assert not done.stdout
+
+
+def test_load_reports_in_httperf_terms():
+    with serving('--delay', '0.1', '--no-stats') as (_, port):
+        done = demo('load', '--port', str(port), '--connections', '100', '--rate', '200', '--sources', '3')
+    assert done.returncode == 0 and not done.stderr
+    assert re.search(r'Total: connections 100 requests 100 replies 100 test-duration 0\.\d+ s', done.stdout)
+    assert re.search(r'Connection rate: [\d.]+ conn/s \(<=\d+ concurrent connections\)', done.stdout)
+    least, median = map(
+        float, re.search(r'Reply time \[ms\]: min (\S+) median (\S+) p99 \S+ max', done.stdout).groups()
+    )
+    assert 100 <= least <= median
+    assert done.stdout.endswith('Errors: total 0\n')
+
+
+def test_load_counts_errors_by_kind():
+    with socket.create_server(('127.0.0.1', 0)) as taken:
+        nobody = taken.getsockname()[1]
+    done = demo('load', '--port', str(nobody), '--connections', '10', '--rate', '1000')
+    assert done.returncode == 1
+    assert 'Errors: total 10 ECONNREFUSED 10' in done.stdout
+    with serving('--delay', '0', '--no-stats') as (_, port):
+        done = demo('load', '--port', str(port), '--connections', '5', '--calls', '2')
+    assert done.returncode == 1
+    assert 'replies 5 ' in done.stdout and 'Errors: total 5 ' in done.stdout
+
+
+def test_a_late_server_shows_in_the_reply_times_of_load():
+    with serving('--delay', '5', '--no-stats') as (_, port):
+        done = demo('load', '--port', str(port), '--connections', '3', '--timeout', '0.5')
+    assert done.returncode == 1
+    assert 'Errors: total 3 reply-timeout 3' in done.stdout
+
+
+def descriptors(limit):
+    import resource
+
+    return lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
+
+
+KEYS = {'connections', 'lowered_from', 'answered', 'errors', 'peak_open', 'seconds', 'rate', 'reply_time', 'server',
+        'selector', 'python'}  # fmt: skip
+
+
+def test_the_experiment_needs_no_installation_and_no_environment():
+    import os
+
+    done = demo('--connections', '300', '--rate', '1000', '--delay', '0.5', '--json',
+                env={'PATH': os.environ['PATH']})  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert result.keys() >= KEYS
+    assert result['connections'] == result['answered'] == result['peak_open'] == 300
+    assert result['errors'] == 0 and result['lowered_from'] is None
+    assert 0.5 <= result['reply_time']['p50'] <= result['reply_time']['p99'] <= result['reply_time']['max']
+    assert result['server'].keys() == {
+        'processes', 'rss_bytes', 'base_rss_bytes', 'bytes_per_connection', 'cpu_us_per_connection'
+    }  # fmt: skip
+    assert result['server']['rss_bytes'] >= result['server']['base_rss_bytes'] > 0
+    assert 'answered 300' in done.stderr
+
+
+def test_the_experiment_prints_one_table():
+    done = demo('--connections', '50', '--rate', '1000', '--delay', '0.2', '--quiet')
+    assert done.returncode == 0 and not done.stderr
+    assert 'open at once   50 of 50 connections\nanswered       50\nerrors         0\n' in done.stdout
+
+
+def test_the_experiment_takes_as_many_processes_as_the_descriptor_limit_asks_for():
+    done = demo(
+        '--connections', '300', '--rate', '2000', '--delay', '1', '--json', '--quiet', preexec_fn=descriptors(160)
+    )
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert result['peak_open'] == result['answered'] == 300
+    assert result['server']['processes'] == 5
+
+
+def test_the_experiment_says_what_it_lowered():
+    done = demo('--connections', '5000', '--rate', '5000', '--delay', '0.1', '--json', '--quiet',
+                preexec_fn=descriptors(96))  # fmt: skip
+    result = json.loads(done.stdout)
+    assert done.returncode == 1
+    assert result['lowered_from'] == 5000 and result['connections'] < 16 * 32
+    assert result['answered'] == result['peak_open'] == result['connections']
+    assert re.match(rf'lowered from 5,000 to {result["connections"]} connections', done.stderr)
+
+
+def test_answers_wait_until_all_connections_are_open():
+    done = demo('--connections', '60', '--rate', '60', '--delay', '0.2', '--quiet')
+    assert done.returncode == 0, done.stderr
+    assert re.search(r'the answers waited (0\.[6-9]|[1-9]\.\d) s until all were open', done.stdout)
+
+
+def children_of(process, count):
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        children = psutil.Process(process.pid).children(recursive=True)
+        if len(children) == count:
+            return children
+        time.sleep(0.02)
+    raise AssertionError('its processes did not start')
+
+
+@contextmanager
+def experiment():
+    process = subprocess.Popen([*DEMO, '--connections', '20', '--rate', '100', '--delay', '60'],
+                               cwd=CHECKOUT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)  # fmt: skip
+    try:
+        yield process, children_of(process, 2)
+    finally:
+        if process.poll() is None:
+            process.kill()
+        process.communicate()
+
+
+@pytest.mark.parametrize('signum, status', [(signal.SIGINT, 130), (signal.SIGKILL, -9)])
+def test_no_process_is_left_behind(signum, status):
+    with experiment() as (process, children):
+        process.send_signal(signum)
+        assert process.wait(timeout=20) == status
+        assert psutil.wait_procs(children, timeout=20)[1] == []
+
+
+def test_the_experiment_tells_when_one_of_its_processes_dies():
+    with experiment() as (process, children):
+        children[0].kill()
+        assert process.wait(timeout=20) == 1
+        assert 'process ended early' in process.stderr.read()
+        assert psutil.wait_procs(children, timeout=20)[1] == []

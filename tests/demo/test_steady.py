@@ -1,0 +1,251 @@
+"""The steady load: every request is accounted for, on its schedule, whatever the server does."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import subprocess
+import time
+
+import pytest
+
+import reactor
+from reactor.demo.steady import SteadyLoad
+from tests.demo.test_demo import CHECKOUT, DEMO
+from tests.demo.test_demo import pytestmark as pytestmark
+from tests.helpers.support import run_until
+
+OK = b'HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok'
+LAST = b'HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\nok'
+
+
+class Server:
+    """Answers with `answer(number, conn)`, where `number` counts requests; what that returns is written."""
+
+    def __init__(self, r, answer):
+        self.answer, self.asked, self.conns = answer, [], []
+        self.listener = r.listen_tcp('127.0.0.1', 0, self.on_data, on_connect=self.conns.append)
+        self.port = self.listener.address[1]
+
+    def on_data(self, conn, data):
+        self.asked.append((conn, data))
+        reply = self.answer(len(self.asked), conn)
+        if reply:
+            conn.write(reply)
+
+
+@pytest.fixture
+def r():
+    with reactor.Reactor() as r:
+        yield r
+
+
+def begin(r, answer, *, connections=2, rate=100, seconds=60):
+    """A load that runs against a server that answers so, and a list that is not empty when it is done."""
+    server, done = Server(r, answer), []
+    load = SteadyLoad(r, '127.0.0.1', server.port, connections=connections, rate=rate, seconds=seconds,
+                      timeout=10, on_done=lambda: done.append(1))  # fmt: skip
+    return load, server, done
+
+
+def load_of(r, answer, *, connections=1, rate=200, seconds=0.05, timeout=10, **options):
+    """Run a load against a server that answers so; returns both when the load is done."""
+    server, done = Server(r, answer), []
+    load = SteadyLoad(r, '127.0.0.1', server.port, connections=connections, rate=rate, seconds=seconds,
+                      timeout=timeout, on_done=lambda: done.append(1), **options)  # fmt: skip
+    run_until(r, lambda: done)
+    assert load.requests == load.replies + sum(load.errors.values())
+    assert load.share == 1
+    return load, server
+
+
+def test_requests_keep_their_rate_over_connections_that_stay(r):
+    began = time.monotonic()
+    load, server = load_of(r, lambda number, conn: OK, connections=4, rate=200, seconds=0.2)
+    assert time.monotonic() - began >= 39 / 200
+    assert (load.requests, load.replies, load.failed, load.reopened) == (40, 40, 0, 0)
+    assert len(server.conns) == 4
+    assert [sum(conn is of for of, _ in server.asked) for conn in server.conns] == [10] * 4
+    assert server.asked[0][1] == b'GET / HTTP/1.1\r\nHost: 127.0.0.1:%d\r\n\r\n' % server.port
+
+
+def test_a_time_counts_from_when_the_schedule_wanted_the_request(r):
+    late = []
+
+    def answer(number, conn):
+        if number > 1:
+            return OK
+        r.call_later(0.2, lambda: late.append(time.monotonic()) or conn.write(OK))
+
+    load, _ = load_of(r, answer, rate=100, seconds=0.1)
+    assert load.replies == 10
+    # One connection: who came later waited for the first one, and says so.
+    assert min(load.reply_times[:9]) >= 0.1
+    assert load.reply_times[0] >= 0.2
+
+
+def test_the_servers_last_answer_on_a_connection_is_no_failure(r):
+    load, server = load_of(r, lambda number, conn: LAST if number % 2 else OK)
+    assert (load.replies, load.failed) == (10, 0)
+    assert load.reopened in (4, 5) and len(server.conns) >= 5
+
+
+def test_a_connection_that_ends_between_requests_is_opened_again(r):
+    load, server, done = begin(r, lambda number, conn: OK, connections=1, rate=2, seconds=1)
+    run_until(r, lambda: load.replies == 1)
+    server.conns[0].close()
+    run_until(r, lambda: done)
+    assert (load.replies, load.failed, load.reopened) == (2, 0, 1)
+
+
+ENDINGS = {
+    'without a word': (lambda conn: conn.close(), 'closed-early'),
+    'by a reset': (lambda conn: conn.abort(), 'ECONNRESET|closed-early'),
+    'within the header': (lambda conn: conn.write(OK[:20]) and conn.close(), 'closed-early'),
+    'within the body': (lambda conn: conn.write(OK[:-1]) and conn.close(), 'closed-early'),
+}
+
+
+@pytest.mark.parametrize('ending', ENDINGS)
+def test_a_connection_that_ends_with_a_request_is_an_error_and_nothing_is_asked_twice(r, ending):
+    end, kind = ENDINGS[ending]
+    load, server = load_of(r, lambda number, conn: end(conn) and None if number == 3 else OK)
+    assert len(server.asked) == load.requests == 10 and load.replies == 9
+    assert re.fullmatch(kind, *load.errors)
+    assert load.errors == {load.listed[0][1]: 1} and 0.01 <= load.listed[0][0] < 5
+
+
+BAD = {
+    'status-503': OK.replace(b'200 OK', b'503 Service Unavailable'),
+    'no-length': b'HTTP/1.1 200 OK\r\n\r\n',
+    'not-http': b'SSH-2.0-OpenSSH\r\n\r\n',
+    'too-long': OK + b'!',
+}
+
+
+@pytest.mark.parametrize('kind', BAD)
+def test_an_answer_that_is_none_is_an_error_of_its_own_kind(r, kind):
+    load, _ = load_of(r, lambda number, conn: BAD[kind] if number == 3 else OK)
+    assert (load.errors, load.replies) == ({kind: 1}, 9)
+
+
+def test_an_answer_in_pieces_is_one_answer(r):
+    def answer(number, conn):
+        conn.write(OK[:30])
+        r.call_later(0.01, conn.write, OK[30:])
+
+    load, _ = load_of(r, answer)
+    assert (load.replies, load.failed) == (10, 0)
+
+
+def test_what_nobody_asked_for_is_an_error(r):
+    load, server, done = begin(r, lambda number, conn: OK, connections=1, rate=2, seconds=1)
+    run_until(r, lambda: load.replies == 1)
+    server.conns[0].write(OK)
+    run_until(r, lambda: done)
+    assert (load.replies, load.errors, load.reopened) == (2, {'unasked': 1}, 1)
+
+
+def test_a_request_is_given_up_when_its_time_is_over(r):
+    load, server = load_of(r, lambda number, conn: None, rate=20, seconds=0.2, timeout=0.1)
+    assert load.replies == 0 and load.errors['reply-timeout'] >= 1 and sum(load.errors.values()) == 4
+    assert load.errors['reply-timeout'] == len(server.asked)
+
+
+def test_so_is_one_that_could_not_be_sent(r):
+    server, done = Server(r, lambda number, conn: OK), []
+    server.listener.close()
+    load = SteadyLoad(r, '127.0.0.1', server.port, connections=1, rate=20, seconds=0.2, timeout=0.1,
+                      on_done=lambda: done.append(1))  # fmt: skip
+    run_until(r, lambda: done)
+    assert (load.replies, load.errors) == (0, {'unsent': 4})
+
+
+def test_a_server_that_is_not_there_is_an_error_and_tried_again(r):
+    first = Server(r, lambda number, conn: OK)
+    first.listener.close()
+    load = SteadyLoad(r, '127.0.0.1', first.port, connections=2, rate=20, seconds=0.2, timeout=10, on_done=r.stop)
+    run_until(r, lambda: load.connect_errors.get('ECONNREFUSED', 0) >= 3)
+    r.listen_tcp('127.0.0.1', first.port, first.on_data)
+    r.run()
+    assert (load.replies, load.errors) == (4, {}) and load.failed >= 3
+
+
+def test_a_load_that_is_stopped_still_accounts_for_what_was_asked(r):
+    held = []
+    load, _, done = begin(r, lambda number, conn: OK if number <= 3 or held is None else held.append(conn))
+    run_until(r, lambda: load.replies == 3 and len(held) == 2)
+    load.stop()
+    assert not done
+    for conn in held:
+        conn.write(OK)
+    held = None
+    run_until(r, lambda: done)
+    assert load.requests == load.replies >= 5 and load.failed == 0 and load.share < 1
+
+
+def test_a_load_that_is_stopped_twice_waits_for_nothing(r):
+    load, _, done = begin(r, lambda number, conn: None)
+    run_until(r, lambda: load.requests >= 3)
+    load.stop()
+    load.stop()
+    assert done == [1]
+    run_until(r, lambda: len(r.handles()) == 1)
+    load.stop()
+    assert done == [1]
+
+
+def test_a_load_that_is_stopped_before_it_began_is_done(r):
+    load, _, done = begin(r, lambda number, conn: OK)
+    load.stop()
+    assert done == [1] and load.requests == 0 and json.dumps(load.figures()) and load.report()
+
+
+def command(r, server, *options):
+    """`python -m reactor.demo load` against a server in this process: (status, what it printed)."""
+    process = subprocess.Popen([*DEMO, 'load', '--port', str(server.port), *options], cwd=CHECKOUT, text=True,
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE)  # fmt: skip
+    try:
+        run_until(r, lambda: process.poll() is not None)
+        printed, errors = process.communicate()
+    finally:
+        process.kill()
+    assert not errors
+    return process.returncode, printed
+
+
+def test_the_command_prints_a_report_or_json(r):
+    server = Server(r, lambda number, conn: OK)
+    options = ['--connections', '3', '--requests-per-second', '200', '--seconds', '0.2', '--method', 'POST',
+               '--path', '/x']  # fmt: skip
+    status, printed = command(r, server, *options)
+    assert status == 0
+    assert 'Total: connections 3 requests 40 replies 40 test-duration 0.' in printed
+    assert printed.endswith('\nConnections: reopened 0 failed 0\n\nErrors: total 0\n')
+    assert server.asked[0][1] == b'POST /x HTTP/1.1\r\nHost: 127.0.0.1:%d\r\nContent-Length: 0\r\n\r\n' % server.port
+    status, printed = command(r, server, *options, '--json')
+    figures = json.loads(printed)
+    assert status == 0 and figures['replies'] == 40 and figures['failed'] == 0 and figures['errors'] == {}
+    assert 0 < figures['reply_time']['min'] <= figures['reply_time']['max'] < 10
+
+
+def test_the_command_fails_when_a_request_has(r):
+    server = Server(r, lambda number, conn: conn.abort() if number == 7 else OK)
+    status, printed = command(r, server, '--connections', '2', '--requests-per-second', '100', '--seconds', '0.2')
+    assert status == 1 and 'requests 20 replies 19 ' in printed and '\nErrors: total 1 ' in printed
+
+
+def test_ctrl_c_ends_it_with_a_report(r):
+    processes = []
+
+    def answer(number, conn):
+        if number == 3:
+            processes[0].send_signal(signal.SIGINT)
+        return OK
+
+    options = ['--port', str(Server(r, answer).port), '--connections', '1', '--requests-per-second', '100']
+    with subprocess.Popen([*DEMO, 'load', *options], cwd=CHECKOUT, text=True, stdout=subprocess.PIPE) as process:
+        processes.append(process)
+        run_until(r, lambda: process.poll() is not None)
+        assert process.stdout.read().startswith('Total: connections 1 ') and process.returncode == 130

@@ -1,0 +1,340 @@
+"""The service example as its managers run it: the units and the manifest are right, and do what they say."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).parents[2] / 'examples'
+UNITS = sorted((EXAMPLES / 'systemd').glob('app*'))
+MANIFEST = EXAMPLES / 'kubernetes' / 'app.yaml'
+
+pytestmark = pytest.mark.skipif(not hasattr(os, 'fork'), reason='services of other kinds than Unix are not managed so')
+
+
+def needs(command):
+    return pytest.mark.skipif(shutil.which(command) is None, reason=f'not tried with the real {command}: not installed')
+
+
+@pytest.fixture
+def manager(tmp_path, sockets):
+    """The socket on which the service manager hears of its services; `manager.path` is what they are told."""
+    sock = sockets.track(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM))
+    sock.bind(str(tmp_path / 'notify'))
+    sock.settimeout(20)
+    return sock
+
+
+def heard(manager, *but):
+    """The next message that is none of `but`."""
+    while (message := manager.recv(4096).decode()) in but:
+        pass
+    return message.split('\n')
+
+
+def free_port():
+    with socket.create_server(('127.0.0.1', 0)) as probe:
+        return probe.getsockname()[1]
+
+
+def unit(name):
+    """The settings of a unit; those that stand several times come joined."""
+    settings = {}
+    for line in (EXAMPLES / 'systemd' / name).read_text().splitlines():
+        key, equals, value = line.partition('=')
+        if equals and not line.startswith('#'):
+            settings[key] = f'{settings[key]} {value}' if key in settings else value
+    return settings
+
+
+def here(command):
+    """A command of the examples, with the paths of this checkout."""
+    places = {'/opt/app/bin/python': sys.executable, 'python': sys.executable}
+    programs = {'/opt/app/service.py', '/app/service.py'}
+    return [str(EXAMPLES / 'service.py') if word in programs else places.get(word, word) for word in command]
+
+
+@contextmanager
+def running(command, pass_fds=(), **environment):
+    environment = {**os.environ, 'PYTHONPATH': os.pathsep.join(filter(None, sys.path)), **environment}
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, pass_fds=pass_fds
+    )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def get(port, path='/', sock=None):
+    """(status, whether the connection is to be closed) of one request."""
+    with sock or socket.create_connection(('127.0.0.1', port), timeout=20) as sock:
+        sock.sendall(f'GET {path} HTTP/1.1\r\nHost: here\r\n\r\n'.encode())
+        said = b''
+        while not re.search(rb'from process \d+\n', said):
+            piece = sock.recv(65536)
+            assert piece, said
+            said += piece
+    return int(said.split()[1]), b'Connection: close' in said
+
+
+def wait_for(predicate):
+    end = time.monotonic() + 20
+    while not (result := predicate()):
+        assert time.monotonic() < end, 'not in time'
+        time.sleep(0.01)  # another process has to get there
+    return result
+
+
+# -- systemd
+
+
+@pytest.fixture
+def units(tmp_path):
+    """The units with the paths of this checkout, as files in a folder."""
+    folder = tmp_path / 'units'
+    folder.mkdir()
+    for path in UNITS:
+        text = path.read_text().replace('/opt/app/bin/python', sys.executable)
+        (folder / path.name).write_text(text.replace('/opt/app/service.py', str(EXAMPLES / 'service.py')))
+    return folder
+
+
+def verify(*paths):
+    """What systemd has to say against these units."""
+    done = subprocess.run(['systemd-analyze', 'verify', *paths], capture_output=True, text=True, timeout=60)
+    return f'{done.stdout}{done.stderr}' or done.returncode
+
+
+@needs('systemd-analyze')
+def test_systemd_understands_the_units(units):
+    broken = units / 'broken.service'
+    broken.write_text((units / 'app.service').read_text().replace('WatchdogSec', 'WatchdogSecs'))
+    if 'WatchdogSecs' not in str(verify(broken)):
+        pytest.skip(f'the units were not verified: systemd-analyze does not work here: {verify(broken)}')
+    assert verify(units / 'app.socket', units / 'app.service', units / 'app@8081.service') == 0
+    assert {path.name for path in UNITS} == {'app.socket', 'app.service', 'app@.service'}
+
+
+@pytest.mark.parametrize('name', ['app.service', 'app@.service'])
+def test_a_unit_gives_more_time_than_the_drain_timeout_and_more_descriptors_than_usual(name):
+    settings = unit(name)
+    timeout = float(settings['ExecStart'].partition('--drain-timeout ')[2].split()[0])
+    assert float(settings['TimeoutStopSec']) > timeout + 5
+    assert int(settings['LimitNOFILE']) > 1024 and settings['Type'] == 'notify'
+
+
+def test_a_process_of_the_template_unit_tells_all_there_is_to_tell(manager, tmp_path):
+    port = free_port()
+    command = here(shlex.split(unit('app@.service')['ExecStart'].replace('%i', str(port))))
+    command[command.index('--lame-duck') + 1] = '1'
+    told = {'NOTIFY_SOCKET': str(tmp_path / 'notify'), 'WATCHDOG_USEC': '200000'}
+    with running(command, **told) as process:
+        assert heard(manager) == ['READY=1']
+        with socket.create_connection(('127.0.0.1', port), timeout=20) as kept:
+            kept.sendall(b'GET /re')
+            assert heard(manager) == heard(manager) == ['WATCHDOG=1']
+            assert get(port, '/ready') == (200, False)
+            process.send_signal(signal.SIGHUP)  # ExecReload=
+            first, second = heard(manager, 'WATCHDOG=1')
+            assert first == 'RELOADING=1' and second.startswith('MONOTONIC_USEC=')
+            assert heard(manager, 'WATCHDOG=1') == ['READY=1']
+            process.send_signal(signal.SIGTERM)
+            assert heard(manager, 'WATCHDOG=1') == ['STOPPING=1']
+            assert get(port, '/ready') == (503, True)  # the lame duck
+            assert get(port) == (200, True)
+            kept.sendall(b'ady HTTP/1.1\r\n\r\n')
+            assert b'503' in kept.recv(4096)
+        assert process.wait(20) == 0
+        assert not process.stderr.read()
+
+
+@pytest.mark.scenario(155)
+def test_a_process_that_the_watchdog_ends_tells_where_it_hung():
+    command = here(shlex.split(unit('app@.service')['ExecStart'].replace('%i', str(free_port()))))
+    with running(command) as process:
+        process.stdout.readline()
+        process.send_signal(signal.SIGABRT)
+        errors = process.communicate(timeout=20)[1]
+        assert process.returncode == -signal.SIGABRT
+    assert 'Fatal Python error: Aborted' in errors and 'service.py"' in errors and ' in run' in errors
+
+
+@needs('systemd-socket-activate')
+def test_a_process_serves_on_the_socket_that_systemd_passes(manager, tmp_path):
+    port = free_port()
+    passed = {'PYTHONPATH': os.pathsep.join(filter(None, sys.path)), 'NOTIFY_SOCKET': str(tmp_path / 'notify')}
+    options = [word for name, value in passed.items() for word in ('-E', f'{name}={value}')]
+    activate = ['systemd-socket-activate', '-l', f'127.0.0.1:{port}', *options]
+    with running([*activate, *here(['python', '/app/service.py', '--listen', 'not used'])]) as process:
+        assert 'Listening on' in process.stderr.readline()
+        assert get(port) == (200, False)
+        assert heard(manager) == ['READY=1']
+        process.send_signal(signal.SIGTERM)
+        assert heard(manager) == ['STOPPING=1']
+        assert process.wait(20) == 0
+
+
+# What the service manager does with a socket.
+PASS = """
+import os, sys
+os.dup2(int(sys.argv[1]), 3)
+os.environ.update(LISTEN_FDS='1', LISTEN_PID=str(os.getpid()))
+os.execv(sys.argv[2], sys.argv[2:])
+"""
+
+
+@contextmanager
+def workers(manager, tmp_path, listener):
+    """app.service on this socket, when it is ready; yields (process, port)."""
+    command = here(shlex.split(unit('app.service')['ExecStart']))
+    command[command.index('--drain-timeout') + 1] = '5'
+    number = listener.fileno()
+    told = {'NOTIFY_SOCKET': str(tmp_path / 'notify'), 'WATCHDOG_USEC': '300000'}
+    with running([sys.executable, '-c', PASS, str(number), *command], pass_fds=[number], **told) as process:
+        try:
+            assert heard(manager, 'WATCHDOG=1') == ['READY=1']
+            yield process, listener.getsockname()[1]
+        finally:
+            if process.poll() is None:
+                process.terminate()
+                process.wait(20)
+
+
+def processes(port, count=2):
+    """The processes that answer, as soon as there are so many."""
+    found = set()
+
+    def ask():
+        with socket.create_connection(('127.0.0.1', port), timeout=20) as sock:
+            sock.sendall(b'GET / HTTP/1.1\r\n\r\n')
+            found.add(int(sock.recv(4096).split()[-1]))
+        return len(found) == count
+
+    wait_for(ask)
+    return found
+
+
+def test_workers_on_the_socket_of_systemd_tell_it_of_all_of_them(manager, tmp_path, sockets):
+    listener = sockets.track(socket.create_server(('127.0.0.1', 0)))
+    with workers(manager, tmp_path, listener) as (process, port):
+        before = processes(port)
+        for pid in before:
+            names = {entry.partition(b'=')[0] for entry in Path(f'/proc/{pid}/environ').read_bytes().split(b'\0')}
+            assert b'REACTOR_WORKER' in names
+            assert not {name for name in names if name.startswith((b'LISTEN_', b'NOTIFY_', b'WATCHDOG_'))}
+        process.send_signal(signal.SIGHUP)  # ExecReload=
+        assert heard(manager, 'WATCHDOG=1')[0] == 'RELOADING=1'
+        assert heard(manager, 'WATCHDOG=1') == ['READY=1']
+        wait_for(lambda: not before & processes(port))
+        assert heard(manager) == ['WATCHDOG=1']
+        process.send_signal(signal.SIGTERM)
+        assert heard(manager, 'WATCHDOG=1') == ['STOPPING=1']
+        assert process.wait(20) == 0, process.stderr.read()
+        assert not process.stderr.read()
+
+
+@pytest.mark.scenario(156)
+def test_who_comes_while_the_service_restarts_is_served_by_the_next(manager, tmp_path, sockets):
+    listener = sockets.track(socket.create_server(('127.0.0.1', 0)))
+    with workers(manager, tmp_path, listener) as (process, port):
+        assert get(port) == (200, False)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(20) == 0
+    waiting = [sockets.connect(('127.0.0.1', port)) for _ in range(20)]
+    for sock in waiting:
+        sock.setblocking(True)
+        sock.settimeout(20)
+    assert heard(manager, 'WATCHDOG=1') == ['STOPPING=1']
+    with workers(manager, tmp_path, listener):
+        assert [get(port, sock=sock) for sock in waiting] == [(200, False)] * 20
+
+
+@needs('systemd-socket-activate')
+def test_systemd_starts_workers_with_the_first_client(manager, tmp_path):
+    port = free_port()
+    passed = {'PYTHONPATH': os.pathsep.join(filter(None, sys.path)), 'NOTIFY_SOCKET': str(tmp_path / 'notify')}
+    options = [word for name, value in passed.items() for word in ('-E', f'{name}={value}')]
+    command = here(shlex.split(unit('app.service')['ExecStart']))
+    activate = ['systemd-socket-activate', '-l', f'127.0.0.1:{port}', '--fdname=http', *options]
+    with running([*activate, *command]) as process:
+        assert 'Listening on' in process.stderr.readline()
+        assert get(port) == (200, False)
+        assert heard(manager) == ['READY=1']
+        process.send_signal(signal.SIGTERM)
+        assert heard(manager) == ['STOPPING=1']
+        assert process.wait(20) == 0
+
+
+# -- Kubernetes
+
+
+@pytest.fixture(scope='module')
+def manifest():
+    validate = pytest.importorskip('kubernetes_validate', reason='the manifest was not checked: no kubernetes-validate')
+    import yaml
+
+    documents = list(yaml.safe_load_all(MANIFEST.read_text()))
+    return validate, {document['kind']: document for document in documents}
+
+
+def test_kubernetes_understands_the_manifest(manifest):
+    validate, documents = manifest
+    assert set(documents) == {'Deployment', 'Service', 'PodDisruptionBudget'}
+    for document in documents.values():
+        validate.validate(document, validate.latest_version(), strict=True)
+    labels = documents['Deployment']['spec']['template']['metadata']['labels']
+    for kind, selector in (('Deployment', 'matchLabels'), ('PodDisruptionBudget', 'matchLabels')):
+        assert documents[kind]['spec']['selector'][selector] == labels
+    assert documents['Service']['spec']['selector'] == labels
+
+
+def test_the_check_of_the_manifest_can_fail(manifest):
+    validate, documents = manifest
+    with pytest.raises(validate.ValidationError):
+        validate.validate({**documents['Service'], 'specs': {}}, validate.latest_version(), strict=True)
+
+
+def container(manifest):
+    pod = manifest[1]['Deployment']['spec']['template']['spec']
+    (container,) = pod['containers']
+    given = dict(zip(container['args'][::2], container['args'][1::2], strict=True))
+    return pod, container, given
+
+
+def test_the_times_of_the_manifest_fit_into_each_other(manifest):
+    pod, container_, given = container(manifest)
+    lame_duck, timeout = float(given['--lame-duck']), float(given['--drain-timeout'])
+    ready = container_['readinessProbe']
+    noticed = ready['periodSeconds'] * ready['failureThreshold'] + ready['timeoutSeconds']
+    assert noticed < lame_duck < timeout < pod['terminationGracePeriodSeconds']
+    targets = {port['name'] for port in container_['ports']}
+    assert manifest[1]['Service']['spec']['ports'][0]['targetPort'] in targets
+    assert given['--listen'] == f'0.0.0.0:{container_["ports"][0]["containerPort"]}'
+
+
+def test_the_command_of_the_manifest_answers_its_probes(manifest):
+    _, container_, given = container(manifest)
+    port = free_port()
+    given.update({'--listen': f'127.0.0.1:{port}', '--lame-duck': '1'})
+    command = here([*container_['command'], *(word for pair in given.items() for word in pair)])
+    paths = [container_[probe]['httpGet']['path'] for probe in ('startupProbe', 'livenessProbe', 'readinessProbe')]
+    with running(command) as process:
+        process.stdout.readline()
+        assert [get(port, path) for path in paths] == [(200, False)] * 3
+        process.send_signal(signal.SIGTERM)
+        wait_for(lambda: get(port, '/ready') == (503, True))
+        assert [get(port, path) for path in paths] == [(200, True), (200, True), (503, True)]
+        assert process.wait(20) == 0

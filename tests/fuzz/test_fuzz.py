@@ -1,0 +1,150 @@
+"""The fuzz targets of `tests/fuzz`: their kept inputs, without atheris; and a short search with it, in child processes.
+
+The search is slow. `--fuzz-seconds N` makes it longer: `pytest --fuzz-seconds 1200 tests/fuzz/test_fuzz.py -k search`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.fuzz import CORPUS, TARGETS, kept_inputs
+from tests.helpers.mutants import FUZZ_MUTANTS, copy_package
+
+PROJECT = Path(__file__).parents[2]
+MOST_KEPT = 40_000  # bytes of all kept inputs together
+BRIEF = 20  # seconds for each target, as in CI
+START = 200  # seconds for a child to begin and to end, beside those that it searches for
+KEPT = """
+import sys
+import reactor
+print(reactor.__file__, flush=True)
+from tests.fuzz.test_fuzz import run_kept
+run_kept(sys.argv[1])
+"""
+
+
+def check_tools(target: str) -> None:
+    if target == 'tls_records' and shutil.which('openssl') is None:
+        pytest.skip('NOT TESTED: TLS records; the openssl command, which makes the certificates, is missing')
+
+
+def run_kept(target: str) -> None:
+    """Run every kept input of a target; the first that fails is shown as a bytes literal."""
+    module = importlib.import_module(f'tests.fuzz.{target}')
+    for path in kept_inputs(target):
+        data = path.read_bytes()
+        try:
+            module.run(data)
+        except Exception as exc:
+            raise AssertionError(f'{target}, {path.name}: run({data!r}) raised {exc!r}') from exc
+
+
+@pytest.mark.parametrize('target', TARGETS)
+def test_no_kept_input_breaks_a_promise(target):
+    check_tools(target)
+    assert kept_inputs(target)
+    run_kept(target)
+
+
+@pytest.mark.parametrize('target', TARGETS)
+def test_an_empty_input_and_a_short_one_are_inputs(target):
+    check_tools(target)
+    module = importlib.import_module(f'tests.fuzz.{target}')
+    for data in b'', b'\0', b'\xff':
+        module.run(data)
+
+
+def test_each_target_has_a_small_corpus_and_nothing_else_is_kept():
+    assert {path.name for path in CORPUS.iterdir() if not path.name.startswith('.')} == set(TARGETS)
+    assert sum(path.stat().st_size for target in TARGETS for path in kept_inputs(target)) <= MOST_KEPT
+
+
+# -- the search
+
+
+def paths(package: Path | None) -> str:
+    """Where a child finds modules: the folder with the package, if it is another one, before this project."""
+    return os.pathsep.join(str(folder) for folder in (package, PROJECT) if folder is not None)
+
+
+def search(target: str, seconds: int, folder: Path, package: Path | None = None) -> tuple[str, list[bytes]]:
+    """Search from the kept inputs in a child process: what it printed, and the inputs that failed.
+
+    package  a folder with the package to search in, instead of this one
+    """
+    check_tools(target)
+    if importlib.util.find_spec('atheris') is None:
+        pytest.skip(
+            f'NOT FUZZED: {target}; this Python {sys.version.split()[0]} has no atheris: '
+            "pip install -e '.[test,fuzz]', where there is a build for it"
+        )
+    found, failed = folder / 'found', folder / 'failed'
+    found.mkdir(), failed.mkdir()
+    options = [f'-max_total_time={seconds}', f'-artifact_prefix={failed}/', '-print_final_stats=1']
+    if seconds <= BRIEF:
+        options.append('-seed=1')  # the same way each time, so that what it meets is the change and not the day
+    environment = {**os.environ, 'PYTHONDONTWRITEBYTECODE': '1', 'PYTHONPATH': paths(package)}
+    child = subprocess.run(
+        [sys.executable, '-m', 'tests.fuzz', target, *options, str(found), str(CORPUS / target)],
+        cwd=folder, env=environment, capture_output=True, text=True, errors='replace', timeout=seconds + START,
+    )  # fmt: skip
+    # What is only slow may be so because the machine is.
+    inputs = [path.read_bytes() for path in sorted(failed.iterdir()) if not path.name.startswith('slow-unit')]
+    if child.returncode and not inputs:
+        raise AssertionError(f'{target}: the search itself has failed, status {child.returncode}:\n{child.stderr}')
+    return child.stdout + child.stderr, inputs
+
+
+def verdict(printed: str) -> str:
+    """The lines that say what was wrong, and how far the search came."""
+    lines = printed.splitlines()
+    wanted = [line for line in lines if 'Error: ' in line or 'ERROR' in line or line.startswith('stat::')]
+    return '\n'.join([*wanted, *[line for line in lines if ' cov: ' in line][-1:]])
+
+
+@pytest.fixture(autouse=True)
+def nothing_left() -> None:
+    """In place of the count of descriptors that other tests have: children begin and end meanwhile."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('planted', FUZZ_MUTANTS, ids=[mutant.name for mutant, _ in FUZZ_MUTANTS])
+def test_kept_inputs_find_a_planted_bug(planted, tmp_path):
+    mutant, target = planted
+    check_tools(target)
+    copy_package(tmp_path, mutant)
+    child = subprocess.run(
+        [sys.executable, '-c', KEPT, target],
+        cwd=tmp_path, env={**os.environ, 'PYTHONPATH': paths(tmp_path), 'PYTHONDONTWRITEBYTECODE': '1'},
+        capture_output=True, text=True, timeout=START,
+    )  # fmt: skip
+    assert child.stdout.startswith(str(tmp_path)), child.stderr
+    assert 'AssertionError' in child.stderr, f'no input shows it; it breaks: {mutant.law}'
+    print(f'{mutant.name}: {child.stderr.splitlines()[-1]}')
+
+
+@pytest.mark.slow
+def test_a_search_says_with_which_input_a_target_fails(tmp_path):
+    mutant, target = next(pair for pair in FUZZ_MUTANTS if pair[1] == 'framing')
+    printed, inputs = search(target, 10, tmp_path, copy_package(tmp_path / 'copy', mutant))
+    assert inputs
+    assert 'AssertionError: ' in verdict(printed)
+    for data in inputs:
+        importlib.import_module(f'tests.fuzz.{target}').run(data)  # and without the planted bug it does not
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(0)
+@pytest.mark.parametrize('target', TARGETS)
+def test_a_search_finds_no_broken_promise(target, request, tmp_path):
+    printed, inputs = search(target, request.config.getoption('--fuzz-seconds'), tmp_path)
+    print(f'{target}: {verdict(printed)}')
+    assert not inputs, f'{target}: fails with {", ".join(map(repr, inputs))}\n{verdict(printed)}'

@@ -1,0 +1,1 @@
+"""Modules that tests share, and programs that tests run."""

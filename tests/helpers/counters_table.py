@@ -1,0 +1,37 @@
+"""The tables of examples/COUNTERS.md, written from the declarations of the counters.
+
+`python -m tests.helpers.counters_table` writes them again after a declaration has changed. The last column, what to do
+when a counter grows, is written by hand.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from reactor import Stats
+
+PAGE = Path(__file__).parents[2] / 'examples' / 'COUNTERS.md'
+SUFFIX = {'count': '_total', 'seconds': '_total', 'gauge': '', 'other': ''}
+
+
+def metric(name: str) -> str:
+    declared = Stats.declared[name]
+    suffix = '_total' if name == 'slow' else SUFFIX[declared.kind]
+    return f'reactor_{declared.metric or name}{suffix}'
+
+
+def row(match: re.Match[str]) -> str:
+    name, advice = match[1], match[2]
+    if name not in Stats.declared:
+        raise ValueError(f'{name} is in a table of {PAGE.name}, and is not declared in reactor/loop/counters.py')
+    return f'| `{name}` | `{metric(name)}` | {Stats.declared[name].help} |{advice}|'
+
+
+def written(text: str) -> str:
+    """The page with the names of metrics and the help texts as they are declared."""
+    return re.sub(r'^\| `(\w+)` \|.*\|([^|]*)\|$', row, text, flags=re.MULTILINE)
+
+
+if __name__ == '__main__':
+    PAGE.write_text(written(PAGE.read_text()))

@@ -1,0 +1,1392 @@
+"""Planted bugs: changes of the real code, each of which breaks a promise, for the simulation to find.
+
+Owns the list, and the planting of one of them into a copy of the package. Knows nothing of how they are found. The
+rules: a mutant changes one place outside of `reactor/testing`, whose text has to be there exactly once; and it breaks
+a law, so no run that meets the place may go well.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import NamedTuple
+
+PACKAGE = Path(__file__).resolve().parents[2] / 'reactor'
+
+
+class Mutant(NamedTuple):
+    """A change of one place.
+
+    name         what the planted bug does
+    file         of the package
+    anchor       the text that is replaced
+    replacement  by which
+    law          what is broken by it
+    seed         one that found it when it took many; tried before all others
+    manner       of the system that all seeds run on, where others do not show it; '': each seed's own
+    """
+
+    name: str
+    file: str
+    anchor: str
+    replacement: str
+    law: str
+    seed: int = 0
+    manner: str = ''
+
+
+def copy_package(folder: Path, mutant: Mutant | None) -> Path:
+    """A copy of the package in `folder`, with this bug planted; ValueError when there is not the one place for it."""
+    shutil.copytree(PACKAGE, folder / PACKAGE.name, ignore=shutil.ignore_patterns('__pycache__'))
+    if mutant is not None:
+        (folder / PACKAGE.name / mutant.file).write_text(plant(mutant))
+    return folder
+
+
+def plant(mutant: Mutant) -> str:
+    """Return the text of the mutant's file with the bug in it.
+
+    Raises:
+        ValueError: The anchor is not in the file exactly once, or the bug would be in the simulator itself.
+    """
+    text = (PACKAGE / mutant.file).read_text()
+    found = text.count(mutant.anchor)
+    if found != 1 or mutant.file.startswith('testing') or mutant.anchor == mutant.replacement:
+        raise ValueError(f'mutant {mutant.name!r}: its anchor text is {found} times in {mutant.file}, not once')
+    return text.replace(mutant.anchor, mutant.replacement)
+
+
+MUTANTS = (
+    # -- the turn
+    Mutant(
+        'a stale read event is told',
+        'loop/loop.py',
+        'if mask & watcher.events & READ:',
+        'if mask & READ:',
+        '4: an event belongs to an object that still wants it',
+        36,
+    ),
+    Mutant(
+        'a stale write event is told',
+        'loop/loop.py',
+        'if mask & WRITE and watcher.events & WRITE:',
+        'if mask & WRITE:',
+        '4: an event belongs to an object that still wants it',
+        37,
+        'epoll',
+    ),
+    Mutant(
+        'a timer cancelled in its own batch fires',
+        'loop/loop.py',
+        'if deadline is None:\n                    continue',
+        'if deadline is None:\n                    deadline = now',
+        '1: what was cancelled is never heard of',
+    ),
+    Mutant(
+        'the loop sleeps on completions',
+        'loop/loop.py',
+        'if self._soon or self.completions or (self.timers.due',
+        'if self._soon or (self.timers.due',
+        '1: what has happened is told',
+        21,
+    ),
+    Mutant(
+        'an interrupt loses a completion',
+        'loop/loop.py',
+        '            if signals.interrupted:\n'
+        '                signals.raise_interrupt()\n'
+        '            completion = handle, fn, args = completions.popleft()\n',
+        '            completion = handle, fn, args = completions.popleft()\n'
+        '            if signals.interrupted:\n'
+        '                signals.raise_interrupt()\n',
+        '8: an interrupt loses nothing',
+        30,
+    ),
+    Mutant(
+        'an interrupt loses a call',
+        'loop/loop.py',
+        '            if signals.interrupted:\n'
+        '                signals.raise_interrupt()\n'
+        '            call = fn, args = soon.popleft()\n',
+        '            call = fn, args = soon.popleft()\n'
+        '            if signals.interrupted:\n'
+        '                signals.raise_interrupt()\n',
+        '8: an interrupt loses nothing',
+        8,
+    ),
+    Mutant(
+        'what an interrupt left over comes after the next events',
+        'loop/loop.py',
+        'self._run_completions(len(self.completions))\n            limit = 0',
+        'limit = 0',
+        '3: in the order in which things happened',
+        206,
+        'poll',
+    ),
+    Mutant(
+        'calls set meanwhile run in the same turn',
+        'loop/loop.py',
+        '        for _ in range(count):\n'
+        '            if signals.interrupted:\n'
+        '                signals.raise_interrupt()\n'
+        '            call = fn, args = soon.popleft()\n',
+        '        while soon:\n'
+        '            if signals.interrupted:\n'
+        '                signals.raise_interrupt()\n'
+        '            call = fn, args = soon.popleft()\n',
+        '5: a turn is bounded',
+    ),
+    # -- timers
+    Mutant(
+        'two timers of one deadline are swapped',
+        'loop/timers.py',
+        'self.at[deadline] = OrderedDict({entry: None, timer: None})',
+        'self.at[deadline] = OrderedDict({timer: None, entry: None})',
+        '3: timers fire in order',
+    ),
+    Mutant(
+        'timers fire early',
+        'loop/timers.py',
+        'while heap and heap[0] <= now:',
+        'while heap and heap[0] <= now + 0.002:',
+        'a timer is never early',
+    ),
+    Mutant(
+        'a timer that is moved stays in the batch',
+        'loop/timers.py',
+        'if timer.deadline == new or not self.leave(timer):\n'
+        '            self.moved[timer] = self.moved.get(timer, 0) + 1\n',
+        'self.leave(timer)\n',
+        '1: a timer that was moved fires once, at the new time',
+        130,
+        'poll',
+    ),
+    Mutant(
+        'a timer cannot be moved to an earlier time',
+        'loop/timers.py',
+        'self.timers.move(self, self.timers.after(',
+        'self.timers.move(self, max(self.deadline or 0, self.timers.clock()) + 0 * self.timers.after(',
+        'a timer that was moved fires at the new time',
+    ),
+    Mutant(
+        'a timer that is moved stays at a deadline that it shares',
+        'loop/timers.py',
+        '            del found[timer]\n            if not found:',
+        '            if not found:',
+        '1: a timer that was moved fires once, at the new time',
+        101,
+    ),
+    Mutant(
+        'a cancelled timer keeps the loop running',
+        'loop/timers.py',
+        '            timers.pending = pending\n',
+        '            pass\n',
+        'run() ends when nothing is left',
+    ),
+    Mutant(
+        'a missed beat is made up for',
+        'loop/timers.py',
+        'beats = (now - deadline) // self.delay + 1',
+        'beats = 1',
+        'missed beats are skipped',
+        62,
+    ),
+    Mutant(
+        'deadlines that nobody has are dropped, and the heap is none any more',
+        'loop/timers.py',
+        '            heap[:] = at\n            heapify(heap)\n',
+        '            heap[:] = reversed(at)\n',
+        '3: timers fire in order',
+        209,
+        'epoll',
+    ),
+    Mutant(
+        'a second of time limits is looked at before it has come',
+        'loop/buckets.py',
+        'second = ceil(when)',
+        'second = int(when)',
+        '7: no spin',
+    ),
+    Mutant(
+        'who has ended is still looked at',
+        'loop/buckets.py',
+        'if bucket is not None and member in bucket:',
+        'if bucket is not None and member not in bucket:',
+        '9: nothing holds what has ended',
+    ),
+    Mutant(
+        'an earlier time limit waits for a later one',
+        'loop/buckets.py',
+        'timer.deadline is not None and earliest == self._armed:',
+        'timer.deadline is not None:',
+        'a time limit is late by a second at most',
+    ),
+    # -- watchers
+    Mutant(
+        'what is closed stays registered',
+        'loop/watcher.py',
+        '                self.selector.unregister(handle.fileno())\n            except (KeyError, ValueError):\n'
+        '                self._unregister_lost',
+        '                pass\n            except (KeyError, ValueError):\n                self._unregister_lost',
+        '4: a descriptor number is not an identity',
+    ),
+    Mutant(
+        'what is closed still wants events',
+        'loop/watcher.py',
+        '        handle.events = 0\n        if handle in self._unreferenced',
+        '        if handle in self._unreferenced',
+        '1: nothing fires after the end',
+    ),
+    Mutant(
+        'who wants nothing stays registered',
+        'loop/watcher.py',
+        '                self._parked[handle] = None\n                self.selector.unregister(fd)\n',
+        '                self.selector.modify(fd, 0, handle)\n',
+        '7: a hang-up while paused is no reason to spin',
+        8,
+    ),
+    # -- wakeup, signals, threads
+    Mutant(
+        'the doorbell is rung once and never again',
+        'loop/wakeup.py',
+        '        calls, soon = self.calls, self._soon\n        self._rung = False\n',
+        '        calls, soon = self.calls, self._soon\n',
+        '7: no spin, and calls of threads are made',
+    ),
+    Mutant(
+        'the doorbell brings one call',
+        'loop/wakeup.py',
+        'for _ in range(len(calls)):',
+        'if calls:',
+        'calls of threads are made',
+    ),
+    Mutant(
+        'of two signals at once one is lost',
+        'loop/signals.py',
+        '# first: it may find no memory\n                raised[signum] = 0',
+        '# first: it may find no memory\n                raised[:] = bytes(NSIG)',
+        'a signal that arrives is heard',
+        16,
+    ),
+    Mutant(
+        'the handler from before is not put back',
+        'loop/claims.py',
+        '        if self._kernel.getsignal(self.signum) is self:\n            self._restore()\n',
+        '',
+        'the handler from before is restored',
+    ),
+    Mutant(
+        'a loop that has run keeps the wakeup descriptor',
+        'loop/signals.py',
+        '            self._release_unneeded(False)\n',
+        '',
+        'what was changed in the process is put back',
+    ),
+    Mutant(
+        'a cancelled call in a thread is answered',
+        'loop/threads.py',
+        'self.fn = self.on_done = None',
+        'self.fn = None',
+        '1: what was cancelled is never heard of',
+        181,
+    ),
+    Mutant(
+        'a call in a thread ends after its callback',
+        'loop/threads.py',
+        '        on_done = self.on_done\n        self.close()\n',
+        '        on_done = self.on_done\n',
+        '8: an exception leaves no half a state',
+        148,
+        'select',
+    ),
+    Mutant(
+        'threads that have ended are counted',
+        'loop/threads.py',
+        '        self._running -= 1\n        self._start_threads()',
+        '        self._start_threads()',
+        'calls in threads are made',
+        8,
+    ),
+    Mutant(
+        'there is a thread for each call',
+        'loop/threads.py',
+        'if self._queue and self._running < THREADS:',
+        'if self._queue:',
+        '6: threads are bounded',
+    ),
+    # -- streams: writing
+    Mutant(
+        'on_written is told inside write',
+        'net/sending.py',
+        '                loop.completions.append((self, on_written, args))\n        except',
+        '                on_written(self, *args)\n        except',
+        '2: no callback inside a call',
+    ),
+    Mutant(
+        'a write overtakes what waits',
+        'net/sending.py',
+        'if self.writer is not None or type(data) is not bytes or not data:',
+        'if not self.state.takes_writes or type(data) is not bytes or not data:',
+        '3: in order',
+    ),
+    Mutant(
+        'pausing is forgotten when bytes have to wait',
+        'net/sending.py',
+        'self.loop.watchers.set_events(self, self.events | WRITE)',
+        'self.loop.watchers.set_events(self, 1 | WRITE)',
+        '3: no on_data while reading is paused',
+    ),
+    Mutant(
+        'pausing before connected is forgotten when there is something to send',
+        'net/stream.py',
+        'events = (READ if reading else 0) | (0 if self.writer is None else WRITE)',
+        'events = READ if self.writer is None and reading else READ | WRITE',
+        '3: no on_data while reading is paused',
+        38,
+    ),
+    Mutant(
+        'what was written before connected waits for the next write',
+        'net/stream.py',
+        '| (0 if self.writer is None else WRITE)',
+        '| 0',
+        '1: what was written is sent',
+    ),
+    Mutant(
+        'on_drain is lost when it falls to the mark itself',
+        'net/sending.py',
+        'if writer.full and writer.buffered <= self.options.low_water:',
+        'if writer.full and writer.buffered < self.options.low_water:',
+        'after False comes on_drain',
+    ),
+    Mutant(
+        'room is looked for though nothing waits',
+        'net/sending.py',
+        '        if self.writer is None:\n            self.loop.watchers.set_events(self, self.events & ~WRITE)',
+        '        if self.writer is SHUT:\n            self.loop.watchers.set_events(self, self.events & ~WRITE)',
+        '7: no spin',
+    ),
+    Mutant(
+        'a write after a failure raises',
+        'net/sending.py',
+        '        return self.writer is SHUT or not self.state.takes_writes',
+        '        if self.state.closed and self.ending.exc is not None:\n'
+        '            raise self.ending.exc\n'
+        '        return self.writer is SHUT or not self.state.takes_writes',
+        '8: a dead receiver never hurts the sender',
+    ),
+    Mutant(
+        'any number of bytes may wait',
+        'net/sending.py',
+        'if weight < self.options.max_buffered:',
+        'if self.options.max_buffered:',
+        '6: memory is bounded',
+        24,
+    ),
+    Mutant(
+        'what was received before sending failed is dropped',
+        'net/ending.py',
+        'self.loop.completions.append((self, type(self).handle_last_reads, ()))',
+        'self.loop.completions.append((self, type(self).handle_last_reads, (0,)))',
+        'what was received is delivered',
+        70,
+        'poll',
+    ),
+    Mutant(
+        'why sending failed is not told',
+        'net/ending.py',
+        'exc = ending.exc  # type',
+        'exc = None  # type',
+        '1: on_close tells why',
+    ),
+    Mutant(
+        'write says that it waits when it is below the mark',
+        'net/sending.py',
+        'self._wait(writer)\n        return not writer.full',
+        'self._wait(writer)\n        return False',
+        'False is followed by on_drain',
+    ),
+    # -- streams: ending
+    Mutant(
+        'the end of the peer is lost',
+        'net/stream.py',
+        '        if not data:\n            self.handle_end()\n            return\n',
+        '        if not data:\n            self.pause_reading()\n            return\n',
+        '1: every connection ends',
+    ),
+    Mutant(
+        'write_eof is lost when bytes wait',
+        'net/sending.py',
+        'if self.state.ends_when_sent:',
+        'if self.state.closed:',
+        'the end comes behind the last byte',
+        8,
+    ),
+    Mutant(
+        'that the peer has ended is forgotten',
+        'net/ending.py',
+        'self.state = HALF if state is OPEN else HALF_ENDING',
+        'self.state = state',
+        '1: when both sides have ended the connection ends',
+    ),
+    Mutant(
+        'the end of the peer drops what waits for it',
+        'net/ending.py',
+        'elif self.buffered:\n            self.begin_closing',
+        'elif state.closed:\n            self.begin_closing',
+        'what was written is sent',
+        120,
+    ),
+    Mutant(
+        'close drops what waits',
+        'net/ending.py',
+        '        if self.buffered:\n'
+        '            self.loop.watchers.set_events(self, WRITE)\n'
+        '        else:\n'
+        '            self.shut_down()',
+        '        self.shut_down()',
+        'close sends what waits',
+    ),
+    Mutant(
+        'on_data after close',
+        'net/ending.py',
+        '        self.on_data = None  # what still comes is read and dropped\n',
+        '',
+        '1: close stops reading',
+    ),
+    Mutant(
+        'abort in on_close ends it again',
+        'net/ending.py',
+        '        elif self.sock is None and self.origin is None:\n            return\n',
+        '        elif self.sock is None and self.origin is None:\n'
+        '            if self.on_close is not None:\n'
+        '                loop.completions.append((self, self.on_close, (exc,)))\n'
+        '            return\n',
+        '1: once',
+    ),
+    Mutant(
+        'the timer of linger outlives its connection',
+        'net/ending.py',
+        '            if ending is not None and ending.linger is not None:\n                ending.linger.cancel()\n',
+        '',
+        '9: the timers of a closed connection are dropped',
+    ),
+    Mutant(
+        'the listener is not told of an end',
+        'net/ending.py',
+        '                origin.handle_closed(self)\n',
+        '',
+        'open_connections counts what is open',
+    ),
+    Mutant(
+        'a closed connection keeps its data',
+        'net/ending.py',
+        'self.on_drain = self.on_close = self.data = None\n\n    def handle_last_reads',
+        'self.on_drain = self.on_close = None\n\n    def handle_last_reads',
+        '9: nothing of the user is kept',
+    ),
+    # -- the writer
+    Mutant(
+        'what was sent of a buffer is sent again',
+        'net/writer.py',
+        '        self._skip = sent\n',
+        '        self._skip = 0\n',
+        '3: each byte once',
+    ),
+    Mutant(
+        'what was sent of a buffer before is forgotten',
+        'net/writer.py',
+        '        sent += self._skip\n',
+        '',
+        '3: each byte once',
+    ),
+    Mutant(
+        'a mark counts from what waits',
+        'net/writer.py',
+        'self.marks.append((queued, on_written, args))',
+        'self.marks.append((queued - self._sent, on_written, args))',
+        '3: on_written when all is accepted',
+        29,
+    ),
+    Mutant(
+        'a mark is reached by what comes behind it',
+        'net/writer.py',
+        'while marks and marks[0][0] <= self._sent:',
+        'while marks and marks[0][0] < self._sent:',
+        '3: on_written when all is accepted',
+    ),
+    Mutant(
+        'what waits is not copied',
+        'net/writer.py',
+        'return bytes(piece)  # type: ignore[arg-type]',
+        'return piece  # type: ignore[return-value]',
+        'a buffer is the user’s again after write',
+    ),
+    # -- listeners
+    Mutant(
+        'accepting goes on without descriptors',
+        'net/listener.py',
+        '                    self._batch = 1\n                    self._back_off(exc)\n',
+        '                    self._batch = 1\n',
+        '7: no spin at the descriptor limit',
+        8,
+    ),
+    Mutant(
+        'a listener that has paused for want of descriptors never goes on',
+        'net/listener.py',
+        '    def _end_back_off(self) -> None:\n        if self._retry is not None:\n'
+        '            self._retry.cancel()\n            self._retry = None\n',
+        '    def _end_back_off(self) -> None:\n        if self._retry is not None:\n            self._retry.cancel()\n',
+        'accepting goes on when there are descriptors',
+        8,
+    ),
+    Mutant(
+        'a closed listener keeps its timer',
+        'net/listener.py',
+        '        if self._retry is not None:\n            self._retry.cancel()\n            self._retry = None\n'
+        '        self.loop',
+        '        self.loop',
+        '9: no timer outlives what it is for',
+        34,
+        'select',
+    ),
+    Mutant(
+        'the batch goes on beyond max_connections',
+        'net/listener.py',
+        '            if not self.events:\n                return\n        if self._batch',
+        '        if self._batch',
+        '6: no more connections than max_connections',
+        23,
+    ),
+    Mutant(
+        'a full listener does not see that there is room again',
+        'net/listener.py',
+        'if not self.events:  # first',
+        'if not self.events and self._retry is not None:  # first',
+        '1: who waits in the backlog is accepted',
+        29,
+    ),
+    Mutant(
+        'a paused listener accepts',
+        'net/listener.py',
+        'wanted = not self._paused and self._retry is None and not full',
+        'wanted = self._retry is None and not full',
+        'nobody is accepted while paused',
+    ),
+    Mutant(
+        'a client that has gone again keeps the others waiting',
+        'net/listener.py',
+        '                continue  # this client',
+        '                self.loop.watchers.set_events(self, 0)\n                return  # this client',
+        '8: what a client does hurts nobody else',
+        16,
+    ),
+    # -- connectors
+    Mutant(
+        'the losers of a race stay open',
+        'net/connector.py',
+        '        for attempt in self._attempts:\n            attempt.close()\n        self._attempts.clear()',
+        '        self._attempts.clear()',
+        '9: no descriptor leaks',
+    ),
+    Mutant(
+        'the time limit of connecting goes on',
+        'net/connector.py',
+        'for timer in (self._timer, self._next):',
+        'for timer in (self._next,):',
+        '9: no timer outlives what it is for',
+    ),
+    Mutant(
+        'on_connect after close',
+        'net/connector.py',
+        '    if stream.state is CONNECTING:\n',
+        '    if stream is not None:\n',
+        '1: nothing after the end',
+    ),
+    Mutant(
+        'a Unix socket whose backlog is full is not tried again',
+        'net/connector.py',
+        '                self._addresses.appendleft(address)\n',
+        '',
+        '1: a connect ends, in the time that it was given',
+        69,
+    ),
+    Mutant(
+        'connecting goes on after close',
+        'net/connector.py',
+        '        self._end()  # first',
+        '        # first',
+        '9: no descriptor leaks',
+    ),
+    Mutant(
+        'the error of a connect is not asked for',
+        'net/connector.py',
+        'error = sock.getsockopt(SOL_SOCKET, SO_ERROR)',
+        'error = 0',
+        '7: no spin',
+        476,
+        'select',
+    ),
+    # -- datagrams
+    Mutant(
+        'any number of datagrams may wait',
+        'net/datagram_sending.py',
+        'full = self._buffered + self._queued * DATAGRAM_COST >= self._max_queued',
+        'full = False',
+        '6: memory is bounded',
+        158,
+        'epoll',
+    ),
+    Mutant(
+        'datagrams that were sent are counted as waiting',
+        'net/datagram_sending.py',
+        '            self._queued -= 1\n            self._buffered -= len(data)\n',
+        '            self._queued -= 1\n',
+        '6: a queue that is empty takes what is sent',
+        165,
+    ),
+    Mutant(
+        'any number of datagrams is read in a turn',
+        'net/datagram.py',
+        'for count in range(DATAGRAMS_PER_TURN):',
+        'for count in iter(int, 1):',
+        '5: datagrams in a turn are bounded',
+        276,
+        'epoll',
+    ),
+    Mutant(
+        'a socket that its callback has closed is read on',
+        'net/datagram.py',
+        '            if not self.events & READ:\n                return  # the last callback',
+        '            if not self.loop:\n                return  # the last callback',
+        '1: nothing after close',
+    ),
+    Mutant(
+        'on_send_error is told of nothing',
+        'net/datagram_sending.py',
+        'if self._error is None:  # else one',
+        'if what:  # else one',
+        'at most one error in a turn',
+        177,
+    ),
+    # -- options and limits
+    Mutant(
+        'writing nothing asks to hold back',
+        'net/options.py',
+        'self.high_water: int = max(1, high_water)',
+        'self.high_water: int = high_water',
+        'after False comes on_drain',
+        67,
+    ),
+    Mutant(
+        'changed options are those from before',
+        'net/options.py',
+        '{**now, **changes}',
+        '{**changes, **now}',
+        'write says False from the high-water mark on',
+    ),
+    Mutant(
+        'who writes is idle',
+        'net/timeouts.py',
+        'max(received_at, sent_at)',
+        'received_at',
+        'a time limit is never early',
+        193,
+    ),
+    Mutant(
+        'reading is paused, and the peer is too late',
+        'net/timeouts.py',
+        '(options.read_timeout, reads, ',
+        '(options.read_timeout, True, ',
+        'a limit that does not apply is not over',
+    ),
+    Mutant(
+        'nothing waits, and the peer does not take it',
+        'net/timeouts.py',
+        '(options.write_timeout, waits, ',
+        '(options.write_timeout, True, ',
+        'a limit that does not apply is not over',
+        26,
+        'epoll',
+    ),
+    Mutant(
+        'as many are accepted as there are',
+        'net/listener.py',
+        'for count in range(self._batch):',
+        'for count in range(1 << 20):',
+        'law 5',
+        242,
+    ),
+    Mutant(
+        'closing does not look for what is unread',
+        'net/ending.py',
+        'if state is OPEN and self.writer is None and self.ending is None and self.events & READ:',
+        'if state is OPEN and not self.buffered:',
+        'what was written before close() arrives',
+        464,
+    ),
+    # -- doors
+    Mutant(
+        'what comes behind a PROXY header is taken with it',
+        'admission/proxied.py',
+        'taken = self._receive(min(missing, len(seen)))',
+        'taken = self._receive(len(seen))',
+        'not a byte is lost',
+        122,
+    ),
+    Mutant(
+        'the time limit of a PROXY header outlives it',
+        'admission/proxied.py',
+        '            buffer.timer.cancel()',
+        '            pass',
+        '9: what is over leaves nothing behind',
+        9,
+        'poll',
+    ),
+    Mutant(
+        'one is let in for whom there is no room',
+        'admission/limits.py',
+        'len(self._clients) >= self.connections',
+        'len(self._clients) > self.connections',
+        'as many as there is room for',
+        14,
+    ),
+    Mutant(
+        'a client may drip as long as he likes',
+        'admission/pace.py',
+        'if answered or not stream.events & READ:',
+        'if answered or stream.events & READ:',
+        'who is too slow is ended',
+        98,
+    ),
+    Mutant(
+        'limits are not told of an end',
+        'admission/listener.py',
+        '            self.limits.handle_closed(stream)\n',
+        '            pass\n',
+        '9: what is over leaves nothing behind',
+        12,
+    ),
+    # -- drain
+    Mutant(
+        'a lame duck sends away who is idle',
+        'net/drain.py',
+        '(lame_duck, self._look)',
+        '(0, self._look)',
+        'nobody is closed during the lame duck',
+        383,
+    ),
+    Mutant(
+        'who waits in the queue is refused',
+        'net/drain.py',
+        'if handle.accept_queue_empty():',
+        'if handle.sock:',
+        'nothing that was accepted is lost',
+        431,
+    ),
+    Mutant(
+        'who is busy is closed',
+        'net/drain.py',
+        'if handle in busy and not handle.closed:',
+        'if handle is None:',
+        'nothing that was accepted is lost',
+        63,
+        'poll',
+    ),
+    Mutant(
+        'who was just let in is closed',
+        'net/drain.py',
+        'return now - since >= min(patience, (self._deadline - since) / 2)',
+        'return True',
+        'nothing that was accepted is lost',
+        95,
+    ),
+    Mutant(
+        'a request that nobody has read is closed',
+        'net/drain.py',
+        'elif handle.unread or handle in suspended:',
+        'elif self._loop is None:',
+        'nothing that was accepted is lost',
+        63,
+        'poll',
+    ),
+    Mutant(
+        'a drain never stops',
+        'net/drain.py',
+        '        self._loop.stop()\n',
+        '',
+        'it stops when nothing is left',
+        15,
+        'epoll',
+    ),
+    Mutant(
+        'an answer is owed to who is gone',
+        'net/ending.py',
+        '                    streams.busy.discard(self)\n',
+        '                    pass\n',
+        '9: nothing of it is kept',
+        359,
+    ),
+    # -- other platforms
+    Mutant(
+        'a connect that has begun on Windows has failed',
+        'net/connector.py',
+        'if error in self._kernel.connecting:',
+        'if error in (errno.EINPROGRESS, errno.EALREADY):',
+        '1: what the world decides is told when it is decided',
+        1,
+        'windows',
+    ),
+    Mutant(
+        'a connect that has begun on Windows is not watched',
+        'net/connector.py',
+        'if error in self.loop.kernel.connecting:',
+        'if error in (errno.EINPROGRESS, errno.EALREADY):',
+        '9: nothing leaks',
+        1,
+        'windows',
+    ),
+    Mutant(
+        'a wait that seems short by a step of the clock is taken for a blind poll',
+        'loop/loop.py',
+        'self._turn_began + self.kernel.clock_step >= timeout',
+        'self._turn_began >= timeout',
+        '7: a selector is replaced when it is broken',
+        30,
+        'windows',
+    ),
+    Mutant(
+        'an abort has the form that Linux wants',
+        'net/ending.py',
+        'SO_LINGER, self.loop.kernel.reset_on_close',
+        "SO_LINGER, b'\\1\\0\\0\\0\\0\\0\\0\\0'",
+        'abort() resets the connection',
+        1,
+        'windows',
+    ),
+    Mutant(
+        'an ICMP message ends the UDP socket that serves all',
+        'net/datagram_sending.py',
+        'if exc.errno in LOST_ERRORS:',
+        'if exc.errno in LOST_ERRORS or exc.errno == errno.ECONNRESET:',
+        'what fails is one datagram, never the socket',
+        25,
+        'windows',
+    ),
+    Mutant(
+        'the limit of select on Windows is taken for one of numbers',
+        'loop/watcher.py',
+        'not self._has_room(fd):',
+        'not (self._has_room(fd) and fd < 512):',
+        '10: the same on every selector',
+        14,
+        'windows',
+    ),
+    Mutant(
+        'an abort of what is over raises where options cannot be set any more',
+        'net/ending.py',
+        '            except OSError:\n                pass  # then it is no longer connected, and there',
+        '            except ConnectionError:\n                pass  # then it is no longer connected, and there',
+        '2: abort() raises nothing',
+        30,
+        'kqueue',
+    ),
+    Mutant(
+        'what is accepted is taken to have the options of its listener',
+        'net/listener.py',
+        'if not self._options_inherited:',
+        'if self._closed:',
+        'TCP_NODELAY is set on every connection',
+        1,
+        'kqueue',
+    ),
+    # -- in one turn: what was done to a handle by the callback of another, before its own event was dispatched
+    Mutant(
+        'pausing is ignored when a write has failed',
+        'net/stream.py',
+        '        elif self.state.reads:',
+        '        elif self.state.receives:',
+        '3: no on_data while reading is paused',
+        73,
+        'select',
+    ),
+    Mutant(
+        'after close() of a connection that had failed a write is taken',
+        'net/ending.py',
+        'what was received before is no longer wanted\n        self.refuse_writes()\n',
+        'what was received before is no longer wanted\n            return\n        self.refuse_writes()\n',
+        'a write after close() raises',
+        36,
+    ),
+    Mutant(
+        'a datagram socket that was closed by a datagram reads on',
+        'net/datagram.py',
+        '            if not self.events & READ:\n                return  # the last callback',
+        '            if self.sock is None:\n                return  # the last callback',
+        'no on_datagram while reading is paused',
+        164,
+    ),
+    Mutant(
+        'a send error is reported after close()',
+        'net/datagram_sending.py',
+        'if self.on_send_error is not None and self.state is OPEN:',
+        'if self.on_send_error is not None:',
+        '1: nothing fires after the end',
+        44,
+    ),
+    Mutant(
+        'a connection that was closed in the turn in which it was made is open',
+        'net/connector.py',
+        '    if stream.state is CONNECTING:\n        stream.origin = ESTABLISHED\n',
+        '    if stream.origin is not ESTABLISHED:\n        stream.origin = ESTABLISHED\n',
+        '1: nothing fires after the end',
+    ),
+    Mutant(
+        'an idler is called once more after its end',
+        'loop/idle.py',
+        '        if self.fn is not None:\n            self.fn(*self.args)\n',
+        '        self.fn(*self.args)\n',
+        '1: nothing fires after the end',
+        100,
+        'poll',
+    ),
+    Mutant(
+        'a notifier that was triggered and closed is called',
+        'loop/notifier.py',
+        'if fn is not None and self._triggered:',
+        'if self._triggered:',
+        '1: nothing fires after the end',
+        12,
+    ),
+    Mutant(
+        'a look-up is answered after close()',
+        'net/resolver.py',
+        'self.on_done = self._timer = self._call = None',
+        'self._timer = self._call = None',
+        '1: what was cancelled is never heard of',
+        4,
+    ),
+    Mutant(
+        'an accepted connection that was closed before on_connect is open',
+        'net/stream.py',
+        '        if self.closed:  # over TLS it may have failed since: then `on_close` alone is called\n',
+        '        if self.tls is not None and self.closed:\n',
+        '1: nothing fires after the end',
+        212,
+        'epoll',
+    ),
+    # -- what an oracle that repeats a condition of the code cannot see
+    Mutant(
+        'on_drain comes though no write has returned False',
+        'net/sending.py',
+        'if writer.full and writer.buffered <= self.options.low_water:',
+        'if writer.buffered <= self.options.low_water:',
+        '3: on_drain follows a write that returned False',
+        3,
+    ),
+    Mutant(
+        'on_close does not say what was never sent',
+        'net/ending.py',
+        'return 0 if self.writer is None else self.writer.buffered',
+        'return 0 if self.writer is None or self.state is CLOSED else self.writer.buffered',
+        '3: in on_close, buffered says how many bytes were never accepted',
+        3,
+    ),
+    Mutant(
+        'an abort ends as a close does',
+        'net/ending.py',
+        'if self.sock is not None:\n            try:\n                self.sock.setsockopt',
+        'if self.sock is not None and exc is not None:\n            try:\n                self.sock.setsockopt',
+        'an abort resets, and its peer knows that something is missing',
+        6,
+    ),
+    Mutant(
+        'an error keeps its traceback',
+        'net/ending.py',
+        'self.finish(exc.with_traceback(None))',
+        'self.finish(exc)',
+        '9: a caught OSError is kept without its traceback',
+        1,
+    ),
+    Mutant(
+        'a time limit is looked at a minute late when bytes have moved',
+        'net/stream.py',
+        '            timeouts.second = self.loop.timers.buckets.add(self, next_look)',
+        '            timeouts.second = self.loop.timers.buckets.add(self, next_look + 60)',
+        'a time limit ends its connection within a second of its time',
+    ),
+    Mutant(
+        'a listener that was refused a client pauses for a minute',
+        'net/listener.py',
+        'ACCEPT_PAUSE = 0.1',
+        'ACCEPT_PAUSE = 60.0',
+        'a listener accepts again after 100 ms',
+        24,
+    ),
+    Mutant(
+        'half of max_buffered is enough to be cut off',
+        'net/sending.py',
+        'if weight < self.options.max_buffered:',
+        'if weight * 2 < self.options.max_buffered:',
+        '6: the limit is the one that was set',
+        24,
+    ),
+    Mutant(
+        'eight timers run in a turn',
+        'loop/loop.py',
+        'self._run_timers(timers.collect(self.now))',
+        'self._run_timers(min(8, timers.collect(self.now)))',
+        'all timers that are due in a turn run in it',
+        62,
+    ),
+    Mutant(
+        'the loop sleeps too long for its timers',
+        'loop/loop.py',
+        '        timeout = 0 if self._soon else self._wait()\n',
+        '        timeout = 0 if self._soon else self._wait()\n        timeout = timeout and timeout + 0.5\n',
+        'a timer is late by no more than what is rounded up',
+    ),
+    Mutant(
+        'the stamp of a turn is not read after a poll that has timed out',
+        'loop/loop.py',
+        '        self.now = self._clock()\n        if not ready and timeout != 0:\n',
+        '        if ready or timeout == 0:\n'
+        '            self.now = self._clock()\n'
+        '        if not ready and timeout != 0:\n',
+        'now is the time at which the poll returned',
+    ),
+    Mutant(
+        'calls come before timers',
+        'loop/loop.py',
+        '        if timers.due or (timers.heap and timers.heap[0] <= self.now):\n'
+        '            self._run_timers(timers.collect(self.now))\n',
+        '        if self._soon:\n'
+        '            self._run_soon(len(self._soon))\n'
+        '        if timers.due or (timers.heap and timers.heap[0] <= self.now):\n'
+        '            self._run_timers(timers.collect(self.now))\n',
+        '3: a turn is events, timers, calls, completions',
+    ),
+    Mutant(
+        'the last call comes first',
+        'loop/loop.py',
+        'call = fn, args = soon.popleft()',
+        'call = fn, args = soon.pop()',
+        '3: calls run in the order in which they were asked for',
+        3,
+    ),
+    Mutant(
+        'a readiness is read twice',
+        'loop/loop.py',
+        '                    watcher.handle_read()\n',
+        '                    watcher.handle_read()\n'
+        '                    if mask & watcher.events & READ:\n'
+        '                        watcher.handle_read()\n',
+        '5: one recv for each readiness',
+        4,
+    ),
+    Mutant(
+        'linger lasts for hours',
+        'net/ending.py',
+        'self.loop.timers.later(self.options.linger, Connection',
+        'self.loop.timers.later(self.options.linger * 100, Connection',
+        'close() ends within linger',
+        36,
+    ),
+)
+
+# Found by the worlds of `tls_worlds.py`, or by the test that stands in place of the seed: the programs of the other
+# simulation speak no TLS.
+TLS_MUTANTS: tuple[tuple[Mutant, str], ...] = (
+    # -- TLS
+    (
+        Mutant(
+            'a write over TLS raises what OpenSSL raises',
+            'net/tls.py',
+            '        except session.ssl.SSLWantReadError:\n'
+            '            session.held = []\n'
+            '            return self.hold(pieces, on_written, args)\n'
+            '        except session.ssl.SSLError as exc:\n',
+            '        except ZeroDivisionError as exc:\n',
+            '2: no foreign exception',
+        ),
+        '',
+    ),
+    (
+        Mutant(
+            'what is wrong with a TLS stream is never reported',
+            'net/tls.py',
+            '            self._break(exc)\n        elif',
+            '            session.more = True\n        elif',
+            '1: every connection ends once',
+        ),
+        '',
+    ),
+    (
+        Mutant(
+            'OpenSSL is given all that is here',
+            'net/session.py',
+            'while begin < size and len(pieces) < RECORDS_PER_TURN and (end := record_end(data, begin)):',
+            'while begin < size and len(pieces) < RECORDS_PER_TURN and (end := record_end(data, begin) and size):',
+            '5: a few records of a connection in a turn',
+        ),
+        '',
+    ),
+    (
+        Mutant(
+            'any number of records in a turn',
+            'net/session.py',
+            'RECORDS_PER_TURN = 4 ',
+            'RECORDS_PER_TURN = 400 ',
+            '5: a few records of a connection in a turn',
+        ),
+        '',
+    ),
+    (
+        Mutant(
+            'a TLS stream without its end is a clean end',
+            'net/session.py',
+            '            exc = self._cut_short()\n        return pieces, exc',
+            '            self.ended = True\n        return pieces, exc',
+            'a stream that was cut short is an error',
+        ),
+        '',
+    ),
+    (
+        Mutant(
+            'a record that is here already waits for the next one',
+            'net/session.py',
+            'self.more = not self.ended and record_end(data, begin) > 0',
+            'self.more = False',
+            'liveness',
+        ),
+        '',
+    ),
+    (
+        Mutant(
+            'data that came with the end of the handshake is lost',
+            'net/session.py',
+            'self._incoming = buffers.incoming.read() + self._incoming',
+            'buffers.incoming.read()',
+            'every byte arrives',
+        ),
+        'testing/test_simulated_tls.py::test_a_program_bears_tls[echo-faults-10 seeds more]',
+    ),
+    (
+        Mutant(
+            'half a record is given to OpenSSL',
+            'net/session.py',
+            'return 0 if whole else size',
+            'return size',
+            '5: OpenSSL is given whole records',
+        ),
+        '',
+    ),
+    (
+        Mutant(
+            'records without data are not counted',
+            'net/session.py',
+            'self.empty += 1 + length // EMPTY_WEIGHT',
+            'pass',
+            '5: a peer that sends nothing but new keys is cut off',
+        ),
+        'net/test_tls.py::test_a_flood_of_new_keys_is_cut_off',
+    ),
+    (
+        Mutant(
+            'records without data are counted for ever',
+            'net/session.py',
+            '                pieces.append(piece)\n                self.empty = 0\n',
+            '                pieces.append(piece)\n',
+            '8: who talks as it should is not cut off',
+        ),
+        'net/test_tls.py::test_new_keys_with_data_between_them_are_no_flood',
+    ),
+    (
+        Mutant(
+            'an ordinary number of records without data is too many',
+            'net/tls.py',
+            'if most is not None and session.empty > most and',
+            'if session.empty > 1 and',
+            '8: who talks as it should is not cut off',
+        ),
+        '',
+    ),
+    (
+        Mutant(
+            'a write of a mebibyte stays in the buffer of OpenSSL',
+            'net/session.py',
+            '        write, outgoing = self._write, self.buffers.outgoing\n',
+            '        import ssl\n\n'
+            '        self.buffers.__class__.spare = getattr(self.buffers.__class__, "spare", [])\n'
+            '        self.buffers.__class__.spare.append(ssl.MemoryBIO())\n'
+            '        self.buffers.__class__.spare[-1].write(b"".join(pieces))\n'
+            '        write, outgoing = self._write, self.buffers.outgoing\n',
+            '6: what a connection needed once it does not keep',
+        ),
+        'net/test_tls.py::test_a_connection_keeps_no_memory_of_what_it_has_sent_and_received',
+    ),
+    (
+        Mutant(
+            'what one connection has left in the buffers is sent by another',
+            'net/session.py',
+            '        left = self.buffers.empty()\n        parts = []\n',
+            "        left = b'', b''\n        parts = []\n",
+            '8: nobody else is hurt',
+        ),
+        'net/test_tls.py::test_what_a_failed_call_has_left_behind_is_sent_to_nobody_else',
+    ),
+    (
+        Mutant(
+            'of what waits for a new handshake, one write is lost',
+            'net/handshake.py',
+            'del held[:index]\n                return',
+            'del held[: index + 1]\n                return',
+            '3: writes are sent in order, all of them',
+        ),
+        'net/test_tls.py::test_what_is_written_during_a_new_handshake_is_sent_behind_it_in_order',
+    ),
+    (
+        Mutant(
+            'a close during a new handshake is forgotten',
+            'net/handshake.py',
+            '            session.last = None\n            last(self)\n',
+            '            session.last = None\n',
+            'liveness',
+        ),
+        'net/test_tls.py::test_what_is_written_during_a_new_handshake_is_sent_behind_it_in_order',
+    ),
+    (
+        Mutant(
+            'what waits for a new handshake has no limit',
+            'net/handshake.py',
+            'if self.refuses(self.has_ended_writing()) or self.overflows(weight):',
+            'if self.refuses(self.has_ended_writing()):',
+            '6: every queue has a limit',
+        ),
+        'net/test_tls.py::test_too_much_during_a_new_handshake_is_cut_off',
+    ),
+    (
+        Mutant(
+            'the end of a TLS stream is taken twice',
+            'net/tls.py',
+            'if not self.state.receives or not self.events & READ:\n            return  # it is over',
+            'if self.sock is None or not (self.events & READ or self.state != OPEN or self.on_eof):\n'
+            '            return  # it is over',
+            '3: what waits is sent first',
+        ),
+        'testing/test_simulated_tls.py::test_a_program_bears_tls[half_closes-faults-10 seeds more]',
+    ),
+    (
+        Mutant(
+            'data that was here while reading was paused stays',
+            'net/tls.py',
+            '            self.decrypt_later()  # what is here already is no readiness to come\n',
+            '            pass\n',
+            'liveness',
+        ),
+        'net/test_tls.py::test_reading_can_be_paused_between_records_that_are_here_already',
+    ),
+    (
+        Mutant(
+            'a close does not end the TLS stream',
+            'net/tls.py',
+            '            self.send_close_notify()\n            if self.ending is None:',
+            '            if self.ending is None:',
+            '8: who ends as it should has a clean end',
+        ),
+        'net/test_tls.py::test_a_close_is_a_clean_end_for_the_other_side',
+    ),
+    (
+        Mutant(
+            'a step of a handshake takes all that is here',
+            'net/session.py',
+            'while count < HANDSHAKE_RECORDS and (',
+            'while (',
+            '5: a bounded step',
+        ),
+        'net/test_tls.py::test_a_handshake_in_records_of_one_byte_is_worked_off_in_steps',
+    ),
+    (
+        Mutant(
+            'records that were here when sending failed are dropped',
+            'net/tls.py',
+            'if self.tls.more and self.sock is not None and self.events & READ:',
+            'if False:',
+            'what was received is delivered',
+        ),
+        'net/test_tls.py::test_all_records_that_came_before_a_failed_write_are_delivered',
+    ),
+    (
+        Mutant(
+            'an end that waited for a failed handshake is forgotten',
+            'net/handshake.py',
+            'return self.tls.last is not None or Stream.has_ended_writing(self)',
+            'return Stream.has_ended_writing(self)',
+            '2: a write behind the end raises',
+        ),
+        'net/test_tls.py::test_a_write_behind_an_end_that_waits_for_a_failed_handshake_is_the_writers_mistake',
+    ),
+)
+
+# Bugs that a kept input of a fuzz target shows, by the target.
+FUZZ_MUTANTS = (
+    (
+        Mutant(
+            'a port of a PROXY header may be octal',
+            'net/proxy_header.py',
+            ' and str(int(word)).encode() == word else',
+            ' else',
+            'what is not exactly as the document has it is refused',
+        ),
+        'proxy_header',
+    ),
+    (
+        Mutant(
+            'a delimiter that was cut is not found',
+            'framing.py',
+            'self._searched = max(0, len(self) - len(delimiter) + 1)',
+            'self._searched = len(self)',
+            'the same messages come out however the bytes were cut',
+        ),
+        'framing',
+    ),
+    (
+        Mutant(
+            'an HTTP request may have two hosts',
+            'observe/responder.py',
+            "if key == 'host' and key in headers:",
+            'if False:',
+            'what is not understood is refused',
+        ),
+        'live_page',
+    ),
+    (
+        Mutant(
+            'a command takes True for a number',
+            'observe/commands.py',
+            'if type(value) is not int or not',
+            'if not isinstance(value, int) or not',
+            'nothing is guessed',
+        ),
+        'control_socket',
+    ),
+    (
+        Mutant(
+            'a TLS stream that is cut short ends cleanly',
+            'net/session.py',
+            'if self.over and exc is None and not (self.more or self.ended):\n            exc = self._cut_short()',
+            'if self.over and exc is None and not (self.more or self.ended):\n            self.ended = True',
+            'the end of the connection without the end of the TLS stream is an error',
+        ),
+        'tls_records',
+    ),
+    (
+        Mutant(
+            'what was sent in part is sent again',
+            'net/writer.py',
+            '        self._skip = sent\n\n    def reached',
+            '        self._skip = 0\n\n    def reached',
+            '4: the bytes that the peer wrote, each once',
+        ),
+        'simulation',
+    ),
+)

@@ -1,0 +1,88 @@
+"""A program with workers, as the tests of `reactor.serve` start it: `python tests/helpers/serve_program.py '{...}'`.
+
+A worker answers each line with its process number and the line; `wait N` is answered after N seconds, `block N` blocks
+the worker for N seconds, and `?` is answered with what it knows of itself. `fail`, a path: while it exists, a worker's
+`main` raises. `hang`, a path: while it exists, it never returns. `slots`, numbers: only the workers of these slots fail
+or hang. `deaf`: SIGTERM does nothing. `go`, a path: the directory to which it goes first. The parent answers whoever
+connects to its Unix socket `watch` with what it knows of the workers; SIGUSR1 stops its own reactor, and SIGUSR2 shuts
+it down.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import time
+import warnings
+
+from reactor import framing, serve
+
+SETTINGS = json.loads(sys.argv[1])
+SLOT = json.loads(os.environ.get('REACTOR_WORKER', '{}')).get('slot')
+
+
+def on_line(conn, line):
+    if line == b'?':
+        fds = [int(name) for name in os.listdir('/proc/self/fd')]
+        variables = [name for name in os.environ if name.startswith('REACTOR')]
+        told = {'argv': sys.argv, 'flags': [*sys.warnoptions, *sorted(sys._xoptions)], 'variables': variables}
+        sock = conn.sockname
+        told |= {'pid': os.getpid(), 'fds': len(fds), 'inheritable': sum(map(inherited, fds)), 'sock': sock}
+        conn.write(json.dumps(told).encode() + b'\n')
+    elif line.startswith(b'block '):
+        time.sleep(float(line[6:]))
+    elif line.startswith(b'wait '):
+        conn.busy = True
+        conn.loop.call_later(float(line[5:]), answer, conn, line)
+    else:
+        answer(conn, line)
+
+
+def inherited(fd):
+    try:
+        return fd > 2 and os.get_inheritable(fd)
+    except OSError:
+        return False  # the one that lists them
+
+
+def answer(conn, line):
+    if not conn.closed:
+        conn.write(b'%d %s\n' % (os.getpid(), line))
+        conn.busy = False
+
+
+def main(r, listeners):
+    if SLOT in SETTINGS.get('slots', [SLOT]) and os.path.exists(SETTINGS.get('fail', '')):
+        raise ValueError('this one is not to be')
+    while SLOT in SETTINGS.get('slots', [SLOT]) and os.path.exists(SETTINGS.get('hang', '')):
+        time.sleep(0.01)
+    if SETTINGS.get('deaf'):
+        r.add_signal_handler(signal.SIGTERM, int)
+    for sock in listeners:
+        r.listen_tcp(None, 0, framing.lines(on_line), sock=sock)
+
+
+def on_start(r, workers):
+
+    def on_connect(conn):
+        told = {
+            'pids': workers.pids(),
+            'stats': workers.stats(),
+            'cpu': time.process_time(),
+            'pid': os.getpid(),
+        }
+        conn.write(json.dumps(told).encode())
+        conn.close()
+
+    r.listen_unix(SETTINGS['watch'], on_connect=on_connect)
+    r.add_signal_handler(signal.SIGUSR1, r.stop)
+    r.add_signal_handler(signal.SIGUSR2, r.drain, 0.1)
+    print(json.dumps(workers.addresses), flush=True)
+
+
+if __name__ == '__main__':
+    warnings.simplefilter('error')
+    os.chdir(SETTINGS.get('go', '.'))
+    sys.exit(serve.run(main, on_start=on_start, **SETTINGS['run']))

@@ -1,0 +1,119 @@
+"""Cost as something to observe: how much work a call does, the same on every run and on every machine.
+
+Owns the count. Knows nothing of what is counted. The unit is one bytecode that CPython executes, in any frame: those of
+the reactor, of the standard library, and of the callbacks of a test, which are to be cheap. From Python 3.12 on
+`sys.monitoring` reports them, before that the tracer of opcodes. Two versions of Python differ by a few percent.
+
+Some functions written in C do as much as a loop would, and are one bytecode. Those in FUNCTIONS and METHODS look at
+each element of what they are given, which counts as a bytecode more for each, and copying bytes as one for each BYTES.
+That is more than it takes, so that what grows too fast shows while there are few. What no count here sees, some of
+which `tests/laws/test_work_in_c.py` counts as user instructions:
+
+    slices and concatenations of bytes; the search of `find`; `del` and `pop` near the head of a list
+    before Python 3.12 types and functions that are called with an argument: `min(d)`, `sorted(d)`, `list(d)`
+    what the kernel does for a system call, and OpenSSL
+"""
+
+from __future__ import annotations
+
+import sys
+from collections import OrderedDict, deque
+from itertools import pairwise
+from typing import Any
+
+BYTES = 64  # whose copy counts as a bytecode
+CONTAINERS = (list, tuple, set, frozenset, dict, deque, OrderedDict, bytes, bytearray)
+FUNCTIONS = (min, max, sum, sorted, any, all, list, tuple, set, frozenset, dict, deque, bytes, bytearray)
+METHODS = {'remove', 'index', 'count', 'copy', 'sort', 'reverse'}  # of a list or a deque
+TOOL = 3  # of `sys.monitoring`, one that is nobody's
+
+
+def elements(function: Any, first: Any) -> int:
+    """What a call of `function` counts as besides, by the elements that it goes over; `first` is its first argument."""
+    if isinstance(first, (list, deque)):
+        walked = function in FUNCTIONS or getattr(function, '__name__', '') in METHODS
+        return len(first) if walked else 0
+    if function in FUNCTIONS and isinstance(first, CONTAINERS):
+        return len(first) // (BYTES if isinstance(first, (bytes, bytearray)) else 1)
+    return 0
+
+
+class Meter:
+    """Counts while it is entered: `with Meter() as meter: ...`, then `meter.work`. In this thread alone before 3.12."""
+
+    def __init__(self) -> None:
+        self.work = 0
+
+    if sys.version_info >= (3, 12):
+
+        def __enter__(self) -> Meter:
+            monitoring = sys.monitoring
+            events = monitoring.events
+            monitoring.use_tool_id(TOOL, 'work')
+
+            def on_instruction(code: Any, offset: int) -> None:
+                self.work += 1
+
+            def on_call(code: Any, offset: int, function: Any, first: Any) -> None:
+                try:
+                    self.work += elements(function, first)
+                except TypeError:
+                    pass  # it cannot be hashed or compared, so it is no function of the list
+
+            monitoring.register_callback(TOOL, events.INSTRUCTION, on_instruction)
+            monitoring.register_callback(TOOL, events.CALL, on_call)
+            monitoring.set_events(TOOL, events.INSTRUCTION | events.CALL)
+            return self
+
+        def __exit__(self, *exc: object) -> None:
+            sys.monitoring.set_events(TOOL, 0)
+            sys.monitoring.free_tool_id(TOOL)
+
+    else:
+
+        def __enter__(self) -> Meter:
+            def on_opcode(frame: Any, event: str, argument: Any) -> Any:
+                if event == 'opcode':
+                    self.work += 1
+                return on_opcode
+
+            def on_call(frame: Any, event: str, argument: Any) -> Any:
+                frame.f_trace_opcodes, frame.f_trace_lines = True, False
+                return on_opcode
+
+            def on_c_call(frame: Any, event: str, function: Any) -> None:
+                if event == 'c_call':
+                    self.work += elements(function, function.__self__)
+
+            self._before = sys.gettrace(), sys.getprofile()
+            sys.setprofile(on_c_call)
+            sys.settrace(on_call)
+            return self
+
+        def __exit__(self, *exc: object) -> None:
+            trace, profile = self._before
+            sys.settrace(trace)
+            sys.setprofile(profile)
+
+
+def work_of(fn: Any, *args: Any) -> int:
+    """How much work `fn(*args)` does."""
+    with Meter() as meter:
+        fn(*args)
+    return meter.work
+
+
+def most_work(r: Any, until: Any, most_turns: int = 10_000) -> int:
+    """Run turns of a reactor until `until()` holds, without waiting; the work of the one that does most."""
+    most = 0
+    for _ in range(most_turns):
+        most = max(most, work_of(r.run_once, 0))
+        if until():
+            return most
+    raise AssertionError(f'not done within {most_turns} turns')
+
+
+def growth(work: Any, size: int) -> list[float]:
+    """By which factors the work of `work(n)` grows from `size` to twice and to four times as many."""
+    counts = [work(size << step) for step in range(3)]
+    return [after / before for before, after in pairwise(counts)]

@@ -1,0 +1,34 @@
+"""Run cases of `growth_cases.py` under callgrind, with a mark before and after each: `work_in_c.py SIZE CASE...`.
+
+Each case is run with SIZE things, twice and four times as many. At a mark callgrind writes down what it has counted:
+see `perf/counting/callgrind.py`. So every second count is of a case.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import sys
+
+from tests.helpers.growth_cases import CASES
+
+
+class Mark:
+    """In place of a `Meter`."""
+
+    def __enter__(self) -> None:
+        gc.freeze()
+        os.getppid()
+
+    def __exit__(self, *exc: object) -> None:
+        os.getppid()
+
+
+def main() -> None:
+    gc.disable()  # a collection looks at all objects that there are
+    for name in sys.argv[2:]:
+        for step in range(3):
+            CASES[name][0](int(sys.argv[1]) << step, Mark())
+
+
+main()

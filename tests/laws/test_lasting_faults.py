@@ -1,0 +1,328 @@
+"""Faults that last: from the n-th call on, every call of that kind fails, and nothing may spin, leak or be forgotten.
+
+A fault that happens once lets "try the next one" and "spurious, return" look right. Here it stays: for each program of
+the n-th call (`test_nth_call`), each kind of call and each of its errors, the first such call and the one in the middle
+begin a fault that lasts, for all descriptors of that kind or for the one descriptor. What a selector reports wrongly
+for good is such a fault, too: an unread error queue, and a readiness that nothing can use.
+
+The program need not reach its goals. The oracle is about the loop alone:
+
+    no spin           few turns without progress: a fixed number, and MOST_A_SECOND for each simulated second
+    each ends once    every connection has ended once, when `close` of the reactor returns; it always works
+    no surprise       `run` and calls of the API raise nothing that their docstrings do not name
+    bounded           timers, handles and completions do not grow, nor do log lines
+    nothing left      no descriptor, handler or timer is left after `close`
+
+A sample runs always. `pytest --lasting-whole tests/laws/test_lasting_faults.py -k whole` runs all, in two processes.
+"""
+
+from __future__ import annotations
+
+import errno
+import faulthandler
+import logging
+import multiprocessing
+import random
+import time
+from concurrent.futures import ProcessPoolExecutor
+from functools import cache
+from typing import Any
+
+import pytest
+
+from reactor import READ
+from reactor.testing.oracles import Violation
+from reactor.testing.poller import Stuck
+from reactor.testing.simulation import Simulation
+from tests.helpers.certificates import certificates  # noqa: F401
+from tests.helpers.nth_scenarios import HOST, close_all
+from tests.laws import test_nth_call as nth
+from tests.laws.test_nth_call import KINDS, PLAYS, SECURED, beginning, calls, quiet, secured, seeds  # noqa: F401
+
+pytestmark = pytest.mark.slow
+
+SECONDS = 60  # simulated, from the beginning of the fault
+MOST_AT_ONCE = 100  # turns without progress, in all of a run, whatever time passes
+MOST_EACH = 60  # and for each connection and handle: those of the row that it takes to find out
+MOST_A_SECOND = 40  # and for each simulated second; 250 of them a second would be 1 % of a core
+MOST_LINES = 20  # of the log
+MOST_TIMERS = 100
+SAMPLE, PARTS = 600, 4  # runs, and how many tests they are
+LASTING = 'kind', 'descriptor'
+# What a selector reports for good, and nothing can be done: not a call that fails, but a state of what the call is for.
+STATES = 'unread error', 'stuck readable', 'stuck writable'
+
+# No kernel refuses for good that the handler of a signal is put back.
+LEFT_OUT = {'signal'}
+
+Case = tuple[str, int, str, int, str, str, Any]  # program, seed, selector, n, the call's name, how it lasts, error
+
+
+def begin(seed: int, kind: str, n: int, error: int, lasting: str) -> Simulation:
+    """A simulation in which only this fault happens."""
+    simulation = Simulation(seed, selector=kind, faults=False, fail=(n, error), lasting=lasting)
+    simulation.world.contexts = nth.contexts  # type: ignore[attr-defined]
+    simulation.world.at_end = int  # type: ignore[attr-defined]
+    return simulation
+
+
+@cache
+def cases() -> list[Case]:
+    """All of them."""
+    found: list[Case] = []
+    first = len(beginning()) + 1
+    for play in PLAYS:
+        if play in SECURED and nth.contexts is None:
+            continue
+        for seed in seeds(play)[:1]:
+            for kind in KINDS:
+                places: dict[tuple[str, tuple[int, ...]], list[int]] = {}
+                for n, (name, errors) in enumerate(calls(play, seed, kind), 1):
+                    if n >= first and name not in LEFT_OUT:
+                        places.setdefault((name, errors), []).append(n)
+                for (name, errors), numbers in places.items():
+                    chosen = sorted({numbers[0], numbers[len(numbers) // 2]})
+                    # EBADF is a descriptor that other code closes, which happens to it once.
+                    for error in (*(error for error in errors if error != errno.EBADF), *states(name)):
+                        found += [(play, seed, kind, n, name, how, error) for n in chosen for how in LASTING]
+    return found
+
+
+def states(name: str) -> tuple[str, ...]:
+    """The states that can last for what a call is for."""
+    waited_for = {'accept', 'recv', 'send', 'sendmsg', 'recvfrom', 'sendto', 'connect', 'getsockopt'}
+    return STATES if name in waited_for else ()
+
+
+@cache
+def sample() -> list[Case]:
+    """Some of them, always the same, on one selector each."""
+    rng, everything = random.Random(1), cases()
+    rng.shuffle(everything)
+    chosen = {(case[0], case[4], case[5], case[6]): case for case in everything}
+    return sorted(chosen.values(), key=str)[:: max(1, len(chosen) // SAMPLE)]
+
+
+class Watch(logging.Handler):
+    """What the loop did since the fault began: turns without progress, lines of the log, the most timers."""
+
+    def __init__(self, simulation: Simulation) -> None:
+        super().__init__()
+        self.kernel, self.ledger, self.reactor = simulation.kernel, simulation.reactor.ledger, simulation.reactor
+        self.lines: list[str] = []
+        self.wasted = self.in_a_row = self.timers = self.handles = 0
+        self.began = 0
+        self._before: Any = None
+        self._check_turn = self.ledger.check_turn
+        self.kernel.on_turn = self.on_turn
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.lines.append(record.getMessage())
+
+    def on_turn(self, timeout: float | None) -> None:
+        """Called before each poll."""
+        self._check_turn(timeout)
+        if not self.kernel.failed:
+            return
+        self.began = self.began or self.kernel.time
+        fired = self.reactor.counters.timers_fired  # those of programs are progress, and ours are few
+        now = self.kernel.progress, self.ledger.callbacks, self.kernel.threads, fired
+        # One after progress is nothing: a datagram arrives, its answer cannot be sent, and the next turn finds out.
+        self.in_a_row = self.in_a_row + 1 if now == self._before else 0
+        self.wasted += self.in_a_row > 1
+        self._before = now
+        self.handles = max(self.handles, len(self.reactor.watchers))
+        self.timers = max(self.timers, len(self.reactor.timers) + len(self.reactor.completions))
+        if self.wasted > self.most():
+            raise Violation(f'law 7: {self.wasted} turns without progress in {self.seconds():g} s')
+
+    def seconds(self) -> float:
+        """How long the fault has lasted."""
+        return (self.kernel.time - self.began) / 1e9 if self.began else 0.0
+
+    def most(self) -> float:
+        """How many turns without progress may have been by now."""
+        return MOST_AT_ONCE + MOST_EACH * (self.handles + len(self.ledger.records)) + MOST_A_SECOND * self.seconds()
+
+
+def attempt(case: Case) -> str | None:
+    """Run a case; None when all holds, else in one line the case, to be given to this again, and what is wrong."""
+    play, seed, kind, n, name, lasting, error = case
+    simulation = begin(seed, kind, n, 0 if error in STATES else error, lasting)
+    kernel, ledger = simulation.kernel, simulation.reactor.ledger
+    if error in STATES:
+        make_state_last(kernel, error)
+    fail = simulation.world.fail
+    # What a program misses of its goals is no wonder; that something happened twice is.
+    simulation.world.fail = lambda text: fail(text) if 'twice' in text else None  # type: ignore[method-assign]
+    watch = Watch(simulation)
+    logger = logging.getLogger('reactor')
+    logger.addHandler(watch)
+    wrong: list[str] = []
+    try:
+        run(simulation, watch, PLAYS[play], wrong)
+        close(simulation, wrong)
+    except Violation as exc:
+        wrong.append(str(exc))
+    finally:
+        logger.removeHandler(watch)
+    if play in SECURED and kernel.failed != name:
+        return None  # keys are random, and so is the length of some of what is sent: another call has its place
+    wrong += judge(watch, ledger)
+    if not kernel.failed:
+        wrong.append('the call was not made')
+    if not wrong:
+        return None
+    what = errno.errorcode.get(error, str(error))
+    why = ' '.join('; '.join(wrong).split())
+    return f'{play} seed={seed} {kind} n={n}: {name} fails for good with {what} {case!r}: {why}'
+
+
+def run(simulation: Simulation, watch: Watch, play: Any, wrong: list[str]) -> None:
+    """Run the program until it ends, can go on no more, or the fault has lasted for long enough."""
+    r, kernel = simulation.reactor, simulation.kernel
+
+    over: list[bool] = []
+
+    def stop() -> None:
+        if kernel.failed and watch.seconds() >= SECONDS:
+            over.append(True)
+            r.stop()
+        else:
+            kernel.at(kernel.time + 10**9, stop)
+
+    kernel.at(kernel.time + int(simulation._calm * 1e9), kernel.calm)  # as in the run in which the calls were counted
+    kernel.at(kernel.time + 10**9, stop)
+
+    def main(r: Any) -> None:
+        play(simulation.world)
+        simulation.reactor.ledger.begun = True
+
+    todo: Any = main
+    try:
+        while not r.run(todo) and not over:
+            todo = None
+            simulation.world.stops += 1  # the program has called `stop`, and wants to be run again
+    except Stuck:
+        pass  # nothing can happen any more
+    except OSError as exc:  # of the selector itself, or of a program that could not begin
+        if simulation.reactor.ledger.begun and kernel.failed not in ('select', 'selector'):
+            wrong.append(f'run() raised {exc!r}')
+    except Exception as exc:
+        if simulation.reactor.ledger.begun:
+            wrong.append(f'run() raised {exc!r}')
+    if simulation.reactor.guard.thread is not None:
+        simulation.reactor.guard.thread = None  # Stuck has left the selector
+
+
+def close(simulation: Simulation, wrong: list[str]) -> None:
+    """Close the reactor, which works whatever lasts."""
+    try:
+        simulation.reactor.close()
+    except OSError as exc:
+        wrong.append(f'close() raised {exc!r}')
+    simulation.reactor.ledger.check_closed()
+
+
+def judge(watch: Watch, ledger: Any) -> list[str]:
+    """What is wrong with how the loop went on."""
+    wrong = []
+    if len(watch.lines) > MOST_LINES:
+        wrong.append(f'{len(watch.lines)} lines were logged, the last: {watch.lines[-1]}')
+    if watch.timers > MOST_TIMERS:
+        wrong.append(f'law 6: {watch.timers} timers and completions')
+    wrong += [text for text in ledger.violations if text not in wrong]
+    return wrong
+
+
+def make_state_last(kernel: Any, state: str) -> None:
+    """Instead of having calls fail, have what they are for be reported for good."""
+
+    def make(name: str, fd: int, error: int) -> int:
+        kernel.failed = name
+        file = kernel.files.get(fd)
+        if file is not None:
+            if state == 'unread error':
+                file.unread_error = True
+            else:
+                file.stuck = 1 if state == 'stuck readable' else 2
+        return 0
+
+    kernel._make_fail = make
+
+
+@pytest.mark.parametrize('part', range(PARTS))
+def test_no_law_is_broken_when_a_fault_lasts(part):
+    failures = [line for line in map(attempt, sample()[part::PARTS]) if line is not None]
+    assert not failures, '\n'.join(failures)
+
+
+@pytest.mark.parametrize('kind', KINDS)
+@pytest.mark.parametrize('what', ['watch', 'stream', 'listener', 'datagrams'])
+def test_a_number_closed_while_a_copy_lives_and_given_to_a_new_handle(kind, what):
+    """epoll reports what was closed, and so the new handle. It costs some turns, and nothing else."""
+    simulation = Simulation(0, selector=kind, faults=False)
+    kernel, r, calls = simulation.kernel, simulation.reactor, []
+
+    def main(r):
+        ours, theirs = kernel.socketpair()
+        lost = r.watch_fd(ours, READ, calls.append)
+        number, copy = ours.fileno(), kernel.duplicate(ours.fileno())
+        kernel.close_fd(ours.detach())
+        theirs.send(b'x')
+        new, peer = kernel.socketpair()
+        r.ledger.foreign.update(range(20))
+        if what == 'watch':
+            handle = r.watch_fd(new, READ, lambda *args: calls.append(new.recv(9)))
+        elif what == 'stream':
+            handle = r.adopt(new, lambda conn, data: calls.append(data))
+        else:
+            close_all(new)
+            if what == 'listener':
+                handle = r.listen_tcp(HOST, 1, on_connect=lambda conn: calls.append(conn.abort()))
+            else:
+                handle = r.bind_udp(HOST, 1, lambda sock, data, address: calls.append(data))
+        assert handle.fileno() == number
+
+        def use() -> None:
+            assert calls == []
+            if what == 'listener':
+                r.connect_tcp(HOST, 1)
+            elif what == 'datagrams':
+                sender = r.connect_udp(HOST, 1)
+                sender.send(b'x')
+                r.call_later(1, sender.close)
+            else:
+                peer.send(b'x')
+
+        def end() -> None:
+            assert len(calls) == 1
+            for each in handle, lost:
+                each.abort()
+            close_all(new, peer, theirs)
+            kernel.close_fd(copy)
+            r.ledger.foreign.clear()
+
+        r.call_later(5, use)
+        r.call_later(10, end)
+
+    simulation.run(main)
+    assert r.stats().loop_count < 200
+    assert r.stats().callback_errors == 0
+
+
+def test_the_whole(request, capsys):
+    if not request.config.getoption('--lasting-whole'):
+        pytest.skip('all faults that last take many minutes: pytest --lasting-whole')
+    faulthandler.cancel_dump_traceback_later()  # this is no test that hangs
+    everything, failures, began = cases(), [], time.monotonic()
+    context = multiprocessing.get_context('fork')
+    with ProcessPoolExecutor(2, mp_context=context) as pool, capsys.disabled():
+        for count, line in enumerate(pool.map(attempt, everything, chunksize=100), 1):
+            if line is not None:
+                failures.append(line)
+                print(f'\n{line}')
+            if count % 500 == 0 or count == len(everything):
+                print(f'\r{count} of {len(everything)} runs, {len(failures)} failed', end=' ', flush=True)
+        print(f'in {time.monotonic() - began:.0f} s')
+    assert not failures, '\n'.join([f'{len(failures)} of {len(everything)} runs:', *failures])

@@ -1,0 +1,271 @@
+"""Sweeps: the laws hold when any one allocation fails, several in a row, and when the stack runs out at any depth.
+
+Small programs on real sockets, see `sweep_programs`, on three selectors. CI runs a sample of the allocations and all
+depths; `pytest --sweep-whole tests/laws/test_sweeps.py` runs all of it, in about twenty minutes.
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+import os
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from reactor.kernel import Kernel, LeanSocket
+from tests.helpers import exhaustion
+from tests.helpers.certificates import certificates  # noqa: F401  # a fixture
+from tests.helpers.exhaustion import Deep, Fault, NoFault, World, allocations, leaked, need_faults
+from tests.helpers.mutants import Mutant, copy_package
+from tests.helpers.support import SELECTORS
+from tests.helpers.sweep_programs import PROGRAMS, SECURED
+
+pytestmark = pytest.mark.slow
+
+DEPTHS = range(1, 61)  # frames that are left
+IN_A_ROW = (1, 5, 20)  # allocations; CPython 3.11 itself gives up after 32
+STEP = 7  # of the allocations of each program, one in so many is made to fail in CI
+BY_NAME = {program.__name__: program for program in PROGRAMS}
+
+
+@pytest.fixture(autouse=True)
+def machine(request, monkeypatch):
+    """What the runs need: contexts for TLS, no log, and the kernel of the tests taken for the reactor's own."""
+    monkeypatch.setattr('reactor.loop.failures.OWN_MODULES', {'selectors', 'socket', 'ssl', 'tests.helpers.support'})
+    monkeypatch.setattr(LeanSocket, '_accept', exhaustion.accept)
+    monkeypatch.setattr(logging.getLogger('reactor'), 'propagate', False)
+    handler = logging.NullHandler()
+    logging.getLogger('reactor').addHandler(handler)
+    yield
+    logging.getLogger('reactor').removeHandler(handler)
+
+
+@pytest.fixture(autouse=True)
+def nothing_left() -> None:
+    """In place of the count of descriptors that other tests have: each run has its own, without what CPython loses."""
+
+
+@pytest.fixture(scope='session')
+def contexts(request):
+    """Contexts for a server and a client over TLS, None where no certificates can be made."""
+    try:
+        made = request.getfixturevalue('certificates')
+    except pytest.skip.Exception as exc:
+        print(f'UNTESTED: the programs with TLS: {exc}')
+        return None
+    return made.server(), made.client()
+
+
+interpreter_failed: list[str] = []  # the program of each run in which CPython itself broke
+
+
+def descriptors() -> int:
+    return len(os.listdir('/proc/self/fd'))
+
+
+def attempt(name: str, fault: Any, contexts: Any, selector: str = 'default', left: int = 0) -> str | None:
+    """Run a program under a fault; returns which law is broken, and in which run."""
+    before, leaked[0] = descriptors(), 0
+    claims = Kernel.owners[:]  # of reactors that other tests have not closed
+    unraisable: list[str] = []
+    hook, sys.unraisablehook = sys.unraisablehook, lambda what: unraisable.append(repr(what.exc_value))
+    try:
+        world = World(SELECTORS[selector], contexts, left)
+        BY_NAME[name](world)
+        try:
+            wrong = world.run(fault)
+        except SystemError as exc:
+            if 'without exception set' not in str(exc):
+                raise
+            interpreter_failed.append(name)  # it has lost an exception, and nothing is known of what it did by then
+            world.close()
+            return None
+        try:
+            world.close()
+        except BaseException as exc:
+            wrong = wrong or f'close() raised {exc!r}'
+        del world
+        if Kernel.owners != claims:
+            wrong = wrong or f'law 11: the wakeup descriptor is still claimed by {Kernel.owners}'
+            Kernel.owners[:] = claims
+        if descriptors() > before + leaked[0]:
+            gc.collect()
+            if descriptors() > before + leaked[0]:
+                wrong = wrong or f'law 9: {descriptors() - before} descriptors are left'
+    finally:
+        sys.unraisablehook = hook
+    # A socket that was accepted, and for which there was no memory or stack, is closed by its last reference.
+    unraisable = [what for what in unraisable if 'unclosed' not in what and 'MemoryError' not in what]
+    wrong = wrong or (f'could not be raised: {unraisable[0]}' if unraisable else None)
+    near = f', the program has {left} frames left' if left else ''
+    return f'{name} on {selector}, {fault!r}{near}: {wrong}' if wrong else None
+
+
+@cache
+def count(name: str, selector: str) -> int:
+    """How many allocations a program makes while it runs."""
+    found: list[int] = []
+
+    class Count:
+        def run(self, turns: Any) -> None:
+            found.append(allocations(turns))
+
+    contexts = count.contexts  # type: ignore[attr-defined]
+    for _ in range(3):  # what is made once and kept is not counted
+        attempt(name, NoFault(), contexts, selector)
+    attempt(name, Count(), contexts, selector)
+    return found[0]
+
+
+def programs(contexts: Any) -> list[str]:
+    return [name for name, program in BY_NAME.items() if contexts is not None or program not in SECURED]
+
+
+def check(failures: list[str | None], runs: int) -> None:
+    found = [line for line in failures if line is not None]
+    print(f'{runs} runs, {len(found)} failed; CPython itself broke in {len(interpreter_failed)}')
+    assert not found, '\n'.join([f'{len(found)} of {runs} runs:', *found[:40]])
+
+
+@pytest.fixture
+def whole(request) -> bool:
+    return bool(request.config.getoption('--sweep-whole'))
+
+
+def test_every_program_goes_well_without_a_fault(contexts):
+    check([attempt(name, NoFault(), contexts, kind) for name in programs(contexts) for kind in SELECTORS], 0)
+
+
+@pytest.mark.parametrize('name', BY_NAME)
+@pytest.mark.parametrize('in_a_row', IN_A_ROW)
+def test_no_law_is_broken_when_allocations_fail(name, in_a_row, contexts, whole):
+    need_faults()
+    if name not in programs(contexts):
+        pytest.skip('UNTESTED: no certificates can be made here')
+    count.contexts = contexts
+    failures, runs = [], 0
+    for kind in SELECTORS if whole else ['default']:
+        total = count(name, kind)
+        first = 0 if whole else len(name) % STEP
+        for n in range(first, total, 1 if whole else STEP):
+            failures.append(attempt(name, Fault(n, in_a_row), contexts, kind))
+            runs += 1
+    check(failures, runs)
+
+
+@pytest.mark.parametrize('name', BY_NAME)
+def test_no_law_is_broken_when_the_loop_runs_near_the_limit_of_the_stack(name, contexts, whole):
+    if name not in programs(contexts):
+        pytest.skip('UNTESTED: no certificates can be made here')
+    kinds = SELECTORS if whole else ['default']
+    depths = DEPTHS if whole else DEPTHS[3:24]
+    failures = [attempt(name, Deep(left), contexts, kind) for kind in kinds for left in depths]
+    check(failures, len(failures))
+
+
+@pytest.mark.parametrize('name', BY_NAME)
+def test_no_law_is_broken_when_a_callback_calls_near_the_limit_of_the_stack(name, contexts, whole):
+    if name not in programs(contexts):
+        pytest.skip('UNTESTED: no certificates can be made here')
+    kinds = SELECTORS if whole else ['default']
+    depths = DEPTHS if whole else DEPTHS[:30]
+    failures = [attempt(name, NoFault(), contexts, kind, left) for kind in kinds for left in depths]
+    check(failures, len(failures))
+
+
+# The laws that these break hold without faults, so the simulation cannot find them: each is a planted bug, the tests
+# that have to find it, and what they have to say.
+PLANTED: tuple[tuple[Mutant, str, str, str], ...] = (
+    (
+        Mutant(
+            'an ending appends its completion last',
+            'net/ending.py',
+            """            loop.completions.append((self, Connection.handle_closed, (exc,)))
+""",
+            """            self.state = CLOSED
+            loop.watchers.remove(self)
+            loop.completions.append((self, Connection.handle_closed, (exc,)))
+""",
+            '1: every connection ends in on_close',
+        ),
+        'laws/test_sweeps.py',
+        'limit_of_the_stack and (close_plain or abort or lingers)',
+        'law 1: on_close',
+    ),
+    (
+        Mutant(
+            'what an ending could not release is not released later',
+            'net/ending.py',
+            'if self.sock is not None or self.origin is not None:\n            Connection.finish(self, exc)',
+            'if self.loop is None:\n            Connection.finish(self, exc)',
+            '9: nothing is left',
+        ),
+        'laws/test_sweeps.py',
+        'limit_of_the_stack and (close_plain or abort or peer_ends)',
+        'law 9',
+    ),
+    (
+        Mutant(
+            'a completion that could not be called is lost',
+            'loop/loop.py',
+            """                completions.appendleft(completion)
+                if called_user(exc):
+                    completions.popleft()
+                    self.failures.callback_failed(exc, handle)
+                else:
+                    self.failures.retry(exc, handle)
+""",
+            """                self.failures.callback_failed(exc, handle)
+""",
+            '1: every connection ends in on_close',
+        ),
+        'laws/test_sweeps.py',
+        'limit_of_the_stack and (close_plain or abort)',
+        'law 1: on_close',
+    ),
+    (
+        Mutant(
+            'a write that has sent bytes raises',
+            'net/sending.py',
+            '            if not sent:\n                self.writer = None\n                raise\n',
+            '            if exc:\n                raise\n',
+            'a write that raises has sent nothing',
+        ),
+        'laws/test_sweeps.py',
+        'calls_near_the_limit and write_',
+        'a write that raised, or was cut, sent bytes',
+    ),
+    (
+        Mutant(
+            'all time limits of a second are looked at in one turn',
+            'loop/buckets.py',
+            'list(islice(bucket, left))',
+            'list(bucket)',
+            '5: a turn is bounded',
+        ),
+        'loop/test_buckets.py',
+        'bounded_number',
+        'max(each_turn) == LOOKS_PER_TURN',
+    ),
+)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(('mutant', 'file', 'tests', 'said'), PLANTED, ids=[planted[0].name for planted in PLANTED])
+def test_a_planted_bug_is_found(mutant, file, tests, said, tmp_path):
+    project = Path(__file__).resolve().parents[2]
+    paths = f'{tmp_path}{os.pathsep}{project}'  # the copy comes first; the tests are those of this project
+    copy_package(tmp_path, mutant)
+    command = [sys.executable, '-m', 'pytest', '-q', '-x', '-p', 'no:cacheprovider', '-c', project / 'setup.cfg']
+    done = subprocess.run(
+        [*command, '-o', 'pythonpath=', project / 'tests' / file, '-k', f'({tests}) and not planted'],
+        cwd=tmp_path, env={**os.environ, 'PYTHONPATH': paths}, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    found = [line for line in done.stdout.splitlines() if said in line]
+    assert found, done.stdout[-3000:] + done.stderr[-1000:]
+    print(f'{mutant.name}: {found[0]}')

@@ -1,0 +1,68 @@
+"""How the work grows where loops written in C matter, which no count of bytecodes sees: in user instructions.
+
+Each copies, moves or compares more than it should only when something is wrong; at the sizes here that outweighs all
+that Python does besides. Needs callgrind, which is slow, and a machine that does nothing else:
+`pytest --slow tests/laws/test_work_in_c.py`.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PROJECT = Path(__file__).parents[2]
+SIZE = 250
+MOST = 2.3  # twice as many things may take so many times the instructions
+LONGEST = 300  # seconds; callgrind is slow, and a busy machine makes it slower
+GROUPS = {
+    'framing': ['a line in pieces', 'a block in pieces', 'lines in a chunk'],
+    'timers': [
+        'timers due together, reset by the first of them, descending',
+        'timers set all the same, reset descending',
+        'timers set at random, cancelled at random',
+    ],
+    'time limits': [
+        'time limits in one second, discarded at random',
+        'time limits in many seconds, ascending, discarded ascending',
+    ],
+    'writes': [
+        'writes that wait, small, with callbacks, taken all at once',
+        'buffers_of_one_writelines',
+        'addresses_of_two_families_in_turn',
+    ],
+}
+
+if sys.platform != 'linux':
+    pytest.skip('callgrind runs on Linux', allow_module_level=True)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(LONGEST)
+@pytest.mark.parametrize('group', GROUPS)
+def test_the_instructions_grow_no_faster_than_n_log_n(group, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(PROJECT / 'perf'))
+    from counting import callgrind
+
+    if reason := callgrind.missing():
+        pytest.skip(reason)
+    names = GROUPS[group]
+    command = [
+        *callgrind.environment(tmp_path),
+        f'PYTHONPATH={PROJECT}',
+        *callgrind.callgrind(tmp_path / 'out'),
+        *(sys.executable, str(PROJECT / 'tests' / 'helpers' / 'work_in_c.py'), str(SIZE), *names),
+    ]
+    subprocess.run(command, check=True, timeout=LONGEST, cwd=tmp_path)
+    # The first mark ends the start of the program, and the second the first case.
+    totals = [callgrind.total((tmp_path / f'out.{2 * number + 2}').read_text()) for number in range(3 * len(names))]
+    too_fast = {}
+    for number, name in enumerate(names):
+        counts = totals[3 * number : 3 * number + 3]
+        print(f'{name:65} {counts} {counts[2] / counts[0]:.2f}')
+        # Over both doublings: a step that is made once, such as a larger table, counts as what it is.
+        if counts[2] > MOST**2 * counts[0]:
+            too_fast[name] = counts
+    assert not too_fast, f'user instructions for {SIZE}, {2 * SIZE} and {4 * SIZE}'

@@ -1,0 +1,689 @@
+"""No spin: what a selector reports for ever, on real sockets, costs a few turns a second, and hurts nobody else.
+
+Each test makes one of these states, lets the loop find out, and counts turns: without the rule there are tens of
+thousands in a second. Then it takes the cause away, and what was parked has to work again.
+"""
+
+from __future__ import annotations
+
+import errno
+import gc
+import os
+import selectors
+import socket
+import sys
+import time
+import weakref
+from collections import deque
+
+import pytest
+
+from reactor import READ, Reactor
+from reactor.loop.spins import MOST_STALLS, STALLED
+from reactor.loop.watcher import Handle
+from tests.helpers.support import FakeKernel, Log, in_thread, run_until, turns, turns_in
+
+FEW = 12  # turns in 0.3 s: a moment of 10 ms doubles, and each wakes the loop twice
+SECONDS = 0.3
+IP_RECVERR = 11
+SO_TIMESTAMPING, TX_SOFTWARE, SOFTWARE, OPT_ID = 37, 2, 16, 128
+
+linux = pytest.mark.skipif(sys.platform != 'linux', reason='error queues, and copies that epoll reports, are of Linux')
+
+
+def settles(r):
+    """Let the loop find out, then count turns. On a busy machine it finds out later; a spin would never end."""
+    turns_in(r, 0.1)
+    return any(turns_in(r, SECONDS) <= FEW for _ in range(10))
+
+
+def refused_port():
+    """An address of this host at which nobody listens."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.bind(('127.0.0.1', 0))
+        return sock.getsockname()
+
+
+def close_all(r, *handles):
+    for handle in handles:
+        handle.abort()
+    turns(r, 3)
+
+
+class Refusing(socket.socket):
+    """A listening socket whose accept fails for good, as a security module has it."""
+
+    error: int | None = errno.EPERM
+
+    def accept(self):
+        if self.error is not None:
+            raise OSError(self.error, os.strerror(self.error))
+        return super().accept()
+
+
+def refusing(error):
+    sock = Refusing()
+    sock.error = error
+    sock.bind(('127.0.0.1', 0))
+    return sock
+
+
+@pytest.mark.parametrize('error', [errno.EPERM, errno.ECONNABORTED, errno.EPROTO, errno.ENETDOWN, errno.EOPNOTSUPP])
+def test_an_accept_that_is_refused_for_good_pauses_the_listener_and_is_reported_once(r, sockets, error, caplog):
+    told, connected = [], []
+    sock = refusing(error)
+    server = r.listen_tcp(
+        '127.0.0.1',
+        0,
+        sock=sock,
+        on_connect=connected.append,
+        on_accept_error=lambda server, exc: told.append(exc.errno),
+    )
+    client = sockets.connect(server.address)
+    assert settles(r)
+    assert told == [error]
+    assert r.stats().accept_pauses > 1
+    assert caplog.records == []
+    sock.error = None
+    run_until(r, lambda: connected)
+    close_all(r, *connected, server)
+    client.close()
+
+
+def test_without_a_callback_it_is_one_line_of_the_log(r, sockets, caplog):
+    server = r.listen_tcp('127.0.0.1', 0, sock=refusing(errno.EPERM))
+    sockets.connect(server.address)
+    assert settles(r)
+    assert [record.levelname for record in caplog.records] == ['WARNING']
+    close_all(r, server)
+
+
+@pytest.mark.parametrize(('count', 'parked'), [(49, 0), (50, 1)])
+def test_so_many_turns_without_progress_are_a_spin_and_not_one_fewer(r, sockets, count, parked):
+    # As the table of counters says.
+    conn = r.adopt(sockets()[0])
+    for _ in range(count):
+        turns(r, 1)
+        r.spins.no_progress(conn)
+    assert r.stats().stalls == parked
+    conn.close()
+    turns(r, 1)
+
+
+def test_a_few_clients_that_are_gone_again_pause_nobody(r, sockets):
+    """ECONNABORTED is of one client; the others are accepted in the same turn."""
+    connected = []
+    sock = refusing(errno.ECONNABORTED)
+    server = r.listen_tcp('127.0.0.1', 0, sock=sock, on_connect=connected.append)
+    client = sockets.connect(server.address)
+    turns(r, STALLED - 10)
+    sock.error = None
+    turns(r, 2)
+    assert connected
+    assert r.stats().accept_pauses == 0
+    close_all(r, *connected, server)
+    client.close()
+
+
+# -- datagrams
+
+
+@pytest.fixture
+def unix(tmp_path, sockets):
+    """Make a Unix datagram socket by name; returns it with its path."""
+
+    def make(name):
+        path = str(tmp_path / name)
+        sock = sockets.track(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM))
+        sock.setblocking(False)
+        sock.bind(path)
+        return sock, path
+
+    return make
+
+
+def test_a_full_receiver_delays_no_other_and_does_not_spin(r, unix, caplog):
+    (ours, _), (full, slow_path), (good, good_path) = unix('ours'), unix('full'), unix('good')
+    drained = []
+    sock = r.bind_udp(None, 0, sock=ours.dup(), on_drain=drained.append)
+    for number in range(2000):
+        assert sock.send(b'%d' % number, slow_path)
+    assert sock.queued > 0
+    assert sock.send(b'hello', good_path)
+    assert good.recv(100) == b'hello'  # it did not even wait for a turn
+    turns_in(r, 0.4)
+    assert settles(r)
+    assert r.stats().stalls > 1
+    assert len(caplog.records) == 1
+    assert 'full' in caplog.text
+    got = []
+
+    def read():
+        try:
+            while True:
+                got.append(full.recv(100))
+        except BlockingIOError:
+            return len(got) == 2000
+
+    run_until(r, read)
+    assert got == [b'%d' % number for number in range(2000)]
+    assert sock.queued == sock.buffered == 0
+    assert not drained  # no send returned False
+    assert len(caplog.records) == 1
+    sock.close()
+    turns(r, 2)
+
+
+def test_receivers_that_are_full_are_tried_in_turn_and_each_gets_its_own_in_order(r, unix):
+    ours, _ = unix('ours')
+    sock = r.bind_udp(None, 0, sock=ours.dup())
+    receivers = [unix(str(number)) for number in range(5)]
+    for number in range(100):
+        for _, path in receivers:
+            assert sock.send(b'%d' % number, path)
+    got = {path: [] for _, path in receivers}
+    for reader, path in reversed(receivers):  # each alone takes all of its own while the others stay full
+
+        def read(reader=reader, path=path):
+            try:
+                while True:
+                    got[path].append(reader.recv(100))
+            except BlockingIOError:
+                return len(got[path]) == 100
+
+        run_until(r, read)
+        assert got[path] == [b'%d' % number for number in range(100)]
+    assert sock.queued == 0
+    sock.close()
+    turns(r, 2)
+
+
+def test_a_receiver_that_is_gone_loses_its_own_datagrams_alone(r, unix):
+    (ours, _), (full, path) = unix('ours'), unix('full')
+    errors = []
+    sock = r.bind_udp(None, 0, sock=ours.dup(), on_send_error=lambda sock, exc: errors.append(exc.errno))
+    for _ in range(1000):
+        sock.send(b'x', path)
+    waiting = sock.queued
+    assert waiting
+    full.close()
+    run_until(r, lambda: not sock.queued)
+    assert set(errors) == {errno.ECONNREFUSED}
+    assert r.stats().datagrams_dropped == waiting
+    sock.close()
+    turns(r, 2)
+
+
+def test_closing_while_receivers_are_full_counts_what_was_not_sent_and_leaves_no_timer(r, unix):
+    (ours, _), (_, path) = unix('ours'), unix('full')
+    ended = []
+    sock = r.bind_udp(None, 0, sock=ours.dup(), on_close=lambda sock, exc: ended.append(sock.queued))
+    for _ in range(1000):
+        sock.send(b'x', path)
+    waiting = sock.queued
+    turns(r, 3)
+    sock.close()
+    turns(r, 1)
+    assert ended == [waiting]
+    assert sock.queued == 0
+
+
+@linux
+@pytest.mark.parametrize('size', [65_536, 65_537, 150_000, 200_000])
+def test_a_long_unix_datagram_is_received_whole(r, size):
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    got = []
+    sock = r.bind_udp(None, 0, lambda sock, data, address: got.append(data), sock=ours)
+    theirs.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
+    data = os.urandom(size)
+    for message in (data, b'', b'short', data):
+        theirs.send(message)
+    run_until(r, lambda: len(got) == 4)
+    assert got == [data, b'', b'short', data]
+    sock.close()
+    turns(r, 2)
+    theirs.close()
+
+
+@linux
+def test_long_datagrams_are_bounded_in_bytes_of_a_turn(r):
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    theirs.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2 << 20)
+    got = []
+    sock = r.bind_udp(None, 0, lambda sock, data, address: got.append(r.stats().loop_count), sock=ours)
+    theirs.setblocking(False)
+    sent = 0
+    try:
+        while True:
+            sent += theirs.send(bytes(150_000)) > 0
+    except BlockingIOError:
+        pass
+    assert sent > 1
+    run_until(r, lambda: len(got) == sent)
+    assert len(set(got)) == sent  # each in a turn of its own
+    sock.close()
+    turns(r, 2)
+    theirs.close()
+
+
+@linux
+def test_an_unread_error_queue_of_a_datagram_socket_parks_it_for_a_moment(r, sockets, caplog):
+    ours = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    ours.bind(('127.0.0.1', 0))
+    ours.setsockopt(socket.IPPROTO_IP, IP_RECVERR, 1)
+    got = []
+    sock = r.bind_udp(None, 0, lambda sock, data, address: got.append(data), sock=ours)
+    sock.send(b'x', refused_port())
+    assert settles(r)
+    assert r.stats().stalls > 1
+    assert [record.levelname for record in caplog.records] == ['WARNING']
+    assert 'MSG_ERRQUEUE' in caplog.text
+    peer = sockets.track(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
+    peer.sendto(b'still received', sock.address)
+    run_until(r, lambda: got == [b'still received'])
+    assert settles(r)
+    assert len(caplog.records) == 1  # of the same episode
+    ours.recvmsg(100, 1000, socket.MSG_ERRQUEUE)
+    turns_in(r, 0.3)
+    stalls = r.stats().stalls
+    assert turns_in(r, 0.6) <= 3
+    assert r.stats().stalls == stalls
+    sock.close()
+    turns(r, 2)
+
+
+@linux
+def test_an_unread_error_queue_of_a_connection_parks_it_for_a_moment(r, sockets, caplog):
+    got, listener = [], sockets.track(socket.create_server(('127.0.0.1', 0)))
+    ours = socket.create_connection(listener.getsockname())
+    theirs = sockets.track(listener.accept()[0])
+    ours.setsockopt(socket.SOL_SOCKET, SO_TIMESTAMPING, TX_SOFTWARE | SOFTWARE | OPT_ID)
+    conn = r.adopt(ours, lambda conn, data: got.append(data))
+    conn.write(b'x')
+    assert settles(r)
+    assert len(caplog.records) == 1
+    for number in range(3):
+        theirs.send(b'%d' % number)
+        run_until(r, lambda number=number: len(got) == number + 1)
+        conn.write(b'echo')
+        assert settles(r)
+    assert len(caplog.records) == 1
+    close_all(r, conn)
+
+
+@linux
+def test_a_watched_descriptor_whose_error_queue_is_not_read_is_parked_for_a_moment(r, caplog):
+    calls = []
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.setblocking(False)
+        sock.setsockopt(socket.IPPROTO_IP, IP_RECVERR, 1)
+        sock.sendto(b'x', refused_port())
+
+        def on_ready(handle, event):
+            calls.append(event)
+            try:
+                sock.recv(100)
+            except OSError:
+                pass  # the error itself is taken; its copy in the queue is not
+
+        watch = r.watch_fd(sock, READ, on_ready)
+        assert settles(r)
+        assert len(calls) >= STALLED
+        watch.close()
+    assert len(caplog.records) == 1
+
+
+@linux
+def test_a_watch_that_reads_one_error_in_each_call_is_never_parked(r):
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.setblocking(False)
+        sock.bind(('127.0.0.1', 0))
+        sock.setsockopt(socket.SOL_SOCKET, SO_TIMESTAMPING, TX_SOFTWARE | SOFTWARE | OPT_ID)
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as peer:
+            peer.bind(('127.0.0.1', 0))
+            for _ in range(3 * STALLED):
+                sock.sendto(b'x', peer.getsockname())
+        got = []
+        watch = r.watch_fd(sock, READ, lambda handle, event: got.append(sock.recvmsg(1, 1000, socket.MSG_ERRQUEUE)))
+        run_until(r, lambda: len(got) == 3 * STALLED)
+        assert r.stats().stalls == 0
+        watch.close()
+
+
+def test_a_connection_that_sends_in_every_turn_is_never_parked_although_the_next_write_finds_no_room(scripted):
+    r, make = scripted
+    conn, sock = make()
+    sock.outcomes = deque([BlockingIOError(), 5] * 3 * STALLED)
+    conn.write(bytearray(5), write_again := lambda conn: conn.write(bytearray(5), write_again))
+    turns(r, 3 * STALLED)
+    assert len(sock.sent) == 5 * 3 * STALLED
+    assert r.stats().stalls == 0
+    close_all(r, conn)
+
+
+@linux
+@pytest.mark.parametrize('connected', [False, True])
+def test_a_datagram_socket_that_other_code_shut_down_does_not_spin(r, sockets, connected):
+    peer = sockets.track(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
+    peer.bind(('127.0.0.1', 0))
+    sock = r.connect_udp(*peer.getsockname()) if connected else r.bind_udp('127.0.0.1', 0)
+    turns(r, 1)
+    try:
+        sock.sock.shutdown(socket.SHUT_RD)
+    except OSError:
+        pass  # "not connected", and it is shut down all the same
+    assert settles(r)
+    sock.close()
+    turns(r, 2)
+
+
+# -- reports of what is not there
+
+
+@linux
+@pytest.mark.parametrize('kind', ['watch', 'stream', 'listener', 'datagrams'])
+def test_a_number_that_was_closed_while_a_copy_lives_harms_the_handle_that_gets_it_next_no_more(r, sockets, kind):
+    calls = []
+    ours, theirs = sockets()
+    lost = r.watch_fd(ours, READ, calls.append) if kind == 'watch' else r.adopt(ours)
+    number, copy = ours.fileno(), os.dup(ours.fileno())
+    os.close(ours.detach() if kind == 'watch' else number)
+    theirs.send(b'x')  # from here on the copy is readable
+    peer = None
+    if kind in ('watch', 'stream'):
+        new, peer = sockets()
+        handle = (
+            r.watch_fd(new, READ, lambda *args: calls.append(new.recv(9)))
+            if kind == 'watch'
+            else r.adopt(new, lambda conn, data: calls.append(data))
+        )
+    elif kind == 'listener':
+        handle = r.listen_tcp('127.0.0.1', 0, on_connect=calls.append)
+    else:
+        handle = r.bind_udp('127.0.0.1', 0, lambda sock, data, address: calls.append(data))
+    assert handle.fileno() == number
+    assert settles(r)
+    assert calls == []  # nothing was there for it
+    if kind == 'listener':
+        peer = sockets.connect(handle.address)
+    elif kind == 'datagrams':
+        peer = sockets.track(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
+        peer.sendto(b'x', handle.address)
+    else:
+        peer.send(b'x')
+    run_until(r, lambda: calls)
+    assert len(calls) == 1
+    for open_handle in (*(calls if kind == 'listener' else ()), handle, lost):
+        open_handle.abort()
+    turns(r, 3)
+    os.close(copy)
+
+
+@linux
+def test_a_connect_whose_error_other_code_has_taken_fails(r, caplog):
+    ended = []
+    conn = r.connect_tcp(*refused_port(), on_close=lambda conn, exc: ended.append(exc))
+    (attempt,) = [handle for handle in r.handles() if handle is not conn]
+    time.sleep(0.05)
+    assert attempt.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == errno.ECONNREFUSED
+    run_until(r, lambda: ended)
+    assert ended[0].errno == errno.ENOTCONN
+    assert caplog.records == []
+
+
+class Deaf(socket.socket):
+    """Ready to be read or written, as the selector has it; and each call says that it would block."""
+
+    deaf = True
+
+    def recv(self, size, flags=0):
+        if self.deaf:
+            raise BlockingIOError
+        return super().recv(size, flags)
+
+    def send(self, data, flags=0):
+        if self.deaf:
+            raise BlockingIOError
+        return super().send(data, flags)
+
+    def sendmsg(self, buffers):
+        if self.deaf:
+            raise BlockingIOError
+        return super().sendmsg(buffers)
+
+
+@pytest.mark.parametrize('event', ['read', 'write'])
+def test_a_connection_that_would_block_although_it_is_ready_is_parked_and_works_again(r, sockets, event, caplog):
+    ours, theirs = sockets()
+    deaf, got = Deaf(fileno=ours.detach()), []
+    conn = r.adopt(deaf, lambda conn, data: got.append(data))
+    if event == 'read':
+        theirs.send(b'x')
+    else:
+        conn.write(b'x')
+    assert settles(r)
+    assert len(caplog.records) == 1
+    deaf.deaf = False
+    if event == 'read':
+        run_until(r, lambda: got == [b'x'])
+    else:
+        run_until(r, lambda: not conn.buffered)
+        assert theirs.recv(9) == b'x'
+    close_all(r, conn)
+
+
+def test_a_parked_connection_can_be_paused_resumed_and_closed(r, sockets):
+    ours, theirs = sockets()
+    deaf, got = Deaf(fileno=ours.detach()), []
+    conn = r.adopt(deaf, lambda conn, data: got.append(data))
+    theirs.send(b'x')
+    run_until(r, lambda: r.stats().stalls)
+    assert conn.reading
+    conn.pause_reading()
+    deaf.deaf = False
+    turns_in(r, 0.05)
+    assert got == []
+    deaf.deaf = True
+    stalls = r.stats().stalls
+    conn.resume_reading()
+    run_until(r, lambda: r.stats().stalls > stalls)  # it was watched at once
+    conn.pause_reading()
+    conn.resume_reading()
+    run_until(r, lambda: r.stats().stalls > stalls + 1)  # and before its moment was over
+    deaf.deaf = False
+    run_until(r, lambda: got == [b'x'])
+    deaf.deaf = True
+    theirs.send(b'x')
+    stalls = r.stats().stalls
+    run_until(r, lambda: r.stats().stalls > stalls)
+    conn.close()
+    turns(r, 2)  # the fixture looks for timers
+
+
+def test_what_made_no_progress_once_is_held_by_nobody(r, sockets):
+    ours, theirs = sockets()
+    deaf = Deaf(fileno=ours.detach())
+    conn = r.adopt(deaf)
+    theirs.send(b'x')
+    run_until(r, lambda: r.stats().stalls)
+    gone = weakref.ref(conn)
+    gc.disable()
+    try:
+        conn.abort()
+        turns(r, 2)
+        del conn
+        assert gone() is None
+    finally:
+        gc.enable()
+
+
+def test_progress_in_between_ends_a_row(r, sockets):
+    ours, theirs = sockets()
+    deaf, got = Deaf(fileno=ours.detach()), []
+    conn = r.adopt(deaf, lambda conn, data: got.append(data))
+    for _ in range(5):
+        deaf.deaf = True
+        theirs.send(b'x')
+        turns(r, STALLED - 1)
+        deaf.deaf = False
+        turns(r, 1)
+    assert len(got) == 5
+    assert r.stats().stalls == 0
+    close_all(r, conn)
+
+
+@pytest.mark.parametrize('began', [0, 1000])
+def test_a_handle_that_was_parked_before_is_parked_again_after_10_turns(sockets, began):
+    kernel = FakeKernel()
+    kernel.time = began
+    with Reactor(kernel=kernel) as r:
+        conn = r.adopt(sockets()[0])
+        for count, stalls in (50, 1), (9, 1), (1, 2):
+            for _ in range(count):
+                turns(r, 1)
+                r.spins.no_progress(conn)
+            assert r.stats().stalls == stalls
+            if count == 50:
+                kernel.time += 1
+                turns(r, 2)  # it is watched again, and there is something to do
+        conn.abort()
+        turns(r, 1)
+
+
+def stall_of_others(r, count):
+    """So many handles make no progress, each in a turn of its own."""
+    for _ in range(count):
+        r.counters.loop_count += 2
+        handle = Handle()
+        handle.loop = r
+        r.spins.stalled(handle)
+
+
+def test_rows_that_are_over_are_forgotten_when_they_are_many(r):
+    stall_of_others(r, 3 * MOST_STALLS)
+    assert len(r.spins.stalls) <= MOST_STALLS
+
+
+def test_a_row_that_goes_on_is_not_forgotten_however_many_others_there_are(r, sockets):
+    conn = r.adopt(sockets()[0])
+    stall_of_others(r, MOST_STALLS - 1)
+    for _ in range(50):
+        r.counters.loop_count += 1
+        r.spins.no_progress(conn)
+        for _ in range(20):
+            handle = Handle()
+            handle.loop = r
+            r.spins.stalled(handle)
+    assert r.stats().stalls == 1
+    conn.close()
+    turns(r, 1)
+
+
+def test_a_parked_handle_is_watched_again_however_many_others_make_no_progress_meanwhile(r, sockets, caplog):
+    ours, theirs = sockets()
+    log = Log()
+    conn = r.adopt(ours, log.on_data)
+    for _ in range(50):
+        turns(r, 1)
+        r.spins.no_progress(conn)
+    assert r.stats().stalls == 1
+    stall_of_others(r, 2 * MOST_STALLS)
+    theirs.send(b'x')
+    run_until(r, lambda: log)
+    assert not [record for record in caplog.records if record.exc_info]
+    conn.close()
+    turns(r, 1)
+
+
+# -- the loop itself
+
+
+@linux
+def test_a_selector_that_can_neither_report_nor_be_replaced_does_not_spin(r, monkeypatch):
+    """At the descriptor limit there is no other epoll: the loop sleeps between two tries."""
+
+    class Blind(selectors.SelectSelector):
+        blind = True
+
+        def select(self, timeout=None):
+            return [] if self.blind else super().select(timeout)
+
+    def new_selector_like(selector):
+        raise OSError(errno.EMFILE, 'no descriptor is left')
+
+    with Reactor(selector=Blind()) as blind:
+        monkeypatch.setattr(blind.kernel, 'new_selector_like', new_selector_like)
+        assert turns_in(blind, 0.5) <= 1000  # most of them in the last millisecond, which is too short to tell
+        calls = []
+        blind.watchers.selector.blind = False
+        in_thread(blind.call_soon_threadsafe, calls.append, 1)
+        run_until(blind, lambda: calls)
+
+
+def test_a_selector_that_is_replaced_is_logged_once_and_counted(caplog):
+    class Blind(selectors.SelectSelector):
+        blind = 100
+
+        def select(self, timeout=None):
+            Blind.blind -= 1
+            return [] if Blind.blind >= 0 else super().select(timeout)
+
+    with Reactor(selector=Blind()) as r:
+        turns_in(r, 0.1)
+        assert r.stats().stalls == 5
+    assert caplog.text.count('was replaced') == 1
+
+
+def test_a_doorbell_that_cannot_be_rung_for_want_of_memory_is_heard_all_the_same(r, monkeypatch, caplog):
+    class Mute:
+        def __init__(self, real):
+            self.real = real
+
+        def send(self, data):
+            raise OSError(errno.ENOBUFS, 'no memory')
+
+        def __getattr__(self, name):
+            return getattr(self.real, name)
+
+    real = r.kernel.socketpair
+    monkeypatch.setattr(r.kernel, 'socketpair', lambda: (lambda ours, theirs: (ours, Mute(theirs)))(*real()))
+    r._wakeup._bell = Mute(r._wakeup._bell)
+    calls = []
+    for number in range(3):
+        in_thread(r.call_soon_threadsafe, calls.append, number)
+        run_until(r, lambda number=number: len(calls) == number + 1)
+    assert calls == [0, 1, 2]
+    assert caplog.text.count('doorbell') == 1
+
+
+class Cramped(socket.socket):
+    """A datagram socket that is reported as writable and never has room, while it receives."""
+
+    cramped = True
+
+    def sendto(self, data, address):
+        if self.cramped:
+            raise BlockingIOError
+        return super().sendto(data, address)
+
+
+def test_a_udp_socket_that_has_no_room_although_it_is_writable_goes_on_receiving(r, sockets, caplog):
+    ours, got = Cramped(socket.AF_INET, socket.SOCK_DGRAM), []
+    ours.bind(('127.0.0.1', 0))
+    sock = r.bind_udp(None, 0, lambda sock, data, address: got.append(data), sock=ours)
+    peer = sockets.track(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
+    peer.bind(('127.0.0.1', 0))
+    assert sock.send(b'answer', peer.getsockname())
+    turns_in(r, 0.4)
+    assert settles(r)
+    assert len(caplog.records) == 1
+    for number in range(3):
+        peer.sendto(b'%d' % number, sock.address)
+        turns_in(r, 0.02)
+        assert len(got) == number + 1  # at once, whatever becomes of what is to be sent
+    ours.cramped = False
+    peer.settimeout(5)
+    run_until(r, lambda: not sock.queued)
+    assert peer.recv(100) == b'answer'
+    sock.close()
+    turns(r, 2)

@@ -1,0 +1,313 @@
+"""Watching descriptors on every selector at once: real socketpairs, one model, loops that must agree.
+
+Numbers of descriptors are used again all the time here, copies of descriptors outlive them, and some are closed behind
+the back of the loop. Whatever happens, an open handle hears exactly what is true of its own socket and wanted.
+"""
+
+from __future__ import annotations
+
+import os
+import selectors
+import socket
+from collections import Counter
+from typing import Any
+
+import pytest
+from hypothesis import strategies as st
+from hypothesis.stateful import initialize, invariant, rule
+
+from reactor import READ, WRITE, Reactor
+from tests.helpers.models_support import Machine, case_of
+from tests.helpers.support import Probe, fill
+
+KINDS: list[Any] = [
+    getattr(selectors, name)
+    for name in ('EpollSelector', 'KqueueSelector', 'PollSelector', 'SelectSelector')
+    if hasattr(selectors, name)
+]
+
+
+class LikeKqueue(selectors.PollSelector):
+    """Reports each direction in an entry of its own, and what was closed never, as kqueue does."""
+
+    def select(self, timeout=None):
+        entries = []
+        for key, mask in super().select(0 if any(not is_open(fd) for fd in self._fd_to_key) else timeout):
+            if is_open(key.fd):
+                entries += [(key, event) for event in (WRITE, READ) if mask & event]
+        return entries
+
+
+if not hasattr(selectors, 'KqueueSelector'):
+    KINDS.append(LikeKqueue)
+if os.name != 'posix':
+    pytest.skip('sockets of this platform have no numbers to close them by', allow_module_level=True)
+
+INDEX = st.integers(0, 1000)
+EVENTS = st.sampled_from([0, READ, WRITE, READ | WRITE, READ | WRITE])
+
+
+def is_open(fd):
+    try:
+        os.fstat(fd)
+    except OSError:
+        return False
+    return True
+
+
+class End:
+    """What the model knows of one socket that is watched: the same for all three."""
+
+    def __init__(self, wants):
+        self.wants = wants
+        self.waiting = 0  # bytes that the peer has sent
+        self.full = self.peer_gone = self.lost = self.closed = False
+        self.does = None  # (what, to whom) when it is called next
+
+    @property
+    def true(self):
+        """What is true of it: a hang-up makes it readable, and writable as it fails."""
+        readable = self.waiting or self.peer_gone
+        return (READ if readable else 0) | (WRITE if not self.full or self.peer_gone else 0)
+
+
+class World:
+    """One selector, with a handle and a peer for each end of the model."""
+
+    def __init__(self, kind, model):
+        self.kind = kind
+        self.model = model
+        self.r = Reactor(selector=kind(), catch_errors=model.caught)
+        self.handles, self.peers, self.copies = [], [], []
+        self.heard = []  # (number of the end, 'read' or 'write') in this turn
+
+    def open(self, wants):
+        ours, theirs = socket.socketpair()
+        ours.setblocking(False)
+        theirs.setblocking(False)
+        number = len(self.handles)
+        self.handles.append(Probe(self.r, ours, wants, lambda probe: self.model.ready(self, number, probe.log[-1])))
+        self.peers.append(theirs)
+
+    def close(self):
+        for handle in self.handles:
+            handle.close()
+        for each in [*self.peers, *self.copies]:
+            each.close()
+        self.r.close()
+
+
+class Selectors(Machine):
+    """Events are those of the model, once a turn each, and never of an older holder of the number."""
+
+    @initialize()
+    def begin(self):
+        self.ends = []
+        self.worlds = [World(kind, self) for kind in KINDS]
+        self.disturbed = set()  # ends that another has changed in this turn: they may have been called before
+
+    def pick(self, index, only=lambda end: True):
+        numbers = [n for n, end in enumerate(self.ends) if not end.closed and not end.lost and only(end)]
+        return numbers[index % len(numbers)] if numbers else None
+
+    # -- called by the probes
+
+    def ready(self, world, number, what):
+        end = self.ends[number]
+        if end.lost:
+            world.r.watchers.evict(world.handles[number])  # as a stream does when its recv fails with EBADF
+            return
+        state = self.now[world, number]
+        assert not state['closed'], f'{world.kind.__name__}: {what} of a closed handle'
+        event = READ if what == 'read' else WRITE
+        assert event & state['wants'], f'{world.kind.__name__}: {what}, which is not wanted'
+        assert event & end.true, f'{world.kind.__name__}: {what}, which is not true'
+        world.heard.append((number, what))
+        if number in self.acting and world not in self.done:
+            self.done.add(world)
+            action, other = end.does
+            handle, state = world.handles[other], self.now[world, other]
+            if action == 'close':
+                handle.close()
+                state['closed'] = True
+            else:
+                world.r.watchers.set_events(handle, action)
+                state['wants'] = action
+
+    # -- what is done
+
+    @rule(wants=EVENTS, count=st.sampled_from([1, 1, 3]))
+    def open(self, wants, count):
+        for _ in range(count):
+            if sum(not end.closed for end in self.ends) < 12:
+                self.ends.append(End(wants))
+                for world in self.worlds:
+                    world.open(wants)
+
+    @rule(index=INDEX, wants=EVENTS)
+    def set_events(self, index, wants):
+        number = self.pick(index)
+        if number is not None:
+            self.ends[number].wants = wants
+            for world in self.worlds:
+                world.r.watchers.set_events(world.handles[number], wants)
+
+    @rule(index=INDEX, copied=st.booleans())
+    def close(self, index, copied):
+        """Also while a copy of the descriptor lives on, as in a child: it must not be heard of."""
+        number = self.pick(index)
+        if number is not None:
+            self.ends[number].closed = True
+            for world in self.worlds:
+                handle = world.handles[number]
+                if copied:
+                    world.copies.append(handle.sock.dup())
+                handle.close()
+
+    @rule(index=INDEX)
+    def close_behind_its_back(self, index):
+        number = self.pick(index)
+        if number is not None:
+            self.ends[number].lost = True
+            for world in self.worlds:
+                os.close(world.handles[number].sock.fileno())
+
+    @rule(index=INDEX)
+    def peer_writes(self, index):
+        number = self.pick(index, lambda end: not end.peer_gone)
+        if number is not None:
+            self.ends[number].waiting += 3
+            for world in self.worlds:
+                world.peers[number].send(b'abc')
+
+    @rule(index=INDEX)
+    def peer_goes(self, index):
+        number = self.pick(index, lambda end: not end.peer_gone)
+        if number is not None:
+            self.ends[number].peer_gone = True
+            for world in self.worlds:
+                world.peers[number].close()
+
+    @rule(index=INDEX)
+    def read(self, index):
+        number = self.pick(index, lambda end: end.waiting)
+        if number is not None:
+            self.ends[number].waiting -= 3
+            for world in self.worlds:
+                assert world.handles[number].sock.recv(3) == b'abc'
+
+    @rule(index=INDEX)
+    def write_until_full(self, index):
+        number = self.pick(index, lambda end: not end.peer_gone and not end.full)
+        if number is not None:
+            self.ends[number].full = True
+            for world in self.worlds:
+                world.handles[number].sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+                fill(world.handles[number].sock)
+
+    @rule(index=INDEX)
+    def peer_drains(self, index):
+        number = self.pick(index, lambda end: end.full and not end.peer_gone)
+        if number is not None:
+            self.ends[number].full = False
+            for world in self.worlds:
+                try:
+                    while world.peers[number].recv(1 << 20):
+                        pass
+                except BlockingIOError:
+                    pass
+
+    @rule(index=INDEX, other=INDEX, what=st.one_of(st.just('close'), EVENTS))
+    def in_its_callback(self, index, other, what):
+        """When one that is ready is called, it closes another, or itself, or changes what that wants."""
+        number, target = self.pick(index, lambda end: end.wants & end.true), self.pick(other)
+        if number is not None:
+            self.ends[number].does = (what, target)
+            self.one_turn()
+
+    @rule(times=st.sampled_from([1, 1, 2]))
+    def turn(self, times):
+        for _ in range(times):
+            self.one_turn()
+
+    def one_turn(self):
+        ends = self.ends
+        acting = [
+            number
+            for number, end in enumerate(ends)
+            if end.does is not None and not end.closed and not end.lost and end.wants & end.true
+            if not (ends[end.does[1]].closed or ends[end.does[1]].lost)
+        ]
+        acting = acting[:1]  # one at a time, so that what comes of it does not hang on the order of the batch
+        self.done, self.acting = set(), acting
+        self.now = {
+            (world, number): {'closed': end.closed or end.lost, 'wants': end.wants}
+            for world in self.worlds
+            for number, end in enumerate(ends)
+        }
+        changed = {ends[number].does[1] for number in acting}
+        for world in self.worlds:
+            world.heard.clear()
+            if world.kind is selectors.SelectSelector and self.is_blind(world):
+                self.turns(world.r)
+                assert not world.heard, 'select() heard something although it failed'
+            self.turns(world.r)
+            heard = Counter(world.heard)
+            for number, end in enumerate(ends):
+                if number in changed:
+                    assert all(heard[number, what] <= 1 for what in ('read', 'write'))
+                    continue
+                due = 0 if end.closed or end.lost else end.wants & end.true
+                for what, event in ('read', READ), ('write', WRITE):
+                    expected = 1 if due & event else 0
+                    assert heard[number, what] == expected, (
+                        f'{world.kind.__name__}: end {number} heard {what} {heard[number, what]} times, not {expected}'
+                    )
+        for number in acting:
+            action, other = ends[number].does
+            ends[number].does = None
+            if action == 'close':
+                ends[other].closed = True
+            else:
+                ends[other].wants = action
+
+    def is_blind(self, world):
+        """Whether it watches a number that is not open any more: select() fails for all then, once."""
+        return any(
+            end.lost and end.wants and handle.lost is None and not is_open(handle.sock.fileno())
+            for end, handle in zip(self.ends, world.handles, strict=True)
+        )
+
+    # -- what holds
+
+    @invariant()
+    def all_hold_what_the_model_holds(self):
+        for world in self.worlds:
+            registered = {key.data: key.events for key in world.r.watchers.selector.get_map().values()}
+            handles = set(world.r.handles())
+            for end, handle in zip(self.ends, world.handles, strict=True):
+                if end.closed:
+                    assert handle not in registered and handle not in handles
+                elif not end.lost:
+                    assert registered.get(handle, 0) == handle.events == end.wants
+                    assert handle in handles and handle.lost is None
+                elif handle.lost is not None:
+                    assert handle not in registered and handle not in handles
+
+    def teardown(self):
+        self.acting = []
+        for world in getattr(self, 'worlds', ()):
+            self.now = {
+                (world, number): {'closed': end.closed or end.lost, 'wants': end.wants}
+                for number, end in enumerate(self.ends)
+            }
+            self.turns(world.r, 2)
+            silent = 'Epoll' in world.kind.__name__ or 'queue' in world.kind.__name__
+            assert not self.is_blind(world) or silent, 'nobody was told that it was closed'
+            for end, handle in zip(self.ends, world.handles, strict=True):
+                if end.lost and handle.lost is None:
+                    world.r.watchers.evict(handle)
+            world.close()
+
+
+TestThreeSelectors = case_of(Selectors)

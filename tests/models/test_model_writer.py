@@ -1,0 +1,300 @@
+"""A stream on a scripted socket against a model of one byte stream: what was written, what was taken, who was told."""
+
+from __future__ import annotations
+
+import errno
+import tempfile
+from collections import deque
+
+import pytest
+from hypothesis import strategies as st
+from hypothesis.stateful import initialize, invariant, precondition, rule
+
+from reactor import ConnectionClosed, Reactor, WriteBufferFull
+from tests.helpers.models_support import Machine, case_of, depth
+from tests.helpers.support import ScriptedKernel, ScriptedSocket
+
+HIGH, LOW, MOST = 50_000, 10_000, 300_000
+CALLBACK_COST, FILE_COST = 1024, 65_536  # bytes: as much at most may each of them count that waits
+
+# A mix of what a kernel answers: mostly room for some, sometimes for none, rarely the end.
+taken = st.one_of(st.integers(0, 100), st.integers(0, 300_000), st.just(1 << 30))
+sizes = st.one_of(st.integers(0, 5), st.integers(0, 9000), st.integers(0, 200_000))
+kinds = st.sampled_from([bytes, bytearray, memoryview])
+FAILURES = errno.EPIPE, errno.ECONNRESET, errno.ENOBUFS
+
+
+class StrictSocket(ScriptedSocket):
+    """Accepts only what the model says comes next, nothing empty, and nothing after a failure."""
+
+    failed = False
+    shut = False
+    position = 0
+
+    def sendmsg(self, buffers):
+        assert not self.failed, 'a send after a failure'
+        assert not self.shut, 'a send after the end'
+        assert self.number >= 0, 'a send after the close'
+        try:
+            count = super().sendmsg(buffers)
+        except BlockingIOError:
+            raise
+        except OSError:
+            self.failed = True
+            raise
+        as_written = self.sent == self.model[self.position : self.position + count]
+        assert as_written, 'not what was written'
+        self.sent.clear()
+        self.position += count
+        return count
+
+    def shutdown(self, how):
+        assert self.position == len(self.model), 'ended before the last byte'
+        self.shut = True
+        super().shutdown(how)
+
+    def ready(self):
+        # An error makes a socket writable and readable, as a hang-up does.
+        return super().ready() | (1 if self.failed else 0)
+
+
+class Writing(Machine):
+    """What was sent is a prefix of what was written; callbacks come in order, once, on a fresh stack, then on_close."""
+
+    @initialize(rewriting=st.booleans(), patience=st.integers(0, 20))
+    def begin(self, rewriting, patience):
+        kernel = ScriptedKernel()
+        self.r = Reactor(kernel=kernel, catch_errors=False)
+        self.sock = StrictSocket(kernel)
+        self.sock.outcomes = deque()
+        self.sock.model = self.model = bytearray()
+        self.rewriting = rewriting  # whether on_written and on_drain write again
+        self.marks = deque()  # (where, identity) of the write-callbacks to come
+        self.files = []  # (from, to) of what came from files
+        self.count = 0
+        self.patience = patience  # turns and takings before anything ends it
+        self.refused = False  # once after the end is enough
+        self.inside = False
+        self.owed = False  # write returned False, so an on_drain is to come
+        self.ended = None  # the call by which the user ended it
+        self.overfull = False
+        self.told = None  # what on_close was called with
+        self.base = 0  # depth of the stack in the turn that runs
+        self.depths = set()  # of the callbacks, from there
+        self.left = None
+        self.conn = self.r.adopt(
+            self.sock, on_drain=self.on_drain, on_close=self.on_close, high_water=HIGH, low_water=LOW, max_buffered=MOST
+        )
+
+    # -- callbacks
+
+    def check_fresh(self):
+        assert not self.inside, 'called inside a call'
+        assert self.told is None, 'called after on_close'
+        self.depths.add(depth() - self.base)
+
+    def on_written(self, conn, where, identity):
+        self.check_fresh()
+        assert self.marks.popleft() == (where, identity)
+        assert self.sock.position >= where
+        if self.rewriting and identity % 3 == 0 and self.ended is None:
+            self.write(bytes, identity * 20_000 % 120_000, True)
+
+    def on_drain(self, conn):
+        self.check_fresh()
+        assert self.owed, 'on_drain without a write that returned False'
+        assert conn.buffered < HIGH, 'on_drain although the mark is reached'
+        assert self.rewriting or conn.buffered <= LOW, 'on_drain above the low mark'
+        self.owed = False
+        if self.rewriting and self.ended is None:
+            self.write(bytes, 20_000, False)
+
+    def on_close(self, conn, exc):
+        self.check_fresh()
+        self.told = (exc,)
+        self.left = conn.buffered
+
+    # -- what the user does
+
+    def call(self, fn, *args):
+        before, self.inside = self.inside, True
+        self.acted()
+        try:
+            return fn(*args)
+        finally:
+            self.inside = before
+
+    @property
+    def waiting(self):
+        return len(self.model) - self.sock.position
+
+    @precondition(lambda self: not self.refused)
+    @rule(kind=kinds, size=sizes, callback=st.booleans())
+    def write(self, kind, size, callback):
+        data = bytes((len(self.model) + i) * 7 & 255 for i in range(min(size, 251))) * (size // 251 + 1)
+        buffer = kind(bytearray(data[:size])) if kind is memoryview else kind(data[:size])
+        self.write_with(self.conn.write, buffer, data[:size], callback)
+        if kind is not bytes:
+            memoryview(buffer)[:] = b'!' * size  # whatever happens to it now is the user's business
+
+    @precondition(lambda self: not self.refused)
+    @rule(pieces=st.lists(st.tuples(kinds, st.integers(0, 9000)), max_size=100), callback=st.booleans())
+    def writelines(self, pieces, callback):
+        data = [bytes([len(self.model) + i & 255]) * size for i, (_, size) in enumerate(pieces)]
+        buffers = [kind(piece) for (kind, _), piece in zip(pieces, data, strict=True)]
+        self.write_with(self.conn.writelines, buffers, b''.join(data), callback)
+
+    @precondition(lambda self: not self.refused)
+    @rule(size=sizes, offset=st.integers(0, 9000), callback=st.booleans())
+    def send_file(self, size, offset, callback):
+        data = bytes((len(self.model) + i) * 3 & 255 for i in range(min(size, 251))) * (size // 251 + 1)
+        before = len(self.model)
+        with tempfile.TemporaryFile(buffering=0) as file:
+            file.write(bytes(offset) + data[:size] + b'behind')
+            self.write_with(
+                lambda file, *args: self.conn.send_file(file, offset, size, *(args or (None,))),
+                file, data[:size], callback,
+            )  # fmt: skip
+        if len(self.model) > before:
+            self.files.append((before, len(self.model)))
+
+    @property
+    def weights(self):
+        """The least and the most that may count towards max_buffered: the bytes of files need not."""
+        sent = self.sock.position
+        files = [end - max(begin, sent) for begin, end in self.files if end > sent]
+        most = self.waiting + CALLBACK_COST * len(self.marks) + FILE_COST * len(files)
+        return self.waiting - sum(files), most
+
+    def write_with(self, write, buffer, data, callback):
+        conn, model, sock = self.conn, self.model, self.sock
+        if callback and not sock.outcomes and len(model) % 2:
+            sock.outcomes.append(1 << 30)  # often there is room at once
+        alive = not conn.closed
+        before, waited = len(model), self.waiting
+        least, most = self.weights
+        taken = alive and self.ended is None
+        unclear = taken and waited > 0 and most >= MOST  # then all of it waits, and whether it does is seen afterwards
+        args = ()
+        if taken and not unclear:
+            model += data
+        if callback:
+            self.count += 1
+            args = (self.on_written, before + len(data), self.count)
+        if callback and taken and not unclear:
+            self.marks.append(args[1:])
+        failed_before = sock.failed
+        try:
+            result = self.call(write, buffer, *args)
+        except ConnectionClosed:
+            assert self.ended or self.told, 'refused although nobody has ended it'
+            self.refused = self.told is not None
+            return
+        assert self.ended is None or failed_before or self.overfull, f'accepted after {self.ended}'
+        assert self.told is None, 'accepted after on_close'
+        if unclear and conn.closed:
+            assert result is False
+            self.overfull = True
+            return
+        if unclear:
+            assert least < MOST, 'so much waits that the peer has to be cut off'
+            model += data
+            self.marks.extend([args[1:]] if callback else [])
+        if alive and not sock.failed:
+            assert result is (self.waiting < HIGH or not self.waiting)
+            if not result:
+                self.owed = True
+        else:
+            assert result is False
+            if alive and callback:
+                self.marks.pop()  # it failed inside this write, whose callback is never called
+
+    @precondition(lambda self: self.patience <= 0 and self.told is None)
+    @rule(how=st.sampled_from(['write_eof', 'close', 'abort', 'lost', 'lost']), number=st.sampled_from(FAILURES))
+    def ends(self, how, number):
+        """One rule for all, so that most runs see some traffic before their end."""
+        self.acted()
+        if how == 'lost':
+            self.sock.outcomes.append(OSError(number, 'scripted'))
+            return
+        self.call(getattr(self.conn, how))
+        if how == 'abort':
+            self.ended = how
+            self.sock.outcomes.clear()
+        elif self.told is None and self.ended != 'abort':
+            self.ended = 'close' if how == 'close' else self.ended or how
+
+    # -- what the world does
+
+    @precondition(lambda self: self.told is None and not self.sock.outcomes)
+    @rule(outcomes=st.lists(st.one_of(taken, taken, st.just('again')), max_size=4))
+    def peer_takes(self, outcomes):
+        self.patience -= 1
+        self.acted()
+        self.sock.outcomes.extend(BlockingIOError() if taken == 'again' else taken for taken in outcomes)
+
+    @rule(count=st.integers(1, 5))
+    def turn(self, count):
+        self.base = depth() + 1
+        self.patience -= 1
+        self.turns(self.r, count)
+
+    # -- what holds after each
+
+    @invariant()
+    def what_waits_is_what_was_written_and_not_sent(self):
+        if self.told is None and not self.sock.failed:
+            assert self.conn.buffered == self.waiting
+
+    @invariant()
+    def closed_is_true_from_the_end_on(self):
+        if self.told is not None or self.ended in ('close', 'abort') or self.sock.failed or self.overfull:
+            assert self.conn.closed
+
+    @invariant()
+    def no_callback_is_late(self):
+        if self.settled and self.told is None:
+            assert not self.marks or self.marks[0][0] > self.sock.position
+
+    @invariant()
+    def a_false_is_followed_by_an_on_drain(self):
+        if self.settled and self.told is None and not self.conn.closed and self.waiting <= LOW:
+            assert not self.owed
+
+    @invariant()
+    def the_stack_does_not_grow(self):
+        # on_drain and on_close come by way of one frame of the stream, on_written by none.
+        assert len(self.depths) <= 2 and max(self.depths, default=0) - min(self.depths, default=0) <= 1
+
+    def teardown(self):
+        if not hasattr(self, 'r'):
+            return
+        sock = self.sock
+        alive = not self.conn.closed
+        if alive or self.conn.state == 'CLOSING':  # the peer takes all of it
+            sock.outcomes = None
+            sock.incoming.append(b'')
+            if alive and self.ended is None:
+                self.ended = 'close'
+                self.call(self.conn.close)
+        self.turn(200)
+        self.the_stack_does_not_grow()
+        assert self.told is not None, 'on_close was never called'
+        exc = self.told[0]
+        if sock.failed:
+            assert isinstance(exc, OSError) and exc.errno in FAILURES
+            assert exc.__traceback__ is None
+        elif self.overfull:
+            assert isinstance(exc, WriteBufferFull)
+        else:
+            assert exc is None
+            if self.ended != 'abort':
+                assert sock.position == len(self.model), 'something was not sent'
+                assert not self.marks
+        assert self.left == self.waiting, 'on_close was not told what was never accepted'
+        assert self.conn.closed and sock.number < 0
+        assert self.r.handles() == []
+        self.r.close()
+
+
+TestOneByteStream = pytest.mark.scenario(56, 121)(case_of(Writing))

@@ -1,0 +1,83 @@
+"""What is kept of mutation testing is true: the list can be drawn again, and each equivalent mutant has its reason."""
+
+from __future__ import annotations
+
+import importlib.util
+
+import pytest
+
+from tests.mutation import __main__ as mutation
+from tests.mutation import drawing
+from tests.mutation.drawing import COUNT, PROJECT, SEED
+
+MOST_EQUIVALENT = 0.08  # of the list
+REDRAWN = 100  # lines of code: larger modules take seconds each
+
+drawn = drawing.read()
+needs_the_tool = pytest.mark.skipif(
+    importlib.util.find_spec('cosmic_ray') is None,
+    reason="cosmic-ray is not installed, so the list of mutants is not checked: pip install -e '.[mutation]'",
+)
+
+
+def test_the_list_has_as_many_mutants_as_it_says():
+    """Each module has its share, and no place is changed by two."""
+    mutants = drawn['mutants'].values()
+    assert drawn['seed'] == SEED
+    assert [mutant.number for mutant in mutants] == list(range(1, COUNT + 1))
+    sizes = {name: module['lines'] for name, module in drawn['modules'].items()}
+    assert drawing.shares(sizes) == {name: module['mutants'] for name, module in drawn['modules'].items()}
+    for name, module in drawn['modules'].items():
+        assert sum(mutant.module == name for mutant in mutants) == module['mutants'], name
+    assert len({(mutant.module, mutant.operator, mutant.occurrence) for mutant in mutants}) == COUNT
+
+
+@needs_the_tool
+@pytest.mark.timeout(120)
+def test_the_list_is_what_the_seed_draws():
+    """From small modules that have not changed since it was drawn."""
+    names = [name for name, module in drawn['modules'].items() if 0 < module['lines'] < REDRAWN]
+    texts = {name: (PROJECT / name).read_text() for name in names if (PROJECT / name).exists()}
+    same = [name for name, text in texts.items() if drawing.digest(text) == drawn['modules'][name]['sha256']]
+    assert same, 'every small module has changed: draw a new list with "python -m tests.mutation draw"'
+    for name in same[:4]:
+        listed = [mutant._replace(number=0) for mutant in drawn['mutants'].values() if mutant.module == name]
+        again = drawing.draw_from(name, texts[name], drawn['modules'][name]['mutants'])
+        assert sorted(again) == sorted(listed), name
+
+
+@needs_the_tool
+def test_a_mutant_is_found_where_the_code_has_moved():
+    mutant = next(one for one in drawn['mutants'].values() if one.module == 'reactor/framing.py')
+    text = (PROJECT / mutant.module).read_text()
+    line, changed = drawing.find(mutant, text)
+    assert mutant.before in text and mutant.after in changed
+    assert drawing.find(mutant, f'# more\n\n{text}') == (line + 2, f'# more\n\n{changed}')
+    assert drawing.find(mutant, text.replace(mutant.before, mutant.after)) is None
+
+
+@needs_the_tool
+def test_what_is_no_behaviour_is_not_drawn():
+    text = """
+from typing import Any
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    A = 1 + 1
+def behaves(a: int | None = 5, *b: Any | None) -> int | None:
+    c: int | None = 7
+    log('warning', '%s', 1 + 1)
+    return c
+class C:
+    def __repr__(self):
+        return str(1 + 1)
+"""
+    mutants = drawing.draw_from('module', text, 100)
+    assert {mutant.line for mutant in mutants} == {6, 7}
+    assert {mutant.operator for mutant in mutants} == {'core/NumberReplacer'}
+
+
+def test_each_equivalent_mutant_has_a_reason_and_there_are_few():
+    equivalent = mutation.equivalents()
+    assert set(equivalent) <= set(drawn['mutants'])
+    assert all(len(reason.split()) >= 4 for reason in equivalent.values()), 'a reason is a sentence'
+    assert len(equivalent) <= MOST_EQUIVALENT * COUNT

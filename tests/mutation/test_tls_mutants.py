@@ -1,0 +1,95 @@
+"""The worlds of `tls_worlds.py` find what is planted in TLS, or a named test does; and without it nothing is found."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.helpers import mutants
+from tests.helpers.certificates import certificates  # noqa: F401
+from tests.helpers.hostile_tls import ENGINE
+from tests.helpers.mutants import TLS_MUTANTS, copy_package
+
+SEEDS = 1000
+LONGEST = 60  # seconds for a test in a child; ten are what `run_until` waits for what a planted bug prevents
+PATIENCE = 110  # seconds for a child, below the limit of the test that has started it
+PROJECT = Path(__file__).parents[2]
+# The options of setup.cfg without those that only report more, and without the project's own package.
+FROM_ELSEWHERE = ('-o', 'addopts=--import-mode=importlib', '-o', 'pythonpath=')
+HUNT = """
+import logging, sys
+from pathlib import Path
+logging.disable(logging.CRITICAL)
+import reactor
+from tests.helpers.certificates import Certificates
+from tests.helpers.tls_worlds import Contexts, run_world
+
+made = Certificates.__new__(Certificates)
+made.folder = Path(sys.argv[1])
+made.authority = made.folder / 'authority.pem'
+contexts = Contexts(made)
+print(reactor.__file__)
+for seed in range(int(sys.argv[2])):
+    try:
+        run_world(seed, contexts)
+    except BaseException as exc:
+        print('found', str(exc).partition('the last of')[0], sep=chr(10))
+        break
+"""
+
+
+def run_child(folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
+    """Run Python on the copy of the package in `folder`."""
+    paths = f'{folder}{os.pathsep}{PROJECT}'  # the copy comes first; the tests are those of this project
+    environment = {**os.environ, 'PYTHONPATH': paths, 'PYTHONDONTWRITEBYTECODE': '1'}
+    return subprocess.run(
+        [sys.executable, *command], cwd=folder, env=environment, capture_output=True, text=True, timeout=PATIENCE
+    )
+
+
+def hunt(folder: Path, certificates: Path) -> str:  # noqa: F811
+    """What the worlds find in the copy of the package in `folder`; '' when it is nothing."""
+    child = run_child(folder, '-c', HUNT, str(certificates), str(SEEDS))
+    where, _, found = child.stdout.partition('\n')
+    assert where.startswith(str(folder)), child.stderr
+    return found
+
+
+def run_test(folder: Path, name: str) -> str:
+    """What this test of ours says of the copy; '' when it passes."""
+    options = ['-q', '-x', '-p', 'no:cacheprovider', '--tb=line', *FROM_ELSEWHERE, '--timeout', str(LONGEST)]
+    child = run_child(folder, '-m', 'pytest', *options, '-k', 'not poll and not select', str(PROJECT / 'tests' / name))
+    said = child.stdout + child.stderr
+    assert child.returncode in (0, 1), said
+    assert 'from pytest-timeout' not in said, f'{name} was ended after {LONGEST} s, and proves nothing:\n{said}'
+    failed = child.returncode and ' failed' in child.stdout  # else it could not even begin
+    assert bool(child.returncode) is bool(failed), said
+    return child.stdout if failed else ''
+
+
+@pytest.fixture(autouse=True)
+def nothing_left() -> None:
+    """In place of the count of descriptors that other tests have: children begin and end meanwhile."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('planted', TLS_MUTANTS, ids=[mutant.name for mutant, _ in TLS_MUTANTS])
+def test_each_bug_planted_in_tls_is_found(planted, certificates, tmp_path):  # noqa: F811
+    if ENGINE.missing:
+        pytest.skip(f'NOT TESTED: TLS peers that misbehave; {ENGINE.missing}')
+    mutant, test = planted
+    copy_package(tmp_path, mutant)
+    found = run_test(tmp_path, test) if test else hunt(tmp_path, certificates.folder)
+    print(f'{mutant.name}: {found.strip() or "not found"}')
+    assert found, f'{test or f"{SEEDS} worlds"} did not find it; it breaks {mutant.law}'
+
+
+def test_there_are_enough_and_each_has_its_place():
+    assert len({mutant.name for mutant, _ in TLS_MUTANTS}) == len(TLS_MUTANTS) >= 10
+    assert not {mutant.name for mutant, _ in TLS_MUTANTS} & {mutant.name for mutant in mutants.MUTANTS}
+    for mutant, _ in TLS_MUTANTS:
+        assert (mutants.PACKAGE / mutant.file).read_text().count(mutant.anchor) == 1, mutant.name

@@ -1,0 +1,112 @@
+"""The README's back-pressure: pause reading when `write` returns False, with `Stream.resume_reading` as `on_drain`.
+
+A client sends all of its requests at once and reads the answers late. On each kind of stream every request is answered,
+in order, and the server never buffers more than a chunk of requests asks for.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+import reactor
+from reactor import Reactor, framing
+from reactor.testing import Simulation
+from tests.helpers.certificates import certificates  # noqa: F401  (a fixture)
+from tests.helpers.support import run_until
+
+REQUESTS, ANSWER = 400, 60_000  # 24 MB of answers
+SIZE = 32  # bytes of a request
+
+
+def answer(conn: Any, request: bytes) -> None:
+    """What the README does, for one request."""
+    if not conn.write(request.rjust(ANSWER, b'.')):
+        conn.pause_reading()
+
+
+def chunk_by_chunk(conn: Any, data: bytes) -> None:
+    """The same without `framing`: all requests of a chunk are answered, so a chunk has to be small."""
+    for line in data.splitlines():
+        answer(conn, line)
+
+
+class Client:
+    """Sends all requests at once, and begins to read when the server has paused.
+
+    requests  how many: fewer in simulation, where each byte is checked
+    """
+
+    def __init__(self, requests: int = REQUESTS) -> None:
+        self.received = bytearray()
+        self.requests = requests
+
+    def on_connect(self, conn: Any) -> None:
+        conn.pause_reading()
+        for number in range(self.requests):
+            conn.write(b'%0*d\n' % (SIZE - 1, number))  # over TLS each is a record, of which a turn decrypts a few
+        conn.loop.call_later(0.05, conn.resume_reading)
+
+    def on_data(self, conn: Any, data: bytes) -> None:
+        self.received += data
+        if len(self.received) == self.requests * ANSWER:
+            conn.close()
+
+    def check(self) -> None:
+        answers = [bytes(self.received[at : at + ANSWER]) for at in range(0, len(self.received), ANSWER)]
+        assert len(answers) == self.requests
+        assert [int(one.lstrip(b'.')) for one in answers] == list(range(self.requests))
+
+
+KINDS = {'chunks': chunk_by_chunk, 'framing.lines': framing.lines(answer)}
+
+
+@pytest.mark.parametrize('secure', [False, True], ids=['TCP', 'TLS'])
+@pytest.mark.parametrize('kind', KINDS)
+def test_each_request_is_answered_however_late_the_client_reads(r, certificates, kind, secure):  # noqa: F811
+    ours, theirs = {'read_size': SIZE}, {}
+    if secure:
+        ours, theirs = {'ssl': certificates.server()}, {'ssl': certificates.client(), 'server_hostname': 'localhost'}
+    client = Client()
+    server = r.listen_tcp('127.0.0.1', 0, KINDS[kind], on_drain=reactor.Stream.resume_reading, **ours)
+    port = server.address[1]
+    conn = r.connect_tcp('127.0.0.1', port, client.on_data, on_connect=client.on_connect, **theirs)
+    run_until(r, lambda: conn.closed)
+    client.check()
+    server.close()
+    run_until(r, lambda: not r.handles())
+
+
+@pytest.mark.parametrize('secure', [False, True], ids=['TCP', 'TLS'])
+@pytest.mark.parametrize('kind', KINDS)
+def test_it_is_so_in_simulation(certificates, kind, secure):  # noqa: F811
+    ours, theirs = {'read_size': SIZE}, {}
+    if secure:
+        ours, theirs = {'ssl': certificates.server()}, {'ssl': certificates.client(), 'server_hostname': 'localhost'}
+    client = Client(40)
+
+    def main(r: Reactor) -> None:
+        server = r.listen_tcp('10.0.0.1', 80, KINDS[kind], on_drain=reactor.Stream.resume_reading, **ours)
+        r.connect_tcp(
+            '10.0.0.1', 80, client.on_data, on_connect=client.on_connect, on_close=lambda *_: server.close(), **theirs
+        )
+
+    Simulation(1, faults=False).run(main)
+    client.check()
+
+
+def test_a_bare_resume_goes_on_with_what_was_received_already_in_debug_mode(certificates, sockets):  # noqa: F811
+    # `Stream.resume_reading` went past the methods of its kinds: what TLS held was not decrypted before more came.
+    with Reactor(debug=True) as r:
+        client, server = Client(), None
+        server = r.listen_tcp(
+            '127.0.0.1', 0, KINDS['framing.lines'], on_drain=reactor.Stream.resume_reading, ssl=certificates.server()
+        )
+        conn = r.connect_tcp(
+            *server.address[:2], client.on_data, on_connect=client.on_connect,
+            ssl=certificates.client(), server_hostname='localhost',
+        )  # fmt: skip
+        run_until(r, lambda: conn.closed)
+        client.check()
+        server.close()

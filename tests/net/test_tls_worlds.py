@@ -1,0 +1,30 @@
+"""TLS peers that misbehave, on simulated systems: no law is broken, and nobody else feels it.
+
+The worlds are in `tls_worlds.py`. Keys are random, and with them the lengths of some messages: a seed repeats the
+program, but not every byte. `--tls-worlds N` tries more of them; without `--slow` the whole suite tries a fifth.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.helpers.certificates import certificates  # noqa: F401
+from tests.helpers.hostile_tls import ENGINE
+from tests.helpers.tls_worlds import Contexts, run_world
+
+BLOCKS = 5
+
+
+@pytest.fixture(scope='module')
+def contexts(certificates):  # noqa: F811
+    if ENGINE.missing:
+        pytest.skip(f'NOT TESTED: TLS peers that misbehave; {ENGINE.missing}')
+    return Contexts(certificates)
+
+
+@pytest.mark.scenario(89)
+@pytest.mark.parametrize('block', [0, *(pytest.param(block, marks=pytest.mark.slow) for block in range(1, BLOCKS))])
+def test_peers_that_misbehave_are_felt_by_nobody_else(contexts, block, request):
+    count = request.config.getoption('--tls-worlds')
+    for seed in range(block, count, BLOCKS):
+        run_world(seed, contexts)

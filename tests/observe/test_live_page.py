@@ -1,0 +1,697 @@
+"""The live page: what is sent to whom, and what a browser makes of it. Debian: chromium chromium-driver."""
+
+from __future__ import annotations
+
+import gc
+import json
+import logging
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+import weakref
+import zipfile
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+import pytest
+
+import reactor
+from reactor import Reactor, Stream
+from reactor.observe import live, samples, source
+from reactor.observe.live import HISTORY, MOST_VIEWERS, PAGE, LivePage, serve_page
+from tests.helpers.support import FakeKernel, drain, run_until, turns
+
+CHECKOUT = Path(__file__).parents[2]
+sys.path.insert(0, str(CHECKOUT / 'perf'))
+import browser  # noqa: E402
+
+HOSTILE = '</script><img src=x onerror="document.title=1">\r\n\r\nevent: end\ndata: "gone"\n\n\u2028\u202e\0\ud800'
+
+
+class Viewer:
+    """A client in the test's own thread: what it asked for, and what came."""
+
+    def __init__(self, r, sockets, page, path='/events', *headers, method='GET', host='localhost'):
+        self.sock = sockets.connect(page.listener.address if isinstance(page, LivePage) else page.address)
+        if not r.watchers.referenced:
+            r.notifier(int)  # what belongs to the page alone keeps no loop running, and a test's clock stands still
+        lines = [f'{method} {path} HTTP/1.1', f'Host: {host}', *headers, '', '']
+        self.sock.send('\r\n'.join(lines).encode())
+        self.came = b''
+        self.r = r
+        run_until(r, lambda: b'\r\n\r\n' in self.read())
+
+    def read(self):
+        self.came += drain(self.sock)
+        return self.came
+
+    @property
+    def status(self):
+        return int(self.came.split(b' ')[1])
+
+    @property
+    def headers(self):
+        head = self.came.partition(b'\r\n\r\n')[0].decode()
+        return dict(line.lower().split(': ', 1) for line in head.split('\r\n')[1:])
+
+    @property
+    def body(self):
+        return self.came.partition(b'\r\n\r\n')[2]
+
+    @property
+    def events(self):
+        """(name, id, data) of each, as a browser reads them."""
+        found = []
+        for block in self.body.decode().split('\n\n')[:-1]:
+            fields = dict(line.split(': ', 1) for line in block.split('\n'))
+            if 'data' in fields:
+                found.append((fields.get('event', 'message'), fields.get('id'), json.loads(fields['data'])))
+        return found
+
+    def samples(self):
+        self.read()
+        return [data for name, _, data in self.events if name == 'message']
+
+    def sample(self):
+        """The next one."""
+        count = len(self.samples())
+        run_until(self.r, lambda: len(self.samples()) > count)
+        return self.samples()[-1]
+
+    def ended(self):
+        self.read()
+        return [data for name, _, data in self.events if name == 'end']
+
+
+@pytest.fixture
+def page(fake):
+    return LivePage(fake, '127.0.0.1', 0)
+
+
+def test_the_page_may_run_its_own_script_and_nothing_else(fake, page, sockets):
+    first, second = Viewer(fake, sockets, page, '/'), Viewer(fake, sockets, page, '/')
+    run_until(fake, lambda: b'</html>' in first.read() and b'</html>' in second.read())
+    policy = first.headers['content-security-policy']
+    (nonce,) = set(re.findall(r"'nonce-(\w{32})'", policy))
+    assert "default-src 'none'" in policy and 'unsafe' not in policy
+    assert first.body.count(nonce.encode()) == 2 and b'NONCE' not in first.body
+    assert nonce.encode() not in second.body
+    assert first.headers['x-content-type-options'] == 'nosniff'
+
+
+def test_the_page_asks_nobody_for_anything_and_makes_no_markup():
+    text = Path(PAGE).read_text()
+    addresses = set(re.findall(r'(?:https?:)?//[\w.-]+\.\w+[^\s\'"]*', text))
+    assert addresses == {'http://www.w3.org/2000/svg'}
+    for word in (
+        'innerHTML',
+        'outerHTML',
+        'insertAdjacent',
+        'document.write',
+        'eval(',
+        'Function(',
+        ' style="',
+        '@import',
+    ):
+        assert word not in text
+    assert not re.search(r'\son\w+=', text)
+
+
+def test_who_looks_gets_the_history_then_a_sample_a_second(fake, page, sockets):
+    first = Viewer(fake, sockets, page)
+    assert first.headers['content-type'] == 'text/event-stream'
+    told = [first.sample() for _ in range(3)]
+    assert b'retry: 1000\n' in first.body
+    (name, _, hello), *rest = first.events
+    assert name == 'hello' and hello['rows'] == [] and len(hello['fields']) == len(told[0]['row'])
+    assert [data['row'] for *_, data in rest] == [sample['row'] for sample in told]
+    late = Viewer(fake, sockets, page)
+    assert late.events[0][2]['rows'] == [sample['row'] for sample in told]
+    again = Viewer(fake, sockets, page, '/events', f'Last-Event-ID: {rest[1][1]}')
+    assert again.events[0][2]['rows'] == [told[2]['row']]
+    nonsense = Viewer(fake, sockets, page, '/events', 'Last-Event-ID: ' + '9' * 5000)
+    assert len(nonsense.events[0][2]['rows']) == 3
+
+
+def test_the_history_has_a_bound_in_number_and_in_age(fake, sockets, monkeypatch):
+    monkeypatch.setattr(live, 'HISTORY', 20)
+    page = LivePage(fake, '127.0.0.1', 0)
+    viewer = Viewer(fake, sockets, page)
+    run_until(fake, lambda: viewer.read().count(b'\nid: ') > 30)
+    late = Viewer(fake, sockets, page)
+    assert len(late.events[0][2]['rows']) == 20
+    monkeypatch.setattr(samples, 'monotonic', lambda: time.monotonic() + 21)
+    late.sample()
+    assert len(Viewer(fake, sockets, page).events[0][2]['rows']) == 1
+
+
+@pytest.mark.parametrize(('age', 'kept'), [(299.99, True), (300.01, False)])
+def test_the_history_is_that_of_the_last_five_minutes(fake, sockets, monkeypatch, age, kept):
+    now = 1000.0
+    monkeypatch.setattr(samples, 'monotonic', lambda: now)
+    page = LivePage(fake, '127.0.0.1', 0)
+    viewer = Viewer(fake, sockets, page)
+    viewer.sample()
+    now += age
+    viewer.sample()
+    assert len(Viewer(fake, sockets, page).events[0][2]['rows']) == 1 + kept
+
+
+def test_the_samples_agree_with_stats(sockets):
+    with Reactor() as r:
+        page = LivePage(r, '127.0.0.1', 0)
+        server = r.listen_tcp('127.0.0.1', 0, lambda conn, data: conn.write(data))
+        for _ in range(5):
+            r.connect_tcp('127.0.0.1', server.address[1]).write(b'x')
+        sample = Viewer(r, sockets, page).sample()
+        fields = dict(zip(samples.FIELDS, sample['row'], strict=True))
+        assert (fields['incoming'], fields['outgoing']) == (5, 5)
+        stats = r.stats()
+        assert stats.incoming == 6  # the page leaves itself out
+        assert sample['totals']['connects'] == stats.connects == 5
+        assert sample['totals']['bytes_in'] <= stats.bytes_in
+        assert sum(fields[name] for name in ('dispatch', 'timers', 'soon', 'completions')) < 1
+
+
+def test_nothing_is_asked_while_nobody_looks(fake, sockets):
+    asked = []
+    told = source(fake)
+    page = LivePage(fake, '127.0.0.1', 0, lambda: asked.append(fake.now) or told())
+    asked.clear()
+    fake.call_later(60, fake.stop)
+    fake.run()
+    assert not asked
+    viewer = Viewer(fake, sockets, page)
+    viewer.sample()
+    assert asked
+    viewer.sock.close()
+    turns(fake, 3)
+    asked.clear()
+    fake.call_later(60, fake.stop)
+    fake.run()
+    assert not asked and len(fake.timers) == 0
+
+
+def test_it_keeps_nothing_running(fake, page, sockets):
+    viewer = Viewer(fake, sockets, page)
+    viewer.sample()
+    (notifier,) = [handle for handle in fake.handles() if type(handle).__name__ == 'Notifier']
+    notifier.close()
+    assert fake.run() is True
+
+
+@pytest.mark.parametrize('path, status', [('/', 200), ('/events', 200), ('/favicon.ico', 404), ('/../live.py', 404)])
+def test_there_are_two_paths_and_head_gets_no_stream(fake, page, sockets, path, status):
+    asked = Viewer(fake, sockets, page, path, method='HEAD')
+    assert asked.status == status
+    assert Viewer(fake, sockets, page, path).status == status
+    run_until(fake, lambda: asked.sock.recv(1) == b'' if asked.read() else False)
+
+
+def test_another_sites_name_for_this_machine_is_refused(fake, page, sockets):
+    assert Viewer(fake, sockets, page, '/events', host='attacker.example').status == 403
+    assert Viewer(fake, sockets, page, '/', host='127.0.0.1:80').status == 200
+
+
+def test_at_most_sixteen_look_at_once(fake, page, sockets):
+    viewers = [Viewer(fake, sockets, page) for _ in range(MOST_VIEWERS)]
+    assert {viewer.status for viewer in viewers} == {200}
+    assert Viewer(fake, sockets, page).status == 503
+    viewers[0].sock.close()
+    turns(fake, 3)
+    assert Viewer(fake, sockets, page).status == 200
+
+
+def test_who_does_not_read_is_dropped_and_the_others_go_on(fake, sockets):
+    told = source(fake)
+    page = LivePage(
+        fake, '127.0.0.1', 0, lambda: {'0': told()['0'], **{'x' * 50000 + str(n): told()['0'] for n in range(4)}}
+    )
+    slow, quick = Viewer(fake, sockets, page), Viewer(fake, sockets, page)
+
+    def dropped():
+        quick.read()
+        return page.listener.open_connections == 1
+
+    run_until(fake, dropped)
+    count = quick.came.count(b'\nid: ')
+    run_until(fake, lambda: quick.read().count(b'\nid: ') > count)
+    with pytest.raises(ConnectionResetError):
+        while slow.sock.recv(1 << 20):
+            pass
+
+
+def test_a_viewer_that_the_program_has_closed_is_sent_no_more_and_the_others_go_on(fake, page, sockets, caplog):
+    closed, other = Viewer(fake, sockets, page), Viewer(fake, sockets, page)
+    (conn,) = [handle for handle in fake.handles() if getattr(handle, 'peername', 0) == closed.sock.getsockname()]
+    conn.pause_reading()  # so that close() waits for the end of the client's side
+    conn.close()
+    other.sample()
+    other.sample()
+    assert not other.ended() and not caplog.records
+    page.end('that was it')
+    run_until(fake, other.ended)
+    assert other.ended() == ['that was it'] and not caplog.records
+
+
+def test_a_viewer_that_left_in_this_very_turn_is_not_taken_off_twice(fake, page, sockets):
+    leaving, _ = Viewer(fake, sockets, page), Viewer(fake, sockets, page)
+    told = []
+    leaving.sock.close()
+    fake.call_later(0, lambda: told.append(page._told()['0']['incoming']))  # after the end was read, before on_close
+    run_until(fake, lambda: told)
+    assert told == [0]
+
+
+def test_no_name_can_end_an_event_or_begin_another(fake, sockets):
+    told = source(fake)
+    figures = {**told()['0'], 'slow': [[HOSTILE, 1, 0.5]]}
+    page = LivePage(fake, '127.0.0.1', 0, lambda: {HOSTILE: figures})
+    viewer = Viewer(fake, sockets, page)
+    sample = viewer.sample()
+    assert sample['slow'][0][0] == sample['workers'][0][0] == HOSTILE
+    assert [name for name, *_ in viewer.events] == ['hello', 'message']
+    assert viewer.body.isascii() and b'\r' not in viewer.body and b'\0' not in viewer.body
+
+
+def test_a_source_that_fails_is_logged_once_and_ends_the_view_alone(sockets, caplog):
+    broken = []
+
+    def told():
+        if broken:
+            raise RuntimeError('no figures today')
+        return figures()
+
+    with Reactor(kernel=FakeKernel(), catch_errors=False) as r:
+        figures = source(r)
+        page = LivePage(r, '127.0.0.1', 0, told)
+        viewer = Viewer(r, sockets, page)
+        viewer.sample()
+        broken.append(True)
+        with caplog.at_level(logging.ERROR, 'reactor'):
+            run_until(r, viewer.ended)
+            r.call_later(60, r.stop)
+            r.run()
+        assert len(caplog.records) == 1 and 'no figures today' in caplog.text
+        assert 'could not be read' in viewer.ended()[0]
+        broken.clear()
+        Viewer(r, sockets, page).sample()  # it was not for good
+
+
+def test_the_end_is_told_with_a_last_sample_and_to_who_comes_later(fake, page, sockets):
+    viewer = Viewer(fake, sockets, page)
+    page.end('that was it')
+    page.end('and again')
+    run_until(fake, viewer.ended)
+    assert [name for name, *_ in viewer.events] == ['hello', 'message', 'end']
+    assert viewer.ended() == ['that was it'] and viewer.sock.recv(1) == b''
+    late = Viewer(fake, sockets, page)
+    run_until(fake, late.ended)
+    assert late.ended() == ['that was it'] and len(late.events[0][2]['rows']) == 1
+    assert len(fake.timers) == 0
+
+
+def test_a_reactor_that_is_closed_says_so(sockets):
+    with Reactor() as r:
+        viewer = Viewer(r, sockets, serve_page(r))
+    assert viewer.ended() == ['The program has ended']
+
+
+def test_pages_that_come_and_go_leave_nothing_with_the_reactor(fake, sockets):
+    for _ in range(3):
+        page = LivePage(fake, '127.0.0.1', 0)
+        viewer = Viewer(fake, sockets, page)
+        page.end('that was it')
+        run_until(fake, viewer.ended)
+        page.listener.close()
+        viewer.sock.close()
+        seen = weakref.ref(page)
+        del page, viewer
+        fake.run_once(0)
+        gc.collect()
+        assert seen() is None
+    assert not fake._exit_callbacks
+
+
+def test_a_viewer_that_is_aborted_is_not_told_that_the_program_has_ended(fake, page, sockets):
+    viewer = Viewer(fake, sockets, page)
+    next(handle for handle in fake.handles() if isinstance(handle, Stream)).abort()
+    run_until(fake, lambda: not page._viewers)
+    with pytest.raises(ConnectionResetError):
+        viewer.read()
+    assert b'event: end' not in viewer.came
+
+
+def test_a_page_whose_listener_was_closed_still_says_when_the_program_ends(sockets):
+    with Reactor() as r:
+        listener = serve_page(r)
+        viewer = Viewer(r, sockets, listener)
+        listener.close()
+    assert viewer.ended() == ['The program has ended']
+
+
+def test_a_listener_that_fails_leaves_nothing(fake, page):
+    with pytest.raises(OSError):
+        serve_page(fake, '127.0.0.1', page.listener.address[1])
+    assert fake.handles() == [page.listener]
+
+
+@pytest.mark.parametrize(
+    'host, expected', [('127.0.0.1', '127.0.0.1'), (None, r'\[::1\]|127.0.0.1'), ('0.0.0.0', '127.0.0.1')]
+)
+def test_it_knows_its_address(fake, host, expected):
+    page = LivePage(fake, host, 0)
+    assert re.fullmatch(rf'http://({expected}):{page.listener.address[1]}/', page.url)
+
+
+def test_the_servers_of_the_experiment_load_nothing_for_the_page():
+    code = 'import sys; import reactor.demo.child; print(*sys.modules)'
+    done = subprocess.run([sys.executable, '-S', '-c', code], capture_output=True, text=True, cwd=CHECKOUT, timeout=30)
+    assert not set(done.stdout.split()) & {'reactor.observe', 'json', 'ipaddress'}, done.stderr
+
+
+# -- in a browser
+
+
+@contextmanager
+def experiment(*options):
+    """A running experiment with the page; yields (process, url, lines of its progress)."""
+    command = [sys.executable, '-m', 'reactor.demo', '--dashboard', '0', '--json', *options]
+    process = subprocess.Popen(command, cwd=CHECKOUT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    lines = []
+    reading = None
+    try:
+        url = re.fullmatch(r'live page at (http://127\.0\.0\.1:\d+/)\n', process.stderr.readline())[1]
+        reading = threading.Thread(target=lambda: lines.extend(process.stderr), daemon=True)
+        reading.start()
+        yield process, url, lines
+    finally:
+        if process.poll() is None:
+            process.send_signal(signal.SIGINT)
+        try:
+            process.wait(timeout=20)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        if reading is not None:
+            reading.join()
+        process.stdout.close()
+        process.stderr.close()
+
+
+def test_the_page_of_an_experiment_ends_with_its_result():
+    with experiment('--connections', '50', '--rate', '200', '--delay', '1') as (process, url, _):
+        with urllib.request.urlopen(url + 'events', timeout=30) as events:
+            *_, last, end = events.read().decode().strip().split('\n\n')
+        assert end == 'event: end\ndata: "The experiment has ended: 50 answered, 0 errors"'
+        sample = json.loads(last.partition('data: ')[2])
+        assert (sample['totals']['accepts'], sample['totals']['requests'], sample['totals']['incoming']) == (50, 50, 0)
+        assert [name for name, *_ in sample['workers']] == ['server 1']
+        assert process.wait(timeout=20) == 0
+        assert json.loads(process.stdout.read())['answered'] == 50
+
+
+def test_serve_has_the_page_too_and_says_when_it_has_ended():
+    command = [sys.executable, '-m', 'reactor.demo', 'serve', '--port', '0', '--dashboard', '0', '--no-stats',
+               '--seconds', '0.5']  # fmt: skip
+    with subprocess.Popen(command, cwd=CHECKOUT, text=True, stdout=subprocess.PIPE) as process:
+        url = next(line for line in process.stdout if line.startswith('live page at ')).split()[-1]
+        with urllib.request.urlopen(url + 'events', timeout=30) as events:
+            assert events.read().endswith(b'event: end\ndata: "The program has ended"\n\n')
+        assert process.stdout.read() == 'TCP server exited.\n'
+
+
+@pytest.mark.parametrize('command', [[], ['serve', '--port', '0']], ids=['experiment', 'serve'])
+def test_a_port_that_is_taken_is_one_helpful_line(command):
+    with socket.create_server(('127.0.0.1', 0)) as taken:
+        port = str(taken.getsockname()[1])
+        done = subprocess.run([sys.executable, '-m', 'reactor.demo', *command, '--dashboard', port], cwd=CHECKOUT,
+                              capture_output=True, text=True, timeout=30)  # fmt: skip
+    assert done.returncode == 1
+    assert len(done.stderr.splitlines()) == 1 and port in done.stderr and '--dashboard 0 picks' in done.stderr
+
+
+def test_the_example_counts_requests_and_names_what_held_everybody_up():
+    command = [sys.executable, '-X', 'dev', 'examples/live_page.py', '--port', '0', '--page', '0']
+    with subprocess.Popen(command, cwd=CHECKOUT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        url = re.fullmatch(r'look at (http://\S+)\n', process.stdout.readline())[1]
+        port = int(process.stdout.readline().rpartition(':')[2])
+        with socket.create_connection(('127.0.0.1', port), timeout=20) as sock:
+            with urllib.request.urlopen(url + 'events', timeout=20) as events:
+                sock.sendall(b'quick\nslow\n')
+                # On a busy machine the start of the program is slow, too.
+                named = re.compile(r"'__main__\.Server\.slow:\d+'")
+                told = next(told for told in map(sample_in, events) if told and named.search(str(told['slow'])))
+            assert sock.makefile('rb').readline() == b'quick\n'
+        process.send_signal(signal.SIGINT)
+        printed, errors = process.communicate(timeout=20)
+    assert told['totals']['requests'] == 2 and told['counted'] == 'requests'
+    assert (process.returncode, printed) == (0, 'bye\n') and errors.count('slow callback') == len(errors.splitlines())
+
+
+def sample_in(line):
+    return json.loads(line[6:]) if line.startswith(b'data: {"row"') else None
+
+
+SAMPLE_IN_HEAP = 500  # bytes of one in the history
+
+
+def number(text):
+    return float(re.sub('[^0-9.]', '', text) or 'nan')
+
+
+def shown(window, name):
+    return window.run('return document.getElementById(arguments[0]).textContent', name)
+
+
+@pytest.fixture(scope='module')
+def window():
+    if browser.MISSING is not None:
+        pytest.skip(f'NOT TESTED: {browser.MISSING}')
+    with browser.Browser('--js-flags=--jitless') as window:  # code that is compiled as it gets hot is on its heap, too
+        yield window
+
+
+@pytest.mark.slow
+def test_a_browser_shows_a_running_experiment_of_5000_connections(request, window):
+    seconds = request.config.getoption('--live-seconds')
+    options = ('--connections', '5000', '--rate', '500', '--delay', str(seconds + 60))  # slowly enough to be seen
+    with experiment(*options) as (process, url, lines):
+        window.show(1200, 1000)
+        window.open(url)
+        opened = time.monotonic()
+        seen = set()
+        while 5000 not in seen:
+            seen.add(number(shown(window, 'h-open')))
+            assert time.monotonic() < opened + 40, (seen, lines)
+        assert any(0 < count < 5000 for count in seen), 'the numbers did not move'
+        window.run("document.querySelector('details').open = true")
+        assert_agrees_with_stats(window, process, lines)
+        assert_usable(window)
+        assert_does_not_grow(window, opened, seconds)
+        process.send_signal(signal.SIGINT)
+        window.until("document.getElementById('link').textContent === 'ended'")
+        assert shown(window, 'verdict') == 'The experiment has ended: interrupted'
+        assert number(shown(window, 'h-open')) == 5000
+        assert window.log() == []
+
+
+def assert_agrees_with_stats(window, process, lines):
+    """Held steady: what the page shows, what the experiment prints, and what the system says of its server."""
+    rows = (
+        '[...document.querySelectorAll("#figures tbody tr")].map(row => [...row.cells].map(cell => cell.textContent))'
+    )
+    figures = dict(window.until(f'{rows}.length && {rows}'))
+    assert number(figures['incoming']) == pytest.approx(5000, rel=0.02)
+    assert number(figures['accepts']) == pytest.approx(5000, rel=0.02)
+    end = time.monotonic() + 10
+    while not any('open 5,000 of 5,000' in line for line in lines):  # what the servers told, printed once a second
+        assert time.monotonic() < end, lines
+        time.sleep(0.05)
+    first, _load = sorted(psutil.Process(process.pid).children(), key=lambda child: child.create_time())
+    memory = window.run('return [...document.querySelectorAll(".value")].at(-1).textContent')
+    assert number(memory) * 1e6 == pytest.approx(first.memory_info().rss, rel=0.02)
+
+
+def assert_does_not_grow(window, opened, seconds):
+    """From when its code has run and, in a long run, its history is full; else apart from what that still takes."""
+
+    def look(after):
+        while time.monotonic() < opened + after:
+            time.sleep(0.2)
+        age = time.monotonic() - opened
+        nodes, heap = window.live_heap()
+        print(f'{age:.0f} s: {nodes} DOM nodes, {heap:,} bytes of script heap')
+        return nodes, heap, min(age, HISTORY)
+
+    before = look(HISTORY + 10 if seconds > HISTORY + 10 else 15 if seconds >= 60 else 0)
+    after = look(seconds)
+    assert after[0] <= before[0]
+    assert after[1] <= before[1] * 1.02 + SAMPLE_IN_HEAP * (after[2] - before[2])
+
+
+TAB, LEFT, ESCAPE = '\ue004', '\ue012', '\ue00c'
+
+
+def assert_usable(window):
+    """By keyboard alone, on a phone, in the dark, without motion."""
+    order, focused = [], 'document.activeElement'
+    for _ in range(10):
+        window.press(TAB)
+        style = f'getComputedStyle({focused})'
+        name, outline, width = window.run(
+            f'return [{focused}.id || {focused}.className || {focused}.tagName, {style}.outlineStyle, '
+            f'{style}.outlineWidth]'
+        )
+        order.append(name)
+        assert outline == 'solid' and width == '3px', name
+    assert order == ['skip', 'pause', 'theme', *['plot'] * 6, 'SUMMARY']
+    window.run("document.querySelector('.plot').focus()")
+    window.press(LEFT)
+    assert re.fullmatch(
+        r'as of \d+ s ago', window.until("(document.getElementById('link').textContent.match(/as of .*/) || [])[0]")
+    )
+    window.press(ESCAPE)
+    window.press('p')
+    assert shown(window, 'link') == 'paused'
+    assert window.run("return document.getElementById('pause').getAttribute('aria-pressed')") == 'true'
+    window.press('p')
+    assert shown(window, 'link') == 'live'
+    labels = window.run(
+        "return [...document.querySelectorAll('[role=img]')].map(each => each.getAttribute('aria-label'))"
+    )
+    assert len(labels) == 7 and all(re.search(r'\d', label) for label in labels), labels
+    for scheme in ('light', 'dark'):
+        window.show(375, 800, scheme, motion='reduce')
+        assert window.run('return document.documentElement.scrollWidth') == 375
+        assert window.run("return getComputedStyle(document.querySelector('.turn i')).transitionDuration") == '0s'
+        assert min(window.run(CONTRASTS)) >= 4.5, scheme
+        assert len(window.picture()) > 20_000
+    light = window.run('return getComputedStyle(document.body).color')
+    window.press('t')
+    assert window.run('return getComputedStyle(document.body).color') != light
+    window.press('t')
+    window.show(1200, 1000)
+
+
+# The contrast of texts to what is behind them, as WCAG 2.2 has it.
+CONTRASTS = r"""
+const part = value => value <= 0.04045 * 255 ? value / 255 / 12.92 : ((value / 255 + 0.055) / 1.055) ** 2.4;
+const light = colour => {
+  const [r, g, b] = colour.match(/[\d.]+/g).map(Number);
+  return 0.2126 * part(r) + 0.7152 * part(g) + 0.0722 * part(b);
+};
+const behind = node => {
+  const colour = getComputedStyle(node).backgroundColor;
+  return /, 0\)$/.test(colour) ? behind(node.parentNode) : colour;
+};
+const texts = 'h1 b, .state, #link, button, .legend li, .note, .top, .axis, dt, dd, summary, footer p';
+return [...document.querySelectorAll(texts)].map(node => {
+  const both = [light(getComputedStyle(node).color), light(behind(node))].sort((a, b) => a - b);
+  return (both[1] + 0.05) / (both[0] + 0.05);
+});
+"""
+
+
+@contextmanager
+def page_in_a_thread(told):
+    """A page of these figures; yields its reactor and it."""
+    ready = threading.Event()
+    found = []
+
+    def run():
+        with Reactor() as r:
+            page = LivePage(r, '127.0.0.1', 0, told)
+            found.extend([r, page])
+            r.notifier(int)
+            ready.set()
+            r.run()
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    ready.wait(10)
+    try:
+        yield found
+    finally:
+        found[0].call_soon_threadsafe(found[0].stop)
+        thread.join()
+
+
+@pytest.mark.slow
+def test_a_browser_shows_hostile_names_as_text_and_more_rows_than_its_bound_not_at_all(window):
+    with Reactor() as r:
+        figures = {**source(r)()['0'], 'slow': [[HOSTILE.replace('\ud800', '') + 'x' * 500, 1, 0.5]]}
+    names = [f'{HOSTILE} {n}' for n in range(70)]
+    with page_in_a_thread(lambda: dict.fromkeys(names, figures)) as (r, page):
+        window.open(page.url)
+        window.until("document.querySelectorAll('#workers tbody tr').length")
+        assert window.run('return [document.images.length, document.title]') == [0, 'reactor, live']
+        assert window.run("return document.querySelectorAll('#workers tbody tr').length") == 64
+        assert window.run('return document.body.innerText.includes(arguments[0])', HOSTILE.splitlines()[0])
+        window.show(375, 800)
+        assert window.run('return document.documentElement.scrollWidth') == 375
+        blocked = window.run("""
+            const script = document.createElement('script');
+            script.textContent = 'document.title = 2';
+            document.body.append(script);
+            document.body.setAttribute('onclick', 'document.title = 3');
+            document.body.click();
+            return document.title
+        """)
+        assert blocked == 'reactor, live'
+        assert all('Content Security Policy' in line['message'] for line in window.log())
+
+
+@pytest.mark.slow
+def test_a_browser_that_lost_its_connection_comes_again_and_looks_again_after_the_end(window):
+    with Reactor() as r:
+        told = source(r)()
+    with page_in_a_thread(lambda: told) as (r, page):
+        window.open(page.url)
+        window.until("document.getElementById('link').textContent === 'live'")
+        r.call_soon_threadsafe(lambda: [handle.abort() for handle in r.handles() if isinstance(handle, Stream)])
+        window.until("document.getElementById('link').textContent.startsWith('trying again')")
+        window.until("document.getElementById('link').textContent === 'live'")
+        r.call_soon_threadsafe(page.end, 'over')
+        window.until("document.getElementById('verdict').textContent === 'over'")
+        window.run("document.getElementById('pause').click()")
+        window.until("document.readyState === 'complete' && document.getElementById('link').textContent === 'ended'")
+    assert not [line for line in window.log() if line['source'] != 'network']
+
+
+@pytest.mark.slow
+def test_the_page_is_served_from_a_zip_file(tmp_path):
+    archive = tmp_path / 'program.pyz'
+    program = """
+import sys, threading, urllib.request
+import reactor
+from reactor.observe.live import serve_page
+
+def ask(url):
+    print(len(urllib.request.urlopen(url, timeout=20).read()), reactor.__file__)
+    r.call_soon_threadsafe(server.close)
+
+with reactor.Reactor() as r:
+    server = serve_page(r)
+    threading.Thread(target=ask, args=(f'http://127.0.0.1:{server.address[1]}/',), daemon=True).start()
+    server.ref()
+    r.call_later(20, server.close).unref()
+    r.run()
+"""
+    with zipfile.ZipFile(archive, 'w') as file:
+        file.writestr('__main__.py', program)
+        root = Path(reactor.__file__).parent
+        for path in root.rglob('*'):
+            if path.suffix in ('.py', '.html'):
+                file.write(path, Path(root.name) / path.relative_to(root))
+    done = subprocess.run(
+        [sys.executable, '-I', str(archive)], capture_output=True, text=True, timeout=60, cwd=tmp_path
+    )
+    assert str(archive) in done.stdout, done.stderr
+    assert int(done.stdout.split()[0]) == len(Path(PAGE).read_bytes()) + 2 * (32 - len('NONCE')), done.stderr

@@ -1,0 +1,83 @@
+"""Looking into a parent of workers: each of them and all together, on the control socket and in the metrics."""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from reactor.observe.asking import ControlClient
+
+if os.name != 'posix':
+    pytest.skip('NOT TESTED: workers: they need POSIX', allow_module_level=True)
+prometheus_client = pytest.importorskip('prometheus_client', reason='NOT TESTED: metrics: no prometheus_client')
+
+from prometheus_client.parser import text_string_to_metric_families  # noqa: E402
+
+PROGRAM = Path(__file__).parents[2] / 'examples' / 'observed.py'
+
+
+@pytest.fixture
+def program(tmp_path):
+    """A parent of two workers: its control socket, and the ports of the page, of the metrics and of the workers."""
+    path = str(tmp_path / 'control')
+    options = ['--port', '0', '--workers', '2', '--control', path, '--page', '0', '--metrics', '0']
+    words = [sys.executable, '-X', 'dev', '-W', 'error', str(PROGRAM), *options]
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        told = [process.stdout.readline() for _ in range(3)]
+        yield process, path, *[int(re.search(r':(\d+)(/\w+)?$', line)[1]) for line in told]
+    finally:
+        process.terminate()
+        _, errors = process.communicate(timeout=20)
+    assert not errors
+
+
+def until(ask, holds, seconds=15):
+    """The answer that `holds`."""
+    end = time.monotonic() + seconds
+    while not holds(answer := ask()):
+        assert time.monotonic() < end, answer
+        time.sleep(0.05)
+    return answer
+
+
+def test_workers_are_seen_each_and_together_and_drained(program):
+    process, path, page, metrics, port = program
+    with ControlClient(path) as client:
+        until(lambda: client.ask('stats')['workers'], lambda workers: len(workers) == 2)
+        for _ in range(40):
+            with socket.create_connection(('127.0.0.1', port), timeout=10) as conn:
+                conn.sendall(b'12345')
+                assert conn.recv(5)
+        told = until(lambda: client.ask('stats'), lambda told: told['sum']['bytes_in'] == 200)
+        workers = told['workers']
+        assert workers['0']['pid'] != workers['1']['pid'] != process.pid
+        assert workers['0']['accepts'] + workers['1']['accepts'] == told['sum']['accepts'] == 40
+        assert set(client.ask('phases')['workers']) == {'0', '1'}
+        assert 'Process' in client.ask('handles')['kinds']  # the handles of the parent itself
+
+        with urllib.request.urlopen(f'http://127.0.0.1:{metrics}/metrics', timeout=10) as answer:
+            families = list(text_string_to_metric_families(answer.read().decode()))
+        received = {
+            sample.labels['worker']: sample.value
+            for family in families
+            for sample in family.samples
+            if sample.name == 'reactor_received_bytes_total'
+        }
+        assert received == {name: figures['bytes_in'] for name, figures in workers.items()}
+        resident = next(family for family in families if family.name == 'reactor_resident_memory_bytes')
+        assert all(sample.value > 5 << 20 for sample in resident.samples)
+
+        with urllib.request.urlopen(f'http://127.0.0.1:{page}/', timeout=10) as answer:
+            assert b'<html' in answer.read()
+        assert client.ask('drain')['ok']
+    assert process.wait(timeout=20) == 0
+    assert not os.path.exists(path)

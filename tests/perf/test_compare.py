@@ -1,0 +1,208 @@
+"""perf/compare.py: that it runs and writes sound files, and that its peers are what they are said to be. No timing."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+
+PERF = Path(__file__).parents[2] / 'perf'
+LONGEST_PEER = 80  # lines
+
+if sys.platform != 'linux':
+    pytest.skip('compare.py asks Linux for CPU time and memory', allow_module_level=True)
+
+
+@pytest.fixture(autouse=True)
+def perf_on_the_path(monkeypatch):
+    monkeypatch.syspath_prepend(str(PERF))
+
+
+def compare(*args):
+    command = [sys.executable, str(PERF / 'compare.py'), *map(str, args)]
+    environment = {**os.environ, 'PYTHONPATH': str(PERF.parent)}
+    return subprocess.run(command, capture_output=True, env=environment, text=True, timeout=120, check=False)
+
+
+QUICK = ('--quick', '--only', 'keepalive', '--peers', 'reactor,asyncio', '--rounds', 1, '--seconds', 0.3)
+
+
+@pytest.mark.slow
+def test_a_quick_run_writes_sound_files(tmp_path):
+    done = compare(*QUICK, '--out', tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert 'keepalive' in done.stdout and 'asyncio' in done.stdout
+    result = json.loads((tmp_path / 'compare.json').read_text())
+    assert {'date', 'commit', 'machine', 'versions', 'workloads', 'left_out'} <= result.keys()
+    workload = result['workloads']['keepalive']
+    assert workload['failures'] == {}
+    for name in ('requests_per_s', 'cpu_us_per_request', 'p50_us', 'p99_us', 'rss_mb'):
+        peers = workload['metrics'][name]['peers']
+        assert peers['reactor']['figure']['median'] > 0
+        assert peers['reactor']['ratio']['median'] == 1
+        assert peers['asyncio']['ratio']['median'] > 0
+    (line,) = (tmp_path / 'rounds.jsonl').read_text().splitlines()
+    assert json.loads(line)['figures'].keys() == {'reactor', 'asyncio'}
+    charts = list(tmp_path.glob('keepalive-*.svg'))
+    assert len(charts) >= 5
+    for chart in charts:
+        assert ElementTree.parse(chart).getroot().tag == '{http://www.w3.org/2000/svg}svg'
+
+
+def test_a_resumed_run_measures_only_what_is_missing(tmp_path):
+    from measuring.rounds import Rounds
+
+    settings, path = {'seconds': 3}, tmp_path / 'rounds.jsonl'
+    Rounds(path, settings, False).add('keepalive', 0, {'reactor': {'p50_us': 1}}, {})
+    again = Rounds(path, settings, True)
+    assert again.has('keepalive', 0) and not again.has('keepalive', 1) and not again.has('churn', 0)
+    assert again.figures('keepalive') == [{'reactor': {'p50_us': 1}}]
+    with pytest.raises(SystemExit, match='measured with'):
+        Rounds(path, {'seconds': 1}, True)
+    Rounds(path, settings, False)
+    assert path.read_text() == ''
+
+
+def test_ratios_are_taken_within_a_round():
+    from measuring.ratios import ratios, summary
+
+    rounds = [{'a': {'x': 2.0}, 'b': {'x': 1.0}}, {'a': {'x': 30.0}, 'b': {'x': 10.0}}, {'a': {'x': 5.0}}]
+    assert ratios(rounds, 'x', 'a', 'b') == [2.0, 3.0]
+    assert ratios(rounds, 'x', 'a', 'nobody') == []
+    assert summary([3.0, 1.0, 8.0]) == {'median': 3.0, 'min': 1.0, 'max': 8.0}
+    assert summary([]) is None
+
+
+def test_a_ratio_to_nought_is_left_out():
+    from measuring.ratios import ratios
+
+    assert ratios([{'a': {'x': 2.0}, 'b': {'x': 0.0}}], 'x', 'a', 'b') == []
+
+
+def test_quantiles_are_values_that_were_measured():
+    from measuring.ratios import quantile
+
+    values = [float(n) for n in range(1, 101)]
+    assert (quantile(values, 0.5), quantile(values, 0.99), quantile(values, 1)) == (50, 99, 100)
+    assert quantile([7.0], 0.99) == 7
+
+
+def test_each_peer_comes_first_in_its_turn():
+    from measuring.ratios import rotated
+
+    assert [rotated(list('abc'), turn) for turn in range(4)] == [list('abc'), list('bca'), list('cab'), list('abc')]
+    assert rotated([], 3) == []
+
+
+def test_the_table_of_strace_is_read():
+    from measuring.syscalls import total
+
+    with_errors = '% time  seconds  usecs/call  calls  errors syscall\n100.00    0.1    7      2130        30 total\n'
+    without = '100.00    0.000000           0        29           total\n'
+    assert (total(with_errors), total(without)) == (2130, 29)
+
+
+def test_a_peer_that_is_not_installed_is_named(monkeypatch, capsys):
+    import compare as command
+    from measuring.peers import Peer
+
+    absent = Peer('absent', {'keepalive'}, needs='no_such_module')
+    monkeypatch.setattr(command, 'peers', lambda: [Peer('reactor', {'keepalive'}), absent])
+    found, left_out = command.chosen_peers(None)
+    assert [peer.name for peer in found] == ['reactor']
+    assert 'no_such_module' in left_out['absent']
+    assert 'left out: absent' in capsys.readouterr().err
+
+
+def test_an_unknown_name_is_a_usage_error(tmp_path):
+    done = compare('--only', 'keepalife', '--out', tmp_path)
+    assert done.returncode == 2 and 'keepalife' in done.stderr and 'keepalive' in done.stderr
+
+
+@pytest.mark.parametrize('path', sorted((PERF / 'peers').glob('*.*')), ids=lambda path: path.name)
+def test_a_peer_is_short(path):
+    if path.name not in ('common.py', 'loop_figures.py'):
+        assert len(path.read_text().splitlines()) < LONGEST_PEER
+
+
+def every(workloads_of):
+    """(peer, what it does) for all peers that are known, installed or not."""
+    sys.path.insert(0, str(PERF))
+    try:
+        from measuring.peers import peers
+
+        known = peers()
+    finally:
+        sys.path.remove(str(PERF))
+    cases = [(peer, workload) for peer in known for workload in sorted(workloads_of(peer))]
+    return pytest.mark.parametrize('peer, workload', cases, ids=[f'{peer.name}-{name}' for peer, name in cases])
+
+
+def skip_if_missing(peer):
+    if reason := peer.missing():
+        pytest.skip(f'{peer.name} is left out: {reason}')
+
+
+@pytest.mark.slow
+@every(lambda peer: peer.workloads & {'keepalive', 'churn', 'defer', 'seed', 'large', 'broadcast'})
+def test_all_peers_answer_the_same_bytes(peer, workload):
+    from loads.sockets import REQUEST, TIMEOUT, connections
+    from measuring.server import Server
+    from peers import common
+
+    expected = {
+        'keepalive': common.REPLY,
+        'churn': common.LAST_REPLY,
+        'defer': common.LAST_REPLY,
+        'seed': common.LATE_REPLY,
+        'large': common.LARGE_REPLY,
+        'broadcast': common.MESSAGE,
+    }[workload]
+    skip_if_missing(peer)
+    with Server(peer, workload, None) as server, connections(server.port, 1) as (sock,):
+        sock.settimeout(TIMEOUT)
+        sock.send(REQUEST)
+        received = b''
+        while len(received) < len(expected):
+            data = sock.recv(1 << 16)
+            assert data, received[:200]
+            received += data
+        assert received == expected
+        if workload in ('churn', 'defer', 'seed'):
+            assert sock.recv(1) == b''
+
+
+@pytest.mark.slow
+@every(lambda peer: peer.workloads & {'pump'})
+def test_all_peers_go_on_writing_to_a_slow_reader(peer, workload):
+    from loads.sockets import REQUEST, TIMEOUT, connections
+    from measuring.server import Server
+    from peers import common
+
+    skip_if_missing(peer)
+    with Server(peer, workload, None) as server, connections(server.port, 1) as (sock,):
+        sock.settimeout(TIMEOUT)
+        sock.send(REQUEST)
+        missing = 40 * len(common.CHUNK)
+        while missing > 0:
+            data = sock.recv(1 << 16)
+            assert data == b'c' * len(data) != b''
+            missing -= len(data)
+
+
+@pytest.mark.slow
+@every(lambda peer: peer.loop_workloads)
+def test_all_loops_do_what_they_are_asked(peer, workload):
+    from workloads import WORKLOADS
+    from workloads.workload import Window
+
+    skip_if_missing(peer)
+    one = WORKLOADS[workload]
+    figures = one.measure(peer, Window(seconds=0.1, scale=0.002, server_core=None))
+    assert figures.keys() == {metric.name for metric in one.metrics}
+    assert all(value > 0 for value in figures.values())

@@ -1,0 +1,179 @@
+"""perf/faults.py: that it resumes, tells what was missed, and writes its table; each figure once, tiny. No timing."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+PERF = Path(__file__).parents[2] / 'perf'
+TINY = 0.001  # of all counts and times, but for what has a least
+
+if sys.platform != 'linux':
+    pytest.skip('faults.py asks Linux for CPU time, memory and descriptors', allow_module_level=True)
+
+
+@pytest.fixture(autouse=True)
+def perf_on_the_path(monkeypatch):
+    monkeypatch.syspath_prepend(str(PERF))
+
+
+@pytest.fixture
+def command(monkeypatch, tmp_path):
+    """The command with three figures of our own, on a commit named `abc`; returns `run(*args) -> status`."""
+    import faults
+    from figures.figure import Figure, Goal
+
+    class One(Figure):
+        seconds = 1
+        goals = (Goal('more than nothing', lambda m: m['found'] > 0),)
+        found, needs, measured = 1, (), 0
+
+        def __init__(self, name):
+            self.name = self.title = name
+
+        def measure(self, run):
+            self.measured += 1
+            run.progress(1, 2, 'half')
+            if self.found is None:
+                raise RuntimeError('it does not work')
+            return {'found': self.found, 'size': run.count(1000)}
+
+    chosen = {name: One(name) for name in ('A', 'B', 'C')}
+    monkeypatch.setattr(faults, 'FIGURES', list(chosen.values()))
+    monkeypatch.setattr(faults, 'BY_NAME', chosen)
+    monkeypatch.setattr(faults.machine, 'commit', lambda folder: 'abc')
+    monkeypatch.setattr(faults.machine.OtherLoad, 'cores', lambda load: 0.0)
+    run = lambda *args: faults.main([*args, '--out', str(tmp_path)])  # noqa: E731
+    run.figures, run.out, run.faults = chosen, tmp_path, faults
+    return run
+
+
+def lines(command):
+    return [json.loads(line) for line in (command.out / 'results.jsonl').read_text().splitlines()]
+
+
+def test_all_figures_held_is_status_0_and_a_table(command, capsys):
+    assert command() == 0
+    assert [(one['figure'], one['outcome'], one['commit']) for one in lines(command)] == [
+        (name, 'held', 'abc') for name in 'ABC'
+    ]
+    table = (command.out / 'faults.md').read_text()
+    assert '| A | A: more than nothing | found 1, size 1,000 | held | abc |' in table
+    assert 'Python' in table and 'kernel' in table and 'cores' in table
+    assert table in capsys.readouterr().out
+
+
+def test_a_missed_goal_is_status_1_and_says_which(command, capsys):
+    command.figures['B'].found = 0
+    assert command() == 1
+    assert [one['outcome'] for one in lines(command)] == ['held', 'missed', 'held']
+    assert '**MISSED** more than nothing' in (command.out / 'faults.md').read_text()
+    assert 'NOT ALL HELD: B missed' in capsys.readouterr().err
+
+
+def test_a_figure_that_raises_is_status_1_and_the_others_are_measured(command):
+    command.figures['A'].found = None
+    assert command() == 1
+    assert [one['outcome'] for one in lines(command)] == ['failed', 'held', 'held']
+    assert 'it does not work' in (command.out / 'faults.md').read_text()
+
+
+def test_a_figure_without_its_tool_says_loudly_that_it_was_not_run(command, capsys):
+    command.figures['C'].needs = ('no-such-tool',)
+    assert command() == 1
+    assert not command.figures['C'].measured
+    assert 'NOT ALL HELD: C not run' in capsys.readouterr().err
+    assert 'no-such-tool not found' in (command.out / 'faults.md').read_text()
+
+
+def test_a_run_that_was_cut_goes_on_where_it_was(command, monkeypatch):
+    def cut(figure, run):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            type(command.figures['B']),
+            'measure',
+            lambda self, run: {'found': 1} if self.name == 'A' else cut(self, run),
+        )
+        with pytest.raises(KeyboardInterrupt):
+            command()
+    assert [one['figure'] for one in lines(command)] == ['A']
+    assert '| A |' in (command.out / 'faults.md').read_text()
+    assert command() == 0
+    assert [one['figure'] for one in lines(command)] == ['A', 'B', 'C']
+    assert command.figures['A'].measured == 0
+
+
+def test_what_was_measured_is_measured_again_on_demand_on_another_commit_and_in_another_size(command, monkeypatch):
+    first = command.figures['A']
+    command('--only', 'A')
+    command('--only', 'A')
+    assert first.measured == 1
+    command('--only', 'A', '--again')
+    assert first.measured == 2
+    command('--only', 'A', '--quick')
+    assert first.measured == 3
+    assert lines(command)[-1]['measured']['size'] == 20
+    monkeypatch.setattr(command.faults.machine, 'commit', lambda folder: 'def')
+    command('--only', 'A')
+    assert first.measured == 4
+
+
+def test_a_tree_with_changes_is_always_measured(command, monkeypatch):
+    monkeypatch.setattr(command.faults.machine, 'commit', lambda folder: 'abc+')
+    command('--only', 'A')
+    command('--only', 'A')
+    assert command.figures['A'].measured == 2
+
+
+def test_a_failure_is_tried_again(command):
+    command.figures['A'].found = None
+    command('--only', 'A')
+    command.figures['A'].found = 1
+    assert command('--only', 'A') == 0
+
+
+def test_an_unknown_name_is_a_usage_error(command, capsys):
+    with pytest.raises(SystemExit):
+        command('--only', 'A,M999')
+    assert 'M999' in capsys.readouterr().err
+
+
+def test_each_figure_says_what_it_promises_and_how_long_it_takes():
+    from figures import BY_NAME, FIGURES
+
+    assert len(BY_NAME) == len(FIGURES)
+    for figure in FIGURES:
+        assert figure.name and figure.title and figure.seconds > 0, figure
+        assert all(goal.text and callable(goal.check) for goal in figure.goals), figure.name
+
+
+def every_figure():
+    sys.path.insert(0, str(PERF))
+    try:
+        from figures import FIGURES
+    finally:
+        sys.path.remove(str(PERF))
+    # Those of the network take minutes however little they send, test_network_faults.py has them; and
+    # test_http_examples.py those of the HTTP server.
+    figures = [figure for figure in FIGURES if not figure.name.startswith('M11') and figure.name not in ('M13', 'M21')]
+    return pytest.mark.parametrize('figure', figures, ids=[figure.name for figure in figures])
+
+
+@pytest.mark.scenario(111)
+@pytest.mark.slow
+@every_figure()
+def test_a_figure_is_measured_and_holds_in_a_tiny_size(figure):
+    from figures.figure import Run
+
+    if reason := figure.missing():
+        pytest.skip(f'{figure.name} is left out: {reason}')
+    found = figure.measure(Run(TINY))
+    assert json.loads(json.dumps(found)) == found
+    held = {goal.text: bool(goal.check(found)) for goal in figure.goals}
+    missed = [goal.text for goal in figure.goals if not held[goal.text] and not goal.timed]
+    assert not missed, found

@@ -1,0 +1,277 @@
+"""perf/instructions.py: how it reads callgrind's files, what it computes from them, and when it fails."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PERF = Path(__file__).parents[2] / 'perf'
+LONGEST = 300  # seconds for a real run; callgrind is slow, and a busy machine makes it slower
+WRITTEN_BY_CALLGRIND = """# callgrind format
+version: 1
+creator: callgrind-3.19.0
+cmd:  python server.py
+part: 2
+
+desc: Trigger: --dump-before=getppid
+
+positions: line
+events: Ir
+summary: 16236870
+
+fn=(1) getppid
+0 808
+calls=1 0
+0 4711
+
+totals: 16236871
+"""
+
+if sys.platform != 'linux':
+    pytest.skip('the server is stopped and marked by signals, and looked up in /proc', allow_module_level=True)
+
+
+@pytest.fixture(autouse=True)
+def perf_on_the_path(monkeypatch):
+    monkeypatch.syspath_prepend(str(PERF))
+
+
+@pytest.fixture
+def command(monkeypatch):
+    """The module, with a valgrind that is there and measurements that are given in `figures`."""
+    import instructions
+    from counting.measure import Figure
+    from measuring.server import Failed
+
+    def measure(peer, workload, folder, scale):
+        figure = instructions.figures.get((peer, workload.name), 1000.0)
+        if isinstance(figure, str):
+            raise Failed(figure)
+        return Figure(figure, 0.0)
+
+    monkeypatch.setattr(instructions.callgrind, 'missing', lambda: None)
+    monkeypatch.setattr(instructions, 'measure', measure)
+    monkeypatch.setattr(instructions, 'figures', {}, raising=False)
+    return instructions
+
+
+@pytest.fixture
+def budgets_of(tmp_path):
+    """Write a file of budgets for this Python, or another; returns its path as an argument."""
+
+    def write(budgets, build=None):
+        from counting.budgets import build as this_build
+
+        path = tmp_path / 'budgets.json'
+        path.write_text(json.dumps({build or this_build(): {'instructions': budgets}}))
+        return f'--budgets={path}'
+
+    return write
+
+
+def test_the_total_is_read_from_a_file_of_callgrind():
+    from counting.callgrind import total
+
+    assert total(WRITTEN_BY_CALLGRIND) == 16236871
+
+
+def test_a_file_that_is_not_complete_has_no_total():
+    from counting.callgrind import total
+
+    complete = WRITTEN_BY_CALLGRIND
+    assert [total(complete[:size]) for size in range(len(complete))] == [None] * len(complete)
+
+
+def test_what_a_mark_costs_is_not_counted_as_requests():
+    from counting.measure import figure
+
+    found = figure(empty=500, blocks=[10_500, 10_500, 10_500], units=10)
+    assert (found.instructions, found.spread) == (1000, 0)
+
+
+def test_a_figure_is_the_median_of_its_blocks():
+    from counting.measure import figure
+
+    found = figure(empty=0, blocks=[1030, 1000, 1010], units=1)
+    assert found.instructions == 1010
+    assert found.spread == pytest.approx(30 / 1010)
+
+
+@pytest.mark.parametrize(
+    'instructions, verdict',
+    [(1021, 'above'), (1020, 'within'), (1000, 'within'), (980, 'within'), (979, 'below')],
+)
+def test_two_percent_from_a_budget_are_tolerated(instructions, verdict):
+    from counting.budgets import judge
+
+    assert judge(instructions, 1000) == verdict
+    assert judge(instructions, None) == 'no budget'
+
+
+def test_a_build_of_python_is_named_by_what_changes_its_speed():
+    from counting.budgets import build
+
+    debian = "'--enable-shared' '--enable-optimizations' '--with-lto' 'CFLAGS=-g -O2'"
+    assert build('3.11', "'--prefix=/root' '--enable-shared'") == '3.11 shared'
+    assert build('3.14', debian) == '3.14 pgo lto shared'
+    assert build('3.12', '') == '3.12'
+    assert build().split()[0] == f'{sys.version_info.major}.{sys.version_info.minor}'
+
+
+@pytest.mark.parametrize('figure, status', [(1020.0, 0), (1021.0, 1), (900.0, 0)])
+def test_a_check_fails_above_the_budget(command, budgets_of, capsys, figure, status):
+    command.figures['reactor', 'churn'] = figure
+    arguments = ['--only', 'keepalive,churn', budgets_of({'keepalive': 1000, 'churn': 1000})]
+    assert command.main(['--check', *arguments]) == status
+    printed = capsys.readouterr().out
+    assert ('ABOVE BUDGET  churn: 1,021' in printed) == (status == 1)
+    assert ('budget can be lowered  churn: 900' in printed) == (figure == 900)
+    assert command.main(arguments) == 0
+
+
+def test_a_python_without_budgets_is_measured_only(command, budgets_of, capsys):
+    assert command.main(['--check', budgets_of({'churn': 1}, build='2.7 shared')]) == 0
+    assert 'NO BUDGET FOR THIS PYTHON' in capsys.readouterr().out
+
+
+def test_a_workload_without_a_budget_is_measured_only(command, budgets_of, capsys):
+    assert command.main(['--check', '--only', 'churn,tls', budgets_of({'churn': 1000})]) == 0
+    assert 'NO BUDGET  tls: 1,000' in capsys.readouterr().out
+
+
+def test_a_workload_that_cannot_be_measured_fails_the_check(command, budgets_of, capsys):
+    command.figures['reactor', 'tls'] = 'it does not listen'
+    assert command.main(['--check', budgets_of({'tls': 1000})]) == 1
+    assert 'it does not listen' in capsys.readouterr().err
+
+
+def test_a_peer_that_fails_does_not_hide_the_budget_that_is_exceeded(command, budgets_of, capsys):
+    command.figures['uvloop', 'churn'] = 'no module uvloop'
+    command.figures['reactor', 'churn'] = 2000.0
+    assert command.main(['--check', '--peers', 'uvloop', '--only', 'churn', budgets_of({'churn': 1000})]) == 1
+    assert 'ABOVE BUDGET  churn' in capsys.readouterr().out
+
+
+def test_the_table_has_ratio_budget_and_deviation(command, budgets_of, capsys):
+    command.figures.update({('reactor', 'seed'): 3000.0, ('uvloop', 'seed'): 1500.0})
+    command.main(['--peers', 'uvloop', '--only', 'seed,churn_defer', budgets_of({'seed': 2400, 'churn_defer': 1000})])
+    printed = capsys.readouterr()
+    rows = {line.split()[0]: line.split()[1:] for line in printed.out.splitlines()[1:]}
+    assert rows['workload'] == ['per', 'reactor', 'uvloop', 'ratio', 'budget', 'deviation']
+    assert rows['seed'] == ['request', '3,000', '1,500', '2.00', '2,400', '+25.00%']
+    assert rows['churn_defer'] == ['request', '1,000', '-', '-', '1,000', '+0.00%']
+    assert 'uvloop   left out: it has no defer_accept' in printed.err
+
+
+def test_the_figures_are_written_as_json(command, budgets_of, tmp_path):
+    command.figures['reactor', 'chain'] = 14000.5
+    command.main(['--only', 'chain', '--json', str(tmp_path / 'found.json'), budgets_of({'chain': 14000})])
+    found = json.loads((tmp_path / 'found.json').read_text())
+    assert found['workloads'] == {'chain': {'budget': 14000, 'reactor': {'instructions': 14000.5, 'spread': 0.0}}}
+    assert found['failures'] == {}
+
+
+def test_an_update_replaces_what_was_measured_and_keeps_the_rest(command, budgets_of, capsys, tmp_path):
+    from counting.budgets import build, read
+
+    argument = budgets_of({'keepalive': 5, 'churn': 7})
+    path = tmp_path / 'budgets.json'
+    path.write_text(json.dumps({**read(path), '2.7': {'instructions': {'churn': 3}}}))
+    assert command.main(['--update', '--only', 'churn', argument]) == 0
+    found = read(path)
+    assert found[build()]['instructions'] == {'keepalive': 5, 'churn': 1000}
+    assert found['2.7'] == {'instructions': {'churn': 3}}
+    assert 'BUDGET CHANGED  churn: 7 -> 1,000' in capsys.readouterr().out
+
+
+def test_a_scaled_trial_is_no_budget(command):
+    with pytest.raises(SystemExit) as raised:
+        command.main(['--update', '--scale', '0.1'])
+    assert raised.value.code == 2
+
+
+def test_a_missing_valgrind_is_one_line_and_a_status_of_its_own(monkeypatch, capsys):
+    import instructions
+
+    monkeypatch.setattr(shutil, 'which', lambda command: None)
+    assert instructions.main(['--check']) == 3
+    printed = capsys.readouterr()
+    (line,) = printed.err.splitlines()
+    assert 'NOT MEASURED' in line and 'valgrind' in line and printed.out == ''
+
+
+def run(*args):
+    """The command in a process of its own."""
+    environment = {**os.environ, 'PYTHONPATH': str(PERF.parent)}
+    line = [sys.executable, str(PERF / 'instructions.py'), *args]
+    return subprocess.run(line, capture_output=True, env=environment, text=True, timeout=LONGEST, check=False)
+
+
+def test_an_unknown_name_is_a_usage_error():
+    done = run('--only', 'keepalife')
+    assert done.returncode == 2 and 'keepalife' in done.stderr and 'keepalive' in done.stderr
+
+
+def test_the_file_in_the_project_has_a_budget_for_every_workload():
+    from counting.budgets import read
+    from counting.workloads import WORKLOADS
+
+    for build, entry in read().items():
+        assert entry['instructions'].keys() == WORKLOADS.keys(), build
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('peer', ['reactor', 'uvloop'])
+@pytest.mark.parametrize('workload', ['keepalive', 'churn', 'churn_defer', 'tls', 'seed', 'chain'])
+def test_the_clients_accept_what_a_server_answers(peer, workload, tmp_path):
+    from counting import callgrind
+    from counting.workloads import WORKLOADS
+
+    one = WORKLOADS[workload]
+    if peer in dict(one.not_for):
+        pytest.skip(dict(one.not_for)[peer])
+    if peer == 'uvloop':
+        pytest.importorskip('uvloop')
+    script = callgrind.PEERS / f'{peer}_{one.server}.py'
+    with callgrind.Uncounted(script, one.workload, one.delay, tmp_path) as server, one.connected(server) as ask:
+        ask()
+        ask()
+
+
+def test_a_server_that_answers_something_else_is_an_error(tmp_path):
+    from counting import callgrind
+    from counting.workloads import WORKLOADS
+    from measuring.server import Failed
+
+    script = callgrind.PEERS / 'reactor_server.py'
+    with callgrind.Uncounted(script, 'churn', 0, tmp_path) as server, WORKLOADS['keepalive'].connected(server) as ask:
+        with pytest.raises(Failed, match='the server answered'):
+            ask()
+
+
+def test_a_delay_that_is_too_short_is_noticed(tmp_path):
+    from counting import callgrind
+    from counting.workloads import WORKLOADS, TooSlow
+
+    script, seed = callgrind.PEERS / 'reactor_server.py', WORKLOADS['seed']
+    with callgrind.Uncounted(script, 'seed', 1e-9, tmp_path) as server, seed.connected(server) as ask:
+        with pytest.raises(TooSlow, match='to read 32 requests'):
+            ask()
+
+
+@pytest.mark.skipif(not shutil.which('valgrind'), reason='there is no command valgrind')
+@pytest.mark.slow
+@pytest.mark.parametrize('workload', ['keepalive', 'churn'])
+def test_a_real_run_counts_instructions(workload, tmp_path):
+    path = tmp_path / 'found.json'
+    done = run('--only', workload, '--scale', '0.1', '--json', str(path))
+    assert done.returncode == 0, done.stderr
+    found = json.loads(path.read_text())['workloads'][workload]['reactor']
+    assert 5_000 < found['instructions'] < 200_000
+    assert found['spread'] < 0.05

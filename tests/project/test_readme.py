@@ -1,0 +1,170 @@
+"""Every code block of the README is run; one that nobody knows how to run fails."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import pytest
+
+import reactor
+
+CHECKOUT = Path(__file__).parents[2]
+README = (CHECKOUT / 'README.md').read_text()
+LINKS = re.findall(r'\[([^]]+)\]\((?!https?:|#)([^)#]+)', README)
+BLOCKS = re.findall(r'^```(\w*)\n(.*?)^```$', README, re.MULTILINE | re.DOTALL)
+
+
+def run_shell(code):
+    if 'pytest' in code:  # this very run: hold it to what the checks call
+        assert (
+            code.strip().replace('.venv/bin/pip install -e', '.venv/bin/pip install -q -e')
+            in (CHECKOUT / '.ci' / 'run').read_text()
+        )
+        return
+    if 'haproxy' in code:  # run by test_haproxy.py; here, that the programs are there and take these options
+        for line in re.findall(r'^python3 (.*) &$', code, re.MULTILINE):
+            path, *options = shlex.split(line)
+            command = [sys.executable, path, '--help']
+            done = subprocess.run(
+                command, cwd=CHECKOUT, env={**os.environ, 'PYTHONPATH': '.'}, capture_output=True, text=True, timeout=30
+            )
+            assert all(word in done.stdout for word in options if word.startswith('--')), done.stderr
+        assert (CHECKOUT / re.search(r'haproxy -f (\S+)', code)[1]).exists()
+        return
+    words = shlex.split(code)
+    if words[0] == 'perf/profile.sh':  # it has tests of its own; here, that it is there and takes these options
+        done = subprocess.run(['bash', words[0], '--help'], cwd=CHECKOUT, capture_output=True, text=True, timeout=30)
+        assert done.returncode == 0 and all(word in done.stdout for word in words[1:] if word.startswith('--'))
+        return
+    assert words in (['python3', '-m', 'reactor.demo'], ['python3', '-m', 'reactor.demo', '--dashboard'])
+    port = ['0'] if words[-1] == '--dashboard' else []  # the usual one may be taken
+    small = [sys.executable, *words[1:], *port, '--connections', '200', '--delay', '0.2']
+    done = subprocess.run(small, cwd=CHECKOUT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert '200 of 200 connections' in done.stdout
+
+
+def run_test(code, folder):
+    (folder / 'server.py').write_text('def on_data(conn, data):\n    conn.write(data)\n')
+    (folder / 'test_server.py').write_text(code)
+    command = [sys.executable, '-m', 'pytest', '-q', '-p', 'no:cacheprovider', '-c', '/dev/null', 'test_server.py']
+    environment = {**os.environ, 'PYTHONPATH': f'{CHECKOUT}{os.pathsep}{folder}'}
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=60)
+    assert '1 passed' in done.stdout, done.stdout + done.stderr
+
+
+def run_python(code):
+    with tempfile.TemporaryDirectory() as folder:
+        if 'pytest_plugins' in code:
+            run_test(code, Path(folder))
+        elif found := re.search(r'70\d\d', code):
+            run_echo(code, found[0], Path(folder) / 'server.py')
+        else:
+            subprocess.run([sys.executable, '-W', 'error', '-c', code], cwd=CHECKOUT, check=True, timeout=30)
+
+
+def run_echo(code, its_port, path):
+    with socket.create_server(('127.0.0.1', 0)) as free:
+        port = free.getsockname()[1]
+    path.write_text(code.replace(its_port, str(port)))
+    environment = {**os.environ, 'PYTHONPATH': str(CHECKOUT)}
+    process = subprocess.Popen([sys.executable, '-W', 'error', str(path)], env=environment)
+    try:
+        deadline = time.monotonic() + 10
+        while True:
+            try:
+                sock = socket.create_connection(('127.0.0.1', port), timeout=10)
+                break
+            except ConnectionRefusedError:
+                assert time.monotonic() < deadline and process.poll() is None
+        with sock:
+            sock.sendall(b'hello')
+            assert sock.recv(100) == b'hello'
+    finally:
+        process.terminate()
+        process.wait(10)
+
+
+RUNNERS = {'sh': run_shell, 'python': run_python}
+
+
+@pytest.mark.parametrize('language, code', BLOCKS, ids=[code.split('\n')[0] for _, code in BLOCKS])
+def test_a_code_block_of_the_readme_runs(language, code):
+    RUNNERS[language](code)
+
+
+def test_the_echo_server_of_the_readme_has_at_most_twelve_lines():
+    echo = next(code for _, code in BLOCKS if '7007' in code)
+    assert len(echo.strip().splitlines()) <= 12
+
+
+def test_the_readme_names_everything_public():
+    for name in reactor.__all__:
+        if name not in ('READ', 'WRITE', 'Listener', 'Stats', 'Stream'):
+            assert f'`{name}' in README or f'reactor.{name}(' in README or f'**{name}**' in README, name
+    parts = {
+        'completions',
+        'counters',
+        'failures',
+        'guard',
+        'kernel',
+        'spins',
+        'streams',
+        'timers',
+        'watchers',
+    }  # for transports
+    for name in set(dir(reactor.Reactor)) - parts:
+        if not name.startswith('_'):
+            assert name in README, name
+
+
+def test_every_link_inside_the_project_leads_to_a_file():
+    targets = [target for _, target in LINKS] + re.findall(r'src(?:set)?="(?!https?:)([^"]+)"', README)
+    assert targets and not [target for target in targets if not (CHECKOUT / target).exists()]
+
+
+def test_every_test_that_the_readme_names_exists():
+    named = [(text, target) for text, target in LINKS if text.startswith('test_') and not text.endswith('.py')]
+    assert named
+    texts = {target: (CHECKOUT / target).read_text() if (CHECKOUT / target).exists() else '' for _, target in named}
+    assert not [f'{target}::{name}' for name, target in named if f'\ndef {name}(' not in texts[target]]
+
+
+def test_every_row_of_a_table_of_the_readme_is_as_wide_as_its_head():
+    tables = re.findall(r'(?:^\|.*\n)+', README, re.MULTILINE)
+    assert tables
+    for table in tables:
+        rows = table.splitlines()
+        assert {row.count('|') for row in rows} == {rows[0].count('|')}, rows[0]
+
+
+def test_the_footnotes_of_the_comparison_are_there_and_all_are_used():
+    table = re.search(r'^\| \| reactor \| asyncio .*?\n\n(.*?)\n\n', README, re.MULTILINE | re.DOTALL)
+    numbers = re.findall(r'(?:^| · )(\d+) ', table[1].replace('\n', ' '))
+    assert numbers == [str(number) for number in range(1, len(numbers) + 1)]
+    assert set(re.findall(r'\| p (\d+)', table[0])) == set(numbers)
+    assert '| p |' not in table[0]
+
+
+def test_the_newcomers_way_finds_in_the_readme_what_it_types(monkeypatch):
+    monkeypatch.syspath_prepend(str(CHECKOUT / 'perf'))
+    import newcomer
+
+    for words in (
+        ['reactor.demo'],
+        ['7007'],
+        ['serve.run'],
+        ['pytest', 'venv'],
+        ['profile.sh'],
+        ['apt-get', 'haproxy'],
+    ):
+        assert newcomer.block(*words)
+    assert re.search(r'`(python3 -c "import socket; .*?")`', README.replace('\n', ' '))

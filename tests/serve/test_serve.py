@@ -1,0 +1,967 @@
+"""Workers: on one port, started again, replaced, drained; and who waits for one that dies is served by the next."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections import Counter
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from reactor import Reactor, ReactorError, serve
+from reactor.serve import doors, workers
+from reactor.serve.doors import Door, parse
+from reactor.serve.running import processors
+from reactor.serve.worker import Worker
+from reactor.serve.workers import Child, Slot, Workers
+from tests.helpers.machine import HELD
+from tests.helpers.support import run_until, turns
+
+if os.name != 'posix':
+    pytest.skip('workers get descriptors handed on, which this platform cannot', allow_module_level=True)
+
+PROJECT = Path(__file__).parents[2]
+PROGRAM = PROJECT / 'tests' / 'helpers' / 'serve_program.py'
+HERE = '127.0.0.1'
+LINUX = pytest.mark.skipif(sys.platform != 'linux', reason='only Linux divides clients among sockets on one port')
+
+
+def wait_until(holds, seconds=20):
+    """Until `holds()` is true; returns what it returned."""
+    end = time.monotonic() + seconds
+    while not (found := holds()):
+        assert time.monotonic() < end, 'not in time'
+        time.sleep(0.01)
+    return found
+
+
+class Served:
+    """The running program: its parent, its workers, and a connection to one of them."""
+
+    def __init__(self, folder: Path, *, before: Any = (), start: Any = (), **settings: Any) -> None:
+        self.watch = str(folder / 'watch')
+        run = {'workers': 1, 'listen': [f'{HERE}:0'], 'drain_timeout': 5, 'lame_duck': 0, **settings.pop('run', {})}
+        text = json.dumps({'watch': self.watch, 'run': run, **settings})
+        self.errors = folder / 'errors'
+        self.clients: list[Client] = []
+        with self.errors.open('wb') as errors:
+            self.parent = subprocess.Popen(
+                [sys.executable, *before, *(start or [str(PROGRAM)]), text],
+                stdout=subprocess.PIPE, stderr=errors, text=True, cwd=PROJECT, process_group=0,
+            )  # fmt: skip
+        line = self.parent.stdout.readline()
+        assert line, self.log
+        self.addresses = [tuple(address) if type(address) is list else address for address in json.loads(line)]
+
+    def __enter__(self) -> Served:
+        return self
+
+    def __exit__(self, *exc: Any) -> None:
+        for client in self.clients:
+            client.sock.close()
+        with suppress(ProcessLookupError):
+            os.killpg(self.parent.pid, signal.SIGKILL)  # workers, too, and those that are being started
+        self.parent.communicate()
+
+    @property
+    def log(self) -> str:
+        return self.errors.read_text()
+
+    def look(self) -> dict[str, Any]:
+        with socket.socket(socket.AF_UNIX) as sock:
+            sock.connect(self.watch)
+            return json.loads(b''.join(iter(lambda: sock.recv(65536), b'')))
+
+    def pids(self, count=1) -> dict[str, int]:
+        """Who serves, as soon as so many do."""
+        return wait_until(lambda: len(found := self.look()['pids']) == count and found)
+
+    def connect(self) -> Client:
+        self.clients.append(Client(self.addresses[0]))
+        return self.clients[-1]
+
+    def send(self, signum: int) -> None:
+        self.parent.send_signal(signum)
+
+    def ended(self, seconds=20) -> int:
+        return self.parent.wait(seconds)
+
+
+class Client:
+    """A connection to a worker, which answers line by line."""
+
+    def __init__(self, address: Any) -> None:
+        self.sock = socket.create_connection(address, timeout=20)
+
+    def say(self, what: str) -> None:
+        self.sock.sendall(what.encode() + b'\n')
+
+    def hear(self) -> str:
+        """The next line; nothing at the end."""
+        line = b''
+        while not line.endswith(b'\n') and (byte := self.sock.recv(1)):
+            line += byte
+        return line.decode().rstrip('\n')
+
+    def ask(self, what: str = 'x') -> str:
+        self.say(what)
+        return self.hear()
+
+    def who(self) -> int:
+        """The process that answers."""
+        return int(self.ask().split()[0])
+
+
+def is_gone(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
+# -- what is served
+
+
+@LINUX
+def test_workers_share_a_port_each_has_its_part_of_the_clients_and_statistics_are_in_one_place(tmp_path):
+    with Served(tmp_path, run={'workers': 2}) as served:
+        pids = served.pids(2)
+        conns = [served.connect() for _ in range(200)]
+        counts = Counter(conn.who() for conn in conns)
+        assert set(counts) == set(pids.values())
+        assert min(counts.values()) > 60  # three standard deviations of chance are 21
+        accepted = lambda: {slot: stats['accepts'] for slot, stats in served.look()['stats'].items()}  # noqa: E731
+        wait_until(lambda: accepted() == {slot: counts[pid] for slot, pid in pids.items()})
+        stats = served.look()['stats']
+        assert {slot: figures['pid'] for slot, figures in stats.items()} == pids
+        assert sum(figures['incoming'] for figures in stats.values()) == 200
+
+
+@pytest.mark.scenario(114)
+def test_a_worker_has_its_listener_its_parent_and_no_other_descriptor_and_hands_on_none(tmp_path):
+    with Served(tmp_path, run={'workers': 2}) as served:
+        served.pids(2)
+        told = json.loads(served.connect().ask('?'))
+        # Three streams, the selector, two of the wakeup, parent, listener, this connection, and what lists them.
+        assert told['fds'] == 10
+        assert told['inheritable'] == 0 and not set(told['variables']) - {HELD}
+
+
+@pytest.mark.parametrize('start', [[str(PROGRAM)], ['-m', 'tests.helpers.serve_program']], ids=['script', 'module'])
+def test_a_worker_is_started_with_the_words_and_the_options_of_the_program(tmp_path, start):
+    with Served(tmp_path, before=['-W', 'error::BytesWarning', '-X', 'dev'], start=start) as served:
+        told = json.loads(served.connect().ask('?'))
+        assert json.loads(told['argv'][1])['watch'] == served.watch
+        assert told['flags'] == ['default', 'error::BytesWarning', 'dev']
+        assert told['pid'] == served.pids()['0'] != served.parent.pid
+
+
+@pytest.mark.parametrize(
+    'start', [['tests/helpers/serve_program.py'], ['-m', 'tests.helpers.serve_program']], ids=['script', 'module']
+)
+def test_a_program_that_leaves_its_directory_is_started_anew_where_it_began(tmp_path, start):
+    with Served(tmp_path, start=start, go='tests') as served:  # to which only one that begins there finds its way
+        assert served.connect().ask() == f'{served.pids()["0"]} x'
+
+
+@pytest.mark.parametrize('how', ['-c', '-', 'stdin'])
+def test_what_is_no_file_cannot_be_started_anew_and_says_what_to_do(how):
+    code = 'from reactor import serve; serve.run(print)'
+    argv = {'-c': ['-c', code], '-': ['-'], 'stdin': []}[how]
+    done = subprocess.run([sys.executable, *argv], input=code, capture_output=True, text=True, timeout=20, cwd=PROJECT)
+    assert done.returncode == 1
+    assert 'ReactorError: a worker is this program started anew' in done.stderr and 'put it into a file' in done.stderr
+
+
+def test_all_workers_share_a_unix_socket_and_its_file_is_removed_at_the_end(tmp_path):
+    path = str(tmp_path / 'served')
+    with Served(tmp_path, run={'workers': 2, 'listen': [f'unix:{path}', f'{HERE}:0']}) as served:
+        served.pids(2)
+        assert served.addresses[0] == path
+        with socket.socket(socket.AF_UNIX) as sock:
+            sock.connect(path)
+            sock.sendall(b'x\n')
+            assert sock.recv(100).endswith(b' x\n')
+        served.send(signal.SIGTERM)
+        assert served.ended() == 0
+        assert not os.path.exists(path)
+
+
+# -- what dies
+
+
+@pytest.mark.scenario(110)
+def test_who_waits_in_the_queue_of_a_worker_that_is_killed_is_served_by_the_next(tmp_path):
+    with Served(tmp_path) as served:
+        old = served.pids()['0']
+        os.kill(old, signal.SIGSTOP)
+        waiting = [served.connect() for _ in range(20)]
+        for conn in waiting:
+            conn.say('x')
+        os.kill(old, signal.SIGKILL)
+        answers = {conn.hear() for conn in waiting}
+        new = served.pids()['0']
+        assert answers == {f'{new} x'} and new != old
+        assert served.log.count('\n') == 1 and f'worker 0 (pid {old}) ended unasked (signal 9)' in served.log
+
+
+@pytest.mark.scenario(111)
+def test_a_worker_that_crashes_again_and_again_is_started_ever_more_rarely_until_it_works(tmp_path):
+    fail = tmp_path / 'fail'
+    fail.touch()
+    with Served(tmp_path, fail=str(fail)) as served:
+        conn = served.connect()  # somebody who waits until there is a worker
+        wait_until(lambda: 'started again in 0.4 s' in served.log)
+        pauses = re.findall(r'ended unasked \(exit code 1\); started again in ([\d.]+) s', served.log)
+        assert pauses == ['0.1', '0.2', '0.4']
+        assert served.look()['pids'] == {}
+        fail.unlink()
+        served.send(signal.SIGHUP)  # it need not wait for the pause to end
+        assert conn.who() == served.pids()['0']
+
+
+@LINUX
+@pytest.mark.parametrize('failing', [0, 1])
+def test_no_client_hangs_on_the_socket_of_a_worker_that_cannot_start(tmp_path, failing):
+    fail = tmp_path / 'fail'
+    fail.touch()
+    with Served(tmp_path, fail=str(fail), slots=[failing], run={'workers': 2}) as served:
+        wait_until(lambda: 'started again in 0.4 s' in served.log)
+        (alive,) = served.pids(1).values()
+        assert {served.connect().who() for _ in range(40)} == {alive}
+        fail.unlink()
+        served.send(signal.SIGHUP)
+        pids = set(served.pids(2).values())
+        wait_until(lambda: {served.connect().who() for _ in range(20)} == set(served.pids(2).values()))
+        assert len(pids) == 2
+
+
+@LINUX
+def test_no_client_hangs_on_the_socket_of_a_worker_that_takes_long_to_start(tmp_path):
+    hang = tmp_path / 'hang'
+    hang.touch()
+    with Served(tmp_path, hang=str(hang), slots=[1], run={'workers': 2}) as served:
+        (alive,) = served.pids(1).values()
+        assert {served.connect().who() for _ in range(40)} == {alive}
+        hang.unlink()
+        wait_until(lambda: {served.connect().who() for _ in range(20)} == set(served.pids(2).values()))
+
+
+@LINUX
+def test_while_no_worker_serves_clients_wait_for_the_first_that_does(tmp_path):
+    fail = tmp_path / 'fail'
+    fail.touch()
+    with Served(tmp_path, fail=str(fail), run={'workers': 2}) as served:
+        wait_until(lambda: served.log.count('started again in 0.2 s') == 2)
+        conns = [served.connect() for _ in range(10)]
+        wait_until(lambda: served.log.count('started again in 0.4 s') == 2)
+        conns += [served.connect() for _ in range(10)]
+        fail.unlink()
+        served.send(signal.SIGHUP)
+        answers = Counter()
+        for conn in conns:
+            with suppress(ConnectionResetError):  # it waited at the second one, when the first began to serve
+                answers[conn.who()] += 1
+        assert sum(answers.values()) >= 10 and set(answers) <= set(served.pids(2).values())
+
+
+def hung(worker: int, conn: Client, how: str) -> None:
+    """Make a worker stand still."""
+    if how == 'stopped':
+        os.kill(worker, signal.SIGSTOP)
+    else:
+        conn.say('block 60')
+
+
+@pytest.mark.parametrize('how', ['stopped', 'blocked'])
+def test_a_worker_that_hangs_is_logged_killed_and_replaced_and_its_queue_is_served(tmp_path, how):
+    with Served(tmp_path, run={'hang_timeout': 2}) as served:
+        first = served.connect()
+        worker = first.who()
+        hung(worker, first, how)
+        waiting = served.connect()  # in the queue of the one that hangs
+        waiting.say('x')
+        assert int(waiting.hear().split()[0]) != worker
+        assert 'has not reported for 2 s: its loop stands still' in served.log
+        assert 'has not reported for 4 s and is killed' in served.log
+        assert 'ended unasked (signal 9)' in served.log
+        served.send(signal.SIGTERM)
+        assert served.ended() == 0
+
+
+def test_a_parent_that_was_stopped_with_its_workers_does_not_take_them_for_hung(tmp_path):
+    with Served(tmp_path, run={'hang_timeout': 2}) as served:
+        worker = served.connect().who()
+        os.killpg(served.parent.pid, signal.SIGSTOP)
+        time.sleep(6)
+        os.killpg(served.parent.pid, signal.SIGCONT)
+        reports = lambda: served.look()['stats']['0']['loop_count']  # noqa: E731
+        before = reports()
+        wait_until(lambda: reports() > before)
+        assert served.connect().who() == worker and 'has not reported' not in served.log
+
+
+class Team:
+    """What a `Child` asks of its team and its slot."""
+
+    def __init__(self, hang_timeout: float) -> None:
+        self.hang_timeout = hang_timeout
+        self.killed = 0
+        self.number, self.pid = 0, 1
+        self.serving = self.starting = None
+
+    def kill(self) -> None:
+        self.killed += 1
+
+
+def silent_child(hang_timeout: float) -> Any:
+    child = object.__new__(Child)
+    child.slot = child.team = child.process = Team(hang_timeout)
+    child.silence, child.ready = 0.0, True
+    return child
+
+
+def test_a_worker_that_reports_within_the_grace_is_warned_of_and_kept(caplog):
+    child = silent_child(30)
+    for _ in range(30):
+        child.count_silence()
+    assert not caplog.records
+    child.count_silence()
+    child.count_silence()
+    assert [record.getMessage()[:43] for record in caplog.records] == ['worker 0 (pid 1) has not reported for 30 s:']
+    child.on_line(None, b'[{}, false]')  # it reports
+    for _ in range(30):
+        child.count_silence()
+    assert child.team.killed == 0 and len(caplog.records) == 1
+
+
+def test_a_worker_that_stays_silent_is_killed_after_the_limit_and_the_grace(caplog):
+    child = silent_child(30)
+    for _ in range(32):
+        child.count_silence()
+    assert child.team.killed == 0
+    child.count_silence()
+    assert child.team.killed == 1 and len(caplog.records) == 2
+
+
+@pytest.mark.parametrize(('hang_timeout', 'killed'), [(30, 1), (None, 0)])
+def test_once_a_second_the_workers_that_serve_are_looked_at_and_those_that_start_are_not(
+    fake, kernel, monkeypatch, caplog, hang_timeout, killed
+):
+    monkeypatch.setattr(Slot, 'start', lambda slot: None)
+    team = Workers(fake, ['a program'], [], drain_timeout=5, start_timeout=60, hang_timeout=hang_timeout)
+    team.begin(2, None)
+    team.slots[1].serving = silent = silent_child(hang_timeout)
+    for _ in range(33):
+        kernel.time += 1
+        turns(fake, 1)
+    assert silent.team.killed == killed and len(caplog.records) == 2 * killed
+
+
+def test_a_hang_is_not_looked_for_when_that_is_switched_off(tmp_path):
+    with Served(tmp_path, run={'hang_timeout': None}) as served:
+        conn = served.connect()
+        worker = conn.who()
+        os.kill(worker, signal.SIGSTOP)
+        time.sleep(4)
+        assert 'has not reported' not in served.log and served.pids() == {'0': worker}
+        os.kill(worker, signal.SIGCONT)
+        assert conn.who() == worker
+
+
+def test_what_a_worker_has_told_ends_with_it(tmp_path):
+    fail = tmp_path / 'fail'
+    with Served(tmp_path, fail=str(fail)) as served:
+        pid = served.pids()['0']
+        assert served.look()['stats']['0']['pid'] == pid
+        fail.touch()
+        os.kill(pid, signal.SIGKILL)
+        wait_until(lambda: 'started again in 0.2 s' in served.log)
+        assert served.look()['stats'] == {}  # nobody serves, and its number may be another's by now
+
+
+@pytest.mark.scenario(112)
+def test_when_the_parent_is_killed_the_workers_drain_and_go(tmp_path):
+    with Served(tmp_path, run={'workers': 2}) as served:
+        pids = served.pids(2)
+        conn = served.connect()
+        busy = conn.who()
+        conn.say('wait 0.3')
+        served.parent.kill()
+        assert conn.hear() == f'{busy} wait 0.3'
+        assert conn.hear() == ''
+        wait_until(lambda: all(map(is_gone, pids.values())))
+
+
+class Told:
+    """What this process is told as a worker: `told`; and the other ends, `parent` and `kept`, of what it is given."""
+
+    def __init__(self, sockets: Any, of_all: bool = False) -> None:
+        parent, control = socket.socketpair()
+        listening = socket.create_server((HERE, 0))
+        self.parent, self.kept = sockets.track(parent), sockets.track(listening.dup())
+        self.address = listening.getsockname()
+        listener = listening.detach()
+        shared = [listener] if of_all else []
+        self.told = {'control': control.detach(), 'listeners': [listener], 'shared': shared}
+
+
+@LINUX
+@pytest.mark.parametrize('of_all', [False, True])
+@pytest.mark.parametrize('how', ['its parent is gone', 'it is the last one'])
+def test_a_worker_that_is_the_last_one_lets_nobody_into_its_own_queues(sockets, how, of_all):
+    given = Told(sockets, of_all)
+    with Reactor() as r:
+        Worker(r, given.told, (5, 0)).begin(lambda r, socks: r.listen_tcp(None, 0, sock=socks[0]) and None)
+        if how == 'its parent is gone':
+            given.parent.close()
+        else:
+            given.parent.send(b'"last"\n')
+            r.call_later(0.1, os.kill, os.getpid(), signal.SIGTERM)
+        assert r.run() is False
+    late = sockets.track(socket.socket())
+    late.settimeout(0.2)
+    if of_all:  # whoever has it as well, such as systemd, goes on listening
+        late.connect(given.address)
+        given.kept.accept()[0].close()
+    else:
+        with pytest.raises(TimeoutError):
+            late.connect(given.address)
+
+
+@LINUX
+@pytest.mark.parametrize('of_all', [False, True])
+def test_a_worker_that_is_replaced_leaves_its_queues_to_its_successor_at_once(fake, sockets, of_all):
+    given = Told(sockets, of_all)
+    # A lame duck as long as the drain timeout: it would go on accepting without a successor.
+    worker = Worker(fake, given.told, (5, 5))
+    worker.begin(lambda r, socks: r.listen_tcp(None, 0, sock=socks[0]) and None)
+    given.parent.send(b'"replaced"\n')
+    turns(fake, 5)
+    sockets.connect(given.address)
+    turns(fake, 5)
+    assert fake.draining and fake.stats().accepts == 0
+    given.kept.accept()[0].close()
+    worker.control.on_close = None
+
+
+def test_the_children_of_a_worker_inherit_none_of_its_descriptors(fake, sockets):
+    given = Told(sockets)
+    numbers = [given.told['control'], *given.told['listeners']]
+    for number in numbers:
+        os.set_inheritable(number, True)  # as they come from the parent
+    worker = Worker(fake, given.told, (5, 0))
+    assert [os.get_inheritable(number) for number in numbers] == [False, False]
+    worker.control.on_close = None
+    for sock in worker.listeners:
+        sock.close()
+
+
+@pytest.mark.scenario(111)
+def test_a_worker_that_does_not_become_ready_is_killed(tmp_path):
+    hang = tmp_path / 'hang'
+    hang.touch()
+    with Served(tmp_path, hang=str(hang), run={'start_timeout': 0.5}) as served:
+        wait_until(lambda: 'ended unasked (signal 9)' in served.log)
+        assert 'is not ready after 0.5 s and is killed' in served.log
+        assert served.parent.poll() is None
+
+
+# -- what the parent does, without processes
+
+
+class FakeChild:
+    """In place of `Child`: a process that becomes ready and ends when the test says so."""
+
+    error: OSError | None = None  # why none can be started
+
+    def __init__(self, slot: Slot) -> None:
+        if self.error is not None:
+            raise self.error
+        self.slot, self.ready, self.since = slot, False, 0.0
+        self.told_to_leave: list[str] = []
+        slot.team.started.append(self)
+
+    def be_ready(self) -> None:
+        self.ready, self.since = True, self.slot.team.r.now
+        self.slot.on_ready(self)
+
+    def leave(self, replaced: bool = False) -> None:
+        self.told_to_leave.append('replaced' if replaced else 'last')
+        self.slot.team.leaving.add(self)
+
+    def end(self) -> None:
+        if self in self.slot.team.leaving:
+            self.slot.team.leaving.discard(self)
+            self.slot.team.go_on()
+        else:
+            self.slot.on_failed(self, 'it has ended')
+
+
+@pytest.fixture
+def team(fake, monkeypatch):
+    """The parent of two workers that serve on one port; `team.started` has all that were started."""
+    monkeypatch.setattr(FakeChild, 'error', None)
+    monkeypatch.setattr(workers, 'Child', FakeChild)
+    door = Door((HERE, 0), 10)
+    team = Workers(fake, ['a program'], [door], drain_timeout=5, start_timeout=60, hang_timeout=None)
+    team.started = []
+    team.slots = [Slot(team, 0), Slot(team, 1, listening=False)]
+    for slot in team.slots:
+        slot.start()
+    for child in list(team.started):
+        child.be_ready()
+    yield team
+    team.drain()
+    door.remove()
+
+
+def fail(team: Workers) -> Slot:
+    """Have the second worker end, and no other one can be started."""
+    FakeChild.error = OSError('no more processes')
+    team.slots[1].serving.end()
+    return team.slots[1]
+
+
+@LINUX
+def test_the_socket_of_a_worker_that_is_started_again_does_not_listen_before_it_can_serve(fake, kernel, team):
+    slot = fail(team)
+    assert slot.listeners == []  # the kernel sends no client to it
+    FakeChild.error = None
+    kernel.time += 0.1
+    turns(fake, 2)
+    (sock,) = slot.listeners
+    assert slot.starting and not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+
+
+@LINUX
+def test_a_socket_that_cannot_be_opened_again_for_waiting_clients_is_opened_by_the_next_start(
+    fake, kernel, team, monkeypatch
+):
+    def exhausted(*args, **options):
+        raise OSError('no more descriptors')
+
+    slot = fail(team)
+    with monkeypatch.context() as patched:
+        patched.setattr(doors, 'bound_tcp', exhausted)
+        team.slots[0].serving.end()  # nobody serves, so clients are to wait at both sockets
+        assert slot.listeners == []
+    FakeChild.error = None
+    kernel.time += 0.1
+    turns(fake, 2)
+    assert slot.starting and len(slot.listeners) == 1
+
+
+def test_a_worker_that_served_for_a_second_is_replaced_at_once_and_its_figures_are_forgotten(fake, kernel, team):
+    team.slots[0].told = {'pid': 1}
+    kernel.time += 1
+    turns(fake, 1)
+    team.slots[0].serving.end()
+    assert team.stats() == {} and team.slots[0].serving is None
+    turns(fake, 1)
+    assert team.slots[0].starting is team.started[2]
+
+
+def test_a_reload_starts_the_next_worker_when_the_last_one_serves(team):
+    old = team.started[:2]
+    team.replace()
+    assert [child.slot.number for child in team.started[2:]] == [0] and not old[0].told_to_leave
+    team.started[2].be_ready()
+    assert [child.slot.number for child in team.started[2:]] == [0, 1]
+    assert [child.told_to_leave for child in old] == [['replaced'], []]
+    team.started[3].be_ready()
+    assert [child.told_to_leave for child in old] == [['replaced'], ['replaced']] and len(team.started) == 4
+
+
+def test_the_last_worker_stays(team):
+    team.shrink()
+    team.shrink()
+    assert [child.told_to_leave for child in team.started] == [[], ['last']]
+    assert [slot.number for slot in team.slots] == [0]
+
+
+# -- what a process is told
+
+
+# A worker that reports once and leaves as it is told to: 0 when it is replaced; SIGTERM follows 'last', at once.
+CHILD = """
+import json, os, time
+told = json.loads(os.environ['REACTOR_WORKER'])
+os.write(told['control'], b'[{"slot": %d}, false]\\n' % told['slot'])
+if os.read(told['control'], 100) == b'"last"\\n':
+    time.sleep(2)
+    os._exit(3)
+"""
+
+
+class Observed(Child):
+    """One that keeps how it ended."""
+
+    how: tuple[int | None, int | None] | None = None
+
+    def on_exit(self, process, code, signum):
+        self.how = code, signum
+        super().on_exit(process, code, signum)
+
+
+@pytest.mark.parametrize(('replaced', 'how'), [(True, (0, None)), (False, (None, signal.SIGTERM))])
+def test_a_worker_serves_when_it_reports_and_leaves_by_word_or_by_signal(monkeypatch, replaced, how):
+    monkeypatch.setattr(workers, 'Child', Observed)
+    with Reactor() as r:
+        team = Workers(r, [sys.executable, '-S', '-E', '-c', CHILD], [], 5, start_timeout=60, hang_timeout=None)
+        team.slots = [Slot(team, 7)]
+        team.slots[0].start()
+        child = team.slots[0].starting
+        run_until(r, lambda: child.how or team.slots[0].serving)
+        assert team.stats() == {'7': {'slot': 7}}
+        child.leave(replaced)
+        run_until(r, lambda: child.how)
+        assert child.how == how
+
+
+@pytest.mark.parametrize(
+    ('code', 'how'), [('os._exit(3)', 'exit code 3'), ('os.kill(os.getpid(), signal.SIGKILL)', 'signal 9')]
+)
+def test_a_worker_that_ends_unasked_is_logged_with_how_it_ended(caplog, code, how):
+    with Reactor() as r:
+        argv = [sys.executable, '-S', '-E', '-c', f'import os, signal; {code}']
+        team = Workers(r, argv, [], 5, start_timeout=60, hang_timeout=None)
+        team.slots = [Slot(team, 7)]
+        team.slots[0].start()
+        child = team.slots[0].starting
+        run_until(r, lambda: caplog.records)
+        team.drain()
+    assert f'worker 7 (pid {child.process.pid}) ended unasked ({how}); started again in 0.1 s' in caplog.text
+
+
+# -- what is replaced
+
+
+@pytest.mark.scenario(110)
+def test_a_reload_replaces_the_workers_one_by_one_and_nobody_is_refused(tmp_path):
+    with Served(tmp_path, run={'workers': 2}) as served:
+        old = set(served.pids(2).values())
+        staying, busy = served.connect(), served.connect()
+        assert staying.who() in old
+        busy.say('wait 0.3')
+        served.send(signal.SIGHUP)
+        answered = []
+
+        def replaced():
+            answered.append(served.connect().who())
+            return not old & set(served.pids(2).values())
+
+        wait_until(replaced)
+        assert int(busy.hear().split()[0]) in old  # it was asked before, and is drained
+        assert staying.hear() == ''
+        assert served.log == ''
+        wait_until(lambda: all(map(is_gone, old)))
+
+
+def test_reloads_that_come_during_one_are_one_more_round(tmp_path):
+    with Served(tmp_path, run={'drain_timeout': 1}) as served:
+        seen = [served.pids()['0']]
+        keeps_it_draining = served.connect()
+        keeps_it_draining.say('wait 0.5')
+        served.send(signal.SIGHUP)
+        wait_until(lambda: served.pids()['0'] != seen[-1])
+        seen.append(served.pids()['0'])
+        for _ in range(5):  # the one that was replaced is not gone, so nothing is started yet
+            served.send(signal.SIGHUP)
+            served.look()
+        assert served.look()['pids'] == {'0': seen[-1]}
+        for _ in range(2):
+            wait_until(lambda: served.pids()['0'] != seen[-1])
+            seen.append(served.pids()['0'])
+        wait_until(lambda: is_gone(seen[-2]))
+        served.send(signal.SIGTERM)
+        assert served.ended() == 0
+        assert len(seen) == 4 and served.log == ''
+
+
+@pytest.mark.scenario(110)
+def test_a_successor_that_fails_leaves_the_others_as_they_are(tmp_path):
+    fail = tmp_path / 'fail'
+    with Served(tmp_path, fail=str(fail), run={'workers': 2}) as served:
+        old = served.pids(2)
+        fail.touch()
+        served.send(signal.SIGHUP)
+        goes_on = f'ended unasked (exit code 1); worker 0 (pid {old["0"]}) goes on'
+        wait_until(lambda: goes_on in served.log)
+        assert served.pids(2) == old
+        assert served.log.count('ended unasked') == 1
+        fail.unlink()
+        served.send(signal.SIGHUP)
+        wait_until(lambda: not set(old.values()) & set(served.pids(2).values()))
+
+
+@pytest.mark.scenario(110)
+def test_a_worker_that_drains_of_its_own_accord_is_replaced_meanwhile(tmp_path):
+    with Served(tmp_path) as served:
+        old = served.pids()['0']
+        busy = served.connect()
+        assert busy.who() == old
+        busy.say('wait 1')
+        os.kill(old, signal.SIGTERM)
+        assert wait_until(lambda: served.connect().who() != old)
+        assert not is_gone(old)
+        assert busy.hear() == f'{old} wait 1'
+        wait_until(lambda: is_gone(old))
+        assert served.log == ''
+
+
+@LINUX
+def test_nobody_waits_for_a_worker_that_is_added_while_others_serve(tmp_path):
+    hang = tmp_path / 'hang'
+    with Served(tmp_path, hang=str(hang)) as served:
+        one = served.pids()['0']
+        hang.touch()
+        served.send(signal.SIGTTIN)
+        wait_until(lambda: len(psutil.Process(served.parent.pid).children()) == 2)
+        assert {served.connect().who() for _ in range(20)} == {one}
+        hang.unlink()
+        two = set(served.pids(2).values())
+        assert {served.connect().who() for _ in range(40)} == two
+
+
+@pytest.mark.scenario(110)
+@LINUX
+def test_a_slot_that_is_removed_answers_who_waits_in_its_queue(tmp_path):
+    with Served(tmp_path) as served:
+        one = served.pids()
+        served.send(signal.SIGTTIN)
+        two = served.pids(2)
+        assert two['0'] == one['0']
+        os.kill(two['1'], signal.SIGSTOP)
+        waiting = [served.connect() for _ in range(40)]
+        for conn in waiting:
+            conn.say('x')
+        served.send(signal.SIGTTOU)
+        assert served.pids(1) == one
+        os.kill(two['1'], signal.SIGCONT)
+        counts = Counter(int(conn.hear().split()[0]) for conn in waiting)
+        assert set(counts) == set(two.values()), counts
+        wait_until(lambda: is_gone(two['1']))
+        assert {served.connect().who() for _ in range(20)} == set(one.values())
+        served.send(signal.SIGTTOU)  # the last one stays
+        assert served.connect().who() == one['0']
+        assert served.log == ''
+
+
+# -- what ends
+
+
+@pytest.mark.parametrize('signum', [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_to_the_whole_group_drains_and_who_is_owed_an_answer_gets_it(tmp_path, signum):
+    with Served(tmp_path, run={'workers': 2}) as served:
+        pids = served.pids(2)
+        conns = [served.connect() for _ in range(8)]
+        for conn in conns:
+            assert conn.who() in pids.values()
+            conn.say('wait 0.3')
+        time.sleep(0.1)  # another process has to read it: there is nothing here to wait for
+        os.killpg(served.parent.pid, signum)  # as a terminal does
+        for conn in conns:
+            assert conn.hear().endswith(' wait 0.3')
+            assert conn.hear() == ''
+        assert served.ended() == 0
+        assert all(map(is_gone, pids.values())) and served.log == ''
+        with pytest.raises(ConnectionRefusedError):
+            served.connect()
+
+
+@pytest.mark.parametrize('signum', [signal.SIGUSR1, signal.SIGUSR2], ids=['stop', 'shutdown'])
+def test_when_the_reactor_of_the_parent_is_stopped_the_workers_drain(tmp_path, signum):
+    with Served(tmp_path) as served:
+        conn = served.connect()
+        conn.who()
+        conn.say('wait 0.5')
+        time.sleep(0.1)  # another process has to read it: there is nothing here to wait for
+        served.send(signum)
+        assert conn.hear().endswith(' wait 0.5')
+        assert served.ended() == 0 and served.log == ''
+
+
+@pytest.mark.parametrize('second', [signal.SIGUSR1, signal.SIGUSR2], ids=['stop', 'shutdown'])
+@pytest.mark.parametrize('first', [signal.SIGTERM, signal.SIGUSR1], ids=['terminate', 'stop'])
+def test_stopping_the_reactor_of_the_parent_while_the_workers_drain_cuts_off_nobody(tmp_path, first, second):
+    with Served(tmp_path) as served:
+        conn = served.connect()
+        conn.who()
+        conn.say('wait 0.5')
+        time.sleep(0.1)  # another process has to read it: there is nothing here to wait for
+        served.send(first)
+        wait_until(lambda: served.look()['pids'] == {})
+        served.send(second)
+        assert conn.hear().endswith(' wait 0.5')
+        assert served.ended() == 0 and served.log == ''
+
+
+def test_who_waits_for_a_worker_that_still_starts_is_served_before_it_ends(tmp_path):
+    hang = tmp_path / 'hang'
+    hang.touch()
+    with Served(tmp_path, hang=str(hang)) as served:
+        conn = served.connect()
+        conn.say('x')
+        served.send(signal.SIGTERM)
+        served.look()
+        hang.unlink()
+        assert conn.hear().endswith(' x')
+        assert served.ended() == 0 and served.log == ''
+
+
+def test_a_second_ctrl_c_ends_at_once(tmp_path):
+    with Served(tmp_path) as served:
+        pid = served.pids()['0']
+        conn = served.connect()
+        assert conn.who() == pid
+        conn.say('wait 4')
+        time.sleep(0.1)  # as above
+        served.send(signal.SIGINT)
+        wait_until(lambda: served.look()['pids'] == {})
+        served.send(signal.SIGINT)
+        assert served.ended(3) == 130
+        assert is_gone(pid)
+
+
+def test_a_worker_that_does_not_end_is_killed_after_its_drain_timeout_and_the_status_tells(tmp_path):
+    with Served(tmp_path, deaf=True, run={'drain_timeout': 0.1}) as served:
+        pid = served.pids()['0']
+        served.send(signal.SIGTERM)
+        assert served.ended() == 1
+        assert f'worker 0 (pid {pid}) has not ended after 2.1 s and is killed' in served.log
+
+
+# -- what is listened on
+
+
+@pytest.mark.parametrize(
+    'address, parsed',
+    [
+        ('127.0.0.1:80', ('127.0.0.1', 80)),
+        ('[::1]:0', ('::1', 0)),
+        (':8000', (None, 8000)),
+        (('a.example', 1), ('a.example', 1)),
+        ((None, 1), (None, 1)),
+        ('unix:/run/it', '/run/it'),
+        ('unix:@it', '@it'),
+    ],
+)
+def test_an_address_is_read_as_people_write_it(address, parsed):
+    assert parse(address) == parsed
+
+
+@pytest.mark.parametrize('address', ['8000', '::1:80', 'host:', 'host:http', ':70000', ('a',), ('a', None), None, 8000])
+def test_what_is_no_address_is_refused_and_shown(address):
+    with pytest.raises((ValueError, TypeError), match=re.escape(repr(address)) if address != ':70000' else '70000'):
+        parse(address)
+
+
+def test_nobody_joins_the_port_of_a_stranger():
+    first = Door((HERE, 0), 10)
+    sock = first.another()
+    with pytest.raises(OSError, match='in use'):
+        Door(sock.getsockname(), 10)
+    second = first.another()
+    assert second.getsockname() == sock.getsockname()
+    first.close(sock)
+    first.close(second)
+    first.remove()
+
+
+def test_where_the_system_divides_no_clients_all_share_one_socket(monkeypatch):
+    monkeypatch.setattr(doors, 'DIVIDED', False)
+    door = Door((HERE, 0), 10)
+    sock = door.another(listening=False)
+    assert door.another() is sock
+    with socket.create_connection(sock.getsockname()):
+        door.close(sock)
+        sock.accept()[0].close()
+    door.remove()
+    assert sock.fileno() < 0
+
+
+def test_a_socket_that_listens_already_is_shared_by_all(sockets):
+    sock = sockets.track(socket.create_server((HERE, 0)))
+    door = Door(sock, 10)
+    assert door.another() is door.another() is sock
+    door.close(sock)
+    assert sock.fileno() >= 0
+    door.remove()
+    assert sock.fileno() < 0
+
+
+def test_a_datagram_socket_is_not_for_workers(sockets):
+    sock = sockets.track(socket.socket(type=socket.SOCK_DGRAM))
+    with pytest.raises(ValueError, match='bind_udp'):
+        Door(sock, 10)
+
+
+def test_a_file_and_a_closed_socket_are_refused(sockets):
+    with open(os.devnull) as file, pytest.raises(TypeError, match='listen= takes a stream socket'):
+        Door(file, 10)
+    closed = socket.create_server((HERE, 0))
+    closed.close()
+    with pytest.raises(OSError, match='listen= takes an open socket'):
+        Door(closed, 10)
+
+
+@pytest.mark.parametrize(
+    'arguments',
+    [
+        {'main': 3},
+        {'on_start': 3},
+        {'workers': 0},
+        {'workers': True},
+        {'workers': 1.0},
+        {'drain_timeout': -1},
+        {'lame_duck': 31},
+        {'listen': [3]},
+        {'listen': 3},
+        {'hang_timeout': 1},
+        {'hang_timeout': 0},
+        {'hang_timeout': '5'},
+        {'backlog': -1},
+        {'listen': '127.0.0.1:0'},
+        {'start_timeout': -1},
+        {'start_timeout': 'soon'},
+        {'worker': 2},
+        {'slow_callback': -1},
+    ],
+)
+def test_bad_arguments_raise_before_anything_is_started(arguments, monkeypatch):
+    monkeypatch.delattr(serve.Workers, 'begin')  # which would start these tests once more
+    # The processes of pytest-xdist have no file, with which `run` would refuse to start before it looks at `listen`.
+    monkeypatch.setattr(sys.modules['__main__'], '__file__', __file__, raising=False)
+    with pytest.raises((TypeError, ValueError)):
+        serve.run(**{'main': print, **arguments})
+
+
+@pytest.mark.parametrize(
+    'arguments', [{'workers': 1}, {'drain_timeout': 0, 'lame_duck': 0}, {'hang_timeout': 2}, {'hang_timeout': None}]
+)
+def test_the_smallest_values_are_good(arguments, monkeypatch):
+    monkeypatch.setattr(serve.Workers, 'begin', lambda team, count, on_start: team.r.stop())
+    monkeypatch.setattr(sys.modules['__main__'], '__file__', __file__, raising=False)
+    assert serve.run(print, **arguments) == 0
+
+
+def test_where_descriptors_cannot_be_handed_on_it_says_what_to_do(monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(os, 'name', 'nt')
+        with pytest.raises(ReactorError, match='use one process'):
+            serve.run(print)
+
+
+def test_without_a_number_there_is_a_worker_for_each_processor():
+    assert processors() == len(psutil.Process().cpu_affinity() if hasattr(psutil.Process, 'cpu_affinity') else [0])

@@ -1,0 +1,385 @@
+"""Inherited sockets and what the service manager is told, with systemd's own tools at the other end."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import textwrap
+import time
+from contextlib import contextmanager
+
+import pytest
+
+from reactor import ReactorError
+from reactor.serve import systemd
+from tests.helpers.support import drain, run_until
+
+pytestmark = pytest.mark.skipif(not hasattr(socket, 'AF_UNIX'), reason='systemd is spoken to over Unix sockets')
+FIRST = 300  # in these tests: what is 3 in a service belongs to pytest here
+
+
+def needs(command):
+    return pytest.mark.skipif(shutil.which(command) is None, reason=f'not tried with the real {command}: not installed')
+
+
+@pytest.fixture
+def inherit(monkeypatch):
+    """`inherit(socks, NAMES...)` has copies of them look as if a service manager had passed them to this process."""
+    monkeypatch.setattr(systemd, 'FIRST', FIRST)
+    numbers = []
+
+    def give(*socks, pid=None, **environment):
+        for number, sock in enumerate(socks, FIRST):
+            os.dup2(sock.fileno(), number)
+            numbers.append(number)
+        monkeypatch.setenv('LISTEN_FDS', str(len(socks)))
+        monkeypatch.setenv('LISTEN_PID', str(os.getpid() if pid is None else pid))
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+
+    yield give
+    for number in numbers:
+        try:
+            os.close(number)
+        except OSError:
+            pass  # the socket that was taken has closed it
+
+
+@pytest.fixture
+def listening(sockets):
+    return sockets.track(socket.create_server(('127.0.0.1', 0)))
+
+
+def still_open(number):
+    try:
+        os.fstat(number)
+    except OSError:
+        return False
+    return True
+
+
+# -- inherited sockets
+
+
+def test_without_a_manager_there_are_none(monkeypatch):
+    for name in systemd.LISTEN:
+        monkeypatch.delenv(name, raising=False)
+    assert systemd.inherited_sockets() == []
+
+
+def test_sockets_come_in_order_with_their_names_and_are_taken_once(inherit, sockets, listening):
+    datagrams = sockets.track(socket.socket(type=socket.SOCK_DGRAM))
+    datagrams.bind(('127.0.0.1', 0))
+    inherit(listening, datagrams, LISTEN_FDNAMES='web:syslog')
+    (name, web), (other, syslog) = systemd.inherited_sockets()
+    with web, syslog:
+        assert (name, other) == ('web', 'syslog')
+        assert web.getsockname() == listening.getsockname() and web.type == socket.SOCK_STREAM
+        assert syslog.getsockname() == datagrams.getsockname() and syslog.type == socket.SOCK_DGRAM
+        assert not web.get_inheritable() and not syslog.get_inheritable()
+        assert not [name for name in os.environ if name.startswith('LISTEN_')]
+        assert systemd.inherited_sockets() == []
+
+
+def test_what_nobody_has_named_is_unknown(inherit, listening):
+    inherit(listening, listening)
+    taken = systemd.inherited_sockets()
+    assert [name for name, _ in taken] == ['unknown', 'unknown']
+    for _, sock in taken:
+        sock.close()
+
+
+def test_the_name_of_a_unit_comes_as_it_is(inherit, listening):
+    inherit(listening, LISTEN_FDNAMES='a%b\\x2dc@1.socket')
+    ((name, sock),) = systemd.inherited_sockets()
+    sock.close()
+    assert name == 'a%b\\x2dc@1.socket'
+
+
+@pytest.mark.scenario(153)
+def test_what_was_passed_to_another_process_is_left_alone_and_said(inherit, listening, caplog):
+    inherit(listening, pid=1)
+    assert systemd.inherited_sockets() == []
+    assert 'passed to process 1' in caplog.text and 'exec' in caplog.text
+    assert 'LISTEN_FDS' not in os.environ and still_open(FIRST)
+
+
+@pytest.mark.parametrize(('count', 'names', 'said'), [('x', 'web', "LISTEN_FDS='x'"), ('1', 'web:more', 'one name')])
+def test_what_makes_no_sense_is_refused(inherit, listening, count, names, said):
+    inherit(listening, LISTEN_FDS=count, LISTEN_FDNAMES=names)
+    with pytest.raises(ReactorError, match=said):
+        systemd.inherited_sockets()
+
+
+def test_a_connection_is_refused_with_what_to_change(inherit, sockets, listening):
+    inherit(listening, sockets()[0], LISTEN_FDNAMES='web:connection')
+    with pytest.raises(ReactorError, match=rf'descriptor {FIRST + 1} \(connection\).* is a connection.*Accept=no'):
+        systemd.inherited_sockets()
+    assert still_open(FIRST) and still_open(FIRST + 1)
+
+
+@pytest.mark.scenario(153)
+@pytest.mark.skipif(not hasattr(socket, 'SOCK_SEQPACKET'), reason='this platform has no SOCK_SEQPACKET')
+def test_other_kinds_are_refused(inherit, sockets, tmp_path):
+    pair = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    for sock in pair:
+        sockets.track(sock)
+    inherit(pair[0])
+    with pytest.raises(ReactorError, match='SOCK_SEQPACKET'):
+        systemd.inherited_sockets()
+    with open(tmp_path / 'file', 'wb') as file:
+        inherit(file)
+        with pytest.raises(ReactorError, match='is no socket'):
+            systemd.inherited_sockets()
+
+
+# -- with the real systemd-socket-activate
+
+PROGRAM = """
+import reactor
+from reactor.serve import systemd
+
+def answer(conn, data):
+    conn.write(conn.data + b' ' + data)
+    conn.close()
+    r.stop()
+
+def datagram(sock, data, address):
+    sock.send(b'datagram ' + data, address)
+    r.stop()
+
+with reactor.Reactor() as r:
+    for name, sock in systemd.inherited_sockets():
+        if sock.type == sock.type.SOCK_DGRAM:
+            r.bind_udp(None, 0, datagram, sock=sock)
+        else:
+            connected = lambda conn, name=name.encode(): setattr(conn, 'data', name)
+            r.listen_tcp(None, 0, answer, on_connect=connected, sock=sock)
+    print(len(r.handles()), 'sockets', systemd.inherited_sockets(), flush=True)
+    r.run()
+"""
+
+
+@contextmanager
+def activated(tmp_path, *options, code=PROGRAM):
+    """systemd-socket-activate with this program; yields it when it listens."""
+    (tmp_path / 'program.py').write_text(textwrap.dedent(code))
+    python = [sys.executable, '-W', 'error', str(tmp_path / 'program.py')]
+    path = f'PYTHONPATH={os.pathsep.join(filter(None, sys.path))}'
+    command = ['systemd-socket-activate', *options, '-E', path, *python]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        for _ in range(options.count('-l')):
+            assert 'Listening on' in process.stderr.readline()
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def free_port():
+    with socket.create_server(('127.0.0.1', 0)) as probe:
+        return probe.getsockname()[1]
+
+
+def talk(family, address, data, kind=socket.SOCK_STREAM):
+    with socket.socket(family, kind) as sock:
+        sock.settimeout(20)
+        sock.connect(address)
+        sock.send(data)
+        return sock.recv(100)
+
+
+@needs('systemd-socket-activate')
+@pytest.mark.parametrize('which', [0, 1])
+def test_systemd_passes_several_sockets_with_names(tmp_path, which):
+    port, path = free_port(), str(tmp_path / 'socket')
+    clients = (socket.AF_INET, ('127.0.0.1', port)), (socket.AF_UNIX, path)
+    with activated(tmp_path, '-l', f'127.0.0.1:{port}', '-l', path, '--fdname=web:local') as process:
+        assert talk(*clients[which], b'hello') == [b'web hello', b'local hello'][which]
+        assert process.stdout.readline() == '2 sockets []\n'
+        assert process.wait(20) == 0
+    assert os.path.exists(path)  # the socket is the manager's, and so is its file
+
+
+@needs('systemd-socket-activate')
+def test_systemd_passes_a_socket_without_a_name(tmp_path):
+    port = free_port()
+    with activated(tmp_path, '-l', f'127.0.0.1:{port}') as process:
+        assert talk(socket.AF_INET, ('127.0.0.1', port), b'hello') == b'unknown hello'
+        assert process.wait(20) == 0
+
+
+@needs('systemd-socket-activate')
+def test_systemd_passes_a_datagram_socket(tmp_path):
+    port = free_port()
+    with activated(tmp_path, '-d', '-l', f'127.0.0.1:{port}') as process:
+        # The datagram that started it is still there.
+        assert talk(socket.AF_INET, ('127.0.0.1', port), b'hello', socket.SOCK_DGRAM) == b'datagram hello'
+        assert process.wait(20) == 0
+
+
+@pytest.mark.scenario(153)
+@needs('systemd-socket-activate')
+def test_systemd_passing_connections_is_refused(tmp_path):
+    port = free_port()
+    with activated(tmp_path, '-a', '-l', f'127.0.0.1:{port}') as process:
+        with socket.create_connection(('127.0.0.1', port)):
+            lines = iter(process.stderr.readline, '')
+            error = next(line for line in lines if 'errors.ReactorError:' in line)
+    assert 'descriptor 3 (unknown) from the service manager is a connection' in error and 'Accept=no' in error
+
+
+# -- telling the manager
+
+
+@pytest.fixture(params=['path', 'abstract'])
+def manager(request, tmp_path, monkeypatch, sockets):
+    """A socket on which a service manager listens."""
+    if request.param == 'abstract' and sys.platform != 'linux':
+        pytest.skip('only Linux has abstract Unix sockets')
+    name = str(tmp_path / 'notify') if request.param == 'path' else f'@reactor-test-{os.getpid()}'
+    sock = sockets.track(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM))
+    sock.bind(name.replace('@', '\0', 1) if request.param == 'abstract' else name)
+    sock.settimeout(10)
+    monkeypatch.setenv('NOTIFY_SOCKET', name)
+    return sock
+
+
+def test_each_message_is_lines_of_assignments(manager):
+    assert systemd.ready() and manager.recv(4096) == b'READY=1'
+    assert systemd.ready('serving') and manager.recv(4096) == b'READY=1\nSTATUS=serving'
+    assert systemd.stopping() and manager.recv(4096) == b'STOPPING=1'
+    assert systemd.status('läuft') and manager.recv(4096) == 'STATUS=läuft'.encode()
+    assert systemd.notify(MAINPID=1, X_QUEUE=2.5) and manager.recv(4096) == b'MAINPID=1\nX_QUEUE=2.5'
+
+
+def test_a_reload_tells_the_time_of_the_monotonic_clock(manager):
+    before = time.clock_gettime(time.CLOCK_MONOTONIC)
+    assert systemd.reloading()
+    first, second = manager.recv(4096).decode().split('\n')
+    assert first == 'RELOADING=1' and second.startswith('MONOTONIC_USEC=')
+    assert before - 1e-5 <= int(second.partition('=')[2]) / 1e6 <= time.clock_gettime(time.CLOCK_MONOTONIC)
+
+
+def test_no_value_begins_another_assignment_and_none_is_too_long(manager):
+    systemd.status('a name\nREADY=1\r\0MAINPID=1 \udcff')
+    assert manager.recv(4096) == b'STATUS=a name READY=1  MAINPID=1 ?'
+    systemd.notify(READY=1, STATUS='€' * 10_000)
+    said = manager.recv(65536)
+    assert len(said) < 4096 and said.startswith('READY=1\nSTATUS=€€'.encode())
+
+
+@pytest.mark.parametrize('name', ['ready', 'A\nB', '', 'A=B', 'Ä', '1A'])
+def test_a_bad_name_raises(name):
+    with pytest.raises(ValueError, match='no name for the service manager'):
+        systemd.notify(**{name: 1})
+
+
+@needs('systemd-notify')
+@pytest.mark.parametrize(
+    ('arguments', 'tell'),
+    [
+        (['--ready', '--status=up to date'], lambda: systemd.ready('up to date')),
+        (['--status=Grüße'], lambda: systemd.status('Grüße')),
+        (['STOPPING=1'], systemd.stopping),
+        (['WATCHDOG=1'], systemd._beat),
+        (['RELOADING=1', 'MONOTONIC_USEC=5000'], systemd.reloading),
+        (['MAINPID=7', 'X_QUEUE=2'], lambda: systemd.notify(MAINPID=7, X_QUEUE=2)),
+    ],
+    ids=['ready', 'status', 'stopping', 'watchdog', 'reloading', 'more'],
+)
+def test_the_bytes_are_those_of_systemd_notify(manager, monkeypatch, arguments, tell):
+    monkeypatch.setattr(time, 'monotonic_ns', lambda: 5_000_999)
+    subprocess.run(['systemd-notify', '--no-block', *arguments], check=True, timeout=20)
+    theirs = manager.recv(4096)
+    tell()
+    assert manager.recv(4096) == theirs
+
+
+def test_without_a_manager_nothing_is_told(monkeypatch, caplog):
+    monkeypatch.delenv('NOTIFY_SOCKET', raising=False)
+    caplog.set_level('DEBUG')
+    assert not systemd.ready() and not systemd.status('up')
+    assert not caplog.text
+
+
+@pytest.mark.scenario(154)
+@pytest.mark.parametrize('where', ['/nowhere/notify', '@nobody-listens-here', 'vsock:2:1234', '/' + 'x' * 200])
+def test_a_manager_that_cannot_be_reached_is_no_error(monkeypatch, caplog, where):
+    monkeypatch.setenv('NOTIFY_SOCKET', where)
+    caplog.set_level('DEBUG')
+    assert not systemd.ready()
+    (record,) = caplog.records
+    assert record.levelname == 'DEBUG' and where in record.getMessage() and 'READY=1' in record.getMessage()
+
+
+@pytest.mark.scenario(154)
+def test_a_manager_that_does_not_read_holds_nobody_up_for_long(manager, monkeypatch, caplog):
+    monkeypatch.setattr(systemd, 'PATIENCE', 0.05)
+    caplog.set_level('DEBUG')
+    began = time.process_time()
+    for _ in range(10_000):
+        if not systemd.status('x' * 400):
+            break
+    else:
+        raise AssertionError('it was never full')
+    assert 'timed out' in caplog.text
+    assert manager.recv(4096).startswith(b'STATUS=x')
+    assert systemd.ready()
+    assert time.process_time() - began < 5
+
+
+# -- the watchdog
+
+
+def test_the_watchdog_beats_at_half_of_its_time_from_the_loop(fake, kernel, manager, monkeypatch):
+    monkeypatch.setenv('WATCHDOG_USEC', '20000000')
+    monkeypatch.setenv('WATCHDOG_PID', str(os.getpid()))
+    manager.setblocking(False)
+    systemd.watchdog(fake)
+    keeper = fake.call_later(60, fake.stop)
+    for beat in range(1, 4):
+        run_until(fake, lambda beat=beat: kernel.time >= 1000 + 10 * beat)
+        assert manager.recv(4096) == b'WATCHDOG=1'
+        with pytest.raises(BlockingIOError):
+            manager.recv(4096)
+    keeper.cancel()
+    assert fake.run(), 'the watchdog kept the loop running'
+
+
+@pytest.mark.scenario(155)
+def test_a_loop_that_hangs_does_not_beat(r, manager, monkeypatch):
+    monkeypatch.setenv('WATCHDOG_USEC', '20000')
+    monkeypatch.delenv('WATCHDOG_PID', raising=False)
+    manager.setblocking(False)
+    timer = systemd.watchdog(r)
+    beats = []
+
+    def hang():
+        beats.append(drain(manager))  # those until here
+        end = time.monotonic() + 0.05
+        while time.monotonic() < end:
+            pass
+        beats.append(drain(manager))
+        r.call_later(0.1, r.stop)
+
+    r.call_soon(hang)
+    r.run()
+    assert beats[1] == b'' and drain(manager).startswith(b'WATCHDOG=1')
+    timer.cancel()
+
+
+@pytest.mark.parametrize(
+    ('interval', 'pid'), [(None, None), ('20000000', '1'), ('0', None), ('soon', None), ('', None), ('-5', None)]
+)
+def test_without_a_watchdog_for_this_process_there_is_no_timer(r, monkeypatch, interval, pid):
+    for name, value in (('WATCHDOG_USEC', interval), ('WATCHDOG_PID', pid)):
+        monkeypatch.delenv(name, raising=False)
+        if value is not None:
+            monkeypatch.setenv(name, value)
+    assert systemd.watchdog(r) is None
+    assert len(r.timers) == 0
