@@ -67,6 +67,16 @@ def file_path(name: str, value: Any) -> None:
         raise ValueError(f'{name} is a path and has a NUL inside: {shown(value)}')
 
 
+def check_parts(selector: Any, kernel: Any) -> None:
+    """Check the arguments `selector` and `kernel` of a reactor. Raise TypeError, or ValueError for a used selector."""
+    if selector is not None and not hasattr(selector, 'get_map'):
+        raise TypeError(f'selector is None or a selector of the module selectors, not {shown(selector)}')
+    if selector is not None and (selector.get_map() is None or len(selector.get_map())):
+        raise ValueError(f'selector is a new one, which the reactor fills and closes; {shown(selector)} is in use')
+    if kernel is not None and not hasattr(kernel, 'clock'):
+        raise TypeError(f'kernel is None or a kernel such as reactor.kernel.Kernel(), not {shown(kernel)}')
+
+
 def callback(name: str, fn: Any) -> None:
     """Raise TypeError unless `fn` is callable."""
     if not callable(fn):
