@@ -111,8 +111,8 @@ class Counters(metaclass=Declared):
     )
     datagram_errors: int = count('Datagram errors reported by the kernel: failed sends and ICMP messages.')
 
-    incoming: int = gauge('Open connections that were accepted.')
-    outgoing: int = gauge('Open connections that were started here, connecting ones included.')
+    incoming: int = gauge('Connections that were accepted and are open.')
+    outgoing: int = gauge('Connections that were started here and are open or connecting.')
 
     idle_time: float = seconds('Seconds spent in the selector, waiting or not.')
     dispatch_time: float = seconds('Seconds spent reading and writing, on_data callbacks included.')

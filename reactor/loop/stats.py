@@ -26,8 +26,8 @@ class Stats(Counters):
 
     lag_bounds: tuple[Any, ...] = tuple(2**n / 1024 for n in range(LAG_BUCKETS - 1))
 
-    handles: int = other('Open handles, connections included.', 'handles')
-    timers: int = other('Pending timers.', 'timers')
+    handles: int = other('Handles that are open, connections included.', 'handles')
+    timers: int = other('Timers that are pending.', 'timers')
 
     def __init__(self, counters: Counters, timers: int, handles: int) -> None:
         for name in COUNTS + GAUGES + TIMES:
