@@ -374,7 +374,7 @@ class Reactor(Loop):
         Args:
             timeout: Seconds from now until connections that are left are reset with `DrainTimeout`. A second call can
                 only make it earlier.
-            lame_duck: How many of these seconds load balancers and clients get to notice that `draining` is True.
+            lame_duck: For how many of these seconds clients are still accepted, so that load balancers notice first.
         """
         self._drain = begin_drain(self, self._drain, timeout, lame_duck)
 

@@ -48,7 +48,7 @@ class Frames:
     method raises `FrameTooLong`, and again in each later call: nothing is skipped.
 
     Args:
-        limit: Most bytes of one message, its delimiter or prefix not counted. Each method takes its own as `limit=`.
+        limit: Most bytes of one message, its delimiter or prefix not counted. Each method also accepts a `limit`.
 
     Raises:
         TypeError, ValueError: `limit` is not a number of bytes.

@@ -1,7 +1,7 @@
 """The calls of `Kernel` that concern processes, threads, signals and forks.
 
-The class keeps one list for the whole process, `owners`: reactors that have installed signal handlers or the wakeup
-descriptor, which are restored in a forked child.
+The class keeps one list for the whole process, `owners`: the reactors that have installed signal handlers or the wakeup
+descriptor. A forked child gives these back.
 """
 
 from __future__ import annotations

@@ -301,7 +301,7 @@ class LoopAPI:
         return self._idlers.add(fn, args)
 
     def notifier(self, fn: Callable[[*Ts], object], *args: *Ts, once: bool = True) -> Notifier:
-        """Make a handle whose `trigger()` has a function called in the loop, from any thread or signal handler.
+        """Make a handle whose `trigger()`, called in any thread or signal handler, causes a call in the loop.
 
         Several triggers before the call cause one call. The notifier keeps `run` running while it is open, unless
         `unref` is called.

@@ -46,7 +46,7 @@ def seconds(help: str) -> Any:
 
 
 def other(help: str, metric: str) -> Any:
-    """Declare an attribute that code of its own fills."""
+    """Declare an attribute that special code fills."""
     return Declaration('other', help, metric)
 
 

@@ -1,6 +1,6 @@
-"""Checks of who calls the loop, `loop.guard`: it must be open, and the caller in the thread that runs it.
+"""Checks of calls to the loop, `loop.guard`: it must be open, and the caller in the thread that runs it.
 
-Only rare calls are checked. In debug mode every call is.
+Only methods that are called rarely check this. In debug mode every method does.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Finds and stops busy loops, `loop.spins`: handles and selectors that are ready in every turn, to no effect.
+"""Finds and stops busy loops, `loop.spins`: a handle or selector is ready in every turn, but makes no progress.
 
 A handle that was dispatched and could do nothing reports that here. When it does so in STALLED turns in a row, it is
 parked for a moment, counted, and logged once per episode. Progress is not recorded, so it costs nothing.
