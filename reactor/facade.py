@@ -42,8 +42,9 @@ from .system.process import Process, spawn
 class Reactor(Loop):
     """A single-threaded network reactor on the selectors of the standard library; a context manager that calls `close`.
 
-    `ReactorOptions` documents the arguments. From other threads than the one that runs the reactor, only
-    `call_soon_threadsafe` and `Notifier.trigger` may be called.
+    `ReactorOptions` documents the arguments. `now` is the monotonic clock in seconds, read once in each turn, after the
+    wait for events. Only `call_soon_threadsafe` and `Notifier.trigger` may be called from other threads than the one
+    that runs the reactor.
 
     Every method raises TypeError or ValueError for a wrong argument, and names the nearest option for a misspelt one.
     Methods that start something raise `HandleClosed` after `close`, and `ReactorError` in another thread while the
