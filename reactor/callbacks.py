@@ -1,9 +1,12 @@
-"""The type of every callback, and of every option that several methods share, in one place.
+"""The types of all callbacks, and the options that several methods share.
 
-The rooms below are typed with these names, too. They import this module for type checkers alone, and it is the only one
-that they may look up to: when a program runs, imports point down.
+Each option is documented here once, and the methods of `Reactor` refer to these classes.
 
-Annotations are not postponed here. A TypedDict compiles those that are, one by one, which would take 4 ms.
+The modules below the facade use these types too, but import this module for type checkers only. At run time imports
+point down.
+
+Annotations are not postponed here. A TypedDict compiles postponed annotations one by one, which would add 4 ms to the
+import.
 """
 
 from collections.abc import Callable
@@ -22,9 +25,10 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from .facade import Reactor
 
-    Loop = Reactor  # the rooms below use no more of it than `Loop` has; users find the Reactor in `loop` of a handle
+    # The modules below use only what `Loop` has. Users find the Reactor in the attribute `loop` of a handle.
+    Loop = Reactor
 
-# -- of connections
+# -- callbacks of connections and listeners
 
 OnConnect = Callable[[Stream], object]
 OnData = Callable[[Stream, bytes], object]
@@ -34,7 +38,7 @@ OnClose = Callable[[Stream, BaseException | None], object]
 OnError = Callable[[Stream, Exception], object]
 OnAcceptError = Callable[[Listener, Exception], object]
 
-# -- of datagram sockets
+# -- callbacks of datagram sockets
 
 OnDatagram = Callable[[DatagramSocket, bytes, Any], object]
 OnSendError = Callable[[DatagramSocket, OSError], object]
@@ -42,7 +46,7 @@ OnDatagramDrain = Callable[[DatagramSocket], object]
 OnDatagramClose = Callable[[DatagramSocket, BaseException | None], object]
 OnDatagramError = Callable[[DatagramSocket, Exception], object]
 
-# -- of the rest
+# -- other callbacks
 
 OnResolved = Callable[[list[str] | None, Exception | None], object]
 OnName = Callable[[str | None, Exception | None], object]
@@ -51,15 +55,28 @@ CatchErrors = bool | Callable[[Exception, Handle | None], object]
 
 
 class PipeOptions(TypedDict, total=False):
-    """The options of every stream, those of `spawn` for the pipes of a child among them.
+    """Options of every stream. `spawn` takes them for the pipes of the child.
 
-    read_size                  bytes asked for by one recv
-    high_water, low_water      `write` returns False from the first on, `on_drain` is called at the second
-    max_buffered               a write while this many bytes wait aborts the connection with `WriteBufferFull`
-    linger                     how long `close` may take before it becomes an abort; 0: no longer than this turn
-    read_timeout               seconds without a byte received, then `ReadTimeout`; None: no limit; above 0
-    write_timeout              seconds in which bytes wait and the kernel accepts none, then `WriteTimeout`
-    idle_timeout               seconds without a byte in either direction, then `IdleTimeout`
+    Sizes are in bytes, times in seconds. Time limits are checked about once a second, so a connection may end up to a
+    second late, never early.
+
+    Whichever method takes an option, it raises TypeError for a value of the wrong type, such as `'5'`, 1.5 bytes, or
+    True for a number, and ValueError for a value out of range.
+
+    Attributes:
+        read_size: Most bytes that one `recv` takes. Default: 64 KiB.
+        high_water: While this many bytes or more wait to be sent, `write` returns False. Default: 64 KiB.
+        low_water: After `write` returned False, `on_drain` is called when no more than this many bytes wait. Default: a
+            quarter of `high_water`, at most 16 KiB.
+        max_buffered: A write while this many bytes or more wait is dropped, and aborts the connection with
+            `WriteBufferFull`. A single write may have any size. Default: 16 MiB.
+        linger: How long `close` may take before the connection is reset. 0: bytes that the kernel does not take right
+            away are discarded. Default: 30.
+        read_timeout: Abort with `ReadTimeout` when no byte was received for this long. None (default): no limit.
+        write_timeout: Abort with `WriteTimeout` when bytes wait and the kernel took none for this long. None (default):
+            no limit.
+        idle_timeout: Abort with `IdleTimeout` when no byte was sent or received for this long. None (default): no
+            limit.
     """
 
     read_size: int
@@ -73,16 +90,17 @@ class PipeOptions(TypedDict, total=False):
 
 
 class StreamOptions(PipeOptions, total=False):
-    """The options that all connections have: those of `PipeOptions`, and
+    """Options of every connection: those of `PipeOptions`, and these.
 
-    nodelay                    TCP_NODELAY: do not wait for more before sending what is there
-    keepalive                  None or 0: off; seconds, or (idle, interval, count): probe a silent peer
-    handshake_timeout          seconds that a TLS handshake may take, then `HandshakeTimeout`
-    max_empty_records          TLS records without data (new keys, tickets) that a peer may send in a row, one with more
-                               than 1 KiB counting as several; more, and it is reset with `TLSError`. None: no limit
-
-    Sizes are in bytes and times in seconds. TypeError for a value of another type, such as '5', 1.5 bytes or True for a
-    number, and ValueError for one out of range.
+    Attributes:
+        nodelay: Set TCP_NODELAY, so that small writes are sent without delay. Default: True.
+        keepalive: Have the kernel probe a silent peer. Either seconds of silence before the first probe, or a tuple
+            `(idle, interval, count)`, which adds the seconds between probes and how many may stay unanswered. None or
+            0: off (default).
+        handshake_timeout: Abort with `HandshakeTimeout` when a TLS handshake takes longer. Default: 60.
+        max_empty_records: How many TLS records without data (key updates, session tickets) the peer may send in a row.
+            A record of more than 1 KiB counts as several. Beyond that the connection is reset with `TLSError`. None: no
+            limit. Default: 32.
     """
 
     nodelay: bool
@@ -92,7 +110,21 @@ class StreamOptions(PipeOptions, total=False):
 
 
 class AdoptOptions(StreamOptions, total=False):
-    """What `adopt` takes: the options of all connections, and the callbacks of one that is connected."""
+    """Options of `adopt`: those of `StreamOptions`, and the callbacks of an open connection.
+
+    Callbacks run in the loop, never inside your call of a method, `Reactor.close` excepted. They are attributes of the
+    connection and may be replaced at any time.
+
+    Attributes:
+        on_eof: `on_eof(conn)`: the peer has ended its side. The connection stays open for writing. Without this
+            callback it is closed as soon as the bytes that wait are sent.
+        on_drain: `on_drain(conn)`: `write` returned False, and now no more than `low_water` bytes wait.
+        on_close: `on_close(conn, exc)`: called exactly once, as the last callback. `exc` is None after a clean end or
+            your own `close`, otherwise the reason: an `OSError` of the kernel, an error of this package, the argument
+            of `abort`, or the exception of a callback.
+        on_error: `on_error(conn, exc)`: another callback of this connection raised `exc`. The connection stays open.
+            Without this callback the exception goes where `catch_errors` of the `Reactor` says.
+    """
 
     on_eof: OnEof | None
     on_drain: OnDrain | None
@@ -101,7 +133,23 @@ class AdoptOptions(StreamOptions, total=False):
 
 
 class ListenOptions(AdoptOptions, total=False):
-    """What `listen_tcp` and `listen_unix` share; see `listen_tcp`."""
+    """Options of `listen_tcp` and `listen_unix`: those of `AdoptOptions` for each accepted connection, and these.
+
+    Attributes:
+        on_connect: `on_connect(conn)`: a connection was accepted. A PROXY header and a TLS handshake come first, if the
+            listener has them.
+        on_accept_error: `on_accept_error(listener, exc)`: accepting has failed and pauses, for example because no
+            descriptor is left, or the listener is lost. Called once per episode. Without it a warning is logged.
+        backlog: How many connections the kernel may establish before they are accepted. Default: SOMAXCONN.
+        max_connections: How many accepted connections may be open at once. More clients wait in the backlog. None
+            (default): no limit.
+        ssl: An `ssl.SSLContext` for servers: accepted connections use TLS. After a failed handshake `on_close` gets a
+            `TLSError`, and `on_connect` is not called.
+        proxy_timeout: With `proxy_protocol`: close a connection with `ProxyTimeout` when its PROXY header takes longer,
+            in seconds. Default: 10.
+        limits: A `Limits` object: which clients are accepted, and how much they may use. Several listeners may share
+            it.
+    """
 
     on_connect: OnConnect | None
     on_accept_error: OnAcceptError | None
@@ -113,7 +161,18 @@ class ListenOptions(AdoptOptions, total=False):
 
 
 class ConnectOptions(AdoptOptions, total=False):
-    """What `connect_tcp` and `connect_unix` share; see `connect_tcp`."""
+    """Options of `connect_tcp` and `connect_unix`: those of `AdoptOptions`, and these.
+
+    Attributes:
+        on_connect: `on_connect(conn)`: connected, and the TLS handshake is done if there is one. Not called when
+            connecting fails: `on_close` reports that.
+        timeout: Seconds from the call until `on_connect`, look-up and handshake included; then `on_close` gets a
+            `ConnectTimeout`. None (default): no limit.
+        ssl: Use TLS. An `ssl.SSLContext` for clients, or True for one that verifies the server with the authorities of
+            the operating system.
+        server_hostname: The name that the certificate of the server must have. Default: the host. ValueError without
+            `ssl`.
+    """
 
     on_connect: OnConnect | None
     timeout: float | None
@@ -122,7 +181,17 @@ class ConnectOptions(AdoptOptions, total=False):
 
 
 class DatagramOptions(TypedDict, total=False):
-    """What `bind_udp` and `connect_udp` share; see `bind_udp`, and `DatagramSocket` for the callbacks."""
+    """Options of `bind_udp` and `connect_udp`. `DatagramSocket` documents when the callbacks are called.
+
+    Attributes:
+        on_send_error: `on_send_error(sock, exc)`: the kernel refused a datagram, or an ICMP message reported an error.
+        on_drain: `on_drain(sock)`: `send` had no room and returned False, and now no datagram waits.
+        on_close: `on_close(sock, exc)`: the socket was closed; `exc` is None or the reason.
+        on_error: `on_error(sock, exc)`: another callback raised `exc`.
+        broadcast: Allow sending to broadcast addresses. Default: False.
+        max_queued: How many bytes may wait while the kernel has no room. Each datagram counts 256 bytes more than its
+            data. When they are used up, `send` drops the new datagram and returns False. Default: 1 MiB.
+    """
 
     on_send_error: OnSendError | None
     on_drain: OnDatagramDrain | None
@@ -133,7 +202,21 @@ class DatagramOptions(TypedDict, total=False):
 
 
 class ReactorOptions(TypedDict, total=False):
-    """The arguments of `Reactor`, as `reactor.run` and `reactor.serve.run` take them."""
+    """The arguments of `Reactor`, `reactor.run` and `reactor.serve.run`.
+
+    Attributes:
+        selector: A new selector of the module `selectors`, which the reactor will close. None (default): the best one
+            of the platform.
+        kernel: Stands for the operating system, for tests and simulation. None (default): the real one.
+        catch_errors: What happens to an exception that a callback raises. True (default): it is logged with its
+            traceback; if the callback belongs to a connection without `on_error`, that connection is aborted. Clients
+            can cause such exceptions at will, so at most one a second is logged for the connections of a listener. All
+            are counted. A callable: `catch_errors(exc, handle_or_None)` is called instead of the log. False: the
+            exception leaves `run`.
+        slow_callback: Seconds. A callback, or a whole turn, that takes this long or longer is counted and logged, with
+            the name and line of the callback, at most once a second. None (default): off.
+        debug: Check in every method that it is called in the thread that runs the reactor. Default: False.
+    """
 
     selector: BaseSelector | None
     kernel: Kernel | None

@@ -1,31 +1,30 @@
-"""The reactor's own errors.
+"""The reactor's own errors: a limit was exceeded, a timeout is over, a call came too late.
 
-Owns the exception classes and nothing else. What the operating system says stays an `OSError`; these are for what
-the reactor decides: a limit reached, a time run out, a call that came too late. Every message tells what happened,
-to which peer, and what to do about it.
+Errors of the operating system stay `OSError`. Every message says what happened, with which peer, and what to do about
+it.
 """
 
 from __future__ import annotations
 
 
 class ReactorError(Exception):
-    """Base of every error that the reactor itself decides on."""
+    """Base class of the errors that the reactor itself raises or reports."""
 
 
 class ConnectionClosed(ReactorError):
-    """A write after your own `close`, `abort` or `write_eof`, or after `on_close`. Nothing was queued."""
+    """Raised by a write after your own `close`, `abort` or `write_eof`, or after `on_close`. Nothing was queued."""
 
 
 class HandleClosed(ReactorError):
-    """A closed handle (listener, timer, reactor) was asked to do something."""
+    """Raised by methods of a handle (listener, timer, socket, reactor) that is closed."""
 
 
 class ResolveError(ReactorError):
-    """A name could not be looked up."""
+    """A name or address could not be looked up."""
 
 
 class ResolveTimeout(ResolveError, TimeoutError):
-    """A name or an address was not looked up within its timeout."""
+    """A look-up took longer than its timeout."""
 
 
 class SelectorFull(ReactorError):
@@ -33,7 +32,7 @@ class SelectorFull(ReactorError):
 
 
 class WriteBufferFull(ReactorError):
-    """A write while `max_buffered` bytes already waited: the receiver is too slow and was cut off."""
+    """A write came while `max_buffered` bytes already waited. The peer is too slow; the connection was reset."""
 
 
 class FrameTooLong(ReactorError, ValueError):
@@ -41,55 +40,55 @@ class FrameTooLong(ReactorError, ValueError):
 
 
 class ReadTimeout(ReactorError, TimeoutError):
-    """No byte arrived within the read timeout."""
+    """No byte was received within the read timeout."""
 
 
 class WriteTimeout(ReactorError, TimeoutError):
-    """Bytes waited and the peer accepted none within the write timeout, or `close` lasted longer than `linger`."""
+    """Bytes waited, and the kernel took none within the write timeout; or `close` took longer than `linger`."""
 
 
 class IdleTimeout(ReactorError, TimeoutError):
-    """No byte went in either direction within the idle timeout."""
+    """No byte was sent or received within the idle timeout."""
 
 
 class DrainTimeout(ReactorError, TimeoutError):
-    """A connection was still in use when the timeout of `drain` was over."""
+    """A connection was still open when the timeout of `drain` was over."""
 
 
 class TooSlow(ReactorError, TimeoutError):
-    """A client sent, or took, fewer bytes than the `min_rate` of its listener's `Limits`."""
+    """A client sent or received more slowly than the `min_rate` of its `Limits` demands."""
 
 
 class LifetimeOver(ReactorError, TimeoutError):
-    """A connection was open for the `lifetime` of its listener's `Limits`."""
+    """A connection was open for as long as the `lifetime` of its `Limits` allows."""
 
 
 class ClientRefused(ReactorError):
-    """A client was refused by `Limits` after a PROXY header had told who it is."""
+    """`Limits` refused a client after a PROXY header had named it."""
 
 
 class ConnectTimeout(ReactorError, TimeoutError):
-    """A connection was not established within its timeout, name look-up included."""
+    """A connection was not established within its timeout, which includes the name look-up."""
 
 
 class TLSError(ReactorError):
-    """TLS failed: the handshake, the peer's certificate, or a stream that was broken or cut short.
+    """TLS failed: the handshake, the verification of the peer, or a stream that was damaged or cut short.
 
-    `__cause__` is the `ssl.SSLError`.
+    `__cause__` is the `ssl.SSLError`, if there is one.
     """
 
 
 class HandshakeTimeout(TLSError, TimeoutError):
-    """A TLS handshake was not done within its timeout."""
+    """A TLS handshake took longer than its timeout."""
 
 
 class ProxyError(ReactorError):
-    """A connection to a listener with `proxy_protocol` did not begin with a PROXY header, or with a wrong one."""
+    """The PROXY header of a connection was missing, wrong or incomplete."""
 
 
 class ProxyTimeout(ProxyError, TimeoutError):
-    """A PROXY header was not there within `proxy_timeout`."""
+    """A PROXY header was not complete within `proxy_timeout`."""
 
 
 class SendFileError(ReactorError, OSError):
-    """A file became shorter while `send_file` sent it, or could not be read: what was promised cannot come any more."""
+    """A file became shorter while `send_file` sent it, or could not be read: the promised bytes cannot follow."""

@@ -1,7 +1,7 @@
-"""The object that a program holds: a loop that can listen and connect.
+"""The object that a program holds: a loop that can listen, connect, look up names and start children.
 
-Owns nothing: each method hands its arguments to the module that checks them and builds the object. It knows every
-transport, so that the loop below does not have to.
+Each method hands its arguments to the module that checks them and builds the object. The facade knows every transport,
+so that the loop does not have to.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from .callbacks import (
 from .hints import AnyPath, BaseSelector, HasFileno, StrPath, Ts, socket
 from .kernel import Kernel
 from .kinds import CHECKED_KINDS, KINDS
-from .loop.checks import shown
+from .loop.checks import check_parts
 from .loop.loop import Loop
 from .net.datagram import DatagramSocket
 from .net.drain import Drain, begin_drain
@@ -40,12 +40,16 @@ from .system.process import Process, spawn
 
 
 class Reactor(Loop):
-    """A single-threaded network reactor; see `Loop` for the arguments, the timers, and how it runs.
+    """A single-threaded network reactor on the selectors of the standard library; a context manager that calls `close`.
 
-    Callbacks of connections: `on_connect(conn)`, `on_data(conn, data)`, `on_eof(conn)`, `on_drain(conn)`,
-    `on_close(conn, exc)`, `on_error(conn, exc)`. The methods that make connections take them by these names. They and
-    the other options that several methods share are in `reactor.StreamOptions`, `ListenOptions`, `ConnectOptions` and
-    `DatagramOptions`. An option that a method does not have is refused with TypeError, which names the nearest one.
+    `ReactorOptions` documents the arguments. `now` is the monotonic clock in seconds, read once in each turn, after the
+    wait for events. Only `call_soon_threadsafe` and `Notifier.trigger` may be called from other threads than the one
+    that runs the reactor.
+
+    Every method raises TypeError or ValueError for a wrong argument, and names the nearest option for a misspelt one.
+    Methods that start something raise `HandleClosed` after `close`, and `ReactorError` in another thread while the
+    reactor runs; those that are called often check the thread only with `debug=True`. Methods that open a descriptor
+    raise `SelectorFull` when the selector has no room for it. Each method lists its other errors itself.
     """
 
     def __init__(
@@ -56,12 +60,7 @@ class Reactor(Loop):
         slow_callback: float | None = None,
         debug: bool = False,
     ) -> None:
-        if selector is not None and not hasattr(selector, 'get_map'):
-            raise TypeError(f'selector is None or a selector of the module selectors, not {shown(selector)}')
-        if selector is not None and (selector.get_map() is None or len(selector.get_map())):
-            raise ValueError(f'selector is a new one, which the reactor fills and closes; {shown(selector)} is in use')
-        if kernel is not None and not hasattr(kernel, 'clock'):
-            raise TypeError(f'kernel is None or a kernel such as reactor.kernel.Kernel(), not {shown(kernel)}')
+        check_parts(selector, kernel)
         super().__init__(selector, kernel, catch_errors, slow_callback, debug)
         self._endpoints = Endpoints(self, self.kernel, CHECKED_KINDS if debug else KINDS)
         self._debug = debug
@@ -81,25 +80,27 @@ class Reactor(Loop):
     ) -> Listener:
         """Listen for TCP connections.
 
-        host, port       a name is looked up here, blocking; None: all addresses, IPv4 and IPv6; port 0: a free one
-        backlog          how many connections the kernel may complete before we accept them
-        reuse_port       let several processes listen on the port (SO_REUSEPORT); the kernel divides the clients
-        defer_accept     for protocols in which the client speaks first: accept it when it has spoken, where the system
-                         can (TCP_DEFER_ACCEPT), and read it at once; a silent one is accepted after about a second
-        sock             a bound socket to listen on instead, ours from now on; host and port are ignored then
-        max_connections  how many may be open at once; further clients wait in the backlog
-        ssl              an `ssl.SSLContext` for servers: TLS, `on_connect` after the handshake (`handshake_timeout=`)
-        on_accept_error  `on_accept_error(listener, exc)` when descriptors have run out, once per episode
-        proxy_protocol   the networks of your proxies, such as `['10.0.0.0/8', '::1/128']`, which begin each connection
-                         by telling for whom it is (HAProxy's PROXY protocol, 1 and 2): `conn.peername` is the client
-                         then, and `conn.proxy` what was said. TLS, `on_connect` and the time limits begin behind the
-                         header. Others are reset at once; a header that is wrong, cut short, or not there within
-                         `proxy_timeout` seconds ends the connection without `on_connect`: `on_close(conn, exc)` gets a
-                         `ProxyError` or `ProxyTimeout`, as it gets a `TLSError` after a failed handshake, and None when
-                         the peer closes without a byte, as health checks do
-        limits           `reactor.Limits`: who is let in, and for how long; several listeners may share it
+        Args:
+            host: Name or address to listen on. A name is looked up during the call, which blocks. None: all addresses.
+            port: Port number; 0 picks a free one.
+            on_data: `on_data(conn, data)`: bytes were received. None: bytes that arrive are read and dropped.
+            reuse_port: Let several processes listen on the port (SO_REUSEPORT); the kernel divides the clients.
+            defer_accept: For protocols in which the client sends first: accept it when its first bytes are there, and
+                read them at once (TCP_DEFER_ACCEPT, where available). A silent client is accepted after about a second.
+            sock: A bound stream socket to listen on instead; the listener owns it, and `host` and `port` are ignored.
+            proxy_protocol: Networks of your proxies, such as `['10.0.0.0/8', '::1/128']`; other clients are reset. Each
+                connection must begin with a header of HAProxy's PROXY protocol, version 1 or 2. `conn.peername` is then
+                the client, and `conn.proxy` the header. TLS, `on_connect` and the time limits start after it. If the
+                header is wrong, incomplete or late, the connection ends without `on_connect`, and `on_close` gets a
+                `ProxyError`, or None when the peer sent nothing, as health checks do.
+            **options: See `ListenOptions`.
 
-        Raises OSError (address in use, no permission), ResolveError, TypeError and ValueError for bad arguments.
+        Returns:
+            The listener, which accepts clients from the next turn on.
+
+        Raises:
+            OSError: The address is in use, permission is missing, or the platform lacks what an option needs.
+            ResolveError: The host has no address.
         """
         check_names(Reactor.listen_tcp, options, ListenOptions)
         return self._endpoints.listen_tcp(host, port, on_data, reuse_port, defer_accept, sock, proxy_protocol, options)
@@ -113,11 +114,23 @@ class Reactor(Loop):
         proxy_protocol: bool = False,
         **options: Unpack[ListenOptions],
     ) -> Listener:
-        """Listen on a Unix socket at `path`; one beginning with `@` or NUL is abstract (Linux).
+        """Listen on a Unix socket.
 
-        A socket file on which nobody listens is replaced, anything else at the path raises and is left alone. `mode`
-        gives the file's permissions. `close` removes the file. `proxy_protocol` is True for all that may connect.
-        Otherwise as `listen_tcp`.
+        A socket file that no program listens on any more is replaced. Any other file at `path` is left alone, and an
+        error is raised. Closing the listener removes the file.
+
+        Args:
+            path: Path of the socket file. One that begins with `@` or NUL is abstract and makes no file (Linux).
+            on_data: `on_data(conn, data)`: bytes were received. None: bytes that arrive are read and dropped.
+            mode: Permission bits of the socket file, such as 0o660. None: as the umask has it.
+            proxy_protocol: True: each connection must begin with a PROXY header, as with `listen_tcp`.
+            **options: See `ListenOptions`.
+
+        Returns:
+            The listener.
+
+        Raises:
+            OSError: Another program listens there, the path is too long or not a socket, or permission is missing.
         """
         check_names(Reactor.listen_unix, options, ListenOptions)
         return self._endpoints.listen_unix(path, on_data, mode, proxy_protocol, options)
@@ -132,17 +145,20 @@ class Reactor(Loop):
         local_address: tuple[str, int] | None = None,
         **options: Unpack[ConnectOptions],
     ) -> Stream:
-        """Connect to a TCP server; returns at once, and may be written to at once: it is sent after `on_connect`.
+        """Connect to a TCP server.
 
-        host           a name is looked up in a thread; all of its addresses are tried (RFC 8305)
-        timeout        seconds from now until it is connected, look-up included, else `ConnectTimeout`; None: no limit;
-                       0, as what is left of a time of yours may be: at once
-        family         AF_INET or AF_INET6 to use only these, 0 for both
-        local_address  (host, port) to connect from, the host in numbers, port 0 for any
-        ssl              TLS: True, or an `ssl.SSLContext` for clients; `on_connect` comes after the handshake
-        server_hostname  the name that the certificate must have, by default `host`; refused without `ssl`
+        Returns at once. What you write meanwhile is kept, and sent after `on_connect`. All addresses of the host are
+        tried, IPv6 and IPv4 in turn (Happy Eyeballs, RFC 8305). A failure is never raised: `on_close` reports it.
 
-        Raises only for bad arguments. What the world decides is told by `on_connect` or `on_close`, never in this call.
+        Args:
+            host, port: The server. A name is looked up in a thread.
+            on_data: `on_data(conn, data)`: bytes were received. None: bytes that arrive are read and dropped.
+            family: AF_INET or AF_INET6 to try only addresses of that family; 0 for both.
+            local_address: `(host, port)` to connect from, the host in numbers; port 0 picks a free one.
+            **options: See `ConnectOptions`.
+
+        Returns:
+            The connection, in the state CONNECTING.
         """
         check_names(Reactor.connect_tcp, options, ConnectOptions)
         return self._endpoints.connect_tcp(host, port, on_data, family, local_address, options)
@@ -150,16 +166,40 @@ class Reactor(Loop):
     def connect_unix(
         self, path: str | bytes, on_data: OnData | None = None, **options: Unpack[ConnectOptions]
     ) -> Stream:
-        """Connect to a Unix socket, as `connect_tcp`. While its backlog is full it is tried again and again."""
+        """Connect to a Unix socket.
+
+        As `connect_tcp`. While the backlog of the listener is full, it tries again until `timeout`.
+
+        Args:
+            path: Path of the socket file, or an abstract one; see `listen_unix`.
+            on_data: `on_data(conn, data)`: bytes were received. None: bytes that arrive are read and dropped.
+            **options: See `ConnectOptions`.
+
+        Returns:
+            The connection.
+
+        Raises:
+            OSError: The path is too long, or the platform has no such sockets.
+        """
         check_names(Reactor.connect_unix, options, ConnectOptions)
         return self._endpoints.connect_unix(path, on_data, options)
 
     def adopt(self, sock: socket, on_data: OnData | None = None, **options: Unpack[AdoptOptions]) -> Stream:
-        """Take over a connected stream socket, ours from now on; `on_data` may come from the next turn on.
+        """Make a connection of a connected stream socket, which it owns from then on.
 
-        Raises TypeError for a datagram socket, an `ssl.SSLSocket` (adopt it before it is wrapped, then `start_tls`) and
-        what is not a socket, ValueError for a listening socket and bad options, OSError for a closed socket,
-        `SelectorFull`, and `ReactorError` when a handle of this reactor has the socket already.
+        Args:
+            sock: The socket; it becomes non-blocking. For TLS, adopt it before it is wrapped and call `start_tls`.
+            on_data: `on_data(conn, data)`: bytes were received, from the next turn on. None: they are dropped.
+            **options: See `AdoptOptions`.
+
+        Returns:
+            The connection, in the state OPEN.
+
+        Raises:
+            TypeError: `sock` is not a stream socket, or is an `ssl.SSLSocket`.
+            ValueError: The socket listens.
+            OSError: The socket is closed.
+            ReactorError: A handle of this reactor has the socket already.
         """
         check_names(Reactor.adopt, options, AdoptOptions)
         return self._endpoints.adopt(sock, on_data, options)
@@ -174,17 +214,22 @@ class Reactor(Loop):
         sock: socket | None = None,
         **options: Unpack[DatagramOptions],
     ) -> DatagramSocket:
-        """Receive datagrams at an address, from anybody, and send them to anybody; the callbacks: `DatagramSocket`.
+        """Open a UDP socket that receives datagrams from any address, and sends to any.
 
-        host, port  a name is looked up here, blocking; None: all addresses, IPv4 and IPv6; port 0: a free one
-        reuse_port  let several sockets have the port (SO_REUSEPORT); the kernel divides the senders
-        broadcast   allow sending to broadcast addresses
-        sock        a bound or connected datagram socket instead, a Unix one too, ours from now on; host, port and the
-                    two options are ignored then
-        max_queued  bytes that may wait for the system to take them, 256 more for each datagram; beyond that, the newest
-                    is dropped and `send` returns False
+        Args:
+            host, port: Where to receive, as with `listen_tcp`.
+            on_datagram: `on_datagram(sock, data, address)`: a datagram arrived. None: they are read and dropped.
+            reuse_port: Let several sockets have the port (SO_REUSEPORT); the kernel divides the senders.
+            sock: A bound or connected datagram socket to use instead, UDP or Unix. The returned socket owns it, and
+                `host`, `port`, `reuse_port` and `broadcast` are ignored.
+            **options: See `DatagramOptions`.
 
-        Raises OSError (address in use, no permission), ResolveError, TypeError and ValueError for bad arguments.
+        Returns:
+            The socket.
+
+        Raises:
+            OSError: The address is in use, or permission is missing.
+            ResolveError: The host has no address.
         """
         check_names(Reactor.bind_udp, options, DatagramOptions)
         return self._endpoints.bind_udp(host, port, on_datagram, reuse_port, sock, options)
@@ -199,40 +244,58 @@ class Reactor(Loop):
         local_address: tuple[str, int] | None = None,
         **options: Unpack[DatagramOptions],
     ) -> DatagramSocket:
-        """A UDP socket for one peer: it hears nobody else, and learns that nobody is there (ICMP, `on_send_error`).
+        """Open a UDP socket with one peer.
 
-        host           a name is looked up in a thread, what is sent meanwhile waits; the first address is taken to
-                       which the system knows a way
-        family         AF_INET or AF_INET6 to use only these, 0 for both
-        local_address  (host, port) to send from, the host in numbers, port 0 for any
+        It receives from this peer only, and `on_send_error` reports ICMP errors such as "port unreachable". Returns at
+        once; what you send meanwhile waits. A failure is never raised: `on_close` reports it.
 
-        Otherwise as `bind_udp`. Raises only for bad arguments. What the world decides, a name without an address among
-        it, is told by `on_close(sock, exc)`.
+        Args:
+            host, port: The peer. A name is looked up in a thread; its first address with a route is the peer.
+            on_datagram: `on_datagram(sock, data, address)`, as with `bind_udp`.
+            family: AF_INET or AF_INET6 to use only addresses of that family; 0 for both.
+            local_address: `(host, port)` to send from, the host in numbers; port 0 picks a free one.
+            **options: See `DatagramOptions`.
+
+        Returns:
+            The socket.
         """
         check_names(Reactor.connect_udp, options, DatagramOptions)
         return self._endpoints.connect_udp(host, port, on_datagram, family, local_address, options)
 
     def resolve(self, host: str, on_done: OnResolved, *, family: int = 0, timeout: float | None = None) -> LookUp:
-        """Look a name up with the system's resolver, in a thread; `close` of the returned handle cancels it.
+        """Look up the addresses of a name, with the resolver of the operating system, in a thread.
 
-        on_done  `on_done(addresses, error)`, never inside this call, one of them None. `addresses` is a list of str in
-                 the system's order, IPv4 and IPv6 mixed, each once: what `connect_tcp` takes as its host
-        family   AF_INET or AF_INET6 for these alone, 0 for both
-        timeout  seconds, then the error is a `ResolveTimeout`; None: as long as the system tries, often 30 s and more
+        Look-ups share four threads with `run_in_thread`, and 1,000 calls may wait for one. A look-up that was closed or
+        timed out keeps its thread until the operating system gives up.
 
-        Every other failure is a `ResolveError`. At most four calls run in threads at once, `run_in_thread` included,
-        and 1,000 wait. One that is cancelled or too late keeps its thread until the system gives up.
+        Args:
+            host: The name. An address in numbers needs no thread.
+            on_done: `on_done(addresses, error)`, called in the loop, one of them None. `addresses` is a list of str,
+                IPv4 and IPv6 mixed, each once, in the order of the operating system. `connect_tcp` takes each as host.
+            family: AF_INET or AF_INET6 for addresses of that family only; 0 for both.
+            timeout: Seconds until `error` is a `ResolveTimeout`; other errors are `ResolveError`. None: as long as the
+                operating system tries, often 30 seconds and more.
+
+        Returns:
+            A handle. `close` cancels the look-up, and `on_done` is not called.
         """
         return resolve(self, self.kernel, host, family, on_done, timeout)
 
     def resolve_address(
         self, address: str | tuple[Any, ...], on_done: OnName, *, timeout: float | None = None
     ) -> LookUp:
-        """Find the name of an address; `on_done(name, error)`, one of them None, and otherwise as `resolve`.
+        """Look up the name of an address, in a thread; otherwise as `resolve`.
 
-        address  in numbers, `'192.0.2.1'` or `'2001:db8::1'`, or a tuple that begins with one, such as `conn.peername`
+        Args:
+            address: In numbers, such as `'192.0.2.1'`, or a tuple that begins with such a str, as `conn.peername` does.
+            on_done: `on_done(name, error)`, called in the loop, one of them None. `ResolveError`: it has no name.
+            timeout: Seconds until `error` is a `ResolveTimeout`. None: no limit.
 
-        An address without a name is a `ResolveError`. ValueError for what is no address.
+        Returns:
+            A handle. `close` cancels the look-up, and `on_done` is not called.
+
+        Raises:
+            ValueError: The address is a name.
         """
         return resolve_address(self, self.kernel, address, on_done, timeout)
 
@@ -249,29 +312,28 @@ class Reactor(Loop):
         pass_fds: Iterable[int | HasFileno] = (),
         **options: Unpack[PipeOptions],
     ) -> Process:
-        """Start a program as a child; returns when it runs, with its pipes as streams in `stdin`, `stdout`, `stderr`.
+        """Start a program as a child process.
 
-        args     the words of the command, the program first; no shell looks at them
-        stdin, stdout, stderr
-                 `reactor.PIPE`: a pipe to us; None: ours, inherited; `reactor.DEVNULL`: nothing; or a file or
-                 descriptor, which stays yours. `stderr` may be `reactor.STDOUT`: where stdout goes
-        on_exit  `on_exit(process, code, signal)`, once, after its end: one of the two is None; see `Process`
-        env      its whole environment, by default ours
-        cwd      the directory in which it starts, by default ours
-        pass_fds descriptors (numbers, or what has a `fileno()`) that it gets as well, under the same numbers; they
-                 stay yours
+        Returns when the program runs. The child gets its three standard descriptors, those of `pass_fds` and no others,
+        and the signal handling that a shell would give it. Closing the process handle or the reactor kills it.
 
-        The child gets its three descriptors, these, and no other, and signals as a shell would give them to it. It is
-        killed when the process handle or the reactor is closed. Without `on_data` what a pipe brings is read and
-        dropped.
+        Args:
+            args: The words of the command, the program first. No shell is involved.
+            stdin, stdout, stderr: None: inherited. `reactor.DEVNULL`: nothing. A file or descriptor, which stays yours.
+                `reactor.PIPE`: a pipe, with a stream of the same name on the returned handle; without `on_data`, its
+                input is read and dropped. `stderr` may be `reactor.STDOUT`: the same as stdout.
+            on_exit: `on_exit(process, code, signal)`: the child has ended, one of the two is None. Called once.
+            env: Its whole environment. None: that of this process.
+            cwd: The directory in which it starts. None: that of this process.
+            pass_fds: More descriptors for the child (numbers, or objects with `fileno()`), under the same numbers.
+            **options: See `PipeOptions`. `read_size`, `read_timeout` and `idle_timeout` apply to stdout and stderr; the
+                water marks, `max_buffered`, `linger` and `write_timeout` to stdin.
 
-        Each pipe takes the options of its direction. `stdout` and `stderr`: `read_size`, `read_timeout` (the child
-        wrote nothing for so long) and `idle_timeout`, which is the same here. `stdin`: the water marks,
-        `max_buffered`, `linger` and `write_timeout` (the child took nothing for so long). TypeError for options of
-        sockets: `ssl`, `server_hostname`, `handshake_timeout`, `nodelay`, `keepalive`.
+        Returns:
+            The process handle.
 
-        Raises FileNotFoundError, PermissionError or another OSError when it cannot be started, `SelectorFull`, and
-        TypeError or ValueError for bad arguments; nothing is left of it then.
+        Raises:
+            OSError: The program cannot be started (FileNotFoundError, PermissionError and others).
         """
         check_names(Reactor.spawn, options, PipeOptions)
         return spawn(
@@ -279,45 +341,60 @@ class Reactor(Loop):
         )
 
     def watch_path(self, path: StrPath, fn: Callable[[WatchedPath, str, str, *Ts], object], *args: *Ts) -> WatchedPath:
-        """Call `fn(handle, path, change, *args)` when a file, or something in a directory, changes; see `WatchedPath`.
+        """Call a function when a file, or something in a directory, changes; see `WatchedPath` for what is reported.
 
-        change  'created', 'changed' or 'deleted'; renaming is the one at the old path and the other at the new one
-        path    which, below the path that is watched as you gave it
+        Needs the library watchdog: `pip install 'selectors-reactor[paths]'`.
 
-        Needs the library watchdog: `pip install 'selectors-reactor[paths]'`; ReactorError without it. Raises
-        FileNotFoundError when nothing is there, and OSError at the system's limits.
+        Args:
+            path: The file or directory.
+            fn: `fn(handle, path, change, *args)`, called in the loop. `path` is the path as you gave it, or one below
+                it. `change` is 'created', 'changed' or 'deleted'; a renaming is 'deleted' and 'created'.
+
+        Returns:
+            A handle. `close` ends the watch.
+
+        Raises:
+            FileNotFoundError: There is nothing at `path`.
+            OSError: A limit of the operating system is reached, or permission is missing.
+            ReactorError: The library watchdog is missing.
         """
         self._check(fn)
         return watch(self, self.kernel, path, fn, args)
 
     def drain(self, timeout: float, lame_duck: float = 0) -> None:
-        """Come to an end without losing a request that was accepted; `run` then returns False, for `stop` is called.
+        """Stop the server without losing an accepted request; at the end `stop` is called, so `run` returns False.
 
-        timeout    seconds from now until what is left is reset, with `DrainTimeout`
-        lame_duck  seconds of these in which it goes on accepting, with `draining` True: time for those who send
-                   clients here to look elsewhere, and for clients to be told `Connection: close`
+        For `lame_duck` seconds clients are still accepted, and `draining` is True. Then each listener accepts the
+        clients in its queue and closes; one that is paused or full waits for room. Accepted connections are closed when
+        they are idle: not `busy`, nothing to send and nothing unread, for half a second (two with 10,000 connections).
+        `stop` is called when none is left, and no other stream is busy or has bytes to send.
 
-        Then who waits in the queue of a listener is accepted, and the listener is closed; one that is paused, or has
-        `max_connections`, goes on as there is room. Accepted connections are closed when they are idle: not `busy`,
-        nothing waits to be sent, nothing unread is here, all that for half a second (with 10,000 of them, two).
-        `stop` is called when none of them is left, and no other stream is busy or has bytes waiting. Streams that you
-        connected or adopted are yours to close, and nothing else is waited for: datagrams, children, threads, timers.
-        Listeners and connections that keep nothing running (`unref`) are left as they are, so that health checks and
-        those who look in are answered to the end.
+        Streams that you connected or adopted are yours to close. Datagrams, children, threads and timers are not waited
+        for. Listeners and connections with `unref` stay, so that health checks and live views work to the end.
 
-        A second call can only make it earlier. With `run_once`: it returns False in the end. Raises ValueError and
-        TypeError for bad arguments, HandleClosed after `close`, `ReactorError` in another thread than the loop's.
+        Args:
+            timeout: Seconds from now until connections that are left are reset with `DrainTimeout`. A second call can
+                only make it earlier.
+            lame_duck: For how many of these seconds clients are still accepted, so that load balancers notice first.
         """
         self._drain = begin_drain(self, self._drain, timeout, lame_duck)
 
     @property
     def draining(self) -> bool:
-        """Whether `drain` was called. Fail readiness checks then, and close each connection after its next response."""
+        """Whether `drain` was called. Then fail readiness checks, and close each connection after its next response."""
         return self._drain is not None
 
 
 def run(main: Callable[[Reactor], object], **options: Unpack[ReactorOptions]) -> bool:
-    """Make a `Reactor(**options)`, `run(main)`, and close it whatever happens; returns what `run` returned."""
+    """Make a `Reactor`, run it, and close it whatever happens.
+
+    Args:
+        main: Called with the reactor in its first turn. An exception that it raises leaves `run`, after that turn.
+        **options: See `ReactorOptions`.
+
+    Returns:
+        True when nothing was left to wait for, False after `stop`; see `Reactor.run`, also for what is raised.
+    """
     check_names(run, options, ReactorOptions)
     with Reactor(**options) as r:
         return r.run(main)

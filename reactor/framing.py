@@ -1,19 +1,14 @@
-"""Whole messages out of chunks: lines, delimiters, length prefixes, blocks of a known size.
+"""Cut a stream of bytes into messages: lines, delimited or length-prefixed messages, blocks of a known size.
 
-Owns the bytes of one connection that are not a whole message yet. Knows no socket: it is fed what `on_data` brings.
-The rules: the same messages come out however the bytes were cut into chunks; each has a limit, and `FrameTooLong` tells
-when more than that and a delimiter has come without an end; no byte is searched twice and none is moved more than a few
-times, so a message in any number of chunks costs O(bytes).
-
-Where all messages are of one kind, one of the four functions makes an `on_data` for any number of connections:
+When all messages are of one kind, one of four functions makes an `on_data` for any number of connections:
 
     def on_line(conn, line):
         conn.write(line.upper() + b'\\n')
 
     r.listen_tcp(host, port, framing.lines(on_line))
 
-A protocol that changes its framing on the way (lines of a header, then so many bytes) keeps a `Frames` for each
-connection, feeds it, and asks it for what has to come next:
+A protocol that changes its framing on the way (the lines of a header, then a body of known size) keeps a `Frames` for
+each connection, feeds it, and asks it for what comes next:
 
     def on_data(conn, data):
         frames = conn.data
@@ -21,8 +16,12 @@ connection, feeds it, and asks it for what has to come next:
         while conn.reading and (line := frames.line()) is not None:
             ...
 
-A loop like this one takes all messages of a chunk in one turn, of which there may be as many as bytes. `Framing` has a
-bound, and it takes a function of yours, too: the state of the protocol decides what that asks the frames for.
+Such a loop handles all messages of a chunk in one turn, and a chunk may have as many messages as bytes. `Framing`
+passes on a limited number in a turn. It also takes a function of yours, which asks the frames for its next message.
+
+The messages do not depend on how the bytes were cut into chunks. Each message has a size limit, and `FrameTooLong` is
+raised as soon as it is exceeded. No byte is searched twice, and none is moved more than a few times, so a message costs
+O(bytes) in any number of chunks.
 """
 
 from __future__ import annotations
@@ -36,19 +35,23 @@ from .net.stream import Stream, continue_reading, hold_reading, suspend_reading
 
 __all__ = ['Framed', 'Frames', 'Framing', 'blocks', 'delimited', 'lines', 'prefixed']
 
-LIMIT = 65536  # bytes of one message: what asyncio allows a line
-# A peer decides how many messages a chunk has: 65,536 empty lines took 85 ms. So many take 0.2 ms, which leaves
-# each callback 30 us of the 5 ms for which one peer may hold the loop. A turn more costs 1 % of so many.
+LIMIT = 65536  # bytes of one message: asyncio's limit for a line
+# The peer decides how many messages a chunk has: 65,536 empty lines took 85 ms. 128 messages take 0.2 ms, which leaves
+# each callback 30 us of the 5 ms for which one peer may hold the loop. Another turn costs 1 % of that.
 MESSAGES_PER_TURN = 128
 
 
 class Frames:
-    """The bytes of one connection that were received and not taken yet; `len(frames)` tells how many.
+    """The received bytes of one connection, until they are taken as messages; `len(frames)` is how many are left.
 
-    limit  bytes that one message may have, its delimiter or prefix not counted; each method takes another as `limit=`
+    Each method that takes a message returns it, or None while it is incomplete. When a message exceeds the limit, the
+    method raises `FrameTooLong`, and again in each later call: nothing is skipped.
 
-    The methods give the next message, or None until all of it was fed. When it exceeds the limit they raise
-    `FrameTooLong`, then and whenever they are asked again: nothing is skipped.
+    Args:
+        limit: Most bytes of one message, its delimiter or prefix not counted. Each method also accepts a `limit`.
+
+    Raises:
+        TypeError, ValueError: `limit` is not a number of bytes.
     """
 
     __slots__ = ('_buffer', '_searched', '_sought', '_start', 'limit')
@@ -56,15 +59,15 @@ class Frames:
     def __init__(self, limit: int = LIMIT) -> None:
         self.limit: int = check_size('limit', limit)
         self._buffer: bytes | bytearray = b''
-        self._start = 0  # before it, all was taken
-        self._sought = b''  # the delimiter that was looked for last,
-        self._searched = 0  # and behind `_start` so many bytes in which it does not begin
+        self._start = 0  # where the bytes begin that were not taken yet
+        self._sought = b''  # the delimiter that was searched for last
+        self._searched = 0  # how many bytes after `_start` are known not to begin it
 
     def __len__(self) -> int:
         return len(self._buffer) - self._start
 
     def feed(self, data: bytes) -> None:
-        """Add what was received."""
+        """Add received bytes."""
         if not data:
             return
         self._trim()
@@ -78,31 +81,78 @@ class Frames:
         buffer += data
 
     def line(self, limit: int | None = None) -> bytes | None:
-        """The next line without its end, which is LF or CR LF."""
+        """Take the next line, without its LF or CR LF.
+
+        Args:
+            limit: Most bytes of the line. None: the limit of the frames.
+
+        Returns:
+            The line, or None while it is incomplete.
+
+        Raises:
+            FrameTooLong: The line is longer than the limit.
+        """
         size = self._find(b'\n')
         bare = self._without_cr(size)
-        # Of bytes without an end the last may be the CR of one.
+        # Without an LF, the last byte may be the CR before it.
         self._check('a line', bare if size >= 0 else len(self) - 1, limit)
         return self._wait() if size < 0 else self._take(bare, size - bare + 1)
 
     def until(self, delimiter: bytes, limit: int | None = None) -> bytes | None:
-        """The bytes before the next `delimiter`, which is dropped."""
+        """Take the bytes before the next `delimiter`, and drop the delimiter.
+
+        Args:
+            delimiter: At least one byte.
+            limit: Most bytes of the message. None: the limit of the frames.
+
+        Returns:
+            The message, or None while the delimiter is not there.
+
+        Raises:
+            FrameTooLong: The message is longer than the limit.
+            ValueError: The delimiter is empty.
+        """
         if not delimiter:
             raise ValueError('a delimiter has at least one byte')
         size = self._find(delimiter)
-        # Of bytes without a delimiter the last may be the beginning of one.
+        # Without a delimiter, the last bytes may be the beginning of one.
         self._check('a message', size if size >= 0 else len(self) - len(delimiter) + 1, limit)
         return self._wait() if size < 0 else self._take(size, len(delimiter))
 
     def exactly(self, size: int, limit: int | None = None) -> bytes | None:
-        """The next `size` bytes. Ask for no more than the limit, or take them as they come with `rest(size)`."""
+        """Take the next `size` bytes. For more than the limit, take them as they arrive, with `rest(size)`.
+
+        Args:
+            size: How many bytes.
+            limit: Most bytes of the message. None: the limit of the frames.
+
+        Returns:
+            The bytes, or None while there are fewer.
+
+        Raises:
+            FrameTooLong: `size` is above the limit.
+            TypeError, ValueError: `size` is not a number of bytes.
+        """
         self._check('a message', check_size('size', size), limit)
         return self._wait() if len(self) < size else self._take(size, 0)
 
     def prefixed(
         self, width: int = 4, byteorder: Literal['big', 'little'] = 'big', limit: int | None = None
     ) -> bytes | None:
-        """The message behind its length, an unsigned number of `width` bytes. The length alone can be too long."""
+        """Take the next message that follows its length, an unsigned number.
+
+        Args:
+            width: How many bytes the length has.
+            byteorder: Byte order of the length.
+            limit: Most bytes of the message. None: the limit of the frames.
+
+        Returns:
+            The message without its length, or None while it is incomplete.
+
+        Raises:
+            FrameTooLong: The length is above the limit.
+            ValueError: `width` is below 1.
+        """
         begin = self._start + width
         if width < 1:
             raise ValueError(f'a length has at least one byte, not {width}')
@@ -115,12 +165,19 @@ class Frames:
         return self._take(size, 0, width)
 
     def rest(self, most: int | None = None) -> bytes:
-        """What is there, at most `most` bytes of it: for a long body as it comes, or to hand on to another parser."""
+        """Return the bytes that are there: a part of a long body, or all of them, to pass to another parser.
+
+        Args:
+            most: Most bytes to take. None: all.
+
+        Raises:
+            TypeError, ValueError: `most` is not a number of bytes.
+        """
         size = len(self)
         return self._take(size if most is None else min(size, check_size('most', most)), 0)
 
     def _find(self, delimiter: bytes) -> int:
-        """How many bytes come before the delimiter, -1 when it is not there yet."""
+        """Return how many bytes come before the delimiter, -1 while it is not there."""
         if delimiter != self._sought:
             self._sought, self._searched = delimiter, 0
         at = self._buffer.find(delimiter, self._start + self._searched)
@@ -135,12 +192,12 @@ class Frames:
     def _check(self, what: str, size: int, limit: int | None) -> None:
         limit = self.limit if limit is None else limit
         if size > limit:
-            raise FrameTooLong(f'{what} of more than {limit} bytes; if that is right, allow it with limit=')
+            raise FrameTooLong(f'{what} of more than {limit} bytes; if such messages are allowed, raise limit=')
 
     def _take(self, size: int, skip: int, before: int = 0) -> bytes:
         begin = self._start + before
         start = begin + size + skip
-        # Copied before anything changes: if no memory is left for that, the message is there to be asked for again.
+        # Copied before anything changes, so when no memory is left for the copy, the message can be taken later.
         piece = bytes(self._buffer[begin : begin + size])
         self._start = start
         self._searched = 0
@@ -149,32 +206,35 @@ class Frames:
         return piece
 
     def _wait(self) -> bytes | None:
-        self._trim()  # a few bytes of the next message shall not hold a whole chunk until it comes
+        self._trim()  # a few bytes of the next message must not keep a whole chunk in memory
         return None
 
     def _trim(self) -> None:
-        # Only when less is left than was taken: so what is moved costs no more than what was taken.
+        # Only when fewer bytes are left than were taken, so moving costs no more than taking did.
         if self._start > len(self._buffer) // 2:
             self._buffer = bytearray(memoryview(self._buffer)[self._start :])
             self._start = 0
 
 
 class Framing:
-    """An `on_data` for any number of connections, which tells whole messages: `on_message(conn, message)`.
+    """An `on_data` for any number of connections, which calls `on_message(conn, message)` for each whole message.
 
-    on_message  called for each message, in order, and not after it has closed the connection
-    take        gives the next message or None: a method of `Frames`, or a function of yours that is called as
-                `take(frames, *args)` and asks the frames for what it needs
-    limit       bytes that a message may have; `on_close` gets `FrameTooLong` from the peer that sends a longer one,
-                and the connection is reset
+    At most 128 messages of a connection are passed on in one turn, and the others in the next turns. Until then nothing
+    more is received from this peer, nor its end reported; `conn.reading` stays True.
 
-    At most 128 messages of a chunk are passed on in one turn. The others follow in the next turns, and until they have,
-    nothing more from this peer, not even its end. `conn.reading` stays True meanwhile.
+    A connection gets a `Framed` as its `on_data` when its first bytes arrive, and costs nothing before. After
+    `conn.pause_reading()` the messages that are left, and the end of the stream, wait for `conn.resume_reading()`. An
+    exception of `on_message` is handled like one of `on_data`; if the connection stays open, the other messages follow.
 
-    With its first bytes, a connection gets a `Framed` of its own as its `on_data`; until then it costs nothing.
-    `conn.pause_reading()` holds the messages that are left, and the end of the stream, until `conn.resume_reading()`.
-    An exception in a callback goes where exceptions go, and if the connection lives, the other
-    messages follow.
+    Args:
+        on_message: Called for each message, in order, and not after it has closed the connection.
+        take: Returns the next message or None: a method of `Frames`, or a function of yours. Called with the frames.
+        *args: More arguments for `take`.
+        limit: Most bytes of a message. When a peer sends a longer one, the connection is reset, and `on_close` gets
+            `FrameTooLong`.
+
+    Raises:
+        TypeError, ValueError: A function is not callable, or `limit` is not a number of bytes.
     """
 
     __slots__ = ('args', 'limit', 'on_message', 'take')
@@ -201,7 +261,7 @@ class Framing:
 
 
 class Framed(Frames):
-    """The `on_data` of one connection, made by a `Framing`.
+    """The `on_data` of one connection; a `Framing` makes it.
 
     To go on with another framing, take `conn.on_data.rest()` before you replace `conn.on_data`.
     """
@@ -211,20 +271,20 @@ class Framed(Frames):
     def __init__(self, framing: Framing) -> None:
         super().__init__(framing.limit)
         self.framing: Framing = framing
-        self._queued = False  # a completion will go on with what is left,
-        self._turn = 0  # in another turn of the loop than this one
+        self._queued = False  # whether a completion will pass on the messages that are left
+        self._turn = 0  # the turn in which it was queued; it runs in a later one
 
     def __call__(self, conn: Stream, data: bytes) -> None:
         self.feed(data)
         self.handle_resumed(conn)
 
     def handle_resumed(self, conn: Stream) -> None:
-        """Pass on what is here; called as a completion after `resume_reading`."""
+        """Pass on the messages that are here. Called as a completion after `resume_reading`."""
         if not self._queued:
             self._pass_on(conn)
 
     def handle_rest(self, conn: Stream) -> None:
-        """Called as a completion: pass on what a turn has left, in the next one."""
+        """Pass on the messages that the last turn left. Called as a completion."""
         if conn.loop.counters.loop_count == self._turn:
             conn.loop.completions.append((conn, _handle_rest, (self,)))
             return
@@ -236,7 +296,7 @@ class Framed(Frames):
         framing, left, more = self.framing, MESSAGES_PER_TURN, True
         try:
             while left and conn.on_data == self and conn.reading:
-                more = False  # what `take` raises is no reason to go on
+                more = False  # so that nothing goes on when `take` raises
                 try:
                     message = framing.take(frames, *framing.args)
                 except FrameTooLong as exc:
@@ -248,14 +308,14 @@ class Framed(Frames):
                 left -= 1
                 framing.on_message(conn, message)
         finally:
-            # Also after an exception. Nothing may overtake what is left here, not even the end of the stream. Only
-            # `take` knows whether there is more: a function of the user's may have a message that needs no bytes.
+            # Also after an exception: nothing may overtake the messages that are left, not even the end of the stream.
+            # Only `take` knows whether there are more, because it may return a message that needs no bytes.
             if more and conn.on_data == frames and conn.reading:
                 suspend_reading(conn)
                 self._wait_for_turn(conn)
             elif more and conn.on_data == frames and not conn.closed:
                 hold_reading(conn)
-            elif not (isinstance(conn.on_data, Framed) and conn.on_data._queued):  # of another framing
+            elif not (isinstance(conn.on_data, Framed) and conn.on_data._queued):  # the messages of another framing
                 continue_reading(conn)
 
     def _wait_for_turn(self, conn: Stream) -> None:
@@ -264,13 +324,27 @@ class Framed(Frames):
 
 
 def lines(on_line: Callable[[Stream, bytes], object], *, limit: int = LIMIT) -> Framing:
-    """An `on_data` that calls `on_line(conn, line)`, without the line's end, LF or CR LF; otherwise see `Framing`."""
+    """Return an `on_data` that calls `on_line(conn, line)` for each line, without its LF or CR LF.
+
+    Args:
+        on_line: Called for each line; see `Framing`.
+        limit: Most bytes of a line. A longer one resets the connection with `FrameTooLong`.
+    """
     return Framing(on_line, Frames.line, limit=limit)
 
 
 def delimited(on_message: Callable[[Stream, bytes], object], delimiter: bytes, *, limit: int = LIMIT) -> Framing:
-    """An `on_data` that calls `on_message(conn, message)` for what comes before each delimiter; see `Framing`."""
-    Frames().until(delimiter)  # a bad one raises here
+    """Return an `on_data` that calls `on_message(conn, message)` for the bytes before each delimiter.
+
+    Args:
+        on_message: Called for each message; see `Framing`.
+        delimiter: At least one byte; it is dropped.
+        limit: Most bytes of a message. A longer one resets the connection with `FrameTooLong`.
+
+    Raises:
+        ValueError: The delimiter is empty.
+    """
+    Frames().until(delimiter)  # raises for a wrong delimiter
     return Framing(on_message, Frames.until, delimiter, limit=limit)
 
 
@@ -281,14 +355,33 @@ def prefixed(
     *,
     limit: int = LIMIT,
 ) -> Framing:
-    """An `on_data` that calls `on_message(conn, message)`; each follows its length in `width` bytes; see `Framing`."""
-    int.from_bytes(bytes(width), byteorder)  # bad ones raise here
+    """Return an `on_data` that calls `on_message(conn, message)` for messages that follow their length.
+
+    Args:
+        on_message: Called for each message, without its length; see `Framing`.
+        width: How many bytes the length has, an unsigned number.
+        byteorder: Byte order of the length.
+        limit: Most bytes of a message. A longer one resets the connection with `FrameTooLong`.
+
+    Raises:
+        TypeError, ValueError: `width` or `byteorder` is wrong.
+    """
+    int.from_bytes(bytes(width), byteorder)  # raises for a wrong width or byte order
     Frames().prefixed(width)
     return Framing(on_message, Frames.prefixed, width, byteorder, limit=limit)
 
 
 def blocks(on_block: Callable[[Stream, bytes], object], size: int, *, limit: int | None = None) -> Framing:
-    """An `on_data` that calls `on_block(conn, block)` with exactly `size` bytes each time; see `Framing`."""
+    """Return an `on_data` that calls `on_block(conn, block)` with exactly `size` bytes each time.
+
+    Args:
+        on_block: Called for each block; see `Framing`.
+        size: Bytes of a block, at least 1.
+        limit: Most bytes of a block. None: `size`.
+
+    Raises:
+        TypeError, ValueError: `size` is not a number of bytes, or is 0.
+    """
     if check_size('size', size) == 0:
         raise ValueError('a block has at least one byte')
     return Framing(on_block, Frames.exactly, size, limit=size if limit is None else limit)
@@ -299,7 +392,7 @@ def _handle_rest(conn: Stream, framed: Framed) -> None:
 
 
 def check_size(name: str, size: int) -> int:
-    """Check a number of bytes; ValueError below 0, TypeError for what is no int."""
+    """Return a number of bytes. Raise TypeError for another type, ValueError below 0."""
     if not isinstance(size, int):
         raise TypeError(f'{name} is a number of bytes, not {size!r}')
     if size < 0:

@@ -1,7 +1,7 @@
-"""What annotations name besides the reactor's own classes, for every room.
+"""Names for annotations that are not the reactor's own classes. Every module may import this one.
 
-It is imported when a program runs, and not only by type checkers, so that `typing.get_type_hints` finds these names
-in the module of the method that it is asked about.
+It is imported at run time, not only by type checkers, so that `typing.get_type_hints` finds these names in the module
+that defines a method.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from ssl import SSLContext as SSLContext
 else:
-    SSLContext = Any  # `ssl` takes as long to import as all of the reactor, and few programs need it
+    SSLContext = Any  # importing `ssl` takes as long as importing the whole reactor, and few programs need it
 
-Ts = TypeVarTuple('Ts')  # the arguments that a callback is given besides what it reports
+Ts = TypeVarTuple('Ts')  # the user's own arguments of a callback
 Result = TypeVar('Result')
 
 Buffer = bytes | bytearray | memoryview
@@ -26,8 +26,8 @@ AnyPath = str | bytes | PathLike[str] | PathLike[bytes]
 
 
 class HasFileno(Protocol):
-    """A file, or a socket of another library: something that has a descriptor."""
+    """An object with a descriptor, such as a file, or a socket of another library."""
 
     def fileno(self) -> int:
-        """The number of its descriptor."""
+        """Return the number of the descriptor."""
         ...

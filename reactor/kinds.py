@@ -1,7 +1,7 @@
-"""Which classes a reactor makes its connections and listeners of.
+"""The classes that a reactor uses for its connections, listeners and datagram sockets.
 
-With `debug=True` these are classes that check the caller's thread, so the check costs nothing when it is off. Listeners
-with limits are made here, too, since their class is above `net`.
+With `debug=True` these are classes that check the caller's thread, so the check costs nothing otherwise. Listeners with
+limits, or for proxies, are made here too, because their class is above `net`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 class Guard:
-    """Makes a listener with limits, or behind proxies; see `Kinds.guard`."""
+    """Makes a listener that has limits, or accepts clients through proxies; see `Kinds.guard`."""
 
     __slots__ = ('_kinds', '_limits', '_proxy')
 
@@ -45,7 +45,10 @@ class Guard:
 def guard(
     kernel: Kernel, kinds: Kinds, has_path: bool, unix: bool, proxy_protocol: Any, options: ListenOptions
 ) -> Callable[..., Listener]:
-    """Return what makes the listener: with limits, or behind proxies, a `Guard`. Raises as the checks of these do."""
+    """Check `limits` and `proxy_protocol`, and return the callable that makes the listener.
+
+    Raises TypeError, ValueError or OSError as these checks do.
+    """
     limits = options.get('limits')
     proxy_timeout = options.get('proxy_timeout', PROXY_TIMEOUT)
     proxy = check_proxy_protocol(kernel, proxy_protocol, proxy_timeout, kinds.plain, has_path)
@@ -113,13 +116,13 @@ class CheckedStream(Stream):
 
 
 class CheckedTLSStream(CheckedStream, TLSStream):
-    """The same over TLS."""
+    """A `CheckedStream` over TLS."""
 
     __slots__ = ()
 
 
 class CheckedProxiedStream(CheckedStream, ProxiedStream):
-    """The same while its PROXY header is awaited."""
+    """A `CheckedStream` that waits for its PROXY header."""
 
     __slots__ = ()
 

@@ -1,8 +1,8 @@
-"""Every call to the operating system that is not a socket's method, and what differs between platforms.
+"""Every call to the operating system that is not a method of a socket, and the differences between platforms.
 
-The rule: below `reactor.facade` no other room imports `socket`, `select`, `selectors`, `time`, `os`, `signal`,
-`threading` or `subprocess` (constants apart), so a program can be run on another kernel, a scripted or simulated one,
-by passing it to `Reactor(kernel=...)`.
+Below `reactor.facade` no other package imports `socket`, `select`, `selectors`, `time`, `os`, `signal`, `threading` or
+`subprocess`, constants excepted. So a program can run on another kernel, a scripted or simulated one, which is passed
+as `Reactor(kernel=...)`.
 """
 
 from .calls import ONLY_ERROR, Kernel, ResolveFailure

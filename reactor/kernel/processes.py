@@ -1,12 +1,12 @@
-"""Children, threads, signals and forks: the calls of `Kernel` about this process and those that it starts.
+"""The calls of `Kernel` that concern processes, threads, signals and forks.
 
-The class keeps one list for the whole process, `owners`: each entry has installed signal handlers and the wakeup
-descriptor, and releases them in a forked child.
+The class keeps one list for the whole process, `owners`: the reactors that have installed signal handlers or the wakeup
+descriptor. A forked child gives these back.
 """
 
 from __future__ import annotations
 
-import _signal  # type: ignore[import-not-found]  # what `signal` wraps: its own functions make enums, 10 us each
+import _signal  # type: ignore[import-not-found]  # functions of `signal` make enums, which takes 10 us each
 import errno
 import os
 import signal
@@ -20,13 +20,13 @@ if TYPE_CHECKING:
     from typing import Any, ClassVar
 
 SIGTERM = signal.SIGTERM
-SIGKILL = getattr(signal, 'SIGKILL', signal.SIGTERM)  # Windows has the one way to end a process
-EXIT_UNKNOWN = 255  # what stands for the exit code of a child that somebody else has reaped
+SIGKILL = getattr(signal, 'SIGKILL', signal.SIGTERM)  # Windows has only one way to end a process
+EXIT_UNKNOWN = 255  # the exit code of a child that other code has reaped
 
 
 @cache
 def _in_main_interpreter() -> bool:
-    # Asked in the main thread of an interpreter. The number is refused anyway, in a sub-interpreter with ValueError.
+    # Called in the main thread of an interpreter. The number is invalid; a sub-interpreter refuses it with ValueError.
     try:
         signal.set_wakeup_fd(-2)
     except OSError:
@@ -38,7 +38,7 @@ def _in_main_interpreter() -> bool:
 
 @cache
 def _watch_forks() -> None:
-    # Once in a process, because hooks cannot be removed.
+    # Called once in a process, because the hooks cannot be removed.
     if hasattr(os, 'register_at_fork'):
         os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_in_child)
 
@@ -47,7 +47,7 @@ _masks: dict[int, Any] = {}  # the blocked signals of each thread that is forkin
 
 
 def _before_fork() -> None:
-    # A signal that reaches the child before our handlers are gone would be lost: Python forgets it there.
+    # A signal that reaches the child before our handlers are removed there would be lost, so block signals meanwhile.
     if Processes.owners:
         _masks[threading.get_ident()] = _signal.pthread_sigmask(signal.SIG_BLOCK, _signal.valid_signals())
 
@@ -69,20 +69,20 @@ def _in_child() -> None:
 class Processes:
     """The part of `Kernel` that deals with processes, threads and signals."""
 
-    # The one that raises `KeyboardInterrupt`.
+    # The handler that raises `KeyboardInterrupt`.
     default_int_handler: Callable[[int, Any], object] = staticmethod(signal.default_int_handler)
-    owners: ClassVar[list[Any]] = []  # of the wakeup descriptor of this process, the last at the end: see `WakeupClaim`
+    owners: ClassVar[list[Any]] = []  # the latest at the end: see `WakeupClaim`
 
     def start_thread(self, target: Callable[[], None], name: str) -> None:
         """Run `target` in a daemon thread."""
         threading.Thread(target=target, name=name, daemon=True).start()
 
     def pid(self) -> int:
-        """The number of this process, another one after a fork."""
+        """Return the number of this process, which is another one after a fork."""
         return os.getpid()
 
     def thread(self) -> int:
-        """The identity of the calling thread."""
+        """Return the identity of the calling thread."""
         return threading.get_ident()
 
     def in_main_thread(self) -> bool:
@@ -92,30 +92,30 @@ class Processes:
     def spawn(
         self, args: list[Any], stdin: Any, stdout: Any, stderr: Any, env: Any, cwd: Any, passed: list[int]
     ) -> Popen[bytes]:
-        """Start a child; returns when its program runs, raises the OSError for which it does not."""
+        """Start a child. Returns when its program runs; raises the OSError if it does not."""
         import subprocess
 
         if passed and os.name != 'posix':
-            raise OSError(errno.ENOTSUP, 'children get no other descriptors than their three on this platform')
+            raise OSError(errno.ENOTSUP, 'on this platform children get only their three standard descriptors')
         return subprocess.Popen(args, stdin=stdin, stdout=stdout, stderr=stderr, env=env, cwd=cwd, pass_fds=passed)
 
     def pidfd(self, pid: int) -> int:
-        """A descriptor that stands for a child and is readable when it has ended; -1 where there is none."""
+        """Return a descriptor that becomes readable when a child has ended, -1 if there is none."""
         try:
             return os.pidfd_open(pid)
         except (AttributeError, OSError):
             return -1  # not Linux, too old, forbidden by a sandbox, no descriptor left, or reaped already
 
     def reap(self, child: Popen[bytes]) -> int | None:
-        """How a child has ended: its exit code, minus the signal that killed it; None while it runs.
+        """Return the exit code of a child, or minus the signal that killed it; None while it runs.
 
-        Raises ChildProcessError when somebody else has reaped it.
+        Raises ChildProcessError when other code has reaped it.
         """
         if os.name != 'posix':
             return child.poll()
         if child.returncode is not None:
-            return child.returncode  # reaped before, when there was no memory to report it
-        # Not by `poll`, which tells 0 for a child that somebody else has reaped.
+            return child.returncode  # it was reaped when no memory was left to report it
+        # Not `child.poll`, which returns 0 for a child that other code has reaped.
         try:
             pid, status = os.waitpid(child.pid, os.WNOHANG)
         except ChildProcessError:
@@ -136,15 +136,15 @@ class Processes:
             child.send_signal(signum)
 
     def set_wakeup_fd(self, fd: int) -> int:
-        """Have each signal write a byte to `fd`; returns the descriptor it replaces, -1 for none."""
+        """Have each signal write a byte to `fd`. Return the descriptor from before, -1 for none."""
         return signal.set_wakeup_fd(fd, warn_on_full_buffer=False)
 
     def signal(self, signum: int, handler: Any) -> Any:
-        """Install a signal handler and return the one it replaces."""
+        """Install a signal handler, and return the one from before."""
         return _signal.signal(signum, handler if callable(handler) else int(handler))
 
     def getsignal(self, signum: int) -> Any:
-        """The handler that is installed for a signal; None for one that was not installed from Python."""
+        """Return the installed handler of a signal, None if it was not installed from Python."""
         return _signal.getsignal(signum)
 
     def raise_signal(self, signum: int) -> None:
@@ -152,9 +152,9 @@ class Processes:
         signal.raise_signal(signum)
 
     def watch_forks(self) -> None:
-        """From now on, have a fork of this process give back what the reactors in `owners` have installed.
+        """From now on, restore in each forked child what the reactors in `owners` have installed.
 
         The child inherits our handlers and the wakeup descriptor. Without this, SIGTERM would not end it, and bytes for
-        its own signals would go to our doorbell, or to whatever gets that number in the child.
+        its own signals would be written to our wakeup, or to whatever file gets that number in the child.
         """
         _watch_forks()

@@ -1,7 +1,7 @@
-"""Sockets and pipes with the methods that a stream calls, and what is done to any socket.
+"""Sockets and pipes with the methods that a stream calls.
 
 `LeanSocket` is a socket of the operating system without the cost of `socket.socket`. `PipeSocket` is one end of a pipe
-that looks like a socket. Nothing here knows the loop.
+with the interface of a socket. Nothing here knows the loop.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ if TYPE_CHECKING:
 
 
 def send_first(sock: socket.socket, buffers: list[Any]) -> int:
-    """What stands for `sendmsg` where there is none (Windows): send the first buffer only."""
+    """Send the first buffer only, on platforms without `sendmsg` (Windows)."""
     return sock.send(buffers[0])
 
 
 def close_socket(sock: Any) -> None:
-    """Close a socket. That somebody else has closed it, or the peer reset it, is fine: the descriptor is gone."""
+    """Close a socket. Errors are ignored (other code has closed it, the peer has reset it): the descriptor is gone."""
     try:
         sock.close()
     except OSError:
@@ -30,10 +30,11 @@ def close_socket(sock: Any) -> None:
 
 
 class LeanSocket(socket.SocketType):
-    """A socket without what `socket.socket` adds: files, enums, a dictionary of its own.
+    """A socket without the additions of `socket.socket`: files, enums, an instance dictionary.
 
-    Its `accept` is why: that of `socket.socket` makes two enum members and runs three Python functions for each
-    connection, a tenth of what a short connection costs. Accepted sockets are plain `SocketType`, and half as large.
+    It exists for `accept`: that of `socket.socket` makes two enum members and runs three Python functions for each
+    connection, which is a tenth of the cost of a short connection. Accepted sockets are plain `SocketType`, and half as
+    large.
     """
 
     __slots__ = ()
@@ -48,8 +49,9 @@ class LeanSocket(socket.SocketType):
 
 
 class PipeSocket:
-    """One end of a pipe, with the methods of a socket that a stream calls: so a pipe is a stream, and streams of
-    sockets know nothing of pipes. What a pipe has not (addresses, options) fails as the system would fail it.
+    """One end of a pipe, with the methods of a socket that a stream calls, so that streams need not know of pipes.
+
+    What a pipe does not have (addresses, options) fails with the error that the kernel would give.
     """
 
     __slots__ = ('_fd',)
@@ -67,19 +69,19 @@ class PipeSocket:
         return os.writev(self._fd, buffers)
 
     def hung_up(self) -> bool:
-        """Whether nobody has the other end any more."""
+        """Whether the other end is closed."""
         poll = select.poll()
         poll.register(self._fd, 0)
         return bool(poll.poll(0))
 
     def has_bytes(self) -> bool:
-        """Whether bytes wait to be read."""
+        """Whether there are bytes to read."""
         poll = select.poll()
         poll.register(self._fd, select.POLLIN)
         return any(events & select.POLLIN for _, events in poll.poll(0))
 
     def shutdown(self, how: int) -> None:
-        """Nothing: a pipe has one direction, and ends when it is closed."""
+        """Do nothing: a pipe has one direction, and ends when it is closed."""
 
     def setblocking(self, flag: bool) -> None:
         os.set_blocking(self._fd, flag)

@@ -1,1 +1,1 @@
-"""What runs and when: the turn, timers, watchers, the wakeup, signals, threads. Knows no protocol and no transport."""
+"""What runs and when: the turn, timers, watchers, the wakeup, signals, threads. Nothing here knows a protocol."""

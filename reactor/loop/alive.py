@@ -1,4 +1,4 @@
-"""What keeps a loop running, and `why_alive`, which says it line by line."""
+"""What keeps a loop running, and `why_alive`, which lists the reasons."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ if TYPE_CHECKING:
     from .wakeup import Wakeup
     from .watcher import Handle, Watchers
 
-MOST_REASONS = 1 << 31  # lines of `why_alive`
+MOST_REASONS = 1 << 31  # the largest `limit` of `why_alive`
 
 
 class Alive:
-    """Looks at all that waits in one loop: calls, completions, timers and handles."""
+    """Finds everything that waits in one loop: calls, completions, timers and handles."""
 
     __slots__ = ('_completions', '_soon', '_timers', '_wakeup', '_watchers')
 
@@ -47,12 +47,12 @@ class Alive:
         )
 
     def reasons(self) -> Iterator[str]:
-        """A line for each: what it is, since when, what it waits for."""
+        """Yield a line for each thing that waits: what it is, since when, and what it waits for."""
         timers, now = self._timers, self._timers.clock()
         for fn, _ in [*self._soon, *self._wakeup.calls]:
             yield f'call_soon of {name_of(fn)}: waits for its turn'
         for handle, _, _ in self._completions:
-            yield f'{describe(handle)}: has something to tell'
+            yield f'{describe(handle)}: a callback is due'
         for timer in timers:
             if timers.is_referenced(timer) and timer.deadline is not None:
                 yield (
@@ -64,9 +64,9 @@ class Alive:
                 yield f'{describe(handle)}: since {now - handle.since:.0f} s, waits for {handle.waits_for()}'
 
     def handles(self) -> list[Handle]:
-        """Every open handle but the doorbell, which never counts."""
+        """Return every open handle except the wakeup, which never counts."""
         return [handle for handle in self._watchers if handle is not self._wakeup]
 
     def count_handles(self) -> int:
-        """How many these are, without a walk over them."""
+        """Return how many handles are open, without iterating over them."""
         return len(self._watchers) - (not self._wakeup.closed)

@@ -1,6 +1,6 @@
 """The methods of a loop that a program calls, except those that run and close it.
 
-Each checks its arguments and passes them to the part of the loop that does it.
+Each checks its arguments and passes them to the part of the loop that does the work.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from .watcher import Handle, Watchers
 
 Call = tuple[Callable[..., object], tuple[Any, ...]]
 
-MOST_SIGNUM = 128  # on FreeBSD; each system refuses those that it does not have
+MOST_SIGNUM = 128  # on FreeBSD; each operating system refuses numbers that it does not have
 
 
 class LoopAPI:
-    """Half of `Loop`, which makes the parts and runs them."""
+    """One half of `Loop`. The other half makes the parts and runs them."""
 
     __slots__ = (
         '_alive',
@@ -57,7 +57,7 @@ class LoopAPI:
     _alive: Alive
     _clock: Callable[[], float]
     _exit_callbacks: list[Call]
-    _guarded: bool  # whether every call is checked: in debug mode, and once it is closed
+    _guarded: bool  # whether every call is checked: in debug mode, and after `close`
     _idlers: Idlers
     _repeating_timer: type[RepeatingTimer]
     _signals: Signals
@@ -72,41 +72,97 @@ class LoopAPI:
     watchers: Watchers
 
     def call_soon(self, fn: Callable[[*Ts], object], *args: *Ts) -> None:
-        """Call `fn(*args)` in the next soon-phase: this turn's when it is still to come, else the next turn's."""
+        """Call a function in the next soon phase: this turn's if it has not begun, else the next turn's.
+
+        An exception that it raises goes where `catch_errors` says.
+
+        Args:
+            fn: Called as `fn(*args)`, after the functions of earlier calls.
+            *args: Arguments for `fn`.
+
+        Raises:
+            TypeError: `fn` is not callable.
+            HandleClosed: The reactor is closed.
+        """
         if not callable(fn) or self._guarded:
             self._check(fn)
         self._soon.append((fn, args))
 
     def call_soon_threadsafe(self, fn: Callable[[*Ts], object], *args: *Ts) -> None:
-        """The same from any thread, in the order of the calls of each; wakes a loop that sleeps."""
+        """Call a function in the loop; as `call_soon`, but may be called in any thread.
+
+        Wakes the loop if it sleeps. Calls from one thread are made in order.
+
+        Args:
+            fn: Called as `fn(*args)` in the loop's thread.
+            *args: Arguments for `fn`.
+
+        Raises:
+            TypeError: `fn` is not callable.
+            HandleClosed: The reactor is closed.
+        """
         callback('a callback', fn)
         if self.guard.closed:
             raise HandleClosed('this reactor is closed')
         self._wakeup.call(fn, args)
 
     def call_later(self, delay: float, fn: Callable[[*Ts], object], *args: *Ts) -> Timer:
-        """Call `fn(*args)` in `delay` seconds, counted from now on a fresh clock; below 0 means 0. Never early.
+        """Call a function after a delay, never early.
 
-        Any finite delay is accepted. TypeError for what is not a number, ValueError for NaN and infinity.
+        Args:
+            delay: Seconds from now, on a fresh clock. Below 0 means 0. Any finite delay is accepted.
+            fn: Called as `fn(*args)` in the timers phase.
+            *args: Arguments for `fn`.
+
+        Returns:
+            The timer, which can be cancelled and reset.
+
+        Raises:
+            TypeError: `delay` is not a number, or `fn` is not callable.
+            ValueError: `delay` is NaN or infinite.
+            HandleClosed: The reactor is closed.
         """
         if not callable(fn) or self._guarded:
             self._check(fn)
         return self.timers.add(self._timer, delay, fn, args)
 
     def call_at(self, deadline: float, fn: Callable[[*Ts], object], *args: *Ts) -> Timer:
-        """Call `fn(*args)` when the loop's clock (monotonic seconds, as `now`) reaches `deadline`.
+        """Call a function when the loop's clock reaches a deadline.
 
-        TypeError for what is not a number, ValueError for NaN and infinity.
+        Args:
+            deadline: A reading of the monotonic clock, in seconds, as `now` is.
+            fn: Called as `fn(*args)` in the timers phase.
+            *args: Arguments for `fn`.
+
+        Returns:
+            The timer, which can be cancelled and reset.
+
+        Raises:
+            TypeError: `deadline` is not a number, or `fn` is not callable.
+            ValueError: `deadline` is NaN or infinite.
+            HandleClosed: The reactor is closed.
         """
         self._check(fn)
         deadline = number('deadline', deadline)
         return self.timers.add_at(self._timer, deadline, max(0, deadline - self._clock()), fn, args)
 
     def call_every(self, interval: float, fn: Callable[[*Ts], object], *args: *Ts) -> Timer:
-        """Call `fn(*args)` every `interval` seconds, the first time after one interval.
+        """Call a function at a fixed rate, for the first time after one interval.
 
-        At a fixed rate: it does not drift, beats that were missed are skipped, an exception does not end it.
-        TypeError for what is not a number, ValueError unless it is finite and above 0.
+        The rate does not drift. Calls that were missed are skipped. An exception of `fn` does not end the timer.
+
+        Args:
+            interval: Seconds between two calls, above 0.
+            fn: Called as `fn(*args)` in the timers phase.
+            *args: Arguments for `fn`.
+
+        Returns:
+            The timer, which can be cancelled and reset.
+
+        Raises:
+            TypeError: `interval` is not a number, or `fn` is not callable.
+            ValueError: `interval` is not finite, or not above 0.
+            HandleClosed: The reactor is closed.
         """
         self._check(fn)
         interval = number('interval', interval)
@@ -115,27 +171,53 @@ class LoopAPI:
         return self.timers.add(self._repeating_timer, interval, fn, args)
 
     def add_signal_handler(self, signum: int, fn: Callable[[*Ts], object], *args: *Ts) -> SignalHandler:
-        """Call `fn(*args)` in the loop each time the signal arrives; many at once may be one call.
+        """Call a function in the loop each time a signal arrives.
 
-        It stays until removed or until the reactor is closed, which restores the previous handler, and keeps `run`
-        running unless unreferenced. A second handler for a signal replaces the first. ReactorError outside the main
-        thread; OSError or ValueError for a signal that cannot be caught.
+        The handler stays until it is removed or the reactor is closed; then the previous handler is restored. Another
+        handler for the same signal replaces it. It keeps `run` running unless `unref` is called. Signals that arrive
+        together may cause a single call.
+
+        Args:
+            signum: Number of the signal.
+            fn: Called as `fn(*args)` in the soon phase, never in the middle of other code.
+            *args: Arguments for `fn`.
+
+        Returns:
+            The handler; `close` removes it.
+
+        Raises:
+            ReactorError: Called outside the main thread of the main interpreter.
+            TypeError, ValueError: `signum` is not the number of a signal, or `fn` is not callable.
+            OSError: The signal cannot be caught.
+            HandleClosed: The reactor is closed.
         """
         self._check(fn)
-        whole('signum', signum, 1, MOST_SIGNUM, 'number of a signal')
+        whole('signum', signum, 1, MOST_SIGNUM, 'signal number')
         return self._signals.add(signum, fn, args)
 
     def remove_signal_handler(self, signum: int) -> bool:
-        """Restore the handler from before; returns whether there was one of ours.
+        """Remove a handler that `add_signal_handler` added, and restore the previous one.
 
-        TypeError and ValueError for what is not a number of a signal, ReactorError outside the main thread.
+        Args:
+            signum: Number of the signal.
+
+        Returns:
+            Whether there was such a handler.
+
+        Raises:
+            TypeError, ValueError: `signum` is not the number of a signal.
+            ReactorError: Called outside the main thread.
         """
         self.guard.check_thread()
-        whole('signum', signum, 1, MOST_SIGNUM, 'number of a signal')
+        whole('signum', signum, 1, MOST_SIGNUM, 'signal number')
         return self._signals.remove(signum)
 
     def clear_signal_handlers(self) -> None:
-        """Remove all signal handlers that were added here. ReactorError outside the main thread."""
+        """Remove all handlers that `add_signal_handler` added, and restore the previous ones.
+
+        Raises:
+            ReactorError: Called outside the main thread.
+        """
         self.guard.check_thread()
         self._signals.clear()
 
@@ -145,10 +227,24 @@ class LoopAPI:
         *args: *Ts,
         on_done: Callable[[Result | None, BaseException | None], object] | None = None,
     ) -> ThreadCall:
-        """Call `fn(*args)` in a daemon thread, then `on_done(result, error)` in the loop, one of them None.
+        """Call a function in a daemon thread, and pass its result to the loop.
 
-        At most four run at once and 1,000 wait; for one more, `on_done` gets a `ReactorError`, and where the system
-        starts no thread at all. `close` of the returned handle cancels it.
+        Four calls run at once, and 1,000 more may wait. Closing the returned handle cancels the call: `on_done` is not
+        called, and a call that has begun runs to its end.
+
+        Args:
+            fn: Called as `fn(*args)` in the thread.
+            *args: Arguments for `fn`.
+            on_done: `on_done(result, error)`, called in the loop's thread, one of them None. `error` is what `fn`
+                raised, or a `ReactorError` when too many calls wait or no thread can be started.
+
+        Returns:
+            A handle; it keeps `run` running until the call is done.
+
+        Raises:
+            TypeError: `fn` or `on_done` is not callable.
+            HandleClosed: The reactor is closed.
+            ReactorError: Called in another thread than the one that runs the reactor.
         """
         self._check(fn)
         if on_done is not None:
@@ -158,48 +254,95 @@ class LoopAPI:
     def watch_fd(
         self, fd: int | HasFileno, events: int, fn: Callable[[Descriptor, int, *Ts], object], *args: *Ts
     ) -> Descriptor:
-        """Call `fn(handle, event, *args)` whenever a descriptor that you own is ready, once in each turn while it is.
+        """Call a function whenever a descriptor is ready, once in each turn while it is.
 
-        fd      a number, or anything with `fileno()`: a pipe, a socket of another library, inotify, an eventfd. It has
-                to be non-blocking if you read more than once, and is never read, written or closed here: call `close`
-                of the returned handle first, then close it
-        events  READ, WRITE or both of `reactor`, 0 for nothing yet; `set_events` of the handle changes it
-        event   READ or WRITE. Both at once are two calls, READ first, the second only if it is still wanted
+        The descriptor stays yours: it is never read, written or closed here. It has to be non-blocking if you read more
+        than once. Close the returned handle first, and the descriptor afterwards. If the descriptor is closed too
+        early, a warning is logged, and the watch ends. An exception of `fn` also ends it.
 
-        An exception in `fn` is logged and ends the watch. That the descriptor was closed too early is logged, too.
+        Args:
+            fd: A number, or an object with `fileno()`: a pipe, a socket of another library, inotify, an eventfd.
+            events: `reactor.READ`, `reactor.WRITE`, both, or 0 for nothing yet. `set_events` of the handle changes it.
+            fn: `fn(handle, event, *args)`; `event` is READ or WRITE. When both are ready it is called twice, first for
+                READ, then for WRITE if that is still wanted.
+            *args: More arguments for `fn`.
 
-        Raises PermissionError for a regular file, OSError for a number that is not open, `ReactorError` when a handle
-        of this reactor has it already, `SelectorFull`, TypeError and ValueError for bad arguments.
+        Returns:
+            The handle.
+
+        Raises:
+            PermissionError: `fd` is a regular file, a directory, or another descriptor that is always ready.
+            OSError: `fd` is not open.
+            ReactorError: A handle of this reactor has the descriptor already.
+            SelectorFull: The selector has no room for another descriptor.
+            TypeError, ValueError: An argument is wrong.
+            HandleClosed: The reactor is closed.
         """
         self._check(fn)
         return Descriptor(self, self.kernel, fd, events, fn, args)  # type: ignore[arg-type]  # it is a `Loop`
 
     def idle(self, fn: Callable[[*Ts], object], *args: *Ts) -> Idler:
-        """Call `fn(*args)` once in each turn, before all other calls, until `close` of the returned handle.
+        """Call a function once in each turn, before all other calls of the soon phase.
 
-        The loop does not sleep while there is one: this is for work in small pieces, and uses all of a processor.
+        The loop does not sleep while there is an idler, so it uses a whole processor. This is for work in small pieces.
+
+        Args:
+            fn: Called as `fn(*args)`.
+            *args: Arguments for `fn`.
+
+        Returns:
+            The idler; `close` ends it.
+
+        Raises:
+            TypeError: `fn` is not callable.
+            HandleClosed: The reactor is closed.
         """
         self._check(fn)
         return self._idlers.add(fn, args)
 
     def notifier(self, fn: Callable[[*Ts], object], *args: *Ts, once: bool = True) -> Notifier:
-        """A handle whose `trigger()`, from any thread or signal handler, has `fn(*args)` called in the loop.
+        """Make a handle whose `trigger()`, called in any thread or signal handler, causes a call in the loop.
 
-        Many triggers before the call are one call. With `once` it closes itself when it is called, else it stays. It
-        keeps `run` running while it is open, unless unreferenced.
+        Several triggers before the call cause one call. The notifier keeps `run` running while it is open, unless
+        `unref` is called.
+
+        Args:
+            fn: Called as `fn(*args)` in the loop's thread.
+            *args: Arguments for `fn`.
+            once: Whether the notifier closes itself before its first call.
+
+        Returns:
+            The notifier.
+
+        Raises:
+            TypeError: `fn` is not callable.
+            HandleClosed: The reactor is closed.
         """
         self._check(fn)
         return Notifier(self, fn, args, once)  # type: ignore[arg-type]  # it is a `Loop`
 
     def add_exit_callback(self, fn: Callable[[*Ts], object], *args: *Ts) -> None:
-        """Have `close` call `fn(*args)` before it closes anything; the last added is called first."""
+        """Have `close` call a function before it closes anything; the last one added is called first.
+
+        Args:
+            fn: Called as `fn(*args)`.
+            *args: Arguments for `fn`.
+
+        Raises:
+            TypeError: `fn` is not callable.
+            HandleClosed: The reactor is closed.
+        """
         self._check(fn)
         self._exit_callbacks.append((fn, args))
 
     def fileno(self) -> int:
-        """The selector's own descriptor: readable when the loop has something to do, for a foreign loop to watch.
+        """Return the descriptor of the selector, for another event loop to watch.
 
-        Raises `ReactorError` for selectors without one (`poll` and `select`), `HandleClosed` after `close`.
+        It is readable when a descriptor of this reactor is ready. Timers do not make it readable: see `timeout`.
+
+        Raises:
+            ReactorError: The selector has no descriptor (`poll` and `select`).
+            HandleClosed: The reactor is closed.
         """
         if self.guard.closed:
             raise HandleClosed('this reactor is closed and has no descriptor any more')
@@ -211,17 +354,26 @@ class LoopAPI:
         return fd
 
     def stats(self) -> Stats:
-        """A snapshot of the counters."""
+        """Return a snapshot of the counters."""
         return Stats(self.counters, len(self.timers), self._alive.count_handles())
 
     def handles(self) -> list[Handle]:
-        """Everything open: connections, listeners, look-ups, calls in threads, signal handlers, descriptors, idlers."""
+        """Return everything that is open: connections, listeners, look-ups, calls in threads, signal handlers...
+
+        Timers are not handles.
+        """
         return self._alive.handles()
 
     def why_alive(self, limit: int | None = None) -> list[str]:
-        """One line for each reason why `run` goes on: what it is, since when, what it waits for; at most `limit`.
+        """Return one line for each reason why `run` goes on: what it is, since when, and what it waits for.
 
-        40,000 of them take a fifth of a second.
+        40,000 lines take a fifth of a second.
+
+        Args:
+            limit: Most lines. None: all.
+
+        Raises:
+            TypeError, ValueError: `limit` is not a number of lines.
         """
         if limit is not None:
             whole('limit', limit, 0, MOST_REASONS, 'number of lines')

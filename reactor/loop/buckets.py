@@ -1,10 +1,11 @@
-"""Time limits of many: members that ask to be looked at in some second, all under a single timer.
+"""Time limits of many members, checked once a second, all under a single timer.
 
-Owns the buckets, one for each second in which somebody is to be looked at. Knows nothing of what a look finds. The
-rule: a member is moved only when it is looked at, never when something happens to it. So a connection with an idle
-timeout costs no timer operation for its bytes, only a stamp; it is told late by up to a second, never early. Where so
-many are due in the same second that a turn cannot look at them all, the last are looked at some turns later.
-Kernels keep their own time limits so ("timer wheels", Varghese and Lauck, 1987).
+Each second in which a member is to be checked has a bucket of members. A member moves only when it is checked, never
+when something happens to it. So a connection with an idle timeout costs no timer operation for its bytes, only a time
+stamp. Its limit is found up to a second late, never early; when more members are due in one second than a turn can
+check, the last ones are checked some turns later.
+
+Kernels keep their own time limits like this ("timer wheels", Varghese and Lauck, 1987).
 """
 
 from __future__ import annotations
@@ -25,15 +26,15 @@ if TYPE_CHECKING:
 
     class Member(Protocol):
         def handle_look(self, now: float) -> None:
-            """Called in the second that was asked for; to be looked at again, the member adds itself again."""
+            """Called in the second that was asked for. To be checked again, the member adds itself again."""
 
 
-MOST_STALE = 64  # seconds in the heap without a bucket, beside as many as have one
-LOOKS_PER_TURN = 128  # about 2 ms: thousands that are due in the same second must not keep the others waiting
+MOST_STALE = 64  # the heap is rebuilt when it has this many more entries than twice the number of buckets
+LOOKS_PER_TURN = 128  # about 2 ms: thousands of members due in the same second must not block the loop
 
 
 class Buckets:
-    """Members by the second of the loop's clock in which they are to be looked at."""
+    """Members, by the second of the loop's clock in which they are checked."""
 
     __slots__ = ('_armed', '_buckets', '_clock', '_later', '_seconds', '_timer')
 
@@ -41,7 +42,7 @@ class Buckets:
         self._clock = clock
         self._later = later  # makes a timer that does not keep the loop running
         self._buckets: dict[int, dict[Member, None]] = {}
-        self._seconds: list[int] = []  # a heap of those that have a bucket, and of some that had one
+        self._seconds: list[int] = []  # a heap of the seconds that have a bucket, and some that had one
         self._timer: Alarm | None = None  # for the earliest bucket; it never keeps the loop running
         self._armed = 0
 
@@ -49,7 +50,7 @@ class Buckets:
         return sum(len(bucket) for bucket in self._buckets.values())
 
     def add(self, member: Member, when: float) -> int:
-        """Have `member` looked at in the first full second from `when` on; returns that second, for `discard`."""
+        """Have `member` checked in the first full second from `when` on. Return that second, for `discard`."""
         second = ceil(when)
         bucket = self._buckets.get(second)
         if bucket is not None:
@@ -70,7 +71,7 @@ class Buckets:
         return second
 
     def discard(self, member: Member, second: int) -> None:
-        """Do not look at `member`, which was to be looked at in `second`."""
+        """Do not check `member`, which was to be checked in `second`."""
         bucket = self._buckets.get(second)
         if bucket is not None and member in bucket:
             del bucket[member]
@@ -78,16 +79,16 @@ class Buckets:
                 del self._buckets[second]
                 self._arm()
         elif not self._buckets:
-            self._arm()  # it may have failed the first time
+            self._arm()  # an earlier call may have run out of memory before it cancelled the timer
 
     def clear(self) -> None:
-        """Forget everybody; for the end of the loop."""
+        """Forget all members, when the loop is closed."""
         self._buckets.clear()
         self._seconds.clear()
         self._arm()
 
     def _earliest(self) -> int:
-        """The earliest second that has a bucket, 0 for none."""
+        """Return the earliest second that has a bucket, 0 when there is none."""
         seconds, buckets = self._seconds, self._buckets
         while seconds and seconds[0] not in buckets:
             heappop(seconds)
@@ -97,7 +98,7 @@ class Buckets:
         timer, earliest = self._timer, self._earliest()
         if self._buckets and timer is not None and timer.deadline is not None and earliest == self._armed:
             return
-        if self._buckets:  # the new timer first: where it cannot be made, the old one fires early and tries again
+        if self._buckets:  # the new timer first: if it cannot be made, the old one fires early and tries again
             self._timer = self._later(earliest - self._clock(), self._look)
             self._armed = earliest
         if timer is not None:
@@ -106,15 +107,15 @@ class Buckets:
             self._timer = None
 
     def _look(self) -> None:
-        """Look at what is due, `LOOKS_PER_TURN` members at most: the timer is due again at once for the others."""
+        """Check the members that are due, at most LOOKS_PER_TURN. For the others the timer is due again at once."""
         now, left = self._clock(), LOOKS_PER_TURN
         while left and self._buckets and (second := self._earliest()) <= now:
             bucket = self._buckets[second]
             for member in list(islice(bucket, left)):
-                if member in bucket:  # not discarded by the look of another
+                if member in bucket:  # else the check of another member has discarded it
                     left -= 1
                     member.handle_look(now)
-                    bucket.pop(member, None)  # afterwards, so a look that fails for want of memory is made again
+                    bucket.pop(member, None)  # afterwards: a check that fails because memory has run out is made again
             if bucket:
                 break
             if self._buckets.get(second) is bucket:

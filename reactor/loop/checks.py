@@ -1,8 +1,8 @@
-"""Checks of arguments that are numbers or switches.
+"""Checks of arguments that are numbers, switches, paths or callbacks.
 
-Owns the messages of these refusals, so that the same mistake reads the same in every method. Knows nothing of what the
-numbers are for. The rule: a value of the wrong type or unit is refused when it is given, and the message has the name
-of the argument and the value. A bool is not a number here: `idle_timeout=True` is a mistake and not one second.
+They are in one place so that the same mistake gives the same message in every method. A value of the wrong type or unit
+is refused in the call that passes it, and the message names the argument and shows the value. A bool is not a number
+here: `idle_timeout=True` is a mistake, not one second.
 """
 
 from __future__ import annotations
@@ -13,19 +13,22 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-FOREVER = 1e15  # seconds. A longer time is cut to these 31 million years, so that it can be added to a clock
+FOREVER = 1e15  # seconds, 31 million years. Longer times are cut to this, so that they can be added to a clock reading
 LONGEST_REPR = 100  # characters of a value in a message
 INFINITY = float('inf')
 
 
 def shown(value: object) -> str:
-    """Return the value as a message has it: its repr, cut short. Never raises."""
+    """Return the repr of a value for a message, cut to LONGEST_REPR characters. Never raises."""
     text = describe(repr(value) if type(value) is str else value)
     return text if len(text) <= LONGEST_REPR else f'{text[:LONGEST_REPR]}...'
 
 
 def number(name: str, value: Any, unit: str = 'number of seconds') -> float:
-    """Return a finite int or float, cut to FOREVER. Raise TypeError for another type, ValueError for NaN, infinity."""
+    """Return a finite int or float, cut to FOREVER.
+
+    Raises TypeError for another type, and ValueError for NaN and infinity.
+    """
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise TypeError(f'{name} is a {unit}, not {shown(value)}')
     if value != value or value in (INFINITY, -INFINITY):
@@ -34,7 +37,7 @@ def number(name: str, value: Any, unit: str = 'number of seconds') -> float:
 
 
 def seconds(name: str, value: Any) -> float:
-    """Return a duration of at least 0; else raise as `number`."""
+    """Return a duration of at least 0. Raises as `number`, and ValueError below 0."""
     duration = number(name, value)
     if duration < 0:
         raise ValueError(f'{name} is a finite number of seconds, at least 0, not {shown(value)}')
@@ -42,7 +45,11 @@ def seconds(name: str, value: Any) -> float:
 
 
 def time_limit(name: str, value: Any, hint: str = '') -> float:
-    """Return a duration above 0: a limit of 0 would end everything at once, and was perhaps meant as no limit."""
+    """Return a duration above 0.
+
+    A limit of 0 would end everything at once, and was perhaps meant as "no limit". Raises as `seconds`, and ValueError
+    for 0.
+    """
     limit = seconds(name, value)
     if limit == 0:
         raise ValueError(f'{name} is a number of seconds above 0, not {value!r}{hint}')
@@ -50,7 +57,7 @@ def time_limit(name: str, value: Any, hint: str = '') -> float:
 
 
 def whole(name: str, value: Any, least: int, most: int | None = None, unit: str = 'number of bytes') -> int:
-    """Return an int of `least` to `most`. Raise TypeError for another type, ValueError for one out of range."""
+    """Return an int from `least` to `most`. Raises TypeError for another type, ValueError for one out of range."""
     bounds = f'at least {least}' if most is None else f'{least} to {most}'
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f'{name} is a {unit}, {bounds}, not {shown(value)}')
@@ -60,11 +67,21 @@ def whole(name: str, value: Any, least: int, most: int | None = None, unit: str 
 
 
 def file_path(name: str, value: Any) -> None:
-    """Check a path of a file or directory: str, bytes or what has `__fspath__`. Raise TypeError or ValueError."""
+    """Check the path of a file or directory: str, bytes or os.PathLike. Raises TypeError or ValueError."""
     if not isinstance(value, str | bytes) and not hasattr(value, '__fspath__'):
         raise TypeError(f'{name} is a path, a str, bytes or os.PathLike, not {shown(value)}')
     if b'\0' in (value if isinstance(value, bytes) else str(value).encode('utf-8', 'surrogatepass')):
         raise ValueError(f'{name} is a path and has a NUL inside: {shown(value)}')
+
+
+def check_parts(selector: Any, kernel: Any) -> None:
+    """Check the `selector` and `kernel` of a reactor. Raises TypeError, and ValueError for a used selector."""
+    if selector is not None and not hasattr(selector, 'get_map'):
+        raise TypeError(f'selector is None or a selector of the module selectors, not {shown(selector)}')
+    if selector is not None and (selector.get_map() is None or len(selector.get_map())):
+        raise ValueError(f'selector is a new one, which the reactor fills and closes; {shown(selector)} is in use')
+    if kernel is not None and not hasattr(kernel, 'clock'):
+        raise TypeError(f'kernel is None or a kernel such as reactor.kernel.Kernel(), not {shown(kernel)}')
 
 
 def callback(name: str, fn: Any) -> None:
@@ -74,7 +91,7 @@ def callback(name: str, fn: Any) -> None:
 
 
 def switch(name: str, value: Any) -> bool:
-    """Return a bool. Raise TypeError for anything but True, False, 1 and 0."""
+    """Return a bool. Raises TypeError for anything but True, False, 1 and 0."""
     if not isinstance(value, int) or value not in (0, 1):
         raise TypeError(f'{name} is True or False, not {shown(value)}')
     return bool(value)

@@ -1,11 +1,11 @@
-"""What a loop installs in the whole process: handlers of signals, and Python's wakeup descriptor.
+"""What a loop installs in the process, and how it is given back: signal handlers, and Python's wakeup descriptor.
 
-Owns what was there before, and gives it back. Knows nothing of what a signal does. The rule: the process is shared
-with others who do not know us (other reactors, asyncio, `signal.signal`), and they begin and end in any order. So a
-claim is undone only where it is still the one installed, and nothing that somebody installed later is touched.
+The process is shared with code that does not know us (asyncio, `signal.signal`) and with other reactors, and all of
+them begin and end in any order. So a claim is undone only if it is still what is installed, and nothing that was
+installed later is touched.
 
-A dropped claim may still be in use: whoever installed a handler over it may call it, or put it back, at any time. It
-then behaves as the handler that it replaced, so no signal ever goes to a closed reactor.
+A dropped claim may still be called: code that installed a handler over it may call it, or install it again, at any
+time. Then it behaves like the handler that it had replaced, so no signal ever goes to a closed reactor.
 """
 
 from __future__ import annotations
@@ -25,7 +25,10 @@ DEFAULT = 0  # SIG_DFL
 
 
 class SignalClaim:
-    """What is installed for a signal: it calls `fn` until it is dropped. ValueError when there is no such signal."""
+    """The handler that we install for a signal. It calls `fn` until it is dropped.
+
+    Raises ValueError when there is no such signal.
+    """
 
     __slots__ = ('_kernel', 'fn', 'previous', 'signum')
 
@@ -36,12 +39,12 @@ class SignalClaim:
         self.previous: Any = living(kernel.getsignal(signum))
 
     def install(self) -> None:
-        """Replace the handler that is installed. OSError for a signal that cannot be caught."""
+        """Replace the installed handler. Raises OSError for a signal that cannot be caught."""
         self._kernel.signal(self.signum, self)
 
     def drop(self) -> None:
-        """Restore what was installed before, if ours is still installed."""
-        self.fn = None  # first: from here on it behaves as the handler that it replaced, whatever happens
+        """Restore the handler from before, if ours is still installed."""
+        self.fn = None  # first: from here on it behaves like the handler that it replaced
         if self._kernel.getsignal(self.signum) is self:
             self._restore()
 
@@ -59,7 +62,7 @@ class SignalClaim:
             before = living(self.previous)
             if callable(before):
                 before(signum, frame)
-        else:  # somebody has put it back after it was dropped
+        else:  # other code has installed it again after it was dropped
             before = self._restore()
             if callable(before):
                 before(signum, frame)
@@ -68,26 +71,27 @@ class SignalClaim:
 
 
 class InterruptClaim(SignalClaim):
-    """What is installed for SIGINT while a loop runs, in place of the handler that raises `KeyboardInterrupt`."""
+    """The handler for SIGINT while a loop runs, in place of the one that raises `KeyboardInterrupt`."""
 
     __slots__ = ()
 
 
 def living(handler: Any) -> Any:
-    """The handler itself, or the first one below it that was not dropped."""
+    """Return the handler itself or, if it was dropped, the first handler below it that was not."""
     while isinstance(handler, SignalClaim) and handler.fn is None:
         handler = handler.previous
     return handler
 
 
 class WakeupClaim:
-    """Python's wakeup descriptor, for as long as a loop needs it: it makes a signal end the loop's sleep.
+    """Python's wakeup descriptor, while a loop needs it. A signal writes a byte to it, which ends the loop's sleep.
 
-    Below ours there may be the one of another reactor or that of somebody else, which is remembered with its device and
-    inode, because its number may be given to another file. It gets the bytes of its signals from us, and is restored.
+    Another descriptor may have been installed before ours, by another reactor or by other code. That of other code is
+    remembered with its device and inode, because its number may be given to another file. We pass on to it the bytes of
+    its signals, and restore it.
 
-    `kernel.owners` lists the claims of all reactors of this process that have the wakeup descriptor, which are all that
-    have anything installed. A reactor that ends first is replaced, in the claim above it, by what was below it.
+    `kernel.owners` lists the claims of all reactors of this process that have installed anything. When a reactor is
+    closed before one that installed its claim later, the later claim remembers what the closed one had remembered.
     """
 
     __slots__ = ('_below', '_kernel', '_number', '_wakeup', 'on_fork')
@@ -96,7 +100,7 @@ class WakeupClaim:
         self.on_fork: Callable[[], object] = on_fork
         self._kernel = kernel
         self._wakeup = wakeup
-        self._number = -1  # of our bell, as Python has it; -1 while it is not to be installed
+        self._number = -1  # the descriptor of our bell that Python has; -1 while it is not to be installed
         self._below: Below = None
 
     def acquire(self) -> None:
@@ -114,14 +118,14 @@ class WakeupClaim:
             self._below = ours[0] if ours else (found, self._kernel.identity(found))
 
     def release(self) -> None:
-        """Restore what was installed before, if our bell is still installed. Does nothing unless `acquire` was called.
+        """Restore the descriptor from before, if our bell is still installed. Does nothing without `acquire`.
 
-        Where it finds no memory it can be called again: it is an owner until all is done.
+        When memory runs out it can be called again: the claim stays in `owners` until everything is done.
         """
         owners, below = self._kernel.owners, self._below
         if self not in owners:
             return
-        # First: the handler of a signal that arrives in here calls `check`, which must not install our bell again.
+        # First: if a signal arrives in here, its handler calls `check`, which must not install our bell again.
         number, self._number = self._number, -1
         found = self._set(-1)
         if found == number or (found < 0 and isinstance(below, WakeupClaim)):
@@ -135,12 +139,12 @@ class WakeupClaim:
         owners.remove(self)
 
     def check(self) -> None:
-        """Install our bell again where other code has removed it."""
+        """Install our bell again if other code has removed it."""
         if self._number >= 0:
             self._install()
 
     def bell_replaced(self) -> None:
-        """Install our bell, which is another socket now, or none for the moment, if the one before was installed."""
+        """Our bell is another socket now: install it, if the one before was installed."""
         if self in self._kernel.owners:
             self._install()
 
@@ -148,27 +152,27 @@ class WakeupClaim:
         before, self._number = self._number, self._wakeup.bell_fileno()
         found = self._set(self._number)
         if found not in (-1, before, self._number):
-            self._set(found)  # other code has installed its own later: it stays
+            self._set(found)  # other code has installed its own descriptor later, which stays
 
     def pass_on(self, data: bytes) -> None:
         """Write the bytes of signals to the descriptor that was installed before ours."""
         below = self._below
         if isinstance(below, WakeupClaim):
-            below.pass_on(data)  # a reactor's own doorbell is rung by its handlers
+            below.pass_on(data)  # the other reactor's bell itself is rung by its signal handlers
         elif below is not None and self._number_of(below) >= 0:
             try:
                 self._kernel.write(below[0], data)
             except OSError:
-                pass  # it is full, which is a doorbell all the same, or it was closed just now
+                pass  # it is full, so its reader will wake up anyway, or it was closed just now
 
     def _set(self, fd: int) -> int:
         try:
             return self._kernel.set_wakeup_fd(fd)
         except (OSError, ValueError):
-            return self._kernel.set_wakeup_fd(-1)  # its owner has closed it, or somebody has closed our bell
+            return self._kernel.set_wakeup_fd(-1)  # other code has closed this descriptor
 
     def _number_of(self, below: Below) -> int:
-        # Of what was installed before ours; -1 when the number is another file's by now.
+        # The descriptor that was installed before ours; -1 when its number stands for another file now.
         if isinstance(below, WakeupClaim):
             return below._number
         if below is None or below[1] is None or self._kernel.identity(below[0]) != below[1]:

@@ -1,4 +1,4 @@
-"""The end of a loop: whatever the callbacks raise meanwhile, every step is taken and every handle is closed."""
+"""Closing a loop: every step is taken and every handle is closed, whatever the callbacks raise meanwhile."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ if TYPE_CHECKING:
     from .alive import Alive
     from .failures import Failures
 
-CLOSING_ROUNDS = 1000  # a program that never ends is cut off
+CLOSING_ROUNDS = 1000  # ends a close in which callbacks open new connections for ever
 
 
 def take_steps(steps: Iterable[tuple[Any, ...]]) -> None:
-    """Take each step, a function and its arguments, again after an exception; then raise the first exception."""
+    """Take each step (a function, arguments), again after an exception. Then raise the first exception, if any."""
     error = None
     for fn, *args in steps:
         for _ in range(CLOSING_ROUNDS):
@@ -39,14 +39,14 @@ def run_exit_callbacks(callbacks: list[Any], failures: Failures) -> None:
 
 
 def end_handles(alive: Alive, completions: deque[Any], run_completions: Callable[[int], None]) -> None:
-    """Abort every handle and run the completions, until neither is left; then raise the last exception."""
+    """Abort all handles and run the completions until neither is left. Then raise the last exception, if any."""
     error = None
-    for _ in range(CLOSING_ROUNDS):  # closing a connection may open another
+    for _ in range(CLOSING_ROUNDS):  # an `on_close` may open another connection
         for handle in alive.handles():
             try:
                 handle.reset(None)
             except BaseException as exc:
-                error = exc  # the others are closed all the same
+                error = exc  # the other handles still have to be closed
         if not completions:
             break
         run_completions(len(completions))

@@ -1,50 +1,57 @@
-"""Where each counter is declared, with its help text: `stats()`, metrics, tables and COUNTERS.md are made from it.
+"""The declaration of every counter, with its help text.
 
-Each part of the reactor counts what it does itself, on the attribute, so that counting is one addition. The words are
-libuv's (`loop_count`, `events`, `idle_time`), else redis'.
+`stats()`, the metrics, the live page and the table in COUNTERS.md are made from it. Each part of the reactor adds to
+the attribute itself, so counting is one addition. The names are libuv's (`loop_count`, `events`, `idle_time`), else
+redis'.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-LAG_BUCKETS = 16  # powers of two of 1/1024 s: 1 ms, 2 ms ... 16 s, more
-SLOW_PLACES = 20  # callbacks of which it is remembered how slow they were
+LAG_BUCKETS = 16  # bounded by 1/1024 s times powers of two: 1 ms, 2 ms ... 16 s; the last is unbounded
+SLOW_PLACES = 20  # how many slow callbacks are remembered
 
 
 class Declaration:
-    """What one attribute of `Counters` or `Stats` means. `kind` is 'count', 'gauge', 'seconds' or 'list'."""
+    """The declaration of one attribute of `Counters` or `Stats`.
+
+    Attributes:
+        kind: 'count', 'gauge', 'seconds' or 'other'.
+        help: The help text that operators read.
+        metric: The name of the metric, if it is not that of the attribute.
+    """
 
     __slots__ = ('help', 'kind', 'metric')
 
     def __init__(self, kind: str, help: str, metric: str) -> None:
         self.kind: str = kind
         self.help: str = help
-        self.metric: str = metric  # its name at Prometheus, where that differs
+        self.metric: str = metric
 
 
 def count(help: str, metric: str = '') -> Any:
-    """A number that only grows."""
+    """Declare a number that only grows."""
     return Declaration('count', help, metric)
 
 
 def gauge(help: str) -> Any:
-    """A number as it is now."""
+    """Declare a number that rises and falls."""
     return Declaration('gauge', help, 'connections')
 
 
 def seconds(help: str) -> Any:
-    """Time spent in a phase of the turn."""
+    """Declare the time spent in a phase of the turn."""
     return Declaration('seconds', help, 'phase_seconds')
 
 
 def other(help: str, metric: str) -> Any:
-    """What is filled by code of its own."""
+    """Declare an attribute that special code fills."""
     return Declaration('other', help, metric)
 
 
 class Declared(type):
-    """Makes a slot of each declaration in the body of a class, and collects them in `declared`."""
+    """Makes a slot of each declaration in the body of a class, and collects the declarations in `declared`."""
 
     def __new__(cls, name: str, bases: tuple[type, ...], body: dict[str, Any]) -> Declared:
         own = {key: value for key, value in body.items() if type(value) is Declaration}
@@ -54,76 +61,72 @@ class Declared(type):
 
 
 class Counters(metaclass=Declared):
-    """The running numbers of one loop, `loop.counters` (internal)."""
+    """The counters of one loop while it runs, `loop.counters` (internal)."""
 
     declared: dict[str, Declaration]
 
     # The loop, and calls into the application.
-    loop_count: int = count('Turns of the loop.', 'turns')
-    events: int = count('Events that the selector reported.')
-    stalls: int = count(
-        'Times that a spin was stopped: a handle that could do nothing was parked, or the selector was replaced.'
-    )
-    callback_errors: int = count('Exceptions that callbacks of the application raised.')
-    slow_callbacks: int = count('Callbacks that took as long as slow_callback= or longer.')
-    slow_turns: int = count('Turns that took as long as slow_callback= or longer, the wait in the selector apart.')
-    timers_fired: int = count('Timers that fired, each beat of a repeating one.')
+    loop_count: int = count('Turns of the event loop.', 'turns')
+    events: int = count('Readiness events reported by the selector.')
+    stalls: int = count('Busy loops stopped, by pausing a handle that made no progress or by replacing the selector.')
+    callback_errors: int = count('Exceptions raised by callbacks of the application.')
+    slow_callbacks: int = count('Callbacks that took at least slow_callback= seconds.')
+    slow_turns: int = count('Turns that took at least slow_callback= seconds, without the wait in the selector.')
+    timers_fired: int = count('Timers that fired; each call of a repeating timer counts.')
     timers_cancelled: int = count('Timers cancelled before they fired.')
 
     # Listeners.
     accepts: int = count('Connections accepted.')
     accept_pauses: int = count(
-        'Times that a listener paused: descriptors or memory had run out, or accept kept failing.'
+        'Pauses of a listener because descriptors or memory ran out, or because accept kept failing.'
     )
-    accepts_refused: int = count('Connections accepted and closed at once, because the selector had no room for them.')
+    accepts_refused: int = count('Connections closed right after accept, for lack of room in the selector or memory.')
 
     # Admission: limits, pace and the PROXY protocol.
-    refused_untrusted: int = count(
-        'Connections reset at once: from outside the networks from which a PROXY header is taken.'
-    )
-    refused_by_hook: int = count('Connections reset at once: the hook of Limits said so.')
-    refused_connections: int = count('Connections reset at once: as many as Limits allows were open.')
-    refused_per_address: int = count(
-        'Connections reset at once: as many as Limits allows were open from their address.'
-    )
-    refused_rate: int = count('Connections reset at once: their address connects more often than Limits allows.')
-    requests_refused: int = count('Requests that Limits did not allow: their address asks too often.')
-    ended_lifetime: int = count('Connections ended because they lasted as long as Limits allows.')
-    ended_slow: int = count('Connections ended because they sent, or took, less than Limits asks for.')
-    proxy_headers: int = count('PROXY headers read.')
-    proxy_errors: int = count('Connections ended because their PROXY header was wrong, cut short or too late.')
+    refused_untrusted: int = count('Connections reset because the peer is not in a network of proxy_protocol=.')
+    refused_by_hook: int = count('Connections reset because refuse= of Limits returned true.')
+    refused_connections: int = count('Connections reset because connections= of Limits was reached.')
+    refused_per_address: int = count('Connections reset because per_address= of Limits was reached.')
+    refused_rate: int = count('Connections reset because their address exceeded connect_rate= of Limits.')
+    requests_refused: int = count('Requests refused because their address exceeded request_rate= of Limits.')
+    ended_lifetime: int = count('Connections reset because they reached lifetime= of Limits.')
+    ended_slow: int = count('Connections reset because they were slower than min_rate= of Limits.')
+    proxy_headers: int = count('PROXY headers received.')
+    proxy_errors: int = count('Connections ended because their PROXY header was wrong, incomplete or late.')
 
     # Connections.
-    requests: int = count('Requests that applications said they owe an answer to: busy of a connection became True.')
+    requests: int = count('Requests, counted when the application marks a connection as busy.')
     connects: int = count('Outgoing connections established.')
-    reads: int = count('Calls to recv that brought bytes.')
-    bytes_in: int = count('Bytes received on connections.', 'received_bytes')
-    writes: int = count('Calls to send or sendmsg on connections.')
-    bytes_out: int = count('Bytes that the kernel took for sending on connections.', 'sent_bytes')
-    short_writes: int = count('Calls to send that could not take all that waited.')
+    reads: int = count('Calls of recv on connections that returned bytes.')
+    bytes_in: int = count('Bytes received, on connections and in datagrams.', 'received_bytes')
+    writes: int = count('Calls of send, sendmsg and sendfile on connections.')
+    bytes_out: int = count('Bytes accepted by the kernel for sending, on connections and in datagrams.', 'sent_bytes')
+    short_writes: int = count('Writes of which the kernel could not take all bytes at once.')
 
     # Datagram sockets.
     datagrams_in: int = count('Datagrams received.')
-    datagrams_out: int = count('Datagrams handed to the kernel.')
+    datagrams_out: int = count('Datagrams passed to the kernel.')
     datagrams_dropped: int = count(
-        'Datagrams never handed to the kernel: the queue was full, a send failed, the socket closed.'
+        'Datagrams dropped before they reached the kernel: queue full, send failed or socket closed.'
     )
-    datagram_errors: int = count('Errors that the kernel reported about datagrams: a failed send, an ICMP message.')
+    datagram_errors: int = count('Datagram errors reported by the kernel: failed sends and ICMP messages.')
 
-    incoming: int = gauge('Connections open now that were accepted.')
-    outgoing: int = gauge('Connections open now that were made from here.')
+    incoming: int = gauge('Connections that were accepted and are open.')
+    outgoing: int = gauge('Connections that were started here and are open or connecting.')
 
-    idle_time: float = seconds('Seconds inside the selector, waiting or not.')
-    dispatch_time: float = seconds('Seconds of reading and writing, on_data included.')
-    timers_time: float = seconds('Seconds of timers and their callbacks.')
-    soon_time: float = seconds('Seconds of call_soon, signals, and calls from threads.')
-    completions_time: float = seconds('Seconds of on_connect, on_written, on_drain, on_close and other completions.')
+    idle_time: float = seconds('Seconds spent in the selector, waiting or not.')
+    dispatch_time: float = seconds('Seconds spent reading and writing, on_data callbacks included.')
+    timers_time: float = seconds('Seconds spent in timers and their callbacks.')
+    soon_time: float = seconds('Seconds spent in call_soon callbacks, signal handlers and calls from threads.')
+    completions_time: float = seconds('Seconds spent in on_connect, on_written, on_drain, on_close and the like.')
 
-    # A list that the loop counts in; in a snapshot a tuple.
-    timer_lag: Any = other('Timers that were late by less than Stats.lag_bounds seconds each.', 'timer_lag_seconds')
-    timer_lag_sum: float = other('Seconds that all fired timers together were late.', 'timer_lag_seconds')
+    # A list in the loop, a tuple in a snapshot.
+    timer_lag: Any = other(
+        'Timers fired, by how late they were; the bounds are in Stats.lag_bounds.', 'timer_lag_seconds'
+    )
+    timer_lag_sum: float = other('Seconds by which all fired timers together were late.', 'timer_lag_seconds')
     # In the loop a dict: place -> [count, longest].
-    slow: Any = other('[place, count, longest] of the slowest 20 callbacks.', 'slow_callback_places')
+    slow: Any = other('Slow callbacks as [place, count, longest seconds], at most 20.', 'slow_callback_places')
 
     def __init__(self) -> None:
         for name in COUNTS + GAUGES:
@@ -135,7 +138,7 @@ class Counters(metaclass=Declared):
         self.slow = {}
 
     def count_slow(self, place: str, seconds: float) -> None:
-        """A callback written at `place` was slow. Of more than SLOW_PLACES, the rarest is forgotten."""
+        """Count a slow callback that is written at `place`. With more than SLOW_PLACES, the rarest is forgotten."""
         known = self.slow.get(place)
         if known is not None:
             known[0] += 1

@@ -1,8 +1,8 @@
-"""Descriptors of others: pipes, foreign sockets, inotify, whatever a selector can wait for.
+"""Descriptors that belong to the user: pipes, sockets of other libraries, inotify, anything that a selector can watch.
 
-Owns the interest in a descriptor, never the descriptor: it is not read, not written and not closed here. Knows nothing
-of what it is for. The rule: before the user is called it is asked whether the descriptor is still open, since a poll
-goes on reporting one that was closed behind our back, and epoll does while a copy of it lives.
+A descriptor is only watched here, never read, written or closed. Before each call of the user's function the kernel is
+asked whether the descriptor is still open and ready: epoll goes on reporting one that other code has closed while a
+copy of it exists, and `poll` reports a closed one too.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ WANTS = {0: 'nothing', READ: 'READ', WRITE: 'WRITE', READ | WRITE: 'READ|WRITE'}
 
 
 class Descriptor(Handle):
-    """A watched descriptor, as returned by `watch_fd`; `close` ends the watch and leaves the descriptor open."""
+    """A watched descriptor, as returned by `watch_fd`. `close` ends the watch and leaves the descriptor open."""
 
     __slots__ = ('_fd', '_file', 'args', 'fn')
 
@@ -39,7 +39,7 @@ class Descriptor(Handle):
         self.since: float = loop.now
         self.fn: Callable[..., object] | None = fn
         self.args: tuple[Any, ...] = args
-        self._file = file  # held, so that a forgotten socket object is not closed under our feet
+        self._file = file  # keeps the user's object alive, so that its descriptor is not closed while we watch it
         self._fd = _number(file)
         _check_events(events)
         try:
@@ -60,17 +60,23 @@ class Descriptor(Handle):
         if type(self._file) is int:
             return self._file
         try:
-            # A file object that was opened again has another number, which may be registered for another handle.
+            # If the user reopened the object, it has another number, which another handle may have registered.
             return self._fd if _number(self._file) == self._fd else -1
         except (MemoryError, RecursionError):
             raise
         except Exception:
-            return -1  # closed by its owner; a library's object may raise anything then
+            return -1  # its owner has closed it; objects of other libraries may raise anything then
 
     def set_events(self, events: int) -> None:
-        """Change what is waited for: READ, WRITE, both, or 0 for nothing.
+        """Change what is waited for.
 
-        Raises `HandleClosed` after `close`, `ReactorError` when another handle watches the descriptor meanwhile.
+        Args:
+            events: `reactor.READ`, `reactor.WRITE`, both, or 0 for nothing.
+
+        Raises:
+            ValueError: `events` is something else.
+            HandleClosed: The watch has ended.
+            ReactorError: Another handle watches the descriptor now, or called in another thread than the loop's.
         """
         self.loop.guard.check_thread()
         _check_events(events)
@@ -85,7 +91,7 @@ class Descriptor(Handle):
     def close(self) -> None:
         self.loop.guard.check_thread()
         if self.fn is not None:
-            self.loop.watchers.remove(self)  # first, as it may find no memory or stack
+            self.loop.watchers.remove(self)  # first, because memory or stack may run out in it
             self._file = -1
             self.fn, self.args = None, ()
 
@@ -96,7 +102,7 @@ class Descriptor(Handle):
         self._ready(WRITE)
 
     def handle_failed(self, exc: Exception) -> None:
-        self.close()  # what it did not read is ready again at once, and so would be the exception
+        self.close()  # bytes that `fn` did not read are ready again at once, and `fn` would raise again
 
     def handle_lost(self, exc: Exception) -> None:
         log('warning', '%s', exc)
@@ -106,7 +112,7 @@ class Descriptor(Handle):
 
     def waits_for(self) -> str:
         waits = {0: 'set_events()', READ: 'input', WRITE: 'room for output', READ | WRITE: 'input or room for output'}
-        return waits.get(self.events, 'its end')  # there was no memory to watch it
+        return waits.get(self.events, 'its end')  # UNHEARD: memory ran out while it was changed
 
     def __repr__(self) -> str:
         if self.closed:
@@ -122,12 +128,12 @@ class Descriptor(Handle):
         if readiness == ONLY_ERROR:
             before = kernel.received_memory(self._fd)
             fn(self, event, *self.args)  # type: ignore[misc]
-            if self.events and kernel.received_memory(self._fd) == before:  # it has left the error where it is
+            if self.events and kernel.received_memory(self._fd) == before:  # `fn` has not read the error queue
                 loop.spins.no_progress(self)
         elif readiness:
-            fn(self, event, *self.args)  # type: ignore[misc]  # who is closed wants nothing, and is not called
+            fn(self, event, *self.args)  # type: ignore[misc]  # not None: a closed handle wants no events
         else:
-            loop.spins.no_progress(self)  # the report was about another descriptor, or is over
+            loop.spins.no_progress(self)  # the event was for another descriptor, or is no longer true
 
 
 def _number(file: Any) -> int:

@@ -1,10 +1,11 @@
-"""What becomes of an exception that a callback raised, and of a call that found no memory or stack, `loop.failures`.
+"""What happens to an exception that a callback raised, and to a call that ran out of memory or stack, `loop.failures`.
 
-- An exception goes to `on_error` of its handle, to the callable `catch_errors`, or to the log, or it leaves `run`.
-- Where memory or stack ran out before a callback was reached, the call goes back to the head of its queue: see `retry`.
-- A handle that could not go on in its own methods waits in `starved`, and the next turn begins with it.
+- An exception is passed to `on_error` of its handle or to the callable `catch_errors`, or it is logged, or it leaves
+  `run`.
+- When memory or stack ran out before a callback was reached, the call goes back to the head of its queue: see `retry`.
+- A handle that ran out of memory or stack in its own methods is put into `starved`, and the next turn begins with it.
 
-A reserve of memory is released when memory has run out, because logging an error and ending a connection take some.
+A reserve of memory is released when memory has run out, because logging an error and closing a connection need some.
 """
 
 from __future__ import annotations
@@ -28,19 +29,19 @@ if TYPE_CHECKING:
     CatchErrors: TypeAlias = bool | Callable[[Exception, Handle | None], object]
 
 RESERVE = 2 << 20  # bytes
-RESERVE_RETRY = 0.1  # seconds between two attempts to have them back
-# What may run between a phase and a callback of the user.
+RESERVE_RETRY = 0.1  # seconds between two attempts to allocate it again
+# Packages and modules whose code may run between a phase and a callback of the user.
 OWN_PACKAGES = {'reactor', 'reactor.admission', 'reactor.kernel', 'reactor.loop', 'reactor.net', 'reactor.system'}
 OWN_MODULES = {'selectors', 'socket', 'ssl'}
 WRITTEN_IN_C = {BuiltinFunctionType, type}  # functions, methods, and the making of an object
 
 
 class Failures:
-    """Deals with the exceptions that the phases of one loop catch."""
+    """Handles the exceptions that the phases of one loop catch."""
 
     __slots__ = ('_completions', '_counters', '_reserve', '_timers', '_watchers', 'catch_errors', 'doorbell', 'starved')
 
-    doorbell: Handle  # of the loop, set when it is there: the completions of this object need a handle
+    doorbell: Handle  # the wakeup of the loop, set when it exists: the completions of this object need a handle
 
     def __init__(
         self,
@@ -51,17 +52,17 @@ class Failures:
         counters: Counters,
     ) -> None:
         self.catch_errors: CatchErrors = catch_errors
-        # Each handle that found no memory or stack, then its exception: nothing is allocated to note that. None when an
-        # exception has left a turn.
+        # Each handle that ran out of memory or stack, followed by its exception, so that noting one allocates no tuple.
+        # None stands for an exception that has left a turn.
         self.starved: deque[Any] = deque()
         self._watchers = watchers
         self._timers = timers
         self._completions = completions
         self._counters = counters
-        self._reserve: bytes | None = bytes(RESERVE)  # untouched, not even by zeros: address space, and no memory
+        self._reserve: bytes | None = bytes(RESERVE)  # never written to, so it is only address space
 
     def callback_failed(self, exc: Exception, handle: Handle | None) -> None:
-        """Deal with an exception in a user's callback. Without memory or stack for that, its handle fails anyway."""
+        """Handle an exception in a user's callback. Without memory or stack for that, the handle fails all the same."""
         if type(exc) is MemoryError:
             self._reserve = None
         try:
@@ -77,26 +78,26 @@ class Failures:
                 self._restore_reserve()
 
     def exit_callback_failed(self, exc: Exception) -> None:
-        """Report an exception of an exit callback. It never leaves `close`: the others have to run."""
+        """Report an exception of an exit callback. It never leaves `close`, because the other callbacks have to run."""
         self._counters.callback_errors += 1
         self._report(exc, None)
 
     def retry(self, exc: Exception, handle: Handle | None = None) -> None:
-        """Memory or stack ran out before the callback was reached. The call is at the head of its queue again.
+        """Memory or stack ran out before the callback was reached, and the call is at the head of its queue again.
 
-        The first time the reserve is released, and the call is made again. When there is none, and when it is the
-        stack, whose frames are those of the caller of `run`, `exc` leaves `run`: nothing is lost, and it can be called
+        The first time, the reserve is released and the call is repeated. When there is no reserve, or when it is the
+        stack (whose frames belong to the caller of `run`), `exc` leaves `run`. Nothing is lost, and `run` can be called
         again.
         """
         if type(exc) is RecursionError or self._reserve is None:
             raise exc
         self._reserve = None
         if handle is not None and handle.handle_exhausted(exc):
-            self._completions.popleft()  # it has failed instead
+            self._completions.popleft()  # the handle has failed, so the call is not repeated
         self._restore_reserve()
 
     def end_starved(self) -> None:
-        """Deal with the handles that found no memory or stack in the last turn: it was too late then to go on there."""
+        """Handle the failures of the last turn that could not be handled there, because memory or stack had run out."""
         starved = self.starved
         while starved:
             if starved[0] is None:
@@ -112,7 +113,7 @@ class Failures:
                 except BaseException as failure:
                     if failure is exc or not isinstance(failure, MemoryError | RecursionError):
                         starved.popleft()
-                        starved.popleft()  # it was passed on, and leaves `run` once
+                        starved.popleft()  # an exception leaves `run` only once
                     raise
             else:
                 handle.handle_exhausted(exc)
@@ -120,22 +121,22 @@ class Failures:
             starved.popleft()
 
     def _set_aside(self, handle: Handle) -> None:
-        # A completion, after those that give some memory back.
+        # A completion; earlier completions may have released some memory.
         try:
             self._reserve = bytes(RESERVE)
         except MemoryError:
             try:
                 self._timers.unreferenced_later(RESERVE_RETRY, self._set_aside, handle)
             except MemoryError:
-                pass  # it is tried again when the next callback finds no memory
+                pass  # it is tried again when a callback runs out of memory the next time
 
     def _restore_reserve(self) -> None:
-        """Have the reserve again, if it was released, when what happens now is over."""
+        """If the reserve was released, allocate it again after the present failure was handled."""
         if self._reserve is None:
             self._completions.append((self.doorbell, self._set_aside, ()))
 
     def _settle(self, exc: Exception, handle: Handle | None) -> None:
-        """One place decides what an exception in a user's callback does: see `catch_errors`."""
+        """Pass an exception of a user's callback on, as `catch_errors` says. No other place decides this."""
         self._counters.callback_errors += 1
         on_error = getattr(handle, 'on_error', None)
         if on_error is not None:
@@ -148,13 +149,13 @@ class Failures:
             raise exc
         try:
             self._report(exc, handle)
-        finally:  # KeyboardInterrupt and SystemExit leave a logger too, and the connection ends all the same
+        finally:  # even if KeyboardInterrupt or SystemExit leaves the logger, the connection has to end
             if handle is not None:
                 handle.handle_failed(exc)
             del exc  # its traceback may hold this frame
 
     def _report(self, exc: Exception, handle: Handle | None) -> None:
-        """Pass `exc` to the callable `catch_errors`, else log it."""
+        """Pass `exc` to the callable `catch_errors`, or else log it."""
         if callable(self.catch_errors):
             try:
                 self.catch_errors(exc, handle)
@@ -172,17 +173,17 @@ def _log(exc: Exception, handle: Handle | None) -> None:
 
 
 def _fail(handle: Handle, exc: Exception) -> None:
-    # A completion, when an exception of one of its callbacks could not be dealt with at once.
+    # A completion, for an exception of a callback that could not be handled at once.
     handle.handle_failed(exc)
 
 
 def called_user(exc: BaseException, fn: object = None) -> bool:
-    """Whether `exc`, which a phase has caught, came when code was reached that is not the reactor's own.
+    """Whether `exc`, which a phase has caught, was raised after code outside the reactor had been reached.
 
-    A function written in C has no frame that would show it. So when the phase was about to call one, `fn`, the error
-    is taken for its own: called again, it would fail again, for ever.
+    A function written in C has no frame that would show this. So if the phase was about to call such a function, `fn`,
+    the error is taken for that function's own error: called again, it would fail again, for ever.
 
-    It calls nothing, since it may have been the stack that ran out.
+    This function calls nothing, because the stack may have run out.
     """
     traceback = exc.__traceback__
     while traceback is not None:
@@ -190,7 +191,7 @@ def called_user(exc: BaseException, fn: object = None) -> bool:
         if '__name__' not in names or not (names['__package__'] in OWN_PACKAGES or names['__name__'] in OWN_MODULES):
             return True
         if names['__name__'] == Watchers.__module__:
-            return False  # what it calls is a selector, which may be the user's own
+            return False  # it calls a selector, whose class may be the user's own
         traceback = traceback.tb_next
     while type(fn) is functools.partial:
         fn = fn.func

@@ -1,6 +1,6 @@
-"""Who may call the loop now, `loop.guard`: no program once it is closed, and only the thread that runs it.
+"""Checks of calls to the loop, `loop.guard`: it must be open, and the caller in the thread that runs it.
 
-Only cold calls ask here. In debug mode every call does.
+Only methods that are called rarely check this. In debug mode every method does.
 """
 
 from __future__ import annotations
@@ -13,35 +13,35 @@ if TYPE_CHECKING:
 
 
 class Guard:
-    """Refuses calls to a loop that is closed, that another thread runs, or that another process owns."""
+    """Refuses calls to a loop that is closed, runs in another thread, or belongs to another process."""
 
     __slots__ = ('_kernel', '_pid', 'closed', 'thread')
 
     def __init__(self, kernel: Kernel) -> None:
         self._kernel = kernel
         self._pid = kernel.pid()
-        self.closed: bool = False  # with the loop
-        self.thread: int | None = None  # that runs the loop, None while it does not run
+        self.closed: bool = False  # set by `close` of the loop
+        self.thread: int | None = None  # the one that runs the loop, None while it does not run
 
     def check(self) -> None:
-        """HandleClosed when the loop is closed, ReactorError when another thread than the caller's runs it."""
+        """Raise HandleClosed when the loop is closed, ReactorError when it runs in another thread than the caller's."""
         if self.closed:
             raise HandleClosed('this reactor is closed; make a new one')
         self.check_thread()
 
     def check_thread(self) -> None:
-        """ReactorError when another thread than the caller's runs the loop."""
+        """Raise ReactorError when the loop runs in another thread than the caller's."""
         if self.thread is not None and self.thread != self._kernel.thread():
-            raise ReactorError('called from another thread than the one that runs it; use call_soon_threadsafe()')
+            raise ReactorError('called in another thread than the one that runs it; use call_soon_threadsafe()')
 
     def check_idle(self) -> int:
-        """Raise unless the loop can begin to run here: HandleClosed, else ReactorError. Returns the caller's thread."""
+        """Return the caller's thread, if the loop can begin to run in it. Raise HandleClosed or ReactorError if not."""
         if self.closed:
             raise HandleClosed('this reactor is closed; make a new one')
         if self.thread is not None:
             raise ReactorError(
-                'this reactor is running already: run, run_once and close cannot be called from its '
-                'callbacks, nor from another thread; use stop() or call_soon()'
+                'this reactor is running already: run, run_once and close cannot be called in its '
+                'callbacks, or in another thread; use stop() or call_soon()'
             )
         if self.forked():
             raise ReactorError('this reactor belongs to the process that forked this one; make a new one here')

@@ -1,8 +1,7 @@
-"""Idlers: what is called once in every turn.
+"""Idlers: callbacks that are called once in every turn.
 
-Owns the open idlers and the timer that brings them into each turn. Knows nothing of what they do. The rule: a loop
-without idlers does nothing for them, not even a test. With one, a timer that is due at once keeps the loop from
-sleeping; it fires in the timers phase and puts the idlers before all other calls of the soon phase that follows.
+A loop without idlers does nothing for them, not even a test. With one, a timer that is always due keeps the loop from
+sleeping. It fires in the timers phase and puts the idlers at the head of the soon phase that follows.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class Idler(Handle):
-    """A callback for every turn, as returned by `idle`; `close` ends it, also from inside the callback."""
+    """A callback that is called in every turn, as returned by `idle`. `close` ends it, also inside the callback."""
 
     __slots__ = ('_idlers', 'args', 'fn', 'queued')
 
@@ -34,7 +33,7 @@ class Idler(Handle):
         self.since: float = loop.now
         self.fn: Callable[..., object] | None = fn
         self.args: tuple[Any, ...] = args
-        self.queued: bool = False  # for the soon phase; an exception that left `run` may have come before it
+        self.queued: bool = False  # in the soon phase, perhaps since an earlier turn that an exception has left
         self._idlers = idlers
         loop.watchers.park(self)
 
@@ -50,13 +49,13 @@ class Idler(Handle):
             self.fn, self.args = None, ()
 
     def handle_turn(self) -> None:
-        """Called by the loop, once a turn."""
+        """Called by the loop, once in a turn."""
         self.queued = False
         if self.fn is not None:
             self.fn(*self.args)
 
     def waits_for(self) -> str:
-        return 'close(): it runs in every turn'
+        return 'close(): it is called in every turn'
 
     def __repr__(self) -> str:
         return '<Idler closed>' if self.closed else f'<Idler calls {name_of(self.fn)}>'
@@ -74,7 +73,7 @@ class Idlers:
         self._timer: Timer | None = None
 
     def add(self, fn: Callable[..., object], args: tuple[Any, ...]) -> Idler:
-        """Open one; it is called from the next turn on."""
+        """Open an idler, which is called from the next turn on."""
         idler = Idler(self._loop, self, fn, args)
         try:
             self._open[idler] = None
@@ -86,14 +85,14 @@ class Idlers:
         return idler
 
     def discard(self, idler: Idler) -> None:
-        """Forget one that was closed; without any the loop may sleep again."""
+        """Forget an idler that was closed. Without idlers the loop may sleep again."""
         self._open.pop(idler, None)
         if not self._open and self._timer is not None:
             self._timer.cancel()
             self._timer = None
 
     def _arm(self) -> None:
-        # The idlers themselves keep the loop running, or not.
+        # The idlers themselves decide whether the loop keeps running.
         self._timer = self._loop.timers.unreferenced_later(0, self._queue)
 
     def _queue(self) -> None:
@@ -101,4 +100,4 @@ class Idlers:
             if not idler.queued:
                 self._soon.appendleft((idler.handle_turn, ()))
                 idler.queued = True
-        self._arm()  # set in the timers phase, so it waits for the next turn. Last: all of this can be run again
+        self._arm()  # due in the next turn. Last, because all of this may be repeated when memory runs out

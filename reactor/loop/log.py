@@ -1,13 +1,12 @@
 """The log: logger `reactor` of the standard library, and how its messages name objects.
 
-Owns the way of a line to the logger. The rule: reporting an error never fails its caller. Neither the logger (a handler
-or filter that raises, a descriptor limit at which even importing `logging` fails, a closed standard error) nor what is
-reported (an object whose repr raises, an exception whose str raises) may turn one error into another. Only
-`KeyboardInterrupt` and `SystemExit` pass. So every line goes through `log`, and every foreign object in a message goes
-through `describe` or `name_of`.
+Reporting an error never fails its caller. A logger may raise, a descriptor limit may make even `import logging` fail,
+standard error may be closed, and the repr of an object or the str of an exception may raise: none of this turns one
+error into another. Only `KeyboardInterrupt` and `SystemExit` pass. So every line goes through `log`, and every foreign
+object in a message through `describe` or `name_of`.
 
-A program that has not imported `logging` has configured nothing either, so its lines go where logging's own last
-resort would send them, to standard error.
+A program that has not imported `logging` has not configured it either, so the logging module sends its lines to
+standard error.
 """
 
 from __future__ import annotations
@@ -15,34 +14,34 @@ from __future__ import annotations
 import functools
 import sys
 
-EPISODE = 60.0  # seconds without a trouble, after which it is logged again
-LONGEST = 1000  # characters of one object in a message; a repr may have any number
+EPISODE = 60.0  # seconds: a problem that occurs again after this long is logged again
+LONGEST = 1000  # characters of one object in a message
 
 
 def log(level: str, message: str, *args: object, exc: BaseException | None = None) -> None:
-    """Log `message % args` at `level` ('debug', 'warning', 'error'), with the traceback of `exc`, if any.
+    """Log `message % args` at `level` ('debug', 'warning', 'error'), with the traceback of `exc`, if there is one.
 
-    Arguments other than numbers are passed to the logger as the text that `describe` makes of them.
+    Arguments that are not numbers are passed to the logger as text, made by `describe`.
     """
     try:
         texts = tuple(arg if type(arg) in (int, float) else describe(arg) for arg in args)
         try:
             import logging
 
-            told = None if exc is None else (type(exc), exc, exc.__traceback__)  # logging asks whether it is true
-            getattr(logging.getLogger('reactor'), level)(message, *texts, exc_info=told)
+            info = None if exc is None else (type(exc), exc, exc.__traceback__)  # logging tests whether it is true
+            getattr(logging.getLogger('reactor'), level)(message, *texts, exc_info=info)
         except MemoryError:
             raise
         except Exception as failure:
             _print(f'{message % texts} (not logged: {describe(failure)})', exc)
     except Exception:
-        pass  # Nothing is left to report with. The caller goes on, which matters more than this line.
+        pass  # the line is lost; it matters more that the caller goes on
 
 
 def describe(value: object) -> str:
-    """Return the text of an exception or string, and the repr of anything else, for a message; never raises.
+    """Return text for a message: an exception or string as it is, the repr of anything else. Never raises.
 
-    Cut at LONGEST characters.
+    Cut to LONGEST characters.
     """
     try:
         text = str(value) if isinstance(value, str | BaseException) else repr(value)
@@ -52,7 +51,7 @@ def describe(value: object) -> str:
 
 
 def name_of(fn: object) -> str:
-    """Return the name of a callback as a person would look for it, module and qualified name; never raises."""
+    """Return the module and qualified name of a callback. Never raises."""
     try:
         while isinstance(fn, functools.partial):
             fn = fn.func
@@ -60,13 +59,13 @@ def name_of(fn: object) -> str:
         if type(name) is str:
             return describe(f'{module}.{name}')
     except Exception:
-        pass  # a callable object may have properties by these names, which raise
+        pass  # a callable object may have properties with these names, which raise
     return describe(fn)
 
 
 def _print(line: str, exc: BaseException | None) -> None:
     stderr = sys.stderr
-    if stderr is not None:  # as it is under pythonw; print() would write to standard output instead
+    if stderr is not None:  # it is None under pythonw; print() would write to standard output then
         print(line, file=stderr)
         if exc is not None:
             sys.__excepthook__(type(exc), exc, exc.__traceback__)

@@ -1,17 +1,17 @@
 """The loop: one turn after the other, until nothing is left to wait for.
 
-Owns the order in which things happen. Knows no transport and no protocol: a watcher is something with `handle_read`
-and `handle_write`. A turn has five phases, each a function of its own, so that a profile splits by phase:
+A turn has five phases. Each is a function of its own, so that a profile splits by phase:
 
-    _poll              wait in the selector, no longer than until the next timer; read the turn's clock once
-    _dispatch          tell each ready watcher, asking again what it wants right before each call
-    _run_timers        collect what is due, then run it; a timer set meanwhile waits for a later turn
-    _run_soon          the call_soon queue, as long as it was when the phase began, idlers at its head
-    _run_completions   on_written, on_drain, on_close ...: what has happened and was not told yet, in that order
+    _poll              wait in the selector, until the next timer at most; read the turn's clock once
+    _dispatch          call each ready watcher, and check right before each call which events it wants
+    _run_timers        collect the due timers, then run them; a timer set meanwhile waits for a later turn
+    _run_soon          the call_soon queue, as long as it was when the phase began, idlers first
+    _run_completions   on_written, on_drain, on_close ...: what has happened and was not reported yet, in order
 
-The rules: users are called from these phases and from nowhere else, so always on a fresh stack. What waits is taken
-from its queue before it is called, so an exception that leaves `run` loses nothing. And no frame that lives across
-`select` holds the last batch, whose connections would stay alive while the loop sleeps.
+Callbacks are called by these phases only, so always on a fresh stack. A call is taken from its queue before it is made,
+so an exception that leaves `run` loses nothing. No frame that lives across `select` holds the last batch of events,
+because the connections in it would stay alive while the loop sleeps. The loop knows no transport and no protocol: a
+watcher is an object with `handle_read` and `handle_write`.
 """
 
 from __future__ import annotations
@@ -47,29 +47,14 @@ if TYPE_CHECKING:
     from ..callbacks import CatchErrors
     from ..callbacks import Loop as Reactor
 
-LONGEST_WAIT = 86400.0  # seconds; selectors overflow on much more, and a turn a day costs nothing
+LONGEST_WAIT = 86400.0  # seconds; selectors overflow with much more, and a turn a day costs nothing
 
 
 class Loop(LoopAPI):
-    """A single-threaded event loop.
+    """A single-threaded event loop. `Reactor` is the loop that users have; its docstring describes both."""
 
-    selector      a new `selectors` selector, by default the best of the platform; the loop closes it
-    kernel        what stands for the operating system, for tests and simulation
-    catch_errors  True: an exception raised by a callback is logged with its traceback, and its connection, if it
-                  belongs to one without `on_error`, is aborted. Those of a listener's connections, which clients can
-                  cause at will, are logged once a second, and all counted. A callable `fn(exc, handle_or_None)` is
-                  called instead of the log. False: it leaves `run`.
-    slow_callback a number of seconds: a callback, or a whole turn, that takes as long is logged with the name and line
-                  of the callback, at most once a second, and counted
-    debug         check in every call that it comes from the loop's thread
-
-    It is also a context manager that closes itself. After `close`, each method that begins something (a call, a timer,
-    a connection, a look-up, a child) raises `HandleClosed`. One thread at a time; only `call_soon_threadsafe`, and
-    `trigger` of a notifier, may be called from others.
-    """
-
-    # CPython finds an attribute at once in a slot, and among up to 29 of an instance. The 30th, which may be a user's,
-    # makes all of them slow: 5 % of a request.
+    # CPython finds an attribute quickly in a slot, and in an instance dictionary with up to 29 entries. The 30th, which
+    # may be a user's, makes all of them slow: 5 % of a request.
     __slots__ = (
         '_blind_polls', '_main_error', '_select', '_slow', '_starved', '_stopping', '_turn_began', 'completions',
         'failures', 'now', 'spins', 'streams',
@@ -94,7 +79,7 @@ class Loop(LoopAPI):
         self.guard: Guard = Guard(kernel)
         self.streams: Streams = Streams()
         self._clock = kernel.clock
-        self._guarded = debug  # whether every call is checked: in debug mode, and once it is closed
+        self._guarded = debug  # whether every call is checked: in debug mode, and after `close`
         self._stopping = False
         self._main_error: Exception | None = None
         self._exit_callbacks: list[tuple[Callable[..., object], tuple[Any, ...]]] = []
@@ -102,7 +87,7 @@ class Loop(LoopAPI):
         self._turn_began = self.now = self._clock()
         self.counters: Counters = Counters()
         self.completions: deque[tuple[Handle, Callable[..., object], tuple[Any, ...]]] = deque()
-        this: Reactor = self  # type: ignore[assignment]  # handles are typed with what users find in their `loop`
+        this: Reactor = self  # type: ignore[assignment]  # users find a Reactor in `loop` of a handle
         own = selector is None
         selector = kernel.selector() if selector is None else selector
         self.watchers: Watchers = Watchers(kernel, selector)
@@ -113,12 +98,12 @@ class Loop(LoopAPI):
         self._timer = CheckedTimer if debug else Timer
         self._repeating_timer = CheckedRepeatingTimer if debug else RepeatingTimer
         self._select = self.watchers.selector.select
-        self._blind_polls = 0  # in a row that ended early and brought nothing
+        self._blind_polls = 0  # polls in a row that ended early without an event
         try:
             self._wakeup = Wakeup(this, kernel, self._soon)
         except BaseException:
             if own:
-                selector.close()  # no reference count does: the timers and their buckets refer to each other
+                selector.close()  # timers and buckets refer to each other, so reference counts would not close it
             raise
         self.failures.doorbell = self._wakeup
         self._signals = Signals(this, kernel, self._wakeup, self._soon)
@@ -132,14 +117,19 @@ class Loop(LoopAPI):
     # -- running
 
     def run(self, main: Callable[[Self], object] | None = None) -> bool:
-        """Run until nothing is left to wait for (returns True) or until `stop` (returns False).
+        """Run until nothing is left to wait for, or until `stop`. It can be called again.
 
-        main: called with the reactor in the first turn. An exception it raises leaves `run`, after that turn.
+        Args:
+            main: Called with the reactor in the first turn. An exception that it raises leaves `run`, after that turn.
 
-        Raises `ReactorError` when the loop runs already, `HandleClosed` after `close`. It can be called again.
-        Raises `OSError` when the selector fails as a whole and no watched descriptor is the reason, as when other code
-        has closed the selector's own descriptor: nothing can be waited for then. Nothing that waits is lost.
-        Ctrl-C raises `KeyboardInterrupt` between two callbacks, and nothing that waits is lost.
+        Returns:
+            True when nothing is left to wait for, False after `stop`.
+
+        Raises:
+            ReactorError: The reactor is running already.
+            HandleClosed: The reactor is closed.
+            OSError: The selector itself fails, for example because other code has closed its descriptor.
+            KeyboardInterrupt: Ctrl-C was pressed. It is raised between two callbacks, and nothing that waits is lost.
         """
         if main is not None:
             callback('main', main)
@@ -164,10 +154,18 @@ class Loop(LoopAPI):
             self._leave()
 
     def run_once(self, timeout: float | None = None) -> bool:
-        """Run one turn that waits at most `timeout` seconds (None: until something happens); for embedding.
+        """Run one turn, for embedding in another event loop. It does not wait when nothing is left to wait for.
 
-        Returns whether something is left to wait for, and False after `stop`. Never waits when nothing is left. Raises
-        as `run` does, TypeError for a timeout that is not a number, ValueError for NaN.
+        Args:
+            timeout: Most seconds to wait for something to happen. None: no limit.
+
+        Returns:
+            Whether something is left to wait for; False after `stop`.
+
+        Raises:
+            TypeError: `timeout` is not a number.
+            ValueError: `timeout` is NaN.
+            ReactorError, HandleClosed, OSError, KeyboardInterrupt: As `run`.
         """
         if timeout is not None and (type(timeout) not in (int, float) or timeout != timeout):
             timeout = number('timeout', timeout)
@@ -186,17 +184,22 @@ class Loop(LoopAPI):
             self._leave()
 
     def stop(self) -> None:
-        """Have `run` return at the end of this turn; what is left to do waits for the next `run`."""
+        """Have `run` return False at the end of this turn. What is left to do waits for the next `run`."""
         if self._guarded:
             self.guard.check_thread()
         self._stopping = True
 
     def close(self) -> None:
-        """End it: exit callbacks run, the last added first, every handle is aborted and told, the selector is closed.
+        """Close the reactor. Closing twice does nothing.
 
-        The one call inside which callbacks run. Raises `ReactorError` from inside a callback. Closing twice does
-        nothing. In a fork of the process that made it, it gives back the signals, lets go of the selector and tells
-        nobody: what is open belongs to the other. There alone it may be called from a callback, the one that forked.
+        The exit callbacks run, the last one added first. Then every handle is aborted and its `on_close` is called,
+        inside this call. In a fork of the process that made the reactor no callback is called, because what is open
+        belongs to the parent: only signal handlers are restored and the selector is closed. There it may be called in a
+        callback.
+
+        Raises:
+            ReactorError: Called in a callback, in another thread while the reactor runs, or outside the main thread
+                while there are signal handlers.
         """
         if self.guard.closed:
             return
@@ -215,15 +218,15 @@ class Loop(LoopAPI):
             take_steps(steps)
         finally:
             self.guard.closed = self._guarded = True
-            if self.guard.forked():  # perhaps in the middle of a turn: what is ready is not ours to handle
+            if self.guard.forked():  # perhaps in the middle of a turn: the ready handles are the parent's
                 self.watchers.disown()
-            self._signals.release_wakeup()  # before the number of the doorbell is another's
+            self._signals.release_wakeup()  # before another file gets the number of the wakeup's descriptor
             self.timers.close()
             self._soon.clear()
             self._wakeup.calls.clear()
             self.completions.clear()
             self._starved.clear()
-            self.watchers.close()  # before the doorbell, see there
+            self.watchers.close()  # before the wakeup is closed: see `Watchers.close`
             self._wakeup.close()
             self._leave()
 
@@ -234,14 +237,14 @@ class Loop(LoopAPI):
         self.close()
 
     def timeout(self) -> float | None:
-        """How long the next turn may wait, in seconds: 0 when calls wait, None for as long as it likes."""
+        """Return how long the next turn may wait, in seconds: 0 when calls wait, None for no limit."""
         starved = self._starved
         if self._wakeup.calls or starved.count(None) < len(starved):
             return 0
         return self._wait()
 
     def _wait(self) -> float | None:
-        # LoopAPI of other threads ring, once they are queued: until then, turn after turn would find nothing to do.
+        # The calls of other threads do not count here. They wake the loop, and until then there would be nothing to do.
         if self._soon or self.completions or (self.timers.due and self.timers.has_due()):
             return 0
         deadline = self.timers.next_deadline()
@@ -254,7 +257,7 @@ class Loop(LoopAPI):
 
     def _turn(self, limit: float | None) -> None:
         counters, clock = self.counters, self._clock
-        if self._starved:  # what the last turn left over comes before what happens next
+        if self._starved:  # failures that the last turn left over come first
             self.failures.end_starved()
             self._run_completions(len(self.completions))
             limit = 0  # perhaps nothing is left to wait for
@@ -299,8 +302,8 @@ class Loop(LoopAPI):
         return ready
 
     def _look_for_spin(self, timeout: float | None) -> None:
-        # A descriptor that was closed behind our back while a copy of it lives is reported by epoll for ever, and
-        # `selectors` drops what it does not know: polls that end early with nothing. A new selector ends that.
+        # When other code closes a descriptor of which a copy exists, epoll reports it for ever, and `selectors` drops
+        # the event: such polls end early without events. A new selector ends that.
         if timeout is not None and self.now - self._turn_began + self.kernel.clock_step >= timeout:
             self._blind_polls = 0
             return
@@ -311,19 +314,19 @@ class Loop(LoopAPI):
             if self.watchers.selector is not old:
                 self._blind_polls = 0
                 self.spins.selector_replaced(self.now)
-            else:  # nothing can be done about it now: try again with each such poll, without using the processor
+            else:  # it cannot be replaced now: try again at the next such poll, and sleep meanwhile
                 self.kernel.sleep(BLIND_PAUSE)
 
     def _dispatch(self, ready: list[tuple[SelectorKey, int]]) -> None:
         signals = self._signals
         for key, mask in ready:
             if signals.interrupted:
-                signals.raise_interrupt()  # what is left of the batch is ready again next time
+                signals.raise_interrupt()  # the rest of the batch is reported again by the next poll
             watcher = key.data
             try:
                 if mask & watcher.events & READ:
                     watcher.handle_read()
-                if mask & WRITE and watcher.events & WRITE:  # asked again: the read may have closed it
+                if mask & WRITE and watcher.events & WRITE:  # checked again: the read may have closed it
                     watcher.handle_write()
             except (MemoryError, RecursionError) as exc:
                 self._starved.append(watcher)
@@ -339,19 +342,19 @@ class Loop(LoopAPI):
                 if signals.interrupted:
                     signals.raise_interrupt()
                 if not due:
-                    break  # one of them has forked and has closed the loop in the child
+                    break  # a callback has forked and closed the loop in the child
                 timer = due.popleft()
-                if moved and timer in moved:  # one of this very batch has moved it to a later turn
+                if moved and timer in moved:  # a callback of this batch has moved it to a later turn
                     self.timers.pass_over(timer)
                     continue
                 deadline = timer.deadline
                 if deadline is None:
-                    continue  # cancelled by one of this batch
+                    continue  # a callback of this batch has cancelled it
                 try:
                     timer.handle_due(now)
                     counters.timers_fired += 1
                     behind = now - deadline
-                    lag_sum += behind  # added up in here: an attribute for each timer costs 5 % of it
+                    lag_sum += behind  # a local variable: adding to an attribute costs 5 % of a timer
                     late = int(behind * 1024)
                     lag[min(late.bit_length(), LAG_BUCKETS - 1) if late else 0] += 1
                     timer.fn(*timer.args)  # type: ignore[misc]
@@ -362,7 +365,7 @@ class Loop(LoopAPI):
                     if timer.deadline is None:
                         timer.deadline = deadline
                         self.timers.pending += 1
-                    if timer.deadline == deadline:  # else it repeats, and has its next beat already
+                    if timer.deadline == deadline:  # else it repeats, and is set for its next call already
                         due.appendleft(timer)
                     self.failures.retry(exc)
                 except Exception as exc:
@@ -413,19 +416,19 @@ class Loop(LoopAPI):
         phases = self._dispatch, self._run_timers, self._run_soon, self._run_completions
         queues = self.timers.due, self._soon, self.completions
         self._slow = slow = SlowWatch(limit, self._clock, self.counters, phases, queues, Loop._run_main)
-        # On this object alone: the phases of every other loop stay what they are.
+        # Only on this object: other loops keep their own phases.
         vars(self).update(slow.phases())
 
     def _enter(self, sleeps: bool = True) -> None:
-        thread = self.guard.check_idle()  # first: from `enter` on, nothing may fail before the `try` with `_leave`
-        self._signals.enter(sleeps)  # before anything is changed: from here on Ctrl-C is raised between callbacks only
+        thread = self.guard.check_idle()  # first: after `enter` nothing may fail before the `try` with `_leave`
+        self._signals.enter(sleeps)  # from here on Ctrl-C is raised between callbacks only, so before any state changes
         self.guard.thread = thread
 
     def _leave(self) -> None:
-        # What `main` raised waits for the next call when another exception has left this one in the same turn.
+        # If another exception left this call in the same turn, that of `main` is raised by the next call.
         self._stopping = self._main_error is not None
         self.guard.thread = None
-        self._signals.leave()  # last: from here on Ctrl-C is raised wherever we are
+        self._signals.leave()  # last: from here on Ctrl-C is raised anywhere
 
     def _run_main(self, main: Callable[[Any], object]) -> None:
         try:
@@ -435,7 +438,7 @@ class Loop(LoopAPI):
             self._stopping = True
 
     def _is_over(self, exc: BaseException) -> bool:
-        """Whether a callback has forked and closed this loop in the child: its phase then finds its queue empty."""
+        """Whether a callback has forked and closed this loop in the child, so that its phase finds an empty queue."""
         return self.guard.closed and type(exc) is IndexError
 
     def _raise_main_error(self) -> None:
@@ -444,4 +447,4 @@ class Loop(LoopAPI):
             try:
                 raise exc
             finally:
-                del exc  # its traceback has this frame
+                del exc  # its traceback refers to this frame

@@ -1,8 +1,8 @@
-"""Notifiers: a callback in the loop that any thread may ask for.
+"""Notifiers: a callback in the loop that any thread may trigger.
 
-Owns the flag that makes many requests one call. Knows nothing of what is called. The rule: the flag goes up before the
-call is queued and down before the callback runs, so a `trigger` is answered by a call that begins after it, and never
-lost. Two threads that raise it at once may queue twice; the second of them finds it down and does nothing.
+A flag makes several triggers one call. It is set before the call is queued, and cleared before the callback runs, so
+each `trigger` is followed by a call that begins after it. When two threads set the flag at the same time, two calls may
+be queued; the second finds the flag cleared and does nothing.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 
 
 class Notifier(Handle):
-    """A wake-up of the loop, as returned by `notifier`; `trigger` may be called from any thread and signal handler.
+    """Wakes the loop, as returned by `notifier`. `trigger` may be called in any thread and signal handler.
 
-    With `once` it closes itself before its first call; else it stays until `close`.
+    With `once` it closes itself before its first call, otherwise it stays until `close`.
     """
 
     __slots__ = ('_triggered', 'args', 'fn', 'once')
@@ -39,18 +39,20 @@ class Notifier(Handle):
         loop.watchers.park(self)
 
     def trigger(self) -> None:
-        """Have the callback called in the loop, soon; however often this is called before then, it is one call.
+        """Have the callback called in the loop, soon. Several triggers before the call cause one call.
 
-        Raises `HandleClosed` when it is closed, with `once` after its call; what a thread may run into at any time.
+        Raises:
+            HandleClosed: The notifier is closed. With `once` it closes itself before its call, so a thread must expect
+                this.
         """
         if self.fn is None:
-            raise HandleClosed('this notifier is closed; with once=True it closes itself when it has called')
+            raise HandleClosed('this notifier is closed; with once=True it closes itself before its first call')
         if not self._triggered:
             self._triggered = True
             try:
                 self.loop.call_soon_threadsafe(self.handle_trigger)
             except BaseException:
-                self._triggered = False  # Ctrl-C, too: with the flag up, no trigger would ever call again
+                self._triggered = False  # after Ctrl-C too: with the flag set, no later trigger would queue a call
                 raise
 
     def handle_trigger(self) -> None:

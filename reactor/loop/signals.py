@@ -1,11 +1,11 @@
-"""Signals, delivered as callbacks inside the loop.
+"""Signals, delivered as callbacks in the loop.
 
-Owns the signal handlers of a loop, a flag for each signal, and SIGINT while the loop runs. Knows nothing of turns. The
-rule: what runs in signal context sets a flag, rings the doorbell and touches nothing else; the callback runs in the
-loop, later. What is installed in the process, and how it is given back, is in `claims`.
+A Python signal handler may run in the middle of any code, so ours only sets a flag and wakes the loop. The callback of
+the user runs in the loop, later. How handlers are installed in the process and given back is in `claims.py`.
 
-Without a wakeup descriptor a signal does not end a `select` that waits: PEP 475 retries it. Others may take ours away,
-so the handler rings the doorbell as well. It runs before the retry, which then returns at once.
+Without a wakeup descriptor a signal does not end a `select` that waits, because Python retries the call (PEP 475).
+Other code may replace our descriptor, so our handler writes to the wakeup as well. It runs before the retry, which then
+returns at once.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ if TYPE_CHECKING:
     from .wakeup import Call, Wakeup
 
 _PACKAGE = __name__.rpartition('.')[0].rpartition('.')[0] + '.'
-# Whatever the user is called for, one of these functions is below it on the stack.
+# The functions that call the user: one of them is below each callback on the stack.
 _PHASES = {'_dispatch', '_run_timers', '_run_soon', '_run_completions', 'run_exit_callbacks'}
 # Modules of the standard library that are written in Python and that the reactor calls.
 _CALLED = {'logging', 'os', 'selectors', 'signal', 'socket', 'ssl', 'subprocess', 'threading'}
 
 
 class SignalHandler(Handle):
-    """A callback for a signal, as returned by `add_signal_handler`; `close` restores what was installed before."""
+    """A callback for a signal, as returned by `add_signal_handler`. `close` restores the handler from before."""
 
     __slots__ = ('_signals', 'args', 'claim', 'fn', 'signum')
 
@@ -61,7 +61,7 @@ class SignalHandler(Handle):
             self._signals.remove(self.signum)
 
     def handle_signal(self) -> None:
-        """Called in the loop after the signal came."""
+        """Called in the loop after the signal arrived."""
         if self.fn is not None:
             self.fn(*self.args)
 
@@ -73,7 +73,7 @@ class SignalHandler(Handle):
 
 
 class Signals:
-    """The signal handlers of one loop."""
+    """The signal handlers of one loop, and SIGINT while it runs."""
 
     __slots__ = (
         '_claim',
@@ -90,7 +90,7 @@ class Signals:
     )
 
     def __init__(self, loop: Loop, kernel: Kernel, wakeup: Wakeup, soon: deque[Call]) -> None:
-        self.interrupted: bool = False  # SIGINT came while the loop had it
+        self.interrupted: bool = False  # SIGINT arrived while the loop had its handler installed
         self._loop = loop
         self._kernel = kernel
         self._wakeup = wakeup
@@ -98,18 +98,18 @@ class Signals:
         self._handlers: dict[int, SignalHandler] = {}
         self._raised = bytearray(NSIG)
         self._in_run = False
-        self._holds_wakeup = False  # `run` needs it; each handler does, too
-        self._interrupts: InterruptClaim | None = None  # while the loop has SIGINT
+        self._holds_wakeup = False  # whether `run` needs the wakeup descriptor; each handler needs it too
+        self._interrupts: InterruptClaim | None = None  # installed while the loop runs
         self._claim = WakeupClaim(kernel, wakeup, self.give_back)
         wakeup.on_bytes = self.collect
         wakeup.on_replaced = self._claim.bell_replaced
 
     def add(self, signum: int, fn: Callable[..., object], args: tuple[Any, ...]) -> SignalHandler:
-        """Bind a callback, in place of an earlier one; OSError or ValueError for a signal that cannot be caught."""
+        """Set the callback for a signal. Raises OSError or ValueError for a signal that cannot be caught."""
         if not self._kernel.in_main_thread():
             raise ReactorError(
                 'add_signal_handler was called in another thread than the main one, or in a sub-interpreter; Python '
-                'takes handlers in the main thread of the main interpreter only: add it there'
+                'allows signal handlers in the main thread of the main interpreter only: add it there'
             )
         handler = self._handlers.get(signum)
         if handler is None:
@@ -125,7 +125,7 @@ class Signals:
         return handler
 
     def remove(self, signum: int) -> bool:
-        """Restore what was installed before; returns whether there was a handler of ours."""
+        """Restore the handler from before. Return whether there was a handler of this loop."""
         handler = self._handlers.get(signum)
         if handler is None:
             return False
@@ -144,25 +144,25 @@ class Signals:
         self._release_unneeded(self._holds_wakeup)
 
     def clear(self) -> None:
-        """Remove them all."""
+        """Remove all handlers."""
         for signum in list(self._handlers):
             self.remove(signum)
 
     def check_thread(self) -> None:
-        """ReactorError when there are handlers and the caller cannot remove them."""
+        """Raise ReactorError when there are handlers that the caller's thread cannot remove."""
         if self._handlers and not self._kernel.in_main_thread():
             raise ReactorError(
                 'signal handlers can be removed in the main thread only; call clear_signal_handlers() there first'
             )
 
     def enter(self, sleeps: bool) -> None:
-        """The loop begins to run: in the main thread SIGINT is raised between callbacks, and signals end its sleep."""
+        """The loop begins to run: in the main thread SIGINT raises between callbacks only, and signals wake it."""
         if self._kernel.in_main_thread():
             self.interrupted = False
-            self._take_interrupt()  # first: from here on no SIGINT is raised where it would leave half a state
+            self._take_interrupt()  # first: from here on no SIGINT is raised in the middle of our own code
             try:
                 self._in_run = True
-                if sleeps:  # else the flags are enough, and an embedder's run_once(0) costs a third less
+                if sleeps:  # else flags are enough, and run_once(0) costs a third less
                     self._holds_wakeup = True
                     self._claim.acquire()
             except BaseException:
@@ -172,55 +172,55 @@ class Signals:
     def _take_interrupt(self) -> None:
         kernel = self._kernel
         found = living(kernel.getsignal(SIGINT))
-        # Another reactor has it when this one runs inside one of its callbacks: Ctrl-C is for the inner one then.
+        # When this loop runs inside a callback of another reactor, that one has SIGINT. Ctrl-C is then for this loop.
         if found is kernel.default_int_handler or type(found) is InterruptClaim:
             self._interrupts = InterruptClaim(kernel, SIGINT, self._interrupt)
             try:
                 self._interrupts.install()
             except OSError:
-                pass  # forbidden by a sandbox: then Ctrl-C is Python's, wherever it comes
+                pass  # a sandbox forbids it: then Python's own handler raises, wherever we are
 
     def release_wakeup(self) -> None:
-        """Give the wakeup descriptor back, as the first half of `leave`."""
+        """Give the wakeup descriptor back. This is the first half of `leave`."""
         if self._holds_wakeup:
             self._release_unneeded(False)
-            self._holds_wakeup = False  # last: where there was no memory for that, the next call does it
+            self._holds_wakeup = False  # last: if memory runs out before, the next call repeats it
 
     def _release_unneeded(self, by_run: bool) -> None:
         if not by_run and not self._handlers:
             self._claim.release()
 
     def leave(self) -> None:
-        """The loop ends to run: undo `enter`, and raise what came too late to be raised between two callbacks."""
+        """The loop stops running: undo `enter`. Raise KeyboardInterrupt if SIGINT arrived after the last callback."""
         try:
             self.release_wakeup()
         finally:
             self._in_run = False
             interrupts, self._interrupts = self._interrupts, None
             if interrupts is not None:
-                interrupts.drop()  # last: from here on SIGINT is raised wherever we are
+                interrupts.drop()  # last: from here on SIGINT is raised anywhere
         if self.interrupted:
             self.raise_interrupt()
 
     def give_back(self) -> None:
-        """In a fork, perhaps in the middle of `run`: release everything that is installed in the process."""
+        """In a fork, perhaps in the middle of `run`: restore everything that is installed in the process."""
         self.interrupted = False
         self.clear()
         self.leave()
 
     def raise_interrupt(self) -> None:
-        """Called by the loop, between two callbacks, when `interrupted` is set."""
+        """Called by the loop between two callbacks when `interrupted` is set."""
         self.interrupted = False
         raise KeyboardInterrupt
 
     def collect(self, data: bytes) -> None:
-        """Called when the doorbell rang: queue the callback of each signal that was raised."""
+        """Called when the wakeup was rung: queue the callback of each signal whose flag is set."""
         raised = self._raised
         for signum, handler in self._handlers.items():
             if raised[signum]:
-                self._soon.append((handler.handle_signal, ()))  # first: it may find no memory
+                self._soon.append((handler.handle_signal, ()))  # first, because memory may run out
                 raised[signum] = 0
-        data = data.replace(b'\0', b'')  # our own doorbell
+        data = data.replace(b'\0', b'')  # bytes of our own wakeup; the others are numbers of signals
         if data:
             self._claim.pass_on(data)
 
@@ -233,7 +233,7 @@ class Signals:
             below(signum, frame)  # another reactor's
 
     def _interrupt(self, signum: int, frame: FrameType | None) -> None:
-        # The second time inside one callback the user means it.
+        # A second Ctrl-C inside the same callback interrupts it.
         if self.interrupted and _in_callback(frame):
             self.raise_interrupt()
         self.interrupted = True
@@ -245,10 +245,10 @@ class Signals:
 
 
 def _in_callback(frame: FrameType | None) -> bool:
-    """Whether this is the user's code, and no frame of ours lies between it and the callback that we called.
+    """Whether `frame` is the user's code, with no frame of ours between it and the callback that we called.
 
-    A frame of ours would be left half done by an exception, and so would a function of the standard library that we
-    called: that of a selector, which then knows a descriptor that the kernel does not.
+    An exception would leave a frame of ours half done, and likewise a function of the standard library that we called:
+    a selector, for example, would know a descriptor that the kernel does not.
     """
     called = None
     while frame is not None and not _is_ours(frame):
@@ -261,7 +261,7 @@ def _in_callback(frame: FrameType | None) -> bool:
         if frame.f_code.co_name in _PHASES:
             return True
         frame = frame.f_back
-    return False  # the user has called us
+    return False  # the user's code has called us
 
 
 def _is_ours(frame: FrameType) -> bool:

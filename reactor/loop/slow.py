@@ -1,10 +1,8 @@
-"""Slow callbacks, found by name: `Reactor(slow_callback=seconds)`.
+"""Slow callbacks, reported with name and line: `Reactor(slow_callback=seconds)`.
 
-Owns the timing of single callbacks and of whole turns, and what is said about them. Knows neither loop nor transport:
-it is given the phases of the turn and their queues, and runs them one item at a time. The rule: it costs nothing when
-it is off, because then the phases are called as they are.
-
-Many short callbacks in one turn block a loop as much as a long one, so a turn is judged as a whole too.
+The phases of a turn are run one item at a time, and each item is timed. When this is off it costs nothing, because the
+phases are called directly. Many short callbacks in one turn block a loop as much as a long one, so the whole turn is
+timed too.
 """
 
 from __future__ import annotations
@@ -26,11 +24,11 @@ if TYPE_CHECKING:
     Phase: TypeAlias = Callable[[int], None]
     Phases: TypeAlias = tuple[Callable[[Any], None], Phase, Phase, Phase]
 
-REPORT_INTERVAL = 1.0  # seconds between two lines; all are counted
+REPORT_INTERVAL = 1.0  # seconds between two lines in the log; all slow callbacks are counted
 
 
 class SlowWatch:
-    """Stands between the turn and its phases, and reports what takes `limit` seconds or longer."""
+    """Runs the phases of a turn, and reports callbacks and turns that take `limit` seconds or longer."""
 
     def __init__(
         self,
@@ -51,7 +49,7 @@ class SlowWatch:
         self._callbacks = 0  # in this turn
 
     def phases(self) -> dict[str, Any]:
-        """What the turn is to call in place of its own phases, by name."""
+        """Return the functions that the turn calls in place of its own phases, by name."""
         return {
             '_dispatch': self.dispatch,
             '_run_timers': self.run_timers,
@@ -60,7 +58,7 @@ class SlowWatch:
         }
 
     def dispatch(self, ready: list[Any]) -> None:
-        """The dispatch phase, one event at a time."""
+        """Run the dispatch phase, one event at a time."""
         for event in ready:
             watcher = event[0].data
             fn = callback_of(watcher, watcher.handle_read)
@@ -69,7 +67,7 @@ class SlowWatch:
             self._judge('dispatch', began, fn)
 
     def run_timers(self, count: int) -> None:
-        """The timers phase, one timer at a time."""
+        """Run the timers phase, one timer at a time."""
         for _ in range(count):
             if not self._due:
                 break
@@ -78,16 +76,16 @@ class SlowWatch:
             self._judge('timers', began, fn)
 
     def run_soon(self, count: int) -> None:
-        """The soon phase, one call at a time."""
+        """Run the soon phase, one call at a time."""
         for _ in range(count):
             if not self._soon:
-                break  # one of them has forked and has closed the loop in the child
+                break  # a callback has forked and closed the loop in the child
             fn, began = self._behind(*self._soon[0]), self._clock()
             self._run_soon(1)
             self._judge('soon', began, fn)
 
     def run_completions(self, count: int) -> None:
-        """The completions phase, one at a time."""
+        """Run the completions phase, one completion at a time."""
         for _ in range(count):
             if not self._completions:
                 break  # as above
@@ -106,7 +104,7 @@ class SlowWatch:
         return args[0] if fn.__func__ is self._run_main else fn
 
     def judge_turn(self, seconds: float) -> None:
-        """Called at the end of each turn with the time it took, the wait in the selector apart."""
+        """Called at the end of each turn with its duration in seconds, without the wait in the selector."""
         callbacks, self._callbacks = self._callbacks, 0
         if seconds >= self._limit:
             self._counters.slow_turns += 1
@@ -128,12 +126,12 @@ class SlowWatch:
             log('warning', '%s', line)
 
 
-# A user's callable may be any object: to ask it for an attribute, or whether it is true, may raise or never end. So
-# `_behind` and `where` look at its type first.
+# A user's callable may be any object: reading an attribute of it, or testing whether it is true, may raise or never
+# return. So `_behind` and `where` check its type first.
 
 
 def callback_of(handle: Any, method: Any) -> object:
-    """Return the user's callback that a function, which is about to be called, leads to; else the function."""
+    """Return the user's callback to which `method`, which is about to be called, leads; if there is none, `method`."""
     for name, callback in handle.leads_to:
         fn: object = getattr(handle, callback) if name == method.__name__ else None
         if fn is not None:
@@ -142,7 +140,7 @@ def callback_of(handle: Any, method: Any) -> object:
 
 
 def where(fn: object) -> str:
-    """Return where a callback is written: module, qualified name and line."""
+    """Return where a callback is defined: module, qualified name and line."""
     name = name_of(fn)
     while issubclass(type(fn), functools.partial):
         fn = fn.func  # type: ignore[attr-defined]

@@ -1,8 +1,7 @@
-"""Spins: handles and selectors that are ready turn after turn, while nothing can be done, `loop.spins`.
+"""Finds and stops busy loops, `loop.spins`: a handle or selector is ready in every turn, but makes no progress.
 
-A handle that is dispatched and can do nothing reports that here. Once, that is nothing. In STALLED turns in a row it
-would be a spin, so the handle is parked for a moment, counted, and logged once per episode. Progress is not counted,
-so it costs nothing.
+A handle that was dispatched and could do nothing reports that here. When it does so in STALLED turns in a row, it is
+parked for a moment, counted, and logged once per episode. Progress is not recorded, so it costs nothing.
 """
 
 from __future__ import annotations
@@ -19,29 +18,29 @@ if TYPE_CHECKING:
     from .timers import Timer, TimerHeap
     from .watcher import Handle, Watchers
 
-STALLED = 50  # dispatches of a handle in consecutive turns, each without progress, before it is parked for a moment
-STALLED_AGAIN = 10  # of a handle that was parked before: something is wrong with it, and it makes progress in between
-MOMENT, LONGEST_MOMENT = 0.01, 0.25  # seconds; doubled while it goes on, so that it costs less than 1 % of a core
-MOST_STALLS = 1000  # remembered at once; above that, those that are over are forgotten
-BLIND_PAUSE = 0.02  # seconds to block after such a poll while the selector cannot be replaced
-BLIND_POLLS = 20  # polls in a row that ended early without a report, before the selector is taken for broken
+STALLED = 50  # dispatches without progress, in consecutive turns, before a handle is parked for a moment
+STALLED_AGAIN = 10  # the same for a handle that was parked before, and has made progress since
+MOMENT, LONGEST_MOMENT = 0.01, 0.25  # seconds; doubled each time: a stalled handle costs less than 1 % of a core
+MOST_STALLS = 1000  # remembered at once; beyond that, those that are over are forgotten
+BLIND_POLLS = 20  # polls in a row that ended early without an event, before the selector is replaced
+BLIND_PAUSE = 0.02  # seconds to sleep after such a poll while the selector cannot be replaced
 
 
 class Stall:
-    """What is remembered of a handle that was dispatched without making progress."""
+    """What is remembered about a handle that was dispatched without making progress."""
 
     __slots__ = ('delay', 'parked_at', 'row', 'timer', 'turn')
 
     def __init__(self) -> None:
         self.row: int = 0  # dispatches without progress, in consecutive turns
-        self.turn: int = -1  # of the last one, or in which the handle was watched again
-        self.delay: float = MOMENT  # for how long it is parked next, in seconds
-        self.parked_at: float = -EPISODE  # the clock when it was parked last
+        self.turn: int = -1  # the turn of the last one, or in which the handle was watched again
+        self.delay: float = MOMENT  # how long it is parked next time, in seconds
+        self.parked_at: float = -EPISODE  # when it was parked last, by the loop's clock
         self.timer: Timer | None = None  # pending while it is parked
 
 
 class Spins:
-    """The handles of one loop that made no progress lately."""
+    """The handles of one loop that made no progress lately, and its selector."""
 
     __slots__ = ('_counters', '_kernel', '_replaced_at', '_timers', '_watchers', 'stalls')
 
@@ -51,14 +50,14 @@ class Spins:
         self._timers = timers
         self._counters = counters
         self.stalls: dict[Handle, Stall] = {}
-        self._replaced_at = -EPISODE  # the clock when the selector was replaced last
+        self._replaced_at = -EPISODE  # when the selector was replaced last, by the loop's clock
 
     def no_progress(self, handle: Handle) -> None:
-        """Called by a handle that was dispatched and found nothing that it could do.
+        """Called by a handle that was dispatched and could do nothing.
 
-        A handle that is parked for it keeps its `events`. While it is parked, epoll's report of a descriptor that was
-        closed by other code reaches no handle at all, which has the loop replace the selector; then nothing is wrong
-        any more.
+        A handle that is parked for this keeps its `events`. If other code has closed a descriptor that epoll still
+        reports, no handle gets the event while it is parked. The loop then replaces the selector, which ends the
+        problem.
         """
         if self.stalled(handle) and not self._watchers.is_parked(handle):
             readiness = self._kernel.readiness(handle.fileno(), handle.events)
@@ -66,9 +65,9 @@ class Spins:
             self._park(handle, self.stalls[handle], readiness)
 
     def stalled(self, handle: Handle) -> bool:
-        """Count a dispatch of `handle` without progress; whether it is the last of STALLED or more in a row.
+        """Count a dispatch of `handle` without progress. Return whether it is the last of STALLED or more in a row.
 
-        Only those without progress are counted: a turn that is missing ends the row.
+        Dispatches with progress are not counted, so a turn without a count ends the row.
         """
         turn = self._counters.loop_count
         stall = self.stalls.get(handle)
@@ -84,7 +83,7 @@ class Spins:
         return stall.row >= STALLED
 
     def resume_row(self, handle: Handle) -> None:
-        """A handle is watched again after a pause: without progress in the next turn, it is the same row."""
+        """A handle is watched again after a pause. A dispatch without progress in the next turn continues its row."""
         stall = self.stalls.get(handle)
         if stall is not None:
             stall.turn = self._counters.loop_count
@@ -96,23 +95,23 @@ class Spins:
             stall.timer.cancel()
 
     def selector_replaced(self, now: float) -> None:
-        """Count a selector that was replaced after BLIND_POLLS, and log it once per episode."""
+        """Count a selector that was replaced after BLIND_POLLS, and log that once per episode."""
         self._counters.stalls += 1
         if now - self._replaced_at >= EPISODE:
             log(
                 'warning',
-                'the selector returned early without a report %d times in a row, and was replaced; look for '
-                'code that closes descriptors which it does not own',
+                'the selector returned early without an event %d times in a row, and was replaced; look for '
+                'code that closes descriptors that it does not own',
                 BLIND_POLLS,
             )
         self._replaced_at = now
 
     def select_failed(self, exc: Exception, timeout: float | None) -> float | None:
-        """Deal with a `select` that raised: it fails as a whole for one descriptor that other code has closed.
+        """Handle a `select` that raised. One descriptor that other code has closed makes the whole call fail.
 
-        Returns the timeout of the poll, 0 when that says nothing about how long it should have taken. Raises OSError
-        when no watched descriptor is the reason. The selector is not replaced then: its number may be another file's
-        by now, which closing it would close.
+        Returns the timeout of the poll, or 0 if its duration means nothing. Raises OSError when no watched descriptor
+        is the reason. The selector is not replaced then, because its descriptor may be another file now, which
+        replacing it would close.
         """
         if self._watchers.evict_closed():
             return timeout
@@ -121,22 +120,22 @@ class Spins:
             raise OSError(
                 (exc.errno if isinstance(exc, OSError) else None) or errno.EBADF,
                 f'{type(selector).__name__}.select failed: {exc}; the loop cannot wait any more; look for code that '
-                'closes descriptors which it does not own, then close this reactor and make a new one',
+                'closes descriptors that it does not own, then close this reactor and make a new one',
             ) from None
-        # `select` of Windows does not wait for nothing: the doorbell alone was open, and it is parked.
+        # `select` on Windows fails when nothing is watched: only the wakeup was, and it is parked.
         self._kernel.sleep(BLIND_PAUSE if timeout is None else min(timeout, BLIND_PAUSE))
         return 0
 
     def _park(self, handle: Handle, stall: Stall, readiness: int) -> None:
         now = self._timers.clock()
         self._counters.stalls += 1
-        # When the kernel does not call it ready, others were faster: several processes that share a listener are woken
-        # by one client. That is no trouble, and must not cost them more than this moment.
+        # When the kernel says that the descriptor is not ready, another process was faster: one client wakes all
+        # processes that share a listener. That is not a fault, and must not cost them a longer pause.
         if readiness and now - stall.parked_at >= EPISODE:
             log(
                 'warning',
                 '%s was ready in %d turns in a row, and nothing could be received, sent or accepted. It is watched '
-                'again after a pause, which is doubled up to %g s. An unread error queue does that: read it with '
+                'again after a pause, which is doubled up to %g s. An unread error queue causes this: read it with '
                 'recvmsg(..., MSG_ERRQUEUE), or do not enable it (IP_RECVERR, SO_TIMESTAMPING)',
                 handle,
                 STALLED,
@@ -144,7 +143,7 @@ class Spins:
             )
         stall.parked_at = now
         if stall.timer is not None:
-            stall.timer.cancel()  # its user has asked for other events meanwhile, which ended the last moment early
+            stall.timer.cancel()  # `set_events` has ended the last pause early
         stall.timer = self._timers.later(stall.delay, Spins._watch_again, self, handle)
         stall.timer.unref()  # the handle itself keeps the loop running
         if readiness:

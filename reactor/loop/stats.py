@@ -1,4 +1,4 @@
-"""The snapshot of the counters that users get."""
+"""The snapshot of the counters that `stats` returns."""
 
 from __future__ import annotations
 
@@ -11,18 +11,23 @@ from .counters import COUNTS, GAUGES, LAG_BUCKETS, SLOW_PLACES, TIMES, Counters,
 class Stats(Counters):
     """A snapshot of a reactor's counters, as returned by `stats`.
 
-    Counts since the start, the gauges `incoming` and `outgoing` (connections open now), `timers` and `handles`
-    (pending and open now), and the seconds spent in each phase of the turn: `idle_time` is the time inside the
-    selector, waiting or not, and the others are named for their phase. `timer_lag` tells how late timers fired, the
-    truest sign of an overloaded loop: how many were late by less than `lag_bounds` seconds each, the last unbounded,
-    and `timer_lag_sum` by how many seconds all of them together. `slow` tells which callbacks were slow, with
-    `slow_callback=`: a list of [place, count, longest in seconds], the most frequent first, of at most 20 places.
+    Most attributes are counts since the start. `incoming`, `outgoing`, `timers` and `handles` say how many are open or
+    pending now. The attributes that end with `_time` are the seconds spent in each phase of the turn; `idle_time` is
+    the time inside the selector, waiting or not. COUNTERS.md explains each attribute.
+
+    Attributes:
+        timer_lag: How late timers fired, the truest sign of an overloaded loop: for each bound in `lag_bounds`, how
+            many timers were late by less than this many seconds, but not by less than the bound before. The last count
+            is unbounded.
+        timer_lag_sum: By how many seconds all fired timers together were late.
+        slow: With `slow_callback=`, the slow callbacks: lists of [place, count, longest in seconds], the most frequent
+            first, at most 20.
     """
 
     lag_bounds: tuple[Any, ...] = tuple(2**n / 1024 for n in range(LAG_BUCKETS - 1))
 
-    handles: int = other('Handles open now, connections among them.', 'handles')
-    timers: int = other('Timers pending now.', 'timers')
+    handles: int = other('Handles that are open, connections included.', 'handles')
+    timers: int = other('Timers that are pending.', 'timers')
 
     def __init__(self, counters: Counters, timers: int, handles: int) -> None:
         for name in COUNTS + GAUGES + TIMES:
@@ -34,7 +39,7 @@ class Stats(Counters):
         self.handles = handles
 
     def as_dict(self) -> dict[str, Any]:
-        """The same as a dictionary, for printing or sending."""
+        """Return the counters as a dict, for printing or sending."""
         return {name: getattr(self, name) for name in self.declared}
 
     def __repr__(self) -> str:
@@ -45,7 +50,7 @@ class Stats(Counters):
 
 
 def most_frequent(slow: Iterable[list[Any]]) -> list[list[Any]]:
-    """Places of slow callbacks as `Stats.slow` has them: in order, and no more than SLOW_PLACES."""
+    """Sort the places of slow callbacks as in `Stats.slow`, and cut the list to SLOW_PLACES."""
     return sorted(slow, key=_by_count_and_longest, reverse=True)[:SLOW_PLACES]
 
 

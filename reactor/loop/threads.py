@@ -1,8 +1,7 @@
-"""Blocking calls, run in a few threads and answered in the loop.
+"""Blocking calls that run in a few threads, and whose results are passed to the loop.
 
-Owns the queue of calls and the number of threads. Knows nothing of what is called. The rule: only the loop's thread
-changes state. A thread takes calls until the queue is empty and ends; all it touches is the queue and
-`call_soon_threadsafe`. So there is no lock, no idle thread, and nothing to shut down.
+Only the loop's thread changes state. A thread takes calls until the queue is empty, and ends. It touches nothing but
+the queue and `call_soon_threadsafe`. So there is no lock, no idle thread, and nothing to shut down.
 """
 
 from __future__ import annotations
@@ -20,13 +19,13 @@ if TYPE_CHECKING:
     from ..callbacks import Loop
     from ..kernel import Kernel
 
-THREADS = 4  # libuv's default; more would only help look-ups that wait for distant name servers
-QUEUE_LIMIT = 1000  # calls waiting for a thread
-RETRY = 0.01  # seconds before a thread without memory for its answer tries again
+THREADS = 4  # libuv's default; more would only help look-ups that wait for slow name servers
+QUEUE_LIMIT = 1000  # calls that wait for a thread
+RETRY = 0.01  # seconds before a thread that ran out of memory tries again
 
 
 class ThreadCall(Handle):
-    """A call in a thread, as returned by `run_in_thread`; `close` cancels it: `on_done` is not called then.
+    """A call in a thread, as returned by `run_in_thread`. `close` cancels it, and `on_done` is not called then.
 
     A call that has begun runs to its end, and its result is dropped.
     """
@@ -68,7 +67,7 @@ class ThreadCall(Handle):
             try:
                 on_done(result, error)
             except (MemoryError, RecursionError):
-                self.on_done = on_done  # if it did not get as far as the user, the loop calls this method again
+                self.on_done = on_done  # if the user was not reached, the loop calls this method again
                 raise
 
     def waits_for(self) -> str:
@@ -79,7 +78,7 @@ class ThreadCall(Handle):
 
 
 class ThreadPool:
-    """At most THREADS daemon threads that live while there is work."""
+    """At most THREADS daemon threads, which exist while there is work."""
 
     __slots__ = ('_kernel', '_loop', '_queue', '_running', '_swept')
 
@@ -88,7 +87,7 @@ class ThreadPool:
         self._kernel = kernel
         self._queue: deque[ThreadCall] = deque()
         self._running = 0
-        self._swept = -1  # the turn in which cancelled calls were dropped last
+        self._swept = -1  # the last turn in which cancelled calls were dropped
 
     def submit(
         self,
@@ -96,10 +95,11 @@ class ThreadPool:
         args: tuple[Any, ...],
         on_done: Callable[[Any, BaseException | None], object] | None,
     ) -> ThreadCall:
-        """Queue a call; when QUEUE_LIMIT wait already or no thread can run it, `on_done` gets a `ReactorError`."""
+        """Queue a call. `on_done` gets a `ReactorError` if too many calls wait or no thread can be started."""
         call = ThreadCall(self._loop, fn, args, on_done)
         turn = self._loop.counters.loop_count
-        if len(self._queue) >= QUEUE_LIMIT and turn != self._swept:  # once a turn, whatever peers have it look up
+        # Once a turn, because peers may cause any number of look-ups.
+        if len(self._queue) >= QUEUE_LIMIT and turn != self._swept:
             self._swept = turn
             self._drop_cancelled()
         if len(self._queue) >= QUEUE_LIMIT:
@@ -109,12 +109,12 @@ class ThreadPool:
                 self._queue.append(call)
                 self._start_threads()
             except BaseException:
-                call.close()  # the caller gets the error, and the call is not made
+                call.close()  # the caller gets the exception, so the call must not be made
                 raise
         return call
 
     def _drop_cancelled(self) -> None:
-        # Threads take calls meanwhile: the queue may be shorter than it was, and each step is atomic.
+        # Threads take calls meanwhile, so the queue may get shorter. Each step is atomic.
         for _ in range(len(self._queue)):
             try:
                 call = self._queue.popleft()
@@ -128,7 +128,7 @@ class ThreadPool:
             try:
                 self._kernel.start_thread(self._work, f'reactor-{self._running + 1}')
                 self._running += 1
-            except RuntimeError as exc:  # the system has no more; those that run will take what waits
+            except RuntimeError as exc:  # no more threads can be started; those that run will take the calls
                 while not self._running and self._queue:
                     call = self._queue.popleft()
                     self._refuse(call, f'{exc}; {name_of(call.fn)} was not called')
@@ -137,8 +137,8 @@ class ThreadPool:
         self._loop.call_soon(call.handle_done, None, ReactorError(f'{why}: call it later'))
 
     def _work(self) -> None:
-        # In a thread. Where memory runs out, the step is done again later. A call that is taken is always answered, and
-        # the end of the thread is always reported: else it would count as running, and after four nothing would run.
+        # Runs in a thread. When memory runs out, the step is repeated later. The result of a call is always passed on,
+        # and the end of the thread always reported: otherwise it would count as running for ever.
         call: ThreadCall | None = None
         fn: Callable[..., Any] | None = None
         starved = False
@@ -154,24 +154,24 @@ class ThreadPool:
                         self._loop.call_soon_threadsafe(self._thread_ended)
                         return
                     result = error = None
-                    # In the opposite order to `close`, which may run now: with a function there are its arguments.
+                    # `close` may run now and clears them in the opposite order, so a function comes with its arguments.
                     args, fn = call.args, call.fn
                     if fn is None:
                         call = None
                         continue
                 if fn is not None:
-                    todo, fn = fn, None  # it is called once, whatever follows
+                    todo, fn = fn, None  # whatever happens next, it is called only once
                     try:
                         result = todo(*args)
                     except BaseException as exc:
                         error = exc
                     del todo, args
                 self._loop.call_soon_threadsafe(call.handle_done, result, error)
-                call = result = error = None  # nothing of a call outlives it here
+                call = result = error = None  # keep nothing of a finished call alive
             except MemoryError:
                 starved = True
             except ReactorError:
-                return  # the loop was closed meanwhile, and with it all of its calls
+                return  # the loop was closed meanwhile, and its calls with it
 
     def _thread_ended(self) -> None:
         self._running -= 1

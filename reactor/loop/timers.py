@@ -1,10 +1,11 @@
 """Timers: a heap of deadlines, and a dict that maps each deadline to the timers due then.
 
-A timer is pending while its `deadline` is not None, and due at a deadline only while it is found `at` it. So cancelling
-and moving touch no heap: a deadline without timers is dropped when it surfaces, or when half of the heap is such ones.
+A timer is pending while its `deadline` is not None. At a deadline it is due only if `at` has it there. So cancelling
+and moving a timer do not touch the heap. A deadline without timers is dropped when it reaches the top of the heap, or
+when half of the heap consists of such deadlines.
 
-Bare floats compare faster than any entry around them, and a timer is one object to the garbage collector instead of
-two. Timers of one deadline share it, in the order in which they came to it.
+Bare floats compare faster than tuples or objects, and a timer is one object for the garbage collector, not two. Timers
+with the same deadline are due in the order in which they got it.
 """
 
 from __future__ import annotations
@@ -24,14 +25,14 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from .counters import Counters
 
-COMPACT_ABOVE = 64  # a heap this small is not worth compacting
+COMPACT_ABOVE = 64  # entries; a smaller heap is not worth compacting
 
 
 class Timer:
     """A call in the future, as returned by `call_later` and `call_at`.
 
-    `deadline` is the loop's clock, in seconds, when it is due, None once it fired or was cancelled. Five slots and no
-    more: servers hold one for each connection. Made by `TimerHeap` alone, which fills it.
+    `deadline` is when it is due, in seconds of the loop's clock, and None after it has fired or was cancelled. It has
+    five slots and no more, because servers hold a timer for each connection. `TimerHeap` makes and fills it.
     """
 
     __slots__ = ('args', 'deadline', 'delay', 'fn', 'timers')
@@ -43,15 +44,15 @@ class Timer:
     timers: TimerHeap
 
     def cancel(self) -> None:
-        """Do not fire. The callback and its arguments are released now. Cancelling twice does nothing."""
+        """Do not fire. The callback and its arguments are released at once. Cancelling twice does nothing."""
         deadline = self.deadline
         if deadline is not None:
             timers = self.timers
             at = timers.at
-            pending = timers.pending - 1  # what may find no memory or stack comes before what changes something
+            pending = timers.pending - 1  # first the steps in which memory or stack may run out, then the changes
             if timers.unreferenced:
                 timers.unreferenced.discard(self)
-            if at.get(deadline) is self:  # nearly always: it is alone there
+            if at.get(deadline) is self:  # nearly always, because no other timer has this deadline
                 del at[deadline]
             else:
                 timers.leave(self)
@@ -64,28 +65,37 @@ class Timer:
             self.fn = self.args = None
 
     def reset(self, seconds: float | None = None) -> None:
-        """Fire `seconds` from now instead, by default the delay it was made with; also after it has fired.
+        """Fire `seconds` from now instead. Also possible after it has fired.
 
-        Raises `HandleClosed` after `cancel` and after `close` of the reactor, TypeError for what is not a number,
-        ValueError for NaN and infinity.
+        Args:
+            seconds: None: the delay with which the timer was made.
+
+        Raises:
+            HandleClosed: The timer was cancelled, or the reactor is closed.
+            TypeError, ValueError: `seconds` is not a finite number.
         """
         if self.fn is None:
             raise HandleClosed('this timer was cancelled and its callback released; make a new one')
         self.timers.move(self, self.timers.after(self.delay if seconds is None else number('seconds', seconds)))
 
     def ref(self) -> None:
-        """Let this timer keep `run` running again (the default). `ReactorError` in another thread than the loop's."""
+        """Let this timer keep `run` running again, which is the default.
+
+        Raises:
+            ReactorError: Called in another thread than the loop's.
+        """
         self.timers.ref(self)
 
     def unref(self) -> None:
-        """Let `run` end although this timer is pending. `ReactorError` in another thread than the loop's.
+        """Let `run` end although this timer is pending. After it has fired and was reset, it keeps `run` running again.
 
-        It holds until the timer has fired: one that is reset then keeps `run` running again.
+        Raises:
+            ReactorError: Called in another thread than the loop's.
         """
         self.timers.unref(self)
 
     def handle_due(self, now: float) -> None:
-        """Called by the loop right before the callback: it is pending no more."""
+        """Called by the loop right before the callback: the timer is no longer pending."""
         timers = self.timers
         if timers.unreferenced:
             timers.unreferenced.discard(self)
@@ -100,7 +110,7 @@ class Timer:
 
 
 class CheckedTimer(Timer):
-    """A timer that checks its caller's thread, for `Reactor(debug=True)`."""
+    """A timer that checks the caller's thread, for `Reactor(debug=True)`."""
 
     __slots__ = ()
 
@@ -114,24 +124,24 @@ class CheckedTimer(Timer):
 
 
 class RepeatingTimer(Timer):
-    """A call at a fixed rate, as returned by `call_every`; beats that were missed are skipped."""
+    """A call at a fixed rate, as returned by `call_every`. Calls that were missed are skipped."""
 
     __slots__ = ()
 
     def handle_due(self, now: float) -> None:
-        """Take the next beat that is still to come, before the callback: it may raise, cancel or reset."""
+        """Set the next deadline, before the callback: that may raise, cancel or reset the timer."""
         deadline: Any = self.deadline
         beats = (now - deadline) // self.delay + 1
-        if deadline + beats * self.delay <= now:  # as it is rounded: the one that is due now, a second time
+        if deadline + beats * self.delay <= now:  # rounding gave a deadline that is not in the future
             beats += 1
-        # An interval near the smallest float makes `beats` infinite.
+        # With an interval near the smallest float, `beats` is infinite.
         deadline = min(deadline + beats * self.delay, now + self.delay)
-        self.timers.insert(self, deadline)  # it stays pending all the while
+        self.timers.insert(self, deadline)  # it stays pending
         self.deadline: float | None = deadline
 
 
 class CheckedRepeatingTimer(CheckedTimer, RepeatingTimer):
-    """The same at a fixed rate."""
+    """A repeating timer that checks the caller's thread."""
 
     __slots__ = ()
 
@@ -140,31 +150,22 @@ class TimerHeap:
     """The timers of one loop, `loop.timers` (internal)."""
 
     __slots__ = (
-        'at',
-        'buckets',
-        'check_thread',
-        'clock',
-        'counters',
-        'due',
-        'heap',
-        'moved',
-        'pending',
-        'second',
+        'at', 'buckets', 'check_thread', 'clock', 'counters', 'due', 'heap', 'moved', 'pending', 'second',
         'unreferenced',
-    )
+    )  # fmt: skip
 
     def __init__(self, clock: Callable[[], float], counters: Counters, check_thread: Callable[[], None]) -> None:
         self.clock: Callable[[], float] = clock
         self.check_thread: Callable[[], None] = check_thread
         self.counters: Counters = counters
         self.buckets: Buckets = Buckets(clock, self.unreferenced_later)
-        self.second: int = 0  # a recent whole second of the clock, one object for all who stamp themselves with it
-        self.pending: int = 0  # timers that are to fire, in the heap or due
-        self.unreferenced: set[Timer] = set()  # those of them that do not keep the loop running
+        self.second: int = 0  # a recent whole second of the clock, one object shared as a time stamp
+        self.pending: int = 0  # how many timers will fire, in the heap or due
+        self.unreferenced: set[Timer] = set()  # the pending timers that do not keep the loop running
         self.heap: list[float] = []
-        self.at: dict[float, Any] = {}  # a timer, or an OrderedDict of those that share the deadline
+        self.at: dict[float, Any] = {}  # deadline -> its timer, or an OrderedDict if several share it
         self.due: deque[Timer] = deque()  # collected and not run yet
-        # How many entries of `due` are to be passed over, since their timer was moved when it had been collected.
+        # How many entries of `due` to skip for a timer, because it was moved after it had been collected.
         self.moved: dict[Timer, int] = {}
 
     def __len__(self) -> int:
@@ -180,7 +181,7 @@ class TimerHeap:
         timers, moved = [], self.moved.copy()
         for timer in self.due:
             if moved.get(timer):
-                moved[timer] -= 1  # this entry is to be passed over, and a later one may not
+                moved[timer] -= 1  # skip this entry; a later one may count
             elif timer.deadline is not None:
                 timers.append(timer)
         for _, entry in sorted(self.at.items(), key=itemgetter(0)):
@@ -188,14 +189,14 @@ class TimerHeap:
         yield from timers
 
     def add(self, kind: type[Timer], delay: float, fn: Callable[..., object], args: tuple[Any, ...]) -> Timer:
-        """A new timer, due `delay` seconds from now on a fresh clock; raises as `Loop.call_later`."""
+        """Make a timer that is due `delay` seconds from now, on a fresh clock. Raises as `call_later`."""
         exact = type(delay)
         if (exact is float or exact is int) and delay >= 0.0 and delay < FOREVER:  # a chain of two costs more
             deadline = self.clock() + delay
         else:
             delay = number('delay', delay)
             deadline = self.after(delay)
-        # The same lines as in `add_at`: a call less for each timer.
+        # These lines repeat `add_at`, which saves a call for each timer.
         timer = kind()
         timer.timers = self
         timer.deadline = deadline
@@ -217,7 +218,7 @@ class TimerHeap:
     def add_at(
         self, kind: type[Timer], deadline: float, delay: float, fn: Callable[..., object], args: tuple[Any, ...]
     ) -> Timer:
-        """A new timer, due at `deadline`."""
+        """Make a timer that is due at `deadline`."""
         timer = kind()
         timer.timers = self
         timer.deadline = None
@@ -228,11 +229,11 @@ class TimerHeap:
         return timer
 
     def later(self, seconds: float, fn: Callable[..., object], *args: Any) -> Timer:
-        """A timer of the reactor's own."""
+        """Make a timer for the reactor itself."""
         return self.add(Timer, seconds, fn, args)
 
     def unreferenced_later(self, seconds: float, fn: Callable[..., object], *args: Any) -> Timer:
-        """A timer of the reactor's own that does not keep the loop running."""
+        """Make a timer for the reactor itself that does not keep the loop running."""
         timer = self.add(Timer, seconds, fn, args)
         try:
             self.unreferenced.add(timer)
@@ -242,11 +243,11 @@ class TimerHeap:
         return timer
 
     def after(self, seconds: float) -> float:
-        """Return the deadline `seconds` from now, on a fresh clock; a delay below 0 is 0."""
+        """Return the deadline `seconds` from now, on a fresh clock. A delay below 0 counts as 0."""
         return self.clock() + (seconds if seconds > 0 else 0.0)
 
     def next_deadline(self) -> float | None:
-        """When the next pending timer is due, None without one."""
+        """Return when the next pending timer is due, None when there is none."""
         heap = self.heap
         while heap:
             if heap[0] in self.at:
@@ -255,14 +256,14 @@ class TimerHeap:
         return None
 
     def collect(self, now: float) -> int:
-        """Move what is due at `now` to `due`, so that a timer set meanwhile waits for a later turn.
+        """Move the timers due at `now` to `due`, so that a timer set meanwhile waits for a later turn.
 
         Returns how many are due.
         """
         heap, at, due = self.heap, self.at, self.due
         while heap and heap[0] <= now:
             deadline = heap[0]
-            entry = at.get(deadline)  # removed only when it is in `due`: nothing is lost where there is no memory
+            entry = at.get(deadline)  # removed after it was added to `due`: nothing is lost if memory runs out
             if type(entry) is OrderedDict:
                 due.extend(entry)
                 del at[deadline]
@@ -273,7 +274,7 @@ class TimerHeap:
         return len(due)
 
     def has_due(self) -> bool:
-        """Whether a timer of a batch that an exception has left is still to run."""
+        """Whether `due` still has a timer to run, after an exception has left the timers phase."""
         due = self.due
         while due:
             timer = due[0]
@@ -285,7 +286,7 @@ class TimerHeap:
         return False
 
     def move(self, timer: Timer, deadline: float) -> None:
-        """`timer`, pending or not, is due at `deadline`. It is left as it was when there is no memory for it."""
+        """Make `timer`, pending or not, due at `deadline`. If memory runs out, it stays as it was."""
         was, pending = timer.deadline, self.pending + (timer.deadline is None)
         if was == deadline and self._put_last(timer):
             return
@@ -303,7 +304,7 @@ class TimerHeap:
         self.compact()
 
     def insert(self, timer: Timer, deadline: float) -> None:
-        """Have `timer` found at `deadline`. This order: a deadline at which nobody is found is dropped."""
+        """Enter `timer` at `deadline`. The heap comes first: a deadline in it without timers is simply dropped."""
         if deadline in self.at:
             self._share(deadline, timer)
         else:
@@ -311,7 +312,7 @@ class TimerHeap:
             self.at[deadline] = timer
 
     def leave(self, timer: Timer) -> bool:
-        """Take `timer`, which is pending, away from its deadline; returns whether it was still there."""
+        """Remove a pending `timer` from its deadline. Return whether it was still there."""
         deadline: Any = timer.deadline
         found = self.at.get(deadline)
         if found is timer:
@@ -325,21 +326,21 @@ class TimerHeap:
         return True
 
     def pass_over(self, timer: Timer) -> None:
-        """An entry of `due` was reached whose timer was moved."""
+        """Skip an entry of `due` whose timer was moved."""
         left = self.moved.pop(timer) - 1
         if left:
             self.moved[timer] = left
 
     def _put_last(self, timer: Timer) -> bool:
-        """Move `timer` after the others of its deadline; returns False when it was collected already."""
+        """Move `timer` behind the others with its deadline. Return False if it was already collected."""
         found = self.at.get(timer.deadline)  # type: ignore[arg-type]
         if type(found) is OrderedDict and timer in found:
-            found.move_to_end(timer)  # needs no memory, unlike taking it out and adding it again
+            found.move_to_end(timer)  # unlike removing and adding it, this needs no memory
             return True
         return found is timer
 
     def _withdraw(self, timer: Timer, new: float) -> None:
-        """Take `timer`, which is in the heap at `new` already, away from the deadline that it had until now."""
+        """Remove `timer`, which is already entered at `new`, from its previous deadline."""
         if timer.deadline == new or not self.leave(timer):
             self.moved[timer] = self.moved.get(timer, 0) + 1
 
@@ -366,12 +367,12 @@ class TimerHeap:
         return timer not in self.unreferenced
 
     def close(self) -> None:
-        """Cancel them all, and refuse those that fired before and are reset later."""
+        """Cancel all timers, and refuse a later reset of timers that have fired."""
         self.clear()
         self.__class__ = ClosedTimerHeap
 
     def clear(self) -> None:
-        """Cancel them all; for the end of the loop."""
+        """Cancel all timers, when the loop is closed."""
         for timer in list(self):
             timer.cancel()
         self.heap.clear()
@@ -381,7 +382,7 @@ class TimerHeap:
         self.buckets.clear()
 
     def compact(self) -> None:
-        """Drop the deadlines that nobody has any more when they are half of the heap: O(1) for each of them."""
+        """Drop the deadlines without timers when they are half of the heap: O(1) for each of them."""
         heap, at = self.heap, self.at
         if not at:
             heap.clear()
@@ -391,7 +392,7 @@ class TimerHeap:
 
 
 class ClosedTimerHeap(TimerHeap):
-    """That of a closed reactor: a class of its own, so that an open one does not have to ask."""
+    """The class of the heap after `close`, so that an open heap needs no test."""
 
     __slots__ = ()
 

@@ -1,8 +1,8 @@
-"""The wakeup: what lets threads and signals reach a loop that sleeps in its selector.
+"""The wakeup: how threads and signals reach a loop that sleeps in its selector.
 
-Owns a socketpair and the queue of calls from other threads. Knows nothing of what they do. The rule: a byte in the
-socket is only a doorbell. The truth is kept elsewhere (the queue, the flag of each signal), so a full socket loses
-nothing, and one byte serves however many calls wait. So it can also be replaced, when somebody else has closed it.
+It is a socketpair, of which the loop watches one end, and a queue of calls from other threads. A byte in the socket is
+only a doorbell. What is to be done stands elsewhere (the queue, the flag of each signal), so one byte serves any number
+of calls, and a full socket loses nothing. So the sockets can also be replaced when other code has closed them.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ if TYPE_CHECKING:
     Call = tuple[Callable[..., object], tuple[Any, ...]]
 
 NO_MEMORY = {errno.ENOBUFS, errno.ENOMEM}
-RING_TRIES = 20  # a millisecond each, while the kernel has no memory for a byte
-REOPEN = 0.05  # seconds between two attempts to have another doorbell
-DOORBELL_BYTES = 4096  # read at once; what a flood of signals leaves behind is read in the next turn
+RING_TRIES = 20  # how often to retry, a millisecond apart, while the kernel has no memory for a byte
+REOPEN = 0.05  # seconds between two attempts to open new sockets
+DOORBELL_BYTES = 4096  # most bytes read in a turn; after many signals the rest is read in the next one
 
 
 class Wakeup(Handle):
@@ -51,13 +51,13 @@ class Wakeup(Handle):
     def __init__(self, loop: Loop, kernel: Kernel, soon: deque[Call]) -> None:
         self.loop = loop
         self.since: float = loop.now
-        self.calls: deque[Call] = deque()  # from other threads, in order
-        self.on_bytes: Callable[[bytes], None]  # called with what the doorbell said; `Signals` sets both
-        self.on_replaced: Callable[[], object]  # called when the descriptor of the bell is another one
+        self.calls: deque[Call] = deque()  # calls from other threads, in order
+        self.on_bytes: Callable[[bytes], None]  # called with the bytes that were read; `Signals` sets both
+        self.on_replaced: Callable[[], object]  # called when the bell has a new descriptor
         self._kernel = kernel
         self._soon = soon
         self._rung = False
-        self._replaced_at = -EPISODE  # the clock when the doorbell was replaced last
+        self._replaced_at = -EPISODE  # when the sockets were replaced last, by the loop's clock
         self._open()
 
     def _open(self) -> None:
@@ -76,7 +76,7 @@ class Wakeup(Handle):
         return self.sock.fileno()
 
     def bell_fileno(self) -> int:
-        """The descriptor to which signals write."""
+        """Return the descriptor to which signals write."""
         return self._bell.fileno()
 
     @property
@@ -93,26 +93,27 @@ class Wakeup(Handle):
             except (MemoryError, RecursionError):
                 if entry not in self.calls:
                     return  # the loop has taken it already
-                self.calls.remove(entry)  # the caller is told that it is not made
+                self.calls.remove(entry)  # the caller gets the exception, so the call must not be made
                 raise
 
     def ring(self) -> bool:
-        """Wake the loop, for a signal whose flag is set; returns False when it is woken already. Raises nothing."""
+        """Wake the loop, for a signal whose flag is set. Returns False when it was woken already. Never raises."""
         if self._rung:
             return False
         try:
             self._ring()
         except HandleClosed:
-            pass  # it sleeps no more
+            pass  # the loop is closed
         return True
 
     def _ring(self) -> None:
-        # The flag goes up before the byte and down before the queue is taken: whoever finds it up was queued in time.
+        # The flag is set before the byte is sent, and cleared before the queue is read. So a call that was queued while
+        # the flag was set is found.
         try:
             self._rung = True
             self._send_byte()
         except BaseException:
-            self._rung = False  # Ctrl-C: without the byte the flag would keep all others from ringing, for ever
+            self._rung = False  # after Ctrl-C: if the flag stayed set without a byte, nothing would wake the loop again
             raise
 
     def _send_byte(self) -> None:
@@ -120,9 +121,9 @@ class Wakeup(Handle):
             try:
                 self._bell.send(b'\0')
             except BlockingIOError:
-                pass  # full of signals' bytes, so it rings anyway
+                pass  # full of signals' bytes, which wake the loop anyway
             except OSError as exc:
-                if exc.errno in NO_MEMORY:  # not even for a byte; a bell that is not rung is a call that is never made
+                if exc.errno in NO_MEMORY:  # without this byte the call might never be made
                     if tries_left:
                         self._kernel.sleep(0.001)
                     else:
@@ -130,26 +131,26 @@ class Wakeup(Handle):
                     continue
                 if self.loop.guard.closed:
                     raise HandleClosed('this reactor is closed') from None
-                # Else somebody has closed it, and the loop looks at the queue when it replaces it.
+                # Otherwise other code has closed it. The loop will replace it, and read the queue then.
             return
 
     def _hang_up(self) -> None:
-        # The end of a stream takes no memory. The loop reads it, takes the calls, and replaces the doorbell.
+        # Ending the stream needs no memory. The loop reads end of file, makes the calls and replaces the sockets.
         self._hung_up = True
         try:
             self._bell.shutdown(SHUT_WR)
         except OSError:
-            pass  # it was closed by other code, which the loop finds out
+            pass  # other code has closed it, which the loop will notice
 
     def handle_read(self) -> None:
-        """Take the calls that wait, and let the signals tell which of them were raised."""
+        """Queue the calls that wait, and the callbacks of signals."""
         try:
             data = self.sock.recv(DOORBELL_BYTES)
         except BlockingIOError:
             self.loop.spins.no_progress(self)
             return
         except OSError as exc:
-            if exc.errno in NO_MEMORY:  # it is ready still
+            if exc.errno in NO_MEMORY:  # it is still ready
                 self.loop.spins.no_progress(self)
             else:
                 self.loop.watchers.evict(self)
@@ -157,12 +158,12 @@ class Wakeup(Handle):
         if data:
             self._take(data)
         else:
-            if not self._hung_up:  # other code has closed the bell, and its number may be another's
+            if not self._hung_up:  # other code has closed the bell; its number may be another file's
                 self._bell.detach()
             self._replace()
 
     def handle_exhausted(self, exc: Exception) -> bool:
-        # What the bytes stood for is kept elsewhere: it is looked for again, in a completion that is repeated.
+        # The calls and flags are kept elsewhere: a completion, which can be repeated, reads them.
         self.loop.completions.append((self, Wakeup._take, (b'',)))
         return True
 
@@ -172,7 +173,7 @@ class Wakeup(Handle):
 
     def _replace(self) -> None:
         if self._hung_up:
-            why = 'could not be rung for want of memory'
+            why = 'could not be rung because the kernel had no memory'
         else:
             why = 'was closed by other code; look for code that closes descriptors that it does not own'
         self.loop.watchers.remove(self)
@@ -180,26 +181,27 @@ class Wakeup(Handle):
         self._reopen(why)
 
     def _reopen(self, why: str) -> None:
-        text = f'the doorbell of the loop was replaced: it {why}'
+        text = f'the wakeup socket was replaced: it {why}'
         try:
             self._open()
         except (OSError, ReactorError) as exc:
-            # No descriptor is left, perhaps. Until there is one, a timer looks for calls and signals.
+            # Perhaps no descriptor is left. Until there is one, a timer reads the calls and flags.
             self.loop.timers.unreferenced_later(REOPEN, self._reopen, why)
-            text = f'the doorbell of the loop cannot be replaced yet ({exc}), and threads wait for it: it {why}'
+            text = f'the wakeup socket cannot be replaced yet ({exc}), so calls from threads are delayed: it {why}'
         self.on_replaced()
-        self._take(b'')  # calls that could not ring
+        self._take(b'')  # calls that could not wake the loop
         now = self.loop.timers.clock()
         last, self._replaced_at = self._replaced_at, now
-        if now - last >= EPISODE:  # last: a Ctrl-C in the logger must not leave the loop without a doorbell
+        if now - last >= EPISODE:  # last: a Ctrl-C in the logger must not leave the loop without a wakeup
             log('warning', '%s', text)
 
     def _take(self, data: bytes) -> None:
         calls, soon = self.calls, self._soon
         self._rung = False
-        # Without a GIL, a thread could see the flag up after it queued a call that the length does not count yet. So
-        # both sides take the deque's lock between what they store and what they read: `append` in `call`, and `rotate`
-        # here, which moves nothing. The one that has it second sees what the other stored. Not tested on such a build.
+        # Without a GIL, a thread could see the flag set although the length below does not include the call that it has
+        # queued. So both sides take the lock of the deque between their store and their load: `append` in `call`, and
+        # `rotate` here, which moves nothing. The side that takes it second sees what the other has stored. This is not
+        # tested on such a build.
         calls.rotate(0)
         self.on_bytes(data)
         for _ in range(len(calls)):

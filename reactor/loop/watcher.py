@@ -1,10 +1,11 @@
-"""Handles, and the registry of the open ones.
+"""Handles, and the registry of those that are open.
 
-An open handle is in exactly one of two places: in the selector's map when it wants events, parked when it wants none.
-There is no other registry, so nothing holds a handle that left both.
+An open handle is in exactly one of two places: in the map of the selector if it wants events, or parked if it wants
+none. There is no other registry, so nothing keeps a handle alive that is in neither.
 
-A registration that wants no events still reports a hang-up, for ever, so wanting nothing means being *unregistered*. A
-descriptor that other code closed is never reported by epoll, and makes `select` fail: its handle is evicted, by number.
+A registration that wants no events still reports a hang-up, for ever. So a handle that wants none is *unregistered*. A
+descriptor that other code has closed is never reported by epoll, and makes `select` fail. Its handle is evicted, by the
+number of the descriptor.
 """
 
 from __future__ import annotations
@@ -23,23 +24,26 @@ if TYPE_CHECKING:
     from ..callbacks import Loop
     from ..kernel import Kernel
 
-# Registering fails with these although the descriptor is fine: ENOSPC is the limit of epoll's watches per user.
+# Errors of registering when the descriptor is fine. ENOSPC: the limit of epoll watches of the user is reached.
 NO_MEMORY = {errno.ENOMEM, errno.ENOSPC}
 
 READ, WRITE = EVENT_READ, EVENT_WRITE
-UNHEARD = 4  # in place of `events`: the handle is called for nothing more, and is still counted as open
+UNHEARD = 4  # a value of `events`: the handle gets no more events, but still counts as open
 
 
 class Handle:
     """Something open that `run` waits for: a connection, a listener, a signal handler, a call in a thread.
 
-    `events` is what it wants from its descriptor. The loop tests it right before each call, which is the whole guard
-    against stale events. `loop` is its reactor, `since` the loop's clock when it was opened, in seconds.
+    Attributes:
+        loop: Its reactor.
+        since: When it was opened, in seconds of the loop's clock.
+        events: Which events of its descriptor it wants. The loop tests this right before each call, which is the only
+            guard against stale events.
     """
 
     __slots__ = ('__weakref__', 'events', 'loop', 'since')
 
-    leads_to: tuple[tuple[str, str], ...] = ()  # its methods, and the callback that each calls, for `slow_callback`
+    leads_to: tuple[tuple[str, str], ...] = ()  # methods, and the callbacks that they call; for `slow_callback`
 
     events: int
     since: float
@@ -48,36 +52,36 @@ class Handle:
         loop: Loop
 
     def fileno(self) -> int:
-        """The descriptor, -1 when there is none."""
+        """Return the descriptor, -1 when there is none."""
         return -1
 
     @property
     def closed(self) -> bool:
-        """True from `close`, `abort` or failure on."""
+        """True after `close`, `abort` or a failure."""
         raise NotImplementedError
 
     def close(self) -> None:
-        """Close it in good order. Closing what is closed does nothing."""
+        """Close the handle in an orderly way. Closing twice does nothing."""
         raise NotImplementedError
 
     def abort(self) -> None:
-        """Close it at once."""
+        """Close the handle at once."""
         self.close()
 
     def reset(self, exc: BaseException | None) -> None:
-        """Called by the reactor to close it at once, for its own reasons."""
+        """Called by the reactor to close the handle at once."""
         self.close()
 
     def ref(self) -> None:
-        """Let this handle keep `run` running again (the default). `ReactorError` in another thread than the loop's."""
+        """Let this handle keep `run` running again (the default). Raises `ReactorError` outside the loop's thread."""
         self.loop.watchers.ref(self)
 
     def unref(self) -> None:
-        """Let `run` end although this handle is open. `ReactorError` in another thread than the loop's."""
+        """Let `run` end although this handle is open. Raises `ReactorError` outside the loop's thread."""
         self.loop.watchers.unref(self)
 
     def waits_for(self) -> str:
-        """What has to happen next, in words, for `why_alive`."""
+        """Return what the handle waits for, in words, for `why_alive`."""
         return 'events'
 
     def handle_read(self) -> None:
@@ -89,21 +93,21 @@ class Handle:
         raise NotImplementedError
 
     def handle_failed(self, exc: Exception) -> None:
-        """Called when one of its callbacks raised and nobody took the exception."""
+        """Called when a callback of the handle raised, and no `on_error` has taken the exception."""
 
     def may_log(self) -> bool:
-        """Asked before an exception of one of its callbacks is logged."""
+        """Whether an exception of a callback of the handle may be logged now."""
         return True
 
     def handle_lost(self, exc: OSError) -> None:
-        """Called when somebody else closed the descriptor: it must not be closed again, the number may be another's."""
+        """Called when other code has closed the descriptor. Its number may be another file's: do not close it."""
 
     def handle_refused(self, exc: Exception) -> None:
-        """Called when the system has no memory to watch the descriptor for what was wanted; it is not watched now."""
+        """Called when the kernel has no memory to watch the descriptor. It is not watched any more."""
         self.reset(exc)
 
     def handle_exhausted(self, exc: Exception) -> bool:
-        """Called when memory or stack ran out in one of its own methods, before the user was called.
+        """Called when memory or stack ran out in a method of the handle, before the user was called.
 
         Returns True when the handle has dealt with it, False when the loop may call the method again.
         """
@@ -111,18 +115,11 @@ class Handle:
 
 
 class Watchers:
-    """The open handles of one loop, `loop.watchers` (internal: public inside the package, not exported)."""
+    """The open handles of one loop, `loop.watchers` (internal)."""
 
     __slots__ = (
-        '_half_parked',
-        '_has_room',
-        '_kernel',
-        '_map',
-        '_parked',
-        '_unreferenced',
-        'referenced',
-        'selector',
-    )
+        '_half_parked', '_has_room', '_kernel', '_map', '_parked', '_unreferenced', 'referenced', 'selector',
+    )  # fmt: skip
 
     def __init__(self, kernel: Kernel, selector: BaseSelector) -> None:
         self.selector: BaseSelector = selector
@@ -131,7 +128,7 @@ class Watchers:
         self._map = selector.get_map()
         self._has_room = kernel.room_of(selector)
         self._parked: dict[Handle, None] = {}
-        self._half_parked = False  # a handle was parked, and there was no memory to unregister it as well
+        self._half_parked = False  # a handle was parked, but memory ran out before it was unregistered
         self._unreferenced: set[Handle] = set()
 
     def __iter__(self) -> Iterator[Handle]:
@@ -139,12 +136,12 @@ class Watchers:
         yield from list(self._parked)
 
     def __len__(self) -> int:
-        return len(self._map) + len(self._parked)  # of 40,000 connections in no time, where iterating takes 15 ms
+        return len(self._map) + len(self._parked)  # iterating over 40,000 connections would take 15 ms
 
     def add(self, handle: Handle, events: int) -> None:
         """Take a newly opened handle that wants `events` of its descriptor.
 
-        Raises `SelectorFull`, or the selector's OSError; the handle is not taken then.
+        Raises `SelectorFull` or the selector's OSError. Then the handle is not taken.
         """
         self._register(handle, handle.fileno(), events)
         try:
@@ -155,12 +152,12 @@ class Watchers:
         handle.events = events
 
     def defer(self, handle: Handle, events: int) -> None:
-        """Take a newly opened handle that will want `events`, and may never need to be registered: see `settle`."""
+        """Take a newly opened handle that wants `events`, but need not be registered before `settle`."""
         self.park(handle)
         handle.events = events
 
     def settle(self, handle: Handle) -> None:
-        """Register a deferred handle, unless it was closed or wants nothing by now. Raises as `add`."""
+        """Register a deferred handle, unless it was closed or wants nothing now. Raises as `add`."""
         if handle in self._parked and handle.events:
             self._register(handle, handle.fileno(), handle.events)
             del self._parked[handle]
@@ -173,11 +170,11 @@ class Watchers:
         self.referenced = referenced
 
     def is_parked(self, handle: Handle) -> bool:
-        """Whether an open handle is not registered, because it wants no events or has no descriptor yet."""
+        """Whether an open handle is not registered."""
         return handle in self._parked
 
     def set_events(self, handle: Handle, events: int) -> None:
-        """Change what an open handle wants; 0 parks it."""
+        """Change the events that an open handle wants. 0 parks it."""
         was = handle.events
         if events == was or was == UNHEARD:
             return
@@ -200,8 +197,8 @@ class Watchers:
             handle.events = events
 
     def _refuse_soon(self, handle: Handle, exc: Exception, parked: bool, events: int) -> None:
-        # The selector may have done half of it: what it cannot change it forgets, `poll` without memory and `select`
-        # without stack. The handle fails in the completions phase, on a fresh stack.
+        # The selector may have done half of it: `poll` forgets a registration when memory runs out while it changes it,
+        # and `select` when the stack runs out. The handle fails in the completions phase, on a fresh stack.
         try:
             if type(exc) is MemoryError:
                 self._park_lost(handle)
@@ -212,14 +209,14 @@ class Watchers:
             elif not parked:
                 self._parked.pop(handle, None)
             handle.loop.completions.append((handle, refuse, (exc,)))
-        except MemoryError:  # not even for that: the next turn begins with it
+        except MemoryError:  # no memory even for that: the next turn begins with this handle
             handle.events = UNHEARD
             starved = handle.loop.failures.starved
             starved.append(handle)
             starved.append(exc)
 
     def remove(self, handle: Handle) -> None:
-        """Forget a handle, before its descriptor is closed. Does nothing for a handle that is forgotten already."""
+        """Forget a handle, before its descriptor is closed. Does nothing if it is forgotten already."""
         loop = handle.loop
         if loop.spins.stalls:
             loop.spins.forget(handle)
@@ -227,7 +224,7 @@ class Watchers:
             loop.streams.suspended.pop(handle, None)
         if self._half_parked:
             self._finish_parking()
-        referenced = self.referenced - 1  # what may find no memory or stack comes before what changes something
+        referenced = self.referenced - 1  # first the steps in which memory or stack may run out, then the changes
         if handle in self._parked:
             del self._parked[handle]
         else:
@@ -236,7 +233,7 @@ class Watchers:
             except (KeyError, ValueError):
                 self._unregister_lost(handle)
             if not handle.events:
-                return  # it was never counted, or is forgotten already
+                return  # it was never counted, or is already forgotten
         handle.events = 0
         if handle in self._unreferenced:
             self._unreferenced.discard(handle)
@@ -264,12 +261,12 @@ class Watchers:
         return handle not in self._unreferenced
 
     def rebuild(self) -> BaseSelector:
-        """Move all registrations to a new selector of the same kind, and return it."""
+        """Move all registrations to a new selector of the same class, and return the selector in use."""
         old = self.selector
         try:
             new = self._kernel.new_selector_like(old)
         except (OSError, TypeError):
-            return old  # no descriptor is left, or the user's own kind needs arguments: it has to go on as it is
+            return old  # no descriptor is left, or the user's own class needs arguments: keep it
         failed: list[tuple[Handle, Exception]] = []
         try:
             has_room = self._kernel.room_of(new)
@@ -280,58 +277,58 @@ class Watchers:
                     failed.append((key.data, exc))
         except (MemoryError, RecursionError):
             new.close()
-            return old  # likewise; nothing was changed
+            return old  # keep it: nothing was changed
         self.selector, self._map, self._has_room = new, new.get_map(), has_room
         old.close()
         self._fail_all(failed)
         return new
 
     def evict(self, handle: Handle) -> None:
-        """Forget the registration of a handle whose descriptor was closed by somebody else, and tell it."""
+        """Unregister a handle whose descriptor other code has closed, and call its `handle_lost`."""
         self._park_lost(handle)
-        what = f'descriptor of {describe(handle)} was closed by somebody else; close the handle instead'
+        what = f'descriptor of {describe(handle)} was closed by other code; close the handle instead'
         handle.handle_lost(OSError(errno.EBADF, what))
 
     def rest(self, handle: Handle) -> None:
-        """Do not watch a registered handle until `settle`; its `events` stay what they are."""
+        """Stop watching a registered handle until `settle`. Its `events` stay the same."""
         self.selector.unregister(handle.fileno())
         self._parked[handle] = None
 
     def fail(self, handle: Handle, exc: Exception) -> None:
-        """Deal with a selector that refused a handle with `exc`: the next poll would not report it."""
+        """The selector refused a handle with `exc`, and the next poll would not report it: refuse or evict it."""
         if isinstance(exc, OSError) and exc.errno in NO_MEMORY:
             self.refuse(handle, exc)
         else:
-            self.evict(handle)  # nothing else fails but a descriptor that is not ours any more
+            self.evict(handle)  # every other error means that the descriptor is no longer ours
 
     def refuse(self, handle: Handle, exc: Exception) -> None:
-        """Do not watch an open handle any more, for want of memory, and call its `handle_refused`."""
+        """Stop watching an open handle because memory has run out, and call its `handle_refused`."""
         self._park_lost(handle)
         handle.handle_refused(exc.with_traceback(None))
 
     def is_lost(self, handle: Handle, fd: int) -> bool:
-        """Whether `fd`, the descriptor of `handle`, was closed by somebody else."""
+        """Whether other code has closed `fd`, the descriptor of `handle`."""
         return handle.fileno() != fd or not self._kernel.is_open(fd)
 
     def evict_closed(self) -> bool:
-        """Find and evict handles with a closed descriptor; returns whether there was one."""
-        lost = OSError(errno.EBADF, 'closed by somebody else')
+        """Evict all handles whose descriptor is closed. Return whether there was one."""
+        lost = OSError(errno.EBADF, 'closed by other code')
         dead = [(key.data, lost) for key in self._map.values() if self.is_lost(key.data, key.fd)]
         self._fail_all(dead)
         return bool(dead)
 
     def disown(self) -> None:
-        """Want nothing any more, in a fork: what is open belongs to the other process."""
+        """In a fork: no handle wants events any more, because what is open belongs to the parent."""
         self.referenced = 0
         for handle in self:
             handle.events = 0
 
     def close(self) -> None:
-        """Close the selector, before anything is unregistered: a fork may share it, and would lose it too."""
+        """Close the selector. Nothing is unregistered before: a fork may share the selector, and would lose it too."""
         try:
             self.selector.close()
         except OSError:
-            pass  # in a fork that has not inherited its descriptor, which is how a kqueue is
+            pass  # a kqueue is not inherited by a fork
 
     def _register(self, handle: Handle, fd: int, events: int) -> None:
         if self._has_room is not None and not self._has_room(fd):
@@ -342,10 +339,10 @@ class Watchers:
         try:
             self.selector.register(fd, events, handle)
         except KeyError:
-            # A socket's number is its own, so another handle that holds it here lost it without our knowing. A handle
-            # without a socket watches what others own, and may not take it from who has it.
+            # A socket owns its number. So if another handle is registered for it, the descriptor of that handle was
+            # closed unnoticed. A handle without a socket watches the user's descriptor, and must not replace another.
             holder, sock = self._map[fd].data, getattr(handle, 'sock', None)
-            if holder is handle:  # left there when the last attempt found no memory, and perhaps not polled
+            if holder is handle:  # memory ran out in the last attempt; perhaps it is in the map only
                 self._take_out(fd)
                 self.selector.register(fd, events, handle)
                 return
@@ -355,23 +352,23 @@ class Watchers:
                 raise ReactorError(f'descriptor {fd} belongs to {describe(holder)} already; close that first') from None
             self.evict(holder)
             self.selector.register(fd, events, handle)
-        except MemoryError:  # the map may have it, and not what is polled
+        except MemoryError:  # it may be in the map, but not be polled
             self._unregister_lost(handle)
             raise
 
     def _fail_all(self, failed: Iterable[tuple[Handle, Exception]]) -> None:
         for handle, exc in failed:
-            if handle.events:  # else it was closed meanwhile, by the loss of another
+            if handle.events:  # else `handle_lost` of another handle has closed it
                 self.fail(handle, exc)
 
     def _park_lost(self, handle: Handle) -> None:
-        self._parked[handle] = None  # first: it may find no memory
+        self._parked[handle] = None  # first, because memory may run out
         handle.events = 0
         alone, self._half_parked = not self._half_parked, True
         self._finish_parking(handle if alone else None)
 
     def _finish_parking(self, handle: Handle | None = None) -> None:
-        # Of this handle, if it is registered by its number and no other one waits for this: nearly always.
+        # Usually this one handle, registered under its number, is all that has to be unregistered.
         fd = -1 if handle is None else handle.fileno()
         key = self._map.get(fd) if fd >= 0 else None
         keys = [key] if key is not None and key.data is handle else list(self._map.values())
@@ -381,7 +378,7 @@ class Watchers:
         self._half_parked = False
 
     def _unregister_lost(self, handle: Handle) -> None:
-        # Its socket object may be closed and know no number any more: look for the one that it had.
+        # Its socket object may be closed and have no number any more: look for the registration.
         fd = next((key.fd for key in self._map.values() if key.data is handle), -1)
         if fd >= 0:
             self._take_out(fd)
@@ -390,11 +387,11 @@ class Watchers:
         try:
             self.selector.unregister(fd)
         except KeyError:
-            pass  # no memory was left when it was registered: it was in the map alone, and `poll` knew nothing of it
+            pass  # memory ran out when it was registered: it was in the map only, and not polled
 
 
 def refuse(handle: Handle, exc: Exception) -> None:
     """Called as a completion after `set_events` has failed: see `Watchers.refuse`."""
     watchers = handle.loop.watchers
-    if any(handle is other for other in watchers):  # else it was forgotten meanwhile
+    if any(handle is other for other in watchers):  # else it was removed meanwhile
         watchers.refuse(handle, exc)

@@ -263,7 +263,7 @@ MUTANTS = (
     Mutant(
         'of two signals at once one is lost',
         'loop/signals.py',
-        '# first: it may find no memory\n                raised[signum] = 0',
+        '# first, because memory may run out\n                raised[signum] = 0',
         '# first: it may find no memory\n                raised[:] = bytes(NSIG)',
         'a signal that arrives is heard',
         16,

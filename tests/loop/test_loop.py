@@ -1721,7 +1721,7 @@ def test_why_alive_tells_the_age_of_a_handle_and_what_it_waits_for(fake, kernel,
 def test_why_alive_tells_of_what_is_not_told_yet(r, sockets):
     conn = r.adopt(sockets()[0])
     conn.close()
-    assert r.why_alive() == [f'{conn!r}: has something to tell']
+    assert r.why_alive() == [f'{conn!r}: a callback is due']
     r.run()
 
 

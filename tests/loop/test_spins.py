@@ -653,7 +653,7 @@ def test_a_doorbell_that_cannot_be_rung_for_want_of_memory_is_heard_all_the_same
         in_thread(r.call_soon_threadsafe, calls.append, number)
         run_until(r, lambda number=number: len(calls) == number + 1)
     assert calls == [0, 1, 2]
-    assert caplog.text.count('doorbell') == 1
+    assert caplog.text.count('wakeup socket') == 1
 
 
 class Cramped(socket.socket):

@@ -370,7 +370,7 @@ def test_a_doorbell_that_somebody_else_closed_is_replaced_and_does_not_spin(r, e
     in_thread(r.call_soon_threadsafe, log.append, 1)
     run_until(r, lambda: log)
     assert r.handles() == []
-    assert caplog.text.count('doorbell') == 1
+    assert caplog.text.count('wakeup socket') == 1
 
 
 def test_a_doorbell_that_cannot_be_replaced_for_want_of_descriptors_is_replaced_later(r, caplog):

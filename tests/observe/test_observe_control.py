@@ -449,7 +449,7 @@ def test_a_socket_that_other_code_has_closed_is_not_closed_again_and_leaves_noth
     door.close()
     os.close(lost)
     assert len(os.listdir('/proc/self/fd')) == before + 2 - 3  # the two, less what was lost, the spare and the client's
-    assert 'closed by somebody else' in caplog.text
+    assert 'closed by other code' in caplog.text
 
 
 # -- the file
