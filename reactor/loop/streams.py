@@ -24,4 +24,4 @@ class Streams:
         # False while the user has paused reading. See `stream.suspend_reading`.
         self.suspended: dict[Handle, bool] = {}
         self.tls_buffers: Any = None  # made for the first TLS connection
-        self.tls_class: Any = None  # the class that `start_tls` gives a stream; set by the reactor, which knows its classes
+        self.tls_class: Any = None  # the class that `start_tls` gives a stream; set by the reactor
