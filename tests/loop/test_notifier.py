@@ -190,9 +190,9 @@ def test_a_closed_notifier_releases_everything(r):
 
 def test_the_repr_of_a_notifier_shows_its_state(r):
     notifier = r.notifier(turns)
-    assert repr(notifier) == '<Notifier calls support.turns>'
+    assert repr(notifier) == '<Notifier calls tests.helpers.support.turns>'
     notifier.trigger()
-    assert repr(notifier) == '<Notifier triggered, calls support.turns>'
+    assert repr(notifier) == '<Notifier triggered, calls tests.helpers.support.turns>'
     assert 'its turn' in '\n'.join(r.why_alive())
     notifier.close()
     assert repr(notifier) == '<Notifier closed>'
