@@ -773,7 +773,7 @@ def pausing_in_on_data_stops_at_once(run):
     assert run.rec.received == data[:sent]
 
 
-# -- states and facts
+# -- states and attributes
 
 
 @law()
@@ -848,9 +848,9 @@ def a_descriptor_that_other_code_closes_ends_it_with_ebadf(run):
 @law('socket')
 def the_next_owner_of_a_number_that_other_code_closed_is_not_hurt(run):
     fd = run.conn.fileno()
-    newcomer = os.eventfd(0, os.EFD_NONBLOCK)
-    os.dup2(newcomer, fd)
-    os.close(newcomer)
+    foreign = os.eventfd(0, os.EFD_NONBLOCK)
+    os.dup2(foreign, fd)
+    os.close(foreign)
     assert run.conn.write(b'lost') is False
     assert isinstance(run.closes(), OSError)
     os.close(fd)  # fails if it was closed
@@ -859,9 +859,9 @@ def the_next_owner_of_a_number_that_other_code_closed_is_not_hurt(run):
 @law('socket')
 def the_next_owner_of_the_number_is_not_hurt_by_write_eof(run):
     fd = run.conn.fileno()
-    newcomer = os.eventfd(0, os.EFD_NONBLOCK)
-    os.dup2(newcomer, fd)
-    os.close(newcomer)
+    foreign = os.eventfd(0, os.EFD_NONBLOCK)
+    os.dup2(foreign, fd)
+    os.close(foreign)
     run.conn.write_eof()
     assert isinstance(run.closes(), OSError)
     os.close(fd)
@@ -870,10 +870,10 @@ def the_next_owner_of_the_number_is_not_hurt_by_write_eof(run):
 @law('socket')
 def the_next_owner_of_the_number_is_not_hurt_by_a_read(run):
     fd = run.conn.fileno()
-    newcomer = os.eventfd(1, os.EFD_NONBLOCK)  # it is readable
+    foreign = os.eventfd(1, os.EFD_NONBLOCK)  # it is readable
     run.conn.pause_reading()
-    os.dup2(newcomer, fd)
-    os.close(newcomer)
+    os.dup2(foreign, fd)
+    os.close(foreign)
     run.conn.resume_reading()
     assert isinstance(run.closes(), OSError)
     os.close(fd)
@@ -1215,9 +1215,9 @@ def waiting_datagrams_may_be_changed_and_are_counted_at_the_end(run):
 def the_next_owner_of_the_number_of_a_lost_datagram_socket_is_not_hurt(run):
     run.turns(2)
     fd = run.sock.fileno()
-    newcomer = os.eventfd(0, os.EFD_NONBLOCK)
-    os.dup2(newcomer, fd)
-    os.close(newcomer)
+    foreign = os.eventfd(0, os.EFD_NONBLOCK)
+    os.dup2(foreign, fd)
+    os.close(foreign)
     assert run.sock.send(b'lost', run.target) is False
     exc = run.closes()
     assert isinstance(exc, OSError) and exc.errno == errno.EBADF

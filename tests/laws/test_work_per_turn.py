@@ -141,7 +141,7 @@ def test_a_chunk_of_bytes(on_data, chunk):
     within('a chunk of bytes', chunk(on_data, b'x' * CHUNK))
 
 
-def test_what_a_child_writes(r):
+def test_the_output_of_a_child(r):
     child = r.spawn(['sh', '-c', 'head -c 200000 /dev/zero'], stdout=-1)
     most = 0
     child.stdout.on_data = nothing
@@ -303,7 +303,7 @@ def test_clients_that_connect_from_many_addresses(r, sockets):
     assert server.open_connections == 3 * ACCEPTS_PER_TURN
 
 
-# -- what else is read from peers
+# -- other input from peers
 
 
 @pytest.fixture

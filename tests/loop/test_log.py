@@ -32,7 +32,7 @@ def test_without_a_descriptor_to_import_logging_the_line_goes_to_standard_error(
     assert capsys.readouterr().err == f'it was lost (not logged: {REASON})\n'
 
 
-def test_and_so_does_the_traceback(not_imported, capsys):
+def test_without_a_descriptor_to_import_logging_the_traceback_goes_to_standard_error(not_imported, capsys):
     try:
         raise ValueError('boom')
     except ValueError as exc:
@@ -42,7 +42,7 @@ def test_and_so_does_the_traceback(not_imported, capsys):
     assert lines[1].startswith('Traceback') and lines[-1] == 'ValueError: boom'
 
 
-def test_otherwise_it_goes_to_the_logger_of_the_reactor(caplog):
+def test_with_logging_the_line_goes_to_the_logger_of_the_reactor(caplog):
     log('error', '%d %s', 1, 'line')
     assert [(record.name, record.levelname, record.getMessage()) for record in caplog.records] == [
         ('reactor', 'ERROR', '1 line')

@@ -268,18 +268,18 @@ def test_a_handle_closed_by_another_of_the_same_batch_gets_only_on_close(r, sock
 
 
 @pytest.mark.scenario(10)
-def test_a_newcomer_with_the_number_of_a_handle_closed_in_the_batch_does_not_get_its_event(r, sockets):
-    newcomers, mates = [], []
+def test_a_new_handle_with_the_number_of_one_closed_in_the_batch_does_not_get_its_event(r, sockets):
+    new_probes, mates = [], []
 
     def on_ready(probe):
         other = next(other for other in probes if other is not probe)
         number = other.fileno()
         other.close()
         probe.loop.watchers.set_events(probe, 0)
-        newcomer, mate = socket.socketpair()
-        assert newcomer.fileno() == number
+        new, mate = socket.socketpair()
+        assert new.fileno() == number
         mates.append(sockets.track(mate))
-        newcomers.append(Probe(r, newcomer, READ))
+        new_probes.append(Probe(r, new, READ))
 
     probes = []
     for _ in range(2):
@@ -288,11 +288,11 @@ def test_a_newcomer_with_the_number_of_a_handle_closed_in_the_batch_does_not_get
         theirs.send(b'x')
     r.run_once(0)
     assert sorted(probe.log for probe in probes) == [[], ['read']]
-    assert [newcomer.log for newcomer in newcomers] == [[]]
+    assert [new.log for new in new_probes] == [[]]
     mates[0].send(b'y')
     r.run_once(0)
-    assert newcomers[0].log == ['read']
-    for probe in [*probes, *newcomers]:
+    assert new_probes[0].log == ['read']
+    for probe in [*probes, *new_probes]:
         probe.close()
 
 
@@ -440,7 +440,7 @@ def test_stop_ends_the_turn_and_keeps_waiting_calls_for_the_next_run(r):
 
 
 @pytest.mark.scenario(4)
-def test_stopping_twice_is_stopping_once(r):
+def test_stopping_twice_has_the_effect_of_stopping_once(r):
     r.call_soon(r.stop)
     r.call_soon(r.stop)
     timer = r.call_later(60, fail)
@@ -1448,7 +1448,7 @@ def test_a_blind_selector_is_replaced_and_all_handles_move_over(sockets):
 
 
 @pytest.mark.parametrize('wait', [1, 5])
-def test_a_selector_is_taken_for_blind_when_it_ends_20_waits_in_a_row_early_with_nothing(wait):
+def test_a_selector_that_ends_20_waits_in_a_row_early_without_events_is_taken_for_blind(wait):
     class Blind(selectors.SelectSelector):
         def select(self, timeout=None):
             return []
@@ -1458,7 +1458,7 @@ def test_a_selector_is_taken_for_blind_when_it_ends_20_waits_in_a_row_early_with
         r.run_once(0.0001)  # too short to judge
         for _ in range(19):
             r.run_once(wait)
-        r.run_once(0)  # it did not wait, which says nothing
+        r.run_once(0)  # it did not wait, so this does not count
         assert r.stats().stalls == 0
         r.run_once(wait)
         assert r.stats().stalls == 1
@@ -1600,7 +1600,7 @@ def test_opening_and_closing_leaves_no_object_behind(r):
 # -- embedding
 
 
-def test_timeout_is_none_with_nothing_to_wait_for_in_time(r, sockets):
+def test_timeout_is_none_without_timers(r, sockets):
     assert r.timeout() is None
     conn = r.adopt(sockets()[0])
     assert r.timeout() is None

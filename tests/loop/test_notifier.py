@@ -104,7 +104,7 @@ def test_two_triggers_at_the_same_instant_cause_one_call_or_two_in_sequence(r):
     log = []
     notifier = r.notifier(log.append, 1, once=False)
     notifier.trigger()
-    r.call_soon_threadsafe(notifier.handle_trigger)  # what the other thread queued
+    r.call_soon_threadsafe(notifier.handle_trigger)  # the entry that the other thread queued
     turns(r, 3)
     assert log == [1]
     notifier.close()

@@ -682,7 +682,7 @@ def test_after_run_ctrl_c_is_pythons_again(r):
     assert r.run() is True
 
 
-def test_ctrl_c_as_run_ends_finds_the_wakeup_descriptor_given_back():
+def test_ctrl_c_as_run_ends_finds_the_wakeup_descriptor_restored():
     # Regression: SIGINT was restored before the wakeup descriptor. A Ctrl-C in between left the descriptor pointing at
     # our doorbell.
     class Interrupting(SimKernel):
@@ -808,7 +808,7 @@ def test_a_reactor_closed_in_a_forked_copy_restores_the_signals_at_once(running)
 
 
 @pytest.mark.parametrize(('call', 'count'), [('set_wakeup_fd', 1), ('signal', 1), ('set_wakeup_fd', 2), ('signal', 2)])
-def test_a_run_that_cannot_take_or_give_back_the_signals_leaves_the_next_one_whole(call, count):
+def test_a_run_that_cannot_install_or_restore_the_signals_leaves_the_next_run_intact(call, count):
     kernel, bells = FailingKernel(call, errno.EINVAL, count), []
     with Reactor(kernel=kernel) as r:
         begun = kernel.wakeup_fd, has_default(kernel)
@@ -834,7 +834,7 @@ def test_a_handler_that_cannot_be_added_leaves_nothing():
         assert bells == [r._wakeup.bell_fileno()]
 
 
-def test_a_run_that_is_refused_the_wakeup_descriptor_gives_sigint_back():
+def test_a_run_that_cannot_set_the_wakeup_descriptor_restores_sigint():
     class Refusing(SimKernel):
         refuses = True
 
@@ -1146,7 +1146,7 @@ print('well')
 """
 
 
-def test_a_reactor_runs_in_a_sub_interpreter_and_says_that_signals_are_not_for_it():
+def test_a_reactor_runs_in_a_sub_interpreter_and_refuses_signal_handlers_there():
     if not any(map(importlib.util.find_spec, ('_interpreters', '_xxsubinterpreters'))):
         pytest.skip('this Python has no sub-interpreters')
     done = subprocess.run([sys.executable, '-c', IN_SUB_INTERPRETER], capture_output=True, text=True, timeout=60)
@@ -1402,7 +1402,7 @@ def test_a_second_ctrl_c_raises_only_if_no_frame_of_ours_lies_between(calls, rai
 # -- no memory, and claims tested alone
 
 
-def test_a_run_that_finds_no_memory_for_the_wakeup_gives_sigint_back_and_can_be_called_again(r, monkeypatch):
+def test_a_run_that_finds_no_memory_for_the_wakeup_restores_sigint_and_can_be_called_again(r, monkeypatch):
     run_short(monkeypatch, WakeupClaim, 'acquire')
     with pytest.raises(MemoryError):
         r.run()
@@ -1436,7 +1436,7 @@ def test_a_dropped_handler_called_by_the_handler_that_replaced_it_does_nothing()
     assert log == [SIGUSR1]
 
 
-def test_a_wakeup_that_was_never_acquired_releases_nothing_of_others():
+def test_a_wakeup_that_was_never_acquired_does_not_release_the_descriptor_of_others():
     kernel = SimKernel(faults=False)
     kernel.set_wakeup_fd(77)
     WakeupClaim(kernel, None, int).release()

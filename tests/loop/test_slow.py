@@ -182,10 +182,10 @@ def test_of_many_slow_places_the_rarest_is_forgotten(fake):
     for n in range(20):
         for _ in range(20 - n):
             fake.counters.count_slow(f'place {n}', 1.0)
-    fake.counters.count_slow('newcomer', 2.0)
+    fake.counters.count_slow('new place', 2.0)
     slow = fake.stats().slow
     assert len(slow) == 20
-    assert slow[0] == ['place 0', 20, 1.0] and slow[-1] == ['newcomer', 1, 2.0]
+    assert slow[0] == ['place 0', 20, 1.0] and slow[-1] == ['new place', 1, 2.0]
     assert 'place 19' not in [place for place, _, _ in slow]
 
 

@@ -198,7 +198,7 @@ def test_receivers_that_are_full_are_tried_in_turn_and_each_gets_its_own_in_orde
     turns(r, 2)
 
 
-def test_a_receiver_that_is_gone_loses_its_own_datagrams_alone(r, unix):
+def test_a_receiver_that_is_gone_loses_only_its_own_datagrams(r, unix):
     (ours, _), (full, path) = unix('ours'), unix('full')
     errors = []
     sock = r.bind_udp(None, 0, sock=ours.dup(), on_send_error=lambda sock, exc: errors.append(exc.errno))
@@ -371,7 +371,7 @@ def test_a_datagram_socket_that_other_code_shut_down_does_not_spin(r, sockets, c
     try:
         sock.sock.shutdown(socket.SHUT_RD)
     except OSError:
-        pass  # "not connected", but the socket is shut down anyway
+        pass  # it fails with "not connected", but the socket is shut down anyway
     assert settles(r)
     sock.close()
     turns(r, 2)
@@ -420,7 +420,7 @@ def test_a_number_that_was_closed_while_a_copy_lives_does_not_harm_the_next_hand
 
 
 @linux
-def test_a_connect_whose_error_other_code_has_taken_fails(r, caplog):
+def test_a_connect_whose_error_other_code_has_read_fails(r, caplog):
     ended = []
     conn = r.connect_tcp(*refused_port(), on_close=lambda conn, exc: ended.append(exc))
     (attempt,) = [handle for handle in r.handles() if handle is not conn]

@@ -130,7 +130,7 @@ def test_handles_are_counted_as_they_are_listed(r, sockets):
     assert r.stats().handles == len(r.handles()) == 0
 
 
-def test_the_time_of_a_turn_goes_to_its_phases(fake, kernel, sockets):
+def test_the_time_of_a_turn_is_counted_by_phase(fake, kernel, sockets):
     def take(seconds):
         kernel.time += seconds
 

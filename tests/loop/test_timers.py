@@ -571,7 +571,7 @@ def test_a_timer_that_was_moved_and_collected_again_is_still_listed_and_released
 
 
 @pytest.mark.parametrize('how', ['cancelled', 'moved'])
-def test_after_a_batch_that_an_exception_has_left_the_loop_waits_for_nothing_else(kernel, how):
+def test_after_an_exception_has_left_a_batch_the_loop_still_waits_for_the_next_timer(kernel, how):
     # Regression: the loop polled without waiting, and `timeout` made an embedding loop do the same.
     def leave():
         raise RuntimeError

@@ -295,7 +295,7 @@ def test_a_closed_reactor_refuses_calls_from_threads(r):
         in_thread(r.call_soon_threadsafe, int)
 
 
-def test_a_call_that_meets_the_closing_of_the_reactor_is_refused_or_dropped(r):
+def test_a_call_while_the_reactor_closes_is_refused_or_dropped(r):
     r._wakeup.close()
     try:
         r.call_soon_threadsafe(int)
@@ -304,7 +304,7 @@ def test_a_call_that_meets_the_closing_of_the_reactor_is_refused_or_dropped(r):
     r.close()
 
 
-def test_a_thread_that_calls_on_while_the_reactor_is_closed_gets_handle_closed_only():
+def test_a_thread_that_keeps_calling_while_the_reactor_closes_gets_only_handle_closed():
     outcomes = []
 
     def work(r):

@@ -274,7 +274,7 @@ def test_a_socket_object_closed_by_other_code_ends_its_connection(r, sockets):
 
 
 @pytest.mark.scenario(12)
-def test_a_newcomer_with_the_number_of_a_lost_descriptor_is_not_hurt(r, sockets):
+def test_a_new_handle_with_the_number_of_a_lost_descriptor_is_not_hurt(r, sockets):
     logs = [Log(), Log()]
     lost, _ = sockets()
     number = lost.fileno()
@@ -295,7 +295,7 @@ def test_a_newcomer_with_the_number_of_a_lost_descriptor_is_not_hurt(r, sockets)
     turns(r, 1)
 
 
-def test_a_newcomer_with_the_number_of_a_lost_parked_handle_is_not_hurt(r, sockets):
+def test_a_new_handle_with_the_number_of_a_lost_parked_handle_is_not_hurt(r, sockets):
     logs = [Log(), Log()]
     lost, _ = sockets()
     number = lost.fileno()
@@ -403,7 +403,7 @@ def test_a_listener_whose_descriptor_was_closed_is_closed_and_the_others_go_on(r
     turns(r, 1)
 
 
-def test_a_newcomer_with_the_number_of_a_lost_listener_is_not_hurt(r, sockets, caplog):
+def test_a_new_listener_with_the_number_of_a_lost_one_is_not_hurt(r, sockets, caplog):
     log = Log()
     server = r.listen_tcp('127.0.0.1', 0)
     number = server.fileno()

@@ -36,7 +36,7 @@ class Reports(list):
 
 
 @pytest.mark.scenario(142)
-def test_a_file_is_reported_when_it_changes_goes_and_comes_again(r, tmp_path):
+def test_a_file_is_reported_when_it_is_changed_deleted_and_created_again(r, tmp_path):
     path, reports = tmp_path / 'file', Reports()
     path.write_text('a')
     handle = r.watch_path(path, reports)
@@ -119,7 +119,7 @@ def test_reading_changes_nothing(r, tmp_path):
 
 
 @pytest.mark.scenario(142)
-def test_a_directory_that_goes_is_reported_and_the_watch_has_ended(r, tmp_path):
+def test_a_removed_directory_is_reported_and_ends_the_watch(r, tmp_path):
     folder, reports = tmp_path / 'folder', Reports()
     folder.mkdir()
     handle = r.watch_path(folder, reports)
@@ -131,7 +131,7 @@ def test_a_directory_that_goes_is_reported_and_the_watch_has_ended(r, tmp_path):
 
 
 @pytest.mark.scenario(142)
-def test_a_file_that_goes_with_its_directory_is_reported_and_the_watch_has_ended(r, tmp_path):
+def test_a_file_removed_with_its_directory_is_reported_and_ends_the_watch(r, tmp_path):
     folder, reports = tmp_path / 'folder', Reports()
     folder.mkdir()
     (folder / 'file').write_text('a')

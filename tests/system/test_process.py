@@ -91,7 +91,7 @@ def stop(process):
     os.waitid(os.P_PID, process.pid, os.WSTOPPED)
 
 
-# -- how it ends
+# -- how a child ends
 
 
 @pytest.mark.scenario(103)
@@ -334,10 +334,10 @@ def test_exit_and_the_end_of_output_are_reported_separately(r):
     assert log.names() == ['data', 'eof', 'close']
 
 
-# -- its pipes
+# -- the pipes of a child
 
 
-def test_what_it_writes_arrives_as_a_stream(r):
+def test_the_output_of_a_child_arrives_as_a_stream(r):
     process = shell(r, 'echo out; echo err >&2', stdout=PIPE, stderr=PIPE)
     out, err = listen(process.stdout), listen(process.stderr)
     assert process.stdin is None
@@ -594,7 +594,7 @@ def test_the_constants_are_those_of_subprocess():
 # -- what a child gets
 
 
-def test_environment_and_directory_are_as_given(r, tmp_path):
+def test_a_child_gets_the_given_environment_and_directory(r, tmp_path):
     process = r.spawn(['/bin/sh', '-c', 'pwd; echo $A-$HOME'], env={'A': 'b'}, cwd=tmp_path, stdout=PIPE)
     out = listen(process.stdout)
     r.run()
@@ -947,7 +947,7 @@ def test_a_forked_copy_of_this_process_cannot_run_the_reactor_and_may_close_it(r
 
 @pytest.mark.scenario(109)
 @pytest.mark.filterwarnings('ignore:.*multi-threaded, use of fork:DeprecationWarning')
-def test_a_callback_may_fork_and_the_copy_go_on_with_a_reactor_of_its_own(r, sockets):
+def test_a_callback_may_fork_and_the_copy_may_use_its_own_reactor(r, sockets):
     """Each process has its own signal handling, so a close in the copy must restore it there."""
     ours, theirs = sockets()
     log = Log()

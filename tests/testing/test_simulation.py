@@ -63,7 +63,7 @@ def run_module(*arguments, python=sys.executable, **environment):
     return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
 
 
-# -- one seed, one course
+# -- one seed, one run
 
 
 @pytest.mark.parametrize('seed', [3, 17])
@@ -99,7 +99,7 @@ def test_every_kind_of_fault_occurs():
         simulation.run_program(*programs[:3])
         if SITES.keys() <= fallen:
             return
-    raise AssertionError(f'in 400 seeds none of these fell: {SITES.keys() - fallen}')
+    raise AssertionError(f'these faults did not occur in 400 seeds: {SITES.keys() - fallen}')
 
 
 def test_an_unknown_fault_is_refused():
