@@ -979,7 +979,7 @@ def test_an_exhausted_stack_in_the_last_turn_is_reported_when_the_reactor_is_clo
 
 
 def test_timeout_is_zero_for_a_host_loop_after_an_exhausted_stack(r, sockets):
-    # Regression: the connection is aborted in the next turn, but `timeout` let the host loop sleep before it.
+    # Regression: the connection is aborted in the next turn, but `timeout` allowed the host loop to sleep first.
     log = Log()
     ours, theirs = sockets()
     r.adopt(ours, deeper, on_close=log.on_close)

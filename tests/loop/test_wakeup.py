@@ -212,7 +212,7 @@ def test_a_call_between_the_bell_and_the_queue_is_made_once(r):
 
 @pytest.mark.scenario(16)
 def test_a_loop_sleeps_while_a_thread_has_queued_its_call_and_not_rung_yet(r, monkeypatch):
-    """The kernel may have suspended the thread there for any time."""
+    """The kernel may have suspended the thread there for any length of time."""
     ring, made, may_ring, queued = Wakeup._ring, [], threading.Event(), threading.Event()
 
     def ring_late(wakeup):

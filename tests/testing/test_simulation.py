@@ -163,7 +163,7 @@ def connected(kernel):
 
 def pass_time(kernel, seconds):
     selector, bell = kernel.selector(), kernel.socketpair()
-    selector.register(bell[0].fileno(), READ)  # Windows cannot wait without a socket
+    selector.register(bell[0].fileno(), READ)  # select on Windows cannot wait without a socket
     selector.select(seconds)
     selector.close()
     for each in bell:
