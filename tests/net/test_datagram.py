@@ -1179,7 +1179,7 @@ def test_it_keeps_run_running_unless_unreferenced(r):
     end(r, sock)
 
 
-def test_it_says_what_it_is_and_what_it_waits_for(r, sockets):
+def test_repr_and_why_alive_say_what_it_is_and_what_it_waits_for(r, sockets):
     sock = r.bind_udp(HERE, 0)
     port = sock.address[1]
     assert repr(sock) == f'<DatagramSocket fd={sock.fileno()} OPEN {HERE}:{port}, 0 datagrams wait>'
