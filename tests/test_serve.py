@@ -21,8 +21,8 @@ from machine import HELD
 from support import run_until, turns
 
 from reactor import Reactor, ReactorError, serve
-from reactor.serve import doors, workers
-from reactor.serve.doors import Door, parse
+from reactor.serve import addresses, workers
+from reactor.serve.addresses import ListenAddress, parse
 from reactor.serve.running import processors
 from reactor.serve.worker import Worker
 from reactor.serve.workers import Child, Slot, Workers
@@ -507,8 +507,8 @@ def team(fake, monkeypatch):
     """The parent of two workers that serve on one port; `team.started` has all that were started."""
     monkeypatch.setattr(FakeChild, 'error', None)
     monkeypatch.setattr(workers, 'Child', FakeChild)
-    door = Door((HERE, 0), 10)
-    team = Workers(fake, ['a program'], [door], drain_timeout=5, start_timeout=60, hang_timeout=None)
+    address = ListenAddress((HERE, 0), 10)
+    team = Workers(fake, ['a program'], [address], drain_timeout=5, start_timeout=60, hang_timeout=None)
     team.started = []
     team.slots = [Slot(team, 0), Slot(team, 1, listening=False)]
     for slot in team.slots:
@@ -517,7 +517,7 @@ def team(fake, monkeypatch):
         child.be_ready()
     yield team
     team.drain()
-    door.remove()
+    address.remove()
 
 
 def fail(team: Workers) -> Slot:
@@ -547,7 +547,7 @@ def test_a_socket_that_cannot_be_opened_again_for_waiting_clients_is_opened_by_t
 
     slot = fail(team)
     with monkeypatch.context() as patched:
-        patched.setattr(doors, 'bound_tcp', exhausted)
+        patched.setattr(addresses, 'bound_tcp', exhausted)
         team.slots[0].serving.end()  # nobody serves, so clients are to wait at both sockets
         assert slot.listeners == []
     FakeChild.error = None
@@ -858,11 +858,11 @@ def test_what_is_no_address_is_refused_and_shown(address):
 
 
 def test_nobody_joins_the_port_of_a_stranger():
-    first = Door((HERE, 0), 10)
-    sock = first.another()
+    first = ListenAddress((HERE, 0), 10)
+    sock = first.socket_for_worker()
     with pytest.raises(OSError, match='in use'):
-        Door(sock.getsockname(), 10)
-    second = first.another()
+        ListenAddress(sock.getsockname(), 10)
+    second = first.socket_for_worker()
     assert second.getsockname() == sock.getsockname()
     first.close(sock)
     first.close(second)
@@ -870,40 +870,40 @@ def test_nobody_joins_the_port_of_a_stranger():
 
 
 def test_where_the_system_divides_no_clients_all_share_one_socket(monkeypatch):
-    monkeypatch.setattr(doors, 'DIVIDED', False)
-    door = Door((HERE, 0), 10)
-    sock = door.another(listening=False)
-    assert door.another() is sock
+    monkeypatch.setattr(addresses, 'DIVIDED', False)
+    address = ListenAddress((HERE, 0), 10)
+    sock = address.socket_for_worker(listening=False)
+    assert address.socket_for_worker() is sock
     with socket.create_connection(sock.getsockname()):
-        door.close(sock)
+        address.close(sock)
         sock.accept()[0].close()
-    door.remove()
+    address.remove()
     assert sock.fileno() < 0
 
 
 def test_a_socket_that_listens_already_is_shared_by_all(sockets):
     sock = sockets.track(socket.create_server((HERE, 0)))
-    door = Door(sock, 10)
-    assert door.another() is door.another() is sock
-    door.close(sock)
+    address = ListenAddress(sock, 10)
+    assert address.socket_for_worker() is address.socket_for_worker() is sock
+    address.close(sock)
     assert sock.fileno() >= 0
-    door.remove()
+    address.remove()
     assert sock.fileno() < 0
 
 
 def test_a_datagram_socket_is_not_for_workers(sockets):
     sock = sockets.track(socket.socket(type=socket.SOCK_DGRAM))
     with pytest.raises(ValueError, match='bind_udp'):
-        Door(sock, 10)
+        ListenAddress(sock, 10)
 
 
 def test_a_file_and_a_closed_socket_are_refused(sockets):
     with open(os.devnull) as file, pytest.raises(TypeError, match='listen= takes a stream socket'):
-        Door(file, 10)
+        ListenAddress(file, 10)
     closed = socket.create_server((HERE, 0))
     closed.close()
     with pytest.raises(OSError, match='listen= takes an open socket'):
-        Door(closed, 10)
+        ListenAddress(closed, 10)
 
 
 @pytest.mark.parametrize(

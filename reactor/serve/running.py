@@ -20,7 +20,7 @@ from ..net.drain import check_times
 from ..net.options import check_names
 from ..net.sockets import check_backlog
 from . import systemd
-from .doors import Door
+from .addresses import ListenAddress
 from .worker import work
 from .workers import VARIABLE, Workers
 
@@ -107,12 +107,12 @@ def run(
         work(json.loads(told), main, (drain_timeout, lame_duck), options)
         raise SystemExit(0)
     Reactor(**options).close()  # bad ones are told here, and not by workers that fail for ever
-    argv, doors = command(), list[Door]()
+    argv, listen_addresses = command(), list[ListenAddress]()
     try:
         for address in [sock for _, sock in systemd.inherited_sockets()] or listen:
-            doors.append(Door(address, backlog))
+            listen_addresses.append(ListenAddress(address, backlog))
         with Reactor() as r:
-            team = Workers(r, argv, doors, drain_timeout, start_timeout, hang_timeout)
+            team = Workers(r, argv, listen_addresses, drain_timeout, start_timeout, hang_timeout)
             r.run(lambda r: team.begin(workers or processors(), on_start))
             # Something stopped this reactor or shut it down, such as a control socket, perhaps while the workers were
             # draining already. Closing it would kill them.
@@ -121,8 +121,8 @@ def run(
                 r.run()
             return team.status
     finally:
-        for door in doors:
-            door.remove()
+        for address in listen_addresses:
+            address.remove()
 
 
 def command() -> list[str]:

@@ -22,7 +22,7 @@ from typing import Any
 from .. import DEVNULL, Process, Reactor, Stream, framing
 from ..loop.log import log
 from . import systemd
-from .doors import Door
+from .addresses import ListenAddress
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -59,14 +59,14 @@ class Workers:
         self,
         r: Reactor,
         argv: list[str],
-        doors: list[Door],
+        listen_addresses: list[ListenAddress],
         drain_timeout: float,
         start_timeout: float,
         hang_timeout: float | None,
     ) -> None:
         self.r = r
         self.argv = argv
-        self.doors = doors
+        self.listen_addresses = listen_addresses
         self.patience: float = drain_timeout + GRACE
         self.start_timeout = start_timeout
         self.hang_timeout = hang_timeout
@@ -108,8 +108,8 @@ class Workers:
         """Have all workers drain and go."""
         while self.slots:
             self.slots.pop().remove()
-        for door in self.doors:
-            door.close()
+        for address in self.listen_addresses:
+            address.close()
         self.go_on()
 
     def interrupt(self) -> None:
@@ -253,12 +253,12 @@ class Slot:
                 self._close()  # the next start tries it again, and reports it
 
     def _open(self, listening: bool) -> None:
-        for door in self.team.doors[len(self.listeners) :]:
-            self.listeners.append(door.another(listening))
+        for address in self.team.listen_addresses[len(self.listeners) :]:
+            self.listeners.append(address.socket_for_worker(listening))
 
     def _close(self) -> None:
-        for door, sock in zip(self.team.doors, self.listeners, strict=False):
-            door.close(sock)
+        for address, sock in zip(self.team.listen_addresses, self.listeners, strict=False):
+            address.close(sock)
         self.listeners = []
 
     def remove(self) -> None:
@@ -290,7 +290,7 @@ class Child:
         ours, theirs = socket.socketpair()
         self.control: Stream = team.r.adopt(ours, framing.lines(self.on_line))
         numbers = [theirs.fileno(), *(sock.fileno() for sock in slot.listeners)]
-        shared = [door.shared.fileno() for door in team.doors if door.shared is not None]
+        shared = [address.shared.fileno() for address in team.listen_addresses if address.shared is not None]
         told = {'slot': slot.number, 'control': numbers[0], 'listeners': numbers[1:], 'shared': shared}
         ours_alone = (VARIABLE, *systemd.VARIABLES)
         env = {name: value for name, value in os.environ.items() if name not in ours_alone}

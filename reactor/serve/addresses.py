@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 DIVIDED = sys.platform == 'linux'
 
 
-class Door:
-    """One address, open from now on; `another()` gives the socket of one more worker."""
+class ListenAddress:
+    """One address, open from now on; `socket_for_worker()` gives the socket of one more worker."""
 
     shared: Any
 
@@ -45,7 +45,7 @@ class Door:
             else:
                 self.shared.listen(backlog)
 
-    def another(self, listening: bool = True) -> Any:
+    def socket_for_worker(self, listening: bool = True) -> Any:
         """A socket of its own on the same port where the system divides the clients, else the one that all share."""
         if self.shared is not None:
             return self.shared
