@@ -25,7 +25,7 @@ from reactor.serve import addresses, workers
 from reactor.serve.addresses import ListenAddress, parse
 from reactor.serve.running import processors
 from reactor.serve.worker import Worker
-from reactor.serve.workers import Child, Slot, Workers
+from reactor.serve.workers import Slot, WorkerProcess, Workers
 
 if os.name != 'posix':
     pytest.skip('workers get descriptors handed on, which this platform cannot', allow_module_level=True)
@@ -308,7 +308,7 @@ def test_a_parent_that_was_stopped_with_its_workers_does_not_take_them_for_hung(
 
 
 class Team:
-    """What a `Child` asks of its team and its slot."""
+    """What a `WorkerProcess` asks of its team and its slot."""
 
     def __init__(self, hang_timeout: float) -> None:
         self.hang_timeout = hang_timeout
@@ -321,7 +321,7 @@ class Team:
 
 
 def silent_child(hang_timeout: float) -> Any:
-    child = object.__new__(Child)
+    child = object.__new__(WorkerProcess)
     child.slot = child.team = child.process = Team(hang_timeout)
     child.silence, child.ready = 0.0, True
     return child
@@ -474,8 +474,8 @@ def test_a_worker_that_does_not_become_ready_is_killed(tmp_path):
 # -- what the parent does, without processes
 
 
-class FakeChild:
-    """In place of `Child`: a process that becomes ready and ends when the test says so."""
+class FakeProcess:
+    """In place of `WorkerProcess`: a process that becomes ready and ends when the test says so."""
 
     error: OSError | None = None  # why none can be started
 
@@ -505,8 +505,8 @@ class FakeChild:
 @pytest.fixture
 def team(fake, monkeypatch):
     """The parent of two workers that serve on one port; `team.started` has all that were started."""
-    monkeypatch.setattr(FakeChild, 'error', None)
-    monkeypatch.setattr(workers, 'Child', FakeChild)
+    monkeypatch.setattr(FakeProcess, 'error', None)
+    monkeypatch.setattr(workers, 'WorkerProcess', FakeProcess)
     address = ListenAddress((HERE, 0), 10)
     team = Workers(fake, ['a program'], [address], drain_timeout=5, start_timeout=60, hang_timeout=None)
     team.started = []
@@ -522,7 +522,7 @@ def team(fake, monkeypatch):
 
 def fail(team: Workers) -> Slot:
     """Have the second worker end, and no other one can be started."""
-    FakeChild.error = OSError('no more processes')
+    FakeProcess.error = OSError('no more processes')
     team.slots[1].serving.end()
     return team.slots[1]
 
@@ -531,7 +531,7 @@ def fail(team: Workers) -> Slot:
 def test_the_socket_of_a_worker_that_is_started_again_does_not_listen_before_it_can_serve(fake, kernel, team):
     slot = fail(team)
     assert slot.listeners == []  # the kernel sends no client to it
-    FakeChild.error = None
+    FakeProcess.error = None
     kernel.time += 0.1
     turns(fake, 2)
     (sock,) = slot.listeners
@@ -550,7 +550,7 @@ def test_a_socket_that_cannot_be_opened_again_for_waiting_clients_is_opened_by_t
         patched.setattr(addresses, 'bound_tcp', exhausted)
         team.slots[0].serving.end()  # nobody serves, so clients are to wait at both sockets
         assert slot.listeners == []
-    FakeChild.error = None
+    FakeProcess.error = None
     kernel.time += 0.1
     turns(fake, 2)
     assert slot.starting and len(slot.listeners) == 1
@@ -598,7 +598,7 @@ if os.read(told['control'], 100) == b'"last"\\n':
 """
 
 
-class Observed(Child):
+class Observed(WorkerProcess):
     """One that keeps how it ended."""
 
     how: tuple[int | None, int | None] | None = None
@@ -610,7 +610,7 @@ class Observed(Child):
 
 @pytest.mark.parametrize(('replaced', 'how'), [(True, (0, None)), (False, (None, signal.SIGTERM))])
 def test_a_worker_serves_when_it_reports_and_leaves_by_word_or_by_signal(monkeypatch, replaced, how):
-    monkeypatch.setattr(workers, 'Child', Observed)
+    monkeypatch.setattr(workers, 'WorkerProcess', Observed)
     with Reactor() as r:
         team = Workers(r, [sys.executable, '-S', '-E', '-c', CHILD], [], 5, start_timeout=60, hang_timeout=None)
         team.slots = [Slot(team, 7)]

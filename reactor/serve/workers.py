@@ -73,8 +73,8 @@ class Workers:
         self.addresses: list[Any] = []
         self.status: int = 0
         self.slots: list[Slot] = []  # none: it ends
-        self.leaving: set[Child] = set()
-        self._round: deque[tuple[Slot, Child | None]] = deque()  # who is still to be replaced
+        self.leaving: set[WorkerProcess] = set()
+        self._round: deque[tuple[Slot, WorkerProcess | None]] = deque()  # who is still to be replaced
         self._another_round = False
         self._told_manager: Callable[[], bool] | None = None
 
@@ -197,8 +197,8 @@ class Slot:
         self.number = number
         self.listeners: list[Any] = []
         self._open(listening)
-        self.serving: Child | None = None
-        self.starting: Child | None = None
+        self.serving: WorkerProcess | None = None
+        self.starting: WorkerProcess | None = None
         self.told: dict[str, Any] = {}
         self._pause = 0.0
         self._restart: Timer | None = None
@@ -210,17 +210,17 @@ class Slot:
             self._restart = None
         try:
             self._open(listening=False)  # its worker listens when it can serve
-            self.starting = Child(self)
+            self.starting = WorkerProcess(self)
         except OSError as exc:
             self.on_failed(None, f'worker {self.number} cannot be started: {exc}')
 
-    def on_ready(self, child: Child) -> None:
+    def on_ready(self, child: WorkerProcess) -> None:
         old, self.serving, self.starting = self.serving, child, None
         if old is not None:
             old.leave(replaced=True)
         self.team.go_on()
 
-    def on_failed(self, child: Child | None, what: str) -> None:
+    def on_failed(self, child: WorkerProcess | None, what: str) -> None:
         """A worker has ended, or did not even start, and nobody has told it to."""
         if child is not None and child is self.serving:
             self.serving = None
@@ -276,7 +276,7 @@ class Slot:
         self._close()
 
 
-class Child:
+class WorkerProcess:
     """One process, from its start to its end."""
 
     team: Workers
