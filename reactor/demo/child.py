@@ -12,7 +12,7 @@ from os import getpid
 from time import process_time
 
 from .. import Reactor, Stream
-from .control import Control
+from .control import ControlConnection
 from .limits import raise_descriptor_limit
 from .load import Load
 from .server import Server
@@ -57,7 +57,7 @@ class Child:
         self.server: HeldServer | None = None
         self.watched: bool = False  # whether the server's figures are to be told
         self.load: Load | None = None
-        self.control: Control = Control(r, sock, self.on_message, r.stop)
+        self.control: ControlConnection = ControlConnection(r, sock, self.on_message, r.stop)
         r.call_every(REPORT_EVERY, self.report).unref()
 
     def on_message(self, message: dict[str, Any]) -> None:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 LENGTH = 4  # bytes
 
 
-class Control:
+class ControlConnection:
     """One end: `send(**message)`, and `on_message(message)` for each that arrives, `on_gone()` at the end."""
 
     def __init__(

@@ -18,7 +18,7 @@ from .. import Reactor
 from ..kernel import SO_REUSEPORT
 from ..observe import memory
 from ..observe.live import LivePage
-from .control import Control
+from .control import ControlConnection
 from .limits import most_connections, processes_for, raise_descriptor_limit, source_addresses
 from .load import quantile
 from .progress import Progress
@@ -38,7 +38,7 @@ ANSWER_GRACE = 60.0  # seconds an answer may take beyond the delay, with all the
 SETTLE_GRACE = 10.0  # seconds for the servers to accept what the loads have connected
 
 
-class Process:
+class ChildProcess:
     """One server or load, and the last that it told. Its standard input is the socket over which it is steered."""
 
     def __init__(self, experiment: Experiment) -> None:
@@ -47,7 +47,7 @@ class Process:
         ours, theirs = socket.socketpair()
         with theirs:
             self.pid: int = experiment.r.spawn(CHILD, stdin=theirs).pid
-        self.control: Control = Control(experiment.r, ours, self.on_message, self.on_gone)
+        self.control: ControlConnection = ControlConnection(experiment.r, ours, self.on_message, self.on_gone)
         self.base_memory = 0
         self.base_cpu: float = 0.0
 
@@ -77,8 +77,8 @@ class Experiment:
         self.per_process = per_process
         self.progress = progress
         self.watched = watched  # whether the servers are to tell their figures
-        self.servers: list[Process] = []
-        self.loads: list[Process] = []
+        self.servers: list[ChildProcess] = []
+        self.loads: list[ChildProcess] = []
         self.port: int = 0
         self.began = self.settled = 0.0
         self.released: float | None = None
@@ -95,7 +95,7 @@ class Experiment:
         self.progress.start(self.r, self.line)
 
     def start_server(self) -> None:
-        server = Process(self)
+        server = ChildProcess(self)
         self.servers.append(server)
         server.control.send(do='listen', host=HOST, port=self.port, delay=self.delay, reuse_port=SO_REUSEPORT >= 0,
                             watched=self.watched)  # fmt: skip
@@ -106,14 +106,14 @@ class Experiment:
         shares = [self.connections // count + (n < self.connections % count) for n in range(count)]
         self.began = monotonic()
         for n, share in enumerate(shares):
-            load = Process(self)
+            load = ChildProcess(self)
             self.loads.append(load)
             load.control.send(do='load', host=HOST, port=self.port, connections=share, rate=self.rate * share
                               / self.connections, timeout=timeout, sources=source_addresses(share, n + 1))  # fmt: skip
 
     # -- hearing
 
-    def handle_told(self, process: Process, message: dict[str, Any]) -> None:
+    def handle_told(self, process: ChildProcess, message: dict[str, Any]) -> None:
         """A process told something: see how far the experiment is."""
         if 'failed' in message:
             self.fail(message['failed'])
@@ -144,14 +144,14 @@ class Experiment:
             for server in self.servers:
                 server.control.send(do='release')
 
-    def handle_gone(self, process: Process) -> None:
+    def handle_gone(self, process: ChildProcess) -> None:
         """A process ended: its role is not to end before the experiment."""
         if not self.done:
             role = 'server' if process in self.servers else 'load'
             self.fail(f'a {role} process ended early; what it printed tells why')
 
     @staticmethod
-    def total(processes: list[Process], name: str) -> int:
+    def total(processes: list[ChildProcess], name: str) -> int:
         return sum(process.told.get(name, 0) for process in processes)
 
     def figures(self) -> dict[str, Any]:

@@ -21,7 +21,7 @@ TICK = 0.005  # seconds between two looks at the schedule
 OPENS_PER_TICK = 200  # however far behind: the answers have to be read as well
 
 
-class Client:
+class ScheduledClient:
     """One connection's place in the schedule: since when it waits, how many calls are to come, what has arrived."""
 
     __slots__ = ('calls_left', 'connected', 'received', 'since')
@@ -95,7 +95,7 @@ class Load:
         most = min(due, self.attempted + OPENS_PER_TICK, self.closed + self.most_at_once)
         for index in range(self.attempted, most):
             self.attempted += 1
-            client = Client(self.started + index / self.rate, self.calls)
+            client = ScheduledClient(self.started + index / self.rate, self.calls)
             source = self.sources[index % len(self.sources)] if self.sources else None
             conn = self.r.connect_tcp(
                 self.host,
@@ -158,7 +158,7 @@ class Load:
         self._stopped = True
         self._ticks.cancel()
         for handle in self.r.handles():
-            if isinstance(handle, Stream) and isinstance(handle.data, Client):
+            if isinstance(handle, Stream) and isinstance(handle.data, ScheduledClient):
                 handle.abort()
         if self.closed == self.attempted:
             self.on_done()
