@@ -11,6 +11,7 @@ import sys
 
 from .. import Reactor, ReactorError, __version__
 from ..observe import source
+from ..observe.arguments import CommandLineParser
 from ..observe.live import LivePage
 from .experiment import run_experiment
 from .limits import raise_descriptor_limit, source_addresses
@@ -83,17 +84,14 @@ TIMEOUT = number(float, 1e-3, 'a number of seconds above 0')
 RATE = number(float, 1e-3, 'a number above 0')
 
 
-class Parser(argparse.ArgumentParser):
-    """One clear line and status 2 for whoever mistypes."""
-
-    def error(self, message: str) -> None:  # type: ignore[override]
-        self.exit(2, f'{self.prog}: {message} (see {self.prog} --help)\n')
-
-
 def parser() -> argparse.ArgumentParser:
     """All commands and options."""
-    top = Parser('python -m reactor.demo', description=DESCRIPTION, epilog=EXAMPLES,
-                 formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    top = CommandLineParser(
+        'python -m reactor.demo',
+        description=DESCRIPTION,
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     top.add_argument('--version', action='version', version=f'reactor {__version__}')
     top.add_argument('--connections', type=COUNT, default=40000, help='open at once (default 40000)')
     top.add_argument('--rate', type=RATE, default=6000, help='opened each second (default 6000)')
@@ -103,7 +101,7 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument('--dashboard', **dashboard)  # type: ignore[arg-type]
     top.add_argument('--json', action='store_true', help='print one JSON object instead of the table')
     top.add_argument('--quiet', action='store_true', help='no progress lines')
-    commands = top.add_subparsers(dest='command', title='commands', parser_class=Parser, metavar='')
+    commands = top.add_subparsers(dest='command', title='commands', parser_class=CommandLineParser, metavar='')
 
     serving = commands.add_parser('serve', help='the server alone')
     serving.add_argument('--host', type=host, default='127.0.0.1', help='address to listen on (default 127.0.0.1)')

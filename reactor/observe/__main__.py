@@ -10,6 +10,7 @@ from contextlib import suppress
 from time import monotonic, sleep
 
 from .. import __version__
+from .arguments import CommandLineParser
 from .asking import TIMEOUT, ControlClient, NoAnswer
 from .commands import COMMANDS
 from .report import report
@@ -41,13 +42,6 @@ INTERRUPTED = 130  # what a shell reports for a program that Ctrl-C ended
 OPTIONS = 'limit', 'kind', 'drain_timeout', 'lame_duck'  # the arguments of commands
 
 
-class Parser(argparse.ArgumentParser):
-    """One clear line and status 2 for whoever mistypes."""
-
-    def error(self, message: str) -> None:  # type: ignore[override]
-        self.exit(2, f'{self.prog}: {message} (see {self.prog} --help)\n')
-
-
 def seconds(text: str) -> float:
     """A number of seconds above 0, for argparse."""
     with suppress(ValueError):
@@ -56,10 +50,14 @@ def seconds(text: str) -> float:
     raise argparse.ArgumentTypeError(f'{text!r} is not a number of seconds above 0')
 
 
-def parser() -> Parser:
+def parser() -> CommandLineParser:
     """All options."""
-    top = Parser('python -m reactor.observe', description=DESCRIPTION, epilog=EPILOG,
-                 formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    top = CommandLineParser(
+        'python -m reactor.observe',
+        description=DESCRIPTION,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     top.add_argument('--version', action='version', version=f'reactor {__version__}')
     top.add_argument('socket', nargs='?', metavar='SOCKET', help='path of the control socket')
     top.add_argument('commands', nargs='*', metavar='COMMAND', help='what to ask, see below')
@@ -74,7 +72,7 @@ def parser() -> Parser:
     return top
 
 
-def requests(top: Parser, args: argparse.Namespace) -> list[tuple[str, dict[str, Any]]]:
+def requests(top: CommandLineParser, args: argparse.Namespace) -> list[tuple[str, dict[str, Any]]]:
     """What to ask: commands with their arguments. Ends the program for what makes no sense."""
     names = [name.replace('-', '_') for name in args.commands] or ['stats']
     for name in names:
@@ -119,7 +117,7 @@ def watch(client: ControlClient, asked: list[tuple[str, dict[str, Any]]], as_jso
         sleep(max(0.0, due - monotonic()))
 
 
-def answer(top: Parser, args: argparse.Namespace) -> None:
+def answer(top: CommandLineParser, args: argparse.Namespace) -> None:
     """Do what was asked for; `NoAnswer` when there is none."""
     asked = requests(top, args)
     if args.report:

@@ -31,7 +31,7 @@ LONGEST_TEXT = 500  # characters to describe one of them
 DRAIN_TIMEOUT, LAME_DUCK = 30.0, 0.0  # seconds, unless a drain says otherwise
 
 
-class Refused(Exception):
+class CommandError(Exception):
     """A request that is answered with an error, and with nothing else."""
 
 
@@ -49,8 +49,8 @@ class Commands:
             name, arguments = _parse(line)
             told = getattr(self, f'do_{name}')(**_checked(name, arguments))
             return json.dumps({'ok': True, **told}).encode() + b'\n'
-        except Refused as refused:
-            return refusal(str(refused))
+        except CommandError as exc:
+            return refusal(str(exc))
         except Exception as exc:  # of the source or of a handle: it is not to hurt who is looked at
             log('error', 'exception in a command of the control socket', exc=exc)
             return refusal(f'{type(exc).__name__}: {describe(exc)}; the log has the rest')
@@ -110,7 +110,9 @@ class Commands:
     def do_drain(self, drain_timeout: float = DRAIN_TIMEOUT, lame_duck: float = LAME_DUCK) -> dict[str, Any]:
         """Begin `Reactor.drain`, or what stands for it."""
         if lame_duck > drain_timeout:
-            raise Refused(f'lame_duck is a part of drain_timeout: {lame_duck:g} s do not fit into {drain_timeout:g} s')
+            raise CommandError(
+                f'lame_duck is a part of drain_timeout: {lame_duck:g} s do not fit into {drain_timeout:g} s'
+            )
         self._drain(drain_timeout, lame_duck)
         return {'drain_timeout': drain_timeout, 'lame_duck': lame_duck}
 
@@ -170,12 +172,12 @@ def _parse(line: bytes) -> tuple[str, dict[str, Any]]:
         try:
             arguments = json.loads(text, parse_constant=_no_constant)
         except (ValueError, RecursionError):
-            raise Refused('this is not JSON; a request is one line such as {"do": "stats"}') from None
+            raise CommandError('this is not JSON; a request is one line such as {"do": "stats"}') from None
         name = arguments.pop('do', None)
     else:
         name, arguments = text, {}
     if not isinstance(name, str) or name not in COMMANDS:
-        raise Refused(f'no such command; there are {", ".join(COMMANDS)}')
+        raise CommandError(f'no such command; there are {", ".join(COMMANDS)}')
     return name, arguments
 
 
@@ -188,10 +190,10 @@ def _checked(name: str, arguments: dict[str, Any]) -> dict[str, Any]:
     checked = {}
     for key, value in arguments.items():
         if key not in known:
-            raise Refused(f'{name} has {"the arguments " + ", ".join(known) if known else "no arguments"}')
+            raise CommandError(f'{name} has {"the arguments " + ", ".join(known) if known else "no arguments"}')
         check, what = known[key]
         try:
             checked[key] = check(value)
         except ValueError:
-            raise Refused(f'{key} is {what}') from None
+            raise CommandError(f'{key} is {what}') from None
     return checked

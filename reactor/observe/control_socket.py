@@ -130,7 +130,7 @@ class ControlSocket(Descriptor):
             self._pause()
             return
         conn.unref()
-        session = Session(self._commands)
+        session = ControlSession(self._commands)
         conn.on_data, conn.on_eof, conn.on_drain = session.on_data, session.on_eof, session.go_on
         self._clients.add(conn)
         if len(self._clients) >= MOST_CLIENTS:
@@ -172,7 +172,7 @@ class ControlSocket(Descriptor):
             os.close(spare)
 
 
-class Session:
+class ControlSession:
     """What one client has sent and was not answered yet."""
 
     __slots__ = ('_commands', '_frames')

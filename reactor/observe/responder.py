@@ -49,7 +49,7 @@ TOKEN = frozenset(b"!#$%&'*+-.^_`|~0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghi
 CONTROLS = bytes({*range(32), 127} - {9})
 
 
-class Refused(Exception):
+class HTTPError(Exception):
     """A request that is answered with an error: the status, and one sentence."""
 
 
@@ -130,14 +130,14 @@ class _Site:
             try:
                 head = frames.until(b'\r\n\r\n')
             except FrameTooLong:
-                raise Refused(431, f'a request may have {LONGEST_HEAD} bytes of headers') from None
+                raise HTTPError(431, f'a request may have {LONGEST_HEAD} bytes of headers') from None
             if head is None:
                 return
             request = Request(conn, *_parse(head))
             self._check_host(request)
-        except Refused as refused:
+        except HTTPError as error:
             conn.on_data = None
-            status, why = refused.args
+            status, why = error.args
             Request(conn, 'GET', '/', {}).reply(status, 'text/plain', why.encode() + b'\n')
             return
         conn.on_data = None  # what follows is read and dropped: closing with unread bytes would reset the connection
@@ -152,7 +152,7 @@ class _Site:
     def _check_host(self, request: Request) -> None:
         host = request.headers.get('host')
         if self.local and host is not None and not self._is_ours(host):
-            raise Refused(403, 'this page is for this machine only: ask for localhost or an address')
+            raise HTTPError(403, 'this page is for this machine only: ask for localhost or an address')
 
     def _is_ours(self, host: str) -> bool:
         name = host[1:].partition(']')[0] if host.startswith('[') else host.partition(':')[0]
@@ -193,36 +193,36 @@ def _address(text: str) -> Any:
 
 
 def _parse(head: bytes) -> tuple[str, str, dict[str, str]]:
-    """Method, target and headers; `Refused` for what RFC 9112 does not allow, or we do not need."""
+    """Method, target and headers; `HTTPError` for what RFC 9112 does not allow, or we do not need."""
     first, *lines = head.split(b'\r\n')
     if len(lines) > MOST_HEADERS:
-        raise Refused(431, f'a request may have {MOST_HEADERS} headers')
+        raise HTTPError(431, f'a request may have {MOST_HEADERS} headers')
     if any(line.translate(None, CONTROLS) != line for line in (first, *lines)):
-        raise Refused(400, 'a request has no control characters')
+        raise HTTPError(400, 'a request has no control characters')
     method, target, version = _request_line(first)
     headers: dict[str, str] = {}
     for line in lines:
         name, colon, value = line.partition(b':')
         key, text = name.decode('latin-1').lower(), value.strip(b' \t').decode('latin-1')
         if not colon or not name or not TOKEN.issuperset(name):
-            raise Refused(400, 'a header is a name, a colon and a value on one line')
+            raise HTTPError(400, 'a header is a name, a colon and a value on one line')
         if key == 'host' and key in headers:
-            raise Refused(400, 'a request has one Host')
+            raise HTTPError(400, 'a request has one Host')
         headers[key] = f'{headers[key]}, {text}' if key in headers else text
     if version == b'HTTP/1.1' and 'host' not in headers:
-        raise Refused(400, 'a request of HTTP/1.1 has a Host')
+        raise HTTPError(400, 'a request of HTTP/1.1 has a Host')
     return method, target, headers
 
 
 def _request_line(line: bytes) -> tuple[str, str, bytes]:
     words = line.split(b' ')
     if len(words) != 3 or b'\t' in line or not words[1].startswith(b'/') or not words[1].isascii():
-        raise Refused(400, 'a request begins with a method, a path and a version')
+        raise HTTPError(400, 'a request begins with a method, a path and a version')
     method, target, version = words
     if version not in (b'HTTP/1.1', b'HTTP/1.0'):
-        raise Refused(505, 'this server speaks HTTP/1.1')
+        raise HTTPError(505, 'this server speaks HTTP/1.1')
     if method not in (b'GET', b'HEAD'):
-        raise Refused(405, 'this server answers GET and HEAD')
+        raise HTTPError(405, 'this server answers GET and HEAD')
     return method.decode(), target.decode(), version
 
 
