@@ -278,7 +278,7 @@ def test_nothing_is_printed_that_a_terminal_would_obey():
 def test_no_such_socket(capsys, tmp_path):
     path = str(tmp_path / 'none')
     assert (
-        fails(capsys, path) == f'{path}: no such socket; the program makes it with observe.serve_control(r, {path!r})'
+        fails(capsys, path) == f'{path}: no such socket; the program creates it with observe.serve_control(r, {path!r})'
     )
 
 
@@ -286,18 +286,23 @@ def test_nobody_listens(capsys, tmp_path):
     path = str(tmp_path / 'left')
     with socket.socket(socket.AF_UNIX) as sock:
         sock.bind(path)
-    assert fails(capsys, path) == f'{path}: nobody listens; the program that made it has ended'
+    assert fails(capsys, path) == f'{path}: connection refused; the program that created the socket has ended'
 
 
 def test_it_is_no_socket(capsys, tmp_path):
     path = tmp_path / 'file'
     path.touch()
-    assert fails(capsys, str(path)) == f'{path}: this is no socket'
+    assert (
+        fails(capsys, str(path))
+        == f'{path}: not a socket; give the path that the program passed to observe.serve_control'
+    )
     assert fails(capsys, str(path / 'x')).endswith('Not a directory')
     assert 'too long' in fails(capsys, str(tmp_path / ('x' * 200)))
 
 
-@pytest.mark.parametrize(('mode', 'why'), [(0o755, ': it belongs to user '), (0o700, ' to look there')])
+@pytest.mark.parametrize(
+    ('mode', 'why'), [(0o755, ': the socket belongs to user '), (0o700, ': its folder is not accessible')]
+)
 def test_it_is_not_permitted(capsys, mode, why):
     folder = tempfile.mkdtemp()  # pytest's own folders are shut to others
     path = os.path.join(folder, 'control')
@@ -353,8 +358,8 @@ def impostor(tmp_path):
     [
         (b'', 'the program has ended, or closed its control socket'),
         (b'{"ok": tr', 'the program has ended, or closed its control socket'),
-        (b'HTTP/1.1 400 Bad Request\r\n', 'who answers there is no control socket of a reactor'),
-        (b'[]\n', 'who answers there is no control socket of a reactor'),
+        (b'HTTP/1.1 400 Bad Request\r\n', 'the server at this path is not a reactor control socket'),
+        (b'[]\n', 'the server at this path is not a reactor control socket'),
         (b'{"ok": false, "error": "\\u001b[2J"}\n', 'stats: ?[2J'),
     ],
 )
@@ -369,7 +374,7 @@ def test_no_answer_in_time(capsys, tmp_path):
         server.bind(path)
         server.listen(1)
         told = fails(capsys, path, '--timeout', '0.05')
-        assert told.startswith(f'{path}: no answer within 0.05 s: its loop is busy')
+        assert told.startswith(f'{path}: no answer within 0.05 s: the loop is blocked')
         if hasattr(socket, 'SO_PEERCRED'):
             assert f'py-spy dump --pid {os.getpid()} ' in told
 
@@ -384,11 +389,13 @@ def test_where_the_platform_does_not_tell_the_process_number_it_is_left_to_the_r
 
 
 def test_without_an_option_an_answer_may_take_ten_seconds():
-    assert 'seconds for an answer (default 10)' in ' '.join(command.parser().format_help().split())
+    assert 'seconds to wait for an answer (default 10)' in ' '.join(command.parser().format_help().split())
 
 
 def test_a_refused_command_is_an_error(capsys, path):
-    assert 'handles: limit is how many to tell, 1 to 1000' in fails(capsys, path, 'handles', '--limit', '5000')
+    assert 'handles: limit is how many to list, 1 to 1000 (default 100), not 5000' in fails(
+        capsys, path, 'handles', '--limit', '5000'
+    )
 
 
 @pytest.mark.skipif(sys.platform != 'linux', reason='others refuse a client at once')
@@ -399,21 +406,24 @@ def test_a_full_backlog_is_told_in_the_time_that_an_answer_may_take(capsys, tmp_
         server.listen(0)
         waiting.connect(path)
         began = time.monotonic()
-        assert fails(capsys, path, '--timeout', '0.05') == f'{path}: too many wait to ask already'
+        assert (
+            fails(capsys, path, '--timeout', '0.05')
+            == f'{path}: the backlog is full: too many clients wait; try again later'
+        )
         assert time.monotonic() - began < 1
 
 
 @pytest.mark.parametrize(
     ('arguments', 'why'),
     [
-        ([], 'which socket?'),
-        (['/x', 'nonsense\x1b'], "no command 'nonsense?'; there are help, stats"),
-        (['/x', 'drain', '--watch', '1'], 'drain cannot be watched'),
+        ([], 'give the path of a control socket'),
+        (['/x', 'nonsense\x1b'], "unknown command 'nonsense?'; the commands are help, stats"),
+        (['/x', 'drain', '--watch', '1'], 'drain cannot be repeated'),
         (['/x', '--watch', '0'], 'not a number of seconds above 0'),
         (['/x', '--watch', 'nan'], 'not a number of seconds above 0'),
         (['/x', '--timeout', 'x'], 'not a number of seconds above 0'),
-        (['/x', 'stats', '--limit', '5'], '--limit is for another command'),
-        (['/x', 'stats', '--lame-duck', '5'], '--lame-duck is for another command'),
+        (['/x', 'stats', '--limit', '5'], '--limit is an option of handles and why_alive, not of stats'),
+        (['/x', 'stats', '--lame-duck', '5'], '--lame-duck is an option of drain, not of stats'),
         (['/x', 'handles', '--limit', 'x'], 'invalid int value'),
     ],
 )
