@@ -96,9 +96,12 @@ def test_without_a_command_it_tells_the_counters(app, capsys):
 def test_several_commands_are_told_one_below_the_other(path, capsys):
     assert command.main([path, 'phases', 'handles', 'why-alive', 'help']) == 0
     out = capsys.readouterr().out
-    for text in 'completions', 'timers fired; late were 50% by less than', '<Listener fd=', 'timer of builtins.int':
+    for text in 'completions', 'timers fired; late: 50% by less than', '<Listener fd=', 'timer of builtins.int':
         assert text in out
-    assert re.search(r'^\d open: .*1 ControlSocket, 1 Listener', out, re.M) and '(does not keep it running)' in out
+    assert (
+        re.search(r'^\d open: .*1 ControlSocket, 1 Listener', out, re.M)
+        and '(does not keep the program running)' in out
+    )
     assert 'lame_duck: seconds of these' in out
 
 
@@ -160,7 +163,7 @@ def test_drain_ends_the_program(tmp_path, capsys):
     process = start(path)
     try:
         assert command.main([path, 'drain', '--drain-timeout', '20', '--lame-duck', '0.1']) == 0
-        assert 'accepting for 0.1 s, what is left in 20 s is reset' in capsys.readouterr().out
+        assert 'accepts connections for 0.1 s, resets the remaining ones after 20 s' in capsys.readouterr().out
         assert process.wait(timeout=10) == 0 and process.stdout.read() == 'False\n'
     finally:
         end(process)
@@ -213,7 +216,7 @@ def test_of_many_workers_the_first_eight_are_shown_and_the_others_counted(fake, 
     lines = tables.stats(before)
     assert lines[2].split() == ['all', *map(str, range(min(count, 8)))]
     told = [line for line in lines if 'more workers' in line]
-    assert told == ([f'and {left_out} more workers; --json has them all'] if left_out else [])
+    assert told == ([f'and {left_out} more workers; --json shows all of them'] if left_out else [])
 
 
 def test_a_worker_that_began_anew_makes_no_negative_rates(fake):
@@ -255,8 +258,7 @@ def test_lateness_is_told_from_the_histogram(fake):
     phases = {'seconds': {'idle': 3.0, 'timers': 1.0}, 'loop_count': 5, 'timer_lag': lag, 'timer_lag_sum': 20.0}
     lines = tables.phases({'workers': {'0': phases}, 'sum': phases})
     assert lines[-1] == (
-        '100 timers fired; late were 50% by less than 0.98 ms, 99% by less than 7.8 ms, 100% by 16 s or more; '
-        'the mean is 0.2 s'
+        '100 timers fired; late: 50% by less than 0.98 ms, 99% by less than 7.8 ms, 100% by 16 s or more; mean 0.2 s'
     )
     assert lines[1].split() == ['idle', '3.000', '75.0%']
     assert tables.phases({'workers': {}, 'sum': phases}, {'workers': {}, 'sum': phases})[-1] == 'no timer has fired'
@@ -269,7 +271,7 @@ def test_nothing_is_printed_that_a_terminal_would_obey():
     lines += tables.why_alive({'reasons': [evil], 'more': True}) + tables.table([[evil, evil]])
     lines += tables.pairs([('a', evil)])
     assert lines and all(line.isprintable() for line in lines)
-    assert tables.why_alive({'reasons': [], 'more': False}) == ['nothing keeps it running']
+    assert tables.why_alive({'reasons': [], 'more': False}) == ['nothing keeps the program running']
 
 
 # -- what goes wrong
