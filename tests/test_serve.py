@@ -178,7 +178,7 @@ def test_what_is_no_file_cannot_be_started_anew_and_says_what_to_do(how):
         [sys.executable, *argv], input=code, capture_output=True, text=True, timeout=20, cwd=PROGRAM.parent.parent
     )
     assert done.returncode == 1
-    assert 'ReactorError: a worker is this program started anew' in done.stderr and 'put it into a file' in done.stderr
+    assert 'ReactorError: workers start this program again' in done.stderr and 'put it into a file' in done.stderr
 
 
 def test_all_workers_share_a_unix_socket_and_its_file_is_removed_at_the_end(tmp_path):
@@ -209,7 +209,7 @@ def test_who_waits_in_the_queue_of_a_worker_that_is_killed_is_served_by_the_next
         answers = {conn.hear() for conn in waiting}
         new = served.pids()['0']
         assert answers == {f'{new} x'} and new != old
-        assert served.log.count('\n') == 1 and f'worker 0 (pid {old}) ended unasked (signal 9)' in served.log
+        assert served.log.count('\n') == 1 and f'worker 0 (pid {old}) ended unexpectedly (signal 9)' in served.log
 
 
 def test_a_worker_that_crashes_again_and_again_is_started_ever_more_rarely_until_it_works(tmp_path):
@@ -217,8 +217,8 @@ def test_a_worker_that_crashes_again_and_again_is_started_ever_more_rarely_until
     fail.touch()
     with Served(tmp_path, fail=str(fail)) as served:
         conn = served.connect()  # somebody who waits until there is a worker
-        wait_until(lambda: 'started again in 0.4 s' in served.log)
-        pauses = re.findall(r'ended unasked \(exit code 1\); started again in ([\d.]+) s', served.log)
+        wait_until(lambda: 'restarting in 0.4 s' in served.log)
+        pauses = re.findall(r'ended unexpectedly \(exit code 1\); restarting in ([\d.]+) s', served.log)
         assert pauses == ['0.1', '0.2', '0.4']
         assert served.look()['pids'] == {}
         fail.unlink()
@@ -232,7 +232,7 @@ def test_no_client_hangs_on_the_socket_of_a_worker_that_cannot_start(tmp_path, f
     fail = tmp_path / 'fail'
     fail.touch()
     with Served(tmp_path, fail=str(fail), slots=[failing], run={'workers': 2}) as served:
-        wait_until(lambda: 'started again in 0.4 s' in served.log)
+        wait_until(lambda: 'restarting in 0.4 s' in served.log)
         (alive,) = served.pids(1).values()
         assert {served.connect().who() for _ in range(40)} == {alive}
         fail.unlink()
@@ -258,9 +258,9 @@ def test_while_no_worker_serves_clients_wait_for_the_first_that_does(tmp_path):
     fail = tmp_path / 'fail'
     fail.touch()
     with Served(tmp_path, fail=str(fail), run={'workers': 2}) as served:
-        wait_until(lambda: served.log.count('started again in 0.2 s') == 2)
+        wait_until(lambda: served.log.count('restarting in 0.2 s') == 2)
         conns = [served.connect() for _ in range(10)]
-        wait_until(lambda: served.log.count('started again in 0.4 s') == 2)
+        wait_until(lambda: served.log.count('restarting in 0.4 s') == 2)
         conns += [served.connect() for _ in range(10)]
         fail.unlink()
         served.send(signal.SIGHUP)
@@ -288,9 +288,9 @@ def test_a_worker_that_hangs_is_logged_killed_and_replaced_and_its_queue_is_serv
         waiting = served.connect()  # in the queue of the one that hangs
         waiting.say('x')
         assert int(waiting.hear().split()[0]) != worker
-        assert 'has not reported for 2 s: its loop stands still' in served.log
-        assert 'has not reported for 4 s and is killed' in served.log
-        assert 'ended unasked (signal 9)' in served.log
+        assert 'has not reported for 2 s: its loop is blocked' in served.log
+        assert 'has not reported for 4 s: killing it' in served.log
+        assert 'ended unexpectedly (signal 9)' in served.log
         served.send(signal.SIGTERM)
         assert served.ended() == 0
 
@@ -382,7 +382,7 @@ def test_what_a_worker_has_told_ends_with_it(tmp_path):
         assert served.look()['stats']['0']['pid'] == pid
         fail.touch()
         os.kill(pid, signal.SIGKILL)
-        wait_until(lambda: 'started again in 0.2 s' in served.log)
+        wait_until(lambda: 'restarting in 0.2 s' in served.log)
         assert served.look()['stats'] == {}  # nobody serves, and its number may be another's by now
 
 
@@ -466,8 +466,8 @@ def test_a_worker_that_does_not_become_ready_is_killed(tmp_path):
     hang = tmp_path / 'hang'
     hang.touch()
     with Served(tmp_path, hang=str(hang), run={'start_timeout': 0.5}) as served:
-        wait_until(lambda: 'ended unasked (signal 9)' in served.log)
-        assert 'is not ready after 0.5 s and is killed' in served.log
+        wait_until(lambda: 'ended unexpectedly (signal 9)' in served.log)
+        assert 'is not ready after 0.5 s: killing it' in served.log
         assert served.parent.poll() is None
 
 
@@ -557,7 +557,7 @@ def test_a_socket_that_cannot_be_opened_again_for_waiting_clients_is_opened_by_t
 
 
 def test_a_worker_that_served_for_a_second_is_replaced_at_once_and_its_figures_are_forgotten(fake, kernel, team):
-    team.slots[0].told = {'pid': 1}
+    team.slots[0].counters = {'pid': 1}
     kernel.time += 1
     turns(fake, 1)
     team.slots[0].serving.end()
@@ -635,7 +635,7 @@ def test_a_worker_that_ends_unasked_is_logged_with_how_it_ended(caplog, code, ho
         child = team.slots[0].starting
         run_until(r, lambda: caplog.records)
         team.drain()
-    assert f'worker 7 (pid {child.process.pid}) ended unasked ({how}); started again in 0.1 s' in caplog.text
+    assert f'worker 7 (pid {child.process.pid}) ended unexpectedly ({how}); restarting in 0.1 s' in caplog.text
 
 
 # -- what is replaced
@@ -688,10 +688,10 @@ def test_a_successor_that_fails_leaves_the_others_as_they_are(tmp_path):
         old = served.pids(2)
         fail.touch()
         served.send(signal.SIGHUP)
-        goes_on = f'ended unasked (exit code 1); worker 0 (pid {old["0"]}) goes on'
-        wait_until(lambda: goes_on in served.log)
+        serves = f'ended unexpectedly (exit code 1); worker 0 (pid {old["0"]}) serves'
+        wait_until(lambda: serves in served.log)
         assert served.pids(2) == old
-        assert served.log.count('ended unasked') == 1
+        assert served.log.count('ended unexpectedly') == 1
         fail.unlink()
         served.send(signal.SIGHUP)
         wait_until(lambda: not set(old.values()) & set(served.pids(2).values()))
@@ -829,7 +829,7 @@ def test_a_worker_that_does_not_end_is_killed_after_its_drain_timeout_and_the_st
         pid = served.pids()['0']
         served.send(signal.SIGTERM)
         assert served.ended() == 1
-        assert f'worker 0 (pid {pid}) has not ended after 2.1 s and is killed' in served.log
+        assert f'worker 0 (pid {pid}) has not ended after 2.1 s: killing it' in served.log
 
 
 # -- what is listened on

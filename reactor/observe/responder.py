@@ -210,7 +210,7 @@ def _address(text: str) -> Any:
 
 
 def _parse(head: bytes) -> tuple[str, str, dict[str, str]]:
-    """Return method, target and headers. Raises `HTTPError` for a request that is invalid or not supported (RFC 9112)."""
+    """Return method, target and headers. Raises `HTTPError` if it is invalid (RFC 9112) or not supported."""
     first, *lines = head.split(b'\r\n')
     if len(lines) > MOST_HEADERS:
         raise HTTPError(431, f'a request may have at most {MOST_HEADERS} headers')
