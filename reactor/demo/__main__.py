@@ -49,7 +49,7 @@ examples:
 
 
 def number(kind: type, least: float, what: str, below: float = 1e9) -> Callable[[str], float]:
-    """Return a converter for argparse, whose error message is "... is not" and `what`."""
+    """Return a converter for argparse, for values from `least` up to `below`. The error is "VALUE is not WHAT"."""
 
     def convert(text: str) -> float:
         try:

@@ -16,7 +16,7 @@ except ImportError:  # Windows
 SPARE_DESCRIPTORS = 64  # for standard streams, selector, wakeup and listener, with a margin
 WITHOUT_LIMIT = 500  # descriptors, where the limit is not known (select on Windows handles 512)
 MOST_PROCESSES = 16  # servers, and as many loads; each costs about ten megabytes
-PORTS_PER_SOURCE = 20000  # of the 28,232 in Linux' default range, because some are in use
+PORTS_PER_SOURCE = 20000  # of the 28,232 in the default range of Linux; some may be in use
 
 
 def raise_descriptor_limit() -> int:
@@ -36,7 +36,7 @@ def raise_descriptor_limit() -> int:
 
 
 def processes_for(connections: int, per_process: int, share_port: bool) -> int:
-    """Return the number of processes needed. With `share_port`, the kernel distributes connections at random."""
+    """Return the number of processes needed. With `share_port`, allow for an uneven distribution by the kernel."""
     # Six standard deviations of the binomial distribution: about once in 10**9 experiments, a server gets too many.
     spread = 6 * sqrt(connections) if share_port and connections > per_process else 0
     return max(1, ceil((connections + spread) / per_process))

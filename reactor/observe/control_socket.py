@@ -226,5 +226,5 @@ class ControlSession:
 
 def _on_error(conn: Stream, exc: Exception) -> None:
     if conn.may_log():
-        log('error', 'exception in a client of the control socket, %s', conn, exc=exc)
+        log('error', 'exception while serving a client of the control socket, %s', conn, exc=exc)
     conn.abort()

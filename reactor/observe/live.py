@@ -4,8 +4,8 @@ A browser gets the page once, and then samples as server-sent events (WHATWG HTM
 
 - Counters are read only while at least one browser is connected.
 - A browser that reads too slowly is disconnected; the others do not wait for it.
-- Names and places in the code are sent as JSON and displayed as text, so they cannot inject markup. The page may run no
-  script but its own.
+- Worker names and code locations are sent as JSON and displayed as text, so they cannot inject markup. The page may
+  run no script but its own.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ def serve_page(
 ) -> Listener:
     """Serve the live page at `http://` and the `address` of the returned listener.
 
-    There is no password: every client that can connect sees the counters. On loopback, a request must name an address
-    or `localhost`, so that another site cannot read the page under a name of its own (DNS rebinding).
+    There is no password: every client that can connect sees the counters. On loopback, the host in the URL must be an
+    address or `localhost`, so that other web sites cannot read the counters through DNS rebinding.
 
     At most 16 browsers may be connected. The page does not keep `run` running, and costs nothing while no browser is
     connected.

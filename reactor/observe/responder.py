@@ -4,8 +4,8 @@
 - No bytes of a request are echoed in the response.
 - A connection lasts at most REQUEST_TIMEOUT, unless the request was answered with a stream of events.
 
-On loopback, the Host header must be `localhost` or an address. Otherwise a web site could let a name of its own resolve
-to this machine (DNS rebinding), and its scripts could read the counters.
+On loopback, the Host header must be `localhost` or an address. Otherwise a web site could make its host name resolve to
+this machine (DNS rebinding), and its scripts could read the counters.
 """
 
 from __future__ import annotations

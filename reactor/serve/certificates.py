@@ -36,14 +36,14 @@ class Certificates:
     """The certificates of a service, for `listen_tcp(ssl=certificates.context)`.
 
     Args:
-        files: `{name: (certificate, key)}`, both paths of PEM files. The certificate file has the chain, too. A key of
-            None is in the same file. A name is ASCII as clients send it ('xn--...' for international names).
-            `'*.example.org'` matches names with one more label that have no entry of their own. The name None matches
-            all other clients, also those that send no name; without it, their handshakes are refused (alert
-            unrecognized_name).
+        files: `{name: (certificate, key)}`, with the paths of two PEM files. The certificate file has the chain, too.
+            If key is None, the key is in the certificate file. A name is ASCII as clients send it ('xn--...' for
+            international names). `'*.example.org'` matches names with one more label that have no entry of their own.
+            The name None matches all other clients, also those that send no name; without it, their handshakes are
+            refused (alert unrecognized_name).
         configure: Called as `configure(context)` with each `ssl.SSLContext` that is created, to set ALPN protocols,
-            versions, ciphers and client certificates. It has to do the same for each. Versions, ciphers and whether
-            client certificates are required take effect once; protocols and authorities at each reload, too.
+            versions, ciphers and client certificates. It must configure all contexts alike. Versions, ciphers and the
+            requirement of client certificates are used once; ALPN protocols and authorities change with each reload.
 
     Attributes:
         context: The context for `listen_tcp(ssl=)`.
@@ -70,7 +70,7 @@ class Certificates:
         self._configure = configure
         self._files = {check_name(name): check_pair(pair) for name, pair in files.items()}
         if not files or len(files) != len(self._files):
-            raise ValueError(f'each name needs one certificate: {list(files)}')
+            raise ValueError(f'files is empty or has a name twice; each name needs one certificate: {list(files)}')
         self.reload()
         self.context = self._new_context()
         self.context.sni_callback = self._choose
@@ -195,7 +195,7 @@ def trouble(exc: Exception, certificate: str, key: str | None) -> str:
 
 
 def validity(chain: str) -> tuple[float, float]:
-    """Return when the first certificate in `chain` (PEM) begins and ends to be valid, in seconds since 1970.
+    """Return start and end of the validity of the first certificate in `chain` (PEM), in seconds since 1970.
 
     See RFC 5280, 4.1.2.5. Raises ValueError if it is not a certificate.
     """

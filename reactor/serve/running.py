@@ -88,7 +88,7 @@ def run(
         start_timeout: Seconds that a worker has to become ready; otherwise it is killed.
         hang_timeout: Seconds without a report after which a worker counts as hung, at least 2. A worker reports once a
             second from its loop, so one with a blocking callback stops reporting. It is logged, killed two seconds
-            later, and replaced. Raise the value if your callbacks may block for so long; None switches it off.
+            later, and replaced. Raise the value if your callbacks may block that long; None switches it off.
         backlog: Length of the queue of each listening socket.
         on_start: Called once as `on_start(r, workers)` in the parent, when the first workers are started; see
             `Workers`.
@@ -103,7 +103,7 @@ def run(
         ReactorError: The program cannot be started again, or this is not the main thread.
         SystemExit: In a worker, at its end.
         TypeError: An argument has the wrong type.
-        ValueError: An argument has a wrong value.
+        ValueError: An argument is out of range or not valid.
     """
     check_names(run, options, ReactorOptions)
     if not callable(main) or not (on_start is None or callable(on_start)):

@@ -82,7 +82,7 @@ class Worker:
         self.r.drain(*self.times)
 
     def be_last(self) -> None:
-        """Tell our listeners that no other process serves their queues. Shared sockets may belong to other programs."""
+        """Inform our listeners that no other process serves their queues. Shared sockets may be used elsewhere."""
         for handle in self.r.handles():
             if isinstance(handle, Listener) and handle.sock in self.own:
                 handle.handle_last()
