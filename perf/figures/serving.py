@@ -154,7 +154,7 @@ class Crashes(Figure):
             wait(seconds, run, 'crashing')
             share = (server.cpu() - cpu) / seconds
             lines = server.ask('lines')
-            crashes = sum('ended unasked (exit code 1)' in line for line in lines)
+            crashes = sum('ended unexpectedly (exit code 1)' in line for line in lines)
             alive = server.process.poll() is None
         return {'cpu_share': share, 'lines': len(lines), 'crashes': crashes, 'alive': alive}
 

@@ -264,7 +264,7 @@ def test_a_viewer_that_left_in_this_very_turn_is_not_taken_off_twice(fake, page,
     leaving, _ = Viewer(fake, sockets, page), Viewer(fake, sockets, page)
     told = []
     leaving.sock.close()
-    fake.call_later(0, lambda: told.append(page._told()['0']['incoming']))  # after the end was read, before on_close
+    fake.call_later(0, lambda: told.append(page._counters()['0']['incoming']))  # after EOF, before on_close
     run_until(fake, lambda: told)
     assert told == [0]
 
@@ -504,9 +504,7 @@ def test_a_browser_shows_a_running_experiment_of_5000_connections(request, windo
 
 def assert_agrees_with_stats(window, process, lines):
     """Held steady: what the page shows, what the experiment prints, and what the system says of its server."""
-    rows = (
-        '[...document.querySelectorAll("#figures tbody tr")].map(row => [...row.cells].map(cell => cell.textContent))'
-    )
+    rows = '[...document.querySelectorAll("#values tbody tr")].map(row => [...row.cells].map(cell => cell.textContent))'
     figures = dict(window.until(f'{rows}.length && {rows}'))
     assert number(figures['incoming']) == pytest.approx(5000, rel=0.02)
     assert number(figures['accepts']) == pytest.approx(5000, rel=0.02)
@@ -656,7 +654,7 @@ def test_a_browser_that_lost_its_connection_comes_again_and_looks_again_after_th
         window.open(page.url)
         window.until("document.getElementById('link').textContent === 'live'")
         r.call_soon_threadsafe(lambda: [handle.abort() for handle in r.handles() if isinstance(handle, Stream)])
-        window.until("document.getElementById('link').textContent.startsWith('trying again')")
+        window.until("document.getElementById('link').textContent.startsWith('reconnecting')")
         window.until("document.getElementById('link').textContent === 'live'")
         r.call_soon_threadsafe(page.end, 'over')
         window.until("document.getElementById('verdict').textContent === 'over'")

@@ -96,9 +96,12 @@ def test_without_a_command_it_tells_the_counters(app, capsys):
 def test_several_commands_are_told_one_below_the_other(path, capsys):
     assert command.main([path, 'phases', 'handles', 'why-alive', 'help']) == 0
     out = capsys.readouterr().out
-    for text in 'completions', 'timers fired; late were 50% by less than', '<Listener fd=', 'timer of builtins.int':
+    for text in 'completions', 'timers fired; late: 50% by less than', '<Listener fd=', 'timer of builtins.int':
         assert text in out
-    assert re.search(r'^\d open: .*1 ControlSocket, 1 Listener', out, re.M) and '(does not keep it running)' in out
+    assert (
+        re.search(r'^\d open: .*1 ControlSocket, 1 Listener', out, re.M)
+        and '(does not keep the program running)' in out
+    )
     assert 'lame_duck: seconds of these' in out
 
 
@@ -160,7 +163,7 @@ def test_drain_ends_the_program(tmp_path, capsys):
     process = start(path)
     try:
         assert command.main([path, 'drain', '--drain-timeout', '20', '--lame-duck', '0.1']) == 0
-        assert 'accepting for 0.1 s, what is left in 20 s is reset' in capsys.readouterr().out
+        assert 'accepts connections for 0.1 s, resets the remaining ones after 20 s' in capsys.readouterr().out
         assert process.wait(timeout=10) == 0 and process.stdout.read() == 'False\n'
     finally:
         end(process)
@@ -213,7 +216,7 @@ def test_of_many_workers_the_first_eight_are_shown_and_the_others_counted(fake, 
     lines = tables.stats(before)
     assert lines[2].split() == ['all', *map(str, range(min(count, 8)))]
     told = [line for line in lines if 'more workers' in line]
-    assert told == ([f'and {left_out} more workers; --json has them all'] if left_out else [])
+    assert told == ([f'and {left_out} more workers; --json shows all of them'] if left_out else [])
 
 
 def test_a_worker_that_began_anew_makes_no_negative_rates(fake):
@@ -255,8 +258,7 @@ def test_lateness_is_told_from_the_histogram(fake):
     phases = {'seconds': {'idle': 3.0, 'timers': 1.0}, 'loop_count': 5, 'timer_lag': lag, 'timer_lag_sum': 20.0}
     lines = tables.phases({'workers': {'0': phases}, 'sum': phases})
     assert lines[-1] == (
-        '100 timers fired; late were 50% by less than 0.98 ms, 99% by less than 7.8 ms, 100% by 16 s or more; '
-        'the mean is 0.2 s'
+        '100 timers fired; late: 50% by less than 0.98 ms, 99% by less than 7.8 ms, 100% by 16 s or more; mean 0.2 s'
     )
     assert lines[1].split() == ['idle', '3.000', '75.0%']
     assert tables.phases({'workers': {}, 'sum': phases}, {'workers': {}, 'sum': phases})[-1] == 'no timer has fired'
@@ -269,7 +271,7 @@ def test_nothing_is_printed_that_a_terminal_would_obey():
     lines += tables.why_alive({'reasons': [evil], 'more': True}) + tables.table([[evil, evil]])
     lines += tables.pairs([('a', evil)])
     assert lines and all(line.isprintable() for line in lines)
-    assert tables.why_alive({'reasons': [], 'more': False}) == ['nothing keeps it running']
+    assert tables.why_alive({'reasons': [], 'more': False}) == ['nothing keeps the program running']
 
 
 # -- what goes wrong
@@ -278,7 +280,7 @@ def test_nothing_is_printed_that_a_terminal_would_obey():
 def test_no_such_socket(capsys, tmp_path):
     path = str(tmp_path / 'none')
     assert (
-        fails(capsys, path) == f'{path}: no such socket; the program makes it with observe.serve_control(r, {path!r})'
+        fails(capsys, path) == f'{path}: no such socket; the program creates it with observe.serve_control(r, {path!r})'
     )
 
 
@@ -286,18 +288,23 @@ def test_nobody_listens(capsys, tmp_path):
     path = str(tmp_path / 'left')
     with socket.socket(socket.AF_UNIX) as sock:
         sock.bind(path)
-    assert fails(capsys, path) == f'{path}: nobody listens; the program that made it has ended'
+    assert fails(capsys, path) == f'{path}: connection refused; the program that created the socket has ended'
 
 
 def test_it_is_no_socket(capsys, tmp_path):
     path = tmp_path / 'file'
     path.touch()
-    assert fails(capsys, str(path)) == f'{path}: this is no socket'
+    assert (
+        fails(capsys, str(path))
+        == f'{path}: not a socket; give the path that the program passed to observe.serve_control'
+    )
     assert fails(capsys, str(path / 'x')).endswith('Not a directory')
     assert 'too long' in fails(capsys, str(tmp_path / ('x' * 200)))
 
 
-@pytest.mark.parametrize(('mode', 'why'), [(0o755, ': it belongs to user '), (0o700, ' to look there')])
+@pytest.mark.parametrize(
+    ('mode', 'why'), [(0o755, ': the socket belongs to user '), (0o700, ': its folder is not accessible')]
+)
 def test_it_is_not_permitted(capsys, mode, why):
     folder = tempfile.mkdtemp()  # pytest's own folders are shut to others
     path = os.path.join(folder, 'control')
@@ -353,8 +360,8 @@ def impostor(tmp_path):
     [
         (b'', 'the program has ended, or closed its control socket'),
         (b'{"ok": tr', 'the program has ended, or closed its control socket'),
-        (b'HTTP/1.1 400 Bad Request\r\n', 'who answers there is no control socket of a reactor'),
-        (b'[]\n', 'who answers there is no control socket of a reactor'),
+        (b'HTTP/1.1 400 Bad Request\r\n', 'the server at this path is not a reactor control socket'),
+        (b'[]\n', 'the server at this path is not a reactor control socket'),
         (b'{"ok": false, "error": "\\u001b[2J"}\n', 'stats: ?[2J'),
     ],
 )
@@ -369,7 +376,7 @@ def test_no_answer_in_time(capsys, tmp_path):
         server.bind(path)
         server.listen(1)
         told = fails(capsys, path, '--timeout', '0.05')
-        assert told.startswith(f'{path}: no answer within 0.05 s: its loop is busy')
+        assert told.startswith(f'{path}: no answer within 0.05 s: the loop is blocked')
         if hasattr(socket, 'SO_PEERCRED'):
             assert f'py-spy dump --pid {os.getpid()} ' in told
 
@@ -384,11 +391,13 @@ def test_where_the_platform_does_not_tell_the_process_number_it_is_left_to_the_r
 
 
 def test_without_an_option_an_answer_may_take_ten_seconds():
-    assert 'seconds for an answer (default 10)' in ' '.join(command.parser().format_help().split())
+    assert 'seconds to wait for an answer (default 10)' in ' '.join(command.parser().format_help().split())
 
 
 def test_a_refused_command_is_an_error(capsys, path):
-    assert 'handles: limit is how many to tell, 1 to 1000' in fails(capsys, path, 'handles', '--limit', '5000')
+    assert 'handles: limit is how many to list, 1 to 1000 (default 100), not 5000' in fails(
+        capsys, path, 'handles', '--limit', '5000'
+    )
 
 
 @pytest.mark.skipif(sys.platform != 'linux', reason='others refuse a client at once')
@@ -399,21 +408,24 @@ def test_a_full_backlog_is_told_in_the_time_that_an_answer_may_take(capsys, tmp_
         server.listen(0)
         waiting.connect(path)
         began = time.monotonic()
-        assert fails(capsys, path, '--timeout', '0.05') == f'{path}: too many wait to ask already'
+        assert (
+            fails(capsys, path, '--timeout', '0.05')
+            == f'{path}: the backlog is full: too many clients wait; try again later'
+        )
         assert time.monotonic() - began < 1
 
 
 @pytest.mark.parametrize(
     ('arguments', 'why'),
     [
-        ([], 'which socket?'),
-        (['/x', 'nonsense\x1b'], "no command 'nonsense?'; there are help, stats"),
-        (['/x', 'drain', '--watch', '1'], 'drain cannot be watched'),
+        ([], 'give the path of a control socket'),
+        (['/x', 'nonsense\x1b'], "unknown command 'nonsense?'; the commands are help, stats"),
+        (['/x', 'drain', '--watch', '1'], 'drain cannot be repeated'),
         (['/x', '--watch', '0'], 'not a number of seconds above 0'),
         (['/x', '--watch', 'nan'], 'not a number of seconds above 0'),
         (['/x', '--timeout', 'x'], 'not a number of seconds above 0'),
-        (['/x', 'stats', '--limit', '5'], '--limit is for another command'),
-        (['/x', 'stats', '--lame-duck', '5'], '--lame-duck is for another command'),
+        (['/x', 'stats', '--limit', '5'], '--limit is an option of handles and why_alive, not of stats'),
+        (['/x', 'stats', '--lame-duck', '5'], '--lame-duck is an option of drain, not of stats'),
         (['/x', 'handles', '--limit', 'x'], 'invalid int value'),
     ],
 )

@@ -19,11 +19,11 @@ import psutil
 import pytest
 
 from reactor import Reactor, ReactorError, serve
-from reactor.serve import doors, workers
-from reactor.serve.doors import Door, parse
+from reactor.serve import addresses, workers
+from reactor.serve.addresses import ListenAddress, parse
 from reactor.serve.running import processors
 from reactor.serve.worker import Worker
-from reactor.serve.workers import Child, Slot, Workers
+from reactor.serve.workers import Slot, WorkerProcess, Workers
 from tests.helpers.machine import HELD
 from tests.helpers.support import run_until, turns
 
@@ -180,7 +180,7 @@ def test_what_is_no_file_cannot_be_started_anew_and_says_what_to_do(how):
     argv = {'-c': ['-c', code], '-': ['-'], 'stdin': []}[how]
     done = subprocess.run([sys.executable, *argv], input=code, capture_output=True, text=True, timeout=20, cwd=PROJECT)
     assert done.returncode == 1
-    assert 'ReactorError: a worker is this program started anew' in done.stderr and 'put it into a file' in done.stderr
+    assert 'ReactorError: workers start this program again' in done.stderr and 'put it into a file' in done.stderr
 
 
 def test_all_workers_share_a_unix_socket_and_its_file_is_removed_at_the_end(tmp_path):
@@ -212,7 +212,7 @@ def test_who_waits_in_the_queue_of_a_worker_that_is_killed_is_served_by_the_next
         answers = {conn.hear() for conn in waiting}
         new = served.pids()['0']
         assert answers == {f'{new} x'} and new != old
-        assert served.log.count('\n') == 1 and f'worker 0 (pid {old}) ended unasked (signal 9)' in served.log
+        assert served.log.count('\n') == 1 and f'worker 0 (pid {old}) ended unexpectedly (signal 9)' in served.log
 
 
 @pytest.mark.scenario(111)
@@ -221,8 +221,8 @@ def test_a_worker_that_crashes_again_and_again_is_started_ever_more_rarely_until
     fail.touch()
     with Served(tmp_path, fail=str(fail)) as served:
         conn = served.connect()  # somebody who waits until there is a worker
-        wait_until(lambda: 'started again in 0.4 s' in served.log)
-        pauses = re.findall(r'ended unasked \(exit code 1\); started again in ([\d.]+) s', served.log)
+        wait_until(lambda: 'restarting in 0.4 s' in served.log)
+        pauses = re.findall(r'ended unexpectedly \(exit code 1\); restarting in ([\d.]+) s', served.log)
         assert pauses == ['0.1', '0.2', '0.4']
         assert served.look()['pids'] == {}
         fail.unlink()
@@ -236,7 +236,7 @@ def test_no_client_hangs_on_the_socket_of_a_worker_that_cannot_start(tmp_path, f
     fail = tmp_path / 'fail'
     fail.touch()
     with Served(tmp_path, fail=str(fail), slots=[failing], run={'workers': 2}) as served:
-        wait_until(lambda: 'started again in 0.4 s' in served.log)
+        wait_until(lambda: 'restarting in 0.4 s' in served.log)
         (alive,) = served.pids(1).values()
         assert {served.connect().who() for _ in range(40)} == {alive}
         fail.unlink()
@@ -262,9 +262,9 @@ def test_while_no_worker_serves_clients_wait_for_the_first_that_does(tmp_path):
     fail = tmp_path / 'fail'
     fail.touch()
     with Served(tmp_path, fail=str(fail), run={'workers': 2}) as served:
-        wait_until(lambda: served.log.count('started again in 0.2 s') == 2)
+        wait_until(lambda: served.log.count('restarting in 0.2 s') == 2)
         conns = [served.connect() for _ in range(10)]
-        wait_until(lambda: served.log.count('started again in 0.4 s') == 2)
+        wait_until(lambda: served.log.count('restarting in 0.4 s') == 2)
         conns += [served.connect() for _ in range(10)]
         fail.unlink()
         served.send(signal.SIGHUP)
@@ -292,9 +292,9 @@ def test_a_worker_that_hangs_is_logged_killed_and_replaced_and_its_queue_is_serv
         waiting = served.connect()  # in the queue of the one that hangs
         waiting.say('x')
         assert int(waiting.hear().split()[0]) != worker
-        assert 'has not reported for 2 s: its loop stands still' in served.log
-        assert 'has not reported for 4 s and is killed' in served.log
-        assert 'ended unasked (signal 9)' in served.log
+        assert 'has not reported for 2 s: its loop is blocked' in served.log
+        assert 'has not reported for 4 s: killing it' in served.log
+        assert 'ended unexpectedly (signal 9)' in served.log
         served.send(signal.SIGTERM)
         assert served.ended() == 0
 
@@ -312,7 +312,7 @@ def test_a_parent_that_was_stopped_with_its_workers_does_not_take_them_for_hung(
 
 
 class Team:
-    """What a `Child` asks of its team and its slot."""
+    """What a `WorkerProcess` asks of its team and its slot."""
 
     def __init__(self, hang_timeout: float) -> None:
         self.hang_timeout = hang_timeout
@@ -325,7 +325,7 @@ class Team:
 
 
 def silent_child(hang_timeout: float) -> Any:
-    child = object.__new__(Child)
+    child = object.__new__(WorkerProcess)
     child.slot = child.team = child.process = Team(hang_timeout)
     child.silence, child.ready = 0.0, True
     return child
@@ -386,7 +386,7 @@ def test_what_a_worker_has_told_ends_with_it(tmp_path):
         assert served.look()['stats']['0']['pid'] == pid
         fail.touch()
         os.kill(pid, signal.SIGKILL)
-        wait_until(lambda: 'started again in 0.2 s' in served.log)
+        wait_until(lambda: 'restarting in 0.2 s' in served.log)
         assert served.look()['stats'] == {}  # nobody serves, and its number may be another's by now
 
 
@@ -472,16 +472,16 @@ def test_a_worker_that_does_not_become_ready_is_killed(tmp_path):
     hang = tmp_path / 'hang'
     hang.touch()
     with Served(tmp_path, hang=str(hang), run={'start_timeout': 0.5}) as served:
-        wait_until(lambda: 'ended unasked (signal 9)' in served.log)
-        assert 'is not ready after 0.5 s and is killed' in served.log
+        wait_until(lambda: 'ended unexpectedly (signal 9)' in served.log)
+        assert 'is not ready after 0.5 s: killing it' in served.log
         assert served.parent.poll() is None
 
 
 # -- what the parent does, without processes
 
 
-class FakeChild:
-    """In place of `Child`: a process that becomes ready and ends when the test says so."""
+class FakeProcess:
+    """In place of `WorkerProcess`: a process that becomes ready and ends when the test says so."""
 
     error: OSError | None = None  # why none can be started
 
@@ -511,10 +511,10 @@ class FakeChild:
 @pytest.fixture
 def team(fake, monkeypatch):
     """The parent of two workers that serve on one port; `team.started` has all that were started."""
-    monkeypatch.setattr(FakeChild, 'error', None)
-    monkeypatch.setattr(workers, 'Child', FakeChild)
-    door = Door((HERE, 0), 10)
-    team = Workers(fake, ['a program'], [door], drain_timeout=5, start_timeout=60, hang_timeout=None)
+    monkeypatch.setattr(FakeProcess, 'error', None)
+    monkeypatch.setattr(workers, 'WorkerProcess', FakeProcess)
+    address = ListenAddress((HERE, 0), 10)
+    team = Workers(fake, ['a program'], [address], drain_timeout=5, start_timeout=60, hang_timeout=None)
     team.started = []
     team.slots = [Slot(team, 0), Slot(team, 1, listening=False)]
     for slot in team.slots:
@@ -523,12 +523,12 @@ def team(fake, monkeypatch):
         child.be_ready()
     yield team
     team.drain()
-    door.remove()
+    address.remove()
 
 
 def fail(team: Workers) -> Slot:
     """Have the second worker end, and no other one can be started."""
-    FakeChild.error = OSError('no more processes')
+    FakeProcess.error = OSError('no more processes')
     team.slots[1].serving.end()
     return team.slots[1]
 
@@ -537,7 +537,7 @@ def fail(team: Workers) -> Slot:
 def test_the_socket_of_a_worker_that_is_started_again_does_not_listen_before_it_can_serve(fake, kernel, team):
     slot = fail(team)
     assert slot.listeners == []  # the kernel sends no client to it
-    FakeChild.error = None
+    FakeProcess.error = None
     kernel.time += 0.1
     turns(fake, 2)
     (sock,) = slot.listeners
@@ -553,17 +553,17 @@ def test_a_socket_that_cannot_be_opened_again_for_waiting_clients_is_opened_by_t
 
     slot = fail(team)
     with monkeypatch.context() as patched:
-        patched.setattr(doors, 'bound_tcp', exhausted)
+        patched.setattr(addresses, 'bound_tcp', exhausted)
         team.slots[0].serving.end()  # nobody serves, so clients are to wait at both sockets
         assert slot.listeners == []
-    FakeChild.error = None
+    FakeProcess.error = None
     kernel.time += 0.1
     turns(fake, 2)
     assert slot.starting and len(slot.listeners) == 1
 
 
 def test_a_worker_that_served_for_a_second_is_replaced_at_once_and_its_figures_are_forgotten(fake, kernel, team):
-    team.slots[0].told = {'pid': 1}
+    team.slots[0].counters = {'pid': 1}
     kernel.time += 1
     turns(fake, 1)
     team.slots[0].serving.end()
@@ -604,7 +604,7 @@ if os.read(told['control'], 100) == b'"last"\\n':
 """
 
 
-class Observed(Child):
+class Observed(WorkerProcess):
     """One that keeps how it ended."""
 
     how: tuple[int | None, int | None] | None = None
@@ -616,7 +616,7 @@ class Observed(Child):
 
 @pytest.mark.parametrize(('replaced', 'how'), [(True, (0, None)), (False, (None, signal.SIGTERM))])
 def test_a_worker_serves_when_it_reports_and_leaves_by_word_or_by_signal(monkeypatch, replaced, how):
-    monkeypatch.setattr(workers, 'Child', Observed)
+    monkeypatch.setattr(workers, 'WorkerProcess', Observed)
     with Reactor() as r:
         team = Workers(r, [sys.executable, '-S', '-E', '-c', CHILD], [], 5, start_timeout=60, hang_timeout=None)
         team.slots = [Slot(team, 7)]
@@ -641,7 +641,7 @@ def test_a_worker_that_ends_unasked_is_logged_with_how_it_ended(caplog, code, ho
         child = team.slots[0].starting
         run_until(r, lambda: caplog.records)
         team.drain()
-    assert f'worker 7 (pid {child.process.pid}) ended unasked ({how}); started again in 0.1 s' in caplog.text
+    assert f'worker 7 (pid {child.process.pid}) ended unexpectedly ({how}); restarting in 0.1 s' in caplog.text
 
 
 # -- what is replaced
@@ -696,10 +696,10 @@ def test_a_successor_that_fails_leaves_the_others_as_they_are(tmp_path):
         old = served.pids(2)
         fail.touch()
         served.send(signal.SIGHUP)
-        goes_on = f'ended unasked (exit code 1); worker 0 (pid {old["0"]}) goes on'
-        wait_until(lambda: goes_on in served.log)
+        serves = f'ended unexpectedly (exit code 1); worker 0 (pid {old["0"]}) serves'
+        wait_until(lambda: serves in served.log)
         assert served.pids(2) == old
-        assert served.log.count('ended unasked') == 1
+        assert served.log.count('ended unexpectedly') == 1
         fail.unlink()
         served.send(signal.SIGHUP)
         wait_until(lambda: not set(old.values()) & set(served.pids(2).values()))
@@ -839,7 +839,7 @@ def test_a_worker_that_does_not_end_is_killed_after_its_drain_timeout_and_the_st
         pid = served.pids()['0']
         served.send(signal.SIGTERM)
         assert served.ended() == 1
-        assert f'worker 0 (pid {pid}) has not ended after 2.1 s and is killed' in served.log
+        assert f'worker 0 (pid {pid}) has not ended after 2.1 s: killing it' in served.log
 
 
 # -- what is listened on
@@ -868,11 +868,11 @@ def test_what_is_no_address_is_refused_and_shown(address):
 
 
 def test_nobody_joins_the_port_of_a_stranger():
-    first = Door((HERE, 0), 10)
-    sock = first.another()
+    first = ListenAddress((HERE, 0), 10)
+    sock = first.socket_for_worker()
     with pytest.raises(OSError, match='in use'):
-        Door(sock.getsockname(), 10)
-    second = first.another()
+        ListenAddress(sock.getsockname(), 10)
+    second = first.socket_for_worker()
     assert second.getsockname() == sock.getsockname()
     first.close(sock)
     first.close(second)
@@ -880,40 +880,40 @@ def test_nobody_joins_the_port_of_a_stranger():
 
 
 def test_where_the_system_divides_no_clients_all_share_one_socket(monkeypatch):
-    monkeypatch.setattr(doors, 'DIVIDED', False)
-    door = Door((HERE, 0), 10)
-    sock = door.another(listening=False)
-    assert door.another() is sock
+    monkeypatch.setattr(addresses, 'DIVIDED', False)
+    address = ListenAddress((HERE, 0), 10)
+    sock = address.socket_for_worker(listening=False)
+    assert address.socket_for_worker() is sock
     with socket.create_connection(sock.getsockname()):
-        door.close(sock)
+        address.close(sock)
         sock.accept()[0].close()
-    door.remove()
+    address.remove()
     assert sock.fileno() < 0
 
 
 def test_a_socket_that_listens_already_is_shared_by_all(sockets):
     sock = sockets.track(socket.create_server((HERE, 0)))
-    door = Door(sock, 10)
-    assert door.another() is door.another() is sock
-    door.close(sock)
+    address = ListenAddress(sock, 10)
+    assert address.socket_for_worker() is address.socket_for_worker() is sock
+    address.close(sock)
     assert sock.fileno() >= 0
-    door.remove()
+    address.remove()
     assert sock.fileno() < 0
 
 
 def test_a_datagram_socket_is_not_for_workers(sockets):
     sock = sockets.track(socket.socket(type=socket.SOCK_DGRAM))
     with pytest.raises(ValueError, match='bind_udp'):
-        Door(sock, 10)
+        ListenAddress(sock, 10)
 
 
 def test_a_file_and_a_closed_socket_are_refused(sockets):
     with open(os.devnull) as file, pytest.raises(TypeError, match='listen= takes a stream socket'):
-        Door(file, 10)
+        ListenAddress(file, 10)
     closed = socket.create_server((HERE, 0))
     closed.close()
     with pytest.raises(OSError, match='listen= takes an open socket'):
-        Door(closed, 10)
+        ListenAddress(closed, 10)
 
 
 @pytest.mark.parametrize(

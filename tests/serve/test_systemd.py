@@ -132,7 +132,7 @@ def test_other_kinds_are_refused(inherit, sockets, tmp_path):
         systemd.inherited_sockets()
     with open(tmp_path / 'file', 'wb') as file:
         inherit(file)
-        with pytest.raises(ReactorError, match='is no socket'):
+        with pytest.raises(ReactorError, match='is not a socket'):
             systemd.inherited_sockets()
 
 
@@ -275,7 +275,7 @@ def test_no_value_begins_another_assignment_and_none_is_too_long(manager):
 
 @pytest.mark.parametrize('name', ['ready', 'A\nB', '', 'A=B', 'Ä', '1A'])
 def test_a_bad_name_raises(name):
-    with pytest.raises(ValueError, match='no name for the service manager'):
+    with pytest.raises(ValueError, match='not a valid name for sd_notify'):
         systemd.notify(**{name: 1})
 
 

@@ -1,8 +1,8 @@
-"""What is listened on: addresses as people write them, and the sockets bound to them.
+"""The addresses that workers listen on, and the sockets bound to them.
 
-Owns the sockets that all share, and the files of Unix sockets. Knows nothing of workers. The rule: nobody joins the
-port of a stranger. With SO_REUSEPORT a second start of the same program would silently get half of the clients of the
-first, so the port is asked for without it first.
+On Linux each worker has a listening socket of its own (SO_REUSEPORT). With that option alone, starting the program a
+second time would succeed, and it would silently get half of the connections. So the port is first bound without the
+option, which fails if another program listens there.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
-# Elsewhere SO_REUSEPORT lets several listen and does not divide the clients among them.
+# On other systems, SO_REUSEPORT does not distribute connections among the listeners.
 DIVIDED = sys.platform == 'linux'
 
 
-class Door:
-    """One address, open from now on; `another()` gives the socket of one more worker."""
+class ListenAddress:
+    """One address, bound when it is created. `socket_for_worker()` returns a socket for one more worker."""
 
     shared: Any
 
@@ -45,8 +45,8 @@ class Door:
             else:
                 self.shared.listen(backlog)
 
-    def another(self, listening: bool = True) -> Any:
-        """A socket of its own on the same port where the system divides the clients, else the one that all share."""
+    def socket_for_worker(self, listening: bool = True) -> Any:
+        """Return a new socket on the port where the kernel distributes connections, otherwise the shared socket."""
         if self.shared is not None:
             return self.shared
         sock = self._bind(True)
@@ -56,14 +56,14 @@ class Door:
         return sock
 
     def close(self, sock: Any = None) -> None:
-        """Close the socket of one worker, unless all share it; without one, that which all share."""
+        """Close the socket of one worker unless it is shared. Without an argument, close the shared socket."""
         if sock is None:
             sock, self.shared = self.shared, None
         if sock is not None and sock is not self.shared:
             close_socket(sock)
 
     def remove(self) -> None:
-        """Close it, and remove the file of a Unix socket."""
+        """Close the shared socket and remove the file of a Unix socket."""
         self.close()
         if self._unlink is not None:
             self._unlink()
@@ -74,13 +74,15 @@ class Door:
 
 
 def parse(address: Any) -> Any:
-    """(host, port), the path of a Unix socket, or the socket itself; ValueError or TypeError for anything else.
+    """Convert an element of `listen=` to (host, port), to the path of a Unix socket, or to a socket.
 
-    OSError for a socket that is closed.
+    Raises ValueError or TypeError if it is not an address, and OSError if it is a closed socket.
     """
     if hasattr(address, 'fileno'):
         if getattr(address, 'type', SOCK_STREAM) != SOCK_STREAM:
-            raise ValueError(f'workers share listening stream sockets; bind_udp in one process is for {address!r}')
+            raise ValueError(
+                f'workers share listening stream sockets, not {address!r}; use it in one process, with bind_udp'
+            )
         check_stream_socket(address, 'listen=')
         return address
     if isinstance(address, str) and address.startswith('unix:'):
@@ -91,8 +93,10 @@ def parse(address: Any) -> Any:
         if host.startswith('[') and host.endswith(']'):
             host = host[1:-1]
         elif ':' in host:
-            raise ValueError(f'an IPv6 address stands in brackets, as in [::1]:8000: {address!r}')
+            raise ValueError(f'an IPv6 address in listen= needs brackets, as in [::1]:8000, not {address!r}')
         host, port = host or None, int(port) if colon and port.isdecimal() else None
     if port is None:
-        raise ValueError(f"listen= has 'host:port', '[IPv6]:port', 'unix:/path', (host, port), sockets: {address!r}")
+        raise ValueError(
+            f"listen= takes 'host:port', '[IPv6]:port', 'unix:/path', (host, port) or a socket, not {address!r}"
+        )
     return check_host(host), check_port(port)
