@@ -214,8 +214,9 @@ class ReactorOptions(TypedDict, total=False):
             are counted. A callable: `catch_errors(exc, handle_or_None)` is called instead of the log. False: the
             exception leaves `run`.
         slow_callback: Seconds. A callback, or a whole turn, that takes this long or longer is counted and logged, with
-            the name and line of the callback, at most once a second. None (default): off.
-        debug: Check in every method that it is called in the thread that runs the reactor. Default: False.
+            the name and line of the callback, at most once a second. None (default): off, or 0.1 with `debug=True`.
+        debug: Check in every method that it is called in the thread that runs the reactor, and report slow callbacks.
+            Default: False.
     """
 
     selector: BaseSelector | None

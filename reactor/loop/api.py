@@ -5,6 +5,7 @@ Each checks its arguments and passes them to the part of the loop that does the 
 
 from __future__ import annotations
 
+import warnings
 from collections import deque
 from collections.abc import Callable
 from itertools import islice
@@ -19,6 +20,7 @@ from .counters import Counters
 from .descriptor import Descriptor
 from .guard import Guard
 from .idle import Idler, Idlers
+from .log import describe
 from .notifier import Notifier
 from .signals import SignalHandler, Signals
 from .stats import Stats
@@ -29,6 +31,7 @@ from .watcher import Handle, Watchers
 
 Call = tuple[Callable[..., object], tuple[Any, ...]]
 
+YEAR = 365 * 86400  # seconds
 MOST_SIGNUM = 128  # on FreeBSD; each operating system refuses numbers that it does not have
 
 
@@ -141,10 +144,17 @@ class LoopAPI:
             TypeError: `deadline` is not a number, or `fn` is not callable.
             ValueError: `deadline` is NaN or infinite.
             HandleClosed: The reactor is closed.
+
+        Warns:
+            RuntimeWarning: The deadline is more than a year ahead, so it was probably read from another clock.
         """
         self._check(fn)
         deadline = number('deadline', deadline)
-        return self.timers.add_at(self._timer, deadline, max(0, deadline - self._clock()), fn, args)
+        wait = deadline - self._clock()
+        if wait > YEAR:
+            message = f'call_at({deadline:.0f}) waits {wait / YEAR:.0f} years: a deadline is a reading of r.now, which is '
+            warnings.warn(f'{message}not the clock of time.time()', RuntimeWarning, stacklevel=2)
+        return self.timers.add_at(self._timer, deadline, max(0, wait), fn, args)
 
     def call_every(self, interval: float, fn: Callable[[*Ts], object], *args: *Ts) -> Timer:
         """Call a function at a fixed rate, for the first time after one interval.
@@ -378,6 +388,14 @@ class LoopAPI:
         if limit is not None:
             whole('limit', limit, 0, MOST_REASONS, 'number of lines')
         return list(islice(self._alive.reasons(), limit))
+
+    def __del__(self) -> None:
+        if hasattr(self, '_alive') and not (self.guard.closed or self.counters.loop_count):
+            handles = self.handles()
+            if handles:
+                count = f'{len(handles)} handle{"" if len(handles) == 1 else "s"}, such as {describe(handles[0])}'
+                message = f'a Reactor is destroyed that was never run, with {count}: call run(), or close()'
+                warnings.warn(message, ResourceWarning, source=self)
 
     def _check(self, fn: object) -> None:
         callback('a callback', fn)

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     Phase: TypeAlias = Callable[[int], None]
     Phases: TypeAlias = tuple[Callable[[Any], None], Phase, Phase, Phase]
 
+DEBUG_LIMIT = 0.1  # seconds: the default of `slow_callback` in debug mode, as asyncio has it
 REPORT_INTERVAL = 1.0  # seconds between two lines in the log; all slow callbacks are counted
 
 
