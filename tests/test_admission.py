@@ -17,7 +17,7 @@ from test_proxy_protocol import HEADERS, close_all, ends4, ends6, v2
 
 import reactor
 from reactor import ClientRefused, LifetimeOver, Limits, Reactor, TooSlow
-from reactor.admission.limits import Tokens
+from reactor.admission.address_record import TokenBucket
 from reactor.admission.pace import LimitedClient
 from reactor.net.listener import Listener
 
@@ -286,7 +286,7 @@ def test_on_a_unix_socket_each_connection_has_its_own_requests(r, sockets, tmp_p
 
 
 def test_tokens_grow_to_the_burst_and_no_further():
-    tokens = Tokens(0, (10, 2))
+    tokens = TokenBucket(0, (10, 2))
     assert [tokens.take(now, (10, 2)) for now in (0, 0, 0, 0.09, 0.11, 0.11, 5, 5, 5)] == [
         True, True, False, False, True, False, True, True, False,
     ]  # fmt: skip

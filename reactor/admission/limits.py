@@ -19,10 +19,10 @@ from ..kernel import Kernel
 from ..loop.checks import number, shown, time_limit
 from ..net.options import check_callback
 from ..net.stream import Stream
+from .address_record import AddressRecord, Rate
 from .networks import packed
 from .pace import LimitedClient
 
-Rate = tuple[float, float]
 Refusal = tuple[str, str]  # the counter, and the reason in words
 
 MAX_ADDRESSES = 50_000  # some 400 bytes each
@@ -94,8 +94,8 @@ class Limits:
         rates = [rate for rate in (self.connect_rate, self.request_rate) if rate is not None]
         self._forget_after = max([burst / a_second for a_second, burst in rates], default=0.0)
         self._clients: dict[Stream, LimitedClient] = {}
-        self._present: dict[bytes, Address] = {}  # with connections open
-        self._idle: OrderedDict[bytes, Address] = OrderedDict()  # without, the one unseen for longest first
+        self._present: dict[bytes, AddressRecord] = {}  # with connections open
+        self._idle: OrderedDict[bytes, AddressRecord] = OrderedDict()  # without, the one unseen for longest first
 
     def __repr__(self) -> str:
         return f'<Limits: {len(self._clients)} connections, {len(self._present)} addresses, {len(self._idle)} gone>'
@@ -114,7 +114,7 @@ class Limits:
 
     # -- for listeners
 
-    def judge(self, kernel: Kernel, address: Any, now: float) -> tuple[Address, Refusal | None]:
+    def judge(self, kernel: Kernel, address: Any, now: float) -> tuple[AddressRecord, Refusal | None]:
         """Who a client is, and why he is refused, None when he is not."""
         key = packed(kernel, address)
         known = self._know(key[:IPV6_PREFIX], now)
@@ -128,7 +128,7 @@ class Limits:
             return known, ('refused_rate', f'it connects more often than {self.connect_rate[0]:g} times a second')
         return known, None
 
-    def track(self, stream: Stream, address: Address, now: float) -> None:
+    def track(self, stream: Stream, address: AddressRecord, now: float) -> None:
         """Count an open connection that was not refused.
 
         Where memory or stack runs out it raises, and `handle_closed` gives back what it had taken.
@@ -158,15 +158,15 @@ class Limits:
 
     # -- in this file
 
-    def _know(self, key: bytes, now: float) -> Address:
+    def _know(self, key: bytes, now: float) -> AddressRecord:
         known = self._present.get(key)
         if known is None:
-            known = self._idle.pop(key, None) or Address(key, self.connect_rate, self.request_rate, now)
+            known = self._idle.pop(key, None) or AddressRecord(key, self.connect_rate, self.request_rate, now)
             if key:
                 self._keep(known, now)
         return known
 
-    def _keep(self, address: Address, now: float) -> None:
+    def _keep(self, address: AddressRecord, now: float) -> None:
         """Remember who has no connection open, and forget those who need not be, or too many."""
         idle = self._idle
         address.seen = now
@@ -175,38 +175,6 @@ class Limits:
             oldest = next(iter(idle.values()), None)
             if oldest is not None and (oldest.seen + self._forget_after < now or len(idle) > self.max_addresses):
                 del idle[oldest.key]
-
-
-class Address:
-    """What is remembered of one address: connections that are open, tokens that are left."""
-
-    __slots__ = ('connects', 'key', 'open', 'requests', 'seen')
-
-    def __init__(self, key: bytes, connect_rate: Rate | None, request_rate: Rate | None, now: float) -> None:
-        self.key: bytes = key
-        self.open: int = 0
-        self.seen: float = now
-        self.connects: Tokens = Tokens(now, connect_rate)
-        self.requests: Tokens = Tokens(now, request_rate)
-
-
-class Tokens:
-    """A token bucket."""
-
-    __slots__ = ('_at', '_left')
-
-    def __init__(self, now: float, rate: Rate | None) -> None:
-        self._at = now
-        self._left = 0.0 if rate is None else rate[1]
-
-    def take(self, now: float, rate: Rate) -> bool:
-        """Take one token, if there is one."""
-        self._left = min(rate[1], self._left + (now - self._at) * rate[0])
-        self._at = now
-        if self._left < 1:
-            return False
-        self._left -= 1
-        return True
 
 
 def check_limits(kernel: Kernel, limits: Limits | None, unix: bool) -> None:

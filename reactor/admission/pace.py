@@ -19,9 +19,7 @@ from ..net.addresses import show
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from ..net.stream import Stream
-    from .limits import Address
-
-    Rate = tuple[float, float]
+    from .address_record import AddressRecord, Rate
 
 
 class LimitedClient:
@@ -39,9 +37,11 @@ class LimitedClient:
         'address',
     )
 
-    def __init__(self, stream: Stream, address: Address, lifetime: float | None, pace: Rate | None, now: float) -> None:
+    def __init__(
+        self, stream: Stream, address: AddressRecord, lifetime: float | None, pace: Rate | None, now: float
+    ) -> None:
         self._stream = stream
-        self.address: Address = address  # what is remembered of it
+        self.address: AddressRecord = address  # what is remembered of it
         self._deadline = None if lifetime is None else now + lifetime
         self._pace = pace
         self._second: int | None = None
