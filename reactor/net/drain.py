@@ -42,7 +42,7 @@ HANDSHAKE = 5.0  # seconds, for who has not said yet what a protocol begins with
 LOOK = 0.1  # seconds between two looks
 LOOK_COST = 1.5e-4  # and so many for each open handle, a hundred times what it takes: 1 % of a processor
 CLOSES_PER_TURN = 256  # of idle connections; the busy ones are being served
-FAREWELL = 1.0  # seconds for peers to end their side when everything is said; many will not before they write again
+EOF_WAIT = 1.0  # seconds that peers get to end their side; many do so only when they write again
 
 
 class Drain:
@@ -151,7 +151,7 @@ class Drain:
         self._idle = idle
         if waits:
             self._silent_since = None
-        elif not silent or self._said_farewell(now):
+        elif not silent or self._waited_for_peers(now):
             for stream in silent:
                 stream.finish(None)
             self._stop()
@@ -166,10 +166,10 @@ class Drain:
         patience = HANDSHAKE if stream.state is CONNECTING else GRACE
         return now - since >= min(patience, (self._deadline - since) / 2)  # where time is short, half of it
 
-    def _said_farewell(self, now: float) -> bool:
+    def _waited_for_peers(self, now: float) -> bool:
         if self._silent_since is None:
             self._silent_since = now
-        return now - self._silent_since >= FAREWELL
+        return now - self._silent_since >= EOF_WAIT
 
     def _abort(self) -> None:
         """The timeout is over: stop, and reset what is left."""

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from ..callbacks import Loop
     from .ending import Ending
-    from .session import Told
+    from .session import CallbackAndArgs
     from .states import State
     from .writer import Writer
 
@@ -82,7 +82,7 @@ class HandshakeStream(Stream):
         cls,
         stream: Stream,
         context: SSLContext,
-        on_secured: Told,
+        on_secured: CallbackAndArgs,
         server_side: bool | None,
         server_hostname: str | None,
         timeout: float,
@@ -282,14 +282,14 @@ class HandshakeStream(Stream):
             self.fail('failed in the TLS handshake', exc.with_traceback(None), hint(session.ssl, exc))
             return
         if done:
-            self._secured()
+            self._handshake_done()
             return
         self.send_tls(session.pending_output())
         if session.more and self.state is CONNECTING:
             session.more = False
             self.decrypt_later()
 
-    def _secured(self) -> None:
+    def _handshake_done(self) -> None:
         session = self.tls
         session.timer.cancel()
         session.timer = None

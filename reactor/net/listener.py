@@ -56,10 +56,10 @@ class Listener(Handle):
 
     __slots__ = (
         '_accepts_before',
-        '_all_in',
         '_batch',
         '_closed',
         '_defer_accept',
+        '_handshakes_over',
         '_inherited',
         '_kind',
         '_last_trouble',
@@ -110,7 +110,7 @@ class Listener(Handle):
         self._kind = kind
         self._max_connections = max_connections
         self._defer_accept = defer_accept
-        self._all_in: float | None = None  # when no handshake is under way, since new clients are dropped
+        self._handshakes_over: float | None = None  # when no handshake is under way, since new clients are dropped
         self._inherited = inherited  # others may listen on it, now or after us
         self._options_inherited = loop.kernel.nodelay_inherited  # by what it accepts
         self._batch = 1  # accepts in the next turn: an accept too many costs an exception, one too few a poll
@@ -252,9 +252,9 @@ class Listener(Handle):
         if self._inherited:
             return True  # and they come to those who have it after us
         now = self.loop.timers.clock()
-        if self._all_in is None:
-            self._all_in = now + HALF_OPEN if kernel.drop_new_connections(self.sock) else now
-        return now >= self._all_in and not kernel.has_clients(self.sock)
+        if self._handshakes_over is None:
+            self._handshakes_over = now + HALF_OPEN if kernel.drop_new_connections(self.sock) else now
+        return now >= self._handshakes_over and not kernel.has_clients(self.sock)
 
     def pause(self) -> None:
         """Accept nobody until `resume`; clients wait in the kernel's backlog."""

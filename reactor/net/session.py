@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from ssl import MemoryBIO, SSLContext, SSLError, SSLObject
     from typing import Any
 
-    Told = tuple[Callable[..., object] | None, tuple[Any, ...]]
+    CallbackAndArgs = tuple[Callable[..., object] | None, tuple[Any, ...]]
 
 HEADER = 5  # bytes of a record: its type, a version, two of length
 RECORD_TYPES = range(20, 25)  # change_cipher_spec to heartbeat (RFC 8446, B.1)
@@ -95,9 +95,9 @@ class Session:
         self.ssl: Any = buffers.ssl
         self.ssl_object: SSLObject = None  # type: ignore[assignment]  # until connected
         self._incoming = b''  # ciphertext that waits, from the beginning of a record on
-        self.on_secured: Told = (None, ())
+        self.on_secured: CallbackAndArgs = (None, ())
         # Writes that wait for the end of a handshake, in order; None when there is no handshake.
-        self.held: list[tuple[list[bytes], Told]] | None = []
+        self.held: list[tuple[list[bytes], CallbackAndArgs]] | None = []
         self.held_bytes: int = 0
         self.full: bool = False  # a write that waits returned False, so `on_drain` has to follow
         self.last: Callable[[Any], None] | None = None  # write_eof or close, called behind what is held
