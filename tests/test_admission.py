@@ -74,7 +74,7 @@ def test_a_client_whom_the_hook_refuses_is_reset_and_never_told(r, sockets, capl
     assert log == [('connect',)]
     assert (r.stats().accepts, listener.open_connections) == (1, 1)
     assert [record.getMessage() for record in caplog.records] == [
-        f'127.0.0.2:{asked[0][1]} was refused: the hook has said so'
+        f'127.0.0.2:{asked[0][1]} was refused: the refuse= hook returned true'
     ]
     close_all(r, listener, *conns)
 
@@ -139,8 +139,8 @@ def test_one_connection_more_than_may_be_open_is_refused(r, sockets, caplog):
 @pytest.mark.parametrize(
     ('limits', 'why'),
     [
-        ({'per_address': 1}, 'it has 1 connections open'),
-        ({'connect_rate': (0.5, 1)}, 'it connects more often than 0.5 times a second'),
+        ({'per_address': 1}, 'its address has 1 connections open, the limit is per_address=1'),
+        ({'connect_rate': (0.5, 1)}, 'its address connects too often, the limit is connect_rate=(0.5, 1.0)'),
     ],
 )
 def test_the_log_says_which_limit_a_client_was_beyond(r, sockets, caplog, limits, why):
@@ -385,7 +385,8 @@ def test_behind_a_proxy_the_limits_are_about_the_real_client(r, sockets):
     run_until(r, lambda: len(log) == 4)
     assert log.names() == ['connect', 'connect', 'close', 'close']
     assert [type(exc) for _, exc in log[2:]] == [ClientRefused] * 2
-    assert '192.0.2.1:51234 was refused: it has 1 connections open' in str(log[2][1])
+    reason = 'its address has 1 connections open, the limit is per_address=1'
+    assert f'192.0.2.1:51234 was refused: {reason}' in str(log[2][1])
     assert asked == [(host, 51234) for host in ('192.0.2.1', '192.0.2.2', '192.0.2.1', '192.0.2.66')]
     assert (r.stats().refused_per_address, r.stats().refused_by_hook) == (1, 1)
     assert r.stats().callback_errors == 0
@@ -589,7 +590,7 @@ def test_a_client_who_takes_nothing_is_ended_after_the_grace(pace):
         slow.conn.write(b'x' * 65536)
     count = slow.seconds_until_slow(lambda: None)
     assert 9 <= count <= 8 + 2 + 4
-    assert 'took too slowly' in str(slow.log[-1][1])
+    assert 'read too slowly' in str(slow.log[-1][1])
 
 
 @counted

@@ -1,16 +1,16 @@
-"""What `Limits` remember of one client address: the connections that are open, and the tokens that are left.
+"""What `Limits` remember about one client address: its open connections, and the tokens that it has left.
 
-The rates are token buckets (`TokenBucket`). A bucket begins with `burst` tokens, each worth one connection or one
-request. Tokens grow again at a steady rate, up to `burst`.
+Rates are limited by token buckets. A bucket begins with `burst` tokens, each worth one connection or one request, and
+fills again at a steady rate, up to `burst`.
 """
 
 from __future__ import annotations
 
-Rate = tuple[float, float]  # what grows in a second, and the burst
+Rate = tuple[float, float]  # tokens per second, and the burst
 
 
 class AddressRecord:
-    """What is remembered of one address. A client of IPv6 has a whole /64, which is one address here."""
+    """The record of one address. For IPv6 it is one of a whole /64."""
 
     __slots__ = ('connects', 'key', 'open', 'requests', 'seen')
 
@@ -23,7 +23,7 @@ class AddressRecord:
 
 
 class TokenBucket:
-    """A token bucket."""
+    """A token bucket for one address. The caller passes the rate, so that a bucket stays small."""
 
     __slots__ = ('_at', '_left')
 
