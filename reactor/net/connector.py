@@ -242,10 +242,10 @@ class Connector:
         return exc
 
     def _timed_out(self) -> None:
-        waited_for = 'the name look-up' if self._lookup is not None else 'an answer'
+        why = 'it did not answer' if self._lookup is None else 'the look-up of its name was not done'
         self.stream.reset(
             ConnectTimeout(
-                f'cannot connect to {self._target} within {self._timeout:g} s, while waiting for {waited_for}; '
+                f'cannot connect to {self._target}: {why} within timeout={self._timeout:g} s; '
                 'check that it is up and reachable'
             )
         )

@@ -32,7 +32,7 @@ def check_context(context: Any, server_side: bool | None = None) -> bool:
 
     if not isinstance(context, ssl.SSLContext):
         advice = f'; make one with {CONTEXTS[True]} and load_cert_chain()' if context is True and server_side else ''
-        raise TypeError(f'ssl is an ssl.SSLContext, not {shown(context)}{advice}')
+        raise TypeError(f'a TLS context is an ssl.SSLContext, not {shown(context)}{advice}')
     protocol = context.protocol
     kinds = {ssl.PROTOCOL_TLS_SERVER: True, ssl.PROTOCOL_TLS_CLIENT: False}
     kind = kinds.get(protocol, server_side)

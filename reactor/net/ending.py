@@ -196,10 +196,11 @@ class Connection(Handle):
 
     def handle_linger_over(self) -> None:
         """Called by the timer of `linger`: closing has taken too long."""
+        missing = f'accept the last {self.buffered} bytes' if self.buffered else 'end its side'
         self.reset(
             WriteTimeout(
-                f'{show(self.peername)} did not accept the last {self.buffered} bytes and end of file within '
-                f'linger={self.options.linger:g} s of close(); the connection was reset'
+                f'{show(self.peername)} did not {missing} within linger={self.options.linger:g} s of close(); '
+                'the connection was reset'
             )
         )
 

@@ -110,8 +110,8 @@ def file_part(kernel: Kernel, file: Any, offset: int, count: int | None) -> File
     wanted = size - offset if count is None else count
     if wanted < 0 or offset + wanted > size:
         raise ValueError(
-            f'{label} has {size} bytes: cannot send {"the rest" if count is None else shown(count)} from '
-            f'offset {shown(offset)} on'
+            f'{label} has {size} bytes: cannot send {"the rest" if count is None else f"{shown(count)} bytes"} '
+            f'from offset {shown(offset)}'
         )
     if wanted >= READ_BELOW:
         return FilePart(kernel, kernel.copy_of_file(fd), offset, wanted, label)

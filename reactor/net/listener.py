@@ -122,7 +122,7 @@ class Listener(Handle):
         self._paused = False
         self._retry: Timer | None = None  # pending while descriptors have run out
         self._last_trouble = -LOG_INTERVAL
-        self._accepts_before = -1  # the loop's count of accepts at the last trouble
+        self._accepts_before = -1  # the loop's count of accepts at the last error
         self._unlink = unlink
         try:
             if max_connections == 0:
@@ -217,7 +217,7 @@ class Listener(Handle):
             self._end_back_off()
 
     def handle_pause_over(self) -> None:
-        """Called by the timer: try again. If accept fails now, it counts in the same row of failures."""
+        """Called by the timer: try again. If accept fails now, the same series of failures goes on."""
         self.loop.spins.resume_row(self)
         self._end_back_off()
 

@@ -41,7 +41,7 @@ class Stream(Sender):
         on_connect: Called as `on_connect(conn)` when the connection is open; over TLS, after the handshake.
         on_data: Called as `on_data(conn, data)` with received `bytes`. None: input is read and dropped.
         on_eof: Called as `on_eof(conn)` when the peer has ended its side. None: the connection closes then.
-        on_drain: Called as `on_drain(conn)` when a write returned False and `low_water` is reached again.
+        on_drain: Called as `on_drain(conn)` when the buffer is down to `low_water` after a write returned False.
         on_close: Called as `on_close(conn, exc)` when the connection has ended, once; `exc` is None if it ended well.
         on_error: Called as `on_error(conn, exc)` when another callback raised. None: log it, abort the connection.
         state: 'CONNECTING', 'OPEN', 'CLOSING' or 'CLOSED'.
@@ -207,9 +207,9 @@ class Stream(Sender):
     ) -> None:
         """Switch this connection to TLS (STARTTLS, RFC 3207), as the side that `context` is made for.
 
-        Buffered bytes are sent first, in plain text; later writes are encrypted. Do not use plain text that the peer
-        sent after its request: refuse bytes that `on_data` got in the same chunk. Later ones fail the handshake.
-        `close` during the handshake drops the writes that follow this call.
+        Buffered bytes are sent first, in plain text; later writes are encrypted. Plain text that the peer sent after
+        its request must not be used: refuse it in the chunk that `on_data` got. Later bytes make the handshake fail.
+        `close` during the handshake drops the writes made since `start_tls`.
 
         Args:
             context: An `ssl.SSLContext`.
@@ -263,7 +263,7 @@ class Stream(Sender):
 
     @property
     def peername(self) -> Any:
-        """The peer's address; None if the kernel does not know it any more. It is asked once.
+        """The peer's address; None if the kernel did not know it any more when it was asked first.
 
         With `proxy_protocol` it is the client's address, from the proxy's header.
         """

@@ -43,15 +43,16 @@ class Timeouts:
             now: A reading of the loop's clock.
         """
         received_at, sent_at = self.received_at, self.sent_at
-        limits: tuple[tuple[float | None, bool, float, type[ReactorError], str], ...] = (
-            (options.read_timeout, reads, received_at, ReadTimeout, 'sent nothing'),
-            (options.write_timeout, waits, sent_at, WriteTimeout, 'took none of the bytes that wait'),
-            (options.idle_timeout, True, max(received_at, sent_at), IdleTimeout, 'was idle'),
+        limits: tuple[tuple[float | None, bool, float, type[ReactorError], str, str], ...] = (
+            (options.read_timeout, reads, received_at, ReadTimeout, 'sent nothing', 'read'),
+            (options.write_timeout, waits, sent_at, WriteTimeout, 'accepted none of the buffered bytes', 'write'),
+            (options.idle_timeout, True, max(received_at, sent_at), IdleTimeout, 'was idle', 'idle'),
         )
         looks = []
-        for limit, applies, since, error, what in limits:
+        for limit, applies, since, error, what, name in limits:
             if limit is not None:
                 if applies and since + limit <= now:
-                    return error(f'{show(peername)} {what} for {limit:g} s; it was reset'), now
+                    message = f'{show(peername)} {what} for {limit:g} s ({name} timeout); the connection was reset'
+                    return error(message), now
                 looks.append((since if applies else now) + limit)
         return None, min(looks)
