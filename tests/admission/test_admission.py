@@ -14,7 +14,7 @@ import pytest
 
 import reactor
 from reactor import ClientRefused, LifetimeOver, Limits, Reactor, TooSlow
-from reactor.admission.limits import Tokens
+from reactor.admission.address_record import TokenBucket
 from reactor.admission.pace import LimitedClient
 from reactor.net.listener import Listener
 from tests.helpers.certificates import certificates  # noqa: F401
@@ -74,7 +74,7 @@ def test_a_client_whom_the_hook_refuses_is_reset_and_never_told(r, sockets, capl
     assert log == [('connect',)]
     assert (r.stats().accepts, listener.open_connections) == (1, 1)
     assert [record.getMessage() for record in caplog.records] == [
-        f'127.0.0.2:{asked[0][1]} was refused: the hook has said so'
+        f'127.0.0.2:{asked[0][1]} was refused: the refuse= hook returned true'
     ]
     close_all(r, listener, *conns)
 
@@ -139,8 +139,8 @@ def test_one_connection_more_than_may_be_open_is_refused(r, sockets, caplog):
 @pytest.mark.parametrize(
     ('limits', 'why'),
     [
-        ({'per_address': 1}, 'it has 1 connections open'),
-        ({'connect_rate': (0.5, 1)}, 'it connects more often than 0.5 times a second'),
+        ({'per_address': 1}, 'its address has 1 connections open, the limit is per_address=1'),
+        ({'connect_rate': (0.5, 1)}, 'its address connects too often, the limit is connect_rate=(0.5, 1.0)'),
     ],
 )
 def test_the_log_says_which_limit_a_client_was_beyond(r, sockets, caplog, limits, why):
@@ -288,7 +288,7 @@ def test_on_a_unix_socket_each_connection_has_its_own_requests(r, sockets, tmp_p
 
 
 def test_tokens_grow_to_the_burst_and_no_further():
-    tokens = Tokens(0, (10, 2))
+    tokens = TokenBucket(0, (10, 2))
     assert [tokens.take(now, (10, 2)) for now in (0, 0, 0, 0.09, 0.11, 0.11, 5, 5, 5)] == [
         True, True, False, False, True, False, True, True, False,
     ]  # fmt: skip
@@ -390,7 +390,8 @@ def test_behind_a_proxy_the_limits_are_about_the_real_client(r, sockets):
     run_until(r, lambda: len(log) == 4)
     assert log.names() == ['connect', 'connect', 'close', 'close']
     assert [type(exc) for _, exc in log[2:]] == [ClientRefused] * 2
-    assert '192.0.2.1:51234 was refused: it has 1 connections open' in str(log[2][1])
+    reason = 'its address has 1 connections open, the limit is per_address=1'
+    assert f'192.0.2.1:51234 was refused: {reason}' in str(log[2][1])
     assert asked == [(host, 51234) for host in ('192.0.2.1', '192.0.2.2', '192.0.2.1', '192.0.2.66')]
     assert (r.stats().refused_per_address, r.stats().refused_by_hook) == (1, 1)
     assert r.stats().callback_errors == 0
@@ -598,7 +599,7 @@ def test_a_client_who_takes_nothing_is_ended_after_the_grace(pace):
         slow.conn.write(b'x' * 65536)
     count = slow.seconds_until_slow(lambda: None)
     assert 9 <= count <= 8 + 2 + 4
-    assert 'took too slowly' in str(slow.log[-1][1])
+    assert 'read too slowly' in str(slow.log[-1][1])
 
 
 @pytest.mark.scenario(176)

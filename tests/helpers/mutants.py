@@ -449,7 +449,7 @@ MUTANTS = (
     Mutant(
         'on_data after close',
         'net/ending.py',
-        '        self.on_data = None  # what still comes is read and dropped\n',
+        '        self.on_data = None  # further input is read and dropped\n',
         '',
         '1: close stops reading',
     ),
@@ -770,8 +770,8 @@ MUTANTS = (
     Mutant(
         'a lame duck sends away who is idle',
         'net/drain.py',
-        '(lame_duck, self._look)',
-        '(0, self._look)',
+        '(lame_duck, self._check)',
+        '(0, self._check)',
         'nobody is closed during the lame duck',
         383,
     ),
@@ -968,7 +968,7 @@ MUTANTS = (
     Mutant(
         'an accepted connection that was closed before on_connect is open',
         'net/stream.py',
-        '        if self.closed:  # over TLS it may have failed since: then `on_close` alone is called\n',
+        '        if self.closed:  # over TLS it may have failed by now, and then only `on_close` is called\n',
         '        if self.tls is not None and self.closed:\n',
         '1: nothing fires after the end',
         212,
@@ -1279,7 +1279,7 @@ TLS_MUTANTS: tuple[tuple[Mutant, str], ...] = (
         Mutant(
             'data that was here while reading was paused stays',
             'net/tls.py',
-            '            self.decrypt_later()  # what is here already is no readiness to come\n',
+            '            self.decrypt_later()  # the selector does not report records that are buffered here\n',
             '            pass\n',
             'liveness',
         ),

@@ -502,7 +502,7 @@ def test_a_disk_that_fails_resets_the_connection(sockets, made):
         missing = (8 << 20) - r.stats().bytes_out
     exc = log[0][1]
     assert isinstance(exc, SendFileError) and 'cannot be read' in str(exc) and exc.__context__ is None
-    assert f'the last {missing} of {8 << 20} bytes are missing' in str(exc)
+    assert f'the last {missing} of {8 << 20} bytes were not sent' in str(exc)
 
 
 def test_a_file_whose_descriptor_is_closed_by_others_resets_the_connection(r, sockets, made):

@@ -133,7 +133,7 @@ def test_a_name_that_cannot_be_looked_up_raises_at_the_call(failure):
 
 @pytest.mark.scenario(45)
 def test_an_address_of_another_machine_raises_at_the_call_and_says_so(r):
-    with pytest.raises(OSError, match='no address of this machine') as caught:
+    with pytest.raises(OSError, match='this machine does not have that address') as caught:
         r.listen_tcp('192.0.2.1', 0)
     assert caught.value.errno == errno.EADDRNOTAVAIL
     assert r.handles() == []
@@ -378,7 +378,7 @@ def test_a_file_that_was_replaced_after_the_look_at_it_is_left_alone(path):
 
     with socket.socket(socket.AF_UNIX) as dead, socket.socket(socket.AF_UNIX) as other:
         dead.bind(path)
-        with pytest.raises(OSError, match='somebody listens there already'):
+        with pytest.raises(OSError, match='shows the program that listens there'):
             listening_unix(Unlocked(), path, Options(), backlog=1, mode=None)
         with socket.socket(socket.AF_UNIX) as client:
             client.connect(path)
@@ -695,7 +695,7 @@ def test_a_path_that_cannot_be_had_says_what_helps_with_a_path(tmp_path):
         def socket(self, family, kind):
             return Refused(family, kind)
 
-    with Reactor(kernel=Strict()) as r, pytest.raises(PermissionError, match=r'taken: .*: its directory does not let'):
+    with Reactor(kernel=Strict()) as r, pytest.raises(PermissionError, match=r'taken: .*directory is not writable'):
         r.listen_unix(path)
 
 

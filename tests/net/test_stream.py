@@ -415,7 +415,7 @@ def test_a_view_in_the_order_of_fortran_is_written_as_its_bytes_and_raises_nothi
 @pytest.mark.parametrize('buffers', [b'abc', 'abc', 5, None, bytearray(b'x')], ids=repr)
 def test_writelines_refuses_what_is_not_several_buffers(r, sockets, buffers):
     conn, _ = pair(r, sockets)
-    with pytest.raises(TypeError, match='writelines takes a list of buffers'):
+    with pytest.raises(TypeError, match=r'writelines\(\) takes a list of buffers'):
         conn.writelines(buffers)
     end(r, conn)
 
