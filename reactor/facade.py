@@ -28,7 +28,6 @@ from .kernel import Kernel
 from .kinds import CHECKED_KINDS, KINDS
 from .loop.checks import check_parts
 from .loop.loop import Loop
-from .loop.slow import DEBUG_LIMIT
 from .net.datagram import DatagramSocket
 from .net.drain import Drain, begin_drain
 from .net.endpoints import Endpoints
@@ -62,7 +61,6 @@ class Reactor(Loop):
         debug: bool = False,
     ) -> None:
         check_parts(selector, kernel)
-        slow_callback = DEBUG_LIMIT if debug and slow_callback is None else slow_callback
         super().__init__(selector, kernel, catch_errors, slow_callback, debug)
         self._endpoints = Endpoints(self, self.kernel, CHECKED_KINDS if debug else KINDS)
         self._debug = debug

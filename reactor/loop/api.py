@@ -39,23 +39,9 @@ class LoopAPI:
     """One half of `Loop`. The other half makes the parts and runs them."""
 
     __slots__ = (
-        '_alive',
-        '_clock',
-        '_exit_callbacks',
-        '_guarded',
-        '_idlers',
-        '_repeating_timer',
-        '_signals',
-        '_soon',
-        '_threads',
-        '_timer',
-        '_wakeup',
-        'counters',
-        'guard',
-        'kernel',
-        'timers',
-        'watchers',
-    )
+        '_alive', '_clock', '_exit_callbacks', '_guarded', '_idlers', '_repeating_timer', '_signals', '_soon',
+        '_threads', '_timer', '_wakeup', 'counters', 'guard', 'kernel', 'timers', 'watchers',
+    )  # fmt: skip
 
     _alive: Alive
     _clock: Callable[[], float]
@@ -152,8 +138,8 @@ class LoopAPI:
         deadline = number('deadline', deadline)
         wait = deadline - self._clock()
         if wait > YEAR:
-            message = f'call_at({deadline:.0f}) waits {wait / YEAR:.0f} years: a deadline is a reading of r.now, which is '
-            warnings.warn(f'{message}not the clock of time.time()', RuntimeWarning, stacklevel=2)
+            message = f'call_at({deadline:.0f}) waits {wait / YEAR:.0f} years: a deadline is a reading of the clock of '
+            warnings.warn(f'{message}r.now, not of time.time()', RuntimeWarning, stacklevel=2)
         return self.timers.add_at(self._timer, deadline, max(0, wait), fn, args)
 
     def call_every(self, interval: float, fn: Callable[[*Ts], object], *args: *Ts) -> Timer:
@@ -258,7 +244,7 @@ class LoopAPI:
         """
         self._check(fn)
         if on_done is not None:
-            callback('on_done', on_done)
+            callback('on_done', on_done, '(result, error)')
         return self._threads.submit(fn, args, on_done)
 
     def watch_fd(
@@ -289,6 +275,7 @@ class LoopAPI:
             HandleClosed: The reactor is closed.
         """
         self._check(fn)
+        callback('fn', fn, '(handle, event)', len(args))
         return Descriptor(self, self.kernel, fd, events, fn, args)  # type: ignore[arg-type]  # it is a `Loop`
 
     def idle(self, fn: Callable[[*Ts], object], *args: *Ts) -> Idler:
@@ -395,7 +382,7 @@ class LoopAPI:
             if handles:
                 count = f'{len(handles)} handle{"" if len(handles) == 1 else "s"}, such as {describe(handles[0])}'
                 message = f'a Reactor is destroyed that was never run, with {count}: call run(), or close()'
-                warnings.warn(message, ResourceWarning, source=self)
+                warnings.warn(message, ResourceWarning, stacklevel=2, source=self)
 
     def _check(self, fn: object) -> None:
         callback('a callback', fn)

@@ -87,18 +87,20 @@ def check_parts(selector: Any, kernel: Any) -> None:
         raise TypeError(f'kernel is None or a kernel such as reactor.kernel.Kernel(), not {shown(kernel)}')
 
 
-def callback(name: str, fn: Any, arguments: str = '') -> None:
-    """Raise TypeError unless `fn` can be called, with `arguments` such as '(conn, data)' if they are given."""
+def callback(name: str, fn: Any, arguments: str = '', more: int = 0) -> None:
+    """Raise TypeError unless `fn` can be called: with `arguments`, such as '(conn, data)', and as many `more`."""
     if not callable(fn):
         hint = '; was it called instead of passed?' if fn is None else ''
         raise TypeError(f'{name} must be callable, not {shown(fn)}{hint}')
     if arguments:
         function = fn.__func__ if type(fn) is MethodType else fn
         if type(function) is FunctionType:
-            wrong = _misfit(function, arguments.count(',') + 1 + (function is not fn), function is not fn)
+            bound = function is not fn
+            wrong = _misfit(function, arguments.count(',') + 1 + more + bound, bound)
             if wrong:
                 place = place_of(function.__code__, function.__module__)
-                raise TypeError(f'{name} is called with {arguments}, but {place} {wrong}')
+                shape = f'{arguments[:-1]}, *args), {more} of them yours,' if more else f'{arguments},'
+                raise TypeError(f'{name} is called with {shape} but {place} {wrong}')
 
 
 def _misfit(function: FunctionType, given: int, bound: bool) -> str:

@@ -42,7 +42,8 @@ class Failures:
     """Handles the exceptions that the phases of one loop catch."""
 
     __slots__ = (
-        '_completions', '_counters', '_logged', '_reserve', '_timers', '_watchers', 'catch_errors', 'doorbell', 'starved',
+        '_completions', '_counters', '_logged', '_reserve', '_timers', '_watchers', 'catch_errors', 'doorbell',
+        'starved',
     )  # fmt: skip
 
     doorbell: Handle  # the wakeup of the loop, set when it exists: the completions of this object need a handle
@@ -191,7 +192,8 @@ class Failures:
 
 def _raised_in(exc: Exception) -> tuple[CodeType | None, object, list[str]]:
     """Return the user's function that was called, its module, and the functions of the reactor that led to it."""
-    ours, traceback = [], exc.__traceback__
+    ours: list[str] = []
+    traceback = exc.__traceback__
     while traceback is not None:
         frame = traceback.tb_frame
         if frame.f_globals.get('__package__') not in OWN_PACKAGES:

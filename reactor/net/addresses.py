@@ -39,7 +39,17 @@ def check_host(host: str | None) -> str | None:
         raise TypeError(f'a host is a str or None, not {shown(host)}')
     if host is not None and ('\0' in host or not host):
         raise ValueError(f'a host is a name or an address, not {host!r}')
+    if host is not None and ('/' in host or '[' in host or host.count(':') == 1):
+        raise ValueError(f'a host is a name or an address, not {shown(host)}: {_advice(host)}')
     return host
+
+
+def _advice(host: str) -> str:
+    if '://' in host:
+        return 'it is not a URL; give the host alone, and the port as an argument of its own'
+    if '[' in host:
+        return 'give an IPv6 address without brackets, such as ::1, and the port as an argument of its own'
+    return 'give the host alone, and the port as an argument of its own'
 
 
 def check_local_address(kernel: Kernel, address: tuple[str, int] | None) -> None:

@@ -23,6 +23,8 @@ def hint(ssl: Any, exc: SSLError) -> str:
         return 'it does not speak TLS; check the port'
     if reason == 'CALLBACK_FAILED':
         return 'the sni_callback of the context refused the name that the client asked for'
+    if reason == 'NO_SHARED_CIPHER':
+        return 'perhaps the context of the server has no certificate: load one with load_cert_chain()'
     return 'compare the TLS versions, ciphers and certificates of both sides'
 
 

@@ -40,6 +40,14 @@ PEEK = MSG_PEEK | MSG_TRUNC if sys.platform == 'linux' else 0
 DROPS = slice(32, 36)  # the last of the nine numbers of SO_MEMINFO
 
 
+# What the callbacks of a datagram socket are called with.
+ARGUMENTS = {
+    **dict.fromkeys(('on_send_error', 'on_close', 'on_error'), '(socket, exc)'),
+    'on_datagram': '(socket, data, address)',
+    'on_drain': '(socket)',
+}
+
+
 class DatagramSocket(DatagramSender):
     """A UDP socket, as made by `bind_udp` and `connect_udp`.
 
@@ -93,8 +101,8 @@ class DatagramSocket(DatagramSender):
         self.on_datagram: OnDatagram | None = on_datagram
         self.on_close: OnDatagramClose | None = on_close
         self.on_error: OnDatagramError | None = on_error
-        for name in 'on_datagram', 'on_send_error', 'on_drain', 'on_close', 'on_error':
-            check_callback(name, getattr(self, name))
+        for name, arguments in ARGUMENTS.items():
+            check_callback(name, getattr(self, name), arguments)
         self.lookup: ThreadCall | None = None  # pending while the name of the peer is looked up
         self._reading = True  # whether to read as soon as it is open
         self._last_log = -LOG_INTERVAL

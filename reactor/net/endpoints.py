@@ -277,6 +277,6 @@ def stream_callbacks(on_data: OnData | None, options: AdoptOptions | ListenOptio
 def _listener_keywords(on_data: OnData | None, options: ListenOptions) -> dict[str, Any]:
     on_accept_error, max_connections = options.get('on_accept_error'), options.get('max_connections')
     callbacks = stream_callbacks(on_data, options)
-    check_callback('on_accept_error', on_accept_error)
+    check_callback('on_accept_error', on_accept_error, '(listener, exc)')
     check_max_connections(max_connections)
     return {'callbacks': callbacks, 'on_accept_error': on_accept_error, 'max_connections': max_connections}

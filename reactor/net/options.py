@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from ..loop.checks import seconds, shown, switch, time_limit, whole
+from ..loop.checks import callback, seconds, shown, switch, time_limit, whole
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -232,6 +232,14 @@ def check_server_hostname(value: str | None, ssl: object) -> None:
 LIMITS = frozenset(Options.__slots__) - {*DERIVED, 'ssl', 'server_hostname'}
 
 
+# What the callbacks of connections are called with.
+ARGUMENTS = {
+    **dict.fromkeys(('on_connect', 'on_eof', 'on_drain'), '(conn)'),
+    **dict.fromkeys(('on_close', 'on_error'), '(conn, exc)'),
+    'on_data': '(conn, data)',
+}
+
+
 class Callbacks:
     """The six callbacks of a connection: checked once, then copied to each connection of a listener."""
 
@@ -253,10 +261,12 @@ class Callbacks:
         self.on_close: OnClose | None = on_close
         self.on_error: OnError | None = on_error
         for name in self.__slots__:
-            check_callback(name, getattr(self, name))
+            check_callback(name, getattr(self, name), ARGUMENTS[name])
 
 
-def check_callback(name: str, fn: object) -> None:
-    """Raise TypeError unless `fn` is callable or None."""
-    if fn is not None and not callable(fn):
-        raise TypeError(f'{name} must be callable or None, not {shown(fn)}')
+def check_callback(name: str, fn: object, arguments: str = '', more: int = 0) -> None:
+    """Raise TypeError unless `fn` is None or can be called; see `callback`."""
+    if fn is not None:
+        if not callable(fn):
+            raise TypeError(f'{name} must be callable or None, not {shown(fn)}')
+        callback(name, fn, arguments, more)

@@ -136,7 +136,7 @@ def resolve_address(
 
 
 def _check_look_up(loop: Loop, on_done: object, timeout: float | None) -> float | None:
-    callback('on_done', on_done)
+    callback('on_done', on_done, '(result, error)')
     loop.guard.check()
     return None if timeout is None else seconds('timeout', timeout)
 

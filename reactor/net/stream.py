@@ -225,7 +225,7 @@ class Stream(Sender):
             TypeError, ValueError: An argument is wrong.
         """
         self.loop.guard.check_thread()
-        check_callback('on_secured', on_secured)
+        check_callback('on_secured', on_secured, '(conn)', len(args))
         check_server_hostname(server_hostname, context)
         server_side = None if server_side is None else switch('server_side', server_side)
         handshake_timeout = time_limit('handshake_timeout', handshake_timeout)

@@ -14,7 +14,7 @@ from os.path import basename, dirname, join
 from typing import Any
 
 from ..errors import HandleClosed, ReactorError
-from ..loop.checks import file_path
+from ..loop.checks import callback, file_path
 from ..loop.watcher import Handle
 
 TYPE_CHECKING = False
@@ -217,6 +217,7 @@ class Changes:
 def watch(loop: Loop, kernel: Kernel, path: Any, fn: Callable[..., object], args: tuple[Any, ...]) -> WatchedPath:
     """Watch a path; see `Reactor.watch_path`."""
     file_path('path', path)
+    callback('fn', fn, '(handle, path, change)', len(args))
     try:
         from watchdog.observers import Observer
     except ImportError:

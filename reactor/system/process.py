@@ -275,7 +275,7 @@ def spawn(
     """Start a child; see `Reactor.spawn`."""
     words, passed, settings = check_args(args), check_descriptors(kernel, pass_fds), Options(**options)
     streams = [check_stdio(kernel, name, what) for name, what in zip(STDIO, stdio, strict=True)]
-    check_callback('on_exit', on_exit)
+    check_callback('on_exit', on_exit, '(process, code, signal)')
     check_environment(env)
     if cwd is not None:
         file_path('cwd', cwd)
