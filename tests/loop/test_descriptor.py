@@ -556,9 +556,9 @@ def test_a_watch_keeps_the_loop_running_unless_it_is_unreferenced(r, pipe):
 
 def test_a_watch_tells_its_descriptor_and_what_it_wants(r, pipe):
     handle = r.watch_fd(pipe[0], READ, turns)
-    assert repr(handle) == f'<Descriptor fd={pipe[0]} wants READ, calls support.turns>'
+    assert repr(handle) == f'<Descriptor fd={pipe[0]} wants READ, calls tests.helpers.support.turns>'
     handle.set_events(0)
-    assert repr(handle) == f'<Descriptor fd={pipe[0]} wants nothing, calls support.turns>'
+    assert repr(handle) == f'<Descriptor fd={pipe[0]} wants nothing, calls tests.helpers.support.turns>'
     assert 'waits for set_events()' in r.why_alive()[0]
     handle.close()
     assert repr(handle) == f'<Descriptor fd={pipe[0]} closed>'

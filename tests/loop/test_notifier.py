@@ -190,9 +190,9 @@ def test_a_closed_notifier_holds_nothing(r):
 
 def test_a_notifier_tells_its_state(r):
     notifier = r.notifier(turns)
-    assert repr(notifier) == '<Notifier calls support.turns>'
+    assert repr(notifier) == '<Notifier calls tests.helpers.support.turns>'
     notifier.trigger()
-    assert repr(notifier) == '<Notifier triggered, calls support.turns>'
+    assert repr(notifier) == '<Notifier triggered, calls tests.helpers.support.turns>'
     assert 'its turn' in '\n'.join(r.why_alive())
     notifier.close()
     assert repr(notifier) == '<Notifier closed>'
