@@ -8,8 +8,8 @@ In another terminal:
     $ curl http://127.0.0.1:8080/ready
     200 OK from process 12345
 
-With `--workers 2` there are two processes on the port. Under socket activation it serves on the sockets that it
-inherits: `systemd-socket-activate -l 8080 python examples/service.py`.
+With `--workers 2` there are two processes on the port. With socket activation it serves on the sockets that it
+inherits: `systemd-socket-activate -E PYTHONPATH -l 8080 python examples/service.py`.
 
 It answers GET requests with one line; `http_server.py` is a complete HTTP server. The folders haproxy/, systemd/ and
 kubernetes/ have configurations for this program.
@@ -51,7 +51,8 @@ def listen(r, listeners, proxies=None):
 
     for sock in listeners:
         server = r.listen_tcp(None, 0, framing.lines(on_line), sock=sock, idle_timeout=60, proxy_protocol=proxies)
-        print(f'listening on {server.address[0]}:{server.address[1]}', flush=True)
+        host, port = server.address[:2]
+        print(f'listening on {f"[{host}]" if ":" in host else host}:{port}', flush=True)
 
 
 def alone(r, args):

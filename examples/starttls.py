@@ -3,10 +3,10 @@
     $ python examples/starttls.py
     listening on 127.0.0.1:2525
 
-In another terminal; `openssl` sends EHLO and STARTTLS itself, and you type `noop`:
+In another terminal, type `noop` after the lines about the certificate. `openssl` sends EHLO and STARTTLS itself:
 
     $ openssl s_client -connect localhost:2525 -starttls smtp -quiet -crlf
-    250 localhost
+    250 STARTTLS
     noop
     250 over TLSv1.3
 

@@ -4,9 +4,9 @@
     ...
     2 passed in 0.80s
 
-It can also be run with pytest. When a test fails, it prints the seed that failed; to run that one again:
+It can also be run with pytest. When a test fails, it prints the seed that failed. To run one test with one seed:
 
-    $ python examples/test_with_simulation.py --seed 3
+    $ python examples/test_with_simulation.py -k fixed --seed 3
 
 The chat room below has a bug that does not show on a developer's machine. A client that floods the room is
 disconnected, but stays a member until `on_close` is called. When another member writes in between, the write to the
@@ -65,4 +65,5 @@ def test_simulation_finds_the_bug(simulate):
 
 
 if __name__ == '__main__':
-    sys.exit(pytest.main([__file__, *sys.argv[1:]]))
+    plugin = ['-p', 'reactor.testing.fixture']  # with it pytest knows the option --seed
+    sys.exit(pytest.main([__file__, *plugin, *sys.argv[1:]]))

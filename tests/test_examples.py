@@ -522,3 +522,5 @@ def test_an_empty_line_after_a_request_does_not_hold_up_the_drain_of_the_service
 
 def test_a_chat_room_is_tested_in_simulation_and_its_bug_is_found():
     assert '2 passed' in run_example('test_with_simulation.py', '-p', 'no:cacheprovider')[-1]
+    one_seed = ['-k', 'fixed', '--seed', '3', '-p', 'no:cacheprovider']
+    assert '1 passed' in run_example('test_with_simulation.py', *one_seed)[-1]
