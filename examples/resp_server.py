@@ -326,7 +326,7 @@ class Client:
         return OK
 
     def command(self, *arguments):
-        return b'*0\r\n'  # redis-cli asks for the names of commands, to complete them
+        return b'*0\r\n'  # an empty list; redis-cli would use it to complete names
 
     def quit(self):
         self.unsubscribe()

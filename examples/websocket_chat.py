@@ -79,7 +79,7 @@ def on_http(conn, data):
             return answer(conn, *((200, PAGE) if request.target == b'/' else (404, b'not found\n')))
         ws = WSConnection(ConnectionType.SERVER)
         ws.initiate_upgrade_connection(request.headers, '/chat')
-    except (h11.ProtocolError, ProtocolError, ValueError):  # ValueError: a host name that is not one
+    except (h11.ProtocolError, ProtocolError, ValueError):  # ValueError: an invalid host name
         return answer(conn, 400, b'not a valid HTTP request or WebSocket handshake\n')
     conn.write(ws.send(AcceptConnection()))
     members[conn], conn.on_data = Member(ws), on_websocket
