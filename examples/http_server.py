@@ -8,8 +8,8 @@ In another terminal:
 
     $ curl http://127.0.0.1:8080/README.md              # a file below --root
     $ curl 'http://127.0.0.1:8080/stream?lines=2'       # a body of unknown length
-    line 0, generated while it is sent
-    line 1, generated while it is sent
+    line 0 of a generated stream
+    line 1 of a generated stream
     $ curl -T README.md http://127.0.0.1:8080/echo      # sent back while it is received
     $ curl http://127.0.0.1:8080/healthz                # 200, or 503 while it drains
     200 OK
@@ -42,7 +42,7 @@ ALL_SENT, ROOM = 'all sent', 'room'  # what a response waits for: `on_written` o
 
 def generate(lines):
     for first in range(0, lines, 256):
-        yield b''.join(b'line %d, generated while it is sent\n' % n for n in range(first, min(lines, first + 256)))
+        yield b''.join(b'line %d of a generated stream\n' % n for n in range(first, min(lines, first + 256)))
 
 
 class Session:
