@@ -23,7 +23,7 @@ from pathlib import Path
 import pytest
 
 from tests.demo.test_clients import client as program
-from tests.examples.test_examples import client, example, read_to_end, read_until
+from tests.examples.test_examples import check_end, client, example, read_to_end, read_until
 
 h11 = pytest.importorskip('h11', reason='NOT TESTED: no h11 (pip install -e .[examples])')
 wsproto = pytest.importorskip('wsproto', reason='NOT TESTED: no wsproto (pip install -e .[examples])')
@@ -64,6 +64,12 @@ def server(root):
     with serving(root) as (process, port):
         yield f'127.0.0.1:{port}'
         assert process.poll() is None
+
+
+@pytest.mark.parametrize('signum', [signal.SIGINT, signal.SIGTERM], ids=lambda signum: signum.name)
+@pytest.mark.parametrize('name', ['http_server.py', 'websocket_chat.py'])
+def test_a_server_says_where_it_listens_and_ends_cleanly(name, signum):
+    check_end(name, signum, '--port', '0')
 
 
 def raw(server, request):

@@ -18,13 +18,14 @@ import reactor
 import reactor.observe
 import reactor.serve
 from reactor.framing import Frames
-from tests.examples.test_examples import client, example, needs, read_to_end, read_until
+from tests.examples.test_examples import check_end, client, example, needs, read_to_end, read_until
 from tests.helpers.certificates import certificates  # noqa: F401
 
 EXAMPLES = Path(__file__).parents[2] / 'examples'
 # The one for asyncio is no module, not even by its name: nothing in this project imports asyncio.
-ORIGINALS = [*EXAMPLES.glob('*_original.py'), *EXAMPLES.glob('porting/*_original.txt')]
-GUIDES = sorted((EXAMPLES / 'porting').glob('*.md'))
+PORTING = EXAMPLES / 'porting'
+ORIGINALS = [*PORTING.glob('*_original.py'), *PORTING.glob('*_original.txt')]
+GUIDES = sorted(PORTING.glob('*.md'))
 BLOCKS = [
     pytest.param(guide, *found, id=f'{guide.stem}: {found[1].strip().splitlines()[0].strip()}')
     for guide in GUIDES
@@ -48,7 +49,7 @@ def both(before, mark, after):
 @contextmanager
 def program(name, *options):
     """A running example as it is; the ones that are ported from warn of what they are, and asyncio of being slow."""
-    with example(name, '--port', '0', *options, warnings='ignore', mode='utf8') as (process, port):
+    with example(f'porting/{name}', '--port', '0', *options, warnings='ignore', mode='utf8') as (process, port):
         yield process, port
 
 
@@ -150,7 +151,7 @@ def test_the_port_from_tornado_answers_as_the_original(name, monkeypatch):
 # -- asyncio
 
 
-asyncio_pair = both('porting/asyncio_original.txt', (), 'port_from_asyncio.py')
+asyncio_pair = both('asyncio_original.txt', (), 'port_from_asyncio.py')
 DIGEST = hashlib.pbkdf2_hmac('sha256', b'abc', b'salt', 1000).hex().encode()
 
 
@@ -199,6 +200,28 @@ def test_the_port_from_asyncio_answers_as_the_original_over_tls(name, certificat
 def test_both_end_a_client_that_is_silent(name):
     with program(name, '--idle', '0.2') as (_, port), client(port) as sock:
         assert rest(sock) in (b'', b'ready, 127.0.0.1\r\n')
+
+
+# -- all of them
+
+
+ENDING = [
+    *[pytest.param(path.name, id=path.name) for path in sorted(PORTING.glob('port_from_*.py'))],
+    *[pytest.param(path.name, marks=has_asyncore, id=path.name) for path in sorted(PORTING.glob('asyncore_*.py'))],
+    pytest.param('tornado_original.py', marks=has_tornado_4, id='tornado_original.py'),
+    pytest.param('asyncio_original.txt', id='asyncio_original.txt'),
+]
+
+
+@unix_signals
+@pytest.mark.parametrize('signum', [signal.SIGINT, signal.SIGTERM], ids=lambda signum: signum.name)
+@pytest.mark.parametrize('name', ENDING)
+def test_a_program_says_where_it_listens_and_ends_cleanly(name, signum, monkeypatch):
+    if name == 'tornado_original.py':
+        monkeypatch.setenv('PYTHONPATH', f'{TORNADO_4}{os.pathsep}{os.environ.get("PYTHONPATH", "")}')
+    with socket.create_server(('127.0.0.1', 0)) as behind:
+        options = ['--to', f'127.0.0.1:{behind.getsockname()[1]}'] if 'relay' in name else []
+        check_end(f'porting/{name}', signum, '--port', '0', *options, warnings='ignore', mode='utf8')
 
 
 # -- the guides
@@ -250,8 +273,8 @@ def test_every_link_of_a_guide_leads_to_a_file_and_every_table_is_straight(guide
 
 def test_there_is_a_guide_for_each():
     assert {guide.name for guide in GUIDES} == {'README.md', 'from_asyncore.md', 'from_tornado.md', 'from_asyncio.md'}
-    index = (EXAMPLES / 'porting' / 'README.md').read_text()
-    for path in [*GUIDES, *ORIGINALS, *EXAMPLES.glob('port_from_*.py')]:
+    index = (PORTING / 'README.md').read_text()
+    for path in [*GUIDES, *ORIGINALS, *PORTING.glob('port_from_*.py')]:
         assert path.name == 'README.md' or path.name in index, path.name
 
 

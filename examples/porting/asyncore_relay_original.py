@@ -1,7 +1,15 @@
-"""A relay on asyncore, as it was until Python 3.11: a client talks to the server behind it. Ported beside this file.
+"""A relay on asyncore: it connects each client to a server. Ported in `port_from_asyncore_relay.py`.
 
-Run it:    python examples/asyncore_relay_original.py --to 127.0.0.1:7007      (--port 8008), with Python 3.11
-End it:    kill its pid: no more clients, and those that it has may finish
+Needs Python 3.11 or older. With `examples/echo.py` running in another terminal:
+
+    $ python3.11 examples/porting/asyncore_relay_original.py --to 127.0.0.1:7007
+    listening on 127.0.0.1:8008
+
+    $ nc 127.0.0.1 8008
+    hello
+    hello
+
+SIGTERM closes the listener; the program ends with its last client. Ctrl-C ends it at once.
 """
 
 import argparse
@@ -28,7 +36,7 @@ class Relay(asyncore.dispatcher):
         server.connect(self.to)
 
     def end(self, signum, frame):
-        self.ending = True  # and nothing more: the signal may have come in the middle of select
+        self.ending = True  # nothing else is safe here: a signal can interrupt any line
 
 
 class Side(asyncore.dispatcher_with_send):
@@ -42,7 +50,7 @@ class Side(asyncore.dispatcher_with_send):
         if self.other is not None:
             self.other.send(data)
 
-    def handle_error(self):  # nobody answers there, or a reset
+    def handle_error(self):  # the connection was refused or reset
         self.handle_close()
 
     def handle_close(self):
@@ -56,18 +64,21 @@ if __name__ == '__main__':
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     options.add_argument('--port', type=int, default=8008)
     options.add_argument('--to', default='127.0.0.1:7007', help='host:port of the server')
-    options.add_argument('--idle', type=float, default=60, help='seconds of silence until a client is cut off')
+    options.add_argument('--idle', type=float, default=60, help='seconds without traffic until a client is closed')
     args = options.parse_args()
     host, _, to_port = args.to.rpartition(':')
     sockets = {}
     relay = Relay(args.port, (host, int(to_port)), sockets)
     signal.signal(signal.SIGTERM, relay.end)
-    print(f'listening on 127.0.0.1:{relay.socket.getsockname()[1]}', flush=True)
-    while sockets:
-        asyncore.loop(timeout=0.1, count=1, map=sockets)
-        if relay.ending:
-            relay.close()
-        for side in list(sockets.values()):
-            if side is not relay and time.monotonic() - side.used > args.idle:
-                side.handle_close()
+    try:
+        print(f'listening on 127.0.0.1:{relay.socket.getsockname()[1]}', flush=True)
+        while sockets:
+            asyncore.loop(timeout=0.1, count=1, map=sockets)
+            if relay.ending:
+                relay.close()
+            for side in list(sockets.values()):
+                if side is not relay and time.monotonic() - side.used > args.idle:
+                    side.handle_close()
+    except KeyboardInterrupt:
+        asyncore.close_all(sockets)
     print('ended')

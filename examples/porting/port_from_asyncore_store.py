@@ -1,21 +1,29 @@
-"""A store of bytes, ported from asynchat: `asyncore_store_original.py` beside it is what it was.
+"""A store of bytes, ported from `asyncore_store_original.py`.
 
-Run it:    python examples/port_from_asyncore_store.py      (--port 2526)
-Ask it:    nc -C 127.0.0.1 2526                             and type: put greeting 5, hello, get greeting, quit
+    $ python examples/porting/port_from_asyncore_store.py
+    listening on 127.0.0.1:2526
+
+In another terminal:
+
+    $ nc -C 127.0.0.1 2526
+    put greeting 5
+    hello
+    stored
 """
 
 import argparse
+import signal
 
 import reactor
 from reactor.framing import Frames
 
-MOST = 1 << 20  # bytes of a value
+MOST = 1 << 20  # most bytes of a value
 LONGEST_LINE = 4096
 stored = {}
 
 
 class Session(Frames):
-    name, size = None, 0  # of the value that comes next; without a name, a line comes next
+    name, size = None, 0  # name and size of the value that follows; name None: a line follows
 
 
 def on_connect(conn):
@@ -46,7 +54,7 @@ def on_message(conn, session, message):
             session.name, session.size = name, int(size)
         case [b'get', name]:
             value = stored.get(name, b'')
-            conn.writelines([b'%d\r\n' % len(value), value])  # of any size: what the kernel does not take now waits
+            conn.writelines([b'%d\r\n' % len(value), value])  # what the kernel does not accept now is queued
         case [b'quit']:
             conn.close()
         case _:
@@ -60,9 +68,9 @@ if __name__ == '__main__':
 
     def main(r):
         server = r.listen_tcp('127.0.0.1', port, on_data, on_connect=on_connect)
+        for signum in signal.SIGINT, signal.SIGTERM:
+            r.add_signal_handler(signum, r.stop)
         print(f'listening on 127.0.0.1:{server.address[1]}', flush=True)
 
-    try:
-        reactor.run(main)
-    except KeyboardInterrupt:
-        print('bye')
+    reactor.run(main)
+    print('bye')

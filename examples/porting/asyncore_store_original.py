@@ -1,14 +1,24 @@
-"""A store of bytes on asynchat, whose terminators change on the way. Ported in `port_from_asyncore_store.py`.
+"""A store of bytes on asynchat, with a terminator that changes. Ported in `port_from_asyncore_store.py`.
 
-Run it:    python examples/asyncore_store_original.py       (--port 2526), with Python 3.11
-Ask it:    nc -C 127.0.0.1 2526                             and type: put greeting 5, hello, get greeting, quit
+Needs Python 3.11 or older.
+
+    $ python3.11 examples/porting/asyncore_store_original.py
+    listening on 127.0.0.1:2526
+
+In another terminal:
+
+    $ nc -C 127.0.0.1 2526
+    put greeting 5
+    hello
+    stored
 """
 
 import argparse
 import asynchat
 import asyncore
+import signal
 
-MOST = 1 << 20  # bytes of a value
+MOST = 1 << 20  # most bytes of a value
 LONGEST_LINE = 4096
 stored = {}
 
@@ -61,8 +71,9 @@ if __name__ == '__main__':
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     options.add_argument('--port', type=int, default=2526)
     server = Server(options.parse_args().port)
-    print(f'listening on 127.0.0.1:{server.socket.getsockname()[1]}', flush=True)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends the program as Ctrl-C does
     try:
+        print(f'listening on 127.0.0.1:{server.socket.getsockname()[1]}', flush=True)
         asyncore.loop()
     except KeyboardInterrupt:
         asyncore.close_all()

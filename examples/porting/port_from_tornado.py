@@ -1,11 +1,21 @@
-"""A server ported from the callbacks of Tornado 4: `tornado_original.py` beside it is what it was.
+"""A server ported from the callbacks of Tornado 4; the original is `tornado_original.py`.
 
-Run it:    python examples/port_from_tornado.py             (--port 2527)
-Ask it:    nc -C 127.0.0.1 2527                             and type: echo hello, in 0.5 hello, ticks 3, body 5, quit
-           echo news | nc -u -w0 127.0.0.1 2527             and then type: last
+    $ python examples/porting/port_from_tornado.py
+    listening on 127.0.0.1:2527
+
+In another terminal (the other commands are `ticks 3`, `body 5` and `quit`):
+
+    $ nc -C 127.0.0.1 2527
+    echo hello
+    hello
+    in 0.5 later
+    later
+
+It also receives datagrams: after `echo news | nc -u -w0 127.0.0.1 2527` the command `last` answers `news`.
 """
 
 import argparse
+import signal
 import socket
 
 import reactor
@@ -29,7 +39,7 @@ class Server:
 class Connection:
     def __init__(self, server, conn):
         self.server, self.conn, self.left, self.beat = server, conn, 0, None
-        self.frames, self.body = Frames(limit=LONGEST_LINE), None  # body: how many bytes of one come next
+        self.frames, self.body = Frames(limit=LONGEST_LINE), None  # body: its size, if one follows
         conn.on_data, conn.on_close = self.on_data, self.on_close
 
     def on_data(self, conn, data):
@@ -58,7 +68,7 @@ class Connection:
                 self.say(self.server.last)
             case [b'quit']:
                 self.conn.write(b'bye\r\n')
-                self.conn.close()  # after what was written
+                self.conn.close()  # after all bytes are sent
             case _:
                 self.say(b'what?')
 
@@ -88,6 +98,8 @@ def main(r, port):
     news.setblocking(False)
     news.bind(server.listener.address)
     r.watch_fd(news, reactor.READ, server.handle_datagram, news)
+    for signum in signal.SIGINT, signal.SIGTERM:
+        r.add_signal_handler(signum, r.stop)
     print(f'listening on 127.0.0.1:{server.listener.address[1]}', flush=True)
     r.add_exit_callback(news.close)
 
@@ -96,7 +108,5 @@ if __name__ == '__main__':
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     options.add_argument('--port', type=int, default=2527)
     port = options.parse_args().port
-    try:
-        reactor.run(lambda r: main(r, port))
-    except KeyboardInterrupt:
-        print('bye')
+    reactor.run(lambda r: main(r, port))
+    print('bye')

@@ -1,7 +1,16 @@
-"""A server ported from the protocols of asyncio: `porting/asyncio_original.txt` is what it was.
+"""A server ported from the protocols of asyncio; the original is `asyncio_original.txt`.
 
-Run it:    python examples/port_from_asyncio.py             (--port 2528), with --cert and --key over TLS
-Ask it:    nc -C 127.0.0.1 2528                             and type: say hello, later 0.5 hello, digest hello, flood 9
+    $ python examples/porting/port_from_asyncio.py
+    listening on 127.0.0.1:2528
+
+In another terminal (the other commands are `later 0.5 hello`, `digest hello`, `flood 9` and `quit`):
+
+    $ nc -C 127.0.0.1 2528
+    ready, 127.0.0.1
+    say hello
+    hello
+
+With --cert and --key it serves over TLS. It prints a line when a connection ends.
 """
 
 import argparse
@@ -21,7 +30,7 @@ def digest(text):
 
 
 def on_connect(conn):
-    conn.data = 0  # pieces of a flood that are to be sent
+    conn.data = 0  # number of pieces still to send
     say(conn, b'ready, ' + conn.peername[0].encode())
 
 
@@ -76,14 +85,15 @@ def main(r, port, idle, tls):
         '127.0.0.1', port, framing.lines(on_line, limit=LONGEST_LINE),
         on_connect=on_connect, on_drain=on_drain, on_eof=on_eof, on_close=on_close, idle_timeout=idle, ssl=tls,
     )  # fmt: skip
-    r.add_signal_handler(signal.SIGINT, r.stop)
+    for signum in signal.SIGINT, signal.SIGTERM:
+        r.add_signal_handler(signum, r.stop)
     print(f'listening on 127.0.0.1:{server.address[1]}', flush=True)
 
 
 if __name__ == '__main__':
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     options.add_argument('--port', type=int, default=2528)
-    options.add_argument('--idle', type=float, default=60, help='seconds of silence until a client is cut off')
+    options.add_argument('--idle', type=float, default=60, help='seconds without traffic until a client is closed')
     options.add_argument('--cert')
     options.add_argument('--key')
     args = options.parse_args()

@@ -1,12 +1,20 @@
-"""A small command server on asyncore and asynchat, as they were until Python 3.11. Ported in `port_from_asyncore.py`.
+"""A small command server on asyncore and asynchat. Ported in `port_from_asyncore.py`. Needs Python 3.11 or older.
 
-Run it:    python examples/asyncore_original.py             (--port 2525), with Python 3.11
-Ask it:    nc -C 127.0.0.1 2525                             and type: say hello, count, quit
+    $ python3.11 examples/porting/asyncore_original.py
+    listening on 127.0.0.1:2525
+
+In another terminal:
+
+    $ nc -C 127.0.0.1 2525
+    220 ready
+    say hello
+    250 hello
 """
 
 import argparse
 import asynchat
 import asyncore
+import signal
 
 LONGEST_LINE = 4096
 
@@ -52,8 +60,9 @@ if __name__ == '__main__':
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     options.add_argument('--port', type=int, default=2525)
     server = Server(options.parse_args().port)
-    print(f'listening on 127.0.0.1:{server.socket.getsockname()[1]}', flush=True)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends the program as Ctrl-C does
     try:
+        print(f'listening on 127.0.0.1:{server.socket.getsockname()[1]}', flush=True)
         asyncore.loop()
     except KeyboardInterrupt:
         asyncore.close_all()

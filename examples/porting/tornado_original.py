@@ -1,11 +1,21 @@
-"""A server on the callbacks of Tornado 4, which Tornado 6 has no more. Ported in `port_from_tornado.py`.
+"""A server on the callbacks of Tornado 4, which Tornado 6 no longer has. Ported in `port_from_tornado.py`.
 
-Run it:    python examples/tornado_original.py              (--port 2527), with Python 3.11 and Tornado 4.5.3
-Ask it:    nc -C 127.0.0.1 2527                             and type: echo hello, in 0.5 hello, ticks 3, body 5, quit
-           echo news | nc -u -w0 127.0.0.1 2527             and then type: last
+Needs Python 3.11 or older and `pip install tornado==4.5.3`.
+
+    $ python3.11 examples/porting/tornado_original.py
+    listening on 127.0.0.1:2527
+
+In another terminal:
+
+    $ nc -C 127.0.0.1 2527
+    echo hello
+    hello
+    in 0.5 later
+    later
 """
 
 import argparse
+import signal
 import socket
 
 from tornado.ioloop import IOLoop, PeriodicCallback
@@ -86,8 +96,9 @@ if __name__ == '__main__':
     news.setblocking(False)
     news.bind(listening.getsockname())
     IOLoop.current().add_handler(news, server.handle_datagram, IOLoop.READ)
-    print(f'listening on 127.0.0.1:{listening.getsockname()[1]}', flush=True)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends the program as Ctrl-C does
     try:
+        print(f'listening on 127.0.0.1:{listening.getsockname()[1]}', flush=True)
         IOLoop.current().start()
     except KeyboardInterrupt:
         news.close()

@@ -1,7 +1,15 @@
-"""A relay, ported from asyncore: `asyncore_relay_original.py` beside it is what it was.
+"""A relay, ported from `asyncore_relay_original.py`: it connects each client to a server.
 
-Run it:    python examples/port_from_asyncore_relay.py --to 127.0.0.1:7007     (--port 8008)
-End it:    kill its pid: no more clients, and those that it has may finish
+With `examples/echo.py` running in another terminal:
+
+    $ python examples/porting/port_from_asyncore_relay.py --to 127.0.0.1:7007
+    listening on 127.0.0.1:8008
+
+    $ nc 127.0.0.1 8008
+    hello
+    hello
+
+SIGTERM closes the listener; the program ends with its last client. Ctrl-C ends it at once.
 """
 
 import argparse
@@ -11,7 +19,7 @@ import reactor
 
 
 def on_data(conn, data):
-    if not conn.data.write(data):  # conn.data is the other side; it reads more slowly than this one sends
+    if not conn.data.write(data):  # conn.data is the other connection, which reads too slowly
         conn.pause_reading()
 
 
@@ -24,7 +32,7 @@ def on_close(conn, exc):
     other, conn.data = conn.data, None
     if other is not None:
         other.data = None
-        other.close()  # what it was told until now is sent first
+        other.close()  # after the bytes that wait for it are sent
 
 
 def main(r, port, to, idle):
@@ -35,6 +43,7 @@ def main(r, port, to, idle):
         client.data.data = client
 
     relay = r.listen_tcp('127.0.0.1', port, on_data, on_connect=on_connect, **callbacks)
+    r.add_signal_handler(signal.SIGINT, r.stop).unref()
     r.add_signal_handler(signal.SIGTERM, relay.close).unref()
     print(f'listening on 127.0.0.1:{relay.address[1]}', flush=True)
 
@@ -43,7 +52,7 @@ if __name__ == '__main__':
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     options.add_argument('--port', type=int, default=8008)
     options.add_argument('--to', default='127.0.0.1:7007', help='host:port of the server')
-    options.add_argument('--idle', type=float, default=60, help='seconds of silence until a client is cut off')
+    options.add_argument('--idle', type=float, default=60, help='seconds without traffic until a client is closed')
     args = options.parse_args()
     host, _, to_port = args.to.rpartition(':')
     reactor.run(lambda r: main(r, args.port, (host, int(to_port)), args.idle))
