@@ -46,8 +46,8 @@ class LimitedClient:
         self._pace = pace
         self._second: int | None = None
         self._received = self._acked = 0  # bytes, at the last check
-        self._receiving: TransferWindow | None = None  # since the client's message has begun
-        self._sending: TransferWindow | None = None  # since bytes wait for the client
+        self._receiving: TransferWindow | None = None  # since the client's message began
+        self._sending: TransferWindow | None = None  # since bytes began to wait for the client
 
     def begin(self, now: float) -> None:
         """Schedule the next check, if a limit applies."""

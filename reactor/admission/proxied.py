@@ -1,7 +1,7 @@
 """The PROXY protocol: a proxy begins each connection with a header that names the client.
 
-Only the header is read here, to the byte. So the stream reads the bytes after it, TLS or not, as if it had just been
-accepted. A header is accepted only from the networks given by the user, because anyone can send one.
+Exactly the header is read here and not a byte more. So the stream reads the bytes after it, TLS or not, as if it had
+just been accepted. A header is accepted only from the networks given by the user, because anyone can send one.
 
 The socket is peeked at, and then the bytes that surely belong to the header are read. So no part of a header stays
 unread in the kernel, which would make the selector report the socket again and again.

@@ -134,7 +134,7 @@ def destination(kernel: Kernel, family: int, address: Any) -> Any:
 
 
 def interleave(addresses: list[Address]) -> list[Address]:
-    """Return the addresses with alternating families, beginning with that of the first (RFC 8305, section 4)."""
+    """Reorder addresses so that families alternate, beginning with the first address (RFC 8305, section 4)."""
     first: list[Address] = []
     others: list[Address] = []
     for address in addresses:

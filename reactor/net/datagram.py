@@ -201,7 +201,7 @@ class DatagramSocket(DatagramSender):
             HandleClosed: The socket is not open.
             TypeError, ValueError: `group` is not a multicast address, or `interface` is wrong.
             OSError: The interface does not exist, or the kernel cannot join the group.
-            ReactorError: Called in another thread than the loop's.
+            ReactorError: Called from a thread other than the loop's.
         """
         level, join, _, value = self._membership(group, interface)
         self._set_membership(level, join, value, f'cannot join {group}')
@@ -226,7 +226,7 @@ class DatagramSocket(DatagramSender):
     def close(self) -> None:
         """Close the socket now and drop the queued datagrams. Closing twice does nothing.
 
-        `on_close(sock, None)` is called later, in the completions phase. Raises ReactorError in another thread than the
+        `on_close(sock, None)` is called later, in the completions phase. Raises ReactorError in a thread other than the
         loop's.
         """
         self.loop.guard.check_thread()

@@ -116,7 +116,7 @@ class Connection(Handle):
         elif not state.closed:
             self.begin_closing(by_user=True)
         else:
-            self.on_data = None  # sending has failed: what was received before is no longer wanted
+            self.on_data = None  # sending has failed: bytes received before are no longer wanted
         self.refuse_writes()
 
     def abort(self, exc: BaseException | None = None) -> None:

@@ -205,7 +205,7 @@ class Listener(Handle):
     def handle_closed(self, stream: Stream) -> None:
         """Called when one of its connections was closed: there is room for another."""
         counters = self.loop.counters
-        if not self.events:  # first, because nothing after it can fail and leave the listener paused
+        if not self.events:  # first: the steps after it cannot fail, so the listener is never left paused
             self.loop.completions.append((self, Listener.handle_room, ()))
         incoming = counters.incoming - 1
         self.open_connections -= 1
@@ -271,7 +271,7 @@ class Listener(Handle):
         """Stop accepting until `resume`; clients wait in the kernel's backlog.
 
         Raises:
-            ReactorError: Called in another thread than the loop's.
+            ReactorError: Called from a thread other than the loop's.
         """
         self.loop.guard.check_thread()
         self._paused = True
@@ -282,7 +282,7 @@ class Listener(Handle):
 
         Raises:
             HandleClosed: The listener is closed.
-            ReactorError: Called in another thread than the loop's.
+            ReactorError: Called from a thread other than the loop's.
         """
         if self._closed:
             raise HandleClosed('this listener is closed; listen again')
@@ -294,8 +294,8 @@ class Listener(Handle):
     def max_connections(self) -> int | None:
         """How many connections may be open at once; None: no limit. Further clients wait in the kernel's backlog.
 
-        It can be set at any time. Setting it raises TypeError or ValueError for a wrong value, and ReactorError in
-        another thread than the loop's.
+        It can be set at any time. Setting it raises TypeError or ValueError for a wrong value, and ReactorError in a
+        thread other than the loop's.
         """
         return self._max_connections
 
@@ -321,7 +321,7 @@ class Listener(Handle):
     def close(self) -> None:
         """Stop listening. Clients in the backlog are reset; accepted connections stay open. Twice does nothing.
 
-        The file of a Unix socket is removed. Raises ReactorError in another thread than the loop's.
+        The file of a Unix socket is removed. Raises ReactorError in a thread other than the loop's.
         """
         self.loop.guard.check_thread()
         if self._closed:

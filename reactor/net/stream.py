@@ -190,7 +190,7 @@ class Stream(Sender):
 
         Raises:
             TypeError, ValueError: Unless both are ints and 0 <= low <= high.
-            ReactorError: Called in another thread than the loop's.
+            ReactorError: Called from a thread other than the loop's.
         """
         self.loop.guard.check_thread()
         high = self.options.high_water if high is None else high
@@ -221,7 +221,7 @@ class Stream(Sender):
 
         Raises:
             ConnectionClosed: The connection is not open in both directions.
-            ReactorError: It is TLS already, or this is another thread than the loop's.
+            ReactorError: It is TLS already, or this is not the loop's thread.
             TypeError, ValueError: An argument is wrong.
         """
         self.loop.guard.check_thread()
@@ -263,7 +263,7 @@ class Stream(Sender):
 
     @property
     def peername(self) -> Any:
-        """The peer's address; None if the kernel did not know it any more when it was asked first.
+        """The peer's address, read from the kernel at the first use; None if that was too late.
 
         With `proxy_protocol` it is the client's address, from the proxy's header.
         """

@@ -912,8 +912,8 @@ MUTANTS = (
     Mutant(
         'after close() of a connection that had failed a write is taken',
         'net/ending.py',
-        'what was received before is no longer wanted\n        self.refuse_writes()\n',
-        'what was received before is no longer wanted\n            return\n        self.refuse_writes()\n',
+        'bytes received before are no longer wanted\n        self.refuse_writes()\n',
+        'bytes received before are no longer wanted\n            return\n        self.refuse_writes()\n',
         'a write after close() raises',
         36,
     ),
