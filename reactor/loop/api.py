@@ -132,12 +132,12 @@ class LoopAPI:
             HandleClosed: The reactor is closed.
 
         Warns:
-            RuntimeWarning: The deadline is more than a year ahead, so it was probably read from another clock.
+            RuntimeWarning: The deadline is 1 to 1,000 years ahead, so it was probably read from another clock.
         """
         self._check(fn)
         deadline = number('deadline', deadline)
         wait = deadline - self._clock()
-        if wait > YEAR:
+        if YEAR < wait < 1000 * YEAR:  # beyond that it is meant as "never"
             message = f'call_at({deadline:.0f}) waits {wait / YEAR:.0f} years: a deadline is a reading of the clock of '
             warnings.warn(f'{message}r.now, not of time.time()', RuntimeWarning, stacklevel=2)
         return self.timers.add_at(self._timer, deadline, max(0, wait), fn, args)

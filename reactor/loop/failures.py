@@ -14,7 +14,7 @@ import functools
 from collections import deque
 from types import BuiltinFunctionType, CodeType
 
-from .log import describe, log, place_of
+from .log import log, place_of
 from .watcher import UNHEARD, Watchers
 
 TYPE_CHECKING = False
@@ -178,7 +178,10 @@ class Failures:
             return
         kind = 'timer callback' if '_run_timers' in phases else 'callback'
         what = f'a {kind}' if code is None else f'the {kind} {place_of(code, module)}'
-        log('error', 'exception in %s', what if handle is None else f'{what} of {describe(handle)}', exc=exc)
+        if handle is None:
+            log('error', 'exception in %s', what, exc=exc)
+        else:
+            log('error', 'exception in %s of %s', what, handle, exc=exc)
 
     def _is_news(self, key: object) -> bool:
         now, logged = self._timers.clock(), self._logged
