@@ -10,7 +10,7 @@ import.
 """
 
 from collections.abc import Callable
-from typing import Any, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from .admission.limits import Limits
 from .hints import BaseSelector, SSLContext
@@ -21,7 +21,6 @@ from .net.listener import Listener
 from .net.stream import Stream
 from .system.process import Process
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
     from .facade import Reactor
 

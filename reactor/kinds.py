@@ -7,24 +7,21 @@ limits, or for proxies, are made here too, because their class is above `net`.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
-from .admission.limits import check_limits
+from .admission.limits import Limits, check_limits
 from .admission.listener import GuardedListener
-from .admission.proxied import PROXY_TIMEOUT, ProxiedStream, check_proxy_protocol
+from .admission.proxied import PROXY_TIMEOUT, ProxiedStream, ProxyProtocol, check_proxy_protocol
 from .hints import Buffer, HasFileno, Ts
+from .kernel import Kernel
 from .net.datagram import DatagramSocket
 from .net.endpoints import Kinds
 from .net.listener import Listener
 from .net.stream import Stream
 from .net.tls import TLSStream
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from .admission.limits import Limits
-    from .admission.proxied import ProxyProtocol
     from .callbacks import ListenOptions
-    from .kernel import Kernel
 
 
 class Guard:

@@ -7,7 +7,7 @@ its path.
 from __future__ import annotations
 
 from socket import SO_LINGER, SOL_SOCKET
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import ClientRefused
 from ..hints import socket
@@ -15,15 +15,14 @@ from ..kernel import close_socket
 from ..loop.log import log
 from ..net.addresses import show, unmapped
 from ..net.listener import Listener
+from ..net.options import Options
+from ..net.proxy_header import ProxyHeader
 from ..net.stream import Stream
+from .limits import Limits, Refusal
+from .proxied import ProxyProtocol
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
     from ..callbacks import Loop
-    from ..net.options import Options
-    from ..net.proxy_header import ProxyHeader
-    from .limits import Limits, Refusal
-    from .proxied import ProxyProtocol
 
 
 class GuardedListener(Listener):

@@ -6,18 +6,13 @@ network.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from socket import AF_INET, AF_INET6
+from typing import Any
 
+from ..kernel import Kernel
 from ..loop.checks import shown
 from ..net.addresses import unmapped
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections.abc import Iterable
-    from typing import Any
-
-    from ..kernel import Kernel
-
 
 MAPPED_PREFIX = bytes(10) + b'\xff\xff'  # ::ffff:0:0/96, in which IPv6 sockets show IPv4 peers
 

@@ -15,11 +15,8 @@ from __future__ import annotations
 from ..errors import LifetimeOver, TooSlow
 from ..loop.watcher import READ
 from ..net.addresses import show
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from ..net.stream import Stream
-    from .address_record import AddressRecord, Rate
+from ..net.stream import Stream
+from .address_record import AddressRecord, Rate
 
 
 class LimitedClient:

@@ -11,26 +11,21 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from socket import MSG_PEEK
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import ProxyError, ProxyTimeout
 from ..hints import socket
+from ..kernel import Kernel
 from ..loop.checks import shown, time_limit
 from ..loop.log import log
+from ..loop.timers import Timer
 from ..loop.watcher import READ
 from ..net.addresses import show
 from ..net.proxy_header import header_size, parse_header
-from ..net.states import CONNECTING, OPEN
+from ..net.states import CONNECTING, OPEN, State
 from ..net.stream import Stream
-from ..net.writer import SHUT
+from ..net.writer import SHUT, Writer
 from .networks import Networks
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from ..kernel import Kernel
-    from ..loop.timers import Timer
-    from ..net.states import State
-    from ..net.writer import Writer
 
 PROXY_TIMEOUT = 10.0  # seconds; a proxy sends its header in the first packet
 PEEK = 536  # bytes that the document asks receivers to read at once

@@ -8,6 +8,8 @@ import json
 import selectors
 import signal
 import sys
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from .. import Reactor, ReactorError, __version__
 from ..observe import source
@@ -19,11 +21,6 @@ from .load import Load
 from .progress import Progress, bar
 from .server import serve
 from .steady import SteadyLoad
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-    from typing import Any
 
 SELECTORS: dict[str, Any] = {
     'default': selectors.DefaultSelector,

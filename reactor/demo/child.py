@@ -9,16 +9,13 @@ import signal
 import socket
 from os import getpid
 from time import process_time
+from typing import Any
 
 from .. import Reactor, Stream
 from .control import ControlConnection
 from .limits import raise_descriptor_limit
 from .load import Load
 from .server import Server
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from typing import Any
 
 REPORT_EVERY = 0.2  # seconds
 RELEASED_PER_TURN = 64  # held answers sent in one turn; more would block the loop for too long

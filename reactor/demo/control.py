@@ -7,16 +7,11 @@ than a thousand connections.
 from __future__ import annotations
 
 import marshal
+from collections.abc import Callable
+from typing import Any
 
-from .. import Stream
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections.abc import Callable
-    from socket import socket
-    from typing import Any
-
-    from .. import Reactor
+from .. import Reactor, Stream
+from ..hints import socket
 
 LENGTH = 4  # bytes
 

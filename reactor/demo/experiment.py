@@ -13,6 +13,7 @@ import socket
 import sys
 from selectors import DefaultSelector
 from time import monotonic
+from typing import Any
 
 from .. import Reactor
 from ..kernel import SO_REUSEPORT
@@ -22,10 +23,6 @@ from .control import ControlConnection
 from .limits import most_connections, processes_for, raise_descriptor_limit, source_addresses
 from .load import quantile
 from .progress import Progress
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from typing import Any
 
 HOST = '127.0.0.1'
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))

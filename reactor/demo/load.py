@@ -7,14 +7,11 @@ the server, or the load itself, falls behind.
 from __future__ import annotations
 
 import errno
+from collections.abc import Callable, Sequence
 from time import monotonic
+from typing import Any
 
 from .. import ConnectTimeout, Reactor, ReactorError, ReadTimeout, Stream
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-    from typing import Any
 
 REQUEST = b'GET / HTTP/1.1\r\nHost: demo\r\n\r\n'
 TICK = 0.005  # seconds between two checks of the schedule

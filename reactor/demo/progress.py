@@ -6,12 +6,9 @@ Standard output is reserved for the results.
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from .. import Reactor, Timer
+from .. import Reactor, Timer
 
 ON_TERMINAL, IN_PIPE = 0.2, 1.0  # seconds between two lines
 

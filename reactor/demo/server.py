@@ -10,14 +10,11 @@ the connection is closed.
 from __future__ import annotations
 
 import signal
+from collections.abc import Callable
 from time import monotonic
+from typing import Any
 
 from .. import Listener, Reactor, Stream
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections.abc import Callable
-    from typing import Any
 
 RESPONSE = b'\r\n'.join(
     [

@@ -11,14 +11,11 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from collections.abc import Callable
+from typing import Any
 
 from .. import Reactor, Stream
 from .load import OPENS_PER_TICK, error_kind, kinds, quantiles, reply_size, spread
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections.abc import Callable
-    from typing import Any
 
 TICK = 0.001  # seconds between two checks of the schedule; no selector waits for less
 RETRY = 0.1  # seconds until a failed connection is tried again

@@ -8,12 +8,9 @@ here: `idle_timeout=True` is a mistake, not one second.
 from __future__ import annotations
 
 from types import FunctionType, MethodType
+from typing import Any
 
 from .log import describe, place_of
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from typing import Any
 
 FOREVER = 1e15  # seconds, 31 million years. Longer times are cut to this, so that they can be added to a clock reading
 LONGEST_REPR = 100  # characters of a value in a message

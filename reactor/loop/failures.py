@@ -12,21 +12,16 @@ from __future__ import annotations
 
 import functools
 from collections import deque
+from collections.abc import Callable
 from types import BuiltinFunctionType, CodeType
+from typing import Any, TypeAlias
 
+from .counters import Counters
 from .log import log, place_of
-from .watcher import UNHEARD, Watchers
+from .timers import TimerHeap
+from .watcher import UNHEARD, Handle, Watchers
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections.abc import Callable
-    from typing import Any, TypeAlias
-
-    from .counters import Counters
-    from .timers import TimerHeap
-    from .watcher import Handle
-
-    CatchErrors: TypeAlias = bool | Callable[[Exception, Handle | None], object]
+CatchErrors: TypeAlias = bool | Callable[[Exception, Handle | None], object]
 
 RESERVE = 2 << 20  # bytes
 LOG_INTERVAL = 1.0  # seconds between two log lines for equal exceptions in callbacks of handles

@@ -9,13 +9,9 @@ from itertools import zip_longest
 from socket import AF_INET, AF_INET6, AI_NUMERICHOST, AI_PASSIVE, SOCK_STREAM
 from typing import Any
 
-from ..kernel import ABSTRACT_PATHS, AF_UNIX, ResolveFailure
+from ..kernel import ABSTRACT_PATHS, AF_UNIX, Kernel, ResolveFailure
 from ..loop.checks import shown
 from ..loop.log import describe
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from ..kernel import Kernel
 
 Address = tuple[int, Any]  # the family, and the address as `bind` and `connect` take it
 PASSIVE = AI_PASSIVE

@@ -12,27 +12,24 @@ from __future__ import annotations
 import errno
 from collections import deque
 from socket import SO_ERROR, SOCK_STREAM, SOL_SOCKET
+from typing import TYPE_CHECKING
 
 from ..errors import ConnectTimeout, SelectorFull
-from ..kernel import AF_UNIX, LOST_ERRORS, close_socket
+from ..hints import socket
+from ..kernel import AF_UNIX, LOST_ERRORS, Kernel, close_socket
+from ..loop.threads import ThreadCall
+from ..loop.timers import Timer
 from ..loop.watcher import WRITE, Handle
-from .addresses import MOST_ADDRESSES, interleave, numeric, show
+from .addresses import MOST_ADDRESSES, Address, interleave, numeric, show
+from .options import Callbacks, Options
 from .resolver import look_up
 from .sockets import bind_local, set_stream_options
 from .states import CONNECTING
 from .stream import Stream
 from .writer import Writer
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from socket import socket
-
     from ..callbacks import Loop
-    from ..kernel import Kernel
-    from ..loop.threads import ThreadCall
-    from ..loop.timers import Timer
-    from .addresses import Address
-    from .options import Callbacks, Options
 
 ATTEMPT_DELAY = 0.25  # seconds, RFC 8305 section 5
 ATTEMPTS_PER_TURN = 64  # attempts that fail at once, as without a route; each takes 20 us

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+from ..hints import SSLContext, SSLError
 from ..loop.checks import shown
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from ssl import SSLContext, SSLError
-    from typing import Any
-
 
 # How to make a context, by whether it is for the server's side.
 CONTEXTS = {True: 'ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)', False: 'ssl.create_default_context()'}

@@ -14,25 +14,22 @@ from __future__ import annotations
 import errno
 import sys
 from socket import AF_INET, MSG_PEEK, MSG_TRUNC, SOCK_DGRAM, SOL_SOCKET
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import HandleClosed
 from ..hints import socket
-from ..kernel import AF_UNIX, SO_MEMINFO, close_socket
+from ..kernel import AF_UNIX, SO_MEMINFO, Kernel, close_socket
 from ..loop.checks import shown
+from ..loop.threads import ThreadCall
 from ..loop.watcher import READ, WRITE
 from .addresses import show, unmapped
 from .datagram_sending import DATAGRAMS_PER_TURN, LONGEST_IPV4, LONGEST_IPV6, LOST, MAX_QUEUED, DatagramSender
 from .multicast import membership
 from .options import LOG_INTERVAL, check_callback
-from .states import CLOSED, CONNECTING, OPEN
+from .states import CLOSED, CONNECTING, OPEN, State
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
     from ..callbacks import Loop, OnDatagram, OnDatagramClose, OnDatagramDrain, OnDatagramError, OnSendError
-    from ..kernel import Kernel
-    from ..loop.threads import ThreadCall
-    from .states import State
 
 READ_SIZE = 65536  # longer than any UDP datagram, so none is cut; a Unix datagram may be longer
 # Linux reports the length of a Unix datagram before it is received. On other systems they have a few kilobytes at most.

@@ -7,15 +7,11 @@ never raised.
 
 from __future__ import annotations
 
-from .addresses import MOST_ADDRESSES, interleave, numeric, show, unmapped
+from ..kernel import Kernel
+from .addresses import MOST_ADDRESSES, Address, interleave, numeric, show, unmapped
+from .datagram import DatagramSocket
 from .resolver import look_up
 from .sockets import connected_udp
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from ..kernel import Kernel
-    from .addresses import Address
-    from .datagram import DatagramSocket
 
 MOST_TRIES = 64  # addresses of a name that are tried, all in one turn
 

@@ -16,22 +16,20 @@ from __future__ import annotations
 import errno
 from collections import deque
 from socket import AF_INET
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import HandleClosed
 from ..hints import Buffer, socket
-from ..kernel import AF_UNIX, LOST_ERRORS
+from ..kernel import AF_UNIX, LOST_ERRORS, Kernel
 from ..loop.log import EPISODE, log
+from ..loop.timers import Timer
 from ..loop.watcher import WRITE, Handle
 from .addresses import check_path, destination, is_ipv4, show
 from .states import CONNECTING, OPEN, State
 from .writer import flat
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
     from ..callbacks import Loop, OnDatagramDrain, OnSendError
-    from ..kernel import Kernel
-    from ..loop.timers import Timer
 
 LOST = State('CLOSED')  # the descriptor is gone, and `on_close` was not called yet
 

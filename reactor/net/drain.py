@@ -19,22 +19,21 @@ way for that long, from a client that was accepted or answered at the last momen
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
 from ..errors import DrainTimeout
 from ..loop.checks import seconds
+from ..loop.watcher import Handle
 from .addresses import show
 from .listener import Listener
-from .states import CONNECTING
+from .states import CONNECTING, State
 from .stream import Stream
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
     from ..callbacks import Loop
-    from ..loop.watcher import Handle
-    from .states import State
 
-    Idle = WeakKeyDictionary[Stream, tuple[State, float]]  # the state of an idle connection, and when it began
+Idle = WeakKeyDictionary[Stream, tuple[State, float]]  # the state of an idle connection, and when it began
 
 GRACE = 0.5  # seconds: two round trips around the world, or one and the retransmission of a lost segment
 HANDSHAKE = 5.0  # seconds for a client to begin its TLS handshake or PROXY header, which it may never do

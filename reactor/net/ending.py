@@ -9,33 +9,33 @@ and `on_close`, which come last in a method that the loop calls.
 from __future__ import annotations
 
 from socket import SHUT_WR, SO_LINGER, SOL_SOCKET
+from typing import TYPE_CHECKING, Any, Protocol
 
 from ..errors import SendFileError, WriteTimeout
+from ..hints import socket
 from ..kernel import LOST_ERRORS
 from ..loop.checks import shown
+from ..loop.timers import Timer
 from ..loop.watcher import READ, UNHEARD, WRITE, Handle
 from .addresses import show
+from .options import Options
+from .session import TLSSession
 from .states import CLOSED, CLOSING, CONNECTING, ENDED, FAILED, HALF, HALF_ENDING, LINGERING, OPEN, State
+from .timeouts import Timeouts
 from .writer import SHUT, Writer
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Protocol
-
     from ..callbacks import OnClose, OnConnect, OnData, OnDrain, OnEof, OnError
-    from ..hints import socket
-    from ..loop.timers import Timer
-    from .options import Options
-    from .timeouts import Timeouts
-
-    class Origin(Protocol):
-        """What made a stream: a listener or a connector, which is called when the stream is closed."""
-
-        def handle_closed(self, stream: Any) -> None: ...
 
 
 # Bytes that are still read after sending has failed: more than the largest buffers of Linux hold.
 LAST_BYTES = 8 << 20
+
+
+class Origin(Protocol):
+    """What made a stream: a listener or a connector, which is called when the stream is closed."""
+
+    def handle_closed(self, stream: Any) -> None: ...
 
 
 class Ending:
@@ -92,7 +92,7 @@ class Connection(Handle):
         origin: Origin | None
         peer: Any
         timeouts: Timeouts | None
-        tls: Any
+        tls: TLSSession | None
 
     # -- what users call
 

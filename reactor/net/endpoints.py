@@ -5,16 +5,19 @@ All arguments are checked before anything is opened, and a call that raises leav
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from socket import SOMAXCONN
+from typing import TYPE_CHECKING, Any
 
-from ..kernel import AF_UNIX, close_socket
+from ..hints import socket
+from ..kernel import AF_UNIX, Kernel, close_socket
 from ..loop.checks import seconds, switch, whole
 from .addresses import check_family, check_host, check_local_address, check_path, check_port, show
 from .connector import Connector
 from .contexts import check_context, client_options
-from .datagram import check_datagram_socket
+from .datagram import DatagramSocket, check_datagram_socket
 from .datagram_connector import DatagramConnector
-from .listener import check_max_connections
+from .listener import Listener, check_max_connections
 from .options import Callbacks, Options, check_callback, check_server_hostname, stream_options
 from .sockets import (
     bound_udp,
@@ -25,19 +28,11 @@ from .sockets import (
     listening_unix,
     prepare_listener,
 )
+from .stream import Stream
+from .tls import TLSStream
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
-    from typing import Any
-
     from ..callbacks import AdoptOptions, ConnectOptions, DatagramOptions, ListenOptions, Loop, OnData, OnDatagram
-    from ..hints import socket
-    from ..kernel import Kernel
-    from .datagram import DatagramSocket
-    from .listener import Listener
-    from .stream import Stream
-    from .tls import TLSStream
 
 
 class Kinds:

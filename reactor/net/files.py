@@ -7,17 +7,12 @@ connection also closes its files. One call sends a bounded number of bytes.
 from __future__ import annotations
 
 from errno import EBADF, EINVAL, EIO, ENOSYS, ENOTSOCK, EOPNOTSUPP, EOVERFLOW, ESPIPE
+from typing import Any
 
 from ..errors import SendFileError
-from ..kernel import send_first
+from ..hints import socket
+from ..kernel import Kernel, send_first
 from ..loop.checks import shown
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from socket import socket
-    from typing import Any
-
-    from ..kernel import Kernel
 
 # Bytes of one call, and so of one connection in one turn. It takes about as long as a few recvs, so other connections
 # do not starve.

@@ -7,28 +7,21 @@ few steps of handshakes, so that new clients of a listener do not delay its open
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 from ..errors import ConnectTimeout, HandshakeTimeout, SelectorFull, TLSError
+from ..hints import SSLContext, SSLError, socket
 from ..loop.watcher import READ
 from .addresses import show
 from .contexts import check_context, hint
-from .session import Buffers, Session
+from .session import Buffers, CallbackAndArgs, TLSSession
 from .states import CONNECTING, FAILED, OPEN
 from .stream import Stream
 from .writer import MARK_COST, SHUT
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
-    from socket import socket
-    from ssl import SSLContext, SSLError
-    from typing import Any
-
     from ..callbacks import Loop
-    from .ending import Ending
-    from .session import CallbackAndArgs
-    from .states import State
-    from .writer import Writer
 
 # For each listener. The first step of a handshake takes 1.1 ms with an RSA key of 2048 bits, 0.4 ms with P-256 and 6 ms
 # with RSA of 4096 bits. With 4 steps in a turn, ten clients that kept reconnecting doubled the 99th percentile of the
@@ -41,30 +34,26 @@ class HandshakeStream(Stream):
 
     __slots__ = ()
 
-    if TYPE_CHECKING:
-        ending: Ending | None
-        state: State
-        tls: Any
-        writer: Writer | None
+    tls: TLSSession
 
     # -- for its maker
 
     def __init__(self, *args: Any) -> None:
         Stream.__init__(self, *args)
-        self.tls = Session(buffers_of(self.loop))
+        self.tls = TLSSession(buffers_of(self.loop))
         self.tls.on_secured = (Stream.handle_accepted, ())
 
     def attach(self, sock: socket, deferred: bool = False) -> None:
         """Take an accepted socket (internal). The client begins the handshake."""
         options = self.options
-        self.tls.begin(options.ssl, True, None)
+        self.tls.begin(options.ssl, True, None)  # type: ignore[arg-type]  # a TLS stream has a context
         Stream.attach(self, sock, deferred)
         self.limit_handshake(options.handshake_timeout, None)
 
     def opened(self, reading: bool, deadline: float | None = None) -> None:
         """Begin the handshake on a connected socket (internal); it must be done by `deadline`, if there is one."""
         session, options = self.tls, self.options
-        session.begin(options.ssl, False, options.server_hostname)
+        session.begin(options.ssl, False, options.server_hostname)  # type: ignore[arg-type]  # as above
         self.writer = None
         try:
             self.loop.watchers.set_events(self, READ)
@@ -88,7 +77,7 @@ class HandshakeStream(Stream):
         timeout: float,
     ) -> None:
         """Called by `start_tls`: make `stream` a TLS stream from here on."""
-        session = Session(buffers_of(stream.loop))
+        session = TLSSession(buffers_of(stream.loop))
         session.begin(context, check_context(context, server_side), server_hostname)
         session.on_secured = on_secured
         session.reading = bool(stream.events & READ)
@@ -184,10 +173,11 @@ class HandshakeStream(Stream):
     ) -> bool:
         """Hold a write until the handshake is done; return as `write`."""
         session = self.tls
-        weight = self.buffered + len(session.held) * MARK_COST
+        held: Any = session.held  # a list, as there is a handshake
+        weight = self.buffered + len(held) * MARK_COST
         if self.refuses(self.has_ended_writing()) or self.overflows(weight):
             return False
-        session.held.append(([bytes(piece) for piece in pieces], (on_written, args)))
+        held.append(([bytes(piece) for piece in pieces], (on_written, args)))
         session.held_bytes += sum(map(len, pieces))
         full = self.buffered >= self.options.high_water
         session.full = session.full or full
@@ -196,7 +186,7 @@ class HandshakeStream(Stream):
     def send_held(self) -> None:
         """Send the held writes if the handshake has ended."""
         session = self.tls
-        held = session.held
+        held: Any = session.held  # a list, as there is a handshake
         for index, (pieces, (on_written, args)) in enumerate(held):
             if self.state.closed:
                 break  # sending has failed

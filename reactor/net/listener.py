@@ -12,26 +12,23 @@ other error of `accept` repeats, such as EPERM from a firewall or a security mod
 from __future__ import annotations
 
 import errno
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 from ..errors import HandleClosed, SelectorFull
 from ..hints import socket
 from ..kernel import LOST_ERRORS, close_socket
 from ..loop.log import log
+from ..loop.timers import Timer
 from ..loop.watcher import READ, Handle
 from .addresses import show, unmapped
-from .options import LOG_INTERVAL
+from .options import LOG_INTERVAL, Callbacks, Options
 from .sockets import disable_defer_accept, set_accepted_options
 from .states import OPEN
 from .stream import Stream
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from ..callbacks import Loop, OnAcceptError, OnClose, OnConnect, OnData, OnDrain, OnEof, OnError
-    from ..loop.timers import Timer
-    from .options import Callbacks, Options
 
 ACCEPTS_PER_TURN = 64  # for each listener; a backlog of thousands must not keep open connections waiting
 HALF_OPEN = 0.05  # seconds in which TCP handshakes under way are completed; CHECK_INTERVAL of the drain adds to it

@@ -18,11 +18,7 @@ from socket import (
     IPV6_LEAVE_GROUP,
 )
 
-from ..kernel import HAS_IP_MREQN
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from ..kernel import Kernel
+from ..kernel import HAS_IP_MREQN, Kernel
 
 
 def membership(kernel: Kernel, group: str, interface: str | int | None) -> tuple[int, int, int, bytes]:

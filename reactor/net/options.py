@@ -6,17 +6,15 @@ that needs other values gets a changed copy. `Shared` holds other state that the
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from ..hints import SSLContext
 from ..loop.checks import callback, seconds, shown, switch, time_limit, whole
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections import OrderedDict
-
     from ..callbacks import OnClose, OnConnect, OnData, OnDrain, OnEof, OnError
-    from ..hints import SSLContext
 
 # A recv of 64 KiB for 100 bytes costs what one of 4 KiB costs; from 128 KiB on malloc maps pages for every call.
 READ_SIZE = 65536

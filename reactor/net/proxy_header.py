@@ -13,12 +13,8 @@ from __future__ import annotations
 from socket import AF_INET, AF_INET6, SOCK_DGRAM, SOCK_STREAM
 from typing import Any
 
-from ..kernel import AF_UNIX
+from ..kernel import AF_UNIX, Kernel
 from .addresses import show, unmapped
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from ..kernel import Kernel
 
 SIGNATURE = b'\r\n\r\n\0\r\nQUIT\n'
 FIXED = 16  # bytes of version 2 before the addresses

@@ -9,19 +9,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from socket import NI_NAMEREQD, NI_NUMERICSERV, SOCK_STREAM
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import ResolveError, ResolveTimeout
+from ..kernel import Kernel
 from ..loop.checks import callback, seconds, shown
 from ..loop.threads import ThreadCall
+from ..loop.timers import Timer
 from ..loop.watcher import Handle
 from .addresses import Address, check_family, check_host, numeric
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
     from ..callbacks import Loop, OnName, OnResolved
-    from ..kernel import Kernel
-    from ..loop.timers import Timer
 
 
 class LookUp(Handle):

@@ -20,18 +20,11 @@ from .files import FilePart, file_part
 from .states import CONNECTING, ENDING, FAILED, HALF_ENDING, State
 from .writer import SHUT, Writer, check_buffers, flat
 
-TYPE_CHECKING = False
-
 
 class Sender(Connection):
     """The part of a `Stream` that sends."""
 
     __slots__ = ()
-
-    if TYPE_CHECKING:
-        ending: Ending | None
-        state: State
-        writer: Writer | None
 
     # -- what users call
 
@@ -166,7 +159,7 @@ class Sender(Connection):
         if self.writer is None:
             self.shut_down()
         elif self.writer is not SHUT:
-            self.state = HALF_ENDING if state.half else ENDING
+            self.state: State = HALF_ENDING if state.half else ENDING
 
     # -- what the loop calls
 

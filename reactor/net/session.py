@@ -11,13 +11,12 @@ a time, and its output is taken right after each call. Two rules follow:
 
 from __future__ import annotations
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
-    from ssl import MemoryBIO, SSLContext, SSLError, SSLObject
-    from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Any
 
-    CallbackAndArgs = tuple[Callable[..., object] | None, tuple[Any, ...]]
+from ..hints import MemoryBIO, SSLContext, SSLError, SSLObject
+
+CallbackAndArgs = tuple[Callable[..., object] | None, tuple[Any, ...]]
 
 HEADER = 5  # bytes of a record: its type, a version, two of length
 RECORD_TYPES = range(20, 25)  # change_cipher_spec to heartbeat (RFC 8446, B.1)
@@ -60,7 +59,7 @@ class Buffers:
                 buffer.write(data)
 
 
-class Session:
+class TLSSession:
     """The TLS side of a connection, `conn.tls`: what was agreed with the peer.
 
     All attributes are None until the handshake is done, and if it fails.
@@ -124,25 +123,30 @@ class Session:
 
     @property
     def version(self) -> str | None:
+        """The TLS version, such as `TLSv1.3`."""
         version: str | None = self._agreed('version')
         return version
 
     @property
     def cipher(self) -> str | None:
+        """The name of the cipher."""
         cipher = self._agreed('cipher')
         return None if cipher is None else cipher[0]
 
     @property
     def alpn(self) -> str | None:
+        """The protocol that was chosen by ALPN."""
         alpn: str | None = self._agreed('selected_alpn_protocol')
         return alpn
 
     @property
     def peer_certificate(self) -> Any:
+        """The certificate of the peer, as `ssl.SSLSocket.getpeercert` returns it."""
         return self._agreed('getpeercert')
 
     @property
     def peer_certificate_der(self) -> bytes | None:
+        """The certificate of the peer, DER-encoded."""
         der: bytes | None = self._agreed('getpeercert', True)
         return der
 

@@ -7,6 +7,7 @@ the error names the address.
 from __future__ import annotations
 
 import errno
+from collections.abc import Callable
 from socket import (
     AF_INET,
     AF_INET6,
@@ -23,28 +24,23 @@ from socket import (
     SOL_SOCKET,
     TCP_NODELAY,
 )
+from typing import Any
 
 from ..errors import ResolveError
+from ..hints import socket
 from ..kernel import (
     AF_UNIX,
     IP_BIND_ADDRESS_NO_PORT,
     KEEPALIVE_OPTIONS,
     SO_REUSEPORT,
     TCP_DEFER_ACCEPT,
+    Kernel,
     ResolveFailure,
     close_socket,
 )
 from ..loop.checks import shown, whole
 from .addresses import PASSIVE, is_abstract, show
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections.abc import Callable
-    from socket import socket
-    from typing import Any
-
-    from ..kernel import Kernel
-    from .options import Options
+from .options import Options
 
 MOST_BACKLOG = (1 << 31) - 1  # a C int; the kernel cuts it to its own limit
 DEFER_SECONDS = 1  # how long a client may stay silent before it is accepted anyway

@@ -10,26 +10,24 @@ Only `handle_read` calls the user directly, and it does so last. All other callb
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from ..errors import ConnectionClosed, SelectorFull, WriteTimeout
 from ..hints import SSLContext, Ts, socket
 from ..loop.checks import switch, time_limit
 from ..loop.watcher import READ, WRITE
 from .addresses import show, unmapped
-from .options import HANDSHAKE_TIMEOUT, check_callback, check_server_hostname
+from .ending import Ending, Origin
+from .options import HANDSHAKE_TIMEOUT, Options, check_callback, check_server_hostname
 from .proxy_header import ProxyHeader
 from .sending import Sender
-from .states import CONNECTING, ENDING, OPEN
+from .session import TLSSession
+from .states import CONNECTING, ENDING, OPEN, State
 from .timeouts import Timeouts
+from .writer import Writer
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
     from ..callbacks import Loop, OnClose, OnConnect, OnData, OnDrain, OnEof, OnError
-    from .ending import Ending, Origin
-    from .options import Options
-    from .states import State
-    from .writer import Writer
 
 
 class Stream(Sender):
@@ -50,24 +48,6 @@ class Stream(Sender):
 
     __slots__ = ()
 
-    if TYPE_CHECKING:
-        data: Any
-        ending: Ending | None
-        on_close: OnClose | None
-        on_connect: OnConnect | None
-        on_data: OnData | None
-        on_drain: OnDrain | None
-        on_eof: OnEof | None
-        on_error: OnError | None
-        options: Options
-        origin: Origin | None
-        peer: Any
-        sock: socket
-        state: State
-        timeouts: Timeouts | None
-        tls: Any
-        writer: Writer | None
-
     leads_to: tuple[tuple[str, str], ...] = (
         ('handle_accepted', 'on_connect'),
         ('handle_connected', 'on_connect'),
@@ -87,22 +67,22 @@ class Stream(Sender):
         if loop.now >= timers.second + 1:
             timers.second = int(loop.now)
         self.since: float = timers.second
-        self.sock = None  # type: ignore[assignment]  # until it is connected
-        self.state = CONNECTING
-        self.options = options
-        self.writer = None
-        self.ending = None
-        self.origin = origin
-        self.data = None
-        self.peer = None
-        self.on_connect = callbacks.on_connect
-        self.on_data = callbacks.on_data
-        self.on_eof = callbacks.on_eof
-        self.on_drain = callbacks.on_drain
-        self.on_close = callbacks.on_close
-        self.on_error = callbacks.on_error
-        self.tls = None
-        self.timeouts = None
+        self.sock: socket = None  # type: ignore[assignment]  # until it is connected
+        self.state: State = CONNECTING
+        self.options: Options = options
+        self.writer: Writer | None = None
+        self.ending: Ending | None = None
+        self.origin: Origin | None = origin
+        self.data: Any = None
+        self.peer: Any = None
+        self.on_connect: OnConnect | None = callbacks.on_connect
+        self.on_data: OnData | None = callbacks.on_data
+        self.on_eof: OnEof | None = callbacks.on_eof
+        self.on_drain: OnDrain | None = callbacks.on_drain
+        self.on_close: OnClose | None = callbacks.on_close
+        self.on_error: OnError | None = callbacks.on_error
+        self.tls: TLSSession | None = None
+        self.timeouts: Timeouts | None = None
 
     # -- what the loop calls
 

@@ -8,14 +8,11 @@ could expire at the earliest.
 
 from __future__ import annotations
 
+from typing import Any
+
 from ..errors import IdleTimeout, ReactorError, ReadTimeout, WriteTimeout
 from .addresses import show
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from typing import Any
-
-    from .options import Options
+from .options import Options
 
 
 class Timeouts:

@@ -11,25 +11,21 @@ The handshake is in `handshake.py`, the work with OpenSSL in `session.py`.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from ..errors import ReactorError, TLSError
-from ..hints import Buffer, HasFileno, Ts
+from ..hints import Buffer, HasFileno, SSLError, Ts
 from ..loop.watcher import READ
 from .addresses import show
-from .ending import LAST_BYTES, WAITED
+from .ending import LAST_BYTES, WAITED, Ending
 from .files import READ_FILE_SIZE, FilePart, file_part
 from .handshake import HandshakeStream
 from .states import CONNECTING, HALF, OPEN
 from .stream import Stream
 from .writer import check_buffers, flat
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from ssl import SSLError
-
     from ..callbacks import OnData, OnEof
-    from .ending import Ending
 
 
 class TLSStream(HandshakeStream):

@@ -9,17 +9,14 @@ buffer. Nothing is ever shifted, so any number of writes costs O(bytes).
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable, Iterable
 from itertools import islice
+from typing import Any
 
 from ..loop.checks import shown
 from .files import FilePart
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
-    from typing import Any
-
-    Mark = tuple[int, Callable[..., object], tuple[Any, ...]]
+Mark = tuple[int, Callable[..., object], tuple[Any, ...]]
 
 GATHER_BELOW = 4096  # bytes; copying fewer costs less than another buffer in sendmsg
 GATHER_UP_TO = 65536

@@ -17,16 +17,12 @@ imports neither `json` nor `prometheus_client`.
 from __future__ import annotations
 
 from importlib import import_module
+from typing import Any
 
+from .control_socket import ControlSocket, serve_control
 from .counters import combined, memory, source
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from typing import Any
-
-    from .control_socket import ControlSocket, serve_control
-    from .live import serve_page
-    from .metrics import ReactorCollector, serve_metrics
+from .live import serve_page
+from .metrics import ReactorCollector, serve_metrics
 
 _PARTS = {
     'ControlSocket': 'control_socket',

@@ -6,8 +6,10 @@ import argparse
 import json
 import os
 import sys
+from collections.abc import Sequence
 from contextlib import suppress
 from time import monotonic, sleep
+from typing import Any
 
 from .. import __version__
 from .arguments import CommandLineParser
@@ -15,11 +17,6 @@ from .asking import TIMEOUT, ControlClient, NoAnswer
 from .commands import COMMANDS
 from .report import report
 from .tables import TABLES, printable
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from typing import Any
 
 DESCRIPTION = """\
 Inspect a running program through its control socket. The program opens it with

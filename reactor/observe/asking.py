@@ -11,10 +11,7 @@ import os
 import socket
 import stat
 import struct
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from typing import Any
+from typing import Any
 
 TIMEOUT = 10.0  # seconds
 LONGEST_ANSWER = 64 << 20  # bytes

@@ -11,19 +11,14 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Callable
+from typing import Any, NoReturn
 
 from .. import Reactor, __version__
 from ..loop.checks import shown
 from ..loop.counters import TIMES
 from ..loop.log import describe, log
-from .counters import combined
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections.abc import Callable
-    from typing import Any, NoReturn
-
-    from .counters import Snapshot, Source
+from .counters import Snapshot, Source, combined
 
 LIMIT = 100  # handles or reasons in an answer, by default
 MOST = 1000  # the largest `limit`

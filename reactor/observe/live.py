@@ -16,18 +16,13 @@ import platform
 from collections import deque
 from typing import Any
 
-from .. import Listener, Reactor, Stream, __version__
+from .. import Listener, Reactor, Stream, Timer, __version__
 from ..loop.log import log
 from ..loop.stats import Stats
 from .counters import Snapshot, Source
 from .counters import source as source_of
-from .responder import listen_http
+from .responder import Request, listen_http
 from .samples import FIELDS, Sampler
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from .. import Timer
-    from .responder import Request
 
 EVERY = 1.0  # seconds between two samples
 HISTORY = 300  # samples: a browser that loads the page sees the last five minutes

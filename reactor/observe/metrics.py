@@ -24,11 +24,7 @@ from ..loop.counters import COUNTS, GAUGES, TIMES
 from ..net.options import check_callback
 from .counters import Snapshot, Source, memory
 from .counters import source as source_of
-from .responder import listen_http
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from .responder import Request
+from .responder import Request, listen_http
 
 OPEN_METRICS = 'application/openmetrics-text; version=1.0.0'
 PHASES = {name: name.removesuffix('_time') for name in TIMES}

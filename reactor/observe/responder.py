@@ -10,22 +10,18 @@ this machine (DNS rebinding), and its scripts could read the counters.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from ipaddress import ip_address
+from typing import Any
 
+from .. import Listener, Reactor, Stream
 from ..errors import FrameTooLong
 from ..framing import Frames
 from ..loop.checks import shown
 from ..loop.log import log
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
-    from typing import Any
-
-    from .. import Listener, Reactor, Stream
-
-    Headers = Iterable[tuple[str, str]]
-    Answer = Callable[['Request'], object]
+Headers = Iterable[tuple[str, str]]
+Answer = Callable[['Request'], object]
 
 LONGEST_HEAD = 8192  # bytes of a request line and its headers, as in nginx and Apache
 MOST_HEADERS = 100  # as in Apache: the 2,000 that fit into LONGEST_HEAD took 4 ms to parse

@@ -11,15 +11,10 @@ from __future__ import annotations
 
 import os
 from time import monotonic, process_time, time
+from typing import Any
 
 from ..loop.counters import TIMES
-from .counters import combined, memory
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from typing import Any
-
-    from .counters import Snapshot, Source
+from .counters import Snapshot, Source, combined, memory
 
 # The values of a sample, in this order, for all reactors together.
 FIELDS = (

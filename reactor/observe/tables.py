@@ -6,15 +6,13 @@ are replaced, so that no text can send commands to the terminal.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 from ..loop.counters import COUNTS, GAUGES, TIMES
 from ..loop.stats import Stats
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from typing import Any
-
-    Answer = dict[str, Any]
+Answer = dict[str, Any]
 
 MOST_COLUMNS = 8  # workers side by side
 

@@ -8,17 +8,14 @@ option, which fails if another program listens there.
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from socket import SOCK_STREAM
+from typing import Any
 
 from ..kernel import Kernel, close_socket
 from ..net.addresses import check_host, check_path, check_port
 from ..net.options import Options
 from ..net.sockets import bound_tcp, check_stream_socket, listening_unix
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections.abc import Callable
-    from typing import Any
 
 # On other systems, SO_REUSEPORT does not distribute connections among the listeners.
 DIVIDED = sys.platform == 'linux'

@@ -14,15 +14,13 @@ import json
 import os
 import signal
 from socket import socket
+from typing import TYPE_CHECKING, Any
 
 from .. import Listener, Reactor, Stream, framing
 from ..kernel import LeanSocket
 from .workers import REPORTS_EVERY
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any
-
     from ..callbacks import ReactorOptions
 
 

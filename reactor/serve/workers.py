@@ -19,14 +19,10 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-from .. import DEVNULL, Process, Reactor, Stream, framing
+from .. import DEVNULL, Process, Reactor, Stream, Timer, framing
 from ..loop.log import log
 from . import systemd
 from .addresses import ListenAddress
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from .. import Timer
 
 VARIABLE = 'REACTOR_WORKER'  # in the environment of a worker: its slot and its descriptors
 STEADY = 1.0  # seconds after which a worker that dies is restarted without a pause

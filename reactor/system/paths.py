@@ -11,16 +11,15 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator
 from os.path import basename, dirname, join
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import HandleClosed, ReactorError
+from ..kernel import Kernel
 from ..loop.checks import callback, file_path
 from ..loop.watcher import Handle
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
     from ..callbacks import Loop
-    from ..kernel import Kernel
 
 QUEUE_LIMIT = 1000  # changes waiting for the loop; further ones are merged into one change of the watched path
 LAST_JOIN = 1.0  # seconds to wait for watchdog's thread when the reactor is closed; it takes up to half a second

@@ -9,15 +9,13 @@ A selector reports the writing end of a pipe as readable only when the reading e
 from __future__ import annotations
 
 from errno import EPIPE
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..kinds import CheckedStream
 from ..loop.checks import shown
 from ..net.states import ENDED, LINGERING, State
 from ..net.stream import Stream
 from ..net.writer import SHUT, Writer
-
-TYPE_CHECKING = False
 
 
 class Pipe(Stream):

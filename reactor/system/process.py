@@ -12,26 +12,23 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from errno import EBADF
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import ReactorError
-from ..kernel import EXIT_UNKNOWN, SIGKILL, SIGTERM
+from ..hints import AnyPath
+from ..kernel import EXIT_UNKNOWN, SIGKILL, SIGTERM, Kernel
 from ..loop.api import MOST_SIGNUM
 from ..loop.checks import file_path, shown, whole
 from ..loop.log import describe, log
+from ..loop.timers import Timer
 from ..loop.watcher import READ, Handle
 from ..net.options import Callbacks, Options, check_callback
-from .pipe import CheckedReadPipe, CheckedWritePipe, ReadPipe, WritePipe
+from .pipe import CheckedReadPipe, CheckedWritePipe, Pipe, ReadPipe, WritePipe
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
     from subprocess import Popen
 
     from ..callbacks import Loop, OnExit, PipeOptions
-    from ..hints import AnyPath
-    from ..kernel import Kernel
-    from ..loop.timers import Timer
-    from .pipe import Pipe
 
 # The values of the constants in `subprocess`, so that both can be used.
 PIPE = -1

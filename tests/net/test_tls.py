@@ -36,7 +36,7 @@ from reactor import (
     WriteTimeout,
 )
 from reactor.kernel import Kernel
-from reactor.net.session import Session, record_end
+from reactor.net.session import TLSSession, record_end
 from reactor.net.stream import suspend_reading
 from reactor.net.tls import TLSStream
 from reactor.testing import SimKernel
@@ -1181,7 +1181,7 @@ def test_a_write_without_memory_behind_bytes_that_wait_ends_the_connection_too(r
     theirs.pause_reading()
     while ours.write(b'x' * 100_000):
         pass
-    run_short(monkeypatch, Session, 'encrypt')
+    run_short(monkeypatch, TLSSession, 'encrypt')
     assert ours.write(b'lost') is False
     assert ours.write(b'more') is False
     turns(r, 2)
@@ -1197,7 +1197,7 @@ def test_what_was_held_and_finds_no_stack_is_sent_when_there_is_some(r, sockets,
     ours.start_tls(certificates.client(), server_hostname='localhost')
     ours.write(b'one, ')
     ours.write(b'two')
-    run_short(monkeypatch, Session, 'encrypt', kind=RecursionError)
+    run_short(monkeypatch, TLSSession, 'encrypt', kind=RecursionError)
     with pytest.raises(RecursionError):
         run_until(r, lambda: heard)
     run_until(r, lambda: heard == b'one, two')
@@ -1519,7 +1519,7 @@ def test_an_end_of_the_stream_while_writes_wait_for_a_new_handshake_is_an_error(
 
     left = []
     ours, peer = hostile(TLS_1_2, on_close=lambda conn, exc: left.append((exc, conn.buffered)))
-    monkeypatch.setattr(Session, 'encrypt', encrypt)
+    monkeypatch.setattr(TLSSession, 'encrypt', encrypt)
     assert ours.writelines([b'never sent'], int) is True
     peer.do('close_notify')
     run_until(r, lambda: left)
@@ -1669,7 +1669,7 @@ def test_a_limit_on_records_without_data_is_checked(r, sockets):
 
 def test_a_handshake_in_records_of_one_byte_is_worked_off_in_steps(r, sockets, certificates, monkeypatch):  # noqa: F811
     sizes = []
-    shake = Session.shake_hands
+    shake = TLSSession.shake_hands
 
     def measured(session):
         before = len(session._incoming)
@@ -1678,7 +1678,7 @@ def test_a_handshake_in_records_of_one_byte_is_worked_off_in_steps(r, sockets, c
         finally:
             sizes.append(before - len(session._incoming))
 
-    monkeypatch.setattr(Session, 'shake_hands', measured)
+    monkeypatch.setattr(TLSSession, 'shake_hands', measured)
     a, b = sockets()
     ours = r.adopt(a, read_size=1 << 20)
     ours.start_tls(certificates.server())
@@ -1818,7 +1818,7 @@ def test_a_held_write_that_openssl_refuses_ends_that_connection(r, hostile, monk
     def refuse(session, pieces):
         raise ssl.SSLError(1, 'made up')
 
-    monkeypatch.setattr(Session, 'encrypt', refuse)
+    monkeypatch.setattr(TLSSession, 'encrypt', refuse)
     peer.conn.resume_reading()
     run_until(r, lambda: log)
     assert log.names() == ['close'] and isinstance(log[0][1], TLSError)
