@@ -21,8 +21,9 @@ from test_programs import RealWorld, courses
 
 from reactor import ConnectTimeout, WriteTimeout
 from reactor.kernel import Kernel
-from reactor.testing.oracles import Record, WatchedReactor
+from reactor.testing.oracles import WatchedReactor
 from reactor.testing.programs import RACES
+from reactor.testing.records import Record
 from reactor.testing.simulation import Simulation
 
 SEEDS, MORE_SEEDS = range(100, 102), range(102, 105)

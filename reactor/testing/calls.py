@@ -10,18 +10,22 @@ Owns the watched calls of one reactor. The rule: it lets every call through, and
 from __future__ import annotations
 
 from math import inf
+from sys import _getframe
 
+from ..admission.listener import GuardedListener
 from ..loop.timers import RepeatingTimer, Timer
+from ..net.stream import Stream
+from .ledger import CALLS, TIMERS
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
-    from .oracles import Ledger
+    from .ledger import Ledger
 
-# The phases of a turn, in their order.
-DISPATCH, TIMERS, IDLERS, CALLS, COMPLETIONS = range(5)
+DEEPEST = 12  # frames between `select` and a callback
+OURS = Stream.__module__.rpartition('.')[0], GuardedListener.__module__.rpartition('.')[0]  # whose timers are ours
 PACKAGE = __name__.partition('.')[0] + '.'
 TESTING = __name__.rpartition('.')[0]
 LONGEST_WAIT = 86_400.0  # seconds: long waits are clamped to a day
@@ -124,13 +128,34 @@ class Calls:
 
     def begins(self, call: Call) -> None:
         """One of them is called."""
-        ledger = self.ledger
         self.count += 1
-        ledger.called(call.kind, call.phase)
+        self.enter(call.kind, call.phase)
         if call.kind in self.soon:
             self._check_soon(call)
         elif call.phase == TIMERS:
             self._check_timer(call)
+
+    def enter(self, what: str, phase: int | None) -> None:
+        """Any callback of the user begins: not inside a call, not deep in the stack, not before its phase."""
+        ledger, wrong = self.ledger, self.ledger.violations.append
+        if ledger.inside is not None:
+            wrong(f'law 2: {what} is called inside {ledger.inside}')
+        ledger.inside = what
+        if phase is not None:
+            if phase < ledger.phase and not ledger.closing and not ledger.cut:
+                wrong(f'law 3: {what} of phase {phase} is called in phase {ledger.phase}')
+            ledger.phase = max(phase, ledger.phase)
+        if not ledger.simulated:
+            return
+        began = ledger.kernel.reading(ledger.kernel.woke_at) / 1e9
+        if ledger.reactor.now != began:
+            wrong(f'in {what}, now is {ledger.reactor.now}, and the turn began at {began}')
+        frame: Any = _getframe()
+        depth = -ledger.depth
+        while frame is not None:
+            frame, depth = frame.f_back, depth + 1
+        if ledger.depth and depth > DEEPEST and not ledger.closing:
+            wrong(f'law 2: {what} is called {depth} frames deep')
 
     def _check_soon(self, call: Call) -> None:
         waiting, wrong = self.soon[call.kind], self.ledger.violations.append
@@ -187,3 +212,8 @@ class Calls:
         kernel = self.ledger.kernel
         since = kernel.time - PROMPT * 1e9
         return any(file.private and file.refused_at > since for file in kernel.files.values())
+
+
+def is_ours(timer: Timer) -> bool:
+    """Whether a stream or a listener has set this timer."""
+    return getattr(timer.fn, '__module__', '').startswith(OURS)

@@ -24,8 +24,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from typing import Any
 
-    from .oracles import Ledger
-    from .watched import Record, WatchedStream
+    from .ledger import Ledger
+    from .records import Record
+    from .watched import WatchedStream
 
     # What is pending, a key that changes when something moves, seconds, and a time in ns to count from at the earliest.
     Pending = tuple[str, Any, float, int]

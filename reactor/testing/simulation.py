@@ -12,8 +12,9 @@ import hashlib
 from random import Random
 
 from .kernel import PLENTY, SimKernel
-from .oracles import Planted, Violation, WatchedReactor
+from .oracles import Violation, WatchedReactor
 from .poller import Stuck
+from .watched import Planted
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -168,7 +169,7 @@ class Simulation:
         return hashlib.sha256(self.kernel.show_trace().encode()).hexdigest()
 
     def _live(self, main: Callable[[Any], object]) -> None:
-        kernel, ledger = self.kernel, self.reactor.ledger
+        kernel, oracles, ledger = self.kernel, self.reactor.oracles, self.reactor.ledger
         calm_at = kernel.time + int(self._calm * 1e9)
         kernel.at(calm_at, self._begin_calm)
 
@@ -207,14 +208,14 @@ class Simulation:
         if self.world.expectations:
             missing = '; '.join(expectation.text for expectation in self.world.expectations)
             raise Violation(f'liveness: it has ended, and this has not happened: {missing}')
-        ledger.check_over()
-        ledger.check_turn(0)
+        oracles.check_over()
+        oracles.check_turn(0)
         try:
             self.reactor.close()
         except OSError:
             if not kernel.fails:
                 raise
-        ledger.check_closed()
+        oracles.check_closed()
 
     def _begin_calm(self) -> None:
         self.kernel.calm()

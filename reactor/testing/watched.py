@@ -10,7 +10,7 @@ Owns one `Record` for each stream. The rule: nothing is different for a stream b
 from __future__ import annotations
 
 from ..admission.proxied import ProxiedStream
-from ..errors import IdleTimeout, ReadTimeout, WriteTimeout
+from ..errors import ReadTimeout
 from ..kinds import guard
 from ..net.datagram import DatagramSocket
 from ..net.ending import Connection
@@ -21,84 +21,16 @@ from ..net.tls import TLSStream
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
     from typing import Any, Self
-    from weakref import ReferenceType
 
     from ..callbacks import OnClose
     from ..hints import HasFileno, Ts
-    from .files import End
+    from .records import Record
 
 
 class Planted(Exception):
     """Raised by the simulation inside a user's callback."""
-
-
-class Record:
-    """What was seen of one connection."""
-
-    def __init__(self, number: int) -> None:
-        self.number = number
-        self.events: list[str] = []
-        self.end: End | None = None
-        self.offered: bytearray = bytearray()  # what the user wrote, and was not told to be dropped
-        self.got: bytearray = bytearray()
-        self.writing = False
-        self.marks: list[int] = []  # for each on_written that is awaited, up to where
-        self.told = 0
-        self.closed_by: str | None = None  # the user's own close() or abort()
-        self.closed_at = 0
-        self.ended_by: str | None = None  # the call after which a write raises
-        self.resumed_late = False
-        self.marks_set_at = -1  # bytes that were sent when the user has changed the marks
-        self.has_header = False  # of the PROXY protocol; what follows it is read at once
-        self.unclear = False  # whether a write raises
-        self.failed_before = False  # something had ended it before the user aborted it,
-        self.gone_before = False  # and its descriptor was closed by then
-        self.over = False
-        self.exc: BaseException | None = None
-        self.connected = False
-        self.paused = False
-        self.awaits_connect = False
-        self.connect_by: float | None = None  # ns
-        self.awaits_drain = False  # a write has returned False
-        self.waited = False  # bytes had to wait for the peer once
-        self.unread = False  # when it was closed, something was known to be unread, perhaps
-        self.dropped = False  # a write returned False, and the connection had failed: it is never sent
-        self.cut = False  # a write found so much waiting that the connection is aborted
-        self.sends_files = False
-        self.largest = 0  # bytes of one write
-        self.high_water = 0
-        self.limits_from = self.paused_at = self.resumed_at = self.waiting_from = 0  # ns
-        self.aborted_with: BaseException | None = None
-        self.raised: list[BaseException] = []
-        self.survived: list[BaseException] = []  # of these, which there was an on_error for
-        self.secured = False
-        self.raw = False  # the program makes its own protocol of these bytes: the peer gets other ones than it writes
-        self.wrappers: list[ReferenceType[Any]] = []  # its callbacks, to see them gone
-        self.sock: ReferenceType[Any] | None = None
-        self.deliveries: tuple[int, int] = (0, 0)  # turn, and how often on_data was called in it
-
-    @property
-    def begun(self) -> bool:
-        """Whether it is open as far as its user knows."""
-        return self.end is not None and (self.connected or not self.awaits_connect)
-
-    def time_limits(self, options: Any, waits: int) -> Iterator[tuple[type[BaseException], int, float | None]]:
-        """(error, since when in ns, limit in s) of the limits that run now."""
-        end = self.end
-        assert end is not None
-        read_at, sent_at = end.kernel.reading(end.read_at), end.kernel.reading(end.sent_at)
-        # One stamp serves both limits for what comes in: with a read_timeout, resuming begins the idle time again too.
-        resumed = self.resumed_at if options.read_timeout is not None else 0
-        yield IdleTimeout, max(read_at, sent_at, self.limits_from, resumed), options.idle_timeout
-        since = max(read_at, self.limits_from, self.resumed_at)
-        limit = options.read_timeout
-        paused = self.paused and (limit is None or self.paused_at < since + limit * 1e9)  # before it was over
-        if not paused and 'eof' not in self.events:
-            yield ReadTimeout, since, limit
-        if waits:
-            yield WriteTimeout, max(sent_at, self.limits_from, self.waiting_from), options.write_timeout
 
 
 class WatchedStream(Stream):
@@ -109,19 +41,19 @@ class WatchedStream(Stream):
     loop: Any
 
     def __init__(self, loop: Any, options: Any, callbacks: Any, origin: Any) -> None:
-        self.record: Any = loop.ledger.opened(self)
+        self.record: Record = loop.oracles.streams.opened(self)
         self.record.awaits_connect = callbacks.on_connect is not None
         self.record.high_water = max(1, options.high_water)
         super().__init__(loop, options, callbacks, origin)
         self.on_close: OnClose | None = callbacks.on_close or _nothing  # watched, also where the user does not care
 
     def write(self, data: Any, on_written: Callable[[Self, *Ts], object] | None = None, *args: *Ts) -> bool:
-        taken: bool = self.loop.ledger.write(self, super().write, data, (data,), on_written, args)
+        taken: bool = self.loop.oracles.streams.write(self, super().write, data, (data,), on_written, args)
         return taken
 
     def writelines(self, buffers: Any, on_written: Callable[[Self, *Ts], object] | None = None, *args: *Ts) -> bool:
         pieces = list(buffers)
-        taken: bool = self.loop.ledger.write(self, super().writelines, pieces, pieces, on_written, args)
+        taken: bool = self.loop.oracles.streams.write(self, super().writelines, pieces, pieces, on_written, args)
         return taken
 
     def write_eof(self) -> None:
@@ -178,7 +110,7 @@ class WatchedStream(Stream):
 
         simulated: Any = file
         data = simulated.data[offset:][:count]
-        taken: bool = self.loop.ledger.write(self, call, file, (data,), on_written, args)
+        taken: bool = self.loop.oracles.streams.write(self, call, file, (data,), on_written, args)
         return taken
 
     def close(self) -> None:
@@ -190,7 +122,7 @@ class WatchedStream(Stream):
             record.unread = record.begun and 'eof' not in record.events and (record.paused or record.waited)
         record.ended_by = 'close'
         super().close()
-        self.loop.ledger.check_closed_is_true(self, 'close')
+        self.loop.oracles.streams.check_closed_is_true(self, 'close')
 
     def abort(self, exc: BaseException | None = None) -> None:
         record = self.record
@@ -200,7 +132,7 @@ class WatchedStream(Stream):
             record.closed_by = record.ended_by = 'abort'
             record.aborted_with = exc
         super().abort(exc)
-        self.loop.ledger.check_closed_is_true(self, 'abort')
+        self.loop.oracles.streams.check_closed_is_true(self, 'abort')
 
     def reset(self, exc: BaseException | None) -> None:
         if isinstance(exc, ReadTimeout) and self.record.paused:  # it may be paused later, before on_close
@@ -239,7 +171,7 @@ def _callback(kind: str) -> property:
     slot = Connection.__dict__['on_' + kind]
 
     def fset(stream: WatchedStream, fn: Callable[..., object] | None) -> None:
-        slot.__set__(stream, None if fn is None else stream.loop.ledger.watch(stream, kind, fn))
+        slot.__set__(stream, None if fn is None else stream.loop.oracles.streams.watch(stream, kind, fn))
 
     return property(slot.__get__, fset)
 
