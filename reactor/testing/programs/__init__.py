@@ -17,7 +17,7 @@ from .endings import churn, closing
 from .limits import crowd, time_limits
 from .meddling import meddling
 from .others import calls, datagrams, look_ups, signals, threads, timers
-from .parts import World
+from .parts import AnyWorld
 from .service import drain
 
 PROGRAMS = (
@@ -27,4 +27,4 @@ PROGRAMS = (
 ALONE = (drain,)
 RACES = (publish_to_the_dying, churn, closing, crowd)
 
-__all__ = ['ALONE', 'PROGRAMS', 'RACES', 'World', 'meddling']
+__all__ = ['ALONE', 'PROGRAMS', 'RACES', 'AnyWorld', 'meddling']

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import random
     from collections.abc import Callable
 
-    from .parts import Goal, World
+    from .parts import AnyWorld, Goal
 
 TEXT = bytes(range(251)) * 1200  # 251 is prime: no chunk of a usual size is found at a wrong place
 PERIOD = 251
@@ -32,7 +32,7 @@ class Crowd:
     kinds  what can be opened besides connections: functions of the crowd, each returns an actor or None
     """
 
-    def __init__(self, world: World, kinds: tuple[Callable[[Crowd], Any], ...] = ()) -> None:
+    def __init__(self, world: AnyWorld, kinds: tuple[Callable[[Crowd], Any], ...] = ()) -> None:
         self.world, self.r, self.rng = world, world.r, child(world)
         self.left = self.rng.choice((30, 100, 300))
         self.actors: list[Any] = []

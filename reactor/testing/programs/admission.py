@@ -21,14 +21,14 @@ if TYPE_CHECKING:
 
     from reactor import Stream
 
-    from .parts import World
+    from .parts import AnyWorld
 
 SIGNATURE = b'\r\n\r\n\0\r\nQUIT\n'
 NO_HEADERS = (b'GET / HTTP/1.1\r\n\r\n', b'\x16\x03\x01\0\xa5', b'PROXY TCP4 10.0.0.1\r\n', SIGNATURE + b'\x21\xff\0\0')
 CLIENT = '192.0.2.1'
 
 
-def proxied(world: World) -> None:
+def proxied(world: AnyWorld) -> None:
     """Clients behind proxies, over TLS where the world has contexts, who expect an echo; strangers; health checks."""
     place = proxied_echo(world)
     ending = Ending(world, place.server)
@@ -41,7 +41,7 @@ def proxied(world: World) -> None:
             disturb(world, place, rng.choice(NO_HEADERS) if kind == 'stranger' else b'', partial(ending.done, number))
 
 
-def proxied_echo(world: World) -> Place:
+def proxied_echo(world: AnyWorld) -> Place:
     """A server that sends back what it hears from clients whose proxies have said who they are."""
 
     def on_connect(conn: Stream) -> None:
@@ -58,7 +58,7 @@ class Proxy:
     place: Place
     pieces: list[bytes]
 
-    def __init__(self, world: World, rng: random.Random, place: Place, number: int, ending: Ending) -> None:
+    def __init__(self, world: AnyWorld, rng: random.Random, place: Place, number: int, ending: Ending) -> None:
         words = some_bytes(rng)
         self.talker: Talker = Talker(
             world, rng, words, words, rng.choice(('eof', 'close')), partial(ending.done, number)
@@ -79,7 +79,7 @@ class Proxy:
         self.talker.connected()
 
 
-def limited(world: World) -> None:
+def limited(world: AnyWorld) -> None:
     """More clients than there is room for: each stays until all know whether they are in, and then goes."""
     rng = world.random
     most, of_one, burst = rng.choice((0, 1, 3, 50)), rng.choice((None, 2)), rng.choice((None, 2, 4))
@@ -116,12 +116,12 @@ def limited(world: World) -> None:
 class Guests:
     """The clients of `limited`, by their numbers: when nobody is undecided any more, those who are in go."""
 
-    world: World
+    world: AnyWorld
     ending: Ending
     room: int
     let_in: list[int]
 
-    def __init__(self, world: World, count: int, ending: Ending) -> None:
+    def __init__(self, world: AnyWorld, count: int, ending: Ending) -> None:
         self.world, self.ending = world, ending
         self.undecided: set[int] = {ending.add('visitor') for _ in range(count)}
         self.inside: list[Stream] = []
@@ -147,7 +147,7 @@ class Guests:
                 conn.close()
 
 
-def paces(world: World) -> None:
+def paces(world: AnyWorld) -> None:
     """Clients who drip, who keep the pace, and who are silent, under a minimum rate and a lifetime."""
 
     def on_close(conn: Stream, exc: BaseException | None) -> None:
@@ -174,12 +174,12 @@ def paces(world: World) -> None:
 class Dripping:
     """A client of `paces`: says a word each 0.3 s as long as he may, nothing when it is empty."""
 
-    world: World
+    world: AnyWorld
     word: bytes
     ending: Ending
     number: int
 
-    def __init__(self, world: World, address: tuple[str, int], word: bytes, ending: Ending) -> None:
+    def __init__(self, world: AnyWorld, address: tuple[str, int], word: bytes, ending: Ending) -> None:
         self.world, self.word, self.ending, self.number = world, word, ending, ending.add('dripping one')
         keywords: dict[str, Any] = {'on_connect': self.on_connect, 'on_close': self.on_close, 'timeout': 20}
         if world.tls is not None:
@@ -213,7 +213,7 @@ def header(rng: random.Random, number: int) -> bytes:
     return SIGNATURE + struct.pack('!BBH', 0x21, 0x11, len(body)) + body
 
 
-def disturb(world: World, place: Place, words: bytes, done: Any) -> None:
+def disturb(world: AnyWorld, place: Place, words: bytes, done: Any) -> None:
     """Connect and say what is no header, or nothing and go; whichever way it ends is right."""
 
     def on_connect(conn: Stream) -> None:

@@ -18,23 +18,23 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from reactor import Stream, Timer
 
-    from .parts import World
+    from .parts import AnyWorld
 
 
-def echo(world: World) -> None:
+def echo(world: AnyWorld) -> None:
     """Clients send, and get back the same."""
     place = echo_server(world)
     talk_to(world, place, Ending(world, place.server))
 
 
-def echo_server(world: World) -> Place:
+def echo_server(world: AnyWorld) -> Place:
     """A server that sends back what it hears, no faster than it is taken."""
 
     most = world.random.choice((None, None, 1, 3))  # others wait in the backlog
     return Place(world, **echoing(world), max_connections=most, **limits(world.random))
 
 
-def talk_to(world: World, place: Place, ending: Ending) -> None:
+def talk_to(world: AnyWorld, place: Place, ending: Ending) -> None:
     """Some clients that expect an echo."""
     for _ in range(world.random.randint(1, 8)):
         rng, number = child(world), ending.add('client')
@@ -46,7 +46,7 @@ def talk_to(world: World, place: Place, ending: Ending) -> None:
         talker.join(place.connect(timeout=rng.choice((None, 30)), **callbacks, **limits(rng)))
 
 
-def proxy(world: World) -> None:
+def proxy(world: AnyWorld) -> None:
     """The same through a proxy, which passes bytes both ways, no faster than the slower side reads."""
 
     def on_connect(front: Stream) -> None:
@@ -86,7 +86,7 @@ def proxy(world: World) -> None:
     talk_to(world, place, Ending(world, place.server, back_place.server))
 
 
-def half_closes(world: World) -> None:
+def half_closes(world: AnyWorld) -> None:
     """One side ends and the other goes on: the server answers when all was asked, or has the first word and ends it."""
     first = world.random.random() < 0.5
     greeting = some_bytes(world.random) if first else b''
@@ -128,7 +128,7 @@ def half_closes(world: World) -> None:
         talker.join(place.connect(**talk(world), **limits(rng)))
 
 
-def floods(world: World) -> None:
+def floods(world: AnyWorld) -> None:
     """Both sides send much at once, each reads as it likes."""
     ours, theirs = (world.random.randbytes(world.random.randint(0, 200_000)) for _ in range(2))
     seed = world.random.getrandbits(64)
@@ -147,7 +147,7 @@ def floods(world: World) -> None:
         talker.join(place.connect(**talk(world), **limits(rng)))
 
 
-def requests(world: World) -> None:
+def requests(world: AnyWorld) -> None:
     """Clients ask one thing after another, the server answers after a while, and who waits too long gives up."""
     r = world.r
 
@@ -188,11 +188,11 @@ class Asker:
 
     PATIENCE, LATE = 20.0, 3600_000  # seconds, milliseconds
 
-    world: World
+    world: AnyWorld
     ending: Ending
     number: int
 
-    def __init__(self, world: World, place: Place, ending: Ending) -> None:
+    def __init__(self, world: AnyWorld, place: Place, ending: Ending) -> None:
         self.world, self.ending, self.number = world, ending, ending.add('asker')
         rng = child(world)
         self.texts: list[bytes] = [b'%x' % rng.getrandbits(4 << rng.randrange(9)) for _ in range(rng.randint(1, 5))]
@@ -241,12 +241,12 @@ class Asker:
         self.world.trouble(conn)
 
 
-def publish(world: World) -> None:
+def publish(world: AnyWorld) -> None:
     """A hub passes what one client publishes to all that have subscribed: quick ones, and ones that pause."""
     Hub(world, dying=False)
 
 
-def publish_to_the_dying(world: World) -> None:
+def publish_to_the_dying(world: AnyWorld) -> None:
     """The same with subscribers that reset their connection in the middle of it."""
     Hub(world, dying=True)
 
@@ -258,7 +258,7 @@ class Hub:
 
     WELCOME = b'welcome\n'
 
-    def __init__(self, world: World, dying: bool) -> None:
+    def __init__(self, world: AnyWorld, dying: bool) -> None:
         self.world = world
         self.subscribers: dict[Stream, None] = {}
         options = limits(world.random)

@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 
     from reactor import Reactor, Stream, Timer
 
-    from .parts import World
+    from .parts import AnyWorld
 
 
-def churn(world: World) -> None:
+def churn(world: AnyWorld) -> None:
     """Clients that come and go at once, each in its own way, the next one from where the last is told of its end."""
     greeting, manner = some_bytes(world.random, 5000), world.random.choice(('stay', 'close', 'abort'))
 
@@ -48,12 +48,12 @@ def churn(world: World) -> None:
 class Visitor:
     """A client of `churn` that connects several times."""
 
-    world: World
+    world: AnyWorld
     places: dict[str, Place]
     ending: Ending
     rng: random.Random
 
-    def __init__(self, world: World, places: dict[str, Place], ending: Ending) -> None:
+    def __init__(self, world: AnyWorld, places: dict[str, Place], ending: Ending) -> None:
         self.world, self.places, self.ending = world, places, ending
         self.number: int = ending.add('visitor')
         self.rng = child(world)
@@ -154,7 +154,7 @@ ENDS: dict[str, tuple[type, ...]] = {
 ENDS_OF_OTHERS: dict[str, Any] = {**ENDS, 'deaf': (type(None), ConnectTimeout, ConnectionRefusedError)}
 
 
-def closing(world: World) -> None:
+def closing(world: AnyWorld) -> None:
     """Everything that ends, holds or begins something, inside every kind of callback, done to oneself and to others."""
     Mischief(world)
 
@@ -162,12 +162,12 @@ def closing(world: World) -> None:
 class Mischief:
     """The state of `closing`: who is there, and what may still be done."""
 
-    world: World
+    world: AnyWorld
     r: Reactor
     rng: random.Random
     beating: Timer
 
-    def __init__(self, world: World) -> None:
+    def __init__(self, world: AnyWorld) -> None:
         self.world, self.r, self.rng = world, world.r, child(world)
         self.left: int = self.rng.randrange(300)  # deeds
         self.conns: list[Any] = []

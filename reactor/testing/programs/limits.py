@@ -16,11 +16,11 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from reactor import Stream
 
-    from .parts import World
+    from .parts import AnyWorld
 LOOKS = 1.1  # seconds, in which each limit is looked at once
 
 
-def time_limits(world: World) -> None:
+def time_limits(world: AnyWorld) -> None:
     """Connections on which nothing happens, or just enough, or while reading is paused."""
 
     def on_close(conn: Stream, exc: BaseException | None) -> None:
@@ -35,11 +35,11 @@ def time_limits(world: World) -> None:
 class Silent:
     """A client of `time_limits`. Most of them speak a few times first."""
 
-    world: World
+    world: AnyWorld
     ending: Ending
     number: int
 
-    def __init__(self, world: World, place: Place, ending: Ending) -> None:
+    def __init__(self, world: AnyWorld, place: Place, ending: Ending) -> None:
         self.world, self.ending, self.number = world, ending, ending.add('silent one')
         rng = child(world)
         self.patience: float = rng.choice((0.1, 0.25, 0.4))
@@ -84,7 +84,7 @@ class Silent:
         self.world.trouble(conn)
 
 
-def crowd(world: World) -> None:
+def crowd(world: AnyWorld) -> None:
     """Many that come at once, and go when they have seen the place."""
 
     def on_connect(conn: Stream) -> None:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from reactor import DatagramSocket, Timer
 
-    from .parts import World
+    from .parts import AnyWorld
 
 
 class Clock:
@@ -328,6 +328,6 @@ class Ear:
 KINDS: tuple[Callable[[Crowd], Any], ...] = (Bell, Clock, Mailer, Call, Question, Idle, Ear)
 
 
-def meddling(world: World) -> None:
+def meddling(world: AnyWorld) -> None:
     """Handles of all kinds whose callbacks act on each other, until a number of actions is done."""
     Crowd(world, KINDS).begin()

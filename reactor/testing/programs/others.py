@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 
     from reactor import DatagramSocket, Timer
 
-    from .parts import World
+    from .parts import AnyWorld
 
 
-def timers(world: World) -> None:
+def timers(world: AnyWorld) -> None:
     """Timers of equal deadlines, cancelled and moved in the callbacks of others: in order, never early."""
     r, rng, ending = world.r, child(world), Ending(world)
     start = r.now
@@ -76,7 +76,7 @@ def timers(world: World) -> None:
             cancel(number)
 
 
-def calls(world: World) -> None:
+def calls(world: AnyWorld) -> None:
     """Calls that set the next one, beats that end themselves, and a timer that is moved: each in its time."""
     r, ending = world.r, Ending(world)
     start = r.now
@@ -111,7 +111,7 @@ def calls(world: World) -> None:
     r.call_later(0.001, moved.reset, 0.005)
 
 
-def datagrams(world: World) -> None:
+def datagrams(world: AnyWorld) -> None:
     """Questions and echoes by UDP, asked again until they are answered, or the server is gone."""
 
     def on_datagram(sock: DatagramSocket, data: bytes, address: Any) -> None:
@@ -135,12 +135,12 @@ def datagrams(world: World) -> None:
 class Correspondent:
     """A client of `datagrams`: each of its questions begins with its number."""
 
-    world: World
+    world: AnyWorld
     ending: Ending
     number: int
     address: tuple[str, int]
 
-    def __init__(self, world: World, ending: Ending, address: tuple[str, int]) -> None:
+    def __init__(self, world: AnyWorld, ending: Ending, address: tuple[str, int]) -> None:
         self.world, self.ending, self.number, self.address = world, ending, ending.add('correspondent'), address
         rng = child(world)
         self.open: dict[int, bytes] = {n: bytes([n]) + some_bytes(rng, 9000) for n in range(rng.randint(1, 10))}
@@ -181,7 +181,7 @@ class Correspondent:
         self.world.trouble(sock)
 
 
-def signals(world: World) -> None:
+def signals(world: AnyWorld) -> None:
     """Signals that we send to ourselves, one at a time or many at once: each is heard, and none that was not sent."""
     r, rng, ending = world.r, child(world), Ending(world)
     if any(hasattr(handle, 'signum') for handle in r.handles()):
@@ -219,7 +219,7 @@ def signals(world: World) -> None:
     ticking = r.call_every(0.002, send)
 
 
-def threads(world: World) -> None:
+def threads(world: AnyWorld) -> None:
     """Calls in threads that return, raise, or are cancelled: each of the others is answered, once."""
     rng, ending = child(world), Ending(world)
     left = rng.randint(1, 30)
@@ -255,7 +255,7 @@ def threads(world: World) -> None:
         begin(rng.randrange(5))
 
 
-def look_ups(world: World) -> None:
+def look_ups(world: AnyWorld) -> None:
     """Names that exist, names that do not, and look-ups that are cancelled."""
     rng, ending = child(world), Ending(world)
 

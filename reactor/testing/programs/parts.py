@@ -29,7 +29,7 @@ class Goal(Protocol):
     def met(self) -> None: ...
 
 
-class World(Protocol):
+class AnyWorld(Protocol):
     """Where a program runs: on the real system over loopback, or on a simulated one.
 
     r                   the reactor, which is running
@@ -69,7 +69,7 @@ LARGEST = 200_000  # bytes
 PROXIES = ('127.0.0.0/8', '::1/128')  # where a world's clients come from
 
 
-def child(world: World) -> random.Random:
+def child(world: AnyWorld) -> random.Random:
     """A generator for one connection."""
     return random.Random(world.random.getrandbits(64))
 
@@ -98,7 +98,7 @@ class Place:
 
     def __init__(
         self,
-        world: World,
+        world: AnyWorld,
         on_data: Callable[..., object] | None = None,
         proxied: bool = False,
         defer_accept: bool = False,
@@ -142,7 +142,7 @@ class Place:
 class Ending:
     """What has to come to its end; with the last of it, `handles` are closed, and the program is over."""
 
-    def __init__(self, world: World, *handles: Any) -> None:
+    def __init__(self, world: AnyWorld, *handles: Any) -> None:
         self._world = world
         self._handles = handles
         self._goals: dict[int, Goal] = {}
@@ -177,7 +177,7 @@ class Talker:
 
     def __init__(
         self,
-        world: World,
+        world: AnyWorld,
         rng: random.Random,
         words: bytes,
         expected: bytes,
@@ -284,7 +284,7 @@ class Talker:
         self.world.trouble()
 
 
-def echoing(world: World) -> dict[str, Any]:
+def echoing(world: AnyWorld) -> dict[str, Any]:
     """The callbacks of a server that sends back what it hears, no faster than it is taken."""
 
     def on_data(conn: Stream, data: bytes) -> None:
@@ -302,7 +302,7 @@ def echoing(world: World) -> dict[str, Any]:
     return {'on_data': on_data, 'on_drain': on_drain, 'on_close': on_close}
 
 
-def talk(world: World, **others: Any) -> dict[str, Any]:
+def talk(world: AnyWorld, **others: Any) -> dict[str, Any]:
     """The callbacks of connections whose `data` is a `Talker`, to be given to `connect_*` and `listen_*`.
 
     For a listener, `on_connect` has to be another, which makes the Talker.

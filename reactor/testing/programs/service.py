@@ -14,13 +14,13 @@ if TYPE_CHECKING:
 
     from reactor import Stream
 
-    from .parts import World
+    from .parts import AnyWorld
 
 REQUEST = 10  # bytes: how long the answer takes, in ms, and how long it is
 SOON = 1.5  # seconds in which it stops when there is nothing to wait for
 
 
-def drain(world: World) -> None:
+def drain(world: AnyWorld) -> None:
     """A server is shut down, at once or in the middle of things; to be run alone, for it ends others too."""
     Service(world)
 
@@ -28,9 +28,9 @@ def drain(world: World) -> None:
 class Service:
     """The server, which says b'+' behind an answer, and b'-' when it is to be the last."""
 
-    world: World
+    world: AnyWorld
 
-    def __init__(self, world: World) -> None:
+    def __init__(self, world: AnyWorld) -> None:
         self.world, rng = world, child(world)
         self.lame_duck = rng.choice((0, 0, 0.9))
         self.timeout: float = self.lame_duck + rng.choice((0.05, 30, 30, 30))
@@ -107,7 +107,7 @@ class Client:
     """Asks some times, or never, and then goes, or sits there until it is sent away."""
 
     service: Service
-    world: World
+    world: AnyWorld
     connected: bool
     waits: bool
     left: bool
