@@ -13,7 +13,7 @@ from typing import Any
 
 from reactor import LifetimeOver, Limits, TooSlow
 
-from .parts import Ending, Place, Talker, child, cut, echoing, limits, some_bytes, talk
+from .parts import Place, Talker, WaitGroup, child, cut, echoing, limits, some_bytes, talk
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -31,14 +31,14 @@ CLIENT = '192.0.2.1'
 def proxied(world: AnyWorld) -> None:
     """Clients behind proxies, over TLS where the world has contexts, who expect an echo; strangers; health checks."""
     place = proxied_echo(world)
-    ending = Ending(world, place.server)
+    group = WaitGroup(world, place.server)
     for _ in range(world.random.randint(1, 8)):
-        rng, number = child(world), ending.add('client')
+        rng, number = child(world), group.add('client')
         kind = rng.choice(('proxy', 'proxy', 'stranger', 'check'))
         if kind == 'proxy':
-            Proxy(world, rng, place, number, ending)
+            Proxy(world, rng, place, number, group)
         else:
-            disturb(world, place, rng.choice(NO_HEADERS) if kind == 'stranger' else b'', partial(ending.done, number))
+            disturb(world, place, rng.choice(NO_HEADERS) if kind == 'stranger' else b'', partial(group.done, number))
 
 
 def proxied_echo(world: AnyWorld) -> Place:
@@ -58,10 +58,10 @@ class Proxy:
     place: Place
     pieces: list[bytes]
 
-    def __init__(self, world: AnyWorld, rng: random.Random, place: Place, number: int, ending: Ending) -> None:
+    def __init__(self, world: AnyWorld, rng: random.Random, place: Place, number: int, group: WaitGroup) -> None:
         words = some_bytes(rng)
         self.talker: Talker = Talker(
-            world, rng, words, words, rng.choice(('eof', 'close')), partial(ending.done, number)
+            world, rng, words, words, rng.choice(('eof', 'close')), partial(group.done, number)
         )
         self.place, self.pieces = place, cut(rng, header(rng, number))
         callbacks = talk(world, on_connect=self.on_connect)
@@ -102,8 +102,8 @@ def limited(world: AnyWorld) -> None:
     rate = None if burst is None else (1e-6, burst)
     rules = Limits(connections=most, per_address=of_one, connect_rate=rate)
     place = Place(world, on_connect=on_connect, on_close=on_close, limits=rules)
-    ending = Ending(world, place.server)
-    guests = Guests(world, rng.randint(1, 8), ending)
+    group = WaitGroup(world, place.server)
+    guests = Guests(world, rng.randint(1, 8), group)
     if not isinstance(place.server.address, tuple):
         of_one = burst = None  # there are no addresses
     room = min(len(guests.undecided), *(limit for limit in (most, of_one, burst, 99) if limit is not None))
@@ -117,13 +117,13 @@ class Guests:
     """The clients of `limited`, by their numbers: when nobody is undecided any more, those who are in go."""
 
     world: AnyWorld
-    ending: Ending
+    group: WaitGroup
     room: int
     let_in: list[int]
 
-    def __init__(self, world: AnyWorld, count: int, ending: Ending) -> None:
-        self.world, self.ending = world, ending
-        self.undecided: set[int] = {ending.add('visitor') for _ in range(count)}
+    def __init__(self, world: AnyWorld, count: int, group: WaitGroup) -> None:
+        self.world, self.group = world, group
+        self.undecided: set[int] = {group.add('visitor') for _ in range(count)}
         self.inside: list[Stream] = []
         self.room, self.let_in = 0, [0, 0]
 
@@ -134,7 +134,7 @@ class Guests:
 
     def on_close(self, conn: Stream, exc: BaseException | None) -> None:
         self.decided(conn.data)
-        self.ending.done(conn.data)
+        self.group.done(conn.data)
         self.world.trouble(conn)
 
     def decided(self, number: int) -> None:
@@ -165,10 +165,10 @@ def paces(world: AnyWorld) -> None:
     keywords: dict[str, Any] = {} if world.tls is None else {'ssl': world.tls[0]}
     address = world.address()
     server = world.r.listen_tcp(*address, on_data, on_close=on_close, limits=rules, **keywords)
-    ending = Ending(world, server)
+    group = WaitGroup(world, server)
     for _ in range(world.random.randint(1, 5)):
         rng = child(world)
-        Dripping(world, (server.address or address)[:2], rng.choice((b'd', b'k' * 300, b'')), ending)
+        Dripping(world, (server.address or address)[:2], rng.choice((b'd', b'k' * 300, b'')), group)
 
 
 class Dripping:
@@ -176,11 +176,11 @@ class Dripping:
 
     world: AnyWorld
     word: bytes
-    ending: Ending
+    group: WaitGroup
     number: int
 
-    def __init__(self, world: AnyWorld, address: tuple[str, int], word: bytes, ending: Ending) -> None:
-        self.world, self.word, self.ending, self.number = world, word, ending, ending.add('dripping one')
+    def __init__(self, world: AnyWorld, address: tuple[str, int], word: bytes, group: WaitGroup) -> None:
+        self.world, self.word, self.group, self.number = world, word, group, group.add('dripping one')
         keywords: dict[str, Any] = {'on_connect': self.on_connect, 'on_close': self.on_close, 'timeout': 20}
         if world.tls is not None:
             keywords.update(ssl=world.tls[1], server_hostname='localhost')
@@ -200,7 +200,7 @@ class Dripping:
         self.world.trouble()
 
     def on_close(self, conn: Stream, exc: BaseException | None) -> None:
-        self.ending.done(self.number)
+        self.group.done(self.number)
         self.world.trouble(conn)
 
 

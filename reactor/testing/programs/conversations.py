@@ -12,7 +12,7 @@ from typing import Any
 
 from reactor.framing import Frames
 
-from .parts import Ending, Place, Talker, child, cut, echoing, limits, some_bytes, talk, try_to_write
+from .parts import Place, Talker, WaitGroup, child, cut, echoing, limits, some_bytes, talk, try_to_write
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 def echo(world: AnyWorld) -> None:
     """Clients send, and get back the same."""
     place = echo_server(world)
-    talk_to(world, place, Ending(world, place.server))
+    talk_to(world, place, WaitGroup(world, place.server))
 
 
 def echo_server(world: AnyWorld) -> Place:
@@ -34,12 +34,12 @@ def echo_server(world: AnyWorld) -> Place:
     return Place(world, **echoing(world), max_connections=most, **limits(world.random))
 
 
-def talk_to(world: AnyWorld, place: Place, ending: Ending) -> None:
+def talk_to(world: AnyWorld, place: Place, group: WaitGroup) -> None:
     """Some clients that expect an echo."""
     for _ in range(world.random.randint(1, 8)):
-        rng, number = child(world), ending.add('client')
+        rng, number = child(world), group.add('client')
         words = some_bytes(rng)
-        talker = Talker(world, rng, words, words, rng.choice(('eof', 'close')), partial(ending.done, number))
+        talker = Talker(world, rng, words, words, rng.choice(('eof', 'close')), partial(group.done, number))
         callbacks = talk(world)
         if rng.random() < 0.5:
             del callbacks['on_eof']
@@ -83,7 +83,7 @@ def proxy(world: AnyWorld) -> None:
     options = limits(world.random)
     back_place = echo_server(world)
     place = Place(world, on_data, on_connect=on_connect, **pair, **options)
-    talk_to(world, place, Ending(world, place.server, back_place.server))
+    talk_to(world, place, WaitGroup(world, place.server, back_place.server))
 
 
 def half_closes(world: AnyWorld) -> None:
@@ -118,13 +118,13 @@ def half_closes(world: AnyWorld) -> None:
         world.trouble(conn)
 
     place = Place(world, on_data, on_connect=on_connect, on_eof=on_eof, on_close=on_close, **limits(world.random))
-    ending = Ending(world, place.server)
+    group = WaitGroup(world, place.server)
     for _ in range(world.random.randint(1, 8)):
-        rng, number = child(world), ending.add('client')
+        rng, number = child(world), group.add('client')
         words = some_bytes(rng)
         said.append(words)
         expected = greeting if first else words[::-1]
-        talker = Talker(world, rng, words, expected, 'eof', partial(ending.done, number))
+        talker = Talker(world, rng, words, expected, 'eof', partial(group.done, number))
         talker.join(place.connect(**talk(world), **limits(rng)))
 
 
@@ -140,10 +140,10 @@ def floods(world: AnyWorld) -> None:
         talker.connected()
 
     place = Place(world, **talk(world, on_connect=on_connect), **limits(world.random))
-    ending = Ending(world, place.server)
+    group = WaitGroup(world, place.server)
     for _ in range(world.random.randint(1, 3)):
-        rng, number = child(world), ending.add('client')
-        talker = Talker(world, rng, ours, theirs, 'eof', partial(ending.done, number))
+        rng, number = child(world), group.add('client')
+        talker = Talker(world, rng, ours, theirs, 'eof', partial(group.done, number))
         talker.join(place.connect(**talk(world), **limits(rng)))
 
 
@@ -178,9 +178,9 @@ def requests(world: AnyWorld) -> None:
         world.trouble(conn)
 
     place = Place(world, on_data, on_connect=on_connect, on_close=on_close, **limits(world.random))
-    ending = Ending(world, place.server)
+    group = WaitGroup(world, place.server)
     for _ in range(world.random.randint(1, 8)):
-        Asker(world, place, ending)
+        Asker(world, place, group)
 
 
 class Asker:
@@ -189,11 +189,11 @@ class Asker:
     PATIENCE, LATE = 20.0, 3600_000  # seconds, milliseconds
 
     world: AnyWorld
-    ending: Ending
+    group: WaitGroup
     number: int
 
-    def __init__(self, world: AnyWorld, place: Place, ending: Ending) -> None:
-        self.world, self.ending, self.number = world, ending, ending.add('asker')
+    def __init__(self, world: AnyWorld, place: Place, group: WaitGroup) -> None:
+        self.world, self.group, self.number = world, group, group.add('asker')
         rng = child(world)
         self.texts: list[bytes] = [b'%x' % rng.getrandbits(4 << rng.randrange(9)) for _ in range(rng.randint(1, 5))]
         self.delays: list[int] = [rng.choice((0, 0, 1, 5)) for _ in self.texts]
@@ -235,7 +235,7 @@ class Asker:
 
     def on_close(self, conn: Stream, exc: BaseException | None) -> None:
         self.deadline.cancel()
-        self.ending.done(self.number)
+        self.group.done(self.number)
         if not self.world.faulty and (exc is not None or len(self.answers) != len(self.texts) - self.gives_up):
             self.world.fail(f'{len(self.answers)} of {len(self.texts)} answers, ended with {exc!r}')
         self.world.trouble(conn)
@@ -265,9 +265,9 @@ class Hub:
         if world.faulty:
             options['max_buffered'] = world.random.choice((1000, 1 << 24))
         self.place: Place = Place(world, self.on_data, on_connect=self.on_connect, on_close=self.on_close, **options)
-        self.ending: Ending = Ending(world, self.place.server)
+        self.group: WaitGroup = WaitGroup(world, self.place.server)
         self.publisher = child(world)
-        self.publishing: int = self.ending.add('publisher')
+        self.publishing: int = self.group.add('publisher')
         self.news: list[bytes] = [
             b'%x\n' % self.publisher.getrandbits(4 << self.publisher.randrange(14)) for _ in range(10)
         ]
@@ -311,7 +311,7 @@ class Hub:
         """The publisher is gone: who has slept through it wakes up."""
         for each in self.stuck:
             each.resume_reading()
-        self.ending.done(self.publishing)
+        self.group.done(self.publishing)
 
 
 class Subscriber(Talker):
@@ -325,7 +325,7 @@ class Subscriber(Talker):
     def __init__(self, hub: Hub, rng: random.Random, dying: bool) -> None:
         expected = b''.join([hub.WELCOME, *hub.news])
         super().__init__(hub.world, rng, b'subscribe\n', expected, 'wait', self.left)
-        self.hub, self.number, self.waits = hub, hub.ending.add('subscriber'), True
+        self.hub, self.number, self.waits = hub, hub.group.add('subscriber'), True
         self.dies_at: int | None = rng.randrange(len(expected)) if dying and rng.random() < 0.5 else None
         self.sleeps: bool = rng.random() < 0.3
 
@@ -347,7 +347,7 @@ class Subscriber(Talker):
         super().ended(exc)
 
     def left(self) -> None:
-        self.hub.ending.done(self.number)
+        self.hub.group.done(self.number)
         self._welcomed()
 
     def _welcomed(self) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from reactor import ConnectTimeout, SelectorFull, TLSError
 
-from .parts import Ending, Place, child, limits, some_bytes, try_to_write
+from .parts import Place, WaitGroup, child, limits, some_bytes, try_to_write
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -40,9 +40,9 @@ def churn(world: AnyWorld) -> None:
     deaf.server.pause()
     gone = Place(world)
     gone.server.close()
-    ending = Ending(world, lively.server, deaf.server)
+    group = WaitGroup(world, lively.server, deaf.server)
     for _ in range(world.random.randint(1, 8)):
-        Visitor(world, {'lively': lively, 'deaf': deaf, 'gone': gone}, ending)
+        Visitor(world, {'lively': lively, 'deaf': deaf, 'gone': gone}, group)
 
 
 class Visitor:
@@ -50,12 +50,12 @@ class Visitor:
 
     world: AnyWorld
     places: dict[str, Place]
-    ending: Ending
+    group: WaitGroup
     rng: random.Random
 
-    def __init__(self, world: AnyWorld, places: dict[str, Place], ending: Ending) -> None:
-        self.world, self.places, self.ending = world, places, ending
-        self.number: int = ending.add('visitor')
+    def __init__(self, world: AnyWorld, places: dict[str, Place], group: WaitGroup) -> None:
+        self.world, self.places, self.group = world, places, group
+        self.number: int = group.add('visitor')
         self.rng = child(world)
         self.visits: int = self.rng.randint(1, 6)
         self.visit()
@@ -78,7 +78,7 @@ class Visitor:
             if self.visits:
                 self.visit()  # its descriptor may be the one that has just become free
             else:
-                self.ending.done(self.number)
+                self.group.done(self.number)
             on_linux = self.world.r.kernel.counts_tcp
             if not self.world.faulty and not isinstance(exc, (ENDS if on_linux else ENDS_OF_OTHERS)[where]):
                 self.world.fail(f'{manner!r} ended with {exc!r}')
@@ -174,8 +174,8 @@ class Mischief:
         self.timers: list[Any] = []
         self.places: list[Place] = []
         self.over: bool = False
-        self.ending: Ending = Ending(world)
-        self.part: Any = self.ending.add('everybody went home')
+        self.group: WaitGroup = WaitGroup(world)
+        self.part: Any = self.group.add('everybody went home')
         self.listen()
         self.listen()
         for _ in range(self.rng.randint(1, 8)):
@@ -226,7 +226,7 @@ class Mischief:
 
     def called(self, part: int) -> None:
         """A call that was asked for."""
-        self.ending.done(part)
+        self.group.done(part)
         self.act()
 
     def on_written(self, conn: Stream) -> None:
@@ -248,7 +248,7 @@ class Mischief:
     def look_for_the_end(self) -> None:
         """After the curfew, the last to go has put out the light."""
         if self.over and not self.conns and self.part is not None:
-            self.ending.done(self.part)
+            self.group.done(self.part)
             self.part = None
 
     # -- the deeds
@@ -291,7 +291,7 @@ class Mischief:
         conn.set_write_limits(self.rng.randrange(1, 1000), 0)
 
     def call_soon(self, conn: Any) -> None:
-        self.r.call_soon(self.called, self.ending.add('call'))
+        self.r.call_soon(self.called, self.group.add('call'))
 
     def call_later(self, conn: Any) -> None:
         self.timers.append(self.r.call_later(self.rng.choice((0, 0.001, 0.1)), self.beat))

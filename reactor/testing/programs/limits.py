@@ -10,7 +10,7 @@ from typing import Any
 
 from reactor import IdleTimeout, ReadTimeout
 
-from .parts import Ending, Place, child, limits
+from .parts import Place, WaitGroup, child, limits
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -27,20 +27,20 @@ def time_limits(world: AnyWorld) -> None:
         world.trouble(conn)
 
     place = Place(world, on_close=on_close, **limits(world.random))
-    ending = Ending(world, place.server)
+    group = WaitGroup(world, place.server)
     for _ in range(world.random.randint(1, 6)):
-        Silent(world, place, ending)
+        Silent(world, place, group)
 
 
 class Silent:
     """A client of `time_limits`. Most of them speak a few times first."""
 
     world: AnyWorld
-    ending: Ending
+    group: WaitGroup
     number: int
 
-    def __init__(self, world: AnyWorld, place: Place, ending: Ending) -> None:
-        self.world, self.ending, self.number = world, ending, ending.add('silent one')
+    def __init__(self, world: AnyWorld, place: Place, group: WaitGroup) -> None:
+        self.world, self.group, self.number = world, group, group.add('silent one')
         rng = child(world)
         self.patience: float = rng.choice((0.1, 0.25, 0.4))
         self.kind = rng.choice(('read', 'paused', 'idle', 'write', 'changed'))
@@ -75,7 +75,7 @@ class Silent:
         self.world.trouble()
 
     def on_close(self, conn: Stream, exc: BaseException | None) -> None:
-        self.ending.done(self.number)
+        self.group.done(self.number)
         ends = {'read': ReadTimeout, 'paused': ReadTimeout, 'write': type(None)}
         if not self.world.faulty and type(exc) is not ends.get(self.kind, IdleTimeout):
             self.world.fail(f'{self.kind!r} ended with {exc!r}')
@@ -92,14 +92,14 @@ def crowd(world: AnyWorld) -> None:
         conn.close()
 
     def on_close(conn: Stream, exc: BaseException | None) -> None:
-        ending.done(conn.data)
+        group.done(conn.data)
         if exc is not None and not world.faulty:
             world.fail(f'a visitor ended with {exc!r}')
         world.trouble(conn)
 
     most = world.random.choice((None, None, 5))
     place = Place(world, max_connections=most, **limits(world.random))
-    ending = Ending(world, place.server)
+    group = WaitGroup(world, place.server)
     for _ in range(world.random.choice((5, 10, 80) if world.tls is None else (5, 10))):
         conn = place.connect(on_connect=on_connect, on_close=on_close)
-        conn.data = ending.add('visitor')
+        conn.data = group.add('visitor')

@@ -13,7 +13,7 @@ from typing import Any
 
 from reactor import ResolveError
 
-from .parts import Ending, child, some_bytes
+from .parts import WaitGroup, child, some_bytes
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 def timers(world: AnyWorld) -> None:
     """Timers of equal deadlines, cancelled and moved in the callbacks of others: in order, never early."""
-    r, rng, ending = world.r, child(world), Ending(world)
+    r, rng, group = world.r, child(world), WaitGroup(world)
     start = r.now
     fired: list[tuple[float, int]] = []
     many = rng.random() < 0.2  # most of which are cancelled at once
@@ -39,7 +39,7 @@ def timers(world: AnyWorld) -> None:
     cancelled: set[int] = set()
 
     def fire(number: int, part: int) -> None:
-        ending.done(part)
+        group.done(part)
         if number in cancelled:
             world.fail(f'timer {number} was cancelled, and fired')
         if r.now < due[number][0]:
@@ -58,7 +58,7 @@ def timers(world: AnyWorld) -> None:
         if timer.deadline is not None:
             timer.cancel()
             cancelled.add(number)
-            ending.done(part)
+            group.done(part)
 
     def move(number: int) -> None:
         timer, _ = made[number]
@@ -68,7 +68,7 @@ def timers(world: AnyWorld) -> None:
 
     made: list[tuple[Timer, int]] = []
     for number, delay in enumerate(delays):
-        part = ending.add('timer')
+        part = group.add('timer')
         made.append((r.call_at(start + delay, fire, number, part), part))
         due[number] = start + delay, next(order)
     if many:
@@ -78,7 +78,7 @@ def timers(world: AnyWorld) -> None:
 
 def calls(world: AnyWorld) -> None:
     """Calls that set the next one, beats that end themselves, and a timer that is moved: each in its time."""
-    r, ending = world.r, Ending(world)
+    r, group = world.r, WaitGroup(world)
     start = r.now
 
     def beat(part: int, beats: list[int]) -> None:
@@ -87,7 +87,7 @@ def calls(world: AnyWorld) -> None:
         beats.append(0)
         if len(beats) == 5:
             beating.cancel()
-            ending.done(part)
+            group.done(part)
         world.trouble()
 
     def again(part: int, times: int, before: int) -> None:
@@ -97,17 +97,17 @@ def calls(world: AnyWorld) -> None:
         if times:
             r.call_soon(again, part, times - 1, turn)
         else:
-            ending.done(part)
+            group.done(part)
         world.trouble()
 
     def fire_moved(part: int) -> None:
-        ending.done(part)
+        group.done(part)
         if r.now > start + 30 and not world.faulty:
             world.fail('a timer that was moved to an earlier time fired at the old one')
 
-    beating = r.call_every(0.001, beat, ending.add('beats'), [])
-    r.call_soon(again, ending.add('calls'), 10, 0)
-    moved = r.call_later(60, fire_moved, ending.add('moved timer'))
+    beating = r.call_every(0.001, beat, group.add('beats'), [])
+    r.call_soon(again, group.add('calls'), 10, 0)
+    moved = r.call_later(60, fire_moved, group.add('moved timer'))
     r.call_later(0.001, moved.reset, 0.005)
 
 
@@ -127,21 +127,21 @@ def datagrams(world: AnyWorld) -> None:
     address, correspondents = world.address(), []
     queued = world.random.choice((0, 3000, 1 << 20))
     server = world.r.bind_udp(*address, on_datagram, on_close=on_close, max_queued=queued)
-    ending = Ending(world, server)
+    group = WaitGroup(world, server)
     for _ in range(world.random.randint(1, 8)):
-        correspondents.append(Correspondent(world, ending, (server.address or address)[:2]))
+        correspondents.append(Correspondent(world, group, (server.address or address)[:2]))
 
 
 class Correspondent:
     """A client of `datagrams`: each of its questions begins with its number."""
 
     world: AnyWorld
-    ending: Ending
+    group: WaitGroup
     number: int
     address: tuple[str, int]
 
-    def __init__(self, world: AnyWorld, ending: Ending, address: tuple[str, int]) -> None:
-        self.world, self.ending, self.number, self.address = world, ending, ending.add('correspondent'), address
+    def __init__(self, world: AnyWorld, group: WaitGroup, address: tuple[str, int]) -> None:
+        self.world, self.group, self.number, self.address = world, group, group.add('correspondent'), address
         rng = child(world)
         self.open: dict[int, bytes] = {n: bytes([n]) + some_bytes(rng, 9000) for n in range(rng.randint(1, 10))}
         self.asked: dict[int, bytes] = dict(self.open)
@@ -175,7 +175,7 @@ class Correspondent:
 
     def on_close(self, sock: DatagramSocket, exc: BaseException | None) -> None:
         self.timer.cancel()
-        self.ending.done(self.number)
+        self.group.done(self.number)
         if exc is not None and not self.world.faulty:
             self.world.fail(f'the socket was closed with {exc!r}')
         self.world.trouble(sock)
@@ -183,10 +183,10 @@ class Correspondent:
 
 def signals(world: AnyWorld) -> None:
     """Signals that we send to ourselves, one at a time or many at once: each is heard, and none that was not sent."""
-    r, rng, ending = world.r, child(world), Ending(world)
+    r, rng, group = world.r, child(world), WaitGroup(world)
     if any(hasattr(handle, 'signum') for handle in r.handles()):
         return  # signals come to the whole process: one such program at a time
-    part, rounds = ending.add('signals'), rng.randint(1, 5)
+    part, rounds = group.add('signals'), rng.randint(1, 5)
     sent, heard = {SIGTERM: 0, SIGINT: 0}, {SIGTERM: 0, SIGINT: 0}
     waits = {SIGTERM: 0, SIGINT: 0}  # ticks, for what was sent
     awaited = {SIGTERM: False, SIGINT: False}
@@ -198,7 +198,7 @@ def signals(world: AnyWorld) -> None:
             ticking.cancel()
             for handler in handlers:
                 handler.close()
-            ending.done(part)
+            group.done(part)
         if heard[number] > sent[number] and not world.faulty:
             world.fail(f'{number!r} was sent {sent[number]} times, and heard {heard[number]} times')
         world.trouble()
@@ -221,13 +221,13 @@ def signals(world: AnyWorld) -> None:
 
 def threads(world: AnyWorld) -> None:
     """Calls in threads that return, raise, or are cancelled: each of the others is answered, once."""
-    rng, ending = child(world), Ending(world)
+    rng, group = child(world), WaitGroup(world)
     left = rng.randint(1, 30)
 
     def begin(number: int) -> None:
         nonlocal left
         left -= 1
-        part = ending.add('call')
+        part = group.add('call')
         handle, fate = call(number, part), rng.random()
         if fate < 0.2:
             cancel(handle, part)
@@ -237,13 +237,13 @@ def threads(world: AnyWorld) -> None:
     def cancel(handle: Any, part: int) -> None:
         if not handle.closed:
             handle.close()
-            ending.done(part)
+            group.done(part)
 
     def call(number: int, part: int) -> Any:
         def on_done(result: Any, error: BaseException | None) -> None:
             if left:
                 begin(rng.randrange(5))
-            ending.done(part)
+            group.done(part)
             right = isinstance(error, ZeroDivisionError) if number == 0 else (result, error) == (1000 // number, None)
             if not (right or world.faulty):
                 world.fail(f'1000 // {number} is {result!r}, {error!r}')
@@ -257,11 +257,11 @@ def threads(world: AnyWorld) -> None:
 
 def look_ups(world: AnyWorld) -> None:
     """Names that exist, names that do not, and look-ups that are cancelled."""
-    rng, ending = child(world), Ending(world)
+    rng, group = child(world), WaitGroup(world)
 
     def ask(host: str, part: int) -> Any:
         def on_done(addresses: list[str] | None, error: Exception | None) -> None:
-            ending.done(part)
+            group.done(part)
             found = addresses is not None and bool({'127.0.0.1', '::1'} & {*addresses})
             right = found and error is None if host == 'localhost' else isinstance(error, ResolveError)
             if not (right or world.faulty):
@@ -271,8 +271,8 @@ def look_ups(world: AnyWorld) -> None:
         return world.r.resolve(host, on_done, timeout=20)
 
     for _ in range(rng.randint(1, 8)):
-        host, part = rng.choice(('localhost', 'localhost', 'nobody.invalid')), ending.add('look-up')
+        host, part = rng.choice(('localhost', 'localhost', 'nobody.invalid')), group.add('look-up')
         handle = ask(host, part)
         if rng.random() < 0.3:
             handle.close()
-            ending.done(part)
+            group.done(part)

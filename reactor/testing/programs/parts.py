@@ -139,7 +139,7 @@ class Place:
             conn.start_tls(self._secured['ssl'], on_secured, server_hostname=self._secured['server_hostname'])
 
 
-class Ending:
+class WaitGroup:
     """What has to come to its end; with the last of it, `handles` are closed, and the program is over."""
 
     def __init__(self, world: AnyWorld, *handles: Any) -> None:

@@ -6,7 +6,7 @@ who only sits there is left alone until the lame duck is over; at the timeout at
 
 from __future__ import annotations
 
-from .parts import Ending, Place, child
+from .parts import Place, WaitGroup, child
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -42,8 +42,8 @@ class Service:
         self.place: Place = Place(
             world, self.on_data, on_connect=self.on_connect, on_close=self.on_close, max_connections=most
         )
-        self.ending: Ending = Ending(world)
-        self.number: int = self.ending.add('service')
+        self.group: WaitGroup = WaitGroup(world)
+        self.number: int = self.group.add('service')
         self.clients: int = rng.randint(1, 5)
         for _ in range(self.clients):
             Client(self, child(world))
@@ -72,7 +72,7 @@ class Service:
         # An interrupt leaves `run` as well, and what stopped it in the same turn is forgotten.
         if not server.closed or server.open_connections or not (stops or self.world.faulty):
             self.world.fail(f'after the drain there is {server!r}, and run() was stopped {stops} times')
-        self.ending.done(self.number)
+        self.group.done(self.number)
 
     def on_connect(self, conn: Stream) -> None:
         self.world.trouble(conn)
@@ -114,7 +114,7 @@ class Client:
 
     def __init__(self, service: Service, rng: Random) -> None:
         self.service, self.world = service, service.world
-        self.number: int = service.ending.add('client')
+        self.number: int = service.group.add('client')
         times, sizes = (0, 100, 900), (0, 10, 3000)
         self.todo: list[bytes] = [
             b'%04d %04d\n' % (rng.choice(times), rng.choice(sizes)) for _ in range(rng.randrange(4))
@@ -163,6 +163,6 @@ class Client:
             if self.connected and not self.left and (began is None or now < began + service.lame_duck):
                 self.world.fail(f'an idle client was sent away at {now}; shut down at {began} + {service.lame_duck}')
         service.clients -= 1
-        service.ending.done(self.number)
+        service.group.done(self.number)
         service.expect_end()
         self.world.trouble(conn)
