@@ -11,7 +11,7 @@ from typing import Any
 from reactor import ConnectionClosed, Limits, Stream
 
 from .admission import header
-from .parts import Place, child
+from .parts import Place, new_random
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ class Crowd:
     """
 
     def __init__(self, world: AnyWorld, kinds: tuple[Callable[[Crowd], Any], ...] = ()) -> None:
-        self.world, self.r, self.rng = world, world.r, child(world)
+        self.world, self.r, self.rng = world, world.r, new_random(world)
         self.left = self.rng.choice((30, 100, 300))
         self.actors: list[Any] = []
         self.places: list[tuple[Place, bool]] = []

@@ -13,7 +13,7 @@ from typing import Any
 
 from reactor import LifetimeOver, Limits, TooSlow
 
-from .parts import Place, Talker, WaitGroup, child, cut, echoing, limits, some_bytes, talk
+from .parts import Place, Talker, WaitGroup, cut, echoing, limits, new_random, some_bytes, talk
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ def proxied(world: AnyWorld) -> None:
     place = proxied_echo(world)
     group = WaitGroup(world, place.server)
     for _ in range(world.random.randint(1, 8)):
-        rng, number = child(world), group.add('client')
+        rng, number = new_random(world), group.add('client')
         kind = rng.choice(('proxy', 'proxy', 'stranger', 'check'))
         if kind == 'proxy':
             Proxy(world, rng, place, number, group)
@@ -167,7 +167,7 @@ def paces(world: AnyWorld) -> None:
     server = world.r.listen_tcp(*address, on_data, on_close=on_close, limits=rules, **keywords)
     group = WaitGroup(world, server)
     for _ in range(world.random.randint(1, 5)):
-        rng = child(world)
+        rng = new_random(world)
         Dripping(world, (server.address or address)[:2], rng.choice((b'd', b'k' * 300, b'')), group)
 
 

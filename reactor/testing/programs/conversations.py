@@ -12,7 +12,7 @@ from typing import Any
 
 from reactor.framing import Frames
 
-from .parts import Place, Talker, WaitGroup, child, cut, echoing, limits, some_bytes, talk, try_to_write
+from .parts import Place, Talker, WaitGroup, cut, echoing, limits, new_random, some_bytes, talk, try_to_write
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def echo_server(world: AnyWorld) -> Place:
 def talk_to(world: AnyWorld, place: Place, group: WaitGroup) -> None:
     """Some clients that expect an echo."""
     for _ in range(world.random.randint(1, 8)):
-        rng, number = child(world), group.add('client')
+        rng, number = new_random(world), group.add('client')
         words = some_bytes(rng)
         talker = Talker(world, rng, words, words, rng.choice(('eof', 'close')), partial(group.done, number))
         callbacks = talk(world)
@@ -90,7 +90,7 @@ def half_closes(world: AnyWorld) -> None:
     """One side ends and the other goes on: the server answers when all was asked, or has the first word and ends it."""
     first = world.random.random() < 0.5
     greeting = some_bytes(world.random) if first else b''
-    pieces_of = child(world)
+    pieces_of = new_random(world)
     said: list[bytes] = []
 
     def on_connect(conn: Stream) -> None:
@@ -120,7 +120,7 @@ def half_closes(world: AnyWorld) -> None:
     place = Place(world, on_data, on_connect=on_connect, on_eof=on_eof, on_close=on_close, **limits(world.random))
     group = WaitGroup(world, place.server)
     for _ in range(world.random.randint(1, 8)):
-        rng, number = child(world), group.add('client')
+        rng, number = new_random(world), group.add('client')
         words = some_bytes(rng)
         said.append(words)
         expected = greeting if first else words[::-1]
@@ -142,7 +142,7 @@ def floods(world: AnyWorld) -> None:
     place = Place(world, **talk(world, on_connect=on_connect), **limits(world.random))
     group = WaitGroup(world, place.server)
     for _ in range(world.random.randint(1, 3)):
-        rng, number = child(world), group.add('client')
+        rng, number = new_random(world), group.add('client')
         talker = Talker(world, rng, ours, theirs, 'eof', partial(group.done, number))
         talker.join(place.connect(**talk(world), **limits(rng)))
 
@@ -180,10 +180,10 @@ def requests(world: AnyWorld) -> None:
     place = Place(world, on_data, on_connect=on_connect, on_close=on_close, **limits(world.random))
     group = WaitGroup(world, place.server)
     for _ in range(world.random.randint(1, 8)):
-        Asker(world, place, group)
+        RequestClient(world, place, group)
 
 
-class Asker:
+class RequestClient:
     """A client of `requests`. The last thing it asks is answered and the connection closed, or it gives up."""
 
     PATIENCE, LATE = 20.0, 3600_000  # seconds, milliseconds
@@ -194,7 +194,7 @@ class Asker:
 
     def __init__(self, world: AnyWorld, place: Place, group: WaitGroup) -> None:
         self.world, self.group, self.number = world, group, group.add('asker')
-        rng = child(world)
+        rng = new_random(world)
         self.texts: list[bytes] = [b'%x' % rng.getrandbits(4 << rng.randrange(9)) for _ in range(rng.randint(1, 5))]
         self.delays: list[int] = [rng.choice((0, 0, 1, 5)) for _ in self.texts]
         self.gives_up: bool = rng.random() < 0.3
@@ -266,13 +266,13 @@ class Hub:
             options['max_buffered'] = world.random.choice((1000, 1 << 24))
         self.place: Place = Place(world, self.on_data, on_connect=self.on_connect, on_close=self.on_close, **options)
         self.group: WaitGroup = WaitGroup(world, self.place.server)
-        self.publisher = child(world)
+        self.publisher = new_random(world)
         self.publishing: int = self.group.add('publisher')
         self.news: list[bytes] = [
             b'%x\n' % self.publisher.getrandbits(4 << self.publisher.randrange(14)) for _ in range(10)
         ]
         self.stuck: list[Any] = []
-        members = [Subscriber(self, child(world), dying) for _ in range(world.random.randint(1, 7))]
+        members = [Subscriber(self, new_random(world), dying) for _ in range(world.random.randint(1, 7))]
         self.unwelcomed: int = len(members)
         for member in members:
             member.join(self.place.connect(**talk(world), idle_timeout=30, **limits(member.rng)))

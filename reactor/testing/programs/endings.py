@@ -10,7 +10,7 @@ from typing import Any
 
 from reactor import ConnectTimeout, SelectorFull, TLSError
 
-from .parts import Place, WaitGroup, child, limits, some_bytes, try_to_write
+from .parts import Place, WaitGroup, limits, new_random, some_bytes, try_to_write
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ class Visitor:
     def __init__(self, world: AnyWorld, places: dict[str, Place], group: WaitGroup) -> None:
         self.world, self.places, self.group = world, places, group
         self.number: int = group.add('visitor')
-        self.rng = child(world)
+        self.rng = new_random(world)
         self.visits: int = self.rng.randint(1, 6)
         self.visit()
 
@@ -168,7 +168,7 @@ class Mischief:
     beating: Timer
 
     def __init__(self, world: AnyWorld) -> None:
-        self.world, self.r, self.rng = world, world.r, child(world)
+        self.world, self.r, self.rng = world, world.r, new_random(world)
         self.left: int = self.rng.randrange(300)  # deeds
         self.conns: list[Any] = []
         self.timers: list[Any] = []

@@ -10,7 +10,7 @@ from typing import Any
 
 from reactor import IdleTimeout, ReadTimeout
 
-from .parts import Place, WaitGroup, child, limits
+from .parts import Place, WaitGroup, limits, new_random
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ class Silent:
 
     def __init__(self, world: AnyWorld, place: Place, group: WaitGroup) -> None:
         self.world, self.group, self.number = world, group, group.add('silent one')
-        rng = child(world)
+        rng = new_random(world)
         self.patience: float = rng.choice((0.1, 0.25, 0.4))
         self.kind = rng.choice(('read', 'paused', 'idle', 'write', 'changed'))
         self.words: int = rng.randrange(5)

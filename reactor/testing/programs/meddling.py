@@ -146,7 +146,7 @@ class Mailer:
         self.closed = True
 
 
-class Call:
+class ThreadCall:
     """A call in a thread, perhaps cancelled."""
 
     crowd: Crowd
@@ -183,7 +183,7 @@ class Call:
         self.crowd.met(self.number)
 
 
-class Question(Call):
+class Question(ThreadCall):
     """A look-up, perhaps cancelled."""
 
     crowd: Crowd
@@ -325,7 +325,7 @@ class Ear:
             self.crowd.met(number)
 
 
-KINDS: tuple[Callable[[Crowd], Any], ...] = (Bell, Clock, Mailer, Call, Question, Idle, Ear)
+KINDS: tuple[Callable[[Crowd], Any], ...] = (Bell, Clock, Mailer, ThreadCall, Question, Idle, Ear)
 
 
 def meddling(world: AnyWorld) -> None:

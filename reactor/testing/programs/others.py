@@ -13,7 +13,7 @@ from typing import Any
 
 from reactor import ResolveError
 
-from .parts import WaitGroup, child, some_bytes
+from .parts import WaitGroup, new_random, some_bytes
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 def timers(world: AnyWorld) -> None:
     """Timers of equal deadlines, cancelled and moved in the callbacks of others: in order, never early."""
-    r, rng, group = world.r, child(world), WaitGroup(world)
+    r, rng, group = world.r, new_random(world), WaitGroup(world)
     start = r.now
     fired: list[tuple[float, int]] = []
     many = rng.random() < 0.2  # most of which are cancelled at once
@@ -142,7 +142,7 @@ class Correspondent:
 
     def __init__(self, world: AnyWorld, group: WaitGroup, address: tuple[str, int]) -> None:
         self.world, self.group, self.number, self.address = world, group, group.add('correspondent'), address
-        rng = child(world)
+        rng = new_random(world)
         self.open: dict[int, bytes] = {n: bytes([n]) + some_bytes(rng, 9000) for n in range(rng.randint(1, 10))}
         self.asked: dict[int, bytes] = dict(self.open)
         callbacks: dict[str, Any] = {'on_close': self.on_close, 'on_send_error': self.on_send_error}
@@ -183,7 +183,7 @@ class Correspondent:
 
 def signals(world: AnyWorld) -> None:
     """Signals that we send to ourselves, one at a time or many at once: each is heard, and none that was not sent."""
-    r, rng, group = world.r, child(world), WaitGroup(world)
+    r, rng, group = world.r, new_random(world), WaitGroup(world)
     if any(hasattr(handle, 'signum') for handle in r.handles()):
         return  # signals come to the whole process: one such program at a time
     part, rounds = group.add('signals'), rng.randint(1, 5)
@@ -221,7 +221,7 @@ def signals(world: AnyWorld) -> None:
 
 def threads(world: AnyWorld) -> None:
     """Calls in threads that return, raise, or are cancelled: each of the others is answered, once."""
-    rng, group = child(world), WaitGroup(world)
+    rng, group = new_random(world), WaitGroup(world)
     left = rng.randint(1, 30)
 
     def begin(number: int) -> None:
@@ -257,7 +257,7 @@ def threads(world: AnyWorld) -> None:
 
 def look_ups(world: AnyWorld) -> None:
     """Names that exist, names that do not, and look-ups that are cancelled."""
-    rng, group = child(world), WaitGroup(world)
+    rng, group = new_random(world), WaitGroup(world)
 
     def ask(host: str, part: int) -> Any:
         def on_done(addresses: list[str] | None, error: Exception | None) -> None:

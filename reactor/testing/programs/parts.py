@@ -69,7 +69,7 @@ LARGEST = 200_000  # bytes
 PROXIES = ('127.0.0.0/8', '::1/128')  # where a world's clients come from
 
 
-def child(world: AnyWorld) -> random.Random:
+def new_random(world: AnyWorld) -> random.Random:
     """A generator for one connection."""
     return random.Random(world.random.getrandbits(64))
 

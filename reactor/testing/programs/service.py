@@ -6,7 +6,7 @@ who only sits there is left alone until the lame duck is over; at the timeout at
 
 from __future__ import annotations
 
-from .parts import Place, WaitGroup, child
+from .parts import Place, WaitGroup, new_random
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ class Service:
     world: AnyWorld
 
     def __init__(self, world: AnyWorld) -> None:
-        self.world, rng = world, child(world)
+        self.world, rng = world, new_random(world)
         self.lame_duck = rng.choice((0, 0, 0.9))
         self.timeout: float = self.lame_duck + rng.choice((0.05, 30, 30, 30))
         self.patient: bool = not world.faulty and self.timeout > 10  # then nothing is lost
@@ -46,7 +46,7 @@ class Service:
         self.number: int = self.group.add('service')
         self.clients: int = rng.randint(1, 5)
         for _ in range(self.clients):
-            Client(self, child(world))
+            Client(self, new_random(world))
         world.r.call_later(rng.choice((0, 0.001, 0.1)), self.shut_down)
 
     def shut_down(self) -> None:
