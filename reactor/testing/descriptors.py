@@ -160,7 +160,7 @@ class Descriptors(Network):
         if isinstance(file, End) and (name in UNREAD or error == errno.EBADF):
             file.misled = True
         if isinstance(file, End) and error != errno.EAGAIN and (name in ENDING or (name, error) == LOST):
-            file.told.append(error)
+            file.reported.append(error)
         if file is not None and error == errno.EBADF:
             self.close_fd(fd)
             # Neither poll nor select looks at what is registered; they find out when they are to wait for it.

@@ -88,11 +88,15 @@ class Dues:
 
     def _of_open(self, stream: WatchedStream, record: Record, end: End) -> Iterator[Pending]:
         number, floor = record.number, end.refused_at
-        if end.told and not record.paused and not self.ledger.lacks_farewell(stream, end):
-            yield 'it was told an error', (number, end.received, len(end.told)), PROMPT, floor
+        if end.reported and not record.paused and not self.ledger.lacks_close_notify(stream, end):
+            yield 'it was told an error', (number, end.received, len(end.reported)), PROMPT, floor
         waits = stream.buffered if record.secured else len(record.offered) - end.sent
-        if record.told < len(record.marks) and not record.secured and end.sent >= record.marks[record.told]:
-            yield 'the bytes of an on_written are sent', (number, record.told), 0.0, 0
+        if (
+            record.written_calls < len(record.marks)
+            and not record.secured
+            and end.sent >= record.marks[record.written_calls]
+        ):
+            yield 'the bytes of an on_written are sent', (number, record.written_calls), 0.0, 0
         if record.closed_by is not None or stream.closed:
             return
         if not record.paused and 'eof' not in record.events:

@@ -81,7 +81,7 @@ class Ends:
             self.ledger.wrong(stream, f'law 3: on_eof at {len(record.got)} of {end.received} bytes that were read')
         if end.ended_in and end.inbox:
             self.ledger.wrong(stream, f'an end of file before the last {len(end.inbox)} bytes')
-        if peer is None or peer.dropped or peer.end is None or peer.end.told or end.dead:
+        if peer is None or peer.dropped or peer.end is None or peer.end.reported or end.dead:
             return
         left = peer.end.gone and peer.end.sent < len(peer.offered)  # discarded there, for which it has its reasons
         if end.ended_in and len(peer.offered) != end.received and not left:
@@ -106,10 +106,10 @@ class Ends:
         if end is None:
             return
         if type(exc).__module__ == 'builtins' and isinstance(exc, OSError) and not isinstance(exc, TimeoutError):
-            if exc.errno not in end.told and not lost:
+            if exc.errno not in end.reported and not lost:
                 self.ledger.wrong(stream, f'law 8: {exc!r} was never reported')
-        if exc is None and record.closed_by is None and end.told and not self.ledger.lacks_farewell(stream, end):
-            self.ledger.wrong(stream, f'law 1: errors {end.told} were told, and on_close says None')
+        if exc is None and record.closed_by is None and end.reported and not self.ledger.lacks_close_notify(stream, end):
+            self.ledger.wrong(stream, f'law 1: errors {end.reported} were told, and on_close says None')
 
     def _check_unsent(self, stream: WatchedStream, exc: BaseException | None) -> None:
         # Law 3: what the kernel has is told by on_written, and what it has not by `buffered`.
@@ -120,8 +120,10 @@ class Ends:
                 stream, f'law 3: buffered says {stream.buffered}, {len(record.offered) - sent} were not sent'
             )
         due = sum(mark <= sent for mark in record.marks) if end is not None and record.begun else 0
-        if record.told != due:
-            self.ledger.wrong(stream, f'law 3: {record.told} on_written were called, and the kernel took {due} writes')
+        if record.written_calls != due:
+            self.ledger.wrong(
+                stream, f'law 3: {record.written_calls} on_written were called, and the kernel took {due} writes'
+            )
         if exc is None and record.begun and record.closed_by != 'abort' and not self.ledger.closing:
             if sent < len(record.offered):
                 self.ledger.wrong(stream, f'a clean end, and {len(record.offered) - sent} bytes were never sent')
@@ -181,7 +183,7 @@ class Ends:
     def _check_reset(self, stream: WatchedStream, exc: BaseException | None) -> None:
         # The peer of what was aborted has to see a reset, and that of what was closed an end of file.
         record, end = stream.record, stream.record.end
-        if end is None or end.instant or end.told or self.ledger.kernel.fails or not record.begun:
+        if end is None or end.instant or end.reported or self.ledger.kernel.fails or not record.begun:
             return
         aborted = record.closed_by == 'abort' and not record.gone_before
         aborted = aborted or isinstance(exc, WriteTimeout | WriteBufferFull) or exc in record.raised

@@ -131,7 +131,7 @@ class End(File):
         self.sent_at = self.read_at = kernel.time
         self.misled = False  # recv failed although there was something to read
         self.error: int = 0
-        self.told: list[int] = []
+        self.reported: list[int] = []
         self.at_failure: int | None = None  # bytes that had arrived when a send failed for good, read or not
         self.never_sent: bytes = b''  # what the last send that failed for good was to send
         self.connected = False
@@ -187,7 +187,7 @@ class End(File):
         """SO_ERROR: read it and forget it."""
         error, self.error = self.error, 0
         if error:
-            self.told.append(error)
+            self.reported.append(error)
         self.look()
         return error
 

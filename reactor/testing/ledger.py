@@ -69,12 +69,12 @@ class Ledger:
         record.secured |= stream.tls is not None or isinstance(stream, TLSStream)
         return record.secured
 
-    def lacks_farewell(self, stream: WatchedStream, end: End) -> bool:
+    def lacks_close_notify(self, stream: WatchedStream, end: End) -> bool:
         """Whether all that failed was to send the end of our TLS stream.
 
         A peer that has ended its own and has closed its socket does not take it, and need not (RFC 8446, section 6.1).
         """
-        return end.told == [EPIPE] and self.secured(stream) and _is_alert(end.never_sent)
+        return end.reported == [EPIPE] and self.secured(stream) and _is_alert(end.never_sent)
 
     def waits(self, stream: WatchedStream) -> int:
         """How many bytes the kernel has not accepted yet, by what was written and what it has."""

@@ -87,7 +87,7 @@ class Network(Agenda):
         """Whether nobody ever answers there."""
         return bool(address) and address[0] in self.silent
 
-    def knock(self, end: End) -> bool:
+    def try_connect(self, end: End) -> bool:
         """A client asks to be let in; returns whether it is connected."""
         if not end.references:
             return False
@@ -95,7 +95,7 @@ class Network(Agenda):
         if listening is None:
             self.refuse(end)
         elif len(listening.queue) > listening.backlog or not listening.takes_new:
-            self.at(self.time + SYN_RETRY, self.knock, end)
+            self.at(self.time + SYN_RETRY, self.try_connect, end)
         else:
             self._join(end, listening)
             return True
@@ -160,17 +160,17 @@ class Network(Agenda):
         server.look()
         self.note('connected', -1, (client.number, server.number))
         if listening.deferred:
-            self._let_in(server, listening, self.time + DEFERRED)
+            self._queue_deferred(server, listening, self.time + DEFERRED)
         else:
             listening.arrive(server)
 
-    def _let_in(self, server: End, listening: Listening, until: int) -> None:
+    def _queue_deferred(self, server: End, listening: Listening, until: int) -> None:
         if not listening.references:
             server.reset()
         elif server.inbox or server.ended_in or server.dead or self.time >= until:
             listening.arrive(server)
         else:
-            self.at(self.time + MS, self._let_in, server, listening, until)
+            self.at(self.time + MS, self._queue_deferred, server, listening, until)
 
     def _fail_connect(self, end: End, error: int) -> None:
         if end.references:

@@ -246,7 +246,7 @@ class Oracles:
                 self.violations.append(f'law 5: {count} datagrams in a turn')
             elif isinstance(file, Listening) and count > ACCEPTS_PER_TURN:
                 self.violations.append(f'law 5: {count} accepts in a turn')
-            elif isinstance(file, End) and count > READ_PER_TURN and not file.told:
+            elif isinstance(file, End) and count > READ_PER_TURN and not file.reported:
                 record = self.ledger.by_end.get(file)
                 if record is not None and record.has_header and count <= 2 * READ_PER_TURN:
                     continue

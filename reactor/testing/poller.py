@@ -116,7 +116,7 @@ class SimSelector:
         kernel = self._kernel
         kernel.begin_turn(timeout)
         try:
-            return self._told(self._wait(timeout))
+            return self._report(self._wait(timeout))
         finally:
             kernel.woke_at = kernel.time
 
@@ -221,7 +221,7 @@ class SimSelector:
         until = now // tick * tick + ceil(timeout * 1e9 / tick) * tick
         return until if until > now else until + tick
 
-    def _told(self, ready: Ready) -> Ready:
+    def _report(self, ready: Ready) -> Ready:
         kernel = self._kernel
         falls, random = kernel.faults.falls, kernel.random
         if falls('select.spurious') and self._keys:

@@ -28,7 +28,7 @@ class Record:
         self.got: bytearray = bytearray()
         self.writing = False
         self.marks: list[int] = []  # for each on_written that is awaited, up to where
-        self.told = 0
+        self.written_calls = 0  # how many callbacks of writes were called
         self.closed_by: str | None = None  # the user's own close() or abort()
         self.closed_at = 0
         self.ended_by: str | None = None  # the call after which a write raises

@@ -154,10 +154,10 @@ class SimSocket:
             kernel.after_latency(kernel.refuse, end)
         elif falls('connect.silent') or kernel.is_silent(address):
             kernel.at(kernel.time + SILENCE, kernel.give_up, end)
-        elif falls('connect.at_once') and kernel.knock(end):
+        elif falls('connect.at_once') and kernel.try_connect(end):
             return 0
         else:
-            kernel.after_latency(kernel.knock, end)
+            kernel.after_latency(kernel.try_connect, end)
         return errno.EWOULDBLOCK if kernel.kind == 'windows' else errno.EINPROGRESS
 
     def recv(self, size: int, flags: int = 0) -> bytes:
@@ -227,7 +227,7 @@ class SimSocket:
         for site, errors in (('send.broken', broken), ('send.exhausted', (errno.ENOBUFS, errno.ENOMEM))):
             if falls(site) and not (end.instant or end.private):
                 error = kernel.random.choice(errors)
-                end.told.append(error)
+                end.reported.append(error)
                 fail(error)
         count: int = min(room, len(data))
         if count and falls('send.short'):
@@ -246,7 +246,7 @@ class SimSocket:
             fail(end.take_error())
         peer = end.peer
         if end.ended_out or end.dead or (end.instant and peer is not None and peer.gone):
-            end.told.append(errno.EPIPE)
+            end.reported.append(errno.EPIPE)
             fail(errno.EPIPE)
 
     def shutdown(self, how: int) -> None:

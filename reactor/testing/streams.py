@@ -128,9 +128,9 @@ class StreamChecks:
 
     def _check_cut(self, stream: WatchedStream, failed: bool, waits: int, taken: bool) -> None:
         record, end = stream.record, self.ledger.end_of(stream)
-        if failed or record.secured or not self.ledger.simulated or (end is not None and end.told):
+        if failed or record.secured or not self.ledger.simulated or (end is not None and end.reported):
             return
-        enough = waits + CALLBACK_COST * (len(record.marks) - record.told) >= stream.options.max_buffered
+        enough = waits + CALLBACK_COST * (len(record.marks) - record.written_calls) >= stream.options.max_buffered
         record.cut = enough or not self.ledger.kernel.fails  # else other code may have closed its descriptor
         if record.cut and not enough:
             self.ledger.wrong(stream, f'it was cut off although {waits} bytes wait, and no error was reported to it')
@@ -152,9 +152,11 @@ class StreamChecks:
         def watched(stream: WatchedStream, *args: Any) -> None:
             record = stream.record
             self.enter('written', stream, args)
-            if mark != record.told:
-                self.ledger.wrong(stream, f'law 3: on_written of write {mark} is told, that of {record.told} is next')
-            record.told = mark + 1
+            if mark != record.written_calls:
+                self.ledger.wrong(
+                    stream, f'law 3: on_written of write {mark} is told, that of {record.written_calls} is next'
+                )
+            record.written_calls = mark + 1
             if record.end is not None and not record.secured and record.end.sent < record.marks[mark]:
                 self.ledger.wrong(stream, f'law 3: on_written at {record.end.sent} of {record.marks[mark]} bytes')
             try:
@@ -236,7 +238,7 @@ class StreamChecks:
         if not self.ledger.secured(stream):
             if len(data) > stream.options.read_size:
                 self.ledger.wrong(stream, f'law 5: {len(data)} bytes at once')
-            failed = end is not None and bool(end.told)
+            failed = end is not None and bool(end.reported)
             if (
                 record.deliveries[1] > 1 + record.has_header
                 and self.ledger.simulated

@@ -192,7 +192,7 @@ class Side:
         self.ended = ''  # how we have ended it, or our side of it
         self.over = self.paused = self.closed_by_us = self.peer_ended = False
         self.said = self.heard = 0  # bytes of the text
-        self.count = self.told = 0  # writes with a callback, and how many were called
+        self.count = self.written_calls = 0  # writes with a callback, and how many were called
 
     @classmethod
     def open(cls, crowd: Crowd) -> Side | None:
@@ -271,9 +271,9 @@ class Side:
         self.happened('drain')
 
     def on_written(self, conn: Stream, number: int) -> None:
-        if number != self.told:
-            self.crowd.fail(f'on_written of write {number}, and {self.told} is next')
-        self.told += 1
+        if number != self.written_calls:
+            self.crowd.fail(f'on_written of write {number}, and {self.written_calls} is next')
+        self.written_calls += 1
         self.crowd.world.trouble(conn)
         self.happened('written')
 

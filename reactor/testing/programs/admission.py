@@ -110,7 +110,7 @@ def limited(world: AnyWorld) -> None:
     for number in sorted(guests.undecided):
         conn = place.connect(guests.on_data, on_close=guests.on_close, timeout=60)
         conn.data = number
-    guests.room, guests.let_in = room, inside
+    guests.room, guests.admitted = room, inside
 
 
 class Guests:
@@ -119,13 +119,13 @@ class Guests:
     world: AnyWorld
     group: WaitGroup
     room: int
-    let_in: list[int]
+    admitted: list[int]
 
     def __init__(self, world: AnyWorld, count: int, group: WaitGroup) -> None:
         self.world, self.group = world, group
         self.undecided: set[int] = {group.add('visitor') for _ in range(count)}
         self.inside: list[Stream] = []
-        self.room, self.let_in = 0, [0, 0]
+        self.room, self.admitted = 0, [0, 0]
 
     def on_data(self, conn: Stream, data: bytes) -> None:
         self.inside.append(conn)
@@ -140,8 +140,8 @@ class Guests:
     def decided(self, number: int) -> None:
         self.undecided.discard(number)
         if not self.undecided:
-            if self.let_in[1] != self.room and not self.world.faulty:
-                self.world.fail(f'{self.let_in[1]} were let in, and there was room for {self.room}')
+            if self.admitted[1] != self.room and not self.world.faulty:
+                self.world.fail(f'{self.admitted[1]} were let in, and there was room for {self.room}')
             inside, self.inside = self.inside, []
             for conn in inside:
                 conn.close()
