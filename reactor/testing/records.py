@@ -1,7 +1,7 @@
-"""What is known of one connection, apart from what its stream keeps.
+"""The facts about one connection, collected outside the stream that is tested.
 
-A `Record` holds what the user of the connection has called and was called with, and the end of the connection in the
-simulated kernel. Nothing in it is read from the stream that is tested.
+A `Record` holds the user's calls, the callbacks and their arguments, and the connection's end in the simulated kernel.
+Nothing in it is read from the state of the stream: otherwise a check would repeat the stream's mistakes.
 """
 
 from __future__ import annotations
@@ -18,66 +18,67 @@ if TYPE_CHECKING:
 
 
 class Record:
-    """What was seen of one connection."""
+    """The facts about one connection."""
 
     def __init__(self, number: int) -> None:
         self.number = number
-        self.events: list[str] = []
+        self.events: list[str] = []  # the callbacks that were called
         self.end: End | None = None
-        self.offered: bytearray = bytearray()  # what the user wrote, and was not told to be dropped
-        self.got: bytearray = bytearray()
+        self.offered: bytearray = bytearray()  # bytes that the user wrote and that were not dropped
+        self.got: bytearray = bytearray()  # bytes that were passed to on_data
         self.writing = False
-        self.marks: list[int] = []  # for each on_written that is awaited, up to where
-        self.written_calls = 0  # how many callbacks of writes were called
-        self.closed_by: str | None = None  # the user's own close() or abort()
-        self.closed_at = 0
+        self.marks: list[int] = []  # for each write with an on_written, the size of `offered` after it
+        self.written_calls = 0  # how many on_written were called
+        self.closed_by: str | None = None  # 'close' or 'abort', if the user called it
+        self.closed_at = 0  # ns
         self.ended_by: str | None = None  # the call after which a write raises
         self.resumed_late = False
-        self.marks_set_at = -1  # bytes that were sent when the user has changed the marks
-        self.has_header = False  # of the PROXY protocol; what follows it is read at once
-        self.unclear = False  # whether a write raises
-        self.failed_before = False  # something had ended it before the user aborted it,
-        self.gone_before = False  # and its descriptor was closed by then
-        self.over = False
-        self.exc: BaseException | None = None
+        self.marks_set_at = -1  # how many bytes were sent when the user changed the high- or low-water mark
+        self.has_header = False  # a PROXY header was received; the bytes after it are read in the same turn
+        self.unclear = False  # the documentation does not say whether a write raises now
+        self.failed_before = False  # it had ended for another reason when the user called abort()
+        self.gone_before = False  # its descriptor was closed when the user called abort()
+        self.over = False  # on_close was called
+        self.exc: BaseException | None = None  # passed to on_close
         self.connected = False
         self.paused = False
         self.awaits_connect = False
         self.connect_by: float | None = None  # ns
         self.awaits_drain = False  # a write has returned False
-        self.waited = False  # bytes had to wait for the peer once
-        self.unread = False  # when it was closed, something was known to be unread, perhaps
-        self.dropped = False  # a write returned False, and the connection had failed: it is never sent
-        self.cut = False  # a write found so much waiting that the connection is aborted
+        self.waited = False  # at least once, bytes had to wait for the peer
+        self.unread = False  # when the user closed it, it may have had unread input
+        self.dropped = False  # a write after a failure returned False, so its bytes are never sent
+        self.cut = False  # a write found `max_buffered` bytes waiting, so the connection is aborted
         self.sends_files = False
-        self.largest = 0  # bytes of one write
+        self.largest = 0  # bytes: the largest write
         self.high_water = 0
         self.limits_from = self.paused_at = self.resumed_at = self.waiting_from = 0  # ns
         self.aborted_with: BaseException | None = None
         self.raised: list[BaseException] = []
-        self.survived: list[BaseException] = []  # of these, which there was an on_error for
+        self.survived: list[BaseException] = []  # those exceptions in `raised` that on_error handles
         self.secured = False
-        self.raw = False  # the program makes its own protocol of these bytes: the peer gets other ones than it writes
-        self.wrappers: list[ReferenceType[Any]] = []  # its callbacks, to see them gone
+        self.raw = False  # the program transforms the bytes itself, so the peer receives other bytes than are written
+        self.wrappers: list[ReferenceType[Any]] = []  # its callbacks, to check that they are freed
         self.sock: ReferenceType[Any] | None = None
-        self.deliveries: tuple[int, int] = (0, 0)  # turn, and how often on_data was called in it
+        self.deliveries: tuple[int, int] = (0, 0)  # a turn, and how many times on_data was called in it
 
     @property
     def begun(self) -> bool:
-        """Whether it is open as far as its user knows."""
+        """Whether the user has seen the connection open."""
         return self.end is not None and (self.connected or not self.awaits_connect)
 
     def time_limits(self, options: Any, waits: int) -> Iterator[tuple[type[BaseException], int, float | None]]:
-        """(error, since when in ns, limit in s) of the limits that run now."""
+        """Yield (error, start in ns, limit in s) for each time limit that is running."""
         end = self.end
         assert end is not None
         read_at, sent_at = end.kernel.reading(end.read_at), end.kernel.reading(end.sent_at)
-        # One stamp serves both limits for what comes in: with a read_timeout, resuming begins the idle time again too.
+        # Both limits share one time stamp for input: with a read_timeout, resuming restarts the idle time too.
         resumed = self.resumed_at if options.read_timeout is not None else 0
         yield IdleTimeout, max(read_at, sent_at, self.limits_from, resumed), options.idle_timeout
         since = max(read_at, self.limits_from, self.resumed_at)
         limit = options.read_timeout
-        paused = self.paused and (limit is None or self.paused_at < since + limit * 1e9)  # before it was over
+        # Pausing stops the limit only if it comes before the limit is over.
+        paused = self.paused and (limit is None or self.paused_at < since + limit * 1e9)
         if not paused and 'eof' not in self.events:
             yield ReadTimeout, since, limit
         if waits:

@@ -1,10 +1,7 @@
-"""Streams under watch, and what is seen of each connection.
+"""Streams that report each call and each callback to the checks of their reactor.
 
-A `WatchedStream` calls the same code as a `Stream` and lets everything through unchanged; its ledger is told of each
-call, and of each callback. A `Record` holds what the user of the connection has called and was called with, and what
-the simulated kernel has of it: nothing of what the stream itself keeps.
-
-Owns one `Record` for each stream. The rule: nothing is different for a stream because it is watched.
+A `WatchedStream` runs the same code as a `Stream` and must behave exactly like it. It notes the user's calls in its
+`Record`.
 """
 
 from __future__ import annotations
@@ -30,11 +27,11 @@ if TYPE_CHECKING:
 
 
 class Planted(Exception):
-    """Raised by the simulation inside a user's callback."""
+    """Raised by the simulation inside a user's callback, to test how the reactor handles exceptions."""
 
 
 class WatchedStream(Stream):
-    """A stream whose callbacks and calls go by the ledger of its reactor."""
+    """A stream that reports its calls and callbacks to the checks of its reactor."""
 
     __slots__ = ('record',)
 
@@ -45,7 +42,7 @@ class WatchedStream(Stream):
         self.record.awaits_connect = callbacks.on_connect is not None
         self.record.high_water = max(1, options.high_water)
         super().__init__(loop, options, callbacks, origin)
-        self.on_close: OnClose | None = callbacks.on_close or _nothing  # watched, also where the user does not care
+        self.on_close: OnClose | None = callbacks.on_close or _nothing  # checked even if the user has not set it
 
     def write(self, data: Any, on_written: Callable[[Self, *Ts], object] | None = None, *args: *Ts) -> bool:
         taken: bool = self.loop.oracles.streams.write(self, super().write, data, (data,), on_written, args)
@@ -57,7 +54,7 @@ class WatchedStream(Stream):
         return taken
 
     def write_eof(self) -> None:
-        # On a connection that has failed it does nothing; whether a write raises then, or is dropped, is not said.
+        # On a failed connection write_eof does nothing. The documentation does not say whether a later write raises.
         self.record.unclear |= self.closed
         if not self.closed:
             self.record.ended_by = self.record.ended_by or 'write_eof'
@@ -68,13 +65,13 @@ class WatchedStream(Stream):
             self._resumed()
         elif not self.record.paused:
             self.record.paused_at = self.loop.ledger.time()
-        self.record.paused = not reading  # whatever has become of the connection meanwhile
+        self.record.paused = not reading  # even if the connection has failed
         super().set_reading(reading)
 
     def _resumed(self) -> None:
         record = self.record
         if record.paused and self.closed:
-            # It was paused when it failed. When the socket is closed by now, what had arrived is gone.
+            # It was paused when it failed. If its socket is already closed, the unread bytes are lost.
             record.resumed_late = record.end is None or record.end.gone
         elif record.paused:
             record.resumed_at = self.loop.ledger.time()
@@ -102,7 +99,7 @@ class WatchedStream(Stream):
         send = super().send_file
         self.record.sends_files = True
         if self.loop.ledger.secured(self):
-            secured: bool = send(file, offset, count, on_written, *args)  # comes back as bytes
+            secured: bool = send(file, offset, count, on_written, *args)  # which calls `write` with the bytes
             return secured
 
         def call(what: Any, on_written: Any, *args: Any) -> bool:
@@ -135,26 +132,27 @@ class WatchedStream(Stream):
         self.loop.oracles.streams.check_closed_is_true(self, 'abort')
 
     def reset(self, exc: BaseException | None) -> None:
-        if isinstance(exc, ReadTimeout) and self.record.paused:  # it may be paused later, before on_close
-            self.loop.ledger.wrong(self, f'{exc!r} while reading is paused')
+        # Checked here and not in on_close, because the user may pause reading between the two.
+        if isinstance(exc, ReadTimeout) and self.record.paused:
+            self.loop.ledger.wrong(self, f'it ended with {exc!r} while reading was paused')
         super().reset(exc)
 
     def forget(self) -> None:
         super().forget()
-        self.loop.ledger.streams.pop(self, None)  # it could not be watched, and no user has ever seen it
+        self.loop.ledger.streams.pop(self, None)  # it could not be registered, and no user has seen it
 
 
 class WatchedTLSStream(WatchedStream, TLSStream):
-    """The same over TLS, of which the kernel's bytes say nothing."""
+    """A `WatchedStream` over TLS. Its bytes in the kernel are encrypted, so they are not compared with its writes."""
 
     __slots__ = ()
 
     def write(self, data: Any, on_written: Callable[[Self, *Ts], object] | None = None, *args: *Ts) -> bool:
-        return self.writelines((data,), on_written, *args)  # as TLS does it, but seen once
+        return self.writelines((data,), on_written, *args)  # as `TLSStream` does, but noted once
 
 
 class WatchedProxiedStream(WatchedStream, ProxiedStream):
-    """The same while its PROXY header is awaited, which its peer has written like anything else."""
+    """A `WatchedStream` that waits for its PROXY header. The peer wrote the header like other bytes, so they count."""
 
     __slots__ = ()
 
@@ -181,7 +179,7 @@ for _kind in ('connect', 'data', 'eof', 'drain', 'close', 'error'):
 
 
 def is_accepted(stream: WatchedStream) -> bool:
-    """Whether a listener has made it."""
+    """Return whether the stream was accepted by a listener."""
     return isinstance(stream.origin, Listener)
 
 
