@@ -200,7 +200,7 @@ def attempt(case: Case) -> str | None:
                 f'SIGINT came {simulation.lines.pressed} times, KeyboardInterrupt was raised {simulation.raised} times'
             )
     except SimulationFailed as exc:
-        why = str(exc).partition(': ')[2].partition('the last of the trace')[0]
+        why = str(exc).partition(': ')[2].partition('the end of the trace')[0]
     except BaseException as exc:
         why = f'{type(exc).__name__}: {exc}'
     return f'{case!r}: {" ".join(why.split())}' if why else None
