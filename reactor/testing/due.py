@@ -40,7 +40,7 @@ class Dues:
     def __init__(self, ledger: Ledger) -> None:
         self.ledger = ledger
         self._asleep_until = 0.0  # ns
-        self._held: dict[Any, tuple[int, int]] = {}  # for each condition its start, and the polls since it is late
+        self._held: dict[Any, tuple[int, int]] = {}  # for each condition its start, and for how many polls it was late
 
     def check_turn(self, timeout: float | None) -> None:
         """Note the conditions that hold now, and report those that are late or will be after `timeout` seconds."""

@@ -11,7 +11,7 @@ adds what it finds to `violations`, and that turn is the last one.
     due      conditions that must end soon
     oracles  here, the turn: bounds, spins, descriptors, counts, leftovers
 
-Imports point up this list: the ledger knows none of the checks, and they know each other as little as possible.
+Imports point up this list: the ledger knows none of the checks, and each check is a class of its own.
 """
 
 from __future__ import annotations

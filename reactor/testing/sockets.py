@@ -335,7 +335,7 @@ class SimSocket:
             fail(errno.ENOPROTOOPT)
         if isinstance(file, End) and kernel.faults.falls('setsockopt.invalid'):
             fail(errno.EINVAL)
-        # Only Linux has TCP_DEFER_ACCEPT.
+        # The reactor relies on TCP_DEFER_ACCEPT only on Linux.
         if (level, option) == (IPPROTO_TCP, TCP_DEFER_ACCEPT) and not kernel.on_linux:
             return
         if isinstance(file, Listening) and (level, option) == (IPPROTO_TCP, TCP_DEFER_ACCEPT):

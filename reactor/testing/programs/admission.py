@@ -1,8 +1,9 @@
-"""Programs in which clients are looked at before they are let in, and while they are there.
+"""Programs with servers that limit their clients: by PROXY headers, by number, and by pace.
 
-Owns proxies that speak for their clients, and others that only pretend; crowds for whom there is no room; clients who
-are too slow. The rules: who comes with a right header is known by it and gets every byte, and whoever else comes is
-never heard of; as many are let in as there is room for; and who keeps the pace may stay.
+- A client with a valid PROXY header has the address in that header, and gets every byte. Other clients do not reach
+  `on_connect`.
+- A server with `Limits` accepts exactly the clients that the limits allow.
+- A client that keeps the minimum rate may stay until its lifetime is over.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ CLIENT = '192.0.2.1'
 
 
 def proxied(world: AnyWorld) -> None:
-    """Clients behind proxies, over TLS where the world has contexts, who expect an echo; strangers; health checks."""
+    """Run an echo server behind proxies, with TLS if the world has contexts, and with strangers and health checks."""
     place = proxied_echo(world)
     group = WaitGroup(world, place.server)
     for _ in range(world.random.randint(1, 8)):
@@ -42,18 +43,18 @@ def proxied(world: AnyWorld) -> None:
 
 
 def proxied_echo(world: AnyWorld) -> Place:
-    """A server that sends back what it hears from clients whose proxies have said who they are."""
+    """Listen with an echo server that knows its clients by their PROXY headers."""
 
     def on_connect(conn: Stream) -> None:
         world.trouble(conn)
         if conn.peername[0] != CLIENT or conn.proxy is None or conn.proxy.source != conn.peername:
-            world.fail(f'{conn!r} was let in, and its proxy said {conn.proxy!r}')
+            world.fail(f'{conn!r} was accepted, but its PROXY header is {conn.proxy!r}')
 
     return Place(world, **echoing(world), on_connect=on_connect, proxied=True, proxy_timeout=2, **limits(world.random))
 
 
 class Proxy:
-    """Connects for a client: says its header, and then all is the client's."""
+    """A proxy and its client: it sends the header, and then the client talks."""
 
     place: Place
     pieces: list[bytes]
@@ -80,17 +81,17 @@ class Proxy:
 
 
 def limited(world: AnyWorld) -> None:
-    """More clients than there is room for: each stays until all know whether they are in, and then goes."""
+    """Connect more clients than the limits allow. They close when each client is either accepted or refused."""
     rng = world.random
     most, of_one, burst = rng.choice((0, 1, 3, 50)), rng.choice((None, 2)), rng.choice((None, 2, 4))
-    inside = [0, 0]  # now, and in all
+    inside = [0, 0]  # open connections: now, and in all
 
     def on_connect(conn: Stream) -> None:
         inside[0] += 1
         inside[1] += 1
         conn.data = inside
         if inside[0] > most:
-            world.fail(f'{inside[0]} are in, and there is room for {most}')
+            world.fail(f'{inside[0]} connections are open; the limit is {most}')
         world.trouble(conn)
         conn.write(b'in')
 
@@ -105,7 +106,7 @@ def limited(world: AnyWorld) -> None:
     group = WaitGroup(world, place.server)
     guests = Guests(world, rng.randint(1, 8), group)
     if not isinstance(place.server.address, tuple):
-        of_one = burst = None  # there are no addresses
+        of_one = burst = None  # clients of a Unix socket have no addresses
     room = min(len(guests.undecided), *(limit for limit in (most, of_one, burst, 99) if limit is not None))
     for number in sorted(guests.undecided):
         conn = place.connect(guests.on_data, on_close=guests.on_close, timeout=60)
@@ -114,7 +115,7 @@ def limited(world: AnyWorld) -> None:
 
 
 class Guests:
-    """The clients of `limited`, by their numbers: when nobody is undecided any more, those who are in go."""
+    """The clients of `limited`, by number. When none is undecided any more, the accepted ones close."""
 
     world: AnyWorld
     group: WaitGroup
@@ -123,7 +124,7 @@ class Guests:
 
     def __init__(self, world: AnyWorld, count: int, group: WaitGroup) -> None:
         self.world, self.group = world, group
-        self.undecided: set[int] = {group.add('visitor') for _ in range(count)}
+        self.undecided: set[int] = {group.add('client') for _ in range(count)}
         self.inside: list[Stream] = []
         self.room, self.admitted = 0, [0, 0]
 
@@ -141,14 +142,14 @@ class Guests:
         self.undecided.discard(number)
         if not self.undecided:
             if self.admitted[1] != self.room and not self.world.faulty:
-                self.world.fail(f'{self.admitted[1]} were let in, and there was room for {self.room}')
+                self.world.fail(f'{self.admitted[1]} clients were accepted; the limits allow {self.room}')
             inside, self.inside = self.inside, []
             for conn in inside:
                 conn.close()
 
 
 def paces(world: AnyWorld) -> None:
-    """Clients who drip, who keep the pace, and who are silent, under a minimum rate and a lifetime."""
+    """Connect slow, fast and silent clients to a server with a minimum rate and a lifetime."""
 
     def on_close(conn: Stream, exc: BaseException | None) -> None:
         kind = kinds.get(bytes(conn.data or b'')[:1])
@@ -172,7 +173,7 @@ def paces(world: AnyWorld) -> None:
 
 
 class Dripping:
-    """A client of `paces`: says a word each 0.3 s as long as he may, nothing when it is empty."""
+    """A client of `paces`: it sends `word` every 0.3 s until it is closed. With an empty word it only waits."""
 
     world: AnyWorld
     word: bytes
@@ -205,7 +206,7 @@ class Dripping:
 
 
 def header(rng: random.Random, number: int) -> bytes:
-    """What the proxy of the client with this number, which is its port, has to say."""
+    """Return the PROXY header of a client, whose number is also its port."""
     if rng.random() < 0.4:
         return b'PROXY TCP4 %s 10.0.0.1 %d 443\r\n' % (CLIENT.encode(), number)
     tlvs = b''.join(struct.pack('!BH', 0xE0, size) + bytes(size) for size in rng.choice(((), (0,), (5, 90))))
@@ -214,7 +215,7 @@ def header(rng: random.Random, number: int) -> bytes:
 
 
 def disturb(world: AnyWorld, place: Place, words: bytes, done: Any) -> None:
-    """Connect and say what is no header, or nothing and go; whichever way it ends is right."""
+    """Connect and send `words`, which are not a header, or close at once if there are none. Any end is right."""
 
     def on_connect(conn: Stream) -> None:
         world.trouble(conn)
@@ -224,7 +225,7 @@ def disturb(world: AnyWorld, place: Place, words: bytes, done: Any) -> None:
             conn.close()
 
     def on_data(conn: Stream, data: bytes) -> None:
-        world.fail(f'{data!r} was said to who said {words!r}')
+        world.fail(f'a client that sent {words!r} instead of a header received {data!r}')
 
     def on_close(conn: Stream, exc: BaseException | None) -> None:
         done()

@@ -1,7 +1,7 @@
-"""Programs in which connections talk to their end: echo, proxy, half-closes, requests, publishing.
+"""Programs with small servers and clients like those of users: echo, proxy, half-closes, requests, publishing.
 
-Owns servers and clients that a user might write, in a few lines each. The rule: without faults all of them end cleanly
-with every byte where it belongs; with faults, what arrived is the beginning of what was sent.
+Without faults, every connection ends cleanly with all bytes delivered. With faults, the received bytes are the first
+part of those that were sent.
 """
 
 from __future__ import annotations
@@ -22,20 +22,19 @@ if TYPE_CHECKING:
 
 
 def echo(world: AnyWorld) -> None:
-    """Clients send, and get back the same."""
+    """Run an echo server with a few clients."""
     place = echo_server(world)
     talk_to(world, place, WaitGroup(world, place.server))
 
 
 def echo_server(world: AnyWorld) -> Place:
-    """A server that sends back what it hears, no faster than it is taken."""
-
-    most = world.random.choice((None, None, 1, 3))  # others wait in the backlog
+    """Listen with an echo server that pauses reading while its client reads too slowly."""
+    most = world.random.choice((None, None, 1, 3))  # more clients wait in the backlog
     return Place(world, **echoing(world), max_connections=most, **limits(world.random))
 
 
 def talk_to(world: AnyWorld, place: Place, group: WaitGroup) -> None:
-    """Some clients that expect an echo."""
+    """Connect a few clients that expect an echo."""
     for _ in range(world.random.randint(1, 8)):
         rng, number = new_random(world), group.add('client')
         words = some_bytes(rng)
@@ -47,7 +46,7 @@ def talk_to(world: AnyWorld, place: Place, group: WaitGroup) -> None:
 
 
 def proxy(world: AnyWorld) -> None:
-    """The same through a proxy, which passes bytes both ways, no faster than the slower side reads."""
+    """Run an echo server behind a proxy that passes bytes both ways, no faster than the slower side reads."""
 
     def on_connect(front: Stream) -> None:
         world.trouble(front)
@@ -56,7 +55,7 @@ def proxy(world: AnyWorld) -> None:
 
     def on_data(conn: Stream, data: bytes) -> None:
         world.trouble(conn)
-        if conn.data is not None and not conn.data.write(data):  # None: the other side is gone
+        if conn.data is not None and not conn.data.write(data):  # None: the other side has ended
             conn.pause_reading()
 
     def on_drain(conn: Stream) -> None:
@@ -87,7 +86,7 @@ def proxy(world: AnyWorld) -> None:
 
 
 def half_closes(world: AnyWorld) -> None:
-    """One side ends and the other goes on: the server answers when all was asked, or has the first word and ends it."""
+    """Close one direction and use the other: the server answers after an end of file, or sends first and ends."""
     first = world.random.random() < 0.5
     greeting = some_bytes(world.random) if first else b''
     pieces_of = new_random(world)
@@ -108,7 +107,7 @@ def half_closes(world: AnyWorld) -> None:
         world.trouble(conn)
         asked = bytes(conn.data)
         if asked not in said and not world.faulty:
-            world.fail(f'the server heard {len(asked)} bytes that nobody has said')
+            world.fail(f'the server received {len(asked)} bytes that no client has sent')
         if not first:
             for piece in cut(pieces_of, asked[::-1]):
                 conn.write(piece)
@@ -129,7 +128,7 @@ def half_closes(world: AnyWorld) -> None:
 
 
 def floods(world: AnyWorld) -> None:
-    """Both sides send much at once, each reads as it likes."""
+    """Send much in both directions at once, with each side reading at its own pace."""
     ours, theirs = (world.random.randbytes(world.random.randint(0, 200_000)) for _ in range(2))
     seed = world.random.getrandbits(64)
 
@@ -148,7 +147,7 @@ def floods(world: AnyWorld) -> None:
 
 
 def requests(world: AnyWorld) -> None:
-    """Clients ask one thing after another, the server answers after a while, and who waits too long gives up."""
+    """Connect clients that send one request after another. Answers take a while, and some clients give up."""
     r = world.r
 
     def on_connect(conn: Stream) -> None:
@@ -184,7 +183,7 @@ def requests(world: AnyWorld) -> None:
 
 
 class RequestClient:
-    """A client of `requests`. The last thing it asks is answered and the connection closed, or it gives up."""
+    """A client of `requests`. The server closes the connection after its last request, or the client gives up."""
 
     PATIENCE, LATE = 20.0, 3600_000  # seconds, milliseconds
 
@@ -222,7 +221,7 @@ class RequestClient:
         self.frames.feed(data)
         while (line := self.frames.line()) is not None:
             if [line[::-1]] != self.texts[len(self.answers) :][:1]:
-                self.world.fail(f'answer {len(self.answers)} is {line!r}')
+                self.world.fail(f'answer {len(self.answers)} is {line!r}, which is wrong')
             self.answers.append(line)
             if len(self.answers) < len(self.texts):
                 self.ask()
@@ -230,29 +229,30 @@ class RequestClient:
     def give_up(self) -> None:
         self.conn.close()
         if not (self.gives_up or self.world.faulty):
-            self.world.fail(f'no answer in {self.PATIENCE} s')
+            self.world.fail(f'a client got no answer in {self.PATIENCE} s')
         self.world.trouble()
 
     def on_close(self, conn: Stream, exc: BaseException | None) -> None:
         self.deadline.cancel()
         self.group.done(self.number)
         if not self.world.faulty and (exc is not None or len(self.answers) != len(self.texts) - self.gives_up):
-            self.world.fail(f'{len(self.answers)} of {len(self.texts)} answers, ended with {exc!r}')
+            count, asked = len(self.answers), len(self.texts)
+            self.world.fail(f'a client with {count} answers to {asked} requests ended with {exc!r}')
         self.world.trouble(conn)
 
 
 def publish(world: AnyWorld) -> None:
-    """A hub passes what one client publishes to all that have subscribed: quick ones, and ones that pause."""
+    """Run a hub that passes the lines of a publisher to all subscribers, some of which pause reading."""
     Hub(world, dying=False)
 
 
 def publish_to_the_dying(world: AnyWorld) -> None:
-    """The same with subscribers that reset their connection in the middle of it."""
+    """Run the same hub with subscribers that may reset their connections."""
     Hub(world, dying=True)
 
 
 class Hub:
-    """The server of `publish`, and what starts its clients: the publisher when all subscribers have been welcomed."""
+    """The server of `publish`. It also starts the clients: subscribers first, and then the publisher."""
 
     publisher: random.Random
 
@@ -301,21 +301,21 @@ class Hub:
         self.world.trouble(conn)
 
     def welcomed(self) -> None:
-        """One subscriber more is there, or will never be."""
+        """Note that a subscriber was welcomed or has ended. After the last one, start the publisher."""
         self.unwelcomed -= 1
         if not self.unwelcomed:
             talker = Talker(self.world, self.publisher, b''.join(self.news), b'', 'eof', self.published)
             talker.join(self.place.connect(**talk(self.world)))
 
     def published(self) -> None:
-        """The publisher is gone: who has slept through it wakes up."""
+        """Wake the subscribers that sleep, because the publisher has ended."""
         for each in self.stuck:
             each.resume_reading()
         self.group.done(self.publishing)
 
 
 class Subscriber(Talker):
-    """A client of a `Hub` that hears all the news, perhaps late, or dies of the first."""
+    """A client of a `Hub`. It receives all the news, perhaps late, or resets its connection on the way."""
 
     hub: Hub
     number: int

@@ -1,7 +1,6 @@
-"""Programs about beginnings and ends: connections that come and go at once, and everything ended inside everything.
+"""Programs with connections that begin and end in unusual ways: at once, rudely, or inside each other's callbacks.
 
-Owns clients that are no model for anybody. The rule: however rudely it is done, each connection ends once, and the
-program ends. What exactly happens to each depends on how fast the other side is.
+Each connection ends exactly once, and the program ends. How a connection ends depends on how fast its peer is.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def churn(world: AnyWorld) -> None:
-    """Clients that come and go at once, each in its own way, the next one from where the last is told of its end."""
+    """Connect clients that end at once, each in another way. Each next client starts in `on_close` of the last one."""
     greeting, manner = some_bytes(world.random, 5000), world.random.choice(('stay', 'close', 'abort'))
 
     def on_connect(conn: Stream) -> None:
@@ -55,7 +54,7 @@ class Visitor:
 
     def __init__(self, world: AnyWorld, places: dict[str, Place], group: WaitGroup) -> None:
         self.world, self.places, self.group = world, places, group
-        self.number: int = group.add('visitor')
+        self.number: int = group.add('client')
         self.rng = new_random(world)
         self.visits: int = self.rng.randint(1, 6)
         self.visit()
@@ -68,27 +67,27 @@ class Visitor:
 
         def on_connect(conn: Stream) -> None:
             if where == 'gone':
-                self.world.fail('connected to a server that is closed')
+                self.world.fail('a client was connected to a closed server')
             self.world.trouble(conn)
             connected(conn)
 
         def on_close(conn: Stream, exc: BaseException | None) -> None:
             if self.places['deaf'].server.open_connections:
-                self.world.fail('a listener has accepted while it was paused')
+                self.world.fail('a listener accepted a client while it was paused')
             if self.visits:
-                self.visit()  # its descriptor may be the one that has just become free
+                self.visit()  # the new descriptor may have the number of the old one
             else:
                 self.group.done(self.number)
             on_linux = self.world.r.kernel.counts_tcp
             if not self.world.faulty and not isinstance(exc, (ENDS if on_linux else ENDS_OF_OTHERS)[where]):
-                self.world.fail(f'{manner!r} ended with {exc!r}')
+                self.world.fail(f'the connection of {manner!r} ended with {exc!r}')
             self.world.trouble(conn)
 
         conn = self.places[where].connect(on_connect=on_connect, on_close=on_close, timeout=timeout)
         begin(self, conn)
 
     def nothing(self, conn: Stream) -> None:
-        """Let things happen."""
+        """Do nothing after the call."""
 
     def close(self, conn: Stream) -> None:
         conn.close()
@@ -108,27 +107,27 @@ class Visitor:
 
 
 def close(conn: Stream) -> None:
-    """Said in `on_connect`."""
+    """Close in `on_connect`."""
     conn.close()
 
 
 def abort(conn: Stream) -> None:
-    """Said in `on_connect`."""
+    """Abort in `on_connect`."""
     conn.abort()
 
 
 def speak_and_close(conn: Stream) -> None:
-    """Said in `on_connect`."""
+    """Write and close in `on_connect`."""
     conn.write(b'x' * 10_000)
     conn.close()
 
 
 def end(conn: Stream) -> None:
-    """Said in `on_connect`: hear what the other has to say."""
+    """End our side in `on_connect`, and receive what the server sends."""
     conn.write_eof()
 
 
-# Where to, what to do right after the call, and in on_connect.
+# For each manner: the server, what to do right after the call, and what to do in `on_connect`.
 MANNERS: dict[str, tuple[str, Callable[[Visitor, Stream], None], Callable[[Stream], None]]] = {
     'close before connected': ('lively', Visitor.close, close),
     'abort before connected': ('lively', Visitor.abort, close),
@@ -139,13 +138,13 @@ MANNERS: dict[str, tuple[str, Callable[[Visitor, Stream], None], Callable[[Strea
     'abort in on_connect': ('lively', Visitor.nothing, abort),
     'write and close in on_connect': ('lively', Visitor.nothing, speak_and_close),
     'end in on_connect': ('lively', Visitor.nothing, end),
-    'nobody there': ('gone', Visitor.nothing, close),
-    'nobody answers': ('deaf', Visitor.nothing, close),
+    'no listener': ('gone', Visitor.nothing, close),
+    'no answer': ('deaf', Visitor.nothing, close),
 }
 
 
-# How the connections to each may end. Unix sockets know no resets: TLS that is aborted there was cut short. Where the
-# queue of a Unix socket is full, Linux has the client wait, and the BSDs refuse it.
+# How connections to each server may end. Unix sockets have no resets, so an aborted TLS connection ends with TLSError.
+# If the queue of a Unix socket is full, the client waits on Linux and is refused on the BSDs.
 ENDS: dict[str, tuple[type, ...]] = {
     'lively': (type(None), OSError, TLSError),
     'gone': (OSError,),
@@ -155,12 +154,12 @@ ENDS_OF_OTHERS: dict[str, Any] = {**ENDS, 'deaf': (type(None), ConnectTimeout, C
 
 
 def closing(world: AnyWorld) -> None:
-    """Everything that ends, holds or begins something, inside every kind of callback, done to oneself and to others."""
+    """Begin, pause and end connections inside every kind of callback: the connection's own and others."""
     Mischief(world)
 
 
 class Mischief:
-    """The state of `closing`: who is there, and what may still be done."""
+    """The state of `closing`: the connections, timers and listeners, and how many deeds are left."""
 
     world: AnyWorld
     r: Reactor
@@ -169,13 +168,13 @@ class Mischief:
 
     def __init__(self, world: AnyWorld) -> None:
         self.world, self.r, self.rng = world, world.r, new_random(world)
-        self.left: int = self.rng.randrange(300)  # deeds
+        self.left: int = self.rng.randrange(300)
         self.conns: list[Any] = []
         self.timers: list[Any] = []
         self.places: list[Place] = []
         self.over: bool = False
         self.group: WaitGroup = WaitGroup(world)
-        self.part: Any = self.group.add('everybody went home')
+        self.part: Any = self.group.add('end of all connections')
         self.listen()
         self.listen()
         for _ in range(self.rng.randint(1, 8)):
@@ -183,7 +182,7 @@ class Mischief:
         self.beating = self.r.call_every(0.005, self.beat)
 
     def act(self, conn: Any = None) -> None:
-        """Do something random, to this connection or to another."""
+        """Do random deeds to this connection or another."""
         for _ in range(self.rng.choice((0, 1, 1, 3))):
             if self.left:
                 self.left -= 1
@@ -194,7 +193,7 @@ class Mischief:
         self.world.trouble(conn)
 
     def callbacks(self) -> dict[str, Any]:
-        """Callbacks that act, for a listener or a client; some have no `on_eof`, and some an `on_error`."""
+        """Return callbacks that act, for a listener or a client. Some of them are missing at random."""
 
         def on_event(conn: Stream, *args: Any) -> None:
             self.act(conn)
@@ -219,22 +218,22 @@ class Mischief:
         self.act()
 
     def beat(self) -> None:
-        """A timer, a call, a moment between two events. When all deeds are done, everybody has to go."""
+        """Act in a timer. When no deeds are left, end everything."""
         if not self.left:
             self.curfew()
         self.act()
 
     def called(self, part: int) -> None:
-        """A call that was asked for."""
+        """Act in a scheduled call."""
         self.group.done(part)
         self.act()
 
     def on_written(self, conn: Stream) -> None:
-        """Bytes of a deed were accepted."""
+        """Act in `on_written` of a deed."""
         self.act(conn)
 
     def curfew(self) -> None:
-        """Everybody has to go, whatever they are doing."""
+        """End all connections, listeners and timers."""
         self.over, self.left = True, 0
         for timer in [self.beating, *self.timers]:
             timer.cancel()
@@ -246,7 +245,7 @@ class Mischief:
         self.world.trouble()
 
     def look_for_the_end(self) -> None:
-        """After the curfew, the last to go has put out the light."""
+        """After the curfew, note the end of the last connection."""
         if self.over and not self.conns and self.part is not None:
             self.group.done(self.part)
             self.part = None
@@ -254,7 +253,7 @@ class Mischief:
     # -- the deeds
 
     def connect(self, conn: Any = None) -> None:
-        """Start a client, of a server that may be closed by now."""
+        """Connect a client to a server that may be closed already."""
         if len(self.conns) < 30:
             self.conns.append(self.rng.choice(self.places).connect(**self.callbacks()))
 
@@ -263,7 +262,7 @@ class Mischief:
             try:
                 self.places.append(Place(self.world, **self.callbacks()))
             except (OSError, SelectorFull):
-                if not self.world.faulty:  # no descriptor is left
+                if not self.world.faulty:  # faults include a lack of descriptors
                     raise
 
     def stop_listening(self, conn: Any) -> None:

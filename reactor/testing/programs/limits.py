@@ -1,7 +1,7 @@
-"""Programs that come to limits: of time, and of how many are let in at once.
+"""Programs that reach limits: time limits, and the number of connections.
 
-Owns clients that are silent too long, and crowds. The rule: who is within the limits is left alone, and who is not is
-told why; whether it was told in time, the simulation knows.
+A connection within its limits stays open, and one beyond them ends with the right exception. The checks of the
+simulation test that it ends in time.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
     from reactor import Stream
 
     from .parts import AnyWorld
-LOOKS = 1.1  # seconds, in which each limit is looked at once
+LOOKS = 1.1  # seconds: the reactor checks each limit at least once in this time
 
 
 def time_limits(world: AnyWorld) -> None:
-    """Connections on which nothing happens, or just enough, or while reading is paused."""
+    """Connect clients that are silent, or send just often enough, or pause reading."""
 
     def on_close(conn: Stream, exc: BaseException | None) -> None:
         world.trouble(conn)
@@ -33,7 +33,7 @@ def time_limits(world: AnyWorld) -> None:
 
 
 class Silent:
-    """A client of `time_limits`. Most of them speak a few times first."""
+    """A client of `time_limits`. Most clients send a few times first."""
 
     world: AnyWorld
     group: WaitGroup
@@ -78,14 +78,15 @@ class Silent:
         self.group.done(self.number)
         ends = {'read': ReadTimeout, 'paused': ReadTimeout, 'write': type(None)}
         if not self.world.faulty and type(exc) is not ends.get(self.kind, IdleTimeout):
-            self.world.fail(f'{self.kind!r} ended with {exc!r}')
+            self.world.fail(f'a client of kind {self.kind!r} ended with {exc!r}')
         if not self.world.faulty and self.world.r.now > self.began + 60:
-            self.world.fail(f'{self.kind!r} was told {self.world.r.now - self.began:.1f} s after it had begun')
+            seconds = self.world.r.now - self.began
+            self.world.fail(f'a client of kind {self.kind!r} ended {seconds:.1f} s after it had begun')
         self.world.trouble(conn)
 
 
 def crowd(world: AnyWorld) -> None:
-    """Many that come at once, and go when they have seen the place."""
+    """Connect many clients at once, each of which closes when it is connected."""
 
     def on_connect(conn: Stream) -> None:
         world.trouble(conn)
@@ -94,7 +95,7 @@ def crowd(world: AnyWorld) -> None:
     def on_close(conn: Stream, exc: BaseException | None) -> None:
         group.done(conn.data)
         if exc is not None and not world.faulty:
-            world.fail(f'a visitor ended with {exc!r}')
+            world.fail(f'a client ended with {exc!r}')
         world.trouble(conn)
 
     most = world.random.choice((None, None, 5))
@@ -102,4 +103,4 @@ def crowd(world: AnyWorld) -> None:
     group = WaitGroup(world, place.server)
     for _ in range(world.random.choice((5, 10, 80) if world.tls is None else (5, 10))):
         conn = place.connect(on_connect=on_connect, on_close=on_close)
-        conn.data = group.add('visitor')
+        conn.data = group.add('client')
