@@ -1,7 +1,6 @@
 """Simulated time: the clock, the events that are due at later times, and the trace of past events.
 
-Time passes in two places only: in `sleep_until`, which the simulated selectors call, and in `busy` and `sleep`, which
-callbacks call.
+Time passes only in `sleep_until`, which the simulated selectors call, and in `busy` and `sleep`, which callbacks call.
 """
 
 from __future__ import annotations

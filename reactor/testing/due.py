@@ -1,8 +1,9 @@
 """The checks that nothing is forgotten: conditions that must end soon, and when each of them began.
 
-The other checks look at what has happened, so they cannot see a loop that forgets something. Each condition here is a
+The other checks look at events of the past, so they cannot see a loop that forgets something. Each condition here is a
 promise to the user: bytes that can be read are read, room for waiting bytes is used, a client in a backlog is accepted,
-a time limit ends its connection. Conditions are read from the simulated kernel and the ledger, never from the reactor.
+a time limit ends its connection. Conditions are read from the simulated kernel, the ledger and public attributes, never
+from the internal state of the reactor.
 
 A condition is late when it has held longer than its time limit, and then for POLLS polls. A callback that takes a
 minute, or a computer that was asleep, delays everything but breaks no promise. When the kernel refuses a call, the time
