@@ -11,7 +11,7 @@ from socket import AF_UNIX, SOCK_DGRAM
 from typing import Any
 
 from reactor import READ, WRITE, ConnectionClosed
-from reactor.testing.programs.parts import Ending
+from reactor.testing.programs.parts import WaitGroup
 
 HOST = '10.0.0.1'
 
@@ -50,7 +50,7 @@ def echo_back(conn: Any, data: bytes) -> None:
 class Client:
     """Says some words when it is connected, hears them again, and closes."""
 
-    def __init__(self, ending: Ending, words: bytes = b'hello' * 100) -> None:
+    def __init__(self, ending: WaitGroup, words: bytes = b'hello' * 100) -> None:
         self.ending, self.words, self.heard = ending, words, b''
         self.number = ending.add('client')
         self.callbacks = {'on_connect': self.on_connect, 'on_data': self.on_data, 'on_close': self.on_close}
@@ -74,7 +74,7 @@ class Client:
 def tls_echo(world: Any) -> None:
     """A conversation over TLS."""
     server = world.r.listen_tcp(HOST, 1, echo_back, ssl=world.contexts[0])
-    ending = Ending(world, server)
+    ending = WaitGroup(world, server)
     for _ in range(2):
         client = Client(ending, b'x' * 20_000)
         world.r.connect_tcp(HOST, 1, ssl=world.contexts[1], server_hostname='localhost', timeout=5, **client.callbacks)
@@ -88,7 +88,7 @@ def tls_ends(world: Any) -> None:
         conn.write_eof()
 
     server = world.r.listen_tcp(HOST, 1, lambda conn, data: None, on_eof=on_eof, ssl=world.contexts[0])
-    ending = Ending(world, server)
+    ending = WaitGroup(world, server)
     client = Client(ending)
 
     def on_connect(conn: Any) -> None:
@@ -112,7 +112,7 @@ def upgrade(world: Any) -> None:
                 conn.start_tls(world.contexts[0], handshake_timeout=5)
 
     server = world.r.listen_tcp(HOST, 1, on_data)
-    client = Client(Ending(world, server))
+    client = Client(WaitGroup(world, server))
 
     def on_answer(conn: Any, data: bytes) -> None:
         conn.on_data = client.on_data
@@ -155,7 +155,7 @@ def _send_files(world: Any, server_options: Any, client_options: Any) -> None:
         conn.close()
 
     server = world.r.listen_tcp(HOST, 1, on_connect=on_connect, **server_options)
-    client = Client(Ending(world, server), b'')
+    client = Client(WaitGroup(world, server), b'')
     client.callbacks['on_connect'] = None
     world.r.connect_tcp(HOST, 1, **client.callbacks, **client_options)
 
@@ -168,7 +168,7 @@ def unix_places(world: Any) -> None:
         world.r.listen_unix('/run/mode', echo_back, mode=0o600),
         world.r.listen_unix('@abstract', echo_back),
     ]
-    ending = Ending(world, *servers)
+    ending = WaitGroup(world, *servers)
     for path in '/run/stale', '/run/mode', '@abstract', '/run/nobody':
         world.r.connect_unix(path, timeout=5, **Client(ending).callbacks)
 
@@ -176,7 +176,7 @@ def unix_places(world: Any) -> None:
 def full_backlog(world: Any) -> None:
     """A Unix socket with more clients than its backlog holds, which try again; and a server that lets in one a time."""
     server = world.r.listen_unix('/run/1', echo_back, backlog=1, max_connections=1)
-    ending = Ending(world, server)
+    ending = WaitGroup(world, server)
     for _ in range(5):
         world.r.connect_unix('/run/1', timeout=20, **Client(ending).callbacks)
 
@@ -190,7 +190,7 @@ def options(world: Any) -> None:
     server = world.r.listen_tcp(
         HOST, 1, echo_back, on_connect=on_connect, defer_accept=True, keepalive=(60, 10, 3), idle_timeout=30
     )
-    ending = Ending(world, server)
+    ending = WaitGroup(world, server)
     for local in None, ('127.0.0.9', 0), ('127.0.0.9', 99):
         world.r.connect_tcp(
             HOST, 1, local_address=local, keepalive=60, nodelay=True, timeout=9, **Client(ending).callbacks
@@ -200,7 +200,7 @@ def options(world: Any) -> None:
 def names(world: Any) -> None:
     """Names: one with two families, the first of which nobody serves; one that is asked for an address; one unknown."""
     server = world.r.listen_tcp(HOST, 1, echo_back)
-    ending = Ending(world, server)
+    ending = WaitGroup(world, server)
     world.r.connect_tcp('both.test', 1, timeout=9, **Client(ending).callbacks)
     world.r.connect_tcp('nobody.invalid', 1, timeout=9, **Client(ending).callbacks)
     world.r.resolve('both.test', Once(world, 'the look-up is answered'), timeout=9)
@@ -210,7 +210,7 @@ def names(world: Any) -> None:
 def everywhere(world: Any) -> None:
     """A server on all addresses, IPv4 and IPv6, with the port shared."""
     servers = [world.r.listen_tcp(None, 1, echo_back, reuse_port=True) for _ in range(2)]
-    ending = Ending(world, *servers)
+    ending = WaitGroup(world, *servers)
     for host in '127.0.0.1', '::1':
         world.r.connect_tcp(host, 1, timeout=9, **Client(ending).callbacks)
 

@@ -55,11 +55,6 @@ LONGER_FILES = {
     'net/stream.py': 450,
 }
 
-# Modules that import themselves through others of their room: circles that have to be opened yet.
-CIRCULAR = {
-    'testing/calls.py', 'testing/due.py', 'testing/ends.py', 'testing/oracles.py', 'testing/records.py',
-}  # fmt: skip
-
 MODULES = sorted(ROOT.rglob('*.py'))
 
 
@@ -173,8 +168,7 @@ def test_no_room_has_a_circle_of_imports():
     modules = [path for path in MODULES if path.name != '__init__.py' and path.parent != ROOT / 'loop']
     assert len({path.parent for path in modules}) > 8
     circular = {str(path.relative_to(ROOT)) for path in modules if path in reached(path)}
-    assert circular <= CIRCULAR, f'new: {circular - CIRCULAR}'
-    assert circular == CIRCULAR, f'no longer, take it out of CIRCULAR: {CIRCULAR - circular}'
+    assert circular == set()
 
 
 def test_timers_and_buckets_import_nothing_of_each_other_that_makes_a_circle():
