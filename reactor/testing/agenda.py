@@ -5,15 +5,12 @@ Time passes only in `sleep_until`, which the simulated selectors call, and in `b
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from heapq import heappop, heappush
 from random import Random
+from typing import Any
 
 from .platforms import MS, Platform
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections.abc import Callable
-    from typing import Any
 
 START = 1_000_000 * MS  # the clock at the start
 COARSE = 0.3  # the share of seeds in which time advances in steps

@@ -9,20 +9,15 @@ A wrapped function is always called, even if its call is a violation.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from math import inf
 from sys import _getframe
+from typing import Any
 
 from ..admission.listener import GuardedListener
 from ..loop.timers import RepeatingTimer, Timer
 from ..net.stream import Stream
-from .ledger import CALLS, TIMERS
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections.abc import Callable
-    from typing import Any
-
-    from .ledger import Ledger
+from .ledger import CALLS, TIMERS, Ledger
 
 DEEPEST = 12  # frames between `select` and a callback
 # The packages of streams and listeners, whose timers belong to the reactor.

@@ -7,19 +7,14 @@ from __future__ import annotations
 
 import errno
 import signal
+from collections.abc import Callable
 from sys import _getframe
+from typing import Any
 
 from .faults import fail
-from .files import End
+from .files import End, File
 from .network import Network
 from .platforms import STDIO
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections.abc import Callable
-    from typing import Any
-
-    from .files import File
 
 FIRST_HANDLE, HANDLE_STEP = 400, 4  # sockets on Windows are numbered like this
 # Calls whose failure ends a connection. An error of any other call does not.

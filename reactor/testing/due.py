@@ -12,24 +12,20 @@ starts again.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from math import inf
 from selectors import EVENT_WRITE
+from typing import Any
 
 from ..errors import ReadTimeout
 from .calls import PROMPT, ROUNDED
 from .files import End, Listening
+from .ledger import Ledger
+from .records import Record
+from .watched import WatchedStream
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from typing import Any
-
-    from .ledger import Ledger
-    from .records import Record
-    from .watched import WatchedStream
-
-    # A description, a key that changes when there is progress, a time limit in s, and the earliest start of it in ns.
-    Pending = tuple[str, Any, float, int]
+# A description, a key that changes when there is progress, a time limit in s, and the earliest start of it in ns.
+Pending = tuple[str, Any, float, int]
 
 POLLS = 5  # a condition is late only after it has held for this many polls
 LATE = 1.0  # seconds by which a time limit may be late

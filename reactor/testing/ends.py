@@ -22,12 +22,9 @@ from ..errors import (
     WriteBufferFull,
     WriteTimeout,
 )
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from .files import End
-    from .ledger import Ledger
-    from .watched import WatchedStream
+from .files import End
+from .ledger import Ledger
+from .watched import WatchedStream
 
 # The errors a connection may end with, besides those of the kernel and those that its callbacks raised.
 REASONS = (

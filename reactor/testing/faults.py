@@ -7,12 +7,9 @@ and always enough descriptors, and in another it is the other way round. Runs wi
 from __future__ import annotations
 
 import os
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections.abc import Iterable
-    from random import Random
-    from typing import NoReturn
+from collections.abc import Iterable
+from random import Random
+from typing import NoReturn
 
 # The name of each fault, and its highest probability in runs that have it.
 SITES = {

@@ -13,12 +13,9 @@ from __future__ import annotations
 import errno
 from collections import deque
 from selectors import EVENT_READ, EVENT_WRITE
+from typing import Any
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from typing import Any
-
-    from .agenda import Agenda
+from .agenda import Agenda
 
 READ, WRITE = EVENT_READ, EVENT_WRITE
 BOTH = READ | WRITE

@@ -5,14 +5,12 @@ A failure names its seed, and `pytest --seed N` runs that seed alone.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 
 from .simulation import Simulation, World
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections.abc import Callable
-    from typing import Any
 
 
 def pytest_addoption(parser: Any) -> None:

@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import errno
 import signal
+from collections.abc import Callable, Mapping
 from ipaddress import ip_address
 from socket import AF_INET, AF_INET6, AF_UNIX, AI_NUMERICHOST, EAI_AGAIN, EAI_NONAME, SOCK_STREAM, gaierror
+from typing import Any
 
 from ..kernel import ONLY_ERROR
 from .descriptors import Descriptors
@@ -21,11 +23,6 @@ from .files import End, Listening, Mailbox, Stored, Unborn
 from .platforms import MS
 from .poller import FD_SETSIZE, MOST_SOCKETS, SimSelector
 from .sockets import EXHAUSTED, SimSocket
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-    from typing import Any
 
 PLENTY = 1000  # descriptors: enough for every program, and fewer than the limit of select
 HOSTS: dict[str, tuple[str, ...]] = {

@@ -9,16 +9,13 @@ from __future__ import annotations
 from errno import EPIPE
 from weakref import ref
 
+from ..facade import Reactor
+from ..net.listener import Listener
 from ..net.tls import TLSStream
 from .files import End
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from ..facade import Reactor
-    from ..net.listener import Listener
-    from .kernel import SimKernel
-    from .records import Record
-    from .watched import WatchedStream
+from .kernel import SimKernel
+from .records import Record
+from .watched import WatchedStream
 
 # The phases of a turn, in their order.
 DISPATCH, TIMERS, IDLERS, CALLS, COMPLETIONS = range(5)

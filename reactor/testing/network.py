@@ -7,17 +7,12 @@ from __future__ import annotations
 
 import errno
 from socket import AF_INET, AF_UNIX
+from typing import Any
 
 from .agenda import Agenda
 from .faults import fail
-from .files import DEFERRED, SYN_RETRY, End, Listening, Mailbox
+from .files import DEFERRED, SYN_RETRY, End, File, Listening, Mailbox
 from .platforms import MS
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from typing import Any
-
-    from .files import File
 
 UNIX_QUEUE = 10  # datagrams that may wait at a Unix socket: net.unix.max_dgram_qlen on Linux
 

@@ -16,36 +16,32 @@ Imports point up this list: the ledger knows none of the checks, and each check 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
 from math import inf
 from signal import SIG_DFL, SIGINT, default_int_handler
 from sys import _getframe
+from typing import Any
 from weakref import WeakKeyDictionary
 
 from ..facade import Reactor
+from ..hints import Ts
+from ..loop.idle import Idler
 from ..loop.threads import THREADS
+from ..loop.timers import Timer
 from ..net.datagram import DatagramSocket
 from ..net.datagram_sending import DATAGRAM_COST, DATAGRAMS_PER_TURN
 from ..net.endpoints import Endpoints
 from ..net.listener import ACCEPTS_PER_TURN, Listener
+from ..net.stream import Stream
 from .calls import Calls, is_ours
 from .due import Dues
 from .ends import Ends
 from .files import End, Listening, Mailbox, Stored
+from .kernel import SimKernel
 from .ledger import CALLS, IDLERS, TIMERS, Ledger
 from .streams import StreamChecks
 from .watched import WATCHED_KINDS, is_accepted
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections.abc import Callable
-    from typing import Any
-
-    from ..hints import Ts
-    from ..loop.idle import Idler
-    from ..loop.timers import Timer
-    from ..net.stream import Stream
-    from .kernel import SimKernel
 
 MOST_IDLE_POLLS = 100  # polls in a row without progress, if no time passes
 MOST_A_SECOND = 100  # more such polls for each second that passes

@@ -19,21 +19,16 @@ writable: such a socket is never readable (select in the Winsock reference; `_se
 from __future__ import annotations
 
 import errno
+from collections.abc import Mapping
 from math import ceil
 from selectors import EVENT_READ, EVENT_WRITE, SelectorKey
+from typing import Any
 
-from .files import End, Unborn
+from .descriptors import Descriptors
+from .files import End, File, Unborn
 from .platforms import KINDS
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-    from typing import Any
-
-    from .descriptors import Descriptors
-    from .files import File
-
-    Ready = list[tuple[SelectorKey, int]]
+Ready = list[tuple[SelectorKey, int]]
 
 READ, WRITE = EVENT_READ, EVENT_WRITE
 FD_SETSIZE = 1024

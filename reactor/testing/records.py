@@ -6,15 +6,12 @@ Nothing in it is read from the state of the stream: otherwise a check would repe
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Any
+from weakref import ReferenceType
+
 from ..errors import IdleTimeout, ReadTimeout, WriteTimeout
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from typing import Any
-    from weakref import ReferenceType
-
-    from .files import End
+from .files import End
 
 
 class Record:

@@ -12,17 +12,14 @@ import logging
 import multiprocessing
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from .kernel import SimKernel
 from .platforms import KINDS
 from .seeds import run_seed
 from .simulation import SimulationFailed
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from typing import Any
 
 BLOCK = 20  # seeds that a process gets at once
 REPORT_EVERY = 10.0  # seconds between two lines of progress, if stderr is not a terminal

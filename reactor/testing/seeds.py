@@ -5,13 +5,11 @@ The seed decides the whole run, on every computer and with every version of Pyth
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 from .programs import ALONE, PROGRAMS, meddling
 from .simulation import Simulation
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections.abc import Callable
-    from typing import Any
 
 MOST_PROGRAMS = 3  # in one run
 ALONE_EVERY = 8  # one in this many seeds runs a program that has to run alone

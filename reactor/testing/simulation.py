@@ -8,17 +8,14 @@ from __future__ import annotations
 
 import gc
 import hashlib
+from collections.abc import Callable
 from random import Random
+from typing import Any
 
 from .kernel import PLENTY, SimKernel
 from .oracles import Violation, WatchedReactor
 from .poller import Stuck
 from .watched import Planted
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections.abc import Callable
-    from typing import Any
 
 MOST_INTERRUPTS = 1000  # in a row without a finished turn
 PATIENCE = 3600.0  # simulated seconds for everything to end, once faults have stopped

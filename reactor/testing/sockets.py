@@ -20,17 +20,12 @@ from socket import (
     SOL_SOCKET,
     TCP_NODELAY,
 )
+from typing import Any
 
 from ..kernel import SO_MEMINFO, TCP_DEFER_ACCEPT
+from .descriptors import Descriptors
 from .faults import fail
-from .files import SILENCE, End, Listening, Mailbox, Unborn
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from typing import Any
-
-    from .descriptors import Descriptors
-    from .files import File
+from .files import SILENCE, End, File, Listening, Mailbox, Unborn
 
 EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 UNREACHABLE = (errno.ENETUNREACH, errno.EADDRNOTAVAIL, errno.EHOSTUNREACH)

@@ -6,23 +6,16 @@ simulated kernel, and do not repeat conditions of the stream: a mistake in the s
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
 from weakref import ref
 
 from ..errors import ConnectionClosed, SendFileError
-from .calls import is_ours
-from .ledger import COMPLETIONS
+from .calls import Calls, is_ours
+from .ends import Ends
+from .ledger import COMPLETIONS, Ledger
 from .records import Record
-from .watched import Planted
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections.abc import Callable
-    from typing import Any
-
-    from .calls import Calls
-    from .ends import Ends
-    from .ledger import Ledger
-    from .watched import WatchedStream
+from .watched import Planted, WatchedStream
 
 CALLBACK_COST = 1024  # bytes: the most that each waiting `on_written` may count towards `max_buffered`
 

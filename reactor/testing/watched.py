@@ -6,8 +6,12 @@ A `WatchedStream` runs the same code as a `Stream` and must behave exactly like 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Self
+
 from ..admission.proxied import ProxiedStream
 from ..errors import ReadTimeout
+from ..hints import HasFileno, Ts
 from ..kinds import guard
 from ..net.datagram import DatagramSocket
 from ..net.ending import Connection
@@ -15,15 +19,10 @@ from ..net.endpoints import Kinds
 from ..net.listener import Listener
 from ..net.stream import Stream
 from ..net.tls import TLSStream
+from .records import Record
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
-    from typing import Any, Self
-
     from ..callbacks import OnClose
-    from ..hints import HasFileno, Ts
-    from .records import Record
 
 
 class Planted(Exception):

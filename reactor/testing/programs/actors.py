@@ -6,19 +6,14 @@ text, so that received bytes show from which position of the text they come.
 
 from __future__ import annotations
 
+import random
+from collections.abc import Callable
 from typing import Any
 
 from reactor import ConnectionClosed, Limits, Stream
 
 from .admission import header
-from .parts import Place, new_random
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    import random
-    from collections.abc import Callable
-
-    from .parts import AnyWorld, Goal
+from .parts import AnyWorld, Goal, Place, new_random
 
 TEXT = bytes(range(251)) * 1200  # 251 is prime, so a lost or doubled chunk of a usual size is noticed
 PERIOD = 251

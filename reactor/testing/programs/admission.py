@@ -8,21 +8,14 @@
 
 from __future__ import annotations
 
+import random
 import struct
 from functools import partial
 from typing import Any
 
-from reactor import LifetimeOver, Limits, TooSlow
+from reactor import LifetimeOver, Limits, Stream, TooSlow
 
-from .parts import Place, Talker, WaitGroup, cut, echoing, limits, new_random, some_bytes, talk
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    import random
-
-    from reactor import Stream
-
-    from .parts import AnyWorld
+from .parts import AnyWorld, Place, Talker, WaitGroup, cut, echoing, limits, new_random, some_bytes, talk
 
 SIGNATURE = b'\r\n\r\n\0\r\nQUIT\n'
 NO_HEADERS = (b'GET / HTTP/1.1\r\n\r\n', b'\x16\x03\x01\0\xa5', b'PROXY TCP4 10.0.0.1\r\n', SIGNATURE + b'\x21\xff\0\0')

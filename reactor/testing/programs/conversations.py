@@ -10,15 +10,10 @@ import random
 from functools import partial
 from typing import Any
 
+from reactor import Stream, Timer
 from reactor.framing import Frames
 
-from .parts import Place, Talker, WaitGroup, cut, echoing, limits, new_random, some_bytes, talk, try_to_write
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from reactor import Stream, Timer
-
-    from .parts import AnyWorld
+from .parts import AnyWorld, Place, Talker, WaitGroup, cut, echoing, limits, new_random, some_bytes, talk, try_to_write
 
 
 def echo(world: AnyWorld) -> None:

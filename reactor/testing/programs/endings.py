@@ -5,20 +5,13 @@ Each connection ends exactly once, and the program ends. How a connection ends d
 
 from __future__ import annotations
 
+import random
+from collections.abc import Callable
 from typing import Any
 
-from reactor import ConnectTimeout, SelectorFull, TLSError
+from reactor import ConnectTimeout, Reactor, SelectorFull, Stream, Timer, TLSError
 
-from .parts import Place, WaitGroup, limits, new_random, some_bytes, try_to_write
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    import random
-    from collections.abc import Callable
-
-    from reactor import Reactor, Stream, Timer
-
-    from .parts import AnyWorld
+from .parts import AnyWorld, Place, WaitGroup, limits, new_random, some_bytes, try_to_write
 
 
 def churn(world: AnyWorld) -> None:

@@ -8,15 +8,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from reactor import IdleTimeout, ReadTimeout
+from reactor import IdleTimeout, ReadTimeout, Stream
 
-from .parts import Place, WaitGroup, limits, new_random
+from .parts import AnyWorld, Place, WaitGroup, limits, new_random
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from reactor import Stream
-
-    from .parts import AnyWorld
 LOOKS = 1.1  # seconds: the reactor checks each limit at least once in this time
 
 

@@ -7,22 +7,16 @@ reported them.
 
 from __future__ import annotations
 
+import random
+from collections.abc import Callable
 from operator import floordiv
 from signal import SIGTERM
 from typing import Any
 
-from reactor import HandleClosed
+from reactor import DatagramSocket, HandleClosed, Timer
 
 from .actors import TEXT, Crowd, refer
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    import random
-    from collections.abc import Callable
-
-    from reactor import DatagramSocket, Timer
-
-    from .parts import AnyWorld
+from .parts import AnyWorld
 
 
 class Clock:

@@ -6,22 +6,15 @@ operation is never called, and every program ends.
 
 from __future__ import annotations
 
+import signal
 from itertools import count
 from operator import floordiv
 from signal import SIGINT, SIGTERM
 from typing import Any
 
-from reactor import ResolveError
+from reactor import DatagramSocket, ResolveError, Timer
 
-from .parts import WaitGroup, new_random, some_bytes
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    import signal
-
-    from reactor import DatagramSocket, Timer
-
-    from .parts import AnyWorld
+from .parts import AnyWorld, WaitGroup, new_random, some_bytes
 
 
 def timers(world: AnyWorld) -> None:

@@ -12,15 +12,10 @@ from __future__ import annotations
 
 import random
 from collections import deque
+from collections.abc import Callable
 from typing import Any, Protocol
 
-from reactor import ConnectionClosed
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from reactor import Listener, Reactor, Stream
+from reactor import ConnectionClosed, Listener, Reactor, Stream
 
 
 class Goal(Protocol):

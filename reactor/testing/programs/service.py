@@ -7,15 +7,11 @@
 
 from __future__ import annotations
 
-from .parts import Place, WaitGroup, new_random
+from random import Random
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from random import Random
+from reactor import Stream
 
-    from reactor import Stream
-
-    from .parts import AnyWorld
+from .parts import AnyWorld, Place, WaitGroup, new_random
 
 REQUEST = 10  # bytes: the time until the answer in ms, and the size of the answer
 SOON = 1.5  # seconds: within this time the server stops if it waits for nothing
