@@ -261,7 +261,7 @@ def test_embed_serves_from_a_foreign_loop():
         assert process.stdout.readline() == '1 connections\n'
         sock.sendall(b'quit')
         assert read_to_end(sock) == b'quit'
-        assert process.wait(10) == 0  # nothing was left to wait for, and the foreign loop has noticed
+        assert process.wait(10) == 0  # nothing was left to wait for, so the foreign loop ended
 
 
 @SIGNALS

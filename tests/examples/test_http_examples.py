@@ -275,7 +275,7 @@ def test_sigterm_ends_idle_clients_and_answers_the_others_with_connection_close(
         assert process.wait(10) == 0
 
 
-def test_healthz_says_whether_it_wants_more_clients(root):
+def test_healthz_says_whether_the_server_accepts_more_clients(root):
     with serving(root) as (process, port), client(port) as waiting:
         server = f'127.0.0.1:{port}'
         head, _, body = raw(server, get('/healthz', 'Connection: close')).partition(b'\r\n\r\n')

@@ -208,7 +208,7 @@ def test_both_disconnect_a_silent_client(name):
 
 
 def test_the_originals_are_programs_of_their_own():
-    """It is never imported: tests run it in a process of its own, only to compare."""
+    """The originals are never imported: tests run them in processes of their own, only to compare."""
     originals = {path.stem for path in ORIGINALS}
     assert {'asyncio_original', 'tornado_original', 'asyncore_original'} <= originals
     imported = re.compile(rf'^\s*(?:from|import)\s.*\b({"|".join(originals)})\b', re.MULTILINE)

@@ -141,7 +141,7 @@ class Bell(ScriptedSocket):
 
 
 class WorldSocket(ScriptedSocket):
-    """A socket whose connect ends as its `World` has been set up."""
+    """A socket whose connect gets the answer that is set up in its `World`."""
 
     def __init__(self, world: World, family: int) -> None:
         super().__init__(world)
@@ -427,7 +427,7 @@ def test_an_end_of_file_that_waits_already_is_reported_after_on_connect(r, socke
     assert log == [('connect',), ('close', None)]
 
 
-def test_outgoing_tcp_sockets_have_nodelay_and_the_keepalive_that_was_asked_for(r):
+def test_outgoing_tcp_sockets_have_nodelay_and_the_requested_keepalive(r):
     listener = r.listen_tcp('127.0.0.1', 0)
     conns = [
         r.connect_tcp(*listener.address, keepalive=30),
@@ -1337,7 +1337,7 @@ def test_a_spurious_writability_is_ignored(w, world):
 
 
 @pytest.mark.scenario(52)
-def test_an_error_that_the_socket_holds_is_not_a_connection(w, world):
+def test_a_writable_socket_with_an_error_is_not_a_connection(w, world):
     world.answers['10.0.0.1'] = (1, errno.ECONNREFUSED)
     log = Log()
     exc = close_reason(w, in_attempt(w, world, log), log)

@@ -325,7 +325,7 @@ def test_a_long_queue_is_sent_until_the_kernel_is_full_and_the_rest_keeps_waitin
 
 @needs_unix
 @pytest.mark.parametrize('how', ['close', 'no callback', 'full again'])
-def test_on_drain_is_not_called_when_it_is_no_longer_true(r, sockets, log, how):
+def test_on_drain_is_skipped_when_it_no_longer_applies(r, sockets, log, how):
     ours, theirs = unix_pair(sockets)
     sock = r.bind_udp(None, 0, sock=ours, max_queued=0, **log.all())
     while sock.send(b'1'):
@@ -781,7 +781,7 @@ def test_port_0_is_an_error_of_that_send_alone(r, udp, log):
 
 
 @pytest.mark.scenario(97)
-def test_an_answer_to_a_forged_port_0_hurts_no_other_client(r, udp, log, sockets, caplog):
+def test_an_answer_to_a_forged_port_0_affects_no_other_client(r, udp, log, sockets, caplog):
     try:
         forger = sockets.track(socket.socket(AF_INET, socket.SOCK_RAW, socket.IPPROTO_UDP))
     except PermissionError:
@@ -1113,7 +1113,7 @@ def test_closing_the_reactor_calls_on_close_of_each_socket():
 
 
 @pytest.mark.scenario(98)
-def test_an_exception_goes_to_on_error_and_the_socket_lives(r, udp, log):
+def test_an_exception_goes_to_on_error_and_the_socket_stays_open(r, udp, log):
     sock, client = r.bind_udp(HERE, 0, boom, on_error=log.on_error), udp()
     for _ in range(3):
         client.sendto(b'x', sock.address)
@@ -1124,7 +1124,7 @@ def test_an_exception_goes_to_on_error_and_the_socket_lives(r, udp, log):
 
 
 @pytest.mark.scenario(98)
-def test_without_on_error_it_is_logged_once_a_second_and_the_socket_lives(kernel, fake, udp, caplog):
+def test_without_on_error_it_is_logged_once_a_second_and_the_socket_stays_open(kernel, fake, udp, caplog):
     sock, client = fake.bind_udp(HERE, 0, boom), udp()
     for expected in 1, 2:
         for _ in range(20):

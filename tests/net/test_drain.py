@@ -1,4 +1,7 @@
-"""Ending a server with `drain`: what it waits for, and when it closes what. The clock moves only while it waits."""
+"""Ending a server with `drain`: what it waits for, and when it closes listeners and connections.
+
+The clock moves only while the loop waits.
+"""
 
 from __future__ import annotations
 

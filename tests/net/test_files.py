@@ -1,4 +1,4 @@
-"""Sending files: in order with other writes, at the pace of the peer, and with one end whatever happens."""
+"""Sending files: in order with other writes, at the speed of the peer, and with exactly one `on_close`."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def made():
 
 @pytest.fixture(params=['sendfile', 'reading'])
 def either(request):
-    """Two reactors in turn: one that uses sendfile, one that has to read the file."""
+    """Run the test twice: with a reactor that uses sendfile, and with one that has to read the file."""
     reactor = Reactor(kernel=Kernel() if request.param == 'sendfile' else ReadingKernel())
     yield reactor
     assert not reactor.handles() and not reactor.completions
@@ -77,7 +77,7 @@ def either(request):
 
 
 def pattern(size):
-    """Bytes without repetition: each group of four is its own number."""
+    """Bytes without repetition: each four bytes are the next number."""
     return b''.join(number.to_bytes(4, 'big') for number in range(size // 4))
 
 
@@ -506,7 +506,8 @@ def test_a_disk_that_fails_resets_the_connection(sockets, made):
 
 
 def test_a_foreign_close_of_the_file_resets_the_connection(r, sockets, made):
-    # The connection used to be taken for the lost one: it was neither reset nor closed, and its descriptor leaked.
+    # The reactor used to believe that the descriptor of the connection was lost. The connection was neither reset nor
+    # closed, and its descriptor leaked.
     log = Log()
     conn, theirs = pair(r, sockets, tcp=True, **log.callbacks('on_close'))
     number, copies = conn.fileno(), []

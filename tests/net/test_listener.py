@@ -1,4 +1,4 @@
-"""Listeners: which clients they accept, when they pause, and that their errors do not affect other handles."""
+"""Listeners: which clients they accept, when they pause, and how their errors are kept from other handles."""
 
 from __future__ import annotations
 
@@ -232,7 +232,7 @@ def test_idle_clients_of_a_listener_are_timed_out(kernel, fake, sockets):
 
 
 @pytest.mark.scenario(43)
-def test_an_exception_in_on_connect_hurts_that_connection_only(r, sockets, caplog):
+def test_an_exception_in_on_connect_affects_that_connection_only(r, sockets, caplog):
     log = Log()
     raised = []
 

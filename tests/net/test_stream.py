@@ -624,7 +624,7 @@ def test_the_first_write_that_waits_respects_the_mark(scripted):
 
 
 def test_on_drain_is_not_called_when_the_mark_is_reached_again(scripted):
-    """Between the flush and the call of `on_drain`, another callback fills the buffer: one drain, once that is sent."""
+    """Another callback fills the buffer between flush and `on_drain`, which is called once, after the second flush."""
     r, make = scripted
     log = Log()
     conn, sock = make(on_drain=log.on_drain, high_water=100, low_water=10)

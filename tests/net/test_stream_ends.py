@@ -1081,7 +1081,7 @@ ENDED_IN = [
 @pytest.mark.parametrize('ending', ['close', 'abort'])
 @pytest.mark.parametrize('name', ENDED_IN)
 def test_a_connection_with_bytes_that_wait_can_be_ended_in_any_callback(r, sockets, name, ending):
-    """`another` is the on_close of another connection; `accepted` and `connected` are on_connect of either kind."""
+    """`another` is the on_close of another connection, `accepted` and `connected` are the on_connect of this one."""
     log, answer = Log(), b'answer' * (2 << 20)
 
     def finish(conn, *args):
@@ -1181,7 +1181,7 @@ def test_a_foreign_close_is_reported_when_the_write_side_is_ended(r, sockets, en
 
 
 def test_a_write_in_the_last_on_written_after_the_peer_has_ended_is_dropped(scripted):
-    # It used to be refused as if the user had closed the connection, and on_close got that error instead of None.
+    # The write used to be refused as if the user had closed the connection, and that error was passed to on_close.
     r, make = scripted
     log = Log()
     conn, sock = make(on_close=log.on_close)

@@ -188,7 +188,7 @@ def test_data_written_before_the_handshake_is_sent_after_on_connect(r, tls):
 
 
 def test_data_written_before_is_not_sent_to_a_peer_that_on_connect_refuses(r, tls):
-    # It used to be sent before on_connect was called, which is where a program checks the certificate of its peer.
+    # It used to be sent before on_connect, in which a program checks the certificate of its peer.
     log, seen = Log(), bytearray()
     tls.listen(lambda conn, data: seen.extend(data))
     conn = tls.connect(on_connect=reactor.Stream.abort, on_close=lambda conn, exc: log.append((exc, conn.buffered)))
@@ -1124,7 +1124,7 @@ def test_records_received_before_a_failed_write_are_delivered_when_reading_is_re
 
 @pytest.mark.parametrize('held', [False, True])
 def test_a_write_without_stack_sends_nothing_or_ends_the_connection(r, local, sockets, certificates, held):  # noqa: F811
-    # It used to raise after a part of the ciphertext was lost, and the peer could not decrypt later writes.
+    # The write used to raise after a part of the ciphertext was lost, and the peer could not decrypt later writes.
     if is_traced():
         pytest.skip('UNTESTED while branches are counted: the tracer itself runs out of stack')
     pieces, raised, ends, left = [bytes(70_000), bytes(70_000)], [], [], 0
@@ -1226,7 +1226,7 @@ def test_a_write_after_an_end_that_the_peer_did_not_receive_raises(r, local):
         ours.write(b'x', log.on_written)
     assert log == []
     turns(r, 3)
-    assert [(name, type(exc)) for name, exc in log] == [('close', TLSError)]  # as a read would report
+    assert [(name, type(exc)) for name, exc in log] == [('close', TLSError)]  # a read would report the same
 
 
 def test_a_peer_that_does_not_receive_our_end_is_still_read(r, local):
@@ -1974,7 +1974,7 @@ def test_a_peer_that_asks_for_new_handshakes_and_reads_nothing_is_aborted(r, tls
     client.stdin.write(b'R\n')
     client.stdin.flush()
     run_until(r, lambda: select.select([conn.sock], [], [], 0)[0])
-    client.send_signal(signal.SIGSTOP)  # now it reads nothing, but the kernel may, 32 MB and more
+    client.send_signal(signal.SIGSTOP)  # it stops reading, but the socket buffers take 32 MB or more
     conn.write(bytes(60_000_000))
     turns(r, 3)
     assert conn.buffered > 1000 and log == []

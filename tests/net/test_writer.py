@@ -1,4 +1,4 @@
-"""The queue of bytes that wait, alone. `test_model_writer.py` checks it in a stream, against a model."""
+"""The queue of bytes that wait, on its own. `test_model_writer.py` checks it in a stream, against a model."""
 
 from __future__ import annotations
 
