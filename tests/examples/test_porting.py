@@ -1,4 +1,4 @@
-"""The porting guides: each program, before and after, is told the same by the same clients; the guides quote them."""
+"""The porting guides: the programs before and after behave the same for the same clients, and the guides quote them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.examples.test_examples import check_end, client, example, needs, read
 from tests.helpers.certificates import certificates  # noqa: F401
 
 EXAMPLES = Path(__file__).parents[2] / 'examples'
-# The one for asyncio is no module, not even by its name: nothing in this project imports asyncio.
+# The asyncio original is a text file, not a module, because nothing in this project imports asyncio.
 PORTING = EXAMPLES / 'porting'
 ORIGINALS = [*PORTING.glob('*_original.py'), *PORTING.glob('*_original.txt')]
 GUIDES = sorted(PORTING.glob('*.md'))
@@ -31,7 +31,7 @@ BLOCKS = [
     for guide in GUIDES
     for found in re.findall(r'^```(\w*)\n(.*?)^```$', guide.read_text(), re.MULTILINE | re.DOTALL)
 ]
-# Tornado with callbacks is no package that can stand beside the present one: it has a folder of its own.
+# Tornado 4 cannot be installed next to the present Tornado, so it has a folder of its own.
 TORNADO_4 = Path(os.environ.get('TORNADO_4', EXAMPLES.parent / '.venv-tornado4'))
 
 unix_signals = pytest.mark.skipif(sys.platform == 'win32', reason='Windows has no SIGTERM for a child')
@@ -54,7 +54,7 @@ def program(name, *options):
 
 
 def rest(sock):
-    """What comes until the end, which may be a reset."""
+    """Everything that arrives until the end, which may be a reset."""
     received = b''
     try:
         while piece := sock.recv(65536):
@@ -72,7 +72,7 @@ asyncore_relay = both('asyncore_relay_original.py', has_asyncore, 'port_from_asy
 
 
 @asyncore_store
-def test_the_stores_take_and_give_the_same_bytes(name):
+def test_the_stores_store_and_return_the_same_bytes(name):
     value = bytes(range(256)) * 4000
     with program(name) as (_, port), client(port) as sock, client(port) as other:
         sock.sendall(b'put a 5\r\nhel')
@@ -90,7 +90,10 @@ def test_the_stores_take_and_give_the_same_bytes(name):
 @asyncore_relay
 @unix_signals
 def test_the_relays_pass_the_same_bytes_and_end_with_their_last_client(name):
-    with example('echo.py', '--port', '0') as (_, behind), program(name, '--to', f'127.0.0.1:{behind}') as running:
+    with (
+        example('echo.py', '--port', '0') as (_, echo_port),
+        program(name, '--to', f'127.0.0.1:{echo_port}') as running,
+    ):
         process, port = running
         with client(port) as sock:
             for data in b'hello', bytes(range(256)) * 400:
@@ -109,11 +112,11 @@ def test_the_relays_pass_the_same_bytes_and_end_with_their_last_client(name):
 
 @asyncore_relay
 @unix_signals
-def test_the_relays_end_a_client_without_a_server_and_one_that_is_silent(name):
+def test_the_relays_disconnect_a_client_without_a_server_and_a_silent_one(name):
     with socket.create_server(('127.0.0.1', 0)) as silent:
-        nobody = socket.create_server(('127.0.0.1', 0))
-        with nobody:
-            gone = nobody.getsockname()[1]
+        listener = socket.create_server(('127.0.0.1', 0))
+        with listener:
+            gone = listener.getsockname()[1]
         for port_behind, idle in (gone, '60'), (silent.getsockname()[1], '0.2'):
             with program(name, '--to', f'127.0.0.1:{port_behind}', '--idle', idle) as (process, port):
                 with client(port) as sock:
@@ -197,7 +200,7 @@ def test_the_port_from_asyncio_answers_as_the_original_over_tls(name, certificat
 
 
 @asyncio_pair
-def test_both_end_a_client_that_is_silent(name):
+def test_both_disconnect_a_silent_client(name):
     with program(name, '--idle', '0.2') as (_, port), client(port) as sock:
         assert rest(sock) in (b'', b'ready, 127.0.0.1\r\n')
 
@@ -227,8 +230,8 @@ def test_a_program_says_where_it_listens_and_ends_cleanly(name, signum, monkeypa
 # -- the guides
 
 
-def test_what_is_ported_from_is_a_program_of_its_own():
-    """Nobody imports it: it is run, in a process of its own, and only to be compared with."""
+def test_the_originals_are_programs_of_their_own():
+    """The originals are never imported: tests run them in processes of their own, only to compare."""
     originals = {path.stem for path in ORIGINALS}
     assert {'asyncio_original', 'tornado_original', 'asyncore_original'} <= originals
     imported = re.compile(rf'^\s*(?:from|import)\s.*\b({"|".join(originals)})\b', re.MULTILINE)
@@ -238,7 +241,7 @@ def test_what_is_ported_from_is_a_program_of_its_own():
 
 
 @pytest.mark.parametrize('guide, language, code', BLOCKS)
-def test_a_block_of_a_guide_is_a_piece_of_the_program_named_before_it(guide, language, code):
+def test_a_code_block_of_a_guide_is_a_piece_of_the_program_named_before_it(guide, language, code):
     before = guide.read_text().partition(f'```{language}\n{code}```')[0]
     assert language == 'python'
     path = guide.parent / re.findall(r'\]\((\S+?\.(?:py|txt))\)', before)[-1]
@@ -278,12 +281,12 @@ def test_there_is_a_guide_for_each():
         assert path.name == 'README.md' or path.name in index, path.name
 
 
-def test_a_guide_that_is_not_true_is_found(tmp_path):
-    """What looks at the blocks and the names can fail."""
+def test_a_wrong_guide_is_detected(tmp_path):
+    """The checks of the blocks and of the names can fail."""
     guide = tmp_path / 'guide.md'
     (tmp_path / 'echo.py').write_text('import reactor\n')
     guide.write_text('[echo](echo.py)\n```python\nimport nothing\n```\n`conn.wrong` | `r.right`\n')
     with pytest.raises(AssertionError):
-        test_a_block_of_a_guide_is_a_piece_of_the_program_named_before_it(guide, 'python', 'import nothing\n')
+        test_a_code_block_of_a_guide_is_a_piece_of_the_program_named_before_it(guide, 'python', 'import nothing\n')
     with pytest.raises(AssertionError):
         test_every_name_of_ours_in_a_guide_exists(guide)

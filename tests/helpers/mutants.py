@@ -1198,7 +1198,7 @@ TLS_MUTANTS: tuple[tuple[Mutant, str], ...] = (
             '                pieces.append(piece)\n',
             '8: who talks as it should is not cut off',
         ),
-        'net/test_tls.py::test_new_keys_with_data_between_them_are_no_flood',
+        'net/test_tls.py::test_new_keys_with_data_between_them_are_not_a_flood',
     ),
     (
         Mutant(
@@ -1222,7 +1222,7 @@ TLS_MUTANTS: tuple[tuple[Mutant, str], ...] = (
             '        write, outgoing = self._write, self.buffers.outgoing\n',
             '6: what a connection needed once it does not keep',
         ),
-        'net/test_tls.py::test_a_connection_keeps_no_memory_of_what_it_has_sent_and_received',
+        'net/test_tls.py::test_a_connection_keeps_no_memory_of_sent_and_received_data',
     ),
     (
         Mutant(
@@ -1232,7 +1232,7 @@ TLS_MUTANTS: tuple[tuple[Mutant, str], ...] = (
             "        left = b'', b''\n        parts = []\n",
             '8: nobody else is hurt',
         ),
-        'net/test_tls.py::test_what_a_failed_call_has_left_behind_is_sent_to_nobody_else',
+        'net/test_tls.py::test_data_left_over_from_a_failed_call_is_not_sent_to_another_peer',
     ),
     (
         Mutant(
@@ -1242,7 +1242,7 @@ TLS_MUTANTS: tuple[tuple[Mutant, str], ...] = (
             'del held[: index + 1]\n                return',
             '3: writes are sent in order, all of them',
         ),
-        'net/test_tls.py::test_what_is_written_during_a_new_handshake_is_sent_behind_it_in_order',
+        'net/test_tls.py::test_data_written_during_a_new_handshake_is_sent_after_it_in_order',
     ),
     (
         Mutant(
@@ -1252,7 +1252,7 @@ TLS_MUTANTS: tuple[tuple[Mutant, str], ...] = (
             '            session.last = None\n',
             'liveness',
         ),
-        'net/test_tls.py::test_what_is_written_during_a_new_handshake_is_sent_behind_it_in_order',
+        'net/test_tls.py::test_data_written_during_a_new_handshake_is_sent_after_it_in_order',
     ),
     (
         Mutant(
@@ -1262,7 +1262,7 @@ TLS_MUTANTS: tuple[tuple[Mutant, str], ...] = (
             'if self.refuses(self.has_ended_writing()):',
             '6: every queue has a limit',
         ),
-        'net/test_tls.py::test_too_much_during_a_new_handshake_is_cut_off',
+        'net/test_tls.py::test_writing_too_much_during_a_new_handshake_aborts_the_connection',
     ),
     (
         Mutant(
@@ -1283,7 +1283,7 @@ TLS_MUTANTS: tuple[tuple[Mutant, str], ...] = (
             '            pass\n',
             'liveness',
         ),
-        'net/test_tls.py::test_reading_can_be_paused_between_records_that_are_here_already',
+        'net/test_tls.py::test_reading_can_be_paused_between_records_that_have_arrived_already',
     ),
     (
         Mutant(
@@ -1303,7 +1303,7 @@ TLS_MUTANTS: tuple[tuple[Mutant, str], ...] = (
             'while (',
             '5: a bounded step',
         ),
-        'net/test_tls.py::test_a_handshake_in_records_of_one_byte_is_worked_off_in_steps',
+        'net/test_tls.py::test_a_handshake_in_records_of_one_byte_is_handled_in_steps',
     ),
     (
         Mutant(
@@ -1313,7 +1313,7 @@ TLS_MUTANTS: tuple[tuple[Mutant, str], ...] = (
             'if False:',
             'what was received is delivered',
         ),
-        'net/test_tls.py::test_all_records_that_came_before_a_failed_write_are_delivered',
+        'net/test_tls.py::test_all_records_received_before_a_failed_write_are_delivered',
     ),
     (
         Mutant(
@@ -1323,7 +1323,7 @@ TLS_MUTANTS: tuple[tuple[Mutant, str], ...] = (
             'return Stream.has_ended_writing(self)',
             '2: a write behind the end raises',
         ),
-        'net/test_tls.py::test_a_write_behind_an_end_that_waits_for_a_failed_handshake_is_the_writers_mistake',
+        'net/test_tls.py::test_a_write_after_an_end_that_waits_for_a_failed_handshake_raises',
     ),
 )
 
