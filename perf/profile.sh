@@ -76,16 +76,15 @@ last_line() { grep -v '^[[:space:]]*$' "$1" | tail -n 1 || true; }
 first_error() { grep -m 1 -E '^(Error|Reason)' "$1" || last_line "$1"; }
 
 start() {
-  export PYTHONPATH=${here%/*}${PYTHONPATH:+:$PYTHONPATH}
   # The server gives way to the sampler: a sampler that waits for a CPU gets one when the server waits, too, and then
   # sees up to 20 points more waiting than there is. The load stays as it is; both giving way would contend again.
   local behind='nice -n 19'
   ! chrt --idle 0 true 2>/dev/null || behind='chrt --idle 0'
-  $behind "$python" "$here/servers.py" "$workload" >"$scratch/server" 2>&1 &
+  $behind "$python" "$here/profiling/servers.py" "$workload" >"$scratch/server" 2>&1 &
   server=$!
   await "$server" "$scratch/server" '^listening on ' || fail "the server does not start: $(last_line "$scratch/server")"
   local address; address=$(sed -n 's/^listening on //p' "$scratch/server")
-  "$python" "$here/drive.py" "$workload" "${address%:*}" "${address##*:}" >"$scratch/load" 2>&1 &
+  "$python" "$here/profiling/drive.py" "$workload" "${address%:*}" "${address##*:}" >"$scratch/load" 2>&1 &
   load=$!
   await "$load" "$scratch/load" '^driving' || fail "the load does not start: $(last_line "$scratch/load")"
   pid=$server
@@ -121,10 +120,10 @@ stop() { # what was started; the server's own status counts
 }
 
 report() {
-  "$python" "$here/meta.py" "$out" --logs "$scratch" --target "${1:-process $pid}" --seconds "$seconds" --rate "$rate" --py-spy "$pyspy"
-  local why; why=$("$python" "$here/phases.py" "$out" ${1:+--counters "$scratch/server"} 2>&1 >"$scratch/table") || fail "$(last_line <(echo "$why"))"
-  for view in wall cpu ${native:+native}; do "$python" "$here/flame.py" "$out" "$view"; done
-  "$python" "$here/page.py" "$out"
+  "$python" -m perf.profiling.meta "$out" --logs "$scratch" --target "${1:-process $pid}" --seconds "$seconds" --rate "$rate" --py-spy "$pyspy"
+  local why; why=$("$python" -m perf.profiling.phases "$out" ${1:+--counters "$scratch/server"} 2>&1 >"$scratch/table") || fail "$(last_line <(echo "$why"))"
+  for view in wall cpu ${native:+native}; do "$python" -m perf.profiling.flame "$out" "$view"; done
+  "$python" -m perf.profiling.page "$out"
   cat "$scratch/table"
   echo "everything: $out/index.html"
 }
@@ -132,6 +131,7 @@ report() {
 main() {
   parse "$@"
   find_tools
+  export PYTHONPATH=${here%/*}${PYTHONPATH:+:$PYTHONPATH}
   trap clean_up EXIT; trap 'exit 130' INT; trap 'exit 143' TERM
   scratch=$(mktemp -d)
   local ours=$workload

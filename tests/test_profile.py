@@ -16,15 +16,10 @@ from pathlib import Path
 import psutil
 import pytest
 
+from perf.profiling import flame, page, phases, speedscope
+
 CHECKOUT = Path(__file__).parent.parent
 PERF = CHECKOUT / 'perf'
-sys.path.insert(0, str(PERF))
-
-import flame  # noqa: E402
-import page  # noqa: E402
-import phases  # noqa: E402
-import speedscope  # noqa: E402
-
 SCRIPT = PERF / 'profile.sh'
 BESIDE = Path(sys.executable).parent
 PY_SPY = shutil.which('py-spy') or shutil.which(BESIDE / 'py-spy')
@@ -98,7 +93,7 @@ def left_running():
     for process in psutil.process_iter(['cmdline', 'environ']):
         command = ' '.join(process.info['cmdline'] or [])
         ours = OURS.items() <= (process.info['environ'] or {}).items()
-        if ours and (str(PERF / 'servers.py') in command or str(PERF / 'drive.py') in command):
+        if ours and any(str(PERF / 'profiling' / name) in command for name in ('servers.py', 'drive.py')):
             found.append(command)
     return found
 

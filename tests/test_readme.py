@@ -154,9 +154,8 @@ def test_the_footnotes_of_the_comparison_are_there_and_all_are_used():
     assert '| p |' not in table[0]
 
 
-def test_the_newcomers_way_finds_in_the_readme_what_it_types(monkeypatch):
-    monkeypatch.syspath_prepend(str(CHECKOUT / 'perf'))
-    import newcomer
+def test_the_newcomers_way_finds_in_the_readme_what_it_types():
+    from perf.visitors import newcomer
 
     for words in (
         ['reactor.demo'],

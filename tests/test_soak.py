@@ -1,4 +1,4 @@
-"""perf/soak.py: that a short soak keeps its promises, and that one that does not is told. No timing."""
+"""perf/soak/: that a short soak keeps its promises, and that one that does not is told. No timing."""
 
 from __future__ import annotations
 
@@ -17,19 +17,14 @@ PERF = Path(__file__).parents[1] / 'perf'
 SHORT = ('--minutes', 0.02, '--rate', 150, '--seed', 7, '--patience', 0.5, '--descriptors', 200)
 
 if sys.platform != 'linux':
-    pytest.skip('soak.py asks Linux for memory and descriptors', allow_module_level=True)
+    pytest.skip('perf.soak asks Linux for memory and descriptors', allow_module_level=True)
 if shutil.which('openssl') is None:
-    pytest.skip('soak.py is untested here: the openssl command, which makes its certificate, is missing',
+    pytest.skip('perf.soak is untested here: the openssl command, which makes its certificate, is missing',
                 allow_module_level=True)  # fmt: skip
 
 
-@pytest.fixture(autouse=True)
-def perf_on_the_path(monkeypatch):
-    monkeypatch.syspath_prepend(str(PERF))
-
-
 def soak(*args):
-    command = [sys.executable, str(PERF / 'soak.py'), *map(str, args)]
+    command = [sys.executable, '-m', 'perf.soak', *map(str, args)]
     environment = {**os.environ, 'PYTHONPATH': str(PERF.parent)}
     return subprocess.run(command, capture_output=True, env=environment, text=True, timeout=60, check=False)
 
@@ -44,7 +39,7 @@ def run(tmp_path_factory):
 
 
 def verdict(rows):
-    from soaking import promises
+    from perf.soak import promises
 
     return {promise: kept for promise, kept, _ in promises.judge(rows)}
 
@@ -59,7 +54,7 @@ def test_a_short_soak_keeps_every_promise_that_can_be_judged(run):
 
 
 def test_every_kind_of_client_and_fault_is_in_it(run):
-    from soaking.clients import WEIGHTS
+    from perf.soak.clients import WEIGHTS
 
     end = run[1][-1]
     assert end['driver']['outcomes'].keys() >= {kind.__name__ for kind in WEIGHTS} | {'Held'}
@@ -122,7 +117,7 @@ def test_memory_that_grows_is_told_and_floods_do_not_count(run):
 
 
 def test_the_slope_is_that_of_least_squares():
-    from soaking.promises import slope
+    from perf.soak.promises import slope
 
     assert slope([(0, 1), (1, 3), (2, 5)]) == pytest.approx(2)
     assert slope([(0, 0), (1, 1), (2, 0)]) == pytest.approx(0)
@@ -130,7 +125,7 @@ def test_the_slope_is_that_of_least_squares():
 
 
 def test_a_client_is_excused_only_for_what_may_happen_to_it():
-    from soaking.clients import Echo, Refused, SlowWriter
+    from perf.soak.clients import Echo, Refused, SlowWriter
 
     def acceptable(kind, how):
         return kind.acceptable(kind.__new__(kind), how)

@@ -8,7 +8,7 @@ import selectors
 import time
 from collections import deque
 
-from measuring.ratios import quantile
+from perf.common.arithmetic import quantile
 
 from .sockets import REQUEST, TIMEOUT, connections
 

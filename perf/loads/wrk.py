@@ -9,7 +9,7 @@ import shutil
 import signal
 import subprocess
 
-from measuring.server import Failed
+from perf.common.server import Failed
 
 
 def available():

@@ -1,0 +1,1 @@
+"""The reactor and its peers side by side: `python -m perf.compare`."""

@@ -1,0 +1,1 @@
+"""Load and faults, measured against what is promised: `python -m perf.faults`."""

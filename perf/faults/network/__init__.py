@@ -1,0 +1,1 @@
+"""A network with faults between two hosts in one machine, and the cases that use it."""

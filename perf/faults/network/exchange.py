@@ -1,0 +1,163 @@
+"""A run of `transfer` on both hosts of a faulty network: started, watched, its faults switched, judged.
+
+Owns the two processes. Knows nothing of what the faults are. The rule: nothing is believed of one side alone. What one
+has received is compared with what the other says it has sent, and where a connection broke, with what it should have
+sent; an end that nobody tells of is counted, never forgotten.
+"""
+
+import time
+from collections import Counter
+
+from perf.faults.child import Child
+
+from .namespaces import HOSTS
+from .transfer import FIRST_PORT, Pattern
+
+LOOK_EVERY = 0.05  # seconds
+QUIET = 3  # looks without a connection until nobody else can come
+CONNECTOR, LISTENER = 0, 1  # the hosts
+
+
+def stream(size, hold=False, **timeouts):
+    """A connection: `size` bytes each way; `hold` leaves it open; `timeouts` as `set_timeouts` has them."""
+    return {'bytes': size, 'hold': hold, 'timeouts': timeouts}
+
+
+class Step:
+    """Something that is done during an exchange, after the steps before it.
+
+    act    called when it is time
+    share  of the bytes that must have arrived before
+    after  seconds after that
+    """
+
+    def __init__(self, act, share=0.0, after=0.0):
+        self.act = act
+        self.share = share
+        self.after = after
+        self.reached = self.done = None  # when, on the clock that all processes have in common
+
+    def look(self, share):
+        """Do it when it is time; whether it is done."""
+        now = time.monotonic()
+        if self.reached is None and share >= self.share:
+            self.reached = now
+        if self.done is None and self.reached is not None and now >= self.reached + self.after:
+            self.act()
+            self.done = time.monotonic()
+        return self.done is not None
+
+
+class Exchange:
+    """One run; `run` returns when all connections have ended or were given up.
+
+    deadline         seconds for all of it
+    connect_timeout  seconds for each connect
+    keepalive        as `connect_tcp` has it, for both sides
+    tls              whether they speak TLS
+    steps            `Step`s, in order
+    progress         as `Run.progress`
+    """
+
+    def __init__(
+        self,
+        network,
+        streams,
+        *,
+        deadline,
+        connect_timeout=60,
+        keepalive=None,
+        tls=False,
+        steps=(),
+        progress=None,
+    ):
+        self.network = network
+        self.streams = streams
+        self.deadline = deadline
+        self.connect_timeout = connect_timeout
+        self.keepalive = keepalive
+        self.tls = tls
+        self.steps = list(steps)
+        self.progress = progress or (lambda *_: None)
+        self.total = 2 * sum(one['bytes'] for one in streams)
+        self.ends = [{}, {}]
+
+    def run(self):
+        both = {'streams': self.streams, 'host': HOSTS[LISTENER], 'keepalive': self.keepalive, 'tls': self.tls}
+        inside = self.network.inside
+        with Child('network.transfer:listen', prefix=inside(LISTENER), **both) as listener:
+            listener.hear()
+            both |= {'source': HOSTS[CONNECTOR], 'timeout': self.connect_timeout}
+            with Child('network.transfer:connect', prefix=inside(CONNECTOR), **both) as connector:
+                connector.hear()
+                self.watch(connector, listener)
+                self.ends = [{end['port']: end for end in side.ask('ends')} for side in (connector, listener)]
+
+    def watch(self, *sides):
+        """Look at both until none has a connection, or the deadline is over."""
+        began, quiet = time.monotonic(), 0
+        while quiet < QUIET:
+            looks = [side.ask('look') for side in sides]
+            received, passed = sum(look['received'] for look in looks), time.monotonic() - began
+            self.progress(received, self.total, f'{received / 1e6:,.0f} MB, {received / 1e6 / passed:,.1f} MB/s')
+            self.take_steps(received)
+            quiet = 0 if any(look['open'] for look in looks) else quiet + 1
+            if passed > self.deadline:
+                for side in sides:
+                    side.ask('give_up')
+            time.sleep(LOOK_EVERY)
+
+    def take_steps(self, received):
+        for step in self.steps:
+            if not step.look(received / self.total if self.total else 1.0):
+                return
+
+    def judge(self):
+        """What came of it, in figures."""
+        ends = [end for side in self.ends for end in side.values()]
+        received = sum(end['received'] for end in ends)
+        lasted = max((end['seconds'] for end in ends), default=0.0)
+        return {
+            'GB': received / 1e9,
+            'MB/s': received / 1e6 / lasted if lasted else 0.0,
+            'seconds': lasted,
+            'connections': len(self.streams),
+            'complete': sum(all(self.complete(side.get(port)) for side in self.ends) for port in self.ends[CONNECTOR]),
+            'errors': dict(Counter(end['error'] for end in ends if end['error'])),
+            'streams_that_differ': self.differing(),
+            'ends_untold': self.untold(),
+            'hung': sum(end['hung'] for end in ends),
+            'longest_stall_s': max((end['stall'] for end in ends), default=0.0),
+        }
+
+    def complete(self, end):
+        """Whether this end has got everything, and its connection has ended without an error."""
+        return (
+            end is not None
+            and end['received'] == end['sent'] == self.streams[end['port'] - FIRST_PORT]['bytes']
+            and end['eof']
+            and not end['error']
+        )
+
+    def untold(self):
+        """Ends that were not told, or told as good without all bytes: neither success nor a stated error."""
+        untold = len(self.streams) - len(self.ends[CONNECTOR])
+        for port, end in self.ends[CONNECTOR].items():
+            other = self.ends[LISTENER].get(port)
+            untold += not (end['error'] or self.complete(end))
+            if other is not None or end['connected']:
+                untold += not (other and (other['error'] or self.complete(other)))
+        return untold
+
+    def differing(self):
+        """Of how many streams, two for each connection, bytes arrived that are not those that were sent."""
+        differing = 0
+        for host, other_role in (CONNECTOR, 'listen'), (LISTENER, 'connect'):
+            for port, end in self.ends[host].items():
+                other = self.ends[1 - host].get(port)
+                if other is not None and other['sent'] == end['received']:
+                    expected = other['sent_sha']
+                else:
+                    expected = Pattern(other_role, port).digest(end['received'])
+                differing += end['received_sha'] != expected
+        return differing
