@@ -38,7 +38,7 @@ def command(monkeypatch, tmp_path):
     monkeypatch.setattr(faults, 'CASES', list(chosen.values()))
     monkeypatch.setattr(faults, 'BY_NAME', chosen)
     monkeypatch.setattr(faults.machine, 'commit', lambda folder: 'abc')
-    monkeypatch.setattr(faults.machine.OtherLoad, 'cores', lambda load: 0.0)
+    monkeypatch.setattr(faults.machine.OtherWork, 'cores', lambda load: 0.0)
     run = lambda *args: faults.main([*args, '--out', str(tmp_path)])  # noqa: E731
     run.figures, run.out, run.faults = chosen, tmp_path, faults
     return run

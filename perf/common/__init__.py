@@ -1,1 +1,1 @@
-"""What several tools share: the machine, the process of a server, statistics, a progress line."""
+"""Modules that several tools share: the machine, the process of a server, progress, arithmetic."""

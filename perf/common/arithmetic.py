@@ -1,4 +1,4 @@
-"""Arithmetic that several tools share: a quantile of figures, and the order of peers in a round."""
+"""Arithmetic that several tools share: a quantile, and the rotating order of rounds."""
 
 
 def quantile(ordered, share):
@@ -7,6 +7,6 @@ def quantile(ordered, share):
 
 
 def rotated(names, turn):
-    """Return the order in which peers are measured in a round: each comes first in its turn."""
+    """Return the names in the order of round `turn`: each name comes first once in `len(names)` rounds."""
     start = turn % len(names) if names else 0
     return names[start:] + names[:start]

@@ -1,6 +1,6 @@
-"""The machine: its cores, its limits, and the words that say which machine it was.
+"""The machine: its cores, its limits, and the facts that identify it in a report.
 
-Owns the questions to the operating system. The rule: what cannot be had is said, never passed over.
+What the operating system does not say is None or empty in the result, and the caller reports it.
 """
 
 import contextlib
@@ -15,7 +15,7 @@ PACKAGES = ('uvloop', 'gevent', 'twisted', 'tornado', 'trio', 'pyftpdlib', 'pyas
 
 
 def cores():
-    """(core of the server, core of the load), or (None, None) where processes cannot be pinned to two of them."""
+    """Return (core of the server, core of the load), or (None, None) where processes cannot be pinned to two cores."""
     if not hasattr(os, 'sched_setaffinity'):
         return None, None
     allowed = sorted(os.sched_getaffinity(0))
@@ -24,7 +24,7 @@ def cores():
 
 @contextlib.contextmanager
 def on_core(core):
-    """Whatever is started inside runs on `core`, with all of its threads."""
+    """Pin every process that is started inside the `with` block to `core`, with all of its threads."""
     if core is None:
         yield
         return
@@ -37,10 +37,10 @@ def on_core(core):
 
 
 def ahead_of_others(priority=1):
-    """A command before another that has it run whenever it can (real-time priority); nothing where that is forbidden.
+    """Return a prefix that gives a command real-time priority, or () where that is forbidden.
 
-    For what is measured beside a load on the same cores, which in earnest would come from other machines. Not for what
-    may take all of a core: Linux stops that for 50 ms in each second.
+    Use it for a process that is measured while load runs on the same cores: in production, that load would come from
+    other machines. Do not use it for a process that may take a whole core: Linux stops it for 50 ms in each second.
     """
     command = ('chrt', '-f', str(priority))
     try:
@@ -51,13 +51,14 @@ def ahead_of_others(priority=1):
 
 
 def raise_descriptor_limit():
+    """Raise the soft limit of descriptors to the hard limit, and return it."""
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     return hard
 
 
 def first_line(*command):
-    """What a command says of itself, or None where it is not there."""
+    """Return the first line that a command prints, on either stream and whatever its status; None if it cannot run."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
     except (OSError, subprocess.TimeoutExpired):
@@ -67,9 +68,14 @@ def first_line(*command):
 
 
 def commit(folder):
-    """The commit that was measured; `+` marks changes on top of it."""
+    """Return the short hash of the checked-out commit, with a `+` when tracked files differ from it.
+
+    None where there is no git or no checkout.
+    """
     name = first_line('git', '-C', str(folder), 'rev-parse', '--short', 'HEAD')
-    return name and name + ('+' if first_line('git', '-C', str(folder), 'status', '--porcelain', '-uno') else '')
+    if name is None or name.startswith('fatal:'):
+        return None
+    return name + ('+' if first_line('git', '-C', str(folder), 'status', '--porcelain', '-uno') else '')
 
 
 def processor():
@@ -100,14 +106,14 @@ def description():
     }
 
 
-class OtherLoad:
-    """How much of the machine other processes use from now on: what disturbs a measurement."""
+class OtherWork:
+    """How much of the machine other processes use from now on, which disturbs a measurement."""
 
     def __init__(self):
         self.began = self._now()
 
     def cores(self):
-        """Cores that were busy for others, on the average; 0 where it cannot be told."""
+        """Return how many cores other processes used, on average; 0 where the system does not say."""
         began, now = self.began, self._now()
         if not now or now[0] == began[0]:
             return 0.0
@@ -115,12 +121,12 @@ class OtherLoad:
         return max(0.0, (busy - ours) / (now[0] - began[0]))
 
     def _now(self):
-        """(clock, seconds that all cores were busy, seconds of them for us and our children that have ended)."""
+        """Return (clock, busy seconds of all cores, seconds used by this process and its children that have ended)."""
         try:
             with open('/proc/stat') as file:
                 ticks = [int(word) for word in file.readline().split()[1:9]]
         except OSError:
             return None
-        user, nice, system, _idle, _iowait, _irq, _softirq, steal = ticks  # interrupts: nobody knows for whom
+        user, nice, system, _idle, _iowait, _irq, _softirq, steal = ticks  # an interrupt belongs to no process
         times = os.times()
         return times.elapsed, (user + nice + system + steal) / os.sysconf('SC_CLK_TCK'), sum(times[:4])

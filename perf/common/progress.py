@@ -1,31 +1,34 @@
-"""How far a long measurement is: one line that is written over on a terminal, a line now and then elsewhere.
+"""Progress of a long measurement: one line that is overwritten on a terminal, a line now and then in a log.
 
-Owns the display. Knows nothing of what is measured. The rule: it costs nothing when it is asked too often.
+`update` may be called as often as is convenient: it returns at once until the next line is due.
 """
 
 import sys
 import time
 
 ON_A_TERMINAL = 0.1  # seconds between two updates
-ELSEWHERE = 15.0  # seconds between two lines of a log
+IN_A_LOG = 15.0  # seconds between two lines
 BAR = 20  # characters
 
 
 class Progress:
+    """A progress line on `stream`, by default standard error."""
+
     def __init__(self, stream=None):
         self.stream = stream or sys.stderr
         self.rewrites = self.stream.isatty()
-        self.every = ON_A_TERMINAL if self.rewrites else ELSEWHERE
+        self.every = ON_A_TERMINAL if self.rewrites else IN_A_LOG
         self.label = ''
         self.began = self.shown = time.monotonic()
 
     def begin(self, label, seconds):
-        """What follows is measured now, for about so many seconds."""
+        """Start the measurement `label`, which takes about `seconds`."""
         self.label = label
         self.began = self.shown = time.monotonic()
         self._write(f'{label}  ... about {duration(seconds)}')
 
     def update(self, done, total, text=''):
+        """Show that `done` of `total` is over, and how much time is left."""
         now = time.monotonic()
         if now - self.shown < self.every:
             return
@@ -36,7 +39,7 @@ class Progress:
         self._write(f'{self.label}  [{bar:.<{BAR}}] {share:4.0%}  {text}  {duration(left)} left')
 
     def say(self, text):
-        """A line that stays."""
+        """Write a line that stays."""
         self.stream.write(('\r\x1b[K' if self.rewrites else '') + text + '\n')
         self.stream.flush()
 
@@ -46,5 +49,6 @@ class Progress:
 
 
 def duration(seconds):
+    """Return seconds as text, like '90 s' or '3 min 05 s'."""
     seconds = round(seconds)
     return f'{seconds} s' if seconds < 120 else f'{seconds // 60} min {seconds % 60:02} s'

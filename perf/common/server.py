@@ -1,7 +1,7 @@
-"""A peer's process while it is measured: started on its core, asked for CPU time and memory, ended.
+"""The process of a server while it is measured: started on its core, measured, ended.
 
-Owns the process. Knows nothing of what it answers. The rule: figures come from the operating system, never from the
-process itself, and no process outlives its `with`.
+CPU time and memory are read from the operating system, never from the process itself, and no process outlives its
+`with` block.
 """
 
 import os
@@ -13,25 +13,25 @@ from pathlib import Path
 from .machine import on_core
 
 PROJECT = Path(__file__).parents[2]
-START = 20  # seconds until a server must listen
-SETTLED = 0.2  # seconds without a change of memory
+START = 20  # seconds within which a server must listen
+SETTLED = 0.2  # seconds without a change, after which memory counts as settled
 
 
 class Failed(Exception):
-    """A peer did not do what it was measured for."""
+    """A measurement failed: a process ended, did not answer in time, or answered something else."""
 
 
 class Measured:
-    """A process of which the system is asked what it uses: `pid` is all that it needs."""
+    """What a process uses, read from the operating system by its `pid`."""
 
     pid: int
 
     def cpu(self):
-        """Seconds of CPU that all its threads have used so far, to the nanosecond."""
+        """Return the seconds of CPU that all its threads have used so far, to the nanosecond."""
         return time.clock_gettime((~self.pid << 3) | 2)  # what clock_getcpuclockid(3) returns on Linux
 
     def memory(self):
-        """Resident bytes, once they have settled."""
+        """Wait until the resident memory has settled, and return it in bytes."""
         last, since = None, time.monotonic()
         while True:
             now = resident(self.pid)
@@ -42,17 +42,23 @@ class Measured:
             time.sleep(0.02)
 
     def peak_memory(self):
-        """The most bytes that were resident at any time."""
+        """Return the largest resident memory so far, in bytes."""
         with open(f'/proc/{self.pid}/status') as file:
             return next(int(line.split()[1]) * 1024 for line in file if line.startswith('VmHWM:'))
 
     def descriptors(self):
-        """How many it has open."""
+        """Return how many descriptors it has open."""
         return len(os.listdir(f'/proc/{self.pid}/fd'))
 
 
 class Server(Measured):
-    """A server on a port that the system chose; a context manager."""
+    """A server program of `peer` that listens on a free port of 127.0.0.1; a context manager.
+
+    peer      its name, and the command that starts it
+    workload  what the program is to answer
+    core      the core it is pinned to, or None
+    start     seconds within which it must listen
+    """
 
     def __init__(self, peer, workload, core, start=START):
         command = [*peer.command, '--port', '0', '--workload', workload]
@@ -77,8 +83,9 @@ class Server(Measured):
         self.close()
 
     def last_words(self):
+        """Kill it and return the last line it wrote to standard error."""
         self.process.kill()
-        return (self.process.communicate()[1].strip().splitlines() or ['it ended without a word'])[-1]
+        return (self.process.communicate()[1].strip().splitlines() or ['it ended without a message'])[-1]
 
     def close(self):
         self.process.terminate()
@@ -90,17 +97,19 @@ class Server(Measured):
 
 
 def environment():
+    """Return the environment of a program that is measured: it imports this checkout and prints no warnings."""
     return {**os.environ, 'PYTHONPATH': str(PROJECT), 'PYTHONWARNINGS': 'ignore', 'NODE_NO_WARNINGS': '1'}
 
 
 def read_line(process, seconds):
-    """Its first line, or nothing when it ends or takes too long."""
+    """Return the first line a process prints, or '' when it ends or takes longer than `seconds`."""
     with selectors.DefaultSelector() as selector:
         selector.register(process.stdout, selectors.EVENT_READ)
         return process.stdout.readline().strip() if selector.select(seconds) else ''
 
 
 def resident(pid):
+    """Return the resident memory of a process in bytes."""
     with open(f'/proc/{pid}/smaps_rollup') as file:
         for line in file:
             if line.startswith('Rss:'):

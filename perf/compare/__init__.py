@@ -1,1 +1,1 @@
-"""The reactor and its peers side by side: `python -m perf.compare`."""
+"""Compare the reactor with its peers, side by side: `python -m perf.compare`."""

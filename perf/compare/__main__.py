@@ -1,9 +1,8 @@
 #!/usr/bin/env python3
-"""Measure this reactor and its peers side by side: `python -m perf.compare` (--help tells the rest).
+"""Measure this reactor and its peers side by side: `python -m perf.compare`; --help lists the options.
 
-Owns the command line and the order of things. Knows no peer and no workload by name, but for the one that the others
-are compared with. The rule: alternating rounds. Each round runs every peer once, in rotated order, and a ratio is taken
-within a round only, so that whatever drifts hurts both sides of it.
+Rounds alternate: each round runs every peer once, in an order that rotates. A ratio is taken within one round only, so
+whatever drifts on the machine affects both of its sides.
 """
 
 import argparse
@@ -15,6 +14,7 @@ from pathlib import Path
 
 from perf.common import machine
 from perf.common.arithmetic import rotated
+from perf.common.command_line import names, refuse_unknown, say
 from perf.common.server import PROJECT, Failed
 
 from . import charts, report
@@ -31,34 +31,27 @@ FULL = {'rounds': 7, 'seconds': 3.0, 'scale': 1.0}
 
 def arguments(argv=None):
     parser = argparse.ArgumentParser(description='Measure this reactor and its peers side by side, in rounds.')
-    parser.add_argument('--only', type=names, metavar='WORKLOAD[,..]', help='of ' + ', '.join(WORKLOADS))
-    parser.add_argument('--peers', type=names, metavar='NAME[,..]', help='of ' + ', '.join(p.name for p in peers()))
-    parser.add_argument('--rounds', type=int, help=f'default {FULL["rounds"]}')
-    parser.add_argument('--seconds', type=float, help=f'of one measurement, default {FULL["seconds"]:g}')
-    parser.add_argument('--quick', action='store_true', help='one round, one second, a tenth of all counts')
-    parser.add_argument('--out', type=Path, default=PROJECT / 'perf' / 'out' / 'compare', metavar='DIR')
-    parser.add_argument('--resume', action='store_true', help='go on with the rounds that DIR has already')
+    parser.add_argument('--only', type=names, metavar='WORKLOAD[,..]', help='choose from ' + ', '.join(WORKLOADS))
+    known = [peer.name for peer in peers()]
+    parser.add_argument('--peers', type=names, metavar='NAME[,..]', help='choose from ' + ', '.join(known))
+    parser.add_argument('--rounds', type=int, help=f'number of rounds, default {FULL["rounds"]}')
+    parser.add_argument('--seconds', type=float, help=f'length of one measurement, default {FULL["seconds"]:g}')
+    parser.add_argument('--quick', action='store_true', help='one round of one second, with a tenth of all counts')
+    out = PROJECT / 'perf' / 'out' / 'compare'
+    parser.add_argument('--out', type=Path, default=out, metavar='DIR', help='for the results, default %(default)s')
+    parser.add_argument('--resume', action='store_true', help='keep the finished rounds in DIR and measure the others')
     args = parser.parse_args(argv)
     defaults = QUICK if args.quick else FULL
     args.rounds = args.rounds or defaults['rounds']
     args.seconds = args.seconds or defaults['seconds']
     args.scale = defaults['scale']
-    for chosen, known in ((args.only, WORKLOADS), (args.peers, {p.name for p in peers()})):
-        if unknown := set(chosen or ()) - set(known):
-            parser.error(f'unknown: {", ".join(sorted(unknown))}; there are {", ".join(known)}')
+    refuse_unknown(parser, args.only, WORKLOADS)
+    refuse_unknown(parser, args.peers, known)
     return args
 
 
-def names(text):
-    return [name for name in text.split(',') if name]
-
-
-def say(text):
-    print(text, file=sys.stderr, flush=True)
-
-
 def chosen_peers(wanted):
-    """Those to be measured, and why others are left out."""
+    """Return the peers to measure, and for the others {name: why it is left out}."""
     found, left_out = [], {}
     for peer in peers():
         if wanted is None or peer.name in wanted or peer.name == OURS:
@@ -72,7 +65,7 @@ def chosen_peers(wanted):
 
 
 def measure_all(rounds, workloads, found, window, count):
-    """Every workload once in every round, every peer once in each of them."""
+    """Measure `count` rounds: in each, every workload on every peer. Finished rounds are skipped."""
     for index in range(count):
         for workload in workloads:
             if not rounds.has(workload.name, index):
@@ -81,6 +74,7 @@ def measure_all(rounds, workloads, found, window, count):
 
 
 def measure_round(workload, order, window, index):
+    """Measure one workload on each peer; return {peer: figures} and {peer: why it failed}."""
     figures, failures = {}, {}
     for peer in order:
         started = time.monotonic()
@@ -97,7 +91,7 @@ def main(argv=None):
     args = arguments(argv)
     server_core, load_core = machine.cores()
     pinned = server_core is not None
-    say(f'server on core {server_core}, load on core {load_core}' if pinned else 'not pinned: no two cores here')
+    say(f'server on core {server_core}, load on core {load_core}' if pinned else 'not pinned: fewer than two cores')
     machine.raise_descriptor_limit()
     found, left_out = chosen_peers(args.peers)
     workloads = [WORKLOADS[name] for name in args.only or WORKLOADS]
@@ -128,5 +122,5 @@ if __name__ == '__main__':
     try:
         main()
     except KeyboardInterrupt:
-        say('interrupted; the finished rounds are kept, and --resume goes on from there')
+        say('interrupted; the finished rounds are kept: --resume continues with the next')
         sys.exit(130)

@@ -1,6 +1,6 @@
-"""Bar charts of what was found, as SVG that reads well on light and on dark pages.
+"""Bar charts of the results, as SVG that is readable on light and on dark pages.
 
-Owns the drawing. Knows no workload by name. The rule: lengths start at nought, and ours stands out.
+Bars start at zero, and the bar of this reactor has a colour of its own.
 """
 
 from html import escape
@@ -18,7 +18,7 @@ STYLE = (
 
 
 def write(folder, result, ours):
-    """One chart for each workload and metric; returns their paths."""
+    """Write a chart for each workload and metric into `folder`; return their paths."""
     paths = []
     for name, workload in result['workloads'].items():
         for metric_name, metric in workload['metrics'].items():
@@ -31,6 +31,7 @@ def write(folder, result, ours):
 
 
 def chart(name, about, metric, rows, ours):
+    """Return the SVG of one metric; `rows` are (peer, summary), the best first."""
     height = TOP + len(rows) * (BAR + GAP) + GAP
     longest = max(both['figure']['max'] for _, both in rows) or 1
     scale = (WIDTH - LABEL - VALUES) / longest
@@ -48,7 +49,7 @@ def chart(name, about, metric, rows, ours):
 
 
 def bar(peer, both, y, scale, is_ours):
-    """A peer's name, its bar, its spread, its median, and the ratio of ours to it."""
+    """Return the SVG of one row: name, bar, spread, median, and the ratio of ours to it."""
     figure, ratio = both['figure'], both['ratio']
     length, low, high = (figure[which] * scale for which in ('median', 'min', 'max'))
     middle, text = y + BAR / 2, y + BAR - 4

@@ -1,6 +1,6 @@
-"""The peers: how each is started, and why one is left out.
+"""The list of peers: how each is started, and why one cannot be measured on this machine.
 
-Owns the list. Knows nothing of what they answer. The rule: who cannot be measured here is named, with the reason.
+A peer that is left out is always reported, with the reason.
 """
 
 import atexit
@@ -20,7 +20,12 @@ LOOPS = {'timers', 'soon', 'threads', 'client'}
 
 
 class Peer:
-    """One server program, and perhaps one for what a loop does besides sockets."""
+    """A server program in `peers/`, and for some peers a program that measures the loop itself.
+
+    workloads       names of the workloads that the server program answers
+    loop_workloads  names of the workloads that the loop program runs
+    needs           a module that has to be installed, or None
+    """
 
     def __init__(self, name, workloads, loop_workloads=frozenset(), needs=None):
         self.name = name
@@ -31,9 +36,9 @@ class Peer:
         self.loop_command = [sys.executable, str(FOLDER / f'{name}_loop.py')]
 
     def missing(self):
-        """Why it cannot be measured here; None when it can."""
+        """Return why it cannot be measured here, or None."""
         if self.needs and importlib.util.find_spec(self.needs) is None:
-            return f'Python has no module {self.needs}'
+            return f'the Python module {self.needs} is not installed'
         return None
 
 
@@ -43,11 +48,11 @@ class Node(Peer):
         self.command = ['node', str(FOLDER / 'node_server.js')]
 
     def missing(self):
-        return None if shutil.which('node') else 'there is no command node'
+        return None if shutil.which('node') else 'the command node is not installed'
 
 
 class Floor(Peer):
-    """The C server, compiled when it is first asked for."""
+    """The server in C, which is compiled when it is first used."""
 
     def __init__(self):
         super().__init__('epoll', REPLIES)
@@ -61,7 +66,7 @@ class Floor(Peer):
 
 @functools.cache
 def compiled(source):
-    """The program made of a C file, gone when this process ends."""
+    """Compile a C file and return the path of the program, which is removed when this process ends."""
     folder = tempfile.mkdtemp(prefix='compare-')
     atexit.register(shutil.rmtree, folder)
     program = f'{folder}/{source.stem}'
@@ -70,12 +75,12 @@ def compiled(source):
 
 
 def peers():
-    """All that are known, the one measured against the others first."""
+    """Return all known peers, this reactor first."""
     return [
         Peer('reactor', ALL | {'defer', 'tls'}, LOOPS),
         Peer('asyncio', ALL | {'tls'}, LOOPS),
         Peer('uvloop', ALL | {'tls'}, LOOPS, needs='uvloop'),
-        # gevent's callbacks run in the turn in which they are added, so it has no chain of turns.
+        # gevent runs a callback in the turn that adds it, so a chain of callbacks does not take a chain of turns.
         Peer('gevent', ALL, LOOPS - {'soon'}, needs='gevent'),
         Peer('twisted', ALL, LOOPS, needs='twisted'),
         Peer('tornado', ALL, LOOPS, needs='tornado'),

@@ -1,6 +1,6 @@
-"""What was found: as a tree for JSON, and as a table for the terminal.
+"""The report: a tree for JSON, and a table for the terminal.
 
-Owns the words. The rule: a ratio always stands with its interval and with how many rounds are behind it.
+A ratio is always shown with its interval and with the number of rounds it comes from.
 """
 
 import json
@@ -9,7 +9,7 @@ from .ratios import ratios, summary, values
 
 
 def summaries(workloads, rounds, ours, syscalls):
-    """By workload and metric: each peer's figures, and the ratios ours/peer."""
+    """Return, by workload and metric, the figures of each peer and the ratios ours/peer."""
     found = {}
     for workload in workloads:
         figures = rounds.figures(workload.name)
@@ -26,6 +26,7 @@ def summaries(workloads, rounds, ours, syscalls):
 
 
 def one_metric(metric, figures, ours):
+    """Return the summary of one metric for each peer; `figures` has a dict for each round."""
     names = list(dict.fromkeys(name for one in figures for name in one))
     by_peer = {}
     for name in names:
@@ -37,7 +38,7 @@ def one_metric(metric, figures, ours):
 
 
 def counted(counts, ours):
-    """Counted once, in a pass of its own, so there is no spread."""
+    """Return the summary of system calls, which are counted in a single pass and so have no spread."""
     by_peer = {name: {'figure': summary([n]), 'ratio': None} for name, n in counts.items()}
     for name, n in counts.items():
         if ours in counts:
@@ -50,10 +51,10 @@ def write(path, result):
 
 
 def table(result, ours):
-    """All figures, each with the ratio of ours to it."""
+    """Return the table for the terminal: each figure with the ratio of ours to it."""
     lines = [f'medians; ratio {ours}/peer within a round: median (min–max)']
     if result['scale'] != 1:
-        lines.append(f'counts of connections and calls times {result["scale"]:g}, so that it is quick')
+        lines.append(f'quick run: counts of connections and calls are multiplied by {result["scale"]:g}')
     lines.append('')
     for name, workload in result['workloads'].items():
         lines.append(f'{name}: {workload["about"]}; rounds: {workload["rounds"]}')
@@ -67,7 +68,7 @@ def table(result, ours):
 
 
 def ordered(metric):
-    """Peers with a figure, the best first."""
+    """Return (peer, summary) of the peers that have a figure, the best first."""
     found = [(peer, both) for peer, both in metric['peers'].items() if both['figure']]
     return sorted(found, key=lambda item: item[1]['figure']['median'], reverse=metric['better'] == 'more')
 
@@ -82,5 +83,5 @@ def ratio_text(ratio):
 
 
 def short(figure):
-    """Four digits that mean something, none in powers of ten."""
+    """Return a figure as text: a whole number from 1,000 on, below that four significant digits."""
     return f'{figure:,.0f}' if abs(figure) >= 1000 else f'{figure:.4g}'

@@ -1,27 +1,32 @@
-"""The rounds that are finished, kept in a file while the rest is measured.
+"""Finished rounds, kept in rounds.jsonl so that an interrupted comparison can continue.
 
-Owns rounds.jsonl: one line for each round of a workload. The rule: a line is written when all of its round is done, and
-rounds measured under other settings are never mixed in.
+One line holds one round of one workload, and is written when that round is complete. Rounds that were measured with
+other settings are refused.
 """
 
 import json
 
 
 class Rounds:
+    """The finished rounds in the file `path`; without `resume` the file is emptied."""
+
     def __init__(self, path, settings, resume):
         self.path = path
         self.settings = settings
         self.done = {}
         if resume and path.exists():
-            self.load()
+            self.read()
         else:
             path.write_text('')
 
-    def load(self):
+    def read(self):
         for line in self.path.read_text().splitlines():
             one = json.loads(line)
             if one['settings'] != self.settings:
-                raise SystemExit(f'{self.path} was measured with {one["settings"]}, now it is {self.settings}')
+                raise SystemExit(
+                    f'{self.path} was measured with {one["settings"]}, not with {self.settings}: '
+                    'give the same options, another --out, or no --resume'
+                )
             self.done[one['workload'], one['round']] = one
 
     def has(self, workload, index):
@@ -35,11 +40,11 @@ class Rounds:
             file.write(json.dumps(one) + '\n')
 
     def figures(self, workload):
-        """What each peer yielded, round by round."""
+        """Return the figures of each peer, one dict for each round."""
         return [one['figures'] for (name, _), one in sorted(self.done.items()) if name == workload]
 
     def failures(self, workload):
-        """What went wrong last, by peer."""
+        """Return the last failure of each peer that failed."""
         found = {}
         for (name, _), one in sorted(self.done.items()):
             if name == workload:

@@ -1,7 +1,7 @@
-"""System calls per request, counted by strace in a pass of its own, since strace slows down what it watches.
+"""System calls per request, counted by strace.
 
-Owns the pass. The rule: a counted number of requests over connections of our own, and every call between the first and
-the last of them.
+strace slows down the process it traces, so this is a separate pass without timing. Our own loads send a known number of
+requests, and every call of the server meanwhile is counted.
 """
 
 import re
@@ -24,10 +24,10 @@ LOADS = {
 
 
 def count_all(workloads, found, window, say):
-    """{workload: {peer: calls per request}} for those that are counted; nothing where there is no strace."""
+    """Return {workload: {peer: calls per request}} for the workloads in LOADS, or {} where strace is missing."""
     counted = [workload for workload in workloads if workload.name in LOADS]
     if counted and not shutil.which('strace'):
-        say('left out: system calls per request: there is no command strace')
+        say('left out: system calls per request: the command strace is not installed')
         return {}
     result = {}
     for workload in counted:
@@ -44,12 +44,13 @@ def count_all(workloads, found, window, say):
 
 
 def count(peer, workload, core):
+    """Return the system calls that one peer makes for a request."""
     with Server(peer, workload, core) as server, tempfile.NamedTemporaryFile('r') as report:
         command = ['strace', '-f', '-c', '-o', report.name, '-p', str(server.pid)]
         with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as tracer:
             try:
                 if 'attached' not in tracer.stderr.readline():
-                    raise Failed('strace may not attach')
+                    raise Failed('strace is not allowed to attach to the server')
                 answered, _ = LOADS[workload](server.port)
                 time.sleep(0.1)
             finally:
@@ -59,7 +60,7 @@ def count(peer, workload, core):
 
 
 def total(text):
-    """All calls in a table of strace -c."""
+    """Return the number of calls in a table that `strace -c` printed."""
     found = re.search(r'^\s*[\d.]+\s+[\d.]+\s+\d*\s+(\d+)\s+(?:\d+\s+)?total$', text, re.MULTILINE)
     if found is None:
         raise Failed('strace reported nothing')

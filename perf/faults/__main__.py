@@ -56,7 +56,7 @@ def measure(case, run):
 
 
 def result_of(case, run, commit):
-    began, others = time.monotonic(), machine.OtherLoad()
+    began, others = time.monotonic(), machine.OtherWork()
     outcome, found, goals, error = measure(case, run)
     return {
         'case': case.name,

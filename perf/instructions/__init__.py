@@ -1,1 +1,1 @@
-"""Instructions per request: a server under callgrind, a client that asks in lock-step, and budgets to compare with."""
+"""User instructions per request, counted by callgrind and compared with budgets: `python -m perf.instructions`."""

@@ -1,17 +1,17 @@
 #!/usr/bin/env python3
 """Count the user instructions that each request costs, and compare them with perf/instructions/budgets.json.
 
-    python -m perf.instructions                     measure the reactor, print a table
-    python -m perf.instructions --check             the same; status 1 when a workload costs 2 % too much
-    python -m perf.instructions --only churn,seed   these workloads alone
-    python -m perf.instructions --peers uvloop      uvloop beside it
-    python -m perf.instructions --update            write what was measured as the budget
+    python -m perf.instructions                     measure the reactor and print a table
+    python -m perf.instructions --check             the same; status 1 when a workload costs 2 % more than its budget
+    python -m perf.instructions --only churn,seed   measure only these workloads
+    python -m perf.instructions --peers uvloop      measure uvloop too
+    python -m perf.instructions --update            write the measured figures as the new budgets
 
-It takes valgrind (Debian: `apt-get install valgrind`). Counts do not depend on the load of the machine, so that one run
-is enough, and a workload on a busy machine gives the same figure. They are no times: system calls count nothing.
+It needs valgrind (Debian: `apt-get install valgrind`). Counts do not depend on what else the machine does, so one run
+is enough. They are not times: system calls count nothing.
 
-Status: 0 when all was measured and, with --check, no budget was exceeded; 1 when one was, or when a workload could not
-be measured; 2 for a wrong command line; 3 when there is no valgrind.
+Status: 0 when everything was measured and, with --check, no budget was exceeded; 1 when one was, or when a workload
+could not be measured; 2 for a wrong command line; 3 when valgrind is missing.
 """
 
 import argparse
@@ -23,6 +23,7 @@ import time
 from pathlib import Path
 
 from perf.common import machine
+from perf.common.command_line import names, refuse_unknown, say
 from perf.common.server import PROJECT, Failed
 
 from . import budgets, callgrind
@@ -31,41 +32,33 @@ from .workloads import WORKLOADS
 
 OURS = 'reactor'
 OTHERS = ('uvloop',)
-UNSTEADY = 0.005  # blocks that differ by more are reported: their median is no figure to compare
+UNSTEADY = 0.005  # a larger relative difference between blocks is reported: such a figure should not be compared
 FAILED, NO_VALGRIND = 1, 3
 
 
 def arguments(argv=None):
-    parser = argparse.ArgumentParser(description='Count user instructions per request, under callgrind.')
-    parser.add_argument('--only', '--workloads', type=names, metavar='NAME[,..]', help='of ' + ', '.join(WORKLOADS))
-    parser.add_argument('--peers', type=names, default=[], metavar='NAME[,..]', help='of ' + ', '.join(OTHERS))
+    parser = argparse.ArgumentParser(description='Count the user instructions of a request, under callgrind.')
+    known = ', '.join(WORKLOADS)
+    parser.add_argument('--only', '--workloads', type=names, metavar='NAME[,..]', help=f'choose from {known}')
+    parser.add_argument('--peers', type=names, default=[], metavar='NAME[,..]', help='choose from ' + ', '.join(OTHERS))
     parser.add_argument('--check', action='store_true', help='status 1 when a budget is exceeded by more than 2 %%')
-    parser.add_argument('--update', action='store_true', help='write what was measured as the budget of this Python')
-    parser.add_argument('--json', type=Path, metavar='FILE', help='write the figures to FILE as well')
+    parser.add_argument('--update', action='store_true', help='write the figures as the budgets of this Python')
+    parser.add_argument('--json', type=Path, metavar='FILE', help='write the figures to FILE too')
     parser.add_argument('--budgets', type=Path, default=budgets.FILE, metavar='FILE', help='default %(default)s')
-    parser.add_argument('--scale', type=float, default=1, help='of the number of requests; below 1 for a trial')
-    parser.add_argument('--list', action='store_true', help='tell the workloads, measure nothing')
+    parser.add_argument('--scale', type=float, default=1, help='factor for the number of requests; below 1 for a trial')
+    parser.add_argument('--list', action='store_true', help='print the workloads and measure nothing')
     args = parser.parse_args(argv)
     if args.check and args.update:
         parser.error('--check compares with the budget and --update replaces it: choose one')
     if args.update and args.scale != 1:
-        parser.error('--update needs the whole number of requests, without --scale')
-    for chosen, known in ((args.only, WORKLOADS), (args.peers, OTHERS)):
-        if unknown := set(chosen or ()) - set(known):
-            parser.error(f'unknown: {", ".join(sorted(unknown))}; there are {", ".join(known)}')
+        parser.error('--update needs the full number of requests: leave out --scale')
+    refuse_unknown(parser, args.only, WORKLOADS)
+    refuse_unknown(parser, args.peers, OTHERS)
     return args
 
 
-def names(text):
-    return [name for name in text.split(',') if name]
-
-
-def say(text):
-    print(text, file=sys.stderr, flush=True)
-
-
 def measure_all(chosen, peers, scale):
-    """{workload: {peer: Figure}} and {workload: {peer: why there is none}}."""
+    """Return {workload: {peer: Figure}} and {workload: {peer: why it failed}}."""
     figures, failures = {}, {}
     with tempfile.TemporaryDirectory(prefix='instructions-') as folder:
         for workload in chosen:
@@ -91,7 +84,7 @@ def measure_all(chosen, peers, scale):
 
 
 def table(figures, known, others):
-    """The figures of each workload as lines of text."""
+    """Return the figures of each workload as a table for the terminal."""
     head = ['workload', 'per', OURS, *(column for name in others for column in (name, 'ratio')), 'budget', 'deviation']
     rows = [head]
     for name, found in figures.items():
@@ -114,7 +107,7 @@ def table(figures, known, others):
 
 
 def verdicts(ours, known):
-    """Say which budgets were exceeded, or can be lowered; return whether one was exceeded."""
+    """Print which budgets are exceeded or can be lowered; return whether one is exceeded."""
     exceeded = False
     for name, found in ours.items():
         budget = known.get(name)
@@ -126,7 +119,7 @@ def verdicts(ours, known):
         elif verdict == budgets.BELOW:
             print(f'budget can be lowered  {text}, the budget is {budget:,} (--update --only {name} writes it)')
         elif verdict == budgets.NONE and known:
-            print(f'NO BUDGET  {text}: measured only')
+            print(f'NO BUDGET  {text}: only measured')
     return exceeded
 
 
@@ -147,7 +140,7 @@ def main(argv=None):
     print(f'Python {budgets.build()}, commit {machine.commit(PROJECT)}, user instructions')
     print(table(figures, known, args.peers))
     if not known:
-        print(f'NO BUDGET FOR THIS PYTHON ({budgets.build()}): measured only')
+        print(f'NO BUDGET FOR THIS PYTHON ({budgets.build()}): only measured')
     exceeded = verdicts(ours, known)
     if args.json:
         args.json.write_text(json.dumps(report(figures, failures, known), indent=2) + '\n')
@@ -157,6 +150,7 @@ def main(argv=None):
 
 
 def report(figures, failures, known):
+    """Return what --json writes."""
     return {
         'python': budgets.build(),
         'commit': machine.commit(PROJECT),
@@ -173,7 +167,7 @@ def write_budgets(ours, known, path):
         before = f'{known[name]:,}' if name in known else 'none'
         print(f'BUDGET CHANGED  {name}: {before} -> {found.instructions:,.0f}')
     budgets.update({name: found.instructions for name, found in ours.items()}, machine.commit(PROJECT), path)
-    print(f'WROTE {path}: commit it with the reason why these costs are right')
+    print(f'WROTE {path}: commit it, and say in the message why these costs are right')
 
 
 if __name__ == '__main__':

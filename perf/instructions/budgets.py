@@ -1,6 +1,6 @@
-"""Budgets: what each workload may cost, for each build of Python; kept in budgets.json beside this file.
+"""Budgets: the instructions that each workload may cost, for each build of Python, kept in budgets.json.
 
-A budget belongs to a minor version of Python and to how it was compiled, since either changes every figure.
+A budget belongs to a minor version of Python and to the way it was compiled, because both change every figure.
 """
 
 import json
@@ -10,13 +10,13 @@ import sysconfig
 from pathlib import Path
 
 FILE = Path(__file__).with_name('budgets.json')
-TOLERANCE = 0.02  # above it, a figure exceeds its budget; below it, the budget can be lowered
+TOLERANCE = 0.02  # a figure that is further above its budget exceeds it; one further below lets the budget be lowered
 OPTIONS = {'--enable-optimizations': 'pgo', '--with-lto': 'lto', '--enable-shared': 'shared', '--with-pydebug': 'debug'}
 WITHIN, ABOVE, BELOW, NONE = 'within', 'above', 'below', 'no budget'
 
 
 def build(version=None, config_args=None):
-    """Return the name of a build of Python, like '3.11 shared'; by default of the one that runs this."""
+    """Return the name of a build of Python, like '3.11 shared'; by default of the running one."""
     version = version or '.'.join(platform.python_version_tuple()[:2])
     arguments = (sysconfig.get_config_var('CONFIG_ARGS') or '') if config_args is None else config_args
     return ' '.join([version, *(word for option, word in OPTIONS.items() if option in arguments)])
@@ -37,11 +37,12 @@ def judge(instructions, budget):
 
 
 def read(path=FILE):
+    """Return all budgets, by build."""
     return json.loads(path.read_text())
 
 
 def update(figures, commit, path=FILE):
-    """Write the budgets of this build that were measured, {workload: instructions}; the others stay."""
+    """Write the budgets of this build, {workload: instructions}; budgets that are not in `figures` stay."""
     known = read(path) if path.exists() else {}
     entry = known.setdefault(build(), {})
     entry['measured'] = {

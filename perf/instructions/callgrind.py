@@ -1,7 +1,7 @@
-"""A server under valgrind's callgrind: how many user instructions it executes between two marks.
+"""A server under valgrind's callgrind, which counts the user instructions between two marks.
 
-The server runs in a fixed environment and without address space randomisation, so that the same code executes the same
-instructions each time. Whatever else the machine does makes it slower, but changes no count.
+The server runs in a fixed environment and without address space randomisation, so the same code executes the same
+instructions each time. Other work on the machine makes it slower, but does not change the count.
 """
 
 import contextlib
@@ -19,9 +19,9 @@ from perf.common.server import PROJECT, Failed, Server
 
 PEERS = PROJECT / 'perf' / 'compare' / 'peers'
 MARKED = Path(__file__).with_name('marked.py')
-START = 120  # seconds until a server must listen: callgrind makes it 50 times slower, other processes make it worse
-WRITTEN = 60  # seconds until a mark must be written down
-LOOK = 0.0002  # seconds between two looks at the server
+START = 120  # seconds within which a server must listen: callgrind makes it 50 times slower, a busy machine even more
+WRITTEN = 60  # seconds within which callgrind must write the count of a mark
+LOOK = 0.0002  # seconds between two checks of the server's state
 SLEEPING, STOPPED = 'S', 'T'  # states of a process in /proc/PID/stat
 MARK_FUNCTION = 'getppid'  # what marked.py calls
 
@@ -31,18 +31,18 @@ def missing():
     if sys.platform != 'linux':
         return 'it needs Linux'
     if not shutil.which('valgrind'):
-        return 'there is no command valgrind (Debian: apt-get install valgrind)'
+        return 'the command valgrind is not installed (Debian: apt-get install valgrind)'
     return None
 
 
 def total(text):
-    """Return the instructions that a file written by callgrind has counted, or None while it is incomplete."""
+    """Return the number of instructions in a file that callgrind wrote, or None while it is incomplete."""
     found = re.search(r'^totals: (\d+)\n', text, re.MULTILINE)
     return int(found[1]) if found else None
 
 
 class Program:
-    """What `perf.common.server.Server` needs to start one: a name and a command."""
+    """What `perf.common.server.Server` needs of a peer: a name and a command."""
 
     def __init__(self, name, command):
         self.name = name
@@ -50,7 +50,7 @@ class Program:
 
 
 class Uncounted(Server):
-    """A server in the environment that counts need, without callgrind; it can be stopped. A context manager."""
+    """A server in the fixed environment, without callgrind, that can be stopped for a while. A context manager."""
 
     def __init__(self, script, workload, delay, folder, under=()):
         self.delay = delay  # seconds until a delayed answer
@@ -59,9 +59,9 @@ class Uncounted(Server):
 
     @contextlib.contextmanager
     def stopped(self):
-        """Stop the server for the time of the `with`, once it sleeps in its selector.
+        """Stop the server during the `with` block, as soon as it sleeps in its selector.
 
-        When it goes on, its selector returns everything that has happened meanwhile in one list of events.
+        When it continues, its selector returns everything that has happened meanwhile in one list of events.
         """
         self.wait_for_state(SLEEPING)
         os.kill(self.pid, signal.SIGSTOP)
@@ -75,7 +75,7 @@ class Uncounted(Server):
         until = time.monotonic() + WRITTEN
         while (state := self.state()) != wanted:
             if state in 'ZX' or time.monotonic() > until:
-                raise Failed(f'the server is in state {state}, and not in {wanted}')
+                raise Failed(f'the server is in process state {state}, not {wanted}')
             time.sleep(LOOK)
 
     def state(self):
@@ -85,7 +85,7 @@ class Uncounted(Server):
 
 
 class Counted(Uncounted):
-    """The same under callgrind. `folder` receives what callgrind writes, and compiled modules."""
+    """A server under callgrind, whose files and compiled modules are written to `folder`."""
 
     def __init__(self, script, workload, delay, folder):
         self.prefix = folder / f'{script.stem}-{workload}'
@@ -105,11 +105,11 @@ class Counted(Uncounted):
                 path.unlink()
                 return counted
             time.sleep(0.001)
-        raise Failed(f'callgrind wrote nothing for {WRITTEN} s after a mark: {path}')
+        raise Failed(f'callgrind did not write {path} within {WRITTEN} s after a mark')
 
 
 def environment(folder):
-    """Return the beginning of a command that runs another in an environment that is the same everywhere."""
+    """Return a prefix that runs a command in an environment that is the same everywhere."""
     variables = {
         'PATH': os.environ.get('PATH', os.defpath),
         'LC_ALL': 'C.UTF-8',
@@ -124,6 +124,7 @@ def environment(folder):
 
 
 def callgrind(prefix):
+    """Return a prefix that runs a command under callgrind, which writes PREFIX.1, PREFIX.2 and so on at marks."""
     return [
         *without_randomisation(),
         *('valgrind', '--quiet', '--tool=callgrind', f'--callgrind-out-file={prefix}'),
@@ -133,7 +134,7 @@ def callgrind(prefix):
 
 @functools.cache
 def without_randomisation():
-    """Return the beginning of a command that runs another at fixed addresses, or nothing where that is forbidden."""
+    """Return a prefix that runs a command at fixed addresses, or [] where that is forbidden."""
     command = ['setarch', '-R']
     try:
         subprocess.run([*command, 'true'], check=True, capture_output=True)

@@ -1,8 +1,8 @@
-"""Run a server program so that it can be marked: `python marked.py PROGRAM ARGUMENTS`, under callgrind.
+"""Run a server program under callgrind with marks: `python marked.py PROGRAM ARGUMENTS`.
 
-At each SIGUSR1 the process calls `os.getppid`, which nothing else here calls: callgrind is asked to write down what it
-has counted whenever that function is entered, and to count from zero again. The handler is plain Python, so the marked
-server has no thread and no descriptor that it does not have in production.
+At each SIGUSR1 the process calls `os.getppid`, which nothing else here calls. callgrind is set up to write its count
+whenever that function is entered, and to start again from zero. The handler is plain Python, so the server has no
+thread and no descriptor that it would not have in production.
 """
 
 import gc
@@ -15,8 +15,8 @@ import sys
 def mark(signum, frame):
     """Begin the next interval.
 
-    The garbage collector starts each interval with its counters at zero, and leaves alone what exists already, so a
-    collection costs what the requests leave behind, and not the size of the program.
+    `gc.freeze()` resets the collector's counters and exempts all objects that exist. So the cost of a collection
+    depends on the objects that the requests leave, and not on the size of the program.
     """
     gc.freeze()
     os.getppid()

@@ -1,7 +1,7 @@
-"""One workload on one peer: how many instructions a request takes, and how steady that figure is.
+"""Measure one workload on one peer: the instructions for a request, and how much the figure varies.
 
-Start-up and warm-up end at the first mark. Intervals without a request show what a mark costs by itself. Every block
-that is measured contains this cost once, so it is subtracted.
+Start-up and warm-up end at the first mark. An interval without requests shows the cost of a mark itself. Each measured
+interval contains that cost once, so it is subtracted.
 """
 
 from dataclasses import dataclass
@@ -10,31 +10,31 @@ from statistics import median
 from . import callgrind
 from .workloads import TooSlow
 
-# Requests at least until CPython has specialised the code that runs, and until counters have left the small integers,
-# up to 256, which cost no allocation.
+# Requests before the first measured one. CPython has then specialised the code, and counters are above 256: smaller
+# integers are preallocated, so counting up to 256 costs less.
 WARM_UP = 300
-BLOCKS = 3  # intervals that are measured
-ATTEMPTS = 4  # with a longer delay each time, on a machine that is too busy for the shorter one
-EMPTY = 2  # intervals without a request, of which the last one is used: the first contains the end of the warm-up
+BLOCKS = 3  # measured intervals
+ATTEMPTS = 4  # each with a longer delay than the last, for a machine that is too busy for the short one
+EMPTY = 2  # intervals without requests; the last one is used, because the first contains the end of the warm-up
 
 
 @dataclass
 class Figure:
-    """User instructions for one unit of a workload, and the relative difference of the blocks."""
+    """User instructions for one unit of a workload, and the relative difference between the blocks."""
 
     instructions: float
     spread: float
 
 
 def figure(empty, blocks, units):
-    """Return the `Figure` of blocks of `units` units each, when an interval without any takes `empty` instructions."""
+    """Return the `Figure` of blocks of `units` units each; an interval without requests costs `empty` instructions."""
     each = sorted((block - empty) / units for block in blocks)
     middle = median(each)
     return Figure(middle, (each[-1] - each[0]) / middle)
 
 
 def measure(peer, workload, folder, scale=1):
-    """Count `workload` on the peer of that name; `folder` is for files that can be removed afterwards."""
+    """Measure `workload` on the peer of that name; `folder` is for temporary files."""
     delay = workload.delay
     for attempt in range(ATTEMPTS):
         try:
@@ -48,7 +48,7 @@ def measure(peer, workload, folder, scale=1):
 def count(peer, workload, delay, folder, rounds):
     script = callgrind.PEERS / f'{peer}_{workload.server}.py'
     with callgrind.Uncounted(script, workload.workload, delay, folder):
-        pass  # it has compiled all modules now
+        pass  # this run compiles all modules
     with callgrind.Counted(script, workload.workload, delay, folder) as server, workload.connected(server) as ask:
 
         def interval(rounds):

@@ -1,9 +1,9 @@
 """The workloads: which server runs, and what its clients do.
 
-All clients ask together, so that the path of a request is counted and not the turn of the loop that handles it (`chain`
-counts turns). The server is stopped while they ask. When it goes on, it finds all requests at once and handles them in
-the same turns each time, and the clients ask again only when it sleeps. So the speed of the machine does not change the
-count.
+All clients send their requests together, so the count is that of a request and not of the turn of the loop that handles
+it (`chain` counts turns). The server is stopped while they send. When it continues, it finds all requests at once and
+handles them in the same turns each time, and the clients send again only when it sleeps. So the speed of the machine
+does not change the count.
 """
 
 import contextlib
@@ -14,26 +14,26 @@ from perf.common.server import Failed
 from perf.compare.peers import common
 from perf.loads.sockets import REQUEST, connect
 
-TIMEOUT = 60  # seconds until an answer must be there
-DELAY = 0.15  # seconds until the delayed answer, by when the server must have read all requests
-# The least lateness of the timers, in seconds. The reactor counts late timers in buckets whose bounds double. One of
-# them begins at 0.125 s, and all timers fall into it on every machine that is not much too busy.
+TIMEOUT = 60  # seconds within which a reply must arrive
+DELAY = 0.15  # seconds until the delayed reply; the server must have read all requests within this time
+# Every timer is at least this many seconds late. The reactor counts late timers in buckets whose bounds double. One
+# bucket begins at 0.125 s, and all timers fall into it unless the machine is far too busy.
 LATE = 0.13
 
 
 class TooSlow(Failed):
-    """The machine is so busy that a timer may have run before all requests were read."""
+    """The machine is so busy that a timer may have fired before all requests were read."""
 
 
 class Workload:
-    """A kind of request, made by `clients` together, `rounds` times in each interval that is counted."""
+    """A kind of request, sent by `clients` together, `rounds` times in each interval."""
 
-    server = 'server'  # the program in perf/compare/peers/, after the name of the peer
+    server = 'server'  # the program perf/compare/peers/PEER_SERVER.py
     reply = common.REPLY
-    units = 1  # what one request is counted as
-    what = 'request'
-    delay = 0  # seconds that the server waits before it answers
-    not_for = ()  # (peer, why the workload has no meaning for it)
+    units = 1  # units that one request counts as
+    what = 'request'  # the name of a unit
+    delay = 0  # seconds that the server waits before it replies
+    not_for = ()  # (peer, why the workload does not apply to it)
 
     def __init__(self, name, about, clients, rounds, workload=None):
         self.name = name
@@ -44,7 +44,7 @@ class Workload:
 
     @contextlib.contextmanager
     def connected(self, server):
-        """Connect the clients; yield a function that makes all of them ask and receive their answers."""
+        """Connect the clients; yield a function that sends a request from each and receives all replies."""
         with contextlib.ExitStack() as stack:
             socks = [stack.enter_context(self.connect(server.port)) for _ in range(self.clients)]
             yield lambda: self.ask(server, socks)
@@ -75,7 +75,7 @@ class Secure(Workload):
 
 
 class Connecting(Workload):
-    """A connection for each request, which the server closes after its answer."""
+    """A connection for each request, which the server closes after its reply."""
 
     reply = common.LAST_REPLY
 
@@ -102,7 +102,7 @@ class Deferred(Connecting):
 
 
 class Delayed(Connecting):
-    """The server is stopped until all of its timers are due, so that they run in one turn."""
+    """The server is stopped until all its timers are due, so that they fire in one turn."""
 
     reply = common.LATE_REPLY
     delay = DELAY
@@ -122,24 +122,24 @@ class Chain(Workload):
 
 
 def receive(sock, expected, last=False):
-    """Receive this answer and, when it is the `last`, the end of the connection."""
+    """Receive the `expected` reply and, if it is the `last`, the end of the connection; raise `Failed` for others."""
     data = b''
     while len(data) < len(expected) and (piece := sock.recv(65536)):
         data += piece
     if data != expected:
-        raise Failed(f'the server answered {data!r}, and not {expected!r}')
+        raise Failed(f'the server answered {data!r}, not {expected!r}')
     if last and (rest := sock.recv(1)):
-        raise Failed(f'the server went on after its answer: {rest!r}')
+        raise Failed(f'the server sent more after its reply: {rest!r}')
 
 
 WORKLOADS = {
     workload.name: workload
     for workload in (
-        Workload('keepalive', 'a request on a connection that stays', 100, 20),
+        Workload('keepalive', 'a request on a connection that stays open', 100, 20),
         Connecting('churn', 'a connection for one request', 32, 30),
-        Deferred('churn_defer', 'the same, accepted with defer_accept', 32, 30, 'defer'),
-        Secure('tls', 'a request on a TLS 1.3 connection that stays', 20, 20),
-        Delayed('seed', 'a connection for one request, answered by a timer, closed by a write-callback', 32, 8),
-        Chain('chain', 'a turn for one call of call_soon, each call made by the one before it', 1, 2),
+        Deferred('churn_defer', 'a connection for one request, accepted with defer_accept', 32, 30, 'defer'),
+        Secure('tls', 'a request on a TLS 1.3 connection that stays open', 20, 20),
+        Delayed('seed', 'a connection for one request, answered by a timer, closed by the write callback', 32, 8),
+        Chain('chain', 'a turn of the loop for one call of call_soon, each call made by the one before it', 1, 2),
     )
 }

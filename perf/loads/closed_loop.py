@@ -1,6 +1,6 @@
-"""Closed loads of our own: ask, read, ask again. For machines without wrk, large replies, and counted requests.
+"""Closed-loop loads: send a request, read the reply, send the next. The number in flight is fixed.
 
-Owns nothing. The rule: a fixed number in flight, one request in each connection.
+They stand in for wrk where it is missing, and serve for large replies and for counting system calls.
 """
 
 import selectors
@@ -10,7 +10,10 @@ from .sockets import REQUEST, TIMEOUT, connect, connections
 
 
 def keep_alive(port, count, seconds, size, most=float('inf')):
-    """(requests answered, seconds it took) over `count` connections with replies of `size` bytes."""
+    """Send requests over `count` connections that stay open, with replies of `size` bytes.
+
+    Stop after `seconds` or `most` replies. Returns (requests answered, seconds it took).
+    """
     answered, started = 0, time.monotonic()
     with connections(port, count) as socks, selectors.DefaultSelector() as selector:
         left = dict.fromkeys(socks, size)
@@ -22,7 +25,7 @@ def keep_alive(port, count, seconds, size, most=float('inf')):
                 sock = key.fileobj
                 data = sock.recv(1 << 18)
                 if not data:
-                    raise ConnectionError('the server closed a connection that should stay')
+                    raise ConnectionError('the server closed a connection that should stay open')
                 left[sock] -= len(data)
                 if left[sock] <= 0:
                     answered += 1
@@ -32,7 +35,7 @@ def keep_alive(port, count, seconds, size, most=float('inf')):
 
 
 def reconnect(port, count, seconds, most=float('inf')):
-    """The same with one connection for each request, which the server closes."""
+    """Do the same with one connection for each request, which the server closes."""
     answered, started = 0, time.monotonic()
     with selectors.DefaultSelector() as selector:
         for _ in range(count):
@@ -51,6 +54,7 @@ def reconnect(port, count, seconds, most=float('inf')):
 
 
 def ask(selector, port):
+    """Connect and send a request; the selector reports the reply."""
     sock = connect(port)
     sock.send(REQUEST)
     selector.register(sock, selectors.EVENT_READ)

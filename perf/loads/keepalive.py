@@ -1,8 +1,7 @@
-"""Clients of an HTTP server that keep their connections, and heed it when an answer says `Connection: close`.
+"""HTTP clients that keep their connections open, and reconnect after a response with `Connection: close`.
 
-Owns the connections and what became of each request. The rule: a request is lost when it was sent and its connection
-ended without the whole answer, for whatever reason; a connection that ends between two requests has lost nothing, and
-neither has who is refused.
+A request is lost when it was sent and its connection ended without the whole response, for whatever reason. A
+connection that ends between two requests loses nothing, and a refused connection is counted separately.
 """
 
 import selectors
@@ -12,14 +11,14 @@ from .sockets import connect
 
 
 class KeepAliveClients:
-    """`count` of them; a context manager. Each asks again at once when it was answered."""
+    """`count` clients, each of which sends its next request as soon as it has a response; a context manager."""
 
     def __init__(self, port, path, count):
         self.port = port
         self.request = f'GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n'.encode()
         self.count = count
         self.answered = self.lost = self.refused = self.closed = 0
-        self.received = {}  # by socket, of the answer that it waits for
+        self.received = {}  # by socket: the bytes so far of the response that it waits for
 
     def __enter__(self):
         self.selector = selectors.DefaultSelector()
@@ -33,7 +32,7 @@ class KeepAliveClients:
         self.selector.close()
 
     def go(self, seconds):
-        """For so long, or until nobody is connected any more."""
+        """Run for `seconds`, or until no client is connected."""
         until = time.monotonic() + seconds
         while self.received and (left := until - time.monotonic()) > 0:
             for key, _ in self.selector.select(left):
@@ -53,7 +52,7 @@ class KeepAliveClients:
         try:
             sock.sendall(self.request)
         except OSError:
-            pass  # reading tells
+            pass  # reading meets the same error, and counts it
 
     def read(self, sock):
         try:

@@ -1,1 +1,1 @@
-"""The parts of perf/profile.sh: servers to profile, their load, and what is made of the recordings."""
+"""The parts of perf/profile.sh: servers to profile, the load on them, and the reports about the recordings."""

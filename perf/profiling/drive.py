@@ -1,8 +1,7 @@
-"""The load: connections that keep a workload busy, from a process of their own.
+"""The load on a server that is profiled: connections that keep it busy, from a process of their own.
 
-Owns how many there are and when they ask. Does not know the server but by its answers. The rule: a connection asks
-again as soon as it is answered, so the server decides the pace; it goes on until SIGTERM, and ends by itself when the
-server is gone.
+A connection sends its next request as soon as it has a reply, so the server sets the pace. The load ends at SIGTERM,
+and by itself when the server is gone.
 """
 
 from __future__ import annotations
@@ -17,12 +16,12 @@ import reactor
 REQUEST = b'GET / HTTP/1.1\r\nHost: profile\r\n\r\n'
 CONNECTIONS = {'keepalive': 32, 'churn': 32, 'seed': 1000, 'idle': 500, 'pump': 4, 'timers': 100}
 ASKING = {'keepalive', 'churn', 'seed', 'timers'}
-ASKING_AGAIN = {'keepalive', 'timers'}  # on the same connection; the others are closed, and make a new one
-SPREAD = 1.0  # seconds over which the first connections are made, so that they do not march in step
+ASKING_AGAIN = {'keepalive', 'timers'}  # on the same connection; the other workloads use a new one
+SPREAD = 1.0  # seconds over which the first connections are spread, so that they do not run in step
 
 
 class Drive:
-    """The connections of one workload, and what came of them."""
+    """The connections of one workload, and counts of what they received."""
 
     def __init__(self, r, workload, host, port):
         self.r = r
@@ -61,14 +60,14 @@ class Drive:
         self.r.call_soon(self.connect)
 
     def report(self):
-        """What was done, as one line of JSON."""
+        """Return the counts as one line of JSON."""
         seconds = monotonic() - self.started
         return json.dumps({'seconds': round(seconds, 3), 'connections': self.connected, 'replies': self.replies,
                            'bytes': self.bytes, 'errors': self.errors})  # fmt: skip
 
 
 def main(workload, host, port):
-    """Drive until SIGTERM."""
+    """Send requests until SIGTERM, then print the report."""
     with reactor.Reactor() as r:
         drive = Drive(r, workload, host, int(port))
         r.run()

@@ -1,9 +1,9 @@
-"""The flame graph: one recording as an SVG that needs nothing else, to look at, click into and search.
+"""The flame graph of a recording, as one SVG file that can be zoomed and searched.
 
-Owns the drawing. Does not know how samples were taken. The rule: every frame is an `<svg>` of its own with its place in
-percent, so the picture fits any width and cuts its own texts, with or without the script; the script only zooms,
-searches and tells details. Frames are functions, coloured by the phase they run in; their lines are in the tooltip.
-`--picture` draws one for a page that shows images and runs nothing: a width of its own, a legend and no script.
+Every frame is a nested `<svg>` whose place is given in percent, so the graph fits any width and clips its own texts,
+even where scripts do not run. The script only zooms, searches and shows details. A frame is a function, coloured by the
+phase it runs in; the tooltip has its lines. `--picture` draws a graph for pages that show images and run no scripts: it
+has a fixed width, a legend and no script.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ from pathlib import Path
 from zlib import crc32
 
 from .phases import BETWEEN, FUNCTIONS, OUTSIDE, PHASES
-from .speedscope import Frame, Stack, load
+from .speedscope import Frame, Stack, read
 
 ROW = 19  # pixels
 TOP = 76  # pixels above the first row
-LINES_TOLD = 5  # of a function, in its tooltip
-WIDE_ENOUGH = 3  # pixels of a frame in a picture, which cannot be zoomed into
+LINES_SHOWN = 5  # of a function, in its tooltip
+WIDE_ENOUGH = 3  # pixels; narrower frames are left out of a picture, which cannot be zoomed
 SHADES = 4
 VIEWS = {
     'wall': 'wall time: where the loop was, waiting or not',
     'cpu': 'CPU time of Python: samples in which it held the GIL',
     'native': 'wall time, with the frames of C functions',
 }
-COLOURS = {  # of a phase: hue and saturation
+COLOURS = {  # hue and saturation of each phase
     '_poll': (208, 45),
     '_dispatch': (27, 88),
     '_run_timers': (140, 42),
@@ -40,25 +40,25 @@ COLOURS = {  # of a phase: hue and saturation
 
 
 class Node:
-    """A function, called from where it was called from."""
+    """A function, at one place in the tree of calls."""
 
     def __init__(self, label: str, phase: str) -> None:
         self.label = label
         self.phase = phase
         self.count = 0
-        self.own = 0  # samples in which it called nobody
+        self.own = 0  # samples in which it was the innermost frame
         self.lines: Counter[int] = Counter()
         self.children: dict[tuple[str, str], Node] = {}
 
     def child(self, key: tuple[str, str], label: str, phase: str) -> Node:
-        """The function called from here, made when it is new."""
+        """Return the node of a function called from here; create it if it is new."""
         if key not in self.children:
             self.children[key] = Node(label, phase)
         return self.children[key]
 
 
 def tree(threads: dict[str, list[Stack]]) -> Node:
-    """All samples merged from the outermost frame on; a level of threads only when there are several."""
+    """Merge all samples from the outermost frame inwards; threads get a level only if there are several."""
     root = Node('all', OUTSIDE)
     for name, stacks in threads.items():
         top = root.child((name, ''), name, OUTSIDE) if len(threads) > 1 else root
@@ -70,7 +70,7 @@ def tree(threads: dict[str, list[Stack]]) -> Node:
 
 
 def add(top: Node, stack: Stack) -> None:
-    """Count one sample."""
+    """Add one sample."""
     node, phase = top, OUTSIDE
     for frame in stack:
         if phase not in PHASES:
@@ -82,12 +82,12 @@ def add(top: Node, stack: Stack) -> None:
 
 
 def label(frame: Frame) -> str:
-    """What stands in a frame's box."""
+    """Return the text in a frame's box."""
     return f'{frame.function} ({frame.path})' if frame.file else frame.function
 
 
 def walk(node: Node, left: int = 0, depth: int = 0) -> Iterator[tuple[Node, int, int]]:
-    """Every node with the samples to its left and its depth; siblings by name, so that two graphs compare."""
+    """Yield (node, samples to its left, depth); siblings are sorted by name, so that two graphs can be compared."""
     yield node, left, depth
     for _, child in sorted(node.children.items()):
         yield from walk(child, left, depth + 1)
@@ -95,20 +95,20 @@ def walk(node: Node, left: int = 0, depth: int = 0) -> Iterator[tuple[Node, int,
 
 
 def tooltip(node: Node, total: int) -> str:
-    """All there is to say of a frame."""
-    told = f'{node.label}\n{node.count:,} samples, {100 * node.count / total:.1f} %'
+    """Return the tooltip of a frame: its share, its phase and its lines."""
+    text = f'{node.label}\n{node.count:,} samples, {100 * node.count / total:.1f} %'
     if node.own and node.children:
-        told += f', {100 * node.own / total:.1f} % in itself'
+        text += f', {100 * node.own / total:.1f} % in itself'
     if node.phase in PHASES:
-        told += f', in {node.phase}'
-    for line, count in node.lines.most_common(LINES_TOLD):
+        text += f', in {node.phase}'
+    for line, count in node.lines.most_common(LINES_SHOWN):
         if line:
-            told += f'\nline {line}: {100 * count / total:.1f} %'
-    return told
+            text += f'\nline {line}: {100 * count / total:.1f} %'
+    return text
 
 
 def box(node: Node, left: int, depth: int, total: int) -> str:
-    """One frame."""
+    """Return the SVG of one frame."""
     place = f'x="{100 * left / total:.4f}%" y="{TOP + depth * ROW}" width="{100 * node.count / total:.4f}%"'
     shade = crc32(node.label.encode()) % SHADES
     return (
@@ -119,7 +119,7 @@ def box(node: Node, left: int, depth: int, total: int) -> str:
 
 
 def style() -> str:
-    """The colours, for light and for dark."""
+    """Return the stylesheet, with colours for light and dark pages."""
     phases = ''.join(
         f'.flame .p{index}{{--hue:{hue};--saturation:{saturation}%}}'
         for index, (hue, saturation) in enumerate(COLOURS.values())
@@ -129,7 +129,7 @@ def style() -> str:
 
 
 def draw(threads: dict[str, list[Stack]], title: str, subtitle: str) -> str:
-    """The SVG."""
+    """Return the SVG of an interactive graph."""
     root = tree(threads)
     nodes = list(walk(root)) if root.count else []
     height = TOP + ROW * (1 + max((depth for _, _, depth in nodes), default=0)) + 8
@@ -140,7 +140,7 @@ def draw(threads: dict[str, list[Stack]], title: str, subtitle: str) -> str:
 
 
 def picture(threads: dict[str, list[Stack]], title: str, subtitle: str, width: int) -> str:
-    """An SVG to be shown as an image, `width` pixels wide."""
+    """Return an SVG to be shown as an image, `width` pixels wide."""
     root = tree(threads)
     seen = [found for found in walk(root) if found[0].count * width >= WIDE_ENOUGH * root.count > 0]
     height = TOP + ROW * (1 + max((depth for _, _, depth in seen), default=0)) + 8
@@ -244,7 +244,7 @@ FRAME = """\
 xmlns="http://www.w3.org/1999/xhtml" type="search" placeholder="search a function or file" \
 aria-label="search a function or file" autocomplete="off"/></foreignObject>
 <text class="quiet reset gone" x="-4" y="42" text-anchor="end">show all</text></svg>
-<text class="quiet details" x="4" y="64">Click a frame to zoom in, point at it for its lines.</text>
+<text class="quiet details" x="4" y="64">Click a frame to zoom in; point at it to see its lines.</text>
 {boxes}
 <script>{script}</script>
 </svg>
@@ -263,13 +263,13 @@ PICTURE = """\
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description='Draw VIEW.svg from VIEW.speedscope.json.')
+    parser = argparse.ArgumentParser(description='Draw VIEW.svg from VIEW.speedscope.json, in the folder of a profile.')
     parser.add_argument('out', type=Path, help='the folder of the profile')
     parser.add_argument('view', choices=list(VIEWS))
-    parser.add_argument('--picture', type=int, metavar='WIDTH', help='an image of so many pixels for a page, no script')
-    parser.add_argument('--title', help='what stands above it')
+    parser.add_argument('--picture', type=int, metavar='WIDTH', help='draw an image of this width, without a script')
+    parser.add_argument('--title', help='the title above the graph')
     args = parser.parse_args()
-    threads = load(args.out / f'{args.view}.speedscope.json')
+    threads = read(args.out / f'{args.view}.speedscope.json')
     samples = sum(map(len, threads.values()))
     title, subtitle = args.title or VIEWS[args.view][:1].upper() + VIEWS[args.view][1:], f'{samples:,} samples'
     if args.picture:

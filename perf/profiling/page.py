@@ -1,7 +1,7 @@
-"""The page: everything of one profile in an index.html that needs no network and no file beside it.
+"""The page of a profile: an index.html that needs no network and no other file.
 
-Owns the words and the layout. Does not compute: it shows phases.json, meta.json and the flame graphs that are there.
-The rule: a figure that is not known is not shown, a warning always is, and first.
+It computes nothing, but shows phases.json, meta.json and the flame graphs. Unknown figures are left out. Warnings are
+always shown, and come first.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from .phases import BETWEEN, verdict
 
 
 def bar(percent: float | None, phase: str, kind: str = '') -> str:
-    """A figure with a bar as long."""
+    """Return a table cell: a percentage, with a bar of that length."""
     if percent is None:
         return '<td></td>'
     return (
@@ -27,7 +27,7 @@ def bar(percent: float | None, phase: str, kind: str = '') -> str:
 
 
 def phase_rows(result: dict[str, Any]) -> str:
-    """The table by phase."""
+    """Return the rows of the table by phase."""
     rows = []
     for each in result['phases']:
         phase = each['phase']
@@ -42,7 +42,7 @@ def phase_rows(result: dict[str, Any]) -> str:
 
 
 def line_tables(result: dict[str, Any]) -> str:
-    """The costliest lines of each phase."""
+    """Return a table of the costliest lines for each phase."""
     parts = []
     for each in result['phases']:
         rows = '\n'.join(
@@ -62,7 +62,7 @@ def line_tables(result: dict[str, Any]) -> str:
 
 
 def banner(result: dict[str, Any], meta: dict[str, Any]) -> str:
-    """Whether to believe it."""
+    """Return the warnings, and whether sampler and reactor agree."""
     lines = [f'<p class="warning">WARNING: {escape(text)}</p>' for text in meta['warnings'] + result['warnings']]
     if result['agreement'] and result['agreement']['agrees']:
         lines.append(f'<p class="good">{escape(verdict(result["agreement"]).capitalize())}.</p>')
@@ -70,7 +70,7 @@ def banner(result: dict[str, Any], meta: dict[str, Any]) -> str:
 
 
 def facts(result: dict[str, Any], meta: dict[str, Any]) -> str:
-    """What was measured, with what, and what went through meanwhile."""
+    """Return the list of facts: the recording, the versions, and what the reactor counted meanwhile."""
     found = {
         'recorded': f'{meta["seconds"]} s each at {meta["rate"]} Hz',
         'commit': meta['commit'],
@@ -95,7 +95,7 @@ def facts(result: dict[str, Any], meta: dict[str, Any]) -> str:
 
 
 def page(result: dict[str, Any], meta: dict[str, Any], graphs: dict[str, str]) -> str:
-    """The whole of index.html."""
+    """Return the text of index.html."""
     drawn = '\n'.join(f'<div class="graph" id="{view}">{svg}</div>' for view, svg in graphs.items())
     clock = '<th class="wide">reactor %</th>' if result['reactor'] else '<th></th>'
     return PAGE.format(
@@ -159,7 +159,7 @@ PAGE = """\
 </head>
 <body>
 <h1>Profile of {target}</h1>
-<p class="quiet">Where the turns of the reactor spend their time: sampled from outside, and by the reactor's own
+<p class="quiet">Where the turns of the reactor spend their time, as sampled from outside and by the reactor's own
 clock.</p>
 {banner}
 <h2>By phase</h2>
@@ -170,8 +170,8 @@ clock.</p>
 {phases}
 </tbody>
 </table></div>
-<p class="quiet">Wall: all time, waiting included. Reactor: the same time by the loop's own counters; they should agree.
-CPU: samples in which Python held the GIL, so without system calls, whose time is in the wall view only.</p>
+<p class="quiet">Wall: all time, including waiting. Reactor: the same time by the loop's own counters; the two should
+agree. CPU: samples in which Python held the GIL. System calls release it, so their time is in the wall view only.</p>
 <h2>Costliest lines</h2>
 {lines}
 <h2>Flame graphs</h2>

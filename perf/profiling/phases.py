@@ -1,8 +1,7 @@
-"""The table by phase: how a turn's time splits, by the sampler and by the reactor's own clock.
+"""The table by phase: how the time of a turn is divided, by the sampler and by the reactor's own clock.
 
-Owns the names of the phases and the comparison. Does not record, nor draw. The rule: a sample belongs to the outermost
-phase in its stack, and what lies between two phases is compared with `_poll`, since the reactor's `idle_time` runs from
-the end of one turn's last phase to the end of the next turn's wait.
+A sample belongs to the outermost phase in its stack. Samples between two phases are compared with `_poll`, because the
+reactor's `idle_time` runs from the end of a turn's last phase to the end of the next turn's wait.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from .speedscope import Stack, load
+from .speedscope import Stack, read
 
 PHASES = ('_poll', '_dispatch', '_run_timers', '_run_soon', '_run_completions')
 BETWEEN = 'between phases'
@@ -25,15 +24,15 @@ FUNCTIONS = {f'Loop.{phase}': phase for phase in PHASES} | {'TimerHeap.collect':
 AROUND = {'Loop.run', 'Loop.run_once', 'Loop._turn'}
 TIMES = dict(
     zip(PHASES, ('idle_time', 'dispatch_time', 'timers_time', 'soon_time', 'completions_time'), strict=True)
-)  # the reactor's words for them
+)  # the reactor's counters for them
 
-TOLERANCE = 5.0  # points of a hundred between the two measurements
-FEWEST = 100  # samples; below that the shares mean nothing
-COSTLIEST = 5  # lines shown of each phase
+TOLERANCE = 5.0  # percentage points by which the two measurements may differ
+FEWEST = 100  # samples; with fewer, shares mean nothing
+COSTLIEST = 5  # lines shown for each phase
 
 
 def phase_of(stack: Stack) -> str:
-    """Which row of the table a sample belongs to."""
+    """Return the row of the table that a sample belongs to."""
     place = OUTSIDE
     for frame in stack:
         if frame.function in FUNCTIONS:
@@ -44,7 +43,7 @@ def phase_of(stack: Stack) -> str:
 
 
 class Count:
-    """A recording, counted: samples by phase, and in each phase by the line that was running."""
+    """The samples of a recording, counted by phase and, in each phase, by the line that was running."""
 
     def __init__(self, threads: dict[str, list[Stack]]) -> None:
         self.phases: Counter[str] = Counter()
@@ -61,12 +60,12 @@ class Count:
         self.samples = sum(self.phases.values())
 
     def share(self, count: int) -> float:
-        """So many samples in points of a hundred of all that a loop's thread got."""
+        """Return `count` as a percentage of the samples of threads that run a loop."""
         return 100 * count / self.samples if self.samples else 0.0
 
 
 def table(wall: Count, cpu: Count, before: dict[str, Any] | None, after: dict[str, Any] | None) -> dict[str, Any]:
-    """The whole of phases.json; without counters, what the samples alone can tell."""
+    """Return the content of phases.json; without counters it has only what the samples show."""
     spent = interval(before, after) if before and after else None
     rows = [row(name, wall, cpu, spent) for name in ROWS]
     result: dict[str, Any] = {
@@ -79,18 +78,18 @@ def table(wall: Count, cpu: Count, before: dict[str, Any] | None, after: dict[st
         'warnings': [],
     }
     if not wall.samples:
-        result['warnings'].append('no turn of a reactor in these samples: only the flame graphs tell')
+        result['warnings'].append('no turn of a reactor in these samples: look at the flame graphs')
     elif spent:
         result['agreement'] = agreement(rows)
         if not result['agreement']['agrees']:
             result['warnings'].append(verdict(result['agreement']))
     if wall.samples and cpu.samples < FEWEST:
-        result['warnings'].append(f'{cpu.samples} samples with the GIL held: hardly any CPU used, its shares are rough')
+        result['warnings'].append(f'{cpu.samples} samples with the GIL held: too few for exact CPU shares')
     return result
 
 
 def row(name: str, wall: Count, cpu: Count, spent: dict[str, Any] | None) -> dict[str, Any]:
-    """One phase: its samples, its shares, the reactor's share, its costliest lines."""
+    """Return one phase: its samples, its shares, the reactor's share, and its costliest lines."""
     seconds = spent['seconds'][name] if spent and name in PHASES else None
     lines = wall.lines[name] or cpu.lines[name]
     return {
@@ -114,7 +113,7 @@ def row(name: str, wall: Count, cpu: Count, spent: dict[str, Any] | None) -> dic
 
 
 def interval(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
-    """What the reactor counted between two of its snapshots."""
+    """Return what the reactor counted between two snapshots."""
     spent = {name: after[name] - value for name, value in before.items() if isinstance(value, int | float)}
     return {
         'elapsed': round(spent.pop('clock'), 6),
@@ -126,7 +125,7 @@ def interval(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
 
 
 def agreement(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """How far sampler and reactor are apart, in points, where they are farthest apart."""
+    """Return the largest difference between sampler and reactor, in percentage points, and its phase."""
     between = sum(each['wall_percent'] for each in rows if each['phase'] == BETWEEN)
     apart = {
         each['phase']: each['wall_percent'] + (between if each['phase'] == '_poll' else 0) - each['reactor_percent']
@@ -139,15 +138,15 @@ def agreement(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def verdict(agreed: dict[str, Any]) -> str:
-    """The agreement in a sentence."""
+    """Return the agreement as a sentence."""
     apart = f'{agreed["points"]:.1f} points apart at most, in {agreed["phase"]}'
     if agreed['agrees']:
         return f'sampler and reactor agree: {apart}'
-    return f'sampler and reactor DISAGREE: {apart} (up to {agreed["tolerance"]:.0f} is allowed); do not trust either'
+    return f'sampler and reactor DISAGREE: {apart} (at most {agreed["tolerance"]:.0f} is allowed); trust neither'
 
 
 def text(result: dict[str, Any], meta: dict[str, Any]) -> str:
-    """The table for a terminal."""
+    """Return the table for a terminal."""
     lines = [
         f'{meta["target"]}: {result["wall_samples"]:,} wall samples, {result["cpu_samples"]:,} with the GIL held, '
         f'{meta["seconds"]} s each at {meta["rate"]} Hz',
@@ -174,12 +173,12 @@ def text(result: dict[str, Any], meta: dict[str, Any]) -> str:
 
 
 def line_text(line: dict[str, Any]) -> str:
-    """One of the costliest lines."""
+    """Return the text for one of the costliest lines."""
     return f'{line["wall_percent"]:8.1f}{line["cpu_percent"]:8.1f}  {line["line"]}  {line["source"]}'.rstrip()
 
 
 def snapshots(path: Path | None) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
-    """The first two lines of counters that the server has printed."""
+    """Return the first two lines of counters that the server printed, or (None, None)."""
     lines = path.read_text().splitlines() if path else []
     found = [json.loads(line) for line in lines if line.startswith('{')]
     return (found[0], found[1]) if found[1:] else (None, None)
@@ -190,12 +189,12 @@ def main() -> None:
     parser.add_argument('out', type=Path, help='the folder with wall.speedscope.json, cpu.speedscope.json, meta.json')
     parser.add_argument('--counters', type=Path, help="the server's output, with a line of counters before and after")
     args = parser.parse_args()
-    threads = load(args.out / 'wall.speedscope.json')
+    threads = read(args.out / 'wall.speedscope.json')
     recorded = sum(map(len, threads.values()))
     if recorded < FEWEST:
-        sys.exit(f'{recorded} samples are too few, {FEWEST} are needed: give a longer --seconds or a higher --rate')
+        sys.exit(f'{recorded} samples are too few, {FEWEST} are needed: use a longer --seconds or a higher --rate')
     meta = json.loads((args.out / 'meta.json').read_text())
-    result = table(Count(threads), Count(load(args.out / 'cpu.speedscope.json')), *snapshots(args.counters))
+    result = table(Count(threads), Count(read(args.out / 'cpu.speedscope.json')), *snapshots(args.counters))
     (args.out / 'phases.json').write_text(json.dumps(result, indent=1) + '\n')
     (args.out / 'phases.txt').write_text(text(result, meta))
     print(text(result, meta), end='')

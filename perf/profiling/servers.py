@@ -1,14 +1,13 @@
-"""The servers that are profiled: one small program for each kind of work a reactor does.
+"""The servers that are profiled: one small program for each kind of work that a reactor does.
 
-Owns what each of them answers. Does not know who connects, nor that it is watched. The rule: it prints
-`listening on HOST:PORT`, one line of counters at every SIGUSR1, and ends with status 0 at SIGTERM.
+Each prints `listening on HOST:PORT`, prints a line of counters at every SIGUSR1, and ends with status 0 at SIGTERM.
 
-    keepalive  answers every chunk and keeps the connection
-    churn      answers and closes
-    seed       the program this project began with, `reactor.demo serve`: answers from a timer, a write-callback closes
-    idle       holds connections and answers nothing
-    pump       writes as fast as the reader reads
-    timers     sets twenty timers for every chunk, cancels half of them, answers when the last one fires
+    keepalive  replies to every chunk and keeps the connection
+    churn      replies and closes
+    seed       `python -m reactor.demo serve`, this project's first program: a timer replies, a write callback closes
+    idle       holds connections and sends nothing
+    pump       writes as fast as the client reads
+    timers     sets twenty timers for every chunk, cancels half of them, and replies when the last one fires
 """
 
 from __future__ import annotations
@@ -24,8 +23,8 @@ from reactor.demo.server import serve
 HEAD = b'HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: 34\r\n\r\n'
 REPLY = HEAD + b'.' * (100 - len(HEAD))
 BLOCK = bytes(65536)
-SEED_DELAY = 1.0  # seconds until it answers; the original's five would have us wait as long at the end
-TIMERS = 20  # for every chunk
+SEED_DELAY = 1.0  # seconds until the reply; the end of a profile waits for it, so it is shorter than the original 5
+TIMERS = 20  # timers for every chunk
 TIMER_STEP = 0.001  # seconds between two of them
 
 
@@ -44,7 +43,7 @@ def write_block(conn):
 
 
 class Timers:
-    """For every chunk, a handful of timers."""
+    """The callbacks of the workload `timers`."""
 
     def __init__(self, r):
         self.r = r
@@ -64,7 +63,7 @@ class Timers:
 
 
 def start(r, workload):
-    """Listen on a free port of this machine and say so."""
+    """Listen on a free port of 127.0.0.1 and print the address."""
     if workload == 'seed':
         serve(r, '127.0.0.1', 0, delay=SEED_DELAY, reuse_port=False, seconds=None, stats=False)
         return
@@ -80,15 +79,15 @@ def start(r, workload):
     print(f'listening on {host}:{port}', flush=True)
 
 
-def tell_counters(r):
-    """Print everything the reactor has counted, the clock, and the CPU time of this process."""
+def print_counters(r):
+    """Print the counters of the reactor, the clock, and the CPU time of this process, as a line of JSON."""
     print(json.dumps(r.stats().as_dict() | {'clock': monotonic(), 'cpu_seconds': process_time()}), flush=True)
 
 
 def main(workload):
     """Serve until SIGTERM."""
     with reactor.Reactor() as r:
-        r.add_signal_handler(signal.SIGUSR1, tell_counters, r).unref()
+        r.add_signal_handler(signal.SIGUSR1, print_counters, r).unref()
         start(r, workload)
         r.run()
 

@@ -1,7 +1,6 @@
-"""Reading a recording: py-spy's speedscope file, sample by sample.
+"""Read a recording: py-spy's speedscope file, sample by sample.
 
-Owns the file format. Does not know what the functions are, nor what is made of the samples. The rule: one entry is one
-tick of the sampler, counted once, with the stack as it was, outermost frame first.
+One sample is one tick of the sampler, with the stack at that moment, outermost frame first.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ from typing import NamedTuple
 
 
 class Frame(NamedTuple):
-    """A place in the code."""
+    """A place in the code: function, file and line."""
 
     function: str
     file: str
@@ -20,7 +19,7 @@ class Frame(NamedTuple):
 
     @property
     def path(self) -> str:
-        """The file, in as few words as tell it: its name and its folder's."""
+        """The name of the file and of its folder."""
         return '/'.join(self.file.replace(os.sep, '/').split('/')[-2:])
 
     def __str__(self) -> str:
@@ -30,8 +29,8 @@ class Frame(NamedTuple):
 Stack = tuple[Frame, ...]
 
 
-def load(path: str | os.PathLike[str]) -> dict[str, list[Stack]]:
-    """The samples of each thread, by its name."""
+def read(path: str | os.PathLike[str]) -> dict[str, list[Stack]]:
+    """Return the samples of each thread, by the name of the thread."""
     with open(path, encoding='utf-8') as file:
         recording = json.load(file)
     frames = [

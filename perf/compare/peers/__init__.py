@@ -1,1 +1,1 @@
-"""The servers and loops that are compared; each is a program that runs in a process of its own."""
+"""The programs of the peers: servers and loops, each started in its own process by the path of its file."""

@@ -1,7 +1,4 @@
-"""asyncio's own machinery: timers, soon-calls, calls from threads, connecting.
-
-Owns what asyncio calls these. The rule: as loop_figures asks; see there.
-"""
+"""The loop workloads on asyncio: timers, soon-calls, calls from threads, connecting."""
 
 import asyncio
 
@@ -23,7 +20,7 @@ class Client(asyncio.Protocol):
 
 
 class Loop:
-    """What loop_figures needs of a loop."""
+    """The methods that loop_figures calls."""
 
     def __init__(self, loop=None):
         self.loop = loop or asyncio.new_event_loop()
@@ -37,7 +34,7 @@ class Loop:
     def connect(self, port, request, on_close):
         connecting = self.loop.create_connection(lambda: Client(request, on_close), '127.0.0.1', port)
         task = self.loop.create_task(connecting)
-        self.tasks.add(task)  # the loop itself keeps no hold of it
+        self.tasks.add(task)  # the loop itself has only a weak reference to it
         task.add_done_callback(self.tasks.discard)
 
 

@@ -1,6 +1,6 @@
-"""asyncio: protocols and transports, its fastest form; TCP_NODELAY is its default.
+"""asyncio: protocols and transports, its fastest form. TCP_NODELAY is its default.
 
-Owns one server and what each workload answers. The rule: this folder is the only place that may import asyncio.
+Besides `tests/reference/`, this folder is the only place that may import asyncio.
 """
 
 import asyncio
@@ -31,10 +31,10 @@ class ReplyLarge(Reply):
 
 class Pump(Reply):
     def data_received(self, data=None):
-        while self.transport.get_write_buffer_size() <= 65536:  # its high-water mark: above it, it tells to resume
+        while self.transport.get_write_buffer_size() <= 65536:  # the high-water mark
             self.transport.write(CHUNK)
 
-    resume_writing = data_received
+    resume_writing = data_received  # called at the low-water mark
 
 
 class ReplyLate(Reply):

@@ -1,7 +1,6 @@
-"""asyncore, of the standard library up to 3.11 and pyasyncore since: dispatchers over poll(2). It has no timers.
+"""asyncore, in the standard library up to 3.11 and in pyasyncore since: dispatchers over poll(2). It has no timers.
 
-Owns one listener and what each workload answers. The rule: the echo example of its documentation, with a buffer only
-where a reply can be larger than the kernel takes.
+This is the echo example of its documentation, with a buffer only where a reply can be larger than the kernel takes.
 """
 
 import asyncore

@@ -1,13 +1,13 @@
-"""What every Python peer shares: the bytes that all of them answer, and their command line.
+"""What all Python servers here share: the bytes of their replies, and their command line.
 
-Owns the answers, so that no peer can be faster by saying less. Knows no loop. The rule: nothing in here runs while
-requests are answered. The floor in C and the peer in JavaScript keep copies, which a test compares.
+The replies are defined once, so no peer can be faster by sending less. Nothing in this module runs while requests are
+answered. The server in C and the one in JavaScript have copies of the replies, and a test compares them.
 """
 
 import argparse
 
-DELAY = 1.0  # seconds until the delayed answer of the seed workload, unless --delay says otherwise
-WAITING = 3600.0  # the same in `pending`, whose answers never come
+DELAY = 1.0  # seconds until the reply of the seed workload, unless --delay is given
+WAITING = 3600.0  # seconds until the reply of `pending`, longer than any measurement
 
 
 def http(body, close=False):
@@ -26,11 +26,11 @@ LATE_REPLY += b'Content-Length: 9\r\n\r\nomglolwtf'
 LARGE_REPLY = http(b'x' * (1 << 20))
 MESSAGE = b'm' * 1024
 CHUNK = b'c' * (256 << 10)
-CHAIN = 1000  # calls of call_soon, each from the one before, until the reply of `chain`
+CHAIN = 1000  # calls of call_soon, each made by the one before it, until the reply of `chain`
 
 
 def arguments():
-    """The port and the workload that a server is asked for, and the delay of its late replies."""
+    """Return the port, the workload, and the delay of late replies in seconds, from the command line."""
     parser = argparse.ArgumentParser()
     parser.add_argument('--port', type=int, default=0)
     parser.add_argument('--workload', default='keepalive')
@@ -40,8 +40,8 @@ def arguments():
 
 
 def server_context():
-    """TLS 1.3 with a throw-away key on P-256, the same for every peer."""
-    import ssl  # here, since it would weigh on the memory of those who do without
+    """Return a context for TLS 1.3 with a new P-256 key; every peer uses the same kind."""
+    import ssl  # here, because it would add to the memory of servers that need no TLS
     import subprocess
     import tempfile
 
@@ -57,5 +57,5 @@ def server_context():
 
 
 def listening(address):
-    """Say that clients may come."""
+    """Print the address: clients can connect now."""
     print(f'listening on {address[0]}:{address[1]}', flush=True)

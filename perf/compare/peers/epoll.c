@@ -1,7 +1,7 @@
-/* The floor: what the kernel itself costs. A level-triggered epoll loop, fixed buffers, no error messages.
+/* The lower bound: what the kernel itself costs. A level-triggered epoll loop, fixed buffers, no error messages.
  *
- * Owns one listener; knows the reply workloads. The rule: no trick that a loop for real programs could not use.
- * All delays are the same, so a ring in order of arrival is the timer queue. */
+ * It serves the workloads that send small replies, and uses no trick that a loop for real programs could not use.
+ * All delays are equal, so a ring in the order of arrival is the queue of timers. */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
 #include <netinet/tcp.h>

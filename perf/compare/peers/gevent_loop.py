@@ -1,7 +1,4 @@
-"""gevent's own machinery: its hub's timers and callbacks, and greenlets that connect.
-
-Owns what gevent calls these. The rule: as loop_figures asks; see there.
-"""
+"""The loop workloads on gevent: timers and callbacks of its hub, and greenlets that connect."""
 
 import gevent
 import loop_figures
@@ -10,7 +7,7 @@ from gevent.event import Event
 
 
 class Timer:
-    """A timer of libev that was started."""
+    """A running timer of libev."""
 
     __slots__ = ('cancel',)
 
@@ -19,7 +16,7 @@ class Timer:
 
 
 class Loop:
-    """What loop_figures needs of a loop."""
+    """The methods that loop_figures calls."""
 
     def __init__(self):
         self.loop = gevent.get_hub().loop
@@ -35,7 +32,7 @@ class Loop:
 
     def run(self):
         self.ended.clear()
-        keepalive = self.call_later(3600, int)  # else it takes a wait for a thread for a deadlock
+        keepalive = self.call_later(3600, int)  # else gevent would report a deadlock while only a thread runs
         self.ended.wait()
         keepalive.cancel()
 

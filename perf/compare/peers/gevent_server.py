@@ -1,6 +1,6 @@
-"""gevent: one greenlet for each connection on StreamServer and its own sockets.
+"""gevent: a greenlet for each connection, on StreamServer and gevent's own sockets.
 
-Owns one server and what each workload answers. The rule: straight code that blocks its greenlet, as its users write it.
+Each handler is straight code that blocks its greenlet, the way users of gevent write it.
 """
 
 import socket

@@ -1,8 +1,8 @@
-"""What every loop is asked to do, and how it is counted: adds of timers, soon-calls, calls from threads, clients.
+"""The loop workloads: timers, soon-calls, calls from threads and clients, measured alike on every loop.
 
-Owns the measuring, the same for all loops. A loop gives `call_later(delay, fn, *args)` with `cancel()` on what it
-returns, `call_soon`, `call_soon_threadsafe`, `run`, `stop` and `connect(port, request, on_close)`. The rule: the CPU
-time of the whole process counts, so that nobody is better for sleeping. Prints one line of JSON.
+A loop object has `call_later(delay, fn, *args)`, which returns an object with `cancel()`, and `call_soon`,
+`call_soon_threadsafe`, `run`, `stop` and `connect(port, request, on_close)`. The CPU time of the whole process counts,
+so no loop gains by sleeping. The program prints one line of JSON.
 """
 
 import argparse
@@ -11,14 +11,14 @@ import threading
 import time
 
 SPREAD = 100  # different deadlines, a millisecond apart
-BATCH = 1000  # soon-calls that wait at once
+BATCH = 1000  # soon-calls that wait at the same time
 CLIENTS = 100  # connections open at once
-IN_FLIGHT = 1000  # calls from a thread that wait at once
+IN_FLIGHT = 1000  # calls from a thread that wait at the same time
 REQUEST = b'GET / HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n'
 
 
 class Countdown:
-    """Calls `on_zero` when it was called `count` times."""
+    """A callable that calls `on_zero` when it is called for the `count`-th time."""
 
     def __init__(self, count, on_zero):
         self.left = count
@@ -107,6 +107,6 @@ def main(make_loop):
     parser = argparse.ArgumentParser()
     parser.add_argument('--workload', choices=('timers', 'soon', 'threads', 'client'), required=True)
     parser.add_argument('--count', type=int, default=100_000)
-    parser.add_argument('--port', type=int, help='of a server that closes after its reply')
+    parser.add_argument('--port', type=int, help='port of a server that closes after its reply')
     args = parser.parse_args()
     print(json.dumps(globals()[args.workload](make_loop(), args.count, args.port)), flush=True)

@@ -1,5 +1,5 @@
-// Node: the `net` module with noDelay, the answers of common.py.
-// Owns one server. The rule: socket events, no stream pipelines; write() tells when to wait for 'drain'.
+// Node: the `net` module with noDelay, and the replies of common.py.
+// It uses socket events and no stream pipelines; when write() returns false, it waits for 'drain'.
 'use strict'
 const net = require('net')
 

@@ -1,6 +1,6 @@
-"""pyftpdlib's IOLoop: asyncore's handlers on its own epoll and heap of timers.
+"""pyftpdlib's IOLoop: asyncore's handlers on its own epoll loop and heap of timers.
 
-Owns one acceptor and what each workload answers. The rule: WRITE is asked for only where a rest waits.
+Write events are requested only while the rest of a reply waits.
 """
 
 import socket

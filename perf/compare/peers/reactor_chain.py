@@ -1,6 +1,6 @@
-"""A chain of call_soon: each request is answered after CHAIN calls, each added by the one before it.
+"""A chain of call_soon: each request is answered after CHAIN calls, each of which adds the next.
 
-A call that is added while others run waits for the next turn, so a chain takes one turn for each of its calls.
+A call that is added while others run waits for the next turn, so each call of the chain takes one turn.
 """
 
 from common import CHAIN, REPLY, arguments, listening

@@ -1,7 +1,4 @@
-"""The reactor's own machinery: timers, soon-calls, calls from threads, connecting.
-
-Owns what each loop workload does. The rule: as loop_figures asks; see there.
-"""
+"""The loop workloads on this reactor: timers, soon-calls, calls from threads, connecting."""
 
 import loop_figures
 
@@ -9,7 +6,7 @@ import reactor
 
 
 class Loop:
-    """What loop_figures needs of a loop."""
+    """The methods that loop_figures calls."""
 
     def __init__(self):
         self.r = reactor.Reactor()
@@ -19,7 +16,7 @@ class Loop:
         self.stop = self.r.stop
 
     def run(self):
-        self.keepalive = self.r.call_later(3600, int)  # no end before stop()
+        self.keepalive = self.r.call_later(3600, int)  # so that run() returns only after stop()
         self.r.run()
         self.keepalive.cancel()
 

@@ -1,7 +1,4 @@
-"""The reactor itself, as plainly as its README tells it.
-
-Owns one listener and what each workload answers. The rule: nothing a user would not write.
-"""
+"""This reactor, written as plainly as in its README: nothing that a user would not write."""
 
 from common import CHUNK, LARGE_REPLY, LAST_REPLY, LATE_REPLY, MESSAGE, REPLY, arguments, listening, server_context
 
@@ -23,7 +20,7 @@ def reply_large(conn, data):
 
 def pump(conn, data=None):
     while conn.write(CHUNK):
-        pass  # until its high-water mark; on_drain tells when to go on
+        pass  # until the high-water mark; on_drain calls this again
 
 
 def reply_late(conn, data):

@@ -1,7 +1,4 @@
-"""Tornado's own machinery: timers, callbacks from the loop and from threads, connecting.
-
-Owns what Tornado calls these. The rule: as loop_figures asks; see there.
-"""
+"""The loop workloads on Tornado: timers, callbacks from the loop and from threads, connecting."""
 
 import socket
 
@@ -11,7 +8,7 @@ from tornado.iostream import IOStream
 
 
 class Timer:
-    """A time-out that knows how to be cancelled."""
+    """A timeout with a method to cancel it."""
 
     __slots__ = ('handle', 'loop')
 
@@ -24,7 +21,7 @@ class Timer:
 
 
 class Loop:
-    """What loop_figures needs of a loop."""
+    """The methods that loop_figures calls."""
 
     def __init__(self):
         self.loop = IOLoop()

@@ -1,6 +1,6 @@
-"""Tornado: TCPServer and IOStream, one coroutine for each connection; writes are not awaited where order is enough.
+"""Tornado: TCPServer and IOStream, with one coroutine for each connection, like the example in its documentation.
 
-Owns one server and what each workload answers. The rule: the form of its documentation's TCPServer example.
+Writes are not awaited where it is enough that they are sent in order.
 """
 
 from common import CHUNK, LARGE_REPLY, LAST_REPLY, LATE_REPLY, MESSAGE, REPLY, arguments, listening

@@ -1,6 +1,6 @@
-"""trio: one task for each connection; SocketStream has TCP_NODELAY by default.
+"""trio: one task for each connection, with serve_listeners and straight code, as its tutorial teaches.
 
-Owns one server and what each workload answers. The rule: serve_tcp and straight code, as its tutorial teaches.
+SocketStream sets TCP_NODELAY by default.
 """
 
 import trio

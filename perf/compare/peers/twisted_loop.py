@@ -1,7 +1,4 @@
-"""Twisted's own machinery: timers, calls from threads, connecting. Its call_soon is callLater(0).
-
-Owns what Twisted calls these. The rule: as loop_figures asks; see there.
-"""
+"""The loop workloads on Twisted: timers, calls from threads, connecting. Its call_soon is callLater(0)."""
 
 import loop_figures
 from twisted.internet import reactor
@@ -17,11 +14,11 @@ class Client(Protocol):
 
 
 class Loop:
-    """What loop_figures needs of a loop."""
+    """The methods that loop_figures calls."""
 
     call_later = staticmethod(reactor.callLater)
     call_soon_threadsafe = staticmethod(reactor.callFromThread)
-    stop = staticmethod(reactor.crash)  # unlike stop(), it can be run again
+    stop = staticmethod(reactor.crash)  # unlike after stop(), run() works again
 
     def call_soon(self, fn, *args):
         reactor.callLater(0, fn, *args)

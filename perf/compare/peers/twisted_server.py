@@ -1,6 +1,6 @@
-"""Twisted: protocols on its epoll reactor, TCP_NODELAY as its documentation advises.
+"""Twisted: protocols on its epoll reactor, with TCP_NODELAY as its documentation advises.
 
-Owns one port and what each workload answers. The rule: protocols and a producer, no Deferred on the way.
+It uses protocols and a producer, and no Deferred on the path of a request.
 """
 
 from common import CHUNK, LARGE_REPLY, LAST_REPLY, LATE_REPLY, MESSAGE, REPLY, arguments, listening

@@ -1,7 +1,4 @@
-"""uvloop's own machinery, by the names that it shares with asyncio.
-
-Owns nothing but the choice of the loop. The rule: as loop_figures asks; see there.
-"""
+"""The loop workloads on uvloop, by the names that it shares with asyncio."""
 
 import asyncio_loop
 import loop_figures

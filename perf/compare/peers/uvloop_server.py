@@ -1,7 +1,4 @@
-"""uvloop: the protocols of the asyncio peer on libuv.
-
-Owns nothing but the choice of the loop. The rule: the same protocols, so that the loop is the only difference.
-"""
+"""uvloop: the protocols of the asyncio server on libuv, so the loop is the only difference."""
 
 import asyncio_server
 import uvloop

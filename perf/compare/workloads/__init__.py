@@ -1,4 +1,4 @@
-"""The workloads, by name, in the order in which they are measured and shown."""
+"""The workloads by name, in the order in which they are measured and reported."""
 
 from .delayed import Seed
 from .held import Idle, Pending, SecureIdle

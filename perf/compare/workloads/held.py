@@ -1,6 +1,6 @@
-"""Memory: what a connection costs that is open and silent, and one whose request waits on a timer.
+"""Memory of a connection that is idle, and of one whose request waits on a timer.
 
-Owns both. The rule: the slope between some connections and many, so that what a server needs once is not counted.
+The figure is the slope between a few connections and many, so memory that a server needs only once does not count.
 """
 
 import contextlib
@@ -12,7 +12,7 @@ from perf.loads.sockets import REQUEST, connect, connections
 from .workload import Metric, Workload
 
 CONNECTIONS = 10_000
-FIRST = 500  # connections that are there before the first look
+FIRST = 500  # connections that are open before memory is first measured
 BYTES = Metric('rss_per_connection', 'bytes of RSS/connection')
 
 

@@ -1,7 +1,7 @@
-"""What a loop does besides sockets: timers, soon-calls, calls from threads, and being a client.
+"""What a loop does besides serving: timers, soon-calls, calls from threads, and connecting as a client.
 
-Owns how a peer's loop program is run. The rule: one process for each measurement, which counts its own CPU time, since
-nobody else could tell when it began.
+Each measurement is a process that runs the peer's loop program and measures its own CPU time, because only the program
+knows when the measured part begins.
 """
 
 import json
@@ -17,7 +17,7 @@ MOST = 120  # seconds
 
 
 class LoopWorkload(Workload):
-    """One that a peer's loop program knows by `name`; `count` of whatever it does."""
+    """A workload of the peers' loop programs; `count` is the number of timers, calls or connections."""
 
     def __init__(self, name, about, count, metrics):
         self.name = name
@@ -36,14 +36,14 @@ class LoopWorkload(Workload):
                     command, capture_output=True, env=environment(), text=True, timeout=MOST, check=False
                 )
             except subprocess.TimeoutExpired:
-                raise Failed(f'{peer.name} was not done in {MOST} s') from None
+                raise Failed(f'{peer.name} did not end within {MOST} s') from None
         if done.returncode:
             raise Failed((done.stderr.strip().splitlines() or [f'it ended with {done.returncode}'])[-1])
         return json.loads(done.stdout)
 
 
 class ClientWorkload(LoopWorkload):
-    """The client is measured, so it has the server's core; a server stands on the other one."""
+    """Here the client is measured, so it has the server's core, and a server runs on the other one."""
 
     def measure(self, peer, window):
         known = {peer.name: peer for peer in peers()}
@@ -59,25 +59,25 @@ def per_cpu_second(name, what):
 LOOPS = (
     LoopWorkload(
         'timers',
-        '1,000,000 timers added and cancelled, then as many added and fired',
+        '1,000,000 timers added and cancelled, then 1,000,000 added and fired',
         1_000_000,
         (per_cpu_second('cancelled_per_s', 'cancelled'), per_cpu_second('fired_per_s', 'fired')),
     ),
     LoopWorkload(
         'soon',
-        'call_soon in batches of 1,000, then a chain with one turn for each',
+        'call_soon in batches of 1,000, then a chain with one turn for each call',
         1_000_000,
         (per_cpu_second('batch_per_s', 'calls in batches'), per_cpu_second('chain_per_s', 'calls in a chain')),
     ),
     LoopWorkload(
         'threads',
-        'calls from another thread, up to 1,000 waiting',
+        'calls from another thread, at most 1,000 of them waiting',
         200_000,
         (per_cpu_second('calls_per_s', 'calls'),),
     ),
     ClientWorkload(
         'client',
-        '100 at a time: connect, ask, read to the end, close',
+        '100 at a time: connect, send a request, read to the end, close',
         20_000,
         (Metric('cpu_us_per_connection', 'µs CPU/connection'),),
     ),

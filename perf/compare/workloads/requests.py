@@ -1,6 +1,6 @@
-"""Requests: over connections that stay, and one connection for each.
+"""Requests: over connections that stay open, and on a connection each.
 
-Owns both. The rule: throughput and CPU from a load that saturates, latency from one of a fixed rate.
+Throughput and CPU come from a load that saturates the server, latency from a load at a fixed rate.
 """
 
 from perf.common.server import Failed
@@ -11,7 +11,7 @@ from perf.loads.fixed_rate import latencies, p50_and_p99
 from .workload import Metric, Workload
 
 CONNECTIONS = 100
-RATE = 4000  # requests a second when latency is measured
+RATE = 4000  # requests a second, for latency
 REPLY_SIZE = len(REPLY)
 WARM_UP = 500  # requests
 
@@ -49,7 +49,7 @@ class Churn(Workload):
 
 class DeferredChurn(Churn):
     name = 'churn_defer'
-    about = 'as churn; the reactor accepts with defer_accept=True, the peers as ever'
+    about = 'like churn, but the reactor accepts with defer_accept=True; the peers as in churn'
 
     def measure(self, peer, window):
         self.server = 'defer' if 'defer' in peer.workloads else 'churn'
@@ -61,12 +61,12 @@ class DeferredChurn(Churn):
 
 class Secure(Workload):
     name = server = 'tls'
-    about = f'as keepalive over TLS 1.3, with a key on P-256; {CONNECTIONS} connections'
+    about = f'like keepalive, over TLS 1.3 with a P-256 key; {CONNECTIONS} connections'
     metrics = (REQUESTS, CPU)
 
     def figures(self, server, window):
         if not wrk.available():
-            raise Failed('it needs wrk')
+            raise Failed('it needs the command wrk')
         wrk.saturate(server.port, CONNECTIONS, 1, 'https')
         before = server.cpu()
         answered, seconds = wrk.saturate(server.port, CONNECTIONS, window.seconds, 'https')
@@ -74,12 +74,12 @@ class Secure(Workload):
 
 
 def under_load(server, window, our_load, *args):
-    """Requests a second, and the server's CPU for each."""
+    """Return the requests a second, and the server's CPU for each, under a saturating load."""
     before = server.cpu()
     if wrk.available():
         answered, seconds = wrk.saturate(server.port, CONNECTIONS, window.seconds)
     else:
         answered, seconds = our_load(server.port, CONNECTIONS, window.seconds, *args)
         if not answered:
-            raise Failed('nothing was answered')
+            raise Failed('no request was answered')
     return {'requests_per_s': answered / seconds, 'cpu_us_per_request': (server.cpu() - before) / answered * 1e6}

@@ -1,6 +1,6 @@
-"""Bytes: large replies, endless streams to slow readers, and one message to many.
+"""Volume: large replies, endless streams to slow readers, and one message to many clients.
 
-Owns the three. The rule: what counts is how much a second of the server's CPU delivers, since the readers are Python.
+The figure is what one second of the server's CPU delivers: bytes a second would measure the readers, which are Python.
 """
 
 import time
@@ -14,7 +14,7 @@ from perf.loads.sockets import connections
 from .workload import Metric, Workload
 
 STREAMS = 16
-BUFFER = 256 << 10  # of a reading socket
+BUFFER = 256 << 10  # bytes: the receive buffer of a reader
 LARGE_CONNECTIONS = 8
 MEMBERS = 5_000
 BYTES = Metric('mb_per_cpu_s', 'MB/second of CPU', 'more')
@@ -31,13 +31,13 @@ class Large(Workload):
         before = server.cpu()
         answered, _ = closed_loop.keep_alive(server.port, LARGE_CONNECTIONS, window.seconds, size)
         if not answered:
-            raise Failed('nothing was answered')
+            raise Failed('no request was answered')
         return {'mb_per_cpu_s': answered * size / 1e6 / (server.cpu() - before)}
 
 
 class Pump(Workload):
     name = server = 'pump'
-    about = f'endless writes of 256 KiB to {STREAMS} connections that read slower'
+    about = f'endless writes of 256 KiB to {STREAMS} connections that read more slowly'
     metrics = (BYTES, Metric('rss_mb', 'MB of RSS'))
 
     def figures(self, server, window):
@@ -49,13 +49,13 @@ class Pump(Workload):
             received = readers.drain_slowly(window.seconds)
             spent = server.cpu() - before
             if not received or not spent:
-                raise Failed('the server writes no more')
+                raise Failed('the server has stopped writing')
             return {'mb_per_cpu_s': received / 1e6 / spent, 'rss_mb': server.memory() / 1e6}
 
 
 class Broadcast(Workload):
     name = server = 'broadcast'
-    about = f'a message of 1 KiB to {MEMBERS:,} connections, again and again'
+    about = f'a message of 1 KiB to {MEMBERS:,} connections, repeatedly'
     metrics = (Metric('deliveries_per_cpu_s', 'deliveries/second of CPU', 'more'),)
 
     def figures(self, server, window):

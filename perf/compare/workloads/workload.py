@@ -1,13 +1,13 @@
-"""What a workload is: a name, what it does to a server, and the figures it yields.
+"""The base class of workloads: a name, what is done to a server, and the figures that result.
 
-Owns the base class. The rule: `measure` returns figures by name, all of them in `metrics`, or raises.
+`measure` returns a dict with a figure for each metric, or raises.
 """
 
 from perf.common.server import Failed, Server
 
 
 class Metric:
-    """A figure: its unit, and whether more of it is better."""
+    """A kind of figure: its name, its unit, and whether 'more' or 'less' is better."""
 
     def __init__(self, name, unit, better='less'):
         self.name = name
@@ -16,11 +16,11 @@ class Metric:
 
 
 class Window:
-    """How long and how much to measure, and on which cores."""
+    """How long and how much to measure, and on which core the server runs."""
 
     def __init__(self, seconds, scale, server_core):
         self.seconds = seconds
-        self.scale = scale  # 1, or a tenth of all counts with --quick
+        self.scale = scale  # factor for all counts: 1, or a tenth with --quick
         self.server_core = server_core
 
     def scaled(self, count):
@@ -28,17 +28,23 @@ class Window:
 
 
 class Workload:
-    """`name`, `about` (one line for the reader), `metrics`, and `server` (what the peer is asked for)."""
+    """Something that a server is measured with.
+
+    name     by which it is chosen
+    about    a line for the reader of the report
+    server   the workload that the peer's server program is started with
+    metrics  the kinds of figures that it yields
+    """
 
     name = about = server = ''
     metrics: tuple = ()
 
     def peers(self, known):
-        """Those of the known peers that can do it."""
+        """Return the known peers that can run it."""
         return [peer for peer in known if self.server in peer.workloads]
 
     def measure(self, peer, window):
-        """Start the peer, measure, end it."""
+        """Start the peer's server, measure it and end it; return the figures by name."""
         with Server(peer, self.server, window.server_core) as server:
             figures = self.figures(server, window)
             if server.process.poll() is not None:
@@ -46,4 +52,5 @@ class Workload:
             return figures
 
     def figures(self, server, window):
+        """Measure a running server; return the figures by name."""
         raise NotImplementedError
