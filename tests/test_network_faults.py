@@ -149,7 +149,7 @@ def judged():
     from perf.faults.network.transfer import FIRST_PORT, Pattern
 
     def judge(**changes):
-        exchange = Exchange(None, [stream(1000)], deadline=1)
+        exchange = Exchange(None, [stream(1000)], timeout=1)
         for side, (role, other) in enumerate((('connect', 'listen'), ('listen', 'connect'))):
             if changes.get(role, ()) is None:
                 continue
@@ -169,7 +169,7 @@ def judged():
             }
             exchange.ends[side][FIRST_PORT] = {**end, **changes.get(role, {})}
         found = exchange.judge()
-        return found['complete'], found['streams_that_differ'], found['ends_untold'], found['errors']
+        return found['complete'], found['streams_that_differ'], found['unexplained_ends'], found['errors']
 
     return judge
 
@@ -202,7 +202,7 @@ def test_steps_are_done_in_order_when_enough_has_arrived(monkeypatch):
     now, done = [100.0], []
     monkeypatch.setattr(exchange.time, 'monotonic', lambda: now[0])
     steps = [exchange.Step(lambda: done.append('down'), share=0.5), exchange.Step(lambda: done.append('up'), after=30)]
-    one = exchange.Exchange(None, [exchange.stream(100)], deadline=1, steps=steps)
+    one = exchange.Exchange(None, [exchange.stream(100)], timeout=1, steps=steps)
     for at, received, expected in (0, 99, []), (1, 100, ['down']), (30, 100, ['down']), (31.5, 100, ['down', 'up']):
         now[0] = 100.0 + at
         one.take_steps(received)

@@ -1,1 +1,1 @@
-"""Load and faults, measured against what is promised: `python -m perf.faults`."""
+"""Load and faults, measured and compared with what is promised: `python -m perf.faults`."""

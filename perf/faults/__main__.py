@@ -1,9 +1,8 @@
 #!/usr/bin/env python3
-"""Load and faults: measure what is promised of the reactor under them (--help tells the rest).
+"""Measure the reactor under load and faults, and compare with what is promised: `python -m perf.faults`.
 
-Owns the command line and the order of things. Knows no case by name. The rule: a case that is done is written down
-before the next begins, so the command can be cut at any time and goes on where it was; a case that was missed, that
-failed, or that could not run gives status 1.
+The result of a case is written before the next case begins, so the command can be interrupted at any time, and the same
+command continues from there. The status is 1 when a case missed a goal, failed, or could not be run.
 """
 
 import argparse
@@ -14,6 +13,7 @@ import time
 from pathlib import Path
 
 from perf.common import machine
+from perf.common.command_line import names, refuse_unknown
 from perf.common.progress import Progress, duration
 from perf.common.server import PROJECT
 
@@ -21,41 +21,38 @@ from .case import Run
 from .cases import BY_NAME, CASES
 from .results import FAILED, HELD, MISSED, NOT_RUN, Results, measured, table
 
-QUICK = 0.02  # of all counts and times
+QUICK = 0.02  # factor for all counts and times
 
 
 def arguments(argv=None):
-    parser = argparse.ArgumentParser(description='Measure load and faults against what is promised.')
-    parser.add_argument('--only', type=names, metavar='NAME[,..]', help='of ' + ', '.join(BY_NAME))
-    parser.add_argument('--quick', action='store_true', help=f'{QUICK:g} of all counts and times: whether it works')
-    parser.add_argument('--again', action='store_true', help='also what this commit was measured for already')
-    parser.add_argument('--list', action='store_true', help='tell the cases and how long each takes, measure nothing')
-    parser.add_argument('--out', type=Path, default=PROJECT / 'perf' / 'out' / 'faults', metavar='DIR')
+    parser = argparse.ArgumentParser(description='Compare the reactor under load and faults with what is promised.')
+    parser.add_argument('--only', type=names, metavar='NAME[,..]', help='choose from ' + ', '.join(BY_NAME))
+    parser.add_argument('--quick', action='store_true', help=f'a trial, with all counts and times times {QUICK:g}')
+    parser.add_argument('--again', action='store_true', help='repeat cases that this commit was measured with')
+    parser.add_argument('--list', action='store_true', help='print the cases and how long each takes; measure nothing')
+    out = PROJECT / 'perf' / 'out' / 'faults'
+    parser.add_argument('--out', type=Path, default=out, metavar='DIR', help='for the results, default %(default)s')
     args = parser.parse_args(argv)
-    if unknown := [name for name in args.only or () if name not in BY_NAME]:
-        parser.error(f'unknown: {", ".join(unknown)}; there are {", ".join(BY_NAME)}')
+    refuse_unknown(parser, args.only, BY_NAME)
     return args
 
 
-def names(text):
-    return [name for name in text.split(',') if name]
-
-
 def measure(case, run):
-    """(outcome, what was measured, goals with whether each was held, what went wrong)."""
+    """Measure one case; return (outcome, figures by name, goals with whether each was held, error or None)."""
     goals = [{'text': goal.text, 'held': None} for goal in case.goals]
     if reason := case.missing():
         return NOT_RUN, {}, goals, reason
     try:
         found = case.measure(run)
-        for goal, told in zip(case.goals, goals, strict=True):
-            told['held'] = bool(goal.check(found))
-    except Exception as exc:  # whatever it is: the other cases are still to come
+        for goal, row in zip(case.goals, goals, strict=True):
+            row['held'] = bool(goal.check(found))
+    except Exception as exc:  # of any kind: the other cases still have to be measured
         return FAILED, {}, goals, f'{type(exc).__name__}: {exc}'
     return HELD if all(goal['held'] for goal in goals) else MISSED, found, goals, None
 
 
 def result_of(case, run, commit):
+    """Measure one case; return the line for results.jsonl."""
     began, others = time.monotonic(), machine.OtherWork()
     outcome, found, goals, error = measure(case, run)
     return {
@@ -76,9 +73,10 @@ def result_of(case, run, commit):
 
 
 def run_all(chosen, run, progress, results, commit, again):
+    """Measure the chosen cases; those that this commit was measured with are skipped, unless `again` is set."""
     for case in chosen:
         if not again and results.has(case.name, run.scale, commit):
-            progress.say(f'{case.name:<4} measured already; --again measures it again')
+            progress.say(f'{case.name:<4} already measured; --again repeats it')
             continue
         progress.begin(f'{case.name:<4} {case.title}', case.seconds * run.scale)
         result = result_of(case, run, commit)
@@ -90,6 +88,7 @@ def run_all(chosen, run, progress, results, commit, again):
 
 
 def write_table(args, scale, commit, results):
+    """Write the table; return (its rows, its text, its path)."""
     facts = machine.description()
     head = {
         'commit': commit,
@@ -139,5 +138,5 @@ if __name__ == '__main__':
     try:
         sys.exit(main())
     except KeyboardInterrupt:
-        print('interrupted; what is done is kept, and the same command goes on from there', file=sys.stderr)
+        print('interrupted; finished cases are kept, and the same command continues', file=sys.stderr)
         sys.exit(130)

@@ -1,8 +1,7 @@
-"""One address that connects too fast, sends too slowly, or holds too many connections, and a thousand good clients.
+"""An address that connects too fast, sends too slowly, or holds too many connections, beside 1,000 good clients (M24).
 
-Owns M24: the server, the good clients and the three attackers. The rules: each goes at a rate that is stated, whatever
-the server does with it, and times of the good ones count from when each request was due; and rounds alternate, a round
-without an attack beside each with one, so that what else the machine does is in both.
+Every client keeps its rate whatever the server does, and the times of good clients count from when each request was
+due. Rounds with and without an attack alternate, so that other work on the machine affects both.
 """
 
 import contextlib
@@ -18,15 +17,15 @@ from .child import LATER, Child
 from .programs import Looks
 
 ROUNDS = 5
-SECONDS = 8.0  # for each of the four in a round
+SECONDS = 8.0  # for each of the four parts of a round
 GOOD_CLIENTS = 1_000
-GOOD_RATE = 2_000  # requests a second, of all of them
-SOURCES = 20  # addresses of theirs
-CONNECT_RATE, CONNECT_BURST = 100, 200  # connections that one address may make a second, and at once
-PER_ADDRESS = 100  # that it may have
-MIN_RATE, GRACE = 50, 2  # bytes a second that it has to send, after so many seconds
-TICK = 0.005
-# Connections that the attacker opens a second; what it does with each; the counter that tells of its limit.
+GOOD_RATE = 2_000  # requests a second, of all good clients together
+SOURCES = 20  # addresses that the good clients connect from
+CONNECT_RATE, CONNECT_BURST = 100, 200  # limit for an address: new connections a second, and at once
+PER_ADDRESS = 100  # limit for an address: open connections
+MIN_RATE, GRACE = 50, 2  # limit for a connection: bytes a second it has to send, after this many seconds
+TICK = 0.005  # seconds between two steps of the attacker
+# The connections that the attacker opens a second, what it does with each, and the counter of the limit that stops it.
 ATTACKS = {
     'too fast': (1_000, 'ask', 'refused_rate'),
     'too slow': (20, 'drip', 'ended_slow'),
@@ -40,20 +39,20 @@ REPLY = b'HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello'
 
 class Attack(Case):
     name = 'M24'
-    title = 'an address that connects too fast, sends too slowly, holds too many; and 1,000 good clients'
+    title = 'one address connects too fast, sends too slowly, or holds too many connections, beside 1,000 good clients'
     seconds = 200
     goals = (
         Goal(
-            'who connects too fast, and who holds too many, is refused',
+            'connections beyond the rate and beyond the number are refused',
             lambda m: m['attacks']['too fast']['limited'] and m['attacks']['too many']['limited'],
         ),
-        Goal('who sends too slowly is ended', lambda m: m['attacks']['too slow']['limited'], timed=True),
+        Goal('connections that send too slowly are closed', lambda m: m['attacks']['too slow']['limited'], timed=True),
         Goal(
-            'good clients are answered, all of them',
+            'every request of the good clients is answered',
             lambda m: not m['good']['failed'] and not any(one['failed'] for one in m['attacks'].values()),
         ),
         Goal(
-            'their p99 is at most twice that of the round without an attack, in the median of the rounds',
+            'their p99 is at most twice that without an attack, in the median of the rounds',
             lambda m: all(one['median_ratio'] <= 2 for one in m['attacks'].values()),
             timed=True,
         ),
@@ -73,7 +72,7 @@ class Attack(Case):
                     return stack.enter_context(Child(f'attack:{target}', prefix=prefix, **more))
 
             server = start('serve', server_core, per_address=run.count(PER_ADDRESS, 10))
-            port = server.hear()
+            port = server.receive()
             good = start('ask', load_core, 2, port=port, clients=clients, rate=rate)
             attacker = start('attack', load_core, port=port)
             for number in range(rounds):
@@ -88,13 +87,13 @@ class Attack(Case):
         }
 
     def part(self, server, good, attacker, name, seconds):
-        """The good clients for so many seconds, and an attack on the server meanwhile."""
+        """Run the good clients for `seconds` while the named attack goes on; None is no attack."""
         before = server.ask('look')
         if name is not None:
-            attacker.tell('attack', name=name, seconds=seconds)
+            attacker.send('attack', name=name, seconds=seconds)
         answer = good.ask('ask', seconds=seconds)
         if name is not None:
-            answer |= attacker.hear()
+            answer |= attacker.receive()
             after = server.ask('look')
             counter = ATTACKS[name][2]
             answer |= {'limited': after[counter] - before[counter], 'lines': after['lines'] - before['lines']}
@@ -107,7 +106,7 @@ def summary(parts):
 
 
 def compared(rate, parts, calm):
-    """What the rounds of one attack come to, each beside its own without."""
+    """Summarise the rounds of one attack, each compared with the same round without an attack."""
     ratios = [part['p99_ms'] / other['p99_ms'] for part, other in zip(parts, calm, strict=True)]
     return {
         'per_s': rate,
@@ -121,7 +120,7 @@ def compared(rate, parts, calm):
 
 
 def serve(control, per_address):
-    """A server that answers each request; what is no whole one waits for the rest of it."""
+    """Run a server that answers each complete request."""
     raise_descriptor_limit()
     limits = reactor.Limits(
         connect_rate=(CONNECT_RATE, CONNECT_BURST), per_address=per_address, min_rate=(MIN_RATE, GRACE)
@@ -133,13 +132,13 @@ def serve(control, per_address):
 
     def main(r):
         control.attach(r, Looks(r).commands())
-        control.say(r.listen_tcp('127.0.0.1', 0, on_data, limits=limits).address[1])
+        control.send(r.listen_tcp('127.0.0.1', 0, on_data, limits=limits).address[1])
 
     reactor.run(main)
 
 
 class Good(SteadyLoad):
-    """The good clients, from addresses of their own."""
+    """The good clients, which connect from several addresses."""
 
     def open(self):
         self.opens = getattr(self, 'opens', 0) + 1
@@ -155,7 +154,7 @@ def ask(control, port, clients, rate):
         def begin(seconds):
             def done():
                 times = load.figures()['reply_time']
-                control.say({'p99_ms': times['p99'] * 1e3, 'failed': load.failed})
+                control.send({'p99_ms': times['p99'] * 1e3, 'failed': load.failed})
 
             load = Good(r, '127.0.0.1', port, connections=clients, rate=rate, seconds=seconds, timeout=10, on_done=done)
             return LATER
@@ -166,7 +165,7 @@ def ask(control, port, clients, rate):
 
 
 class Attacker:
-    """Opens connections at a fixed rate from one address, whatever becomes of them."""
+    """Opens connections at a fixed rate from one address, whatever happens to them."""
 
     def __init__(self, r, control, port):
         self.r, self.control, self.port = r, control, port
@@ -184,7 +183,7 @@ class Attacker:
             self.ticks.cancel()
             for conn in list(self.conns):
                 conn.abort()
-            self.control.say({'tried': self.tried})
+            self.control.send({'tried': self.tried})
             return
         while self.tried < passed * self.rate:
             self.tried += 1

@@ -1,7 +1,6 @@
-"""Workers behind HAProxy that are restarted, and killed, under load.
+"""Workers behind HAProxy that are restarted (H1) or killed (H2) under load.
 
-Owns H1 and H2. The rule: every request is accounted for by the load that sent it, which never asks twice; what HAProxy
-asks a second time is told beside it.
+The load accounts for every request and never sends one twice. Requests that HAProxy repeats are reported separately.
 """
 
 import signal
@@ -14,8 +13,8 @@ from .held import wait, wait_until
 ROUNDS = 100
 RATE = 2000  # requests a second
 CONNECTIONS = 100
-SETTLE = 0.5  # seconds of load before, between and after
-KILLING, EVERY = 60.0, 2.0  # seconds in all, seconds between two
+SETTLE = 0.5  # seconds of load before and after
+KILLING, EVERY = 60.0, 2.0  # seconds of killing, and seconds from one kill to the next
 
 
 class Rolling(Case):
@@ -27,8 +26,8 @@ class Rolling(Case):
     seconds = 200
     goals = (
         Goal('every request is answered', lambda m: m['answered'] == m['sent'] > 0),
-        Goal('none fails', lambda m: m['failed'] == 0),
-        Goal('each round restarts both', lambda m: m['restarts'] == 2 * m['rounds']),
+        Goal('no request fails', lambda m: m['failed'] == 0),
+        Goal('each round restarts both workers', lambda m: m['restarts'] == 2 * m['rounds']),
         Goal('the load keeps its rate', lambda m: m['sent'] >= 0.99 * RATE * m['seconds'], timed=True),
     )
 
@@ -41,7 +40,7 @@ class Rolling(Case):
                 for name, worker in behind.workers.items():
                     began = time.monotonic()
                     if not roll(behind.admin, name, worker.restart):
-                        raise RuntimeError(f'{name} does not come back')
+                        raise RuntimeError(f'HAProxy does not use {name} again')
                     times.append(time.monotonic() - began)
                 run.progress(index, rounds, f'{index + 1} of {rounds} rounds')
             wait(run.seconds(SETTLE), run, 'load')
@@ -55,7 +54,7 @@ class Rolling(Case):
             'failed': found['failed'],
             **found['errors'],
             'reopened': found['reopened'],
-            'asked_again_by_haproxy': sums['wretr'] + sums['wredis'],
+            'repeated_by_haproxy': sums['wretr'] + sums['wredis'],
             'connections_to_workers': sums['connect'],
             'longest_restart_s': max(times),
             'p50_ms': found['reply_time']['median'] * 1000,
@@ -67,17 +66,20 @@ class Rolling(Case):
 class Killed(Case):
     needs = ('haproxy',)
     name = 'H2'
-    title = 'the same, half by HTTP and half by TCP, kill -9 of a worker every 2 s for a minute'
+    title = 'the same load, half over HTTP and half over TCP; a worker is killed every 2 s for a minute'
     seconds = 70
     goals = (
         Goal('every request ends', lambda m: m['answered'] + m['lost_by_http'] + m['lost_by_tcp'] == m['sent'] > 0),
-        Goal('a kill loses at most what was open on that worker', lambda m: m['kills_that_lost_more'] == 0),
         Goal(
-            'HAProxy asks again what it may: HTTP loses less',
+            'a kill loses at most one request for each connection of that worker',
+            lambda m: m['kills_that_lost_more'] == 0,
+        ),
+        Goal(
+            'HAProxy repeats what it may: HTTP loses no more than TCP',
             lambda m: m['lost_by_http'] <= m['lost_by_tcp'],
             timed=True,
         ),
-        Goal('every client is let in', lambda m: m['not_connected'] == 0),
+        Goal('every client is connected', lambda m: m['not_connected'] == 0),
     )
 
     def measure(self, run):
@@ -92,16 +94,16 @@ class Killed(Case):
 
     def settle(self, run, behind):
         workers = behind.workers.values()
-        wait_until('all clients are there', lambda: sum(map(Worker.connections, workers)) >= CONNECTIONS // 2)
+        wait_until('all clients are connected', lambda: sum(map(Worker.connections, workers)) >= CONNECTIONS // 2)
         wait(run.seconds(SETTLE), run, 'load')
 
     def kill(self, run, behind, kills, every):
-        """Of each kill when it was, by the clock on the wall, and how many connections were open on the worker."""
+        """Kill the workers in turn; return (wall-clock time, connections open on the worker) for each kill."""
         killed, began, names = [], time.monotonic(), list(behind.workers)
         for index in range(kills):
             run.progress(index, kills, f'{index} of {kills} killed')
             time.sleep(max(0, began + index * every - time.monotonic()))
-            wait_until('HAProxy uses all workers', behind.haproxy.up)  # the one killed before is back
+            wait_until('HAProxy uses all workers', behind.haproxy.up)  # also the one that was killed last
             worker = behind.workers[names[index % len(names)]]
             killed.append((time.time(), worker.connections()))
             worker.end(signal.SIGKILL)

@@ -1,17 +1,17 @@
-"""What a case is: what is promised, how it is measured, and whether the one holds the other.
+"""The base classes: a case is something that is promised, a way to measure it, and goals to compare with.
 
-Owns the base classes. Knows no case. The rule: `measure` returns what was measured, by name, or raises; whether that
-is enough is asked of the goals alone, so that they can be read, and tested, without measuring anything.
+`measure` returns figures by name, or raises. Only the goals decide whether the figures are good enough, so goals can be
+read, and tested, without measuring anything.
 """
 
 import shutil
 
 
 class Goal:
-    """Part of a promise: in words, and as a question about what was measured.
+    """Part of a promise, in words and as a check of the figures.
 
-    check  called with the dict that `measure` returned; a KeyError is a defect of the case, no missed goal
-    timed  whether it says something about the speed of the machine, too, or about how quiet it is
+    check  called with the dict that `measure` returned; a KeyError is a bug in the case, not a missed goal
+    timed  whether it also depends on the speed of the machine, or on what else runs there
     """
 
     def __init__(self, text, check, timed=False):
@@ -21,13 +21,13 @@ class Goal:
 
 
 class Case:
-    """Something promised and measured.
+    """Something that is promised and measured.
 
-    name     M1, by which it is chosen
+    name     by which it is chosen, like M1
     title    what is done, in a few words
     goals    the promises
-    seconds  about how long it takes in full size
-    needs    commands that it cannot do without
+    seconds  about how long it takes at full size
+    needs    commands that have to be installed
     """
 
     name = title = ''
@@ -36,20 +36,20 @@ class Case:
     goals: tuple = ()
 
     def missing(self):
-        """Why it cannot be measured here, or None."""
+        """Return why it cannot be measured here, or None."""
         absent = [command for command in self.needs if shutil.which(command) is None]
         return f'{", ".join(absent)} not found; install it' if absent else None
 
     def measure(self, run):
-        """Set up, measure, clean up; returns the measured values by name. `run` is a `Run`."""
+        """Set up, measure and clean up; return the figures by name. `run` is a `Run`."""
         raise NotImplementedError
 
 
 class Run:
-    """How large a measurement is to be, and where it tells how far it is.
+    """The size of a measurement, and where it reports its progress.
 
-    scale     1, or less for a quick look: counts and times are multiplied with it
-    progress  called as `progress(done, total, text)`, any time
+    scale     factor for counts and times: 1, or less for a quick trial
+    progress  a callable for `progress(done, total, text)`, called at any time; None to report nothing
     """
 
     def __init__(self, scale=1.0, progress=None):
@@ -57,11 +57,11 @@ class Run:
         self._progress = progress
 
     def count(self, full, least=1):
-        """A number of things, `full` in full size."""
+        """Return a number of things, which is `full` at full size."""
         return max(least, round(full * self.scale))
 
     def seconds(self, full, least=0.2):
-        """A time in seconds, `full` in full size."""
+        """Return a time in seconds, which is `full` at full size."""
         return max(least, full * self.scale)
 
     def progress(self, done, total, text=''):

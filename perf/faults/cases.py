@@ -1,7 +1,4 @@
-"""The cases of load and fault, one class for each, in the order in which they are measured and shown.
-
-Owns the list. The rule: a case is one line here and one class in a module beside this.
-"""
+"""All cases, in the order in which they are measured and reported: a line here, a class in a module of this folder."""
 
 from .attack import Attack
 from .behind_haproxy import Killed, Rolling

@@ -1,9 +1,7 @@
-"""Part of a figure in a process of its own: a function, started here, run there, spoken to in lines of JSON.
+"""Run a function in a process of its own, and exchange lines of JSON with it.
 
-Owns the process and both ends of the conversation. Knows no figure. The rule: a child ends when its parent does or
-stops speaking to it, and an exception in it is the parent's, too.
-
-As a program it is the child's side: `python -m perf.faults.child MODULE:FUNCTION ARGUMENTS` calls
+A child ends when its parent does, or when the parent closes the pipe. An exception in the child is raised in the parent
+as `Failed`. The child's side is `python -m perf.faults.child MODULE:FUNCTION ARGUMENTS`, which calls
 `FUNCTION(control, **ARGUMENTS)` with a `Control`.
 """
 
@@ -18,28 +16,27 @@ import time
 
 from perf.common.server import Failed, Measured, environment
 
-PATIENCE = 120  # seconds for an answer, where nothing else is said
-LATER = object()  # returned by a command whose answer is said when it is there
+PATIENCE = 120  # seconds within which an answer must come, by default
+LATER = object()  # returned by a command that sends its answer later
 
 
 class Child(Measured):
-    """A function of a module of this folder, given as 'MODULE:FUNCTION', in a new Python; a context manager.
+    """A process that runs `target`, a function of this folder given as 'MODULE:FUNCTION'; a context manager.
 
-    prefix   a command to run it under (taskset, faketime, prlimit ...)
-    env      more environment
-    sockets  of ours that it gets, by their numbers
+    prefix     a command to run it under, like ('nice', '-n', '10')
+    env        environment variables to add
+    arguments  keyword arguments of the function
     """
 
-    def __init__(self, target, *, prefix=(), env=None, sockets=(), **arguments):
+    def __init__(self, target, *, prefix=(), env=None, **arguments):
         command = [*prefix, sys.executable, '-m', 'perf.faults.child']
         self.target = target
-        self.heard = bytearray()
+        self.received = bytearray()
         self.process = subprocess.Popen(
             [*command, target, json.dumps(arguments)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env={**environment(), **(env or {})},
-            pass_fds=[sock.fileno() for sock in sockets],
         )
         self.pid = self.process.pid
 
@@ -49,45 +46,46 @@ class Child(Measured):
     def __exit__(self, *failure):
         self.close()
 
-    def tell(self, do, **arguments):
-        """Have it do something; the answer is heard later."""
+    def send(self, do, **arguments):
+        """Send a command; `receive` returns its answer."""
         try:
             self.process.stdin.write(json.dumps({'do': do, **arguments}).encode() + b'\n')
             self.process.stdin.flush()
         except OSError:
-            raise Failed(f'{self.target} has ended: {self.process.wait()}') from None
+            raise Failed(f'{self.target} has ended with status {self.process.wait()}') from None
 
-    def hear(self, patience=PATIENCE):
-        """Its next answer. `Failed` when it raised, ended, or took longer."""
+    def receive(self, patience=PATIENCE):
+        """Return its next answer. Raise `Failed` when it raised, ended, or took longer."""
         until = time.monotonic() + patience
         with selectors.DefaultSelector() as selector:
             selector.register(self.process.stdout, selectors.EVENT_READ)
-            while b'\n' not in self.heard:
+            while b'\n' not in self.received:
                 if not selector.select(max(0, until - time.monotonic())):
-                    raise Failed(f'{self.target} said nothing for {patience:g} s')
+                    raise Failed(f'{self.target} sent no answer for {patience:g} s')
                 data = os.read(self.process.stdout.fileno(), 65536)
                 if not data:
                     raise Failed(f'{self.target} ended with status {self.process.wait()}')
-                self.heard += data
-        line, _, rest = self.heard.partition(b'\n')
-        self.heard = rest
+                self.received += data
+        line, _, rest = self.received.partition(b'\n')
+        self.received = rest
         answer = json.loads(line)
         if isinstance(answer, dict) and 'raised' in answer:
             raise Failed(f'{self.target}: {answer["raised"]}')
         return answer
 
     def ask(self, do, patience=PATIENCE, **arguments):
-        """Have it do something, and wait for the answer."""
-        self.tell(do, **arguments)
-        return self.hear(patience)
+        """Send a command and return its answer."""
+        self.send(do, **arguments)
+        return self.receive(patience)
 
     def kill(self):
-        """End it as no program can prevent."""
+        """Kill it with SIGKILL."""
         self.process.kill()
         self.process.wait()
 
     def close(self):
-        with contextlib.suppress(OSError):  # it may be gone
+        """Close the pipe, at which it ends, and wait for it; kill it after 5 s."""
+        with contextlib.suppress(OSError):  # it may have ended
             self.process.stdin.close()
         try:
             self.process.wait(5)
@@ -98,23 +96,23 @@ class Child(Measured):
 
 
 class Control:
-    """The child's side of the conversation."""
+    """The child's side of the pipe."""
 
     def __init__(self):
         self.parts = bytearray()
 
-    def say(self, answer):
-        """Send the parent something that JSON can say."""
+    def send(self, answer):
+        """Send an answer, which JSON can represent, to the parent."""
         sys.stdout.write(json.dumps(answer) + '\n')
         sys.stdout.flush()
 
     def serve(self, commands):
-        """Do what the parent says until it says nothing more, for children that wait for it and nothing else."""
+        """Run the parent's commands until it closes the pipe, in a child that does nothing else."""
         for line in sys.stdin:
             self.do(line, commands)
 
     def attach(self, r, commands):
-        """The same beside all that a reactor does, which stops when the parent is gone."""
+        """Run the parent's commands on the reactor `r`, which stops when the parent closes the pipe."""
         os.set_blocking(0, False)
         r.watch_fd(0, selectors.EVENT_READ, self.read, commands)
 
@@ -132,9 +130,9 @@ class Control:
         try:
             answer = commands[arguments.pop('do')](**arguments)
             if answer is not LATER:
-                self.say(answer)
+                self.send(answer)
         except Exception as exc:
-            self.say({'raised': f'{type(exc).__name__}: {exc}'})
+            self.send({'raised': f'{type(exc).__name__}: {exc}'})
 
 
 def main(target, arguments):
@@ -143,10 +141,10 @@ def main(target, arguments):
     try:
         getattr(importlib.import_module(f'perf.faults.{module}'), function)(control, **json.loads(arguments))
     except Exception as exc:
-        control.say({'raised': f'{type(exc).__name__}: {exc}'})
+        control.send({'raised': f'{type(exc).__name__}: {exc}'})
         raise
 
 
 if __name__ == '__main__':
-    # By its name, as what it runs knows it, or there would be two of everything here.
+    # Run the imported module and not this copy, `__main__`: the function that is run imports LATER by its name.
     importlib.import_module('perf.faults.child').main(*sys.argv[1:])

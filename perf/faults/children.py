@@ -1,7 +1,4 @@
-"""Children by the thousand.
-
-Owns M18. The rule: the system is asked for zombies, not the reactor.
-"""
+"""Children by the thousand (M18). Zombies are counted by the operating system, not by the reactor."""
 
 import gc
 import time
@@ -14,8 +11,8 @@ from .child import LATER, Child
 from .programs import Looks
 
 CHILDREN = 10_000
-AT_ONCE = 50
-STEP = 500
+AT_ONCE = 50  # children that run at the same time
+STEP = 500  # children started by one command
 COMMAND = ['/bin/true']
 
 
@@ -24,24 +21,24 @@ class Children(Case):
     title = '10,000 short children, 50 at a time'
     seconds = 60
     goals = (
-        Goal('exits = spawns', lambda m: m['exits'] == m['spawns']),
-        Goal('each with its code', lambda m: m['codes'] == {'0': m['spawns']}),
+        Goal('every child is reported to have exited', lambda m: m['exits'] == m['spawns']),
+        Goal('with its exit code', lambda m: m['codes'] == {'0': m['spawns']}),
         Goal('no zombie is left', lambda m: m['zombies'] == 0),
-        Goal('descriptors as at the start', lambda m: m['descriptors_left'] == 0),
-        Goal('no object is left, with the collector off', lambda m: m['objects_left'] <= 0),
+        Goal('no descriptor is left', lambda m: m['descriptors_left'] == 0),
+        Goal('no object is left, with the garbage collector off', lambda m: m['objects_left'] <= 0),
     )
 
     def measure(self, run):
-        count, step = run.count(CHILDREN, 100), min(STEP, run.count(CHILDREN, 100))
+        count = run.count(CHILDREN, 100)
         with Child('children:spawn') as child:
-            child.ask('go', count=step)
+            child.ask('go', count=min(STEP, count))  # a warm-up
             before = self.look(child)
             began, found = time.monotonic(), {'spawns': 0, 'exits': 0, 'codes': {}}
             for done in range(0, count, STEP):
-                told = child.ask('go', count=min(STEP, count - done))
+                step = child.ask('go', count=min(STEP, count - done))
                 for name in ('spawns', 'exits'):
-                    found[name] += told[name]
-                for code, times in told['codes'].items():
+                    found[name] += step[name]
+                for code, times in step['codes'].items():
                     found['codes'][code] = found['codes'].get(code, 0) + times
                 run.progress(done, count, f'{found["exits"]:,} exits')
             took = time.monotonic() - began
@@ -55,7 +52,7 @@ class Children(Case):
 
 
 def zombies(pid):
-    """How many children of a process have ended and were not reaped."""
+    """Return how many children of a process have ended and were not reaped."""
     count = 0
     for one in Path(f'/proc/{pid}/task/{pid}/children').read_text().split():
         count += 'State:\tZ' in Path(f'/proc/{one}/status').read_text()
@@ -63,7 +60,7 @@ def zombies(pid):
 
 
 class Spawner:
-    """So many children one after the other, some at a time."""
+    """Starts a number of children, of which AT_ONCE run at the same time."""
 
     def __init__(self, r, control):
         self.r, self.control = r, control
@@ -85,7 +82,7 @@ class Spawner:
         if self.left:
             self.start()
         elif self.exits == self.spawns:
-            self.control.say({'spawns': self.spawns, 'exits': self.exits, 'codes': self.codes})
+            self.control.send({'spawns': self.spawns, 'exits': self.exits, 'codes': self.codes})
 
 
 def spawn(control):

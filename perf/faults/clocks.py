@@ -1,6 +1,6 @@
-"""Timers, very many of them, and clocks that jump.
+"""Very many timers (M9), and clocks that jump (M16).
 
-Owns M9 and M16. The rule: whether something was early or late is asked of the monotonic clock, read in the callback.
+Whether a timer is early or late is measured on the monotonic clock, read in its callback.
 """
 
 import random
@@ -20,29 +20,29 @@ from .case import Case, Goal
 from .child import Child
 from .held import wait
 
-LIVE = 1_000_000  # timers
-ADDED = 10_000_000  # timers that are added and cancelled beside them
-STEP = 100_000
+LIVE = 1_000_000  # timers that stay
+ADDED = 10_000_000  # timers that are added and cancelled meanwhile
+STEP = 100_000  # timers added by one command
 HOUR = 3600
-IDLE_TIMERS = 2_000  # of which it is seen how late they are,
-IDLE_SECONDS = 10.0  # spread over so many
-COMPACT_ABOVE = 64  # deadlines that the heap may hold although nobody has them, however few are live
+IDLE_TIMERS = 2_000  # timers whose lateness is measured,
+IDLE_SECONDS = 10.0  # spread over this time
+COMPACT_ABOVE = 64  # cancelled deadlines that the heap may hold however few timers are live
 GAP = 60.0  # seconds for which the process is stopped
-BEAT = 0.05  # seconds between two beats of the repeating timer
+BEAT = 0.05  # seconds from one call of the repeating timer to the next
 
 
 class Timers(Case):
     name = 'M9'
-    title = 'a million timers, and ten million that are added and cancelled'
+    title = 'a million timers, while ten million others are added and cancelled'
     seconds = 60
     goals = (
-        Goal('add at most 2 µs', lambda m: m['add_us'] <= 2, timed=True),
+        Goal('adding a timer takes at most 2 µs', lambda m: m['add_us'] <= 2, timed=True),
         Goal(
             'the heap never holds more than two deadlines for each live timer',
             lambda m: m['longest_heap'] <= 2 * m['live'] + COMPACT_ABOVE + 2,
         ),
-        Goal('all are gone after cancelling', lambda m: m['left'] == 0),
-        Goal('p99 of lateness at most 2 ms when idle', lambda m: m['p99_ms'] <= 2, timed=True),
+        Goal('none is left after all are cancelled', lambda m: m['left'] == 0),
+        Goal('the p99 of lateness is at most 2 ms when idle', lambda m: m['p99_ms'] <= 2, timed=True),
         Goal('no timer is early', lambda m: m['earliest_ms'] >= 0),
     )
 
@@ -69,7 +69,7 @@ class ManyTimers:
         self.timers = []
 
     def add(self, count):
-        """Microseconds for each of so many timers."""
+        """Add `count` timers; return the microseconds for each."""
         call_later, keep = self.r.call_later, self.timers.append
         delays = [HOUR * (1 + random.random()) for _ in range(count)]
         began = time.perf_counter()
@@ -78,6 +78,7 @@ class ManyTimers:
         return {'add_us': (time.perf_counter() - began) / count * 1e6}
 
     def add_and_cancel(self, count):
+        """Add and cancel `count` timers; return the seconds it took and the largest size of the heap."""
         call_later, heap, longest = self.r.call_later, self.r.timers.heap, 0
         began = time.perf_counter()
         for index in range(count):
@@ -87,7 +88,7 @@ class ManyTimers:
         return {'seconds': time.perf_counter() - began, 'longest_heap': longest}
 
     def idle(self, count, seconds):
-        """How late so many timers are that are spread over so much time."""
+        """Spread `count` timers over `seconds`; return how late they fire."""
         late = []
 
         def note(due):
@@ -124,19 +125,22 @@ def many_timers(control):
 
 class Jumps(Case):
     name = 'M16'
-    title = 'the wall clock jumps by an hour, back and forth; the process is stopped for a minute'
+    title = 'the wall clock jumps by an hour, forwards and back; then the process is stopped for a minute'
     seconds = 90
     needs = ('faketime',)
     goals = (
-        Goal('the wall clock did jump', lambda m: m['wall_jumps'] == m['asked_jumps']),
+        Goal('the process saw each jump', lambda m: m['wall_jumps'] == m['asked_jumps']),
         Goal('no timer is early', lambda m: m['earliest_ms'] >= 0),
-        Goal('none is lost, none fires twice', lambda m: m['fired'] == m['set']),
+        Goal('no timer is lost, none fires twice', lambda m: m['fired'] == m['set']),
         Goal(
-            'no burst: never two beats of a repeating timer in the time of one, none early',
+            'a repeating timer never fires twice in one interval, nor early',
             lambda m: m['beats_too_many'] == 0 and m['earliest_beat'] >= 0,
         ),
-        Goal('what was due in the gap fires in the first turn after it', lambda m: m['turns_for_these'] == 1),
-        Goal('jumps of the wall clock delay nobody', lambda m: m['late_while_jumping_ms'] < 200, timed=True),
+        Goal(
+            'timers that were due while the process was stopped all fire in the first turn',
+            lambda m: m['turns_for_these'] == 1,
+        ),
+        Goal('jumps of the wall clock delay no timer', lambda m: m['late_while_jumping_ms'] < 200, timed=True),
     )
 
     def measure(self, run):
@@ -145,7 +149,7 @@ class Jumps(Case):
             offset.write_text('+0')
             seconds, gap = run.seconds(10, 1), run.seconds(GAP, 1)
             environment = {'FAKETIME_TIMESTAMP_FILE': str(offset), 'FAKETIME_NO_CACHE': '1', 'LD_PRELOAD': library()}
-            # The monotonic clock stays true: no step of the wall clock moves it.
+            # libfaketime must not change the monotonic clock: a jump of the wall clock never moves it.
             environment |= {'DONT_FAKE_MONOTONIC': '1', 'FAKETIME_DONT_FAKE_MONOTONIC': '1'}
             with Child('clocks:watch_clocks', env=environment) as child:
                 child.ask('begin', seconds=1.5 * seconds + gap)
@@ -166,7 +170,7 @@ class Jumps(Case):
                 return {'asked_jumps': len(steps), **child.ask('end'), 'late_while_jumping_ms': jumped['most_late_ms']}
 
     def await_jumps(self, child, count):
-        """Until it has seen so many, or is not going to: a busy machine may keep a beat from it for so long."""
+        """Wait until the process has seen `count` jumps. On a busy machine that can take many beats."""
         for _ in range(200):
             if child.ask('jumped') >= count:
                 return
@@ -174,16 +178,16 @@ class Jumps(Case):
 
 
 def library():
-    """What `faketime` has preloaded."""
+    """Return the path of the library that the command faketime preloads."""
     text = subprocess.run(['faketime', '-f', '+0', 'env'], capture_output=True, text=True, check=False).stdout
     found = re.search(r'^LD_PRELOAD=(.*libfaketime\S*)', text, re.MULTILINE)
     if not found:
-        raise Failed(f'faketime does not say what it preloads: {text[-200:]!r}')
+        raise Failed(f'faketime does not show which library it preloads: {text[-200:]!r}')
     return found[1].split(':')[-1]
 
 
 class Clocks:
-    """Timers at random times, a repeating one, and when all of them fired."""
+    """Timers at random times and a repeating one, with the times at which they fired."""
 
     def __init__(self, r):
         self.r = r
@@ -204,8 +208,8 @@ class Clocks:
         self.late.append((due, time.monotonic() - due, self.r.counters.loop_count))
 
     def beat(self):
-        # When the loop looked, since the process may be kept from the processor between that and this line, and two
-        # beats that were called in order would seem to be one after the other in the time of one.
+        # Use the time stamp of the turn. The process may lose the processor between that and this line, and then two
+        # calls that were in time would seem to fall into one interval.
         self.beats.append(self.r.now)
         wall = time.time() - time.monotonic()
         if abs(wall - self.wall) > HOUR / 2:
@@ -219,9 +223,9 @@ class Clocks:
         return {'most_late_ms': max(late for _, late, _ in self.late) * 1000}
 
     def end(self):
-        """Once all of them have fired."""
+        """Return the figures, when all timers have fired."""
         gap, until = max((later - beat, later) for beat, later in zip(self.beats, self.beats[1:], strict=False))
-        # In the middle of it, since nobody knows when exactly the process was stopped.
+        # Only the middle of the gap, because the exact time at which the process was stopped is unknown.
         missed = [turn for due, _, turn in self.late if until - 0.75 * gap < due < until - 0.25 * gap]
         slots = [int((beat - self.first) // BEAT) for beat in self.beats]
         return {

@@ -1,7 +1,7 @@
-"""How long the garbage collector stops a loop that holds as many connections as a process can.
+"""How long the garbage collector stops a loop that holds as many connections as a process can have (M20).
 
-Owns M20. The rule: pauses are those of the collector itself, told by its own callbacks; how late the loop was in all is
-told beside, and has other reasons, too.
+Pauses are measured in the collector's own callbacks. How late the loop was, for whatever reason, is reported
+separately.
 """
 
 import gc
@@ -13,13 +13,13 @@ from perf.common.machine import ahead_of_others, raise_descriptor_limit
 from .case import Case, Goal
 from .child import Child
 from .held import FIRST, SPARE, limit, open_all, wait_until
-from .programs import Looks, echo, go_on
+from .programs import Looks, echo, resume
 
 BUSY = 10.0  # seconds of load in each mode
-ASKING = 200  # connections that ask
-PASSING = 50  # connections that come and go at a time
-TICK = 0.002  # seconds between two looks at how late the loop is
-LONGEST = 50  # ms
+ASKING = 200  # connections that send requests
+PASSING = 50  # connections that come and go at the same time
+TICK = 0.002  # seconds between two measurements of how late the loop is
+LONGEST = 50  # milliseconds that a pause may take
 
 
 class Collector(Case):
@@ -28,21 +28,27 @@ class Collector(Case):
     seconds = 60
     goals = (
         Goal(
-            'at most 50 ms while they come', lambda m: m['while they came']['longest_pause_ms'] <= LONGEST, timed=True
+            'at most 50 ms while connections are opened',
+            lambda m: m['while opening']['longest_pause_ms'] <= LONGEST,
+            timed=True,
         ),
         Goal(
-            'and in traffic, with a full collection in it',
+            'at most 50 ms in traffic, with a full collection',
             lambda m: m['in traffic']['longest_pause_ms'] <= LONGEST,
             timed=True,
         ),
-        Goal('and the same after gc.freeze()', lambda m: m['frozen']['longest_pause_ms'] <= LONGEST, timed=True),
+        Goal(
+            'at most 50 ms in traffic after gc.freeze()',
+            lambda m: m['frozen']['longest_pause_ms'] <= LONGEST,
+            timed=True,
+        ),
     )
 
     def measure(self, run):
         count, seconds = run.count(limit() - SPARE, FIRST), run.seconds(BUSY, 0.4)
         found = {'connections': count}
         with Child('collector:serve', prefix=ahead_of_others()) as server:
-            port = server.hear()
+            port = server.receive()
             with (
                 Child('programs:hold', port=port) as held,
                 Child('churn:come_and_go', port=port) as passers,
@@ -50,7 +56,7 @@ class Collector(Case):
                 server.ask('begin')
                 open_all(run, [held], count, 'opened')
                 wait_until('all are accepted', lambda: server.ask('look')['incoming'] == count)
-                found['while they came'] = server.ask('end')
+                found['while opening'] = server.ask('end')
                 for mode in ('in traffic', 'frozen'):
                     if mode == 'frozen':
                         server.ask('freeze')
@@ -61,17 +67,17 @@ class Collector(Case):
         return found
 
     def load(self, run, held, passers, seconds, mode):
-        """Some of those who are there ask, and others come and go."""
+        """Send requests on some of the open connections, while other connections come and go."""
         began = time.monotonic()
         while (passed := time.monotonic() - began) < seconds:
-            passers.tell('go', count=20 * PASSING)
+            passers.send('go', count=20 * PASSING)
             held.ask('ping', first=0, count=ASKING)
-            passers.hear()
+            passers.receive()
             run.progress(passed, seconds, mode)
 
 
 class Pauses:
-    """The longest stops, of the collector and of all reasons."""
+    """The longest pauses of the collector, and how late the loop was."""
 
     def __init__(self, r):
         self.r = r
@@ -109,6 +115,6 @@ def serve(control):
         raise_descriptor_limit()
         pauses = Pauses(r)
         control.attach(r, Looks(r).commands(begin=pauses.begin, end=pauses.end))
-        control.say(r.listen_tcp('127.0.0.1', 0, echo, on_drain=go_on).address[1])
+        control.send(r.listen_tcp('127.0.0.1', 0, echo, on_drain=resume).address[1])
 
     reactor.run(main)

@@ -1,7 +1,7 @@
-"""The end of a server that has many connections: what it costs to wait for them, and that each ends in good order.
+"""`drain()` of a server with many connections: what waiting costs, and how each connection ends (M25).
 
-Owns M25. The rule: the clients are those of `held`, which do nothing by themselves; half of them are owed an answer for
-a while, and the others nothing.
+The clients are the idle ones of `programs.hold`. The server owes half of them an answer for a while, and so marks these
+connections as busy.
 """
 
 import time
@@ -14,8 +14,8 @@ from .held import open_all, wait, wait_until
 from .programs import Looks
 
 CONNECTIONS = 10_000
-TIMEOUT = 120  # seconds
-SILENCE = 20.0  # seconds in which those who are busy are waited for
+TIMEOUT = 120  # seconds of drain()
+BUSY = 20.0  # seconds for which half of the connections are busy
 
 
 class Ending(Case):
@@ -23,26 +23,32 @@ class Ending(Case):
     title = 'drain() of a server with 10,000 connections, half of them busy for 20 s'
     seconds = 40
     goals = (
-        Goal('who was idle is closed in 5 s', lambda m: m['idle_closed_after'] <= 5, timed=True),
+        Goal('idle connections are closed within 5 s', lambda m: m['idle_closed_after'] <= 5, timed=True),
         Goal('CPU below 1 % while the others are busy', lambda m: m['cpu_share'] < 0.01, timed=True),
-        Goal('everybody ends in good order', lambda m: m['ends'] == {'NoneType': m['connections']}),
-        Goal('all have ended, and run() has, 8 s behind the last answer', lambda m: m['over_after'] <= 8, timed=True),
+        Goal('every connection ends without an error', lambda m: m['ends'] == {'NoneType': m['connections']}),
+        Goal(
+            'all connections end, and run() returns, within 8 s after the last answer',
+            lambda m: m['over_after'] <= 8,
+            timed=True,
+        ),
     )
 
     def measure(self, run):
         count = run.count(CONNECTIONS, 20)
         with Child('ending:serve_busy') as server:
-            with Child('programs:hold', port=server.hear()) as clients:
+            with Child('programs:hold', port=server.receive()) as clients:
                 open_all(run, [clients], count, 'opened')
                 wait_until('all are accepted', lambda: server.ask('look')['incoming'] == count)
                 server.ask('drain')
-                idle = wait_until('the idle are closed', lambda: server.ask('look')['incoming'] == count - count // 2)
+                idle = wait_until(
+                    'idle connections are closed', lambda: server.ask('look')['incoming'] == count - count // 2
+                )
                 cpu, began = server.cpu(), time.monotonic()
-                wait(run.seconds(SILENCE, 0.5), run, 'half of them are busy')
+                wait(run.seconds(BUSY, 0.5), run, 'half of them are busy')
                 share = (server.cpu() - cpu) / (time.monotonic() - began)
                 began = time.monotonic()
                 server.ask('answer')
-                ends = server.hear()
+                ends = server.receive()
                 over = time.monotonic() - began
         return {
             'connections': count,
@@ -54,7 +60,7 @@ class Ending(Case):
 
 
 def serve_busy(control):
-    """A server every second client of which is owed an answer, until it is told to answer."""
+    """Run a server with every second connection busy, until the command `answer`."""
     conns, ends = [], {}
 
     def on_connect(conn):
@@ -74,7 +80,7 @@ def serve_busy(control):
     def main(r):
         commands = {'drain': lambda: r.drain(TIMEOUT), 'answer': answer}
         control.attach(r, Looks(r).commands(**commands))
-        control.say(r.listen_tcp('127.0.0.1', 0, on_connect=on_connect, on_close=on_close).address[1])
+        control.send(r.listen_tcp('127.0.0.1', 0, on_connect=on_connect, on_close=on_close).address[1])
 
     reactor.run(main)
-    control.say(ends)
+    control.send(ends)

@@ -1,7 +1,7 @@
-"""One client that sends as fast as it can, and a thousand that ask and wait.
+"""One client that sends as fast as it can, beside a thousand that send a ping and wait for its echo (M8).
 
-Owns M8. The rule: the firehose never waits for anything but the kernel. The others ask ten times a second each; then
-all the time, which is the most that they can ask.
+The firehose waits for nothing but the kernel. The others first send ten pings a second each, then the next ping as soon
+as the last was echoed.
 """
 
 import contextlib
@@ -19,22 +19,22 @@ from .child import Child
 from .programs import Looks
 
 CLIENTS = 1_000
-SECONDS = 10.0  # for each of two ways to ask
-PAUSE = 0.1  # seconds from an answer to the next question
+SECONDS = 10.0  # for each of the two parts
+PAUSE = 0.1  # seconds from an echo to the next ping
 PIECE = b'f' * (256 << 10)
 
 
 class Firehose(Case):
     name = 'M8'
-    title = 'one firehose and 1,000 ping-pong clients'
+    title = 'one client that sends without a pause, and 1,000 that send pings'
     seconds = 25
     goals = (
         Goal(
-            'p99 of a ping at most 50 ms when each asks ten times a second',
+            'the p99 of a ping is at most 50 ms when each client sends ten a second',
             lambda m: m['paced']['p99_ms'] <= 50,
             timed=True,
         ),
-        Goal('and when each asks all the time', lambda m: m['flat_out']['p99_ms'] <= 50, timed=True),
+        Goal('and when each client sends them without a pause', lambda m: m['flat_out']['p99_ms'] <= 50, timed=True),
         Goal('every client is answered', lambda m: m['paced']['fewest_answers'] and m['flat_out']['fewest_answers']),
     )
 
@@ -48,19 +48,19 @@ class Firehose(Case):
                 with on_core(core):
                     return stack.enter_context(Child(target, prefix=ahead_of_others(priority), **more))
 
-            port = start('fairness:serve', server_core).hear()
+            port = start('fairness:serve', server_core).receive()
             clients = start('fairness:ping_pong', load_core, 2, port=port)
             firehose = start('fairness:pour', load_core, port=port)
             for done, (way, pause) in enumerate({'paced': PAUSE, 'flat_out': 0}.items()):
                 run.progress(done, 2, way)
-                firehose.tell('pour', seconds=seconds)
+                firehose.send('pour', seconds=seconds)
                 found[way] = clients.ask('ask', count=count, seconds=seconds, pause=pause)
-                found[way]['firehose_mb_per_s'] = firehose.hear() / seconds / 1e6
+                found[way]['firehose_mb_per_s'] = firehose.receive() / seconds / 1e6
         return found
 
 
 def serve(control):
-    """Short messages come back, long ones are dropped."""
+    """Run a server that echoes short messages and drops long ones."""
 
     def on_data(conn, data):
         if len(data) <= 16:
@@ -69,12 +69,14 @@ def serve(control):
     def main(r):
         raise_descriptor_limit()
         control.attach(r, Looks(r).commands())
-        control.say(r.listen_tcp('127.0.0.1', 0, on_data).address[1])
+        control.send(r.listen_tcp('127.0.0.1', 0, on_data).address[1])
 
     reactor.run(main)
 
 
 class Pinging:
+    """The clients that send pings."""
+
     def __init__(self, port):
         self.port = port
 
@@ -82,13 +84,13 @@ class Pinging:
         with connections(self.port, count) as socks, selectors.DefaultSelector() as selector:
             for sock in socks:
                 selector.register(sock, selectors.EVENT_READ)
-            times, answers = self.go_on(selector, socks, time.perf_counter() + seconds, pause)
+            times, answers = self.exchange(selector, socks, time.perf_counter() + seconds, pause)
         times.sort()
         found = {name: quantile(times, share) * 1000 for name, share in (('p50_ms', 0.5), ('p99_ms', 0.99))}
         return {'pings': len(times), **found, 'most_ms': times[-1] * 1000, 'fewest_answers': min(answers.values())}
 
-    def go_on(self, selector, socks, until, pause):
-        """(how long each answer took, how many each client got)."""
+    def exchange(self, selector, socks, until, pause):
+        """Send pings until the time `until`; return (seconds of each, {socket: number of answers})."""
         times, answers, asked = [], dict.fromkeys(socks, 0), {}
         now = time.perf_counter()
         waiting = deque((now + pause * index / len(socks), sock) for index, sock in enumerate(socks))
@@ -113,11 +115,13 @@ def ping_pong(control, port):
 
 
 class Hose:
+    """The client that sends without a pause."""
+
     def __init__(self, port):
         self.port = port
 
     def pour(self, seconds):
-        """How many bytes the kernel took in so many seconds."""
+        """Send for `seconds`; return the bytes that the kernel accepted."""
         poured, until = 0, time.monotonic() + seconds
         with connect(self.port) as sock:
             while time.monotonic() < until:

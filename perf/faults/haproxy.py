@@ -1,8 +1,7 @@
-"""HAProxy with the shipped configuration, and workers behind it: the service of the examples, each on its port.
+"""HAProxy with the configuration from examples/, and workers behind it: `service.py`, each on its own port.
 
-Owns the processes, and what is asked of them from outside. The rules: configuration, worker and restart are the files
-that people take from examples/; all of it runs ahead of the machine's other work, or it is that which is measured; and
-nothing outlives its `with`.
+Configuration, worker and restart are the very files that users copy from examples/. All processes run at real-time
+priority, or other work on the machine would be measured. No process outlives its `with` block.
 """
 
 import contextlib
@@ -22,11 +21,11 @@ from perf.common.server import PROJECT, Failed, Measured, environment, read_line
 
 EXAMPLES = PROJECT / 'examples'
 CONFIG = EXAMPLES / 'haproxy' / 'haproxy.cfg'
-START = 20  # seconds until a process must be there
+START = 20  # seconds within which a process must be ready
 
 
 def rolling_restart():
-    """The example as a module."""
+    """Return examples/haproxy/rolling_restart.py as a module."""
     spec = importlib.util.spec_from_file_location('rolling_restart', EXAMPLES / 'haproxy' / 'rolling_restart.py')
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -34,7 +33,7 @@ def rolling_restart():
 
 
 class Running:
-    """What runs as long as its block: `start()` puts on `stack` what has to end."""
+    """A context manager: `start()` pushes to `stack` whatever has to be ended."""
 
     def __enter__(self):
         try:
@@ -49,11 +48,11 @@ class Running:
 
 
 class Haproxy(Running):
-    """HAProxy with a configuration of which variables come from the environment; a context manager.
+    """HAProxy with a configuration that takes variables from the environment; a context manager.
 
-    binds  listening sockets by the name of the variable that says where a frontend binds: HAProxy inherits them, so
-           no port is taken that others may take first
-    env    the other variables; ADMIN is a path in a folder of its own
+    binds  {variable with the address of a frontend: listening socket}; HAProxy inherits the sockets, so no other
+           process can take a port first
+    env    the other variables; ADMIN is set to a path in a temporary folder
     """
 
     def __init__(self, config, binds, **env):
@@ -77,27 +76,27 @@ class Haproxy(Running):
         self.stack.callback(self.process.kill)
 
     def up(self, *names):
-        """Whether the servers of these names, or all, are up and have been checked. `Failed` when HAProxy has ended."""
+        """Return whether these servers, or all, are up and checked. Raise `Failed` when HAProxy has ended."""
         if self.process.poll() is not None:
-            raise Failed(f'HAProxy has ended: {self.said()}')
+            raise Failed(f'HAProxy has ended: {self.logged()}')
         try:
             rows = self.admin.servers(*names)
-        except OSError:  # it does not listen yet
+        except OSError:  # its admin socket does not listen yet
             return False
         return all(row['status'] == 'UP' and row['check_status'][-2:] == 'OK' for row in rows)
 
-    def said(self):
-        """What it has logged."""
+    def logged(self):
+        """Return what it has logged."""
         return Path(self.log.name).read_text()
 
     def sums(self, *names):
-        """Figures of all servers together, by the names that `show stat` gives them."""
+        """Return the totals over all servers of these columns of `show stat`."""
         rows = self.admin.servers()
         return {name: sum(int(row[name] or 0) for row in rows) for name in names}
 
 
 class Worker(Measured):
-    """examples/service.py on a port of its own; `start` after an end starts another there."""
+    """examples/service.py on its own port; after an end, `start` starts a new process on the same port."""
 
     port = 0
 
@@ -109,11 +108,11 @@ class Worker(Measured):
         line = read_line(self.process, START)
         if not line.startswith('listening on '):
             self.end(signal.SIGKILL)
-            raise Failed(f'a worker does not listen on port {self.port}: {line}')
+            raise Failed(f'a worker does not listen on port {self.port}: it printed {line!r}')
         self.port = int(line.rpartition(':')[2])
 
     def end(self, signum):
-        """Have it end and wait for it; its status."""
+        """Send it a signal, wait for its end, and return its status."""
         self.process.send_signal(signum)
         try:
             status = self.process.wait(60)
@@ -123,20 +122,20 @@ class Worker(Measured):
         return status
 
     def restart(self):
-        """As systemd does it: SIGTERM, and when that one is gone another."""
+        """Restart it the way systemd does: SIGTERM, and a new process when the old one has ended."""
         if status := self.end(signal.SIGTERM):
             raise Failed(f'a worker ended with status {status}')
         self.start()
 
     def connections(self):
-        """How many are open on it."""
+        """Return the number of connections that are open on its port."""
         wanted = f':{self.port:04X}'
         with open('/proc/net/tcp') as file:
             return sum(fields[1].endswith(wanted) and fields[3] == '01' for fields in map(str.split, file))
 
 
 class Behind(Running):
-    """The shipped configuration with two workers; `port` and `tcp_port` are its frontends, `workers` by their names."""
+    """HAProxy with two workers; `port` and `tcp_port` are its frontends, `workers` a dict by name."""
 
     def __init__(self):
         self.stack = contextlib.ExitStack()
@@ -156,12 +155,12 @@ class Behind(Running):
         until = time.monotonic() + START
         while not self.haproxy.up():
             if time.monotonic() > until:
-                raise Failed(f'HAProxy does not come up: {self.haproxy.said()}')
+                raise Failed(f'not all workers are up after {START} s: {self.haproxy.logged()}')
             time.sleep(0.05)
 
 
 class Load:
-    """`python -m reactor.demo load` at a fixed rate, until `result()` ends it."""
+    """`python -m reactor.demo load` at a fixed rate, until `result()` stops it."""
 
     def __init__(self, port, rate, connections):
         options = {'port': port, 'connections': connections, 'requests-per-second': rate, 'seconds': 3600}
@@ -178,6 +177,6 @@ class Load:
         self.process.stdout.close()
 
     def result(self):
-        """Have it ask no more; what became of all that it asked."""
+        """Stop the load and return its report."""
         self.process.send_signal(signal.SIGINT)
         return json.loads(self.process.communicate(timeout=60)[0])

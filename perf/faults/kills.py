@@ -1,8 +1,8 @@
-"""Workers that are killed, and stopped, under load.
+"""Workers that are killed and stopped under load (M12).
 
-Owns M12: two workers of `reactor.serve`, each on a listening socket that its parent keeps, so that a worker's end takes
-none of its backlog away. The rule: every request is accounted for, as answered or as lost, and a lost one must have
-been with a worker that was killed at that very moment.
+Two workers of `reactor.serve` run, each on a listening socket that its parent keeps open, so the end of a worker does
+not reset its backlog. Every request is counted as answered, lost or refused. A request may be lost only together with a
+worker that was killed at that moment.
 """
 
 import errno
@@ -20,44 +20,44 @@ from .held import wait, wait_until
 from .programs import source
 
 KILLS = 100
-EVERY = 2.0  # seconds between two of them
-STOPPED = 10.0  # seconds that a worker is stopped
-RATE = 600  # requests a second, each on a connection of its own; a stopped worker's share fits into its backlog
-AT_ONCE = 0.5  # seconds after a kill in which its connections are lost
-PATIENCE = 30  # seconds until a request counts as hung
+EVERY = 2.0  # seconds from one kill to the next
+STOPPED = 10.0  # seconds for which a worker is stopped
+RATE = 600  # requests a second, each on its own connection; the share of a stopped worker fits into its backlog
+AT_ONCE = 0.5  # seconds after a kill within which its connections are lost
+PATIENCE = 30  # seconds after which a request counts as hung
 
 
 class Kills(Case):
     name = 'M12'
-    title = 'two workers under 600 requests/s: one killed every 2 s, 100 times; one stopped for 10 s'
+    title = 'two workers under 600 requests/s: one is killed every 2 s, 100 times; then one is stopped for 10 s'
     seconds = 225
     goals = (
         Goal('every request ends', lambda m: m['answered'] + m['lost'] + m['refused'] == m['sent']),
-        Goal('lost is only what the killed worker had accepted', lambda m: m['lost_otherwise'] == 0),
-        Goal('nobody is refused', lambda m: m['refused'] == 0),
+        Goal('only requests that a killed worker had accepted are lost', lambda m: m['lost_otherwise'] == 0),
+        Goal('no connection is refused', lambda m: m['refused'] == 0),
         Goal('a new worker serves within 1 s', lambda m: m['longest_respawn_s'] <= 1, timed=True),
-        Goal('nothing is lost by stopping', lambda m: m['lost_while_stopped'] == 0),
+        Goal('no request is lost while a worker is stopped', lambda m: m['lost_while_stopped'] == 0),
     )
 
     def measure(self, run):
         kills, every, stopped = run.count(KILLS, 2), run.seconds(EVERY, 0.7), run.seconds(STOPPED, 0.5)
-        # Ahead of others, workers too, or it is the machine's other work that is measured.
+        # At real-time priority, including the workers: otherwise other work on the machine would be measured.
         with Child('serving:serve_answers', prefix=ahead_of_others(), workers=2) as server:
-            with Child('kills:load', prefix=ahead_of_others(2), port=server.hear()) as load:
-                wait_until('both serve', lambda: len(server.ask('pids')) == 2)
-                load.tell('go', seconds=(kills + 0.5) * every)
+            with Child('kills:load', prefix=ahead_of_others(2), port=server.receive()) as load:
+                wait_until('both workers serve', lambda: len(server.ask('pids')) == 2)
+                load.send('go', seconds=(kills + 0.5) * every)
                 killed, respawns = self.kill(run, server, kills, every)
-                found = load.hear(2 * PATIENCE + kills * every)
-                load.tell('go', seconds=1.2 * stopped)
+                found = load.receive(2 * PATIENCE + kills * every)
+                load.send('go', seconds=1.2 * stopped)
                 pid = server.ask('pids')['0']
                 os.kill(pid, signal.SIGSTOP)
-                wait(stopped, run, 'one is stopped')
+                wait(stopped, run, 'a worker is stopped')
                 os.kill(pid, signal.SIGCONT)
-                then = load.hear(PATIENCE + stopped)
+                then = load.receive(PATIENCE + stopped)
         return self.account(found, then, killed, respawns)
 
     def kill(self, run, server, kills, every):
-        """When which of them was killed, and how long it took until the next one served."""
+        """Kill the workers in turn; return (time, pid) of each kill, and the seconds until the next worker served."""
         killed, respawns, began = [], [], time.monotonic()
         for index in range(kills):
             time.sleep(max(0, began + (index + 1) * every - time.monotonic()))
@@ -66,11 +66,14 @@ class Kills(Case):
             now = time.monotonic()
             os.kill(pid, signal.SIGKILL)
             killed.append((now, pid))
-            respawns.append(wait_until('the next serves', lambda: server.ask('pids').get(slot, pid) != pid))  # noqa: B023
+            replaced = lambda slot=slot, pid=pid: server.ask('pids').get(slot, pid) != pid  # noqa: E731
+            respawns.append(wait_until('the next worker serves', replaced))
             run.progress(index, kills, f'{index + 1} killed')
         return killed, respawns
 
     def account(self, found, then, killed, respawns):
+        """Return the figures; `found` is the load's account during the kills, `then` the one during the stop."""
+
         def in_flight(when, pid):
             return any(0 <= when - at < AT_ONCE and pid in (None, of) for at, of in killed)
 
@@ -90,7 +93,7 @@ class Kills(Case):
 
 
 class Load:
-    """Requests at a fixed rate, whatever becomes of them."""
+    """Sends requests at a fixed rate, whatever happens to them."""
 
     def __init__(self, port):
         self.port = port
@@ -98,7 +101,7 @@ class Load:
     def go(self, seconds):
         self.sent = self.answered = self.refused = 0
         self.lost, self.longest = [], 0.0
-        self.heard, self.began = {}, {}
+        self.received, self.began = {}, {}
         began, total = time.monotonic(), round(RATE * seconds)
         with selectors.DefaultSelector() as self.selector:
             while (self.sent < total or self.began) and time.monotonic() - began < seconds + PATIENCE:
@@ -122,7 +125,7 @@ class Load:
             self.refused += 1
             sock.close()
             return
-        self.began[sock], self.heard[sock] = due, b''
+        self.began[sock], self.received[sock] = due, b''
         self.selector.register(sock, selectors.EVENT_WRITE)
 
     def ready(self, sock, events):
@@ -138,21 +141,21 @@ class Load:
             return
         except OSError:
             data = b''
-        self.heard[sock] += data
+        self.received[sock] += data
         if not data or b'.' in data:
             self.end(sock)
 
     def end(self, sock):
-        now, heard, took = time.monotonic(), self.heard[sock], time.monotonic() - self.began[sock]
-        if b'.' in heard:
+        now, received, took = time.monotonic(), self.received[sock], time.monotonic() - self.began[sock]
+        if b'.' in received:
             self.answered += 1
             self.longest = max(self.longest, took)
         else:
-            self.lost.append((now, int(heard) if heard else None))
+            self.lost.append((now, int(received) if received else None))
         self.forget(sock)
 
     def forget(self, sock):
-        del self.heard[sock], self.began[sock]
+        del self.received[sock], self.began[sock]
         self.selector.unregister(sock)
         sock.close()
 

@@ -1,8 +1,8 @@
-"""Clients that are slow on purpose, ten thousand of them, and a few good ones beside.
+"""Ten thousand clients that are slow on purpose, beside a few good ones; and the server for them (M7).
 
-Owns M7 and the server for it. The rule: a deadline is absolute. It begins with the connection, and again with each
-answer and after it, and no byte that drips in moves it. The attackers would have machines of their own: here they have
-a core, and the server and the good clients the other one, ahead of whatever else runs there.
+Deadlines are absolute: a deadline begins with the connection, again when a request is complete, and again when its
+response has been sent. No single byte moves it. The attackers, which would have machines of their own, get one core;
+the server and the good clients get the other one, at real-time priority.
 """
 
 import contextlib
@@ -21,17 +21,17 @@ from .case import Case, Goal
 from .child import Child
 from .programs import Looks
 
-SLOW = 10_000  # clients
-ATTACKERS = 4  # processes of slowhttptest, each of which takes the longer for one the more it has
-RATE = 1_000  # clients that come in a second, of all of them
-DEADLINE = 30.0  # seconds for a request to be there, for an answer to be taken
-ATTACK = 80.0  # seconds that slowhttptest goes on: it needs some to connect
-DRIP = 10  # seconds between two drops
-GOOD = 200  # requests a second of the good clients, over
-GOOD_CLIENTS = 10  # connections
+SLOW = 10_000  # slow clients
+ATTACKERS = 4  # processes of slowhttptest; it becomes slower the more connections a process has
+RATE = 1_000  # slow clients that connect in a second
+DEADLINE = 30.0  # seconds for a request to arrive, and for a response to be sent
+ATTACK = 80.0  # seconds that slowhttptest runs; it needs some of them to connect
+DRIP = 10  # seconds between two pieces of a slow request
+GOOD = 200  # requests a second of the good clients,
+GOOD_CLIENTS = 10  # over this many connections
 SMALL = b'HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello'
 LARGE = b'HTTP/1.1 200 OK\r\nContent-Length: 262144\r\n\r\n' + b'x' * (256 << 10)
-SEND_BUFFER = 16384  # bytes, of the kernel; so a large answer waits in the server
+SEND_BUFFER = 16384  # bytes that the kernel buffers; the rest of a large response waits in the server
 
 
 class SlowLoris(Case):
@@ -40,19 +40,19 @@ class SlowLoris(Case):
     seconds = 200
     needs = ('slowhttptest',)
     goals = (
-        Goal('each slow client is ended', lambda m: all(one['ended'] == one['came'] for one in m['modes'].values())),
+        Goal('each slow client is aborted', lambda m: all(one['ended'] == one['slow'] for one in m['modes'].values())),
         Goal(
-            'at its deadline, at the most 1 s late and never early',
+            'at its deadline: at most 1 s late, and never early',
             lambda m: all(0 <= one['least_late_s'] <= one['most_late_s'] <= 1 for one in m['modes'].values()),
             timed=True,
         ),
         Goal(
-            'p99 of good clients at most twice that without the others',
+            'the p99 of good clients is at most twice that without slow clients',
             lambda m: all(one['p99_us'] <= 2 * m['unloaded_p99_us'] for one in m['modes'].values()),
             timed=True,
         ),
         Goal(
-            'good clients are answered, all of them',
+            'every request of the good clients is answered',
             lambda m: all(one['failed'] == 0 for one in m['modes'].values()),
         ),
     )
@@ -68,21 +68,21 @@ class SlowLoris(Case):
         ahead = ahead_of_others()
         with on_core(server_core), contextlib.ExitStack() as stack:
             server = stack.enter_context(Child('loris:serve_http', prefix=ahead, deadline=deadline))
-            port = server.hear()
+            port = server.receive()
             good = stack.enter_context(Child('loris:ask', prefix=ahead, port=port))
             run.progress(0, 3, 'without slow clients')
             unloaded = good.ask('ask', seconds=attack / 2)
             for done, (mode, options) in enumerate(modes.items()):
                 run.progress(1 + done, 3, mode)
                 server.ask('begin')
-                good.tell('ask', seconds=attack)
+                good.send('ask', seconds=attack)
                 with on_core(load_core):
                     count = self.attack(run, port, options, attack)
-                found[mode] = {'came': count, **server.ask('ends'), **good.hear()}
+                found[mode] = {'slow': count, **server.ask('ends'), **good.receive()}
         return {'unloaded_p50_us': unloaded['p50_us'], 'unloaded_p99_us': unloaded['p99_us'], 'modes': found}
 
     def attack(self, run, port, options, attack):
-        """Have slowhttptest do its worst; returns how many clients it was."""
+        """Run slowhttptest; return how many clients it had."""
         each = run.count(SLOW, 40) // ATTACKERS
         command = ['slowhttptest', *options, '-c', str(each), '-r', str(min(RATE // ATTACKERS, each))]
         command += ['-l', str(round(attack)), '-p', '3']
@@ -100,7 +100,7 @@ class SlowLoris(Case):
 
 
 class Good:
-    """Clients that ask at a fixed rate and read at once; times count from when each request was due."""
+    """Good clients: they send requests at a fixed rate, and times count from when each was due."""
 
     def __init__(self, port):
         self.port = port
@@ -132,7 +132,7 @@ def ask(control, port):
 
 
 class Client:
-    """What the server knows of one: what it has sent of a request, and until when it has time."""
+    """A connection of the server: the request so far, and the deadline."""
 
     def __init__(self, conn, server):
         self.request = b''
@@ -169,6 +169,8 @@ class Client:
 
 
 class Server:
+    """How late the slow clients were aborted."""
+
     def __init__(self, deadline):
         self.deadline = deadline
         self.late = []
@@ -193,6 +195,6 @@ def serve_http(control, deadline):
 
     def main(r):
         control.attach(r, Looks(r).commands(begin=server.begin, ends=server.ends))
-        control.say(r.listen_tcp(None, 0, sock=sock, on_connect=begin).address[1])
+        control.send(r.listen_tcp(None, 0, sock=sock, on_connect=begin).address[1])
 
     reactor.run(main)

@@ -1,7 +1,7 @@
-"""What the other processes of a figure run, as far as several figures share it: an echo server, and who holds clients.
+"""What the child processes of several cases run: an echo server, and clients that stay connected.
 
-Owns both, each with what it can be asked. Knows no figure. The rule: a server is what a user would write, and is asked
-about itself beside; a client is plain blocking sockets, so that what is measured is one reactor and not two.
+The server is what a user would write, and can be asked about itself. The clients are plain blocking sockets, so that
+one reactor is measured and not two.
 """
 
 import contextlib
@@ -16,12 +16,12 @@ import reactor
 from perf.common.machine import raise_descriptor_limit
 from perf.loads.sockets import IP_BIND_ADDRESS_NO_PORT, connect
 
-SOURCES = 40  # addresses to connect from: a million clients leave their ports waiting (TIME_WAIT)
-ANSWER = 10  # seconds until an answer is missed
+SOURCES = 40  # addresses to connect from: a million connections leave many ports in TIME_WAIT
+ANSWER = 10  # seconds within which an answer must arrive
 
 
 class Lines(logging.Handler):
-    """How many lines the reactor has logged, and the last of them."""
+    """Counts the lines that the reactor logs, and keeps the last one."""
 
     def __init__(self):
         super().__init__()
@@ -35,24 +35,27 @@ class Lines(logging.Handler):
 
 
 class Looks:
-    """What a program with a reactor can be asked about itself."""
+    """The commands by which a program with a reactor is asked about itself."""
 
     def __init__(self, r):
         self.r, self.lines = r, Lines()
 
     def look(self):
+        """Return the reactor's counters, and those of its log."""
         return {**self.r.stats().as_dict(), 'lines': self.lines.count, 'last_line': self.lines.last}
 
     def commands(self, **more):
+        """Return all commands by name, with `more` of them."""
         return {'look': self.look, 'objects': objects, 'collect': gc.collect, 'freeze': freeze, **more}
 
 
 def objects():
-    """How many there are that the collector knows."""
+    """Return the number of objects that the garbage collector tracks."""
     return len(gc.get_objects())
 
 
 def freeze():
+    """Exempt all objects that exist from garbage collection."""
     gc.collect()
     gc.freeze()
 
@@ -62,12 +65,12 @@ def echo(conn, data):
         conn.pause_reading()
 
 
-def go_on(conn):
+def resume(conn):
     conn.resume_reading()
 
 
 def serve_echo(control, port=0, collector=True, select=False, limit=None, **options):
-    """An echo server on 127.0.0.1; says its port."""
+    """Run an echo server on 127.0.0.1, and send its port to the parent."""
     raise_descriptor_limit()
     if limit is not None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
@@ -76,14 +79,14 @@ def serve_echo(control, port=0, collector=True, select=False, limit=None, **opti
 
     def main(r):
         control.attach(r, Looks(r).commands())
-        server = r.listen_tcp('127.0.0.1', port, echo, on_drain=go_on, **options)
-        control.say(server.address[1])
+        server = r.listen_tcp('127.0.0.1', port, echo, on_drain=resume, **options)
+        control.send(server.address[1])
 
     reactor.run(main, selector=selectors.SelectSelector() if select else None)
 
 
 class Held:
-    """Clients that are connected and stay."""
+    """Clients that stay connected."""
 
     def __init__(self, port, receive_buffer=None):
         self.port = port
@@ -98,7 +101,7 @@ class Held:
         return len(self.socks)
 
     def ping(self, first=0, count=None):
-        """Ask each in turn; how many answered, and the longest time in milliseconds."""
+        """Ping the connections in turn; return how many answered, and the longest time in milliseconds."""
         answered, longest = 0, 0.0
         for sock in self.socks[first : None if count is None else first + count]:
             began = time.perf_counter()
@@ -117,18 +120,19 @@ class Held:
 
 
 def source(index):
+    """Return the address from which client number `index` connects."""
     return f'127.0.0.{1 + index % SOURCES}'
 
 
 def hold(control, port, receive_buffer=None):
-    """Clients of the server at `port` that stay as long as they are wanted; receive_buffer: of the kernel, in bytes."""
+    """Run clients of the server at `port` that stay connected; `receive_buffer` is the kernel's, in bytes."""
     raise_descriptor_limit()
     held = Held(port, receive_buffer)
     control.serve({'open': held.open, 'ping': held.ping, 'close': held.close})
 
 
 class Crowd:
-    """Clients that connect all at once and wait for nothing; some of them may never be let in."""
+    """Clients that connect all at once without waiting; some of them may never be accepted."""
 
     def __init__(self, port, count):
         self.socks = []
@@ -146,7 +150,7 @@ class Crowd:
         return len(self.socks)
 
     def ping(self):
-        """How many answer, until nobody has for half a second."""
+        """Ping all; return how many answer before half a second passes without an answer."""
         answered = 0
         with selectors.DefaultSelector() as selector:
             for sock in self.socks:
@@ -161,7 +165,7 @@ class Crowd:
         return answered
 
     def count_closed(self):
-        """How many the server has closed."""
+        """Return how many connections the server has closed."""
         closed = 0
         for sock in self.socks:
             try:
@@ -173,7 +177,7 @@ class Crowd:
         return closed
 
     def leave(self, count=None):
-        """Those who came first."""
+        """Close the oldest `count` connections, or all; return how many."""
         leaving = self.socks[:count]
         del self.socks[:count]
         for sock in leaving:
@@ -182,7 +186,7 @@ class Crowd:
 
 
 def crowd(control, port, count):
-    """`count` clients of the server at `port` that come, ask and leave when they are told."""
+    """Run `count` clients of the server at `port` that connect, ping and leave by command."""
     raise_descriptor_limit()
     one = Crowd(port, count)
     control.serve({'connect': one.connect, 'ping': one.ping, 'count_closed': one.count_closed, 'leave': one.leave})

@@ -1,7 +1,7 @@
-"""Descriptors that a selector reports for ever although nothing can be done: what each costs while it lasts.
+"""Descriptors that a selector reports again and again although nothing can be done about them (M26).
 
-Owns M26. The rule: each state is made with real sockets and stays as it is, in its own process. Only `accept` fails
-in Python, because no kernel here refuses it for good.
+Each state is made with real sockets, lasts as long as its process, and its cost is measured. Only the failing `accept`
+is written in Python, because no kernel here refuses it permanently.
 """
 
 import errno
@@ -17,15 +17,15 @@ from .child import Child
 from .held import wait
 from .programs import Looks
 
-SECONDS = 10.0  # to look at each
-SETTLE = 1.0  # seconds until it has been found out: moments grow from 10 to 250 ms meanwhile
+SECONDS = 10.0  # for which each state is measured
+SETTLE = 1.0  # seconds before that: the pauses of a parked handle grow from 10 to 250 ms meanwhile
 IP_RECVERR = 11
 SO_TIMESTAMPING, TX_SOFTWARE, SOFTWARE, OPT_ID = 37, 2, 16, 128
 
 
 class Spins(Case):
     name = 'M26'
-    title = 'what a selector reports for ever although nothing can be done, one after the other'
+    title = 'descriptors that a selector reports for ever although nothing can be done'
     seconds = 90
     goals = (
         Goal(
@@ -33,8 +33,8 @@ class Spins(Case):
             lambda m: all(one['cpu_share'] < 0.01 for one in m['states'].values()),
             timed=True,
         ),
-        Goal('each is counted', lambda m: all(one['counted'] for one in m['states'].values())),
-        Goal('each is logged once', lambda m: all(one['lines'] == 1 for one in m['states'].values())),
+        Goal('each state is counted', lambda m: all(one['counted'] for one in m['states'].values())),
+        Goal('each state is logged once', lambda m: all(one['lines'] == 1 for one in m['states'].values())),
         Goal('a receiver that is not full gets its datagram', lambda m: m['states']['full receiver']['others_served']),
     )
 
@@ -42,8 +42,8 @@ class Spins(Case):
         states = {}
         for name in STATES:
             with Child('spins:serve', state=name) as child:
-                child.hear()
-                wait(SETTLE, run, name)  # whatever the size: it takes as long to find out
+                child.receive()
+                wait(SETTLE, run, name)  # at any scale: it takes equally long
                 cpu, began = child.cpu(), time.monotonic()
                 wait(run.seconds(SECONDS, 1), run, name)
                 share = (child.cpu() - cpu) / (time.monotonic() - began)
@@ -58,18 +58,18 @@ class Spins(Case):
 
 
 def serve(control, state):
-    """Make a state and keep it."""
+    """Make a state and keep it until the end."""
 
     def main(r):
         looks = Looks(r)
         kept = STATES[state](r)
         control.attach(r, {**looks.commands(), 'served': lambda: bool(kept[-1]())})
-        control.say('ready')
+        control.send('ready')
 
     reactor.run(main)
 
 
-def nobody():
+def always():
     return True
 
 
@@ -81,7 +81,7 @@ def refused_accept(r):
     sock = Refusing()
     sock.bind(('127.0.0.1', 0))
     server = r.listen_tcp('127.0.0.1', 0, sock=sock)
-    return server, socket.create_connection(server.address), nobody
+    return server, socket.create_connection(server.address), always
 
 
 def full_receiver(r):
@@ -114,7 +114,7 @@ def errors_of_datagrams(r):
     sock.setsockopt(socket.IPPROTO_IP, IP_RECVERR, 1)
     ours = r.bind_udp(None, 0, sock=sock)
     ours.send(b'x', refused_port())
-    return ours, nobody
+    return ours, always
 
 
 def timestamps_of_a_connection(r):
@@ -124,7 +124,7 @@ def timestamps_of_a_connection(r):
     ours.setsockopt(socket.SOL_SOCKET, SO_TIMESTAMPING, TX_SOFTWARE | SOFTWARE | OPT_ID)
     conn = r.adopt(ours)
     conn.write(b'x')
-    return listener, theirs, conn, nobody
+    return listener, theirs, conn, always
 
 
 def errors_of_a_watched_descriptor(r):
@@ -139,7 +139,7 @@ def errors_of_a_watched_descriptor(r):
         except OSError:
             pass
 
-    return r.watch_fd(sock, reactor.READ, on_ready), nobody
+    return r.watch_fd(sock, reactor.READ, on_ready), always
 
 
 def datagrams_shut_down(r):
@@ -147,8 +147,8 @@ def datagrams_shut_down(r):
     try:
         sock.sock.shutdown(socket.SHUT_RD)
     except OSError:
-        pass  # it says "not connected", and has shut it down
-    return sock, nobody
+        pass  # ENOTCONN is raised, but the socket is shut down
+    return sock, always
 
 
 def number_of_a_copy(r):
@@ -157,7 +157,7 @@ def number_of_a_copy(r):
     copy = os.dup(ours.fileno())
     os.close(ours.fileno())
     theirs.send(b'x')
-    return lost, theirs, copy, r.bind_udp('127.0.0.1', 0), nobody
+    return lost, theirs, copy, r.bind_udp('127.0.0.1', 0), always
 
 
 STATES = {

@@ -1,8 +1,8 @@
-"""TLS: what a connection keeps of what it has carried, and peers that misbehave beside those that do not.
+"""TLS: the memory that a connection keeps (M27), and peers that misbehave beside those that do not (M28, M29).
 
-Owns M27, M28 and M29. The rules: the server is a process of its own and its memory is asked of the system; and rounds
-with and without those who misbehave alternate, so that what else the machine does is in both. The peers that misbehave
-are those of the tests (`tests/hostile_tls.py`), which make new keys with the OpenSSL that Python is linked with.
+The server is a process of its own, and its memory is read from the operating system. Rounds with and without
+misbehaving peers alternate, so that other work on the machine affects both. The misbehaving peers are those of the
+tests (`hostile_tls.py`), which renew keys with the OpenSSL that Python is linked with.
 """
 
 import contextlib
@@ -29,13 +29,13 @@ from .programs import Looks
 
 CONNECTIONS = 1_000
 SIZE = 1 << 20  # bytes of an answer, and of an upload
-REST = 5.0  # seconds, then memory is looked at
-MOST_KEPT = 8192  # bytes, beside a connection that was always idle
+REST = 5.0  # seconds without traffic before memory is measured
+MOST_KEPT = 8192  # bytes that a connection may keep, compared with one that was always idle
 ROUNDS = 5
-SECONDS = 6.0  # of each part of a round
-GOOD_CLIENTS, GOOD_RATE = 100, 1_000  # and requests a second, of all of them
-FLOODS = 10  # clients that send new keys and nothing else
-FLOOD_RATE = 2_000_000  # bytes a second that each of them sends, at the most
+SECONDS = 6.0  # for each part of a round
+GOOD_CLIENTS, GOOD_RATE = 100, 1_000  # the rate is in requests a second, of all good clients together
+FLOODS = 10  # clients that send key updates and nothing else
+FLOOD_RATE = 2_000_000  # bytes a second that each of them sends at most
 UPDATES_AT_ONCE = 200
 MEMBERS, MISBEHAVING = 50, 10
 MINUTE = 60.0
@@ -44,7 +44,7 @@ LINE_EVERY = 1.0  # seconds between two lines of a member
 
 @functools.cache
 def hostile_tls():
-    """Return the module of the tests with the peers that misbehave, wherever it stands among them."""
+    """Return the tests' module with the misbehaving peers, in whichever folder of tests/ it is."""
     (path,) = (PROJECT / 'tests').rglob('hostile_tls.py')
     spec = importlib.util.spec_from_file_location('hostile_tls', path)
     module = importlib.util.module_from_spec(spec)
@@ -54,14 +54,14 @@ def hostile_tls():
 
 class MemoryAfterTransfer(Case):
     name = 'M27'
-    title = '1,000 TLS connections after an answer and after an upload of 1 MiB each'
+    title = '1,000 TLS connections, after an answer and after an upload of 1 MiB each'
     seconds = 90
     goals = (
         Goal(
-            'after 5 s of rest, RSS of each within 8 KiB of one that was always idle',
+            'after 5 s of rest, a connection takes at most 8 KiB more than one that was always idle',
             lambda m: m['connections'] < 500 or max(m['after_answer'], m['after_upload']) <= MOST_KEPT,
         ),
-        Goal('all were carried', lambda m: m['carried'] == 2 * m['connections'] * SIZE),
+        Goal('all bytes were transferred', lambda m: m['carried'] == 2 * m['connections'] * SIZE),
     )
 
     def measure(self, run):
@@ -70,8 +70,8 @@ class MemoryAfterTransfer(Case):
         found = {'connections': count, 'carried': 0}
         for kind in 'answer', 'upload':
             with Child('tls_peers:serve_mebibytes') as server, Child('tls_peers:ask_mebibytes') as load:
-                load.ask('connect', port=server.hear(), count=20)
-                load.ask(kind)  # so that what the process needs once is there
+                load.ask('connect', port=server.receive(), count=20)
+                load.ask(kind)  # a warm-up, for memory that the process needs only once
                 empty = server.memory()
                 load.ask('connect', port=server.ask('port'), count=count)
                 wait(rest, run, 'idle')
@@ -84,7 +84,7 @@ class MemoryAfterTransfer(Case):
 
 
 def serve_mebibytes(control):
-    """`?` is answered with a mebibyte; a mebibyte is answered with `!`."""
+    """Run a server that answers `?` with a mebibyte, and a mebibyte with `!`."""
     raise_descriptor_limit()
 
     def on_data(conn, data):
@@ -99,7 +99,7 @@ def serve_mebibytes(control):
     def main(r):
         server = r.listen_tcp('127.0.0.1', 0, on_data, ssl=context('listen'))
         control.attach(r, {'port': lambda: server.address[1]})
-        control.say(server.address[1])
+        control.send(server.address[1])
 
     reactor.run(main)
 
@@ -132,17 +132,17 @@ def ask_mebibytes(control):
 
 class Keys(Case):
     name = 'M28'
-    title = '10 clients that send nothing but new keys and come again as soon as they are cut off; 100 good clients'
+    title = '10 clients send nothing but key updates, and reconnect when they are cut off; beside 100 good clients'
     seconds = 100
     goals = (
-        Goal('who sends new keys for ever is cut off', lambda m: m['limited']['cut_off']),
-        Goal('nobody is, without the limit', lambda m: not m['unlimited']['cut_off']),
+        Goal('clients that send only key updates are cut off', lambda m: m['limited']['cut_off']),
+        Goal('without the limit, none is cut off', lambda m: not m['unlimited']['cut_off']),
         Goal(
-            'good clients are answered, all of them',
+            'every request of the good clients is answered',
             lambda m: not (m['calm']['failed'] or m['limited']['failed'] or m['unlimited']['failed']),
         ),
         Goal(
-            'their p99 is at most twice that without the others, in the median of the rounds, also without the limit',
+            'with or without the limit, their p99 is at most twice that without the flood (median of the rounds)',
             lambda m: max(m['limited']['median_ratio'], m['unlimited']['median_ratio']) <= 2,
             timed=True,
         ),
@@ -162,10 +162,10 @@ class Keys(Case):
                 with on_core(core):
                     return stack.enter_context(Child(f'tls_peers:{target}', prefix=prefix, **more))
 
-            # Ahead of others is only who takes little: what takes all of a core at real-time priority is stopped by the
-            # kernel for 50 ms in each second, and all such processes of that core with it (sched_rt_runtime_us).
+            # Only processes that use little CPU get real-time priority. If one takes a whole core, the kernel stops all
+            # real-time processes on that core for 50 ms in each second (sched_rt_runtime_us).
             server = start('serve_http', server_core)
-            ports = server.hear()
+            ports = server.receive()
             options = {'clients': clients, 'rate': GOOD_RATE * clients / GOOD_CLIENTS, 'prefix': ahead_of_others()}
             good = {name: start('ask_http', load_core, port=port, **options) for name, port in ports.items()}
             flood = start('flood', load_core, clients=FLOODS)
@@ -183,22 +183,23 @@ class Keys(Case):
 
 
 def summary(found):
+    """Return the figures of each part; ratios compare it with the calm part of the same round."""
     calm = [part['p99_ms'] for part in found['calm']]
-    told = {}
+    figures = {}
     for name, parts in found.items():
-        told[name] = {
+        figures[name] = {
             'p99_ms': median(part['p99_ms'] for part in parts),
             'failed': sum(part['failed'] for part in parts),
         }
         if name != 'calm':
             ratios = [part['p99_ms'] / other for part, other in zip(parts, calm, strict=True)]
-            told[name] |= {'median_ratio': median(ratios), 'least_ratio': min(ratios), 'most_ratio': max(ratios)}
-            told[name] |= {key: sum(part[key] for part in parts) for key in ('cut_off', 'bytes')}
-    return told
+            figures[name] |= {'median_ratio': median(ratios), 'least_ratio': min(ratios), 'most_ratio': max(ratios)}
+            figures[name] |= {key: sum(part[key] for part in parts) for key in ('cut_off', 'bytes')}
+    return figures
 
 
 def serve_http(control):
-    """Two listeners, one with the limit on records without data and one without; says their ports."""
+    """Run two listeners, with and without the limit on records without data; send their ports to the parent."""
     raise_descriptor_limit()
 
     def on_data(conn, data):
@@ -211,13 +212,13 @@ def serve_http(control):
             server = r.listen_tcp('127.0.0.1', 0, on_data, ssl=secure, max_empty_records=limit)
             ports[name] = server.address[1]
         control.attach(r, Looks(r).commands())
-        control.say(ports)
+        control.send(ports)
 
     reactor.run(main)
 
 
 class Good(SteadyLoad):
-    """The good clients, over TLS."""
+    """The good clients, which use TLS."""
 
     secure = None
 
@@ -235,7 +236,7 @@ def ask_http(control, port, clients, rate):
         def ask(seconds):
             def done():
                 times = load.figures()['reply_time']
-                control.say({'p99_ms': times['p99'] * 1e3, 'failed': load.failed})
+                control.send({'p99_ms': times['p99'] * 1e3, 'failed': load.failed})
 
             load = Good(r, '127.0.0.1', port, connections=clients, rate=rate, seconds=seconds, timeout=10, on_done=done)
             return LATER
@@ -246,7 +247,7 @@ def ask_http(control, port, clients, rate):
 
 
 class Flood:
-    """Connections that send new keys as fast as they are taken, up to FLOOD_RATE each, and are made again when cut."""
+    """Connections that send key updates as fast as they are accepted, up to FLOOD_RATE, and reconnect when cut off."""
 
     def __init__(self, r, clients):
         self.r, self.clients = r, clients
@@ -277,22 +278,22 @@ class Flood:
         peer.received(data)
         if peer.ready and not was_ready:
             peer.began, peer.sent = time.monotonic(), 0
-            self.go_on(conn)
+            self.send(conn)
 
-    def go_on(self, conn):
+    def send(self, conn):
         if conn.closed:
             return
         peer = conn.data
         early = peer.sent / FLOOD_RATE - (time.monotonic() - peer.began)
         if early > 0:
-            self.r.call_later(early, self.go_on, conn)
+            self.r.call_later(early, self.send, conn)
             return
         for _ in range(UPDATES_AT_ONCE):
             hostile_tls().ENGINE.update_keys(peer.tls, False)
         data = peer._outgoing.read()
         peer.sent += len(data)
         self.bytes += len(data)
-        conn.write(data, self.go_on)
+        conn.write(data, self.send)
 
     def on_close(self, conn, exc):
         self.conns.discard(conn)
@@ -311,13 +312,13 @@ def flood(control, clients):
 
 class Chat(Case):
     name = 'M29'
-    title = 'a chat room of 50 TLS clients for a minute, 10 of which misbehave at random'
+    title = 'a chat room of 50 TLS clients for a minute, of which 10 misbehave at random'
     seconds = 75
     goals = (
-        Goal('none of the other 40 is aborted', lambda m: not m['aborted']),
-        Goal('each of them heard every line of theirs', lambda m: m['missed'] == 0),
-        Goal('those who misbehave were ended, and came again', lambda m: m['ended']),
-        Goal('nothing in the log', lambda m: not m['lines']),
+        Goal('none of the other 40 is disconnected', lambda m: not m['aborted']),
+        Goal('each of them received every line that they sent', lambda m: m['missed'] == 0),
+        Goal('misbehaving clients were cut off, and reconnected', lambda m: m['ended']),
+        Goal('nothing is logged', lambda m: not m['lines']),
     )
 
     def missing(self):
@@ -326,12 +327,12 @@ class Chat(Case):
     def measure(self, run):
         seconds = run.seconds(MINUTE, 3)
         with Child('tls_peers:serve_chat') as server, Child('tls_peers:chat') as members:
-            found = members.ask('chat', ports=server.hear(), seconds=seconds, patience=seconds + 60)
+            found = members.ask('chat', ports=server.receive(), seconds=seconds, patience=seconds + 60)
             return {**found, 'lines': server.ask('look')['lines']}
 
 
 def serve_chat(control):
-    """A room in which each line is sent to all, whatever `write` returns; two listeners, for TLS 1.2 and 1.3."""
+    """Run a chat room that sends each line to all members, with listeners for TLS 1.2 and 1.3."""
     room = set()
 
     def on_data(conn, data):
@@ -350,13 +351,13 @@ def serve_chat(control):
             secure.options |= hostile_tls().ALLOW_CLIENT_RENEGOTIATION
             server = r.listen_tcp('127.0.0.1', 0, on_data, on_connect=room.add, on_close=on_close, ssl=secure)
             ports.append(server.address[1])
-        control.say(ports)
+        control.send(ports)
 
     reactor.run(main)
 
 
 class Members:
-    """Those who talk as they should, and those who do not."""
+    """The members of the room: good ones, and ones that misbehave."""
 
     def __init__(self, r, control):
         self.r, self.control = r, control
@@ -365,7 +366,7 @@ class Members:
 
     def chat(self, ports, seconds):
         self.ports, self.going = ports, True
-        self.good, self.heard, self.said = [], {}, 0
+        self.good, self.received, self.sent = [], {}, 0
         self.aborted, self.acts, self.ended = [], 0, 0
         for number in range(MEMBERS - MISBEHAVING):
             callbacks = {'on_connect': self.on_connect, 'on_close': self.on_close}
@@ -379,26 +380,26 @@ class Members:
 
     def on_connect(self, conn):
         self.good.append(conn)
-        self.heard[conn] = 0
+        self.received[conn] = 0
         if len(self.good) == MEMBERS - MISBEHAVING:
             for one in self.good:
                 self.r.call_later(self.random.random() * LINE_EVERY, self.talk, one)
 
     def talk(self, conn):
         if self.going and not conn.closed:
-            self.said += 1
+            self.sent += 1
             conn.write(b'$')
             self.r.call_later(LINE_EVERY, self.talk, conn)
 
     def on_data(self, conn, data):
-        self.heard[conn] += data.count(b'$')
+        self.received[conn] += data.count(b'$')
 
     def on_close(self, conn, exc):
         if self.going or exc is not None:
             self.aborted.append(repr(exc))
 
     def join(self):
-        """One more that misbehaves, soon after it is there."""
+        """Connect a member that misbehaves soon afterwards."""
         peer = hostile_tls().Peer(self.secure, False, random.Random(self.random.getrandbits(64)))
         self.r.connect_tcp(
             '127.0.0.1', self.random.choice(self.ports), on_connect=peer.join, **hostile_tls().peer_callbacks(self.gone)
@@ -419,12 +420,12 @@ class Members:
 
     def stop(self):
         self.going = False
-        self.r.call_later(1, self.tell)
+        self.r.call_later(1, self.report)
 
-    def tell(self):
-        missed = sum(self.said - heard for heard in self.heard.values())
-        told = {'good': len(self.good), 'said': self.said, 'missed': missed, 'aborted': self.aborted[:5]}
-        self.control.say({**told, 'acts': self.acts, 'ended': self.ended})
+    def report(self):
+        missed = sum(self.sent - received for received in self.received.values())
+        counts = {'good': len(self.good), 'sent': self.sent, 'missed': missed, 'aborted': self.aborted[:5]}
+        self.control.send({**counts, 'acts': self.acts, 'ended': self.ended})
 
 
 def chat(control):

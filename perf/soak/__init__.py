@@ -1,1 +1,1 @@
-"""The parts of soak.py: the process that serves, the one that drives it, what is promised of both, and the table."""
+"""Mixed traffic with faults, for any length of time: `python -m perf.soak`."""

@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""Soak the reactor: mixed traffic with faults on, for any time: `python -m perf.soak` (--help tells the rest).
+"""Soak the reactor: mixed traffic with faults, for any length of time: `python -m perf.soak`; --help lists the options.
 
-Owns the two processes, the order of things and the faults from outside. Knows no service and no client. The rule: a row
-is written as soon as it is known, so a run that is cut still reports (`--report FILE`); and when it ends, all promises
-are judged while nothing happens any more, against a base that was taken so.
+This process starts a server and a driver, causes faults from outside, and writes a row every ten seconds. Rows are
+written at once, so a run that was cut short can still be judged (`--report FILE`). At the end all traffic stops, and
+the promises are judged against a base row that was taken in the same quiet state.
 """
 
 import argparse
@@ -21,32 +21,33 @@ import time
 from pathlib import Path
 
 from perf.common import machine
-from perf.common.server import PROJECT, resident
+from perf.common.server import PROJECT, Measured, resident
 
 from . import promises
 
-SAMPLE, STOP, FLOOD = 10, 41, 97  # seconds between two of each
-FLOOD_OVER_LIMIT = 1.1  # times the descriptors of the server
-ANSWER = 60  # seconds for a command
+SAMPLE, STOP, FLOOD = 10, 41, 97  # seconds from one to the next
+FLOOD_OVER_LIMIT = 1.1  # connections of a flood, as a multiple of the server's descriptors
+ANSWER = 60  # seconds within which a command must be answered
 SUBJECT = ('-subj', '/CN=soak', '-addext', 'subjectAltName=DNS:localhost,IP:127.0.0.1')
 
 
 def arguments(argv=None):
-    parser = argparse.ArgumentParser(description='Soak the reactor: mixed traffic, with faults, on loopback.')
-    parser.add_argument('--minutes', type=float, default=30, help='how long, default 30')
-    parser.add_argument('--rate', type=float, default=150, help='connections begun in a second, default 150')
-    parser.add_argument('--seed', type=int, default=None, help='of all that is random, default another each time')
-    parser.add_argument('--patience', type=float, default=5, help="seconds of the server's time limits, default 5")
-    parser.add_argument('--descriptors', type=int, default=2000, help='that the server may have, default 2000')
-    parser.add_argument('--out', type=Path, default=PROJECT / 'perf' / 'out' / 'soak.jsonl', metavar='FILE')
-    parser.add_argument('--report', type=Path, metavar='FILE', help='judge the rows of an earlier run, cut or not')
+    parser = argparse.ArgumentParser(description='Soak the reactor: mixed traffic with faults, on loopback.')
+    parser.add_argument('--minutes', type=float, default=30, help='length of the run, default 30')
+    parser.add_argument('--rate', type=float, default=150, help='new connections a second, default 150')
+    parser.add_argument('--seed', type=int, default=None, help='of all random choices, default a new seed each time')
+    parser.add_argument('--patience', type=float, default=5, help="the server's time limits in seconds, default 5")
+    parser.add_argument('--descriptors', type=int, default=2000, help='descriptor limit of the server, default 2000')
+    out = PROJECT / 'perf' / 'out' / 'soak.jsonl'
+    parser.add_argument('--out', type=Path, default=out, metavar='FILE', help='for the rows, default %(default)s')
+    parser.add_argument('--report', type=Path, metavar='FILE', help='judge the rows of an earlier run, complete or not')
     args = parser.parse_args(argv)
     args.seed = random.SystemRandom().randrange(1 << 32) if args.seed is None else args.seed
     return args
 
 
-class Process:
-    """One of the two, and the line to it."""
+class Process(Measured):
+    """The server or the driver, and a socket for commands to it."""
 
     def __init__(self, module, *args):
         ours, theirs = socket.socketpair()
@@ -72,16 +73,12 @@ class Process:
         return self.read()
 
     def sample(self):
-        """What it tells, and what the system tells of it."""
-        told = self.ask('sample')
-        descriptors = len(os.listdir(f'/proc/{self.pid}/fd'))
-        return {'rss': resident(self.pid), 'cpu': self.cpu(), 'descriptors': descriptors, **told}
-
-    def cpu(self):
-        return time.clock_gettime((~self.pid << 3) | 2)  # what clock_getcpuclockid(3) returns on Linux
+        """Return the counts that the process reports, and what the operating system says of it."""
+        counts = self.ask('sample')
+        return {'rss': resident(self.pid), 'cpu': self.cpu(), 'descriptors': self.descriptors(), **counts}
 
     def end(self):
-        """Its exit status, after it has been left alone."""
+        """Close the socket, at which the process ends, and return its exit status."""
         self.file.close()
         self.socket.close()
         try:
@@ -92,7 +89,7 @@ class Process:
 
 
 class Soak:
-    """One run."""
+    """One run: both processes, and the file of rows."""
 
     def __init__(self, args, folder):
         self.args = args
@@ -130,7 +127,7 @@ class Soak:
         self.sample('base')
         self.server.ask('rest', False)
         self.driver.ask('drive', True)
-        self.go_on()
+        self.disturb_and_sample()
         self.driver.ask('drive', False)
         self.rest()
         before, began = self.server.cpu(), time.monotonic()
@@ -141,19 +138,19 @@ class Soak:
         self.write('end', idle_cpu=idle_cpu, codes=codes, **last)
 
     def warm_up(self):
-        """What happens for the first time fills caches: it comes before the base, a flood and all."""
+        """Do everything once, including a flood, before the base row: the first time fills caches."""
         self.driver.ask('some_of_each')
         self.signal()
         time.sleep(self.args.patience / 2)
         self.flood()
         time.sleep(self.args.patience)
 
-    def go_on(self):
-        """Faults and samples until the time is over."""
+    def disturb_and_sample(self):
+        """Cause faults and write rows until the time is over."""
         length = self.args.minutes * 60
         began = time.monotonic()
         due = {self.take_sample: SAMPLE, self.stop_driver: STOP, self.flood: FLOOD, self.signal: 1}
-        # A short run has one of each, too.
+        # A short run has at least one of each.
         due = {action: [began + min(period, length / 3), period] for action, period in due.items()}
         while (now := time.monotonic()) < began + length:
             for action, times in due.items():
@@ -180,7 +177,7 @@ class Soak:
         os.kill(self.server.pid, signal.SIGUSR1)
 
     def rest(self):
-        """Everything ends; whoever waits for longer than the server's patience is ended."""
+        """Stop all traffic. Clients that are still connected after twice the patience are aborted."""
         self.server.ask('rest', True)
         until = time.monotonic() + 2 * self.args.patience
         while self.driver.ask('still_open') and time.monotonic() < until:
@@ -198,7 +195,7 @@ class Soak:
 
 
 def make_certificate(folder):
-    """One for the server, which the clients trust."""
+    """Create the server's certificate, which the clients trust."""
     new = ('-newkey', 'ec', '-pkeyopt', 'ec_paramgen_curve:prime256v1', '-nodes', '-days', '30')
     files = ('-keyout', f'{folder}/server.key', '-out', f'{folder}/server.pem')
     subprocess.run(['openssl', 'req', '-x509', *new, *files, *SUBJECT], check=True, capture_output=True)
@@ -215,10 +212,10 @@ def main(argv=None):
             try:
                 soak.run()
             except KeyboardInterrupt:
-                print('cut; this is how far it came', file=sys.stderr)
+                print('interrupted; the report covers the run so far', file=sys.stderr)
             finally:
                 soak.end()
-    text, kept = promises.report(promises.load(path))
+    text, kept = promises.report(promises.read(path))
     print(text)
     return 0 if kept else 1
 

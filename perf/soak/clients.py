@@ -1,16 +1,16 @@
-"""What a soak's clients do: the good ones, and the others.
+"""The clients of a soak, good and hostile: one class for each way to behave.
 
-Owns one class for each way to behave. Knows the services by their names. The rule: a good client is content only with
-every byte that it was promised; a hostile one may end in any way that has a word, but the server has to end it in time.
+A good client succeeds only with every byte that it was promised. A hostile one may end in any stated way (`STATED`),
+but the server has to end it in time.
 """
 
 from reactor.net.stream import Stream
 
 from .common import STATED, TWICE, part, reason
 
-LATEST = 6  # times the server's patience: until then each client has ended
+LATEST = 6  # times the server's patience, after which a client that is still connected is too late
 MEGABYTE = 1 << 20
-# What there is to say to each service, that may be cut anywhere.
+# Something to send to each service; it can be cut off anywhere.
 WORDS = {
     'echo': part(0, 100_000),
     'unix': part(0, 100_000),
@@ -22,7 +22,7 @@ WORDS = {
 
 
 class Client:
-    """One connection of the driver, from its making to its end."""
+    """One connection of the driver, from start to end."""
 
     hostile = False
     service = 'echo'
@@ -34,8 +34,8 @@ class Client:
         self.patience = driver.patience
         self.began = self.r.now
         self.complete = False
-        self.trouble = None  # what went wrong, when it is not what on_close tells
-        self.position = self.random.randrange(MEGABYTE)  # in the stream of bytes that is to be checked
+        self.trouble = None  # the outcome, where it is not the reason passed to on_close
+        self.position = self.random.randrange(MEGABYTE)  # in the stream of bytes that is checked
         self.timers = []
         self.later(LATEST * self.patience, self.too_late)
         self.conn = self.connect()
@@ -71,6 +71,7 @@ class Client:
         self.driver.ended(self, self.outcome(exc))
 
     def outcome(self, exc):
+        """Return the outcome in one word or two."""
         if self.trouble is not None:
             return self.trouble
         if exc is None:
@@ -78,13 +79,13 @@ class Client:
         return reason(exc)
 
     def acceptable(self, how):
-        """Whether it may end so when nothing disturbed it."""
+        """Return whether the client may end with this outcome when nothing disturbed it."""
         if how in ('success', 'stopped'):
             return True
         return self.hostile and how in STATED and how != 'too late'
 
     def check(self, data):
-        """Whether these are the bytes that come next."""
+        """Return whether these are the next bytes of the stream; abort if they are not."""
         at = self.position % MEGABYTE
         right = len(data) <= MEGABYTE and TWICE.startswith(data, at)
         self.position += len(data)
@@ -96,13 +97,14 @@ class Client:
         self.end('too late')
 
     def end(self, trouble):
+        """Abort the connection, with this outcome."""
         if self.conn is not None:
             self.trouble = trouble
             self.conn.abort()
 
 
 class Echo(Client):
-    """Writes pieces, before it is connected or after, at once or one by one, and ends when all have come back."""
+    """Writes pieces, all at once or one by one, before or after it is connected; ends when all have come back."""
 
     services = ('echo', 'echo', 'named', 'unix', 'tls')
     sizes = (1, 20, 500, 20_000, 200_000)
@@ -136,27 +138,27 @@ class Echo(Client):
         if not self.check(data) or self.position < self.sent:
             return
         if self.pieces:
-            self.go_on(conn)
+            self.send_more(conn)
         else:
             self.complete = True
             if not self.half_close:
                 conn.close()
 
-    def go_on(self, conn):
+    def send_more(self, conn):
         self.send(conn)
 
 
 class SlowEcho(Echo):
-    """The same, a few bytes now and then."""
+    """An `Echo` that sends a few bytes at a time, with pauses."""
 
     sizes = (1, 20)
 
-    def go_on(self, conn):
+    def send_more(self, conn):
         self.later(self.random.random() * self.patience / 3, self.send, conn)
 
 
 class Asking(Client):
-    """Requests that are answered after a time, one after the other."""
+    """Sends requests one after the other; each is answered after a delay."""
 
     service = 'http'
 
@@ -187,7 +189,7 @@ class Asking(Client):
 
 
 class Download(Client):
-    """Many bytes, written or from a file, with a rest in between."""
+    """Receives many bytes, written or from a file, and pauses reading now and then."""
 
     service = 'download'
     rest = (0, 0, 0.01, 0.5)  # times the patience
@@ -211,7 +213,7 @@ class Download(Client):
 
 
 class StalledDownload(Download):
-    """Asks for more than the system buffers and does not read until long after the server should have cut it off."""
+    """Requests more than the kernel buffers, and does not read until long after the server should have aborted."""
 
     hostile = True
 
@@ -226,7 +228,7 @@ class StalledDownload(Download):
 
 
 class SlowWriter(Client):
-    """A request that never ends, a byte at a time."""
+    """Sends a request that never ends, one byte at a time."""
 
     hostile = True
     service = 'http'
@@ -242,7 +244,7 @@ class SlowWriter(Client):
 
 
 class LongRequest(Client):
-    """A request that is too long for its framing."""
+    """Sends a request that is too long for the server's framing."""
 
     hostile = True
     service = 'http'
@@ -252,23 +254,23 @@ class LongRequest(Client):
 
 
 class Garbage(Client):
-    """To the TLS port: random bytes, or the beginning of a handshake and nothing more, or garbage behind one."""
+    """Sends the TLS port random bytes, the beginning of a handshake, or garbage after a complete handshake."""
 
     hostile = True
 
     def connect(self):
-        self.behind = self.random.random() < 0.3
-        return self.connect_to('tls', ssl=self.driver.context if self.behind else None)
+        handshake = self.random.random() < 0.3
+        return self.connect_to('tls', ssl=self.driver.context if handshake else None)
 
     def on_connect(self, conn):
         garbage = self.random.randbytes(self.random.randint(1, 50_000))
         if self.random.random() < 0.5:
             garbage = b'\x16\x03\x01' + garbage[:100]  # as a handshake begins
-        Stream.write(conn, garbage)  # past the TLS of this side
+        Stream.write(conn, garbage)  # unencrypted: TLSStream.write is not called
 
 
 class Silent(Client):
-    """Says nothing, to a service that waits for something."""
+    """Sends nothing to a service that waits for data."""
 
     hostile = True
 
@@ -277,7 +279,7 @@ class Silent(Client):
 
 
 class Aborting(Client):
-    """Says a part of something useful, and resets the connection somewhere."""
+    """Sends part of something useful, and resets the connection at a random point."""
 
     hostile = True
 
@@ -310,7 +312,7 @@ class Aborting(Client):
 
 
 class Raising(Client):
-    """Has a callback of the server raise."""
+    """Makes a callback of the server raise."""
 
     hostile = True
     words = (b'at once', b'at the end', b'written')
@@ -325,7 +327,7 @@ class Raising(Client):
 
 
 class Firehose(Client):
-    """Writes and does not read, to a service that does not hold back."""
+    """Writes without reading, to a service that ignores back-pressure."""
 
     hostile = True
     service = 'careless'
@@ -338,13 +340,13 @@ class Firehose(Client):
 
 
 class Task(Client):
-    """Has the server work in a thread, look a name up, or start a child."""
+    """Makes the server work in a thread, look up a name, or start a child."""
 
     service = 'task'
     words = (b'thread', b'thread', b'raise', b'resolve', b'spawn')
 
     def connect(self):
-        self.word = self.words[self.driver.opened['Task'] % len(self.words)]  # a few of them are one of each
+        self.word = self.words[self.driver.opened['Task'] % len(self.words)]  # in turn, so that a few clients cover all
         return self.connect_to(self.service)
 
     def on_connect(self, conn):
@@ -358,16 +360,16 @@ class Task(Client):
 
 
 class Refused(Client):
-    """Nobody listens there."""
+    """Connects to a port where nothing listens."""
 
-    service = 'nobody'
+    service = 'closed'
 
     def acceptable(self, how):
         return how == 'ECONNREFUSED'
 
 
 class Datagrams(Client):
-    """A few datagrams that are to come back, some of which make the server's callback raise."""
+    """Sends a few datagrams that must come back, and others that make the server's callback raise."""
 
     def connect(self):
         self.left = self.random.randint(1, 5)
@@ -388,19 +390,19 @@ class Datagrams(Client):
 
 
 class Held(Client):
-    """One of a flood: stays until it is told to go."""
+    """One connection of a flood: stays open until `leave` is called."""
 
     hostile = True
 
     def on_eof(self, conn):
         conn.close()
 
-    def go(self):
+    def leave(self):
         if self.conn is not None:
             self.conn.close() if self.random.random() < 0.5 else self.conn.abort()
 
 
-# How often each of them comes.
+# How often each kind is started, as relative weights.
 WEIGHTS = {
     Echo: 30, SlowEcho: 6, Asking: 20, Download: 8, Task: 6, Datagrams: 6, Refused: 2,
     Aborting: 12, StalledDownload: 1, SlowWriter: 1, LongRequest: 2, Garbage: 4, Silent: 1, Raising: 4, Firehose: 1,

@@ -1,6 +1,6 @@
-"""What both processes of a soak share: bytes that can be checked, words for how a connection ended, and the control.
+"""What the server and the driver of a soak share: checkable bytes, names for outcomes, and the control socket.
 
-Owns these three. Knows no service and no client. The rule: both sides call an end by the same word.
+Both sides must use the same name for the same outcome.
 """
 
 import collections
@@ -15,30 +15,30 @@ from reactor import framing
 
 BLOCK = random.Random(0).randbytes(1 << 20)
 TWICE = BLOCK + BLOCK
-CONTROL_LINE = 1 << 20  # bytes of a line of control
+CONTROL_LINE = 1 << 20  # bytes: the longest command
 
-# How a connection may end, at either side. Anything else is an accident.
+# The ways in which a connection may end, on either side. Any other is a fault.
 STATED = {
     'clean', 'ECONNRESET', 'EPIPE', 'ECONNREFUSED', 'ETIMEDOUT', 'ReadTimeout', 'WriteTimeout', 'IdleTimeout',
     'ConnectTimeout', 'HandshakeTimeout', 'TLSError', 'FrameTooLong', 'WriteBufferFull', 'Planned',
-    'EMFILE',  # a callback of the server needed a descriptor during a flood: `send_file` keeps one
-    # The driver's own words.
+    'EMFILE',  # a callback of the server needed a descriptor during a flood; `send_file` uses one
+    # Outcomes that only the driver uses.
     'success', 'cut short', 'too late', 'not answered', 'refused in words', 'stopped',
 }  # fmt: skip
 
 
 class Planned(Exception):
-    """What a callback raises because a client asked for it."""
+    """Raised by a callback because a client requested it."""
 
 
 def part(position, size):
-    """`size` bytes, no more than a block, of an endless stream that repeats one block."""
+    """Return `size` bytes, at most a block, of an endless stream that repeats one block."""
     at = position % len(BLOCK)
     return TWICE[at : at + size]
 
 
 def reason(exc):
-    """One word for what `on_close` told."""
+    """Return one word for the error that was passed to `on_close`."""
     if exc is None:
         return 'clean'
     number = getattr(exc, 'errno', None)
@@ -46,9 +46,9 @@ def reason(exc):
 
 
 class Control:
-    """The line to the conductor, on a socket that was inherited: each line names a command, each is answered by one.
+    """The control connection to the main process, on an inherited socket: each line is a command, and gets an answer.
 
-    The process ends with it, so nothing outlives the conductor.
+    When the connection ends, this process ends too, so it cannot outlive the main process.
     """
 
     def __init__(self, r, descriptor, commands):
@@ -59,17 +59,17 @@ class Control:
 
     def on_line(self, conn, line):
         name, *args = json.loads(line)
-        self.say(self.commands[name](*args))
+        self.send(self.commands[name](*args))
 
     def on_close(self, conn, exc):
         self.r.stop()
 
-    def say(self, what):
-        self.conn.write(json.dumps(what).encode() + b'\n')
+    def send(self, answer):
+        self.conn.write(json.dumps(answer).encode() + b'\n')
 
 
 class LogWatch(logging.Handler):
-    """Counts the lines of the log by what they are about, and keeps the first few that nobody planned."""
+    """Counts the log lines by what they are about, and keeps the first few unplanned ones."""
 
     KEPT = 10
 
@@ -97,13 +97,13 @@ class LogWatch(logging.Handler):
 
 
 def objects():
-    """How many objects the collector knows, after it has collected."""
+    """Return the number of objects that the garbage collector tracks, after a collection."""
     gc.collect()
     return len(gc.get_objects())
 
 
 def by_words(counter):
-    """A counter with pairs as its keys, for JSON."""
+    """Return a counter whose keys are pairs as nested dicts, for JSON."""
     found = {}
     for (what, how), count in sorted(counter.items()):
         found.setdefault(what, {})[how] = count

@@ -1,8 +1,7 @@
-"""The process that drives a soak: seeded random clients at a rate, and floods.
+"""The process that drives a soak: random clients at a given rate, from a seed, and floods.
 
-Owns the clients that are open and what came of the others. Knows no way to behave by name but that of a flood. The
-rule: every client ends in success or for a stated reason. What was not disturbed, by a flood or because this process
-was stopped, has no excuse: it is a fault.
+Every client must end in success or for a stated reason. An unacceptable outcome is excused if a flood, or a stop of
+this process, disturbed the client; otherwise it is a fault.
 """
 
 import collections
@@ -20,15 +19,15 @@ from .clients import WEIGHTS, Held
 from .common import STATED, Control, LogWatch, by_words, objects
 
 BEAT = 0.02  # seconds
-GAP = 0.5  # seconds without a beat: this process, or all of the machine, was stopped
-AFTERMATH = 2  # seconds in which what waited during a flood is worked off
-FLOOD_STEP = 100  # connections of a flood in a beat
-KEPT = 20
-SOME = 5  # of a kind, so that everything has happened once
+GAP = 0.5  # seconds without a beat, from which we know that this process or the whole machine was stopped
+AFTERMATH = 2  # seconds after a flood in which the work that piled up still disturbs
+FLOOD_STEP = 100  # connections of a flood that are opened in a beat
+KEPT = 20  # faults that are described in the report
+SOME = 5  # clients of each kind in the warm-up
 
 
 class Driver:
-    """The clients, and what came of them."""
+    """The clients, and their outcomes."""
 
     def __init__(self, r, seed, rate, patience, folder, ports):
         self.r = r
@@ -37,9 +36,9 @@ class Driver:
         self.patience = patience
         self.context = ssl.create_default_context(cafile=f'{folder}/server.pem')
         self.ports = ports
-        self.nobody = socket.socket()  # bound and not listening
-        self.nobody.bind(('127.0.0.1', 0))
-        ports['nobody'] = self.nobody.getsockname()[1]
+        self.closed_port = socket.socket()  # bound, but not listening
+        self.closed_port.bind(('127.0.0.1', 0))
+        ports['closed'] = self.closed_port.getsockname()[1]
         self.open = set()
         self.opened = collections.Counter()
         self.outcomes = collections.Counter()
@@ -89,7 +88,7 @@ class Driver:
         if self.flood or self.r.now - self.last_beat > GAP:
             self.disturbed_at = self.r.now + AFTERMATH
 
-    # -- what the conductor asks
+    # -- commands of the main process
 
     def some_of_each(self):
         for kind in WEIGHTS:
@@ -112,10 +111,10 @@ class Driver:
         held, self.flood = self.flood, []
         self.disturbed_at = self.r.now + AFTERMATH
         for client in held:
-            client.go()
+            client.leave()
 
     def stop(self):
-        """End whoever is still there."""
+        """Abort all clients that are still connected."""
         for client in list(self.open):
             client.end('stopped')
         return True
@@ -155,7 +154,7 @@ def main(descriptor, seed, rate, patience, folder, ports):
             'stop': driver.stop,
             'still_open': driver.still_open,
         }
-        Control(r, int(descriptor), commands).say('ready')
+        Control(r, int(descriptor), commands).send('ready')
         r.run()
 
 

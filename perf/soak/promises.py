@@ -1,23 +1,23 @@
-"""What a soak promises, judged from its rows: did everything end once, for a reason, and is everything back?
+"""The promises of a soak, judged from its rows.
 
-Owns the limits and the words. Knows rows only, so a run that was cut is judged as far as it came. The rule: what cannot
-be judged yet says so; it is neither kept nor missed.
+Only the rows are read, so a run that was cut short is judged as far as it came. A promise that cannot be judged yet is
+reported so: it is neither kept nor missed.
 """
 
 import json
 
 from .common import STATED
 
-SETTLED = 600  # seconds after which memory must not grow any more
-STEEPEST = 1.0  # MB an hour
-MORE_OBJECTS = 50  # caches of the standard library, for what happened for the first time
-IDLE_CPU = 0.01  # of a core, while nothing happens
+SETTLED = 600  # seconds after which memory must no longer grow
+STEEPEST = 1.0  # MB an hour that memory may grow then
+MORE_OBJECTS = 50  # that may be added, in caches of the standard library
+IDLE_CPU = 0.01  # of a core, while there is no traffic
 HOUR = 3600
 PROCESSES = ('server', 'driver')
 
 
-def load(path):
-    """The rows that a file has, the last of which may be cut."""
+def read(path):
+    """Return the rows of a file; an incomplete last line is left out."""
     rows = []
     for line in path.read_text().splitlines():
         try:
@@ -28,7 +28,7 @@ def load(path):
 
 
 def slope(points):
-    """What y grows by in one x, by least squares; None of fewer than two points."""
+    """Return the growth of y for each unit of x, by least squares, or None for fewer than two values of x."""
     if len({x for x, _ in points}) < 2:
         return None
     mean_x = sum(x for x, _ in points) / len(points)
@@ -37,7 +37,7 @@ def slope(points):
 
 
 def slopes(rows, process):
-    """Growth an hour from SETTLED on, of samples outside of floods: (of RSS in MB, of descriptors, of objects)."""
+    """Return the growth an hour of (RSS in MB, descriptors, objects) after SETTLED, without samples during floods."""
     late = [row for row in rows if row['row'] == 'sample' and row['seconds'] >= SETTLED and not row['driver']['flood']]
     found = []
     for name, unit in ('rss', 1e6), ('descriptors', 1), ('objects', 1):
@@ -46,45 +46,47 @@ def slopes(rows, process):
 
 
 def judge(rows):
-    """(promise, True, False or None when it cannot be judged, what was found) of each."""
+    """Return (promise, whether it was kept, details) for each; None instead of a bool means it cannot be judged."""
     base, end, last = first(rows, 'base'), first(rows, 'end'), rows[-1]
     server, driver = last.get('server'), last.get('driver')
     if base is None:
-        return [('the run came to its beginning', False, 'no base in these rows')]
+        return [('the run got past its warm-up', False, 'these rows have no base')]
     ends = {how for by_reason in server['ends'].values() for how in by_reason}
     strange = ', '.join(sorted(ends - STATED))
     unplanned = server['unplanned'] + driver['unplanned']
-    told = sum(count for by_reason in server['ends'].values() for count in by_reason.values())
+    reported = sum(count for by_reason in server['ends'].values() for count in by_reason.values())
     found = [
         ('the run is whole', end is not None, f'{last["seconds"]:.0f} s'),
-        ('each end at the server has a reason', not strange, strange or f'{len(ends)} kinds'),
-        ('each client has what it was promised', not driver['faults'], said(driver['first_faults']) or
+        ('each connection of the server ends for a stated reason', not strange, strange or f'{len(ends)} kinds'),
+        ('each client gets what it was promised', not driver['faults'], '; '.join(driver['first_faults']) or
          f'{driver["excused"]} disturbed by a flood or a stop'),
-        ('the log says nothing that nobody planned', not unplanned, said(unplanned) or str(server['log'])),
+        ('the log has only planned lines', not unplanned, '; '.join(unplanned) or str(server['log'])),
     ]  # fmt: skip
     if end is None:
         return found
     stats = server['stats']
     causes = stats['events'] + stats['timers_fired']
     found += [
-        ('the server told each connection its end', server['accepts'] == told and not server['open'],
-         f'{server["accepts"]:,} accepted, {told:,} told, {server["open"]} open'),
-        ('so did the driver', driver['opened'] == driver['ended'] and not driver['outgoing'] + driver['open'],
+        ('the server calls on_close once for each connection', server['accepts'] == reported and not server['open'],
+         f'{server["accepts"]:,} accepted, {reported:,} closed, {server["open"]} open'),
+        ('the driver calls on_close once for each connection',
+         driver['opened'] == driver['ended'] and not driver['outgoing'] + driver['open'],
          f'{driver["opened"]:,} opened, {driver["ended"]:,} ended, {driver["open"]} open'),
-        ('turns have a reason', stats['loop_count'] <= causes,
+        ('each turn has a reason', stats['loop_count'] <= causes,
          f'{stats["loop_count"]:,} for {causes:,} events and timers'),
-        ('at rest nothing spins', end['idle_cpu'] < IDLE_CPU, f'{end["idle_cpu"]:.2%} of a core'),
-        ('both processes ended well', end['codes'] == [0, 0], str(end['codes'])),
+        ('nothing spins without traffic', end['idle_cpu'] < IDLE_CPU, f'{end["idle_cpu"]:.2%} of a core'),
+        ('both processes end with status 0', end['codes'] == [0, 0], str(end['codes'])),
     ]  # fmt: skip
     for process in PROCESSES:
         before, after = base[process], end[process]
         kept = before['descriptors'] == after['descriptors']
-        found.append((f'descriptors of the {process} are back', kept, change(before, after, 'descriptors')))
+        found.append((f'no descriptor of the {process} is left', kept, change(before, after, 'descriptors')))
         kept = after['objects'] - before['objects'] <= MORE_OBJECTS
-        found.append((f'objects of the {process} are back', kept, change(before, after, 'objects')))
+        found.append((f'no object of the {process} is left', kept, change(before, after, 'objects')))
     growth = slopes(rows, 'server')[0]
     kept = None if growth is None else growth < STEEPEST
-    found.append(('memory of the server is flat', kept, 'too short' if growth is None else f'{growth:+.2f} MB an hour'))
+    details = 'the run is too short' if growth is None else f'{growth:+.2f} MB an hour'
+    found.append(('the memory of the server does not grow', kept, details))
     return found
 
 
@@ -96,12 +98,8 @@ def change(before, after, name):
     return f'{before[name]:,} -> {after[name]:,}'
 
 
-def said(lines):
-    return '; '.join(lines)
-
-
 def report(rows):
-    """(the table as text, whether every promise that could be judged was kept)."""
+    """Return (the report as text, whether every promise that could be judged was kept)."""
     lines, judged = [], judge(rows)
     last = rows[-1]
     if 'server' in last:
@@ -129,7 +127,7 @@ def memory(rows, process):
     text += f'at most {max(one["rss"] for one in samples) / 1e6:.1f}, CPU {samples[-1]["cpu"]:.0f} s'
     growth = slopes(rows, process)
     if growth[0] is not None:
-        text += '; from minute {} on, an hour: RSS {:+.2f} MB, descriptors {:+.1f}, objects {:+.0f}'.format(
+        text += '; growth an hour from minute {} on: RSS {:+.2f} MB, descriptors {:+.1f}, objects {:+.0f}'.format(
             SETTLED // 60, *growth
         )
     return text

@@ -1,7 +1,6 @@
-"""The process that is soaked: every kind of service on one reactor, some of which raise when a client asks them to.
+"""The server of a soak: every kind of service on one reactor, with callbacks that raise when a client requests it.
 
-Owns its listeners and what came of their connections. Knows no client. The rule: nothing here guards against what the
-reactor is to survive; a limit is one of the reactor's own.
+It has no protection of its own against what the reactor should survive: every limit here is an option of the reactor.
 """
 
 import collections
@@ -19,12 +18,12 @@ from .common import BLOCK, Control, LogWatch, Planned, by_words, objects, part, 
 FILE_BLOCKS = 8
 CHUNK = 65536
 LONGEST_REQUEST = 4096
-CARELESS_LIMIT = 256 << 10  # bytes that may wait at the service that does not hold back
-TIMER_CHURN = 0.05  # seconds
+CARELESS_LIMIT = 256 << 10  # bytes that may wait at the service that ignores back-pressure
+TIMER_CHURN = 0.05  # seconds from one burst of timers to the next
 
 
 class Server:
-    """The services, and the accounts of their connections."""
+    """The services, and counts of how their connections ended."""
 
     def __init__(self, r, patience, folder, context):
         self.r = r
@@ -65,10 +64,10 @@ class Server:
         if name in ('forgiving', 'unforgiving') and conn.data == 'raise at the end':
             raise Planned
 
-    # -- what a request waits for
+    # -- requests, downloads and tasks
 
     def on_visitor(self, conn):
-        conn.data = self.r.call_later(self.patience, conn.abort)  # until it has asked: no byte moves this deadline
+        conn.data = self.r.call_later(self.patience, conn.abort)  # cancelled by a whole request alone
 
     def on_request(self, conn, request):
         conn.data.cancel()
@@ -90,17 +89,17 @@ class Server:
     def on_task(self, conn, line):
         try:
             if line == b'thread':
-                self.r.run_in_thread(sum, range(1000), on_done=functools.partial(tell, conn))
+                self.r.run_in_thread(sum, range(1000), on_done=functools.partial(report, conn))
             elif line == b'raise':
-                self.r.run_in_thread(raise_planned, on_done=functools.partial(tell, conn))
+                self.r.run_in_thread(raise_planned, on_done=functools.partial(report, conn))
             elif line == b'resolve':
-                self.r.resolve('localhost', functools.partial(tell, conn))
+                self.r.resolve('localhost', functools.partial(report, conn))
             else:
-                self.r.spawn(['true'], on_exit=functools.partial(tell_exit, conn))
+                self.r.spawn(['true'], on_exit=functools.partial(report_exit, conn))
         except OSError as exc:  # no descriptor for a child
-            tell(conn, None, exc)
+            report(conn, None, exc)
 
-    # -- what happens beside
+    # -- errors, signals and timers
 
     def on_error(self, conn, exc):
         self.counts['on_error'] += 1
@@ -118,7 +117,7 @@ class Server:
         if not self.counts['beats'] % 100:
             raise Planned
 
-    # -- what the conductor asks
+    # -- commands of the main process
 
     def ports(self):
         found = {name: listener.address[1] for name, listener in self.listeners.items() if name != 'unix'}
@@ -138,7 +137,7 @@ class Server:
         }
 
     def rest(self, resting):
-        """Stop or go on with what happens by itself."""
+        """Stop the bursts of timers, or start them again."""
         if resting:
             self.churn.cancel()
         else:
@@ -200,13 +199,13 @@ def pump(conn):
     conn.data[0] = position
 
 
-def tell(conn, result, error):
+def report(conn, result, error):
     if not conn.closed:
         conn.write(b'done\n' if error is None or isinstance(error, Planned) else b'failed\n')
 
 
-def tell_exit(conn, process, code, signum):
-    tell(conn, code, None if code == 0 else OSError('it did not end well'))
+def report_exit(conn, process, code, signum):
+    report(conn, code, None if code == 0 else OSError(f'the child ended with {code}'))
 
 
 def main(descriptor, patience, limit, folder):
@@ -219,7 +218,7 @@ def main(descriptor, patience, limit, folder):
     with reactor.Reactor() as r:
         server = Server(r, float(patience), folder, context)
         commands = {'sample': functools.partial(server.sample, log), 'rest': server.rest}
-        Control(r, int(descriptor), commands).say(server.ports())
+        Control(r, int(descriptor), commands).send(server.ports())
         r.run()
 
 

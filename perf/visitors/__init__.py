@@ -1,1 +1,1 @@
-"""What a visitor of the project sees: the pictures of the live page, and the first steps of the README."""
+"""What a visitor sees first: the pictures of the live page, and the commands of the README in a bare Debian."""

@@ -1,6 +1,6 @@
-"""A headless Chromium, driven through chromedriver by the W3C WebDriver protocol; needs no library.
+"""A headless Chromium, driven through chromedriver by the W3C WebDriver protocol; no library is needed.
 
-Owns both processes and one session. The rule: nothing is left behind, whatever happens in between.
+Both processes and the browser's folder are removed at the end, whatever happens meanwhile.
 """
 
 from __future__ import annotations
@@ -19,11 +19,15 @@ from typing import Any
 
 DRIVER = shutil.which('chromedriver')
 CHROMIUM = shutil.which('chromium') or shutil.which('chromium-browser') or shutil.which('google-chrome')
-MISSING = None if DRIVER and CHROMIUM else 'no chromedriver and chromium (apt-get install chromium chromium-driver)'
-ATTEMPTS = 5  # it finds a port that is free for IPv6, and then may not have it for IPv4
+MISSING = (
+    None
+    if DRIVER and CHROMIUM
+    else 'chromium and chromedriver are not installed: apt-get install chromium chromium-driver'
+)
+ATTEMPTS = 5  # chromedriver chooses a port that is free for IPv6, which may be taken for IPv4
 OPTIONS = [
     '--headless',
-    '--no-sandbox',  # which root cannot have
+    '--no-sandbox',  # Chromium as root cannot have a sandbox
     '--disable-gpu',
     '--disable-dev-shm-usage',
     '--disable-background-networking',
@@ -35,7 +39,11 @@ OPTIONS = [
 
 
 class Browser:
-    """One window. A context manager; `timeout` in seconds is what one command may take, `flags` are Chromium's."""
+    """A browser with one window; a context manager.
+
+    flags    more command-line options of Chromium
+    timeout  seconds that one command may take
+    """
 
     def __init__(self, *flags: str, timeout: float = 60) -> None:
         assert DRIVER and CHROMIUM, MISSING
@@ -51,18 +59,18 @@ class Browser:
             raise
 
     def _start(self) -> int:
-        said = []
+        output = []
         for _ in range(ATTEMPTS):
-            # A group of its own: chromedriver that is killed leaves the browser to its own devices.
+            # In a process group of its own: a chromedriver that is killed does not end the browser.
             self.process = subprocess.Popen(
                 [DRIVER, '--port=0'], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, process_group=0
             )
             for line in self.process.stdout:
-                said.append(line)
+                output.append(line)
                 if found := re.search(r'started successfully on port (\d+)', line):
                     return int(found[1])
             self._kill()
-        raise RuntimeError(''.join(said))
+        raise RuntimeError(f'chromedriver did not start: {"".join(output)}')
 
     def _begin(self) -> None:
         options = {'binary': CHROMIUM, 'args': [*OPTIONS, *self.flags, f'--user-data-dir={self.folder.name}']}
@@ -71,7 +79,7 @@ class Browser:
         self.session = f'/session/{answer["sessionId"]}'
 
     def send(self, method: str, path: str, body: Any = None) -> Any:
-        """One command; returns its value, raises RuntimeError with what the driver says."""
+        """Send a command and return its value; raise RuntimeError with the message of the driver."""
         connection = http.client.HTTPConnection('127.0.0.1', self.port, timeout=self.timeout)
         try:
             connection.request(method, path, None if body is None else json.dumps(body))
@@ -91,25 +99,25 @@ class Browser:
         return self.send('POST', f'{self.session}/execute/sync', {'script': script, 'args': args})
 
     def until(self, expression: str, timeout: float = 20) -> Any:
-        """Evaluate until it is true, and return that."""
+        """Evaluate a JavaScript expression until it is true; return its value."""
         end = time.monotonic() + timeout
         while time.monotonic() < end:
             if value := self.run(f'return {expression}'):
                 return value
-            time.sleep(0.05)  # a browser runs by itself: there is nothing here to wait for
-        raise AssertionError(f'not in {timeout} s: {expression}\n{self.run("return document.body.innerText")}')
+            time.sleep(0.05)
+        raise AssertionError(f'not true within {timeout} s: {expression}\n{self.run("return document.body.innerText")}')
 
     def devtools(self, command: str, **params: Any) -> Any:
-        """A command of the DevTools protocol."""
+        """Send a command of the DevTools protocol."""
         return self.send('POST', f'{self.session}/goog/cdp/execute', {'cmd': command, 'params': params})
 
     def press(self, *keys: str) -> None:
-        """Press and let go of keys, one after the other, wherever the focus is."""
+        """Press and release keys, one after the other, wherever the focus is."""
         actions = [{'type': kind, 'value': key} for key in keys for kind in ('keyDown', 'keyUp')]
         self.send('POST', f'{self.session}/actions', {'actions': [{'type': 'key', 'id': 'keys', 'actions': actions}]})
 
     def show(self, width: int, height: int, scheme: str = 'light', motion: str = 'no-preference') -> None:
-        """The size of the window in CSS pixels, and what its user prefers."""
+        """Set the size of the window in CSS pixels, and the preferences of its user."""
         self.devtools(
             'Emulation.setDeviceMetricsOverride', width=width, height=height, deviceScaleFactor=1, mobile=width < 600
         )
@@ -117,25 +125,25 @@ class Browser:
         self.devtools('Emulation.setEmulatedMedia', features=[{'name': n, 'value': v} for n, v in features])
 
     def picture(self) -> bytes:
-        """What the window shows, as PNG."""
+        """Return what the window shows, as PNG."""
         return base64.b64decode(self.send('GET', f'{self.session}/screenshot'))
 
     def log(self) -> list[dict[str, Any]]:
-        """What the console got since the last call."""
+        """Return the entries of the console since the last call."""
         return self.send('POST', f'{self.session}/se/log', {'type': 'browser'})  # type: ignore[no-any-return]
 
     def live_heap(self) -> tuple[int, int]:
-        """How many DOM nodes there are, and the bytes of script objects, after a collection of what is not used."""
+        """Return the number of DOM nodes and the bytes of script objects, after garbage collection."""
         self.devtools('Performance.enable')
         found = []
-        for _ in range(5):  # the script may run between the two; and one collection frees what only the next can reach
+        for _ in range(5):  # the script may run between the two commands, and some garbage needs a second collection
             self.devtools('HeapProfiler.collectGarbage')
             metrics = {each['name']: each['value'] for each in self.devtools('Performance.getMetrics')['metrics']}
             found.append((metrics['Nodes'], metrics['JSHeapUsedSize']))
         return min(found)
 
     def close(self) -> None:
-        """End it and all that belongs to it."""
+        """End the session, kill both processes and remove the folder."""
         try:
             if self.session and self.process.poll() is None:
                 self.send('DELETE', self.session)

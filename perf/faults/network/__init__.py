@@ -1,1 +1,1 @@
-"""A network with faults between two hosts in one machine, and the cases that use it."""
+"""A faulty network between two hosts in one machine, and the cases of M11, which use it."""

@@ -1,7 +1,7 @@
-"""Transfers over links that lose, delay, exchange and double packets, that go away for a while, and that go for good.
+"""Transfers over links that lose, delay, reorder or duplicate packets, and over links that fail (M11).
 
-Owns M11, a figure for each fault. The rule: on both sides of a link is a reactor that sends and receives at once, on
-several connections; and the fault is proven by counting what it did, or the figure has measured nothing.
+On each side of the link is a reactor that sends and receives at the same time, on several connections. Each case counts
+what its fault did: without that proof, it would have measured nothing.
 """
 
 from perf.common.server import Failed
@@ -12,24 +12,26 @@ from .namespaces import missing, network
 from .transfer import FIRST_PORT
 
 MB, GB = 10**6, 10**9
-IDLE = 150  # seconds without a byte that a connection lives through: more than TCP's longest pause, 120
-LATE = 2  # seconds by which a time limit may be told late, on a busy machine; by design it is 1
-DEADLINE = 1800  # seconds for all of it
+IDLE = 150  # seconds of the idle timeout: more than TCP's longest pause between retransmissions, 120
+LATE = 2  # seconds by which a time limit may be late on a busy machine; by design at most 1
+TIMEOUT = 1800  # seconds for a whole transfer
 SEED = 11
 
-SAME = Goal('SHA-256 equal for every stream', lambda m: m['streams_that_differ'] == 0)
-TOLD = Goal(
-    'every connection ends in success or a stated error, none later than its deadline',
-    lambda m: m['ends_untold'] == m['hung'] == 0 and m['longest_stall_s'] <= IDLE + LATE,
+SAME = Goal('the SHA-256 of every stream is right', lambda m: m['streams_that_differ'] == 0)
+EXPLAINED = Goal(
+    'every connection ends in success or with an error, none after its time limit',
+    lambda m: m['unexplained_ends'] == m['hung'] == 0 and m['longest_stall_s'] <= IDLE + LATE,
 )
-COMPLETE = Goal('all of them get all their bytes', lambda m: m['complete'] == m['connections'])
+COMPLETE = Goal('every connection receives all its bytes', lambda m: m['complete'] == m['connections'])
 
-# Where a third of all packets is lost, half of all retransmissions are: the pauses, doubled each time, have no mean.
-# And what a closed socket has not sent yet, its system gives up soon.
+# Where 30 % of the packets are lost in each direction, half of all retransmissions fail, and pauses that double each
+# time have no finite mean. Besides, the kernel soon abandons what a closed socket has not sent yet.
 PATIENT = {'rto_max_ms': 1000, 'orphan_retries': 30, 'syn_retries': 30, 'synack_retries': 30}
 
 
 class OverNetwork(Case):
+    """A case that needs a faulty network."""
+
     tag = 'faults'  # of `network`
 
     def missing(self):
@@ -37,15 +39,15 @@ class OverNetwork(Case):
 
 
 class Transfer(OverNetwork):
-    """So many bytes, half of them each way, over a link with a fault that is there from the start.
+    """A transfer, half of it each way, over a link that has its fault from the start.
 
-    size   bytes in full size
+    size   bytes at full size
     count  connections at once
-    loss   share of all packets that a rule loses
-    tcp    of `Network.set_tcp`
-    tls    whether it goes over TLS
-    proof  the goal that tells whether the fault was there
-    link   of `network`
+    loss   share of the packets that a rule drops
+    tcp    arguments of `Network.set_tcp`
+    tls    whether to use TLS
+    proof  a goal that holds if the fault did happen
+    link   arguments of `network`
     """
 
     def __init__(
@@ -60,7 +62,7 @@ class Transfer(OverNetwork):
         self.tcp = tcp or {}
         self.tls = tls
         self.link = link
-        self.goals = SAME, TOLD, COMPLETE, *([proof] if proof else [])
+        self.goals = SAME, EXPLAINED, COMPLETE, *([proof] if proof else [])
 
     def measure(self, run):
         size = run.count(self.size) // (2 * self.count)
@@ -70,10 +72,10 @@ class Transfer(OverNetwork):
                 net.lose(self.loss)
             streams = [stream(size, idle=IDLE)] * self.count
             steps = self.steps(net, run)
-            exchange = Exchange(net, streams, deadline=DEADLINE, tls=self.tls, steps=steps, progress=run.progress)
+            exchange = Exchange(net, streams, timeout=TIMEOUT, tls=self.tls, steps=steps, progress=run.progress)
             exchange.run()
             if any(step.done is None for step in steps):
-                raise Failed('all was sent before the fault was there')
+                raise Failed('everything was sent before the fault began')
             return {**exchange.judge(), **net.counts()}
 
     def link_of(self, run):
@@ -84,7 +86,7 @@ class Transfer(OverNetwork):
 
 
 def lost(share):
-    """That rules, which choose at random, have lost so many of the packets: a tenth, and five standard errors off."""
+    """Return the goal that random rules dropped this share of the packets, within a tenth and five standard errors."""
 
     def check(m):
         expected = share * m['packets']
@@ -94,18 +96,18 @@ def lost(share):
 
 
 def about(share, what, text):
-    """That the relay has done this to about so many."""
+    """Return the goal that the relay did this to about this share of the packets."""
     return Goal(text, lambda m: 0.8 * share < m[what] / m['packets'] < 1.2 * share)
 
 
 class Interrupted(Transfer):
-    """A transfer over a link that is not fast, so that there is time for it to go away on the way.
+    """A transfer over a slow link, so that the fault begins before everything is sent.
 
-    down, up  called with the `Network`: what goes, and how it comes back
+    down, up  called with the `Network` to begin and to end the fault
     lasts     seconds between the two
     """
 
-    pace = 8  # seconds of a transfer that is left alone
+    pace = 8  # seconds that the transfer takes without the fault
 
     def __init__(self, name, title, seconds, *, down, up, lasts, proof=None):
         super().__init__(name, title, seconds, proof=proof)
@@ -114,7 +116,7 @@ class Interrupted(Transfer):
         self.lasts = lasts
 
     def measure(self, run):
-        return super().measure(Run(progress=run.progress))  # a pause has one length, and there is to be something left
+        return super().measure(Run(progress=run.progress))  # always at full size: the fault has one length
 
     def link_of(self, run):
         return {'rate': f'{run.count(self.size) // 2 * 8 // self.pace}bit'}
@@ -127,7 +129,8 @@ class Interrupted(Transfer):
 
 
 def paused(seconds):
-    return Goal(f'nothing came for {seconds} s', lambda m: m['longest_stall_s'] >= seconds)
+    """Return the goal that nothing arrived for this time."""
+    return Goal(f'nothing arrived for {seconds} s', lambda m: m['longest_stall_s'] >= seconds)
 
 
 REJECTED = '-p tcp -j REJECT --reject-with tcp-reset'
@@ -135,10 +138,10 @@ DROPPED = '-j DROP'
 
 
 class Reset(Interrupted):
-    """Both ends are told, the side of the filter when it lets it hear the other again."""
+    """A filter resets the connections. Its own side learns of that when the filter is removed."""
 
-    told = Goal(
-        'both ends of each are told of the reset',
+    reported = Goal(
+        'both ends of each connection get the reset as an error',
         lambda m: (
             m['errors'].keys() <= {'ConnectionResetError', 'BrokenPipeError'}
             and sum(m['errors'].values()) == 2 * m['connections']
@@ -148,27 +151,27 @@ class Reset(Interrupted):
     def __init__(self):
         super().__init__(
             'M11-reset',
-            'connections that a filter resets on the way, and for 3 s one side alone can hear of it',
+            'a filter resets the connections during the transfer; for 3 s, only one side can learn of it',
             20,
             down=lambda net: net.treat(LISTENER, REJECTED),
             up=lambda net: net.clear(LISTENER),
             lasts=3,
         )
-        self.goals = SAME, TOLD, self.told
+        self.goals = SAME, EXPLAINED, self.reported
 
 
 class NoWayIn(OverNetwork):
     name, seconds = 'M11-connect', 15
-    title = 'connecting through a filter that refuses, and through one that says nothing, with a limit of 5 s'
+    title = 'connects through a filter that refuses, and through one that drops, with a timeout of 5 s'
     count, limit = 100, 5
     goals = (
         Goal(
-            'those refused are told ConnectionRefusedError',
+            'refused connects end with ConnectionRefusedError',
             lambda m: m['refused'] == {'ConnectionRefusedError': m['asked']},
         ),
         Goal('at once', lambda m: m['refused_after_s'] < LATE),
-        Goal('the others ConnectTimeout', lambda m: m['unanswered'] == {'ConnectTimeout': m['asked']}),
-        Goal('in time', lambda m: m['limit_s'] <= m['unanswered_after_s'] < m['limit_s'] + LATE),
+        Goal('dropped connects end with ConnectTimeout', lambda m: m['unanswered'] == {'ConnectTimeout': m['asked']}),
+        Goal('at the timeout', lambda m: m['limit_s'] <= m['unanswered_after_s'] < m['limit_s'] + LATE),
     )
 
     def measure(self, run):
@@ -186,31 +189,31 @@ class NoWayIn(OverNetwork):
 
     def connect(self, net, filtered):
         net.treat(LISTENER, filtered)
-        exchange = Exchange(net, [stream(1000, idle=IDLE)] * self.count, deadline=IDLE, connect_timeout=self.limit)
+        exchange = Exchange(net, [stream(1000, idle=IDLE)] * self.count, timeout=IDLE, connect_timeout=self.limit)
         exchange.run()
         net.clear(LISTENER)
         found = exchange.judge()
         return found['errors'], found['seconds']
 
 
-ENDLESS = 10**12  # bytes that nobody can have sent
+ENDLESS = 10**12  # bytes: more than can be sent meanwhile
 LIMITS = {'write': 'WriteTimeout', 'read': 'ReadTimeout', 'idle': 'IdleTimeout'}
-# Where its own device is down, a host knows no way to the other.
+# A host whose own device is down has no route to the other.
 GONE = {'TimeoutError', 'OSError'}
 
 
 class DeadPeer(OverNetwork):
-    """Connections of which each has one limit, on a link that goes and does not come back.
+    """Connections with one time limit each, on a link that fails for good.
 
-    limit      seconds of the three time limits
-    keepalive  what the silent ones have instead, as `connect_tcp` has it; over about when the limits are
-    unlimited  whether to have some with neither, for TCP to give up: half a minute, as it is set here
+    limit      seconds of the read, write and idle timeouts
+    keepalive  the option of `connect_tcp` for the silent connections, with about the same limit
+    unlimited  whether to have connections without a limit too, which TCP ends after half a minute, as it is set here
     """
 
     name, seconds = 'M11-dead', 60
-    title = 'a link that goes for good, under connections with a limit each'
-    each = 4  # connections of a kind
-    before = 2  # seconds until the link goes
+    title = 'a link fails for good, under connections with a time limit each'
+    each = 4  # connections of each kind
+    before = 2  # seconds until the link fails
 
     def __init__(self, limit=5, keepalive=(2, 1, 3), unlimited=True):
         self.keepalive = keepalive
@@ -220,8 +223,8 @@ class DeadPeer(OverNetwork):
             self.kinds['unlimited'] = stream(ENDLESS, hold=True)
         self.goals = (
             SAME,
-            Goal('every end is told', lambda m: m['ends_untold'] == m['hung'] == 0),
-            Goal('by the error that its limit has', lambda m: m['other_errors'] == {}),
+            Goal('every connection ends with an error', lambda m: m['unexplained_ends'] == m['hung'] == 0),
+            Goal('with the error of its time limit', lambda m: m['other_errors'] == {}),
             Goal(
                 f'at most {LATE} s after its limit of {limit} s',
                 lambda m: max(m[f'{kind}_after_s'] for kind in (*LIMITS, 'silent')) < limit + LATE,
@@ -234,31 +237,31 @@ class DeadPeer(OverNetwork):
             net.set_tcp(retries2=6)
             down = Step(lambda: net.set_link(LISTENER, 'down'), after=self.before)
             exchange = Exchange(
-                net, streams, deadline=IDLE, keepalive=self.keepalive, steps=[down], progress=run.progress
+                net, streams, timeout=IDLE, keepalive=self.keepalive, steps=[down], progress=run.progress
             )
             exchange.run()
         found = exchange.judge()
         for name in 'complete', 'MB/s', 'longest_stall_s':
             del found[name]
-        return {**found, **self.told(exchange.ends, down.done)}
+        return {**found, **self.ends(exchange.ends, down.done)}
 
-    def told(self, sides, since):
-        """By kind, when the last one was told; and the errors that are not those of their kind."""
+    def ends(self, sides, since):
+        """Return, for each kind, when the last connection ended, and the errors that are not those of the kind."""
         after, others = {}, {}
         for end in (end for side in sides for end in side.values()):
             kind = list(self.kinds)[(end['port'] - FIRST_PORT) // self.each]
             after[kind] = max(after.get(kind, 0.0), end['at'] - since)
             if end['error'] not in ({LIMITS[kind]} if kind in LIMITS else GONE):
-                others.setdefault(kind, f'{end["error"]}: {end["words"]}')
+                others.setdefault(kind, f'{end["error"]}: {end["message"]}')
         return {**{f'{kind}_after_s': seconds for kind, seconds in after.items()}, 'other_errors': others}
 
 
 MIXED = {
     'relay': {'seed': SEED, 'delay': 0.02, 'loss': 0.01, 'reorder': 0.1, 'late': 0.01, 'duplicate': 0.02},
-    'proof': Goal('all of that happened', lambda m: min(m['lost'], m['late'], m['doubled']) > 0),
+    'proof': Goal('packets were lost, late and doubled', lambda m: min(m['lost'], m['late'], m['doubled']) > 0),
 }
 NETWORK = [
-    Transfer('M11-clean', '20 GB between two hosts, nothing is lost', 60, size=20 * GB, count=32, packets=False),
+    Transfer('M11-clean', '20 GB between two hosts, no packet is lost', 60, size=20 * GB, count=32, packets=False),
     Transfer(
         'M11-loss1', '20 GB, 1 % of the packets lost each way', 400, size=20 * GB, count=32, loss=0.01, proof=lost(0.01)
     ),
@@ -267,7 +270,7 @@ NETWORK = [
     ),
     Transfer(
         'M11-loss30',
-        '200 MB, 30 % of the packets lost each way, TCP set to be patient',
+        '200 MB, 30 % of the packets lost each way, with longer TCP retries',
         240,
         count=256,
         loss=0.3,
@@ -276,27 +279,27 @@ NETWORK = [
     ),
     Transfer(
         'M11-delay',
-        '200 MB, each packet 200 ms under way',
+        '200 MB, each packet delayed by 200 ms',
         40,
         count=32,
         relay={'seed': SEED, 'delay': 0.2},
-        proof=Goal('no answer before 400 ms', lambda m: m['longest_stall_s'] >= 0.4),
+        proof=Goal('no reply before 400 ms', lambda m: m['longest_stall_s'] >= 0.4),
     ),
     Transfer(
         'M11-reorder',
-        '200 MB, a quarter of the packets up to 10 ms late, behind others',
+        '200 MB, a quarter of the packets up to 10 ms late, after others',
         30,
         relay={'seed': SEED, 'reorder': 0.25, 'late': 0.01},
-        proof=about(0.25, 'late', 'a quarter was late'),
+        proof=about(0.25, 'late', 'a quarter of the packets was late'),
     ),
     Transfer(
         'M11-double',
-        '200 MB, 10 % of the packets twice',
+        '200 MB, 10 % of the packets arrive twice',
         30,
         relay={'seed': SEED, 'duplicate': 0.1},
-        proof=about(0.1, 'doubled', 'a tenth was doubled'),
+        proof=about(0.1, 'doubled', 'a tenth of the packets was doubled'),
     ),
-    Transfer('M11-mixed', '200 MB, packets 20 ms under way, 1 % lost, 10 % late, 2 % doubled', 60, count=32, **MIXED),
+    Transfer('M11-mixed', '200 MB, packets delayed by 20 ms, 1 % lost, 10 % late, 2 % doubled', 60, count=32, **MIXED),
     Transfer('M11-tls', '200 MB over TLS on such a link', 60, count=256, tls=True, **MIXED),
     Transfer(
         'M11-mtu',
@@ -307,7 +310,7 @@ NETWORK = [
     ),
     Interrupted(
         'M11-down',
-        '200 MB, the link down for 30 s on the way',
+        '200 MB, the link is down for 30 s during the transfer',
         80,
         down=lambda net: net.set_link(LISTENER, 'down'),
         up=lambda net: net.set_link(LISTENER, 'up'),
@@ -316,7 +319,7 @@ NETWORK = [
     ),
     Interrupted(
         'M11-drop',
-        '200 MB, all packets dropped by a filter for 10 s on the way',
+        '200 MB, a filter drops all packets for 10 s during the transfer',
         40,
         down=lambda net: net.treat(LISTENER, DROPPED),
         up=lambda net: net.clear(LISTENER),

@@ -1,8 +1,7 @@
-"""A run of `transfer` on both hosts of a faulty network: started, watched, its faults switched, judged.
+"""One run of `transfer` on both hosts of a faulty network: start it, switch the faults, judge the result.
 
-Owns the two processes. Knows nothing of what the faults are. The rule: nothing is believed of one side alone. What one
-has received is compared with what the other says it has sent, and where a connection broke, with what it should have
-sent; an end that nobody tells of is counted, never forgotten.
+Neither side is trusted alone. What one side received is compared with what the other says it sent or, where a
+connection broke, with what it should have sent. An end that neither side reports is counted.
 """
 
 import time
@@ -14,31 +13,31 @@ from .namespaces import HOSTS
 from .transfer import FIRST_PORT, Pattern
 
 LOOK_EVERY = 0.05  # seconds
-QUIET = 3  # looks without a connection until nobody else can come
-CONNECTOR, LISTENER = 0, 1  # the hosts
+QUIET = 3  # looks without an open connection, after which no other can follow
+CONNECTOR, LISTENER = 0, 1  # numbers of the hosts
 
 
 def stream(size, hold=False, **timeouts):
-    """A connection: `size` bytes each way; `hold` leaves it open; `timeouts` as `set_timeouts` has them."""
+    """Describe a connection: `size` bytes each way; `hold` leaves it open; `timeouts` are those of `set_timeouts`."""
     return {'bytes': size, 'hold': hold, 'timeouts': timeouts}
 
 
 class Step:
     """Something that is done during an exchange, after the steps before it.
 
-    act    called when it is time
-    share  of the bytes that must have arrived before
-    after  seconds after that
+    act    a callable that does it
+    share  the share of the bytes that must have arrived before
+    after  seconds to wait after that
     """
 
     def __init__(self, act, share=0.0, after=0.0):
         self.act = act
         self.share = share
         self.after = after
-        self.reached = self.done = None  # when, on the clock that all processes have in common
+        self.reached = self.done = None  # readings of the monotonic clock, which all processes share
 
     def look(self, share):
-        """Do it when it is time; whether it is done."""
+        """Do it if it is time; return whether it is done."""
         now = time.monotonic()
         if self.reached is None and share >= self.share:
             self.reached = now
@@ -49,14 +48,14 @@ class Step:
 
 
 class Exchange:
-    """One run; `run` returns when all connections have ended or were given up.
+    """One run; `run` returns when all connections have ended or were aborted after the timeout.
 
-    deadline         seconds for all of it
+    timeout          seconds for the whole run
     connect_timeout  seconds for each connect
-    keepalive        as `connect_tcp` has it, for both sides
-    tls              whether they speak TLS
+    keepalive        the option of `connect_tcp`, for both sides
+    tls              whether to use TLS
     steps            `Step`s, in order
-    progress         as `Run.progress`
+    progress         called like `Run.progress`
     """
 
     def __init__(
@@ -64,7 +63,7 @@ class Exchange:
         network,
         streams,
         *,
-        deadline,
+        timeout,
         connect_timeout=60,
         keepalive=None,
         tls=False,
@@ -73,7 +72,7 @@ class Exchange:
     ):
         self.network = network
         self.streams = streams
-        self.deadline = deadline
+        self.timeout = timeout
         self.connect_timeout = connect_timeout
         self.keepalive = keepalive
         self.tls = tls
@@ -86,15 +85,15 @@ class Exchange:
         both = {'streams': self.streams, 'host': HOSTS[LISTENER], 'keepalive': self.keepalive, 'tls': self.tls}
         inside = self.network.inside
         with Child('network.transfer:listen', prefix=inside(LISTENER), **both) as listener:
-            listener.hear()
+            listener.receive()
             both |= {'source': HOSTS[CONNECTOR], 'timeout': self.connect_timeout}
             with Child('network.transfer:connect', prefix=inside(CONNECTOR), **both) as connector:
-                connector.hear()
+                connector.receive()
                 self.watch(connector, listener)
                 self.ends = [{end['port']: end for end in side.ask('ends')} for side in (connector, listener)]
 
     def watch(self, *sides):
-        """Look at both until none has a connection, or the deadline is over."""
+        """Watch both sides until neither has a connection; abort the rest after the timeout."""
         began, quiet = time.monotonic(), 0
         while quiet < QUIET:
             looks = [side.ask('look') for side in sides]
@@ -102,7 +101,7 @@ class Exchange:
             self.progress(received, self.total, f'{received / 1e6:,.0f} MB, {received / 1e6 / passed:,.1f} MB/s')
             self.take_steps(received)
             quiet = 0 if any(look['open'] for look in looks) else quiet + 1
-            if passed > self.deadline:
+            if passed > self.timeout:
                 for side in sides:
                     side.ask('give_up')
             time.sleep(LOOK_EVERY)
@@ -113,7 +112,7 @@ class Exchange:
                 return
 
     def judge(self):
-        """What came of it, in figures."""
+        """Return the figures of the run."""
         ends = [end for side in self.ends for end in side.values()]
         received = sum(end['received'] for end in ends)
         lasted = max((end['seconds'] for end in ends), default=0.0)
@@ -125,13 +124,13 @@ class Exchange:
             'complete': sum(all(self.complete(side.get(port)) for side in self.ends) for port in self.ends[CONNECTOR]),
             'errors': dict(Counter(end['error'] for end in ends if end['error'])),
             'streams_that_differ': self.differing(),
-            'ends_untold': self.untold(),
+            'unexplained_ends': self.unexplained(),
             'hung': sum(end['hung'] for end in ends),
             'longest_stall_s': max((end['stall'] for end in ends), default=0.0),
         }
 
     def complete(self, end):
-        """Whether this end has got everything, and its connection has ended without an error."""
+        """Return whether this end received everything, and its connection ended without an error."""
         return (
             end is not None
             and end['received'] == end['sent'] == self.streams[end['port'] - FIRST_PORT]['bytes']
@@ -139,18 +138,18 @@ class Exchange:
             and not end['error']
         )
 
-    def untold(self):
-        """Ends that were not told, or told as good without all bytes: neither success nor a stated error."""
-        untold = len(self.streams) - len(self.ends[CONNECTOR])
+    def unexplained(self):
+        """Count ends that are neither a success nor a stated error: not reported, or good without all bytes."""
+        count = len(self.streams) - len(self.ends[CONNECTOR])
         for port, end in self.ends[CONNECTOR].items():
             other = self.ends[LISTENER].get(port)
-            untold += not (end['error'] or self.complete(end))
+            count += not (end['error'] or self.complete(end))
             if other is not None or end['connected']:
-                untold += not (other and (other['error'] or self.complete(other)))
-        return untold
+                count += not (other and (other['error'] or self.complete(other)))
+        return count
 
     def differing(self):
-        """Of how many streams, two for each connection, bytes arrived that are not those that were sent."""
+        """Count the streams, two for each connection, whose received bytes differ from those sent."""
         differing = 0
         for host, other_role in (CONNECTOR, 'listen'), (LISTENER, 'connect'):
             for port, end in self.ends[host].items():

@@ -1,9 +1,8 @@
-"""A line between two hosts that loses, delays, doubles and overtakes, as the kernel's netem does where there is one.
+"""A relay between two hosts that loses, delays, duplicates and reorders packets, like the kernel's netem.
 
-It is used everywhere all the same: netem tells nobody how many packets came late or twice.
-
-Owns two TUN devices and the packets under way between them. Knows nothing of what is in a packet: each goes out as it
-came in, or does not. The rule: what happens to the n-th packet of a direction depends on the seed and on n alone.
+It is used where there is netem too, because netem does not say how many packets it delayed or duplicated. Packets pass
+unchanged between two TUN devices, or not at all. What happens to the n-th packet of a direction depends on the seed and
+on n alone.
 """
 
 import fcntl
@@ -17,18 +16,18 @@ import time
 TUNSETIFF, IFF_TUN, IFF_NO_PI = 0x400454CA, 0x0001, 0x1000
 STDIN = 0
 LARGEST = 65536  # bytes of a packet
-BATCH = 256  # packets read from one device before the other has its turn
-WAITING = 100_000  # packets that may be under way in one direction; further ones are lost
+BATCH = 256  # packets read from one device before the other is served
+WAITING = 100_000  # packets that may be in transit in one direction; further ones are lost
 
 
 class Faults:
-    """What happens to packets of one direction.
+    """What happens to the packets of one direction.
 
-    loss       share of packets that vanish
-    delay      seconds that each is under way
-    reorder    share of packets that come later than that, so that those behind overtake them
-    late       seconds by which, at most; evenly spread
-    duplicate  share of packets that come twice
+    loss       share of the packets that are lost
+    delay      seconds that each packet is in transit
+    reorder    share of the packets that take longer, so that later ones overtake them
+    late       the most seconds by which they take longer, evenly distributed
+    duplicate  share of the packets that arrive twice
     """
 
     def __init__(self, seed, loss=0.0, delay=0.0, reorder=0.0, late=0.005, duplicate=0.0):
@@ -41,10 +40,10 @@ class Faults:
         self.counts = dict.fromkeys(('packets', 'lost', 'late', 'doubled', 'overflowed'), 0)
 
     def times(self):
-        """After how many seconds the next packet comes out: once for each time that it does."""
+        """Return the delays of the next packet in seconds: one, two for a duplicate, or none if it is lost."""
         counts, dice = self.counts, self.random
         counts['packets'] += 1
-        # The same number of throws for each packet, so that one fault does not change the order of another.
+        # Draw the same numbers for each packet, so that one fault does not change what another does.
         lost, late, how_late, doubled = dice(), dice(), dice(), dice()
         if lost < self.loss:
             counts['lost'] += 1
@@ -60,49 +59,49 @@ class Faults:
 
 
 class Line:
-    """The packets under way in one direction, by when they are due; those due at once in the order of their coming."""
+    """The packets in transit in one direction, by due time; packets due together keep their order."""
 
     def __init__(self, faults, waiting=WAITING):
         self.faults = faults
         self.limit = waiting
-        self.under_way = []
+        self.in_transit = []
         self.number = 0
 
     def put(self, now, packet):
         for after in self.faults.times():
-            if len(self.under_way) >= self.limit:
+            if len(self.in_transit) >= self.limit:
                 self.faults.counts['overflowed'] += 1
                 continue
-            heapq.heappush(self.under_way, (now + after, self.number, packet))
+            heapq.heappush(self.in_transit, (now + after, self.number, packet))
             self.number += 1
 
     def take(self, now):
-        """The packets that are due, in order."""
+        """Return the packets that are due, in order."""
         due = []
-        while self.under_way and self.under_way[0][0] <= now:
-            due.append(heapq.heappop(self.under_way)[2])
+        while self.in_transit and self.in_transit[0][0] <= now:
+            due.append(heapq.heappop(self.in_transit)[2])
         return due
 
     def wait(self, now):
-        """Seconds until the next one is due, None when there is none."""
-        return max(0.0, self.under_way[0][0] - now) if self.under_way else None
+        """Return the seconds until the next packet is due, or None."""
+        return max(0.0, self.in_transit[0][0] - now) if self.in_transit else None
 
 
 def open_tun():
-    """(descriptor, name) of a new TUN device; it is gone when the descriptor is closed."""
+    """Make a TUN device; return (descriptor, name). The device is removed when the descriptor is closed."""
     fd = os.open('/dev/net/tun', os.O_RDWR | os.O_NONBLOCK)
     answer = fcntl.ioctl(fd, TUNSETIFF, struct.pack('16sH22x', b'relay%d', IFF_TUN | IFF_NO_PI))
     return fd, answer[:16].rstrip(b'\0').decode()
 
 
 def carry(control, seed, **faults):
-    """Carry packets between two new TUN devices, whose names are told first and which may be moved to other namespaces.
+    """Carry packets between two new TUN devices, whose names are sent first; they may be moved to other namespaces.
 
     faults  the arguments of `Faults`, the same for both directions
     """
     lines = [Line(Faults(f'{seed} {side}', **faults)) for side in (0, 1)]
     tuns = [open_tun(), open_tun()]
-    control.say([name for _, name in tuns])
+    control.send([name for _, name in tuns])
 
     def counts():
         return {name: sum(line.faults.counts[name] for line in lines) for name in lines[0].faults.counts}
@@ -111,7 +110,7 @@ def carry(control, seed, **faults):
 
 
 def forward(tuns, lines, control, commands):
-    """Until standard input ends, on which `commands` are answered."""
+    """Forward packets and answer `commands` on standard input, until that ends."""
     with selectors.DefaultSelector() as selector:
         selector.register(STDIN, selectors.EVENT_READ)
         for side, tun in enumerate(tuns):
@@ -122,8 +121,8 @@ def forward(tuns, lines, control, commands):
             for key, _ in selector.select(min(waits, default=None)):
                 if key.data is not None:
                     receive(tuns[key.data], lines[key.data], time.monotonic())
-                elif said := os.read(STDIN, 4096):
-                    control.do(said, commands)
+                elif line := os.read(STDIN, 4096):
+                    control.do(line, commands)
                 else:
                     return
             for side, line in enumerate(lines):
@@ -136,7 +135,7 @@ def receive(tun, line, now):
         try:
             packet = os.read(tun, LARGEST)
         except OSError:
-            return  # no more now, or the device is down: it is ready again when it is up
+            return  # no more now, or the device is down; it is reported ready when it is up again
         line.put(now, packet)
 
 
@@ -144,4 +143,4 @@ def send(tun, packet):
     try:
         os.write(tun, packet)
     except OSError:
-        pass  # a device that is down takes nothing: lost, as on a wire that is cut
+        pass  # the device is down: the packet is lost, as on a cut wire

@@ -1,8 +1,7 @@
-"""One side of a network with faults: connections over which both ends send at once, and hash all of it.
+"""One side of a faulty network: connections over which both ends send at the same time and hash everything.
 
-Owns what is sent and what is told of it. Knows nothing of the network. The rule: whatever was sent can be told from a
-seed alone, so that what arrived can be judged also when the connection did not live to its end; and every connection is
-told of, those that had to be given up as `hung`.
+All data can be computed again from a seed, so what arrived can be judged even if the connection broke. Every connection
+is reported; those that had to be aborted at the timeout are reported as `hung`.
 """
 
 import hashlib
@@ -15,14 +14,14 @@ import reactor
 
 CHUNK = 1 << 16  # bytes of one write
 BURST = 2  # writes in one turn
-PORT = 5000
-FIRST_PORT = 10000  # the first connection is made from here, the second from the next: so both sides know them
+PORT = 5000  # of the listener
+FIRST_PORT = 10000  # the first connection comes from this port, the second from the next: both sides know which it is
 SEED = 20
-HEARTBEAT = 60  # seconds; keeps a side without connections running
+HEARTBEAT = 60  # seconds between two calls of a timer that keeps a side without connections running
 
 
 class Pattern:
-    """Bytes without an end, in chunks of which no two are the same: lost, doubled or exchanged ones change the hash."""
+    """Endless bytes in chunks that all differ, so a lost, duplicated or reordered chunk changes the hash."""
 
     def __init__(self, role, port):
         self.block = random.Random(f'{SEED} {role} {port}').randbytes(2 * CHUNK)
@@ -32,7 +31,7 @@ class Pattern:
         return (index.to_bytes(8, 'big') + self.block[start : start + CHUNK - 8])[:size]
 
     def digest(self, count):
-        """The SHA-256 of the first `count` bytes."""
+        """Return the SHA-256 of the first `count` bytes."""
         sha = hashlib.sha256()
         for index in range(count // CHUNK):
             sha.update(self.chunk(index))
@@ -41,7 +40,7 @@ class Pattern:
 
 
 class End:
-    """One end of a connection: what it sends, what it gets, for how long nothing went, and how it ended."""
+    """One end of a connection: what it sent and received, its longest stall, and how it ended."""
 
     def __init__(self, side, port):
         self.side = side
@@ -63,7 +62,7 @@ class End:
         self.fill(conn)
 
     def fill(self, conn):
-        """Write until `write` says that it is enough, some in each turn; then the end of it, unless it is held open."""
+        """Write until `write` returns False, BURST chunks in a turn; then send EOF, unless it is held open."""
         total = self.stream['bytes']
         for _ in range(BURST):
             if conn.closed or self.sent == total:
@@ -103,7 +102,7 @@ class End:
                 'eof': self.eof,
                 'hung': self.hung,
                 'error': exc and type(exc).__name__,
-                'words': exc and str(exc),
+                'message': exc and str(exc),
                 'seconds': self.r.now - self.began,
                 'at': self.r.now,
                 'stall': self.stall,
@@ -111,7 +110,7 @@ class End:
         )
 
     def moves(self):
-        """Bytes go, or it has ended: notes for how long nothing happened."""
+        """Record how long nothing happened, now that bytes moved or the connection ended."""
         now = self.r.now
         self.stall = max(self.stall, now - self.moved)
         self.moved = now
@@ -151,26 +150,26 @@ class Side:
             self.open[conn] = end
 
     def look(self):
-        """How far it is."""
+        """Return the progress: bytes received, and connections open."""
         return {'received': self.received, 'open': len(self.open)}
 
     def ends(self):
-        """What became of the connections that have ended."""
+        """Return how the connections ended."""
         return self.ended
 
     def give_up(self):
-        """Reset what is open still."""
+        """Abort the connections that are still open."""
         for conn, end in list(self.open.items()):
             end.hung = True
             conn.abort()
 
 
 def listen(control, streams, host, keepalive, tls):
-    """Speak to those who come to `host`.
+    """Run the side that listens at `host`.
 
-    streams    for each connection {'bytes': each way, 'hold': leave it open afterwards, 'timeouts': of `set_timeouts`}
-    keepalive  as `listen_tcp` has it
-    tls        whether to speak TLS
+    streams    for each connection, what `exchange.stream` returns
+    keepalive  the option of `listen_tcp`
+    tls        whether to use TLS
     """
     with reactor.Reactor() as r:
         side = Side(r, 'listen', streams, keepalive, tls)
@@ -179,7 +178,7 @@ def listen(control, streams, host, keepalive, tls):
 
 
 def connect(control, streams, host, keepalive, tls, source, timeout):
-    """Make these connections, as above, to `host` from the address `source`, each within `timeout` seconds."""
+    """Run the side that connects to `host` from the address `source`, with a connect timeout in seconds."""
     with reactor.Reactor() as r:
         side = Side(r, 'connect', streams, keepalive, tls)
         side.connect_all(host, source, timeout)
@@ -187,7 +186,7 @@ def connect(control, streams, host, keepalive, tls, source, timeout):
 
 
 def context(role):
-    """Of TLS, in which the server has a throw-away key and the clients ask for no proof."""
+    """Return a TLS context: with a new key for the role 'listen', without verification for 'connect'."""
     if role == 'connect':
         made = ssl.create_default_context()
         made.check_hostname, made.verify_mode = False, ssl.CERT_NONE
@@ -206,6 +205,6 @@ def context(role):
 
 def work(control, r, side):
     control.attach(r, {'look': side.look, 'ends': side.ends, 'give_up': side.give_up})
-    control.say('ready')
+    control.send('ready')
     r.call_every(HEARTBEAT, side.look)
     r.run()
