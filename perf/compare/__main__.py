@@ -1,4 +1,3 @@
-#!/usr/bin/env python3
 """Measure this reactor and its peers side by side: `python -m perf.compare`; --help lists the options.
 
 Rounds alternate: each round runs every peer once, in an order that rotates. A ratio is taken within one round only, so
@@ -30,7 +29,9 @@ FULL = {'rounds': 7, 'seconds': 3.0, 'scale': 1.0}
 
 
 def arguments(argv=None):
-    parser = argparse.ArgumentParser(description='Measure this reactor and its peers side by side, in rounds.')
+    parser = argparse.ArgumentParser(
+        'python -m perf.compare', description='Measure this reactor and its peers side by side, in rounds.'
+    )
     parser.add_argument('--only', type=names, metavar='WORKLOAD[,..]', help='choose from ' + ', '.join(WORKLOADS))
     known = [peer.name for peer in peers()]
     parser.add_argument('--peers', type=names, metavar='NAME[,..]', help='choose from ' + ', '.join(known))

@@ -1,4 +1,3 @@
-#!/usr/bin/env python3
 """Measure the reactor under load and faults, and compare with what is promised: `python -m perf.faults`.
 
 The result of a case is written before the next case begins, so the command can be interrupted at any time, and the same
@@ -25,9 +24,11 @@ QUICK = 0.02  # factor for all counts and times
 
 
 def arguments(argv=None):
-    parser = argparse.ArgumentParser(description='Compare the reactor under load and faults with what is promised.')
+    parser = argparse.ArgumentParser(
+        'python -m perf.faults', description='Compare the reactor under load and faults with what is promised.'
+    )
     parser.add_argument('--only', type=names, metavar='NAME[,..]', help='choose from ' + ', '.join(BY_NAME))
-    parser.add_argument('--quick', action='store_true', help=f'a trial, with all counts and times times {QUICK:g}')
+    parser.add_argument('--quick', action='store_true', help=f'a trial: counts and times multiplied by {QUICK:g}')
     parser.add_argument('--again', action='store_true', help='repeat cases that this commit was measured with')
     parser.add_argument('--list', action='store_true', help='print the cases and how long each takes; measure nothing')
     out = PROJECT / 'perf' / 'out' / 'faults'

@@ -1,4 +1,3 @@
-#!/usr/bin/env python3
 """Count the user instructions that each request costs, and compare them with perf/instructions/budgets.json.
 
     python -m perf.instructions                     measure the reactor and print a table
@@ -37,7 +36,9 @@ FAILED, NO_VALGRIND = 1, 3
 
 
 def arguments(argv=None):
-    parser = argparse.ArgumentParser(description='Count the user instructions of a request, under callgrind.')
+    parser = argparse.ArgumentParser(
+        'python -m perf.instructions', description='Count the user instructions of a request, under callgrind.'
+    )
     known = ', '.join(WORKLOADS)
     parser.add_argument('--only', '--workloads', type=names, metavar='NAME[,..]', help=f'choose from {known}')
     parser.add_argument('--peers', type=names, default=[], metavar='NAME[,..]', help='choose from ' + ', '.join(OTHERS))

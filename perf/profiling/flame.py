@@ -263,7 +263,10 @@ PICTURE = """\
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description='Draw VIEW.svg from VIEW.speedscope.json, in the folder of a profile.')
+    parser = argparse.ArgumentParser(
+        'python -m perf.profiling.flame',
+        description='Draw VIEW.svg from VIEW.speedscope.json, in the folder of a profile.',
+    )
     parser.add_argument('out', type=Path, help='the folder of the profile')
     parser.add_argument('view', choices=list(VIEWS))
     parser.add_argument('--picture', type=int, metavar='WIDTH', help='draw an image of this width, without a script')

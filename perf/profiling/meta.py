@@ -47,7 +47,9 @@ def load_report(path: Path) -> dict[str, Any] | None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description='Write meta.json into the folder of a profile.')
+    parser = argparse.ArgumentParser(
+        'python -m perf.profiling.meta', description='Write meta.json into the folder of a profile.'
+    )
     parser.add_argument('out', type=Path)
     parser.add_argument('--logs', type=Path, required=True, help='the folder with the output of sampler and load')
     parser.add_argument('--target', required=True)

@@ -186,7 +186,9 @@ agree. CPU: samples in which Python held the GIL. System calls release it, so th
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description='Write index.html into the folder of a profile.')
+    parser = argparse.ArgumentParser(
+        'python -m perf.profiling.page', description='Write index.html into the folder of a profile.'
+    )
     parser.add_argument('out', type=Path)
     out = parser.parse_args().out
     result, meta = (json.loads((out / name).read_text()) for name in ('phases.json', 'meta.json'))

@@ -185,7 +185,9 @@ def snapshots(path: Path | None) -> tuple[dict[str, Any] | None, dict[str, Any] 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description='Write phases.json and phases.txt beside the two recordings.')
+    parser = argparse.ArgumentParser(
+        'python -m perf.profiling.phases', description='Write phases.json and phases.txt beside the two recordings.'
+    )
     parser.add_argument('out', type=Path, help='the folder with wall.speedscope.json, cpu.speedscope.json, meta.json')
     parser.add_argument('--counters', type=Path, help="the server's output, with a line of counters before and after")
     args = parser.parse_args()

@@ -1,4 +1,3 @@
-#!/usr/bin/env python3
 """Soak the reactor: mixed traffic with faults, for any length of time: `python -m perf.soak`; --help lists the options.
 
 This process starts a server and a driver, causes faults from outside, and writes a row every ten seconds. Rows are
@@ -32,7 +31,9 @@ SUBJECT = ('-subj', '/CN=soak', '-addext', 'subjectAltName=DNS:localhost,IP:127.
 
 
 def arguments(argv=None):
-    parser = argparse.ArgumentParser(description='Soak the reactor: mixed traffic with faults, on loopback.')
+    parser = argparse.ArgumentParser(
+        'python -m perf.soak', description='Soak the reactor: mixed traffic with faults, on loopback.'
+    )
     parser.add_argument('--minutes', type=float, default=30, help='length of the run, default 30')
     parser.add_argument('--rate', type=float, default=150, help='new connections a second, default 150')
     parser.add_argument('--seed', type=int, default=None, help='of all random choices, default a new seed each time')

@@ -19,11 +19,7 @@ from typing import Any
 
 DRIVER = shutil.which('chromedriver')
 CHROMIUM = shutil.which('chromium') or shutil.which('chromium-browser') or shutil.which('google-chrome')
-MISSING = (
-    None
-    if DRIVER and CHROMIUM
-    else 'chromium and chromedriver are not installed: apt-get install chromium chromium-driver'
-)
+MISSING = None if DRIVER and CHROMIUM else 'no chromium and chromedriver: apt-get install chromium chromium-driver'
 ATTEMPTS = 5  # chromedriver chooses a port that is free for IPv6, which may be taken for IPv4
 OPTIONS = [
     '--headless',

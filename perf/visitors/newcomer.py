@@ -142,7 +142,7 @@ STEPS = {step.__name__: step for step in (demo, echo, workers, tests, profile, h
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser('python -m perf.visitors.newcomer', description=__doc__.splitlines()[0])
     parser.add_argument('--only', default=','.join(STEPS), help=f'choose from {", ".join(STEPS)}')
     parser.add_argument(
         '--folder', type=Path, default=Path('/var/tmp/newcomer'), help='where the Debian is kept, default %(default)s'

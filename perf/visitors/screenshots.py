@@ -58,7 +58,7 @@ def run(command: list[str], out: Path) -> int:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser('python -m perf.visitors.screenshots', description=__doc__.splitlines()[0])
     parser.add_argument('--connections', default='40000', help='connections of the experiment, default %(default)s')
     parser.add_argument('--rate', default='2000', help='new connections a second, default %(default)s')
     parser.add_argument('--delay', default='26', help='seconds until an answer, default %(default)s')

@@ -138,7 +138,7 @@ DROPPED = '-j DROP'
 
 
 class Reset(Interrupted):
-    """A filter resets the connections. Its own side learns of that when the filter is removed."""
+    """A filter at the listener resets the connections; the listener itself learns of it when the filter is removed."""
 
     reported = Goal(
         'both ends of each connection get the reset as an error',
