@@ -1,6 +1,6 @@
 """Behind the real HAProxy: who the client is, health checks that nobody hears of, workers drained and lost.
 
-Debian: haproxy. Rolling restarts and kills under load are figures H1 and H2 of perf/faults/.
+Debian: haproxy. Rolling restarts and kills under load are the cases H1 and H2 of perf/faults/.
 """
 
 from __future__ import annotations

@@ -131,14 +131,14 @@ def ask(control, port):
     control.serve({'ask': Good(port).ask})
 
 
-class Client:
+class Connection:
     """A connection of the server: the request so far, and the deadline."""
 
-    def __init__(self, conn, server):
+    def __init__(self, conn, deadlines):
         self.request = b''
-        self.server = server
+        self.deadlines = deadlines
         self.began = time.monotonic()
-        self.deadline = conn.loop.call_later(server.deadline, self.too_late, conn)
+        self.deadline = conn.loop.call_later(deadlines.deadline, self.too_late, conn)
         conn.data = self
         conn.on_data = self.on_data
         conn.on_close = self.on_close
@@ -161,15 +161,15 @@ class Client:
         self.deadline.reset()
 
     def too_late(self, conn):
-        self.server.late.append(time.monotonic() - self.began - self.server.deadline)
+        self.deadlines.late.append(time.monotonic() - self.began - self.deadlines.deadline)
         conn.abort()
 
     def on_close(self, conn, exc):
         self.deadline.cancel()
 
 
-class Server:
-    """How late the slow clients were aborted."""
+class Deadlines:
+    """The time limit of the server, and how late it aborted slow clients."""
 
     def __init__(self, deadline):
         self.deadline = deadline
@@ -185,16 +185,16 @@ class Server:
 
 def serve_http(control, deadline):
     raise_descriptor_limit()
-    server = Server(deadline)
+    deadlines = Deadlines(deadline)
     sock = socket.socket()
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
     sock.bind(('127.0.0.1', 0))
 
     def begin(conn):
-        Client(conn, server)
+        Connection(conn, deadlines)
 
     def main(r):
-        control.attach(r, Looks(r).commands(begin=server.begin, ends=server.ends))
+        control.attach(r, Looks(r).commands(begin=deadlines.begin, ends=deadlines.ends))
         control.send(r.listen_tcp(None, 0, sock=sock, on_connect=begin).address[1])
 
     reactor.run(main)

@@ -178,7 +178,7 @@ background:transparent;border:1px solid var(--quiet);border-radius:6px}
 .flame .reset{cursor:pointer;pointer-events:all;text-decoration:underline}
 """
 
-# Nothing in it that XML or HTML would read as a tag or an entity.
+# The script must contain nothing that XML or HTML would parse as a tag or an entity.
 SCRIPT = """
 (function () {
   const flame = document.currentScript.closest('.flame');

@@ -25,7 +25,7 @@ REPLY = HEAD + b'.' * (100 - len(HEAD))
 BLOCK = bytes(65536)
 SEED_DELAY = 1.0  # seconds until the reply; the end of a profile waits for it, so it is shorter than the original 5
 TIMERS = 20  # timers for every chunk
-TIMER_STEP = 0.001  # seconds between two of them
+TIMER_STEP = 0.001  # seconds between two timers
 
 
 def answer(conn, data):

@@ -192,7 +192,7 @@ class Download(Client):
     """Receives many bytes, written or from a file, and pauses reading now and then."""
 
     service = 'download'
-    rest = (0, 0, 0.01, 0.5)  # times the patience
+    rest = (0, 0, 0.01, 0.5)  # length of a pause in reading, as a multiple of the patience
 
     def on_connect(self, conn):
         self.position, self.size = 0, self.random.randint(1, self.random.choice((10_000, MEGABYTE, 6 * MEGABYTE)))
@@ -265,7 +265,7 @@ class Garbage(Client):
     def on_connect(self, conn):
         garbage = self.random.randbytes(self.random.randint(1, 50_000))
         if self.random.random() < 0.5:
-            garbage = b'\x16\x03\x01' + garbage[:100]  # as a handshake begins
+            garbage = b'\x16\x03\x01' + garbage[:100]  # like the beginning of a handshake
         Stream.write(conn, garbage)  # unencrypted: TLSStream.write is not called
 
 

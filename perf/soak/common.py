@@ -45,7 +45,7 @@ def reason(exc):
     return errno.errorcode.get(number, str(number)) if number else type(exc).__name__
 
 
-class Control:
+class CommandSocket:
     """The control connection to the main process, on an inherited socket: each line is a command, and gets an answer.
 
     When the connection ends, this process ends too, so it cannot outlive the main process.

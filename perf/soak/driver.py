@@ -16,9 +16,9 @@ import sys
 import reactor
 
 from .clients import WEIGHTS, Held
-from .common import STATED, Control, LogWatch, by_words, objects
+from .common import STATED, CommandSocket, LogWatch, by_words, objects
 
-BEAT = 0.02  # seconds
+BEAT = 0.02  # seconds from one batch of new clients to the next
 GAP = 0.5  # seconds without a beat, from which we know that this process or the whole machine was stopped
 AFTERMATH = 2  # seconds after a flood in which the work that piled up still disturbs
 FLOOD_STEP = 100  # connections of a flood that are opened in a beat
@@ -154,7 +154,7 @@ def main(descriptor, seed, rate, patience, folder, ports):
             'stop': driver.stop,
             'still_open': driver.still_open,
         }
-        Control(r, int(descriptor), commands).send('ready')
+        CommandSocket(r, int(descriptor), commands).send('ready')
         r.run()
 
 

@@ -13,7 +13,7 @@ import tempfile
 import reactor
 from reactor import framing
 
-from .common import BLOCK, Control, LogWatch, Planned, by_words, objects, part, reason
+from .common import BLOCK, CommandSocket, LogWatch, Planned, by_words, objects, part, reason
 
 FILE_BLOCKS = 8
 CHUNK = 65536
@@ -218,7 +218,7 @@ def main(descriptor, patience, limit, folder):
     with reactor.Reactor() as r:
         server = Server(r, float(patience), folder, context)
         commands = {'sample': functools.partial(server.sample, log), 'rest': server.rest}
-        Control(r, int(descriptor), commands).send(server.ports())
+        CommandSocket(r, int(descriptor), commands).send(server.ports())
         r.run()
 
 

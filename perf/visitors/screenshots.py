@@ -23,7 +23,7 @@ PICTURES = [  # name, width, height, colours
     ('live-dark', 1120, 1090, 'dark'),
     ('live-phone', 375, 812, 'dark'),
 ]
-ANSWERING = 4.0  # seconds after the first answer at which the pictures are taken
+ANSWERING = 4.0  # seconds from the first answer to the first picture
 ANSWERED = "[...document.querySelectorAll('h2')].some(each => each.textContent === 'Requests a second') && \
 Number(document.querySelectorAll('.value span')[1].textContent.replaceAll(',', '')) > 100"
 MOST_BYTES = 150_000  # of a picture: the README is also read over mobile networks

@@ -13,7 +13,7 @@ from perf.compare.known_peers import peers
 
 from .workload import Metric, Workload
 
-MOST = 120  # seconds
+MOST = 120  # seconds that a loop program may run
 
 
 class LoopWorkload(Workload):
