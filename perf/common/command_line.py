@@ -15,5 +15,5 @@ def refuse_unknown(parser, chosen, known):
 
 
 def say(text):
-    """Print a message for the person who waits; standard output is for results alone."""
+    """Print a message to standard error; standard output is only for results."""
     print(text, file=sys.stderr, flush=True)

@@ -1,6 +1,6 @@
 """Bar charts of the results, as SVG that is readable on light and on dark pages.
 
-Bars start at zero, and the bar of this reactor has a colour of its own.
+Bars start at zero, and the bar of this reactor has its own colour.
 """
 
 from html import escape

@@ -1,4 +1,4 @@
-"""Run a function in a process of its own, and exchange lines of JSON with it.
+"""Run a function in a separate process, and exchange lines of JSON with it.
 
 A child ends when its parent does, or when the parent closes the pipe. An exception in the child is raised in the parent
 as `Failed`. The child's side is `python -m perf.faults.child MODULE:FUNCTION ARGUMENTS`, which calls
@@ -84,7 +84,7 @@ class Child(Measured):
         self.process.wait()
 
     def close(self):
-        """Close the pipe, at which it ends, and wait for it; kill it after 5 s."""
+        """Close the pipe, which makes it end, and wait for it; kill it after 5 s."""
         with contextlib.suppress(OSError):  # it may have ended
             self.process.stdin.close()
         try:

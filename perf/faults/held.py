@@ -1,6 +1,6 @@
 """Idle connections: as many as a process may have (M1), in two processes (M2), and more than it may have (M3).
 
-Clients run in processes of their own, because each process may have no more descriptors than the server. They connect
+Clients run in separate processes, because each process may have no more descriptors than the server. They connect
 from many addresses, because an address has too few ports.
 """
 

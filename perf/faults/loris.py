@@ -1,7 +1,7 @@
 """Ten thousand clients that are slow on purpose, beside a few good ones; and the server for them (M7).
 
 Deadlines are absolute: a deadline begins with the connection, again when a request is complete, and again when its
-response has been sent. No single byte moves it. The attackers, which would have machines of their own, get one core;
+response has been sent. No single byte moves it. The attackers, which would really run on other machines, get one core;
 the server and the good clients get the other one, at real-time priority.
 """
 

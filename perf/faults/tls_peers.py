@@ -1,6 +1,6 @@
 """TLS: the memory that a connection keeps (M27), and peers that misbehave beside those that do not (M28, M29).
 
-The server is a process of its own, and its memory is read from the operating system. Rounds with and without
+The server is a separate process, and its memory is read from the operating system. Rounds with and without
 misbehaving peers alternate, so that other work on the machine affects both. The misbehaving peers are those of the
 tests (`hostile_tls.py`), which renew keys with the OpenSSL that Python is linked with.
 """
@@ -152,7 +152,7 @@ class Keys(Case):
         return super().missing() or hostile_tls().ENGINE.missing or None
 
     def measure(self, run):
-        rounds, seconds = run.count(ROUNDS), run.seconds(SECONDS, 2)  # in less, a busy machine cuts off no client
+        rounds, seconds = run.count(ROUNDS), run.seconds(SECONDS, 2)  # on a busy machine, no client is cut off sooner
         clients = run.count(GOOD_CLIENTS, 10)
         server_core, load_core = cores()
         found = {'calm': [], 'limited': [], 'unlimited': []}

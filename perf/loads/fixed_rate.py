@@ -1,7 +1,7 @@
 """A fixed-rate load: requests at a given rate whatever the server does, over connections that stay open.
 
 Times count from when a request was due by the schedule, so a server that falls behind shows. The load never sleeps,
-because a late wake-up would be measured too: it needs a core of its own.
+because a late wake-up would be measured too: it needs its own core.
 """
 
 import selectors

@@ -1,4 +1,4 @@
-"""The load on a server that is profiled: connections that keep it busy, from a process of their own.
+"""The load on a server that is profiled: connections that keep it busy, from a separate process.
 
 A connection sends its next request as soon as it has a reply, so the server sets the pace. The load ends at SIGTERM,
 and by itself when the server is gone.

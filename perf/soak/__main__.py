@@ -79,7 +79,7 @@ class Process(Measured):
         return {'rss': resident(self.pid), 'cpu': self.cpu(), 'descriptors': self.descriptors(), **counts}
 
     def end(self):
-        """Close the socket, at which the process ends, and return its exit status."""
+        """Close the socket, which makes the process end, and return its exit status."""
         self.file.close()
         self.socket.close()
         try:

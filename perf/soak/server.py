@@ -1,6 +1,6 @@
 """The server of a soak: every kind of service on one reactor, with callbacks that raise when a client requests it.
 
-It has no protection of its own against what the reactor should survive: every limit here is an option of the reactor.
+It does nothing to protect itself from what the reactor should survive: every limit here is an option of the reactor.
 """
 
 import collections

@@ -57,7 +57,7 @@ class Browser:
     def _start(self) -> int:
         output = []
         for _ in range(ATTEMPTS):
-            # In a process group of its own: a chromedriver that is killed does not end the browser.
+            # In its own process group: a chromedriver that is killed does not end the browser.
             self.process = subprocess.Popen(
                 [DRIVER, '--port=0'], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, process_group=0
             )
