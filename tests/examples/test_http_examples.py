@@ -18,7 +18,6 @@ import threading
 import time
 import urllib.request
 from contextlib import contextmanager, suppress
-from pathlib import Path
 
 import pytest
 
@@ -32,7 +31,6 @@ from wsproto.events import AcceptConnection, CloseConnection, Ping, Pong, Reques
 pytestmark = pytest.mark.skipif(sys.platform == 'win32', reason='Windows has no SIGTERM to drain by')
 CHROMIUM = shutil.which('chromium') or shutil.which('chromium-browser') or shutil.which('google-chrome')
 BIG = 20 << 20
-PERF = Path(__file__).parents[2] / 'perf'
 
 
 @pytest.fixture(scope='module')
@@ -395,11 +393,10 @@ def test_wrk_gets_an_answer_to_each_request_on_kept_connections(server, path):
 @pytest.mark.scenario(110)
 @pytest.mark.slow
 @pytest.mark.parametrize('name', ['M13', 'M21'])
-def test_workers_under_load_are_replaced_and_drained_without_a_failed_request(monkeypatch, name):
-    """The figures of perf/faults.py, in a tiny size."""
-    monkeypatch.syspath_prepend(str(PERF))
-    from figures import BY_NAME
-    from figures.figure import Run
+def test_workers_under_load_are_replaced_and_drained_without_a_failed_request(name):
+    """The cases of perf/faults/, in a tiny size."""
+    from perf.faults.case import Run
+    from perf.faults.cases import BY_NAME
 
     assert not BY_NAME[name].missing()
     found = BY_NAME[name].measure(Run(0.001))

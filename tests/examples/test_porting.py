@@ -48,7 +48,10 @@ def both(before, mark, after):
 
 @contextmanager
 def program(name, *options):
-    """A running example as it is; the ones that are ported from warn of what they are, and asyncio of being slow."""
+    """Run a ported example or its original, with warnings off.
+
+    The originals warn about deprecated modules, and asyncio about slow callbacks.
+    """
     with example(f'porting/{name}', '--port', '0', *options, warnings='ignore', mode='utf8') as (process, port):
         yield process, port
 

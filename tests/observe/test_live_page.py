@@ -22,14 +22,13 @@ import psutil
 import pytest
 
 import reactor
+from perf.visitors import browser
 from reactor import Reactor, Stream
 from reactor.observe import live, samples, source
 from reactor.observe.live import HISTORY, MOST_VIEWERS, PAGE, LivePage, serve_page
 from tests.helpers.support import FakeKernel, drain, run_until, turns
 
 CHECKOUT = Path(__file__).parents[2]
-sys.path.insert(0, str(CHECKOUT / 'perf'))
-import browser  # noqa: E402
 
 HOSTILE = '</script><img src=x onerror="document.title=1">\r\n\r\nevent: end\ndata: "gone"\n\n\u2028\u202e\0\ud800'
 

@@ -154,9 +154,8 @@ def test_the_footnotes_of_the_comparison_are_there_and_all_are_used():
     assert '| p |' not in table[0]
 
 
-def test_the_newcomers_way_finds_in_the_readme_what_it_types(monkeypatch):
-    monkeypatch.syspath_prepend(str(CHECKOUT / 'perf'))
-    import newcomer
+def test_the_newcomers_way_finds_in_the_readme_what_it_types():
+    from perf.visitors import newcomer
 
     for words in (
         ['reactor.demo'],
@@ -168,3 +167,16 @@ def test_the_newcomers_way_finds_in_the_readme_what_it_types(monkeypatch):
     ):
         assert newcomer.block(*words)
     assert re.search(r'`(python3 -c "import socket; .*?")`', README.replace('\n', ' '))
+
+
+def test_the_commands_that_measure_take_the_options_that_the_pages_show():
+    text = README + (CHECKOUT / 'perf' / 'README.md').read_text()
+    commands: dict[str, set[str]] = {}
+    for module, rest in re.findall(r'`(?:sudo )?python\s+-m\s+(perf\.[a-z_.]+)([^`]*)`', text):
+        commands.setdefault(module, set()).update(re.findall(r'--[a-z]+', rest))
+    assert len(commands) == 7 and any(commands.values())
+    for module, options in commands.items():
+        command = [sys.executable, '-m', module, '--help']
+        done = subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True, timeout=30)
+        assert done.returncode == 0, done.stderr
+        assert not [option for option in options if option not in done.stdout], module

@@ -186,6 +186,60 @@ def test_only_the_kernel_calls_the_system(path):
             assert constants, f'{path}:{node.lineno} imports {module}'
 
 
+# The rooms of `perf/`, from the roof down. A tool imports none of the other tools; each may import what is below.
+PERF = PROJECT / 'perf'
+TOOLS = {'compare', 'faults', 'instructions', 'profiling', 'soak', 'visitors'}
+PERF_FLOORS = [TOOLS, {'compare.peers'}, {'loads'}, {'common'}]
+
+
+def perf_room(module: str) -> str:
+    """The room of `perf.ROOM.…`; the peers, which two tools run, are a room of their own in that of `compare`."""
+    parts = module.split('.')[1:]
+    return '.'.join(parts[:2]) if parts[:2] == ['compare', 'peers'] else parts[0]
+
+
+def perf_imports(path: Path):
+    """(line, absolute module name) of each import of a file of `perf/`; for `from package import module` the module."""
+    package = list(path.relative_to(PROJECT).parts[:-1])
+    for node in ast.walk(ast.parse(path.read_text(), str(path))):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            module = '.'.join([*base, *([node.module] if node.module else [])])
+            yield from ((node.lineno, f'{module}.{alias.name}') for alias in node.names)
+
+
+def perf_imports_that_climb(paths: list[Path]) -> list[str]:
+    height = {room: number for number, rooms in enumerate(PERF_FLOORS) for room in rooms}
+    found = []
+    for path in paths:
+        room = perf_room('.'.join(path.relative_to(PROJECT).with_suffix('').parts))
+        for line, module in perf_imports(path):
+            parts = module.split('.')
+            if parts[0] == 'perf' and perf_room(module) != room and height[perf_room(module)] <= height[room]:
+                found.append(f'{path.relative_to(PROJECT)}:{line} imports {module}')
+    return found
+
+
+def test_the_tools_of_perf_import_only_what_is_below_them():
+    paths = [path for path in PERF.rglob('*.py') if path != PERF / '__init__.py']
+    assert {path.relative_to(PERF).parts[0] for path in paths} == {'loads', 'common', *TOOLS}
+    assert perf_imports_that_climb(paths) == []
+
+
+def test_an_import_that_climbs_in_perf_is_found(monkeypatch, tmp_path):
+    monkeypatch.setitem(globals(), 'PROJECT', tmp_path)
+    (tmp_path / 'perf' / 'common').mkdir(parents=True)
+    (tmp_path / 'perf' / 'faults').mkdir()
+    wrong, right = tmp_path / 'perf' / 'common' / 'wrong.py', tmp_path / 'perf' / 'faults' / 'right.py'
+    wrong.write_text('from perf.loads.wrk import Wrk\nfrom ..faults import case\nfrom . import machine\n')
+    right.write_text('import perf.common.machine\nfrom perf.compare.peers import common\nfrom .case import Case\n')
+    assert len(perf_imports_that_climb([wrong, right])) == 2
+    right.write_text('from perf.compare import ratios\nfrom perf.soak import promises\n')
+    assert len(perf_imports_that_climb([right])) == 2
+
+
 @each_module
 def test_imports_stand_at_the_top(path):
     tree = parse(path)
@@ -199,7 +253,7 @@ def test_imports_stand_at_the_top(path):
 def test_nothing_imports_asyncio():
     # What the reactor is measured against, and what shares a process with it in a test: programs that are run as
     # processes of their own and that no module imports.
-    others = {PROJECT / 'perf' / 'peers', PROJECT / 'tests' / 'reference'}
+    others = {PROJECT / 'perf' / 'compare' / 'peers', PROJECT / 'tests' / 'reference'}
     found = set()
     for folder in ('reactor', 'tests', 'examples', 'perf'):
         for path, names in imported(PROJECT / folder, 'asyncio'):

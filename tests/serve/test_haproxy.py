@@ -1,6 +1,6 @@
 """Behind the real HAProxy: who the client is, health checks that nobody hears of, workers drained and lost.
 
-Debian: haproxy. Rolling restarts and kills under load are figures H1 and H2 of perf/faults.py.
+Debian: haproxy. Rolling restarts and kills under load are the cases H1 and H2 of perf/faults/.
 """
 
 from __future__ import annotations
@@ -43,10 +43,9 @@ if shutil.which('haproxy') is None:
 
 
 @pytest.fixture(autouse=True)
-def measuring(monkeypatch):
+def measuring():
     """The module that starts HAProxy with a configuration."""
-    monkeypatch.syspath_prepend(str(PERF))
-    from measuring import haproxy
+    from perf.faults import haproxy
 
     return haproxy
 
