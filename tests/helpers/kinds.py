@@ -799,7 +799,7 @@ def settings_of(kind: Kind) -> list[dict[str, Any]]:
     """Every option of a kind with each of its values: first one of each option, then the others."""
     local = {'local_address': ('127.0.0.1' if kind.family == INET else '::1', 0)}
     own = {'family': {'family': kind.family}, 'local_address': local}
-    names = [name for name in kind.options() if name != 'mode']  # the kinds have no files; see `test_a_mode_holds`
+    names = [name for name in kind.options() if name != 'mode']  # kinds have no files; see `test_a_mode_is_applied`
     ranks = range(max(map(len, VALUES.values())))
     values = [(name, VALUES[name][rank]) for rank in ranks for name in names if rank < len(VALUES[name])]
     return [own.get(name, value) for name, value in values]

@@ -1168,7 +1168,7 @@ TLS_MUTANTS: tuple[tuple[Mutant, str], ...] = (
             'buffers.incoming.read()',
             'every byte arrives',
         ),
-        'testing/test_simulated_tls.py::test_a_program_bears_tls[echo-faults-10 seeds more]',
+        'testing/test_simulated_tls.py::test_a_program_keeps_the_laws_over_tls[echo-faults-10 seeds more]',
     ),
     (
         Mutant(
@@ -1273,7 +1273,7 @@ TLS_MUTANTS: tuple[tuple[Mutant, str], ...] = (
             '            return  # it is over',
             '3: what waits is sent first',
         ),
-        'testing/test_simulated_tls.py::test_a_program_bears_tls[half_closes-faults-10 seeds more]',
+        'testing/test_simulated_tls.py::test_a_program_keeps_the_laws_over_tls[half_closes-faults-10 seeds more]',
     ),
     (
         Mutant(

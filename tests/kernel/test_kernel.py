@@ -1,4 +1,4 @@
-"""The kernel: what the rest of the package believes of the operating system."""
+"""The kernel: what the rest of the package assumes about the operating system."""
 
 from __future__ import annotations
 
@@ -45,11 +45,11 @@ def test_sockets_do_not_block_and_are_not_inherited(real):
         assert theirs.recv(10) == b'x'
 
 
-def test_only_select_runs_out_of_room(real):
+def test_only_select_limits_the_number_of_a_descriptor(real):
     with selectors.DefaultSelector() as selector:
         assert real.room_of(selector) is None
     if os.name != 'posix':
-        pytest.skip('elsewhere the number of descriptors counts, not the number of each')
+        pytest.skip('select on this platform limits how many descriptors there are, not the number of each')
     with selectors.SelectSelector() as selector:
         assert real.room_of(selector)(FD_SETSIZE - 1)
         assert not real.room_of(selector)(FD_SETSIZE)
@@ -81,7 +81,7 @@ def test_a_descriptor_is_open_until_it_is_closed(real):
     assert not real.is_open(-1)
 
 
-def test_another_selector_is_of_the_same_kind(real):
+def test_a_new_selector_is_of_the_same_kind(real):
     with selectors.SelectSelector() as selector, real.new_selector_like(selector) as another:
         assert another is not selector
         assert type(another) is selectors.SelectSelector
@@ -101,18 +101,18 @@ def test_a_thread_is_a_daemon_with_its_name(real):
         found.append((threading.current_thread().daemon, threading.current_thread().name, real.in_main_thread()))
         done.set()
 
-    real.start_thread(work, 'somebody')
+    real.start_thread(work, 'worker')
     assert done.wait(10)
-    assert found == [(True, 'somebody', False)]
+    assert found == [(True, 'worker', False)]
 
 
-def test_threads_are_told_apart(real):
+def test_threads_are_distinguished(real):
     assert real.in_main_thread() is True
     assert real.thread() == threading.get_ident()
     assert in_thread(real.thread) != real.thread()
 
 
-def test_a_signals_handler_is_told_and_replaced(real):
+def test_a_signal_handler_is_returned_and_replaced(real):
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         assert real.getsignal(signal.SIGINT) is real.default_int_handler
@@ -130,7 +130,7 @@ def test_the_wakeup_descriptor_is_handed_over_and_back(real):
 
 
 @pytest.mark.scenario(29)
-def test_a_full_wakeup_descriptor_is_no_reason_to_complain(real, capfd):
+def test_a_full_wakeup_descriptor_causes_no_warning(real, capfd):
     if not hasattr(signal, 'SIGUSR1'):
         pytest.skip('this platform has no SIGUSR1 to raise')
     ours, theirs = real.socketpair()
@@ -175,7 +175,7 @@ def test_the_file_of_a_socket_is_known_by_device_and_inode(real, tmp_path):
 
 
 @pytest.mark.parametrize('kind', ['file', 'folder', 'link'])
-def test_what_is_no_socket_is_an_error_that_names_it(real, tmp_path, kind):
+def test_a_path_that_is_not_a_socket_is_an_error_that_names_it(real, tmp_path, kind):
     path = tmp_path / 'taken'
     if kind == 'file':
         path.write_bytes(b'precious')
@@ -189,7 +189,7 @@ def test_what_is_no_socket_is_an_error_that_names_it(real, tmp_path, kind):
     assert os.path.lexists(path)
 
 
-def test_an_error_number_has_words(real):
+def test_an_error_number_has_a_text(real):
     assert real.strerror(2) == os.strerror(2)
 
 
@@ -236,10 +236,10 @@ def test_sendfile_is_for_sockets_of_the_system_only(real):
 
 
 @pytest.mark.parametrize('name', [os.name, 'nt'])
-def test_whether_clients_wait_is_asked_without_accepting_them(monkeypatch, name):
+def test_waiting_clients_are_detected_without_accepting_them(monkeypatch, name):
     kernel = Kernel()
     with socket.create_server(('127.0.0.1', 0)) as server:
-        monkeypatch.setattr('reactor.kernel.calls.os.name', name)  # elsewhere there is no poll
+        monkeypatch.setattr('reactor.kernel.calls.os.name', name)  # as on a system without poll
         assert not kernel.has_clients(server)
         with socket.create_connection(server.getsockname()):
             assert kernel.has_clients(server)
@@ -247,7 +247,7 @@ def test_whether_clients_wait_is_asked_without_accepting_them(monkeypatch, name)
         assert not kernel.has_clients(server)
 
 
-def test_clients_may_wait_where_the_system_cannot_tell(monkeypatch):
+def test_clients_are_assumed_to_wait_when_poll_fails(monkeypatch):
     class Poll:
         def register(self, fd, events):
             pass

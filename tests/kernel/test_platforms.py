@@ -1,4 +1,4 @@
-"""What other platforms do differently, on simulated kernels, and on the real one with a part of it replaced."""
+"""Differences of other platforms, on simulated kernels and on the real one with a part replaced."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def simulated(kind, **options):
     [{}, {'limits': Limits(per_address=1)}, {'proxy_protocol': ['10.0.0.0/8']}],
     ids=['plain', 'limits', 'proxy_protocol'],
 )
-def test_a_client_that_is_gone_before_it_is_accepted_has_no_address_and_hurts_nobody(options):
+def test_a_client_that_is_gone_before_it_is_accepted_has_no_address_and_hurts_no_other(options):
     kernel = simulated('kqueue')
     ended, others = [], []
     failures = []
@@ -54,7 +54,7 @@ def test_a_client_that_is_gone_before_it_is_accepted_has_no_address_and_hurts_no
         assert server.open_connections <= 1
 
 
-def test_in_a_fork_a_selector_whose_descriptor_was_not_inherited_is_closed_all_the_same():
+def test_in_a_fork_a_selector_whose_descriptor_was_not_inherited_can_be_closed():
     """A kqueue is not inherited by a fork, so closing it there fails."""
 
     class Gone(type(Kernel().selector())):
@@ -113,7 +113,7 @@ def test_on_windows_a_refused_connect_is_reported():
     assert ended == [ConnectionRefusedError]
 
 
-def test_on_windows_an_answer_of_icmp_does_not_close_the_socket_that_serves_all():
+def test_on_windows_an_icmp_error_does_not_close_the_socket_that_serves_all_clients():
     errors, got = [], []
     with Reactor(kernel=simulated('windows')) as r:
         server = r.bind_udp(
@@ -135,7 +135,7 @@ def test_on_windows_an_answer_of_icmp_does_not_close_the_socket_that_serves_all(
 
 
 @pytest.mark.parametrize('kind', KINDS)
-def test_a_reset_has_the_form_that_the_platform_wants(kind):
+def test_a_reset_uses_the_linger_format_of_the_platform(kind):
     ended = []
     with Reactor(kernel=simulated(kind)) as r:
         server = r.listen_tcp(*PLACE, on_connect=lambda conn: conn.abort())
@@ -144,8 +144,8 @@ def test_a_reset_has_the_form_that_the_platform_wants(kind):
     assert ended == [ConnectionResetError]
 
 
-def test_a_lost_descriptor_whose_number_is_a_file_by_now_is_not_closed(r, sockets, tmp_path):
-    """Sending to it says ENOTSOCK then, which is all that Windows ever says."""
+def test_a_lost_descriptor_whose_number_now_belongs_to_a_file_is_not_closed(r, sockets, tmp_path):
+    """A send then fails with ENOTSOCK, the only error that Windows ever gives."""
     ours, _ = tcp_sockets(sockets)
     ended = []
     conn = r.adopt(ours, on_close=lambda conn, exc: ended.append(exc))
@@ -160,8 +160,8 @@ def test_a_lost_descriptor_whose_number_is_a_file_by_now_is_not_closed(r, socket
     assert ended[0].errno == errno.EBADF
 
 
-def test_where_no_socket_is_for_both_families_it_is_for_ipv4():
-    """On OpenBSD, where IPV6_V6ONLY cannot be cleared."""
+def test_without_dual_stack_sockets_the_listener_is_for_ipv4():
+    """This is so on OpenBSD, where IPV6_V6ONLY cannot be cleared."""
 
     class Parted(socket.socket):
         def setsockopt(self, level, option, value):
@@ -182,7 +182,7 @@ def test_where_no_socket_is_for_both_families_it_is_for_ipv4():
 
 
 def test_a_connect_that_is_writable_and_never_connected_ends(r):
-    """SO_ERROR says nothing, and getpeername says ENOTCONN for good: somebody else has taken the error."""
+    """SO_ERROR is 0 and getpeername keeps failing with ENOTCONN, because other code has read the error."""
 
     class Undecided(socket.socket):
         def getpeername(self):

@@ -1,4 +1,4 @@
-"""A whole server on a kernel that is a script: nothing below the reactor is real."""
+"""A whole server on a scripted kernel: nothing below the reactor is real."""
 
 from __future__ import annotations
 

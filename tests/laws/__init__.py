@@ -1,1 +1,1 @@
-"""Tests of what holds for the whole reactor, whatever fails and whatever peers do."""
+"""Tests of laws that hold for the whole reactor, whatever fails and whatever peers do."""

@@ -1,6 +1,6 @@
-"""One program on this loop and on asyncio's, and the same trace: where both promise the same, asyncio is the oracle.
+"""The same programs on this loop and on asyncio's must leave the same trace, where both promise the same behaviour.
 
-The programs, and the table of what is different on purpose, are in `both_loops.py`. asyncio runs in a child process.
+The programs, and the table of intended differences, are in `both_loops.py`. asyncio runs in a child process.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Ours(Driver):
         super().__init__(clock, selector)
         self.r = Reactor(kernel=ClockKernel(clock, selector), catch_errors=self.caught)
         self.handles: dict[int, Any] = {}
-        # A loop that has nothing to wait for would end.
+        # Without an open handle the loop would end.
         self.ours, self.theirs = socket.socketpair()
         self.alive = self.r.watch_fd(self.ours, reactor.READ, print)
 
@@ -98,7 +98,7 @@ class Ours(Driver):
 
 
 class Ends:
-    """A connection of a side."""
+    """The connection of a side."""
 
     def __init__(self, driver: Ours, sock: socket.socket, side: Any) -> None:
         self.side = side
@@ -115,7 +115,7 @@ class Ends:
         try:
             self.conn.write(data, lambda conn: self.side.on_written(number))
         except ConnectionClosed:
-            raise SystemExit('a write raised, and nobody had ended the connection') from None
+            raise SystemExit('a write raised ConnectionClosed on an open connection') from None
 
 
 @pytest.fixture(scope='module')
@@ -149,7 +149,7 @@ def test_a_program_leaves_the_same_trace_on_both_loops(name, reference):
 
 @pytest.mark.parametrize('name', PROGRAMS)
 def test_a_program_does_something(name, reference):
-    """Most seeds see callbacks, and no two are the same."""
+    """Most seeds cause callbacks, and no two traces are the same."""
     traces = reference[name]
     assert len({json.dumps(trace) for trace in traces}) > SEEDS // 2
     assert sum(sum(map(len, trace.values())) > 5 for trace in traces) > SEEDS // 2

@@ -1,7 +1,7 @@
 """Attacks that hurt other servers, tried on this library and on its examples.
 
-Each test is named for what an attacker does. Its docstring names the advisory or the document that describes it.
-The HTTP tests run against `examples/http_server.py`, which takes HTTP itself from h11.
+Each test is named for the attack. Its docstring names the advisory or the document that describes it.
+The HTTP tests run against `examples/http_server.py`, which parses HTTP with h11.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ MIB = 1 << 20
 
 @pytest.fixture
 def r():
-    """A reactor on the best selector; what a test leaves open fails it."""
+    """A reactor on the best selector. A test fails when it leaves anything open."""
     with Reactor() as reactor:
         yield reactor
         turns(reactor, 2)
@@ -44,8 +44,8 @@ def r():
 
 
 @pytest.mark.scenario(177)
-def test_clients_that_are_gone_before_their_address_is_asked_for_cause_no_busy_loop(r, sockets):
-    """waitress, GHSA-3f84-rpwh-47g6: `getpeername` failed, and the half-made connection was polled for ever."""
+def test_clients_that_disconnect_before_getpeername_cause_no_busy_loop(r, sockets):
+    """waitress, GHSA-3f84-rpwh-47g6: `getpeername` failed, and the incomplete connection was polled for ever."""
     log, names = Log(), []
     listener = r.listen_tcp(
         HERE, 0, log.on_data, on_connect=lambda conn: names.append((conn.peername, repr(conn))), on_close=log.on_close
@@ -64,7 +64,7 @@ def test_clients_that_are_gone_before_their_address_is_asked_for_cause_no_busy_l
 @pytest.mark.parametrize('ending', ['close', 'abort', 'write_eof'])
 @pytest.mark.parametrize('framed', [False, True])
 def test_a_request_after_the_one_that_ended_the_connection_is_not_served(r, sockets, ending, framed):
-    """waitress, GHSA-9298-4cf8-g4wj: what was pipelined after a refused request was still served."""
+    """waitress, GHSA-9298-4cf8-g4wj: requests pipelined after a refused request were still served."""
     served = []
 
     def on_request(conn, line):
@@ -91,8 +91,8 @@ def test_a_request_after_the_one_that_ended_the_connection_is_not_served(r, sock
 
 @pytest.mark.scenario(179)
 @pytest.mark.parametrize('ending', ['close', 'abort', 'raises', 'refuses', 'peer'])
-def test_the_count_of_connections_comes_down_however_they_end(r, sockets, ending):
-    """gunicorn 26.1: connections that the server closed stayed in its count, until it accepted nobody."""
+def test_the_count_of_connections_goes_down_however_they_end(r, sockets, ending):
+    """gunicorn 26.1: connections that the server closed stayed in its count, until it accepted no more clients."""
 
     def on_connect(conn):
         if ending == 'refuses':
@@ -123,8 +123,8 @@ def test_the_count_of_connections_comes_down_however_they_end(r, sockets, ending
 
 
 @pytest.mark.scenario(180)
-def test_writelines_holds_the_writer_back_at_the_high_water_mark(r, sockets):
-    """CVE-2024-12254: `writelines` of asyncio never said that too much waits, and memory ran out."""
+def test_writelines_returns_false_at_the_high_water_mark(r, sockets):
+    """CVE-2024-12254: `writelines` of asyncio never paused the writer, and memory ran out."""
     log = Log()
     ours, peer = sockets()
     conn = r.adopt(ours, on_drain=log.on_drain, on_close=log.on_close, high_water=64 << 10, max_buffered=MIB)
@@ -133,7 +133,7 @@ def test_writelines_holds_the_writer_back_at_the_high_water_mark(r, sockets):
     assert waits >= 64 << 10
     while conn.buffered < MIB:
         assert not conn.writelines([bytes(1 << 16)] * 2)
-    assert not conn.writelines([b'x'])  # the limit was reached: it is not queued, and ends this connection
+    assert not conn.writelines([b'x'])  # the limit was reached: this write is not queued and ends the connection
     run_until(r, lambda: log)
     assert isinstance(log[-1][1], WriteBufferFull) and conn.buffered <= MIB + (2 << 16)
     with pytest.raises(ConnectionClosed):
@@ -147,7 +147,7 @@ def test_writelines_holds_the_writer_back_at_the_high_water_mark(r, sockets):
 @pytest.mark.scenario(181)
 @pytest.mark.parametrize('plain', [b'GET / HTTP/1.0\r\n\r\n', b'x', bytes(20_000)])
 def test_plain_bytes_before_the_handshake_are_never_delivered(r, sockets, certificates, plain):  # noqa: F811
-    """CVE-2023-40217: bytes that came before the handshake of a connection that then ended passed for its data."""
+    """CVE-2023-40217: plain bytes sent before the handshake were delivered as data when the connection then ended."""
     log = Log()
     listener = r.listen_tcp(
         HERE, 0, log.on_data, on_connect=log.on_connect, on_eof=log.on_eof, on_close=log.on_close,
@@ -164,27 +164,27 @@ def test_plain_bytes_before_the_handshake_are_never_delivered(r, sockets, certif
 
 @pytest.mark.scenario(181)
 def test_commands_that_follow_starttls_in_plain_text_are_not_taken_for_encrypted_ones(r, sockets, certificates):  # noqa: F811
-    """CVE-2011-0411, of Postfix: what was sent behind STARTTLS in the clear was obeyed after the handshake."""
-    log, heard = Log(), []
+    """CVE-2011-0411, Postfix: commands sent in plain text after STARTTLS were executed after the handshake."""
+    log, received = Log(), []
 
     def on_data(conn, data):
-        heard.append(bytes(data))
+        received.append(bytes(data))
         if data.startswith(b'STARTTLS\n'):
             conn.start_tls(certificates.server(), server_side=True)
 
     ours, peer = sockets()
     r.adopt(ours, on_data, on_close=log.on_close)
     peer.send(b'STARTTLS\n')
-    run_until(r, lambda: heard)
+    run_until(r, lambda: received)
     peer.send(b'RESET\n')
     peer.shutdown(socket.SHUT_WR)
     run_until(r, lambda: log)
-    assert heard == [b'STARTTLS\n'] and isinstance(log[0][1], TLSError)
+    assert received == [b'STARTTLS\n'] and isinstance(log[0][1], TLSError)
 
 
 @pytest.fixture
 def secure(r, sockets, certificates):  # noqa: F811
-    """A TLS server that echoes, a peer who does to it what he likes, and a good client; all on one reactor."""
+    """A TLS echo server, a peer that may send any bytes, and a well-behaved client, all on one reactor."""
     if ENGINE.missing:
         pytest.skip(f'NOT TESTED: TLS peers that misbehave; {ENGINE.missing}')
     log = Log()
@@ -233,7 +233,7 @@ def test_a_flood_of_key_updates_is_cut_off_and_others_are_served(r, secure):
 
 @pytest.mark.scenario(182)
 def test_records_of_one_byte_cost_a_bounded_turn(r, secure):
-    """Each record is a decryption and a call for one byte. A turn takes four of them from one connection."""
+    """Each record costs a decryption and a callback for one byte. A turn takes four records from one connection."""
     attacker, served, _ = secure
     peer = attacker()
     before = r.stats().loop_count
@@ -250,8 +250,8 @@ EMPTY_RECORDS = [b'\x16\x03\x01\0\0', b'\x17\x03\x03\0\0', b'\x14\x03\x03\0\1\1'
 
 @pytest.mark.scenario(182)
 @pytest.mark.parametrize('record', EMPTY_RECORDS, ids=['handshake', 'data', 'cipher', 'warning'])
-def test_records_that_say_nothing_before_the_handshake_are_cut_off(r, sockets, secure, record):
-    """Empty handshake records, empty data, ChangeCipherSpec and warnings: they cost the attacker nothing."""
+def test_empty_records_before_the_handshake_are_cut_off(r, sockets, secure, record):
+    """Empty handshake records, empty data, ChangeCipherSpec and warnings cost the attacker nothing."""
     _, served, log = secure
     peer = sockets.connect(secure_address(r))
     peer.send(record * 5000)
@@ -262,7 +262,7 @@ def test_records_that_say_nothing_before_the_handshake_are_cut_off(r, sockets, s
 
 @pytest.mark.scenario(182)
 def test_a_flood_of_handshakes_leaves_room_for_others(r, sockets, secure):
-    """A ClientHello costs its sender nothing and the server a signature: a turn makes a bounded number of them."""
+    """A ClientHello costs its sender nothing and the server a signature. Each turn makes a limited number of them."""
     _, served, log = secure
     hello = client_hello()
     before = r.stats()
@@ -307,8 +307,8 @@ def client_hello():
 
 
 @pytest.mark.scenario(183)
-def test_slowloris_is_ended_by_a_limit_that_its_bytes_do_not_move(r, sockets):
-    """Slowloris (2009) and its kin: a byte now and then keeps a connection from ever being idle."""
+def test_slowloris_is_ended_by_a_time_limit_that_its_bytes_do_not_extend(r, sockets):
+    """Slowloris (2009) and similar attacks: a byte now and then keeps a connection from ever being idle."""
     log = Log()
     listener = r.listen_tcp(HERE, 0, log.on_data, on_close=log.on_close, limits=Limits(min_rate=(1000, 1)))
     peer = sockets.connect(listener.address)
@@ -350,7 +350,7 @@ def get(path, *headers):
 @pytest.mark.scenario(184)
 @needs_h11
 def test_pipelined_requests_of_a_client_that_does_not_read_do_not_pile_up(http):
-    """CVE-2026-54273: aiohttp queued what was pipelined without a limit."""
+    """CVE-2026-54273: aiohttp queued pipelined requests without a limit."""
     process, port = http
     memory = psutil.Process(process.pid).memory_info
     with client(port) as sock:
@@ -365,12 +365,12 @@ def test_pipelined_requests_of_a_client_that_does_not_read_do_not_pile_up(http):
                 sent += sock.send(requests)
             except BlockingIOError:
                 time.sleep(0.05)
-        assert sent < 16 * MIB  # what the kernel of both sides holds: the server has stopped reading
+        assert sent < 16 * MIB  # only the buffers of both kernels fill up, because the server has stopped reading
         assert memory().rss - before < 16 * MIB
 
 
-def test_many_small_parts_of_one_message_leave_turns_to_the_others(r, sockets):
-    """CVE-2026-31958: Tornado took all parts of a body in one callback, and nobody else was served meanwhile."""
+def test_many_small_parts_of_one_message_leave_turns_to_other_clients(r, sockets):
+    """CVE-2026-31958: Tornado handled all parts of a body in one callback and served no other client meanwhile."""
     parts, others = [], []
     attacked = r.listen_tcp(HERE, 0, framing.delimited(lambda conn, part: parts.append(r.counters.loop_count), b'--'))
     served = r.listen_tcp(HERE, 0, lambda conn, data: others.append(len(parts)))
@@ -406,7 +406,7 @@ def test_pipelined_requests_are_answered_in_order(http):
     [b'5\r\nhel', b'5\r\nhello\r\n', b'5\r\nhello\r\n0\r\n', b'ffffffffffffffffff\r\n', b'-1\r\n'],
     ids=['piece', 'no end', 'half an end', 'huge', 'below 0'],
 )
-def test_a_chunked_body_that_is_cut_short_is_never_taken_for_a_whole_one(http, body):
+def test_a_truncated_chunked_body_is_never_taken_for_a_complete_one(http, body):
     """gunicorn 26.1: a truncated chunked body was handed to the application as complete."""
     _, port = http
     with client(port) as sock:
@@ -415,7 +415,7 @@ def test_a_chunked_body_that_is_cut_short_is_never_taken_for_a_whole_one(http, b
             sock.shutdown(socket.SHUT_WR)
             answer = read_to_end(sock)
         except OSError as exc:
-            assert exc.errno in (errno.ECONNRESET, errno.ENOTCONN)  # it was reset, before or after our end
+            assert exc.errno in (errno.ECONNRESET, errno.ENOTCONN)  # it was reset, before or after our end of file
             return
     assert not answer.endswith(b'0\r\n\r\n')
 
@@ -434,7 +434,7 @@ def test_a_chunked_body_that_is_cut_short_is_never_taken_for_a_whole_one(http, b
     ],
     ids=' '.join,
 )
-def test_requests_that_two_servers_read_in_two_ways_are_refused(http, headers):
+def test_requests_that_two_servers_could_read_differently_are_refused(http, headers):
     """gunicorn 26.1 (two Host headers), and request smuggling in general (RFC 9112, 11.2)."""
     _, port = http
     with client(port) as sock:

@@ -1,9 +1,10 @@
 """The laws on real sockets of every kind, with every option at its limits.
 
-`kinds.py` has the kinds: TCP, Unix, adopted, AF_VSOCK by a stand-in, each also over TLS, the pipes of children, and the
-sockets of datagrams. Each function with the mark `@law` says what is promised for any kind that can do what the law
-needs. Each pair runs on one selector and with one option in turn, or none, so that each option meets each kind; with
-`--kinds-whole`, with all of them. `Recorder` and `World` check what holds in every callback and at every end.
+`kinds.py` has the kinds: TCP, Unix, adopted sockets, a stand-in for AF_VSOCK, each also over TLS, the pipes of
+children, and datagram sockets. Each function marked `@law` tests a promise that holds for every kind with the
+abilities that the law needs. Each pair of law and kind runs on one selector, with no option or one, chosen so that
+each option is used with each kind. With `--kinds-whole` each pair runs with all selectors and options. `Recorder` and
+`World` check the rules that hold in every callback and at every end.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ LAWS = []
 
 
 def law(*needs, clock=False, callbacks=None, **given):
-    """What a law needs of a kind, the options that it sets itself, and whether the clock is simulated."""
+    """Mark a law with the abilities that it needs, the options that it sets, and whether the clock is simulated."""
 
     def add(fn):
         LAWS.append(fn)
@@ -68,7 +69,7 @@ def law(*needs, clock=False, callbacks=None, **given):
 
 
 class Run:
-    """A stream of ours, `conn`, with what it has told, `rec`, and its `peer`."""
+    """A stream of ours, `conn`, the recorder of its callbacks, `rec`, and its `peer`."""
 
     def __init__(self, kind, world, options, callbacks):
         self.kind, self.world, self.options = kind, world, options
@@ -85,32 +86,32 @@ class Run:
 
     @property
     def size(self):
-        """How much is sent: less where each byte costs a call."""
+        """How many bytes to send: fewer when each byte costs a call."""
         size = self.options.get('read_size', 65536)
         return BIG if size > 1000 else 300 * size + 2000
 
     def closes(self):
-        """Wait for the end; returns what `on_close` was called with."""
+        """Wait for the end; return the error that `on_close` was called with."""
         self.until(lambda: self.rec.closed)
         assert self.rec.names[-1] == 'close'
         assert self.conn.closed and self.conn.state == 'CLOSED'
         return self.rec.exc
 
     def send(self, data):
-        """Have the peer send all of `data`, while turns go on."""
+        """Have the peer send all of `data`, and run turns meanwhile."""
         left = memoryview(data)
         while left:
             left = left[self.peer.send(bytes(left[:65536])) :]
             self.world.turn()
 
     def gets(self, data, ended='', slow=1 << 20):
-        """Wait until the peer has received exactly `data`, and its end."""
+        """Wait until the peer has received exactly `data` and its end."""
         peer = self.peer
         self.until(lambda: len(peer.got) >= len(data) and peer.ended == ended, lambda: peer.take(slow))
-        assert len(peer.got) == len(data) and peer.got == data, 'other bytes came out than were put in'
+        assert len(peer.got) == len(data) and peer.got == data, 'the peer received different bytes'
 
     def stall(self):
-        """Write so much that most of it waits; returns it."""
+        """Write so much data that most of it waits; return the data."""
         data = payload(STALL)
         assert self.conn.write(data, self.rec.on_written, 'stall') is (
             len(data) < self.options.get('high_water', 65536)
@@ -119,7 +120,7 @@ class Run:
         return data
 
     def writes(self, pieces):
-        """Write pieces as the documentation asks: hold back after False, and go on in `on_drain`."""
+        """Write pieces as the documentation recommends: pause after False, and go on in `on_drain`."""
         waiting = deque(enumerate(pieces))
 
         def go(conn):
@@ -137,7 +138,7 @@ class Run:
 
 
 @law('read')
-def what_was_received_is_delivered_and_then_the_end_which_is_no_error(run):
+def received_data_is_delivered_and_then_a_clean_end(run):
     run.send(b'last words')
     run.peer.close()
     assert run.closes() is None
@@ -153,7 +154,7 @@ def a_peer_that_closes_ends_it_without_an_error(run):
 
 
 @law('both')
-def an_end_of_file_lets_what_waits_be_sent(run):
+def waiting_bytes_are_sent_after_an_end_of_file(run):
     data = run.stall()
     run.peer.end()
     run.turns(3)
@@ -164,7 +165,7 @@ def an_end_of_file_lets_what_waits_be_sent(run):
 
 
 @law('reset')
-def a_reset_is_told_with_the_error_of_the_system(run):
+def a_reset_is_reported_with_the_error_of_the_kernel(run):
     run.conn.write(b'never read')
     run.turns(2)
     run.peer.reset()
@@ -191,9 +192,9 @@ def a_write_to_a_peer_that_is_gone_returns_false_and_what_it_sent_before_is_deli
     while not run.peer.send(b'before'):
         run.turns(1)
     run.peer.reset()
-    # The first may still be accepted, for the kernel has not looked; none raises.
+    # The first write may still be accepted, because the kernel does not know yet. None raises.
     for _ in range(3):
-        accepted = run.conn.write(b'to nobody', run.rec.on_written, 'never')
+        accepted = run.conn.write(b'lost', run.rec.on_written, 'never')
         if not accepted:
             break
     assert not accepted and not run.rec.closed
@@ -203,7 +204,7 @@ def a_write_to_a_peer_that_is_gone_returns_false_and_what_it_sent_before_is_deli
 
 
 @law('reset')
-def a_reset_while_bytes_wait_is_told_once_and_they_are_counted(run):
+def a_reset_while_bytes_wait_is_reported_once_and_the_bytes_are_counted(run):
     run.stall()
     run.peer.reset()
     assert isinstance(run.closes(), OSError)
@@ -234,7 +235,7 @@ def an_end_without_close_notify_is_an_error_after_the_data(run):
 
 
 @law()
-def a_close_is_told_in_a_later_turn_and_the_peer_sees_a_clean_end(run):
+def a_close_is_reported_in_a_later_turn_and_the_peer_sees_a_clean_end(run):
     assert not run.conn.closed
     run.conn.close()
     assert run.conn.closed and not run.rec.closed
@@ -260,7 +261,7 @@ def a_close_sends_everything_first(run):
 
 
 @law('both')
-def a_close_with_unread_bytes_does_not_reset_what_is_under_way(run):
+def a_close_with_unread_bytes_does_not_reset_bytes_in_flight(run):
     run.conn.pause_reading()
     run.turns(1)
     run.send(payload(50_000))
@@ -273,7 +274,7 @@ def a_close_with_unread_bytes_does_not_reset_what_is_under_way(run):
 
 
 @law()
-def an_abort_is_told_in_a_later_turn_with_none(run):
+def an_abort_is_reported_in_a_later_turn_with_none(run):
     if 'write' not in run.kind.cannot:
         run.stall()
     run.conn.abort()
@@ -287,7 +288,7 @@ def an_abort_is_told_in_a_later_turn_with_none(run):
 
 
 @law()
-def each_end_is_told_once_however_often_it_is_asked_for(run):
+def each_end_is_reported_once_however_often_it_is_requested(run):
     def again(conn, exc):
         conn.close()
         conn.abort()
@@ -308,7 +309,7 @@ def each_end_is_told_once_however_often_it_is_asked_for(run):
 
 
 @law()
-def the_end_of_the_reactor_is_the_end_of_it(run):
+def closing_the_reactor_ends_the_connection(run):
     if 'write' not in run.kind.cannot:
         run.stall()
     run.world.close()
@@ -345,7 +346,7 @@ def a_close_that_lasts_longer_than_linger_is_a_write_timeout(run):
 
 
 @law('write', linger=0)
-def a_linger_of_0_is_no_longer_than_a_turn(run):
+def a_linger_of_0_lasts_no_longer_than_a_turn(run):
     run.stall()
     run.conn.close()
     run.turns(3)
@@ -359,9 +360,9 @@ def runs_out(run, limit):
     """Let time pass until it ends: not before the limit, and not more than a second after it."""
     began = run.world.kernel.time
     while not run.rec.closed:
-        assert run.world.kernel.time <= began + limit + 1.25, 'it is late by more than a second'
+        assert run.world.kernel.time <= began + limit + 1.25, 'the timeout is more than a second late'
         run.world.turn(0.25)
-    assert run.world.kernel.time >= began + limit, 'it came early'
+    assert run.world.kernel.time >= began + limit, 'the timeout came early'
     return run.rec.exc
 
 
@@ -399,7 +400,7 @@ def a_peer_that_takes_nothing_is_a_write_timeout_and_a_slow_one_is_not(run):
 
 
 @law('both', clock=True, idle_timeout=2.5)
-def either_direction_keeps_it_from_being_idle(run):
+def bytes_in_either_direction_prevent_the_idle_timeout(run):
     for _ in range(4):
         run.world.turn(2)
         run.send(b'ping')
@@ -411,7 +412,7 @@ def either_direction_keeps_it_from_being_idle(run):
 
 
 @law(clock=True)
-def time_limits_can_be_set_and_taken_away(run):
+def time_limits_can_be_set_and_removed(run):
     run.conn.set_timeouts(idle=1)
     run.conn.set_timeouts()
     for _ in range(8):
@@ -425,7 +426,7 @@ def time_limits_can_be_set_and_taken_away(run):
 
 
 @law('read')
-def bytes_come_in_whole_and_in_order(run):
+def bytes_arrive_complete_and_in_order(run):
     data = payload(run.size)
     run.send(data)
     run.until(lambda: len(run.rec.received) >= len(data))
@@ -435,7 +436,7 @@ def bytes_come_in_whole_and_in_order(run):
 
 
 @law('write')
-def bytes_go_out_whole_and_in_order_to_a_slow_peer(run):
+def bytes_reach_a_slow_peer_complete_and_in_order(run):
     data = payload(run.size, 1)
     pieces = pieces_of(data)
     waiting = run.writes(pieces)
@@ -531,21 +532,21 @@ def more_large_buffers_than_one_call_takes_go_out_in_order_too(run):
 
 
 @law('write', high_water=1 << 30)
-def writes_of_nothing_keep_their_place(run):
-    conn, told = run.conn, run.rec.on_written
-    conn.write(b'', told, 0)
-    conn.write(b'a', told, 1)
-    conn.write(bytearray(), told, 2)
-    conn.writelines([], told, 3)
-    conn.writelines([b'', memoryview(b'')], told, 4)
+def empty_writes_keep_their_place(run):
+    conn, on_written = run.conn, run.rec.on_written
+    conn.write(b'', on_written, 0)
+    conn.write(b'a', on_written, 1)
+    conn.write(bytearray(), on_written, 2)
+    conn.writelines([], on_written, 3)
+    conn.writelines([b'', memoryview(b'')], on_written, 4)
     assert not run.rec.written
     run.gets(b'a')
     run.turns(2)
     assert run.rec.written == [0, 1, 2, 3, 4]
     data = payload(STALL)
-    conn.write(data, told, 5)
-    conn.write(b'', told, 6)
-    conn.writelines([], told, 7)
+    conn.write(data, on_written, 5)
+    conn.write(b'', on_written, 6)
+    conn.writelines([], on_written, 7)
     run.turns(3)
     assert run.rec.written == [0, 1, 2, 3, 4]
     run.gets(b'a' + data)
@@ -556,13 +557,13 @@ def writes_of_nothing_keep_their_place(run):
 @law('write', high_water=1 << 30)
 def a_part_of_a_file_is_sent_in_its_place(run):
     data = payload(BIG, 8)
-    conn, told = run.conn, run.rec.on_written
-    conn.write(b'head', told, 'head')
+    conn, on_written = run.conn, run.rec.on_written
+    conn.write(b'head', on_written, 'head')
     with open(run.world.path, 'rb') as file:
-        conn.send_file(file, 1000, None, told, 'file')
-        conn.send_file(file, 10, 20, told, 'little')
-        conn.send_file(file, 0, 0, told, 'nothing')
-    conn.write(b'tail', told, 'tail')
+        conn.send_file(file, 1000, None, on_written, 'file')
+        conn.send_file(file, 10, 20, on_written, 'little')
+        conn.send_file(file, 0, 0, on_written, 'nothing')
+    conn.write(b'tail', on_written, 'tail')
     run.gets(b'head' + data[1000:] + data[10:30] + b'tail')
     run.turns(2)
     assert run.rec.written == ['head', 'file', 'little', 'nothing', 'tail']
@@ -607,7 +608,7 @@ def buffered_is_exactly_what_the_kernel_has_not_accepted(run):
     run.peer.take(200_000)
     run.turns(2)
     waits = run.conn.buffered
-    # What the kernel has on its way arrives without us.
+    # Bytes that the kernel has accepted arrive without further turns.
     os.set_blocking(run.peer.sock.fileno(), True)
     while len(run.peer.got) < len(data) - waits:
         assert run.peer.take(len(data) - waits - len(run.peer.got))
@@ -624,7 +625,7 @@ def a_drain_follows_a_write_that_returned_false_when_few_bytes_wait(run):
     marks = []
     run.rec.does['drain'] = lambda conn: marks.append(conn.buffered)
     settled = False
-    while not settled:  # what the network takes meanwhile is written again
+    while not settled:  # replace the bytes that the network accepts meanwhile
         while run.conn.write(bytes(5000)):
             assert run.conn.buffered < 100_000
         assert run.conn.buffered >= 100_000
@@ -639,12 +640,12 @@ def a_drain_follows_a_write_that_returned_false_when_few_bytes_wait(run):
 
 
 @law('write', high_water=1, low_water=0)
-def what_was_written_is_told_before_the_drain(run):
+def on_written_comes_before_the_drain(run):
     data = run.stall()
     run.gets(data)
     run.until(lambda: 'drain' in run.rec.names)
-    told = [name for name in run.rec.names if name in ('written', 'drain')]
-    assert told == ['written', 'drain']
+    order = [name for name in run.rec.names if name in ('written', 'drain')]
+    assert order == ['written', 'drain']
 
 
 @law('write')
@@ -663,9 +664,9 @@ def a_chain_of_write_callbacks_has_a_constant_depth(run):
 
 
 @law('write', max_buffered=100_000)
-def a_receiver_that_is_too_slow_is_cut_off_and_nobody_else(run):
+def only_a_receiver_that_is_too_slow_is_cut_off(run):
     other = Run(run.kind, run.world, called(run.options), {})
-    run.stall()  # one write may have any size
+    run.stall()  # a single write may have any size
     run.turns(2)
     assert not run.conn.closed
     assert run.conn.write(b'more', run.rec.on_written, 'never') is False
@@ -712,7 +713,7 @@ def after_the_end_of_the_peer_we_may_go_on(run):
 
 
 @law('half-close', callbacks={'eof': True})
-def with_both_ends_over_it_closes_by_itself(run):
+def after_both_ends_it_closes_by_itself(run):
     data = run.stall()
     run.conn.write_eof()
     run.peer.end()
@@ -722,7 +723,7 @@ def with_both_ends_over_it_closes_by_itself(run):
 
 
 @law('both', callbacks={'eof': True})
-def an_end_of_file_with_on_eof_wakes_nobody(run):
+def an_end_of_file_with_on_eof_does_not_wake_the_loop(run):
     run.send(b'all')
     run.peer.end()
     run.until(lambda: 'eof' in run.rec.names)
@@ -737,7 +738,7 @@ def an_end_of_file_with_on_eof_wakes_nobody(run):
 
 
 @law('read')
-def while_reading_is_paused_nothing_is_called_and_nobody_is_woken(run):
+def while_reading_is_paused_nothing_is_called_and_the_loop_is_not_woken(run):
     run.conn.pause_reading()
     run.send(b'later')
     run.world.quiet()
@@ -839,24 +840,24 @@ def a_descriptor_that_other_code_closes_ends_it_with_ebadf(run):
         run.conn.pause_reading()
         run.conn.resume_reading()
     else:
-        assert run.conn.write(b'to nobody') is False
+        assert run.conn.write(b'lost') is False
     exc = run.closes()
     assert isinstance(exc, OSError) and exc.errno == errno.EBADF, repr(exc)
 
 
 @law('socket')
-def what_gets_the_number_of_a_descriptor_that_other_code_closed_is_not_hurt(run):
+def the_next_owner_of_a_number_that_other_code_closed_is_not_hurt(run):
     fd = run.conn.fileno()
     newcomer = os.eventfd(0, os.EFD_NONBLOCK)
     os.dup2(newcomer, fd)
     os.close(newcomer)
-    assert run.conn.write(b'to nobody') is False
+    assert run.conn.write(b'lost') is False
     assert isinstance(run.closes(), OSError)
-    os.close(fd)  # fails when it was closed
+    os.close(fd)  # fails if it was closed
 
 
 @law('socket')
-def what_gets_the_number_is_not_hurt_by_the_end_of_the_write_side_either(run):
+def the_next_owner_of_the_number_is_not_hurt_by_write_eof(run):
     fd = run.conn.fileno()
     newcomer = os.eventfd(0, os.EFD_NONBLOCK)
     os.dup2(newcomer, fd)
@@ -867,7 +868,7 @@ def what_gets_the_number_is_not_hurt_by_the_end_of_the_write_side_either(run):
 
 
 @law('socket')
-def what_gets_the_number_is_not_hurt_when_it_is_read(run):
+def the_next_owner_of_the_number_is_not_hurt_by_a_read(run):
     fd = run.conn.fileno()
     newcomer = os.eventfd(1, os.EFD_NONBLOCK)  # it is readable
     run.conn.pause_reading()
@@ -882,7 +883,7 @@ def what_gets_the_number_is_not_hurt_when_it_is_read(run):
 
 
 class Problem(Exception):
-    """What a callback raises."""
+    """The exception that a callback raises."""
 
 
 def fails(run, name):
@@ -973,7 +974,7 @@ def with_on_error_the_connection_lives(run):
 
 
 @law()
-def an_exception_in_on_close_hurts_nobody(run):
+def an_exception_in_on_close_hurts_no_other_handle(run):
     fails(run, 'close')
     run.conn.abort()
     assert run.closes() is None
@@ -995,7 +996,10 @@ def datagram_law(*needs, callbacks=None, **given):
 
 
 class DatagramRun:
-    """A datagram socket of ours, `sock`, what it has told, `rec`, and the plain socket `peer` of address `target`."""
+    """A datagram socket of ours, `sock`, the recorder of its callbacks, `rec`, and a plain socket, `peer`.
+
+    `target` is the address of the peer.
+    """
 
     def __init__(self, kind, world, options, callbacks):
         self.kind, self.world, self.options = kind, world, options
@@ -1017,7 +1021,7 @@ class DatagramRun:
         return self.rec.exc
 
     def receive(self, count):
-        """The next datagrams that the peer receives."""
+        """Return the next datagrams that the peer receives."""
         got = []
         self.until(lambda: len(got) >= count, lambda: got.extend(arrived(self.peer)))
         return got
@@ -1033,7 +1037,7 @@ def arrived(sock):
 
 
 @datagram_law()
-def datagrams_come_whole_and_in_order(run):
+def datagrams_arrive_complete_and_in_order(run):
     sent = [b'first', b'', b'x', payload(run.longest), bytes(65536 if 'longest' in run.kind.cannot else 100), b'last']
     for data in sent:
         run.peer.send(data)
@@ -1044,7 +1048,7 @@ def datagrams_come_whole_and_in_order(run):
 
 
 @datagram_law()
-def datagrams_go_whole_and_in_order_and_may_be_changed_at_once(run):
+def datagrams_are_sent_complete_and_in_order_and_may_be_changed_at_once(run):
     changed = bytearray(b'changed later')
     sent = [b'first', b'', changed, memoryview(payload(5000))[::2], payload(run.longest), b'last']
     expected = [bytes(data) for data in sent]
@@ -1057,14 +1061,14 @@ def datagrams_go_whole_and_in_order_and_may_be_changed_at_once(run):
 
 
 @datagram_law()
-def a_turn_delivers_so_many_and_no_more(run):
+def a_turn_delivers_a_limited_number_of_datagrams(run):
     count = 0
     try:
         for count in range(100):
             run.peer.send(b'%d' % count)
         count += 1
     except BlockingIOError:
-        pass  # a Unix socket holds few
+        pass  # a Unix socket queues only a few
     before = 0
     while before < count:
         run.turns(1)
@@ -1075,7 +1079,7 @@ def a_turn_delivers_so_many_and_no_more(run):
 
 
 @datagram_law()
-def the_end_of_a_datagram_socket_is_told_once(run):
+def the_end_of_a_datagram_socket_is_reported_once(run):
     run.rec.does['close'] = lambda sock, exc: sock.close()
     sock = run.sock
     sock.close()
@@ -1090,7 +1094,7 @@ def the_end_of_a_datagram_socket_is_told_once(run):
 
 
 @datagram_law()
-def while_a_datagram_socket_is_paused_nobody_is_woken(run):
+def while_a_datagram_socket_is_paused_the_loop_is_not_woken(run):
     run.turns(2)
     run.sock.pause_reading()
     run.peer.send(b'later')
@@ -1150,7 +1154,7 @@ def an_unreferenced_datagram_socket_lets_run_end(run):
 
 
 @datagram_law('longest')
-def one_that_is_too_long_is_refused_at_the_call(run):
+def a_datagram_that_is_too_long_is_refused_at_the_call(run):
     run.turns(2)
     with pytest.raises(ValueError):
         run.sock.send(bytes(run.longest + 1), run.target)
@@ -1158,12 +1162,12 @@ def one_that_is_too_long_is_refused_at_the_call(run):
 
 
 @datagram_law('refusal')
-def a_peer_that_is_gone_is_told_and_ends_nothing(run):
+def a_peer_that_is_gone_is_reported_and_ends_nothing(run):
     run.turns(2)
     run.peer.close()
-    run.sock.send(b'to nobody', run.target)
+    run.sock.send(b'lost', run.target)
     run.until(lambda: run.rec.send_errors or run.rec.closed)
-    run.sock.send(b'to nobody', run.target)
+    run.sock.send(b'lost', run.target)
     run.turns(3)
     assert {exc.errno for exc in run.rec.send_errors} <= {errno.ECONNREFUSED, errno.ENOTCONN, errno.ENOENT}
     assert not run.sock.closed
@@ -1171,7 +1175,7 @@ def a_peer_that_is_gone_is_told_and_ends_nothing(run):
 
 
 @datagram_law('full', max_queued=20_000)
-def what_waits_for_a_full_receiver_keeps_its_order_and_the_newest_is_dropped(run):
+def datagrams_for_a_full_receiver_keep_their_order_and_the_newest_is_dropped(run):
     run.turns(2)
     kept = []
     while run.sock.send(b'%05d' % len(kept) + bytes(200), run.target):
@@ -1189,7 +1193,7 @@ def what_waits_for_a_full_receiver_keeps_its_order_and_the_newest_is_dropped(run
 
 
 @datagram_law('full')
-def what_waits_may_be_changed_and_is_counted_at_the_end(run):
+def waiting_datagrams_may_be_changed_and_are_counted_at_the_end(run):
     run.turns(2)
     data = bytearray(b'changed later')
     while not run.sock.queued:
@@ -1208,13 +1212,13 @@ def what_waits_may_be_changed_and_is_counted_at_the_end(run):
 
 
 @datagram_law()
-def what_gets_the_number_of_a_lost_datagram_socket_is_not_hurt(run):
+def the_next_owner_of_the_number_of_a_lost_datagram_socket_is_not_hurt(run):
     run.turns(2)
     fd = run.sock.fileno()
     newcomer = os.eventfd(0, os.EFD_NONBLOCK)
     os.dup2(newcomer, fd)
     os.close(newcomer)
-    assert run.sock.send(b'to nobody', run.target) is False
+    assert run.sock.send(b'lost', run.target) is False
     exc = run.closes()
     assert isinstance(exc, OSError) and exc.errno == errno.EBADF
     os.close(fd)
@@ -1233,12 +1237,18 @@ SELECTORS = ('default', 'poll', 'select')
 
 
 def applies(fn, options):
-    """Whether a law can run with these options: it sets others itself, and one that moves the clock has time limits."""
+    """Return whether a law can run with these options.
+
+    It must not set the same ones itself. A law with a simulated clock cannot have further time limits.
+    """
     return not set(fn.given) & set(options) and not (fn.clock and any('timeout' in name for name in options))
 
 
 def chosen():
-    """The options of each law on each kind in the short run: none for a third, else in turn, so that each is met."""
+    """Choose the options of each law and kind in the short run.
+
+    A third of the pairs has none. The others take the options in turn, so that each option is used.
+    """
     found = {}
     for kind in (*KINDS, *DATAGRAM_KINDS):
         left = settings_of(kind)
@@ -1255,7 +1265,7 @@ CHOSEN = chosen()
 
 
 def variants(fn, kind, whole):
-    """(selector, debug, options) of each run: one, or all."""
+    """Generate (selector, debug, options) of each run: one, or all."""
     if not whole:
         number = CASES.index((fn, kind))
         yield SELECTORS[number // 2 % 3], number % 2 == 1, CHOSEN[fn, kind]
@@ -1278,7 +1288,7 @@ def file_to_send(tmp_path_factory):
     return path
 
 
-# These differ from the others in their addresses, or in who has made them. With `--slow` they have their turn too.
+# These kinds differ from the others only in their addresses, or in how they are made. They run only with `--slow`.
 ALIKE = (
     'tcp6',
     'tcp-mapped',
@@ -1311,7 +1321,7 @@ def test_a_law_holds(fn, kind, contexts, file_to_send, request):
             raise
 
 
-# -- what is watched with `watch_fd`: pipes, FIFOs, ttys, of which no call makes a stream yet
+# -- descriptors for `watch_fd`: pipes, FIFOs and ttys, which no call makes into a stream yet
 
 WATCHED = ('pipe', 'fifo', 'socketpair', 'tty', 'tty-master')
 
@@ -1322,7 +1332,7 @@ class Watched:
     def __init__(self, r, name, folder):
         self.ours, self.theirs = watched_kinds(str(folder))[name]()
         os.set_blocking(self.ours, False)
-        self.r, self.told = r, []
+        self.r, self.reported = r, []
         self.handle = r.watch_fd(self.ours, READ, self.ready, 'argument')
 
     def ready(self, handle, events, argument):
@@ -1332,9 +1342,9 @@ class Watched:
         except BlockingIOError:
             return
         except OSError as exc:
-            assert exc.errno == errno.EIO  # how a tty says that the other end is gone
+            assert exc.errno == errno.EIO  # how a tty reports that the other end is gone
             data = b''
-        self.told.append(data)
+        self.reported.append(data)
         if not data:
             handle.close()
 
@@ -1358,34 +1368,34 @@ def watched(r, request, tmp_path):
 
 def test_a_watched_descriptor_is_reported_in_a_turn_and_at_its_end(r, watched):
     os.write(watched.theirs, b'hello')
-    assert not watched.told
-    run_until(r, lambda: watched.told)
-    assert watched.told == [b'hello']
+    assert not watched.reported
+    run_until(r, lambda: watched.reported)
+    assert watched.reported == [b'hello']
     watched.hang_up()
     run_until(r, lambda: watched.handle.closed)
-    assert watched.told == [b'hello', b'']
+    assert watched.reported == [b'hello', b'']
     watched.handle.close()
     with pytest.raises(HandleClosed):
         watched.handle.set_events(READ)
     os.fstat(watched.ours)  # it stays open
 
 
-def test_what_nobody_wants_of_a_watched_descriptor_wakes_nobody(r, watched):
+def test_unwanted_events_of_a_watched_descriptor_do_not_wake_the_loop(r, watched):
     watched.handle.set_events(0)
     os.write(watched.theirs, b'later')
     assert idle(r)
     if os.isatty(watched.ours):
-        watched.handle.set_events(READ)  # a tty forgets what was not read when the other end is closed
-        run_until(r, lambda: watched.told)
+        watched.handle.set_events(READ)  # a tty drops unread bytes when the other end is closed
+        run_until(r, lambda: watched.reported)
         watched.handle.set_events(0)
     watched.hang_up()
     assert idle(r)
     watched.handle.set_events(READ)
     run_until(r, lambda: watched.handle.closed)
-    assert watched.told == [b'later', b'']
+    assert watched.reported == [b'later', b'']
 
 
-def test_a_watched_descriptor_may_be_unreferenced_and_hurts_nobody_when_its_callback_raises(r, watched, caplog):
+def test_a_watched_descriptor_may_be_unreferenced_and_hurts_no_other_when_its_callback_raises(r, watched, caplog):
     watched.handle.unref()
     assert r.run() is True
     watched.handle.ref()
@@ -1400,7 +1410,7 @@ def test_a_watched_descriptor_may_be_unreferenced_and_hurts_nobody_when_its_call
     assert idle(r)
 
 
-def test_a_child_on_a_tty_is_heard_through_the_other_end(r, tmp_path):
+def test_the_output_of_a_child_on_a_tty_arrives_at_the_other_end(r, tmp_path):
     watched = Watched(r, 'tty-master', tmp_path)
     child = r.spawn(
         ['sh', '-c', 'read line; test -t 0 && echo "$line again"'], stdin=watched.theirs, stdout=watched.theirs
@@ -1409,11 +1419,11 @@ def test_a_child_on_a_tty_is_heard_through_the_other_end(r, tmp_path):
     run_until(r, lambda: child.closed)
     watched.hang_up()
     run_until(r, lambda: watched.handle.closed)
-    assert b''.join(watched.told) == b'once again\n'
+    assert b''.join(watched.reported) == b'once again\n'
     watched.end()
 
 
-# -- children, whole
+# -- whole children
 
 
 def test_a_child_on_a_socket_pair_echoes_both_ways_at_once(r):
@@ -1442,12 +1452,12 @@ def test_a_child_on_three_pipes_echoes_both_ways_at_once(r):
     assert got == {'stdout': data, 'stderr': data} and ends == [None] * 3
 
 
-# -- before it is open
+# -- before the connection is open
 
 
 @pytest.mark.parametrize('kind', [kind for kind in KINDS if 'connect' not in kind.cannot], ids=repr)
 @pytest.mark.parametrize('debug', [False, True])
-def test_what_is_written_before_the_connection_is_made_is_sent_first(kind, debug, contexts):
+def test_bytes_written_before_the_connection_is_made_are_sent_first(kind, debug, contexts):
     world = World(contexts, debug=debug)
     rec = Recorder(world)
     rec.conn, server = kind.begin(world, rec.callbacks(), {})
@@ -1473,7 +1483,7 @@ def test_what_is_written_before_the_connection_is_made_is_sent_first(kind, debug
 
 @pytest.mark.parametrize('kind', [kind for kind in KINDS if 'connect' not in kind.cannot], ids=repr)
 @pytest.mark.parametrize('how', ['close', 'abort'])
-def test_a_close_before_the_connection_is_made_is_told_without_on_connect(kind, how, contexts):
+def test_a_close_before_the_connection_is_made_is_reported_without_on_connect(kind, how, contexts):
     world = World(contexts)
     rec = Recorder(world)
     rec.conn, server = kind.begin(world, rec.callbacks(eof=True), {})
@@ -1489,7 +1499,7 @@ def test_a_close_before_the_connection_is_made_is_told_without_on_connect(kind, 
 
 
 @pytest.mark.parametrize('kind', [kind for kind in KINDS if kind.tls], ids=repr)
-def test_a_handshake_that_lasts_too_long_is_told_without_on_connect(kind, contexts):
+def test_a_handshake_that_takes_too_long_is_reported_without_on_connect(kind, contexts):
     world = World(contexts, fake_clock=True)
     rec = Recorder(world)
     options = {'handshake_timeout': 2.5}
@@ -1521,7 +1531,7 @@ def test_a_handshake_that_lasts_too_long_is_told_without_on_connect(kind, contex
 
 
 @pytest.mark.parametrize('mode', [0o600, 0o666, 0])
-def test_a_mode_holds(r, tmp_path, mode):
+def test_a_mode_is_applied(r, tmp_path, mode):
     path = str(tmp_path / 'socket')
     listener = r.listen_unix(path, mode=mode)
     assert os.stat(path).st_mode & 0o7777 == mode
@@ -1532,16 +1542,16 @@ def test_a_mode_holds(r, tmp_path, mode):
 @pytest.mark.parametrize('host', ['127.0.0.1', '::1', None])
 @pytest.mark.parametrize('limits', [{}, {'connections': 1}])
 def test_clients_beyond_max_connections_wait_in_the_backlog(r, host, limits):
-    told = []
+    served = []
     options = {'limits': Limits(**limits)} if limits else {}
-    listener = r.listen_tcp(host, 0, on_connect=told.append, max_connections=1, **options)
+    listener = r.listen_tcp(host, 0, on_connect=served.append, max_connections=1, **options)
     where = (host or '127.0.0.1', listener.address[1])
     clients = [socket.create_connection(where) for _ in range(3)]
     for count in 1, 2, 3:
-        run_until(r, lambda count=count: len(told) == count)
+        run_until(r, lambda count=count: len(served) == count)
         assert idle(r)
-        assert len(told) == count and listener.open_connections == 1
-        told[-1].abort()
+        assert len(served) == count and listener.open_connections == 1
+        served[-1].abort()
         turns(r, 2)
     listener.close()
     for client in clients:
@@ -1558,7 +1568,7 @@ def test_two_listeners_share_a_port_with_reuse_port(r):
 
 
 @pytest.mark.skipif(not hasattr(socket, 'AF_VSOCK'), reason='this Python knows no AF_VSOCK')
-def test_a_listener_of_the_real_af_vsock_has_its_address_and_ends_well(r):
+def test_a_listener_on_the_real_af_vsock_has_its_address_and_closes_cleanly(r):
     try:
         sock = socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM)
     except OSError as exc:
@@ -1578,20 +1588,20 @@ def test_a_listener_of_the_real_af_vsock_has_its_address_and_ends_well(r):
 
 @pytest.mark.parametrize('proxied', [False, True])
 def test_a_client_of_af_vsock_is_admitted_without_an_address(r, proxied):
-    """By a stand-in: limits of addresses do not count it, and networks do not contain it."""
+    """A stand-in is used. Limits for addresses do not count the client, and networks do not contain it."""
     sock = VsockSocket(socket.AF_UNIX, socket.SOCK_STREAM)
     sock.bind(f'\0vsock of {os.getpid()}')
-    told, options = [], {'proxy_protocol': ['0.0.0.0/0', '::/0']} if proxied else {}
+    received, options = [], {'proxy_protocol': ['0.0.0.0/0', '::/0']} if proxied else {}
     limits = Limits(per_address=0, connect_rate=(0.001, 1), refuse=lambda address: True)
-    listener = r.listen_tcp(None, 0, sock=sock, on_connect=told.append, limits=limits, **options)
+    listener = r.listen_tcp(None, 0, sock=sock, on_connect=received.append, limits=limits, **options)
     with socket.socket(socket.AF_UNIX) as client:
         client.connect(f'\0vsock of {os.getpid()}')
         if proxied:
             run_until(r, lambda: r.stats().refused_untrusted)
         else:
-            run_until(r, lambda: told)
-            assert told[0].peername == VsockSocket.theirs
-            told[0].abort()
+            run_until(r, lambda: received)
+            assert received[0].peername == VsockSocket.theirs
+            received[0].abort()
     turns(r, 3)
     assert not limits._clients
     listener.close()
@@ -1605,7 +1615,7 @@ def test_every_option_has_values_at_its_limits():
     assert not missing, f'new options need values in kinds.VALUES: {missing}'
 
 
-def test_each_kind_meets_each_of_its_options_in_the_short_run():
+def test_each_kind_is_tested_with_each_of_its_options_in_the_short_run():
     met = {}
     for fn, kind in CASES:
         for _, _, options in variants(fn, kind, False):
@@ -1617,10 +1627,10 @@ def test_each_kind_meets_each_of_its_options_in_the_short_run():
 
 def test_every_gap_has_a_reason_and_every_reason_a_gap():
     needs = {need for fn in (*LAWS, *DATAGRAM_LAWS) for need in fn.needs}
-    needs.add('connect')  # of the tests before it is open
+    needs.add('connect')  # needed by the tests of connections that are not open yet
     for kind in (*KINDS, *DATAGRAM_KINDS):
         for what, reason in kind.cannot.items():
-            assert what in needs, f'no law needs {what!r}, which {kind} cannot'
+            assert what in needs, f'no law needs {what!r}, which {kind} lacks'
             assert len(reason) > 10
     for fn in (*LAWS, *DATAGRAM_LAWS):
         table = DATAGRAM_KINDS if fn in DATAGRAM_LAWS else KINDS
@@ -1632,7 +1642,7 @@ def test_streams_on_ttys_and_fifos_are_not_made_by_any_call_yet():
 
 
 @pytest.mark.parametrize('name', ['stdin', 'stdout', 'stderr'])
-def test_what_a_pipe_cannot_do_is_refused_and_named(r, name):
+def test_operations_that_a_pipe_lacks_are_refused(r, name):
     child = r.spawn(['cat'], **{'stdin': PIPE, name: PIPE})
     pipe = getattr(child, name)
     for call in pipe.start_tls, lambda: r.spawn(['cat'], stdin=PIPE, nodelay=False):

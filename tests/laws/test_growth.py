@@ -1,8 +1,8 @@
-"""How the work grows with the number of things: for 2n and 4n of them at most as n log n does.
+"""The work for n, 2n and 4n things grows no faster than n log n.
 
-Work is counted in bytecodes by `tests/helpers/work.py`, where it is also said what that cannot see; what of it matters
-is counted as user instructions in `test_work_in_c.py`. Each case does all of its work n, 2n and 4n times, and for twice
-as many the work may be MOST times as much. What is the same for any n makes that less, so n is not too small.
+`tests/helpers/work.py` counts the work in bytecodes, and its docstring says which work that misses. The part of it
+that matters is counted as user instructions in `test_work_in_c.py`. Each case does all of its work for n, 2n and 4n
+things; each doubling may multiply the work by MOST. A constant part of the work hides growth, so n must not be small.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from tests.helpers.growth_cases import CASES
 from tests.helpers.support import run_until
 from tests.helpers.work import Meter, work_of
 
-MOST = 2.3  # log(2n) / log(n) adds a seventh at n = 128, and the tables of dicts and lists grow in steps
+MOST = 2.3  # n log n grows by a factor of 2 * 8 / 7 from n = 128 on, and the tables of dicts and lists grow in steps
 
 
 def measured(fn: Any, size: int) -> list[int]:
-    """How much work is done with `size` things, twice and four times as many."""
+    """Return the work with `size` things, with twice and with four times that number."""
     counts = []
     for step in range(3):
         meter = Meter()
@@ -46,7 +46,7 @@ def test_the_work_grows_no_faster_than_n_log_n(name, recwarn):
 
 
 class Conversation:
-    """TLS clients of a server, played by hand."""
+    """A TLS server and its clients, whose handshakes advance step by step."""
 
     def __init__(self, certificates: Any) -> None:  # noqa: F811
         self.received = 0
@@ -62,7 +62,7 @@ class Conversation:
         self.received += len(data)
 
     def connect(self, count: int) -> None:
-        """Connect clients, whose handshakes wait for `step`."""
+        """Connect clients whose handshakes wait for `step`."""
         for _ in range(count):
             sock = socket.create_connection(self.server.address)
             sock.setblocking(False)
@@ -73,7 +73,7 @@ class Conversation:
         run_until(self.r, lambda: self.server.open_connections == len(self.clients))
 
     def step(self) -> None:
-        """Each client goes on with its handshake."""
+        """Let each client continue its handshake."""
         for sock, incoming, outgoing, tls in self.clients:
             try:
                 incoming.write(sock.recv(65536))

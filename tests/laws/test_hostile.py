@@ -1,4 +1,4 @@
-"""Peers that mean harm, in numbers, on the real kernel: nothing spins, grows or fills the log; others are served."""
+"""Many hostile peers on the real kernel: nothing spins, grows or fills the log, and other clients are served."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ from tests.helpers.support import Log, drain, reset, run_until, tcp_sockets, tur
 resource = pytest.importorskip('resource', reason='hostile peers in numbers: this platform has no descriptor limit')
 
 HERE = '127.0.0.1'
-SLOW, DEADLINE = 2000, 1.0  # clients, and seconds until each has to have said what it wants
-BATCH = 100  # connections between two looks of the reactor
-PAYLOAD = b'EVIL%s%n\r{0}'  # what shall not appear in any message
+SLOW, DEADLINE = 2000, 1.0  # clients, and the seconds in which each has to send its request
+BATCH = 100  # connections between two turns of the reactor
+PAYLOAD = b'EVIL%s%n\r{0}'  # must not appear in any message
 
 
 @pytest.fixture(scope='module', autouse=True)
 def many_descriptors():
-    """As many as may be had; each client of these tests takes two."""
+    """Raise the descriptor limit to its maximum; each client of these tests takes two descriptors."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     yield hard
@@ -47,7 +47,7 @@ def many_descriptors():
 
 @pytest.fixture
 def r():
-    """A reactor on the best selector; what a test leaves open fails it."""
+    """A reactor on the best selector. A test fails when it leaves anything open."""
     with Reactor() as reactor:
         yield reactor
         turns(reactor, 2)
@@ -55,7 +55,7 @@ def r():
 
 
 def connected(r, sockets, listener, count, prepare=None, source=HERE):
-    """So many plain clients of `listener`, not blocking."""
+    """Return `count` plain non-blocking clients of `listener`."""
     made = []
     for index in range(count):
         client = sockets.track(socket.socket())
@@ -71,7 +71,7 @@ def connected(r, sockets, listener, count, prepare=None, source=HERE):
 
 
 def answered(r, client, timeout=5):
-    """Whether an echo is served; the time limit is wide, and only there so that a starved one fails."""
+    """Return whether an echo is served. The wide time limit only makes a starved client fail."""
     received = []
     client.send(b'ping')
 
@@ -84,7 +84,7 @@ def answered(r, client, timeout=5):
 
 
 def say(client, data):
-    """Send what is taken, unless the client was cut off already."""
+    """Send as much as the kernel accepts, unless the client was already cut off."""
     try:
         client.send(data)
     except OSError:
@@ -97,7 +97,7 @@ def echo(conn, data):
 
 @pytest.fixture
 def bystander(r, sockets):
-    """A client of an echo server on the same reactor, as a function that asks it: it has to be served throughout."""
+    """A client of an echo server on the same reactor: a function that asks for an echo, which must always be served."""
     listener = r.listen_tcp(HERE, 0, echo)
     (client,) = connected(r, sockets, listener, 1)
     assert answered(r, client)
@@ -109,7 +109,7 @@ def bystander(r, sockets):
 
 
 def known_objects():
-    """How many there are that a leak would leave, without the help of the collector."""
+    """Return the number of objects that a leak would leave, without help of the garbage collector."""
     return len(gc.get_objects())
 
 
@@ -117,7 +117,7 @@ def known_objects():
 
 
 @pytest.mark.scenario(78)
-def test_thousands_of_slow_clients_end_at_a_deadline_that_their_bytes_do_not_move(
+def test_thousands_of_slow_clients_end_at_a_deadline_that_their_bytes_do_not_extend(
     r, sockets, bystander, many_descriptors
 ):
     if many_descriptors < 2 * SLOW + 100:
@@ -151,7 +151,7 @@ def test_thousands_of_slow_clients_end_at_a_deadline_that_their_bytes_do_not_mov
 
 
 @pytest.mark.scenario(78)
-def test_what_drips_in_costs_no_object(r, sockets):
+def test_bytes_that_drip_in_create_no_objects(r, sockets):
     listener = r.listen_tcp(HERE, 0, framing.lines(echo), idle_timeout=60)
     clients = connected(r, sockets, listener, 200)
 
@@ -173,7 +173,7 @@ def test_what_drips_in_costs_no_object(r, sockets):
 
 
 @pytest.mark.scenario(78)
-def test_thousands_of_silent_clients_cost_no_turn(r, sockets, bystander):
+def test_thousands_of_silent_clients_cost_no_turns(r, sockets, bystander):
     listener = r.listen_tcp(HERE, 0, echo, idle_timeout=60)
     clients = connected(r, sockets, listener, 400)
     run_until(r, lambda: listener.open_connections == 400)
@@ -185,7 +185,7 @@ def test_thousands_of_silent_clients_cost_no_turn(r, sockets, bystander):
     listener.close()
 
 
-# -- row 79: clients that ask for much and read nothing
+# -- row 79: clients that request much and read nothing
 
 
 def small_buffer(client):
@@ -194,7 +194,7 @@ def small_buffer(client):
 
 @pytest.mark.scenario(79)
 @pytest.mark.alone
-def test_stalled_readers_cost_the_mark_and_one_write_each_and_end_at_the_write_timeout(r, sockets, bystander):
+def test_stalled_readers_cost_high_water_and_one_write_each_and_end_at_the_write_timeout(r, sockets, bystander):
     count, chunk, high_water = 300, 100_000, 65536
     log, conns = Log(), []
 
@@ -221,7 +221,7 @@ def test_stalled_readers_cost_the_mark_and_one_write_each_and_end_at_the_write_t
 
 
 @pytest.mark.scenario(79)
-def test_a_server_that_does_not_hold_back_loses_who_does_not_read_and_nobody_else(r, sockets, bystander):
+def test_a_server_that_ignores_false_loses_only_clients_that_do_not_read(r, sockets, bystander):
     count, chunk, most = 200, 50_000, 200_000
     log, conns, largest = Log(), [], []
 
@@ -246,7 +246,7 @@ def test_a_server_that_does_not_hold_back_loses_who_does_not_read_and_nobody_els
 
 
 @pytest.mark.scenario(80, 119)
-@pytest.mark.timeout(600)  # much to compute
+@pytest.mark.timeout(600)  # it computes for long
 @pytest.mark.parametrize('clients', [10_000, pytest.param(50_000, marks=pytest.mark.slow)])
 def test_a_storm_of_resets_leaves_nothing_behind(r, sockets, bystander, caplog, clients):
     caplog.set_level(logging.INFO)
@@ -288,7 +288,7 @@ def test_a_storm_of_resets_leaves_nothing_behind(r, sockets, bystander, caplog, 
 
 
 @pytest.mark.scenario(81)
-def test_beyond_the_limit_clients_wait_without_a_turn_and_who_is_open_is_served(r, sockets, bystander):
+def test_clients_beyond_the_limit_cost_no_turns_and_open_connections_are_served(r, sockets, bystander):
     listener = r.listen_tcp(HERE, 0, echo, max_connections=100)
     clients = connected(r, sockets, listener, 500)
     run_until(r, lambda: listener.open_connections == 100)
@@ -308,7 +308,7 @@ def test_beyond_the_limit_clients_wait_without_a_turn_and_who_is_open_is_served(
 
 @pytest.mark.scenario(81)
 @pytest.mark.skipif(sys.platform != 'linux', reason='only Linux has all of 127.0.0.0/8')
-def test_a_limit_for_one_address_is_a_few_lines_of_the_users(r, sockets, bystander):
+def test_a_user_can_limit_one_address_with_a_few_lines(r, sockets, bystander):
     most, open_from = 20, {}
 
     def on_connect(conn):
@@ -318,7 +318,7 @@ def test_a_limit_for_one_address_is_a_few_lines_of_the_users(r, sockets, bystand
             conn.abort()
 
     def on_close(conn, exc):
-        if conn.data is not None:  # else it was gone before on_connect
+        if conn.data is not None:  # None: it was gone before on_connect
             open_from[conn.data] -= 1
 
     listener = r.listen_tcp(HERE, 0, echo, on_connect=on_connect, on_close=on_close)
@@ -339,13 +339,13 @@ def test_a_limit_for_one_address_is_a_few_lines_of_the_users(r, sockets, bystand
 
 
 def hand_over(r, clients, messages):
-    """Each client sends its message as far as it is taken, and the end."""
+    """Let each client send as much of its message as the kernel accepts, and then end of file."""
     for client, message in zip(clients, messages, strict=True):
         say(client, message)
         try:
             client.shutdown(socket.SHUT_WR)
         except OSError:
-            pass  # cut off already
+            pass  # already cut off
         r.run_once(0)
 
 
@@ -359,7 +359,7 @@ def kinds_of_garbage(rng):
 
 
 @pytest.mark.scenario(82)
-def test_garbage_on_a_tls_port_is_one_error_each_and_read_no_further(
+def test_garbage_on_a_tls_port_causes_one_error_each_and_is_read_no_further(
     r, sockets, bystander, certificates, caplog  # noqa: F811
 ):  # fmt: skip
     caplog.set_level(logging.INFO)
@@ -386,7 +386,7 @@ def test_garbage_on_a_tls_port_is_one_error_each_and_read_no_further(
 
 
 def hello():
-    """What a client of TLS says first."""
+    """Return the first bytes of a TLS client."""
     context = ssl.create_default_context()
     incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
     with pytest.raises(ssl.SSLWantReadError):
@@ -395,7 +395,7 @@ def hello():
 
 
 def damaged(rng, message):
-    """The same with a few bytes changed, dropped or put in."""
+    """Return the message with a few bytes changed, dropped or inserted."""
     found = bytearray(message)
     for _ in range(rng.randint(1, 4)):
         at = rng.randrange(len(found))
@@ -413,7 +413,7 @@ def damaged(rng, message):
 
 
 @pytest.mark.scenario(82)
-def test_handshakes_that_begin_well_and_are_damaged_end_each_with_one_error(
+def test_damaged_handshakes_end_with_one_error_each(
     r, sockets, bystander, certificates, caplog  # noqa: F811
 ):  # fmt: skip
     caplog.set_level(logging.INFO)
@@ -431,7 +431,7 @@ def test_handshakes_that_begin_well_and_are_damaged_end_each_with_one_error(
 
 
 @pytest.mark.scenario(82)
-def test_lines_without_end_are_one_error_each_and_read_no_further(r, sockets, bystander, caplog):
+def test_lines_without_end_cause_one_error_each_and_are_read_no_further(r, sockets, bystander, caplog):
     caplog.set_level(logging.INFO)
     log, count, limit = Log(), 300, 10_000
     on_line = framing.lines(lambda conn, line: None, limit=limit)
@@ -451,21 +451,21 @@ def test_lines_without_end_are_one_error_each_and_read_no_further(r, sockets, by
 
 @pytest.mark.scenario(82)
 def test_a_flood_of_empty_messages_is_bounded_in_a_turn(r, sockets, bystander):
-    told = {}  # by the turn and the connection: how many messages
+    counts = {}  # the number of messages by turn and connection
 
     def on_line(conn, line):
         key = r.counters.loop_count, conn
-        told[key] = told.get(key, 0) + 1
+        counts[key] = counts.get(key, 0) + 1
 
     listener = r.listen_tcp(HERE, 0, framing.lines(on_line))
     clients = connected(r, sockets, listener, 10)
     for client in clients:
         client.send(b'\n' * 5_000)
     bystander()
-    run_until(r, lambda: sum(told.values()) == 50_000)
-    assert max(told.values()) == framing.MESSAGES_PER_TURN
-    turns_with = Counter(turn for turn, _ in told)
-    assert max(turns_with.values()) == len(clients)  # none of them waits for another
+    run_until(r, lambda: sum(counts.values()) == 50_000)
+    assert max(counts.values()) == framing.MESSAGES_PER_TURN
+    turns_with = Counter(turn for turn, _ in counts)
+    assert max(turns_with.values()) == len(clients)  # no client waits for another
     for client in clients:
         client.close()
     run_until(r, lambda: not listener.open_connections)
@@ -473,8 +473,8 @@ def test_a_flood_of_empty_messages_is_bounded_in_a_turn(r, sockets, bystander):
 
 
 @pytest.mark.scenario(82)
-def test_what_a_byte_costs_does_not_grow_with_those_before_it(r, sockets):
-    """A line in chunks of one byte: as many calls for each byte of a long one as of a short one."""
+def test_the_cost_of_a_byte_does_not_grow_with_the_length_of_its_line(r, sockets):
+    """A line in chunks of one byte takes as many calls for each byte of a long line as for one of a short line."""
     taken = []
 
     def calls_for(size):
@@ -506,7 +506,7 @@ def test_what_a_byte_costs_does_not_grow_with_those_before_it(r, sockets):
 
 
 @pytest.mark.scenario(83)
-def test_other_threads_close_nothing_in_debug_mode_but_by_a_call(sockets):
+def test_in_debug_mode_other_threads_can_close_only_through_call_soon_threadsafe(sockets):
     with Reactor(debug=True) as r:
         log = Log()
         conns = [r.adopt(tcp_sockets(sockets)[0], echo, on_close=log.on_close) for _ in range(50)]
@@ -538,8 +538,8 @@ def test_other_threads_close_nothing_in_debug_mode_but_by_a_call(sockets):
 
 
 @pytest.mark.scenario(83)
-def test_a_thread_that_closes_connections_while_the_loop_selects_hurts_nobody_else(r, sockets, bystander):
-    """By `call_soon_threadsafe`, in the middle of traffic: each is told once, the others lose no byte."""
+def test_a_thread_that_closes_connections_while_the_loop_selects_hurts_no_others(r, sockets, bystander):
+    """It uses `call_soon_threadsafe` during traffic. Each connection ends once, and the others lose no byte."""
     log = Log()
     listener = r.listen_tcp(HERE, 0, echo, on_connect=lambda conn: conns.append(conn), on_close=log.on_close)
     conns = []
@@ -570,7 +570,7 @@ def raising(conn, *args):
 
 @pytest.mark.scenario(84)
 @pytest.mark.parametrize('name', ['on_connect', 'on_data', 'on_eof', 'on_close'])
-def test_exceptions_that_clients_cause_are_one_line_a_second_for_a_listener_and_all_counted(
+def test_exceptions_that_clients_cause_log_one_line_a_second_for_a_listener_and_are_all_counted(
     fake, kernel, sockets, caplog, name
 ):
     listener = fake.listen_tcp(HERE, 0, **{name: raising})
@@ -597,7 +597,7 @@ def test_exceptions_that_clients_cause_are_one_line_a_second_for_a_listener_and_
 
 
 @pytest.mark.scenario(84)
-def test_limits_of_its_own_do_not_give_a_connection_lines_of_its_own(fake, sockets, caplog):
+def test_a_connection_with_its_own_limits_does_not_get_its_own_log_lines(fake, sockets, caplog):
     def on_connect(conn):
         conn.set_timeouts(idle=60)
         conn.set_write_limits(1000)

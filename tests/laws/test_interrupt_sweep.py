@@ -1,16 +1,16 @@
-"""Ctrl-C at the n-th line of our code: for each line that a program has the reactor run, SIGINT arrives just before it.
+"""Ctrl-C at the n-th line of our code: SIGINT arrives just before each line of the reactor that a program executes.
 
-The programs are those of the n-th failing call and of the simulation, and one on the real system. A first run counts
-the lines of `reactor` (the simulator apart) and of what it calls in `ssl` and `selectors`, from the program's beginning
-to the end of `close`. Then the installed handler of SIGINT is called at the n-th line; in some runs again at the same
-line, or at a later one, because people press Ctrl-C twice.
+The programs are those of `test_nth_call.py`, those of the simulation, and one on the real system. A first run counts
+the executed lines of `reactor`, without the simulator, and of `ssl` and `selectors`, from the beginning of the program
+to the end of `close`. Then the installed SIGINT handler is called at the n-th line. In some runs it is called again at
+the same line or a later one, because people press Ctrl-C twice.
 
-Whatever the line: no law is broken. `KeyboardInterrupt` leaves `run`, `run_once` or `close`, at least once and at most
-as often as SIGINT came. Each of them can be called again, every connection ends once, and handlers, the wakeup
-descriptor and all other descriptors are given back.
+No law may be broken at any line. `KeyboardInterrupt` leaves `run`, `run_once` or `close` at least once, and at most
+once for each SIGINT. Each of these methods can be called again and every connection ends once. Signal handlers are
+restored, and so is the wakeup descriptor; all other descriptors are closed.
 
-A sample runs always. With `pytest --interrupts-whole tests/laws/test_interrupt_sweep.py` SIGINT arrives at each line
-that a program reaches, in one of the times that it does, in two processes.
+A sample always runs. `pytest --interrupts-whole tests/laws/test_interrupt_sweep.py` covers each line that a program
+reaches, at one of the times that it does, in two processes.
 """
 
 from __future__ import annotations
@@ -47,31 +47,33 @@ PLAYS: dict[str, Any] = {program.__name__: program for program in (*SCENARIOS, *
 del PLAYS['signals'], PLAYS['signalled']  # these handle SIGINT themselves
 SECURED = {'tls_echo', 'tls_ends', 'tls_files', 'upgrade'}
 SAMPLE, PARTS = 200, 4
-LONGEST = 40_000  # lines: a longer program is not in the sample
-MOST = 50  # KeyboardInterrupts of one run: more of them were never asked for
+LONGEST = 40_000  # lines; longer programs are not in the sample
+MOST = 50  # KeyboardInterrupts of one run; a correct run has far fewer
 OURS = str(Path(reactor.__file__).parent)
 TESTING = str(Path(reactor.__file__).parent / 'testing')
 CALLED = (ssl.__file__, selectors.__file__)
 
-Case = tuple[str, int, str, int, int]  # program, seed, how it is run, n, and how many lines later again; -1: never
+Case = tuple[
+    str, int, str, int, int
+]  # program, seed, method, n, and how many lines later SIGINT comes again; -1: never
 contexts: Any = None  # for servers and clients over TLS
 
 
 class Lines:
-    """Counts the lines that are run, and calls the handler of SIGINT before those of `at`."""
+    """Counts executed lines, and calls the SIGINT handler before those whose numbers are in `at`."""
 
     def __init__(self, handler: Any, at: tuple[int, ...] = ()) -> None:
-        self.handler = handler  # a function that returns what is installed
+        self.handler = handler  # a function that returns the installed handler
         self.at = at
-        self.before = sys.gettrace()  # that of a measurement of coverage
+        self.before = sys.gettrace()  # set when coverage is measured
         self.count = 0
         self.armed = False  # while `run`, `run_once` or `close` is called
         self.pressed = 0
         self.known: dict[str, bool] = {}
-        self.sites: dict[tuple[str, int], list[int]] = {}  # by file and line: the counts at which it was run
+        self.sites: dict[tuple[str, int], list[int]] = {}  # by file and line: the counts at which it was executed
 
     def begin(self) -> None:
-        """From now on, in the frames that are there as well."""
+        """Start counting, in existing frames as well."""
         self.again()
         frame: Any = sys._getframe(1)
         while frame is not None:
@@ -80,7 +82,7 @@ class Lines:
             frame = frame.f_back
 
     def again(self) -> None:
-        """Python ends the tracing when the trace function raises."""
+        """Install the trace function again, because Python removes it when it raises."""
         unfinished = self.pressed < len(self.at) or not self.at
         sys.settrace(self.call if unfinished else self.before)
 
@@ -111,7 +113,7 @@ class Lines:
 
 
 class Interrupted(Simulation):
-    """A simulation in which nothing fails, with lines that are counted from the beginning of its program."""
+    """A simulation without faults, in which lines are counted from the beginning of its program."""
 
     def __init__(self, seed: int, how: str, at: tuple[int, ...]) -> None:
         super().__init__(seed, selector='epoll', faults=False, calm=0)
@@ -122,14 +124,14 @@ class Interrupted(Simulation):
         self.world.at_end = int  # type: ignore[attr-defined]
 
     def again_and_again(self, fn: Any) -> Any:
-        """Call it until it returns, however often it is interrupted."""
+        """Call `fn` until it returns, however often it is interrupted."""
         while True:
             try:
                 self.lines.armed = True
                 return fn()
             except KeyboardInterrupt:
                 self.raised += 1
-                self.world.stops += 1  # it may have left the turn that `stop` ended
+                self.world.stops += 1  # the interrupt may have left the turn that `stop` ended
                 if self.raised > MOST:
                     raise Violation('law 8: it is interrupted again and again') from None
                 self.lines.again()
@@ -166,7 +168,7 @@ class Interrupted(Simulation):
 
 
 def play(program: str, seed: int, how: str, at: tuple[int, ...] = ()) -> Interrupted:
-    """Run it once."""
+    """Run the program once."""
     simulation = Interrupted(seed, how, at)
     try:
         simulation.run(lambda r: PLAYS[program](simulation.world))
@@ -178,18 +180,18 @@ def play(program: str, seed: int, how: str, at: tuple[int, ...] = ()) -> Interru
 
 @cache
 def lines_of(program: str, seed: int, how: str) -> int:
-    """How many lines it takes."""
+    """Return how many lines the program executes."""
     return play(program, seed, how).lines.count
 
 
 @cache
 def seed_of(program: str) -> int:
-    """A seed with which it is short."""
+    """Return a seed with which the program is short."""
     return min(range(4), key=lambda seed: lines_of(program, seed, 'run'))
 
 
 def attempt(case: Case) -> str | None:
-    """Run a case; None when all laws hold, else the case and what is wrong."""
+    """Run a case; return None when all laws hold, else the case and what is wrong."""
     program, seed, how, n, later = case
     at = (n,) if later < 0 else (n, n + later)
     try:
@@ -211,12 +213,12 @@ def plays() -> list[str]:
 
 
 def variant(rng: random.Random) -> tuple[str, int]:
-    """How it is run, and how many lines later SIGINT comes again: never, at the same line, soon."""
+    """Return the method to run with, and how many lines later SIGINT comes again: never, at the same line, or soon."""
     return rng.choice(('run', 'run_once')), rng.choice((-1, 0, rng.randrange(1, 60)))
 
 
 def cases() -> list[Case]:
-    """Each line that a program reaches, one of the times that it does."""
+    """Return a case for each line that a program reaches, at one of the times that it does."""
     rng, found = random.Random(1), []
     for program in plays():
         seed = seed_of(program)
@@ -230,7 +232,7 @@ def cases() -> list[Case]:
 
 @cache
 def sample() -> list[Case]:
-    """Some lines of each program, always the same."""
+    """Return some lines of each program, always the same."""
     rng, found = random.Random(1), []
     for program in plays():
         count = lines_of(program, 0, 'run')
@@ -249,7 +251,7 @@ def quiet():
 
 @pytest.fixture(autouse=True)
 def secured(request):
-    """Contexts for TLS, where certificates can be made."""
+    """Set `contexts` for TLS if certificates can be made."""
     global contexts
     try:
         made = request.getfixturevalue('certificates')
@@ -269,7 +271,7 @@ def test_no_law_is_broken_when_ctrl_c_is_pressed_at_any_line(part):
 def test_the_whole(request, capsys):
     if not request.config.getoption('--interrupts-whole'):
         pytest.skip('each line of all programs takes many minutes: pytest --interrupts-whole')
-    faulthandler.cancel_dump_traceback_later()  # this is no test that hangs
+    faulthandler.cancel_dump_traceback_later()  # this test runs long without hanging
     everything, failures, began = cases(), [], time.monotonic()
     context = multiprocessing.get_context('fork')
     with ProcessPoolExecutor(2, mp_context=context) as pool, capsys.disabled():
@@ -288,7 +290,7 @@ def test_the_whole(request, capsys):
 
 
 class Real:
-    """A program that does a little of everything on real sockets, run with SIGINT at some lines."""
+    """A program that does a little of everything on real sockets, with SIGINT at some lines."""
 
     def __init__(self, selector: Any, how: str, at: tuple[int, ...]) -> None:
         self.how = how
@@ -346,7 +348,7 @@ class Real:
         return not self.r.why_alive(1)
 
     def play(self) -> str:
-        """What is wrong, '' for nothing."""
+        """Return what is wrong, or ''."""
         r = self.r
         r.call_soon(self.lines.begin)
         r.call_soon(self.begin)
@@ -371,7 +373,7 @@ class Real:
 
 @pytest.fixture
 def pythons_own():
-    """SIGINT as Python installs it."""
+    """Start with Python's own SIGINT handler."""
     before, tracing = signal.signal(SIGINT, signal.default_int_handler), sys.gettrace()
     yield
     sys.settrace(tracing)

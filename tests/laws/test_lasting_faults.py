@@ -1,19 +1,19 @@
-"""Faults that last: from the n-th call on, every call of that kind fails, and nothing may spin, leak or be forgotten.
+"""Lasting faults: from the n-th call on every call of that kind fails, and nothing may spin, leak or be lost.
 
-A fault that happens once lets "try the next one" and "spurious, return" look right. Here it stays: for each program of
-the n-th call (`test_nth_call`), each kind of call and each of its errors, the first such call and the one in the middle
-begin a fault that lasts, for all descriptors of that kind or for the one descriptor. What a selector reports wrongly
-for good is such a fault, too: an unread error queue, and a readiness that nothing can use.
+With a fault that happens once, "try again" and "spurious, return" look like correct reactions. Here the fault stays.
+For each program of `test_nth_call.py`, each kind of call and each of its errors, a lasting fault begins at the first
+such call or at the middle one. It concerns all descriptors of that kind, or the one descriptor. Wrong reports of a
+selector are lasting faults, too: an unread error queue, or a readiness that no call can use.
 
-The program need not reach its goals. The oracle is about the loop alone:
+The program need not reach its goals. The oracle checks the loop alone:
 
-    no spin           few turns without progress: a fixed number, and MOST_A_SECOND for each simulated second
-    each ends once    every connection has ended once, when `close` of the reactor returns; it always works
-    no surprise       `run` and calls of the API raise nothing that their docstrings do not name
-    bounded           timers, handles and completions do not grow, nor do log lines
+    no spin           few turns without progress: a fixed number, plus MOST_A_SECOND for each simulated second
+    each ends once    `close` of the reactor always works; when it returns, every connection has ended once
+    no surprise       `run` and calls of the API raise only errors that their docstrings name
+    bounded           timers, handles, completions and log lines do not grow
     nothing left      no descriptor, handler or timer is left after `close`
 
-A sample runs always. `pytest --lasting-whole tests/laws/test_lasting_faults.py -k whole` runs all, in two processes.
+A sample always runs. `pytest --lasting-whole tests/laws/test_lasting_faults.py -k whole` runs all, in two processes.
 """
 
 from __future__ import annotations
@@ -42,20 +42,22 @@ from tests.laws.test_nth_call import KINDS, PLAYS, SECURED, beginning, calls, qu
 pytestmark = pytest.mark.slow
 
 SECONDS = 60  # simulated, from the beginning of the fault
-MOST_AT_ONCE = 100  # turns without progress, in all of a run, whatever time passes
-MOST_EACH = 60  # and for each connection and handle: those of the row that it takes to find out
-MOST_A_SECOND = 40  # and for each simulated second; 250 of them a second would be 1 % of a core
+MOST_AT_ONCE = 100  # turns without progress in a whole run, for any duration
+MOST_EACH = 60  # plus these for each connection and handle: the turns that the spin detection takes
+MOST_A_SECOND = 40  # plus these for each simulated second; 250 turns a second would take 1 % of a core
 MOST_LINES = 20  # of the log
 MOST_TIMERS = 100
-SAMPLE, PARTS = 600, 4  # runs, and how many tests they are
+SAMPLE, PARTS = 600, 4  # runs, and the number of tests that they are divided into
 LASTING = 'kind', 'descriptor'
-# What a selector reports for good, and nothing can be done: not a call that fails, but a state of what the call is for.
+# States that a selector reports for ever although no call can do anything about them. No call fails here.
 STATES = 'unread error', 'stuck readable', 'stuck writable'
 
-# No kernel refuses for good that the handler of a signal is put back.
+# No kernel refuses for ever to restore a signal handler.
 LEFT_OUT = {'signal'}
 
-Case = tuple[str, int, str, int, str, str, Any]  # program, seed, selector, n, the call's name, how it lasts, error
+Case = tuple[
+    str, int, str, int, str, str, Any
+]  # program, seed, selector, n, name of the call, how the fault lasts, error
 
 
 def begin(seed: int, kind: str, n: int, error: int, lasting: str) -> Simulation:
@@ -68,7 +70,7 @@ def begin(seed: int, kind: str, n: int, error: int, lasting: str) -> Simulation:
 
 @cache
 def cases() -> list[Case]:
-    """All of them."""
+    """Return all cases."""
     found: list[Case] = []
     first = len(beginning()) + 1
     for play in PLAYS:
@@ -82,21 +84,21 @@ def cases() -> list[Case]:
                         places.setdefault((name, errors), []).append(n)
                 for (name, errors), numbers in places.items():
                     chosen = sorted({numbers[0], numbers[len(numbers) // 2]})
-                    # EBADF is a descriptor that other code closes, which happens to it once.
+                    # EBADF stands for a descriptor that other code closes, which can happen only once to each.
                     for error in (*(error for error in errors if error != errno.EBADF), *states(name)):
                         found += [(play, seed, kind, n, name, how, error) for n in chosen for how in LASTING]
     return found
 
 
 def states(name: str) -> tuple[str, ...]:
-    """The states that can last for what a call is for."""
+    """Return the lasting states that can affect the descriptor of a call."""
     waited_for = {'accept', 'recv', 'send', 'sendmsg', 'recvfrom', 'sendto', 'connect', 'getsockopt'}
     return STATES if name in waited_for else ()
 
 
 @cache
 def sample() -> list[Case]:
-    """Some of them, always the same, on one selector each."""
+    """Return some cases, always the same, on one selector each."""
     rng, everything = random.Random(1), cases()
     rng.shuffle(everything)
     chosen = {(case[0], case[4], case[5], case[6]): case for case in everything}
@@ -104,7 +106,7 @@ def sample() -> list[Case]:
 
 
 class Watch(logging.Handler):
-    """What the loop did since the fault began: turns without progress, lines of the log, the most timers."""
+    """Records the loop since the fault began: turns without progress, log lines, and the most timers at once."""
 
     def __init__(self, simulation: Simulation) -> None:
         super().__init__()
@@ -120,14 +122,15 @@ class Watch(logging.Handler):
         self.lines.append(record.getMessage())
 
     def on_turn(self, timeout: float | None) -> None:
-        """Called before each poll."""
+        """Count a turn; called before each poll."""
         self._check_turn(timeout)
         if not self.kernel.failed:
             return
         self.began = self.began or self.kernel.time
-        fired = self.reactor.counters.timers_fired  # those of programs are progress, and ours are few
+        fired = self.reactor.counters.timers_fired  # timers of programs are progress, and those of the reactor are few
         now = self.kernel.progress, self.ledger.callbacks, self.kernel.threads, fired
-        # One after progress is nothing: a datagram arrives, its answer cannot be sent, and the next turn finds out.
+        # One such turn after progress does not count: a datagram arrives, its answer cannot be sent, and the next turn
+        # detects that.
         self.in_a_row = self.in_a_row + 1 if now == self._before else 0
         self.wasted += self.in_a_row > 1
         self._before = now
@@ -137,23 +140,23 @@ class Watch(logging.Handler):
             raise Violation(f'law 7: {self.wasted} turns without progress in {self.seconds():g} s')
 
     def seconds(self) -> float:
-        """How long the fault has lasted."""
+        """Return how long the fault has lasted."""
         return (self.kernel.time - self.began) / 1e9 if self.began else 0.0
 
     def most(self) -> float:
-        """How many turns without progress may have been by now."""
+        """Return how many turns without progress are allowed so far."""
         return MOST_AT_ONCE + MOST_EACH * (self.handles + len(self.ledger.records)) + MOST_A_SECOND * self.seconds()
 
 
 def attempt(case: Case) -> str | None:
-    """Run a case; None when all holds, else in one line the case, to be given to this again, and what is wrong."""
+    """Run a case; return None when all holds, else one line with the case, to run it again, and what is wrong."""
     play, seed, kind, n, name, lasting, error = case
     simulation = begin(seed, kind, n, 0 if error in STATES else error, lasting)
     kernel, ledger = simulation.kernel, simulation.reactor.ledger
     if error in STATES:
         make_state_last(kernel, error)
     fail = simulation.world.fail
-    # What a program misses of its goals is no wonder; that something happened twice is.
+    # A program may miss its goals, but nothing may happen twice.
     simulation.world.fail = lambda text: fail(text) if 'twice' in text else None  # type: ignore[method-assign]
     watch = Watch(simulation)
     logger = logging.getLogger('reactor')
@@ -167,7 +170,7 @@ def attempt(case: Case) -> str | None:
     finally:
         logger.removeHandler(watch)
     if play in SECURED and kernel.failed != name:
-        return None  # keys are random, and so is the length of some of what is sent: another call has its place
+        return None  # keys are random and change some lengths, so the n-th call was another one
     wrong += judge(watch, ledger)
     if not kernel.failed:
         wrong.append('the call was not made')
@@ -179,7 +182,7 @@ def attempt(case: Case) -> str | None:
 
 
 def run(simulation: Simulation, watch: Watch, play: Any, wrong: list[str]) -> None:
-    """Run the program until it ends, can go on no more, or the fault has lasted for long enough."""
+    """Run the program until it ends, is stuck, or the fault has lasted long enough."""
     r, kernel = simulation.reactor, simulation.kernel
 
     over: list[bool] = []
@@ -191,7 +194,7 @@ def run(simulation: Simulation, watch: Watch, play: Any, wrong: list[str]) -> No
         else:
             kernel.at(kernel.time + 10**9, stop)
 
-    kernel.at(kernel.time + int(simulation._calm * 1e9), kernel.calm)  # as in the run in which the calls were counted
+    kernel.at(kernel.time + int(simulation._calm * 1e9), kernel.calm)  # as in the run that counted the calls
     kernel.at(kernel.time + 10**9, stop)
 
     def main(r: Any) -> None:
@@ -202,10 +205,10 @@ def run(simulation: Simulation, watch: Watch, play: Any, wrong: list[str]) -> No
     try:
         while not r.run(todo) and not over:
             todo = None
-            simulation.world.stops += 1  # the program has called `stop`, and wants to be run again
+            simulation.world.stops += 1  # the program has called `stop` and wants to run again
     except Stuck:
-        pass  # nothing can happen any more
-    except OSError as exc:  # of the selector itself, or of a program that could not begin
+        pass  # nothing more can happen
+    except OSError as exc:  # from the selector itself, or from a program that could not start
         if simulation.reactor.ledger.begun and kernel.failed not in ('select', 'selector'):
             wrong.append(f'run() raised {exc!r}')
     except Exception as exc:
@@ -216,7 +219,7 @@ def run(simulation: Simulation, watch: Watch, play: Any, wrong: list[str]) -> No
 
 
 def close(simulation: Simulation, wrong: list[str]) -> None:
-    """Close the reactor, which works whatever lasts."""
+    """Close the reactor, which must work during any fault."""
     try:
         simulation.reactor.close()
     except OSError as exc:
@@ -225,7 +228,7 @@ def close(simulation: Simulation, wrong: list[str]) -> None:
 
 
 def judge(watch: Watch, ledger: Any) -> list[str]:
-    """What is wrong with how the loop went on."""
+    """Return what was wrong with the loop."""
     wrong = []
     if len(watch.lines) > MOST_LINES:
         wrong.append(f'{len(watch.lines)} lines were logged, the last: {watch.lines[-1]}')
@@ -236,7 +239,7 @@ def judge(watch: Watch, ledger: Any) -> list[str]:
 
 
 def make_state_last(kernel: Any, state: str) -> None:
-    """Instead of having calls fail, have what they are for be reported for good."""
+    """Instead of failing calls, report the state of their descriptors for ever."""
 
     def make(name: str, fd: int, error: int) -> int:
         kernel.failed = name
@@ -260,7 +263,7 @@ def test_no_law_is_broken_when_a_fault_lasts(part):
 @pytest.mark.parametrize('kind', KINDS)
 @pytest.mark.parametrize('what', ['watch', 'stream', 'listener', 'datagrams'])
 def test_a_number_closed_while_a_copy_lives_and_given_to_a_new_handle(kind, what):
-    """epoll reports what was closed, and so the new handle. It costs some turns, and nothing else."""
+    """epoll keeps reporting the closed file, under the number of the new handle. It may only cost some turns."""
     simulation = Simulation(0, selector=kind, faults=False)
     kernel, r, calls = simulation.kernel, simulation.reactor, []
 
@@ -314,7 +317,7 @@ def test_a_number_closed_while_a_copy_lives_and_given_to_a_new_handle(kind, what
 def test_the_whole(request, capsys):
     if not request.config.getoption('--lasting-whole'):
         pytest.skip('all faults that last take many minutes: pytest --lasting-whole')
-    faulthandler.cancel_dump_traceback_later()  # this is no test that hangs
+    faulthandler.cancel_dump_traceback_later()  # this test runs long without hanging
     everything, failures, began = cases(), [], time.monotonic()
     context = multiprocessing.get_context('fork')
     with ProcessPoolExecutor(2, mp_context=context) as pool, capsys.disabled():

@@ -1,7 +1,7 @@
-"""Handles of every kind on the real kernel, each of whose callbacks acts on any of the others in the same turn.
+"""Handles of every kind on the real kernel, whose callbacks act on any other handle in the same turn.
 
-The program is that of the simulation, with what the simulated kernel lacks: pipes of children, descriptors of others,
-Unix datagrams, files, adopted sockets and watched paths. What is asked of each is what its documentation promises.
+The program is that of the simulation, with what the simulated kernel lacks: pipes of children, descriptors of other
+code, Unix datagrams, files, adopted sockets and watched paths. Each handle must do what its documentation promises.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ SEEDS = range(8)
 
 
 class Planted(Exception):
-    """Raised by some of the callbacks."""
+    """The exception that some callbacks raise."""
 
 
 class RaisingWorld(RealWorld):
-    """A world in which callbacks raise, as often as `raises` says."""
+    """A world in which callbacks raise, with the frequency `raises`."""
 
     raises = 0.03
 
@@ -44,7 +44,7 @@ class RaisingWorld(RealWorld):
 
 
 class FileSide(Side):
-    """A connection that sends parts of a file, too."""
+    """A connection that also sends parts of a file."""
 
     def write(self, rng: Any) -> None:
         if rng.random() < 0.5 or not self.ready or self.ended or self.over:
@@ -57,7 +57,7 @@ class FileSide(Side):
 
 
 def adopted(crowd: Any) -> Any:
-    """Two connections that talk to each other."""
+    """Return two connected connections."""
     sides = []
     for sock in socket.socketpair():
         sock.setblocking(False)
@@ -69,7 +69,7 @@ def adopted(crowd: Any) -> Any:
 
 
 class Watch:
-    """A descriptor of ours that the loop watches: one of a pair, whose other end is written to and read here."""
+    """A watched descriptor: one end of a pair, whose other end is written to and read here."""
 
     def __init__(self, crowd: Any) -> None:
         self.crowd, self.over = crowd, False
@@ -79,7 +79,7 @@ class Watch:
 
     def ready(self, handle: Any, event: int) -> None:
         if self.over or not event & self.events:
-            self.crowd.fail(f'event {event} of a descriptor of which {self.events} was wanted')
+            self.crowd.fail(f'event {event} of a descriptor that wanted {self.events}')
         with suppress(BlockingIOError):
             self.ours.recv(100) if event == READ else self.ours.send(b'x' * 1000)
         self.crowd.meddle()
@@ -107,7 +107,7 @@ class Watch:
 
 
 class UnixMailer(Mailer):
-    """A Unix datagram socket, whose peer is here."""
+    """A Unix datagram socket with its peer."""
 
     def __init__(self, crowd: Any) -> None:
         self.crowd, self.over, self.paused, self.closed = crowd, False, False, False
@@ -127,11 +127,11 @@ class UnixMailer(Mailer):
                 self.sock.send(TEXT[:size])
             except HandleClosed:
                 if not (self.closed or self.over):
-                    self.crowd.fail('send raised HandleClosed, and nobody had closed the socket')
+                    self.crowd.fail('send raised HandleClosed, but the socket was open')
 
 
 class Child:
-    """A child that says what it hears."""
+    """A child process that echoes its input."""
 
     def __init__(self, crowd: Any) -> None:
         self.crowd, self.over, self.heard, self.said, self.ended = crowd, False, 0, 0, False
@@ -148,7 +148,7 @@ class Child:
     def on_data(self, pipe: Any, data: bytes) -> None:
         at = self.heard % PERIOD
         if data != TEXT[at : at + len(data)]:
-            self.crowd.fail('a child says what was not written to it')
+            self.crowd.fail('a child wrote bytes that were not sent to it')
         self.heard += len(data)
         self.crowd.world.trouble(pipe)
         self.crowd.meddle()
@@ -197,7 +197,7 @@ class Child:
 
 
 class Path_:
-    """A directory in which something happens now and then."""
+    """A watched directory, in which files are changed now and then."""
 
     def __init__(self, crowd: Any) -> None:
         self.crowd, self.over = crowd, False
@@ -206,7 +206,7 @@ class Path_:
 
     def changed(self, handle: Any, path: str, change: str) -> None:
         if self.over:
-            self.crowd.fail('a path that is not watched any more has changed')
+            self.crowd.fail('a change of a path that is no longer watched was reported')
         self.crowd.meddle()
 
     def act(self, rng: Any) -> None:
@@ -221,7 +221,7 @@ class Path_:
 
 
 class RealCrowd(Crowd):
-    """The crowd, with all that there is on a real kernel."""
+    """The crowd, with all handles of a real kernel."""
 
     def __init__(self, world: Any, folder: Path) -> None:
         pytest.importorskip('watchdog')
@@ -234,7 +234,7 @@ class RealCrowd(Crowd):
         self.made.append(self.file)
 
     def pair(self, kind: int = socket.SOCK_STREAM) -> Any:
-        """A pair of sockets that are closed in the end."""
+        """Return a pair of sockets that are closed at the end."""
         pair = socket.socketpair(AF_UNIX, kind)
         for sock in pair:
             sock.setblocking(False)
@@ -267,7 +267,7 @@ def play(
 
 @pytest.fixture(autouse=True)
 def no_thread_left(nothing_left):
-    """The threads that watch paths end by themselves, soon after their handle: they have descriptors, too."""
+    """The threads that watch paths, and their descriptors, go away by themselves soon after their handle."""
     before = set(threading.enumerate())
     yield
     for thread in set(threading.enumerate()) - before:
@@ -277,19 +277,19 @@ def no_thread_left(nothing_left):
 
 @pytest.mark.parametrize('seed', SEEDS)
 @pytest.mark.parametrize('kind', list(SELECTORS))
-def test_handles_that_act_on_each_other_keep_what_they_promise(kind, seed, tmp_path_factory):
+def test_handles_that_act_on_each_other_keep_their_promises(kind, seed, tmp_path_factory):
     if SELECTORS[kind] is None:
         pytest.skip(f'this platform has no {kind} selector')
     play(seed, SELECTORS[kind](), tmp_path_factory.mktemp('s'))
 
 
 @pytest.mark.parametrize('seed', SEEDS)
-def test_they_do_over_tls(seed, certificates, tmp_path_factory):  # noqa: F811
+def test_handles_keep_their_promises_over_tls(seed, certificates, tmp_path_factory):  # noqa: F811
     contexts = certificates.server(), certificates.client()
     play(seed, selectors.DefaultSelector(), tmp_path_factory.mktemp('s'), contexts)
 
 
 @pytest.mark.parametrize('options', [{'debug': True}, {'slow_callback': 1e-9}], ids=['debug', 'slow'])
-def test_they_do_when_they_are_watched(options, tmp_path_factory):
+def test_handles_keep_their_promises_with_debugging_options(options, tmp_path_factory):
     for seed in SEEDS:
         play(seed, selectors.DefaultSelector(), tmp_path_factory.mktemp('s'), **options)

@@ -1,7 +1,7 @@
-"""What a connection of each kind keeps when it has carried something: nothing that can be seen from outside.
+"""A connection of any kind keeps no memory for the bytes that it has carried.
 
-The server is a process of its own, whose memory the kernel is asked for. Each connection carries a mebibyte each way.
-Afterwards it may have 8 KiB more than one that was always idle.
+The server is a separate process, whose resident memory is read from the kernel. Each connection carries a mebibyte
+each way. Afterwards it may use 8 KiB more than one that was always idle.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ PAGE = os.sysconf('SC_PAGE_SIZE') if hasattr(os, 'sysconf') else 4096
 pytestmark = [
     pytest.mark.alone,
     pytest.mark.slow,
-    pytest.mark.timeout(300),  # much to carry
+    pytest.mark.timeout(300),  # it transfers much data
     pytest.mark.skipif(sys.platform != 'linux', reason='memory is read from /proc'),
 ]
 
 
 class Server:
-    """A child that serves connections of a kind."""
+    """A child process that serves connections of one kind."""
 
     def __init__(self, kind: str, *paths: Any) -> None:
         command = [sys.executable, str(PROJECT / 'tests' / 'helpers' / 'memory_server.py'), kind, *map(str, paths)]
@@ -53,7 +53,7 @@ class Server:
         return self.child.stdout.readline()
 
     def memory(self) -> int:
-        """Its resident bytes."""
+        """Return its resident memory in bytes."""
         return int(Path(f'/proc/{self.child.pid}/statm').read_text().split()[1]) * PAGE
 
     def close(self) -> None:
@@ -69,7 +69,7 @@ def receive(sock: socket.socket, size: int) -> None:
 
 
 def carry(sock: socket.socket) -> None:
-    """A mebibyte each way."""
+    """Send a mebibyte each way."""
     sock.sendall(b'?')
     receive(sock, SIZE)
     sock.sendall(bytes(SIZE))
@@ -77,9 +77,10 @@ def carry(sock: socket.socket) -> None:
 
 
 def kept(server: Server, carry_one: Any, connections: list[Any]) -> float:
-    """How many bytes each connection keeps of what it has carried.
+    """Return how many bytes each connection keeps of the data that it has carried.
 
-    The first half carries something before, so that the process has what it needs once, however many there are.
+    The first half carries its data before the measurement, so that memory which the process needs only once is not
+    counted.
     """
     half = len(connections) // 2
     for connection in connections[:half]:
@@ -91,10 +92,10 @@ def kept(server: Server, carry_one: Any, connections: list[Any]) -> float:
 
 
 def least_kept(measure: Callable[[], float]) -> float:
-    """What `measure` returns when malloc has given back what is free, which depends on where in its heap that lies.
+    """Return the least result of several calls of `measure`.
 
-    In about one run of ten some 1.8 MB of the process are still there, once, however many connections there are. What
-    each connection keeps is found in every run.
+    Whether malloc returns free memory to the kernel depends on where it lies in the heap. In one run of ten, about
+    1.8 MB remain, for any number of connections. Memory that each connection keeps shows up in every run.
     """
     found = measure()
     for _ in range(TRIES - 1):
@@ -104,7 +105,7 @@ def least_kept(measure: Callable[[], float]) -> float:
 
 
 @pytest.mark.parametrize('kind', ['tcp', 'unix', 'tls'])
-def test_a_connection_keeps_nothing_of_what_it_has_carried(kind, tmp_path, certificates):  # noqa: F811
+def test_a_connection_keeps_no_memory_of_the_data_it_has_carried(kind, tmp_path, certificates):  # noqa: F811
     found = least_kept(lambda: kept_by_connections(kind, tmp_path, certificates))
     assert found <= MOST_KEPT, f'{kind}: {found:,.0f} bytes each'
 
@@ -137,7 +138,7 @@ def kept_by_connections(kind: str, folder: Path, certificates: Any) -> float:  #
         server.close()
 
 
-def test_a_udp_socket_keeps_nothing_of_what_it_has_carried():
+def test_a_udp_socket_keeps_no_memory_of_the_data_it_has_carried():
     found = least_kept(kept_by_udp_sockets)
     assert found <= MOST_KEPT, f'{found:,.0f} bytes each'
 
@@ -159,7 +160,7 @@ def kept_by_udp_sockets() -> float:
         server.close()
 
 
-def test_the_pipes_of_a_child_keep_nothing_of_what_they_have_carried():
+def test_the_pipes_of_a_child_keep_no_memory_of_the_data_they_have_carried():
     found = least_kept(kept_by_children)
     assert found <= MOST_KEPT, f'{found:,.0f} bytes each'
 

@@ -1,16 +1,17 @@
-"""Fail the n-th call, as SQLite tests itself: each call to the kernel fails once, with each error that it may have.
+"""Fail the n-th call, as SQLite's tests do: each call to the kernel fails once with each of its possible errors.
 
-For every program, a random one with a small seed or one of `nth_scenarios`, a first run without faults tells the calls
-in order; then the n-th alone fails, for each n, with each errno of `ERRORS` for it, on each kind of selector. Whatever
-it is: no law is broken, nothing is stuck, every descriptor is closed, and every connection has ended once.
+The programs are random ones with small seeds, and those of `nth_scenarios`. A first run without faults lists the calls
+of a program. Then, for each n, only the n-th call fails, with each errno that `ERRORS` has for it, on each kind of
+selector. In every run no law may be broken, nothing may be stuck, every descriptor is closed, and every connection
+ends once.
 
-EINTR is not among the errors: Python calls again itself (PEP 475). EBADF is no lie: somebody else closes the descriptor
-right before the call, and its handle has to end with it, as soon as it can know, and nobody else. Where it cannot know
-(an option, an address, and what poll and select are to watch), the number is not given again. The clock never fails,
-nor does `unregister`, whose errors `selectors` hides.
+EINTR is not among the errors, because Python repeats the call itself (PEP 475). For EBADF other code really closes the
+descriptor right before the call. Its handle must end with that error as soon as the reactor can know, and no other
+handle may end. Where the reactor cannot know (options, addresses, and registrations with poll and select), the number
+is not used again. The clock never fails, and neither does `unregister`, whose errors `selectors` hides.
 
-A sample runs always. `pytest --nth-whole tests/laws/test_nth_call.py` runs all, in two processes, and lists all that
-fail.
+A sample always runs. `pytest --nth-whole tests/laws/test_nth_call.py` runs all cases in two processes and lists the
+failures.
 """
 
 from __future__ import annotations
@@ -41,8 +42,12 @@ pytestmark = pytest.mark.slow
 KINDS = ('epoll', 'poll', 'select')
 PLAYS: dict[str, Any] = {program.__name__: program for program in (*PROGRAMS, *ALONE, *SCENARIOS)}
 SECURED = {'tls_echo', 'tls_ends', 'tls_files', 'upgrade'}
-SEEDS, AMONG, LONGEST = 3, 12, 250  # of each random program, the first so many for which it makes fewer calls than this
-SAMPLE, PARTS = 2000, 8  # runs, and how many tests they are
+SEEDS, AMONG, LONGEST = (
+    3,
+    12,
+    250,
+)  # of each random program: the first SEEDS of AMONG seeds with fewer than LONGEST calls
+SAMPLE, PARTS = 2000, 8  # runs, and the number of tests that they are divided into
 
 EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 UNREACHED = (errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ENETDOWN)
@@ -56,10 +61,10 @@ POSTING = (
 )  # fmt: skip
 FETCHING = (errno.EAGAIN, errno.ECONNREFUSED, errno.EHOSTUNREACH, errno.ENOBUFS, errno.ENOMEM, errno.EBADF)
 RESOLVING = (socket.EAI_AGAIN, socket.EAI_FAIL, socket.EAI_MEMORY, socket.EAI_NONAME, socket.EAI_SYSTEM)
-WATCHING = (errno.ENOMEM, errno.ENOSPC, errno.EBADF)  # EPERM is for files alone
+WATCHING = (errno.ENOMEM, errno.ENOSPC, errno.EBADF)  # EPERM is only for files
 PATHS = (errno.EACCES, errno.ELOOP, errno.ENOENT, errno.ENOTDIR, errno.EROFS, errno.ENAMETOOLONG)
 
-# What the manual page of each call lists, without the mistakes of a caller (EFAULT and the like).
+# The errors in the manual page of each call, without those of wrong arguments, such as EFAULT.
 ERRORS: dict[str, tuple[int, ...]] = {
     'selector': (errno.EMFILE, errno.ENFILE, errno.ENOMEM),
     'select': (errno.ENOMEM, errno.EINVAL, errno.EBADF),
@@ -94,7 +99,7 @@ ERRORS: dict[str, tuple[int, ...]] = {
     'close': (errno.EIO, errno.ECONNRESET, errno.EBADF),
     'set_wakeup_fd': (errno.EBADF,),
     'signal': (errno.EINVAL,),
-    'thread': (errno.EAGAIN,),  # which is a RuntimeError
+    'thread': (errno.EAGAIN,),  # raised as RuntimeError
     'getaddrinfo': RESOLVING,
     'getnameinfo': RESOLVING,
     'lstat': PATHS,
@@ -104,24 +109,25 @@ ERRORS: dict[str, tuple[int, ...]] = {
     'dup': (errno.EMFILE, errno.EBADF),
     'pread': (errno.EIO, errno.EBADF),
 }  # fmt: skip
-# Of datagram sockets, and of the socketpair that is the doorbell.
+# The errors of datagram sockets, and of the socket pair that is the doorbell.
 OF_MAILBOXES = {'send': POSTING, 'recv': FETCHING, 'connect': ERRORS['connect'][1:]}
 OF_BELLS = {
-    'send': (errno.ENOBUFS, errno.ENOMEM, errno.EBADF),  # EAGAIN is only said when it is full, and so rings
+    'send': (errno.ENOBUFS, errno.ENOMEM, errno.EBADF),  # EAGAIN means that it is full, and then it rings anyway
     'recv': (errno.EAGAIN, errno.ENOBUFS, errno.ENOMEM, errno.EBADF),
 }
 
-# Nobody expects in a callback that a signal's handler cannot be put back, and no system refuses it. For the same reason
-# `close` may give SIGINT back, which is the last such call of each program, without an error. And a server that
-# lost its descriptor while it asked for its name never knows where epoll is silent: its clients ask for ever.
+# No kernel refuses to restore a signal handler, and the program `signals` does not expect that error in a callback. For
+# the same reason the last `signal` call of each program, with which `close` restores SIGINT, does not fail. And when
+# other code closes the descriptor of a datagram server during `getsockname`, epoll never reports it, so its clients
+# repeat their requests for ever.
 LEFT_OUT = {('signals', 'signal'), ('datagrams', 'getsockname')}
 
-Case = tuple[str, int, str, int, str, int]  # program, seed, selector, n, the call's name, error
+Case = tuple[str, int, str, int, str, int]  # program, seed, selector, n, name of the call, error
 contexts: Any = None  # for servers and clients over TLS
 
 
 class ListeningKernel(SimKernel):
-    """Notes each call, and what it may fail with."""
+    """Records each call and the errors that it may fail with."""
 
     errors: list[tuple[str, tuple[int, ...]]]
 
@@ -133,7 +139,7 @@ class ListeningKernel(SimKernel):
 
 
 def begin(seed: int, kind: str, fail: tuple[int, int]) -> Simulation:
-    """A simulation without other faults, which is about to run a program."""
+    """Return a simulation without other faults that is ready to run a program."""
     simulation = Simulation(seed, selector=kind, faults=False, fail=fail)
     simulation.world.contexts = contexts  # type: ignore[attr-defined]
     simulation.world.at_end = int  # type: ignore[attr-defined]  # does nothing
@@ -142,7 +148,7 @@ def begin(seed: int, kind: str, fail: tuple[int, int]) -> Simulation:
 
 @cache
 def calls(play: str, seed: int, kind: str) -> list[tuple[str, tuple[int, ...]]]:
-    """The calls of a run in which none fails, each with the errors that it may have."""
+    """Return the calls of a run without faults, each with its possible errors."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr('reactor.testing.simulation.SimKernel', ListeningKernel)
         simulation = begin(seed, kind, (-1, errno.EIO))
@@ -152,7 +158,7 @@ def calls(play: str, seed: int, kind: str) -> list[tuple[str, tuple[int, ...]]]:
 
 @cache
 def seeds(play: str) -> list[int]:
-    """The seeds with which to run it."""
+    """Return the seeds to run a program with."""
     if PLAYS[play] not in (*PROGRAMS, *ALONE):
         return [0]
     short = [seed for seed in range(AMONG) if len(calls(play, seed, 'epoll')) < LONGEST]
@@ -160,14 +166,14 @@ def seeds(play: str) -> list[int]:
 
 
 def beginning() -> list[str]:
-    """The calls that it takes to make a reactor, which are not a program's."""
+    """Return the calls that construct a reactor and are not part of a program."""
     kernel = ListeningKernel(faults=False)
     Reactor(kernel=kernel)
     return [name for name, _ in kernel.errors]
 
 
 def cases() -> list[Case]:
-    """All of them."""
+    """Return all cases."""
     found: list[Case] = []
     first = len(beginning()) + 1
     for play in PLAYS:
@@ -185,7 +191,7 @@ def cases() -> list[Case]:
 
 @cache
 def sample() -> list[Case]:
-    """Some of them, always the same: each call of each program with each error on one selector."""
+    """Return some cases, always the same: each call of each program with each error on one selector."""
     rng, everything = random.Random(1), cases()
     rng.shuffle(everything)
     chosen = {
@@ -195,7 +201,7 @@ def sample() -> list[Case]:
 
 
 def attempt(case: Case) -> str | None:
-    """Run a case; None when all laws hold, else in one line the case, to be given to this again, and what is wrong."""
+    """Run a case; return None when all laws hold, else one line with the case, to run it again, and the reason."""
     play, seed, kind, n, name, error = case
     simulation = begin(seed, kind, (n, error))
     try:
@@ -204,7 +210,7 @@ def attempt(case: Case) -> str | None:
         records = simulation.reactor.ledger.records
         lost = [record.number for record in records if getattr(record.exc, 'errno', 0) == errno.EBADF]
         if len(lost) > 1:
-            simulation.world.fail(f'law 4: one descriptor was closed, and connections {lost} end with it')
+            simulation.world.fail(f'law 4: one descriptor was closed, but connections {lost} ended with EBADF')
         why = '; '.join(simulation.reactor.ledger.violations)
     except SimulationFailed as exc:
         why = str(exc).partition(': ')[2].partition('the end of the trace')[0]
@@ -212,7 +218,7 @@ def attempt(case: Case) -> str | None:
         why = f'{type(exc).__name__}: {exc}'
     failed = simulation.kernel.failed
     if play in SECURED and failed != name:
-        return None  # keys are random, and so is the length of some of what is sent: another call has its place
+        return None  # keys are random and change some lengths, so the n-th call was another one
     why = why or ('' if failed else 'the call was not made')
     what = errno.errorcode.get(error, str(error))
     return (
@@ -222,7 +228,7 @@ def attempt(case: Case) -> str | None:
 
 @pytest.fixture(autouse=True)
 def quiet():
-    """A log line for each of thousands of listeners in trouble is of no use."""
+    """Log nothing: thousands of listeners in trouble would each log a line."""
     logging.disable(logging.CRITICAL)
     yield
     logging.disable(logging.NOTSET)
@@ -230,7 +236,7 @@ def quiet():
 
 @pytest.fixture(autouse=True)
 def secured(request):
-    """Contexts for TLS, where certificates can be made."""
+    """Set `contexts` for TLS if certificates can be made."""
     global contexts
     try:
         made = request.getfixturevalue('certificates')
@@ -258,11 +264,11 @@ def test_a_reactor_that_cannot_be_made_raises_and_leaves_nothing(kind):
             except OSError as exc:
                 assert exc.errno == error
             else:
-                assert (name, error) == ('register', errno.EBADF)  # epoll alone looks at what it is to watch
+                assert (name, error) == ('register', errno.EBADF)  # only epoll checks the descriptor that it registers
             assert not kernel.files, (name, error)
 
 
-@pytest.mark.timeout(600)  # much to compute
+@pytest.mark.timeout(600)  # it computes for long
 def test_every_call_fails_in_one_program_or_another():
     if contexts is None:
         pytest.skip('TLS is untested here: no certificates can be made')
@@ -273,7 +279,7 @@ def test_every_call_fails_in_one_program_or_another():
 def test_the_whole(request, capsys):
     if not request.config.getoption('--nth-whole'):
         pytest.skip('all calls with all errors take many minutes: pytest --nth-whole')
-    faulthandler.cancel_dump_traceback_later()  # this is no test that hangs
+    faulthandler.cancel_dump_traceback_later()  # this test runs long without hanging
     everything, failures, began = cases(), [], time.monotonic()
     context = multiprocessing.get_context('fork')
     with ProcessPoolExecutor(2, mp_context=context) as pool, capsys.disabled():

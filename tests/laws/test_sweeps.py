@@ -1,7 +1,7 @@
-"""Sweeps: the laws hold when any one allocation fails, several in a row, and when the stack runs out at any depth.
+"""Sweeps: the laws hold when any one allocation fails, when several in a row fail, and when the stack runs out.
 
-Small programs on real sockets, see `sweep_programs`, on three selectors. CI runs a sample of the allocations and all
-depths; `pytest --sweep-whole tests/laws/test_sweeps.py` runs all of it, in about twenty minutes.
+The small programs of `sweep_programs` run on real sockets with three selectors. CI tests a sample of the allocations
+and all depths of the stack. `pytest --sweep-whole tests/laws/test_sweeps.py` tests everything in about twenty minutes.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ from tests.helpers.sweep_programs import PROGRAMS, SECURED
 
 pytestmark = pytest.mark.slow
 
-DEPTHS = range(1, 61)  # frames that are left
-IN_A_ROW = (1, 5, 20)  # allocations; CPython 3.11 itself gives up after 32
-STEP = 7  # of the allocations of each program, one in so many is made to fail in CI
+DEPTHS = range(1, 61)  # remaining frames
+IN_A_ROW = (1, 5, 20)  # allocations; CPython 3.11 itself fails after 32
+STEP = 7  # CI makes every seventh allocation of each program fail
 BY_NAME = {program.__name__: program for program in PROGRAMS}
 
 
 @pytest.fixture(autouse=True)
 def machine(request, monkeypatch):
-    """What the runs need: contexts for TLS, no log, and the kernel of the tests taken for the reactor's own."""
+    """Prepare the runs: contexts for TLS, no log, and the kernel of the tests treated as code of the reactor."""
     monkeypatch.setattr('reactor.loop.failures.OWN_MODULES', {'selectors', 'socket', 'ssl', 'tests.helpers.support'})
     monkeypatch.setattr(LeanSocket, '_accept', exhaustion.accept)
     monkeypatch.setattr(logging.getLogger('reactor'), 'propagate', False)
@@ -47,12 +47,12 @@ def machine(request, monkeypatch):
 
 @pytest.fixture(autouse=True)
 def nothing_left() -> None:
-    """In place of the count of descriptors that other tests have: each run has its own, without what CPython loses."""
+    """Replace the check for leaked descriptors: each run checks its own, without those that CPython itself loses."""
 
 
 @pytest.fixture(scope='session')
 def contexts(request):
-    """Contexts for a server and a client over TLS, None where no certificates can be made."""
+    """Contexts for a TLS server and client, or None if no certificates can be made."""
     try:
         made = request.getfixturevalue('certificates')
     except pytest.skip.Exception as exc:
@@ -69,9 +69,9 @@ def descriptors() -> int:
 
 
 def attempt(name: str, fault: Any, contexts: Any, selector: str = 'default', left: int = 0) -> str | None:
-    """Run a program under a fault; returns which law is broken, and in which run."""
+    """Run a program under a fault; return the broken law and the run, or None."""
     before, leaked[0] = descriptors(), 0
-    claims = Kernel.owners[:]  # of reactors that other tests have not closed
+    claims = Kernel.owners[:]  # claims of reactors that other tests have not closed
     unraisable: list[str] = []
     hook, sys.unraisablehook = sys.unraisablehook, lambda what: unraisable.append(repr(what.exc_value))
     try:
@@ -82,7 +82,7 @@ def attempt(name: str, fault: Any, contexts: Any, selector: str = 'default', lef
         except SystemError as exc:
             if 'without exception set' not in str(exc):
                 raise
-            interpreter_failed.append(name)  # it has lost an exception, and nothing is known of what it did by then
+            interpreter_failed.append(name)  # CPython has lost an exception, so the result of the run means nothing
             world.close()
             return None
         try:
@@ -99,7 +99,7 @@ def attempt(name: str, fault: Any, contexts: Any, selector: str = 'default', lef
                 wrong = wrong or f'law 9: {descriptors() - before} descriptors are left'
     finally:
         sys.unraisablehook = hook
-    # A socket that was accepted, and for which there was no memory or stack, is closed by its last reference.
+    # A socket that was accepted without memory or stack for its connection is closed when its last reference goes.
     unraisable = [what for what in unraisable if 'unclosed' not in what and 'MemoryError' not in what]
     wrong = wrong or (f'could not be raised: {unraisable[0]}' if unraisable else None)
     near = f', the program has {left} frames left' if left else ''
@@ -108,7 +108,7 @@ def attempt(name: str, fault: Any, contexts: Any, selector: str = 'default', lef
 
 @cache
 def count(name: str, selector: str) -> int:
-    """How many allocations a program makes while it runs."""
+    """Return how many allocations a program makes while it runs."""
     found: list[int] = []
 
     class Count:
@@ -116,7 +116,7 @@ def count(name: str, selector: str) -> int:
             found.append(allocations(turns))
 
     contexts = count.contexts  # type: ignore[attr-defined]
-    for _ in range(3):  # what is made once and kept is not counted
+    for _ in range(3):  # objects that are made once and kept are not counted
         attempt(name, NoFault(), contexts, selector)
     attempt(name, Count(), contexts, selector)
     return found[0]
@@ -137,7 +137,7 @@ def whole(request) -> bool:
     return bool(request.config.getoption('--sweep-whole'))
 
 
-def test_every_program_goes_well_without_a_fault(contexts):
+def test_every_program_succeeds_without_a_fault(contexts):
     check([attempt(name, NoFault(), contexts, kind) for name in programs(contexts) for kind in SELECTORS], 0)
 
 
@@ -178,8 +178,8 @@ def test_no_law_is_broken_when_a_callback_calls_near_the_limit_of_the_stack(name
     check(failures, len(failures))
 
 
-# The laws that these break hold without faults, so the simulation cannot find them: each is a planted bug, the tests
-# that have to find it, and what they have to say.
+# These planted bugs break laws only under such faults, so the simulation cannot find them. Each has the tests that must
+# find it, and the text that must appear in their failure.
 PLANTED: tuple[tuple[Mutant, str, str, str], ...] = (
     (
         Mutant(
@@ -256,16 +256,16 @@ PLANTED: tuple[tuple[Mutant, str, str, str], ...] = (
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(('mutant', 'file', 'tests', 'said'), PLANTED, ids=[planted[0].name for planted in PLANTED])
-def test_a_planted_bug_is_found(mutant, file, tests, said, tmp_path):
+@pytest.mark.parametrize(('mutant', 'file', 'tests', 'message'), PLANTED, ids=[planted[0].name for planted in PLANTED])
+def test_a_planted_bug_is_found(mutant, file, tests, message, tmp_path):
     project = Path(__file__).resolve().parents[2]
-    paths = f'{tmp_path}{os.pathsep}{project}'  # the copy comes first; the tests are those of this project
+    paths = f'{tmp_path}{os.pathsep}{project}'  # import the changed copy of the package, but the tests of this project
     copy_package(tmp_path, mutant)
     command = [sys.executable, '-m', 'pytest', '-q', '-x', '-p', 'no:cacheprovider', '-c', project / 'setup.cfg']
     done = subprocess.run(
         [*command, '-o', 'pythonpath=', project / 'tests' / file, '-k', f'({tests}) and not planted'],
         cwd=tmp_path, env={**os.environ, 'PYTHONPATH': paths}, capture_output=True, text=True, timeout=300,
     )  # fmt: skip
-    found = [line for line in done.stdout.splitlines() if said in line]
+    found = [line for line in done.stdout.splitlines() if message in line]
     assert found, done.stdout[-3000:] + done.stderr[-1000:]
     print(f'{mutant.name}: {found[0]}')

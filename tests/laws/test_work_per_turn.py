@@ -1,11 +1,12 @@
-"""How much work one turn does for whatever a peer sends: a bound for every kind of event that a peer can cause.
+"""Bounds for the work of one turn, for every kind of event that a peer can cause.
 
-Nothing that a peer can send may hold the loop for more than 5 ms. Time cannot be tested on a busy machine, so work is:
-bytecodes, which `tests/helpers/work.py` counts. On the build machine a bytecode of the reactor takes 7 ns where it
-computes, and up to 40 ns where it mostly calls the kernel: 100,000 of them take 1 to 4 ms, and no bound is above that.
+Nothing that a peer can send may hold the loop for more than 5 ms. Time cannot be tested on a busy machine, so these
+tests count bytecodes, with `tests/helpers/work.py`. On the build machine a bytecode of the reactor takes 7 ns in
+computations, and up to 40 ns where most calls go to the kernel. So 100,000 bytecodes take 1 to 4 ms, and no bound for
+a remote peer is higher.
 
-A bound is for one source and turn: many connections that are ready together are each given as much. It is about a third
-above what was counted on Python 3.11, which needs more bytecodes than the later ones; the callbacks do nothing.
+A bound is for one source and turn; each of many connections that are ready together may use that much. It is about a
+third above the number counted on Python 3.11, which needs more bytecodes than later versions. The callbacks do nothing.
 """
 
 from __future__ import annotations
@@ -38,12 +39,12 @@ from tests.helpers.work import most_work, work_of
 MOST = 100_000  # bytecodes: see above
 CHUNK = 65536  # bytes of one recv
 
-# What a peer does: (the most bytecodes that a turn may take, what bounds them).
+# For each event: (the most bytecodes that a turn may take, what limits them).
 BOUNDS = {
     'a chunk of bytes': (1_500, 'one recv of read_size'),
     'messages': (35_000, 'framing.MESSAGES_PER_TURN'),
     'messages that are answered': (75_000, 'framing.MESSAGES_PER_TURN, and a write for each'),
-    'a part of a message': (3_000, 'no byte is searched twice'),
+    'a part of a message': (3_000, 'each byte is searched once'),
     'TLS records of one byte': (4_000, 'session.RECORDS_PER_TURN'),
     'TLS records without data': (4_000, 'one of them a turn'),
     'TLS handshakes': (6_000, 'handshake.HANDSHAKES_PER_TURN'),
@@ -55,7 +56,7 @@ BOUNDS = {
     'checksums of a PROXY header': (MOST, 'one of them, over LONGEST_V2 bytes'),
     'an HTTP request': (12_000, 'responder.LONGEST_HEAD and MOST_HEADERS'),
     'a command': (16_000, 'one of them a turn, of control_socket.LONGEST_LINE bytes'),
-    # For those alone who may open the file of the control socket: 10 ms for 1,000 handles that they have asked for.
+    # Only for users who may open the control socket: 10 ms for the 1,000 handles that they have asked for.
     'a command that lists handles': (600_000, 'commands.MOST and LONGEST_TEXT'),
     '64 look-ups while 1,000 wait': (90_000, 'threads.QUEUE_LIMIT, looked through once a turn'),
     'signals': (3_000, 'wakeup.DOORBELL_BYTES, and a call for each kind of signal'),
@@ -67,14 +68,14 @@ BOUNDS = {
 
 
 def within(what: str, work: int) -> None:
-    """Hold it against its bound. Far below, the bound says nothing, or the test does not cause what it says."""
+    """Check the work against its bound, and print both. Work far below the bound shows a wrong bound or test."""
     bound, reason = BOUNDS[what]
     print(f'{what:42} {work:>9,} {bound:>9,}')
-    assert work <= bound, f'{what}: {work:,} bytecodes in a turn, and the bound is {bound:,} ({reason})'
+    assert work <= bound, f'{what}: {work:,} bytecodes in a turn, above the bound of {bound:,} ({reason})'
 
 
 def most_of(r: Reactor, count: int) -> int:
-    """The work of that of the next turns which does most."""
+    """Return the work of the busiest of the next turns."""
     return max(work_of(r.run_once, 0) for _ in range(count))
 
 
@@ -94,7 +95,7 @@ def r():
 
 @pytest.fixture
 def chunk(r, sockets):
-    """Send one chunk to a connection with this `on_data`; returns the work of the turn that does most."""
+    """A function that sends a chunk to a connection with the given `on_data` and returns the most work of a turn."""
 
     def run(on_data: Any, data: bytes) -> int:
         conn, theirs = pair(r, sockets, on_data=on_data)
@@ -155,7 +156,7 @@ def test_what_a_child_writes(r):
 
 
 class Client:
-    """A TLS client whose records are handed to a socket."""
+    """A TLS client that writes its records to a plain socket."""
 
     def __init__(self, context: ssl.SSLContext, sock: socket.socket) -> None:
         self.incoming, self.outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
@@ -163,7 +164,7 @@ class Client:
         self.sock = sock
 
     def step(self) -> bool:
-        """Go on with the handshake; True when it is done."""
+        """Continue the handshake; return True when it is done."""
         try:
             self.incoming.write(self.sock.recv(CHUNK))
         except BlockingIOError:
@@ -177,19 +178,19 @@ class Client:
         return done
 
     def hello(self) -> bytes:
-        """The first bytes of a handshake."""
+        """Return the first bytes of a handshake."""
         with pytest.raises(ssl.SSLWantReadError):
             self.tls.do_handshake()
         return self.outgoing.read()
 
     def send(self) -> None:
-        """Send what OpenSSL has written."""
+        """Send the pending output of OpenSSL."""
         self.sock.sendall(self.outgoing.read())
 
 
 @pytest.fixture
 def connect_tls(r, certificates, sockets):  # noqa: F811
-    """Connect a `Client` to a TLS server, and shake hands unless told otherwise."""
+    """A function that connects a `Client` to a TLS server and, by default, does the handshake."""
     on_data = framing.lines(nothing)
     server = r.listen_tcp('127.0.0.1', 0, on_data, ssl=certificates.server(), max_empty_records=None)
     context = certificates.client()
@@ -234,7 +235,7 @@ def test_tls_handshakes(r, connect_tls):
     turns(r, 100)
     for client in clients:
         client.sock.sendall(client.hello())
-    r.run_once(0)  # reads what each of them has sent
+    r.run_once(0)  # reads the bytes of each client
     within('TLS handshakes', most_of(r, 6))
 
 
@@ -276,8 +277,8 @@ LISTENERS: dict[str, dict[str, Any]] = {
     'deferred': {'defer_accept': True},
     'with time limits': {'idle_timeout': 10, 'read_timeout': 5},
     'with limits': limits(),
-    'who refuses all': limits(refuse=lambda address: True),
-    'who refuses most': limits(per_address=3),
+    'refusing all': limits(refuse=lambda address: True),
+    'refusing most': limits(per_address=3),
     'behind proxies': {'proxy_protocol': ['127.0.0.0/8']},
 }
 
@@ -285,7 +286,7 @@ LISTENERS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize('kind', LISTENERS)
 def test_clients_that_connect(r, sockets, kind, caplog):
     server = r.listen_tcp('127.0.0.1', 0, nothing, on_connect=nothing, on_close=nothing, **LISTENERS[kind])
-    server._batch = ACCEPTS_PER_TURN  # which it would come to in as many turns
+    server._batch = ACCEPTS_PER_TURN  # the batch size that it would reach after several turns
     for _ in range(2 * ACCEPTS_PER_TURN):
         sockets.connect(server.address).send(b'x' if kind == 'deferred' else b'')
     within('clients that connect', most_of(r, 3))
@@ -307,7 +308,7 @@ def test_clients_that_connect_from_many_addresses(r, sockets):
 
 @pytest.fixture
 def proxied(r, sockets):
-    """Send a header in these pieces, each when the one before was taken; returns the work of the turn with most."""
+    """A function that sends a header in pieces, waits for each to be read, and returns the most work of a turn."""
 
     def run(*pieces: bytes) -> int:
         server = r.listen_tcp('127.0.0.1', 0, nothing, proxy_protocol=['127.0.0.0/8'])
@@ -340,7 +341,7 @@ def test_a_proxy_header_with_many_parts(r, proxied):
 
 
 def with_checksums(count: int, rest: int) -> bytes:
-    """A header with so many checksums, each of which is right: a system of linear equations, over bits."""
+    """Return a header with `count` checksums that are all right, found by solving linear equations over bits."""
 
     def header(values: int) -> bytes:
         parts = values.to_bytes(4 * count, 'big')
@@ -348,7 +349,7 @@ def with_checksums(count: int, rest: int) -> bytes:
         return version_2(tlvs + b'\x04' + struct.pack('>H', rest) + bytes(rest))
 
     def wrong(values: int) -> int:
-        """The bits of all checksums that are not what they should be."""
+        """Return the wrong bits of all checksums."""
         whole, found = header(values), 0
         for number in range(count):
             at = len(SIGNATURE) + 16 + 7 * number + 3
@@ -425,11 +426,11 @@ def test_a_command_on_the_control_socket(r, sockets, tmp_path, kind):
     socket_of_control.close()
 
 
-# -- what peers cause in other ways
+# -- other work that peers cause
 
 
 class NoThreads(Kernel):
-    """The thread of a call does not begin, so that all calls wait."""
+    """A kernel whose threads never start, so that all calls wait."""
 
     def start_thread(self, fn: Any, name: str) -> None:
         pass
@@ -481,17 +482,17 @@ def test_time_limits_of_many_that_are_due_together():
 
 
 def test_callbacks_of_tiny_writes_when_the_peer_takes_all_of_them_at_once():
-    told = []
+    written = []
     kernel = ScriptedKernel()
     with Reactor(kernel=kernel) as r:
         sock = ScriptedSocket(kernel)
         sock.outcomes = deque()
         conn = r.adopt(sock)
         for number in range(3000):
-            conn.write(b'%4d' % number, lambda conn, number: told.append(number), number)
+            conn.write(b'%4d' % number, lambda conn, number: written.append(number), number)
         sock.outcomes = None
-        within('callbacks of writes', most_work(r, lambda: len(told) == 3000))
-        assert told == list(range(3000)) and sock.sent == b''.join(b'%4d' % number for number in told)
+        within('callbacks of writes', most_work(r, lambda: len(written) == 3000))
+        assert written == list(range(3000)) and sock.sent == b''.join(b'%4d' % number for number in written)
         assert conn.buffered == 0
 
 

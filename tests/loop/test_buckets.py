@@ -1,4 +1,4 @@
-"""Time limits in one-second buckets: never early, at most a second late, one timer however many members."""
+"""Time limits in one-second buckets: never early, at most a second late, and one timer for any number of members."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.helpers.support import FakeKernel, Log, run_short
 
 
 class Member:
-    """Notes when it is looked at, and then calls `on_look(member)`."""
+    """Records when it is checked, and then calls `on_look(member)`."""
 
     def __init__(self, on_look=None):
         self.looks = []
@@ -32,13 +32,13 @@ class Member:
 
 @pytest.fixture
 def buckets(fake):
-    """The buckets of a reactor that a timer keeps running."""
+    """The buckets of a reactor, which a timer keeps running."""
     fake.call_later(1000, int)
     return fake.timers.buckets
 
 
 @pytest.mark.parametrize('when', [1001, 1001.0, 1001.001, 1001.5, 1001.999])
-def test_a_member_is_looked_at_in_the_first_full_second_from_then_on(fake, buckets, when):
+def test_a_member_is_checked_in_the_first_full_second_after_its_deadline(fake, buckets, when):
     member = Member()
     second = buckets.add(member, when)
     assert when <= second < when + 1
@@ -48,7 +48,7 @@ def test_a_member_is_looked_at_in_the_first_full_second_from_then_on(fake, bucke
 
 @given(st.lists(st.floats(1000, 1100), max_size=20), st.floats(0.05, 3))
 @settings(max_examples=50, deadline=None, derandomize=True)
-def test_every_member_is_looked_at_once_never_early_and_less_than_a_second_late(times, step):
+def test_every_member_is_checked_once_never_early_and_less_than_a_second_late(times, step):
     kernel = FakeKernel()
     heap = TimerHeap(kernel.clock, Counters(), int)
     members = [Member() for _ in times]
@@ -83,7 +83,7 @@ def test_a_member_does_not_keep_run_running(fake, kernel):
     assert member.looks == []
 
 
-def test_a_discarded_member_is_not_looked_at(fake, buckets):
+def test_a_discarded_member_is_not_checked(fake, buckets):
     member, other = Member(), Member()
     buckets.discard(member, buckets.add(member, 1002))
     buckets.add(other, 1003)
@@ -91,14 +91,14 @@ def test_a_discarded_member_is_not_looked_at(fake, buckets):
     assert (member.looks, other.looks) == ([], [1003])
 
 
-def test_the_last_one_discarded_takes_the_timer_with_it(fake, buckets):
+def test_discarding_the_last_member_cancels_the_timer(fake, buckets):
     member = Member()
     buckets.discard(member, buckets.add(member, 1002))
     assert len(buckets) == 0
     assert len(fake.timers) == 1
 
 
-def test_discarding_who_is_not_there_does_nothing(buckets):
+def test_discarding_an_unknown_member_does_nothing(buckets):
     member = Member()
     buckets.discard(member, 1002)
     second = buckets.add(member, 1002)
@@ -120,7 +120,7 @@ def test_the_timer_moves_to_an_earlier_second_and_back(fake, buckets, kernel):
     assert (late.looks, early.looks) == ([1050], [])
 
 
-def test_a_member_may_ask_to_be_looked_at_again(fake, buckets, kernel):
+def test_a_member_may_ask_to_be_checked_again(fake, buckets, kernel):
     def again(member):
         if len(member.looks) < 3:
             buckets.add(member, kernel.time + 2.5)
@@ -131,7 +131,7 @@ def test_a_member_may_ask_to_be_looked_at_again(fake, buckets, kernel):
     assert member.looks == [1001, 1004, 1007]
 
 
-def test_seconds_that_were_missed_are_all_looked_at_in_order(fake, buckets, kernel):
+def test_missed_seconds_are_all_checked_in_order(fake, buckets, kernel):
     order = []
     for second in 1005, 1002, 1008, 1003:
         buckets.add(Member(lambda member, second=second: order.append(second)), second)
@@ -140,7 +140,7 @@ def test_seconds_that_were_missed_are_all_looked_at_in_order(fake, buckets, kern
     assert order == [1002, 1003, 1005]
 
 
-def test_a_member_discarded_while_another_of_its_second_is_looked_at_is_left_alone(fake, buckets):
+def test_a_member_discarded_while_another_of_its_second_is_checked_is_left_alone(fake, buckets):
     second = Member()
     first = Member(lambda member: buckets.discard(second, 1002))
     buckets.add(first, 1002)
@@ -149,7 +149,7 @@ def test_a_member_discarded_while_another_of_its_second_is_looked_at_is_left_alo
     assert (first.looks, second.looks) == ([1002], [])
 
 
-def test_a_member_discarded_while_one_of_an_earlier_second_is_looked_at_is_left_alone(fake, buckets, kernel):
+def test_a_member_discarded_while_one_of_an_earlier_second_is_checked_is_left_alone(fake, buckets, kernel):
     second = Member()
     first = Member(lambda member: buckets.discard(second, 1003))
     third = Member()
@@ -163,7 +163,7 @@ def test_a_member_discarded_while_one_of_an_earlier_second_is_looked_at_is_left_
 
 
 @pytest.mark.parametrize('count', [500, 1000, 2000])
-def test_a_turn_looks_at_a_bounded_number_of_members_and_serves_others_in_between(fake, buckets, kernel, count):
+def test_a_turn_checks_a_bounded_number_of_members_and_serves_others_in_between(fake, buckets, kernel, count):
     members = [Member() for _ in range(count)]
     for member in members:
         buckets.add(member, 1002)
@@ -182,7 +182,7 @@ def test_a_turn_looks_at_a_bounded_number_of_members_and_serves_others_in_betwee
     assert len(buckets) == 0
 
 
-def test_a_member_that_is_looked_at_in_a_later_turn_can_be_discarded_before(fake, buckets, kernel):
+def test_a_member_that_is_due_in_a_later_turn_can_be_discarded_first(fake, buckets, kernel):
     members = [Member() for _ in range(LOOKS_PER_TURN + 10)]
     for member in members:
         second = buckets.add(member, 1002)
@@ -193,7 +193,7 @@ def test_a_member_that_is_looked_at_in_a_later_turn_can_be_discarded_before(fake
     assert [len(member.looks) for member in members] == [1] * (len(members) - 1) + [0]
 
 
-def test_connections_that_are_idle_since_the_same_second_end_over_several_turns(fake, kernel, sockets):
+def test_connections_idle_since_the_same_second_end_over_several_turns(fake, kernel, sockets):
     log = Log()
     for _ in range(LOOKS_PER_TURN + 1):
         fake.adopt(sockets()[0], on_close=log.on_close, idle_timeout=10)
@@ -204,7 +204,7 @@ def test_connections_that_are_idle_since_the_same_second_end_over_several_turns(
     assert [type(exc) for _, exc in log] == [IdleTimeout] * (LOOKS_PER_TURN + 1)
 
 
-def test_clearing_forgets_everybody(fake, buckets):
+def test_clearing_removes_all_members(fake, buckets):
     member = Member()
     buckets.add(member, 1002)
     buckets.clear()
@@ -232,7 +232,7 @@ class Counted(int):
 
 @pytest.mark.parametrize('order', [1, -1], ids=['ascending', 'descending'])
 def test_twice_as_many_seconds_cost_little_more_than_twice_the_comparisons(fake, buckets, kernel, order):
-    # Each second that came or went was compared with all others: 4,000 of them took 2.3 s.
+    # Regression: each second that was added or removed was compared with all others; 4,000 of them took 2.3 s.
     cost = []
     for count in 100, 200, 400:
         Counted.comparisons = 0
@@ -251,8 +251,8 @@ def test_twice_as_many_seconds_cost_little_more_than_twice_the_comparisons(fake,
     assert cost[1] < 2.5 * cost[0] and cost[2] < 2.5 * cost[1], cost
 
 
-def test_seconds_that_came_and_went_are_forgotten(fake, buckets):
-    """Behind an earlier one, which keeps them from being the first in the heap."""
+def test_seconds_that_were_added_and_removed_are_forgotten(fake, buckets):
+    """They sit in the heap after an earlier second, so they are never the first entry."""
     buckets.add(Member(), 1001)
     for _ in range(3):
         for second in range(2000, 3000):
@@ -264,7 +264,7 @@ def test_seconds_that_came_and_went_are_forgotten(fake, buckets):
     assert not buckets._seconds
 
 
-def test_who_was_looked_at_is_held_no_more(fake, buckets):
+def test_a_member_is_not_referenced_after_its_check(fake, buckets):
     member = Member()
     ref = weakref.ref(member)
     buckets.add(member, 1002)
@@ -290,7 +290,7 @@ def test_bytes_of_a_connection_with_a_timeout_cost_no_timer_operation(fake, kern
     assert fake.timers.heap == heap
 
 
-def test_an_idle_connection_is_told_by_its_bucket(fake, kernel, sockets):
+def test_an_idle_connection_is_closed_by_its_bucket(fake, kernel, sockets):
     log = Log()
     fake.adopt(sockets()[0], on_close=log.on_close, idle_timeout=10.5)
     fake.call_later(60, int)
@@ -300,7 +300,7 @@ def test_an_idle_connection_is_told_by_its_bucket(fake, kernel, sockets):
     assert isinstance(log[0][1], IdleTimeout)
 
 
-def test_a_member_for_whose_timer_there_is_no_memory_is_not_taken(fake, buckets, monkeypatch):
+def test_a_member_is_not_added_when_there_is_no_memory_for_its_timer(fake, buckets, monkeypatch):
     first, second = Member(), Member()
     run_short(monkeypatch, TimerHeap, 'add')
     with pytest.raises(MemoryError):

@@ -1,4 +1,4 @@
-"""Watched descriptors: any kind, changeable interest, and nothing of them is read, written or closed here."""
+"""Watched descriptors: any kind, with changeable interest. The reactor never reads, writes or closes them."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ pytestmark = pytest.mark.skipif(sys.platform == 'win32', reason='select takes on
 
 @pytest.fixture
 def pipe():
-    """A pipe that does not block: (reading end, writing end)."""
+    """A non-blocking pipe: (reading end, writing end)."""
     ends = os.pipe()
     for fd in ends:
         os.set_blocking(fd, False)
     it = os.fstat(ends[0]).st_ino
     yield ends
     for fd in ends:
-        with suppress(OSError):  # the test closed it
-            if os.fstat(fd).st_ino == it:  # and no other descriptor, such as a new selector's, has got its number
+        with suppress(OSError):  # the test has closed it
+            if os.fstat(fd).st_ino == it:  # its number does not belong to another descriptor, such as a new selector's
                 os.close(fd)
 
 
 class Seen(list):
-    """What a watch was called with."""
+    """The arguments of each call of `on_ready`."""
 
     def on_ready(self, handle, event, *args):
         self.append((handle, event, *args))
@@ -58,7 +58,7 @@ def test_a_pipe_is_watched_until_it_is_read(r, pipe):
     handle.close()
 
 
-def test_the_watch_is_not_told_inside_the_call(r, pipe):
+def test_the_callback_is_not_called_inside_watch_fd(r, pipe):
     seen = Seen()
     handle = r.watch_fd(pipe[1], WRITE, seen.on_ready)
     assert seen == []
@@ -90,7 +90,7 @@ def test_closing_the_reactor_leaves_the_descriptor_open(pipe):
         r.watch_fd(pipe[0], READ, turns)
 
 
-def test_what_is_waited_for_can_be_changed_at_any_time(r, sockets):
+def test_the_wanted_events_can_be_changed_at_any_time(r, sockets):
     seen = Seen()
     ours, theirs = sockets()
     handle = r.watch_fd(ours, READ | WRITE, seen.on_ready)
@@ -124,7 +124,7 @@ def test_a_watch_may_begin_with_nothing_wanted(r, pipe):
     handle.close()
 
 
-def test_a_watch_that_is_closed_while_it_is_told_hears_nothing_more(r, sockets):
+def test_a_watch_closed_in_its_callback_is_not_called_again(r, sockets):
     seen = Seen()
 
     def on_ready(handle, event):
@@ -138,7 +138,7 @@ def test_a_watch_that_is_closed_while_it_is_told_hears_nothing_more(r, sockets):
     assert seen == [READ]
 
 
-def test_a_hang_up_wakes_nobody_who_wants_nothing(r, pipe):
+def test_a_hang_up_does_not_wake_a_watch_that_wants_nothing(r, pipe):
     handle = r.watch_fd(pipe[0], 0, turns)
     os.close(pipe[1])
     assert turns_in(r) <= 3
@@ -158,7 +158,7 @@ def test_the_end_of_a_pipe_is_input(r, pipe):
     assert ended == [b'']
 
 
-def test_a_socket_that_nobody_else_holds_stays_open_while_it_is_watched(r):
+def test_a_socket_with_no_other_reference_stays_open_while_it_is_watched(r):
     seen = Seen()
     ours, theirs = socket.socketpair()
     handle = r.watch_fd(ours, READ, seen.on_ready)
@@ -209,7 +209,7 @@ def test_inotify_is_watched(r, tmp_path):
         os.close(fd)
 
 
-def test_a_full_pipe_is_told_when_there_is_room(r, pipe):
+def test_a_full_pipe_is_reported_when_there_is_room(r, pipe):
     seen = Seen()
     try:
         while True:
@@ -223,7 +223,7 @@ def test_a_full_pipe_is_told_when_there_is_room(r, pipe):
     handle.close()
 
 
-def test_a_full_socket_is_told_when_there_is_room(r, sockets):
+def test_a_full_socket_is_reported_when_there_is_room(r, sockets):
     seen = Seen()
     ours, theirs = sockets()
     fill(ours)
@@ -234,7 +234,7 @@ def test_a_full_socket_is_told_when_there_is_room(r, sockets):
     handle.close()
 
 
-# -- what is refused
+# -- values that are refused
 
 
 @pytest.mark.scenario(15)
@@ -269,7 +269,7 @@ def test_a_number_that_is_not_open_is_refused(r, pipe):
 @pytest.mark.parametrize(
     ('what', 'error'), [(-1, ValueError), ('7', TypeError), (None, TypeError), (True, TypeError), (1.0, TypeError)]
 )
-def test_what_is_no_descriptor_is_refused(r, what, error):
+def test_a_value_that_is_not_a_descriptor_is_refused(r, what, error):
     with pytest.raises(error):
         r.watch_fd(what, READ, turns)
     assert r.handles() == []
@@ -283,7 +283,7 @@ def test_a_closed_socket_is_refused(r, sockets):
 
 
 @pytest.mark.parametrize('events', [-1, 4, 'r', None, 1.0, True])
-def test_events_that_are_none_are_refused(r, pipe, events):
+def test_invalid_events_are_refused(r, pipe, events):
     with pytest.raises(ValueError, match='READ'):
         r.watch_fd(pipe[0], events, turns)
     handle = r.watch_fd(pipe[0], READ, turns)
@@ -293,7 +293,7 @@ def test_events_that_are_none_are_refused(r, pipe, events):
     handle.close()
 
 
-def test_a_descriptor_beyond_what_select_can_hold_is_refused_and_the_others_go_on(pipe):
+def test_a_descriptor_too_large_for_select_is_refused_and_the_others_go_on(pipe):
     import fcntl
 
     seen = Seen()
@@ -312,7 +312,7 @@ def test_a_descriptor_beyond_what_select_can_hold_is_refused_and_the_others_go_o
         assert len(seen) == 1 and len(r.handles()) == 1
 
 
-def test_what_cannot_be_called_is_refused(r, pipe):
+def test_a_callback_that_is_not_callable_is_refused(r, pipe):
     with pytest.raises(TypeError):
         r.watch_fd(pipe[0], READ, 5)
 
@@ -345,7 +345,7 @@ def test_the_socket_of_a_connection_is_not_watched(r, sockets):
     turns(r, 2)
 
 
-def test_a_second_watch_of_one_that_wanted_nothing_makes_the_first_say_so(r, pipe):
+def test_the_first_of_two_watches_cannot_want_events_while_the_second_does(r, pipe):
     first = r.watch_fd(pipe[0], 0, turns)
     second = r.watch_fd(pipe[0], READ, turns)
     with pytest.raises(ReactorError, match='belongs to'):
@@ -372,7 +372,7 @@ def test_a_watch_whose_socket_was_closed_has_the_number_minus_one(r, sockets):
     handle.close()
 
 
-# -- descriptors that somebody else closed
+# -- descriptors that other code has closed
 
 
 @pytest.mark.scenario(12)
@@ -381,7 +381,7 @@ def test_a_descriptor_closed_too_early_is_logged_and_does_not_spin(r, pipe, capl
     handle = r.watch_fd(pipe[0], READ, seen.on_ready)
     os.close(pipe[0])
     assert turns_in(r) <= 4
-    if not handle.closed:  # epoll never reports it: the next operation does
+    if not handle.closed:  # epoll never reports it; the next operation does
         handle.set_events(0)
         handle.set_events(READ)
     assert handle.closed and r.handles() == []
@@ -391,7 +391,7 @@ def test_a_descriptor_closed_too_early_is_logged_and_does_not_spin(r, pipe, capl
 
 
 @pytest.mark.scenario(11)
-def test_a_copy_of_a_descriptor_closed_too_early_is_told_to_nobody(r, pipe, caplog):
+def test_a_copy_of_a_descriptor_closed_too_early_is_not_reported(r, pipe, caplog):
     seen = Seen()
     copy = os.dup(pipe[0])
     try:
@@ -401,14 +401,14 @@ def test_a_copy_of_a_descriptor_closed_too_early_is_told_to_nobody(r, pipe, capl
         turns(r, 2)
         assert handle.closed and seen == []
         assert len(caplog.records) == 1
-        turns(r, 40)  # for epoll: it reports the copy until its selector is replaced
+        turns(r, 40)  # epoll reports the copy until the selector is replaced
         assert turns_in(r) <= 30
     finally:
         os.close(copy)
 
 
 @pytest.mark.scenario(12)
-def test_a_socket_object_closed_too_early_does_not_hurt_who_gets_its_number(r, caplog):
+def test_a_socket_object_closed_too_early_does_not_hurt_the_next_owner_of_its_number(r, caplog):
     seen, log = Seen(), Log()
     ours, theirs = socket.socketpair()
     number = ours.fileno()
@@ -447,7 +447,7 @@ def test_a_new_watch_of_a_number_replaces_that_of_a_closed_socket(r, caplog):
 
 
 class Client:
-    """A library's client: it has the descriptor of its connection, connects again, and knows none once it is closed."""
+    """The client of a library: `fileno` is that of its current connection, and it has none once it is closed."""
 
     def __init__(self):
         self.sock = None
@@ -476,7 +476,8 @@ def client():
 
 @pytest.mark.parametrize('how', ['close', 'set_events', 'turn'])
 def test_a_watched_object_may_raise_anything_once_it_is_closed(r, sockets, client, caplog, how):
-    # Its error left `run`, `set_events`, and each call of `close`, also that of the reactor: other handles stayed open.
+    # Regression: its error was raised by `run`, `set_events` and every `close`, even the reactor's, and other handles
+    # stayed open.
     seen, log = Seen(), Log()
     conn = r.adopt(sockets()[0], log.on_data)
     handle = r.watch_fd(client, READ, seen.on_ready)
@@ -507,7 +508,8 @@ def test_a_watched_object_that_raises_does_not_keep_the_reactor_from_closing(soc
 
 
 def test_closing_the_watch_of_an_earlier_connection_of_an_object_leaves_the_later_watch(r, client):
-    # The number was asked of the object when the watch ended: that of its later connection, which was unregistered.
+    # Regression: `fileno` was called when the watch ended. It returned the number of the later connection, and that one
+    # was unregistered.
     seen = Seen()
     old = r.watch_fd(client, READ, turns)
     kept = client.sock, client.peer
@@ -523,7 +525,7 @@ def test_closing_the_watch_of_an_earlier_connection_of_an_object_leaves_the_late
     handle.close()
 
 
-# -- as every handle
+# -- what holds for every handle
 
 
 @pytest.mark.scenario(115)
@@ -554,7 +556,7 @@ def test_a_watch_keeps_the_loop_running_unless_it_is_unreferenced(r, pipe):
     assert r.run() is True
 
 
-def test_a_watch_tells_its_descriptor_and_what_it_wants(r, pipe):
+def test_the_repr_of_a_watch_shows_its_descriptor_and_what_it_wants(r, pipe):
     handle = r.watch_fd(pipe[0], READ, turns)
     assert repr(handle) == f'<Descriptor fd={pipe[0]} wants READ, calls tests.helpers.support.turns>'
     handle.set_events(0)
@@ -564,8 +566,8 @@ def test_a_watch_tells_its_descriptor_and_what_it_wants(r, pipe):
     assert repr(handle) == f'<Descriptor fd={pipe[0]} closed>'
 
 
-def test_a_watch_that_found_no_memory_still_tells_what_it_is_until_it_ends(r, pipe, monkeypatch):
-    # `why_alive` raised KeyError.
+def test_a_watch_that_found_no_memory_is_still_shown_until_it_ends(r, pipe, monkeypatch):
+    # Regression: `why_alive` raised KeyError.
     handle = r.watch_fd(pipe[0], READ, turns)
     run_short(monkeypatch, type(r.watchers.selector), 'modify')
     run_short(monkeypatch, Watchers, '_park_lost')
@@ -577,7 +579,7 @@ def test_a_watch_that_found_no_memory_still_tells_what_it_is_until_it_ends(r, pi
     assert handle.closed
 
 
-def test_a_closed_watch_holds_nothing(r, sockets):
+def test_a_closed_watch_releases_everything(r, sockets):
     class Thing:
         def call(self, handle, event):
             handle.close()

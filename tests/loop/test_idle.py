@@ -1,4 +1,4 @@
-"""Idlers: once in every turn, before all other calls, as long as they are open."""
+"""Idlers: called once in every turn, before all other calls, until they are closed."""
 
 from __future__ import annotations
 
@@ -168,7 +168,7 @@ def test_an_exception_in_an_idler_is_logged_and_the_others_go_on(r, caplog):
         idler.close()
 
 
-def test_what_leaves_run_skips_no_idler_and_calls_none_twice_a_turn(r):
+def test_an_exception_that_leaves_run_skips_no_idler_and_calls_none_twice_a_turn(r):
     log, interrupts = [], [KeyboardInterrupt]
 
     def interrupt():
@@ -195,7 +195,7 @@ def test_closing_the_reactor_closes_its_idlers():
         r.idle(lambda: None)
 
 
-def test_a_closed_idler_holds_nothing(r):
+def test_a_closed_idler_releases_everything(r):
     class Thing:
         def call(self):
             pass
@@ -213,15 +213,15 @@ def test_a_closed_idler_holds_nothing(r):
         gc.enable()
 
 
-def test_an_idler_tells_what_it_calls(r):
-    idler = r.idle(test_an_idler_tells_what_it_calls)
-    assert repr(idler) == f'<Idler calls {__name__}.test_an_idler_tells_what_it_calls>'
+def test_the_repr_of_an_idler_shows_what_it_calls(r):
+    idler = r.idle(test_the_repr_of_an_idler_shows_what_it_calls)
+    assert repr(idler) == f'<Idler calls {__name__}.test_the_repr_of_an_idler_shows_what_it_calls>'
     assert r.handles() == [idler]
     idler.close()
     assert repr(idler) == '<Idler closed>'
 
 
-def test_what_cannot_be_called_is_refused(r):
+def test_a_callback_that_is_not_callable_is_refused(r):
     with pytest.raises(TypeError):
         r.idle(5)
     assert r.handles() == []
@@ -238,7 +238,7 @@ def test_another_thread_cannot_close_an_idler_of_a_running_loop(r):
     assert idler.closed
 
 
-def test_an_idler_for_which_there_is_no_memory_is_not_opened(r, monkeypatch):
+def test_an_idler_is_not_opened_when_there_is_no_memory_for_it(r, monkeypatch):
     log = []
     run_short(monkeypatch, TimerHeap, 'unreferenced_later')
     with pytest.raises(MemoryError):

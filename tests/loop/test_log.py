@@ -1,4 +1,4 @@
-"""The log: a line gets there even where `logging` cannot be imported any more."""
+"""The log: a line is not lost when `logging` can no longer be imported."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The loop: its phases and their order, running, stopping and closing, errors in callbacks, and what waiting costs."""
+"""The loop: its phases and their order, running, stopping, closing, errors in callbacks, and the cost of waiting."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_a_turn_dispatches_then_runs_timers_then_calls_then_completions(r, socke
 
 
 @pytest.mark.scenario(1)
-def test_what_is_closed_in_one_turn_is_told_after_its_io_in_the_order_of_closing(r, sockets):
+def test_on_close_is_called_after_the_io_of_its_turn_in_the_order_of_closing(r, sockets):
     log = []
     pairs = [sockets() for _ in range(5)]
 
@@ -244,7 +244,7 @@ def test_stop_in_the_first_handler_of_a_batch_loses_no_event(r, sockets):
 
 @pytest.mark.scenario(9)
 @pytest.mark.parametrize('count', [2, 100])
-def test_a_handle_closed_by_another_of_the_same_batch_hears_nothing_but_on_close(r, sockets, count):
+def test_a_handle_closed_by_another_of_the_same_batch_gets_only_on_close(r, sockets, count):
     logs = [Log() for _ in range(count)]
     conns = []
 
@@ -297,7 +297,7 @@ def test_a_newcomer_with_the_number_of_a_handle_closed_in_the_batch_does_not_get
 
 
 @pytest.mark.scenario(8)
-def test_a_handle_closed_by_its_own_read_is_not_told_that_it_is_writable(r, sockets):
+def test_a_handle_closed_by_its_own_read_is_not_reported_writable(r, sockets):
     ours, theirs = sockets()
     probe = Probe(r, ours, READ | WRITE, Probe.close)
     theirs.send(b'x')
@@ -305,7 +305,7 @@ def test_a_handle_closed_by_its_own_read_is_not_told_that_it_is_writable(r, sock
     assert probe.log == ['read']
 
 
-def test_a_handle_paused_by_another_of_the_same_batch_is_not_told(r, sockets):
+def test_a_handle_paused_by_another_of_the_same_batch_is_not_called(r, sockets):
     probes = []
 
     def on_ready(probe):
@@ -355,7 +355,7 @@ def test_an_exception_in_main_leaves_run_after_the_turn(r):
 
 
 @pytest.mark.parametrize('catch_errors', [True, False, boom])
-def test_no_setting_of_catch_errors_keeps_an_exception_of_main(catch_errors):
+def test_an_exception_in_main_leaves_run_whatever_catch_errors_is(catch_errors):
     with pytest.raises(ZeroDivisionError):
         reactor.run(lambda r: 1 / 0, catch_errors=catch_errors)
 
@@ -363,7 +363,7 @@ def test_no_setting_of_catch_errors_keeps_an_exception_of_main(catch_errors):
 @pytest.mark.parametrize('how', ['run', 'run_once'])
 @pytest.mark.parametrize('after', [False, True])
 def test_an_exception_in_main_is_raised_by_the_next_call_when_the_run_was_left_for_another_one(r, how, after):
-    # `run_once` returned as if nothing had happened, and so did `run` where `main` had raised already.
+    # Regression: `run_once` returned as if nothing had happened, and so did `run` after `main` had already raised.
     def leave(*args):
         raise SystemExit
 
@@ -384,8 +384,8 @@ def test_an_exception_in_main_is_raised_by_the_next_call_when_the_run_was_left_f
 @pytest.mark.parametrize(
     ('timeout', 'error'), [('1', TypeError), (True, TypeError), ((), TypeError), (float('nan'), ValueError)]
 )
-def test_a_timeout_of_run_once_that_is_no_number_is_refused(r, timeout, error):
-    # NaN was reported as the failure of the selector, and a text compared with a number.
+def test_a_timeout_of_run_once_that_is_not_a_number_is_refused(r, timeout, error):
+    # Regression: NaN was reported as a failure of the selector, and a string failed in a comparison.
     r.call_later(60, int).unref()
     idler = r.idle(int)
     with pytest.raises(error, match='timeout is a'):
@@ -428,7 +428,7 @@ def test_another_reactor_may_run_inside_a_callback(r):
 
 
 @pytest.mark.scenario(4)
-def test_stop_ends_the_turn_and_keeps_what_waits_for_the_next_run(r):
+def test_stop_ends_the_turn_and_keeps_waiting_calls_for_the_next_run(r):
     log = []
     r.call_soon(r.stop)
     r.call_soon(log.append, 'rest of the turn')
@@ -518,7 +518,7 @@ def test_a_second_thread_cannot_run_a_running_reactor(r):
     assert r.stats().callback_errors == 0
 
 
-def test_run_once_does_one_turn_and_tells_whether_something_is_left(r):
+def test_run_once_does_one_turn_and_returns_whether_something_is_left(r):
     log = []
     r.call_soon(r.call_soon, log.append, 1)
     assert r.run_once(0) is True
@@ -527,7 +527,7 @@ def test_run_once_does_one_turn_and_tells_whether_something_is_left(r):
     assert log == [1]
 
 
-def test_run_once_waits_no_longer_than_it_is_told(fake, kernel):
+def test_run_once_waits_no_longer_than_its_timeout(fake, kernel):
     fake.call_later(60, fail)
     assert fake.run_once(2) is True
     assert kernel.time == 1002
@@ -559,7 +559,7 @@ def test_run_once_after_stop_does_not_wait(fake, kernel):
     assert kernel.time == 1001
 
 
-def test_run_once_says_when_it_was_stopped(fake):
+def test_run_once_returns_false_when_it_was_stopped(fake):
     timer = fake.call_later(60, fail)
     assert fake.run_once(0) is True
     fake.call_soon(fake.stop)
@@ -601,7 +601,7 @@ def test_the_function_run_closes_when_main_raises(sockets):
     assert log[1:] == [('close', None)]
 
 
-def test_the_function_run_tells_that_it_was_stopped(sockets):
+def test_the_function_run_returns_false_when_it_was_stopped(sockets):
     def main(r):
         r.adopt(sockets()[0])
         r.stop()
@@ -661,7 +661,7 @@ def test_a_handle_that_cannot_be_closed_does_not_keep_the_others_open(sockets):
 
 
 def test_an_exit_callback_that_raises_is_counted_and_passed_to_catch_errors(caplog):
-    # It was logged all the same.
+    # Regression: it was logged as well.
     got, log = [], []
     r = Reactor(catch_errors=lambda exc, handle: got.append((type(exc), handle)))
     r.add_exit_callback(log.append, 'first')
@@ -685,7 +685,7 @@ def test_an_exit_callback_must_be_callable(r):
 
 
 @pytest.mark.scenario(7)
-def test_close_aborts_every_handle_and_tells_each_once(r, sockets):
+def test_close_aborts_every_handle_and_calls_each_on_close_once(r, sockets):
     log = Log()
     for _ in range(10):
         r.adopt(sockets()[0], on_close=log.on_close)
@@ -696,7 +696,7 @@ def test_close_aborts_every_handle_and_tells_each_once(r, sockets):
     assert r.handles() == []
 
 
-def test_close_tells_what_was_closed_in_the_last_turn_and_not_told_yet(r, sockets):
+def test_close_calls_on_close_of_handles_closed_in_the_last_turn(r, sockets):
     log = Log()
     r.adopt(sockets()[0], on_close=log.on_close).close()
     r.close()
@@ -718,7 +718,7 @@ def test_a_connection_opened_while_closing_is_closed_too(r, sockets):
     assert log.names() == ['close'] * 5
 
 
-def test_close_drops_timers_and_calls_and_what_they_hold(r):
+def test_close_drops_timers_and_calls_and_their_arguments(r):
     gc.disable()
     try:
         things = [Thing() for _ in range(3)]
@@ -767,7 +767,7 @@ def test_a_closed_reactor_refuses_work(r, call):
         call(r)
 
 
-def test_a_closed_reactor_can_still_be_asked(r):
+def test_a_closed_reactor_still_answers_questions(r):
     r.close()
     assert r.handles() == []
     assert r.why_alive() == []
@@ -790,7 +790,7 @@ def test_a_constructor_that_fails_leaves_nothing_open():
 
 @pytest.mark.parametrize('given', [False, True])
 def test_a_constructor_that_finds_no_descriptor_for_its_doorbell_closes_the_selector_that_it_made(given):
-    # It stayed open until the garbage collector ran, one for each attempt, where descriptors had run out.
+    # Regression: each attempt left a selector open until the garbage collector ran, while descriptors had run out.
     class FullKernel(FakeKernel):
         def selector(self):
             selectors_made.append(super().selector())
@@ -803,14 +803,15 @@ def test_a_constructor_that_finds_no_descriptor_for_its_doorbell_closes_the_sele
     with pytest.raises(OSError, match='too many'):
         Reactor(selector=mine, kernel=FullKernel())
     if given:
-        assert mine.get_map() is not None and not selectors_made  # its owner may try again
+        assert mine.get_map() is not None and not selectors_made  # the owner may use it again
         mine.close()
     else:
         assert [selector.get_map() for selector in selectors_made] == [None]
 
 
 def test_a_selector_in_use_or_closed_is_refused(sockets):
-    # What others had registered there was ready in every turn, with an AttributeError in the log; `close` raised it.
+    # Regression: descriptors that other code had registered there were ready in every turn and logged an
+    # AttributeError each time; `close` raised it.
     selector = selectors.DefaultSelector()
     selector.register(sockets()[0], READ)
     with pytest.raises(ValueError, match='selector is a new one'):
@@ -835,7 +836,7 @@ def test_on_close_that_raises_while_closing_does_not_keep_others_open(sockets):
 
 
 @pytest.mark.parametrize('kind', [KeyboardInterrupt, SystemExit])
-def test_an_exit_callback_that_leaves_still_has_everything_closed(sockets, kind):
+def test_everything_is_closed_after_an_exit_callback_that_raises_out_of_close(sockets, kind):
     def leave():
         raise kind
 
@@ -875,7 +876,7 @@ def test_a_program_that_opens_another_connection_whenever_one_ends_is_cut_off_by
         r.run()
 
 
-def test_in_a_fork_the_reactor_does_not_run_and_its_close_tells_nobody():
+def test_in_a_fork_the_reactor_does_not_run_and_its_close_calls_no_callback():
     class Forked(ScriptedKernel):
         number = 1
 
@@ -934,11 +935,11 @@ def deeper(conn, data):
 
 @pytest.mark.parametrize('leaves', ['the error itself', 'on_error', 'catch_errors'])
 def test_an_exhausted_stack_in_a_callback_leaves_run_once(sockets, leaves):
-    # The next call of `run` reported it again, and each one after that: nothing else ever ran.
-    told = []
+    # Regression: every later call of `run` reported it again, and nothing else ever ran.
+    calls = []
 
     def leave(*args):
-        told.append(args)
+        calls.append(args)
         raise SystemExit
 
     r = Reactor(catch_errors={'catch_errors': leave, 'on_error': True}.get(leaves, False))
@@ -951,34 +952,34 @@ def test_an_exhausted_stack_in_a_callback_leaves_run_once(sockets, leaves):
     conn.abort()
     r.call_soon(log.append, 1)
     assert r.run() is True
-    assert log == [1] and len(told) == (leaves != 'the error itself')
+    assert log == [1] and len(calls) == (leaves != 'the error itself')
     r.close()
 
 
 @pytest.mark.parametrize('on_error', [False, True])
 def test_an_exhausted_stack_in_the_last_turn_is_reported_when_the_reactor_is_closed(sockets, caplog, on_error):
-    # It was forgotten: nobody was told, and `on_close` got None.
-    r, log, told = Reactor(), Log(), []
+    # Regression: it was lost. Neither `on_error` nor the log got it, and `on_close` was called with None.
+    r, log, errors = Reactor(), Log(), []
 
     def on_data(conn, data):
         r.stop()
         deeper(conn, data)
 
     ours, theirs = sockets()
-    r.adopt(ours, on_data, on_close=log.on_close, on_error=(lambda conn, exc: told.append(exc)) if on_error else None)
+    r.adopt(ours, on_data, on_close=log.on_close, on_error=(lambda conn, exc: errors.append(exc)) if on_error else None)
     theirs.send(b'x')
     assert r.run() is False
     r.close()
     ((_, exc),) = log
     if on_error:
-        assert exc is None and [type(error) for error in told] == [RecursionError] and not caplog.records
+        assert exc is None and [type(error) for error in errors] == [RecursionError] and not caplog.records
     else:
         assert type(exc) is RecursionError and len(caplog.records) == 1
     assert r.timeout() is None
 
 
-def test_a_loop_in_which_this_runs_is_told_to_go_on_at_once_after_an_exhausted_stack(r, sockets):
-    # The connection is aborted in the next turn: until then, `timeout` told the other loop that it may sleep.
+def test_timeout_is_zero_for_a_host_loop_after_an_exhausted_stack(r, sockets):
+    # Regression: the connection is aborted in the next turn, but `timeout` let the host loop sleep before it.
     log = Log()
     ours, theirs = sockets()
     r.adopt(ours, deeper, on_close=log.on_close)
@@ -1007,7 +1008,8 @@ NESTED = functools.reduce(lambda inner, _: [inner], range(100_000), [])
 )
 @pytest.mark.parametrize('slow', [None, 100.0])
 def test_a_callback_written_in_c_that_exhausts_memory_or_stack_is_called_once(caplog, way, fn, slow):
-    # It has no frame, so it seemed that it was not reached: it was called again in each turn, or the error left `run`.
+    # Regression: a C function has no frame, so the loop believed that it had not been called. It was called again in
+    # each turn, or the error left `run`.
     log = []
     with Reactor(slow_callback=slow) as r:
         fn, *args = fn if isinstance(fn, tuple) else (fn,)
@@ -1022,7 +1024,7 @@ def test_a_callback_written_in_c_that_exhausts_memory_or_stack_is_called_once(ca
 
 
 class FailingHandler(logging.Handler):
-    """What logging is when no memory is left: `emit` raises."""
+    """A log handler when no memory is left: `emit` raises."""
 
     def emit(self, record):
         raise MemoryError
@@ -1038,7 +1040,7 @@ def log_without_memory():
 
 @pytest.mark.parametrize('kind', [MemoryError, RecursionError])
 @pytest.mark.parametrize('way', ['call_soon', 'call_later'])
-def test_behind_a_callback_that_finds_no_memory_or_stack_the_others_of_its_turn_are_called(fake, way, kind):
+def test_after_a_callback_that_finds_no_memory_or_stack_the_others_of_its_turn_are_called(fake, way, kind):
     def fail():
         raise kind
 
@@ -1051,9 +1053,7 @@ def test_behind_a_callback_that_finds_no_memory_or_stack_the_others_of_its_turn_
 
 
 @pytest.mark.scenario(118)
-def test_a_callback_that_finds_no_memory_is_not_the_end_of_the_loop_when_the_log_finds_none_either(
-    r, sockets, log_without_memory
-):
+def test_the_loop_goes_on_when_neither_a_callback_nor_the_log_finds_memory(r, sockets, log_without_memory):
     def exhaust(conn, data):
         raise MemoryError
 
@@ -1070,26 +1070,26 @@ def test_a_callback_that_finds_no_memory_is_not_the_end_of_the_loop_when_the_log
 
 
 @pytest.mark.scenario(118)
-@pytest.mark.parametrize('told', ['log', 'on_error', 'callable'])
-def test_memory_is_set_aside_for_telling_that_there_is_none(sockets, told):
+@pytest.mark.parametrize('reporter', ['log', 'on_error', 'callable'])
+def test_memory_is_reserved_for_reporting_a_memory_error(sockets, reporter):
     def exhaust(conn, data):
         raise MemoryError
 
-    def tell(*args):
+    def measure(*args):
         during.append(tracemalloc.get_traced_memory()[0])
 
-    class Telling(logging.Handler):
+    class Measuring(logging.Handler):
         def emit(self, record):
-            tell()
+            measure()
 
     during = []
-    handler = Telling()
+    handler = Measuring()
     logging.getLogger('reactor').addHandler(handler)
     tracemalloc.start()
     try:
-        with Reactor(catch_errors=tell if told == 'callable' else True) as r:
+        with Reactor(catch_errors=measure if reporter == 'callable' else True) as r:
             ours, theirs = sockets()
-            conn = r.adopt(ours, exhaust, on_error=tell if told == 'on_error' else None)
+            conn = r.adopt(ours, exhaust, on_error=measure if reporter == 'on_error' else None)
             for _ in range(2):
                 before = tracemalloc.get_traced_memory()[0]
                 theirs.send(b'x')
@@ -1104,7 +1104,7 @@ def test_memory_is_set_aside_for_telling_that_there_is_none(sockets, told):
 
 
 @pytest.mark.skipif(sys.platform != 'linux', reason='asks Linux for the memory of the process')
-def test_what_is_set_aside_takes_no_memory():
+def test_the_reserve_takes_no_resident_memory():
     def resident():
         with open('/proc/self/statm') as file:
             return int(file.read().split()[1]) * os.sysconf('SC_PAGE_SIZE')
@@ -1116,7 +1116,7 @@ def test_what_is_set_aside_takes_no_memory():
         assert resident() - before < 50 * failures.RESERVE // 4
 
 
-def test_what_was_set_aside_is_asked_for_again_until_there_is_memory(sockets, monkeypatch):
+def test_the_reserve_is_allocated_again_as_soon_as_there_is_memory(sockets, monkeypatch):
     def exhaust():
         raise MemoryError
 
@@ -1198,7 +1198,7 @@ def test_without_catch_errors_an_exception_leaves_run_and_the_rest_is_kept():
     assert log == [1, 1]
 
 
-def test_without_catch_errors_on_error_is_still_asked(sockets):
+def test_without_catch_errors_on_error_is_still_called(sockets):
     log = Log()
     with Reactor(catch_errors=False) as r:
         ours, theirs = sockets()
@@ -1210,13 +1210,13 @@ def test_without_catch_errors_on_error_is_still_asked(sockets):
 
 
 @pytest.mark.parametrize('value', [None, 'log', 1])
-def test_catch_errors_must_be_a_truth_or_callable(value):
+def test_catch_errors_must_be_a_bool_or_callable(value):
     with pytest.raises(TypeError):
         Reactor(catch_errors=value).close()
 
 
 def leaving(r, phase, error, sockets, log):
-    """Three callbacks in one phase of one turn, each of which notes itself and then raises."""
+    """Schedule three callbacks for one phase of one turn; each logs its name and then raises."""
 
     def leave(*args):
         log.append(args[-1])
@@ -1241,7 +1241,7 @@ def leaving(r, phase, error, sockets, log):
 @pytest.mark.scenario(117)
 @pytest.mark.parametrize('phase', ['dispatch', 'timers', 'soon', 'threadsafe', 'completions'])
 @pytest.mark.parametrize('error', [KeyboardInterrupt, SystemExit])
-def test_what_is_no_exception_leaves_run_and_the_rest_of_the_batch_is_kept(r, sockets, phase, error):
+def test_a_base_exception_leaves_run_and_the_rest_of_the_batch_is_kept(r, sockets, phase, error):
     log = []
     leaving(r, phase, error, sockets, log)
     for count in range(1, 4):
@@ -1330,7 +1330,7 @@ def test_in_debug_mode_calls_from_its_own_thread_and_before_it_runs_are_fine():
     assert log == [2, 1]
 
 
-# -- what waiting costs
+# -- the cost of waiting
 
 
 def test_no_turn_passes_while_nothing_happens(r, sockets):
@@ -1341,7 +1341,7 @@ def test_no_turn_passes_while_nothing_happens(r, sockets):
 
 
 @pytest.mark.scenario(18)
-def test_bytes_that_nobody_wants_wake_nobody(r, sockets):
+def test_unwanted_bytes_do_not_wake_the_loop(r, sockets):
     ours, theirs = sockets()
     conn = r.adopt(ours, fail)
     conn.pause_reading()
@@ -1353,7 +1353,7 @@ def test_bytes_that_nobody_wants_wake_nobody(r, sockets):
 
 @pytest.mark.scenario(17)
 @pytest.mark.parametrize('unread', [b'', b'x'])
-def test_a_peer_that_hangs_up_on_a_paused_connection_wakes_nobody(r, sockets, unread):
+def test_a_peer_that_hangs_up_on_a_paused_connection_does_not_wake_the_loop(r, sockets, unread):
     ours, theirs = sockets()
     conn = r.adopt(ours, fail)
     conn.pause_reading()
@@ -1365,7 +1365,7 @@ def test_a_peer_that_hangs_up_on_a_paused_connection_wakes_nobody(r, sockets, un
 
 
 @pytest.mark.scenario(17)
-def test_an_end_of_file_with_the_write_side_open_wakes_nobody(r, sockets):
+def test_an_end_of_file_with_the_write_side_open_does_not_wake_the_loop(r, sockets):
     log = Log()
     ours, theirs = sockets()
     conn = r.adopt(ours, fail, on_eof=log.on_eof)
@@ -1380,7 +1380,7 @@ def test_an_end_of_file_with_the_write_side_open_wakes_nobody(r, sockets):
 
 
 @pytest.mark.scenario(11)
-def test_a_duplicate_of_a_closed_descriptor_wakes_nobody(r, sockets):
+def test_a_duplicate_of_a_closed_descriptor_does_not_wake_the_loop(r, sockets):
     ours, theirs = sockets()
     conn = r.adopt(ours, fail)
     duplicate = os.dup(ours.fileno())
@@ -1418,11 +1418,11 @@ def test_a_descriptor_lost_while_a_copy_of_it_lives_wakes_the_loop_a_few_times_o
 
 
 @pytest.mark.scenario(11)
-def test_a_blind_selector_is_replaced_and_everybody_moves_over(sockets):
+def test_a_blind_selector_is_replaced_and_all_handles_move_over(sockets):
     made = []
 
     class Blind(selectors.SelectSelector):
-        """The first one made reports nothing, at once."""
+        """The first instance returns at once and reports nothing."""
 
         def __init__(self):
             super().__init__()
@@ -1455,7 +1455,7 @@ def test_a_selector_is_taken_for_blind_when_it_ends_20_waits_in_a_row_early_with
 
     with Reactor(selector=Blind()) as r:
         r.call_later(100, int)
-        r.run_once(0.0001)  # too short to tell
+        r.run_once(0.0001)  # too short to judge
         for _ in range(19):
             r.run_once(wait)
         r.run_once(0)  # it did not wait, which says nothing
@@ -1465,9 +1465,9 @@ def test_a_selector_is_taken_for_blind_when_it_ends_20_waits_in_a_row_early_with
 
 
 @pytest.mark.parametrize('error', [OSError, TypeError])
-def test_a_blind_selector_that_cannot_be_replaced_is_used_on(sockets, monkeypatch, error):
+def test_a_blind_selector_that_cannot_be_replaced_stays_in_use(sockets, monkeypatch, error):
     class Blind(selectors.SelectSelector):
-        """It reports nothing, at once, a hundred times."""
+        """It returns at once and reports nothing, a hundred times."""
 
         blind = 100
 
@@ -1509,7 +1509,7 @@ def test_waiting_for_a_timer_takes_few_turns(r):
 
 
 def sleeping(r, probe):
-    """Have `probe` called each time the loop is about to sleep, as deep as its selector."""
+    """Have `probe` called each time the loop is about to sleep, at the stack depth of the selector."""
     select = r._select
 
     def watched(timeout):
@@ -1521,7 +1521,7 @@ def sleeping(r, probe):
 
 
 def run_to_sleep(r, probe):
-    """Run without the collector until `probe`, called each time the loop is about to sleep, is true."""
+    """Run without the garbage collector until `probe`, called each time the loop is about to sleep, returns true."""
     last = r.call_later(5, int)
 
     def asleep():
@@ -1556,7 +1556,7 @@ def test_a_closed_handle_is_freed_before_the_loop_sleeps(r, sockets, end):
 
 
 @pytest.mark.parametrize('how', ['soon', 'threadsafe', 'timer', 'error'])
-def test_what_a_callback_got_is_freed_before_the_loop_sleeps(r, how):
+def test_the_arguments_of_a_callback_are_freed_before_the_loop_sleeps(r, how):
     thing, alive = Thing(), []
     ref = weakref.ref(thing)
     r.failures.catch_errors = lambda exc, handle: None
@@ -1669,12 +1669,12 @@ def test_fileno_is_readable_when_the_loop_has_something_to_do(r, sockets):
     r.run_once(0)
 
 
-def test_fileno_of_a_selector_without_one_says_what_to_do_instead():
+def test_the_error_of_fileno_without_a_descriptor_says_how_to_embed_instead():
     with Reactor(selector=selectors.SelectSelector()) as r, pytest.raises(ReactorError, match='run_once'):
         r.fileno()
 
 
-# -- looking
+# -- introspection
 
 
 def test_handles_are_the_open_ones_wanting_something_or_not(r, sockets):
@@ -1704,13 +1704,13 @@ def test_why_alive_names_calls_by_their_function(r):
     r._wakeup.calls.clear()
 
 
-def test_why_alive_tells_the_age_of_a_timer_and_how_long_it_waits(fake, kernel):
+def test_why_alive_shows_the_age_of_a_timer_and_how_long_it_waits(fake, kernel):
     fake.call_later(10, fail)
     kernel.time += 4
     assert fake.why_alive() == [f'timer of {__name__}.fail: since 4 s, waits another 6.0 s']
 
 
-def test_why_alive_tells_the_age_of_a_handle_and_what_it_waits_for(fake, kernel, sockets):
+def test_why_alive_shows_the_age_of_a_handle_and_what_it_waits_for(fake, kernel, sockets):
     kernel.time += 100
     turns(fake, 1)
     conn = fake.adopt(sockets()[0], fail)
@@ -1718,14 +1718,14 @@ def test_why_alive_tells_the_age_of_a_handle_and_what_it_waits_for(fake, kernel,
     assert fake.why_alive() == [f'{conn!r}: since 4 s, waits for bytes to read']
 
 
-def test_why_alive_tells_of_what_is_not_told_yet(r, sockets):
+def test_why_alive_shows_callbacks_that_are_due(r, sockets):
     conn = r.adopt(sockets()[0])
     conn.close()
     assert r.why_alive() == [f'{conn!r}: a callback is due']
     r.run()
 
 
-def test_why_alive_leaves_out_what_does_not_keep_run_running(r, sockets):
+def test_why_alive_leaves_out_everything_that_does_not_keep_run_running(r, sockets):
     conn = r.adopt(sockets()[0])
     conn.unref()
     timer = r.call_later(60, int)
@@ -1762,7 +1762,7 @@ def test_main_must_be_callable(r):
     assert r.run() is True
 
 
-def test_a_limit_that_is_no_number_is_refused(r):
+def test_a_limit_that_is_not_a_number_is_refused(r):
     timer = r.call_later(60, int)
     with pytest.raises(TypeError):
         r.run_once('soon')
@@ -1783,7 +1783,7 @@ def test_a_selector_that_is_given_is_closed_with_the_reactor():
     assert Closing.closes == 1
 
 
-def test_an_error_of_the_selector_that_nobody_caused_leaves_run():
+def test_an_error_of_the_selector_itself_leaves_run():
     class Broken(FakeSelector):
         def select(self, timeout=None):
             raise OSError('broken')
@@ -1795,7 +1795,7 @@ def test_an_error_of_the_selector_that_nobody_caused_leaves_run():
 
 
 def test_a_selector_that_fails_once_loses_nothing():
-    """What waits is there for the next `run`."""
+    """Everything that waited is still there for the next `run`."""
 
     class Failing(selectors.SelectSelector):
         failures = 1
@@ -1808,7 +1808,7 @@ def test_a_selector_that_fails_once_loses_nothing():
 
     log = []
     with Reactor(selector=Failing()) as r:
-        r.call_later(0.1, log.append, 'timer')  # so not in the first turn, however busy the machine
+        r.call_later(0.1, log.append, 'timer')  # so it is not due in the first turn, even on a busy machine
         r.call_soon(log.append, 'soon')
         with pytest.raises(OSError, match='no memory') as failure:
             r.run()
@@ -1819,7 +1819,7 @@ def test_a_selector_that_fails_once_loses_nothing():
 
 @pytest.mark.skipif(not hasattr(select, 'epoll'), reason='needs epoll')
 @pytest.mark.parametrize('how', ['its number is closed', 'its object is closed'])
-def test_a_selector_that_other_code_has_closed_leaves_run_with_what_to_look_for(how, sockets):
+def test_the_error_of_a_selector_closed_by_other_code_says_what_to_look_for(how, sockets):
     log = Log()
     r = Reactor(selector=selectors.EpollSelector())
     conn = r.adopt(sockets()[0], on_close=log.on_close)
@@ -1836,7 +1836,7 @@ def test_a_selector_that_other_code_has_closed_leaves_run_with_what_to_look_for(
     assert log.names() == ['close'] and r.guard.closed
 
 
-def test_the_selectors_are_what_they_are_called(r):
+def test_each_selector_is_of_the_named_kind(r):
     assert type(r.watchers.selector) in SELECTORS.values()
 
 
@@ -1884,7 +1884,7 @@ def test_a_repeating_timer_that_runs_out_of_memory_keeps_its_rate(fake, kernel, 
     kernel.time += 1
     run_short(monkeypatch, RepeatingTimer, 'handle_due', after=after)
     turns(fake, 2)
-    assert times == ([] if after else [1001])  # a beat is missed when the next one was set already
+    assert times == ([] if after else [1001])  # when the next beat was already set, this one is skipped
     kernel.time += 1
     turns(fake, 2)
     assert times[-1] == 1002 and len(times) == 2 - after
@@ -1895,7 +1895,7 @@ def test_a_repeating_timer_that_runs_out_of_memory_keeps_its_rate(fake, kernel, 
 def test_a_call_that_runs_out_of_memory_right_before_its_callback_is_made_in_the_next_turn(r, monkeypatch):
     log = []
     idler = r.idle(log.append, 1)
-    for _ in range(3):  # what was set aside for that is there again
+    for _ in range(3):  # the reserve of memory is allocated again each time
         log.clear()
         run_short(monkeypatch, Idler, 'handle_turn')
         turns(r, 2)
@@ -1933,7 +1933,7 @@ def test_a_selector_that_cannot_be_closed_keeps_nothing_else_open(sockets):
         os.fstat(bell)
 
 
-def test_in_a_child_that_closes_the_loop_in_run_once_nothing_is_left_to_wait_for():
+def test_run_once_returns_false_in_a_child_that_closes_the_loop():
     kernel = ScriptedKernel()
     r = Reactor(kernel=kernel)
 
@@ -1948,12 +1948,12 @@ def test_in_a_child_that_closes_the_loop_in_run_once_nothing_is_left_to_wait_for
 
 
 def test_an_error_that_finds_no_memory_to_be_reported_is_reported_in_a_later_turn(sockets, monkeypatch):
-    told = []
+    reported = []
 
     def fail(conn, data):
         raise RecursionError('of the user')
 
-    with Reactor(catch_errors=lambda exc, handle: told.append(str(exc))) as r:
+    with Reactor(catch_errors=lambda exc, handle: reported.append(str(exc))) as r:
         ours, theirs = sockets()
         r.adopt(ours, fail)
         theirs.send(b'x')
@@ -1961,15 +1961,15 @@ def test_an_error_that_finds_no_memory_to_be_reported_is_reported_in_a_later_tur
         run_short(monkeypatch, failures.Failures, 'callback_failed')
         with pytest.raises(MemoryError):
             turns(r, 3)
-        assert told == []
+        assert reported == []
         turns(r, 3)
-        assert told == ['of the user']
+        assert reported == ['of the user']
 
 
 @pytest.mark.parametrize('slow', [None, 100.0])
 @pytest.mark.parametrize('phase', ['dispatch', 'timers', 'soon', 'completions'])
-def test_a_callback_that_forks_and_closes_the_loop_in_the_child_is_the_last_there(phase, slow):
-    # With handles open, `run` never returned in the child. Before, the child handled what was ready for its parent.
+def test_a_callback_that_closes_the_loop_in_a_forked_child_is_the_last_one_there(phase, slow):
+    # Regression: with handles open, `run` never returned in the child; and the child handled events of its parent.
     kernel, log = ScriptedKernel(), Log()
     r = Reactor(kernel=kernel, slow_callback=slow)
     socks = [ScriptedSocket(kernel) for _ in range(3)]
@@ -1998,8 +1998,8 @@ def test_a_callback_that_forks_and_closes_the_loop_in_the_child_is_the_last_ther
     assert all('close' not in sock.calls for sock in socks)
 
 
-def test_where_select_does_not_wait_for_nothing_the_loop_does_while_its_doorbell_is_parked():
-    # `run` raised an OSError that told the user to look for code which closes descriptors.
+def test_the_loop_waits_itself_when_select_refuses_to_wait_without_sockets():
+    # Regression: `run` raised an OSError whose message blamed code that closes descriptors.
     class Windows(selectors.SelectSelector):
         refused = 0
 

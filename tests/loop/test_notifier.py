@@ -1,4 +1,4 @@
-"""Notifiers: many triggers from anywhere are one call in the loop, and none is lost."""
+"""Notifiers: many triggers from any thread become one call in the loop, and none is lost."""
 
 from __future__ import annotations
 
@@ -99,8 +99,8 @@ def test_a_trigger_from_many_threads_is_never_lost(r):
     assert len(calls) <= 2000
 
 
-def test_two_threads_that_trigger_at_the_same_instant_have_one_call_or_one_after_the_other(r):
-    """The flag is seen down by both: the second entry of the queue finds nothing to do."""
+def test_two_triggers_at_the_same_instant_cause_one_call_or_two_in_sequence(r):
+    """Both threads see the flag down and queue an entry. The second entry finds nothing to do."""
     log = []
     notifier = r.notifier(log.append, 1, once=False)
     notifier.trigger()
@@ -138,7 +138,7 @@ def test_a_notifier_keeps_the_loop_running_unless_it_is_unreferenced(r):
     assert r.run() is True
 
 
-def test_a_trigger_before_the_close_calls_nobody(r):
+def test_a_trigger_right_before_the_close_causes_no_call(r):
     log = []
     notifier = r.notifier(log.append, 1)
     notifier.trigger()
@@ -161,7 +161,7 @@ def test_an_exception_is_logged_and_a_notifier_that_stays_goes_on(r, caplog):
     notifier.close()
 
 
-def test_a_trigger_after_the_reactor_was_closed_says_so():
+def test_a_trigger_after_the_reactor_was_closed_raises():
     with Reactor() as r:
         notifier = r.notifier(lambda: None)
     assert notifier.closed
@@ -171,7 +171,7 @@ def test_a_trigger_after_the_reactor_was_closed_says_so():
         r.notifier(lambda: None)
 
 
-def test_a_closed_notifier_holds_nothing(r):
+def test_a_closed_notifier_releases_everything(r):
     class Thing:
         def call(self):
             pass
@@ -188,7 +188,7 @@ def test_a_closed_notifier_holds_nothing(r):
         gc.enable()
 
 
-def test_a_notifier_tells_its_state(r):
+def test_the_repr_of_a_notifier_shows_its_state(r):
     notifier = r.notifier(turns)
     assert repr(notifier) == '<Notifier calls tests.helpers.support.turns>'
     notifier.trigger()
@@ -198,7 +198,7 @@ def test_a_notifier_tells_its_state(r):
     assert repr(notifier) == '<Notifier closed>'
 
 
-def test_what_cannot_be_called_is_refused(r):
+def test_a_callback_that_is_not_callable_is_refused(r):
     with pytest.raises(TypeError):
         r.notifier(5)
     assert r.handles() == []
@@ -232,7 +232,8 @@ def test_a_trigger_that_finds_no_memory_raises_and_the_next_one_calls(r, monkeyp
 
 
 def test_a_trigger_that_ctrl_c_cuts_off_raises_and_the_next_one_calls(r, monkeypatch):
-    # In the main thread, while the loop runs in another one. The flag stayed up: the notifier was dead for ever.
+    # The trigger runs in the main thread, and the loop in another one. Regression: the flag stayed up, and the notifier
+    # never worked again.
     log = []
     notifier = r.notifier(log.append, 'called', once=False)
     run_short(monkeypatch, Wakeup, 'call', kind=KeyboardInterrupt)

@@ -1,8 +1,8 @@
-"""Reporting an error cannot itself fail: neither what is reported nor who it is reported to may raise.
+"""Reporting an error cannot itself fail, even when the reported object or the code that receives the report raises.
 
-`Foul` is a callback that can be called and nothing else: its repr, its name, its truth, its hash and any comparison
-raise, and so does the text of the exception that it raises when it is called. The table WAYS passes one to every
-parameter of the API that takes a callback. Each is run with each kind of broken logger.
+`Foul` is a callback that can only be called: its repr, name, truth value, hash and comparisons raise. When it is
+called, it raises an exception whose text cannot be read either. The table WAYS passes a `Foul` to every parameter of
+the API that takes a callback. Each case runs with each kind of broken logger.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ PACKAGE = Path(reactor.__file__).parent
 
 
 class FoulError(Exception):
-    """What a `Foul` raises; to ask for its text is a mistake, too."""
+    """The exception of a `Foul`; reading its text raises, too."""
 
     def __repr__(self):
         raise RuntimeError('the repr of the exception')
@@ -56,7 +56,7 @@ def _raising(what):
 
 
 class Foul:
-    """A callable of which nothing else can be asked."""
+    """A callable whose attributes and special methods all raise."""
 
     def __init__(self, error=FoulError):
         object.__setattr__(self, 'calls', [])
@@ -73,12 +73,12 @@ class Foul:
 
 
 def calls_of(foul):
-    """With which arguments it was called."""
+    """Return the arguments of each call."""
     return object.__getattribute__(foul, 'calls')
 
 
 class Endless:
-    """A callable that has every attribute, of its own kind, as a mock or a proxy has."""
+    """A callable with every attribute: each is another `Endless`, as with a mock or a proxy."""
 
     def __init__(self):
         self.calls = []
@@ -91,11 +91,11 @@ class Endless:
         return self
 
 
-# -- to whom it is reported
+# -- broken loggers
 
 
 class Raising(logging.Handler):
-    """A handler that fails, as one does that was written in a hurry."""
+    """A log handler that raises, as a carelessly written one does."""
 
     def __init__(self, error):
         super().__init__()
@@ -107,7 +107,7 @@ class Raising(logging.Handler):
 
 
 class RaisingFilter(logging.Filter):
-    """The same before the handler is asked."""
+    """A filter that raises before the handler is called."""
 
     def filter(self, record):
         raise RuntimeError('the filter')
@@ -119,7 +119,7 @@ def closed_stream():
     return stream
 
 
-# What the handler raises, and whether standard error is there to fall back on.
+# For each logger: the error that its handler raises, and whether standard error exists as a fallback.
 LOGGERS = {
     'works': (None, 'open'),
     'handler raises': (RuntimeError('the handler'), 'open'),
@@ -135,7 +135,7 @@ LOGGERS = {
 
 @contextlib.contextmanager
 def logger_that(does):
-    """The logger `reactor` with a handler that fails in one way; around the test itself, since pytest captures."""
+    """Give the logger `reactor` a handler that fails in one way. Tests enter it because pytest captures logs."""
     error, stderr = LOGGERS[does]
     handler = logging.NullHandler() if error is None else Raising(error)
     if does == 'filter raises':
@@ -155,11 +155,11 @@ def logger_that(does):
 
 @pytest.fixture(params=list(LOGGERS))
 def logger(request):
-    """What to run the test in."""
+    """A context manager to run the test in."""
     return logger_that(request.param)
 
 
-# -- what is reported: a callback for every parameter that takes one
+# -- callbacks that are reported: one for every parameter that takes a callback
 
 
 def pair():
@@ -319,7 +319,7 @@ WAYS = {
 
 
 class Kept(list):
-    """What a way has left open: closed in the end."""
+    """Objects that a way has left open; they are closed at the end."""
 
     def __enter__(self):
         return self
@@ -332,13 +332,13 @@ class Kept(list):
 @pytest.mark.parametrize('logger', ['works', 'everything fails'], indirect=True)
 @pytest.mark.parametrize('slow', [None, 1e-9], ids=['', 'all of them slow'])
 @pytest.mark.parametrize('way', list(WAYS))
-def test_a_callback_that_raises_what_cannot_be_reported_hurts_nobody_else(way, slow, logger):
+def test_a_callback_that_raises_an_unprintable_error_hurts_no_other_handle(way, slow, logger):
     with logger:
         serve_a_foul_callback(way, slow)
 
 
 @pytest.mark.parametrize('way', ['call_soon', 'call_later', 'on_data', 'on_close', 'on_datagram', 'on_accept_error'])
-def test_neither_does_it_whatever_the_logger_does(way, logger):
+def test_it_hurts_no_other_handle_with_any_broken_logger(way, logger):
     with logger:
         serve_a_foul_callback(way, None)
 
@@ -354,7 +354,7 @@ def serve_a_foul_callback(way, slow):
 
 
 @pytest.mark.parametrize('way', list(WAYS))
-def test_a_callback_that_has_every_attribute_is_not_followed_from_one_to_the_next_for_ever(way):
+def test_the_attributes_of_a_callback_that_has_every_attribute_are_not_followed_for_ever(way):
     fn = Endless()
     with Reactor(slow_callback=1e-9) as r, Kept() as kept:
         WAYS[way](r, fn, kept)
@@ -373,31 +373,31 @@ def test_the_connection_ends_once_with_the_exception_of_its_callback(way, logger
     assert ends == [FoulError]
 
 
-@pytest.mark.parametrize('told', ['on_error', 'catch_errors'])
-def test_what_is_called_instead_of_the_log_may_raise_too(told, logger):
-    ends, fn, teller = [], Foul(), Foul()
-    with logger, Reactor(catch_errors=teller if told == 'catch_errors' else True) as r, Kept() as kept:
+@pytest.mark.parametrize('reporter', ['on_error', 'catch_errors'])
+def test_on_error_and_catch_errors_may_raise_too(reporter, logger):
+    ends, fn, foul = [], Foul(), Foul()
+    with logger, Reactor(catch_errors=foul if reporter == 'catch_errors' else True) as r, Kept() as kept:
         WAYS['on_data'](r, fn, kept)
         conn = kept[-1]
-        conn.on_error = teller if told == 'on_error' else None
+        conn.on_error = foul if reporter == 'on_error' else None
         conn.on_close = lambda conn, exc: ends.append(type(exc))
         run_until(r, lambda: ends)
-    assert len(calls_of(teller)) == 1
+    assert len(calls_of(foul)) == 1
     assert ends == [FoulError]
 
 
-# -- an interrupt on the way of a report
+# -- an interrupt during a report
 
 
 @pytest.mark.parametrize('error', [KeyboardInterrupt, SystemExit])
-@pytest.mark.parametrize('told', ['handler', 'catch_errors'])
-def test_an_interrupt_from_the_logger_leaves_run_and_loses_nothing(told, error):
+@pytest.mark.parametrize('reporter', ['handler', 'catch_errors'])
+def test_an_interrupt_from_the_logger_leaves_run_and_loses_nothing(reporter, error):
     handler = Raising(error())
     found = logging.getLogger('reactor')
     found.addHandler(handler)
     ends, data = [], []
     try:
-        with Reactor(catch_errors=handler.emit if told == 'catch_errors' else True) as r:
+        with Reactor(catch_errors=handler.emit if reporter == 'catch_errors' else True) as r:
             conns = []
             for number in range(3):
                 ours, theirs = pair()
@@ -406,7 +406,7 @@ def test_an_interrupt_from_the_logger_leaves_run_and_loses_nothing(told, error):
                 conn.data = number
                 theirs.send(b'x')
                 conns.append(theirs)
-            if told == 'catch_errors':
+            if reporter == 'catch_errors':
                 r.failures.catch_errors = lambda exc, handle: (_ for _ in ()).throw(error())
             for _ in range(9):
                 try:
@@ -422,11 +422,11 @@ def test_an_interrupt_from_the_logger_leaves_run_and_loses_nothing(told, error):
         found.removeHandler(handler)
 
 
-# -- what stands in a message
+# -- text in a message
 
 
 class Hostile(socket.socket):
-    """A socket of another library, whose addresses cannot be asked for."""
+    """A socket of another library, whose address methods raise."""
 
     def getpeername(self):
         raise RuntimeError('getpeername')
@@ -434,7 +434,7 @@ class Hostile(socket.socket):
     getsockname = getpeername
 
 
-def test_a_socket_without_addresses_serves_and_is_told_of():
+def test_a_socket_without_addresses_works_and_is_shown_as_unknown():
     ours, theirs = pair()
     hostile = Hostile(fileno=ours.detach())
     ends = []
@@ -447,7 +447,7 @@ def test_a_socket_without_addresses_serves_and_is_told_of():
     assert isinstance(ends[0], reactor.IdleTimeout)
 
 
-def test_every_address_is_shown_in_one_line_whatever_it_is():
+def test_any_address_is_shown_in_one_line():
     weird = [
         ('127.0.0.1', 1), ('fe80::1%\x1b[2J', 1, 0, 0), (3, 1024), (), ('x',), ((), ()), 7, object(), Foul(), b'\n',
         '\n', b'\0\n', '\udcff', 'a' * 10_000, (Foul(), Foul()), ('a\nb', 1),
@@ -463,7 +463,7 @@ def test_a_vsock_or_netlink_address_is_shown():
     assert unmapped((1, 2, 3, 4)) == (1, 2, 3, 4)
 
 
-def test_what_is_described_may_be_anything():
+def test_any_object_can_be_described():
     assert describe('text') == 'text'
     assert describe(ValueError('why')) == 'why'
     assert describe([1]) == '[1]'
@@ -473,7 +473,7 @@ def test_what_is_described_may_be_anything():
     assert describe(FoulError()).startswith(f'<{__name__}.FoulError object')
 
 
-def test_a_callback_is_named_whatever_it_is():
+def test_any_callback_can_be_named():
     assert name_of(Foul()).startswith(f'<{__name__}.Foul object')
     assert name_of(functools.partial(Foul())).startswith(f'<{__name__}.Foul object')
     assert isinstance(name_of(Endless()), str)
@@ -519,7 +519,7 @@ def test_without_standard_error_nothing_is_written_to_standard_output(monkeypatc
 
 
 def test_every_kind_of_handle_is_shown_open_and_closed_with_foul_callbacks(tmp_path):
-    """In `handles()`, `why_alive()` and on a control socket."""
+    """They are shown in `handles()`, in `why_alive()` and on a control socket."""
     from reactor.net.tls import TLSStream
     from reactor.observe.commands import Commands
 
@@ -561,7 +561,7 @@ def test_every_kind_of_handle_is_shown_open_and_closed_with_foul_callbacks(tmp_p
     missing = {kind.__name__ for kind in kinds_of_handles()} - {
         base.__name__ for kind in shown for base in kind.__mro__
     }
-    # Those that no user is given, or whose repr is that of their base, need no user's object.
+    # Handles that users never get, and those that inherit their repr, need no callback of a user here.
     assert missing <= {
         'Wakeup', 'TLSStream', 'CheckedTLSStream', 'WatchedPath', 'Stream', 'CheckedStream', 'ControlSocket',
     } | {kind.__name__ for kind in kinds_of_handles() if '__repr__' not in vars(kind)}, missing  # fmt: skip
@@ -575,8 +575,8 @@ def calls_of_log():
                 yield path.relative_to(PACKAGE).as_posix(), node
 
 
-def test_what_is_passed_to_the_log_is_turned_into_text_there():
-    """No caller formats by itself what may fail, and none quotes the text that `log` has made."""
+def test_arguments_of_the_log_are_turned_into_text_by_the_log():
+    """No caller formats objects whose repr may raise, and none puts quotes around the text that `log` has made."""
     found = list(calls_of_log())
     assert len(found) >= 15
     for path, node in found:
@@ -586,11 +586,11 @@ def test_what_is_passed_to_the_log_is_turned_into_text_there():
             assert not any(isinstance(part, ast.FormattedValue) for part in ast.walk(argument)), (path, node.lineno)
 
 
-def test_nobody_else_writes_a_log_line():
-    """Commands for a terminal apart."""
-    told = {'__main__', 'log'}
+def test_only_the_log_module_writes_log_lines():
+    """Terminal commands are excepted."""
+    allowed = {'__main__', 'log'}
     for path in sorted(PACKAGE.rglob('*.py')):
-        if path.stem in told or {'testing', 'demo'} & {*path.parts}:
+        if path.stem in allowed or {'testing', 'demo'} & {*path.parts}:
             continue
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Attribute) and node.attr in ('excepthook', '__excepthook__', 'getLogger'):

@@ -1,4 +1,4 @@
-"""Signals: delivered in the loop, never in signal context; Ctrl-C between two callbacks; what was there is put back."""
+"""Signals: handlers run in the loop, Ctrl-C raises between two callbacks, and the previous handlers are restored."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from signal import SIGINT, SIGUSR1, SIGUSR2
 
 @pytest.fixture(autouse=True)
 def put_back():
-    """SIGINT as Python installs it; afterwards no handler and no wakeup descriptor of ours is left."""
+    """Start with Python's own SIGINT handler; at the end, check that no handler and no wakeup descriptor is left."""
     previous = signal.signal(SIGINT, signal.default_int_handler)
     before = {signum: signal.getsignal(signum) for signum in (SIGINT, SIGUSR1, SIGUSR2, signal.SIGALRM)}
     yield
@@ -48,7 +48,7 @@ def put_back():
 
 @pytest.fixture
 def foreign():
-    """A wakeup descriptor that somebody else installed: the two sockets (the bell, what it rings)."""
+    """A wakeup descriptor installed by other code: a socket pair (the descriptor, the end that receives its bytes)."""
     bell, sock = socket.socketpair()
     bell.setblocking(False)
     sock.setblocking(False)
@@ -60,7 +60,7 @@ def foreign():
 
 
 def has_default(kernel):
-    """Whether SIGINT has Python's own handler on a simulated kernel."""
+    """Return whether SIGINT has Python's own handler on a simulated kernel."""
     return kernel.handlers[SIGINT] is signal.default_int_handler
 
 
@@ -195,7 +195,7 @@ def test_twenty_thousand_signals_are_delivered_after_the_last_at_least_once(r):
 
 
 def drainable(r):
-    """Whether the doorbell still has bytes."""
+    """Return whether the doorbell still has bytes."""
     before = r.stats().events
     r.run_once(0)
     return r.stats().events != before
@@ -244,7 +244,7 @@ def test_a_storm_of_signals_damages_no_timer_and_no_byte(r, sockets):
 
 @pytest.mark.scenario(32)
 def test_a_storm_of_signals_loses_no_client_and_no_child(r, sockets):
-    """They meet accept, connect and waitpid, too."""
+    """The signals interrupt accept, connect and waitpid, too."""
     accepted, connected, ended, exits, caught = [], [], [], [], []
     listener = r.listen_tcp('127.0.0.1', 0, on_connect=accepted.append)
     r.add_signal_handler(signal.SIGALRM, caught.append, 1)
@@ -333,7 +333,7 @@ def test_an_exception_in_a_handler_is_logged_and_the_handler_stays(r, caplog):
 
 
 @pytest.mark.scenario(35)
-def test_removing_puts_back_what_was_installed_before(r):
+def test_removing_restores_the_previous_handler(r):
     def before(signum, frame):
         pass
 
@@ -360,7 +360,7 @@ def test_closing_a_handler_twice_does_not_remove_the_one_that_was_added_meanwhil
 
 
 @pytest.mark.scenario(35)
-def test_closing_the_reactor_puts_back_every_handler_and_the_wakeup_descriptor():
+def test_closing_the_reactor_restores_every_handler_and_the_wakeup_descriptor():
     before = [signal.getsignal(signum) for signum in (SIGUSR1, SIGUSR2)]
     with Reactor() as r:
         handlers = [r.add_signal_handler(signum, int) for signum in (SIGUSR1, SIGUSR2)]
@@ -371,7 +371,7 @@ def test_closing_the_reactor_puts_back_every_handler_and_the_wakeup_descriptor()
 
 
 @pytest.mark.scenario(36)
-def test_two_reactors_hear_one_signal():
+def test_two_reactors_receive_one_signal():
     log = []
     with Reactor() as first, Reactor() as second:
         first.add_signal_handler(SIGUSR1, log.append, 'first')
@@ -438,7 +438,7 @@ def test_a_handler_of_a_closed_reactor_cannot_be_added(r):
         r.add_signal_handler(SIGUSR1, int)
 
 
-def test_a_handler_tells_what_it_waits_for(r):
+def test_the_repr_of_a_handler_shows_its_signal(r):
     handler = r.add_signal_handler(SIGUSR1, int)
     assert repr(handler) == f'<SignalHandler signal={SIGUSR1}>' or str(int(SIGUSR1)) in repr(handler)
     assert r.why_alive()[0].endswith(f'waits for signal {SIGUSR1}')
@@ -446,7 +446,7 @@ def test_a_handler_tells_what_it_waits_for(r):
     assert 'closed' in repr(handler)
 
 
-def test_a_handler_that_c_code_had_installed_cannot_be_put_back_and_the_default_is(monkeypatch):
+def test_a_previous_handler_of_c_code_cannot_be_restored_and_the_default_is_installed(monkeypatch):
     with Reactor() as r:
         with monkeypatch.context() as patched:
             patched.setattr(r.kernel, 'getsignal', lambda signum: None, raising=False)
@@ -455,7 +455,7 @@ def test_a_handler_that_c_code_had_installed_cannot_be_put_back_and_the_default_
         assert signal.getsignal(SIGUSR1) is signal.SIG_DFL
 
 
-# -- the wakeup descriptor of others
+# -- wakeup descriptors of other code
 
 
 @pytest.mark.scenario(34)
@@ -510,7 +510,7 @@ def test_run_puts_a_foreign_wakeup_descriptor_back_even_when_it_is_left(r, forei
     assert signal.set_wakeup_fd(foreign[0].fileno(), warn_on_full_buffer=False) == foreign[0].fileno()
 
 
-def test_a_full_foreign_wakeup_descriptor_disturbs_nobody(r, foreign):
+def test_a_full_foreign_wakeup_descriptor_causes_no_warning(r, foreign):
     fill(foreign[0])
     log = []
     r.add_signal_handler(SIGUSR1, log.append, 1)
@@ -540,7 +540,7 @@ def test_a_wakeup_descriptor_installed_meanwhile_stays(r, foreign):
     assert signal.set_wakeup_fd(-1) == bell.fileno()
 
 
-def test_a_reactor_that_runs_in_another_thread_touches_no_signal(r):
+def test_a_reactor_that_runs_in_another_thread_changes_no_signal_handling(r):
     found = []
 
     def look():
@@ -683,7 +683,8 @@ def test_after_run_ctrl_c_is_pythons_again(r):
 
 
 def test_ctrl_c_as_run_ends_finds_the_wakeup_descriptor_given_back():
-    # SIGINT was Python's again before the descriptor was, and in between it left that pointing at our doorbell.
+    # Regression: SIGINT was restored before the wakeup descriptor. A Ctrl-C in between left the descriptor pointing at
+    # our doorbell.
     class Interrupting(SimKernel):
         def set_wakeup_fd(self, fd):
             if fd == -1:
@@ -709,7 +710,7 @@ def test_a_handler_for_sigint_comes_before_ctrl_c(r):
     assert signal.getsignal(SIGINT) is signal.default_int_handler
 
 
-def test_a_handler_for_sigint_added_while_running_is_called_and_goes_with_run_undisturbed(r):
+def test_a_handler_for_sigint_added_while_running_is_called_and_run_goes_on(r):
     log = []
 
     def main(r):
@@ -740,7 +741,7 @@ def test_ctrl_c_is_taken_again_when_the_handler_for_sigint_is_removed_while_runn
         r.clear_signal_handlers()
 
 
-def test_a_sigint_handler_of_somebody_else_is_left_alone(r):
+def test_a_sigint_handler_of_other_code_is_left_alone(r):
     def theirs(signum, frame):
         log.append('theirs')
 
@@ -755,7 +756,7 @@ def test_a_sigint_handler_of_somebody_else_is_left_alone(r):
         signal.signal(SIGINT, signal.default_int_handler)
 
 
-def test_a_sigint_handler_installed_by_somebody_else_meanwhile_stays(r):
+def test_a_sigint_handler_installed_by_other_code_meanwhile_stays(r):
     def theirs(signum, frame):
         pass
 
@@ -780,7 +781,7 @@ def test_a_write_to_a_broken_pipe_is_an_error_and_no_signal(r, sockets):
 
 
 @pytest.mark.parametrize('running', [True, False])
-def test_a_reactor_closed_in_a_copy_of_its_process_gives_the_signals_back_at_once(running):
+def test_a_reactor_closed_in_a_forked_copy_restores_the_signals_at_once(running):
     class Copied(Kernel):
         number = 1
 
@@ -853,7 +854,7 @@ def test_a_run_that_is_refused_the_wakeup_descriptor_gives_sigint_back():
     assert kernel.wakeup_fd == -1
 
 
-def test_a_handler_is_called_although_the_wakeup_descriptor_cannot_be_had():
+def test_a_handler_is_called_even_if_the_wakeup_descriptor_cannot_be_set():
     kernel, heard = FailingKernel('set_wakeup_fd', errno.EBADF), []
     with Reactor(kernel=kernel) as r:
         handler = r.add_signal_handler(signal.SIGTERM, lambda: (heard.append(1), handler.close()))
@@ -864,7 +865,7 @@ def test_a_handler_is_called_although_the_wakeup_descriptor_cannot_be_had():
 
 
 @pytest.mark.parametrize('error', [errno.EAGAIN, errno.EPIPE, errno.EBADF])
-def test_a_foreign_wakeup_descriptor_that_takes_nothing_is_its_owners_affair(error):
+def test_a_foreign_wakeup_descriptor_that_cannot_be_written_is_ignored(error):
     kernel, heard = FailingKernel('write', error), []
     theirs, _ = kernel.socketpair()
     kernel.wakeup_fd = theirs.fileno()
@@ -875,10 +876,10 @@ def test_a_foreign_wakeup_descriptor_that_takes_nothing_is_its_owners_affair(err
         r.run()
     assert heard == [1]
     assert kernel.failed == 'write'
-    assert kernel.wakeup_fd == (-1 if error == errno.EBADF else theirs.fileno())  # somebody closed it
+    assert kernel.wakeup_fd == (-1 if error == errno.EBADF else theirs.fileno())  # other code has closed it
 
 
-# -- others who share the process
+# -- other owners in the same process
 
 
 def close_both(*socks):
@@ -886,14 +887,14 @@ def close_both(*socks):
         sock.close()
 
 
-def test_a_foreign_wakeup_descriptor_whose_number_is_anothers_by_now_gets_nothing_and_is_not_put_back(r, sockets):
+def test_a_foreign_wakeup_descriptor_whose_number_was_reused_gets_nothing_and_is_not_put_back(r, sockets):
     bell, sock = socket.socketpair()
     bell.setblocking(False)
     signal.set_wakeup_fd(bell.fileno(), warn_on_full_buffer=False)
     r.add_signal_handler(SIGUSR1, int)
     number = bell.fileno()
     close_both(bell, sock)
-    taken = [sockets(), sockets()]  # connections of somebody else
+    taken = [sockets(), sockets()]  # connections of other code
     assert number in [one.fileno() for pair in taken for one in pair]
     signal.raise_signal(SIGUSR1)
     turns(r, 2)
@@ -905,7 +906,7 @@ def test_a_foreign_wakeup_descriptor_whose_number_is_anothers_by_now_gets_nothin
 @pytest.mark.scenario(36)
 @pytest.mark.parametrize('signum', [SIGUSR1, SIGINT])
 @pytest.mark.parametrize('first', [0, 1], ids=['in order', 'in reverse order'])
-def test_two_reactors_closed_in_any_order_give_back_what_was_there(signum, first):
+def test_two_reactors_closed_in_any_order_restore_the_previous_handler(signum, first):
     before = signal.getsignal(signum)
     reactors, heard = [Reactor(), Reactor()], []
     for number, one in enumerate(reactors):
@@ -931,7 +932,7 @@ def test_a_handler_installed_over_ours_stays_and_ours_is_silent_when_it_is_put_b
             r.add_signal_handler(SIGUSR1, heard.append, 'ours')
             found = signal.signal(SIGUSR1, theirs)
         signal.raise_signal(SIGUSR1)
-        found(SIGUSR1, None)  # they may call what they replaced
+        found(SIGUSR1, None)  # it may call the handler that it replaced
         signal.signal(SIGUSR1, found)
         signal.raise_signal(SIGUSR1)
         assert heard == ['theirs', 'before', 'before']
@@ -971,7 +972,7 @@ def test_two_reactors_on_one_system_end_in_any_order():
 
 
 @pytest.mark.parametrize('raised', ['in this thread', 'by another thread'])
-def test_signals_are_heard_after_somebody_has_removed_the_wakeup_descriptor(r, raised):
+def test_signals_are_delivered_after_other_code_has_removed_the_wakeup_descriptor(r, raised):
     log = []
     r.add_signal_handler(SIGUSR1, lambda: (log.append(1), r.stop()))
     too_late = r.call_later(10, r.stop)
@@ -988,7 +989,7 @@ def test_signals_are_heard_after_somebody_has_removed_the_wakeup_descriptor(r, r
     r.clear_signal_handlers()
 
 
-def test_ctrl_c_is_heard_after_somebody_has_removed_the_wakeup_descriptor(r):
+def test_ctrl_c_works_after_other_code_has_removed_the_wakeup_descriptor(r):
     def silence():
         signal.set_wakeup_fd(-1)
         threading.Timer(0.05, signal.pthread_kill, (threading.main_thread().ident, SIGINT)).start()
@@ -1023,7 +1024,7 @@ def test_a_signal_reaches_a_loop_that_runs_in_another_thread(r):
 
 
 def test_a_handler_is_not_closed_while_its_loop_runs_in_another_thread(r):
-    # It changed the registry of a loop that was running.
+    # Regression: the close changed the registry of a running loop.
     handler = r.add_signal_handler(SIGUSR1, int)
     event = threading.Event()
     r.call_soon(event.set)
@@ -1050,7 +1051,7 @@ def test_a_reactor_is_not_closed_in_another_thread_while_its_signals_are_install
 
 
 def in_child(fn):
-    """Fork, call it there, and return how the child ended."""
+    """Call `fn` in a forked child, and return the child's exit status."""
     pid = os.fork()
     if not pid:
         try:
@@ -1063,7 +1064,7 @@ def in_child(fn):
 
 @pytest.mark.scenario(109)
 @pytest.mark.filterwarnings('ignore:.*multi-threaded, use of fork:DeprecationWarning')
-def test_a_forked_child_has_none_of_our_handlers_and_no_wakeup_descriptor(r, sockets):
+def test_a_forked_child_does_not_keep_our_handlers_and_wakeup_descriptor(r, sockets):
     def look():
         assert signal.set_wakeup_fd(-1) == -1
         assert signal.getsignal(SIGINT) is signal.default_int_handler
@@ -1074,7 +1075,7 @@ def test_a_forked_child_has_none_of_our_handlers_and_no_wakeup_descriptor(r, soc
     r.call_soon(lambda: log.append(in_child(look)))
     turns(r, 2)
     assert log == [-SIGUSR1]
-    signal.raise_signal(SIGUSR1)  # the parent's are as before
+    signal.raise_signal(SIGUSR1)  # the parent's handlers are unchanged
     turns(r, 2)
     assert log == [-SIGUSR1, 1]
     r.clear_signal_handlers()
@@ -1152,7 +1153,7 @@ def test_a_reactor_runs_in_a_sub_interpreter_and_says_that_signals_are_not_for_i
     assert done.stdout == 'well\n', done.stderr
 
 
-# -- Ctrl-C, wherever it arrives
+# -- Ctrl-C at any place
 
 
 def test_ctrl_c_in_run_once_ends_it_between_two_callbacks_and_nothing_is_lost(r):
@@ -1215,14 +1216,14 @@ def test_ctrl_c_ends_the_inner_one_of_two_loops_and_then_the_outer_one(r):
 
 
 def pressed_twice(frame_of):
-    """Have the installed handler of SIGINT called twice, as in the frame that is given."""
+    """Call the installed SIGINT handler twice, as if each signal had arrived in the given frame."""
     handler = signal.getsignal(SIGINT)
     handler(SIGINT, frame_of)
     handler(SIGINT, frame_of)
 
 
 class Pressing(selectors.DefaultSelector):
-    """In whose functions Ctrl-C is pressed twice, written by a user."""
+    """A selector written by a user, in whose methods Ctrl-C is pressed twice."""
 
     pressing = False
 
@@ -1239,7 +1240,7 @@ class Pressing(selectors.DefaultSelector):
 
 @pytest.mark.parametrize('written_by', ['the standard library', 'a user'])
 @pytest.mark.parametrize('called_by', ['the loop', 'a callback'])
-def test_a_second_ctrl_c_in_a_selector_that_we_called_breaks_nothing_off(written_by, called_by, sockets):
+def test_a_second_ctrl_c_in_a_selector_called_by_us_interrupts_nothing(written_by, called_by, sockets):
     class Readers(set):
         def discard(self, fd):
             if r.watchers.selector.pressing:
@@ -1296,7 +1297,7 @@ def test_a_second_ctrl_c_in_a_function_that_a_callback_calls_raises_on_the_spot(
 
 
 def test_ctrl_c_as_run_begins_leaves_a_reactor_that_can_run(r):
-    """At each line before the callbacks."""
+    """Ctrl-C is pressed at each line before the callbacks."""
     entered, before, owners = [], sys.gettrace(), Kernel.owners[:]
     for n in range(200):
         count = 0
@@ -1330,8 +1331,10 @@ def test_ctrl_c_as_run_begins_leaves_a_reactor_that_can_run(r):
 
 @pytest.mark.parametrize('method', [WakeupClaim.acquire, WakeupClaim.release], ids=['acquire', 'release'])
 @pytest.mark.parametrize('below', [True, False], ids=['over a foreign one', 'alone'])
-def test_ctrl_c_at_any_line_where_the_wakeup_descriptor_changes_gives_back_what_was_there(method, below, request):
-    """The handler rings the doorbell, and then checks that the wakeup descriptor is ours: not while it is released."""
+def test_ctrl_c_at_any_line_that_changes_the_wakeup_descriptor_still_restores_it(method, below, request):
+    """The handler rings the doorbell and checks that the wakeup descriptor is ours. It must not do that while the
+    descriptor is being released.
+    """
     there = request.getfixturevalue('foreign')[0].fileno() if below else -1
     before, lines = sys.gettrace(), 0
     for n in range(100):
@@ -1386,8 +1389,8 @@ CLOSING = 'reactor.loop.closing'
     ],
     ids=lambda value: '-'.join(name for _, name in value) if isinstance(value, list) else None,
 )
-def test_a_second_ctrl_c_raises_only_where_no_frame_of_ours_lies_between(calls, raises):
-    """In frames of these modules and functions, the outermost first."""
+def test_a_second_ctrl_c_raises_only_if_no_frame_of_ours_lies_between(calls, raises):
+    """`calls` are the modules and functions of the frames, outermost first."""
     inner = None
     for module, name in reversed(calls):
         scope = {'__name__': module, '_called': inner, '_in_callback': _in_callback, 'sys': sys}
@@ -1396,7 +1399,7 @@ def test_a_second_ctrl_c_raises_only_where_no_frame_of_ours_lies_between(calls, 
     assert inner() is raises
 
 
-# -- no memory, and claims alone
+# -- no memory, and claims tested alone
 
 
 def test_a_run_that_finds_no_memory_for_the_wakeup_gives_sigint_back_and_can_be_called_again(r, monkeypatch):
@@ -1420,8 +1423,8 @@ def test_a_foreign_wakeup_descriptor_that_a_run_had_no_memory_to_put_back_is_put
     assert signal.set_wakeup_fd(-1) == foreign[0].fileno()
 
 
-def test_a_dropped_handler_that_another_one_calls_does_what_the_default_did_there_nothing():
-    # Whoever calls the handler that it has replaced asks `callable(previous)` first: the default is no function.
+def test_a_dropped_handler_called_by_the_handler_that_replaced_it_does_nothing():
+    # Code that calls a replaced handler checks `callable(previous)` first, because SIG_DFL is not a function.
     kernel, log = SimKernel(faults=False), []
     claim = SignalClaim(kernel, SIGUSR1, lambda signum, frame: log.append(signum))
     claim.install()
@@ -1441,8 +1444,8 @@ def test_a_wakeup_that_was_never_acquired_releases_nothing_of_others():
 
 
 @pytest.mark.parametrize('exc', [KeyboardInterrupt, MemoryError])
-def test_a_run_that_ends_before_it_has_begun_leaves_the_process_as_it_was(exc):
-    """A handler of the user's own may raise anywhere, and memory may run out anywhere."""
+def test_a_run_that_fails_at_its_start_leaves_the_process_unchanged(exc):
+    """A user's signal handler may raise at any line, and memory may run out at any line."""
 
     class Failing(Kernel):
         failures = 1

@@ -13,14 +13,14 @@ from tests.helpers.support import kinds_of_handles, turns
 
 @pytest.fixture
 def slow(kernel):
-    """A reactor on the fake clock that calls half a second slow."""
+    """A reactor on the fake clock, with a slow-callback limit of half a second."""
     with Reactor(kernel=kernel, slow_callback=0.5) as reactor:
         yield reactor
 
 
 @pytest.fixture
 def busy(kernel):
-    """A callback that takes so many seconds."""
+    """A callback that takes the given number of seconds."""
 
     def busy(*args):
         kernel.time += args[-1]
@@ -134,7 +134,7 @@ def test_a_slow_main_is_reported_by_its_own_name(slow, kernel, caplog):
 
 
 def test_each_kind_of_handle_knows_its_methods_and_their_callbacks():
-    """One that is renamed would be reported instead of the user's callback."""
+    """A renamed method would be reported in place of the user's callback."""
     assert kinds_of_handles()
     for kind in kinds_of_handles():
         for method, callback in kind.leads_to:
@@ -150,7 +150,7 @@ def test_many_short_calls_are_a_slow_turn(slow, busy, caplog):
     assert (slow.stats().slow_callbacks, slow.stats().slow_turns) == (0, 1)
 
 
-def test_what_is_quick_enough_is_not_reported(slow, busy, caplog):
+def test_callbacks_below_the_limit_are_not_reported(slow, busy, caplog):
     slow.call_soon(busy, 0.4)
     slow.call_later(1, busy, 0.4)
     slow.run()
@@ -217,7 +217,7 @@ def test_a_loop_that_is_not_watched_calls_its_phases_as_they_are(fake):
 
 
 @pytest.mark.parametrize('limit', [0, -1, float('nan')])
-def test_a_limit_that_is_no_time_is_refused(limit):
+def test_a_limit_that_is_not_a_time_is_refused(limit):
     with pytest.raises(ValueError, match='slow_callback'):
         Reactor(slow_callback=limit)
 

@@ -1,7 +1,7 @@
-"""No spin: what a selector reports for ever, on real sockets, costs a few turns a second, and hurts nobody else.
+"""No spin: an event that a selector reports for ever costs a few turns a second and hurts no other handle.
 
-Each test makes one of these states, lets the loop find out, and counts turns: without the rule there are tens of
-thousands in a second. Then it takes the cause away, and what was parked has to work again.
+Each test creates such a state on real sockets, lets the loop detect it, and counts turns; a spin would take tens of
+thousands a second. Then it removes the cause, and the parked handle has to work again.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from reactor.loop.spins import MOST_STALLS, STALLED
 from reactor.loop.watcher import Handle
 from tests.helpers.support import FakeKernel, Log, in_thread, run_until, turns, turns_in
 
-FEW = 12  # turns in 0.3 s: a moment of 10 ms doubles, and each wakes the loop twice
+FEW = 12  # turns in 0.3 s: parking starts at 10 ms and doubles each time, and each time wakes the loop twice
 SECONDS = 0.3
 IP_RECVERR = 11
 SO_TIMESTAMPING, TX_SOFTWARE, SOFTWARE, OPT_ID = 37, 2, 16, 128
@@ -32,13 +32,13 @@ linux = pytest.mark.skipif(sys.platform != 'linux', reason='error queues, and co
 
 
 def settles(r):
-    """Let the loop find out, then count turns. On a busy machine it finds out later; a spin would never end."""
+    """Let the loop detect the state, then count turns. A busy machine takes longer; a spin would never end."""
     turns_in(r, 0.1)
     return any(turns_in(r, SECONDS) <= FEW for _ in range(10))
 
 
 def refused_port():
-    """An address of this host at which nobody listens."""
+    """Return an address of this host without a listener."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
         sock.bind(('127.0.0.1', 0))
         return sock.getsockname()
@@ -51,7 +51,7 @@ def close_all(r, *handles):
 
 
 class Refusing(socket.socket):
-    """A listening socket whose accept fails for good, as a security module has it."""
+    """A listening socket whose `accept` fails every time, as with a security module that forbids it."""
 
     error: int | None = errno.EPERM
 
@@ -70,18 +70,18 @@ def refusing(error):
 
 @pytest.mark.parametrize('error', [errno.EPERM, errno.ECONNABORTED, errno.EPROTO, errno.ENETDOWN, errno.EOPNOTSUPP])
 def test_an_accept_that_is_refused_for_good_pauses_the_listener_and_is_reported_once(r, sockets, error, caplog):
-    told, connected = [], []
+    reported, connected = [], []
     sock = refusing(error)
     server = r.listen_tcp(
         '127.0.0.1',
         0,
         sock=sock,
         on_connect=connected.append,
-        on_accept_error=lambda server, exc: told.append(exc.errno),
+        on_accept_error=lambda server, exc: reported.append(exc.errno),
     )
     client = sockets.connect(server.address)
     assert settles(r)
-    assert told == [error]
+    assert reported == [error]
     assert r.stats().accept_pauses > 1
     assert caplog.records == []
     sock.error = None
@@ -99,8 +99,8 @@ def test_without_a_callback_it_is_one_line_of_the_log(r, sockets, caplog):
 
 
 @pytest.mark.parametrize(('count', 'parked'), [(49, 0), (50, 1)])
-def test_so_many_turns_without_progress_are_a_spin_and_not_one_fewer(r, sockets, count, parked):
-    # As the table of counters says.
+def test_a_spin_is_detected_after_exactly_the_documented_number_of_turns(r, sockets, count, parked):
+    # The table of counters states this number.
     conn = r.adopt(sockets()[0])
     for _ in range(count):
         turns(r, 1)
@@ -110,8 +110,8 @@ def test_so_many_turns_without_progress_are_a_spin_and_not_one_fewer(r, sockets,
     turns(r, 1)
 
 
-def test_a_few_clients_that_are_gone_again_pause_nobody(r, sockets):
-    """ECONNABORTED is of one client; the others are accepted in the same turn."""
+def test_a_few_clients_that_disconnect_before_accept_do_not_pause_the_listener(r, sockets):
+    """ECONNABORTED concerns one client; the others are accepted in the same turn."""
     connected = []
     sock = refusing(errno.ECONNABORTED)
     server = r.listen_tcp('127.0.0.1', 0, sock=sock, on_connect=connected.append)
@@ -130,7 +130,7 @@ def test_a_few_clients_that_are_gone_again_pause_nobody(r, sockets):
 
 @pytest.fixture
 def unix(tmp_path, sockets):
-    """Make a Unix datagram socket by name; returns it with its path."""
+    """A function that makes a Unix datagram socket by name and returns it with its path."""
 
     def make(name):
         path = str(tmp_path / name)
@@ -150,7 +150,7 @@ def test_a_full_receiver_delays_no_other_and_does_not_spin(r, unix, caplog):
         assert sock.send(b'%d' % number, slow_path)
     assert sock.queued > 0
     assert sock.send(b'hello', good_path)
-    assert good.recv(100) == b'hello'  # it did not even wait for a turn
+    assert good.recv(100) == b'hello'  # it did not wait for a turn
     turns_in(r, 0.4)
     assert settles(r)
     assert r.stats().stalls > 1
@@ -182,7 +182,7 @@ def test_receivers_that_are_full_are_tried_in_turn_and_each_gets_its_own_in_orde
         for _, path in receivers:
             assert sock.send(b'%d' % number, path)
     got = {path: [] for _, path in receivers}
-    for reader, path in reversed(receivers):  # each alone takes all of its own while the others stay full
+    for reader, path in reversed(receivers):  # each receives all of its datagrams while the others stay full
 
         def read(reader=reader, path=path):
             try:
@@ -214,7 +214,7 @@ def test_a_receiver_that_is_gone_loses_its_own_datagrams_alone(r, unix):
     turns(r, 2)
 
 
-def test_closing_while_receivers_are_full_counts_what_was_not_sent_and_leaves_no_timer(r, unix):
+def test_closing_while_receivers_are_full_counts_unsent_datagrams_and_leaves_no_timer(r, unix):
     (ours, _), (_, path) = unix('ours'), unix('full')
     ended = []
     sock = r.bind_udp(None, 0, sock=ours.dup(), on_close=lambda sock, exc: ended.append(sock.queued))
@@ -260,7 +260,7 @@ def test_long_datagrams_are_bounded_in_bytes_of_a_turn(r):
         pass
     assert sent > 1
     run_until(r, lambda: len(got) == sent)
-    assert len(set(got)) == sent  # each in a turn of its own
+    assert len(set(got)) == sent  # each in a separate turn
     sock.close()
     turns(r, 2)
     theirs.close()
@@ -282,7 +282,7 @@ def test_an_unread_error_queue_of_a_datagram_socket_parks_it_for_a_moment(r, soc
     peer.sendto(b'still received', sock.address)
     run_until(r, lambda: got == [b'still received'])
     assert settles(r)
-    assert len(caplog.records) == 1  # of the same episode
+    assert len(caplog.records) == 1  # the same episode
     ours.recvmsg(100, 1000, socket.MSG_ERRQUEUE)
     turns_in(r, 0.3)
     stalls = r.stats().stalls
@@ -324,7 +324,7 @@ def test_a_watched_descriptor_whose_error_queue_is_not_read_is_parked_for_a_mome
             try:
                 sock.recv(100)
             except OSError:
-                pass  # the error itself is taken; its copy in the queue is not
+                pass  # this reads the error itself; its copy stays in the queue
 
         watch = r.watch_fd(sock, READ, on_ready)
         assert settles(r)
@@ -371,24 +371,24 @@ def test_a_datagram_socket_that_other_code_shut_down_does_not_spin(r, sockets, c
     try:
         sock.sock.shutdown(socket.SHUT_RD)
     except OSError:
-        pass  # "not connected", and it is shut down all the same
+        pass  # "not connected", but the socket is shut down anyway
     assert settles(r)
     sock.close()
     turns(r, 2)
 
 
-# -- reports of what is not there
+# -- false reports
 
 
 @linux
 @pytest.mark.parametrize('kind', ['watch', 'stream', 'listener', 'datagrams'])
-def test_a_number_that_was_closed_while_a_copy_lives_harms_the_handle_that_gets_it_next_no_more(r, sockets, kind):
+def test_a_number_that_was_closed_while_a_copy_lives_does_not_harm_the_next_handle_that_gets_it(r, sockets, kind):
     calls = []
     ours, theirs = sockets()
     lost = r.watch_fd(ours, READ, calls.append) if kind == 'watch' else r.adopt(ours)
     number, copy = ours.fileno(), os.dup(ours.fileno())
     os.close(ours.detach() if kind == 'watch' else number)
-    theirs.send(b'x')  # from here on the copy is readable
+    theirs.send(b'x')  # from now on the copy is readable
     peer = None
     if kind in ('watch', 'stream'):
         new, peer = sockets()
@@ -403,7 +403,7 @@ def test_a_number_that_was_closed_while_a_copy_lives_harms_the_handle_that_gets_
         handle = r.bind_udp('127.0.0.1', 0, lambda sock, data, address: calls.append(data))
     assert handle.fileno() == number
     assert settles(r)
-    assert calls == []  # nothing was there for it
+    assert calls == []  # there was nothing to read
     if kind == 'listener':
         peer = sockets.connect(handle.address)
     elif kind == 'datagrams':
@@ -432,7 +432,7 @@ def test_a_connect_whose_error_other_code_has_taken_fails(r, caplog):
 
 
 class Deaf(socket.socket):
-    """Ready to be read or written, as the selector has it; and each call says that it would block."""
+    """A socket that the selector reports as ready although each call would block."""
 
     deaf = True
 
@@ -486,10 +486,10 @@ def test_a_parked_connection_can_be_paused_resumed_and_closed(r, sockets):
     deaf.deaf = True
     stalls = r.stats().stalls
     conn.resume_reading()
-    run_until(r, lambda: r.stats().stalls > stalls)  # it was watched at once
+    run_until(r, lambda: r.stats().stalls > stalls)  # it was watched again at once
     conn.pause_reading()
     conn.resume_reading()
-    run_until(r, lambda: r.stats().stalls > stalls + 1)  # and before its moment was over
+    run_until(r, lambda: r.stats().stalls > stalls + 1)  # and before its parking time was over
     deaf.deaf = False
     run_until(r, lambda: got == [b'x'])
     deaf.deaf = True
@@ -500,7 +500,7 @@ def test_a_parked_connection_can_be_paused_resumed_and_closed(r, sockets):
     turns(r, 2)  # the fixture looks for timers
 
 
-def test_what_made_no_progress_once_is_held_by_nobody(r, sockets):
+def test_a_handle_that_made_no_progress_once_is_not_referenced(r, sockets):
     ours, theirs = sockets()
     deaf = Deaf(fileno=ours.detach())
     conn = r.adopt(deaf)
@@ -545,13 +545,13 @@ def test_a_handle_that_was_parked_before_is_parked_again_after_10_turns(sockets,
             assert r.stats().stalls == stalls
             if count == 50:
                 kernel.time += 1
-                turns(r, 2)  # it is watched again, and there is something to do
+                turns(r, 2)  # it is watched again, and makes progress
         conn.abort()
         turns(r, 1)
 
 
 def stall_of_others(r, count):
-    """So many handles make no progress, each in a turn of its own."""
+    """Let `count` handles make no progress, each in a separate turn."""
     for _ in range(count):
         r.counters.loop_count += 2
         handle = Handle()
@@ -600,7 +600,7 @@ def test_a_parked_handle_is_watched_again_however_many_others_make_no_progress_m
 
 @linux
 def test_a_selector_that_can_neither_report_nor_be_replaced_does_not_spin(r, monkeypatch):
-    """At the descriptor limit there is no other epoll: the loop sleeps between two tries."""
+    """At the descriptor limit no other epoll can be made, so the loop sleeps between two attempts."""
 
     class Blind(selectors.SelectSelector):
         blind = True
@@ -613,7 +613,7 @@ def test_a_selector_that_can_neither_report_nor_be_replaced_does_not_spin(r, mon
 
     with Reactor(selector=Blind()) as blind:
         monkeypatch.setattr(blind.kernel, 'new_selector_like', new_selector_like)
-        assert turns_in(blind, 0.5) <= 1000  # most of them in the last millisecond, which is too short to tell
+        assert turns_in(blind, 0.5) <= 1000  # most of them in the last millisecond, which is too short to judge
         calls = []
         blind.watchers.selector.blind = False
         in_thread(blind.call_soon_threadsafe, calls.append, 1)
@@ -634,7 +634,7 @@ def test_a_selector_that_is_replaced_is_logged_once_and_counted(caplog):
     assert caplog.text.count('was replaced') == 1
 
 
-def test_a_doorbell_that_cannot_be_rung_for_want_of_memory_is_heard_all_the_same(r, monkeypatch, caplog):
+def test_a_call_is_made_although_the_doorbell_cannot_be_rung_for_want_of_memory(r, monkeypatch, caplog):
     class Mute:
         def __init__(self, real):
             self.real = real
@@ -657,7 +657,7 @@ def test_a_doorbell_that_cannot_be_rung_for_want_of_memory_is_heard_all_the_same
 
 
 class Cramped(socket.socket):
-    """A datagram socket that is reported as writable and never has room, while it receives."""
+    """A datagram socket that receives, but is reported as writable and never has room."""
 
     cramped = True
 
@@ -680,7 +680,7 @@ def test_a_udp_socket_that_has_no_room_although_it_is_writable_goes_on_receiving
     for number in range(3):
         peer.sendto(b'%d' % number, sock.address)
         turns_in(r, 0.02)
-        assert len(got) == number + 1  # at once, whatever becomes of what is to be sent
+        assert len(got) == number + 1  # at once, although nothing can be sent
     ours.cramped = False
     peer.settimeout(5)
     run_until(r, lambda: not sock.queued)

@@ -1,4 +1,4 @@
-"""Counters: what each counts, where the time of a turn goes, and that a snapshot stays what it was."""
+"""Counters: the meaning of each, the times of the phases of a turn, and snapshots that do not change."""
 
 from __future__ import annotations
 
@@ -147,7 +147,7 @@ def test_the_time_of_a_turn_goes_to_its_phases(fake, kernel, sockets):
     assert [getattr(stats, name) for name in TIMES] == [32, 2, 4, 8, 16]
 
 
-def test_time_outside_of_run_is_nobodys(fake, kernel):
+def test_time_outside_of_run_is_not_counted(fake, kernel):
     fake.call_later(5, int)
     fake.run_once(1)
     kernel.time += 100
@@ -156,7 +156,7 @@ def test_time_outside_of_run_is_nobodys(fake, kernel):
     assert sum(getattr(stats, name) for name in TIMES) == 1
 
 
-def test_idle_time_is_what_the_loop_slept(r):
+def test_idle_time_is_the_time_that_the_loop_slept(r):
     r.call_later(0.2, int)
     r.run()
     assert 0.1 < r.stats().idle_time < 5
@@ -165,7 +165,7 @@ def test_idle_time_is_what_the_loop_slept(r):
 def test_a_timer_is_counted_with_those_that_were_late_by_less_than_its_bound(kernel):
     with Reactor(kernel=kernel) as r:
         bounds = Stats.lag_bounds
-        assert bounds[0] == 1 / 1024 and bounds[-1] == 16  # seconds, and each is twice the one before
+        assert bounds[0] == 1 / 1024 and bounds[-1] == 16  # seconds; each is twice the one before
         for number, bound in enumerate(bounds):
             for late, bucket in (bound - 2**-20, number), (bound, number + 1):
                 before = r.stats().timer_lag
@@ -203,14 +203,14 @@ def test_a_snapshot_is_a_dictionary_on_demand(fake):
     assert stats.as_dict()['loop_count'] == stats.loop_count
 
 
-def test_a_snapshot_tells_every_count_exactly(fake):
+def test_a_snapshot_shows_every_count_exactly(fake):
     fake.counters.bytes_in = 12_345_678_901
     text = repr(fake.stats())
     assert text.startswith('Stats(loop_count=0, events=0')
     assert 'bytes_in=12345678901' in text
 
 
-def test_counters_can_hold_what_they_name_and_nothing_else():
+def test_counters_have_no_other_attributes_than_those_declared():
     counters = Counters()
     with pytest.raises(AttributeError):
         counters.no_such_count = 1

@@ -1,4 +1,4 @@
-"""Calls in threads: their outcome arrives in the loop, at most four run and a thousand wait; cancelling; the end."""
+"""Calls in threads: outcomes arrive in the loop, four run and a thousand wait at most, cancelling, and closing."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Gate:
 
 @pytest.fixture
 def gate():
-    """A gate that is opened at the end, whatever happens."""
+    """A gate that is always opened at the end."""
     gate = Gate()
     yield gate
     gate.open.set()
@@ -50,19 +50,19 @@ def gate():
 
 
 def pool_threads():
-    """The threads of all pools."""
+    """Return the threads of all pools."""
     return [thread for thread in threading.enumerate() if thread.name.startswith('reactor-')]
 
 
 def threads_ended():
-    """Wait for them."""
+    """Wait until all threads of pools have ended."""
     for thread in pool_threads():
         thread.join(20)
     assert not pool_threads()
 
 
 def outcomes_of(r, *calls):
-    """Run until each call is done; returns their (result, error) in the order of the calls."""
+    """Run until each call is done; return their (result, error) in the order of the calls."""
     outcomes = {}
     for number, (fn, *args) in enumerate(calls):
         r.run_in_thread(fn, *args, on_done=lambda *outcome, number=number: outcomes.update({number: outcome}))
@@ -97,7 +97,7 @@ def test_the_call_runs_in_a_daemon_thread_and_its_outcome_in_the_loops(r):
     assert ident != loop == threading.get_ident()
 
 
-def test_run_ends_when_the_call_is_done_wanted_or_not(r):
+def test_run_ends_when_the_call_is_done_with_or_without_on_done(r):
     called = []
     r.run_in_thread(called.append, 1)
     assert r.run() is True
@@ -126,7 +126,7 @@ def test_at_most_four_run_at_once(r, gate):
     assert sorted(done) == [(number, None) for number in range(10)]
 
 
-def test_more_than_a_thousand_waiting_are_refused_by_on_done(r, gate):
+def test_calls_beyond_a_thousand_waiting_ones_are_refused_through_on_done(r, gate):
     done, refused = [], []
     for _ in range(THREADS):
         r.run_in_thread(gate.wait)
@@ -147,7 +147,7 @@ def test_more_than_a_thousand_waiting_are_refused_by_on_done(r, gate):
 
 
 @pytest.mark.scenario(100)
-def test_cancelled_calls_give_their_place_in_the_queue_to_others(r, gate):
+def test_cancelled_calls_free_their_places_in_the_queue(r, gate):
     done = []
     for _ in range(THREADS):
         r.run_in_thread(gate.wait)
@@ -205,7 +205,7 @@ def test_the_result_of_a_cancelled_call_that_runs_is_dropped(r, gate):
     assert log == []
 
 
-def test_a_call_that_is_done_but_not_told_can_still_be_cancelled(r):
+def test_a_call_that_is_done_but_not_reported_can_still_be_cancelled(r):
     log = []
     call = r.run_in_thread(int, on_done=lambda *outcome: log.append(outcome))
     threads_ended()
@@ -215,7 +215,7 @@ def test_a_call_that_is_done_but_not_told_can_still_be_cancelled(r):
 
 
 @pytest.mark.scenario(101)
-def test_a_reactor_closed_with_a_call_in_flight_calls_nobody(r, gate):
+def test_a_reactor_closed_with_a_call_in_flight_does_not_call_on_done(r, gate):
     log = []
     call = r.run_in_thread(gate.wait, on_done=lambda *outcome: log.append(outcome))
     waiting = [r.run_in_thread(log.append, 'made') for _ in range(THREADS)]
@@ -268,7 +268,7 @@ def test_calls_made_by_calls_are_made(r):
     assert log == list(range(101))
 
 
-def test_a_call_that_is_done_holds_nothing(r):
+def test_a_call_that_is_done_releases_everything(r):
     def call(thing):
         return thing
 
@@ -285,7 +285,7 @@ def test_a_call_that_is_done_holds_nothing(r):
 
 
 class FewThreads(Kernel):
-    """A system that refuses to start threads: the next `failures`, or all beyond `most`."""
+    """A system that refuses to start threads: the next `failures` ones, or all beyond `most`."""
 
     def __init__(self, failures=0, most=1000):
         self.failures, self.most = failures, most
@@ -298,7 +298,7 @@ class FewThreads(Kernel):
         super().start_thread(target, name)
 
 
-def test_a_call_for_which_no_thread_can_be_started_is_answered_with_an_error():
+def test_a_call_fails_with_an_error_when_no_thread_can_be_started():
     done = []
     with Reactor(kernel=FewThreads(failures=1)) as r:
         r.run_in_thread(int, on_done=lambda *outcome: done.append(outcome))
@@ -310,7 +310,7 @@ def test_a_call_for_which_no_thread_can_be_started_is_answered_with_an_error():
     assert "can't start new thread" in str(error)
 
 
-def test_a_look_up_for_which_no_thread_can_be_started_fails():
+def test_a_look_up_fails_when_no_thread_can_be_started():
     done = []
     with Reactor(kernel=FewThreads(failures=1)) as r:
         r.resolve('localhost', lambda *outcome: done.append(outcome))
@@ -318,7 +318,7 @@ def test_a_look_up_for_which_no_thread_can_be_started_fails():
     assert isinstance(done[0][1], ResolveError)
 
 
-def test_calls_that_wait_are_answered_though_the_next_thread_cannot_be_started():
+def test_waiting_calls_are_made_although_the_next_thread_cannot_be_started():
     done, queued = [], threading.Event()
     with Reactor(kernel=FewThreads(most=1)) as r:
         for _ in range(3):
@@ -370,7 +370,7 @@ def test_a_closed_reactor_makes_no_calls(r):
         r.run_in_thread(int)
 
 
-def test_a_call_tells_what_it_waits_for(r, gate):
+def test_the_repr_of_a_call_shows_what_it_waits_for(r, gate):
     call = r.run_in_thread(gate.wait)
     assert repr(call) == f'<ThreadCall {__name__}.Gate.wait>'
     assert r.why_alive()[0].endswith(f'waits for {__name__}.Gate.wait to return')
@@ -382,7 +382,7 @@ def no_thread(*args):
     raise RuntimeError("can't start new thread")
 
 
-def test_a_call_for_which_no_thread_can_be_started_is_told_as_an_error_later(r, monkeypatch):
+def test_the_error_of_a_call_without_a_thread_is_reported_in_a_later_turn(r, monkeypatch):
     log = []
     monkeypatch.setattr(r.kernel, 'start_thread', no_thread)
     r.run_in_thread(log.append, 'called', on_done=lambda *outcome: log.append(outcome))
@@ -394,7 +394,7 @@ def test_a_call_for_which_no_thread_can_be_started_is_told_as_an_error_later(r, 
     assert outcomes_of(r, (int,)) == [(0, None)]
 
 
-def test_where_one_thread_runs_a_call_that_gets_none_of_its_own_waits_for_it(r, gate, monkeypatch):
+def test_a_call_waits_for_a_running_thread_when_no_other_can_be_started(r, gate, monkeypatch):
     log = []
     r.run_in_thread(gate.wait)
     monkeypatch.setattr(r.kernel, 'start_thread', no_thread)
@@ -408,9 +408,9 @@ def test_where_one_thread_runs_a_call_that_gets_none_of_its_own_waits_for_it(r, 
     turns(r, 2)
 
 
-def test_a_thread_that_takes_a_call_while_cancelled_ones_are_dropped_hurts_nobody(r, gate):
+def test_a_thread_may_take_a_call_while_cancelled_ones_are_dropped(r, gate):
     class Raced(deque):
-        """A queue from which a thread takes one as well when the loop takes its first."""
+        """A queue from which a thread takes a call at the moment when the loop takes its first."""
 
         raced = False
 
@@ -435,7 +435,7 @@ def test_a_thread_that_takes_a_call_while_cancelled_ones_are_dropped_hurts_nobod
 
 
 class ClosedBetween:
-    """A call that the loop cancels right after its thread has looked at the first of its attributes."""
+    """A call that the loop cancels right after its thread has read the first of its attributes."""
 
     closed = False
 
@@ -451,7 +451,7 @@ class ClosedBetween:
     args = property(lambda self: self._take('args'))
 
     def handle_done(self, result, error):
-        """Not cared for."""
+        """Ignore the outcome."""
 
 
 def test_a_call_that_is_cancelled_as_its_thread_begins_is_never_made_without_its_arguments():
@@ -466,9 +466,9 @@ def test_a_call_that_is_cancelled_as_its_thread_begins_is_never_made_without_its
     assert called in ([], ['/tmp/x'])
 
 
-def test_a_thread_without_memory_for_its_answer_gives_it_later_and_is_not_counted_as_running_for_ever(r, monkeypatch):
+def test_a_thread_without_memory_for_its_outcome_reports_it_later_and_is_not_counted_for_ever(r, monkeypatch):
     class Short(deque):
-        """A queue for whose entries there is no memory, at first."""
+        """A queue that at first has no memory for entries."""
 
         failures = 0
 
@@ -489,14 +489,14 @@ def test_a_thread_without_memory_for_its_answer_gives_it_later_and_is_not_counte
     assert answers == [(number, None) for number in range(3 * THREADS)]
     run_until(r, lambda: not pool_threads())
     run_until(r, lambda: not r._threads._running)
-    assert sleeps == [0.01] * 2 * 3 * THREADS  # each failure is followed by a pause, and nothing else is
+    assert sleeps == [0.01] * 2 * 3 * THREADS  # one pause after each failure, and no others
 
 
-def test_an_on_done_for_whose_call_there_is_no_memory_is_called_later(r):
+def test_on_done_is_called_later_when_there_is_no_memory_to_call_it(r):
     log = []
     call = r.run_in_thread(int, on_done=uncallable(2))
     ended = call.on_done
-    with contextlib.suppress(MemoryError):  # it leaves `run_once` when it comes twice in a turn, and nothing is lost
+    with contextlib.suppress(MemoryError):  # a second MemoryError in one turn leaves `run_once`, but nothing is lost
         run_until(r, lambda: call.closed)
     assert call.on_done is ended
     call.on_done = lambda *outcome: log.append(outcome)
@@ -505,7 +505,7 @@ def test_an_on_done_for_whose_call_there_is_no_memory_is_called_later(r):
 
 
 class NoMemoryAt:
-    """Starts threads of which one finds no memory for its n-th call of a function of ours; `made` counts them."""
+    """Starts threads; in one of them the n-th call of a function of ours finds no memory. `made` counts these calls."""
 
     def __init__(self, n):
         self.n, self.made = n, 0
@@ -516,7 +516,7 @@ class NoMemoryAt:
             try:
                 target()
             except MemoryError:
-                pass  # the end of this thread
+                pass  # this thread ends
 
         threading.Thread(target=work, name=name, daemon=True).start()
 
@@ -528,8 +528,8 @@ class NoMemoryAt:
                 raise MemoryError
 
 
-def test_a_thread_that_finds_no_memory_at_any_of_its_calls_leaves_no_call_without_an_answer():
-    """And is not counted as running for ever."""
+def test_every_call_gets_an_outcome_when_a_thread_finds_no_memory_at_any_of_its_calls():
+    """The thread must not be counted as running for ever, either."""
     n, made = 0, 1
     while n < made:
         n += 1
@@ -550,7 +550,7 @@ def test_a_thread_that_finds_no_memory_at_any_of_its_calls_leaves_no_call_withou
 
 
 def test_a_call_that_finds_no_memory_for_a_thread_raises_and_is_not_waited_for():
-    # It stayed in the queue, and `run` never returned.
+    # Regression: the call stayed in the queue, and `run` never returned.
     class Kernel(FakeKernel):
         def start_thread(self, target, name):
             raise MemoryError

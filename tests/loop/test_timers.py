@@ -1,4 +1,4 @@
-"""Timers: when they fire and in which order, cancelling and moving them, and what the heap keeps."""
+"""Timers: when and in which order they fire, cancelling and moving them, and the size of the heap."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Thing:
 
 @pytest.fixture
 def uncollected():
-    """No garbage collector while the test runs: reference counts have to do."""
+    """No garbage collector while the test runs: reference counts alone must suffice."""
     gc.disable()
     yield
     gc.enable()
@@ -57,7 +57,7 @@ def test_timers_with_equal_deadlines_fire_in_the_order_in_which_they_were_set(fa
 
 
 @pytest.mark.parametrize('delay', [-0.5, -1, -7, -1e9])
-def test_a_delay_below_0_is_0_and_overtakes_nobody(fake, kernel, delay):
+def test_a_delay_below_0_counts_as_0_and_overtakes_no_timer(fake, kernel, delay):
     fired = []
     fake.call_later(0, fired.append, 'first')
     timer = fake.call_later(delay, fired.append, 'second')
@@ -241,7 +241,7 @@ def test_a_long_wait_is_cut_to_a_day(fake):
 
 
 @pytest.mark.scenario(24)
-def test_a_delay_below_zero_is_none(fake, kernel):
+def test_a_delay_below_zero_is_no_delay(fake, kernel):
     fired = []
     for delay in -0.0, -1, -1e9:
         assert fake.call_later(delay, fired.append, delay).deadline == kernel.time
@@ -263,7 +263,7 @@ def test_a_very_long_delay_is_only_long(r, delay):
 
 @pytest.mark.scenario(24)
 @pytest.mark.parametrize('seconds', [math.nan, math.inf, -math.inf])
-def test_what_is_no_finite_time_is_refused_at_the_call(r, seconds):
+def test_a_time_that_is_not_finite_is_refused_at_the_call(r, seconds):
     for call in r.call_later, r.call_at, r.call_every:
         with pytest.raises(ValueError, match=r'seconds'):
             call(seconds, int)
@@ -286,13 +286,13 @@ def test_a_finite_delay_that_used_to_be_taken_for_infinite_is_cut_to_a_very_long
 
 
 @pytest.mark.parametrize('seconds', ['1', None, 1j, True, b'1'])
-def test_what_is_no_number_is_refused_at_the_call_with_its_value_and_not_by_a_comparison(r, seconds):
+def test_a_value_that_is_not_a_number_is_refused_at_the_call_and_not_by_a_comparison(r, seconds):
     for call in r.call_later, r.call_at, r.call_every:
         with pytest.raises(TypeError, match=r'is a number of seconds, not ') as caught:
             call(seconds, int)
         assert repr(seconds) in str(caught.value)
     timer = r.call_later(60, int)
-    if seconds is not None:  # the delay that it was made with
+    if seconds is not None:  # None stands for the delay that it was made with
         with pytest.raises(TypeError, match=r'seconds is a number of seconds, not '):
             timer.reset(seconds)
     timer.cancel()
@@ -378,7 +378,7 @@ def test_a_timer_moved_by_another_of_the_same_batch_fires_at_its_new_time_only(f
 
 
 def test_a_timer_that_cannot_be_moved_out_of_its_batch_is_left_as_it_was(fake, kernel):
-    # It was found at the new deadline too, and fired there although it had been set to a later one meanwhile.
+    # Regression: it was also found at the new deadline, and fired there although it had been moved to a later one.
     class Full(dict):
         def __setitem__(self, key, value):
             raise MemoryError
@@ -403,7 +403,8 @@ def test_a_timer_that_cannot_be_moved_out_of_its_batch_is_left_as_it_was(fake, k
 
 @pytest.mark.parametrize('error', [MemoryError, RecursionError])
 def test_a_timer_that_could_not_be_set_is_not_found_with_the_next_one_of_its_deadline(fake, monkeypatch, error):
-    # Without stack it fired with the next one, though its caller was told that it is not set: one more than pending.
+    # Regression: without stack, `call_later` raised, but the timer fired with the next one of its deadline, and the
+    # count of pending timers was wrong by one.
     fired = []
     run_short(monkeypatch, timers, 'heappush', kind=error)
     with pytest.raises(error):
@@ -435,7 +436,7 @@ def test_a_timer_alone_at_a_deadline_can_be_set_to_it_again_without_memory(fake,
 
 
 def test_a_timer_that_shares_its_deadline_can_be_set_to_it_again_without_memory(fake, monkeypatch):
-    # It was taken out before it was put behind the others: where that found no memory, it was lost.
+    # Regression: it was removed before it was appended after the others. When that found no memory, it was lost.
     fired = []
     timers_of_one = [fake.call_later(1, fired.append, number) for number in range(5)]
     run_short(monkeypatch, TimerHeap, 'insert')
@@ -492,7 +493,7 @@ def test_cancelling_releases_the_callback_and_its_arguments_at_once(r, uncollect
 
 
 @pytest.mark.scenario(21, 119)
-def test_cancelling_many_keeps_the_heap_small_and_holds_nothing(r, uncollected):
+def test_cancelling_many_keeps_the_heap_small_and_releases_everything(r, uncollected):
     longest, thing = 0, Thing()
     ref = weakref.ref(thing)
     for _ in range(100_000):
@@ -528,7 +529,7 @@ def test_firing_leaves_no_heap_of_cancelled_timers_behind(fake):
 # -- moving
 
 
-def test_a_batch_that_an_exception_has_left_passes_over_what_it_had_moved(kernel):
+def test_a_batch_that_an_exception_has_left_skips_the_timers_that_were_moved(kernel):
     fired = []
     with Reactor(kernel=kernel, catch_errors=False) as r:
 
@@ -549,7 +550,8 @@ def test_a_batch_that_an_exception_has_left_passes_over_what_it_had_moved(kernel
 
 
 def test_a_timer_that_was_moved_and_collected_again_is_still_listed_and_released_with_the_others(kernel):
-    # It stood twice in the batch that the second exception left, and was taken for moved out of it: closing left it.
+    # Regression: the second exception left the timer twice in the batch. The loop believed that it had been moved out
+    # of the batch, and closing did not release it.
     def leave(*moved):
         for timer in moved:
             timer.reset(0)
@@ -570,7 +572,7 @@ def test_a_timer_that_was_moved_and_collected_again_is_still_listed_and_released
 
 @pytest.mark.parametrize('how', ['cancelled', 'moved'])
 def test_after_a_batch_that_an_exception_has_left_the_loop_waits_for_nothing_else(kernel, how):
-    # The loop polled without waiting, and told the host that embeds it to.
+    # Regression: the loop polled without waiting, and `timeout` made an embedding loop do the same.
     def leave():
         raise RuntimeError
 
@@ -609,7 +611,7 @@ def test_reset_alone_starts_the_delay_again(fake, kernel):
     assert timer.deadline == 1008
 
 
-def test_a_timer_made_with_call_at_starts_the_time_it_had_again(fake, kernel):
+def test_reset_of_a_call_at_timer_repeats_its_first_delay(fake, kernel):
     timer = fake.call_at(1007, int)
     kernel.time += 100
     timer.reset()
@@ -688,7 +690,7 @@ def test_moving_often_at_one_moment_keeps_the_heap_small(fake):
 
 
 @pytest.mark.parametrize('seconds', [5, 60])
-def test_a_timer_that_was_moved_and_has_fired_is_held_by_nobody(fake, uncollected, seconds):
+def test_a_timer_that_was_moved_and_has_fired_is_not_referenced(fake, uncollected, seconds):
     thing = Thing()
     ref = weakref.ref(thing)
     timer = fake.call_later(3600 if seconds == 5 else 10, id, thing)
@@ -793,7 +795,7 @@ def test_a_repeating_timer_may_move_itself(fake, kernel):
     assert beats == [1001, 1011]
 
 
-def test_the_next_beat_is_always_still_to_come(fake, kernel):
+def test_the_next_beat_is_always_in_the_future(fake, kernel):
     timer = fake.call_every(0.1, int)
     step = 0.0373
     for _ in range(20_000):
@@ -805,7 +807,7 @@ def test_the_next_beat_is_always_still_to_come(fake, kernel):
 
 
 def test_a_beat_that_is_late_by_whole_intervals_is_not_made_twice(fake, kernel):
-    # 29 beats behind 1099.741 it is 1099.77, but (1099.77 - 1099.741) // 0.001 is 28, as floats have it.
+    # 29 beats after 1099.741 it is 1099.77, but with floats (1099.77 - 1099.741) // 0.001 is 28.
     timer = fake.timers.add_at(fake._repeating_timer, 1099.741, 0.001, int, ())
     kernel.time = 1099.77
     timer.handle_due(kernel.time)
@@ -859,7 +861,7 @@ def test_a_repeating_timer_stays_unreferenced_from_beat_to_beat(fake):
 
 @pytest.mark.parametrize('debug', [False, True])
 def test_a_timer_that_fired_cannot_be_reset_when_the_reactor_is_closed(kernel, debug):
-    # It was pending for ever, in a loop that does not run any more.
+    # Regression: it was pending for ever in a loop that no longer runs.
     r = Reactor(kernel=kernel, debug=debug)
     timer = r.call_later(1, int)
     r.run()
@@ -894,17 +896,17 @@ def test_cancelling_an_unreferenced_timer_leaves_the_others_referenced(fake):
     assert fired == [1]
 
 
-# -- looking
+# -- introspection
 
 
-def test_the_heap_tells_what_is_pending_in_the_order_of_firing(fake):
+def test_pending_timers_are_listed_in_the_order_of_firing(fake):
     timers = [fake.call_later(delay, int) for delay in (5, 1, 3, 1)]
     timers[2].cancel()
     assert list(fake.timers) == [timers[1], timers[3], timers[0]]
     assert len(fake.timers) == 3
 
 
-def test_a_timer_tells_its_state(fake):
+def test_the_repr_of_a_timer_shows_its_state(fake):
     timer = fake.call_later(5, fail_named)
     assert repr(timer) == f'<Timer in 5.000 s calls {__name__}.fail_named>'
     fake.run()
@@ -928,7 +930,7 @@ def test_the_smallest_intervals_repeat_too(interval):
         timer.cancel()
 
 
-def test_a_callback_is_named_as_a_person_would_look_for_it():
+def test_a_callback_is_named_by_its_qualified_name():
     assert name_of(fail_named) == f'{__name__}.fail_named'
     assert name_of(partial(partial(fail_named), 1)) == f'{__name__}.fail_named'
     assert name_of(Log().on_data) == 'tests.helpers.support.Log.on_data'
@@ -955,7 +957,7 @@ def test_a_timer_that_is_moved_twice_out_of_its_batch_fires_once(kernel):
         again = r.call_later(1, leave)
         timer = r.call_later(1, fired.append, 1)
         kernel.time += 1
-        for _ in range(2):  # each leaves the entry of the batch where it was, and the second one that of the first too
+        for _ in range(2):  # each leaves its entry in the batch; the second also leaves that of the first
             with pytest.raises(RuntimeError):
                 r.run()
         assert list(r.timers) == [timer] and again.deadline is None

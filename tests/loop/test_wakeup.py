@@ -1,4 +1,4 @@
-"""The wakeup: calls from other threads reach a loop that sleeps, once, in order, however full the doorbell is."""
+"""The wakeup: calls from other threads reach a sleeping loop once and in order, even when the doorbell is full."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Thing:
 
 
 def asleep(r):
-    """An event that is set when the loop is about to sleep."""
+    """Return an event that is set when the loop is about to sleep."""
     event, select = threading.Event(), r._select
 
     def watched(timeout):
@@ -119,7 +119,7 @@ def test_calls_from_threads_run_once_each_in_the_order_of_their_thread(r):
         worker.join()
     turns(r, 2)
     for name in range(threads):
-        assert [number for who, number in log if who == name] == list(range(count))
+        assert [number for thread, number in log if thread == name] == list(range(count))
     assert len(log) == count * threads
 
 
@@ -147,7 +147,7 @@ def test_every_call_is_made_once_in_order_whatever_the_threads_do(scripts, full)
         turns(r, 2)
     for name, script in enumerate(scripts):
         expected = [number for number, action in enumerate(script) if action == 'call']
-        assert [number for who, number in log if who == name] == expected
+        assert [number for thread, number in log if thread == name] == expected
 
 
 def test_many_calls_while_the_loop_is_busy_ring_once_and_are_all_made(r):
@@ -173,7 +173,7 @@ def test_a_full_doorbell_loses_no_call(r):
 
 
 def test_a_doorbell_without_memory_for_its_byte_is_rung_again():
-    # The call was queued, no byte was sent, and the loop spun or slept without ever making it.
+    # Regression: the call was queued but no byte was sent, and the loop spun or slept without ever making the call.
     kernel = ScriptedKernel()
     with Reactor(kernel=kernel) as r:
         bell = kernel.open[r._wakeup.bell_fileno()]
@@ -212,7 +212,7 @@ def test_a_call_between_the_bell_and_the_queue_is_made_once(r):
 
 @pytest.mark.scenario(16)
 def test_a_loop_sleeps_while_a_thread_has_queued_its_call_and_not_rung_yet(r, monkeypatch):
-    """The thread may have lost the processor there, for as long as the system likes."""
+    """The kernel may have suspended the thread there for any time."""
     ring, made, may_ring, queued = Wakeup._ring, [], threading.Event(), threading.Event()
 
     def ring_late(wakeup):
@@ -253,9 +253,9 @@ def test_calls_made_by_calls_are_served_beside_io(r, sockets):
     turns(r, 1)
 
 
-def test_a_spurious_readiness_of_the_doorbell_is_nothing(caplog):
+def test_a_spurious_readiness_of_the_doorbell_is_harmless(caplog):
     class Nervous(FakeSelector):
-        """Reports everything as readable, always."""
+        """A selector that always reports everything as readable."""
 
         def select(self, timeout=None):
             return [(key, selectors.EVENT_READ) for key in list(self.get_map().values())]
@@ -270,13 +270,13 @@ def test_a_spurious_readiness_of_the_doorbell_is_nothing(caplog):
     assert caplog.records == []
 
 
-def test_the_wakeup_is_no_handle_of_the_user_and_keeps_nothing_running(r):
+def test_the_wakeup_is_not_listed_as_a_handle_and_does_not_keep_run_running(r):
     assert r.handles() == []
     assert r.why_alive() == []
     assert r.run() is True
 
 
-def test_a_call_that_was_made_holds_nothing(r):
+def test_a_call_that_was_made_releases_its_arguments(r):
     thing = Thing()
     ref = weakref.ref(thing)
     r.call_soon_threadsafe(id, thing)
@@ -330,7 +330,7 @@ def test_a_call_must_be_callable(r):
     assert r.timeout() is None
 
 
-def test_the_wakeup_tells_its_descriptor(r):
+def test_the_repr_of_the_wakeup_shows_its_descriptor(r):
     assert repr(r._wakeup) == f'<Wakeup fd={r._wakeup.fileno()}>'
     assert r._wakeup.fileno() >= 0
 
@@ -354,13 +354,13 @@ def test_another_thread_has_a_connection_closed_by_a_call_that_wakes_the_loop(r,
     assert theirs.recv(1) == b''
 
 
-# -- closed by somebody else
+# -- closed by other code
 
 
 @pytest.mark.scenario(12)
 @pytest.mark.parametrize('end', ['_bell', 'sock'])
-def test_a_doorbell_that_somebody_else_closed_is_replaced_and_does_not_spin(r, end, caplog):
-    # The end of the socket was read again and again, for ever; and no call from a thread was made any more.
+def test_a_doorbell_closed_by_other_code_is_replaced_and_does_not_spin(r, end, caplog):
+    # Regression: the end of file was read again and again for ever, and calls from threads were no longer made.
     if end == 'sock' and isinstance(r.watchers.selector, getattr(selectors, 'EpollSelector', ())):
         pytest.skip('epoll never reports a descriptor that was closed')
     log = []
@@ -374,7 +374,7 @@ def test_a_doorbell_that_somebody_else_closed_is_replaced_and_does_not_spin(r, e
 
 
 def test_a_doorbell_that_cannot_be_replaced_for_want_of_descriptors_is_replaced_later(r, caplog):
-    # The error was logged, and calls of threads and signals never reached the loop again.
+    # Regression: the error was logged, and calls from threads and signals never reached the loop again.
     log = []
     handler = r.add_signal_handler(signal.SIGUSR1, log.append, 'signal')
     socketpair, refused = r.kernel.socketpair, []
@@ -392,7 +392,7 @@ def test_a_doorbell_that_cannot_be_replaced_for_want_of_descriptors_is_replaced_
     signal.raise_signal(signal.SIGUSR1)
     run_until(r, lambda: log == ['call', 'signal'])
     assert turns_in(r) <= 12
-    assert signal.set_wakeup_fd(-1) == -1  # and not a number that is another's by now
+    assert signal.set_wakeup_fd(-1) == -1  # not a number that other code has now
     r.kernel.socketpair = socketpair
     run_until(r, lambda: not r._wakeup.closed)
     assert signal.set_wakeup_fd(-1) == r._wakeup.bell_fileno()
@@ -403,7 +403,7 @@ def test_a_doorbell_that_cannot_be_replaced_for_want_of_descriptors_is_replaced_
     handler.close()
 
 
-def test_a_doorbell_replaced_while_no_signal_is_awaited_is_not_given_to_python():
+def test_a_doorbell_replaced_without_signal_handlers_is_not_installed_as_wakeup_descriptor():
     with Reactor(kernel=SimKernel(faults=False, selector='poll')) as r:
         r.run(lambda r: None)
         r.kernel.close_fd(r._wakeup.fileno())
@@ -445,7 +445,7 @@ def test_a_doorbell_that_cannot_be_read_loses_no_call(error):
     assert not kernel.files
 
 
-def test_a_doorbell_that_somebody_else_closed_stops_neither_the_loop_nor_its_close(r, sockets, caplog):
+def test_a_doorbell_closed_by_other_code_stops_neither_the_loop_nor_its_close(r, sockets, caplog):
     log = Log()
     ours, theirs = sockets()
     r.adopt(ours, log.on_data)
@@ -478,7 +478,7 @@ def test_a_call_that_finds_no_memory_to_ring_raises_and_is_not_made(r, monkeypat
     assert log == [2]
 
 
-def test_a_call_that_finds_no_memory_for_its_byte_and_its_doorbell_closed_by_somebody_is_made():
+def test_a_call_without_memory_for_its_byte_is_made_although_other_code_closed_the_doorbell():
     class Closed(ScriptedSocket):
         def shutdown(self, how):
             raise OSError(errno.EBADF, 'Bad file descriptor')
@@ -495,7 +495,7 @@ def test_a_call_that_finds_no_memory_for_its_byte_and_its_doorbell_closed_by_som
         bell = kernel.open[r._wakeup.bell_fileno()]
         bell.outcomes = deque([OSError(errno.ENOBUFS, 'no buffer space')] * 100)
         r.call_soon_threadsafe(log.append, 1)
-        kernel.open[r._wakeup.fileno()].incoming.append(b'')  # the loop sees the end of the other side
+        kernel.open[r._wakeup.fileno()].incoming.append(b'')  # the loop reads end of file
         turns(r, 3)
         assert log == [1]
         bell = kernel.open[r._wakeup.bell_fileno()]

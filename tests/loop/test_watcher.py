@@ -1,4 +1,4 @@
-"""Handles and their registry: where each is kept, what it wants, and who is hurt when a descriptor goes wrong."""
+"""Handles and their registry: where each is kept, what it wants, and the effects of a descriptor that goes wrong."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ except ImportError:
 
 
 def beyond_fd_setsize(sock):
-    """The same socket under a number that `select` cannot hold."""
+    """Return the same socket under a number that is too large for `select`."""
     if fcntl is None:
         pytest.skip('this platform cannot choose a descriptor number')
     try:
@@ -40,7 +40,7 @@ def on_select():
 
 
 def registered(r, fd):
-    """What the selector has for a descriptor."""
+    """Return the selector's entry for a descriptor."""
     key = r.watchers.selector.get_map().get(fd)
     return None if key is None else (key.events, key.data)
 
@@ -74,7 +74,7 @@ def test_a_parked_handle_is_removed_as_well(r, sockets):
     assert (r.handles(), r.watchers.referenced) == ([], 0)
 
 
-def test_wanting_the_same_again_asks_nothing_of_the_selector(r, sockets, monkeypatch):
+def test_wanting_the_same_events_again_does_not_call_the_selector(r, sockets, monkeypatch):
     probe = Probe(r, sockets()[0], READ)
     asked = []
     for name in 'register', 'unregister', 'modify':
@@ -85,7 +85,7 @@ def test_wanting_the_same_again_asks_nothing_of_the_selector(r, sockets, monkeyp
     probe.close()
 
 
-def test_a_handle_hears_what_it_wants_and_nothing_else(r, sockets):
+def test_a_handle_gets_the_events_it_wants_and_no_others(r, sockets):
     ours, theirs = sockets()
     probe = Probe(r, ours, WRITE, lambda probe: r.watchers.set_events(probe, probe.events ^ (READ | WRITE)))
     theirs.send(b'x')
@@ -214,16 +214,16 @@ def test_a_client_beyond_fd_setsize_is_refused_and_the_others_are_served(on_sele
             os.close(fd)
 
 
-# -- descriptors that somebody else closed
+# -- descriptors that other code has closed
 
 
 def lose(sock):
-    """Close a descriptor behind the back of its socket."""
+    """Close the descriptor of a socket without the socket's knowledge."""
     os.close(sock.fileno())
 
 
 @pytest.mark.scenario(12)
-def test_a_connection_whose_descriptor_was_closed_is_told_and_the_others_go_on(r, sockets):
+def test_a_connection_whose_descriptor_was_closed_ends_and_the_others_go_on(r, sockets):
     logs = [Log(), Log()]
     lost, _ = sockets()
     ours, theirs = sockets()
@@ -232,7 +232,7 @@ def test_a_connection_whose_descriptor_was_closed_is_told_and_the_others_go_on(r
     lose(lost)
     theirs.send(b'x')
     turns(r, 3)
-    if not victim.closed:  # epoll never tells: the next operation does
+    if not victim.closed:  # epoll never reports it; the next operation does
         victim.pause_reading()
         victim.resume_reading()
     turns(r, 3)
@@ -244,7 +244,7 @@ def test_a_connection_whose_descriptor_was_closed_is_told_and_the_others_go_on(r
     turns(r, 1)
 
 
-def test_a_write_to_a_connection_whose_descriptor_was_closed_has_it_told(r, sockets):
+def test_a_write_to_a_connection_whose_descriptor_was_closed_ends_it(r, sockets):
     log = Log()
     lost, _ = sockets()
     conn = r.adopt(lost, on_close=log.on_close)
@@ -255,7 +255,7 @@ def test_a_write_to_a_connection_whose_descriptor_was_closed_has_it_told(r, sock
 
 
 @pytest.mark.scenario(83)
-def test_a_socket_object_closed_by_somebody_else_has_its_connection_told(r, sockets):
+def test_a_socket_object_closed_by_other_code_ends_its_connection(r, sockets):
     logs = [Log(), Log()]
     lost, _ = sockets()
     ours, theirs = sockets()
@@ -317,7 +317,7 @@ def test_a_newcomer_with_the_number_of_a_lost_parked_handle_is_not_hurt(r, socke
 
 
 @pytest.mark.scenario(12)
-def test_many_lost_at_once_are_all_told(r, sockets):
+def test_many_handles_lost_at_once_all_get_the_error(r, sockets):
     probes = [Probe(r, sockets()[0]) for _ in range(20)]
     live, mate = sockets()
     survivor = Probe(r, live)
@@ -334,7 +334,7 @@ def test_many_lost_at_once_are_all_told(r, sockets):
         probe.close()
 
 
-def test_who_was_closed_by_the_loss_of_another_is_neither_told_nor_kept(r, sockets):
+def test_a_lost_handle_that_another_one_closes_first_gets_no_error_and_is_not_kept(r, sockets):
     class Mate(Probe):
         other: Probe | None = None
 
@@ -353,7 +353,7 @@ def test_who_was_closed_by_the_loss_of_another_is_neither_told_nor_kept(r, socke
     assert r.handles() == []
 
 
-def test_a_new_selector_finds_who_was_lost_unseen_and_takes_the_others(r, sockets):
+def test_a_new_selector_finds_lost_handles_and_takes_the_others(r, sockets):
     probe = Probe(r, sockets()[0])
     ours, theirs = sockets()
     survivor = Probe(r, ours)
@@ -361,7 +361,7 @@ def test_a_new_selector_finds_who_was_lost_unseen_and_takes_the_others(r, socket
     r._select = r.watchers.rebuild().select
     theirs.send(b'x')
     r.run_once(0)
-    assert probe.lost is not None or probe.log == ['read']  # the latter with `poll`
+    assert probe.lost is not None or probe.log == ['read']  # the second with `poll`
     if probe.lost is None:
         r.watchers.evict(probe)
     r.run_once(0)
@@ -370,13 +370,13 @@ def test_a_new_selector_finds_who_was_lost_unseen_and_takes_the_others(r, socket
     survivor.close()
 
 
-def test_a_lost_handle_that_changes_what_it_wants_is_told(r, sockets):
+def test_a_lost_handle_that_changes_what_it_wants_gets_the_error(r, sockets):
     probe = Probe(r, sockets()[0])
     lose(probe.sock)
     r.watchers.set_events(probe, 0)
     if probe.lost is None:
         r.watchers.set_events(probe, READ)
-    if probe.lost is None:  # neither `poll` nor `select` looks before its next wait
+    if probe.lost is None:  # `poll` and `select` notice only at their next wait
         r.run_once(0)
     assert probe.lost is not None or probe.log == ['read']
     if probe.lost is None:
@@ -422,7 +422,7 @@ def test_a_newcomer_with_the_number_of_a_lost_listener_is_not_hurt(r, sockets, c
 
 @pytest.mark.scenario(12)
 def test_a_listener_gets_the_number_of_a_lost_one(r, caplog):
-    # It was refused: "descriptor 7 belongs to <Listener> already".
+    # Regression: it was refused with "descriptor 7 belongs to <Listener> already".
     lost = r.listen_tcp('127.0.0.1', 0)
     number = lost.fileno()
     os.close(number)
@@ -451,7 +451,7 @@ def test_one_socket_cannot_belong_to_two_handles(r, sockets):
 
 
 @pytest.mark.scenario(13)
-def test_a_descriptor_that_was_given_up_can_belong_to_another_handle(r, sockets):
+def test_a_released_descriptor_can_belong_to_another_handle(r, sockets):
     log = Log()
     ours, theirs = sockets()
     probe = Probe(r, ours)
@@ -469,14 +469,14 @@ def test_a_descriptor_that_was_given_up_can_belong_to_another_handle(r, sockets)
 
 @pytest.fixture(params=['register', 'modify'])
 def refusing(request, r, monkeypatch):
-    """A selector of which one call fails once with ENOSPC, `refusing()` says from when on."""
+    """A function that makes the next registration with the selector fail once with ENOSPC."""
     selector, failing = r.watchers.selector, request.param
     real = getattr(selector, failing)
 
     def refuse(fd, events, data=None):
         monkeypatch.setattr(selector, failing, real)
         if failing == 'modify':
-            selector.unregister(fd)  # as `selectors` has it when the system refuses
+            selector.unregister(fd)  # as `selectors` does when the kernel refuses
         raise OSError(errno.ENOSPC, 'No space left on device')
 
     def begin():
@@ -502,15 +502,15 @@ def test_a_connection_that_the_system_cannot_watch_ends_with_its_error_and_is_cl
 
 
 def test_a_datagram_socket_that_the_system_cannot_watch_ends_with_its_error_and_is_closed(r, refusing):
-    told = []
-    sock = r.bind_udp('127.0.0.1', 0, on_close=lambda sock, exc: told.append(exc.errno))
+    reported = []
+    sock = r.bind_udp('127.0.0.1', 0, on_close=lambda sock, exc: reported.append(exc.errno))
     if refusing() == 'modify':
         r.watchers.set_events(sock, READ | WRITE)
     else:
         sock.pause_reading()
         sock.resume_reading()
     turns(r, 2)
-    assert told == [errno.ENOSPC]
+    assert reported == [errno.ENOSPC]
     assert sock.fileno() == -1
 
 
@@ -530,7 +530,7 @@ def test_a_listener_that_the_system_cannot_watch_tries_again(r, refusing, caplog
     run_until(r, lambda: not r.handles())
 
 
-def test_a_watched_descriptor_that_the_system_cannot_watch_is_logged_and_let_go(r, sockets, refusing, caplog):
+def test_a_watched_descriptor_that_the_system_cannot_watch_is_logged_and_released(r, sockets, refusing, caplog):
     sock, _ = sockets()
     handle = r.watch_fd(sock, READ, print)
     if refusing() == 'register':
@@ -541,11 +541,11 @@ def test_a_watched_descriptor_that_the_system_cannot_watch_is_logged_and_let_go(
     assert sock.fileno() >= 0
 
 
-# -- what a handle is by itself
+# -- handles alone
 
 
 class WithoutMemory(selectors.SelectSelector):
-    """`select` that finds no memory to register when it is told so, before or after it has done half of it."""
+    """A `select` selector that can be made to find no memory in `register`, before or after half of the work."""
 
     short = None
 
@@ -559,7 +559,7 @@ class WithoutMemory(selectors.SelectSelector):
 
 
 class Forgetful(selectors.SelectSelector):
-    """`select` that runs out of memory or stack when it has forgotten a descriptor and is to register it again."""
+    """A `select` selector that forgets a descriptor and then finds no memory or stack to register it again."""
 
     short = None
 
@@ -580,7 +580,7 @@ def test_a_handle_that_its_selector_forgot_is_refused_and_still_closed_with_the_
         conn = r.adopt(sockets()[0])
         closed = []
         conn.on_close = lambda conn, exc: closed.append(exc)
-        if again and kind is MemoryError:  # nor is there any for its place among the parked handles
+        if again and kind is MemoryError:  # there is no memory for parking it, either
             run_short(monkeypatch, Watchers, '_park_lost')
         selector.short = kind()
         r.watchers.set_events(conn, READ | WRITE)
@@ -594,7 +594,7 @@ def test_a_handle_that_its_selector_forgot_is_refused_and_still_closed_with_the_
 @pytest.mark.skipif(not hasattr(selectors, 'PollSelector'), reason='needs poll')
 @pytest.mark.parametrize('again', [False, True])
 def test_a_listener_that_poll_knows_and_does_not_watch_accepts_again(again, sockets, monkeypatch):
-    # To take it out raised KeyError, which was logged, and the listener was closed or stayed parked for ever.
+    # Regression: unregistering raised KeyError, which was logged; the listener was closed or stayed parked for ever.
     class Halfway(selectors.PollSelector):
         short = False
 
@@ -609,7 +609,7 @@ def test_a_listener_that_poll_knows_and_does_not_watch_accepts_again(again, sock
     with Reactor(selector=selector, catch_errors=lambda exc, handle: errors.append(exc)) as r:
         server = r.listen_tcp('127.0.0.1', 0, on_accept_error=lambda server, exc: None)
         server.pause()
-        if again:  # nor is there any to take it out at once
+        if again:  # there is no memory to unregister it at once, either
             run_short(monkeypatch, Watchers, '_unregister_lost')
         selector.short = True
         server.resume()
@@ -621,19 +621,19 @@ def test_a_listener_that_poll_knows_and_does_not_watch_accepts_again(again, sock
 
 @pytest.fixture(params=['before', 'after'])
 def without_memory(request):
-    """A reactor on `select`, and a function that lets memory run out whenever that registers."""
+    """A reactor on `select`, and a function that makes every later registration run out of memory."""
     selector = WithoutMemory()
     with Reactor(selector=selector) as reactor:
         yield reactor, lambda: setattr(selector, 'short', request.param)
 
 
 def check_forgotten(r, fd):
-    """Nothing is registered under the descriptor, and nothing is counted."""
+    """Check that nothing is registered under the descriptor, and that nothing is counted."""
     assert registered(r, fd) is None
     assert (r.handles(), r.watchers.referenced) == ([], 0)
 
 
-def test_a_newcomer_that_cannot_be_registered_for_want_of_memory_is_not_taken(without_memory, sockets):
+def test_a_new_handle_that_cannot_be_registered_for_want_of_memory_is_not_kept(without_memory, sockets):
     r, run_short = without_memory
     ours = sockets()[0]
     run_short()
@@ -666,7 +666,7 @@ def test_a_handle_without_a_descriptor_has_the_number_minus_one(r):
     idler.close()
 
 
-def test_a_handle_that_does_not_say_what_it_waits_for_waits_for_events(r, sockets):
+def test_a_handle_without_a_description_is_shown_as_waiting_for_events(r, sockets):
     probe = Probe(r, sockets()[0])
     (line,) = r.why_alive()
     assert line.endswith('waits for events')
@@ -730,7 +730,7 @@ class Idle(Probe):
         self.loop.spins.no_progress(self)
 
 
-def test_a_handle_whose_moment_without_progress_is_over_is_watched_again_when_there_is_memory(sockets):
+def test_a_parked_handle_is_watched_again_as_soon_as_there_is_memory(sockets):
     selector = WithoutMemory()
     with Reactor(selector=selector) as r:
         ours, theirs = sockets()
@@ -738,7 +738,7 @@ def test_a_handle_whose_moment_without_progress_is_over_is_watched_again_when_th
         theirs.send(b'x')
         run_until(r, lambda: r.stats().stalls)
         seen, selector.short = len(probe.log), 'before'
-        time.sleep(0.02)  # until its moment is over
+        time.sleep(0.02)  # until its parking time is over
         turns(r, 3)
         assert len(probe.log) == seen
         assert r.handles() == [probe]
@@ -756,18 +756,18 @@ def test_a_handle_that_cannot_be_watched_again_after_a_moment_without_progress_e
 
     ours, theirs = sockets()
     probe = Idle(r, ours)
-    told = []
-    probe.handle_refused = lambda exc: (told.append(exc.errno), probe.close())
+    reported = []
+    probe.handle_refused = lambda exc: (reported.append(exc.errno), probe.close())
     theirs.send(b'x')
     run_until(r, lambda: r.stats().stalls)
     monkeypatch.setattr(r.watchers.selector, 'register', refuse)
-    run_until(r, lambda: told)
-    assert told == [errno.ENOSPC]
+    run_until(r, lambda: reported)
+    assert reported == [errno.ENOSPC]
     assert r.handles() == []
 
 
 class Deep(selectors.SelectSelector):
-    """Finds no stack, once, when `deep` is set."""
+    """A selector that finds no stack once, when `deep` is set."""
 
     deep = False
 
@@ -799,7 +799,7 @@ def test_a_handle_that_cannot_be_parked_or_watched_for_want_of_stack_is_refused(
         assert (r.handles(), r.watchers.referenced) == ([], 0)
 
 
-def test_a_handle_whose_change_found_no_stack_leaves_nothing_when_it_is_closed_before_it_is_told(sockets):
+def test_a_handle_that_found_no_stack_to_change_leaves_nothing_when_it_is_closed_before_the_report(sockets):
     selector, log = Deep(), Log()
     with Reactor(selector=selector) as r:
         conn = r.adopt(sockets()[0], on_close=log.on_close)
@@ -812,7 +812,7 @@ def test_a_handle_whose_change_found_no_stack_leaves_nothing_when_it_is_closed_b
         assert log == [('close', None)]
 
 
-def test_a_handle_that_is_refused_for_want_of_memory_costs_no_look_at_the_others(sockets):
+def test_refusing_a_handle_for_want_of_memory_does_not_look_at_the_others(sockets):
     class Counting(collections.UserDict):
         looks = 0
 
@@ -849,8 +849,9 @@ def test_two_dispatches_without_progress_in_one_turn_count_as_one(sockets):
         turns(r, 2)
 
 
-def test_a_selector_that_cannot_be_replaced_for_want_of_memory_stays_with_all_that_it_watches(sockets):
-    # Half was registered with the new one; the rest was in no map any more, and was not closed with the reactor.
+def test_a_selector_that_cannot_be_replaced_for_want_of_memory_keeps_watching_everything(sockets):
+    # Regression: half of the handles were registered with the new selector. The rest was in no map any more and was not
+    # closed with the reactor.
     class Selector(selectors.SelectSelector):
         full = False
 

@@ -1,1 +1,1 @@
-"""Model-based tests: random steps on the reactor and on a simple model, which have to agree."""
+"""Model-based tests: random steps on the reactor and on a simple model, which must agree."""

@@ -1,8 +1,8 @@
-"""A connection against an automaton of ten states, written from the promises of `Stream` and not from its code.
+"""A connection against an automaton of ten states, written from the documentation of `Stream` and not from its code.
 
-What the user calls, what the kernel says to the scripted socket, and nothing else moves the automaton. Whatever the
-stream does then (callbacks, what it wants of the selector, shutdown and close of the socket) has to be legal in the
-state that the automaton is in. No state is a dead end: when all timers have fired, each connection has ended.
+Only calls of the user and results of the scripted socket move the automaton. All actions of the stream (callbacks, the
+events that it wants from the selector, shutdown and close of the socket) must be legal in the state of the automaton.
+No state is a dead end: when all timers have fired, each connection has ended.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from tests.helpers.support import ScriptedKernel, ScriptedSocket
 
 CONNECT_TIMEOUT, IDLE, LINGER = 10, 20, 30
 
-# ENDING, ENDED: our side of the stream; HALF, HALF_ENDING: the peer has ended its own. CLOSING sends what waits,
-# LINGERING waits for the peer's end; FAILED is a send that did.
+# ENDING, ENDED: we end or have ended our side of the stream. HALF, HALF_ENDING: the peer has ended its side.
+# CLOSING sends the waiting bytes. LINGERING waits for the peer's end. FAILED: a send has failed.
 CONNECTING, OPEN, ENDING, ENDED, HALF, HALF_ENDING, CLOSING, LINGERING, FAILED, CLOSED = (
     'CONNECTING OPEN ENDING ENDED HALF HALF_ENDING CLOSING LINGERING FAILED CLOSED'.split()
 )
@@ -31,8 +31,8 @@ def if_waiting(there, else_there):
     return lambda model: there if model.waiting else else_there
 
 
-def if_told(there, else_there):
-    """Whether the user is told of the peer's end."""
+def if_on_eof(there, else_there):
+    """Choose the next state by whether there is an `on_eof`."""
     return lambda model: there if model.with_eof else else_there(model) if callable(else_there) else else_there
 
 
@@ -42,17 +42,17 @@ def on_close(model):
     return CLOSED if model.reading and not model.waited else LINGERING
 
 
-# (state, what happens): the next state. What is not here leaves it as it is, or must not happen: see LEGAL.
+# (state, event): the next state. Other events do not change the state, or must not happen: see LEGAL.
 TABLE = {
     (CONNECTING, 'connected'): lambda model: ENDING if model.user_ended else OPEN,
     (CONNECTING, 'refused'): CLOSED,
     (CONNECTING, 'close'): CLOSED,
     (OPEN, 'write_eof'): if_waiting(ENDING, ENDED),
     (OPEN, 'close'): on_close,
-    (OPEN, 'fin'): if_told(HALF, if_waiting(CLOSING, CLOSED)),
+    (OPEN, 'fin'): if_on_eof(HALF, if_waiting(CLOSING, CLOSED)),
     (ENDING, 'shut'): ENDED,
     (ENDING, 'close'): if_waiting(CLOSING, LINGERING),
-    (ENDING, 'fin'): if_told(HALF_ENDING, if_waiting(CLOSING, CLOSED)),
+    (ENDING, 'fin'): if_on_eof(HALF_ENDING, if_waiting(CLOSING, CLOSED)),
     (ENDED, 'close'): LINGERING,
     (ENDED, 'fin'): CLOSED,
     (HALF, 'write_eof'): if_waiting(HALF_ENDING, CLOSED),
@@ -67,7 +67,7 @@ TABLE = {
     **{(state, 'reset'): CLOSED for state in (OPEN, ENDING, ENDED, LINGERING, FAILED)},
     **{(state, 'send failed'): FAILED for state in (OPEN, ENDING, HALF, HALF_ENDING, CLOSING)},
 }
-# Where the stream may read, send, and end its side of the socket at all.
+# The states in which the stream may read, send, or end its side of the socket.
 LEGAL = {
     'data': (OPEN, ENDING, ENDED, LINGERING, FAILED),
     'fin': (OPEN, ENDING, ENDED, LINGERING, FAILED),
@@ -80,15 +80,15 @@ TIMEOUTS = {CONNECTING: ConnectTimeout, CLOSING: WriteTimeout, LINGERING: WriteT
 
 
 class Sock(ScriptedSocket):
-    """Tells the model what the kernel told the stream."""
+    """A socket that reports its results to the model."""
 
     def __init__(self, kernel):
         super().__init__(kernel)
         self.model = kernel.model
         self.model.sock = self
-        self.connecting = None  # 'under way', else the error number of the attempt
-        self.room = 0  # bytes that the kernel takes
-        self.broken = None  # what a send raises
+        self.connecting = None  # 'under way', or the error number of the attempt
+        self.room = 0  # bytes that the kernel accepts
+        self.broken = None  # the error that the next send raises
         self.dry = False  # the last recv found nothing
 
     def connect_ex(self, address):
@@ -123,7 +123,7 @@ class Sock(ScriptedSocket):
         return data
 
     def sendmsg(self, buffers):
-        assert any(buffers), 'a send of nothing'
+        assert any(buffers), 'an empty send'
         if self.broken is not None:
             exc, self.broken = self.broken, None
             self.model.happens('send failed', exc)
@@ -154,7 +154,7 @@ CALLS = ['write', 'write', 'pause', 'resume']
 
 
 class Connection(Machine):
-    """Only legal transitions; what it wants is a function of the state; the laws of callbacks; no state without end."""
+    """Transitions are legal, the wanted events follow from the state, callbacks keep the laws, and every state ends."""
 
     @initialize(
         how=st.sampled_from(['adopt'] * 5 + ['under way', 'under way', 0, errno.ECONNREFUSED]),
@@ -166,23 +166,23 @@ class Connection(Machine):
         kernel = self.kernel = World()
         kernel.model = self
         self.state = CONNECTING
-        self.patience = patience  # turns before anything ends it
+        self.patience = patience  # turns before anything ends the connection
         self.with_eof = with_eof
         self.with_error = with_error
         self.answer = how
         self.adopted = how == 'adopt'
         self.sock = None
-        self.reading = True  # whether the user wants to
+        self.reading = True  # whether the user wants to read
         self.written = self.accepted = 0
-        self.waited = False  # bytes had to wait for the peer once
-        self.user_ended = self.deaf = False  # the user has ended it; wants no data any more
+        self.waited = False  # some bytes had to wait for the peer
+        self.user_ended = self.wants_no_data = False  # the user has ended it, or wants no more data
         self.marks = deque()
         self.owed_eof = self.owed_drain = False
         self.connected = self.eofs = 0
-        self.why = None  # what on_close will tell
-        self.told = False
-        self.refused = False  # once after the end is enough
-        self.moved = kernel.time  # when a byte went either way
+        self.why = None  # the error for on_close
+        self.reported = False
+        self.refused = False  # one refused write after the end is enough
+        self.moved = kernel.time  # when a byte was last sent or received
         self.closing_since = 0
         self.script = deque()
         self.inside = False
@@ -210,7 +210,7 @@ class Connection(Machine):
     def happens(self, what, fact=None):
         state = self.state
         assert state in LEGAL.get(what, (state,)), f'{what} while {state}'
-        assert not self.told or what in ENDS, f'{what} after on_close'
+        assert not self.reported or what in ENDS, f'{what} after on_close'
         if what == 'shut':
             assert not self.waiting, 'ended before the last byte'
         if what in ('data', 'sent'):
@@ -221,7 +221,7 @@ class Connection(Machine):
         there = TABLE.get((state, what), state)
         there = there(self) if callable(there) else there
         if what in ('close', 'abort'):
-            self.user_ended = self.deaf = True
+            self.user_ended = self.wants_no_data = True
         elif what == 'write_eof':
             self.user_ended |= state in (CONNECTING, OPEN, HALF)
         elif what in ('reset', 'send failed') and state != FAILED:
@@ -236,13 +236,13 @@ class Connection(Machine):
         self.state = CLOSED
 
     def socket_closed(self):
-        """The stream has let go of its socket: the automaton knows why, or a timer is over."""
+        """The stream has closed its socket: the automaton knows why, or a timer has run out."""
         now, state = self.kernel.time, self.state
         if state == CONNECTING and self.sock.connecting not in ('under way', 0):
             self.ends(OSError(self.sock.connecting, ''))
         elif state == FAILED:
-            assert self.sock.dry or self.deaf or not (self.reading and b'data' in self.sock.incoming), (
-                'what was received is not delivered'
+            assert self.sock.dry or self.wants_no_data or not (self.reading and b'data' in self.sock.incoming), (
+                'received data is not delivered'
             )
             self.state = CLOSED
         elif state != CLOSED:
@@ -253,7 +253,7 @@ class Connection(Machine):
                 IdleTimeout: (self.moved, IDLE),
             }
             since, limit = limits[error]
-            assert now >= since + limit, f'closed while {state}, {error.__name__} is not over'
+            assert now >= since + limit, f'closed while {state}, before {error.__name__} was due'
             self.ends(error('scripted'))
 
     def wants(self):
@@ -266,9 +266,9 @@ class Connection(Machine):
     # -- callbacks
 
     def called(self, raising=True):
-        """What every callback checks, and then does."""
+        """Check what every callback must obey, and run the next action of the script."""
         assert not self.inside, 'called inside a call'
-        assert not self.told, 'called after on_close'
+        assert not self.reported, 'called after on_close'
         action = self.script.popleft() if self.script else None
         if action == 'raise':
             if not raising:
@@ -290,7 +290,7 @@ class Connection(Machine):
         self.called()
 
     def on_data(self, conn, data):
-        assert self.state in (OPEN, ENDING, ENDED, FAILED) and self.reading and not self.deaf
+        assert self.state in (OPEN, ENDING, ENDED, FAILED) and self.reading and not self.wants_no_data
         assert data
         self.called()
 
@@ -314,17 +314,17 @@ class Connection(Machine):
     def on_close(self, conn, exc):
         assert self.state == CLOSED
         self.called(raising=False)
-        self.told = True
+        self.reported = True
         if isinstance(self.why, Raised) or (isinstance(self.why, OSError) and self.why.args[1:] == ('scripted',)):
             assert exc is self.why
         else:
-            assert type(exc) is type(self.why), f'{exc!r} told, not {self.why!r}'
+            assert type(exc) is type(self.why), f'on_close got {exc!r}, not {self.why!r}'
         assert conn.buffered == self.waiting
         assert not self.owed_eof
-        if self.connected or self.adopted:  # else nothing was sent
-            assert all(mark > self.accepted for mark in self.marks), 'on_written of what was accepted is missing'
+        if self.connected or self.adopted:  # otherwise nothing was sent
+            assert all(mark > self.accepted for mark in self.marks), 'on_written of accepted bytes is missing'
 
-    # -- what the user does
+    # -- actions of the user
 
     def act(self, what, size):
         before, self.inside = self.inside, True
@@ -352,10 +352,10 @@ class Connection(Machine):
         try:
             result = self.conn.write(b'x' * size, self.on_written, mark)
         except ConnectionClosed:
-            assert self.user_ended or self.told, f'refused while {state}'
-            self.refused = self.told
+            assert self.user_ended or self.reported, f'refused while {state}'
+            self.refused = self.reported
             return
-        assert not self.user_ended and not self.told, f'accepted while {state}'
+        assert not self.user_ended and not self.reported, f'accepted while {state}'
         if not taken or self.state == FAILED:
             assert result is False
             if taken:
@@ -371,12 +371,12 @@ class Connection(Machine):
         if what not in ENDS or self.patience <= 0:
             self.act(what, size)
 
-    @precondition(lambda self: not self.script and not self.told)
+    @precondition(lambda self: not self.script and not self.reported)
     @rule(script=st.lists(st.sampled_from([None, 'raise', 'write', 'write', *ENDS, *CALLS]), min_size=1, max_size=5))
     def callbacks_will(self, script):
         self.script.extend(script)
 
-    # -- what the world does, and then a turn or two
+    # -- actions of the kernel and the peer, and then some turns
 
     @rule(
         what=st.sampled_from(
@@ -411,18 +411,18 @@ class Connection(Machine):
             self.kernel.time += seconds
         self.turns(self.r, turns)
 
-    # -- what holds after each
+    # -- invariants
 
     @invariant()
-    def it_shows_its_state(self):
+    def the_connection_shows_its_state(self):
         assert self.conn.state == SHOWN.get(self.state, self.state)
         assert self.conn.closed == (self.state in (CLOSING, LINGERING, FAILED, CLOSED))
         assert (self.sock.number < 0) == (self.state == CLOSED)
-        if not self.told:
+        if not self.reported:
             assert self.conn.buffered == self.waiting
 
     @invariant()
-    def it_wants_what_its_state_needs(self):
+    def the_wanted_events_follow_from_the_state(self):
         if not self.settled:
             return
         conn = self.conn
@@ -434,15 +434,15 @@ class Connection(Machine):
         assert conn.events == self.wants(), f'it wants {conn.events} while {self.state}'
 
     @invariant()
-    def what_is_over_was_told(self):
-        assert self.state == CLOSED or not self.told
+    def an_ended_connection_was_reported(self):
+        assert self.state == CLOSED or not self.reported
         if self.settled:
-            assert self.told == (self.state == CLOSED)
+            assert self.reported == (self.state == CLOSED)
 
     @invariant()
-    def a_timer_watches_over_it(self):
-        if not self.told and self.settled:
-            assert self.r.timeout() is not None, 'a silent peer would keep it for ever'
+    def a_timer_is_set_until_the_end(self):
+        if not self.reported and self.settled:
+            assert self.r.timeout() is not None, 'a silent peer would keep the connection for ever'
 
     def teardown(self):
         if not hasattr(self, 'r'):
@@ -451,7 +451,7 @@ class Connection(Machine):
         for _ in range(3):
             self.kernel.time += 35
             self.turns(self.r, 20)
-        assert self.state == CLOSED and self.told, f'left in {self.state}'
+        assert self.state == CLOSED and self.reported, f'left in {self.state}'
         assert self.r.handles() == [] and not len(self.r.timers)
         assert self.connected <= 1 and self.eofs <= 1
         self.r.close()

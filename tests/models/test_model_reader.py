@@ -1,7 +1,7 @@
-"""Reading and framing against a model: the whole input, read in one go.
+"""Reading and framing against a model that parses the whole input at once.
 
-A scripted socket brings the bytes in pieces of any size, with readiness for nothing in between, an end or a reset at
-any point. The callbacks pause, resume, raise, close, and replace themselves.
+A scripted socket delivers the bytes in pieces of any size, with spurious readiness in between, and with an end or a
+reset at any point. The callbacks pause, resume, raise, close, and replace themselves.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def model_bytes(data):
     return [data] if data else [], False
 
 
-# What makes the on_data, and what the whole input means.
+# For each kind: what makes the `on_data`, and how the model parses the whole input.
 KINDS = {
     'bytes': (lambda fn, limit: fn, lambda data, limit: model_bytes(data)),
     'lines': (lambda fn, limit: framing.lines(fn, limit=limit), lambda data, limit: model_lines(data, limit)),
@@ -58,7 +58,7 @@ KINDS = {
 
 
 def alternating():
-    """A framing of a user's own: a line, and as many bytes as its length says, told together."""
+    """A framing written by a user: a message is a line and a number of bytes that depends on its length."""
     line = None
 
     def take(frames):
@@ -86,7 +86,7 @@ def model_alternating(data):
 
 
 class Reading(Machine):
-    """The same messages however the bytes came, none while paused, the end once and last."""
+    """The messages do not depend on the pieces; none comes while paused; the end comes once and last."""
 
     @initialize(
         kind=st.sampled_from(list(KINDS)),
@@ -104,11 +104,11 @@ class Reading(Machine):
         self.r = Reactor(kernel=kernel, catch_errors=self.caught)
         self.sock = ScriptedSocket(kernel)
         self.arrived = b''
-        self.told = []  # messages
-        self.behind = None  # bytes that came after the framing was replaced
-        self.script = []  # what the next messages do
+        self.delivered = []  # messages
+        self.remainder = None  # bytes after the framing was replaced
+        self.script = []  # the actions of the next messages
         self.paused = self.resuming = self.closed = False
-        self.ended = None  # 'eof' or 'reset', at the end of what has arrived
+        self.ended = None  # 'eof' or 'reset', after the bytes that have arrived
         self.raised, self.errors = 0, 0
         self.eofs, self.over = 0, None
         self.conn = self.r.adopt(
@@ -129,14 +129,14 @@ class Reading(Machine):
         self.acted()
         self.check()
         assert type(message) is bytes
-        self.told.append(message)
+        self.delivered.append(message)
         for action in self.script.pop(0) if self.script else ():
             if action == 'raise':
                 self.raised += 1
                 raise Raised
             if action == 'replace':
-                if self.framed and self.behind is None:
-                    self.behind = conn.on_data.rest()
+                if self.framed and self.remainder is None:
+                    self.remainder = conn.on_data.rest()
                     conn.on_data = self.on_bytes
             elif not self.resuming and not self.closed:
                 getattr(self, action)()
@@ -145,7 +145,7 @@ class Reading(Machine):
         self.acted()
         self.check()
         assert data
-        self.behind += data
+        self.remainder += data
 
     def on_eof(self, conn):
         self.check()
@@ -162,11 +162,11 @@ class Reading(Machine):
         if exc is None:
             assert self.closed or self.ended == 'eof'
         elif isinstance(exc, FrameTooLong):
-            assert self.whole(self.arrived) == (self.told, True)
+            assert self.whole(self.arrived) == (self.delivered, True)
         else:
             assert isinstance(exc, ConnectionResetError) and self.ended == 'reset'
 
-    # -- what the user does
+    # -- actions of the user
 
     def pause(self):
         self.acted()
@@ -175,7 +175,7 @@ class Reading(Machine):
 
     def resume(self):
         self.acted()
-        if self.framed and self.behind is None:
+        if self.framed and self.remainder is None:
             self.conn.resume_reading()
             self.resuming = True
         else:
@@ -195,7 +195,7 @@ class Reading(Machine):
         elif not resume:
             self.pause()
 
-    @precondition(lambda self: len(self.told) > 2 and not self.closed)
+    @precondition(lambda self: len(self.delivered) > 2 and not self.closed)
     @rule()
     def ends_it(self):
         self.close()
@@ -212,7 +212,7 @@ class Reading(Machine):
     def will_do(self, script):
         self.script.extend(script)
 
-    # -- what the world does
+    # -- actions of the peer
 
     @precondition(lambda self: self.ended is None)
     @rule(pieces=st.lists(st.sampled_from(PIECES), max_size=20), cuts=st.lists(st.integers(0, 6), max_size=8))
@@ -243,52 +243,52 @@ class Reading(Machine):
         self.turns(self.r, count)
         self.resuming = False
 
-    # -- what holds
+    # -- invariants
 
     @invariant()
-    def what_was_told_is_the_beginning_of_what_arrived(self):
+    def the_messages_are_the_beginning_of_the_input(self):
         messages, _ = self.whole(self.arrived)
-        told = self.told
+        delivered = self.delivered
         if not self.framed:
-            told = [b''.join(told)]
-            messages = [messages[0][: len(told[0])]] if messages else [b'']
-        assert told == messages[: len(told)]
+            delivered = [b''.join(delivered)]
+            messages = [messages[0][: len(delivered[0])]] if messages else [b'']
+        assert delivered == messages[: len(delivered)]
 
     @invariant()
-    def exceptions_are_told_once(self):
+    def exceptions_are_reported_once(self):
         assert self.errors == self.raised
 
     @invariant()
-    def it_is_read_exactly_while_somebody_wants_to(self):
+    def the_stream_reads_only_while_reading_is_wanted(self):
         if self.over is None and not self.closed and self.settled:
             assert self.conn.reading == (not self.paused and not self.eofs) or self.conn.closed
 
     @invariant()
-    def nothing_is_held_back_without_a_reason(self):
+    def no_message_is_delayed_without_a_reason(self):
         if self.settled and not (self.paused or self.closed or self.sock.incoming):
-            self.everything_was_told()
+            self.check_that_all_was_delivered()
 
-    def everything_was_told(self):
+    def check_that_all_was_delivered(self):
         messages, too_long = self.whole(self.arrived)
         if not self.framed:
-            assert b''.join(self.told) == self.arrived
-        elif self.behind is None:
-            assert self.told == messages
+            assert b''.join(self.delivered) == self.arrived
+        elif self.remainder is None:
+            assert self.delivered == messages
             assert not too_long or isinstance(self.over[0], FrameTooLong)
         else:
-            taken = self.arrived[: len(self.arrived) - len(self.behind)]
-            assert self.arrived == taken + self.behind, 'not the bytes behind the last message'
-            assert self.whole(taken)[0] == self.told, 'bytes were lost or doubled when the framing was replaced'
+            taken = self.arrived[: len(self.arrived) - len(self.remainder)]
+            assert self.arrived == taken + self.remainder, 'not the bytes after the last message'
+            assert self.whole(taken)[0] == self.delivered, 'bytes were lost or doubled when the framing was replaced'
 
     def teardown(self):
         if not hasattr(self, 'r'):
             return
         try:
-            self.all_of_it_is_told()
+            self.deliver_everything()
         finally:
             framing.MESSAGES_PER_TURN = MESSAGES_PER_TURN
 
-    def all_of_it_is_told(self):
+    def deliver_everything(self):
         self.script.clear()
         if self.ended is None:
             self.peer_ends('eof')
@@ -300,7 +300,7 @@ class Reading(Machine):
                 break
             self.turns(self.r)
         if not self.closed:
-            self.everything_was_told()
+            self.check_that_all_was_delivered()
         if self.eofs:
             self.conn.close()
             self.closed = True

@@ -1,7 +1,7 @@
-"""Watching descriptors on every selector at once: real socketpairs, one model, loops that must agree.
+"""The same descriptors watched on every selector: real socket pairs, one model, and loops that must agree with it.
 
-Numbers of descriptors are used again all the time here, copies of descriptors outlive them, and some are closed behind
-the back of the loop. Whatever happens, an open handle hears exactly what is true of its own socket and wanted.
+Numbers of descriptors are reused all the time here, copies outlive their descriptors, and some descriptors are closed
+without the loop's knowledge. Always, an open handle gets exactly the wanted events that are true of its own socket.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ KINDS: list[Any] = [
 
 
 class LikeKqueue(selectors.PollSelector):
-    """Reports each direction in an entry of its own, and what was closed never, as kqueue does."""
+    """Like kqueue, it reports each direction in a separate entry, and never reports a closed descriptor."""
 
     def select(self, timeout=None):
         entries = []
@@ -41,7 +41,7 @@ class LikeKqueue(selectors.PollSelector):
 if not hasattr(selectors, 'KqueueSelector'):
     KINDS.append(LikeKqueue)
 if os.name != 'posix':
-    pytest.skip('sockets of this platform have no numbers to close them by', allow_module_level=True)
+    pytest.skip('sockets of this platform cannot be closed by number', allow_module_level=True)
 
 INDEX = st.integers(0, 1000)
 EVENTS = st.sampled_from([0, READ, WRITE, READ | WRITE, READ | WRITE])
@@ -56,17 +56,17 @@ def is_open(fd):
 
 
 class End:
-    """What the model knows of one socket that is watched: the same for all three."""
+    """The model's knowledge of one watched socket; it is the same for all selectors."""
 
     def __init__(self, wants):
         self.wants = wants
         self.waiting = 0  # bytes that the peer has sent
         self.full = self.peer_gone = self.lost = self.closed = False
-        self.does = None  # (what, to whom) when it is called next
+        self.does = None  # (action, number of the target) at its next call
 
     @property
     def true(self):
-        """What is true of it: a hang-up makes it readable, and writable as it fails."""
+        """The events that are true of it. A hang-up makes it readable, and writable because a write fails."""
         readable = self.waiting or self.peer_gone
         return (READ if readable else 0) | (WRITE if not self.full or self.peer_gone else 0)
 
@@ -79,7 +79,7 @@ class World:
         self.model = model
         self.r = Reactor(selector=kind(), catch_errors=model.caught)
         self.handles, self.peers, self.copies = [], [], []
-        self.heard = []  # (number of the end, 'read' or 'write') in this turn
+        self.received = []  # (number of the end, 'read' or 'write') in this turn
 
     def open(self, wants):
         ours, theirs = socket.socketpair()
@@ -98,13 +98,13 @@ class World:
 
 
 class Selectors(Machine):
-    """Events are those of the model, once a turn each, and never of an older holder of the number."""
+    """Each event of the model comes once a turn, and none belongs to an earlier owner of the number."""
 
     @initialize()
     def begin(self):
         self.ends = []
         self.worlds = [World(kind, self) for kind in KINDS]
-        self.disturbed = set()  # ends that another has changed in this turn: they may have been called before
+        self.disturbed = set()  # ends that another has changed in this turn; they may have been called before that
 
     def pick(self, index, only=lambda end: True):
         numbers = [n for n, end in enumerate(self.ends) if not end.closed and not end.lost and only(end)]
@@ -115,14 +115,14 @@ class Selectors(Machine):
     def ready(self, world, number, what):
         end = self.ends[number]
         if end.lost:
-            world.r.watchers.evict(world.handles[number])  # as a stream does when its recv fails with EBADF
+            world.r.watchers.evict(world.handles[number])  # as a stream does after EBADF from recv
             return
         state = self.now[world, number]
         assert not state['closed'], f'{world.kind.__name__}: {what} of a closed handle'
         event = READ if what == 'read' else WRITE
         assert event & state['wants'], f'{world.kind.__name__}: {what}, which is not wanted'
         assert event & end.true, f'{world.kind.__name__}: {what}, which is not true'
-        world.heard.append((number, what))
+        world.received.append((number, what))
         if number in self.acting and world not in self.done:
             self.done.add(world)
             action, other = end.does
@@ -134,7 +134,7 @@ class Selectors(Machine):
                 world.r.watchers.set_events(handle, action)
                 state['wants'] = action
 
-    # -- what is done
+    # -- actions
 
     @rule(wants=EVENTS, count=st.sampled_from([1, 1, 3]))
     def open(self, wants, count):
@@ -154,7 +154,7 @@ class Selectors(Machine):
 
     @rule(index=INDEX, copied=st.booleans())
     def close(self, index, copied):
-        """Also while a copy of the descriptor lives on, as in a child: it must not be heard of."""
+        """A copy of the descriptor may live on, as in a child. Its events must not be reported."""
         number = self.pick(index)
         if number is not None:
             self.ends[number].closed = True
@@ -219,7 +219,7 @@ class Selectors(Machine):
 
     @rule(index=INDEX, other=INDEX, what=st.one_of(st.just('close'), EVENTS))
     def in_its_callback(self, index, other, what):
-        """When one that is ready is called, it closes another, or itself, or changes what that wants."""
+        """The callback of a ready handle closes a handle, or changes its wanted events. It may be the handle itself."""
         number, target = self.pick(index, lambda end: end.wants & end.true), self.pick(other)
         if number is not None:
             self.ends[number].does = (what, target)
@@ -238,7 +238,7 @@ class Selectors(Machine):
             if end.does is not None and not end.closed and not end.lost and end.wants & end.true
             if not (ends[end.does[1]].closed or ends[end.does[1]].lost)
         ]
-        acting = acting[:1]  # one at a time, so that what comes of it does not hang on the order of the batch
+        acting = acting[:1]  # one at a time, so that the result does not depend on the order of the batch
         self.done, self.acting = set(), acting
         self.now = {
             (world, number): {'closed': end.closed or end.lost, 'wants': end.wants}
@@ -247,21 +247,21 @@ class Selectors(Machine):
         }
         changed = {ends[number].does[1] for number in acting}
         for world in self.worlds:
-            world.heard.clear()
+            world.received.clear()
             if world.kind is selectors.SelectSelector and self.is_blind(world):
                 self.turns(world.r)
-                assert not world.heard, 'select() heard something although it failed'
+                assert not world.received, 'select() reported events although it failed'
             self.turns(world.r)
-            heard = Counter(world.heard)
+            received = Counter(world.received)
             for number, end in enumerate(ends):
                 if number in changed:
-                    assert all(heard[number, what] <= 1 for what in ('read', 'write'))
+                    assert all(received[number, what] <= 1 for what in ('read', 'write'))
                     continue
                 due = 0 if end.closed or end.lost else end.wants & end.true
                 for what, event in ('read', READ), ('write', WRITE):
                     expected = 1 if due & event else 0
-                    assert heard[number, what] == expected, (
-                        f'{world.kind.__name__}: end {number} heard {what} {heard[number, what]} times, not {expected}'
+                    assert received[number, what] == expected, (
+                        f'{world.kind.__name__}: end {number} got {what} {received[number, what]} times, not {expected}'
                     )
         for number in acting:
             action, other = ends[number].does
@@ -272,16 +272,16 @@ class Selectors(Machine):
                 ends[other].wants = action
 
     def is_blind(self, world):
-        """Whether it watches a number that is not open any more: select() fails for all then, once."""
+        """Return whether it watches a number that is no longer open. select() then fails once, for all handles."""
         return any(
             end.lost and end.wants and handle.lost is None and not is_open(handle.sock.fileno())
             for end, handle in zip(self.ends, world.handles, strict=True)
         )
 
-    # -- what holds
+    # -- invariants
 
     @invariant()
-    def all_hold_what_the_model_holds(self):
+    def all_selectors_agree_with_the_model(self):
         for world in self.worlds:
             registered = {key.data: key.events for key in world.r.watchers.selector.get_map().values()}
             handles = set(world.r.handles())
@@ -303,7 +303,7 @@ class Selectors(Machine):
             }
             self.turns(world.r, 2)
             silent = 'Epoll' in world.kind.__name__ or 'queue' in world.kind.__name__
-            assert not self.is_blind(world) or silent, 'nobody was told that it was closed'
+            assert not self.is_blind(world) or silent, 'a closed descriptor was not reported'
             for end, handle in zip(self.ends, world.handles, strict=True):
                 if end.lost and handle.lost is None:
                     world.r.watchers.evict(handle)

@@ -1,4 +1,4 @@
-"""Signals and calls from threads against a model: real signals, real threads, and a doorbell that is full."""
+"""Signals and calls from threads against a model: real signals, real threads, and a full doorbell."""
 
 from __future__ import annotations
 
@@ -25,26 +25,26 @@ SCRIPT = st.lists(st.one_of(st.just('call'), st.just('call'), SIGNUM), max_size=
 
 
 class Doorbell(Machine):
-    """Each signal is delivered after it was last raised, each call is made once, in the order of its thread."""
+    """Each signal is delivered after it was last raised. Each call is made once, in the order of its thread."""
 
     @initialize()
     def begin(self):
         self.before = {signum: signal.signal(signum, signal.SIG_IGN) for signum in SIGNALS}
         self.r = Reactor(catch_errors=self.caught)
-        self.handlers = {}  # what is installed, by signal
-        self.raised = set()  # since it was delivered last
+        self.handlers = {}  # the installed handlers, by signal
+        self.raised = set()  # signals raised since their last delivery
         self.delivered = []  # signals
-        self.count = Counter()  # how often each was raised and not delivered, at most
-        self.made = {}  # by thread: the numbers of its calls, in the order in which they were made
-        self.asked = {}  # by thread: how many calls it asked for
+        self.count = Counter()  # by signal: the highest possible number of undelivered ones
+        self.made = {}  # by thread: the numbers of its calls, in the order in which they ran
+        self.asked = {}  # by thread: the number of its last requested call
         self.names = 0
 
-    # -- what the loop calls
+    # -- callbacks
 
     def on_signal(self, number, signum, does):
         assert self.handlers.get(signum) == number, 'the handler was replaced or removed'
         assert not self.inside, 'called in signal context'
-        assert self.count[signum] > 0, 'a signal that nobody raised'
+        assert self.count[signum] > 0, 'a signal that was not raised'
         self.count[signum] -= 1
         self.raised.discard(signum)
         self.delivered.append(signum)
@@ -66,7 +66,7 @@ class Doorbell(Machine):
         if does == 'call':
             self.call(name, '')
 
-    # -- what is done
+    # -- actions
 
     def call(self, name, does):
         number = self.asked[name] = self.asked.get(name, -1) + 1
@@ -94,7 +94,7 @@ class Doorbell(Machine):
         assert self.r.remove_signal_handler(signum) == (self.handlers.pop(signum, None) is not None)
         self.raised.discard(signum)
         self.count[signum] = 0
-        assert signal.getsignal(signum) is signal.SIG_IGN, 'what was installed before is not put back'
+        assert signal.getsignal(signum) is signal.SIG_IGN, 'the previous handler is not restored'
 
     @rule(signum=SIGNUM, times=TIMES)
     def raise_signal(self, signum, times):
@@ -114,7 +114,7 @@ class Doorbell(Machine):
     @precondition(lambda self: len(self.asked) < 12)
     @rule(scripts=st.lists(SCRIPT, min_size=1, max_size=3), running=st.booleans())
     def threads(self, scripts, running):
-        """They call and raise signals while the loop runs, or while it does not."""
+        """Threads make calls and raise signals, while the loop runs or while it does not."""
         raised, workers = set(), []
         for script in scripts:
             self.names += 1
@@ -147,12 +147,12 @@ class Doorbell(Machine):
 
     def check_turns(self):
         self.raised_again = 0
-        self.turns(self.r, 8)  # what one delivers may call, and raise again
+        self.turns(self.r, 8)  # a delivered call may call or raise again
         assert not self.raised, 'a signal was lost'
         for name, count in self.asked.items():
             assert self.made.get(name, []) == list(range(count + 1)), f'calls of {name} were lost, doubled or reordered'
 
-    # -- what holds
+    # -- invariants
 
     @invariant()
     def order_is_kept(self):
@@ -168,7 +168,7 @@ class Doorbell(Machine):
             self.r.close()
             with pytest.raises(HandleClosed):
                 self.r.call_soon_threadsafe(print)
-            assert signal.set_wakeup_fd(-1) == -1, 'a wakeup descriptor was left'
+            assert signal.set_wakeup_fd(-1) == -1, 'a wakeup descriptor is left installed'
             for signum in SIGNALS:
                 assert signal.getsignal(signum) is signal.SIG_IGN
         finally:

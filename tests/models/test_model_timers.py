@@ -1,4 +1,4 @@
-"""Timers against a model: a list sorted by deadline and age, and callbacks that set, cancel, move, raise and leave."""
+"""Timers against a model, a list sorted by deadline and age. Callbacks set, cancel, move, raise, and leave `run`."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ ACTIONS = st.lists(
 
 
 class Token:
-    """An argument of a timer, to see when it is released."""
+    """An argument of a timer, which shows when it is released."""
 
 
 class Leaving(BaseException):
@@ -41,11 +41,11 @@ class Leaving(BaseException):
 
 
 class Expected:
-    """What the model knows of one timer."""
+    """The model's knowledge of one timer."""
 
     def __init__(self, deadline, order, delay, repeats, script):
         self.deadline = deadline
-        self.order = order  # when it came to its deadline: decides among those that share one
+        self.order = order  # the order among timers with the same deadline
         self.delay = delay
         self.repeats = repeats
         self.script = script
@@ -54,16 +54,16 @@ class Expected:
 
 
 class Timers(Machine):
-    """Who fires, when, and in which order; who is pending; when the next is due; what a cancelled one still holds."""
+    """Which timers fire and in which order, which are pending, when the next is due, and what is released."""
 
     def __init__(self):
         super().__init__()
-        gc.disable()  # reference counts have to do
+        gc.disable()  # reference counts alone must suffice
         self.kernel = FakeKernel()
         self.r = Reactor(kernel=self.kernel, catch_errors=self.caught)
         self.timers, self.tokens, self.fired = [], [], []
-        self.model, self.told = [], []
-        self.collected = []  # (deadline, order, number) of a batch that was left, which comes first the next time
+        self.model, self.to_fire = [], []
+        self.collected = []  # (deadline, order, number) of a batch that an exception left; it comes first the next time
         self.order = 0
 
     def teardown(self):
@@ -72,7 +72,7 @@ class Timers(Machine):
         gc.enable()
         assert all(token() is None for token in self.tokens)
 
-    # -- what is done to the real ones
+    # -- actions on the real timers
 
     def add(self, how, delay, script):
         token = Token()
@@ -108,7 +108,7 @@ class Timers(Machine):
         except HandleClosed:
             assert repr(self.timers[number]).endswith('cancelled>')
 
-    # -- what is expected of them
+    # -- the model
 
     def next_order(self):
         self.order += 1
@@ -135,7 +135,7 @@ class Timers(Machine):
             self.model[number].referenced = False
 
     def expect_fire(self, number):
-        """Returns whether it leaves the loop."""
+        """Return whether the callback leaves the loop."""
         timer = self.model[number]
         if timer.repeats:
             while timer.deadline <= self.kernel.time:
@@ -143,7 +143,7 @@ class Timers(Machine):
             timer.order = self.next_order()
         else:
             self.expect_gone(number)
-        self.told.append(number)
+        self.to_fire.append(number)
         for what, *args in timer.script:
             if what == 'set':
                 self.expect_add(args[0], False, ())
@@ -166,7 +166,7 @@ class Timers(Machine):
         return (self.model[number].deadline, self.model[number].order) == (deadline, order)
 
     def pending(self):
-        """(deadline, order, number) of each pending timer, in the order of firing."""
+        """Return (deadline, order, number) of each pending timer, in the order of firing."""
         first = [entry for entry in self.collected if self.is_pending(entry)]
         return first + sorted(
             entry
@@ -174,7 +174,7 @@ class Timers(Machine):
             if timer.deadline is not None and (entry := (timer.deadline, timer.order, number)) not in first
         )
 
-    # -- what happens
+    # -- rules
 
     @rule(how=st.sampled_from(['later', 'later', 'at', 'every']), delay=DELAYS, script=ACTIONS, count=OFTEN)
     def set(self, how, delay, script, count):
@@ -225,13 +225,13 @@ class Timers(Machine):
                 leaves = self.expect_fire(entry[2])
         assert left == leaves
         self.collected = due
-        assert self.fired == self.told
-        assert self.r.stats().timers_fired == len(self.told)
+        assert self.fired == self.to_fire
+        assert self.r.stats().timers_fired == len(self.to_fire)
 
-    # -- what holds after each
+    # -- invariants
 
     @invariant()
-    def the_same_are_pending(self):
+    def the_same_timers_are_pending(self):
         pending, timers = self.pending(), self.r.timers
         numbers = {timer: number for number, timer in enumerate(self.timers)}
         assert [(timer.deadline, numbers[timer]) for timer in timers] == [
@@ -241,7 +241,7 @@ class Timers(Machine):
         assert timers.referenced == sum(self.model[number].referenced for _, _, number in pending)
 
     @invariant()
-    def it_waits_until_the_next(self):
+    def the_loop_waits_until_the_next_timer(self):
         pending, now = self.pending(), self.kernel.time
         if any(self.is_pending(entry) for entry in self.collected):
             assert self.r.timeout() == 0
@@ -254,7 +254,7 @@ class Timers(Machine):
         assert len(self.r.timers.heap) <= 2 * len(self.pending()) + 128
 
     @invariant()
-    def cancelled_ones_hold_nothing(self):
+    def cancelled_timers_release_everything(self):
         for timer, token in zip(self.model, self.tokens, strict=True):
             assert (token() is None) == timer.cancelled
 

@@ -1,9 +1,9 @@
-"""TLS against a model of two byte streams: the peer is OpenSSL itself, between two buffers in memory.
+"""TLS against a model of two byte streams. The peer is OpenSSL itself, with two buffers in memory.
 
-The ciphertext is cut anywhere on its way, truncated, or has a byte changed; the peer is slow, ends with close_notify or
-without. What arrives is the beginning of what was written, all of it when the stream ends cleanly, and it never ends
-cleanly when somebody has cut it short. (The ssl module cannot ask for new keys: `test_tls.py` has the openssl command
-do it.)
+The ciphertext arrives in pieces, is truncated, or has a byte changed. The peer may be slow, and ends with or without
+close_notify. The received plaintext is a prefix of the written one, and all of it when the stream ends cleanly. A
+truncated stream never ends cleanly. (The ssl module cannot request new keys, so `test_tls.py` uses the openssl command
+for that.)
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from tests.helpers.models_support import Machine, case_of
 from tests.helpers.support import ScriptedKernel, ScriptedSocket
 
 MOST = 100_000  # max_buffered
-CALLBACK_COST = 1024  # bytes: as much at most may each on_written count that waits
+CALLBACK_COST = 1024  # bytes: a waiting on_written may count for this much at most
 RECORD_ON_WIRE = 17_000  # bytes: a full record, encrypted
 READ_SIZE = 5000
 SIZES = st.sampled_from([0, 1, 100, 5000, 16384, 16385, 65536])
 CUTS = st.sampled_from([1, 3, 40, 1000, 5000, 1 << 20])
 VERSIONS = [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3]
-CONTEXTS: dict[tuple[bool, ssl.TLSVersion], ssl.SSLContext] = {}  # (of a server, version): making one takes long
+CONTEXTS: dict[tuple[bool, ssl.TLSVersion], ssl.SSLContext] = {}  # by (is a server, version); making one takes long
 
 
 @pytest.fixture(scope='module', autouse=True)
@@ -44,7 +44,7 @@ def make_contexts(certificates):  # noqa: F811
 
 
 class Wire(ScriptedSocket):
-    """Takes as many bytes as there is room for."""
+    """A socket that accepts as many bytes as it has room for."""
 
     room = 0
 
@@ -55,14 +55,14 @@ class Wire(ScriptedSocket):
         if not self.room:
             raise BlockingIOError
         data = b''.join(buffers)[: self.room]
-        assert data, 'a send of nothing'
+        assert data, 'an empty send'
         self.room -= len(data)
         self.sent += data
         return len(data)
 
 
 class TLS(Machine):
-    """Both plaintexts arrive, in order and whole, or an error tells; nothing grows beyond its bound."""
+    """Both plaintexts arrive completely and in order, or an error is reported; no buffer exceeds its bound."""
 
     @initialize(server=st.booleans(), version=st.sampled_from(VERSIONS), with_eof=st.booleans(), shake=st.booleans())
     def begin(self, server, version, with_eof, shake):
@@ -74,14 +74,14 @@ class TLS(Machine):
         self.peer = CONTEXTS[not server, version].wrap_bio(self.peer_in, self.peer_out, not server, name)
         self.peer_ready = self.peer_saw_end = False
         self.air = bytearray()  # ciphertext on its way to us
-        self.taken = 0  # of what we sent, by the peer
-        self.ours, self.theirs = bytearray(), bytearray()  # plaintext as it was written
-        self.peer_got, self.got = bytearray(), bytearray()  # and as it came
-        self.farewell = self.cut = self.changed = self.peer_over = False  # what became of the peer's side
+        self.taken = 0  # bytes of ours that the peer has received
+        self.ours, self.theirs = bytearray(), bytearray()  # plaintext as written
+        self.peer_got, self.got = bytearray(), bytearray()  # and as received
+        self.notified = self.cut = self.changed = self.peer_over = False  # the end of the peer's side
         self.user_ended = self.overfull = self.paused = self.dropped = False
-        self.count, self.marks = itertools.count(), []  # on_written to come
+        self.count, self.marks = itertools.count(), []  # expected calls of on_written
         self.secured = self.eofs = 0
-        self.told = None
+        self.outcome = None
         self.conn = self.r.adopt(
             self.sock, self.on_data, on_eof=self.on_eof if with_eof else None, on_close=self.on_close,
             max_buffered=MOST, read_size=READ_SIZE,
@@ -96,44 +96,44 @@ class TLS(Machine):
     # -- callbacks
 
     def on_secured(self, conn):
-        assert not self.secured and self.told is None
+        assert not self.secured and self.outcome is None
         self.secured = 1
 
     def on_data(self, conn, data):
-        assert self.secured and not self.eofs and self.told is None and data
-        assert not self.paused, 'told while reading is paused'
+        assert self.secured and not self.eofs and self.outcome is None and data
+        assert not self.paused, 'called while reading is paused'
         self.got += data
 
     def on_eof(self, conn):
-        assert not self.eofs and self.told is None
+        assert not self.eofs and self.outcome is None
         self.check_clean_end()
         self.eofs = 1
 
     def on_written(self, conn, number):
         assert self.marks.pop(0) == number, 'not in the order of the writes'
-        assert self.told is None
+        assert self.outcome is None
 
     def on_close(self, conn, exc):
-        assert self.told is None
-        self.told = (exc,)
+        assert self.outcome is None
+        self.outcome = (exc,)
         if exc is None:
             if not self.user_ended:
                 self.check_clean_end()
         elif isinstance(exc, TLSError):
-            assert self.cut or self.changed, 'an error although nothing is wrong'
+            assert self.cut or self.changed, 'an error although nothing was wrong'
         elif isinstance(exc, WriteBufferFull):
             assert self.overfull
         else:
             assert isinstance(exc, ConnectionResetError) and self.cut
 
     def check_clean_end(self):
-        assert self.farewell and not self.cut and not self.changed, 'a clean end of what was cut short'
-        assert self.got == self.theirs, 'a clean end without all of it'
+        assert self.notified and not self.cut and not self.changed, 'a clean end of a truncated stream'
+        assert self.got == self.theirs, 'a clean end before all of the data'
 
     # -- the peer
 
     def pump(self):
-        """Let the peer do what it can with what it has."""
+        """Let the peer process the bytes that it has received."""
         try:
             if not self.peer_ready:
                 self.peer.do_handshake()
@@ -146,13 +146,13 @@ class TLS(Machine):
         except ssl.SSLZeroReturnError:
             self.peer_saw_end = True
         except ssl.SSLError:
-            assert self.cut or self.changed or self.user_ended or self.overfull, 'the peer got something broken'
+            assert self.cut or self.changed or self.user_ended or self.overfull, 'the peer got broken data'
         if not self.peer_over:
             self.air += self.peer_out.read()
 
     @property
     def peer_writes_on(self):
-        return self.peer_ready and not (self.farewell or self.peer_over)
+        return self.peer_ready and not (self.notified or self.peer_over)
 
     @precondition(lambda self: self.peer_writes_on)
     @rule(size=SIZES)
@@ -171,10 +171,10 @@ class TLS(Machine):
         self.pump()
 
     @precondition(lambda self: self.peer_writes_on and self.theirs)
-    @rule(how=st.sampled_from(['farewell', 'cut', 'cut', 'change']), at=st.integers(0, 1 << 16))
+    @rule(how=st.sampled_from(['notified', 'cut', 'cut', 'change']), at=st.integers(0, 1 << 16))
     def peer_ends(self, how, at):
-        if how == 'farewell':
-            self.farewell = True
+        if how == 'notified':
+            self.notified = True
             try:
                 self.peer.unwrap()
             except ssl.SSLError:
@@ -187,7 +187,7 @@ class TLS(Machine):
             del self.air[at % (len(self.air) + 1) :]
             self.cut = self.peer_over = True
 
-    # -- the way
+    # -- the network
 
     @rule(size=CUTS)
     def arrives(self, size):
@@ -212,7 +212,7 @@ class TLS(Machine):
 
     @rule(size=CUTS)
     def both_ways(self, size):
-        """Most of the time it just works."""
+        """Transfer bytes both ways, so that most runs get far."""
         self.sock.room = max(self.sock.room, size)
         self.arrives(size)
         self.turn(5)
@@ -235,12 +235,12 @@ class TLS(Machine):
             else:
                 conn.write(data, self.on_written, number)
         except ConnectionClosed:
-            assert self.user_ended or self.told
+            assert self.user_ended or self.outcome
             return
         assert not self.user_ended
         if not over:
             assert conn.closed or before < MOST, 'a peer that takes nothing is not cut off'
-            assert not conn.closed or weight >= MOST, 'cut off although so little waits'
+            assert not conn.closed or weight >= MOST, 'cut off although few bytes wait'
             self.overfull = conn.closed
 
     @precondition(lambda self: len(self.ours) + len(self.theirs) > 300)
@@ -248,7 +248,7 @@ class TLS(Machine):
     def user_ends(self, how):
         if not self.conn.closed or how == 'abort':
             self.user_ended = True
-            # Closing during the handshake drops what was written behind it.
+            # Closing during the handshake drops the bytes that were written after it.
             self.dropped |= how == 'abort' or (how == 'close' and self.conn.state == 'CONNECTING')
             getattr(self.conn, how)()
 
@@ -257,10 +257,10 @@ class TLS(Machine):
         (self.conn.pause_reading if pause else self.conn.resume_reading)()
         self.paused = pause
 
-    # -- what holds
+    # -- invariants
 
     @invariant()
-    def what_came_is_the_beginning_of_what_was_written(self):
+    def received_plaintext_is_a_prefix_of_written_plaintext(self):
         assert self.theirs.startswith(self.got)
         assert self.ours.startswith(self.peer_got)
 
@@ -269,7 +269,9 @@ class TLS(Machine):
         session = self.conn.tls
         assert len(session._incoming) <= RECORD_ON_WIRE + READ_SIZE
         buffers = session.buffers
-        assert not (buffers.incoming.pending or buffers.outgoing.pending), 'bytes stay where others would find them'
+        assert not (buffers.incoming.pending or buffers.outgoing.pending), (
+            'bytes stay in buffers that other connections share'
+        )
         assert self.conn.buffered <= MOST + 2 * 65536 * 1.1
 
     def teardown(self):
@@ -280,34 +282,34 @@ class TLS(Machine):
         self.settle()
         alive = not (self.cut or self.changed or self.overfull or self.dropped)
         if alive and not self.conn.closed:
-            assert self.got == self.theirs, 'something is held back'
+            assert self.got == self.theirs, 'some data is not delivered'
         if alive and not self.conn.closed and not self.eofs:
             self.user_ended = True
             self.conn.close()
             self.settle()
-        if alive and not self.farewell:
-            assert self.peer_got == self.ours and self.peer_saw_end, 'not all of it, or no end'
+        if alive and not self.notified:
+            assert self.peer_got == self.ours and self.peer_saw_end, 'the peer did not get all data and the end'
             assert not self.marks
         self.peer_over = True
-        self.cut = self.cut or not self.farewell
+        self.cut = self.cut or not self.notified
         self.settle()
         self.kernel.time += 100
         self.turns(self.r, 3)
-        if self.told is None:
+        if self.outcome is None:
             assert self.conn.state == 'OPEN', 'a dead end'
             self.user_ended = True
             self.conn.close()
             self.settle()
-        assert self.told is not None and self.sock.number < 0 and not self.r.handles()
+        assert self.outcome is not None and self.sock.number < 0 and not self.r.handles()
         self.r.close()
 
     def settle(self):
-        """Until nothing moves any more."""
+        """Run until nothing changes any more."""
         while True:
-            before = len(self.sock.sent), len(self.got), len(self.air), len(self.sock.incoming), self.told
+            before = len(self.sock.sent), len(self.got), len(self.air), len(self.sock.incoming), self.outcome
             self.both_ways(1 << 20)
             self.turns(self.r, 5)
-            if before == (len(self.sock.sent), len(self.got), len(self.air), len(self.sock.incoming), self.told):
+            if before == (len(self.sock.sent), len(self.got), len(self.air), len(self.sock.incoming), self.outcome):
                 break
 
 

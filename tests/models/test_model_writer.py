@@ -1,4 +1,4 @@
-"""A stream on a scripted socket against a model of one byte stream: what was written, what was taken, who was told."""
+"""A stream on a scripted socket against a model of one byte stream: bytes written, bytes accepted, and callbacks."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from tests.helpers.models_support import Machine, case_of, depth
 from tests.helpers.support import ScriptedKernel, ScriptedSocket
 
 HIGH, LOW, MOST = 50_000, 10_000, 300_000
-CALLBACK_COST, FILE_COST = 1024, 65_536  # bytes: as much at most may each of them count that waits
+CALLBACK_COST, FILE_COST = 1024, 65_536  # bytes: each waiting one may count for this much at most
 
-# A mix of what a kernel answers: mostly room for some, sometimes for none, rarely the end.
+# A mix of the kernel's answers: mostly room for some bytes, sometimes for none, rarely the end.
 taken = st.one_of(st.integers(0, 100), st.integers(0, 300_000), st.just(1 << 30))
 sizes = st.one_of(st.integers(0, 5), st.integers(0, 9000), st.integers(0, 200_000))
 kinds = st.sampled_from([bytes, bytearray, memoryview])
@@ -25,7 +25,7 @@ FAILURES = errno.EPIPE, errno.ECONNRESET, errno.ENOBUFS
 
 
 class StrictSocket(ScriptedSocket):
-    """Accepts only what the model says comes next, nothing empty, and nothing after a failure."""
+    """A socket that accepts only the next bytes of the model, no empty sends, and nothing after a failure."""
 
     failed = False
     shut = False
@@ -43,7 +43,7 @@ class StrictSocket(ScriptedSocket):
             self.failed = True
             raise
         as_written = self.sent == self.model[self.position : self.position + count]
-        assert as_written, 'not what was written'
+        assert as_written, 'not the bytes that were written'
         self.sent.clear()
         self.position += count
         return count
@@ -59,7 +59,7 @@ class StrictSocket(ScriptedSocket):
 
 
 class Writing(Machine):
-    """What was sent is a prefix of what was written; callbacks come in order, once, on a fresh stack, then on_close."""
+    """The bytes sent are a prefix of those written; callbacks come once, in order, on a fresh stack, on_close last."""
 
     @initialize(rewriting=st.booleans(), patience=st.integers(0, 20))
     def begin(self, rewriting, patience):
@@ -69,18 +69,18 @@ class Writing(Machine):
         self.sock.outcomes = deque()
         self.sock.model = self.model = bytearray()
         self.rewriting = rewriting  # whether on_written and on_drain write again
-        self.marks = deque()  # (where, identity) of the write-callbacks to come
-        self.files = []  # (from, to) of what came from files
+        self.marks = deque()  # (position, identity) of the expected calls of on_written
+        self.files = []  # (start, end) of bytes from files
         self.count = 0
-        self.patience = patience  # turns and takings before anything ends it
-        self.refused = False  # once after the end is enough
+        self.patience = patience  # turns and rules before anything ends the connection
+        self.refused = False  # one refused write after the end is enough
         self.inside = False
-        self.owed = False  # write returned False, so an on_drain is to come
+        self.owed = False  # write returned False, so on_drain must be called
         self.ended = None  # the call by which the user ended it
         self.overfull = False
-        self.told = None  # what on_close was called with
-        self.base = 0  # depth of the stack in the turn that runs
-        self.depths = set()  # of the callbacks, from there
+        self.outcome = None  # the error that on_close was called with, in a tuple
+        self.base = 0  # depth of the stack in the current turn
+        self.depths = set()  # depths of the callbacks, relative to it
         self.left = None
         self.conn = self.r.adopt(
             self.sock, on_drain=self.on_drain, on_close=self.on_close, high_water=HIGH, low_water=LOW, max_buffered=MOST
@@ -90,7 +90,7 @@ class Writing(Machine):
 
     def check_fresh(self):
         assert not self.inside, 'called inside a call'
-        assert self.told is None, 'called after on_close'
+        assert self.outcome is None, 'called after on_close'
         self.depths.add(depth() - self.base)
 
     def on_written(self, conn, where, identity):
@@ -111,10 +111,10 @@ class Writing(Machine):
 
     def on_close(self, conn, exc):
         self.check_fresh()
-        self.told = (exc,)
+        self.outcome = (exc,)
         self.left = conn.buffered
 
-    # -- what the user does
+    # -- actions of the user
 
     def call(self, fn, *args):
         before, self.inside = self.inside, True
@@ -135,7 +135,7 @@ class Writing(Machine):
         buffer = kind(bytearray(data[:size])) if kind is memoryview else kind(data[:size])
         self.write_with(self.conn.write, buffer, data[:size], callback)
         if kind is not bytes:
-            memoryview(buffer)[:] = b'!' * size  # whatever happens to it now is the user's business
+            memoryview(buffer)[:] = b'!' * size  # the user may change it now
 
     @precondition(lambda self: not self.refused)
     @rule(pieces=st.lists(st.tuples(kinds, st.integers(0, 9000)), max_size=100), callback=st.booleans())
@@ -160,7 +160,7 @@ class Writing(Machine):
 
     @property
     def weights(self):
-        """The least and the most that may count towards max_buffered: the bytes of files need not."""
+        """The least and the most that may count towards max_buffered; the bytes of files need not count."""
         sent = self.sock.position
         files = [end - max(begin, sent) for begin, end in self.files if end > sent]
         most = self.waiting + CALLBACK_COST * len(self.marks) + FILE_COST * len(files)
@@ -169,12 +169,14 @@ class Writing(Machine):
     def write_with(self, write, buffer, data, callback):
         conn, model, sock = self.conn, self.model, self.sock
         if callback and not sock.outcomes and len(model) % 2:
-            sock.outcomes.append(1 << 30)  # often there is room at once
+            sock.outcomes.append(1 << 30)  # often there is room immediately
         alive = not conn.closed
         before, waited = len(model), self.waiting
         least, most = self.weights
         taken = alive and self.ended is None
-        unclear = taken and waited > 0 and most >= MOST  # then all of it waits, and whether it does is seen afterwards
+        unclear = (
+            taken and waited > 0 and most >= MOST
+        )  # the write is queued or refused; the state afterwards shows which
         args = ()
         if taken and not unclear:
             model += data
@@ -187,17 +189,17 @@ class Writing(Machine):
         try:
             result = self.call(write, buffer, *args)
         except ConnectionClosed:
-            assert self.ended or self.told, 'refused although nobody has ended it'
-            self.refused = self.told is not None
+            assert self.ended or self.outcome, 'refused although the user has not ended it'
+            self.refused = self.outcome is not None
             return
         assert self.ended is None or failed_before or self.overfull, f'accepted after {self.ended}'
-        assert self.told is None, 'accepted after on_close'
+        assert self.outcome is None, 'accepted after on_close'
         if unclear and conn.closed:
             assert result is False
             self.overfull = True
             return
         if unclear:
-            assert least < MOST, 'so much waits that the peer has to be cut off'
+            assert least < MOST, 'the peer must be cut off when this much waits'
             model += data
             self.marks.extend([args[1:]] if callback else [])
         if alive and not sock.failed:
@@ -207,12 +209,12 @@ class Writing(Machine):
         else:
             assert result is False
             if alive and callback:
-                self.marks.pop()  # it failed inside this write, whose callback is never called
+                self.marks.pop()  # the send failed inside this write, so its callback is never called
 
-    @precondition(lambda self: self.patience <= 0 and self.told is None)
+    @precondition(lambda self: self.patience <= 0 and self.outcome is None)
     @rule(how=st.sampled_from(['write_eof', 'close', 'abort', 'lost', 'lost']), number=st.sampled_from(FAILURES))
     def ends(self, how, number):
-        """One rule for all, so that most runs see some traffic before their end."""
+        """One rule has all ends, so that most runs have some traffic before their end."""
         self.acted()
         if how == 'lost':
             self.sock.outcomes.append(OSError(number, 'scripted'))
@@ -221,12 +223,12 @@ class Writing(Machine):
         if how == 'abort':
             self.ended = how
             self.sock.outcomes.clear()
-        elif self.told is None and self.ended != 'abort':
+        elif self.outcome is None and self.ended != 'abort':
             self.ended = 'close' if how == 'close' else self.ended or how
 
-    # -- what the world does
+    # -- actions of the peer
 
-    @precondition(lambda self: self.told is None and not self.sock.outcomes)
+    @precondition(lambda self: self.outcome is None and not self.sock.outcomes)
     @rule(outcomes=st.lists(st.one_of(taken, taken, st.just('again')), max_size=4))
     def peer_takes(self, outcomes):
         self.patience -= 1
@@ -239,31 +241,31 @@ class Writing(Machine):
         self.patience -= 1
         self.turns(self.r, count)
 
-    # -- what holds after each
+    # -- invariants
 
     @invariant()
-    def what_waits_is_what_was_written_and_not_sent(self):
-        if self.told is None and not self.sock.failed:
+    def buffered_is_the_number_of_unsent_bytes(self):
+        if self.outcome is None and not self.sock.failed:
             assert self.conn.buffered == self.waiting
 
     @invariant()
     def closed_is_true_from_the_end_on(self):
-        if self.told is not None or self.ended in ('close', 'abort') or self.sock.failed or self.overfull:
+        if self.outcome is not None or self.ended in ('close', 'abort') or self.sock.failed or self.overfull:
             assert self.conn.closed
 
     @invariant()
     def no_callback_is_late(self):
-        if self.settled and self.told is None:
+        if self.settled and self.outcome is None:
             assert not self.marks or self.marks[0][0] > self.sock.position
 
     @invariant()
     def a_false_is_followed_by_an_on_drain(self):
-        if self.settled and self.told is None and not self.conn.closed and self.waiting <= LOW:
+        if self.settled and self.outcome is None and not self.conn.closed and self.waiting <= LOW:
             assert not self.owed
 
     @invariant()
     def the_stack_does_not_grow(self):
-        # on_drain and on_close come by way of one frame of the stream, on_written by none.
+        # on_drain and on_close are called through one frame of the stream, on_written through none.
         assert len(self.depths) <= 2 and max(self.depths, default=0) - min(self.depths, default=0) <= 1
 
     def teardown(self):
@@ -271,7 +273,7 @@ class Writing(Machine):
             return
         sock = self.sock
         alive = not self.conn.closed
-        if alive or self.conn.state == 'CLOSING':  # the peer takes all of it
+        if alive or self.conn.state == 'CLOSING':  # the peer accepts everything
             sock.outcomes = None
             sock.incoming.append(b'')
             if alive and self.ended is None:
@@ -279,8 +281,8 @@ class Writing(Machine):
                 self.call(self.conn.close)
         self.turn(200)
         self.the_stack_does_not_grow()
-        assert self.told is not None, 'on_close was never called'
-        exc = self.told[0]
+        assert self.outcome is not None, 'on_close was never called'
+        exc = self.outcome[0]
         if sock.failed:
             assert isinstance(exc, OSError) and exc.errno in FAILURES
             assert exc.__traceback__ is None
@@ -291,7 +293,7 @@ class Writing(Machine):
             if self.ended != 'abort':
                 assert sock.position == len(self.model), 'something was not sent'
                 assert not self.marks
-        assert self.left == self.waiting, 'on_close was not told what was never accepted'
+        assert self.left == self.waiting, 'buffered was wrong in on_close'
         assert self.conn.closed and sock.number < 0
         assert self.r.handles() == []
         self.r.close()

@@ -1,4 +1,4 @@
-"""Watched paths: what changed is told in the loop, floods are bounded, the threads end with the handle."""
+"""Watched paths: changes are reported in the loop, floods are bounded, and the threads end with the handle."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ pytest.importorskip('watchdog', reason="the extra 'paths' is not installed: noth
 
 @pytest.fixture(autouse=True)
 def no_thread_left(nothing_left):
-    """The library's threads end with the handle, without being waited for: give them their time."""
+    """The library's threads end soon after the handle, but `close` does not wait for them; this fixture does."""
     before = set(threading.enumerate())
     yield
     for thread in set(threading.enumerate()) - before:
@@ -28,38 +28,38 @@ def no_thread_left(nothing_left):
         assert not thread.is_alive(), thread
 
 
-class Told(list):
-    """What was told, as (path, change)."""
+class Reports(list):
+    """The reported changes, as (path, change)."""
 
     def __call__(self, handle, path, change):
         self.append((path, change))
 
 
 @pytest.mark.scenario(142)
-def test_a_file_is_told_when_it_changes_goes_and_comes_again(r, tmp_path):
-    path, told = tmp_path / 'file', Told()
+def test_a_file_is_reported_when_it_changes_goes_and_comes_again(r, tmp_path):
+    path, reports = tmp_path / 'file', Reports()
     path.write_text('a')
-    handle = r.watch_path(path, told)
+    handle = r.watch_path(path, reports)
     name = str(path)
     path.write_text('b')
-    run_until(r, lambda: told == [(name, 'changed')] or (name, 'changed') in told)
-    told.clear()
+    run_until(r, lambda: reports == [(name, 'changed')] or (name, 'changed') in reports)
+    reports.clear()
     path.unlink()
-    run_until(r, lambda: (name, 'deleted') in told)
+    run_until(r, lambda: (name, 'deleted') in reports)
     path.write_text('c')
-    run_until(r, lambda: (name, 'created') in told)
+    run_until(r, lambda: (name, 'created') in reports)
     assert not handle.closed
     handle.close()
 
 
-def test_a_file_that_is_replaced_is_told_as_created(r, tmp_path):
-    path, new, told = tmp_path / 'file', tmp_path / 'new', Told()
+def test_a_file_that_is_replaced_is_reported_as_created(r, tmp_path):
+    path, new, reports = tmp_path / 'file', tmp_path / 'new', Reports()
     path.write_text('a')
     new.write_text('b')
-    handle = r.watch_path(str(path), told)
+    handle = r.watch_path(str(path), reports)
     new.rename(path)
-    run_until(r, lambda: told)
-    assert told == [(str(path), 'created')]
+    run_until(r, lambda: reports)
+    assert reports == [(str(path), 'created')]
     handle.close()
 
 
@@ -74,89 +74,89 @@ def test_the_arguments_are_passed_on(r, tmp_path):
     assert handle.args == ()
 
 
-def test_the_neighbours_of_a_file_are_not_told(r, tmp_path):
-    path, told = tmp_path / 'file', Told()
+def test_the_neighbours_of_a_file_are_not_reported(r, tmp_path):
+    path, reports = tmp_path / 'file', Reports()
     path.write_text('a')
-    handle = r.watch_path(path, told)
+    handle = r.watch_path(path, reports)
     (tmp_path / 'file2').write_text('x')
     (tmp_path / 'file2').unlink()
     path.write_text('b')
-    run_until(r, lambda: told)
-    assert set(told) == {(str(path), 'changed')}
+    run_until(r, lambda: reports)
+    assert set(reports) == {(str(path), 'changed')}
     handle.close()
 
 
-def test_a_directory_tells_of_what_is_directly_in_it(r, tmp_path, monkeypatch):
+def test_a_directory_reports_changes_of_its_own_entries(r, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / 'watched').mkdir()
-    told = Told()
-    handle = r.watch_path('watched', told)
+    reports = Reports()
+    handle = r.watch_path('watched', reports)
     one = tmp_path / 'watched' / 'one'
     one.write_text('1')
-    run_until(r, lambda: (os.path.join('watched', 'one'), 'created') in told)
+    run_until(r, lambda: (os.path.join('watched', 'one'), 'created') in reports)
     one.rename(tmp_path / 'watched' / 'two')
-    run_until(r, lambda: (os.path.join('watched', 'two'), 'created') in told)
-    assert (os.path.join('watched', 'one'), 'deleted') in told
-    told.clear()
+    run_until(r, lambda: (os.path.join('watched', 'two'), 'created') in reports)
+    assert (os.path.join('watched', 'one'), 'deleted') in reports
+    reports.clear()
     (tmp_path / 'watched' / 'two').unlink()
-    run_until(r, lambda: (os.path.join('watched', 'two'), 'deleted') in told)
+    run_until(r, lambda: (os.path.join('watched', 'two'), 'deleted') in reports)
     (tmp_path / 'elsewhere').write_text('x')
     turns(r, 3)
-    assert all(path.startswith('watched') for path, _ in told)
+    assert all(path.startswith('watched') for path, _ in reports)
     handle.close()
 
 
 def test_reading_changes_nothing(r, tmp_path):
-    path, told = tmp_path / 'file', Told()
+    path, reports = tmp_path / 'file', Reports()
     path.write_text('a')
-    handle = r.watch_path(tmp_path, told)
+    handle = r.watch_path(tmp_path, reports)
     path.read_text()
     os.listdir(tmp_path)
     (tmp_path / 'last').write_text('')
-    run_until(r, lambda: told)
-    assert {name for name, _ in told} == {str(tmp_path / 'last')}
+    run_until(r, lambda: reports)
+    assert {name for name, _ in reports} == {str(tmp_path / 'last')}
     handle.close()
 
 
 @pytest.mark.scenario(142)
-def test_a_directory_that_goes_is_told_and_the_watch_has_ended(r, tmp_path):
-    folder, told = tmp_path / 'folder', Told()
+def test_a_directory_that_goes_is_reported_and_the_watch_has_ended(r, tmp_path):
+    folder, reports = tmp_path / 'folder', Reports()
     folder.mkdir()
-    handle = r.watch_path(folder, told)
+    handle = r.watch_path(folder, reports)
     folder.rmdir()
     run_until(r, lambda: handle.closed)
-    assert told == [(str(folder), 'deleted')]
+    assert reports == [(str(folder), 'deleted')]
     assert idle(r)
     assert r.run()
 
 
 @pytest.mark.scenario(142)
-def test_a_file_that_goes_with_its_directory_is_told_and_the_watch_has_ended(r, tmp_path):
-    folder, told = tmp_path / 'folder', Told()
+def test_a_file_that_goes_with_its_directory_is_reported_and_the_watch_has_ended(r, tmp_path):
+    folder, reports = tmp_path / 'folder', Reports()
     folder.mkdir()
     (folder / 'file').write_text('a')
-    handle = r.watch_path(folder / 'file', told)
+    handle = r.watch_path(folder / 'file', reports)
     shutil.rmtree(folder)
     run_until(r, lambda: handle.closed)
-    assert (str(folder / 'file'), 'deleted') in told
-    assert {change for _, change in told} == {'deleted'}
+    assert (str(folder / 'file'), 'deleted') in reports
+    assert {change for _, change in reports} == {'deleted'}
 
 
 def test_a_link_to_a_directory_is_watched_through(r, tmp_path):
     (tmp_path / 'real').mkdir()
     (tmp_path / 'link').symlink_to(tmp_path / 'real')
-    told = Told()
-    handle = r.watch_path(tmp_path / 'link', told)
+    reports = Reports()
+    handle = r.watch_path(tmp_path / 'link', reports)
     (tmp_path / 'real' / 'file').write_text('')
-    run_until(r, lambda: told)
-    assert told[0] == (str(tmp_path / 'link' / 'file'), 'created')
+    run_until(r, lambda: reports)
+    assert reports[0] == (str(tmp_path / 'link' / 'file'), 'created')
     handle.close()
 
 
 @pytest.mark.scenario(144)
-def test_nothing_is_told_after_close_and_its_threads_end(r, tmp_path):
-    before, told = threading.active_count(), Told()
-    handle = r.watch_path(tmp_path, told)
+def test_nothing_is_reported_after_close_and_its_threads_end(r, tmp_path):
+    before, reports = threading.active_count(), Reports()
+    handle = r.watch_path(tmp_path, reports)
     assert threading.active_count() > before
     (tmp_path / 'file').write_text('')
     handle.close()
@@ -165,14 +165,14 @@ def test_nothing_is_told_after_close_and_its_threads_end(r, tmp_path):
     run_until(r, lambda: threading.active_count() == before)
     (tmp_path / 'file2').write_text('')
     turns(r, 3)
-    assert told == []
+    assert reports == []
 
 
-def test_a_handle_closed_by_its_own_callback_hears_nothing_more(r, tmp_path):
-    told = []
+def test_a_handle_closed_by_its_own_callback_is_not_called_again(r, tmp_path):
+    reports = []
 
     def once(handle, path, change):
-        told.append(path)
+        reports.append(path)
         handle.close()
 
     handle = r.watch_path(tmp_path, once)
@@ -180,32 +180,32 @@ def test_a_handle_closed_by_its_own_callback_hears_nothing_more(r, tmp_path):
         (tmp_path / name).write_text('')
     run_until(r, lambda: handle.closed)
     turns(r, 3)
-    assert len(told) == 1
+    assert len(reports) == 1
 
 
 @pytest.mark.scenario(144)
 def test_closing_the_reactor_ends_an_active_watch_and_its_threads(tmp_path):
-    before, told = threading.active_count(), Told()
+    before, reports = threading.active_count(), Reports()
     with Reactor() as r:
-        handle = r.watch_path(tmp_path, told)
+        handle = r.watch_path(tmp_path, reports)
         (tmp_path / 'file').write_text('')
     assert handle.closed and threading.active_count() == before
     with pytest.raises(HandleClosed):
-        r.watch_path(tmp_path, told)
+        r.watch_path(tmp_path, reports)
 
 
 def test_an_exception_in_its_callback_is_logged_and_the_watch_goes_on(r, tmp_path, caplog):
-    told = []
+    reports = []
 
     def fn(handle, path, change):
-        told.append(path)
+        reports.append(path)
         raise ValueError('mine')
 
     handle = r.watch_path(tmp_path, fn)
     (tmp_path / 'one').write_text('')
-    run_until(r, lambda: str(tmp_path / 'one') in told)
+    run_until(r, lambda: str(tmp_path / 'one') in reports)
     (tmp_path / 'two').write_text('')
-    run_until(r, lambda: str(tmp_path / 'two') in told)
+    run_until(r, lambda: str(tmp_path / 'two') in reports)
     assert 'mine' in caplog.text
     handle.close()
 
@@ -221,7 +221,7 @@ def test_a_watch_keeps_the_loop_running_unless_unreferenced(r, tmp_path):
     assert repr(handle).endswith(' closed>')
 
 
-def test_what_is_not_there_raises_at_the_call(r, tmp_path):
+def test_a_missing_path_raises_at_the_call(r, tmp_path):
     before = threading.active_count()
     with pytest.raises(FileNotFoundError):
         r.watch_path(tmp_path / 'nothing', print)
@@ -290,7 +290,7 @@ class Event:
 
 @pytest.mark.scenario(143)
 @pytest.mark.parametrize(
-    'happened, told',
+    'happened, reports',
     [
         ('created modified modified', ['created']),
         ('modified modified', ['changed']),
@@ -301,16 +301,16 @@ class Event:
         ('attrib', ['changed']),
     ],
 )
-def test_what_happens_to_a_path_between_two_turns_is_told_as_one(happened, told):
+def test_changes_of_a_path_between_two_turns_are_reported_as_one(happened, reports):
     changes = Changes('/folder', None, 'given')
     for what in happened.split():
         changes.dispatch(Event(what, '/folder/file'))
-    assert changes.take() == [('given/file', change) for change in told]
+    assert changes.take() == [('given/file', change) for change in reports]
     assert changes.take() == []
 
 
 @pytest.mark.scenario(143)
-def test_a_flood_is_bounded_rings_once_and_is_told_as_a_change_of_the_whole():
+def test_a_flood_is_bounded_rings_once_and_is_reported_as_a_change_of_the_directory():
     changes, rings = Changes('/folder', None, 'given'), []
     changes.open(lambda: rings.append(1))
     for number in range(3 * QUEUE_LIMIT):
@@ -323,17 +323,17 @@ def test_a_flood_is_bounded_rings_once_and_is_told_as_a_change_of_the_whole():
 
 
 @pytest.mark.scenario(143)
-def test_a_flood_of_real_changes_is_told_turn_by_turn(r, tmp_path):
-    told = Told()
-    handle = r.watch_path(tmp_path, told)
+def test_a_flood_of_real_changes_is_reported_turn_by_turn(r, tmp_path):
+    reports = Reports()
+    handle = r.watch_path(tmp_path, reports)
     for number in range(1500):
         (tmp_path / str(number)).touch()
     (tmp_path / 'last').touch()
-    run_until(r, lambda: (str(tmp_path / 'last'), 'created') in told or (str(tmp_path), 'changed') in told)
+    run_until(r, lambda: (str(tmp_path / 'last'), 'created') in reports or (str(tmp_path), 'changed') in reports)
     handle.close()
 
 
-def test_changes_of_before_it_was_opened_are_told():
+def test_changes_before_open_are_reported():
     changes, rings = Changes('/folder', 'file', 'given'), []
     changes.dispatch(Event('modified', '/folder/file'))
     changes.open(lambda: rings.append(1))
@@ -341,8 +341,9 @@ def test_changes_of_before_it_was_opened_are_told():
 
 
 @pytest.mark.parametrize('when', ['before', 'after'])
-def test_the_end_of_a_directory_is_known_once_it_was_taken_whenever_the_loop_takes(when):
-    # The handle closed before the last change was told, when the loop took while the thread was about to queue it.
+def test_the_end_of_a_directory_is_reported_once_whenever_the_loop_takes_the_changes(when):
+    # Regression: when the loop called `take` while the thread was about to queue the last change, the handle closed
+    # before that change was reported.
     changes, taken = Changes('/folder', None, 'given'), []
 
     def take():
@@ -368,8 +369,8 @@ def test_the_end_of_a_directory_is_known_once_it_was_taken_whenever_the_loop_tak
     assert [ended for _, ended in taken] == [False, True]
 
 
-def test_a_change_that_finds_no_memory_to_ring_is_told_with_the_next_one():
-    # The library's thread ended with the error, and the flag stayed up: nothing was told any more.
+def test_a_change_that_finds_no_memory_to_ring_is_reported_with_the_next_one():
+    # Regression: the library's thread ended with the error and the flag stayed up, so no change was reported any more.
     changes, rings = Changes('/folder', None, 'given'), []
 
     def ring():
@@ -384,24 +385,24 @@ def test_a_change_that_finds_no_memory_to_ring_is_told_with_the_next_one():
     assert changes.take() == [('given/1', 'created'), ('given/2', 'created'), ('given', 'changed')]
 
 
-def test_a_path_over_a_link_and_back_is_that_of_the_system(r, tmp_path):
-    # The file next to the link was watched: `..` was taken off the text.
+def test_a_path_through_a_link_and_back_is_resolved_as_the_kernel_does(r, tmp_path):
+    # Regression: `..` was resolved in the text of the path, so the file next to the link was watched.
     (tmp_path / 'real' / 'inner').mkdir(parents=True)
     (tmp_path / 'link').symlink_to(tmp_path / 'real' / 'inner')
-    told = Told()
+    reports = Reports()
     for folder in tmp_path, tmp_path / 'real':
         (folder / 'file').write_text('')
     path = f'{tmp_path}/link/../file'
-    handle = r.watch_path(path, told)
+    handle = r.watch_path(path, reports)
     (tmp_path / 'file').write_text('other')
     (tmp_path / 'real' / 'file').unlink()
-    run_until(r, lambda: told)
-    assert told == [(path, 'deleted')]
+    run_until(r, lambda: reports)
+    assert reports == [(path, 'deleted')]
     handle.close()
 
 
 @pytest.mark.scenario(144)
-def test_a_thread_that_tells_a_closed_reactor_is_not_hurt():
+def test_a_thread_may_report_to_a_closed_reactor():
     def ring():
         raise HandleClosed('this reactor is closed')
 
@@ -412,7 +413,7 @@ def test_a_thread_that_tells_a_closed_reactor_is_not_hurt():
     changes.dispatch(Event('created', '/folder/file'))
 
 
-def test_the_names_of_the_library_are_all_known_or_change_nothing():
+def test_every_event_type_of_the_library_is_known_or_ignored():
     from watchdog import events
 
     known = {value for name, value in vars(events).items() if name.startswith('EVENT_TYPE_')}

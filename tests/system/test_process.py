@@ -1,4 +1,4 @@
-"""Children: started, fed, heard and reaped, each told once; a signal never reaches a stranger; nothing is left."""
+"""Children: start, input, output and end, each end reported once. A signal never reaches another process."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ if os.name != 'posix':
 
 from signal import SIGCONT, SIGKILL, SIGSTOP, SIGTERM
 
-STRANGERS: set[psutil.Process] = set()  # children that were left before this test, which is not to blame for them
+STRANGERS: set[psutil.Process] = set()  # children that an earlier test has left behind
 
 
 def children():
-    """The children that this test started and that are not reaped, zombies included."""
+    """Return the children that this test started and that are not reaped, zombies included."""
     return [child for child in psutil.Process().children() if child not in STRANGERS]
 
 
@@ -48,7 +48,7 @@ def no_child_left():
 
 @pytest.fixture(params=['pidfd', 'no pidfd'])
 def how(request, monkeypatch):
-    """With pidfds and without: children must behave alike."""
+    """Children must behave the same with and without pidfds."""
     if request.param == 'no pidfd':
         monkeypatch.setattr(Kernel, 'pidfd', lambda self, pid: -1)
     elif not hasattr(os, 'pidfd_open'):
@@ -57,7 +57,7 @@ def how(request, monkeypatch):
 
 
 class Exits(list):
-    """Who ended, and how: an `on_exit` that notes it."""
+    """An `on_exit` that records how each child ended: (code, signal)."""
 
     def __call__(self, process, code, signum):
         assert process.closed
@@ -73,7 +73,7 @@ def python(r, code, **keywords):
 
 
 def listen(pipe):
-    """A Log that hears everything of a pipe."""
+    """Return a `Log` that gets all callbacks of a pipe."""
     log = Log()
     for name in 'on_data', 'on_eof', 'on_close':
         setattr(pipe, name, getattr(log, name))
@@ -81,12 +81,12 @@ def listen(pipe):
 
 
 def wait_dead(process):
-    """Block until it has ended, without reaping it."""
+    """Block until the process has ended, without reaping it."""
     os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
 
 
 def stop(process):
-    """Stop it, and block until it has stopped."""
+    """Stop the process, and block until it has stopped."""
     process.send_signal(SIGSTOP)
     os.waitid(os.P_PID, process.pid, os.WSTOPPED)
 
@@ -99,7 +99,7 @@ def stop(process):
     'line, how_it_ended',
     [('exit 0', (0, None)), ('exit 3', (3, None)), ('kill -TERM $$', (None, SIGTERM)), ('kill -9 $$', (None, SIGKILL))],
 )
-def test_on_exit_tells_the_code_or_the_signal_once(r, how, line, how_it_ended):
+def test_on_exit_gets_the_code_or_the_signal_once(r, how, line, how_it_ended):
     exits = Exits()
     process = shell(r, line, on_exit=exits)
     assert not process.closed
@@ -110,7 +110,7 @@ def test_on_exit_tells_the_code_or_the_signal_once(r, how, line, how_it_ended):
 
 
 @pytest.mark.scenario(103)
-def test_a_child_that_ended_before_the_first_turn_is_told_once(r, how):
+def test_a_child_that_ended_before_the_first_turn_is_reported_once(r, how):
     exits = Exits()
     wait_dead(shell(r, 'exit 5', on_exit=exits))
     assert exits == []
@@ -119,7 +119,7 @@ def test_a_child_that_ended_before_the_first_turn_is_told_once(r, how):
 
 
 @pytest.mark.scenario(103, 119)
-def test_two_hundred_children_at_once_are_told_once_each_and_leave_nothing(r, how):
+def test_two_hundred_children_at_once_are_reported_once_each_and_leave_nothing(r, how):
     exits = Exits()
     for _ in range(200):
         r.spawn(['true'], stdin=DEVNULL, on_exit=exits)
@@ -128,7 +128,7 @@ def test_two_hundred_children_at_once_are_told_once_each_and_leave_nothing(r, ho
 
 
 @pytest.mark.scenario(105)
-def test_a_child_that_somebody_else_has_reaped_is_told_as_unknown_with_one_warning(r, how, caplog):
+def test_a_child_that_other_code_has_reaped_is_reported_as_unknown_with_one_warning(r, how, caplog):
     exits = Exits()
     process = shell(r, 'exit 3', on_exit=exits)
     os.waitpid(process.pid, 0)
@@ -139,7 +139,7 @@ def test_a_child_that_somebody_else_has_reaped_is_told_as_unknown_with_one_warni
 
 
 @pytest.mark.scenario(105)
-def test_with_sigchld_ignored_children_are_told_as_unknown(r, how, caplog):
+def test_with_sigchld_ignored_children_are_reported_as_unknown(r, how, caplog):
     before = signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     try:
         exits = Exits()
@@ -151,7 +151,7 @@ def test_with_sigchld_ignored_children_are_told_as_unknown(r, how, caplog):
 
 
 @pytest.mark.scenario(105)
-def test_a_pidfd_that_somebody_else_closes_does_not_hide_the_end(r):
+def test_a_pidfd_that_other_code_closes_does_not_hide_the_end(r):
     if not hasattr(os, 'pidfd_open'):
         pytest.skip('this system has no pidfd_open')
     exits = Exits()
@@ -159,7 +159,7 @@ def test_a_pidfd_that_somebody_else_closes_does_not_hide_the_end(r):
     fd = process.fileno()
     os.close(fd)
     turns(r, 2)
-    r.watchers.evict_closed()  # epoll does not report it, the others have done this by now
+    r.watchers.evict_closed()  # epoll does not report the closed pidfd; with other selectors this has already happened
     assert process.fileno() == -1 and not process.closed
     process.stdin.close()
     r.run()
@@ -167,10 +167,10 @@ def test_a_pidfd_that_somebody_else_closes_does_not_hide_the_end(r):
 
 
 @pytest.mark.parametrize('reused', [False, True])
-def test_a_child_whose_pidfd_was_closed_by_other_code_can_be_signalled_and_its_end_is_told(r, reused):
+def test_a_child_whose_pidfd_was_closed_by_other_code_can_be_signalled_and_its_end_is_reported(r, reused):
     if not hasattr(os, 'pidfd_open'):
         pytest.skip('this system has no pidfd_open')
-    # `kill` raised EBADF, and so did `close`, for ever.
+    # Regression: `kill` and `close` raised EBADF every time.
     exits = Exits()
     process = shell(r, 'exec sleep 60', on_exit=exits)
     fd = process.fileno()
@@ -199,10 +199,10 @@ def test_closing_the_reactor_ends_a_child_whose_pidfd_was_closed_by_other_code(s
     assert exits == [(None, SIGKILL)] and log.names() == ['close']
 
 
-def test_the_end_of_a_child_is_told_where_its_pidfd_cannot_be_closed(r, monkeypatch):
+def test_the_end_of_a_child_is_reported_when_its_pidfd_cannot_be_closed(r, monkeypatch):
     if not hasattr(os, 'pidfd_open'):
         pytest.skip('this system has no pidfd_open')
-    # As after other code has closed it, which epoll does not report and `poll` reports as readable.
+    # This happens when other code has closed it. epoll does not report that, and `poll` reports it as readable.
     monkeypatch.setattr(Kernel, 'close_fd', lambda self, fd: os.close(fd) or os.close(fd))
     exits = Exits()
     shell(r, 'exit 3', on_exit=exits)
@@ -210,7 +210,7 @@ def test_the_end_of_a_child_is_told_where_its_pidfd_cannot_be_closed(r, monkeypa
     assert exits == [(3, None)]
 
 
-def test_the_end_of_a_child_is_told_once_when_there_was_no_memory_at_the_first_attempt(r, caplog):
+def test_the_end_of_a_child_is_reported_once_when_there_was_no_memory_at_the_first_attempt(r, caplog):
     if not hasattr(os, 'pidfd_open'):
         pytest.skip('this system has no pidfd_open')
     exits, failed = Exits(), []
@@ -236,7 +236,7 @@ def test_the_end_of_a_child_is_told_once_when_there_was_no_memory_at_the_first_a
 
 
 def test_a_child_is_started_although_its_pidfd_has_the_number_of_a_socket_that_other_code_has_closed(r, sockets):
-    # `spawn` raised ReactorError, and the child ran on.
+    # Regression: `spawn` raised ReactorError, and the child kept running.
     ours, _theirs = sockets()
     conn = r.adopt(ours)
     fd = ours.fileno()
@@ -258,7 +258,7 @@ def test_a_child_is_started_although_its_pidfd_has_the_number_of_a_socket_that_o
     turns(r, 2)
 
 
-def test_a_child_runs_on_when_there_is_no_memory_to_watch_its_pidfd_again(r):
+def test_a_child_keeps_running_when_there_is_no_memory_to_watch_its_pidfd_again(r):
     if not hasattr(os, 'pidfd_open'):
         pytest.skip('this system has no pidfd_open')
     exits = Exits()
@@ -272,7 +272,7 @@ def test_a_child_runs_on_when_there_is_no_memory_to_watch_its_pidfd_again(r):
 
 @pytest.mark.parametrize('name', ['add', 'park'])
 def test_no_child_and_no_descriptor_is_left_when_there_is_no_memory_for_its_handle(r, how, monkeypatch, name):
-    # The child ran on, and nobody knew of it.
+    # Regression: the child kept running without a handle.
     before = set(os.listdir('/dev/fd'))
     failed, method = [], getattr(Watchers, name)
 
@@ -295,7 +295,7 @@ def test_no_child_and_no_descriptor_is_left_when_there_is_no_memory_for_its_hand
     assert set(os.listdir('/dev/fd')) == before
 
 
-def test_without_pidfds_a_running_child_is_looked_at_ever_more_rarely(fake, kernel, monkeypatch):
+def test_without_pidfds_a_running_child_is_checked_less_and_less_often(fake, kernel, monkeypatch):
     looks = []
     monkeypatch.setattr(Kernel, 'pidfd', lambda self, pid: -1)
     reap = Kernel.reap
@@ -321,8 +321,8 @@ def test_an_on_exit_that_raises_is_logged_and_the_loop_goes_on(r, caplog):
 
 
 @pytest.mark.scenario(107)
-def test_exit_and_the_end_of_output_are_told_apart(r):
-    """A child of the child holds the pipe: the exit is told, the end of file comes when that one ends, too."""
+def test_exit_and_the_end_of_output_are_reported_separately(r):
+    """A grandchild holds the pipe open: the exit is reported first, and end of file when the grandchild ends, too."""
     exits = Exits()
     process = shell(r, 'sleep 60 & echo $!', stdout=PIPE, on_exit=exits)
     log = listen(process.stdout)
@@ -381,8 +381,8 @@ def test_write_eof_is_an_end_of_file_and_a_close_at_once_when_nothing_waits(r):
     assert log == [('close', None)]
 
 
-def test_write_eof_waits_for_a_child_that_reads_late_as_long_as_it_takes(fake):
-    """Not cut off by `linger`, as `close` is."""
+def test_write_eof_waits_without_limit_for_a_child_that_reads_late(fake):
+    """It is not cut off by `linger`, unlike `close`."""
     process = shell(fake, 'read line; cat >/dev/null', stdin=PIPE, stdout=PIPE, linger=1)
     fake.call_later(100, process.send_signal, SIGCONT)
     stop(process)
@@ -418,7 +418,7 @@ def test_close_of_stdin_flushes_first(r):
     assert log == [('close', None)]
 
 
-def test_on_drain_tells_when_a_slow_child_has_caught_up(r):
+def test_on_drain_is_called_when_a_slow_child_has_caught_up(r):
     process = shell(r, 'exec cat >/dev/null', stdin=PIPE)
     drains = []
     process.stdin.on_drain = drains.append
@@ -473,7 +473,7 @@ def test_a_child_that_closes_its_stdin_ends_it_without_an_error(r):
     r.run()
 
 
-def test_a_spurious_readability_of_stdin_is_nothing(r):
+def test_a_spurious_readability_of_stdin_is_harmless(r):
     process = r.spawn(['cat'], stdin=PIPE)
     process.stdin.handle_read()
     assert not process.stdin.closed
@@ -490,7 +490,7 @@ def test_a_write_to_stdout_is_refused(r):
 
 
 @pytest.mark.scenario(107)
-def test_output_that_floods_is_held_up_by_pause_reading(r):
+def test_pause_reading_stops_a_flood_of_output(r):
     process = r.spawn(['yes'], stdout=PIPE)
     received = 0
 
@@ -511,7 +511,7 @@ def test_output_that_floods_is_held_up_by_pause_reading(r):
     r.run()
 
 
-def test_closing_stdout_ends_a_child_that_goes_on_writing_by_sigpipe(r):
+def test_closing_stdout_ends_a_child_that_keeps_writing_by_sigpipe(r):
     exits = Exits()
     process = r.spawn(['yes'], stdout=PIPE, on_exit=exits)
     log = Log()
@@ -536,7 +536,7 @@ def test_an_exception_in_on_data_of_a_pipe_ends_that_pipe_only(r, caplog):
     r.run()
 
 
-def test_limits_given_to_spawn_are_those_of_its_pipes(r):
+def test_limits_given_to_spawn_apply_to_its_pipes(r):
     process = r.spawn(['cat'], stdin=PIPE, stdout=PIPE, high_water=10, read_size=1)
     sizes = []
     process.stdout.on_data = lambda pipe, data: sizes.append(len(data))
@@ -565,13 +565,13 @@ def test_standard_streams_may_be_files_and_descriptors(r, tmp_path):
     assert (tmp_path / 'err').read_bytes() == b'oops\n'
 
 
-def test_standard_streams_are_inherited_unless_something_else_is_said(r, capfd):
-    shell(r, 'echo to whom we print')
+def test_standard_streams_are_inherited_by_default(r, capfd):
+    shell(r, 'echo same output')
     r.run()
-    assert capfd.readouterr().out == 'to whom we print\n'
+    assert capfd.readouterr().out == 'same output\n'
 
 
-def test_ignored_standard_streams_are_empty_and_take_everything(r, capfd):
+def test_standard_streams_on_devnull_are_empty_and_take_everything(r, capfd):
     exits = Exits()
     shell(r, 'cat; echo out; echo err >&2', stdin=DEVNULL, stdout=DEVNULL, stderr=DEVNULL, on_exit=exits)
     r.run()
@@ -591,7 +591,7 @@ def test_the_constants_are_those_of_subprocess():
     assert (PIPE, STDOUT, DEVNULL) == (subprocess.PIPE, subprocess.STDOUT, subprocess.DEVNULL)
 
 
-# -- what it is given
+# -- what a child gets
 
 
 def test_environment_and_directory_are_as_given(r, tmp_path):
@@ -615,7 +615,7 @@ def test_a_child_inherits_no_descriptor_but_three(r, sockets):
 
 
 @pytest.mark.scenario(114)
-def test_a_child_inherits_what_is_handed_on_by_the_same_number_and_nothing_else(r, sockets):
+def test_a_child_inherits_the_given_descriptors_by_the_same_number_and_no_others(r, sockets):
     ours, theirs = sockets()
     _, another = sockets()
     code = 'import os; print(*[fd for fd in range(256) if os.path.exists(f"/dev/fd/{fd}")])'
@@ -624,12 +624,12 @@ def test_a_child_inherits_what_is_handed_on_by_the_same_number_and_nothing_else(
     out, err = listen(process.stdout), listen(process.stderr)
     r.run()
     assert {int(fd) for fd in out.received.split()} == {0, 1, 2, theirs.fileno(), another.fileno()}, err.received
-    assert not os.get_inheritable(theirs.fileno())  # they stay ours, and closed to the next child
+    assert not os.get_inheritable(theirs.fileno())  # they stay ours, and the next child does not inherit them
     ours.send(b'x')
     assert theirs.recv(1) == b'x'
 
 
-def test_a_descriptor_that_is_handed_on_and_closed_raises_at_the_call_and_leaves_nothing(r, sockets):
+def test_a_closed_descriptor_to_inherit_raises_at_the_call_and_leaves_nothing(r, sockets):
     ours, _ = sockets()
     number = ours.fileno()
     ours.close()
@@ -642,7 +642,7 @@ def test_a_descriptor_that_is_handed_on_and_closed_raises_at_the_call_and_leaves
 
 @pytest.mark.scenario(108)
 def test_a_child_gets_signals_as_a_shell_would_give_them(r):
-    """Python ignores SIGPIPE, and what is ignored is inherited, unless it is put back."""
+    """Python ignores SIGPIPE. A child would inherit that, so the default is restored."""
     exits = Exits()
     shell(r, 'kill -PIPE $$', on_exit=exits)
     r.add_signal_handler(signal.SIGUSR1, print).unref()
@@ -663,7 +663,7 @@ FAILURES = [
 
 @pytest.mark.scenario(106)
 @pytest.mark.parametrize('args, keywords, error', FAILURES, ids=[str(failure[:2]) for failure in FAILURES])
-def test_what_cannot_be_started_raises_at_the_call_and_leaves_nothing(r, args, keywords, error):
+def test_a_command_that_cannot_be_started_raises_at_the_call_and_leaves_nothing(r, args, keywords, error):
     exits = Exits()
     with pytest.raises(error):
         r.spawn(args, stdin=PIPE, stdout=PIPE, stderr=PIPE, on_exit=exits, **keywords)
@@ -731,7 +731,7 @@ def test_bad_arguments_raise_at_the_call(r, keywords, error):
     assert not children() and not r.handles()
 
 
-# -- signals to it
+# -- signals to a child
 
 
 @pytest.mark.scenario(104)
@@ -745,20 +745,20 @@ def test_signals_reach_it_until_it_has_ended(r, how):
 
 
 @pytest.mark.scenario(104)
-def test_a_signal_after_its_end_reaches_nobody(r, how, monkeypatch):
+def test_a_signal_after_the_end_of_a_child_reaches_no_process(r, how, monkeypatch):
     exits, sent = Exits(), []
     process = r.spawn(['true'], on_exit=exits)
     wait_dead(process)
     monkeypatch.setattr(os, 'kill', lambda *args: sent.append(args))
     process.kill()
-    assert exits == []  # even if that found it dead: not inside the call
+    assert exits == []  # not called inside `kill`, even if that found the child dead
     r.run()
     assert process.kill() is False
     assert sent == [] and exits == [(0, None)]
 
 
 @pytest.mark.scenario(104)
-def test_a_signal_reaches_nobody_who_got_the_number_of_a_reaped_child(r, how, monkeypatch, caplog):
+def test_a_signal_does_not_reach_a_process_with_the_pid_of_a_reaped_child(r, how, monkeypatch, caplog):
     process, sent = r.spawn(['true']), []
     os.waitpid(process.pid, 0)
     monkeypatch.setattr(os, 'kill', lambda *args: sent.append(args))
@@ -767,7 +767,7 @@ def test_a_signal_reaches_nobody_who_got_the_number_of_a_reaped_child(r, how, mo
     assert sent == []
 
 
-def test_what_is_no_signal_raises(r):
+def test_an_invalid_signal_raises(r):
     process = shell(r, 'exec sleep 60')
     with pytest.raises((OSError, ValueError)):
         process.send_signal(12345)
@@ -779,7 +779,7 @@ def test_what_is_no_signal_raises(r):
 
 
 @pytest.mark.scenario(141)
-def test_close_kills_it_and_its_pipes_and_tells(r, how):
+def test_close_kills_the_child_closes_its_pipes_and_calls_on_exit(r, how):
     exits = Exits()
     process = shell(r, 'exec sleep 60', stdin=PIPE, stdout=PIPE, on_exit=exits)
     log = listen(process.stdin)
@@ -794,7 +794,7 @@ def test_close_kills_it_and_its_pipes_and_tells(r, how):
 
 
 @pytest.mark.scenario(141)
-def test_closing_the_reactor_kills_and_reaps_its_children_and_tells(r, how):
+def test_closing_the_reactor_kills_and_reaps_its_children_and_calls_on_exit(r, how):
     exits = Exits()
     for _ in range(5):
         shell(r, 'exec sleep 60', stdin=PIPE, stdout=PIPE, on_exit=exits)
@@ -830,14 +830,14 @@ def test_a_running_child_keeps_the_loop_running_unless_unreferenced(r, how):
     r.run()
 
 
-def test_a_running_child_costs_nothing(r):
+def test_a_running_child_costs_no_turns(r):
     process = shell(r, 'exec sleep 60', stdin=PIPE, stdout=PIPE)
     assert idle(r)
     process.close()
     r.run()
 
 
-def test_it_says_what_it_is_and_what_it_waits_for(r):
+def test_the_repr_of_a_process_shows_what_it_is_and_what_it_waits_for(r):
     process = r.spawn(['cat', 'a b'], stdin=PIPE, stdout=PIPE, stderr=DEVNULL)
     assert isinstance(process, Process)
     assert repr(process) == f"<Process fd={process.fileno()} running pid={process.pid} ['cat', 'a b']>"
@@ -896,8 +896,8 @@ def test_another_thread_is_refused():
 
 
 @pytest.mark.scenario(112)
-def test_when_this_process_is_killed_its_children_hear_the_end_of_their_input(tmp_path):
-    """Nobody is left to kill them then: a child that is to end with its parent reads its stdin."""
+def test_when_this_process_is_killed_its_children_get_the_end_of_their_input(tmp_path):
+    """A killed parent cannot kill its children. A child that should end with its parent has to read its stdin."""
     program = tmp_path / 'parent.py'
     program.write_text(
         'import reactor\n'
@@ -912,7 +912,7 @@ def test_when_this_process_is_killed_its_children_hear_the_end_of_their_input(tm
         try:
             assert int(parent.stdout.readline()) > 0
             parent.kill()
-            assert parent.stdout.read() == b'ended\n'  # up to its end: no one has the pipe any more
+            assert parent.stdout.read() == b'ended\n'  # reads to end of file, so no process has the pipe open any more
         finally:
             parent.kill()
 
@@ -922,7 +922,7 @@ def test_when_this_process_is_killed_its_children_hear_the_end_of_their_input(tm
 
 @pytest.mark.scenario(109)
 @pytest.mark.filterwarnings('ignore:.*multi-threaded, use of fork:DeprecationWarning')
-def test_a_forked_copy_of_this_process_cannot_run_the_reactor_and_closing_it_there_hurts_nobody(r, sockets):
+def test_a_forked_copy_of_this_process_cannot_run_the_reactor_and_may_close_it(r, sockets):
     ours, theirs = sockets()
     log, ends = Log(), []
     conn = r.adopt(ours, log.on_data, on_close=log.on_close)
@@ -941,14 +941,14 @@ def test_a_forked_copy_of_this_process_cannot_run_the_reactor_and_closing_it_the
     assert os.waitpid(pid, 0)[1] == 0
     theirs.send(b'x')
     run_until(r, lambda: log.received == b'x')
-    in_thread(r.call_soon_threadsafe, conn.close)  # the wakeup is watched as before
+    in_thread(r.call_soon_threadsafe, conn.close)  # the wakeup is still watched
     run_until(r, lambda: log.names() == ['data', 'close'])
 
 
 @pytest.mark.scenario(109)
 @pytest.mark.filterwarnings('ignore:.*multi-threaded, use of fork:DeprecationWarning')
 def test_a_callback_may_fork_and_the_copy_go_on_with_a_reactor_of_its_own(r, sockets):
-    """Signals are each process's own: what is closed in the copy has to give them back there."""
+    """Each process has its own signal handling, so a close in the copy must restore it there."""
     ours, theirs = sockets()
     log = Log()
     before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGUSR1)
@@ -957,11 +957,11 @@ def test_a_callback_may_fork_and_the_copy_go_on_with_a_reactor_of_its_own(r, soc
         r.close()
         assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGUSR1)) == before
         assert signal.set_wakeup_fd(-1) == -1
-        heard = []
+        received = []
         with Reactor() as mine:
-            mine.add_signal_handler(signal.SIGUSR1, heard.append, 'mine').unref()
+            mine.add_signal_handler(signal.SIGUSR1, received.append, 'mine').unref()
             mine.call_soon(os.kill, os.getpid(), signal.SIGUSR1)
-            run_until(mine, lambda: heard == ['mine'])
+            run_until(mine, lambda: received == ['mine'])
 
     def on_data(conn, data):
         if data == b'fork':
@@ -991,7 +991,7 @@ def test_a_callback_may_fork_and_the_copy_go_on_with_a_reactor_of_its_own(r, soc
 
 
 @pytest.mark.parametrize('limit', ['read_timeout', 'idle_timeout'])
-def test_a_limit_on_what_the_child_says_does_not_reset_its_stdin_while_we_write_to_it(fake, limit):
+def test_a_read_limit_does_not_reset_the_stdin_of_a_child_while_we_write_to_it(fake, limit):
     process = shell(fake, 'exec cat >/dev/null', stdin=PIPE, **{limit: 5})
     log = listen(process.stdin)
     fake.call_every(1, lambda: process.stdin.closed or process.stdin.write(b'x'))
@@ -1002,7 +1002,7 @@ def test_a_limit_on_what_the_child_says_does_not_reset_its_stdin_while_we_write_
 
 
 @pytest.mark.parametrize(('limit', 'error'), [('read_timeout', 'ReadTimeout'), ('idle_timeout', 'IdleTimeout')])
-def test_a_child_that_says_nothing_for_too_long_has_its_output_reset_and_nothing_else(fake, limit, error):
+def test_a_child_that_writes_nothing_for_too_long_has_only_its_output_reset(fake, limit, error):
     process = shell(fake, 'exec sleep 60', stdin=PIPE, stdout=PIPE, **{limit: 5})
     logs = [listen(process.stdin), listen(process.stdout)]
     run_until(fake, lambda: logs[1])
@@ -1011,7 +1011,7 @@ def test_a_child_that_says_nothing_for_too_long_has_its_output_reset_and_nothing
     fake.close()
 
 
-def test_a_child_that_takes_nothing_for_too_long_has_its_stdin_reset(fake):
+def test_a_child_that_reads_nothing_for_too_long_has_its_stdin_reset(fake):
     process = shell(fake, 'exec sleep 60', stdin=PIPE, stdout=PIPE, write_timeout=5)
     logs = [listen(process.stdin), listen(process.stdout)]
     process.stdin.write(b'x' * 200_000)
@@ -1049,7 +1049,7 @@ def test_a_pipe_has_no_tls(r):
     run_until(r, lambda: not r.handles())
 
 
-def test_whether_a_pipe_has_bytes_that_were_not_read_is_told_where_it_was_a_type_error(r):
+def test_unread_bytes_of_a_pipe_are_detected(r):
     process = r.spawn(['cat'], stdin=PIPE, stdout=PIPE)
     process.stdout.pause_reading()
     assert not process.stdout.unread and not process.stdin.unread
@@ -1065,12 +1065,12 @@ def test_whether_a_pipe_has_bytes_that_were_not_read_is_told_where_it_was_a_type
 
 
 @pytest.mark.parametrize('env', [5, 'A=1', [('A', '1')], {'A': 1}, {1: 'A'}, {'A': 'a\0b'}], ids=repr)
-def test_an_environment_that_is_none_is_refused_with_its_value(r, env):
+def test_an_invalid_environment_is_refused_with_its_value(r, env):
     with pytest.raises((TypeError, ValueError), match='env'):
         r.spawn(['true'], env=env)
 
 
 @pytest.mark.parametrize('options', [{'cwd': 5}, {'cwd': 'a\0b'}, {'stdin': 1 << 31}, {'stdin': True}, {'pass_fds': 5}])
-def test_what_cannot_be_given_to_a_child_is_refused_by_name(r, options):
+def test_options_that_a_child_cannot_have_are_refused_by_name(r, options):
     with pytest.raises((TypeError, ValueError, OSError), match=next(iter(options))):
         r.spawn(['true'], **options)

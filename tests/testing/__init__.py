@@ -1,1 +1,1 @@
-"""Tests of `reactor.testing`, the simulated systems."""
+"""Tests of `reactor.testing`, the simulated kernels."""

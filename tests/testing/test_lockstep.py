@@ -1,8 +1,8 @@
-"""Lockstep: the same programs on the real kernel and on the simulated one, and connection by connection the same.
+"""Lockstep: the same programs give the same result for each connection on the real and the simulated kernel.
 
-What is compared of a connection: its callbacks in order, the bytes it got, how many of its writes were told, its end.
-What is not: chunk borders and `on_drain`, which depend on the size of buffers, and the order between connections. In
-`RACES` the outcome depends on who is faster; there both have to keep the laws, and to know the same kinds of ends.
+Compared are the order of a connection's callbacks, the bytes it got, how many `on_written` were called, and its end.
+Not compared are chunk borders and `on_drain`, which depend on buffer sizes, and the order between connections. In
+`RACES` the outcome depends on timing; there both kernels must keep the laws and have ends of the same kinds.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from tests.testing.test_programs import RealWorld, courses
 
 SEEDS, MORE_SEEDS = range(100, 102), range(102, 105)
 KINDS = {'default': 'epoll', 'poll': 'poll', 'select': 'select'}
-# The last is for two peers that close with more bytes waiting than the other has room for: neither reads any more.
+# WriteTimeout is for two peers that close while more bytes wait than the other has room for: both have stopped reading.
 ENDS = {
     type(None), ConnectionResetError, BrokenPipeError, ConnectionRefusedError, FileNotFoundError, ConnectTimeout,
     WriteTimeout,
@@ -36,22 +36,22 @@ ENDS = {
 
 
 class QuietKernel(Kernel):
-    """The real kernel, for a `WatchedReactor`: what it does is not watched, only what the user is told."""
+    """The real kernel for a `WatchedReactor`, which then observes only the callbacks, not the kernel's calls."""
 
     def __init__(self) -> None:
         self.files: dict[int, Any] = {}
         self.on_turn: Any = None
 
     def note(self, *args: Any) -> None:
-        """Keeps no trace."""
+        """Keep no trace."""
 
     def getaddrinfo(self, host: str | None, port: int, family: int, *rest: Any) -> list[Any]:
-        """One address for `localhost`, as the simulated name has, whatever else /etc/hosts says of it."""
+        """Resolve `localhost` to one address, as on the simulated kernel, even if /etc/hosts has more."""
         return super().getaddrinfo(host, port, socket.AF_INET if host == 'localhost' else family, *rest)
 
 
 def trace(record: Record) -> tuple[Any, ...]:
-    """What happened to one connection, as far as it may not depend on the kernel."""
+    """Return the history of one connection, without the parts that may depend on the kernel."""
     events = [event for event, _ in groupby(event for event in record.events if event not in ('written', 'drain'))]
     return (
         ' '.join(events),
@@ -63,7 +63,7 @@ def trace(record: Record) -> tuple[Any, ...]:
 
 
 def on_real_kernel(program: Any, seed: int, selector: Any, folder: Path) -> list[Record]:
-    """Its records, after it has kept the laws that can be seen from outside."""
+    """Run a program on the real kernel, check the laws that are visible from outside, and return its records."""
     with WatchedReactor(QuietKernel(), selector=selector) as r:  # type: ignore[arg-type]
         RealWorld(r, seed, folder).play(program)
     assert r.ledger.violations == []
@@ -71,7 +71,7 @@ def on_real_kernel(program: Any, seed: int, selector: Any, folder: Path) -> list
 
 
 def on_simulated_kernel(program: Any, seed: int, kind: str) -> list[Record]:
-    """Its records, after it has kept all the laws."""
+    """Run a program on the simulated kernel, check all laws, and return its records."""
     simulation = Simulation(seed, selector=kind, faults=False)
     simulation.world.random = Random(seed)
     simulation.run(lambda r: program(simulation.world))
@@ -86,7 +86,7 @@ def on_simulated_kernel(program: Any, seed: int, kind: str) -> list[Record]:
     ],
 )
 @pytest.mark.parametrize('kind', list(SELECTORS))
-def test_a_program_sees_the_same_on_both_kernels(kind, program, seed, tmp_path_factory):
+def test_a_program_has_the_same_records_on_both_kernels(kind, program, seed, tmp_path_factory):
     if SELECTORS[kind] is None:
         pytest.skip(f'this platform has no {kind} selector')
     if not hasattr(socket, 'AF_UNIX'):
@@ -100,7 +100,7 @@ def test_a_program_sees_the_same_on_both_kernels(kind, program, seed, tmp_path_f
     assert (ours - theirs, theirs - ours) == (Counter(), Counter()), 'only on the real kernel, only on the simulated'
 
 
-def test_a_trace_tells_the_order_of_callbacks_the_bytes_the_writes_and_the_end():
+def test_a_trace_shows_the_order_of_callbacks_the_bytes_the_writes_and_the_end():
     def record(events: str, got: bytes, told: int, exc: BaseException | None) -> Record:
         made = Record(0)
         made.events, made.got, made.written_calls, made.exc = events.split(), bytearray(got), told, exc

@@ -1,4 +1,4 @@
-"""The random programs of users, on the real kernel over loopback: without faults each comes to a clean end."""
+"""The random user programs on the real kernel, over loopback: without faults each comes to a clean end."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from tests.conftest import check_empty
 from tests.helpers.support import SELECTORS
 
 SEEDS = range(4)
-SLOW = {time_limits}  # here its time limits take seconds
-SIMULATED = {paces}  # and those of this one would take half a minute
+SLOW = {time_limits}  # its time limits take seconds of real time
+SIMULATED = {paces}  # the time limits of this one would take half a minute
 
 
 def courses(seeds: range) -> list[Any]:
-    """Each program with each seed, the slow ones with one."""
+    """Return each program with each seed; slow programs get only one seed."""
     return [
         pytest.param(program, seed, id=f'{program.__name__}-{seed}')
         for program in PROGRAMS
@@ -43,7 +43,7 @@ class Goal:
 
 
 class RealWorld:
-    """A `World` on the real kernel: no faults, and what a program finds wrong is kept, whoever takes the exception."""
+    """A `World` on the real kernel, without faults. It keeps failures even if their exceptions are caught."""
 
     faulty = False
     has_unix = True
@@ -66,7 +66,7 @@ class RealWorld:
         return str(self.folder / f's{self.paths}')
 
     def trouble(self, conn: Any = None) -> None:
-        """None here."""
+        """Do nothing; there are no faults here."""
 
     def expect(self, text: str) -> Goal:
         self.goals.append(Goal(text))
@@ -80,7 +80,7 @@ class RealWorld:
         signal.raise_signal(number)
 
     def play(self, program: Any, seconds: float = 20) -> None:
-        """Run a program to its end, which has to come within so many seconds, and be the one it wants."""
+        """Run a program to its end, which must come within `seconds`, and check that it reached its goals."""
         too_long = self.r.call_later(seconds, self.r.stop)
         too_long.unref()
         ended = self.r.run(lambda r: program(self))
@@ -94,7 +94,7 @@ class RealWorld:
 
 
 def play(program: Any, seed: int, selector: selectors.BaseSelector, folder: Path) -> None:
-    """Run one program on the real kernel, where nothing may be raised and nothing may be left."""
+    """Run one program on the real kernel, and check that nothing is raised and nothing is left."""
     errors: list[Any] = []
     with Reactor(selector=selector, catch_errors=lambda exc, handle: errors.append((exc, handle))) as r:
         try:

@@ -1,6 +1,6 @@
-"""The random programs over TLS, on simulated systems: same laws, and the plain text arrives whole whatever fails.
+"""The random programs over TLS on simulated kernels: the laws hold, and plaintext arrives complete despite faults.
 
-Keys are random, and with them the lengths of some messages: a seed repeats the program and the faults, not every byte.
+Keys are random, and so are the lengths of some messages. A seed repeats the program and the faults, but not every byte.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from tests.helpers.certificates import Certificates, certificates  # noqa: F401
 )
 @pytest.mark.parametrize('faults', [True, False], ids=['faults', 'calm'])
 @pytest.mark.parametrize('program', (*PROGRAMS, *ALONE), ids=lambda program: program.__name__)
-def test_a_program_bears_tls(certificates: Certificates, program, faults, seeds):  # noqa: F811
+def test_a_program_keeps_the_laws_over_tls(certificates: Certificates, program, faults, seeds):  # noqa: F811
     contexts = certificates.server(), certificates.client()
     for seed in seeds:
         simulation = Simulation(seed, faults=faults)

@@ -1,5 +1,5 @@
-"""The simulated system: one seed is one course of events, its selectors have the manners of the real ones, and its runs
-are told, kept and resumed."""
+"""The simulated kernel: a seed always gives the same run, its selectors behave like the real ones, and its command
+reports, saves and resumes runs."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ PROJECT = Path(reactor.__file__).parent.parent
 
 @cache
 def pythons():
-    """Every Python of a version that is supported and runs here; shims without one behind them do not."""
+    """Return every supported Python version that runs here; shims without an interpreter do not count."""
     found = {sys.version_info[:2]: sys.executable}
     names = [f'python3.{minor}' for minor in (11, 12, 13)]
     for path in [*names, *glob.glob(os.path.expanduser('~/.pyenv/versions/3.1[123].*/bin/python'))]:
@@ -67,7 +67,7 @@ def run_module(*arguments, python=sys.executable, **environment):
 
 
 @pytest.mark.parametrize('seed', [3, 17])
-def test_a_seed_is_the_same_to_the_byte_in_every_process_and_on_every_python(seed):
+def test_a_seed_gives_the_same_trace_in_every_process_and_on_every_python(seed):
     processes = [(sys.executable, '1'), *((python, '2') for python in pythons())]
     traces = {
         run_module('--seed', str(seed), python=python, PYTHONHASHSEED=hash_seed).stdout
@@ -81,9 +81,9 @@ def test_seeds_differ():
     assert run_seed(1).trace_hash() != run_seed(2).trace_hash()
 
 
-@pytest.mark.timeout(600)  # much to compute
+@pytest.mark.timeout(600)  # it computes for long
 @pytest.mark.slow
-def test_every_fault_there_is_falls_somewhere():
+def test_every_kind_of_fault_occurs():
     fallen = set()
     for seed in range(400):
         simulation = Simulation(seed)
@@ -107,7 +107,7 @@ def test_an_unknown_fault_is_refused():
         SimKernel(faults=('recv.late',))
 
 
-# -- what goes wrong is told
+# -- failures are reported
 
 
 def test_a_loop_that_would_sleep_for_ever_is_stuck():
@@ -115,7 +115,7 @@ def test_a_loop_that_would_sleep_for_ever_is_stuck():
         r.run(lambda r: r.listen_tcp('10.0.0.1', 80))
 
 
-def test_a_run_that_cannot_end_tells_its_seed_and_who_waits():
+def test_a_run_that_cannot_end_reports_its_seed_and_its_waiting_handles():
     with pytest.raises(SimulationFailed, match=r'(?s)^seed 5, turn .*Listener .*accepting at 10\.0\.0\.1:80'):
         Simulation(5, faults=False).run(lambda r: r.listen_tcp('10.0.0.1', 80))
 
@@ -130,7 +130,7 @@ def test_an_expectation_that_is_not_met_fails_the_run():
         Simulation(0, faults=False).run_program(lambda world: world.expect('an answer'))
 
 
-def test_what_a_program_finds_wrong_fails_the_run():
+def test_a_failure_found_by_a_program_fails_the_run():
     with pytest.raises(SimulationFailed, match='the sky is green'):
         Simulation(0, faults=False).run_program(lambda world: world.fail('the sky is green'))
 
@@ -150,7 +150,7 @@ def kernel(request):
 
 
 def connected(kernel):
-    """The two ends of a connection, in simulated sockets."""
+    """Return the two ends of a connection of simulated sockets."""
     server, client = kernel.socket(AF_INET, SOCK_STREAM), kernel.socket(AF_INET, SOCK_STREAM)
     server.bind(('10.0.0.1', 80))
     server.listen()
@@ -163,7 +163,7 @@ def connected(kernel):
 
 def pass_time(kernel, seconds):
     selector, bell = kernel.selector(), kernel.socketpair()
-    selector.register(bell[0].fileno(), READ)  # Windows waits for nothing when it has no socket to wait for
+    selector.register(bell[0].fileno(), READ)  # Windows cannot wait without a socket
     selector.select(seconds)
     selector.close()
     for each in bell:
@@ -182,7 +182,7 @@ def test_descriptors_are_given_out_lowest_first_and_run_out(kernel):
     assert kernel.socket(AF_INET, SOCK_STREAM).fileno() == numbers[1]
 
 
-def test_time_passes_in_select_alone(kernel):
+def test_time_passes_only_in_select(kernel):
     before = kernel.clock()
     client, accepted = connected(kernel)
     between = kernel.clock()
@@ -192,7 +192,7 @@ def test_time_passes_in_select_alone(kernel):
     accepted.close()
 
 
-def test_bytes_arrive_later_in_order_and_the_end_behind_them(kernel):
+def test_bytes_arrive_later_in_order_and_then_the_end(kernel):
     client, accepted = connected(kernel)
     assert client.send(b'one') + client.send(b'two') == 6
     client.shutdown(SHUT_WR)
@@ -204,7 +204,7 @@ def test_bytes_arrive_later_in_order_and_the_end_behind_them(kernel):
     assert accepted.recv(100) == b''
 
 
-def test_no_more_goes_in_than_there_is_room_for(kernel):
+def test_a_send_accepts_no_more_than_there_is_room_for(kernel):
     client, accepted = connected(kernel)
     sent = client.send(bytes(1 << 20))
     assert 0 < sent < 1 << 20
@@ -216,7 +216,7 @@ def test_no_more_goes_in_than_there_is_room_for(kernel):
 
 
 @pytest.mark.parametrize('how', ['unread bytes', 'linger of 0'])
-def test_closing_with_unread_bytes_or_without_lingering_resets(kernel, how):
+def test_closing_with_unread_bytes_or_with_a_linger_of_0_resets(kernel, how):
     client, accepted = connected(kernel)
     if how == 'unread bytes':
         client.send(b'never read')
@@ -231,7 +231,7 @@ def test_closing_with_unread_bytes_or_without_lingering_resets(kernel, how):
         client.send(b'x')
 
 
-def test_a_client_of_nobody_is_refused_later(kernel):
+def test_a_connect_without_a_listener_is_refused_later(kernel):
     client = kernel.socket(AF_INET, SOCK_STREAM)
     selector = kernel.selector()
     assert client.connect_ex(('10.0.0.1', 80)) in kernel.connecting
@@ -241,10 +241,10 @@ def test_a_client_of_nobody_is_refused_later(kernel):
         client.recv(1)
 
 
-# -- the manners of selectors
+# -- the behaviour of selectors
 
 
-def test_readiness_is_told_as_long_as_it_is_there(kernel):
+def test_readiness_is_reported_as_long_as_it_lasts(kernel):
     client, accepted = connected(kernel)
     selector = kernel.selector()
     selector.register(accepted.fileno(), READ, 'data')
@@ -257,7 +257,7 @@ def test_readiness_is_told_as_long_as_it_is_there(kernel):
     assert selector.select(0.1) == []
 
 
-def test_a_number_that_was_closed_is_told_by_poll_fails_select_and_is_forgotten_by_epoll_and_kqueue(kernel):
+def test_a_closed_number_is_reported_by_poll_fails_select_and_is_forgotten_by_epoll_and_kqueue(kernel):
     client, accepted = connected(kernel)
     selector = kernel.selector()
     selector.register(accepted.fileno(), READ)
@@ -271,7 +271,7 @@ def test_a_number_that_was_closed_is_told_by_poll_fails_select_and_is_forgotten_
         assert len(selector.select(1)) == (1 if kernel.kind == 'poll' else 0)
 
 
-def test_epoll_tells_a_copy_of_what_was_closed_for_ever_and_to_nobody():
+def test_epoll_wakes_for_ever_for_a_copy_of_a_closed_descriptor_without_an_entry():
     kernel = SimKernel(0, selector='epoll', faults=False)
     client, accepted = connected(kernel)
     selector = kernel.selector()
@@ -286,7 +286,7 @@ def test_epoll_tells_a_copy_of_what_was_closed_for_ever_and_to_nobody():
     assert kernel.clock() == before
 
 
-def test_select_takes_no_number_from_1024_on():
+def test_select_accepts_no_number_from_1024_on():
     kernel = SimKernel(0, selector='select', faults=False, descriptors=2000)
     selector = kernel.selector()
     assert kernel.room_of(selector)(1023)
@@ -300,7 +300,7 @@ def on(kind, **options):
     return SimKernel(0, selector=kind, faults=False, **options)
 
 
-def test_kqueue_reports_each_direction_in_an_entry_of_its_own():
+def test_kqueue_reports_each_direction_in_a_separate_entry():
     kernel = on('kqueue')
     client, accepted = connected(kernel)
     selector = kernel.selector()
@@ -323,7 +323,7 @@ def test_kqueue_reports_the_end_while_bytes_wait():
 
 
 @pytest.mark.parametrize('copied', [False, True])
-def test_kqueue_never_reports_what_was_closed_whatever_copies_live_and_modifies_whatever_has_the_number(copied):
+def test_kqueue_never_reports_a_closed_descriptor_and_modifies_the_new_owner_of_its_number(copied):
     kernel = on('kqueue')
     client, accepted = connected(kernel)
     number = accepted.fileno()
@@ -340,7 +340,7 @@ def test_kqueue_never_reports_what_was_closed_whatever_copies_live_and_modifies_
     assert selector.get_map()[number].events == WRITE
 
 
-def test_kqueue_keeps_the_first_filter_of_a_registration_that_failed_and_reports_it_to_nobody():
+def test_kqueue_keeps_the_first_filter_of_a_failed_registration_without_reporting_it():
     kernel = on('kqueue')
     client, accepted = connected(kernel)
     selector = kernel.selector()
@@ -381,7 +381,7 @@ def test_on_windows_a_refused_connect_is_writable_and_never_readable():
     assert [mask for _, mask in selector.select(1)] == [WRITE]
 
 
-def test_windows_waits_for_512_sockets_and_not_for_none():
+def test_windows_waits_for_at_most_512_sockets_and_not_without_any():
     kernel = on('windows', descriptors=2000)
     selector = kernel.selector()
     with pytest.raises(OSError):
@@ -393,7 +393,7 @@ def test_windows_waits_for_512_sockets_and_not_for_none():
         selector.select(1)
 
 
-def test_windows_has_no_unix_sockets_and_shares_a_port_with_those_that_do_not_ask():
+def test_windows_has_no_unix_sockets_and_shares_a_port_without_being_asked():
     kernel = on('windows')
     with pytest.raises(OSError):
         kernel.socket(AF_UNIX, SOCK_STREAM)
@@ -404,7 +404,7 @@ def test_windows_has_no_unix_sockets_and_shares_a_port_with_those_that_do_not_as
         sock.listen()
 
 
-def test_on_windows_a_clock_of_coarse_steps_or_early_ends_of_waits_are_drawn():
+def test_on_windows_coarse_clocks_and_waits_that_end_early_are_drawn():
     seen = set()
     for seed in range(30):
         kernel = SimKernel(seed, selector='windows', faults=False, grain=0)
@@ -419,7 +419,7 @@ def test_on_windows_a_clock_of_coarse_steps_or_early_ends_of_waits_are_drawn():
     assert seen == {'early', 'looks short', 'looks whole'}
 
 
-def test_on_windows_a_datagram_that_reached_nobody_fails_a_later_receive():
+def test_on_windows_a_datagram_without_a_receiver_fails_a_later_receive():
     kernel = on('windows')
     sock = kernel.socket(AF_INET, SOCK_DGRAM)
     sock.bind(('10.0.0.1', 0))
@@ -435,8 +435,8 @@ def test_a_selector_that_is_replaced_in_vain_breaks_a_law():
         simulation.run(lambda r: r.call_later(1, r.watchers.rebuild))
 
 
-def test_old_seeds_are_the_same_on_the_systems_that_they_had():
-    """Most draw what they always drew, and the others do when they are told the system."""
+def test_old_seeds_give_the_same_run_on_their_old_system():
+    """Most seeds still draw the same system. The others give the old run when that system is forced."""
     drawn = [SimKernel(seed).kind for seed in range(200)]
     assert 60 < sum(kind in ('kqueue', 'windows') for kind in drawn) < 100
     for seed, kind in enumerate(drawn):
@@ -458,7 +458,7 @@ def test_a_seed_is_replayed_with_its_trace():
     assert last.startswith('seed 4: no law was broken; SHA-256 of the trace ')
 
 
-def test_a_failing_seed_is_named_and_gives_status_1(monkeypatch, capsys, tmp_path):
+def test_a_failing_seed_is_reported_and_gives_status_1(monkeypatch, capsys, tmp_path):
     ran = []
 
     def run_some(seed, **options):
@@ -474,12 +474,12 @@ def test_a_failing_seed_is_named_and_gives_status_1(monkeypatch, capsys, tmp_pat
     assert told[2].startswith('50 of 50 seeds from 0: 1 failed; ')
     assert ran == list(range(50))
     assert runs.main(['--seeds', '70', '--resume', kept]) == 1
-    assert ran[50:] == list(range(40, 70))  # the block that was not whole, and the new one
+    assert ran[50:] == list(range(40, 70))  # the incomplete block, and the new one
     assert ', 40 of them in an earlier run: 1 failed' in capsys.readouterr().out
 
 
 @pytest.mark.parametrize('kind', KINDS)
-def test_a_manner_is_forced_and_named_with_what_fails(kind, monkeypatch, capsys):
+def test_a_manner_can_be_forced_and_is_named_in_a_failure(kind, monkeypatch, capsys):
     ran = []
 
     def run_some(seed, selector):
@@ -499,8 +499,8 @@ def test_seeds_that_pass_give_status_0_in_several_processes():
     assert '2 processes' in done.stdout
 
 
-def test_faults_that_are_to_stop_at_once_never_begin():
-    """They begin when `main` has returned, which is after the first events."""
+def test_faults_with_no_time_before_the_calm_never_begin():
+    """Faults begin when `main` has returned, which is after the first events."""
     seen = []
     simulation = Simulation(1, faults=('descriptors.few', 'recv.short'), calm=0)
 
