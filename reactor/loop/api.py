@@ -92,7 +92,7 @@ class LoopAPI:
         """
         callback('a callback', fn)
         if self.guard.closed:
-            raise HandleClosed('this reactor is closed')
+            raise HandleClosed('this reactor is closed; make a new one')
         self._wakeup.call(fn, args)
 
     def call_later(self, delay: float, fn: Callable[[*Ts], object], *args: *Ts) -> Timer:
@@ -342,7 +342,7 @@ class LoopAPI:
             HandleClosed: The reactor is closed.
         """
         if self.guard.closed:
-            raise HandleClosed('this reactor is closed and has no descriptor any more')
+            raise HandleClosed('this reactor is closed and has no descriptor any more; make a new one')
         selector = self.watchers.selector
         fileno = getattr(selector, 'fileno', None)
         if fileno is None:

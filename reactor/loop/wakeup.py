@@ -128,7 +128,7 @@ class Wakeup(Handle):
                         self._hang_up()
                     continue
                 if self.loop.guard.closed:
-                    raise HandleClosed('this reactor is closed') from None
+                    raise HandleClosed('this reactor is closed; make a new one') from None
                 # Otherwise other code has closed it. The loop will replace it, and read the queue then.
             return
 

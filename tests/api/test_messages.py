@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import ast
 import functools
 import gc
 import re
 import ssl
 import time
 import warnings
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -263,3 +266,64 @@ def test_debug_reports_slow_callbacks(caplog):
         r.call_soon(time.sleep, 0.11)
         r.run()
     assert not caplog.records
+
+
+# -- all messages
+
+PACKAGE = Path(reactor.__file__).parent
+# What a message without a value is about: there is only one such thing, or to show it would say nothing.
+NOTHING_TO_SHOW = [
+    'is empty', 'at least one byte', 'not None', 'this ssl.SSLContext', 'its header', 'proxy_protocol is a list',
+    'needs an address', 'only regular files', 'an abstract path', 'the key is encrypted', 'this is not JSON',
+]  # fmt: skip
+
+
+def messages() -> Iterator[tuple[str, str, str, bool]]:
+    """(place, class, text, whether it shows a value) of each error of the package, simulation and demo apart."""
+    for path in sorted(PACKAGE.rglob('*.py')):
+        place = path.relative_to(PACKAGE)
+        if place.parts[0] in ('testing', 'demo'):
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call):
+                inside = [part for argument in node.exc.args for part in ast.walk(argument)]
+                words = [
+                    part.value for part in inside if isinstance(part, ast.Constant) and isinstance(part.value, str)
+                ]
+                shows = any(isinstance(part, ast.FormattedValue | ast.Name) for part in inside)
+                yield f'{place}:{node.lineno}', ast.unparse(node.exc.func), ' '.join(words), shows
+
+
+def test_each_error_that_is_raised_says_more_than_a_name():
+    found = list(messages())
+    assert len(found) > 200
+    # `SystemExit` ends a worker, and a function that makes the error has the words.
+    made_here = [
+        (place, text, shows) for place, kind, text, shows in found if kind not in ('SystemExit', 'self._cut_short')
+    ]
+    assert [place for place, text, shows in made_here if len(text.split()) < 4 and not shows] == []
+
+
+def test_each_refused_argument_is_shown_in_the_message():
+    refused = [(place, text, shows) for place, kind, text, shows in messages() if kind in ('TypeError', 'ValueError')]
+    assert len(refused) > 90
+    hidden = [
+        f'{place}: {text}'
+        for place, text, shows in refused
+        if not shows and not any(part in text for part in NOTHING_TO_SHOW)
+    ]
+    assert hidden == []
+
+
+def test_each_closed_handle_says_what_to_do():
+    closed = [(place, text) for place, kind, text, _ in messages() if kind in ('HandleClosed', 'ConnectionClosed')]
+    assert len(closed) > 8
+    cures = ('make a new one', 'again', 'check ', 'must be', 'once=True', 'is closed or not connected yet')
+    assert [f'{place}: {text}' for place, text in closed if not any(cure in text for cure in cures)] == []
+
+
+@pytest.mark.parametrize('path', sorted(PACKAGE.rglob('*.py')), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_warnings_go_to_the_line_of_the_caller(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == 'warnings.warn':
+            assert {'stacklevel'} <= {keyword.arg for keyword in node.keywords}
