@@ -1,6 +1,6 @@
 """Tests with the real HAProxy: peer addresses, silent health checks, workers that are drained or lost.
 
-Needs the Debian package haproxy. Rolling restarts and kills under load are cases H1 and H2 of perf/faults.
+Debian: haproxy. Rolling restarts and kills under load are the cases H1 and H2 of perf/faults/.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ if shutil.which('haproxy') is None:
 
 @pytest.fixture(autouse=True)
 def measuring(monkeypatch):
-    """The module of perf/ that starts HAProxy with a configuration."""
+    """The module that starts HAProxy with a configuration."""
     monkeypatch.syspath_prepend(str(PERF))
     from measuring import haproxy
 
