@@ -204,8 +204,8 @@ def test_imports_stand_at_the_top(path):
 
 
 def test_nothing_imports_asyncio():
-    # Exempt are the programs that the reactor is compared with. They run as processes of their own, and no module
-    # imports them.
+    # What the reactor is measured against, and what shares a process with it in a test: programs that are run as
+    # processes of their own and that no module imports.
     others = {PROJECT / 'perf' / 'peers', PROJECT / 'tests' / 'reference'}
     found = set()
     for folder in ('reactor', 'tests', 'examples', 'perf'):
