@@ -75,7 +75,7 @@ def test_the_package_exports_what_it_names():
 
 
 @pytest.mark.parametrize('name', sorted(API - {'now'}))
-def test_every_method_says_what_it_does(name):
+def test_every_method_has_a_docstring(name):
     assert getattr(Reactor, name).__doc__
 
 
@@ -228,7 +228,7 @@ def test_connect_unix_and_listen_unix_refuse_a_bad_path_at_the_call(fake, path, 
 
 @needs_unix
 @pytest.mark.skipif(ABSTRACT_PATHS, reason='this platform has abstract Unix sockets')
-def test_abstract_paths_are_refused_at_the_call_where_there_are_none(fake):
+def test_abstract_paths_are_refused_at_the_call_where_the_platform_has_none(fake):
     refused_at_the_call(fake, OSError, fake.connect_unix, '@reactor')
 
 
@@ -472,7 +472,7 @@ def test_a_closed_reactor_says_so(call):
         call(r)
 
 
-def test_a_closed_reactor_does_not_take_a_socket(sockets):
+def test_a_closed_reactor_does_not_adopt_a_socket(sockets):
     ours, theirs = sockets()
     r = Reactor()
     r.close()
@@ -509,7 +509,7 @@ def test_a_reactor_that_is_closed_is_freed_without_the_garbage_collector():
 # -- threads
 
 
-def test_a_reactor_works_in_another_thread_than_the_main_one():
+def test_a_reactor_works_in_a_thread_other_than_the_main_one():
     log = Log()
 
     def main(r: Reactor) -> None:
@@ -746,7 +746,7 @@ def test_data_that_waited_before_the_adoption_is_delivered_in_a_later_turn(r, so
     end(r, conn)
 
 
-def test_an_adopted_tcp_socket_knows_its_peer_and_its_reset(r, sockets):
+def test_an_adopted_tcp_socket_has_a_peername_and_reports_a_reset(r, sockets):
     log = Log()
     ours, theirs = tcp_sockets(sockets)
     conn = r.adopt(ours, on_close=log.on_close)
@@ -767,7 +767,7 @@ def test_an_adopted_connection_has_the_given_time_limits(fake, kernel, sockets):
 
 
 @pytest.mark.scenario(14)
-def test_the_socket_belongs_to_the_reactor_from_the_adoption_on(r, sockets):
+def test_an_adopted_socket_belongs_to_the_reactor(r, sockets):
     ours, theirs = sockets()
     r.adopt(ours).close()
     turns(r, 2)

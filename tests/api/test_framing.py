@@ -59,7 +59,7 @@ def collect(pieces, take, args, limit=LIMIT):
 @pytest.mark.scenario(67)
 @pytest.mark.parametrize(('take', 'args', 'model'), KINDS)
 @given(data=BYTES, cuts=CUTS)
-def test_the_same_messages_come_out_for_any_chunking(take, args, model, data, cuts):
+def test_the_messages_are_the_same_for_any_chunking(take, args, model, data, cuts):
     assert collect(chunks(data, cuts), take, args) == model(data, LIMIT, *args)
 
 
@@ -90,7 +90,7 @@ def test_framings_can_be_mixed_and_the_rest_is_returned_untouched(data, cuts, as
 
 
 @given(data=BYTES, cuts=CUTS)
-def test_a_search_that_found_nothing_does_not_mislead_another(data, cuts):
+def test_a_search_that_found_nothing_does_not_affect_another(data, cuts):
     frames, fed = Frames(1 << 20), b''
     for piece in chunks(data, cuts):
         frames.feed(piece)
@@ -194,7 +194,7 @@ def test_a_long_body_can_be_taken_as_it_arrives():
     assert [frames.rest(4), frames.rest(4), frames.rest(4)] == [b'abcd', b'ef', b'']
 
 
-def test_a_message_of_nothing_is_a_message():
+def test_an_empty_message_is_a_message():
     frames = Frames()
     frames.feed(b'\n\0\0')
     assert (frames.line(), frames.prefixed(1), frames.until(b'\0'), frames.exactly(0)) == (b'', b'', b'', b'')
@@ -802,7 +802,7 @@ def test_another_framing_continues_with_the_rest_of_many(r, sockets):
     end(r, conn)
 
 
-def test_another_on_data_is_called_again_when_it_replaced_a_framing_between_two_turns(r, sockets):
+def test_another_on_data_that_replaced_a_framing_between_two_turns_is_called(r, sockets):
     log = Log()
     conn, theirs = pair(r, sockets, on_data=framing.lines(lambda conn, line: None), on_eof=log.on_eof)
     theirs.send(b'\n' * MANY)

@@ -86,7 +86,7 @@ def test_serve_answers_after_the_delay_and_prints_four_lines_a_second(selector):
 
 
 @pytest.mark.parametrize('signum', [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_ends_the_idle_and_still_answers_open_requests(signum):
+def test_a_signal_closes_idle_connections_and_still_answers_open_requests(signum):
     with serving('--delay', '0.5', '--no-stats') as (process, port), connect(port) as asking, connect(port) as idle:
         asking.sendall(REQUEST)
         time.sleep(0.2)  # until the server has read the request
@@ -126,7 +126,7 @@ def test_a_second_ctrl_c_ends_at_once():
         assert process.stderr.read() == ''
 
 
-def test_a_port_in_use_is_one_helpful_line():
+def test_a_port_in_use_is_reported_in_one_helpful_line():
     with serving('--no-stats') as (_, port):
         done = demo('serve', '--port', str(port))
     assert done.returncode == 1
@@ -156,7 +156,7 @@ MISTYPED = [
 
 
 @pytest.mark.parametrize('options', MISTYPED, ids=' '.join)
-def test_a_mistyped_command_is_one_line_and_status_2(options):
+def test_a_mistyped_command_gives_one_line_and_status_2(options):
     done = demo(*options)
     assert done.returncode == 2
     assert len(done.stderr.splitlines()) == 1 and done.stderr.startswith('python -m reactor.demo')

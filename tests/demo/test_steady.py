@@ -85,7 +85,7 @@ def test_a_reply_time_counts_from_the_scheduled_time_of_the_request(r):
     assert load.reply_times[0] >= 0.2
 
 
-def test_the_servers_last_answer_on_a_connection_is_no_failure(r):
+def test_the_last_answer_of_the_server_on_a_connection_is_not_a_failure(r):
     load, server = load_of(r, lambda number, conn: LAST if number % 2 else OK)
     assert (load.replies, load.failed) == (10, 0)
     assert load.reopened in (4, 5) and len(server.conns) >= 5
@@ -196,7 +196,7 @@ def test_a_load_that_is_stopped_twice_waits_for_nothing(r):
     assert done == [1]
 
 
-def test_a_load_that_is_stopped_before_it_began_is_done(r):
+def test_a_load_that_is_stopped_before_its_start_is_done(r):
     load, _, done = begin(r, lambda number, conn: OK)
     load.stop()
     assert done == [1] and load.requests == 0 and json.dumps(load.figures()) and load.report()
@@ -230,7 +230,7 @@ def test_the_command_prints_a_report_or_json(r):
     assert 0 < figures['reply_time']['min'] <= figures['reply_time']['max'] < 10
 
 
-def test_the_command_fails_when_a_request_has(r):
+def test_the_command_fails_when_a_request_fails(r):
     server = Server(r, lambda number, conn: conn.abort() if number == 7 else OK)
     status, printed = command(r, server, '--connections', '2', '--requests-per-second', '100', '--seconds', '0.2')
     assert status == 1 and 'requests 20 replies 19 ' in printed and '\nErrors: total 1 ' in printed

@@ -102,7 +102,7 @@ def test_each_planted_bug_is_found_and_the_original_code_passes(planted, tmp_pat
         assert not usual.wrong and usual.slowest < LONGEST / 100, 'that seed is always slow, so it proves nothing'
 
 
-def test_there_are_mutants_of_each_part():
+def test_there_are_mutants_for_each_part():
     """Their names are unique."""
     assert len({mutant.name for mutant in MUTANTS}) == len(MUTANTS) >= 28
     files = {mutant.file for mutant in MUTANTS}

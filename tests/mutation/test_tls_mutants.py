@@ -88,7 +88,7 @@ def test_each_bug_planted_in_tls_is_found(planted, certificates, tmp_path):  # n
     assert found, f'{test or f"{SEEDS} worlds"} did not find it; it breaks {mutant.law}'
 
 
-def test_there_are_enough_and_each_has_its_place():
+def test_there_are_enough_tls_mutants_and_each_anchor_is_found():
     assert len({mutant.name for mutant, _ in TLS_MUTANTS}) == len(TLS_MUTANTS) >= 10
     assert not {mutant.name for mutant, _ in TLS_MUTANTS} & {mutant.name for mutant in mutants.MUTANTS}
     for mutant, _ in TLS_MUTANTS:

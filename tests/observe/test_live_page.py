@@ -142,7 +142,7 @@ def test_a_viewer_gets_the_history_then_a_sample_a_second(fake, page, sockets):
     assert len(nonsense.events[0][2]['rows']) == 3
 
 
-def test_the_history_has_a_bound_in_number_and_in_age(fake, sockets, monkeypatch):
+def test_the_history_is_bounded_in_number_and_age(fake, sockets, monkeypatch):
     monkeypatch.setattr(live, 'HISTORY', 20)
     page = LivePage(fake, '127.0.0.1', 0)
     viewer = Viewer(fake, sockets, page)
@@ -155,7 +155,7 @@ def test_the_history_has_a_bound_in_number_and_in_age(fake, sockets, monkeypatch
 
 
 @pytest.mark.parametrize(('age', 'kept'), [(299.99, True), (300.01, False)])
-def test_the_history_is_that_of_the_last_five_minutes(fake, sockets, monkeypatch, age, kept):
+def test_the_history_covers_the_last_five_minutes(fake, sockets, monkeypatch, age, kept):
     now = 1000.0
     monkeypatch.setattr(samples, 'monotonic', lambda: now)
     page = LivePage(fake, '127.0.0.1', 0)
@@ -201,7 +201,7 @@ def test_the_source_is_not_read_while_there_is_no_viewer(fake, sockets):
     assert not asked and len(fake.timers) == 0
 
 
-def test_it_keeps_nothing_running(fake, page, sockets):
+def test_the_page_does_not_keep_the_loop_running(fake, page, sockets):
     viewer = Viewer(fake, sockets, page)
     viewer.sample()
     (notifier,) = [handle for handle in fake.handles() if type(handle).__name__ == 'Notifier']
@@ -283,7 +283,7 @@ def test_no_name_can_end_an_event_or_start_another(fake, sockets):
     assert viewer.body.isascii() and b'\r' not in viewer.body and b'\0' not in viewer.body
 
 
-def test_a_source_that_fails_is_logged_once_and_ends_the_view_alone(sockets, caplog):
+def test_a_source_that_raises_is_logged_once_and_ends_only_the_view(sockets, caplog):
     broken = []
 
     def read():
@@ -431,7 +431,7 @@ def test_serve_has_the_page_too_and_says_when_it_has_ended():
 
 
 @pytest.mark.parametrize('command', [[], ['serve', '--port', '0']], ids=['experiment', 'serve'])
-def test_a_port_that_is_taken_is_one_helpful_line(command):
+def test_a_port_that_is_taken_is_reported_in_one_helpful_line(command):
     with socket.create_server(('127.0.0.1', 0)) as taken:
         port = str(taken.getsockname()[1])
         done = subprocess.run([sys.executable, '-m', 'reactor.demo', *command, '--dashboard', port], cwd=CHECKOUT,

@@ -264,7 +264,7 @@ def test_lateness_is_computed_from_the_histogram(fake):
     assert tables.phases({'workers': {}, 'sum': phases}, {'workers': {}, 'sum': phases})[-1] == 'no timer has fired'
 
 
-def test_nothing_is_printed_that_a_terminal_would_obey():
+def test_control_characters_are_never_printed():
     evil = 'x\x1b[2J\r\n\x07\u202e\x9b'
     one = {'handle': evil, 'seconds': 1.0, 'waits_for': evil, 'keeps_running': True}
     lines = tables.handles({'kinds': {evil: 1}, 'handles': [one], 'left_out': 3})

@@ -131,7 +131,7 @@ def test_workers_are_reported_each_and_together(r, path, sockets):
         turns(r, 2)
 
 
-def test_phases_are_the_seconds_of_each_and_how_late_timers_were(r, client):
+def test_phases_are_reported_in_seconds_with_the_lateness_of_timers(r, client):
     for _ in range(3):
         r.call_later(0, int)
     answer = client.ask('phases')
@@ -164,7 +164,7 @@ def test_the_number_of_omitted_handles_is_reported(r, client, sockets):
         conn.abort()
 
 
-def test_an_answer_has_a_bound_whatever_is_open(r, client, sockets, monkeypatch):
+def test_the_length_of_an_answer_is_bounded(r, client, sockets, monkeypatch):
     conns = [r.adopt(sockets()[0]) for _ in range(10)]
     monkeypatch.setattr(type(conns[0]), '__repr__', lambda conn: 'x' * 100_000)
     answer = client.ask('handles', kind='Stream')

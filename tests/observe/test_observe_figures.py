@@ -71,12 +71,12 @@ def test_slow_places_are_merged_by_place_and_the_most_frequent_come_first():
     assert len(slow) == 20
 
 
-def test_the_sum_of_none_has_all_the_names(fake):
+def test_the_sum_of_no_reactors_has_all_the_names(fake):
     assert observe.combined([]).keys() == fake.stats().as_dict().keys()
     assert observe.combined([])['bytes_in'] == 0
 
 
-def test_memory_is_what_the_process_has_resident():
+def test_memory_is_the_resident_memory_of_the_process():
     # The address space that a process has mapped but does not use is several times as large.
     assert observe.memory(os.getpid()) == pytest.approx(psutil.Process().memory_info().rss, abs=4 << 20)
 
@@ -88,7 +88,7 @@ def test_the_memory_of_no_process_is_none():
 
 
 @pytest.mark.skipif(not os.path.exists('/proc/self/statm'), reason='without /proc another program is run')
-def test_for_the_memory_of_a_process_that_has_ended_no_program_is_started(monkeypatch):
+def test_no_program_is_started_for_the_memory_of_a_process_that_has_ended(monkeypatch):
     child = subprocess.Popen([sys.executable, '-c', ''])
     child.wait()
     started = []
@@ -96,7 +96,7 @@ def test_for_the_memory_of_a_process_that_has_ended_no_program_is_started(monkey
     assert observe.memory(child.pid) is None and started == []
 
 
-def test_importing_the_room_loads_none_of_its_libraries():
+def test_importing_observe_loads_none_of_its_libraries():
     code = 'import sys; from reactor import observe; print(*sys.modules)'
     loaded = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True, timeout=30)
     assert not set(loaded.stdout.split()) & {'json', 'prometheus_client', 'reactor.observe.metrics'}

@@ -112,7 +112,7 @@ def test_an_invalid_request_is_refused_and_the_callback_is_not_called(site, sock
     assert (b'Allow: GET, HEAD' in answer) == (status == 405)
 
 
-def test_no_control_character_is_accepted_but_the_tab(site, sockets):
+def test_no_control_character_except_the_tab_is_accepted(site, sockets):
     line = b'GET / HTTP/1.1\r\n' + HOST + b'X: a%cb\r\n\r\n'
     refused = [code for code in range(256) if site.status(sockets, line % code) == 400]
     assert refused == [*range(9), *range(10, 32), 127]
@@ -124,7 +124,7 @@ def test_a_request_may_have_a_hundred_headers(site, sockets, count, status):
     assert site.status(sockets, request) == status
 
 
-def test_nothing_that_was_sent_is_sent_back(site, sockets):
+def test_no_part_of_a_bad_request_is_sent_back(site, sockets):
     for evil in (
         b'GET /evil',
         b'evil /',
@@ -251,7 +251,7 @@ def test_the_head_of_a_stream_ends(site, sockets):
 
 
 @pytest.mark.parametrize('catch_errors', [True, False])
-def test_an_answer_that_raises_ends_its_own_connection_and_nothing_else(sockets, caplog, catch_errors):
+def test_a_request_callback_that_raises_ends_only_its_own_connection(sockets, caplog, catch_errors):
     with Reactor(catch_errors=catch_errors) as r:
         site = Site(r)
         site.answer = lambda request: 1 / 0

@@ -49,7 +49,7 @@ def until(ask, holds, seconds=15):
     return answer
 
 
-def test_workers_are_seen_each_and_together_and_drained(program):
+def test_workers_can_be_monitored_each_and_together_and_drained(program):
     process, path, page, metrics, port = program
     with ControlClient(path) as client:
         until(lambda: client.ask('stats')['workers'], lambda workers: len(workers) == 2)

@@ -52,7 +52,7 @@ def worker(sample, name='0'):
     return dict(zip(WORKER_FIELDS, found, strict=True))
 
 
-def test_rates_are_by_the_loops_own_clock_and_not_by_ours(clock):
+def test_rates_use_the_clock_of_the_loop_and_not_that_of_the_sampler(clock):
     counters = Source({'0': figures(idle_time=5.0, requests=100, reads=300)})
     sampler = Sampler(counters)
     counters['0'] = figures(idle_time=6.5, dispatch_time=0.3, timers_time=0.2, requests=300, reads=700)

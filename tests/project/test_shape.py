@@ -169,7 +169,7 @@ def reached(path: Path) -> set[Path]:
     return found
 
 
-def test_no_room_has_a_circle_of_imports():
+def test_no_package_has_circular_imports():
     """Not even for type checkers. Except in `loop/`, where the parts and the loop know each other."""
     modules = [path for path in MODULES if path.name != '__init__.py' and path.parent != ROOT / 'loop']
     assert len({path.parent for path in modules}) > 8
@@ -194,7 +194,7 @@ def test_only_the_kernel_calls_the_system(path):
 
 
 @each_module
-def test_imports_stand_at_the_top(path):
+def test_imports_are_at_the_top(path):
     tree = parse(path)
     for function in (node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)):
         for node in ast.walk(function):
@@ -354,7 +354,7 @@ def frames_since(function: str) -> list[str]:
     return names
 
 
-def test_one_frame_lies_between_the_dispatch_and_on_data(r, sockets):
+def test_one_frame_is_between_the_dispatch_and_on_data(r, sockets):
     seen = []
     ours, theirs = sockets()
     conn = r.adopt(ours, lambda conn, data: seen.append(frames_since('_dispatch')))
@@ -366,7 +366,7 @@ def test_one_frame_lies_between_the_dispatch_and_on_data(r, sockets):
 
 
 @pytest.mark.parametrize('phase', ['_run_timers', '_run_soon'])
-def test_no_frame_lies_between_a_phase_and_its_callbacks(r, phase):
+def test_no_frame_is_between_a_phase_and_its_callbacks(r, phase):
     seen = []
 
     def callback():
@@ -377,7 +377,7 @@ def test_no_frame_lies_between_a_phase_and_its_callbacks(r, phase):
     assert seen == [[]]
 
 
-def test_no_frame_lies_between_the_completions_and_on_written(r, sockets):
+def test_no_frame_is_between_the_completions_and_on_written(r, sockets):
     seen = []
     ours, _ = sockets()
     conn = r.adopt(ours)
@@ -405,7 +405,7 @@ def test_every_public_name_is_explained(name):
             assert member.__doc__ or any(getattr(other, '__doc__', None) for other in inherited), attribute
 
 
-def test_the_package_imports_quickly_and_little():
+def test_the_package_imports_few_modules():
     """There is no runtime dependency, and no heavy module of the standard library on the import path.
 
     `typing` is imported: without it the hints of the public methods could not be evaluated (see below). It takes a

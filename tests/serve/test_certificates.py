@@ -205,7 +205,7 @@ def test_bad_arguments_are_refused_at_the_call(issued):
 # -- configuration of a context
 
 
-def test_each_context_is_configured_alike(issued):
+def test_each_context_is_configured_in_the_same_way(issued):
     served = Certificates(
         {None: issued['one'], 'example.org': issued['two']}, lambda context: context.set_alpn_protocols(['h2', 'echo'])
     )
@@ -328,7 +328,7 @@ def test_a_certificate_in_another_kind_of_pem_is_refused_with_what_to_do(issued,
 
 
 @pytest.mark.parametrize('inside', ['', 'MAA=', 'MAIwAA==', 'MAQwAjAA', '!!!', 'MII='])
-def test_a_file_that_shows_something_else_as_its_first_certificate_is_refused(issued, tmp_path, inside):
+def test_a_file_with_a_misleading_first_certificate_is_refused(issued, tmp_path, inside):
     """OpenSSL ignores a BEGIN that is not at the start of a line, and loads the next certificate."""
     certificate, key = issued['one']
     strange = tmp_path / 'strange.pem'

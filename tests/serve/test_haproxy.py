@@ -315,7 +315,7 @@ def test_a_drained_worker_gets_nothing_new_and_finishes_what_it_has(r, shipped, 
     assert client.ask().answer() == 'w2'  # on the same connection to HAProxy
 
 
-def test_a_client_stays_with_its_worker_where_haproxy_knows_no_requests(r, shipped):
+def test_a_client_stays_with_its_worker_where_haproxy_does_not_parse_requests(r, shipped):
     client = shipped.client(shipped.tcp)
     first = client.ask().answer()
     shipped.haproxy.admin.set(first, 'state drain')

@@ -133,7 +133,7 @@ def is_gone(pid: int) -> bool:
 
 
 @LINUX
-def test_workers_share_a_port_each_has_its_part_of_the_clients_and_statistics_are_in_one_place(tmp_path):
+def test_workers_share_a_port_and_its_clients_and_the_parent_has_their_statistics(tmp_path):
     with Served(tmp_path, run={'workers': 2}) as served:
         pids = served.pids(2)
         conns = [served.connect() for _ in range(200)]
@@ -331,7 +331,7 @@ def silent_child(hang_timeout: float) -> Any:
     return child
 
 
-def test_a_worker_that_reports_within_the_grace_is_warned_of_and_kept(caplog):
+def test_a_worker_that_reports_within_the_grace_period_is_logged_and_kept(caplog):
     child = silent_child(30)
     for _ in range(30):
         child.count_silence()
@@ -345,7 +345,7 @@ def test_a_worker_that_reports_within_the_grace_is_warned_of_and_kept(caplog):
     assert child.team.killed == 0 and len(caplog.records) == 1
 
 
-def test_a_worker_that_stays_silent_is_killed_after_the_limit_and_the_grace(caplog):
+def test_a_worker_that_stays_silent_is_killed_after_the_limit_and_the_grace_period(caplog):
     child = silent_child(30)
     for _ in range(32):
         child.count_silence()
@@ -391,7 +391,7 @@ def test_the_counters_of_a_worker_end_with_it(tmp_path):
 
 
 @pytest.mark.scenario(112)
-def test_when_the_parent_is_killed_the_workers_drain_and_go(tmp_path):
+def test_when_the_parent_is_killed_the_workers_drain_and_exit(tmp_path):
     with Served(tmp_path, run={'workers': 2}) as served:
         pids = served.pids(2)
         conn = served.connect()
@@ -572,7 +572,7 @@ def test_a_worker_that_served_for_a_second_is_replaced_at_once_and_its_counters_
     assert team.slots[0].starting is team.started[2]
 
 
-def test_a_reload_starts_the_next_worker_when_the_last_one_serves(team):
+def test_a_reload_starts_the_next_worker_when_the_previous_one_serves(team):
     old = team.started[:2]
     team.replace()
     assert [child.slot.number for child in team.started[2:]] == [0] and not old[0].messages
@@ -891,7 +891,7 @@ def test_where_the_kernel_does_not_balance_clients_all_workers_share_one_socket(
     assert sock.fileno() < 0
 
 
-def test_a_socket_that_listens_already_is_shared_by_all(sockets):
+def test_an_already_listening_socket_is_shared_by_all(sockets):
     sock = sockets.track(socket.create_server((HERE, 0)))
     address = ListenAddress(sock, 10)
     assert address.socket_for_worker() is address.socket_for_worker() is sock

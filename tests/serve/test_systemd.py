@@ -64,7 +64,7 @@ def still_open(number):
 # -- inherited sockets
 
 
-def test_without_a_manager_there_are_none(monkeypatch):
+def test_without_a_manager_there_are_no_sockets(monkeypatch):
     for name in systemd.LISTEN:
         monkeypatch.delenv(name, raising=False)
     assert systemd.inherited_sockets() == []
@@ -224,7 +224,7 @@ def test_systemd_passes_a_datagram_socket(tmp_path):
 
 @pytest.mark.scenario(153)
 @needs('systemd-socket-activate')
-def test_systemd_passing_connections_is_refused(tmp_path):
+def test_connections_passed_by_systemd_are_refused(tmp_path):
     port = free_port()
     with activated(tmp_path, '-a', '-l', f'127.0.0.1:{port}') as process:
         with socket.create_connection(('127.0.0.1', port)):
@@ -336,7 +336,7 @@ def test_a_manager_that_does_not_read_blocks_the_loop_only_briefly(manager, monk
 # -- the watchdog
 
 
-def test_the_watchdog_beats_at_half_of_its_time_from_the_loop(fake, kernel, manager, monkeypatch):
+def test_the_loop_notifies_the_watchdog_at_half_of_its_interval(fake, kernel, manager, monkeypatch):
     monkeypatch.setenv('WATCHDOG_USEC', '20000000')
     monkeypatch.setenv('WATCHDOG_PID', str(os.getpid()))
     manager.setblocking(False)
@@ -352,7 +352,7 @@ def test_the_watchdog_beats_at_half_of_its_time_from_the_loop(fake, kernel, mana
 
 
 @pytest.mark.scenario(155)
-def test_a_loop_that_hangs_does_not_beat(r, manager, monkeypatch):
+def test_a_loop_that_hangs_does_not_notify_the_watchdog(r, manager, monkeypatch):
     monkeypatch.setenv('WATCHDOG_USEC', '20000')
     monkeypatch.delenv('WATCHDOG_PID', raising=False)
     manager.setblocking(False)
