@@ -1,4 +1,4 @@
-"""A TLS peer that misbehaves, written on a plain stream: for simulated sockets and for real ones.
+"""A TLS peer that misbehaves, implemented on a plain stream, for simulated and for real sockets.
 
 The ssl module has no function for a key update or a renegotiation, so `Engine` calls the OpenSSL that the module is
 linked with. Where that is impossible, `Engine.missing` has the reason, and the tests that need it are skipped.

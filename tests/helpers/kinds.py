@@ -1,4 +1,4 @@
-"""Every kind of stream that a program can get from a reactor, each with the raw other end of it.
+"""Every kind of stream that a program can get from a reactor, each with the raw socket at its other end.
 
 A `Kind` opens a stream and its `Peer`: a plain socket or descriptor, or for TLS an `ssl.SSLObject`. The peer shares no
 code with the package. A `World` runs both in one thread and checks in each callback what holds for all kinds. `cannot`
@@ -29,7 +29,7 @@ from tests.helpers.support import SELECTORS, FakeKernel, FakeSelector, options_o
 PACKAGE = str(Path(reactor.__file__).parent)
 RST = struct.pack('ii', 1, 0)  # SO_LINGER: on, 0 seconds
 WINDOW = 200_000  # bytes that the kernel buffers for a peer that does not read
-MOST_TURNS = 30_000  # before a law must have made its next step
+MOST_TURNS = 30_000  # turns, at most, for the next step of a law
 DEEPEST = 8  # frames of the package between the turn and a callback: four for plain bytes, a few more over TLS
 
 
@@ -330,7 +330,7 @@ class Recorder:
         if 'close' in self.names:
             problems.append(f'{name} was called after on_close')
         if name == 'connect' and self.names:
-            problems.append(f'on_connect came after {self.names}')
+            problems.append(f'on_connect was called after {self.names}')
         self.names.append(name)
         if len(self.names) < 100 or name == 'close':
             self.check(name, conn)
@@ -353,7 +353,7 @@ class Recorder:
         try:
             repr(conn), conn.peername, conn.sockname, conn.closed, conn.buffered
         except Exception as exc:
-            problems.append(f'in {name} a question raised {exc!r}')
+            problems.append(f'in {name} an attribute raised {exc!r}')
 
     def on_connect(self, conn: Any) -> None:
         self.note('connect', conn)

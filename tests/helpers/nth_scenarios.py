@@ -1,7 +1,7 @@
 """Small programs for the n-th call, with operations that the random programs use rarely or never.
 
-Each is a function of a `World` on a `SimKernel`, deterministic, with a few dozen calls. Every handle that it opens has
-a goal that its end reaches, so a handle that is forgotten or that ends twice is reported.
+Each is a function of a `World` on a `SimKernel`, deterministic, with a few dozen calls. The end of every handle that it
+opens is a goal, so a handle that is forgotten or that ends twice is reported.
 """
 
 from __future__ import annotations

@@ -525,8 +525,8 @@ def assert_agrees_with_stats(window, process, lines):
 def assert_does_not_grow(window, opened, seconds):
     """The page's memory must not grow.
 
-    It is compared with the state after the page's code has run and, in a long run, its history is full. In a shorter
-    run, samples that are still added to the history are subtracted.
+    The starting point is when the page's code has run and, in a long run, its history is full. In a shorter run, the
+    samples that are still added to the history are subtracted.
     """
 
     def look(after):

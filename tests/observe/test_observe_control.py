@@ -322,7 +322,7 @@ def test_output_for_a_client_that_reads_nothing_is_bounded(r, door, client, at_o
         try:
             client.send(b'stats\n' * at_once)
         except BlockingIOError:
-            break  # the requests that are read are bounded, too
+            break  # the server has stopped reading requests, too
         asked += at_once
         turns(r, at_once + 1)
     (conn,) = [handle for handle in r.handles() if isinstance(handle, Stream)]

@@ -94,10 +94,10 @@ class Echo:
 
 def talk(r, address, **options):
     """A client that has sent hello and received it back."""
-    heard = []
-    conn = r.connect_tcp(*address[:2], lambda conn, data: heard.append(data), **options)
+    received = []
+    conn = r.connect_tcp(*address[:2], lambda conn, data: received.append(data), **options)
     conn.on_connect = lambda conn: conn.write(b'hello')
-    run_until(r, lambda: b''.join(heard) == b'hello')
+    run_until(r, lambda: b''.join(received) == b'hello')
     return conn
 
 
@@ -237,24 +237,24 @@ class Client:
     """A client that keeps its connection."""
 
     def __init__(self, r, address):
-        self.r, self.heard, self.ended = r, b'', False
+        self.r, self.received, self.ended = r, b'', False
         self.conn = r.connect_tcp(*address, self.on_data, on_close=self.on_close)
 
     def on_data(self, conn, data):
-        self.heard += data
+        self.received += data
 
     def on_close(self, conn, exc):
         self.ended = True
 
     def ask(self, path='/', method='GET'):
-        self.heard = b''
+        self.received = b''
         self.conn.write(f'{method} {path} HTTP/1.1\r\nHost: here\r\nContent-Length: 0\r\n\r\n'.encode())
         return self
 
     def answer(self):
         """Wait for the response and return the name of the worker in it."""
-        run_until(self.r, lambda: b'\r\n\r\nw' in self.heard)
-        return self.heard[-2:].decode()
+        run_until(self.r, lambda: b'\r\n\r\nw' in self.received)
+        return self.received[-2:].decode()
 
 
 class Shipped:
@@ -335,7 +335,7 @@ def test_an_idempotent_request_survives_its_worker(r, shipped):
 def test_a_request_that_is_not_idempotent_is_lost_with_its_worker(r, shipped):
     client, held = shipped.hold('w1', method='POST')
     shipped.workers['w1'].die(held)
-    run_until(r, lambda: client.ended or b' 502 ' in client.heard)
+    run_until(r, lambda: client.ended or b' 502 ' in client.received)
     assert not shipped.workers['w2'].asked
 
 
