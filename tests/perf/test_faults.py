@@ -1,4 +1,4 @@
-"""perf/faults/: that it resumes, tells what was missed, and writes its table; each figure once, tiny. No timing."""
+"""perf/faults/: that it resumes, reports what was missed, and writes its table; each case once, tiny. No timing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""perf/soak/: that a short soak keeps its promises, and that one that does not is told. No timing."""
+"""perf/soak/: that a short soak keeps its promises, and that a broken promise is reported. No timing."""
 
 from __future__ import annotations
 

@@ -101,9 +101,9 @@ def test_a_program_has_the_same_records_on_both_kernels(kind, program, seed, tmp
 
 
 def test_a_trace_shows_the_order_of_callbacks_the_bytes_the_writes_and_the_end():
-    def record(events: str, got: bytes, told: int, exc: BaseException | None) -> Record:
+    def record(events: str, got: bytes, written: int, exc: BaseException | None) -> Record:
         made = Record(0)
-        made.events, made.got, made.written_calls, made.exc = events.split(), bytearray(got), told, exc
+        made.events, made.got, made.written_calls, made.exc = events.split(), bytearray(got), written, exc
         return made
 
     same = [

@@ -469,9 +469,9 @@ def test_a_failing_seed_is_reported_and_gives_status_1(monkeypatch, capsys, tmp_
     monkeypatch.setattr(runs, 'run_seed', run_some)
     kept = str(tmp_path / 'kept')
     assert runs.main(['--seeds', '50', '--resume', kept]) == 1
-    told = capsys.readouterr().out.splitlines()
-    assert told[:2] == ['seed 33, turn 8: law 1: it broke', '    repeat: python -m reactor.testing --seed 33']
-    assert told[2].startswith('50 of 50 seeds from 0: 1 failed; ')
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:2] == ['seed 33, turn 8: law 1: it broke', '    repeat: python -m reactor.testing --seed 33']
+    assert lines[2].startswith('50 of 50 seeds from 0: 1 failed; ')
     assert ran == list(range(50))
     assert runs.main(['--seeds', '70', '--resume', kept]) == 1
     assert ran[50:] == list(range(40, 70))  # the incomplete block, and the new one
