@@ -1,10 +1,17 @@
-"""Character generator (RFC 864): writes lines for ever, as fast as each client reads and no faster.
+"""Character generator (RFC 864): send lines without end, no faster than each client reads them.
 
-Run it:    python examples/chargen.py                     (--port 1919)
-Read:      nc 127.0.0.1 1919 | head -5                    and it stops when you do
+    $ python examples/chargen.py
+    listening on 127.0.0.1:1919
+
+In another terminal; when `head` has its lines, the connection ends:
+
+    $ nc 127.0.0.1 1919 | head -2
+    0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ!"#$%&'()*
+    123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ!"#$%&'()*+
 """
 
 import argparse
+import signal
 from string import printable
 
 import reactor
@@ -14,11 +21,13 @@ LINES = b''.join(f'{CHARACTERS[n : n + 72]}\r\n'.encode() for n in range(95))
 
 
 def generate(conn):
-    conn.write(LINES, generate)  # and again when the kernel has taken all of it
+    conn.write(LINES, generate)  # called again when the kernel has accepted all of LINES
 
 
 def main(r, port):
     server = r.listen_tcp('127.0.0.1', port, on_connect=generate)
+    for signum in signal.SIGINT, signal.SIGTERM:
+        r.add_signal_handler(signum, r.stop)
     print(f'listening on 127.0.0.1:{server.address[1]}', flush=True)
 
 
@@ -26,7 +35,5 @@ if __name__ == '__main__':
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     options.add_argument('--port', type=int, default=1919)
     port = options.parse_args().port
-    try:
-        reactor.run(lambda r: main(r, port))
-    except KeyboardInterrupt:
-        print('bye')
+    reactor.run(lambda r: main(r, port))
+    print('bye')

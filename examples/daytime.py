@@ -1,10 +1,16 @@
-"""Daytime (RFC 867): tells the time to whoever connects, and closes.
+"""Daytime (RFC 867): send the date and time to each client, then close the connection.
 
-Run it:    python examples/daytime.py            (--port 1313)
-Ask:       nc 127.0.0.1 1313                     and it prints date and time
+    $ python examples/daytime.py
+    listening on 127.0.0.1:1313
+
+In another terminal:
+
+    $ nc 127.0.0.1 1313
+    Sunday, November 29, 2026 11:30:00-UTC
 """
 
 import argparse
+import signal
 import time
 
 import reactor
@@ -12,11 +18,13 @@ import reactor
 
 def on_connect(conn):
     conn.write(time.strftime('%A, %B %d, %Y %H:%M:%S-%Z\r\n').encode())
-    conn.close()  # after what was written
+    conn.close()  # the bytes already written are sent first
 
 
 def main(r, port):
     server = r.listen_tcp('127.0.0.1', port, on_connect=on_connect)
+    for signum in signal.SIGINT, signal.SIGTERM:
+        r.add_signal_handler(signum, r.stop)
     print(f'listening on 127.0.0.1:{server.address[1]}', flush=True)
 
 
@@ -24,7 +32,5 @@ if __name__ == '__main__':
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     options.add_argument('--port', type=int, default=1313)
     port = options.parse_args().port
-    try:
-        reactor.run(lambda r: main(r, port))
-    except KeyboardInterrupt:
-        print('bye')
+    reactor.run(lambda r: main(r, port))
+    print('bye')

@@ -1,16 +1,22 @@
-"""Discard (RFC 863): reads everything and says nothing; tells how much when a client ends.
+"""Discard (RFC 863): read everything, answer nothing, and print how many bytes each client sent.
 
-Run it:    python examples/discard.py                       (--port 9099)
-Send:      head -c 1000000 /dev/zero | nc -N 127.0.0.1 9099   and it prints 1,000,000 bytes
+    $ python examples/discard.py
+    listening on 127.0.0.1:9099
+    1,000,000 bytes
+
+The second line appears after this command in another terminal:
+
+    $ head -c 1000000 /dev/zero | nc -N 127.0.0.1 9099
 """
 
 import argparse
+import signal
 
 import reactor
 
 
 def on_connect(conn):
-    conn.data = 0
+    conn.data = 0  # bytes received
 
 
 def on_data(conn, data):
@@ -18,11 +24,14 @@ def on_data(conn, data):
 
 
 def on_close(conn, exc):
-    print(f'{conn.data or 0:,} bytes', f'({exc})' if exc else '', flush=True)
+    error = f' ({exc})' if exc else ''
+    print(f'{conn.data or 0:,} bytes{error}', flush=True)  # `data` is None if it was closed before `on_connect`
 
 
 def main(r, port):
     server = r.listen_tcp('127.0.0.1', port, on_data, on_connect=on_connect, on_close=on_close)
+    for signum in signal.SIGINT, signal.SIGTERM:
+        r.add_signal_handler(signum, r.stop)
     print(f'listening on 127.0.0.1:{server.address[1]}', flush=True)
 
 
@@ -30,7 +39,5 @@ if __name__ == '__main__':
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     options.add_argument('--port', type=int, default=9099)
     port = options.parse_args().port
-    try:
-        reactor.run(lambda r: main(r, port))
-    except KeyboardInterrupt:
-        print('bye')
+    reactor.run(lambda r: main(r, port))
+    print('bye')

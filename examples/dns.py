@@ -1,7 +1,11 @@
-"""Names and addresses, looked up many at once while the loop goes on.
+"""Look up names and addresses, many at once, while the loop goes on.
 
-Run it:    python examples/dns.py localhost example.com 127.0.0.1      (--timeout 5)
-Seen:      a line for each as its answer arrives: the addresses of a name, the name of an address, or what went wrong
+    $ python examples/dns.py localhost 127.0.0.1 nope.invalid
+    localhost: ::1, 127.0.0.1
+    127.0.0.1: localhost
+    nope.invalid: cannot look up 'nope.invalid': [Errno -2] Name or service not known ...
+
+One line is printed as each answer arrives: the addresses of a name, the name of an address, or the error.
 """
 
 import argparse
@@ -19,7 +23,7 @@ def main(r, names, timeout):
 
         try:
             r.resolve_address(name, on_done, timeout=timeout)
-        except ValueError:  # not written in numbers, so it is a name
+        except ValueError:  # not an address in numbers: a name
             r.resolve(name, on_done, timeout=timeout)
 
     for name in names:
@@ -29,6 +33,6 @@ def main(r, names, timeout):
 if __name__ == '__main__':
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     options.add_argument('names', nargs='+', help='names or addresses')
-    options.add_argument('--timeout', type=float, default=5, help='seconds for each')
+    options.add_argument('--timeout', type=float, default=5, help='seconds for each look-up (default 5)')
     args = options.parse_args()
     reactor.run(lambda r: main(r, args.names, args.timeout))

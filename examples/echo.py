@@ -1,12 +1,19 @@
-"""Echo (RFC 862): sends back whatever comes, until the client ends.
+"""Echo (RFC 862): send back what each client sends.
 
-Run it:    python examples/echo.py            (--port 7007)
-Talk:      nc 127.0.0.1 7007                  and every line comes back
+    $ python examples/echo.py
+    listening on 127.0.0.1:7007
 
-A client that sends and never reads is not read any further either: the echo waits for it.
+In another terminal, each line that you type comes back:
+
+    $ nc 127.0.0.1 7007
+    hello
+    hello
+
+When a client sends without reading its answers, the server stops reading from that client until it has caught up.
 """
 
 import argparse
+import signal
 
 import reactor
 
@@ -22,6 +29,8 @@ def on_drain(conn):
 
 def main(r, port):
     server = r.listen_tcp('127.0.0.1', port, on_data, on_drain=on_drain)
+    for signum in signal.SIGINT, signal.SIGTERM:
+        r.add_signal_handler(signum, r.stop)
     print(f'listening on 127.0.0.1:{server.address[1]}', flush=True)
 
 
@@ -29,7 +38,5 @@ if __name__ == '__main__':
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     options.add_argument('--port', type=int, default=7007)
     port = options.parse_args().port
-    try:
-        reactor.run(lambda r: main(r, port))
-    except KeyboardInterrupt:
-        print('bye')
+    reactor.run(lambda r: main(r, port))
+    print('bye')

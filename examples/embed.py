@@ -1,14 +1,24 @@
-"""The reactor inside a foreign loop, which asks for its descriptor and its next deadline and gives it single turns.
+"""Run the reactor inside another event loop, which waits for its descriptor and its next deadline.
 
-Run it:    python examples/embed.py        (--port 7007)
-Use it:    nc 127.0.0.1 7007               and type: it comes back; Ctrl-C here ends it
+    $ python examples/embed.py
+    listening on 127.0.0.1:7007
+    0 connections
+    0 connections
 
-The foreign loop is a plain `select.poll`; that of a game or a toolkit takes its place in the same three lines.
+In another terminal each line comes back, and the line `quit` ends the program:
+
+    $ nc 127.0.0.1 7007
+    hello
+    hello
+
+The other loop here is a plain `select.poll`. A game loop or a GUI toolkit makes the same three calls: `fileno`,
+`timeout` and `run_once(0)`.
 """
 
 import argparse
 import math
 import select
+import signal
 
 import reactor
 
@@ -16,7 +26,7 @@ import reactor
 def foreign_loop(r):
     poll = select.poll()
     poll.register(r.fileno(), select.POLLIN)
-    while r.run_once(0):  # a turn that does not wait; False: nothing is left to wait for
+    while r.run_once(0):  # one turn without waiting; False: stopped, or nothing is left to wait for
         seconds = r.timeout()
         poll.poll(None if seconds is None else math.ceil(seconds * 1000))
 
@@ -34,6 +44,8 @@ def start(r, port):
 
     server = r.listen_tcp('127.0.0.1', port, on_data)
     ticks = r.call_every(0.5, tick)
+    for signum in signal.SIGINT, signal.SIGTERM:
+        r.add_signal_handler(signum, r.stop).unref()  # a handler alone does not keep the loop running
     print(f'listening on 127.0.0.1:{server.address[1]}', flush=True)
 
 
@@ -42,7 +54,5 @@ if __name__ == '__main__':
     options.add_argument('--port', type=int, default=7007)
     with reactor.Reactor() as r:
         start(r, options.parse_args().port)
-        try:
-            foreign_loop(r)
-        except KeyboardInterrupt:
-            print('bye')
+        foreign_loop(r)
+    print('bye')

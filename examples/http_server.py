@@ -1,13 +1,22 @@
-"""An HTTP/1.1 server: h11 knows the protocol, the reactor moves the bytes, no faster than the client takes them.
+"""An HTTP/1.1 server: h11 parses the protocol, and the reactor sends no faster than the client reads.
 
-Run it:    python examples/http_server.py --root .        (--port 8080; pip install h11)
-Use it:    curl http://127.0.0.1:8080/README.md           a file under --root, HEAD too
-           curl http://127.0.0.1:8080/stream?lines=5      made while it is sent
-           curl -T some.file http://127.0.0.1:8080/echo   comes back while it is being sent
-           curl http://127.0.0.1:8080/healthz             whether it wants more clients: 200 or 503
+    $ pip install h11
+    $ python examples/http_server.py --root .
+    listening on 127.0.0.1:8080
 
-SIGTERM drains: /healthz says 503 and each answer `Connection: close`; a second later it accepts nobody any more, and it
-ends with the last answer. With --workers N it is N processes on the port, which SIGHUP replaces one by one.
+In another terminal:
+
+    $ curl http://127.0.0.1:8080/README.md              # a file below --root
+    $ curl 'http://127.0.0.1:8080/stream?lines=2'       # a body of unknown length
+    line 0 of a generated stream
+    line 1 of a generated stream
+    $ curl -T README.md http://127.0.0.1:8080/echo      # sent back while it is received
+    $ curl http://127.0.0.1:8080/healthz                # 200, or 503 while it drains
+    200 OK
+
+SIGTERM drains the server. /healthz then answers 503, and each response has `Connection: close`. After one second (see
+--lame-duck) the server accepts no more clients, and it ends after the last response. With --workers N there are N
+processes on the port; SIGHUP replaces them one by one.
 """
 
 import argparse
@@ -26,56 +35,56 @@ import h11
 import reactor
 from reactor import serve
 
-LONGEST_HEADERS = 16384  # bytes of a request line and its headers, else 431
-DRAIN = 30  # seconds for the last answers
-TAKEN, ROOM = 'taken', 'room'  # what an answer waits for: that the kernel has all of it, or on_drain
+LONGEST_HEADERS = 16384  # bytes of a request line and its headers; longer ones are answered with 431
+DRAIN = 30  # seconds that the last responses may take
+ALL_SENT, ROOM = 'all sent', 'room'  # what a response waits for: `on_written` of its last part, or `on_drain`
 
 
 def generate(lines):
     for first in range(0, lines, 256):
-        yield b''.join(b'line %d of what is made while it is sent\n' % n for n in range(first, min(lines, first + 256)))
+        yield b''.join(b'line %d of a generated stream\n' % n for n in range(first, min(lines, first + 256)))
 
 
 class Session:
-    """One client: what h11 knows of it, and the answer that is under way."""
+    """One client: the state of its HTTP connection, and the response that is being sent."""
 
     def __init__(self, r, root, conn):
         self.r, self.root, self.conn = r, root, conn
         self.http = h11.Connection(h11.SERVER, max_incomplete_event_size=LONGEST_HEADERS)
-        self.held = None  # while the client has to take something first
-        self.bodiless = False  # HEAD: headers only
-        self.echoing = False  # what still comes is the answer
-        self.answer = None  # what generates it
+        self.waits_for = None  # ALL_SENT or ROOM while the client has to read first
+        self.bodiless = False  # HEAD: send headers only
+        self.echoing = False  # send back the body of the request
+        self.pieces = None  # an iterator that generates the body of the response
 
     def on_data(self, conn, data):
         conn.busy = True
         self.http.receive_data(data)
-        if self.held:
+        if self.waits_for:
             self.conn.pause_reading()
         else:
             self.advance()
 
-    def on_taken(self, conn):
-        if self.held is TAKEN:
-            self.held = None
+    def on_written(self, conn):
+        if self.waits_for is ALL_SENT:
+            self.waits_for = None
             self.advance()
 
     def on_drain(self, conn):
-        if self.held is ROOM:
-            self.held = None
+        if self.waits_for is ROOM:
+            self.waits_for = None
             self.advance()
 
     def advance(self):
-        """One event after the other, until more bytes are needed or the client has to read first."""
-        while not self.held and not self.conn.closed:
-            if self.answer is not None:
-                self.go_on_answering()
+        """Handle one event after the other, until more bytes are needed or the client has to read first."""
+        while not self.waits_for and not self.conn.closed:
+            if self.pieces is not None:
+                self.send_next_piece()
             elif self.http.our_state is not h11.IDLE and self.http.their_state is not h11.SEND_BODY:
                 if (self.http.our_state, self.http.their_state) != (h11.DONE, h11.DONE):
                     return self.conn.close()
                 self.http.start_next_cycle()
                 self.conn.busy = False
-                self.conn.busy = bool(self.http.trailing_data[0])  # it has asked again already
+                self.conn.busy = bool(self.http.trailing_data[0])  # the next request was pipelined
             else:
                 try:
                     event = self.http.next_event()
@@ -89,7 +98,7 @@ class Session:
         if type(event) is h11.Request:
             self.begin(event)
         elif self.echoing:
-            self.send(event)  # a piece, or the end of it
+            self.send(event)  # a part of the body, or its end
             self.echoing = type(event) is h11.Data
 
     def begin(self, request):
@@ -97,7 +106,7 @@ class Session:
         try:
             url = urlsplit(request.target.decode())
         except ValueError:
-            return self.say(400)
+            return self.respond(400)
         if url.path == '/echo' and request.method in (b'POST', b'PUT'):
             if self.http.they_are_waiting_for_100_continue:
                 self.send(h11.InformationalResponse(status_code=100, headers=[], reason='Continue'))
@@ -106,43 +115,43 @@ class Session:
             self.start(200, 'application/octet-stream', length)
             self.echoing = True
         elif request.method not in (b'GET', b'HEAD'):
-            self.say(405, ('allow', 'GET, HEAD'))
+            self.respond(405, ('allow', 'GET, HEAD'))
         elif url.path == '/healthz':
-            self.say(503 if self.r.draining else 200)
+            self.respond(503 if self.r.draining else 200)
         elif url.path == '/stream':
             lines = parse_qs(url.query).get('lines', ['1000'])[0]
             self.start(200, 'text/plain')
-            self.answer = generate(int(lines[:12]) if lines.isdecimal() and not self.bodiless else 0)
+            self.pieces = generate(int(lines[:12]) if lines.isdecimal() and not self.bodiless else 0)
         else:
             self.send_file(self.root / unquote(url.path).lstrip('/'))
 
     def send_file(self, path):
         try:
-            path = path.resolve()  # what `..` and links lead to
+            path = path.resolve()  # follow `..` and links
             if not path.is_relative_to(self.root) or not path.is_file():
-                return self.say(404)
+                return self.respond(404)
             file = path.open('rb')
-        except (OSError, ValueError, RuntimeError):  # not ours to read, too long, a NUL, links in a circle
-            return self.say(404)
+        except (OSError, ValueError, RuntimeError):  # no permission, a name too long or with a NUL, a loop of links
+            return self.respond(404)
         with file:
             size = os.fstat(file.fileno()).st_size
             self.start(200, mimetypes.guess_type(path)[0] or 'application/octet-stream', str(size))
             if not self.bodiless:
-                self.http.send_with_data_passthrough(h11.Data(data=range(size)))  # all it looks at is the length
-                self.held = TAKEN
-                self.conn.send_file(file, 0, size, self.on_taken)
+                self.http.send_with_data_passthrough(h11.Data(data=range(size)))  # h11 needs the length only
+                self.waits_for = ALL_SENT
+                self.conn.send_file(file, 0, size, self.on_written)
         self.send(h11.EndOfMessage())
 
-    def go_on_answering(self):
-        piece = next(self.answer, None)
+    def send_next_piece(self):
+        piece = next(self.pieces, None)
         if piece is None:
-            self.answer = None
+            self.pieces = None
             self.send(h11.EndOfMessage())
         else:
-            self.held = TAKEN  # one piece a turn, however fast this client is
-            self.conn.write(self.http.send(h11.Data(data=piece)), self.on_taken)
+            self.waits_for = ALL_SENT  # one piece in a turn, so that a fast client does not hold up the others
+            self.conn.write(self.http.send(h11.Data(data=piece)), self.on_written)
 
-    def say(self, status, *headers):
+    def respond(self, status, *headers):
         text = f'{status} {HTTPStatus(status).phrase}\n'.encode()
         self.start(status, 'text/plain', str(len(text)), *headers)
         if not self.bodiless:
@@ -160,19 +169,19 @@ class Session:
     def send(self, event):
         data = self.http.send(event)
         if data and not self.conn.write(data):
-            self.held = self.held or ROOM
+            self.waits_for = self.waits_for or ROOM
 
     def refuse(self, exc):
         if self.http.our_state is not h11.IDLE:
-            return self.conn.abort()  # in the middle of an answer, which cannot be taken back
+            return self.conn.abort()  # part of a response has been sent already
         self.bodiless = False
-        self.say(exc.error_status_hint, ('connection', 'close'))
+        self.respond(exc.error_status_hint, ('connection', 'close'))
         self.conn.busy, self.conn.on_data = False, None
-        self.conn.write_eof()  # not close(): what it still sends must not reset our answer
+        self.conn.write_eof()  # not close(): if the client still sends, that would reset the connection
 
 
 def main(r, listeners=(), *, port, root, lame_duck, **limits):
-    """Serve on the first of `listeners`, bound sockets that somebody hands over; without one, on `port`."""
+    """Serve on `listeners[0]`, a listening socket that a worker has inherited, or on `port` if there is none."""
 
     def on_connect(conn):
         session = Session(r, root, conn)
@@ -182,22 +191,22 @@ def main(r, listeners=(), *, port, root, lame_duck, **limits):
     listener = r.listen_tcp('127.0.0.1', port, sock=sock, on_connect=on_connect, **limits)
     r.add_signal_handler(signal.SIGTERM, r.drain, DRAIN, lame_duck)
     if sock is None:
-        tell(listener.address)
+        announce(listener.address)
         r.add_exit_callback(lambda: print(f'{r.stats().requests} requests', flush=True))
 
 
-def tell(address):
+def announce(address):
     print(f'listening on {address[0]}:{address[1]}', flush=True)
 
 
 if __name__ == '__main__':
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     options.add_argument('--port', type=int, default=8080)
-    options.add_argument('--root', type=lambda path: Path(path).resolve(), default='.', help='everybody can read it')
-    options.add_argument('--idle', dest='idle_timeout', type=float, default=60, help='seconds a client may be silent')
-    options.add_argument('--lame-duck', type=float, default=1, help='seconds after SIGTERM in which it still accepts')
-    options.add_argument('--proxy-protocol', nargs='+', metavar='NETWORK', help='whose PROXY headers tell the clients')
-    options.add_argument('--workers', type=int, default=0, help='how many processes; 0: this one alone')
+    options.add_argument('--root', type=lambda path: Path(path).resolve(), default='.', help='folder to serve')
+    options.add_argument('--idle', dest='idle_timeout', type=float, default=60, help='seconds without traffic allowed')
+    options.add_argument('--lame-duck', type=float, default=1, help='seconds that it accepts clients after SIGTERM')
+    options.add_argument('--proxy-protocol', nargs='+', metavar='NETWORK', help='trust PROXY headers from these')
+    options.add_argument('--workers', type=int, default=0, help='number of processes; 0: only this one')
     args = vars(options.parse_args())
     workers, listen, lame_duck = args.pop('workers'), [('127.0.0.1', args['port'])], args['lame_duck']
     try:
@@ -205,7 +214,7 @@ if __name__ == '__main__':
             times = {
                 'drain_timeout': DRAIN,
                 'lame_duck': lame_duck,
-                'on_start': lambda r, team: tell(team.addresses[0]),
+                'on_start': lambda r, team: announce(team.addresses[0]),
             }
             sys.exit(serve.run(partial(main, **args), workers=workers, listen=listen, **times))
         reactor.run(partial(main, **args))

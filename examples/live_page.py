@@ -1,14 +1,21 @@
-"""A server with a window to look in: its figures in a browser, drawn again every second.
+"""A server whose counters can be watched in a browser, updated every second.
 
-Run it:    python examples/live_page.py                  (--port 7020 --page 9010)
-Look:      http://127.0.0.1:9010/
-Use it:    nc 127.0.0.1 7020                             a line comes back half a second later; the line "slow" holds up
-                                                         everybody, and the page tells which callback that was
+    $ python examples/live_page.py
+    look at http://127.0.0.1:9010/
+    listening on 127.0.0.1:7020
 
-The page is for this machine alone: it has no password. From afar, `ssh -L 9010:127.0.0.1:9010` brings it to you.
+In another terminal, each line comes back after half a second:
+
+    $ nc 127.0.0.1 7020
+    hello
+    hello
+
+The line `slow` blocks the loop for 0.2 seconds, and the page then names the callback that did it. The page has no
+password and listens on loopback only; from another machine, use `ssh -L 9010:127.0.0.1:9010`.
 """
 
 import argparse
+import signal
 import time
 
 import reactor
@@ -19,8 +26,10 @@ class Server:
     def __init__(self, r, port, page):
         self.r = r
         server = r.listen_tcp('127.0.0.1', port, self.on_data, on_connect=self.on_connect)
-        window = observe.serve_page(r, port=page, about='examples/live_page.py.')
-        print(f'look at http://127.0.0.1:{window.address[1]}/', flush=True)
+        page = observe.serve_page(r, port=page, about='examples/live_page.py.')
+        for signum in signal.SIGINT, signal.SIGTERM:
+            r.add_signal_handler(signum, r.stop)
+        print(f'look at http://127.0.0.1:{page.address[1]}/', flush=True)
         print(f'listening on 127.0.0.1:{server.address[1]}', flush=True)
 
     def on_connect(self, conn):
@@ -33,12 +42,12 @@ class Server:
     def take(self, conn):
         line = conn.data.until(b'\n')
         if line is not None:
-            conn.pause_reading()  # one at a time
-            conn.busy = True  # a request, as the page counts them: it is owed an answer
+            conn.pause_reading()  # one line at a time
+            conn.busy = True  # the page counts this as a request
             self.r.call_later(0.5, self.slow if line == b'slow' else self.answer, conn, line)
 
     def slow(self, conn, line):
-        time.sleep(0.2)  # what nobody should do in a callback
+        time.sleep(0.2)  # never do this in a callback: it blocks all connections
         self.answer(conn, line)
 
     def answer(self, conn, line):
@@ -54,7 +63,5 @@ if __name__ == '__main__':
     options.add_argument('--port', type=int, default=7020)
     options.add_argument('--page', type=int, default=9010)
     args = options.parse_args()
-    try:
-        reactor.run(lambda r: Server(r, args.port, args.page), slow_callback=0.1)
-    except KeyboardInterrupt:
-        print('bye')
+    reactor.run(lambda r: Server(r, args.port, args.page), slow_callback=0.1)
+    print('bye')

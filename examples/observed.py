@@ -1,12 +1,17 @@
-"""Echo on all processors with three windows to look in: for a person, for a browser, for Prometheus.
+"""An echo server on all processors that can be watched from a terminal, in a browser and by Prometheus.
 
-Run it:       python examples/observed.py                 (--port --workers --control --page --metrics)
-Look in:      python -m reactor.observe /tmp/observed stats phases --watch 1
-              a browser at http://127.0.0.1:9080
-              curl http://127.0.0.1:9464/metrics          with --metrics; pip install 'selectors-reactor[metrics]'
-End it:       python -m reactor.observe /tmp/observed drain, or Ctrl-C
+    $ python examples/observed.py
+    page at http://127.0.0.1:9080
+    listening on 127.0.0.1:7007
 
-All three show every worker: they are in the parent, which knows what each told last.
+In another terminal:
+
+    $ python -m reactor.observe /tmp/observed stats phases --watch 1
+
+With `--metrics 9464`, `curl http://127.0.0.1:9464/metrics` shows the metrics for Prometheus; this needs the package
+prometheus_client. Ctrl-C, SIGTERM or `python -m reactor.observe /tmp/observed drain` ends the program.
+
+All three show every worker. They run in the parent process, to which each worker reports.
 """
 
 import argparse
@@ -25,12 +30,12 @@ def on_drain(conn):
 
 
 def main(r, listeners):
-    """In each worker."""
+    """Run in each worker."""
     r.listen_tcp(None, 0, on_data, on_drain=on_drain, sock=listeners[0])
 
 
 def on_start(r, workers):
-    """In the parent."""
+    """Run in the parent."""
     observe.serve_control(r, args.control, source=workers.stats, drain=lambda timeout, lame_duck: workers.drain())
     page = observe.serve_page(r, port=args.page, source=workers.stats, about='examples/observed.py.')
     print(f'page at http://127.0.0.1:{page.address[1]}')

@@ -1,7 +1,11 @@
-"""Runs a command and prefixes each line it prints, its errors apart; ends as it ends. Ctrl-C asks it to end.
+"""Run a command and prefix each line that it prints with its process id; lines on standard error get a `!`.
 
-Run it:    python examples/process_tail.py ping -c 3 127.0.0.1
-           python examples/process_tail.py tail -f /var/log/syslog
+    $ python examples/process_tail.py sh -c 'echo one; echo two >&2'
+    [12345] one
+    [12345] ! two
+
+The program ends when the command ends, with the same exit status (128 and the signal's number if a signal killed it).
+Ctrl-C sends SIGTERM to the command.
 """
 
 import argparse
@@ -10,7 +14,7 @@ import sys
 
 import reactor
 
-LONGEST_LINE = 65536  # bytes; what is longer is shown in pieces
+LONGEST_LINE = 65536  # bytes; longer lines are printed in pieces
 
 
 def show_lines(prefix):
@@ -23,7 +27,7 @@ def show_lines(prefix):
             print(prefix + line.decode(errors='replace'), flush=True)
 
     def on_close(pipe, exc):
-        if pipe.data:  # a last line without its end
+        if pipe.data:  # the last line had no line end
             print(prefix + pipe.data.decode(errors='replace'), flush=True)
 
     return on_data, on_close

@@ -1,10 +1,19 @@
-"""A TCP proxy: passes bytes both ways, no faster than the slower side reads, half-closes included.
+"""A TCP proxy: pass bytes both ways, no faster than the slower side reads, and pass on half-closes.
 
-Run it:    python examples/proxy.py --to 127.0.0.1:7007      (--port 8008)
-Use it:    nc 127.0.0.1 8008                                 as if it were the server behind it
+With `examples/echo.py` running in another terminal:
+
+    $ python examples/proxy.py --to 127.0.0.1:7007
+    listening on 127.0.0.1:8008
+
+Clients of the proxy talk to the echo server:
+
+    $ nc 127.0.0.1 8008
+    hello
+    hello
 """
 
 import argparse
+import signal
 
 import reactor
 
@@ -41,6 +50,8 @@ def main(r, port, host, to_port):
         client.data.data = client
 
     server = r.listen_tcp('127.0.0.1', port, on_data, on_connect=on_connect, **pair)
+    for signum in signal.SIGINT, signal.SIGTERM:
+        r.add_signal_handler(signum, r.stop)
     print(f'listening on 127.0.0.1:{server.address[1]}', flush=True)
 
 
@@ -50,7 +61,5 @@ if __name__ == '__main__':
     options.add_argument('--to', default='127.0.0.1:7007', help='host:port of the server')
     args = options.parse_args()
     host, _, to_port = args.to.rpartition(':')
-    try:
-        reactor.run(lambda r: main(r, args.port, host, int(to_port)))
-    except KeyboardInterrupt:
-        print('bye')
+    reactor.run(lambda r: main(r, args.port, host, int(to_port)))
+    print('bye')

@@ -1,27 +1,35 @@
-"""A small in-memory key-value server that speaks redis' protocol (RESP2).
+"""An in-memory key-value server that speaks the protocol of Redis (RESP2).
 
-Run it:    python examples/resp_server.py                 (--port 6380)
-Use it:    redis-cli -p 6380 set greeting hello ex 60     or redis-benchmark -p 6380 -t set,get, or telnet
+    $ python examples/resp_server.py
+    listening on 127.0.0.1:6380
 
-Nothing is kept on disk; keys expire by the reactor's timers. A whole pipeline is answered with one write. A chunk is
-split at its line ends all at once, which is fastest; only a command that came in several chunks, or has a line end in a
-value, is taken piece by piece from `reactor.framing`. A client that does not read its answers is not read any further,
-and a subscriber that does not is cut off when 16 MiB wait for it (`max_buffered`).
+In another terminal:
+
+    $ redis-cli -p 6380 set greeting hello ex 60
+    OK
+    $ redis-cli -p 6380 get greeting
+    "hello"
+
+Nothing is kept on disk, and keys expire by the reactor's timers. A whole pipeline is answered with one write. A chunk
+is split at all its line ends at once, which is fastest. Only a command that arrives in several chunks, or that has a
+line end in a value, is parsed piece by piece with `reactor.framing`. When a client does not read its answers, the
+server stops reading from it; a subscriber that does not read is reset when 16 MiB wait for it (`max_buffered`).
 """
 
 import argparse
+import signal
 
 import reactor
 from reactor.framing import Frames
 
 CRLF = b'\r\n'
 OK, NIL, PONG = b'+OK\r\n', b'$-1\r\n', b'+PONG\r\n'
-MOST_ARGUMENTS = 1 << 16  # of a command
-LARGEST = 16 << 20  # bytes of all its arguments, and of an answer
-LONGEST_LINE = 1 << 16  # bytes of a command as people type it
-LARGE = 4096  # bytes: before a longer answer, what the pipeline has answered so far is sent
+MOST_ARGUMENTS = 1 << 16  # arguments of a command
+LARGEST = 16 << 20  # bytes of all arguments of a command, and of an answer
+LONGEST_LINE = 1 << 16  # bytes of an inline command, as a person types it
+LARGE = 4096  # bytes; before a longer answer, the answers collected so far are sent
 SETTINGS = {b'save': b'', b'appendonly': b'no'}
-LINES = {b'*%d' % count: 2 * count + 1 for count in range(1, 65)}  # a command that begins so has so many
+LINES = {b'*%d' % count: 2 * count + 1 for count in range(1, 65)}  # first line of a command: its number of lines
 SIZES = {b'$%d' % size: size for size in range(LARGE)}
 
 store, expiry, channels = {}, {}, {}  # key: value; key: timer; channel: {subscribed client: None}
@@ -32,7 +40,7 @@ class Refused(Exception):
 
 
 class Goodbye(Exception):
-    """This is the last answer, and the connection is closed behind it."""
+    """The connection is closed after this answer."""
 
 
 # -- from bytes to commands
@@ -58,23 +66,23 @@ def on_data(conn, data):
         too_long = b'-ERR Protocol error: too big inline request\r\n'
         client.replies.append(exc.args[0] if isinstance(exc, Goodbye) else too_long)
         client.flush()
-        conn.pause_reading()  # so that `close` knows of unread bytes, which would reset the answer away
+        conn.pause_reading()  # `close` then expects unread bytes, which would otherwise reset the connection
         conn.close()
 
 
 def on_drain(conn):
     conn.data.full = False
     conn.resume_reading()
-    on_data(conn, b'')  # go on with the pipeline
+    on_data(conn, b'')  # continue with the pipeline
 
 
 def on_close(conn, exc):
-    if conn.data is not None:  # else it was closed before on_connect, as when Ctrl-C comes just then
+    if conn.data is not None:  # a connection can be closed before `on_connect` is called, for example by Ctrl-C
         conn.data.unsubscribe()
 
 
 def run(client, data):
-    """Run all commands of a chunk that begins with one."""
+    """Run all commands of a chunk that starts at the beginning of a command."""
     lines = data.split(CRLF)
     begin, last = 0, len(lines) - 1
     while begin < last and not client.full:
@@ -82,12 +90,12 @@ def run(client, data):
         if count:
             end = begin + count
             if end > last:
-                break  # the rest of it has not come
+                break  # the rest of the command has not been received
             at = begin + 1
             while at < end and SIZES.get(lines[at]) == len(lines[at + 1]):
                 at += 2
             if at < end:
-                break  # there is a line end in a value, or a value is large
+                break  # a value has a line end in it, or is large
             execute(client, lines[begin + 2 : end : 2])
         else:
             end, command = begin + 1, lines[begin].split()
@@ -103,7 +111,7 @@ def run(client, data):
 
 
 def parse(frames):
-    """Generate the commands in the frames, and None whenever the next is not complete."""
+    """Generate the commands in the frames, and None when the next one is not complete."""
     while True:
         while (line := frames.line(LONGEST_LINE)) is None:
             yield None
@@ -137,7 +145,7 @@ def execute(client, command):
         reply = fn(client, *command[1:]) if fn else client.unknown(name)
     except TypeError as exc:
         if exc.__traceback__.tb_next is not None:
-            raise  # not the call itself has failed
+            raise  # raised inside the command, not by calling it with wrong arguments
         reply = b"-ERR wrong number of arguments for '%b' command\r\n" % name.lower()
     except Refused as exc:
         reply = b'-ERR %b\r\n' % exc.args[0]
@@ -170,17 +178,17 @@ def drop(key):
 
 
 class Client:
-    """One connection; its methods are the commands, and what they return is the answer."""
+    """One connection. Its methods are the commands; they return the answers."""
 
     def __init__(self, conn):
         self.conn = conn
         self.commands = COMMANDS
         self.channels = {}
-        self.replies = []  # not sent yet
-        self.full = False  # the rest of the pipeline waits until it has read its answers
+        self.replies = []  # answers not sent yet
+        self.full = False  # the client has to read its answers before the pipeline continues
         self.frames = Frames(LARGEST + 2)
         self.parser = parse(self.frames)
-        self.unfinished = False  # the frames hold a command, or the beginning of one
+        self.unfinished = False  # the frames hold a command or a part of one
 
     def flush(self):
         if self.replies and not self.conn.write(b''.join(self.replies)):
@@ -210,7 +218,7 @@ class Client:
         return b'$%d\r\n%b\r\n' % (len(value), value)
 
     def set(self, key, value, *options):
-        if not options and key not in expiry:  # most of them
+        if not options and key not in expiry:  # the common case
             store[key] = value
             return OK
         seconds = present = None
@@ -318,7 +326,7 @@ class Client:
         return OK
 
     def command(self, *arguments):
-        return b'*0\r\n'  # redis-cli completes names with what stands here
+        return b'*0\r\n'  # an empty list; redis-cli would use it to complete names
 
     def quit(self):
         self.unsubscribe()
@@ -329,13 +337,15 @@ def table(names):
     return {name.upper().encode(): getattr(Client, name) for name in names.split()}
 
 
-SUBSCRIBED = table('subscribe unsubscribe ping quit')  # what a subscriber may still ask for
+SUBSCRIBED = table('subscribe unsubscribe ping quit')  # the commands that a subscriber may use
 COMMANDS = table('get set mset mget incr exists expire ttl echo publish config info select command')
 COMMANDS |= SUBSCRIBED | {b'DEL': Client.delete}
 
 
 def main(r, port):
     server = r.listen_tcp('127.0.0.1', port, on_data, on_connect=on_connect, on_drain=on_drain, on_close=on_close)
+    for signum in signal.SIGINT, signal.SIGTERM:
+        r.add_signal_handler(signum, r.stop)
     print(f'listening on 127.0.0.1:{server.address[1]}', flush=True)
 
 
@@ -343,7 +353,5 @@ if __name__ == '__main__':
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     options.add_argument('--port', type=int, default=6380)
     port = options.parse_args().port
-    try:
-        reactor.run(lambda r: main(r, port))
-    except KeyboardInterrupt:
-        print('bye')
+    reactor.run(lambda r: main(r, port))
+    print('bye')

@@ -1,7 +1,19 @@
-"""The program this project began with, as literally as Python allows.
+"""The program that this project began with, as literally as Python allows.
 
-Run it:    python examples/seed.py            (--port 9009, --delay 5); it prints four figures a second
-Ask it:    curl -i http://127.0.0.1:9009/     and five seconds later it answers; Ctrl-C ends it in good order
+    $ python examples/seed.py
+    Starting TCP server.
+    listening on port 9009
+    incoming: 0
+    outgoing: 0
+    finished: 0
+    rate: 0.000 req/s
+
+In another terminal, the answer comes after five seconds:
+
+    $ curl http://127.0.0.1:9009/
+    omglolwtf
+
+The figures are printed once a second. Ctrl-C or SIGTERM closes the listener; the program ends with its last connection.
 """
 
 import argparse
@@ -31,8 +43,8 @@ def tcp_server_test(r, port, delay):
         socket.close()
         finished_requests += 1
 
-    def on_sigint():
-        r.remove_signal_handler(signal.SIGINT)
+    def on_signal():
+        r.clear_signal_handlers()
         listener.close()
 
     def show_stats():
@@ -45,7 +57,8 @@ def tcp_server_test(r, port, delay):
             r.call_later(1, show_stats)
 
     listener = r.listen_tcp(None, port, on_data)
-    r.add_signal_handler(signal.SIGINT, on_sigint)
+    for signum in signal.SIGINT, signal.SIGTERM:
+        r.add_signal_handler(signum, on_signal)
     print(f'listening on port {listener.address[1]}', flush=True)
     show_stats()
 

@@ -1,11 +1,18 @@
-"""A service as its manager wants it: ready when it listens, `/ready` turns red while it drains, SIGTERM loses nothing.
+"""A service under a supervisor: it reports when it is ready, fails `/ready` while it drains, and drains on SIGTERM.
 
-    python examples/service.py --listen 127.0.0.1:8080                     one process
-    python examples/service.py --listen 127.0.0.1:8080 --workers 2         several on one port
-    systemd-socket-activate -l 8080 python examples/service.py             listening before it runs
+    $ python examples/service.py --listen 127.0.0.1:8080
+    listening on 127.0.0.1:8080
 
-It answers GET with a line (`http_server.py` knows all of HTTP). The folders systemd/ and kubernetes/ beside it have
-units and a manifest for it.
+In another terminal:
+
+    $ curl http://127.0.0.1:8080/ready
+    200 OK from process 12345
+
+With `--workers 2` there are two processes on the port. With socket activation it serves on the sockets that it
+inherits: `systemd-socket-activate -E PYTHONPATH -l 8080 python examples/service.py`.
+
+It answers GET requests with one line; `http_server.py` is a complete HTTP server. The folders haproxy/, systemd/ and
+kubernetes/ have configurations for this program.
 """
 
 import argparse
@@ -21,11 +28,11 @@ from reactor.serve import systemd
 
 
 def listen(r, listeners, proxies=None):
-    """In the one process, or in each worker."""
+    """Serve on these sockets: called once, or in each worker."""
 
     def on_line(conn, line):
-        if line:  # an empty one before a request is none (RFC 9112, section 2.2)
-            conn.busy = True  # from the first line of a request to its answer
+        if line:  # empty lines before a request are ignored (RFC 9112, section 2.2)
+            conn.busy = True  # from the first line of a request until it is answered
             conn.data = conn.data or line
         elif conn.data:
             request, conn.data = conn.data, None
@@ -44,7 +51,8 @@ def listen(r, listeners, proxies=None):
 
     for sock in listeners:
         server = r.listen_tcp(None, 0, framing.lines(on_line), sock=sock, idle_timeout=60, proxy_protocol=proxies)
-        print(f'listening on {server.address[0]}:{server.address[1]}', flush=True)
+        host, port = server.address[:2]
+        print(f'listening on {f"[{host}]" if ":" in host else host}:{port}', flush=True)
 
 
 def alone(r, args):
@@ -53,25 +61,25 @@ def alone(r, args):
         r.drain(args.drain_timeout, args.lame_duck)
 
     def reload():
-        systemd.reloading()  # here a service would read its configuration again
+        systemd.reloading()  # a service would read its configuration again here
         systemd.ready()
 
     inherited = [sock for _, sock in systemd.inherited_sockets()]
     host, _, port = args.listen.rpartition(':')
-    listen(r, inherited or [socket.create_server((host, int(port)))], args.proxy_protocol)
     r.add_signal_handler(signal.SIGTERM, stop)
     r.add_signal_handler(signal.SIGHUP, reload)
+    listen(r, inherited or [socket.create_server((host, int(port)))], args.proxy_protocol)
     systemd.watchdog(r)
     systemd.ready()
 
 
 if __name__ == '__main__':
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    options.add_argument('--listen', default='127.0.0.1:8080', metavar='HOST:PORT', help='without inherited sockets')
-    options.add_argument('--workers', type=int, default=0)
-    options.add_argument('--drain-timeout', type=float, default=30, help='seconds for the last answers')
-    options.add_argument('--lame-duck', type=float, default=0, help='seconds of it in which clients may still come')
-    options.add_argument('--proxy-protocol', nargs='+', metavar='NETWORK', help='whose PROXY headers tell the clients')
+    options.add_argument('--listen', default='127.0.0.1:8080', metavar='HOST:PORT', help='unless sockets are inherited')
+    options.add_argument('--workers', type=int, default=0, help='0: one process')
+    options.add_argument('--drain-timeout', type=float, default=30, help='seconds that a drain may take')
+    options.add_argument('--lame-duck', type=float, default=0, help='seconds of a drain in which it accepts clients')
+    options.add_argument('--proxy-protocol', nargs='+', metavar='NETWORK', help='trust PROXY headers from these')
     args = options.parse_args()
     times = {'drain_timeout': args.drain_timeout, 'lame_duck': args.lame_duck}
     if args.workers:

@@ -1,7 +1,16 @@
-"""Signals, as callbacks in the loop, and a clean end.
+"""Handle signals as callbacks in the loop, and end cleanly.
 
-Run it:    python examples/signals.py
-Tell it:   kill -HUP its pid, and it says so; Ctrl-C or kill, and it finishes in good order
+    $ python examples/signals.py
+    pid 12345 waits for signals
+
+From another terminal, `kill -HUP 12345` makes it print:
+
+    SIGHUP: a server would read its configuration again here
+
+Ctrl-C or `kill 12345` ends it:
+
+    SIGINT: finishing
+    ended
 """
 
 import os
@@ -12,11 +21,11 @@ import reactor
 
 def main(r):
     def reload():
-        print('SIGHUP: this is where a server would read its configuration again', flush=True)
+        print('SIGHUP: a server would read its configuration again here', flush=True)
 
     def finish(name):
         print(f'{name}: finishing', flush=True)
-        r.clear_signal_handlers()  # nothing keeps the loop running now; a second Ctrl-C ends at once
+        r.clear_signal_handlers()  # then nothing keeps the loop running, and Ctrl-C works as usual again
 
     r.add_signal_handler(signal.SIGHUP, reload)
     r.add_signal_handler(signal.SIGINT, finish, 'SIGINT')

@@ -1,12 +1,20 @@
-"""A line server that goes over to TLS in the middle of a connection: STARTTLS, as mail servers do it.
+"""Switch a plain connection to TLS with STARTTLS, as mail servers do.
 
-    python examples/starttls.py --port 2525
-    openssl s_client -connect localhost:2525 -starttls smtp -quiet -crlf
+    $ python examples/starttls.py
+    listening on 127.0.0.1:2525
 
-It speaks as much SMTP as that needs: EHLO, STARTTLS, NOOP, QUIT.
+In another terminal, type `noop` after the lines about the certificate. `openssl` sends EHLO and STARTTLS itself:
+
+    $ openssl s_client -connect localhost:2525 -starttls smtp -quiet -crlf
+    250 STARTTLS
+    noop
+    250 over TLSv1.3
+
+The server knows only the commands that are needed for this: EHLO, STARTTLS, NOOP and QUIT.
 """
 
 import argparse
+import signal
 import ssl
 
 from tls_echo import own_certificate
@@ -15,7 +23,7 @@ import reactor
 
 
 def greet(conn):
-    conn.data = b''  # what has come of the next line
+    conn.data = b''  # the part of the next line that has been received
     conn.write(b'220 localhost ready\r\n')
 
 
@@ -34,7 +42,7 @@ def command(conn, line, last):
     if line.startswith(b'EHLO'):
         conn.write(b'250 localhost\r\n' if conn.tls else b'250-localhost\r\n250 STARTTLS\r\n')
     elif line == b'STARTTLS' and not conn.tls:
-        if not last or conn.data:  # somebody in between may have put it there: it must not be taken for encrypted
+        if not last or conn.data:  # an attacker on the way may have added it, so it must not be taken for encrypted
             conn.write(b'554 nothing may follow STARTTLS\r\n')
             conn.close()
             return
@@ -51,6 +59,8 @@ def command(conn, line, last):
 
 def main(r, port):
     server = r.listen_tcp('127.0.0.1', port, commands, on_connect=greet, idle_timeout=60)
+    for signum in signal.SIGINT, signal.SIGTERM:
+        r.add_signal_handler(signum, r.stop)
     print(f'listening on 127.0.0.1:{server.address[1]}', flush=True)
 
 
@@ -60,7 +70,5 @@ if __name__ == '__main__':
     port = options.parse_args().port
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(*own_certificate())
-    try:
-        reactor.run(lambda r: main(r, port))
-    except KeyboardInterrupt:
-        print('bye')
+    reactor.run(lambda r: main(r, port))
+    print('bye')

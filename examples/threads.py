@@ -1,7 +1,13 @@
-"""Blocking work in threads, its results in the loop, and a thread of one's own that reports by a notifier.
+"""Run blocking work in threads, get the results in the loop, and report progress from a thread of your own.
 
-Run it:    python examples/threads.py
-Seen:      digests as they are ready, an error as an error, steps of a worker, and a loop that never stands still
+    $ python examples/threads.py
+    step 0
+    step 1
+    step 2
+    digest 51edb4bcf783b2e3
+
+Four digests are computed in the reactor's thread pool, and a fifth call fails. The steps come from another thread, by a
+notifier. The order of the lines varies. A timer meanwhile ticks 200 times a second, because the loop never blocks.
 """
 
 import hashlib
@@ -27,11 +33,11 @@ def main(r):
 
     for number in range(calls - 1):
         r.run_in_thread(digest, number, on_done=on_done)
-    r.run_in_thread(digest, -1, on_done=on_done)  # no byte is below 0
+    r.run_in_thread(digest, -1, on_done=on_done)  # fails: a byte cannot be negative
 
-    steps = []  # what the worker has done and the loop has not seen
+    steps = []  # done by the worker and not printed yet
 
-    def on_progress():  # many triggers may be one call: take all there is
+    def on_progress():  # several triggers can become one call, so take all steps
         while steps:
             print(f'step {steps.pop(0)}', flush=True)
 
@@ -39,7 +45,7 @@ def main(r):
         for step in range(3):
             steps.append(step)
             progress.trigger()
-        r.call_soon_threadsafe(progress.close)  # after the call that the last trigger asked for
+        r.call_soon_threadsafe(progress.close)  # runs after the call caused by the last trigger
 
     progress = r.notifier(on_progress, once=False)
     threading.Thread(target=work, daemon=True).start()

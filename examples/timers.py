@@ -1,7 +1,14 @@
-"""Timers: later, repeated, moved, cancelled, and the loop that ends when none is left.
+"""Timers: one-shot, repeated, moved and cancelled. The loop ends when none is left.
 
-Run it:    python examples/timers.py
-Seen:      ticks every 0.1 s, a deadline that keeps being moved, and the end after about a second
+    $ python examples/timers.py
+    0.0 s  first
+    0.1 s  tick
+    0.2 s  tick
+    ...
+    0.9 s  the watchdog barks
+    nothing is left to wait for
+
+Each line begins with the seconds since the start.
 """
 
 import reactor
@@ -15,7 +22,7 @@ def main(r):
 
     ticks = r.call_every(0.1, say, 'tick')
     watchdog = r.call_later(0.25, say, 'the watchdog barks')
-    feeding = r.call_every(0.2, watchdog.reset)  # it is moved in time, so it does not bark
+    feeding = r.call_every(0.2, watchdog.reset)  # moves the watchdog before it is due
     never = r.call_later(0.5, say, 'this is cancelled')
     heartbeat = r.call_every(60, say, 'this does not keep the loop running')
 
@@ -23,7 +30,7 @@ def main(r):
     never.cancel()
     r.call_soon(say, 'first')
     r.call_later(0.55, ticks.cancel)
-    r.call_later(0.7, feeding.cancel)  # and a quarter of a second later it does bark
+    r.call_later(0.7, feeding.cancel)  # from here on nothing moves the watchdog, and it barks
 
 
 if __name__ == '__main__':

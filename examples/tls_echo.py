@@ -1,14 +1,21 @@
-"""An echo server over TLS. Without --cert it makes itself a certificate for localhost that lasts a day.
+"""An echo server over TLS. Without --cert it makes a self-signed certificate for localhost, valid for one day.
 
-    python examples/tls_echo.py --port 8443
-    openssl s_client -connect localhost:8443 -quiet
+    $ python examples/tls_echo.py
+    listening on 127.0.0.1:8443
 
-With --ca it asks clients for a certificate of that authority and greets them by its subject.
+In another terminal, after some lines about the certificate, each line that you type comes back:
+
+    $ openssl s_client -connect localhost:8443 -quiet
+    hello
+    hello
+
+With --ca, clients need a certificate of that authority, and the server greets them by its subject.
 """
 
 import argparse
 import atexit
 import shutil
+import signal
 import ssl
 import subprocess
 import tempfile
@@ -35,11 +42,11 @@ def greet(conn):
 
 def echo(conn, data):
     if not conn.write(data):
-        conn.pause_reading()  # until it has taken what it was sent
+        conn.pause_reading()
 
 
-def go_on(conn):
-    conn.resume_reading()  # its own: it may have decrypted what `reactor.Stream.resume_reading` knows nothing of
+def on_drain(conn):
+    conn.resume_reading()
 
 
 def context(cert, key, ca):
@@ -53,7 +60,9 @@ def context(cert, key, ca):
 
 def main(r, args):
     secure = context(args.cert, args.key, args.ca)
-    server = r.listen_tcp('127.0.0.1', args.port, echo, on_connect=greet, on_drain=go_on, ssl=secure)
+    server = r.listen_tcp('127.0.0.1', args.port, echo, on_connect=greet, on_drain=on_drain, ssl=secure)
+    for signum in signal.SIGINT, signal.SIGTERM:
+        r.add_signal_handler(signum, r.stop)
     print(f'listening on 127.0.0.1:{server.address[1]}', flush=True)
 
 
@@ -63,7 +72,5 @@ if __name__ == '__main__':
     for name in '--cert', '--key', '--ca':
         options.add_argument(name, help='a file in PEM format')
     args = options.parse_args()
-    try:
-        reactor.run(lambda r: main(r, args))
-    except KeyboardInterrupt:
-        print('bye')
+    reactor.run(lambda r: main(r, args))
+    print('bye')

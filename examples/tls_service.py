@@ -1,10 +1,19 @@
-"""A TLS service for several names, whose certificates are renewed while it runs.
+"""A TLS service with several names, whose certificates are renewed while it runs.
 
-    python examples/tls_service.py --name example.org cert.pem key.pem --name '*.example.net' c.pem k.pem
-    curl --cacert authority.pem --resolve example.org:8443:127.0.0.1 https://example.org:8443/
+    $ python examples/tls_service.py --name default cert.pem key.pem --name '*.example.net' cert2.pem key2.pem
+    listening on 127.0.0.1:8443
 
-Give it SIGHUP when the files are new (certbot's --deploy-hook, `systemctl reload`): it takes all of them, or says what
-is wrong with one and goes on with those that it has. Connections do not notice. `--name default` is for all others.
+In another terminal:
+
+    $ curl --cacert authority.pem https://localhost:8443/
+    TLSv1.3 with TLS_AES_256_GCM_SHA384
+
+After SIGHUP (certbot's --deploy-hook, `systemctl reload`) it reads all certificate files again:
+
+    certificates valid until 2027-02-27 11:30 UTC
+
+If one of the files is wrong, it prints why and keeps the old certificates. Open connections are not affected. `--name
+default` is for clients that ask for no name, or for one that has no certificate.
 """
 
 import argparse
@@ -33,7 +42,7 @@ def renew(certificates):
 
 
 def describe(certificates):
-    return time.strftime('certificates good until %Y-%m-%d %H:%M UTC', time.gmtime(certificates.expires))
+    return time.strftime('certificates valid until %Y-%m-%d %H:%M UTC', time.gmtime(certificates.expires))
 
 
 def main(r, args):
@@ -41,6 +50,8 @@ def main(r, args):
     certificates = Certificates(files, lambda context: context.set_alpn_protocols(['http/1.1']))
     server = r.listen_tcp('127.0.0.1', args.port, answer, ssl=certificates.context, idle_timeout=60)
     r.add_signal_handler(signal.SIGHUP, renew, certificates)
+    for signum in signal.SIGINT, signal.SIGTERM:
+        r.add_signal_handler(signum, r.stop)
     print(f'listening on 127.0.0.1:{server.address[1]}', flush=True)
     systemd.ready(describe(certificates))
     systemd.watchdog(r)
@@ -52,7 +63,5 @@ if __name__ == '__main__':
     files = ('NAME', 'CERTIFICATE', 'KEY')
     options.add_argument('--name', nargs=3, action='append', required=True, metavar=files, help='files in PEM format')
     args = options.parse_args()
-    try:
-        reactor.run(lambda r: main(r, args))
-    except KeyboardInterrupt:
-        print('bye')
+    reactor.run(lambda r: main(r, args))
+    print('bye')

@@ -1,13 +1,20 @@
-"""UDP echo (RFC 862): sends every datagram back to where it came from.
+"""UDP echo (RFC 862): send each datagram back to its sender.
 
-Run it:    python examples/udp_echo.py                  (--port 7007)
-Talk:      socat - UDP:127.0.0.1:7007                   and every line comes back
+    $ python examples/udp_echo.py
+    listening on 127.0.0.1:7007
 
-A client that is gone, a datagram without a byte, a hundred thousand at once: the server stays what it is. What it
-cannot send at once waits, up to a limit; beyond that it is dropped, as UDP may.
+In another terminal, each line that you type comes back:
+
+    $ socat - UDP:127.0.0.1:7007
+    hello
+    hello
+
+A datagram that cannot be sent at once is queued. When the queue is full, new ones are dropped, as UDP allows. Neither
+empty datagrams nor floods nor clients that have gone away disturb the server.
 """
 
 import argparse
+import signal
 
 import reactor
 
@@ -18,6 +25,8 @@ def on_datagram(sock, data, address):
 
 def main(r, port):
     sock = r.bind_udp('127.0.0.1', port, on_datagram)
+    for signum in signal.SIGINT, signal.SIGTERM:
+        r.add_signal_handler(signum, r.stop)
     print(f'listening on 127.0.0.1:{sock.address[1]}', flush=True)
 
 
@@ -25,7 +34,5 @@ if __name__ == '__main__':
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     options.add_argument('--port', type=int, default=7007)
     port = options.parse_args().port
-    try:
-        reactor.run(lambda r: main(r, port))
-    except KeyboardInterrupt:
-        print('bye')
+    reactor.run(lambda r: main(r, port))
+    print('bye')

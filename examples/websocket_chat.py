@@ -1,12 +1,19 @@
-"""A chat room for browsers: one port serves the page and the WebSocket that it opens; wsproto knows the protocol.
+"""A chat room for browsers. One port serves the page and the WebSocket that it opens; wsproto parses the protocol.
 
-Run it:    python examples/websocket_chat.py              (--port 8090; pip install h11 wsproto)
-Join:      http://127.0.0.1:8090/                         in two windows, and type
+    $ pip install h11 wsproto
+    $ python examples/websocket_chat.py
+    listening on 127.0.0.1:8090
 
-Who reads so slowly that `max_buffered` bytes wait is cut off, who answers no ping too: the others never wait.
+Open http://127.0.0.1:8090/ in two windows and type. Each line appears in both:
+
+    guest1: hello
+
+A client that does not answer pings is disconnected, and so is one that reads so slowly that `max_buffered` bytes wait
+for it. The others never wait.
 """
 
 import argparse
+import signal
 from itertools import count
 
 import h11
@@ -27,7 +34,7 @@ PAGE = b"""<!doctype html><meta charset="utf-8"><title>Chat</title><link rel="ic
   const show = line => { said.appendChild(document.createElement('li')).textContent = line; };
   socket.onopen = () => { text.disabled = false; text.focus(); };
   socket.onmessage = event => show(event.data);
-  socket.onclose = () => { text.disabled = true; show('* you are out'); };
+  socket.onclose = () => { text.disabled = true; show('* disconnected'); };
   document.getElementById('form').onsubmit = event => {
     event.preventDefault();
     socket.send(text.value);
@@ -43,10 +50,10 @@ class Member:
     def __init__(self, ws):
         self.ws = ws
         self.name = f'guest{next(numbers)}'
-        self.text = ''  # of a message that comes in pieces
+        self.text = ''  # the received part of a message
 
 
-def tell(text):
+def broadcast(text):
     for conn in members:
         send(conn, TextMessage(data=text))
 
@@ -61,7 +68,7 @@ def on_connect(conn):
 
 
 def on_http(conn, data):
-    """A request for the page, or to turn this connection into a WebSocket."""
+    """Answer a request for the page, or turn the connection into a WebSocket."""
     http = conn.data
     try:
         http.receive_data(data)
@@ -69,14 +76,14 @@ def on_http(conn, data):
         if request is h11.NEED_DATA:
             return
         if request.target != b'/chat':
-            return answer(conn, *((200, PAGE) if request.target == b'/' else (404, b'not here\n')))
+            return answer(conn, *((200, PAGE) if request.target == b'/' else (404, b'not found\n')))
         ws = WSConnection(ConnectionType.SERVER)
         ws.initiate_upgrade_connection(request.headers, '/chat')
-    except (h11.ProtocolError, ProtocolError, ValueError):  # the last for names that are none
-        return answer(conn, 400, b'neither a request nor a WebSocket\n')
+    except (h11.ProtocolError, ProtocolError, ValueError):  # ValueError: an invalid host name
+        return answer(conn, 400, b'not a valid HTTP request or WebSocket handshake\n')
     conn.write(ws.send(AcceptConnection()))
     members[conn], conn.on_data = Member(ws), on_websocket
-    tell(f'* {members[conn].name} joined, {len(members)} here')
+    broadcast(f'* {members[conn].name} joined, {len(members)} here')
     if http.trailing_data[0]:
         on_websocket(conn, http.trailing_data[0])
 
@@ -85,7 +92,7 @@ def answer(conn, status, body):
     kind = 'text/html; charset=utf-8' if body is PAGE else 'text/plain'
     head = f'HTTP/1.1 {status} \r\nContent-Type: {kind}\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n'
     conn.write(head.encode() + body)
-    conn.on_data = None  # what else it sends is dropped
+    conn.on_data = None  # drop everything else that it sends
     conn.write_eof()
 
 
@@ -100,11 +107,11 @@ def on_websocket(conn, data):
                 return end(conn, event.response())
             elif isinstance(event, Message):
                 if not isinstance(event, TextMessage) or len(member.text) + len(event.data) > LONGEST_MESSAGE:
-                    return end(conn, CloseConnection(code=1008, reason='text only, and not so much'))
+                    return end(conn, CloseConnection(code=1008, reason='text only, and no long messages'))
                 member.text += event.data
                 if event.message_finished:
                     text, member.text = member.text, ''
-                    tell(f'{member.name}: {text}')
+                    broadcast(f'{member.name}: {text}')
     except ProtocolError as exc:
         end(conn, getattr(exc, 'event_hint', None) or CloseConnection(code=1002))
 
@@ -118,7 +125,7 @@ def end(conn, event):
 def on_close(conn, exc):
     if conn in members:
         name = members.pop(conn).name
-        tell(f'* {name} left')
+        broadcast(f'* {name} left')
 
 
 def ping():
@@ -130,15 +137,15 @@ def main(r, port, interval):
     server = r.listen_tcp('127.0.0.1', port, on_http, on_connect=on_connect, on_close=on_close,
                           max_buffered=1 << 18, read_timeout=3 * interval)  # fmt: skip
     r.call_every(interval, ping)
+    for signum in signal.SIGINT, signal.SIGTERM:
+        r.add_signal_handler(signum, r.stop)
     print(f'listening on 127.0.0.1:{server.address[1]}', flush=True)
 
 
 if __name__ == '__main__':
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     options.add_argument('--port', type=int, default=8090)
-    options.add_argument('--ping', type=float, default=20, help='seconds between two pings')
+    options.add_argument('--ping', type=float, default=20, help='seconds between pings (default 20)')
     args = options.parse_args()
-    try:
-        reactor.run(lambda r: main(r, args.port, args.ping))
-    except KeyboardInterrupt:
-        print('bye')
+    reactor.run(lambda r: main(r, args.port, args.ping))
+    print('bye')

@@ -1,12 +1,23 @@
-"""Echo on all processors: several processes on one port, each with a reactor of its own.
+"""An echo server on all processors: several worker processes on one port, each with its own reactor.
 
-Run it:    python examples/workers.py         (--port 7007 --workers N, by default one for each processor)
-Talk:      nc 127.0.0.1 7007                  who serves you is told first, and every line comes back
-Try:       kill -HUP PARENT                   new workers, and nobody is refused meanwhile
-           kill -TTIN PARENT                  one more; -TTOU: one less
-           kill -9 WORKER                     another one serves who waited for it
+    $ python examples/workers.py
+    workers of 12345 listening on 127.0.0.1:7007
 
-Ctrl-C drains: nobody new, and it ends with the last client, or after ten seconds. Again: at once.
+In another terminal; the first line names the worker that serves you:
+
+    $ nc 127.0.0.1 7007
+    worker 12346
+    hello
+    hello
+
+Signals to the parent (12345):
+
+    kill -HUP 12345     replace all workers, one after the other; no client is refused
+    kill -TTIN 12345    add a worker; -TTOU removes one
+    kill -9 12346       kill a worker; another one starts and serves the clients that wait in its queue
+
+Ctrl-C and SIGTERM drain: no new clients are accepted, and the program ends with its last client or after ten seconds. A
+second Ctrl-C ends it at once.
 """
 
 import argparse
@@ -30,13 +41,13 @@ def on_drain(conn):
 
 
 def main(r, listeners):
-    """In each worker."""
+    """Run in each worker."""
     for sock in listeners:
         r.listen_tcp(None, 0, on_data, on_connect=on_connect, on_drain=on_drain, sock=sock)
 
 
 def on_start(r, workers):
-    """In the parent."""
+    """Run in the parent."""
     print(f'workers of {os.getpid()} listening on 127.0.0.1:{workers.addresses[0][1]}', flush=True)
 
 

@@ -47,6 +47,8 @@ from .net.datagram import DatagramSocket
 from .net.listener import Listener
 from .net.proxy_header import ProxyHeader
 from .net.resolver import LookUp
+from .net.session import TLSSession
+from .net.states import State
 from .net.stream import Stream
 from .system.paths import WatchedPath
 from .system.pipe import ReadPipe, WritePipe
@@ -96,10 +98,12 @@ __all__ = [
     'SelectorFull',
     'SendFileError',
     'SignalHandler',
+    'State',
     'Stats',
     'Stream',
     'StreamOptions',
     'TLSError',
+    'TLSSession',
     'ThreadCall',
     'Timer',
     'TooSlow',

@@ -10,7 +10,7 @@ import.
 """
 
 from collections.abc import Callable
-from typing import Any, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from .admission.limits import Limits
 from .hints import BaseSelector, SSLContext
@@ -21,7 +21,6 @@ from .net.listener import Listener
 from .net.stream import Stream
 from .system.process import Process
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
     from .facade import Reactor
 
@@ -214,8 +213,9 @@ class ReactorOptions(TypedDict, total=False):
             are counted. A callable: `catch_errors(exc, handle_or_None)` is called instead of the log. False: the
             exception leaves `run`.
         slow_callback: Seconds. A callback, or a whole turn, that takes this long or longer is counted and logged, with
-            the name and line of the callback, at most once a second. None (default): off.
-        debug: Check in every method that it is called in the thread that runs the reactor. Default: False.
+            the name and line of the callback, at most once a second. None (default): off, or 0.1 with `debug=True`.
+        debug: Check in every method that it is called in the thread that runs the reactor, and report slow callbacks.
+            Default: False.
     """
 
     selector: BaseSelector | None

@@ -9,13 +9,16 @@ from __future__ import annotations
 from os import PathLike
 from selectors import BaseSelector as BaseSelector
 from socket import socket as socket
-from typing import Any, Protocol, TypeVar, TypeVarTuple
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, TypeVarTuple
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from ssl import MemoryBIO as MemoryBIO
     from ssl import SSLContext as SSLContext
+    from ssl import SSLError as SSLError
+    from ssl import SSLObject as SSLObject
 else:
-    SSLContext = Any  # importing `ssl` takes as long as importing the whole reactor, and few programs need it
+    # Importing `ssl` takes as long as importing the whole reactor, and few programs need it.
+    MemoryBIO = SSLContext = SSLError = SSLObject = Any
 
 Ts = TypeVarTuple('Ts')  # the user's own arguments of a callback
 Result = TypeVar('Result')

@@ -7,27 +7,24 @@ limits, or for proxies, are made here too, because their class is above `net`.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
-from .admission.limits import check_limits
+from .admission.limits import Limits, check_limits
 from .admission.listener import GuardedListener
-from .admission.proxied import PROXY_TIMEOUT, ProxiedStream, check_proxy_protocol
+from .admission.proxied import PROXY_TIMEOUT, ProxiedStream, ProxyProtocol, check_proxy_protocol
 from .hints import Buffer, HasFileno, Ts
+from .kernel import Kernel
 from .net.datagram import DatagramSocket
 from .net.endpoints import Kinds
 from .net.listener import Listener
 from .net.stream import Stream
 from .net.tls import TLSStream
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from .admission.limits import Limits
-    from .admission.proxied import ProxyProtocol
     from .callbacks import ListenOptions
-    from .kernel import Kernel
 
 
-class Guard:
+class GuardedListenerMaker:
     """Makes a listener that has limits, or accepts clients through proxies; see `Kinds.guard`."""
 
     __slots__ = ('_kinds', '_limits', '_proxy')
@@ -53,7 +50,7 @@ def guard(
     proxy_timeout = options.get('proxy_timeout', PROXY_TIMEOUT)
     proxy = check_proxy_protocol(kernel, proxy_protocol, proxy_timeout, kinds.plain, has_path)
     check_limits(kernel, limits, unix)
-    return Listener if proxy is None and limits is None else Guard(kinds, proxy, limits)
+    return Listener if proxy is None and limits is None else GuardedListenerMaker(kinds, proxy, limits)
 
 
 KINDS = Kinds(Stream, TLSStream, ProxiedStream, DatagramSocket, guard)

@@ -1,4 +1,4 @@
-"""Fixtures: a reactor on each selector that must leave nothing behind."""
+"""Fixtures and options of the tests; the main fixture is a reactor on each selector that must leave nothing open."""
 
 from __future__ import annotations
 
@@ -32,32 +32,32 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         '--deep',
         type=int,
         metavar='EXAMPLES',
-        help='run each property-based test with so many random examples, the models with up to 200 steps in each, '
+        help='run each property-based test with this many random examples, the models with up to 200 steps in each, '
         'instead of the quick profile, which is the same every time: for example "pytest --deep 20000 '
-        'tests/models/test_model_writer.py", which takes hours. What fails is kept in .hypothesis and tried first the '
-        'next time.',
+        'tests/models/test_model_writer.py", which takes hours. A failing example is stored in .hypothesis and tried '
+        'first the next time.',
     )
     parser.addoption(
         '--slow',
         action='store_true',
-        help='run what is marked slow too, as CI does (sweeps, counts of work, figures in a tiny size, a soak, hunts '
-        'for planted bugs): some minutes more',
+        help='also run the tests marked slow, as CI does (sweeps, counts of work, measurements in a tiny size, a soak, '
+        'hunts for planted bugs): some minutes more',
     )
     parser.addoption(
         '--selector',
         choices=list(SELECTORS),
-        help='run on this selector alone what is run on each of the three with the fixture `r`',
+        help='run the tests with the fixture `r` on this selector only, instead of on all three',
     )
     parser.addoption(
         '--live-seconds',
         type=int,
         default=5,
-        help='for how long the live page is open in a browser before it is looked at for growth',
+        help='seconds for which the live page is open in a browser before its memory is checked for growth',
     )
     parser.addoption(
         '--lasting-whole',
         action='store_true',
-        help='have every kind of call fail for good with each error, in every program and on every selector, instead '
+        help='let every kind of call fail permanently with each error, in every program and on every selector, instead '
         'of a sample: "pytest --lasting-whole tests/laws/test_lasting_faults.py -k whole", in two processes',
     )
     parser.addoption(
@@ -65,7 +65,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         type=int,
         default=150,
         metavar='SEEDS',
-        help='how many worlds with TLS peers that misbehave are tried: "pytest --tls-worlds 20000 '
+        help='number of worlds with misbehaving TLS peers to try: "pytest --tls-worlds 20000 '
         'tests/net/test_tls_worlds.py" takes about 40 minutes',
     )
     parser.addoption(
@@ -73,58 +73,58 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         type=int,
         default=20,
         metavar='SECONDS',
-        help='for how long each fuzz target is run: "pytest --fuzz-seconds 1200 -n 2 tests/fuzz -k search"',
+        help='seconds for which each fuzz target is run: "pytest --fuzz-seconds 1200 -n 2 tests/fuzz -k search"',
     )
     parser.addoption(
         '--kinds-whole',
         action='store_true',
         help='run each law on each kind of stream with every value of every option on every selector, instead of a few '
-        'of them in turn: "pytest --kinds-whole -n 2 tests/laws/test_every_kind.py", some 25 minutes of CPU',
+        'of them in turn: "pytest --kinds-whole -n 2 tests/laws/test_every_kind.py", about 25 minutes of CPU',
     )
     parser.addoption(
         '--nth-whole',
         action='store_true',
-        help='have each call to the kernel fail once with each error, in every program and on every selector, instead '
-        'of a sample: "pytest --nth-whole tests/laws/test_nth_call.py -k whole", in two processes, some ten minutes',
+        help='let each call to the kernel fail once with each error, in every program and on every selector, instead '
+        'of a sample: "pytest --nth-whole tests/laws/test_nth_call.py -k whole", in two processes, about ten minutes',
     )
     parser.addoption(
         '--owners-whole',
         action='store_true',
         help='run every order in which three owners of signal handlers and of the wakeup descriptor begin and end, '
-        'instead of a sample: "pytest --owners-whole tests/loop/test_owners.py", some ten minutes',
+        'instead of a sample: "pytest --owners-whole tests/loop/test_owners.py", about ten minutes',
     )
     parser.addoption(
         '--interrupts-whole',
         action='store_true',
-        help='press Ctrl-C at each line of ours that a program reaches, instead of a sample: "pytest '
-        '--interrupts-whole tests/laws/test_interrupt_sweep.py", in two processes, some ten minutes',
+        help='press Ctrl-C at each line of the package that a program reaches, instead of a sample: "pytest '
+        '--interrupts-whole tests/laws/test_interrupt_sweep.py", in two processes, about ten minutes',
     )
     parser.addoption(
         '--sweep-whole',
         action='store_true',
-        help='have each allocation fail, and the stack run out at each depth, in every program and on every selector, '
+        help='let each allocation fail, and the stack run out at each depth, in every program and on every selector, '
         'instead of a sample: "pytest --sweep-whole -n 2 tests/laws/test_sweeps.py"',
     )
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Refuse to begin without what the tests need, and load a profile of hypothesis."""
+    """Refuse to start without the requirements of the tests, and load a profile of hypothesis."""
     if not in_worker(config):
         check_setup()
     load_profile(config)
 
 
 def in_worker(config: pytest.Config) -> bool:
-    """Whether this process is one of those that pytest-xdist started."""
+    """Whether this process is a worker of pytest-xdist."""
     return hasattr(config, 'workerinput')
 
 
 def check_setup() -> None:
-    """Raise UsageError, once, for what would otherwise fail hundreds of tests."""
+    """Raise one UsageError for a mistake that would otherwise fail hundreds of tests."""
     install = "run: python3 -m venv .venv && .venv/bin/pip install -e '.[test]' && .venv/bin/python -m pytest"
     if importlib.util.find_spec('psutil') is None:
         raise pytest.UsageError(f'the tests need psutil, which is not installed; {install}')
-    # Many tests start programs in other folders, which import the package from there.
+    # Many tests start programs in other folders, where these must be able to import the package.
     command = [sys.executable, '-c', 'import reactor; print(reactor.__file__)']
     child = subprocess.run(command, cwd=os.path.abspath(os.sep), capture_output=True, text=True)
     if child.returncode:
@@ -135,13 +135,13 @@ def check_setup() -> None:
 
 
 def load_profile(config: pytest.Config) -> None:
-    """Choose between two profiles: `ci`, which runs the same examples every time, and `deep`, for `--deep`."""
-    # Explaining a failure takes minutes with these models; the shrunk run tells enough.
+    """Choose the profile: `ci`, with the same examples every time, or `deep`, for `--deep`."""
+    # The explain phase takes minutes with these models, and the shrunk example says enough.
     phases = [phase for phase in Phase if phase is not Phase.explain]
     common = settings(
         deadline=None, phases=phases, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
     )
-    # The whole suite runs on five Pythons and tries the first examples; tests that are named try all, in CI once.
+    # The whole suite runs on five Pythons, so it tries only the first examples; named tests try all.
     examples = 40 if whole_suite(config) and not config.option.slow else 100
     settings.register_profile(
         'ci', common, max_examples=examples, stateful_step_count=50, derandomize=True, database=None
@@ -151,39 +151,39 @@ def load_profile(config: pytest.Config) -> None:
     settings.load_profile('deep' if deep else 'ci')
 
 
-@pytest.hookimpl(tryfirst=True)  # before that of pytest-xdist
+@pytest.hookimpl(tryfirst=True)  # before the hook of pytest-xdist
 def pytest_cmdline_main(config: pytest.Config) -> None:
-    """Run the whole suite in parallel, unless `-n` or `--pdb` says otherwise; tests that are named run as usual."""
+    """Run the whole suite in parallel, unless `-n` or `--pdb` says otherwise; named tests run as usual."""
     option = config.option
     if not whole_suite(config) or in_worker(config) or option.usepdb:
         return
     if config.getoption('numprocesses', 0) is None:
         option.numprocesses = WORKERS
     if config.getoption('dist', '') == 'no':
-        option.dist = 'worksteal'  # each process has its modules, and at the end what another one has left
+        option.dist = 'worksteal'  # each worker has its modules; one that is done takes over tests of others
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_setupnodes() -> None:
-    """Let the workers, and the programs that tests start, write bytecode and so find what another one has compiled."""
+    """Let the workers and the programs that tests start write bytecode, so that each module is compiled once."""
     os.environ.pop('PYTHONDONTWRITEBYTECODE', None)
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
-    """In a worker, import the test modules, beginning with a different one in each worker.
+    """In a worker, import the test modules, starting with a different one in each worker.
 
-    Rewriting their assertions takes 10 s of CPU. The result is kept in `__pycache__`, so each worker rewrites a share
+    Rewriting their assertions takes 10 s of CPU. The result is stored in `__pycache__`, so each worker rewrites a share
     and finds the rest there.
     """
     if not in_worker(session.config):
         return
-    gc.disable()  # until the tests are collected: a million objects are made, and none of them can be freed
+    gc.disable()  # until the tests are collected: a million objects are created, and none of them can be freed
     tests = Path(__file__).parent
     files = sorted(path.relative_to(tests.parent) for path in tests.rglob('test_*.py'))
     modules = ['.'.join(path.with_suffix('').parts) for path in files]
     begin = len(modules) * int(os.environ['PYTEST_XDIST_WORKER'][2:]) // int(os.environ['PYTEST_XDIST_WORKER_COUNT'])
     for module in modules[begin:] + modules[:begin]:
-        with suppress(Exception, pytest.skip.Exception):  # collecting the module reports it
+        with suppress(Exception, pytest.skip.Exception):  # the collection of the module reports it
             importlib.import_module(module)
 
 
@@ -193,17 +193,17 @@ def whole_suite(config: pytest.Config) -> bool:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    """Say what the command did not run."""
+    """Report the tests that the command did not run."""
     if whole_suite(config) and not config.option.slow:
         terminalreporter.write_line(
-            'NOT RUN: slow tests (sweeps, counts of work, figures, a soak, hunts for planted bugs); CI runs them: '
+            'NOT RUN: slow tests (sweeps, counts of work, measurements, a soak, hunts for planted bugs); CI runs them: '
             'pytest --slow'
         )
 
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what is slow, unless it was asked for, and other selectors than the one asked for; order the rest."""
+    """Leave out slow tests, unless requested, and selectors other than a requested one; order the rest."""
     slow_too, only = config.option.slow or not whole_suite(config), config.option.selector
 
     def wanted(item: Any) -> bool:
@@ -219,7 +219,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def order(items: list[pytest.Item]) -> None:
-    """Spread tests that compute for long among the modules, whose tests mostly wait; end with those that run alone."""
+    """Spread tests that need much CPU among the others, which mostly wait; those that run alone come last."""
     alone = [item for item in items if item.get_closest_marker('alone')]
     long = deque(item for item in items if item.get_closest_marker('timeout') and item not in alone)
     others = (item for item in items if not item.get_closest_marker('timeout') and not item.get_closest_marker('alone'))
@@ -234,14 +234,14 @@ def order(items: list[pytest.Item]) -> None:
 def pytest_collection_finish(session: pytest.Session) -> None:
     """Hide the tests themselves from the garbage collector.
 
-    They stay until the end. Each collection, automatic or a test's own, would go through a million of their objects.
+    They exist until the end. Each collection, automatic or by a test, would visit a million of their objects.
     """
     gc.collect()
     gc.freeze()
     gc.enable()
 
 
-@pytest.hookimpl(wrapper=True, tryfirst=True)  # around the time limit, which does not include the wait for a turn
+@pytest.hookimpl(wrapper=True, tryfirst=True)  # around the time limit, which excludes the wait for the machine
 def pytest_runtest_protocol(item: pytest.Item) -> Any:
     with machine(item.get_closest_marker('alone') is not None):
         return (yield)
@@ -250,12 +250,12 @@ def pytest_runtest_protocol(item: pytest.Item) -> Any:
 with suppress(ImportError):
     import ctypes
 
-    # libffi opens its own file for the first callback that ctypes makes, as watchdog does, and keeps it open.
+    # libffi opens a file for the first callback made with ctypes, which watchdog does, and keeps it open.
     ctypes.CFUNCTYPE(None)(lambda: None)
 
 
 def open_descriptors() -> int:
-    """How many descriptors this process has open."""
+    """Count the open descriptors of this process."""
     for folder in ('/proc/self/fd', '/dev/fd'):
         if os.path.isdir(folder):
             return len(os.listdir(folder))
@@ -273,22 +273,22 @@ def has_children() -> bool:
 
 @pytest.fixture(autouse=True)
 def nothing_left():
-    """Every test ends with the descriptors it began with, and leaves no child process."""
+    """Check that each test leaves no descriptor open and no child process."""
     before, had_children = open_descriptors(), has_children()
     yield
-    until = time.monotonic() + 5  # a look-up that was abandoned has a file open for a moment, in its thread
+    until = time.monotonic() + 5  # the thread of an abandoned lookup has a file open for a moment
     while open_descriptors() > before or has_children() > had_children:
         alone = threading.active_count() == 1
-        gc.collect()  # after that look: a thread that has just ended has released what it held
+        gc.collect()  # after that check: a thread that has just ended has released its objects
         if alone or time.monotonic() > until:
             break
         time.sleep(0.01)
-    assert open_descriptors() <= before, 'a descriptor was left open'
-    assert has_children() <= had_children, 'a child process was left, running or as a zombie'
+    assert open_descriptors() <= before, 'a descriptor is left open'
+    assert has_children() <= had_children, 'a child process is left, running or as a zombie'
 
 
 def check_empty(r: Reactor) -> None:
-    """No handle, timer, completion or gauge is left."""
+    """Check that no handle, timer, completion or counted connection is left."""
     assert not r.handles(), r.handles()
     assert len(r.timers) == 0, list(r.timers)
     assert r.timers.referenced == 0
@@ -301,7 +301,7 @@ def check_empty(r: Reactor) -> None:
 
 @pytest.fixture(params=list(SELECTORS))
 def r(request: Any):
-    """A reactor on the default selector, on poll, on select; what a test leaves open fails it."""
+    """A reactor on the default selector, on poll and on select; the test fails if it leaves anything open."""
     selector = SELECTORS[request.param]
     if selector is None:
         pytest.skip(f'this platform has no {request.param} selector')
@@ -322,7 +322,7 @@ def kernel() -> FakeKernel:
 
 @pytest.fixture
 def fake(kernel: FakeKernel):
-    """A reactor on that kernel."""
+    """A reactor on the fixture `kernel`."""
     reactor = Reactor(kernel=kernel)
     yield reactor
     reactor.close()
@@ -330,7 +330,7 @@ def fake(kernel: FakeKernel):
 
 @pytest.fixture
 def sockets():
-    """Make sockets that are closed after the test: `sockets()` a pair, `sockets.track(sock)` one made elsewhere."""
+    """Sockets that are closed after the test: `sockets()` makes a pair, `sockets.track(sock)` adds a socket."""
     made: list[socket.socket] = []
 
     class Maker:
@@ -357,7 +357,7 @@ def sockets():
 
 @pytest.fixture
 def scripted():
-    """A reactor on a scripted kernel, and a function that makes a stream and its scripted socket."""
+    """A reactor on a scripted kernel, and a function that makes a stream with its scripted socket."""
     kernel = ScriptedKernel()
     with Reactor(kernel=kernel) as reactor:
 

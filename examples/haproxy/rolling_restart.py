@@ -1,10 +1,12 @@
-"""Restart the workers behind HAProxy one after the other, and lose no request.
+"""Restart the workers behind HAProxy one after the other, without failing a request.
 
-Run it:    python examples/haproxy/rolling_restart.py haproxy.sock 'systemctl restart worker@{port}'
+    $ python examples/haproxy/rolling_restart.py haproxy.sock 'systemctl restart app@{port}'
+    w1, port 8081
+    w2, port 8082
 
-Each worker in turn gets no new work; its last requests end; COMMAND restarts it, with {name} and {port} filled in;
-HAProxy gives it work again after good health checks, and then the next one follows. When a worker does not come back,
-the others are left as they are.
+For each worker in turn: HAProxy stops sending work to it, its last requests end, and the command restarts it, with
+{name} and {port} replaced. After good health checks HAProxy sends work to it again. If a worker does not come up again,
+the remaining workers are not restarted.
 """
 
 import argparse
@@ -15,44 +17,44 @@ import sys
 import time
 from functools import partial
 
-LOOK = 0.05  # seconds between two looks at HAProxy's figures
+POLL_INTERVAL = 0.05  # seconds between two queries of HAProxy's statistics
 
 
 class Refused(Exception):
-    """HAProxy did not do what it was told, or a worker did not come back."""
+    """HAProxy refused a command, or a worker did not come up again."""
 
 
 class Admin:
-    """HAProxy's runtime socket: one command for each connection."""
+    """HAProxy's runtime socket, which takes one command on each connection."""
 
     def __init__(self, path):
         self.path = path
 
-    def tell(self, command):
+    def send(self, command):
         with socket.socket(socket.AF_UNIX) as sock:
             sock.connect(self.path)
             sock.sendall(command.encode() + b'\n')
             answer = b''.join(iter(lambda: sock.recv(65536), b'')).decode().strip()
         if answer and not answer.startswith('#'):
-            raise Refused(f'HAProxy says to {command!r}: {answer}')
+            raise Refused(f'HAProxy refused {command!r}: {answer}')
         return answer
 
     def servers(self, *names):
-        """A row of figures for each server of each backend: svname, pxname, addr, scur, qcur, status ..."""
-        rows = csv.DictReader(self.tell('show stat -1 4 -1').removeprefix('# ').splitlines())
+        """Return a row of statistics for each server of each backend: svname, pxname, addr, scur, qcur, status ..."""
+        rows = csv.DictReader(self.send('show stat -1 4 -1').removeprefix('# ').splitlines())
         return [row for row in rows if not names or row['svname'] in names]
 
     def set(self, name, what):
         for row in self.servers(name):
-            self.tell(f'set server {row["pxname"]}/{name} {what}')
+            self.send(f'set server {row["pxname"]}/{name} {what}')
 
     def wait(self, name, seconds, reached):
-        """Whether `reached(row)` holds in every backend within so many seconds."""
+        """Wait until `reached(row)` is true in every backend; returns False after this many seconds."""
         end = time.monotonic() + seconds
         while not all(reached(row) for row in self.servers(name)):
             if time.monotonic() > end:
                 return False
-            time.sleep(LOOK)
+            time.sleep(POLL_INTERVAL)
         return True
 
 
@@ -65,11 +67,11 @@ def is_up(row):
 
 
 def restart_one(admin, name, restart, drain=30, start=30):
-    """Returns whether it works again; `restart()` may return before the new one listens."""
+    """Restart one worker and return whether it is up again. `restart()` may return before the new process listens."""
     admin.set(name, 'state drain')
-    admin.wait(name, drain, is_idle)  # whoever is still there is the worker's own drain's concern
+    admin.wait(name, drain, is_idle)  # the worker's own drain handles the connections that are left
     restart()
-    # Not what was known of the old one counts: from here on it takes good checks of the new one.
+    # Forget the checks of the old process: the new one gets no work before it has passed its own.
     admin.set(name, 'health down')
     admin.set(name, 'state ready')
     return admin.wait(name, start, is_up)
@@ -79,7 +81,7 @@ def main():
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     options.add_argument('socket', help="HAProxy's `stats socket`, of level admin")
     options.add_argument('command', help='a shell command that restarts one worker: {name} and {port} are filled in')
-    options.add_argument('names', nargs='*', help='of servers (default: all, in the order of the configuration)')
+    options.add_argument('names', nargs='*', help='names of servers (default: all, in the order of the configuration)')
     options.add_argument('--drain', type=float, default=30, help='seconds to wait for the last requests (default 30)')
     options.add_argument('--start', type=float, default=30, help='seconds to wait for good checks (default 30)')
     args = options.parse_args()
@@ -92,7 +94,7 @@ def main():
     for name, port in ports.items():
         print(f'{name}, port {port}', flush=True)
         if not restart_one(admin, name, partial(restart, name, port), args.drain, args.start):
-            raise Refused(f'{name} does not come back; the others are as they were')
+            raise Refused(f'{name} was not up again after {args.start:g} s; the remaining workers were not restarted')
 
 
 if __name__ == '__main__':

@@ -1,1 +1,1 @@
-"""The clients that measure: each asks in one manner. They run in the process of compare.py, on the load's core."""
+"""Loads: clients that send requests, each module in its own way. They run in the process of the tool."""

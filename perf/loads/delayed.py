@@ -1,7 +1,7 @@
-"""The seed's load: connections at a fixed rate, each asks once and waits for its delayed answer.
+"""The load of the seed workload: connections at a fixed rate, each with one request and a delayed reply.
 
-Owns the schedule. The rule: a time counts from when the schedule wanted the connection, and nothing waits for an answer
-but the connection that asked.
+Times count from when a connection was due by the schedule, so a server that falls behind shows. A slow reply delays no
+other connection.
 """
 
 import selectors
@@ -9,11 +9,14 @@ import time
 
 from .sockets import REQUEST, SOURCES, TIMEOUT, connect
 
-AT_ONCE = 50  # connections opened between two looks at the answers, however far behind
+AT_ONCE = 50  # connections opened before replies are read again, however far behind the schedule is
 
 
 def answer_times(port, rate, seconds, size):
-    """(times until an answer of `size` bytes, ascending; most connections open at once)."""
+    """Open `rate` connections a second for `seconds`; replies have `size` bytes.
+
+    Returns (sorted seconds until each reply, largest number of connections open at once).
+    """
     total = int(rate * seconds)
     times, opened, most, last_answer = [], 0, 0, time.perf_counter()
     started = last_answer

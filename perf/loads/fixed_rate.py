@@ -1,20 +1,23 @@
-"""An open load: requests at a fixed rate whatever the server does, over connections that stay.
+"""A fixed-rate load: requests at a given rate whatever the server does, over connections that stay open.
 
-Owns the schedule. The rule: a time counts from when the schedule wanted the request, so that a server that falls behind
-shows. It never sleeps, since a sleep would be measured too: it needs a core of its own.
+Times count from when a request was due by the schedule, so a server that falls behind shows. The load never sleeps,
+because a late wake-up would be measured too: it needs its own core.
 """
 
 import selectors
 import time
 from collections import deque
 
-from measuring.ratios import quantile
+from perf.common.arithmetic import quantile
 
 from .sockets import REQUEST, TIMEOUT, connections
 
 
 def latencies(port, count, rate, seconds, size):
-    """Seconds from when a request was due until its answer, for each, in ascending order."""
+    """Return the seconds from when each request was due until its reply, sorted.
+
+    `count` connections send `rate` requests a second for `seconds`; replies have `size` bytes.
+    """
     times = []
     with connections(port, count) as socks, selectors.DefaultSelector() as selector:
         for sock in socks:
@@ -38,4 +41,5 @@ def latencies(port, count, rate, seconds, size):
 
 
 def p50_and_p99(times):
+    """Return the median and the 99th percentile of sorted seconds, in microseconds."""
     return {'p50_us': quantile(times, 0.5) * 1e6, 'p99_us': quantile(times, 0.99) * 1e6}

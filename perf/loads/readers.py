@@ -1,6 +1,6 @@
-"""Readers of what a server sends unasked: a slow one of endless streams, and many of one message each.
+"""Clients that only read: slowly from endless streams, or one message on each of many connections.
 
-Owns nothing. The rule: what was received is counted here, what it cost is measured at the server.
+Bytes received are counted here; what they cost is measured at the server.
 """
 
 import selectors
@@ -8,11 +8,11 @@ import time
 
 from .sockets import REQUEST, TIMEOUT
 
-PAUSE = 0.001  # seconds between two looks of the slow reader
+PAUSE = 0.001  # seconds between two rounds of slow reading
 
 
 class Readers:
-    """Connections and the selector that watches them; a context manager."""
+    """Connections, and the selector that they are registered with; a context manager."""
 
     def __init__(self, socks):
         self.socks = socks
@@ -27,7 +27,7 @@ class Readers:
         self.selector.close()
 
     def drain_slowly(self, seconds):
-        """Bytes received, 64 KiB at a time from each, with a pause after each look."""
+        """Read at most 64 KiB from each connection, pause, and repeat for `seconds`; return the bytes received."""
         received, until = 0, time.monotonic() + seconds
         while time.monotonic() < until:
             for key, _ in self.selector.select(0):
@@ -36,7 +36,7 @@ class Readers:
         return received
 
     def broadcast(self, size):
-        """Have one message sent to all of them; returns when everybody has it."""
+        """Make the server send one message to all connections; return when each has all `size` bytes."""
         missing, last = size * len(self.socks), time.monotonic()
         self.socks[0].send(REQUEST)
         while missing > 0:

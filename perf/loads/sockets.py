@@ -1,7 +1,7 @@
-"""Connections to the server that is measured.
+"""How every load connects to the server.
 
-Owns how they are made. The rule: plain blocking sockets with as few system calls as can be; a load reads only what a
-selector has announced.
+The sockets are plain and blocking, which costs the fewest system calls; a load reads only when its selector reports
+the socket ready.
 """
 
 import contextlib
@@ -9,15 +9,16 @@ import socket
 import struct
 
 REQUEST = b'GET / HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n'
-TIMEOUT = 10  # seconds until a load gives up
-SOURCES = 4  # addresses of this machine to connect from, for their ports
-IP_BIND_ADDRESS_NO_PORT = getattr(socket, 'IP_BIND_ADDRESS_NO_PORT', 24)  # the port is chosen when connecting
+TIMEOUT = 10  # seconds after which a load fails
+SOURCES = 4  # addresses of this machine to connect from: each has its own range of ports
+IP_BIND_ADDRESS_NO_PORT = getattr(socket, 'IP_BIND_ADDRESS_NO_PORT', 24)  # bind the address now, the port at connect
 SEND_TIMEOUT = struct.pack('ll', TIMEOUT, 0)
 
 
 def connect(port, source=None, receive_buffer=None):
+    """Connect to a port of 127.0.0.1, from the address `source`; `receive_buffer` is the kernel's, in bytes."""
     sock = socket.socket()
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, SEND_TIMEOUT)  # of connecting, too
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, SEND_TIMEOUT)  # it limits connect() too
     if receive_buffer:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
     if source:
@@ -33,7 +34,7 @@ def connect(port, source=None, receive_buffer=None):
 
 @contextlib.contextmanager
 def connections(port, count, receive_buffer=None):
-    """Hold `count` connections open."""
+    """Hold `count` connections open during the `with` block."""
     held = []
     try:
         for index in range(count):

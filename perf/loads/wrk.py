@@ -1,7 +1,6 @@
-"""wrk: as many requests as a server answers, over connections that stay or that end after each.
+"""wrk: as many requests as a server answers, over connections that stay open or that end after each.
 
-Owns the command and how its report is read. The rule: no figure of its latency is used, since wrk waits for a slow
-answer before it asks again.
+Its latencies are not used: wrk waits for a slow response before it sends the next request, which hides the delay.
 """
 
 import re
@@ -9,15 +8,16 @@ import shutil
 import signal
 import subprocess
 
-from measuring.server import Failed
+from perf.common.server import Failed
 
 
 def available():
+    """Return whether the command wrk is installed."""
     return shutil.which('wrk') is not None
 
 
 def saturate(port, connections, seconds, scheme='http'):
-    """(requests answered, seconds it took)."""
+    """Run wrk for `seconds` and return (requests answered, seconds it took)."""
     command = ['wrk', '-t1', f'-c{connections}', f'-d{max(1, round(seconds))}s', f'{scheme}://127.0.0.1:{port}/']
     done = subprocess.run(command, capture_output=True, text=True, timeout=seconds + 30, check=False)
     report = re.search(r'(\d+) requests in ([\d.]+)(ms|s|m),', done.stdout)
@@ -27,7 +27,7 @@ def saturate(port, connections, seconds, scheme='http'):
 
 
 class Wrk:
-    """wrk over so many connections until `end`, for what happens meanwhile."""
+    """wrk in the background, over `connections` connections, until `end` is called."""
 
     def __init__(self, port, path, connections, longest=3600):
         self.process = subprocess.Popen(
@@ -37,7 +37,7 @@ class Wrk:
         )
 
     def end(self):
-        """The requests answered, the errors by kind, and the answers that were not 200 or the like."""
+        """Stop wrk; return the requests answered, the errors by kind, and the responses other than 2xx and 3xx."""
         self.process.send_signal(signal.SIGINT)
         text, _ = self.process.communicate(timeout=30)
         report = re.search(r'(\d+) requests in', text)

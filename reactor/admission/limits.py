@@ -1,11 +1,11 @@
-"""Limits: how many clients may be connected, how many from one address, and how often they may connect and ask.
+"""What refuses a client: `Limits` on open connections, on connections of one address, and on rates.
 
-Memory is bounded by the connections that are open and by `max_addresses` addresses without one, of which the one not
-seen for longest is forgotten first. Of an address without connections only its tokens are remembered, until they have
-grown again.
+`Limits.judge` decides about a new client, and `Limits.allow` about a request. A client without room in
+`max_connections` is not refused: it waits in the kernel's backlog (`net/listener.py`). A PROXY header from an unknown
+network is refused in `listener.py`.
 
-The rates are token buckets: `burst` tokens at first, each worth one connection or request, which grow again at so many
-a second.
+Memory is bounded by the open connections and by `max_addresses`. An address without a connection is remembered only
+until its tokens have grown again. If there are too many, the address that was not seen for longest is forgotten first.
 """
 
 from __future__ import annotations
@@ -19,38 +19,45 @@ from ..kernel import Kernel
 from ..loop.checks import number, shown, time_limit
 from ..net.options import check_callback
 from ..net.stream import Stream
+from .address_record import AddressRecord, Rate
 from .networks import packed
 from .pace import LimitedClient
 
-Rate = tuple[float, float]
-Refusal = tuple[str, str]  # the counter, and the reason in words
+Refusal = tuple[str, str]  # the name of the counter, and the reason for messages
 
-MAX_ADDRESSES = 50_000  # some 400 bytes each
-IPV6_PREFIX = 8  # bytes: a client of IPv6 has a /64 and changes its address in it at will (RFC 8981)
+MAX_ADDRESSES = 50_000  # about 400 bytes each
+IPV6_PREFIX = 8  # bytes: an IPv6 client has a /64, and changes its address in it at will (RFC 8981)
 
 
 class Limits:
-    """What clients may take, given to `listen_tcp` or `listen_unix` as `limits=`; several listeners may share it.
+    """Limits for clients, passed to `listen_tcp` or `listen_unix` as `limits=`. Several listeners may share them.
 
-    refuse         `refuse(address)` is called for each client, (host, port), and True refuses him. An exception of it
-                   refuses it, too, and is reported like those of callbacks
-    connections    how many may be open at once. One more is refused; with `max_connections` he waits in the backlog
-    per_address    how many of one address
-    connect_rate   (a second, burst): how often one address may connect
-    request_rate   (a second, burst): how often one address may ask; see `allow`
-    lifetime       seconds after which a connection is reset, `LifetimeOver`
-    min_rate       (bytes a second, grace in seconds): how fast a client must send what he has to say, and take what
-                   waits for him, else he is reset, `TooSlow`. What he says begins with his first byte since our last
-                   one to him. It is looked at each quarter of the grace: he is ended when something more has come, and
-                   yet the whole is later than the grace and its bytes at this rate allow. So he may wait for a slow
-                   answer, and silence is not slowness: `read_timeout` and `idle_timeout` are for that. Over TLS what
-                   is encrypted counts. TCP on Linux only, which counts the bytes
-    max_addresses  how many addresses are remembered that have no connection open
+    A refused client is reset before `on_connect`. `stats()` has a counter for each limit, and at most one line a second
+    is logged for a listener. An IPv6 address stands for its whole /64.
 
-    One address of IPv6 is a /64. Who is refused is reset, before `on_connect`; `stats` counts each limit, and one line
-    a second is logged for a listener. Behind `proxy_protocol` all of it is about the real client, as soon as the header
-    has named him: `on_close(conn, exc)` gets a `ClientRefused` then, since the connection was open. Clients without an
-    address (Unix sockets, UNKNOWN) count in `connections` alone, and LOCAL ones, the proxy's own, not at all.
+    With `proxy_protocol` the limits apply to the real client as soon as the header has named it. Because a connection
+    exists then, `on_close(conn, exc)` is called with a `ClientRefused`. Clients without an address (Unix sockets,
+    UNKNOWN headers) count in `connections` alone. LOCAL connections, which the proxy makes for itself, are not counted.
+
+    Args:
+        refuse: Called as `refuse(address)` for each client with an address, (host, port); a true result refuses the
+            client. An exception refuses it too, and is reported like an exception in a callback.
+        connections: How many connections may be open at once. One more is refused; with `max_connections` of the
+            listener it would wait in the backlog.
+        per_address: How many connections one address may have open.
+        connect_rate: (per second, burst): how often one address may connect.
+        request_rate: (per second, burst): how often one address may make requests; see `allow`.
+        lifetime: Seconds after which a connection is reset with `LifetimeOver`.
+        min_rate: (bytes per second, grace in seconds): how fast a client must send its messages and read what is sent
+            to it. A slower client is reset with `TooSlow`. A message starts with the first byte received after our last
+            send. Each quarter of the grace it is checked: if more of the message has arrived, and the message still
+            takes longer than the grace plus the time for its bytes at this rate, the client is too slow. Waiting for a
+            slow answer or being silent is not slow; `read_timeout` and `idle_timeout` limit that. Over TLS, encrypted
+            bytes count. Only for TCP on Linux, which counts the bytes.
+        max_addresses: How many addresses without an open connection are remembered.
+
+    Raises:
+        TypeError, ValueError: An argument is wrong.
     """
 
     __slots__ = (
@@ -94,17 +101,23 @@ class Limits:
         rates = [rate for rate in (self.connect_rate, self.request_rate) if rate is not None]
         self._forget_after = max([burst / a_second for a_second, burst in rates], default=0.0)
         self._clients: dict[Stream, LimitedClient] = {}
-        self._present: dict[bytes, Address] = {}  # with connections open
-        self._idle: OrderedDict[bytes, Address] = OrderedDict()  # without, the one unseen for longest first
+        self._present: dict[bytes, AddressRecord] = {}  # addresses with open connections
+        self._idle: OrderedDict[bytes, AddressRecord] = OrderedDict()  # the others, the one unseen for longest first
 
     def __repr__(self) -> str:
         return f'<Limits: {len(self._clients)} connections, {len(self._present)} addresses, {len(self._idle)} gone>'
 
     def allow(self, conn: Stream) -> bool:
-        """Whether the client may have one request more now, by `request_rate`; it counts as one then.
+        """Count a request of a client against `request_rate`, and return whether it is allowed.
 
-        To be asked before a request is done. False: answer that it is too much (HTTP: 429 with `Retry-After`), or
-        close. True also for a connection that has ended, and for one that these limits are not for.
+        Call this before you process a request. If it is not allowed, answer so (HTTP: 429 with `Retry-After`) or close.
+
+        Args:
+            conn: The connection of the client.
+
+        Returns:
+            False if the address has used up its rate. True otherwise; also for a closed connection, and for one that
+            these limits do not apply to.
         """
         client, rate = self._clients.get(conn), self.request_rate
         if client is None or rate is None or client.address.requests.take(conn.loop.timers.clock(), rate):
@@ -114,24 +127,27 @@ class Limits:
 
     # -- for listeners
 
-    def judge(self, kernel: Kernel, address: Any, now: float) -> tuple[Address, Refusal | None]:
-        """Who a client is, and why he is refused, None when he is not."""
+    def judge(self, kernel: Kernel, address: Any, now: float) -> tuple[AddressRecord, Refusal | None]:
+        """Return the record of a new client's address, and why the client is refused; None if it is accepted."""
         key = packed(kernel, address)
         known = self._know(key[:IPV6_PREFIX], now)
         if key and self.refuse is not None and self.refuse(address):
-            return known, ('refused_by_hook', 'the hook has said so')
+            return known, ('refused_by_hook', 'the refuse= hook returned true')
         if self.connections is not None and len(self._clients) >= self.connections:
-            return known, ('refused_connections', f'{self.connections} connections are open')
+            reason = f'{len(self._clients)} connections are open, the limit is connections={self.connections}'
+            return known, ('refused_connections', reason)
         if key and self.per_address is not None and known.open >= self.per_address:
-            return known, ('refused_per_address', f'it has {known.open} connections open')
+            reason = f'its address has {known.open} connections open, the limit is per_address={self.per_address}'
+            return known, ('refused_per_address', reason)
         if key and self.connect_rate is not None and not known.connects.take(now, self.connect_rate):
-            return known, ('refused_rate', f'it connects more often than {self.connect_rate[0]:g} times a second')
+            reason = f'its address connects too often, the limit is connect_rate={self.connect_rate}'
+            return known, ('refused_rate', reason)
         return known, None
 
-    def track(self, stream: Stream, address: Address, now: float) -> None:
-        """Count an open connection that was not refused.
+    def track(self, stream: Stream, address: AddressRecord, now: float) -> None:
+        """Count a connection that was not refused.
 
-        Where memory or stack runs out it raises, and `handle_closed` gives back what it had taken.
+        If memory or stack runs out, this raises, and `handle_closed` undoes what was done.
         """
         client = LimitedClient(stream, address, self.lifetime, self.min_rate, now)
         opened = address.open + 1
@@ -143,7 +159,7 @@ class Limits:
         client.begin(now)
 
     def handle_closed(self, stream: Stream) -> None:
-        """A connection has ended; nothing when it was none of ours."""
+        """Called when a connection has ended. Does nothing for a connection that was not counted."""
         client = self._clients.get(stream)
         if client is None:
             return
@@ -154,69 +170,37 @@ class Limits:
             self._keep(address, stream.loop.timers.clock())
             self._present.pop(address.key, None)
         address.open = left
-        del self._clients[stream]  # last: where memory or stack has run out, all of this is run again
+        del self._clients[stream]  # last: if memory or stack runs out before, all of this is repeated
 
     # -- in this file
 
-    def _know(self, key: bytes, now: float) -> Address:
+    def _know(self, key: bytes, now: float) -> AddressRecord:
         known = self._present.get(key)
         if known is None:
-            known = self._idle.pop(key, None) or Address(key, self.connect_rate, self.request_rate, now)
+            known = self._idle.pop(key, None) or AddressRecord(key, self.connect_rate, self.request_rate, now)
             if key:
                 self._keep(known, now)
         return known
 
-    def _keep(self, address: Address, now: float) -> None:
-        """Remember who has no connection open, and forget those who need not be, or too many."""
+    def _keep(self, address: AddressRecord, now: float) -> None:
+        """Remember an address without open connections. Forget old ones, and the oldest if there are too many."""
         idle = self._idle
         address.seen = now
         idle[address.key] = address
-        for _ in range(2):  # more than come in
+        for _ in range(2):  # more than the one that was added
             oldest = next(iter(idle.values()), None)
             if oldest is not None and (oldest.seen + self._forget_after < now or len(idle) > self.max_addresses):
                 del idle[oldest.key]
 
 
-class Address:
-    """What is remembered of one address: connections that are open, tokens that are left."""
-
-    __slots__ = ('connects', 'key', 'open', 'requests', 'seen')
-
-    def __init__(self, key: bytes, connect_rate: Rate | None, request_rate: Rate | None, now: float) -> None:
-        self.key: bytes = key
-        self.open: int = 0
-        self.seen: float = now
-        self.connects: Tokens = Tokens(now, connect_rate)
-        self.requests: Tokens = Tokens(now, request_rate)
-
-
-class Tokens:
-    """A token bucket."""
-
-    __slots__ = ('_at', '_left')
-
-    def __init__(self, now: float, rate: Rate | None) -> None:
-        self._at = now
-        self._left = 0.0 if rate is None else rate[1]
-
-    def take(self, now: float, rate: Rate) -> bool:
-        """Take one token, if there is one."""
-        self._left = min(rate[1], self._left + (now - self._at) * rate[0])
-        self._at = now
-        if self._left < 1:
-            return False
-        self._left -= 1
-        return True
-
-
 def check_limits(kernel: Kernel, limits: Limits | None, unix: bool) -> None:
-    """The argument `limits` of a listener; TypeError, or OSError where it cannot be held."""
+    """Check the argument `limits` of a listener: TypeError, or OSError if this platform cannot enforce them."""
     if limits is None:
         return
     if not isinstance(limits, Limits):
         raise TypeError(f'limits is None or a reactor.Limits, not {shown(limits)}')
     if limits.min_rate is not None and (unix or not kernel.counts_tcp):
-        raise OSError(EOPNOTSUPP, 'min_rate needs what Linux counts for TCP; use read_timeout and write_timeout here')
+        raise OSError(EOPNOTSUPP, 'min_rate works for TCP on Linux only; use read_timeout= and write_timeout= here')
 
 
 def _count(name: str, value: int | None) -> int | None:

@@ -1,13 +1,13 @@
-"""Listeners that ask their limits, or wait for a PROXY header, before a client becomes a connection.
+"""Listeners with limits or behind proxies: they check a client before it becomes a connection.
 
-A client that is refused is reset and counted, and no callback is called for it. A plain `Listener` has no such question
-on its path.
+A refused client is reset and counted, and no callback is called for it. A plain `Listener` has none of these checks on
+its path.
 """
 
 from __future__ import annotations
 
 from socket import SO_LINGER, SOL_SOCKET
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import ClientRefused
 from ..hints import socket
@@ -15,19 +15,18 @@ from ..kernel import close_socket
 from ..loop.log import log
 from ..net.addresses import show, unmapped
 from ..net.listener import Listener
+from ..net.options import Options
+from ..net.proxy_header import ProxyHeader
 from ..net.stream import Stream
+from .limits import Limits, Refusal
+from .proxied import ProxyProtocol
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
     from ..callbacks import Loop
-    from ..net.options import Options
-    from ..net.proxy_header import ProxyHeader
-    from .limits import Limits, Refusal
-    from .proxied import ProxyProtocol
 
 
 class GuardedListener(Listener):
-    """A `Listener` behind proxies, or with limits, or both."""
+    """A `Listener` with limits, or behind proxies, or both."""
 
     __slots__ = ('_shared', 'limits', 'proxy')
 
@@ -47,12 +46,12 @@ class GuardedListener(Listener):
         super().__init__(loop, sock, options, *args, **keywords)
 
     def accept_client(self, sock: socket, address: Any) -> Stream | None:
-        """As `Listener.accept_client`, for clients that are not refused. Behind a proxy the header decides later."""
+        """Refuse the client, or do as `Listener.accept_client`. Behind a proxy the decision follows the header."""
         address = unmapped(address)
         if self.proxy is not None:
             if self.proxy.trusts(address):
                 return super().accept_client(sock, address)
-            self._refuse(sock, address, ('refused_untrusted', 'it is in none of the networks of proxy_protocol'))
+            self._refuse(sock, address, ('refused_untrusted', 'it is in none of the networks of proxy_protocol='))
             return None
         limits, loop = self.limits, self.loop
         assert limits is not None
@@ -66,7 +65,7 @@ class GuardedListener(Listener):
             self._refuse(sock, address, refusal)
             return None
         stream = super().accept_client(sock, address)
-        if stream is not None and not stream.closed:  # else memory ran out, and nothing would end its count
+        if stream is not None and not stream.closed:  # else memory ran out, and the count would never go down again
             try:
                 limits.track(stream, known, now)
             except (MemoryError, RecursionError) as exc:
@@ -74,7 +73,7 @@ class GuardedListener(Listener):
         return stream
 
     def admit_proxied(self, stream: Stream, header: ProxyHeader) -> bool:
-        """The header of a proxy has named the client: return whether it is accepted, else reset the connection."""
+        """Called when a PROXY header has named the client: return whether it is accepted, else reset it."""
         limits, loop = self.limits, self.loop
         if limits is None or header.command == 'LOCAL':
             return True
@@ -82,7 +81,7 @@ class GuardedListener(Listener):
         try:
             known, refusal = limits.judge(loop.kernel, header.source, now)
         except BaseException:
-            stream.reset(ClientRefused(f'{show(header.peername)} was refused: the hook has failed'))
+            stream.reset(ClientRefused(f'{show(header.peername)} was refused: the refuse= hook raised an exception'))
             raise
         if refusal is not None:
             self._count(header.peername, refusal)
@@ -104,7 +103,7 @@ class GuardedListener(Listener):
         try:
             sock.setsockopt(SOL_SOCKET, SO_LINGER, self.loop.kernel.reset_on_close)
         except OSError:
-            pass  # it is gone already
+            pass  # the client has gone already
         close_socket(sock)
 
     def _count(self, address: Any, refusal: Refusal) -> None:

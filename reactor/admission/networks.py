@@ -1,29 +1,24 @@
-"""Networks: which addresses a list of prefixes has, such as 10.0.0.0/8 and ::1/128.
+"""Networks: whether an address is in a list of prefixes such as 10.0.0.0/8 and ::1/128.
 
-An IPv4 client of a dual-stack socket is compared as the IPv4 address that it has. What is not an IP address is in no
+An IPv4 client of a dual-stack socket is compared by its IPv4 address. An address that is not an IP address is in no
 network.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from socket import AF_INET, AF_INET6
+from typing import Any
 
+from ..kernel import Kernel
 from ..loop.checks import shown
 from ..net.addresses import unmapped
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections.abc import Iterable
-    from typing import Any
-
-    from ..kernel import Kernel
-
 
 MAPPED_PREFIX = bytes(10) + b'\xff\xff'  # ::ffff:0:0/96, in which IPv6 sockets show IPv4 peers
 
 
 class Networks:
-    """Some networks; `address in networks` for (host, port) as sockets give it."""
+    """A list of networks. `address in networks` takes an address as sockets give it, (host, port, ...)."""
 
     __slots__ = ('_kernel', '_prefixes')
 
@@ -46,15 +41,15 @@ class Networks:
 
 
 def packed(kernel: Kernel, address: Any) -> bytes:
-    """The 4 or 16 bytes of the host of an address, none for what is no IP address."""
+    """Return the 4 or 16 bytes of an IP address; b'' for any other address."""
     if not isinstance(address, tuple) or not isinstance(address[0], str):
-        return b''  # a path, or the numbers that AF_VSOCK has
-    host = unmapped(address)[0].partition('%')[0]  # the scope of a link-local one is no part of it
+        return b''  # a path, or the numbers of AF_VSOCK
+    host = unmapped(address)[0].partition('%')[0]  # without the scope of a link-local address
     return kernel.pack_address(AF_INET6 if ':' in host else AF_INET, host)
 
 
 def _prefix(kernel: Kernel, text: str) -> tuple[int, int, int]:
-    """(bytes of an address, bits that do not count, the others as a number)."""
+    """Return (bytes of an address, bits after the prefix, the prefix as a number)."""
     if not isinstance(text, str):
         raise TypeError(f'a network is a str such as "10.0.0.0/8", not {shown(text)}')
     host, slash, length = text.partition('/')
@@ -65,12 +60,17 @@ def _prefix(kernel: Kernel, text: str) -> tuple[int, int, int]:
     length = length if slash else str(8 * len(number))
     bits = int(length) if length.isascii() and length.isdecimal() and len(length) <= 3 else 999
     if not number or bits > 8 * len(number):
-        raise ValueError(f'a network is an address in numbers and a length, such as "10.0.0.0/8", not {shown(text)}')
+        raise ValueError(
+            f'a network is a numeric address, or one with a prefix length, such as "10.0.0.0/8", not {shown(text)}'
+        )
     if number.startswith(MAPPED_PREFIX) and bits >= 8 * len(MAPPED_PREFIX):
-        # IPv4 addresses in the notation of IPv6: clients are compared as the IPv4 addresses that they have.
+        # IPv4 networks in the notation of IPv6: clients are compared by their IPv4 addresses.
         number, bits = number[len(MAPPED_PREFIX) :], bits - 8 * len(MAPPED_PREFIX)
     shift = 8 * len(number) - bits
     prefix = int.from_bytes(number, 'big')
     if prefix >> shift << shift != prefix:
-        raise ValueError(f'{text!r} has bits beyond its length of {length}: an address of one machine, or a slip?')
+        raise ValueError(
+            f'{text!r} has bits set after its prefix of {length}: write the first address of the network, '
+            f'or /{8 * len(number)} for a single address'
+        )
     return len(number), shift, prefix >> shift

@@ -1,13 +1,13 @@
-"""Pace: end connections that send or take too little, or that have lasted too long.
+"""Pace: end connections that send or read too slowly, or that have lasted too long.
 
-The kernel counts the bytes of each connection, so the path of the bytes costs nothing more. A connection is looked at
-each quarter of the grace (`loop/buckets.py`). It is never ended too early: what is not known begins with the look that
-sees it.
+The kernel counts the bytes of each connection, so this costs nothing when bytes are received or sent. A connection is
+checked each quarter of the grace (`loop/buckets.py`). A window of time begins with the check that finds the first byte
+of it, so no connection is ended too early.
 
-A message starts with the first byte received after our last send. It is too slow only when more of it has come and the
-whole of it is below the rate, so a client that has sent a request and waits for the answer is not slow, however long it
-waits; `read_timeout` and `idle_timeout` limit silence. The attack is that of "Slowloris" (2009), the measure that of
-Apache's mod_reqtimeout.
+A message starts with the first byte received after our last send. It is too slow only if more of it has arrived and the
+whole of it is below the rate. A client that has sent a request and waits for the answer is therefore not slow;
+`read_timeout` and `idle_timeout` limit silence. The attack is "Slowloris" (2009), the defence that of Apache's
+mod_reqtimeout.
 """
 
 from __future__ import annotations
@@ -15,17 +15,12 @@ from __future__ import annotations
 from ..errors import LifetimeOver, TooSlow
 from ..loop.watcher import READ
 from ..net.addresses import show
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from ..net.stream import Stream
-    from .limits import Address
-
-    Rate = tuple[float, float]
+from ..net.stream import Stream
+from .address_record import AddressRecord, Rate
 
 
 class LimitedClient:
-    """A connection under `Limits`: whose it is, and how it gets on."""
+    """A connection under `Limits`: its address, and the progress of its bytes."""
 
     __slots__ = (
         '_acked',
@@ -39,18 +34,20 @@ class LimitedClient:
         'address',
     )
 
-    def __init__(self, stream: Stream, address: Address, lifetime: float | None, pace: Rate | None, now: float) -> None:
+    def __init__(
+        self, stream: Stream, address: AddressRecord, lifetime: float | None, pace: Rate | None, now: float
+    ) -> None:
         self._stream = stream
-        self.address: Address = address  # what is remembered of it
+        self.address: AddressRecord = address
         self._deadline = None if lifetime is None else now + lifetime
         self._pace = pace
         self._second: int | None = None
-        self._received = self._acked = 0  # bytes, at the last look
-        self._receiving: TransferWindow | None = None  # what he has to say
-        self._sending: TransferWindow | None = None  # what waits for him
+        self._received = self._acked = 0  # bytes, at the last check
+        self._receiving: TransferWindow | None = None  # since the client's message began
+        self._sending: TransferWindow | None = None  # since bytes began to wait for the client
 
     def begin(self, now: float) -> None:
-        """Look at it from time to time, if there is something to see."""
+        """Schedule the next check, if a limit applies."""
         when = self._deadline
         if self._pace is not None:
             soon = now + max(1, self._pace[1] / 4) - 0.5  # buckets round up
@@ -59,32 +56,35 @@ class LimitedClient:
             self._second = self._stream.loop.timers.buckets.add(self, when)
 
     def end(self) -> None:
-        """The connection has ended."""
+        """Cancel the next check: the connection has ended."""
         if self._second is not None:
             self._stream.loop.timers.buckets.discard(self, self._second)
 
     def handle_look(self, now: float) -> None:
-        """Called in the second for which it has asked."""
+        """Called in the second of the next check."""
         self._second = None
         stream, counters = self._stream, self._stream.loop.counters
         if self._deadline is not None and now >= self._deadline:
             counters.ended_lifetime += 1
-            stream.reset(LifetimeOver(f'{show(stream.peername)} was connected for as long as it may; it was reset'))
+            stream.reset(
+                LifetimeOver(f'{show(stream.peername)} reached the lifetime= of the limits; the connection was reset')
+            )
             return
         slow = self._pace and (stream.state.receives or stream.state.half) and self._slowness(now, self._pace)
         if slow:
             counters.ended_slow += 1
-            stream.reset(TooSlow(f'{show(stream.peername)} {slow}; it was reset'))
+            limit = f'the limit is min_rate={self._pace}'
+            stream.reset(TooSlow(f'{show(stream.peername)} {slow}, {limit}; the connection was reset'))
         else:
             self.begin(now)
 
     def _slowness(self, now: float, pace: Rate) -> str:
-        """What is too slow, if anything, in words."""
+        """Return what is too slow, for the message; '' if nothing is."""
         stream = self._stream
         try:
             heard, acked, unsent = stream.loop.kernel.tcp_counts(stream.sock)
         except OSError:
-            return ''  # it has ended, and reading will tell
+            return ''  # the connection has ended, and reading finds that out
         more, answered = heard > self._received, acked > self._acked
         self._received, self._acked = heard, acked
         if answered or not stream.events & READ:
@@ -98,24 +98,24 @@ class LimitedClient:
         elif self._sending is None:
             self._sending = TransferWindow(now, acked)
         elif self._sending.is_slow(now, acked, pace):
-            return f'took too slowly, {self._sending.show(now, acked)}'
+            return f'read too slowly, {self._sending.show(now, acked)}'
         return ''
 
 
 class TransferWindow:
-    """A time in which bytes should go one way: its begin, and how many had gone before."""
+    """A span of time in which bytes should move in one direction."""
 
     __slots__ = ('_before', '_since')
 
     def __init__(self, since: float, before: int) -> None:
-        self._since = since
-        self._before = before
+        self._since = since  # its beginning
+        self._before = before  # the bytes that had moved before it
 
     def is_slow(self, now: float, count: int, pace: Rate) -> bool:
-        """Whether fewer have gone than should have."""
+        """Return whether fewer bytes have moved than the rate demands."""
         rate, grace = pace
         return now - self._since > grace + (count - self._before) / rate
 
     def show(self, now: float, count: int) -> str:
-        """Describe it, for an error message."""
+        """Describe the bytes and seconds for an error message."""
         return f'{count - self._before} bytes in {now - self._since:.0f} s'

@@ -1,82 +1,83 @@
-"""The PROXY protocol: connections that a proxy makes for its clients and begins with a header that names the client.
+"""The PROXY protocol: a proxy begins each connection with a header that names the client.
 
-Exactly the header is read, so what follows it, TLS too, is read by the stream as if it had just been accepted. A header
-is believed only from the networks that were named, because anyone can send one.
+Exactly the header is read here and not a byte more. So the stream reads the bytes after it, TLS or not, as if it had
+just been accepted. A header is accepted only from the networks given by the user, because anyone can send one.
 
-A header is peeked at, and what surely belongs to it is taken from the kernel. So a part of it never stays unread, which
-would be a readiness that nothing answers.
+The socket is peeked at, and then the bytes that surely belong to the header are read. So no part of a header stays
+unread in the kernel, which would make the selector report the socket again and again.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from socket import MSG_PEEK
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import ProxyError, ProxyTimeout
 from ..hints import socket
+from ..kernel import Kernel
 from ..loop.checks import shown, time_limit
 from ..loop.log import log
+from ..loop.timers import Timer
 from ..loop.watcher import READ
 from ..net.addresses import show
 from ..net.proxy_header import header_size, parse_header
-from ..net.states import CONNECTING, OPEN
+from ..net.states import CONNECTING, OPEN, State
 from ..net.stream import Stream
-from ..net.writer import SHUT
+from ..net.writer import SHUT, Writer
 from .networks import Networks
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from ..kernel import Kernel
-    from ..loop.timers import Timer
-    from ..net.states import State
-    from ..net.writer import Writer
-
-PROXY_TIMEOUT = 10.0  # seconds; a proxy sends its header with the first packet
-PEEK = 536  # bytes: what the document wants receivers to read at once
+PROXY_TIMEOUT = 10.0  # seconds; a proxy sends its header in the first packet
+PEEK = 536  # bytes that the document asks receivers to read at once
 
 
 class ProxyProtocol:
-    """What a listener asks of its proxies: `networks` to believe, None for everybody; `timeout` of a header, seconds.
+    """The PROXY options of a listener.
 
-    kind  of the streams that there are behind the header
+    Attributes:
+        networks: The networks whose headers are accepted; None: all.
+        timeout: Seconds until a header must be complete.
+        kind: The class of a stream after its header.
+        buffers: The headers that are not complete yet.
     """
 
     __slots__ = ('buffers', 'kernel', 'kind', 'networks', 'timeout')
 
     def __init__(self, kernel: Kernel, networks: Networks | None, timeout: float, kind: type[Stream]) -> None:
-        self.buffers: dict[ProxiedStream, HeaderBuffer] = {}  # of the connections whose header is not there yet
+        self.buffers: dict[ProxiedStream, HeaderBuffer] = {}
         self.kernel: Kernel = kernel
         self.networks: Networks | None = networks
         self.timeout: float = timeout
         self.kind: type[Stream] = kind
 
     def trusts(self, address: Any) -> bool:
-        """Whether what this peer says about others is believed."""
+        """Return whether headers from this address are accepted."""
         return self.networks is None or address in self.networks
 
 
 def check_proxy_protocol(
     kernel: Kernel, value: Iterable[str] | bool | None, timeout: float, kind: type[Stream], unix: bool
 ) -> ProxyProtocol | None:
-    """The argument `proxy_protocol` of a listener; TypeError or ValueError."""
+    """Check the argument `proxy_protocol` of a listener; TypeError or ValueError."""
     timeout = time_limit('proxy_timeout', timeout)
     if value is None or value is False:
         return None
     if unix:
         if value is not True:
-            raise TypeError(f'on a Unix socket proxy_protocol is True, for all that may connect, not {shown(value)}')
+            raise TypeError(
+                f'on a Unix socket proxy_protocol is True or False, not {shown(value)}: its clients have no network'
+            )
         return ProxyProtocol(kernel, None, timeout, kind)
     if value is True:
-        raise TypeError('proxy_protocol takes the networks of your proxies, such as ["10.0.0.0/8", "::1/128"]')
+        raise TypeError('proxy_protocol is a list of the networks of your proxies, such as ["10.0.0.0/8", "::1/128"]')
     networks = Networks(kernel, value)
     if not networks:
-        raise ValueError(f'proxy_protocol={shown(value)} has no network in it: every client would be reset')
+        raise ValueError(f'proxy_protocol={shown(value)} has no networks, so every client would be reset; add some')
     return ProxyProtocol(kernel, networks, timeout, kind)
 
 
 class HeaderBuffer:
-    """How a connection has begun: what was read of the header, and what the user wants when it is there."""
+    """The part of a header that was read, and whether the user wants to read after it."""
 
     __slots__ = ('data', 'reading', 'timer')
 
@@ -87,9 +88,9 @@ class HeaderBuffer:
 
 
 class ProxiedStream(Stream):
-    """A connection whose PROXY header is awaited: CONNECTING, and a stream of another class from then on.
+    """A connection that waits for its PROXY header. It is CONNECTING, and changes its class after the header.
 
-    Nothing can be written to it: `write` returns False and drops the bytes, because the client is not known yet.
+    Writes are dropped and return False, because the client is not known yet.
     """
 
     __slots__ = ()
@@ -102,12 +103,12 @@ class ProxiedStream(Stream):
     # -- for its maker
 
     def attach(self, sock: socket, deferred: bool = False) -> None:
-        """Take an accepted socket, on which the proxy speaks first."""
+        """Take an accepted socket (internal). The proxy sends its header first."""
         loop = self.loop
         self.sock = sock
         self.writer = SHUT
         self._protocol.buffers[self] = buffer = HeaderBuffer()  # before it can be read
-        # Unreferenced, as the stream itself keeps the loop running.
+        # Unreferenced, because the stream itself keeps the loop running.
         late = ProxiedStream.handle_header_late
         buffer.timer = loop.timers.unreferenced_later(self._protocol.timeout, late, self)
         if deferred:
@@ -118,7 +119,7 @@ class ProxiedStream(Stream):
     # -- what the loop calls
 
     def handle_read(self) -> None:
-        """Peek, and take what belongs to the header; with its last byte, open."""
+        """Called by the loop: peek, read the bytes of the header, and open the stream when it is complete."""
         buffer = self._buffer
         seen = self._receive(PEEK, MSG_PEEK)
         if not seen:
@@ -139,18 +140,18 @@ class ProxiedStream(Stream):
             self._understand(len(seen) > missing)
 
     def handle_header_bytes(self, data: bytes) -> None:
-        """Bytes of the header were taken from the kernel."""
+        """Called with bytes of the header that were read."""
         counters = self.loop.counters
         counters.reads += 1
         counters.bytes_in += len(data)
         self._buffer.data += data
 
     def handle_header_late(self) -> None:
-        """Called by the timer of the header."""
+        """Called by the timer of the header: it has not arrived in time."""
         if isinstance(self, ProxiedStream) and self.state is CONNECTING:  # else there was no memory to cancel the timer
-            self._fail(f'its header was not there within {self._protocol.timeout:g} s', ProxyTimeout)
+            self._fail(f'its header did not arrive within proxy_timeout={self._protocol.timeout:g} s', ProxyTimeout)
 
-    # -- what users call, if they have found it in `handles()`
+    # -- what users call, on a stream from `handles()`
 
     def write_eof(self) -> None:
         """Do nothing: the client is not known yet."""
@@ -168,7 +169,7 @@ class ProxiedStream(Stream):
         origin = self.origin
         Stream.finish(self, exc)  # first: it appends the completion
         if origin is not None:
-            self._forget_buffer(origin.proxy)  # type: ignore[attr-defined]  # a `GuardedListener` has made it
+            self._forget_buffer(origin.proxy)  # type: ignore[attr-defined]  # a `GuardedListener` made this
 
     def forget(self) -> None:
         self._forget_buffer(self._protocol)
@@ -210,7 +211,7 @@ class ProxiedStream(Stream):
             self._open(more)
 
     def _open(self, more: bool) -> None:
-        """From here on it is what a client's own connection would be."""
+        """Turn it into a stream of the client."""
         options, reading, protocol = self.options, self._buffer.reading, self._protocol
         self._forget_buffer(protocol)
         self.writer = None
@@ -223,20 +224,20 @@ class ProxiedStream(Stream):
             self.loop.streams.tls_class.upgrade(self, options.ssl, on_secured, True, None, options.handshake_timeout)
         if not reading:
             self.pause_reading()
-        elif more:  # what has come with the header is read in this turn
+        elif more:  # bytes that came with the header are read in this turn
             self.loop.completions.append((self, Stream.handle_first_read, ()))
         if options.ssl is None:
             self.handle_accepted()
 
     def _ended(self) -> None:
         if self._buffer.data:
-            self._fail('it has ended in the middle of its header')
+            self._fail('it closed the connection in the middle of its header')
         else:
-            self.finish(None)  # a health check, or a client that thought better of it
+            self.finish(None)  # a health check, or a client that closed at once
 
     def _fail(self, what: str, kind: type[ProxyError] = ProxyError) -> None:
         self.loop.counters.proxy_errors += 1
-        error = kind(f'{show(self.peername)} was reset: {what}; only proxies that send a PROXY header may connect here')
+        error = kind(f'{show(self.peername)} was reset: {what}. Only proxies that send a PROXY header may connect here')
         if self.options.shared.may_log_refusal(self.loop.timers.clock()):
             log('warning', '%s', error)
         self.reset(error)
@@ -247,4 +248,4 @@ class ProxiedStream(Stream):
             try:
                 buffer.timer.cancel()
             except (MemoryError, RecursionError):
-                pass  # it finds the header read or the connection closed, and does nothing
+                pass  # the timer finds the header read or the connection closed, and does nothing

@@ -1,7 +1,6 @@
-"""A process of the experiment: a server or a load, steered over a socket that is its standard input.
+"""A process of the experiment, a server or a load, controlled over a socket that is its standard input.
 
-Owns one role. The rule: it lives no longer than its control connection, so whatever becomes of the experiment, no
-process is left behind.
+It exits when its control connection ends, so no process is left behind however the experiment ends.
 """
 
 from __future__ import annotations
@@ -10,23 +9,20 @@ import signal
 import socket
 from os import getpid
 from time import process_time
+from typing import Any
 
 from .. import Reactor, Stream
-from .control import Control
+from .control import ControlConnection
 from .limits import raise_descriptor_limit
 from .load import Load
 from .server import Server
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from typing import Any
-
 REPORT_EVERY = 0.2  # seconds
-RELEASED_PER_TURN = 64  # answers that waited; more at once would hold up everything else
+RELEASED_PER_TURN = 64  # held answers sent in one turn; more would block the loop for too long
 
 
 class HeldServer(Server):
-    """The seed's server, but no answer goes out before `release`, which comes when all connections are open."""
+    """A `Server` that holds all answers until `release`, which is called when all connections are open."""
 
     def __init__(self, r: Reactor, delay: float) -> None:
         super().__init__(r, delay)
@@ -40,7 +36,7 @@ class HeldServer(Server):
             self.held.append(conn)
 
     def release(self) -> None:
-        """Answer who waits, some in each turn, and from now on everybody in time."""
+        """Send the held answers, a few in each turn; from now on requests are answered after the delay."""
         self.released = True
         for conn in self.held[:RELEASED_PER_TURN]:
             self.answer(conn)
@@ -50,14 +46,14 @@ class HeldServer(Server):
 
 
 class Child:
-    """What a process of the experiment does with the messages that it gets."""
+    """Receives messages from the experiment, carries them out, and reports."""
 
     def __init__(self, r: Reactor, sock: socket.socket) -> None:
         self.r = r
         self.server: HeldServer | None = None
-        self.watched: bool = False  # whether the server's figures are to be told
+        self.watched: bool = False  # whether to report the counters of the server
         self.load: Load | None = None
-        self.control: Control = Control(r, sock, self.on_message, r.stop)
+        self.control: ControlConnection = ControlConnection(r, sock, self.on_message, r.stop)
         r.call_every(REPORT_EVERY, self.report).unref()
 
     def on_message(self, message: dict[str, Any]) -> None:
@@ -87,11 +83,11 @@ class Child:
 
     def report(self) -> None:
         if self.server is not None and self.server.listener is not None:
-            told: dict[str, Any] = {'open': self.server.listener.open_connections, 'finished': self.server.finished}
+            status: dict[str, Any] = {'open': self.server.listener.open_connections, 'finished': self.server.finished}
             if self.watched:
-                figures = self.r.stats().as_dict()
-                told['figures'] = {**figures, 'pid': getpid(), 'requests': self.server.finished}
-            self.control.send(cpu=process_time(), **told)
+                counters = self.r.stats().as_dict()
+                status['counters'] = {**counters, 'pid': getpid(), 'requests': self.server.finished}
+            self.control.send(cpu=process_time(), **status)
         elif self.load is not None:
             load = self.load
             settled = load.connected + sum(load.errors.values())
@@ -99,10 +95,10 @@ class Child:
 
 
 def main() -> None:
-    """Run a role over the socket that is standard input."""
+    """Run as a child of the experiment, controlled over the socket that is standard input."""
     raise_descriptor_limit()
     with Reactor() as r:
-        # Ctrl-C goes to the whole process group; the experiment itself decides what becomes of us.
+        # Ignore SIGINT: Ctrl-C reaches the whole process group, and the experiment ends its children itself.
         r.add_signal_handler(signal.SIGINT, int).unref()
         Child(r, socket.socket(fileno=0))
         r.run()

@@ -1,29 +1,23 @@
-"""Messages between the experiment and its processes: dictionaries, each behind its length, over a socketpair.
+"""Messages between the experiment and its processes: dictionaries with a length prefix, over a socketpair.
 
-Owns the format, which is `marshal`: both ends are the same Python, and the `json` module would cost each server more
-memory than a thousand connections. Knows nothing of what is said. The rule: when one side is gone, the other is told
-once, and ends.
+The format is `marshal`, because both ends run the same Python, and importing `json` would cost each server more memory
+than a thousand connections.
 """
 
 from __future__ import annotations
 
 import marshal
+from collections.abc import Callable
+from typing import Any
 
-from .. import Stream
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections.abc import Callable
-    from socket import socket
-    from typing import Any
-
-    from .. import Reactor
+from .. import Reactor, Stream
+from ..hints import socket
 
 LENGTH = 4  # bytes
 
 
-class Control:
-    """One end: `send(**message)`, and `on_message(message)` for each that arrives, `on_gone()` at the end."""
+class ControlConnection:
+    """One end of the connection. Calls `on_message(message)` for each message, and `on_gone()` when it is closed."""
 
     def __init__(
         self, r: Reactor, sock: socket, on_message: Callable[[dict[str, Any]], object], on_gone: Callable[[], object]
@@ -34,7 +28,7 @@ class Control:
         self.stream: Stream = r.adopt(sock, self.on_data, on_close=self.on_close, linger=5)
 
     def send(self, **message: Any) -> None:
-        """Send a message, unless the other side is gone."""
+        """Send a message; does nothing if the connection is closed."""
         if not self.stream.closed:
             body = marshal.dumps(message)
             self.stream.writelines((len(body).to_bytes(LENGTH, 'big'), body))

@@ -1,7 +1,7 @@
-"""The whole experiment: so many connections, all open at once, each asking, waiting, answered, closed.
+"""The whole experiment: servers and loads in processes of their own, and a table of the results.
 
-Owns the processes, the moment at which all is open, and the table. The rule: what it reports was counted by the
-servers and measured from outside of them, and it leaves no process behind.
+All connections are open at once before the first answer is sent. The results are counted by the servers, and memory is
+measured from outside. No process is left behind.
 """
 
 from __future__ import annotations
@@ -13,54 +13,51 @@ import socket
 import sys
 from selectors import DefaultSelector
 from time import monotonic
+from typing import Any
 
 from .. import Reactor
 from ..kernel import SO_REUSEPORT
 from ..observe import memory
 from ..observe.live import LivePage
-from .control import Control
+from .control import ControlConnection
 from .limits import most_connections, processes_for, raise_descriptor_limit, source_addresses
 from .load import quantile
 from .progress import Progress
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from typing import Any
-
 HOST = '127.0.0.1'
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-# Without `site`, which costs three megabytes a process and imports what the experiment is not about.
+# Without `site` (-S), whose imports cost three megabytes in each process.
 CHILD = (
     sys.executable, '-S', '-E', '-c',
     f'import sys; sys.path.insert(0, {ROOT!r}); from reactor.demo.child import main; main()',
 )  # fmt: skip
-ANSWER_GRACE = 60.0  # seconds an answer may take beyond the delay, with all the machine's cores busy
-SETTLE_GRACE = 10.0  # seconds for the servers to accept what the loads have connected
+ANSWER_GRACE = 60.0  # seconds that an answer may take in addition to the delay, because all cores are busy
+SETTLE_GRACE = 10.0  # seconds for the servers to accept all connections of the loads
 
 
-class Process:
-    """One server or load, and the last that it told. Its standard input is the socket over which it is steered."""
+class ChildProcess:
+    """A server or load. `status` has the last value of each key that it sent over its control connection."""
 
     def __init__(self, experiment: Experiment) -> None:
         self.experiment = experiment
-        self.told: dict[str, Any] = {}
+        self.status: dict[str, Any] = {}
         ours, theirs = socket.socketpair()
         with theirs:
             self.pid: int = experiment.r.spawn(CHILD, stdin=theirs).pid
-        self.control: Control = Control(experiment.r, ours, self.on_message, self.on_gone)
+        self.control: ControlConnection = ControlConnection(experiment.r, ours, self.on_message, self.on_gone)
         self.base_memory = 0
         self.base_cpu: float = 0.0
 
     def on_message(self, message: dict[str, Any]) -> None:
-        self.told.update(message)
-        self.experiment.handle_told(self, message)
+        self.status.update(message)
+        self.experiment.handle_message(self, message)
 
     def on_gone(self) -> None:
         self.experiment.handle_gone(self)
 
 
 class Experiment:
-    """Runs in a reactor of its own; `result` has the figures when it is done, `failure` why it could not be."""
+    """The experiment, in one reactor. At the end, either `result` or `failure`, a text, is set."""
 
     began: float
     settled: float
@@ -76,9 +73,9 @@ class Experiment:
         self.delay = delay
         self.per_process = per_process
         self.progress = progress
-        self.watched = watched  # whether the servers are to tell their figures
-        self.servers: list[Process] = []
-        self.loads: list[Process] = []
+        self.watched = watched  # whether the servers report their counters
+        self.servers: list[ChildProcess] = []
+        self.loads: list[ChildProcess] = []
         self.port: int = 0
         self.began = self.settled = 0.0
         self.released: float | None = None
@@ -90,12 +87,12 @@ class Experiment:
     # -- starting
 
     def start(self) -> None:
-        """Start the first server, which finds the port for all."""
+        """Start the first server, which picks the port for all."""
         self.start_server()
         self.progress.start(self.r, self.line)
 
     def start_server(self) -> None:
-        server = Process(self)
+        server = ChildProcess(self)
         self.servers.append(server)
         server.control.send(do='listen', host=HOST, port=self.port, delay=self.delay, reuse_port=SO_REUSEPORT >= 0,
                             watched=self.watched)  # fmt: skip
@@ -106,74 +103,74 @@ class Experiment:
         shares = [self.connections // count + (n < self.connections % count) for n in range(count)]
         self.began = monotonic()
         for n, share in enumerate(shares):
-            load = Process(self)
+            load = ChildProcess(self)
             self.loads.append(load)
             load.control.send(do='load', host=HOST, port=self.port, connections=share, rate=self.rate * share
                               / self.connections, timeout=timeout, sources=source_addresses(share, n + 1))  # fmt: skip
 
-    # -- hearing
+    # -- messages
 
-    def handle_told(self, process: Process, message: dict[str, Any]) -> None:
-        """A process told something: see how far the experiment is."""
+    def handle_message(self, process: ChildProcess, message: dict[str, Any]) -> None:
+        """Called with each message of a process: begin the next step if this one is complete."""
         if 'failed' in message:
             self.fail(message['failed'])
         elif 'listening' in message:
             self.port = message['listening']
             process.base_memory = memory(process.pid) or 0
-            process.base_cpu = process.told['cpu']
+            process.base_cpu = process.status['cpu']
             if len(self.servers) < processes_for(self.connections, self.per_process, True):
                 self.start_server()
             else:
                 self.start_loads()
         elif self.released is None:
-            self.look_whether_all_are_open()
-        elif all('reply_times' in load.told for load in self.loads) and process in self.servers:
+            self.release_if_all_are_open()
+        elif all('reply_times' in load.status for load in self.loads) and process in self.servers:
             if self.total(self.servers, 'open') == 0 or monotonic() > self.released + self.delay + ANSWER_GRACE:
                 self.finish()
 
-    def look_whether_all_are_open(self) -> None:
+    def release_if_all_are_open(self) -> None:
         self.peak_open = max(self.peak_open, self.total(self.servers, 'open'))
         if self.total(self.loads, 'settled') < self.connections:
             return
         self.settled = self.settled or monotonic()
         connected = self.total(self.loads, 'connected')
         if self.peak_open >= connected or monotonic() > self.settled + SETTLE_GRACE:
-            # No answer has gone out yet, so the sum over the servers is what is open at one moment.
+            # No answer has been sent yet, so all the connections that the servers report are open at the same time.
             self.peak_memory = sum(memory(server.pid) or 0 for server in self.servers)
             self.released = monotonic()
             for server in self.servers:
                 server.control.send(do='release')
 
-    def handle_gone(self, process: Process) -> None:
-        """A process ended: its role is not to end before the experiment."""
+    def handle_gone(self, process: ChildProcess) -> None:
+        """Called when a process has ended, which is an error before the end of the experiment."""
         if not self.done:
             role = 'server' if process in self.servers else 'load'
-            self.fail(f'a {role} process ended early; what it printed tells why')
+            self.fail(f'a {role} process ended early; see its output above')
 
     @staticmethod
-    def total(processes: list[Process], name: str) -> int:
-        return sum(process.told.get(name, 0) for process in processes)
+    def total(processes: list[ChildProcess], name: str) -> int:
+        return sum(process.status.get(name, 0) for process in processes)
 
-    def figures(self) -> dict[str, Any]:
-        """The servers as a source for the live page."""
+    def counters(self) -> dict[str, Any]:
+        """Return the counters of the servers, as a source for the live page."""
         return {
-            f'server {n}': {**server.told['figures'], 'base_memory': server.base_memory}
+            f'server {n}': {**server.status['counters'], 'base_memory': server.base_memory}
             for n, server in enumerate(self.servers, 1)
-            if 'figures' in server.told
+            if 'counters' in server.status
         }
 
     def outcome(self) -> str:
-        """How it ended, in a sentence."""
+        """Describe how the experiment has ended, in one sentence."""
         if self.result:
             answered, errors = self.result['answered'], self.result['errors']
             return f'The experiment has ended: {answered:,} answered, {errors:,} errors'
         return f'The experiment has ended: {self.failure or "interrupted"}'
 
     def line(self) -> str:
-        """How far it is, for the progress display."""
+        """Return a line for the progress display."""
         if not self.began:
             return 'starting'
-        errors = sum(sum(load.told.get('errors', {}).values()) for load in self.loads)
+        errors = sum(sum(load.status.get('errors', {}).values()) for load in self.loads)
         seconds, opened = monotonic() - self.began, self.total(self.servers, 'open')
         finished = self.total(self.servers, 'finished')
         return f'{seconds:5.1f} s   open {opened:,} of {self.connections:,}   answered {finished:,}   errors {errors:,}'
@@ -186,17 +183,17 @@ class Experiment:
         self.r.stop()
 
     def finish(self) -> None:
-        """Gather the figures."""
+        """Compute the results and stop the reactor."""
         self.done = True
-        times = sorted(time for load in self.loads for time in load.told['reply_times'])
-        opening = max(load.told['seconds'] for load in self.loads)
+        times = sorted(time for load in self.loads for time in load.status['reply_times'])
+        opening = max(load.status['seconds'] for load in self.loads)
         answered = len(times)
         errors: dict[str, int] = {}
         for load in self.loads:
-            for kind, count in load.told['errors'].items():
+            for kind, count in load.status['errors'].items():
                 errors[kind] = errors.get(kind, 0) + count
         base = sum(server.base_memory for server in self.servers)
-        cpu = sum(server.told['cpu'] - server.base_cpu for server in self.servers)
+        cpu = sum(server.status['cpu'] - server.base_cpu for server in self.servers)
         assert self.released is not None
         self.result = {
             'connections': self.connections,
@@ -228,16 +225,16 @@ class Experiment:
 def run_experiment(
     connections: int, rate: float, delay: float, as_json: bool, quiet: bool, dashboard: int | None = None
 ) -> int:
-    """Run it and print what it found; returns the exit status."""
+    """Run the experiment, print the results and return the exit status."""
     if os.name != 'posix':
-        print('reactor.demo: the experiment hands sockets to its processes, which this platform cannot; '
+        print('reactor.demo: the experiment passes sockets to child processes, which this platform does not support; '
               'run `serve` and `load` in two terminals', file=sys.stderr)  # fmt: skip
         return 1
     per_process = raise_descriptor_limit()
     most = most_connections(per_process, SO_REUSEPORT >= 0)
     asked, connections = connections, min(connections, most)
     if connections < asked:
-        print(f'lowered from {asked:,} to {connections:,} connections: one process may open '
+        print(f'lowered from {asked:,} to {connections:,} connections: a process can open only '
               f'{per_process:,} here (see `ulimit -Hn`)', file=sys.stderr)  # fmt: skip
     with Reactor() as r:
         experiment = Experiment(r, connections=connections, asked=asked, rate=rate, delay=delay,
@@ -245,7 +242,7 @@ def run_experiment(
                                 watched=dashboard is not None)  # fmt: skip
         page = None
         if dashboard is not None:
-            page = LivePage(r, HOST, dashboard, experiment.figures, about='The experiment of reactor.demo.')
+            page = LivePage(r, HOST, dashboard, experiment.counters, about='The experiment of reactor.demo.')
             print(f'live page at {page.url}', file=sys.stderr, flush=True)
         try:
             r.call_soon(experiment.start)
@@ -264,7 +261,7 @@ def run_experiment(
 
 
 def table(result: dict[str, Any], delay: float, asked: int) -> str:
-    """The figures for people."""
+    """Format the results as a table."""
     server, reply = result['server'], result['reply_time']
     kinds = ''.join(f', {count} {kind}' for kind, count in sorted(result['errors_by_kind'].items()))
     waited = result['waited_for_all']
@@ -276,7 +273,7 @@ def table(result: dict[str, Any], delay: float, asked: int) -> str:
         ('took', f'{result["seconds"]:.1f} s' + (f'; the answers waited {waited:.1f} s until all were open'
                                                  if waited else '')),
         ('reply time', f'p50 {reply["p50"]:.3f} s, p99 {reply["p99"]:.3f} s, max {reply["max"]:.3f} s, '
-                       f'of which {delay:g} s are the delay' if reply['p50'] is not None else 'none'),
+                       f'including the delay of {delay:g} s' if reply['p50'] is not None else 'none'),
         ('server memory', f'{server["rss_bytes"] / 1e6:.1f} MB in {server["processes"]} processes, '
                           f'{server["base_rss_bytes"] / 1e6:.1f} MB of it before the first connection'),
         ('', f'{server["bytes_per_connection"]:.0f} bytes per connection'),

@@ -1,28 +1,25 @@
-"""The load: clients that open at a fixed rate, ask, and time the answers, reported in httperf's terms.
+"""The load: opens connections at a fixed rate, sends requests and measures the answers, like httperf.
 
-Owns the schedule and the figures. The rule: times count from when the schedule wanted a connection, not from when we
-got round to it, so that a server (or a load) that falls behind shows.
+Times are measured from the moment when a connection was due, not from when it was opened. So the results show it when
+the server, or the load itself, falls behind.
 """
 
 from __future__ import annotations
 
 import errno
+from collections.abc import Callable, Sequence
 from time import monotonic
+from typing import Any
 
 from .. import ConnectTimeout, Reactor, ReactorError, ReadTimeout, Stream
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-    from typing import Any
-
 REQUEST = b'GET / HTTP/1.1\r\nHost: demo\r\n\r\n'
-TICK = 0.005  # seconds between two looks at the schedule
-OPENS_PER_TICK = 200  # however far behind: the answers have to be read as well
+TICK = 0.005  # seconds between two checks of the schedule
+OPENS_PER_TICK = 200  # even when behind, because answers have to be read as well
 
 
-class Client:
-    """One connection's place in the schedule: since when it waits, how many calls are to come, what has arrived."""
+class ScheduledClient:
+    """The state of a connection: when its current wait began, the calls left, and the bytes received."""
 
     __slots__ = ('calls_left', 'connected', 'received', 'since')
 
@@ -34,14 +31,15 @@ class Client:
 
 
 class Load:
-    """Opens `connections` at `rate` a second, each with `calls` requests, one after the other.
+    """Opens `connections` connections, `rate` per second, and sends `calls` requests on each, one after the other.
 
-    host, port  the server
-    sources     addresses to connect from, in turn
-    most_open   hold back while so many are open, whatever the schedule wants
-    timeout     seconds until a connection or an answer is given up
-    start       the clock when the first is opened, None for now
-    on_done     called without arguments when the last one is closed
+    Args:
+        host: Host to connect to.
+        port: Port to connect to.
+        timeout: Seconds to wait for a connection or an answer.
+        sources: Addresses to connect from, in turn; empty for the default.
+        most_open: Do not open more connections than this at once, whatever the schedule says.
+        on_done: Called without arguments when the last connection is closed.
     """
 
     host: str
@@ -90,12 +88,12 @@ class Load:
         self._ticks = r.call_every(TICK, self.tick)
 
     def tick(self) -> None:
-        """Open what the schedule wants by now."""
+        """Open the connections that are due."""
         due = min(self.connections, int((monotonic() - self.started) * self.rate) + 1)
         most = min(due, self.attempted + OPENS_PER_TICK, self.closed + self.most_at_once)
         for index in range(self.attempted, most):
             self.attempted += 1
-            client = Client(self.started + index / self.rate, self.calls)
+            client = ScheduledClient(self.started + index / self.rate, self.calls)
             source = self.sources[index % len(self.sources)] if self.sources else None
             conn = self.r.connect_tcp(
                 self.host,
@@ -154,31 +152,31 @@ class Load:
             self.on_done()
 
     def stop(self) -> None:
-        """Open no more and give up what is open."""
+        """Stop opening connections and abort the open ones."""
         self._stopped = True
         self._ticks.cancel()
         for handle in self.r.handles():
-            if isinstance(handle, Stream) and isinstance(handle.data, Client):
+            if isinstance(handle, Stream) and isinstance(handle.data, ScheduledClient):
                 handle.abort()
         if self.closed == self.attempted:
             self.on_done()
 
     @property
     def share(self) -> float:
-        """How much of it is done, 1 for all."""
+        """The share of connections that are finished, 0 to 1."""
         return self.closed / self.connections
 
     @property
     def failed(self) -> int:
-        """How many calls have failed."""
+        """The number of calls that have failed."""
         return sum(self.errors.values())
 
     def line(self) -> str:
-        """How far it is."""
+        """Return a line for the progress display."""
         return f'{self.closed:,} of {self.connections:,}, {self.open:,} open'
 
     def figures(self) -> dict[str, Any]:
-        """What JSON can say; times in seconds."""
+        """Return the results for JSON; times in seconds."""
         return {
             'connections': self.connected,
             'requests': self.requests,
@@ -192,7 +190,7 @@ class Load:
         }
 
     def report(self) -> str:
-        """The figures, as httperf words them."""
+        """Return the results as text, in the format of httperf."""
         seconds = max(self.ended - self.started, 1e-9)
         opening = max(self.opened - self.started, 1e-9)
         lines = [
@@ -210,7 +208,7 @@ class Load:
 
 
 def reply_size(received: bytes) -> int | None:
-    """How long the first reply in `received` is, None while its header is not complete."""
+    """Return the length of the first reply in `received`, None while its header is incomplete."""
     end = received.find(b'\r\n\r\n')
     if end < 0:
         return None
@@ -222,7 +220,7 @@ def reply_size(received: bytes) -> int | None:
 
 
 def error_kind(exc: BaseException | None) -> str:
-    """Why a call has failed, in a word or two."""
+    """Return a word for the reason of a failure, such as 'ECONNREFUSED'."""
     if exc is None:
         return 'closed-early'
     if isinstance(exc, ConnectTimeout):
@@ -235,12 +233,12 @@ def error_kind(exc: BaseException | None) -> str:
 
 
 def quantile(ordered: Sequence[float], share: float) -> float:
-    """The value below which `share` of the sorted values lie (nearest rank)."""
+    """Return the value below which `share` of the sorted values lie (nearest rank)."""
     return ordered[min(len(ordered) - 1, max(0, round(share * len(ordered)) - 1))]
 
 
 def quantiles(times: Sequence[float]) -> dict[str, float]:
-    """Minimum, median, p99 and maximum, nothing of nothing."""
+    """Return minimum, median, p99 and maximum; empty without times."""
     if not times:
         return {}
     ordered = sorted(times)
@@ -253,10 +251,10 @@ def quantiles(times: Sequence[float]) -> dict[str, float]:
 
 
 def spread(times: Sequence[float]) -> str:
-    """The same of times in seconds, in milliseconds."""
+    """Format the quantiles of times in seconds, in milliseconds."""
     return ' '.join(f'{name} {value * 1000:.1f}' for name, value in quantiles(times).items()) or 'none'
 
 
 def kinds(errors: dict[str, int]) -> str:
-    """Errors, counted by kind."""
+    """Format the counts of errors by kind."""
     return ''.join(f' {kind} {count}' for kind, count in sorted(errors.items()))

@@ -1,17 +1,14 @@
-"""A line that tells how far something is: rewritten in place on a terminal, otherwise one line now and then.
+"""Progress display on standard error: one line updated in place on a terminal, otherwise a new line every second.
 
-Owns standard error while it runs. The rule: standard output stays for results.
+Standard output is reserved for the results.
 """
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from .. import Reactor, Timer
+from .. import Reactor, Timer
 
 ON_TERMINAL, IN_PIPE = 0.2, 1.0  # seconds between two lines
 
@@ -26,20 +23,20 @@ class Progress:
         self._timer: Timer | None = None
 
     def start(self, r: Reactor, line: Callable[[], str]) -> None:
-        """Begin to show what `line` returns."""
+        """Begin to show the text that `line` returns."""
         if self._shown:
             self._line = line
             self._timer = r.call_every(ON_TERMINAL if self._terminal else IN_PIPE, self.show)
             self._timer.unref()
 
     def show(self) -> None:
-        """Show it now."""
+        """Show the current text."""
         if self._line is not None:
             print(f'\r{self._line()}\033[K' if self._terminal else self._line(),
                   end='' if self._terminal else '\n', file=sys.stderr, flush=True)  # fmt: skip
 
     def end(self) -> None:
-        """Show it a last time and leave the line."""
+        """Show the text a last time and end the line."""
         if self._timer is not None:
             self.show()
             self._timer.cancel()
@@ -49,6 +46,6 @@ class Progress:
 
 
 def bar(share: float, width: int = 30) -> str:
-    """A bar, `share` of it full."""
+    """Return a progress bar; `share` is 0 to 1."""
     full = round(max(0.0, min(1.0, share)) * width)
     return '█' * full + '·' * (width - full)

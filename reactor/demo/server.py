@@ -1,21 +1,20 @@
-"""The seed's server: every connection asks, waits on a timer, and is answered by a write-callback that closes it.
+"""The demo server: each request waits on a timer and is answered by a write callback that closes the connection.
 
-Owns the answer and the counting. The rule: it stays a faithful port. Any chunk counts as a request, nothing is parsed,
-and what a client that is gone asked for is looked at when its time comes, not before. Unlike the seed, it answers a
-client that has ended its side after the request, as `nc -N` does: only the answer ends the connection then.
+It is a faithful port of the original Lisp program. Any chunk of data counts as a request, and nothing is parsed. When a
+client disconnects, its timer is not cancelled; the answer is dropped when the timer fires.
+
+There is one difference: a client that shuts down its side after the request, as `nc -N` does, gets its answer before
+the connection is closed.
 """
 
 from __future__ import annotations
 
 import signal
+from collections.abc import Callable
 from time import monotonic
+from typing import Any
 
 from .. import Listener, Reactor, Stream
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections.abc import Callable
-    from typing import Any
 
 RESPONSE = b'\r\n'.join(
     [
@@ -28,18 +27,18 @@ RESPONSE = b'\r\n'.join(
     ]
 )
 
-ASKED = True  # in conn.data: it has asked, and is owed an answer
+ASKED = True  # value of `conn.data` once a request has been received
 
 
 class Server:
-    """One listener and what it owes its clients; `delay` in seconds."""
+    """A listener that answers each request after `delay` seconds."""
 
     def __init__(self, r: Reactor, delay: float) -> None:
         self.r = r
         self.delay = delay
         self.finished: int = 0
         self.listener: Listener | None = None
-        # Bound once: thirty thousand timers share one method object.
+        # Bound once, so that tens of thousands of timers share one method object.
         self._answer: Callable[[Stream], None] = self.answer
         self._finish: Callable[[Stream], None] = self.finish
 
@@ -64,7 +63,7 @@ class Server:
         self.finished += 1
 
     def quit(self) -> None:
-        """Listen no more and close who never asked; who did is still answered."""
+        """Stop listening and close connections without a request; requests received are still answered."""
         if self.listener is not None:
             self.listener.close()
         for handle in self.r.handles():
@@ -75,7 +74,7 @@ class Server:
 def serve(
     r: Reactor, host: str, port: int, *, delay: float, reuse_port: bool, seconds: float | None, stats: bool
 ) -> Server:
-    """Start the server and its statistics, in a running reactor."""
+    """Start the server and its statistics in a running reactor."""
     print('Starting TCP server.', flush=True)
     server = Server(r, delay)
     listener = server.listen(host, port, reuse_port=reuse_port)
@@ -85,7 +84,7 @@ def serve(
     def quit() -> None:
         nonlocal quitting
         quitting = True
-        r.clear_signal_handlers()  # so that a second Ctrl-C is Python's own and ends it at once
+        r.clear_signal_handlers()  # so that a second Ctrl-C raises KeyboardInterrupt
         server.quit()
 
     def show_stats() -> None:
@@ -104,7 +103,7 @@ def serve(
 
     r.add_signal_handler(signal.SIGINT, quit)
     r.add_signal_handler(signal.SIGTERM, quit)
-    # From here on it can be talked to, and told to end.
+    # Print this last: now clients can connect and the signals are handled.
     print(f'listening on {listener.address[0]}:{listener.address[1]}', flush=True)
     if seconds is not None:
         r.call_later(seconds, quit).unref()

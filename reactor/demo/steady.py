@@ -1,41 +1,42 @@
-"""The steady load: requests at a fixed rate over connections that stay, every one of them accounted for.
+"""The steady load: sends requests at a fixed rate over keep-alive connections and accounts for each of them.
 
-Owns the schedule, the connections and the account. Knows of HTTP/1.1 what a client has to: where an answer with a
-Content-Length ends, and that `Connection: close` asks for a new connection. The rules: times count from when the
-schedule wanted a request, whatever became of the one before (an open loop, as wrk2's against coordinated omission);
-and a request is answered, or it is an error: nothing is asked twice, so that no loss is hidden.
+Times are measured from the moment when a request was due, however long the requests before it took. This avoids
+coordinated omission, as wrk2 does. Each request is either answered or counted as an error. Nothing is retried, so no
+loss is hidden.
+
+Only the necessary part of HTTP/1.1 is supported: replies with a Content-Length, and `Connection: close`.
 """
 
 from __future__ import annotations
 
 import time
 from collections import deque
+from collections.abc import Callable
+from typing import Any
 
 from .. import Reactor, Stream
 from .load import OPENS_PER_TICK, error_kind, kinds, quantiles, reply_size, spread
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections.abc import Callable
-    from typing import Any
-
-TICK = 0.001  # seconds between two looks at the schedule; no selector waits for less
-RETRY = 0.1  # seconds until a connection that was refused is tried again
-LISTED = 1000  # errors of which the time is told, too
+TICK = 0.001  # seconds between two checks of the schedule; no selector waits for less
+RETRY = 0.1  # seconds until a failed connection is tried again
+LISTED = 1000  # errors that are reported with their time
 STATUS = slice(9, 12)  # in b'HTTP/1.1 200 OK'
 
 
 class SteadyLoad:
-    """Sends `rate` requests a second for `seconds` over `connections`, the one idle for longest first.
+    """Sends `rate` requests per second for `seconds`, each over the connection that has been idle for longest.
 
-    host, port    the server
-    method, path  what is asked; a POST has an empty body
-    timeout       seconds from when a request was due until it is given up, sent or not, and for connecting
-    on_done       called without arguments when every request has its answer or its error
+    The first request is due when all connections are open or have failed once. If no connection is free, a request
+    waits, and the wait is part of its time. A connection that is closed between two requests is opened again and is not
+    an error; one that is closed before an answer is complete is an error.
 
-    The first request is due when all connections are open or have failed once. A connection that ends between two
-    requests is opened again and is no error; one that ends while it owes an answer is. What cannot be sent because no
-    connection is free waits, and its time counts.
+    Args:
+        host: Host to connect to.
+        port: Port to connect to.
+        timeout: Seconds from when a request was due, sent or not, until it counts as failed; also for connecting.
+        method: 'GET' or 'POST'; a POST has an empty body.
+        path: Path to request.
+        on_done: Called without arguments when every request has been answered or has failed.
     """
 
     host: str
@@ -77,19 +78,19 @@ class SteadyLoad:
         self.listed: list[tuple[float, str]] = []  # (seconds since the first request was due, kind)
         self.connect_errors: dict[str, int] = {}
         self.reply_times: list[float] = []
-        self.began_at: float = 0.0  # on the clock of the wall, for who compares logs
+        self.began_at: float = 0.0  # wall clock, to compare with logs
         self.began = self.ended = 0.0
         self._opened = self._settled = 0
         self._done = False
-        self._waiting: deque[float] = deque()  # due, and not sent yet
-        self._asked: dict[Stream, float] = {}  # since when each owes an answer
+        self._waiting: deque[float] = deque()  # when each unsent request was due
+        self._asked: dict[Stream, float] = {}  # when the request of each busy connection was due
         self._free: deque[Stream] = deque()
         self._ticks = r.call_every(TICK, self.tick)
 
     # the schedule
 
     def tick(self) -> None:
-        """Open what is to be opened, send what is due, give up what is late."""
+        """Open connections, send the requests that are due, and fail the late ones."""
         now = time.monotonic()
         for _ in range(min(OPENS_PER_TICK, self.connections - self._opened)):
             self._opened += 1
@@ -104,7 +105,7 @@ class SteadyLoad:
                 self.finish()
 
     def send(self) -> None:
-        """Send what waits, as long as a connection is free for it."""
+        """Send waiting requests while connections are free."""
         while self._waiting and self._free:
             conn = self._free.popleft()
             if not conn.closed:
@@ -113,7 +114,7 @@ class SteadyLoad:
                 conn.write(self.request)
 
     def give_up(self, since: float) -> None:
-        """Give up the requests that were due before `since`; both queues are in the order of that time."""
+        """Fail the requests that were due before `since`. Both queues are in the order of that time."""
         while self._waiting and self._waiting[0] < since:
             self._waiting.popleft()
             self.fail('unsent')
@@ -132,7 +133,7 @@ class SteadyLoad:
             self.listed.append((self.ended - self.began, kind))
 
     def stop(self) -> None:
-        """Ask no more, and wait for what was asked; the second time, do not wait."""
+        """Send no new requests and wait for the outstanding answers; a second call does not wait."""
         if not self.began or self.total < self.wanted:
             self.finish()
         else:
@@ -162,7 +163,7 @@ class SteadyLoad:
             )
 
     def settle(self) -> None:
-        """One more of the first connections is open or has failed; the last one begins the schedule."""
+        """Count an initial connection as open or failed; the last one starts the schedule."""
         self._settled += 1
         if self._settled == self.connections:
             self.began_at, self.began = time.time(), time.monotonic()
@@ -203,7 +204,7 @@ class SteadyLoad:
             return
         if self._asked.pop(conn, None) is not None:
             self.fail(error_kind(exc))
-        if conn.data is None:  # never open
+        if conn.data is None:  # it never connected
             kind = error_kind(exc)
             self.connect_errors[kind] = self.connect_errors.get(kind, 0) + 1
             if not self.began:
@@ -213,24 +214,24 @@ class SteadyLoad:
             self.reopened += 1
             self.open()
 
-    # the account
+    # results
 
     @property
     def share(self) -> float:
-        """How much of it is done, 1 for all."""
+        """The share of requests that are finished, 0 to 1."""
         return (self.requests - len(self._waiting) - len(self._asked)) / self.wanted
 
     @property
     def failed(self) -> int:
-        """How many requests and attempts to connect have failed."""
+        """The number of requests and connection attempts that have failed."""
         return sum(self.errors.values()) + sum(self.connect_errors.values())
 
     def line(self) -> str:
-        """How far it is."""
+        """Return a line for the progress display."""
         return f'{self.requests:,} of {self.wanted:,} requests, {self.failed} failed'
 
     def figures(self) -> dict[str, Any]:
-        """What JSON can say; times in seconds."""
+        """Return the results for JSON; times in seconds."""
         return {
             'connections': self.connections,
             'requests': self.requests,
@@ -246,7 +247,7 @@ class SteadyLoad:
         }
 
     def report(self) -> str:
-        """The same for people, as httperf words it."""
+        """Return the results as text, in the format of httperf."""
         seconds = max(self.ended - self.began, 1e-9)
         errors, refused = sum(self.errors.values()), sum(self.connect_errors.values())
         lines = [
@@ -263,7 +264,7 @@ class SteadyLoad:
 
 
 def flaw(reply: bytes, more: bytes) -> str:
-    """What is wrong with a reply after which `more` came, or nothing."""
+    """Return what is wrong with a reply, or ''. `more` are the bytes received after it."""
     head = reply.partition(b'\r\n\r\n')[0].lower()
     if not reply.startswith(b'HTTP/1.') or not reply[STATUS].isdigit():
         return 'not-http'
@@ -275,7 +276,7 @@ def flaw(reply: bytes, more: bytes) -> str:
 
 
 def is_last(reply: bytes) -> bool:
-    """Whether the server closes after this reply (RFC 9112, 9.3)."""
+    """Return whether the server closes the connection after this reply (RFC 9112, 9.3)."""
     head = reply.partition(b'\r\n\r\n')[0].lower() + b'\r\n'
     if reply.startswith(b'HTTP/1.0'):
         return b'\r\nconnection: keep-alive\r\n' not in head

@@ -18,6 +18,8 @@ import struct
 import sys
 import time
 from array import array
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Literal
 
 from .platforms import (
     AF_UNIX,
@@ -42,11 +44,8 @@ try:
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from socket import socket as Socket
-    from typing import Any, Literal
 
 ONLY_ERROR = 4  # a result of `Kernel.readiness`
 LOCK_TRIES, LOCK_PAUSE = 100, 0.01  # pause in seconds; another program binds and listens in less than one pause

@@ -11,13 +11,12 @@ import errno
 import os
 import signal
 import threading
+from collections.abc import Callable
 from functools import cache
+from typing import TYPE_CHECKING, Any, ClassVar
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from subprocess import Popen
-    from typing import Any, ClassVar
 
 SIGTERM = signal.SIGTERM
 SIGKILL = getattr(signal, 'SIGKILL', signal.SIGTERM)  # Windows has only one way to end a process

@@ -10,10 +10,7 @@ import errno
 import os
 import select
 import socket
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from typing import Any, NoReturn
+from typing import Any, NoReturn
 
 
 def send_first(sock: socket.socket, buffers: list[Any]) -> int:

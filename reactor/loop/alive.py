@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import Any
+
 from .log import describe, name_of
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections import deque
-    from collections.abc import Callable, Iterator
-    from typing import Any
-
-    from .timers import TimerHeap
-    from .wakeup import Wakeup
-    from .watcher import Handle, Watchers
+from .timers import TimerHeap
+from .wakeup import Wakeup
+from .watcher import Handle, Watchers
 
 MOST_REASONS = 1 << 31  # the largest `limit` of `why_alive`
 

@@ -5,6 +5,7 @@ Each checks its arguments and passes them to the part of the loop that does the 
 
 from __future__ import annotations
 
+import warnings
 from collections import deque
 from collections.abc import Callable
 from itertools import islice
@@ -19,6 +20,7 @@ from .counters import Counters
 from .descriptor import Descriptor
 from .guard import Guard
 from .idle import Idler, Idlers
+from .log import describe
 from .notifier import Notifier
 from .signals import SignalHandler, Signals
 from .stats import Stats
@@ -29,6 +31,7 @@ from .watcher import Handle, Watchers
 
 Call = tuple[Callable[..., object], tuple[Any, ...]]
 
+YEAR = 365 * 86400  # seconds
 MOST_SIGNUM = 128  # on FreeBSD; each operating system refuses numbers that it does not have
 
 
@@ -36,23 +39,9 @@ class LoopAPI:
     """One half of `Loop`. The other half makes the parts and runs them."""
 
     __slots__ = (
-        '_alive',
-        '_clock',
-        '_exit_callbacks',
-        '_guarded',
-        '_idlers',
-        '_repeating_timer',
-        '_signals',
-        '_soon',
-        '_threads',
-        '_timer',
-        '_wakeup',
-        'counters',
-        'guard',
-        'kernel',
-        'timers',
-        'watchers',
-    )
+        '_alive', '_clock', '_exit_callbacks', '_guarded', '_idlers', '_repeating_timer', '_signals', '_soon',
+        '_threads', '_timer', '_wakeup', 'counters', 'guard', 'kernel', 'timers', 'watchers',
+    )  # fmt: skip
 
     _alive: Alive
     _clock: Callable[[], float]
@@ -103,7 +92,7 @@ class LoopAPI:
         """
         callback('a callback', fn)
         if self.guard.closed:
-            raise HandleClosed('this reactor is closed')
+            raise HandleClosed('this reactor is closed; make a new one')
         self._wakeup.call(fn, args)
 
     def call_later(self, delay: float, fn: Callable[[*Ts], object], *args: *Ts) -> Timer:
@@ -141,10 +130,17 @@ class LoopAPI:
             TypeError: `deadline` is not a number, or `fn` is not callable.
             ValueError: `deadline` is NaN or infinite.
             HandleClosed: The reactor is closed.
+
+        Warns:
+            RuntimeWarning: The deadline is 1 to 1,000 years ahead, so it was probably read from another clock.
         """
         self._check(fn)
         deadline = number('deadline', deadline)
-        return self.timers.add_at(self._timer, deadline, max(0, deadline - self._clock()), fn, args)
+        wait = deadline - self._clock()
+        if YEAR < wait < 1000 * YEAR:  # beyond that it is meant as "never"
+            message = f'call_at({deadline:.0f}) waits {wait / YEAR:.0f} years: a deadline is a reading of the clock of '
+            warnings.warn(f'{message}r.now, not of time.time()', RuntimeWarning, stacklevel=2)
+        return self.timers.add_at(self._timer, deadline, max(0, wait), fn, args)
 
     def call_every(self, interval: float, fn: Callable[[*Ts], object], *args: *Ts) -> Timer:
         """Call a function at a fixed rate, for the first time after one interval.
@@ -248,7 +244,7 @@ class LoopAPI:
         """
         self._check(fn)
         if on_done is not None:
-            callback('on_done', on_done)
+            callback('on_done', on_done, '(result, error)')
         return self._threads.submit(fn, args, on_done)
 
     def watch_fd(
@@ -279,6 +275,7 @@ class LoopAPI:
             HandleClosed: The reactor is closed.
         """
         self._check(fn)
+        callback('fn', fn, '(handle, event)', len(args))
         return Descriptor(self, self.kernel, fd, events, fn, args)  # type: ignore[arg-type]  # it is a `Loop`
 
     def idle(self, fn: Callable[[*Ts], object], *args: *Ts) -> Idler:
@@ -345,7 +342,7 @@ class LoopAPI:
             HandleClosed: The reactor is closed.
         """
         if self.guard.closed:
-            raise HandleClosed('this reactor is closed and has no descriptor any more')
+            raise HandleClosed('this reactor is closed and has no descriptor any more; make a new one')
         selector = self.watchers.selector
         fileno = getattr(selector, 'fileno', None)
         if fileno is None:
@@ -378,6 +375,14 @@ class LoopAPI:
         if limit is not None:
             whole('limit', limit, 0, MOST_REASONS, 'number of lines')
         return list(islice(self._alive.reasons(), limit))
+
+    def __del__(self) -> None:
+        if hasattr(self, '_alive') and not (self.guard.closed or self.counters.loop_count):
+            handles = self.handles()
+            if handles:
+                count = f'{len(handles)} handle{"" if len(handles) == 1 else "s"}, such as {describe(handles[0])}'
+                message = f'a Reactor is destroyed that was never run, with {count}: call run(), or close()'
+                warnings.warn(message, ResourceWarning, stacklevel=2, source=self)
 
     def _check(self, fn: object) -> None:
         callback('a callback', fn)

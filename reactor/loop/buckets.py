@@ -10,23 +10,22 @@ Kernels keep their own time limits like this ("timer wheels", Varghese and Lauck
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from heapq import heapify, heappop, heappush
 from itertools import islice
 from math import ceil
+from typing import Protocol
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections.abc import Callable
-    from typing import Protocol
 
-    class Alarm(Protocol):
-        deadline: float | None
+class Alarm(Protocol):
+    deadline: float | None
 
-        def cancel(self) -> None: ...
+    def cancel(self) -> None: ...
 
-    class Member(Protocol):
-        def handle_look(self, now: float) -> None:
-            """Called in the second that was asked for. To be checked again, the member adds itself again."""
+
+class Member(Protocol):
+    def handle_look(self, now: float) -> None:
+        """Called in the second that was asked for. To be checked again, the member adds itself again."""
 
 
 MOST_STALE = 64  # the heap is rebuilt when it has this many more entries than twice the number of buckets

@@ -7,15 +7,15 @@ here: `idle_timeout=True` is a mistake, not one second.
 
 from __future__ import annotations
 
-from .log import describe
+from types import FunctionType, MethodType
+from typing import Any
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from typing import Any
+from .log import describe, place_of
 
 FOREVER = 1e15  # seconds, 31 million years. Longer times are cut to this, so that they can be added to a clock reading
 LONGEST_REPR = 100  # characters of a value in a message
 INFINITY = float('inf')
+TAKES_ANY_NUMBER = 0x04  # CO_VARARGS, in the flags of a code object: the function has `*args`
 
 
 def shown(value: object) -> str:
@@ -84,10 +84,35 @@ def check_parts(selector: Any, kernel: Any) -> None:
         raise TypeError(f'kernel is None or a kernel such as reactor.kernel.Kernel(), not {shown(kernel)}')
 
 
-def callback(name: str, fn: Any) -> None:
-    """Raise TypeError unless `fn` is callable."""
+def callback(name: str, fn: Any, arguments: str = '', more: int = 0) -> None:
+    """Raise TypeError unless `fn` can be called: with `arguments`, such as '(conn, data)', and as many `more`."""
     if not callable(fn):
-        raise TypeError(f'{name} must be callable, not {shown(fn)}')
+        hint = '; was it called instead of passed?' if fn is None else ''
+        raise TypeError(f'{name} must be callable, not {shown(fn)}{hint}')
+    if arguments:
+        function = fn.__func__ if type(fn) is MethodType else fn
+        if type(function) is FunctionType:
+            bound = function is not fn
+            wrong = _misfit(function, arguments.count(',') + 1 + more + bound, bound)
+            if wrong:
+                place = place_of(function.__code__, function.__module__)
+                shape = f'{arguments[:-1]}, *args), {more} of them yours,' if more else f'{arguments},'
+                raise TypeError(f'{name} is called with {shape} but {place} {wrong}')
+
+
+def _misfit(function: FunctionType, given: int, bound: bool) -> str:
+    """Say why a function cannot be called with `given` positional arguments, the first of them `self` if `bound`."""
+    code = function.__code__
+    most, names = code.co_argcount, code.co_varnames
+    for name in names[most : most + code.co_kwonlyargcount]:
+        if name not in (function.__kwdefaults__ or ()):
+            return f'needs the keyword argument {name}'
+    least, endless = most - len(function.__defaults__ or ()), code.co_flags & TAKES_ANY_NUMBER
+    if least <= given and (given <= most or endless):
+        return ''
+    least, most = least - bound, most - bound
+    count = f'at least {least}' if endless else f'{least}' if least == most else f'{least} to {most}'
+    return f'takes {count} argument{"" if count == "1" else "s"}'
 
 
 def switch(name: str, value: Any) -> bool:

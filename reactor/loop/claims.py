@@ -10,13 +10,13 @@ time. Then it behaves like the handler that it had replaced, so no signal ever g
 
 from __future__ import annotations
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections.abc import Callable
-    from types import FrameType
-    from typing import Any, TypeAlias
+from collections.abc import Callable
+from types import FrameType
+from typing import TYPE_CHECKING, Any, TypeAlias
 
-    from ..kernel import Kernel
+from ..kernel import Kernel
+
+if TYPE_CHECKING:
     from .wakeup import Wakeup
 
     Below: TypeAlias = 'WakeupClaim | tuple[int, object] | None'

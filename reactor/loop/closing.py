@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections import deque
-    from collections.abc import Callable, Iterable
-    from typing import Any
+from collections import deque
+from collections.abc import Callable, Iterable
+from typing import Any
 
-    from .alive import Alive
-    from .failures import Failures
+from .alive import Alive
+from .failures import Failures
 
 CLOSING_ROUNDS = 1000  # ends a close in which callbacks open new connections for ever
 

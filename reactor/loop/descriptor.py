@@ -9,18 +9,16 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import HandleClosed
-from ..kernel import ONLY_ERROR
+from ..kernel import ONLY_ERROR, Kernel
 from .checks import shown
 from .log import log, name_of
 from .watcher import READ, WRITE, Handle
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
     from ..callbacks import Loop
-    from ..kernel import Kernel
 
 WANTS = {0: 'nothing', READ: 'READ', WRITE: 'WRITE', READ | WRITE: 'READ|WRITE'}
 

@@ -12,23 +12,20 @@ from __future__ import annotations
 
 import functools
 from collections import deque
-from types import BuiltinFunctionType
+from collections.abc import Callable
+from types import BuiltinFunctionType, CodeType
+from typing import Any, TypeAlias
 
-from .log import describe, log
-from .watcher import UNHEARD, Watchers
+from .counters import Counters
+from .log import log, place_of
+from .timers import TimerHeap
+from .watcher import UNHEARD, Handle, Watchers
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections.abc import Callable
-    from typing import Any, TypeAlias
-
-    from .counters import Counters
-    from .timers import TimerHeap
-    from .watcher import Handle
-
-    CatchErrors: TypeAlias = bool | Callable[[Exception, Handle | None], object]
+CatchErrors: TypeAlias = bool | Callable[[Exception, Handle | None], object]
 
 RESERVE = 2 << 20  # bytes
+LOG_INTERVAL = 1.0  # seconds between two log lines for equal exceptions in callbacks of handles
+MOST_LOGGED = 100  # kinds of them that are remembered
 RESERVE_RETRY = 0.1  # seconds between two attempts to allocate it again
 # Packages and modules whose code may run between a phase and a callback of the user.
 OWN_PACKAGES = {'reactor', 'reactor.admission', 'reactor.kernel', 'reactor.loop', 'reactor.net', 'reactor.system'}
@@ -39,7 +36,10 @@ WRITTEN_IN_C = {BuiltinFunctionType, type}  # functions, methods, and the making
 class Failures:
     """Handles the exceptions that the phases of one loop catch."""
 
-    __slots__ = ('_completions', '_counters', '_reserve', '_timers', '_watchers', 'catch_errors', 'doorbell', 'starved')
+    __slots__ = (
+        '_completions', '_counters', '_logged', '_reserve', '_timers', '_watchers', 'catch_errors', 'doorbell',
+        'starved',
+    )  # fmt: skip
 
     doorbell: Handle  # the wakeup of the loop, set when it exists: the completions of this object need a handle
 
@@ -59,6 +59,7 @@ class Failures:
         self._timers = timers
         self._completions = completions
         self._counters = counters
+        self._logged: dict[object, float] = {}  # when an exception of a handle was logged last, by type and function
         self._reserve: bytes | None = bytes(RESERVE)  # never written to, so it is only address space
 
     def callback_failed(self, exc: Exception, handle: Handle | None) -> None:
@@ -160,16 +161,44 @@ class Failures:
             try:
                 self.catch_errors(exc, handle)
             except Exception as another:
-                _log(another, handle)
+                self._log(another, handle)
         else:
-            _log(exc, handle)
+            self._log(exc, handle)
+
+    def _log(self, exc: Exception, handle: Handle | None) -> None:
+        # A peer may cause exceptions at will. The listener limits how many are logged for its connections, and here
+        # equal ones are limited to one in LOG_INTERVAL, for connections without a listener.
+        code, module, phases = _raised_in(exc)
+        if handle is not None and not (handle.may_log() and self._is_news((type(exc), code))):
+            return
+        kind = 'timer callback' if '_run_timers' in phases else 'callback'
+        what = f'a {kind}' if code is None else f'the {kind} {place_of(code, module)}'
+        if handle is None:
+            log('error', 'exception in %s', what, exc=exc)
+        else:
+            log('error', 'exception in %s of %s', what, handle, exc=exc)
+
+    def _is_news(self, key: object) -> bool:
+        now, logged = self._timers.clock(), self._logged
+        if now - logged.get(key, -LOG_INTERVAL) < LOG_INTERVAL:
+            return False
+        if len(logged) >= MOST_LOGGED:
+            logged.clear()
+        logged[key] = now
+        return True
 
 
-def _log(exc: Exception, handle: Handle | None) -> None:
-    if handle is not None and not handle.may_log():
-        return
-    where = 'a callback' if handle is None else f'a callback of {describe(handle)}'
-    log('error', 'exception in %s', where, exc=exc)
+def _raised_in(exc: Exception) -> tuple[CodeType | None, object, list[str]]:
+    """Return the user's function that was called, its module, and the functions of the reactor that led to it."""
+    ours: list[str] = []
+    traceback = exc.__traceback__
+    while traceback is not None:
+        frame = traceback.tb_frame
+        if frame.f_globals.get('__package__') not in OWN_PACKAGES:
+            return frame.f_code, frame.f_globals.get('__name__'), ours
+        ours.append(frame.f_code.co_name)
+        traceback = traceback.tb_next
+    return None, None, ours  # a function written in C has no frame
 
 
 def _fail(handle: Handle, exc: Exception) -> None:

@@ -6,10 +6,7 @@ Only methods that are called rarely check this. In debug mode every method does.
 from __future__ import annotations
 
 from ..errors import HandleClosed, ReactorError
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from ..kernel import Kernel
+from ..kernel import Kernel
 
 
 class Guard:

@@ -6,16 +6,14 @@ sleeping. It fires in the timers phase and puts the idlers at the head of the so
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .log import name_of
 from .watcher import Handle
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections import deque
-
     from ..callbacks import Loop
     from .timers import Timer
     from .wakeup import Call

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import functools
 import sys
+from types import CodeType
 
 EPISODE = 60.0  # seconds: a problem that occurs again after this long is logged again
 LONGEST = 1000  # characters of one object in a message
@@ -61,6 +62,12 @@ def name_of(fn: object) -> str:
     except Exception:
         pass  # a callable object may have properties with these names, which raise
     return describe(fn)
+
+
+def place_of(code: CodeType, module: object) -> str:
+    """Return where a function is defined, as `app.handlers.on_data (handlers.py:12)`."""
+    file = code.co_filename.replace('\\', '/').rpartition('/')[2]
+    return describe(f'{module}.{code.co_qualname} ({file}:{code.co_firstlineno})')
 
 
 def _print(line: str, exc: BaseException | None) -> None:

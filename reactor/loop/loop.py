@@ -19,7 +19,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from ..hints import BaseSelector
 from ..kernel import Kernel
@@ -32,7 +32,7 @@ from .failures import Failures, called_user
 from .guard import Guard
 from .idle import Idlers
 from .signals import Signals
-from .slow import SlowWatch
+from .slow import DEBUG_LIMIT, SlowWatch
 from .spins import BLIND_PAUSE, BLIND_POLLS, Spins
 from .streams import Streams
 from .threads import ThreadPool
@@ -40,7 +40,6 @@ from .timers import CheckedRepeatingTimer, CheckedTimer, RepeatingTimer, Timer, 
 from .wakeup import Wakeup
 from .watcher import READ, WRITE, Handle, Watchers
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
     from selectors import SelectorKey
 
@@ -111,8 +110,9 @@ class Loop(LoopAPI):
         self._threads = ThreadPool(this, kernel)
         self._idlers = Idlers(this, self._soon)
         self._slow: SlowWatch | None = None
-        if slow_callback is not None:
-            self._watch_slow(slow_callback)
+        limit = DEBUG_LIMIT if debug and slow_callback is None else slow_callback
+        if limit is not None:
+            self._watch_slow(limit)
 
     # -- running
 

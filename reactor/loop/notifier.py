@@ -8,13 +8,12 @@ be queued; the second finds the flag cleared and does nothing.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import HandleClosed
 from .log import name_of
 from .watcher import Handle
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
     from ..callbacks import Loop
 

@@ -10,21 +10,19 @@ returns at once.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from signal import NSIG, SIGINT
-from typing import Any
+from types import FrameType
+from typing import TYPE_CHECKING, Any
 
 from ..errors import ReactorError
+from ..kernel import Kernel
 from .claims import InterruptClaim, SignalClaim, WakeupClaim, living
 from .watcher import Handle
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections import deque
-    from types import FrameType
-
     from ..callbacks import Loop
-    from ..kernel import Kernel
     from .wakeup import Call, Wakeup
 
 _PACKAGE = __name__.rpartition('.')[0].rpartition('.')[0] + '.'

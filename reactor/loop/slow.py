@@ -8,22 +8,19 @@ timed too.
 from __future__ import annotations
 
 import functools
+from collections import deque
+from collections.abc import Callable
 from types import FunctionType, MethodType
+from typing import Any, TypeAlias
 
+from .counters import Counters
 from .log import log, name_of
 from .watcher import Handle
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections import deque
-    from collections.abc import Callable
-    from typing import Any, TypeAlias
+Phase: TypeAlias = Callable[[int], None]
+Phases: TypeAlias = tuple[Callable[[Any], None], Phase, Phase, Phase]
 
-    from .counters import Counters
-
-    Phase: TypeAlias = Callable[[int], None]
-    Phases: TypeAlias = tuple[Callable[[Any], None], Phase, Phase, Phase]
-
+DEBUG_LIMIT = 0.1  # seconds: the default of `slow_callback` in debug mode, as asyncio has it
 REPORT_INTERVAL = 1.0  # seconds between two lines in the log; all slow callbacks are counted
 
 

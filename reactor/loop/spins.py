@@ -9,14 +9,11 @@ from __future__ import annotations
 import errno
 
 from ..errors import ReactorError
+from ..kernel import Kernel
+from .counters import Counters
 from .log import EPISODE, log
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from ..kernel import Kernel
-    from .counters import Counters
-    from .timers import Timer, TimerHeap
-    from .watcher import Handle, Watchers
+from .timers import Timer, TimerHeap
+from .watcher import Handle, Watchers
 
 STALLED = 50  # dispatches without progress, in consecutive turns, before a handle is parked for a moment
 STALLED_AGAIN = 10  # the same for a handle that was parked before, and has made progress since

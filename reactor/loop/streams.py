@@ -5,11 +5,9 @@ It is kept here, by handle, because a slot in each connection would cost memory.
 
 from __future__ import annotations
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from typing import Any
+from typing import Any
 
-    from .watcher import Handle
+from .watcher import Handle
 
 
 class Streams:

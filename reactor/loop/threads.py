@@ -8,16 +8,15 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import ReactorError
+from ..kernel import Kernel
 from .log import name_of
 from .watcher import Handle
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
     from ..callbacks import Loop
-    from ..kernel import Kernel
 
 THREADS = 4  # libuv's default; more would only help look-ups that wait for slow name servers
 QUEUE_LIMIT = 1000  # calls that wait for a thread

@@ -19,11 +19,8 @@ from typing import Any
 from ..errors import HandleClosed
 from .buckets import Buckets
 from .checks import FOREVER, number
+from .counters import Counters
 from .log import name_of
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from .counters import Counters
 
 COMPACT_ABOVE = 64  # entries; a smaller heap is not worth compacting
 

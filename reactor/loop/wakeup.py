@@ -11,20 +11,18 @@ import errno
 from collections import deque
 from collections.abc import Callable
 from socket import SHUT_WR
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import HandleClosed, ReactorError
 from ..hints import socket
-from ..kernel import close_socket
+from ..kernel import Kernel, close_socket
 from .log import EPISODE, log
 from .watcher import READ, Handle
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
     from ..callbacks import Loop
-    from ..kernel import Kernel
 
-    Call = tuple[Callable[..., object], tuple[Any, ...]]
+Call = tuple[Callable[..., object], tuple[Any, ...]]
 
 NO_MEMORY = {errno.ENOBUFS, errno.ENOMEM}
 RING_TRIES = 20  # how often to retry, a millisecond apart, while the kernel has no memory for a byte
@@ -130,7 +128,7 @@ class Wakeup(Handle):
                         self._hang_up()
                     continue
                 if self.loop.guard.closed:
-                    raise HandleClosed('this reactor is closed') from None
+                    raise HandleClosed('this reactor is closed; make a new one') from None
                 # Otherwise other code has closed it. The loop will replace it, and read the queue then.
             return
 

@@ -11,18 +11,17 @@ number of the descriptor.
 from __future__ import annotations
 
 import errno
+from collections.abc import Iterable, Iterator
 from selectors import EVENT_READ, EVENT_WRITE
+from typing import TYPE_CHECKING
 
 from ..errors import ReactorError, SelectorFull
+from ..hints import BaseSelector
+from ..kernel import Kernel
 from .log import describe
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
-    from selectors import BaseSelector
-
     from ..callbacks import Loop
-    from ..kernel import Kernel
 
 # Errors of registering when the descriptor is fine. ENOSPC: the limit of epoll watches of the user is reached.
 NO_MEMORY = {errno.ENOMEM, errno.ENOSPC}

@@ -1,6 +1,6 @@
-"""Addresses: what users pass, what sockets take, what people read.
+"""Addresses: check the ones that users pass, convert them for sockets, and format them for people.
 
-Owns checks and formats. Knows no socket. The rule: a bad argument is refused at the call, and the message shows it.
+A wrong address is refused when it is given, and the message shows it.
 """
 
 from __future__ import annotations
@@ -9,23 +9,19 @@ from itertools import zip_longest
 from socket import AF_INET, AF_INET6, AI_NUMERICHOST, AI_PASSIVE, SOCK_STREAM
 from typing import Any
 
-from ..kernel import ABSTRACT_PATHS, AF_UNIX, ResolveFailure
+from ..kernel import ABSTRACT_PATHS, AF_UNIX, Kernel, ResolveFailure
 from ..loop.checks import shown
 from ..loop.log import describe
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from ..kernel import Kernel
-
-Address = tuple[int, Any]  # family, and what bind and connect take
+Address = tuple[int, Any]  # the family, and the address as `bind` and `connect` take it
 PASSIVE = AI_PASSIVE
 MAPPED = '::ffff:'  # how an IPv6 socket shows an IPv4 peer
-MOST_ADDRESSES = 1024  # of a name that are tried, the first ones: a name server can name 4,000
-LONGEST_PATH = 107  # bytes of sun_path on Linux, less the final NUL; the BSDs have 103
+MOST_ADDRESSES = 1024  # the addresses of a name that are tried; a name server can answer with 4,000
+LONGEST_PATH = 107  # bytes of sun_path on Linux, without the final NUL; the BSDs have 103
 
 
 def check_port(port: int) -> int:
-    """A TCP or UDP port: an int of 0 to 65535, else TypeError or ValueError."""
+    """Check and return a TCP or UDP port: an int of 0 to 65535, else TypeError or ValueError."""
     if type(port) is not int:
         raise TypeError(f'a port is an int, not {shown(port)}')
     if not 0 <= port <= 65535:
@@ -34,18 +30,28 @@ def check_port(port: int) -> int:
 
 
 def check_host(host: str | None) -> str | None:
-    """A host name or numeric address, None for any."""
+    """Check and return a host name, a numeric address, or None for all addresses; else TypeError or ValueError."""
     if host is not None and type(host) is not str:
         raise TypeError(f'a host is a str or None, not {shown(host)}')
     if host is not None and ('\0' in host or not host):
         raise ValueError(f'a host is a name or an address, not {host!r}')
+    if host is not None and ('/' in host or '[' in host or host.count(':') == 1):
+        raise ValueError(f'a host is a name or an address, not {shown(host)}: {_advice(host)}')
     return host
 
 
-def check_local_address(kernel: Kernel, address: tuple[str, int] | None) -> None:
-    """(host, port) to connect from, the host in numbers, or None; else TypeError or ValueError.
+def _advice(host: str) -> str:
+    if '://' in host:
+        return 'it is not a URL; give the host alone, and the port as an argument of its own'
+    if '[' in host:
+        return 'give an IPv6 address without brackets, such as ::1, and the port as an argument of its own'
+    return 'give the host alone, and the port as an argument of its own'
 
-    A name would be looked up by `bind`, inside the loop, which would stand still until the look-up is done.
+
+def check_local_address(kernel: Kernel, address: tuple[str, int] | None) -> None:
+    """Check the address to connect from: None, or (host, port) with a numeric host; else TypeError or ValueError.
+
+    `bind` would look a name up, and block the loop until that is done.
     """
     if address is None:
         return
@@ -57,12 +63,12 @@ def check_local_address(kernel: Kernel, address: tuple[str, int] | None) -> None
     if not numeric(kernel, address[0], address[1]):
         raise ValueError(
             f'local_address is written in numbers, such as ("127.0.0.1", 0), not {shown(address)}; '
-            'a name is looked up with resolve()'
+            'look a name up with resolve() first'
         )
 
 
 def check_path(path: str | bytes) -> str | bytes:
-    """The path of a Unix socket; one that begins with NUL, or with @, is abstract (Linux only)."""
+    """Check and return the path of a Unix socket. A path that begins with NUL or @ is abstract (Linux only)."""
     if not isinstance(path, (str, bytes)):
         raise TypeError(f'a path is a str or bytes, not {shown(path)}')
     if AF_UNIX < 0:
@@ -84,12 +90,12 @@ def check_path(path: str | bytes) -> str | bytes:
 
 
 def is_abstract(path: str | bytes) -> bool:
-    """Whether a checked path names no file."""
-    return path[:1] == ('\0' if isinstance(path, str) else b'\0')  # `python -bb` forbids to compare the two
+    """Return whether a checked path is abstract, so that there is no file."""
+    return path[:1] == ('\0' if isinstance(path, str) else b'\0')  # `python -bb` forbids comparing str and bytes
 
 
 def numeric(kernel: Kernel, host: str, port: int, family: int = 0) -> list[Address]:
-    """The address of a host that is written as numbers, without any look-up; an empty list for a name."""
+    """Return the addresses of a numeric host, without a look-up; an empty list for a name."""
     try:
         found = kernel.getaddrinfo(host, port, family, SOCK_STREAM, AI_NUMERICHOST)
     except (ResolveFailure, UnicodeError):
@@ -98,30 +104,33 @@ def numeric(kernel: Kernel, host: str, port: int, family: int = 0) -> list[Addre
 
 
 def destination(kernel: Kernel, family: int, address: Any) -> Any:
-    """What `sendto` takes for (host, port) or (host, port, flow, scope) on a socket of this family.
+    """Convert (host, port) or (host, port, flow, scope) for `sendto` on a socket of this family.
 
-    Only numbers: a name would be looked up inside `sendto`, blocking. TypeError or ValueError for anything else.
+    The host must be numeric, because `sendto` would look a name up and block. TypeError or ValueError for others.
     """
     if not isinstance(address, tuple) or len(address) not in (2, 4):
         raise TypeError(f'an address is (host, port), not {address!r}')
     if check_host(address[0]) is None:
-        raise ValueError(f'a destination needs a host: {address!r}')
+        raise ValueError(f'a destination needs a host, not None: {address!r}')
     for number, bits in zip(address[2:], (20, 32), strict=False):
         if type(number) is not int or not 0 <= number < 1 << bits:
             raise ValueError(f'the flow and the scope of an IPv6 address are numbers of 20 and 32 bits: {address!r}')
     found = numeric(kernel, address[0], check_port(address[1]))
     if not found:
-        raise ValueError(f'a destination is written in numbers, not {address[0]!r}: look the name up, or connect_udp')
+        raise ValueError(
+            f'a destination is written in numbers, not {address[0]!r}; '
+            'look a name up with resolve(), or use connect_udp()'
+        )
     kind, plain = found[0]
     if kind == family:
         return plain[:2] + address[2:] if kind == AF_INET6 and address[2:] else plain
     if kind == AF_INET6:
-        raise ValueError(f'{show(address)} is an IPv6 address, and this is an IPv4 socket')
+        raise ValueError(f'cannot send to {show(address)}: it is an IPv6 address, and this is an IPv4 socket')
     return MAPPED + plain[0], plain[1]
 
 
 def interleave(addresses: list[Address]) -> list[Address]:
-    """Families in turn, beginning with that of the first address (RFC 8305, section 4)."""
+    """Reorder addresses so that families alternate, beginning with the first address (RFC 8305, section 4)."""
     first: list[Address] = []
     others: list[Address] = []
     for address in addresses:
@@ -132,7 +141,7 @@ def interleave(addresses: list[Address]) -> list[Address]:
 
 
 def unmapped(address: Any) -> Any:
-    """An IPv4 peer of a dual-stack socket, shown as what it is; every other address as it came."""
+    """Return an IPv4 address that is mapped into IPv6 as (host, port); any other address unchanged."""
     if type(address) is tuple and len(address) == 4 and type(address[0]) is str:
         if address[0].startswith(MAPPED) and '.' in address[0]:
             return address[0][len(MAPPED) :], address[1]
@@ -140,13 +149,13 @@ def unmapped(address: Any) -> Any:
 
 
 def is_ipv4(address: Any) -> bool:
-    """Whether (host, port, ...) with a numeric host is an address of IPv4, also in the form that IPv6 sockets have."""
+    """Return whether (host, port, ...) with a numeric host is an IPv4 address, plain or mapped into IPv6."""
     host = address[0]
     return ':' not in host or (host.startswith(MAPPED) and '.' in host)
 
 
 def show(address: Any) -> str:
-    """An address as people write it: 127.0.0.1:80, [::1]:80, a path, @abstract; quoted if it would spoil the line."""
+    """Format an address as people write it: 127.0.0.1:80, [::1]:80, a path, @abstract. Quote unprintable text."""
     if address is None:
         return 'unknown'
     if type(address) is tuple and len(address) > 1 and type(address[0]) is str:
@@ -155,8 +164,8 @@ def show(address: Any) -> str:
     elif type(address) is bytes and address[:1] == b'\0':
         text = '@' + address[1:].decode('utf-8', 'backslashreplace')
     else:
-        text = describe(address)  # also what families that we do not know have, such as (3, 1024) of AF_VSOCK
-    # A peer has chosen it: whoever reads a log must see one line of it.
+        text = describe(address)  # also addresses of other families, such as (3, 1024) of AF_VSOCK
+    # A peer may have chosen the text, and it must not add lines to a log.
     return (text if text.isprintable() else repr(text)) or 'unnamed'
 
 
@@ -164,7 +173,7 @@ FAMILIES = (0, AF_INET, AF_INET6)
 
 
 def check_family(family: int) -> int:
-    """0 for any, AF_INET or AF_INET6, else ValueError."""
+    """Check and return a family: 0 for any, AF_INET or AF_INET6; else ValueError."""
     if isinstance(family, bool) or not isinstance(family, int) or family not in FAMILIES:
         raise ValueError(f'a family is 0, AF_INET or AF_INET6, not {shown(family)}')
     return family

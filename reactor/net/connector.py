@@ -1,11 +1,10 @@
 """Connectors: from a name or a path to a connected stream.
 
-Owns the attempts, their order and their time limit, until one has succeeded or all have failed. Knows nothing of what
-the connection is for. The rules: each attempt has a socket of its own and is watched on its own; what the world decides
-is told by the stream's `on_connect` or `on_close`, never raised; and whoever ends the stream ends all of this.
+Several addresses are tried as in RFC 8305 ("Happy Eyeballs"): the families alternate, the next attempt begins after 250
+ms or as soon as one has failed, and the first to succeed wins.
 
-Several addresses are tried as RFC 8305 ("Happy Eyeballs") says: families in turn, the next after 250 ms or as soon as
-the one before has failed, and the first to answer wins.
+Each attempt has its own socket and its own registration with the selector. The outcome is reported by the stream's
+`on_connect` or `on_close` and never raised. When the stream ends, all attempts end.
 """
 
 from __future__ import annotations
@@ -13,36 +12,33 @@ from __future__ import annotations
 import errno
 from collections import deque
 from socket import SO_ERROR, SOCK_STREAM, SOL_SOCKET
+from typing import TYPE_CHECKING
 
 from ..errors import ConnectTimeout, SelectorFull
-from ..kernel import AF_UNIX, LOST_ERRORS, close_socket
+from ..hints import socket
+from ..kernel import AF_UNIX, LOST_ERRORS, Kernel, close_socket
+from ..loop.threads import ThreadCall
+from ..loop.timers import Timer
 from ..loop.watcher import WRITE, Handle
-from .addresses import MOST_ADDRESSES, interleave, numeric, show
+from .addresses import MOST_ADDRESSES, Address, interleave, numeric, show
+from .options import Callbacks, Options
 from .resolver import look_up
 from .sockets import bind_local, set_stream_options
 from .states import CONNECTING
 from .stream import Stream
 from .writer import Writer
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from socket import socket
-
     from ..callbacks import Loop
-    from ..kernel import Kernel
-    from ..loop.threads import ThreadCall
-    from ..loop.timers import Timer
-    from .addresses import Address
-    from .options import Callbacks, Options
 
 ATTEMPT_DELAY = 0.25  # seconds, RFC 8305 section 5
-ATTEMPTS_PER_TURN = 64  # that fail at once, as without a route: each takes 20 us
-# A Unix socket whose backlog is full refuses at once and tells nobody when there is room again.
+ATTEMPTS_PER_TURN = 64  # attempts that fail at once, as without a route; each takes 20 us
+# A Unix socket with a full backlog refuses at once, and the selector does not report when it has room again.
 UNIX_RETRY, UNIX_RETRY_MOST = 0.01, 0.25  # seconds
 
 
 class Established:
-    """The origin of a stream that we connected, once it is: counts it as long as it is open."""
+    """The origin of streams that were connected from here: counts each one until it is closed."""
 
     def handle_closed(self, stream: Stream) -> None:
         """See `Origin`."""
@@ -53,7 +49,7 @@ ESTABLISHED = Established()
 
 
 class Connector:
-    """Makes one connection for `stream`, which is CONNECTING until then."""
+    """Makes the connection of `stream`, which is CONNECTING until then."""
 
     __slots__ = (
         '_addresses',
@@ -99,23 +95,23 @@ class Connector:
         self._lookup: ThreadCall | None = None
         self._addresses: deque[Address] = deque()  # not tried yet
         self._attempts: dict[Attempt, None] = {}  # under way
-        self._family = 0  # of the first address, which is the preferred one
+        self._family = 0  # of the first address, which is preferred
         self._errors: list[tuple[Address, Exception]] = []
         self._timer: Timer | None = None
         self._next: Timer | None = None
         self._retry_delay = UNIX_RETRY
-        stream.writer = Writer()  # what is written now is sent when connected
+        stream.writer = Writer()  # bytes written before it is connected wait here
         outgoing = loop.counters.outgoing + 1
         loop.watchers.park(stream)
         loop.counters.outgoing = outgoing
         try:
-            if timeout is not None:  # unreferenced, as all the parts are: the stream itself keeps the loop running
+            if timeout is not None:  # unreferenced, because the stream itself keeps the loop running
                 self._timer = loop.timers.unreferenced_later(timeout, Connector._timed_out, self)
         except (MemoryError, RecursionError) as exc:
             stream.reset(exc)
 
     def connect(self, host: str, port: int, family: int) -> None:
-        """Begin, looking the host up first unless it is an address."""
+        """Begin to connect. A host that is not a numeric address is looked up first."""
         try:
             addresses = numeric(self._kernel, host, port, family)
             if addresses:
@@ -127,7 +123,7 @@ class Connector:
             self.stream.reset(exc)
 
     def try_addresses(self, addresses: list[Address]) -> None:
-        """Begin with addresses that are known."""
+        """Begin to connect to the first of these addresses that answers."""
         self._family = addresses[0][0]
         try:
             self._addresses.extend(interleave(addresses[:MOST_ADDRESSES]))
@@ -136,7 +132,7 @@ class Connector:
             self.stream.reset(exc)
 
     def handle_attempt(self, attempt: Attempt, exc: OSError | None) -> None:
-        """Called by an attempt that is over."""
+        """Called by an attempt that has succeeded, or failed with `exc`."""
         try:
             if exc is None:
                 self._succeed(attempt)
@@ -149,8 +145,8 @@ class Connector:
             self.stream.reset(exhausted)
 
     def handle_closed(self, stream: Stream) -> None:
-        """Called when the stream was ended before it was connected."""
-        self._end()  # first: it can be run again when it finds no memory or stack
+        """Called when the stream has ended before it was connected."""
+        self._end()  # first: if it runs out of memory or stack, it can be called again
         self._loop.counters.outgoing -= 1
 
     def _looked_up(self, addresses: list[Address] | None, error: Exception | None) -> None:
@@ -235,7 +231,7 @@ class Connector:
         return OSError(error, f'cannot connect to {show(address[1])}: {reason or self._kernel.strerror(error)}')
 
     def _failure(self) -> Exception:
-        # Of the family that was preferred, the last error; all of them in its notes.
+        # The last error of the preferred family, with the errors of all attempts in its notes.
         exc = [exc for (family, _), exc in self._errors if family == self._family][-1]
         if len(self._errors) > 1:
             for _, each in self._errors:
@@ -243,10 +239,10 @@ class Connector:
         return exc
 
     def _timed_out(self) -> None:
-        waited_for = 'the name look-up' if self._lookup is not None else 'an answer'
+        why = 'it did not answer' if self._lookup is None else 'the look-up of its name was not done'
         self.stream.reset(
             ConnectTimeout(
-                f'{self._target} could not be connected within {self._timeout:g} s, waiting for {waited_for}; '
+                f'cannot connect to {self._target}: {why} within timeout={self._timeout:g} s; '
                 'check that it is up and reachable'
             )
         )
@@ -266,7 +262,7 @@ class Connector:
 
 
 def handle_connected(stream: Stream, connector: Connector) -> None:
-    """Told as a completion: the stream is open, unless it was closed meanwhile."""
+    """Called as a completion when an attempt has succeeded: open the stream, unless it was closed meanwhile."""
     if stream.state is CONNECTING:
         stream.origin = ESTABLISHED
         stream.loop.counters.connects += 1
@@ -274,7 +270,7 @@ def handle_connected(stream: Stream, connector: Connector) -> None:
 
 
 class Attempt(Handle):
-    """One address, one socket: the part of a connector that the selector knows."""
+    """One attempt to connect: one address and one socket, watched by the selector."""
 
     __slots__ = ('address', 'connector', 'sock')
 
@@ -287,7 +283,7 @@ class Attempt(Handle):
         self.sock: socket | None = sock
 
     def begin(self) -> int:
-        """Start connecting; returns the error number, 0 when it is connected already. Raises as `Watchers.add`."""
+        """Start to connect; return the error number, 0 if connected already. Raises as `Watchers.add`."""
         assert self.sock is not None
         try:
             error = self.sock.connect_ex(self.address[1])
@@ -302,7 +298,7 @@ class Attempt(Handle):
         return error
 
     def handle_write(self) -> None:
-        """The socket is writable: connected, or failed with SO_ERROR, or neither yet."""
+        """Called by the loop when the socket is writable: it is connected, or has failed, or neither yet."""
         sock, connector = self.sock, self.connector
         assert sock is not None
         try:
@@ -315,21 +311,21 @@ class Attempt(Handle):
         if not error:
             error = self._error_of_peer(sock)
             if error == errno.ENOTCONN and not self.loop.spins.stalled(self):
-                return  # spurious: it is under way still. When it lasts, somebody else has taken the error
+                return  # spurious: the connect is still under way. If this lasts, other code has taken the error
         connector.handle_attempt(self, connector._error(self.address, error) if error else None)
 
     def _error_of_peer(self, sock: socket) -> int:
         try:
             peer = sock.getpeername()
             if self.address[0] != AF_UNIX and peer == sock.getsockname():
-                # TCP connects a port to itself when nobody listens and the kernel picks it as our own.
+                # TCP connects a port to itself if no one listens on it and the kernel picks it as the local port.
                 return errno.ECONNREFUSED
         except OSError as exc:
             return exc.errno or errno.ENOTCONN
         return 0
 
     def handle_exhausted(self, exc: Exception) -> bool:
-        # The error of the socket can be asked for only once, and may be lost.
+        # A socket reports its error only once, so it may be lost now.
         if self.connector.stream.state is CONNECTING:
             self.connector.stream.reset(exc)
         return True
@@ -340,7 +336,7 @@ class Attempt(Handle):
         self.connector.handle_attempt(self, exc.with_traceback(None))
 
     def release(self) -> socket:
-        """Give the socket away."""
+        """Unregister the socket and give it to the caller."""
         sock = self.sock
         assert sock is not None
         if self.events:

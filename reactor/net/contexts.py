@@ -1,45 +1,53 @@
-"""SSL contexts: whether one fits, what to connect with, and what to do about a handshake that failed."""
+"""SSL contexts: check one, make the one for `ssl=True`, and give advice about a failed handshake."""
 
 from __future__ import annotations
 
+from typing import Any
+
+from ..hints import SSLContext, SSLError
 from ..loop.checks import shown
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from ssl import SSLContext, SSLError
-    from typing import Any
+# How to make a context, by whether it is for the server's side.
+CONTEXTS = {True: 'ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)', False: 'ssl.create_default_context()'}
 
 
 def hint(ssl: Any, exc: SSLError) -> str:
-    """What to do about a handshake that failed."""
+    """Return the advice for the error message of a failed handshake."""
     if isinstance(exc, ssl.SSLCertVerificationError):
-        return f'{exc.verify_message}; trust its issuer in the context, or ask for the name that it has'
-    reason = getattr(exc, 'reason', None)  # not all of them have one
+        return f'{exc.verify_message}; trust its issuer in the context, or give a server_hostname= that it has'
+    reason = getattr(exc, 'reason', None)  # not every SSLError has one
     if reason in ('HTTP_REQUEST', 'WRONG_VERSION_NUMBER'):
         return 'it does not speak TLS; check the port'
     if reason == 'CALLBACK_FAILED':
-        return 'the sni_callback of the context refused the name that it asked for'
-    return 'compare what both sides allow'
+        return 'the sni_callback of the context refused the name that the client asked for'
+    if reason == 'NO_SHARED_CIPHER':
+        return 'perhaps the context of the server has no certificate: load one with load_cert_chain()'
+    return 'compare the TLS versions, ciphers and certificates of both sides'
 
 
 def check_context(context: Any, server_side: bool | None = None) -> bool:
-    """Whether `context` is for the server's side; TypeError or ValueError when it is not what is needed."""
+    """Return whether `context` is for the server's side. Raise TypeError or ValueError if it does not fit."""
     import ssl
 
     if not isinstance(context, ssl.SSLContext):
-        raise TypeError(f'ssl takes an ssl.SSLContext, not {shown(context)}')
+        advice = f'; make one with {CONTEXTS[True]} and load_cert_chain()' if context is True and server_side else ''
+        raise TypeError(f'a TLS context is an ssl.SSLContext, not {shown(context)}{advice}')
     protocol = context.protocol
     kinds = {ssl.PROTOCOL_TLS_SERVER: True, ssl.PROTOCOL_TLS_CLIENT: False}
     kind = kinds.get(protocol, server_side)
     if kind is None:
-        raise ValueError('this context is for both sides; say which one with server_side=')
+        raise ValueError('this ssl.SSLContext is for both sides; give server_side=True or False')
     if server_side is not None and kind is not server_side:
-        raise ValueError(f'this context is for the {"server" if kind else "client"}, the other side is needed')
+        sides = 'server, and this is the client' if kind else 'client, and this is the server'
+        raise ValueError(f'this ssl.SSLContext is for the {sides}; make one with {CONTEXTS[server_side]}')
     return kind
 
 
 def client_options(context: SSLContext | bool | None, server_hostname: str | None) -> dict[str, Any]:
-    """What `Options` take to connect with; for True a context that verifies, with the system's authorities."""
+    """Return the TLS arguments of `Options` for connecting.
+
+    True stands for `ssl.create_default_context()`, which verifies with the system's authorities.
+    """
     if context is None or context is False:
         return {}
     if context is True:
@@ -48,5 +56,5 @@ def client_options(context: SSLContext | bool | None, server_hostname: str | Non
         context = ssl.create_default_context()
     check_context(context, False)
     if context.check_hostname and not server_hostname:
-        raise ValueError('this context checks host names: give server_hostname')
+        raise ValueError('this ssl.SSLContext checks host names; give server_hostname=')
     return {'ssl': context, 'server_hostname': server_hostname}

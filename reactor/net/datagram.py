@@ -1,12 +1,12 @@
-"""Datagram sockets: UDP sockets, bound or connected to a peer, and Unix ones that the user hands in.
+"""Datagram sockets: UDP sockets, bound or connected to a peer, and Unix sockets that the user passes in.
 
-`DatagramSocket` is what users hold. Here are its callbacks, its read side, its multicast groups, its end, and what it
-reports about itself. Its write side has a file of its own (`datagram_sending.py`), and so has the way from a name to a
-connected socket (`datagram_connector.py`).
+`DatagramSocket` is the class that users hold. This file has its callbacks, its read side, its multicast groups, its
+end, and the facts that it reports. The write side is in `datagram_sending.py`, and the way from a name to a connected
+socket in `datagram_connector.py`.
 
-A datagram is received whole or not at all. Neither an ICMP message nor a callback that raises closes the socket: it may
-serve many peers. Only `handle_read` calls the user directly, and as the last thing it does for each datagram;
-everything else is called as a completion.
+A datagram is received whole or not at all. Because a socket may serve many peers, neither an ICMP message nor an
+exception in a callback closes it. Only `handle_read` calls the user directly, last for each datagram. All other
+callbacks run as completions.
 """
 
 from __future__ import annotations
@@ -14,45 +14,55 @@ from __future__ import annotations
 import errno
 import sys
 from socket import AF_INET, MSG_PEEK, MSG_TRUNC, SOCK_DGRAM, SOL_SOCKET
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import HandleClosed
 from ..hints import socket
-from ..kernel import AF_UNIX, SO_MEMINFO, close_socket
+from ..kernel import AF_UNIX, SO_MEMINFO, Kernel, close_socket
+from ..loop.checks import shown
+from ..loop.threads import ThreadCall
 from ..loop.watcher import READ, WRITE
 from .addresses import show, unmapped
 from .datagram_sending import DATAGRAMS_PER_TURN, LONGEST_IPV4, LONGEST_IPV6, LOST, MAX_QUEUED, DatagramSender
 from .multicast import membership
 from .options import LOG_INTERVAL, check_callback
-from .states import CLOSED, CONNECTING, OPEN
+from .states import CLOSED, CONNECTING, OPEN, State
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
     from ..callbacks import Loop, OnDatagram, OnDatagramClose, OnDatagramDrain, OnDatagramError, OnSendError
-    from ..kernel import Kernel
-    from ..loop.threads import ThreadCall
-    from .states import State
 
-READ_SIZE = 65536  # longer than any UDP datagram, so none is ever cut; one of a Unix socket may be longer
-# Linux reports the length of a Unix datagram before it is received. Elsewhere these have at most some kilobytes.
+READ_SIZE = 65536  # longer than any UDP datagram, so none is cut; a Unix datagram may be longer
+# Linux reports the length of a Unix datagram before it is received. On other systems they have a few kilobytes at most.
 PEEK = MSG_PEEK | MSG_TRUNC if sys.platform == 'linux' else 0
-DROPS = slice(32, 36)  # of the nine numbers of SO_MEMINFO, the last
+DROPS = slice(32, 36)  # the last of the nine numbers of SO_MEMINFO
+
+
+# What the callbacks of a datagram socket are called with.
+ARGUMENTS = {
+    **dict.fromkeys(('on_send_error', 'on_close', 'on_error'), '(socket, exc)'),
+    'on_datagram': '(socket, data, address)',
+    'on_drain': '(socket)',
+}
 
 
 class DatagramSocket(DatagramSender):
-    """A UDP socket. Made by `bind_udp` and `connect_udp`, never by hand.
+    """A UDP socket, as made by `bind_udp` and `connect_udp`.
 
-    Its callbacks are plain attributes and can be replaced at any time:
+    Its callbacks are attributes, which can be replaced at any time. They and `data` are dropped after `on_close`.
 
-    on_datagram(sock, data, address)  one arrived, empty or not; without it they are read and dropped
-    on_send_error(sock, exc)          the system refused one, or an ICMP message came back for one: the OSError. At most
-                                      once a turn, `stats().datagram_errors` counts all; the socket stays open
-    on_drain(sock)                    a send returned False for want of room, and now nothing waits any more
-    on_close(sock, exc)               the end; exc is None, or why it ended by itself
-    on_error(sock, exc)               one of the others raised. Without it: logged, at most once a second. Either way
-                                      the socket stays open: no stranger's datagram may end the service of all
-
-    `data` is yours. After `on_close` returned, all of them are dropped.
+    Attributes:
+        on_datagram: Called as `on_datagram(sock, data, address)` for each datagram, empty ones included. None:
+            datagrams are read and dropped.
+        on_send_error: Called as `on_send_error(sock, exc)` with the OSError when the kernel has refused a datagram, or
+            when an ICMP message came back for one. At most once a turn; `stats().datagram_errors` counts all. The
+            socket stays open.
+        on_drain: Called as `on_drain(sock)` when a send returned False because the queue was full, and the queue is
+            empty now.
+        on_close: Called as `on_close(sock, exc)` when the socket has ended, once. `exc` is None after `close`, else the
+            error that ended it.
+        on_error: Called as `on_error(sock, exc)` when another callback raised. None: it is logged, at most once a
+            second. The socket stays open in both cases, because one peer's datagram must not end the service of all.
+        data: Any object of yours.
     """
 
     __slots__ = ('_last_log', '_reading', 'data', 'lookup', 'on_close', 'on_datagram', 'on_error')
@@ -88,8 +98,8 @@ class DatagramSocket(DatagramSender):
         self.on_datagram: OnDatagram | None = on_datagram
         self.on_close: OnDatagramClose | None = on_close
         self.on_error: OnDatagramError | None = on_error
-        for name in 'on_datagram', 'on_send_error', 'on_drain', 'on_close', 'on_error':
-            check_callback(name, getattr(self, name))
+        for name, arguments in ARGUMENTS.items():
+            check_callback(name, getattr(self, name), arguments)
         self.lookup: ThreadCall | None = None  # pending while the name of the peer is looked up
         self._reading = True  # whether to read as soon as it is open
         self._last_log = -LOG_INTERVAL
@@ -97,11 +107,11 @@ class DatagramSocket(DatagramSender):
     # -- what the loop calls
 
     def handle_read(self) -> None:
-        """Deliver what has arrived, up to a bound. Readiness is level-triggered: what is left is ready again."""
+        """Called by the loop: deliver datagrams, up to a bound. The selector reports the rest again."""
         counters = self.loop.counters
         for count in range(DATAGRAMS_PER_TURN):
             if not self.events & READ:
-                return  # the last callback has closed or paused it
+                return  # the last callback has closed or paused the socket
             try:
                 size = self._next_size() if self._family == AF_UNIX else READ_SIZE
                 data, source = self.sock.recvfrom(size)
@@ -116,7 +126,7 @@ class DatagramSocket(DatagramSender):
                 return
             address = unmapped(source)
             if self.peer is not None and self._family != AF_UNIX and address[:2] != self.peer[:2]:
-                continue  # another peer sent it before the socket was connected
+                continue  # from another peer, sent before the socket was connected
             counters.datagrams_in += 1
             counters.bytes_in += len(data)
             self._sender, self._source = address, source
@@ -124,14 +134,14 @@ class DatagramSocket(DatagramSender):
             if on_datagram is not None:
                 on_datagram(self, data, address)
             if size > READ_SIZE:
-                return  # as many bytes as a turn has for one socket, more or less
+                return  # about the bytes that one socket may have in a turn
 
     def handle_closed(self, exc: BaseException | None) -> None:
-        """Called as the last completion of a socket: `on_close`, after which nothing of the user's is kept."""
+        """Called as the last completion of a socket: call `on_close`, then drop the user's callbacks and data."""
         if self.sock is not None or self.loop.watchers.is_parked(self):
-            self._release()  # `finish` found no memory or stack for all of it
+            self._release()  # memory or stack ran out before `finish` had done everything
         on_close, called = self.on_close, True
-        self.on_error = None  # what on_close raises is logged
+        self.on_error = None  # an exception in on_close is logged
         try:
             if on_close is not None:
                 on_close(self, exc)
@@ -148,7 +158,7 @@ class DatagramSocket(DatagramSender):
                 self._queued = self._buffered = 0
 
     def handle_lost(self, exc: OSError) -> None:
-        self.sock.detach()  # the number may be another's by now
+        self.sock.detach()  # the descriptor number may be in use elsewhere now
         self.state = LOST
         self.finish(exc)
 
@@ -165,23 +175,30 @@ class DatagramSocket(DatagramSender):
     # -- receiving
 
     def pause_reading(self) -> None:
-        """Call `on_datagram` no more until `resume_reading`; the system keeps some and drops the rest."""
+        """Stop calling `on_datagram` until `resume_reading`. The kernel keeps some datagrams and drops the rest."""
         self._reading = False
         if self.state is OPEN:
             self.loop.watchers.set_events(self, self.events & ~READ)
 
     def resume_reading(self) -> None:
-        """Call `on_datagram` again. Does nothing when reading goes on or the socket is closed."""
+        """Call `on_datagram` again. Does nothing if reading is not paused or the socket is closed."""
         self._reading = True
         if self.state is OPEN:
             self.loop.watchers.set_events(self, self.events | READ)
 
     def join_group(self, group: str, interface: str | int | None = None) -> None:
-        """Receive what is sent to a multicast group, and to the port that this socket is bound to.
+        """Receive the datagrams sent to a multicast group, on the port that this socket is bound to.
 
-        interface  where to listen: its name or index, for IPv4 also an address of it; None: the system chooses
+        Args:
+            group: The address of the group, such as `'239.1.2.3'` or `'ff02::1:3'`.
+            interface: The network interface: its name, its index, or for IPv4 also its address. None: the kernel
+                chooses one.
 
-        Raises the system's OSError, ValueError for what is no group, HandleClosed when the socket is not open.
+        Raises:
+            HandleClosed: The socket is not open.
+            TypeError, ValueError: `group` is not a multicast address, or `interface` is wrong.
+            OSError: The interface does not exist, or the kernel cannot join the group.
+            ReactorError: Called from a thread other than the loop's.
         """
         level, join, _, value = self._membership(group, interface)
         self._set_membership(level, join, value, f'cannot join {group}')
@@ -193,7 +210,7 @@ class DatagramSocket(DatagramSender):
 
     @property
     def kernel_drops(self) -> int | None:
-        """How many datagrams the system dropped since they came faster than they were read; None if it cannot tell."""
+        """How many datagrams the kernel dropped because its buffer was full; None if the platform cannot report it."""
         if self.sock is None or SO_MEMINFO < 0:
             return None
         try:
@@ -204,7 +221,11 @@ class DatagramSocket(DatagramSender):
     # -- ending
 
     def close(self) -> None:
-        """Close it now; what waits is dropped, and `on_close(sock, None)` is called. Closing twice does nothing."""
+        """Close the socket now and drop the queued datagrams. Closing twice does nothing.
+
+        `on_close(sock, None)` is called later, in the completions phase. Raises ReactorError in a thread other than the
+        loop's.
+        """
         self.loop.guard.check_thread()
         if self.state is OPEN or self.state is CONNECTING:
             self.finish(None)
@@ -212,14 +233,14 @@ class DatagramSocket(DatagramSender):
 
     @property
     def closed(self) -> bool:
-        """True from `close` or failure on."""
+        """True once you have called `close`, or the socket has failed."""
         return self.state is CLOSED or self.state is LOST
 
     # -- facts
 
     @property
     def address(self) -> Any:
-        """Where it receives: (host, port); None when it is not open."""
+        """The address at which it receives, (host, port); None if it is not open."""
         try:
             return unmapped(self.sock.getsockname()) if self.sock is not None else None
         except OSError:
@@ -227,12 +248,12 @@ class DatagramSocket(DatagramSender):
 
     @property
     def sockname(self) -> Any:
-        """The same, by the name that connections have for it."""
+        """The same as `address`, under the name that connections have for it."""
         return self.address
 
     @property
     def peername(self) -> Any:
-        """The peer of a connected socket, else None."""
+        """The address of the peer of a connected socket; else None."""
         return self.peer
 
     def fileno(self) -> int:
@@ -256,13 +277,13 @@ class DatagramSocket(DatagramSender):
     # -- for its maker
 
     def attach(self, sock: socket) -> None:
-        """Take a bound or connected socket: it is open from here on. Raises as `Watchers.add`, and is not open then."""
+        """Open the handle on a bound or connected socket (internal). Raises as `Watchers.add`; it is not open then."""
         self.take(sock)
         self.loop.watchers.add(self, READ)
         self.state = OPEN
 
     def take(self, sock: socket) -> None:
-        """Take the descriptor, and what is to be known of it: its family, its peer, how much it can send at once."""
+        """Take the socket and note its family, its peer, and the length of its longest datagram (internal)."""
         self._family = sock.family
         self._longest = {AF_INET: LONGEST_IPV4, AF_UNIX: sys.maxsize}.get(sock.family, LONGEST_IPV6)
         try:
@@ -273,7 +294,7 @@ class DatagramSocket(DatagramSender):
         self.sock = sock
 
     def opened(self) -> None:
-        """The parked socket is connected: watch it, and send what was queued before."""
+        """Open a parked handle whose socket is connected (internal): watch it, and send the queued datagrams."""
         self.state = OPEN
         events = (READ if self._reading else 0) | (WRITE if self._lines or self._refused else 0)
         try:
@@ -282,7 +303,7 @@ class DatagramSocket(DatagramSender):
             self.finish(exc.with_traceback(None))
 
     def finish(self, exc: BaseException | None) -> None:
-        """Close the socket now, and have `on_close(sock, exc)` called as a completion, which is appended first."""
+        """Append the completion that calls `on_close(sock, exc)`, then close the socket (internal)."""
         dropped = self.loop.counters.datagrams_dropped + self._queued
         self.loop.completions.append((self, DatagramSocket.handle_closed, (exc,)))
         self.loop.counters.datagrams_dropped = dropped
@@ -296,20 +317,20 @@ class DatagramSocket(DatagramSender):
     # -- in this file
 
     def _next_size(self) -> int:
-        # So many bytes are received at once that the next datagram is whole. Only a Unix socket has to ask.
+        # The number of bytes to receive, so that the next datagram is whole. Only a Unix socket has to ask the kernel.
         if not PEEK:
             return READ_SIZE
         return max(READ_SIZE, self.sock.recv_into(bytearray(1), 1, PEEK))
 
     def _check_error_taken(self) -> None:
-        # Most errors are those of a datagram, and are over when they were reported. One that stays would be a spin.
+        # Most errors belong to a datagram and are gone after they were reported. An error that stays would be a spin.
         if self.loop.kernel.readiness(self.fileno(), READ):
             self.loop.spins.no_progress(self)
 
     def _membership(self, group: str, interface: str | int | None) -> tuple[int, int, int, bytes]:
         self.loop.guard.check_thread()
         if self.state is not OPEN:
-            raise HandleClosed('only an open UDP socket has multicast groups; this one is closed, or not connected yet')
+            raise HandleClosed('only an open UDP socket has multicast groups; this one is closed or not connected yet')
         return membership(self._kernel, group, interface)
 
     def _set_membership(self, level: int, option: int, value: bytes, what: str) -> None:
@@ -333,6 +354,6 @@ class DatagramSocket(DatagramSender):
 
 
 def check_datagram_socket(sock: Any) -> None:
-    """TypeError unless `sock` is a socket for datagrams."""
+    """Raise TypeError unless `sock` is a datagram socket."""
     if getattr(sock, 'type', None) != SOCK_DGRAM or not hasattr(sock, 'recvfrom'):
-        raise TypeError(f'bind_udp takes a datagram socket, not {sock!r}')
+        raise TypeError(f'bind_udp(sock=) takes a datagram socket, not {shown(sock)}')

@@ -1,23 +1,19 @@
-"""Connecting datagram sockets: from a name to a socket that is connected to a peer.
+"""Connect datagram sockets: from a name to a socket that is connected to a peer.
 
-Connecting a UDP socket sends nothing: it fails only where there is no route. So the addresses of a name are tried one
-after the other in the same turn, and the first that has a route is the peer. A name is looked up in a thread. Failures
-are passed to `on_close`, never raised.
+Connecting a UDP socket sends nothing, and fails only if there is no route. So all addresses of a name are tried in one
+turn, and the first one with a route is the peer. Names are looked up in a thread. Failures are passed to `on_close`,
+never raised.
 """
 
 from __future__ import annotations
 
-from .addresses import MOST_ADDRESSES, interleave, numeric, show, unmapped
+from ..kernel import Kernel
+from .addresses import MOST_ADDRESSES, Address, interleave, numeric, show, unmapped
+from .datagram import DatagramSocket
 from .resolver import look_up
 from .sockets import connected_udp
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from ..kernel import Kernel
-    from .addresses import Address
-    from .datagram import DatagramSocket
-
-MOST_TRIES = 64  # addresses of a name, in one turn
+MOST_TRIES = 64  # addresses of a name that are tried, all in one turn
 
 
 class DatagramConnector:
@@ -34,7 +30,7 @@ class DatagramConnector:
         self._broadcast = broadcast
 
     def connect(self, host: str, port: int, family: int) -> None:
-        """Begin: with an address at once, with a name when it was looked up."""
+        """Connect to a numeric address at once, to a name after its look-up."""
         sock = self._socket
         addresses = numeric(self._kernel, host, port, family)
         sock.loop.watchers.park(sock)

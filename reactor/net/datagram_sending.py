@@ -1,14 +1,14 @@
 """The write side of a datagram socket: `send`, and the queue of datagrams that wait to be sent.
 
-A datagram is sent at once, as a whole, if the kernel takes it. Otherwise it waits, in order, until there is room. The
-queue holds `max_queued` bytes. When it is full the newest datagram is dropped, and `send` returns False: the caller can
-react, and the order of what waits is kept.
+A datagram is sent at once and whole if the kernel accepts it. Otherwise it waits, in order, until there is room. The
+queue holds `max_queued` bytes. When it is full, the newest datagram is dropped and `send` returns False, so the caller
+can react, and the order of the queue is kept.
 
-When the buffer of a UDP socket is full, it is full for every receiver, and the selector reports when it has room again.
-A Unix socket without a peer is always reported as writable, although the queue of one receiver may be full. There each
-receiver has a line of its own in the queue: a full receiver delays only its own datagrams, and a timer tries it again.
+The buffer of a UDP socket is shared by all receivers, and the selector reports when it has room again. But a Unix
+socket without a peer is always reported as writable, even if the queue of one receiver is full. So each receiver has
+its own line in the queue there: a full receiver delays only its own datagrams, and a timer tries it again.
 
-A failure costs one datagram, never the socket. Errors are reported by a completion, at most one in a turn.
+A failed send costs one datagram, never the socket. Errors are reported by a completion, at most one in a turn.
 """
 
 from __future__ import annotations
@@ -16,36 +16,35 @@ from __future__ import annotations
 import errno
 from collections import deque
 from socket import AF_INET
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import HandleClosed
 from ..hints import Buffer, socket
-from ..kernel import AF_UNIX, LOST_ERRORS
+from ..kernel import AF_UNIX, LOST_ERRORS, Kernel
 from ..loop.log import EPISODE, log
+from ..loop.timers import Timer
 from ..loop.watcher import WRITE, Handle
 from .addresses import check_path, destination, is_ipv4, show
 from .states import CONNECTING, OPEN, State
 from .writer import flat
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
     from ..callbacks import Loop, OnDatagramDrain, OnSendError
-    from ..kernel import Kernel
-    from ..loop.timers import Timer
 
 LOST = State('CLOSED')  # the descriptor is gone, and `on_close` was not called yet
 
-DATAGRAMS_PER_TURN = 32  # of one socket, each way, as in libuv: a flood must not keep the others waiting
-RETRY, LONGEST_RETRY = 0.01, 0.25  # seconds until full receivers are tried again, doubled while all of them are full
-TRIES_PER_TURN = 256  # receivers that are full
-MAX_QUEUED = 1 << 20  # bytes; it is used only while the kernel's own buffer is full, so more would only be older
-DATAGRAM_COST = 256  # bytes: what each weighs besides its data, so that empty ones cannot grow past the limit
-LONGEST_IPV4 = 65507  # bytes: the 16 bits of a length, less the headers
+# For each socket and direction, as in libuv, so that a flood of datagrams does not delay other handles.
+DATAGRAMS_PER_TURN = 32
+RETRY, LONGEST_RETRY = 0.01, 0.25  # seconds until full receivers are tried again; doubled while all of them are full
+TRIES_PER_TURN = 256  # full receivers that are tried
+MAX_QUEUED = 1 << 20  # bytes; the queue is used only while the kernel's buffer is full, and more would only be older
+DATAGRAM_COST = 256  # bytes that a datagram counts besides its data, so that empty ones cannot grow past the limit
+LONGEST_IPV4 = 65507  # bytes: a length of 16 bits, minus the headers
 LONGEST_IPV6 = 65527
 
 HINTS = {
     errno.EACCES: '; a broadcast address needs broadcast=True',
-    errno.EMSGSIZE: '; it is longer than the way there allows',
+    errno.EMSGSIZE: '; it is longer than the network allows',
 }
 
 
@@ -55,13 +54,13 @@ class DatagramSender(Handle):
     __slots__ = (  # noqa: RUF023  (by what they are for)
         # what users set
         'on_send_error', 'on_drain',
-        # where it is: the descriptor, the state, the peer that it is connected to
+        # its socket, its state, and the peer that it is connected to
         'sock', 'state', 'peer', '_kernel', '_family', '_longest',
-        # what waits, and how much of it may
+        # the queue, and its limit
         '_lines', '_queued', '_buffered', '_max_queued', '_refused', '_per_receiver',
-        # trying full receivers again
+        # when full receivers are tried again
         '_retry', '_retry_delay', '_full_at',
-        # what `on_send_error` is to get; who sent the last datagram
+        # the error for `on_send_error`; the sender of the last datagram
         '_error', '_sender', '_source',
     )  # fmt: skip
 
@@ -80,46 +79,54 @@ class DatagramSender(Handle):
         self.since: float = loop.now
         self.on_send_error: OnSendError | None = on_send_error
         self.on_drain: OnDatagramDrain | None = on_drain
-        self.sock: socket = None  # type: ignore[assignment]  # until it is attached, and when it is closed
+        self.sock: socket = None  # type: ignore[assignment]  # until it is attached, and after it is closed
         self.state: State = CONNECTING
         self.peer: Any = None
         self._kernel = kernel
         self._family: int = AF_INET
         self._longest = LONGEST_IPV6
-        # What waits: lines of (data, target), one for each receiver that has room of its own, else one under None.
+        # The queue: lines of (data, target). One line for each receiver that has its own queue in the kernel, else a
+        # single one under None.
         self._lines: dict[Any, deque[tuple[bytes, Any]]] = {}
         self._queued = 0
         self._buffered = 0
         self._max_queued = max_queued
-        self._refused = False  # a send found no room since nothing waited
-        self._per_receiver = False  # whether each receiver has room of its own
-        self._retry: Timer | None = None  # pending while all receivers for which something waits are full
+        self._refused = False  # a send has found the queue full, so `on_drain` must follow
+        self._per_receiver = False  # whether each receiver has a queue of its own in the kernel
+        self._retry: Timer | None = None  # pending while the receivers of all lines are full
         self._retry_delay = RETRY
-        self._full_at = -EPISODE  # the clock when it was full for long
-        self._error: OSError | None = None  # a completion that waits passes it to `on_send_error`
-        # The sender of the last datagram, in the form that users see and in the kernel's: an answer needs no check.
+        self._full_at = -EPISODE  # when it was last full for long
+        self._error: OSError | None = None  # a completion is queued that passes it to `on_send_error`
+        # The sender of the last datagram, as users see it and as the kernel has it: an answer to it needs no check.
         self._sender: Any = None
         self._source: Any = None
 
     # -- what users call
 
     def send(self, data: Buffer, address: Any = None) -> bool:
-        """Send one datagram, now if the kernel takes it, else when it can; never blocks.
+        """Send one datagram, never blocking. It is queued if the kernel has no room for it now.
 
-        data     bytes, bytearray or memoryview, empty or not; copied only when it has to wait
-        address  (host, port), the host in numbers; the one passed to `on_datagram` is the cheapest. A connected
-                 socket takes None, or its peer's
+        Args:
+            data: `bytes`, `bytearray` or `memoryview`, which may be empty. It is copied only if it has to wait.
+            address: (host, port) with a numeric host; for a Unix socket, a path. The address passed to `on_datagram`
+                is the cheapest. For a connected socket: None, or the address of its peer.
 
-        Returns False when it was dropped: `max_queued` bytes wait already, hold back until `on_drain`; or the kernel
-        refused it, which `on_send_error` is about to report. True says that it is on its way, not that it arrives.
-        Raises `HandleClosed` after `close`, TypeError for what is not bytes, ValueError for a name or another bad
-        address, and for more than 65,507 bytes over IPv4 or 65,527 over IPv6.
+        Returns:
+            True if the datagram was sent or queued; it may still be lost on the way. False if it was dropped: either
+            `max_queued` bytes wait already, then stop sending until `on_drain`; or the kernel has refused it, then
+            `on_send_error` is called in the completions phase.
+
+        Raises:
+            HandleClosed: The socket is closed.
+            TypeError: `data` is not bytes, or `address` has a wrong type.
+            ValueError: The address is a name or otherwise wrong, or the datagram has more than 65,507 bytes over IPv4
+                or 65,527 over IPv6.
         """
         data = flat(data)
         if self.state is not OPEN and self.state is not CONNECTING:
             if self.state is LOST:
                 return False
-            raise HandleClosed('send on a UDP socket that is closed: nothing was sent; look at sock.closed first')
+            raise HandleClosed('send() on a closed datagram socket: nothing was sent; check sock.closed before sending')
         target = self._source if address is not None and address is self._sender else self._target(address)
         if len(data) > LONGEST_IPV4:
             self._check_length(len(data), target)
@@ -131,18 +138,18 @@ class DatagramSender(Handle):
 
     @property
     def queued(self) -> int:
-        """How many datagrams wait to be sent. In `on_close`: how many never were."""
+        """How many datagrams wait to be sent. In `on_close`: how many were never sent."""
         return self._queued
 
     @property
     def buffered(self) -> int:
-        """How many bytes they have."""
+        """How many bytes the waiting datagrams have."""
         return self._buffered
 
     # -- what the loop calls
 
     def handle_write(self) -> None:
-        """Send what waits, up to a bound, in the order of each line."""
+        """Called by the loop: send queued datagrams, up to a bound, in the order of each line."""
         lines, tries, full = self._lines, TRIES_PER_TURN, 0
         sent = 0
         while full < len(lines) and sent < DATAGRAMS_PER_TURN and tries:
@@ -155,7 +162,7 @@ class DatagramSender(Handle):
             if done is None:
                 tries -= 1
                 full += 1
-                lines[receiver] = lines.pop(receiver)  # the others come first
+                lines[receiver] = lines.pop(receiver)  # the other receivers come first
                 continue
             sent += 1
             line.popleft()
@@ -171,17 +178,17 @@ class DatagramSender(Handle):
             self._await_room(sent)
 
     def handle_retry(self) -> None:
-        """Called by the timer: the receivers that were full may have room."""
+        """Called by the timer: receivers that were full may have room now."""
         self._retry = None
         self.handle_write()
 
     def handle_drain(self) -> None:
-        """Called as a completion: nothing waits any more."""
+        """Called as a completion when the queue is empty again."""
         if self.on_drain is not None and self.state is OPEN and not self._refused:
             self.on_drain(self)  # type: ignore[arg-type]  # a `DatagramSocket`
 
     def handle_send_error(self) -> None:
-        """Called as a completion, with the first error of the turn."""
+        """Called as a completion: pass the first error of the turn to `on_send_error`."""
         exc, self._error = self._error, None
         if self.on_send_error is not None and self.state is OPEN:
             self.on_send_error(self, exc)  # type: ignore[arg-type]  # it was set before this was queued
@@ -189,25 +196,28 @@ class DatagramSender(Handle):
     # -- for the other parts
 
     def datagram_failed(self, exc: OSError, what: str) -> None:
-        """The kernel has refused a datagram, or reports the failure of an earlier one."""
+        """Called when the kernel has refused a datagram, or reports that an earlier one failed."""
         if exc.errno in LOST_ERRORS:
             self.loop.watchers.evict(self)
             return
         self.loop.counters.datagram_errors += 1
-        if self._error is None:  # else one waits to be reported in this turn, and a peer could cause many
+        if self._error is None:  # else one is queued for this turn already; a peer could cause many
             self._error = OSError(exc.errno, f'{what}: {exc.strerror}{HINTS.get(exc.errno or 0, "")}')
             self.loop.completions.append((self, DatagramSender.handle_send_error, ()))
 
     # -- in this file
 
     def _target(self, address: Any) -> Any:
-        # None where the socket knows it.
+        # None for a connected socket, which knows its peer.
         if self.peer is not None or self.state is CONNECTING:
             if address is None or address == self.peer:
                 return None
-            raise ValueError(f'this socket sends to {show(self.peer)} alone, not to {address!r}; use bind_udp for all')
+            raise ValueError(
+                f'this socket is connected to {show(self.peer)} and sends to it alone, not to {address!r}; '
+                'use bind_udp() for several peers'
+            )
         if address is None:
-            raise ValueError('send needs an address: this socket has no peer')
+            raise ValueError('send() needs an address, because this socket is not connected to a peer')
         if self._family == AF_UNIX:
             return check_path(address)
         return destination(self._kernel, self._family, address)
@@ -215,17 +225,17 @@ class DatagramSender(Handle):
     def _check_length(self, length: int, target: Any) -> None:
         longest, address = self._longest, target or self.peer
         if longest == LONGEST_IPV6 and address is not None and is_ipv4(address):
-            longest = LONGEST_IPV4  # a socket for both sends it over IPv4
+            longest = LONGEST_IPV4  # a dual-stack socket sends it over IPv4
         if length > longest:
             raise ValueError(f'a datagram has at most {longest} bytes here, not {length}')
 
     def _transmit(self, data: bytes | memoryview, target: Any) -> bool | None:
-        """True: the kernel has it. False: it is dropped, and an error is reported. None: it would block."""
+        """Return True if the kernel accepted it, False if it was dropped with an error, None if there is no room."""
         error = self._attempt(data, target)
         if error is None:
             return True
         if self.peer is not None and not isinstance(error, BlockingIOError):
-            # This may be the error of an earlier datagram. Then the kernel has not even tried to send this one.
+            # This may be the error of an earlier datagram. In that case the kernel has not tried to send this one.
             earlier, error = error, self._attempt(data, target)
             if error is None or isinstance(error, BlockingIOError):
                 self.datagram_failed(earlier, f'a datagram to {show(self.peer)} was not delivered')
@@ -234,7 +244,7 @@ class DatagramSender(Handle):
         if isinstance(error, BlockingIOError):
             return None
         self.datagram_failed(error, f'a datagram of {len(data)} bytes to {show(target or self.peer)} was not sent')
-        if self.state is OPEN:  # else it was counted with what waited when the socket was closed
+        if self.state is OPEN:  # else it was counted together with the queue when the socket was closed
             self.loop.counters.datagrams_dropped += 1
         return False
 
@@ -276,8 +286,8 @@ class DatagramSender(Handle):
             self.loop.completions.append((self, DatagramSender.handle_drain, ()))
 
     def _await_room(self, sent: int) -> None:
-        # The last try found no room. The selector reports when there is, except for a full receiver, and for a socket
-        # that it reports as writable all the time: these are tried again by a timer.
+        # The last attempt found no room. The selector reports when there is room, except for a full receiver, and for a
+        # socket that is always reported as writable. A timer tries these again.
         watchers, loop = self.loop.watchers, self.loop
         if sent:
             self._retry_delay = RETRY
@@ -301,7 +311,7 @@ class DatagramSender(Handle):
             what = f'{len(self._lines)} receivers are' if self._per_receiver else 'it is'
             log(
                 'warning',
-                '%s: %s full for %d datagrams; they wait, and are tried again every %g s',
+                '%s: %s full while %d datagrams wait; they are tried again every %g s',
                 self,
                 what,
                 self._queued,

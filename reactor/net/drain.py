@@ -1,61 +1,59 @@
-"""The end of a server: `Reactor.drain`, phase after phase.
+"""How a server ends without losing a request: `Reactor.drain`, phase after phase.
 
-Owns the phases and the looks at what is left. Knows listeners and streams by their attributes, and keeps
-none of them: each look goes through the open handles again. The phases are those of the load balancers in front of it,
-HAProxy's drain and Envoy's; "lame duck" is Google's word ("Site Reliability Engineering", chapter 20):
+A check runs about every CHECK_INTERVAL seconds and goes through the open handles; nothing here keeps a handle alive.
+The phases are those of load balancers (HAProxy's drain, Envoy's). "Lame duck" is Google's word ("Site Reliability
+Engineering", chapter 20):
 
-    lame duck   `draining` is True and nothing else: health checks turn red, answers say `Connection: close`
-    refusing    a listener closes when its queue is empty: the system has accepted the clients in it in our name. On
-                Linux, what a new client sends first is dropped from the first look at an empty queue on, and the
-                listener closes a look later, so that handshakes under way can end. A listener that is paused or full
-                goes on waiting for room
-    finishing   connections that are idle are closed, busy ones are left to end; when none is left, `stop`
-    timeout     what is left is reset
+    lame duck   `draining` is True and nothing else changes: health checks fail, answers say `Connection: close`.
+    refusing    A listener is closed when its queue is empty, because the kernel has already accepted the clients in the
+                queue. On Linux, new SYNs are dropped once a check has found the queue empty, and the listener is closed
+                at the next check, so that handshakes under way can end. A paused or full listener waits for room.
+    finishing   Idle connections are closed, busy ones may finish. When none is left, `stop` is called.
+    timeout     The remaining connections are reset.
 
-What keeps nothing running (`unref`) is no part of it: who looks in sees the end, and health checks are answered to it.
+Handles that do not keep the loop running (`unref`) are left alone, so live pages and health checks work to the end.
 
-The rule: a connection is closed for being idle when it was so at each look of GRACE seconds, of which the last is right
-before: so long a request is on its way, from a client who was accepted or answered at the last moment.
+A connection is closed as idle when every check of the last GRACE seconds has found it idle. A request may be on its
+way for that long, from a client that was accepted or answered at the last moment.
 """
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
 from ..errors import DrainTimeout
 from ..loop.checks import seconds
+from ..loop.watcher import Handle
 from .addresses import show
 from .listener import Listener
-from .states import CONNECTING
+from .states import CONNECTING, State
 from .stream import Stream
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
     from ..callbacks import Loop
-    from ..loop.watcher import Handle
-    from .states import State
 
-    Idle = WeakKeyDictionary[Stream, tuple[State, float]]  # in which state, and since when
+Idle = WeakKeyDictionary[Stream, tuple[State, float]]  # the state of an idle connection, and when it began
 
-GRACE = 0.5  # seconds: twice around the world, or once and a lost segment sent again
-HANDSHAKE = 5.0  # seconds, for who has not said yet what a protocol begins with (TLS, PROXY), and may never do
-LOOK = 0.1  # seconds between two looks
-LOOK_COST = 1.5e-4  # and so many for each open handle, a hundred times what it takes: 1 % of a processor
-CLOSES_PER_TURN = 256  # of idle connections; the busy ones are being served
-FAREWELL = 1.0  # seconds for peers to end their side when everything is said; many will not before they write again
+GRACE = 0.5  # seconds: two round trips around the world, or one and the retransmission of a lost segment
+HANDSHAKE = 5.0  # seconds for a client to begin its TLS handshake or PROXY header, which it may never do
+CHECK_INTERVAL = 0.1  # seconds between two checks
+CHECK_COST = 1.5e-4  # seconds of interval for each open handle, 100 times what its check takes: 1 % of a processor
+CLOSES_PER_TURN = 256  # idle connections; the busy ones have to be served meanwhile
+EOF_WAIT = 1.0  # seconds that peers get to end their side; many do so only when they write again
 
 
 class Drain:
-    """What `drain` has begun. `over` is True when it has called `stop`, and when it could not begin."""
+    """A drain under way. `over` is True when it has called `stop`, and when it could not begin."""
 
     __slots__ = (
         '_aborting',
         '_accepts',
         '_asking',
         '_began',
+        '_checking',
         '_deadline',
         '_idle',
-        '_looking',
         '_loop',
         '_silent_since',
         'over',
@@ -66,9 +64,9 @@ class Drain:
         self.over: bool = False
         self._began = loop.timers.clock()
         self._deadline = self._began + timeout
-        self._accepts = -1  # how many connections the loop had accepted when the listeners were asked last
-        self._idle: Idle = WeakKeyDictionary()  # as the last look saw them
-        self._silent_since: float | None = None  # from when on nothing but the ends of peers were waited for
+        self._accepts = -1  # how many connections the loop had accepted when the listeners were checked last
+        self._idle: Idle = WeakKeyDictionary()  # as the last check found them
+        self._silent_since: float | None = None  # since when the drain waits only for peers to end their side
         for handle in self._served():
             if isinstance(handle, Listener):
                 handle.handle_drain()
@@ -76,21 +74,21 @@ class Drain:
         try:
             self._aborting = later(timeout, self._abort)
             self._asking = later(lame_duck, self._ask_listeners)
-            self._looking = later(lame_duck, self._look)
-        except BaseException:  # no memory or stack for one of them: it has not begun
-            self.over = True  # first: there may be none to cancel the others either, which then do nothing
+            self._checking = later(lame_duck, self._check)
+        except BaseException:  # no memory or stack for one of the timers: the drain has not begun
+            self.over = True  # first: canceling the other timers may fail as well, and then they do nothing
             for name in ('_aborting', '_asking'):
                 if hasattr(self, name):
                     getattr(self, name).cancel()
             raise
 
     def hasten(self, timeout: float, lame_duck: float) -> None:
-        """The same again: of each time, whichever is earlier."""
+        """Called when `drain` is called again: of each time, the earlier one applies."""
         if self.over:
             return
         now = self._loop.timers.clock()
         self._deadline = min(self._deadline, now + timeout)
-        for timer, delay in ((self._aborting, timeout), (self._asking, lame_duck), (self._looking, lame_duck)):
+        for timer, delay in ((self._aborting, timeout), (self._asking, lame_duck), (self._checking, lame_duck)):
             if timer.deadline is not None and now + delay < timer.deadline:
                 timer.reset(delay)
 
@@ -99,10 +97,10 @@ class Drain:
         return [handle for handle in self._loop.handles() if watchers.is_referenced(handle)]
 
     def _ask_listeners(self) -> None:
-        """Close each listener in whose queue nobody waits."""
+        """Close each listener whose accept queue is empty."""
         if self.over:
             return
-        # Each turn accepts some of them, so ask again in the next turn; but not when the last one accepted nobody.
+        # Each turn accepts some clients, so ask again in the next turn, unless the last turn accepted none.
         accepts, before = self._loop.counters.accepts, self._accepts
         self._accepts = accepts
         taking = False
@@ -113,11 +111,11 @@ class Drain:
                 else:
                     taking = taking or handle.events != 0
         if taking and accepts != before:
-            self._asking.reset(0)  # paused and full ones are asked with the next look
+            self._asking.reset(0)  # paused and full listeners are asked at the next check
 
-    def _look(self) -> None:
-        """Close what has been idle for long enough; stop when nothing is left."""
-        self._looking.reset(LOOK)  # whatever happens here
+    def _check(self) -> None:
+        """Close connections that have been idle for long enough; stop the loop when none is left."""
+        self._checking.reset(CHECK_INTERVAL)  # first: this may raise
         if self._asking.deadline is None:
             self._ask_listeners()
         handles, now = self._served(), self._loop.timers.clock()
@@ -132,17 +130,17 @@ class Drain:
             elif handle.buffered:
                 waits += 1
             elif not isinstance(handle.origin, Listener):
-                pass  # the application's own
+                pass  # not a client: the application made this connection
             elif handle.state.discards:
                 silent.append(handle)
             elif not self._idle_long(handle, now, idle):
                 waits += 1
             elif handle.unread or handle in suspended:
-                # Asked only right before: the answer may be an error, of which nothing would be reported then.
+                # Checked last: `unread` may take the error of the socket, and no callback would get it then.
                 waits += 1
                 del idle[handle]
             elif closed == CLOSES_PER_TURN:
-                self._looking.reset(0)
+                self._checking.reset(0)
                 return
             else:
                 closed += 1
@@ -151,12 +149,12 @@ class Drain:
         self._idle = idle
         if waits:
             self._silent_since = None
-        elif not silent or self._said_farewell(now):
+        elif not silent or self._waited_for_peers(now):
             for stream in silent:
                 stream.finish(None)
             self._stop()
             return
-        self._looking.reset(max(LOOK, min(len(handles) * LOOK_COST, (self._deadline - now) / 4)))
+        self._checking.reset(max(CHECK_INTERVAL, min(len(handles) * CHECK_COST, (self._deadline - now) / 4)))
 
     def _idle_long(self, stream: Stream, now: float, idle: Idle) -> bool:
         before, since = self._idle.get(stream, (None, now))
@@ -164,15 +162,15 @@ class Drain:
             since = now
         idle[stream] = stream.state, since
         patience = HANDSHAKE if stream.state is CONNECTING else GRACE
-        return now - since >= min(patience, (self._deadline - since) / 2)  # where time is short, half of it
+        return now - since >= min(patience, (self._deadline - since) / 2)  # if time is short, half of it
 
-    def _said_farewell(self, now: float) -> bool:
+    def _waited_for_peers(self, now: float) -> bool:
         if self._silent_since is None:
             self._silent_since = now
-        return now - self._silent_since >= FAREWELL
+        return now - self._silent_since >= EOF_WAIT
 
     def _abort(self) -> None:
-        """The timeout is over: stop, and reset what is left."""
+        """Called at the timeout: stop the loop and reset the remaining connections."""
         if self.over:
             return
         self._stop()
@@ -185,19 +183,19 @@ class Drain:
                 handle.reset(
                     DrainTimeout(
                         f'{show(handle.peername)} was not done within {waited:.3g} s of drain(): {busy}, '
-                        f'{handle.buffered} bytes waited; it was reset'
+                        f'{handle.buffered} bytes were buffered; the connection was reset'
                     )
                 )
 
     def _stop(self) -> None:
         self.over = True
-        for timer in (self._aborting, self._asking, self._looking):
+        for timer in (self._aborting, self._asking, self._checking):
             timer.cancel()
         self._loop.stop()
 
 
 def begin_drain(loop: Loop, drain: Drain | None, timeout: float, lame_duck: float) -> Drain:
-    """Begin the drain of a loop, or have the one that goes on end earlier; see `Reactor.drain`."""
+    """Begin the drain of a loop, or make the one under way end earlier; see `Reactor.drain`."""
     timeout, lame_duck = check_times(timeout, lame_duck)
     loop.guard.check()
     if drain is None:
@@ -207,7 +205,7 @@ def begin_drain(loop: Loop, drain: Drain | None, timeout: float, lame_duck: floa
 
 
 def check_times(timeout: float, lame_duck: float, name: str = 'timeout') -> tuple[float, float]:
-    """Return both as numbers of seconds. `name` is what the caller calls the timeout.
+    """Check and return both, in seconds. `name` is the name of the timeout in messages.
 
     Raises TypeError, and ValueError unless 0 <= lame_duck <= timeout.
     """

@@ -1,48 +1,50 @@
-"""How a connection ends: its close, its failures, and `on_close` as the last completion.
+"""How a connection ends: by `close`, by `abort` or by a failure, and always with `on_close` as its last completion.
 
-`Connection` is the part of a stream that every other part builds on: its slots, its state, and the ways out. A
-connection ends in `finish`, which appends its last completion first and then does what cannot fail, or what can be done
-again: an exhausted process never leaves half an ending. What has happened is appended to `loop.completions`, and the
-user is called from there. It does not know how bytes are received or sent.
+`Connection` is the base of a stream: its slots, its state, and the ways it can end. Each of them leads to `finish`,
+which appends the last completion first. After that come only steps that cannot fail or that can be repeated, so a
+process that runs out of memory never leaves half an ending. Nothing here calls the user directly, except for `on_eof`
+and `on_close`, which come last in a method that the loop calls.
 """
 
 from __future__ import annotations
 
 from socket import SHUT_WR, SO_LINGER, SOL_SOCKET
+from typing import TYPE_CHECKING, Any, Protocol
 
 from ..errors import SendFileError, WriteTimeout
+from ..hints import socket
 from ..kernel import LOST_ERRORS
 from ..loop.checks import shown
+from ..loop.timers import Timer
 from ..loop.watcher import READ, UNHEARD, WRITE, Handle
 from .addresses import show
+from .options import Options
+from .session import TLSSession
 from .states import CLOSED, CLOSING, CONNECTING, ENDED, FAILED, HALF, HALF_ENDING, LINGERING, OPEN, State
+from .timeouts import Timeouts
 from .writer import SHUT, Writer
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Protocol
-
     from ..callbacks import OnClose, OnConnect, OnData, OnDrain, OnEof, OnError
-    from ..hints import socket
-    from ..loop.timers import Timer
-    from .options import Options
-    from .timeouts import Timeouts
-
-    class Origin(Protocol):
-        """What made a stream: a listener or a connector, which is called when the stream is closed."""
-
-        def handle_closed(self, stream: Any) -> None: ...
 
 
-LAST_BYTES = 8 << 20  # that the kernel may still hold when sending has failed: more than Linux's largest buffers
+# Bytes that are still read after sending has failed: more than the largest buffers of Linux hold.
+LAST_BYTES = 8 << 20
+
+
+class Origin(Protocol):
+    """What made a stream: a listener or a connector, which is called when the stream is closed."""
+
+    def handle_closed(self, stream: Any) -> None: ...
 
 
 class Ending:
-    """What is known of the end of one connection, once there is something to know.
+    """What is known about the end of one connection.
 
-    by_user  the user has ended it, so a later write is the user's mistake
-    exc      why sending has failed, for `on_close`
-    linger   the timer that limits how long closing may take
+    Attributes:
+        by_user: The user has ended it, so a later write is the user's mistake.
+        exc: Why sending has failed, for `on_close`.
+        linger: The timer that limits how long closing may take.
     """
 
     __slots__ = ('by_user', 'exc', 'linger')
@@ -53,24 +55,24 @@ class Ending:
         self.linger: Timer | None = None
 
 
-# Two that connections share and never change. While a connection is open, bytes had to wait for the peer once, so the
-# peer may be sending, and closing has to wait for its end. Once it is closed, it was not the user who has ended it, and
-# `on_close` was not called yet: a write is dropped, and does not raise.
+# All connections share these two, and nothing changes them. WAITED, in an open connection: bytes had to wait for the
+# peer once, so the peer may be sending, and closing has to wait for its end. UNREPORTED, in a closed connection: the
+# user has not ended it, and `on_close` was not called yet, so a write is dropped and does not raise.
 WAITED = Ending()
 UNREPORTED = Ending()
 
 
 class Connection(Handle):
-    """What every part of a `Stream` builds on."""
+    """The base of every `Stream`."""
 
     __slots__ = (  # noqa: RUF023  (by what they are for)
         # what users set
         'on_connect', 'on_data', 'on_eof', 'on_drain', 'on_close', 'on_error', 'data',
-        # where it is: the descriptor, the state, what waits to be sent, what is known of its end
+        # its descriptor, its state, the bytes that wait to be sent, and what is known about its end
         'sock', 'state', 'writer', 'ending',
-        # what it was made with, and by what; its peer
+        # its options, the listener or connector that made it, and its peer
         'options', 'origin', 'peer',
-        # what only some connections have: an object each
+        # objects that only some connections have
         'timeouts', 'tls',
     )  # fmt: skip
 
@@ -90,16 +92,19 @@ class Connection(Handle):
         origin: Origin | None
         peer: Any
         timeouts: Timeouts | None
-        tls: Any
+        tls: TLSSession | None
 
     # -- what users call
 
     def close(self) -> None:
-        """Stop reading, send what waits, then close; `on_close(conn, None)` is called. Closing twice does nothing.
+        """Stop reading, send the buffered bytes, then close. Closing twice does nothing.
 
-        All of it within `linger` seconds, else the connection is reset. Where something may be unread (reading is
-        paused, or bytes had to wait for the peer), the write side is ended first and the peer's bytes are dropped until
-        it ends too: closing with unread bytes would reset the connection and lose what is under way.
+        `on_close(conn, None)` is called later, in the completions phase. If closing takes longer than `linger` seconds,
+        the connection is reset and `on_close` gets a `WriteTimeout`.
+
+        Closing a socket with unread bytes would reset the connection, and bytes on their way to the peer would be lost.
+        So if bytes may be unread, because reading is paused or because a write had to wait, the write side is ended
+        first, and the peer's bytes are dropped until it ends its side too.
         """
         state = self.state
         if state is OPEN and self.writer is None and self.ending is None and self.events & READ:
@@ -111,15 +116,18 @@ class Connection(Handle):
         elif not state.closed:
             self.begin_closing(by_user=True)
         else:
-            self.on_data = None  # sending has failed: what was received before is no longer wanted
+            self.on_data = None  # sending has failed: bytes received before are no longer wanted
         self.refuse_writes()
 
     def abort(self, exc: BaseException | None = None) -> None:
-        """Discard what waits and reset the connection now; `on_close(conn, exc)` is called. Twice is fine.
+        """Discard the buffered bytes and reset the connection now. Aborting twice does nothing.
 
-        exc  why, for `on_close`. A connection that has failed already keeps the reason for that
+        Args:
+            exc: The reason, passed to `on_close(conn, exc)`, which is called later in the completions phase. If the
+                connection has failed already, `on_close` gets that error instead.
 
-        Raises TypeError for what is not an exception.
+        Raises:
+            TypeError: `exc` is not an exception.
         """
         if exc is not None and not isinstance(exc, BaseException):
             raise TypeError(f'exc is an exception or None, not {shown(exc)}')
@@ -127,7 +135,7 @@ class Connection(Handle):
         self.refuse_writes()
 
     def reset(self, exc: BaseException | None) -> None:
-        """Reset the connection, with `exc` for `on_close`."""
+        """Reset the connection and pass `exc` to `on_close` (internal; users call `abort`)."""
         if self.sock is not None:
             try:
                 self.sock.setsockopt(SOL_SOCKET, SO_LINGER, self.loop.kernel.reset_on_close)
@@ -137,23 +145,23 @@ class Connection(Handle):
 
     @property
     def closed(self) -> bool:
-        """True from `close`, `abort` or failure on."""
+        """True once you have called `close` or `abort`, or the connection has failed."""
         return self.state.closed
 
     @property
     def buffered(self) -> int:
-        """How many bytes wait to be sent. In `on_close`: how many the kernel never accepted."""
+        """How many bytes wait to be sent. In `on_close`: how many bytes the kernel never accepted."""
         return 0 if self.writer is None else self.writer.buffered
 
     # -- what the loop calls
 
     def handle_closed(self, exc: BaseException | None) -> None:
-        """Called as the last completion of a connection: `on_close`, after which nothing of the user's is kept."""
+        """Called as the last completion of a connection: call `on_close`, then drop the user's callbacks and data."""
         if self.sock is not None or self.origin is not None:
-            Connection.finish(self, exc)  # the first time it found no memory or stack for all of it
+            Connection.finish(self, exc)  # memory or stack ran out before the first call had done everything
         on_close = self.on_close
         called = True
-        self.on_error = None  # what on_close raises is logged
+        self.on_error = None  # an exception in on_close is logged
         try:
             if on_close is not None:
                 on_close(self, exc)  # type: ignore[arg-type]  # a `Stream`
@@ -172,10 +180,10 @@ class Connection(Handle):
                 self.on_connect = self.on_data = self.on_eof = self.on_drain = self.on_close = self.data = None
 
     def handle_last_reads(self, left: int = LAST_BYTES) -> None:
-        """Called as a completion after sending failed: deliver what was received before, then end."""
+        """Called as a completion after sending has failed: deliver the bytes received before, then end."""
         if self.state is not FAILED:
             return
-        if self.loop.streams.suspended.get(self):  # first what was received already
+        if self.loop.streams.suspended.get(self):  # a layer above delivers the messages that it holds first
             self.loop.completions.append((self, type(self).handle_last_reads, (left,)))
             return
         if left > 0 and self.events & READ:
@@ -187,16 +195,17 @@ class Connection(Handle):
         self.finish(None)
 
     def handle_linger_over(self) -> None:
-        """Called by the timer of `linger`."""
+        """Called by the timer of `linger`: closing has taken too long."""
+        missing = f'accept the last {self.buffered} bytes' if self.buffered else 'end its side'
         self.reset(
             WriteTimeout(
-                f'{show(self.peername)} did not take the last {self.buffered} bytes and the end of the '
-                f'stream within {self.options.linger:g} s of close(); it was reset'
+                f'{show(self.peername)} did not {missing} within linger={self.options.linger:g} s of close(); '
+                'the connection was reset'
             )
         )
 
     def handle_both_ended(self) -> None:
-        """Called as a completion after `on_eof` when our side has ended too: unless `on_eof` raised, all went well."""
+        """Called as a completion after `on_eof`, if our side has ended too: close, unless `on_eof` raised."""
         if self.state.half:
             self.finish(None)
 
@@ -204,9 +213,10 @@ class Connection(Handle):
         self.reset(exc)
 
     def handle_exhausted(self, exc: Exception) -> bool:
-        """Memory or stack ran out while it was read, written or opened: bytes may be lost, so it is reset.
+        """Called when memory or stack ran out while it was read, written or opened: bytes may be lost, so reset it.
 
-        When it has ended already, only its last completions are left, which can be run again.
+        Returns False if the connection has ended already. Only its last completions are left then, and these can be
+        repeated.
         """
         if self.state is CLOSED:
             return False
@@ -221,16 +231,16 @@ class Connection(Handle):
 
     @property
     def peername(self) -> Any:
-        """The peer's address, for messages; see `Stream`."""
+        """The peer's address, for error messages; see `Stream`."""
         raise NotImplementedError
 
     def has_ended_writing(self) -> bool:
-        """Whether a write is the user's mistake: the user has ended the stream, or `on_close` was called."""
+        """Return whether a write is the user's mistake: the user has ended the stream, or `on_close` was called."""
         state, ending = self.state, self.ending
         return state.user_ended or (ending.by_user if ending is not None else state is CLOSED)
 
     def handle_end(self) -> None:
-        """The peer has ended its side."""
+        """Called when a recv has found end of file: the peer has ended its side."""
         on_eof, state = self.on_eof, self.state
         if not state.receives:
             self.finish(None)
@@ -246,16 +256,20 @@ class Connection(Handle):
             self.finish(None)
 
     def read_failed(self, exc: OSError) -> None:
-        """A recv has failed."""
+        """Called when a recv has failed."""
         if exc.errno in LOST_ERRORS:
             self.loop.watchers.evict(self)
             return
         self.finish(exc.with_traceback(None))
 
     def write_failed(self, exc: OSError, lost: bytes = b'') -> None:
-        """A send has failed. What the peer sent before is still delivered, by a completion: this may be a user's write.
+        """Called when a send has failed. Bytes that the peer sent before are still delivered.
 
-        lost  bytes of that write, which `buffered` counts
+        A completion delivers them, because the send may be that of a user's write, in which no callback may run.
+
+        Args:
+            exc: The error.
+            lost: The bytes of that write, which `buffered` counts from here on.
         """
         if self.writer is None:
             self.writer = Writer()
@@ -288,13 +302,13 @@ class Connection(Handle):
         return False
 
     def begin_closing(self, by_user: bool) -> None:
-        """Send what waits, end our side, and wait for the peer's end, all within `linger` seconds."""
+        """Send the buffered bytes, end our side, and wait for the peer's end, all within `linger` seconds."""
         ending = Ending(by_user)
         ending.linger = self.loop.timers.later(self.options.linger, Connection.handle_linger_over, self)
         self.ending = ending
         self.state = CLOSING
-        self.on_data = None  # what still comes is read and dropped
-        timeouts, self.timeouts = self.timeouts, None  # first: a look that cannot be taken back does nothing then
+        self.on_data = None  # further input is read and dropped
+        timeouts, self.timeouts = self.timeouts, None  # first: if the check cannot be cancelled, it finds nothing to do
         if timeouts is not None:
             self.loop.timers.buckets.discard(self, timeouts.second)  # type: ignore[arg-type]  # a `Stream`
         if self.buffered:
@@ -303,7 +317,7 @@ class Connection(Handle):
             self.shut_down()
 
     def shut_down(self) -> None:
-        """Everything is sent: end our side of the stream."""
+        """End our side of the stream: all bytes are sent."""
         state = self.state
         self.writer = SHUT
         self.state = HALF_ENDING if state.half else LINGERING if self.ending is not None else ENDED
@@ -311,16 +325,16 @@ class Connection(Handle):
             self.sock.shutdown(SHUT_WR)
         except OSError as exc:
             if exc.errno in LOST_ERRORS:
-                self.loop.watchers.evict(self)  # reading will not show it: epoll does not report it
+                self.loop.watchers.evict(self)  # epoll does not report a lost descriptor, so no read would find it
                 return
-            # else the connection is gone already, and reading will show it
+            # Any other error means that the connection has ended; reading will find out.
         if state.half:
             self.finish(None)
         else:
             self.loop.watchers.set_events(self, READ if self.state is LINGERING else self.events & ~WRITE)
 
     def refuse_writes(self) -> None:
-        """The user has ended it: a later write is the user's mistake."""
+        """Called when the user has ended the connection: a later write raises."""
         ending = self.ending
         if ending is None or ending is WAITED or ending is UNREPORTED:
             self.ending = None if self.state is CLOSED else Ending(by_user=True)
@@ -328,16 +342,16 @@ class Connection(Handle):
             ending.by_user = True
 
     def finish(self, exc: BaseException | None) -> None:
-        """Close the socket now, and have `on_close(conn, exc)` called as a completion, which is appended first.
+        """Append the completion that calls `on_close(conn, exc)`, then close the socket (internal).
 
-        Each further step does nothing the second time, so it can be called again after a failure. All of it is in one
-        function: a call for the steps costs a short connection 0.5 % of its instructions.
+        Each further step does nothing the second time, so this can be called again after a failure. It is one function
+        because a call more would cost a short connection 0.5 % of its instructions.
         """
         loop, state, ending = self.loop, self.state, self.ending
         over = state is CLOSED
         if not over:
             if state is FAILED and ending.exc is not None:  # type: ignore[union-attr]  # it has one when it has failed
-                exc = ending.exc  # type: ignore[union-attr]  # sending failed first, and that is what ended it
+                exc = ending.exc  # type: ignore[union-attr]  # the connection has ended because sending failed first
             loop.completions.append((self, Connection.handle_closed, (exc,)))
             if ending is None and not state.user_ended:
                 self.ending = UNREPORTED
@@ -371,6 +385,6 @@ class Connection(Handle):
                 raise  # else `handle_closed` does the rest
 
     def forget(self) -> None:
-        """Give back what it holds, and never call its user: it could not be opened."""
+        """Close a connection that could not be opened, without calling the user (internal)."""
         self.on_connect = self.on_data = self.on_eof = self.on_drain = self.on_close = self.origin = None
         self.finish(None)

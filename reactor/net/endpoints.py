@@ -1,21 +1,23 @@
-"""Endpoints: what a reactor listens with, connects with, and sends datagrams with.
+"""Where `listen_*`, `connect_*`, `adopt`, `bind_udp` and `connect_udp` check arguments and build what they return.
 
-Here the arguments of `listen_*`, `connect_*`, `adopt`, `bind_udp` and `connect_udp` are checked and the parts are put
-together. Everything is checked before anything is opened, and what fails leaves no descriptor behind.
+All arguments are checked before anything is opened, and a call that raises leaves no descriptor open.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from socket import SOMAXCONN
+from typing import TYPE_CHECKING, Any
 
-from ..kernel import AF_UNIX, close_socket
+from ..hints import socket
+from ..kernel import AF_UNIX, Kernel, close_socket
 from ..loop.checks import seconds, switch, whole
 from .addresses import check_family, check_host, check_local_address, check_path, check_port, show
 from .connector import Connector
 from .contexts import check_context, client_options
-from .datagram import check_datagram_socket
+from .datagram import DatagramSocket, check_datagram_socket
 from .datagram_connector import DatagramConnector
-from .listener import check_max_connections
+from .listener import Listener, check_max_connections
 from .options import Callbacks, Options, check_callback, check_server_hostname, stream_options
 from .sockets import (
     bound_udp,
@@ -26,26 +28,24 @@ from .sockets import (
     listening_unix,
     prepare_listener,
 )
+from .stream import Stream
+from .tls import TLSStream
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
-    from typing import Any
-
     from ..callbacks import AdoptOptions, ConnectOptions, DatagramOptions, ListenOptions, Loop, OnData, OnDatagram
-    from ..hints import socket
-    from ..kernel import Kernel
-    from .datagram import DatagramSocket
-    from .listener import Listener
-    from .stream import Stream
-    from .tls import TLSStream
 
 
 class Kinds:
-    """The classes that one reactor makes its streams, listeners and datagram sockets of.
+    """The classes of one reactor's streams, listeners and datagram sockets.
 
-    guard  called with the kernel, the kinds, whether the listener gets a path, whether its socket is a Unix one,
-           `proxy_protocol`, and its options; checks those that say who may connect, and returns what makes the listener
+    Attributes:
+        plain: The class of plain streams.
+        tls: The class of TLS streams.
+        proxied: The class of streams whose PROXY header has not arrived yet.
+        datagram: The class of datagram sockets.
+        guard: A function that checks the options about which clients may connect, and returns what makes the listener.
+            Its arguments are the kernel, the kinds, whether the listener has a path, whether its socket is a Unix
+            socket, `proxy_protocol`, and the listener's options.
     """
 
     __slots__ = ('datagram', 'guard', 'plain', 'proxied', 'tls')
@@ -66,7 +66,7 @@ class Kinds:
 
 
 class Endpoints:
-    """Makes the endpoints of one reactor; each method is explained by the one of `Reactor` with its name."""
+    """Makes the streams, listeners and datagram sockets of one reactor; see the `Reactor` methods of the same names."""
 
     __slots__ = ('_kernel', '_kinds', '_loop')
 
@@ -87,7 +87,7 @@ class Endpoints:
         proxy_protocol: Any,
         options: ListenOptions,
     ) -> Listener:
-        """Listen on an address, or on a socket that is bound."""
+        """Listen on an address, or on a bound socket."""
         kernel, backlog = self._kernel, options.get('backlog', SOMAXCONN)
         settings = self._listener_options(backlog, options)
         keywords = _listener_keywords(on_data, options)
@@ -147,7 +147,7 @@ class Endpoints:
         settings = self._connect_options(host, options)
         callbacks = stream_callbacks(on_data, options)
         if check_host(host) is None:
-            raise ValueError('connecting needs a host')
+            raise ValueError('connect_tcp() needs a host, not None; use "127.0.0.1" or "localhost" for this machine')
         check_port(port)
         check_family(family)
         check_local_address(self._kernel, local_address)
@@ -167,7 +167,7 @@ class Endpoints:
         return stream
 
     def adopt(self, sock: socket, on_data: OnData | None, options: AdoptOptions) -> Stream:
-        """Take a connected socket over."""
+        """Make a stream of a connected socket."""
         settings, callbacks = Options(**stream_options(options)), stream_callbacks(on_data, options)
         self._loop.guard.check()
         check_adopted(sock)
@@ -185,7 +185,7 @@ class Endpoints:
         sock: socket | None,
         options: DatagramOptions,
     ) -> DatagramSocket:
-        """Receive datagrams at an address, or on a socket that is bound."""
+        """Receive datagrams at an address, or on a bound socket."""
         reuse_port = switch('reuse_port', reuse_port)
         handle, broadcast = self._datagram_socket(on_datagram, options)
         if sock is not None:
@@ -212,7 +212,7 @@ class Endpoints:
     ) -> DatagramSocket:
         """Exchange datagrams with one peer."""
         if check_host(host) is None:
-            raise ValueError('connecting needs a host')
+            raise ValueError('connect_udp() needs a host, not None; use "127.0.0.1" or "localhost" for this machine')
         check_port(port)
         check_family(family)
         check_local_address(self._kernel, local_address)
@@ -264,7 +264,7 @@ class Endpoints:
 
 
 def stream_callbacks(on_data: OnData | None, options: AdoptOptions | ListenOptions | ConnectOptions) -> Callbacks:
-    """The callbacks among the options of a method, checked."""
+    """Check and return the callbacks among the options of a method."""
     given: Any = options
     return Callbacks(on_data, **{name: given[name] for name in Callbacks.__slots__ if name in given})
 
@@ -272,6 +272,6 @@ def stream_callbacks(on_data: OnData | None, options: AdoptOptions | ListenOptio
 def _listener_keywords(on_data: OnData | None, options: ListenOptions) -> dict[str, Any]:
     on_accept_error, max_connections = options.get('on_accept_error'), options.get('max_connections')
     callbacks = stream_callbacks(on_data, options)
-    check_callback('on_accept_error', on_accept_error)
+    check_callback('on_accept_error', on_accept_error, '(listener, exc)')
     check_max_connections(max_connections)
     return {'callbacks': callbacks, 'on_accept_error': on_accept_error, 'max_connections': max_connections}

@@ -1,37 +1,34 @@
-"""Parts of files that wait to be sent, without a copy of their bytes in our memory.
+"""Parts of files that wait to be sent, without a copy of their bytes in memory.
 
-Owns a descriptor for each part, a duplicate of the user's, and the ways to send from it. Knows no stream and no queue.
-The rule: a part lives exactly as long as somebody holds it, and its descriptor with it, so whatever ends a connection
-closes its files too; one call sends a bounded number of bytes, and none of them stays in memory.
+Each `FilePart` owns a duplicate of the user's descriptor, and closes it when the part is freed. So whatever ends a
+connection also closes its files. One call sends a bounded number of bytes.
 """
 
 from __future__ import annotations
 
 from errno import EBADF, EINVAL, EIO, ENOSYS, ENOTSOCK, EOPNOTSUPP, EOVERFLOW, ESPIPE
+from typing import Any
 
 from ..errors import SendFileError
-from ..kernel import send_first
+from ..hints import socket
+from ..kernel import Kernel, send_first
 from ..loop.checks import shown
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from socket import socket
-    from typing import Any
-
-    from ..kernel import Kernel
-
-# One call, and so one connection in one turn: what takes about as long as a few recvs, so that nobody starves.
+# Bytes of one call, and so of one connection in one turn. It takes about as long as a few recvs, so other connections
+# do not starve.
 FILE_BYTES_PER_TURN = 262144
-READ_FILE_SIZE = 65536  # what is read where sendfile cannot be used: in memory for one call only
-READ_BELOW = 4096  # so little is read at the call: that costs less than another descriptor (no less: see Writer.extend)
+READ_FILE_SIZE = 65536  # bytes that are read at once where sendfile cannot be used; in memory for one call only
+# Fewer bytes are read at the call, which costs less than another descriptor. It must not be below the writer's
+# GATHER_BELOW: `Writer.extend` relies on it.
+READ_BELOW = 4096
 
-# What sendfile says where the system, the filesystem or the socket refuses, or the file fails: reading decides then.
-# EBADF does not say which of the two descriptors was closed by other code.
+# Errors of sendfile where the kernel, the filesystem or the socket does not support it, or the file fails. Reading the
+# file decides then. EBADF does not show which of the two descriptors other code has closed.
 REFUSED = {EBADF, EINVAL, EIO, ENOSYS, ENOTSOCK, EOPNOTSUPP, EOVERFLOW, ESPIPE}
 
 
 class FilePart:
-    """`count` bytes of a file from `offset` on. `sent` of them went out already, as its writer knows."""
+    """`count` bytes of a file, beginning at `offset`. The writer sets `sent` to the number that was sent already."""
 
     __slots__ = ('_count', '_fd', '_kernel', '_name', '_offset', '_refused', 'sent')
 
@@ -51,10 +48,13 @@ class FilePart:
         try:
             self._kernel.close_fd(self._fd)
         except OSError:
-            pass  # somebody else has closed it
+            pass  # other code has closed it
 
     def send_some(self, sock: socket) -> int:
-        """Send some of what is left; returns how much. OSError of the socket, `SendFileError` for the file."""
+        """Send some of the remaining bytes and return how many.
+
+        Raises the socket's OSError, and SendFileError for an error of the file.
+        """
         sent = None
         if not self._refused:
             try:
@@ -72,7 +72,7 @@ class FilePart:
         return sent
 
     def read(self, size: int) -> bytes:
-        """The next bytes, `size` at most, for who has to change them before they are sent (TLS)."""
+        """Return the next bytes, at most `size`, for callers that change them before sending (TLS)."""
         why = 'it became shorter while it was sent'
         data = b''
         try:
@@ -80,20 +80,21 @@ class FilePart:
         except OSError as exc:
             why = f'it cannot be read, {exc.strerror}'
         if not data:
-            raise self._failed(why)  # not from inside the handler: the error would keep this frame, and the descriptor
+            # Not inside the handler: the error would keep this frame alive, and the frame the descriptor.
+            raise self._failed(why)
         return data
 
     def _failed(self, why: str) -> SendFileError:
         return SendFileError(
-            f'{self._name}: {why}; the last {self._count - self.sent} of {self._count} bytes are missing, and the '
-            'connection was reset. Replace files that are being served, do not write into them'
+            f'{self._name}: {why}; the last {self._count - self.sent} of {self._count} bytes were not sent, and the '
+            'connection was reset. Replace a file that is being served with os.replace(), do not write into it'
         )
 
 
 def file_part(kernel: Kernel, file: Any, offset: int, count: int | None) -> FilePart | bytes:
-    """What `send_file` is to send; a few bytes as such. Raises as `Stream.send_file`."""
+    """Return the part of a file that `send_file` sends, or its bytes if they are few. Raises as `Stream.send_file`."""
     if not hasattr(file, 'fileno'):
-        raise TypeError(f'send_file takes an open file with a descriptor, not {shown(file)}')
+        raise TypeError(f'send_file() takes an open file with a descriptor, not {shown(file)}')
     for name, number in ('offset', offset), ('count', 0 if count is None else count):
         if type(number) is not int:
             raise TypeError(f'{name} is a number of bytes, not {shown(number)}')
@@ -104,12 +105,12 @@ def file_part(kernel: Kernel, file: Any, offset: int, count: int | None) -> File
     wanted = size - offset if count is None else count
     if wanted < 0 or offset + wanted > size:
         raise ValueError(
-            f'{label} has {size} bytes: cannot send {"the rest" if count is None else shown(count)} from '
-            f'offset {shown(offset)} on'
+            f'{label} has {size} bytes: cannot send {"the rest" if count is None else f"{shown(count)} bytes"} '
+            f'from offset {shown(offset)}'
         )
     if wanted >= READ_BELOW:
         return FilePart(kernel, kernel.copy_of_file(fd), offset, wanted, label)
     data = kernel.read_file(fd, offset, wanted) if wanted else b''
     if len(data) < wanted:
-        raise SendFileError(f'{label} became shorter while it was read: nothing was sent')
+        raise SendFileError(f'{label} became shorter while it was read; nothing was sent')
     return data

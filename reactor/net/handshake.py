@@ -1,77 +1,66 @@
-"""The handshake of a TLS stream, what waits for it, and what TLS itself sends: alerts and close_notify.
+"""The TLS handshake, the writes that wait for it, and the records that TLS itself sends: alerts and close_notify.
 
-`state` is CONNECTING during the first handshake, so no callback is called before the peer is known. Only a few steps of
-handshakes are made in a turn, so that the clients of one listener that connect do not hold up the others.
+`state` is CONNECTING during the first handshake, so no callback is called before the peer is known. A turn makes only a
+few steps of handshakes, so that new clients of a listener do not delay its open connections.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 from ..errors import ConnectTimeout, HandshakeTimeout, SelectorFull, TLSError
+from ..hints import SSLContext, SSLError, socket
 from ..loop.watcher import READ
 from .addresses import show
 from .contexts import check_context, hint
-from .session import Buffers, Session
+from .session import Buffers, CallbackAndArgs, TLSSession
 from .states import CONNECTING, FAILED, OPEN
 from .stream import Stream
 from .writer import MARK_COST, SHUT
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
-    from socket import socket
-    from ssl import SSLContext, SSLError
-    from typing import Any
-
     from ..callbacks import Loop
-    from .ending import Ending
-    from .session import Told
-    from .states import State
-    from .writer import Writer
 
-# Steps of one listener. The first of a handshake takes 1.1 ms with an RSA key of 2048 bits (0.4 ms with P-256, 6 ms
-# with RSA of 4096 bits). With 4 of them in a turn, ten clients that connected again and again doubled the 99th
-# percentile of the latency of the others; with 2 it grew by a fifth.
+# For each listener. The first step of a handshake takes 1.1 ms with an RSA key of 2048 bits, 0.4 ms with P-256 and 6 ms
+# with RSA of 4096 bits. With 4 steps in a turn, ten clients that kept reconnecting doubled the 99th percentile of the
+# latency of the other clients; with 2 steps it grew by a fifth.
 HANDSHAKES_PER_TURN = 2
 
 
 class HandshakeStream(Stream):
-    """The part of a `TLSStream` that shakes hands."""
+    """The part of a `TLSStream` that makes the handshake."""
 
     __slots__ = ()
 
-    if TYPE_CHECKING:
-        ending: Ending | None
-        state: State
-        tls: Any
-        writer: Writer | None
+    tls: TLSSession
 
     # -- for its maker
 
     def __init__(self, *args: Any) -> None:
         Stream.__init__(self, *args)
-        self.tls = Session(buffers_of(self.loop))
+        self.tls = TLSSession(buffers_of(self.loop))
         self.tls.on_secured = (Stream.handle_accepted, ())
 
     def attach(self, sock: socket, deferred: bool = False) -> None:
-        """Take an accepted socket: the client begins the handshake."""
+        """Take an accepted socket (internal). The client begins the handshake."""
         options = self.options
-        self.tls.begin(options.ssl, True, None)
+        self.tls.begin(options.ssl, True, None)  # type: ignore[arg-type]  # a TLS stream has a context
         Stream.attach(self, sock, deferred)
         self.limit_handshake(options.handshake_timeout, None)
 
     def opened(self, reading: bool, deadline: float | None = None) -> None:
-        """The socket is connected: begin the handshake, which is to be done by `deadline` as well."""
+        """Begin the handshake on a connected socket (internal); it must be done by `deadline`, if there is one."""
         session, options = self.tls, self.options
-        session.begin(options.ssl, False, options.server_hostname)
+        session.begin(options.ssl, False, options.server_hostname)  # type: ignore[arg-type]  # as above
         self.writer = None
         try:
             self.loop.watchers.set_events(self, READ)
         except SelectorFull as exc:
             self.reset(exc.with_traceback(None))
         if self.sock is None:
-            return  # it was lost, and `on_close` reports that
+            return  # its descriptor was lost, and `on_close` will be called
         if options.timed:
             self.start_timeouts()
         self.limit_handshake(options.handshake_timeout, deadline)
@@ -82,13 +71,13 @@ class HandshakeStream(Stream):
         cls,
         stream: Stream,
         context: SSLContext,
-        on_secured: Told,
+        on_secured: CallbackAndArgs,
         server_side: bool | None,
         server_hostname: str | None,
         timeout: float,
     ) -> None:
-        """Called by `start_tls`: from here on, what `stream` sends and receives is TLS."""
-        session = Session(buffers_of(stream.loop))
+        """Called by `start_tls`: make `stream` a TLS stream from here on."""
+        session = TLSSession(buffers_of(stream.loop))
         session.begin(context, check_context(context, server_side), server_hostname)
         session.on_secured = on_secured
         session.reading = bool(stream.events & READ)
@@ -97,13 +86,14 @@ class HandshakeStream(Stream):
         assert isinstance(stream, HandshakeStream)
         stream.loop.watchers.set_events(stream, stream.events | READ)
         if stream.sock is None:
-            return  # its descriptor was lost, and `on_close` reports that
+            return  # its descriptor was lost, and `on_close` will be called
         stream.limit_handshake(timeout, None)
         if not session.ssl_object.server_side:
-            stream.decrypt_later()  # not in this call: an `sni_callback` may have made it, inside another handshake
+            # Not in this call, which an `sni_callback` may have made inside another handshake.
+            stream.decrypt_later()
 
     def limit_handshake(self, seconds: float, deadline: float | None) -> None:
-        """The handshake lasts at most `seconds`, and not beyond `deadline`."""
+        """Start the timer of the handshake: it may take `seconds`, and must be done by `deadline`."""
         self.state = CONNECTING
         kind: type[Exception] = HandshakeTimeout
         timers = self.loop.timers
@@ -115,14 +105,14 @@ class HandshakeStream(Stream):
     # -- what the loop calls
 
     def handle_waiting(self) -> None:
-        """Called as a completion, once a turn while handshakes wait: the first of them take a step in the next turn.
+        """Called as a completion once a turn while handshakes wait: let the first of them take a step in the next turn.
 
-        So each turn costs as much as its steps, however many clients wait.
+        So the cost of a turn does not depend on how many clients wait.
         """
         shared, completions, turn = self.options.shared, self.loop.completions, self.loop.counters.loop_count
         waiting, count, stream = shared.waiting, 0, self
         if shared.handshakes[0] > turn:
-            return  # all that waited had ended, and then others came: their completion has done it
+            return  # the streams that waited had ended and new ones came, whose completion has done this already
         while waiting and count < HANDSHAKES_PER_TURN:
             stream = next(iter(waiting))
             completions.append((stream, HandshakeStream.handle_handshake, ()))
@@ -133,7 +123,7 @@ class HandshakeStream(Stream):
             completions.append((stream, HandshakeStream.handle_waiting, ()))
 
     def handle_handshake(self) -> None:
-        """Called as a completion: it is the turn of this handshake."""
+        """Called as a completion: take the next step of this handshake."""
         self.tls.more = False
         if self.state is CONNECTING:
             self._shake_hands()
@@ -145,13 +135,19 @@ class HandshakeStream(Stream):
         self.end_after_held()
 
     def handle_records(self) -> None:
-        """Go on with what was received; see `TLSStream`."""
+        """Called as a completion: decrypt buffered records; see `TLSStream`."""
         raise NotImplementedError
 
     def handle_handshake_over(self, kind: type[Exception]) -> None:
-        """Called by the timer of the handshake."""
+        """Called by the timer of the handshake: it has taken too long."""
         if self.state is CONNECTING:
-            self.reset(kind(f'the TLS handshake with {show(self.peername)} took too long; the connection was reset'))
+            option = 'timeout' if kind is ConnectTimeout else 'handshake_timeout'
+            self.reset(
+                kind(
+                    f'the TLS handshake with {show(self.peername)} took too long; the connection was reset. '
+                    f'Check that the peer speaks TLS, or raise {option}='
+                )
+            )
 
     # -- for the other parts
 
@@ -175,34 +171,35 @@ class HandshakeStream(Stream):
     def hold(
         self, pieces: list[bytes | memoryview], on_written: Callable[..., object] | None, args: tuple[Any, ...]
     ) -> bool:
-        """Keep a write until the handshake is done."""
+        """Hold a write until the handshake is done; return as `write`."""
         session = self.tls
-        weight = self.buffered + len(session.held) * MARK_COST
+        held: Any = session.held  # a list, as there is a handshake
+        weight = self.buffered + len(held) * MARK_COST
         if self.refuses(self.has_ended_writing()) or self.overflows(weight):
             return False
-        session.held.append(([bytes(piece) for piece in pieces], (on_written, args)))
+        held.append(([bytes(piece) for piece in pieces], (on_written, args)))
         session.held_bytes += sum(map(len, pieces))
         full = self.buffered >= self.options.high_water
         session.full = session.full or full
         return not full
 
     def send_held(self) -> None:
-        """Send what waited for the end of a handshake, if it has ended."""
+        """Send the held writes if the handshake has ended."""
         session = self.tls
-        held = session.held
+        held: Any = session.held  # a list, as there is a handshake
         for index, (pieces, (on_written, args)) in enumerate(held):
             if self.state.closed:
-                break  # sending has failed meanwhile
+                break  # sending has failed
             try:
                 parts = session.encrypt(pieces)
             except session.ssl.SSLWantReadError:
                 del held[:index]
                 return
             except session.ssl.SSLError as exc:
-                self.fail('cannot be written to', exc.with_traceback(None), 'what waited was not sent')
+                self.fail('cannot be written to', exc.with_traceback(None), 'the held writes were not sent')
                 return
             except RecursionError:
-                del held[:index]  # the rest is not encrypted yet, and can be sent on a stack that has room
+                del held[:index]  # the rest is not encrypted yet, and can be sent when the stack has room
                 raise
             except MemoryError as exc:
                 self.lose(exc)
@@ -223,10 +220,10 @@ class HandshakeStream(Stream):
         if writer is None:
             self.loop.completions.append((self, Stream.handle_drain, ()))
         elif writer is not SHUT:
-            writer.full = True  # so that on_drain is called, however little of it waits
+            writer.full = True  # so that on_drain is called, even if few bytes wait
 
     def end_after_held(self) -> None:
-        """Call what the user has called meanwhile: `write_eof` or `close`."""
+        """Do the `write_eof` or `close` that the user has called during the handshake."""
         session = self.tls
         last = session.last
         if session.held is None and last is not None and not self.state.closed:
@@ -239,22 +236,22 @@ class HandshakeStream(Stream):
             self.loop.completions.append((self, type(self).handle_records, ()))
 
     def send_tls(self, data: bytes) -> None:
-        """Send what TLS itself has to say, behind what waits, however much that is."""
+        """Send a record of TLS itself, after the buffered bytes and regardless of the limits."""
         writer = self.writer
         if not data:
             return
         if writer is None:
             Stream.write(self, data)
             if self.writer is not None:
-                self.writer.full = False  # the user has not written it, so `on_drain` is not called for it
+                self.writer.full = False  # the user has not written this, so `on_drain` is not called for it
         elif writer is not SHUT and self.state.takes_writes:
             writer.extend((data,), None, ())
 
     def send_close_notify(self) -> None:
-        """Send close_notify, the end of our side of the stream.
+        """Send close_notify, which ends our side of the TLS stream.
 
-        A peer that has closed its socket does not take it, and does not have to (RFC 8446, section 6.1): when nothing
-        else waits, nothing is lost, and reading shows how the connection has ended.
+        If the peer has closed its socket, sending fails, which RFC 8446 allows (section 6.1). If no bytes are buffered,
+        nothing is lost then, and reading finds out how the connection has ended.
         """
         writer, state, ending = self.writer, self.state, self.ending
         self.send_tls(self.tls.close_notify())
@@ -262,14 +259,15 @@ class HandshakeStream(Stream):
             self.writer, self.state, self.ending = writer, state, ending
 
     def fail(self, what: str, exc: SSLError | None, advice: str) -> None:
+        """End the connection with a `TLSError` that says what the peer did, why, and what to do."""
         failed_before = self.state.closed
-        self.send_tls(self.tls.pending_output())  # the alert, by which the peer knows why
+        self.send_tls(self.tls.pending_output())  # the alert, which lets the peer know why
         why = '' if exc is None else f': {getattr(exc, "reason", None) or exc.strerror or exc}'
         error = TLSError(f'{show(self.peername)} {what}{why}; {advice}')
         error.__cause__ = exc
         ending = self.ending
         if not failed_before and self.state is FAILED and ending is not None and ending.exc is not None:
-            ending.exc = error  # the alert was not taken; this is why there was one
+            ending.exc = error  # sending the alert has failed; report the reason for the alert instead
         self.finish(error)
 
     # -- in this file
@@ -282,14 +280,14 @@ class HandshakeStream(Stream):
             self.fail('failed in the TLS handshake', exc.with_traceback(None), hint(session.ssl, exc))
             return
         if done:
-            self._secured()
+            self._handshake_done()
             return
         self.send_tls(session.pending_output())
         if session.more and self.state is CONNECTING:
             session.more = False
             self.decrypt_later()
 
-    def _secured(self) -> None:
+    def _handshake_done(self) -> None:
         session = self.tls
         session.timer.cancel()
         session.timer = None
@@ -302,17 +300,17 @@ class HandshakeStream(Stream):
             self.loop.watchers.set_events(self, self.events & ~READ)
         self.send_tls(session.pending_output())
         if self.state is not OPEN:
-            pass  # sending has failed meanwhile, and `buffered` goes on saying what was never sent
+            pass  # sending has failed; the held writes stay, because `buffered` counts bytes that were never sent
         elif session.held or session.last is not None:
-            # After `on_connect`, which may find that this peer must not get it, and abort.
+            # After `on_connect`, which may find that this peer must not get the writes, and abort.
             self.loop.completions.append((self, HandshakeStream.handle_held_writes, ()))
         else:
             session.held = None
-        self.decrypt_later()  # not before `on_connect`: until then, nothing more is read either
+        self.decrypt_later()  # after `on_connect`; until then nothing more is read, either
 
 
 def buffers_of(loop: Loop) -> Buffers:
-    """The buffers that the TLS connections of `loop` share."""
+    """Return the buffers that the TLS connections of `loop` share."""
     if loop.streams.tls_buffers is None:
         loop.streams.tls_buffers = Buffers()
     buffers: Buffers = loop.streams.tls_buffers

@@ -1,41 +1,38 @@
 """Listeners: sockets that accept streams.
 
-Owns the listening socket and the number of its open connections, which it counts and does not hold. Knows nothing of
-what its streams do. The rule: it is watched exactly while it may accept, so whatever stops it (the user, its limit, the
-descriptor limit) leaves the clients in the kernel's backlog, and no readiness is ever left unanswered.
+A listener counts its open connections and holds no reference to them. Its socket is watched exactly while it may
+accept. So whatever stops it (the user, its limit, the descriptor limit) leaves clients in the kernel's backlog, and the
+selector never reports a readiness that is not used.
 
-At the descriptor limit `accept` fails and the listener stays readable: a loop that goes on polling it spins. So the
-listener pauses until one of its connections closes, or for ACCEPT_PAUSE seconds. It does the same for any other error
-of `accept` that repeats, such as EPERM of a firewall or a security module.
+At the descriptor limit `accept` fails and the socket stays readable, so a loop that keeps polling it would spin. The
+listener therefore pauses until one of its connections closes, or for ACCEPT_PAUSE seconds. It does the same when any
+other error of `accept` repeats, such as EPERM from a firewall or a security module.
 """
 
 from __future__ import annotations
 
 import errno
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 from ..errors import HandleClosed, SelectorFull
 from ..hints import socket
 from ..kernel import LOST_ERRORS, close_socket
 from ..loop.log import log
+from ..loop.timers import Timer
 from ..loop.watcher import READ, Handle
 from .addresses import show, unmapped
-from .options import LOG_INTERVAL
+from .options import LOG_INTERVAL, Callbacks, Options
 from .sockets import disable_defer_accept, set_accepted_options
 from .states import OPEN
 from .stream import Stream
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from ..callbacks import Loop, OnAcceptError, OnClose, OnConnect, OnData, OnDrain, OnEof, OnError
-    from ..loop.timers import Timer
-    from .options import Callbacks, Options
 
-ACCEPTS_PER_TURN = 64  # one listener in a turn; a backlog of thousands must not keep the open ones waiting
-HALF_OPEN = 0.05  # seconds in which handshakes that have begun come to an end; LOOK of the drain adds to it
-ACCEPT_PAUSE = 0.1  # seconds to the next attempt when descriptors have run out
+ACCEPTS_PER_TURN = 64  # for each listener; a backlog of thousands must not keep open connections waiting
+HALF_OPEN = 0.05  # seconds in which TCP handshakes under way are completed; CHECK_INTERVAL of the drain adds to it
+ACCEPT_PAUSE = 0.1  # seconds until the next attempt when descriptors have run out
 
 EXHAUSTED: set[int] = {
     errno.EMFILE,
@@ -49,17 +46,21 @@ EXHAUSTED: set[int] = {
 class Listener(Handle):
     """A listening socket, as returned by `listen_tcp` and `listen_unix`.
 
-    `open_connections` counts the connections that it accepted and that are still open. `max_connections` may be changed
-    at any time, and so may its callbacks, which are plain attributes: `on_accept_error(listener, exc)`, called once per
-    episode when accepting had to pause, and those of a `Stream`, which each connection is accepted with.
+    Its callbacks are attributes, which can be replaced at any time.
+
+    Attributes:
+        open_connections: How many accepted connections are open.
+        on_accept_error: Called as `on_accept_error(listener, exc)` when accepting had to pause, once per episode, in
+            the completions phase. None: one line is logged.
+        on_connect, on_data, on_eof, on_drain, on_close, on_error: The callbacks of connections accepted from now on.
     """
 
     __slots__ = (
         '_accepts_before',
-        '_all_in',
         '_batch',
         '_closed',
         '_defer_accept',
+        '_handshakes_over',
         '_inherited',
         '_kind',
         '_last_trouble',
@@ -110,14 +111,15 @@ class Listener(Handle):
         self._kind = kind
         self._max_connections = max_connections
         self._defer_accept = defer_accept
-        self._all_in: float | None = None  # when no handshake is under way, since new clients are dropped
-        self._inherited = inherited  # others may listen on it, now or after us
-        self._options_inherited = loop.kernel.nodelay_inherited  # by what it accepts
-        self._batch = 1  # accepts in the next turn: an accept too many costs an exception, one too few a poll
+        # When no handshake can be under way any more, after new clients were dropped.
+        self._handshakes_over: float | None = None
+        self._inherited = inherited  # other processes may listen on the socket, now or after this one
+        self._options_inherited = loop.kernel.nodelay_inherited  # accepted sockets inherit its options
+        self._batch = 1  # accepts in the next turn: one too many costs an exception, one too few a poll
         self._paused = False
         self._retry: Timer | None = None  # pending while descriptors have run out
         self._last_trouble = -LOG_INTERVAL
-        self._accepts_before = -1  # the loop's count of accepts at the last trouble
+        self._accepts_before = -1  # the loop's count of accepts at the last error
         self._unlink = unlink
         try:
             if max_connections == 0:
@@ -131,7 +133,10 @@ class Listener(Handle):
             raise
 
     def handle_read(self) -> None:
-        """Accept as many as are likely to wait: one more than last time, or half as many when there were fewer."""
+        """Called by the loop: accept about as many clients as are waiting.
+
+        It tries one more than last time, and half as many after a turn with fewer clients.
+        """
         failed = 0
         for count in range(self._batch):
             try:
@@ -145,8 +150,8 @@ class Listener(Handle):
                 if exc.errno in LOST_ERRORS:
                     self.handle_lost(exc)
                     return
-                if exc.errno == errno.EINVAL:  # somebody has shut it down: it listens no more, but is ours to close
-                    self._report(exc, 'is over')
+                if exc.errno == errno.EINVAL:  # other code has shut the socket down, but we still have to close it
+                    self._report(exc, 'is over: other code has shut down its socket')
                     self.close()
                     return
                 failed += 1
@@ -154,7 +159,7 @@ class Listener(Handle):
                     self._batch = 1
                     self._back_off(exc)
                     return
-                continue  # this client is gone again (ECONNABORTED and the like): the next one
+                continue  # this client has gone already (ECONNABORTED and the like): try the next one
             self.accept_client(sock, address)
             if not self.events:
                 return
@@ -162,7 +167,7 @@ class Listener(Handle):
             self._batch += 1
 
     def accept_client(self, sock: socket, address: Any) -> Stream | None:
-        """Make a connection of a client that was accepted; None when he cannot be watched, or a kind refuses him."""
+        """Make a stream of an accepted socket; return None if the client is refused or cannot be watched."""
         stream = None
         try:
             stream = self._kind(self.loop, self._options, self, self)
@@ -186,7 +191,7 @@ class Listener(Handle):
         try:
             if self._max_connections is not None:
                 self._update()
-            if stream.on_connect is not None and stream.state is OPEN:  # not in the middle of a handshake
+            if stream.on_connect is not None and stream.state is OPEN:  # with TLS it follows the handshake
                 self.loop.completions.append((stream, Stream.handle_accepted, ()))
             if self._defer_accept:
                 self.loop.completions.append((stream, Stream.handle_first_read, ()))
@@ -195,28 +200,28 @@ class Listener(Handle):
         return stream
 
     def handle_closed(self, stream: Stream) -> None:
-        """One of its connections was closed: there is room again."""
+        """Called when one of its connections was closed: there is room for another."""
         counters = self.loop.counters
-        if not self.events:  # first: nothing else here can fail and leave it paused
+        if not self.events:  # first: the steps after it cannot fail, so the listener is never left paused
             self.loop.completions.append((self, Listener.handle_room, ()))
         incoming = counters.incoming - 1
         self.open_connections -= 1
         counters.incoming = incoming
 
     def handle_room(self) -> None:
-        """Called as a completion when a connection has ended while nothing was accepted."""
+        """Called as a completion when a connection has ended while accepting was stopped."""
         if not self._closed:
             self._end_back_off()
 
     def handle_pause_over(self) -> None:
-        """Called by the timer: try again. An accept that fails now goes on with the same row of failures."""
+        """Called by the timer: try again. If accept fails now, the same series of failures goes on."""
         self.loop.spins.resume_row(self)
         self._end_back_off()
 
     def handle_lost(self, exc: OSError) -> None:
-        self._report(exc, 'was lost and is closed')
+        self._report(exc, 'is over: other code has closed its socket')
         self._forget()
-        self.sock.detach()  # the number may be another's by now
+        self.sock.detach()  # the descriptor number may be in use elsewhere now
         self._closed = True
 
     def may_log(self) -> bool:
@@ -226,44 +231,56 @@ class Listener(Handle):
         self._back_off(exc)
 
     def handle_exhausted(self, exc: Exception) -> bool:
-        if not self._closed:  # as it may be since the turn in which memory ran out
+        if not self._closed:  # it may have been closed after memory ran out
             self._back_off(exc)
         return True
 
     def handle_drain(self) -> None:
-        """It will be closed soon: a client who has not spoken yet is connected as he sees it, and is to come in."""
+        """Called when a drain begins: accept clients that have connected but not sent data yet.
+
+        They already see an open connection.
+        """
         if self._defer_accept and not self._inherited:
             disable_defer_accept(self.sock)
 
     def handle_last(self) -> None:
-        """What others had of its socket is closed, and this process is about to shut down."""
+        """Called before the drain of the last process that accepts from this socket."""
         self._inherited = False
         self.handle_drain()
 
     def accept_queue_empty(self) -> bool:
-        """Whether its queue is empty and will be until it is closed, as far as the system can see to that.
+        """Return whether the accept queue is empty and, where the kernel can ensure it, stays so until the close.
 
-        Linux can: from the first look at an empty queue on it drops new clients, and a later look finds the clients
-        whose handshake was under way.
+        On Linux, once a check has found it empty, new SYNs are dropped. A later check finds the clients whose handshake
+        was under way.
         """
         kernel = self.loop.kernel
         if kernel.has_clients(self.sock):
             return False
         if self._inherited:
-            return True  # and they come to those who have it after us
+            return True  # later clients are accepted by the processes that have the socket after this one
         now = self.loop.timers.clock()
-        if self._all_in is None:
-            self._all_in = now + HALF_OPEN if kernel.drop_new_connections(self.sock) else now
-        return now >= self._all_in and not kernel.has_clients(self.sock)
+        if self._handshakes_over is None:
+            self._handshakes_over = now + HALF_OPEN if kernel.drop_new_connections(self.sock) else now
+        return now >= self._handshakes_over and not kernel.has_clients(self.sock)
 
     def pause(self) -> None:
-        """Accept nobody until `resume`; clients wait in the kernel's backlog."""
+        """Stop accepting until `resume`; clients wait in the kernel's backlog.
+
+        Raises:
+            ReactorError: Called from a thread other than the loop's.
+        """
         self.loop.guard.check_thread()
         self._paused = True
         self._update()
 
     def resume(self) -> None:
-        """Accept again. HandleClosed after `close`."""
+        """Accept again.
+
+        Raises:
+            HandleClosed: The listener is closed.
+            ReactorError: Called from a thread other than the loop's.
+        """
         if self._closed:
             raise HandleClosed('this listener is closed; listen again')
         self.loop.guard.check_thread()
@@ -272,10 +289,10 @@ class Listener(Handle):
 
     @property
     def max_connections(self) -> int | None:
-        """How many connections may be open at once, None for any number; others wait in the kernel's backlog.
+        """How many connections may be open at once; None: no limit. Further clients wait in the kernel's backlog.
 
-        Setting it raises TypeError and ValueError for another value, and `ReactorError` in another thread than the
-        loop's.
+        It can be set at any time. Setting it raises TypeError or ValueError for a wrong value, and ReactorError in a
+        thread other than the loop's.
         """
         return self._max_connections
 
@@ -288,7 +305,7 @@ class Listener(Handle):
 
     @property
     def address(self) -> Any:
-        """Where it listens: (host, port) or a path; None after `close`."""
+        """The address that it listens on, (host, port) or a path; None after `close`."""
         try:
             return None if self._closed else unmapped(self.sock.getsockname())
         except OSError:
@@ -299,7 +316,10 @@ class Listener(Handle):
         return self._closed
 
     def close(self) -> None:
-        """Stop listening; clients in the backlog are refused, accepted connections live on. Closing twice is fine."""
+        """Stop listening. Clients in the backlog are reset; accepted connections stay open. Twice does nothing.
+
+        The file of a Unix socket is removed. Raises ReactorError in a thread other than the loop's.
+        """
         self.loop.guard.check_thread()
         if self._closed:
             return
@@ -308,7 +328,7 @@ class Listener(Handle):
         self._closed = True
 
     def _forget(self) -> None:
-        # Each step does nothing the second time: a `close` that found no memory or stack can be called again.
+        # Each step does nothing the second time, so a `close` that ran out of memory or stack can be called again.
         if self._retry is not None:
             self._retry.cancel()
             self._retry = None
@@ -336,12 +356,12 @@ class Listener(Handle):
     def _back_off(self, exc: Exception) -> None:
         counters = self.loop.counters
         counters.accept_pauses += 1
-        if counters.accepts == self._accepts_before:  # nobody came in since: however long ago it was, it is not over
+        if counters.accepts == self._accepts_before:  # nothing was accepted in between, so it is the same episode
             self._last_trouble = self.loop.timers.clock()
         self._accepts_before = counters.accepts
         self._retry = self.loop.timers.unreferenced_later(ACCEPT_PAUSE, Listener.handle_pause_over, self)
         self._update()
-        self._report(exc, 'paused, clients wait until connections close')
+        self._report(exc, 'paused; clients wait until connections close')
 
     def _end_back_off(self) -> None:
         if self._retry is not None:
@@ -356,7 +376,7 @@ class Listener(Handle):
             self.loop.watchers.set_events(self, READ if wanted else 0)
 
     def _report(self, exc: Exception, outcome: str) -> None:
-        # One episode, one report: trouble that follows within a second belongs to the same.
+        # One report per episode: errors within a second of each other belong to the same one.
         last, self._last_trouble = self._last_trouble, self.loop.timers.clock()
         if self._last_trouble - last < LOG_INTERVAL:
             return
@@ -368,7 +388,7 @@ class Listener(Handle):
 
 
 def check_max_connections(limit: int | None) -> None:
-    """None or an int of at least 0, else TypeError or ValueError."""
+    """Check a limit of connections: None or an int of at least 0, else TypeError or ValueError."""
     if limit is not None and type(limit) is not int:
         raise TypeError(f'max_connections is None or an int, not {limit!r}')
     if limit is not None and limit < 0:

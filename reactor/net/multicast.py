@@ -1,7 +1,6 @@
-"""Multicast groups: what joining and leaving one hands to the system.
+"""Multicast groups: check groups and interfaces, and make the values of the socket options that join and leave.
 
-Owns the checks of groups and interfaces, and the two layouts. Knows no socket. The rule: what is no group raises at the
-call; whether the machine can join it, the system says.
+An address that is not a multicast group is refused here. Whether this machine can join a group, the kernel decides.
 """
 
 from __future__ import annotations
@@ -19,17 +18,13 @@ from socket import (
     IPV6_LEAVE_GROUP,
 )
 
-from ..kernel import HAS_IP_MREQN
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from ..kernel import Kernel
+from ..kernel import HAS_IP_MREQN, Kernel
 
 
 def membership(kernel: Kernel, group: str, interface: str | int | None) -> tuple[int, int, int, bytes]:
-    """(level, option to join, option to leave, value) for `setsockopt`.
+    """Return (level, option to join, option to leave, value) for `setsockopt`.
 
-    Raises TypeError and ValueError for what is no group, OSError for an interface that does not exist.
+    Raises TypeError or ValueError if `group` is not a multicast group, and OSError if the interface does not exist.
     """
     if type(group) is not str:
         raise TypeError(f'a group is an address like 239.1.2.3 or ff02::1:3, not {group!r}')
@@ -51,20 +46,20 @@ def _ipv4_interface(kernel: Kernel, interface: str | int | None) -> bytes:
         try:
             return kernel.pack_address(AF_INET, interface)
         except (OSError, ValueError):
-            pass  # a name, then
+            pass  # then it is a name
     index = _index(kernel, interface)
     return bytes(4) + index.to_bytes(4, sys.byteorder) if HAS_IP_MREQN else index.to_bytes(4, 'big')
 
 
 def _index(kernel: Kernel, interface: str | int | None) -> int:
     if interface is None:
-        return 0  # the system chooses
+        return 0  # the kernel chooses
     if isinstance(interface, str):
         try:
             return kernel.interface_index(interface)
         except (OSError, ValueError) as exc:
             error = exc.errno if isinstance(exc, OSError) else ENODEV
-            raise OSError(error, f'no network interface is called {interface!r}; `ip link` shows them') from None
+            raise OSError(error, f'no network interface is called {interface!r}; `ip link` lists them') from None
     if type(interface) is not int:
         raise TypeError(f'an interface is a name, an index or an IPv4 address, not {interface!r}')
     if not 0 <= interface < 1 << 31:

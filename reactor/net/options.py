@@ -1,74 +1,68 @@
-"""What connections start with: limits, times, and callbacks.
+"""The options and callbacks that connections start with: defaults, and checks of given values.
 
-Owns the defaults and their checks. The rule: one `Options` is shared by all connections of a listener and is never
-changed; who wants another value for one connection gives it a changed copy. That keeps a connection small. Beside the
-values lies what the connections of a listener share otherwise, a `Shared`.
+All connections of a listener share one `Options`, which keeps a connection small. It is never changed: a connection
+that needs other values gets a changed copy. `Shared` holds other state that the connections of a listener share.
 """
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ..loop.checks import seconds, shown, switch, time_limit, whole
+from ..hints import SSLContext
+from ..loop.checks import callback, seconds, shown, switch, time_limit, whole
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections import OrderedDict
-
     from ..callbacks import OnClose, OnConnect, OnData, OnDrain, OnEof, OnError
-    from ..hints import SSLContext
 
 # A recv of 64 KiB for 100 bytes costs what one of 4 KiB costs; from 128 KiB on malloc maps pages for every call.
 READ_SIZE = 65536
-HIGH_WATER = 65536  # bytes waiting; asyncio's and libuv's users know these two
+HIGH_WATER = 65536  # buffered bytes; this and the next are asyncio's defaults
 LOW_WATER = 16384
-MAX_BUFFERED = 16 << 20  # bytes waiting; waitress draws the line at the same place
+MAX_BUFFERED = 16 << 20  # buffered bytes, the same limit as in waitress
 HANDSHAKE_TIMEOUT = 60.0  # seconds, as in asyncio
-MAX_EMPTY_RECORDS = 32  # of TLS in a row: as BoringSSL; a client is sent two tickets, and new keys come with data
-LINGER = 30.0  # seconds that `close` may take, as long as a TLS shutdown in asyncio
-MOST_READ_SIZE = 1 << 30  # bytes: Windows takes a C int, and so much memory is allocated for each call
-MOST_KEEPALIVE = 32767, 32767, 127  # seconds, seconds, probes: what Linux takes; elsewhere it is as much or more
+MAX_EMPTY_RECORDS = 32  # TLS records in a row, as in BoringSSL. Servers send two tickets, and new keys come with data.
+LINGER = 30.0  # seconds that `close` may take; a TLS shutdown in asyncio has as long
+MOST_READ_SIZE = 1 << 30  # bytes: Windows takes a C int, and each call allocates this much memory
+MOST_KEEPALIVE = 32767, 32767, 127  # seconds, seconds, probes: the limits of Linux; other systems allow as much or more
 
 
-# Options of other methods, and why these have none.
+# Options that a method does not have although others do, and the reason for the error message.
 OF_SOCKETS = ('ssl', 'server_hostname', 'handshake_timeout', 'nodelay', 'keepalive')
-SIDE = 'which side it is would be a guess; call start_tls() on what it returns'
+SIDE = 'it cannot know which side of TLS to take; call start_tls() on what it returns'
 UNFIT = {
     ('adopt', 'ssl'): SIDE,
     ('adopt', 'server_hostname'): SIDE,
     ('listen_tcp', 'server_hostname'): 'it is for the side that connects',
     ('listen_unix', 'server_hostname'): 'it is for the side that connects',
-    **{
-        ('spawn', name): 'pipes have no such option'
-        for name in ('ssl', 'server_hostname', 'handshake_timeout', 'nodelay', 'keepalive')
-    },
+    **{('spawn', name): 'pipes have no such option' for name in OF_SOCKETS},
 }
-DERIVED = ('shared', 'timed')  # what is no argument
-LOG_INTERVAL = 1.0  # seconds between two lines in the log about what a peer can cause at will
+DERIVED = ('shared', 'timed')  # attributes that are not arguments
+LOG_INTERVAL = 1.0  # seconds between two log lines about events that a peer can cause at will
 
 
 class Shared:
-    """What the connections of a listener may do together, whichever options one of them has."""
+    """State that the connections of a listener share, even if one of them has other options."""
 
     __slots__ = ('handshakes', 'logged_at', 'refusal_logged_at', 'waiting')
 
     def __init__(self) -> None:
-        # The turn of the last steps of TLS handshakes, and how many there were in it.
+        # The turn in which TLS handshakes took their last steps, and how many steps it had.
         self.handshakes: tuple[int, int] = (0, 0)
-        self.waiting: OrderedDict[Any, None] | None = None  # streams with a handshake whose step comes later
-        self.logged_at: float = -LOG_INTERVAL  # when an exception of their callbacks was logged last
-        self.refusal_logged_at: float = -LOG_INTERVAL  # when it was logged last that one is no connection
+        self.waiting: OrderedDict[Any, None] | None = None  # streams whose next step of the handshake comes later
+        self.logged_at: float = -LOG_INTERVAL  # when an exception in a callback was logged last
+        self.refusal_logged_at: float = -LOG_INTERVAL  # when a refused client was logged last
 
     def may_log(self, now: float) -> bool:
-        """Whether an exception of theirs may be logged, which is so once in LOG_INTERVAL."""
+        """Return whether an exception in a callback may be logged now: once in LOG_INTERVAL."""
         if now - self.logged_at < LOG_INTERVAL:
             return False
         self.logged_at = now
         return True
 
     def may_log_refusal(self, now: float) -> bool:
-        """The same for those who do not become connections: no attack may hide an exception."""
+        """Return the same for a refused client. It is counted apart, so that an attack cannot hide an exception."""
         if now - self.refusal_logged_at < LOG_INTERVAL:
             return False
         self.refusal_logged_at = now
@@ -76,11 +70,13 @@ class Shared:
 
 
 class Options:
-    """The limits of a connection, checked; `StreamOptions` explains them.
+    """The checked options of a connection; `StreamOptions` explains them.
 
-    ssl, server_hostname  the `ssl.SSLContext` of a TLS stream, and the name that the server must prove to have
-
-    `timed` tells whether a connection with these has to be looked at from time to time.
+    Attributes:
+        ssl: The `ssl.SSLContext` of a TLS stream.
+        server_hostname: The name that the server's certificate must have.
+        timed: Whether any of the time limits is set, so that the connection has to be checked from time to time.
+        shared: State that all connections of the listener share.
     """
 
     __slots__ = (
@@ -124,9 +120,9 @@ class Options:
         low_water = min(LOW_WATER, high_water // 4) if low_water is None else whole('low_water', low_water, 0)
         if low_water > high_water:
             marks = f'{shown(low_water)} and {shown(high_water)}'
-            raise ValueError(f'the marks must be 0 <= low_water <= high_water, not {marks}')
+            raise ValueError(f'low_water and high_water must be 0 <= low_water <= high_water, not {marks}')
         self.read_size: int = whole('read_size', read_size, 1, MOST_READ_SIZE)
-        # 0: as soon as anything waits; a write of nothing never has to be drained.
+        # 0 means as soon as a byte waits. An empty write returns True in any case.
         self.high_water: int = max(1, high_water)
         self.low_water: int = low_water
         self.max_buffered: int = whole('max_buffered', max_buffered, 1)
@@ -146,7 +142,7 @@ class Options:
         self.shared: Shared = Shared()
 
     def changed(self, **changes: Any) -> Options:
-        """A copy with other values."""
+        """Return a copy with other values."""
         now = {name: getattr(self, name) for name in self.__slots__ if name not in DERIVED}
         copy = Options(**{**now, **changes})
         copy.shared = self.shared
@@ -154,14 +150,14 @@ class Options:
 
 
 def stream_options(options: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments of `Options` among the options of a method; TLS has arguments of its own."""
+    """Return the arguments of `Options` among the options of a method, except for those of TLS."""
     return {name: value for name, value in options.items() if name in LIMITS}
 
 
 def check_names(method: Any, given: Iterable[str], options: Any) -> None:
-    """Raise TypeError for an option that a method does not have, with the nearest one that it has.
+    """Raise TypeError for an option that a method does not have; the message suggests the nearest one that it has.
 
-    options  the TypedDict of the options that the method does not name itself
+    `options` is the TypedDict of the options that are not in the signature of the method.
     """
     for name in given:
         if name not in options.__optional_keys__:
@@ -179,7 +175,7 @@ def _advice(method: Any, name: str, options: Any) -> str:
 
 
 def edits(one: str, other: str) -> int:
-    """How many letters have to be inserted, deleted or replaced to make one word of another."""
+    """Return how many letters have to be inserted, deleted or replaced to turn one word into the other."""
     row = list(range(len(other) + 1))
     for count, letter in enumerate(one, 1):
         above, row = row, [count]
@@ -194,7 +190,10 @@ def check_limit(name: str, value: float | None) -> float | None:
 
 
 def check_keepalive(value: float | tuple[float, float, int] | None) -> float | tuple[float, float, int] | None:
-    """Check it here, because setting it must not fail: the peer may be gone by then. TypeError, ValueError."""
+    """Check the option `keepalive`; TypeError or ValueError.
+
+    The kernel cannot check it, because an error of `setsockopt` may also mean that the peer has gone.
+    """
     if value is None or value is False or (isinstance(value, int | float) and value == 0):
         return None
     values = value if isinstance(value, tuple) else (value,)
@@ -209,30 +208,38 @@ def check_keepalive(value: float | tuple[float, float, int] | None) -> float | t
 
 
 def check_server_hostname(value: str | None, ssl: object) -> None:
-    """Check the name that a server has to prove to have, or None; TypeError, and ValueError without TLS."""
+    """Check the name that the server's certificate must have, or None; TypeError, and ValueError without TLS."""
     if value is None:
         return
     if not isinstance(value, str):
         raise TypeError(f'server_hostname is a str or None, not {shown(value)}')
     if not ssl:
         raise ValueError(
-            f'server_hostname={shown(value)} without ssl= would send everything in plain text: give ssl=True or a '
+            f'server_hostname={shown(value)} without ssl= would send everything in plain text; give ssl=True or a '
             'context, or leave both out'
         )
     try:
         valid = bool(value.encode('idna')) and not value.startswith('.') and '\0' not in value
-    except UnicodeError:  # a label that is empty or too long
+    except UnicodeError:  # a label is empty or too long
         valid = False
     if value and not valid:
-        raise ValueError(f'server_hostname is the name of a host or an address, not {shown(value)}')
+        raise ValueError(f'server_hostname is a host name or an address, not {shown(value)}')
 
 
-# The arguments of `Options` that methods take as they are.
+# The arguments of `Options` that methods pass on unchanged.
 LIMITS = frozenset(Options.__slots__) - {*DERIVED, 'ssl', 'server_hostname'}
 
 
+# What the callbacks of connections are called with.
+ARGUMENTS = {
+    **dict.fromkeys(('on_connect', 'on_eof', 'on_drain'), '(conn)'),
+    **dict.fromkeys(('on_close', 'on_error'), '(conn, exc)'),
+    'on_data': '(conn, data)',
+}
+
+
 class Callbacks:
-    """The six callbacks of a connection, checked once and copied to each."""
+    """The six callbacks of a connection: checked once, then copied to each connection of a listener."""
 
     __slots__ = ('on_close', 'on_connect', 'on_data', 'on_drain', 'on_eof', 'on_error')
 
@@ -252,10 +259,12 @@ class Callbacks:
         self.on_close: OnClose | None = on_close
         self.on_error: OnError | None = on_error
         for name in self.__slots__:
-            check_callback(name, getattr(self, name))
+            check_callback(name, getattr(self, name), ARGUMENTS[name])
 
 
-def check_callback(name: str, fn: object) -> None:
-    """TypeError unless `fn` is callable or None."""
-    if fn is not None and not callable(fn):
-        raise TypeError(f'{name} must be callable or None, not {shown(fn)}')
+def check_callback(name: str, fn: object, arguments: str = '', more: int = 0) -> None:
+    """Raise TypeError unless `fn` is None or can be called; see `callback`."""
+    if fn is not None:
+        if not callable(fn):
+            raise TypeError(f'{name} must be callable or None, not {shown(fn)}')
+        callback(name, fn, arguments, more)

@@ -1,8 +1,8 @@
-r"""PROXY headers: what a proxy says, in front of everything else, about the client that it speaks for.
+r"""PROXY headers: a proxy sends one at the beginning of a connection, to name the client that it speaks for.
 
-Owns the two formats of HAProxy's proxy-protocol.txt. Knows no stream. The rules: `header_size` never counts a byte that
-may belong to what comes behind the header; and what is not exactly as the document has it is refused, for a header that
-is understood in two ways lets a client give itself another's address.
+The two formats are those of HAProxy's proxy-protocol.txt. `header_size` never counts a byte that may belong to the data
+after the header. A header that differs from the document in any way is refused: if two parsers read it differently, a
+client could give itself another client's address.
 
     version 1   PROXY TCP4 192.0.2.1 198.51.100.7 51234 443\r\n
     version 2   12 bytes of signature, version and command, family and protocol, length; addresses; TLVs
@@ -13,35 +13,32 @@ from __future__ import annotations
 from socket import AF_INET, AF_INET6, SOCK_DGRAM, SOCK_STREAM
 from typing import Any
 
-from ..kernel import AF_UNIX
+from ..kernel import AF_UNIX, Kernel
 from .addresses import show, unmapped
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from ..kernel import Kernel
 
 SIGNATURE = b'\r\n\r\n\0\r\nQUIT\n'
 FIXED = 16  # bytes of version 2 before the addresses
 LONGEST_V1 = 107  # bytes with the CRLF, as the document computes it
-# The document has receivers take 536 bytes at least. TLVs can be longer: a client's certificate, with its chain.
+# The document asks receivers for at least 536 bytes. TLVs can be longer: a client's certificate, with its chain.
 LONGEST_V2 = 4096
 CRC32C = 0x03  # PP2_TYPE_CRC32C: the checksum of the whole header, with these 4 bytes as zeros
-# By the number in version 2; bytes of an address.
+# The family and the size of its addresses in bytes, by the number in version 2.
 FAMILIES: dict[int, tuple[int, int]] = {1: (AF_INET, 4), 2: (AF_INET6, 16), 3: (AF_UNIX, 108)}
 PROTOCOLS = {1: SOCK_STREAM, 2: SOCK_DGRAM}
 
 
 class ProxyHeader:
-    """What a proxy has said about a connection, `conn.proxy`.
+    """The header that a proxy has sent for a connection, `conn.proxy`.
 
-    version      1 or 2
-    command      'PROXY': it speaks for a client; 'LOCAL': for itself, as health checks do
-    family       AF_INET, AF_INET6 or AF_UNIX; 0 when it did not say (LOCAL, UNKNOWN): the addresses are None then
-    protocol     SOCK_STREAM or SOCK_DGRAM: how the client talks to the proxy; 0 likewise
-    source       the client's address, as sockets give it
-    destination  the one to which the client has connected
-    tlvs         what else was said, a list of (type, bytes) in order; types: proxy-protocol.txt, section 2.2
-    peername     what `conn.peername` is: `source`, or the address of the proxy when there is none
+    Attributes:
+        version: 1 or 2.
+        command: 'PROXY' if the proxy speaks for a client, 'LOCAL' if it speaks for itself, as in a health check.
+        family: AF_INET, AF_INET6 or AF_UNIX; 0 if the header has none (LOCAL, UNKNOWN), and then no addresses either.
+        protocol: SOCK_STREAM or SOCK_DGRAM, between the client and the proxy; 0 if the header has none.
+        source: The client's address, as Python's sockets give it, or None.
+        destination: The address that the client has connected to, or None.
+        tlvs: Further facts, a list of (type, bytes) in order. The types are in proxy-protocol.txt, section 2.2.
+        peername: The value of `conn.peername`: `source`, or the address of the proxy if there is no source.
     """
 
     __slots__ = ('command', 'destination', 'family', 'peername', 'protocol', 'source', 'tlvs', 'version')
@@ -70,9 +67,10 @@ class ProxyHeader:
 
 
 def header_size(data: bytes) -> int:
-    """How long the header is that begins with `data`, which may go on behind it.
+    """Return the length of the header at the beginning of `data`, which may contain more bytes after it.
 
-    While that cannot be known: a length to which it surely comes, more than `data` has. ValueError when it is none.
+    If `data` is too short to know it: a length that the header has at least, greater than that of `data`. Raises
+    ValueError if `data` does not begin with a header.
     """
     if data[: len(SIGNATURE)] == SIGNATURE[: len(data)]:
         if len(data) < FIXED:
@@ -92,14 +90,14 @@ def header_size(data: bytes) -> int:
 
 
 def parse_header(kernel: Kernel, data: bytes) -> ProxyHeader:
-    """The meaning of a whole header, neither more nor less. ValueError when it is none."""
+    """Parse a header; `data` must be the whole header and nothing else. Raises ValueError if it is wrong."""
     return _parse_v2(kernel, data) if data[:1] == b'\r' else _parse_v1(kernel, data)
 
 
 def _parse_v1(kernel: Kernel, data: bytes) -> ProxyHeader:
     words = data[:-2].split(b' ')
     if words[1] == b'UNKNOWN':
-        return ProxyHeader(1)  # whatever follows it
+        return ProxyHeader(1)  # the rest of the line must be ignored
     family = {b'TCP4': AF_INET, b'TCP6': AF_INET6}.get(words[1])
     if family is None or len(words) != 6:
         raise ValueError(f'its header is wrong: {data!r}')
@@ -120,7 +118,7 @@ def _parse_v2(kernel: Kernel, data: bytes) -> ProxyHeader:
     if version != 2 or command > 1:
         raise ValueError(f'its header has version and command {data[12]:#04x}, not 0x20 or 0x21')
     if command == 0:
-        return ProxyHeader(2, 'LOCAL')  # what it says of addresses must be ignored
+        return ProxyHeader(2, 'LOCAL')  # the addresses must be ignored
     known, transport = divmod(data[13], 16)
     if known > 3 or transport > 2:
         raise ValueError(f'its header has an unknown family and protocol: {data[13]:#04x}')
@@ -140,7 +138,7 @@ def _parse_v2(kernel: Kernel, data: bytes) -> ProxyHeader:
 
 
 def _address(kernel: Kernel, family: int, host: bytes, port: int) -> Any:
-    """The address as Python's sockets would give it."""
+    """Return an address as Python's sockets give it."""
     if family == AF_INET:
         return kernel.unpack_address(family, host), port
     if family == AF_INET6:
@@ -158,7 +156,7 @@ def _read_tlvs(header: ProxyHeader, data: bytes, at: int) -> None:
             raise ValueError('its header ends in the middle of a TLV')
         kind, value = data[at], data[begin:end]
         if kind == CRC32C and any(known == CRC32C for known, _ in header.tlvs):
-            # A sender can make 580 of them right in one header, and each takes 0.3 ms to check.
+            # One header has room for 580 right checksums, and each takes 0.3 ms to check.
             raise ValueError('its header has two checksums')
         if kind == CRC32C and crc32c(data[:begin] + bytes(len(value)) + data[end:]).to_bytes(4, 'big') != value:
             raise ValueError('its header has a wrong checksum')
@@ -166,11 +164,11 @@ def _read_tlvs(header: ProxyHeader, data: bytes, at: int) -> None:
         at = end
 
 
-_TABLE: list[int] = []  # made when it is needed
+_TABLE: list[int] = []  # filled when it is needed first
 
 
 def crc32c(data: bytes) -> int:
-    """The checksum of Castagnoli (RFC 3720, appendix B.4)."""
+    """Return Castagnoli's checksum of `data` (RFC 3720, appendix B.4)."""
     if not _TABLE:
         for number in range(256):
             for _ in range(8):

@@ -1,34 +1,36 @@
-"""Names to addresses and back, off the loop's thread.
+"""Look names up, and find the names of addresses, without blocking the loop.
 
-Owns the translation of what `getaddrinfo` and `getnameinfo` say, and the time limit of a look-up. Knows no connection.
-The rule: the system's resolver is asked, with all its files and services, in a thread; an address that is written in
-numbers needs neither. Nothing can stop a thread that asks: when nobody wants its answer any more it is left alone, and
-keeps its place among the few until the system gives up.
+A look-up runs in a thread, with the operating system's resolver and so with all its files and services. A numeric
+address needs no look-up. A thread in a look-up cannot be stopped: after a timeout or `close` its answer is dropped, but
+it occupies one of the few threads until the resolver returns.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from socket import NI_NAMEREQD, NI_NUMERICSERV, SOCK_STREAM
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import ResolveError, ResolveTimeout
+from ..kernel import Kernel
 from ..loop.checks import callback, seconds, shown
 from ..loop.threads import ThreadCall
+from ..loop.timers import Timer
 from ..loop.watcher import Handle
 from .addresses import Address, check_family, check_host, numeric
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
     from ..callbacks import Loop, OnName, OnResolved
-    from ..kernel import Kernel
-    from ..loop.timers import Timer
 
 
 class LookUp(Handle):
     """A look-up under way, as returned by `resolve` and `resolve_address`.
 
-    `close` cancels it: `on_done` is not called then. A thread that asks already goes on, and its answer is dropped.
+    `close` cancels it: `on_done` is not called. If a thread works on it already, its answer is dropped.
+
+    Attributes:
+        name: The name, or the address, that is looked up.
+        timeout: The time limit in seconds, or None.
     """
 
     __slots__ = ('_call', '_timer', 'name', 'on_done', 'timeout')
@@ -45,26 +47,26 @@ class LookUp(Handle):
         self._timer: Timer | None = None
 
     def begin(self, fn: Callable[..., ThreadCall | None], *args: Any) -> None:
-        """Call `fn(*args)`, which may return a call in a thread; the answer comes to one of the methods below."""
+        """Start the look-up with `fn(*args)`, which may return a call in a thread (internal)."""
         loop = self.loop
         try:
-            if self.timeout is not None:  # unreferenced, as the call is: the look-up itself keeps the loop running
+            if self.timeout is not None:  # unreferenced, because the look-up itself keeps the loop running
                 self._timer = loop.timers.unreferenced_later(self.timeout, LookUp._timed_out, self)
             self._call = call = fn(*args)
             if call is not None:
                 call.unref()
-            loop.watchers.park(self)  # last: a look-up that could not begin keeps nothing running
+            loop.watchers.park(self)  # last: a look-up that could not begin must not keep the loop running
         except BaseException:
-            self.on_done = None  # an answer that comes all the same is dropped
+            self.on_done = None  # if an answer comes anyway, it is dropped
             raise
 
     def handle_addresses(self, addresses: list[Address] | None, error: Exception | None) -> None:
-        """Called in the loop with what was found for a name; each address stands once."""
+        """Called in the loop with the addresses of a name; duplicates are removed."""
         found = None if addresses is None else list(dict.fromkeys([address[0] for _, address in addresses]))
         self.handle_answer(found, error)
 
     def handle_answer(self, result: Any, error: Exception | None) -> None:
-        """Called in the loop when it is over."""
+        """Called in the loop with the result or the error."""
         on_done = self.on_done
         self.close()
         if on_done is not None:
@@ -72,7 +74,7 @@ class LookUp(Handle):
                 on_done(result, error)
             except (MemoryError, RecursionError) as exc:
                 if exc.__traceback__.tb_next is None:  # type: ignore[union-attr]
-                    self.on_done = on_done  # it was not even called: the loop calls this method again
+                    self.on_done = on_done  # it was not called at all: the loop calls this method again
                 raise
 
     @property
@@ -82,7 +84,7 @@ class LookUp(Handle):
     def close(self) -> None:
         self.loop.guard.check_thread()
         if self.on_done is not None:
-            self.loop.watchers.remove(self)  # first, as it may find no memory or stack
+            self.loop.watchers.remove(self)  # first, because it may run out of memory or stack
             if self._timer is not None:
                 self._timer.cancel()
             if self._call is not None:
@@ -96,7 +98,7 @@ class LookUp(Handle):
         return f'<LookUp {self.name!r}{" closed" if self.closed else ""}>'
 
     def _timed_out(self) -> None:
-        self._timer = None  # not to be cancelled in its own call, which the loop may have to make again
+        self._timer = None  # it must not be cancelled in its own call, which the loop may have to repeat
         message = f'cannot look up {self.name!r}: no answer within {self.timeout:g} s'
         self.handle_answer(None, ResolveTimeout(f'{message}; check the network and the name servers'))
 
@@ -104,7 +106,7 @@ class LookUp(Handle):
 def resolve(loop: Loop, kernel: Kernel, host: str, family: int, on_done: OnResolved, timeout: float | None) -> LookUp:
     """Look a name up and call `on_done(addresses, error)`, the addresses as str; see `Reactor.resolve`."""
     if check_host(host) is None:
-        raise ValueError('a look-up needs a host, and got None')
+        raise ValueError('resolve() needs a host, not None')
     check_family(family)
     timeout = _check_look_up(loop, on_done, timeout)
     lookup = LookUp(loop, host, on_done, timeout)
@@ -122,18 +124,18 @@ def resolve_address(
     """Find the name of `address` and call `on_done(name, error)`; see `Reactor.resolve_address`."""
     host = address[0] if isinstance(address, tuple) and address else address
     if not isinstance(host, str):
-        raise TypeError(f'an address is a str or a tuple that begins with one, not {shown(address)}')
+        raise TypeError(f'address is a str, or a tuple such as (host, port), not {shown(address)}')
     timeout = _check_look_up(loop, on_done, timeout)
     found = numeric(kernel, host, 0) if check_host(host) else []
     if not found:
-        raise ValueError(f'an address is written in numbers, not {host!r}; a name is looked up with resolve()')
+        raise ValueError(f'address is a numeric address such as "192.0.2.1", not {host!r}; use resolve() for a name')
     lookup = LookUp(loop, host, on_done, timeout)
     lookup.begin(look_up_name, loop, kernel, host, found[0][1], lookup.handle_answer)
     return lookup
 
 
 def _check_look_up(loop: Loop, on_done: object, timeout: float | None) -> float | None:
-    callback('on_done', on_done)
+    callback('on_done', on_done, '(result, error)')
     loop.guard.check()
     return None if timeout is None else seconds('timeout', timeout)
 
@@ -146,7 +148,10 @@ def look_up(
     family: int,
     on_done: Callable[[list[Address] | None, Exception | None], object],
 ) -> ThreadCall:
-    """Call `on_done(addresses, error)` in the loop, one of them None; close the returned handle to cancel."""
+    """Look a name up in a thread and call `on_done(addresses, error)` in the loop, one of the two None.
+
+    Close the returned handle to cancel.
+    """
 
     def done(found: Any, error: BaseException | None) -> None:
         if error is None and found:
@@ -160,7 +165,10 @@ def look_up(
 def look_up_name(
     loop: Loop, kernel: Kernel, host: str, address: Any, on_done: Callable[[str | None, Exception | None], object]
 ) -> ThreadCall:
-    """Call `on_done(name, error)` in the loop, one of them None; close the returned handle to cancel."""
+    """Find a name in a thread and call `on_done(name, error)` in the loop, one of the two None.
+
+    Close the returned handle to cancel.
+    """
 
     def done(found: Any, error: BaseException | None) -> None:
         if error is None:

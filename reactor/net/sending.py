@@ -1,8 +1,8 @@
-"""The write side of a stream: `write` and its kin, and what is sent when the kernel has room.
+"""The write side of a stream: `write`, `writelines`, `send_file` and `write_eof`.
 
-A write is sent at once as far as the kernel takes it. The rest waits in a `Writer` (`writer.py`), and so does each
-write after it, until the selector reports room. `conn.writer is None` is the fast path's only test: wherever a write is
-not a plain one, because bytes wait or because the stream is connecting, ending or closed, there is a writer or `SHUT`.
+As much of a write as the kernel accepts is sent at once. The rest waits in a `Writer` (`writer.py`), and so does each
+later write, until the selector reports room. `conn.writer is None` is the only test of the fast path. So there must be
+a writer, or `SHUT`, whenever a write is not a plain one: bytes wait, or the stream is connecting, ending or closed.
 """
 
 from __future__ import annotations
@@ -20,33 +20,34 @@ from .files import FilePart, file_part
 from .states import CONNECTING, ENDING, FAILED, HALF_ENDING, State
 from .writer import SHUT, Writer, check_buffers, flat
 
-TYPE_CHECKING = False
-
 
 class Sender(Connection):
     """The part of a `Stream` that sends."""
 
     __slots__ = ()
 
-    if TYPE_CHECKING:
-        ending: Ending | None
-        state: State
-        writer: Writer | None
-
     # -- what users call
 
     def write(self, data: Buffer, on_written: Callable[[Self, *Ts], object] | None = None, *args: *Ts) -> bool:
-        """Send bytes, now as far as the kernel takes them, the rest when it can; never blocks.
+        """Send bytes, never blocking: what the kernel does not accept now is buffered and sent later.
 
-        data        bytes are kept by reference; of a bytearray or memoryview, what cannot be sent at once is copied
-        on_written  called as `on_written(conn, *args)` when the kernel has accepted all bytes up to here, in the order
-                    of the writes, never inside this call, and never if the connection fails first
+        Args:
+            data: The bytes. A `bytes` object is kept by reference. Of a `bytearray` or `memoryview`, the part that
+                cannot be sent at once is copied.
+            on_written: Called as `on_written(conn, *args)` when the kernel has accepted all bytes of this write. It
+                runs in the completions phase, in the order of the writes, and never if the connection fails first.
+            *args: Arguments for `on_written`.
 
-        Returns False when `high_water` or more bytes wait now: hold back until `on_drain`. Also when the connection
-        has failed, which `on_close` is about to report; the bytes are dropped then.
-        Raises `ConnectionClosed` after your own `close`, `abort` or `write_eof` and after `on_close`; TypeError for
-        what is not bytes. A write that raises, RecursionError and MemoryError too, has sent nothing. Where one of these
-        comes when some of the bytes may be sent, this returns False and `on_close` is called with it.
+        Returns:
+            True if you may go on writing. False if `high_water` or more bytes wait now: stop writing until `on_drain`.
+            False also if the connection has failed: the bytes are dropped, and `on_close` will be called.
+
+        Raises:
+            ConnectionClosed: You called `close`, `abort` or `write_eof` before, or `on_close` was called.
+            TypeError: `data` is not bytes, or `on_written` is not callable.
+
+        A write that raises, MemoryError and RecursionError included, has sent nothing. If memory or stack runs out
+        when some of the bytes may be sent, this returns False, and `on_close` is called with the error.
         """
         if on_written is not None and not callable(on_written):
             raise TypeError(f'on_written must be callable, not {on_written!r}')
@@ -87,7 +88,20 @@ class Sender(Connection):
     def writelines(
         self, buffers: Iterable[Buffer], on_written: Callable[[Self, *Ts], object] | None = None, *args: *Ts
     ) -> bool:
-        """Send several buffers with one system call; otherwise as `write`."""
+        """Send several buffers with one system call; everything else is as for `write`.
+
+        Args:
+            buffers: An iterable of `bytes`, `bytearray` or `memoryview`.
+            on_written: Called once, when the kernel has accepted the bytes of all buffers.
+            *args: Arguments for `on_written`.
+
+        Returns:
+            As `write`.
+
+        Raises:
+            ConnectionClosed: As `write`.
+            TypeError: `buffers` is a single buffer or not iterable, or one of them is not bytes. Nothing is sent then.
+        """
         if on_written is not None and not callable(on_written):
             raise TypeError(f'on_written must be callable, not {on_written!r}')
         check_buffers(buffers)
@@ -101,28 +115,39 @@ class Sender(Connection):
         on_written: Callable[[Self, *Ts], object] | None = None,
         *args: *Ts,
     ) -> bool:
-        """Send bytes of a file, by the system and not through our memory where it can (`sendfile`).
+        """Send bytes of a file, with `sendfile` where the operating system has it.
 
-        file    open for reading, a regular file; only its descriptor is used, of which a duplicate is kept: it may be
-                closed after this call. Its position does not count and, except on Windows, does not move
-        offset  the first byte to send
-        count   how many, None: to the end that the file has now. They are promised: should the file become shorter
-                meanwhile, the connection is reset with `SendFileError`
+        The order with other writes, `on_written` and the return value are those of `write`. The unsent bytes count in
+        `buffered` and towards the water marks, but not towards `max_buffered`. The file is read as the peer accepts it,
+        which blocks as long as the disk does. `linger` applies to files too: after a long file, close in `on_written`.
 
-        The rest is as `write` has it: the order with other writes, `on_written`, the end. What of the file was not sent
-        counts in `buffered` and towards the water marks, but not towards `max_buffered`. It is read as the peer takes
-        it, which blocks as long as the disk does. `linger` holds for files too: close after a long one in `on_written`.
-        Raises ValueError for what is not a regular file or does not have these bytes, and OSError from its descriptor.
+        Args:
+            file: A regular file, open for reading. A duplicate of its descriptor is kept, so it may be closed after
+                this call. Its position is ignored and, except on Windows, not moved.
+            offset: The position of the first byte to send.
+            count: How many bytes to send; None: up to the present end of the file. If the file becomes shorter before
+                they are sent, the connection is reset and `on_close` gets a `SendFileError`.
+            on_written: Called as `on_written(conn, *args)` when the kernel has accepted all of these bytes.
+            *args: Arguments for `on_written`.
+
+        Returns:
+            As `write`.
+
+        Raises:
+            ConnectionClosed: As `write`.
+            TypeError: `file` has no `fileno` method, or `offset` or `count` is not an int.
+            ValueError: It is not a regular file, or does not have these bytes.
+            OSError: Its descriptor cannot be used.
         """
         if on_written is not None and not callable(on_written):
             raise TypeError(f'on_written must be callable, not {on_written!r}')
         return self._queue((file_part(self.loop.kernel, file, offset, count),), on_written, args)
 
     def write_eof(self) -> None:
-        """End the write side after what waits; the peer reads end of file, and we go on reading what it sends.
+        """End the write side after the buffered bytes. The peer then reads end of file; reading goes on here.
 
-        The safe end for a peer that may still be sending: `write_eof`, then wait for `on_eof`. When both sides have
-        ended, the connection closes by itself. Does nothing when it is ended or closed already.
+        This is the safe end for a peer that may still be sending: call `write_eof`, then wait for `on_eof`. When both
+        sides have ended, the connection closes by itself. Does nothing if the write side has ended already.
         """
         state = self.state
         if not state.takes_writes or self.has_ended_writing():
@@ -130,18 +155,18 @@ class Sender(Connection):
         if state is CONNECTING:
             self.ending = Ending(by_user=True)
             return
-        self.ending = None  # bytes that had to wait matter to `close` alone, which waits for the peer in any case now
+        self.ending = None  # WAITED matters to `close` alone, which waits for the peer in any case from here on
         if self.writer is None:
             self.shut_down()
         elif self.writer is not SHUT:
-            self.state = HALF_ENDING if state.half else ENDING
+            self.state: State = HALF_ENDING if state.half else ENDING
 
     # -- what the loop calls
 
     def handle_write(self, dispatched: bool = True) -> None:
-        """Send what waits, as much as the kernel takes at once.
+        """Called by the loop when there is room: send as many of the buffered bytes as the kernel accepts at once.
 
-        dispatched: the selector has reported room. False: a write tries at once, and finding none is no stall.
+        `dispatched` is False when a write tries at once. If the kernel has no room then, that is not a stall.
         """
         writer = self.writer
         assert writer is not None
@@ -160,7 +185,7 @@ class Sender(Connection):
             except OSError as exc:
                 self.write_failed(exc)
                 return
-            del buffers  # the writer may grow its last one again
+            del buffers  # so that the writer can grow its last buffer again
             counters.writes += 1
             counters.bytes_out += sent
             writer.advance(sent)
@@ -177,34 +202,35 @@ class Sender(Connection):
             counters.short_writes += 1
 
     def handle_drain(self) -> None:
-        """Called as a completion: what waits has fallen to the low-water mark."""
+        """Called as a completion when the buffer has fallen to the low-water mark."""
         if self.on_drain is not None and not self.closed and not (self.writer is not None and self.writer.full):
             self.on_drain(self)  # type: ignore[arg-type]  # a `Stream`
 
     def handle_flushed(self) -> None:
-        """Called as a completion, after `on_written` and `on_drain`: wait for room no more, unless they wrote on."""
+        """Called as a completion after `on_written` and `on_drain`: unless they wrote more, stop waiting for room."""
         if self.writer is None:
             self.loop.watchers.set_events(self, self.events & ~WRITE)
 
     # -- for the other parts
 
     def refuses(self, ended: bool) -> bool:
-        """Whether a write is dropped, in a state that takes none; `ConnectionClosed` when the user has `ended` it."""
+        """Return whether a write is dropped. Raise `ConnectionClosed` if the user has `ended` the stream."""
         if ended:
             raise ConnectionClosed(
                 f'write to {show(self.peername)} after close(), abort() or write_eof(): '
-                'nothing was sent; look at conn.closed first'
+                'nothing was sent; check conn.closed before writing'
             )
         return self.writer is SHUT or not self.state.takes_writes
 
     def overflows(self, weight: int) -> bool:
-        """Whether `weight` bytes wait, which is so much that the peer is cut off now."""
+        """Reset the connection if `weight`, in bytes, has reached `max_buffered`; return whether it has."""
         if weight < self.options.max_buffered:
             return False
         self.reset(
             WriteBufferFull(
-                f'{show(self.peername)} is too slow: {self.buffered} bytes waited for it; it was reset. '
-                'Hold back while write() returns False, until on_drain'
+                f'{show(self.peername)} reads too slowly: {self.buffered} bytes were buffered for it, the limit is '
+                f'max_buffered={self.options.max_buffered}; the connection was reset. '
+                'When write() returns False, stop writing until on_drain'
             )
         )
         return True
@@ -230,7 +256,7 @@ class Sender(Connection):
         writer.extend(pieces, on_written, args)
         self.writer = writer
         try:
-            self.handle_write(False)  # it may well be writable
+            self.handle_write(False)  # most sockets have room now
             if self.writer is None:
                 self.ending = waited  # nothing had to wait
                 return True

@@ -1,41 +1,40 @@
 """One side of a TLS connection, from ciphertext to plaintext and back, without a socket.
 
-Owns what OpenSSL needs of us: whole records, one after the other, and two buffers to work between. Knows no stream.
+OpenSSL does not limit the work of one call: a single `SSL_read` processes every record without data that it can see.
+And a `ssl.MemoryBIO` never returns memory. So ciphertext is buffered here as `bytes`, OpenSSL gets one whole record at
+a time, and its output is taken right after each call. Two rules follow:
 
-OpenSSL has no bounds of its own on what one call does: one `SSL_read` works off every record without data that it can
-see, and a `ssl.MemoryBIO` never returns memory. So ciphertext waits here, as plain `bytes`, and OpenSSL is given one
-whole record at a time; what it writes is taken from it right after each call. The rules that follow:
-
-    both buffers are empty whenever no call into OpenSSL runs, so all connections of a loop share one pair
-    OpenSSL is never told that the peer has ended: a stream without close_notify is found here, the same on each version
+    Both buffers are empty whenever no call into OpenSSL runs, so all connections of a loop share one pair.
+    The peer's end of file is not passed to OpenSSL. A stream without close_notify is detected here, and so in the same
+    way with every version of OpenSSL.
 """
 
 from __future__ import annotations
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
-    from ssl import MemoryBIO, SSLContext, SSLError, SSLObject
-    from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Any
 
-    Told = tuple[Callable[..., object] | None, tuple[Any, ...]]
+from ..hints import MemoryBIO, SSLContext, SSLError, SSLObject
+
+CallbackAndArgs = tuple[Callable[..., object] | None, tuple[Any, ...]]
 
 HEADER = 5  # bytes of a record: its type, a version, two of length
 RECORD_TYPES = range(20, 25)  # change_cipher_spec to heartbeat (RFC 8446, B.1)
-LARGEST_RECORD = 16384 + 2048  # bytes behind the header, in TLS 1.2 (RFC 5246, 6.2.3)
+LARGEST_RECORD = 16384 + 2048  # bytes after the header, in TLS 1.2 (RFC 5246, 6.2.3)
 RECORD = 16384  # bytes of plaintext in the largest record
-RECORDS_PER_TURN = 4  # with data: as many of 16 KiB as one recv may bring; small ones wait for the next turn
-HANDSHAKE_RECORDS = 64  # per step: more than a whole flight, and in fragments of one byte 0.1 ms
-SLICE = 65536  # bytes encrypted between two looks into the buffer, which stays as large as it was once
-EMPTY_WEIGHT = 1024  # bytes: a record without data counts once more for each, since it may hold many messages
+RECORDS_PER_TURN = 4  # records with data: one recv may bring four of 16 KiB; more small ones wait for the next turn
+HANDSHAKE_RECORDS = 64  # per step: more than a whole flight has; as fragments of one byte they take 0.1 ms
+SLICE = 65536  # bytes encrypted before the output buffer is emptied, because it never shrinks
+EMPTY_WEIGHT = 1024  # bytes: a record without data may hold many messages, so it counts once more for each KiB
 
 
 class Buffers:
-    """What OpenSSL reads from and writes to, shared by all TLS connections of a loop.
+    """The two buffers between us and OpenSSL, shared by all TLS connections of a loop.
 
-    A call that fails may leave bytes in them. They belong to a connection that cannot go on, and are dropped before
-    the next call. `inside` says that OpenSSL is at work and may call a function of the user, such as an `sni_callback`:
-    what is in the buffers then belongs to the connection in that call, and is set aside for calls of other connections.
+    A call that fails may leave bytes in them. These belong to a connection that cannot go on, and are dropped before
+    the next call. While `inside` is True, OpenSSL runs and may call a function of the user, such as an `sni_callback`.
+    The bytes in the buffers then belong to that connection. Calls for other connections set them aside and put them
+    back.
     """
 
     __slots__ = ('incoming', 'inside', 'outgoing', 'ssl')
@@ -49,25 +48,31 @@ class Buffers:
         self.inside: bool = False
 
     def empty(self) -> tuple[bytes, bytes]:
-        """Empty both, and return what `put_back` needs afterwards."""
+        """Empty both buffers and return the argument for `put_back`."""
         left = self.incoming.read(), self.outgoing.read()
         return left if self.inside else (b'', b'')
 
     def put_back(self, left: tuple[bytes, bytes]) -> None:
-        """Give the call in which OpenSSL has called the user what it had."""
+        """Restore the bytes of the OpenSSL call that is still running."""
         for buffer, data in zip((self.incoming, self.outgoing), left, strict=True):
             if data:
                 buffer.write(data)
 
 
-class Session:
-    """The TLS side of a connection, `conn.tls`: what was agreed with the peer, once the handshake is done.
+class TLSSession:
+    """The TLS side of a connection, `conn.tls`: what was agreed with the peer.
 
-    `version` ('TLSv1.3'), `cipher` (its name), `alpn` (the protocol chosen, or None), `peer_certificate` (a dict as
-    `ssl.SSLSocket.getpeercert` gives it, empty for one that was not verified, None without one) and
-    `peer_certificate_der` (bytes or None). Until then all of them are None, and stay so when the handshake fails.
-    `ssl_object` is the `ssl.SSLObject`, None until connected, for other questions; do not read from it, write to it or
-    shut it down.
+    All attributes are None until the handshake is done, and if it fails.
+
+    Attributes:
+        version: The protocol version, such as 'TLSv1.3'.
+        cipher: The name of the cipher.
+        alpn: The protocol that ALPN chose, or None.
+        peer_certificate: The peer's certificate as `ssl.SSLSocket.getpeercert` returns it: a dict, which is empty if
+            the certificate was not verified. None if the peer sent none.
+        peer_certificate_der: The same as bytes in DER form, or None.
+        ssl_object: The `ssl.SSLObject`, for other questions; None until connected. Do not read from it, write to it or
+            shut it down.
     """
 
     __slots__ = (
@@ -94,49 +99,54 @@ class Session:
         self.buffers: Buffers = buffers
         self.ssl: Any = buffers.ssl
         self.ssl_object: SSLObject = None  # type: ignore[assignment]  # until connected
-        self._incoming = b''  # ciphertext that waits, from the beginning of a record on
-        self.on_secured: Told = (None, ())
-        # Writes that wait for the end of a handshake, in order; None when there is no handshake.
-        self.held: list[tuple[list[bytes], Told]] | None = []
+        self._incoming = b''  # buffered ciphertext; it begins with the beginning of a record
+        self.on_secured: CallbackAndArgs = (None, ())
+        # Writes that wait for the end of a handshake, in order. None when no handshake is under way.
+        self.held: list[tuple[list[bytes], CallbackAndArgs]] | None = []
         self.held_bytes: int = 0
-        self.full: bool = False  # a write that waits returned False, so `on_drain` has to follow
-        self.last: Callable[[Any], None] | None = None  # write_eof or close, called behind what is held
+        self.full: bool = False  # a held write has returned False, so `on_drain` must follow
+        self.last: Callable[[Any], None] | None = None  # write_eof or close, to be called after the held writes
         self.reading: bool = True  # whether the user wants to read when the handshake is done
-        self.more: bool = False  # whether a completion will decrypt what is here already
-        self.over: bool = False  # nothing more will be received
+        self.more: bool = False  # whether a completion will decrypt ciphertext that is buffered here
+        self.over: bool = False  # the peer has ended the connection
         self.ended: bool = False  # the peer has sent its close_notify
-        self.empty: int = 0  # records in a row that brought no data, by weight
+        self.empty: int = 0  # records without data in a row, by weight
         self.timer: Any = None  # of the handshake
 
     def begin(self, context: SSLContext, server_side: bool, server_hostname: str | None) -> None:
-        """Make the SSL object; ValueError when `context` checks host names and none is given."""
+        """Make the SSL object. Raise ValueError if `context` checks host names and none is given."""
         if context.check_hostname and not server_side and not server_hostname:
-            raise ValueError('this context checks host names: give server_hostname')
+            raise ValueError('this ssl.SSLContext checks host names; give server_hostname=')
         buffers = self.buffers
         self.ssl_object = context.wrap_bio(buffers.incoming, buffers.outgoing, server_side, server_hostname)
         self._read, self._write = self.ssl_object.read, self.ssl_object.write
 
     @property
     def version(self) -> str | None:
+        """The TLS version, such as `TLSv1.3`."""
         version: str | None = self._agreed('version')
         return version
 
     @property
     def cipher(self) -> str | None:
+        """The name of the cipher."""
         cipher = self._agreed('cipher')
         return None if cipher is None else cipher[0]
 
     @property
     def alpn(self) -> str | None:
+        """The protocol that was chosen by ALPN."""
         alpn: str | None = self._agreed('selected_alpn_protocol')
         return alpn
 
     @property
     def peer_certificate(self) -> Any:
+        """The certificate of the peer, as `ssl.SSLSocket.getpeercert` returns it."""
         return self._agreed('getpeercert')
 
     @property
     def peer_certificate_der(self) -> bytes | None:
+        """The certificate of the peer, DER-encoded."""
         der: bytes | None = self._agreed('getpeercert', True)
         return der
 
@@ -144,17 +154,17 @@ class Session:
         try:
             return getattr(self.ssl_object, question)(*args)
         except (AttributeError, ValueError):
-            return None  # it is not connected, or the handshake is not done
+            return None  # not connected yet, or the handshake is not done
 
     @property
     def unread(self) -> bool:
-        """Whether ciphertext waits to be decrypted."""
+        """Whether ciphertext is buffered that was not decrypted yet."""
         return self.more or bool(self._incoming)
 
     # -- what the peer has sent
 
     def received(self, data: bytes) -> None:
-        """Keep ciphertext from the peer; nothing at its end."""
+        """Buffer ciphertext from the peer; b'' is end of file."""
         if not data:
             self.over = True
         elif self._incoming:
@@ -163,13 +173,13 @@ class Session:
             self._incoming = data
 
     def drop_received(self) -> None:
-        """Keep nothing from the peer: the connection has ended."""
+        """Drop the buffered ciphertext: the connection has ended."""
         self._incoming, self.more = b'', False
 
     def shake_hands(self) -> bool:
-        """Go on with the handshake; True when it is done. Raises SSLError when it has failed.
+        """Continue the handshake and return whether it is done. Raise SSLError if it has failed.
 
-        `more` says whether there is more to go on with.
+        Afterwards `more` says whether another record of the handshake is buffered.
         """
         buffers, data = self.buffers, self._incoming
         end = count = 0
@@ -191,15 +201,17 @@ class Session:
             return True
         self.more = record_end(self._incoming, 0) > 0
         if self.over and not self.more:
-            # Not in the handler above: what OpenSSL raised would be its context, whose traceback keeps the connection.
+            # Not in the handler above: OpenSSL's error would become its context, and the traceback of that would keep
+            # the connection alive.
             raise self._cut_short()
         return False
 
     def decrypt(self) -> tuple[list[bytes], SSLError | None]:
-        """Decrypt a few records: their plaintext, and what is wrong with the next one.
+        """Decrypt a few records; return their plaintext, and the error of the next record or None.
 
-        `more` says whether another record is here, `ended` whether the peer has ended its side. After a record without
-        data the others wait for the next turn, since what it costs is up to the peer.
+        Afterwards `more` says whether another record is buffered, and `ended` whether the peer has ended its side.
+        After a record without data the others wait for the next turn, because the peer decides what such a record
+        costs.
         """
         pieces: list[bytes] = []
         exc: SSLError | None = None
@@ -222,7 +234,7 @@ class Session:
                 self.empty = 0
         except self.ssl.SSLWantReadError:
             self.empty += 1 + length // EMPTY_WEIGHT
-        except self.ssl.SSLZeroReturnError:  # as nothing read, when our side has ended before
+        except self.ssl.SSLZeroReturnError:  # the same as an empty read, if our side has ended before
             self.ended = True
         except self.ssl.SSLError as error:
             exc = error.with_traceback(None)
@@ -242,15 +254,15 @@ class Session:
         exc.reason = 'UNEXPECTED_EOF_WHILE_READING'  # as from OpenSSL
         return exc
 
-    # -- what it is sent
+    # -- what is sent to the peer
 
     def pending_output(self) -> bytes:
-        """What OpenSSL wants to be sent after a call: handshakes, alerts, new keys."""
+        """Take what OpenSSL has written for the peer in the last call: handshake messages, alerts, new keys."""
         outgoing = self.buffers.outgoing
         return outgoing.read() if outgoing.pending else b''
 
     def encrypt_record(self, data: bytes) -> bytes:
-        """The ciphertext of `data` if it makes one record; b'' when it does not, or when it cannot be encrypted now."""
+        """Encrypt `data` if it fits into one record. Return b'' if it does not, or if it cannot be encrypted now."""
         outgoing = self.buffers.outgoing
         if outgoing.pending or not 0 < len(data) <= RECORD:
             return b''
@@ -261,9 +273,9 @@ class Session:
         return outgoing.read()
 
     def encrypt(self, pieces: Iterable[bytes | memoryview]) -> list[bytes]:
-        """The ciphertext of `pieces`, in parts of about SLICE bytes.
+        """Encrypt `pieces` and return the ciphertext in parts of about SLICE bytes.
 
-        Raises SSLWantReadError, and has encrypted nothing, while the peer has begun a new handshake.
+        Raises SSLWantReadError, with nothing encrypted, if the peer has begun a new handshake.
         """
         write, outgoing = self._write, self.buffers.outgoing
         left = self.buffers.empty()
@@ -284,7 +296,7 @@ class Session:
         return parts
 
     def close_notify(self) -> bytes:
-        """The end of our side of the stream: close_notify."""
+        """End our side of the stream and return the record that says so: close_notify."""
         left = self.buffers.empty()
         try:
             self.ssl_object.unwrap()
@@ -296,9 +308,9 @@ class Session:
 
 
 def record_end(data: bytes, begin: int) -> int:
-    """Where the TLS record that begins at `begin` ends in `data`, 0 while the rest of it is missing.
+    """Return where the TLS record that begins at `begin` ends in `data`; 0 while a part of it is missing.
 
-    What cannot be a record ends with all that is here: OpenSSL says at once what is wrong with it.
+    For bytes that cannot be a record this is the end of `data`, so that OpenSSL reports at once what is wrong.
     """
     size = len(data)
     if size - begin < HEADER:

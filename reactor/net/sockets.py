@@ -1,12 +1,13 @@
-"""Sockets made ready: bound, listening, with their options.
+"""Make sockets ready: bind them, set their options, and let them listen.
 
-Owns the order of the calls, and what differs between platforms. Knows no loop and no callback. The rule: whatever
-fails, no descriptor is left open, and the error names the address.
+The order of the calls and the differences between platforms are here. When a call fails, no descriptor stays open, and
+the error names the address.
 """
 
 from __future__ import annotations
 
 import errno
+from collections.abc import Callable
 from socket import (
     AF_INET,
     AF_INET6,
@@ -23,44 +24,36 @@ from socket import (
     SOL_SOCKET,
     TCP_NODELAY,
 )
+from typing import Any
 
 from ..errors import ResolveError
+from ..hints import socket
 from ..kernel import (
     AF_UNIX,
     IP_BIND_ADDRESS_NO_PORT,
     KEEPALIVE_OPTIONS,
     SO_REUSEPORT,
     TCP_DEFER_ACCEPT,
+    Kernel,
     ResolveFailure,
     close_socket,
 )
 from ..loop.checks import shown, whole
 from .addresses import PASSIVE, is_abstract, show
+from .options import Options
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections.abc import Callable
-    from socket import socket
-    from typing import Any
-
-    from ..kernel import Kernel
-    from .options import Options
-
-MOST_BACKLOG = (1 << 31) - 1  # a C int; the kernel cuts it to a limit of its own
-DEFER_SECONDS = 1  # how long a client may stay silent before it is accepted all the same
+MOST_BACKLOG = (1 << 31) - 1  # a C int; the kernel cuts it to its own limit
+DEFER_SECONDS = 1  # how long a client may stay silent before it is accepted anyway
 
 
 def check_stream_socket(sock: Any, argument: str) -> None:
-    """Refuse what is not a stream socket that this process may read and write itself.
-
-    Raises TypeError for another kind of socket or object, OSError for a closed socket.
-    """
+    """Raise TypeError unless `sock` is a plain stream socket, and OSError if it is closed."""
     if not hasattr(sock, 'recv') or not hasattr(sock, 'setblocking'):
         raise TypeError(f'{argument} takes a stream socket, not {shown(sock)}')
-    if hasattr(sock, 'getpeercert'):  # known by its method: the module `ssl` may not be loaded
+    if hasattr(sock, 'getpeercert'):  # an SSLSocket; the module `ssl` may not be loaded
         raise TypeError(
-            f'{argument} takes a plain socket, not {shown(sock)}: give it the socket that was wrapped, before it is '
-            'wrapped, and use start_tls() on the connection or ssl= of the listener'
+            f'{argument} takes a plain socket, not {shown(sock)}: pass the socket before it is wrapped, '
+            'and use start_tls() on the connection or ssl= of the listener'
         )
     if getattr(sock, 'type', SOCK_STREAM) != SOCK_STREAM:
         raise TypeError(f'{argument} takes a stream socket, not {shown(sock)}: bind_udp(sock=) takes datagram sockets')
@@ -69,35 +62,37 @@ def check_stream_socket(sock: Any, argument: str) -> None:
 
 
 def check_adopted(sock: Any) -> None:
-    """Refuse a socket that `adopt` cannot take. One that is not connected, or not any more, fails when it is read."""
-    check_stream_socket(sock, 'adopt')
+    """Check the socket given to `adopt`. One that is not connected fails later, when it is read."""
+    check_stream_socket(sock, 'adopt()')
     try:
         listens = sock.getsockopt(SOL_SOCKET, SO_ACCEPTCONN)
     except (AttributeError, OSError):
-        return  # not every kind of socket can be asked
+        return  # not every kind of socket has this option
     if listens:
-        raise ValueError(f'adopt takes a connected socket, and this one listens: {shown(sock)}: use listen_tcp(sock=)')
+        raise ValueError(
+            f'adopt() takes a connected socket, and this one listens: {shown(sock)}; use listen_tcp(sock=)'
+        )
 
 
 def check_backlog(backlog: int) -> None:
-    """Refuse a length of a listen queue that no kernel takes; TypeError or ValueError."""
+    """Raise TypeError or ValueError unless `backlog` is a length of a listen queue that kernels accept."""
     whole('backlog', backlog, 0, MOST_BACKLOG, 'number of connections')
 
 
 def check_bound(sock: Any) -> None:
-    """Refuse a socket that `listen_tcp(sock=)` cannot listen on."""
+    """Check the socket given to `listen_tcp(sock=)`."""
     check_stream_socket(sock, 'listen_tcp(sock=)')
     try:
         peer = sock.getpeername()
     except OSError:
         return
-    raise ValueError(f'listen_tcp(sock=) takes a bound socket, and this one is connected to {show(peer)}: use adopt()')
+    raise ValueError(f'listen_tcp(sock=) takes a bound socket, and this one is connected to {show(peer)}; use adopt()')
 
 
 def listening_tcp(
     kernel: Kernel, host: str | None, port: int, options: Options, *, backlog: int, reuse_port: bool, defer_accept: bool
 ) -> socket:
-    """A listening TCP socket; looks the host up, blocking. Host None: every address, IPv4 and IPv6 where possible."""
+    """Make a listening TCP socket. A host name is looked up, which blocks. None: all addresses, IPv4 and IPv6."""
     sock = bound_tcp(kernel, host, port, reuse_port=reuse_port)
     try:
         prepare_listener(kernel, sock, options, backlog, defer_accept)
@@ -108,12 +103,12 @@ def listening_tcp(
 
 
 def bound_tcp(kernel: Kernel, host: str | None, port: int, *, reuse_port: bool) -> socket:
-    """A TCP socket with an address of its own that does not listen yet."""
+    """Make a bound TCP socket that does not listen yet."""
     return _bound(kernel, SOCK_STREAM, host, port, reuse_port)
 
 
 def bound_udp(kernel: Kernel, host: str | None, port: int, *, reuse_port: bool, broadcast: bool) -> socket:
-    """A UDP socket with an address of its own, looked up as by `listening_tcp`."""
+    """Make a bound UDP socket; the host is looked up as by `listening_tcp`."""
     sock = _bound(kernel, SOCK_DGRAM, host, port, reuse_port)
     try:
         if broadcast:
@@ -127,7 +122,7 @@ def bound_udp(kernel: Kernel, host: str | None, port: int, *, reuse_port: bool, 
 def connected_udp(
     kernel: Kernel, family: int, address: Any, *, local_address: tuple[str, int] | None, broadcast: bool
 ) -> socket:
-    """A UDP socket that hears `address` alone and sends to nobody else."""
+    """Make a UDP socket that receives from `address` alone and sends to it alone."""
     sock = kernel.socket(family, SOCK_DGRAM)
     try:
         if broadcast:
@@ -151,7 +146,7 @@ def _bound(kernel: Kernel, kind: int, host: str | None, port: int, reuse_port: b
         family, address, dual = AF_INET, ('0.0.0.0', port), False  # this machine has no IPv6
         sock = kernel.socket(family, kind)
     try:
-        # For UDP it would let another program take the port and what is sent to it.
+        # For UDP, SO_REUSEADDR would let another program take the port and its datagrams.
         if kernel.reuse_address and kind == SOCK_STREAM:
             sock.setsockopt(SOL_SOCKET, SO_REUSEADDR, 1)
         elif kernel.exclusive_address != -1:
@@ -166,7 +161,7 @@ def _bound(kernel: Kernel, kind: int, host: str | None, port: int, reuse_port: b
             except OSError:
                 if not dual:
                     raise
-                close_socket(sock)  # OpenBSD has no sockets for both: IPv4 alone, as on a machine without IPv6
+                close_socket(sock)  # OpenBSD has no dual-stack sockets: IPv4 alone, as on a machine without IPv6
                 return _bound(kernel, kind, '0.0.0.0', port, reuse_port)
         try:
             sock.bind(address)
@@ -179,7 +174,7 @@ def _bound(kernel: Kernel, kind: int, host: str | None, port: int, reuse_port: b
 
 
 def prepare_listener(kernel: Kernel, sock: socket, options: Options, backlog: int, defer_accept: bool = False) -> None:
-    """Make a bound socket, perhaps one that listens already, accept connections with `options`."""
+    """Let a bound socket listen, and set the options of the connections that it will accept."""
     sock.setblocking(False)
     if sock.family in (AF_INET, AF_INET6):
         if kernel.nodelay_inherited:
@@ -190,22 +185,22 @@ def prepare_listener(kernel: Kernel, sock: socket, options: Options, backlog: in
 
 
 def disable_defer_accept(sock: socket) -> None:
-    """Have clients accepted before they have spoken, too, from now on; those of before are in a second."""
+    """From now on, accept clients before they have sent data. Earlier clients are accepted within a second."""
     try:
         if TCP_DEFER_ACCEPT >= 0:
             sock.setsockopt(IPPROTO_TCP, TCP_DEFER_ACCEPT, 0)
     except OSError:
-        pass  # it is lost, which accepting will tell
+        pass  # the descriptor was lost, which accepting will find
 
 
 def set_accepted_options(sock: socket, options: Options) -> None:
-    """Set the options of an accepted socket, where it does not inherit them from its listener."""
+    """Set the options of an accepted socket, on platforms where it does not inherit them from its listener."""
     if sock.family in (AF_INET, AF_INET6):
         set_stream_options(sock, options)
 
 
 def set_stream_options(sock: socket, options: Options) -> None:
-    """Set TCP_NODELAY and keepalive. A peer that is gone already makes this fail on some systems: reading will tell."""
+    """Set TCP_NODELAY and keepalive. On some systems this fails if the peer has gone; reading finds that out."""
     try:
         if options.nodelay:
             sock.setsockopt(IPPROTO_TCP, TCP_NODELAY, 1)
@@ -220,12 +215,12 @@ def set_stream_options(sock: socket, options: Options) -> None:
 
 
 def bind_local(kernel: Kernel, sock: socket, local_address: tuple[str, int]) -> None:
-    """Bind a socket that is going to connect. With port 0 the port is chosen at the connect, for its destination."""
+    """Bind a socket before it connects. With port 0, Linux chooses the port at the connect, for its destination."""
     if not local_address[1] and IP_BIND_ADDRESS_NO_PORT >= 0:
         try:
             sock.setsockopt(IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, 1)
         except OSError:
-            pass  # then it is chosen now, from fewer
+            pass  # then the port is chosen now, from fewer candidates
     elif kernel.reuse_address:
         sock.setsockopt(SOL_SOCKET, SO_REUSEADDR, 1)
     sock.bind(local_address)
@@ -234,14 +229,13 @@ def bind_local(kernel: Kernel, sock: socket, local_address: tuple[str, int]) -> 
 def listening_unix(
     kernel: Kernel, path: str | bytes, options: Options, *, backlog: int, mode: int | None
 ) -> tuple[socket, Callable[[], None] | None]:
-    """A listening Unix socket, and what removes its file.
+    """Make a listening Unix socket. Return it and the function that removes its file.
 
-    A socket file on which nobody listens is replaced; anything else at the path is left alone and raises. `mode` is set
-    before the socket listens.
+    A stale socket file, on which no process listens, is replaced. Anything else at the path is left alone and raises.
+    `mode` is set before the socket listens.
 
-    Two programs may do this at once. A socket that is bound and does not listen yet looks like one that was left
-    behind, and so does the file that the other has just replaced. So the directory is locked meanwhile: the second
-    program waits, and finds that the first one listens.
+    Two programs may do this at the same time. A socket that is bound but does not listen yet looks like a stale one. So
+    the directory is locked: the second program waits, and finds that the first one listens.
     """
     sock = kernel.socket(AF_UNIX, SOCK_STREAM)
     unlink, lock = None, -1
@@ -278,7 +272,7 @@ def _unlinker(kernel: Kernel, path: str | bytes) -> Callable[[], None]:
             if kernel.socket_file(path) == ours:
                 kernel.unlink(path)
         except OSError:
-            pass  # something else is there now, or we may not: it stays
+            pass  # another file is there now, or permission is missing: the file stays
 
     return unlink
 
@@ -301,11 +295,11 @@ def _bind_error(exc: OSError, address: object, kind: int = SOCK_STREAM) -> OSErr
     if exc.errno == errno.EADDRINUSE:
         tool = 'ss -lxp' if unix else 'ss -ltnp' if kind == SOCK_STREAM else 'ss -lunp'
         other = 'another path' if unix else 'another address, or port 0 for a free one'
-        hint = f': somebody listens there already (`{tool}` tells who); choose {other}'
+        hint = f'; `{tool}` shows the program that listens there. Stop it, or choose {other}'
     elif exc.errno == errno.EADDRNOTAVAIL:
-        hint = ': that is no address of this machine'
+        hint = '; this machine does not have that address'
     elif exc.errno == errno.EACCES:
-        hint = ': its directory does not let you' if unix else ': not permitted; ports below 1024 need privileges'
+        hint = '; its directory is not writable for you' if unix else '; ports below 1024 need privileges'
     return OSError(exc.errno, f'cannot listen on {show(address)}: {exc.strerror}{hint}')
 
 
@@ -319,4 +313,4 @@ def _remove_stale(kernel: Kernel, path: str | bytes) -> None:
     finally:
         close_socket(probe)
     if refused and kernel.socket_file(path) == found:
-        kernel.unlink(path)  # else another program listens there, and the bind says so
+        kernel.unlink(path)  # else another program listens there, and `bind` raises

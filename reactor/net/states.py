@@ -1,4 +1,4 @@
-"""The states of a connection: ten, each with its answers as attributes, and how one follows another.
+"""Which states a connection can be in, and how one follows another.
 
     CONNECTING ── connected ──> OPEN ── write_eof ──> ENDING ── last byte sent ──> ENDED
                                  │                      │                           │
@@ -13,28 +13,30 @@
     a send failed                      ──> FAILED ── what was received is delivered ──> CLOSED
     abort(), a reset, a time limit     ──> CLOSED
 
-(1) With `on_eof`; the callback is called then. A state in which nothing waits moves on at once: HALF and `write_eof` is
-CLOSED. CLOSED is the last: the descriptor is closed, and only `on_close` is still to be called.
+(1) For a connection with `on_eof`, which is called then. A state that has nothing to wait for is skipped: in HALF with
+no byte buffered, `write_eof` leads to CLOSED at once. CLOSED is the last state. The descriptor is closed then, and only
+`on_close` is still to be called.
 
-States are compared by identity alone, and every question has an attribute. A state is a `str`, the name that users see
-in `conn.state`: CONNECTING, OPEN, CLOSING or CLOSED. The form is that of h11's `_state.py`.
+There are ten states. Each answers the questions of the code with attributes, and is compared by identity alone, because
+several states have the same name. The name is what users see in `conn.state`: CONNECTING, OPEN, CLOSING or CLOSED. The
+form is that of h11's `_state.py`.
 """
 
 from __future__ import annotations
 
 
 class State(str):
-    """A state of a connection.
+    """A state of a connection. The string is the name that users see.
 
-    name            what users see
-    closed          the user has closed it, or it has failed
-    takes_writes    a write is sent, now or later
-    user_ended      the user has ended the write side: a write is the user's mistake
-    receives        the peer has not ended its side, and the user may get data
-    half            the peer has ended its side, and we may still send
-    reads           input is read, and passed to `on_data`
-    ends_when_sent  our side of the stream ends after the last byte that waits
-    discards        what the peer still sends is read and dropped
+    Attributes:
+        closed: The user has closed the connection, or it has failed.
+        takes_writes: A write is sent, now or later.
+        user_ended: The user has ended the write side, so a write is the user's mistake.
+        receives: The peer has not ended its side, and the user may get data.
+        half: The peer has ended its side, and we may still send.
+        reads: Input is read and passed to `on_data`.
+        ends_when_sent: Our side of the stream ends after the last buffered byte.
+        discards: Input is read and dropped.
     """
 
     __slots__ = (

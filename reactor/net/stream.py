@@ -1,65 +1,52 @@
-"""Streams: connected sockets with buffered writing, TCP and Unix alike.
+"""Streams: connections over TCP and Unix sockets, with buffered writing. `Stream` is the class that users hold.
 
-`Stream` is what users hold. It is built of parts, each with a file of its own: how it ends (`ending.py`), its write
-side (`sending.py`, `writer.py`), its states (`states.py`) and time limits (`timeouts.py`). Here are its callbacks, its
-read side, and what it reports about itself.
+This file has its callbacks, its read side, and the facts that it reports. Other parts have files of their own: how a
+stream ends (`ending.py`), its write side (`sending.py`, `writer.py`), states (`states.py`) and time limits
+(`timeouts.py`).
 
-Only `handle_read` calls the user directly, and as the last thing it does; everything else is called as a completion.
+Only `handle_read` calls the user directly, and it does so last. All other callbacks run as completions.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from ..errors import ConnectionClosed, SelectorFull, WriteTimeout
 from ..hints import SSLContext, Ts, socket
 from ..loop.checks import switch, time_limit
 from ..loop.watcher import READ, WRITE
 from .addresses import show, unmapped
-from .options import HANDSHAKE_TIMEOUT, check_callback, check_server_hostname
+from .ending import Ending, Origin
+from .options import HANDSHAKE_TIMEOUT, Options, check_callback, check_server_hostname
 from .proxy_header import ProxyHeader
 from .sending import Sender
-from .states import CONNECTING, ENDING, OPEN
+from .session import TLSSession
+from .states import CONNECTING, ENDING, OPEN, State
 from .timeouts import Timeouts
+from .writer import Writer
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
     from ..callbacks import Loop, OnClose, OnConnect, OnData, OnDrain, OnEof, OnError
-    from .ending import Ending, Origin
-    from .options import Options
-    from .states import State
-    from .writer import Writer
 
 
 class Stream(Sender):
-    """A connection. Made by `listen_*`, `connect_*` and `adopt`, never by hand.
+    """A connection, as made by `listen_*`, `connect_*` and `adopt`.
 
-    Its callbacks are plain attributes and can be replaced at any time: `on_connect(conn)`, `on_data(conn, data)` with
-    bytes, `on_eof(conn)`, `on_drain(conn)`, `on_close(conn, exc)`, `on_error(conn, exc)` for exceptions that the
-    others raise. `data` is yours. `state` is 'CONNECTING', 'OPEN', 'CLOSING' or 'CLOSED'. After `on_close` returned,
-    the callbacks and `data` are dropped.
+    Its callbacks are attributes, which can be replaced at any time. They and `data` are dropped after `on_close`.
+
+    Attributes:
+        on_connect: Called as `on_connect(conn)` when the connection is open; over TLS, after the handshake.
+        on_data: Called as `on_data(conn, data)` with received `bytes`. None: input is read and dropped.
+        on_eof: Called as `on_eof(conn)` when the peer has ended its side. None: the connection closes then.
+        on_drain: Called as `on_drain(conn)` when the buffer is down to `low_water` after a write returned False.
+        on_close: Called as `on_close(conn, exc)` when the connection has ended, once; `exc` is None if it ended well.
+        on_error: Called as `on_error(conn, exc)` when another callback raised. None: log it, abort the connection.
+        state: 'CONNECTING', 'OPEN', 'CLOSING' or 'CLOSED'.
+        data: Any object of yours.
     """
 
     __slots__ = ()
-
-    if TYPE_CHECKING:
-        data: Any
-        ending: Ending | None
-        on_close: OnClose | None
-        on_connect: OnConnect | None
-        on_data: OnData | None
-        on_drain: OnDrain | None
-        on_eof: OnEof | None
-        on_error: OnError | None
-        options: Options
-        origin: Origin | None
-        peer: Any
-        sock: socket
-        state: State
-        timeouts: Timeouts | None
-        tls: Any
-        writer: Writer | None
 
     leads_to: tuple[tuple[str, str], ...] = (
         ('handle_accepted', 'on_connect'),
@@ -72,7 +59,7 @@ class Stream(Sender):
         ('handle_closed', 'on_close'),
     )
 
-    # callbacks: a `Callbacks`, or the listener, whose attributes they are
+    # `callbacks` is a `Callbacks`, or the listener, which has them as attributes.
     def __init__(self, loop: Loop, options: Options, callbacks: Any, origin: Origin | None) -> None:
         self.loop = loop
         self.events = 0
@@ -80,27 +67,27 @@ class Stream(Sender):
         if loop.now >= timers.second + 1:
             timers.second = int(loop.now)
         self.since: float = timers.second
-        self.sock = None  # type: ignore[assignment]  # until it is connected
-        self.state = CONNECTING
-        self.options = options
-        self.writer = None
-        self.ending = None
-        self.origin = origin
-        self.data = None
-        self.peer = None
-        self.on_connect = callbacks.on_connect
-        self.on_data = callbacks.on_data
-        self.on_eof = callbacks.on_eof
-        self.on_drain = callbacks.on_drain
-        self.on_close = callbacks.on_close
-        self.on_error = callbacks.on_error
-        self.tls = None
-        self.timeouts = None
+        self.sock: socket = None  # type: ignore[assignment]  # until it is connected
+        self.state: State = CONNECTING
+        self.options: Options = options
+        self.writer: Writer | None = None
+        self.ending: Ending | None = None
+        self.origin: Origin | None = origin
+        self.data: Any = None
+        self.peer: Any = None
+        self.on_connect: OnConnect | None = callbacks.on_connect
+        self.on_data: OnData | None = callbacks.on_data
+        self.on_eof: OnEof | None = callbacks.on_eof
+        self.on_drain: OnDrain | None = callbacks.on_drain
+        self.on_close: OnClose | None = callbacks.on_close
+        self.on_error: OnError | None = callbacks.on_error
+        self.tls: TLSSession | None = None
+        self.timeouts: Timeouts | None = None
 
     # -- what the loop calls
 
     def handle_read(self) -> None:
-        """One recv, then the user. Readiness is level-triggered: what is left is ready again, after the others."""
+        """Called by the loop: one recv, then `on_data`. Unread bytes are reported again, after the other handles."""
         try:
             data = self.sock.recv(self.options.read_size)
         except BlockingIOError:
@@ -122,18 +109,18 @@ class Stream(Sender):
             on_data(self, data)
 
     def handle_accepted(self) -> None:
-        """Called as a completion, in the turn in which it was accepted: `on_connect`."""
+        """Called as a completion in the turn in which the connection was accepted: call `on_connect`."""
         if self.on_connect is None:
             return
-        if self.closed:  # over TLS it may have failed since: then `on_close` alone is called
+        if self.closed:  # over TLS it may have failed by now, and then only `on_close` is called
             self.on_data = self.on_eof = None
         else:
             self.on_connect(self)
 
     def handle_first_read(self) -> None:
-        """Called as a completion after a deferred accept: the client has sent something, which is read first.
+        """Called as a completion after a deferred accept: the client's first bytes are there, so read them.
 
-        A connection that is answered and closed at once is never registered at all.
+        A connection that is answered and closed at once is never registered with the selector.
         """
         if not self.events & READ:
             return
@@ -146,16 +133,16 @@ class Stream(Sender):
                 self.reset(exc.with_traceback(None))
 
     def handle_look(self, now: float) -> None:
-        """Called in the second in which the next time limit may be over."""
+        """Called in the second in which the next time limit may expire."""
         timeouts = self.timeouts
         if timeouts is None:
-            return  # they ended while there was no memory to say so
+            return  # the limits have ended, but there was no memory to cancel this check
         if self.state.closed:
             self.timeouts = None
-            return  # sending has failed: what was received is delivered now, and then it ends
+            return  # sending has failed: received bytes are delivered, and then the connection ends
         over, next_look = timeouts.look(self.options, self.peername, self.events & READ != 0, self.buffered > 0, now)
         if over is not None and type(over) is not WriteTimeout and self._has_input():
-            # The peer has sent something, which is read next: a callback was slow, or reading was paused.
+            # The peer's bytes are there and are read next. A callback was slow, or reading was paused.
             over, next_look = None, now + 1
         if over is not None:
             self.reset(over)
@@ -163,21 +150,27 @@ class Stream(Sender):
             timeouts.second = self.loop.timers.buckets.add(self, next_look)
 
     def handle_held_messages(self) -> None:
-        """Called as a completion after `resume_reading`: a layer above passes on what it held during the pause."""
+        """Called as a completion after `resume_reading`: a layer above passes on the messages it held in the pause."""
         if self.loop.streams.suspended.get(self):
             layer: Any = self.on_data
             if hasattr(layer, 'handle_resumed'):
                 layer.handle_resumed(self)
             else:
-                continue_reading(self)  # another callback has taken the place of the layer
+                continue_reading(self)  # another callback has replaced the layer
 
     def may_log(self) -> bool:
         return self.options.shared.may_log(self.loop.timers.clock())
 
     def set_write_limits(self, high: int | None = None, low: int | None = None) -> None:
-        """Set the water marks of this connection, in bytes; ValueError unless 0 <= low <= high.
+        """Set the water marks of this connection. Writes return False from `high` on, `on_drain` follows at `low`.
 
-        `ReactorError` in another thread than the loop's.
+        Args:
+            high: Bytes; None leaves it as it is.
+            low: Bytes; None: 16 KiB or a quarter of `high`, whichever is less.
+
+        Raises:
+            TypeError, ValueError: Unless both are ints and 0 <= low <= high.
+            ReactorError: Called from a thread other than the loop's.
         """
         self.loop.guard.check_thread()
         high = self.options.high_water if high is None else high
@@ -192,83 +185,83 @@ class Stream(Sender):
         server_hostname: str | None = None,
         handshake_timeout: float = HANDSHAKE_TIMEOUT,
     ) -> None:
-        """Go on over TLS (STARTTLS, RFC 3207), as the side that `context` is made for.
+        """Switch this connection to TLS (STARTTLS, RFC 3207), as the side that `context` is made for.
 
-        on_secured         called as `on_secured(conn, *args)` when the handshake is done; `on_close` reports a failure
-        server_side        needed only for a context that is for both sides
-        server_hostname    the name that the certificate must have, when connecting
-        handshake_timeout  seconds, then `HandshakeTimeout`
+        Buffered bytes are sent first, in plain text; later writes are encrypted. Plain text that the peer sent after
+        its request must not be used: refuse it in the chunk that `on_data` got. Later bytes make the handshake fail.
+        `close` during the handshake drops the writes made since `start_tls`.
 
-        Bytes that wait are sent before it, what is written from now on is sent encrypted. Whatever the peer has sent
-        in plain text behind its request must not be used: bytes that `on_data` got in the same chunk are yours to
-        refuse; those that come later are taken for TLS, and fail.
+        Args:
+            context: An `ssl.SSLContext`.
+            on_secured: Called as `on_secured(conn, *args)` after the handshake. A failure is passed to `on_close`.
+            *args: Arguments for `on_secured`.
+            server_side: Which side this is; needed only for a context that is for both.
+            server_hostname: The name that the server's certificate must have.
+            handshake_timeout: Seconds until the connection is reset with `HandshakeTimeout`.
 
-        `close` during the handshake ends it there: what was written behind `start_tls` is not sent.
-        Raises `ConnectionClosed` unless the connection is open, `ReactorError` when it is TLS already, TypeError and
-        ValueError for bad arguments.
+        Raises:
+            ConnectionClosed: The connection is not open in both directions.
+            ReactorError: It is TLS already, or this is not the loop's thread.
+            TypeError, ValueError: An argument is wrong.
         """
         self.loop.guard.check_thread()
-        check_callback('on_secured', on_secured)
+        check_callback('on_secured', on_secured, '(conn)', len(args))
         check_server_hostname(server_hostname, context)
         server_side = None if server_side is None else switch('server_side', server_side)
         handshake_timeout = time_limit('handshake_timeout', handshake_timeout)
         if self.state is not OPEN:
-            raise ConnectionClosed(f'start_tls on {self!r}: it has to be open in both directions')
+            raise ConnectionClosed(f'start_tls() on {self!r}: the connection must be open in both directions')
         upgrade = self.loop.streams.tls_class.upgrade
         upgrade(self, context, (on_secured, args), server_side, server_hostname, handshake_timeout)
 
     # -- reading
 
     def pause_reading(self) -> None:
-        """Do not call `on_data` until `resume_reading`; the peer is slowed down by TCP. A dead peer goes unseen."""
+        """Stop calling `on_data` until `resume_reading`. TCP slows the peer down. A dead peer is not noticed."""
         self.set_reading(False)
 
     def resume_reading(self) -> None:
-        """Call `on_data` again. Does nothing when reading goes on, has ended, or the connection is closed.
+        """Call `on_data` again. Does nothing if reading is not paused, has ended, or the connection is closed.
 
-        What was received already comes first: messages that `reactor.framing` holds, and data that TLS has not
-        decrypted yet. None of it is passed on inside this call. `Stream.resume_reading` can be given as `on_drain` for
-        any kind of stream: a server that pauses reading when `write` returns False goes on when its client has caught
-        up.
+        Bytes received already come first, later in this turn or the next: messages that `reactor.framing` holds, and
+        data that TLS has not decrypted yet. `Stream.resume_reading` can be passed as `on_drain` for any kind of stream,
+        so that a server that pauses reading when `write` returns False reads again when its client has caught up.
         """
         self.set_reading(True)
 
     @property
     def reading(self) -> bool:
-        """Whether bytes that arrive go to `on_data`: reading is not paused, not over, and you have not closed it."""
+        """Whether arriving bytes are passed to `on_data`: reading is neither paused nor over, and it is not closed."""
         return self.on_data is not None and (self.events & READ != 0 or self.loop.streams.suspended.get(self, False))
 
     @property
     def unread(self) -> bool:
-        """Whether bytes of the peer have arrived that were not read yet; False while connecting and after the end."""
+        """Whether bytes of the peer have arrived but were not read yet; False while connecting and after the end."""
         return self.sock is not None and self.loop.kernel.has_bytes(self.sock)
 
     # -- facts
 
     @property
     def peername(self) -> Any:
-        """The peer's address; asked of the system once, None when it is too late for that.
+        """The peer's address, read from the kernel at the first use; None if that was too late.
 
-        On a listener with `proxy_protocol` the client's, from the header of the proxy.
+        With `proxy_protocol` it is the client's address, from the proxy's header.
         """
         if self.peer is None and self.sock is not None:
             try:
                 self.peer = unmapped(self.sock.getpeername())
             except Exception:
-                pass  # an adopted socket may be of a class of its own, and error messages are made of this
+                pass  # an adopted socket may be of any class, and an error message must not fail
         return self.peer
 
     @property
     def proxy(self) -> ProxyHeader | None:
-        """The header of the proxy before a listener with `proxy_protocol`; None for other connections, and at the end.
-
-        `on_close` is the last callback that finds it.
-        """
+        """The proxy's header, on a listener with `proxy_protocol`; else None. It is dropped after `on_close`."""
         return self.loop.streams.proxy_headers.get(self)
 
     @property
     def sockname(self) -> Any:
-        """Our own address, None when there is none."""
+        """Our own address; None if there is none, as before it is connected and after the end."""
         try:
             return unmapped(self.sock.getsockname()) if self.sock is not None else None
         except Exception:
@@ -276,12 +269,11 @@ class Stream(Sender):
 
     @property
     def busy(self) -> bool:
-        """Whether you owe the peer an answer: `drain` waits for it, and closes the connection when you do no more.
+        """Whether you owe the peer an answer. `drain` waits for busy connections and closes the others.
 
-        Yours to set, True from the first byte of a request (half a request is none to others: unless you say so, it may
-        be closed) to the last of its answer, False when you wait for the next. In `on_close` it says whether the
-        answer was given. From False to True counts one in `requests` of `stats`. Setting it on a connection that is
-        over does nothing; TypeError for what is not a bool.
+        Set it to True at the first byte of a request: nothing else can see a partial request, so the connection might
+        be closed. Set it to False after the answer. In `on_close` it still has the last value. Each change to True
+        counts in `stats().requests`. On a closed connection setting it does nothing. TypeError unless it is a bool.
         """
         return self in self.loop.streams.busy
 
@@ -297,17 +289,24 @@ class Stream(Sender):
             self.loop.counters.requests += 1
 
     def set_timeouts(self, *, read: float | None = None, write: float | None = None, idle: float | None = None) -> None:
-        """Set this connection's time limits in seconds, all three; None for never. They begin now.
+        """Replace all three time limits of this connection. They begin now, or when it is connected.
 
-        read: no byte arrived for so long (`ReadTimeout`); write: bytes wait and the peer took none (`WriteTimeout`);
-        idle: no byte went either way (`IdleTimeout`). Late by up to a second, never early; not before it is connected.
+        A limit that expires resets the connection, up to a second late and never early.
+
+        Args:
+            read: Seconds without a byte received, then `ReadTimeout`; None: no limit.
+            write: Seconds in which bytes wait and the kernel accepts none, then `WriteTimeout`; None: no limit.
+            idle: Seconds without a byte in either direction, then `IdleTimeout`; None: no limit.
+
+        Raises:
+            TypeError, ValueError: A limit is not a number above 0.
         """
         self.options = self.options.changed(read_timeout=read, write_timeout=write, idle_timeout=idle)
         if self.sock is not None and not self.closed:
             self.start_timeouts()
 
     def start_timeouts(self) -> None:
-        """Begin to watch the time limits of `options`, if there are any."""
+        """Start the time limits of `options`, if there are any (internal)."""
         buckets, old, new = self.loop.timers.buckets, self.timeouts, None
         if self.options.timed:
             now = self.loop.timers.clock()
@@ -338,9 +337,9 @@ class Stream(Sender):
     # -- for its maker
 
     def attach(self, sock: socket, deferred: bool = False) -> None:
-        """Take a connected socket: the stream is open from here on. Raises as `Watchers.add`, and is not open then.
+        """Open the stream on a connected socket (internal). Raises as `Watchers.add`, and the stream is not open then.
 
-        deferred: it is read first and registered then, by `handle_first_read`.
+        If `deferred`, `handle_first_read` reads it first and registers it after that.
         """
         self.sock = sock
         if deferred:
@@ -352,15 +351,15 @@ class Stream(Sender):
             self.start_timeouts()
 
     def opened(self, reading: bool, deadline: float | None = None) -> None:
-        """The parked stream has got its socket: watch it, call `on_connect`, and then send what was written before.
+        """Open a parked stream whose socket is connected (internal): call `on_connect`, then send earlier writes.
 
-        deadline: for kinds of streams that need more to be open, when they must be.
+        `deadline` is for subclasses that are not open yet, such as TLS streams: when they must be.
         """
         self.state = OPEN if self.ending is None else ENDING
         self.ending = None
         writer = self.writer
         assert writer is not None
-        for _, on_written, args in writer.reached():  # empty writes, which wait for nothing any more
+        for _, on_written, args in writer.reached():  # of empty writes, which need not wait any longer
             self.loop.completions.append((self, on_written, args))
         if writer.untouched and self.state is OPEN:
             self.writer = None
@@ -370,7 +369,7 @@ class Stream(Sender):
         except SelectorFull as exc:
             self.reset(exc.with_traceback(None))
         if self.sock is None:
-            return  # it has failed, and `on_close` reports that
+            return  # it has failed, and `on_close` will be called
         if self.options.timed:
             self.start_timeouts()
         if self.on_connect is not None:
@@ -379,8 +378,8 @@ class Stream(Sender):
     # -- for its kinds
 
     def set_reading(self, reading: bool) -> None:
-        """Do what `resume_reading` or `pause_reading` was called for. Each kind has its own; both come here alone, so
-        that `Stream.resume_reading` works on every kind of stream.
+        """Resume or pause reading (internal). Subclasses override this alone, so that `Stream.resume_reading` works
+        on every kind of stream.
         """
         if self in self.loop.streams.suspended:
             self.set_suspended(reading)
@@ -393,7 +392,7 @@ class Stream(Sender):
             self.origin.reading = reading  # type: ignore[attr-defined]
 
     def set_suspended(self, reading: bool) -> None:
-        """The same while a layer above holds messages: it passes them on first."""
+        """Resume or pause reading while a layer above holds messages, which it passes on first (internal)."""
         suspended = self.loop.streams.suspended
         if reading and not suspended[self]:
             self.loop.completions.append((self, Stream.handle_held_messages, ()))
@@ -406,10 +405,10 @@ class Stream(Sender):
 
 
 def suspend_reading(stream: Stream) -> None:
-    """Receive nothing until `continue_reading`, because a layer above has more to pass on to the user first.
+    """Receive nothing until `continue_reading`, because a layer above holds messages for the user (internal).
 
-    For the user it is reading all the while: `reading` is True until `pause_reading`. After `resume_reading` the layer,
-    which is the `on_data` of the stream, goes on: its `handle_resumed(stream)` is called in the completions phase.
+    To the user the stream still reads: `reading` is True until `pause_reading`. The layer is the stream's `on_data`.
+    After `resume_reading` its method `handle_resumed(stream)` is called in the completions phase.
     """
     if stream not in stream.loop.streams.suspended:
         stream.pause_reading()
@@ -417,11 +416,11 @@ def suspend_reading(stream: Stream) -> None:
 
 
 def hold_reading(stream: Stream) -> None:
-    """The same for a stream whose user has paused reading."""
+    """Suspend reading as above, for a stream whose user has paused reading."""
     stream.loop.streams.suspended[stream] = False
 
 
 def continue_reading(stream: Stream) -> None:
-    """End a suspension; does nothing when there is none any more."""
+    """End a suspension; does nothing if there is none."""
     if stream.loop.streams.suspended.pop(stream, False):
         stream.resume_reading()

@@ -1,24 +1,25 @@
-"""The time limits of a connection: `Timeouts`, which only connections with `read_`, `write_` or `idle_timeout` have.
+"""Where time limits are kept: `Timeouts`, which only connections with a read, write or idle timeout have.
 
-A connection is looked at in the second in which a limit may be over (`loop/buckets.py`), so a byte costs no more than a
-reading of the clock. A limit that does not apply now (nothing waits to be sent, reading is paused) is looked at again
-when it could be over at the earliest.
+It remembers when bytes moved last; the limits themselves are in the `Options`. A byte costs one reading of the clock
+and no timer, because the connection is checked only in the second in which a limit may expire (`loop/buckets.py`). A
+limit that does not apply now, because no byte waits to be sent or because reading is paused, is checked again when it
+could expire at the earliest.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 from ..errors import IdleTimeout, ReactorError, ReadTimeout, WriteTimeout
 from .addresses import show
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from typing import Any
-
-    from .options import Options
+from .options import Options
 
 
 class Timeouts:
-    """When bytes went either way last, in seconds of the loop's clock; `second` is when it is looked at next."""
+    """When bytes were received and sent last, in seconds of the loop's clock.
+
+    `second` is the second of the next check.
+    """
 
     __slots__ = ('received_at', 'second', 'sent_at')
 
@@ -29,21 +30,26 @@ class Timeouts:
         self.sent_at: float = now
 
     def look(self, options: Options, peername: Any, reads: bool, waits: bool, now: float) -> tuple[Any, float]:
-        """Return the error of the limit that is over at `now`, or None, and when to look again.
+        """Return the error of the limit that has expired at `now`, or None; and when to check again.
 
-        reads  whether input is wanted: reading is neither paused nor over
-        waits  whether bytes wait to be sent
+        Args:
+            options: Where the limits are.
+            peername: The address of the peer, for the message.
+            reads: Whether input is wanted: reading is neither paused nor over.
+            waits: Whether bytes wait to be sent.
+            now: A reading of the loop's clock.
         """
         received_at, sent_at = self.received_at, self.sent_at
-        limits: tuple[tuple[float | None, bool, float, type[ReactorError], str], ...] = (
-            (options.read_timeout, reads, received_at, ReadTimeout, 'sent nothing'),
-            (options.write_timeout, waits, sent_at, WriteTimeout, 'took none of the bytes that wait'),
-            (options.idle_timeout, True, max(received_at, sent_at), IdleTimeout, 'was idle'),
+        limits: tuple[tuple[float | None, bool, float, type[ReactorError], str, str], ...] = (
+            (options.read_timeout, reads, received_at, ReadTimeout, 'sent nothing', 'read'),
+            (options.write_timeout, waits, sent_at, WriteTimeout, 'accepted none of the buffered bytes', 'write'),
+            (options.idle_timeout, True, max(received_at, sent_at), IdleTimeout, 'was idle', 'idle'),
         )
         looks = []
-        for limit, applies, since, error, what in limits:
+        for limit, applies, since, error, what, name in limits:
             if limit is not None:
                 if applies and since + limit <= now:
-                    return error(f'{show(peername)} {what} for {limit:g} s; it was reset'), now
+                    message = f'{show(peername)} {what} for {limit:g} s ({name} timeout); the connection was reset'
+                    return error(message), now
                 looks.append((since if applies else now) + limit)
         return None, min(looks)

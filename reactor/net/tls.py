@@ -1,41 +1,37 @@
-"""TLS: streams whose bytes on the wire are encrypted, for connecting, listening and `start_tls`.
+"""TLS: encrypted streams, for listening, connecting and `start_tls`.
 
-What the session has encrypted is written like any other bytes, so the marks, the limits and `on_written` are those of
-plain streams: a write is accepted when all of its ciphertext is. A connection that ends without the end of its TLS
-stream (close_notify, RFC 8446 section 6.1) ends with an error, because an attacker may have cut it short. Whatever
-OpenSSL finds wrong ends the connection at once, so no later call meets an SSL object that cannot go on.
+Ciphertext is written like any other bytes, so the water marks, the limits and `on_written` work as for plain streams: a
+write is accepted when all of its ciphertext is. A connection that ends without close_notify (RFC 8446, section 6.1)
+ends with an error, because an attacker may have cut it short. Any error of OpenSSL ends the connection at once, so no
+later call uses an SSL object that cannot go on.
 
-The handshake is in `handshake.py`, OpenSSL's buffers in `session.py`.
+The handshake is in `handshake.py`, the work with OpenSSL in `session.py`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from ..errors import ReactorError, TLSError
-from ..hints import Buffer, HasFileno, Ts
+from ..hints import Buffer, HasFileno, SSLError, Ts
 from ..loop.watcher import READ
 from .addresses import show
-from .ending import LAST_BYTES, WAITED
+from .ending import LAST_BYTES, WAITED, Ending
 from .files import READ_FILE_SIZE, FilePart, file_part
 from .handshake import HandshakeStream
 from .states import CONNECTING, HALF, OPEN
 from .stream import Stream
 from .writer import check_buffers, flat
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from ssl import SSLError
-
     from ..callbacks import OnData, OnEof
-    from .ending import Ending
 
 
 class TLSStream(HandshakeStream):
-    """A `Stream` over TLS; `conn.tls` has what was agreed. `on_connect` is called after the handshake.
+    """A `Stream` over TLS. `on_connect` is called after the handshake; `conn.tls` has what was agreed then.
 
-    `buffered` and the limits count ciphertext, and during a handshake what is still to be encrypted.
+    `buffered` and the limits count ciphertext, and during a handshake also the plaintext of held writes.
     """
 
     __slots__ = ()
@@ -54,13 +50,13 @@ class TLSStream(HandshakeStream):
     # -- what the loop calls
 
     def handle_read(self) -> None:
-        """One recv, then a few records, then the user."""
+        """Called by the loop: one recv, then decrypt a few records, then call `on_data`."""
         session = self.tls
         if self.state.discards:
             Stream.handle_read(self)
             return
         if session.more or session.ended:
-            return  # first what is here already
+            return  # the buffered records come first
         try:
             data = self.sock.recv(self.options.read_size)
         except BlockingIOError:
@@ -81,7 +77,7 @@ class TLSStream(HandshakeStream):
             self._decrypt()
 
     def handle_records(self) -> None:
-        """Called as a completion: there was more than for one turn, or it came with the end of the handshake."""
+        """Called as a completion: decrypt records that were too many for a turn, or came with the handshake's end."""
         self.tls.more = False
         if self.state is CONNECTING:
             self.shake_hands_in_turn()
@@ -92,18 +88,18 @@ class TLSStream(HandshakeStream):
 
     def handle_last_reads(self, left: int = LAST_BYTES) -> None:
         if self.tls.more and self.sock is not None and self.events & READ:
-            # What was read already comes first, a few records in a turn.
+            # The buffered records come first, a few in each turn.
             self.loop.completions.append((self, TLSStream.handle_last_reads, (left,)))
         else:
             Stream.handle_last_reads(self, left)
 
     def handle_stream_end(self) -> None:
-        """Called as a completion after the last data: the peer has ended its side."""
+        """Called as a completion after the last data: the peer has ended its side of the TLS stream."""
         session = self.tls
         if not self.state.receives or not self.events & READ:
-            return  # it is over already; or reading is paused, and `resume_reading` comes back to this
+            return  # it is over already; or reading is paused, and `resume_reading` leads here again
         if session.held:
-            self.fail('ended its side of the TLS stream during a handshake', None, 'what waited for it was not sent')
+            self.fail('ended its side of the TLS stream during a handshake', None, 'the held writes were not sent')
             return
         if self.on_eof is None:
             self.send_close_notify()
@@ -115,7 +111,7 @@ class TLSStream(HandshakeStream):
         session = self.tls
         if self.writer is None and session.held is None and type(data) is bytes and on_written is None:
             try:
-                record = session.encrypt_record(data)  # the short way, as nearly all writes go
+                record = session.encrypt_record(data)  # the short path, which nearly all writes take
             except MemoryError as exc:
                 return self.lose(exc)
             if record:
@@ -162,9 +158,9 @@ class TLSStream(HandshakeStream):
         on_written: Callable[[Self, *Ts], object] | None = None,
         *args: *Ts,
     ) -> bool:
-        """As `Stream.send_file`, but what is sent is read and encrypted in this call.
+        """As `Stream.send_file`, but the bytes are read and encrypted during this call, which blocks the loop.
 
-        It waits in memory then, and blocks the loop meanwhile: send a long file in parts, the next from `on_written`.
+        The ciphertext waits in memory. Send a long file in parts, each from `on_written` of the part before it.
         """
         part = file_part(self.loop.kernel, file, offset, count)
         if not isinstance(part, FilePart):
@@ -182,7 +178,7 @@ class TLSStream(HandshakeStream):
 
     @property
     def reading(self) -> bool:
-        # The handshake itself is read also while the user has paused reading.
+        # The socket is read during a handshake even if the user has paused reading.
         return super().reading and (
             self.state is not CONNECTING or self.tls.reading or self.loop.streams.suspended.get(self, False)
         )
@@ -195,7 +191,7 @@ class TLSStream(HandshakeStream):
             return
         self.send_close_notify()
         if self.closed:
-            self.refuse_writes()  # the peer did not take it
+            self.refuse_writes()  # sending the close_notify has failed
         else:
             Stream.write_eof(self)
 
@@ -207,7 +203,8 @@ class TLSStream(HandshakeStream):
         if state is OPEN or state is HALF:
             self.send_close_notify()
             if self.ending is None:
-                self.ending = WAITED  # the peer may be sending: TLS sends tickets, new keys and its own close_notify
+                # The peer may be sending, because TLS itself sends tickets, new keys and a close_notify.
+                self.ending = WAITED
         Stream.close(self)
 
     @property
@@ -219,7 +216,7 @@ class TLSStream(HandshakeStream):
         return self.tls.unread or super().unread
 
     def start_tls(self, *args: Any, **options: Any) -> None:  # type: ignore[override]  # whatever it is given
-        raise ReactorError('this connection is TLS already')
+        raise ReactorError(f'start_tls() on {self!r}: this connection uses TLS already')
 
     # -- for its base
 
@@ -231,12 +228,12 @@ class TLSStream(HandshakeStream):
             return
         Stream.set_reading(self, reading)
         if reading and self.state.reads:
-            self.decrypt_later()  # what is here already is no readiness to come
+            self.decrypt_later()  # the selector does not report records that are buffered here
 
     def finish(self, exc: BaseException | None) -> None:
         Stream.finish(self, exc)  # first: it appends the completion
         session = self.tls
-        session.held = None  # `buffered` goes on saying how many bytes were held
+        session.held = None  # `held_bytes` stays, because `buffered` counts bytes that were never sent
         session.on_secured = (None, ())
         waiting = self.options.shared.waiting
         if waiting:
@@ -246,12 +243,12 @@ class TLSStream(HandshakeStream):
             if session.timer is not None:
                 session.timer.cancel()
         except (MemoryError, RecursionError):
-            pass  # it finds the connection closed, and does nothing
+            pass  # the timer finds the connection closed and does nothing
 
     # -- in this file
 
     def _close_after_handshake(self) -> None:
-        """The peer has begun a new handshake, and writes wait for its end: go on with it, within `linger`."""
+        """Finish the handshake that the peer has begun, within `linger` seconds, because writes wait for its end."""
         session = self.tls
         if session.last is not TLSStream.close:
             session.last = TLSStream.close
@@ -267,7 +264,7 @@ class TLSStream(HandshakeStream):
         if answer:
             writer = self.writer
             if writer is not None and self.state.takes_writes and self.overflows(writer.weight):
-                return  # it asks for new handshakes again and again, and takes nothing
+                return  # the peer requests handshake after handshake and reads nothing
             self.send_tls(answer)
         if exc is not None:
             self._break(exc)
@@ -289,15 +286,15 @@ class TLSStream(HandshakeStream):
         if most is not None and session.empty > most and self.sock is not None:
             self.reset(
                 TLSError(
-                    f'{show(self.peername)} sent only TLS records without data, more than the {most} in a row that '
-                    'max_empty_records= allows; it was reset. If it has reasons to, raise the limit, or set it to None'
+                    f'{show(self.peername)} sent more TLS records without data in a row than max_empty_records={most} '
+                    'allows; the connection was reset. If the peer needs them, raise the limit or set it to None'
                 )
             )
 
     def _break(self, exc: SSLError) -> None:
-        """The TLS stream is cut short or wrong: end the connection, after the data that came before."""
+        """End the connection, after the data received before: the TLS stream is cut short or broken."""
         if isinstance(exc, self.tls.ssl.SSLEOFError):
-            what, advice = 'ended the connection without ending the TLS stream', 'do not take what it sent for complete'
+            what, advice = 'closed the connection without ending the TLS stream', 'what it sent may be incomplete'
         else:
             what, advice = 'broke the TLS stream', 'the connection was closed'
         self.fail(what, exc, advice)

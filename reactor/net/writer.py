@@ -1,51 +1,50 @@
-"""Where a write goes when the kernel is full: the bytes of one stream that wait, and the callbacks that wait for them.
+"""Where a write goes when the kernel is full: the buffered bytes of one stream, and the callbacks that follow them.
 
-A stream has a `Writer` only while bytes wait, which keeps idle connections small; `conn.writer is None` is all that a
-write has to ask. Positions are absolute, counted in bytes since the writer was made, so a mark never moves. Large
-`bytes` are kept by reference, small pieces are gathered into one growing buffer, and nothing is ever shifted: any
-number of writes costs O(bytes).
+A stream has a `Writer` only while bytes wait, so idle connections stay small, and the only test of a plain write is
+`conn.writer is None`. A callback is kept as a mark: a position in the stream, counted in bytes since the writer was
+made, so that a mark never moves. Large `bytes` are kept by reference and small pieces are gathered into one growing
+buffer. Nothing is ever shifted, so any number of writes costs O(bytes).
 """
 
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable, Iterable
 from itertools import islice
+from typing import Any
 
 from ..loop.checks import shown
 from .files import FilePart
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
-    from typing import Any
+Mark = tuple[int, Callable[..., object], tuple[Any, ...]]
 
-    Mark = tuple[int, Callable[..., object], tuple[Any, ...]]
-
-GATHER_BELOW = 4096  # copying so little costs less than another buffer in sendmsg
+GATHER_BELOW = 4096  # bytes; copying fewer costs less than another buffer in sendmsg
 GATHER_UP_TO = 65536
-# IOV_MAX is 1024, but a send accepts what the socket's buffer holds: more than this is prepared in vain.
+# IOV_MAX is 1024, but a send accepts only what fits into the socket's buffer. Preparing more would be wasted work.
 BUFFERS_PER_SEND = 64
-FILE_COST = 16384  # bytes: what a file weighs, so that 1,024 descriptors wait for one peer at most
-# So many callbacks at most become due by one send. A peer that has read nothing for a while decides when it reads, and
-# 130,000 of them may wait: they would be one turn of about 60 ms.
+FILE_COST = 16384  # bytes that an open file counts towards `max_buffered`: at most 1,024 descriptors wait for one peer
+# The most callbacks that one send makes due. A peer decides when it reads, and 130,000 callbacks may wait for it by
+# then. All at once they would make a turn of about 60 ms.
 MARKS_PER_SEND = 1024
-MARK_COST = 128  # bytes: what a mark weighs, so that many tiny writes with callbacks cannot grow past the limit
+MARK_COST = 128  # bytes that a mark counts, so that many tiny writes with callbacks cannot grow past the limit
 
 
 class Writer:
-    """What waits to be sent on one stream.
+    """The bytes of one stream that wait to be sent, and their callbacks.
 
-    full   the high-water mark was reached, and the low one not yet since
-    files  how many parts of files are among what waits
+    Attributes:
+        full: The high-water mark was reached, and the buffer has not yet fallen to the low-water mark again.
+        marks: A (position, callback, arguments) for each write with `on_written`, in order.
+        files: How many of the waiting pieces are parts of files.
     """
 
     __slots__ = ('_chunks', '_file_bytes', '_queued', '_sent', '_skip', 'files', 'full', 'marks')
 
     def __init__(self) -> None:
         self.full: bool = False
-        self.marks: deque[Mark] | tuple[()] = ()  # an empty deque is 700 bytes
+        self.marks: deque[Mark] | tuple[()] = ()  # an empty deque takes 700 bytes
         self.files: int = 0
-        self._file_bytes = 0  # of these parts, that wait
+        self._file_bytes = 0  # bytes of these parts that are not sent yet
         self._chunks: deque[bytes | bytearray | FilePart] = deque()
         self._skip = 0  # bytes of the first chunk that were sent already
         self._queued = 0
@@ -58,12 +57,12 @@ class Writer:
 
     @property
     def sent(self) -> int:
-        """How many bytes were sent since it was made."""
+        """How many bytes the kernel has accepted since the writer was made."""
         return self._sent
 
     @property
     def weight(self) -> int:
-        """What waits, in bytes of memory: the bytes, their marks, and open files."""
+        """The memory that is in use, in bytes: buffered bytes, marks, and open files."""
         bytes_and_marks = self._queued - self._sent + len(self.marks) * MARK_COST
         return bytes_and_marks - self._file_bytes + self.files * FILE_COST if self.files else bytes_and_marks
 
@@ -78,9 +77,9 @@ class Writer:
         on_written: Callable[..., object] | None,
         args: tuple[Any, ...],
     ) -> int:
-        """Queue pieces after what waits, all or nothing, and return how many bytes wait then.
+        """Append all pieces, or none if this raises, and return how many bytes wait now.
 
-        A memoryview is copied, bytes of some size are not.
+        A memoryview is copied. `bytes` of GATHER_BELOW bytes or more are not.
         """
         chunks, queued = self._chunks, self._queued
         before, first = len(chunks), chunks[-1] if chunks else None
@@ -100,7 +99,7 @@ class Writer:
             if on_written is not None:
                 self.marks = self.marks or deque()
                 self.marks.append((queued, on_written, args))
-        except BaseException:  # of the last piece, or for want of memory
+        except BaseException:  # an iterator of the user raised, or memory ran out
             while len(chunks) > before:
                 chunks.pop()
             if type(first) is bytearray:
@@ -112,9 +111,9 @@ class Writer:
         return buffered
 
     def buffers(self) -> Any:
-        """The next buffers to send, a list for one `sendmsg`; release them before the next `extend`.
+        """Return the next buffers to send, a list for one `sendmsg`. Release them before the next `extend`.
 
-        When a file is next, its `FilePart` alone, which sends by itself.
+        When a part of a file is next, the `FilePart` is returned instead; it has its own way to send.
         """
         if self.files:
             return self._buffers_or_file()
@@ -138,11 +137,11 @@ class Writer:
         return buffers
 
     def _within_marks(self, buffers: list[Any]) -> list[Any]:
-        """Cut what comes behind the last mark that one send may reach."""
+        """Cut the buffers after the last mark that one send may reach."""
         left = self.marks[MARKS_PER_SEND - 1][0] - self._sent
         for index, buffer in enumerate(buffers):
             if type(buffer) is FilePart:
-                break  # it is sent by itself
+                break  # it is sent alone
             if len(buffer) > left:
                 buffers[index:] = [memoryview(buffer)[:left]] if left else []
                 break
@@ -150,7 +149,7 @@ class Writer:
         return buffers
 
     def advance(self, sent: int) -> None:
-        """The first `sent` bytes of `buffers` were accepted."""
+        """Drop the first `sent` bytes of `buffers`: the kernel has accepted them."""
         self._sent += sent
         chunks = self._chunks
         if self.files and type(chunks[0]) is FilePart:
@@ -164,7 +163,7 @@ class Writer:
         self._skip = sent
 
     def reached(self) -> list[Mark]:
-        """Take the marks up to which everything was accepted, in order."""
+        """Remove and return, in order, the marks up to which all bytes were accepted."""
         marks, reached = self.marks, []
         while marks and marks[0][0] <= self._sent:
             reached.append(marks.popleft())
@@ -178,32 +177,32 @@ class Writer:
         return piece
 
     def _count_files(self) -> None:
-        """Count the parts of files again, after one that was counted could not be queued."""
+        """Count the parts of files again, after a part was counted but could not be queued."""
         parts = [len(chunk) for chunk in self._chunks if type(chunk) is FilePart]
         sent = self._skip if self._chunks and type(self._chunks[0]) is FilePart else 0
         self.files = len(parts)
         self._file_bytes = sum(parts) - sent
 
 
-# What stands for the writer of a stream that takes no more writes, or not as plain ones: the state knows why. Streams
-# share it, and nothing may ever be appended to it.
+# Takes the place of the writer in a stream that accepts no more writes, or none for the moment; the state says why. All
+# streams share it, so nothing may ever be appended to it.
 SHUT = Writer()
 
 
 def check_buffers(buffers: object) -> None:
-    """TypeError for what is not several buffers: a single one would be taken apart into numbers."""
+    """Raise TypeError unless `buffers` is an iterable of buffers. A single one would be split into numbers."""
     if not hasattr(buffers, '__iter__') or isinstance(buffers, bytes | bytearray | memoryview | str):
-        raise TypeError(f'writelines takes a list of buffers, not {shown(buffers)}; write() takes one')
+        raise TypeError(f'writelines() takes a list of buffers, not {shown(buffers)}; write() takes a single one')
 
 
 def flat(data: bytes | bytearray | memoryview) -> bytes | memoryview:
-    """What a user writes as bytes, or as a view that counts in bytes; TypeError for anything else."""
+    """Return the bytes that a user writes as `bytes`, or as a view of single bytes; raise TypeError for other types."""
     if type(data) is bytes:
         return data
     if not isinstance(data, (bytes, bytearray, memoryview)):
         advice = '; encode text first: text.encode()' if isinstance(data, str) else ''
-        raise TypeError(f'a write takes bytes, bytearray or memoryview, not {shown(data)}{advice}')
+        raise TypeError(f'data must be bytes, bytearray or memoryview, not {shown(data)}{advice}')
     try:
         return memoryview(data).cast('B')
-    except (TypeError, ValueError):  # it has gaps, the order of Fortran, or items of a foreign format
+    except (TypeError, ValueError):  # the view has gaps, Fortran's order, or items of a format that cannot be cast
         return memoryview(data).tobytes()

@@ -1,8 +1,4 @@
-"""A window to look in: counters of running reactors for Prometheus, for a person at a terminal, and for a browser.
-
-Owns the public names of this room. Each part is loaded when it is first asked for, so that who only wants the counters
-pays for neither `json` nor `prometheus_client`. The rule: to look changes nothing. What looks in never keeps a program
-running, never stops it from ending, and an error of its own hurts nobody else.
+"""Monitoring of running reactors: metrics for Prometheus, a control socket for the terminal, a live page for a browser.
 
     from reactor import observe
 
@@ -10,22 +6,23 @@ running, never stops it from ending, and an error of its own hurts nobody else.
     observe.serve_page(r, port=9080)               # then: a browser at http://127.0.0.1:9080
     observe.serve_metrics(r, '127.0.0.1', 9464)    # needs prometheus_client: pip install 'selectors-reactor[metrics]'
 
-All parts take a *source*: a callable that returns `{name: counters}`, for one reactor (`source(r)`) or for workers.
+All three take a *source*: a callable that returns `{name: counters}`, for one reactor (`source(r)`) or for the workers
+of `reactor.serve` (`workers.stats`).
+
+Monitoring must not disturb the program: it never keeps `run` running, never delays the end, and its errors are logged
+and close only its own connections. Each part is imported on first use, so that a program that only reads the counters
+imports neither `json` nor `prometheus_client`.
 """
 
 from __future__ import annotations
 
 from importlib import import_module
+from typing import Any
 
+from .control_socket import ControlSocket, serve_control
 from .counters import combined, memory, source
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from typing import Any
-
-    from .control_socket import ControlSocket, serve_control
-    from .live import serve_page
-    from .metrics import ReactorCollector, serve_metrics
+from .live import serve_page
+from .metrics import ReactorCollector, serve_metrics
 
 _PARTS = {
     'ControlSocket': 'control_socket',

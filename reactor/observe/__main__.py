@@ -6,91 +6,96 @@ import argparse
 import json
 import os
 import sys
+from collections.abc import Sequence
 from contextlib import suppress
 from time import monotonic, sleep
+from typing import Any
 
 from .. import __version__
+from .arguments import CommandLineParser
 from .asking import TIMEOUT, ControlClient, NoAnswer
 from .commands import COMMANDS
 from .report import report
 from .tables import TABLES, printable
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from typing import Any
-
 DESCRIPTION = """\
-Looks into a running program through its control socket, which the program opens with
+Inspect a running program through its control socket. The program opens it with
 
     from reactor import observe
     observe.serve_control(r, '/run/app.sock')"""
 EPILOG = f"""\
-commands (by default stats):
+commands (default: stats):
 {chr(10).join(f'  {name:<10} {what}' for name, (what, _) in COMMANDS.items())}
 
 examples:
-  python -m reactor.observe /run/app.sock                       what it has counted
+  python -m reactor.observe /run/app.sock                       its counters
   python -m reactor.observe /run/app.sock stats phases --watch 1
   python -m reactor.observe /run/app.sock handles --kind Stream --limit 20
-  python -m reactor.observe /run/app.sock drain --drain-timeout 60   end it without losing a request
+  python -m reactor.observe /run/app.sock drain --drain-timeout 60   shut down without losing a request
   python -m reactor.observe --report                            one page for a bug report
 
-exit status: 0; 1 when there was no answer, or an error for one; 2 for what was mistyped"""
-INTERRUPTED = 130  # what a shell reports for a program that Ctrl-C ended
-OPTIONS = 'limit', 'kind', 'drain_timeout', 'lame_duck'  # the arguments of commands
-
-
-class Parser(argparse.ArgumentParser):
-    """One clear line and status 2 for whoever mistypes."""
-
-    def error(self, message: str) -> None:  # type: ignore[override]
-        self.exit(2, f'{self.prog}: {message} (see {self.prog} --help)\n')
+exit status: 0 success, 1 no answer or an error, 2 wrong arguments"""
+INTERRUPTED = 130  # the exit status that a shell reports for a program ended by Ctrl-C
+OPTIONS = 'limit', 'kind', 'drain_timeout', 'lame_duck'  # options that are arguments of a command
 
 
 def seconds(text: str) -> float:
-    """A number of seconds above 0, for argparse."""
+    """Convert an argument to a number of seconds above 0."""
     with suppress(ValueError):
         if 0 < float(text) <= 86400:
             return float(text)
-    raise argparse.ArgumentTypeError(f'{text!r} is not a number of seconds above 0')
+    raise argparse.ArgumentTypeError(f'{text!r} is not a number of seconds above 0, at most 86400')
 
 
-def parser() -> Parser:
-    """All options."""
-    top = Parser('python -m reactor.observe', description=DESCRIPTION, epilog=EPILOG,
-                 formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+def parser() -> CommandLineParser:
+    """Return the parser for all options."""
+    top = CommandLineParser(
+        'python -m reactor.observe',
+        description=DESCRIPTION,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     top.add_argument('--version', action='version', version=f'reactor {__version__}')
     top.add_argument('socket', nargs='?', metavar='SOCKET', help='path of the control socket')
-    top.add_argument('commands', nargs='*', metavar='COMMAND', help='what to ask, see below')
-    top.add_argument('--json', action='store_true', help='print the answers as they are, a line each')
-    top.add_argument('--watch', type=seconds, metavar='SECONDS', help='ask again and again, until Ctrl-C')
-    top.add_argument('--timeout', type=seconds, default=TIMEOUT, help=f'seconds for an answer (default {TIMEOUT:g})')
-    top.add_argument('--limit', type=int, help='handles, why_alive: how many to tell')
-    top.add_argument('--kind', help='handles: only those of this kind, such as Stream')
-    top.add_argument('--drain-timeout', type=float, metavar='SECONDS', help='drain: until what is left is reset')
-    top.add_argument('--lame-duck', type=float, metavar='SECONDS', help='drain: of these, how long to go on accepting')
+    top.add_argument('commands', nargs='*', metavar='COMMAND', help='see below')
+    top.add_argument('--json', action='store_true', help='print each answer as one line of JSON')
+    top.add_argument('--watch', type=seconds, metavar='SECONDS', help='repeat at this interval until Ctrl-C')
+    top.add_argument(
+        '--timeout', type=seconds, default=TIMEOUT, help=f'seconds to wait for an answer (default {TIMEOUT:g})'
+    )
+    top.add_argument('--limit', type=int, help='handles, why_alive: how many to list')
+    top.add_argument('--kind', help='handles: list only this kind, such as Stream')
+    top.add_argument(
+        '--drain-timeout',
+        type=float,
+        metavar='SECONDS',
+        help='drain: seconds until the remaining connections are reset',
+    )
+    top.add_argument(
+        '--lame-duck', type=float, metavar='SECONDS', help='drain: seconds of these in which it still accepts'
+    )
     top.add_argument('--report', action='store_true', help='print versions, limits and features for a bug report')
     return top
 
 
-def requests(top: Parser, args: argparse.Namespace) -> list[tuple[str, dict[str, Any]]]:
-    """What to ask: commands with their arguments. Ends the program for what makes no sense."""
+def requests(top: CommandLineParser, args: argparse.Namespace) -> list[tuple[str, dict[str, Any]]]:
+    """Return the commands to send, each with its arguments. Exits with status 2 if they do not fit together."""
     names = [name.replace('-', '_') for name in args.commands] or ['stats']
     for name in names:
         if name not in COMMANDS:
-            top.error(f'no command {printable(name)!r}; there are {", ".join(COMMANDS)}')
+            top.error(f'unknown command {printable(name)!r}; the commands are {", ".join(COMMANDS)}')
         if args.watch and name in ('drain', 'help'):
-            top.error(f'{name} cannot be watched')
+            top.error(f'{name} cannot be repeated; leave out --watch')
     given = {key: getattr(args, key) for key in OPTIONS if getattr(args, key) is not None}
     for key in given:
         if not any(key in COMMANDS[name][1] for name in names):
-            top.error(f'--{key.replace("_", "-")} is for another command')
+            users = ' and '.join(name for name in COMMANDS if key in COMMANDS[name][1])
+            top.error(f'--{key.replace("_", "-")} is an option of {users}, not of {" or ".join(names)}')
     return [(name, {key: given[key] for key in given if key in COMMANDS[name][1]}) for name in names]
 
 
 def look(client: ControlClient, asked: list[tuple[str, dict[str, Any]]], as_json: bool, before: list[Any]) -> list[str]:
-    """Ask everything once; the lines to print. `before` is what was answered last time, and then this time."""
+    """Send each command once and return the lines to print. `before` holds the last answers and is updated."""
     lines: list[str] = []
     answers: list[Any] = []
     for n, (name, arguments) in enumerate(asked):
@@ -105,7 +110,7 @@ def look(client: ControlClient, asked: list[tuple[str, dict[str, Any]]], as_json
 
 
 def watch(client: ControlClient, asked: list[tuple[str, dict[str, Any]]], as_json: bool, every: float) -> None:
-    """Ask and print for ever: on a terminal in place, elsewhere one below the other."""
+    """Ask and print until interrupted. On a terminal, each output overwrites the one before."""
     in_place = sys.stdout.isatty() and not as_json
     before: list[Any] = []
     due = monotonic()
@@ -119,8 +124,8 @@ def watch(client: ControlClient, asked: list[tuple[str, dict[str, Any]]], as_jso
         sleep(max(0.0, due - monotonic()))
 
 
-def answer(top: Parser, args: argparse.Namespace) -> None:
-    """Do what was asked for; `NoAnswer` when there is none."""
+def answer(top: CommandLineParser, args: argparse.Namespace) -> None:
+    """Print the report, the answers, or both. Raises `NoAnswer`."""
     asked = requests(top, args)
     if args.report:
         print('\n'.join(report()))
@@ -135,11 +140,11 @@ def answer(top: Parser, args: argparse.Namespace) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit status."""
+    """Run the command line and return the exit status."""
     top = parser()
     args = top.parse_args(argv)
     if args.socket is None and not args.report:
-        top.error('which socket? The one that the program opened with observe.serve_control(r, PATH)')
+        top.error('give the path of a control socket, which the program opens with observe.serve_control(r, PATH)')
     try:
         answer(top, args)
     except NoAnswer as exc:
@@ -147,7 +152,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     except KeyboardInterrupt:
         return 0 if args.watch else INTERRUPTED
-    except BrokenPipeError:  # who read it has seen enough
+    except BrokenPipeError:  # the reader, such as `head`, has exited
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     return 0

@@ -1,6 +1,6 @@
-"""The other side of a control socket: connects, asks, and says in words why that did not work.
+"""The client side of a control socket.
 
-Owns one connection. Knows no command. The rule: whatever goes wrong is a `NoAnswer` that tells what to do.
+Every failure is raised as a `NoAnswer` whose message says what to do.
 """
 
 from __future__ import annotations
@@ -11,21 +11,18 @@ import os
 import socket
 import stat
 import struct
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from typing import Any
+from typing import Any
 
 TIMEOUT = 10.0  # seconds
 LONGEST_ANSWER = 64 << 20  # bytes
 
 
 class NoAnswer(Exception):
-    """Nobody there, not permitted, no answer in time, or an answer that is an error."""
+    """No connection, no permission, no answer in time, or the answer is an error."""
 
 
 class ControlClient:
-    """A connection to the control socket at `path`; each answer takes at most `timeout` seconds. Blocks."""
+    """A blocking connection to the control socket at `path`; waits up to `timeout` seconds for each answer."""
 
     def __init__(self, path: str, timeout: float = TIMEOUT) -> None:
         self._path = path
@@ -34,7 +31,7 @@ class ControlClient:
             raise NoAnswer('this platform has no Unix sockets')
         self._sock = socket.socket(socket.AF_UNIX)
         try:
-            # In a blocking connect: without waiting, a full backlog would be an error at once.
+            # The connect has to block: a non-blocking one fails at once when the backlog is full.
             limit = divmod(math.ceil(timeout * 1_000_000), 1_000_000)  # seconds and microseconds
             self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack('ll', *limit))
             self._sock.connect(path)
@@ -45,14 +42,14 @@ class ControlClient:
         self._answers = self._sock.makefile('rb')
 
     def ask(self, command: str, **arguments: Any) -> dict[str, Any]:
-        """The answer to one command."""
+        """Send one command and return its answer."""
         try:
             self._sock.sendall(json.dumps({'do': command, **arguments}).encode() + b'\n')
             line = self._answers.readline(LONGEST_ANSWER)
         except TimeoutError:
             raise NoAnswer(
-                f'{self._path}: no answer within {self._timeout:g} s: its loop is busy, or as many as it lets in ask '
-                f'already; py-spy dump --pid {self._pid()} shows what it does'
+                f'{self._path}: no answer within {self._timeout:g} s: the loop is blocked, or too many clients are '
+                f'connected; py-spy dump --pid {self._pid()} shows what the program is doing'
             ) from None
         except OSError as exc:
             raise NoAnswer(f'{self._path}: {exc.strerror}; the program has ended') from None
@@ -62,13 +59,13 @@ class ControlClient:
             answer: dict[str, Any] = json.loads(line)
             failed = not answer['ok']
         except (ValueError, TypeError, KeyError):
-            raise NoAnswer(f'{self._path}: who answers there is no control socket of a reactor') from None
+            raise NoAnswer(f'{self._path}: the server at this path is not a reactor control socket') from None
         if failed:
             raise NoAnswer(f'{self._path}: {command}: {answer.get("error")}')
         return answer
 
     def close(self) -> None:
-        """End the connection."""
+        """Close the connection."""
         self._answers.close()
         self._sock.close()
 
@@ -79,7 +76,7 @@ class ControlClient:
         self.close()
 
     def _pid(self) -> str:
-        try:  # struct ucred begins with it
+        try:  # the first field of struct ucred
             (pid,) = struct.unpack('i', self._sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 4))
             return str(pid)
         except (AttributeError, OSError):
@@ -87,20 +84,20 @@ class ControlClient:
 
 
 def _why(path: str, exc: OSError) -> str:
-    """What stood in the way, in words."""
+    """Explain why the connect failed and what to do."""
     if isinstance(exc, FileNotFoundError):
-        return f'{path}: no such socket; the program makes it with observe.serve_control(r, {path!r})'
+        return f'{path}: no such socket; the program creates it with observe.serve_control(r, {path!r})'
     if isinstance(exc, PermissionError):
         return f'{path}: not permitted{_owner(path)}'
     if isinstance(exc, BlockingIOError):
-        return f'{path}: too many wait to ask already'
+        return f'{path}: the backlog is full: too many clients wait; try again later'
     try:
         if not stat.S_ISSOCK(os.stat(path).st_mode):
-            return f'{path}: this is no socket'
+            return f'{path}: not a socket; give the path that the program passed to observe.serve_control'
     except OSError:
         pass
     if isinstance(exc, ConnectionRefusedError):
-        return f'{path}: nobody listens; the program that made it has ended'
+        return f'{path}: connection refused; the program that created the socket has ended'
     return f'{path}: {exc.strerror or exc}'
 
 
@@ -108,5 +105,5 @@ def _owner(path: str) -> str:
     try:
         found = os.stat(path)
     except OSError:
-        return ' to look there'
-    return f': it belongs to user {found.st_uid}, with mode {stat.S_IMODE(found.st_mode):o}; ask as that user'
+        return ': its folder is not accessible to this user'
+    return f': the socket belongs to user {found.st_uid}, with mode {stat.S_IMODE(found.st_mode):o}; run as that user'

@@ -1,42 +1,37 @@
-"""What can be asked on a control socket, and how it is answered: a line in, a line out, both JSON.
+"""The commands of a control socket: each request is one line, and so is each answer.
 
-Owns the commands and the check of their arguments. Knows no socket. The rules: what is not understood is answered with
-an error that says what would be; nothing is guessed, and no argument ignored; and an answer has a bound, whatever is
-open: what was left out of it is told.
+A request is a JSON object such as `{"do": "handles", "limit": 10}`, or just the name of a command, `handles`. An answer
+is a JSON object with the key 'ok'. If that is false, 'error' says what is wrong and what is valid.
 
-A request is an object, `{"do": "handles", "limit": 10}`, or a bare command, `handles`. Each answer has 'ok'; if it is
-false, 'error' says why.
+Unknown commands and arguments are errors; nothing is guessed or ignored. The size of an answer is bounded however many
+handles are open: it says how many were left out.
 """
 
 from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Callable
+from typing import Any, NoReturn
 
 from .. import Reactor, __version__
+from ..loop.checks import shown
 from ..loop.counters import TIMES
 from ..loop.log import describe, log
-from .counters import combined
+from .counters import Snapshot, Source, combined
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections.abc import Callable
-    from typing import Any, NoReturn
-
-    from .counters import Snapshot, Source
-
-LIMIT = 100  # handles and reasons that are told unless more are asked for
-MOST = 1000  # of them, in one answer
-LONGEST_TEXT = 500  # characters to describe one of them
-DRAIN_TIMEOUT, LAME_DUCK = 30.0, 0.0  # seconds, unless a drain says otherwise
+LIMIT = 100  # handles or reasons in an answer, by default
+MOST = 1000  # the largest `limit`
+LONGEST_TEXT = 500  # characters for each handle or reason
+DRAIN_TIMEOUT, LAME_DUCK = 30.0, 0.0  # seconds, by default
 
 
-class Refused(Exception):
-    """A request that is answered with an error, and with nothing else."""
+class CommandError(Exception):
+    """The request is invalid; the text is sent as the answer."""
 
 
 class Commands:
-    """The commands for one reactor, or for the workers behind a source."""
+    """The commands, for one reactor or for the parent of workers."""
 
     def __init__(self, r: Reactor, source: Source, drain: Callable[[float, float], object]) -> None:
         self._r = r
@@ -44,19 +39,19 @@ class Commands:
         self._drain = drain
 
     def answer(self, line: bytes) -> bytes:
-        """The line that answers `line`, with its end. Never raises."""
+        """Return the answer to the request `line`, with its newline. Never raises."""
         try:
             name, arguments = _parse(line)
-            told = getattr(self, f'do_{name}')(**_checked(name, arguments))
-            return json.dumps({'ok': True, **told}).encode() + b'\n'
-        except Refused as refused:
-            return refusal(str(refused))
-        except Exception as exc:  # of the source or of a handle: it is not to hurt who is looked at
+            answer = getattr(self, f'do_{name}')(**_checked(name, arguments))
+            return json.dumps({'ok': True, **answer}).encode() + b'\n'
+        except CommandError as exc:
+            return refusal(str(exc))
+        except Exception as exc:  # raised by the source or a handle; it must not harm the program
             log('error', 'exception in a command of the control socket', exc=exc)
-            return refusal(f'{type(exc).__name__}: {describe(exc)}; the log has the rest')
+            return refusal(f'{type(exc).__name__}: {describe(exc)}; see the log for the traceback')
 
     def do_help(self) -> dict[str, Any]:
-        """What can be asked."""
+        """List the commands and their arguments."""
         return {
             'commands': {
                 name: {'what': what, 'arguments': {key: about for key, (_, about) in arguments.items()}}
@@ -65,7 +60,7 @@ class Commands:
         }
 
     def do_stats(self) -> dict[str, Any]:
-        """Counters: of each in the source, and of all together."""
+        """Return the counters of each reactor and their sum."""
         workers = self._source()
         return {
             'version': __version__,
@@ -76,22 +71,22 @@ class Commands:
         }
 
     def do_phases(self) -> dict[str, Any]:
-        """Where the time of the turns went; of two answers the difference is what happened between."""
-        told = self.do_stats()
+        """Return the time spent in each phase since the start. Subtract two answers for the time between them."""
+        stats = self.do_stats()
         return {
-            'clock': told['clock'],
-            'workers': {name: _phases(counters) for name, counters in told['workers'].items()},
-            'sum': _phases(told['sum']),
+            'clock': stats['clock'],
+            'workers': {name: _phases(counters) for name, counters in stats['workers'].items()},
+            'sum': _phases(stats['sum']),
         }
 
     def do_handles(self, kind: str = '', limit: int = LIMIT) -> dict[str, Any]:
-        """Handles: how many of each kind, and some of them in words."""
+        """Count the open handles by kind, and describe up to `limit` of them."""
         handles = self._r.handles()
         kinds = Counter(type(handle).__name__ for handle in handles)
         if kind:
             handles = [handle for handle in handles if type(handle).__name__ == kind]
         now = self._r.kernel.clock()
-        shown = [
+        listed = [
             {
                 'handle': describe(handle)[:LONGEST_TEXT],
                 'seconds': round(now - handle.since, 1),
@@ -100,17 +95,19 @@ class Commands:
             }
             for handle in handles[:limit]
         ]
-        return {'kinds': kinds, 'handles': shown, 'left_out': len(handles) - len(shown)}
+        return {'kinds': kinds, 'handles': listed, 'left_out': len(handles) - len(listed)}
 
     def do_why_alive(self, limit: int = LIMIT) -> dict[str, Any]:
-        """The reasons of `Reactor.why_alive`."""
+        """Return the reasons that `Reactor.why_alive` gives."""
         reasons = [reason[:LONGEST_TEXT] for reason in self._r.why_alive(limit + 1)]
         return {'reasons': reasons[:limit], 'more': len(reasons) > limit}
 
     def do_drain(self, drain_timeout: float = DRAIN_TIMEOUT, lame_duck: float = LAME_DUCK) -> dict[str, Any]:
-        """Begin `Reactor.drain`, or what stands for it."""
+        """Call `Reactor.drain`, or the `drain` that was passed to `serve_control`."""
         if lame_duck > drain_timeout:
-            raise Refused(f'lame_duck is a part of drain_timeout: {lame_duck:g} s do not fit into {drain_timeout:g} s')
+            raise CommandError(
+                f'lame_duck is a part of drain_timeout: {lame_duck:g} s is longer than {drain_timeout:g} s'
+            )
         self._drain(drain_timeout, lame_duck)
         return {'drain_timeout': drain_timeout, 'lame_duck': lame_duck}
 
@@ -138,29 +135,32 @@ def _word(value: Any) -> str:
     return value
 
 
-HOW_MANY = _whole, f'how many to tell, 1 to {MOST}, by default {LIMIT}'
-# By the name of a command: what it tells or does, and its arguments, how each is checked, and what it is.
+HOW_MANY = _whole, f'how many to list, 1 to {MOST} (default {LIMIT})'
+# For each command its help text and its arguments. For each argument the function that checks it and its help text.
 COMMANDS: dict[str, tuple[str, dict[str, tuple[Callable[[Any], Any], str]]]] = {
     'help': ('the commands and their arguments', {}),
-    'stats': ('the counters of each reactor, and of all together', {}),
+    'stats': ('the counters of each reactor and their sum', {}),
     'phases': ('the seconds spent in each phase of the turn, and how late timers fired', {}),
     'handles': (
-        'what is open in the process that is asked',
-        {'kind': (_word, 'only those of this kind, such as Stream'), 'limit': HOW_MANY},
+        'the open handles of the process that owns the socket',
+        {'kind': (_word, 'the class of the handles to list, such as Stream'), 'limit': HOW_MANY},
     ),
-    'why_alive': ('why the process that is asked goes on running', {'limit': HOW_MANY}),
+    'why_alive': ('why the process that owns the socket is still running', {'limit': HOW_MANY}),
     'drain': (
-        'end without losing a request',
+        'shut down without losing a request',
         {
-            'drain_timeout': (_seconds, f'seconds until what is left is reset, by default {DRAIN_TIMEOUT:g}'),
-            'lame_duck': (_seconds, f'seconds of these in which it goes on accepting, by default {LAME_DUCK:g}'),
+            'drain_timeout': (
+                _seconds,
+                f'seconds until the remaining connections are reset (default {DRAIN_TIMEOUT:g})',
+            ),
+            'lame_duck': (_seconds, f'seconds of these in which it still accepts (default {LAME_DUCK:g})'),
         },
     ),
 }
 
 
 def refusal(why: str) -> bytes:
-    """The line that answers what cannot be answered otherwise."""
+    """Return an error as the line of an answer."""
     return json.dumps({'ok': False, 'error': why}).encode() + b'\n'
 
 
@@ -170,12 +170,12 @@ def _parse(line: bytes) -> tuple[str, dict[str, Any]]:
         try:
             arguments = json.loads(text, parse_constant=_no_constant)
         except (ValueError, RecursionError):
-            raise Refused('this is not JSON; a request is one line such as {"do": "stats"}') from None
+            raise CommandError('this is not JSON; a request is one line such as {"do": "stats"}') from None
         name = arguments.pop('do', None)
     else:
         name, arguments = text, {}
     if not isinstance(name, str) or name not in COMMANDS:
-        raise Refused(f'no such command; there are {", ".join(COMMANDS)}')
+        raise CommandError(f'unknown command; the commands are {", ".join(COMMANDS)}')
     return name, arguments
 
 
@@ -188,10 +188,11 @@ def _checked(name: str, arguments: dict[str, Any]) -> dict[str, Any]:
     checked = {}
     for key, value in arguments.items():
         if key not in known:
-            raise Refused(f'{name} has {"the arguments " + ", ".join(known) if known else "no arguments"}')
+            valid = f'only {" and ".join(known)}' if known else 'no arguments'
+            raise CommandError(f'unknown argument {shown(key)}: {name} takes {valid}')
         check, what = known[key]
         try:
             checked[key] = check(value)
         except ValueError:
-            raise Refused(f'{key} is {what}') from None
+            raise CommandError(f'{key} is {what}, not {shown(value)}') from None
     return checked

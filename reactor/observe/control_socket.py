@@ -1,12 +1,11 @@
-"""A control socket: a Unix socket on which a program tells what it does, and is told to drain.
+"""A control socket: a Unix socket that reports what a program is doing and can shut it down.
 
-Owns the socket, those who are connected, and the descriptor that is kept for them. Knows nothing of the commands. The
-rules: whoever may write to the socket's file may ask, and nobody else; one request is answered in a turn, so asking
-much costs the program little; and it never keeps the program running nor holds its end up.
+The permissions of the socket file decide which users may connect. Each client gets one answer per turn, so that many
+requests do not slow the program down. The control socket never keeps the program running and never delays its end.
 
-It is no `Listener`, and those who ask are no clients: the program accepted connections without them, its gauges do not
-count them, and a drain leaves them alone, so that one can see what it waits for. One descriptor is held back for the
-moment when none is left, when looking in is most needed (libuv and Twisted keep one for their listeners).
+It is not a `Listener`, and its connections are not counted as the program's. A drain leaves them open, so that an
+operator can see what the drain waits for. One spare descriptor is kept for the case that the process has reached its
+descriptor limit, when inspecting it is needed most (libuv and Twisted do the same in their listeners).
 """
 
 from __future__ import annotations
@@ -31,9 +30,9 @@ from .counters import source as source_of
 LONGEST_LINE = 4096  # bytes of a request
 MOST_CLIENTS = 8  # at once; further ones wait in the backlog
 BACKLOG = 8
-RETRY = 0.1  # seconds until it is tried again to accept somebody, or to have a descriptor to spare
-SILENT = 600.0  # seconds that a client may say nothing
-STALLED = 30.0  # seconds that one may take nothing of its answer
+RETRY = 0.1  # seconds until accepting, or opening the spare descriptor, is tried again
+SILENT = 600.0  # seconds without a request after which a client is dropped
+STALLED = 30.0  # seconds after which a client that does not read its answer is dropped
 EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 
 
@@ -45,17 +44,26 @@ def serve_control(
     mode: int = 0o600,
     drain: Callable[[float, float], object] | None = None,
 ) -> ControlSocket:
-    """Listen on a control socket, for `python -m reactor.observe PATH` and for anyone who can write a line to it.
+    """Open a control socket, for `python -m reactor.observe PATH` or any client that sends it a line.
 
-    path    of the socket's file. It is created here, and removed when the returned handle or the reactor is closed
-    source  whose counters are reported, by default those of `r`
-    mode    permissions of the file: who may write to it may see everything, and drain
-    drain   called as `drain(timeout, lame_duck)` for the command `drain`, by default `r.drain`
+    Args:
+        r: The reactor to inspect.
+        path: Path of the socket file. It is created, and removed when the returned handle or the reactor is closed.
+        source: Source of the counters. Default: those of `r`.
+        mode: Permissions of the file. Every user with write permission can see everything and drain the program.
+        drain: Called as `drain(timeout, lame_duck)`, in seconds, for the command `drain`. Default: `r.drain`.
 
-    Raises as `listen_unix` does, and ValueError for an abstract path, which has no permissions.
+    Returns:
+        The control socket, a handle that does not keep `run` running.
+
+    Raises:
+        ValueError: The path is abstract; such a socket has no permissions.
+        OSError: As for `listen_unix`.
     """
     if is_abstract(check_path(path)):
-        raise ValueError('an abstract path has no permissions: all on this machine could drain it; use a file')
+        raise ValueError(
+            'an abstract path has no permissions: every user of this machine could drain the program; use a file'
+        )
     check_callback('source', source)
     check_callback('drain', drain)
     r.guard.check()
@@ -65,8 +73,7 @@ def serve_control(
 class ControlSocket(Descriptor):
     """A control socket, as returned by `serve_control`: a handle with a `path`. It never keeps `run` running.
 
-    It closes with the reactor. An exit callback would do the same, but it would stay with the reactor when the control
-    socket is closed earlier.
+    Closing the reactor closes it.
     """
 
     __slots__ = ('_clients', '_commands', '_sock', '_spare', '_unlink', 'path')
@@ -88,15 +95,16 @@ class ControlSocket(Descriptor):
         self._keep_spare()
 
     def close(self) -> None:
-        """Remove the file and reset the connections of its clients. Closing twice does nothing.
+        """Remove the file and reset the connections. Closing twice does nothing.
 
-        Raises `ReactorError` in another thread than the loop's.
+        Raises:
+            ReactorError: The calling thread is not the one that runs the reactor.
         """
-        super().close()  # first: in another thread it raises, and nothing has changed
+        super().close()  # first, because it raises in the wrong thread, when nothing may change
         self._end()
 
     def handle_lost(self, exc: Exception) -> None:
-        """Called when other code has closed the socket: its number may belong to another by now."""
+        """Called when other code has closed the socket; its number may already belong to another file."""
         self._sock.detach()
         super().handle_lost(exc)
 
@@ -118,7 +126,7 @@ class ControlSocket(Descriptor):
         except BlockingIOError:
             return
         except OSError:
-            self._pause()  # nothing is left, not even the spare one; or who was there is gone
+            self._pause()  # there is no descriptor, not even the spare one, or the client is gone
             return
         try:
             conn = self.loop.adopt(
@@ -130,7 +138,7 @@ class ControlSocket(Descriptor):
             self._pause()
             return
         conn.unref()
-        session = Session(self._commands)
+        session = ControlSession(self._commands)
         conn.on_data, conn.on_eof, conn.on_drain = session.on_data, session.on_eof, session.go_on
         self._clients.add(conn)
         if len(self._clients) >= MOST_CLIENTS:
@@ -172,8 +180,8 @@ class ControlSocket(Descriptor):
             os.close(spare)
 
 
-class Session:
-    """What one client has sent and was not answered yet."""
+class ControlSession:
+    """The unanswered requests of one client."""
 
     __slots__ = ('_commands', '_frames')
 
@@ -186,14 +194,14 @@ class Session:
         self._answer(conn)
 
     def on_eof(self, conn: Stream) -> None:
-        """The last line needs no end."""
+        """Answer the last request, even without a newline, and close."""
         rest = self._frames.rest()
         if rest.strip():
             conn.write(self._commands.answer(rest))
         conn.close()
 
     def go_on(self, conn: Stream) -> None:
-        """Answer the next request, which waited for the end of the turn, or for the client to read."""
+        """Answer the next request, in a later turn or once the client has read the last answer."""
         if not conn.closed:
             conn.resume_reading()
             self._answer(conn)
@@ -202,7 +210,7 @@ class Session:
         try:
             line = self._frames.line()
         except FrameTooLong:
-            conn.write(refusal(f'a request has at most {LONGEST_LINE} bytes'))
+            conn.write(refusal(f'a request may have at most {LONGEST_LINE} bytes'))
             conn.close()
             return
         if line is None:
@@ -212,11 +220,11 @@ class Session:
             return
         conn.pause_reading()
         if room:
-            # In the next turn. A timer can be unreferenced, so that what is asked keeps no program running.
+            # In the next turn. A timer, unlike call_soon, can be unreferenced: it does not keep the program running.
             conn.loop.call_later(0, self.go_on, conn).unref()
 
 
 def _on_error(conn: Stream, exc: Exception) -> None:
     if conn.may_log():
-        log('error', 'exception while %s was answered', conn, exc=exc)
+        log('error', 'exception while serving a client of the control socket, %s', conn, exc=exc)
     conn.abort()

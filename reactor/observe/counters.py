@@ -1,8 +1,9 @@
-"""Counters: what reactors count, as plain dictionaries that can be sent, summed and shown.
+"""Counters of reactors as plain dictionaries, which can be sent, summed and displayed.
 
-Owns what a *source* is: a callable without arguments that returns `{name: counters}`, where `counters` is what
-`Stats.as_dict()` gives, and 'pid' with it. One reactor is a source with one name, the parent of workers one with a name
-for each. Knows nothing of who shows them. The rule: asking is cheap, whatever is open, for it is asked every second.
+A *source* is a callable without arguments that returns `{name: counters}`. Here `counters` is `Stats.as_dict()` and the
+process id as 'pid'. The source of a single reactor has one name, `workers.stats` one for each worker.
+
+A source is called once a second or more often, so its cost must not depend on how many handles are open.
 """
 
 from __future__ import annotations
@@ -23,9 +24,9 @@ HAS_PROC = os.path.exists('/proc/self/statm')
 
 
 def source(r: Reactor) -> Source:
-    """A source of the counters of one reactor, by the name '0'.
+    """Return a source with the counters of one reactor, under the name '0'.
 
-    To be called in the thread that runs the reactor, else `ReactorError`.
+    The source has to be called in the thread that runs the reactor. In another thread it raises `ReactorError`.
     """
     return partial(_counters_of, r)
 
@@ -36,8 +37,15 @@ def _counters_of(r: Reactor) -> dict[str, Snapshot]:
 
 
 def combined(many: Iterable[Snapshot]) -> Snapshot:
-    """The counters of several reactors as those of one: sums, slow places merged, 'pid' left out. Of none: zeros."""
-    total = Stats(Counters(), 0, 0).as_dict()  # of nobody: everything is there, and 0
+    """Add up the counters of several reactors; the slow callbacks are merged, and 'pid' is left out.
+
+    Args:
+        many: Counters as a source returns them.
+
+    Returns:
+        All counters; without any reactor they are 0.
+    """
+    total = Stats(Counters(), 0, 0).as_dict()  # all names, all 0
     slow: dict[str, list[Any]] = {}
     for counters in many:
         for name, value in counters.items():
@@ -54,13 +62,19 @@ def combined(many: Iterable[Snapshot]) -> Snapshot:
 
 
 def memory(pid: int) -> int | None:
-    """Resident memory of a process in bytes, measured from outside; None where it cannot be told."""
+    """Return the resident memory of a process in bytes, None if the system does not say.
+
+    Without /proc, this runs `ps` and blocks for about 40 ms.
+
+    Args:
+        pid: Process id.
+    """
     try:
         with open(f'/proc/{pid}/statm') as file:
             return int(file.read().split()[1]) * os.sysconf('SC_PAGE_SIZE')
     except OSError:
         if HAS_PROC:
-            return None  # it has ended; to ask another program would take the loop 40 ms
+            return None  # the process has ended
     import subprocess
 
     try:

@@ -1,11 +1,12 @@
 """Metrics for Prometheus, through its own library: `pip install 'selectors-reactor[metrics]'`.
 
-Each counter that `loop/counters.py` declares is a metric, with its help text. Names and units are those that `promtool
-check metrics` asks for. What a scrape costs does not grow with the connections that are open; that is why the library's
-`ProcessCollector` is not there by default: it lists all descriptors, 18 ms for 18,000.
+Each counter that `loop/counters.py` declares becomes a metric with the same help text. Names and units follow `promtool
+check metrics`. Every metric has the label `worker`, the name in the source. Sums over workers are left to Prometheus,
+which notices when a worker has restarted. Timer lag is a histogram, because a gauge would miss the worst moments
+between two scrapes.
 
-All have the label `worker`, the name in the source. There are no sums over workers: Prometheus makes better ones, since
-it knows when one began anew. Lateness is a histogram, because a gauge forgets the worst moment before it is scraped.
+The cost of a scrape does not depend on the number of open connections. So the library's `ProcessCollector` is not
+included: it lists all descriptors, which takes 18 ms for 18,000.
 """
 
 from __future__ import annotations
@@ -23,11 +24,7 @@ from ..loop.counters import COUNTS, GAUGES, TIMES
 from ..net.options import check_callback
 from .counters import Snapshot, Source, memory
 from .counters import source as source_of
-from .responder import listen_http
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from .responder import Request
+from .responder import Request, listen_http
 
 OPEN_METRICS = 'application/openmetrics-text; version=1.0.0'
 PHASES = {name: name.removesuffix('_time') for name in TIMES}
@@ -36,24 +33,26 @@ PHASES = {name: name.removesuffix('_time') for name in TIMES}
 class ReactorCollector(Collector):
     """The counters of a source, for a `prometheus_client.CollectorRegistry`.
 
-    source  asked at each scrape, by whoever scrapes: with `observe.source(r)` that has to be the thread that runs the
-            reactor, as `serve_metrics` does it. The library's `start_http_server` has a thread of its own.
+    Args:
+        source: Source of the counters, called at each scrape in the scraping thread. `observe.source(r)` may only be
+            called in the thread that runs the reactor. So use `serve_metrics` and not the library's
+            `start_http_server`, which serves in another thread.
     """
 
     def __init__(self, source: Source) -> None:
         self._source = source
 
     def describe(self) -> Iterable[Metric]:
-        """The metrics without their values: what the registry asks for when the collector is registered."""
+        """Return the metrics without values. The registry calls this when the collector is registered."""
         return list(_metrics({}))
 
     def collect(self) -> Iterable[Metric]:
-        """All metrics as they are now."""
+        """Return all metrics with their current values."""
         return list(_metrics(self._source()))
 
 
 def metric_name(name: str) -> str:
-    """The name of a counter at Prometheus, without the suffix that its type adds."""
+    """Return the Prometheus name of a counter, without the suffix of its type."""
     return f'reactor_{Stats.declared[name].metric or name}'
 
 
@@ -82,7 +81,7 @@ def _phases(workers: dict[str, Snapshot]) -> Metric:
 
 
 def _timer_lag(workers: dict[str, Snapshot]) -> Metric:
-    text = 'How late timers fired, in seconds: the truest sign of an overloaded loop.'
+    text = 'How late timers fired, in seconds: the best sign of an overloaded loop.'
     metric = HistogramMetricFamily('reactor_timer_lag_seconds', text, labels=['worker'])
     bounds = [*map(str, Stats.lag_bounds), '+Inf']
     for worker, counters in workers.items():
@@ -93,7 +92,7 @@ def _timer_lag(workers: dict[str, Snapshot]) -> Metric:
 
 
 def _slow_places(workers: dict[str, Snapshot]) -> Metric:
-    text = 'Callbacks that were slow, by where they are written: of each worker the 20 places that were it most often.'
+    text = 'Slow callbacks by the place in the code where they are defined, the 20 most frequent of each worker.'
     metric = CounterMetricFamily('reactor_slow_callback_places', text, labels=['worker', 'place'])
     for worker, counters in workers.items():
         for place, count, _ in counters['slow']:
@@ -103,7 +102,7 @@ def _slow_places(workers: dict[str, Snapshot]) -> Metric:
 
 def _gauges(workers: dict[str, Snapshot]) -> Iterator[Metric]:
     connections = GaugeMetricFamily(
-        'reactor_connections', 'Connections open now, accepted (incoming) or made (outgoing).',
+        'reactor_connections', 'Connections open now: accepted (incoming) or connected (outgoing).',
         labels=['worker', 'direction'],
     )  # fmt: skip
     for worker, counters in workers.items():
@@ -133,18 +132,27 @@ def serve_metrics(
     hosts: Iterable[str] = (),
     ready: Callable[[], bool] | None = None,
 ) -> Listener:
-    """Answer GET of /metrics for Prometheus and of /healthz for health checks, from the reactor's own loop.
+    """Serve /metrics for Prometheus and /healthz for health checks, from the reactor's own loop.
 
-    host, port  as for `listen_tcp`; port 0: a free one, `address` of the returned listener tells
-    source      whose counters, by default those of `r`
-    registry    what to tell instead, metrics of your own or a `ProcessCollector`, say; register a `ReactorCollector`
-                in it for those of the reactor
-    hosts       names by which it may be asked for on loopback, besides `localhost` and addresses
-    ready       asked by /healthz as well: False when the program cannot serve now, because a database is away, say
+    /healthz answers 200 `ok`, or 503 with `draining` after `r.drain`, or with `not ready` when `ready` returns False.
+    A scrape blocks the loop for about a millisecond.
 
-    /healthz is 200 `ok`; 503 `draining` from `r.drain` on, `not ready` when `ready` says so. The listener does not
-    keep `run` running, and a drain leaves it open. A scrape takes the loop a millisecond or so. Raises as `listen_tcp`
-    does.
+    Args:
+        r: The reactor that serves the pages.
+        host: Host name or address to listen on, as for `listen_tcp`.
+        port: Port number; 0 picks a free one, see `address` of the returned listener.
+        source: Source of the counters. Default: those of `r`.
+        registry: Metrics to serve instead of the reactor's. To combine them, register a `ReactorCollector` in it.
+        hosts: Host names that requests may use on loopback, besides `localhost` and addresses.
+        ready: Called for each request of /healthz; returns whether the program can serve clients now. Return False
+            while a database is unreachable, for example.
+
+    Returns:
+        The listener. It does not keep `run` running, and a drain leaves it open.
+
+    Raises:
+        OSError: As for `listen_tcp`.
+        TypeError: `source` or `ready` is not callable, or `hosts` is not a list.
     """
     check_callback('source', source)
     check_callback('ready', ready)
@@ -170,7 +178,7 @@ class _Pages:
             status, health = self._health()
             request.reply(status, 'text/plain', health)
         else:
-            request.reply(404, 'text/plain', b'here are /metrics and /healthz\n')
+            request.reply(404, 'text/plain', b'not found; the pages are /metrics and /healthz\n')
 
     def _health(self) -> tuple[int, bytes]:
         if self._r.draining:
@@ -181,6 +189,6 @@ class _Pages:
 
 
 def _accepted(accept: str) -> str:
-    # In words of our own: the library raises for versions that are none, and would send what it was sent.
+    # Returns a constant: given the header itself, the library raises for invalid versions and echoes valid ones.
     kinds = [part.partition(';')[0].strip().lower() for part in accept.split(',')]
     return OPEN_METRICS if 'application/openmetrics-text' in kinds else ''

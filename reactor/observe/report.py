@@ -1,7 +1,7 @@
-"""One page for bug reports: what there is of Python, the system and its limits.
+"""A page for bug reports: Python, the operating system and its limits.
 
-Owns the questions to the system. The rules: what cannot be asked is left out and never fails; and nothing private is
-told: no environment, no name of a machine, a user or a file.
+Values that are not available are left out; nothing here may fail. The page contains nothing private: no environment
+variables, and no names of hosts, users or files.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ try:
 except ImportError:  # Windows
     resource = None  # type: ignore[assignment]
 
-# What of Linux decides how many connections there can be, and how fast they come.
+# Linux settings that limit how many connections can be open, and how fast they can be opened.
 SYSCTLS = (
     'fs/file-max',
     'fs/nr_open',
@@ -59,7 +59,7 @@ LIBRARIES = 'prometheus_client', 'watchdog', 'py-spy'
 
 
 def report() -> list[str]:
-    """The lines of the page."""
+    """Return the lines of the page."""
     return [
         f'reactor {__version__}',
         '',
@@ -109,7 +109,7 @@ def _features() -> list[tuple[str, str]]:
     }
     has = [name for name in SELECTORS if hasattr(selectors, name)]
     return [
-        ('selector', f'{chosen}; there are {", ".join(has)}'),
+        ('selector', f'{chosen}; available: {", ".join(has)}'),
         *((name, 'yes' if value else 'no') for name, value in there.items()),
     ]
 

@@ -1,37 +1,33 @@
-"""A very small HTTP server for pages of counters: one GET or HEAD per connection, an answer, the end.
+"""A very small HTTP server for the pages of `observe`: one GET or HEAD request per connection.
 
-Owns the request line, the headers and their limits, and who may ask. Knows nothing of what is answered. The rules: what
-is not understood is refused and never guessed at; not a byte that a client sends is sent back; and no client can hold a
-connection for longer than REQUEST_TIMEOUT, unless it is one of those that a stream of events was given to.
+- A request that is not understood is refused; nothing is guessed.
+- No bytes of a request are echoed in the response.
+- A connection lasts at most REQUEST_TIMEOUT, unless the request was answered with a stream of events.
 
-On loopback a page is reached by a name of this machine or by an address, and by nothing else. A page of somebody else's
-could have the name of its own server point here ("DNS rebinding") and then read the counters; the header Host tells.
+On loopback, the Host header must be `localhost` or an address. Otherwise a web site could make its host name resolve to
+this machine (DNS rebinding), and its scripts could read the counters.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from ipaddress import ip_address
+from typing import Any
 
+from .. import Listener, Reactor, Stream
 from ..errors import FrameTooLong
 from ..framing import Frames
 from ..loop.checks import shown
 from ..loop.log import log
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
-    from typing import Any
-
-    from .. import Listener, Reactor, Stream
-
-    Headers = Iterable[tuple[str, str]]
-    Answer = Callable[['Request'], object]
+Headers = Iterable[tuple[str, str]]
+Answer = Callable[['Request'], object]
 
 LONGEST_HEAD = 8192  # bytes of a request line and its headers, as in nginx and Apache
-MOST_HEADERS = 100  # lines, as in Apache: 2,000 fit into so many bytes, and took 4 ms
-REQUEST_TIMEOUT = 15.0  # seconds for the request and the answer; Prometheus gives up after 10
-MOST_CLIENTS = 64  # at once, further ones wait in the backlog; each has some kilobytes of ours
-STALLED = 30.0  # seconds in which a client may take nothing of a stream
+MOST_HEADERS = 100  # as in Apache: the 2,000 that fit into LONGEST_HEAD took 4 ms to parse
+REQUEST_TIMEOUT = 15.0  # seconds for the request and the response; Prometheus gives up after 10
+MOST_CLIENTS = 64  # connections at once, a few kilobytes each; further ones wait in the backlog
+STALLED = 30.0  # seconds after which a client that reads nothing of a stream is dropped
 REASONS = {
     200: 'OK',
     400: 'Bad Request',
@@ -43,21 +39,25 @@ REASONS = {
     503: 'Service Unavailable',
     505: 'HTTP Version Not Supported',
 }
-# Counters are of this moment, and are what their type says and nothing else.
+# Sent with every response: counters are out of date at once, and browsers must not guess another media type.
 ALWAYS = (('Cache-Control', 'no-store'), ('X-Content-Type-Options', 'nosniff'), ('Connection', 'close'))
 TOKEN = frozenset(b"!#$%&'*+-.^_`|~0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz")  # RFC 9110, 5.6.2
 CONTROLS = bytes({*range(32), 127} - {9})
 
 
-class Refused(Exception):
-    """A request that is answered with an error: the status, and one sentence."""
+class HTTPError(Exception):
+    """A request is refused; the arguments are the status and one sentence for the body."""
 
 
 class Request:
-    """What a client asked for, and the one answer to it: `reply` or `stream`, in the callback or later.
+    """A request. Answer it once, with `reply` or `stream`, in the callback or later.
 
-    `method` is GET or HEAD; `path` begins with a slash and is as it was sent, nothing decoded; `query` is what stood
-    behind its question mark; `headers` has lower-case names. `conn` is the connection.
+    Attributes:
+        conn: The connection.
+        method: 'GET' or 'HEAD'.
+        path: Path of the URL as it was sent, not decoded; begins with a slash.
+        query: The part of the URL after the question mark, or ''.
+        headers: Values by header name in lower case.
     """
 
     __slots__ = ('conn', 'headers', 'method', 'path', 'query')
@@ -72,16 +72,18 @@ class Request:
         self.headers: dict[str, str] = headers
 
     def reply(self, status: int, kind: str, body: bytes, headers: Headers = ()) -> None:
-        """Answer with `body` of the media type `kind`. Does nothing when the client is gone."""
+        """Send a response with `body` of the media type `kind`. Does nothing if the connection is closed."""
         lengths = ('Content-Type', kind), ('Content-Length', str(len(body)))
         _answer(self.conn, status, (*lengths, *headers), b'' if self.method == 'HEAD' else body)
 
     def stream(self, kind: str, headers: Headers = ()) -> Stream | None:
-        """Answer with what is written to the returned connection from now on, until it is closed.
+        """Send the head of a response whose body the caller writes to the returned connection, until it is closed.
 
-        None when there is nobody to write to: the client is gone, or asked for the headers alone (HEAD). The connection
-        has no callbacks, so `on_close` is yours, and no time limit, except that a client that takes nothing for 30 s is
-        cut off. `write` returns False while 64 KiB wait: skip what can be skipped until `on_drain`.
+        The connection has no callbacks; set `on_close` to notice its end. A client that reads nothing for 30 s is
+        dropped; there is no other time limit. While `write` returns False, leave out what is not essential.
+
+        Returns:
+            The connection. None if there is nothing to write: the client is gone, or the method is HEAD.
         """
         conn, headers = self.conn, (('Content-Type', kind), *headers)
         if self.method == 'HEAD' or conn.closed:
@@ -95,7 +97,7 @@ class Request:
 
 
 class _Client:
-    """One connection until it is answered."""
+    """The received bytes and the time limit of a connection whose request has not been answered."""
 
     __slots__ = ('frames', 'timer')
 
@@ -106,7 +108,7 @@ class _Client:
 
 
 class _Site:
-    """What the connections of one listener share."""
+    """The callbacks and settings that the connections of one listener share."""
 
     __slots__ = ('answer', 'hosts', 'local')
 
@@ -120,7 +122,7 @@ class _Site:
         conn.data = _Client(conn)
 
     def on_close(self, conn: Stream, exc: BaseException | None) -> None:
-        if conn.data is not None:  # else it was closed before `on_connect`
+        if conn.data is not None:  # None if it was closed before `on_connect`
             conn.data.timer.cancel()
 
     def on_data(self, conn: Stream, data: bytes) -> None:
@@ -130,29 +132,29 @@ class _Site:
             try:
                 head = frames.until(b'\r\n\r\n')
             except FrameTooLong:
-                raise Refused(431, f'a request may have {LONGEST_HEAD} bytes of headers') from None
+                raise HTTPError(431, f'the headers of a request may have at most {LONGEST_HEAD} bytes') from None
             if head is None:
                 return
             request = Request(conn, *_parse(head))
             self._check_host(request)
-        except Refused as refused:
+        except HTTPError as error:
             conn.on_data = None
-            status, why = refused.args
+            status, why = error.args
             Request(conn, 'GET', '/', {}).reply(status, 'text/plain', why.encode() + b'\n')
             return
-        conn.on_data = None  # what follows is read and dropped: closing with unread bytes would reset the connection
+        conn.on_data = None  # read and drop further bytes: closing with unread bytes would reset the connection
         self.answer(request)
 
     def on_error(self, conn: Stream, exc: Exception) -> None:
-        """What goes wrong here is told, and ends nothing but this connection, whatever `catch_errors` says."""
+        """Log the exception and reset this connection only, whatever `catch_errors` is."""
         if conn.may_log():
-            log('error', 'exception while %s was answered', conn, exc=exc)
+            log('error', 'exception while answering the request of %s', conn, exc=exc)
         conn.abort()
 
     def _check_host(self, request: Request) -> None:
         host = request.headers.get('host')
         if self.local and host is not None and not self._is_ours(host):
-            raise Refused(403, 'this page is for this machine only: ask for localhost or an address')
+            raise HTTPError(403, 'on loopback, the Host header must be localhost or an address')
 
     def _is_ours(self, host: str) -> bool:
         name = host[1:].partition(']')[0] if host.startswith('[') else host.partition(':')[0]
@@ -160,16 +162,27 @@ class _Site:
 
 
 def listen_http(r: Reactor, host: str | None, port: int, answer: Answer, *, hosts: Iterable[str] = ()) -> Listener:
-    """Listen, and call `answer(request)` for each `Request`; see there for how to answer.
+    """Listen for HTTP requests.
 
-    host, port  as for `listen_tcp`
-    hosts       names by which it may be asked for on loopback, besides `localhost` and addresses
+    Neither the listener nor its connections keep `run` running.
 
-    Neither the listener nor its connections keep `run` running. An exception that `answer` raises is logged and ends
-    that connection. Raises as `listen_tcp` does.
+    Args:
+        r: The reactor.
+        host: Host name or address to listen on, as for `listen_tcp`.
+        port: Port number; 0 picks a free one.
+        answer: Called as `answer(request)` with each valid `Request`. If it raises, the exception is logged and the
+            connection is reset.
+        hosts: Host names that requests may use on loopback, besides `localhost` and addresses.
+
+    Returns:
+        The listener.
+
+    Raises:
+        OSError: As for `listen_tcp`.
+        TypeError: `hosts` is not a list.
     """
     if isinstance(hosts, str) or not hasattr(hosts, '__iter__'):
-        raise TypeError(f'hosts is a list of names, not {shown(hosts)}')  # a str would be taken apart into letters
+        raise TypeError(f'hosts is a list of names, not {shown(hosts)}')  # a str would count as a list of letters
     site = _Site(answer, hosts)
     server = r.listen_tcp(
         host,
@@ -193,36 +206,36 @@ def _address(text: str) -> Any:
 
 
 def _parse(head: bytes) -> tuple[str, str, dict[str, str]]:
-    """Method, target and headers; `Refused` for what RFC 9112 does not allow, or we do not need."""
+    """Return method, target and headers. Raises `HTTPError` if it is invalid (RFC 9112) or not supported."""
     first, *lines = head.split(b'\r\n')
     if len(lines) > MOST_HEADERS:
-        raise Refused(431, f'a request may have {MOST_HEADERS} headers')
+        raise HTTPError(431, f'a request may have at most {MOST_HEADERS} headers')
     if any(line.translate(None, CONTROLS) != line for line in (first, *lines)):
-        raise Refused(400, 'a request has no control characters')
+        raise HTTPError(400, 'control characters are not allowed in a request')
     method, target, version = _request_line(first)
     headers: dict[str, str] = {}
     for line in lines:
         name, colon, value = line.partition(b':')
         key, text = name.decode('latin-1').lower(), value.strip(b' \t').decode('latin-1')
         if not colon or not name or not TOKEN.issuperset(name):
-            raise Refused(400, 'a header is a name, a colon and a value on one line')
+            raise HTTPError(400, 'a header must be a name, a colon and a value on one line')
         if key == 'host' and key in headers:
-            raise Refused(400, 'a request has one Host')
+            raise HTTPError(400, 'a request must have only one Host header')
         headers[key] = f'{headers[key]}, {text}' if key in headers else text
     if version == b'HTTP/1.1' and 'host' not in headers:
-        raise Refused(400, 'a request of HTTP/1.1 has a Host')
+        raise HTTPError(400, 'an HTTP/1.1 request must have a Host header')
     return method, target, headers
 
 
 def _request_line(line: bytes) -> tuple[str, str, bytes]:
     words = line.split(b' ')
     if len(words) != 3 or b'\t' in line or not words[1].startswith(b'/') or not words[1].isascii():
-        raise Refused(400, 'a request begins with a method, a path and a version')
+        raise HTTPError(400, 'a request must begin with a method, a path and a version')
     method, target, version = words
     if version not in (b'HTTP/1.1', b'HTTP/1.0'):
-        raise Refused(505, 'this server speaks HTTP/1.1')
+        raise HTTPError(505, 'this server supports HTTP/1.1 and HTTP/1.0')
     if method not in (b'GET', b'HEAD'):
-        raise Refused(405, 'this server answers GET and HEAD')
+        raise HTTPError(405, 'this server supports GET and HEAD')
     return method.decode(), target.decode(), version
 
 
@@ -236,4 +249,4 @@ def _head(status: int, headers: Headers) -> bytes:
 def _answer(conn: Stream, status: int, headers: Headers, body: bytes) -> None:
     if not conn.closed:
         conn.writelines((_head(status, headers), body))
-        conn.write_eof()  # and closes when the client has read all of it and closed, or after REQUEST_TIMEOUT
+        conn.write_eof()  # the connection closes when the client has closed, or after REQUEST_TIMEOUT

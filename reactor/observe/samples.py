@@ -1,78 +1,77 @@
-"""Samples: what the reactors behind a source did since the last look, as rates and shares.
+"""Samples of a source: rates and shares computed from two successive readings of its counters.
 
-Owns the arithmetic from counts to what a person wants to see: requests a second, shares of the turn, how late timers
-were, memory for each connection. Knows nothing of who shows it. The rule: what cannot be told is None and never a
-guess; and a loop's own clock, the sum of its phases, is what its counts are divided by, so that it does not matter when
-it told them.
+A sample has requests per second, shares of the turn, timer lag, CPU time and memory per connection.
+
+- A value that is not known is None, never a guess.
+- Counts are divided by the loop's own clock, the sum of its phase times. So it does not matter how old the counters are
+  when they arrive from a worker.
 """
 
 from __future__ import annotations
 
 import os
 from time import monotonic, process_time, time
+from typing import Any
 
 from ..loop.counters import TIMES
-from .counters import combined, memory
+from .counters import Snapshot, Source, combined, memory
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from typing import Any
-
-    from .counters import Snapshot, Source
-
-# One sample, of all reactors together, in this order.
+# The values of a sample, in this order, for all reactors together.
 FIELDS = (
     'time',  # milliseconds since 1970; never goes back
     'incoming',  # connections
     'outgoing',
-    'requests',  # by the second
+    'requests',  # per second
     'reads',
-    'dispatch',  # shares of the turn, 0 to 1, the mean of all loops; what is missing to 1 is the selector's
+    'dispatch',  # shares of the turn, 0 to 1, the mean of all loops; the rest is spent in the selector
     'timers',
     'soon',
     'completions',
-    'busiest',  # of all loops: the share that one spent outside the selector
+    'busiest',  # the share of time that the busiest loop spent outside the selector
     'lag_p50',  # how late timers fired since the last sample: indices into `Stats.timer_lag`
     'lag_p99',
     'lag_max',
     'cpu',  # cores in use
     'memory',  # bytes of resident memory
-    'per_connection',  # bytes: what it had grown by when the most were open, for each; freed memory is often kept
+    'per_connection',  # bytes by which memory grew for each; measured at the peak, because freed memory often stays
 )
-# One row for each reactor, in this order.
+# The values for each reactor, in this order.
 WORKER_FIELDS = ('name', 'pid', 'connections', 'rate', 'busy', 'lag_p99', 'cpu', 'memory', 'silent')
-RATES = ('requests', 'reads', 'accepts', 'bytes_in', 'bytes_out', 'loop_count', 'timers_fired')  # told by the second
-ENOUGH_CONNECTIONS = 100  # to divide memory by
-LEAST_CPU_TIME = 0.5  # seconds to measure over: the system counts in hundredths
-SILENT = 3.0  # seconds without news, after which what a reactor told last is no longer taken for now
+RATES = ('requests', 'reads', 'accepts', 'bytes_in', 'bytes_out', 'loop_count', 'timers_fired')  # reported per second
+ENOUGH_CONNECTIONS = 100  # fewer give no useful memory per connection
+LEAST_CPU_TIME = 0.5  # seconds to measure over, because the system counts in hundredths
+SILENT = 3.0  # seconds without new counters, after which the last rates no longer count as current
 HAS_PROC = os.path.exists('/proc/self/stat')
 
 
 class Sampler:
-    """Looks at a source; `sample()` tells what happened since the last one."""
+    """Reads a source; each `sample()` covers the time since the one before."""
 
     def __init__(self, source: Source) -> None:
         self._source = source
         self._watched: dict[str, Watched] = {}
         self._started = time() - monotonic()
-        self.counts_requests: bool = False  # whether anybody ever did
+        self.counts_requests: bool = False  # whether the counter `requests` is in use
         self.look()
 
     def look(self) -> dict[str, Snapshot]:
-        """Begin anew: the next sample counts from here. Memory is compared with what it was when nothing was open."""
-        now, told = monotonic(), self._source()
-        for name in self._watched.keys() - told.keys():
+        """Read the counters; the next sample covers the time from now on."""
+        now, workers = monotonic(), self._source()
+        for name in self._watched.keys() - workers.keys():
             del self._watched[name]
-        for name, counters in told.items():
+        for name, counters in workers.items():
             if name not in self._watched:
                 self._watched[name] = Watched()
             self._watched[name].look(counters, now)
-        return told
+        return workers
 
     def sample(self) -> dict[str, Any]:
-        """The values of FIELDS as 'row'; 'rates' by the second; 'totals', 'workers' and 'slow' as they are now.
+        """Take a sample.
 
-        'counted' is 'reads' as long as no request was ever counted, which stand for them then.
+        Returns:
+            'row' has the values of FIELDS, 'workers' those of WORKER_FIELDS, 'rates' the changes per second. 'totals'
+            and 'slow' are the counters and the slow callbacks. 'counted' is 'requests', or 'reads' while the program
+            has not counted any request; then reads are displayed instead.
         """
         totals = combined(self.look().values())
         self.counts_requests = self.counts_requests or totals.get('requests', 0) > 0
@@ -105,9 +104,9 @@ class Sampler:
 
 
 class Watched:
-    """One reactor: what it told last, and what changed since the time before."""
+    """One reactor: its last counters, and their change since the reading before."""
 
-    __slots__ = ('counters', 'cpu', 'cpu_at', 'extremes', 'lag', 'memory', 'rates', 'shares', 'told_at')
+    __slots__ = ('changed_at', 'counters', 'cpu', 'cpu_at', 'extremes', 'lag', 'memory', 'rates', 'shares')
 
     def __init__(self) -> None:
         self.counters: Snapshot = {}
@@ -117,28 +116,28 @@ class Watched:
         self.cpu: float | None = None
         self.cpu_at: tuple[float, float | None] = (0.0, None)
         self.memory: int | None = None
-        # Connections and memory when it had the fewest connections, and when it had the most; None: memory is unknown.
+        # (connections, memory) with the fewest and with the most connections so far; None if memory is unknown.
         self.extremes: tuple[tuple[int, int], tuple[int, int]] | None = None
-        self.told_at: float = 0.0
+        self.changed_at: float = 0.0
 
     def look(self, counters: Snapshot, now: float) -> None:
-        """Compare with the last look; `now` in seconds."""
+        """Compare `counters` with the last ones; `now` is the monotonic clock in seconds."""
         before, self.counters = self.counters, counters
         elapsed = loop_seconds(counters) - loop_seconds(before)
         same = before.get('pid') == counters['pid'] and elapsed >= 0
         self._measure(counters['pid'], now, same)
-        if not same:  # another process by this name: its counts began anew
-            self.rates, self.shares, self.lag, self.told_at = {}, {}, [], now
+        if not same:  # the process has been replaced, and its counts began at 0
+            self.rates, self.shares, self.lag, self.changed_at = {}, {}, [], now
         elif elapsed > 0:
-            self.told_at = now
+            self.changed_at = now
             self.rates = {name: (counters[name] - before[name]) / elapsed for name in RATES}
             self.shares = {name: (counters[name] - before[name]) / elapsed for name in TIMES}
             self.lag = [new - old for new, old in zip(counters['timer_lag'], before['timer_lag'], strict=True)]
-        elif now - self.told_at > SILENT:
+        elif now - self.changed_at > SILENT:
             self.rates, self.shares, self.lag = {}, {}, []
 
     def _measure(self, pid: int, now: float, same: bool) -> None:
-        self.memory = memory(pid) if HAS_PROC else None  # elsewhere another program would have to be started for it
+        self.memory = memory(pid) if HAS_PROC else None  # without /proc, `memory` would have to run `ps`
         (then, used_then), used = self.cpu_at, cpu_seconds(pid)
         if not same or now - then >= LEAST_CPU_TIME:
             known = same and used is not None and used_then is not None
@@ -149,7 +148,7 @@ class Watched:
             return
         here = self.connections, self.memory
         fewest, most = self.extremes if same and self.extremes is not None else (here, here)
-        if 'base_memory' in self.counters:  # who started it has looked before the first connection
+        if 'base_memory' in self.counters:  # measured by the parent before the first connection
             fewest = 0, self.counters['base_memory']
         elif here[0] < fewest[0]:
             fewest = here
@@ -159,19 +158,19 @@ class Watched:
 
     @property
     def connections(self) -> int:
-        """How many are open."""
+        """The number of open connections."""
         count: int = self.counters['incoming'] + self.counters['outgoing']
         return count
 
     @property
     def busy(self) -> float | None:
-        """The share of its time that it was not in the selector."""
+        """The share of time spent outside the selector, 0 to 1."""
         idle = self.shares.get('idle_time')
         return None if idle is None else round(max(0.0, 1 - idle), 4)
 
     def row(self, counted: str) -> list[Any]:
-        """The values of WORKER_FIELDS, but for the name."""
-        silent = monotonic() - self.told_at
+        """Return the values of WORKER_FIELDS except the name."""
+        silent = monotonic() - self.changed_at
         return [
             self.counters['pid'],
             self.connections,
@@ -185,12 +184,12 @@ class Watched:
 
 
 def loop_seconds(counters: Snapshot) -> float:
-    """How long a loop has run, by its own clock."""
+    """Return the seconds that a loop has run, by its own clock."""
     return float(sum(counters.get(name, 0.0) for name in TIMES))
 
 
 def lateness(lags: list[list[int]]) -> list[int | None]:
-    """Median, 99th percentile and most of histograms as `timer_lag`, as indices; None when no timer has fired."""
+    """Return median, 99th percentile and maximum of `timer_lag` histograms, as indices. All None if no timer fired."""
     counts = [sum(column) for column in zip(*filter(None, lags), strict=True)]
     total, seen = sum(counts), 0
     found: list[int | None] = []
@@ -205,7 +204,7 @@ def lateness(lags: list[list[int]]) -> list[int | None]:
 
 
 def bytes_per_connection(all_: list[Watched]) -> float | None:
-    """What memory grew by from when there were the fewest connections to when there were the most, for each more."""
+    """Return the growth of memory from the fewest to the most connections, divided by their difference."""
     grown = more = 0
     for one in all_:
         if one.extremes is not None:
@@ -216,7 +215,7 @@ def bytes_per_connection(all_: list[Watched]) -> float | None:
 
 
 def cpu_seconds(pid: int) -> float | None:
-    """What a process has used so far, its threads and system calls included; None where it cannot be told."""
+    """Return the CPU time of a process, threads and system calls included. None if it is not known."""
     if pid == os.getpid():
         return process_time()
     try:
@@ -228,17 +227,17 @@ def cpu_seconds(pid: int) -> float | None:
 
 
 def added(values: list[Any]) -> Any:
-    """The sum of those that are known, None when none is."""
+    """Return the sum of the known values, None if there are none."""
     known = [value for value in values if value is not None]
     return sum(known) if known else None
 
 
 def mean(values: list[float | None]) -> float | None:
-    """The mean of those that are known, None when none is."""
+    """Return the mean of the known values, None if there are none."""
     known = [value for value in values if value is not None]
     return round(sum(known) / len(known), 5) if known else None
 
 
 def rounded(value: Any, digits: int = 1) -> Any:
-    """For sending: a float needs no seventeen digits."""
+    """Round a float for sending: it does not need 17 digits."""
     return round(value, digits) if isinstance(value, float) else value

@@ -1,31 +1,29 @@
-"""Answers of a control socket as tables for a person at a terminal.
+"""Tables for a terminal, made from the answers of a control socket.
 
-Owns the looks. Asks nobody. The rules: names are those of `Stats`, so that they can be looked up; zeros are left out;
-and nothing is printed that a terminal would obey.
+Counters have the names of `Stats`, so that users can look them up. Counters that are 0 are left out. Control characters
+are replaced, so that no text can send commands to the terminal.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 from ..loop.counters import COUNTS, GAUGES, TIMES
 from ..loop.stats import Stats
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from typing import Any
-
-    Answer = dict[str, Any]
+Answer = dict[str, Any]
 
 MOST_COLUMNS = 8  # workers side by side
 
 
 def printable(text: object) -> str:
-    """As one line, and nothing in it that moves the cursor or changes colours."""
+    """Return `text` with each line break and other control character replaced by a question mark."""
     return ''.join(letter if letter.isprintable() else '?' for letter in str(text))
 
 
 def table(rows: Sequence[Sequence[object]]) -> list[str]:
-    """Lines of cells below one another: the first of each row to the left, the others to the right."""
+    """Format rows as aligned columns: the first column to the left, the others to the right."""
     cells = [[printable(cell) for cell in row] for row in rows]
     first, *rest = [max(map(len, column)) for column in zip(*cells, strict=True)]
     return [
@@ -35,20 +33,20 @@ def table(rows: Sequence[Sequence[object]]) -> list[str]:
 
 
 def pairs(rows: Sequence[tuple[str, str]]) -> list[str]:
-    """Lines of names and what belongs to them, all to the left."""
+    """Format names and values as two columns, both to the left."""
     width = max(len(name) for name, _ in rows)
     return [f'{name.ljust(width)}  {printable(value)}' for name, value in rows]
 
 
 def shown(value: float | None) -> str:
-    """A number as a person reads it."""
+    """Format a number with thousands separators; None is empty."""
     if value is None:
         return ''
     return f'{value:,}' if isinstance(value, int) else f'{value:,.3f}'
 
 
 def stats(answer: Answer, before: Answer | None = None) -> list[str]:
-    """Counters: of all, since `before` by the second, and of each when there are several."""
+    """Counters: the sum, its rate since `before`, and a column for each worker."""
     total, names = answer['sum'], _columns(answer)
     workers = [answer['workers'][name] for name in names]
     rates = _rates(answer, before)
@@ -65,9 +63,9 @@ def stats(answer: Answer, before: Answer | None = None) -> list[str]:
 
 
 def phases(answer: Answer, before: Answer | None = None) -> list[str]:
-    """Where the time went, in shares: since `before`, else since the start; and how late timers fired."""
+    """Time spent in each phase and timer lag, since `before` or the start."""
     names = _columns(answer)
-    # Of all together what each did: in the sum of now and then, a worker that was replaced would count below 0.
+    # Subtract for each worker, then add. The sum may have decreased, because a replaced worker begins at 0.
     each = {name: _since(one, before and before['workers'].get(name)) for name, one in answer['workers'].items()}
     parts = [_together(list(each.values()) or [_since(answer['sum'], before and before['sum'])])]
     parts += [each[name] for name in names]
@@ -79,36 +77,37 @@ def phases(answer: Answer, before: Answer | None = None) -> list[str]:
 
 
 def handles(answer: Answer, before: Answer | None = None) -> list[str]:
-    """What is open."""
+    """Open handles."""
     kinds = sorted(answer['kinds'].items(), key=lambda item: (-item[1], item[0]))
     lines = [f'{sum(answer["kinds"].values()):,} open: ' + ', '.join(f'{count:,} {kind}' for kind, count in kinds)]
     for one in answer['handles']:
-        aside = '' if one['keeps_running'] else ' (does not keep it running)'
+        aside = '' if one['keeps_running'] else ' (does not keep the program running)'
         lines.append(f'{one["seconds"]:>10,.1f} s  {one["handle"]} waits for {one["waits_for"]}{aside}')
     if answer['left_out']:
-        lines.append(f'and {answer["left_out"]:,} more; --limit tells more of them')
+        lines.append(f'and {answer["left_out"]:,} more; use --limit to list more')
     return [printable(line) for line in lines]
 
 
 def why_alive(answer: Answer, before: Answer | None = None) -> list[str]:
-    """Why it goes on."""
-    lines = [printable(reason) for reason in answer['reasons']] or ['nothing keeps it running']
-    return [*lines, 'and more; --limit tells more of them'] if answer['more'] else lines
+    """Reasons why the loop is still running."""
+    lines = [printable(reason) for reason in answer['reasons']] or ['nothing keeps the program running']
+    return [*lines, 'and more; use --limit to list more'] if answer['more'] else lines
 
 
 def drain(answer: Answer, before: Answer | None = None) -> list[str]:
-    """What was begun."""
+    """The drain that has begun."""
     return [
-        f'it drains: accepting for {answer["lame_duck"]:g} s, what is left in {answer["drain_timeout"]:g} s is reset'
+        f'draining: accepts connections for {answer["lame_duck"]:g} s, '
+        f'resets the remaining ones after {answer["drain_timeout"]:g} s'
     ]
 
 
 def commands(answer: Answer, before: Answer | None = None) -> list[str]:
-    """What can be asked."""
+    """The commands and their arguments."""
     lines = []
-    for name, told in answer['commands'].items():
-        lines.append(f'{name:<10}  {told["what"]}')
-        lines += [f'{"":<10}    {key}: {what}' for key, what in told['arguments'].items()]
+    for name, command in answer['commands'].items():
+        lines.append(f'{name:<10}  {command["what"]}')
+        lines += [f'{"":<10}    {key}: {what}' for key, what in command['arguments'].items()]
     return [printable(line) for line in lines]
 
 
@@ -129,7 +128,7 @@ def _columns(answer: Answer) -> list[str]:
 
 def _left_out(answer: Answer) -> list[str]:
     more = len(answer['workers']) - MOST_COLUMNS
-    return [f'and {more} more workers; --json has them all'] if more > 0 else []
+    return [f'and {more} more workers; --json shows all of them'] if more > 0 else []
 
 
 def _rates(answer: Answer, before: Answer | None) -> dict[str, float]:
@@ -140,7 +139,7 @@ def _rates(answer: Answer, before: Answer | None) -> dict[str, float]:
     for worker, now in answer['workers'].items():
         then = before['workers'].get(worker, {})
         if then.get('pid') != now.get('pid'):
-            then = {}  # another process in its place, whose counts began with it
+            then = {}  # the worker has been replaced, and its counts began at 0
         for name in COUNTS:
             grown[name] += max(0, now.get(name, 0) - then.get(name, 0))
     return {name: count / seconds for name, count in grown.items()}
@@ -157,7 +156,7 @@ def _since(now: Answer, before: Answer | None) -> Answer:
 
 
 def _clock(part: Answer) -> float:
-    """How long a loop has run, by its own clock."""
+    """Return the seconds that a loop has run, by its own clock."""
     return float(sum(part['seconds'].values()))
 
 
@@ -180,14 +179,14 @@ def _lateness(part: Answer) -> list[str]:
     total = sum(counts)
     if not total:
         return ['no timer has fired']
-    told = []
+    late = []
     for share in (0.5, 0.99, 1):
         while seen < len(counts) - 1 and sum(counts[: seen + 1]) < total * share:
             seen += 1
         bounds = Stats.lag_bounds
-        told.append(f'{share:.0%} by ' + (f'less than {_time(bounds[seen])}' if seen < len(bounds) else '16 s or more'))
+        late.append(f'{share:.0%} by ' + (f'less than {_time(bounds[seen])}' if seen < len(bounds) else '16 s or more'))
     mean = _time(part['timer_lag_sum'] / total)
-    return [f'{total:,} timers fired; late were {", ".join(told)}; the mean is {mean}']
+    return [f'{total:,} timers fired; late: {", ".join(late)}; mean {mean}']
 
 
 def _time(seconds: float) -> str:

@@ -1,4 +1,4 @@
-"""Running it for real: workers on one port, started anew when they die or are to be replaced.
+"""Serving in production: several worker processes on one port, restarted when they die and replaced on SIGHUP.
 
     import sys
     import reactor.serve
@@ -9,7 +9,7 @@
     if __name__ == '__main__':
         sys.exit(reactor.serve.run(main, listen=['0.0.0.0:8000']))
 
-Beside it, `systemd` and `certificates` are for one process as well as for many.
+The modules `systemd` and `certificates` are useful with a single process, too.
 """
 
 from .running import run

@@ -1,10 +1,11 @@
-"""Certificates of a TLS service: chosen by the name that a client asks for, and renewed while it runs.
+"""Certificates of a TLS service: selected by the host name that a client sends, and reloadable at run time.
 
-Owns the contexts made of the files, and which of them a handshake gets. Knows no socket and no loop: `context` goes to
-`listen_tcp(ssl=)` like any other. That one holds no certificate. It sees the name (RFC 6066, section 3) and hands the
-handshake on to the context that has it now, while the keys of its session tickets stay, so that clients resume across
-a reload. The rule: a context in use is never changed. All files are loaded into new contexts first, which replace the
-old ones at once or, when anything is wrong with any file, not at all.
+`Certificates.context` is passed to `listen_tcp(ssl=)`. It contains no certificate itself. When a client sends its host
+name (SNI, RFC 6066, section 3), the handshake is switched to the context of the matching certificate. The keys of
+session tickets belong to the first context, so clients can resume their sessions after a reload.
+
+A context in use is never changed. A reload first loads all files into new contexts. They replace the old ones together,
+or not at all if there is an error in any file.
 """
 
 from __future__ import annotations
@@ -32,18 +33,26 @@ VERSION, UTC_TIME = 0xA0, 0x17  # tags in a certificate
 
 
 class Certificates:
-    """The certificates of a service, for `listen_tcp(ssl=certificates.context)`; see `reload`.
+    """The certificates of a service, for `listen_tcp(ssl=certificates.context)`.
 
-    files      `{name: (certificate, key)}`: two paths each, the certificate with its chain, in PEM; a key of None is
-               in the same file. A name is as clients send it, in A-labels ('xn--...'); `'*.example.org'` stands for one
-               label more, where no exact name does; None for all others, and clients that ask for none. Without it
-               those are refused (alert unrecognized_name)
-    configure  `configure(context)`, called with each `ssl.SSLContext` that is made, to set protocols (ALPN), versions,
-               ciphers, client certificates: the same for each. Versions, ciphers and whether to ask for certificates
-               are taken once; protocols and authorities from each reload
+    Args:
+        files: `{name: (certificate, key)}`, with the paths of two PEM files. The certificate file has the chain, too.
+            If key is None, the key is in the certificate file. A name is ASCII as clients send it ('xn--...' for
+            international names). `'*.example.org'` matches names with one more label that have no entry of their own.
+            The name None matches all other clients, also those that send no name; without it, their handshakes are
+            refused (alert unrecognized_name).
+        configure: Called as `configure(context)` with each `ssl.SSLContext` that is created, to set ALPN protocols,
+            versions, ciphers and client certificates. It must configure all contexts alike. Versions, ciphers and the
+            requirement of client certificates are used once; ALPN protocols and authorities change with each reload.
 
-    `expires` is when the first of the certificates does, in seconds since 1970, for a status or an alarm. Raises
-    ReactorError for a file that will not do, TypeError and ValueError for bad arguments.
+    Attributes:
+        context: The context for `listen_tcp(ssl=)`.
+        expires: When the first certificate expires, in seconds since 1970, for a status page or an alarm.
+
+    Raises:
+        ReactorError: A file cannot be used.
+        TypeError: An argument has the wrong type.
+        ValueError: A name is not a host name, or occurs twice.
     """
 
     context: ssl.SSLContext
@@ -61,19 +70,22 @@ class Certificates:
         self._configure = configure
         self._files = {check_name(name): check_pair(pair) for name, pair in files.items()}
         if not files or len(files) != len(self._files):
-            raise ValueError(f'each name needs one certificate: {list(files)}')
+            raise ValueError(f'files is empty or has a name twice; each name needs one certificate: {list(files)}')
         self.reload()
         self.context = self._new_context()
         self.context.sni_callback = self._choose
         self.context.sslobject_class = QuietSSLObject
 
     def reload(self) -> None:
-        """Read all files again, for handshakes from now on; connections that are open do not notice.
+        """Read all files again, for new handshakes. Open connections are not affected.
 
-        It takes about a millisecond for each file. Made to be given to `r.add_signal_handler(SIGHUP, ...)`. When one
-        file will not do, it raises ReactorError, which names it, and all stays as it was. A certificate that is not
-        valid yet or any more is taken with a warning in the log. A client that resumes a session sees no certificate,
-        and so goes on with what it has seen before.
+        This blocks for about a millisecond per file. It can be a signal handler:
+        `r.add_signal_handler(SIGHUP, certificates.reload)`. A certificate that has expired or is not valid yet is used,
+        with a warning in the log. A client that resumes a session is not sent a certificate, so it does not see the new
+        one.
+
+        Raises:
+            ReactorError: A file cannot be used. The message names it, and nothing has changed.
         """
         loaded = {pair: self._load(*pair) for pair in self._files.values()}
         self._contexts = {name: loaded[pair][0] for name, pair in self._files.items()}
@@ -94,16 +106,16 @@ class Certificates:
                 if path == certificate:
                     chain = text
             context.load_cert_chain(certificate, key, refuse_to_ask)
-            if BEGIN not in chain:  # OpenSSL reads other kinds as well
-                raise ReactorError(f'{certificate} has no "{BEGIN}"; openssl x509 -in {certificate} writes it so')
+            if BEGIN not in chain:  # OpenSSL accepts other kinds of PEM as well
+                raise ReactorError(f'{certificate} has no "{BEGIN}"; convert it with openssl x509 -in {certificate}')
             begin, end = validity(chain)
         except (OSError, ValueError) as exc:
             raise ReactorError(f'{trouble(exc, certificate, key)}; nothing was changed') from exc
         now = time.time()
         if not begin <= now < end:
             dates = (time.strftime('%Y-%m-%d %H:%M UTC', time.gmtime(moment)) for moment in (begin, end))
-            name = str(certificate)  # it may be a Path
-            log('warning', 'the certificate in %s is valid from %s to %s, which is not now', name, *dates)
+            name = str(certificate)  # log() would show the repr of a Path
+            log('warning', 'the certificate in %s is not valid now, only from %s to %s', name, *dates)
         return context, end
 
     def _choose(self, tls: ssl.SSLObject, name: str | None, _: ssl.SSLContext) -> int | None:
@@ -117,14 +129,15 @@ class Certificates:
 
 
 class QuietSSLObject(ssl.SSLObject):
-    """One that does not print a traceback when a client asks for a name that is no ASCII, as often as it likes.
+    """An `SSLObject` that prints no traceback when a client sends a host name that is not ASCII.
 
-    Python cannot decode it for the callback that chooses, says so by `sys.unraisablehook` and refuses the handshake.
+    Python cannot decode such a name for `sni_callback`. It refuses the handshake and calls `sys.unraisablehook`, which
+    prints a traceback; clients could fill the log with them.
     """
 
     def do_handshake(self) -> None:
         before = sys.unraisablehook
-        if isinstance(before, _Filter):  # of a handshake in another thread
+        if isinstance(before, _Filter):  # installed by a handshake in another thread
             return super().do_handshake()
         sys.unraisablehook = ours = _Filter(before)
         try:
@@ -139,26 +152,28 @@ class _Filter:
         self.before = before
 
     def __call__(self, unraisable: Any) -> None:
-        # The name is the object up to Python 3.13, and part of the message since.
+        # The name is the object up to Python 3.13, and part of the message from 3.14 on.
         of_name = type(unraisable.object) is bytes or 'ssl servername callback while' in (unraisable.err_msg or '')
         if unraisable.exc_type is not UnicodeDecodeError or not of_name:
             self.before(unraisable)
 
 
 def check_name(name: object) -> str | None:
-    """The name as handshakes are compared with it, or None; TypeError or ValueError for what is none."""
+    """Return a host name in the form for comparison, or None. Raises TypeError or ValueError if it is invalid."""
     if name is None:
         return None
     if not isinstance(name, str):
-        raise TypeError(f'a name is a str, or None for all others, not {name!r}')
+        raise TypeError(f'a name in files is a str, or None for all other names, not {name!r}')
     plain = name.lower().removesuffix('.')
     if not NAME.fullmatch(plain):
-        raise ValueError(f'{name!r} is no name of a host: ASCII (A-labels, xn--...), *. only as the whole first label')
+        raise ValueError(
+            f'{name!r} in files is not a host name: use ASCII (xn--... for others), and * only as the whole first label'
+        )
     return plain
 
 
 def check_pair(pair: object) -> tuple[str, str | None]:
-    """Two paths, the second perhaps None; TypeError for anything else."""
+    """Return the paths of certificate and key; the key may be None. Raises TypeError for anything else."""
     if not isinstance(pair, tuple) or len(pair) != 2:
         raise TypeError(f'a certificate is given as two paths (certificate, key), not {pair!r}')
     certificate, key = pair
@@ -166,12 +181,12 @@ def check_pair(pair: object) -> tuple[str, str | None]:
 
 
 def refuse_to_ask() -> str:
-    """In place of a password: OpenSSL would ask for it at the terminal, and the service would stand still."""
-    raise ValueError('the key is encrypted, and nobody is there to type its password; give it without one')
+    """Called for a password. Without this, OpenSSL would ask for it at the terminal and block the service."""
+    raise ValueError('the key is encrypted, and a service cannot ask for its password; decrypt it with openssl pkey')
 
 
 def trouble(exc: Exception, certificate: str, key: str | None) -> str:
-    """What is wrong with the files, and what to do."""
+    """Explain what is wrong with the files and what to do."""
     if not isinstance(exc, ssl.SSLError):
         return f'{exc} ({key or certificate})' if isinstance(exc, ValueError) else f'cannot read a certificate: {exc}'
     if exc.reason == 'KEY_VALUES_MISMATCH':
@@ -180,16 +195,18 @@ def trouble(exc: Exception, certificate: str, key: str | None) -> str:
 
 
 def validity(chain: str) -> tuple[float, float]:
-    """From when to when the first certificate in `chain` (PEM) is valid, in seconds since 1970; RFC 5280, 4.1.2.5.
+    """Return start and end of the validity of the first certificate in `chain` (PEM), in seconds since 1970.
 
-    ValueError for what is not a certificate.
+    See RFC 5280, 4.1.2.5. Raises ValueError if it is not a certificate.
     """
     begin = chain.index(BEGIN)
     der = ssl.PEM_cert_to_DER_cert(chain[begin : chain.index(END, begin) + len(END)])
     try:
         ((_, certificate),) = _elements(der)
         (_, signed), *_ = _elements(certificate)
-        fields = [value for tag, value in _elements(signed) if tag != VERSION]  # a number, how, by whom, from and to
+        fields = [
+            value for tag, value in _elements(signed) if tag != VERSION
+        ]  # serial number, signature, issuer, validity
         first, last = (_moment(tag, value.decode()) for tag, value in _elements(fields[3]))
     except (ValueError, IndexError, OverflowError) as exc:
         raise ValueError(f'what follows the first "{BEGIN}" is not a certificate: {exc}') from None
@@ -201,13 +218,13 @@ def _elements(der: bytes) -> Iterator[tuple[int, bytes]]:
     while position < len(der):
         tag, size = der[position : position + 2]
         position += 2
-        if size & 0x80:  # so many bytes of length
+        if size & 0x80:  # the low bits are the number of bytes of the length
             position, size = position + (size & 0x7F), int.from_bytes(der[position : position + (size & 0x7F)], 'big')
         yield tag, der[position : position + size]
         position += size
 
 
 def _moment(tag: int, text: str) -> float:
-    if tag == UTC_TIME:  # a year of two digits, from 1950 on
+    if tag == UTC_TIME:  # its year has two digits, 1950 to 2049
         text = ('19' if text >= '50' else '20') + text
     return calendar.timegm(time.strptime(text, '%Y%m%d%H%M%SZ'))

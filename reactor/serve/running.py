@@ -1,7 +1,7 @@
-"""`run`: whether this process is the parent or a worker, and what starts a worker.
+"""`run`, which makes this process the parent or a worker, and the command that starts a worker.
 
-Owns the arguments. Knows nothing of what workers do. The rule: a worker is never a fork of a running loop. It is the
-same command again, with the same options of the interpreter, and one variable of its environment tells it who it is.
+A worker is never a fork of a running loop. It runs the same command, with the same interpreter options, and an
+environment variable makes it a worker.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from ..net.drain import check_times
 from ..net.options import check_names
 from ..net.sockets import check_backlog
 from . import systemd
-from .doors import Door
+from .addresses import ListenAddress
 from .worker import work
 from .workers import VARIABLE, Workers
 
-SHORTEST_HANG = 2.0  # seconds: two reports of a worker
+SHORTEST_HANG = 2.0  # seconds, in which a worker reports twice
 
 
 def run(
@@ -40,53 +40,70 @@ def run(
     on_start: Callable[[Reactor, Workers], object] | None = None,
     **options: Unpack[ReactorOptions],
 ) -> int:
-    """Serve with several processes on the same addresses; returns an exit status when all of them have ended.
+    """Serve with several worker processes on the same addresses, until all of them have ended.
 
-    main           `main(r, listeners)` in each worker: a `Reactor(**options)`, and a listening socket for each of
-                   `listen`, all of them to be used: `r.listen_tcp(None, 0, on_data, sock=listeners[0])`. The worker is
-                   ready when it returns
-    workers        how many, at least 1; None: one for each processor that this process may use. One process without a
-                   parent is `reactor.run`, and `r.add_signal_handler(SIGTERM, r.drain, 30, 1)` in it
-    listen         'host:port', '[IPv6]:port', ':port' for all addresses, 'unix:/path', 'unix:@abstract', (host, port),
-                   or a socket that listens already. Port 0: a free one, the same for all. In place of these, when
-                   there are any: the sockets that systemd has passed (`systemd.inherited_sockets`)
-    drain_timeout  seconds that a worker has to end what it does; what is left then is aborted
-    lame_duck      seconds of it in which a worker that is to end still accepts
-    start_timeout  seconds in which a worker has to be ready, else it is killed
-    hang_timeout   seconds in which a worker that serves has to report, which it does once a second from its loop. One
-                   that does not, because a callback blocks, is logged, killed two seconds later and replaced. Raise it
-                   when a callback of yours may take as long, or give None to switch it off. At least 2
-    on_start       `on_start(r, workers)` in the parent, once, when the first workers start; see `Workers`
+    The program is started again for each worker, in the directory where it imported this module. So it has to be a file
+    or a module (`-m`), and has to reach this call again. In a worker, the call does not return but raises SystemExit
+    when the worker has finished.
 
-    The program is started anew for each worker, in the directory in which it has imported this: so it is a file or a
-    module (`-m`), and comes to this call again. There the call does not return, but raises SystemExit when the worker
-    is done.
+    A worker that dies is replaced at once. One that has served for less than a second is replaced after 0.1 s; the
+    pause doubles each time, up to 10 s, without end. A worker that drains by itself (`r.drain`, or SIGTERM sent to it
+    alone) is replaced while it drains.
 
-    SIGTERM, SIGINT   all workers drain (`Reactor.drain`) and go; a second SIGINT ends them at once
-    SIGHUP            the workers are replaced one by one: each drains when its successor is ready. When that fails, the
-                      rest of them is kept
-    SIGTTIN, SIGTTOU  one worker more; one less
+    Signals to the parent:
 
-    A worker that dies is replaced at once, and one that served less than a second after 0.1 s, doubled each time up to
-    10 s, for ever. One that drains of its own accord (`r.drain`, or a SIGTERM to it alone) is replaced meanwhile.
-    On Linux each has a listening socket of its own on the port (SO_REUSEPORT), which the parent keeps: who waits in its
-    queue is served by the next one. Elsewhere, and at Unix sockets, all share one. While a worker fails to start and
-    another one serves, the socket of the failing one is closed, so that clients reach those who live: what waits in its
-    queue then is reset.
+    - SIGTERM, SIGINT: all workers drain (`Reactor.drain`) and exit. A second SIGINT kills them. `r.stop` and `r.drain`
+      in the parent do what SIGTERM does.
+    - SIGHUP: the workers are replaced one after the other. Each drains when its successor is ready. If a successor
+      fails, the remaining workers are kept.
+    - SIGTTIN, SIGTTOU: add a worker; remove one.
 
-    `r.stop` and `r.drain` in the parent drain the workers as SIGTERM does.
+    On Linux each worker has its own listening socket on the port (SO_REUSEPORT). The parent keeps it open, so
+    connections in its queue are served by the next worker. On other systems, and for Unix sockets, all workers share
+    one socket. While a worker fails to start and another one serves, the socket of the failing worker is closed, so
+    that clients reach the others; connections in its queue are reset.
 
-    systemd is told when all workers are ready, and of replacing and ending; its watchdog hears from the parent's loop.
+    systemd is notified when all workers are ready, when they are replaced, and at the end. Its watchdog is fed from the
+    parent's loop.
 
-    What can still be lost: what was open on a worker that died. What waits in the queue of one that dies while it
-    drains as the last on its socket, and who is in the middle of the handshake when that is closed (by SIGTTOU too; not
-    with `net.ipv4.tcp_migrate_req=1` of Linux 5.14, which gives him to another). Who comes right before that knocks
-    again after a second, and gets to another worker, or is refused.
+    Clients can still lose connections in these cases:
 
-    The status: 0; 1 when a worker had to be killed, two seconds after its drain timeout; 130 after a second SIGINT.
+    - A worker dies: its open connections are lost.
+    - A worker dies while it drains as the last one on its socket: connections in its queue are lost.
+    - A socket is closed (also by SIGTTOU) while a client is in the middle of the TCP handshake. With
+      `net.ipv4.tcp_migrate_req=1` (Linux 5.14), the kernel moves that client to another worker. A SYN dropped just
+      before is retransmitted after one second; it reaches another worker or is refused.
 
-    Raises OSError (address in use), and ReactorError when the program cannot be started again or this is not the main
-    thread.
+    Args:
+        main: Called as `main(r, listeners)` in each worker, with a `Reactor(**options)` and a listening socket for each
+            element of `listen`. Use all of them: `r.listen_tcp(None, 0, on_data, sock=listeners[0])`. The worker counts
+            as ready when `main` returns.
+        workers: Number of workers, at least 1. None: one for each processor that this process may use. For a single
+            process without a parent, use `reactor.run` and `r.add_signal_handler(SIGTERM, r.drain, 30, 1)`.
+        listen: Addresses: 'host:port', '[IPv6]:port', ':port' for all addresses, 'unix:/path', 'unix:@abstract',
+            (host, port), or a listening socket. Port 0 picks a free port, the same for all workers. If systemd has
+            passed sockets (`systemd.inherited_sockets`), they are used instead.
+        drain_timeout: Seconds that a worker has to finish its work; what remains is then aborted.
+        lame_duck: Seconds of these in which the worker still accepts connections.
+        start_timeout: Seconds that a worker has to become ready; otherwise it is killed.
+        hang_timeout: Seconds without a report after which a worker counts as hung, at least 2. A worker reports once a
+            second from its loop, so one with a blocking callback stops reporting. It is logged, killed two seconds
+            later, and replaced. Raise the value if your callbacks may block that long; None switches it off.
+        backlog: Length of the queue of each listening socket.
+        on_start: Called once as `on_start(r, workers)` in the parent, when the first workers are started; see
+            `Workers`.
+        **options: Options of the `Reactor` in each worker.
+
+    Returns:
+        An exit status: 0; 1 if a worker had to be killed, two seconds after its drain timeout; 130 after a second
+        SIGINT.
+
+    Raises:
+        OSError: An address is in use, or permission is missing.
+        ReactorError: The program cannot be started again, or this is not the main thread.
+        SystemExit: In a worker, at its end.
+        TypeError: An argument has the wrong type.
+        ValueError: An argument is out of range or not valid.
     """
     check_names(run, options, ReactorOptions)
     if not callable(main) or not (on_start is None or callable(on_start)):
@@ -102,44 +119,44 @@ def run(
             f'hang_timeout is at least {SHORTEST_HANG:g} s, not {hang_timeout!r}: workers report once a second'
         )
     check_backlog(backlog)
-    told = os.environ.pop(VARIABLE, None)
-    if told is not None:
-        work(json.loads(told), main, (drain_timeout, lame_duck), options)
+    settings = os.environ.pop(VARIABLE, None)
+    if settings is not None:
+        work(json.loads(settings), main, (drain_timeout, lame_duck), options)
         raise SystemExit(0)
-    Reactor(**options).close()  # bad ones are told here, and not by workers that fail for ever
-    argv, doors = command(), list[Door]()
+    Reactor(**options).close()  # raise for invalid options here, or every worker would fail to start
+    argv, listen_addresses = command(), list[ListenAddress]()
     try:
         for address in [sock for _, sock in systemd.inherited_sockets()] or listen:
-            doors.append(Door(address, backlog))
+            listen_addresses.append(ListenAddress(address, backlog))
         with Reactor() as r:
-            team = Workers(r, argv, doors, drain_timeout, start_timeout, hang_timeout)
+            team = Workers(r, argv, listen_addresses, drain_timeout, start_timeout, hang_timeout)
             r.run(lambda r: team.begin(workers or processors(), on_start))
-            # Something stopped this reactor or shut it down, such as a control socket, perhaps while the workers were
-            # draining already. Closing it would kill them.
+            # `r.stop` or `r.drain` was called in the parent, by a control socket for example, perhaps while the workers
+            # were draining. Closing this reactor would kill them, so let them drain first.
             while team.slots or team.leaving:
                 team.drain()
                 r.run()
             return team.status
     finally:
-        for door in doors:
-            door.remove()
+        for address in listen_addresses:
+            address.remove()
 
 
 def command() -> list[str]:
-    """What starts this program anew; ReactorError when nothing does."""
+    """Return the command that starts this program again. Raises `ReactorError` if there is none."""
     if os.name != 'posix':
         raise ReactorError(
-            'workers get descriptors handed on, which this platform cannot: use one process, reactor.run'
+            'workers inherit descriptors, which this platform does not support: use one process, reactor.run'
         )
     file = getattr(sys.modules['__main__'], '__file__', None)
     if not file or file == '<stdin>' or not sys.executable:
         raise ReactorError(
-            'a worker is this program started anew, and what came by -c, standard input or the prompt cannot be: '
-            'put it into a file and run that'
+            'workers start this program again, which is not possible for code from -c, standard input or the prompt: '
+            'put it into a file and run that file'
         )
     return [sys.executable, *sys.orig_argv[1:]]
 
 
 def processors() -> int:
-    """How many processors this process may use."""
+    """Return the number of processors that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1

@@ -1,1 +1,1 @@
-"""What a program wants of the operating system besides the network: processes and paths."""
+"""Child processes, their pipes, and watched paths."""

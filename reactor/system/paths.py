@@ -1,11 +1,9 @@
-"""Paths: files and directories whose changes are told.
+"""Watching files and directories for changes, with the library watchdog (the extra `paths`).
 
-Owns the way of a change from the library's thread into the loop. Knows nothing of how a system notices changes: that is
-the library watchdog's, behind the extra `paths`. It was chosen over watchfiles, which is as well kept, because it needs
-nothing besides the standard library, while watchfiles brings anyio, a whole framework of coroutines.
+watchdog was chosen over watchfiles because it needs only the standard library; watchfiles requires anyio.
 
-The rule: the thread appends to a queue with a limit and rings once, so a flood of changes costs the loop a call a turn
-and a bounded queue; what the thread tells after the end is dropped.
+Watchdog reports changes in a thread of its own. That thread appends them to a bounded queue and wakes the loop once. So
+any number of changes costs the loop one call per turn. Changes reported after the watch is closed are dropped.
 """
 
 from __future__ import annotations
@@ -13,37 +11,40 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator
 from os.path import basename, dirname, join
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import HandleClosed, ReactorError
-from ..loop.checks import file_path
+from ..kernel import Kernel
+from ..loop.checks import callback, file_path
 from ..loop.watcher import Handle
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
     from ..callbacks import Loop
-    from ..kernel import Kernel
 
-QUEUE_LIMIT = 1000  # changes that the loop has not taken yet; whoever makes more has to be looked at as a whole
-LAST_JOIN = 1.0  # seconds for the library's thread to end when the reactor is closed; it takes up to half of one
+QUEUE_LIMIT = 1000  # changes waiting for the loop; further ones are merged into one change of the watched path
+LAST_JOIN = 1.0  # seconds to wait for watchdog's thread when the reactor is closed; it takes up to half a second
 
-# The library's words and ours. It has more, for opening and closing, which change nothing.
+# watchdog's event types and our changes. Its other types, for opening and closing files, are ignored.
 CHANGES = {'created': 'created', 'modified': 'changed', 'attrib': 'changed', 'deleted': 'deleted'}
 
 
 class WatchedPath(Handle):
-    """A file or directory that is watched, as returned by `watch_path`.
+    """A watched file or directory, as returned by `watch_path`.
 
-    `fn(handle, path, change, *args)` is called in the loop with 'created', 'changed' or 'deleted': of a file for
-    itself, of a directory for what is directly in it, and for itself when it is deleted. `path` begins with the path as
-    it was given. Several changes of one path between two turns are told as one, the last; a new file that was written
-    to is 'created'. A file that is replaced by renaming another, as many editors save, is 'created'.
+    `fn(handle, path, change, *args)` is called in the loop; `change` is 'created', 'changed' or 'deleted'. A watched
+    file reports its own changes. A watched directory reports changes of the files directly in it, and its own deletion.
+    `path` begins with the watched path as it was passed.
 
-    A deleted file is watched on: it is 'created' when it comes again. With its directory, or as a directory, it is gone
-    for good, and the handle closes after telling. When more changes come than can wait (1,000), the rest are told as
-    one 'changed' of the watched path itself: look at all of it. An exception in `fn` is logged, and the watch goes on.
-    Each watch costs three threads and, on Linux, one of the 128 inotify instances of a user: for many files watch their
-    directory.
+    - Several changes of a path between two turns are reported as one, the last. A new file that has been written to is
+      'created'. A file that was replaced by renaming another, as many editors do, is 'created'.
+    - A deleted file is still watched, and reported as 'created' when it exists again. If the watched directory, or the
+      directory of a watched file, is deleted, the handle reports it and closes.
+    - If more than 1,000 changes are waiting, the others are reported as one 'changed' of the watched path. Then check
+      all of it.
+    - An exception in `fn` is logged, and the path is still watched.
+
+    Each watch uses three threads and, on Linux, one of the user's 128 inotify instances. To watch many files, watch
+    their directory.
     """
 
     __slots__ = ('_kernel', '_observer', 'args', 'changes', 'fn', 'path')
@@ -71,11 +72,11 @@ class WatchedPath(Handle):
         loop.watchers.park(self)
 
     def ring(self) -> None:
-        """Called in the library's thread when there are changes to take."""
+        """Called in watchdog's thread when there are changes."""
         self.loop.call_soon_threadsafe(self.handle_changes)
 
     def handle_changes(self) -> None:
-        """Called in the loop after the thread rang."""
+        """Called in the loop after `ring`."""
         if self.closed:
             return
         completions = self.loop.completions
@@ -85,23 +86,23 @@ class WatchedPath(Handle):
             completions.append((self, WatchedPath.close, ()))
 
     def handle_change(self, path: str, change: str) -> None:
-        """Told as a completion: one change."""
+        """Report one change; called in the completions phase."""
         if self.fn is not None:
             self.fn(self, path, change, *self.args)
 
     def close(self) -> None:
-        """Watch no more: `fn` is not called again, and the thread ends. Closing twice is fine."""
+        """Stop watching. `fn` is not called again, and watchdog's thread ends. Closing twice does nothing."""
         if not self.closed:
             self.loop.guard.check_thread()
             observer = self._forget()
             try:
-                # The library waits in `stop` for the end of its threads: not in the loop.
+                # `stop` waits for the end of watchdog's threads, which must not block the loop.
                 self._kernel.start_thread(observer.stop, 'reactor-path-end')
             except RuntimeError:
-                observer.stop()  # There are no more threads: a short wait is better than a thread that never ends.
+                observer.stop()  # No thread can be started. A short block is better than a thread that never ends.
 
     def reset(self, exc: BaseException | None) -> None:
-        """Called when the reactor is closed: end the thread and wait for its end."""
+        """Called when the reactor is closed: stop watchdog's thread and wait for its end."""
         if not self.closed:
             observer = self._forget()
             observer.stop()
@@ -125,17 +126,19 @@ class WatchedPath(Handle):
 
 
 class Changes:
-    """What the library's thread tells, until the loop takes it; its `dispatch` is what the library calls.
+    """The queue between watchdog's thread, which calls `dispatch`, and the loop, which calls `take`.
 
-    folder, name  the directory that the library watches, and the file in it that is meant, None for all
-    path          the watched path as the user gave it
+    Args:
+        folder: The directory that watchdog watches.
+        name: The watched file in that directory; None for all files.
+        path: The watched path as it was passed to `watch_path`.
     """
 
     __slots__ = ('_events', '_folder', '_gone', '_name', '_overflowed', '_path', '_ring', '_rung', 'ended')
 
     def __init__(self, folder: str, name: str | None, path: str) -> None:
-        self.ended: bool = False  # nothing more can come, and all that came was taken
-        self._gone = False  # the directory itself
+        self.ended: bool = False  # the directory is gone, and all changes have been taken
+        self._gone = False  # the directory has been deleted
         self._folder = folder
         self._name = name
         self._path = path
@@ -145,34 +148,36 @@ class Changes:
         self._ring: Callable[[], object] | None = None
 
     def open(self, ring: Callable[[], object]) -> None:
-        """Have `ring` called, in the thread, when there is something to take; once for each `take`."""
+        """Call `ring` in watchdog's thread when there are changes, at most once before each `take`."""
         self._ring = ring
         if self._events:
             self._call()
 
     def close(self) -> None:
-        """Drop what the thread still tells."""
+        """Drop all further changes."""
         self._ring = None
 
     def take(self) -> list[tuple[str, str]]:
-        """What has changed since the last time: each path once, with the last that happened to it."""
-        self._rung = False  # before the queue is taken: who finds it up was in time
-        self.ended = self._gone  # likewise, or the watch would end before the deletion is reported
-        told: dict[str, str] = {}
+        """Return the changes since the last call: each path once, with its last change."""
+        # Read both flags before the queue. A change appended later rings again. Once `_gone` is set, the deletion of
+        # the directory is already in the queue.
+        self._rung = False
+        self.ended = self._gone
+        last: dict[str, str] = {}
         for _ in range(len(self._events)):
             path, change = self._events.popleft()
-            if change == 'changed' and told.get(path) == 'created':
+            if change == 'changed' and last.get(path) == 'created':
                 continue
-            told.pop(path, None)
-            told[path] = change
+            last.pop(path, None)
+            last[path] = change
         if self._overflowed:
             self._overflowed = False
-            told[self._path] = 'changed'
-        return list(told.items())
+            last[self._path] = 'changed'
+        return list(last.items())
 
     def dispatch(self, event: Any) -> None:
-        """Called by the library, in its thread."""
-        for path, change in self._meant(event):
+        """Called by watchdog, in its thread."""
+        for path, change in self._relevant(event):
             if len(self._events) < QUEUE_LIMIT:
                 self._events.append((path, change))
             else:
@@ -189,10 +194,10 @@ class Changes:
                 ring()
             except HandleClosed:
                 pass  # the reactor was closed meanwhile
-            except MemoryError:  # which would end the library's thread
+            except MemoryError:  # it would end watchdog's thread
                 self._overflowed, self._rung = True, False
 
-    def _meant(self, event: Any) -> Iterator[tuple[str, str]]:
+    def _relevant(self, event: Any) -> Iterator[tuple[str, str]]:
         if event.event_type == 'moved':
             changes = [(event.src_path, 'deleted'), (event.dest_path, 'created')]
         else:
@@ -211,18 +216,19 @@ class Changes:
 def watch(loop: Loop, kernel: Kernel, path: Any, fn: Callable[..., object], args: tuple[Any, ...]) -> WatchedPath:
     """Watch a path; see `Reactor.watch_path`."""
     file_path('path', path)
+    callback('fn', fn, '(handle, path, change)', len(args))
     try:
         from watchdog.observers import Observer
     except ImportError:
         raise ReactorError(
-            "watch_path needs the library watchdog; install it with: pip install 'selectors-reactor[paths]'"
+            "watch_path needs the library watchdog; install it with pip install 'selectors-reactor[paths]'"
         ) from None
-    # Of a file its directory is watched: a watch on the file itself would end when it is replaced.
+    # For a file, watch its directory: a watch on the file itself would end when the file is replaced.
     given, folder, name = kernel.find_path(path)
     changes = Changes(folder, name, given)
     observer = Observer()
     try:
-        observer.schedule(changes, folder)  # type: ignore[arg-type]  # all that it calls of a handler is `dispatch`
+        observer.schedule(changes, folder)  # type: ignore[arg-type]  # `dispatch` is the only method that watchdog calls
         observer.start()
         handle = WatchedPath(loop, kernel, given, fn, args, changes, observer)
     except BaseException:

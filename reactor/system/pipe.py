@@ -1,15 +1,15 @@
-"""Streams over the pipes of a child.
+"""Streams over the pipes of a child process.
 
-Owns what is different about a pipe: it goes one way. Knows nothing of children. The rule: everything else is `Stream`,
-which does not know of it; what stands for its socket is a `PipeSocket` of the kernel.
+A pipe goes in one direction; everything else is inherited from `Stream`. In place of a socket it has a `PipeSocket` of
+the kernel.
 
-A selector reports the writing end of a pipe as readable for one reason only: nobody has the other end any more.
+A selector reports the writing end of a pipe as readable only when the reading end has been closed.
 """
 
 from __future__ import annotations
 
 from errno import EPIPE
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..kinds import CheckedStream
 from ..loop.checks import shown
@@ -17,11 +17,9 @@ from ..net.states import ENDED, LINGERING, State
 from ..net.stream import Stream
 from ..net.writer import SHUT, Writer
 
-TYPE_CHECKING = False
-
 
 class Pipe(Stream):
-    """One end of a pipe; `peername` says whose the other is."""
+    """One end of a pipe. `peername` describes the other end, such as 'stdin of process 1234'."""
 
     __slots__ = ()
 
@@ -31,18 +29,18 @@ class Pipe(Stream):
             f'{self.buffered} bytes wait>'
         )
 
-    def start_tls(self, *args: Any, **options: Any) -> None:  # type: ignore[override]  # whatever it is given
-        """Refused, with TypeError."""
-        raise TypeError(f'start_tls needs a connection, which goes both ways, and {self!r} is a pipe')
+    def start_tls(self, *args: Any, **options: Any) -> None:  # type: ignore[override]  # accepts any arguments
+        """Raise TypeError: a pipe cannot have TLS."""
+        raise TypeError(f'start_tls needs a connection; {self!r} is a pipe, which goes in one direction')
 
     @property
     def unread(self) -> bool:
-        """Whether bytes of the child have arrived that were not read yet; False for a pipe that it reads."""
+        """Whether bytes from the child have arrived and have not been read; False for a pipe that the child reads."""
         return False
 
 
 class ReadPipe(Pipe):
-    """What a child writes, as a stream: `on_data`, `on_eof`, `on_close`. A write raises `ConnectionClosed`."""
+    """A stream of the output of a child: `on_data`, `on_eof`, `on_close`. Writing raises `ConnectionClosed`."""
 
     __slots__ = ()
 
@@ -61,36 +59,36 @@ class ReadPipe(Pipe):
         return pipe is not None and bool(pipe.has_bytes())
 
     def set_timeouts(self, *, read: float | None = None, write: float | None = None, idle: float | None = None) -> None:
-        """As `Stream.set_timeouts`; ValueError for `write`, since nothing is written to what a child writes."""
+        """Set time limits, see `Stream.set_timeouts`. Raises ValueError for `write`: this end is only read."""
         if write is not None:
             raise ValueError(f'a write timeout of {shown(write)} cannot apply: {self!r} is only read; use read=')
         super().set_timeouts(read=read, idle=idle)
 
     def close(self) -> None:
-        """Close it now; a child that goes on writing gets SIGPIPE. `on_close(pipe, None)` tells."""
+        """Close it now; `on_close(pipe, None)` is called. A child that still writes gets SIGPIPE."""
         self.abort()
 
 
 class WritePipe(Pipe):
-    """What a child reads, as a stream: `write`, `on_drain`, `on_close`.
+    """A stream to the input of a child: `write`, `on_drain`, `on_close`.
 
-    A child that closes its end, or dies, ends it: `on_close` gets `BrokenPipeError` when bytes still waited, else None.
+    When the child closes its end or exits, `on_close` is called, with `BrokenPipeError` if bytes were still waiting.
     """
 
     __slots__ = ()
 
     def handle_read(self) -> None:
-        """The child has closed its end, or is gone."""
+        """Called when the child has closed its end or exited."""
         if self.sock.hung_up():  # type: ignore[attr-defined]
-            lost = f'{self.peername} was closed by the child while {self.buffered} bytes waited for it'
+            lost = f'{self.peername} was closed by the child while {self.buffered} bytes were waiting'
             self.reset(BrokenPipeError(EPIPE, lost) if self.buffered else None)
         else:
             self.loop.spins.no_progress(self)
 
     def set_timeouts(self, *, read: float | None = None, write: float | None = None, idle: float | None = None) -> None:
-        """As `Stream.set_timeouts`; ValueError for `read`, since nothing is read from what a child reads.
+        """Set time limits, see `Stream.set_timeouts`. Raises ValueError for `read`: this end is only written.
 
-        idle: we wrote nothing for so long.
+        `idle` is the time in seconds in which nothing was written.
         """
         if read is not None:
             raise ValueError(f'a read timeout of {shown(read)} cannot apply: {self!r} is only written; use write=')
@@ -101,12 +99,12 @@ class WritePipe(Pipe):
         self._close_when_ended()
 
     def write_eof(self) -> None:
-        """Close it after what waits; the child reads end of file. Takes as long as the child takes to read."""
+        """Close it after sending the buffered bytes, however long that takes. The child then reads end of file."""
         super().write_eof()
         self._close_when_ended()
 
     def close(self) -> None:
-        """Close it after what waits, within `linger` seconds; the child reads end of file."""
+        """Close it after sending the buffered bytes, within `linger` seconds. The child then reads end of file."""
         super().close()
         self._close_when_ended()
 

@@ -1,61 +1,61 @@
-"""Children: processes that the reactor starts, feeds, hears, and reaps.
+"""Child processes: started, signalled and reaped by the reactor.
 
-Owns each child from `spawn` until it was reaped, and the descriptor that stands for it. Knows nothing of what its pipes
-carry. The rule: a child is reaped and signalled in the loop's thread alone, so a signal never reaches a stranger that
-got its number. Where the system has pidfds that holds whatever others do; elsewhere unless others reap our children.
+A child is reaped and signalled only in the loop's thread. So a signal never reaches another process that got the same
+process id. With a pidfd this always holds; without one, only if no other code reaps our children.
 
-Without a pidfd (not Linux, forbidden by a sandbox, no descriptor left) the child is asked after by a timer, soon at
-first and then ever more rarely. There is no handler of SIGCHLD: it would belong to the main thread, and to everybody.
+On Linux a pidfd reports the end of a child. Without it (another system, a sandbox, no descriptor left), a timer polls
+for the end, at first often and then less and less. There is no SIGCHLD handler: it could only be installed in the main
+thread, and would be shared with all other code in the process.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from errno import EBADF
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import ReactorError
-from ..kernel import EXIT_UNKNOWN, SIGKILL, SIGTERM
+from ..hints import AnyPath
+from ..kernel import EXIT_UNKNOWN, SIGKILL, SIGTERM, Kernel
 from ..loop.api import MOST_SIGNUM
 from ..loop.checks import file_path, shown, whole
 from ..loop.log import describe, log
+from ..loop.timers import Timer
 from ..loop.watcher import READ, Handle
 from ..net.options import Callbacks, Options, check_callback
-from .pipe import CheckedReadPipe, CheckedWritePipe, ReadPipe, WritePipe
+from .pipe import CheckedReadPipe, CheckedWritePipe, Pipe, ReadPipe, WritePipe
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
     from subprocess import Popen
 
     from ..callbacks import Loop, OnExit, PipeOptions
-    from ..hints import AnyPath
-    from ..kernel import Kernel
-    from ..loop.timers import Timer
-    from .pipe import Pipe
 
-# The numbers that `subprocess` gives them, so that either may be used.
+# The values of the constants in `subprocess`, so that both can be used.
 PIPE = -1
 STDOUT = -2
 DEVNULL = -3
 STDIO = ('stdin', 'stdout', 'stderr')
 
-FIRST_LOOK = 0.001  # seconds from the start of a child to the first look at it where there is no pidfd; then doubled
-LONGEST_LOOK = 0.25  # seconds between two looks: two hundred children cost less than a hundredth of a core
-DEATH_LOOKS = 5000  # a millisecond each, for a killed child to be gone when the reactor is closed
+FIRST_LOOK = 0.001  # seconds until a child without a pidfd is polled for the first time; doubled each time
+LONGEST_LOOK = 0.25  # seconds between two polls: 200 children cost less than 1 % of a core
+DEATH_LOOKS = 5000  # polls, a millisecond apart, for the end of a killed child when the reactor is closed
 
 
 class Process(Handle):
-    """A child, as returned by `spawn`.
+    """A child process, as returned by `spawn`.
 
-    pid                     its number
-    args                    what it was started with
-    stdin, stdout, stderr   streams for what was asked for as `PIPE`, else None
-    on_exit                 `on_exit(process, code, signal)`, once, when it has ended and was reaped: its exit code and
-                            None, or None and the signal that killed it. Code 255 and a warning in the log when
-                            somebody else has reaped it, since then nobody can tell
+    The end of its output is a separate event, reported by `on_eof` and `on_close` of its pipes, before or after
+    `on_exit`. It can come much later if a child of the child still holds the pipe. Open pipes keep the loop running.
 
-    The end of its output is another event, told by the `on_eof` and `on_close` of its pipes: before `on_exit` or after
-    it, and long after it when a child of the child holds the pipe. Pipes that are open keep the loop running.
+    Attributes:
+        pid: Process id.
+        args: The command.
+        stdin: Stream to its standard input, if that is a `PIPE`; otherwise None.
+        stdout: Stream from its standard output, likewise.
+        stderr: Stream from its standard error, likewise.
+        on_exit: Called once as `on_exit(process, code, signal)` when the child has ended and was reaped, with its exit
+            code and None, or with None and the signal that killed it. If other code has reaped it, its exit code is
+            not known: then code is 255, and a warning is logged.
     """
 
     __slots__ = (
@@ -93,9 +93,9 @@ class Process(Handle):
         self.stdin, self.stdout, self.stderr = pipes
         self.on_exit: OnExit | None = on_exit
         self._kernel = kernel
-        self._child: Popen[bytes] | None = child  # None when it was reaped
+        self._child: Popen[bytes] | None = child  # None once it is reaped
         self._closing = False
-        self._timer: Timer | None = None  # of the next look, where there is no pidfd
+        self._timer: Timer | None = None  # polls for its end, without a pidfd
         self._pidfd = kernel.pidfd(child.pid)
         self.events = 0
         try:
@@ -112,40 +112,49 @@ class Process(Handle):
             raise
 
     def handle_read(self) -> None:
-        """The pidfd is readable: it has ended."""
+        """Called when the pidfd is readable: the child has ended."""
         if not self._reap():  # a debugger that traces it has to reap it first
             self.loop.spins.no_progress(self)
 
     def handle_look(self, delay: float) -> None:
-        """Called by the timer where there is no pidfd: whether it has ended meanwhile."""
+        """Called by the timer, without a pidfd: check whether the child has ended."""
         if not self._reap():
             self._look_in(min(2 * delay, LONGEST_LOOK))
 
     def handle_exit(self, code: int | None, signum: int | None) -> None:
-        """Told as the completion of its end: `on_exit`, which is dropped then."""
+        """Call `on_exit` and drop it; called in the completions phase."""
         if self._child is not None:
-            self._forget()  # there was no memory for it before
+            self._forget()  # it failed before, for lack of memory
         on_exit, self.on_exit = self.on_exit, None
         if on_exit is not None:
             on_exit(self, code, signum)
 
     def handle_lost(self, exc: OSError) -> None:
-        self._pidfd = -1  # the number may be another's
+        self._pidfd = -1  # its number may already belong to another file
         self._look_in(FIRST_LOOK)
 
     def handle_refused(self, exc: Exception) -> None:
-        self._close_pidfd()  # the child is not to blame: go on as where there is no pidfd
+        self._close_pidfd()  # the child itself is fine: poll for its end instead
         self._look_in(FIRST_LOOK)
 
     def send_signal(self, signum: int) -> bool:
-        """Send it a signal; False when it has ended already.
+        """Send a signal to the child.
 
-        Raises PermissionError, TypeError and ValueError for what is not a number of a signal, OSError for one that the
-        system does not have.
+        Args:
+            signum: Number of the signal.
+
+        Returns:
+            False if the child has already ended.
+
+        Raises:
+            TypeError: `signum` is not an int.
+            ValueError: `signum` is out of range.
+            OSError: The signal does not exist on this system, or permission is missing (PermissionError).
+            ReactorError: The calling thread is not the one that runs the reactor.
         """
         whole('signum', signum, 0, MOST_SIGNUM, 'number of a signal')
         self.loop.guard.check_thread()
-        # Without a pidfd the number is its own only while it is not reaped, which is what this asks.
+        # Without a pidfd, the process id is only safe to use while the child is not reaped, so check that first.
         if self._child is None or (self._pidfd < 0 and self._reap()):
             return False
         try:
@@ -160,18 +169,18 @@ class Process(Handle):
         return True
 
     def terminate(self) -> bool:
-        """Ask it to end (SIGTERM); False when it has ended already."""
+        """Send SIGTERM. Returns False if the child has already ended."""
         return self.send_signal(SIGTERM)
 
     def kill(self) -> bool:
-        """End it now (SIGKILL); False when it has ended already."""
+        """Send SIGKILL. Returns False if the child has already ended."""
         return self.send_signal(SIGKILL)
 
     def close(self) -> None:
-        """Kill it and close its pipes; `on_exit` tells when it was reaped. Twice is fine, and nothing after its end.
+        """Kill the child and close its pipes; `on_exit` is called when it is reaped. Closing twice does nothing.
 
-        Closing the reactor does the same and waits for its end, so no child is left. One that is to live longer is
-        started by `subprocess` and not here.
+        Closing the reactor does the same and waits for the end of the child. To start a process that outlives the
+        reactor, use `subprocess`.
         """
         self.loop.guard.check_thread()
         self._closing = True
@@ -181,21 +190,21 @@ class Process(Handle):
         try:
             self.kill()
         except PermissionError:
-            pass  # it runs as somebody else: its pipes are closed, more we cannot do
+            pass  # it runs as another user, and cannot be killed; its pipes are closed
 
     def reset(self, exc: BaseException | None) -> None:
-        """Called when the reactor is closed: kill it and wait until it is gone."""
+        """Called when the reactor is closed: kill the child and wait for its end."""
         self.close()
         for _ in range(DEATH_LOOKS):
             if self._child is None or self._reap():
                 return
             self._kernel.sleep(0.001)
-        log('warning', '%s: still not dead after SIGKILL; it is left to the system', self)
+        log('warning', '%s: has not ended %g s after SIGKILL, and is abandoned', self, DEATH_LOOKS / 1000)
         self._forget()
 
     @property
     def closed(self) -> bool:
-        """True from `close` or its end on."""
+        """Whether it has ended or `close` was called."""
         return self._closing or self._child is None
 
     def fileno(self) -> int:
@@ -214,12 +223,16 @@ class Process(Handle):
         try:
             status = self._kernel.reap(self._child)
         except ChildProcessError:
-            log('warning', '%s: somebody else has reaped it; its exit code is not known', self)
+            log(
+                'warning',
+                '%s: other code has reaped it, so its exit code is not known; look for os.wait() or a SIGCHLD handler',
+                self,
+            )
             status = EXIT_UNKNOWN
         if status is None:
             return False
         how = (status, None) if status >= 0 else (None, -status)
-        self.loop.completions.append((self, Process.handle_exit, how))  # first: the next may find no memory
+        self.loop.completions.append((self, Process.handle_exit, how))  # first, because `_forget` may run out of memory
         self._forget()
         return True
 
@@ -259,7 +272,7 @@ def spawn(
     """Start a child; see `Reactor.spawn`."""
     words, passed, settings = check_args(args), check_descriptors(kernel, pass_fds), Options(**options)
     streams = [check_stdio(kernel, name, what) for name, what in zip(STDIO, stdio, strict=True)]
-    check_callback('on_exit', on_exit)
+    check_callback('on_exit', on_exit, '(process, code, signal)')
     check_environment(env)
     if cwd is not None:
         file_path('cwd', cwd)
@@ -279,7 +292,7 @@ def _start(
     options: Options,
     checked: bool,
 ) -> Process:
-    """Start it, with arguments that are checked. Nothing is left of it when that fails."""
+    """Start a child with checked arguments. If that fails, clean up everything."""
     read_pipe, write_pipe = (CheckedReadPipe, CheckedWritePipe) if checked else (ReadPipe, WritePipe)
     pipes: list[Pipe | None] = []
     given = list(stdio)
@@ -291,7 +304,7 @@ def _start(
             if what is not None and what == PIPE:
                 ours, given[number] = kernel.pipe(writing=number == 0)
                 theirs.append(given[number])
-                # A child that reads and says nothing is no fault of its stdin: that is limited by writes alone.
+                # A silent child is not an error of its stdin, so only the write timeout applies there.
                 own = options if number else options.changed(read_timeout=None, idle_timeout=None)
                 pipe = (read_pipe if number else write_pipe)(loop, own, Callbacks(None), None)
                 _attach(pipe, ours)
@@ -302,7 +315,7 @@ def _start(
                 pipe.peer = f'{name} of process {child.pid}'
         return Process(loop, kernel, args, child, pipes, on_exit)
     except BaseException:
-        if child is not None:  # there was no memory for its handle
+        if child is not None:  # creating its handle failed
             kernel.signal_child(child, -1, SIGKILL)
             child.wait()
         for made in pipes:
@@ -323,23 +336,23 @@ def _attach(pipe: Pipe, ours: Any) -> None:
 
 
 def check_args(args: Iterable[Any]) -> list[Any]:
-    """The words of a command, the program first; TypeError or ValueError for anything else."""
+    """Return the command as a list. Raises TypeError or ValueError if it is not one."""
     if isinstance(args, str | bytes) or not hasattr(args, '__iter__'):
         raise TypeError(
-            f"args is a list of words, the program first, not {shown(args)}; for a shell's line: ['sh', '-c', line]"
+            f"args is a list of words, the program first, not {shown(args)}; to use a shell: ['sh', '-c', command]"
         )
     words = list(args)
     if not words:
-        raise ValueError('args is a list of words, the program first; this one is empty')
+        raise ValueError('args is empty; it needs at least the name of the program')
     for word in words:
         if not isinstance(word, str | bytes) and not hasattr(word, '__fspath__'):
-            raise TypeError(f'args is a list of str, bytes or paths; {shown(word)} is none')
+            raise TypeError(f'args is a list of str, bytes or paths, and cannot contain {shown(word)}')
         file_path('a word of args', word)
     return words
 
 
 def check_environment(env: Any) -> None:
-    """A mapping of names to values, both str or bytes, or None; else TypeError or ValueError."""
+    """Raise TypeError or ValueError unless `env` is None or a mapping of str or bytes."""
     if env is None:
         return
     if not hasattr(env, 'items'):
@@ -350,23 +363,25 @@ def check_environment(env: Any) -> None:
 
 
 def check_descriptors(kernel: Kernel, fds: Iterable[Any]) -> list[int]:
-    """The numbers of descriptors to hand on; TypeError or ValueError for what is none, OSError when it is not open."""
+    """Return the descriptor numbers to pass on. Raises TypeError, ValueError, or OSError if one is not open."""
     if not hasattr(fds, '__iter__') or isinstance(fds, str | bytes):
-        raise TypeError(f'pass_fds is a list of descriptors, numbers or what has a fileno(), not {shown(fds)}')
+        raise TypeError(f'pass_fds is a list of descriptor numbers or objects with a fileno(), not {shown(fds)}')
     numbers = [fd.fileno() if hasattr(fd, 'fileno') else fd for fd in fds]
     for number in numbers:
         if type(number) is not int:
-            raise TypeError(f'pass_fds has descriptors, numbers or what has a fileno(); {shown(number)} is none')
+            raise TypeError(
+                f'pass_fds is a list of descriptor numbers or objects with a fileno(); it contains {shown(number)}'
+            )
         if number < 0:
-            raise ValueError(f'pass_fds has open descriptors; {number} is none, or is closed already')
-        # Asked here: starting a child opens pipes, and one of these may get the number.
+            raise ValueError(f'pass_fds needs open descriptors, not {number}; has the file been closed already?')
+        # Check this now. Starting a child opens pipes, and one of them could get the number.
         if not kernel.is_open(number):
             raise OSError(EBADF, f'descriptor {number} of pass_fds is not open')
     return numbers
 
 
 def check_stdio(kernel: Kernel, name: str, what: Any) -> Any:
-    """None, PIPE, DEVNULL, an open descriptor or a file (and STDOUT for stderr); else it raises."""
+    """Return `what` if it is valid for the descriptor `name`; otherwise raise TypeError, ValueError or OSError."""
     if isinstance(what, bool):
         raise TypeError(f'{name} is PIPE, DEVNULL, None, a file or a descriptor, not {what!r}')
     if isinstance(what, int):

@@ -1,11 +1,11 @@
-"""A simulated operating system, to test servers on: every fault, no second spent, each failure repeatable by a seed.
+"""A simulated operating system for testing servers: it can fail in every way, takes no real time, and repeats by seed.
 
-    SimKernel         stands for the system, in `Reactor(kernel=SimKernel(seed))`
-    Simulation        a whole run under watch: `Simulation(seed).run(main)`
-    SimulationFailed  what it raises, with the seed and the last of the trace
-    World             what programs for many seeds get: the reactor, a random source, trouble
+    SimKernel         the simulated operating system: `Reactor(kernel=SimKernel(seed))`
+    Simulation        one checked run: `Simulation(seed).run(main)`
+    SimulationFailed  raised by a run that failed, with the seed and the end of the trace
+    World             passed to each program: the reactor, a random generator, and planted trouble
 
-The fixture for pytest is in `reactor.testing.fixture`; `python -m reactor.testing --seeds N` tests the reactor itself.
+The pytest fixture is in `reactor.testing.fixture`. `python -m reactor.testing --seeds N` tests the reactor itself.
 """
 
 from .kernel import SimKernel

@@ -1,4 +1,4 @@
-"""`python -m reactor.testing`."""
+"""The entry point of `python -m reactor.testing`."""
 
 import sys
 

@@ -1,27 +1,24 @@
-"""Simulated time: the clock, what is due at which time, and the trace of what has happened.
+"""Simulated time: the clock, the events that are due at later times, and the trace of past events.
 
-Time passes when `sleep_until` is called, which selectors do alone, and when a callback calls `busy` or sleeps.
+Time passes only in `sleep_until`, which the simulated selectors call, and in `busy` and `sleep`, which callbacks call.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from heapq import heappop, heappush
 from random import Random
+from typing import Any
 
 from .platforms import MS, Platform
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections.abc import Callable
-    from typing import Any
-
 START = 1_000_000 * MS  # the clock at the start
-COARSE = 0.3  # of the seeds: time advances in steps
-GRAINS = 0.005, 0.05  # seconds, the shortest and the longest step
+COARSE = 0.3  # the share of seeds in which time advances in steps
+GRAINS = 0.005, 0.05  # seconds: the shortest and the longest step
 
 
 class Agenda(Platform):
-    """A kernel whose time is simulated. `platform` is passed to `Platform`; the rest is explained at `SimKernel`."""
+    """A kernel with simulated time. `SimKernel` explains `grain`; the other arguments are those of `Platform`."""
 
     time: int
 
@@ -29,7 +26,7 @@ class Agenda(Platform):
         super().__init__(*platform)
         self.time = self.woke_at = START  # now, and when the last poll returned
         self.trace: list[tuple[int, str, int, Any]] = []
-        self.progress: int = 0  # counts what a program can make of its calls
+        self.progress: int = 0  # the number of calls that achieved something
         self._events: list[tuple[int, int, Callable[..., object], tuple[Any, ...]]] = []
         self._sequence = 0
         self._numbers = 0
@@ -46,16 +43,16 @@ class Agenda(Platform):
         self.busy(seconds)
 
     def note(self, what: str, fd: int, detail: Any = None) -> None:
-        """A line of the trace."""
+        """Add a line to the trace."""
         self.trace.append((self.time, what, fd, detail))
 
     def moved(self, what: str, fd: int, detail: Any = None) -> None:
-        """A line of the trace about a call that got somewhere."""
+        """Add a line to the trace, and count the call as progress."""
         self.progress += 1
         self.trace.append((self.time, what, fd, detail))
 
     def show_trace(self, last: int | None = None) -> str:
-        """The trace as text, one line for each thing that happened."""
+        """Return the trace as text, one line for each event; `last` limits it to that many lines."""
         lines = self.trace if last is None else self.trace[-last:]
         return ''.join(
             f'{(time - START) / 1e9:14.6f}  {what}{f" fd={fd}" if fd >= 0 else ""}'
@@ -64,45 +61,45 @@ class Agenda(Platform):
         )
 
     def reading(self, time: int) -> int:
-        """What the clock says at a time, both in ns."""
+        """Return the clock reading at a time, both in ns. The clock may be coarser than time itself."""
         return time // self.clock_grain * self.clock_grain
 
     def busy(self, seconds: float) -> None:
-        """Let time pass in a callback, as a slow one would."""
+        """Let time pass inside a callback, as a slow callback does."""
         self.time += int(seconds * 1e9)
 
     def at(self, time: int, fn: Callable[..., object], *args: Any) -> None:
-        """Have something happen at a time, in ns."""
+        """Schedule `fn(*args)` for a time, in ns."""
         self._sequence += 1
         heappush(self._events, (time, self._sequence, fn, args))
 
     def after_latency(self, fn: Callable[..., object], *args: Any) -> None:
-        """Have something happen after the time that the network takes."""
+        """Schedule `fn(*args)` after one network latency."""
         self.at(self.time + self.draw_latency(), fn, *args)
 
     def draw_latency(self) -> int:
-        """How long something is on its way, in ns."""
+        """Draw a network latency, in ns."""
         if self.faults.falls('network.stall'):
             return self.random.randrange(1, 8000) * MS
         return self.random.randrange(1, 2 * self._latency)
 
     def draw_capacity(self) -> int:
-        """How many bytes a socket holds."""
+        """Draw the size of a socket buffer, in bytes."""
         return max(1, self.random.randrange(self._capacity // 2, 2 * self._capacity))
 
     def next_number(self) -> int:
-        """A number for a file, never given twice."""
+        """Return a number for a file that no other file has."""
         self._numbers += 1
         return self._numbers
 
     def run_due(self) -> None:
-        """Let everything happen whose time has come."""
+        """Run the events whose time has come."""
         while self._events and self._events[0][0] <= self.time:
             _, _, fn, args = heappop(self._events)
             fn(*args)
 
     def sleep_until(self, until: int | None) -> bool:
-        """Let time pass until the next event, or `until`; False when neither will ever come."""
+        """Let time pass until the next event or `until`, whichever is first; False if there is neither."""
         coming = self._events[0][0] if self._events else None
         if coming is None and until is None:
             return False

@@ -1,69 +1,61 @@
-"""Simulated descriptors, the calls on them, and the call that is made to fail.
+"""Simulated descriptors, the calls on them, and the one call that is made to fail.
 
-Every call to the simulated system goes through `call` or `failing`, where it is counted, and where a signal may come.
+Every call to the simulated system goes through `call` or `failing`. There it is counted, and a signal may arrive.
 """
 
 from __future__ import annotations
 
 import errno
 import signal
+from collections.abc import Callable
 from sys import _getframe
+from typing import Any
 
 from .faults import fail
-from .files import End
+from .files import End, File
 from .network import Network
 from .platforms import STDIO
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections.abc import Callable
-    from typing import Any
-
-    from .files import File
-
-FIRST_HANDLE, HANDLE_STEP = 400, 4  # of Windows, whose sockets have such numbers
-# Calls whose failure is the end of a connection; what others say of it is not.
+FIRST_HANDLE, HANDLE_STEP = 400, 4  # sockets on Windows are numbered like this
+# Calls whose failure ends a connection. An error of any other call does not.
 ENDING = {'recv', 'send', 'sendmsg', 'sendfile', 'getsockopt', 'register', 'modify'}
 LOST = ('shutdown', errno.EBADF)
-UNREAD = {'recv', 'register', 'modify'}  # what arrived before is not read then
-# Calls that nobody needs to succeed. Who lost his descriptor there cannot know it, so its number is not given again: he
-# would use what is another's, and nothing could prevent that.
-UNHEARD = {'setsockopt', 'getsockname', 'getpeername'}
+UNREAD = {'recv', 'register', 'modify'}  # after an error of these, bytes that have arrived are not read
+# Calls whose errors the reactor ignores. When one of them loses its descriptor, the reactor does not notice, so the
+# number is not reused: the reactor would go on with a descriptor that belongs to another file.
+IGNORED = {'setsockopt', 'getsockname', 'getpeername'}
 
 
 class Descriptors(Network):
-    """A kernel whose descriptors are simulated. `fail` and `lasting` are explained at `SimKernel`.
-
-    network  the arguments of `Network`
-    """
+    """A kernel with simulated descriptors. `SimKernel` explains `fail` and `lasting`; the rest is for `Network`."""
 
     def __init__(self, fail: tuple[int, int] | None, lasting: str | None, *network: Any) -> None:
         if lasting not in (None, 'kind', 'descriptor'):
-            raise ValueError(f"lasting is None, 'kind' or 'descriptor', not {lasting!r}")
+            raise ValueError(f"lasting must be None, 'kind' or 'descriptor', not {lasting!r}")
         super().__init__(*network)
         self.files: dict[int, File] = {}
         self.calls: int = 0
-        self.reads: dict[File, int] = {}  # in this turn, of each file: bytes, datagrams, clients
+        self.reads: dict[File, int] = {}  # bytes, datagrams or clients taken from each file in this turn
         self.on_turn: Callable[[float | None], object] = _nothing
         self.wakeup_fd: int = -1
         self.handlers: dict[int, Any] = {signal.SIGINT: signal.default_int_handler}
-        self.running_thread: int = 1  # signals come in the first, the main thread, alone
+        self.running_thread: int = 1  # signals arrive only in thread 1, the main thread
         self.fails: bool = fail is not None
         self.loses: bool = fail is not None and fail[1] == errno.EBADF
         self.failed: str = ''  # the name of the call that was made to fail
         self._fail = fail
         self._lasting = lasting
-        self._failing: tuple[str, Any] | None = None  # what fails from now on
-        self._withheld = -1  # a number that is not given again
+        self._failing: tuple[str, Any] | None = None  # the call that fails from now on, and its target
+        self._withheld = -1  # a descriptor number that is not reused
 
     def call(self, name: str, fd: int) -> None:
-        """Every call to the system comes by here: it is counted, may be the one that fails, or be met by a signal."""
+        """Count a call to the system. It may be the call that fails, and a signal may arrive first."""
         error = self.failing(name, fd)
         if error:
             fail(error)
 
     def failing(self, name: str, fd: int) -> int:
-        """The same for calls that return their error."""
+        """Do the same as `call`, but return the error number; 0 if the call works."""
         self.calls += 1
         if self.faults.on:
             self.throw_signals()
@@ -73,7 +65,7 @@ class Descriptors(Network):
         return 0
 
     def throw_signals(self) -> None:
-        """Signals come when they like."""
+        """Send signals to the program at random."""
         if self.running_thread != 1:
             return
         if self.faults.falls('signal.interrupt'):
@@ -84,7 +76,7 @@ class Descriptors(Network):
                 self.raise_signal(self.random.choice(handled))
 
     def raise_signal(self, signum: int) -> None:
-        """Send a signal to the program; the handler runs at once, as Python runs them between two instructions."""
+        """Send a signal to the program. Its handler runs at once: Python runs handlers between two instructions."""
         self.note('signal', -1, signum)
         bell = self.files.get(self.wakeup_fd)
         if isinstance(bell, End) and bell.connected and bell.room() > 0:
@@ -94,19 +86,19 @@ class Descriptors(Network):
             handler(signum, _getframe())
 
     def begin_turn(self, timeout: float | None) -> None:
-        """The loop is about to sleep: the turn is over."""
+        """Note that the loop is about to sleep for `timeout` seconds, so its turn is over."""
         self.on_turn(timeout)
         self.reads.clear()
 
     def file(self, fd: int) -> File:
-        """What a descriptor stands for; EBADF when it is not open."""
+        """Return the file of a descriptor; fails with EBADF if it is not open."""
         file = self.files.get(fd)
         if file is None:
             fail(self.lost)
         return file
 
     def lowest_free(self) -> int:
-        """The lowest number that is free, as POSIX has it; EMFILE at the limit."""
+        """Return the lowest free number, as POSIX requires; fails with EMFILE at the limit."""
         if len(self.files) + STDIO >= self.descriptors:
             fail(errno.EMFILE)
         fd, step = (FIRST_HANDLE, HANDLE_STEP) if self.kind == 'windows' else (STDIO, 1)
@@ -115,11 +107,11 @@ class Descriptors(Network):
         return fd
 
     def open(self, fd: int, file: File) -> None:
-        """Give a number to a file."""
+        """Give a descriptor number to a file."""
         self.files[fd] = file
 
     def close_fd(self, fd: int) -> None:
-        """Close a descriptor; EBADF when it is not open."""
+        """Close a descriptor; fails with EBADF if it is not open."""
         file = self.file(fd)
         del self.files[fd]
         self.moved('close', fd, file.number)
@@ -130,14 +122,14 @@ class Descriptors(Network):
             file.ready = 0
 
     def duplicate(self, fd: int) -> int:
-        """Another number for the same file (`dup`)."""
+        """Return another descriptor of the same file (`dup`)."""
         file, other = self.file(fd), self.lowest_free()
         file.references += 1
         self.open(other, file)
         return other
 
     def took(self, file: File, count: int) -> None:
-        """So much was taken from a file in this turn: bytes of a connection, datagrams, clients."""
+        """Count bytes, datagrams or clients that were taken from a file in this turn."""
         self.reads[file] = self.reads.get(file, 0) + count
 
     def _is_to_fail(self, name: str, fd: int, n: int) -> bool:
@@ -160,16 +152,16 @@ class Descriptors(Network):
         if isinstance(file, End) and (name in UNREAD or error == errno.EBADF):
             file.misled = True
         if isinstance(file, End) and error != errno.EAGAIN and (name in ENDING or (name, error) == LOST):
-            file.told.append(error)
+            file.reported.append(error)
         if file is not None and error == errno.EBADF:
             self.close_fd(fd)
-            # Neither poll nor select looks at what is registered; they find out when they are to wait for it.
-            untold = name in ('register', 'modify') and self.kind not in ('epoll', 'kqueue')
-            if untold or name in UNHEARD:
+            # poll and select do not check a descriptor when it is registered, but only when they wait for it.
+            unnoticed = name in ('register', 'modify') and self.kind not in ('epoll', 'kqueue')
+            if unnoticed or name in IGNORED:
                 self._withheld = fd
-            return 0 if untold else error
+            return 0 if unnoticed else error
         if isinstance(file, End) and name == 'shutdown':
-            file.cut(errno.ECONNRESET)  # it fails only when there is no connection any more
+            file.cut(errno.ECONNRESET)  # shutdown fails only if the connection no longer exists
         return error
 
 

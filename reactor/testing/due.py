@@ -1,49 +1,46 @@
-"""What is due: things that have to happen soon, and since when they have not.
+"""The checks that nothing is forgotten: conditions that must end soon, and when each of them began.
 
-The rest of the oracles look at what has happened, and see nothing of a loop that forgets. Each check here says what the
-kernel holds and what the user was promised, never how the reactor keeps it in mind: bytes that can be read are read,
-room for bytes that wait is used, a client in a backlog is accepted, a time limit ends its connection.
+The other checks look at events of the past, so they cannot see a loop that forgets something. Each condition here is a
+promise to the user: bytes that can be read are read, room for waiting bytes is used, a client in a backlog is accepted,
+a time limit ends its connection. Conditions are read from the simulated kernel, the ledger and public attributes, never
+from the internal state of the reactor.
 
-A condition is late when it has held for so long, and for so many polls after that: a callback that takes a minute, or a
-machine that slept, delays everything and breaks no promise. Whenever the kernel refuses a call, the time begins again.
-
-Owns the conditions of one reactor that are pending. The rule: none is read from the reactor that is tested.
+A condition is late when it has held longer than its time limit, and then for POLLS polls. A callback that takes a
+minute, or a computer that was asleep, delays everything but breaks no promise. When the kernel refuses a call, the time
+starts again.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from math import inf
 from selectors import EVENT_WRITE
+from typing import Any
 
 from ..errors import ReadTimeout
 from .calls import PROMPT, ROUNDED
 from .files import End, Listening
+from .ledger import Ledger
+from .records import Record
+from .watched import WatchedStream
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from typing import Any
+# A description, a key that changes when there is progress, a time limit in s, and the earliest start of it in ns.
+Pending = tuple[str, Any, float, int]
 
-    from .oracles import Ledger
-    from .watched import Record, WatchedStream
-
-    # What is pending, a key that changes when something moves, seconds, and a time in ns to count from at the earliest.
-    Pending = tuple[str, Any, float, int]
-
-POLLS = 5  # that a condition has to hold for
-LATE = 1.0  # seconds, by which a time limit may be late
+POLLS = 5  # a condition is late only after it has held for this many polls
+LATE = 1.0  # seconds by which a time limit may be late
 
 
 class Dues:
-    """The conditions of one reactor."""
+    """The pending conditions of one reactor."""
 
     def __init__(self, ledger: Ledger) -> None:
         self.ledger = ledger
         self._asleep_until = 0.0  # ns
-        self._held: dict[Any, tuple[int, int]] = {}  # since when each has held, and polls at which that was too long
+        self._held: dict[Any, tuple[int, int]] = {}  # for each condition its start, and for how many polls it was late
 
     def check_turn(self, timeout: float | None) -> None:
-        """Note what is pending now, and complain of what has been for too long, or would be after the poll to come."""
+        """Note the conditions that hold now, and report those that are late or will be after `timeout` seconds."""
         now, held, before = self.ledger.time(), {}, self._held
         self._asleep_until = inf if timeout is None else now + timeout * 1e9 - ROUNDED * 1e9
         for what, key, seconds, floor in self._pending():
@@ -52,15 +49,16 @@ class Dues:
             polls = polls + 1 if now - since >= seconds * 1e9 else 0
             held[what, key] = since, polls
             if polls >= POLLS:
-                self.ledger.violations.append(f'late, after {(now - since) / 1e9:g} s and {polls} polls: {what} {key}')
+                held_for = (now - since) / 1e9
+                self.ledger.violations.append(f'forgotten for {held_for:g} s and {polls} polls: {what} ({key})')
         self._held = held
 
     def _is_over(self, stream: WatchedStream, what: str, at: float) -> bool:
-        """Whether the time `at` is over, in ns; the loop must not sleep beyond it."""
+        """Return whether the time `at`, in ns, is over. A loop that is going to sleep beyond it is a violation."""
         if self.ledger.time() > at:
             return True
         if self._asleep_until > at:
-            self.ledger.wrong(stream, f'the loop sleeps beyond {what}, at {at / 1e9}, until {self._asleep_until / 1e9}')
+            self.ledger.wrong(stream, f'the loop sleeps until {self._asleep_until / 1e9}, but {what} is at {at / 1e9}')
         return False
 
     def _pending(self) -> Iterator[Pending]:
@@ -73,46 +71,47 @@ class Dues:
                 if not (end.stuck or end.unread_error or record.raw):
                     yield from self._of_open(stream, record, end)
             elif record.connect_by is not None and record.closed_by is None and not stream.closed:
-                if self._is_over(stream, 'the timeout of its connect', record.connect_by):
-                    yield 'the timeout of a connect is over', record.number, 0.0, 0
+                if self._is_over(stream, 'its connect timeout', record.connect_by):
+                    yield 'the connect timeout of a connection is over', record.number, 0.0, 0
         for listener, paused in self.ledger.listeners.items():
             if not paused:
                 yield from self._of_listener(listener)
 
     def _of_closed(self, stream: WatchedStream, record: Record) -> Iterator[Pending]:
         if record.closed_by == 'abort':
-            yield 'it was aborted', record.number, 0.0, 0
-        elif self._is_over(stream, 'linger', record.closed_at + stream.options.linger * 1e9):
-            yield 'it was closed, and its linger is over', record.number, 0.0, 0
+            yield 'a connection was aborted, and must end', record.number, 0.0, 0
+        elif self._is_over(stream, 'the end of its linger', record.closed_at + stream.options.linger * 1e9):
+            yield 'a connection was closed, and its linger is over', record.number, 0.0, 0
 
     def _of_open(self, stream: WatchedStream, record: Record, end: End) -> Iterator[Pending]:
         number, floor = record.number, end.refused_at
-        if end.told and not record.paused and not self.ledger.lacks_farewell(stream, end):
-            yield 'it was told an error', (number, end.received, len(end.told)), PROMPT, floor
+        if end.reported and not record.paused and not self.ledger.lacks_close_notify(stream, end):
+            yield 'a connection got an error, and must end', (number, end.received, len(end.reported)), PROMPT, floor
         waits = stream.buffered if record.secured else len(record.offered) - end.sent
-        if record.told < len(record.marks) and not record.secured and end.sent >= record.marks[record.told]:
-            yield 'the bytes of an on_written are sent', (number, record.told), 0.0, 0
+        called, marks = record.written_calls, record.marks
+        if called < len(marks) and not record.secured and end.sent >= marks[called]:
+            yield 'the bytes of a write are sent, so on_written must be called', (number, called), 0.0, 0
         if record.closed_by is not None or stream.closed:
             return
         if not record.paused and 'eof' not in record.events:
             if end.inbox:
-                yield 'bytes are there to read', (number, end.received), PROMPT, floor
+                yield 'bytes can be read', (number, end.received), PROMPT, floor
             elif end.ended_in and not (record.secured or waits):
-                yield 'an end is there to read', number, PROMPT, floor
+                yield 'an end of file can be read', number, PROMPT, floor
         if waits and end.ready & EVENT_WRITE and not record.secured:
-            yield 'bytes wait, and there is room', (number, end.sent), PROMPT, floor
+            yield 'bytes wait, and the kernel has room for them', (number, end.sent), PROMPT, floor
         low = stream.options.low_water or 0
         if record.awaits_drain and stream.on_drain is not None and waits <= low and end.sent > record.marks_set_at:
-            yield 'what waits is down at the low-water mark, and on_drain is owed', number, 0.0, floor
+            yield 'the low-water mark is reached, so on_drain must be called', number, 0.0, floor
         if stream.options.timed and not end.inbox:
             for error, since, limit in record.time_limits(stream.options, waits):
                 if record.paused and error is ReadTimeout:
-                    continue  # it was paused when the time was over already: this may come, and is not owed
+                    continue  # reading was paused after the time was over: the timeout may come, but need not
                 if limit is not None and self._is_over(stream, error.__name__, since + (limit + LATE) * 1e9):
-                    yield error.__name__, number, 0.0, floor
+                    yield f'a connection must end with {error.__name__}', number, 0.0, floor
 
     def _of_listener(self, listener: Any) -> Iterator[Pending]:
         file, most = self.ledger.kernel.files.get(listener.fileno()), listener.max_connections
         if isinstance(file, Listening) and file.queue and not (file.stuck or file.unread_error):
             if most is None or listener.open_connections < most:
-                yield 'a client is there to accept', (file.number, file.queue[0].number), PROMPT, file.refused_at
+                yield 'a client waits to be accepted', (file.number, file.queue[0].number), PROMPT, file.refused_at

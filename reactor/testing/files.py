@@ -1,9 +1,11 @@
-"""What simulated descriptors stand for: ends of streams, listeners, mailboxes of datagrams.
+"""The objects behind simulated descriptors: ends of streams, listeners, mailboxes of datagrams.
 
-Owns their states, the bytes they hold, and what travels between them. Knows no fault and no number: `SimSocket` throws
-the coins and asks the kernel. The rules: what was sent arrives once, in order, behind all that was sent before, and
-never more of it than there is room for; `ready` is always what the system would tell of it; and a file is gone when the
-last descriptor of it is closed.
+They hold states and bytes, and pass bytes to each other over the simulated network. Faults and descriptor numbers are
+the business of `SimSocket` and the kernel.
+
+- Sent bytes arrive once and in order, and never more of them than the receiver has room for.
+- `ready` is always what a real system would report.
+- A file is closed together with its last descriptor.
 """
 
 from __future__ import annotations
@@ -11,41 +13,38 @@ from __future__ import annotations
 import errno
 from collections import deque
 from selectors import EVENT_READ, EVENT_WRITE
+from typing import Any
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from typing import Any
-
-    from .agenda import Agenda
+from .agenda import Agenda
 
 READ, WRITE = EVENT_READ, EVENT_WRITE
 BOTH = READ | WRITE
-SYN_RETRY = 1_000_000_000  # ns, as Linux: a client asks again when the backlog was full
-SILENCE = 127_000_000_000  # ns until Linux gives up asking
-LOOPBACK = 20_000  # ns, on the way between the two ends of a pair that is made of a TCP connection
-DEFERRED = 1_000_000_000  # ns for which TCP_DEFER_ACCEPT keeps a silent client back
+SYN_RETRY = 1_000_000_000  # ns until Linux retransmits a SYN that was dropped because the backlog was full
+SILENCE = 127_000_000_000  # ns until Linux gives up a connect without an answer
+LOOPBACK = 20_000  # ns: the latency between the two ends of a socketpair that is a TCP connection
+DEFERRED = 1_000_000_000  # ns for which TCP_DEFER_ACCEPT does not report a silent client
 
 
 class File:
-    """What was opened. `references` counts the descriptors that stand for it, `ready` is what it is ready for."""
+    """An open file. `references` counts its descriptors, and `ready` has the events it is ready for."""
 
     def __init__(self, kernel: Agenda) -> None:
         self.kernel = kernel
         self.references = 1
         self.ready = 0
         self.hung_up = False
-        self.stuck = 0  # what it is reported as for good, whatever is done: somebody else has shut it down, say
-        self.unread_error = False  # its error queue has something that nobody reads
-        self.private = False  # one of a socketpair: its kind fails only when it is full
-        self.refused_at = 0  # when a call on it failed last, for oracles
+        self.stuck = 0  # events that are always reported, for example after other code has called shutdown
+        self.unread_error = False  # there is an entry in its error queue, which the program does not read
+        self.private = False  # it is one of a socketpair, on which a send fails only if it is full
+        self.refused_at = 0  # when a call on it failed last, for the checks
         self.number: int = kernel.next_number()
 
     def closed(self) -> None:
-        """The last descriptor is gone."""
+        """Handle the close of the last descriptor."""
 
 
 class Stored(File):
-    """A regular file, open for reading. It is its own file object, as far as `send_file` asks."""
+    """A regular file, open for reading. It is also the file object that is passed to `send_file`."""
 
     name = 'simulated'
 
@@ -66,7 +65,7 @@ class Unborn(File):
 
     def __init__(self, kernel: Agenda) -> None:
         super().__init__(kernel)
-        self.ready = BOTH  # Linux tells a hang-up
+        self.ready = BOTH  # Linux reports a hang-up
 
 
 class Listening(File):
@@ -80,17 +79,17 @@ class Listening(File):
         self.backlog: int = max(1, backlog)
         self.deferred = deferred
         self.nodelay = False
-        self.exclusive = False  # on Windows: its port cannot be shared, not even by a program that sets SO_REUSEADDR
-        self.takes_new = True  # False: what a new client sends first is dropped
+        self.exclusive = False  # on Windows: a program cannot share its port, not even with SO_REUSEADDR
+        self.takes_new = True  # False: SYNs of new clients are dropped
         self.queue: deque[End] = deque()
 
     def arrive(self, end: End) -> None:
-        """A connection is complete and waits to be accepted."""
+        """Add a complete connection to the backlog."""
         self.queue.append(end)
         self.ready = READ
 
     def take(self) -> End:
-        """The next one, which has to be there."""
+        """Return the next connection of the backlog, which must not be empty."""
         end = self.queue.popleft()
         self.ready = READ if self.queue else 0
         return end
@@ -104,12 +103,14 @@ class End(File):
     """One end of a stream.
 
     inbox       bytes that have arrived and were not read
-    on_the_way  how many bytes to here have not arrived yet
+    on_the_way  how many bytes are on their way to this end
     capacity    how many bytes may be in `inbox` and on the way together
-    sent        how many bytes were accepted here, in all
-    error       what the next call is told: SO_ERROR
-    told        the errors that were told, for oracles, as are `sent_at`, `read_at`, `misled`, `at_failure` and
-                `never_sent`
+    sent        how many bytes this end has accepted from its program, in all
+    received    how many bytes the program has read, in all
+    error       the error number that the next call fails with: SO_ERROR
+    reported    the errors that calls failed with
+
+    Only the checks use `reported`, `sent_at`, `read_at`, `misled`, `at_failure`, `never_sent` and `cut_short`.
     """
 
     sent_at: int
@@ -119,7 +120,7 @@ class End(File):
     def __init__(self, kernel: Agenda, family: int, instant: bool) -> None:
         super().__init__(kernel)
         self.family = family
-        self.instant = instant  # a Unix socket: nothing is ever on the way
+        self.instant = instant  # a Unix socket: bytes arrive at once
         self.peer: End | None = None
         self.local: Any = None
         self.remote: Any = None
@@ -131,33 +132,33 @@ class End(File):
         self.sent_at = self.read_at = kernel.time
         self.misled = False  # recv failed although there was something to read
         self.error: int = 0
-        self.told: list[int] = []
-        self.at_failure: int | None = None  # bytes that had arrived when a send failed for good, read or not
-        self.never_sent: bytes = b''  # what the last send that failed for good was to send
+        self.reported: list[int] = []
+        self.at_failure: int | None = None  # how many bytes had arrived when a send failed, read or not
+        self.never_sent: bytes = b''  # the bytes of the last send that failed
         self.connected = False
         self.refused = False  # it could not be connected
-        self.dead: bool = False  # reset: nothing goes in or out any more
+        self.dead: bool = False  # it was reset: no bytes can be sent or received
         self.ended_out: bool = False
         self.ended_in: bool = False
         self.lingers = True  # False: closing resets
-        self.nodelay = False  # TCP_NODELAY was asked for, or inherited
-        self.cut_short: bool = False  # closed with something unread, and what was sent was still under way
-        self.accepted = True  # False in a backlog, where bytes are kept though nobody has it yet
-        self._arrival = 0  # of the last thing on the way to here: nothing overtakes
-        self._epoch = 0  # raised by a reset: what was on the way is lost
+        self.nodelay = False  # TCP_NODELAY was set or inherited
+        self.cut_short: bool = False  # it was closed with unread input while sent bytes were still on the way
+        self.accepted = True  # False while it is in a backlog, where it has no descriptor but receives bytes
+        self._arrival = 0  # when the last event on its way to here arrives: events do not overtake each other
+        self._epoch = 0  # a reset increases it, and bytes of an earlier epoch are lost
 
-    # -- what the socket does
+    # -- called by the socket
 
     def room(self) -> int:
-        """How many bytes can be sent now."""
+        """Return how many bytes can be sent now."""
         peer = self.peer
         assert peer is not None
         if peer.gone:
-            return max(65536, peer.capacity)  # nobody here knows that yet
+            return max(65536, peer.capacity)  # the sender does not know yet that the peer is gone
         return peer.capacity - len(peer.inbox) - peer.on_the_way
 
     def send(self, data: bytes) -> None:
-        """Send what there is room for."""
+        """Send these bytes, for which there must be room."""
         peer = self.peer
         assert peer is not None
         self.sent += len(data)
@@ -167,7 +168,7 @@ class End(File):
         self.look()
 
     def take(self, size: int) -> bytes:
-        """Read up to so many bytes of what has arrived."""
+        """Read at most `size` bytes that have arrived."""
         data = bytes(self.inbox[:size])
         del self.inbox[:size]
         self.received += len(data)
@@ -178,21 +179,21 @@ class End(File):
         return data
 
     def send_failed(self, data: bytes) -> None:
-        """A send of these bytes has failed for good."""
+        """Note that a send of these bytes has failed with an error other than EAGAIN."""
         self.never_sent = data
         if self.at_failure is None:
             self.at_failure = self.received + len(self.inbox)
 
     def take_error(self) -> int:
-        """SO_ERROR: read it and forget it."""
+        """Return SO_ERROR and clear it."""
         error, self.error = self.error, 0
         if error:
-            self.told.append(error)
+            self.reported.append(error)
         self.look()
         return error
 
     def end(self) -> None:
-        """Shut down writing: the peer reads the end behind what was sent."""
+        """Shut down writing: the peer reads an end of file after the sent bytes."""
         if not self.ended_out:
             self.ended_out = True
             assert self.peer is not None
@@ -203,7 +204,7 @@ class End(File):
         peer = self.peer
         if peer is None or not self.connected or self.dead:
             return
-        # A Unix socket resets for what nobody has read, and for nothing else.
+        # A Unix socket is reset only if it has unread bytes, whatever SO_LINGER says.
         if self.inbox or not (self.lingers or self.instant):
             self.cut_short = self.lingers and peer.on_the_way > 0
             self.reset()
@@ -211,20 +212,20 @@ class End(File):
             self.end()
 
     def reset(self) -> None:
-        """Tell the peer that it is over."""
+        """Reset the connection."""
         peer = self.peer
         assert peer is not None
         if not self.dead:
             self.dead = True
             if (self.inbox or not self.lingers) and self.kernel.random.random() < 0.5:
-                peer.lose_what_is_on_the_way()  # it was not sent yet, and is not any more
+                peer.lose_bytes_on_the_way()  # bytes in the send buffer are discarded
             peer.schedule(peer.arrive_reset)
             self.look()
 
-    # -- what comes from the network
+    # -- called by the network
 
     def schedule(self, fn: Any, *args: Any) -> None:
-        """Have something arrive here, behind everything else."""
+        """Schedule an arrival at this end, after all that are already on the way."""
         kernel = self.kernel
         if self.instant:
             fn(*args, self._epoch)
@@ -233,53 +234,53 @@ class End(File):
         self._arrival = max(self._arrival, kernel.time + latency)
         kernel.at(self._arrival, fn, *args, self._epoch)
 
-    def lose_what_is_on_the_way(self) -> None:
-        """It was discarded where it was sent, or overtaken by a reset."""
+    def lose_bytes_on_the_way(self) -> None:
+        """Drop the bytes on the way: the sender has discarded them, or a reset has overtaken them."""
         self._epoch += 1
         self.on_the_way = 0
 
     def arrive(self, data: bytes, epoch: int) -> None:
-        """Bytes are here."""
+        """Receive bytes."""
         if epoch != self._epoch or self.dead:
             return
         self.on_the_way -= len(data)
         if self.gone:
-            self.reset()  # nobody reads it any more
+            self.reset()  # bytes for a closed socket are answered with a reset
             return
         self.inbox += data
         self.kernel.note('arrived', -1, (self.number, len(data)))
         self.look()
 
     def arrive_end(self, epoch: int) -> None:
-        """The peer has ended its side."""
+        """Receive the peer's end of file."""
         if epoch == self._epoch and not self.dead:
             self.ended_in = True
             self.kernel.note('end arrived', -1, self.number)
             self.look()
 
     def arrive_reset(self, epoch: int = 0) -> None:
-        """The peer, or somebody between, has reset the connection."""
+        """Receive a reset from the peer or from the network."""
         if not self.dead:
             self.dead = True
             self.error = errno.EPIPE if self.ended_in else errno.ECONNRESET
             if self.kernel.kind == 'windows':
-                self.inbox.clear()  # a reset erases what was not read yet (RFC 9112, 9.6, warns of that)
+                self.inbox.clear()  # a reset erases unread bytes (RFC 9112, section 9.6, warns of that)
                 self.at_failure = None if self.at_failure is None else self.received
             self.kernel.note('reset arrived', -1, self.number)
             if self.peer is not None:
-                self.peer.lose_what_is_on_the_way()
+                self.peer.lose_bytes_on_the_way()
             self.look()
 
     def cut(self, error: int) -> None:
-        """What lies between is broken, and both sides are told at once."""
+        """Break the connection in the network: both ends fail at once."""
         for end in (self, self.peer):
             if end is not None:
-                end.lose_what_is_on_the_way()
+                end.lose_bytes_on_the_way()
                 end.arrive_reset()
                 end.error = end.error and error
 
     def look(self) -> None:
-        """Bring `ready` up to date."""
+        """Update `ready` and `hung_up`."""
         ready = 0
         if self.inbox or self.ended_in or self.error or self.dead:
             ready = READ
@@ -292,12 +293,12 @@ class End(File):
 
     @property
     def gone(self) -> bool:
-        """Whether it was closed, for good."""
+        """Whether it was closed."""
         return self.accepted and not self.references
 
 
 class Mailbox(File):
-    """A datagram socket: what was received, each with its sender, up to `capacity` bytes."""
+    """A datagram socket. It holds received datagrams and their senders, up to `capacity` bytes."""
 
     def __init__(self, kernel: Agenda, family: int) -> None:
         super().__init__(kernel)
@@ -312,7 +313,7 @@ class Mailbox(File):
         self.ready: int = WRITE
 
     def arrive(self, data: bytes, sender: Any) -> None:
-        """A datagram is here; without room it is dropped."""
+        """Receive a datagram; it is dropped if there is no room."""
         if not self.references or (self.remote is not None and sender != self.remote):
             return
         if self.held + len(data) > self.capacity:
@@ -323,10 +324,10 @@ class Mailbox(File):
         self.ready = BOTH
 
     def refuse(self) -> None:
-        """Nothing listens at the address to which this was sent (ICMP).
+        """Receive an ICMP error: there is no socket at the address to which this one has sent.
 
-        Windows reports it to unconnected sockets too, as WSAECONNRESET, when they receive (recvfrom in the
-        Winsock reference).
+        Windows reports it to unconnected sockets too, as WSAECONNRESET when they receive (recvfrom in the Winsock
+        reference).
         """
         on_windows = self.kernel.kind == 'windows'
         if self.references and (self.remote is not None or on_windows):
@@ -334,12 +335,12 @@ class Mailbox(File):
             self.ready = BOTH
 
     def take(self) -> tuple[bytes, Any]:
-        """The next one."""
+        """Return the next datagram and its sender."""
         data, sender = self.inbox.popleft()
         self.held -= len(data) + 1
         self.look()
         return data, sender
 
     def look(self) -> None:
-        """Bring `ready` up to date."""
+        """Update `ready`."""
         self.ready = BOTH if self.inbox or self.error else WRITE

@@ -1,19 +1,16 @@
-"""The fixture `simulate` for pytest: put `pytest_plugins = ['reactor.testing.fixture']` into your conftest.py.
+"""The pytest fixture `simulate`: put `pytest_plugins = ['reactor.testing.fixture']` into your conftest.py.
 
-Owns the fixture and the option `--seed`. Knows nothing of the program under test. The rule: a failure names the seed,
-and `pytest --seed N` runs that one alone.
+A failure names its seed, and `pytest --seed N` runs that seed alone.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 
 from .simulation import Simulation, World
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections.abc import Callable
-    from typing import Any
 
 
 def pytest_addoption(parser: Any) -> None:
@@ -23,15 +20,18 @@ def pytest_addoption(parser: Any) -> None:
 
 @pytest.fixture
 def simulate(request: Any) -> Callable[..., None]:
-    """`simulate(program, seeds=100, **options)`: run `program(world)` on so many simulated systems.
+    """Run a program on many simulated systems: `simulate(program, seeds=100, **options)`.
 
-    program  called with a `World` in the first turn: it starts servers and clients on `world.r`
-    seeds    how many systems, each with latencies, room and faults of its own; or the seeds themselves
-    options  of `Simulation`: `faults=False`, `hosts=...`; `selector=` one of 'epoll', 'poll', 'select', 'kqueue' (a BSD
-             or macOS) and 'windows', instead of the system that each seed draws
+    Args:
+        program: Called with a `World` in the first turn. It starts servers and clients on `world.r`.
+        seeds: The number of systems, or the seeds themselves. Each seed draws other latencies, buffer sizes and faults.
+        options: Those of `Simulation`, such as `faults=False` or `hosts=...`. `selector` is one of 'epoll', 'poll',
+            'select', 'kqueue' (a BSD or macOS) and 'windows', instead of the system that each seed draws.
 
-    Fails with the first seed in which a law of the reactor is broken, a callback raises what the simulation has not
-    planted, something waits for ever, or `world.fail` is called; and tells its seed and the last of its trace.
+    Raises:
+        SimulationFailed: A law of the reactor was broken, a callback raised an exception that the simulation had not
+            planted, the program waits for something that cannot happen, or it called `world.fail`. The message has the
+            seed and the end of the trace.
     """
 
     def run(program: Callable[[World], object], seeds: Any = 100, **options: Any) -> None:

@@ -1,17 +1,20 @@
 """The simulated operating system: `SimKernel(seed)` in place of `reactor.kernel.Kernel`.
 
-The calls of `Kernel` are here. What they act on is in the bases of the class, from the bottom: `platforms` (what kind
-of system it is), `agenda` (time and what is due), `network` (who is connected to whom) and `descriptors`. Knows no
-reactor. The rule: everything random is drawn from the seed, in the order of the calls, so the same program with
-the same seed makes the same calls with the same outcomes. Files are those of `make_file`; processes are not simulated.
+The methods of `Kernel` are here. Their state is in the base classes, from the bottom: `platforms` (the kind of system),
+`agenda` (time and events), `network` (addresses and connections) and `descriptors`.
+
+All random decisions are drawn from the seed, in the order of the calls. So the same program with the same seed makes
+the same calls with the same results. Regular files come from `make_file`; processes are not simulated.
 """
 
 from __future__ import annotations
 
 import errno
 import signal
+from collections.abc import Callable, Mapping
 from ipaddress import ip_address
 from socket import AF_INET, AF_INET6, AF_UNIX, AI_NUMERICHOST, EAI_AGAIN, EAI_NONAME, SOCK_STREAM, gaierror
+from typing import Any
 
 from ..kernel import ONLY_ERROR
 from .descriptors import Descriptors
@@ -21,12 +24,7 @@ from .platforms import MS
 from .poller import FD_SETSIZE, MOST_SOCKETS, SimSelector
 from .sockets import EXHAUSTED, SimSocket
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-    from typing import Any
-
-PLENTY = 1000  # descriptors, below what select can take
+PLENTY = 1000  # descriptors: enough for every program, and fewer than the limit of select
 HOSTS: dict[str, tuple[str, ...]] = {
     'localhost': ('127.0.0.1',),
     'server.test': ('10.0.0.1',),
@@ -35,33 +33,33 @@ HOSTS: dict[str, tuple[str, ...]] = {
 
 
 class SimKernel(Descriptors):
-    """An operating system of its own, for `Reactor(kernel=...)`: nothing below it is real, and no time is spent.
+    """A simulated operating system for `Reactor(kernel=...)`. It takes no real time.
 
-    seed         of everything that is drawn: latencies, room in buffers, faults
-    selector     'epoll', 'poll', 'select', 'kqueue' or 'windows': whose manners its selectors have, its sockets and its
-                 clock. The last two are a BSD or macOS, and Windows; see there below. None: drawn
-    faults       True: drawn from the seed; False: none; or names of `faults.SITES`, which then are on at their highest
-    descriptors  how many may be open at once
-    grain        seconds: time advances in steps of this, so that whatever falls into one step is ready in one turn:
-                 connections, datagrams, timers, signals and threads together. 0: a turn for each event. None: drawn,
-                 for COARSE of the seeds
-    hosts        addresses of names for look-ups, beside 'localhost'
-    fail         (n, error): the n-th call to the system fails with this error number; EBADF: somebody else closes its
-                 descriptor right before. Not EINTR, after which Python itself calls again (PEP 475). The clock and
-                 `unregister` never fail: the one has no errors, those of the other `selectors` hides
-    lasting      with `fail`: None: the n-th call alone fails. 'kind': every later call of that kind fails too, on
-                 descriptors of the same kind; 'descriptor': every later one on the same descriptor
+    Args:
+        seed: Decides everything random: latencies, buffer sizes, faults.
+        selector: The platform: 'epoll', 'poll', 'select' (Linux), 'kqueue' (a BSD or macOS) or 'windows'. It decides
+            how selectors, sockets and the clock behave. None: drawn from the seed.
+        faults: True: drawn from the seed. False: none. Names of `faults.SITES`: only these, as often as possible.
+        descriptors: How many descriptors may be open at once.
+        grain: Time advances in steps of this many seconds. All events of one step (connections, datagrams, timers,
+            signals, threads) are ready in one turn. 0: a turn for each event. None: drawn from the seed.
+        hosts: A dict of host names and their addresses for look-ups, in addition to 'localhost'.
+        fail: (n, error): the n-th call to the system fails with this error number. With EBADF, other code closes its
+            descriptor right before. Do not use EINTR: Python repeats such calls (PEP 475). Reading the clock and
+            `unregister` never fail: the clock has no errors, and `selectors` hides those of `unregister`.
+        lasting: With `fail`. None: only the n-th call fails. 'kind': later calls of this kind on files of the same kind
+            fail too. 'descriptor': later calls of this kind on the same descriptor fail too.
 
-    On kqueue and Windows, TCP_NODELAY is not inherited, a silent client is accepted at once whatever `defer_accept`
-    says, and neither the bytes of a connection nor dropped datagrams are counted. On kqueue a full Unix socket refuses
-    clients and datagrams (unix(4) of FreeBSD), `accept` may return no address, and options fail on a connection that
-    is over.
-    Windows has no Unix sockets and no SO_REUSEPORT, numbers sockets from 400 in steps of 4, says ENOTSOCK for EBADF and
-    EWOULDBLOCK for EINPROGRESS, sends one buffer at a time, loses what was not read when a connection is reset, and
-    makes the doorbell of a TCP connection (`socketpair` in CPython's Lib/socket.py). Its clock has steps of 15.6 ms, or
-    its waits end that much too early, or both.
+    On kqueue and Windows, TCP_NODELAY is not inherited, `defer_accept` has no effect, and neither the bytes of a
+    connection nor dropped datagrams are counted. On kqueue, a full Unix socket refuses clients and datagrams (unix(4)
+    of FreeBSD), `accept` may return no address, and options cannot be set on a connection that has ended.
 
-    `trace` lists what happened as (time in ns, what, descriptor, detail); `show_trace` renders it.
+    Windows has no Unix sockets and no SO_REUSEPORT. It numbers sockets from 400 in steps of 4, fails with ENOTSOCK
+    instead of EBADF and with EWOULDBLOCK instead of EINPROGRESS, and sends one buffer at a time. A reset erases unread
+    bytes. The wakeup is a TCP connection (`socketpair` in CPython's Lib/socket.py). The clock has steps of 15.6 ms, or
+    waits end up to 15.6 ms too early, or both.
+
+    `trace` lists the events as (time in ns, name, descriptor, detail); `show_trace` renders it as text.
     """
 
     replaced_in_vain: bool
@@ -79,27 +77,21 @@ class SimKernel(Descriptors):
         lasting: str | None = None,
     ) -> None:
         super().__init__(fail, lasting, grain, seed, selector, faults, descriptors)
-        self.replaced_in_vain = False  # a selector that had reported all that it should
-        self.threads: int = 0  # that have not ended
-        self.owners: list[Any] = []  # type: ignore[misc]  # of this process alone
+        self.replaced_in_vain = False  # a selector was replaced although it works
+        self.threads: int = 0  # how many are running
+        self.owners: list[Any] = []  # type: ignore[misc]  # not the list of the real process
         self.hosts: dict[str, tuple[str, ...]] = {**HOSTS, **(hosts or {})}
 
-    # -- the simulation's own
+    # -- called by the simulation
 
     def calm(self) -> None:
-        """No fault from now on, and descriptors enough: whatever was begun can come to its end."""
+        """Stop all faults and allow enough descriptors, so that everything can come to its end."""
         self.note('calm', -1)
         self.faults.calm()
         self.descriptors = max(self.descriptors, PLENTY)
         self.silent.clear()
 
-    # -- what the selector needs
-
-    # -- descriptors
-
-    # -- the network
-
-    # -- what Kernel has
+    # -- the methods of Kernel
 
     def selector(self) -> Any:
         self.call('selector', -1)
@@ -122,7 +114,7 @@ class SimKernel(Descriptors):
 
     def readiness(self, fd: int, events: int) -> int:
         file = self.files.get(fd)
-        if file is None or self.kind == 'windows':  # which has no `poll` to ask
+        if file is None or self.kind == 'windows':  # Windows has no `poll`
             return events
         return (file.ready | file.stuck) & events or (ONLY_ERROR if file.unread_error else 0)
 
@@ -173,7 +165,7 @@ class SimKernel(Descriptors):
         for end, peer in zip(ends, ends[::-1], strict=True):
             end.peer, end.connected, end.private = peer, True, True
             end.local = peer.remote = self.ephemeral(family)
-            end.capacity = self.random.randrange(1, 200)  # as full of doorbells as it gets
+            end.capacity = self.random.randrange(1, 200)  # small, so that wakeup bytes can fill it
         sockets = []
         for end in ends:
             fd = self.lowest_free()
@@ -190,7 +182,7 @@ class SimKernel(Descriptors):
         raise OSError(errno.ENOTSUP, f'processes are not simulated: {args[0]!r} was not started')
 
     def make_file(self, data: bytes) -> Stored:
-        """An open file for `send_file`, to be closed by who asked for it."""
+        """Return an open file with this content, for `send_file`. The caller closes it."""
         fd = self.lowest_free()
         self.files[fd] = file = Stored(self, fd, data)
         return file
@@ -234,7 +226,7 @@ class SimKernel(Descriptors):
         raise gaierror(EAI_NONAME, 'simulated: name or service not known')
 
     def start_thread(self, target: Callable[[], None], name: str) -> None:
-        # A thread runs while the loop sleeps, from its beginning to its end.
+        # The whole function of a thread runs while the loop sleeps.
         if self.failing('thread', -1) or self.faults.falls('thread.fails'):
             raise RuntimeError("can't start new thread")
         self.threads += 1
@@ -266,12 +258,12 @@ class SimKernel(Descriptors):
         return self.handlers.get(int(signum), signal.SIG_DFL)
 
     def watch_forks(self) -> None:
-        """Nothing: a simulated process is not forked."""
+        """Do nothing: a simulated process is never forked."""
 
     def identity(self, fd: int) -> Any:
         file = self.files.get(fd)
         if self.kind == 'windows':
-            return None if file is None else fd  # fstat knows no sockets there
+            return None if file is None else fd  # fstat on Windows does not support sockets
         return None if file is None else file.number
 
     def write(self, fd: int, data: bytes) -> int:
@@ -295,7 +287,7 @@ class SimKernel(Descriptors):
     def chmod(self, path: str | bytes, mode: int) -> None:
         self.call('chmod', -1)
 
-    # -- in this file
+    # -- used in this file
 
     def _run_thread(self, target: Callable[[], None]) -> None:
         self.running_thread = 1000 + self.next_number()
@@ -308,7 +300,7 @@ class SimKernel(Descriptors):
     def _stored(self, fd: int) -> Stored:
         file = self.file(fd)
         if not isinstance(file, Stored):
-            raise ValueError(f'descriptor {fd} is no simulated file: have it made by SimKernel.make_file()')
+            raise ValueError(f'descriptor {fd} is not a simulated file; get one from SimKernel.make_file()')
         return file
 
     def _call_resolver(self, name: str) -> None:
@@ -322,7 +314,7 @@ class SimKernel(Descriptors):
         except ValueError:
             pass
         if flags & AI_NUMERICHOST:
-            raise gaierror(EAI_NONAME, 'simulated: not a number')
+            raise gaierror(EAI_NONAME, 'simulated: the host is not a numeric address')
         self._call_resolver('getaddrinfo')
         if self.faults.falls('lookup.fails'):
             raise gaierror(EAI_AGAIN, 'simulated: the name server does not answer')

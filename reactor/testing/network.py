@@ -1,29 +1,24 @@
-"""The simulated network: which address belongs to whom, and which client is connected to which listener.
+"""The simulated network: the addresses of listeners and datagram sockets, and how clients are connected.
 
-Nothing here has a descriptor. What travels between two ends that are connected is in `files`.
+Nothing here knows descriptors. The bytes between two connected ends are in `files`.
 """
 
 from __future__ import annotations
 
 import errno
 from socket import AF_INET, AF_UNIX
+from typing import Any
 
 from .agenda import Agenda
 from .faults import fail
-from .files import DEFERRED, SYN_RETRY, End, Listening, Mailbox
+from .files import DEFERRED, SYN_RETRY, End, File, Listening, Mailbox
 from .platforms import MS
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from typing import Any
-
-    from .files import File
-
-UNIX_QUEUE = 10  # datagrams that wait at a Unix socket, as in net.unix.max_dgram_qlen
+UNIX_QUEUE = 10  # datagrams that may wait at a Unix socket: net.unix.max_dgram_qlen on Linux
 
 
 class Network(Agenda):
-    """A kernel with a network of its own. The arguments are those of `Agenda`."""
+    """A kernel with a simulated network. The arguments are those of `Agenda`."""
 
     def __init__(self, *agenda: Any) -> None:
         super().__init__(*agenda)
@@ -34,7 +29,7 @@ class Network(Agenda):
         self._port = 32768
 
     def bind(self, file: Any, family: int, kind: int, address: Any, reuse: bool) -> Any:
-        """Give a socket an address; EADDRINUSE when another listens there."""
+        """Give a socket an address, and return it; fails with EADDRINUSE if the address is taken."""
         if family == AF_UNIX:
             if not address:
                 return ''
@@ -63,11 +58,11 @@ class Network(Agenda):
         return address
 
     def listen(self, listening: Listening) -> None:
-        """A socket begins to listen."""
+        """Add a listener at its address."""
         self._listeners.setdefault(_key(listening.address), []).append(listening)
 
     def forget(self, file: File) -> None:
-        """The last descriptor of a file was closed: nothing can be sent to its address any more."""
+        """Free the address of a file whose last descriptor was closed."""
         if isinstance(file, Listening):
             key = _key(file.address)
             self._listeners[key].remove(file)
@@ -77,32 +72,32 @@ class Network(Agenda):
             del self._mailboxes[file.local]
 
     def ephemeral(self, family: int) -> Any:
-        """An address for who connects without one."""
+        """Return an address for a socket that connects without having bound one."""
         if family == AF_UNIX:
             return ''
         self._port += 1
         return ('127.0.0.1', self._port) if family == AF_INET else ('::1', self._port, 0, 0)
 
     def is_silent(self, address: Any) -> bool:
-        """Whether nobody ever answers there."""
+        """Return whether the host of this address never answers."""
         return bool(address) and address[0] in self.silent
 
-    def knock(self, end: End) -> bool:
-        """A client asks to be let in; returns whether it is connected."""
+    def try_connect(self, end: End) -> bool:
+        """Connect a client to its listener, if there is one with room; returns whether it is connected."""
         if not end.references:
             return False
         listening = self._listener(end.remote)
         if listening is None:
             self.refuse(end)
         elif len(listening.queue) > listening.backlog or not listening.takes_new:
-            self.at(self.time + SYN_RETRY, self.knock, end)
+            self.at(self.time + SYN_RETRY, self.try_connect, end)
         else:
             self._join(end, listening)
             return True
         return False
 
     def connect_unix(self, end: End) -> int:
-        """The same over a Unix socket, at once; returns the error number."""
+        """Connect a client of a Unix socket at once; returns the error number."""
         listening = self._listener(end.remote)
         if listening is None:
             return errno.ECONNREFUSED if end.remote in self.paths else errno.ENOENT
@@ -112,25 +107,25 @@ class Network(Agenda):
         return 0
 
     def refuse(self, end: End) -> None:
-        """Nobody listens there."""
+        """Refuse a client: there is no listener at its address."""
         self._fail_connect(end, errno.ECONNREFUSED)
 
     def give_up(self, end: End) -> None:
-        """Nobody has answered."""
+        """Let a connect time out without an answer."""
         self._fail_connect(end, errno.ETIMEDOUT)
 
     def post_unix(self, sender: Mailbox, data: bytes, path: Any) -> int:
-        """A datagram to a Unix socket arrives at once or is refused; returns the error number."""
+        """Deliver a datagram to a Unix socket at once, or refuse it; returns the error number."""
         receiver = self._mailboxes.get(path)
         if receiver is None:
             return errno.ECONNREFUSED if path in self.paths else errno.ENOENT
         if len(receiver.inbox) >= UNIX_QUEUE:
-            return errno.EAGAIN if self.on_linux else errno.ENOBUFS  # and the sender is called writable all the same
+            return errno.EAGAIN if self.on_linux else errno.ENOBUFS  # the sender is reported writable nevertheless
         receiver.arrive(data, sender.local)
         return 0
 
     def post(self, sender: Mailbox, data: bytes, address: Any) -> None:
-        """A datagram arrives where it was sent to, or nowhere."""
+        """Deliver a datagram; if its address has no socket, the sender gets an error."""
         host, port = address[:2]
         for found in (address, (host, port), ('0.0.0.0', port), ('::', port, 0, 0), ('::', port)):
             if found in self._mailboxes:
@@ -160,17 +155,17 @@ class Network(Agenda):
         server.look()
         self.note('connected', -1, (client.number, server.number))
         if listening.deferred:
-            self._let_in(server, listening, self.time + DEFERRED)
+            self._queue_deferred(server, listening, self.time + DEFERRED)
         else:
             listening.arrive(server)
 
-    def _let_in(self, server: End, listening: Listening, until: int) -> None:
+    def _queue_deferred(self, server: End, listening: Listening, until: int) -> None:
         if not listening.references:
             server.reset()
         elif server.inbox or server.ended_in or server.dead or self.time >= until:
             listening.arrive(server)
         else:
-            self.at(self.time + MS, self._let_in, server, listening, until)
+            self.at(self.time + MS, self._queue_deferred, server, listening, until)
 
     def _fail_connect(self, end: End, error: int) -> None:
         if end.references:

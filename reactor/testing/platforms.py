@@ -1,7 +1,7 @@
-"""What a simulated system is like: its platform, its faults and its limits, all drawn from the seed.
+"""The properties of a simulated system: its platform, its faults and its limits, all drawn from the seed.
 
-`Platform` comes first in the making of a `SimKernel`. The order in which it draws must stay, or every seed becomes
-another one.
+`Platform` is the first base class of `SimKernel` to be initialized. Do not change the order of its draws: every seed
+would then stand for another run.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from ..kernel import Kernel, step_of_waits
 from .faults import Faults
 
 MS = 1_000_000  # ns
-STDIO = 3  # descriptors that a program has from the start
+STDIO = 3  # descriptors that every program has from the start
 KINDS = ('epoll', 'poll', 'select', 'kqueue', 'windows')
-FOREIGN = 0.4  # of the seeds: a system that is not Linux
+FOREIGN = 0.4  # the share of seeds whose system is not Linux
 TICK = 15_625_000  # ns: the timer of Windows has 64 ticks a second
 
 
 class Platform(Kernel):
-    """A kernel of a kind that is drawn or chosen, with the attributes of `Kernel` that differ between platforms."""
+    """A kernel of a drawn or chosen platform, with the attributes of `Kernel` that differ between platforms."""
 
     counts_tcp: bool
     nodelay_inherited: bool
@@ -35,16 +35,16 @@ class Platform(Kernel):
         coins = Random(self.random.getrandbits(64))
         self.faults: Faults = Faults(coins, None if faults is True else faults or ())
         kind = self.random.choice(KINDS[:3])
-        # Drawn apart from everything else, as others below are: so a seed that was one of the first three before there
-        # were others is the same still, or becomes so with `selector`.
+        # A separate generator, so that the other draws of a seed do not depend on this one. Seeds from before there
+        # were kqueue and Windows still stand for the same runs, some of them only with `selector`.
         manner = Random(f'manner {seed}')
         if manner.random() < FOREIGN:
             kind = manner.choice(KINDS[3:])
         self.kind: str = selector or kind
         self.on_linux: bool = self.kind in KINDS[:3]
-        self.tick: int = MS  # of the timer that ends waits, on Windows
-        self.clock_grain: int = 1  # ns, the steps of the clock
-        self.lost: int = errno.EBADF  # the error of a call on a descriptor that is not open
+        self.tick: int = MS  # ns: the steps of the timer that ends waits, on Windows
+        self.clock_grain: int = 1  # ns: the steps of the clock
+        self.lost: int = errno.EBADF  # the error of calls on a descriptor that is not open
         self.counts_tcp = self.nodelay_inherited = self.on_linux
         if self.kind == 'windows':
             self._be_windows(manner)
@@ -58,6 +58,6 @@ class Platform(Kernel):
         self.exclusive_address = ~SO_REUSEADDR
         self.reset_on_close = b'\1\0\0\0'
         self.connecting = frozenset({errno.EWOULDBLOCK, errno.EALREADY})
-        # Up to Python 3.12 the clock is that of the ticks; since then it is exact. Programs can ask for finer ticks.
+        # Up to Python 3.12 the clock advances in ticks; from 3.13 on it is exact. Programs can ask for finer ticks.
         self.clock_grain, self.tick = random.choice(((TICK, TICK), (TICK, MS), (100, TICK)))
         self.clock_step = step_of_waits('nt', self.clock_grain / 1e9)

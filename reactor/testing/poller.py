@@ -1,64 +1,62 @@
-"""Simulated selectors, with the manners of epoll, poll, select, kqueue, and of select on Windows.
+"""Simulated selectors that behave like epoll, poll, select, kqueue, and select on Windows, traps included.
 
-Owns the registrations of one selector and the choice of what is told. Knows of files only their `ready` mask. The
-rule: each kind keeps the traps of the real one. epoll watches what was opened, not its number: it never reports what
-was closed, and reports what was closed while a copy lives for ever, to nobody, or to the handle that has the number by
-now. poll reports a closed number for ever, select fails for everybody because of it, and cannot take numbers from 1,024
-on. The first two report a hang-up for ever, even to a handle that wants nothing.
+epoll watches the open file, not the descriptor number. It does not report a closed file. If a copy of the descriptor
+is still open, it reports the file for ever: to no handle, or to the handle that has the number now. poll reports a
+closed number for ever. With a closed number, select fails for all descriptors; it cannot take numbers from 1,024 on.
+epoll and poll report a hang-up for ever, even if no events are wanted.
 
 kqueue has a filter for each direction (`KqueueSelector` in CPython's Lib/selectors.py): a descriptor that is readable
-and writable is reported in two entries of one batch. Filters vanish with the descriptor, whatever copies of it live
-(kqueue(2)). So a closed number is never reported, and a number that is in use again can be modified, which then watches
-the newcomer. Registering for both directions is two calls. When the second fails, the first filter stays, and is
-reported to nobody.
+and writable is reported in two entries of one batch. Filters vanish with their descriptor, even if copies of it are
+open (kqueue(2)). So a closed number is never reported. A number that is in use again can be modified, and then the new
+file is watched. Registering for both directions takes two calls. If the second fails, the first filter stays, but its
+events reach no handle.
 
-Windows has `select` for at most 512 sockets in each direction. It fails with ENOTSOCK for a closed one, and with EINVAL
-when there is none. A failed connect is in the exception set alone, which `SelectSelector` folds into writable: such a
-socket is never readable (select in the Winsock reference; `_select` in Lib/selectors.py).
+Windows has `select` for at most 512 sockets in each direction. It fails with ENOTSOCK if one of them is closed, and
+with EINVAL if there are none. A failed connect is only in the exception set, which `SelectSelector` reports as
+writable: such a socket is never readable (select in the Winsock reference; `_select` in Lib/selectors.py).
 """
 
 from __future__ import annotations
 
 import errno
+from collections.abc import Mapping
 from math import ceil
 from selectors import EVENT_READ, EVENT_WRITE, SelectorKey
+from typing import Any
 
-from .files import End, Unborn
+from .descriptors import Descriptors
+from .files import End, File, Unborn
 from .platforms import KINDS
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-    from typing import Any
-
-    from .descriptors import Descriptors
-    from .files import File
-
-    Ready = list[tuple[SelectorKey, int]]
+Ready = list[tuple[SelectorKey, int]]
 
 READ, WRITE = EVENT_READ, EVENT_WRITE
 FD_SETSIZE = 1024
-MOST_SOCKETS = 512  # FD_SETSIZE of CPython on Windows, where it is a number of sockets
-LOOPS_FOR_EVER = 'nothing can happen any more, and the loop would sleep for ever'
+MOST_SOCKETS = 512  # FD_SETSIZE of CPython on Windows, where it limits the number of sockets
+SLEEPS_FOR_EVER = 'no event is left to wait for, so the loop would sleep for ever'
 
 
 class SimSelector:
-    """What `selectors.BaseSelector` is, on a `SimKernel`."""
+    """A selector like those of the module `selectors`, on a `SimKernel`."""
 
     def __init__(self, kernel: Descriptors, kind: str) -> None:
         if kind not in KINDS:
-            raise ValueError(f'a simulated selector is one of {", ".join(KINDS)}, not {kind!r}')
+            raise ValueError(f'unknown kind of simulated selector: {kind!r}; choose one of {", ".join(KINDS)}')
         self._kernel = kernel
         self.kind = kind
         self._keys: dict[int, SelectorKey] = {}
-        self._files: dict[int, File] = {}  # what epoll watches, by the number under which it was registered
-        self._ghosts: list[tuple[int, File]] = []  # unregistered too late, and a copy lives; with the number it had
-        self._filters: dict[tuple[int, int], File] = {}  # what kqueue watches, by number and direction
-        self.blind: bool = False  # whether it has woken the loop for what it cannot report
+        self._files: dict[int, File] = {}  # the files that epoll watches, by the numbers they were registered with
+        # Files that epoll still watches, with their old numbers: they were unregistered too late, and a copy is open.
+        self._ghosts: list[tuple[int, File]] = []
+        self._filters: dict[tuple[int, int], File] = {}  # the files that kqueue watches, by number and direction
+        self.blind: bool = False  # it has woken the loop for an event that it cannot report
         self._closed = False
 
     def register(self, fd: int, events: int, data: Any = None) -> SelectorKey:
-        """As of `selectors`: ValueError for bad events, KeyError when the number is taken, OSError of the system."""
+        """Watch a descriptor.
+
+        Raises, like `selectors`, ValueError for bad events, KeyError if the number is registered, and OSError.
+        """
         if not events or events & ~(READ | WRITE):
             raise ValueError(f'invalid events: {events!r}')
         if fd in self._keys:
@@ -73,7 +71,7 @@ class SimSelector:
         return key
 
     def modify(self, fd: int, events: int, data: Any = None) -> SelectorKey:
-        """Change what is wanted; a number that is not open any more fails with epoll, and is forgotten then."""
+        """Change the wanted events. With epoll this fails if the number is no longer open, and unregisters it."""
         key = self._keys[fd]
         if self.kind == 'kqueue':
             return self._modify_filters(key, events, data)
@@ -81,13 +79,13 @@ class SimSelector:
         if not error and self.kind == 'epoll' and self._files[fd] is not self._kernel.files.get(fd):
             error = errno.ENOENT if fd in self._kernel.files else errno.EBADF
         if error:
-            self._forget(fd)  # as `selectors` does, while epoll still watches what is open
+            self._forget(fd)  # like `selectors`; epoll still watches the file if a copy is open
             raise OSError(error, 'simulated: not registered')
         key = self._keys[fd] = key._replace(events=events, data=data)
         return key
 
     def unregister(self, fd: int) -> SelectorKey:
-        """Forget it; that the system knows it no more is hidden, as `selectors` does."""
+        """Stop watching a descriptor. Like `selectors`, this ignores errors of the system."""
         if fd not in self._keys:
             raise KeyError(f'{fd} is not registered')
         self._kernel.note('unregister', fd)
@@ -98,25 +96,25 @@ class SimSelector:
         return self._forget(fd)
 
     def get_map(self) -> Mapping[int, SelectorKey]:
-        """The registrations by number."""
+        """Return the registrations by descriptor number."""
         return self._keys
 
     def close(self) -> None:
-        """Forget everything."""
+        """Stop watching all descriptors."""
         self._keys.clear()
         self._files.clear()
         self._filters.clear()
         self._closed = True
 
     def select(self, timeout: float | None = None) -> Ready:
-        """What is ready, at the latest after `timeout` seconds of simulated time. Here alone time passes.
+        """Return ready descriptors, after at most `timeout` seconds of simulated time.
 
-        Raises `Stuck` when nothing can ever happen.
+        Simulated time passes here. Raises `Stuck` if no event is left that could end the wait.
         """
         kernel = self._kernel
         kernel.begin_turn(timeout)
         try:
-            return self._told(self._wait(timeout))
+            return self._report(self._wait(timeout))
         finally:
             kernel.woke_at = kernel.time
 
@@ -137,7 +135,7 @@ class SimSelector:
             if until is not None and kernel.time >= until:
                 return ready
             if not kernel.sleep_until(until):
-                raise Stuck(LOOPS_FOR_EVER)
+                raise Stuck(SLEEPS_FOR_EVER)
 
     def _ready(self) -> Ready:
         if self.kind == 'kqueue':
@@ -153,20 +151,20 @@ class SimSelector:
                 if mask:
                     ready.append((key, mask))
             elif file.unread_error:
-                ready.append((key, key.events))  # whatever was asked for
+                ready.append((key, key.events))  # an error is reported as all wanted events
             elif (file.ready | file.stuck) & key.events or (file.hung_up and self.kind != 'select'):
                 ready.append((key, (file.ready | file.stuck) & key.events))
         for fd, file in self._ghosts:
-            # It was registered under a number that is another's by now, and the report is taken for that one's.
+            # If the old number is registered again, epoll's report seems to be about the new file.
             if fd in self._keys and file.references and file.ready & self._keys[fd].events:
                 ready.append((self._keys[fd], file.ready & self._keys[fd].events))
         return ready
 
     def _judge_closed(self, key: SelectorKey, ready: Ready) -> None:
         if self.kind == 'select':
-            raise OSError(errno.EBADF, 'simulated: a descriptor among those to select is closed')
+            raise OSError(errno.EBADF, 'simulated: a registered descriptor is closed')
         if self.kind == 'windows':
-            raise OSError(errno.ENOTSOCK, 'simulated: one of those to select is not a socket')
+            raise OSError(errno.ENOTSOCK, 'simulated: a registered descriptor is not a socket')
         if self.kind == 'poll':
             ready.append((key, key.events))  # POLLNVAL
 
@@ -185,7 +183,7 @@ class SimSelector:
                 self._filters[fd, event] = file
 
     def _modify_filters(self, key: SelectorKey, events: int, data: Any) -> SelectorKey:
-        # What `selectors` has for all that do not bring a `modify` of their own.
+        # `BaseSelector.modify`, which kqueue inherits.
         if events == key.events:
             key = self._keys[key.fd] = key._replace(data=data)
             return key
@@ -205,7 +203,7 @@ class SimSelector:
 
     def _check_sets(self) -> None:
         if not self._keys:
-            raise OSError(errno.EINVAL, 'simulated: nothing to select')
+            raise OSError(errno.EINVAL, 'simulated: no descriptor is registered')
         for event in READ, WRITE:
             if sum(1 for key in self._keys.values() if key.events & event) > MOST_SOCKETS:
                 raise ValueError('too many file descriptors in select()')
@@ -216,17 +214,17 @@ class SimSelector:
             return now + _round_up(timeout, self.kind)
         if not timeout:
             return now
-        # A wait begins at the last tick, and ends at one: so it may be shorter than it was asked for, by up to a tick
-        # ("Remarks" of Sleep in the Windows API reference).
+        # A wait begins at the last tick and ends at a tick, so it may be up to a tick too short ("Remarks" of Sleep in
+        # the Windows API reference).
         until = now // tick * tick + ceil(timeout * 1e9 / tick) * tick
         return until if until > now else until + tick
 
-    def _told(self, ready: Ready) -> Ready:
+    def _report(self, ready: Ready) -> Ready:
         kernel = self._kernel
         falls, random = kernel.faults.falls, kernel.random
         if falls('select.spurious') and self._keys:
             key = random.choice(list(self._keys.values()))
-            if all(key is not told for told, _ in ready):
+            if all(key is not each for each, _ in ready):
                 one = key.events & READ if self.kind == 'kqueue' else 0
                 ready.append((key, one or key.events))
         if len(ready) > 1:
@@ -246,12 +244,11 @@ class SimSelector:
 
 
 class Stuck(BaseException):
-    """The loop waits for what cannot happen. No `Exception`: nobody may take it for an error of a callback."""
+    """The loop waits, but no event is left. It is not an `Exception`: it must not be caught like a callback's error."""
 
 
 def _round_up(seconds: float, kind: str) -> int:
-    # epoll and poll count milliseconds, select microseconds, kqueue nanoseconds; a wait may be too long but never too
-    # short.
+    # epoll and poll count in milliseconds, select in microseconds, kqueue in nanoseconds. A wait is never too short.
     unit = {'select': 1_000, 'kqueue': 1}.get(kind, 1_000_000)
     return ceil(seconds * 1e9 / unit) * unit
 

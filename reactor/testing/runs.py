@@ -1,7 +1,7 @@
-"""Run simulations by their seeds, or one again with its trace: the command `python -m reactor.testing`.
+"""Run many simulations of the reactor, each from its seed, or one of them again with its trace.
 
-Owns the command. Knows no simulation but by its number. The rule: whatever ran is accounted for, also when it is cut
-short; the last line says what ran and what failed, and the status is 1 when something did.
+This is the command `python -m reactor.testing`. Even if it is interrupted, its last line counts the seeds that ran and
+those that failed. The exit status is 1 if a seed failed or the command was interrupted.
 """
 
 from __future__ import annotations
@@ -12,35 +12,38 @@ import logging
 import multiprocessing
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from .kernel import SimKernel
 from .platforms import KINDS
 from .seeds import run_seed
 from .simulation import SimulationFailed
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from typing import Any
-
-BLOCK = 20  # seeds that a process takes at once
-REPORT_EVERY = 10.0  # seconds, where the output is no terminal
+BLOCK = 20  # seeds that a process gets at once
+REPORT_EVERY = 10.0  # seconds between two lines of progress, if stderr is not a terminal
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command; returns its status."""
+    """Run the command; returns its exit status."""
     parser = argparse.ArgumentParser(prog='python -m reactor.testing', description=__doc__.split('\n')[0])
     what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument('--seed', type=int, metavar='N', help='run seed N and print its trace')
+    what.add_argument('--seed', type=int, metavar='N', help='run only seed N and print its trace')
     what.add_argument('--seeds', type=int, metavar='N', help='run N seeds')
-    parser.add_argument('--first', type=int, default=0, metavar='K', help='the first of them (0)')
-    parser.add_argument('--jobs', type=int, default=1, metavar='J', help='how many processes (1)')
+    parser.add_argument('--first', type=int, default=0, metavar='K', help='the first seed of --seeds (default: 0)')
+    parser.add_argument('--jobs', type=int, default=1, metavar='J', help='the number of processes (default: 1)')
     parser.add_argument(
-        '--manner', '--selector', dest='selector', choices=KINDS, help='of the system, instead of what each seed draws'
+        '--manner',
+        '--selector',
+        dest='selector',
+        choices=KINDS,
+        help='the simulated platform (default: each seed draws one)',
     )
-    parser.add_argument('--resume', type=Path, metavar='FILE', help='keep what ran in FILE, and skip what it has')
-    parser.add_argument('--stop', action='store_true', help='end with the first failure')
+    parser.add_argument(
+        '--resume', type=Path, metavar='FILE', help='write results to FILE, and skip the seeds that it already has'
+    )
+    parser.add_argument('--stop', action='store_true', help='stop at the first failure')
     options = parser.parse_args(arguments)
     log = logging.getLogger('reactor')
     level = log.level
@@ -52,18 +55,18 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def be_silent() -> None:
-    """Log nothing: planted trouble is no news."""
+    """Silence the log: most errors are planted by the simulation."""
     logging.getLogger('reactor').setLevel(logging.CRITICAL)
 
 
 def replay(seed: int, selector: str | None) -> int:
-    """Run one seed, print what happened in it, and how it ended."""
+    """Run one seed, and print its trace and its result; returns the exit status."""
     kernels: list[SimKernel] = []
     try:
         simulation = run_seed(seed, selector=selector, on_kernel=kernels.append)
     except SimulationFailed as exc:
         sys.stdout.write(kernels[0].show_trace())
-        print(f'failed: {str(exc).partition("the last of the trace:")[0].rstrip()}')
+        print(f'failed: {str(exc).partition("the end of the trace:")[0].rstrip()}')
         return 1
     sys.stdout.write(simulation.kernel.show_trace())
     print(f'seed {seed}: no law was broken; SHA-256 of the trace {simulation.trace_hash()}')
@@ -71,7 +74,7 @@ def replay(seed: int, selector: str | None) -> int:
 
 
 def run_block(block: tuple[int, int, str | None]) -> tuple[int, int, list[tuple[int, str]]]:
-    """Run some seeds, in whichever process; returns their first, how many, and those that failed with their reasons."""
+    """Run a block of seeds; returns its first seed, its size, and the seeds that failed, each with the reason."""
     first, count, selector = block
     failed = []
     for seed in range(first, first + count):
@@ -80,12 +83,12 @@ def run_block(block: tuple[int, int, str | None]) -> tuple[int, int, list[tuple[
         except SimulationFailed as exc:
             failed.append((seed, str(exc).partition('\n')[0]))
         except Exception as exc:
-            failed.append((seed, f'seed {seed}: the simulation itself raised {exc!r}'))
+            failed.append((seed, f'seed {seed}: the simulation itself failed with {exc!r}'))
     return first, count, failed
 
 
 class Runs:
-    """Many seeds: which are to run, which have run, and what to say of them."""
+    """A run of many seeds: it skips those in the file of `--resume`, counts, and reports failures."""
 
     began: float
     ran: int
@@ -98,18 +101,18 @@ class Runs:
         self.failed: dict[int, str] = {}
 
     def run(self) -> int:
-        """Run them; returns the status."""
+        """Run the seeds; returns the exit status."""
         blocks = list(self._blocks())
         try:
             self._run(blocks)
             cut = ''
         except KeyboardInterrupt:
-            cut = ' (cut short)'
+            cut = ' (interrupted)'
         seconds = time.monotonic() - self.began
         self._clear()
         print(
             f'{self.ran + self.kept:,} of {self.options.seeds:,} seeds from {self.options.first}{cut}'
-            + (f', {self.kept:,} of them before' if self.kept else '')
+            + (f', {self.kept:,} of them in an earlier run' if self.kept else '')
             + f': {len(self.failed)} failed; {seconds:.0f} s, {self.ran / max(seconds, 0.001):.0f} a second, '
             f'{self.options.jobs} {"process" if self.options.jobs == 1 else "processes"}'
         )
@@ -156,7 +159,7 @@ class Runs:
         for seed, text in failed:
             self._clear()
             manner = f' --manner {self.options.selector}' if self.options.selector else ''
-            print(f'{text}\n    again: python -m reactor.testing --seed {seed}{manner}', flush=True)
+            print(f'{text}\n    repeat: python -m reactor.testing --seed {seed}{manner}', flush=True)
             self.failed[seed] = text
         self._show_progress()
         return bool(failed) and self.options.stop

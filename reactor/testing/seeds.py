@@ -1,33 +1,39 @@
-"""Runs by number: each seed draws a system, its faults, a few programs, and their course.
+"""Run a simulation by its number: each seed draws a system, its faults, and a few programs.
 
-Owns the meaning of a seed. Knows the programs and the simulation. The rule: a seed is the whole of a run, wherever and
-whenever it is made.
+The seed decides the whole run, on every computer and with every version of Python.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 from .programs import ALONE, PROGRAMS, meddling
 from .simulation import Simulation
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections.abc import Callable
-    from typing import Any
-
-MOST_PROGRAMS = 3  # at once
-ALONE_EVERY = 8  # seeds, one is for a program that runs alone
-MEDDLE_EVERY = 8  # seeds, one is for handles that act on each other, and what else is drawn
+MOST_PROGRAMS = 3  # in one run
+ALONE_EVERY = 8  # one in this many seeds runs a program that has to run alone
+MEDDLE_EVERY = 8  # one in this many seeds runs `meddling`, with up to two other programs
 
 
 def run_seed(seed: int, programs: tuple[Callable[[Any], object], ...] | None = None, **options: Any) -> Simulation:
-    """Run what this seed stands for; raises `SimulationFailed`.
+    """Run the simulation of a seed.
 
-    programs  those to run, instead of one to three that are drawn
-    options   of `Simulation`
+    Args:
+        seed: Decides the whole run.
+        programs: The programs to run, instead of one to three that the seed draws.
+        options: Those of `Simulation`.
+
+    Returns:
+        The simulation, which has ended without a violation.
+
+    Raises:
+        SimulationFailed: A law was broken, or a program failed.
     """
     alone = programs is None and seed % ALONE_EVERY == ALONE_EVERY - 1
     if alone:
-        options.setdefault('faults', seed % (2 * ALONE_EVERY) < ALONE_EVERY)  # what they promise needs calm
+        # Half of them run without faults, because some of their checks need that.
+        options.setdefault('faults', seed % (2 * ALONE_EVERY) < ALONE_EVERY)
     simulation = Simulation(seed, **options)
     world = simulation.world
     if alone:

@@ -1,56 +1,54 @@
-"""One simulated run: a reactor, a program, faults for a while, and then the end that everything has to come to.
+"""One simulated run: a reactor, a program, and faults for a while.
 
-Owns the course of a run and its report. Knows no program but by calling it. The rules: faults stop after a time that is
-drawn, and from then on whatever was begun has to end by itself; and what is found is told with the seed that shows it
-again.
+The faults stop after a time that the seed draws. Then everything that was begun must end within PATIENCE seconds. A
+failure is reported with the seed that repeats it.
 """
 
 from __future__ import annotations
 
 import gc
 import hashlib
+from collections.abc import Callable
 from random import Random
+from typing import Any
 
 from .kernel import PLENTY, SimKernel
-from .oracles import Planted, Violation, WatchedReactor
+from .oracles import Violation, WatchedReactor
 from .poller import Stuck
+from .watched import Planted
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections.abc import Callable
-    from typing import Any
-
-MOST_INTERRUPTS = 1000  # in a row, before there was a turn
+MOST_INTERRUPTS = 1000  # in a row without a finished turn
 PATIENCE = 3600.0  # simulated seconds for everything to end, once faults have stopped
 
 
 class SimulationFailed(AssertionError):
-    """A law was broken, something got stuck, or the program has failed; tells the seed and the last of the trace."""
+    """A law was broken, the loop got stuck, or the program failed. The message has the seed and the last events."""
 
 
 class Expectation:
-    """Something that has to have happened before a program is over."""
+    """An event that must happen before the run ends."""
 
     def __init__(self, world: World, text: str) -> None:
         self._world = world
         self.text = text
 
     def met(self) -> None:
-        """It has happened."""
+        """Note that the event has happened."""
         self._world.expectations.pop(self, None)
 
 
 class World:
-    """What a program gets: the reactor, a random source, and the trouble that it has to bear.
+    """Passed to each program: the reactor, a random generator, and planted trouble.
 
-    r        the reactor
-    random   a seeded `random.Random`, for the program alone
-    faulty   whether faults may happen: without them every transfer has to be whole and every end clean
-    has_unix  whether there are Unix sockets
-    counts_tcp  whether the system counts the bytes of connections, which `Limits(min_rate=...)` needs
-    name     of the host of `address()`, which has another address, where nobody listens
-    stops    how often `run` has returned False; it was called again then
-    tls      contexts for (servers, clients), when the programs are to talk over TLS
+    Attributes:
+        r: The reactor.
+        random: A seeded `random.Random` that only programs use.
+        faulty: Whether faults may happen. Without them every transfer must be complete and every end clean.
+        has_unix: Whether there are Unix sockets.
+        counts_tcp: Whether the system counts the bytes of connections, which `Limits(min_rate=...)` needs.
+        name: The host name of `address()`. It has a second address, at which there is no listener.
+        stops: How many times `run` has returned False. It was called again each time.
+        tls: SSL contexts for (servers, clients) if the programs use TLS, else None.
     """
 
     tls: Any = None
@@ -68,36 +66,36 @@ class World:
         self._ports = 0
 
     def address(self) -> tuple[str, int]:
-        """A host and port on which nobody listens yet."""
+        """Return a host and a port at which there is no listener yet."""
         self._ports += 1
         return '10.0.0.1', 1000 + self._ports
 
     def unix_path(self) -> str:
-        """A path at which there is no socket yet."""
+        """Return a path at which there is no socket yet."""
         self._ports += 1
         return f'/run/{self._ports}.sock'
 
     def trouble(self, conn: Any = None) -> None:
-        """To be called first in a callback: it may be slow, a signal may come, and it may raise."""
+        """Make trouble at random: send a signal, let time pass, raise an exception. Call it first in each callback."""
         kernel = self._simulation.kernel
         kernel.throw_signals()
         if kernel.faults.falls('callback.slow'):
             kernel.busy(kernel.random.random() * 2)
         if kernel.faults.falls('callback.raises'):
-            raise Planted('planted')
+            raise Planted('planted by the simulation')
 
     def expect(self, text: str) -> Expectation:
-        """Something that has to happen before the end; call `met()` of what is returned when it has."""
+        """Expect an event before the end of the run; call `met()` of the returned object when it happens."""
         expectation = Expectation(self, text)
         self.expectations[expectation] = None
         return expectation
 
     def fail(self, text: str) -> None:
-        """The program has seen what must not be."""
+        """Fail the run with this text: the program has seen something that must not happen."""
         self._simulation.reactor.ledger.violations.append(text)
 
     def note(self, text: str) -> None:
-        """A line for the trace."""
+        """Add a line to the trace."""
         self._simulation.kernel.note(text, -1)
 
     def raise_signal(self, signum: int) -> None:
@@ -106,13 +104,13 @@ class World:
 
 
 class Simulation:
-    """A run with a seed; `run(main)` does it once.
+    """A simulated run, which `run` or `run_program` starts. Use an object once.
 
-    seed     of everything that is drawn
-    main     called with the reactor in the first turn: a program as for `reactor.run`
-    calm       simulated seconds after which faults stop; None: drawn, up to two minutes
-    on_kernel  called with the kernel before anything runs on it
-    options    of `SimKernel`: selector, faults, descriptors, hosts, fail
+    Args:
+        seed: Decides everything random.
+        calm: Simulated seconds after which faults stop. None: up to two minutes, drawn from the seed.
+        on_kernel: Called with the kernel before the reactor is made.
+        options: Those of `SimKernel`: selector, faults, descriptors, hosts, fail and others.
     """
 
     def __init__(
@@ -129,17 +127,27 @@ class Simulation:
             on_kernel(self.kernel)
         self.faulty: bool = bool(self.kernel.faults.on) or self.kernel.fails
         self._calm = self.kernel.random.random() ** 3 * 120 if calm is None else calm
-        # Who could not begin has nothing to end: there are no faults before `main` has returned.
+        # Faults start only after `main` has returned, so that the program can start its servers and clients.
         self._coins, self.kernel.faults.on = self.kernel.faults.on, {}
         self._descriptors, self.kernel.descriptors = self.kernel.descriptors, PLENTY
         self.reactor: WatchedReactor = WatchedReactor(self.kernel)
         self.world: World = World(self)
         if self.kernel.random.random() < 0.3:
-            self.kernel.silent.add('fd00::1')  # of `World.name`: an address that is tried in vain
+            self.kernel.silent.add('fd00::1')  # the second address of `World.name` never answers
         self.failure: str | None = None
 
     def run(self, main: Callable[[Any], object]) -> Simulation:
-        """Run `main(reactor)` until all is over, with the garbage collector off; raises `SimulationFailed`."""
+        """Run `main(reactor)` until `run` of the reactor returns True, with the garbage collector off.
+
+        Args:
+            main: Called with the reactor in the first turn, as by `reactor.run`.
+
+        Returns:
+            This simulation.
+
+        Raises:
+            SimulationFailed: A law was broken, the loop got stuck, or the program failed.
+        """
         collecting = gc.isenabled()
         gc.disable()
         try:
@@ -147,14 +155,14 @@ class Simulation:
         except Violation as exc:
             self._failed(str(exc))
         except Stuck as exc:
-            self._failed(f'{exc}; it waits for:\n' + '\n'.join(self.reactor.why_alive()))
+            self._failed(f'liveness: {exc}; the loop waits for:\n' + '\n'.join(self.reactor.why_alive()))
         finally:
             if collecting:
                 gc.enable()
         return self
 
     def run_program(self, *programs: Callable[[World], object]) -> Simulation:
-        """The same with programs, each of which is called with the `World`."""
+        """Do the same as `run` with one or more programs, each called with the `World` in the first turn."""
 
         def main(r: Any) -> None:
             for program in programs:
@@ -164,18 +172,18 @@ class Simulation:
         return self.run(main)
 
     def trace_hash(self) -> str:
-        """The SHA-256 of the trace: the same for the same seed, everywhere."""
+        """Return the SHA-256 of the trace, which is the same for the same seed on every computer."""
         return hashlib.sha256(self.kernel.show_trace().encode()).hexdigest()
 
     def _live(self, main: Callable[[Any], object]) -> None:
-        kernel, ledger = self.kernel, self.reactor.ledger
+        kernel, oracles, ledger = self.kernel, self.reactor.oracles, self.reactor.ledger
         calm_at = kernel.time + int(self._calm * 1e9)
         kernel.at(calm_at, self._begin_calm)
 
         def begin(r: Any) -> None:
             main(r)
             ledger.begun = True
-            if kernel.time < calm_at:  # else they were to stop before this first turn
+            if kernel.time < calm_at:  # otherwise the faults were to stop before this first turn
                 kernel.faults.on, kernel.descriptors = self._coins, self._descriptors
 
         todo: Any = begin
@@ -184,15 +192,15 @@ class Simulation:
             try:
                 over = self.reactor.run(todo)
             except KeyboardInterrupt:
-                over = None  # between two callbacks; nothing is lost, so it goes on
+                over = None  # it was raised between two callbacks, so nothing is lost
                 interrupts = interrupts + 1 if ledger.turns == turns else 0
                 turns = ledger.turns
                 if interrupts > MOST_INTERRUPTS:
-                    raise Violation(f'law 8: run() was called {interrupts} times, and none has done a turn') from None
+                    raise Violation(f'law 8: run() was interrupted {interrupts} times without a turn between') from None
             except OSError as exc:
                 if not kernel.fails:
                     raise
-                # The call that was made to fail was the selector's own, or one of a program that could not begin.
+                # The failed call was one of the selector, or one of a program that could not start.
                 kernel.note('left run()', -1, repr(exc))
                 if not ledger.begun:
                     self.world.expectations.clear()
@@ -206,15 +214,15 @@ class Simulation:
             kernel.calm()
         if self.world.expectations:
             missing = '; '.join(expectation.text for expectation in self.world.expectations)
-            raise Violation(f'liveness: it has ended, and this has not happened: {missing}')
-        ledger.check_over()
-        ledger.check_turn(0)
+            raise Violation(f'liveness: run() returned True, but these did not happen: {missing}')
+        oracles.check_over()
+        oracles.check_turn(0)
         try:
             self.reactor.close()
         except OSError:
             if not kernel.fails:
                 raise
-        ledger.check_closed()
+        oracles.check_closed()
 
     def _begin_calm(self) -> None:
         self.kernel.calm()
@@ -222,7 +230,7 @@ class Simulation:
 
     def _out_of_patience(self) -> None:
         self.reactor.ledger.violations.append(
-            f'liveness: {PATIENCE:g} s after the last fault it has not ended; it waits for:\n'
+            f'liveness: {PATIENCE:g} s after the last fault, the loop still waits for:\n'
             + '\n'.join(self.reactor.why_alive())
         )
 
@@ -230,5 +238,5 @@ class Simulation:
         self.failure = text
         raise SimulationFailed(
             f'seed {self.seed}, turn {self.reactor.ledger.turns}: {text}\n'
-            f'the last of the trace:\n{self.kernel.show_trace(25)}'
+            f'the end of the trace:\n{self.kernel.show_trace(25)}'
         ) from None

@@ -1,7 +1,6 @@
-"""Simulated sockets: the methods of `socket.socket` that a reactor calls, on what `files` has.
+"""Simulated sockets: the methods of `socket.socket` that a reactor calls, with their errors and faults.
 
-Owns the calls, their errors and the faults thrown at each. Knows nothing of how things travel. The rule: whatever a
-call does wrong here, some real system does too, so a program that cannot bear it is wrong.
+Every misbehaviour here is one that some real system has, so a program that cannot handle it is wrong.
 """
 
 from __future__ import annotations
@@ -21,27 +20,22 @@ from socket import (
     SOL_SOCKET,
     TCP_NODELAY,
 )
+from typing import Any
 
 from ..kernel import SO_MEMINFO, TCP_DEFER_ACCEPT
+from .descriptors import Descriptors
 from .faults import fail
-from .files import SILENCE, End, Listening, Mailbox, Unborn
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from typing import Any
-
-    from .descriptors import Descriptors
-    from .files import File
+from .files import SILENCE, End, File, Listening, Mailbox, Unborn
 
 EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 UNREACHABLE = (errno.ENETUNREACH, errno.EADDRNOTAVAIL, errno.EHOSTUNREACH)
 BROKEN = (errno.ECONNRESET, errno.ETIMEDOUT, errno.EHOSTUNREACH)
 LARGEST_DATAGRAM = 65507
-LARGEST_UNIX_DATAGRAM = 212_960  # what fits into the default SO_SNDBUF
+LARGEST_UNIX_DATAGRAM = 212_960  # the largest that fits into the default SO_SNDBUF
 
 
 class SimSocket:
-    """A socket of a `SimKernel`."""
+    """A socket on a `SimKernel`."""
 
     def __init__(self, kernel: Descriptors, family: int, kind: int, fd: int) -> None:
         self.kernel = kernel
@@ -71,11 +65,11 @@ class SimSocket:
 
     def setblocking(self, flag: bool) -> None:
         if flag:
-            raise ValueError('a simulated socket never blocks')
+            raise ValueError('simulated sockets cannot block: setblocking(True) is not supported')
 
     @property
     def file(self) -> Any:
-        """What it stands for; EBADF when somebody closed the number."""
+        """The file of the socket; fails with EBADF if its descriptor was closed."""
         return self.kernel.file(self._fd)
 
     # -- streams
@@ -89,17 +83,17 @@ class SimSocket:
             fail(errno.EINVAL)
         if not listening.queue or falls('accept.spurious'):
             listening.refused_at = kernel.time
-            raise BlockingIOError(errno.EAGAIN, 'simulated: nobody waits')
+            raise BlockingIOError(errno.EAGAIN, 'simulated: no client waits')
         if falls('accept.exhausted'):
             listening.refused_at = kernel.time
             fail(kernel.random.choice(EXHAUSTED))
         if falls('accept.aborted'):
             listening.take().reset()
             fail(kernel.random.choice((errno.ECONNABORTED, errno.EPROTO, errno.EPERM)))
-        listening.refused_at = kernel.time  # if there is no descriptor
+        listening.refused_at = kernel.time  # in case no descriptor is free
         fd = kernel.lowest_free()
         end = listening.take()
-        # macOS has no address for a client that is gone already, and Python says None.
+        # macOS has no address for a client that has already left, and Python returns None.
         address = None if end.dead and kernel.kind == 'kqueue' else end.remote
         end.accepted = True
         end.nodelay = listening.nodelay and kernel.nodelay_inherited
@@ -111,7 +105,7 @@ class SimSocket:
 
     def bind(self, address: Any) -> None:
         self.kernel.call('bind', self._fd)
-        # On Windows SO_REUSEADDR shares a port with whoever has it, as SO_REUSEPORT does elsewhere.
+        # On Windows SO_REUSEADDR lets several sockets share a port, as SO_REUSEPORT does elsewhere.
         reuse = (SO_REUSEADDR if self.kernel.kind == 'windows' else SO_REUSEPORT) in self._options
         self._bound = self.kernel.bind(self.file, self.family, self.type, address, reuse)
 
@@ -154,10 +148,10 @@ class SimSocket:
             kernel.after_latency(kernel.refuse, end)
         elif falls('connect.silent') or kernel.is_silent(address):
             kernel.at(kernel.time + SILENCE, kernel.give_up, end)
-        elif falls('connect.at_once') and kernel.knock(end):
+        elif falls('connect.at_once') and kernel.try_connect(end):
             return 0
         else:
-            kernel.after_latency(kernel.knock, end)
+            kernel.after_latency(kernel.try_connect, end)
         return errno.EWOULDBLOCK if kernel.kind == 'windows' else errno.EINPROGRESS
 
     def recv(self, size: int, flags: int = 0) -> bytes:
@@ -193,11 +187,11 @@ class SimSocket:
         return self._send('send', data)
 
     def sendmsg(self, buffers: list[Any]) -> int:
-        # Windows has none, and there the reactor sends the first buffer only.
+        # Windows has no sendmsg. There the reactor sends only the first buffer.
         return self._send('sendmsg', buffers[0] if self.kernel.kind == 'windows' else b''.join(buffers))
 
     def sendfile(self, data: bytes) -> int:
-        """What `os.sendfile` does with it."""
+        """Send bytes of a file, as `os.sendfile` does."""
         return self._send('sendfile', data)
 
     def _send(self, name: str, data: Any) -> int:
@@ -222,12 +216,12 @@ class SimSocket:
         end.refused_at = kernel.time if room > 0 else end.refused_at
         if room <= 0 or (falls('send.again') and not end.private):
             raise BlockingIOError(errno.EAGAIN, 'simulated: no room')
-        # macOS says EPROTOTYPE where it is about to say EPIPE.
+        # macOS may fail with EPROTOTYPE shortly before it would fail with EPIPE.
         broken = (errno.EPIPE, errno.EPROTOTYPE) if kernel.kind == 'kqueue' else (errno.EPIPE,)
         for site, errors in (('send.broken', broken), ('send.exhausted', (errno.ENOBUFS, errno.ENOMEM))):
             if falls(site) and not (end.instant or end.private):
                 error = kernel.random.choice(errors)
-                end.told.append(error)
+                end.reported.append(error)
                 fail(error)
         count: int = min(room, len(data))
         if count and falls('send.short'):
@@ -246,7 +240,7 @@ class SimSocket:
             fail(end.take_error())
         peer = end.peer
         if end.ended_out or end.dead or (end.instant and peer is not None and peer.gone):
-            end.told.append(errno.EPIPE)
+            end.reported.append(errno.EPIPE)
             fail(errno.EPIPE)
 
     def shutdown(self, how: int) -> None:
@@ -291,13 +285,13 @@ class SimSocket:
         return len(data)
 
     def recv_into(self, buffer: Any, size: int, flags: int) -> int:
-        """The length of the next datagram: all that MSG_PEEK | MSG_TRUNC is used for."""
+        """Return the length of the next datagram. The reactor calls this only with MSG_PEEK | MSG_TRUNC."""
         self.kernel.call('recv', self._fd)
         mailbox: Mailbox = self.file
         if not mailbox.inbox:
             raise BlockingIOError(errno.EAGAIN, 'simulated: nothing to read')
         length = len(mailbox.inbox[0][0])
-        return length if self.kernel.on_linux else min(1, length)  # others do not know MSG_TRUNC as a question
+        return length if self.kernel.on_linux else min(1, length)  # only Linux accepts MSG_TRUNC here
 
     def recvfrom(self, size: int) -> tuple[bytes, Any]:
         kernel = self.kernel
@@ -324,9 +318,9 @@ class SimSocket:
         kernel.call('setsockopt', self._fd)
         file: File = self.file
         if (level, option) == (IPPROTO_TCP, TCP_NODELAY) and isinstance(file, End | Listening):
-            file.nodelay = True  # also when it fails: it was asked for
+            file.nodelay = True  # even if the call fails: the reactor has tried
         if isinstance(file, End) and file.dead and kernel.kind == 'kqueue':
-            fail(errno.EINVAL)  # macOS changes nothing any more on a socket that is shut down on both sides
+            fail(errno.EINVAL)  # macOS accepts no options on a socket that is shut down in both directions
         if level == SOL_SOCKET and option == SO_LINGER and isinstance(file, End):
             if len(value) != len(kernel.reset_on_close):
                 fail(errno.EINVAL)
@@ -336,7 +330,7 @@ class SimSocket:
             fail(errno.ENOPROTOOPT)
         if isinstance(file, End) and kernel.faults.falls('setsockopt.invalid'):
             fail(errno.EINVAL)
-        # Elsewhere than on Linux the reactor does not ask for it, and defers nothing.
+        # The reactor relies on TCP_DEFER_ACCEPT only on Linux.
         if (level, option) == (IPPROTO_TCP, TCP_DEFER_ACCEPT) and not kernel.on_linux:
             return
         if isinstance(file, Listening) and (level, option) == (IPPROTO_TCP, TCP_DEFER_ACCEPT):

@@ -1,16 +1,17 @@
-"""Streams under watch, and what is seen of each connection.
+"""Streams that report each call and each callback to the checks of their reactor.
 
-A `WatchedStream` calls the same code as a `Stream` and lets everything through unchanged; its ledger is told of each
-call, and of each callback. A `Record` holds what the user of the connection has called and was called with, and what
-the simulated kernel has of it: nothing of what the stream itself keeps.
-
-Owns one `Record` for each stream. The rule: nothing is different for a stream because it is watched.
+A `WatchedStream` runs the same code as a `Stream` and must behave exactly like it. It notes the user's calls in its
+`Record`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Self
+
 from ..admission.proxied import ProxiedStream
-from ..errors import IdleTimeout, ReadTimeout, WriteTimeout
+from ..errors import ReadTimeout
+from ..hints import HasFileno, Ts
 from ..kinds import guard
 from ..net.datagram import DatagramSocket
 from ..net.ending import Connection
@@ -18,114 +19,41 @@ from ..net.endpoints import Kinds
 from ..net.listener import Listener
 from ..net.stream import Stream
 from ..net.tls import TLSStream
+from .records import Record
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-    from typing import Any, Self
-    from weakref import ReferenceType
-
     from ..callbacks import OnClose
-    from ..hints import HasFileno, Ts
-    from .files import End
 
 
 class Planted(Exception):
-    """Raised by the simulation inside a user's callback."""
-
-
-class Record:
-    """What was seen of one connection."""
-
-    def __init__(self, number: int) -> None:
-        self.number = number
-        self.events: list[str] = []
-        self.end: End | None = None
-        self.offered: bytearray = bytearray()  # what the user wrote, and was not told to be dropped
-        self.got: bytearray = bytearray()
-        self.writing = False
-        self.marks: list[int] = []  # for each on_written that is awaited, up to where
-        self.told = 0
-        self.closed_by: str | None = None  # the user's own close() or abort()
-        self.closed_at = 0
-        self.ended_by: str | None = None  # the call after which a write raises
-        self.resumed_late = False
-        self.marks_set_at = -1  # bytes that were sent when the user has changed the marks
-        self.has_header = False  # of the PROXY protocol; what follows it is read at once
-        self.unclear = False  # whether a write raises
-        self.failed_before = False  # something had ended it before the user aborted it,
-        self.gone_before = False  # and its descriptor was closed by then
-        self.over = False
-        self.exc: BaseException | None = None
-        self.connected = False
-        self.paused = False
-        self.awaits_connect = False
-        self.connect_by: float | None = None  # ns
-        self.awaits_drain = False  # a write has returned False
-        self.waited = False  # bytes had to wait for the peer once
-        self.unread = False  # when it was closed, something was known to be unread, perhaps
-        self.dropped = False  # a write returned False, and the connection had failed: it is never sent
-        self.cut = False  # a write found so much waiting that the connection is aborted
-        self.sends_files = False
-        self.largest = 0  # bytes of one write
-        self.high_water = 0
-        self.limits_from = self.paused_at = self.resumed_at = self.waiting_from = 0  # ns
-        self.aborted_with: BaseException | None = None
-        self.raised: list[BaseException] = []
-        self.survived: list[BaseException] = []  # of these, which there was an on_error for
-        self.secured = False
-        self.raw = False  # the program makes its own protocol of these bytes: the peer gets other ones than it writes
-        self.wrappers: list[ReferenceType[Any]] = []  # its callbacks, to see them gone
-        self.sock: ReferenceType[Any] | None = None
-        self.deliveries: tuple[int, int] = (0, 0)  # turn, and how often on_data was called in it
-
-    @property
-    def begun(self) -> bool:
-        """Whether it is open as far as its user knows."""
-        return self.end is not None and (self.connected or not self.awaits_connect)
-
-    def time_limits(self, options: Any, waits: int) -> Iterator[tuple[type[BaseException], int, float | None]]:
-        """(error, since when in ns, limit in s) of the limits that run now."""
-        end = self.end
-        assert end is not None
-        read_at, sent_at = end.kernel.reading(end.read_at), end.kernel.reading(end.sent_at)
-        # One stamp serves both limits for what comes in: with a read_timeout, resuming begins the idle time again too.
-        resumed = self.resumed_at if options.read_timeout is not None else 0
-        yield IdleTimeout, max(read_at, sent_at, self.limits_from, resumed), options.idle_timeout
-        since = max(read_at, self.limits_from, self.resumed_at)
-        limit = options.read_timeout
-        paused = self.paused and (limit is None or self.paused_at < since + limit * 1e9)  # before it was over
-        if not paused and 'eof' not in self.events:
-            yield ReadTimeout, since, limit
-        if waits:
-            yield WriteTimeout, max(sent_at, self.limits_from, self.waiting_from), options.write_timeout
+    """Raised by the simulation inside a user's callback, to test how the reactor handles exceptions."""
 
 
 class WatchedStream(Stream):
-    """A stream whose callbacks and calls go by the ledger of its reactor."""
+    """A stream that reports its calls and callbacks to the checks of its reactor."""
 
     __slots__ = ('record',)
 
     loop: Any
 
     def __init__(self, loop: Any, options: Any, callbacks: Any, origin: Any) -> None:
-        self.record: Any = loop.ledger.opened(self)
+        self.record: Record = loop.oracles.streams.opened(self)
         self.record.awaits_connect = callbacks.on_connect is not None
         self.record.high_water = max(1, options.high_water)
         super().__init__(loop, options, callbacks, origin)
-        self.on_close: OnClose | None = callbacks.on_close or _nothing  # watched, also where the user does not care
+        self.on_close: OnClose | None = callbacks.on_close or _nothing  # checked even if the user has not set it
 
     def write(self, data: Any, on_written: Callable[[Self, *Ts], object] | None = None, *args: *Ts) -> bool:
-        taken: bool = self.loop.ledger.write(self, super().write, data, (data,), on_written, args)
+        taken: bool = self.loop.oracles.streams.write(self, super().write, data, (data,), on_written, args)
         return taken
 
     def writelines(self, buffers: Any, on_written: Callable[[Self, *Ts], object] | None = None, *args: *Ts) -> bool:
         pieces = list(buffers)
-        taken: bool = self.loop.ledger.write(self, super().writelines, pieces, pieces, on_written, args)
+        taken: bool = self.loop.oracles.streams.write(self, super().writelines, pieces, pieces, on_written, args)
         return taken
 
     def write_eof(self) -> None:
-        # On a connection that has failed it does nothing; whether a write raises then, or is dropped, is not said.
+        # On a failed connection write_eof does nothing. The documentation does not say whether a later write raises.
         self.record.unclear |= self.closed
         if not self.closed:
             self.record.ended_by = self.record.ended_by or 'write_eof'
@@ -136,13 +64,13 @@ class WatchedStream(Stream):
             self._resumed()
         elif not self.record.paused:
             self.record.paused_at = self.loop.ledger.time()
-        self.record.paused = not reading  # whatever has become of the connection meanwhile
+        self.record.paused = not reading  # even if the connection has failed
         super().set_reading(reading)
 
     def _resumed(self) -> None:
         record = self.record
         if record.paused and self.closed:
-            # It was paused when it failed. When the socket is closed by now, what had arrived is gone.
+            # It was paused when it failed. If its socket is already closed, the unread bytes are lost.
             record.resumed_late = record.end is None or record.end.gone
         elif record.paused:
             record.resumed_at = self.loop.ledger.time()
@@ -170,7 +98,7 @@ class WatchedStream(Stream):
         send = super().send_file
         self.record.sends_files = True
         if self.loop.ledger.secured(self):
-            secured: bool = send(file, offset, count, on_written, *args)  # comes back as bytes
+            secured: bool = send(file, offset, count, on_written, *args)  # which calls `write` with the bytes
             return secured
 
         def call(what: Any, on_written: Any, *args: Any) -> bool:
@@ -178,7 +106,7 @@ class WatchedStream(Stream):
 
         simulated: Any = file
         data = simulated.data[offset:][:count]
-        taken: bool = self.loop.ledger.write(self, call, file, (data,), on_written, args)
+        taken: bool = self.loop.oracles.streams.write(self, call, file, (data,), on_written, args)
         return taken
 
     def close(self) -> None:
@@ -190,7 +118,7 @@ class WatchedStream(Stream):
             record.unread = record.begun and 'eof' not in record.events and (record.paused or record.waited)
         record.ended_by = 'close'
         super().close()
-        self.loop.ledger.check_closed_is_true(self, 'close')
+        self.loop.oracles.streams.check_closed_is_true(self, 'close')
 
     def abort(self, exc: BaseException | None = None) -> None:
         record = self.record
@@ -200,29 +128,30 @@ class WatchedStream(Stream):
             record.closed_by = record.ended_by = 'abort'
             record.aborted_with = exc
         super().abort(exc)
-        self.loop.ledger.check_closed_is_true(self, 'abort')
+        self.loop.oracles.streams.check_closed_is_true(self, 'abort')
 
     def reset(self, exc: BaseException | None) -> None:
-        if isinstance(exc, ReadTimeout) and self.record.paused:  # it may be paused later, before on_close
-            self.loop.ledger.wrong(self, f'{exc!r} while reading is paused')
+        # Checked here and not in on_close, because the user may pause reading between the two.
+        if isinstance(exc, ReadTimeout) and self.record.paused:
+            self.loop.ledger.wrong(self, f'it ended with {exc!r} while reading was paused')
         super().reset(exc)
 
     def forget(self) -> None:
         super().forget()
-        self.loop.ledger.streams.pop(self, None)  # it could not be watched, and no user has ever seen it
+        self.loop.ledger.streams.pop(self, None)  # it could not be registered, and no user has seen it
 
 
 class WatchedTLSStream(WatchedStream, TLSStream):
-    """The same over TLS, of which the kernel's bytes say nothing."""
+    """A `WatchedStream` over TLS. Its bytes in the kernel are encrypted, so they are not compared with its writes."""
 
     __slots__ = ()
 
     def write(self, data: Any, on_written: Callable[[Self, *Ts], object] | None = None, *args: *Ts) -> bool:
-        return self.writelines((data,), on_written, *args)  # as TLS does it, but seen once
+        return self.writelines((data,), on_written, *args)  # as `TLSStream` does, but noted once
 
 
 class WatchedProxiedStream(WatchedStream, ProxiedStream):
-    """The same while its PROXY header is awaited, which its peer has written like anything else."""
+    """A `WatchedStream` that waits for its PROXY header. The peer wrote the header like other bytes, so they count."""
 
     __slots__ = ()
 
@@ -239,7 +168,7 @@ def _callback(kind: str) -> property:
     slot = Connection.__dict__['on_' + kind]
 
     def fset(stream: WatchedStream, fn: Callable[..., object] | None) -> None:
-        slot.__set__(stream, None if fn is None else stream.loop.ledger.watch(stream, kind, fn))
+        slot.__set__(stream, None if fn is None else stream.loop.oracles.streams.watch(stream, kind, fn))
 
     return property(slot.__get__, fset)
 
@@ -249,7 +178,7 @@ for _kind in ('connect', 'data', 'eof', 'drain', 'close', 'error'):
 
 
 def is_accepted(stream: WatchedStream) -> bool:
-    """Whether a listener has made it."""
+    """Return whether the stream was accepted by a listener."""
     return isinstance(stream.origin, Listener)
 
 

@@ -1,4 +1,4 @@
-"""Limits: who is let in, how often, for how long, and at which pace; and that what is remembered is bounded."""
+"""Limits for clients: number of connections, rates, lifetime and minimum speed, all with bounded memory."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 
 import reactor
 from reactor import ClientRefused, LifetimeOver, Limits, Reactor, TooSlow
-from reactor.admission.limits import Tokens
+from reactor.admission.address_record import TokenBucket
 from reactor.admission.pace import LimitedClient
 from reactor.net.listener import Listener
 from tests.helpers.certificates import certificates  # noqa: F401
@@ -26,7 +26,7 @@ counted = pytest.mark.skipif(sys.platform != 'linux', reason='only Linux counts 
 
 
 def listen(r, log=None, **options):
-    """A listener with limits, and the connections that it told by `on_connect`."""
+    """A listener with limits, and the connections that `on_connect` was called with."""
     log = Log() if log is None else log
     conns = []
 
@@ -39,7 +39,7 @@ def listen(r, log=None, **options):
 
 
 def connect(sockets, listener, host=HERE):
-    """A client at this address."""
+    """Connect a client from this address."""
     sock = sockets.track(socket.socket())
     sock.bind((host, 0))
     sock.connect(listener.address)
@@ -56,7 +56,7 @@ def is_reset(client):
 # -- the hook
 
 
-def test_a_client_whom_the_hook_refuses_is_reset_and_never_told(r, sockets, caplog):
+def test_a_client_that_the_hook_refuses_is_reset_and_on_connect_is_never_called(r, sockets, caplog):
     caplog.set_level(logging.WARNING)
     asked, log = [], Log()
 
@@ -74,12 +74,12 @@ def test_a_client_whom_the_hook_refuses_is_reset_and_never_told(r, sockets, capl
     assert log == [('connect',)]
     assert (r.stats().accepts, listener.open_connections) == (1, 1)
     assert [record.getMessage() for record in caplog.records] == [
-        f'127.0.0.2:{asked[0][1]} was refused: the hook has said so'
+        f'127.0.0.2:{asked[0][1]} was refused: the refuse= hook returned true'
     ]
     close_all(r, listener, *conns)
 
 
-def test_an_exception_of_the_hook_refuses_and_is_told_as_others_are(sockets):
+def test_an_exception_in_the_hook_refuses_the_client_and_is_reported_like_others(sockets):
     errors = []
     with Reactor(catch_errors=lambda exc, handle: errors.append((exc, handle))) as r:
         log = Log()
@@ -94,7 +94,7 @@ def test_an_exception_of_the_hook_refuses_and_is_told_as_others_are(sockets):
         assert not listener.closed
 
 
-def test_a_hook_that_fails_again_and_again_is_one_line_a_second(kernel, fake, sockets, caplog):
+def test_a_hook_that_keeps_failing_logs_one_line_a_second(kernel, fake, sockets, caplog):
     caplog.set_level(logging.WARNING)
     listener, _ = listen(fake, limits=Limits(refuse=lambda address: 1 // 0))
     for _ in range(20):
@@ -117,10 +117,10 @@ def test_refusals_do_not_hide_an_exception_in_the_log(kernel, fake, sockets, cap
     listener.close()
 
 
-# -- how many
+# -- number of connections
 
 
-def test_one_connection_more_than_may_be_open_is_refused(r, sockets, caplog):
+def test_a_connection_beyond_the_limit_is_refused(r, sockets, caplog):
     caplog.set_level(logging.WARNING)
     listener, conns = listen(r, limits=Limits(connections=2))
     clients = [connect(sockets, listener) for _ in range(5)]
@@ -139,11 +139,11 @@ def test_one_connection_more_than_may_be_open_is_refused(r, sockets, caplog):
 @pytest.mark.parametrize(
     ('limits', 'why'),
     [
-        ({'per_address': 1}, 'it has 1 connections open'),
-        ({'connect_rate': (0.5, 1)}, 'it connects more often than 0.5 times a second'),
+        ({'per_address': 1}, 'its address has 1 connections open, the limit is per_address=1'),
+        ({'connect_rate': (0.5, 1)}, 'its address connects too often, the limit is connect_rate=(0.5, 1.0)'),
     ],
 )
-def test_the_log_says_which_limit_a_client_was_beyond(r, sockets, caplog, limits, why):
+def test_the_log_names_the_limit_that_a_client_exceeded(r, sockets, caplog, limits, why):
     caplog.set_level(logging.WARNING)
     listener, conns = listen(r, limits=Limits(**limits))
     for _ in range(2):
@@ -181,13 +181,13 @@ def test_listeners_may_share_limits(r, sockets):
 
 
 @pytest.mark.scenario(174)
-def test_one_address_has_so_many_connections_and_others_have_theirs(r, sockets):
+def test_the_limit_per_address_applies_to_each_address_alone(r, sockets):
     listener, conns = listen(r, limits=Limits(per_address=2))
-    many = [connect(sockets, listener) for _ in range(10)]
+    clients = [connect(sockets, listener) for _ in range(10)]
     run_until(r, lambda: r.stats().refused_per_address == 8)
     connect(sockets, listener, '127.0.0.2')
     run_until(r, lambda: len(conns) == 3)
-    assert sum(idle_socket(client) for client in many) == 2
+    assert sum(idle_socket(client) for client in clients) == 2
     conns[0].abort()
     turns(r, 1)
     connect(sockets, listener)
@@ -197,7 +197,7 @@ def test_one_address_has_so_many_connections_and_others_have_theirs(r, sockets):
     close_all(r, listener, *conns)
 
 
-def test_a_client_who_cannot_be_watched_is_not_counted():
+def test_a_client_that_cannot_be_registered_is_not_counted():
     limits = Limits(per_address=1)
     for count in range(3, 9):  # one of the registrations is that of the accepted connection
         with Reactor(kernel=FailingKernel('register', errno.ENOMEM, count)) as r:
@@ -211,17 +211,17 @@ def test_a_client_who_cannot_be_watched_is_not_counted():
                 r.connect_tcp('10.0.0.1', 80)
                 run_until(r, lambda conns=conns: conns)
                 return
-    raise AssertionError('none of them was')
+    raise AssertionError('no registration was that of the accepted connection')
 
 
-# -- how often
+# -- rates
 
 
 @pytest.mark.scenario(174)
 def test_one_address_connects_as_often_as_its_tokens_allow(kernel, fake, sockets):
     listener, conns = listen(fake, limits=Limits(connect_rate=(2, 3)))
 
-    def knock(count, host=HERE):
+    def connect_many(count, host=HERE):
         before = len(conns)
         for _ in range(count):
             connect(sockets, listener, host)
@@ -229,14 +229,14 @@ def test_one_address_connects_as_often_as_its_tokens_allow(kernel, fake, sockets
             pass
         return len(conns) - before
 
-    assert knock(5) == 3
-    assert knock(5, '127.0.0.2') == 3
+    assert connect_many(5) == 3
+    assert connect_many(5, '127.0.0.2') == 3
     kernel.time += 0.5
-    assert knock(3) == 1
+    assert connect_many(3) == 1
     kernel.time += 1
-    assert knock(3) == 2
+    assert connect_many(3) == 2
     kernel.time += 1000
-    assert knock(5) == 3
+    assert connect_many(5) == 3
     assert fake.stats().refused_rate == 2 + 2 + 2 + 1 + 2
 
 
@@ -258,7 +258,7 @@ def test_a_request_is_allowed_as_often_as_the_tokens_of_its_address(kernel, fake
     assert (limits.allow(ours[0]), limits.allow(ours[1])) == (True, False)
     assert fake.stats().requests_refused == 3
     ours[1].close()
-    assert limits.allow(ours[1])  # there is nothing to refuse
+    assert limits.allow(ours[1])  # the connection is closed: there is nothing to refuse
     listener.close()
 
 
@@ -271,7 +271,7 @@ def test_without_a_rate_every_request_is_allowed(r, sockets):
     close_all(r, listener, *conns)
 
 
-def test_on_a_unix_socket_each_connection_has_its_own_requests(r, sockets, tmp_path):
+def test_on_a_unix_socket_each_connection_has_its_own_request_rate(r, sockets, tmp_path):
     limits = Limits(
         request_rate=(1, 2), per_address=1, connect_rate=(0.001, 1), connections=2, refuse=lambda address: True
     )
@@ -288,17 +288,17 @@ def test_on_a_unix_socket_each_connection_has_its_own_requests(r, sockets, tmp_p
 
 
 def test_tokens_grow_to_the_burst_and_no_further():
-    tokens = Tokens(0, (10, 2))
+    tokens = TokenBucket(0, (10, 2))
     assert [tokens.take(now, (10, 2)) for now in (0, 0, 0, 0.09, 0.11, 0.11, 5, 5, 5)] == [
         True, True, False, False, True, False, True, True, False,
     ]  # fmt: skip
 
 
-# -- what is remembered
+# -- remembered addresses
 
 
 def through_proxy(r, sockets, listener, source, v6=False, wait=True):
-    """A client of a proxy at this address."""
+    """A client that a proxy announces with the address `source`."""
     client = sockets.connect(listener.address)
     body = ends6(source) if v6 else ends4(source)
     client.send(v2(family=0x21 if v6 else 0x11, body=body))
@@ -310,7 +310,7 @@ def through_proxy(r, sockets, listener, source, v6=False, wait=True):
 
 
 @pytest.mark.scenario(175)
-def test_no_more_addresses_are_remembered_than_were_asked_for(fake, sockets):
+def test_at_most_max_addresses_are_remembered(fake, sockets):
     limits = Limits(connect_rate=(0.001, 1), max_addresses=10)
     log = Log()
     listener, conns = listen(fake, log, limits=limits, proxy_protocol=['127.0.0.0/8'])
@@ -320,14 +320,14 @@ def test_no_more_addresses_are_remembered_than_were_asked_for(fake, sockets):
     assert repr(limits) == '<Limits: 0 connections, 0 addresses, 10 gone>'
     through_proxy(fake, sockets, listener, '10.0.0.29')
     assert fake.stats().refused_rate == 1
-    through_proxy(fake, sockets, listener, '10.0.0.1')  # forgotten, and so a newcomer
+    through_proxy(fake, sockets, listener, '10.0.0.1')  # this address is forgotten, so it counts as new
     assert (fake.stats().refused_rate, len(conns)) == (1, 31)
     assert repr(limits) == '<Limits: 1 connections, 1 addresses, 9 gone>'
     listener.close()
 
 
 @pytest.mark.scenario(175)
-def test_who_has_all_his_tokens_again_is_forgotten(kernel, fake, sockets):
+def test_an_address_is_forgotten_when_it_has_all_its_tokens_again(kernel, fake, sockets):
     limits = Limits(connect_rate=(1, 5))
     listener, _ = listen(fake, limits=limits, proxy_protocol=['127.0.0.0/8'])
     for number in range(20):
@@ -342,7 +342,7 @@ def test_who_has_all_his_tokens_again_is_forgotten(kernel, fake, sockets):
     listener.close()
 
 
-def test_who_is_refused_stays_remembered(kernel, fake, sockets):
+def test_a_refused_address_stays_remembered_while_it_has_a_connection(kernel, fake, sockets):
     listener, conns = listen(fake, limits=Limits(connect_rate=(0.001, 1), max_addresses=0))
     connect(sockets, listener)
     while not conns:
@@ -353,7 +353,7 @@ def test_who_is_refused_stays_remembered(kernel, fake, sockets):
     listener.close()
 
 
-def test_what_is_over_is_freed_without_the_collector(r, sockets):
+def test_closed_connections_are_freed_without_the_collector(r, sockets):
     limits = Limits(
         per_address=9, lifetime=100, request_rate=(9, 9), min_rate=(1, 1) if sys.platform == 'linux' else None
     )
@@ -379,7 +379,7 @@ def test_what_is_over_is_freed_without_the_collector(r, sockets):
 
 
 @pytest.mark.scenario(174)
-def test_behind_a_proxy_the_limits_are_about_the_real_client(r, sockets):
+def test_behind_a_proxy_the_limits_apply_to_the_real_client(r, sockets):
     asked, log = [], Log()
     limits = Limits(per_address=1, refuse=lambda address: asked.append(address) or address[0] == '192.0.2.66')
     listener, conns = listen(r, log, limits=limits, proxy_protocol=['127.0.0.0/8'])
@@ -390,7 +390,8 @@ def test_behind_a_proxy_the_limits_are_about_the_real_client(r, sockets):
     run_until(r, lambda: len(log) == 4)
     assert log.names() == ['connect', 'connect', 'close', 'close']
     assert [type(exc) for _, exc in log[2:]] == [ClientRefused] * 2
-    assert '192.0.2.1:51234 was refused: it has 1 connections open' in str(log[2][1])
+    reason = 'its address has 1 connections open, the limit is per_address=1'
+    assert f'192.0.2.1:51234 was refused: {reason}' in str(log[2][1])
     assert asked == [(host, 51234) for host in ('192.0.2.1', '192.0.2.2', '192.0.2.1', '192.0.2.66')]
     assert (r.stats().refused_per_address, r.stats().refused_by_hook) == (1, 1)
     assert r.stats().callback_errors == 0
@@ -403,7 +404,7 @@ def test_behind_a_proxy_the_limits_are_about_the_real_client(r, sockets):
 
 
 @pytest.mark.scenario(174)
-def test_one_address_of_ipv6_is_a_whole_network(r, sockets):
+def test_an_ipv6_address_counts_as_its_whole_network(r, sockets):
     listener, conns = listen(r, limits=Limits(per_address=1), proxy_protocol=['127.0.0.0/8'])
     for source in '2001:db8:0:1::1', '2001:db8:0:2::1', '2001:db8:0:1:ffff::9':
         through_proxy(r, sockets, listener, source, v6=True)
@@ -411,7 +412,7 @@ def test_one_address_of_ipv6_is_a_whole_network(r, sockets):
     close_all(r, listener, *conns)
 
 
-def test_the_proxys_own_connections_are_not_limited_and_unknown_ones_only_in_number(r, sockets):
+def test_local_connections_of_a_proxy_are_not_limited_and_unknown_ones_only_in_number(r, sockets):
     limits = Limits(connections=2, per_address=1, refuse=lambda address: True)
     log = Log()
     listener, conns = listen(r, log, limits=limits, proxy_protocol=['127.0.0.0/8'])
@@ -438,7 +439,7 @@ def test_behind_a_proxy_an_exception_of_the_hook_ends_the_connection(r, sockets,
     assert 'ZeroDivisionError' in caplog.text
 
 
-def test_a_proxy_without_limits_and_limits_without_a_proxy_share_a_listener(r, sockets):
+def test_listeners_with_limits_and_with_a_proxy_are_of_one_class(r, sockets):
     assert type(r.listen_tcp(HERE, 0)) is Listener
     kinds = [r.listen_tcp(HERE, 0, limits=Limits()), r.listen_tcp(HERE, 0, proxy_protocol=['::1'])]
     assert len({type(listener) for listener in kinds}) == 1
@@ -446,7 +447,7 @@ def test_a_proxy_without_limits_and_limits_without_a_proxy_share_a_listener(r, s
         listener.close()
 
 
-# -- for how long
+# -- lifetime
 
 
 def test_a_connection_ends_with_its_lifetime(kernel, fake, sockets):
@@ -467,11 +468,11 @@ def test_a_connection_ends_with_its_lifetime(kernel, fake, sockets):
     listener.close()
 
 
-# -- how fast
+# -- minimum rate
 
 
 class Pace:
-    """A server with a minimum rate, one client of it, and time that passes when it is told to."""
+    """A server with a minimum rate, one client of it, and a clock that the test moves."""
 
     def __init__(self, fake, kernel, sockets, **options):
         self.r, self.kernel, self.log = fake, kernel, Log()
@@ -482,13 +483,13 @@ class Pace:
         self.conn = conns[0]
 
     def second(self):
-        """Let one pass, and what is due happen."""
+        """Let one second pass, and run what is due."""
         turns(self.r, 2)
         self.kernel.time += 1
         turns(self.r, 2)
 
     def seconds_until_slow(self, each_second, most=60):
-        """How many pass until the client is ended for his slowness, None for never."""
+        """Return after how many seconds the client is closed as too slow, or None for never."""
         for count in range(1, most):
             each_second()
             self.second()
@@ -515,7 +516,7 @@ def pace(fake, kernel, sockets):
 
 @pytest.mark.scenario(78)
 @counted
-def test_a_client_who_drips_is_ended_after_the_grace(pace):
+def test_a_client_that_sends_too_slowly_is_reset_after_the_grace(pace):
     slow = pace()
     count = slow.seconds_until_slow(lambda: slow.client.send(b'x'))
     assert 9 <= count <= 8 + 2 + 4
@@ -526,38 +527,38 @@ def test_a_client_who_drips_is_ended_after_the_grace(pace):
 
 
 @counted
-def test_a_client_who_is_fast_enough_may_go_on(pace):
+def test_a_client_that_sends_fast_enough_stays_open(pace):
     fast = pace()
     assert fast.seconds_until_slow(lambda: fast.client.send(b'x' * 11)) is None
 
 
 @counted
-def test_a_client_who_was_fast_has_the_time_that_he_has_earned(pace):
+def test_bytes_sent_early_give_a_client_time_later(pace):
     slow = pace()
     slow.client.send(b'x')
     for _ in range(4):
         slow.second()
-    slow.client.send(b'x' * 200)  # for twenty seconds
+    slow.client.send(b'x' * 200)  # enough for twenty seconds
     count = slow.seconds_until_slow(lambda: slow.client.send(b'x'))
     assert 20 <= count <= 20 + 8 + 6
 
 
 @pytest.mark.scenario(78)
 @counted
-def test_who_waits_for_an_answer_is_not_slow(pace):
+def test_a_client_that_waits_for_an_answer_is_not_slow(pace):
     waiting = pace()
     waiting.client.send(b'GET / HTTP/1.1\r\n\r\n')
     assert waiting.seconds_until_slow(lambda: None) is None
 
 
 @counted
-def test_who_is_silent_is_not_slow(pace):
+def test_a_silent_client_is_not_slow(pace):
     silent = pace()
     assert silent.seconds_until_slow(lambda: None) is None
 
 
 @counted
-def test_with_each_answer_it_begins_anew(pace):
+def test_each_answer_restarts_the_measurement(pace):
     talking = pace()
 
     def talk():
@@ -570,20 +571,20 @@ def test_with_each_answer_it_begins_anew(pace):
 
 
 @counted
-def test_who_is_not_read_is_not_slow(pace):
+def test_a_client_that_is_not_read_is_not_slow(pace):
     paused = pace()
     paused.conn.pause_reading()
     assert paused.seconds_until_slow(lambda: paused.client.send(b'x')) is None
 
 
 @counted
-def test_who_is_not_read_is_not_slow_while_bytes_wait_for_him_either(pace):
+def test_a_client_that_is_not_read_is_not_slow_while_bytes_wait_for_it_either(pace):
     paused = pace()
     paused.conn.pause_reading()
     paused.conn.write(b'x' * 16_000_000)
     for _ in range(4):
         paused.second()
-    assert paused.client.recv(1 << 20)  # as much as earns him hours
+    assert paused.client.recv(1 << 20)  # enough for hours
     paused.second()
     assert paused.conn.buffered
     assert paused.seconds_until_slow(lambda: paused.client.send(b'x')) is None
@@ -591,30 +592,30 @@ def test_who_is_not_read_is_not_slow_while_bytes_wait_for_him_either(pace):
 
 @pytest.mark.scenario(176)
 @counted
-def test_a_client_who_takes_nothing_is_ended_after_the_grace(pace):
+def test_a_client_that_reads_nothing_is_reset_after_the_grace(pace):
     slow = pace()
     slow.client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
     for _ in range(200):
         slow.conn.write(b'x' * 65536)
     count = slow.seconds_until_slow(lambda: None)
     assert 9 <= count <= 8 + 2 + 4
-    assert 'took too slowly' in str(slow.log[-1][1])
+    assert 'read too slowly' in str(slow.log[-1][1])
 
 
 @pytest.mark.scenario(176)
 @counted
-def test_a_client_for_whom_the_system_still_holds_an_answer_is_as_slow(pace):
+def test_a_client_whose_answer_waits_in_the_kernel_can_be_too_slow(pace):
     slow = pace()
     slow.client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
     slow.conn.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
     slow.conn.write(b'x' * 500_000)
     if slow.conn.buffered:
-        pytest.skip('this system takes no half megabyte into the buffer of a socket')
+        pytest.skip('the socket buffers of this kernel take less than half a megabyte')
     assert slow.seconds_until_slow(lambda: None) is not None
 
 
 @counted
-def test_a_client_who_takes_fast_enough_may_go_on(pace):
+def test_a_client_that_reads_fast_enough_stays_open(pace):
     fast = pace()
 
     def take():
@@ -631,7 +632,7 @@ def test_a_client_who_takes_fast_enough_may_go_on(pace):
 
 
 @counted
-def test_who_takes_all_in_time_begins_anew(pace):
+def test_reading_everything_in_time_restarts_the_measurement(pace):
     fast = pace(grace=4)
     for _ in range(3):
         fast.conn.write(b'x' * 16_000_000)
@@ -650,7 +651,7 @@ def test_who_takes_all_in_time_begins_anew(pace):
 
 
 @counted
-def test_a_connection_that_closes_or_is_broken_is_left_to_its_end(pace):
+def test_a_connection_that_is_closing_or_broken_is_left_alone(pace):
     closing = pace(linger=20)
     fill(closing.client)
     closing.conn.pause_reading()
@@ -668,7 +669,7 @@ def test_a_connection_that_closes_or_is_broken_is_left_to_its_end(pace):
 
 
 class Gone:
-    """A socket of which the system says nothing any more."""
+    """A socket for which every getsockopt fails, because the connection is gone."""
 
     def __init__(self, sock):
         self.fileno = sock.fileno
@@ -678,17 +679,17 @@ class Gone:
 
 
 @counted
-def test_the_looks_are_the_only_cost_and_as_rare_as_the_grace_allows(pace):
+def test_the_rate_is_checked_four_times_in_a_grace(pace):
     fast = pace(grace=100)
-    looks = []
+    checks = []
     counts = fast.kernel.tcp_counts
-    fast.kernel.tcp_counts = lambda sock: looks.append(1) or counts(sock)
+    fast.kernel.tcp_counts = lambda sock: checks.append(1) or counts(sock)
     for _ in range(100):
         fast.second()
-    assert len(looks) == 4
+    assert len(checks) == 4
 
 
-def test_where_nobody_counts_a_minimum_rate_is_refused(r, tmp_path, monkeypatch):
+def test_a_minimum_rate_is_refused_where_the_kernel_does_not_count_bytes(r, tmp_path, monkeypatch):
     limits = Limits(min_rate=(1, 1))
     with pytest.raises(OSError, match='Linux'):
         r.listen_unix(str(tmp_path / 's'), limits=limits)
@@ -703,7 +704,7 @@ def test_where_nobody_counts_a_minimum_rate_is_refused(r, tmp_path, monkeypatch)
 
 
 @pytest.mark.parametrize('when', ['before it is counted', 'LimitedClient.__init__', 'LimitedClient.begin'])
-def test_a_client_for_whom_memory_runs_out_is_reset_and_counts_no_longer(fake, sockets, monkeypatch, when):
+def test_a_client_for_which_memory_runs_out_is_reset_and_not_counted(fake, sockets, monkeypatch, when):
     limits, log = Limits(connections=1, per_address=1, lifetime=60), Log()
     listener, conns = listen(fake, log, limits=limits)
     if when == 'before it is counted':
@@ -723,7 +724,7 @@ def test_a_client_for_whom_memory_runs_out_is_reset_and_counts_no_longer(fake, s
 
 
 class ShortDeque(deque):
-    """Completions for the first of which there is no memory."""
+    """A completions queue that has no memory for its first entry."""
 
     short = True
 
@@ -737,14 +738,14 @@ class ShortDeque(deque):
 # -- arguments
 
 
-def test_fifty_thousand_addresses_are_remembered_unless_you_say_otherwise():
+def test_the_default_is_to_remember_fifty_thousand_addresses():
     assert Limits().max_addresses == 50_000
 
 
 @counted
 @pytest.mark.parametrize('name', ['connect_rate', 'request_rate', 'min_rate'])
 @pytest.mark.parametrize('rate', [(10**400, 10**400), (1, 10**400), (10**400, 1), (5e-324, 1e308)])
-def test_a_rate_of_any_size_can_be_counted_with(kernel, fake, sockets, name, rate):
+def test_a_rate_of_any_size_works(kernel, fake, sockets, name, rate):
     limits = Limits(**{name: rate})
     listener, conns = listen(fake, limits=limits)
     for number in 1, 2:
@@ -780,7 +781,7 @@ def test_a_wrong_limit_raises_at_the_call(error, arguments):
         Limits(**arguments)
 
 
-def test_what_is_no_limits_raises_at_the_call(r):
+def test_limits_of_another_type_raise_at_the_call(r):
     with pytest.raises(TypeError, match=r'reactor\.Limits'):
         r.listen_tcp(HERE, 0, limits=5)
 

@@ -1,13 +1,13 @@
-"""The arguments and the states of the public API, as tables that are made by reflection.
+"""The arguments and the states of the public API, as tables that are built by reflection.
 
-Every parameter of every public method gets every value of a list of wrong and strange ones, one at a time, the others
-being valid. The call works, or it raises at once what the design allows: TypeError, ValueError, an error of the
-reactor, an OSError. The message names the parameter or the value. What was refused leaves nothing behind, and what was
-accepted is used for some turns, in which nothing may fail.
+Every parameter of every public method gets every value from a list of wrong and strange ones, one at a time, while the
+other arguments are valid. The call works, or it raises at once an exception that the design allows: TypeError,
+ValueError, OSError or an error of the reactor. The message names the parameter or the value. A refused call leaves
+nothing open. The result of an accepted call is used for several turns, in which nothing may fail.
 
-Every public method is called in every state of its object, and raises only what its docstring names.
+Every public method is also called in every state of its object, and may raise only what its docstring names.
 
-A method that is new, or a parameter, is in the tables without further ado, or fails the test that asks for it.
+A new method or parameter is included automatically, or it fails the test that requires an entry for it.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ from tests.helpers.support import INTERNAL, options_of
 
 HERE = '127.0.0.1'
 ALLOWED = (errors.ReactorError, TypeError, ValueError, OSError)
-# What Python says when a value of a wrong type is used: a message about its inside, and not about the argument.
+# Messages of Python when a value of a wrong type is used. They describe the inside of a function, not its argument.
 LEAKS = re.compile(
     r'not supported between instances|object has no attribute|object is not (iterable|callable|subscript)'
 )
@@ -56,7 +56,7 @@ CONTEXT.check_hostname = False
 
 
 class NumericKernel(Kernel):
-    """The real one, but no name is ever looked up: that would leave the machine."""
+    """The real kernel, but it looks up no names, because the lookups would leave the machine."""
 
     def getaddrinfo(self, host: Any, port: Any, family: int, kind: int, flags: int = 0) -> list[Any]:
         return super().getaddrinfo(host, port, family, kind, flags | socket.AI_NUMERICHOST)
@@ -66,7 +66,7 @@ class NumericKernel(Kernel):
 
 
 class World:
-    """A reactor, and sockets that are closed at the end."""
+    """A reactor and sockets, all closed at the end."""
 
     def __init__(self, folder: Any, debug: bool = False) -> None:
         self.folder = folder
@@ -190,12 +190,12 @@ CALLBACKS = dict.fromkeys(('on_data', 'on_connect', 'on_eof', 'on_drain', 'on_cl
 DATAGRAMS = dict.fromkeys(('on_datagram', 'on_send_error', 'on_drain', 'on_close'), nothing)
 FN = {'fn': nothing}
 
-# The valid arguments of each method, those left out that have a default which needs no value here.
+# The valid arguments of each method, except those with a default that serves here.
 ARGUMENTS: dict[str, Callable[[World], dict[str, Any]]] = {
     'Reactor.listen_tcp': lambda world: {'host': HERE, 'port': 0, **CALLBACKS},
     'Reactor.listen_unix': lambda world: {'path': str(world.folder / 'listening'), **CALLBACKS},
     'Reactor.connect_tcp': lambda world: dict(zip(('host', 'port'), world.listening().getsockname(), strict=True)),
-    'Reactor.connect_unix': lambda world: {'path': str(world.folder / 'nobody')},
+    'Reactor.connect_unix': lambda world: {'path': str(world.folder / 'no-listener')},
     'Reactor.adopt': lambda world: {'sock': world.pair()[0]},
     'Reactor.bind_udp': lambda world: {'host': HERE, 'port': 0, **DATAGRAMS},
     'Reactor.connect_udp': lambda world: {'host': HERE, 'port': 9, **DATAGRAMS},
@@ -228,14 +228,14 @@ ARGUMENTS: dict[str, Callable[[World], dict[str, Any]]] = {
     'Descriptor.set_events': lambda world: {'events': READ},
 }
 MADE = {'Reactor': Reactor, 'Options': Options, 'Limits': Limits}
-# Calls that would not come back, or would do more than call: what they are given is of no interest.
+# Values that are not tried.
 LEFT_OUT = {
-    ('Reactor.listen_tcp', 'host', 'None'),  # all addresses of this machine
+    ('Reactor.listen_tcp', 'host', 'None'),  # would listen on all addresses of this machine
     ('Reactor.bind_udp', 'host', 'None'),
-    # The message says which side is needed.
+    # The message rightly names the context, which is for the other side.
     ('Stream.start_tls', 'server_side', '1'),
     ('Stream.start_tls', 'server_side', 'True'),
-    # ... and that a name is missing, which the context wants.
+    # The message asks for the server name that the context needs.
     ('Reactor.connect_unix', 'ssl', 'True'),
 }
 
@@ -268,7 +268,7 @@ def refuses_every_call(call: Any) -> bool:
 
 
 def parameters_of(call: Any) -> list[str]:
-    """The names of all parameters, with those of the TypedDict for `**options`."""
+    """The names of all parameters, including those of the TypedDict for `**options`."""
     names: list[str] = []
     if refuses_every_call(call):
         return []
@@ -292,7 +292,7 @@ KINDS = {kind.__name__: kind for kind in OBJECTS}
 
 
 def prepared(world: World, kind: str, method: str, name: str, value: Any) -> Callable[[], Any]:
-    """The call with one strange value, ready to be made."""
+    """Return the call with one strange value, without making it."""
     if not method:
         return lambda: MADE[kind](**{name: value})
     target = OBJECTS[KINDS[kind]](world)
@@ -303,7 +303,7 @@ def prepared(world: World, kind: str, method: str, name: str, value: Any) -> Cal
 
 
 def use(world: World, made: Any) -> None:
-    """Use what a call has returned: what is wrong with its options shows."""
+    """Use the result of a call, so that a bad option shows."""
     if isinstance(made, Reactor) and made is not world.r:
         made.close()
     world.turns()
@@ -327,12 +327,12 @@ def use(world: World, made: Any) -> None:
 
 
 def left(world: World) -> tuple[int, int, int, int]:
-    """Handles, timers, completions and descriptors."""
+    """Count the handles, timers, completions and descriptors that exist."""
     return len(world.r.handles()), len(world.r.timers), len(world.r.completions), open_descriptors()
 
 
 def judge(exc: BaseException, method: str, name: str, value: Any) -> str:
-    """What is wrong with an exception of a call; nothing when it may be raised, and says what is wrong."""
+    """Describe what is wrong with an exception of a call; '' when it is allowed and its message is clear."""
     text = f'{type(exc).__name__}: {exc}'
     if not isinstance(exc, ALLOWED):
         return f'raises {text}'
@@ -347,7 +347,7 @@ def judge(exc: BaseException, method: str, name: str, value: Any) -> str:
 
 
 def trouble(kind: str, method: str, name: str, make: Any, folder: Any) -> str:
-    """What is wrong with one value in one place."""
+    """Describe what goes wrong with one value of one parameter; '' for nothing."""
     with World(folder) as world:
         value = make(world)
         call = prepared(world, kind, method, name, value)
@@ -395,14 +395,14 @@ def half_open(world: World) -> Any:
 
 
 def full(world: World, **options: Any) -> Any:
-    """A connection on which bytes wait, since the peer reads nothing."""
+    """A connection with queued bytes, because the peer reads nothing."""
     conn = world.stream(**options)
     conn.write(bytes(4 << 20))
     return conn
 
 
 def failed(world: World) -> Any:
-    """A connection whose peer is gone, which a write has found out, and no callback was called yet."""
+    """A connection on which a write has failed, before any callback was called."""
     conn = world.stream()
     world.peers[conn.fileno()].close()
     conn.write(b'x')
@@ -410,7 +410,7 @@ def failed(world: World) -> Any:
 
 
 def after(do: Callable[[Any], Any], make: Callable[[World], Any]) -> Callable[[World], Any]:
-    """The object after a call of it, of which `on_close` was not told yet."""
+    """Make an object and call one of its methods; the loop has not run yet, so `on_close` has not been called."""
 
     def made(world: World) -> Any:
         made = make(world)
@@ -441,14 +441,14 @@ def secured(world: World) -> Any:
 
 
 def broken_tls(world: World) -> Any:
-    """A connection whose peer does not speak TLS."""
+    """A connection whose TLS handshake failed: the peer does not speak TLS."""
     conn = secured(world)
     world.peers[conn.fileno()].send(b'this is not TLS\r\n' * 10)
     return turned(world, conn)
 
 
 def cut_tls(world: World) -> Any:
-    """A connection whose peer has ended it in the middle of the handshake."""
+    """A connection whose peer closed it in the middle of the handshake."""
     conn = secured(world)
     world.peers[conn.fileno()].close()
     return turned(world, conn)
@@ -456,7 +456,7 @@ def cut_tls(world: World) -> Any:
 
 STATES: dict[str, Callable[[World], Any]] = {
     'connecting': World.connection,
-    'connected, and it is not known yet': World.connection,
+    'connected, not reported yet': World.connection,
     'connecting, with bytes': after(lambda conn: conn.write(b'x'), World.connection),
     'connecting, closed': after(lambda conn: conn.close(), World.connection),
     'connecting, aborted': after(lambda conn: conn.abort(), World.connection),
@@ -470,10 +470,10 @@ STATES: dict[str, Callable[[World], Any]] = {
     'ended': after(lambda conn: conn.write_eof(), World.stream),
     'closing': after(lambda conn: conn.close(), full),
     'closed': after(lambda conn: conn.close(), World.stream),
-    'closed and told': lambda world: turned(world, after(lambda conn: conn.close(), World.stream)(world)),
+    'closed and reported': lambda world: turned(world, after(lambda conn: conn.close(), World.stream)(world)),
     'aborted': after(lambda conn: conn.abort(), full),
     'failed': failed,
-    'failed and told': lambda world: turned(world, failed(world)),
+    'failed and reported': lambda world: turned(world, failed(world)),
     'handshake': secured,
     'handshake, with bytes': after(lambda conn: conn.write(b'x'), secured),
     'handshake, closed': after(lambda conn: conn.close(), secured),
@@ -495,7 +495,7 @@ for kind, make in OBJECTS.items():
 
 
 def named(kind: type, method: str) -> tuple[type[BaseException], ...]:
-    """The exceptions that the docstrings of a method, of its class, and of the methods that they refer to have."""
+    """The exceptions named in the docstrings of a method, of its class, and of the methods they refer to."""
     texts, seen = [inspect.getdoc(base) or '' for base in kind.__mro__], {method}
     waiting = [method]
     while waiting:
@@ -532,12 +532,12 @@ def test_in_every_state_a_method_raises_only_what_its_docstring_names(kind, stat
     assert not wrong, '\n'.join(wrong)
 
 
-# They are made for other threads, or only look, and what they find may be old by the time that the caller has it.
+# These are made for other threads, or only read, and their result may be out of date when it arrives.
 FROM_ANY_THREAD = {'call_soon_threadsafe', 'trigger', 'fileno', 'handles', 'stats', 'timeout', 'why_alive'}
 
 
 def result_in_thread(world: World, call: Callable[[], object]) -> object:
-    """What `call` returns or raises in another thread, while the loop runs."""
+    """Make `call` in another thread while the loop runs; returns its result or its exception."""
     found: list[object] = []
 
     def caught() -> None:
@@ -570,7 +570,7 @@ def refused(result: object) -> bool:
     ],
     ids=lambda value: getattr(value, '__name__', value),
 )
-def test_with_debug_each_call_from_another_thread_is_refused_but_those_that_are_made_for_it(kind, method, tmp_path):
+def test_with_debug_each_call_from_another_thread_is_refused_except_those_made_for_threads(kind, method, tmp_path):
     with World(tmp_path, debug=True) as world:
         target, arguments = OBJECTS[kind](world), arguments_of(kind, method, world)
         result = result_in_thread(world, lambda: getattr(target, method)(**arguments))
@@ -582,9 +582,7 @@ def test_with_debug_each_call_from_another_thread_is_refused_but_those_that_are_
     [(kind, name) for kind in OBJECTS for name in properties_of(kind) if getattr(kind, name).fset is not None],
     ids=lambda value: getattr(value, '__name__', value),
 )
-def test_with_debug_each_attribute_that_does_something_when_it_is_set_is_refused_in_another_thread(
-    kind, name, tmp_path
-):
+def test_with_debug_setting_an_attribute_with_a_side_effect_is_refused_in_another_thread(kind, name, tmp_path):
     with World(tmp_path, debug=True) as world:
         target = OBJECTS[kind](world)
         result = result_in_thread(world, lambda: setattr(target, name, getattr(target, name)))

@@ -1,7 +1,7 @@
 """The tests of cl-async, the system that this one implements: each has its counterpart here, named after it.
 
-`stream t` and `async-stream` give Lisp streams over a socket; here every connection has `on_data` instead, and what
-those tests hold, that all bytes arrive in order both ways, is held by it. `mkdtemp` is left to the standard library.
+`stream t` and `async-stream` give Lisp streams over a socket. Here every connection has `on_data` instead, and the
+counterpart of those tests checks that all bytes arrive in order both ways. `mkdtemp` is left to the standard library.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ needs_unix = pytest.mark.skipif(AF_UNIX < 0, reason='this platform has no Unix s
 
 
 class TimedKernel(FakeKernel):
-    """A clock that moves only while the loop would wait, over a selector of the kind that is asked for."""
+    """A kernel whose clock moves only while the loop would wait, with the given kind of selector."""
 
     def __init__(self, kind):
         super().__init__()
@@ -51,13 +51,13 @@ def kind(request):
 
 @pytest.fixture
 def timed(kind):
-    """A reactor on each selector, whose time is exact."""
+    """A reactor with exact time, on each kind of selector."""
     with Reactor(kernel=TimedKernel(kind)) as reactor:
         yield reactor
 
 
 class Closing:
-    """`on_close` of several connections that closes their server after the last."""
+    """An `on_close` for several connections; closes their server after the last one."""
 
     def __init__(self, server, count):
         self.server = server
@@ -212,9 +212,9 @@ def test_tcp_connect_fail_an_error_in_its_callback_leaves_the_loop(kind):
         raise ValueError('boom')
 
     with socket.create_server(('127.0.0.1', 0)) as taken:
-        nobody = taken.getsockname()[1]
+        port = taken.getsockname()[1]
     with Reactor(selector=kind(), catch_errors=False) as r:
-        r.connect_tcp('127.0.0.1', nobody, on_close=on_close)
+        r.connect_tcp('127.0.0.1', port, on_close=on_close)
         with pytest.raises(ValueError):
             r.run()
         assert r.run() is True
@@ -239,7 +239,7 @@ def test_tcp_server_stream(r):
     server = r.listen_tcp('127.0.0.1', 0, log.on_data, on_close=lambda conn, exc: server.close())
     client = r.connect_tcp(*server.address)
     sent = bytes(range(256)) * 1000
-    client.write(sent, Stream.close)  # when it is written: a close while connecting drops what waits
+    client.write(sent, Stream.close)  # once it is written: a close while connecting drops queued bytes
     assert r.run() is True
     assert log.received == sent
 
@@ -362,11 +362,11 @@ def test_pipe_server_stream(r, tmp_path):
     assert log.received == bytes(300_000)
 
 
-# -- dns; the names are those of this machine, so that it needs no network
+# -- dns: only names of this machine, so that no network is needed
 
 
 def resolve_all(r, *calls):
-    """Look all up at once; returns (result, error) of each in the order of the calls."""
+    """Start all lookups at once; returns (result, error) of each, in the order of the calls."""
     answers = {}
     for number, (method, what, *rest) in enumerate(calls):
         options = rest[0] if rest else {}
@@ -399,7 +399,7 @@ def test_dns_lookup_ipv6(r):
     try:
         name = socket.getaddrinfo('localhost', 0, AF_INET6) and 'localhost'
     except OSError:
-        name = '::1'  # this machine gives its loopback no IPv6 name
+        name = '::1'  # loopback has no IPv6 name on this machine
     assert resolve_all(r, (r.resolve, name, {'family': AF_INET6})) == [(['::1'], None)]
 
 
@@ -414,7 +414,7 @@ def test_dns_reverse(r, address):
     try:
         expected = socket.getnameinfo((address, 0), socket.NI_NAMEREQD)[0]
     except OSError:
-        expected = None  # it has no name here
+        expected = None  # the address has no name on this machine
     ((name, error),) = resolve_all(r, (r.resolve_address, address))
     assert name == expected
     assert (error is None) if expected else isinstance(error, ResolveError)
@@ -477,7 +477,7 @@ def test_signal_handler_add_remove(timed):
     assert timed.now - began == pytest.approx(1, abs=0.02)
 
 
-@pytest.mark.skipif(sys.platform == 'win32', reason='Windows cannot send itself this signal')
+@pytest.mark.skipif(sys.platform == 'win32', reason='a process cannot send itself this signal on Windows')
 def test_signal_handler_alone_keeps_the_loop_alive(r):
     log = []
 
@@ -507,12 +507,12 @@ def test_threading_delay(r):
 
 
 @pytest.mark.parametrize('address', ['127.0.0.1', '::1', 'fe80::1'])
-def test_ip_addresses_are_told_from_names(address):
+def test_ip_addresses_are_recognized(address):
     assert numeric(Kernel(), address, 0)
 
 
 @pytest.mark.parametrize('name', ['localhost', '127.0.0.x', '1::g', ''])
-def test_names_are_told_from_ip_addresses(r, name):
+def test_names_are_not_taken_for_ip_addresses(r, name):
     with pytest.raises(ValueError):
         r.resolve_address(name, lambda name, error: None)
 

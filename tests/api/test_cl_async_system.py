@@ -1,4 +1,4 @@
-"""cl-async's own tests of processes and files, each under its name there, with what its users may rely on here."""
+"""The tests of cl-async for processes and files, each under its name there, with this package's guarantees."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_spawn_simple(r):
 
 @pytest.mark.parametrize('name, redirect', [('stdout', ''), ('stderr', ' >&2')])
 def test_process_redirect(r, name, redirect):
-    """Of output and of errors: the pipe is the one that the process has, and brings what was written."""
+    """Standard output and standard error arrive through the pipes of the process object."""
     exits, log, seen = [], Log(), set()
     process = r.spawn(
         ['sh', '-c', f'printf "some test output"{redirect}'], on_exit=lambda *args: exits.append(args), **{name: PIPE}
@@ -45,7 +45,7 @@ def test_process_redirect(r, name, redirect):
 
 
 def test_process_redirect_stream(r):
-    """To the child and back."""
+    """Data goes to the child and back."""
     log = Log()
     process = r.spawn(['cat'], stdin=PIPE, stdout=PIPE)
     listen(process.stdout, log)
@@ -81,7 +81,7 @@ def test_process_env(r, tmp_path):
 
 
 def test_mkdtemp(r):
-    """There is no file operation of our own: any is called in a thread."""
+    """The package has no file operations; any can be called in a thread."""
     done = []
     r.run_in_thread(tempfile.mkdtemp, '', 'test-', on_done=lambda *result: done.append(result))
     r.run()
@@ -100,13 +100,13 @@ def test_mkdtemp_fail(r):
 
 def test_fs_monitor(r, tmp_path):
     pytest.importorskip('watchdog', reason="the extra 'paths' is not installed")
-    told, before = [], threading.active_count()
-    handle = r.watch_path(tmp_path, lambda handle, path, change: told.append((handle, path, change)))
+    events, before = [], threading.active_count()
+    handle = r.watch_path(tmp_path, lambda handle, path, change: events.append((handle, path, change)))
     (tmp_path / 'file').write_text('x')
     name = str(tmp_path / 'file')
-    run_until(r, lambda: (handle, name, 'created') in told)
+    run_until(r, lambda: (handle, name, 'created') in events)
     (tmp_path / 'file').unlink()
-    run_until(r, lambda: (handle, name, 'deleted') in told)
+    run_until(r, lambda: (handle, name, 'deleted') in events)
     handle.close()
     run_until(r, lambda: threading.active_count() <= before)
 

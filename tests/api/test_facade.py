@@ -1,4 +1,4 @@
-"""The object that a program holds: its arguments, its names, who may call it, how it begins and ends."""
+"""The object that a program holds: its arguments, its names, calls from other threads, how it starts and ends."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ API = {
     # processes and paths
     *('spawn', 'watch_path'),
 }
-# What transports need of the loop: internal, as the changelog says.
+# What transports need from the loop. Internal, as the changelog says.
 PARTS = {'watchers', 'timers', 'completions', 'counters', 'failures', 'guard', 'kernel', 'spins', 'streams'}
 
 
@@ -52,7 +52,7 @@ def nothing(*args: Any) -> None:
 
 
 def in_words(value: Any) -> str:
-    """What a parameter is, in a test's name."""
+    """The id of a parameter in a test's name."""
     if isinstance(value, dict):
         return ','.join(f'{name}={each}' for name, each in value.items())
     if isinstance(value, type):
@@ -75,11 +75,11 @@ def test_the_package_exports_what_it_names():
 
 
 @pytest.mark.parametrize('name', sorted(API - {'now'}))
-def test_every_method_says_what_it_does(name):
+def test_every_method_has_a_docstring(name):
     assert getattr(Reactor, name).__doc__
 
 
-def test_each_kind_of_handle_says_what_it_is_and_why_it_keeps_the_loop_running(sockets):
+def test_the_repr_of_each_kind_of_handle_and_why_alive_describe_it(sockets):
     gate = threading.Event()
     with Reactor() as r:
         ours, theirs = sockets()
@@ -169,7 +169,7 @@ BAD_PATHS: list[tuple[Any, type[Exception]]] = [
 
 
 def refused_at_the_call(r: Reactor, error: Any, fn: Any, *args: Any, **options: Any) -> None:
-    """The call raises and leaves no handle, no timer, nothing to tell and no gauge behind."""
+    """The call raises and leaves no handle, timer, completion or counted connection."""
     with pytest.raises(error):
         fn(*args, **options)
     assert r.handles() == [] and len(r.timers) == 0 and not r.completions
@@ -199,7 +199,7 @@ def test_connecting_to_no_host_is_refused_at_the_call(fake):
 
 
 @pytest.mark.parametrize('family', [-1, 99, 'x', None, AF_UNIX if AF_UNIX > 0 else 1])
-def test_connect_tcp_refuses_a_family_that_is_none_at_the_call(fake, family):
+def test_connect_tcp_refuses_an_invalid_family_at_the_call(fake, family):
     refused_at_the_call(fake, ValueError, fake.connect_tcp, '127.0.0.1', 9, family=family)
 
 
@@ -228,7 +228,7 @@ def test_connect_unix_and_listen_unix_refuse_a_bad_path_at_the_call(fake, path, 
 
 @needs_unix
 @pytest.mark.skipif(ABSTRACT_PATHS, reason='this platform has abstract Unix sockets')
-def test_abstract_paths_are_refused_at_the_call_where_there_are_none(fake):
+def test_abstract_paths_are_refused_at_the_call_where_the_platform_has_none(fake):
     refused_at_the_call(fake, OSError, fake.connect_unix, '@reactor')
 
 
@@ -259,13 +259,13 @@ def test_listen_unix_refuses_bad_options_at_the_call_and_leaves_no_file(fake, tm
 def test_adopt_refuses_bad_options_at_the_call_and_leaves_the_socket_alone(fake, sockets, options, error):
     ours, theirs = sockets(blocking=True)
     if 'on_connect' in options:
-        error = TypeError  # it is connected already, there is no such parameter
+        error = TypeError  # adopt() has no such parameter: the socket is connected already
     refused_at_the_call(fake, error, fake.adopt, ours, **options)
     ours.send(b'still usable')
     assert theirs.recv(99) == b'still usable'
 
 
-def test_time_limits_of_none_are_none(fake):
+def test_time_limits_of_none_set_no_time_limit(fake):
     for options in {'timeout': None}, {'idle_timeout': None, 'read_timeout': None, 'write_timeout': None}:
         conn = fake.connect_tcp('127.0.0.1', 9, **options)
         conn.abort()
@@ -273,7 +273,7 @@ def test_time_limits_of_none_are_none(fake):
 
 
 @pytest.mark.parametrize('catch_errors', ['x', 5])
-def test_a_reactor_refuses_what_can_handle_no_error(catch_errors):
+def test_a_reactor_refuses_a_catch_errors_that_cannot_be_called(catch_errors):
     with pytest.raises(TypeError):
         Reactor(catch_errors=catch_errors).close()
 
@@ -301,7 +301,7 @@ def test_run_builds_runs_and_closes():
         seen[0].run()
 
 
-def test_run_tells_that_it_was_stopped_and_closes_what_is_open():
+def test_run_returns_false_when_stopped_and_closes_what_is_open():
     log = Log()
 
     def main(r: Reactor) -> None:
@@ -314,7 +314,7 @@ def test_run_tells_that_it_was_stopped_and_closes_what_is_open():
 
 @pytest.mark.parametrize('kind', [ValueError, KeyboardInterrupt, SystemExit])
 @pytest.mark.parametrize('catch_errors', [True, False])
-def test_what_main_raises_leaves_run_and_closes_the_reactor(kind, catch_errors):
+def test_an_exception_in_main_leaves_run_and_closes_the_reactor(kind, catch_errors):
     seen: list[Reactor] = []
 
     def main(r: Reactor) -> None:
@@ -328,7 +328,7 @@ def test_what_main_raises_leaves_run_and_closes_the_reactor(kind, catch_errors):
         seen[0].run()
 
 
-def test_what_a_callback_raises_leaves_run_when_errors_are_not_caught():
+def test_an_exception_in_a_callback_leaves_run_when_errors_are_not_caught():
     def main(r: Reactor) -> None:
         r.call_soon(int, 'x')
 
@@ -375,7 +375,7 @@ def test_run_passes_its_options_on():
     assert [type(exc) for exc, _ in errors] == [ValueError]
 
 
-def test_the_kernel_that_is_given_makes_clock_selector_and_sockets():
+def test_the_given_kernel_provides_clock_selector_and_sockets():
     kernel = FakeKernel()
     made = []
     real = kernel.socket
@@ -472,7 +472,7 @@ def test_a_closed_reactor_says_so(call):
         call(r)
 
 
-def test_a_closed_reactor_does_not_take_a_socket(sockets):
+def test_a_closed_reactor_does_not_adopt_a_socket(sockets):
     ours, theirs = sockets()
     r = Reactor()
     r.close()
@@ -482,7 +482,7 @@ def test_a_closed_reactor_does_not_take_a_socket(sockets):
     assert theirs.recv(9) == b'x'
 
 
-def test_a_closed_reactor_can_still_be_looked_at():
+def test_a_closed_reactor_can_still_be_inspected():
     r = Reactor()
     r.close()
     assert isinstance(r.stats(), Stats)
@@ -509,7 +509,7 @@ def test_a_reactor_that_is_closed_is_freed_without_the_garbage_collector():
 # -- threads
 
 
-def test_a_reactor_works_in_another_thread_than_the_main_one():
+def test_a_reactor_works_in_a_thread_other_than_the_main_one():
     log = Log()
 
     def main(r: Reactor) -> None:
@@ -559,7 +559,7 @@ def test_signal_handlers_can_be_added_in_the_main_thread_only():
 
 
 def from_another_thread(call: Any, **options: Any) -> BaseException | None:
-    """What `call(r, conn, listener)` raises when another thread than the loop's makes it while the loop runs."""
+    """Make `call(r, conn, listener)` in another thread while the loop runs; returns the exception it raises."""
     raised: list[BaseException | None] = []
 
     def main(r: Reactor) -> None:
@@ -701,7 +701,7 @@ def test_any_thread_may_call_soon_threadsafe_and_wake_the_loop(debug):
     assert heard == [threading.get_ident()]
 
 
-# -- sockets that were connected elsewhere
+# -- adopted sockets
 
 
 def test_an_adopted_socket_is_an_open_stream(r, sockets):
@@ -735,7 +735,7 @@ def test_an_adopted_connection_counts_in_no_gauge_but_keeps_the_loop_running(r, 
     assert (r.stats().incoming, r.stats().outgoing, r.stats().handles) == (0, 0, 0)
 
 
-def test_data_that_waited_before_the_adoption_is_told_in_a_later_turn(r, sockets):
+def test_data_that_waited_before_the_adoption_is_delivered_in_a_later_turn(r, sockets):
     log = Log()
     ours, theirs = sockets()
     theirs.send(b'early')
@@ -746,7 +746,7 @@ def test_data_that_waited_before_the_adoption_is_told_in_a_later_turn(r, sockets
     end(r, conn)
 
 
-def test_an_adopted_tcp_socket_knows_its_peer_and_its_reset(r, sockets):
+def test_an_adopted_tcp_socket_has_a_peername_and_reports_a_reset(r, sockets):
     log = Log()
     ours, theirs = tcp_sockets(sockets)
     conn = r.adopt(ours, on_close=log.on_close)
@@ -757,7 +757,7 @@ def test_an_adopted_tcp_socket_knows_its_peer_and_its_reset(r, sockets):
     assert isinstance(log[0][1], ConnectionResetError)
 
 
-def test_an_adopted_connection_has_the_time_limits_that_were_asked_for(fake, kernel, sockets):
+def test_an_adopted_connection_has_the_given_time_limits(fake, kernel, sockets):
     log = Log()
     ours, _ = sockets()
     fake.adopt(ours, on_close=log.on_close, idle_timeout=5)
@@ -767,7 +767,7 @@ def test_an_adopted_connection_has_the_time_limits_that_were_asked_for(fake, ker
 
 
 @pytest.mark.scenario(14)
-def test_the_socket_belongs_to_the_reactor_from_the_adoption_on(r, sockets):
+def test_an_adopted_socket_belongs_to_the_reactor(r, sockets):
     ours, theirs = sockets()
     r.adopt(ours).close()
     turns(r, 2)
@@ -776,7 +776,7 @@ def test_the_socket_belongs_to_the_reactor_from_the_adoption_on(r, sockets):
 
 
 @pytest.mark.parametrize('what', [None, 5, 'socket', []], ids=repr)
-def test_what_is_no_socket_is_not_adopted(fake, what):
+def test_an_object_that_is_not_a_socket_is_not_adopted(fake, what):
     with pytest.raises(TypeError):
         fake.adopt(what)
     assert fake.handles() == []
@@ -790,7 +790,7 @@ def plain_client_context():
 
 @pytest.fixture
 def strange(sockets):
-    """Sockets that are open, and that are not connected stream sockets."""
+    """Open sockets that are not connected stream sockets."""
     made = {
         'datagram': sockets.track(socket.socket(socket.AF_INET, socket.SOCK_DGRAM)),
         'listening': sockets.track(socket.create_server(('127.0.0.1', 0))),
@@ -804,7 +804,7 @@ def strange(sockets):
     ('kind', 'error', 'advice'),
     [('datagram', TypeError, 'bind_udp'), ('listening', ValueError, 'listen_tcp'), ('ssl', TypeError, 'start_tls')],
 )
-def test_a_socket_that_would_die_later_is_not_adopted_and_stays_the_callers(fake, strange, kind, error, advice):
+def test_a_socket_that_would_fail_later_is_not_adopted_and_stays_with_the_caller(fake, strange, kind, error, advice):
     with pytest.raises(error, match=advice):
         fake.adopt(strange[kind])
     assert fake.handles() == [] and strange[kind].fileno() >= 0
@@ -822,17 +822,17 @@ def test_a_listener_refuses_a_socket_that_it_cannot_listen_on(fake, strange, kin
 
 @pytest.mark.parametrize('ssl', [None, False])
 @pytest.mark.parametrize('where', ['tcp', 'unix'])
-def test_a_server_hostname_without_tls_is_refused_since_all_would_go_out_in_plain_text(fake, where, ssl):
+def test_a_server_hostname_without_tls_is_refused_because_all_would_be_sent_in_plain_text(fake, where, ssl):
     options = {'ssl': ssl, 'server_hostname': 'example.org'}
     with pytest.raises(ValueError, match=r"server_hostname='example\.org' without ssl="):
         if where == 'tcp':
             fake.connect_tcp('127.0.0.1', 9, **options)
         else:
-            fake.connect_unix('/tmp/nobody', **options)
+            fake.connect_unix('/tmp/no-listener', **options)
     assert fake.handles() == []
 
 
-def test_a_server_hostname_is_refused_where_there_is_no_server_to_prove_it(fake, sockets):
+def test_a_server_hostname_is_refused_where_there_is_no_server_to_verify(fake, sockets):
     for call in (
         lambda: fake.listen_tcp('127.0.0.1', 0, server_hostname='example.org'),
         lambda: fake.adopt(sockets()[0], server_hostname='example.org'),
@@ -862,14 +862,14 @@ def test_the_name_of_a_local_address_is_refused_and_not_looked_up_inside_the_loo
 
 
 @pytest.mark.parametrize('options', [{'backlog': -1}, {'backlog': 1 << 31}, {'backlog': 1.5}, {'reuse_port': 'no'}])
-def test_a_listener_refuses_by_name_what_no_system_takes(fake, options):
+def test_a_listener_refuses_invalid_options_and_names_them(fake, options):
     with pytest.raises((TypeError, ValueError), match=next(iter(options))):
         fake.listen_tcp('127.0.0.1', 0, **options)
     assert fake.handles() == []
 
 
 @pytest.mark.parametrize('options', [{'selector': 5}, {'selector': 0}, {'kernel': 5}, {'slow_callback': '1'}], ids=repr)
-def test_a_reactor_refuses_by_name_what_it_cannot_be_made_of(options):
+def test_a_reactor_refuses_invalid_options_and_names_them(options):
     with pytest.raises(TypeError, match=next(iter(options))):
         Reactor(**options)
 
@@ -888,7 +888,7 @@ def test_a_closed_socket_is_not_adopted(fake, sockets):
     assert fake.handles() == []
 
 
-def test_a_socket_that_is_not_connected_ends_with_the_systems_error(r):
+def test_a_socket_that_is_not_connected_ends_with_the_error_of_the_kernel(r):
     log = Log()
     r.adopt(socket.socket(), on_close=log.on_close)
     run_until(r, lambda: log)
@@ -929,8 +929,8 @@ def test_listening_on_a_name_that_does_not_exist_raises_at_the_call(fake):
     assert fake.handles() == []
 
 
-def test_a_selector_without_room_refuses_a_listener_and_leaves_no_descriptor(kernel):
-    descriptors = []  # one that is watched is the last for which there is room: that of the reactor itself
+def test_a_full_selector_refuses_a_listener_and_leaves_no_descriptor(kernel):
+    descriptors = []  # there is room for one descriptor, the reactor's own
     kernel.room_of = lambda selector: lambda fd: not descriptors and not descriptors.append(fd)
     with Reactor(kernel=kernel) as r:
         with pytest.raises(reactor.SelectorFull):
@@ -939,8 +939,8 @@ def test_a_selector_without_room_refuses_a_listener_and_leaves_no_descriptor(ker
 
 
 @needs_unix
-def test_a_selector_without_room_refuses_a_unix_listener_and_leaves_no_file(kernel, tmp_path):
-    descriptors = []  # one that is watched is the last for which there is room: that of the reactor itself
+def test_a_full_selector_refuses_a_unix_listener_and_leaves_no_file(kernel, tmp_path):
+    descriptors = []  # there is room for one descriptor, the reactor's own
     kernel.room_of = lambda selector: lambda fd: not descriptors and not descriptors.append(fd)
     with Reactor(kernel=kernel) as r:
         with pytest.raises(reactor.SelectorFull):

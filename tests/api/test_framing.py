@@ -36,7 +36,7 @@ CUTS = st.lists(st.integers(0, 6))
 
 
 def chunks(data: bytes, cuts: list[int]):
-    """The data in pieces of these sizes, then the rest in one."""
+    """Cut the data into pieces of these sizes, and the rest as one piece."""
     for size in cuts:
         yield data[:size]
         data = data[size:]
@@ -44,7 +44,7 @@ def chunks(data: bytes, cuts: list[int]):
 
 
 def collect(pieces, take, args, limit=LIMIT):
-    """Feed the pieces, taking all messages after each; returns them and whether one was too long."""
+    """Feed the pieces and take all messages after each; returns them and whether one was too long."""
     frames, messages = Frames(limit), []
     try:
         for piece in pieces:
@@ -59,7 +59,7 @@ def collect(pieces, take, args, limit=LIMIT):
 @pytest.mark.scenario(67)
 @pytest.mark.parametrize(('take', 'args', 'model'), KINDS)
 @given(data=BYTES, cuts=CUTS)
-def test_the_same_messages_come_out_for_any_chunking(take, args, model, data, cuts):
+def test_the_messages_are_the_same_for_any_chunking(take, args, model, data, cuts):
     assert collect(chunks(data, cuts), take, args) == model(data, LIMIT, *args)
 
 
@@ -74,8 +74,8 @@ ASKS = st.lists(
 
 
 @given(data=BYTES, cuts=CUTS, asks=ASKS)
-def test_framings_can_be_mixed_and_the_rest_is_what_nobody_took(data, cuts, asks):
-    """Asked for one thing after the other, each as soon as it is there: as if all had been fed at once."""
+def test_framings_can_be_mixed_and_the_rest_is_returned_untouched(data, cuts, asks):
+    """Messages taken as soon as they arrive are the same as if all bytes had been fed at once."""
 
     def answers(pieces):
         frames, given, waiting = Frames(1 << 20), [], list(asks)
@@ -90,7 +90,7 @@ def test_framings_can_be_mixed_and_the_rest_is_what_nobody_took(data, cuts, asks
 
 
 @given(data=BYTES, cuts=CUTS)
-def test_a_search_that_found_nothing_does_not_mislead_another(data, cuts):
+def test_a_search_that_found_nothing_does_not_affect_another(data, cuts):
     frames, fed = Frames(1 << 20), b''
     for piece in chunks(data, cuts):
         frames.feed(piece)
@@ -117,10 +117,10 @@ def test_a_search_that_found_nothing_does_not_mislead_another(data, cuts):
         (b'', Frames.exactly, (11,)),
     ],
 )
-def test_a_message_over_the_limit_raises_as_soon_as_it_is_sure(fed, take, args):
+def test_a_message_over_the_limit_raises_as_soon_as_it_is_certain(fed, take, args):
     frames = Frames(10)
     frames.feed(fed)
-    for _ in range(2):  # asking again skips nothing
+    for _ in range(2):  # calling it again skips nothing
         with pytest.raises(FrameTooLong, match='more than 10 bytes') as caught:
             take(frames, *args)
     assert isinstance(caught.value, ReactorError) and isinstance(caught.value, ValueError)
@@ -139,7 +139,7 @@ def test_a_message_over_the_limit_raises_as_soon_as_it_is_sure(fed, take, args):
         (b'x' * 10, Frames.exactly, (10,)),
     ],
 )
-def test_a_message_of_just_the_limit_is_fine(fed, take, args):
+def test_a_message_of_exactly_the_limit_is_accepted(fed, take, args):
     frames = Frames(10)
     frames.feed(fed)
     assert take(frames, *args) in (b'x' * 10, None)
@@ -177,7 +177,7 @@ def test_bad_arguments_raise_at_the_call(wrong, error):
         wrong()
 
 
-# -- what it gives
+# -- messages
 
 
 def test_the_header_of_a_request_and_then_its_body():
@@ -188,13 +188,13 @@ def test_the_header_of_a_request_and_then_its_body():
     assert frames.line() is None and len(frames) == 3 and frames.rest() == b'GET' and not len(frames)
 
 
-def test_a_long_body_is_taken_as_it_comes():
+def test_a_long_body_can_be_taken_as_it_arrives():
     frames = Frames()
     frames.feed(b'abcdef')
     assert [frames.rest(4), frames.rest(4), frames.rest(4)] == [b'abcd', b'ef', b'']
 
 
-def test_a_message_of_nothing_is_a_message():
+def test_an_empty_message_is_a_message():
     frames = Frames()
     frames.feed(b'\n\0\0')
     assert (frames.line(), frames.prefixed(1), frames.until(b'\0'), frames.exactly(0)) == (b'', b'', b'', b'')
@@ -213,7 +213,7 @@ def test_every_message_is_bytes_however_it_was_fed():
 
 @pytest.mark.scenario(82)
 @pytest.mark.parametrize(('take', 'args'), [(Frames.line, ()), (Frames.until, (b'\r\n\r\n',))])
-def test_a_search_begins_where_the_last_one_ended(take, args):
+def test_a_search_starts_where_the_last_one_ended(take, args):
     frames = Frames(1 << 20)
     for _ in range(1000):
         frames.feed(b'x')
@@ -230,7 +230,7 @@ def test_ten_megabytes_in_small_chunks_move_each_byte_a_few_times_only():
     for _ in range(size // 1024 - 1):
         frames.feed(b'x' * 1024)
         assert frames.line() is None
-        assert frames._buffer is growing  # it grows in place
+        assert frames._buffer is growing  # the buffer grows in place
     frames.feed(b'\n')
     assert len(frames.line()) == size
 
@@ -241,10 +241,10 @@ def test_many_messages_in_one_chunk_are_taken_without_moving_the_others():
     before = frames._buffer
     for _ in range(1000):
         assert frames.line() == b'x'
-    assert frames._buffer is before  # held, not copied
+    assert frames._buffer is before  # the chunk is kept, not copied
 
 
-def test_a_few_bytes_that_wait_do_not_hold_the_chunk_that_they_came_in():
+def test_a_few_waiting_bytes_do_not_keep_their_chunk_alive():
     frames = Frames()
     frames.feed(b'x' * 65000 + b'\nrest')
     assert len(frames.line()) == 65000 and frames.line() is None
@@ -256,7 +256,7 @@ def test_a_few_bytes_that_wait_do_not_hold_the_chunk_that_they_came_in():
 # -- on connections
 
 
-def test_lines_are_told_whole_and_in_order(r, sockets):
+def test_lines_are_delivered_whole_and_in_order(r, sockets):
     log = []
     conn, theirs = pair(r, sockets, on_data=framing.lines(lambda conn, line: log.append(line)))
     for piece in b'one\r\ntw', b'o', b'\n\nthree':
@@ -267,7 +267,7 @@ def test_lines_are_told_whole_and_in_order(r, sockets):
 
 
 @pytest.mark.parametrize(
-    ('make', 'sent', 'told'),
+    ('make', 'sent', 'expected'),
     [
         (lambda fn: framing.delimited(fn, b'--'), b'a--b-c--d', [b'a', b'b-c']),
         (framing.prefixed, b'\0\0\0\3abc\0\0\0\0\0', [b'abc', b'']),
@@ -275,16 +275,16 @@ def test_lines_are_told_whole_and_in_order(r, sockets):
         (lambda fn: framing.blocks(fn, 3), b'abcdefgh', [b'abc', b'def']),
     ],
 )
-def test_each_framing_is_an_on_data(r, sockets, make, sent, told):
+def test_each_framing_is_an_on_data(r, sockets, make, sent, expected):
     log = []
     conn, theirs = pair(r, sockets, on_data=make(lambda conn, message: log.append(message)))
     theirs.send(sent)
     turns(r, 2)
-    assert log == told
+    assert log == expected
     end(r, conn)
 
 
-def test_a_framing_of_ones_own(r, sockets):
+def test_a_user_defined_framing(r, sockets):
     def take(frames, separator):
         head = frames.until(separator)
         return None if head is None else int(head)
@@ -297,7 +297,7 @@ def test_a_framing_of_ones_own(r, sockets):
     end(r, conn)
 
 
-def test_the_connections_of_a_listener_do_not_share_what_waits(r, sockets):
+def test_the_connections_of_a_listener_do_not_share_waiting_bytes(r, sockets):
     log = []
     server = r.listen_tcp('127.0.0.1', 0, framing.lines(lambda conn, line: log.append((conn.peername[1], line))))
     first, second = (sockets.connect(server.address) for _ in range(2))
@@ -312,7 +312,7 @@ def test_the_connections_of_a_listener_do_not_share_what_waits(r, sockets):
 
 @pytest.mark.scenario(8)
 @pytest.mark.parametrize('how', ['close', 'abort'])
-def test_nothing_is_told_after_a_callback_has_closed(r, sockets, how):
+def test_nothing_is_delivered_after_a_callback_has_closed(r, sockets, how):
     log = Log()
 
     def on_line(conn, line):
@@ -325,7 +325,7 @@ def test_nothing_is_told_after_a_callback_has_closed(r, sockets, how):
     assert log == [('line', b'one'), ('close', None)]
 
 
-def test_nothing_is_told_after_a_close_that_has_to_flush(r, sockets):
+def test_nothing_is_delivered_after_a_close_that_has_to_flush(r, sockets):
     log = Log()
 
     def on_line(conn, line):
@@ -344,7 +344,7 @@ def test_nothing_is_told_after_a_close_that_has_to_flush(r, sockets):
 
 
 @pytest.mark.scenario(69)
-def test_a_pause_holds_messages_back_until_resume_and_they_come_first(r, sockets):
+def test_a_pause_delays_messages_until_resume_and_they_come_first(r, sockets):
     log = Log()
 
     def on_line(conn, line):
@@ -359,7 +359,7 @@ def test_a_pause_holds_messages_back_until_resume_and_they_come_first(r, sockets
     theirs.close()
     for known in (b'two', b'three', b'four'):
         conn.resume_reading()
-        assert log[-1] != ('line', known)  # never inside the call
+        assert log[-1] != ('line', known)  # not inside the call of resume_reading()
         turns(r, 3)
         assert log[-1] == ('line', known)
     conn.resume_reading()
@@ -368,8 +368,8 @@ def test_a_pause_holds_messages_back_until_resume_and_they_come_first(r, sockets
     end(r, conn)
 
 
-@pytest.mark.parametrize('ends', [False, True], ids=['the peer waits', 'the peer has ended'])
-def test_resume_reading_passes_on_what_a_pause_held_back_before_anything_else(r, sockets, ends):
+@pytest.mark.parametrize('ends', [False, True], ids=['the peer waits', 'the peer has sent EOF'])
+def test_resume_reading_delivers_the_delayed_messages_before_anything_else(r, sockets, ends):
     log = Log()
 
     def on_line(conn, line):
@@ -384,11 +384,11 @@ def test_resume_reading_passes_on_what_a_pause_held_back_before_anything_else(r,
     turns(r, 3)
     conn.resume_reading()
     conn.resume_reading()
-    assert log == [('line', b'one')] and conn.reading  # nothing is passed on inside the call
+    assert log == [('line', b'one')] and conn.reading  # nothing is delivered inside the call
     turns(r, 3)
     assert log == [('line', line) for line in (b'one', b'two', b'three')] and not conn.reading
     conn.resume_reading()
-    conn.pause_reading()  # at once again: nothing may come
+    conn.pause_reading()  # paused again at once: nothing may be delivered
     turns(r, 3)
     assert len(log) == 3
     conn.resume_reading()
@@ -403,17 +403,17 @@ def test_resume_reading_passes_on_what_a_pause_held_back_before_anything_else(r,
     end(r, conn)
 
 
-def test_resume_reading_goes_on_with_another_on_data_that_took_the_place_of_a_framing_that_holds_messages(r, sockets):
-    told = []
+def test_resume_reading_continues_with_the_on_data_that_replaced_a_framing_with_messages(r, sockets):
+    received = []
     conn, theirs = pair(r, sockets, on_data=framing.lines(lambda conn, line: conn.pause_reading()))
     theirs.send(b'one\ntwo\n')
     turns(r, 2)
     assert conn.on_data.rest() == b'two\n'
-    conn.on_data = lambda conn, data: told.append(data)
+    conn.on_data = lambda conn, data: received.append(data)
     conn.resume_reading()
     theirs.send(b'three')
-    run_until(r, lambda: told)
-    assert told == [b'three'] and not r.streams.suspended
+    run_until(r, lambda: received)
+    assert received == [b'three'] and not r.streams.suspended
     end(r, conn)
 
 
@@ -431,7 +431,7 @@ def test_resume_after_the_end_does_nothing(r, sockets):
     assert log == [b'one']
 
 
-def test_resume_goes_on_with_any_on_data(r, sockets):
+def test_resume_continues_with_any_on_data(r, sockets):
     log = Log()
     conn, theirs = pair(r, sockets, on_data=log.on_data)
     conn.pause_reading()
@@ -485,7 +485,7 @@ def test_a_message_that_is_too_long_ends_its_connection_without_a_line_in_the_lo
     assert not caplog.records
 
 
-def test_a_framing_can_be_replaced_in_a_callback_and_the_rest_taken_along(r, sockets):
+def test_a_framing_can_be_replaced_in_a_callback_and_given_the_rest(r, sockets):
     log = Log()
 
     def on_line(conn, line):
@@ -502,7 +502,7 @@ def test_a_framing_can_be_replaced_in_a_callback_and_the_rest_taken_along(r, soc
     end(r, conn)
 
 
-def test_what_was_received_before_sending_failed_is_still_told(scripted):
+def test_messages_received_before_sending_failed_are_still_delivered(scripted):
     r, make = scripted
     log = Log()
 
@@ -533,7 +533,7 @@ def test_a_connection_with_a_framing_is_freed_without_the_collector(r, sockets):
         gc.enable()
 
 
-def test_reading_tells_whether_bytes_go_to_on_data(r, sockets):
+def test_the_reading_attribute_is_true_while_on_data_may_be_called(r, sockets):
     log = Log()
     conn, theirs = pair(r, sockets, on_data=log.on_data, on_eof=log.on_eof)
     seen = [conn.reading]
@@ -549,7 +549,7 @@ def test_reading_tells_whether_bytes_go_to_on_data(r, sockets):
 
 
 @pytest.mark.parametrize('take', [Frames.line, Frames.prefixed], ids=['line', 'prefixed'])
-def test_a_message_for_which_no_memory_was_left_can_be_asked_for_again(take):
+def test_a_message_that_failed_for_lack_of_memory_can_be_taken_again(take):
     need_faults()
     import _testcapi
 
@@ -573,13 +573,13 @@ def test_a_message_for_which_no_memory_was_left_can_be_asked_for_again(take):
 MANY = 3 * MESSAGES_PER_TURN + 5
 
 
-def per_turn(r, told, count):
-    """How many messages each turn has told, until all `count` are."""
+def per_turn(r, received, count):
+    """Count the messages that each turn delivers, until `count` have been delivered."""
     counts = []
-    while len(told) < count:
-        before = len(told)
+    while len(received) < count:
+        before = len(received)
         r.run_once(0)
-        counts.append(len(told) - before)
+        counts.append(len(received) - before)
         assert len(counts) < 10 * count
     return counts
 
@@ -594,20 +594,20 @@ def per_turn(r, told, count):
         (lambda fn: framing.Framing(fn, lambda frames: frames.line()), b'\n'),
     ],
 )
-def test_a_turn_tells_a_bounded_number_of_messages_and_the_next_ones_the_rest(r, sockets, make, message):
-    told = []
-    conn, theirs = pair(r, sockets, on_data=make(lambda conn, message: told.append(message)))
+def test_a_turn_delivers_a_bounded_number_of_messages_and_the_next_ones_the_rest(r, sockets, make, message):
+    received = []
+    conn, theirs = pair(r, sockets, on_data=make(lambda conn, message: received.append(message)))
     theirs.send(message * MANY)
-    assert per_turn(r, told, MANY) == [MESSAGES_PER_TURN] * 3 + [5]
-    theirs.send(message)  # and then it is read as before
-    run_until(r, lambda: len(told) > MANY)
+    assert per_turn(r, received, MANY) == [MESSAGES_PER_TURN] * 3 + [5]
+    theirs.send(message)  # afterwards the connection reads as before
+    run_until(r, lambda: len(received) > MANY)
     assert idle(r)
     end(r, conn)
 
 
 @pytest.mark.parametrize('first', [[], ['first']], ids=['even', 'odd'])
-def test_a_message_that_needs_no_bytes_is_told_although_the_turn_is_full(r, sockets, first):
-    due, told, count = [*first], [], MESSAGES_PER_TURN // 2
+def test_a_message_that_needs_no_bytes_is_delivered_although_the_turn_is_full(r, sockets, first):
+    due, received, count = [*first], [], MESSAGES_PER_TURN // 2
 
     def take(frames):
         if due:
@@ -617,10 +617,10 @@ def test_a_message_that_needs_no_bytes_is_told_although_the_turn_is_full(r, sock
             due.append('end of it')
         return line
 
-    conn, theirs = pair(r, sockets, on_data=framing.Framing(lambda conn, message: told.append(message), take))
+    conn, theirs = pair(r, sockets, on_data=framing.Framing(lambda conn, message: received.append(message), take))
     theirs.send(b'x\n' * count)
     turns(r, 4)
-    assert told == first + [b'x', 'end of it'] * count
+    assert received == first + [b'x', 'end of it'] * count
     assert idle(r)
     end(r, conn)
 
@@ -640,22 +640,22 @@ def test_the_messages_of_many_turns_keep_their_order_and_the_end_comes_last(r, s
 
 
 def test_while_messages_wait_for_a_turn_nothing_more_is_received(r, sockets):
-    told = []
-    conn, theirs = pair(r, sockets, on_data=framing.lines(lambda conn, line: told.append(line)))
+    received = []
+    conn, theirs = pair(r, sockets, on_data=framing.lines(lambda conn, line: received.append(line)))
     theirs.send(b'\n' * MANY)
     r.run_once(0)
     before = r.stats().bytes_in
     theirs.send(b'\n' * 100)
     assert conn.reading
-    conn.resume_reading()  # it is reading, for all that its user knows
+    conn.resume_reading()  # for its user it was reading all the time
     turns(r, 2)
-    assert r.stats().bytes_in == before and len(told) == 3 * MESSAGES_PER_TURN
-    run_until(r, lambda: len(told) == MANY + 100)
+    assert r.stats().bytes_in == before and len(received) == 3 * MESSAGES_PER_TURN
+    run_until(r, lambda: len(received) == MANY + 100)
     end(r, conn)
 
 
 @pytest.mark.parametrize('how', ['in a callback', 'between two turns'])
-def test_a_pause_holds_back_what_waits_for_a_turn_and_the_end(r, sockets, how):
+def test_a_pause_delays_messages_that_wait_for_a_turn_and_the_end(r, sockets, how):
     log = Log()
     pause_at = 2 * MESSAGES_PER_TURN if how == 'in a callback' else 0
 
@@ -678,7 +678,7 @@ def test_a_pause_holds_back_what_waits_for_a_turn_and_the_end(r, sockets, how):
     end(r, conn)
 
 
-def test_a_pause_and_a_resume_between_two_turns_let_nothing_overtake_what_waits(r, sockets):
+def test_a_pause_and_a_resume_between_two_turns_do_not_reorder_messages(r, sockets):
     log = Log()
     on_data = framing.lines(lambda conn, line: log.append(('line',)))
     conn, theirs = pair(r, sockets, on_data=on_data, on_close=log.on_close)
@@ -693,21 +693,21 @@ def test_a_pause_and_a_resume_between_two_turns_let_nothing_overtake_what_waits(
 
 
 def test_a_pause_and_a_resume_within_a_turn_do_not_double_the_pace(r, sockets):
-    told = []
-    conn, theirs = pair(r, sockets, on_data=framing.lines(lambda conn, line: told.append(line)))
+    received = []
+    conn, theirs = pair(r, sockets, on_data=framing.lines(lambda conn, line: received.append(line)))
     theirs.send(b'\n' * (100 + 9 * MESSAGES_PER_TURN))
     for _ in range(8):
-        before = len(told)
+        before = len(received)
         r.run_once(0)
-        assert len(told) - before <= MESSAGES_PER_TURN
+        assert len(received) - before <= MESSAGES_PER_TURN
         conn.pause_reading()
         conn.resume_reading()
-    run_until(r, lambda: len(told) == 100 + 9 * MESSAGES_PER_TURN)
+    run_until(r, lambda: len(received) == 100 + 9 * MESSAGES_PER_TURN)
     end(r, conn)
 
 
 @pytest.mark.parametrize('how', ['close', 'abort'])
-def test_nothing_is_told_after_an_end_between_two_turns(r, sockets, how):
+def test_nothing_is_delivered_after_an_end_between_two_turns(r, sockets, how):
     log = Log()
     on_data = framing.lines(lambda conn, line: log.append(('line',)))
     conn, theirs = pair(r, sockets, on_data=on_data, on_close=log.on_close)
@@ -722,8 +722,8 @@ def test_nothing_is_told_after_an_end_between_two_turns(r, sockets, how):
 
 @settings(max_examples=25)
 @given(rnd=st.randoms(use_true_random=False), count=st.sampled_from([1, MESSAGES_PER_TURN, MESSAGES_PER_TURN + 1, 300]))
-def test_whenever_reading_is_paused_and_resumed_every_message_comes_in_order_and_then_the_end(rnd, count):
-    told, paused = [], False
+def test_whenever_reading_is_paused_and_resumed_every_message_arrives_in_order_and_then_the_end(rnd, count):
+    received, paused = [], False
 
     def pause():
         nonlocal paused
@@ -737,7 +737,7 @@ def test_whenever_reading_is_paused_and_resumed_every_message_comes_in_order_and
 
     def on_line(conn, line):
         assert not paused
-        told.append(line)
+        received.append(line)
         choice = rnd.random()
         if choice < 0.15:
             pause()
@@ -746,14 +746,14 @@ def test_whenever_reading_is_paused_and_resumed_every_message_comes_in_order_and
 
     def on_eof(conn):
         assert not paused
-        told.append('eof')
+        received.append('eof')
 
     messages = [b'%d' % number for number in range(count)]
     left = b''.join(message + b'\n' for message in messages)
     ours, theirs = socket.socketpair()
     with theirs, Reactor(catch_errors=False) as r:
         conn = r.adopt(ours, framing.lines(on_line), on_eof=on_eof)
-        while 'eof' not in told:
+        while 'eof' not in received:
             if left and rnd.random() < 0.5:
                 piece, left = left[:1000], left[1000:]
                 theirs.send(piece)
@@ -764,10 +764,10 @@ def test_whenever_reading_is_paused_and_resumed_every_message_comes_in_order_and
             if paused and rnd.random() < 0.5:
                 resume()
             r.run_once(0)
-        assert told == [*messages, 'eof'] and not r.streams.suspended
+        assert received == [*messages, 'eof'] and not r.streams.suspended
 
 
-def test_an_exception_between_turns_goes_where_exceptions_go_and_the_others_follow(r, sockets):
+def test_an_exception_between_turns_is_passed_to_on_error_and_the_other_messages_follow(r, sockets):
     log = Log()
 
     def on_line(conn, line):
@@ -783,7 +783,7 @@ def test_an_exception_between_turns_goes_where_exceptions_go_and_the_others_foll
     end(r, conn)
 
 
-def test_another_framing_goes_on_with_the_rest_of_many(r, sockets):
+def test_another_framing_continues_with_the_rest_of_many(r, sockets):
     log = Log()
     block = framing.blocks(lambda conn, block: log.append(('block', block)), 3)
 
@@ -802,7 +802,7 @@ def test_another_framing_goes_on_with_the_rest_of_many(r, sockets):
     end(r, conn)
 
 
-def test_another_on_data_is_called_again_when_it_replaced_a_framing_between_two_turns(r, sockets):
+def test_another_on_data_that_replaced_a_framing_between_two_turns_is_called(r, sockets):
     log = Log()
     conn, theirs = pair(r, sockets, on_data=framing.lines(lambda conn, line: None), on_eof=log.on_eof)
     theirs.send(b'\n' * MANY)
@@ -816,7 +816,7 @@ def test_another_on_data_is_called_again_when_it_replaced_a_framing_between_two_
     end(r, conn)
 
 
-def test_all_that_was_received_before_sending_failed_is_told_however_much_it_is(scripted):
+def test_everything_received_before_sending_failed_is_delivered_however_much_it_is(scripted):
     r, make = scripted
     log = Log()
 
@@ -831,7 +831,7 @@ def test_all_that_was_received_before_sending_failed_is_told_however_much_it_is(
     assert log.names() == ['line'] * 2 * MANY + ['close']
 
 
-def test_messages_that_wait_for_a_turn_do_not_run_into_a_time_limit(fake, kernel, sockets):
+def test_waiting_messages_do_not_hit_a_time_limit(fake, kernel, sockets):
     log = Log()
 
     def on_line(conn, line):
@@ -865,7 +865,7 @@ def test_over_tls_the_end_comes_after_many_messages_too(r, certificates):  # noq
     end(r, *r.handles())
 
 
-def test_over_tls_resume_reading_passes_on_what_was_held_before_the_end(r, certificates):  # noqa: F811
+def test_over_tls_resume_reading_delivers_the_delayed_messages_before_the_end(r, certificates):  # noqa: F811
     log = Log()
 
     def on_line(conn, line):
@@ -888,7 +888,7 @@ def test_over_tls_resume_reading_passes_on_what_was_held_before_the_end(r, certi
     end(r, *r.handles())
 
 
-def test_a_pause_after_start_tls_holds_back_what_came_behind_it_in_plain_text(r, sockets, certificates):  # noqa: F811
+def test_a_pause_after_start_tls_delays_plain_text_that_follows_it(r, sockets, certificates):  # noqa: F811
     log = Log()
 
     def on_line(conn, line):
@@ -902,7 +902,7 @@ def test_a_pause_after_start_tls_holds_back_what_came_behind_it_in_plain_text(r,
     theirs.send(b'STARTTLS\nbehind\n')
     turns(r, 5)
     assert log == [('line', b'STARTTLS'), ('reading', False)]
-    assert conn.on_data.rest() == b'behind\n'  # the program's to refuse
+    assert conn.on_data.rest() == b'behind\n'  # the program can refuse it
     conn.resume_reading()
     assert conn.reading
     turns(r, 3)

@@ -1,7 +1,7 @@
-"""The types: hints that can be evaluated, classes that can be named, and what type checkers say about user programs.
+"""The types: hints can be evaluated, classes are exported, and type checkers find the mistakes in user programs.
 
-The programs are in `typing/`. Those in `right/` have no mistake. In those in `wrong/` a comment marks each line that
-has one, and says of which kind it is.
+The programs are in `typing/`. Those in `right/` have no mistake. In those in `wrong/`, a comment marks each line with a
+mistake and names its kind.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ PROGRAMS = Path(__file__).parents[1] / 'typing'
 SCRIPTS = Path(sysconfig.get_path('scripts'))
 MODULES = [reactor, reactor.framing, reactor.observe, reactor.serve, reactor.serve.systemd, reactor.serve.certificates]
 COMPLETE = 95.0  # percent of the public names whose types are known
-# What pyright says in strict mode about an expression whose type is wrong already.
+# Errors that pyright reports in strict mode as a consequence of another error.
 AFTERMATH = re.compile('reportUnknown|reportUnused')
 
-# The mistakes that ty does not find yet. It finds every one of the other kinds.
+# The kinds of mistakes that ty does not find yet. It finds all of the other kinds.
 MISSED_BY_TY = {
-    'args',  # the arguments behind a callback are not those that it takes: ty does not solve a TypeVarTuple
-    'name after Self',  # of the argument of a lambda that `Self` in a base class types
-    'shared option',  # an option is in no TypedDict that the method takes
+    'args',  # arguments that do not fit the callback before them: ty does not solve a TypeVarTuple
+    'name after Self',  # an attribute of a lambda's argument whose type is `Self` in a base class
+    'shared option',  # an option that is in none of the method's TypedDicts
 }
 
 
@@ -59,7 +59,7 @@ def public() -> Iterator[tuple[str, Any]]:
                 if attribute.startswith('_') and attribute not in ('__init__', '__call__', '__enter__', '__exit__'):
                     continue
                 if attribute == '__init__' and issubclass(value, Handle):
-                    continue  # users get their handles from a reactor
+                    continue  # users do not construct handles; the reactor's methods return them
                 for fn in (member.fget, member.fset) if isinstance(member, property) else (member,):
                     if isinstance(fn, FunctionType) and fn.__module__.startswith('reactor'):
                         yield f'{module.__name__}.{name}.{attribute}', fn
@@ -78,7 +78,7 @@ def test_the_hints_of_every_public_callable_can_be_evaluated():
 
 
 def named(hint: Any) -> Iterator[Any]:
-    """A hint, and all the hints inside it."""
+    """Generate a hint and all hints inside it."""
     yield hint
     for inner in typing.get_args(hint):
         if isinstance(inner, list):
@@ -130,7 +130,7 @@ def found(pattern: str, text: str) -> dict[tuple[str, int], str]:
 
 @cache
 def errors(checker: str, cache_folder: str) -> dict[tuple[str, int], str]:
-    """What a checker says about all programs: file and line, and the message."""
+    """Run a checker on all programs; returns its message for each file and line."""
     if checker == 'mypy':
         options = '--config-file=', '--strict', '--no-pretty', '--explicit-package-bases', f'--cache-dir={cache_folder}'
         return found(r'^(.+?):(\d+): error: (.*)$', run(tool('mypy'), *options, 'right', 'wrong'))
@@ -147,7 +147,7 @@ def errors(checker: str, cache_folder: str) -> dict[tuple[str, int], str]:
 
 
 def marks() -> dict[tuple[str, int], str]:
-    """Each line that has a mistake, and the kind of it."""
+    """Find each line with a mistake, and the kind of the mistake."""
     return {
         (str(path.relative_to(PROGRAMS)), number): line.partition('# wrong: ')[2]
         for path in sorted(PROGRAMS.glob('wrong/*.py'))
@@ -176,7 +176,7 @@ def test_a_checker_finds_the_mistakes_in_the_wrong_programs_and_nothing_else(che
     must = {place for place, kind in marks().items() if kind not in missed}
     assert {place: what for place, what in said.items() if place not in marks()} == {}
     assert must - set(said) == set()
-    for kind in missed:  # one that ty finds by now is to be taken out of the table
+    for kind in missed:  # when ty starts to find one, remove it from the table
         assert not {place for place, of in marks().items() if of == kind} & set(said), kind
 
 

@@ -1,4 +1,4 @@
-"""The demo's command line, run as people run it: from the checkout, in other processes."""
+"""The demo's command line, run as users run it: from the checkout, in other processes."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def demo(*options, **popen):
 
 @contextmanager
 def serving(*options):
-    """A running `serve`; yields (process, port) and ends it if it still runs."""
+    """A running `serve`; yields the process and its port, and ends the process if it still runs."""
     process = subprocess.Popen([*DEMO, 'serve', '--port', '0', *options], cwd=CHECKOUT, text=True,
                                stdout=subprocess.PIPE, stderr=subprocess.PIPE)  # fmt: skip
     try:
@@ -55,8 +55,8 @@ def read_to_end(sock):
     return b''.join(pieces)
 
 
-def test_a_server_that_says_that_it_listens_can_be_told_to_end(monkeypatch):
-    # SIGTERM right behind that line used to kill it.
+def test_a_server_that_has_printed_that_it_listens_handles_sigterm(monkeypatch):
+    # SIGTERM right after that line used to kill the server.
     ready = []
 
     def said(text, **options):
@@ -86,10 +86,10 @@ def test_serve_answers_after_the_delay_and_prints_four_lines_a_second(selector):
 
 
 @pytest.mark.parametrize('signum', [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_ends_the_idle_and_still_answers_open_requests(signum):
+def test_a_signal_closes_idle_connections_and_still_answers_open_requests(signum):
     with serving('--delay', '0.5', '--no-stats') as (process, port), connect(port) as asking, connect(port) as idle:
         asking.sendall(REQUEST)
-        time.sleep(0.2)  # the other process has to read it first
+        time.sleep(0.2)  # until the server has read the request
         process.send_signal(signum)
         assert idle.recv(1) == b''
         with pytest.raises(OSError):
@@ -126,7 +126,7 @@ def test_a_second_ctrl_c_ends_at_once():
         assert process.stderr.read() == ''
 
 
-def test_a_port_in_use_is_one_helpful_line():
+def test_a_port_in_use_is_reported_in_one_helpful_line():
     with serving('--no-stats') as (_, port):
         done = demo('serve', '--port', str(port))
     assert done.returncode == 1
@@ -134,7 +134,7 @@ def test_a_port_in_use_is_one_helpful_line():
     assert str(port) in done.stderr and 'ss -ltnp' in done.stderr and '--port 0' in done.stderr
 
 
-def test_two_servers_share_a_port_when_told_to():
+def test_two_servers_share_a_port_with_the_option():
     with serving('--reuse-port', '--no-stats') as (_, port):
         done = demo('serve', '--port', str(port), '--reuse-port', '--seconds', '0.1', '--no-stats')
     assert done.returncode == 0, done.stderr
@@ -156,14 +156,14 @@ MISTYPED = [
 
 
 @pytest.mark.parametrize('options', MISTYPED, ids=' '.join)
-def test_a_mistyped_command_is_one_line_and_status_2(options):
+def test_a_mistyped_command_gives_one_line_and_status_2(options):
     done = demo(*options)
     assert done.returncode == 2
     assert len(done.stderr.splitlines()) == 1 and done.stderr.startswith('python -m reactor.demo')
     assert not done.stdout
 
 
-def test_load_reports_in_httperf_terms():
+def test_load_reports_in_the_terms_of_httperf():
     with serving('--delay', '0.1', '--no-stats') as (_, port):
         done = demo('load', '--port', str(port), '--connections', '100', '--rate', '200', '--sources', '3')
     assert done.returncode == 0 and not done.stderr
@@ -178,8 +178,8 @@ def test_load_reports_in_httperf_terms():
 
 def test_load_counts_errors_by_kind():
     with socket.create_server(('127.0.0.1', 0)) as taken:
-        nobody = taken.getsockname()[1]
-    done = demo('load', '--port', str(nobody), '--connections', '10', '--rate', '1000')
+        free = taken.getsockname()[1]
+    done = demo('load', '--port', str(free), '--connections', '10', '--rate', '1000')
     assert done.returncode == 1
     assert 'Errors: total 10 ECONNREFUSED 10' in done.stdout
     with serving('--delay', '0', '--no-stats') as (_, port):
@@ -229,7 +229,7 @@ def test_the_experiment_prints_one_table():
     assert 'open at once   50 of 50 connections\nanswered       50\nerrors         0\n' in done.stdout
 
 
-def test_the_experiment_takes_as_many_processes_as_the_descriptor_limit_asks_for():
+def test_the_experiment_starts_enough_processes_for_the_descriptor_limit():
     done = demo(
         '--connections', '300', '--rate', '2000', '--delay', '1', '--json', '--quiet', preexec_fn=descriptors(160)
     )
@@ -239,7 +239,7 @@ def test_the_experiment_takes_as_many_processes_as_the_descriptor_limit_asks_for
     assert result['server']['processes'] == 5
 
 
-def test_the_experiment_says_what_it_lowered():
+def test_the_experiment_reports_what_it_lowered():
     done = demo('--connections', '5000', '--rate', '5000', '--delay', '0.1', '--json', '--quiet',
                 preexec_fn=descriptors(96))  # fmt: skip
     result = json.loads(done.stdout)
@@ -285,7 +285,7 @@ def test_no_process_is_left_behind(signum, status):
         assert psutil.wait_procs(children, timeout=20)[1] == []
 
 
-def test_the_experiment_tells_when_one_of_its_processes_dies():
+def test_the_experiment_reports_that_one_of_its_processes_died():
     with experiment() as (process, children):
         children[0].kill()
         assert process.wait(timeout=20) == 1

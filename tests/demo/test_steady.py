@@ -1,4 +1,4 @@
-"""The steady load: every request is accounted for, on its schedule, whatever the server does."""
+"""The steady load: every request is sent on schedule and accounted for, whatever the server does."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ LAST = b'HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\nok'
 
 
 class Server:
-    """Answers with `answer(number, conn)`, where `number` counts requests; what that returns is written."""
+    """A server that writes the result of `answer(number, conn)` for request number `number`."""
 
     def __init__(self, r, answer):
         self.answer, self.asked, self.conns = answer, [], []
@@ -42,7 +42,7 @@ def r():
 
 
 def begin(r, answer, *, connections=2, rate=100, seconds=60):
-    """A load that runs against a server that answers so, and a list that is not empty when it is done."""
+    """Start a load against a server with this `answer`; returns both, and a list that is filled at the end."""
     server, done = Server(r, answer), []
     load = SteadyLoad(r, '127.0.0.1', server.port, connections=connections, rate=rate, seconds=seconds,
                       timeout=10, on_done=lambda: done.append(1))  # fmt: skip
@@ -50,7 +50,7 @@ def begin(r, answer, *, connections=2, rate=100, seconds=60):
 
 
 def load_of(r, answer, *, connections=1, rate=200, seconds=0.05, timeout=10, **options):
-    """Run a load against a server that answers so; returns both when the load is done."""
+    """Run a load against a server with this `answer`; returns both when the load is done."""
     server, done = Server(r, answer), []
     load = SteadyLoad(r, '127.0.0.1', server.port, connections=connections, rate=rate, seconds=seconds,
                       timeout=timeout, on_done=lambda: done.append(1), **options)  # fmt: skip
@@ -70,7 +70,7 @@ def test_requests_keep_their_rate_over_connections_that_stay(r):
     assert server.asked[0][1] == b'GET / HTTP/1.1\r\nHost: 127.0.0.1:%d\r\n\r\n' % server.port
 
 
-def test_a_time_counts_from_when_the_schedule_wanted_the_request(r):
+def test_a_reply_time_counts_from_the_scheduled_time_of_the_request(r):
     late = []
 
     def answer(number, conn):
@@ -80,12 +80,12 @@ def test_a_time_counts_from_when_the_schedule_wanted_the_request(r):
 
     load, _ = load_of(r, answer, rate=100, seconds=0.1)
     assert load.replies == 10
-    # One connection: who came later waited for the first one, and says so.
+    # With one connection the later requests waited for the first one, which shows in their times.
     assert min(load.reply_times[:9]) >= 0.1
     assert load.reply_times[0] >= 0.2
 
 
-def test_the_servers_last_answer_on_a_connection_is_no_failure(r):
+def test_the_last_answer_of_the_server_on_a_connection_is_not_a_failure(r):
     load, server = load_of(r, lambda number, conn: LAST if number % 2 else OK)
     assert (load.replies, load.failed) == (10, 0)
     assert load.reopened in (4, 5) and len(server.conns) >= 5
@@ -100,7 +100,7 @@ def test_a_connection_that_ends_between_requests_is_opened_again(r):
 
 
 ENDINGS = {
-    'without a word': (lambda conn: conn.close(), 'closed-early'),
+    'without a response': (lambda conn: conn.close(), 'closed-early'),
     'by a reset': (lambda conn: conn.abort(), 'ECONNRESET|closed-early'),
     'within the header': (lambda conn: conn.write(OK[:20]) and conn.close(), 'closed-early'),
     'within the body': (lambda conn: conn.write(OK[:-1]) and conn.close(), 'closed-early'),
@@ -108,7 +108,7 @@ ENDINGS = {
 
 
 @pytest.mark.parametrize('ending', ENDINGS)
-def test_a_connection_that_ends_with_a_request_is_an_error_and_nothing_is_asked_twice(r, ending):
+def test_a_connection_that_ends_during_a_request_is_an_error_and_nothing_is_sent_twice(r, ending):
     end, kind = ENDINGS[ending]
     load, server = load_of(r, lambda number, conn: end(conn) and None if number == 3 else OK)
     assert len(server.asked) == load.requests == 10 and load.replies == 9
@@ -125,7 +125,7 @@ BAD = {
 
 
 @pytest.mark.parametrize('kind', BAD)
-def test_an_answer_that_is_none_is_an_error_of_its_own_kind(r, kind):
+def test_each_kind_of_invalid_response_is_an_error_of_its_own(r, kind):
     load, _ = load_of(r, lambda number, conn: BAD[kind] if number == 3 else OK)
     assert (load.errors, load.replies) == ({kind: 1}, 9)
 
@@ -139,7 +139,7 @@ def test_an_answer_in_pieces_is_one_answer(r):
     assert (load.replies, load.failed) == (10, 0)
 
 
-def test_what_nobody_asked_for_is_an_error(r):
+def test_a_response_without_a_request_is_an_error(r):
     load, server, done = begin(r, lambda number, conn: OK, connections=1, rate=2, seconds=1)
     run_until(r, lambda: load.replies == 1)
     server.conns[0].write(OK)
@@ -147,13 +147,13 @@ def test_what_nobody_asked_for_is_an_error(r):
     assert (load.replies, load.errors, load.reopened) == (2, {'unasked': 1}, 1)
 
 
-def test_a_request_is_given_up_when_its_time_is_over(r):
+def test_a_request_is_abandoned_at_its_timeout(r):
     load, server = load_of(r, lambda number, conn: None, rate=20, seconds=0.2, timeout=0.1)
     assert load.replies == 0 and load.errors['reply-timeout'] >= 1 and sum(load.errors.values()) == 4
     assert load.errors['reply-timeout'] == len(server.asked)
 
 
-def test_so_is_one_that_could_not_be_sent(r):
+def test_a_request_that_could_not_be_sent_is_abandoned_too(r):
     server, done = Server(r, lambda number, conn: OK), []
     server.listener.close()
     load = SteadyLoad(r, '127.0.0.1', server.port, connections=1, rate=20, seconds=0.2, timeout=0.1,
@@ -172,7 +172,7 @@ def test_a_server_that_is_not_there_is_an_error_and_tried_again(r):
     assert (load.replies, load.errors) == (4, {}) and load.failed >= 3
 
 
-def test_a_load_that_is_stopped_still_accounts_for_what_was_asked(r):
+def test_a_load_that_is_stopped_still_accounts_for_its_requests(r):
     held = []
     load, _, done = begin(r, lambda number, conn: OK if number <= 3 or held is None else held.append(conn))
     run_until(r, lambda: load.replies == 3 and len(held) == 2)
@@ -196,14 +196,14 @@ def test_a_load_that_is_stopped_twice_waits_for_nothing(r):
     assert done == [1]
 
 
-def test_a_load_that_is_stopped_before_it_began_is_done(r):
+def test_a_load_that_is_stopped_before_its_start_is_done(r):
     load, _, done = begin(r, lambda number, conn: OK)
     load.stop()
     assert done == [1] and load.requests == 0 and json.dumps(load.figures()) and load.report()
 
 
 def command(r, server, *options):
-    """`python -m reactor.demo load` against a server in this process: (status, what it printed)."""
+    """`python -m reactor.demo load` against a server in this process: (status, output)."""
     process = subprocess.Popen([*DEMO, 'load', '--port', str(server.port), *options], cwd=CHECKOUT, text=True,
                                stdout=subprocess.PIPE, stderr=subprocess.PIPE)  # fmt: skip
     try:
@@ -230,7 +230,7 @@ def test_the_command_prints_a_report_or_json(r):
     assert 0 < figures['reply_time']['min'] <= figures['reply_time']['max'] < 10
 
 
-def test_the_command_fails_when_a_request_has(r):
+def test_the_command_fails_when_a_request_fails(r):
     server = Server(r, lambda number, conn: conn.abort() if number == 7 else OK)
     status, printed = command(r, server, '--connections', '2', '--requests-per-second', '100', '--seconds', '0.2')
     assert status == 1 and 'requests 20 replies 19 ' in printed and '\nErrors: total 1 ' in printed

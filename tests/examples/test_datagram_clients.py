@@ -1,4 +1,4 @@
-"""Clients over UDP that nobody here wrote. Debian: socat bind9-dnsutils."""
+"""Tests of datagram sockets with socat and dig. Debian: socat bind9-dnsutils."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from reactor import DatagramSocket, Reactor
 from tests.examples.test_examples import example, needs
 from tests.helpers.support import run_until, turns
 
-pytestmark = pytest.mark.skipif(sys.platform == 'win32', reason='the programs are those of Unix systems')
+pytestmark = pytest.mark.skipif(sys.platform == 'win32', reason='socat and dig are programs for Unix')
 
 
 def run_client(r: Reactor, *command: str, stdin: str = '') -> str:
@@ -61,9 +61,9 @@ def test_socat_gets_its_lines_back_from_the_example():
 
 
 def answer(sock: DatagramSocket, query: bytes, address: Any) -> None:
-    """A name server in ten lines: every name is at 192.0.2.7."""
+    """A tiny name server: every name is at 192.0.2.7."""
     if len(query) < 17:
-        return  # no question can be in it
+        return  # too short to contain a question
     number, _, questions = struct.unpack_from('!HHH', query)
     end = query.index(b'\0', 12) + 5
     header = struct.pack('!HHHHHH', number, 0x8580, questions, 1, 0, 0)

@@ -1,4 +1,4 @@
-"""The HTTP server and the WebSocket chat among the examples, as clients meet them: curl, ab, wrk, a browser, and bytes.
+"""The HTTP server and the WebSocket chat among the examples, tested with curl, ab, wrk, a browser, and raw bytes.
 
 Debian: curl apache2-utils wrk chromium.
 """
@@ -18,12 +18,11 @@ import threading
 import time
 import urllib.request
 from contextlib import contextmanager, suppress
-from pathlib import Path
 
 import pytest
 
 from tests.demo.test_clients import client as program
-from tests.examples.test_examples import client, example, read_to_end, read_until
+from tests.examples.test_examples import check_end, client, example, read_to_end, read_until
 
 h11 = pytest.importorskip('h11', reason='NOT TESTED: no h11 (pip install -e .[examples])')
 wsproto = pytest.importorskip('wsproto', reason='NOT TESTED: no wsproto (pip install -e .[examples])')
@@ -32,12 +31,11 @@ from wsproto.events import AcceptConnection, CloseConnection, Ping, Pong, Reques
 pytestmark = pytest.mark.skipif(sys.platform == 'win32', reason='Windows has no SIGTERM to drain by')
 CHROMIUM = shutil.which('chromium') or shutil.which('chromium-browser') or shutil.which('google-chrome')
 BIG = 20 << 20
-PERF = Path(__file__).parents[2] / 'perf'
 
 
 @pytest.fixture(scope='module')
 def root(tmp_path_factory):
-    """A folder to serve, with a secret beside it."""
+    """A folder to serve, and a secret file next to it."""
     outer = tmp_path_factory.mktemp('outer')
     inner = outer / 'inner'
     (inner / 'folder').mkdir(parents=True)
@@ -60,14 +58,20 @@ def serving(root, *options):
 
 @pytest.fixture(scope='module')
 def server(root):
-    """host:port of a server for those tests that leave it as it was; it must neither log nor die."""
+    """host:port of a server for tests that do not change its state. It must not log anything, and not die."""
     with serving(root) as (process, port):
         yield f'127.0.0.1:{port}'
         assert process.poll() is None
 
 
+@pytest.mark.parametrize('signum', [signal.SIGINT, signal.SIGTERM], ids=lambda signum: signum.name)
+@pytest.mark.parametrize('name', ['http_server.py', 'websocket_chat.py'])
+def test_a_server_says_where_it_listens_and_ends_cleanly(name, signum):
+    check_end(name, signum, '--port', '0')
+
+
 def raw(server, request):
-    """What comes back for these bytes, to the end."""
+    """Send these bytes, and return everything that the server sends until it closes."""
     with client(server.rpartition(':')[2]) as sock:
         sock.sendall(request)
         return read_to_end(sock)
@@ -94,12 +98,12 @@ def test_a_file_under_the_root_is_sent(server, path, body):
 @pytest.mark.parametrize('path', ['/../secret', '/%2e%2e/secret', '/folder/../../secret', '/..%2fsecret', '/link',
                                   '//../secret', '/%2e%2e%2fsecret', '/folder', '/', '/fifo', '/nothing', '/%00',
                                   '/circle', '/' + 'x' * 5000])  # fmt: skip
-def test_what_is_no_file_under_the_root_is_not_found(server, path):
+def test_anything_but_a_file_under_the_root_is_not_found(server, path):
     answer = raw(server, get(path, 'Connection: close'))
     assert answer.startswith(b'HTTP/1.1 404 Not Found\r\n') and b'secret' not in answer
 
 
-def test_head_tells_the_length_without_the_body(server):
+def test_head_sends_the_length_without_the_body(server):
     for path, length in ('/big', BIG), ('/nothing', 14):
         answer = raw(server, get(path, 'Connection: close').replace(b'GET', b'HEAD'))
         assert b'content-length: %d\r\n' % length in answer.lower()
@@ -124,7 +128,7 @@ def test_an_unknown_method_is_not_allowed_and_its_body_is_dropped(server):
 # -- streams
 
 
-def test_a_made_up_stream_comes_in_chunks_and_whole(server):
+def test_a_generated_stream_arrives_in_chunks_and_complete(server):
     connection = http.client.HTTPConnection(server, timeout=20)
     connection.request('GET', '/stream?lines=20000')
     answer = connection.getresponse()
@@ -151,7 +155,7 @@ def test_a_stream_waits_for_its_reader_and_the_others_are_served(root):
 
 
 @pytest.mark.parametrize('chunked', [False, True])
-def test_what_is_uploaded_comes_back_while_it_is_sent(server, chunked):
+def test_an_upload_is_sent_back_while_it_arrives(server, chunked):
     data = os.urandom(1 << 20) * 8
     connection = http.client.HTTPConnection(server, timeout=20)
     sock = None
@@ -163,7 +167,8 @@ def test_what_is_uploaded_comes_back_while_it_is_sent(server, chunked):
 
     connection.connect()
     sock = connection.sock
-    reader = threading.Thread(target=read)  # a client that sends all before it reads would wait for ever, rightly
+    # The client sends everything before it reads. Without this thread it would wait for ever.
+    reader = threading.Thread(target=read)
     reader.start()
     length = {} if chunked else {'Content-Length': str(len(data))}
     connection.request('POST', '/echo', pieces, {'Connection': 'close', **length}, encode_chunked=chunked)
@@ -181,7 +186,7 @@ def test_what_is_uploaded_comes_back_while_it_is_sent(server, chunked):
     assert type(event) is h11.EndOfMessage and received == data
 
 
-def test_an_upload_with_two_lengths_goes_by_its_chunks(server):
+def test_an_upload_with_two_lengths_is_read_by_its_chunks(server):
     head = b'POST /echo HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: 1\r\n'
     head += b'Transfer-Encoding: chunked\r\n\r\n'
     assert raw(server, head + b'3\r\nabc\r\n0\r\n\r\n').endswith(b'\r\n3\r\nabc\r\n0\r\n\r\n')
@@ -194,7 +199,7 @@ def test_an_offer_to_switch_protocols_is_ignored(server):
 
 
 @pytest.mark.scenario(127)
-def test_an_upload_of_a_client_that_reads_nothing_is_not_read_any_further(root):
+def test_the_upload_of_a_client_that_reads_nothing_is_paused(root):
     with serving(root) as (_, port), client(port) as sock:
         sock.sendall(b'POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000000\r\n\r\n')
         sock.settimeout(1)
@@ -218,7 +223,7 @@ def test_an_upload_of_a_client_that_reads_nothing_is_not_read_any_further(root):
     (get('http://[x/', 'Connection: close'), b'400'),
     (get('/hello.txt') + b'nonsense\r\n\r\n', b'400'),
 ])  # fmt: skip
-def test_what_is_no_http_is_answered_and_closed(server, request_, status):
+def test_invalid_requests_are_answered_and_closed(server, request_, status):
     with client(server.rpartition(':')[2]) as sock:
         sock.sendall(request_)
         sock.shutdown(socket.SHUT_WR)
@@ -227,14 +232,14 @@ def test_what_is_no_http_is_answered_and_closed(server, request_, status):
     assert last.startswith(b'HTTP/1.1 ' + status) and b'connection: close' in last.lower()
 
 
-def test_a_chunk_that_is_none_ends_the_connection_in_the_middle_of_its_answer(server):
+def test_an_invalid_chunk_ends_the_connection_in_the_middle_of_its_answer(server):
     with suppress(ConnectionResetError):
         answer = raw(server, b'POST /echo HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n')
         assert not answer.endswith(b'0\r\n\r\n')
 
 
 @pytest.mark.scenario(126)
-def test_who_is_idle_is_cut_off(root):
+def test_an_idle_client_is_disconnected(root):
     with serving(root, '--idle', '1') as (_, port), client(port) as sock:
         sock.sendall(b'GET /hello.txt HT')
         began = time.monotonic()
@@ -258,7 +263,7 @@ def test_sigterm_ends_idle_clients_and_answers_the_others_with_connection_close(
         reading.sendall(get('/big'))
         read_until(reading, b'\r\n\r\n')
         idle.sendall(get('/hello.txt'))
-        read_until(idle, b'hello\n')  # so the others were read too
+        read_until(idle, b'hello\n')  # so the server has read from the others too
         process.send_signal(signal.SIGTERM)
         assert read_to_end(idle) == b''
         with pytest.raises(ConnectionRefusedError):
@@ -266,22 +271,22 @@ def test_sigterm_ends_idle_clients_and_answers_the_others_with_connection_close(
         half.sendall(b'\r\n')
         answer = read_to_end(half)
         assert b'connection: close' in answer and answer.endswith(b'hello\n')
-        reading.sendall(get('/hello.txt'))  # asked for on a connection that is kept until the answer is there
+        reading.sendall(get('/hello.txt'))  # the connection is kept until its answer has been sent
         answer = read_to_end(reading)
         assert len(answer) > BIG - 65536 and answer.endswith(b'hello\n') and b'connection: close' in answer[-300:]
-        reading.close()  # it waits for our end, or what it sent last could be lost
+        reading.close()  # the server waits for our end; otherwise the last bytes that it sent could be lost
         half.close()
         assert process.wait(10) == 0
 
 
-def test_healthz_says_whether_it_wants_more_clients(root):
+def test_healthz_says_whether_the_server_accepts_more_clients(root):
     with serving(root) as (process, port), client(port) as waiting:
         server = f'127.0.0.1:{port}'
         head, _, body = raw(server, get('/healthz', 'Connection: close')).partition(b'\r\n\r\n')
         assert head.startswith(b'HTTP/1.1 200 OK\r\n') and body == b'200 OK\n'
         waiting.sendall(get('/hello.txt')[:-2])
         process.send_signal(signal.SIGTERM)
-        # It may answer before it sees the signal; a connection that is kept then would last until it accepts no more.
+        # The server may answer before it sees the signal. It would keep such a connection until it stops accepting.
         while (answer := raw(server, get('/healthz', 'Connection: close'))).startswith(b'HTTP/1.1 200 OK\r\n'):
             pass
         assert answer.startswith(b'HTTP/1.1 503 Service Unavailable\r\n')
@@ -291,8 +296,8 @@ def test_healthz_says_whether_it_wants_more_clients(root):
         assert process.wait(10) == 0
 
 
-class Asking(threading.Thread):
-    """A client that asks and asks, on connections that are kept or not, until nobody is there any more."""
+class Requester(threading.Thread):
+    """A client that repeats a request, on kept connections or new ones, until the server does not listen any more."""
 
     def __init__(self, port, *headers):
         super().__init__()
@@ -307,11 +312,11 @@ class Asking(threading.Thread):
                 return
             with sock:
                 try:
-                    self.ask(sock)
+                    self.send_requests(sock)
                 except (OSError, EOFError) as exc:
                     self.lost.append(exc)
 
-    def ask(self, sock):
+    def send_requests(self, sock):
         while True:
             sock.sendall(self.request)
             self.requests += 1
@@ -319,7 +324,7 @@ class Asking(threading.Thread):
             while not answer.endswith(b'hello\n'):
                 piece = sock.recv(4096)
                 if not piece:
-                    raise EOFError(f'behind {answer!r}')
+                    raise EOFError(f'the connection ended after {answer!r}')
                 answer += piece
             self.answers += 1
             if b'connection: close' in answer.lower():
@@ -327,7 +332,7 @@ class Asking(threading.Thread):
 
 
 def requests_answered(process):
-    """Ended in good order, how many requests it had."""
+    """Check that the server ended cleanly; returns how many requests it had."""
     assert process.wait(20) == 0
     return int(re.search(r'(\d+) requests', process.stdout.read())[1])
 
@@ -337,20 +342,20 @@ def requests_answered(process):
 @pytest.mark.parametrize('headers', [(), ('Connection: close',)], ids=['kept', 'not kept'])
 def test_sigterm_under_load_answers_everything_that_was_accepted(root, headers):
     with serving(root, '--lame-duck', '0') as (process, port):
-        clients = [Asking(port, *headers) for _ in range(8)]
-        for asking in clients:
-            asking.start()
-        while min(asking.answers for asking in clients) < 10:
-            time.sleep(0.01)  # they run by themselves
+        clients = [Requester(port, *headers) for _ in range(8)]
+        for requester in clients:
+            requester.start()
+        while min(requester.answers for requester in clients) < 10:
+            time.sleep(0.01)  # they run in threads
         process.send_signal(signal.SIGTERM)
-        for asking in clients:
-            asking.join(20)
-        assert [exc for asking in clients for exc in asking.lost] == []
-        answers = sum(asking.answers for asking in clients)
-        assert sum(asking.requests for asking in clients) == answers == requests_answered(process)
+        for requester in clients:
+            requester.join(20)
+        assert [exc for requester in clients for exc in requester.lost] == []
+        answers = sum(requester.answers for requester in clients)
+        assert sum(requester.requests for requester in clients) == answers == requests_answered(process)
 
 
-# -- clients that nobody here wrote
+# -- other clients
 
 
 def curl(server, *options):
@@ -366,8 +371,8 @@ def test_curl_downloads_uploads_asks_for_heads_and_keeps_the_connection(server, 
         curl(server, *option, '-o', str(tmp_path / 'up'), f'http://{server}/echo')
         assert (tmp_path / 'up').read_bytes() == (root / 'big').read_bytes()
     assert re.search(r'(?i)content-length: 6\r?\n', curl(server, '-I', f'http://{server}/hello.txt'))
-    said = curl(server, '-w', '%{num_connects} ', f'http://{server}/hello.txt', f'http://{server}/hello.txt')
-    assert said.split() == ['hello', '1', 'hello', '0']
+    output = curl(server, '-w', '%{num_connects} ', f'http://{server}/hello.txt', f'http://{server}/hello.txt')
+    assert output.split() == ['hello', '1', 'hello', '0']
 
 
 @pytest.mark.parametrize('path', ['/hello.txt', '/stream?lines=500'])
@@ -388,11 +393,10 @@ def test_wrk_gets_an_answer_to_each_request_on_kept_connections(server, path):
 @pytest.mark.scenario(110)
 @pytest.mark.slow
 @pytest.mark.parametrize('name', ['M13', 'M21'])
-def test_workers_under_load_are_replaced_and_drained_without_a_failed_request(monkeypatch, name):
-    """The figures of perf/faults.py, in a tiny size."""
-    monkeypatch.syspath_prepend(str(PERF))
-    from figures import BY_NAME
-    from figures.figure import Run
+def test_workers_under_load_are_replaced_and_drained_without_a_failed_request(name):
+    """The cases of perf/faults/, in a tiny size."""
+    from perf.faults.case import Run
+    from perf.faults.cases import BY_NAME
 
     assert not BY_NAME[name].missing()
     found = BY_NAME[name].measure(Run(0.001))
@@ -403,7 +407,7 @@ def test_workers_under_load_are_replaced_and_drained_without_a_failed_request(mo
 @pytest.mark.scenario(113)
 @pytest.mark.slow
 @pytest.mark.parametrize('options', [('-k',), ()], ids=['kept', 'not kept'])
-def test_ab_gets_an_answer_to_each_request_although_the_server_is_shut_down_meanwhile(root, options):
+def test_ab_gets_an_answer_to_each_request_while_the_server_shuts_down(root, options):
     with serving(root, '--lame-duck', '20') as (process, port):
         later = threading.Timer(0.15, process.send_signal, [signal.SIGTERM])
         later.start()
@@ -411,7 +415,7 @@ def test_ab_gets_an_answer_to_each_request_although_the_server_is_shut_down_mean
         later.join()
         assert re.search(r'Complete requests:\s+1000\nFailed requests:\s+0\n', done.stdout)
         assert raw(f'127.0.0.1:{port}', get('/healthz')).startswith(b'HTTP/1.1 503 ')
-        process.send_signal(signal.SIGINT)  # not as long as that
+        process.send_signal(signal.SIGINT)  # without waiting for the lame duck
         assert process.wait(10) == 0
 
 
@@ -455,7 +459,7 @@ def test_wrk_loses_no_answer_when_the_server_ends(root, tmp_path):
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as wrk:
             try:
                 answered = requests_answered(process)
-                wrk.send_signal(signal.SIGINT)  # it ends, and prints what it has counted
+                wrk.send_signal(signal.SIGINT)  # it stops, and prints its counts
                 report = wrk.communicate(timeout=20)[0]
             finally:
                 wrk.kill()
@@ -463,7 +467,7 @@ def test_wrk_loses_no_answer_when_the_server_ends(root, tmp_path):
         assert re.findall('COUNTED.*', report) == [f'COUNTED {answered} read 0 timeout 0 status 0']
 
 
-def test_behind_a_proxy_its_header_comes_first(root):
+def test_behind_a_proxy_the_server_reads_the_proxy_header_first(root):
     with serving(root, '--proxy-protocol', '127.0.0.0/8') as (_, port), client(port) as sock:
         sock.sendall(b'PROXY TCP4 192.0.2.1 127.0.0.1 51234 80\r\nGET /hello.txt HTTP/1.0\r\n\r\n')
         assert read_to_end(sock).endswith(b'\r\n\r\nhello\n')
@@ -502,7 +506,7 @@ class Member:
         return self.events.pop(0)
 
     def text(self):
-        """The next message, of as many pieces as it comes in."""
+        """The next text message, also when it arrives in several pieces."""
         text = ''
         while True:
             event = self.next()
@@ -524,7 +528,7 @@ class Member:
         self.sock.close()
 
 
-def test_what_one_member_says_all_hear():
+def test_a_message_of_one_member_is_sent_to_all():
     with chatting() as port, Member(port) as anna:
         assert anna.text() == '* guest1 joined, 1 here'
         with Member(port) as ben:
@@ -550,7 +554,7 @@ def test_a_message_in_pieces_is_one_message():
 
 @pytest.mark.scenario(129)
 @pytest.mark.parametrize('how', ['long', 'binary', 'garbage'])
-def test_who_does_not_keep_the_rules_is_told_so_and_out(how):
+def test_a_member_that_breaks_the_rules_gets_an_error_and_is_dropped(how):
     with chatting() as port, Member(port) as anna, Member(port) as ben:
         anna.text(), anna.text(), ben.text()
         if how == 'long':
@@ -570,23 +574,23 @@ def test_a_member_that_reads_nothing_is_dropped_and_the_others_never_wait():
     with chatting() as port, Member(port) as anna, Member(port) as stalled:
         stalled.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         anna.text(), anna.text()
-        heard = 0
+        messages = 0
         for _ in range(5000):
             anna.say('x' * 4000)
             text = anna.text()
             if text == '* guest2 left':
                 break
-            heard += 1
+            messages += 1
             assert text == 'guest1: ' + 'x' * 4000
         else:
-            raise AssertionError('the one that reads nothing is still there')
+            raise AssertionError('the member that reads nothing was not dropped')
 
 
 @pytest.mark.scenario(129)
-def test_who_answers_no_ping_is_dropped_and_who_does_stays():
+def test_a_member_that_answers_no_ping_is_dropped_and_the_others_stay():
     with chatting('--ping', '0.4') as port, Member(port) as anna, Member(port) as silent:
-        heard = [anna.text() for _ in range(3)]  # answers pings meanwhile
-        assert heard[-1] == '* guest2 left'
+        messages = [anna.text() for _ in range(3)]  # this answers pings meanwhile
+        assert messages[-1] == '* guest2 left'
         assert any(isinstance(event, Ping) for event in iter_events(silent))
 
 
@@ -614,7 +618,7 @@ def test_other_requests_to_the_chat_are_answered(request_, status):
 
 @pytest.fixture
 def browser(tmp_path):
-    """The address at which a headless Chromium is told what to do."""
+    """The port at which a headless Chromium accepts commands."""
     if not CHROMIUM:
         pytest.skip('NOT TESTED: no chromium (apt-get install chromium)')
     process = subprocess.Popen(
@@ -623,16 +627,16 @@ def browser(tmp_path):
          f'--user-data-dir={tmp_path}/browser', '--remote-debugging-port=0', 'about:blank'],
         stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
-    watchdog = threading.Timer(60, process.kill)  # then the line below ends too
+    watchdog = threading.Timer(60, process.kill)  # the loop below ends with the process
     watchdog.start()
-    said = []
+    output = []
     try:
         for line in process.stderr:
-            said.append(line)
+            output.append(line)
             if found := re.search(r'DevTools listening on ws://127\.0\.0\.1:(\d+)/', line):
                 break
         else:
-            raise AssertionError(''.join(said))
+            raise AssertionError(''.join(output))
         drain = threading.Thread(target=process.stderr.read, daemon=True)
         drain.start()
         yield int(found[1])
@@ -662,17 +666,17 @@ class Page(Member):
         return answer['result']
 
     def until(self, expression):
-        """Evaluate until it is true, and return that."""
+        """Evaluate until the result is true, and return it."""
         end = time.monotonic() + 20
         while time.monotonic() < end:
             if value := self.call('Runtime.evaluate', expression=expression)['result'].get('value'):
                 return value
-            time.sleep(0.05)  # a browser that runs by itself: there is nothing here to wait for
+            time.sleep(0.05)  # the browser is another process: nothing here shows when it has changed
         raise AssertionError(self.call('Runtime.evaluate', expression='document.documentElement.outerHTML'))
 
 
 @pytest.mark.slow
-def test_a_browser_loads_the_page_says_something_and_sees_it(browser):
+def test_a_browser_loads_the_page_sends_a_message_and_shows_it(browser):
     with chatting() as port, Page(browser, f'http://127.0.0.1:{port}/') as page, Member(port) as anna:
         page.until("!!document.getElementById('text') && !text.disabled")
         page.call('Runtime.evaluate', expression="text.value = 'hello <b>there'; form.querySelector('button').click()")

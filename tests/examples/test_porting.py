@@ -1,4 +1,4 @@
-"""The porting guides: each program, before and after, is told the same by the same clients; the guides quote them."""
+"""The porting guides: the programs before and after behave the same for the same clients, and the guides quote them."""
 
 from __future__ import annotations
 
@@ -18,19 +18,20 @@ import reactor
 import reactor.observe
 import reactor.serve
 from reactor.framing import Frames
-from tests.examples.test_examples import client, example, needs, read_to_end, read_until
+from tests.examples.test_examples import check_end, client, example, needs, read_to_end, read_until
 from tests.helpers.certificates import certificates  # noqa: F401
 
 EXAMPLES = Path(__file__).parents[2] / 'examples'
-# The one for asyncio is no module, not even by its name: nothing in this project imports asyncio.
-ORIGINALS = [*EXAMPLES.glob('*_original.py'), *EXAMPLES.glob('porting/*_original.txt')]
-GUIDES = sorted((EXAMPLES / 'porting').glob('*.md'))
+# The asyncio original is a text file, not a module, because nothing in this project imports asyncio.
+PORTING = EXAMPLES / 'porting'
+ORIGINALS = [*PORTING.glob('*_original.py'), *PORTING.glob('*_original.txt')]
+GUIDES = sorted(PORTING.glob('*.md'))
 BLOCKS = [
     pytest.param(guide, *found, id=f'{guide.stem}: {found[1].strip().splitlines()[0].strip()}')
     for guide in GUIDES
     for found in re.findall(r'^```(\w*)\n(.*?)^```$', guide.read_text(), re.MULTILINE | re.DOTALL)
 ]
-# Tornado with callbacks is no package that can stand beside the present one: it has a folder of its own.
+# Tornado 4 cannot be installed next to the present Tornado, so it has a folder of its own.
 TORNADO_4 = Path(os.environ.get('TORNADO_4', EXAMPLES.parent / '.venv-tornado4'))
 
 unix_signals = pytest.mark.skipif(sys.platform == 'win32', reason='Windows has no SIGTERM for a child')
@@ -47,13 +48,16 @@ def both(before, mark, after):
 
 @contextmanager
 def program(name, *options):
-    """A running example as it is; the ones that are ported from warn of what they are, and asyncio of being slow."""
-    with example(name, '--port', '0', *options, warnings='ignore', mode='utf8') as (process, port):
+    """Run a ported example or its original, with warnings off.
+
+    The originals warn about deprecated modules, and asyncio about slow callbacks.
+    """
+    with example(f'porting/{name}', '--port', '0', *options, warnings='ignore', mode='utf8') as (process, port):
         yield process, port
 
 
 def rest(sock):
-    """What comes until the end, which may be a reset."""
+    """Everything that arrives until the end, which may be a reset."""
     received = b''
     try:
         while piece := sock.recv(65536):
@@ -71,7 +75,7 @@ asyncore_relay = both('asyncore_relay_original.py', has_asyncore, 'port_from_asy
 
 
 @asyncore_store
-def test_the_stores_take_and_give_the_same_bytes(name):
+def test_the_stores_store_and_return_the_same_bytes(name):
     value = bytes(range(256)) * 4000
     with program(name) as (_, port), client(port) as sock, client(port) as other:
         sock.sendall(b'put a 5\r\nhel')
@@ -89,7 +93,10 @@ def test_the_stores_take_and_give_the_same_bytes(name):
 @asyncore_relay
 @unix_signals
 def test_the_relays_pass_the_same_bytes_and_end_with_their_last_client(name):
-    with example('echo.py', '--port', '0') as (_, behind), program(name, '--to', f'127.0.0.1:{behind}') as running:
+    with (
+        example('echo.py', '--port', '0') as (_, echo_port),
+        program(name, '--to', f'127.0.0.1:{echo_port}') as running,
+    ):
         process, port = running
         with client(port) as sock:
             for data in b'hello', bytes(range(256)) * 400:
@@ -108,11 +115,11 @@ def test_the_relays_pass_the_same_bytes_and_end_with_their_last_client(name):
 
 @asyncore_relay
 @unix_signals
-def test_the_relays_end_a_client_without_a_server_and_one_that_is_silent(name):
+def test_the_relays_disconnect_a_client_without_a_server_and_a_silent_one(name):
     with socket.create_server(('127.0.0.1', 0)) as silent:
-        nobody = socket.create_server(('127.0.0.1', 0))
-        with nobody:
-            gone = nobody.getsockname()[1]
+        listener = socket.create_server(('127.0.0.1', 0))
+        with listener:
+            gone = listener.getsockname()[1]
         for port_behind, idle in (gone, '60'), (silent.getsockname()[1], '0.2'):
             with program(name, '--to', f'127.0.0.1:{port_behind}', '--idle', idle) as (process, port):
                 with client(port) as sock:
@@ -150,7 +157,7 @@ def test_the_port_from_tornado_answers_as_the_original(name, monkeypatch):
 # -- asyncio
 
 
-asyncio_pair = both('porting/asyncio_original.txt', (), 'port_from_asyncio.py')
+asyncio_pair = both('asyncio_original.txt', (), 'port_from_asyncio.py')
 DIGEST = hashlib.pbkdf2_hmac('sha256', b'abc', b'salt', 1000).hex().encode()
 
 
@@ -196,16 +203,38 @@ def test_the_port_from_asyncio_answers_as_the_original_over_tls(name, certificat
 
 
 @asyncio_pair
-def test_both_end_a_client_that_is_silent(name):
+def test_both_disconnect_a_silent_client(name):
     with program(name, '--idle', '0.2') as (_, port), client(port) as sock:
         assert rest(sock) in (b'', b'ready, 127.0.0.1\r\n')
+
+
+# -- all of them
+
+
+ENDING = [
+    *[pytest.param(path.name, id=path.name) for path in sorted(PORTING.glob('port_from_*.py'))],
+    *[pytest.param(path.name, marks=has_asyncore, id=path.name) for path in sorted(PORTING.glob('asyncore_*.py'))],
+    pytest.param('tornado_original.py', marks=has_tornado_4, id='tornado_original.py'),
+    pytest.param('asyncio_original.txt', id='asyncio_original.txt'),
+]
+
+
+@unix_signals
+@pytest.mark.parametrize('signum', [signal.SIGINT, signal.SIGTERM], ids=lambda signum: signum.name)
+@pytest.mark.parametrize('name', ENDING)
+def test_a_program_says_where_it_listens_and_ends_cleanly(name, signum, monkeypatch):
+    if name == 'tornado_original.py':
+        monkeypatch.setenv('PYTHONPATH', f'{TORNADO_4}{os.pathsep}{os.environ.get("PYTHONPATH", "")}')
+    with socket.create_server(('127.0.0.1', 0)) as behind:
+        options = ['--to', f'127.0.0.1:{behind.getsockname()[1]}'] if 'relay' in name else []
+        check_end(f'porting/{name}', signum, '--port', '0', *options, warnings='ignore', mode='utf8')
 
 
 # -- the guides
 
 
-def test_what_is_ported_from_is_a_program_of_its_own():
-    """Nobody imports it: it is run, in a process of its own, and only to be compared with."""
+def test_the_originals_are_programs_of_their_own():
+    """The originals are never imported: tests run them in processes of their own, only to compare."""
     originals = {path.stem for path in ORIGINALS}
     assert {'asyncio_original', 'tornado_original', 'asyncore_original'} <= originals
     imported = re.compile(rf'^\s*(?:from|import)\s.*\b({"|".join(originals)})\b', re.MULTILINE)
@@ -215,7 +244,7 @@ def test_what_is_ported_from_is_a_program_of_its_own():
 
 
 @pytest.mark.parametrize('guide, language, code', BLOCKS)
-def test_a_block_of_a_guide_is_a_piece_of_the_program_named_before_it(guide, language, code):
+def test_a_code_block_of_a_guide_is_a_piece_of_the_program_named_before_it(guide, language, code):
     before = guide.read_text().partition(f'```{language}\n{code}```')[0]
     assert language == 'python'
     path = guide.parent / re.findall(r'\]\((\S+?\.(?:py|txt))\)', before)[-1]
@@ -250,17 +279,17 @@ def test_every_link_of_a_guide_leads_to_a_file_and_every_table_is_straight(guide
 
 def test_there_is_a_guide_for_each():
     assert {guide.name for guide in GUIDES} == {'README.md', 'from_asyncore.md', 'from_tornado.md', 'from_asyncio.md'}
-    index = (EXAMPLES / 'porting' / 'README.md').read_text()
-    for path in [*GUIDES, *ORIGINALS, *EXAMPLES.glob('port_from_*.py')]:
+    index = (PORTING / 'README.md').read_text()
+    for path in [*GUIDES, *ORIGINALS, *PORTING.glob('port_from_*.py')]:
         assert path.name == 'README.md' or path.name in index, path.name
 
 
-def test_a_guide_that_is_not_true_is_found(tmp_path):
-    """What looks at the blocks and the names can fail."""
+def test_a_wrong_guide_is_detected(tmp_path):
+    """The checks of the blocks and of the names can fail."""
     guide = tmp_path / 'guide.md'
     (tmp_path / 'echo.py').write_text('import reactor\n')
     guide.write_text('[echo](echo.py)\n```python\nimport nothing\n```\n`conn.wrong` | `r.right`\n')
     with pytest.raises(AssertionError):
-        test_a_block_of_a_guide_is_a_piece_of_the_program_named_before_it(guide, 'python', 'import nothing\n')
+        test_a_code_block_of_a_guide_is_a_piece_of_the_program_named_before_it(guide, 'python', 'import nothing\n')
     with pytest.raises(AssertionError):
         test_every_name_of_ours_in_a_guide_exists(guide)

@@ -1,4 +1,4 @@
-"""The key-value server among the examples: its answers, its limits, and the real clients. Debian: redis-tools."""
+"""The key-value server among the examples: its answers, its limits, and Redis' own clients. Debian: redis-tools."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def port():
 
 @pytest.fixture
 def ask(port):
-    """Send bytes and compare what is answered, to the byte."""
+    """A function that sends bytes and compares the answer byte for byte."""
     with client(port) as sock:
 
         def ask(sent, expected):
@@ -37,13 +37,13 @@ def ask(port):
 
 
 def command(*arguments):
-    """A command as clients send it."""
+    """A command as clients encode it."""
     sized = b''.join(b'$%d\r\n%b\r\n' % (len(argument), argument) for argument in arguments)
     return b'*%d\r\n%b' % (len(arguments), sized)
 
 
 def ended(port, sent):
-    """All that is answered until the server closes."""
+    """Send these bytes, and return everything that the server sends until it closes."""
     with client(port) as sock:
         sock.sendall(sent)
         return read_to_end(sock)
@@ -89,7 +89,7 @@ ANSWERS = [
     ('SELECT 0', b'+OK\r\n'),
     ('SELECT 1', b'-ERR DB index is out of range\r\n'),
     ('COMMAND DOCS', b'*0\r\n'),
-    ('PUBLISH nobody hello', b':0\r\n'),
+    ('PUBLISH empty hello', b':0\r\n'),
     ('FLUSHALL', b"-ERR unknown command 'FLUSHALL'\r\n"),
     ('UNSUBSCRIBE', b'*3\r\n$11\r\nunsubscribe\r\n$-1\r\n:0\r\n'),
     ('QUIT', b'+OK\r\n'),
@@ -128,7 +128,7 @@ def test_values_are_bytes_of_any_kind_and_size(ask):
     ask(command(b'MGET', *[b'k\r\n'] * 20), b'-ERR the answer would be too large\r\n')
 
 
-def test_a_name_that_is_no_command_cannot_break_the_answer(ask):
+def test_an_unknown_command_with_any_name_cannot_break_the_answer(ask):
     ask(command(b'no\r\n+OK'), b"-ERR unknown command 'no\\r\\n+OK'\r\n")
     ask(command(b''), b"-ERR unknown command ''\r\n")
 
@@ -166,7 +166,7 @@ def test_info_shows_the_counters_of_the_reactor(port):
         (b'x' * 3_000_000, b'too big inline request'),
     ],
 )
-def test_what_cannot_be_understood_is_told_and_the_connection_closed(port, sent, error):
+def test_a_protocol_error_is_answered_and_the_connection_closed(port, sent, error):
     with client(port) as sock:
         sock.sendall(command(b'PING'))
         sock.sendall(sent)
@@ -178,7 +178,7 @@ def test_nothing_is_run_after_quit(port):
     assert ended(port, b'GET k\r\nQUIT\r\n') == b'$1\r\n1\r\n+OK\r\n'
 
 
-def test_messages_go_to_who_has_subscribed(port, ask):
+def test_messages_go_to_the_subscribers(port, ask):
     with client(port) as sock:
         sock.sendall(command(b'SUBSCRIBE', b'news', b'sport'))
         subscribed = b'*3\r\n$9\r\nsubscribe\r\n$4\r\nnews\r\n:1\r\n*3\r\n$9\r\nsubscribe\r\n$5\r\nsport\r\n:2\r\n'
@@ -197,18 +197,18 @@ def test_messages_go_to_who_has_subscribed(port, ask):
 
 
 @pytest.mark.scenario(79)
-def test_a_subscriber_that_does_not_read_is_cut_off_and_the_others_are_served(port, ask):
+def test_a_subscriber_that_does_not_read_is_disconnected_and_the_others_are_served(port, ask):
     with client(port) as stalled, client(port) as gone:
         for sock in stalled, gone:
             sock.sendall(command(b'SUBSCRIBE', b'news'))
             assert b':1\r\n' in sock.recv(1000)
         gone.close()
         message = command(b'PUBLISH', b'news', b'x' * 1_000_000)
-        end, told = time.monotonic() + 20, b':1\r\n'
+        end, receivers = time.monotonic() + 20, b':1\r\n'
         with client(port) as publisher:
-            while told != b':0\r\n':
+            while receivers != b':0\r\n':
                 publisher.sendall(message)
-                told = publisher.recv(100)
+                receivers = publisher.recv(100)
                 assert time.monotonic() < end
         with pytest.raises(ConnectionResetError):
             while stalled.recv(1 << 20):
@@ -216,7 +216,7 @@ def test_a_subscriber_that_does_not_read_is_cut_off_and_the_others_are_served(po
     ask(command(b'PING'), b'+PONG\r\n')
 
 
-def test_a_client_that_does_not_read_its_answers_is_not_read_any_further(port, ask):
+def test_reading_is_paused_for_a_client_that_does_not_read_its_answers(port, ask):
     ask(command(b'SET', b'k', b'x' * 4000), b'+OK\r\n')
     with client(port) as sock:
         sock.setblocking(False)
@@ -230,7 +230,7 @@ def test_a_client_that_does_not_read_its_answers_is_not_read_any_further(port, a
         assert sent < 100_000_000
 
 
-def test_a_pipeline_of_large_answers_goes_on_as_they_are_read(port, ask):
+def test_a_pipeline_of_large_answers_continues_as_they_are_read(port, ask):
     ask(command(b'SET', b'k', b'x' * 1_000_000), b'+OK\r\n')
     sent = command(b'GET', b'k') * 50 + command(b'PING')
     ask(sent, b'$1000000\r\n%b\r\n' % (b'x' * 1_000_000) * 50 + b'+PONG\r\n')
@@ -239,7 +239,7 @@ def test_a_pipeline_of_large_answers_goes_on_as_they_are_read(port, ask):
     )
 
 
-# -- clients that nobody here wrote
+# -- other clients
 
 
 def run(name, port, *options):
@@ -258,7 +258,7 @@ def test_redis_cli_sets_and_gets(port):
     assert 'loop_count:' in run('redis-cli', port, 'info')
 
 
-def test_redis_cli_asks_what_it_was_given_on_standard_input(port):
+def test_redis_cli_runs_commands_from_standard_input(port):
     run('redis-cli', port, 'ping')
     asked = 'incr n\nincr n\nmset a 1 b 2\nmget a b\n'
     done = subprocess.run(['redis-cli', '-p', str(port)], input=asked, capture_output=True, text=True, timeout=60)

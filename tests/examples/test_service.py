@@ -1,4 +1,4 @@
-"""The service example as its managers run it: the units and the manifest are right, and do what they say."""
+"""The service example under systemd and Kubernetes: its units and its manifest are valid and work as intended."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ EXAMPLES = Path(__file__).parents[2] / 'examples'
 UNITS = sorted((EXAMPLES / 'systemd').glob('app*'))
 MANIFEST = EXAMPLES / 'kubernetes' / 'app.yaml'
 
-pytestmark = pytest.mark.skipif(not hasattr(os, 'fork'), reason='services of other kinds than Unix are not managed so')
+pytestmark = pytest.mark.skipif(not hasattr(os, 'fork'), reason='service managers like these exist only on Unix')
 
 
 def needs(command):
@@ -29,16 +29,16 @@ def needs(command):
 
 @pytest.fixture
 def manager(tmp_path, sockets):
-    """The socket on which the service manager hears of its services; `manager.path` is what they are told."""
+    """The socket on which a service manager receives the messages of its services."""
     sock = sockets.track(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM))
     sock.bind(str(tmp_path / 'notify'))
     sock.settimeout(20)
     return sock
 
 
-def heard(manager, *but):
-    """The next message that is none of `but`."""
-    while (message := manager.recv(4096).decode()) in but:
+def next_message(manager, *skipped):
+    """The next message, as lines, that is not in `skipped`."""
+    while (message := manager.recv(4096).decode()) in skipped:
         pass
     return message.split('\n')
 
@@ -49,7 +49,7 @@ def free_port():
 
 
 def unit(name):
-    """The settings of a unit; those that stand several times come joined."""
+    """The settings of a unit file. Settings that are repeated are joined."""
     settings = {}
     for line in (EXAMPLES / 'systemd' / name).read_text().splitlines():
         key, equals, value = line.partition('=')
@@ -79,22 +79,22 @@ def running(command, pass_fds=(), **environment):
 
 
 def get(port, path='/', sock=None):
-    """(status, whether the connection is to be closed) of one request."""
+    """Make one request; returns (status, whether the server closes the connection)."""
     with sock or socket.create_connection(('127.0.0.1', port), timeout=20) as sock:
         sock.sendall(f'GET {path} HTTP/1.1\r\nHost: here\r\n\r\n'.encode())
-        said = b''
-        while not re.search(rb'from process \d+\n', said):
+        received = b''
+        while not re.search(rb'from process \d+\n', received):
             piece = sock.recv(65536)
-            assert piece, said
-            said += piece
-    return int(said.split()[1]), b'Connection: close' in said
+            assert piece, received
+            received += piece
+    return int(received.split()[1]), b'Connection: close' in received
 
 
 def wait_for(predicate):
     end = time.monotonic() + 20
     while not (result := predicate()):
-        assert time.monotonic() < end, 'not in time'
-        time.sleep(0.01)  # another process has to get there
+        assert time.monotonic() < end, 'it took too long'
+        time.sleep(0.01)  # another process has to get there first
     return result
 
 
@@ -113,13 +113,13 @@ def units(tmp_path):
 
 
 def verify(*paths):
-    """What systemd has to say against these units."""
+    """The messages of `systemd-analyze verify` about these units, or its exit status if there are none."""
     done = subprocess.run(['systemd-analyze', 'verify', *paths], capture_output=True, text=True, timeout=60)
     return f'{done.stdout}{done.stderr}' or done.returncode
 
 
 @needs('systemd-analyze')
-def test_systemd_understands_the_units(units):
+def test_systemd_accepts_the_units(units):
     broken = units / 'broken.service'
     broken.write_text((units / 'app.service').read_text().replace('WatchdogSec', 'WatchdogSecs'))
     if 'WatchdogSecs' not in str(verify(broken)):
@@ -136,23 +136,23 @@ def test_a_unit_gives_more_time_than_the_drain_timeout_and_more_descriptors_than
     assert int(settings['LimitNOFILE']) > 1024 and settings['Type'] == 'notify'
 
 
-def test_a_process_of_the_template_unit_tells_all_there_is_to_tell(manager, tmp_path):
+def test_a_process_of_the_template_unit_sends_all_messages_to_the_service_manager(manager, tmp_path):
     port = free_port()
     command = here(shlex.split(unit('app@.service')['ExecStart'].replace('%i', str(port))))
     command[command.index('--lame-duck') + 1] = '1'
-    told = {'NOTIFY_SOCKET': str(tmp_path / 'notify'), 'WATCHDOG_USEC': '200000'}
-    with running(command, **told) as process:
-        assert heard(manager) == ['READY=1']
+    variables = {'NOTIFY_SOCKET': str(tmp_path / 'notify'), 'WATCHDOG_USEC': '200000'}
+    with running(command, **variables) as process:
+        assert next_message(manager) == ['READY=1']
         with socket.create_connection(('127.0.0.1', port), timeout=20) as kept:
             kept.sendall(b'GET /re')
-            assert heard(manager) == heard(manager) == ['WATCHDOG=1']
+            assert next_message(manager) == next_message(manager) == ['WATCHDOG=1']
             assert get(port, '/ready') == (200, False)
             process.send_signal(signal.SIGHUP)  # ExecReload=
-            first, second = heard(manager, 'WATCHDOG=1')
+            first, second = next_message(manager, 'WATCHDOG=1')
             assert first == 'RELOADING=1' and second.startswith('MONOTONIC_USEC=')
-            assert heard(manager, 'WATCHDOG=1') == ['READY=1']
+            assert next_message(manager, 'WATCHDOG=1') == ['READY=1']
             process.send_signal(signal.SIGTERM)
-            assert heard(manager, 'WATCHDOG=1') == ['STOPPING=1']
+            assert next_message(manager, 'WATCHDOG=1') == ['STOPPING=1']
             assert get(port, '/ready') == (503, True)  # the lame duck
             assert get(port) == (200, True)
             kept.sendall(b'ady HTTP/1.1\r\n\r\n')
@@ -162,7 +162,7 @@ def test_a_process_of_the_template_unit_tells_all_there_is_to_tell(manager, tmp_
 
 
 @pytest.mark.scenario(155)
-def test_a_process_that_the_watchdog_ends_tells_where_it_hung():
+def test_a_process_that_the_watchdog_ends_prints_where_it_hung():
     command = here(shlex.split(unit('app@.service')['ExecStart'].replace('%i', str(free_port()))))
     with running(command) as process:
         process.stdout.readline()
@@ -181,13 +181,13 @@ def test_a_process_serves_on_the_socket_that_systemd_passes(manager, tmp_path):
     with running([*activate, *here(['python', '/app/service.py', '--listen', 'not used'])]) as process:
         assert 'Listening on' in process.stderr.readline()
         assert get(port) == (200, False)
-        assert heard(manager) == ['READY=1']
+        assert next_message(manager) == ['READY=1']
         process.send_signal(signal.SIGTERM)
-        assert heard(manager) == ['STOPPING=1']
+        assert next_message(manager) == ['STOPPING=1']
         assert process.wait(20) == 0
 
 
-# What the service manager does with a socket.
+# Passes a socket as the service manager does.
 PASS = """
 import os, sys
 os.dup2(int(sys.argv[1]), 3)
@@ -198,14 +198,14 @@ os.execv(sys.argv[2], sys.argv[2:])
 
 @contextmanager
 def workers(manager, tmp_path, listener):
-    """app.service on this socket, when it is ready; yields (process, port)."""
+    """Run app.service on this socket; yields (process, port) when it is ready."""
     command = here(shlex.split(unit('app.service')['ExecStart']))
     command[command.index('--drain-timeout') + 1] = '5'
     number = listener.fileno()
-    told = {'NOTIFY_SOCKET': str(tmp_path / 'notify'), 'WATCHDOG_USEC': '300000'}
-    with running([sys.executable, '-c', PASS, str(number), *command], pass_fds=[number], **told) as process:
+    variables = {'NOTIFY_SOCKET': str(tmp_path / 'notify'), 'WATCHDOG_USEC': '300000'}
+    with running([sys.executable, '-c', PASS, str(number), *command], pass_fds=[number], **variables) as process:
         try:
-            assert heard(manager, 'WATCHDOG=1') == ['READY=1']
+            assert next_message(manager, 'WATCHDOG=1') == ['READY=1']
             yield process, listener.getsockname()[1]
         finally:
             if process.poll() is None:
@@ -214,7 +214,7 @@ def workers(manager, tmp_path, listener):
 
 
 def processes(port, count=2):
-    """The processes that answer, as soon as there are so many."""
+    """The ids of the processes that answer, as soon as there are `count` of them."""
     found = set()
 
     def ask():
@@ -227,7 +227,7 @@ def processes(port, count=2):
     return found
 
 
-def test_workers_on_the_socket_of_systemd_tell_it_of_all_of_them(manager, tmp_path, sockets):
+def test_workers_on_a_socket_of_systemd_are_reported_to_it_as_one_service(manager, tmp_path, sockets):
     listener = sockets.track(socket.create_server(('127.0.0.1', 0)))
     with workers(manager, tmp_path, listener) as (process, port):
         before = processes(port)
@@ -236,18 +236,18 @@ def test_workers_on_the_socket_of_systemd_tell_it_of_all_of_them(manager, tmp_pa
             assert b'REACTOR_WORKER' in names
             assert not {name for name in names if name.startswith((b'LISTEN_', b'NOTIFY_', b'WATCHDOG_'))}
         process.send_signal(signal.SIGHUP)  # ExecReload=
-        assert heard(manager, 'WATCHDOG=1')[0] == 'RELOADING=1'
-        assert heard(manager, 'WATCHDOG=1') == ['READY=1']
+        assert next_message(manager, 'WATCHDOG=1')[0] == 'RELOADING=1'
+        assert next_message(manager, 'WATCHDOG=1') == ['READY=1']
         wait_for(lambda: not before & processes(port))
-        assert heard(manager) == ['WATCHDOG=1']
+        assert next_message(manager) == ['WATCHDOG=1']
         process.send_signal(signal.SIGTERM)
-        assert heard(manager, 'WATCHDOG=1') == ['STOPPING=1']
+        assert next_message(manager, 'WATCHDOG=1') == ['STOPPING=1']
         assert process.wait(20) == 0, process.stderr.read()
         assert not process.stderr.read()
 
 
 @pytest.mark.scenario(156)
-def test_who_comes_while_the_service_restarts_is_served_by_the_next(manager, tmp_path, sockets):
+def test_clients_that_connect_during_a_restart_are_served_afterwards(manager, tmp_path, sockets):
     listener = sockets.track(socket.create_server(('127.0.0.1', 0)))
     with workers(manager, tmp_path, listener) as (process, port):
         assert get(port) == (200, False)
@@ -257,7 +257,7 @@ def test_who_comes_while_the_service_restarts_is_served_by_the_next(manager, tmp
     for sock in waiting:
         sock.setblocking(True)
         sock.settimeout(20)
-    assert heard(manager, 'WATCHDOG=1') == ['STOPPING=1']
+    assert next_message(manager, 'WATCHDOG=1') == ['STOPPING=1']
     with workers(manager, tmp_path, listener):
         assert [get(port, sock=sock) for sock in waiting] == [(200, False)] * 20
 
@@ -272,9 +272,9 @@ def test_systemd_starts_workers_with_the_first_client(manager, tmp_path):
     with running([*activate, *command]) as process:
         assert 'Listening on' in process.stderr.readline()
         assert get(port) == (200, False)
-        assert heard(manager) == ['READY=1']
+        assert next_message(manager) == ['READY=1']
         process.send_signal(signal.SIGTERM)
-        assert heard(manager) == ['STOPPING=1']
+        assert next_message(manager) == ['STOPPING=1']
         assert process.wait(20) == 0
 
 
@@ -290,7 +290,7 @@ def manifest():
     return validate, {document['kind']: document for document in documents}
 
 
-def test_kubernetes_understands_the_manifest(manifest):
+def test_kubernetes_accepts_the_manifest(manifest):
     validate, documents = manifest
     assert set(documents) == {'Deployment', 'Service', 'PodDisruptionBudget'}
     for document in documents.values():
@@ -314,7 +314,7 @@ def container(manifest):
     return pod, container, given
 
 
-def test_the_times_of_the_manifest_fit_into_each_other(manifest):
+def test_the_times_of_the_manifest_fit_together(manifest):
     pod, container_, given = container(manifest)
     lame_duck, timeout = float(given['--lame-duck']), float(given['--drain-timeout'])
     ready = container_['readinessProbe']

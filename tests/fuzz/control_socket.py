@@ -1,8 +1,8 @@
-"""The control socket: lines of a client in pieces, against a reading of the commands of its own.
+"""Fuzz the control socket: a client sends lines in pieces, and a second reading of the commands predicts the answers.
 
-Owns that reading. The rule: each line that is not empty is answered by one line of JSON, in order, the last one without
-an end too; 'ok' is true for what `help` names and false for anything else; and a request that is too long is refused
-and ends the connection.
+Each line that is not empty is answered by one line of JSON, in order, even a last line without a line break. 'ok' is
+true for the commands that `help` names and false for anything else. A request that is too long is refused and ends the
+connection.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ WORDS = (
     b'\\ud800', b'null', b'\r\n', b'[[', b'-1', b'1000', b'86400',
 )  # fmt: skip
 LONGEST_LINE = 4096  # bytes
-SILENT = 600.0  # seconds, after which a client that says nothing is cut off
-LONGEST_TEXT = 6000  # bytes: a payload of 100 bytes or more is repeated up to this, for lines beyond the limit
-SLOWEST = 30.0 + 5  # seconds: a client that takes nothing is cut off after 30
+SILENT = 600.0  # seconds, after which a silent client is disconnected
+LONGEST_TEXT = 6000  # bytes: a payload of 100 bytes or more is repeated to about this, for lines beyond the limit
+SLOWEST = 30.0 + 5  # seconds: a client that reads nothing is disconnected after 30
 WHOLE, SECONDS, TEXT = 'whole', 'seconds', 'text'
-# What the table of commands in the documentation says of each argument.
+# The arguments of each command, from the table of commands in the documentation.
 COMMANDS = {
     'help': {}, 'stats': {}, 'phases': {}, 'handles': {'kind': TEXT, 'limit': WHOLE}, 'why_alive': {'limit': WHOLE},
     'drain': {'drain_timeout': SECONDS, 'lame_duck': SECONDS},
@@ -58,7 +58,7 @@ def run(data: bytes) -> None:
         if how % 4 == 1:
             scene.wait(SLOWEST)
             for sock in socks:
-                sock.room = None  # it reads again, too late
+                sock.room = None  # the client reads again, too late
             scene.settle()
         elif how % 4 == 2:
             for sock in socks:
@@ -67,24 +67,24 @@ def run(data: bytes) -> None:
             check(sock, expected, ends or how % 4 == 0, limited, whole)
         check_drains(drains, expected, None if limited else len(socks))
         scene.wait(SILENT + SLOWEST)
-        assert all(sock.closed for sock in socks), 'a client that says nothing is connected after 600 s'
+        assert all(sock.closed for sock in socks), 'a silent client is still connected after 600 s'
         control.close()
         scene.settle()
 
 
 def connect(scene: Scene, listening: Any) -> Socket:
-    """A client of the control socket, which is not a `Listener`."""
+    """Connect a client to the control socket, which is not a `Listener`."""
     sock = Socket(scene.kernel)
     listening.backlog.append(sock)
     scene.turn()
     return sock
 
 
-# -- what the lines deserve
+# -- expected answers
 
 
 def answers(data: bytes, ended: bool) -> tuple[list[Any], bool]:
-    """For each answer: whether it is 'ok', as a bool, or for a drain its two numbers; and whether that is the end."""
+    """For each expected answer: whether it is 'ok', or the two numbers of a drain; and whether the connection ends."""
     *lines, rest = data.split(b'\n')
     expected: list[Any] = []
     for line in lines:
@@ -104,7 +104,7 @@ def deserved(line: bytes) -> Any:
     request: Any = {'do': text}
     if text.startswith('{'):
         try:
-            request = json.loads(text, parse_constant=int)  # which fails, for NaN and infinities are not JSON
+            request = json.loads(text, parse_constant=int)  # raises, because NaN and infinities are not JSON
         except (ValueError, RecursionError):
             return False
     name = request.pop('do', None)
@@ -120,7 +120,7 @@ def deserved(line: bytes) -> Any:
 
 
 def fits(kind: str, value: Any) -> bool:
-    """Whether an argument is what the documentation says of it."""
+    """Whether an argument is valid according to the documentation."""
     if kind == TEXT:
         return isinstance(value, str)
     if isinstance(value, bool) or not isinstance(value, int if kind == WHOLE else int | float):
@@ -128,27 +128,27 @@ def fits(kind: str, value: Any) -> bool:
     return 1 <= value <= 1000 if kind == WHOLE else 0 <= value <= 86400
 
 
-# -- what was answered
+# -- checks
 
 
 def check(sock: Socket, expected: list[Any], ends: bool, cut: bool, payload: bytes) -> None:
     *lines, rest = bytes(sock.sent).split(b'\n')
-    assert cut or not rest, f'an answer without an end: {rest!r}'
+    assert cut or not rest, f'an answer without a line break: {rest!r}'
     assert len(lines) <= len(expected), f'{len(lines)} answers to {len(expected)} requests: {payload!r}'
     for line, deserves in zip(lines, expected, strict=False):
         answer = json.loads(line)
-        assert answer['ok'] is (deserves is not False), f'{answer} of {payload!r}'
+        assert answer['ok'] is (deserves is not False), f'{answer} to {payload!r}'
         assert answer['ok'] or (isinstance(answer['error'], str) and answer['error']), answer
-        # A request of the client's own is not quoted in an error, and a fault of a command is not one.
-        assert answer['ok'] or 'the log has the rest' not in answer['error'], answer
+        # An error must not quote the client's request, and must not be an exception inside a command.
+        assert answer['ok'] or 'see the log for the traceback' not in answer['error'], answer
     if not cut:
         assert len(lines) == len(expected), f'{len(lines)} answers to {len(expected)} requests: {payload!r}'
-        assert sock.shut or sock.closed or not ends, 'the last answer was sent, and the connection is not ended'
+        assert sock.shut or sock.closed or not ends, 'the last answer was sent, but the connection is still open'
 
 
 def check_drains(drains: list[tuple[float, float]], expected: list[Any], clients: int | None) -> None:
-    """A drain is begun for each valid request, with its numbers; `clients` is None when they have not read all."""
+    """Each valid request begins a drain with its numbers; `clients` is None when they may not have read all answers."""
     asked = [deserves for deserves in expected if isinstance(deserves, tuple)]
     assert all(drain in asked for drain in drains), f'{drains} for {asked}'
     if clients is not None:
-        assert sorted(drains) == sorted(asked * clients), f'{drains} for {asked} of {clients} clients'
+        assert sorted(drains) == sorted(asked * clients), f'{drains} for {asked} from {clients} clients'

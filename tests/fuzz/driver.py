@@ -1,8 +1,8 @@
 """Run one target under atheris, which is libFuzzer for Python.
 
-Owns the command line, and what libFuzzer is told about a target. Must not import the reactor, nor anything that does:
-the modules of the reactor are instrumented when they are imported, and atheris has to be ready by then. The simulated
-systems are not instrumented: they are the tools of this search and not its subject.
+This module must not import the reactor, nor anything that imports it: the modules of the reactor are instrumented when
+they are imported, which atheris has to prepare. The simulated systems are not instrumented: they are the tools of the
+search, not its subject.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from typing import Any, NoReturn
 
 from . import CORPUS, TARGETS
 
-NOT_INSTRUMENTED = ('testing', 'demo')  # rooms of the package
+NOT_INSTRUMENTED = ('testing', 'demo')  # subpackages
 LONGEST_RUN = 60  # seconds for one input, after which libFuzzer reports it as a hang
 
 
 def main(arguments: list[str]) -> NoReturn:
-    """Run the target that the first argument names; the other arguments are libFuzzer's. Does not return."""
+    """Run the target that the first argument names. The other arguments go to libFuzzer. Does not return."""
     if not arguments or arguments[0] not in TARGETS:
         raise SystemExit(f'usage: python -m tests.fuzz TARGET [options of libFuzzer]; targets: {", ".join(TARGETS)}')
     name, *options = arguments
@@ -33,11 +33,11 @@ def main(arguments: list[str]) -> NoReturn:
         target = import_module(f'tests.fuzz.{name}')
     atheris.Setup([sys.argv[0], *defaults(target), *options, *folders(name, options)], target.run)
     atheris.Fuzz()
-    raise AssertionError('libFuzzer ends the process')
+    raise AssertionError('libFuzzer should have ended the process')
 
 
 def excluded() -> list[str]:
-    """The names of the modules that are not instrumented; atheris wants each of them."""
+    """The names of the modules that are not instrumented; atheris needs every one of them."""
     spec = find_spec('reactor')
     assert spec is not None and spec.origin is not None, 'the reactor is not installed'
     package = Path(spec.origin).parent
@@ -47,8 +47,8 @@ def excluded() -> list[str]:
 
 
 def defaults(target: Any) -> list[str]:
-    """The options of libFuzzer that suit a target; later ones on the command line win."""
-    # A search of 20 s is too short to begin with short inputs, as libFuzzer would.
+    """Options of libFuzzer for a target. Later ones on the command line override them."""
+    # By default libFuzzer starts with short inputs. A search of 20 s is too short for that.
     chosen = [f'-timeout={LONGEST_RUN}', f'-max_len={target.LONGEST_INPUT}', '-len_control=0']
     if target.WORDS:
         with tempfile.NamedTemporaryFile('w', suffix='.dict', delete=False) as file:
@@ -58,12 +58,12 @@ def defaults(target: Any) -> list[str]:
 
 
 def escaped(word: bytes) -> str:
-    """A word as a dictionary of libFuzzer has it."""
+    """A word in the syntax of libFuzzer's dictionaries."""
     return ''.join(f'\\x{byte:02x}' for byte in word)
 
 
 def folders(name: str, options: list[str]) -> list[str]:
-    """A new folder for what is found, and the kept corpus to start from, unless files or folders are given."""
+    """A new folder for new inputs, and the corpus to start from, unless the options name files or folders."""
     if not all(option.startswith('-') for option in options):
         return []
     found = tempfile.mkdtemp(prefix=f'fuzz-{name}-')

@@ -1,8 +1,8 @@
-"""Framing: messages out of chunks, against the whole input split at once.
+"""Fuzz framing: messages out of chunks, compared with splitting the whole input at once.
 
-Owns the naive split. Two ways to begin: `Frames` fed and asked by hand, each answer compared at once; and a `Framing`
-on a connection, whose callback pauses, raises and closes. The rule: the same messages come out however the bytes were
-cut, and `FrameTooLong` is raised for a message that exceeds the limit and for no other.
+An input either feeds `Frames` by hand and compares each message at once, or runs a `Framing` on a connection whose
+callback pauses, raises and closes. The same messages must come out however the bytes were cut, and `FrameTooLong` must
+be raised for a message that exceeds the limit and for no other.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ TOO_LONG, WAIT = 'too long', 'wait'
 
 
 def run(data: bytes) -> None:
-    """The first byte chooses the way; the rest is a program or the bytes of a connection."""
+    """The first byte chooses one of the two ways; the rest is a program, or the bytes of a connection."""
     if data[:1] < b'\x80':
         run_frames(data[1:])
     else:
@@ -34,7 +34,7 @@ def run(data: bytes) -> None:
 
 
 def message_until(data: bytes, delimiter: bytes, limit: int) -> Any:
-    """(message, the rest), WAIT or TOO_LONG; both while the limit is exceeded if no delimiter has begun."""
+    """(message, the rest), WAIT or TOO_LONG; a set of both where the excess may be a partial delimiter."""
     before, found, after = data.partition(delimiter)
     if found:
         return TOO_LONG if len(before) > limit else (before, after)
@@ -51,7 +51,7 @@ def line(data: bytes, limit: int) -> Any:
 
 
 def either(size: int, limit: int, delimiter: int) -> Any:
-    """Without a delimiter: it may have begun, and then so many bytes still fit."""
+    """The result without a delimiter: one may have begun, so up to `delimiter` - 1 more bytes are allowed."""
     if size <= limit:
         return WAIT
     return TOO_LONG if size >= limit + delimiter else {WAIT, TOO_LONG}
@@ -65,7 +65,7 @@ def block(data: bytes, size: int, limit: int) -> Any:
 
 
 def prefixed(data: bytes, width: int, byteorder: Any, limit: int) -> Any:
-    """The same for a length and that many bytes."""
+    """The same for a length followed by that many bytes."""
     if len(data) < width:
         return WAIT
     return block(data[width:], int.from_bytes(data[:width], byteorder), limit)
@@ -75,7 +75,7 @@ def prefixed(data: bytes, width: int, byteorder: Any, limit: int) -> Any:
 
 
 class Program:
-    """The bytes of an input as numbers and strings, one after the other; past the end all is 0 or empty."""
+    """Reads the bytes of an input as numbers and strings, one after the other; after the end all are 0 or empty."""
 
     def __init__(self, data: bytes) -> None:
         self.data, self.at = data, 0
@@ -112,7 +112,7 @@ def run_frames(data: bytes) -> None:
 
 
 def ask(frames: Any, program: Program, step: int, own: int | None, limit: int, left: bytes) -> bytes:
-    """Ask for a message and compare; returns what is left afterwards."""
+    """Ask for a message and compare it; returns the bytes that are left."""
     args: tuple[Any, ...]
     if step < 7:
         method, args, expected = frames.line, (), line(left, limit)
@@ -129,20 +129,22 @@ def ask(frames: Any, program: Program, step: int, own: int | None, limit: int, l
         found = method(*args, limit=own)
     except FrameTooLong:
         found = TOO_LONG
-    said = WAIT if found is None else found
+    outcome = WAIT if found is None else found
     if isinstance(expected, tuple):
-        assert said == expected[0], f'{method.__name__}{args} of {left!r}, limit {limit}: {said!r}, not {expected[0]!r}'
-        assert type(said) is bytes, f'{method.__name__} returned {type(said)}'
+        assert outcome == expected[0], (
+            f'{method.__name__}{args} of {left!r}, limit {limit}: {outcome!r}, not {expected[0]!r}'
+        )
+        assert type(outcome) is bytes, f'{method.__name__} returned {type(outcome)}'
         return expected[1]
     allowed = expected if isinstance(expected, set) else {expected}
-    assert said in allowed, f'{method.__name__}{args} of {left!r}, limit {limit}: {said!r}, not {expected!r}'
+    assert outcome in allowed, f'{method.__name__}{args} of {left!r}, limit {limit}: {outcome!r}, not {expected!r}'
     return left
 
 
 # -- Framing, on a connection
 
 SplitOne = Callable[[bytes, int], Any]
-# What makes an `on_data` of a callback and a limit, and what splits one message off.
+# For each kind: how to make an `on_data` from a callback and a limit, and how to split off one message.
 KINDS: tuple[tuple[Callable[[Any, int], Any], SplitOne], ...] = (
     (lambda fn, limit: framing.lines(fn, limit=limit), line),
     (lambda fn, limit: framing.delimited(fn, b'--', limit=limit), lambda d, limit: message_until(d, b'--', limit)),
@@ -155,7 +157,7 @@ NUMBERS = 8  # limit, three lengths of pieces, three actions, how it ends
 
 
 def split(data: bytes, one: SplitOne, limit: int) -> tuple[list[bytes], Any]:
-    """All messages, and what is said of the rest."""
+    """All messages, and the result for the rest."""
     messages = []
     while isinstance(found := one(data, limit), tuple):
         messages.append(found[0])
@@ -164,7 +166,7 @@ def split(data: bytes, one: SplitOne, limit: int) -> tuple[list[bytes], Any]:
 
 
 class Reader(Seen):
-    """A connection with a framing. What each message does is in `script`, which is gone through again and again."""
+    """A connection with a framing. `script` says what its callback does; it is repeated when it is used up."""
 
     def __init__(self, scene: Scene, script: list[int]) -> None:
         super().__init__(scene)
@@ -176,8 +178,8 @@ class Reader(Seen):
 
     def message(self, data: bytes) -> None:
         self._count()
-        assert not self.paused, 'a message while reading is paused'
-        assert not self.closed_by_us, 'a message after close()'
+        assert not self.paused, 'a message was delivered while reading is paused'
+        assert not self.closed_by_us, 'a message was delivered after close()'
         step = self.script[len(self.messages) % len(self.script)]
         self.messages.append(data)
         if step & 7 == 1:
@@ -199,7 +201,7 @@ class Reader(Seen):
             self.paused = False
 
     def on_error(self, conn: Any, exc: Exception) -> None:
-        """The connection lives on."""
+        """The connection stays open."""
         assert isinstance(exc, Expected), exc
         self.errors += 1
 
@@ -230,7 +232,7 @@ def run_connection(data: bytes, kind: int) -> None:
         how = given.number(3)
         if how < 2:
             sock.end() if how == 0 else sock.reset()
-        scene.wait(LONGEST_PAUSE * len(pieces) * LONGEST_INPUT)  # each message may have paused
+        scene.wait(LONGEST_PAUSE * len(pieces) * LONGEST_INPUT)  # each message may have paused reading
         check(reader, b''.join(piece for piece, _ in pieces), one, limit, how)
 
 
@@ -241,13 +243,13 @@ def check(reader: Reader, payload: bytes, one: SplitOne, limit: int, how: int) -
     assert reader.errors == reader.raised, f'{reader.raised} exceptions, on_error was called {reader.errors} times'
     if reader.closed_by_us:
         return
-    if how == 1:  # what was not read before the reset is lost
+    if how == 1:  # bytes that were not read before the reset are lost
         assert isinstance(reader.exc, ConnectionResetError | FrameTooLong), f'{reader.exc!r} after a reset'
         return
     assert count == len(messages), f'{count} of {len(messages)} messages: {messages[count:]} are missing'
     if isinstance(reader.exc, FrameTooLong):
-        assert rest == TOO_LONG or rest == {WAIT, TOO_LONG}, f'{reader.exc!r}, and nothing is too long'
+        assert rest == TOO_LONG or rest == {WAIT, TOO_LONG}, f'{reader.exc!r}, but nothing is too long'
     else:
-        assert rest != TOO_LONG, f'the next message is too long, and it ended with {reader.exc!r}'
+        assert rest != TOO_LONG, f'the next message is too long, but it ended with {reader.exc!r}'
         assert reader.exc is None, f'ended with {reader.exc!r}'
         assert reader.over == (how == 0), f'on_close was called {reader.over} times'

@@ -1,8 +1,8 @@
-"""The live page's HTTP responder: the bytes of a request in pieces, from one browser, or two of them.
+"""Fuzz the live page's HTTP server: one or two browsers send a request in pieces.
 
-Owns a reader of requests and one of responses, written from RFC 9112 and the WHATWG's server-sent events. The rule: one
-response to a request, the one that it deserves; not a byte of a client in it; and every connection ends within the time
-limits, except of a browser that reads its events.
+Expected responses come from a second reader of requests and responses, written from RFC 9112 and the WHATWG's
+server-sent events. Each request gets one response with an allowed status. No bytes of a client are sent back. Every
+connection ends within the time limits, except that of a browser that reads its events.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ WORDS = (
 LONGEST_HEAD = 8192  # bytes, of the request line and the headers
 MOST_HEADERS = 100
 DEADLINE = 15.0  # seconds for a request and its answer
-STALLED = 30.0  # seconds for which a browser may take nothing of its events
+STALLED = 30.0  # seconds for which a browser may read none of its events
 STATUSES = {200, 400, 403, 404, 405, 431, 503, 505}
 TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
-ECHO = 8  # bytes in a row that are in the request and in its response: an echo, unless they are in every response
-REPEATED = 40  # times the payload, for one that is longer than the limits
+ECHO = 8  # as many bytes of a request, found in its response, are an echo; unless they are in every response
+REPEATED = 40  # times the payload is repeated, for requests beyond the limits
 
 
 def run(data: bytes) -> None:
@@ -57,14 +57,14 @@ def run(data: bytes) -> None:
             check(sock, expected, payload)
             if not sock.sent.startswith(b'HTTP/1.1 200 OK\r\nContent-Type: text/event-stream'):
                 late = scene.kernel.time - began
-                assert sock.closed or late < DEADLINE, f'a connection is open {late} s after it was accepted'
+                assert sock.closed or late < DEADLINE, f'a connection is still open {late} s after it was accepted'
             elif sock.room == 0 and how % 4 == 2:
-                assert sock.closed, f'a browser has taken nothing for more than {STALLED} s, and is connected'
+                assert sock.closed, f'a browser that read nothing for more than {STALLED} s is still connected'
         listener.close()
 
 
 def end(scene: Scene, socks: list[Socket], how: int) -> None:
-    """The browser ends its side, resets, or waits: for the limits, or for a few samples."""
+    """The browser ends its side, resets, or waits, either for the limits or for a few samples."""
     for sock in socks:
         if how % 4 == 0:
             sock.end()
@@ -78,11 +78,11 @@ def end(scene: Scene, socks: list[Socket], how: int) -> None:
     scene.wait(2 * STALLED if how % 4 < 2 else 1)
 
 
-# -- what a request deserves
+# -- expected responses
 
 
 def deserved(payload: bytes) -> set[int]:
-    """The statuses that may answer these bytes; empty when a request is not there yet."""
+    """The statuses that may answer these bytes; empty while the request is incomplete."""
     head, found, _ = payload.partition(b'\r\n\r\n')
     if len(head) > LONGEST_HEAD:
         return {431}
@@ -94,7 +94,7 @@ def deserved(payload: bytes) -> set[int]:
         wrong.add(431)
     match = re.fullmatch(rb'(\S+) (/[!-~]*) HTTP/(\d\.\d)', first)
     if match is None or not re.fullmatch(TOKEN, match[1]):
-        return wrong | {400, 405, 505}  # whatever is found first
+        return wrong | {400, 405, 505}  # the server reports the first error that it finds
     method, target, version = match.groups()
     if version not in (b'1.0', b'1.1'):
         wrong.add(505)
@@ -107,11 +107,11 @@ def deserved(payload: bytes) -> set[int]:
     if wrong:
         return wrong | ({403} if len(hosts) == 1 else set())
     known = {b'/': {200}, b'/events': {200, 503}}.get(target.partition(b'?')[0], {404})
-    return known if not hosts else {'ours': known, 'foreign': {403}, 'unclear': known | {403}}[whose(hosts[0])]
+    return known if not hosts else {'ours': known, 'foreign': {403}, 'unclear': known | {403}}[kind_of_host(hosts[0])]
 
 
-def whose(host: bytes) -> str:
-    """Whether a Host is an address or `localhost`, the name of something else, or no Host that a browser sends."""
+def kind_of_host(host: bytes) -> str:
+    """'ours' for an address or `localhost`, 'foreign' for another name, 'unclear' for one that no browser sends."""
     match = re.fullmatch(rb'(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9.\-]+)(?::[0-9]*)?', host)
     if match is None:
         return 'unclear'
@@ -122,16 +122,16 @@ def whose(host: bytes) -> str:
         return 'foreign' if re.fullmatch(r'[a-z0-9\-]+(\.[a-z0-9\-]+)*', name) else 'unclear'
 
 
-# -- what was answered
+# -- checks
 
 
 def check(sock: Socket, expected: set[int], payload: bytes) -> None:
-    """Read the response, as far as the browser has taken it."""
+    """Check the response, as far as the browser has read it."""
     sent = bytes(sock.sent)
     if not expected:
-        assert not sent, f'{payload!r} is not a request, and was answered: {sent!r}'
+        assert not sent, f'{payload!r} is not a complete request, but was answered: {sent!r}'
         return
-    cut = sock.room is not None or sock.closed  # what the browser has not taken is missing
+    cut = sock.room is not None or sock.closed  # the part that the browser has not read is missing
     head, found, body = sent.partition(b'\r\n\r\n')
     if not found:
         assert cut, f'no answer to {payload!r}: {sent!r}'
@@ -150,7 +150,7 @@ def check(sock: Socket, expected: set[int], payload: bytes) -> None:
 
 
 def read_head(head: bytes) -> tuple[int, dict[bytes, bytes]]:
-    """The status and the headers; each has to be there once."""
+    """The status and the headers, of which none may be repeated."""
     first, *lines = head.split(b'\r\n')
     match = re.fullmatch(rb'HTTP/1\.1 (\d\d\d) [A-Za-z ]+', first)
     assert match is not None, first
@@ -167,7 +167,7 @@ def read_head(head: bytes) -> tuple[int, dict[bytes, bytes]]:
 
 
 def check_events(body: bytes) -> None:
-    """Each event but the last one, which may be cut, has lines that a browser knows, and its data is JSON."""
+    """Each event has lines that a browser knows, and JSON as data. The last event may be cut, so it is not checked."""
     for text in body.split(b'\n\n')[:-1]:
         for line in text.split(b'\n'):
             name, colon, value = line.partition(b': ')
@@ -179,9 +179,9 @@ def check_events(body: bytes) -> None:
 
 
 def check_echo(payload: bytes, sent: bytes) -> None:
-    """Not a byte that a client sends is sent back."""
+    """No bytes that a client sends may be sent back."""
     if len(payload) > LONGEST_INPUT:
-        return  # repeated; the same bytes are tried without that
+        return  # a repeated payload; its bytes are tried without repetition too
     usual = always_sent()
     for begin in range(len(payload) - ECHO + 1):
         part = payload[begin : begin + ECHO]
@@ -190,7 +190,7 @@ def check_echo(payload: bytes, sent: bytes) -> None:
 
 @cache
 def always_sent() -> bytes:
-    """What is sent to each that asks: the answers to a few requests that are written here."""
+    """Everything that the server sends to any client: its answers to the fixed requests below."""
     requests = [b'GET %s HTTP/1.1\r\nHost: localhost\r\n\r\n' % path for path in (b'/', b'/events', b'/x')]
     requests += [b'HEAD / HTTP/1.0\r\n\r\n', b'PUT / HTTP/1.0\r\n\r\n', b'GET / HTTP/3.0\r\n\r\n', b'?\r\n\r\n']
     requests += [b'GET / HTTP/1.1\r\n\r\n', b'GET / HTTP/1.1\r\nHost: a.b\r\n\r\n', b'GET / HTTP/1.1\r\nx\r\n\r\n']

@@ -1,8 +1,8 @@
-"""The PROXY header, version 1 and 2: bytes in pieces, then an end, against a parser of its own.
+"""Fuzz the PROXY header, versions 1 and 2: bytes in pieces and an end, compared with a second parser.
 
-Owns the reference, written from proxy-protocol.txt of HAProxy (sections 2.1 and 2.2). The rule: a header means the same
-however it was cut; what is after it reaches `on_data` whole; and what is not a header ends the connection without
-`on_connect`, with a `ProxyError`.
+The reference parser is written from HAProxy's proxy-protocol.txt (sections 2.1 and 2.2). A header means the same
+however it was cut. The data after it reaches `on_data` completely. Anything that is not a header ends the connection
+with a `ProxyError` and without `on_connect`.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ WORDS = (
 )  # fmt: skip
 NUMBERS = 4  # three lengths of pieces, and how it ends
 LONGEST_LINE = 107  # section 2.1
-LONGEST = 4096  # a receiver has to support 536 bytes at least; this one refuses more than these
+LONGEST = 4096  # a receiver must support at least 536 bytes; this one refuses more than 4096
 TIMEOUT = 10.0  # seconds, the default of proxy_timeout
 PROXY = ('127.0.0.1', 50000)  # the peer of every scripted socket
 
 
 class Header(NamedTuple):
-    """What the bytes mean. `kind`: a 'header'; 'wrong'; a 'part' of one; 'free': the receiver may refuse it or not."""
+    """The meaning of the bytes. `kind` is 'header', 'wrong', 'part' (of a header) or 'free' (may be refused or not)."""
 
     kind: str
     size: int = 0
@@ -41,14 +41,14 @@ class Header(NamedTuple):
     protocol: int = 0
     source: Any = None
     destination: Any = None
-    tlvs: list[tuple[int, bytes]] | None = None  # None: not compared
+    tlvs: list[tuple[int, bytes]] | None = None  # None: do not compare them
 
 
 WRONG, PART = Header('wrong'), Header('part')
 
 
 def reference(data: bytes) -> Header:
-    """What the specification says of a connection that begins with `data`, and may go on."""
+    """The specification's verdict on a connection whose first bytes are `data`, when more may follow."""
     if data[:12] == SIGNATURE[: len(data)]:
         return reference_v2(data)
     if not data.startswith(b'PROXY ') and not b'PROXY '.startswith(data):
@@ -112,14 +112,14 @@ def reference_v2(data: bytes) -> Header:
 
 
 def address(family: int, host: bytes, port: bytes) -> Any:
-    """One end, in a form in which it can be compared."""
+    """One address in a form that can be compared."""
     if family == 3:
         return host.rstrip(b'\0') if host.startswith(b'\0') else host.split(b'\0')[0]
     return ip_address(host), int.from_bytes(port, 'big')
 
 
 def checksum_is_right(header: bytes, at: int, tlvs: list[tuple[int, bytes]]) -> bool:
-    """Section 2.2.4: the checksum of the header, in which its own 4 bytes are zeros. This receiver takes one alone."""
+    """Section 2.2.4: CRC-32C of the header with zeros in place of the checksum. This receiver allows only one."""
     found = [value for kind, value in tlvs if kind == 3]
     if not found:
         return True
@@ -143,7 +143,7 @@ def castagnoli(data: bytes) -> int:
 
 
 def comparable(end: Any) -> Any:
-    """An address of `conn.proxy`, as the reference has it; an IPv4 address mapped into IPv6 is the IPv4 address."""
+    """An address of `conn.proxy` in the form of the reference. An IPv4-mapped IPv6 address is the IPv4 address."""
     if end is None:
         return None
     if isinstance(end, str | bytes):
@@ -153,7 +153,7 @@ def comparable(end: Any) -> Any:
 
 
 class Client(Seen):
-    """A connection behind the proxy, and what its header is said to mean."""
+    """A connection from the proxy. Keeps what `on_connect` saw."""
 
     header: Any = None
     peername: Any = None
@@ -164,7 +164,7 @@ class Client(Seen):
 
 
 def run(data: bytes) -> None:
-    """The payload in pieces, then the end of the stream, a reset, or silence."""
+    """Send the payload in pieces, then the end of the stream, a reset, or nothing."""
     given = Input(data, NUMBERS)
     with Scene() as scene:
         client = Client(scene)
@@ -176,42 +176,44 @@ def run(data: bytes) -> None:
             scene.turn()
         scene.settle()
         how = ('end', 'reset', 'silence')[given.number(3)]
-        said = reference(given.payload)
-        check_before_the_end(client, said, given.payload)
+        meaning = reference(given.payload)
+        check_before_the_end(client, meaning, given.payload)
         if how == 'silence':
             scene.wait(TIMEOUT + 0.1)
         else:
             getattr(sock, how)()
             scene.settle()
-        check(client, said, given.payload, how)
+        check(client, meaning, given.payload, how)
         server.close()
 
 
-def check_before_the_end(client: Client, said: Header, payload: bytes) -> None:
-    """What is known before the peer has ended: a header is taken, and what cannot be one is refused at once."""
-    if said.kind == 'header':
-        assert client.connected, f'a header was not taken: {payload!r}'
-    if said.kind == 'part':
-        assert not client.over, f'refused, and it could have become a header: {payload!r}: {client.exc!r}'
-    if said.kind == 'wrong':
+def check_before_the_end(client: Client, meaning: Header, payload: bytes) -> None:
+    """Before the peer has ended: a complete header is accepted. Only an invalid one may be refused."""
+    if meaning.kind == 'header':
+        assert client.connected, f'a header was not accepted: {payload!r}'
+    if meaning.kind == 'part':
+        assert not client.over, f'refused, but it could have become a header: {payload!r}: {client.exc!r}'
+    if meaning.kind == 'wrong':
         assert isinstance(client.exc, ProxyError) or not client.over, f'ended with {client.exc!r}'
 
 
-def check(client: Client, said: Header, payload: bytes, how: str) -> None:
-    """Compare what the callbacks were called with and what the specification says."""
+def check(client: Client, meaning: Header, payload: bytes, how: str) -> None:
+    """Compare the callbacks with the specification."""
     if client.connected:
-        assert said.kind in ('header', 'free'), f'{payload!r} was taken for a header: {client.header!r}'
-        check_header(client, said)
-        assert client.received == payload[said.size :], f'{bytes(client.received)!r} of {payload[said.size :]!r}'
+        assert meaning.kind in ('header', 'free'), f'{payload!r} was accepted as a header: {client.header!r}'
+        check_header(client, meaning)
+        assert client.received == payload[meaning.size :], (
+            f'{bytes(client.received)!r} instead of {payload[meaning.size :]!r}'
+        )
         assert client.over == (how != 'silence'), f'on_close was called {client.over} times after the {how}'
         clean = client.exc is None
         assert clean if how == 'end' else not isinstance(client.exc, ProxyError), f'{client.exc!r} after the {how}'
         return
-    assert client.over, f'{payload!r} is not a header, and the connection lives on after the {how}'
+    assert client.over, f'{payload!r} is not a header, but the connection is open after the {how}'
     assert not client.received, 'on_data without on_connect'
-    if said.kind == 'part' and how == 'reset':
+    if meaning.kind == 'part' and how == 'reset':
         assert isinstance(client.exc, ConnectionResetError), f'{client.exc!r} after a reset'
-    elif said.kind == 'part' and how == 'silence':
+    elif meaning.kind == 'part' and how == 'silence':
         assert isinstance(client.exc, ProxyTimeout), f'{client.exc!r} after {TIMEOUT} s without the rest of a header'
     elif payload:
         assert isinstance(client.exc, ProxyError), f'{client.exc!r} for {payload!r}'
@@ -219,13 +221,14 @@ def check(client: Client, said: Header, payload: bytes, how: str) -> None:
         assert client.exc is None, f'{client.exc!r} for a peer that ends without a byte'
 
 
-def check_header(client: Client, said: Header) -> None:
+def check_header(client: Client, meaning: Header) -> None:
     header = client.header
     ends = comparable(header.source), comparable(header.destination)
-    assert header.version == said.version, header
-    assert ends == (comparable(said.source), comparable(said.destination)), f'{header} is {said}'
+    assert header.version == meaning.version, header
+    assert ends == (comparable(meaning.source), comparable(meaning.destination)), f'{header} instead of {meaning}'
     assert header.peername == client.peername, f'peername {client.peername}, header {header.peername}'
     assert client.peername == (header.source if header.source is not None else PROXY), client.peername
-    if said.kind == 'header':
-        assert (header.command, header.family, header.protocol) == (said.command, said.family, said.protocol), header
-        assert said.tlvs is None or header.tlvs == said.tlvs, f'{header.tlvs} is {said.tlvs}'
+    if meaning.kind == 'header':
+        expected = meaning.command, meaning.family, meaning.protocol
+        assert (header.command, header.family, header.protocol) == expected, header
+        assert meaning.tlvs is None or header.tlvs == meaning.tlvs, f'{header.tlvs} instead of {meaning.tlvs}'

@@ -1,13 +1,13 @@
-"""A reactor on scripted sockets, whose clients do what an input says, and the promises that hold for every target.
+"""A reactor on scripted sockets whose clients follow an input, and the checks that hold for every target.
 
-Owns the sockets, the clock, and the checks. Knows no protocol. The rules: an input decides everything, so it fails the
-same way each time it is run; time passes only while the loop would wait; and each promise below is from the laws of the
-design, so a target has to state only what it promises beyond them.
+This module has the sockets, the clock and the checks, and knows no protocol. An input decides everything, so it fails
+in the same way each time. The clock moves only while the loop waits. Each check below is one of the laws of the design;
+a target adds only what it promises beyond them.
 
     law 1  every connection ends in one `on_close`, which is the last callback
     law 2  no callback runs inside another one, and only the exceptions that a docstring names are raised
     law 7  what the peer does takes a bounded number of turns
-    law 8  nothing is logged as an error, and no exception reaches the loop that the target has not raised
+    law 8  nothing is logged as an error, and no exception reaches the loop except those that the target raises
     law 9  at the end nothing is open, and a closed connection is freed without the garbage collector
 """
 
@@ -24,16 +24,16 @@ from typing import Any
 from reactor import Reactor, Stream
 from tests.helpers.support import ScriptedKernel, ScriptedSelector, ScriptedSocket
 
-MOST_TURNS = 20_000  # of one input, a few thousand bytes long: beyond any that has something to do
-QUIET = 2  # turns in a row in which nothing was ready and no call waited: only the peer or the clock can go on
+MOST_TURNS = 20_000  # for one input of a few thousand bytes; no correct run needs that many
+QUIET = 2  # turns in a row in which nothing was ready and no call waited: only the peer or the clock can change that
 LONGEST = 1000.0  # seconds, longer than every time limit that is on by default
 
 
 class Input:
-    """The bytes of an input: a payload, and the numbers at its end, which say what is done with the payload.
+    """The bytes of an input: a payload, and numbers at its end that decide how the payload is sent.
 
-    The numbers are at the end so that the payload of a kept input can be read, and its words found by the fuzzer.
-    A number that is missing is 0. Reading more numbers than there are begins with the first again.
+    The numbers are at the end so that the payload of a kept input is readable, and the fuzzer can find words in it.
+    A missing number is 0. After the last number, reading starts again with the first.
     """
 
     def __init__(self, data: bytes, numbers: int) -> None:
@@ -48,9 +48,9 @@ class Input:
         return number % below
 
     def pieces(self, cuts: int) -> Iterator[tuple[bytes, bool]]:
-        """The payload in pieces, each with whether the loop is woken for nothing before it.
+        """The payload in pieces, each with a flag: whether the socket is reported as readable without data before it.
 
-        The next `cuts` numbers are the lengths, again and again: 0 stands for all that is left.
+        The next `cuts` numbers are the lengths, used again and again; 0 stands for the whole rest.
         """
         sizes, rest = [self.number() for _ in range(cuts)], self.payload
         for step in range(len(rest) + 1):
@@ -62,25 +62,25 @@ class Input:
 
 
 class Socket(ScriptedSocket):
-    """A connected socket whose peer is the target: `arrive`, `end`, `reset`; `sent` is what the peer was sent.
+    """A connected socket whose peer is the target: `arrive`, `end`, `reset`. `sent` has the bytes sent to the peer.
 
-    room  how many more bytes the peer takes; None for any number
+    room  how many more bytes the peer receives; None: any number
     """
 
     def __init__(self, kernel: Kernel) -> None:
         super().__init__(kernel)
         self.inbox = bytearray()
         self.room: int | None = None
-        self.shut = False  # whether our side was ended
+        self.shut = False  # whether our side has ended
         self._ended = self._dead = False
         self._error: OSError | None = None
-        self._misled = False  # whether it is reported as readable, and the next `recv` finds nothing
-        self._was_misled = False  # the last time: not twice in a row, or the reactor pauses
+        self._misled = False  # whether it is reported as readable although the next `recv` finds nothing
+        self._was_misled = False  # the last time: never twice in a row, or the reactor pauses reading
 
-    # -- what the peer does
+    # -- actions of the peer
 
     def arrive(self, data: bytes, misled: bool = False) -> None:
-        """Bytes from the peer; `misled`: the socket is reported as readable, and the next `recv` finds nothing."""
+        """Bytes arrive. `misled`: the socket is reported as readable first, and the next `recv` finds nothing."""
         if not self._ended:
             self.inbox += data
             self._misled = misled and not self._was_misled
@@ -90,13 +90,13 @@ class Socket(ScriptedSocket):
         self._ended = True
 
     def reset(self) -> None:
-        """The peer resets the connection: what was not read is lost."""
+        """The peer resets the connection. Unread bytes are lost."""
         if not self._dead:
             self.inbox.clear()
             self._ended = self._dead = True
             self._error = ConnectionResetError(104, 'scripted: reset by the peer')
 
-    # -- what a socket has
+    # -- methods of a socket
 
     def ready(self) -> int:
         readable = self.inbox or self._ended or self._error or self._misled or self.backlog
@@ -140,12 +140,12 @@ class Socket(ScriptedSocket):
 
     @property
     def closed(self) -> bool:
-        """Whether the reactor has closed it."""
+        """Whether the reactor has closed this socket."""
         return self.number < 0
 
 
 class Selector(ScriptedSelector):
-    """Counts the turns, and how many handles were ready in the last one."""
+    """Counts the turns, and the handles that were ready in the last one."""
 
     turns = ready = 0
 
@@ -158,7 +158,7 @@ class Selector(ScriptedSelector):
 
 
 class Kernel(ScriptedKernel):
-    """The system of a scene. Paths of Unix sockets are free, and nothing is written to a disk."""
+    """The kernel of a scene. All paths of Unix sockets are free, and nothing is written to disk."""
 
     watch: Selector
 
@@ -205,7 +205,7 @@ class Expected(Exception):
 
 
 class Errors(logging.Handler):
-    """Keeps what is logged as an error; the text of everything else is made, and dropped."""
+    """Keeps records of errors. The text of other records is made, and dropped."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -218,16 +218,16 @@ class Errors(logging.Handler):
 
 
 class Scene:
-    """One run of an input: `with Scene() as scene:`; the checks are made at the end.
+    """One run of an input, as `with Scene() as scene:`. The checks are made at the end.
 
-    The garbage collector is off meanwhile.
+    The garbage collector is off during the run.
     """
 
     def __init__(self, **options: Any) -> None:
         self.kernel = Kernel()
         self.failures: list[BaseException] = []
         self.r = Reactor(kernel=self.kernel, catch_errors=self.caught, **options)
-        self.inside = False  # whether a callback of ours runs
+        self.inside = False  # whether one of our callbacks is running
         self.streams: list[weakref.ref[Stream]] = []
         self.seen: list[Seen] = []
         self._errors = Errors()
@@ -253,27 +253,27 @@ class Scene:
             if self._collecting:
                 gc.enable()
 
-    # -- what a target does with it
+    # -- for targets
 
     def caught(self, exc: Exception, handle: Any) -> None:
-        """A callback has raised, and the exception went where exceptions go."""
+        """Called for an exception of a callback, in place of the log."""
         if not isinstance(exc, Expected):
             self.failures.append(exc)
 
     def connect(self, server: Any) -> Socket:
-        """A client connects to a listener."""
+        """Connect a client to a listener."""
         sock = Socket(self.kernel)
         server.sock.backlog.append(sock)
         self.turn()
         return sock
 
     def turn(self) -> None:
-        """One turn without waiting."""
+        """Run one turn without waiting."""
         self.r.run_once(0)
         self.check()
 
     def settle(self) -> None:
-        """Run turns without waiting until nothing more happens by itself."""
+        """Run turns without waiting until nothing more happens without the peer or the clock."""
         quiet = 0
         while quiet < QUIET:
             busy = self.r.timeout() == 0
@@ -289,7 +289,7 @@ class Scene:
             self.check()
 
     def check(self) -> None:
-        """Raise the first failure that a callback has met."""
+        """Raise the first failure in a callback."""
         if self.failures:
             raise self.failures[0]
         assert not self._errors.found, f'law 8: logged as an error: {self._errors.found[0]}'
@@ -297,7 +297,7 @@ class Scene:
     # -- the end
 
     def _close(self) -> None:
-        """End everything, and check that it has ended."""
+        """Close everything, and check that it is closed."""
         self.settle()
         for seen in self.seen:
             if seen.conn is not None and not seen.over:
@@ -308,7 +308,7 @@ class Scene:
         left = self.r.handles()
         assert not left, f'law 9: left open: {left}'
         assert not len(self.r.timers), f'law 9: timers are left: {list(self.r.timers)}'
-        assert self.r.run(), 'run() says that something is left to wait for'
+        assert self.r.run(), 'run() reports that something is left to wait for'
         stats = self.r.stats()
         assert not stats.incoming and not stats.outgoing, (
             f'law 9: {stats.incoming} and {stats.outgoing} counted as open'
@@ -323,9 +323,9 @@ class Scene:
 
 
 class Seen:
-    """The callbacks of one connection, what they were called with, and the checks of laws 1 and 2.
+    """The callbacks of one connection: records their arguments, and checks laws 1 and 2.
 
-    Override `message`, `eof` and `ended` for what a target does in them.
+    Targets override `message`, `eof` and `ended`.
     """
 
     def __init__(self, scene: Scene) -> None:
@@ -352,24 +352,24 @@ class Seen:
     def on_close(self, conn: Any, exc: BaseException | None) -> None:
         self._call('on_close', conn, self._close, exc)
 
-    # -- for a target
+    # -- for targets
 
     def message(self, data: bytes) -> None:
-        """Bytes, or a message, have come."""
+        """Called with received bytes, or with a message."""
 
     def eof(self) -> None:
-        """The peer has ended its side."""
+        """Called when the peer has ended its side."""
 
     def ended(self) -> None:
-        """The connection is over."""
+        """Called when the connection has ended."""
 
     def check_over(self) -> None:
-        """At the end of the run."""
+        """Check law 1 at the end of the run."""
         if self.conn is not None or self.connected:
             assert self.over == 1, f'law 1: on_close was called {self.over} times'
         self.conn = None
 
-    # -- in this file
+    # -- internal
 
     def _call(self, name: str, conn: Any, fn: Any, *args: Any) -> None:
         try:
@@ -381,11 +381,12 @@ class Seen:
                 fn(*args)
             finally:
                 self.scene.inside = False
-        except AssertionError as exc:  # where the loop or `on_error` would take it for the program's own
+        except AssertionError as exc:
+            # Keep it. The loop or `on_error` would handle it like an exception of the program.
             self.scene.failures.append(exc)
 
     def watch(self, conn: Any) -> None:
-        """This is the connection; it has to be freed at the end."""
+        """Remember the connection, and check at the end that it is freed."""
         if self.conn is None and not self.over:
             self.conn = conn
             self.scene.streams.append(weakref.ref(conn))

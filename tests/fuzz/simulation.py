@@ -1,10 +1,10 @@
-"""Simulated systems whose every decision is a byte of the input, so that coverage of the reactor steers them.
+"""Fuzz simulated systems: each decision is a byte of the input, so coverage of the reactor guides the decisions.
 
-Owns the source of numbers. The rule: a program of `reactor.testing.programs`, run on a simulated system with the
-oracles watching, breaks no law, whatever the network, the scheduler and the faults do.
+A program of `reactor.testing.programs` runs on a simulated system while the oracles watch. It must break no law,
+whatever the network, the scheduler and the faults do.
 
-A seed as a number is a hash: another seed is another world. Here one byte more or less changes one decision, and what
-comes after it.
+When a seed is a number, another seed means a completely different run. Here, changing one byte changes one decision and
+what follows from it.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ LONGEST_INPUT = 400
 WORDS: tuple[bytes, ...] = ()
 CHOICES = (*PROGRAMS, *ALONE, meddling)
 HEAD = 9  # bytes before the decisions: program, manner, seed (2), faults (5)
-BYTES_OF_A_NUMBER = 2  # of what is asked for more: a seed, or a long string of random bytes
+BYTES_OF_A_NUMBER = 2  # for larger numbers: a seed, or a long string of random bytes
 
 
 class Decisions(random.Random):
-    """Random numbers from the bytes of an input, then from a generator with a seed of its own.
+    """Random numbers from the bytes of an input, and after its end from a generator with the given seed.
 
-    A number below 1 is one byte: its bits are the first ones of the number. An integer of more than 16 bits begins a
-    generator of its own from two bytes.
+    A float is made from one byte, which gives its first bits. An integer of more than 16 bits comes from a separate
+    generator whose seed is two bytes.
     """
 
     def __new__(cls, data: bytes, seed: int) -> Decisions:
@@ -57,7 +57,7 @@ class Decisions(random.Random):
 
 
 def run(data: bytes) -> None:
-    """The first bytes choose a program, a system and its faults; the others are the decisions, in order."""
+    """The first bytes choose a program, a system and its faults. The others are the decisions, in order."""
     head = data[:HEAD].ljust(HEAD, b'\0')
     program, manner = CHOICES[head[0] % len(CHOICES)], KINDS[head[1] % len(KINDS)]
     seed, mask = int.from_bytes(head[2:4], 'big'), int.from_bytes(head[4:HEAD], 'big')
@@ -69,7 +69,7 @@ def run(data: bytes) -> None:
 
     log = logging.getLogger('reactor')
     level = log.level
-    log.setLevel(logging.CRITICAL)  # faults are planted, and what they cause is logged
+    log.setLevel(logging.CRITICAL)  # injected faults cause errors in the log
     try:
         simulation = Simulation(seed, selector=manner, faults=faults, on_kernel=take_over)
         simulation.world.random = decisions

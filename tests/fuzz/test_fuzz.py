@@ -1,4 +1,4 @@
-"""The fuzz targets of `tests/fuzz`: their kept inputs, without atheris; and a short search with it, in child processes.
+"""The fuzz targets of `tests/fuzz`: their corpus without atheris, and a short search with it in child processes.
 
 The search is slow. `--fuzz-seconds N` makes it longer: `pytest --fuzz-seconds 1200 tests/fuzz/test_fuzz.py -k search`.
 """
@@ -19,9 +19,9 @@ from tests.fuzz import CORPUS, TARGETS, kept_inputs
 from tests.helpers.mutants import FUZZ_MUTANTS, copy_package
 
 PROJECT = Path(__file__).parents[2]
-MOST_KEPT = 40_000  # bytes of all kept inputs together
+MOST_KEPT = 40_000  # bytes of all corpora together
 BRIEF = 20  # seconds for each target, as in CI
-START = 200  # seconds for a child to begin and to end, beside those that it searches for
+START = 200  # seconds for a child to start and to end, in addition to the search
 KEPT = """
 import sys
 import reactor
@@ -37,7 +37,7 @@ def check_tools(target: str) -> None:
 
 
 def run_kept(target: str) -> None:
-    """Run every kept input of a target; the first that fails is shown as a bytes literal."""
+    """Run every kept input of a target. The first one that fails is shown as a bytes literal."""
     module = importlib.import_module(f'tests.fuzz.{target}')
     for path in kept_inputs(target):
         data = path.read_bytes()
@@ -55,7 +55,7 @@ def test_no_kept_input_breaks_a_promise(target):
 
 
 @pytest.mark.parametrize('target', TARGETS)
-def test_an_empty_input_and_a_short_one_are_inputs(target):
+def test_empty_and_short_inputs_are_accepted(target):
     check_tools(target)
     module = importlib.import_module(f'tests.fuzz.{target}')
     for data in b'', b'\0', b'\xff':
@@ -71,14 +71,14 @@ def test_each_target_has_a_small_corpus_and_nothing_else_is_kept():
 
 
 def paths(package: Path | None) -> str:
-    """Where a child finds modules: the folder with the package, if it is another one, before this project."""
+    """PYTHONPATH of a child: the folder with the package, if it is another one, then this project."""
     return os.pathsep.join(str(folder) for folder in (package, PROJECT) if folder is not None)
 
 
 def search(target: str, seconds: int, folder: Path, package: Path | None = None) -> tuple[str, list[bytes]]:
-    """Search from the kept inputs in a child process: what it printed, and the inputs that failed.
+    """Search in a child process, starting with the corpus; returns its output and the inputs that failed.
 
-    package  a folder with the package to search in, instead of this one
+    package  a folder with the package to search in, instead of this project's
     """
     check_tools(target)
     if importlib.util.find_spec('atheris') is None:
@@ -90,13 +90,13 @@ def search(target: str, seconds: int, folder: Path, package: Path | None = None)
     found.mkdir(), failed.mkdir()
     options = [f'-max_total_time={seconds}', f'-artifact_prefix={failed}/', '-print_final_stats=1']
     if seconds <= BRIEF:
-        options.append('-seed=1')  # the same way each time, so that what it meets is the change and not the day
+        options.append('-seed=1')  # reproducible: a difference is caused by the change, not by chance
     environment = {**os.environ, 'PYTHONDONTWRITEBYTECODE': '1', 'PYTHONPATH': paths(package)}
     child = subprocess.run(
         [sys.executable, '-m', 'tests.fuzz', target, *options, str(found), str(CORPUS / target)],
         cwd=folder, env=environment, capture_output=True, text=True, errors='replace', timeout=seconds + START,
     )  # fmt: skip
-    # What is only slow may be so because the machine is.
+    # An input that is only slow may be slow because the machine is.
     inputs = [path.read_bytes() for path in sorted(failed.iterdir()) if not path.name.startswith('slow-unit')]
     if child.returncode and not inputs:
         raise AssertionError(f'{target}: the search itself has failed, status {child.returncode}:\n{child.stderr}')
@@ -104,7 +104,7 @@ def search(target: str, seconds: int, folder: Path, package: Path | None = None)
 
 
 def verdict(printed: str) -> str:
-    """The lines that say what was wrong, and how far the search came."""
+    """The lines that report errors and the progress of the search."""
     lines = printed.splitlines()
     wanted = [line for line in lines if 'Error: ' in line or 'ERROR' in line or line.startswith('stat::')]
     return '\n'.join([*wanted, *[line for line in lines if ' cov: ' in line][-1:]])
@@ -112,7 +112,7 @@ def verdict(printed: str) -> str:
 
 @pytest.fixture(autouse=True)
 def nothing_left() -> None:
-    """In place of the count of descriptors that other tests have: children begin and end meanwhile."""
+    """Replaces the check for open descriptors of other tests, because children start and end here."""
 
 
 @pytest.mark.slow
@@ -127,18 +127,18 @@ def test_kept_inputs_find_a_planted_bug(planted, tmp_path):
         capture_output=True, text=True, timeout=START,
     )  # fmt: skip
     assert child.stdout.startswith(str(tmp_path)), child.stderr
-    assert 'AssertionError' in child.stderr, f'no input shows it; it breaks: {mutant.law}'
+    assert 'AssertionError' in child.stderr, f'no input finds it; it breaks: {mutant.law}'
     print(f'{mutant.name}: {child.stderr.splitlines()[-1]}')
 
 
 @pytest.mark.slow
-def test_a_search_says_with_which_input_a_target_fails(tmp_path):
+def test_a_search_reports_the_input_with_which_a_target_fails(tmp_path):
     mutant, target = next(pair for pair in FUZZ_MUTANTS if pair[1] == 'framing')
     printed, inputs = search(target, 10, tmp_path, copy_package(tmp_path / 'copy', mutant))
     assert inputs
     assert 'AssertionError: ' in verdict(printed)
     for data in inputs:
-        importlib.import_module(f'tests.fuzz.{target}').run(data)  # and without the planted bug it does not
+        importlib.import_module(f'tests.fuzz.{target}').run(data)  # without the planted bug it passes
 
 
 @pytest.mark.slow

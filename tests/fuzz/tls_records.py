@@ -1,10 +1,10 @@
-"""TLS records into a `TLSStream`: of a real peer, flipped, cut, doubled, dropped, swapped, and bytes that are none.
+"""Fuzz a `TLSStream` with TLS records: from a real peer, flipped, cut, doubled, dropped or swapped, and random bytes.
 
-Owns the peer, which is the `ssl` module on two memory buffers, and what is done to its records on the way. The rule:
-what `on_data` gets is a beginning of what the peer has written, and no more than that; a stream that was changed or cut
-on the way never ends with `on_close(conn, None)`; and a stream that was not changed arrives whole.
+The peer is the `ssl` module on two memory buffers, and its records are changed on the way. `on_data` gets only a prefix
+of what the peer has written. A stream that was changed or cut on the way never ends with `on_close(conn, None)`. A
+stream that was not changed arrives completely.
 
-Keys are random, and so are the lengths of some messages: an input repeats the steps, but not every byte.
+Keys are random, and so are the lengths of some messages: running an input again repeats the steps, but not every byte.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ WORDS = (b'\x16\x03\x01\0', b'\x17\x03\x03\0', b'\x15\x03\x03\0\x02\x01\0', b'\x
 HANDSHAKE_LIMIT = 60.0  # seconds, the default of handshake_timeout
 ENDS_WITHIN = 100.0  # seconds: linger and the time limits of TLS are 30 each
 MOST_PIECES = 200
-MOST_UPDATES = 32  # records without data in a row, the default of max_empty_records: more may be an error
+MOST_UPDATES = 32  # records without data in a row, the default of max_empty_records; more may be an error
 HEADER = 5  # bytes of a record: type, version, length
 
 
 @cache
 def contexts() -> tuple[dict[int, ssl.SSLContext], dict[int, ssl.SSLContext]]:
-    """Contexts for servers and for clients, by version 2 or 3; made once, with certificates in a temporary folder."""
+    """Contexts for servers and for clients, by version 2 or 3. They are made once, with temporary certificates."""
     folder = tempfile.mkdtemp(prefix='fuzz-tls-')
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     made = Certificates(Path(folder))
@@ -47,7 +47,7 @@ def contexts() -> tuple[dict[int, ssl.SSLContext], dict[int, ssl.SSLContext]]:
 
 
 class Member(Seen):
-    """The connection under test: it sends back what it receives, and says how it has ended."""
+    """The connection under test. It sends back what it receives."""
 
     def __init__(self, scene: Scene) -> None:
         super().__init__(scene)
@@ -63,29 +63,29 @@ class Member(Seen):
         self.conn.close()
 
     def say(self, data: bytes) -> None:
-        """Write, unless we have ended our side ourselves."""
+        """Write, unless our side has ended."""
         if not self.shut and not self.conn.closed:
             self.written += data
             self.conn.write(data)
 
 
 class Peer:
-    """The other side, and what is done to its records on their way to `sock`."""
+    """The other side, and the state of its records on their way to `sock`."""
 
     def __init__(self, context: ssl.SSLContext, server_side: bool, sock: Socket) -> None:
         self.incoming, self.outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         self.tls = context.wrap_bio(self.incoming, self.outgoing, server_side, None if server_side else 'localhost')
         self.sock = sock
-        self.said = bytearray()
-        self.heard = bytearray()
-        self.ready = self.farewell = False
-        self.broken = False  # whether it cannot go on, because of what it was sent
-        self.arrived = False  # whether its close_notify has: what comes after it is not looked at
-        self.changed = False  # whether a record was changed on its way, before that
+        self.written = bytearray()
+        self.received = bytearray()
+        self.ready = self.notified = False
+        self.broken = False  # whether it cannot go on, because of what it received
+        self.arrived = False  # whether its close_notify has arrived: anything after that is ignored
+        self.changed = False  # whether a record was changed on its way before that
         self._read = 0
 
     def pump(self) -> None:
-        """Read what was sent, and go on with the handshake."""
+        """Receive what was sent, and continue the handshake."""
         self.incoming.write(bytes(self.sock.sent[self._read :]))
         self._read = len(self.sock.sent)
         try:
@@ -93,14 +93,14 @@ class Peer:
                 self.tls.do_handshake()
                 self.ready = True
             while data := self.tls.read(65536):
-                self.heard += data
+                self.received += data
         except ssl.SSLWantReadError:
             pass
         except ssl.SSLError:
             self.broken = True
 
     def records(self) -> list[bytes]:
-        """What OpenSSL wants to send, in records."""
+        """The records that OpenSSL wants to send."""
         data, found = self.outgoing.read(), []
         while data:
             size = HEADER + int.from_bytes(data[3:HEADER], 'big')
@@ -109,26 +109,26 @@ class Peer:
         return found
 
     def say(self, data: bytes) -> None:
-        """Write, if it still can."""
-        if self.ready and not self.farewell:
+        """Write, if that is still possible."""
+        if self.ready and not self.notified:
             try:
                 self.tls.write(data)
             except ssl.SSLError:
                 return
-            self.said += data
+            self.written += data
 
-    def say_farewell(self) -> None:
+    def close_notify(self) -> None:
         """Send close_notify, the end of the stream."""
-        if self.ready and not self.farewell:
+        if self.ready and not self.notified:
             try:
                 self.tls.unwrap()
             except ssl.SSLError:
-                pass  # the other side has not ended
-            self.farewell = True
+                pass  # the other side has not ended yet
+            self.notified = True
 
 
 class Run:
-    """One input: numbers, each pair of which is a step."""
+    """One input as numbers. Each pair of them is a step."""
 
     def __init__(self, scene: Scene, data: bytes) -> None:
         self.scene, self.data, self.at = scene, data, 0
@@ -146,11 +146,11 @@ class Run:
         else:
             conn.start_tls(servers[version])
             self.peer = Peer(clients[version], False, self.sock)
-        self.in_order = not manner & 4  # whether the handshake is left alone
+        self.in_order = not manner & 4  # whether the handshake is left unchanged
         self.version = version
-        self.gone = self.reset = False  # whether the peer has ended the connection, and how
-        self.updates = 0  # of keys
-        self.closed_by_us = self.deaf = False
+        self.gone = self.reset = False  # whether the peer has ended the connection, and whether by a reset
+        self.updates = 0  # how often the keys were updated
+        self.closed_by_us = self.limited = False
         self.last = ''
 
     def number(self) -> int:
@@ -158,7 +158,7 @@ class Run:
         return self.data[self.at - 1] if self.at <= len(self.data) else 0
 
     def shake_hands(self) -> None:
-        """Until both sides are done, nothing is changed."""
+        """Run the handshake to its end on both sides, without changes."""
         for _ in range(10):
             self.peer.pump()
             self.deliver(self.peer.records(), False)
@@ -168,14 +168,14 @@ class Run:
         assert self.peer.ready and not self.member.over, f'the handshake has failed: {self.member.exc!r}'
 
     def deliver(self, records: list[bytes], changed: bool, size: int = 0) -> None:
-        """Have records arrive, at once or in pieces of `size` bytes, but not in too many; `changed`: they were others.
+        """Deliver records at once, or in pieces of `size` bytes (at most MOST_PIECES). `changed`: they are not as sent.
 
         After the end of the connection nothing arrives.
         """
         peer = self.peer
         if not self.gone:
             peer.changed |= changed and not peer.arrived
-            peer.arrived |= peer.farewell and not changed
+            peer.arrived |= peer.notified and not changed
         data = b''.join(records)
         size = max(size, len(data) // MOST_PIECES) if size else len(data)
         for begin in range(0, len(data), size or 1):
@@ -192,7 +192,7 @@ class Run:
     # -- the steps: each takes a number, 0 to 255
 
     def say(self, number: int) -> None:
-        """The peer writes: a record, many of one byte, or more than a record holds."""
+        """The peer writes one record, many records of one byte, or more than one record holds."""
         if number < 200:
             self.peer.say(bytes(range(number)))
         elif number < 240:
@@ -202,11 +202,11 @@ class Run:
             self.peer.say(bytes(range(number)) * 200)
 
     def flush(self, number: int) -> None:
-        """Everything arrives as it is."""
+        """Everything is delivered unchanged."""
         self.deliver(self.peer.records(), False, number)
 
     def flip(self, number: int) -> None:
-        """A bit of the first record is changed."""
+        """One bit of the first record is changed."""
         records = self.peer.records()
         if records:
             first = bytearray(records[0])
@@ -215,18 +215,18 @@ class Run:
         self.deliver(records, bool(records))
 
     def cut(self, number: int) -> None:
-        """The last bytes of a record are missing, and others come after it or not."""
+        """The end of a record is missing; other records follow it or not."""
         records = self.peer.records()
         if records:
             records[0] = records[0][: (number & 127) * (len(records[0]) - 1) >> 7]
         self.deliver(records if number > 127 else records[:1], bool(records))
 
     def double(self, number: int) -> None:
-        """A record comes twice: the second time right after the first, or at the end."""
+        """A record is delivered twice: right after the first time, or at the end."""
         records = self.peer.records()
         at = 1 if number < 128 else len(records)
-        # After the end of the stream, nothing is looked at.
-        changed = bool(records) and (at < len(records) or not self.peer.farewell)
+        # Records after the end of the stream are ignored.
+        changed = bool(records) and (at < len(records) or not self.peer.notified)
         records[at:at] = records[:1]
         self.deliver(records, changed)
 
@@ -244,23 +244,23 @@ class Run:
         self.deliver(records, changed)
 
     def raw(self, number: int) -> None:
-        """Bytes of the input, whatever they are."""
+        """Bytes from the input are delivered."""
         data = self.data[self.at : self.at + number % 64]
         self.at += number % 64
         if data:
             self.deliver([data], True)
 
     def update_keys(self, number: int) -> None:
-        """The peer sends new keys (TLS 1.3), or asks for a new handshake and is refused (TLS 1.2)."""
-        if self.peer.ready and not (self.peer.farewell or self.peer.broken or ENGINE.missing):
+        """The peer sends new keys (TLS 1.3). With TLS 1.2, nothing is sent."""
+        if self.peer.ready and not (self.peer.notified or self.peer.broken or ENGINE.missing):
             self.updates += 1 + number % 40
             for _ in range(1 + number % 40):
                 if self.version == 3:
                     ENGINE.update_keys(self.peer.tls, number > 127)
 
     def notify(self, number: int) -> None:
-        """The end of the TLS stream."""
-        self.peer.say_farewell()
+        """The peer ends the TLS stream."""
+        self.peer.close_notify()
 
     def end(self, number: int) -> None:
         self.flush(0)
@@ -277,12 +277,12 @@ class Run:
         self.scene.wait(number / 4)
 
     def write(self, number: int) -> None:
-        """The connection under test writes by itself."""
+        """The connection under test writes without being asked."""
         if not self.member.over:
             self.member.say(b'.' * (number if number < 250 else 40_000))
 
     def pause(self, number: int) -> None:
-        """It does not read for a while."""
+        """The connection under test pauses reading for a while."""
         conn = self.member.conn
         conn.pause_reading()
         self.member.paused = True
@@ -292,7 +292,7 @@ class Run:
         conn.resume_reading()
 
     def close(self, number: int) -> None:
-        """It ends: its side, in good order, or at once."""
+        """The connection under test ends its side, closes or aborts."""
         if number < 128:
             self.member.shut = True
             self.member.conn.write_eof()
@@ -300,44 +300,48 @@ class Run:
             self.closed_by_us = True
             self.member.conn.close() if number < 250 else self.member.conn.abort()
 
-    def deafen(self, number: int) -> None:
-        """The peer takes a little, or all again."""
+    def limit_room(self, number: int) -> None:
+        """The peer receives only a few bytes from now on, or everything again."""
         self.sock.room = None if number > 127 else number
-        self.deaf = self.sock.room is not None
+        self.limited = self.sock.room is not None
 
-    # -- what has to hold
+    # -- checks
 
     def check_bytes(self) -> None:
-        """No byte reaches either side that the other one has not written, in its place."""
+        """Both sides have received only a prefix of what the other one has written."""
         member, peer = self.member, self.peer
-        assert peer.said.startswith(member.received), f'{bytes(member.received)[-80:]!r} was received after {self.last}'
-        assert member.written.startswith(peer.heard), f'the peer has heard {bytes(peer.heard)[-80:]!r}'
+        assert peer.written.startswith(member.received), (
+            f'{bytes(member.received)[-80:]!r} was received after {self.last}'
+        )
+        assert member.written.startswith(peer.received), f'the peer has received {bytes(peer.received)[-80:]!r}'
 
     def check_end(self) -> None:
         member, exc = self.member, self.member.exc
         assert member.over, f'{ENDS_WITHIN} s after the peer has ended, on_close was not called'
-        late = self.deaf or self.closed_by_us  # linger may be over, which is a WriteTimeout
+        late = self.limited or self.closed_by_us  # the linger may end first, with a WriteTimeout
         allowed = exc is None or isinstance(exc, (TLSError, WriteTimeout) if late else TLSError)
         assert allowed or (self.reset and isinstance(exc, OSError)), f'ended with {exc!r}'
         if self.closed_by_us:
             return
         if self.peer.changed and self.in_order:
-            assert exc is not None, f'a record was changed, and on_close gets None; {len(member.received)} bytes'
+            assert exc is not None, f'a record was changed, but on_close got None; {len(member.received)} bytes'
         elif not self.peer.arrived:
-            assert exc is not None, 'the stream was cut, and on_close gets None'
-        elif not (self.peer.changed or self.reset or self.deaf or self.updates > MOST_UPDATES):
-            assert exc is None, f'nothing was changed, and it ended with {exc!r}'
-            assert member.received == self.peer.said, f'{len(member.received)} of {len(self.peer.said)} bytes came'
+            assert exc is not None, 'the stream was cut, but on_close got None'
+        elif not (self.peer.changed or self.reset or self.limited or self.updates > MOST_UPDATES):
+            assert exc is None, f'nothing was changed, but it ended with {exc!r}'
+            assert member.received == self.peer.written, (
+                f'{len(member.received)} of {len(self.peer.written)} bytes came'
+            )
 
 
 STEPS = (
     'say', 'flush', 'flip', 'cut', 'double', 'drop', 'swap', 'raw', 'update_keys', 'notify', 'end', 'abort', 'wait',
-    'write', 'pause', 'close', 'deafen',
+    'write', 'pause', 'close', 'limit_room',
 )  # fmt: skip
 
 
 def run(data: bytes) -> None:
-    """A handshake that is left alone, or not; then the steps; then the end of what is left."""
+    """The handshake, changed or not; then the steps; then the end of the connection."""
     with Scene() as scene:
         this = Run(scene, data)
         if this.in_order:

@@ -1,1 +1,1 @@
-"""Modules that tests share, and programs that tests run."""
+"""Modules shared by tests, and programs that tests run."""

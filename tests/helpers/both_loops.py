@@ -1,8 +1,8 @@
-"""Programs that run on two loops, this one and asyncio's, and have to leave the same trace.
+"""Programs that run on two loops, this one and asyncio's, and must produce the same trace.
 
-A program knows a `Driver` and a seed. It draws what it does, and what its callbacks do when they are called, from the
-seed and from what has happened, so two loops that behave alike draw alike. Time is a clock that the program moves. The
-programs ask only for what both loops promise; `DIFFERENCES` lists what they leave out, and why.
+A program gets a `Driver` and a random number generator. It draws its actions, and the actions of its callbacks, from
+the generator in the order of events. So two loops that behave alike draw alike. Time is a clock that the program moves.
+The programs use only what both loops promise; `DIFFERENCES` lists what they avoid, and why.
 """
 
 from __future__ import annotations
@@ -16,63 +16,65 @@ import threading
 from typing import Any
 
 READ, WRITE = selectors.EVENT_READ, selectors.EVENT_WRITE
-STEP = 1 / 8  # seconds; all times are multiples of a power of two, and exact
-SETTLED = 4  # turns after which all that follows from a moment has happened
+STEP = 1 / 8  # seconds; all times are multiples of it, and a power of two keeps them exact
+SETTLED = 4  # turns after which every consequence of an action has happened
 NAMES = 'SIGUSR1', 'SIGUSR2', 'SIGWINCH'
 
-# What differs on purpose, by the design of this loop, and how the programs keep clear of it.
+# Where this loop differs from asyncio by design, and how the programs avoid each difference.
 DIFFERENCES = {
     'timers of one deadline': (
-        'Here they run in the order in which they were set; in asyncio the order is undefined. '
+        'This loop runs them in the order in which they were set; in asyncio the order is undefined. '
         'No two timers of a program share a deadline.'
     ),
     'a delay below 0': (
-        'Here it means 0; in asyncio the deadline is in the past, before others that are due. '
+        'This loop treats it as 0; in asyncio the deadline is in the past, before other timers that are due. '
         'A program sets such a timer by its deadline.'
     ),
     'phases': (
-        'Here a turn is events, timers, calls, completions, and a call from the callback of an event runs in the same '
-        'turn; in asyncio calls that wait come before the events and timers of a turn, and new ones in the next. '
-        'A program compares the order within one kind, and lets the loop settle between two moments.'
+        'A turn of this loop runs events, timers, calls and completions, and a call made in the callback of an event '
+        'runs in the same turn. In asyncio, waiting calls run before the events and timers of a turn, and new calls in '
+        'the next turn. A program compares the order within one kind, and lets the loop settle after each action.'
     ),
     'both sides have ended': (
-        'Here the connection closes by itself; in asyncio the program has to call close(), which the driver does.'
+        'This loop closes the connection by itself; in asyncio the program has to call close(), which the driver does.'
     ),
-    'write after an end of ours': (
-        'Here it raises ConnectionClosed; in asyncio it is dropped after close(), and raises RuntimeError after '
+    'write after our own end': (
+        'This loop raises ConnectionClosed; asyncio drops the bytes after close(), and raises RuntimeError after '
         'write_eof(). A program does not write then.'
     ),
-    'close() with something unread': (
-        'Here the write side is shut down, and the rest is read and dropped, so that nothing under way is lost; '
-        'asyncio closes the descriptor, which resets. A program closes what it has read, and the peer writes no more.'
+    'close() with unread bytes': (
+        'This loop shuts down the write side, and reads and drops the rest, so that no sent bytes are lost; '
+        'asyncio closes the descriptor, which resets. A program has read everything when it closes, and the peer '
+        'writes no more.'
     ),
-    'write-callbacks': (
-        'Here each write has its own; asyncio calls resume_writing() when nothing waits any more, by its marks at 0. '
-        'The peers of a program read nothing, or all of it.'
+    'write callbacks': (
+        'Here each write has its own callback. The driver of asyncio sets both water marks to 0, and resume_writing() '
+        'is called when nothing is queued. The peers of a program read nothing, or everything.'
     ),
-    'what is ready no more': (
-        'Here a watched descriptor is asked again right before the call; asyncio calls for what the selector has '
-        'reported, even if a callback has read or filled it meanwhile. Callbacks only change what is wanted.'
+    'a descriptor that is no longer ready': (
+        'This loop checks a watched descriptor again right before the call; asyncio calls for everything that the '
+        'selector has reported, even if a callback has read or filled it meanwhile. Callbacks only change the wanted '
+        'events.'
     ),
-    'an event given up and wanted again in one turn': (
-        'Here it is still wanted, and called; in asyncio the new one waits for the next turn. '
-        'A turn changes what is wanted of a descriptor once.'
+    'an event unwanted and wanted again in one turn': (
+        'This loop still calls for it; in asyncio it waits for the next turn. '
+        'A turn changes the wanted events of a descriptor once.'
     ),
     'exceptions in callbacks of a watched descriptor': (
-        'Here they end the watch; in asyncio it goes on. The callbacks of a program do not raise there.'
+        'In this loop they end the watch; in asyncio it goes on. The callbacks of a program do not raise there.'
     ),
     'a signal raised many times at once': (
-        'Here it may be one call; in asyncio there is one for each byte of the doorbell. '
+        'This loop may make one call for all; asyncio makes one for each byte written to the wakeup descriptor. '
         'A signal is raised once before the loop settles.'
     ),
-    'a handler of a signal that is removed': (
-        'Here the one from before is put back; in asyncio the default is. It is the default before as well.'
+    'the handler of a signal after removal': (
+        'This loop restores the previous handler; asyncio sets the default. In a program both are the same.'
     ),
 }
 
 
 class Clock:
-    """The time, which a program moves."""
+    """A clock that the program moves."""
 
     now = 1000.0
 
@@ -96,7 +98,7 @@ class Selector(selectors.BaseSelector):
         return self.real.modify(fileobj, events, data)
 
     def select(self, timeout: float | None = None) -> Any:
-        # Only `run`, which a thread ends, has nothing to wait for but what comes.
+        # The timeout is None only in `run`, which a thread ends with a call.
         return sorted(self.real.select(30 if timeout is None else 0), key=lambda each: self.order[each[0].fd])
 
     def get_map(self) -> Any:
@@ -107,7 +109,10 @@ class Selector(selectors.BaseSelector):
 
 
 class Driver:
-    """One loop, as the programs see it. `trace` is what they compare: lists by the name of what they are of."""
+    """One loop, as the programs see it.
+
+    `trace` is compared: it maps the name of a source of events to the list of its events.
+    """
 
     def __init__(self, clock: Clock, selector: Selector) -> None:
         self.clock = clock
@@ -115,15 +120,15 @@ class Driver:
         self.trace: dict[str, list[Any]] = {}
 
     def note(self, kind: str, *what: Any) -> None:
-        """Something has happened."""
+        """Add an event to the trace."""
         self.trace.setdefault(kind, []).append(list(what))
 
     def settle(self) -> None:
-        """Let everything follow that follows from what was done."""
+        """Run turns until every consequence of the last action has happened."""
         for _ in range(SETTLED):
             self.turn()
 
-    # What each loop has: in the words of asyncio, where both have one.
+    # The interface of each loop, with asyncio's names where both have the operation.
 
     def turn(self) -> None:
         raise NotImplementedError
@@ -148,7 +153,7 @@ class Driver:
         raise NotImplementedError
 
     def watch(self, fd: int, events: int, fn: Any) -> None:
-        """Have `fn(event)` called while it is ready, for these events alone; 0: not any more."""
+        """Call `fn(event)` while the descriptor is ready for one of `events`; 0 stops the watch."""
         raise NotImplementedError
 
     def add_signal_handler(self, signum: int, fn: Any, *args: Any) -> None:
@@ -158,8 +163,9 @@ class Driver:
         raise NotImplementedError
 
     def connect(self, sock: socket.socket, side: Side) -> None:
-        """Give `side` a connection, in `side.conn`: `write(data, number)`, `write_eof`, `close`, `abort`,
-        `pause_reading`, `resume_reading`."""
+        """Connect `side`: set `side.conn` to an object with `write(data, number)`, `write_eof`, `close`, `abort`,
+        `pause_reading` and `resume_reading`.
+        """
         raise NotImplementedError
 
     def close(self) -> None:
@@ -174,7 +180,7 @@ class Raised(Exception):
 
 
 def timers(driver: Driver, rng: random.Random) -> None:
-    """Timers that set, cancel and raise; often many are due in one turn, because a callback has taken its time."""
+    """Timers that set, cancel and raise; often many are due in one turn, because a callback was slow."""
     made: list[Any] = []
     deadlines: set[float] = set()
     left = [60]
@@ -197,7 +203,7 @@ def timers(driver: Driver, rng: random.Random) -> None:
         for _ in range(rng.randrange(3)):
             act()
         if rng.random() < 0.2:
-            driver.clock.now += STEP * rng.randrange(1, 9)  # it takes its time
+            driver.clock.now += STEP * rng.randrange(1, 9)  # a slow callback
         if rng.random() < 0.1:
             raise Raised
 
@@ -220,7 +226,7 @@ def timers(driver: Driver, rng: random.Random) -> None:
 
 
 def calls(driver: Driver, rng: random.Random) -> None:
-    """Calls that ask for others, from here and from a thread; some raise, and some stop the loop, which goes on."""
+    """Calls that make further calls, in the loop and in a thread; some raise, and some stop the loop for a moment."""
     left = [80]
 
     def ask(name: str) -> None:
@@ -269,7 +275,7 @@ def calls(driver: Driver, rng: random.Random) -> None:
 
 
 def mixed(driver: Driver, rng: random.Random) -> None:
-    """Timers and calls that ask for each other, at different moments: whatever the order of phases is."""
+    """Timers and calls that start each other at different times, so the order of phases does not matter."""
     count = [0]
 
     def ask() -> None:
@@ -297,7 +303,7 @@ def mixed(driver: Driver, rng: random.Random) -> None:
 
 
 def descriptors(driver: Driver, rng: random.Random) -> None:
-    """Descriptors that are watched, while callbacks of the same turn change what is wanted of others."""
+    """Watched descriptors whose wanted events are changed by other callbacks of the same turn."""
     pairs = [socket.socketpair() for _ in range(rng.randrange(1, 5))]
     for pair in pairs:
         for sock in pair:
@@ -342,7 +348,7 @@ def descriptors(driver: Driver, rng: random.Random) -> None:
         return what, rng.randrange(len(pairs)), rng.choice((0, READ, WRITE, READ | WRITE))
 
     for number in range(len(pairs)):
-        want(number, READ | WRITE)  # so that all are in the order of the selector
+        want(number, READ | WRITE)  # registered in the order of their numbers
     for _ in range(40):
         whom = rng.sample(range(len(pairs)), rng.randrange(len(pairs) + 1))
         deeds[:] = [('want', number, rng.choice((0, READ, WRITE, READ | WRITE))) for number in whom]
@@ -356,7 +362,7 @@ def descriptors(driver: Driver, rng: random.Random) -> None:
 
 
 def signals(driver: Driver, rng: random.Random) -> None:
-    """Signals with a handler, with another one, and without; each is raised once before the loop has its turns."""
+    """Signals with a handler, a replaced handler, or none; each is raised once before the loop runs."""
     numbers = [getattr(signal, name) for name in NAMES if hasattr(signal, name)]
     handled: set[int] = set()
     made = 0
@@ -400,7 +406,7 @@ def signals(driver: Driver, rng: random.Random) -> None:
 
 
 class Side:
-    """One side of a connection: its `conn`, and what it is called with, which goes into the trace."""
+    """One side of a connection: its callbacks add to the trace, then do the next step of the script."""
 
     def __init__(self, driver: Driver, name: str, keeps_open: bool, script: list[str]) -> None:
         self.driver, self.name, self.keeps_open, self.script = driver, name, keeps_open, script
@@ -429,7 +435,7 @@ class Side:
         self.driver.note(self.name, 'close', type(exc).__name__)
 
     def act(self) -> None:
-        """What a callback does, if it is to do anything."""
+        """Do the next step of the script, if there is one."""
         what = self.script.pop() if self.script else ''
         if what == 'raise':
             raise Raised
@@ -437,7 +443,7 @@ class Side:
             self.do(what, 10)
 
     def do(self, what: str, size: int) -> None:
-        """Use the connection, as one who knows what it is in."""
+        """Use the connection, unless its state does not allow it."""
         if self.over or self.closed:
             return
         if what == 'write' and not self.ended and not self.other.closed:
@@ -458,7 +464,7 @@ class Side:
 
 
 def connections(driver: Driver, rng: random.Random) -> None:
-    """Two sides that write, pause, end, close and abort; after each the loop has its turns, until all has arrived."""
+    """Two sides that write, pause, end, close and abort; after each step the loop runs until all bytes have arrived."""
     both = socket.socketpair()
     sides = []
     for name, sock in zip('ab', both, strict=True):
@@ -476,7 +482,7 @@ def connections(driver: Driver, rng: random.Random) -> None:
         what = rng.choice(('write', 'write', 'write', 'pause', 'resume'))
         if time > ends_at:
             what = rng.choice(('write', 'write', 'pause', 'resume', 'write_eof', 'write_eof', 'close', 'abort'))
-        # What fits is taken at once, and what does not has to wait for the other side to read all of it.
+        # A small write is accepted at once; a large one waits until the other side reads everything.
         large = not (other.paused or side.paused or other.script)
         side.do(what, rng.choice((1, 100, 3_000_000)) if large else rng.choice((1, 100)))
         settle_all(driver, sides)
@@ -490,7 +496,7 @@ def connections(driver: Driver, rng: random.Random) -> None:
 
 
 def settle_all(driver: Driver, sides: list[Side]) -> None:
-    """Turns until neither side hears anything more."""
+    """Run turns until neither side has new events."""
     still = 0
     while still < SETTLED:
         before = repr(driver.trace)
@@ -502,7 +508,7 @@ PROGRAMS = {fn.__name__: fn for fn in (timers, calls, mixed, descriptors, signal
 
 
 def play(name: str, seed: int, make: Any) -> dict[str, list[Any]]:
-    """The trace of a program on the driver that `make(clock, selector)` makes."""
+    """Run a program on the driver that `make(clock, selector)` returns; returns the trace."""
     driver: Driver = make(Clock(), Selector())
     try:
         PROGRAMS[name](driver, random.Random(f'{name} {seed}'))

@@ -24,7 +24,7 @@ class Certificates:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.authority = folder / 'authority.pem'
-        # As RFC 5280 asks, which Python checks from 3.13 on.
+        # RFC 5280 requires these; Python checks them since 3.13.
         usage = ('-addext', 'keyUsage=critical,keyCertSign,cRLSign')
         made = ('-out', str(self.authority), '-subj', '/CN=authority', '-days', DAYS)
         self._run('req', '-x509', *key(folder, 'authority'), *usage, *made)
@@ -32,7 +32,7 @@ class Certificates:
             self.issue(name)
 
     def issue(self, name: str, *hosts: str) -> tuple[Path, Path]:
-        """Sign a certificate with the subject `name` for this machine and `hosts`: its file and that of its key."""
+        """Sign a certificate with the subject `name` for this machine and `hosts`; returns the paths of both files."""
         request, made = self.folder / f'{name}.csr', self.folder / f'{name}.pem'
         self._run('req', *key(self.folder, name), '-out', str(request), '-subj', f'/CN={name}')
         names = self.folder / f'{name}.ext'
@@ -49,7 +49,7 @@ class Certificates:
         return changed(context, options)
 
     def server_that_asks(self) -> ssl.SSLContext:
-        """For a server that wants the client's certificate."""
+        """Return a context for a server that requires a client certificate."""
         context = self.server(verify_mode=ssl.CERT_REQUIRED)
         context.load_verify_locations(self.authority)
         return context
@@ -77,13 +77,13 @@ def changed(context: ssl.SSLContext, options: dict[str, object]) -> ssl.SSLConte
     return context
 
 
-shared: list[Certificates] = []  # because each module that imports a fixture of the session has it anew
+shared: list[Certificates] = []  # each module that imports a session fixture would create it again
 
 
 @pytest.fixture(scope='session')
 def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
     if shutil.which('openssl') is None:
-        pytest.skip('TLS is untested here: the openssl command, which makes the certificates, is missing')
+        pytest.skip('TLS is untested here: the openssl command, which creates the certificates, is missing')
     if not shared:
         shared.append(Certificates(tmp_path_factory.mktemp('certificates')))
     return shared[0]

@@ -1,7 +1,7 @@
-"""The tables of examples/COUNTERS.md, written from the declarations of the counters.
+"""The tables of examples/COUNTERS.md, generated from the declarations of the counters.
 
-`python -m tests.helpers.counters_table` writes them again after a declaration has changed. The last column, what to do
-when a counter grows, is written by hand.
+After a declaration has changed, run `python -m tests.helpers.counters_table`. The last column, what to do when a
+counter grows, is written by hand.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def row(match: re.Match[str]) -> str:
 
 
 def written(text: str) -> str:
-    """The page with the names of metrics and the help texts as they are declared."""
+    """Return the page with the declared names of metrics and help texts."""
     return re.sub(r'^\| `(\w+)` \|.*\|([^|]*)\|$', row, text, flags=re.MULTILINE)
 
 

@@ -1,8 +1,9 @@
 """Exhausted memory and stack for tests: the n-th allocation fails, or only n frames are left.
 
-Owns the faults, the programs on which they are tried, and the laws that are checked after each. Knows nothing of how
-the reactor handles a fault. The rules: the callbacks that count what was reported allocate nothing, so a fault can
-never be theirs; and after the fault every program goes on as a user would: close what is open, and use what is left.
+Has the faults, the programs that they are injected into, and the laws that are checked after each.
+
+The callbacks that count reports allocate nothing, so a fault is never theirs. After the fault every program continues
+like a user would: it closes what is open and uses what is left.
 """
 
 from __future__ import annotations
@@ -26,20 +27,20 @@ except ImportError:
     HAS_FAULTS = False
 
 HOST = '127.0.0.1'
-MANY = 1_000_000  # allocations, more than any program makes
-PLACES = 64  # connections that one program may end
-SETTLED = 60  # turns: more than any program needs without faults
+MANY = 1_000_000  # allocations; no program makes that many
+PLACES = 64  # connections that one program may close
+SETTLED = 60  # turns; no program needs that many without faults
 EXHAUSTED = (MemoryError, RecursionError)
 
 
 def need_faults() -> None:
-    """Skip where this Python cannot make allocations fail, and say so."""
+    """Skip the test where this Python cannot make allocations fail."""
     if not HAS_FAULTS:
         pytest.skip('UNTESTED: this Python has no _testcapi.set_nomemory, so no allocation can be made to fail')
 
 
 def depth() -> int:
-    """How many frames the caller's stack has."""
+    """Count the frames of the caller's stack."""
     frame, count = sys._getframe(1), 0
     while frame is not None:
         frame, count = frame.f_back, count + 1
@@ -47,12 +48,12 @@ def depth() -> int:
 
 
 def dive(frames: int, fn: Callable[[], Any]) -> Any:
-    """Call `fn` from so many frames below."""
+    """Call `fn` this many frames deeper."""
     return fn() if frames <= 0 else dive(frames - 1, fn)
 
 
 def near_limit(left: int, fn: Callable[[], Any], room: int = 150) -> Any:
-    """Call `fn` where the stack has only `left` frames left, of a limit that is lowered meanwhile."""
+    """Call `fn` with only `left` frames left on the stack; the recursion limit is lowered meanwhile."""
     limit, here = sys.getrecursionlimit(), depth()
     sys.setrecursionlimit(here + room)
     try:
@@ -62,20 +63,20 @@ def near_limit(left: int, fn: Callable[[], Any], room: int = 150) -> Any:
 
 
 def is_traced() -> bool:
-    """Whether branches are counted: what counts them runs out of stack itself."""
+    """Whether coverage is measured: its trace function would run out of stack itself."""
     monitoring = getattr(sys, 'monitoring', None)
     return sys.gettrace() is not None or bool(monitoring and monitoring.get_tool(monitoring.COVERAGE_ID))
 
 
 def allocations(fn: Callable[[], Any]) -> int:
-    """About how many allocations `fn` makes; a few more are counted than there are."""
+    """Count the allocations that `fn` makes; the result is a few too high."""
     _testcapi.set_nomemory(MANY, MANY + 1)
     try:
         fn()
         left = 0
         while True:
             object()
-            left += 1  # an allocation of its own, above 256
+            left += 1  # above 256 the count itself allocates
     except MemoryError:
         pass
     finally:
@@ -88,7 +89,7 @@ _accept = LeanSocket._accept
 
 
 def accept(sock: socket.socket) -> Any:
-    """`_accept`, which notes that CPython loses the descriptor when there is no memory for its number or address."""
+    """Call `_accept` and count descriptors that CPython loses: it has no memory for the number or the address."""
     try:
         return _accept(sock)
     except EXHAUSTED:
@@ -103,7 +104,7 @@ def no_fault() -> None:
 
 
 class Fault:
-    """The n-th allocation fails, and as many of the next ones as there are to fail in a row."""
+    """The n-th allocation fails; with `in_a_row` above 1, the ones after it fail, too."""
 
     def __init__(self, n: int, in_a_row: int = 1) -> None:
         self.n, self.in_a_row = n, in_a_row
@@ -112,7 +113,7 @@ class Fault:
         return f'allocation {self.n} fails, {self.in_a_row} in a row'
 
     def run(self, turns: Callable[[], Any]) -> None:
-        # CPython reports a MemoryError so where it fails in its own code, between two of ours, and then goes on.
+        # CPython reports a MemoryError of its own code through sys.unraisablehook and then continues.
         hook, sys.unraisablehook = sys.unraisablehook, lambda what: memory_alone(what, hook)
         _testcapi.set_nomemory(self.n, self.n + self.in_a_row)
         try:
@@ -123,13 +124,13 @@ class Fault:
 
 
 def memory_alone(what: Any, hook: Callable[[Any], object]) -> None:
-    """Pass to `hook` what is not a MemoryError of the interpreter itself."""
+    """Pass everything to `hook` except a MemoryError of the interpreter itself."""
     if what.object is not None or not isinstance(what.exc_value, MemoryError):
         hook(what)
 
 
 class Deep:
-    """The loop's turns are run where the stack has only `left` frames left."""
+    """The loop's turns run with only `left` frames left on the stack."""
 
     def __init__(self, left: int) -> None:
         self.left = left
@@ -142,7 +143,7 @@ class Deep:
 
 
 class NoFault:
-    """None, to see how many allocations there are."""
+    """No fault; to count allocations."""
 
     def __repr__(self) -> str:
         return 'no fault'
@@ -152,9 +153,9 @@ class NoFault:
 
 
 class World:
-    """One program on real sockets: what it has opened, what was reported, and what was promised.
+    """One program on real sockets: its handles, the reported ends, and its goals.
 
-    goals  what has to happen once the fault is over; each is asked after the program has settled
+    `goals` must come true once the fault is over; each is checked after the program has settled.
     """
 
     def __init__(self, selector: Callable[[], Any], contexts: Any = None, left: int = 0) -> None:
@@ -165,12 +166,12 @@ class World:
         self.kernel.selector = lambda: fake  # type: ignore[method-assign, assignment, return-value]
         self.kernel.sleep = lambda seconds: no_fault()  # type: ignore[method-assign, assignment]
         self.contexts = contexts
-        self.left = left  # frames, for what the program does near the limit
+        self.left = left  # frames left for actions near the limit
         self.r = Reactor(kernel=self.kernel)
         self.wakeup_fd = self.r.fileno() if hasattr(fake, 'fileno') else -1
         self.socks: list[socket.socket] = []
-        self.handles: list[Any] = []  # what the program holds, and closes at the end
-        self.conns: list[Any] = []  # that it was given by a call
+        self.handles: list[Any] = []  # held by the program and closed at the end
+        self.conns: list[Any] = []  # connections returned by a call
         self.servers: list[Any] = []
         self.ended: list[Any] = [None] * PLACES
         self.errors: list[Any] = [None] * PLACES
@@ -179,17 +180,17 @@ class World:
         self.promises: list[Callable[[], str | None]] = []
         self.escaped: list[BaseException] = []
 
-    # -- what programs use
+    # -- for programs
 
     def on_close(self, conn: Any, exc: BaseException | None) -> None:
-        """Note an end, without an allocation."""
+        """Record an end without an allocation."""
         at = self.count[0]
         self.ended[at] = conn
         self.errors[at] = exc
         self.count[0] = at + 1
 
     def tick(self, place: int) -> Callable[[], None]:
-        """A callback without arguments that counts its calls in `called[place]`, without an allocation."""
+        """Return a callback that counts its calls in `called[place]` without an allocation."""
         called = self.called
 
         def tick(a: Any = None, b: Any = None) -> None:
@@ -198,7 +199,7 @@ class World:
         return tick
 
     def pair(self) -> tuple[socket.socket, socket.socket]:
-        """Two connected TCP sockets that do not block."""
+        """Return two connected, non-blocking TCP sockets."""
         with socket.create_server((HOST, 0)) as server:
             theirs = socket.create_connection(server.getsockname())
             ours = server.accept()[0]
@@ -226,7 +227,7 @@ class World:
         return sock
 
     def act(self, fn: Callable[[], Any]) -> None:
-        """Have the program do this in the loop, when the fault may come."""
+        """Call `fn` in the loop, while the fault may occur."""
         left = self.left
         if left:
             self.r.call_soon(attempt, lambda: near_limit(left, fn))
@@ -236,7 +237,7 @@ class World:
     # -- the run
 
     def run(self, fault: Any) -> str | None:
-        """Go through the program's turns under `fault`, end it all without, and say which law is broken."""
+        """Run the program's turns under `fault`, then end it without; returns the broken law, or None."""
         run_once, escaped = self.r.run_once, [None] * SETTLED
 
         def turn() -> None:
@@ -249,7 +250,7 @@ class World:
         try:
             fault.run(turn)
         except EXHAUSTED:
-            pass  # of the test itself
+            pass  # the test's own allocation failed
         self.escaped = [exc for exc in escaped if exc is not None]
         try:
             return self.verdict()
@@ -269,12 +270,12 @@ class World:
         for conn in closing:
             conn.abort()
         self.settle('after everything was aborted')
-        told = self.ended[: self.count[0]]
-        for conn in told:
-            if sum(other is conn for other in told) > 1:
+        ended = self.ended[: self.count[0]]
+        for conn in ended:
+            if sum(other is conn for other in ended) > 1:
                 return f'law 1: on_close of {conn!r} was called twice'
         for conn in [*self.conns, *closing]:
-            if not any(other is conn for other in told):
+            if not any(other is conn for other in ended):
                 return f'law 1: on_close of {conn!r} was not called'
         stats = r.stats()
         if (stats.incoming, stats.outgoing) != (0, 0):
@@ -286,7 +287,7 @@ class World:
         return self.ends()
 
     def settle(self, when: str) -> None:
-        """Run until nothing happens any more, with the time that passes meanwhile; the loop must be able to."""
+        """Run until nothing happens any more, advancing the clock; the loop must come to rest."""
         until = self.kernel.time + 100
         for _ in range(SETTLED * 10):
             before = self.r.stats().events
@@ -302,7 +303,7 @@ class World:
     def still_serves(self, server: Any) -> str | None:
         if server.closed:
             return None
-        if server._paused:  # by the program, which found no memory to resume it
+        if server._paused:  # paused by the program, which had no memory to resume it
             server.resume()
         if server.open_connections:
             return f'{server!r} counts {server.open_connections} connections with none open'
@@ -310,8 +311,8 @@ class World:
         with socket.create_connection(server.address):
             for _ in range(4):
                 self.r.run_once(0.2)
-        self.settle('after a newcomer')
-        return None if self.r.stats().accepts > before else f'law 8: {server!r} accepts nobody any more'
+        self.settle('after a new client')
+        return None if self.r.stats().accepts > before else f'law 8: {server!r} accepts no client any more'
 
     def ends(self) -> str | None:
         r = self.r
@@ -340,7 +341,7 @@ class World:
 
 
 def attempt(fn: Callable[[], Any]) -> None:
-    """What a careful user does: a call that finds no memory or stack is left."""
+    """Call `fn` as a careful user does: a failure for lack of memory or stack is ignored."""
     try:
         fn()
     except EXHAUSTED:

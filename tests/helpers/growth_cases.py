@@ -1,7 +1,7 @@
-"""What there may be many of: cases for `test_growth.py`, each a function that does something with n things.
+"""Things of which there may be many: cases for `test_growth.py`, each a function that does something with n things.
 
-The rule: what is measured happens inside `meter`, a context manager, and nothing else does. So the same cases serve to
-count bytecodes and, in `work_in_c.py`, instructions. No test module is imported here: callgrind is slow.
+Exactly the measured work happens inside `meter`, a context manager. So the same cases serve to count bytecodes and, in
+`work_in_c.py`, instructions. No test module is imported here, because callgrind is slow.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ CASES: dict[str, tuple[Any, int]] = {}
 
 
 def case(size: int) -> Any:
-    """The function does something with n things inside `meter`: `fn(n, meter)`; it begins with `size` of them."""
+    """Register `fn(n, meter)`, which does something with n things inside `meter`; the first n is `size`."""
 
     def add(fn: Any) -> Any:
         CASES[fn.__name__] = fn, size
@@ -200,7 +200,7 @@ def streams(r: Reactor, n: int, **options: Any) -> list[Any]:
 
 
 class Numbered(ScriptedSocket):
-    """A scripted socket whose number is given, because to look for a free one takes longer with each."""
+    """A scripted socket with a given number, because the search for a free one gets slower with each."""
 
     def __init__(self, kernel: Any, number: int) -> None:
         self.kernel = kernel
@@ -290,7 +290,7 @@ def what_is_open_is_listed(n, meter):
 
 @case(64)
 def snapshots_while_much_is_open(n, meter):
-    """So many snapshots: each costs the same, however much is open."""
+    """n snapshots: each must cost the same, however many handles are open."""
     with Reactor(kernel=ScriptedKernel()) as r:
         streams(r, n)
         for _ in range(n):
@@ -460,7 +460,7 @@ def lines_of_a_connection(n, meter):
         conn.abort()
 
 
-# -- what a server knows of its clients
+# -- state that a server keeps about its clients
 
 
 def admission_case(addresses: Any, order: Any) -> Any:
@@ -505,7 +505,7 @@ def networks(n, meter):
 
 
 class Direct(FakeKernel):
-    """Threads begin when the test says so, and then run at once."""
+    """A kernel whose threads run to their end when the test calls `work_off`."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -556,7 +556,7 @@ def calls_beyond_what_may_wait_for_a_thread(n, meter):
         for _ in range(QUEUE_LIMIT):
             r.run_in_thread(nothing)
         r.run_once(0)
-        r.run_in_thread(nothing)  # looks for calls that were cancelled, once a turn
+        r.run_in_thread(nothing)  # searches for cancelled calls, once a turn
         with meter:
             for _ in range(n):
                 r.run_in_thread(nothing)
@@ -627,7 +627,7 @@ def signals_that_arrive(n, meter):
 
 @case(4)
 def reactors_with_signal_handlers(n, meter):
-    """In one process; the claims of all of them are in one list, and so each looks at the others: few they are."""
+    """Reactors of one process share a list of claims, which each one searches; so their number is small."""
     with meter:
         reactors = [Reactor() for _ in range(n)]
         for r in reactors:
@@ -674,7 +674,7 @@ def addresses_none_of_which_can_be_reached(n, meter):
 
 @case(64)
 def addresses_that_do_not_answer(n, meter):
-    """One more is tried each quarter of a second; the last one answers, and all the other attempts end."""
+    """One more address is tried each quarter of a second; the last one answers, and the other attempts end."""
     kernel, pipes = ManyAddresses(n), []
     real = FakeKernel()
 
@@ -697,7 +697,7 @@ def addresses_that_do_not_answer(n, meter):
 
 
 class Silent:
-    """A socket whose peer does not answer: the end of a pipe that is never writable stands for it."""
+    """A socket whose peer does not answer, simulated by the end of a pipe that is never writable."""
 
     family = socket.AF_INET
 

@@ -1,8 +1,7 @@
-"""A TLS peer that misbehaves, played by hand on a plain stream: on simulated sockets and on real ones.
+"""A TLS peer that misbehaves, implemented on a plain stream, for simulated and for real sockets.
 
-Owns the peer and what it can do wrong. Knows no server. The ssl module has no call for new keys or a new handshake, so
-`Engine` makes them with the very OpenSSL that the module is linked with. The rule: where that does not work it says so,
-and nothing is passed over in silence.
+The ssl module has no function for a key update or a renegotiation, so `Engine` calls the OpenSSL that the module is
+linked with. Where that is impossible, `Engine.missing` has the reason, and the tests that need it are skipped.
 """
 
 from __future__ import annotations
@@ -13,12 +12,12 @@ import ssl
 from typing import Any
 
 TLS_1_2, TLS_1_3 = ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3
-ALLOW_CLIENT_RENEGOTIATION = 1 << 8  # SSL_OP_ALLOW_CLIENT_RENEGOTIATION of OpenSSL 3.0, which has it off by default
-SSL_OF_SSLSOCKET, CONTEXT_OF_SSLSOCKET = 3, 4  # words of CPython's PySSLSocket: its SSL, and its context
+ALLOW_CLIENT_RENEGOTIATION = 1 << 8  # SSL_OP_ALLOW_CLIENT_RENEGOTIATION of OpenSSL 3.0, off by default
+SSL_OF_SSLSOCKET, CONTEXT_OF_SSLSOCKET = 3, 4  # offsets in words within CPython's PySSLSocket
 
 
 class Engine:
-    """The functions of OpenSSL that Python has no name for; `missing` says why they cannot be called here."""
+    """Functions of OpenSSL that Python does not offer; `missing` says why they cannot be called here."""
 
     def __init__(self) -> None:
         self.missing = ''
@@ -35,7 +34,7 @@ class Engine:
     def _ssl_of(self, ssl_object: ssl.SSLObject) -> int:
         socket: Any = ssl_object._sslobj  # type: ignore[attr-defined]
         words = (ctypes.c_void_p * 5).from_address(id(socket))
-        # Looked at before it is followed: the layout of the object is CPython's own affair.
+        # Check the pointer before it is followed, because the layout of the object is private to CPython.
         if words[CONTEXT_OF_SSLSOCKET] != id(ssl_object.context):
             raise RuntimeError('the SSL of an ssl.SSLObject is not where CPython 3.11 to 3.15 have it')
         found = words[SSL_OF_SSLSOCKET]
@@ -43,13 +42,13 @@ class Engine:
         return found
 
     def update_keys(self, ssl_object: ssl.SSLObject, requested: bool) -> None:
-        """Send new keys (RFC 8446, 4.6.3), and ask for the peer's."""
+        """Send a KeyUpdate (RFC 8446, 4.6.3); `requested` asks the peer for one, too."""
         pointer = self._ssl_of(ssl_object)
         assert self._library.SSL_key_update(pointer, int(requested)) == 1
         self._library.SSL_do_handshake(pointer)
 
     def renegotiate(self, ssl_object: ssl.SSLObject) -> None:
-        """Begin a new handshake, or as a server ask for one (RFC 5246, 7.4.1.1)."""
+        """Begin a new handshake, or request one as a server (RFC 5246, 7.4.1.1)."""
         pointer = self._ssl_of(ssl_object)
         self._library.SSL_renegotiate(pointer)
         self._library.SSL_do_handshake(pointer)
@@ -62,7 +61,7 @@ ENGINE = Engine()
 class Peer:
     """One side of a TLS connection, the `data` of a plain stream.
 
-    After `join(conn)` it shakes hands by itself; then `do(act)` does one of ACTS. `heard` is what it was sent.
+    After `join(conn)` it does the handshake; then `do(act)` does one of ACTS. `heard` is the data it received.
     """
 
     def __init__(self, context: ssl.SSLContext, server_side: bool, rng: random.Random) -> None:
@@ -70,25 +69,25 @@ class Peer:
         self.tls = context.wrap_bio(self._incoming, self._outgoing, server_side, None if server_side else 'localhost')
         self.rng = rng
         self.conn: Any = None
-        self.record: Any = None  # of its connection, in a simulation
+        self.record: Any = None  # the connection's record, in a simulation
         self.heard = bytearray()
         self.ready = self.over = False
-        self.farewell = False  # whether it has ended its TLS stream as it should
-        self._flips = False  # whether a bit of what is sent next is changed
+        self.farewell = False  # whether it has sent close_notify
+        self._flips = False  # whether the next bytes are sent with one bit changed
 
     def join(self, conn: Any) -> None:
-        """The connection is there: begin."""
+        """Begin the handshake on this connection."""
         self.conn = conn
         conn.data = self
         self.pump()
 
     def received(self, data: bytes) -> None:
-        """Bytes from the other side."""
+        """Handle bytes from the other side."""
         self._incoming.write(data)
         self.pump()
 
     def pump(self) -> None:
-        """Go on with the handshake, or read what is here; then send what has to be sent."""
+        """Continue the handshake or read the data that has arrived; then send OpenSSL's output."""
         try:
             if not self.ready:
                 self.tls.do_handshake()
@@ -96,11 +95,11 @@ class Peer:
             while data := self.tls.read(65536):
                 self.heard += data
         except ssl.SSLError:
-            pass  # it has to wait, or the other side no longer likes it
+            pass  # it has to wait, or the connection has failed
         self.send()
 
     def send(self, most: int | None = None) -> None:
-        """Send what OpenSSL has written, or the first bytes of it and never the rest."""
+        """Send OpenSSL's output; with `most`, only its first bytes, and never the rest."""
         data = bytearray(self._outgoing.read())
         if self._flips and len(data) > 5:
             data[self.rng.randrange(5, len(data))] ^= 1 << self.rng.randrange(8)
@@ -109,12 +108,12 @@ class Peer:
             self.conn.write(bytes(data[:most]))
 
     def say(self, data: bytes) -> None:
-        """Send data as it should be."""
+        """Send data correctly."""
         if self.ready:
             try:
                 self.tls.write(data)
             except ssl.SSLError:
-                pass  # in a new handshake
+                pass  # during a new handshake
             self.send()
 
     def do(self, act: str) -> None:
@@ -123,9 +122,9 @@ class Peer:
             try:
                 getattr(self, '_' + act)()
             except ssl.SSLError:
-                pass  # it has done something before that forbids this
+                pass  # an earlier act makes this one impossible
 
-    # -- what it does wrong
+    # -- misbehaviour
 
     def _end_connection(self, reset: bool = False) -> None:
         if reset:
@@ -135,19 +134,19 @@ class Peer:
         self.over = True
 
     def _fin(self) -> None:
-        """End the connection, and not the TLS stream."""
+        """End the connection without a close_notify."""
         self._end_connection()
 
     def _reset(self) -> None:
         self._end_connection(reset=True)
 
     def _say_and_fin(self) -> None:
-        """Both arrive in one turn."""
+        """Send data and end the connection, so that both arrive in one turn."""
         self.say(b'last words\n')
         self._end_connection()
 
     def _flip(self) -> None:
-        """One bit of a record is wrong."""
+        """Send a record with one wrong bit."""
         self._flips = True
         self.say(b'a record with a bit changed\n')
 
@@ -162,7 +161,7 @@ class Peer:
         self._end_connection()
 
     def _stall(self) -> None:
-        """Half a record, and then nothing."""
+        """Send half a record, and then nothing."""
         self.tls.write(bytes(1000))
         self.send(self.rng.randrange(1, 1000))
         self.over = True
@@ -171,13 +170,13 @@ class Peer:
         self.conn.write(self.rng.randbytes(self.rng.randrange(1, 300)))
 
     def _tiny(self) -> None:
-        """Many records of one byte, some in one segment."""
+        """Send many records of one byte, several of them in one segment."""
         for _ in range(self.rng.randrange(1, 200)):
             self.tls.write(b'.')
         self.send()
 
     def _close_notify(self) -> None:
-        """The end of the TLS stream, as it should be."""
+        """End the TLS stream correctly."""
         try:
             self.tls.unwrap()
         except ssl.SSLError:
@@ -188,7 +187,7 @@ class Peer:
             self._end_connection()
 
     def _politely(self) -> None:
-        """What every peer may do: small records, new keys, and data behind them."""
+        """Do what every peer may: small records, new keys, and data after them."""
         if self.rng.random() < 0.5:
             for _ in range(20):
                 self.tls.write(b'~')
@@ -203,7 +202,7 @@ class Peer:
         self.conn.pause_reading()
 
     def _keys(self) -> None:
-        """New keys, one or many, with or without a request for the other side's."""
+        """Send one or many KeyUpdates, with or without a request for the other side's."""
         if self.tls.version() == 'TLSv1.3':
             requested = self.rng.random() < 0.5
             for _ in range(self.rng.choice((1, 2, 40, 200))):
@@ -211,12 +210,12 @@ class Peer:
             self.send()
 
     def _renegotiate(self) -> None:
-        """Begin a new handshake, and go on with it or not."""
+        """Begin a new handshake, and continue it or not."""
         if self.tls.version() == 'TLSv1.2':
             ENGINE.renegotiate(self.tls)
             self.send()
             if self.rng.random() < 0.3:
-                self.over = True  # it never goes on
+                self.over = True  # it never continues
 
 
 ACTS = tuple(
@@ -225,7 +224,7 @@ ACTS = tuple(
 
 
 def peer_callbacks(ended: Any = None) -> dict[str, Any]:
-    """The callbacks of a plain stream whose `data` is a `Peer`; `ended(conn)` is called at its end."""
+    """Return the callbacks of a plain stream whose `data` is a `Peer`; `ended(conn)` is called at its end."""
 
     def on_data(conn: Any, data: bytes) -> None:
         conn.data.received(data)

@@ -1,8 +1,8 @@
-"""Every kind of stream that a program can get from a reactor, each with the raw other end of it.
+"""Every kind of stream that a program can get from a reactor, each with the raw socket at its other end.
 
-A `Kind` opens a stream of ours and its `Peer`: a plain socket or descriptor, over TLS with an `ssl.SSLObject` of its
-own, which shares nothing with the code that is tested. A `World` runs both in one thread, and checks in each callback
-what holds for all of them. The `cannot` of a kind says what it cannot do, and why.
+A `Kind` opens a stream and its `Peer`: a plain socket or descriptor, or for TLS an `ssl.SSLObject`. The peer shares no
+code with the package. A `World` runs both in one thread and checks in each callback what holds for all kinds. `cannot`
+of a kind lists what it cannot do, and why.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from tests.helpers.support import SELECTORS, FakeKernel, FakeSelector, options_o
 
 PACKAGE = str(Path(reactor.__file__).parent)
 RST = struct.pack('ii', 1, 0)  # SO_LINGER: on, 0 seconds
-WINDOW = 200_000  # bytes that the kernel keeps for a peer that does not read
-MOST_TURNS = 30_000  # for one law to come to its next step
-DEEPEST = 8  # frames of ours between the turn and a callback; four for plain bytes, a few more over TLS
+WINDOW = 200_000  # bytes that the kernel buffers for a peer that does not read
+MOST_TURNS = 30_000  # turns, at most, for the next step of a law
+DEEPEST = 8  # frames of the package between the turn and a callback: four for plain bytes, a few more over TLS
 
 
 @cache
 def payload(size: int, seed: int = 0) -> bytes:
-    """Bytes in which each place can be told from the others."""
+    """Return bytes in which each position can be recognized."""
     return random.Random(seed).randbytes(size)
 
 
@@ -43,7 +43,7 @@ SIZES = (0, 1, 2, 4095, 4096, 4097, 16383, 16384, 16385, 65535, 65536, 65537, 3,
 
 
 def pieces_of(data: bytes, seed: int = 0) -> list[bytes]:
-    """`data` in pieces of sizes at which something changes: none, one byte, a record, a page, what a recv takes."""
+    """Cut `data` into pieces of interesting sizes: nothing, one byte, a record, a page, the size of one recv."""
     chance = random.Random(seed)
     pieces, at = [], 0
     while at < len(data):
@@ -59,15 +59,14 @@ def pieces_of(data: bytes, seed: int = 0) -> list[bytes]:
 class Peer:
     """A plain socket that never blocks.
 
-    got    what it has received
-    ended  '' while our side may send more, 'eof', 'reset', over TLS also 'cut' (an end of file without close_notify) or
-           the reason of an alert
+    `got` is the received data. `ended` is '' while our side may send more, then 'eof' or 'reset'. Over TLS it can be
+    'cut' (EOF without close_notify) or the reason of an alert, too.
     """
 
     def __init__(self, world: World, sock: Any) -> None:
         sock.setblocking(False)
         if sock.family in (INET, INET6) and sock.type == socket.SOCK_STREAM:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 3 * WINDOW)  # else it grows to many megabytes
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 3 * WINDOW)  # otherwise it grows to many megabytes
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.sock = sock
         self.got = bytearray()
@@ -77,17 +76,17 @@ class Peer:
     greeted = True  # over TLS, whether the handshake is done
 
     def pump(self) -> None:
-        """Do what has to be done between turns."""
+        """Make progress between turns."""
 
     def send(self, data: bytes) -> int:
-        """Send some of `data`; returns how much was taken."""
+        """Send part of `data`; returns the number of bytes accepted."""
         try:
             return self.write(data)
         except BlockingIOError:
             return 0
 
     def take(self, limit: int = 1 << 20) -> int:
-        """Receive up to `limit` bytes, if there are some; returns how many."""
+        """Receive up to `limit` bytes without waiting; returns how many."""
         try:
             data = self.read(limit)
         except BlockingIOError:
@@ -101,7 +100,7 @@ class Peer:
         return len(data)
 
     def take_all(self) -> None:
-        """Receive what has arrived."""
+        """Receive everything that has arrived."""
         while self.take():
             pass
 
@@ -112,15 +111,15 @@ class Peer:
         return self.sock.recv(limit)
 
     def end(self) -> None:
-        """End the side of the peer, which goes on receiving."""
+        """End the peer's writing; it still receives."""
         self.sock.shutdown(socket.SHUT_WR)
 
     def close(self) -> None:
-        """Close it in good order."""
+        """Close it cleanly."""
         self.sock.close()
 
     def reset(self) -> None:
-        """Close it so that our end learns of a reset: with bytes that it has not read, over TCP by the kernel's RST."""
+        """Close it so that our end is reset: over TCP with an RST, on other sockets with unread bytes."""
         if self.sock.family in (socket.AF_INET, socket.AF_INET6):
             self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RST)
         self.sock.close()
@@ -131,7 +130,7 @@ class Peer:
 
 
 class TLSPeer(Peer):
-    """One with TLS of its own: OpenSSL between two buffers."""
+    """A peer with its own TLS: an SSLObject between two buffers."""
 
     def __init__(self, world: World, sock: Any, context: ssl.SSLContext, server_side: bool) -> None:
         super().__init__(world, sock)
@@ -220,18 +219,18 @@ class TLSPeer(Peer):
 
     def close(self) -> None:
         if not self.closed and self.greeted:
-            self.take_all()  # what is unread, tickets for example, would make it a reset
+            self.take_all()  # with unread bytes, such as session tickets, the close would be a reset
             with suppress(OSError):
                 self.end()
         super().close()
 
     def cut(self) -> None:
-        """End the connection, and not the TLS stream."""
+        """End the connection without a close_notify."""
         self.sock.close()
 
 
 class Pipe:
-    """A descriptor with the methods of a socket that a peer calls."""
+    """A descriptor with the socket methods that a peer calls."""
 
     family = -1
 
@@ -263,7 +262,7 @@ class Pipe:
 
 
 class VsockSocket(socket.socket):
-    """Stands for a socket of AF_VSOCK, where the kernel has no transport for it: a Unix socket with its addresses."""
+    """A Unix socket with vsock addresses, which replaces AF_VSOCK where the kernel has no transport for it."""
 
     family = getattr(socket, 'AF_VSOCK', 40)  # type: ignore[assignment]
     ours, theirs = (2, 1024), (3, 4294967295)  # context ID and port; the kernel gives both as numbers
@@ -284,7 +283,7 @@ class VsockSocket(socket.socket):
 
 
 class ClockKernel(FakeKernel):
-    """A clock that moves only while the loop would wait, on a selector of choice."""
+    """A kernel whose clock moves only while the loop would wait, with the given selector."""
 
     def __init__(self, selector: Any) -> None:
         super().__init__()
@@ -298,16 +297,16 @@ class ClockKernel(FakeKernel):
 
 
 class Recorder:
-    """The callbacks of one stream: they note what happened, check it, and then do what a law wants done in them."""
+    """The callbacks of one stream. Each records and checks the event, then performs the action of the law."""
 
     def __init__(self, world: World, prefix: bytes = b'') -> None:
         self.world = world
         self.conn: Any = None
         self.names: list[str] = []
         self.received = bytearray()
-        self.prefix = prefix  # what the kind itself had to send first
+        self.prefix = prefix  # bytes that the kind itself had to send first
         self.written: list[Any] = []
-        self.exc: Any = None  # of on_close
+        self.exc: Any = None  # passed to on_close
         self.errors: list[BaseException] = []
         self.left = -1  # `buffered` in on_close
         self.does: dict[str, Any] = {}
@@ -331,7 +330,7 @@ class Recorder:
         if 'close' in self.names:
             problems.append(f'{name} was called after on_close')
         if name == 'connect' and self.names:
-            problems.append(f'on_connect came after {self.names}')
+            problems.append(f'on_connect was called after {self.names}')
         self.names.append(name)
         if len(self.names) < 100 or name == 'close':
             self.check(name, conn)
@@ -340,7 +339,7 @@ class Recorder:
             act(conn, *details)
 
     def check(self, name: str, conn: Any) -> None:
-        """The callback came on a fresh stack, and every question about the stream has an answer."""
+        """Check that the callback has a fresh stack and that no attribute of the stream raises."""
         problems = self.world.problems
         depth, frame = 0, inspect.currentframe()
         frame = frame.f_back.f_back.f_back  # type: ignore[union-attr]
@@ -354,7 +353,7 @@ class Recorder:
         try:
             repr(conn), conn.peername, conn.sockname, conn.closed, conn.buffered
         except Exception as exc:
-            problems.append(f'in {name} a question raised {exc!r}')
+            problems.append(f'in {name} an attribute raised {exc!r}')
 
     def on_connect(self, conn: Any) -> None:
         self.note('connect', conn)
@@ -395,13 +394,13 @@ class Recorder:
 
 
 class World:
-    """One reactor, the streams of a law, and their peers. What is left at its end, or went wrong meanwhile, fails."""
+    """One reactor, the streams of a law, and their peers. Problems and leaks fail the test at its end."""
 
     def __init__(self, contexts: Any, selector: str = 'default', debug: bool = False, fake_clock: bool = False) -> None:
         made = SELECTORS[selector]
         kernel = ClockKernel(made) if fake_clock else None
         self.kernel: Any = kernel
-        self.contexts = contexts  # of TLS: for a server, for a client
+        self.contexts = contexts  # TLS contexts: for a server, for a client
         self.descriptors = descriptors()
         self.uncaught: list[BaseException] = []
         self.r = Reactor(None if fake_clock else made(), kernel=kernel, debug=debug, catch_errors=self.caught)
@@ -424,10 +423,10 @@ class World:
             self.turn()
 
     def until(self, predicate: Any, step: Any = None, patience: int = 1000) -> None:
-        """Run turns, with a step of the peer after each, until something holds. Waits only when nothing else happens.
+        """Run turns, with a step of the peer after each, until `predicate()` is true. Waits only when nothing happens.
 
-        Fails after `patience` turns of a millisecond in which nothing happened, however busy the machine is, and after
-        MOST_TURNS of any kind: then something is reported again and again.
+        Fails after `patience` turns of a millisecond in which nothing happened, so a busy machine does not matter. Also
+        fails after MOST_TURNS turns: then an event is reported again and again.
         """
         counters, last = self.r.counters, self.r.counters.loop_count + MOST_TURNS
         while not predicate():
@@ -444,9 +443,9 @@ class World:
                 self.turn(0.001)
 
     def quiet(self, count: int = 20) -> None:
-        """The selector reports nothing in `count` turns, but what the network had under way: a spin fails this."""
+        """Check that the selector reports nothing in `count` turns, except bytes that were under way. A spin fails."""
         counters = self.r.counters
-        for _ in range(2000):  # where each byte that is still to be read costs a turn
+        for _ in range(2000):  # in case each unread byte costs a turn
             before = counters.events
             self.turns(3)
             if counters.events == before:
@@ -457,7 +456,7 @@ class World:
         assert reported <= 2, f'{reported} events in {count} turns in which nothing can be done'
 
     def end(self) -> None:
-        """Close everything; each stream has ended once, nothing of it is left, and nobody holds it."""
+        """Close everything, and check that each stream ended once, left nothing and is not referenced any more."""
         try:
             for recorder in self.recorders:
                 recorder.does.clear()
@@ -510,9 +509,8 @@ def descriptors() -> int:
 class Kind:
     """A kind of stream.
 
-    call      the method of `Reactor` that makes it: its keywords are what the kind can be given
-    cannot    what it cannot do, and why: 'read', 'write', 'half-close', 'reset', 'names', ...
-    family    of its sockets; `tls`: it is over TLS
+    `call` is the method of `Reactor` that makes it. `cannot` maps what it cannot do ('read', 'write', 'half-close',
+    'reset', 'names', ...) to the reason. `family` is that of its sockets, and `tls` is true over TLS.
     """
 
     call = ''
@@ -527,19 +525,19 @@ class Kind:
         if not self.tls:
             self.cannot['tls'] = 'it is not over TLS'
         else:
-            self.cannot['count'] = 'buffered counts ciphertext, of which only OpenSSL knows how much there is'
+            self.cannot['count'] = 'buffered counts ciphertext, whose length only OpenSSL knows'
         if self.family not in (socket.AF_INET, socket.AF_INET6) and 'names' not in self.cannot:
-            self.cannot['names'] = 'its addresses are not those of IP'
+            self.cannot['names'] = 'its addresses are not IP addresses'
 
     def __repr__(self) -> str:
         return self.name
 
     def open(self, world: World, recorder: Recorder, callbacks: dict[str, Any], options: dict[str, Any]) -> Peer:
-        """Open one; `recorder.conn` is ours then."""
+        """Open one: sets `recorder.conn` and returns its peer."""
         raise NotImplementedError
 
     def options(self) -> list[str]:
-        """Every keyword that the call takes for its streams, callbacks aside."""
+        """Every keyword argument of the call for its streams, except callbacks."""
         found = options_of(getattr(Reactor, self.call))
         return [name for name in found if not name.startswith('on_') and name not in self.refused()]
 
@@ -548,21 +546,21 @@ class Kind:
         return {}
 
     def peer(self, world: World, sock: Any, server_side: bool) -> Peer:
-        """The other end on a connected socket."""
+        """Return the peer for a connected socket."""
         if not self.tls:
             return Peer(world, sock)
         return TLSPeer(world, sock, world.contexts[0 if server_side else 1], server_side)
 
 
 class Accepted(Kind):
-    """What a listener accepts."""
+    """A connection that a listener accepts."""
 
     def __init__(self, name: str, family: int, tls: bool = False, host: str | None = None, first: str = '') -> None:
         self.family, self.tls, self.host, self.first = family, tls, host, first
         self.call = 'listen_unix' if family == socket.AF_UNIX else 'listen_tcp'
         self.prefix = b'!' if first == 'deferred' else b''
         super().__init__(name)
-        self.cannot['connect'] = 'it is accepted: there is nothing before it is open'
+        self.cannot['connect'] = 'it is accepted, so it is open from the start'
         if first == 'proxied':
             self.cannot['names'] = 'its peer is the client that the PROXY header names'
 
@@ -625,7 +623,7 @@ class Connected(Kind):
         super().__init__(name)
 
     def begin(self, world: World, callbacks: dict[str, Any], options: dict[str, Any]) -> tuple[Any, Any]:
-        """A stream that connects, and the listening socket of the peer."""
+        """Start to connect a stream; returns it and the listening socket of the peer."""
         server = socket.socket(self.family)
         if self.tls:
             options = {'ssl': world.contexts[1], 'server_hostname': 'localhost', **options}
@@ -654,7 +652,7 @@ class Connected(Kind):
 
 
 class Adopted(Kind):
-    """What is adopted, and over TLS begins it then."""
+    """An adopted connection, which starts TLS after the adoption."""
 
     call = 'adopt'
 
@@ -692,7 +690,7 @@ class Adopted(Kind):
 
 
 class Child(Kind):
-    """A pipe of a child, whose other end we take from it before we end it."""
+    """A pipe of a child process; the peer gets a copy of its other end before the child is ended."""
 
     call = 'spawn'
 
@@ -700,15 +698,15 @@ class Child(Kind):
         self.stdio = ('stdin', 'stdout', 'stderr').index(name)
         super().__init__(f'child-{name}')
         if name == 'stdin':
-            self.cannot['read'] = 'a child reads from it; what a child writes comes from its stdout'
-            self.cannot['reset'] = 'a pipe has no reset: the child that stops reading is an end, or EPIPE'
+            self.cannot['read'] = 'a child reads from it; the output of a child arrives from its stdout'
+            self.cannot['reset'] = 'a pipe has no reset: a child that stops reading is an end, or EPIPE'
         else:
             self.cannot['write'] = 'a child writes to it'
             self.cannot['reset'] = 'a pipe has no reset: a child that is gone has ended its output'
         self.cannot['both'] = self.cannot['half-close'] = 'a pipe goes one way'
-        self.cannot['connect'] = self.cannot['on_connect'] = 'a child has its pipes from the beginning'
+        self.cannot['connect'] = self.cannot['on_connect'] = 'a child has its pipes from the start'
         self.cannot['names'] = 'a pipe has no address: it says which child it belongs to'
-        self.cannot['socket'] = 'by its descriptor alone nothing tells a pipe from what gets its number'
+        self.cannot['socket'] = 'a pipe cannot be distinguished from a later file with the same descriptor number'
 
     def open(self, world: World, recorder: Recorder, callbacks: dict[str, Any], options: dict[str, Any]) -> Peer:
         name = ('stdin', 'stdout', 'stderr')[self.stdio]
@@ -721,7 +719,7 @@ class Child(Kind):
         fd = os.open(f'/proc/{process.pid}/fd/{self.stdio}', way | os.O_NONBLOCK)
         peer = Peer(world, Pipe(fd))
         process.kill()
-        while not ended:  # in real time, whatever the clock of the loop says
+        while not ended:  # in real time, whatever the loop's clock shows
             time.sleep(0.0005)
             world.turn(0 if world.kernel is None else 0.001)
         return peer
@@ -764,9 +762,9 @@ KINDS: tuple[Kind, ...] = (
     Child('stderr'),
 )
 
-# -- the options, each with values at its limits. A new option fails a test until it has values here.
+# -- the options, each with values at its limits; a new option fails a test until it has values here
 
-FAR = 1e15  # seconds: the longest that the reactor counts
+FAR = 1e15  # seconds: the longest time that the reactor counts
 VALUES: dict[str, list[dict[str, Any]]] = {
     'read_size': [{'read_size': 1}, {'read_size': 100}, {'read_size': 1 << 20}],
     'high_water': [{'high_water': 0}, {'high_water': 1}, {'high_water': 1 << 40}],
@@ -796,7 +794,7 @@ VALUES: dict[str, list[dict[str, Any]]] = {
 
 
 def settings_of(kind: Kind) -> list[dict[str, Any]]:
-    """Every option of a kind with each of its values: first one of each option, then the others."""
+    """Every option of a kind with each of its values: the first value of each option, then the others."""
     local = {'local_address': ('127.0.0.1' if kind.family == INET else '::1', 0)}
     own = {'family': {'family': kind.family}, 'local_address': local}
     names = [name for name in kind.options() if name != 'mode']  # kinds have no files; see `test_a_mode_is_applied`
@@ -806,7 +804,7 @@ def settings_of(kind: Kind) -> list[dict[str, Any]]:
 
 
 def called(options: dict[str, Any]) -> dict[str, Any]:
-    """The options of one run: what is an object is made for it."""
+    """Return the options of one run, with new objects where the value is an object."""
     return {name: value() if name == 'limits' else value for name, value in options.items()}
 
 
@@ -814,7 +812,7 @@ def called(options: dict[str, Any]) -> dict[str, Any]:
 
 
 class DatagramRecorder(Recorder):
-    """The same for a socket of datagrams."""
+    """The callbacks of one datagram socket, like `Recorder`."""
 
     def __init__(self, world: World) -> None:
         super().__init__(world)
@@ -840,24 +838,24 @@ class DatagramRecorder(Recorder):
 
 
 class DatagramKind:
-    """A kind of datagram socket; `target` is what `send` is given as the address of the peer."""
+    """A kind of datagram socket; `target` is the peer's address for `send`."""
 
     def __init__(self, name: str, call: str, family: int, host: str | None = None, given: str = '') -> None:
         self.name, self.call, self.family, self.host, self.given = name, call, family, host, given
         self.cannot: dict[str, str] = {}
         self.connected = call == 'connect_udp' or given == 'connected'
         if family != UNIX:
-            self.cannot['full'] = 'what UDP has no room for is dropped on its way, and never waits'
+            self.cannot['full'] = 'a UDP datagram without room is dropped on its way and never waits'
             if not self.connected:
-                self.cannot['refusal'] = 'the kernel reports it to connected sockets alone'
+                self.cannot['refusal'] = 'the kernel reports it only to connected sockets'
         else:
-            self.cannot['longest'] = 'a Unix datagram has no length that we know of'
+            self.cannot['longest'] = 'a Unix datagram has no known maximum length'
 
     def __repr__(self) -> str:
         return self.name
 
     def options(self) -> list[str]:
-        """Every keyword that the call takes, callbacks aside."""
+        """Every keyword argument of the call, except callbacks."""
         found = options_of(getattr(Reactor, self.call))
         return [name for name in found if not name.startswith('on_') and name != 'sock']
 
@@ -898,11 +896,11 @@ VALUES['max_queued'] = [{'max_queued': 1 << 40}, {'max_queued': 1}]
 VALUES['broadcast'] = [{'broadcast': True}]
 
 
-# -- descriptors that are watched
+# -- watched descriptors
 
 
 def watched_kinds(folder: str) -> dict[str, Any]:
-    """How each kind of descriptor is made for `watch_fd`: (ours, the other end)."""
+    """Map each kind of descriptor for `watch_fd` to a function that makes one: (ours, the other end)."""
     fifo = os.path.join(folder, 'fifo')
     if not os.path.exists(fifo):
         os.mkfifo(fifo)

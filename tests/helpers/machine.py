@@ -1,4 +1,4 @@
-"""Who uses the machine: tests share it, and a test that is marked `alone` has it to itself."""
+"""Locks for the machine: tests share it, and a test marked `alone` has it to itself."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ try:
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
-HELD = 'REACTOR_TESTS_MACHINE'  # in the environment of what a test starts: the folder in which the test has its place
+HELD = 'REACTOR_TESTS_MACHINE'  # in the environment of a test's child processes: the folder whose lock the test holds
 CHECKOUT = Path(__file__).resolve().parents[2]
 
 
 @contextmanager
 def machine(alone: bool, folder: Path = CHECKOUT) -> Iterator[None]:
-    """Share the machine with the other tests of this checkout, or have it alone, whatever processes run them.
+    """Share the machine with the other tests of this checkout, or have it alone, across all processes.
 
-    Both files are locked and never written. The first is the queue: a test that wants to be alone keeps its place there
-    until the tests before it have ended, and so no later test begins. A pytest that a test starts has its parent's
-    place: in the queue it would wait for a test that waits for its parent.
+    Both files are locked and never written. The first is the queue: a test that wants to be alone holds it until the
+    tests before it have ended, so no later test begins. A pytest that is started by a test takes no lock: in the queue
+    it would wait for a test that waits for its parent.
     """
     if fcntl is None or os.environ.get(HELD) == str(folder):
         yield
@@ -37,4 +37,4 @@ def machine(alone: bool, folder: Path = CHECKOUT) -> Iterator[None]:
             yield
         finally:
             os.environ[HELD] = before
-            fcntl.flock(taken, fcntl.LOCK_UN)  # a forked child may have it open, so closing does not unlock it
+            fcntl.flock(taken, fcntl.LOCK_UN)  # a forked child may have the file open, so closing does not unlock it

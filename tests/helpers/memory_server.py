@@ -1,6 +1,6 @@
-"""A server for `test_memory.py`: what each kind of connection carries, asked for from outside: `memory_server.py KIND`.
+"""A server for `test_memory.py`, which measures the memory of each kind of connection: `memory_server.py KIND`.
 
-`?` is answered with a mebibyte, and a mebibyte with `!`. Commands come as lines on stdin. Each is answered by a line.
+The server answers `?` with a mebibyte, and a mebibyte with `!`. Commands arrive as lines on stdin; the reply is a line.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Server:
             print('carried', flush=True)
 
     def do_open(self, count: str) -> Any:
-        """Open so many UDP sockets, or children; returns the ports."""
+        """Open `count` UDP sockets; returns their ports."""
         sockets = [self.r.bind_udp('127.0.0.1', 0, self.on_datagram) for _ in range(int(count))]
         self.opened += sockets
         return ' '.join(str(sock.address[1]) for sock in sockets)
@@ -61,7 +61,7 @@ class Server:
         return 'ok'
 
     def do_carry(self, number: str) -> None:
-        """Send a mebibyte through a child; it is told when all of it is back."""
+        """Send a mebibyte through a child; prints 'carried' when all of it is back."""
         self.received = 0
         self.opened[int(number)].stdin.write(bytes(SIZE))
 

@@ -1,4 +1,4 @@
-"""What the models share: how many examples they get, stack depths, and what framings mean."""
+"""Shared parts of the models: numbers of examples, stack depths, and models of the framings."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from hypothesis.stateful import RuleBasedStateMachine
 
 
 def case_of(machine: Any, share: float = 1) -> Any:
-    """The test of a state machine, with so many times the examples of the profile: steps cost more or less."""
+    """Return the test case of a state machine; `share` scales the profile's number of examples."""
     default = settings.default
     assert default is not None
     machine.TestCase.settings = settings(default, max_examples=max(1, int(default.max_examples * share)))
-    return pytest.mark.timeout(600)(machine.TestCase)  # much to compute
+    return pytest.mark.timeout(600)(machine.TestCase)  # slow: many examples
 
 
 class Machine(RuleBasedStateMachine):
     """A state machine whose callbacks may fail an assertion: the loop catches it, and the next `turns` raises it.
 
-    Give `caught` to the reactor as `catch_errors` and `on_error`. `Raised` is what callbacks raise on purpose.
+    Pass `caught` to the reactor as `catch_errors` and `on_error`. `Raised` is raised by callbacks on purpose.
     """
 
     failure: BaseException | None = None
-    acts = 0  # to be raised by whatever the user or the world does, in callbacks too
-    calm = 0  # turns since then
+    acts = 0  # increased by every action of the user or the world, also in callbacks
+    calm = 0  # turns since the last action
 
     def caught(self, *args: Any) -> None:
         exc = next(arg for arg in args if isinstance(arg, Exception))
@@ -34,7 +34,7 @@ class Machine(RuleBasedStateMachine):
             self.failure = self.failure or exc
 
     def turns(self, r: Any, count: int = 1) -> None:
-        """Run so many turns without waiting."""
+        """Run `count` turns without waiting."""
         for _ in range(count):
             before = self.acts
             r.run_once(0)
@@ -43,13 +43,13 @@ class Machine(RuleBasedStateMachine):
             raise self.failure
 
     def acted(self) -> None:
-        """Something was done."""
+        """Record that there was an action."""
         self.acts += 1
         self.calm = 0
 
     @property
     def settled(self) -> bool:
-        """Whether all that follows from what was done has had its turns: events, then two rounds of completions."""
+        """Whether every consequence of the last action has happened: events, then two rounds of completions."""
         return self.calm >= 3
 
 
@@ -58,14 +58,14 @@ class Raised(Exception):
 
 
 def depth() -> int:
-    """How many frames are below the caller's."""
+    """Count the frames below the caller's."""
     frame, count = sys._getframe(1), 0
     while frame.f_back is not None:
         frame, count = frame.f_back, count + 1
     return count
 
 
-# -- framings: what the whole input means, read in one go. (the messages, whether the next one is too long)
+# -- models of the framings, over the whole input: (the messages, whether the next one is too long)
 
 
 def model_lines(data: bytes, limit: int):

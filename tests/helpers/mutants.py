@@ -1,8 +1,8 @@
-"""Planted bugs: changes of the real code, each of which breaks a promise, for the simulation to find.
+"""Planted bugs: changes of the package, each of which breaks a promise, for the simulation to find.
 
-Owns the list, and the planting of one of them into a copy of the package. Knows nothing of how they are found. The
-rules: a mutant changes one place outside of `reactor/testing`, whose text has to be there exactly once; and it breaks
-a law, so no run that meets the place may go well.
+Here are the list and the function that plants one of them into a copy of the package. A mutant changes one place
+outside of `reactor/testing`, and its anchor text must occur there exactly once. It breaks a law, so a run that reaches
+the place must fail.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ PACKAGE = Path(__file__).resolve().parents[2] / 'reactor'
 class Mutant(NamedTuple):
     """A change of one place.
 
-    name         what the planted bug does
-    file         of the package
+    name         a description of the bug
+    file         the path within the package
     anchor       the text that is replaced
-    replacement  by which
-    law          what is broken by it
-    seed         one that found it when it took many; tried before all others
-    manner       of the system that all seeds run on, where others do not show it; '': each seed's own
+    replacement  the new text
+    law          the promise that the bug breaks
+    seed         a seed that finds the bug, for rare ones; tried before all others
+    manner       the simulated system for all seeds, if the bug shows on one system only; '': each seed's own
     """
 
     name: str
@@ -36,7 +36,7 @@ class Mutant(NamedTuple):
 
 
 def copy_package(folder: Path, mutant: Mutant | None) -> Path:
-    """A copy of the package in `folder`, with this bug planted; ValueError when there is not the one place for it."""
+    """Copy the package to `folder`, with this bug planted; raises ValueError unless the anchor occurs once."""
     shutil.copytree(PACKAGE, folder / PACKAGE.name, ignore=shutil.ignore_patterns('__pycache__'))
     if mutant is not None:
         (folder / PACKAGE.name / mutant.file).write_text(plant(mutant))
@@ -59,7 +59,7 @@ def plant(mutant: Mutant) -> str:
 MUTANTS = (
     # -- the turn
     Mutant(
-        'a stale read event is told',
+        'a stale read event is reported',
         'loop/loop.py',
         'if mask & watcher.events & READ:',
         'if mask & READ:',
@@ -67,7 +67,7 @@ MUTANTS = (
         36,
     ),
     Mutant(
-        'a stale write event is told',
+        'a stale write event is reported',
         'loop/loop.py',
         'if mask & WRITE and watcher.events & WRITE:',
         'if mask & WRITE:',
@@ -80,14 +80,14 @@ MUTANTS = (
         'loop/loop.py',
         'if deadline is None:\n                    continue',
         'if deadline is None:\n                    deadline = now',
-        '1: what was cancelled is never heard of',
+        '1: a cancelled call is never reported',
     ),
     Mutant(
         'the loop sleeps on completions',
         'loop/loop.py',
         'if self._soon or self.completions or (self.timers.due',
         'if self._soon or (self.timers.due',
-        '1: what has happened is told',
+        '1: everything that has happened is reported',
         21,
     ),
     Mutant(
@@ -115,7 +115,7 @@ MUTANTS = (
         8,
     ),
     Mutant(
-        'what an interrupt left over comes after the next events',
+        'calls left over by an interrupt run after the next events',
         'loop/loop.py',
         'self._run_completions(len(self.completions))\n            limit = 0',
         'limit = 0',
@@ -184,7 +184,7 @@ MUTANTS = (
         'run() ends when nothing is left',
     ),
     Mutant(
-        'a missed beat is made up for',
+        'a missed beat is repeated',
         'loop/timers.py',
         'beats = (now - deadline) // self.delay + 1',
         'beats = 1',
@@ -192,7 +192,7 @@ MUTANTS = (
         62,
     ),
     Mutant(
-        'deadlines that nobody has are dropped, and the heap is none any more',
+        'dropping unused deadlines leaves a list that is not a heap',
         'loop/timers.py',
         '            heap[:] = at\n            heapify(heap)\n',
         '            heap[:] = reversed(at)\n',
@@ -201,18 +201,18 @@ MUTANTS = (
         'epoll',
     ),
     Mutant(
-        'a second of time limits is looked at before it has come',
+        'the time limits of a second are checked before it has come',
         'loop/buckets.py',
         'second = ceil(when)',
         'second = int(when)',
         '7: no spin',
     ),
     Mutant(
-        'who has ended is still looked at',
+        'a connection that has ended is still checked for time limits',
         'loop/buckets.py',
         'if bucket is not None and member in bucket:',
         'if bucket is not None and member not in bucket:',
-        '9: nothing holds what has ended',
+        '9: nothing holds an ended connection',
     ),
     Mutant(
         'an earlier time limit waits for a later one',
@@ -223,7 +223,7 @@ MUTANTS = (
     ),
     # -- watchers
     Mutant(
-        'what is closed stays registered',
+        'a closed handle stays registered',
         'loop/watcher.py',
         '                self.selector.unregister(handle.fileno())\n            except (KeyError, ValueError):\n'
         '                self._unregister_lost',
@@ -231,14 +231,14 @@ MUTANTS = (
         '4: a descriptor number is not an identity',
     ),
     Mutant(
-        'what is closed still wants events',
+        'a closed handle still wants events',
         'loop/watcher.py',
         '        handle.events = 0\n        if handle in self._unreferenced',
         '        if handle in self._unreferenced',
         '1: nothing fires after the end',
     ),
     Mutant(
-        'who wants nothing stays registered',
+        'a handle that wants nothing stays registered',
         'loop/watcher.py',
         '                self._parked[handle] = None\n                self.selector.unregister(fd)\n',
         '                self.selector.modify(fd, 0, handle)\n',
@@ -254,40 +254,40 @@ MUTANTS = (
         '7: no spin, and calls of threads are made',
     ),
     Mutant(
-        'the doorbell brings one call',
+        'a wakeup runs one call only',
         'loop/wakeup.py',
         'for _ in range(len(calls)):',
         'if calls:',
         'calls of threads are made',
     ),
     Mutant(
-        'of two signals at once one is lost',
+        'one of two simultaneous signals is lost',
         'loop/signals.py',
         '# first, because memory may run out\n                raised[signum] = 0',
         '# first: it may find no memory\n                raised[:] = bytes(NSIG)',
-        'a signal that arrives is heard',
+        'every signal that arrives is handled',
         16,
     ),
     Mutant(
-        'the handler from before is not put back',
+        'the previous handler is not restored',
         'loop/claims.py',
         '        if self._kernel.getsignal(self.signum) is self:\n            self._restore()\n',
         '',
-        'the handler from before is restored',
+        'the previous handler is restored',
     ),
     Mutant(
         'a loop that has run keeps the wakeup descriptor',
         'loop/signals.py',
         '            self._release_unneeded(False)\n',
         '',
-        'what was changed in the process is put back',
+        'changes to the process are undone',
     ),
     Mutant(
-        'a cancelled call in a thread is answered',
+        'a cancelled call in a thread is reported',
         'loop/threads.py',
         'self.fn = self.on_done = None',
         'self.fn = None',
-        '1: what was cancelled is never heard of',
+        '1: a cancelled call is never reported',
         181,
     ),
     Mutant(
@@ -295,7 +295,7 @@ MUTANTS = (
         'loop/threads.py',
         '        on_done = self.on_done\n        self.close()\n',
         '        on_done = self.on_done\n',
-        '8: an exception leaves no half a state',
+        '8: an exception leaves no half-changed state',
         148,
         'select',
     ),
@@ -316,14 +316,14 @@ MUTANTS = (
     ),
     # -- streams: writing
     Mutant(
-        'on_written is told inside write',
+        'on_written is called inside write',
         'net/sending.py',
         '                loop.completions.append((self, on_written, args))\n        except',
         '                on_written(self, *args)\n        except',
         '2: no callback inside a call',
     ),
     Mutant(
-        'a write overtakes what waits',
+        'a write overtakes queued bytes',
         'net/sending.py',
         'if self.writer is not None or type(data) is not bytes or not data:',
         'if not self.state.takes_writes or type(data) is not bytes or not data:',
@@ -345,21 +345,21 @@ MUTANTS = (
         38,
     ),
     Mutant(
-        'what was written before connected waits for the next write',
+        'bytes written before the connection is open wait for the next write',
         'net/stream.py',
         '| (0 if self.writer is None else WRITE)',
         '| 0',
-        '1: what was written is sent',
+        '1: written bytes are sent',
     ),
     Mutant(
         'on_drain is lost when it falls to the mark itself',
         'net/sending.py',
         'if writer.full and writer.buffered <= self.options.low_water:',
         'if writer.full and writer.buffered < self.options.low_water:',
-        'after False comes on_drain',
+        'after False on_drain is called',
     ),
     Mutant(
-        'room is looked for though nothing waits',
+        'writability is watched though nothing is queued',
         'net/sending.py',
         '        if self.writer is None:\n            self.loop.watchers.set_events(self, self.events & ~WRITE)',
         '        if self.writer is SHUT:\n            self.loop.watchers.set_events(self, self.events & ~WRITE)',
@@ -383,23 +383,23 @@ MUTANTS = (
         24,
     ),
     Mutant(
-        'what was received before sending failed is dropped',
+        'data received before sending failed is dropped',
         'net/ending.py',
         'self.loop.completions.append((self, type(self).handle_last_reads, ()))',
         'self.loop.completions.append((self, type(self).handle_last_reads, (0,)))',
-        'what was received is delivered',
+        'received data is delivered',
         70,
         'poll',
     ),
     Mutant(
-        'why sending failed is not told',
+        'the error of a failed send is not reported',
         'net/ending.py',
         'exc = ending.exc  # type',
         'exc = None  # type',
-        '1: on_close tells why',
+        '1: on_close is called with the error',
     ),
     Mutant(
-        'write says that it waits when it is below the mark',
+        'write returns False below the high-water mark',
         'net/sending.py',
         'self._wait(writer)\n        return not writer.full',
         'self._wait(writer)\n        return False',
@@ -407,7 +407,7 @@ MUTANTS = (
     ),
     # -- streams: ending
     Mutant(
-        'the end of the peer is lost',
+        'the EOF of the peer is lost',
         'net/stream.py',
         '        if not data:\n            self.handle_end()\n            return\n',
         '        if not data:\n            self.pause_reading()\n            return\n',
@@ -418,38 +418,38 @@ MUTANTS = (
         'net/sending.py',
         'if self.state.ends_when_sent:',
         'if self.state.closed:',
-        'the end comes behind the last byte',
+        'EOF is sent after the last byte',
         8,
     ),
     Mutant(
-        'that the peer has ended is forgotten',
+        'the EOF of the peer is forgotten',
         'net/ending.py',
         'self.state = HALF if state is OPEN else HALF_ENDING',
         'self.state = state',
         '1: when both sides have ended the connection ends',
     ),
     Mutant(
-        'the end of the peer drops what waits for it',
+        'the EOF of the peer drops queued bytes',
         'net/ending.py',
         'elif self.buffered:\n            self.begin_closing',
         'elif state.closed:\n            self.begin_closing',
-        'what was written is sent',
+        'written bytes are sent',
         120,
     ),
     Mutant(
-        'close drops what waits',
+        'close drops queued bytes',
         'net/ending.py',
         '        if self.buffered:\n'
         '            self.loop.watchers.set_events(self, WRITE)\n'
         '        else:\n'
         '            self.shut_down()',
         '        self.shut_down()',
-        'close sends what waits',
+        'close sends queued bytes',
     ),
     Mutant(
         'on_data after close',
         'net/ending.py',
-        '        self.on_data = None  # what still comes is read and dropped\n',
+        '        self.on_data = None  # further input is read and dropped\n',
         '',
         '1: close stops reading',
     ),
@@ -471,11 +471,11 @@ MUTANTS = (
         '9: the timers of a closed connection are dropped',
     ),
     Mutant(
-        'the listener is not told of an end',
+        'the listener does not count an end',
         'net/ending.py',
         '                origin.handle_closed(self)\n',
         '',
-        'open_connections counts what is open',
+        'open_connections counts the open connections',
     ),
     Mutant(
         'a closed connection keeps its data',
@@ -486,36 +486,36 @@ MUTANTS = (
     ),
     # -- the writer
     Mutant(
-        'what was sent of a buffer is sent again',
+        'the sent part of a buffer is sent again',
         'net/writer.py',
         '        self._skip = sent\n',
         '        self._skip = 0\n',
         '3: each byte once',
     ),
     Mutant(
-        'what was sent of a buffer before is forgotten',
+        'the sent part of a buffer is forgotten',
         'net/writer.py',
         '        sent += self._skip\n',
         '',
         '3: each byte once',
     ),
     Mutant(
-        'a mark counts from what waits',
+        'the mark of on_written counts from the queued bytes only',
         'net/writer.py',
         'self.marks.append((queued, on_written, args))',
         'self.marks.append((queued - self._sent, on_written, args))',
-        '3: on_written when all is accepted',
+        '3: on_written when the whole write was accepted',
         29,
     ),
     Mutant(
-        'a mark is reached by what comes behind it',
+        'the mark of on_written is reached by later bytes',
         'net/writer.py',
         'while marks and marks[0][0] <= self._sent:',
         'while marks and marks[0][0] < self._sent:',
-        '3: on_written when all is accepted',
+        '3: on_written when the whole write was accepted',
     ),
     Mutant(
-        'what waits is not copied',
+        'a queued buffer is not copied',
         'net/writer.py',
         'return bytes(piece)  # type: ignore[arg-type]',
         'return piece  # type: ignore[return-value]',
@@ -531,12 +531,12 @@ MUTANTS = (
         8,
     ),
     Mutant(
-        'a listener that has paused for want of descriptors never goes on',
+        'a listener that paused for lack of descriptors never resumes',
         'net/listener.py',
         '    def _end_back_off(self) -> None:\n        if self._retry is not None:\n'
         '            self._retry.cancel()\n            self._retry = None\n',
         '    def _end_back_off(self) -> None:\n        if self._retry is not None:\n            self._retry.cancel()\n',
-        'accepting goes on when there are descriptors',
+        'accepting resumes when there are descriptors',
         8,
     ),
     Mutant(
@@ -545,7 +545,7 @@ MUTANTS = (
         '        if self._retry is not None:\n            self._retry.cancel()\n            self._retry = None\n'
         '        self.loop',
         '        self.loop',
-        '9: no timer outlives what it is for',
+        '9: no timer outlives its owner',
         34,
         'select',
     ),
@@ -558,11 +558,11 @@ MUTANTS = (
         23,
     ),
     Mutant(
-        'a full listener does not see that there is room again',
+        'a full listener does not resume when there is room again',
         'net/listener.py',
         'if not self.events:  # first',
         'if not self.events and self._retry is not None:  # first',
-        '1: who waits in the backlog is accepted',
+        '1: clients in the backlog are accepted',
         29,
     ),
     Mutant(
@@ -570,14 +570,14 @@ MUTANTS = (
         'net/listener.py',
         'wanted = not self._paused and self._retry is None and not full',
         'wanted = self._retry is None and not full',
-        'nobody is accepted while paused',
+        'no client is accepted while paused',
     ),
     Mutant(
-        'a client that has gone again keeps the others waiting',
+        'a client that is gone before it is accepted delays the others',
         'net/listener.py',
         '                continue  # this client',
         '                self.loop.watchers.set_events(self, 0)\n                return  # this client',
-        '8: what a client does hurts nobody else',
+        '8: a client does no harm to others',
         16,
     ),
     # -- connectors
@@ -593,7 +593,7 @@ MUTANTS = (
         'net/connector.py',
         'for timer in (self._timer, self._next):',
         'for timer in (self._next,):',
-        '9: no timer outlives what it is for',
+        '9: no timer outlives its owner',
     ),
     Mutant(
         'on_connect after close',
@@ -607,7 +607,7 @@ MUTANTS = (
         'net/connector.py',
         '                self._addresses.appendleft(address)\n',
         '',
-        '1: a connect ends, in the time that it was given',
+        '1: a connect ends within its timeout',
         69,
     ),
     Mutant(
@@ -618,7 +618,7 @@ MUTANTS = (
         '9: no descriptor leaks',
     ),
     Mutant(
-        'the error of a connect is not asked for',
+        'the error of a connect is not read',
         'net/connector.py',
         'error = sock.getsockopt(SOL_SOCKET, SO_ERROR)',
         'error = 0',
@@ -641,7 +641,7 @@ MUTANTS = (
         'net/datagram_sending.py',
         '            self._queued -= 1\n            self._buffered -= len(data)\n',
         '            self._queued -= 1\n',
-        '6: a queue that is empty takes what is sent',
+        '6: an empty queue accepts a datagram',
         165,
     ),
     Mutant(
@@ -661,7 +661,7 @@ MUTANTS = (
         '1: nothing after close',
     ),
     Mutant(
-        'on_send_error is told of nothing',
+        'on_send_error is called without an error',
         'net/datagram_sending.py',
         'if self._error is None:  # else one',
         'if what:  # else one',
@@ -670,22 +670,22 @@ MUTANTS = (
     ),
     # -- options and limits
     Mutant(
-        'writing nothing asks to hold back',
+        'writing nothing returns False',
         'net/options.py',
         'self.high_water: int = max(1, high_water)',
         'self.high_water: int = high_water',
-        'after False comes on_drain',
+        'after False on_drain is called',
         67,
     ),
     Mutant(
-        'changed options are those from before',
+        'changed options keep their old values',
         'net/options.py',
         '{**now, **changes}',
         '{**changes, **now}',
-        'write says False from the high-water mark on',
+        'write returns False from the high-water mark on',
     ),
     Mutant(
-        'who writes is idle',
+        'a connection that writes counts as idle',
         'net/timeouts.py',
         'max(received_at, sent_at)',
         'received_at',
@@ -693,23 +693,23 @@ MUTANTS = (
         193,
     ),
     Mutant(
-        'reading is paused, and the peer is too late',
+        'a read timeout is enforced while reading is paused',
         'net/timeouts.py',
         '(options.read_timeout, reads, ',
         '(options.read_timeout, True, ',
-        'a limit that does not apply is not over',
+        'a time limit that does not apply does not expire',
     ),
     Mutant(
-        'nothing waits, and the peer does not take it',
+        'a write timeout is enforced while nothing is queued',
         'net/timeouts.py',
         '(options.write_timeout, waits, ',
         '(options.write_timeout, True, ',
-        'a limit that does not apply is not over',
+        'a time limit that does not apply does not expire',
         26,
         'epoll',
     ),
     Mutant(
-        'as many are accepted as there are',
+        'all waiting clients are accepted in one turn',
         'net/listener.py',
         'for count in range(self._batch):',
         'for count in range(1 << 20):',
@@ -717,20 +717,20 @@ MUTANTS = (
         242,
     ),
     Mutant(
-        'closing does not look for what is unread',
+        'close does not check for unread data',
         'net/ending.py',
         'if state is OPEN and self.writer is None and self.ending is None and self.events & READ:',
         'if state is OPEN and not self.buffered:',
-        'what was written before close() arrives',
+        'data written before close() arrives',
         464,
     ),
-    # -- doors
+    # -- admission
     Mutant(
-        'what comes behind a PROXY header is taken with it',
+        'data after a PROXY header is dropped with it',
         'admission/proxied.py',
         'taken = self._receive(min(missing, len(seen)))',
         'taken = self._receive(len(seen))',
-        'not a byte is lost',
+        'no byte is lost',
         122,
     ),
     Mutant(
@@ -738,74 +738,74 @@ MUTANTS = (
         'admission/proxied.py',
         '            buffer.timer.cancel()',
         '            pass',
-        '9: what is over leaves nothing behind',
+        '9: an ended connection leaves nothing behind',
         9,
         'poll',
     ),
     Mutant(
-        'one is let in for whom there is no room',
+        'one client too many is accepted',
         'admission/limits.py',
         'len(self._clients) >= self.connections',
         'len(self._clients) > self.connections',
-        'as many as there is room for',
+        'no more clients than there is room for',
         14,
     ),
     Mutant(
-        'a client may drip as long as he likes',
+        'a client may send slowly without end',
         'admission/pace.py',
         'if answered or not stream.events & READ:',
         'if answered or stream.events & READ:',
-        'who is too slow is ended',
+        'a client that is too slow is disconnected',
         98,
     ),
     Mutant(
-        'limits are not told of an end',
+        'the limits do not count an end',
         'admission/listener.py',
         '            self.limits.handle_closed(stream)\n',
         '            pass\n',
-        '9: what is over leaves nothing behind',
+        '9: an ended connection leaves nothing behind',
         12,
     ),
     # -- drain
     Mutant(
-        'a lame duck sends away who is idle',
+        'a lame duck closes idle connections',
         'net/drain.py',
-        '(lame_duck, self._look)',
-        '(0, self._look)',
-        'nobody is closed during the lame duck',
+        '(lame_duck, self._check)',
+        '(0, self._check)',
+        'no connection is closed during the lame duck',
         383,
     ),
     Mutant(
-        'who waits in the queue is refused',
+        'clients in the accept queue are refused',
         'net/drain.py',
         'if handle.accept_queue_empty():',
         'if handle.sock:',
-        'nothing that was accepted is lost',
+        'no accepted request is lost',
         431,
     ),
     Mutant(
-        'who is busy is closed',
+        'a busy connection is closed',
         'net/drain.py',
         'if handle in busy and not handle.closed:',
         'if handle is None:',
-        'nothing that was accepted is lost',
+        'no accepted request is lost',
         63,
         'poll',
     ),
     Mutant(
-        'who was just let in is closed',
+        'a connection that was just accepted is closed',
         'net/drain.py',
         'return now - since >= min(patience, (self._deadline - since) / 2)',
         'return True',
-        'nothing that was accepted is lost',
+        'no accepted request is lost',
         95,
     ),
     Mutant(
-        'a request that nobody has read is closed',
+        'a connection with an unread request is closed',
         'net/drain.py',
         'elif handle.unread or handle in suspended:',
         'elif self._loop is None:',
-        'nothing that was accepted is lost',
+        'no accepted request is lost',
         63,
         'poll',
     ),
@@ -819,7 +819,7 @@ MUTANTS = (
         'epoll',
     ),
     Mutant(
-        'an answer is owed to who is gone',
+        'an ended connection still counts as busy',
         'net/ending.py',
         '                    streams.busy.discard(self)\n',
         '                    pass\n',
@@ -828,16 +828,16 @@ MUTANTS = (
     ),
     # -- other platforms
     Mutant(
-        'a connect that has begun on Windows has failed',
+        'a connect in progress counts as failed on Windows',
         'net/connector.py',
         'if error in self._kernel.connecting:',
         'if error in (errno.EINPROGRESS, errno.EALREADY):',
-        '1: what the world decides is told when it is decided',
+        '1: the result of a connect is reported when it is known',
         1,
         'windows',
     ),
     Mutant(
-        'a connect that has begun on Windows is not watched',
+        'a connect in progress is not watched on Windows',
         'net/connector.py',
         'if error in self.loop.kernel.connecting:',
         'if error in (errno.EINPROGRESS, errno.EALREADY):',
@@ -846,7 +846,7 @@ MUTANTS = (
         'windows',
     ),
     Mutant(
-        'a wait that seems short by a step of the clock is taken for a blind poll',
+        'a wait that seems short by a clock step is taken for a blind poll',
         'loop/loop.py',
         'self._turn_began + self.kernel.clock_step >= timeout',
         'self._turn_began >= timeout',
@@ -855,7 +855,7 @@ MUTANTS = (
         'windows',
     ),
     Mutant(
-        'an abort has the form that Linux wants',
+        'abort uses the linger option of Linux everywhere',
         'net/ending.py',
         'SO_LINGER, self.loop.kernel.reset_on_close',
         "SO_LINGER, b'\\1\\0\\0\\0\\0\\0\\0\\0'",
@@ -864,16 +864,16 @@ MUTANTS = (
         'windows',
     ),
     Mutant(
-        'an ICMP message ends the UDP socket that serves all',
+        'an ICMP message ends a UDP server socket',
         'net/datagram_sending.py',
         'if exc.errno in LOST_ERRORS:',
         'if exc.errno in LOST_ERRORS or exc.errno == errno.ECONNRESET:',
-        'what fails is one datagram, never the socket',
+        'an error fails one datagram, never the socket',
         25,
         'windows',
     ),
     Mutant(
-        'the limit of select on Windows is taken for one of numbers',
+        'the limit of select on Windows is taken for a limit of descriptor numbers',
         'loop/watcher.py',
         'not self._has_room(fd):',
         'not (self._has_room(fd) and fd < 512):',
@@ -882,7 +882,7 @@ MUTANTS = (
         'windows',
     ),
     Mutant(
-        'an abort of what is over raises where options cannot be set any more',
+        'an abort raises where the options of an ended socket cannot be set',
         'net/ending.py',
         '            except OSError:\n                pass  # then it is no longer connected, and there',
         '            except ConnectionError:\n                pass  # then it is no longer connected, and there',
@@ -891,7 +891,7 @@ MUTANTS = (
         'kqueue',
     ),
     Mutant(
-        'what is accepted is taken to have the options of its listener',
+        'accepted sockets are assumed to inherit the options of the listener',
         'net/listener.py',
         'if not self._options_inherited:',
         'if self._closed:',
@@ -899,7 +899,7 @@ MUTANTS = (
         1,
         'kqueue',
     ),
-    # -- in one turn: what was done to a handle by the callback of another, before its own event was dispatched
+    # -- in one turn: a callback changes another handle before that handle's own event is dispatched
     Mutant(
         'pausing is ignored when a write has failed',
         'net/stream.py',
@@ -910,10 +910,10 @@ MUTANTS = (
         'select',
     ),
     Mutant(
-        'after close() of a connection that had failed a write is taken',
+        'a write is accepted after close() of a failed connection',
         'net/ending.py',
-        'what was received before is no longer wanted\n        self.refuse_writes()\n',
-        'what was received before is no longer wanted\n            return\n        self.refuse_writes()\n',
+        'bytes received before are no longer wanted\n        self.refuse_writes()\n',
+        'bytes received before are no longer wanted\n            return\n        self.refuse_writes()\n',
         'a write after close() raises',
         36,
     ),
@@ -934,7 +934,7 @@ MUTANTS = (
         44,
     ),
     Mutant(
-        'a connection that was closed in the turn in which it was made is open',
+        'a connection that was closed in the turn of its connect is open',
         'net/connector.py',
         '    if stream.state is CONNECTING:\n        stream.origin = ESTABLISHED\n',
         '    if stream.origin is not ESTABLISHED:\n        stream.origin = ESTABLISHED\n',
@@ -958,25 +958,25 @@ MUTANTS = (
         12,
     ),
     Mutant(
-        'a look-up is answered after close()',
+        'a lookup is answered after close()',
         'net/resolver.py',
         'self.on_done = self._timer = self._call = None',
         'self._timer = self._call = None',
-        '1: what was cancelled is never heard of',
+        '1: a cancelled call is never reported',
         4,
     ),
     Mutant(
         'an accepted connection that was closed before on_connect is open',
         'net/stream.py',
-        '        if self.closed:  # over TLS it may have failed since: then `on_close` alone is called\n',
+        '        if self.closed:  # over TLS it may have failed by now, and then only `on_close` is called\n',
         '        if self.tls is not None and self.closed:\n',
         '1: nothing fires after the end',
         212,
         'epoll',
     ),
-    # -- what an oracle that repeats a condition of the code cannot see
+    # -- bugs that an oracle which repeats a condition of the code cannot see
     Mutant(
-        'on_drain comes though no write has returned False',
+        'on_drain is called though no write has returned False',
         'net/sending.py',
         'if writer.full and writer.buffered <= self.options.low_water:',
         'if writer.buffered <= self.options.low_water:',
@@ -984,7 +984,7 @@ MUTANTS = (
         3,
     ),
     Mutant(
-        'on_close does not say what was never sent',
+        'buffered is wrong in on_close',
         'net/ending.py',
         'return 0 if self.writer is None else self.writer.buffered',
         'return 0 if self.writer is None or self.state is CLOSED else self.writer.buffered',
@@ -992,11 +992,11 @@ MUTANTS = (
         3,
     ),
     Mutant(
-        'an abort ends as a close does',
+        'an abort ends like a close',
         'net/ending.py',
         'if self.sock is not None:\n            try:\n                self.sock.setsockopt',
         'if self.sock is not None and exc is not None:\n            try:\n                self.sock.setsockopt',
-        'an abort resets, and its peer knows that something is missing',
+        'an abort resets, so the peer knows that data is missing',
         6,
     ),
     Mutant(
@@ -1008,7 +1008,7 @@ MUTANTS = (
         1,
     ),
     Mutant(
-        'a time limit is looked at a minute late when bytes have moved',
+        'a time limit is checked a minute late after bytes have moved',
         'net/stream.py',
         '            timeouts.second = self.loop.timers.buckets.add(self, next_look)',
         '            timeouts.second = self.loop.timers.buckets.add(self, next_look + 60)',
@@ -1023,11 +1023,11 @@ MUTANTS = (
         24,
     ),
     Mutant(
-        'half of max_buffered is enough to be cut off',
+        'half of max_buffered is enough to abort a connection',
         'net/sending.py',
         'if weight < self.options.max_buffered:',
         'if weight * 2 < self.options.max_buffered:',
-        '6: the limit is the one that was set',
+        '6: the limit is the configured one',
         24,
     ),
     Mutant(
@@ -1043,10 +1043,10 @@ MUTANTS = (
         'loop/loop.py',
         '        timeout = 0 if self._soon else self._wait()\n',
         '        timeout = 0 if self._soon else self._wait()\n        timeout = timeout and timeout + 0.5\n',
-        'a timer is late by no more than what is rounded up',
+        'a timer is late by no more than the rounding',
     ),
     Mutant(
-        'the stamp of a turn is not read after a poll that has timed out',
+        'the clock is not read after a poll that has timed out',
         'loop/loop.py',
         '        self.now = self._clock()\n        if not ready and timeout != 0:\n',
         '        if ready or timeout == 0:\n'
@@ -1070,7 +1070,7 @@ MUTANTS = (
         'loop/loop.py',
         'call = fn, args = soon.popleft()',
         'call = fn, args = soon.pop()',
-        '3: calls run in the order in which they were asked for',
+        '3: calls run in the order of call_soon',
         3,
     ),
     Mutant(
@@ -1093,8 +1093,8 @@ MUTANTS = (
     ),
 )
 
-# Found by the worlds of `tls_worlds.py`, or by the test that stands in place of the seed: the programs of the other
-# simulation speak no TLS.
+# Found by the worlds of `tls_worlds.py`, or by the test that is named in place of the seed, because the programs of the
+# other simulation use no TLS.
 TLS_MUTANTS: tuple[tuple[Mutant, str], ...] = (
     # -- TLS
     (
@@ -1112,7 +1112,7 @@ TLS_MUTANTS: tuple[tuple[Mutant, str], ...] = (
     ),
     (
         Mutant(
-            'what is wrong with a TLS stream is never reported',
+            'an error of a TLS stream is never reported',
             'net/tls.py',
             '            self._break(exc)\n        elif',
             '            session.more = True\n        elif',
@@ -1122,7 +1122,7 @@ TLS_MUTANTS: tuple[tuple[Mutant, str], ...] = (
     ),
     (
         Mutant(
-            'OpenSSL is given all that is here',
+            'OpenSSL gets all received bytes at once',
             'net/session.py',
             'while begin < size and len(pieces) < RECORDS_PER_TURN and (end := record_end(data, begin)):',
             'while begin < size and len(pieces) < RECORDS_PER_TURN and (end := record_end(data, begin) and size):',
@@ -1142,7 +1142,7 @@ TLS_MUTANTS: tuple[tuple[Mutant, str], ...] = (
     ),
     (
         Mutant(
-            'a TLS stream without its end is a clean end',
+            'a TLS stream without close_notify is a clean end',
             'net/session.py',
             '            exc = self._cut_short()\n        return pieces, exc',
             '            self.ended = True\n        return pieces, exc',
@@ -1152,7 +1152,7 @@ TLS_MUTANTS: tuple[tuple[Mutant, str], ...] = (
     ),
     (
         Mutant(
-            'a record that is here already waits for the next one',
+            'a complete record waits for the next one',
             'net/session.py',
             'self.more = not self.ended and record_end(data, begin) > 0',
             'self.more = False',
@@ -1162,7 +1162,7 @@ TLS_MUTANTS: tuple[tuple[Mutant, str], ...] = (
     ),
     (
         Mutant(
-            'data that came with the end of the handshake is lost',
+            'data that arrives with the end of the handshake is lost',
             'net/session.py',
             'self._incoming = buffers.incoming.read() + self._incoming',
             'buffers.incoming.read()',
@@ -1172,11 +1172,11 @@ TLS_MUTANTS: tuple[tuple[Mutant, str], ...] = (
     ),
     (
         Mutant(
-            'half a record is given to OpenSSL',
+            'half a record is passed to OpenSSL',
             'net/session.py',
             'return 0 if whole else size',
             'return size',
-            '5: OpenSSL is given whole records',
+            '5: OpenSSL gets whole records',
         ),
         '',
     ),
@@ -1196,9 +1196,9 @@ TLS_MUTANTS: tuple[tuple[Mutant, str], ...] = (
             'net/session.py',
             '                pieces.append(piece)\n                self.empty = 0\n',
             '                pieces.append(piece)\n',
-            '8: who talks as it should is not cut off',
+            '8: a correct client is not cut off',
         ),
-        'net/test_tls.py::test_new_keys_with_data_between_them_are_no_flood',
+        'net/test_tls.py::test_new_keys_with_data_between_them_are_not_a_flood',
     ),
     (
         Mutant(
@@ -1206,7 +1206,7 @@ TLS_MUTANTS: tuple[tuple[Mutant, str], ...] = (
             'net/tls.py',
             'if most is not None and session.empty > most and',
             'if session.empty > 1 and',
-            '8: who talks as it should is not cut off',
+            '8: a correct client is not cut off',
         ),
         '',
     ),
@@ -1220,29 +1220,29 @@ TLS_MUTANTS: tuple[tuple[Mutant, str], ...] = (
             '        self.buffers.__class__.spare.append(ssl.MemoryBIO())\n'
             '        self.buffers.__class__.spare[-1].write(b"".join(pieces))\n'
             '        write, outgoing = self._write, self.buffers.outgoing\n',
-            '6: what a connection needed once it does not keep',
+            '6: a connection does not keep memory that it needed once',
         ),
-        'net/test_tls.py::test_a_connection_keeps_no_memory_of_what_it_has_sent_and_received',
+        'net/test_tls.py::test_a_connection_keeps_no_memory_of_sent_and_received_data',
     ),
     (
         Mutant(
-            'what one connection has left in the buffers is sent by another',
+            'bytes that one connection left in the shared buffers are sent by another',
             'net/session.py',
             '        left = self.buffers.empty()\n        parts = []\n',
             "        left = b'', b''\n        parts = []\n",
-            '8: nobody else is hurt',
+            '8: other connections are not affected',
         ),
-        'net/test_tls.py::test_what_a_failed_call_has_left_behind_is_sent_to_nobody_else',
+        'net/test_tls.py::test_data_left_over_from_a_failed_call_is_not_sent_to_another_peer',
     ),
     (
         Mutant(
-            'of what waits for a new handshake, one write is lost',
+            'one of the writes that wait for a new handshake is lost',
             'net/handshake.py',
             'del held[:index]\n                return',
             'del held[: index + 1]\n                return',
             '3: writes are sent in order, all of them',
         ),
-        'net/test_tls.py::test_what_is_written_during_a_new_handshake_is_sent_behind_it_in_order',
+        'net/test_tls.py::test_data_written_during_a_new_handshake_is_sent_after_it_in_order',
     ),
     (
         Mutant(
@@ -1252,68 +1252,68 @@ TLS_MUTANTS: tuple[tuple[Mutant, str], ...] = (
             '            session.last = None\n',
             'liveness',
         ),
-        'net/test_tls.py::test_what_is_written_during_a_new_handshake_is_sent_behind_it_in_order',
+        'net/test_tls.py::test_data_written_during_a_new_handshake_is_sent_after_it_in_order',
     ),
     (
         Mutant(
-            'what waits for a new handshake has no limit',
+            'writes that wait for a new handshake have no limit',
             'net/handshake.py',
             'if self.refuses(self.has_ended_writing()) or self.overflows(weight):',
             'if self.refuses(self.has_ended_writing()):',
             '6: every queue has a limit',
         ),
-        'net/test_tls.py::test_too_much_during_a_new_handshake_is_cut_off',
+        'net/test_tls.py::test_writing_too_much_during_a_new_handshake_aborts_the_connection',
     ),
     (
         Mutant(
-            'the end of a TLS stream is taken twice',
+            'the end of a TLS stream is handled twice',
             'net/tls.py',
             'if not self.state.receives or not self.events & READ:\n            return  # it is over',
             'if self.sock is None or not (self.events & READ or self.state != OPEN or self.on_eof):\n'
             '            return  # it is over',
-            '3: what waits is sent first',
+            '3: queued bytes are sent first',
         ),
         'testing/test_simulated_tls.py::test_a_program_keeps_the_laws_over_tls[half_closes-faults-10 seeds more]',
     ),
     (
         Mutant(
-            'data that was here while reading was paused stays',
+            'data received while reading was paused is never delivered',
             'net/tls.py',
-            '            self.decrypt_later()  # what is here already is no readiness to come\n',
+            '            self.decrypt_later()  # the selector does not report records that are buffered here\n',
             '            pass\n',
             'liveness',
         ),
-        'net/test_tls.py::test_reading_can_be_paused_between_records_that_are_here_already',
+        'net/test_tls.py::test_reading_can_be_paused_between_records_that_have_arrived_already',
     ),
     (
         Mutant(
-            'a close does not end the TLS stream',
+            'a close sends no close_notify',
             'net/tls.py',
             '            self.send_close_notify()\n            if self.ending is None:',
             '            if self.ending is None:',
-            '8: who ends as it should has a clean end',
+            '8: a client that ends correctly has a clean end',
         ),
         'net/test_tls.py::test_a_close_is_a_clean_end_for_the_other_side',
     ),
     (
         Mutant(
-            'a step of a handshake takes all that is here',
+            'a step of a handshake processes all received bytes',
             'net/session.py',
             'while count < HANDSHAKE_RECORDS and (',
             'while (',
             '5: a bounded step',
         ),
-        'net/test_tls.py::test_a_handshake_in_records_of_one_byte_is_worked_off_in_steps',
+        'net/test_tls.py::test_a_handshake_in_records_of_one_byte_is_handled_in_steps',
     ),
     (
         Mutant(
-            'records that were here when sending failed are dropped',
+            'records received before sending failed are dropped',
             'net/tls.py',
             'if self.tls.more and self.sock is not None and self.events & READ:',
             'if False:',
-            'what was received is delivered',
+            'received data is delivered',
         ),
-        'net/test_tls.py::test_all_records_that_came_before_a_failed_write_are_delivered',
+        'net/test_tls.py::test_all_records_received_before_a_failed_write_are_delivered',
     ),
     (
         Mutant(
@@ -1321,13 +1321,13 @@ TLS_MUTANTS: tuple[tuple[Mutant, str], ...] = (
             'net/handshake.py',
             'return self.tls.last is not None or Stream.has_ended_writing(self)',
             'return Stream.has_ended_writing(self)',
-            '2: a write behind the end raises',
+            '2: a write after the end raises',
         ),
-        'net/test_tls.py::test_a_write_behind_an_end_that_waits_for_a_failed_handshake_is_the_writers_mistake',
+        'net/test_tls.py::test_a_write_after_an_end_that_waits_for_a_failed_handshake_raises',
     ),
 )
 
-# Bugs that a kept input of a fuzz target shows, by the target.
+# Bugs that a stored input of a fuzz target shows, by target.
 FUZZ_MUTANTS = (
     (
         Mutant(
@@ -1335,17 +1335,17 @@ FUZZ_MUTANTS = (
             'net/proxy_header.py',
             ' and str(int(word)).encode() == word else',
             ' else',
-            'what is not exactly as the document has it is refused',
+            'anything that does not follow the specification exactly is refused',
         ),
         'proxy_header',
     ),
     (
         Mutant(
-            'a delimiter that was cut is not found',
+            'a delimiter in two pieces is not found',
             'framing.py',
             'self._searched = max(0, len(self) - len(delimiter) + 1)',
             'self._searched = len(self)',
-            'the same messages come out however the bytes were cut',
+            'the messages are the same however the bytes were cut',
         ),
         'framing',
     ),
@@ -1355,13 +1355,13 @@ FUZZ_MUTANTS = (
             'observe/responder.py',
             "if key == 'host' and key in headers:",
             'if False:',
-            'what is not understood is refused',
+            'an invalid request is refused',
         ),
         'live_page',
     ),
     (
         Mutant(
-            'a command takes True for a number',
+            'a command accepts True as a number',
             'observe/commands.py',
             'if type(value) is not int or not',
             'if not isinstance(value, int) or not',
@@ -1375,17 +1375,17 @@ FUZZ_MUTANTS = (
             'net/session.py',
             'if self.over and exc is None and not (self.more or self.ended):\n            exc = self._cut_short()',
             'if self.over and exc is None and not (self.more or self.ended):\n            self.ended = True',
-            'the end of the connection without the end of the TLS stream is an error',
+            'the end of a connection without a close_notify is an error',
         ),
         'tls_records',
     ),
     (
         Mutant(
-            'what was sent in part is sent again',
+            'the sent part of a write is sent again',
             'net/writer.py',
             '        self._skip = sent\n\n    def reached',
             '        self._skip = 0\n\n    def reached',
-            '4: the bytes that the peer wrote, each once',
+            '4: every byte of the peer exactly once',
         ),
         'simulation',
     ),

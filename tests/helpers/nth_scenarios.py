@@ -1,7 +1,7 @@
-"""Small programs for the n-th call: what the random ones reach too seldom or not at all.
+"""Small programs for the n-th call, with operations that the random programs use rarely or never.
 
-Each is a function of a `World` on a `SimKernel`, always the same, of some dozen calls. The rule: every handle that it
-opens has a goal, met by its end, so that one that is forgotten, or ends twice, is told.
+Each is a function of a `World` on a `SimKernel`, deterministic, with a few dozen calls. The end of every handle that it
+opens is a goal, so a handle that is forgotten or that ends twice is reported.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ from socket import AF_UNIX, SOCK_DGRAM
 from typing import Any
 
 from reactor import READ, WRITE, ConnectionClosed
-from reactor.testing.programs.parts import Ending
+from reactor.testing.programs.parts import WaitGroup
 
 HOST = '10.0.0.1'
 
 
 class Once:
-    """A goal as a callback, which is called once."""
+    """A goal that is reached by one call; a second call is an error."""
 
     def __init__(self, world: Any, text: str) -> None:
         self.world, self.text, self.goal = world, text, world.expect(text)
@@ -35,7 +35,7 @@ def nothing(*args: Any) -> None:
 
 
 def close_all(*parts: Any) -> None:
-    """Close what is ours, which somebody else may have closed."""
+    """Close these handles, which may be closed already."""
     for part in parts:
         try:
             part.close()
@@ -48,9 +48,9 @@ def echo_back(conn: Any, data: bytes) -> None:
 
 
 class Client:
-    """Says some words when it is connected, hears them again, and closes."""
+    """A client that sends some bytes when it is connected, receives them back, and closes."""
 
-    def __init__(self, ending: Ending, words: bytes = b'hello' * 100) -> None:
+    def __init__(self, ending: WaitGroup, words: bytes = b'hello' * 100) -> None:
         self.ending, self.words, self.heard = ending, words, b''
         self.number = ending.add('client')
         self.callbacks = {'on_connect': self.on_connect, 'on_data': self.on_data, 'on_close': self.on_close}
@@ -60,7 +60,7 @@ class Client:
         conn.write(self.words[100:])
 
     def on_written(self, conn: Any) -> None:
-        """Told before the end, if at all."""
+        """Called before the end, or not at all."""
 
     def on_data(self, conn: Any, data: bytes) -> None:
         self.heard += data
@@ -72,23 +72,23 @@ class Client:
 
 
 def tls_echo(world: Any) -> None:
-    """A conversation over TLS."""
+    """An echo over TLS."""
     server = world.r.listen_tcp(HOST, 1, echo_back, ssl=world.contexts[0])
-    ending = Ending(world, server)
+    ending = WaitGroup(world, server)
     for _ in range(2):
         client = Client(ending, b'x' * 20_000)
         world.r.connect_tcp(HOST, 1, ssl=world.contexts[1], server_hostname='localhost', timeout=5, **client.callbacks)
 
 
 def tls_ends(world: Any) -> None:
-    """Half-closes and pauses over TLS: the server answers at the end of the question."""
+    """Half-closes and pauses over TLS: the server answers at the end of the request."""
 
     def on_eof(conn: Any) -> None:
         conn.write(b'answer' * 1000)
         conn.write_eof()
 
     server = world.r.listen_tcp(HOST, 1, lambda conn, data: None, on_eof=on_eof, ssl=world.contexts[0])
-    ending = Ending(world, server)
+    ending = WaitGroup(world, server)
     client = Client(ending)
 
     def on_connect(conn: Any) -> None:
@@ -102,7 +102,7 @@ def tls_ends(world: Any) -> None:
 
 
 def upgrade(world: Any) -> None:
-    """`start_tls` on both sides, after a word in plain text."""
+    """`start_tls` on both sides, after some plain text."""
 
     def on_data(conn: Any, data: bytes) -> None:
         if data == b'STARTTLS':
@@ -112,7 +112,7 @@ def upgrade(world: Any) -> None:
                 conn.start_tls(world.contexts[0], handshake_timeout=5)
 
     server = world.r.listen_tcp(HOST, 1, on_data)
-    client = Client(Ending(world, server))
+    client = Client(WaitGroup(world, server))
 
     def on_answer(conn: Any, data: bytes) -> None:
         conn.on_data = client.on_data
@@ -123,7 +123,7 @@ def upgrade(world: Any) -> None:
 
 
 def files(world: Any) -> None:
-    """Two files between other bytes, to who reads slowly; one of them is closed by its owner right after the call."""
+    """Two files between other bytes, to a slow reader; the program closes one of them right after the call."""
     _send_files(world, {}, {})
 
 
@@ -155,34 +155,34 @@ def _send_files(world: Any, server_options: Any, client_options: Any) -> None:
         conn.close()
 
     server = world.r.listen_tcp(HOST, 1, on_connect=on_connect, **server_options)
-    client = Client(Ending(world, server), b'')
+    client = Client(WaitGroup(world, server), b'')
     client.callbacks['on_connect'] = None
     world.r.connect_tcp(HOST, 1, **client.callbacks, **client_options)
 
 
 def unix_places(world: Any) -> None:
     """Unix sockets: over a stale file, with a mode, abstract."""
-    world.r.kernel.paths['/run/stale'] = (1, 1)  # of somebody who is gone
+    world.r.kernel.paths['/run/stale'] = (1, 1)  # left by a process that has ended
     servers = [
         world.r.listen_unix('/run/stale', echo_back),
         world.r.listen_unix('/run/mode', echo_back, mode=0o600),
         world.r.listen_unix('@abstract', echo_back),
     ]
-    ending = Ending(world, *servers)
-    for path in '/run/stale', '/run/mode', '@abstract', '/run/nobody':
+    ending = WaitGroup(world, *servers)
+    for path in '/run/stale', '/run/mode', '@abstract', '/run/absent':
         world.r.connect_unix(path, timeout=5, **Client(ending).callbacks)
 
 
 def full_backlog(world: Any) -> None:
-    """A Unix socket with more clients than its backlog holds, which try again; and a server that lets in one a time."""
+    """A Unix socket with more clients than its backlog holds, which try again; the server accepts one at a time."""
     server = world.r.listen_unix('/run/1', echo_back, backlog=1, max_connections=1)
-    ending = Ending(world, server)
+    ending = WaitGroup(world, server)
     for _ in range(5):
         world.r.connect_unix('/run/1', timeout=20, **Client(ending).callbacks)
 
 
 def options(world: Any) -> None:
-    """All that costs calls of its own: keepalive, own addresses, deferred accepts, time limits, names of both ends."""
+    """Options that need calls of their own: keepalive, local addresses, deferred accepts, time limits."""
 
     def on_connect(conn: Any) -> None:
         conn.data = conn.peername, conn.sockname, repr(conn), repr(server), server.address
@@ -190,7 +190,7 @@ def options(world: Any) -> None:
     server = world.r.listen_tcp(
         HOST, 1, echo_back, on_connect=on_connect, defer_accept=True, keepalive=(60, 10, 3), idle_timeout=30
     )
-    ending = Ending(world, server)
+    ending = WaitGroup(world, server)
     for local in None, ('127.0.0.9', 0), ('127.0.0.9', 99):
         world.r.connect_tcp(
             HOST, 1, local_address=local, keepalive=60, nodelay=True, timeout=9, **Client(ending).callbacks
@@ -198,25 +198,25 @@ def options(world: Any) -> None:
 
 
 def names(world: Any) -> None:
-    """Names: one with two families, the first of which nobody serves; one that is asked for an address; one unknown."""
+    """Names: one with two families, of which the first has no server; the name of an address; an unknown name."""
     server = world.r.listen_tcp(HOST, 1, echo_back)
-    ending = Ending(world, server)
+    ending = WaitGroup(world, server)
     world.r.connect_tcp('both.test', 1, timeout=9, **Client(ending).callbacks)
-    world.r.connect_tcp('nobody.invalid', 1, timeout=9, **Client(ending).callbacks)
-    world.r.resolve('both.test', Once(world, 'the look-up is answered'), timeout=9)
+    world.r.connect_tcp('absent.invalid', 1, timeout=9, **Client(ending).callbacks)
+    world.r.resolve('both.test', Once(world, 'the lookup is answered'), timeout=9)
     world.r.resolve_address('10.0.0.1', Once(world, 'the address is answered'), timeout=9)
 
 
 def everywhere(world: Any) -> None:
     """A server on all addresses, IPv4 and IPv6, with the port shared."""
     servers = [world.r.listen_tcp(None, 1, echo_back, reuse_port=True) for _ in range(2)]
-    ending = Ending(world, *servers)
+    ending = WaitGroup(world, *servers)
     for host in '127.0.0.1', '::1':
         world.r.connect_tcp(host, 1, timeout=9, **Client(ending).callbacks)
 
 
 def udp(world: Any) -> None:
-    """Datagram sockets with all options, by address and by name; they are closed after a while, heard or not."""
+    """Datagram sockets with all options, by address and by name; closed after a while, even if nothing arrived."""
     r = world.r
 
     def on_datagram(sock: Any, data: bytes, address: Any) -> None:
@@ -233,7 +233,7 @@ def udp(world: Any) -> None:
     make(r.bind_udp(None, 2, on_datagram, on_close=ended('dual')))
     make(r.connect_udp(HOST, 1, on_close=ended('client'), local_address=('127.0.0.9', 9), broadcast=True))
     make(r.connect_udp('both.test', 1, on_close=ended('named')))
-    make(r.connect_udp('nobody.invalid', 1, on_close=ended('nobody')))
+    make(r.connect_udp('absent.invalid', 1, on_close=ended('absent')))
     for sock in made[2:]:
         sock.send(b'ask')
         sock.send(b'ask')
@@ -250,7 +250,7 @@ def udp(world: Any) -> None:
 
 
 def unix_datagrams(world: Any) -> None:
-    """A Unix datagram socket that sends to one receiver that reads late, and to another that reads at once."""
+    """A Unix datagram socket that sends to a receiver that reads late, and to one that reads at once."""
     r, kernel = world.r, world.r.kernel
     made: list[Any] = []
 
@@ -283,7 +283,7 @@ def unix_datagrams(world: Any) -> None:
     def check_prompt() -> None:
         prompt = made[2]
         if not (world.faulty or prompt.data == 5):
-            world.fail(f'{prompt.data} of 5 datagrams came to the receiver that is not full')
+            world.fail(f'{prompt.data} of 5 datagrams arrived at the receiver that is not full')
 
     r.call_later(2, close)
     sender, late = bound('/run/sender'), bound('/run/late')
@@ -295,7 +295,7 @@ def unix_datagrams(world: Any) -> None:
 
 
 def watched(world: Any) -> None:
-    """Descriptors of the user, watched for this and that."""
+    """Descriptors of the program, watched for various events."""
     r, kernel = world.r, world.r.kernel
     ours, theirs = kernel.socketpair()
     r.ledger.foreign.update((ours.fileno(), theirs.fileno()))
@@ -327,11 +327,11 @@ def watched(world: Any) -> None:
 
 
 def signalled(world: Any) -> None:
-    """Handlers are added, called and removed; SIGINT is taken and given back."""
+    """Handlers are added, called and removed; SIGINT is taken over and restored."""
     r = world.r
     heard = []
     for number in signal.SIGTERM, signal.SIGINT:
-        goal = Once(world, f'{number!r} is heard')
+        goal = Once(world, f'{number!r} is handled')
         heard.append(r.add_signal_handler(number, goal))
     r.call_soon(world.raise_signal, signal.SIGTERM)
     r.call_soon(world.raise_signal, signal.SIGINT)
@@ -358,16 +358,16 @@ def threaded(world: Any) -> None:
 
 
 def all_open(world: Any) -> None:
-    """The reactor is closed with everything open, and tells each once; the exit callbacks come before."""
+    """The reactor is closed with everything open: each handle ends once, after the exit callbacks."""
     r = world.r
-    told: list[str] = []
-    r.add_exit_callback(told.append, 'second')
-    r.add_exit_callback(told.append, 'first')
+    called: list[str] = []
+    r.add_exit_callback(called.append, 'second')
+    r.add_exit_callback(called.append, 'first')
     held: list[Any] = []
     held.append(r.listen_tcp(HOST, 1, on_connect=lambda conn: conn.pause_reading(), idle_timeout=60))
     held.append(r.listen_unix('/run/1'))
     held.append(r.bind_udp(HOST, 1))
-    held.append(r.connect_udp('nobody.invalid', 1))
+    held.append(r.connect_udp('absent.invalid', 1))
     held.append(r.add_signal_handler(signal.SIGTERM, nothing))
     held.append(r.notifier(nothing))
     held.append(r.call_later(1000, nothing))
@@ -385,8 +385,8 @@ def all_open(world: Any) -> None:
             handle.unref()
 
     def check() -> None:
-        if told != ['first', 'second']:
-            world.fail(f'exit callbacks were called: {told}')
+        if called != ['first', 'second']:
+            world.fail(f'exit callbacks were called: {called}')
 
     r.call_later(0.01, let_go)
     world.at_end = check

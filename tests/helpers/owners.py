@@ -1,19 +1,19 @@
-"""Two and three owners of what a process has once: handlers of signals, and Python's wakeup descriptor.
+"""Two and three owners of resources that a process has once: signal handlers and Python's wakeup descriptor.
 
-Each cell is an order in which owners of some kinds begin and end, nested or not. It is run in a child process, with
-many others. After each step:
+Each cell is an order in which owners of some kinds begin and end, nested or not. It is run in a child process, together
+with many other cells. After each step:
 
-- a signal reaches every reactor that is alive and has the handler, or has it together with the one on top, and nobody
-  else, and it rings the doorbell of each;
-- whatever is installed belongs to an owner that is alive, or was put there by one that is not a reactor;
-- the wakeup descriptor of others gets the bytes of its signals, and nobody else gets any: each descriptor number that
-  became free is given to another file at once;
+- a signal reaches every reactor that is alive and has the handler, or shares it with the one on top, and no other
+  owner; it wakes each of these reactors;
+- the installed handler belongs to an owner that is alive, or was put there by an owner that is not a reactor;
+- a wakeup descriptor that is not a reactor's gets the bytes of its signals, and no other descriptor gets any: each
+  descriptor number that became free is given to another file at once;
 - in a fork, a signal does what it would do without any reactor.
 
-The expectations are computed here, from the design: what is installed is restored only where it is still one's own, and
-a closed reactor's handler behaves as the one that it replaced. `tests/reference/asyncio_owner.py` adds asyncio, in a
-process of its own. To run it by hand: `python -m tests.helpers.owners 3 all SIGUSR1+base SIGUSR1+inside`, three owners,
-in all cells: with a handler that was installed before them, and in a callback of a reactor that runs.
+The expectations are computed here, from the design: an owner restores the previous handler only if its own is still
+installed, and a closed reactor's handler behaves like the one it replaced. `tests/reference/asyncio_owner.py` adds
+asyncio, in a process of its own. By hand: `python -m tests.helpers.owners 3 all SIGUSR1+base SIGUSR1+inside` runs three
+owners in all cells, with a handler that was installed before them, and in a callback of a running reactor.
 """
 
 from __future__ import annotations
@@ -32,18 +32,18 @@ from typing import Any
 
 from reactor import Reactor
 
-PATIENCE = 5.0  # seconds, for what happens at once
+PATIENCE = 5.0  # seconds, for events that should happen at once
 
 
 class Wrong(Exception):
-    """What the design forbids has happened."""
+    """The design was violated."""
 
 
 class Owner:
     """Something that has a signal's handler, the wakeup descriptor, or both, from `begin` to `end`."""
 
-    by_byte = False  # hears its signals by the wakeup descriptor alone, as asyncio does
-    handles = True  # the signal
+    by_byte = False  # notices its signals only by the wakeup descriptor, as asyncio does
+    handles = True  # has a handler for the signal
     wakes = True  # has the wakeup descriptor
     is_reactor = False
 
@@ -51,14 +51,14 @@ class Owner:
         self.cell = cell
         self.heard = 0
         self.alive = False
-        self.below: Any = None  # handlers, as the cell has them
+        self.below: Any = None  # the handler before it, as the cell expects
         self.below_fd: Any = None
 
     def note(self, *args: Any) -> None:
         self.heard += 1
 
     def turn(self) -> None:
-        """Let it do what it does when its doorbell rings."""
+        """Process a wakeup."""
 
     def bytes_waiting(self) -> bytes:
         return b''
@@ -86,7 +86,7 @@ class OfReactor(Owner):
 
 
 class Outer(OfReactor):
-    """Runs while all the others begin and end in one of its callbacks; it has no handler."""
+    """A reactor without a handler; all other owners begin and end in one of its callbacks."""
 
     handles = False
 
@@ -101,7 +101,7 @@ class Outer(OfReactor):
 
 
 class Removed(OfReactor):
-    """Removes its handler, and is closed when all is over."""
+    """A reactor that removes its handler, and is closed at the end of the cell."""
 
     def end(self) -> None:
         self.r.clear_signal_handlers()
@@ -109,7 +109,7 @@ class Removed(OfReactor):
 
 
 class InThread(OfReactor):
-    """Runs in another thread."""
+    """A reactor that runs in another thread."""
 
     def begin(self) -> None:
         super().begin()
@@ -128,7 +128,7 @@ class InThread(OfReactor):
 
 
 class Plain(Owner):
-    """A program that calls `signal.signal`, and puts back what it found, whatever is installed by then."""
+    """A program that calls `signal.signal`, and at its end restores the old handler, whatever is installed then."""
 
     wakes = False
 
@@ -140,7 +140,7 @@ class Plain(Owner):
 
 
 class Ringing(Owner):
-    """A program with a wakeup descriptor, which it puts back if it is still its own."""
+    """A program with a wakeup descriptor; it restores the old one if its own is still installed."""
 
     handles = False
 
@@ -169,7 +169,7 @@ class Ringing(Owner):
 
 
 class Silencing(Ringing):
-    """A program that ends with `set_wakeup_fd(-1)`, whatever is installed by then."""
+    """A program that ends with `set_wakeup_fd(-1)`, whatever is installed then."""
 
     def take_away(self) -> None:
         signal.set_wakeup_fd(-1)
@@ -181,7 +181,7 @@ BASE = 'the base'
 
 
 class Cell:
-    """One order of beginnings and ends, and what has to be installed after each."""
+    """One order of beginnings and ends, and what must be installed after each step."""
 
     def __init__(self, signum: int, base: bool, inside: bool, kinds: list[type[Owner]], order: tuple[int, ...]) -> None:
         self.signum = signum
@@ -211,7 +211,7 @@ class Cell:
             signal.signal(self.signum, self.note_base)
         at_start = signal.getsignal(self.signum)
         try:
-            fork_at = forks.randrange(4 * len(self.order))  # a fork takes longer than all the rest
+            fork_at = forks.randrange(4 * len(self.order))  # forks are slow, so not every cell has one
             for at, number in enumerate(self.order):
                 self.step(self.owners[number])
                 self.check()
@@ -274,7 +274,7 @@ class Cell:
     def alive_fd(self, owner: Any) -> Any:
         while owner is not None and not owner.alive:
             if not owner.is_reactor:
-                return None  # it has closed what we remember
+                return None  # it has closed the descriptor that we remember
             owner = owner.below_fd
         return owner
 
@@ -283,7 +283,7 @@ class Cell:
         return below.fileno() if below is not None and below.alive else -1
 
     def take(self, number: int) -> None:
-        """Give the number that became free to a connection of somebody else."""
+        """Give a number that became free to an unrelated connection."""
         for _ in range(64):
             try:
                 os.fstat(number)
@@ -294,7 +294,7 @@ class Cell:
                 theirs.setblocking(False)
                 self.canaries += ours, theirs
 
-    # -- what has to be
+    # -- checks
 
     def check(self) -> None:
         self.check_wakeup()
@@ -315,12 +315,12 @@ class Cell:
             if owner is not BASE and owner.by_byte:
                 continue
             if heard != (owner in expected):
-                raise Wrong(f'{name(owner)} {"heard a signal of others" if heard else "did not hear the signal"}')
+                raise Wrong(f'{name(owner)} {"received a foreign signal" if heard else "did not receive the signal"}')
         self.check_bytes(expected != [DEFAULT])
         self.check_wakeup()
 
     def expected(self, top: Any) -> list[Any]:
-        """Who hears the signal."""
+        """The owners that must receive the signal."""
         hears = [top]
         while isinstance(top, Owner) and top.is_reactor:
             top = alive(top.below)
@@ -337,7 +337,7 @@ class Cell:
         expected = -1 if owner is None else owner.fileno()
         if found == expected:
             return
-        # A reactor that is alive may take it again where nobody has it.
+        # A reactor that is alive may install its own again where none is installed.
         if found >= 0 and owner is None:
             reactors = [each for each in (self.outer, *self.owners) if each is not None and each.is_reactor]
             again = [each for each in reactors if each.alive and each.fileno() == found]
@@ -350,7 +350,7 @@ class Cell:
         for canary in self.canaries:
             data = read(canary)
             if data:
-                raise Wrong(f'a connection of somebody else got {data!r}')
+                raise Wrong(f'an unrelated connection received {data!r}')
         top = self.alive_fd(self.installed_fd)
         while top is not None and top.is_reactor:
             if not raised or isinstance(top, InThread | Outer):
@@ -364,14 +364,14 @@ class Cell:
                     raise Wrong(f'{name(owner)} did not get the byte of its signal')
 
     def check_default(self) -> None:
-        """By a copy of this process, which has to be killed. Signals are not given back there, as no hook is run."""
+        """Check the default action in a forked copy, which must be killed. No fork hook releases signals there."""
         installed = signal.getsignal(self.signum)
         if installed is signal.SIG_DFL or any(owner.alive and owner.is_reactor for owner in self.owners):
             return
         self.expect_in_fork(lambda: signal.raise_signal(self.signum), -self.signum)
 
     def check_fork(self) -> None:
-        """In a copy of this process no reactor has anything."""
+        """Check that in a forked copy no reactor owns anything."""
         top, fd = self.installed, self.installed_fd
         while isinstance(top, Owner) and top.is_reactor:
             top = top.below
@@ -404,12 +404,12 @@ class Cell:
                 os._exit(6)
         status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
         if status != expected:
-            why = {3: 'the wakeup descriptor of a reactor is installed', 4: 'the signal did not end it'}
-            raise Wrong(f'in a fork: {why.get(status, "the signal went to somebody else")} ({status}, not {expected})')
+            why = {3: 'the wakeup descriptor of a reactor is installed', 4: 'the signal did not end the process'}
+            raise Wrong(f'in a fork: {why.get(status, "the signal went to a handler")} ({status}, not {expected})')
 
 
 def alive(owner: Any) -> Any:
-    """The owner itself, or the first below it that is not a closed reactor."""
+    """Return the owner itself, or the first one below it that is not a closed reactor."""
     while isinstance(owner, Owner) and owner.is_reactor and not owner.alive:
         owner = owner.below
     return owner
@@ -427,12 +427,12 @@ def read(sock: socket.socket) -> bytes:
 
 
 def orders(count: int) -> list[tuple[int, ...]]:
-    """Each order in which so many owners begin and end; an owner's first place is its beginning."""
+    """All orders in which `count` owners can begin and end; an owner's first occurrence is its beginning."""
     return sorted(set(itertools.permutations([*range(count)] * 2)))
 
 
 def run_cells(cells: list[tuple[Any, ...]], signums: tuple[str, ...]) -> list[str]:
-    """Run them in this process; returns what is wrong, a line for each."""
+    """Run cells in this process; returns a line for each failure."""
     wrong = []
     forks = random.Random(1)
     for kinds, order in cells:
@@ -447,7 +447,7 @@ def run_cells(cells: list[tuple[Any, ...]], signums: tuple[str, ...]) -> list[st
 
 
 def cells_of(count: int, sample: int | None, wanted: Any = lambda kinds: True) -> list[tuple[Any, ...]]:
-    """All cells with so many owners, or a sample of them that is the same every time."""
+    """All cells with `count` owners, or a fixed sample of them."""
     kinds = [each for each in itertools.product(KINDS.values(), repeat=count) if wanted(each)]
     cells = [(each, order) for each in kinds for order in orders(count)]
     return cells if sample is None or sample >= len(cells) else random.Random(count).sample(cells, sample)

@@ -1,8 +1,8 @@
-"""The tests in `tests/SCENARIOS.md`, written from the marks on the tests.
+"""The lists of tests in `tests/SCENARIOS.md`, generated from the marks on the tests.
 
-`python -m tests.helpers.scenarios` writes them again, after a mark was added or removed or a test was renamed. A test
-holds a row of the page when it has the mark `@pytest.mark.scenario(NUMBER)`, with the number of that row, or of several
-rows. Marks are read from the source, so a test that is skipped here is listed too.
+Run `python -m tests.helpers.scenarios` after you add or remove a mark or rename a marked test. A test holds a row of
+the page when it has the mark `@pytest.mark.scenario(NUMBER)`, with the number of that row, or of several rows. Marks
+are read from the source, so tests that are skipped on this machine are listed, too.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def rows(page: str) -> list[list[str]]:
 
 
 def numbers_of(node: ast.expr) -> Iterator[int]:
-    """Generate the numbers of a mark: of a decorator, or of what is called with a test in an assignment."""
+    """Generate the numbers of a mark, which is a decorator or a call with a test in an assignment."""
     match node:
         case ast.Call(func=ast.Attribute(value=ast.Attribute(attr='mark'), attr='scenario'), args=args):
             yield from (ast.literal_eval(arg) for arg in args)
@@ -60,7 +60,7 @@ def marked() -> dict[int, list[str]]:
 
 
 def written(page: str) -> str:
-    """Return the page with the tests that are marked now."""
+    """Return the page with the current lists of tests."""
     tests, listed = marked(), set()
 
     def row(line: str) -> str:

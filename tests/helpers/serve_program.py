@@ -1,11 +1,12 @@
-"""A program with workers, as the tests of `reactor.serve` start it: `python tests/helpers/serve_program.py '{...}'`.
+"""A program with workers for the tests of `reactor.serve`: `python tests/helpers/serve_program.py SETTINGS`.
 
-A worker answers each line with its process number and the line; `wait N` is answered after N seconds, `block N` blocks
-the worker for N seconds, and `?` is answered with what it knows of itself. `fail`, a path: while it exists, a worker's
-`main` raises. `hang`, a path: while it exists, it never returns. `slots`, numbers: only the workers of these slots fail
-or hang. `deaf`: SIGTERM does nothing. `go`, a path: the directory to which it goes first. The parent answers whoever
-connects to its Unix socket `watch` with what it knows of the workers; SIGUSR1 stops its own reactor, and SIGUSR2 shuts
-it down.
+A worker answers each line with its process id and the line. `wait N` is answered after N seconds, `block N` blocks the
+worker for N seconds, and `?` is answered with the state of the process.
+
+SETTINGS is a JSON object. `fail`, a path: while it exists, a worker's `main` raises. `hang`, a path: while it exists,
+`main` does not return. `slots`, numbers: only the workers of these slots fail or hang. `deaf`: SIGTERM is ignored.
+`go`, a path: the program changes to this directory first. `watch`, a path: the parent answers each client of this Unix
+socket with the state of the workers. SIGUSR1 stops the parent's reactor, and SIGUSR2 shuts it down.
 """
 
 from __future__ import annotations
@@ -27,10 +28,10 @@ def on_line(conn, line):
     if line == b'?':
         fds = [int(name) for name in os.listdir('/proc/self/fd')]
         variables = [name for name in os.environ if name.startswith('REACTOR')]
-        told = {'argv': sys.argv, 'flags': [*sys.warnoptions, *sorted(sys._xoptions)], 'variables': variables}
+        state = {'argv': sys.argv, 'flags': [*sys.warnoptions, *sorted(sys._xoptions)], 'variables': variables}
         sock = conn.sockname
-        told |= {'pid': os.getpid(), 'fds': len(fds), 'inheritable': sum(map(inherited, fds)), 'sock': sock}
-        conn.write(json.dumps(told).encode() + b'\n')
+        state |= {'pid': os.getpid(), 'fds': len(fds), 'inheritable': sum(map(inherited, fds)), 'sock': sock}
+        conn.write(json.dumps(state).encode() + b'\n')
     elif line.startswith(b'block '):
         time.sleep(float(line[6:]))
     elif line.startswith(b'wait '):
@@ -44,7 +45,7 @@ def inherited(fd):
     try:
         return fd > 2 and os.get_inheritable(fd)
     except OSError:
-        return False  # the one that lists them
+        return False  # the descriptor that listed the directory, closed by now
 
 
 def answer(conn, line):
@@ -55,7 +56,7 @@ def answer(conn, line):
 
 def main(r, listeners):
     if SLOT in SETTINGS.get('slots', [SLOT]) and os.path.exists(SETTINGS.get('fail', '')):
-        raise ValueError('this one is not to be')
+        raise ValueError('failed as the test demands')
     while SLOT in SETTINGS.get('slots', [SLOT]) and os.path.exists(SETTINGS.get('hang', '')):
         time.sleep(0.01)
     if SETTINGS.get('deaf'):
@@ -67,13 +68,13 @@ def main(r, listeners):
 def on_start(r, workers):
 
     def on_connect(conn):
-        told = {
+        state = {
             'pids': workers.pids(),
             'stats': workers.stats(),
             'cpu': time.process_time(),
             'pid': os.getpid(),
         }
-        conn.write(json.dumps(told).encode())
+        conn.write(json.dumps(state).encode())
         conn.close()
 
     r.listen_unix(SETTINGS['watch'], on_connect=on_connect)

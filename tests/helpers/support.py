@@ -1,4 +1,4 @@
-"""What the tests share: running until something holds, a clock that moves only in `select`, sockets to fill."""
+"""Shared helpers of the tests: running until a condition holds, fake clocks, scripted sockets, logs of callbacks."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ INTERNAL = {
 
 
 def options_of(method: Any) -> list[str]:
-    """The names of all options of a method: those that it names itself, and those of the TypedDict that it takes."""
+    """The names of all options of a method: its own keyword arguments, and those of its TypedDict."""
     own = [each.name for each in signature(method).parameters.values() if each.kind is each.KEYWORD_ONLY]
     rest = get_type_hints(method).get('options')
     return own if rest is None else [*own, *get_type_hints(get_args(rest)[0])]
 
 
 def run_until(r: Reactor, predicate: Any, timeout: float = 10) -> None:
-    """Run turns until `predicate()` holds; fail with the reasons why the loop goes on when it does not in time."""
+    """Run turns until `predicate()` holds; at the timeout, fail with the reasons why the loop is alive."""
     end = time.monotonic() + timeout
     while not predicate():
         if time.monotonic() > end:
@@ -50,13 +50,13 @@ def run_until(r: Reactor, predicate: Any, timeout: float = 10) -> None:
 
 
 def turns(r: Reactor, count: int) -> None:
-    """Run so many turns without waiting."""
+    """Run `count` turns without waiting."""
     for _ in range(count):
         r.run_once(0)
 
 
 def fill(sock: socket.socket) -> int:
-    """Write to a non-blocking socket until it takes no more; returns how many bytes it took."""
+    """Write to a non-blocking socket until it is full; returns the number of bytes written."""
     total = 0
     try:
         while True:
@@ -66,7 +66,7 @@ def fill(sock: socket.socket) -> int:
 
 
 def drain(sock: socket.socket) -> bytes:
-    """Read what a non-blocking socket has, to its end or until it would block."""
+    """Read from a non-blocking socket until EOF or until it would block."""
     pieces = []
     try:
         while piece := sock.recv(1 << 20):
@@ -96,7 +96,7 @@ def read_all(r: Reactor, sock: socket.socket, timeout: float = 10) -> bytes:
 
 
 class Log(list):  # type: ignore[type-arg]
-    """What happened, in order: its methods are callbacks that append (name, ...) and can be given to any stream."""
+    """The events of streams, in order: its methods are callbacks that append (name, ...)."""
 
     def on_connect(self, conn: Stream) -> None:
         self.append(('connect',))
@@ -120,21 +120,21 @@ class Log(list):  # type: ignore[type-arg]
         self.append(('error', exc))
 
     def callbacks(self, *names: str) -> dict[str, Any]:
-        """Keyword arguments for the named callbacks."""
+        """Return the named callbacks as keyword arguments."""
         return {name: getattr(self, name) for name in names}
 
     def names(self) -> list[str]:
-        """Only what happened."""
+        """The names of the events."""
         return [entry[0] for entry in self]
 
     @property
     def received(self) -> bytes:
-        """The bytes of all on_data."""
+        """The bytes of all on_data calls."""
         return b''.join(entry[1] for entry in self if entry[0] == 'data')
 
 
 class FakeSelector(selectors.BaseSelector):
-    """A real selector that never waits: what it would have waited is added to its kernel's clock."""
+    """A real selector that never waits: the timeout is added to its kernel's clock instead."""
 
     def __init__(self, kernel: FakeKernel) -> None:
         self.real = selectors.DefaultSelector()
@@ -183,7 +183,7 @@ RST = struct.pack('ii', 1, 0)  # SO_LINGER: on, 0 seconds
 
 
 def tcp_sockets(sockets: Any, blocking: bool = False) -> tuple[socket.socket, socket.socket]:
-    """Two connected TCP sockets on 127.0.0.1, from the fixture `sockets`."""
+    """Return two connected TCP sockets on 127.0.0.1, tracked by the fixture `sockets`."""
     with socket.create_server(('127.0.0.1', 0)) as server:
         theirs = sockets.track(socket.create_connection(server.getsockname()))
         ours = sockets.track(server.accept()[0])
@@ -199,14 +199,14 @@ def reset(sock: socket.socket) -> None:
 
 
 def end(r: Reactor, *conns: Stream) -> None:
-    """Abort what a test leaves open, and have it told."""
+    """Abort connections that a test leaves open, and run until their `on_close` was called."""
     for conn in conns:
         conn.abort()
     turns(r, 2)
 
 
 def idle(r: Reactor, count: int = 20) -> bool:
-    """Whether the selector reports nothing in so many turns: a loop that spins fails this."""
+    """Whether the selector reports nothing in `count` turns; False for a loop that spins."""
     before = r.stats().events
     turns(r, count)
     return r.stats().events == before
@@ -222,11 +222,11 @@ def ends(r: Reactor, seconds: float = 1.0) -> bool:
 
 
 class ScriptedSocket:
-    """A socket without a descriptor: what arrives, and how each send ends, is what the test says.
+    """A socket without a descriptor: the test scripts the incoming data and the result of each send.
 
-    incoming  one for each recv: bytes, b'' for the end (it stays), an exception to raise
-    outcomes  one for each send: how many bytes to take at most, or an exception; none left: it would block.
-              None instead of the queue: takes everything
+    incoming  one item for each recv: bytes, b'' for EOF (it stays), or an exception to raise
+    outcomes  one item for each send: the most bytes to accept, or an exception. When none is left, send would block.
+              None instead of the queue: every send accepts everything
     backlog   scripted sockets to accept, or exceptions to raise instead
     """
 
@@ -268,7 +268,7 @@ class ScriptedSocket:
     def sendmsg(self, buffers: Any) -> int:
         self.calls.append('send')
         data = b''.join(buffers)
-        assert data, 'a send of nothing'
+        assert data, 'an empty send'
         if self.outcomes is None:
             taken: Any = len(data)
         else:
@@ -277,7 +277,7 @@ class ScriptedSocket:
             try:
                 raise taken
             finally:
-                del taken  # which holds this frame, and with it the buffers
+                del taken  # its traceback holds this frame, and with it the buffers
         self.sent += data[:taken]
         return min(taken, len(data))
 
@@ -323,7 +323,7 @@ class ScriptedSocket:
 
 
 class ScriptedSelector(selectors.BaseSelector):
-    """Asks scripted sockets whether they are ready; time passes only when none is."""
+    """A selector for scripted sockets; time passes only when none of them is ready."""
 
     def __init__(self, kernel: ScriptedKernel) -> None:
         self.kernel = kernel
@@ -355,7 +355,7 @@ class ScriptedSelector(selectors.BaseSelector):
 
 
 class ScriptedKernel(FakeKernel):
-    """A kernel without the operating system: its sockets and its selector are the ones above."""
+    """A kernel with scripted sockets and their selector, without the operating system."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -389,7 +389,7 @@ class ScriptedKernel(FakeKernel):
 
 
 class FailingKernel(SimKernel):
-    """A simulated system without other faults, on which the `count`-th call of one name fails; see its `fail`."""
+    """A simulated kernel without other faults, on which the `count`-th call of one name fails; see `failing`."""
 
     def __init__(self, name: str, error: int, count: int = 1, selector: str = 'epoll') -> None:
         super().__init__(faults=False, selector=selector)
@@ -403,7 +403,7 @@ class FailingKernel(SimKernel):
 
 
 class Probe(Handle):
-    """A handle over a socket that notes in `log` what it was called for, and then calls `on_ready(probe)`."""
+    """A handle over a socket that adds each event to `log`, and then calls `on_ready(probe)`."""
 
     def __init__(self, r: Reactor, sock: socket.socket, events: int = READ, on_ready: Any = None) -> None:
         self.loop = r
@@ -466,7 +466,7 @@ def in_thread(fn: Any, *args: Any) -> Any:
 
 
 def turns_in(r: Reactor, seconds: float = 0.15) -> int:
-    """How many turns the loop makes in so many seconds of real time."""
+    """Count the turns that the loop makes in `seconds` of real time."""
     before = r.stats().loop_count
     r.call_later(seconds, r.stop)
     r.run()
@@ -474,7 +474,7 @@ def turns_in(r: Reactor, seconds: float = 0.15) -> int:
 
 
 def pair(r: Reactor, sockets: Any, *, tcp: bool = False, **keywords: Any) -> tuple[Stream, socket.socket]:
-    """A stream, and the plain socket at its other end."""
+    """Return a stream and the plain socket at its other end."""
     ours, theirs = tcp_sockets(sockets) if tcp else sockets()
     return r.adopt(ours, **keywords), theirs
 
@@ -487,12 +487,12 @@ def run_short(
     kind: type[BaseException] = MemoryError,
     after: bool = False,
 ) -> None:
-    """Have the next `times` calls of one of our functions raise, first or when they are done; later ones go well.
+    """Let the next `times` calls of a function of the package raise; later calls work again.
 
-    owner  the class or module that has it
+    `owner` is the class or module that has the function. With `after`, the call raises after it has done its work.
 
-    The frame that raises seems to be in the reactor, as it is when memory really runs out there: an exception from any
-    other frame is one of the user's.
+    The frame that raises appears to be in the reactor, like a real lack of memory there. An exception from any other
+    frame would count as one of the user's.
     """
     names = {'__name__': 'reactor.loop', '__package__': 'reactor.loop', 'kind': kind, 'left': times, 'after': after}
     names['do'] = getattr(owner, name)
@@ -510,7 +510,7 @@ def run_short(
 
 
 def uncallable(arguments: int) -> Any:
-    """A callback of so many arguments, calling which raises MemoryError: as when there is no memory for its frame."""
+    """Return a callback whose call raises MemoryError, as if there were no memory for its frame."""
     fn = ctypes.pythonapi['PyErr_NoMemory']
     fn.restype, fn.argtypes = ctypes.py_object, [ctypes.py_object] * arguments
     return fn
@@ -538,7 +538,7 @@ class Unreachable:
 
 
 class ManyAddresses(Kernel):
-    """A name has many addresses, and no attempt to connect to one lasts. A call in a thread is made at once."""
+    """A kernel whose names have `count` addresses, all unreachable. Calls in threads are made at once."""
 
     def __init__(self, count: int) -> None:
         self.count = count
@@ -556,7 +556,7 @@ class ManyAddresses(Kernel):
 
 
 def kinds_of_handles():
-    """The classes of handles of the package, the simulation apart."""
+    """The handle classes of the package, without those of the simulation."""
 
     def below(kind):
         for each in kind.__subclasses__():

@@ -1,7 +1,7 @@
-"""The programs of the sweeps: each kind of handle, and each way to end it, in as few calls as it takes.
+"""The programs of the sweeps: each kind of handle and each way to end it, in as few calls as possible.
 
-Owns nothing but the programs, functions of a `World` from `exhaustion`. The rule: what a program does, it does in the
-loop, in callbacks that allocate as little as they can; what it promises is asked when the fault is over.
+Each program is a function of a `World` from `exhaustion`. It acts in the loop, in callbacks that allocate as little as
+possible. Its promises are checked when the fault is over.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from reactor import READ, WRITE
 from tests.helpers.exhaustion import EXHAUSTED, HOST, World
 from tests.helpers.support import drain, reset
 
-BIG = 300_000  # bytes: more than the sockets of a pair take at once
+BIG = 300_000  # bytes: more than a socket pair accepts at once
 
 
 class Said:
-    """Writes to one connection, and what its peer may receive of them: all or nothing of each, in order.
+    """Writes to one connection. Its peer must receive each of them completely or not at all, in order.
 
-    A write that raised was not made. One that returned was made, unless its connection has failed.
+    A write that raised counts as not made. A write that returned counts as made, unless its connection has failed.
     """
 
     def __init__(self, world: World, conn: Any, peer: socket.socket, *sizes: int) -> None:
@@ -32,7 +32,7 @@ class Said:
         self.records = [bytes([65 + number]) * size for number, size in enumerate(sizes)]
         self.made = bytearray(len(sizes))
         self.got: list[bytes] = []
-        self.blind = False  # reading found no memory, so that what it read is lost
+        self.blind = False  # reading ran out of memory and lost the data
         world.promises.append(self.wrong)
 
     def write(self, number: int) -> None:
@@ -57,7 +57,7 @@ class Said:
         world = self.world
         want = b''.join(record for record, made in zip(self.records, self.made, strict=True) if made)
         failed = any(conn is self.conn and exc is not None for conn, exc in zip(world.ended, world.errors, strict=True))
-        end = time.monotonic() + 2  # seconds: the kernel's own time, which the turns do not wait for
+        end = time.monotonic() + 2  # seconds of real time for the kernel, because the turns do not wait
         while sum(map(len, self.got)) < len(want) and time.monotonic() < end:
             try:
                 self.read()
@@ -67,7 +67,7 @@ class Said:
                 break
             world.r.run_once(0)
         try:
-            self.read()  # more than it should be
+            self.read()  # to see extra bytes
         except OSError:
             pass
         if self.blind:
@@ -363,7 +363,7 @@ def connect_times_out(w: World) -> None:
 
 
 def names(w: World) -> None:
-    """A name that a thread looks up; the thread is the program's, which runs it in the loop."""
+    """A name that a thread looks up; the program runs the thread's function in the loop."""
     works: list[Any] = []
     address = w.listen().address
     w.kernel.start_thread = lambda fn, name: works.append(fn)  # type: ignore[method-assign, assignment]
@@ -388,15 +388,15 @@ def threads(w: World) -> None:
 
 
 def in_thread(works: list[Any]) -> None:
-    """Run what a thread would, until it has ended."""
+    """Run the functions of threads until all have ended."""
     limit = sys.getrecursionlimit()
-    sys.setrecursionlimit(limit + 1000)  # a thread has a stack of its own
+    sys.setrecursionlimit(limit + 1000)  # a real thread has its own stack
     try:
         while works:
             works[0]()
             works.pop()
     except EXHAUSTED:
-        works.pop()  # the thread dies of it
+        works.pop()  # the exception ends the thread
     finally:
         sys.setrecursionlimit(limit)
 
@@ -425,14 +425,14 @@ def timers(w: World) -> None:
 
 
 class Cancelled:
-    """A timer as a handle."""
+    """A timer with the `close` method of a handle."""
 
     def __init__(self, timer: Any) -> None:
         self.close = timer.cancel
 
 
 def many_timers(w: World) -> None:
-    """Enough to be compacted."""
+    """Enough timers to compact the heap."""
     made = [w.r.call_later(10 + number / 100, w.tick(0)) for number in range(100)]
     w.act(lambda: [timer.cancel() for timer in made[:60]])
     w.promises.append(lambda: None if w.called[0] >= 40 else f'{w.called[0]} timers of 40 were called')

@@ -1,14 +1,14 @@
-"""Worlds in which some talk TLS as they should, others do not, and all are in one room.
+"""Simulated chat rooms in which some clients speak correct TLS and others do not.
 
-Owns the room, its members, and what has to hold. The room sends each line to all members in one callback, whatever
-`write` returns: what one member does must not be felt by another. The rules are the laws of the design, and none asks
-how TLS is done here: records are counted by OpenSSL itself, in the message callback of a context.
+The room sends each line to all members in one callback, whatever `write` returns: a misbehaving member must not affect
+another. The checks are the laws of the design and do not repeat conditions of the TLS code; records are counted by
+OpenSSL itself, in the message callback of a context.
 
     law 1  every connection ends once: the ledger of the simulation
     law 2  no call raises what its docstring does not name, whatever the peer has done
-    law 5  a few records of a connection in a turn, those without data too
-    law 6  a connection keeps no more than a record and what one `recv` brings
-    law 8  who talks as it should gets every line, and a clean end
+    law 5  a few records of a connection in a turn, including those without data
+    law 6  a connection keeps no more than a record and the data of one `recv`
+    law 8  a correct client gets every line, and a clean end
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ from reactor.testing.simulation import SimulationFailed  # noqa: F401
 from tests.helpers.certificates import Certificates
 from tests.helpers.hostile_tls import ACTS, ALLOW_CLIENT_RENEGOTIATION, TLS_1_2, TLS_1_3, Peer, peer_callbacks
 
-RECORDS = 2 * (4 + 1)  # of an open connection in a turn: 4, and one without data, in the dispatch and as a completion
-HEADER = 0x100  # what OpenSSL calls the header of a record, to a message callback
-KEPT = 65536 + 16384 + 2048 + 5  # bytes: one recv, behind the better part of a record
-LINES = 3  # that each good client says
+RECORDS = 2 * (4 + 1)  # of one connection in a turn: 4 and one without data, in the dispatch and as a completion
+HEADER = 0x100  # the content type of a record header in a message callback
+KEPT = 65536 + 16384 + 2048 + 5  # bytes: one recv, after most of a record
+LINES = 3  # sent by each good client
 MAX_BUFFERED = 100_000
 
 
 class Contexts:
-    """What servers and clients of a world use: both versions, renegotiation as the dice fall."""
+    """The contexts of a world's servers and clients: both TLS versions, some servers with renegotiation."""
 
     def __init__(self, certificates: Certificates) -> None:
         limits = [{'maximum_version': version} for version in (TLS_1_2, TLS_1_3)]
@@ -51,9 +51,9 @@ class Room:
         self.members: dict[Any, None] = {}
         self.good = rng.randrange(1, 4)
         self.joined = 0
-        self.records: Counter[Any] = Counter()  # that OpenSSL has read in this turn, by SSL object
-        self.goal = world.expect('every good client has heard everything, and has ended')
-        self.left = self.good  # to end
+        self.records: Counter[Any] = Counter()  # read by OpenSSL in this turn, by connection
+        self.goal = world.expect('every good client has received everything, and has ended')
+        self.left = self.good  # good clients that have not ended
         self.peers: list[Peer] = []
         self.limit = rng.choice((32, None))
         self.server_context, self.client_context = rng.choice(contexts.servers), rng.choice(contexts.clients)
@@ -71,19 +71,19 @@ class Room:
             self.dial_out()
 
     def watched(self, context: ssl.SSLContext) -> ssl.SSLContext:
-        """Have OpenSSL tell each record that it reads."""
+        """Count the records that OpenSSL reads."""
 
-        def told(conn: Any, direction: str, version: Any, kind: int, message: Any, data: bytes) -> None:
+        def on_message(conn: Any, direction: str, version: Any, kind: int, message: Any, data: bytes) -> None:
             if direction == 'read' and kind == HEADER:
                 self.records[conn] += 1
 
-        context._msg_callback = told  # type: ignore[attr-defined]
+        context._msg_callback = on_message  # type: ignore[attr-defined]
         return context
 
     # -- the room
 
     def callbacks(self) -> dict[str, Any]:
-        """Of a member, as the room has it."""
+        """The room's callbacks and options for a member."""
 
         def on_connect(conn: Any) -> None:
             self.members[conn] = None
@@ -101,13 +101,13 @@ class Room:
         def on_close(conn: Any, exc: BaseException | None) -> None:
             self.members.pop(conn, None)
             self.check_cut(conn, exc)
-            self.send_to_all(b'somebody has left\n')
+            self.send_to_all(b'a client has left\n')
 
         calls = {'on_connect': on_connect, 'on_data': on_data, 'on_close': on_close}
         return {**calls, 'max_buffered': MAX_BUFFERED, 'max_empty_records': self.limit, 'linger': 5}
 
     def check_cut(self, conn: Any, exc: BaseException | None) -> None:
-        """A connection that ends before the TLS stream is an error: somebody may have cut it."""
+        """Check that a connection which ends without a close_notify is an error: an attacker may have cut it."""
         end = conn.record.end
         if exc is None and conn.record.closed_by is None and conn.tls.last is None and end is not None:
             other = self.r.ledger.by_end.get(end.peer)
@@ -135,7 +135,7 @@ class Room:
                     self.world.fail(f'law 2: a write to connection {member.record.number} raised {exc!r}')
 
     def ask(self, member: Any) -> None:
-        """All that may be asked of a connection at any time."""
+        """Use everything that must work on a connection at any time."""
         repr(member), member.buffered, member.closed, member.state, member.peername, member.sockname, member.reading
         repr(member.tls.version), member.tls.cipher, member.tls.alpn, member.tls.unread
         member.set_write_limits(1000)
@@ -150,10 +150,10 @@ class Room:
         except Exception as exc:
             self.world.fail(f'law 2: resume_reading() raised {exc!r}')
 
-    # -- who talks as it should
+    # -- correct clients
 
     def join_good(self, number: int) -> None:
-        """A client that says its lines when all are here, and hears those of the others."""
+        """A client that sends its lines when all have joined, and receives the lines of the others."""
         heard = bytearray()
 
         def on_connect(conn: Any) -> None:
@@ -168,7 +168,7 @@ class Room:
 
         def on_close(conn: Any, exc: BaseException | None) -> None:
             if not self.world.faulty and (exc is not None or heard.count(b'$') != self.good * LINES):
-                self.world.fail(f'law 8: good client {number} heard {bytes(heard[-50:])!r} and ended with {exc!r}')
+                self.world.fail(f'law 8: good client {number} received {bytes(heard[-50:])!r} and ended with {exc!r}')
             self.one_less()
 
         calls = {'on_connect': on_connect, 'on_data': on_data, 'on_close': on_close}
@@ -183,7 +183,7 @@ class Room:
             self.end()
 
     def join_polite(self) -> None:
-        """A client that does what few do, and all may: it has to hear everything, too."""
+        """A client with unusual but allowed behaviour: it must receive everything, too."""
         self.left += 1
         peer = Peer(self.contexts.clients[self.server_context.maximum_version == TLS_1_3], False, self.rng)
 
@@ -196,7 +196,7 @@ class Room:
         def on_close(conn: Any, exc: BaseException | None) -> None:
             peer.conn = None
             if not self.world.faulty and peer.heard.count(b'$') != self.good * LINES:
-                self.world.fail(f'law 8: a polite client heard {bytes(peer.heard[-50:])!r} and ended with {exc!r}')
+                self.world.fail(f'law 8: a polite client received {bytes(peer.heard[-50:])!r} and ended with {exc!r}')
             self.one_less()
 
         calls = {'on_connect': peer.join, 'on_data': on_data, 'on_close': on_close, 'idle_timeout': 60}
@@ -219,21 +219,21 @@ class Room:
     def say(self, conn: Any, line: bytes) -> None:
         if not conn.closed:
             for _ in range(self.rng.choice((0, 0, 20))):
-                conn.write(b'good ')  # a record of its own, and all of them are here at once
+                conn.write(b'good ')  # each write is a record, and all of them arrive at once
             conn.write(line)
 
     def end(self) -> None:
-        """Nobody good is left: the others are thrown out."""
+        """All good clients have ended: abort the others."""
         self.server.close()
         if self.outward is not None:
             self.outward.close()
         for conn in [*self.members, *[peer.conn for peer in self.peers if peer.conn is not None]]:
             conn.abort() if self.rng.random() < 0.3 else conn.close()
 
-    # -- who does not
+    # -- misbehaving peers
 
     def join_hostile(self) -> None:
-        """A client of the room that is a `Peer`."""
+        """Connect a `Peer` to the room as a client."""
         peer = Peer(self.contexts.clients[self.server_context.maximum_version == TLS_1_3], False, self.rng)
         self.peers.append(peer)
         calls = peer_callbacks()
@@ -242,7 +242,7 @@ class Room:
         peer.record = conn.record  # type: ignore[attr-defined]
 
     def dial_out(self) -> None:
-        """A server that the room connects to, and that is a `Peer`, too."""
+        """Connect the room to a server that is a `Peer`."""
         address = self.world.address()
 
         def on_connect(conn: Any) -> None:
@@ -257,7 +257,7 @@ class Room:
         context = self.watched(self.contexts.clients[1])
         self.r.connect_tcp(*address, ssl=context, server_hostname='localhost', **self.callbacks())
 
-    # -- what has to hold after each turn
+    # -- checks after each turn
 
     def check_turn(self) -> None:
         for conn in list(self.world.r.ledger.streams):
@@ -273,7 +273,7 @@ class Room:
 
 
 def run_world(seed: int, contexts: Contexts, **options: Any) -> Simulation:
-    """One world; raises `SimulationFailed` when a law is broken. Every second one has no faults but the peers' own."""
+    """Run one world; raises `SimulationFailed` when a law is broken. Every second one has only the faults of peers."""
     options.setdefault('faults', None if seed % 2 else ())
     simulation = Simulation(seed, **options)
     rooms: list[Room] = []

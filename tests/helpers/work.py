@@ -1,17 +1,17 @@
-"""Cost as something to observe: how much work a call does, the same on every run and on every machine.
+"""Cost that can be measured exactly: how much work a call does, the same on every run and on every machine.
 
-Owns the count. Knows nothing of what is counted. The unit is one bytecode that CPython executes, in any frame: those of
-the reactor, of the standard library, and of the callbacks of a test, which are to be cheap. From Python 3.12 on
-`sys.monitoring` reports them, before that the tracer of opcodes. Two versions of Python differ by a few percent.
+The unit is one bytecode that CPython executes, in any frame: those of the reactor, of the standard library, and of the
+test's callbacks, which should be cheap. Python 3.12 and later report bytecodes by `sys.monitoring`, older versions by
+the tracer of opcodes. Two versions of Python differ by a few percent.
 
-Some functions written in C do as much as a loop would, and are one bytecode. Those in FUNCTIONS and METHODS look at
-each element of what they are given, which counts as a bytecode more for each, and copying bytes as one for each BYTES.
-That is more than it takes, so that what grows too fast shows while there are few. What no count here sees, some of
-which `tests/laws/test_work_in_c.py` counts as user instructions:
+Some functions written in C do as much work as a loop, but are one bytecode. Those in FUNCTIONS and METHODS visit each
+element of their argument: each counts as one more bytecode, and copied bytes count as one for each BYTES. That is more
+than the real cost, so excessive growth shows with few elements. The following is not counted here;
+`tests/laws/test_work_in_c.py` counts some of it as user instructions:
 
     slices and concatenations of bytes; the search of `find`; `del` and `pop` near the head of a list
-    before Python 3.12 types and functions that are called with an argument: `min(d)`, `sorted(d)`, `list(d)`
-    what the kernel does for a system call, and OpenSSL
+    before Python 3.12: types and functions called with an argument, such as `min(d)`, `sorted(d)`, `list(d)`
+    the kernel's work for a system call, and OpenSSL
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from collections import OrderedDict, deque
 from itertools import pairwise
 from typing import Any
 
-BYTES = 64  # whose copy counts as a bytecode
+BYTES = 64  # copying this many counts as one bytecode
 CONTAINERS = (list, tuple, set, frozenset, dict, deque, OrderedDict, bytes, bytearray)
 FUNCTIONS = (min, max, sum, sorted, any, all, list, tuple, set, frozenset, dict, deque, bytes, bytearray)
 METHODS = {'remove', 'index', 'count', 'copy', 'sort', 'reverse'}  # of a list or a deque
-TOOL = 3  # of `sys.monitoring`, one that is nobody's
+TOOL = 3  # a free tool id of `sys.monitoring`
 
 
 def elements(function: Any, first: Any) -> int:
-    """What a call of `function` counts as besides, by the elements that it goes over; `first` is its first argument."""
+    """The extra bytecodes of a call of `function`, by the elements it visits; `first` is its first argument."""
     if isinstance(first, (list, deque)):
         walked = function in FUNCTIONS or getattr(function, '__name__', '') in METHODS
         return len(first) if walked else 0
@@ -39,7 +39,7 @@ def elements(function: Any, first: Any) -> int:
 
 
 class Meter:
-    """Counts while it is entered: `with Meter() as meter: ...`, then `meter.work`. In this thread alone before 3.12."""
+    """A counter: `with Meter() as meter: ...`, then read `meter.work`. Before 3.12 it counts this thread only."""
 
     def __init__(self) -> None:
         self.work = 0
@@ -58,7 +58,7 @@ class Meter:
                 try:
                     self.work += elements(function, first)
                 except TypeError:
-                    pass  # it cannot be hashed or compared, so it is no function of the list
+                    pass  # it cannot be hashed or compared, so it is not in FUNCTIONS
 
             monitoring.register_callback(TOOL, events.INSTRUCTION, on_instruction)
             monitoring.register_callback(TOOL, events.CALL, on_call)
@@ -97,14 +97,14 @@ class Meter:
 
 
 def work_of(fn: Any, *args: Any) -> int:
-    """How much work `fn(*args)` does."""
+    """Measure the work of `fn(*args)`."""
     with Meter() as meter:
         fn(*args)
     return meter.work
 
 
 def most_work(r: Any, until: Any, most_turns: int = 10_000) -> int:
-    """Run turns of a reactor until `until()` holds, without waiting; the work of the one that does most."""
+    """Run turns without waiting until `until()` is true; returns the most work of one turn."""
     most = 0
     for _ in range(most_turns):
         most = max(most, work_of(r.run_once, 0))
@@ -114,6 +114,6 @@ def most_work(r: Any, until: Any, most_turns: int = 10_000) -> int:
 
 
 def growth(work: Any, size: int) -> list[float]:
-    """By which factors the work of `work(n)` grows from `size` to twice and to four times as many."""
+    """The factors by which `work(n)` grows from `size` to twice and to four times that size."""
     counts = [work(size << step) for step in range(3)]
     return [after / before for before, after in pairwise(counts)]

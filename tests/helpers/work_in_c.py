@@ -1,7 +1,7 @@
 """Run cases of `growth_cases.py` under callgrind, with a mark before and after each: `work_in_c.py SIZE CASE...`.
 
 Each case is run with SIZE things, twice and four times as many. At a mark callgrind writes down what it has counted:
-see `perf/counting/callgrind.py`. So every second count is of a case.
+see `perf/instructions/callgrind.py`. So every second count is of a case.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from tests.helpers.growth_cases import CASES
 
 
 class Mark:
-    """In place of a `Meter`."""
+    """A replacement for `Meter`."""
 
     def __enter__(self) -> None:
         gc.freeze()
@@ -25,7 +25,7 @@ class Mark:
 
 
 def main() -> None:
-    gc.disable()  # a collection looks at all objects that there are
+    gc.disable()  # a collection visits all objects
     for name in sys.argv[2:]:
         for step in range(3):
             CASES[name][0](int(sys.argv[1]) << step, Mark())

@@ -139,11 +139,11 @@ class Interrupted(Simulation):
                 self.lines.armed = False
 
     def _live(self, main: Any) -> None:
-        kernel, ledger = self.kernel, self.reactor.ledger
+        kernel, oracles = self.kernel, self.reactor.oracles
 
         def begin(r: Any) -> None:
             main(r)
-            ledger.begun = True
+            oracles.ledger.begun = True
 
         self.reactor.call_soon(self.lines.begin)
         self.reactor.call_soon(begin, self.reactor)
@@ -154,12 +154,12 @@ class Interrupted(Simulation):
         if self.world.expectations:
             missing = '; '.join(expectation.text for expectation in self.world.expectations)
             raise Violation(f'liveness: it has ended, and this has not happened: {missing}')
-        ledger.check_over()
-        ledger.check_turn(0)
+        oracles.check_over()
+        oracles.check_turn(0)
         while not self.reactor.guard.closed:
             self.again_and_again(self.reactor.close)
         self.lines.end()
-        ledger.check_closed()
+        oracles.check_closed()
 
     def turn(self) -> bool:
         while self.reactor.run_once():
@@ -202,7 +202,7 @@ def attempt(case: Case) -> str | None:
                 f'SIGINT came {simulation.lines.pressed} times, KeyboardInterrupt was raised {simulation.raised} times'
             )
     except SimulationFailed as exc:
-        why = str(exc).partition(': ')[2].partition('the last of the trace')[0]
+        why = str(exc).partition(': ')[2].partition('the end of the trace')[0]
     except BaseException as exc:
         why = f'{type(exc).__name__}: {exc}'
     return f'{case!r}: {" ".join(why.split())}' if why else None

@@ -115,7 +115,7 @@ class Watch(logging.Handler):
         self.wasted = self.in_a_row = self.timers = self.handles = 0
         self.began = 0
         self._before: Any = None
-        self._check_turn = self.ledger.check_turn
+        self._check_turn = self.reactor.oracles.check_turn
         self.kernel.on_turn = self.on_turn
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -224,7 +224,7 @@ def close(simulation: Simulation, wrong: list[str]) -> None:
         simulation.reactor.close()
     except OSError as exc:
         wrong.append(f'close() raised {exc!r}')
-    simulation.reactor.ledger.check_closed()
+    simulation.reactor.oracles.check_closed()
 
 
 def judge(watch: Watch, ledger: Any) -> list[str]:

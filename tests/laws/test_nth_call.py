@@ -213,7 +213,7 @@ def attempt(case: Case) -> str | None:
             simulation.world.fail(f'law 4: one descriptor was closed, but connections {lost} ended with EBADF')
         why = '; '.join(simulation.reactor.ledger.violations)
     except SimulationFailed as exc:
-        why = str(exc).partition(': ')[2].partition('the last of the trace')[0]
+        why = str(exc).partition(': ')[2].partition('the end of the trace')[0]
     except BaseException as exc:
         why = f'{type(exc).__name__}: {exc}'
     failed = simulation.kernel.failed

@@ -42,9 +42,8 @@ if sys.platform != 'linux':
 @pytest.mark.slow
 @pytest.mark.timeout(LONGEST)
 @pytest.mark.parametrize('group', GROUPS)
-def test_the_instructions_grow_no_faster_than_n_log_n(group, tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(str(PROJECT / 'perf'))
-    from counting import callgrind
+def test_the_instructions_grow_no_faster_than_n_log_n(group, tmp_path):
+    from perf.instructions import callgrind
 
     if reason := callgrind.missing():
         pytest.skip(reason)

@@ -1,1 +1,1 @@
-"""Tests of the tests: bugs that are planted or drawn at random have to be found."""
+"""Tests of the tests: planted and randomly drawn bugs must be found."""

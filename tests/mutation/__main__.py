@@ -1,19 +1,19 @@
 """Do the tests notice when the code is changed? `python -m tests.mutation draw|cover|run|report`.
 
     draw      draw the list of mutants again; see `drawing.py`
-    cover     run the suite under coverage, to learn which tests reach which line; with tests: those alone, again
+    cover     run the suite under coverage, to record which tests reach which line; with names of tests: only those
     run       try the mutants that have no outcome yet, on the tests, or with --simulator on the simulator alone
-    report    print how many were killed, and those that were not
+    report    print how many mutants were killed, and those that were not
 
-Needs the extra `mutation`. The outcomes are kept with the tests. The rules:
+Needs the extra `mutation`. The outcomes are stored in this folder.
 
-- A mutant is tried in a copy of the project, on the tests whose coverage reaches its line, the cheapest first, up to
-  the first failure. All of them together have LONGEST seconds. The slow tests, and those that need the machine alone,
-  are not among them.
-- A mutant is killed when a test fails, fails again when it is run alone, and passes on the code as it is.
-- A test that does not end fails by its own time limit, or by HANGS, which is less than the suite allows it.
-- When the time is over, the outcome is `uncertain`, and counts as if the mutant had survived.
-- The simulator has the seeds from 0 to SEEDS, and the same time.
+- A mutant is tried in a copy of the project, on the tests whose coverage reaches its line, the cheapest first, until
+  the first failure. Together they have LONGEST seconds. Slow tests, and those that need the machine alone, are left
+  out.
+- A mutant is killed when a test fails, fails again when it is run alone, and passes on the original code.
+- A test that does not end fails by its own time limit, or by HANGS, which is shorter than the suite's limit.
+- When LONGEST is over, the outcome is `uncertain`, which counts as if the mutant had survived.
+- The simulator gets the seeds from 0 to SEEDS, and the same time.
 """
 
 from __future__ import annotations
@@ -46,15 +46,15 @@ RESULTS, SIMULATED, EQUIVALENT = KEPT / 'results.jsonl', KEPT / 'simulated.jsonl
 LONGEST = 60  # seconds for all tests of a mutant, or all seeds of the simulator
 HANGS = 20  # seconds for a test
 SEEDS = 150
-MEMORY = 8 << 30  # bytes of address space for a process: a mutant may ask for any
-FIRST_TESTS, MORE_TESTS = 20, 10  # how many are tried at first, and by how much each next batch is larger
+MEMORY = 8 << 30  # bytes of address space for a process: a mutant may allocate without limit
+FIRST_TESTS, MORE_TESTS = 20, 10  # the size of the first batch, and the growth of each next one
 NOT_COPIED = '.git .venv* .mutation .hypothesis .*_cache __pycache__ *.egg-info'.split()
-MARK = 'MUTATION_RUN'  # in the environment of all that a run starts: which run it was
+MARK = 'MUTATION_RUN'  # in the environment of each process that a run starts: the run
 RUNS = itertools.count()
 
 
 class Ended(NamedTuple):
-    """How a command ended: its status, None when its time was over; its output, and the seconds that it took."""
+    """The end of a command: its status, None at the timeout; its output, and the seconds it took."""
 
     status: int | None
     output: str
@@ -62,7 +62,7 @@ class Ended(NamedTuple):
 
 
 class Results:
-    """The outcomes in one file: a line for each mutant, by its number."""
+    """The outcomes in one file, with a line for each mutant, by number."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -71,7 +71,7 @@ class Results:
         self._lock = threading.Lock()
 
     def add(self, result: dict[str, Any]) -> None:
-        """Keep this outcome, instead of an earlier one of the same mutant."""
+        """Store this outcome; it replaces an earlier one of the same mutant."""
         with self._lock:
             self.all[result['number']] = result
             lines = [json.dumps(one) for _, one in sorted(self.all.items())]
@@ -88,20 +88,20 @@ class Tester:
 
     def __init__(self, project: Path, folder: Path) -> None:
         self.project, self.folder = project, folder
-        self.usual = folder / 'usual'  # the code as it is
+        self.usual = folder / 'usual'  # the original code
         shutil.copytree(project, self.usual, ignore=shutil.ignore_patterns(*NOT_COPIED))
         self.known: dict[str, reaching.Test] = {}
-        self.sound: dict[str, bool] = {}  # whether a test passes on the code as it is
+        self.sound: dict[str, bool] = {}  # whether a test passes on the original code
 
     def use_tests(self) -> None:
         self.known = reaching.read()
-        # The assertions of the tests are rewritten once, and each copy has the result.
+        # pytest rewrites the assertions of the tests once, and each copy gets the result.
         environment = {CHOSEN: '', REPORTS: os.devnull}
         self.python(self.usual, ['-m', 'pytest', '-q', '--collect-only', '-p', 'no:cacheprovider'], 300, environment)
 
     @contextmanager
     def copy(self, mutant: Mutant) -> Iterator[tuple[Path, int] | None]:
-        """A copy of the project with the mutant in it, and its line; None where the code has lost its place."""
+        """Copy the project with the mutant in it; yields the copy and the line, or None if the place is gone."""
         text = (self.project / mutant.module).read_text() if (self.project / mutant.module).exists() else ''
         found = drawing.find(mutant, text)
         if found is None:
@@ -162,7 +162,7 @@ class Tester:
         return {'outcome': 'survived', 'doubtful': doubtful}
 
     def _counts(self, folder: Path, failed: str, tests: list[str]) -> bool:
-        """Whether this failure repeats, and the code as it is does not have it."""
+        """Whether this failure is repeatable and does not occur on the original code."""
         alone = [failed] if failed in tests else tests
         if not self.run_tests(folder, alone, 3 * LONGEST)[1]:
             return False
@@ -173,7 +173,7 @@ class Tester:
     def run_tests(
         self, folder: Path, tests: list[str], seconds: float
     ) -> tuple[Ended, dict[str, Any] | None, str | None]:
-        """Run these tests until one fails; returns what pytest reported of that one, and the name of the last one."""
+        """Run these tests until one fails; returns pytest's report of the failure, and the name of the last test."""
         with tempfile.TemporaryDirectory(dir=self.folder) as notes:
             chosen, reports = Path(notes) / 'chosen', Path(notes) / 'reports'
             chosen.write_text('\n'.join(tests))
@@ -184,17 +184,17 @@ class Tester:
             ended = self.python(folder, [*command, '--timeout', str(HANGS), *files], seconds, environment)
             reported = [json.loads(line) for line in reports.read_text().splitlines()]
         failed = next((one for one in reported if one['outcome'] == 'failed'), None)
-        if failed is None and ended.status not in (None, 0, 5):  # 5: no test was left
+        if failed is None and ended.status not in (None, 0, 5):  # 5: no tests were collected
             failed = {'test': f'pytest itself, status {ended.status}', 'text': ended.output[-2000:]}
         return ended, failed, reported[-1]['test'] if reported else None
 
     def python(
         self, folder: Path, arguments: list[str], seconds: float, environment: dict[str, str] | None = None
     ) -> Ended:
-        """Run Python in this copy, for at most so many seconds, and end all that it has started."""
-        mark = f'{folder} {next(RUNS)}'  # several may run in one folder
+        """Run Python in this copy with a timeout in seconds, and end all processes that it has started."""
+        mark = f'{folder} {next(RUNS)}'  # several runs may share a folder
         environment = {**os.environ, **(environment or {}), 'PYTHONPATH': str(folder), MARK: mark}
-        environment.pop('PYTHONDONTWRITEBYTECODE', None)  # what is compiled is copied
+        environment.pop('PYTHONDONTWRITEBYTECODE', None)  # the compiled files are copied, too
         began = time.monotonic()
         with tempfile.TemporaryFile(dir=self.folder) as output:
             child = subprocess.Popen(
@@ -209,7 +209,7 @@ class Tester:
             finally:
                 end_all(mark)
                 with suppress(ProcessLookupError):
-                    os.killpg(child.pid, signal.SIGKILL)  # and those that were given another environment
+                    os.killpg(child.pid, signal.SIGKILL)  # also children that were given another environment
                 child.wait()
             output.seek(0)
             text = output.read().decode(errors='replace')
@@ -217,7 +217,7 @@ class Tester:
 
 
 def end_all(mark: str) -> None:
-    """End the processes that were started by this run, whatever their parent is now."""
+    """End the processes that this run has started, whatever their parent is now."""
     import psutil
 
     for process in psutil.process_iter():
@@ -229,7 +229,7 @@ def end_all(mark: str) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Try the mutants that are to be tried, and keep what comes of each."""
+    """Try the selected mutants and store their outcomes."""
     results = Results(options.results or (SIMULATED if options.simulator else RESULTS))
     listed = drawing.read()['mutants']
     again = {number for number, one in results.all.items() if one['outcome'] in options.again}
@@ -254,14 +254,14 @@ def run(options: argparse.Namespace) -> None:
 
 
 def equivalents() -> dict[int, str]:
-    """Return the mutants that were judged to change no behaviour, each with its reason."""
+    """Return the mutants that change no behaviour, each with the reason."""
     if not EQUIVALENT.exists():
         return {}
     return {int(number): reason for number, reason in json.loads(EQUIVALENT.read_text()).items()}
 
 
 def show(results: Results, equivalent: dict[int, str]) -> None:
-    """Print the figures of these outcomes. What is equivalent is not counted."""
+    """Print statistics of these outcomes. Equivalent mutants are not counted."""
     counted = [one for number, one in results.all.items() if number not in equivalent]
     outcomes = Counter(one['outcome'] for one in counted)
     tried = len(counted) - outcomes['gone']
@@ -271,7 +271,7 @@ def show(results: Results, equivalent: dict[int, str]) -> None:
 
 
 def report() -> None:
-    """Print the figures, and the mutants that survived or are uncertain."""
+    """Print statistics, and the mutants that survived or are uncertain."""
     drawn, results, simulated, equivalent = drawing.read(), Results(RESULTS), Results(SIMULATED), equivalents()
     show(results, equivalent)
     show(simulated, {})
@@ -289,18 +289,18 @@ def main() -> None:
     covering = commands.add_parser('cover')
     covering.add_argument('tests', nargs='*')
     covering.add_argument('--jobs', type=int, default=2)
-    covering.add_argument('--without', default='', metavar='WORDS', help='leave out tests, as -k of pytest says')
+    covering.add_argument('--without', default='', metavar='WORDS', help='leave out tests, as with -k of pytest')
     running = commands.add_parser('run')
-    running.add_argument('numbers', nargs='*', type=int, help='of the mutants to try, by default all that are left')
-    running.add_argument('--again', nargs='*', default=[], metavar='OUTCOME', help='and those with this outcome')
+    running.add_argument('numbers', nargs='*', type=int, help='mutants to try; default: all without an outcome')
+    running.add_argument('--again', nargs='*', default=[], metavar='OUTCOME', help='also try those with this outcome')
     running.add_argument('--jobs', type=int, default=2)
     running.add_argument('--most', type=int, help='how many')
     running.add_argument('--simulator', action='store_true', help='try them on the simulator alone')
-    running.add_argument('--project', type=Path, default=PROJECT, help='a checkout whose code is changed')
-    running.add_argument('--results', type=Path, help='another file for the outcomes')
+    running.add_argument('--project', type=Path, default=PROJECT, help='the checkout to mutate')
+    running.add_argument('--results', type=Path, help='a different file for the outcomes')
     commands.add_parser('report')
     options = parser.parse_args()
-    # A shell has commands in the background ignore Ctrl-C, and tests would inherit that.
+    # A shell lets background commands ignore Ctrl-C, and the tests would inherit that.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     match options.command:
         case 'draw':

@@ -1,4 +1,4 @@
-"""A plugin of pytest for `mutation.py`: run the tests that a file names, in its order, and write down the outcomes."""
+"""A pytest plugin for `tests.mutation`: run the tests listed in a file, in that order, and record the outcomes."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from typing import IO
 
 import pytest
 
-CHOSEN = 'MUTATION_CHOSEN_TESTS'  # a file with a test in each line; '' for all that pytest collects
-REPORTS = 'MUTATION_REPORTS'  # the file for what came of them
-MEASURE = 'MUTATION_MEASURE_CHILDREN'  # a configuration of coverage for the processes that tests start; '' for none
+CHOSEN = 'MUTATION_CHOSEN_TESTS'  # a file with a test in each line; '' for all collected tests
+REPORTS = 'MUTATION_REPORTS'  # the file for their outcomes
+MEASURE = 'MUTATION_MEASURE_CHILDREN'  # a coverage configuration for child processes of tests; '' for none
 
 
 reports: IO[str]  # opened first, because a test may use up all descriptors
@@ -20,7 +20,7 @@ reports: IO[str]  # opened first, because a test may use up all descriptors
 
 def pytest_configure() -> None:
     global reports
-    # The parent of a worker of pytest-xdist reports, too.
+    # The parent of a pytest-xdist worker reports, too.
     reports = open(os.devnull if 'PYTEST_XDIST_WORKER' in os.environ else os.environ[REPORTS], 'a')
 
 
@@ -30,14 +30,14 @@ def pytest_unconfigure() -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> Iterator[None]:
-    yield  # `conftest.py` orders the tests, too
+    yield  # run after `conftest.py`, which orders the tests, too
     if chosen := os.environ.get(CHOSEN):
         order = {name: number for number, name in enumerate(Path(chosen).read_text().splitlines())}
         items[:] = sorted((item for item in items if item.nodeid in order), key=lambda item: order[item.nodeid])
 
 
 def pytest_runtest_setup() -> None:
-    # Not earlier: coverage would measure the workers of pytest-xdist a second time.
+    # Not earlier, or coverage would measure the pytest-xdist workers a second time.
     if measure := os.environ.get(MEASURE):
         os.environ['COVERAGE_PROCESS_START'] = measure
 

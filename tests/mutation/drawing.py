@@ -1,17 +1,17 @@
 """The mutants that the tests are tried on: 600 small changes of the code, drawn from all that cosmic-ray can make.
 
-Every change is made by an operator of cosmic-ray. The list, `drawn.json`, was committed before any mutant was
-run, and no outcome changes it. It was drawn by these rules:
+Every change is made by an operator of cosmic-ray. The list, `drawn.json`, was committed before any mutant was run, and
+no outcome changes it. It was drawn by these rules:
 
 - Each module has a share of the list in proportion to its lines of code.
 - Within a module each place in the code has the same chance, and then each mutant of that place. Otherwise a `+`, which
   has eleven mutants, would count eleven times. A place is drawn once.
-- What is no behaviour is left out: annotations, `if TYPE_CHECKING:`, the functions in TEXT, and the arguments of
-  the functions in LOG. Docstrings have no mutants.
+- Code without behaviour is left out: annotations, `if TYPE_CHECKING:`, the functions in TEXT, and the arguments of the
+  functions in LOG. Docstrings have no mutants.
 - A mutant is left out when it does not compile, compiles with a warning, or has the same syntax tree as the code.
 
-The code moves on, so a mutant is found again by the text that it changes and by the function in which that stands. Its
-number of occurrence and its line are those of the code from which it was drawn, whose SHA-256 is in the list.
+When the code has changed, a mutant is found by the text that it changes and the function around it. Its occurrence and
+its line are those of the code from which it was drawn; the list has the SHA-256 of that code.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ LIST = Path(__file__).resolve().parent / 'drawn.json'
 
 SEED = 20261129
 COUNT = 600
-PARTS = ('framing.py', 'loop', 'net', 'observe', 'serve')  # of the package; what `admission` has was a part of `net`
+PARTS = ('framing.py', 'loop', 'net', 'observe', 'serve')  # when the list was drawn, `admission` was part of `net`
 OPERATORS = (
     'core/AddNot',
     'core/ExceptionReplacer',
@@ -50,8 +50,8 @@ OPERATORS = (
 )
 # The other two, VariableInserter and VariableReplacer, take random numbers of their own, so the list could not be drawn
 # again. The first four below exchange identity and equality, which are the same for nearly all objects compared here.
-# The others ask for an order of objects that are compared by identity: they raise TypeError wherever a test reaches
-# them, and would only flatter the tests.
+# The others compare the order of objects that have none: they raise TypeError wherever a test reaches them, and would
+# only improve the result.
 NOT_DRAWN = (
     'core/ReplaceComparisonOperator_Is_Eq',
     'core/ReplaceComparisonOperator_IsNot_NotEq',
@@ -62,20 +62,20 @@ NOT_DRAWN = (
 TEXT = ('__repr__', '__str__')
 LOG = ('log', '_log')
 
-Span = tuple[tuple[int, int], tuple[int, int]]  # (line, column) of its beginning and of its end
+Span = tuple[tuple[int, int], tuple[int, int]]  # (line, column) of its start and of its end
 
 
 class Mutant(NamedTuple):
     """One change of the code.
 
     number      in the list
-    module      its path, from the top of the project
-    operator    of cosmic-ray
-    occurrence  which of the places that the operator can change
-    line        of the place
+    module      the path of the module within the project
+    operator    the operator of cosmic-ray
+    occurrence  the index among the places that the operator can change
+    line        the line of the place
     function    the innermost function or class around it, '' for none
     before      the lines that it changes
-    after       by which it replaces them
+    after       the changed lines
     """
 
     number: int
@@ -95,7 +95,7 @@ class Mutant(NamedTuple):
 
 
 class Place(NamedTuple):
-    """Where one operator can change the code."""
+    """A place where one operator can change the code."""
 
     operator: str
     occurrence: int
@@ -110,7 +110,7 @@ def modules(project: Path = PROJECT) -> list[Path]:
 
 
 def operators() -> list[str]:
-    """Return the names of the operators, in the order of the alphabet."""
+    """Return the names of the operators, in alphabetical order."""
     from cosmic_ray.plugins import operator_names
 
     return sorted(
@@ -121,7 +121,7 @@ def operators() -> list[str]:
 
 
 def left_out(tree: ast.Module) -> list[Span]:
-    """Return what is no behaviour, by the third rule."""
+    """Return the code without behaviour, by the third rule."""
     found: list[Any] = []
     for node in ast.walk(tree):
         match node:
@@ -146,7 +146,7 @@ def within(span: Span, others: list[Span]) -> bool:
 
 
 def lines_of_code(tree: ast.Module, without: list[Span]) -> int:
-    """Return on how many lines a statement or an expression begins that is not left out and no docstring."""
+    """Count the lines on which a statement or an expression begins, without docstrings and left-out code."""
     lines = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.stmt | ast.expr):
@@ -157,7 +157,7 @@ def lines_of_code(tree: ast.Module, without: list[Span]) -> int:
 
 
 def places(text: str, names: list[str]) -> Iterator[Place]:
-    """Generate the places that each of these operators can change, as cosmic-ray counts them."""
+    """Generate the places that each of these operators can change, numbered as in cosmic-ray."""
     from cosmic_ray.ast import ast_nodes, get_ast
     from cosmic_ray.ast.ast_query import ASTQuery
     from cosmic_ray.plugins import get_operator
@@ -171,7 +171,7 @@ def places(text: str, names: list[str]) -> Iterator[Place]:
 
 
 def mutated(text: str, operator: str, occurrence: int) -> str | None:
-    """Return the code with this mutant in it, None when it is left out by the last rule."""
+    """Return the code with this mutant in it, or None when the last rule leaves it out."""
     from cosmic_ray.mutating import mutate_code
     from cosmic_ray.plugins import get_operator
 
@@ -186,7 +186,7 @@ def mutated(text: str, operator: str, occurrence: int) -> str | None:
 
 
 def changed_lines(text: str, changed: str) -> tuple[str, str]:
-    """Return the lines in which the two differ, of each."""
+    """Return the lines of each text in which the two differ."""
     old, new = text.splitlines(), changed.splitlines()
     while old and new and old[0] == new[0]:
         del old[0], new[0]
@@ -207,7 +207,7 @@ def shares(sizes: dict[str, int]) -> dict[str, int]:
 
 
 def draw_from(name: str, text: str, share: int) -> list[Mutant]:
-    """Draw the mutants of one module; their numbers are given later."""
+    """Draw the mutants of one module; they get their numbers later."""
     without = left_out(ast.parse(text))
     by_span: dict[Span, list[Place]] = {}
     for place in places(text, operators()):
@@ -260,14 +260,14 @@ def write(drawn: dict[str, Any]) -> None:
 
 
 def read() -> dict[str, Any]:
-    """Read the list; the mutants are by their numbers."""
+    """Read the list, with the mutants in a dict by number."""
     drawn = json.loads(LIST.read_text())
     drawn['mutants'] = {one['number']: Mutant(**one) for one in drawn['mutants']}
     return drawn
 
 
 def find(mutant: Mutant, text: str) -> tuple[int, str] | None:
-    """Return the line of the mutant in this code and the code with it, None when the code has lost the place."""
+    """Return the line of the mutant in this code and the mutated code, or None when the place is gone."""
     found = []
     for place in places(text, [mutant.operator]):
         if place.function == mutant.function:

@@ -1,8 +1,7 @@
-"""Which tests reach a line of the code: the suite is run once under coverage, which notes the test for each line.
+"""Which tests reach a line of the code: the suite is run once under coverage, which records the test for each line.
 
-Owns the file in which that is kept, outside of git. The rules: a test reaches a line when the line is run in the
-process of the test or in one that it starts; a line that runs when the module is imported is reached by the tests that
-reach what the line makes.
+The result is stored in a file outside of git. A test reaches a line when the line runs in the test's process or in one
+that it starts. A line that runs at import is reached by the tests that use what the line defines.
 """
 
 from __future__ import annotations
@@ -22,27 +21,27 @@ from tests.mutation.chosen_tests import CHOSEN, MEASURE, REPORTS
 from tests.mutation.drawing import PROJECT
 
 CACHE = PROJECT / '.mutation'
-# These read the text of the code, or plant bugs in copies of it. Their failures would not mean that they noticed how a
-# mutant behaves.
+# These read the text of the code, or plant bugs in copies of it. Their failures would not show that they noticed the
+# behaviour of a mutant.
 NOT_JUDGES = (
     *(f'tests/mutation/test_{name}.py' for name in ('mutants', 'mutation', 'tls_mutants')),
     *(f'tests/project/test_{name}.py' for name in ('changelog', 'scenarios', 'shape')),
 )
-SHORTEST = 0.03  # seconds, to which the time of a test is rounded up
-OWN = 0.3  # a test of the module's own file is tried before others that cost up to three times less
+SHORTEST = 0.03  # seconds; shorter tests count as this long
+OWN = 0.3  # a factor: a test in the module's own file is tried before cheaper tests elsewhere
 
 Lines = dict[str, int]  # for each module, a number in which the bits of some lines are set
 
 
 class Test(NamedTuple):
-    """What one test costs and reaches."""
+    """The cost of one test and the lines it reaches."""
 
     __test__ = False
 
     name: str
     seconds: float
     lines: Lines
-    count: int  # of all lines that it reaches
+    count: int  # number of lines that it reaches
 
     def file(self) -> str:
         return self.name.partition('::')[0]
@@ -60,9 +59,9 @@ disable_warnings = no-data-collected,module-not-measured,module-not-imported,no-
 
 
 def cover(tests: list[str], jobs: int, without: str = '') -> None:
-    """Run these tests, by default the suite without slow tests, and keep what each of them reaches.
+    """Run these tests, by default the suite without slow tests, and store the lines that each of them reaches.
 
-    `without` names tests that coverage does not survive, as those that use up all descriptors.
+    `without` names tests that coverage does not survive, such as those that use up all descriptors.
     """
     CACHE.mkdir(exist_ok=True)
     reports, configuration = CACHE / 'reports.jsonl', CACHE / 'coveragerc'
@@ -74,7 +73,7 @@ def cover(tests: list[str], jobs: int, without: str = '') -> None:
     environment['PYTHONPATH'] = str(PROJECT)
     command += ['-m', 'not slow and not alone', *(f'--ignore={file}' for file in NOT_JUDGES)]
     command += ['-k', f'not ({without})'] if without else []
-    subprocess.run([*command, '--cov-report=', *tests], cwd=PROJECT, env=environment)  # failures are reported
+    subprocess.run([*command, '--cov-report=', *tests], cwd=PROJECT, env=environment)  # pytest reports failures
     known = read() if tests and (CACHE / 'reach').exists() else {}
     files = {file for file in tests if '::' not in file}
     kept = {name: test for name, test in known.items() if test.file() not in files}
@@ -85,7 +84,7 @@ def cover(tests: list[str], jobs: int, without: str = '') -> None:
 
 
 def measured(reports: Path) -> dict[str, Test]:
-    """Return the tests of the last run, with what coverage noted for each."""
+    """Return the tests of the last run, with the lines that coverage recorded for each."""
     from coverage import CoverageData
 
     seconds: dict[str, float] = {}
@@ -108,7 +107,7 @@ def measured(reports: Path) -> dict[str, Test]:
 
 
 def test_of(context: str) -> str:
-    """Return the test of a context: pytest-cov writes `test|call`, and pytest passes `test (call)` to its children."""
+    """Return the test of a context: pytest-cov writes `test|call`, and child processes get `test (call)`."""
     return re.sub(r'(\|| \()(setup|run|call|teardown)\)?$', '', context)
 
 
@@ -116,7 +115,7 @@ test_of.__test__ = False  # type: ignore[attr-defined]
 
 
 def read() -> dict[str, Test]:
-    """Return the tests that are known, by their names."""
+    """Return the recorded tests by name."""
     with open(CACHE / 'reach', 'rb') as file:
         return {test[0]: Test(*test) for test in pickle.load(file)}
 
@@ -130,7 +129,7 @@ def reached_lines(tests: Iterable[Test]) -> set[tuple[str, int]]:
 
 
 def judges(known: dict[str, Test], project: Path, module: str, line: int) -> list[Test]:
-    """Return the tests that reach this line, those first which cost little and reach little else."""
+    """Return the tests that reach this line; cheap tests that reach little else come first."""
     texts = {path.relative_to(project).as_posix(): path.read_text() for path in (project / 'reactor').rglob('*.py')}
     wanted = lines_for(texts, module, line)
     found = [test for test in known.values() if any(test.lines.get(name, 0) & bits for name, bits in wanted.items())]
@@ -145,14 +144,14 @@ def price(test: Test, module: str) -> float:
 
 
 def named_for(file: str, module: str) -> bool:
-    """Whether this file of tests is named for the module, or for its room when none is named for the module."""
+    """Whether this test file is named after the module, or after its package when no file is named after the module."""
     stem, room = Path(module).stem, Path(module).parent.name
     words = [word for word in (stem, stem.removesuffix('s')) if list((PROJECT / 'tests').glob(f'*/test_*{word}*.py'))]
     return any(word in Path(file).stem for word in words) if words else Path(file).parent.name == room
 
 
 def lines_for(texts: dict[str, str], module: str, line: int) -> Lines:
-    """Return the lines that show what this line does: its own statement, or what that makes when it is imported."""
+    """Return the lines that run this line's code: its statement, or uses of what it defines at import."""
     statement, function = innermost(ast.parse(texts[module]), line)
     if isinstance(statement, ast.FunctionDef | ast.ClassDef):
         return {module: bits_of(statement.body[0].lineno, statement.body[-1].end_lineno)}
@@ -165,7 +164,7 @@ def lines_for(texts: dict[str, str], module: str, line: int) -> Lines:
 
 
 def mentions(text: str, names: list[str]) -> int:
-    """Return the lines of functions that have one of these names; for the head of a function, the lines of its body."""
+    """Return the lines of functions that use one of these names; for a function's head, the lines of its body."""
     mentioned = re.compile(rf'\b({"|".join(map(re.escape, names))})\b')
     if not mentioned.search(text):
         return 0
@@ -180,7 +179,7 @@ def mentions(text: str, names: list[str]) -> int:
 
 
 def innermost(tree: ast.Module, line: int) -> tuple[ast.stmt, ast.FunctionDef | None]:
-    """Return the innermost statement of this line, and the function around it, if any."""
+    """Return the innermost statement on this line, and the function around it, if any."""
     statement: ast.stmt | None = None
     function, body = None, list(tree.body)
     while found := next((one for one in body if first_line(one) <= line <= (one.end_lineno or 0)), None):
@@ -199,7 +198,7 @@ def first_line(statement: ast.stmt) -> int:
 
 
 def end_of_head(statement: ast.stmt) -> int:
-    """Return the last line before the body of a statement that has one, else its last line."""
+    """Return the last line before the body of a statement, or its last line if it has no body."""
     body = getattr(statement, 'body', None)
     return max(statement.lineno, body[0].lineno - 1) if body else statement.end_lineno or statement.lineno
 

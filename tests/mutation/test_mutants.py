@@ -1,6 +1,6 @@
-"""The simulation finds what is planted: each mutant of the real code fails some seed, and the code itself none.
+"""The simulation finds planted bugs: each mutant fails some seed, and the original code fails none.
 
-Each runs in a process of its own, on a copy of the package.
+Each hunt runs in a process of its own, on a copy of the package.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from tests.helpers.mutants import MUTANTS, Mutant, copy_package, plant
 
 SEEDS = 1000
 CALM_SEEDS = 100  # without a planted bug; CI runs more of them with `python -m reactor.testing`
-LONGEST = 60  # seconds of CPU for one seed: what takes longer does not end
+LONGEST = 60  # seconds of CPU for one seed; a longer one counts as hung
 PATIENCE = 600  # seconds for a hunt
 HUNT = """
 import logging, resource, sys, time
@@ -46,7 +46,7 @@ else:
 
 
 class Outcome:
-    """What a hunt has come to: the seed that was its last, and what was wrong with it, '' for nothing."""
+    """The outcome of a hunt: its last seed, and what was wrong with it, '' for nothing."""
 
     def __init__(self, output: str, status: int, folder: Path) -> None:
         seeds, self.wrong, self.hung, self.slowest = [], '', False, 0.0
@@ -68,7 +68,7 @@ class Outcome:
 
 
 def hunt(folder: Path, mutant: Mutant | None, first: int, last: int) -> Outcome:
-    """Run these seeds on a copy of the package in `folder`, until one fails."""
+    """Run these seeds on a copy of the package in `folder` until one fails."""
     copy_package(folder, mutant)
     begin, manner = (first, '') if mutant is None else (mutant.seed, mutant.manner)
     environment = {**os.environ, 'PYTHONPATH': str(folder), 'PYTHONDONTWRITEBYTECODE': '1'}
@@ -89,7 +89,7 @@ HUNTS: dict[str, tuple[Mutant | None, int, int]] = {
 @pytest.mark.timeout(2 * PATIENCE)
 @pytest.mark.slow
 @pytest.mark.parametrize('planted', list(HUNTS))
-def test_each_planted_bug_is_found_and_without_one_nothing_is(planted, tmp_path):
+def test_each_planted_bug_is_found_and_the_original_code_passes(planted, tmp_path):
     mutant = HUNTS[planted][0]
     outcome = hunt(tmp_path / 'copy', *HUNTS[planted])
     if mutant is None:
@@ -99,11 +99,11 @@ def test_each_planted_bug_is_found_and_without_one_nothing_is(planted, tmp_path)
         assert outcome.wrong, f'{SEEDS} seeds did not find it; it breaks {mutant.law}'
     if outcome.hung:
         usual = hunt(tmp_path / 'usual', None, outcome.seed, outcome.seed + 1)
-        assert not usual.wrong and usual.slowest < LONGEST / 100, 'that seed is a slow one, and nothing is proved'
+        assert not usual.wrong and usual.slowest < LONGEST / 100, 'that seed is always slow, so it proves nothing'
 
 
-def test_there_are_mutants_of_each_part():
-    """With names of their own."""
+def test_there_are_mutants_for_each_part():
+    """Their names are unique."""
     assert len({mutant.name for mutant in MUTANTS}) == len(MUTANTS) >= 28
     files = {mutant.file for mutant in MUTANTS}
     assert {f'loop/{name}.py' for name in 'loop timers watcher wakeup signals threads buckets'.split()} <= files
@@ -112,7 +112,7 @@ def test_there_are_mutants_of_each_part():
 
 
 def written_in(path: Path):
-    """Each `Mutant` that a file of tests writes out."""
+    """Generate the arguments of each `Mutant(...)` in a file."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Call) and ast.unparse(node.func) == 'Mutant':
             values = [argument.value for argument in node.args if isinstance(argument, ast.Constant)]
@@ -120,8 +120,8 @@ def written_in(path: Path):
                 yield Mutant(*values)
 
 
-def test_every_planted_bug_still_finds_its_place():
-    """Without planting it: a hunt takes minutes, and a change of wording alone can move a place."""
+def test_the_anchor_of_every_planted_bug_is_still_there():
+    """Checked without planting: a hunt takes minutes, and a change of wording alone can break an anchor."""
     planted = [mutant for path in Path(mutants.__file__).parents[1].rglob('*.py') for mutant in written_in(path)]
     assert len(planted) > 150
     for mutant in planted:
@@ -137,7 +137,7 @@ def test_every_planted_bug_still_finds_its_place():
     ],
     ids=['absent', 'twice', 'in the simulator'],
 )
-def test_a_mutant_is_refused_unless_its_anchor_is_in_the_real_code_once(file, anchor, tmp_path):
+def test_a_mutant_is_refused_unless_its_anchor_occurs_once_in_the_package(file, anchor, tmp_path):
     with pytest.raises(ValueError, match='its anchor text is'):
         copy_package(tmp_path, Mutant('it', file, anchor, '', ''))
 

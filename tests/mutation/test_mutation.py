@@ -1,4 +1,4 @@
-"""What is kept of mutation testing is true: the list can be drawn again, and each equivalent mutant has its reason."""
+"""The stored data of mutation testing is valid: the list can be drawn again; equivalent mutants have reasons."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from tests.mutation import __main__ as mutation
 from tests.mutation import drawing
 from tests.mutation.drawing import COUNT, PROJECT, SEED
 
-MOST_EQUIVALENT = 0.08  # of the list
-REDRAWN = 100  # lines of code: larger modules take seconds each
+MOST_EQUIVALENT = 0.08  # of the list, as a fraction
+REDRAWN = 100  # lines of code; larger modules take seconds each
 
 drawn = drawing.read()
 needs_the_tool = pytest.mark.skipif(
@@ -20,8 +20,8 @@ needs_the_tool = pytest.mark.skipif(
 )
 
 
-def test_the_list_has_as_many_mutants_as_it_says():
-    """Each module has its share, and no place is changed by two."""
+def test_the_list_has_the_stated_number_of_mutants():
+    """Each module has its share, and no two mutants change the same place."""
     mutants = drawn['mutants'].values()
     assert drawn['seed'] == SEED
     assert [mutant.number for mutant in mutants] == list(range(1, COUNT + 1))
@@ -34,8 +34,8 @@ def test_the_list_has_as_many_mutants_as_it_says():
 
 @needs_the_tool
 @pytest.mark.timeout(120)
-def test_the_list_is_what_the_seed_draws():
-    """From small modules that have not changed since it was drawn."""
+def test_the_list_can_be_drawn_again_from_its_seed():
+    """Checked on small modules that have not changed since it was drawn."""
     names = [name for name, module in drawn['modules'].items() if 0 < module['lines'] < REDRAWN]
     texts = {name: (PROJECT / name).read_text() for name in names if (PROJECT / name).exists()}
     same = [name for name, text in texts.items() if drawing.digest(text) == drawn['modules'][name]['sha256']]
@@ -57,7 +57,7 @@ def test_a_mutant_is_found_where_the_code_has_moved():
 
 
 @needs_the_tool
-def test_what_is_no_behaviour_is_not_drawn():
+def test_code_without_behaviour_is_not_drawn():
     text = """
 from typing import Any
 TYPE_CHECKING = False
@@ -76,7 +76,7 @@ class C:
     assert {mutant.operator for mutant in mutants} == {'core/NumberReplacer'}
 
 
-def test_each_equivalent_mutant_has_a_reason_and_there_are_few():
+def test_equivalent_mutants_are_few_and_each_has_a_reason():
     equivalent = mutation.equivalents()
     assert set(equivalent) <= set(drawn['mutants'])
     assert all(len(reason.split()) >= 4 for reason in equivalent.values()), 'a reason is a sentence'

@@ -1,4 +1,4 @@
-"""Addresses: what is refused at the call, how families alternate, what people read."""
+"""Addresses: validation at the call, interleaving of families, and how addresses are shown."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_a_host_is_a_name_an_address_or_none(host):
 
 
 @pytest.mark.parametrize('host', ['', 'a\0b'])
-def test_a_host_that_cannot_be_one_is_a_value_error(host):
+def test_an_invalid_host_is_a_value_error(host):
     with pytest.raises(ValueError):
         check_host(host)
 
@@ -81,7 +81,7 @@ def test_a_path_is_kept_as_it_is(path):
 
 @needs_unix
 @pytest.mark.parametrize('path', ['', b'', '/tmp/a\0b'])
-def test_a_path_that_cannot_be_one_is_a_value_error(path):
+def test_an_invalid_path_is_a_value_error(path):
     with pytest.raises(ValueError):
         check_path(path)
 
@@ -101,14 +101,14 @@ def test_a_path_is_measured_in_bytes():
             check_path(path)
 
 
-def test_where_there_are_no_unix_sockets_a_path_is_refused_and_says_what_to_use(monkeypatch):
+def test_without_unix_sockets_a_path_is_refused_and_the_error_says_what_to_use(monkeypatch):
     monkeypatch.setattr('reactor.net.addresses.AF_UNIX', -1)
     with pytest.raises(OSError, match='use TCP'):
         check_path('/tmp/socket')
 
 
 @needs_unix
-def test_where_there_are_no_abstract_unix_sockets_one_is_refused(monkeypatch):
+def test_without_abstract_unix_sockets_an_abstract_path_is_refused(monkeypatch):
     monkeypatch.setattr('reactor.net.addresses.ABSTRACT_PATHS', False)
     with pytest.raises(OSError, match='no abstract'):
         check_path('@name')
@@ -133,14 +133,14 @@ def test_an_abstract_path_may_be_written_with_an_at_sign(path):
         (b'\0name', '@name'),
         (b'/tmp/s', "b'/tmp/s'"),
         (None, 'unknown'),
-        # A peer chooses the name of its Unix socket: it cannot write lines of its own into a log.
+        # The peer chooses the name of its Unix socket. Line breaks in it are escaped, so it cannot forge log lines.
         (b'\0a\nERROR: forged', r"'@a\nERROR: forged'"),
         ('/tmp/a\x1b[2J', r"'/tmp/a\x1b[2J'"),
         (b'\0\xff', r'@\xff'),
         ('/tmp/\udcff', r"'/tmp/\udcff'"),
     ],
 )
-def test_an_address_is_shown_as_people_write_it(address, text):
+def test_an_address_is_shown_in_its_usual_notation(address, text):
     assert show(address) == text
 
 
@@ -151,7 +151,7 @@ def test_a_mapped_peer_is_shown_as_the_ipv4_address_it_is():
 @pytest.mark.parametrize(
     'address', [('::1', 80, 0, 0), ('::ffff:1:2', 80, 0, 0), ('192.0.2.1', 80), '/tmp/s', b'\0name', '', None]
 )
-def test_every_other_address_stays_as_it_came(address):
+def test_every_other_address_is_unchanged(address):
     assert unmapped(address) == address
 
 
@@ -172,7 +172,7 @@ addresses = st.lists(st.tuples(st.sampled_from([AF_INET, AF_INET6]), st.integers
 @given(addresses)
 @example([(AF_INET6, 1), (AF_INET6, 2), (AF_INET, 3)])
 @example([(AF_INET6, 1), (AF_INET, 2), (AF_INET, 3)])
-def test_families_take_turns_from_the_first_on(found):
+def test_families_alternate_starting_with_the_first(found):
     mixed = interleave(list(found))
     assert sorted(mixed) == sorted(found)
     for family in AF_INET, AF_INET6:  # each family keeps its order
@@ -189,7 +189,7 @@ def test_a_path_that_is_not_utf8_is_accepted():
 
 
 def test_a_path_in_bytes_is_not_compared_to_text():
-    """Which `python -bb` forbids."""
+    """`python -bb` makes such a comparison an error."""
     program = 'from reactor.net.addresses import is_abstract as a; print(a(b"/s"), a("/s"), a(b"\\0s"), a("\\0s"))'
     done = subprocess.run([sys.executable, '-bb', '-c', program], capture_output=True, text=True, timeout=60)
     assert done.stdout == 'False False True True\n', done.stderr

@@ -1,7 +1,7 @@
 """The README's back-pressure: pause reading when `write` returns False, with `Stream.resume_reading` as `on_drain`.
 
-A client sends all of its requests at once and reads the answers late. On each kind of stream every request is answered,
-in order, and the server never buffers more than a chunk of requests asks for.
+A client sends all of its requests at once and reads the answers late. On every kind of stream all requests are
+answered, in order, and the server never buffers more than the answers to one chunk of requests.
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ SIZE = 32  # bytes of a request
 
 
 def answer(conn: Any, request: bytes) -> None:
-    """What the README does, for one request."""
+    """Answer one request as the README does."""
     if not conn.write(request.rjust(ANSWER, b'.')):
         conn.pause_reading()
 
 
 def chunk_by_chunk(conn: Any, data: bytes) -> None:
-    """The same without `framing`: all requests of a chunk are answered, so a chunk has to be small."""
+    """The same without `framing`. All requests of a chunk are answered, so a chunk has to be small."""
     for line in data.splitlines():
         answer(conn, line)
 
 
 class Client:
-    """Sends all requests at once, and begins to read when the server has paused.
+    """Sends all requests at once, and starts to read after the server has paused.
 
-    requests  how many: fewer in simulation, where each byte is checked
+    requests  how many to send: fewer in simulation, where each byte is checked
     """
 
     def __init__(self, requests: int = REQUESTS) -> None:
@@ -45,7 +45,7 @@ class Client:
     def on_connect(self, conn: Any) -> None:
         conn.pause_reading()
         for number in range(self.requests):
-            conn.write(b'%0*d\n' % (SIZE - 1, number))  # over TLS each is a record, of which a turn decrypts a few
+            conn.write(b'%0*d\n' % (SIZE - 1, number))  # over TLS each is one record, and a turn decrypts only a few
         conn.loop.call_later(0.05, conn.resume_reading)
 
     def on_data(self, conn: Any, data: bytes) -> None:
@@ -80,7 +80,7 @@ def test_each_request_is_answered_however_late_the_client_reads(r, certificates,
 
 @pytest.mark.parametrize('secure', [False, True], ids=['TCP', 'TLS'])
 @pytest.mark.parametrize('kind', KINDS)
-def test_it_is_so_in_simulation(certificates, kind, secure):  # noqa: F811
+def test_the_same_holds_in_simulation(certificates, kind, secure):  # noqa: F811
     ours, theirs = {'read_size': SIZE}, {}
     if secure:
         ours, theirs = {'ssl': certificates.server()}, {'ssl': certificates.client(), 'server_hostname': 'localhost'}
@@ -96,8 +96,9 @@ def test_it_is_so_in_simulation(certificates, kind, secure):  # noqa: F811
     client.check()
 
 
-def test_a_bare_resume_goes_on_with_what_was_received_already_in_debug_mode(certificates, sockets):  # noqa: F811
-    # `Stream.resume_reading` went past the methods of its kinds: what TLS held was not decrypted before more came.
+def test_resuming_through_the_base_class_delivers_what_was_received_already_in_debug_mode(certificates, sockets):  # noqa: F811
+    # Calling `Stream.resume_reading` unbound used to skip the override of TLS streams: data already received was not
+    # decrypted until more arrived.
     with Reactor(debug=True) as r:
         client, server = Client(), None
         server = r.listen_tcp(

@@ -1,4 +1,4 @@
-"""Connecting: success, every failure told once and later, races of addresses, time limits, and nothing left behind."""
+"""Connecting: success, failures that are reported once, racing addresses, time limits, and nothing left open."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ class Place:
 
 @pytest.fixture(autouse=True)
 def nothing_logged(caplog: Any):
-    """No exception was logged: what fails inside the reactor fails its test. Who expects one clears it."""
+    """Fail the test if the reactor logged an exception. A test that expects one clears the log."""
     yield
     assert [record.getMessage() for record in caplog.get_records('call') if record.levelname == 'ERROR'][:3] == []
 
@@ -116,7 +116,7 @@ def place(request: Any, tmp_path: Any) -> Place:
 
 
 def closed_port() -> int:
-    """A port of 127.0.0.1 on which nobody listens."""
+    """A port of 127.0.0.1 on which no socket listens."""
     with socket.create_server(('127.0.0.1', 0)) as server:
         port: int = server.getsockname()[1]
         return port
@@ -126,7 +126,7 @@ def echo(conn: Stream, data: bytes) -> None:
     conn.write(data)
 
 
-# -- a world of scripted addresses
+# -- a simulated kernel with scripted addresses
 
 
 class Bell(ScriptedSocket):
@@ -141,7 +141,7 @@ class Bell(ScriptedSocket):
 
 
 class WorldSocket(ScriptedSocket):
-    """A socket whose connect ends as the world says."""
+    """A socket whose connect gets the answer that is set up in its `World`."""
 
     def __init__(self, world: World, family: int) -> None:
         super().__init__(world)
@@ -197,7 +197,7 @@ class WorldSocket(ScriptedSocket):
 
 
 class WorldSelector(ScriptedSelector):
-    """Time passes until the next answer or the end of the wait, whatever is first."""
+    """Time passes until the next answer or the end of the wait, whichever is first."""
 
     def select(self, timeout=None):  # type: ignore[no-untyped-def]
         world = self.kernel
@@ -220,14 +220,15 @@ class WorldSelector(ScriptedSelector):
 
 
 class World(ScriptedKernel):
-    """Names, and addresses that answer a connect as told.
+    """Names, and addresses that answer a connect as the test has set them up.
 
-    names     host to a list of numeric addresses, or to an exception
-    answers   numeric address or path to: an error number, told by connect itself (0: connected); or (seconds, error),
-              told by SO_ERROR so much later, negative: asking for SO_ERROR fails with it; or a list of these, one for
-              each attempt. Missing: never answers
+    names     maps a host to a list of numeric addresses, or to an exception
+    answers   maps a numeric address or path to one of these; a missing one never answers:
+              an error number that connect itself returns (0: connected)
+              (seconds, error): SO_ERROR returns the error after that time; if it is negative, reading SO_ERROR fails
+              a list of these, one for each attempt
     tried     (seconds since the start, address) of each connect
-    threads   look-ups that were begun; with `stalled`, they wait here for the test to run them
+    threads   look-ups that have started; with `stalled`, they wait here until the test runs them
     """
 
     def __init__(self) -> None:
@@ -245,7 +246,7 @@ class World(ScriptedKernel):
         return WorldSelector(self)
 
     def new_selector_like(self, selector: Any) -> Any:
-        raise AssertionError('a selector that works was taken for broken')
+        raise AssertionError('a working selector was replaced')
 
     def room_of(self, selector: Any) -> Any:
         return lambda fd: self.room
@@ -291,7 +292,7 @@ def world() -> World:
 
 @pytest.fixture
 def w(world: World):
-    """A reactor in that world; no descriptor may be left in it."""
+    """A reactor in that world. Every descriptor must be closed at the end."""
     with Reactor(kernel=world) as reactor:
         yield reactor
     assert world.open == {}
@@ -308,16 +309,16 @@ def four(world: World) -> World:
 
 
 def run_world(w: Reactor, predicate: Callable[[], Any], most: int = 1000) -> None:
-    """Run turns, each as long as it likes in the world's time, until `predicate()` holds."""
+    """Run turns until `predicate()` holds. The clock moves while a turn waits."""
     for _ in range(most):
         if predicate():
             return
         w.run_once()
-    raise AssertionError(f'not in {most} turns; still alive:\n' + '\n'.join(w.why_alive()))
+    raise AssertionError(f'does not hold after {most} turns; still alive:\n' + '\n'.join(w.why_alive()))
 
 
-def told(r: Reactor, conn: Stream, log: Log) -> BaseException | None:
-    """Run until the end of a connection was told, which must be all that was told; returns why."""
+def close_reason(r: Reactor, conn: Stream, log: Log) -> BaseException | None:
+    """Run until `on_close` is called, check that no other callback ran, and return its exception."""
     if isinstance(r.kernel, World):
         run_world(r, lambda: log)
     else:
@@ -332,7 +333,7 @@ def told(r: Reactor, conn: Stream, log: Log) -> BaseException | None:
 
 
 @pytest.mark.parametrize('place', PLACES, indirect=True)
-def test_a_connection_is_made_told_and_echoed(r, place):
+def test_a_connection_is_made_reported_and_echoed(r, place):
     log = Log()
     listener = place.listen(r, echo)
     conn = place.connect(
@@ -358,7 +359,7 @@ def test_a_connected_stream_knows_both_addresses(r, place):
     end(r, conn, *accepted)
 
 
-def test_a_stream_is_connecting_until_it_is_told(r):
+def test_a_stream_is_connecting_until_on_connect_is_called(r):
     states = []
     listener = r.listen_tcp('127.0.0.1', 0)
     conn = r.connect_tcp(*listener.address, on_connect=lambda conn: states.append(conn.state))
@@ -371,7 +372,7 @@ def test_a_stream_is_connecting_until_it_is_told(r):
 
 
 @pytest.mark.parametrize('place', PLACES, indirect=True)
-def test_nothing_is_told_inside_the_call(r, place):
+def test_no_callback_runs_inside_the_call(r, place):
     log = Log()
     listener = place.listen(r)
     conn = place.connect(r, **log.callbacks('on_connect', 'on_close'))
@@ -388,14 +389,14 @@ def test_on_connect_comes_before_the_first_data_even_when_that_waits_already(r, 
     server = place.server(sockets)
     conn = place.connect(r, log.on_data, on_connect=log.on_connect)
     peer = sockets.track(server.accept()[0])
-    peer.send(b'accept_client')
+    peer.send(b'welcome')
     run_until(r, lambda: log.received)
-    assert log == [('connect',), ('data', b'accept_client')]
+    assert log == [('connect',), ('data', b'welcome')]
     end(r, conn)
 
 
 @pytest.mark.parametrize('place', TCP_AND_UNIX, indirect=True)
-def test_a_connection_begun_in_a_completion_is_told_before_its_first_data(r, place, sockets):
+def test_a_connection_begun_in_a_completion_is_reported_before_its_first_data(r, place, sockets):
     log, conns = Log(), []
     server = place.server(sockets)
     ours, _ = sockets()
@@ -406,18 +407,18 @@ def test_a_connection_begun_in_a_completion_is_told_before_its_first_data(r, pla
             greet()
 
     def greet() -> None:
-        sockets.track(server.accept()[0]).send(b'accept_client')
+        sockets.track(server.accept()[0]).send(b'welcome')
 
     r.adopt(ours, on_close=proxy).close()
     run_until(r, lambda: conns)
     if place.path is None:
         greet()
     run_until(r, lambda: log.received)
-    assert log == [('connect',), ('data', b'accept_client')]
+    assert log == [('connect',), ('data', b'welcome')]
     end(r, *conns)
 
 
-def test_an_end_of_file_that_waits_already_is_told_after_on_connect(r, sockets):
+def test_an_end_of_file_that_waits_already_is_reported_after_on_connect(r, sockets):
     log = Log()
     server = sockets.track(socket.create_server(('127.0.0.1', 0)))
     r.connect_tcp(*server.getsockname(), **log.callbacks('on_connect', 'on_close'))
@@ -426,7 +427,7 @@ def test_an_end_of_file_that_waits_already_is_told_after_on_connect(r, sockets):
     assert log == [('connect',), ('close', None)]
 
 
-def test_outgoing_tcp_sockets_have_nodelay_and_the_keepalive_that_was_asked_for(r):
+def test_outgoing_tcp_sockets_have_nodelay_and_the_requested_keepalive(r):
     listener = r.listen_tcp('127.0.0.1', 0)
     conns = [
         r.connect_tcp(*listener.address, keepalive=30),
@@ -551,7 +552,7 @@ def test_an_early_end_without_a_write_is_seen_by_the_peer(r, place):
     turns(r, 3)
 
 
-def test_an_empty_early_write_is_told_as_written(r):
+def test_an_empty_early_write_is_reported_as_written(r):
     log = Log()
     listener = r.listen_tcp('127.0.0.1', 0)
     conn = r.connect_tcp(*listener.address, on_connect=log.on_connect)
@@ -562,8 +563,8 @@ def test_an_empty_early_write_is_told_as_written(r):
     end(r, conn)
 
 
-def test_an_empty_early_write_never_asks_to_hold_back(r):
-    # No byte waits, so nothing could ever drain, and `on_drain` would be awaited for ever.
+def test_an_empty_early_write_never_asks_to_wait_for_on_drain(r):
+    # No byte waits, so nothing could ever drain: a caller that waits for `on_drain` would wait for ever.
     server = r.listen_tcp('127.0.0.1', 0)
     conn = r.connect_tcp(*server.address, high_water=0)
     assert conn.write(b'') is True
@@ -572,7 +573,7 @@ def test_an_empty_early_write_never_asks_to_hold_back(r):
     end(r, conn)
 
 
-def test_an_empty_early_write_is_told_although_on_connect_closes(r):
+def test_an_empty_early_write_is_reported_although_on_connect_closes(r):
     log = Log()
     server = r.listen_tcp('127.0.0.1', 0)
     conn = r.connect_tcp(*server.address, on_connect=lambda conn: conn.close(), on_close=log.on_close)
@@ -611,7 +612,7 @@ def test_early_writes_beyond_the_limit_end_the_connection(w, world):
     conn = w.connect_tcp('10.0.0.1', 80, max_buffered=100, on_close=log.on_close)
     assert conn.write(b'x' * 100) is True
     assert conn.write(b'x') is False
-    assert isinstance(told(w, conn, log), WriteBufferFull)
+    assert isinstance(close_reason(w, conn, log), WriteBufferFull)
     assert world.sockets() == []
 
 
@@ -663,18 +664,18 @@ failures = pytest.mark.parametrize(('fail', 'kind', 'naming'), FAILURES)
 
 @pytest.mark.scenario(48)
 @failures
-def test_a_failure_is_told_once_by_on_close_and_later(r, tmp_path, fail, kind, naming):
+def test_a_failure_is_reported_once_by_on_close_and_after_the_call(r, tmp_path, fail, kind, naming):
     log = Log()
     conn = fail(r, tmp_path, **log.callbacks('on_connect', 'on_data', 'on_eof', 'on_error', 'on_close'))
     assert log == []
-    assert isinstance(told(r, conn, log), kind)
+    assert isinstance(close_reason(r, conn, log), kind)
     assert r.stats().outgoing == 0 and r.handles() == []
     assert r.run() is True
 
 
 @pytest.mark.scenario(48)
 @failures
-def test_a_failure_in_a_running_loop_is_told_once_and_on_a_fresh_stack(r, tmp_path, fail, kind, naming):
+def test_a_failure_in_a_running_loop_is_reported_once_and_on_a_fresh_stack(r, tmp_path, fail, kind, naming):
     log, inside = Log(), []
 
     def main(r: Reactor) -> None:
@@ -688,18 +689,18 @@ def test_a_failure_in_a_running_loop_is_told_once_and_on_a_fresh_stack(r, tmp_pa
 
 @pytest.mark.scenario(48)
 @failures
-def test_a_failure_names_what_could_not_be_reached(r, tmp_path, fail, kind, naming):
+def test_a_failure_names_the_address_that_could_not_be_reached(r, tmp_path, fail, kind, naming):
     log = Log()
-    exc = told(r, fail(r, tmp_path, on_close=log.on_close), log)
+    exc = close_reason(r, fail(r, tmp_path, on_close=log.on_close), log)
     assert any(part in str(exc) for part in naming.split('|')), str(exc)
 
 
 @pytest.mark.scenario(51)
 @failures
-def test_after_a_failure_buffered_tells_what_was_never_sent(r, tmp_path, fail, kind, naming):
+def test_after_a_failure_buffered_counts_what_was_never_sent(r, tmp_path, fail, kind, naming):
     log = Log()
     conn = fail(r, tmp_path, on_close=lambda conn, exc: log.append(('close', conn.buffered)))
-    early = not conn.closed  # it may have failed already, and then a write is dropped
+    early = not conn.closed  # it may have failed already, and then the write is dropped
     assert conn.write(b'12345', log.on_written) is early
     conn.write(b'678', log.on_written)
     run_until(r, lambda: log)
@@ -709,23 +710,23 @@ def test_after_a_failure_buffered_tells_what_was_never_sent(r, tmp_path, fail, k
 
 
 @needs_unix
-def test_writes_after_a_failure_are_dropped_until_it_is_told_and_raise_then(r, tmp_path):
+def test_writes_after_a_failure_are_dropped_until_it_is_reported_and_raise_afterwards(r, tmp_path):
     log = Log()
     conn = missing_path(r, tmp_path, on_close=log.on_close)
     assert conn.closed
     assert conn.write(b'x', log.on_written) is False
     assert conn.writelines([b'x'], log.on_written) is False
     conn.write_eof()
-    assert isinstance(told(r, conn, log), FileNotFoundError)
+    assert isinstance(close_reason(r, conn, log), FileNotFoundError)
     with pytest.raises(ConnectionClosed):
         conn.write(b'x')
 
 
 @failures
-def test_closing_what_has_failed_is_silent(r, tmp_path, fail, kind, naming):
+def test_closing_a_failed_connection_is_silent(r, tmp_path, fail, kind, naming):
     log = Log()
     conn = fail(r, tmp_path, on_close=lambda conn, exc: (log.on_close(conn, exc), conn.close(), conn.abort()))
-    told(r, conn, log)
+    close_reason(r, conn, log)
     conn.close()
     conn.abort()
     turns(r, 2)
@@ -734,60 +735,60 @@ def test_closing_what_has_failed_is_silent(r, tmp_path, fail, kind, naming):
 
 @pytest.mark.scenario(55)
 @pytest.mark.parametrize('error', [errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EADDRNOTAVAIL, errno.EACCES])
-def test_what_connect_itself_refuses_is_told_with_its_number(w, world, error):
+def test_an_error_of_connect_itself_is_reported_with_its_number(w, world, error):
     world.answers['10.0.0.1'] = error
     log = Log()
-    exc = told(w, w.connect_tcp('10.0.0.1', 80, on_close=log.on_close), log)
+    exc = close_reason(w, w.connect_tcp('10.0.0.1', 80, on_close=log.on_close), log)
     assert isinstance(exc, OSError) and exc.errno == error
     assert '10.0.0.1:80' in str(exc)
     assert len(world.tried) == 1
 
 
 @pytest.mark.parametrize('error', [errno.ECONNREFUSED, errno.ETIMEDOUT, errno.EHOSTUNREACH])
-def test_what_the_network_refuses_is_told_with_its_number(w, world, error):
+def test_an_error_from_the_network_is_reported_with_its_number(w, world, error):
     world.answers['10.0.0.1'] = (0.5, error)
     log = Log()
-    exc = told(w, w.connect_tcp('10.0.0.1', 80, on_close=log.on_close), log)
+    exc = close_reason(w, w.connect_tcp('10.0.0.1', 80, on_close=log.on_close), log)
     assert isinstance(exc, OSError) and exc.errno == error
     assert world.elapsed == 0.5
 
 
-def test_running_out_of_descriptors_is_told_and_names_the_target(w, world):
+def test_running_out_of_descriptors_is_reported_and_names_the_target(w, world):
     world.socket_errors = [errno.EMFILE]
     log = Log()
     conn = w.connect_tcp('10.0.0.1', 80, on_close=log.on_close)
     assert log == []
-    exc = told(w, conn, log)
+    exc = close_reason(w, conn, log)
     assert isinstance(exc, OSError) and exc.errno == errno.EMFILE
     assert '10.0.0.1:80' in str(exc)
 
 
-def test_running_out_of_descriptors_on_a_real_kernel_is_told(r, monkeypatch):
+def test_running_out_of_descriptors_on_a_real_kernel_is_reported(r, monkeypatch):
     def no_descriptors(*args: Any) -> Any:
         raise OSError(errno.EMFILE, 'Too many open files')
 
     log = Log()
     monkeypatch.setattr(r.kernel, 'socket', no_descriptors)
-    exc = told(r, r.connect_tcp('127.0.0.1', 9, on_close=log.on_close), log)
+    exc = close_reason(r, r.connect_tcp('127.0.0.1', 9, on_close=log.on_close), log)
     assert isinstance(exc, OSError) and exc.errno == errno.EMFILE
 
 
 @pytest.mark.scenario(120)
 @pytest.mark.parametrize('answer', [0, (0.1, 0)])
-def test_a_selector_without_room_is_told(w, world, answer):
+def test_a_selector_without_room_is_reported(w, world, answer):
     world.answers['10.0.0.1'] = answer
     world.room = False
     log = Log()
     conn = w.connect_tcp('10.0.0.1', 80, **log.callbacks('on_connect', 'on_close'))
-    assert isinstance(told(w, conn, log), SelectorFull)
+    assert isinstance(close_reason(w, conn, log), SelectorFull)
     assert w.stats().outgoing == 0
 
 
-def test_a_local_address_that_is_not_ours_is_told_with_its_number(w, world):
+def test_a_local_address_of_another_machine_is_reported_with_its_number(w, world):
     world.bind_error = errno.EADDRNOTAVAIL
     log = Log()
     conn = w.connect_tcp('10.0.0.1', 80, local_address=('192.0.2.1', 0), on_close=log.on_close)
-    exc = told(w, conn, log)
+    exc = close_reason(w, conn, log)
     assert isinstance(exc, OSError) and exc.errno == errno.EADDRNOTAVAIL
     assert world.tried == []
 
@@ -847,7 +848,7 @@ stages = pytest.mark.parametrize('stage', STAGES)
 @pytest.mark.scenario(50, 75)
 @stages
 @pytest.mark.parametrize('how', ['close', 'abort'])
-def test_ending_it_meanwhile_is_told_once_without_an_error_and_leaves_nothing(w, world, stage, how):
+def test_ending_it_meanwhile_is_reported_once_without_an_error_and_leaves_nothing(w, world, stage, how):
     log = Log()
     conn = stage(w, world, log, timeout=60)
     getattr(conn, how)()
@@ -880,7 +881,7 @@ def test_closing_meanwhile_drops_the_early_writes_and_refuses_later_ones(w, worl
 
 
 @stages
-def test_closing_the_reactor_meanwhile_tells_and_leaves_nothing(world, stage):
+def test_closing_the_reactor_meanwhile_calls_on_close_and_leaves_nothing(world, stage):
     log = Log()
     with Reactor(kernel=world) as w:
         stage(w, world, log, timeout=60)
@@ -888,7 +889,7 @@ def test_closing_the_reactor_meanwhile_tells_and_leaves_nothing(world, stage):
     assert world.open == {}
 
 
-def test_a_look_up_that_ends_after_the_close_is_told_to_nobody(w, world):
+def test_a_look_up_that_ends_after_the_close_is_ignored(w, world):
     log = Log()
     in_look_up(w, world, log).close()
     w.run()
@@ -899,7 +900,7 @@ def test_a_look_up_that_ends_after_the_close_is_told_to_nobody(w, world):
     assert world.tried == []
 
 
-def test_a_look_up_that_ended_just_before_the_close_is_told_to_nobody(w, world):
+def test_a_look_up_that_ended_just_before_the_close_is_ignored(w, world):
     log = Log()
     conn = in_look_up(w, world, log)
     for thread in world.threads:
@@ -913,7 +914,7 @@ def test_a_look_up_that_ended_just_before_the_close_is_told_to_nobody(w, world):
 
 @pytest.mark.parametrize('how', ['close', 'abort'])
 @pytest.mark.parametrize('place', PLACES, indirect=True)
-def test_ending_it_right_after_the_call_tells_no_on_connect(r, place, how):
+def test_on_connect_is_not_called_when_it_is_ended_right_after_the_call(r, place, how):
     log = Log()
     listener = place.listen(r)
     conn = place.connect(r, **log.callbacks('on_connect', 'on_data', 'on_close'))
@@ -928,14 +929,14 @@ def test_ending_it_right_after_the_call_tells_no_on_connect(r, place, how):
 @pytest.mark.scenario(50)
 @pytest.mark.parametrize('paused', [False, True], ids=['reading', 'paused'])
 @pytest.mark.parametrize('how', ['close', 'abort'])
-def test_ending_it_in_the_turn_in_which_it_connects_tells_no_on_connect(r, how, paused):
+def test_on_connect_is_not_called_when_it_is_ended_in_the_turn_in_which_it_connects(r, how, paused):
     log = Log()
     listener = r.listen_tcp('127.0.0.1', 0)
     conn = r.connect_tcp(*listener.address, **log.callbacks('on_connect', 'on_close'))
     if paused:
         conn.pause_reading()
 
-    def end_it() -> None:  # after the sockets of this turn, before its completions
+    def end_it() -> None:  # after the sockets of this turn and before its completions
         if conn.state == 'CONNECTING' and not log and not r.completions:
             r.call_soon(end_it)
         else:
@@ -975,7 +976,7 @@ def test_one_callback_may_close_another_connection_that_connects_in_the_same_bat
 def test_the_time_limit_covers_a_look_up_that_stalls(w, world):
     log = Log()
     conn = in_look_up(w, world, log, timeout=5)
-    exc = told(w, conn, log)
+    exc = close_reason(w, conn, log)
     assert isinstance(exc, ConnectTimeout) and isinstance(exc, TimeoutError)
     assert world.elapsed == 5
     for part in 'slow.test:80', '5 s', 'look-up', 'check':
@@ -986,7 +987,7 @@ def test_the_time_limit_covers_a_look_up_that_stalls(w, world):
 def test_the_time_limit_covers_an_address_that_never_answers(w, world):
     log = Log()
     conn = in_attempt(w, world, log, timeout=2.5)
-    exc = told(w, conn, log)
+    exc = close_reason(w, conn, log)
     assert isinstance(exc, ConnectTimeout)
     assert world.elapsed == 2.5
     for part in '10.0.0.1:80', '2.5 s', 'answer', 'check':
@@ -998,7 +999,7 @@ def test_the_time_limit_is_one_for_look_up_and_attempts_together(w, world):
     log = Log()
     conn = in_look_up(w, world, log, timeout=5)
     w.call_later(3, lambda: world.threads.pop()())
-    exc = told(w, conn, log)
+    exc = close_reason(w, conn, log)
     assert isinstance(exc, ConnectTimeout) and 'look-up' not in str(exc)
     assert world.tried == [(3, '10.0.0.1')]
     assert world.elapsed == 5
@@ -1007,18 +1008,18 @@ def test_the_time_limit_is_one_for_look_up_and_attempts_together(w, world):
 def test_the_time_limit_is_one_for_all_attempts(w, four):
     log = Log()
     conn = w.connect_tcp('four.test', 80, on_close=log.on_close, timeout=0.6)
-    assert isinstance(told(w, conn, log), ConnectTimeout)
+    assert isinstance(close_reason(w, conn, log), ConnectTimeout)
     assert [when for when, _ in four.tried] == [0, 0.25, 0.5]
     assert four.elapsed == 0.6
     assert four.sockets() == []
 
 
 @pytest.mark.scenario(49)
-def test_an_answer_after_the_time_limit_is_told_to_nobody(w, world):
+def test_an_answer_after_the_time_limit_is_ignored(w, world):
     world.answers['10.0.0.1'] = (5.001, 0)
     log = Log()
     conn = in_attempt(w, world, log, timeout=5)
-    told(w, conn, log)
+    close_reason(w, conn, log)
     w.call_later(10, log.append, ('later',))
     w.run()
     assert log.names() == ['close', 'later']
@@ -1040,25 +1041,25 @@ def test_a_failure_in_time_has_no_limit_left(w, world):
     world.answers['10.0.0.1'] = (1, errno.ECONNREFUSED)
     log = Log()
     conn = in_attempt(w, world, log, timeout=60)
-    assert isinstance(told(w, conn, log), ConnectionRefusedError)
+    assert isinstance(close_reason(w, conn, log), ConnectionRefusedError)
     assert len(w.timers) == 0
     assert w.run() is True and world.elapsed == 1
 
 
-def test_a_time_limit_of_zero_is_over_in_the_first_turn(w, world):
+def test_a_time_limit_of_zero_expires_in_the_first_turn(w, world):
     log = Log()
     conn = in_attempt(w, world, log, timeout=0)
-    assert isinstance(told(w, conn, log), ConnectTimeout)
+    assert isinstance(close_reason(w, conn, log), ConnectTimeout)
     assert world.elapsed == 0
 
 
-def test_the_message_of_a_time_limit_shows_an_ipv6_address_as_people_write_it(w, world):
+def test_the_message_of_a_time_limit_shows_an_ipv6_address_in_brackets(w, world):
     log = Log()
-    exc = told(w, w.connect_tcp('fd00::1', 80, on_close=log.on_close, timeout=1), log)
+    exc = close_reason(w, w.connect_tcp('fd00::1', 80, on_close=log.on_close, timeout=1), log)
     assert '[fd00::1]:80' in str(exc)
 
 
-def test_without_a_time_limit_it_waits_as_long_as_the_system_does(w, world):
+def test_without_a_time_limit_it_waits_as_long_as_the_kernel_does(w, world):
     world.answers['10.0.0.1'] = (7200, 0)
     log = Log()
     conn = in_attempt(w, world, log)
@@ -1068,7 +1069,7 @@ def test_without_a_time_limit_it_waits_as_long_as_the_system_does(w, world):
 
 
 def fill_backlog(place: Place, sockets: Any, server: socket.socket) -> None:
-    """Connect to a server that accepts nobody until its backlog takes no more."""
+    """Connect to a server that accepts no clients until its backlog is full."""
     address = server.getsockname()
     for _ in range(16):
         client = sockets.track(socket.socket(server.family))
@@ -1077,17 +1078,17 @@ def fill_backlog(place: Place, sockets: Any, server: socket.socket) -> None:
             client.connect(address)
         except (TimeoutError, BlockingIOError):
             return
-    raise AssertionError('the backlog never fills')
+    raise AssertionError('the backlog never filled')
 
 
 @needs_linux_backlog
 @pytest.mark.parametrize('place', TCP_AND_UNIX, indirect=True)
-def test_a_server_whose_backlog_is_full_is_waited_for_until_the_time_limit(r, place, sockets):
+def test_a_connect_to_a_full_backlog_waits_until_the_time_limit(r, place, sockets):
     log = Log()
     fill_backlog(place, sockets, place.server(sockets, backlog=0))
     conn = place.connect(r, **log.callbacks('on_connect', 'on_close'), timeout=0.1)
     before = r.timers.clock()
-    exc = told(r, conn, log)
+    exc = close_reason(r, conn, log)
     assert isinstance(exc, ConnectTimeout)
     assert r.timers.clock() - before >= 0.1 - 0.02
     assert (place.path or '127.0.0.1') in str(exc)
@@ -1095,14 +1096,14 @@ def test_a_server_whose_backlog_is_full_is_waited_for_until_the_time_limit(r, pl
 
 @needs_linux_backlog
 @pytest.mark.parametrize('place', TCP_AND_UNIX, indirect=True)
-def test_closing_while_a_backlog_is_full_is_told_without_an_error(r, place, sockets):
+def test_closing_while_a_backlog_is_full_is_reported_without_an_error(r, place, sockets):
     log = Log()
     fill_backlog(place, sockets, place.server(sockets, backlog=0))
     conn = place.connect(r, **log.callbacks('on_connect', 'on_close'), timeout=60)
     turns(r, 3)
     assert idle(r)
     conn.close()
-    assert told(r, conn, log) is None
+    assert close_reason(r, conn, log) is None
 
 
 @needs_linux_backlog
@@ -1125,12 +1126,12 @@ def test_a_full_unix_backlog_is_tried_again_until_there_is_room(r, place, socket
     end(r, conn)
 
 
-# -- Unix sockets whose backlog is full, by the clock
+# -- Unix sockets whose backlog is full, on a simulated clock
 
 
 @pytest.mark.scenario(55)
 @needs_unix
-def test_a_full_unix_backlog_is_tried_after_10_ms_and_ever_more_up_to_250(w, world):
+def test_a_full_unix_backlog_is_retried_after_10_ms_and_then_at_growing_intervals_up_to_250_ms(w, world):
     world.answers['/s'] = [errno.EAGAIN] * 8 + [0]
     log = Log()
     w.connect_unix('/s', **log.callbacks('on_connect', 'on_close'))
@@ -1148,24 +1149,24 @@ def test_a_unix_backlog_that_stays_full_ends_with_the_time_limit(w, world):
     world.answers['/s'] = errno.EAGAIN
     log = Log()
     conn = w.connect_unix('/s', on_close=log.on_close, timeout=1)
-    exc = told(w, conn, log)
+    exc = close_reason(w, conn, log)
     assert isinstance(exc, ConnectTimeout) and '/s' in str(exc)
     assert world.elapsed == 1 and len(world.tried) < 10
 
 
 @needs_unix
-def test_a_unix_server_that_goes_away_while_its_backlog_is_full_is_told(w, world):
+def test_a_unix_server_that_goes_away_while_its_backlog_is_full_is_reported(w, world):
     world.answers['/s'] = [errno.EAGAIN, errno.ECONNREFUSED]
     log = Log()
     conn = w.connect_unix('/s', on_close=log.on_close)
-    assert isinstance(told(w, conn, log), ConnectionRefusedError)
+    assert isinstance(close_reason(w, conn, log), ConnectionRefusedError)
 
 
 # -- several addresses
 
 
 @pytest.mark.scenario(54)
-def test_addresses_are_tried_with_their_families_in_turn_every_250_ms(w, four):
+def test_addresses_are_tried_every_250_ms_with_alternating_families(w, four):
     w.connect_tcp('four.test', 80)
     w.call_later(5, w.stop)
     w.run()
@@ -1173,7 +1174,7 @@ def test_addresses_are_tried_with_their_families_in_turn_every_250_ms(w, four):
 
 
 @pytest.mark.scenario(54)
-def test_after_a_refusal_the_next_address_is_tried_at_once_and_the_250_ms_count_anew(w, four):
+def test_after_a_refusal_the_next_address_is_tried_at_once_and_the_250_ms_start_again(w, four):
     four.answers['fd00::1'] = (0.1, errno.ECONNREFUSED)
     w.connect_tcp('four.test', 80)
     w.call_later(5, w.stop)
@@ -1224,7 +1225,7 @@ def test_an_early_address_may_win_after_later_ones_were_tried(w, four):
     assert len(four.tried) == 3 and len(four.sockets()) == 1
 
 
-def test_of_two_that_answer_in_one_turn_one_is_taken(w, world):
+def test_when_two_addresses_answer_in_one_turn_one_is_used(w, world):
     world.names['two.test'] = ['fd00::1', '10.0.0.1']
     world.answers = {'fd00::1': (1, 0), '10.0.0.1': (0.75, 0)}
     log = Log()
@@ -1236,7 +1237,7 @@ def test_of_two_that_answer_in_one_turn_one_is_taken(w, world):
     assert w.stats().connects == 1
 
 
-def test_one_that_fails_and_one_that_connects_in_one_turn_is_a_connection(w, world):
+def test_when_one_address_fails_and_one_answers_in_one_turn_it_is_connected(w, world):
     world.names['two.test'] = ['fd00::1', '10.0.0.1']
     world.answers = {'fd00::1': (1, errno.ECONNREFUSED), '10.0.0.1': (0.75, 0)}
     log = Log()
@@ -1247,7 +1248,7 @@ def test_one_that_fails_and_one_that_connects_in_one_turn_is_a_connection(w, wor
 
 
 @pytest.mark.scenario(54)
-def test_when_all_have_failed_the_first_familys_last_error_is_told_with_all_in_its_notes(w, four):
+def test_when_all_have_failed_the_first_familys_last_error_is_reported_with_all_in_its_notes(w, four):
     four.answers = {
         'fd00::1': errno.ENETUNREACH,
         '10.0.0.1': (0.1, errno.ECONNREFUSED),
@@ -1255,7 +1256,7 @@ def test_when_all_have_failed_the_first_familys_last_error_is_told_with_all_in_i
         '10.0.0.2': (0.1, errno.ECONNRESET),
     }
     log = Log()
-    exc = told(w, w.connect_tcp('four.test', 80, on_close=log.on_close), log)
+    exc = close_reason(w, w.connect_tcp('four.test', 80, on_close=log.on_close), log)
     assert isinstance(exc, OSError) and exc.errno == errno.EHOSTUNREACH
     assert 'fd00::2' in str(exc)
     for host in FOUR:
@@ -1263,11 +1264,11 @@ def test_when_all_have_failed_the_first_familys_last_error_is_told_with_all_in_i
     assert len(exc.__notes__) == 4
 
 
-def test_the_first_familys_error_is_told_even_when_the_other_family_failed_before_it(w, world):
+def test_the_first_familys_error_is_reported_even_when_the_other_family_failed_before_it(w, world):
     world.names['two.test'] = ['fd00::1', '10.0.0.1']
     world.answers = {'fd00::1': (2, errno.ETIMEDOUT), '10.0.0.1': (0.1, errno.ECONNREFUSED)}
     log = Log()
-    exc = told(w, w.connect_tcp('two.test', 80, on_close=log.on_close), log)
+    exc = close_reason(w, w.connect_tcp('two.test', 80, on_close=log.on_close), log)
     assert isinstance(exc, OSError) and exc.errno == errno.ETIMEDOUT
     assert len(exc.__notes__) == 2
 
@@ -1275,12 +1276,12 @@ def test_the_first_familys_error_is_told_even_when_the_other_family_failed_befor
 def test_a_single_failure_needs_no_notes(w, world):
     world.answers['10.0.0.1'] = (0.1, errno.ECONNREFUSED)
     log = Log()
-    exc = told(w, w.connect_tcp('10.0.0.1', 80, on_close=log.on_close), log)
+    exc = close_reason(w, w.connect_tcp('10.0.0.1', 80, on_close=log.on_close), log)
     assert not hasattr(exc, '__notes__')
 
 
 @pytest.mark.parametrize(('family', 'hosts'), [(AF_INET, FOUR[2:]), (AF_INET6, FOUR[:2])])
-def test_only_addresses_of_the_family_that_was_asked_for_are_tried(w, four, family, hosts):
+def test_only_addresses_of_the_requested_family_are_tried(w, four, family, hosts):
     w.connect_tcp('four.test', 80, family=family)
     w.call_later(5, w.stop)
     w.run()
@@ -1303,7 +1304,7 @@ def test_each_attempt_has_a_socket_of_its_own(w, four):
     real = four.socket
     four.socket = lambda *args: made.append(real(*args)) or made[-1]  # type: ignore[method-assign]
     log = Log()
-    told(w, w.connect_tcp('four.test', 80, on_close=log.on_close), log)
+    close_reason(w, w.connect_tcp('four.test', 80, on_close=log.on_close), log)
     assert len({id(sock) for sock in made}) == 4
     assert all(sock.calls == ['close'] for sock in made)
 
@@ -1322,7 +1323,7 @@ def test_a_name_with_one_refusing_and_one_listening_address_is_connected(r):
 
 
 @pytest.mark.scenario(52)
-def test_a_spurious_writability_is_nothing(w, world):
+def test_a_spurious_writability_is_ignored(w, world):
     world.answers['10.0.0.1'] = (2, 0)
     log = Log()
     conn = in_attempt(w, world, log)
@@ -1336,20 +1337,20 @@ def test_a_spurious_writability_is_nothing(w, world):
 
 
 @pytest.mark.scenario(52)
-def test_an_error_that_the_socket_holds_is_not_a_connection(w, world):
+def test_a_writable_socket_with_an_error_is_not_a_connection(w, world):
     world.answers['10.0.0.1'] = (1, errno.ECONNREFUSED)
     log = Log()
-    exc = told(w, in_attempt(w, world, log), log)
+    exc = close_reason(w, in_attempt(w, world, log), log)
     assert isinstance(exc, ConnectionRefusedError)
     assert w.stats().connects == 0
 
 
 @pytest.mark.scenario(52)
-def test_a_socket_that_cannot_even_be_asked_for_its_error_has_failed(w, world):
+def test_a_socket_whose_error_cannot_be_read_has_failed(w, world):
     world.answers['10.0.0.1'] = (1, -errno.EBADF)
     log = Log()
     conn = in_attempt(w, world, log, timeout=60)
-    exc = told(w, conn, log)
+    exc = close_reason(w, conn, log)
     assert isinstance(exc, OSError) and exc.errno == errno.EBADF
     assert w.stats().callback_errors == 0
 
@@ -1361,7 +1362,7 @@ def test_a_port_that_connects_to_itself_is_refused(r):
     conn = r.connect_tcp(
         '127.0.0.1', port, local_address=('127.0.0.1', port), timeout=10, **log.callbacks('on_connect', 'on_close')
     )
-    exc = told(r, conn, log)
+    exc = close_reason(r, conn, log)
     assert isinstance(exc, ConnectionRefusedError)
     assert f'127.0.0.1:{port}' in str(exc)
 
@@ -1372,11 +1373,11 @@ def test_a_scripted_socket_that_is_its_own_peer_is_refused(w, world, answer):
     world.answers['10.0.0.1'] = answer
     log = Log()
     conn = in_attempt(w, world, log, local_address=('10.0.0.1', 80))
-    assert isinstance(told(w, conn, log), ConnectionRefusedError)
+    assert isinstance(close_reason(w, conn, log), ConnectionRefusedError)
 
 
 def foreign_close(r: Reactor, sockets: Any, tmp_path: Any, **options: Any) -> Stream:
-    """A connection whose attempt has lost its descriptor to somebody else's close."""
+    """A connection whose attempt has lost its descriptor because other code closed it."""
     place = Place('ipv4', tmp_path)
     fill_backlog(place, sockets, place.server(sockets, backlog=0))
     conn = place.connect(r, **options)
@@ -1388,21 +1389,21 @@ def foreign_close(r: Reactor, sockets: Any, tmp_path: Any, **options: Any) -> St
 
 @needs_linux_backlog
 @pytest.mark.parametrize('how', ['close', 'abort'])
-def test_ending_it_after_a_foreign_close_is_told_once(r, sockets, tmp_path, how):
+def test_ending_it_after_a_foreign_close_is_reported_once(r, sockets, tmp_path, how):
     log = Log()
     conn = foreign_close(r, sockets, tmp_path, on_close=log.on_close)
     getattr(conn, how)()
-    told(r, conn, log)
+    close_reason(r, conn, log)
     assert r.handles() == []
 
 
 @needs_linux_backlog
-def test_a_foreign_close_is_told_at_the_poll_that_sees_it(r, sockets, tmp_path):
+def test_a_foreign_close_is_reported_at_the_poll_that_sees_it(r, sockets, tmp_path):
     if not isinstance(r.watchers.selector, (getattr(selectors, 'PollSelector', ()), selectors.SelectSelector)):
         pytest.skip('epoll and kqueue never report a descriptor that was closed')
     log = Log()
     conn = foreign_close(r, sockets, tmp_path, on_close=log.on_close)
-    exc = told(r, conn, log)
+    exc = close_reason(r, conn, log)
     assert isinstance(exc, OSError) and exc.errno == errno.EBADF
     assert r.handles() == [] and r.stats().callback_errors == 0
 
@@ -1440,7 +1441,7 @@ def test_a_local_ipv6_address_is_used(r):
     end(r, conn)
 
 
-def test_of_a_name_only_addresses_of_the_local_addresss_family_can_connect(r):
+def test_a_local_address_limits_a_name_to_addresses_of_its_family(r):
     listener = r.listen_tcp('127.0.0.1', 0)
     log = Log()
     conn = r.connect_tcp(
@@ -1485,7 +1486,7 @@ def test_reading_resumed_while_connecting_goes_on(r, place, sockets):
 
 
 @pytest.mark.parametrize('place', TCP_AND_UNIX, indirect=True)
-def test_writing_early_with_reading_paused_sends_all(r, place):
+def test_early_writes_are_sent_while_reading_is_paused(r, place):
     server = Log()
     listener = place.listen(r, server.on_data)
     conn = place.connect(r)
@@ -1497,7 +1498,7 @@ def test_writing_early_with_reading_paused_sends_all(r, place):
 
 
 @pytest.mark.parametrize('place', TCP_AND_UNIX, indirect=True)
-def test_the_gauges_count_what_connects_and_what_is_connected(r, place):
+def test_the_gauges_count_connecting_and_connected_streams(r, place):
     def gauges() -> tuple[int, int]:
         return r.stats().outgoing, r.stats().incoming
 
@@ -1513,16 +1514,16 @@ def test_the_gauges_count_what_connects_and_what_is_connected(r, place):
     listener.close()
 
 
-def test_a_failure_counts_no_connect(r, tmp_path):
+def test_a_failure_does_not_count_as_a_connect(r, tmp_path):
     log = Log()
     conn = refused(r, tmp_path, on_close=log.on_close)
     assert r.stats().outgoing == 1
-    told(r, conn, log)
+    close_reason(r, conn, log)
     assert (r.stats().outgoing, r.stats().connects) == (0, 0)
 
 
 @stages
-def test_what_connects_keeps_the_loop_running_and_says_so(w, world, stage):
+def test_a_connecting_stream_keeps_the_loop_running_and_says_so(w, world, stage):
     stage(w, world, Log())
     assert w.run_once(0) is True
     assert 'connection to be made' in '\n'.join(w.why_alive())
@@ -1544,7 +1545,7 @@ def test_a_connecting_stream_shows_itself_without_failing(w, world, stage):
     assert 'CONNECTING' in repr(conn)
 
 
-def test_idle_time_counts_from_the_connection_on(w, world):
+def test_idle_time_starts_when_it_is_connected(w, world):
     world.answers['10.0.0.1'] = (30, 0)
     log = Log()
     in_attempt(w, world, log, idle_timeout=5)
@@ -1554,7 +1555,7 @@ def test_idle_time_counts_from_the_connection_on(w, world):
     assert 35 <= world.elapsed <= 36
 
 
-def test_time_limits_set_while_connecting_count_from_the_connection_on(w, world):
+def test_time_limits_set_while_connecting_start_when_it_is_connected(w, world):
     world.answers['10.0.0.1'] = (30, 0)
     log = Log()
     in_attempt(w, world, log).set_timeouts(idle=5)
@@ -1688,7 +1689,7 @@ def test_however_it_ends_it_is_freed_without_the_garbage_collector(w, world, no_
     assert w.handles() == [] and len(w.timers) == 0
 
 
-def test_once_connected_nothing_of_the_connecting_is_left(w, four, no_gc):
+def test_once_connected_nothing_of_the_attempts_is_left(w, four, no_gc):
     four.answers['10.0.0.1'] = (0.1, 0)
     log, before = Log(), connectors()
     conn = w.connect_tcp('four.test', 80, on_connect=log.on_connect, timeout=60)
@@ -1710,11 +1711,11 @@ def test_a_real_failure_is_freed_without_the_garbage_collector(r, tmp_path, no_g
 def test_the_error_of_a_failure_keeps_no_frames(r, tmp_path):
     for fail in refused, not_our_address, unresolvable:
         log = Log()
-        exc = told(r, fail(r, tmp_path, on_close=log.on_close), log)
+        exc = close_reason(r, fail(r, tmp_path, on_close=log.on_close), log)
         assert exc is not None and exc.__traceback__ is None
 
 
-def test_many_connects_one_after_the_other_leave_nothing(r):
+def test_many_connects_in_a_row_leave_nothing(r):
     listener = r.listen_tcp('127.0.0.1', 0, on_connect=Stream.close)
     closed = Log()
 
@@ -1735,7 +1736,7 @@ def test_many_connects_one_after_the_other_leave_nothing(r):
 
 
 @pytest.mark.scenario(55)
-def test_an_address_and_port_that_are_taken_for_this_target_are_told_once_and_nothing_spins(r, sockets):
+def test_a_local_port_already_connected_to_the_target_is_reported_once_and_nothing_spins(r, sockets):
     server = sockets.track(socket.create_server(('127.0.0.1', 0)))
     taken = sockets.track(socket.socket())
     taken.setsockopt(SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -1745,7 +1746,7 @@ def test_an_address_and_port_that_are_taken_for_this_target_are_told_once_and_no
     conn = r.connect_tcp(
         *server.getsockname(), local_address=taken.getsockname(), **log.callbacks('on_connect', 'on_close')
     )
-    exc = told(r, conn, log)
+    exc = close_reason(r, conn, log)
     assert isinstance(exc, OSError) and exc.errno in (errno.EADDRNOTAVAIL, errno.EADDRINUSE)
     assert str(server.getsockname()[1]) in str(exc)
     assert r.run() is True
@@ -1754,9 +1755,9 @@ def test_an_address_and_port_that_are_taken_for_this_target_are_told_once_and_no
 
 @pytest.mark.parametrize('call', ['getsockopt', 'getpeername', 'getsockname', 'setsockopt', 'register'])
 @pytest.mark.parametrize('error', [errno.ENOBUFS, errno.EBADF])
-def test_an_attempt_whose_socket_fails_is_told_and_leaves_no_descriptor(call, error):
+def test_an_attempt_whose_socket_fails_is_reported_and_leaves_no_descriptor(call, error):
     log, errors = Log(), []
-    kernel = FailingKernel(call, error, count=2 if call == 'register' else 1)  # the first is the doorbell's
+    kernel = FailingKernel(call, error, count=2 if call == 'register' else 1)  # the first is the wakeup's
     with Reactor(kernel=kernel, catch_errors=lambda exc, handle: errors.append(exc)) as r:
         server = kernel.socket(AF_INET, socket.SOCK_STREAM)
         server.bind(('10.0.0.1', 80))
@@ -1770,9 +1771,9 @@ def test_an_attempt_whose_socket_fails_is_told_and_leaves_no_descriptor(call, er
     assert not kernel.files
 
 
-def test_a_connection_that_cannot_be_watched_is_never_told_connected_and_has_no_time_limit_left():
+def test_a_connection_that_cannot_be_watched_never_calls_on_connect_and_leaves_no_time_limit():
     log = Log()
-    kernel = FailingKernel('register', errno.ENOMEM, count=3)  # the doorbell, the attempt, and then the stream
+    kernel = FailingKernel('register', errno.ENOMEM, count=3)  # the wakeup, the attempt, then the stream
     with Reactor(kernel=kernel) as r:
         server = kernel.socket(AF_INET, socket.SOCK_STREAM)
         server.bind(('10.0.0.1', 80))
@@ -1785,7 +1786,7 @@ def test_a_connection_that_cannot_be_watched_is_never_told_connected_and_has_no_
     assert not kernel.files
 
 
-def test_of_many_addresses_that_fail_at_once_64_are_tried_in_a_turn(w, world):
+def test_at_most_64_addresses_that_fail_at_once_are_tried_in_a_turn(w, world):
     log = Log()
     world.names['many.test'] = [f'10.0.0.{number}' for number in range(100)]
     world.answers = dict.fromkeys(world.names['many.test'], errno.ENETUNREACH)
@@ -1802,7 +1803,7 @@ def test_of_many_addresses_that_fail_at_once_64_are_tried_in_a_turn(w, world):
 
 
 @pytest.mark.parametrize('kind', [MemoryError, RecursionError])
-def test_a_look_up_after_which_there_is_no_memory_or_stack_ends_the_connection(w, world, monkeypatch, kind):
+def test_running_out_of_memory_or_stack_after_a_look_up_ends_the_connection(w, world, monkeypatch, kind):
     log = Log()
     world.names['four.test'] = FOUR
     run_short(monkeypatch, Connector, 'try_addresses', kind=kind)
@@ -1814,7 +1815,7 @@ def test_a_look_up_after_which_there_is_no_memory_or_stack_ends_the_connection(w
 
 
 @pytest.mark.parametrize('kind', [MemoryError, RecursionError])
-def test_a_time_limit_for_which_there_is_no_memory_or_stack_ends_the_connection(r, monkeypatch, kind):
+def test_running_out_of_memory_or_stack_for_the_time_limit_ends_the_connection(r, monkeypatch, kind):
     log = Log()
     run_short(monkeypatch, TimerHeap, 'unreferenced_later', kind=kind)
     conn = r.connect_tcp('127.0.0.1', 9, timeout=5, **log.callbacks('on_connect', 'on_close'))
@@ -1824,7 +1825,7 @@ def test_a_time_limit_for_which_there_is_no_memory_or_stack_ends_the_connection(
     assert r.handles() == []
 
 
-def test_an_attempt_that_there_is_no_memory_to_remember_is_closed(w, world, monkeypatch):
+def test_an_attempt_is_closed_when_there_is_no_memory_to_remember_it(w, world, monkeypatch):
     log, begin = Log(), Attempt.begin
 
     def begin_before_memory_runs_out(attempt: Attempt) -> int:
@@ -1840,7 +1841,7 @@ def test_an_attempt_that_there_is_no_memory_to_remember_is_closed(w, world, monk
 
 
 @pytest.mark.parametrize('ended', [False, True])
-def test_an_attempt_that_finds_no_memory_ends_its_connection_unless_that_has_ended(r, sockets, monkeypatch, ended):
+def test_an_attempt_that_runs_out_of_memory_ends_its_connection_unless_it_has_ended(r, sockets, monkeypatch, ended):
     log = Log()
     with socket.create_server(('127.0.0.1', 0)) as server:
         conn = r.connect_tcp(*server.getsockname(), **log.callbacks('on_connect', 'on_close'))
@@ -1855,13 +1856,13 @@ def test_an_attempt_that_finds_no_memory_ends_its_connection_unless_that_has_end
     assert type(log[0][1]) is (type(None) if ended else MemoryError)
 
 
-def test_an_attempt_that_found_no_memory_in_the_turn_in_which_another_one_succeeded_harms_nothing(r):
+def test_running_out_of_memory_after_another_attempt_has_connected_in_the_same_turn_is_harmless(r):
     log = Log()
     with socket.create_server(('127.0.0.1', 0)) as server:
         conn = r.connect_tcp(*server.getsockname(), **log.callbacks('on_connect', 'on_close'))
         (attempt,) = (handle for handle in r.handles() if isinstance(handle, Attempt))
         run_until(r, lambda: log)
-        attempt.handle_exhausted(MemoryError())  # as the next turn begins with what was starved
+        attempt.handle_exhausted(MemoryError())  # as at the start of the next turn, for handles that ran out of memory
         turns(r, 2)
         assert log == [('connect',)] and not conn.closed
         end(r, conn)

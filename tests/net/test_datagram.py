@@ -1,4 +1,4 @@
-"""Datagrams: one by one, bounded each way, and whatever happens to one of them, the socket stays open."""
+"""Datagram sockets: one callback per datagram, bounded queues, and no error of one datagram closes the socket."""
 
 from __future__ import annotations
 
@@ -41,15 +41,15 @@ from tests.project.test_shape import frames_since
 
 HERE = '127.0.0.1'
 GROUP = '239.255.7.7'
-GROUP6 = 'ff01::7:7'  # of this scope, none leaves the machine
+GROUP6 = 'ff01::7:7'  # interface-local scope: no datagram to it leaves the machine
 LOOPBACK = next((name for _, name in getattr(socket, 'if_nameindex', list)() if name in ('lo', 'lo0')), None)
 
 needs_unix = pytest.mark.skipif(AF_UNIX < 0, reason='this platform has no Unix sockets')
 needs_loopback = pytest.mark.skipif(LOOPBACK is None, reason='this machine has no interface called lo or lo0')
 
 
-class Told(Log):
-    """What a datagram socket was told, in order."""
+class DatagramLog(Log):
+    """The callbacks of a datagram socket, in order."""
 
     def on_datagram(self, sock: DatagramSocket, data: bytes, address: Any) -> None:
         self.append(('datagram', data))
@@ -67,8 +67,8 @@ class Told(Log):
 
 
 @pytest.fixture
-def log() -> Told:
-    return Told()
+def log() -> DatagramLog:
+    return DatagramLog()
 
 
 @pytest.fixture
@@ -85,8 +85,8 @@ def udp(sockets: Any):
 
 
 @pytest.fixture
-def nobody() -> tuple[str, int]:
-    """An address of this machine at which nobody is."""
+def unused() -> tuple[str, int]:
+    """An address of this machine to which no socket is bound."""
     with socket.socket(AF_INET, SOCK_DGRAM) as sock:
         sock.bind((HERE, 0))
         return sock.getsockname()
@@ -101,7 +101,7 @@ def boom(*args: Any) -> None:
 
 
 def end(r: Reactor, *handles: Any) -> None:
-    """Close what a test leaves open, and have it told."""
+    """Close what a test leaves open, and run the turns in which `on_close` is called."""
     for handle in handles:
         handle.close()
     turns(r, 2)
@@ -110,7 +110,7 @@ def end(r: Reactor, *handles: Any) -> None:
 # -- receiving and answering
 
 
-def test_a_datagram_arrives_with_the_address_to_answer(r, udp):
+def test_a_datagram_arrives_with_the_senders_address(r, udp):
     sock, client = r.bind_udp(HERE, 0, echo), udp()
     client.sendto(b'hello', sock.address)
     run_until(r, lambda: r.stats().datagrams_out)
@@ -119,7 +119,7 @@ def test_a_datagram_arrives_with_the_address_to_answer(r, udp):
 
 
 @pytest.mark.scenario(97)
-def test_each_datagram_is_one_and_empty_ones_count(r, udp, log):
+def test_each_datagram_is_delivered_separately_and_empty_ones_too(r, udp, log):
     sock, client = r.bind_udp(HERE, 0, log.on_datagram), udp()
     for data in b'', b'a', b'', b'bc':
         client.sendto(data, sock.address)
@@ -167,7 +167,7 @@ def test_a_datagram_that_is_too_long_raises_at_the_call_and_the_next_is_sent(r, 
     end(r, sock)
 
 
-def test_without_on_datagram_they_are_read_and_dropped(r, udp):
+def test_without_on_datagram_datagrams_are_read_and_dropped(r, udp):
     sock, client = r.bind_udp(HERE, 0), udp()
     client.sendto(b'x', sock.address)
     run_until(r, lambda: r.stats().datagrams_in)
@@ -208,8 +208,8 @@ def test_one_frame_lies_between_the_dispatch_and_on_datagram(r, udp):
 
 
 @pytest.mark.scenario(98)
-def test_a_flood_is_delivered_in_bounded_parts_and_others_get_their_turn(r, udp, log):
-    other = Told()
+def test_a_flood_is_delivered_in_bounded_parts_and_other_handles_get_their_turn(r, udp, log):
+    other = DatagramLog()
     sock, quiet, client = r.bind_udp(HERE, 0, log.on_datagram), r.bind_udp(HERE, 0, other.on_datagram), udp()
     for number in range(100):
         client.sendto(b'%d' % number, sock.address)
@@ -224,8 +224,8 @@ def test_a_flood_is_delivered_in_bounded_parts_and_others_get_their_turn(r, udp,
 
 
 @pytest.mark.scenario(98)
-@pytest.mark.skipif(SO_MEMINFO < 0, reason='this system does not tell what it dropped')
-def test_what_the_system_dropped_in_a_flood_is_known(r, udp, log):
+@pytest.mark.skipif(SO_MEMINFO < 0, reason='this kernel does not count the datagrams that it drops')
+def test_the_datagrams_that_the_kernel_dropped_in_a_flood_are_counted(r, udp, log):
     sock, client = r.bind_udp(HERE, 0, log.on_datagram), udp()
     sock.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
     assert sock.kernel_drops == 0
@@ -239,7 +239,7 @@ def test_what_the_system_dropped_in_a_flood_is_known(r, udp, log):
 
 
 def unix_pair(sockets: Any) -> tuple[socket.socket, socket.socket]:
-    """Two connected Unix sockets for datagrams: alone among them, they say when there is no room."""
+    """Two connected Unix datagram sockets: unlike UDP, they report when the receiver is full."""
     ours, theirs = socket.socketpair(AF_UNIX, SOCK_DGRAM)
     for sock in ours, theirs:
         sockets.track(sock).setblocking(False)
@@ -247,7 +247,7 @@ def unix_pair(sockets: Any) -> tuple[socket.socket, socket.socket]:
 
 
 def fill(sock: DatagramSocket, first: int = 0, size: int = 100) -> int:
-    """Send numbered datagrams until one of them has to wait; returns the number of the next."""
+    """Send numbered datagrams until one of them has to wait; returns the number of the next one."""
     number = first
     while not sock.queued:
         assert sock.send(b'%0*d' % (size, number))
@@ -256,7 +256,7 @@ def fill(sock: DatagramSocket, first: int = 0, size: int = 100) -> int:
 
 
 def take(sock: socket.socket) -> list[int]:
-    """The numbers of all datagrams that a plain socket has."""
+    """Receive all datagrams that wait in a plain socket; returns their numbers."""
     numbers = []
     try:
         while True:
@@ -267,7 +267,7 @@ def take(sock: socket.socket) -> list[int]:
 
 @pytest.mark.scenario(99)
 @needs_unix
-def test_what_the_system_cannot_take_waits_in_order(r, sockets, log):
+def test_datagrams_that_the_kernel_cannot_take_wait_in_order(r, sockets, log):
     ours, theirs = unix_pair(sockets)
     sock = r.bind_udp(None, 0, sock=ours, **log.all())
     count = fill(sock)
@@ -280,14 +280,14 @@ def test_what_the_system_cannot_take_waits_in_order(r, sockets, log):
     assert received == list(range(count + 50))
     turns(r, 2)
     assert sock.queued == sock.buffered == 0
-    assert log == []  # nothing was refused, so there is no drain to tell of
+    assert log == []  # nothing was refused, so there is no drain to report
     assert r.stats().datagrams_out == count + 50
     end(r, sock)
 
 
 @pytest.mark.scenario(99)
 @needs_unix
-def test_beyond_the_limit_the_newest_is_dropped_and_on_drain_tells_when_there_is_room(r, sockets, log):
+def test_beyond_the_limit_the_newest_is_dropped_and_on_drain_is_called_when_there_is_room(r, sockets, log):
     ours, theirs = unix_pair(sockets)
     sock = r.bind_udp(None, 0, sock=ours, max_queued=10 * (100 + DATAGRAM_COST), **log.all())
     count = fill(sock)
@@ -307,7 +307,7 @@ def test_beyond_the_limit_the_newest_is_dropped_and_on_drain_tells_when_there_is
 
 
 @needs_unix
-def test_what_the_system_takes_of_a_long_queue_goes_and_the_rest_waits_on(r, sockets, log):
+def test_a_long_queue_is_sent_until_the_kernel_is_full_and_the_rest_keeps_waiting(r, sockets, log):
     ours, theirs = unix_pair(sockets)
     sock = r.bind_udp(None, 0, sock=ours, max_queued=1 << 30, **log.all())
     count = fill(sock)
@@ -325,7 +325,7 @@ def test_what_the_system_takes_of_a_long_queue_goes_and_the_rest_waits_on(r, soc
 
 @needs_unix
 @pytest.mark.parametrize('how', ['close', 'no callback', 'full again'])
-def test_a_drain_that_is_no_longer_so_is_not_told(r, sockets, log, how):
+def test_on_drain_is_skipped_when_it_no_longer_applies(r, sockets, log, how):
     ours, theirs = unix_pair(sockets)
     sock = r.bind_udp(None, 0, sock=ours, max_queued=0, **log.all())
     while sock.send(b'1'):
@@ -341,7 +341,7 @@ def test_a_drain_that_is_no_longer_so_is_not_told(r, sockets, log, how):
             while sock.send(b'1'):
                 pass
 
-    r.call_soon(meanwhile)  # after the socket was writable, before that is told
+    r.call_soon(meanwhile)  # after the socket was reported as writable, before `on_drain` is called
     r.run_once(0)
     assert 'drain' not in log.names()
     if how == 'full again':
@@ -352,7 +352,7 @@ def test_a_drain_that_is_no_longer_so_is_not_told(r, sockets, log, how):
 
 
 @needs_unix
-def test_a_descriptor_closed_by_others_ends_it_in_the_middle_of_its_queue(r, sockets, log):
+def test_a_foreign_close_ends_it_in_the_middle_of_its_queue(r, sockets, log):
     sock = r.bind_udp(None, 0, sock=unix_pair(sockets)[0], **log.all())
     fill(sock)
     socket.close(sock.fileno())
@@ -364,7 +364,7 @@ def test_a_descriptor_closed_by_others_ends_it_in_the_middle_of_its_queue(r, soc
 
 @pytest.mark.scenario(99)
 @needs_unix
-def test_without_a_queue_what_would_block_is_dropped_and_on_drain_still_tells(r, sockets, log):
+def test_without_a_queue_what_would_block_is_dropped_and_on_drain_is_still_called(r, sockets, log):
     ours, theirs = unix_pair(sockets)
     sock = r.bind_udp(None, 0, sock=ours, max_queued=0, **log.all())
     while sock.send(b'1'):
@@ -390,7 +390,7 @@ def test_many_empty_datagrams_reach_the_limit_too(r, sockets):
 
 @pytest.mark.scenario(99)
 @needs_unix
-def test_closing_drops_what_waits_and_on_close_still_sees_how_much(r, sockets):
+def test_closing_drops_the_queue_and_on_close_still_sees_its_size(r, sockets):
     ours, _ = unix_pair(sockets)
     seen = []
     sock = r.bind_udp(None, 0, sock=ours, on_close=lambda sock, exc: seen.append((sock.queued, sock.buffered, exc)))
@@ -403,7 +403,7 @@ def test_closing_drops_what_waits_and_on_close_still_sees_how_much(r, sockets):
 
 
 @needs_unix
-def test_a_full_receiver_is_tried_again_ever_later_up_to_a_quarter_of_a_second(kernel, fake, sockets, tmp_path, caplog):
+def test_a_full_receiver_is_retried_at_growing_intervals_up_to_250_ms(kernel, fake, sockets, tmp_path, caplog):
     class Timed(socket.socket):
         def sendto(self, *args: Any) -> int:
             tries.append(kernel.time)
@@ -425,19 +425,19 @@ def test_a_full_receiver_is_tried_again_ever_later_up_to_a_quarter_of_a_second(k
     waited = [later - earlier for earlier, later in pairwise(tries)]
     assert waited == pytest.approx([0.01, 0.02, 0.04, 0.08, 0.16, 0.25, 0.25], abs=0.002)
     assert len(caplog.records) == 1 and '1 receivers are full' in caplog.text
-    assert fake.stats().stalls == 8  # the last try was in vain too
+    assert fake.stats().stalls == 8  # the last attempt failed too
     end(fake, sock)
 
 
 class Full(socket.socket):
-    """A socket whose system has no buffers left, and says at once that it is writable (BSD)."""
+    """A socket whose kernel has no buffers left, but reports it as writable at once, as BSD does."""
 
     def sendto(self, *args: Any) -> int:
         raise OSError(errno.ENOBUFS, 'No buffer space available')
 
 
 @pytest.mark.scenario(99)
-def test_without_buffers_in_the_system_a_datagram_is_dropped_and_told_and_nothing_spins(r, udp, log, sockets):
+def test_without_buffers_in_the_kernel_a_datagram_is_dropped_and_reported_and_nothing_spins(r, udp, log, sockets):
     own = sockets.track(Full(AF_INET, SOCK_DGRAM))
     own.bind((HERE, 0))
     sock = r.bind_udp(None, 0, sock=own, **log.all())
@@ -453,7 +453,7 @@ def test_without_buffers_in_the_system_a_datagram_is_dropped_and_told_and_nothin
 
 
 @pytest.mark.scenario(97)
-def test_a_connected_socket_hears_and_answers_its_peer_alone(r, udp, log):
+def test_a_connected_socket_receives_from_and_sends_to_its_peer_alone(r, udp, log):
     peer, stranger = udp(), udp()
     sock = r.connect_udp(*peer.getsockname(), log.on_datagram)
     assert sock.peername == peer.getsockname()
@@ -473,7 +473,7 @@ def test_a_connected_socket_hears_and_answers_its_peer_alone(r, udp, log):
 
 
 @pytest.mark.scenario(97)
-def test_what_strangers_sent_before_it_was_connected_is_not_delivered(r, udp, log):
+def test_datagrams_of_other_senders_from_before_the_connect_are_not_delivered(r, udp, log):
     own, peer, stranger = udp(), udp(), udp()
     stranger.sendto(b'forged', own.getsockname())
     own.connect(peer.getsockname())
@@ -485,24 +485,24 @@ def test_what_strangers_sent_before_it_was_connected_is_not_delivered(r, udp, lo
     end(r, sock)
 
 
-def test_a_socket_can_send_from_an_address_of_choice(r, udp, nobody):
+def test_a_socket_can_send_from_a_given_address(r, udp, unused):
     peer = udp()
-    sock = r.connect_udp(*peer.getsockname(), local_address=nobody)
-    assert sock.sockname == nobody
+    sock = r.connect_udp(*peer.getsockname(), local_address=unused)
+    assert sock.sockname == unused
     end(r, sock)
 
 
 @pytest.mark.scenario(96)
-def test_that_nobody_is_there_is_told_once_and_the_socket_stays_open(r, udp, log, nobody, caplog):
-    sock = r.connect_udp(*nobody, **log.all())
+def test_an_unreachable_port_is_reported_once_and_the_socket_stays_open(r, udp, log, unused, caplog):
+    sock = r.connect_udp(*unused, **log.all())
     assert sock.send(b'anybody?') is True
     run_until(r, lambda: log)
     assert log == [('send error', errno.ECONNREFUSED)]
     assert isinstance(log.last, ConnectionRefusedError)
-    assert f'{HERE}:{nobody[1]}' in str(log.last) and 'not delivered' in str(log.last)
+    assert f'{HERE}:{unused[1]}' in str(log.last) and 'not delivered' in str(log.last)
     assert idle(r)
     assert len(log) == 1 and not sock.closed
-    peer = udp(port=nobody[1])
+    peer = udp(port=unused[1])
     assert sock.send(b'and now?')
     assert peer.recv(100) == b'and now?'
     peer.sendto(b'yes', sock.sockname)
@@ -513,10 +513,10 @@ def test_that_nobody_is_there_is_told_once_and_the_socket_stays_open(r, udp, log
 
 
 @pytest.mark.scenario(96)
-def test_the_error_of_an_earlier_datagram_does_not_cost_the_next_one(r, udp, log, nobody):
-    sock = r.connect_udp(*nobody, **log.all())
-    sock.send(b'lost')  # the ICMP message is here already, and waits in the socket
-    peer = udp(port=nobody[1])
+def test_the_error_of_an_earlier_datagram_does_not_drop_the_next_one(r, udp, log, unused):
+    sock = r.connect_udp(*unused, **log.all())
+    sock.send(b'lost')  # the ICMP error has arrived already, and waits in the socket
+    peer = udp(port=unused[1])
     assert sock.send(b'not lost') is True
     assert peer.recv(100) == b'not lost'
     turns(r, 3)
@@ -526,7 +526,7 @@ def test_the_error_of_an_earlier_datagram_does_not_cost_the_next_one(r, udp, log
 
 
 @needs_unix
-def test_what_is_refused_a_second_time_is_dropped_and_told_once(r, sockets, log):
+def test_a_datagram_that_is_refused_twice_is_dropped_and_reported_once(r, sockets, log):
     ours, theirs = unix_pair(sockets)
     sock = r.bind_udp(None, 0, sock=ours, **log.all())
     theirs.close()
@@ -539,18 +539,18 @@ def test_what_is_refused_a_second_time_is_dropped_and_told_once(r, sockets, log)
 
 
 class Undecided(socket.socket):
-    """A socket that tells of an earlier datagram first, and then has no room for this one."""
+    """A socket that first reports the error of an earlier datagram, and then has no room for this one."""
 
-    told = False
+    failed = False
 
     def send(self, *args: Any) -> int:
-        if self.told:
+        if self.failed:
             raise BlockingIOError
-        self.told = True
+        self.failed = True
         raise ConnectionRefusedError(errno.ECONNREFUSED, 'refused')
 
 
-def test_an_earlier_error_is_told_while_this_datagram_waits(r, udp, log, sockets):
+def test_an_earlier_error_is_reported_while_this_datagram_waits(r, udp, log, sockets):
     own = sockets.track(Undecided(AF_INET, SOCK_DGRAM))
     own.connect(udp().getsockname())
     sock = r.bind_udp(None, 0, sock=own, **log.all())
@@ -562,7 +562,7 @@ def test_an_earlier_error_is_told_while_this_datagram_waits(r, udp, log, sockets
     end(r, sock)
 
 
-def test_a_selector_without_room_is_told_by_on_close(log):
+def test_a_selector_without_room_is_reported_by_on_close(log):
     class Crowded(Kernel):
         room = True
 
@@ -580,8 +580,8 @@ def test_a_selector_without_room_is_told_by_on_close(log):
 
 
 @pytest.mark.scenario(96)
-def test_errors_of_one_turn_are_told_as_one_and_all_are_counted(r, log, nobody):
-    sock = r.connect_udp(*nobody, **log.all())
+def test_errors_of_one_turn_are_reported_as_one_and_all_are_counted(r, log, unused):
+    sock = r.connect_udp(*unused, **log.all())
     for _ in range(1000):
         sock.send(b'x')
     assert len(r.completions) <= 1
@@ -592,8 +592,8 @@ def test_errors_of_one_turn_are_told_as_one_and_all_are_counted(r, log, nobody):
 
 
 @pytest.mark.scenario(96)
-def test_a_refusal_while_reading_is_paused_is_harmless_and_wakes_nobody(r, log, nobody):
-    sock = r.connect_udp(*nobody, **log.all())
+def test_a_refusal_while_reading_is_paused_is_harmless_and_does_not_wake_the_loop(r, log, unused):
+    sock = r.connect_udp(*unused, **log.all())
     sock.pause_reading()
     sock.send(b'x')
     assert idle(r)
@@ -605,8 +605,8 @@ def test_a_refusal_while_reading_is_paused_is_harmless_and_wakes_nobody(r, log, 
 
 
 @pytest.mark.scenario(96)
-def test_without_on_send_error_nothing_is_said(r, nobody, caplog):
-    sock = r.connect_udp(*nobody)
+def test_without_on_send_error_nothing_is_logged(r, unused, caplog):
+    sock = r.connect_udp(*unused)
     sock.send(b'x')
     run_until(r, lambda: r.stats().datagram_errors)
     turns(r, 2)
@@ -614,9 +614,9 @@ def test_without_on_send_error_nothing_is_said(r, nobody, caplog):
     end(r, sock)
 
 
-def test_an_unconnected_socket_is_not_told_of_strangers_that_are_gone(r, udp, log, nobody):
+def test_an_unconnected_socket_gets_no_error_for_a_receiver_that_is_gone(r, udp, log, unused):
     sock, client = r.bind_udp(HERE, 0, **log.all()), udp()
-    assert sock.send(b'x', nobody)
+    assert sock.send(b'x', unused)
     assert sock.send(b'y', client.getsockname())
     assert client.recv(100) == b'y'
     assert idle(r)
@@ -627,7 +627,7 @@ def test_an_unconnected_socket_is_not_told_of_strangers_that_are_gone(r, udp, lo
 # -- names
 
 
-def test_a_name_of_which_no_address_can_be_reached_is_reported_with_the_error_of_the_first(log):
+def test_a_name_without_a_reachable_address_is_reported_with_the_error_of_the_first(log):
     with Reactor(kernel=ManyAddresses(3)) as r:
         r.connect_udp('many.test', 9, **log.all())
         run_until(r, lambda: log)
@@ -636,7 +636,7 @@ def test_a_name_of_which_no_address_can_be_reached_is_reported_with_the_error_of
         assert exc.strerror == 'cannot connect to 10.0.0.0:9: Network is unreachable'
 
 
-def test_a_name_is_looked_up_in_a_thread_and_what_was_sent_meanwhile_follows(r, udp, log):
+def test_a_name_is_looked_up_in_a_thread_and_datagrams_sent_meanwhile_follow(r, udp, log):
     peer = udp()
     sock = r.connect_udp('localhost', peer.getsockname()[1], family=AF_INET, **log.all())
     assert (sock.state, sock.peername, sock.address) == ('CONNECTING', None, None)
@@ -652,7 +652,7 @@ def test_a_name_is_looked_up_in_a_thread_and_what_was_sent_meanwhile_follows(r, 
 
 @pytest.mark.parametrize('resumed', [False, True])
 def test_reading_paused_during_the_look_up_stays_paused(r, udp, log, resumed):
-    # The pause was forgotten: only an open socket could be paused.
+    # The pause used to be forgotten, because only an open socket could be paused.
     peer = udp()
     sock = r.connect_udp('localhost', peer.getsockname()[1], family=AF_INET, **log.all())
     assert sock.state == 'CONNECTING'
@@ -672,7 +672,7 @@ def test_reading_paused_during_the_look_up_stays_paused(r, udp, log, resumed):
 
 
 class Names(Kernel):
-    """Look-ups that wait until the test opens the gate, and then find nothing."""
+    """Look-ups that wait until the test opens the gate, and then find no address."""
 
     def __init__(self) -> None:
         self.gate = threading.Event()
@@ -685,7 +685,7 @@ class Names(Kernel):
 
 
 def test_a_name_without_an_address_ends_the_socket_with_a_clear_error():
-    log, names = Told(), Names()
+    log, names = DatagramLog(), Names()
     with Reactor(kernel=names) as r:
         sock = r.connect_udp('nowhere.invalid', 53, **log.all())
         sock.send(b'x')
@@ -698,8 +698,8 @@ def test_a_name_without_an_address_ends_the_socket_with_a_clear_error():
             sock.send(b'x')
 
 
-def test_closing_during_the_look_up_is_told_once_without_an_error():
-    log, names = Told(), Names()
+def test_closing_during_the_look_up_is_reported_once_without_an_error():
+    log, names = DatagramLog(), Names()
     with Reactor(kernel=names) as r:
         sock = r.connect_udp('nowhere.invalid', 53, **log.all())
         sock.close()
@@ -717,8 +717,8 @@ def test_the_queue_is_bounded_during_the_look_up():
         names.gate.set()
 
 
-def test_an_address_to_which_there_is_no_way_is_told_by_on_close(r, log):
-    sock = r.connect_udp(HERE, 9, local_address=('192.0.2.1', 0), **log.all())  # not an address of this machine
+def test_an_unusable_local_address_is_reported_by_on_close(r, log):
+    sock = r.connect_udp(HERE, 9, local_address=('192.0.2.1', 0), **log.all())  # not a local address
     assert sock.closed and log == []
     assert sock.send(b'x') is False
     turns(r, 1)
@@ -781,7 +781,7 @@ def test_port_0_is_an_error_of_that_send_alone(r, udp, log):
 
 
 @pytest.mark.scenario(97)
-def test_an_answer_to_a_forged_port_0_hurts_nobody(r, udp, log, sockets, caplog):
+def test_an_answer_to_a_forged_port_0_affects_no_other_client(r, udp, log, sockets, caplog):
     try:
         forger = sockets.track(socket.socket(AF_INET, socket.SOCK_RAW, socket.IPPROTO_UDP))
     except PermissionError:
@@ -858,7 +858,7 @@ def test_a_name_is_looked_up_at_the_call(fake):
 
 
 @pytest.mark.skipif(SO_REUSEPORT < 0, reason='this platform has no SO_REUSEPORT')
-def test_several_sockets_may_have_one_port(r, udp, log):
+def test_several_sockets_may_share_a_port(r, udp, log):
     one = r.bind_udp(HERE, 0, log.on_datagram, reuse_port=True)
     other = r.bind_udp(*one.address, log.on_datagram, reuse_port=True)
     for _ in range(20):
@@ -956,7 +956,7 @@ def test_a_broadcast_arrives(r, log):
 
 @needs_loopback
 @pytest.mark.parametrize('interface', ['address', 'name', 'index'])
-def test_what_is_sent_to_a_group_arrives_while_it_is_joined(r, log, interface):
+def test_datagrams_to_a_group_arrive_while_it_is_joined(r, log, interface):
     where = {'address': HERE, 'name': LOOPBACK, 'index': socket.if_nametoindex(LOOPBACK)}[interface]
     receiver, sock = r.bind_udp('0.0.0.0', 0, log.on_datagram), r.bind_udp(HERE, 0)
     target = GROUP, receiver.address[1]
@@ -972,7 +972,7 @@ def test_what_is_sent_to_a_group_arrives_while_it_is_joined(r, log, interface):
 
 
 def multicast_interface() -> tuple[int, str] | None:
-    """An interface by which this machine sends to IPv6 groups; many have no such route for the loopback."""
+    """An interface through which this machine can send to IPv6 groups; many have no such route on the loopback."""
     for index, name in getattr(socket, 'if_nameindex', list)():
         try:
             with socket.socket(AF_INET6, SOCK_DGRAM) as sock:
@@ -1003,7 +1003,7 @@ def test_an_ipv6_group_is_joined_by_interface(r, log, by):
     end(r, receiver, sock)
 
 
-def test_a_group_or_an_interface_that_is_none_raises_at_the_call(fake):
+def test_an_invalid_group_or_interface_raises_at_the_call(fake):
     sock = fake.bind_udp(HERE, 0)
     with pytest.raises(ValueError, match='multicast address'):
         sock.join_group(HERE)
@@ -1040,7 +1040,7 @@ def test_it_ends_once_and_closing_again_is_silent(r, udp, log):
     sock.resume_reading()
 
 
-def test_closed_in_a_callback_it_hears_nothing_more(r, udp, log):
+def test_closed_in_a_callback_it_receives_nothing_more(r, udp, log):
     def on_datagram(sock: DatagramSocket, data: bytes, address: Any) -> None:
         log.on_datagram(sock, data, address)
         sock.close()
@@ -1053,7 +1053,7 @@ def test_closed_in_a_callback_it_hears_nothing_more(r, udp, log):
     assert log == [('datagram', b'x'), ('close', None)]
 
 
-def test_paused_in_a_callback_it_hears_the_rest_later(r, udp, log):
+def test_paused_in_a_callback_it_receives_the_rest_later(r, udp, log):
     def on_datagram(sock: DatagramSocket, data: bytes, address: Any) -> None:
         log.on_datagram(sock, data, address)
         sock.pause_reading()
@@ -1070,7 +1070,7 @@ def test_paused_in_a_callback_it_hears_the_rest_later(r, udp, log):
     end(r, sock)
 
 
-def test_a_descriptor_closed_by_others_ends_it_with_the_systems_error(r, udp, log):
+def test_a_foreign_close_ends_it_with_the_kernels_error(r, udp, log):
     sock, client = r.bind_udp(HERE, 0, **log.all()), udp()
     socket.close(sock.fileno())
     assert sock.send(b'x', client.getsockname()) is False
@@ -1082,8 +1082,8 @@ def test_a_descriptor_closed_by_others_ends_it_with_the_systems_error(r, udp, lo
         sock.send(b'x', client.getsockname())
 
 
-@pytest.mark.skipif(SO_MEMINFO < 0, reason='this system does not tell what it dropped')
-def test_what_was_dropped_is_unknown_once_the_descriptor_was_closed_by_others(r):
+@pytest.mark.skipif(SO_MEMINFO < 0, reason='this kernel does not count the datagrams that it drops')
+def test_the_number_of_drops_is_unknown_after_a_foreign_close(r):
     sock = r.bind_udp(HERE, 0)
     assert sock.kernel_drops == 0
     socket.close(sock.fileno())
@@ -1092,7 +1092,7 @@ def test_what_was_dropped_is_unknown_once_the_descriptor_was_closed_by_others(r)
 
 
 @pytest.mark.parametrize('then', ['close', 'resume_reading'])
-def test_a_descriptor_closed_by_others_while_it_is_paused_is_seen_by_the_next_call(r, log, then):
+def test_a_foreign_close_while_it_is_paused_is_seen_by_the_next_call(r, log, then):
     sock = r.bind_udp(HERE, 0, **log.all())
     sock.pause_reading()
     socket.close(sock.fileno())
@@ -1101,8 +1101,8 @@ def test_a_descriptor_closed_by_others_while_it_is_paused_is_seen_by_the_next_ca
     assert log.names() == ['close'] and sock.closed
 
 
-def test_closing_the_reactor_tells_each_socket():
-    log = Told()
+def test_closing_the_reactor_calls_on_close_of_each_socket():
+    log = DatagramLog()
     with Reactor() as r:
         r.bind_udp(HERE, 0, **log.all())
         r.connect_udp(HERE, 9, **log.all())
@@ -1113,7 +1113,7 @@ def test_closing_the_reactor_tells_each_socket():
 
 
 @pytest.mark.scenario(98)
-def test_an_exception_goes_to_on_error_and_the_socket_lives(r, udp, log):
+def test_an_exception_goes_to_on_error_and_the_socket_stays_open(r, udp, log):
     sock, client = r.bind_udp(HERE, 0, boom, on_error=log.on_error), udp()
     for _ in range(3):
         client.sendto(b'x', sock.address)
@@ -1124,7 +1124,7 @@ def test_an_exception_goes_to_on_error_and_the_socket_lives(r, udp, log):
 
 
 @pytest.mark.scenario(98)
-def test_without_on_error_it_is_logged_once_a_second_and_the_socket_lives(kernel, fake, udp, caplog):
+def test_without_on_error_it_is_logged_once_a_second_and_the_socket_stays_open(kernel, fake, udp, caplog):
     sock, client = fake.bind_udp(HERE, 0, boom), udp()
     for expected in 1, 2:
         for _ in range(20):
@@ -1193,7 +1193,7 @@ def test_repr_and_why_alive_say_what_it_is_and_what_it_waits_for(r, sockets):
 
 
 @needs_unix
-def test_it_says_what_waits(r, sockets):
+def test_repr_and_waits_for_show_the_queue(r, sockets):
     ours, _ = unix_pair(sockets)
     sock = r.bind_udp(None, 0, sock=ours)
     fill(sock)
@@ -1257,7 +1257,7 @@ def test_with_debug_it_works_in_the_loops_own_thread(udp):
 
 
 class Thing:
-    """Something of the user's that a weak reference can watch."""
+    """An object of the user's that a weak reference can watch."""
 
     def __call__(self, *args: Any) -> None:
         pass
@@ -1269,7 +1269,7 @@ class Raising(Thing):
 
 
 @pytest.mark.parametrize('way', ['close', 'lost', 'raised', 'refused', 'waiting', 'name', 'nowhere'])
-def test_a_closed_socket_is_freed_without_the_collector(r, udp, sockets, nobody, way, monkeypatch):
+def test_a_closed_socket_is_freed_without_the_collector(r, udp, sockets, unused, way, monkeypatch):
     monkeypatch.setattr(logging.getLogger('reactor'), 'disabled', True)
     watched = []
 
@@ -1278,7 +1278,7 @@ def test_a_closed_socket_is_freed_without_the_collector(r, udp, sockets, nobody,
         if way == 'raised':
             callbacks['on_datagram'] = Raising()
         if way == 'refused':
-            sock = r.connect_udp(*nobody, **callbacks)
+            sock = r.connect_udp(*unused, **callbacks)
             sock.send(b'x')
         elif way == 'waiting':
             if AF_UNIX < 0:
@@ -1300,7 +1300,7 @@ def test_a_closed_socket_is_freed_without_the_collector(r, udp, sockets, nobody,
         turns(r, 3)
         if way == 'lost':
             socket.close(sock.fileno())
-            sock.send(b'x', nobody)
+            sock.send(b'x', unused)
         sock.close()
 
     gc.disable()
@@ -1349,8 +1349,8 @@ def test_a_socket_that_may_not_broadcast_leaves_no_descriptor():
     assert not kernel.files
 
 
-def test_a_connected_socket_knows_its_peer_though_the_system_cannot_tell():
-    # It took itself for connected to nobody, and send raised that it needs an address.
+def test_a_connected_socket_knows_its_peer_when_getpeername_fails():
+    # The socket used to look unconnected, so `send` raised because it had no address.
     log, kernel = [], FailingKernel('getpeername', errno.ENOBUFS, count=2)
     with Reactor(kernel=kernel) as r:
         server = r.bind_udp('10.0.0.1', 80, lambda sock, data, address: log.append(data))
@@ -1366,7 +1366,7 @@ def test_a_connected_socket_knows_its_peer_though_the_system_cannot_tell():
 # -- no memory
 
 
-def test_an_end_that_finds_no_memory_to_unregister_is_made_again(r, log, monkeypatch):
+def test_an_end_without_memory_to_unregister_is_repeated(r, log, monkeypatch):
     sock = r.bind_udp(HERE, 0, **log.all())
     run_short(monkeypatch, Watchers, 'remove')
     sock.close()
@@ -1375,12 +1375,12 @@ def test_an_end_that_finds_no_memory_to_unregister_is_made_again(r, log, monkeyp
     assert sock.fileno() == -1 and r.handles() == []
 
 
-def test_an_on_close_for_whose_call_there_is_no_memory_is_called_later(r, log):
+def test_an_on_close_without_memory_for_its_call_is_called_later(r, log):
     sock = r.bind_udp(HERE, 0, on_close=uncallable(2))
     sock.data = log
     sock.close()
     turns(r, 1)
-    assert sock.data is log  # nothing of the user's is dropped before on_close was called
+    assert sock.data is log  # nothing of the user's is dropped before on_close has been called
     sock.on_close = log.on_close
     turns(r, 2)
     assert log == [('close', None)]
@@ -1402,7 +1402,7 @@ def test_a_long_datagram_of_a_unix_socket_arrives_whole(r, sockets, log):
 @needs_unix
 @pytest.mark.skipif(sys.platform != 'linux', reason='only Linux has Unix datagrams of this length')
 @pytest.mark.parametrize(('size', 'at_once'), [(65536, 2), (65537, 1)])
-def test_behind_a_datagram_longer_than_64_kib_the_others_wait_for_the_next_turn(r, sockets, log, size, at_once):
+def test_after_a_datagram_longer_than_64_kib_the_others_wait_for_the_next_turn(r, sockets, log, size, at_once):
     ours, theirs = unix_pair(sockets)
     sock = r.bind_udp(None, 0, sock=ours, **log.all())
     theirs.send(bytes(size))
@@ -1415,7 +1415,7 @@ def test_behind_a_datagram_longer_than_64_kib_the_others_wait_for_the_next_turn(
 
 
 @needs_unix
-def test_where_the_length_of_a_datagram_cannot_be_asked_for_it_is_received_all_the_same(r, log, monkeypatch):
+def test_a_datagram_is_received_where_its_length_cannot_be_asked_for(r, log, monkeypatch):
     monkeypatch.setattr(datagram, 'PEEK', 0)
     ours, theirs = socket.socketpair(AF_UNIX, SOCK_DGRAM)
     sock = r.bind_udp(None, 0, sock=ours, **log.all())
@@ -1429,7 +1429,7 @@ def test_where_the_length_of_a_datagram_cannot_be_asked_for_it_is_received_all_t
 
 
 @needs_unix
-def test_a_socket_that_is_lost_while_its_receiver_is_full_is_not_tried_again(sockets, log, tmp_path):
+def test_a_socket_lost_while_its_receiver_is_full_is_not_retried(sockets, log, tmp_path):
     class Refusing(selectors.SelectSelector):
         refusing = False
 

@@ -1,4 +1,7 @@
-"""The end of a server: `drain`, what it waits for, and what it closes when. Time passes only while it would wait."""
+"""Ending a server with `drain`: what it waits for, and when it closes listeners and connections.
+
+The clock moves only while the loop waits.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ import pytest
 from reactor import READ, DrainTimeout, HandleClosed, Reactor, ReactorError
 from reactor.kernel import AF_UNIX, TCP_DEFER_ACCEPT, Kernel
 from reactor.loop.timers import Timer, TimerHeap
-from reactor.net.drain import GRACE, HANDSHAKE, LOOK
+from reactor.net.drain import CHECK_INTERVAL, GRACE, HANDSHAKE
 from reactor.net.listener import ACCEPTS_PER_TURN
 from reactor.testing.programs.service import drain as drain_program
 from tests.conftest import check_empty
@@ -37,12 +40,12 @@ from tests.testing.test_programs import RealWorld
 
 HERE = '127.0.0.1'
 needs_unix = pytest.mark.skipif(AF_UNIX < 0, reason='this platform has no Unix sockets')
-LARGE = b'x' * 8_000_000  # more than the system's buffers hold
+LARGE = b'x' * 8_000_000  # more than the kernel's buffers hold
 
 
 @pytest.fixture(params=list(SELECTORS))
 def r(request: Any):
-    """A reactor on each selector, with a clock that moves only while the loop would wait."""
+    """A reactor on each selector, with a clock that moves only while the loop waits."""
     if SELECTORS[request.param] is None:
         pytest.skip(f'this platform has no {request.param} selector')
     kernel = FakeKernel()
@@ -55,7 +58,7 @@ def r(request: Any):
 
 
 class Server:
-    """A listener whose connections are busy from their first byte on, until `answer`."""
+    """A listener whose connections are busy from their first byte until `answer` is called."""
 
     def __init__(self, r: Reactor, path: str | None = None, **keywords: Any) -> None:
         self.log, self.conns = Log(), []
@@ -77,14 +80,14 @@ class Server:
 
 
 def ask(r, server, client, request=b'request'):
-    """Have the server receive a request."""
+    """Send a request and run until the server has received it."""
     before = server.log.received
     client.sendall(request)
     run_until(r, lambda: server.log.received == before + request)
 
 
 def connected(r, server, sockets, count=1):
-    """So many clients, accepted."""
+    """Connect `count` clients and run until they are accepted."""
     before = len(server.conns)
     clients = [sockets.connect(server.listener.address) for _ in range(count)]
     run_until(r, lambda: len(server.conns) == before + count)
@@ -92,7 +95,7 @@ def connected(r, server, sockets, count=1):
 
 
 def ended(client):
-    """What a client has read, when the server has ended in good order; None before."""
+    """Return what a client has received if the server has closed cleanly, otherwise None."""
     received = drain(client)
     try:
         return received if not client.recv(1) else None
@@ -100,7 +103,7 @@ def ended(client):
         return None
 
 
-# -- to the end
+# -- the whole drain
 
 
 def test_a_server_without_connections_stops_and_run_returns_false(r):
@@ -110,16 +113,16 @@ def test_a_server_without_connections_stops_and_run_returns_false(r):
     assert r.draining
     assert r.run() is False
     assert server.listener.closed
-    assert 1000 <= r.now < 1000 + 2 * LOOK
+    assert 1000 <= r.now < 1000 + 2 * CHECK_INTERVAL
 
 
-def test_it_ends_also_where_nothing_was_ever_begun(r):
+def test_it_ends_also_when_nothing_was_ever_opened(r):
     r.drain(10, lame_duck=2)
     assert r.run() is False
     assert r.now == 1002
 
 
-def test_an_idle_connection_is_closed_in_good_order_when_it_has_been_so_for_a_while(r, sockets):
+def test_an_idle_connection_is_closed_cleanly_after_a_grace_period(r, sockets):
     server = Server(r)
     (client,) = connected(r, server, sockets)
     began = r.now
@@ -127,11 +130,11 @@ def test_an_idle_connection_is_closed_in_good_order_when_it_has_been_so_for_a_wh
     assert r.run() is False
     assert server.log == [('close', None)]
     assert client.recv(1) == b''
-    assert began + GRACE <= r.now < began + GRACE + 2 * LOOK
+    assert began + GRACE <= r.now < began + GRACE + 2 * CHECK_INTERVAL
 
 
 @pytest.mark.scenario(113)
-def test_a_busy_connection_has_its_answer_first(r, sockets):
+def test_a_busy_connection_is_answered_first(r, sockets):
     server = Server(r)
     (client,) = connected(r, server, sockets)
     ask(r, server, client)
@@ -150,7 +153,7 @@ def test_a_connection_that_its_application_ends_is_waited_for_no_longer(r, socke
     r.drain(10)
     r.call_later(4, lambda: (server.answer(), server.conns[0].close()))
     assert r.run() is False
-    assert r.now <= began + 4 + LOOK + 0.01
+    assert r.now <= began + 4 + CHECK_INTERVAL + 0.01
     assert ended(client) == b'answer'
 
 
@@ -173,7 +176,7 @@ def test_an_answer_that_waits_for_its_reader_is_sent_to_the_end(r, sockets):
 
 
 @pytest.mark.scenario(113)
-def test_what_is_not_done_at_the_timeout_is_reset_and_told_why(r, sockets):
+def test_a_connection_that_is_not_done_at_the_timeout_is_reset_with_the_reason(r, sockets):
     server = Server(r)
     idle_one, client = connected(r, server, sockets, 2)
     ask(r, server, client)
@@ -186,14 +189,15 @@ def test_what_is_not_done_at_the_timeout_is_reset_and_told_why(r, sockets):
     assert clean is None and isinstance(exc, DrainTimeout) and isinstance(exc, TimeoutError)
     host, port = client.getsockname()
     assert str(exc) == (
-        f'{host}:{port} was not done within 5 s of drain(): its answer was under way, 0 bytes waited; it was reset'
+        f'{host}:{port} was not done within 5 s of drain(): its answer was under way, 0 bytes were buffered; '
+        'the connection was reset'
     )
     with pytest.raises(ConnectionResetError):
         client.recv(1)
     assert idle_one.recv(1) == b''
 
 
-def test_a_timeout_of_nothing_resets_at_once(r, sockets):
+def test_a_timeout_of_zero_resets_at_once(r, sockets):
     server = Server(r)
     connected(r, server, sockets)
     r.drain(0)
@@ -203,9 +207,9 @@ def test_a_timeout_of_nothing_resets_at_once(r, sockets):
 
 
 @pytest.mark.parametrize('timeout', [0.25, 1])
-def test_idle_connections_are_closed_in_good_order_however_many_there_are(r, sockets, timeout, monkeypatch):
-    # Where a look takes long, the second one would have come behind the timeout.
-    monkeypatch.setattr('reactor.net.drain.LOOK_COST', 1.0)
+def test_idle_connections_are_closed_cleanly_however_many_there_are(r, sockets, timeout, monkeypatch):
+    # With checks this far apart, the second one would have come only after the timeout.
+    monkeypatch.setattr('reactor.net.drain.CHECK_COST', 1.0)
     server = Server(r)
     connected(r, server, sockets, 3)
     r.drain(timeout)
@@ -241,15 +245,15 @@ def test_a_lame_duck_accepts_and_answers_and_closes_nothing(r, sockets):
     assert r.run() is False
     assert server.log[1:] == [('late', True, False), ('close', None), ('close', None)]
     assert (ended(early), ended(late)) == (b'', b'answer')
-    assert began + 5 + GRACE <= r.now < began + 5 + GRACE + 2 * LOOK
+    assert began + 5 + GRACE <= r.now < began + 5 + GRACE + 2 * CHECK_INTERVAL
 
 
-# -- the queue
+# -- the accept queue
 
 
 @pytest.mark.scenario(113)
 @pytest.mark.parametrize('count', [1, ACCEPTS_PER_TURN + 1, 3 * ACCEPTS_PER_TURN])
-def test_who_waits_in_the_queue_is_accepted_and_answered(r, sockets, count):
+def test_clients_in_the_accept_queue_are_accepted_and_answered(r, sockets, count):
     server = Server(r)
     clients = [sockets.connect(server.listener.address) for _ in range(count)]
     for client in clients:
@@ -262,7 +266,7 @@ def test_who_waits_in_the_queue_is_accepted_and_answered(r, sockets, count):
 
 
 @pytest.mark.scenario(113)
-def test_who_was_accepted_last_has_the_time_to_ask(r, sockets):
+def test_the_client_accepted_last_has_time_to_send_its_request(r, sockets):
     server = Server(r)
     client = sockets.connect(server.listener.address)
     began = r.now
@@ -278,12 +282,12 @@ def test_who_was_accepted_last_has_the_time_to_ask(r, sockets):
 @pytest.mark.scenario(113)
 @pytest.mark.parametrize('can_drop', [True, False])
 @pytest.mark.parametrize('path', [None, pytest.param('s', marks=needs_unix)])
-def test_who_comes_in_between_the_last_look_and_the_end_is_served(r, sockets, tmp_path, monkeypatch, can_drop, path):
+def test_a_client_that_connects_after_the_last_check_is_served(r, sockets, tmp_path, monkeypatch, can_drop, path):
     monkeypatch.chdir(tmp_path)
     server = Server(r, path)
     clients = []
 
-    def somebody_comes(sock):
+    def connect_late(sock):
         if not clients:
             clients.append(sockets.track(socket.socket(AF_INET if path is None else AF_UNIX)))
             clients[0].connect(server.listener.address)
@@ -291,7 +295,7 @@ def test_who_comes_in_between_the_last_look_and_the_end_is_served(r, sockets, tm
             clients[0].send(b'?')
         return can_drop
 
-    r.kernel.drop_new_connections = somebody_comes
+    r.kernel.drop_new_connections = connect_late
     r.drain(10)
     r.call_later(1, server.answer)
     assert r.run() is False
@@ -299,8 +303,8 @@ def test_who_comes_in_between_the_last_look_and_the_end_is_served(r, sockets, tm
 
 
 @pytest.mark.scenario(113)
-@pytest.mark.skipif(sys.platform != 'linux', reason='Linux alone can keep newcomers out')
-def test_nobody_knocks_at_a_listener_that_drops_newcomers_and_its_queue_stays(sockets):
+@pytest.mark.skipif(sys.platform != 'linux', reason='only Linux can drop new connections')
+def test_a_listener_that_drops_new_connections_keeps_its_queue(sockets):
     listener = sockets.track(socket.create_server((HERE, 0)))
     early = sockets.connect(listener.getsockname())
     assert Kernel().drop_new_connections(listener)
@@ -314,9 +318,10 @@ def test_nobody_knocks_at_a_listener_that_drops_newcomers_and_its_queue_stays(so
     assert not Kernel().has_clients(listener)
 
 
-@pytest.mark.skipif(TCP_DEFER_ACCEPT < 0, reason='no handshake can be kept half done without TCP_DEFER_ACCEPT')
-def test_a_handshake_that_has_begun_ends_where_new_clients_are_dropped(sockets):
-    # With TCP_DEFER_ACCEPT the client is connected, as it sees it, and the listener waits for its first bytes.
+@pytest.mark.skipif(TCP_DEFER_ACCEPT < 0, reason='a handshake can be held open only with TCP_DEFER_ACCEPT')
+def test_a_handshake_that_has_begun_is_completed_while_new_connections_are_dropped(sockets):
+    # With TCP_DEFER_ACCEPT the client already sees an open connection, but the kernel waits for its first bytes before
+    # it reports the connection to the listener.
     listener = sockets.track(socket.create_server((HERE, 0)))
     listener.setsockopt(socket.IPPROTO_TCP, TCP_DEFER_ACCEPT, 10)
     client = sockets.connect(listener.getsockname())
@@ -329,9 +334,9 @@ def test_a_handshake_that_has_begun_ends_where_new_clients_are_dropped(sockets):
     assert accepted.recv(1) == b'?'
 
 
-@pytest.mark.skipif(sys.platform != 'linux', reason='Linux alone can keep newcomers out')
-@pytest.mark.skipif(TCP_DEFER_ACCEPT < 0, reason='no handshake can be kept half done without TCP_DEFER_ACCEPT')
-def test_who_had_begun_to_come_in_when_the_queue_was_looked_at_is_served(r, sockets):
+@pytest.mark.skipif(sys.platform != 'linux', reason='only Linux can drop new connections')
+@pytest.mark.skipif(TCP_DEFER_ACCEPT < 0, reason='a handshake can be held open only with TCP_DEFER_ACCEPT')
+def test_a_client_in_its_handshake_when_the_queue_was_checked_is_served(r, sockets):
     server = Server(r)
     server.listener.sock.setsockopt(socket.IPPROTO_TCP, TCP_DEFER_ACCEPT, 10)
     client = sockets.connect(server.listener.address)
@@ -345,7 +350,7 @@ def test_who_had_begun_to_come_in_when_the_queue_was_looked_at_is_served(r, sock
 
 
 @needs_unix
-def test_the_clients_of_a_unix_socket_cannot_be_kept_out(tmp_path):
+def test_new_connections_to_a_unix_socket_cannot_be_dropped(tmp_path):
     with socket.socket(AF_UNIX) as listener:
         listener.bind(str(tmp_path / 'sock'))
         listener.listen()
@@ -354,7 +359,7 @@ def test_the_clients_of_a_unix_socket_cannot_be_kept_out(tmp_path):
 
 @pytest.mark.parametrize('kind', [MemoryError, RecursionError])
 @pytest.mark.parametrize('good', [0, 1, 2])
-def test_a_drain_that_finds_no_memory_or_stack_has_not_begun(r, monkeypatch, kind, good):
+def test_a_drain_without_memory_or_stack_does_not_begin(r, monkeypatch, kind, good):
     made = []
     later = TimerHeap.later
 
@@ -374,11 +379,11 @@ def test_a_drain_that_finds_no_memory_or_stack_has_not_begun(r, monkeypatch, kin
     assert r.run() is False
 
 
-def test_the_timers_of_a_drain_that_has_not_begun_do_nothing_where_they_cannot_be_cancelled(r, monkeypatch):
+def test_timers_of_a_drain_that_failed_to_begin_do_nothing_when_they_cannot_be_cancelled(r, monkeypatch):
     server, later = Server(r), TimerHeap.later
 
     def fails(timers, delay, fn, *args):
-        if fn.__name__ == '_look':
+        if fn.__name__ == '_check':
             raise MemoryError
         return later(timers, delay, fn, *args)
 
@@ -393,13 +398,13 @@ def test_the_timers_of_a_drain_that_has_not_begun_do_nothing_where_they_cannot_b
     assert r.run() is False
 
 
-def test_dropping_newcomers_fails_nobody(sockets):
+def test_dropping_new_connections_of_a_closed_listener_raises_nothing(sockets):
     listener = sockets.track(socket.create_server((HERE, 0)))
     listener.close()
     assert not Kernel().drop_new_connections(listener)
 
 
-def test_where_accepting_cannot_be_deferred_nothing_is_undone(r, monkeypatch):
+def test_a_drain_works_where_accepting_cannot_be_deferred(r, monkeypatch):
     Server(r, defer_accept=True)
     monkeypatch.setattr('reactor.net.sockets.TCP_DEFER_ACCEPT', -1)
     r.drain(10)
@@ -407,7 +412,7 @@ def test_where_accepting_cannot_be_deferred_nothing_is_undone(r, monkeypatch):
 
 
 @pytest.mark.parametrize('how', ['number', 'socket'])
-def test_a_listener_that_was_lost_is_no_hindrance(r, how):
+def test_a_listener_that_lost_its_descriptor_does_not_delay_the_drain(r, how):
     server = Server(r, defer_accept=True)
     if how == 'number':
         os.close(server.listener.sock.fileno())
@@ -418,14 +423,14 @@ def test_a_listener_that_was_lost_is_no_hindrance(r, how):
     assert server.listener.closed
 
 
-def test_an_inherited_listener_is_left_as_it_is(r, sockets):
-    # Who has it after us is who serves those that come now.
+def test_an_inherited_listener_is_left_unchanged(r, sockets):
+    # The process that has the listener after us serves the clients that connect now.
     ours = sockets.track(socket.create_server((HERE, 0)))
     theirs = sockets.track(ours.dup())
     r.listen_tcp(None, 0, sock=ours, defer_accept=True)
     r.drain(10)
     assert r.run() is False
-    assert r.now < 1000 + 2 * LOOK
+    assert r.now < 1000 + 2 * CHECK_INTERVAL
     client = sockets.connect(theirs.getsockname())
     client.send(b'?')
     theirs.settimeout(10)
@@ -434,8 +439,8 @@ def test_an_inherited_listener_is_left_as_it_is(r, sockets):
         assert theirs.getsockopt(socket.IPPROTO_TCP, TCP_DEFER_ACCEPT)
 
 
-@pytest.mark.skipif(sys.platform != 'linux', reason='Linux alone can keep newcomers out')
-def test_an_inherited_listener_that_is_the_last_one_keeps_newcomers_out(r, sockets):
+@pytest.mark.skipif(sys.platform != 'linux', reason='only Linux can drop new connections')
+def test_an_inherited_listener_drops_new_connections_when_it_is_the_last_one(r, sockets):
     ours = sockets.track(socket.create_server((HERE, 0)))
     address = ours.getsockname()
     listener = r.listen_tcp(None, 0, sock=ours, defer_accept=True)
@@ -451,7 +456,7 @@ def test_an_inherited_listener_that_is_the_last_one_keeps_newcomers_out(r, socke
     assert listener.closed
 
 
-def test_a_paused_listener_takes_whom_it_has_when_it_is_resumed(r, sockets):
+def test_a_paused_listener_accepts_its_queue_when_it_is_resumed(r, sockets):
     server = Server(r)
     server.listener.pause()
     client = sockets.connect(server.listener.address)
@@ -465,15 +470,15 @@ def test_a_paused_listener_takes_whom_it_has_when_it_is_resumed(r, sockets):
     assert ended(client) == b'answer'
 
 
-def test_a_paused_listener_for_whom_nobody_waits_is_closed_soon(r):
+def test_a_paused_listener_with_an_empty_queue_is_closed_soon(r):
     server = Server(r)
     server.listener.pause()
     r.drain(10)
     assert r.run() is False
-    assert r.now < 1000 + 2 * LOOK
+    assert r.now < 1000 + 2 * CHECK_INTERVAL
 
 
-def test_a_paused_listener_refuses_whom_it_has_at_the_timeout(r, sockets):
+def test_a_paused_listener_refuses_its_queue_at_the_timeout(r, sockets):
     server = Server(r)
     server.listener.pause()
     client = sockets.connect(server.listener.address)
@@ -513,8 +518,8 @@ def test_a_listener_that_begins_during_a_drain_is_closed_too(r, sockets):
 
 @pytest.mark.scenario(113)
 @pytest.mark.skipif(TCP_DEFER_ACCEPT < 0, reason='this platform has no TCP_DEFER_ACCEPT')
-def test_with_defer_accept_who_is_silent_is_accepted_during_the_lame_duck(sockets):
-    # Else a client would be connected, as it sees it, and refused when it speaks.
+def test_with_defer_accept_a_silent_client_is_accepted_during_the_lame_duck(sockets):
+    # Otherwise the client would see an open connection, and be refused when it sends its first bytes.
     with Reactor() as r:
         server = Server(r, defer_accept=True)
         r.drain(10, lame_duck=0.2)
@@ -526,7 +531,7 @@ def test_with_defer_accept_who_is_silent_is_accepted_during_the_lame_duck(socket
         assert ended(client) == b'answer'
 
 
-def test_with_defer_accept_who_has_spoken_is_in_the_queue(r, sockets):
+def test_with_defer_accept_a_client_that_has_sent_data_is_in_the_queue(r, sockets):
     server = Server(r, defer_accept=True)
     client = sockets.connect(server.listener.address)
     client.send(b'?')
@@ -555,7 +560,7 @@ def test_a_connection_with_something_unread_is_not_closed(r, sockets):
     assert ended(client) == b'answer'
 
 
-def test_a_peer_that_has_ended_owes_nothing_and_is_owed_nothing(r, sockets):
+def test_a_connection_whose_peer_has_ended_is_closed_at_once(r, sockets):
     server = Server(r, on_eof=lambda conn: None)
     client, paused = connected(r, server, sockets, 2)
     server.conns[1].pause_reading()
@@ -568,7 +573,7 @@ def test_a_peer_that_has_ended_owes_nothing_and_is_owed_nothing(r, sockets):
     assert server.log == [('close', None)] * 2
 
 
-def test_a_peer_that_is_gone_is_no_reason_to_wait(r, sockets):
+def test_the_drain_does_not_wait_for_a_peer_that_has_reset(r, sockets):
     server = Server(r)
     (client,) = connected(r, server, sockets)
     server.conns[0].pause_reading()
@@ -590,7 +595,7 @@ def test_a_connection_that_is_used_meanwhile_is_not_idle(r, sockets):
     assert ended(client) == b'answer'
 
 
-def test_a_request_that_comes_in_the_very_turn_is_seen(r, sockets):
+def test_a_request_that_arrives_in_the_turn_of_the_check_is_seen(r, sockets):
     server = Server(r)
     (client,) = connected(r, server, sockets)
     seen = []
@@ -614,7 +619,7 @@ def test_a_request_that_comes_in_the_very_turn_is_seen(r, sockets):
     assert ended(client) == b'answer'
 
 
-def test_one_that_is_broken_is_read_to_its_end(r, sockets):
+def test_a_connection_whose_send_has_failed_is_read_to_its_end(r, sockets):
     class Broken:
         def __init__(self, sock):
             self.sock = sock
@@ -639,15 +644,15 @@ def test_one_that_is_broken_is_read_to_its_end(r, sockets):
 
 
 @pytest.mark.parametrize(('timeout', 'seconds'), [(100, 3), (8, 2)])
-def test_it_looks_the_more_seldom_the_more_is_open_and_more_often_before_the_timeout(
+def test_it_checks_less_often_with_more_open_handles_and_more_often_before_the_timeout(
     r, sockets, monkeypatch, caplog, timeout, seconds
 ):
-    monkeypatch.setattr('reactor.net.drain.LOOK_COST', 1.0)
+    monkeypatch.setattr('reactor.net.drain.CHECK_COST', 1.0)
     server = Server(r)
     connected(r, server, sockets, 2)
-    r.drain(timeout)  # it looks at two connections and a listener, which are idle for too short a time
+    r.drain(timeout)  # it checks two connections and a listener, which have not been idle for long enough
     assert r.run() is False
-    assert seconds <= r.now - 1000 < seconds + 2 * LOOK
+    assert seconds <= r.now - 1000 < seconds + 2 * CHECK_INTERVAL
     assert [exc for _, exc in server.log] == [None] * 2
     assert not caplog.records
 
@@ -665,7 +670,7 @@ def test_while_it_waits_it_does_not_spin(r, sockets):
     r.call_later(10, r.stop)
     r.run()
     after = r.stats()
-    assert after.loop_count - before.loop_count < 10 / LOOK + 10
+    assert after.loop_count - before.loop_count < 10 / CHECK_INTERVAL + 10
     assert after.events == before.events
     end(r, *server.conns)
     waiting.close()
@@ -675,7 +680,7 @@ def test_while_it_waits_it_does_not_spin(r, sockets):
 # -- what is not waited for
 
 
-def test_streams_that_the_application_made_are_its_own_to_close(r, sockets):
+def test_streams_that_the_application_made_are_left_to_it_to_close(r, sockets):
     with socket.create_server((HERE, 0)) as other:
         outgoing = r.connect_tcp(*other.getsockname())
         theirs = sockets.track(other.accept()[0])
@@ -694,7 +699,7 @@ def test_streams_that_the_application_made_are_its_own_to_close(r, sockets):
 
 
 @pytest.mark.parametrize('busy', [False, True])
-def test_streams_of_the_application_are_waited_for_while_they_have_something_to_do(r, sockets, busy):
+def test_the_drain_waits_for_streams_of_the_application_while_they_are_busy(r, sockets, busy):
     ours, theirs = sockets()
     conn = r.adopt(ours)
     if busy:
@@ -725,7 +730,7 @@ def test_a_stream_of_the_application_that_was_closed_is_not_busy(r, sockets):
     end(r, conn)
 
 
-def test_the_timeout_leaves_alone_what_the_application_made(r, sockets):
+def test_the_timeout_does_not_close_streams_that_the_application_made(r, sockets):
     ours, theirs = sockets()
     conn = r.adopt(ours)
     conn.busy = True
@@ -738,7 +743,8 @@ def test_the_timeout_leaves_alone_what_the_application_made(r, sockets):
 
 @pytest.mark.scenario(113)
 def test_peers_have_a_second_to_end_their_side(r, sockets):
-    # After close() we read what still comes, so as not to reset what is under way. Many peers end when they next write.
+    # After close() we read and drop what still arrives: closing the socket at once would reset the connection and lose
+    # data under way. Many peers close only when they next write.
     server = Server(r)
     silent, prompt, chatty = connected(r, server, sockets, 3)
     r.drain(30)
@@ -775,13 +781,13 @@ def secured(r, certificates):  # noqa: F811
     class Secured(Server):
         def __init__(self):
             super().__init__(r, ssl=certificates.server())
-            self.heard = Log()
+            self.client_log = Log()
 
         def connect(self):
-            callbacks = self.heard.callbacks('on_connect', 'on_eof', 'on_close')
+            callbacks = self.client_log.callbacks('on_connect', 'on_eof', 'on_close')
             options = {'ssl': certificates.client(), 'server_hostname': 'localhost'}
             port = self.listener.address[1]
-            return r.connect_tcp(HERE, port, self.heard.on_data, **callbacks, **options)
+            return r.connect_tcp(HERE, port, self.client_log.on_data, **callbacks, **options)
 
     return Secured()
 
@@ -792,22 +798,22 @@ def test_over_tls_an_idle_connection_ends_with_the_end_of_its_stream(r, secured)
     r.drain(10)
     assert r.run() is False
     assert secured.log == [('close', None)]
-    assert secured.heard == [('connect',), ('eof',)]
+    assert secured.client_log == [('connect',), ('eof',)]
     end(r, client)
 
 
-def test_over_tls_a_handshake_is_waited_for_and_the_request_behind_it(r, secured):
+def test_over_tls_a_handshake_and_the_request_after_it_are_waited_for(r, secured):
     client = secured.connect()
     client.write(b'?')
     r.drain(10)
     r.call_later(3, secured.answer)
     assert r.run() is False
-    assert secured.heard.received == b'answer'
-    assert secured.heard.names() == ['connect', 'data', 'eof']
+    assert secured.client_log.received == b'answer'
+    assert secured.client_log.names() == ['connect', 'data', 'eof']
     end(r, client)
 
 
-def test_over_tls_who_never_begins_the_handshake_is_not_waited_for_to_the_timeout(r, secured, sockets):
+def test_over_tls_a_client_that_never_begins_the_handshake_is_closed_before_the_timeout(r, secured, sockets):
     silent = sockets.connect(secured.listener.address)
     run_until(r, lambda: secured.listener.open_connections)
     r.drain(60)
@@ -816,25 +822,25 @@ def test_over_tls_who_never_begins_the_handshake_is_not_waited_for_to_the_timeou
     assert silent.recv(1) == b''
 
 
-def test_over_tls_a_request_has_its_time_behind_a_handshake_that_took_longer(r, secured, certificates):  # noqa: F811
+def test_over_tls_a_client_has_time_for_its_request_after_a_long_handshake(r, secured, certificates):  # noqa: F811
     client = secured.connect()
     accepted = secured.listener
 
-    def hold_back():
-        client.loop.watchers.set_events(client, 0)  # the client says nothing for a while
+    def silence():
+        client.loop.watchers.set_events(client, 0)  # the client sends nothing for a while
 
     run_until(r, lambda: client.tls.timer is not None and accepted.open_connections)
-    hold_back()
+    silence()
     r.drain(60)
     r.call_later(2, lambda: r.watchers.set_events(client, READ))
     r.call_later(2 + 0.8 * GRACE, lambda: client.write(b'?'))
     r.call_later(4, secured.answer)
     assert r.run() is False
-    assert secured.heard.received == b'answer'
+    assert secured.client_log.received == b'answer'
     end(r, client)
 
 
-def test_over_tls_what_was_not_decrypted_yet_is_unread(r, secured):
+def test_over_tls_data_that_was_not_decrypted_yet_is_unread(r, secured):
     client = secured.connect()
     run_until(r, lambda: secured.conns and client.state == 'OPEN')
     turns(r, 3)
@@ -848,7 +854,7 @@ def test_over_tls_what_was_not_decrypted_yet_is_unread(r, secured):
     r.call_later(3, conn.resume_reading)
     r.call_later(4, secured.answer)
     assert r.run() is False
-    assert secured.heard.received == b'answer'
+    assert secured.client_log.received == b'answer'
     end(r, client)
 
 
@@ -876,13 +882,13 @@ def test_a_second_call_ends_a_lame_duck_and_a_third_does_nothing(r):
     r.drain(20, lame_duck=10)
     r.call_later(1, r.drain, 20)
     assert r.run() is False
-    assert 1001 <= r.now < 1001 + 2 * LOOK
+    assert 1001 <= r.now < 1001 + 2 * CHECK_INTERVAL
     r.drain(20)
     assert r.run() is True
     assert r.draining
 
 
-def test_a_second_call_behind_the_lame_duck_shortens_the_timeout(r, sockets):
+def test_a_second_call_after_the_lame_duck_shortens_the_timeout(r, sockets):
     server = Server(r)
     (client,) = connected(r, server, sockets)
     ask(r, server, client)
@@ -892,7 +898,7 @@ def test_a_second_call_behind_the_lame_duck_shortens_the_timeout(r, sockets):
     assert r.now == pytest.approx(1003, abs=0.02)
 
 
-def test_a_second_call_leaves_idle_connections_the_time_to_ask(r, sockets):
+def test_a_second_call_still_gives_idle_connections_time_for_a_request(r, sockets):
     server = Server(r)
     (client,) = connected(r, server, sockets)
     r.drain(30)
@@ -922,7 +928,7 @@ def test_a_lame_duck_longer_than_the_whole_raises(r):
 
 
 @pytest.mark.parametrize('arguments', [(None,), ('1',), (1, None), (1, '1')])
-def test_what_is_no_number_raises(r, arguments):
+def test_a_value_that_is_not_a_number_raises(r, arguments):
     with pytest.raises(TypeError):
         r.drain(*arguments)
     assert not r.draining
@@ -947,7 +953,7 @@ def test_another_thread_cannot_shut_it_down(r):
     assert errors and not r.draining
 
 
-def test_a_reactor_that_is_embedded_is_told_by_run_once(r, sockets):
+def test_in_an_embedded_reactor_run_once_reports_the_end(r, sockets):
     server = Server(r)
     (client,) = connected(r, server, sockets)
     ask(r, server, client)
@@ -971,7 +977,7 @@ def test_it_can_be_stopped_and_goes_on_when_it_runs_again(r, sockets):
     assert server.listener.closed
 
 
-def test_a_drain_that_is_under_way_is_told_among_the_reasons_to_go_on(r):
+def test_why_alive_names_a_drain_that_is_under_way(r):
     r.drain(10, lame_duck=2)
     assert any('Drain' in reason for reason in r.why_alive())
     r.timers.clear()
@@ -993,21 +999,21 @@ def test_a_callback_that_raises_ends_its_own_connection_and_not_the_drain(r, soc
 
 
 class Here(RealWorld):
-    """The real kernel, without names to be looked up in threads, which keep to another clock."""
+    """The real kernel. Its host is an address: look-ups run in threads, which do not follow the simulated clock."""
 
     name = HERE
 
 
 @pytest.mark.scenario(113)
 @pytest.mark.parametrize('seed', range(10))
-def test_a_service_that_is_shut_down_answers_whom_it_let_in(r, seed, tmp_path_factory):
+def test_a_service_that_is_shut_down_answers_every_client_it_accepted(r, seed, tmp_path_factory):
     Here(r, seed, tmp_path_factory.mktemp('s')).play(drain_program, seconds=1000)
 
 
-# -- busy
+# -- busy connections
 
 
-def test_busy_counts_the_requests(r, sockets):
+def test_setting_busy_counts_requests(r, sockets):
     server = Server(r)
     connected(r, server, sockets, 2)
     one, other = server.conns
@@ -1040,7 +1046,7 @@ def test_on_close_sees_whether_the_answer_was_given(r, sockets):
     server.listener.close()
 
 
-def test_who_has_ended_does_not_become_busy(r, sockets):
+def test_a_connection_that_has_ended_does_not_become_busy(r, sockets):
     server = Server(r)
     connected(r, server, sockets)
     (conn,) = server.conns
@@ -1053,7 +1059,7 @@ def test_who_has_ended_does_not_become_busy(r, sockets):
     server.listener.close()
 
 
-def test_who_connects_may_be_busy_already(r, sockets):
+def test_a_connecting_stream_may_be_busy_already(r, sockets):
     with socket.create_server((HERE, 0)) as other:
         conn = r.connect_tcp(*other.getsockname())
         conn.busy = True
@@ -1073,7 +1079,7 @@ def test_busy_is_a_bool(r, sockets, value):
     end(r, conn)
 
 
-def test_in_debug_mode_it_is_the_same(sockets):
+def test_it_works_the_same_in_debug_mode(sockets):
     with Reactor(kernel=FakeKernel(), debug=True) as r:
         server = Server(r)
         (client,) = connected(r, server, sockets)
@@ -1101,7 +1107,7 @@ def test_in_debug_mode_busy_checks_the_thread(sockets):
 
 
 @pytest.mark.parametrize('timeout', [10, 0.2])
-def test_what_keeps_nothing_running_is_left_alone(r, sockets, timeout):
+def test_unreferenced_servers_and_connections_are_left_alone(r, sockets, timeout):
     aside = Server(r, on_connect=lambda conn: (aside.conns.append(conn), conn.unref()))
     aside.listener.unref()
     server = Server(r)
@@ -1110,7 +1116,7 @@ def test_what_keeps_nothing_running_is_left_alone(r, sockets, timeout):
     ask(r, server, busy)
     r.drain(timeout)
     run_until(r, lambda: server.listener.closed)
-    late, _ = *connected(r, aside, sockets), ask(r, aside, asking)  # asked to the end, and not waited for
+    late, _ = *connected(r, aside, sockets), ask(r, aside, asking)  # served to the end, but not waited for
     if timeout == 10:
         server.answer()
     assert r.run() is False

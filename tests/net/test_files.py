@@ -1,4 +1,4 @@
-"""Files that are sent: in order with other writes, at the pace of the peer, and to one end whatever happens."""
+"""Sending files: in order with other writes, at the speed of the peer, and with exactly one `on_close`."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ BIG = 100 << 20
 
 
 class ReadingKernel(Kernel):
-    """A system without sendfile, or whose sendfile refuses."""
+    """A kernel without sendfile, or whose sendfile refuses."""
 
     def sendfile(self, sock, fd, offset, count):
         raise OSError(errno.EINVAL, 'refused')
 
 
 class FailingKernel(Kernel):
-    """A disk that fails."""
+    """A kernel whose disk fails."""
 
     def sendfile(self, sock, fd, offset, count):
         raise OSError(errno.EIO, os.strerror(errno.EIO))
@@ -49,7 +49,7 @@ class FailingKernel(Kernel):
 
 @pytest.fixture
 def made():
-    """Make an unnamed file with these bytes, or of so many zeros without a block on the disk."""
+    """Make an unnamed file with the given bytes, or of the given size as a sparse file of zeros."""
     files = []
 
     def make(content):
@@ -69,7 +69,7 @@ def made():
 
 @pytest.fixture(params=['sendfile', 'reading'])
 def either(request):
-    """A reactor that uses sendfile, and one that has to read."""
+    """Run the test twice: with a reactor that uses sendfile, and with one that has to read the file."""
     reactor = Reactor(kernel=Kernel() if request.param == 'sendfile' else ReadingKernel())
     yield reactor
     assert not reactor.handles() and not reactor.completions
@@ -77,7 +77,7 @@ def either(request):
 
 
 def pattern(size):
-    """Bytes in which each position differs from its neighbours near and far."""
+    """Bytes without repetition: each four bytes are the next number."""
     return b''.join(number.to_bytes(4, 'big') for number in range(size // 4))
 
 
@@ -86,7 +86,7 @@ def descriptors():
 
 
 def count_to_end(r, sock):
-    """How many bytes come to the end of the stream; they are dropped."""
+    """Read and drop everything to the end of the stream; returns how many bytes came."""
     total, buffer, ended = 0, bytearray(1 << 20), False
 
     def read():
@@ -103,7 +103,7 @@ def count_to_end(r, sock):
     return total
 
 
-# -- what is sent
+# -- sending
 
 
 @pytest.mark.parametrize('size', [1, READ_BELOW - 1, READ_BELOW, 100_000, 3_000_004])
@@ -142,7 +142,7 @@ def test_a_hundred_megabytes_arrive_and_wait_for_a_slow_reader(r, sockets, made)
     assert 0 < taken < BIG
     before = r.stats().events
     turns(r, 20)
-    assert r.stats().events == before, 'it spins while the reader sleeps'
+    assert r.stats().events == before, 'the loop spins while the reader sleeps'
     total = 0
     while log.names() != ['written', 'drain']:
         total += len(theirs.recv(1 << 22, socket.MSG_DONTWAIT)) if readable(theirs) else 0
@@ -163,7 +163,7 @@ def readable(sock):
 
 
 @pytest.mark.scenario(121)
-def test_a_hundred_megabytes_arrive_where_they_have_to_be_read(either, sockets, made):
+def test_a_hundred_megabytes_arrive_without_sendfile(either, sockets, made):
     conn, theirs = pair(either, sockets, tcp=True)
     conn.send_file(made(BIG), 0, None, type(conn).close)
     assert count_to_end(either, theirs) == BIG
@@ -205,7 +205,7 @@ def test_the_file_may_be_closed_after_the_call(either, sockets, made):
     file = made(data)
     conn.send_file(file)
     file.close()
-    with tempfile.TemporaryFile() as another:  # which likely has its number now
+    with tempfile.TemporaryFile() as another:  # which probably gets its descriptor number
         another.truncate(8 << 20)
         conn.close()
         assert read_all(either, theirs) == data
@@ -213,7 +213,7 @@ def test_the_file_may_be_closed_after_the_call(either, sockets, made):
     run_until(either, lambda: log == [('close', None)])
 
 
-def test_the_position_of_the_file_does_not_count_and_does_not_move(either, sockets, made):
+def test_the_position_of_the_file_is_neither_used_nor_moved(either, sockets, made):
     file = made(pattern(100_000))
     file.seek(17)
     conn, theirs = pair(either, sockets)
@@ -237,7 +237,7 @@ def read_until_quiet(r, sock):
 
 @pytest.mark.scenario(125)
 @pytest.mark.parametrize('empty', [False, True])
-def test_nothing_of_a_file_is_told_in_its_order_without_a_system_call(r, sockets, made, empty):
+def test_sending_an_empty_part_is_reported_in_order_without_a_system_call(r, sockets, made, empty):
     log = Log()
     conn, _ = pair(r, sockets)
     file = made(b'' if empty else b'data')
@@ -252,7 +252,7 @@ def test_nothing_of_a_file_is_told_in_its_order_without_a_system_call(r, sockets
 
 
 @pytest.mark.scenario(61)
-def test_a_file_sent_before_it_is_connected_goes_out_then(r, made):
+def test_a_file_sent_before_it_is_connected_is_sent_after_the_connect(r, made):
     log = Log()
     data = pattern(2_000_000)
     received = []
@@ -282,7 +282,7 @@ def test_a_unix_socket_takes_files_too(r, made, tmp_path):
 
 
 @pytest.mark.scenario(121)
-def test_a_scripted_socket_is_sent_what_was_read(scripted, made):
+def test_a_file_is_read_and_sent_where_sendfile_cannot_be_used(scripted, made):
     r, make = scripted
     data = pattern(300_000)
     conn, sock = make()
@@ -318,7 +318,7 @@ def read_now(sock):
 
 
 @pytest.mark.scenario(61)
-def test_what_is_left_of_a_file_counts_towards_the_marks_and_drains(r, sockets, made):
+def test_the_unsent_part_of_a_file_counts_towards_the_marks_and_drains(r, sockets, made):
     log = Log()
     conn, theirs = pair(r, sockets, on_drain=log.on_drain)
     assert conn.send_file(made(8 << 20)) is False
@@ -331,7 +331,7 @@ def test_what_is_left_of_a_file_counts_towards_the_marks_and_drains(r, sockets, 
     end(r, conn)
 
 
-def test_a_file_that_was_taken_at_once_leaves_the_connection_as_it_was(r, sockets, made):
+def test_a_file_that_is_sent_at_once_leaves_no_writer(r, sockets, made):
     conn, theirs = pair(r, sockets)
     assert conn.send_file(made(pattern(10_000))) is True
     assert conn.writer is None and conn.buffered == 0
@@ -342,7 +342,7 @@ def test_a_file_that_was_taken_at_once_leaves_the_connection_as_it_was(r, socket
 
 
 @pytest.mark.scenario(124)
-def test_a_file_counts_towards_max_buffered_as_a_descriptor_and_not_as_its_bytes(r, sockets, made):
+def test_a_file_counts_towards_max_buffered_with_a_fixed_cost_and_not_its_size(r, sockets, made):
     log = Log()
     file = made(BIG)
     conn, _ = pair(r, sockets, max_buffered=5 * FILE_COST, **log.callbacks('on_close'))
@@ -359,7 +359,7 @@ def test_a_file_counts_towards_max_buffered_as_a_descriptor_and_not_as_its_bytes
 
 
 @pytest.mark.scenario(122)
-def test_the_write_timeout_watches_over_a_file(kernel, fake, sockets, made):
+def test_the_write_timeout_applies_to_a_file(kernel, fake, sockets, made):
     log = Log()
     conn, _ = pair(fake, sockets, write_timeout=5, **log.callbacks('on_close'))
     conn.send_file(made(BIG))
@@ -415,7 +415,7 @@ def test_write_eof_comes_after_the_file_and_reading_goes_on(r, sockets, made):
 
 
 @pytest.mark.scenario(124)
-def test_abort_drops_the_file_and_tells_how_much_was_not_sent(r, sockets, made):
+def test_abort_drops_the_file_and_on_close_sees_how_much_was_not_sent(r, sockets, made):
     log, left = Log(), []
     conn, theirs = pair(r, sockets, tcp=True)
     conn.on_close = lambda conn, exc: left.append((exc, conn.buffered))
@@ -426,13 +426,13 @@ def test_abort_drops_the_file_and_tells_how_much_was_not_sent(r, sockets, made):
     assert left == []
     turns(r, 1)
     assert (left, log) == ([(None, waiting)], [])
-    assert descriptors() <= before + 1  # the file itself was opened after counting
+    assert descriptors() <= before + 1  # one more: the file itself was opened after counting
     with pytest.raises(ConnectionResetError):
         while theirs.recv(1 << 20):
             pass
 
 
-def test_a_reset_by_the_peer_ends_it_once_with_the_systems_error(r, sockets, made):
+def test_a_reset_by_the_peer_ends_it_once_with_the_kernels_error(r, sockets, made):
     log = Log()
     conn, theirs = pair(r, sockets, tcp=True, **log.callbacks('on_close'))
     conn.send_file(made(BIG), 0, None, log.on_written)
@@ -481,7 +481,7 @@ def test_a_small_file_that_becomes_shorter_while_it_is_read_raises_at_the_call_a
 
 
 @pytest.mark.scenario(123)
-def test_a_file_that_becomes_longer_is_sent_as_long_as_it_was(either, sockets, made):
+def test_a_file_that_becomes_longer_is_sent_up_to_its_old_length(either, sockets, made):
     file = made(4 << 20)
     conn, theirs = pair(either, sockets)
     conn.send_file(file)
@@ -502,11 +502,12 @@ def test_a_disk_that_fails_resets_the_connection(sockets, made):
         missing = (8 << 20) - r.stats().bytes_out
     exc = log[0][1]
     assert isinstance(exc, SendFileError) and 'cannot be read' in str(exc) and exc.__context__ is None
-    assert f'the last {missing} of {8 << 20} bytes are missing' in str(exc)
+    assert f'the last {missing} of {8 << 20} bytes were not sent' in str(exc)
 
 
-def test_a_file_whose_descriptor_is_closed_by_others_resets_the_connection(r, sockets, made):
-    # The connection was taken to be the lost one: it was neither reset nor closed, and its descriptor leaked.
+def test_a_foreign_close_of_the_file_resets_the_connection(r, sockets, made):
+    # The reactor used to believe that the descriptor of the connection was lost. The connection was neither reset nor
+    # closed, and its descriptor leaked.
     log = Log()
     conn, theirs = pair(r, sockets, tcp=True, **log.callbacks('on_close'))
     number, copies = conn.fileno(), []
@@ -530,8 +531,8 @@ def test_a_file_whose_descriptor_is_closed_by_others_resets_the_connection(r, so
 
 
 @pytest.mark.parametrize('files', [0, 1])
-def test_a_file_that_could_not_be_queued_counts_for_nothing(made, files):
-    # It was counted all the same, and so 50 MiB more than max_buffered could wait on that connection.
+def test_a_file_that_could_not_be_queued_is_not_counted(made, files):
+    # It used to be counted anyway, so 50 MiB more than max_buffered could wait on that connection.
     need_faults()
     kernel, file, args = Kernel(), made(BIG), ()
 
@@ -564,7 +565,7 @@ def read_now_or_lost(sock):
 
 
 @pytest.mark.parametrize('how', ['close', 'abort', 'write_eof'])
-def test_send_file_after_ones_own_end_raises(r, sockets, made, how):
+def test_send_file_after_our_own_end_raises(r, sockets, made, how):
     conn, _theirs = pair(r, sockets)
     file = made(100_000)
     before = descriptors()
@@ -575,7 +576,7 @@ def test_send_file_after_ones_own_end_raises(r, sockets, made, how):
     end(r, conn)
 
 
-def test_send_file_after_a_failure_that_was_not_told_yet_returns_false(r, sockets, made):
+def test_send_file_after_a_failure_that_was_not_reported_yet_returns_false(r, sockets, made):
     log = Log()
     conn, theirs = pair(r, sockets, tcp=True, **log.callbacks('on_close'))
     file = made(BIG)
@@ -624,7 +625,7 @@ def test_a_closed_file_is_refused_at_the_call(r, sockets, made):
 
 
 @pytest.mark.scenario(125)
-def test_what_could_block_is_no_file(r, sockets):
+def test_a_pipe_is_refused_because_reading_it_could_block(r, sockets):
     conn, _ = pair(r, sockets)
     reader, writer = os.pipe()
     with open(reader, 'rb') as pipe, open(writer, 'wb'):
@@ -650,7 +651,7 @@ def test_debug_refuses_a_file_from_another_thread(sockets, made):
         assert len(refused) == 1
 
 
-# -- nothing is left
+# -- leaks
 
 
 @pytest.mark.scenario(124)
@@ -714,7 +715,7 @@ def read_until_lost(r, sock):
 # -- the writer
 
 
-def test_a_file_behind_more_buffers_than_one_send_takes_waits_its_turn(r, sockets, made):
+def test_a_file_after_more_buffers_than_one_send_takes_waits_its_turn(r, sockets, made):
     conn, theirs = pair(r, sockets)
     conn.write(bytes(1 << 20))
     pieces = [bytes([number]) * GATHER_BELOW for number in range(2 * BUFFERS_PER_SEND)]
@@ -726,7 +727,7 @@ def test_a_file_behind_more_buffers_than_one_send_takes_waits_its_turn(r, socket
     run_until(r, lambda: not r.handles())
 
 
-def test_a_writer_is_one_for_files_only_while_it_has_some(made):
+def test_a_writer_is_a_file_writer_only_while_it_has_files(made):
     kernel = Kernel()
     writer = Writer()
     file = made(pattern(20_000))
@@ -757,12 +758,12 @@ def test_a_writer_is_one_for_files_only_while_it_has_some(made):
     assert (writer.buffered, writer.weight) == (1, 1)
 
 
-def test_what_a_writer_gathers_is_never_a_part_of_a_file():
+def test_a_writer_never_gathers_a_part_of_a_file():
     assert READ_BELOW >= GATHER_BELOW
 
 
-def test_a_copy_of_a_file_that_somebody_else_closed_is_nobodys_error():
-    # Python printed "Exception ignored in FilePart.__del__" to standard error, which fails a test here.
+def test_dropping_a_copy_of_a_file_after_a_foreign_close_prints_no_error():
+    # Python used to print "Exception ignored in FilePart.__del__" to standard error, which would fail this test.
     with tempfile.TemporaryFile() as file:
         copy = os.dup(file.fileno())
         part = FilePart(Kernel(), copy, 0, 10, 'x')

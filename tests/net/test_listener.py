@@ -1,4 +1,4 @@
-"""Listeners: whom they accept, when they pause, and what their trouble does to others."""
+"""Listeners: which clients they accept, when they pause, and how their errors are kept from other handles."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ HERE = '127.0.0.1'
 
 
 class FlakySocket(socket.socket):
-    """A real listening socket whose next accepts fail as the test says."""
+    """A real listening socket whose next accepts fail with the errors in `failures`."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -74,7 +74,7 @@ def listen(r, log=None, **keywords):
 # -- accepting
 
 
-def test_each_client_becomes_a_connection_that_is_told(r, sockets):
+def test_each_client_becomes_a_connection_and_on_connect_is_called(r, sockets):
     log = Log()
     listener, conns = listen(r, log)
     clients = [sockets.connect(listener.address) for _ in range(3)]
@@ -110,7 +110,7 @@ def test_a_client_can_be_answered_in_on_connect(r, sockets):
     listener.close()
 
 
-def test_accepting_takes_one_at_first_and_more_in_each_turn_while_clients_wait(r, sockets):
+def test_the_first_turn_accepts_one_client_and_later_turns_more_while_clients_wait(r, sockets):
     listener, conns = listen(r)
     for _ in range(20):
         sockets.connect(listener.address)
@@ -156,7 +156,7 @@ def test_a_flood_of_clients_does_not_keep_the_open_ones_waiting(r, sockets):
 
 
 @pytest.mark.scenario(42, 80)
-def test_clients_that_are_gone_when_accepted_end_once_and_leave_nothing(r, sockets, caplog):
+def test_clients_that_have_reset_before_the_accept_end_once_and_leave_nothing(r, sockets, caplog):
     caplog.set_level(logging.INFO)
     log = Log()
     listener = r.listen_tcp(HERE, 0, **log.callbacks('on_connect', 'on_data', 'on_close'))
@@ -172,7 +172,7 @@ def test_clients_that_are_gone_when_accepted_end_once_and_leave_nothing(r, socke
 
 @pytest.mark.scenario(40)
 @pytest.mark.parametrize('number', [errno.ECONNABORTED, errno.EPROTO, errno.EPERM])
-def test_a_client_that_aborts_in_the_backlog_is_skipped_for_the_next(r, sockets, flaky, number):
+def test_a_client_that_aborts_in_the_backlog_is_skipped(r, sockets, flaky, number):
     conns, errors = [], []
     listener = r.listen_tcp(None, 0, sock=flaky, on_connect=conns.append, on_accept_error=lambda *a: errors.append(a))
     sockets.connect(listener.address)
@@ -232,7 +232,7 @@ def test_idle_clients_of_a_listener_are_timed_out(kernel, fake, sockets):
 
 
 @pytest.mark.scenario(43)
-def test_an_exception_in_on_connect_hurts_that_connection_only(r, sockets, caplog):
+def test_an_exception_in_on_connect_affects_that_connection_only(r, sockets, caplog):
     log = Log()
     raised = []
 
@@ -266,7 +266,7 @@ def test_a_paused_listener_leaves_clients_in_the_backlog_and_does_not_spin(r, so
     listener, conns = listen(r)
     listener.pause()
     listener.pause()
-    client = sockets.connect(listener.address)  # the kernel completes it
+    client = sockets.connect(listener.address)  # the kernel completes the handshake
     assert idle(r)
     assert 'paused' in repr(listener)
     listener.resume()
@@ -317,8 +317,8 @@ def test_max_connections_can_be_changed_at_any_time(r, sockets):
     end(r, *conns)
 
 
-def test_with_no_connections_allowed_nobody_is_accepted_until_the_limit_is_raised(r, sockets):
-    # The first client was accepted: the limit was looked at only when somebody had come.
+def test_with_a_limit_of_zero_no_client_is_accepted_until_the_limit_is_raised(r, sockets):
+    # The first client used to be accepted, because the limit was checked only after an accept.
     listener, conns = listen(r, max_connections=0)
     sockets.connect(listener.address)
     assert idle(r)
@@ -347,20 +347,20 @@ def test_a_pause_by_the_user_outlasts_a_connection_that_closes(r, sockets):
 
 
 @pytest.mark.parametrize('limit', ['many', 1.5, -1])
-def test_a_limit_that_is_no_number_of_connections_is_refused_at_the_call(r, limit):
+def test_an_invalid_limit_of_connections_is_refused_at_the_call(r, limit):
     with pytest.raises((TypeError, ValueError)):
         r.listen_tcp(HERE, 0, max_connections=limit)
     assert r.handles() == []
 
 
-def test_clients_that_come_one_by_one_cost_at_most_every_other_an_accept_too_many(fake, sockets, flaky):
+def test_clients_that_connect_one_by_one_cost_at_most_one_extra_accept_for_every_two(fake, sockets, flaky):
     listener = fake.listen_tcp(None, 0, sock=flaky)
     for _ in range(10):
         sockets.connect(listener.address)
     run_until(fake, lambda: listener.open_connections == 10)
     for count in range(11, 25):
         if count == 15:
-            before = flaky.attempts  # the crowd is forgotten
+            before = flaky.attempts  # by now the batch has shrunk again
         sockets.connect(listener.address)
         run_until(fake, lambda count=count: listener.open_connections == count)
     assert flaky.attempts - before <= 15
@@ -385,17 +385,17 @@ def test_when_descriptors_run_out_it_pauses_reports_once_and_tries_again(kernel,
     flaky.failures = [number] * 10
     run_until(fake, lambda: conns)
     assert flaky.attempts in (11, 12)
-    assert 1000.99 <= kernel.time <= 1001.1  # every 0.1 s, and in between nothing
+    assert 1000.99 <= kernel.time <= 1001.1  # every 0.1 s, and nothing in between
     assert fake.stats().loop_count < 60
     assert fake.stats().accept_pauses == 10
-    assert [(who, exc.errno) for who, exc in errors] == [(listener, number)]
+    assert [(handle, exc.errno) for handle, exc in errors] == [(listener, number)]
     assert errors[0][1].__traceback__ is None
     listener.close()
     end(fake, *conns)
 
 
 @pytest.mark.scenario(38)
-def test_when_descriptors_run_out_one_of_ours_that_closes_resumes_it_at_once(kernel, fake, sockets, flaky):
+def test_when_descriptors_run_out_a_connection_that_closes_resumes_it_at_once(kernel, fake, sockets, flaky):
     conns = []
     listener = fake.listen_tcp(None, 0, sock=flaky, on_connect=conns.append, on_accept_error=lambda *args: None)
     sockets.connect(listener.address)
@@ -416,7 +416,7 @@ def test_when_descriptors_run_out_one_of_ours_that_closes_resumes_it_at_once(ker
 
 
 @pytest.mark.parametrize('count', [0, 1, 2])
-def test_the_first_episode_is_reported_however_many_came_in_before(fake, sockets, flaky, count):
+def test_the_first_episode_is_reported_however_many_clients_were_accepted_before(fake, sockets, flaky, count):
     errors = []
     listener = fake.listen_tcp(None, 0, sock=flaky, on_accept_error=lambda *args: errors.append(args))
     for _ in range(count):
@@ -460,7 +460,7 @@ def test_without_on_accept_error_an_episode_is_one_line_in_the_log(kernel, fake,
 
 
 @pytest.mark.scenario(38)
-def test_an_episode_stays_one_when_the_loop_was_busy_for_seconds_in_it(kernel, fake, sockets, flaky, caplog):
+def test_an_episode_is_still_one_when_the_loop_was_busy_for_seconds_meanwhile(kernel, fake, sockets, flaky, caplog):
     def be_busy():
         kernel.time += 5
 
@@ -545,7 +545,7 @@ AT_THE_LIMIT = """
                 served.append(clients[0].recv(100))
             except BlockingIOError:
                 pass
-        while len(conns) < 20:  # as connections close, the others come in
+        while len(conns) < 20:  # each one that closes makes room for one more
             clients[len(conns) - 5].close()
             r.run_once(0.1)
         assert len(errors) == 1, errors
@@ -571,7 +571,7 @@ def test_at_the_real_descriptor_limit_clients_wait_and_nothing_spins():
 
 
 class CrowdedKernel(FakeKernel):
-    """A kernel whose selector has room when `room` says so."""
+    """A kernel whose selector has room while `room` is true."""
 
     room = True
 
@@ -579,7 +579,7 @@ class CrowdedKernel(FakeKernel):
         return lambda fd: self.room
 
 
-def test_a_client_beyond_the_selectors_room_takes_nothing_from_what_keeps_the_loop_running(sockets):
+def test_refusing_a_client_beyond_the_selectors_room_leaves_the_count_of_references_right(sockets):
     kernel = CrowdedKernel()
     with Reactor(kernel=kernel) as r:
         listener = r.listen_tcp(HERE, 0, on_accept_error=lambda *args: None)
@@ -591,7 +591,7 @@ def test_a_client_beyond_the_selectors_room_takes_nothing_from_what_keeps_the_lo
         assert r.run_once(0) is False
 
 
-def test_a_client_beyond_the_selectors_room_is_refused_and_the_rest_served(sockets):
+def test_a_client_beyond_the_selectors_room_is_refused_and_the_others_are_served(sockets):
     kernel, log, errors = CrowdedKernel(), Log(), []
     with Reactor(kernel=kernel) as r:
         listener, conns = listen(r, log, on_accept_error=lambda *args: errors.append(args))
@@ -681,7 +681,7 @@ def test_closing_a_listener_leaves_its_connections_usable(r, sockets):
 
 
 @pytest.mark.scenario(47)
-def test_closing_a_listener_refuses_who_was_not_accepted_yet(r, sockets):
+def test_closing_a_listener_refuses_clients_that_were_not_accepted_yet(r, sockets):
     listener, conns = listen(r)
     client = sockets.connect(listener.address)
     listener.close()
@@ -693,7 +693,7 @@ def test_closing_a_listener_refuses_who_was_not_accepted_yet(r, sockets):
 
 @pytest.mark.scenario(110)
 def test_a_listening_socket_that_is_handed_on_loses_no_client(r, sockets):
-    """The backlog belongs to the socket: who has a duplicate of it, here or in another process, accepts the others."""
+    """The backlog belongs to the socket: the owner of a duplicate, here or in another process, accepts the others."""
     sock = socket.create_server((HERE, 0))
     duplicate = sock.dup()
     listener, conns = listen(r, sock=sock)
@@ -715,12 +715,12 @@ def test_a_listening_socket_that_is_handed_on_loses_no_client(r, sockets):
 
 
 @pytest.mark.scenario(113)
-def test_a_drain_is_to_close_the_listener_to_wait_and_to_abort_at_a_deadline(kernel, fake, sockets):
+def test_closing_the_listener_and_aborting_at_a_deadline_drains_a_server_by_hand(kernel, fake, sockets):
     log = Log()
     listener, conns = listen(fake, log)
     clients = [sockets.connect(listener.address) for _ in range(20)]
     run_until(fake, lambda: len(conns) == 20)
-    for conn in conns[:15]:  # these answer, and the others never do
+    for conn in conns[:15]:  # these are answered, the others never
         fake.call_later(1, conn.write, b'answer', Stream.close)
 
     def drain_until(deadline):
@@ -800,12 +800,12 @@ def test_a_closed_listener_is_freed_without_the_collector(r):
         gc.enable()
 
 
-# -- somebody else closes the socket
+# -- other code closes the socket
 
 
 @pytest.mark.parametrize('name', ['poll', 'select'])
 @pytest.mark.parametrize('how', ['socket', 'descriptor'])
-def test_a_listening_socket_closed_behind_our_back_is_reported_and_closed(sockets, name, how):
+def test_a_foreign_close_of_the_listening_socket_is_reported_and_closes_the_listener(sockets, name, how):
     if SELECTORS[name] is None:
         pytest.skip(f'this platform has no {name} selector')
     errors, log = [], Log()
@@ -829,7 +829,7 @@ def test_a_listening_socket_closed_behind_our_back_is_reported_and_closed(socket
 
 
 @pytest.mark.parametrize('how', ['socket', 'descriptor'])
-def test_closing_a_listener_whose_socket_is_gone_does_not_hurt_and_leaves_nothing(r, how):
+def test_closing_a_listener_whose_socket_is_gone_is_harmless_and_leaves_nothing(r, how):
     sock = socket.create_server((HERE, 0))
     listener = r.listen_tcp(None, 0, sock=sock)
     sock.close() if how == 'socket' else os.close(sock.fileno())
@@ -843,7 +843,7 @@ def test_closing_a_listener_whose_socket_is_gone_does_not_hurt_and_leaves_nothin
 
 
 @pytest.mark.scenario(14)
-def test_a_newcomer_with_the_number_of_a_lost_listener_is_not_closed(r, sockets):
+def test_a_new_socket_with_the_number_of_a_lost_listener_is_not_closed(r, sockets):
     sock = socket.create_server((HERE, 0))
     listener = r.listen_tcp(None, 0, sock=sock, on_accept_error=lambda *args: None)
     number = sock.fileno()
@@ -851,23 +851,23 @@ def test_a_newcomer_with_the_number_of_a_lost_listener_is_not_closed(r, sockets)
     ours, theirs = sockets()
     if number not in (ours.fileno(), theirs.fileno()):
         pytest.skip('the number was not given out again')
-    newcomer = ours if ours.fileno() == number else theirs
+    new_socket = ours if ours.fileno() == number else theirs
     try:
-        conn = r.adopt(newcomer)  # its registration shows that the listener lost the number
+        conn = r.adopt(new_socket)  # its registration shows that the listener lost the number
         turns(r, 2)
         assert listener.closed
-        newcomer.getsockname()  # OSError if it was closed
+        new_socket.getsockname()  # OSError if it was closed
         assert r.handles() == [conn]
         end(r, conn)
     finally:
         sock.detach()
 
 
-# -- where it listens
+# -- addresses
 
 
 @pytest.mark.scenario(45)
-def test_port_zero_is_a_free_port_that_the_address_tells(r, sockets):
+def test_port_zero_is_a_free_port_that_the_address_shows(r, sockets):
     listener, _ = listen(r)
     host, port = listener.address
     assert host == HERE
@@ -995,7 +995,7 @@ def test_a_storm_of_clients_that_reset_leaves_no_object_and_no_line_in_the_log(r
 
 @pytest.fixture
 def deferring(r):
-    """A listener that accepts who has spoken, and what it was told."""
+    """A listener that accepts clients when they have sent data, and the log of its callbacks."""
     log = Log()
     listener = r.listen_tcp(HERE, 0, defer_accept=True, **log.callbacks('on_data', 'on_close'))
     yield listener, log
@@ -1015,7 +1015,7 @@ def test_a_deferred_client_is_read_in_the_turn_in_which_it_is_accepted(r, socket
     assert log[1:] == [('data', b'and later'), ('close', None)]
 
 
-def test_a_deferred_client_that_stays_silent_is_accepted_all_the_same(r, sockets, deferring):
+def test_a_deferred_client_that_stays_silent_is_accepted_too(r, sockets, deferring):
     listener, log = deferring
     client = sockets.connect(listener.address)
     run_until(r, lambda: listener.open_connections)
@@ -1104,7 +1104,7 @@ def test_a_large_answer_to_a_deferred_client_arrives_whole(r, sockets):
     turns(r, 1)
 
 
-def test_a_listener_that_somebody_has_shut_down_is_closed(r, flaky, caplog):
+def test_a_listener_whose_socket_was_shut_down_by_other_code_is_closed(r, flaky, caplog):
     server = r.listen_tcp(HERE, 0, sock=flaky)
     flaky.failures = [errno.EINVAL]
     address = server.address
@@ -1115,9 +1115,9 @@ def test_a_listener_that_somebody_has_shut_down_is_closed(r, flaky, caplog):
 
 
 @pytest.mark.scenario(42)
-def test_an_accepted_socket_that_is_lost_at_once_hurts_nobody():
+def test_an_accepted_socket_that_is_lost_at_once_affects_no_other_handle():
     errors = []
-    kernel = FailingKernel('register', errno.EBADF, count=4)  # the doorbell, the listener, the client, and then ours
+    kernel = FailingKernel('register', errno.EBADF, count=4)  # the wakeup, the listener, the client, our side
     with Reactor(kernel=kernel, catch_errors=lambda exc, handle: errors.append(exc)) as r:
         server = r.listen_tcp('10.0.0.1', 80)
         clients = [r.connect_tcp('10.0.0.1', 80) for _ in range(2)]
@@ -1131,7 +1131,7 @@ def test_an_accepted_socket_that_is_lost_at_once_hurts_nobody():
 
 
 @pytest.mark.skipif(TCP_DEFER_ACCEPT < 0, reason='TCP_DEFER_ACCEPT is a Linux feature')
-def test_a_deferred_client_for_which_the_selector_has_no_room_is_reset_and_told(sockets):
+def test_a_deferred_client_beyond_the_selectors_room_is_reset_and_reported(sockets):
     kernel, log = CrowdedKernel(), Log()
 
     def crowd(conn, data):
@@ -1150,7 +1150,7 @@ def test_a_deferred_client_for_which_the_selector_has_no_room_is_reset_and_told(
         kernel.room = True
 
 
-def test_why_alive_tells_what_a_listener_waits_for(kernel, fake, sockets, flaky):
+def test_why_alive_shows_what_a_listener_waits_for(kernel, fake, sockets, flaky):
     conns = []
     listener = fake.listen_tcp(None, 0, sock=flaky, on_connect=conns.append, max_connections=1)
 
@@ -1189,7 +1189,7 @@ def test_where_options_are_not_inherited_each_accepted_connection_gets_them(r, s
     end(r, *conns)
 
 
-def test_a_client_that_cannot_be_accepted_for_want_of_memory_is_closed_and_the_next_is_served(
+def test_a_client_that_cannot_be_accepted_without_memory_is_closed_and_the_next_is_served(
     kernel, fake, sockets, monkeypatch
 ):
     listener, conns = listen(fake)
@@ -1206,7 +1206,7 @@ def test_a_client_that_cannot_be_accepted_for_want_of_memory_is_closed_and_the_n
     end(fake, *conns)
 
 
-def test_a_listener_that_found_no_memory_and_was_closed_in_the_same_turn_leaves_nothing(fake, sockets, monkeypatch):
+def test_a_listener_out_of_memory_that_is_closed_in_the_same_turn_leaves_nothing(fake, sockets, monkeypatch):
     listener = fake.listen_tcp('127.0.0.1', 0)
     sockets.connect(listener.address)
     run_short(monkeypatch, Listener, 'handle_read')
@@ -1216,7 +1216,7 @@ def test_a_listener_that_found_no_memory_and_was_closed_in_the_same_turn_leaves_
     assert fake.stats().accept_pauses == 0
 
 
-def test_a_listener_that_finds_no_memory_to_accept_pauses_and_then_accepts(kernel, fake, sockets, monkeypatch):
+def test_a_listener_without_memory_to_accept_pauses_and_then_accepts(kernel, fake, sockets, monkeypatch):
     listener, conns = listen(fake)
     run_short(monkeypatch, Listener, 'handle_read')
     sockets.connect(listener.address)
@@ -1231,7 +1231,7 @@ def test_a_listener_that_finds_no_memory_to_accept_pauses_and_then_accepts(kerne
     end(fake, *conns)
 
 
-def test_the_callbacks_of_a_listener_can_be_replaced_for_the_connections_to_come(r):
+def test_the_callbacks_of_a_listener_can_be_replaced_for_later_connections(r):
     log = Log()
     server = r.listen_tcp('127.0.0.1', 0, log.on_data, on_close=log.on_close)
     old = r.connect_tcp(*server.address[:2])
@@ -1245,7 +1245,7 @@ def test_the_callbacks_of_a_listener_can_be_replaced_for_the_connections_to_come
     run_until(r, lambda: log and len(later) == 2)
     assert log == [('data', b'old')]
     assert later == [('connect',), ('data', b'new')]
-    server.on_data = None  # what comes is dropped, as without it
+    server.on_data = None  # data is dropped, as without a callback
     for conn in old, new:
         conn.close()
     run_until(r, lambda: not server.open_connections)

@@ -1,4 +1,4 @@
-"""What joining a group hands to the system: the layouts of its structs, and who is refused."""
+"""Joining a group: the structs that are passed to the kernel, and invalid groups and interfaces."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def number(value: int) -> bytes:
     return value.to_bytes(4, sys.byteorder)
 
 
-def test_without_an_interface_the_system_chooses():
+def test_without_an_interface_the_kernel_chooses():
     level, join, leave, value = membership(Kernel(), V4, None)
     assert (level, join, leave) == (socket.IPPROTO_IP, socket.IP_ADD_MEMBERSHIP, socket.IP_DROP_MEMBERSHIP)
     assert value == inet_pton(AF_INET, V4) + bytes(8 if HAS_IP_MREQN else 4)
@@ -41,12 +41,12 @@ def test_an_interface_is_given_by_name():
 
 
 @pytest.mark.parametrize('group', ['224.0.0.0', '239.255.255.255', 'ff00::', 'ffff::1'])
-def test_the_borders_of_what_is_a_group(group):
+def test_the_first_and_the_last_group_are_accepted(group):
     membership(Kernel(), group, None)
 
 
 @pytest.mark.parametrize('group', ['223.255.255.255', '240.0.0.0', 'fe80::1', '::1', 'localhost', '', V4 + '\0', 'a:b'])
-def test_what_is_no_group_is_refused(group):
+def test_an_address_that_is_not_a_group_is_refused(group):
     with pytest.raises(ValueError, match='multicast address'):
         membership(Kernel(), group, None)
 
@@ -59,12 +59,12 @@ def test_an_index_of_an_interface_has_31_bits():
     ('interface', 'error'),
     [('nosuch0', OSError), (-1, ValueError), (1 << 31, ValueError), (1.5, TypeError), (True, TypeError)],
 )
-def test_what_is_no_interface_is_refused(interface, error):
+def test_an_invalid_interface_is_refused(interface, error):
     for group in V4, V6:
         with pytest.raises(error, match=r'interface'):
             membership(Kernel(), group, interface)
 
 
-def test_an_ipv4_address_is_no_interface_for_ipv6():
+def test_an_ipv6_interface_cannot_be_given_by_ipv4_address():
     with pytest.raises(OSError, match='interface'):
         membership(Kernel(), V6, '127.0.0.1')

@@ -1,4 +1,4 @@
-"""What connections start with: defaults, checks, changed copies."""
+"""The options of a connection: defaults, checks, and changed copies."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_a_time_limit_of_0_is_refused_where_it_used_to_mean_never(name):
         Options(**{name: 0})
 
 
-def test_a_linger_of_0_is_no_time_and_a_connection_may_have_it():
+def test_a_linger_of_0_is_allowed_and_means_no_time():
     assert Options(linger=0).linger == 0
 
 
@@ -111,13 +111,13 @@ def test_the_message_about_a_value_can_always_be_made():
 
 
 @pytest.mark.parametrize('value', ['often', [60, 10, 5], (60, '10', 5), True])
-def test_a_keepalive_that_is_no_time_is_refused_at_the_call(value):
+def test_a_keepalive_that_is_not_a_time_is_refused_at_the_call(value):
     with pytest.raises(TypeError, match='keepalive'):
         Options(keepalive=value)
 
 
 @pytest.mark.parametrize('value', [-1, math.nan, math.inf, 32768, (60, 0), (60, 10, 128), (60, 10, 5, 1), ()])
-def test_a_keepalive_that_no_system_takes_is_refused_and_not_dropped_in_silence(value):
+def test_a_keepalive_that_no_kernel_accepts_is_refused_and_not_dropped_silently(value):
     with pytest.raises(ValueError, match='keepalive'):
         Options(keepalive=value)
 
@@ -127,7 +127,7 @@ def test_a_keepalive_is_none_or_a_time_or_two_times_and_a_number(value):
     assert Options(keepalive=value).keepalive == value
 
 
-def test_a_keepalive_of_0_is_none():
+def test_a_keepalive_of_0_means_none():
     assert Options(keepalive=0).keepalive is None
 
 
@@ -136,13 +136,13 @@ def test_an_unknown_option_is_a_type_error():
         Options(hihg_water=1)  # type: ignore[call-arg]
 
 
-def test_a_changed_copy_shares_what_its_connections_may_do_together():
+def test_a_changed_copy_has_the_same_shared_object():
     options = Options()
     assert options.changed(linger=1).shared is options.shared
     assert Options().shared is not options.shared
 
 
-def test_what_connections_share_lets_one_line_into_the_log_in_a_second():
+def test_connections_that_share_an_object_may_log_one_line_a_second():
     shared = Options().shared
     assert [shared.may_log(now) for now in (0.0, 0.5, 0.999, 1.0, 1.5, 2.0)] == [True, False, False, True, False, True]
 
@@ -204,12 +204,12 @@ def methods_with_options() -> list[Any]:
 
 
 def misspelt(name: str) -> str:
-    """The name without its last letter but one."""
+    """The name without its second to last letter."""
     return name[:-2] + name[-1]
 
 
 def call(method: Any, **options: Any) -> Any:
-    """Call it with a value for each argument that it needs."""
+    """Call `method` with these options, and None for each argument that it requires."""
     needed = [each for each in signature(method).parameters.values() if each.default is each.empty]
     return method(*[None for each in needed if each.kind is each.POSITIONAL_OR_KEYWORD], **options)
 
@@ -239,7 +239,7 @@ def test_all_methods_that_share_options_check_their_names():
     }
 
 
-def test_where_no_option_is_near_all_are_named(r):
+def test_without_a_similar_option_all_are_named(r):
     with pytest.raises(
         TypeError, match=r"adopt\(\) has no option 'colour'; it has handshake_timeout, high_water, .*, sock"
     ):

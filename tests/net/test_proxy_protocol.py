@@ -1,4 +1,4 @@
-"""The PROXY protocol: who the client is, whom to believe, and that not a byte is lost wherever a header is cut."""
+"""The PROXY protocol: the client's address, which proxies are trusted, and no byte lost wherever a header is cut."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def ends_unix(source, destination):
 
 
 def with_checksum(header):
-    """The same with a right checksum as its last TLV."""
+    """The header with a correct checksum as its last TLV."""
     body = header[16:] + tlv(3, bytes(4))
     whole = v2(header[12] & 15, header[13], body)
     return whole[:-4] + struct.pack('!I', crc32c(whole))
@@ -62,7 +62,7 @@ def with_checksum(header):
 V4 = (('192.0.2.1', 51234), ('198.51.100.7', 443))
 V6 = (('2001:db8::1', 51234, 0, 0), ('2001:db8::7', 443, 0, 0))
 TLVS = [(0x01, b'h2'), (0x02, b'example.org'), (0x04, b''), (0xE0, bytes(300))]
-# The header, and (version, command, family, (source, destination), TLVs) of it.
+# For each: the header, and its (version, command, family, (source, destination), TLVs).
 HEADERS = {
     'v1-ipv4': (b'PROXY TCP4 192.0.2.1 198.51.100.7 51234 443\r\n', (1, 'PROXY', socket.AF_INET, V4, [])),
     'v1-ipv6': (b'PROXY TCP6 2001:DB8::1 2001:db8::7 51234 443\r\n', (1, 'PROXY', socket.AF_INET6, V6, [])),
@@ -97,11 +97,11 @@ BAD = {
     'v1 with the other family': b'PROXY TCP4 ::1 ::1 1 1\r\n',
     'v1 with a name': b'PROXY TCP4 localhost 1.2.3.4 1 1\r\n',
     'v1 with a NUL': b'PROXY TCP4 1.2.3.4\0 1.2.3.4 1 1\r\n',
-    'v1 with a byte that is no ASCII': b'PROXY TCP4 \xff.2.3.4 1.2.3.4 1 1\r\n',
+    'v1 with a byte that is not ASCII': b'PROXY TCP4 \xff.2.3.4 1.2.3.4 1 1\r\n',
     'v1 with an address in octal': b'PROXY TCP4 1.2.3.04 1.2.3.4 1 1\r\n',
     'v1 with a port too high': b'PROXY TCP4 1.2.3.4 1.2.3.4 65536 1\r\n',
     'v1 with a port in octal': b'PROXY TCP4 1.2.3.4 1.2.3.4 1 01\r\n',
-    'v1 with a port that is none': b'PROXY TCP4 1.2.3.4 1.2.3.4 +1 1\r\n',
+    'v1 with a signed port': b'PROXY TCP4 1.2.3.4 1.2.3.4 +1 1\r\n',
     'v1 that never ends': b'PROXY UNKNOWN ' + b'x' * 200,
     'v1 that ends a byte too late': b'PROXY UNKNOWN ' + b'x' * 92 + b'\r\n',
     'v2 of version 1': SIGNATURE + b'\x11\x11\0\0',
@@ -118,7 +118,7 @@ BAD = {
 
 
 def listen(r, log=None, **options):
-    """A listener behind proxies, and the connections that it told by `on_connect`."""
+    """A listener that expects PROXY headers, and the connections that `on_connect` was called with."""
     conns = []
     callbacks = {} if log is None else log.callbacks('on_data', 'on_close')
 
@@ -140,15 +140,15 @@ def close_all(r, server, *conns):
 
 
 def taken(r, count):
-    """Run until so many bytes were taken from the kernel."""
+    """Run until `count` bytes have been received from the kernel."""
     run_until(r, lambda: r.stats().bytes_in >= count)
 
 
-# -- who it is
+# -- the client's address
 
 
 @each_header
-def test_what_a_header_says_is_known_when_it_is_connected(r, sockets, name):
+def test_the_contents_of_a_header_are_known_in_on_connect(r, sockets, name):
     header, (version, command, family, (source, destination), tlvs) = HEADERS[name]
     server, conns = listen(r)
     client = sockets.connect(server.address)
@@ -170,7 +170,7 @@ def test_what_a_header_says_is_known_when_it_is_connected(r, sockets, name):
 
 @pytest.mark.scenario(170)
 @each_header
-def test_a_header_that_is_cut_anywhere_loses_no_byte_of_what_comes_behind_it(r, sockets, name):
+def test_a_header_that_is_cut_anywhere_loses_no_byte_of_the_data_after_it(r, sockets, name):
     header, (_, _, _, (source, _), _) = HEADERS[name]
     message = b'GET / HTTP/1.1\r\n\r\nPROXY '
     log = Log()
@@ -209,7 +209,7 @@ def test_a_header_that_comes_byte_by_byte_is_the_same(r, sockets, name):
     close_all(r, server, *conns)
 
 
-def test_what_comes_with_the_header_is_read_in_its_turn_behind_on_connect(r, sockets):
+def test_data_that_arrives_with_the_header_is_read_after_on_connect(r, sockets):
     log = Log()
     server, conns = listen(r, log)
     client = sockets.connect(server.address)
@@ -222,7 +222,7 @@ def test_what_comes_with_the_header_is_read_in_its_turn_behind_on_connect(r, soc
     close_all(r, server, *conns)
 
 
-def test_a_deferred_accept_reads_the_header_and_what_is_behind_it_at_once(r, sockets):
+def test_a_deferred_accept_reads_the_header_and_the_data_after_it_at_once(r, sockets):
     log = Log()
     server, conns = listen(r, log, defer_accept=True)
     client = sockets.connect(server.address)
@@ -234,7 +234,7 @@ def test_a_deferred_accept_reads_the_header_and_what_is_behind_it_at_once(r, soc
     close_all(r, server, *conns)
 
 
-def test_a_header_alone_after_a_deferred_accept_is_waited_behind(r, sockets):
+def test_after_a_deferred_accept_with_a_header_alone_data_may_come_later(r, sockets):
     log = Log()
     server, conns = listen(r, log, defer_accept=True)
     client = sockets.connect(server.address)
@@ -245,7 +245,7 @@ def test_a_header_alone_after_a_deferred_accept_is_waited_behind(r, sockets):
     close_all(r, server, *conns)
 
 
-def test_an_ipv4_client_in_ipv6_clothes_is_shown_as_what_it_is(r, sockets):
+def test_a_mapped_ipv4_client_is_shown_as_ipv4(r, sockets):
     server, conns = listen(r)
     client = sockets.connect(server.address)
     client.send(v2(family=0x21, body=ends6('::ffff:192.0.2.1', 1, '::ffff:192.0.2.2', 2)))
@@ -275,7 +275,7 @@ def test_the_client_is_known_in_on_close(r, sockets):
     close_all(r, server)
 
 
-def test_a_header_of_the_greatest_length_is_read(r, sockets):
+def test_a_header_of_maximum_length_is_read(r, sockets):
     fill = LONGEST_V2 - 16 - len(ends4()) - 3
     log = Log()
     server, conns = listen(r, log)
@@ -286,7 +286,7 @@ def test_a_header_of_the_greatest_length_is_read(r, sockets):
     close_all(r, server, *conns)
 
 
-def test_a_right_checksum_is_taken(r, sockets):
+def test_a_correct_checksum_is_accepted(r, sockets):
     server, conns = listen(r)
     for name in 'v2-ipv4', 'v2-tlvs':
         sockets.connect(server.address).send(with_checksum(HEADERS[name][0]))
@@ -295,16 +295,16 @@ def test_a_right_checksum_is_taken(r, sockets):
     close_all(r, server, *conns)
 
 
-def test_the_checksum_is_that_of_castagnoli():
+def test_the_checksum_is_crc32c():
     assert crc32c(b'123456789') == 0xE3069283
 
 
-# -- what is wrong
+# -- invalid headers
 
 
 @pytest.mark.scenario(171)
 @pytest.mark.parametrize('name', list(BAD))
-def test_a_wrong_header_ends_the_connection_before_it_is_one(r, sockets, name, caplog):
+def test_an_invalid_header_ends_the_connection_before_on_connect(r, sockets, name, caplog):
     caplog.set_level(logging.WARNING)
     log = Log()
     server, _ = listen(r, log)
@@ -322,7 +322,7 @@ def test_a_wrong_header_ends_the_connection_before_it_is_one(r, sockets, name, c
 
 
 @pytest.mark.scenario(171)
-def test_a_header_that_is_not_there_in_time_ends_the_connection(kernel, fake, sockets, caplog):
+def test_a_header_that_is_late_ends_the_connection(kernel, fake, sockets, caplog):
     log = Log()
     server, _ = listen(fake, log, proxy_timeout=3)
     began = kernel.time
@@ -341,7 +341,7 @@ def test_a_header_that_is_not_there_in_time_ends_the_connection(kernel, fake, so
     server.close()
 
 
-def test_a_proxy_has_ten_seconds_for_its_header_unless_you_say_otherwise(kernel, fake, sockets):
+def test_the_default_timeout_for_a_header_is_ten_seconds(kernel, fake, sockets):
     log = Log()
     server, _ = listen(fake, log)
     began = kernel.time
@@ -352,7 +352,7 @@ def test_a_proxy_has_ten_seconds_for_its_header_unless_you_say_otherwise(kernel,
     server.close()
 
 
-def test_a_header_in_time_is_never_late(kernel, fake, sockets):
+def test_a_header_in_time_stops_the_timeout(kernel, fake, sockets):
     log = Log()
     server, conns = listen(fake, log, proxy_timeout=3, idle_timeout=50)
     client = sockets.connect(server.address)
@@ -380,7 +380,7 @@ def test_a_header_that_is_cut_short_is_an_error(r, sockets):
 
 
 @pytest.mark.scenario(172)
-def test_health_checks_that_connect_and_go_are_told_quietly(r, sockets, caplog):
+def test_health_checks_that_connect_and_close_are_not_logged(r, sockets, caplog):
     caplog.set_level(logging.INFO)
     log = Log()
     server, _ = listen(r, log)
@@ -398,7 +398,7 @@ def test_health_checks_that_connect_and_go_are_told_quietly(r, sockets, caplog):
 
 
 @pytest.mark.scenario(172)
-def test_a_health_check_that_says_it_is_one_and_resets_is_told_quietly(r, sockets, caplog):
+def test_health_checks_that_send_a_local_header_and_reset_are_not_logged(r, sockets, caplog):
     caplog.set_level(logging.INFO)
     log = Log()
     server, _ = listen(r, log)
@@ -429,7 +429,7 @@ def test_a_part_of_a_header_does_not_spin(r, sockets):
 
 
 @pytest.mark.scenario(171)
-def test_many_wrong_headers_are_one_line_a_second(kernel, fake, sockets, caplog):
+def test_many_invalid_headers_are_logged_as_one_line_a_second(kernel, fake, sockets, caplog):
     caplog.set_level(logging.WARNING)
     log = Log()
     server, _ = listen(fake, log)
@@ -444,11 +444,11 @@ def test_many_wrong_headers_are_one_line_a_second(kernel, fake, sockets, caplog)
     server.close()
 
 
-# -- whom to believe
+# -- trusted proxies
 
 
 @pytest.mark.scenario(173)
-def test_nobody_is_believed_but_the_networks_that_were_named(r, sockets, caplog):
+def test_only_the_given_networks_are_trusted(r, sockets, caplog):
     caplog.set_level(logging.WARNING)
     log = Log()
     server, _ = listen(r, log, proxy_protocol=['10.0.0.0/8', '127.0.0.2/32'])
@@ -471,24 +471,24 @@ def test_nobody_is_believed_but_the_networks_that_were_named(r, sockets, caplog)
     close_all(r, server)
 
 
-def test_a_stranger_that_is_gone_already_is_no_trouble(r, sockets):
+def test_an_untrusted_client_that_has_reset_already_is_harmless(r, sockets):
     server, _ = listen(r, proxy_protocol=['10.0.0.0/8'])
     reset(sockets.connect(server.address))
     run_until(r, lambda: r.stats().refused_untrusted == 1)
     close_all(r, server)
 
 
-def test_refusing_a_socket_that_has_no_options_any_more_closes_it():
+def test_a_refused_socket_is_closed_even_if_setting_its_options_fails():
     kernel = FailingKernel('setsockopt', errno.EINVAL, 10**6)
     with Reactor(kernel=kernel) as r:
         r.listen_tcp('10.0.0.1', 80, proxy_protocol=['192.168.0.0/16'])
         r.connect_tcp('10.0.0.1', 80)
         kernel.count = 1
         run_until(r, lambda: r.stats().refused_untrusted)
-        assert kernel.count < 0  # it has failed
+        assert kernel.count < 0  # it has failed once, as planned
 
 
-def test_ipv6_peers_are_compared_as_what_they_are(r, sockets):
+def test_ipv6_and_mapped_ipv4_peers_are_compared_with_the_networks_of_their_own_family(r, sockets):
     conns = []
     server = r.listen_tcp(None, 0, on_connect=conns.append, proxy_protocol=['127.0.0.0/8', '::1/128'])
     port = server.address[1]
@@ -532,12 +532,12 @@ def test_a_network_has_the_addresses_of_its_prefix(networks, inside, outside):
     'text', ['', 'localhost', '10.0.0.0/33', '10.0.0.0/', '10.0.0.0/-1', '10.0.0.0/x', '10/8', '10.0.0.1/8', '::1/129',
              '::2/127/1', '10.0.0.0/²', ':', '10.0.0.0\0/8'],
 )  # fmt: skip
-def test_what_is_no_network_raises_at_the_call(r, text):
+def test_an_invalid_network_raises_at_the_call(r, text):
     with pytest.raises(ValueError, match=r'network|bits beyond'):
         r.listen_tcp(HERE, 0, proxy_protocol=[text])
 
 
-def test_a_proxy_named_as_a_mapped_ipv4_network_is_believed_where_it_matched_nobody_before(r, sockets):
+def test_a_mapped_ipv4_network_matches_ipv4_proxies(r, sockets):
     conns = []
     server = r.listen_tcp(HERE, 0, on_connect=conns.append, proxy_protocol=['::ffff:127.0.0.0/104'])
     client = sockets.connect(server.address)
@@ -550,13 +550,13 @@ def test_a_proxy_named_as_a_mapped_ipv4_network_is_believed_where_it_matched_nob
 
 
 @pytest.mark.parametrize('networks', [[], (), set()])
-def test_no_network_at_all_is_refused_at_the_call_since_every_client_would_be_reset(r, networks):
+def test_an_empty_list_of_networks_is_refused_because_every_client_would_be_reset(r, networks):
     with pytest.raises(ValueError, match='proxy_protocol'):
         r.listen_tcp(HERE, 0, proxy_protocol=networks)
 
 
 @pytest.mark.parametrize(('value', 'error'), [(True, TypeError), ('10.0.0.0/8', TypeError), ([b'::1'], TypeError)])
-def test_on_tcp_the_proxies_are_named(r, value, error):
+def test_on_tcp_the_networks_of_the_proxies_are_required(r, value, error):
     with pytest.raises(error, match='network'):
         r.listen_tcp(HERE, 0, proxy_protocol=value)
 
@@ -566,7 +566,7 @@ def test_a_wrong_timeout_raises_at_the_call(r):
         r.listen_tcp(HERE, 0, proxy_protocol=HOME, proxy_timeout=-1)
 
 
-def test_on_a_unix_socket_all_that_may_connect_are_believed(r, sockets, tmp_path):
+def test_on_a_unix_socket_every_client_is_trusted(r, sockets, tmp_path):
     conns = []
     path = str(tmp_path / 's')
     server = r.listen_unix(path, on_connect=conns.append, proxy_protocol=True)
@@ -581,13 +581,13 @@ def test_on_a_unix_socket_all_that_may_connect_are_believed(r, sockets, tmp_path
         r.listen_unix(path, proxy_protocol=['10.0.0.0/8'])
 
 
-# -- TLS behind it
+# -- TLS after the header
 
 
 @pytest.mark.scenario(170)
 @pytest.mark.parametrize('name', ['v1-ipv4', 'v2-tlvs'])
 @pytest.mark.parametrize('cut', [0, 7, -1, None])
-def test_tls_begins_behind_the_header(r, sockets, certificates, name, cut):  # noqa: F811
+def test_tls_begins_after_the_header(r, sockets, certificates, name, cut):  # noqa: F811
     header = HEADERS[name][0]
     log = Log()
     server, conns = listen(r, log, ssl=certificates.server())
@@ -619,7 +619,7 @@ def test_tls_begins_behind_the_header(r, sockets, certificates, name, cut):  # n
     close_all(r, server, conn)
 
 
-def test_a_handshake_that_fails_behind_a_header_tells_the_client(r, sockets, certificates):  # noqa: F811
+def test_the_error_of_a_handshake_after_a_header_names_the_client(r, sockets, certificates):  # noqa: F811
     log = Log()
     server, _ = listen(r, log, ssl=certificates.server())
     client = sockets.connect(server.address)
@@ -631,7 +631,7 @@ def test_a_handshake_that_fails_behind_a_header_tells_the_client(r, sockets, cer
     close_all(r, server)
 
 
-# -- who finds it in handles()
+# -- connections before their header, as handles() shows them
 
 
 def waiting(r, server):
@@ -639,7 +639,7 @@ def waiting(r, server):
     return next(handle for handle in r.handles() if handle is not server)
 
 
-def test_nothing_is_written_before_the_client_is_known(r, sockets):
+def test_nothing_is_written_before_the_header_is_read(r, sockets):
     log = Log()
     server, conns = listen(r, log)
     client = sockets.connect(server.address)
@@ -659,7 +659,7 @@ def test_nothing_is_written_before_the_client_is_known(r, sockets):
     close_all(r, server, conn)
 
 
-def test_reading_can_be_paused_before_the_client_is_known(r, sockets, certificates):  # noqa: F811
+def test_reading_can_be_paused_before_the_header_is_read(r, sockets, certificates):  # noqa: F811
     for context in None, certificates.server():
         log = Log()
         server, conns = listen(r, log, ssl=context)
@@ -682,7 +682,7 @@ def test_reading_can_be_paused_before_the_client_is_known(r, sockets, certificat
 
 
 @pytest.mark.parametrize('how', ['close', 'abort'])
-def test_it_can_be_closed_before_the_client_is_known(r, sockets, how):
+def test_it_can_be_closed_before_the_header_is_read(r, sockets, how):
     log = Log()
     server, _ = listen(r, log)
     client = sockets.connect(server.address)
@@ -698,7 +698,7 @@ def test_it_can_be_closed_before_the_client_is_known(r, sockets, how):
     close_all(r, server)
 
 
-def test_a_checked_stream_is_behind_the_header_in_debug_mode(sockets):
+def test_after_the_header_it_is_a_checked_stream_in_debug_mode(sockets):
     with Reactor(debug=True) as r:
         server, conns = listen(r)
         sockets.connect(server.address).send(HEADERS['v2-ipv4'][0])
@@ -707,7 +707,7 @@ def test_a_checked_stream_is_behind_the_header_in_debug_mode(sockets):
 
 
 @pytest.mark.parametrize('call', ['close', 'abort', 'write_eof', 'pause_reading', 'resume_reading', 'set_timeouts'])
-def test_in_debug_mode_a_connection_whose_header_is_awaited_checks_the_thread_of_its_caller(sockets, call):
+def test_in_debug_mode_a_connection_that_waits_for_its_header_checks_the_thread(sockets, call):
     errors = []
 
     def call_elsewhere(r, server):
@@ -725,10 +725,10 @@ def test_in_debug_mode_a_connection_whose_header_is_awaited_checks_the_thread_of
     assert errors == [False]
 
 
-# -- what else may happen
+# -- other events
 
 
-def test_the_most_connections_count_from_the_accept(r, sockets):
+def test_max_connections_counts_connections_that_wait_for_their_header(r, sockets):
     server, conns = listen(r, max_connections=1)
     first, second = sockets.connect(server.address), sockets.connect(server.address)
     run_until(r, lambda: server.open_connections)
@@ -740,7 +740,7 @@ def test_the_most_connections_count_from_the_accept(r, sockets):
     close_all(r, server, *conns)
 
 
-def test_a_recv_that_finds_nothing_after_all_is_nothing():
+def test_a_spurious_readability_is_ignored():
     for count in 1, 2:
         kernel = FailingKernel('recv', errno.EAGAIN, 10**6)
         with Reactor(kernel=kernel) as r:
@@ -751,11 +751,11 @@ def test_a_recv_that_finds_nothing_after_all_is_nothing():
             run_until(r, lambda server=server: server.open_connections)
             kernel.count = count
             run_until(r, lambda conns=conns: conns)
-            assert kernel.count < 0  # it has failed
+            assert kernel.count < 0  # it has failed, as planned
             assert conns[0].peername == V4[0]
 
 
-def test_a_header_that_the_kernel_gives_in_parts_is_whole():
+def test_a_header_that_is_received_in_parts_is_read_completely():
     for seed in range(20):
         with Reactor(kernel=SimKernel(seed, faults=('recv.short', 'send.short', 'recv.spurious'))) as r:
             log = Log()
@@ -779,7 +779,7 @@ def listen_there(r, log):
     return server, conns
 
 
-def test_what_is_over_is_freed_without_the_collector(r, sockets):
+def test_closed_connections_are_freed_without_the_collector(r, sockets):
     freed = []
 
     class Data:
@@ -809,14 +809,14 @@ def test_what_is_over_is_freed_without_the_collector(r, sockets):
     close_all(r, server)
 
 
-# -- anything at all
+# -- random input
 
 whole_headers = st.sampled_from([header for header, _ in HEADERS.values()] + list(BAD.values()))
 
 
 @st.composite
 def openings(draw):
-    """What a proxy might begin with: a header, one with a few bytes changed, or anything."""
+    """What a proxy might send first: a header, a header with a few bytes changed, or random bytes."""
     data = bytearray(draw(whole_headers) if draw(st.integers(0, 9)) else draw(st.binary(max_size=600)))
     for _ in range(draw(st.sampled_from((0, 0, 1, 3)))):
         if data:
@@ -825,7 +825,7 @@ def openings(draw):
 
 
 def expected(data):
-    """What has to come of these bytes and an end: None for an error, else the bytes behind the header."""
+    """The expected result of these bytes and EOF: None for an error, else the data after the header."""
     for end in range(1, len(data) + 1):
         try:
             size = header_size(data[:end])
@@ -843,7 +843,7 @@ def expected(data):
 
 @pytest.mark.scenario(170)
 @given(openings(), st.lists(st.integers(1, 700), max_size=6), st.integers(0, 2**32))
-def test_whatever_comes_in_whatever_pieces_is_a_client_or_an_error(data, cuts, seed):
+def test_any_bytes_in_any_pieces_are_a_client_or_an_error(data, cuts, seed):
     errors = []
     kernel = SimKernel(seed, faults=('recv.short', 'recv.spurious', 'select.spurious'))
     with Reactor(kernel=kernel, catch_errors=lambda exc, handle: errors.append(exc)) as r:
@@ -854,12 +854,12 @@ def test_whatever_comes_in_whatever_pieces_is_a_client_or_an_error(data, cuts, s
         for turn, (begin, end) in enumerate(pairwise(borders)):
             r.call_later(turn, send, client, data[begin:end], end == len(data))
         run_until(r, lambda: 'close' in log.names())
-        behind = expected(data)
-        assert len(conns) == (behind is not None)
-        assert log.received == (behind or b'')
+        rest = expected(data)
+        assert len(conns) == (rest is not None)
+        assert log.received == (rest or b'')
         assert log.names().count('close') == 1
         exc = log[-1][1]
-        assert exc is None if behind is not None or not data else type(exc) is ProxyError
+        assert exc is None if rest is not None or not data else type(exc) is ProxyError
     assert not errors
 
 
@@ -870,7 +870,7 @@ def send(client, data, last):
             client.write_eof()
 
 
-def test_a_header_of_version_1_has_107_bytes_at_most():
+def test_a_version_1_header_has_at_most_107_bytes():
     longest = b'PROXY TCP6 ' + b' '.join([b'ffff:' * 7 + b'ffff'] * 2) + b' 65535 65535\r\n'
     assert len(longest) == 104 < LONGEST_V1
     assert header_size(longest + b'x') == 104
@@ -879,7 +879,7 @@ def test_a_header_of_version_1_has_107_bytes_at_most():
 # -- no memory
 
 
-def test_a_header_timer_that_was_not_cancelled_for_want_of_memory_does_nothing(kernel, fake, sockets, monkeypatch):
+def test_a_header_timer_that_could_not_be_cancelled_without_memory_does_nothing(kernel, fake, sockets, monkeypatch):
     log = Log()
     server, _ = listen(fake, log, proxy_timeout=3)
     client = sockets.connect(server.address)
@@ -899,9 +899,7 @@ def test_a_header_timer_that_was_not_cancelled_for_want_of_memory_does_nothing(k
     server.close()
 
 
-def test_a_client_for_whose_header_there_is_no_memory_for_a_timer_is_closed_and_the_next_is_served(
-    fake, sockets, monkeypatch
-):
+def test_a_client_without_memory_for_its_header_timer_is_closed_and_the_next_is_served(fake, sockets, monkeypatch):
     server, conns = listen(fake)
     refused = sockets.connect(server.address)
     run_short(monkeypatch, TimerHeap, 'unreferenced_later')

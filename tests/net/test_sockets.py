@@ -50,7 +50,7 @@ needs_ipv6 = pytest.mark.skipif(not has_ipv6(), reason='this machine has no IPv6
 
 @pytest.fixture
 def path(tmp_path, monkeypatch):
-    """A short path for a socket file: those of some machines' temporary folders are too long."""
+    """A short path for a socket file. In the temporary folders of some machines, paths are too long for a socket."""
     monkeypatch.chdir(tmp_path)
     return 's'
 
@@ -133,7 +133,7 @@ def test_a_name_that_cannot_be_looked_up_raises_at_the_call(failure):
 
 @pytest.mark.scenario(45)
 def test_an_address_of_another_machine_raises_at_the_call_and_says_so(r):
-    with pytest.raises(OSError, match='no address of this machine') as caught:
+    with pytest.raises(OSError, match='this machine does not have that address') as caught:
         r.listen_tcp('192.0.2.1', 0)
     assert caught.value.errno == errno.EADDRNOTAVAIL
     assert r.handles() == []
@@ -148,7 +148,7 @@ def test_a_listening_socket_never_blocks_and_is_not_inherited():
 
 
 @pytest.mark.skipif(SO_REUSEPORT < 0, reason='this platform has no SO_REUSEPORT')
-def test_a_port_can_be_shared_by_those_who_ask_for_it(r, sockets):
+def test_listeners_with_reuse_port_share_a_port(r, sockets):
     conns = [[], []]
     first = r.listen_tcp(HERE, 0, on_connect=conns[0].append, reuse_port=True)
     second = r.listen_tcp(*first.address, on_connect=conns[1].append, reuse_port=True)
@@ -164,14 +164,14 @@ def test_a_port_can_be_shared_by_those_who_ask_for_it(r, sockets):
     end(r, *conns[0], *conns[1])
 
 
-def test_sharing_a_port_where_nobody_can_raises_and_leaves_nothing(monkeypatch):
+def test_reuse_port_raises_where_it_is_not_supported_and_leaves_nothing(monkeypatch):
     monkeypatch.setattr('reactor.net.sockets.SO_REUSEPORT', -1)
     with Reactor() as r, pytest.raises(OSError, match='share one listener'):
         r.listen_tcp(HERE, 0, reuse_port=True)
 
 
 @pytest.mark.skipif(TCP_DEFER_ACCEPT < 0, reason='TCP_DEFER_ACCEPT is a Linux feature')
-def test_a_deferred_client_is_accepted_when_it_has_spoken(r, sockets):
+def test_a_deferred_client_is_accepted_when_it_has_sent_data(r, sockets):
     log = Log()
     listener = r.listen_tcp(HERE, 0, defer_accept=True, **log.callbacks('on_connect', 'on_data', 'on_close'))
     client = sockets.connect(listener.address)
@@ -205,7 +205,7 @@ def test_an_inherited_socket_is_listened_on(r, sockets, listening):
     end(r, *conns)
 
 
-def test_the_backlog_is_what_the_caller_says(r):
+def test_the_backlog_is_the_one_that_the_caller_gives(r):
     class Recorded(socket.socket):
         def listen(self, backlog):
             backlogs.append(backlog)
@@ -220,12 +220,12 @@ def test_the_backlog_is_what_the_caller_says(r):
 
 
 @pytest.mark.scenario(42)
-def test_options_of_a_connected_socket_are_set_and_a_dead_one_is_no_error():
+def test_options_of_a_connected_socket_are_set_and_a_closed_one_raises_nothing():
     with socket.create_server((HERE, 0)) as server, socket.create_connection(server.getsockname()) as sock:
         set_stream_options(sock, Options(nodelay=True, keepalive=60))
         assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
         assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
-    set_stream_options(sock, Options())  # closed: reading will tell
+    set_stream_options(sock, Options())  # the socket is closed: the next read will report it
 
 
 def test_a_local_address_with_a_port_is_bound_at_once():
@@ -249,7 +249,7 @@ def test_a_local_address_without_a_port_takes_one_at_the_connect():
 
 
 @needs_unix
-def test_a_unix_listener_serves_and_its_file_goes_with_it(r, sockets, path):
+def test_a_unix_listener_serves_and_removes_its_file_when_it_closes(r, sockets, path):
     log = Log()
     listener = r.listen_unix(path, **log.callbacks('on_connect', 'on_data', 'on_close'))
     assert listener.address == path
@@ -264,7 +264,7 @@ def test_a_unix_listener_serves_and_its_file_goes_with_it(r, sockets, path):
 
 
 @needs_unix
-def test_a_unix_connection_is_shown_and_answers(r, sockets, path):
+def test_a_unix_connection_shows_its_addresses_and_is_answered(r, sockets, path):
     conns = []
     listener = r.listen_unix(path, on_connect=conns.append)
     client = connect(sockets, path)
@@ -280,7 +280,7 @@ def test_a_unix_connection_is_shown_and_answers(r, sockets, path):
 
 @pytest.mark.scenario(46)
 @needs_unix
-def test_a_socket_file_on_which_nobody_listens_is_replaced(r, sockets, path):
+def test_a_socket_file_on_which_no_program_listens_is_replaced(r, sockets, path):
     with socket.socket(socket.AF_UNIX) as dead:
         dead.bind(path)
     assert stat.S_ISSOCK(os.stat(path).st_mode)
@@ -293,7 +293,7 @@ def test_a_socket_file_on_which_nobody_listens_is_replaced(r, sockets, path):
 
 
 class Starting(Kernel):
-    """Has a second program begin to listen at one call of the first, and go on until it waits or has ended."""
+    """Starts a second program on the same path during one call of the first, and waits until it sleeps or has ended."""
 
     def __init__(self, call, path):
         self.call, self.path = call, path
@@ -331,8 +331,8 @@ class Starting(Kernel):
 
 @needs_unix
 @pytest.mark.parametrize('form', [str, os.fsencode])
-def test_the_file_is_removed_also_when_the_program_has_changed_its_directory(path, tmp_path, monkeypatch, form):
-    # As a daemon does, which goes to the root: the file of a relative path stayed behind.
+def test_the_file_is_removed_even_if_the_program_has_changed_its_directory(path, tmp_path, monkeypatch, form):
+    # A daemon does this when it changes to the root. The file of a relative path used to be left there.
     with Reactor() as r:
         listener = r.listen_unix(form(path))
         monkeypatch.chdir('/')
@@ -342,8 +342,9 @@ def test_the_file_is_removed_also_when_the_program_has_changed_its_directory(pat
 
 @needs_unix
 @pytest.mark.parametrize('call', ['unlink', 'chmod'])
-def test_of_two_programs_that_replace_a_stale_file_one_listens_and_the_other_hears_so(path, call):
-    # One removed the file of the other: which it had made after the look at the old one, or was about to listen on.
+def test_of_two_programs_that_replace_a_stale_file_one_listens_and_the_other_gets_an_error(path, call):
+    # One program used to remove the file of the other: a file that was made after the path had been checked, or that
+    # was bound but not listened on yet.
     with socket.socket(socket.AF_UNIX) as dead:
         dead.bind(path)
     kernel = Starting(call, path)
@@ -359,8 +360,8 @@ def test_of_two_programs_that_replace_a_stale_file_one_listens_and_the_other_hea
 
 
 @needs_unix
-def test_a_file_that_was_replaced_after_the_look_at_it_is_left_alone(path):
-    """Also where the directory cannot be locked."""
+def test_a_file_that_was_replaced_after_it_was_checked_is_left_alone(path):
+    """This holds also where the directory cannot be locked."""
 
     class Unlocked(Kernel):
         looks = 0
@@ -378,14 +379,14 @@ def test_a_file_that_was_replaced_after_the_look_at_it_is_left_alone(path):
 
     with socket.socket(socket.AF_UNIX) as dead, socket.socket(socket.AF_UNIX) as other:
         dead.bind(path)
-        with pytest.raises(OSError, match='somebody listens there already'):
+        with pytest.raises(OSError, match='shows the program that listens there'):
             listening_unix(Unlocked(), path, Options(), backlog=1, mode=None)
         with socket.socket(socket.AF_UNIX) as client:
             client.connect(path)
 
 
 @needs_unix
-def test_a_directory_that_another_program_keeps_locked_does_not_keep_anybody_from_listening(path, monkeypatch):
+def test_a_directory_that_another_program_keeps_locked_does_not_prevent_listening(path, monkeypatch):
     fcntl = pytest.importorskip('fcntl')
     naps = []
     monkeypatch.setattr(Kernel, 'sleep', lambda kernel, seconds: naps.append(seconds))
@@ -425,7 +426,7 @@ def test_anything_else_at_the_path_is_never_touched(r, path, kind):
 
 
 @needs_unix
-def test_a_path_on_which_somebody_listens_is_left_to_him(r, sockets, path):
+def test_a_path_on_which_another_program_listens_is_left_alone(r, sockets, path):
     with socket.socket(socket.AF_UNIX) as other:
         other.bind(path)
         other.listen(5)
@@ -433,14 +434,14 @@ def test_a_path_on_which_somebody_listens_is_left_to_him(r, sockets, path):
         with pytest.raises(OSError, match=re.escape(path)) as caught:
             r.listen_unix(path)
         assert caught.value.errno == errno.EADDRINUSE
-        assert os.stat(path).st_ino == before  # the time of the last connect is another
+        assert os.stat(path).st_ino == before  # the same file: only the time of its last connect differs
         connect(sockets, path)
     assert r.handles() == []
 
 
 @needs_unix
-def test_a_path_whose_listener_is_busy_is_left_to_him_too(r, path):
-    """With a full backlog a connect fails with EAGAIN, which is no proof that nobody is there."""
+def test_a_path_whose_listener_is_busy_is_left_alone_too(r, path):
+    """With a full backlog a connect fails with EAGAIN, which does not prove that no program listens there."""
     with socket.socket(socket.AF_UNIX) as other:
         other.bind(path)
         other.listen(0)
@@ -480,7 +481,7 @@ def test_the_mode_is_set_before_it_listens(r, path, mode):
 
 
 @needs_unix
-def test_close_leaves_a_file_that_is_no_longer_ours(r, path):
+def test_close_leaves_a_file_that_is_not_its_own(r, path):
     listener = r.listen_unix(path)
     os.unlink(path)
     with open(path, 'w') as file:
@@ -504,7 +505,7 @@ def test_close_leaves_the_socket_of_a_successor(r, sockets, path):
 
 
 @needs_unix
-def test_close_does_not_mind_that_the_file_is_gone(r, path):
+def test_close_works_when_the_file_is_gone(r, path):
     listener = r.listen_unix(path)
     os.unlink(path)
     listener.close()
@@ -522,14 +523,14 @@ def test_closing_the_reactor_removes_the_file(path):
 @pytest.mark.scenario(46)
 @needs_unix
 @pytest.mark.parametrize('wrong', ['x' * 200, '', None, 5, 'a\0b'])
-def test_a_path_that_cannot_be_one_raises_at_the_call(r, wrong):
+def test_an_invalid_path_raises_at_the_call(r, wrong):
     with pytest.raises((OSError, TypeError, ValueError)):
         r.listen_unix(wrong)
     assert r.handles() == []
 
 
 @needs_unix
-def test_a_folder_that_is_not_there_raises_at_the_call(r):
+def test_a_missing_folder_raises_at_the_call(r):
     with pytest.raises(OSError, match='nowhere') as caught:
         r.listen_unix('nowhere/s')
     assert caught.value.errno == errno.ENOENT
@@ -596,7 +597,7 @@ def test_an_abstract_path_needs_no_file(r, sockets, tmp_path, monkeypatch, form)
 
 
 @needs_unix
-def test_bytes_are_a_path_too(r, sockets, path):
+def test_a_path_may_be_bytes(r, sockets, path):
     listener = r.listen_unix(os.fsencode(path))
     connect(sockets, path)
     run_until(r, lambda: listener.open_connections)
@@ -606,11 +607,11 @@ def test_bytes_are_a_path_too(r, sockets, path):
     end(r, *conns)
 
 
-# -- what some platforms lack, or refuse
+# -- missing features and missing permissions
 
 
 class NoSocket(Kernel):
-    """At the descriptor limit."""
+    """A kernel at its descriptor limit."""
 
     def socket(self, family, kind, proto=0):
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
@@ -625,7 +626,7 @@ def test_without_a_descriptor_listening_raises_at_the_call(host):
         assert r.handles() == []
 
 
-def test_a_port_that_is_not_permitted_says_who_may_have_it():
+def test_the_error_for_a_port_below_1024_says_that_privileges_are_needed():
     class Forbidden(LeanSocket):
         def bind(self, address):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
@@ -657,8 +658,8 @@ def test_keepalive_times_are_rounded_to_whole_seconds_of_at_least_one():
         assert sock.getsockopt(socket.IPPROTO_TCP, KEEPALIVE_OPTIONS[0]) == 2
 
 
-def test_a_local_address_is_bound_to_where_the_port_cannot_be_chosen_at_the_connect(monkeypatch):
-    monkeypatch.setattr('reactor.net.sockets.IP_BIND_ADDRESS_NO_PORT', 9999)  # an option that nobody has
+def test_a_local_address_is_bound_at_once_where_the_port_cannot_be_left_to_the_connect(monkeypatch):
+    monkeypatch.setattr('reactor.net.sockets.IP_BIND_ADDRESS_NO_PORT', 9999)  # an option that no kernel has
     with socket.socket() as sock:
         bind_local(Kernel(), sock, (HERE, 0))
         assert sock.getsockname()[0] == HERE and sock.getsockname()[1]
@@ -666,9 +667,9 @@ def test_a_local_address_is_bound_to_where_the_port_cannot_be_chosen_at_the_conn
 
 @pytest.mark.parametrize('given', [False, True])
 @pytest.mark.parametrize('reuse', [False, True])
-def test_a_local_port_is_taken_with_reuse_only_where_that_steals_from_nobody(monkeypatch, reuse, given):
+def test_a_local_port_is_bound_with_reuse_only_where_that_cannot_steal_it(monkeypatch, reuse, given):
     monkeypatch.setattr('reactor.kernel.Kernel.reuse_address', reuse)
-    monkeypatch.setattr('reactor.net.sockets.IP_BIND_ADDRESS_NO_PORT', -1)  # no port can be chosen at the connect
+    monkeypatch.setattr('reactor.net.sockets.IP_BIND_ADDRESS_NO_PORT', -1)  # so the port cannot be left to the connect
     with socket.socket() as free:
         free.bind((HERE, 0))
         port = free.getsockname()[1]
@@ -679,7 +680,7 @@ def test_a_local_port_is_taken_with_reuse_only_where_that_steals_from_nobody(mon
         assert host == HERE and (taken == port if given else taken)
 
 
-def test_a_path_that_cannot_be_had_says_what_helps_with_a_path(tmp_path):
+def test_the_errors_for_a_path_give_advice_for_paths(tmp_path):
     path = str(tmp_path / 'taken')
     with Reactor() as r:
         server = r.listen_unix(path)
@@ -695,7 +696,7 @@ def test_a_path_that_cannot_be_had_says_what_helps_with_a_path(tmp_path):
         def socket(self, family, kind):
             return Refused(family, kind)
 
-    with Reactor(kernel=Strict()) as r, pytest.raises(PermissionError, match=r'taken: .*: its directory does not let'):
+    with Reactor(kernel=Strict()) as r, pytest.raises(PermissionError, match=r'taken: .*directory is not writable'):
         r.listen_unix(path)
 
 
@@ -725,7 +726,7 @@ class OpenBSD(Kernel):
 
 
 @needs_ipv6
-def test_where_no_socket_serves_both_families_every_address_means_ipv4():
+def test_without_dual_stack_sockets_no_host_means_every_ipv4_address():
     with Reactor(kernel=OpenBSD()) as r:
         server = r.listen_tcp(None, 0)
         assert server.address[0] == '0.0.0.0'
@@ -733,6 +734,6 @@ def test_where_no_socket_serves_both_families_every_address_means_ipv4():
 
 
 @needs_ipv6
-def test_where_a_socket_cannot_be_for_ipv6_alone_listening_on_ipv6_is_refused_and_leaves_no_descriptor():
+def test_without_ipv6_only_sockets_listening_on_ipv6_is_refused_and_leaves_no_descriptor():
     with Reactor(kernel=OpenBSD()) as r, pytest.raises(OSError, match='Invalid argument'):
         r.listen_tcp('::1', 0)

@@ -1,4 +1,4 @@
-"""Streams while they are open: reading, writing, backpressure, time limits, callbacks, facts."""
+"""Open streams: reading, writing, back-pressure, time limits, callbacks and their exceptions, and attributes."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ from tests.helpers.support import (
 
 
 def flood(conn, data=b'\xff' * 100_000):
-    """Write until the connection asks to hold back."""
+    """Write until `write` returns False."""
     while conn.write(data):
         pass
 
@@ -78,7 +78,7 @@ def test_without_on_data_bytes_are_read_and_dropped(r, sockets):
 
 
 @pytest.mark.scenario(59)
-def test_one_connection_is_read_once_a_turn_however_much_waits(r, sockets):
+def test_a_connection_is_read_once_a_turn_however_much_waits(r, sockets):
     conn, theirs = pair(r, sockets)
     other, theirs_2 = pair(r, sockets)
     fill(theirs)
@@ -122,7 +122,7 @@ def test_pause_inside_on_data_stops_at_once_and_nothing_is_lost(r, sockets):
 
 
 @pytest.mark.scenario(69)
-def test_pausing_and_resuming_twice_are_one(r, sockets):
+def test_pausing_and_resuming_twice_is_the_same_as_once(r, sockets):
     log = Log()
     conn, theirs = pair(r, sockets, on_data=log.on_data)
     conn.pause_reading()
@@ -136,11 +136,11 @@ def test_pausing_and_resuming_twice_are_one(r, sockets):
 
 
 def test_a_pause_by_another_callback_of_the_batch_holds(r, sockets):
-    """Both are ready in one batch; whoever comes first pauses the other, which must then stay silent."""
-    conns, heard = [], []
+    """Both are ready in one batch. The one that is read first pauses the other, which must not be read any more."""
+    conns, readers = [], []
 
     def on_data(conn, data):
-        heard.append(conn)
+        readers.append(conn)
         for other in conns:
             if other is not conn:
                 other.pause_reading()
@@ -150,7 +150,7 @@ def test_a_pause_by_another_callback_of_the_batch_holds(r, sockets):
     for _, theirs in made:
         theirs.send(b'x')
     turns(r, 3)
-    assert len(heard) == 1
+    assert len(readers) == 1
     end(r, *conns)
 
 
@@ -176,7 +176,7 @@ def test_writing_goes_on_while_reading_is_paused(r, sockets):
 
 @pytest.mark.scenario(76)
 @pytest.mark.skipif(not hasattr(socket, 'MSG_OOB'), reason='this platform has no urgent data')
-def test_an_urgent_byte_is_ignored_and_the_rest_unharmed(r, sockets):
+def test_an_urgent_byte_is_ignored_and_the_other_bytes_arrive(r, sockets):
     log = Log()
     conn, theirs = pair(r, sockets, tcp=True, on_data=log.on_data)
     theirs.send(b'before')
@@ -204,7 +204,7 @@ def test_a_memory_error_while_reading_ends_that_connection_only(scripted, caplog
 # -- writing
 
 
-def test_write_returns_true_and_tells_when_the_kernel_has_it(r, sockets):
+def test_write_returns_true_and_calls_on_written_when_the_kernel_has_the_data(r, sockets):
     log = Log()
     conn, theirs = pair(r, sockets)
     assert conn.write(b'hello', log.on_written, 1, 'two') is True
@@ -241,15 +241,15 @@ def test_on_written_waits_for_its_own_last_byte(scripted):
     sock.outcomes = deque([3])
     conn.write(b'hello', log.on_written, 'hello')
     conn.write(b'world', log.on_written, 'world')
-    for outcome, told in (1, []), (1, ['hello']), (4, ['hello']), (BlockingIOError(), ['hello']), (1, None):
+    for outcome, written in (1, []), (1, ['hello']), (4, ['hello']), (BlockingIOError(), ['hello']), (1, None):
         sock.outcomes.append(outcome)
         turns(r, 1)
-        assert [name for _, name in log] == (['hello', 'world'] if told is None else told)
+        assert [name for _, name in log] == (['hello', 'world'] if written is None else written)
     assert sock.sent == b'helloworld'
 
 
 @pytest.mark.scenario(56)
-def test_bytes_go_out_in_order_one_by_one(scripted):
+def test_bytes_sent_one_by_one_stay_in_order(scripted):
     r, make = scripted
     conn, sock = make()
     sock.outcomes = deque([1] * 10)
@@ -262,7 +262,7 @@ def test_bytes_go_out_in_order_one_by_one(scripted):
 
 
 @pytest.mark.scenario(65)
-def test_an_empty_write_is_told_in_its_order(r, sockets):
+def test_an_empty_write_is_reported_in_order(r, sockets):
     log = Log()
     conn, theirs = pair(r, sockets)
     conn.write(b'', log.on_written, 1)
@@ -328,7 +328,7 @@ def test_writelines_is_one_system_call(scripted):
 
 
 @pytest.mark.scenario(58)
-def test_one_connection_is_written_once_a_turn_however_fast_its_reader(scripted):
+def test_a_connection_is_written_once_a_turn_however_fast_its_reader(scripted):
     r, make = scripted
     conn, sock = make(max_buffered=1 << 30)
     sock.outcomes = deque()
@@ -400,7 +400,7 @@ def test_a_memoryview_counts_its_bytes_not_its_items(r, sockets):
     end(r, conn)
 
 
-def test_a_view_in_the_order_of_fortran_is_written_as_its_bytes_and_raises_nothing_inside(r, sockets):
+def test_a_view_in_fortran_order_is_written_as_its_bytes(r, sockets):
     testbuffer = pytest.importorskip('_testbuffer')
     conn, theirs = pair(r, sockets)
     view = memoryview(testbuffer.ndarray(list(range(6)), shape=[2, 3], format='B', flags=testbuffer.ND_FORTRAN))
@@ -413,21 +413,21 @@ def test_a_view_in_the_order_of_fortran_is_written_as_its_bytes_and_raises_nothi
 
 
 @pytest.mark.parametrize('buffers', [b'abc', 'abc', 5, None, bytearray(b'x')], ids=repr)
-def test_writelines_refuses_what_is_not_several_buffers(r, sockets, buffers):
+def test_writelines_refuses_a_single_buffer_and_other_values(r, sockets, buffers):
     conn, _ = pair(r, sockets)
-    with pytest.raises(TypeError, match='writelines takes a list of buffers'):
+    with pytest.raises(TypeError, match=r'writelines\(\) takes a list of buffers'):
         conn.writelines(buffers)
     end(r, conn)
 
 
-def test_text_is_refused_with_the_cure(r, sockets):
+def test_the_error_for_text_says_how_to_encode_it(r, sockets):
     conn, _ = pair(r, sockets)
     with pytest.raises(TypeError, match=r"not 'hello'; encode text first: text\.encode\(\)"):
         conn.write('hello')
     end(r, conn)
 
 
-def test_whether_something_is_unread_can_be_asked_while_connecting_and_after_the_end(r):
+def test_unread_can_be_read_while_connecting_and_after_the_end(r):
     server = r.listen_tcp('127.0.0.1', 0)
     conn = r.connect_tcp(*server.address)
     assert conn.unread is False
@@ -460,7 +460,7 @@ def test_ten_megabytes_in_one_write_arrive(r, sockets):
 
 @pytest.mark.scenario(63)
 def test_large_writes_are_not_copied_for_each_send(scripted):
-    """Ten megabytes that leave in small steps: quadratic copying would move tens of gigabytes."""
+    """Ten megabytes that are sent in small steps: quadratic copying would move tens of gigabytes."""
     r, make = scripted
     conn, sock = make()
     sock.outcomes = deque()
@@ -479,9 +479,9 @@ def test_a_hundred_thousand_tiny_writes_are_gathered(scripted):
     r, make = scripted
     conn, sock = make()
     sock.outcomes = deque()
-    told = []
+    calls = []
     for i in range(100_000):
-        conn.write(bytes([i & 255]), lambda conn, i: told.append(i), i)
+        conn.write(bytes([i & 255]), lambda conn, i: calls.append(i), i)
     assert conn.buffered == 100_000
     sock.calls.clear()
     sock.outcomes = None
@@ -489,7 +489,7 @@ def test_a_hundred_thousand_tiny_writes_are_gathered(scripted):
     turns(r, sends + 1)
     assert sock.sent == bytes(i & 255 for i in range(100_000))
     assert sock.calls.count('send') == sends
-    assert told == list(range(100_000))
+    assert calls == list(range(100_000))
 
 
 @pytest.mark.scenario(57)
@@ -562,7 +562,7 @@ def test_an_exception_of_one_on_written_does_not_lose_the_next(r, sockets):
 
 
 @pytest.mark.scenario(60)
-def test_write_says_to_hold_back_and_on_drain_to_go_on(r, sockets):
+def test_write_returns_false_at_the_high_mark_and_on_drain_is_called_at_the_low_mark(r, sockets):
     log = Log()
     conn, theirs = pair(r, sockets, on_drain=log.on_drain)
     while conn.write(b'x' * 1000):
@@ -576,7 +576,7 @@ def test_write_says_to_hold_back_and_on_drain_to_go_on(r, sockets):
     end(r, conn)
 
 
-def test_on_drain_comes_when_it_was_a_later_write_that_reached_the_mark(scripted):
+def test_on_drain_is_called_also_when_a_later_write_reached_the_mark(scripted):
     r, make = scripted
     log = Log()
     conn, sock = make(on_drain=log.on_drain)
@@ -591,7 +591,7 @@ def test_on_drain_comes_when_it_was_a_later_write_that_reached_the_mark(scripted
 
 @pytest.mark.scenario(61)
 @pytest.mark.parametrize('kind', [bytes, bytearray, 'writelines'])
-def test_every_way_to_write_heeds_the_mark(scripted, kind):
+def test_every_way_to_write_respects_the_marks(scripted, kind):
     r, make = scripted
     log = Log()
     conn, sock = make(on_drain=log.on_drain, high_water=100, low_water=10)
@@ -611,20 +611,20 @@ def test_every_way_to_write_heeds_the_mark(scripted, kind):
 
 
 @pytest.mark.scenario(61)
-def test_the_first_write_that_waits_heeds_the_mark(scripted):
+def test_the_first_write_that_waits_respects_the_mark(scripted):
     _, make = scripted
     log = Log()
-    for size, told in (99, True), (100, False):
+    for size, fits in (99, True), (100, False):
         conn, sock = make(on_drain=log.on_drain, high_water=100, low_water=10)
         sock.outcomes = deque()
-        assert conn.write(bytes(size)) is told
+        assert conn.write(bytes(size)) is fits
         conn, sock = make(on_drain=log.on_drain, high_water=100, low_water=10)
         sock.outcomes = deque()
-        assert conn.writelines([bytes(size)]) is told
+        assert conn.writelines([bytes(size)]) is fits
 
 
-def test_on_drain_is_not_told_while_the_mark_is_reached_again(scripted):
-    """Between the flush and its telling, another callback fills the buffer: one drain, when that is gone."""
+def test_on_drain_is_not_called_when_the_mark_is_reached_again(scripted):
+    """Another callback fills the buffer between flush and `on_drain`, which is called once, after the second flush."""
     r, make = scripted
     log = Log()
     conn, sock = make(on_drain=log.on_drain, high_water=100, low_water=10)
@@ -639,7 +639,7 @@ def test_on_drain_is_not_told_while_the_mark_is_reached_again(scripted):
     assert log == [('write', False), ('drain',)]
 
 
-def test_a_stream_that_is_filled_again_as_it_drains_goes_on_being_watched(r, sockets, monkeypatch):
+def test_a_stream_that_is_filled_again_in_on_drain_stays_registered_for_writing(r, sockets, monkeypatch):
     ours, theirs = sockets()
     asked = []
     modify = r.watchers.selector.modify
@@ -667,7 +667,7 @@ def test_a_stream_that_is_filled_again_as_it_drains_goes_on_being_watched(r, soc
 
 
 @pytest.mark.scenario(60)
-def test_a_writer_that_heeds_on_drain_never_buffers_more_than_the_mark_and_one_write(r, sockets):
+def test_a_program_that_waits_for_on_drain_never_buffers_more_than_the_mark_and_one_write(r, sockets):
     sent = most = 0
     received = 0
 
@@ -711,7 +711,7 @@ def test_limits_can_be_set_for_one_connection(scripted):
             conn.set_write_limits(high, low)
 
 
-def test_a_high_mark_of_zero_asks_to_hold_back_after_each_write_that_waits(scripted):
+def test_with_a_high_mark_of_zero_each_write_that_waits_returns_false(scripted):
     _, make = scripted
     conn, sock = make(high_water=0)
     sock.outcomes = deque([5])
@@ -739,7 +739,7 @@ def test_a_write_beyond_max_buffered_aborts_that_connection_only(r, sockets):
 
 
 def test_write_callbacks_count_towards_max_buffered(scripted):
-    """A peer that stalls cannot make a million callbacks of tiny writes wait."""
+    """A stalled peer must not make a million callbacks of tiny writes wait."""
     _, make = scripted
     conn, sock = make(max_buffered=10_000)
     sock.outcomes = deque()
@@ -751,12 +751,12 @@ def test_write_callbacks_count_towards_max_buffered(scripted):
 
 
 @pytest.mark.scenario(60)
-def test_a_publisher_is_not_disturbed_by_stalled_and_dead_subscribers(r, sockets):
+def test_stalled_and_dead_subscribers_do_not_affect_a_publisher(r, sockets):
     log, good = Log(), Log()
     made = [pair(r, sockets, on_close=log.on_close, max_buffered=50_000, high_water=10_000) for _ in range(9)]
     subscribers = [conn for conn, _ in made]
     for _, theirs in made[3:6]:
-        theirs.close()  # dead
+        theirs.close()  # this subscriber is dead
     rounds = []
     received = [bytearray() for _ in range(3)]
 
@@ -784,7 +784,7 @@ def test_a_publisher_is_not_disturbed_by_stalled_and_dead_subscribers(r, sockets
 
 
 @pytest.mark.scenario(79)
-def test_stalled_readers_cost_no_more_than_their_limit_and_end_at_the_stall_deadline(kernel, fake, sockets):
+def test_stalled_readers_use_no_more_than_their_limit_and_end_at_the_write_timeout(kernel, fake, sockets):
     log = Log()
     conns = [pair(fake, sockets, on_close=log.on_close, write_timeout=5)[0] for _ in range(50)]
     for conn in conns:
@@ -796,10 +796,10 @@ def test_stalled_readers_cost_no_more_than_their_limit_and_end_at_the_stall_dead
     assert 5 <= kernel.time - 1000 <= 6
 
 
-# -- time limits, on a clock that moves only while the loop would wait
+# -- time limits, on a clock that moves only while the loop waits
 
 
-def test_a_silent_peer_is_timed_out_never_early_and_at_most_a_second_late(kernel, fake, sockets):
+def test_a_silent_peer_times_out_never_early_and_at_most_a_second_late(kernel, fake, sockets):
     for start in 1000.0, 1100.3, 1200.999:
         kernel.time = start
         log = Log()
@@ -812,7 +812,7 @@ def test_a_silent_peer_is_timed_out_never_early_and_at_most_a_second_late(kernel
 
 @pytest.mark.scenario(77)
 @pytest.mark.parametrize('limit', ['read', 'idle'])
-def test_every_byte_received_begins_the_time_anew(kernel, fake, sockets, limit):
+def test_every_byte_received_restarts_the_time_limit(kernel, fake, sockets, limit):
     log = Log()
     conn, theirs = pair(fake, sockets, on_close=log.on_close)
     conn.set_timeouts(**{limit: 5})
@@ -838,7 +838,7 @@ def test_writing_keeps_a_connection_from_being_idle_but_not_from_a_read_timeout(
 
 
 @pytest.mark.scenario(77)
-def test_a_peer_that_takes_nothing_is_timed_out_one_that_takes_little_is_not(kernel, fake, sockets):
+def test_a_peer_that_receives_nothing_times_out_and_one_that_receives_little_does_not(kernel, fake, sockets):
     log = Log()
     conn, theirs = pair(fake, sockets, on_close=log.on_close, write_timeout=5)
     conn.write(bytes(4 << 20))
@@ -849,7 +849,7 @@ def test_a_peer_that_takes_nothing_is_timed_out_one_that_takes_little_is_not(ker
     assert 1020 + 5 <= kernel.time <= 1020 + 6
 
 
-def test_the_write_timeout_rests_while_nothing_waits(kernel, fake, sockets):
+def test_the_write_timeout_is_stopped_while_nothing_waits(kernel, fake, sockets):
     log = Log()
     conn, _ = pair(fake, sockets, on_close=log.on_close, write_timeout=5)
     conn.write(b'x')
@@ -865,7 +865,7 @@ def test_the_write_timeout_begins_with_the_write_that_has_to_wait(kernel, fake, 
     conn, _ = pair(fake, sockets, on_close=log.on_close, write_timeout=5)
 
     def write():
-        fill(conn.sock)  # so that the very first byte has to wait
+        fill(conn.sock)  # so that even the first byte has to wait
         conn.writelines([b'x']) if kind == 'writelines' else conn.write(kind(1))
         assert conn.buffered == 1
 
@@ -876,7 +876,7 @@ def test_the_write_timeout_begins_with_the_write_that_has_to_wait(kernel, fake, 
 
 
 def late(kernel, r, act):
-    """Have the loop find both a timer that calls `act` and, after it, a time limit of 2 s due in one turn."""
+    """Make the loop find a timer that calls `act` and, after it, a time limit of 2 s due in the same turn."""
 
     def block():
         kernel.time += 5
@@ -888,8 +888,8 @@ def late(kernel, r, act):
     turns(r, 3)
 
 
-def test_bytes_that_wait_are_no_silence_when_a_callback_was_slower_than_the_read_timeout(kernel, fake, sockets):
-    """The peer has sent; the program was late to read."""
+def test_unread_bytes_prevent_a_read_timeout_after_a_slow_callback(kernel, fake, sockets):
+    """The peer has sent in time; the program was late to read."""
     log = Log()
     conn, theirs = pair(fake, sockets, read_timeout=2, **log.callbacks('on_data', 'on_close'))
     late(kernel, fake, lambda: theirs.send(b'in time'))
@@ -898,7 +898,7 @@ def test_bytes_that_wait_are_no_silence_when_a_callback_was_slower_than_the_read
 
 
 @pytest.mark.parametrize('limit', ['read_timeout', 'write_timeout', 'idle_timeout'])
-def test_a_time_limit_does_not_cut_off_what_was_received_before_sending_failed(scripted, limit):
+def test_a_time_limit_does_not_drop_data_received_before_a_send_failed(scripted, limit):
     r, make = scripted
     log = Log()
     conn, sock = make(**{limit: 2}, **log.callbacks('on_data', 'on_close'))
@@ -915,7 +915,7 @@ def test_a_time_limit_does_not_cut_off_what_was_received_before_sending_failed(s
     assert log.names() == ['data', 'close'] and isinstance(log[-1][1], ConnectionResetError)
 
 
-def test_asking_whether_something_is_unread_takes_no_error_away(r, sockets):
+def test_reading_unread_does_not_clear_the_error_of_the_socket(r, sockets):
     log = Log()
     ours, theirs = tcp_sockets(sockets)
     conn = r.adopt(ours, **log.callbacks('on_data', 'on_close'))
@@ -925,7 +925,7 @@ def test_asking_whether_something_is_unread_takes_no_error_away(r, sockets):
     assert log.names() == ['close'] and isinstance(log[0][1], ConnectionResetError)
 
 
-def test_the_read_timeout_rests_while_reading_is_paused(kernel, fake, sockets):
+def test_the_read_timeout_is_stopped_while_reading_is_paused(kernel, fake, sockets):
     log = Log()
     conn, _ = pair(fake, sockets, on_close=log.on_close, read_timeout=5)
     conn.pause_reading()
@@ -935,7 +935,7 @@ def test_the_read_timeout_rests_while_reading_is_paused(kernel, fake, sockets):
     assert 1057.5 <= kernel.time <= 1058.5
 
 
-def test_time_limits_are_set_anew_as_a_whole(kernel, fake, sockets):
+def test_set_timeouts_replaces_all_time_limits(kernel, fake, sockets):
     log = Log()
     conn, _ = pair(fake, sockets, on_close=log.on_close, read_timeout=5)
     conn.set_timeouts(idle=50)
@@ -953,7 +953,7 @@ def test_time_limits_can_be_removed(kernel, fake, sockets):
     assert len(fake.timers.buckets) == 0
 
 
-def test_the_shortest_of_several_limits_ends_it(kernel, fake, sockets):
+def test_the_shortest_of_several_time_limits_applies(kernel, fake, sockets):
     log = Log()
     pair(fake, sockets, on_close=log.on_close, read_timeout=7, write_timeout=3, idle_timeout=20)
     fake.run()
@@ -961,7 +961,7 @@ def test_the_shortest_of_several_limits_ends_it(kernel, fake, sockets):
     assert 1007 <= kernel.time <= 1008
 
 
-def test_bytes_move_no_timer(fake, sockets):
+def test_receiving_bytes_moves_no_timer(fake, sockets):
     conn, theirs = pair(fake, sockets, idle_timeout=60)
     turns(fake, 0)
     before = fake.timers.next_deadline()
@@ -1010,7 +1010,7 @@ def raises(*args):
 
 
 def trigger(r, conn, theirs, name):
-    """Have the named callback called."""
+    """Make the reactor call the named callback."""
     if name == 'on_data':
         theirs.send(b'x')
     elif name == 'on_eof':
@@ -1028,7 +1028,7 @@ KINDS = ['on_data', 'on_eof', 'on_drain', 'on_written']
 
 @pytest.mark.scenario(115)
 @pytest.mark.parametrize('name', KINDS)
-def test_an_exception_goes_to_on_error_and_the_connection_lives(r, sockets, name):
+def test_an_exception_goes_to_on_error_and_the_connection_stays_open(r, sockets, name):
     log = Log()
     callbacks = {} if name == 'on_written' else {name: raises}
     conn, theirs = pair(r, sockets, **callbacks, **log.callbacks('on_error', 'on_close'))
@@ -1045,7 +1045,7 @@ def test_an_exception_goes_to_on_error_and_the_connection_lives(r, sockets, name
 
 @pytest.mark.scenario(115)
 @pytest.mark.parametrize('name', KINDS)
-def test_without_on_error_it_is_logged_and_that_connection_aborted_with_it(r, sockets, caplog, name):
+def test_without_on_error_an_exception_is_logged_and_that_connection_aborted_with_it(r, sockets, caplog, name):
     log = Log()
     callbacks = {} if name == 'on_written' else {name: raises}
     conn, theirs = pair(r, sockets, tcp=True, **callbacks, on_close=log.on_close)
@@ -1065,25 +1065,25 @@ def test_without_on_error_it_is_logged_and_that_connection_aborted_with_it(r, so
 
 
 @pytest.mark.parametrize('name', KINDS)
-def test_catch_errors_may_be_a_function_that_is_told_instead_of_the_log(sockets, caplog, name):
-    told, log = [], Log()
+def test_catch_errors_may_be_a_function_that_is_called_instead_of_logging(sockets, caplog, name):
+    calls, log = [], Log()
     callbacks = {} if name == 'on_written' else {name: raises}
-    with Reactor(catch_errors=lambda exc, handle: told.append((type(exc), handle))) as r:
+    with Reactor(catch_errors=lambda exc, handle: calls.append((type(exc), handle))) as r:
         conn, theirs = pair(r, sockets, **callbacks, on_close=log.on_close)
         trigger(r, conn, theirs, name)
-        assert told == [(ZeroDivisionError, conn)]
+        assert calls == [(ZeroDivisionError, conn)]
         assert [type(exc) for _, exc in log] == [ZeroDivisionError]
     assert caplog.records == []
 
 
 @pytest.mark.parametrize('name', KINDS)
-def test_with_catch_errors_off_it_leaves_the_run(sockets, name):
+def test_with_catch_errors_off_an_exception_leaves_run(sockets, name):
     callbacks = {} if name == 'on_written' else {name: raises}
     with Reactor(catch_errors=False) as r:
         conn, theirs = pair(r, sockets, **callbacks)
         with pytest.raises(ZeroDivisionError):
             trigger(r, conn, theirs, name)
-        turns(r, 1)  # and it can be run again
+        turns(r, 1)  # it can run again
 
 
 @pytest.mark.scenario(116)
@@ -1102,7 +1102,7 @@ def test_an_on_error_that_raises_is_logged_and_the_connection_aborted(r, sockets
     assert len(caplog.records) == 1
 
 
-def test_what_an_on_error_raises_goes_to_the_callable_that_stands_for_the_log(sockets, caplog):
+def test_an_exception_in_on_error_goes_to_the_catch_errors_function(sockets, caplog):
     errors = []
 
     def raises(conn, what):
@@ -1117,7 +1117,7 @@ def test_what_an_on_error_raises_goes_to_the_callable_that_stands_for_the_log(so
 
 
 @pytest.mark.scenario(116)
-def test_an_on_close_that_raises_is_logged_and_told_to_nobody(r, sockets, caplog):
+def test_an_exception_in_on_close_is_logged_and_not_passed_to_on_error(r, sockets, caplog):
     log = Log()
     conn, _ = pair(r, sockets, on_close=raises, on_error=log.on_error)
     conn.close()
@@ -1128,18 +1128,18 @@ def test_an_on_close_that_raises_is_logged_and_told_to_nobody(r, sockets, caplog
     assert r.handles() == []
 
 
-def test_an_on_close_that_raises_is_logged_however_errors_are_caught(sockets, caplog):
-    told = []
-    with Reactor(catch_errors=lambda exc, handle: told.append(type(exc))) as r:
+def test_an_exception_in_on_close_is_logged_or_passed_to_catch_errors(sockets, caplog):
+    calls = []
+    with Reactor(catch_errors=lambda exc, handle: calls.append(type(exc))) as r:
         conn, _ = pair(r, sockets, on_close=raises)
         conn.close()
         turns(r, 2)
-    assert told or caplog.records
+    assert calls or caplog.records
 
 
 @pytest.mark.scenario(118)
 @pytest.mark.parametrize('kind', [MemoryError, RecursionError])
-def test_even_exhaustion_in_a_callback_hurts_its_connection_only(r, sockets, caplog, kind):
+def test_even_exhaustion_in_a_callback_affects_its_connection_only(r, sockets, caplog, kind):
     log = Log()
 
     def on_data(conn, data):
@@ -1201,14 +1201,14 @@ def test_an_interrupt_in_a_completion_leaves_the_others_for_the_next_run(r, sock
 # -- facts
 
 
-def test_names_are_those_of_the_socket(r, sockets):
+def test_peername_and_sockname_are_those_of_the_socket(r, sockets):
     conn, theirs = pair(r, sockets, tcp=True)
     assert conn.peername == theirs.getsockname()
     assert conn.sockname == theirs.getpeername()
     end(r, conn)
 
 
-def test_the_peer_is_asked_for_once_and_kept(r, sockets):
+def test_peername_is_read_once_and_kept(r, sockets):
     log = []
     conn, theirs = pair(r, sockets, tcp=True, on_close=lambda conn, exc: log.append(conn.peername))
     expected = theirs.getsockname()
@@ -1219,14 +1219,14 @@ def test_the_peer_is_asked_for_once_and_kept(r, sockets):
 
 
 @pytest.mark.scenario(42)
-def test_a_peer_that_is_asked_for_too_late_is_none(r, sockets):
+def test_peername_is_none_when_it_is_first_read_after_the_close(r, sockets):
     conn, _ = pair(r, sockets, tcp=True)
     end(r, conn)
     assert conn.peername is None
     assert conn.sockname is None
 
 
-def test_repr_tells_descriptor_state_addresses_and_what_waits(r, sockets):
+def test_repr_shows_descriptor_state_addresses_and_waiting_bytes(r, sockets):
     conn, theirs = pair(r, sockets, tcp=True)
     text = repr(conn)
     assert f'fd={conn.fileno()}' in text
@@ -1246,7 +1246,7 @@ def test_without_a_socket_its_descriptor_is_minus_one(r, sockets):
     end(r, waiting)
 
 
-def test_data_is_the_users_and_begins_as_none(r, sockets):
+def test_data_belongs_to_the_user_and_starts_as_none(r, sockets):
     conn, _ = pair(r, sockets)
     assert conn.data is None
     conn.data = {'any': 'thing'}
@@ -1315,18 +1315,18 @@ def test_debug_refuses_a_write_from_another_thread(sockets):
     assert len(errors) == 1
 
 
-def test_a_callback_of_a_write_that_cannot_be_called_is_refused_and_nothing_is_sent(r, sockets):
+def test_an_on_written_that_is_not_callable_is_refused_and_nothing_is_sent(r, sockets):
     conn, theirs = pair(r, sockets)
-    for write in conn.write, lambda data, told: conn.writelines([data], told):
+    for write in conn.write, lambda data, fn: conn.writelines([data], fn):
         with pytest.raises(TypeError, match='on_written'):
-            write(b'x', 'told')
+            write(b'x', 'not callable')
     with pytest.raises(BlockingIOError):
         theirs.recv(1)
     end(r, conn)
 
 
 @pytest.mark.scenario(64)
-def test_write_after_each_own_end_raises_and_queues_nothing(r, sockets):
+def test_write_after_close_abort_or_write_eof_raises_and_queues_nothing(r, sockets):
     for name in 'close', 'abort', 'write_eof':
         conn, theirs = pair(r, sockets, tcp=True)
         port = str(theirs.getsockname()[1])
@@ -1338,7 +1338,7 @@ def test_write_after_each_own_end_raises_and_queues_nothing(r, sockets):
         end(r, conn)
 
 
-def test_a_send_that_fails_inside_write_tells_later_and_never_raises(scripted):
+def test_a_send_that_fails_inside_write_is_reported_later_and_never_raises(scripted):
     r, make = scripted
     for data in b'data', bytearray(b'data'):
         log = Log()
@@ -1354,7 +1354,7 @@ def test_a_send_that_fails_inside_write_tells_later_and_never_raises(scripted):
 
 
 @pytest.mark.parametrize('kind', [bytes, bytearray, 'writelines'])
-def test_what_a_failing_write_could_not_send_is_counted_as_never_accepted(scripted, kind):
+def test_bytes_that_a_failing_write_could_not_send_count_as_buffered(scripted, kind):
     r, make = scripted
     left = []
     conn, sock = make(on_close=lambda conn, exc: left.append(conn.buffered))
@@ -1364,7 +1364,7 @@ def test_what_a_failing_write_could_not_send_is_counted_as_never_accepted(script
     assert left == [7]
 
 
-def test_a_reactor_that_is_closed_aborts_and_tells_its_connections(sockets):
+def test_closing_the_reactor_aborts_its_connections_and_calls_on_close(sockets):
     log = Log()
     with Reactor() as r:
         conn, _ = pair(r, sockets, on_close=log.on_close)
@@ -1377,8 +1377,8 @@ def test_a_reactor_that_is_closed_aborts_and_tells_its_connections(sockets):
 
 
 @pytest.mark.scenario(77)
-def test_a_peer_that_the_system_gave_up_is_told_with_the_systems_error(scripted):
-    """What keepalive ends in: the next recv fails with ETIMEDOUT, which is no time limit of ours."""
+def test_a_keepalive_failure_is_reported_with_the_kernels_error(scripted):
+    """When keepalive gives up, the next recv fails with ETIMEDOUT, which is not one of our time limits."""
     r, make = scripted
     log = Log()
     _, sock = make(**log.callbacks('on_data', 'on_eof', 'on_close'))
@@ -1390,7 +1390,7 @@ def test_a_peer_that_the_system_gave_up_is_told_with_the_systems_error(scripted)
 
 
 @pytest.mark.scenario(78)
-def test_a_peer_that_trickles_is_ended_by_a_deadline_that_its_bytes_do_not_move(kernel, fake, sockets):
+def test_a_deadline_ends_a_peer_that_trickles_bytes(kernel, fake, sockets):
     log, ended = Log(), []
     conn, theirs = pair(fake, sockets, on_data=log.on_data, idle_timeout=5)
     conn.on_close = lambda conn, exc: (ended.append((kernel.time, exc)), beat.cancel())
@@ -1402,7 +1402,7 @@ def test_a_peer_that_trickles_is_ended_by_a_deadline_that_its_bytes_do_not_move(
 
 
 @pytest.mark.scenario(84)
-def test_what_a_peer_sent_is_no_format_in_the_log(r, sockets, caplog):
+def test_data_of_a_peer_is_not_used_as_a_format_in_the_log(r, sockets, caplog):
     def on_data(conn, data):
         raise ValueError(data.decode())
 
@@ -1419,9 +1419,7 @@ def test_what_a_peer_sent_is_no_format_in_the_log(r, sockets, caplog):
 
 
 @pytest.mark.parametrize('kind', [MemoryError, RecursionError])
-def test_a_connection_that_cannot_be_read_for_want_of_memory_or_stack_ends_alone_with_that(
-    r, sockets, monkeypatch, kind
-):
+def test_a_connection_that_cannot_be_read_without_memory_or_stack_ends_alone(r, sockets, monkeypatch, kind):
     log, other_log = Log(), Log()
     _, theirs = pair(r, sockets, on_data=log.on_data, on_close=log.on_close)
     other, other_theirs = pair(r, sockets, on_data=other_log.on_data)
@@ -1435,7 +1433,7 @@ def test_a_connection_that_cannot_be_read_for_want_of_memory_or_stack_ends_alone
     end(r, other)
 
 
-def test_a_connection_for_whose_on_drain_there_is_no_memory_ends_with_that(r, sockets, monkeypatch):
+def test_a_connection_without_memory_for_its_on_drain_ends_with_memory_error(r, sockets, monkeypatch):
     log = Log()
     conn, theirs = pair(r, sockets, on_drain=log.on_drain, on_close=log.on_close)
     flood(conn)
@@ -1448,7 +1446,7 @@ def test_a_connection_for_whose_on_drain_there_is_no_memory_ends_with_that(r, so
 
 
 @pytest.mark.parametrize('times', [1, 2])
-def test_an_end_that_finds_no_memory_to_unregister_is_made_again(r, sockets, monkeypatch, times):
+def test_an_end_without_memory_to_unregister_is_repeated(r, sockets, monkeypatch, times):
     log = Log()
     conn, theirs = pair(r, sockets, on_close=log.on_close)
     run_short(monkeypatch, Watchers, 'remove', times)
@@ -1470,22 +1468,20 @@ def test_an_on_close_that_waits_for_memory_is_called_once_with_the_same_exceptio
     assert log == [('close', error)]
 
 
-def test_an_on_close_for_whose_call_there_is_no_memory_is_called_later(r, sockets):
+def test_an_on_close_without_memory_for_its_call_is_called_later(r, sockets):
     log = Log()
     conn, _ = pair(r, sockets, on_close=uncallable(2))
     conn.data = log
     conn.abort()
     turns(r, 1)
-    assert conn.data is log  # nothing of the user's is dropped before on_close was called
+    assert conn.data is log  # nothing of the user's is dropped before on_close has been called
     conn.on_close = log.on_close
     turns(r, 2)
     assert log == [('close', None)]
     assert conn.data is conn.on_close is None
 
 
-def test_an_exception_in_a_callback_ends_its_connection_although_there_was_no_memory_to_do_so_at_once(
-    r, sockets, monkeypatch
-):
+def test_an_exception_in_a_callback_ends_its_connection_later_when_there_is_no_memory_at_once(r, sockets, monkeypatch):
     log = Log()
 
     def on_data(conn, data):
@@ -1500,7 +1496,7 @@ def test_an_exception_in_a_callback_ends_its_connection_although_there_was_no_me
     assert str(log[0][1]) == 'boom'
 
 
-def test_a_send_that_finds_no_memory_is_reported_by_on_close(scripted):
+def test_a_send_without_memory_is_reported_by_on_close(scripted):
     r, make = scripted
     log = Log()
     conn, sock = make(on_close=log.on_close)
@@ -1515,9 +1511,7 @@ def test_a_send_that_finds_no_memory_is_reported_by_on_close(scripted):
 
 @pytest.mark.parametrize('kind', [MemoryError, RecursionError])
 @pytest.mark.parametrize('data', [b'x' * 9, bytearray(9)], ids=['bytes', 'bytearray'])
-def test_a_send_after_which_there_is_no_memory_or_stack_to_wait_is_reported_by_on_close(
-    scripted, monkeypatch, data, kind
-):
+def test_running_out_of_memory_or_stack_after_a_partial_send_is_reported_by_on_close(scripted, monkeypatch, data, kind):
     r, make = scripted
     ends = []
     conn, sock = make(on_close=lambda conn, exc: ends.append((type(exc), conn.buffered)))
@@ -1530,7 +1524,7 @@ def test_a_send_after_which_there_is_no_memory_or_stack_to_wait_is_reported_by_o
     assert len(sock.sent) == 4
 
 
-def test_a_write_for_which_there_is_no_stack_raises_and_has_sent_nothing(scripted, monkeypatch):
+def test_a_write_without_stack_raises_and_sends_nothing(scripted, monkeypatch):
     r, make = scripted
     log = Log()
     conn, sock = make(on_close=log.on_close)
@@ -1544,7 +1538,7 @@ def test_a_write_for_which_there_is_no_stack_raises_and_has_sent_nothing(scripte
     end(r, conn)
 
 
-def test_an_aborted_connection_refuses_writes_and_another_that_failed_drops_them(scripted):
+def test_an_aborted_connection_refuses_writes_and_a_failed_one_drops_them(scripted):
     r, make = scripted
     log = Log()
     aborted, _ = make()
@@ -1554,12 +1548,12 @@ def test_an_aborted_connection_refuses_writes_and_another_that_failed_drops_them
     failed.reset(error)
     with pytest.raises(ConnectionClosed):
         aborted.write(b'x')
-    assert failed.write(b'x') is False  # it was not told yet
+    assert failed.write(b'x') is False  # its failure has not been reported yet
     turns(r, 2)
     assert log == [('close', error)]
 
 
-def test_a_time_limit_that_a_close_found_no_memory_to_end_does_nothing(kernel, fake, sockets, monkeypatch):
+def test_a_time_limit_that_could_not_be_removed_without_memory_does_nothing(kernel, fake, sockets, monkeypatch):
     log = Log()
     conn, _ = pair(fake, sockets, on_close=log.on_close, idle_timeout=5, linger=60)
     conn.write(b'\xff' * 1_000_000)
@@ -1568,14 +1562,14 @@ def test_a_time_limit_that_a_close_found_no_memory_to_end_does_nothing(kernel, f
         conn.close()
     kernel.time += 10
     turns(fake, 3)
-    assert log == []  # it lingers: the peer may take the rest yet
+    assert log == []  # it lingers: the peer may still take the rest
     assert conn.closed
     conn.abort()
     turns(fake, 2)
     assert log == [('close', None)]
 
 
-def test_a_connection_that_is_paused_and_resumed_all_the_time_is_idle_all_the_same(sockets):
+def test_pausing_and_resuming_does_not_keep_a_connection_from_being_idle(sockets):
     log, kernel = Log(), FakeKernel()
     with Reactor(kernel=kernel) as r:
         ours, _ = sockets()

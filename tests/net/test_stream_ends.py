@@ -1,4 +1,4 @@
-"""How streams end: each way once, last, with the right reason, and with nothing left behind."""
+"""How streams end: with one `on_close` as the last callback, with the right reason, and with nothing left open."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ ALL = ('on_data', 'on_eof', 'on_drain', 'on_close', 'on_error')
 
 
 def stall(conn):
-    """Write so much that most of it waits."""
+    """Write so much that most of it has to wait."""
     conn.write(bytes(16 << 20))
     assert conn.buffered
 
@@ -55,7 +55,7 @@ def test_end_of_file_without_on_eof_closes(r, sockets):
 
 
 @pytest.mark.scenario(70)
-def test_end_of_file_without_on_eof_sends_what_waits_first(r, sockets):
+def test_end_of_file_without_on_eof_sends_waiting_bytes_first(r, sockets):
     log = Log()
     data = os.urandom(4 << 20)
     conn, theirs = pair(r, sockets, on_close=log.on_close)
@@ -146,7 +146,7 @@ def test_resuming_after_the_end_of_file_reads_no_more(r, sockets):
 # -- write_eof
 
 
-def test_write_eof_ends_our_side_after_what_waits_and_reading_goes_on(r, sockets):
+def test_write_eof_ends_our_side_after_waiting_bytes_and_reading_goes_on(r, sockets):
     log = Log()
     data = os.urandom(2 << 20)
     conn, theirs = pair(r, sockets, **log.callbacks(*ALL))
@@ -195,7 +195,7 @@ def test_write_eof_twice_or_on_a_closed_connection_does_nothing(r, sockets):
 
 
 @pytest.mark.scenario(73)
-def test_write_eof_to_a_peer_that_was_reset_ends_cleanly_once(r, sockets):
+def test_write_eof_to_a_peer_that_has_reset_ends_once(r, sockets):
     log = Log()
     conn, theirs = pair(r, sockets, tcp=True, on_close=log.on_close)
     reset(theirs)
@@ -221,7 +221,7 @@ def test_both_sides_may_end_at_the_same_time(r, sockets):
 # -- close
 
 
-def test_close_with_nothing_waiting_ends_at_once_and_says_so_later(r, sockets):
+def test_close_with_nothing_waiting_ends_at_once_and_on_close_is_called_later(r, sockets):
     log = Log()
     conn, theirs = pair(r, sockets, on_close=log.on_close)
     conn.write(b'bye', log.on_written)
@@ -236,7 +236,7 @@ def test_close_with_nothing_waiting_ends_at_once_and_says_so_later(r, sockets):
 
 
 @pytest.mark.scenario(66)
-def test_close_sends_what_waits_first(r, sockets):
+def test_close_sends_waiting_bytes_first(r, sockets):
     log = Log()
     data = os.urandom(3 << 20)
     conn, theirs = pair(r, sockets, on_close=log.on_close)
@@ -265,7 +265,7 @@ def test_close_stops_reading(r, sockets):
 
 
 def test_a_large_answer_survives_a_close_with_the_next_request_already_here(r, sockets):
-    """Closing a socket with unread input would reset it and lose what the peer has not read yet."""
+    """Closing a socket with unread input would reset it and lose data that the peer has not read yet."""
     answer = os.urandom(4 << 20)
     log = Log()
 
@@ -310,7 +310,7 @@ def test_close_while_reading_is_paused_loses_nothing_that_was_sent(r, sockets):
 
 
 @pytest.mark.scenario(75)
-def test_closing_twice_and_closing_what_is_closed_is_silent(r, sockets):
+def test_closing_again_is_silent(r, sockets):
     for stalled in True, False:
         log = Log()
         conn, _ = pair(r, sockets, on_close=log.on_close)
@@ -342,12 +342,13 @@ def test_write_after_on_close_raises(r, sockets):
 
 
 @pytest.mark.scenario(64)
-def test_write_after_an_end_that_was_not_told_yet_is_dropped(r, sockets):
+def test_write_after_an_end_that_was_not_reported_yet_is_dropped(r, sockets):
     log = Log()
     answers = []
     conn, theirs = pair(r, sockets, on_close=log.on_close)
     theirs.close()
-    r.call_soon(lambda: answers.append(conn.write(b'x', log.on_written)))  # after the end, before it is told
+    # This runs after the connection has failed and before on_close is called.
+    r.call_soon(lambda: answers.append(conn.write(b'x', log.on_written)))
     run_until(r, lambda: log)
     assert answers == [False]
     assert log == [('close', None)]
@@ -355,7 +356,7 @@ def test_write_after_an_end_that_was_not_told_yet_is_dropped(r, sockets):
 
 @pytest.mark.scenario(66)
 @pytest.mark.parametrize('what', ['bytes', 'end'])
-def test_a_peer_that_does_not_let_us_finish_is_reset_when_the_linger_is_over(kernel, fake, sockets, what):
+def test_a_connection_that_cannot_finish_is_reset_after_the_linger(kernel, fake, sockets, what):
     log, left = Log(), []
     conn, _ = pair(fake, sockets, on_close=log.on_close, linger=7)
     if what == 'bytes':
@@ -382,7 +383,7 @@ def test_time_limits_of_an_open_connection_do_not_cut_a_close_short(kernel, fake
     assert kernel.time >= 1020
 
 
-def test_a_peer_that_goes_on_talking_after_close_is_bounded_by_the_linger(kernel, fake, sockets):
+def test_a_peer_that_keeps_sending_after_close_is_reset_after_the_linger(kernel, fake, sockets):
     log = Log()
     conn, theirs = pair(fake, sockets, on_close=log.on_close, linger=7)
     conn.pause_reading()
@@ -443,7 +444,7 @@ def test_abort_passes_its_reason_to_on_close(r, sockets, closing):
         conn.write(bytes(8_000_000))
         conn.close()
     conn.abort(reason)
-    conn.abort(ValueError('a second one comes too late'))
+    conn.abort(ValueError('a second reason comes too late'))
     assert log == []
     turns(r, 2)
     assert log == [('close', reason)]
@@ -475,7 +476,7 @@ def test_abort_while_closing_ends_it_at_once(r, sockets):
 
 @pytest.mark.scenario(71)
 @pytest.mark.parametrize('state', ['idle', 'writing', 'half open'])
-def test_a_reset_is_told_once_with_the_systems_error(r, sockets, state):
+def test_a_reset_is_reported_once_with_the_kernels_error(r, sockets, state):
     log = Log()
     conn, theirs = pair(r, sockets, tcp=True, **log.callbacks('on_data', 'on_close'))
     if state == 'writing':
@@ -523,7 +524,7 @@ def test_a_reset_while_paused_is_seen_on_writing(r, sockets):
 
 
 @pytest.mark.scenario(71)
-def test_a_reset_while_closing_is_told(r, sockets):
+def test_a_reset_while_closing_is_reported(r, sockets):
     log = Log()
     conn, theirs = pair(r, sockets, tcp=True, on_close=log.on_close)
     stall(conn)
@@ -537,7 +538,7 @@ def test_a_reset_while_closing_is_told(r, sockets):
 
 
 @pytest.mark.scenario(72)
-def test_what_was_received_before_a_send_failed_is_delivered_first(scripted):
+def test_data_received_before_a_send_failed_is_delivered_first(scripted):
     r, make = scripted
     log = Log()
     conn, sock = make(read_size=4, **log.callbacks(*ALL))
@@ -550,7 +551,7 @@ def test_what_was_received_before_a_send_failed_is_delivered_first(scripted):
     assert isinstance(log[-1][1], BrokenPipeError)
 
 
-def test_all_that_was_received_before_a_send_failed_is_delivered_however_little_is_read_at_once(scripted):
+def test_all_data_received_before_a_send_failed_is_delivered_even_with_a_small_read_size(scripted):
     r, make = scripted
     log = Log()
     conn, sock = make(read_size=1, **log.callbacks('on_data', 'on_close'))
@@ -563,7 +564,7 @@ def test_all_that_was_received_before_a_send_failed_is_delivered_however_little_
 
 @pytest.mark.scenario(72)
 @pytest.mark.parametrize('then', ['nothing', 'end', 'error'])
-def test_the_error_of_the_send_is_the_one_that_is_told(scripted, then, caplog):
+def test_the_error_of_the_send_is_the_one_that_is_reported(scripted, then, caplog):
     r, make = scripted
     log = Log()
     conn, sock = make(**log.callbacks(*ALL))
@@ -580,7 +581,7 @@ def test_the_error_of_the_send_is_the_one_that_is_told(scripted, then, caplog):
 
 
 @pytest.mark.scenario(72)
-def test_a_real_peer_that_answered_and_left_is_heard_before_the_error(r, sockets):
+def test_the_answer_of_a_peer_that_has_left_is_delivered_before_the_error(r, sockets):
     log = Log()
     conn, theirs = pair(r, sockets, **log.callbacks('on_data', 'on_close'))
     theirs.send(b'413 too large')
@@ -593,7 +594,7 @@ def test_a_real_peer_that_answered_and_left_is_heard_before_the_error(r, sockets
     assert isinstance(log[-1][1], BrokenPipeError)
 
 
-def test_a_send_that_fails_later_delivers_what_was_received_too(scripted):
+def test_a_send_that_fails_later_also_delivers_received_data(scripted):
     r, make = scripted
     log = Log()
     conn, sock = make(read_size=4, **log.callbacks(*ALL))
@@ -607,7 +608,7 @@ def test_a_send_that_fails_later_delivers_what_was_received_too(scripted):
 
 
 def test_pausing_during_the_last_deliveries_stops_them(r, sockets):
-    """`if not conn.write(data): conn.pause_reading()`, as everybody holds back; here the write has failed."""
+    """`if not conn.write(data): conn.pause_reading()` is the usual pattern. Here the write has failed."""
     log = Log()
 
     def on_data(conn, data):
@@ -623,7 +624,7 @@ def test_pausing_during_the_last_deliveries_stops_them(r, sockets):
     assert isinstance(log[-1][1], BrokenPipeError)
 
 
-def test_resuming_before_they_would_have_come_delivers_them(r, sockets):
+def test_resuming_before_the_last_deliveries_delivers_them(r, sockets):
     log = Log()
 
     def on_data(conn, data):
@@ -641,7 +642,7 @@ def test_resuming_before_they_would_have_come_delivers_them(r, sockets):
 
 
 @pytest.mark.parametrize('end', ['close', 'abort'])
-def test_a_write_after_our_own_end_raises_also_when_the_connection_had_failed_before(r, sockets, end):
+def test_a_write_after_our_own_end_raises_even_if_the_connection_had_failed_before(r, sockets, end):
     log = Log()
     conn, theirs = pair(r, sockets, **log.callbacks('on_close'))
     theirs.close()
@@ -671,7 +672,7 @@ def test_close_during_the_last_deliveries_stops_them(scripted):
 
 
 @pytest.mark.scenario(64, 84)
-def test_a_sender_that_ignores_a_dead_peer_gets_no_exception_and_no_log(r, sockets, caplog):
+def test_writing_on_to_a_dead_peer_raises_and_logs_nothing(r, sockets, caplog):
     caplog.set_level(logging.INFO)
     log = Log()
     conn, theirs = pair(r, sockets, on_close=log.on_close)
@@ -735,7 +736,7 @@ def test_a_connection_can_be_ended_in_any_callback(r, sockets, name, ending, pen
 
 
 @pytest.mark.scenario(9)
-def test_a_connection_ended_by_another_one_of_the_batch_hears_nothing_more(r, sockets):
+def test_a_connection_ended_by_another_one_of_the_batch_gets_no_more_events(r, sockets):
     log = Log()
     conns = []
 
@@ -780,11 +781,11 @@ def test_a_descriptor_number_used_again_in_the_same_batch_gets_no_stale_event(r,
     end(r, *[conn for conn, _ in made])
 
 
-# -- somebody else closes the socket
+# -- other code closes the socket
 
 
 @pytest.mark.parametrize('operation', ['write', 'pause_reading', 'resume_reading'])
-def test_a_socket_closed_behind_our_back_is_told_at_the_next_operation(r, sockets, operation):
+def test_a_foreign_close_is_reported_at_the_next_operation(r, sockets, operation):
     log = Log()
     conn, _ = pair(r, sockets, on_close=log.on_close)
     if operation == 'resume_reading':
@@ -799,7 +800,7 @@ def test_a_socket_closed_behind_our_back_is_told_at_the_next_operation(r, socket
 
 
 @pytest.mark.parametrize('operation', ['close', 'abort', 'write_eof'])
-def test_ending_a_socket_that_was_closed_behind_our_back_ends_it_once(r, sockets, operation):
+def test_ending_a_connection_after_a_foreign_close_of_its_socket_ends_it_once(r, sockets, operation):
     log = Log()
     conn, _ = pair(r, sockets, on_close=log.on_close)
     conn.sock.close()
@@ -814,7 +815,7 @@ def test_ending_a_socket_that_was_closed_behind_our_back_ends_it_once(r, sockets
 @pytest.mark.scenario(12)
 @pytest.mark.parametrize('name', ['poll', 'select'])
 @pytest.mark.parametrize('how', ['socket', 'descriptor'])
-def test_a_foreign_close_is_told_at_the_next_poll_where_the_selector_can_see_it(sockets, name, how):
+def test_a_foreign_close_is_reported_at_the_next_poll_where_the_selector_can_see_it(sockets, name, how):
     if SELECTORS[name] is None:
         pytest.skip(f'this platform has no {name} selector')
     log = Log()
@@ -832,7 +833,7 @@ def test_a_foreign_close_is_told_at_the_next_poll_where_the_selector_can_see_it(
 
 
 @pytest.mark.parametrize('how', ['close', 'abort'])
-def test_ending_what_somebody_else_closed_is_told_once_and_never_raises(r, sockets, how):
+def test_ending_a_connection_after_a_foreign_close_of_its_descriptor_never_raises(r, sockets, how):
     log = Log()
     conn, _ = pair(r, sockets, on_close=log.on_close)
     os.close(conn.fileno())
@@ -842,7 +843,7 @@ def test_ending_what_somebody_else_closed_is_told_once_and_never_raises(r, socke
     assert r.handles() == []
 
 
-def test_a_newcomer_with_the_number_of_a_socket_closed_behind_our_back_is_not_hurt(r, sockets):
+def test_a_new_connection_with_the_number_of_a_lost_socket_is_not_affected(r, sockets):
     log, new = Log(), Log()
     conn, _ = pair(r, sockets, on_close=log.on_close)
     number = conn.fileno()
@@ -851,19 +852,19 @@ def test_a_newcomer_with_the_number_of_a_socket_closed_behind_our_back_is_not_hu
     assert number in (ours.fileno(), theirs.fileno())
     if theirs.fileno() == number:
         ours, theirs = theirs, ours
-    newcomer = r.adopt(ours, on_data=new.on_data, on_close=new.on_close)
+    new_socket = r.adopt(ours, on_data=new.on_data, on_close=new.on_close)
     turns(r, 2)
     assert len(log) == 1
     assert log[0][1].errno == errno.EBADF
-    theirs.send(b'for the newcomer')
+    theirs.send(b'for the new socket')
     run_until(r, lambda: new)
-    assert new == [('data', b'for the newcomer')]
-    newcomer.write(b'from it')
+    assert new == [('data', b'for the new socket')]
+    new_socket.write(b'from it')
     assert drain(theirs) == b'from it'
-    end(r, newcomer)
+    end(r, new_socket)
 
 
-def test_a_newcomer_that_is_not_ours_is_not_hurt_either(r, sockets):
+def test_a_new_socket_of_other_code_is_not_affected_either(r, sockets):
     log = Log()
     conn, _ = pair(r, sockets, on_close=log.on_close)
     conn.sock.close()
@@ -878,24 +879,24 @@ def test_a_newcomer_that_is_not_ours_is_not_hurt_either(r, sockets):
 
 
 @pytest.mark.scenario(14)
-def test_a_number_that_was_lost_is_not_closed_when_the_loss_is_told(r, sockets):
-    """Lost by number, noticed by a write; before it is told, somebody else gets the number."""
+def test_a_lost_descriptor_number_is_not_closed_when_the_loss_is_reported(r, sockets):
+    """Other code closes the descriptor and a write notices it. Before on_close, a new socket gets the number."""
     log = Log()
     conn, _ = pair(r, sockets, on_close=log.on_close)
     number = conn.fileno()
     os.close(number)
     assert conn.write(b'x') is False
-    with socket.socket() as newcomer:
-        same = newcomer.fileno() == number
+    with socket.socket() as new_socket:
+        same = new_socket.fileno() == number
         turns(r, 3)
         try:
             assert len(log) == 1
             assert log[0][1].errno == errno.EBADF
             if same:
-                newcomer.getsockname()  # OSError if it was closed
+                new_socket.getsockname()  # OSError if it was closed
         finally:
             if conn.sock is None and sys.exc_info()[0] is not None:
-                newcomer.detach()
+                new_socket.detach()
 
 
 # -- nothing is left
@@ -929,12 +930,12 @@ def no_gc():
 
 @pytest.fixture
 def quiet(monkeypatch):
-    """A log that keeps no records, whose tracebacks would keep frames."""
+    """Disable the log: the tracebacks in its records would keep frames alive."""
     monkeypatch.setattr(logging.getLogger('reactor'), 'disabled', True)
 
 
 class Thing:
-    """Something of the user's that a weak reference can watch."""
+    """An object of the user's that a weak reference can watch."""
 
     def __call__(self, *args):
         pass
@@ -1002,7 +1003,7 @@ def test_a_closed_connection_is_freed_without_the_collector(kernel, fake, socket
     go()
     fake.run()
     left = {index: ref() for index, ref in watched.items() if ref() is not None}
-    left.pop(1, None)  # the socket is tracked by the fixture
+    left.pop(1, None)  # the fixture holds the socket
     assert left == {}
 
 
@@ -1067,17 +1068,20 @@ def test_many_connections_leave_no_object_behind(r, sockets):
     assert r.handles() == []
 
 
-# -- ending with bytes that wait
+# -- ending while bytes wait
 
 
-ENDED_IN = ['on_data', 'on_eof', 'on_drain', 'on_written', 'on_error', 'timer', 'call_soon', 'another', 'told', 'made']
+ENDED_IN = [
+    *('on_data', 'on_eof', 'on_drain', 'on_written', 'on_error', 'timer', 'call_soon', 'another'),
+    *('accepted', 'connected'),
+]
 
 
 @pytest.mark.scenario(8, 66, 75)
 @pytest.mark.parametrize('ending', ['close', 'abort'])
 @pytest.mark.parametrize('name', ENDED_IN)
 def test_a_connection_with_bytes_that_wait_can_be_ended_in_any_callback(r, sockets, name, ending):
-    """`told` and `made` are the on_connect of an accepted and of an outgoing connection, `another` that of another."""
+    """`another` is the on_close of another connection, `accepted` and `connected` are the on_connect of this one."""
     log, answer = Log(), b'answer' * (2 << 20)
 
     def finish(conn, *args):
@@ -1094,10 +1098,10 @@ def test_a_connection_with_bytes_that_wait_can_be_ended_in_any_callback(r, socke
         callbacks[name] = finish
     if name == 'on_error':
         callbacks['on_data'] = fail
-    if name in ('told', 'made'):
-        listener = r.listen_tcp('127.0.0.1', 0, **callbacks, on_connect=finish if name == 'told' else None)
-        theirs = sockets.connect(listener.address) if name == 'told' else None
-        if name == 'made':
+    if name in ('accepted', 'connected'):
+        listener = r.listen_tcp('127.0.0.1', 0, **callbacks, on_connect=finish if name == 'accepted' else None)
+        theirs = sockets.connect(listener.address) if name == 'accepted' else None
+        if name == 'connected':
             with socket.create_server(('127.0.0.1', 0)) as server:
                 r.connect_tcp(*server.getsockname(), **callbacks, on_connect=finish)
                 theirs = sockets.track(server.accept()[0])
@@ -1133,37 +1137,37 @@ def test_a_connection_with_bytes_that_wait_can_be_ended_in_any_callback(r, socke
 
 
 @pytest.mark.scenario(74)
-@pytest.mark.skipif(sys.platform != 'linux', reason='other systems may give out such a port again')
+@pytest.mark.skipif(sys.platform != 'linux', reason='other kernels may give out such a port again')
 @pytest.mark.parametrize('ending', ['close', 'abort'])
-def test_a_close_keeps_its_port_for_a_while_and_an_abort_does_not(r, sockets, ending):
+def test_a_close_keeps_its_port_in_use_for_a_while_and_an_abort_does_not(r, sockets, ending):
     ours, theirs = tcp_sockets(sockets)
     ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 200_000)
     theirs.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
     conn = r.adopt(ours)
     address = conn.sockname
-    # More than the peer has room for: after a close, the kernel still has bytes and a FIN to send. TIME_WAIT, the state
-    # after that, would show the same, but the kernel skips it whenever its table of such sockets is full.
+    # This is more than the peer has room for: after a close, the kernel still has bytes and a FIN to send. The state
+    # after that, TIME_WAIT, would keep the port too, but the kernel skips it when its table of such sockets is full.
     conn.write(b'x' * 150_000)
     assert not conn.buffered
     getattr(conn, ending)()
     turns(r, 2)
     assert ours.fileno() == -1
     theirs.settimeout(20)  # the kernel sends the rest in small pieces, with pauses
-    with socket.socket() as newcomer, theirs.makefile('rb') as rest:
+    with socket.socket() as new_socket, theirs.makefile('rb') as rest:
         if ending == 'close':
             with pytest.raises(OSError) as caught:
-                newcomer.bind(address)
+                new_socket.bind(address)
             assert caught.value.errno == errno.EADDRINUSE
             assert len(rest.read()) == 150_000
         else:
-            newcomer.bind(address)
+            new_socket.bind(address)
             with pytest.raises(ConnectionResetError):
                 rest.read()
 
 
 @pytest.mark.scenario(12)
 @pytest.mark.parametrize('end', [Stream.write_eof, Stream.close])
-def test_a_foreign_close_is_told_when_the_write_side_is_to_be_ended(r, sockets, end):
+def test_a_foreign_close_is_reported_when_the_write_side_is_ended(r, sockets, end):
     log, (sock, _) = Log(), sockets()
     conn = r.adopt(sock, **log.callbacks('on_eof', 'on_close'))
     conn.pause_reading()  # so that `close` ends the write side first
@@ -1176,8 +1180,8 @@ def test_a_foreign_close_is_told_when_the_write_side_is_to_be_ended(r, sockets, 
     assert not r.handles()
 
 
-def test_a_write_in_the_last_on_written_after_the_peer_has_ended_is_dropped_and_no_error(scripted):
-    # It was refused as if the user had closed the connection, and on_close told that instead of a clean end.
+def test_a_write_in_the_last_on_written_after_the_peer_has_ended_is_dropped(scripted):
+    # The write used to be refused as if the user had closed the connection, and that error was passed to on_close.
     r, make = scripted
     log = Log()
     conn, sock = make(on_close=log.on_close)
@@ -1231,13 +1235,13 @@ def test_a_connection_that_cannot_be_watched_after_its_first_read_keeps_no_frame
 
 
 @pytest.mark.parametrize('kind', ['stream', 'datagram'])
-def test_on_close_that_finds_no_stack_for_its_call_is_called_again(kind, sockets):
+def test_an_on_close_without_stack_for_its_call_is_called_again(kind, sockets):
     if is_traced():
-        pytest.skip('UNTESTED while branches are counted: what counts them runs out of stack itself')
-    told, again = bytearray(1), 0
+        pytest.skip('UNTESTED while branches are counted: the tracer itself runs out of stack')
+    calls, again = bytearray(1), 0
 
     def on_close(handle, exc):
-        told[0] += 1  # which takes no stack, so a call that began is counted
+        calls[0] += 1  # this needs no stack, so every call that began is counted
 
     with Reactor() as r:
         for left in range(1, 30):
@@ -1245,12 +1249,12 @@ def test_on_close_that_finds_no_stack_for_its_call_is_called_again(kind, sockets
                 handle = r.adopt(sockets()[0], on_close=on_close)
             else:
                 handle = r.bind_udp('127.0.0.1', 0, on_close=on_close)
-            told[0] = 0
-            handle.abort()  # so that nothing else is left to do
+            calls[0] = 0
+            handle.abort()  # so that the call of on_close is all that remains
             try:
                 near_limit(left, lambda handle=handle: handle.handle_closed(None))
             except RecursionError:
-                again += not told[0]
+                again += not calls[0]
             turns(r, 1)
-            assert told[0] == 1 and handle.closed, left
+            assert calls[0] == 1 and handle.closed, left
         assert again

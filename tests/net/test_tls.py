@@ -1,4 +1,4 @@
-"""TLS: the handshake and who is told, bytes both ways, the end of the stream, start_tls, and hostile peers."""
+"""TLS: the handshake, bytes both ways, the end of the stream, start_tls, and peers that misbehave."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from reactor import (
     WriteTimeout,
 )
 from reactor.kernel import Kernel
-from reactor.net.session import Session, record_end
+from reactor.net.session import TLSSession, record_end
 from reactor.net.stream import suspend_reading
 from reactor.net.tls import TLSStream
 from reactor.testing import SimKernel
@@ -50,7 +50,7 @@ VERSIONS = [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3]
 
 @pytest.fixture
 def tls(r, certificates):  # noqa: F811
-    """A server and clients of it: `tls.listen(**callbacks)`, `tls.connect(**callbacks)`."""
+    """A server and clients for it: `tls.listen(**callbacks)`, `tls.connect(**callbacks)`."""
 
     class Maker:
         certs = certificates
@@ -65,7 +65,7 @@ def tls(r, certificates):  # noqa: F811
             return r.connect_tcp('127.0.0.1', port, on_data, ssl=context or certificates.client(), **options)
 
         def pair(self, ours_calls=None, theirs_calls=None, server=None, client=None):
-            """Two connected streams with the callbacks given for each."""
+            """Two connected streams with the given callbacks."""
             ours = []
             self.listen(context=server, on_connect=ours.append, **(ours_calls or {}))
             theirs = self.connect(context=client, **(theirs_calls or {}))
@@ -86,7 +86,7 @@ def plain_client(server):
 
 
 def simulated(certificates, faults, on_data=None, **callbacks):  # noqa: F811
-    """A server with these callbacks and a client that speaks, on a system with these faults; how the client ended."""
+    """Run a server with these callbacks and a client on a kernel with these faults; returns how the client ended."""
     ends = []
 
     def ended(server, conn, exc):
@@ -104,16 +104,16 @@ def simulated(certificates, faults, on_data=None, **callbacks):  # noqa: F811
     return ends
 
 
-def test_what_the_handshake_had_to_wait_with_is_no_drain_of_the_user(certificates):  # noqa: F811
-    # on_drain came before on_connect, where the marks are low and the system was slow to take the certificate.
+def test_handshake_data_that_had_to_wait_causes_no_on_drain(certificates):  # noqa: F811
+    # With low marks and a kernel that was slow to take the certificate, on_drain used to be called before on_connect.
     log = Log()
     callbacks = log.callbacks('on_connect', 'on_drain')
     simulated(certificates, ('send.again', 'send.short'), high_water=0, **callbacks)
     assert log == [('connect',)] * 20
 
 
-def test_data_is_never_told_of_a_connection_that_was_not(r, certificates, tmp_path):  # noqa: F811
-    # The tickets behind the handshake could not be sent: what the client had said came without an on_connect.
+def test_on_data_is_never_called_without_on_connect(r, certificates, tmp_path):  # noqa: F811
+    # When the session tickets after the handshake could not be sent, data used to be delivered without an on_connect.
     log = Log()
     path = str(tmp_path / 'socket')
     callbacks = log.callbacks('on_connect', 'on_eof', 'on_close')
@@ -132,7 +132,7 @@ def test_data_is_never_told_of_a_connection_that_was_not(r, certificates, tmp_pa
 
 
 @pytest.mark.parametrize('version', VERSIONS)
-def test_bytes_go_both_ways_and_both_sides_know_what_was_agreed(r, tls, version):
+def test_bytes_go_both_ways_and_both_sides_know_the_agreed_parameters(r, tls, version):
     log, echoed = Log(), []
     context = tls.certs.server(minimum_version=version, maximum_version=version)
     context.set_alpn_protocols(['h2', 'http/1.1'])
@@ -158,7 +158,7 @@ def test_bytes_go_both_ways_and_both_sides_know_what_was_agreed(r, tls, version)
     end(r, ours, theirs)
 
 
-def test_over_a_unix_socket_too(r, certificates, tmp_path):  # noqa: F811
+def test_it_works_over_a_unix_socket_too(r, certificates, tmp_path):  # noqa: F811
     seen = []
     path = str(tmp_path / 'tls')
     server = r.listen_unix(path, lambda conn, data: seen.append(data), ssl=certificates.server())
@@ -172,7 +172,7 @@ def test_over_a_unix_socket_too(r, certificates, tmp_path):  # noqa: F811
     run_until(r, lambda: not r.handles())
 
 
-def test_what_is_written_before_the_handshake_is_sent_after_on_connect(r, tls):
+def test_data_written_before_the_handshake_is_sent_after_on_connect(r, tls):
     log, seen = Log(), bytearray()
     tls.listen(lambda conn, data: seen.extend(data))
     conn = tls.connect(on_connect=log.on_connect)
@@ -187,8 +187,8 @@ def test_what_is_written_before_the_handshake_is_sent_after_on_connect(r, tls):
     run_until(r, lambda: not tls.server.open_connections)
 
 
-def test_what_was_written_is_not_sent_to_a_peer_that_on_connect_refuses(r, tls):
-    # It was sent before on_connect was called, which is where a program looks at the certificate of its peer.
+def test_data_written_before_is_not_sent_to_a_peer_that_on_connect_refuses(r, tls):
+    # It used to be sent before on_connect, in which a program checks the certificate of its peer.
     log, seen = Log(), bytearray()
     tls.listen(lambda conn, data: seen.extend(data))
     conn = tls.connect(on_connect=reactor.Stream.abort, on_close=lambda conn, exc: log.append((exc, conn.buffered)))
@@ -199,7 +199,7 @@ def test_what_was_written_is_not_sent_to_a_peer_that_on_connect_refuses(r, tls):
 
 
 @pytest.mark.parametrize('ended', ['write_eof', 'close'])
-def test_what_on_connect_writes_comes_after_what_was_written_before_and_before_the_end(r, tls, ended):
+def test_data_that_on_connect_writes_follows_earlier_writes_and_precedes_the_end(r, tls, ended):
     log = Log()
     tls.listen(log.on_data, on_close=log.on_close)
 
@@ -216,7 +216,7 @@ def test_what_on_connect_writes_comes_after_what_was_written_before_and_before_t
     assert (log.received, log[-1]) == (b'onetwo', ('close', None))
 
 
-def test_who_was_held_back_before_the_handshake_is_told_to_go_on(r, tls):
+def test_on_drain_is_called_after_a_write_before_the_handshake_returned_false(r, tls):
     log, seen = Log(), bytearray()
     tls.listen(lambda conn, data: seen.extend(data))
     conn = tls.connect(on_connect=log.on_connect, on_drain=log.on_drain)
@@ -228,7 +228,7 @@ def test_who_was_held_back_before_the_handshake_is_told_to_go_on(r, tls):
 
 
 @pytest.mark.scenario(92)
-def test_too_much_before_the_handshake_aborts_the_writer(r, tls):
+def test_writing_too_much_before_the_handshake_aborts_the_connection(r, tls):
     log = Log()
     tls.listen()
     conn = tls.connect(on_close=log.on_close, max_buffered=1000)
@@ -253,7 +253,7 @@ def test_many_empty_writes_before_the_handshake_reach_the_limit_too(r, tls):
 
 
 @pytest.mark.parametrize('size', range(70_000, 600_000, 30_000))
-def test_who_was_held_back_is_told_to_go_on_whatever_the_system_takes_at_once(r, sockets, certificates, size):  # noqa: F811
+def test_on_drain_is_called_however_much_the_kernel_takes_at_once(r, sockets, certificates, size):  # noqa: F811
     log, seen = Log(), bytearray()
     a, b = sockets()
     a.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 50_000)
@@ -268,8 +268,8 @@ def test_who_was_held_back_is_told_to_go_on_whatever_the_system_takes_at_once(r,
     end(r, ours, theirs)
 
 
-def test_a_write_that_only_the_handshake_holds_back_says_so_and_is_followed_by_on_drain(r, sockets, certificates):  # noqa: F811
-    # The first message of a handshake is as long as 1,500 bytes with OpenSSL 3.5. It waits, and so it is in `buffered`.
+def test_a_write_that_waits_only_for_the_handshake_returns_false_and_on_drain_follows(r, sockets, certificates):  # noqa: F811
+    # With OpenSSL 3.5, the first message of a handshake is 1,500 bytes long. It waits, so it is counted in `buffered`.
     log, seen = Log(), bytearray()
     a, b = sockets()
     fill(a)
@@ -287,7 +287,7 @@ def test_a_write_that_only_the_handshake_holds_back_says_so_and_is_followed_by_o
     end(r, ours, theirs)
 
 
-def test_a_peer_that_is_gone_before_the_alert_is_told_by_what_it_did(r, certificates, tmp_path):  # noqa: F811
+def test_a_peer_that_leaves_before_the_alert_is_reported_with_its_tls_error(r, certificates, tmp_path):  # noqa: F811
     log = Log()
     server = r.listen_unix(str(tmp_path / 'tls'), ssl=certificates.server(), on_close=log.on_close)
     with socket.socket(socket.AF_UNIX) as sock:
@@ -302,10 +302,10 @@ def test_a_peer_that_is_gone_before_the_alert_is_told_by_what_it_did(r, certific
 def test_the_peer_is_verified_by_default(r, tls):
     log = Log()
     tls.listen(on_close=log.on_close)
-    told = Log()
-    conn = tls.connect(context=True, on_connect=told.on_connect, on_close=told.on_close)
-    run_until(r, lambda: told and log)
-    ((name, exc),) = told
+    client_log = Log()
+    conn = tls.connect(context=True, on_connect=client_log.on_connect, on_close=client_log.on_close)
+    run_until(r, lambda: client_log and log)
+    ((name, exc),) = client_log
     assert name == 'close' and isinstance(exc, TLSError)
     assert 'trust its issuer' in str(exc) and str(tls.server.address[1]) in str(exc)
     assert isinstance(exc.__cause__, ssl.SSLCertVerificationError)
@@ -329,13 +329,13 @@ def test_a_client_shows_its_certificate(r, tls):
 
 
 @pytest.mark.scenario(86)
-def test_a_client_without_the_certificate_that_is_asked_for_is_told_once(r, tls):
-    log, told = Log(), Log()
+def test_a_client_without_a_required_certificate_is_reported_once(r, tls):
+    log, client_log = Log(), Log()
     tls.listen(context=tls.certs.server_that_asks(), on_connect=log.on_connect, on_close=log.on_close)
-    tls.connect(on_close=told.on_close)
-    run_until(r, lambda: log and told)
-    assert log.names() == ['close'] == told.names()
-    assert isinstance(log[0][1], TLSError) and isinstance(told[0][1], TLSError)
+    tls.connect(on_close=client_log.on_close)
+    run_until(r, lambda: log and client_log)
+    assert log.names() == ['close'] == client_log.names()
+    assert isinstance(log[0][1], TLSError) and isinstance(client_log[0][1], TLSError)
 
 
 def test_a_name_chooses_the_context(r, tls):
@@ -348,12 +348,12 @@ def test_a_name_chooses_the_context(r, tls):
 
 
 @pytest.mark.scenario(85)
-@pytest.mark.parametrize('said', [b'', b'\x16\x03\x01'], ids=['silent', 'a drip'])
-def test_a_handshake_that_does_not_end_is_cut_off(r, tls, said):
+@pytest.mark.parametrize('sent', [b'', b'\x16\x03\x01'], ids=['silent', 'an incomplete record'])
+def test_a_handshake_that_does_not_end_is_cut_off(r, tls, sent):
     log = Log()
     server = tls.listen(on_connect=log.on_connect, on_close=log.on_close, handshake_timeout=0.05)
     with plain_client(server) as sock:
-        sock.sendall(said)
+        sock.sendall(sent)
         run_until(r, lambda: log)
         ((name, exc),) = log
         assert name == 'close' and isinstance(exc, HandshakeTimeout) and isinstance(exc, TimeoutError)
@@ -370,12 +370,12 @@ def test_the_connect_timeout_spans_the_handshake(r, sockets, certificates):  # n
 
 
 @pytest.mark.scenario(86)
-@pytest.mark.parametrize('said', [b'GET / HTTP/1.0\r\n\r\n', b'\0' * 100, b'\x16\x03\x01\x02\x00\x01'])
-def test_a_peer_that_does_not_speak_tls_gets_one_clear_end(r, tls, caplog, said):
+@pytest.mark.parametrize('sent', [b'GET / HTTP/1.0\r\n\r\n', b'\0' * 100, b'\x16\x03\x01\x02\x00\x01'])
+def test_a_peer_that_does_not_speak_tls_ends_with_one_clear_error(r, tls, caplog, sent):
     log = Log()
     server = tls.listen(on_connect=log.on_connect, on_close=log.on_close)
     with plain_client(server) as sock:
-        sock.sendall(said)
+        sock.sendall(sent)
         sock.shutdown(socket.SHUT_WR)
         run_until(r, lambda: log)
     ((name, exc),) = log
@@ -409,7 +409,7 @@ def test_contexts_are_checked_at_the_call(r, certificates):  # noqa: F811
 
 
 @pytest.mark.scenario(95)
-def test_a_flood_of_handshakes_is_worked_off_a_few_in_a_turn(r, tls, monkeypatch):
+def test_a_flood_of_handshakes_is_handled_a_few_in_a_turn(r, tls, monkeypatch):
     steps = []
     shake = TLSStream._shake_hands
     server_side = []
@@ -425,7 +425,7 @@ def test_a_flood_of_handshakes_is_worked_off_a_few_in_a_turn(r, tls, monkeypatch
     tls.listen(on_connect=done.append)
     conns = [tls.connect() for _ in range(50)]
     run_until(r, lambda: len(done) == 50)
-    assert max(collections.Counter(steps).values()) <= 4  # of 1.1 ms with RSA, and a turn ends within 5
+    assert max(collections.Counter(steps).values()) <= 4  # 1.1 ms each with RSA, and a turn must end within 5
     done.clear()
     server_side.clear()
     end(r, *conns)
@@ -447,7 +447,7 @@ def test_both_sides_may_write_at_once(r, tls):
 
 
 @pytest.mark.parametrize('size', [1, 16384, 16385, 3_000_000])
-def test_any_size_arrives_whole_in_order_and_is_told_when_the_kernel_has_it(r, tls, size):
+def test_any_size_arrives_whole_in_order_and_on_written_is_called_when_the_kernel_has_it(r, tls, size):
     log, seen = Log(), bytearray()
     ours, theirs = tls.pair({'on_data': lambda conn, data: seen.extend(data)})
     data = bytes(range(256)) * (size // 256 + 1)
@@ -477,7 +477,7 @@ def test_a_slow_reader_makes_the_writer_wait_and_memory_stays_bounded(r, tls):
 
 
 @pytest.mark.scenario(88)
-def test_many_small_records_are_taken_a_few_in_a_turn(r, tls):
+def test_many_small_records_are_read_a_few_in_a_turn(r, tls):
     chunks = []
     ours, theirs = tls.pair({'on_data': lambda conn, data: chunks.append(data)})
     for _ in range(100):
@@ -488,7 +488,7 @@ def test_many_small_records_are_taken_a_few_in_a_turn(r, tls):
 
 
 @pytest.mark.scenario(88)
-def test_reading_can_be_paused_between_records_that_are_here_already(r, tls):
+def test_reading_can_be_paused_between_records_that_have_arrived_already(r, tls):
     chunks = []
 
     def once(conn, data):
@@ -530,15 +530,15 @@ def test_a_file_is_sent_encrypted_between_writes(r, tls, tmp_path, size):
 
 @pytest.mark.parametrize('version', VERSIONS)
 def test_a_close_is_a_clean_end_for_the_other_side(r, tls, version):
-    log, told = Log(), Log()
+    log, their_log = Log(), Log()
     context = tls.certs.server(minimum_version=version, maximum_version=version)
-    _, theirs = tls.pair({'on_data': log.on_data, 'on_close': log.on_close}, {'on_close': told.on_close},
+    _, theirs = tls.pair({'on_data': log.on_data, 'on_close': log.on_close}, {'on_close': their_log.on_close},
                             server=context)  # fmt: skip
     theirs.write(b'last')
     theirs.close()
-    run_until(r, lambda: told and 'close' in log.names())
+    run_until(r, lambda: their_log and 'close' in log.names())
     assert log == [('data', b'last'), ('close', None)]
-    assert told == [('close', None)]
+    assert their_log == [('close', None)]
 
 
 def test_a_side_may_end_and_go_on_reading(r, tls):
@@ -558,12 +558,12 @@ def test_a_side_may_end_and_go_on_reading(r, tls):
 
 
 @pytest.mark.parametrize('version', VERSIONS)
-def test_a_side_that_ends_with_records_still_unread_goes_on_to_read_them_all(r, tls, version):
-    # OpenSSL reads when it says the end of the stream, and threw away what it found.
-    heard, log = [], Log()
+def test_a_side_that_ends_with_unread_records_still_reads_them_all(r, tls, version):
+    # OpenSSL reads when it sends close_notify, and used to throw away the records that it found.
+    received, log = [], Log()
 
     def end_at_once(conn, data):
-        heard.append(data)
+        received.append(data)
         conn.write_eof()
 
     server, client = tls.certs.server(maximum_version=version), tls.certs.client()
@@ -574,11 +574,11 @@ def test_a_side_that_ends_with_records_still_unread_goes_on_to_read_them_all(r, 
     conn.write_eof()
     run_until(r, lambda: ours.closed and conn.closed)
     turns(r, 1)
-    assert b''.join(heard) == b''.join(b'%d,' % number for number in range(20))
+    assert b''.join(received) == b''.join(b'%d,' % number for number in range(20))
     assert log == [('eof',), ('close', None)]
 
 
-def test_a_side_that_has_heard_the_end_costs_nothing_until_it_ends_too(r, tls):
+def test_after_the_peers_end_the_loop_is_idle_until_our_side_ends(r, tls):
     log = Log()
     ours, theirs = tls.pair({'on_eof': log.on_eof})
     theirs.write_eof()
@@ -587,7 +587,7 @@ def test_a_side_that_has_heard_the_end_costs_nothing_until_it_ends_too(r, tls):
     end(r, ours, theirs)
 
 
-def test_an_end_before_the_handshake_follows_what_was_written(r, tls):
+def test_an_end_before_the_handshake_follows_earlier_writes(r, tls):
     log = Log()
     tls.listen(log.on_data, on_close=log.on_close)
     conn = tls.connect()
@@ -600,7 +600,7 @@ def test_an_end_before_the_handshake_follows_what_was_written(r, tls):
 
 
 @pytest.mark.scenario(89)
-def test_a_stream_that_is_cut_short_is_an_error_behind_its_data(r, tls):
+def test_a_stream_that_is_cut_short_is_an_error_after_its_data(r, tls):
     log = Log()
     _, theirs = tls.pair({'on_data': log.on_data, 'on_eof': log.on_eof, 'on_close': log.on_close})
     theirs.write(b'half')
@@ -613,8 +613,9 @@ def test_a_stream_that_is_cut_short_is_an_error_behind_its_data(r, tls):
 
 @pytest.mark.parametrize('paused', [False, True])
 @pytest.mark.parametrize('cut', [False, True])
-def test_a_cut_is_told_also_by_a_python_that_takes_it_for_an_end(r, tls, cut, paused):
-    # Python before 3.11.4, Debian 12's among them, sets this option in every context, and a truncated answer was whole.
+def test_a_cut_is_reported_also_by_a_python_that_ignores_it(r, tls, cut, paused):
+    # Python before 3.11.4, including that of Debian 12, sets this option in every context.
+    # So a truncated answer used to look complete.
     log = Log()
     context = tls.certs.server(options=ssl.OP_ALL | ssl.OP_IGNORE_UNEXPECTED_EOF)
     ours, theirs = tls.pair({'on_data': log.on_data, 'on_close': log.on_close}, server=context)
@@ -631,7 +632,7 @@ def test_a_cut_is_told_also_by_a_python_that_takes_it_for_an_end(r, tls, cut, pa
 
 
 @pytest.mark.scenario(89)
-def test_a_damaged_record_ends_it_behind_what_came_before(r, tls):
+def test_a_damaged_record_ends_it_after_the_records_before_it(r, tls):
     log = Log()
     _, theirs = tls.pair({'on_data': log.on_data, 'on_close': log.on_close})
     theirs.write(b'good')
@@ -642,7 +643,7 @@ def test_a_damaged_record_ends_it_behind_what_came_before(r, tls):
     end(r, theirs)
 
 
-def test_a_close_behind_more_than_max_buffered_still_sends_it_all(r, tls):
+def test_a_close_after_more_than_max_buffered_still_sends_it_all(r, tls):
     seen = bytearray()
     log = Log()
     calls = {'on_data': lambda conn, data: seen.extend(data), 'on_close': log.on_close}
@@ -656,7 +657,7 @@ def test_a_close_behind_more_than_max_buffered_still_sends_it_all(r, tls):
 
 
 @pytest.mark.scenario(90)
-def test_a_peer_that_does_not_answer_the_farewell_is_left_after_the_linger(r, tls):
+def test_a_peer_that_does_not_answer_close_notify_is_abandoned_after_the_linger(r, tls):
     log = Log()
     ours, theirs = tls.pair({'on_close': log.on_close, 'linger': 0.05})
     theirs.pause_reading()
@@ -668,7 +669,7 @@ def test_a_peer_that_does_not_answer_the_farewell_is_left_after_the_linger(r, tl
 
 
 @pytest.mark.scenario(91)
-def test_what_the_peer_sends_behind_our_farewell_is_dropped(r, tls):
+def test_data_that_arrives_after_our_close_notify_is_dropped(r, tls):
     log = Log()
     ours, theirs = tls.pair({'on_data': log.on_data, 'on_close': log.on_close}, {'on_eof': lambda conn: None})
     ours.close()
@@ -681,8 +682,8 @@ def test_what_the_peer_sends_behind_our_farewell_is_dropped(r, tls):
     assert log == [('close', None)]
 
 
-def test_what_was_received_and_not_decrypted_is_dropped_with_the_connection(r, tls):
-    # A program that keeps its closed connections kept 64 KiB of ciphertext with each, and `unread` stayed True.
+def test_undecrypted_data_is_dropped_with_the_connection(r, tls):
+    # A program that keeps its closed connections used to keep 64 KiB of ciphertext with each, and `unread` stayed True.
     log = Log()
     ours, theirs = tls.pair({'on_data': lambda conn, data: conn.pause_reading(), 'on_close': log.on_close})
     for _ in range(10):
@@ -698,8 +699,8 @@ def test_what_was_received_and_not_decrypted_is_dropped_with_the_connection(r, t
 
 
 @pytest.mark.parametrize('failed', ['the connect', 'the handshake'])
-def test_nothing_was_agreed_before_a_handshake_is_done(r, sockets, certificates, failed):  # noqa: F811
-    # AttributeError came before it was connected, and ValueError from the certificate until the end of the handshake.
+def test_before_the_end_of_the_handshake_the_agreed_parameters_are_none(r, sockets, certificates, failed):  # noqa: F811
+    # These used to raise: AttributeError before the connect, and ValueError for the certificate during the handshake.
     agreed, log = ['version', 'cipher', 'alpn', 'peer_certificate', 'peer_certificate_der'], []
 
     def look(conn, exc=None):
@@ -731,7 +732,7 @@ def test_an_abort_resets(r, tls):
 
 
 @pytest.mark.scenario(90)
-def test_what_waits_is_sent_before_a_close(r, tls):
+def test_waiting_data_is_sent_before_a_close(r, tls):
     seen = bytearray()
     ours, theirs = tls.pair({'on_data': lambda conn, data: seen.extend(data)})
     theirs.write(bytes(5_000_000))
@@ -761,7 +762,7 @@ def test_a_closed_connection_is_freed_by_reference_counts(r, tls):
 
 @pytest.mark.parametrize('sent', [b'', b'\x16\x03\x01', b'not TLS'])
 def test_the_error_of_a_handshake_that_fails_does_not_keep_the_connection(r, tls, sent):
-    """A program may keep the error. An exception that it was raised from has a traceback, and that has every frame."""
+    """A program may keep the error. If it had a cause, the traceback of that exception would keep every frame alive."""
     errors, refs = [], []
 
     def on_close(conn, exc):
@@ -786,7 +787,7 @@ def test_the_error_of_a_handshake_that_fails_does_not_keep_the_connection(r, tls
 # -- start_tls
 
 
-def test_a_connection_is_upgraded_in_the_middle(r, certificates):  # noqa: F811
+def test_a_connection_can_be_upgraded_to_tls(r, certificates):  # noqa: F811
     log, seen = Log(), []
 
     def serve(conn, data):
@@ -815,7 +816,7 @@ def test_a_connection_is_upgraded_in_the_middle(r, certificates):  # noqa: F811
 
 
 @pytest.mark.scenario(93)
-def test_plain_text_sent_behind_the_request_is_never_data(r, certificates):  # noqa: F811
+def test_plain_text_sent_after_the_request_for_tls_is_never_data(r, certificates):  # noqa: F811
     log = Log()
 
     def serve(conn, data):
@@ -865,11 +866,11 @@ def test_start_tls_keeps_a_paused_connection_paused(r, sockets, certificates):  
     end(r, ours, theirs)
 
 
-# -- what is asked for at the wrong time
+# -- calls at the wrong time
 
 
 def half(certificates, sock, server_side):  # noqa: F811
-    """The TLS of a peer that the test plays by hand: (SSL object, what it reads from, what it writes to)."""
+    """TLS of a peer that the test plays by hand: (SSL object, BIO that it reads from, BIO that it writes to)."""
     incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
     context = certificates.server() if server_side else certificates.client()
     name = None if server_side else 'localhost'
@@ -884,7 +885,7 @@ def half(certificates, sock, server_side):  # noqa: F811
 
 @pytest.fixture
 def local(r, sockets, certificates):  # noqa: F811
-    """Make two streams with TLS on a socketpair, the first with these options: a failed send shows at once."""
+    """Make two TLS streams on a socketpair, where a failed send shows at once; the options are for the first one."""
 
     def make(**options):
         a, b = sockets()
@@ -898,11 +899,11 @@ def local(r, sockets, certificates):  # noqa: F811
     return make
 
 
-def test_a_callback_of_a_write_that_cannot_be_called_is_refused(r, local):
+def test_an_on_written_that_is_not_callable_is_refused(r, local):
     ours, theirs = local()
-    for write in ours.write, lambda data, told: ours.writelines([data], told):
+    for write in ours.write, lambda data, fn: ours.writelines([data], fn):
         with pytest.raises(TypeError, match='on_written'):
-            write(b'x', 'told')
+            write(b'x', 'not callable')
     assert ours.buffered == 0
     end(r, ours, theirs)
 
@@ -941,7 +942,7 @@ def test_resuming_after_the_peer_has_ended_does_nothing(r, local):
     end(r, ours, theirs)
 
 
-def test_ending_twice_is_ending_once(r, local):
+def test_write_eof_again_does_nothing(r, local):
     log = Log()
     ours, theirs = local(**log.callbacks('on_data', 'on_eof'))
     for _ in range(3):
@@ -952,7 +953,7 @@ def test_ending_twice_is_ending_once(r, local):
     end(r, ours, theirs)
 
 
-def test_an_end_that_came_with_data_is_told_after_a_pause(r, local):
+def test_an_end_that_arrived_with_data_is_reported_after_a_pause(r, local):
     log = Log()
 
     def pause(conn, data):
@@ -970,7 +971,7 @@ def test_an_end_that_came_with_data_is_told_after_a_pause(r, local):
     assert log[1] == ('close', None)
 
 
-def test_a_spurious_readability_is_nothing(r, local):
+def test_a_spurious_readability_is_ignored(r, local):
     log = Log()
     ours, theirs = local(**log.callbacks('on_data', 'on_close'))
     ours.handle_read()
@@ -982,10 +983,10 @@ def test_a_spurious_readability_is_nothing(r, local):
     end(r, ours, theirs)
 
 
-def test_a_context_for_both_sides_needs_to_be_told_which(r, sockets):
+def test_a_context_for_both_sides_requires_server_side(r, sockets):
     conn = r.adopt(sockets()[0])
     with warnings.catch_warnings():
-        warnings.simplefilter('ignore', DeprecationWarning)  # of such a context
+        warnings.simplefilter('ignore', DeprecationWarning)  # this kind of context is deprecated
         context = ssl.SSLContext(ssl.PROTOCOL_TLS)
     with pytest.raises(ValueError, match='server_side='):
         conn.start_tls(context)
@@ -996,10 +997,10 @@ def test_a_context_for_both_sides_needs_to_be_told_which(r, sockets):
 # -- time limits
 
 
-def test_bytes_either_way_put_off_the_idle_timeout(kernel, fake, sockets, certificates):  # noqa: F811
-    log, heard = Log(), Log()
+def test_bytes_in_either_direction_restart_the_idle_timeout(kernel, fake, sockets, certificates):  # noqa: F811
+    log, data_log = Log(), Log()
     a, b = sockets()
-    ours, theirs = fake.adopt(a, heard.on_data, on_close=log.on_close, idle_timeout=5), fake.adopt(b)
+    ours, theirs = fake.adopt(a, data_log.on_data, on_close=log.on_close, idle_timeout=5), fake.adopt(b)
     ours.start_tls(certificates.server())
     theirs.start_tls(certificates.client(), server_hostname='localhost')
     run_until(fake, lambda: ours.state == 'OPEN')
@@ -1007,7 +1008,7 @@ def test_bytes_either_way_put_off_the_idle_timeout(kernel, fake, sockets, certif
         kernel.time += 3
         theirs.write(b'x')
         turns(fake, 2)
-    assert heard.received == b'xxxxx' and log == []
+    assert data_log.received == b'xxxxx' and log == []
     began = kernel.time
     run_until(fake, lambda: log)
     assert isinstance(log[0][1], IdleTimeout) and 5 <= kernel.time - began <= 6
@@ -1016,7 +1017,7 @@ def test_bytes_either_way_put_off_the_idle_timeout(kernel, fake, sockets, certif
 
 @pytest.fixture
 def silent(tmp_path):
-    """The path of a Unix socket that accepts and never says anything."""
+    """The path of a Unix socket whose listener never sends anything."""
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(str(tmp_path / 'silent'))
         server.listen()
@@ -1040,7 +1041,7 @@ def test_the_time_limits_hold_in_the_handshake_too(kernel, fake, silent, certifi
     assert isinstance(log[0][1], IdleTimeout) and 5 <= kernel.time - began <= 6
 
 
-def test_time_limits_taken_away_in_the_handshake_are_over(kernel, fake, silent, certificates, caplog):  # noqa: F811
+def test_time_limits_can_be_removed_in_the_handshake(kernel, fake, silent, certificates, caplog):  # noqa: F811
     log = Log()
     conn = fake.connect_unix(
         silent, ssl=certificates.client(), server_hostname='localhost', on_close=log.on_close, idle_timeout=5
@@ -1053,7 +1054,7 @@ def test_time_limits_taken_away_in_the_handshake_are_over(kernel, fake, silent, 
     assert caplog.records == []
 
 
-def test_a_send_that_failed_as_the_handshake_timed_out_is_what_is_told(kernel, fake, sockets, certificates):  # noqa: F811
+def test_when_a_send_fails_as_the_handshake_times_out_the_send_error_is_reported(kernel, fake, sockets, certificates):  # noqa: F811
     log = Log()
     a, b = sockets()
     conn = fake.adopt(a, on_close=log.on_close)
@@ -1069,7 +1070,7 @@ def test_a_send_that_failed_as_the_handshake_timed_out_is_what_is_told(kernel, f
 # -- losses
 
 
-def test_a_write_after_a_failure_that_was_not_told_yet_is_dropped(r, local):
+def test_a_write_after_a_failure_that_was_not_reported_yet_is_dropped(r, local):
     log = Log()
     ours, theirs = local(on_close=log.on_close)
     theirs.abort()
@@ -1080,12 +1081,12 @@ def test_a_write_after_a_failure_that_was_not_told_yet_is_dropped(r, local):
     assert [(name, type(exc)) for name, exc in log] == [('close', BrokenPipeError)]
 
 
-def test_all_records_that_came_before_a_failed_write_are_delivered(r, local):
-    heard, log = [], Log()
+def test_all_records_received_before_a_failed_write_are_delivered(r, local):
+    received, log = [], Log()
     ours, theirs = local(on_close=log.on_close)
 
     def answer(conn, data):
-        heard.append(data)
+        received.append(data)
         conn.write(b'answer')
 
     ours.on_data = answer
@@ -1093,39 +1094,39 @@ def test_all_records_that_came_before_a_failed_write_are_delivered(r, local):
         theirs.write(b'%d,' % number)
     theirs.abort()
     run_until(r, lambda: log)
-    assert b''.join(heard) == b''.join(b'%d,' % number for number in range(20))
+    assert b''.join(received) == b''.join(b'%d,' % number for number in range(20))
     assert [(name, type(exc)) for name, exc in log] == [('close', BrokenPipeError)]
 
 
-def test_records_that_came_before_a_failed_write_are_delivered_when_reading_is_resumed(r, local):
-    heard, log = [], Log()
+def test_records_received_before_a_failed_write_are_delivered_when_reading_is_resumed(r, local):
+    received, log = [], Log()
     ours, theirs = local(on_close=log.on_close)
 
-    def hear_once(conn, data):
-        heard.append(data)
+    def receive_once(conn, data):
+        received.append(data)
         conn.pause_reading()
 
-    ours.on_data = hear_once
+    ours.on_data = receive_once
     for number in range(20):
         theirs.write(b'%d,' % number)
     theirs.pause_reading()
-    ours.write(b'never read')  # so the end is a reset
+    ours.write(b'never read')  # so that the connection ends with a reset
     theirs.abort()
-    run_until(r, lambda: heard)
+    run_until(r, lambda: received)
     turns(r, 2)
     assert ours.write(b'x') is False
-    ours.on_data = lambda conn, data: heard.append(data)
+    ours.on_data = lambda conn, data: received.append(data)
     ours.resume_reading()
     run_until(r, lambda: log)
-    assert b''.join(heard) == b''.join(b'%d,' % number for number in range(20))
+    assert b''.join(received) == b''.join(b'%d,' % number for number in range(20))
     assert [(name, type(exc)) for name, exc in log] == [('close', BrokenPipeError)]
 
 
 @pytest.mark.parametrize('held', [False, True])
 def test_a_write_without_stack_sends_nothing_or_ends_the_connection(r, local, sockets, certificates, held):  # noqa: F811
-    # It raised when a part of the ciphertext was lost, and the peer could not decrypt what was written afterwards.
+    # The write used to raise after a part of the ciphertext was lost, and the peer could not decrypt later writes.
     if is_traced():
-        pytest.skip('UNTESTED while branches are counted: what counts them runs out of stack itself')
+        pytest.skip('UNTESTED while branches are counted: the tracer itself runs out of stack')
     pieces, raised, ends, left = [bytes(70_000), bytes(70_000)], [], [], 0
 
     def write(conn):
@@ -1137,7 +1138,7 @@ def test_a_write_without_stack_sends_nothing_or_ends_the_connection(r, local, so
         conn.write(b'more')
 
     while not raised or raised[-1] or ends[-1] is not None:
-        log, heard = Log(), bytearray()
+        log, received = Log(), bytearray()
         left += 1
         if held:
             a, b = sockets()
@@ -1148,16 +1149,16 @@ def test_a_write_without_stack_sends_nothing_or_ends_the_connection(r, local, so
         else:
             ours, theirs = local(on_close=log.on_close)
             write(ours)
-        theirs.on_data = lambda conn, data, heard=heard: heard.extend(data)
-        run_until(r, lambda log=log, heard=heard: log or heard[-4:] == b'more')
+        theirs.on_data = lambda conn, data, received=received: received.extend(data)
+        run_until(r, lambda log=log, received=received: log or received[-4:] == b'more')
         ends.append(type(log[0][1]) if log else None)
-        assert log or len(heard) == (4 if raised[-1] and not held else 140_004)
+        assert log or len(received) == (4 if raised[-1] and not held else 140_004)
         end(r, ours, theirs)
     assert set(ends) == {None, RecursionError}
 
 
 @pytest.mark.parametrize('size', [1, 70_000])
-def test_a_write_whose_ciphertext_is_lost_for_want_of_memory_ends_the_connection(r, local, size):
+def test_a_write_whose_ciphertext_is_lost_without_memory_ends_the_connection(r, local, size):
     log = Log()
     ours, theirs = local(on_close=log.on_close)
     encrypt = ours.tls._write
@@ -1175,13 +1176,13 @@ def test_a_write_whose_ciphertext_is_lost_for_want_of_memory_ends_the_connection
     end(r, theirs)
 
 
-def test_a_write_without_memory_behind_bytes_that_wait_ends_the_connection_too(r, local, monkeypatch):
+def test_a_write_without_memory_after_bytes_that_wait_ends_the_connection_too(r, local, monkeypatch):
     log = Log()
     ours, theirs = local(on_close=log.on_close)
     theirs.pause_reading()
     while ours.write(b'x' * 100_000):
         pass
-    run_short(monkeypatch, Session, 'encrypt')
+    run_short(monkeypatch, TLSSession, 'encrypt')
     assert ours.write(b'lost') is False
     assert ours.write(b'more') is False
     turns(r, 2)
@@ -1189,22 +1190,22 @@ def test_a_write_without_memory_behind_bytes_that_wait_ends_the_connection_too(r
     end(r, theirs)
 
 
-def test_what_was_held_and_finds_no_stack_is_sent_when_there_is_some(r, sockets, certificates, monkeypatch):  # noqa: F811
-    heard = bytearray()
+def test_held_writes_without_stack_are_sent_when_there_is_some(r, sockets, certificates, monkeypatch):  # noqa: F811
+    received = bytearray()
     a, b = sockets()
-    ours, theirs = r.adopt(a), r.adopt(b, lambda conn, data: heard.extend(data))
+    ours, theirs = r.adopt(a), r.adopt(b, lambda conn, data: received.extend(data))
     theirs.start_tls(certificates.server())
     ours.start_tls(certificates.client(), server_hostname='localhost')
     ours.write(b'one, ')
     ours.write(b'two')
-    run_short(monkeypatch, Session, 'encrypt', kind=RecursionError)
+    run_short(monkeypatch, TLSSession, 'encrypt', kind=RecursionError)
     with pytest.raises(RecursionError):
-        run_until(r, lambda: heard)
-    run_until(r, lambda: heard == b'one, two')
+        run_until(r, lambda: received)
+    run_until(r, lambda: received == b'one, two')
     end(r, ours, theirs)
 
 
-def test_a_pause_during_a_handshake_holds_what_a_layer_above_has(r, sockets, certificates):  # noqa: F811
+def test_a_pause_during_a_handshake_also_pauses_a_layer_above(r, sockets, certificates):  # noqa: F811
     a, b = sockets()
     ours, theirs = r.adopt(a, int), r.adopt(b)
     suspend_reading(ours)
@@ -1216,7 +1217,7 @@ def test_a_pause_during_a_handshake_holds_what_a_layer_above_has(r, sockets, cer
     end(r, ours, theirs)
 
 
-def test_a_write_behind_an_end_that_the_peer_did_not_take_is_the_writers_mistake(r, local):
+def test_a_write_after_an_end_that_the_peer_did_not_receive_raises(r, local):
     log = Log()
     ours, theirs = local(on_close=log.on_close)
     theirs.abort()
@@ -1225,10 +1226,10 @@ def test_a_write_behind_an_end_that_the_peer_did_not_take_is_the_writers_mistake
         ours.write(b'x', log.on_written)
     assert log == []
     turns(r, 3)
-    assert [(name, type(exc)) for name, exc in log] == [('close', TLSError)]  # it was cut short, as reading tells
+    assert [(name, type(exc)) for name, exc in log] == [('close', TLSError)]  # a read would report the same
 
 
-def test_a_peer_that_does_not_take_our_end_is_still_read(r, local):
+def test_a_peer_that_does_not_receive_our_end_is_still_read(r, local):
     log = Log()
     ours, theirs = local(**log.callbacks('on_data', 'on_close'))
     theirs.pause_reading()
@@ -1236,13 +1237,13 @@ def test_a_peer_that_does_not_take_our_end_is_still_read(r, local):
     ours.write_eof()
     turns(r, 3)
     assert log == []
-    theirs.write(b'still said')
+    theirs.write(b'still sent')
     run_until(r, lambda: log)
-    assert log == [('data', b'still said')]
+    assert log == [('data', b'still sent')]
     end(r, ours, theirs)
 
 
-def test_a_write_behind_an_end_that_waits_for_a_failed_handshake_is_the_writers_mistake(r, sockets, certificates):  # noqa: F811
+def test_a_write_after_an_end_that_waits_for_a_failed_handshake_raises(r, sockets, certificates):  # noqa: F811
     log = Log()
     a, b = sockets()
     conn = r.adopt(a, on_close=log.on_close)
@@ -1261,7 +1262,7 @@ def test_a_write_behind_an_end_that_waits_for_a_failed_handshake_is_the_writers_
     assert refused == [TLSError]
 
 
-def test_a_writer_who_does_not_hold_back_is_aborted_at_max_buffered(r, local):
+def test_a_program_that_ignores_false_is_aborted_at_max_buffered(r, local):
     log = Log()
     ours, theirs = local(on_close=log.on_close, max_buffered=1000)
     theirs.pause_reading()
@@ -1272,7 +1273,7 @@ def test_a_writer_who_does_not_hold_back_is_aborted_at_max_buffered(r, local):
     end(r, theirs)
 
 
-def test_what_waited_for_a_handshake_behind_which_the_peer_is_gone_counts_as_not_sent(r, sockets, certificates):  # noqa: F811
+def test_data_that_waited_for_a_handshake_counts_as_not_sent_when_the_peer_is_gone(r, sockets, certificates):  # noqa: F811
     log, left = Log(), []
     a, b = sockets()
     conn = r.adopt(a, on_close=lambda conn, exc: left.append((type(exc), conn.buffered)))
@@ -1287,7 +1288,7 @@ def test_what_waited_for_a_handshake_behind_which_the_peer_is_gone_counts_as_not
     assert log == []
 
 
-def test_a_descriptor_lost_before_start_tls_is_told_once(r, sockets, certificates):  # noqa: F811
+def test_a_descriptor_lost_before_start_tls_is_reported_once(r, sockets, certificates):  # noqa: F811
     log = Log()
     conn = r.adopt(sockets()[0], on_close=log.on_close)
     conn.pause_reading()
@@ -1298,7 +1299,7 @@ def test_a_descriptor_lost_before_start_tls_is_told_once(r, sockets, certificate
     assert r.handles() == []
 
 
-def test_a_descriptor_lost_right_before_the_farewell_is_told_once(r, tls):
+def test_a_descriptor_lost_right_before_close_notify_is_reported_once(r, tls):
     log = Log()
 
     def lose(conn, data):
@@ -1315,7 +1316,7 @@ def test_a_descriptor_lost_right_before_the_farewell_is_told_once(r, tls):
     run_until(r, lambda: theirs.state == 'CLOSED')
 
 
-def test_behind_our_own_end_no_alert_follows(r, local):
+def test_no_alert_is_sent_after_our_own_end(r, local):
     log = Log()
     ours, theirs = local(on_close=log.on_close)
     theirs.pause_reading()
@@ -1330,7 +1331,7 @@ def test_behind_our_own_end_no_alert_follows(r, local):
     end(r, theirs)
 
 
-def test_a_selector_without_room_for_a_connection_is_told(certificates, tmp_path):  # noqa: F811
+def test_a_selector_without_room_for_a_connection_is_reported(certificates, tmp_path):  # noqa: F811
     class Crowded(Kernel):
         room = True
 
@@ -1347,7 +1348,7 @@ def test_a_selector_without_room_for_a_connection_is_told(certificates, tmp_path
         turns(r, 2)
         kernel.room = True
         assert [(name, type(exc)) for name, exc in log] == [('close', SelectorFull)]
-        assert log[0][1].__traceback__ is None  # it would keep the connection for as long as the exception is kept
+        assert log[0][1].__traceback__ is None  # it would keep the connection alive with the exception
         assert r.stats().outgoing == 0
 
 
@@ -1356,7 +1357,7 @@ def test_a_selector_without_room_for_a_connection_is_told(certificates, tmp_path
 
 @pytest.fixture
 def hostile(r, sockets, certificates):  # noqa: F811
-    """Make (a stream of ours with these options, a `Peer` on the other end), both beyond the handshake."""
+    """Make (a stream of ours with these options, a `Peer` on the other end), both after the handshake."""
     if ENGINE.missing:
         pytest.skip(f'NOT TESTED: {ENGINE.missing}')
 
@@ -1381,12 +1382,13 @@ def hostile(r, sockets, certificates):  # noqa: F811
 @pytest.mark.scenario(89)
 @pytest.mark.parametrize('act', ['fin', 'say_and_fin', 'flip', 'flip_and_fin', 'cut', 'garbage', 'renegotiate', 'keys'])
 @pytest.mark.parametrize('version', [TLS_1_2, TLS_1_3])
-def test_a_member_of_a_room_does_not_feel_what_another_one_did_in_the_same_turn(r, hostile, act, version):
-    # The write raised SSLEOFError or SSLWantReadError in the callback of the one who spoke, and that one was aborted.
-    log, said, room = Log(), [], []
+def test_a_misbehaving_member_of_a_chat_room_does_not_affect_the_others(r, hostile, act, version):
+    # The write used to raise SSLEOFError or SSLWantReadError in the callback of the member that had sent the message,
+    # and that member was aborted.
+    log, sent, room = Log(), [], []
 
     def send_to_all(conn, data):
-        said.append(data)
+        sent.append(data)
         for member in room:
             member.write(data)
 
@@ -1410,8 +1412,8 @@ def test_a_member_of_a_room_does_not_feel_what_another_one_did_in_the_same_turn(
 
 @pytest.mark.scenario(89)
 @pytest.mark.parametrize('act', ['fin', 'flip'])
-def test_a_failure_behind_data_that_paused_reading_is_reported_and_writes_are_dropped(r, hostile, act):
-    # All writes raised SSLEOFError until resume_reading().
+def test_a_failure_after_data_that_paused_reading_is_reported_and_writes_are_dropped(r, hostile, act):
+    # All writes used to raise SSLEOFError until resume_reading().
     log = Log()
 
     def on_data(conn, data):
@@ -1420,7 +1422,7 @@ def test_a_failure_behind_data_that_paused_reading_is_reported_and_writes_are_dr
         assert act == 'fin' or conn.write(b'x', log.on_written) is False
 
     ours, peer = hostile(on_data=on_data, on_close=log.on_close)
-    peer.conn.pause_reading()  # so that it is not closed by its own callbacks
+    peer.conn.pause_reading()  # so that its own callbacks do not close it
     peer.tls.write(b'data')
     if act == 'flip':
         peer.tls.write(b'more')
@@ -1440,7 +1442,7 @@ def test_a_failure_behind_data_that_paused_reading_is_reported_and_writes_are_dr
 
 
 def stalled(r, hostile, client, **options):
-    """A connection of ours whose peer has begun a new handshake, and has not gone on with it yet."""
+    """A connection of ours whose peer has begun a new handshake and has not continued it yet."""
     ours, peer = hostile(TLS_1_2, client, **options)
     peer.conn.pause_reading()
     peer.conn.on_eof = lambda conn: None
@@ -1453,7 +1455,7 @@ def stalled(r, hostile, client, **options):
 @pytest.mark.scenario(87)
 @pytest.mark.parametrize('client', [False, True])
 @pytest.mark.parametrize('then', ['write_eof', 'close', 'nothing'])
-def test_what_is_written_during_a_new_handshake_is_sent_behind_it_in_order(r, hostile, client, then):
+def test_data_written_during_a_new_handshake_is_sent_after_it_in_order(r, hostile, client, then):
     log = Log()
     ours, peer = stalled(r, hostile, client, on_data=log.on_data, on_close=log.on_close, on_drain=log.on_drain)
     assert ours.write(b'one', log.on_written, 1) is True
@@ -1475,7 +1477,7 @@ def test_what_is_written_during_a_new_handshake_is_sent_behind_it_in_order(r, ho
     assert [args for name, *args in log if name == 'written'] == [[1], [2], [3]]
     assert ('drain',) in log or then != 'nothing'
     if then == 'close':
-        run_until(r, lambda: ours.state == 'CLOSING')  # by itself
+        run_until(r, lambda: ours.state == 'CLOSING')  # without another call
     peer.do('close_notify')
     end(r, *[conn for conn in (ours, peer.conn) if conn is not None])
     run_until(r, lambda: 'close' in log.names())
@@ -1493,7 +1495,7 @@ def test_a_close_during_a_new_handshake_that_never_ends_is_cut_off_after_the_lin
 
 
 @pytest.mark.scenario(92)
-def test_too_much_during_a_new_handshake_is_cut_off(r, hostile):
+def test_writing_too_much_during_a_new_handshake_aborts_the_connection(r, hostile):
     log = Log()
     ours, peer = stalled(r, hostile, False, on_close=log.on_close, max_buffered=1000)
     ours.write(bytes(1000))
@@ -1519,7 +1521,7 @@ def test_an_end_of_the_stream_while_writes_wait_for_a_new_handshake_is_an_error(
 
     left = []
     ours, peer = hostile(TLS_1_2, on_close=lambda conn, exc: left.append((exc, conn.buffered)))
-    monkeypatch.setattr(Session, 'encrypt', encrypt)
+    monkeypatch.setattr(TLSSession, 'encrypt', encrypt)
     assert ours.writelines([b'never sent'], int) is True
     peer.do('close_notify')
     run_until(r, lambda: left)
@@ -1529,7 +1531,7 @@ def test_an_end_of_the_stream_while_writes_wait_for_a_new_handshake_is_an_error(
     end(r, *[conn for conn in (peer.conn,) if conn is not None])
 
 
-def test_what_waited_for_a_handshake_counts_as_not_sent_when_the_first_of_it_cannot_be(r, sockets, certificates):  # noqa: F811
+def test_data_that_waited_for_a_handshake_counts_as_not_sent_when_the_first_send_fails(r, sockets, certificates):  # noqa: F811
     class Broken(socket.socket):
         def sendmsg(self, *args):
             raise BrokenPipeError(errno.EPIPE, 'Broken pipe')
@@ -1549,7 +1551,7 @@ def test_what_waited_for_a_handshake_counts_as_not_sent_when_the_first_of_it_can
 
 
 class CannotSend(socket.socket):
-    """A socket that receives, and to whose peer nothing can be sent any more: it says its last words instead."""
+    """A socket that receives, but cannot send any more. When it is asked to send, it calls `last_words` of the peer."""
 
     def send(self, *args):
         self.last_words()
@@ -1559,11 +1561,11 @@ class CannotSend(socket.socket):
 
 
 def end_handshake(sock, parts, conn):
-    """Send the end of the handshake to `conn`, whose answer to it cannot be sent; then, and so after it, comes data."""
+    """Send the end of the handshake to `conn`, whose answer cannot be sent. When it tries to answer, data arrives."""
     peer, incoming, outgoing = parts
 
     def last_words():
-        peer.write(b'said by one who heard no answer')
+        peer.write(b'sent without an answer')
         sock.sendall(outgoing.read())
 
     conn.sock = CannotSend(fileno=conn.sock.detach())
@@ -1573,9 +1575,9 @@ def end_handshake(sock, parts, conn):
     sock.sendall(outgoing.read())
 
 
-def test_a_client_that_takes_no_answer_to_its_handshake_is_not_read_before_it_is_known(r, tls, sockets, monkeypatch):
-    # The handshake that had waited for the next turn ended in the completions phase. `on_connect` was to be called in
-    # the phase after it, and what was read in between reached `on_data` first.
+def test_a_client_whose_handshake_cannot_be_answered_is_not_read_before_on_connect(r, tls, sockets, monkeypatch):
+    # The handshake had to wait for the next turn, and ended in its completions phase. `on_connect` was to be called in
+    # the completions phase after that, and data read in between used to reach `on_data` first.
     monkeypatch.setattr('reactor.net.handshake.HANDSHAKES_PER_TURN', 1)
     log = Log()
     server = tls.listen(on_connect=log.on_connect, on_data=log.on_data, on_close=log.on_close)
@@ -1593,7 +1595,7 @@ def test_a_client_that_takes_no_answer_to_its_handshake_is_not_read_before_it_is
     assert [(name, type(exc)) for name, exc in log] == [('close', BrokenPipeError)] * 2
 
 
-def test_a_peer_that_takes_no_answer_to_its_handshake_is_not_read_while_reading_is_paused(r, sockets, certificates):  # noqa: F811
+def test_a_peer_whose_handshake_cannot_be_answered_is_not_read_while_reading_is_paused(r, sockets, certificates):  # noqa: F811
     log, (a, b) = Log(), sockets()
     conn = r.adopt(a, log.on_data, on_close=log.on_close)
     conn.start_tls(certificates.server())
@@ -1606,7 +1608,7 @@ def test_a_peer_that_takes_no_answer_to_its_handshake_is_not_read_while_reading_
     assert [(name, type(exc)) for name, exc in log] == [('close', BrokenPipeError)]
 
 
-def test_a_damaged_record_behind_a_failed_send_is_answered_by_no_alert_and_changes_no_reason(r, hostile):
+def test_a_damaged_record_after_a_failed_send_causes_no_alert_and_keeps_the_reason(r, hostile):
     left = []
     ours, peer = hostile(on_close=lambda conn, exc: left.append((type(exc), conn.buffered)))
     peer.do('flip')
@@ -1621,7 +1623,7 @@ def test_a_damaged_record_behind_a_failed_send_is_answered_by_no_alert_and_chang
 @pytest.mark.parametrize('client', [False, True])
 @pytest.mark.parametrize('requested', [False, True])
 def test_a_flood_of_new_keys_is_cut_off(r, hostile, client, requested):
-    # 64 KiB of them held the loop for 60 ms, and 140 ms when each was to be answered.
+    # 64 KiB of them used to block the loop for 60 ms, and for 140 ms when each had to be answered.
     log = Log()
     _, peer = hostile(client=client, on_close=log.on_close)
     for _ in range(33 if not client else 40):
@@ -1632,32 +1634,34 @@ def test_a_flood_of_new_keys_is_cut_off(r, hostile, client, requested):
     end(r, *[conn for conn in (peer.conn,) if conn is not None])
 
 
-def test_new_keys_with_data_between_them_are_no_flood(r, hostile):
-    heard = bytearray()
-    ours, peer = hostile(on_data=lambda conn, data: heard.extend(data), max_empty_records=3)
+def test_new_keys_with_data_between_them_are_not_a_flood(r, hostile):
+    received = bytearray()
+    ours, peer = hostile(on_data=lambda conn, data: received.extend(data), max_empty_records=3)
     for _ in range(50):
         for _ in range(3):
             ENGINE.update_keys(peer.tls, True)
         peer.say(b'x')
-    run_until(r, lambda: len(heard) == 50)
+    run_until(r, lambda: len(received) == 50)
     assert not ours.closed
     end(r, ours, peer.conn)
 
 
 @pytest.mark.scenario(87)
 @pytest.mark.parametrize('requested', [False, True])
-def test_without_a_limit_one_record_without_data_is_worked_off_in_a_turn(r, hostile, requested, monkeypatch):
-    heard, log = bytearray(), Log()
-    ours, peer = hostile(on_data=lambda conn, data: heard.extend(data), on_close=log.on_close, max_empty_records=None)
+def test_without_a_limit_one_record_without_data_is_handled_in_each_phase(r, hostile, requested, monkeypatch):
+    received, log = bytearray(), Log()
+    ours, peer = hostile(
+        on_data=lambda conn, data: received.extend(data), on_close=log.on_close, max_empty_records=None
+    )
     for _ in range(100):
         ENGINE.update_keys(peer.tls, requested)
     peer.say(b'behind')
     turns_before, left = r.stats().loop_count, []
-    while not heard:
+    while not received:
         r.run_once(0)
         left.append(len(ours.tls._incoming))
-    assert r.stats().loop_count - turns_before >= 100 / 2  # in the dispatch, and again as a completion
-    assert heard == b'behind' and log == []
+    assert r.stats().loop_count - turns_before >= 100 / 2  # once in the dispatch, once as a completion
+    assert received == b'behind' and log == []
     end(r, ours, peer.conn)
 
 
@@ -1667,9 +1671,9 @@ def test_a_limit_on_records_without_data_is_checked(r, sockets):
             r.adopt(sockets()[0], max_empty_records=wrong)
 
 
-def test_a_handshake_in_records_of_one_byte_is_worked_off_in_steps(r, sockets, certificates, monkeypatch):  # noqa: F811
+def test_a_handshake_in_records_of_one_byte_is_handled_in_steps(r, sockets, certificates, monkeypatch):  # noqa: F811
     sizes = []
-    shake = Session.shake_hands
+    shake = TLSSession.shake_hands
 
     def measured(session):
         before = len(session._incoming)
@@ -1678,7 +1682,7 @@ def test_a_handshake_in_records_of_one_byte_is_worked_off_in_steps(r, sockets, c
         finally:
             sizes.append(before - len(session._incoming))
 
-    monkeypatch.setattr(Session, 'shake_hands', measured)
+    monkeypatch.setattr(TLSSession, 'shake_hands', measured)
     a, b = sockets()
     ours = r.adopt(a, read_size=1 << 20)
     ours.start_tls(certificates.server())
@@ -1698,42 +1702,42 @@ def test_a_handshake_in_records_of_one_byte_is_worked_off_in_steps(r, sockets, c
     end(r, ours)
 
 
-@pytest.mark.parametrize('said', [b'\x16\x03', b'\x16\x03\x03\x48\x01', b'\x80\x80\x01\x03\x01', b'SSH-2.0-x\r\n'])
-def test_what_cannot_be_a_record_is_refused_at_once(r, sockets, certificates, said):  # noqa: F811
+@pytest.mark.parametrize('sent', [b'\x16\x03', b'\x16\x03\x03\x48\x01', b'\x80\x80\x01\x03\x01', b'SSH-2.0-x\r\n'])
+def test_bytes_that_cannot_be_a_record_are_refused_at_once(r, sockets, certificates, sent):  # noqa: F811
     log = Log()
     a, b = sockets()
     r.adopt(a, on_close=log.on_close).start_tls(certificates.server())
-    b.sendall(said)
+    b.sendall(sent)
     turns(r, 3)
-    if len(said) < 5:
+    if len(sent) < 5:
         b.shutdown(socket.SHUT_WR)
-    elif said[0] == 0x80:
-        b.sendall(bytes(200))  # the rest of a hello of SSL 2
+    elif sent[0] == 0x80:
+        b.sendall(bytes(200))  # the rest of an SSL 2 hello
     run_until(r, lambda: log)
     assert log.names() == ['close'] and isinstance(log[0][1], TLSError)
 
 
 def test_a_callback_in_a_handshake_may_write_to_others(r, tls):
     """All connections of a loop share two buffers."""
-    heard, conns = [], []
-    ours, theirs = tls.pair({}, {'on_data': lambda conn, data: heard.append(data)})
+    received, conns = [], []
+    ours, theirs = tls.pair({}, {'on_data': lambda conn, data: received.append(data)})
 
     def announce(ssl_object, name, context):
-        ours.write(b'somebody comes')
+        ours.write(b'new client')
 
     context = tls.certs.server()
     context.sni_callback = announce
     server = r.listen_tcp('127.0.0.1', 0, ssl=context, on_connect=conns.append)
     other = r.connect_tcp(*server.address, ssl=tls.certs.client(), server_hostname='localhost')
-    run_until(r, lambda: heard and conns and other.state == 'OPEN')
-    assert heard == [b'somebody comes'] and not ours.closed
+    run_until(r, lambda: received and conns and other.state == 'OPEN')
+    assert received == [b'new client'] and not ours.closed
     server.close()
     end(r, other, ours, theirs, *conns)
 
 
 @pytest.mark.parametrize('act', ['close', 'write_eof', 'write', 'start_tls'])
-def test_a_callback_in_a_handshake_leaves_the_rest_of_that_handshake_where_it_is(r, tls, sockets, act):
-    """A fatal alert after the client's first message fails the handshake, whatever the callback does with others."""
+def test_a_callback_in_a_handshake_does_not_disturb_that_handshake(r, tls, sockets, act):
+    """A fatal alert after the client's first message fails the handshake, whatever the callback does to others."""
     log = Log()
     ours, theirs = tls.pair({}, {})
     plain = r.adopt(sockets()[0])
@@ -1742,7 +1746,7 @@ def test_a_callback_in_a_handshake_leaves_the_rest_of_that_handshake_where_it_is
         if act == 'start_tls':
             plain.start_tls(tls.certs.client(), server_hostname='localhost')
         else:
-            getattr(ours, act)(*([b'somebody comes'] if act == 'write' else []))
+            getattr(ours, act)(*([b'new client'] if act == 'write' else []))
 
     context = tls.certs.server()
     context.sni_callback = announce
@@ -1759,7 +1763,7 @@ def test_a_callback_in_a_handshake_leaves_the_rest_of_that_handshake_where_it_is
 
 
 @pytest.mark.parametrize(('size', 'whole'), [(0, False), (1, True), (16384, True), (16385, False)])
-def test_what_fits_into_one_record_is_encrypted_as_one(r, local, size, whole):
+def test_data_that_fits_into_one_record_is_encrypted_as_one(r, local, size, whole):
     ours, theirs = local()
     record = ours.tls.encrypt_record(bytes(size))
     assert bool(record) is whole
@@ -1768,28 +1772,28 @@ def test_what_fits_into_one_record_is_encrypted_as_one(r, local, size, whole):
     end(r, ours, theirs)
 
 
-def test_what_a_failed_call_has_left_behind_is_sent_to_nobody_else(r, tls):
-    heard, ends = [], []
-    calls = {'on_data': lambda conn, data: heard.append(data), 'on_close': lambda conn, exc: ends.append(exc)}
+def test_data_left_over_from_a_failed_call_is_not_sent_to_another_peer(r, tls):
+    received, ends = [], []
+    calls = {'on_data': lambda conn, data: received.append(data), 'on_close': lambda conn, exc: ends.append(exc)}
     ours, theirs = tls.pair({}, calls)
     another = tls.connect()
     run_until(r, lambda: another.state == 'OPEN')
-    another.tls.ssl_object.write(b'nobody takes this')  # as when memory runs out right behind it
+    another.tls.ssl_object.write(b'sent by no one')  # as when memory runs out right after this call
     ours.tls.buffers.incoming.write(b'nor this')
     ours.write(b'hello')
     theirs.write(b'hello')
-    run_until(r, lambda: heard)
+    run_until(r, lambda: received)
     turns(r, 3)
-    assert heard == [b'hello'] and ends == [] and not ours.closed
+    assert received == [b'hello'] and ends == [] and not ours.closed
     end(r, ours, theirs, another)
 
 
-def test_what_a_failed_call_has_left_behind_is_dropped_also_during_a_handshake(r, sockets, local, certificates):  # noqa: F811
+def test_data_left_over_from_a_failed_call_is_dropped_also_during_a_handshake(r, sockets, local, certificates):  # noqa: F811
     ours, theirs = local()
     a, b = sockets()
     beginning = r.adopt(a)
     beginning.start_tls(certificates.client(), server_hostname='localhost')
-    run_until(r, lambda: select.select([b], [], [], 0)[0])  # its first step is done, and it waits for the next one
+    run_until(r, lambda: select.select([b], [], [], 0)[0])  # the first step is done, and it waits for the next one
     buffers = ours.tls.buffers
     buffers.outgoing.write(b'left behind')
     ours.writelines([b'hello'])
@@ -1801,7 +1805,7 @@ def test_a_write_that_openssl_refuses_ends_that_connection(r, tls):
     log = Log()
     ours, theirs = tls.pair({'on_close': log.on_close})
     with contextlib.suppress(ssl.SSLError):
-        ours.tls.ssl_object.unwrap()  # which its owner must not do
+        ours.tls.ssl_object.unwrap()  # an owner of the connection must not do this
     assert ours.write(b'x', log.on_written) is False
     assert ours.write(b'y') is False
     assert ours.closed and log == []
@@ -1818,7 +1822,7 @@ def test_a_held_write_that_openssl_refuses_ends_that_connection(r, hostile, monk
     def refuse(session, pieces):
         raise ssl.SSLError(1, 'made up')
 
-    monkeypatch.setattr(Session, 'encrypt', refuse)
+    monkeypatch.setattr(TLSSession, 'encrypt', refuse)
     peer.conn.resume_reading()
     run_until(r, lambda: log)
     assert log.names() == ['close'] and isinstance(log[0][1], TLSError)
@@ -1834,7 +1838,7 @@ import reactor
 certificates = Certificates.__new__(Certificates)
 certificates.folder = Path({folder!r})
 certificates.authority = certificates.folder / 'authority.pem'
-COUNT, SIZE = 200, 1 << 20  # so many that an arena of the allocator more or less does not count
+COUNT, SIZE = 200, 1 << 20  # so many that an arena of the allocator does not matter
 
 def rss():
     gc.collect()
@@ -1888,20 +1892,20 @@ with reactor.Reactor() as r:
 
 
 @pytest.mark.scenario(92)
-@pytest.mark.skipif(sys.platform != 'linux', reason='memory is asked of /proc')
+@pytest.mark.skipif(sys.platform != 'linux', reason='memory is read from /proc')
 @pytest.mark.slow
-def test_a_connection_keeps_no_memory_of_what_it_has_sent_and_received(certificates):  # noqa: F811
-    # A connection kept 1,068 KiB after one answer of 1 MiB, and 77 KiB after an upload.
+def test_a_connection_keeps_no_memory_of_sent_and_received_data(certificates):  # noqa: F811
+    # A connection used to keep 1,068 KiB after one answer of 1 MiB, and 77 KiB after an upload.
     code = MEMORY.format(project=str(Path(__file__).parents[2]), folder=str(certificates.folder))
     done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     answered, uploaded, early = map(int, done.stdout.split())
-    # Both ends are in this process, and so few connections are measured roughly: figure M27 has a thousand.
+    # Both ends are in this process, and with so few connections the measurement is rough.
     assert answered < 32768 and uploaded < 32768, (answered, uploaded)
-    assert early < 200_000, f'{early} bytes of what was written before the handshake, and of an idle connection'
+    assert early < 200_000, f'{early} bytes for an idle connection and data written before its handshake'
 
 
-# -- clients that nobody here wrote
+# -- other TLS implementations
 
 
 def s_client(server, *options):
@@ -1931,10 +1935,10 @@ def test_openssl_s_client_is_answered(r, tls, version):
 
 @pytest.mark.scenario(87)
 @pytest.mark.parametrize(
-    ('version', 'command', 'said'),
+    ('version', 'command', 'expected'),
     [('-tls1_3', b'K\n', b'KEYUPDATE'), ('-tls1_3', b'k\n', b'KEYUPDATE'), ('-tls1_2', b'R\n', b'RENEGOTIATING')],
 )
-def test_new_keys_are_served_and_renegotiation_is_no_harm(r, tls, version, command, said):
+def test_new_keys_are_accepted_and_renegotiation_is_harmless(r, tls, version, command, expected):
     log, printed = Log(), bytearray()
     server = tls.listen(log.on_data, on_close=log.on_close)
     client = s_client(server, version)
@@ -1945,7 +1949,7 @@ def test_new_keys_are_served_and_renegotiation_is_no_harm(r, tls, version, comma
     run_until(r, lambda: log.received == b'before\n')
     client.stdin.write(command)
     client.stdin.flush()
-    run_until(r, lambda: said in printed)
+    run_until(r, lambda: expected in printed)
     with contextlib.suppress(BrokenPipeError):
         client.stdin.write(b'after\n')
         client.stdin.flush()
@@ -1960,7 +1964,7 @@ def test_new_keys_are_served_and_renegotiation_is_no_harm(r, tls, version, comma
     reader.join()
 
 
-def test_a_peer_that_asks_for_new_handshakes_and_takes_nothing_is_cut_off(r, tls):
+def test_a_peer_that_asks_for_new_handshakes_and_reads_nothing_is_aborted(r, tls):
     log, conns = Log(), []
     server = tls.listen(on_connect=conns.append, on_close=log.on_close, max_buffered=1000)
     client = s_client(server, '-tls1_2')
@@ -1970,7 +1974,7 @@ def test_a_peer_that_asks_for_new_handshakes_and_takes_nothing_is_cut_off(r, tls
     client.stdin.write(b'R\n')
     client.stdin.flush()
     run_until(r, lambda: select.select([conn.sock], [], [], 0)[0])
-    client.send_signal(signal.SIGSTOP)  # from here on it takes nothing, but the system may, 32 MB and more
+    client.send_signal(signal.SIGSTOP)  # it stops reading, but the socket buffers take 32 MB or more
     conn.write(bytes(60_000_000))
     turns(r, 3)
     assert conn.buffered > 1000 and log == []
@@ -1984,7 +1988,7 @@ def test_a_peer_that_asks_for_new_handshakes_and_takes_nothing_is_cut_off(r, tls
 
 
 @pytest.mark.parametrize('version', ['-tls1_2', '-tls1_3'])
-def test_openssl_s_server_is_talked_to(r, certificates, version):  # noqa: F811
+def test_openssl_s_server_answers(r, certificates, version):  # noqa: F811
     files = ['-cert', str(certificates.folder / 'server.pem'), '-key', str(certificates.folder / 'server.key')]
     command = ['openssl', 's_server', '-accept', '127.0.0.1:0', '-rev', version, *files]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as server:
@@ -2036,8 +2040,8 @@ def test_adopt_does_not_guess_the_side(r, sockets, certificates):  # noqa: F811
         r.adopt(ours, ssl=certificates.server())
 
 
-def test_handshakes_that_come_when_all_that_waited_have_ended_are_a_few_in_a_turn_too(r, tls, monkeypatch):
-    # Their turn had been asked for twice, and each time as many would have taken a step.
+def test_handshakes_that_start_when_all_waiting_ones_have_ended_are_a_few_in_a_turn_too(r, tls, monkeypatch):
+    # Their turn used to be scheduled twice, and each time as many of them took a step.
     in_turn, shake = TLSStream.shake_hands_in_turn, TLSStream._shake_hands
     ended, steps, done = [], [], []
 

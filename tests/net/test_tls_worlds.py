@@ -1,7 +1,7 @@
-"""TLS peers that misbehave, on simulated systems: no law is broken, and nobody else feels it.
+"""TLS peers that misbehave, on simulated systems: no law is broken, and no other connection is affected.
 
-The worlds are in `tls_worlds.py`. Keys are random, and with them the lengths of some messages: a seed repeats the
-program, but not every byte. `--tls-worlds N` tries more of them; without `--slow` the whole suite tries a fifth.
+The worlds are in `tests/helpers/tls_worlds.py`. Keys are random, and with them the lengths of some messages: a seed
+repeats the program, but not every byte. `--tls-worlds N` tries more of them; without `--slow` only a fifth is tried.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def contexts(certificates):  # noqa: F811
 
 @pytest.mark.scenario(89)
 @pytest.mark.parametrize('block', [0, *(pytest.param(block, marks=pytest.mark.slow) for block in range(1, BLOCKS))])
-def test_peers_that_misbehave_are_felt_by_nobody_else(contexts, block, request):
+def test_peers_that_misbehave_affect_no_other_connection(contexts, block, request):
     count = request.config.getoption('--tls-worlds')
     for seed in range(block, count, BLOCKS):
         run_world(seed, contexts)

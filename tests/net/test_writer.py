@@ -1,4 +1,4 @@
-"""The queue of bytes that wait, alone; `test_model_writer.py` has it in a stream, against a model."""
+"""The queue of bytes that wait, on its own. `test_model_writer.py` checks it in a stream, against a model."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def names(marks) -> list[object]:
 # -- the queue alone
 
 
-def test_a_new_writer_holds_nothing():
+def test_a_new_writer_is_empty():
     writer = Writer()
     assert (writer.buffered, writer.weight, writer.buffers(), writer.reached()) == (0, 0, [], [])
     assert not writer.full and not writer.files and writer.untouched
@@ -101,7 +101,7 @@ def test_one_send_is_given_a_bounded_number_of_buffers():
     assert len(writer.buffers()) == BUFFERS_PER_SEND
 
 
-def test_marks_are_reached_in_order_and_taken_once():
+def test_marks_are_reached_in_order_and_returned_once():
     writer = Writer()
     for i in range(4):
         writer.extend((b'xxx',), print, (i,))
@@ -114,7 +114,7 @@ def test_marks_are_reached_in_order_and_taken_once():
     assert names(writer.reached()) == [1, 2, 3, 'empty']
 
 
-def test_marks_weigh():
+def test_marks_count_towards_the_weight():
     writer = Writer()
     writer.extend((b'x',), print, ())
     assert writer.weight == 1 + MARK_COST
@@ -122,7 +122,7 @@ def test_marks_weigh():
     assert writer.weight == 2 + MARK_COST
 
 
-def test_the_shared_writer_holds_nothing():
+def test_the_shared_writer_is_empty():
     assert (SHUT.buffered, SHUT.buffers(), SHUT.reached(), SHUT.full) == (0, [], [], False)
 
 
@@ -130,7 +130,7 @@ def test_the_shared_writer_holds_nothing():
 
 
 @pytest.mark.parametrize('steps', [[1] * 9, [4, 0, 5], [9], [BlockingIOError(), 9]])
-def test_a_line_leaves_whole_however_it_is_taken(steps):
+def test_a_line_is_sent_completely_however_it_is_split(steps):
     kernel = ScriptedKernel()
     with Reactor(kernel=kernel) as r:
         sock = ScriptedSocket(kernel)
@@ -143,7 +143,7 @@ def test_a_line_leaves_whole_however_it_is_taken(steps):
 
 
 class Unreadable:
-    """A piece whose bytes cannot be copied for want of memory."""
+    """A piece whose bytes cannot be copied because there is no memory."""
 
     def __len__(self):
         return 10
@@ -153,7 +153,7 @@ class Unreadable:
 
 
 @pytest.mark.parametrize('before', [b'', b'waits', b'w' * GATHER_BELOW])
-def test_pieces_are_queued_all_or_none(before):
+def test_either_all_pieces_are_queued_or_none(before):
     writer = Writer()
     writer.extend((before,), None, ())
     with pytest.raises(MemoryError):
@@ -167,8 +167,8 @@ def test_pieces_are_queued_all_or_none(before):
 
 
 @pytest.mark.parametrize('size', [1, GATHER_BELOW + 1])
-def test_a_send_ends_behind_the_last_callback_that_it_may_make_due(size):
-    writer, told = Writer(), []
+def test_a_send_ends_after_the_last_callback_that_it_may_make_due(size):
+    writer, reported = Writer(), []
     for number in range(2 * MARKS_PER_SEND + 7):
         writer.extend((b'x' * size,), print, (number,))
     while writer.buffered:
@@ -177,11 +177,11 @@ def test_a_send_ends_behind_the_last_callback_that_it_may_make_due(size):
         writer.advance(sent)
         reached = names(writer.reached())
         assert len(reached) <= MARKS_PER_SEND
-        told += reached
-    assert told == list(range(2 * MARKS_PER_SEND + 7))
+        reported += reached
+    assert reported == list(range(2 * MARKS_PER_SEND + 7))
 
 
-def test_callbacks_behind_a_file_are_bounded_too(tmp_path):
+def test_callbacks_after_a_file_are_bounded_too(tmp_path):
     path = tmp_path / 'file'
     path.write_bytes(b'f' * 10_000)
     writer = Writer()

@@ -1,4 +1,7 @@
-"""The live page: what is sent to whom, and what a browser makes of it. Debian: chromium chromium-driver."""
+"""The live page: what is sent to each viewer, and what a browser does with it.
+
+The browser tests need the Debian packages chromium and chromium-driver.
+"""
 
 from __future__ import annotations
 
@@ -22,25 +25,24 @@ import psutil
 import pytest
 
 import reactor
+from perf.visitors import browser
 from reactor import Reactor, Stream
 from reactor.observe import live, samples, source
 from reactor.observe.live import HISTORY, MOST_VIEWERS, PAGE, LivePage, serve_page
 from tests.helpers.support import FakeKernel, drain, run_until, turns
 
 CHECKOUT = Path(__file__).parents[2]
-sys.path.insert(0, str(CHECKOUT / 'perf'))
-import browser  # noqa: E402
 
 HOSTILE = '</script><img src=x onerror="document.title=1">\r\n\r\nevent: end\ndata: "gone"\n\n\u2028\u202e\0\ud800'
 
 
 class Viewer:
-    """A client in the test's own thread: what it asked for, and what came."""
+    """A client of the page in the test's own thread; keeps what it received."""
 
     def __init__(self, r, sockets, page, path='/events', *headers, method='GET', host='localhost'):
         self.sock = sockets.connect(page.listener.address if isinstance(page, LivePage) else page.address)
         if not r.watchers.referenced:
-            r.notifier(int)  # what belongs to the page alone keeps no loop running, and a test's clock stands still
+            r.notifier(int)  # the page's own handles keep no loop running, and a fake clock does not move
         lines = [f'{method} {path} HTTP/1.1', f'Host: {host}', *headers, '', '']
         self.sock.send('\r\n'.join(lines).encode())
         self.came = b''
@@ -66,7 +68,7 @@ class Viewer:
 
     @property
     def events(self):
-        """(name, id, data) of each, as a browser reads them."""
+        """(name, id, data) of each event received, parsed as a browser does."""
         found = []
         for block in self.body.decode().split('\n\n')[:-1]:
             fields = dict(line.split(': ', 1) for line in block.split('\n'))
@@ -79,7 +81,7 @@ class Viewer:
         return [data for name, _, data in self.events if name == 'message']
 
     def sample(self):
-        """The next one."""
+        """Wait for the next sample and return it."""
         count = len(self.samples())
         run_until(self.r, lambda: len(self.samples()) > count)
         return self.samples()[-1]
@@ -105,7 +107,7 @@ def test_the_page_may_run_its_own_script_and_nothing_else(fake, page, sockets):
     assert first.headers['x-content-type-options'] == 'nosniff'
 
 
-def test_the_page_asks_nobody_for_anything_and_makes_no_markup():
+def test_the_page_loads_nothing_from_other_sites_and_builds_no_markup_from_text():
     text = Path(PAGE).read_text()
     addresses = set(re.findall(r'(?:https?:)?//[\w.-]+\.\w+[^\s\'"]*', text))
     assert addresses == {'http://www.w3.org/2000/svg'}
@@ -123,23 +125,23 @@ def test_the_page_asks_nobody_for_anything_and_makes_no_markup():
     assert not re.search(r'\son\w+=', text)
 
 
-def test_who_looks_gets_the_history_then_a_sample_a_second(fake, page, sockets):
+def test_a_viewer_gets_the_history_then_a_sample_a_second(fake, page, sockets):
     first = Viewer(fake, sockets, page)
     assert first.headers['content-type'] == 'text/event-stream'
-    told = [first.sample() for _ in range(3)]
+    sent = [first.sample() for _ in range(3)]
     assert b'retry: 1000\n' in first.body
     (name, _, hello), *rest = first.events
-    assert name == 'hello' and hello['rows'] == [] and len(hello['fields']) == len(told[0]['row'])
-    assert [data['row'] for *_, data in rest] == [sample['row'] for sample in told]
+    assert name == 'hello' and hello['rows'] == [] and len(hello['fields']) == len(sent[0]['row'])
+    assert [data['row'] for *_, data in rest] == [sample['row'] for sample in sent]
     late = Viewer(fake, sockets, page)
-    assert late.events[0][2]['rows'] == [sample['row'] for sample in told]
+    assert late.events[0][2]['rows'] == [sample['row'] for sample in sent]
     again = Viewer(fake, sockets, page, '/events', f'Last-Event-ID: {rest[1][1]}')
-    assert again.events[0][2]['rows'] == [told[2]['row']]
+    assert again.events[0][2]['rows'] == [sent[2]['row']]
     nonsense = Viewer(fake, sockets, page, '/events', 'Last-Event-ID: ' + '9' * 5000)
     assert len(nonsense.events[0][2]['rows']) == 3
 
 
-def test_the_history_has_a_bound_in_number_and_in_age(fake, sockets, monkeypatch):
+def test_the_history_is_bounded_in_number_and_age(fake, sockets, monkeypatch):
     monkeypatch.setattr(live, 'HISTORY', 20)
     page = LivePage(fake, '127.0.0.1', 0)
     viewer = Viewer(fake, sockets, page)
@@ -152,7 +154,7 @@ def test_the_history_has_a_bound_in_number_and_in_age(fake, sockets, monkeypatch
 
 
 @pytest.mark.parametrize(('age', 'kept'), [(299.99, True), (300.01, False)])
-def test_the_history_is_that_of_the_last_five_minutes(fake, sockets, monkeypatch, age, kept):
+def test_the_history_covers_the_last_five_minutes(fake, sockets, monkeypatch, age, kept):
     now = 1000.0
     monkeypatch.setattr(samples, 'monotonic', lambda: now)
     page = LivePage(fake, '127.0.0.1', 0)
@@ -173,16 +175,16 @@ def test_the_samples_agree_with_stats(sockets):
         fields = dict(zip(samples.FIELDS, sample['row'], strict=True))
         assert (fields['incoming'], fields['outgoing']) == (5, 5)
         stats = r.stats()
-        assert stats.incoming == 6  # the page leaves itself out
+        assert stats.incoming == 6  # the page's own connection is counted here, not in the sample
         assert sample['totals']['connects'] == stats.connects == 5
         assert sample['totals']['bytes_in'] <= stats.bytes_in
         assert sum(fields[name] for name in ('dispatch', 'timers', 'soon', 'completions')) < 1
 
 
-def test_nothing_is_asked_while_nobody_looks(fake, sockets):
+def test_the_source_is_not_read_while_there_is_no_viewer(fake, sockets):
     asked = []
-    told = source(fake)
-    page = LivePage(fake, '127.0.0.1', 0, lambda: asked.append(fake.now) or told())
+    read = source(fake)
+    page = LivePage(fake, '127.0.0.1', 0, lambda: asked.append(fake.now) or read())
     asked.clear()
     fake.call_later(60, fake.stop)
     fake.run()
@@ -198,7 +200,7 @@ def test_nothing_is_asked_while_nobody_looks(fake, sockets):
     assert not asked and len(fake.timers) == 0
 
 
-def test_it_keeps_nothing_running(fake, page, sockets):
+def test_the_page_does_not_keep_the_loop_running(fake, page, sockets):
     viewer = Viewer(fake, sockets, page)
     viewer.sample()
     (notifier,) = [handle for handle in fake.handles() if type(handle).__name__ == 'Notifier']
@@ -219,7 +221,7 @@ def test_another_sites_name_for_this_machine_is_refused(fake, page, sockets):
     assert Viewer(fake, sockets, page, '/', host='127.0.0.1:80').status == 200
 
 
-def test_at_most_sixteen_look_at_once(fake, page, sockets):
+def test_at_most_sixteen_viewers_are_accepted(fake, page, sockets):
     viewers = [Viewer(fake, sockets, page) for _ in range(MOST_VIEWERS)]
     assert {viewer.status for viewer in viewers} == {200}
     assert Viewer(fake, sockets, page).status == 503
@@ -228,10 +230,10 @@ def test_at_most_sixteen_look_at_once(fake, page, sockets):
     assert Viewer(fake, sockets, page).status == 200
 
 
-def test_who_does_not_read_is_dropped_and_the_others_go_on(fake, sockets):
-    told = source(fake)
+def test_a_viewer_that_does_not_read_is_dropped_and_the_others_go_on(fake, sockets):
+    read = source(fake)
     page = LivePage(
-        fake, '127.0.0.1', 0, lambda: {'0': told()['0'], **{'x' * 50000 + str(n): told()['0'] for n in range(4)}}
+        fake, '127.0.0.1', 0, lambda: {'0': read()['0'], **{'x' * 50000 + str(n): read()['0'] for n in range(4)}}
     )
     slow, quick = Viewer(fake, sockets, page), Viewer(fake, sockets, page)
 
@@ -250,7 +252,7 @@ def test_who_does_not_read_is_dropped_and_the_others_go_on(fake, sockets):
 def test_a_viewer_that_the_program_has_closed_is_sent_no_more_and_the_others_go_on(fake, page, sockets, caplog):
     closed, other = Viewer(fake, sockets, page), Viewer(fake, sockets, page)
     (conn,) = [handle for handle in fake.handles() if getattr(handle, 'peername', 0) == closed.sock.getsockname()]
-    conn.pause_reading()  # so that close() waits for the end of the client's side
+    conn.pause_reading()  # so that close() waits for the client's end of file
     conn.close()
     other.sample()
     other.sample()
@@ -260,18 +262,18 @@ def test_a_viewer_that_the_program_has_closed_is_sent_no_more_and_the_others_go_
     assert other.ended() == ['that was it'] and not caplog.records
 
 
-def test_a_viewer_that_left_in_this_very_turn_is_not_taken_off_twice(fake, page, sockets):
+def test_a_viewer_that_left_in_this_turn_is_not_subtracted_twice(fake, page, sockets):
     leaving, _ = Viewer(fake, sockets, page), Viewer(fake, sockets, page)
-    told = []
+    counts = []
     leaving.sock.close()
-    fake.call_later(0, lambda: told.append(page._told()['0']['incoming']))  # after the end was read, before on_close
-    run_until(fake, lambda: told)
-    assert told == [0]
+    fake.call_later(0, lambda: counts.append(page._counters()['0']['incoming']))  # after EOF, before on_close
+    run_until(fake, lambda: counts)
+    assert counts == [0]
 
 
-def test_no_name_can_end_an_event_or_begin_another(fake, sockets):
-    told = source(fake)
-    figures = {**told()['0'], 'slow': [[HOSTILE, 1, 0.5]]}
+def test_no_name_can_end_an_event_or_start_another(fake, sockets):
+    read = source(fake)
+    figures = {**read()['0'], 'slow': [[HOSTILE, 1, 0.5]]}
     page = LivePage(fake, '127.0.0.1', 0, lambda: {HOSTILE: figures})
     viewer = Viewer(fake, sockets, page)
     sample = viewer.sample()
@@ -280,17 +282,17 @@ def test_no_name_can_end_an_event_or_begin_another(fake, sockets):
     assert viewer.body.isascii() and b'\r' not in viewer.body and b'\0' not in viewer.body
 
 
-def test_a_source_that_fails_is_logged_once_and_ends_the_view_alone(sockets, caplog):
+def test_a_source_that_raises_is_logged_once_and_ends_only_the_view(sockets, caplog):
     broken = []
 
-    def told():
+    def read():
         if broken:
             raise RuntimeError('no figures today')
         return figures()
 
     with Reactor(kernel=FakeKernel(), catch_errors=False) as r:
         figures = source(r)
-        page = LivePage(r, '127.0.0.1', 0, told)
+        page = LivePage(r, '127.0.0.1', 0, read)
         viewer = Viewer(r, sockets, page)
         viewer.sample()
         broken.append(True)
@@ -301,10 +303,10 @@ def test_a_source_that_fails_is_logged_once_and_ends_the_view_alone(sockets, cap
         assert len(caplog.records) == 1 and 'no figures today' in caplog.text
         assert 'could not be read' in viewer.ended()[0]
         broken.clear()
-        Viewer(r, sockets, page).sample()  # it was not for good
+        Viewer(r, sockets, page).sample()  # works again
 
 
-def test_the_end_is_told_with_a_last_sample_and_to_who_comes_later(fake, page, sockets):
+def test_the_end_is_sent_after_a_last_sample_and_to_viewers_that_connect_later(fake, page, sockets):
     viewer = Viewer(fake, sockets, page)
     page.end('that was it')
     page.end('and again')
@@ -323,7 +325,7 @@ def test_a_reactor_that_is_closed_says_so(sockets):
     assert viewer.ended() == ['The program has ended']
 
 
-def test_pages_that_come_and_go_leave_nothing_with_the_reactor(fake, sockets):
+def test_pages_that_come_and_go_leave_nothing_in_the_reactor(fake, sockets):
     for _ in range(3):
         page = LivePage(fake, '127.0.0.1', 0)
         viewer = Viewer(fake, sockets, page)
@@ -339,7 +341,7 @@ def test_pages_that_come_and_go_leave_nothing_with_the_reactor(fake, sockets):
     assert not fake._exit_callbacks
 
 
-def test_a_viewer_that_is_aborted_is_not_told_that_the_program_has_ended(fake, page, sockets):
+def test_a_viewer_that_is_aborted_gets_no_message_that_the_program_has_ended(fake, page, sockets):
     viewer = Viewer(fake, sockets, page)
     next(handle for handle in fake.handles() if isinstance(handle, Stream)).abort()
     run_until(fake, lambda: not page._viewers)
@@ -381,7 +383,7 @@ def test_the_servers_of_the_experiment_load_nothing_for_the_page():
 
 @contextmanager
 def experiment(*options):
-    """A running experiment with the page; yields (process, url, lines of its progress)."""
+    """A running experiment with the live page; yields the process, the URL and the lines of progress."""
     command = [sys.executable, '-m', 'reactor.demo', '--dashboard', '0', '--json', *options]
     process = subprocess.Popen(command, cwd=CHECKOUT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     lines = []
@@ -428,7 +430,7 @@ def test_serve_has_the_page_too_and_says_when_it_has_ended():
 
 
 @pytest.mark.parametrize('command', [[], ['serve', '--port', '0']], ids=['experiment', 'serve'])
-def test_a_port_that_is_taken_is_one_helpful_line(command):
+def test_a_port_that_is_taken_is_reported_in_one_helpful_line(command):
     with socket.create_server(('127.0.0.1', 0)) as taken:
         port = str(taken.getsockname()[1])
         done = subprocess.run([sys.executable, '-m', 'reactor.demo', *command, '--dashboard', port], cwd=CHECKOUT,
@@ -437,7 +439,7 @@ def test_a_port_that_is_taken_is_one_helpful_line(command):
     assert len(done.stderr.splitlines()) == 1 and port in done.stderr and '--dashboard 0 picks' in done.stderr
 
 
-def test_the_example_counts_requests_and_names_what_held_everybody_up():
+def test_the_example_counts_requests_and_names_the_callback_that_blocked_the_loop():
     command = [sys.executable, '-X', 'dev', 'examples/live_page.py', '--port', '0', '--page', '0']
     with subprocess.Popen(command, cwd=CHECKOUT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         url = re.fullmatch(r'look at (http://\S+)\n', process.stdout.readline())[1]
@@ -445,13 +447,15 @@ def test_the_example_counts_requests_and_names_what_held_everybody_up():
         with socket.create_connection(('127.0.0.1', port), timeout=20) as sock:
             with urllib.request.urlopen(url + 'events', timeout=20) as events:
                 sock.sendall(b'quick\nslow\n')
-                # On a busy machine the start of the program is slow, too.
+                # On a busy machine the start of the program can be reported as slow, too.
                 named = re.compile(r"'__main__\.Server\.slow:\d+'")
-                told = next(told for told in map(sample_in, events) if told and named.search(str(told['slow'])))
+                sample = next(
+                    sample for sample in map(sample_in, events) if sample and named.search(str(sample['slow']))
+                )
             assert sock.makefile('rb').readline() == b'quick\n'
         process.send_signal(signal.SIGINT)
         printed, errors = process.communicate(timeout=20)
-    assert told['totals']['requests'] == 2 and told['counted'] == 'requests'
+    assert sample['totals']['requests'] == 2 and sample['counted'] == 'requests'
     assert (process.returncode, printed) == (0, 'bye\n') and errors.count('slow callback') == len(errors.splitlines())
 
 
@@ -459,7 +463,7 @@ def sample_in(line):
     return json.loads(line[6:]) if line.startswith(b'data: {"row"') else None
 
 
-SAMPLE_IN_HEAP = 500  # bytes of one in the history
+SAMPLE_IN_HEAP = 500  # bytes of one sample in the history
 
 
 def number(text):
@@ -474,14 +478,14 @@ def shown(window, name):
 def window():
     if browser.MISSING is not None:
         pytest.skip(f'NOT TESTED: {browser.MISSING}')
-    with browser.Browser('--js-flags=--jitless') as window:  # code that is compiled as it gets hot is on its heap, too
+    with browser.Browser('--js-flags=--jitless') as window:  # without a JIT: compiled code would count as heap
         yield window
 
 
 @pytest.mark.slow
 def test_a_browser_shows_a_running_experiment_of_5000_connections(request, window):
     seconds = request.config.getoption('--live-seconds')
-    options = ('--connections', '5000', '--rate', '500', '--delay', str(seconds + 60))  # slowly enough to be seen
+    options = ('--connections', '5000', '--rate', '500', '--delay', str(seconds + 60))  # slow enough to be seen
     with experiment(*options) as (process, url, lines):
         window.show(1200, 1000)
         window.open(url)
@@ -503,15 +507,13 @@ def test_a_browser_shows_a_running_experiment_of_5000_connections(request, windo
 
 
 def assert_agrees_with_stats(window, process, lines):
-    """Held steady: what the page shows, what the experiment prints, and what the system says of its server."""
-    rows = (
-        '[...document.querySelectorAll("#figures tbody tr")].map(row => [...row.cells].map(cell => cell.textContent))'
-    )
+    """In a steady state, the page agrees with the experiment's output and the kernel's figures for its server."""
+    rows = '[...document.querySelectorAll("#values tbody tr")].map(row => [...row.cells].map(cell => cell.textContent))'
     figures = dict(window.until(f'{rows}.length && {rows}'))
     assert number(figures['incoming']) == pytest.approx(5000, rel=0.02)
     assert number(figures['accepts']) == pytest.approx(5000, rel=0.02)
     end = time.monotonic() + 10
-    while not any('open 5,000 of 5,000' in line for line in lines):  # what the servers told, printed once a second
+    while not any('open 5,000 of 5,000' in line for line in lines):  # reported by the servers, printed once a second
         assert time.monotonic() < end, lines
         time.sleep(0.05)
     first, _load = sorted(psutil.Process(process.pid).children(), key=lambda child: child.create_time())
@@ -520,7 +522,11 @@ def assert_agrees_with_stats(window, process, lines):
 
 
 def assert_does_not_grow(window, opened, seconds):
-    """From when its code has run and, in a long run, its history is full; else apart from what that still takes."""
+    """The page's memory must not grow.
+
+    The starting point is when the page's code has run and, in a long run, its history is full. In a shorter run, the
+    samples that are still added to the history are subtracted.
+    """
 
     def look(after):
         while time.monotonic() < opened + after:
@@ -540,7 +546,7 @@ TAB, LEFT, ESCAPE = '\ue004', '\ue012', '\ue00c'
 
 
 def assert_usable(window):
-    """By keyboard alone, on a phone, in the dark, without motion."""
+    """The page works with the keyboard alone, on a phone, in dark mode and with reduced motion."""
     order, focused = [], 'document.activeElement'
     for _ in range(10):
         window.press(TAB)
@@ -580,7 +586,7 @@ def assert_usable(window):
     window.show(1200, 1000)
 
 
-# The contrast of texts to what is behind them, as WCAG 2.2 has it.
+# The contrast of each text with its background, computed as WCAG 2.2 defines it.
 CONTRASTS = r"""
 const part = value => value <= 0.04045 * 255 ? value / 255 / 12.92 : ((value / 255 + 0.055) / 1.055) ** 2.4;
 const light = colour => {
@@ -600,14 +606,14 @@ return [...document.querySelectorAll(texts)].map(node => {
 
 
 @contextmanager
-def page_in_a_thread(told):
-    """A page of these figures; yields its reactor and it."""
+def page_in_a_thread(read):
+    """A live page with this source, run in a thread; yields its reactor and the page."""
     ready = threading.Event()
     found = []
 
     def run():
         with Reactor() as r:
-            page = LivePage(r, '127.0.0.1', 0, told)
+            page = LivePage(r, '127.0.0.1', 0, read)
             found.extend([r, page])
             r.notifier(int)
             ready.set()
@@ -624,7 +630,7 @@ def page_in_a_thread(told):
 
 
 @pytest.mark.slow
-def test_a_browser_shows_hostile_names_as_text_and_more_rows_than_its_bound_not_at_all(window):
+def test_a_browser_shows_hostile_names_as_text_and_no_more_rows_than_its_bound(window):
     with Reactor() as r:
         figures = {**source(r)()['0'], 'slow': [[HOSTILE.replace('\ud800', '') + 'x' * 500, 1, 0.5]]}
     names = [f'{HOSTILE} {n}' for n in range(70)]
@@ -649,14 +655,14 @@ def test_a_browser_shows_hostile_names_as_text_and_more_rows_than_its_bound_not_
 
 
 @pytest.mark.slow
-def test_a_browser_that_lost_its_connection_comes_again_and_looks_again_after_the_end(window):
+def test_a_browser_that_lost_its_connection_reconnects_and_reloads_after_the_end(window):
     with Reactor() as r:
-        told = source(r)()
-    with page_in_a_thread(lambda: told) as (r, page):
+        counters = source(r)()
+    with page_in_a_thread(lambda: counters) as (r, page):
         window.open(page.url)
         window.until("document.getElementById('link').textContent === 'live'")
         r.call_soon_threadsafe(lambda: [handle.abort() for handle in r.handles() if isinstance(handle, Stream)])
-        window.until("document.getElementById('link').textContent.startsWith('trying again')")
+        window.until("document.getElementById('link').textContent.startsWith('reconnecting')")
         window.until("document.getElementById('link').textContent === 'live'")
         r.call_soon_threadsafe(page.end, 'over')
         window.until("document.getElementById('verdict').textContent === 'over'")

@@ -1,4 +1,4 @@
-"""`python -m reactor.observe`: tables, JSON, watching, clear errors, exit codes, and the page for bug reports."""
+"""`python -m reactor.observe`: tables, JSON, watching, errors, exit codes, and the report for bug reports."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ print(reactor.run(main), flush=True)
 
 
 def start(path):
-    """A program with a control socket."""
+    """Start a program with a control socket."""
     process = subprocess.Popen([sys.executable, '-c', APP, path], stdout=subprocess.PIPE, text=True)
     assert process.stdout.readline() == 'ready\n'
     return process
@@ -53,7 +53,7 @@ def end(process):
 
 @pytest.fixture(scope='module')
 def app(tmp_path_factory):
-    """One for all tests that leave it as it is: its process, and the path."""
+    """A program shared by all tests that do not change it; yields its process and the path of its socket."""
     path = str(tmp_path_factory.mktemp('app') / 'control')
     process = start(path)
     yield process, path
@@ -66,7 +66,7 @@ def path(app):
 
 
 def fails(capsys, *arguments):
-    """The one line that tells what went wrong."""
+    """Run the command, which must fail; returns the one line of its error."""
     status = command.main(arguments)
     out, err = capsys.readouterr()
     assert (status, out, err.count('\n')) == (1, '', 1)
@@ -84,25 +84,28 @@ def mistyped(capsys, *arguments):
 # -- what is printed
 
 
-def test_without_a_command_it_tells_the_counters(app, capsys):
+def test_without_a_command_the_counters_are_printed(app, capsys):
     assert command.main([app[1]]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == f'reactor {reactor.__version__}, pid {app[0].pid}'
     rows = dict(line.split() for line in lines if len(line.split()) == 2)
     assert int(rows['handles']) >= 3 and int(rows['loop_count'].replace(',', '')) > 0
-    assert 'incoming' not in rows  # zeros are left out
+    assert 'incoming' not in rows  # zeros are omitted
 
 
-def test_several_commands_are_told_one_below_the_other(path, capsys):
+def test_the_answers_to_several_commands_are_printed_one_below_the_other(path, capsys):
     assert command.main([path, 'phases', 'handles', 'why-alive', 'help']) == 0
     out = capsys.readouterr().out
-    for text in 'completions', 'timers fired; late were 50% by less than', '<Listener fd=', 'timer of builtins.int':
+    for text in 'completions', 'timers fired; late: 50% by less than', '<Listener fd=', 'timer of builtins.int':
         assert text in out
-    assert re.search(r'^\d open: .*1 ControlSocket, 1 Listener', out, re.M) and '(does not keep it running)' in out
+    assert (
+        re.search(r'^\d open: .*1 ControlSocket, 1 Listener', out, re.M)
+        and '(does not keep the program running)' in out
+    )
     assert 'lame_duck: seconds of these' in out
 
 
-def test_as_json_an_answer_is_a_line(path, capsys):
+def test_as_json_each_answer_is_one_line(path, capsys):
     assert command.main([path, 'stats', 'handles', '--json', '--kind', 'Listener']) == 0
     stats, handles = map(json.loads, capsys.readouterr().out.splitlines())
     assert stats['sum']['loop_count'] > 0
@@ -110,7 +113,7 @@ def test_as_json_an_answer_is_a_line(path, capsys):
 
 
 def times(monkeypatch, count):
-    """Have Ctrl-C pressed after so many pictures."""
+    """Interrupt `--watch`, as Ctrl-C does, after `count` outputs."""
     left = [count]
 
     def sleep(seconds):
@@ -123,7 +126,7 @@ def times(monkeypatch, count):
     monkeypatch.setattr(command, 'sleep', sleep)
 
 
-def test_watching_tells_what_happened_in_between(path, capsys, monkeypatch):
+def test_watching_shows_what_happened_in_between(path, capsys, monkeypatch):
     times(monkeypatch, 3)
     assert command.main([path, 'stats', 'phases', '--watch', '0.05']) == 0
     out = capsys.readouterr().out
@@ -140,7 +143,7 @@ def test_watching_on_a_terminal_draws_in_place(path, capsys, monkeypatch):
     assert len(pictures) == 2 and all(picture.endswith('\x1b[J') and '\x1b[K\n' in picture for picture in pictures)
 
 
-def test_watching_as_json_is_a_line_each_time(path, capsys, monkeypatch):
+def test_watching_as_json_prints_a_line_each_time(path, capsys, monkeypatch):
     times(monkeypatch, 2)
     assert command.main([path, '--watch', '0.05', '--json']) == 0
     first, second = map(json.loads, capsys.readouterr().out.splitlines())
@@ -160,14 +163,14 @@ def test_drain_ends_the_program(tmp_path, capsys):
     process = start(path)
     try:
         assert command.main([path, 'drain', '--drain-timeout', '20', '--lame-duck', '0.1']) == 0
-        assert 'accepting for 0.1 s, what is left in 20 s is reset' in capsys.readouterr().out
+        assert 'accepts connections for 0.1 s, resets the remaining ones after 20 s' in capsys.readouterr().out
         assert process.wait(timeout=10) == 0 and process.stdout.read() == 'False\n'
     finally:
         end(process)
     assert 'no such socket' in fails(capsys, path)
 
 
-def test_a_reader_that_has_seen_enough_is_no_error(path):
+def test_a_closed_output_pipe_is_not_an_error(path):
     done = subprocess.Popen(
         [sys.executable, '-m', 'reactor.observe', path, '--watch', '0.01'],
         stdout=subprocess.PIPE,
@@ -188,7 +191,7 @@ def figures(r, **changes):
 
 
 def answers(*figures):
-    """Two answers to `stats`, a second apart, in which all counts doubled."""
+    """Two answers to `stats`, a second apart; all counts have doubled in between."""
     workers = {str(n): one for n, one in enumerate(figures)}
     total = {'version': '1', 'clock': 1.0, 'draining': True, 'workers': workers, 'sum': observe.combined(figures)}
     later = [
@@ -212,21 +215,21 @@ def test_of_many_workers_the_first_eight_are_shown_and_the_others_counted(fake, 
     before, _ = answers(*[figures(fake, reads=1, pid=n) for n in range(count)])
     lines = tables.stats(before)
     assert lines[2].split() == ['all', *map(str, range(min(count, 8)))]
-    told = [line for line in lines if 'more workers' in line]
-    assert told == ([f'and {left_out} more workers; --json has them all'] if left_out else [])
+    note = [line for line in lines if 'more workers' in line]
+    assert note == ([f'and {left_out} more workers; --json shows all of them'] if left_out else [])
 
 
-def test_a_worker_that_began_anew_makes_no_negative_rates(fake):
+def test_a_worker_that_was_restarted_makes_no_negative_rates(fake):
     before, now = answers(figures(fake, reads=1000))
-    assert tables.stats(before, now)[3].split() == ['reads', '1,000']  # the clock went back: another program
+    assert tables.stats(before, now)[3].split() == ['reads', '1,000']  # the clock went back: a different program
     now['workers']['0'] |= {'reads': 10}
     now['sum']['reads'] = 10
     assert tables.stats(now, before)[3].split() == ['reads', '10', '0.0']
     now['workers']['0'] |= {'pid': 77}
-    assert tables.stats(now, before)[3].split() == ['reads', '10', '10.0']  # what the new one has done since it began
+    assert tables.stats(now, before)[3].split() == ['reads', '10', '10.0']  # since the new process started
 
 
-def test_a_worker_that_was_replaced_takes_nothing_off_what_the_others_did(fake):
+def test_a_replaced_worker_subtracts_nothing_from_the_counts_of_the_others(fake):
     before, now = answers(figures(fake, reads=1000, pid=7), figures(fake, reads=1000, pid=8))
     now['workers'] = {'0': figures(fake, reads=10, pid=9), '1': figures(fake, reads=1500, pid=8)}
     now['sum'] = observe.combined(now['workers'].values())
@@ -237,7 +240,7 @@ def test_a_worker_that_was_replaced_takes_nothing_off_what_the_others_did(fake):
         return {'seconds': {'idle': float(seconds)}, 'loop_count': turns, **lag}
 
     then = {'workers': {'0': part(100, 1000, 500), '1': part(100, 1000, 500)}, 'sum': part(200, 2000, 1000)}
-    # The new one has made more turns than the old one.
+    # The new process has made more turns than the old one.
     here = {'workers': {'0': part(1, 3000, 5), '1': part(101, 1010, 510)}, 'sum': part(102, 4010, 515)}
     lines = tables.phases(here, then)
     assert lines[1].split() == ['idle', '2.000', '100.0%', '100.0%', '100.0%']
@@ -250,26 +253,25 @@ def test_every_counter_has_its_row(fake):
     assert {line.split()[0] for line in tables.stats(before)[3:]} >= set(names)
 
 
-def test_lateness_is_told_from_the_histogram(fake):
+def test_lateness_is_computed_from_the_histogram(fake):
     lag = [90, 0, 5, 4, *[0] * 11, 1]
     phases = {'seconds': {'idle': 3.0, 'timers': 1.0}, 'loop_count': 5, 'timer_lag': lag, 'timer_lag_sum': 20.0}
     lines = tables.phases({'workers': {'0': phases}, 'sum': phases})
     assert lines[-1] == (
-        '100 timers fired; late were 50% by less than 0.98 ms, 99% by less than 7.8 ms, 100% by 16 s or more; '
-        'the mean is 0.2 s'
+        '100 timers fired; late: 50% by less than 0.98 ms, 99% by less than 7.8 ms, 100% by 16 s or more; mean 0.2 s'
     )
     assert lines[1].split() == ['idle', '3.000', '75.0%']
     assert tables.phases({'workers': {}, 'sum': phases}, {'workers': {}, 'sum': phases})[-1] == 'no timer has fired'
 
 
-def test_nothing_is_printed_that_a_terminal_would_obey():
+def test_control_characters_are_never_printed():
     evil = 'x\x1b[2J\r\n\x07\u202e\x9b'
     one = {'handle': evil, 'seconds': 1.0, 'waits_for': evil, 'keeps_running': True}
     lines = tables.handles({'kinds': {evil: 1}, 'handles': [one], 'left_out': 3})
     lines += tables.why_alive({'reasons': [evil], 'more': True}) + tables.table([[evil, evil]])
     lines += tables.pairs([('a', evil)])
     assert lines and all(line.isprintable() for line in lines)
-    assert tables.why_alive({'reasons': [], 'more': False}) == ['nothing keeps it running']
+    assert tables.why_alive({'reasons': [], 'more': False}) == ['nothing keeps the program running']
 
 
 # -- what goes wrong
@@ -278,28 +280,33 @@ def test_nothing_is_printed_that_a_terminal_would_obey():
 def test_no_such_socket(capsys, tmp_path):
     path = str(tmp_path / 'none')
     assert (
-        fails(capsys, path) == f'{path}: no such socket; the program makes it with observe.serve_control(r, {path!r})'
+        fails(capsys, path) == f'{path}: no such socket; the program creates it with observe.serve_control(r, {path!r})'
     )
 
 
-def test_nobody_listens(capsys, tmp_path):
+def test_the_socket_has_no_listener(capsys, tmp_path):
     path = str(tmp_path / 'left')
     with socket.socket(socket.AF_UNIX) as sock:
         sock.bind(path)
-    assert fails(capsys, path) == f'{path}: nobody listens; the program that made it has ended'
+    assert fails(capsys, path) == f'{path}: connection refused; the program that created the socket has ended'
 
 
-def test_it_is_no_socket(capsys, tmp_path):
+def test_the_path_is_not_a_socket(capsys, tmp_path):
     path = tmp_path / 'file'
     path.touch()
-    assert fails(capsys, str(path)) == f'{path}: this is no socket'
+    assert (
+        fails(capsys, str(path))
+        == f'{path}: not a socket; give the path that the program passed to observe.serve_control'
+    )
     assert fails(capsys, str(path / 'x')).endswith('Not a directory')
     assert 'too long' in fails(capsys, str(tmp_path / ('x' * 200)))
 
 
-@pytest.mark.parametrize(('mode', 'why'), [(0o755, ': it belongs to user '), (0o700, ' to look there')])
-def test_it_is_not_permitted(capsys, mode, why):
-    folder = tempfile.mkdtemp()  # pytest's own folders are shut to others
+@pytest.mark.parametrize(
+    ('mode', 'why'), [(0o755, ': the socket belongs to user '), (0o700, ': its folder is not accessible')]
+)
+def test_access_to_the_socket_is_not_permitted(capsys, mode, why):
+    folder = tempfile.mkdtemp()  # pytest's own folders cannot be accessed by other users
     path = os.path.join(folder, 'control')
     me = os.geteuid()
     try:
@@ -313,19 +320,19 @@ def test_it_is_not_permitted(capsys, mode, why):
             else:
                 os.chmod(path, 0o000)
             try:
-                told = fails(capsys, path)
+                error = fails(capsys, path)
             finally:
                 if me == 0:
                     os.seteuid(0)
                 os.chmod(folder, 0o700)
-        assert told.startswith(f'{path}: not permitted{why}')
+        assert error.startswith(f'{path}: not permitted{why}')
     finally:
         shutil.rmtree(folder)
 
 
 @pytest.fixture
 def impostor(tmp_path):
-    """A socket on which somebody else listens, and a function that has him answer."""
+    """`impostor(answer)` listens as another program, sends `answer` to one request, and returns the path."""
     path = str(tmp_path / 'impostor')
     threads = []
     with socket.socket(socket.AF_UNIX) as server:
@@ -353,12 +360,12 @@ def impostor(tmp_path):
     [
         (b'', 'the program has ended, or closed its control socket'),
         (b'{"ok": tr', 'the program has ended, or closed its control socket'),
-        (b'HTTP/1.1 400 Bad Request\r\n', 'who answers there is no control socket of a reactor'),
-        (b'[]\n', 'who answers there is no control socket of a reactor'),
+        (b'HTTP/1.1 400 Bad Request\r\n', 'the server at this path is not a reactor control socket'),
+        (b'[]\n', 'the server at this path is not a reactor control socket'),
         (b'{"ok": false, "error": "\\u001b[2J"}\n', 'stats: ?[2J'),
     ],
 )
-def test_answers_that_are_none(capsys, impostor, answer, why):
+def test_invalid_answers(capsys, impostor, answer, why):
     path = impostor(answer)
     assert fails(capsys, path) == f'{path}: {why}'
 
@@ -368,13 +375,13 @@ def test_no_answer_in_time(capsys, tmp_path):
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(path)
         server.listen(1)
-        told = fails(capsys, path, '--timeout', '0.05')
-        assert told.startswith(f'{path}: no answer within 0.05 s: its loop is busy')
+        error = fails(capsys, path, '--timeout', '0.05')
+        assert error.startswith(f'{path}: no answer within 0.05 s: the loop is blocked')
         if hasattr(socket, 'SO_PEERCRED'):
-            assert f'py-spy dump --pid {os.getpid()} ' in told
+            assert f'py-spy dump --pid {os.getpid()} ' in error
 
 
-def test_where_the_platform_does_not_tell_the_process_number_it_is_left_to_the_reader(capsys, tmp_path, monkeypatch):
+def test_where_the_platform_cannot_find_the_process_number_the_hint_says_pid(capsys, tmp_path, monkeypatch):
     monkeypatch.delattr(socket, 'SO_PEERCRED', raising=False)
     path = str(tmp_path / 'silent')
     with socket.socket(socket.AF_UNIX) as server:
@@ -384,47 +391,52 @@ def test_where_the_platform_does_not_tell_the_process_number_it_is_left_to_the_r
 
 
 def test_without_an_option_an_answer_may_take_ten_seconds():
-    assert 'seconds for an answer (default 10)' in ' '.join(command.parser().format_help().split())
+    assert 'seconds to wait for an answer (default 10)' in ' '.join(command.parser().format_help().split())
 
 
 def test_a_refused_command_is_an_error(capsys, path):
-    assert 'handles: limit is how many to tell, 1 to 1000' in fails(capsys, path, 'handles', '--limit', '5000')
+    assert 'handles: limit is how many to list, 1 to 1000 (default 100), not 5000' in fails(
+        capsys, path, 'handles', '--limit', '5000'
+    )
 
 
 @pytest.mark.skipif(sys.platform != 'linux', reason='others refuse a client at once')
-def test_a_full_backlog_is_told_in_the_time_that_an_answer_may_take(capsys, tmp_path):
+def test_a_full_backlog_is_reported_within_the_timeout_of_an_answer(capsys, tmp_path):
     path = str(tmp_path / 'full')
     with socket.socket(socket.AF_UNIX) as server, socket.socket(socket.AF_UNIX) as waiting:
         server.bind(path)
         server.listen(0)
         waiting.connect(path)
         began = time.monotonic()
-        assert fails(capsys, path, '--timeout', '0.05') == f'{path}: too many wait to ask already'
+        assert (
+            fails(capsys, path, '--timeout', '0.05')
+            == f'{path}: the backlog is full: too many clients wait; try again later'
+        )
         assert time.monotonic() - began < 1
 
 
 @pytest.mark.parametrize(
     ('arguments', 'why'),
     [
-        ([], 'which socket?'),
-        (['/x', 'nonsense\x1b'], "no command 'nonsense?'; there are help, stats"),
-        (['/x', 'drain', '--watch', '1'], 'drain cannot be watched'),
+        ([], 'give the path of a control socket'),
+        (['/x', 'nonsense\x1b'], "unknown command 'nonsense?'; the commands are help, stats"),
+        (['/x', 'drain', '--watch', '1'], 'drain cannot be repeated'),
         (['/x', '--watch', '0'], 'not a number of seconds above 0'),
         (['/x', '--watch', 'nan'], 'not a number of seconds above 0'),
         (['/x', '--timeout', 'x'], 'not a number of seconds above 0'),
-        (['/x', 'stats', '--limit', '5'], '--limit is for another command'),
-        (['/x', 'stats', '--lame-duck', '5'], '--lame-duck is for another command'),
+        (['/x', 'stats', '--limit', '5'], '--limit is an option of handles and why_alive, not of stats'),
+        (['/x', 'stats', '--lame-duck', '5'], '--lame-duck is an option of drain, not of stats'),
         (['/x', 'handles', '--limit', 'x'], 'invalid int value'),
     ],
 )
-def test_what_is_mistyped_is_told_in_a_line(capsys, arguments, why):
+def test_a_mistyped_argument_is_reported_in_one_line(capsys, arguments, why):
     assert why in mistyped(capsys, *arguments)
 
 
 # -- the page for bug reports
 
 
-def test_the_report_tells_versions_limits_and_features(capsys):
+def test_the_report_shows_versions_limits_and_features(capsys):
     assert command.main(['--report']) == 0
     out = capsys.readouterr().out
     assert out.startswith(f'reactor {reactor.__version__}\n')
@@ -445,7 +457,7 @@ def test_the_report_has_nothing_private(monkeypatch):
     assert os.getcwd() not in text
 
 
-def test_the_report_with_a_socket_has_its_figures_too(path, capsys):
+def test_the_report_with_a_socket_has_its_counters_too(path, capsys):
     assert command.main(['--report', path]) == 0
     out = capsys.readouterr().out
     assert 'RLIMIT_NOFILE' in out and 'loop_count' in out and 'completions' in out

@@ -1,4 +1,4 @@
-"""The control socket: what can be asked, that bad questions break nothing, and that looking in changes nothing."""
+"""The control socket: its commands; bad requests do no harm; reading changes nothing."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if not hasattr(socket, 'AF_UNIX'):
 
 
 class Client:
-    """Who asks."""
+    """A client of the control socket."""
 
     def __init__(self, r, sockets, path):
         self.r, self.received = r, b''
@@ -36,7 +36,7 @@ class Client:
         self.sock.sendall(data)
 
     def lines(self, count):
-        """So many lines of answers, as they are."""
+        """Wait for `count` lines and return them as bytes."""
 
         def here():
             self.received += drain(self.sock)
@@ -53,7 +53,7 @@ class Client:
         return json.loads(self.lines(1)[0])
 
     def ended(self):
-        """Run until the other side has ended; what came before."""
+        """Run until the server has closed the connection; returns what it sent before."""
         over = []
 
         def end():
@@ -91,60 +91,60 @@ def client(r, sockets, door):
     return Client(r, sockets, door.path)
 
 
-# -- what can be asked
+# -- commands
 
 
-def test_help_tells_every_command_and_its_arguments(client):
-    told = client.ask('help')
-    assert told['ok'] is True
-    assert list(told['commands']) == ['help', 'stats', 'phases', 'handles', 'why_alive', 'drain']
+def test_help_lists_every_command_and_its_arguments(client):
+    answer = client.ask('help')
+    assert answer['ok'] is True
+    assert list(answer['commands']) == ['help', 'stats', 'phases', 'handles', 'why_alive', 'drain']
     for name, (what, arguments) in COMMANDS.items():
-        assert told['commands'][name]['what'] == what
-        assert set(told['commands'][name]['arguments']) == set(arguments)
+        assert answer['commands'][name]['what'] == what
+        assert set(answer['commands'][name]['arguments']) == set(arguments)
 
 
 @pytest.mark.parametrize('request_', ['stats', ' stats \r', '{"do": "stats"}'])
 def test_stats_are_those_of_the_reactor(r, client, request_):
-    told = client.ask(request_)
-    assert told['ok'] and told['draining'] is False
-    assert told['workers']['0']['pid'] == os.getpid()
-    assert told['sum']['loop_count'] == told['workers']['0']['loop_count'] > 0
-    assert set(told['sum']) == set(r.stats().as_dict())
+    answer = client.ask(request_)
+    assert answer['ok'] and answer['draining'] is False
+    assert answer['workers']['0']['pid'] == os.getpid()
+    assert answer['sum']['loop_count'] == answer['workers']['0']['loop_count'] > 0
+    assert set(answer['sum']) == set(r.stats().as_dict())
 
 
-def test_who_looks_is_not_counted_as_a_connection(r, client):
-    told = client.ask('stats')
-    assert (told['sum']['incoming'], told['sum']['outgoing'], told['sum']['accepts']) == (0, 0, 0)
+def test_a_control_client_is_not_counted_as_a_connection(r, client):
+    answer = client.ask('stats')
+    assert (answer['sum']['incoming'], answer['sum']['outgoing'], answer['sum']['accepts']) == (0, 0, 0)
 
 
-def test_workers_are_told_each_and_together(r, path, sockets):
+def test_workers_are_reported_each_and_together(r, path, sockets):
     with Reactor() as one, Reactor() as another:
         one.counters.reads, another.counters.reads = 2, 3
         workers = {'0': observe.source(one)()['0'], '1': observe.source(another)()['0']}
         door = observe.serve_control(r, path, source=lambda: workers)
-        told = Client(r, sockets, path).ask('stats')
-        assert {name: figures['reads'] for name, figures in told['workers'].items()} == {'0': 2, '1': 3}
-        assert told['sum']['reads'] == 5
+        answer = Client(r, sockets, path).ask('stats')
+        assert {name: figures['reads'] for name, figures in answer['workers'].items()} == {'0': 2, '1': 3}
+        assert answer['sum']['reads'] == 5
         phases = Client(r, sockets, path).ask('phases')
         assert set(phases['workers']) == {'0', '1'} and 'seconds' in phases['sum']
         door.close()
         turns(r, 2)
 
 
-def test_phases_are_the_seconds_of_each_and_how_late_timers_were(r, client):
+def test_phases_are_reported_in_seconds_with_the_lateness_of_timers(r, client):
     for _ in range(3):
         r.call_later(0, int)
-    told = client.ask('phases')
-    assert set(told['sum']['seconds']) == {'idle', 'dispatch', 'timers', 'soon', 'completions'}
-    assert told['sum']['seconds']['idle'] == pytest.approx(r.stats().idle_time, abs=0.2)
-    assert told['sum']['timer_lag'] == list(r.stats().timer_lag) and sum(told['sum']['timer_lag']) == 3
-    assert told['workers']['0'] == told['sum']
+    answer = client.ask('phases')
+    assert set(answer['sum']['seconds']) == {'idle', 'dispatch', 'timers', 'soon', 'completions'}
+    assert answer['sum']['seconds']['idle'] == pytest.approx(r.stats().idle_time, abs=0.2)
+    assert answer['sum']['timer_lag'] == list(r.stats().timer_lag) and sum(answer['sum']['timer_lag']) == 3
+    assert answer['workers']['0'] == answer['sum']
 
 
-def test_handles_are_told_in_words_and_counted_by_kind(r, client, sockets):
+def test_handles_are_described_and_counted_by_kind(r, client, sockets):
     listener = r.listen_tcp('127.0.0.1', 0)
-    told = client.ask('handles')
-    assert told['kinds'] == {'Listener': 1, 'ControlSocket': 1, 'Stream': 1}
+    answer = client.ask('handles')
+    assert answer['kinds'] == {'Listener': 1, 'ControlSocket': 1, 'Stream': 1}
     only = client.ask('handles', kind='Listener')
     assert [one['handle'] for one in only['handles']] == [repr(listener)]
     assert only['handles'][0]['waits_for'] == 'clients' and only['handles'][0]['keeps_running'] is True
@@ -152,42 +152,42 @@ def test_handles_are_told_in_words_and_counted_by_kind(r, client, sockets):
     listener.close()
 
 
-def test_what_is_left_out_is_told(r, client, sockets):
+def test_the_number_of_omitted_handles_is_reported(r, client, sockets):
     conns = [r.adopt(sockets()[0]) for _ in range(20)]
-    told = client.ask('handles', limit=5, kind='Stream')
-    assert (len(told['handles']), told['left_out']) == (5, 16)
-    told = client.ask('why_alive', limit=5)
-    assert (len(told['reasons']), told['more']) == (5, True)
-    told = client.ask('why_alive', limit=20)
-    assert (len(told['reasons']), told['more']) == (20, False)
+    answer = client.ask('handles', limit=5, kind='Stream')
+    assert (len(answer['handles']), answer['left_out']) == (5, 16)
+    answer = client.ask('why_alive', limit=5)
+    assert (len(answer['reasons']), answer['more']) == (5, True)
+    answer = client.ask('why_alive', limit=20)
+    assert (len(answer['reasons']), answer['more']) == (20, False)
     for conn in conns:
         conn.abort()
 
 
-def test_an_answer_has_a_bound_whatever_is_open(r, client, sockets, monkeypatch):
+def test_the_length_of_an_answer_is_bounded(r, client, sockets, monkeypatch):
     conns = [r.adopt(sockets()[0]) for _ in range(10)]
     monkeypatch.setattr(type(conns[0]), '__repr__', lambda conn: 'x' * 100_000)
-    told = client.ask('handles', kind='Stream')
-    assert {len(one['handle']) for one in told['handles']} == {LONGEST_TEXT}
+    answer = client.ask('handles', kind='Stream')
+    assert {len(one['handle']) for one in answer['handles']} == {LONGEST_TEXT}
     for conn in conns:
         conn.abort()
 
 
 def test_why_alive_is_what_the_reactor_says(r, client):
     timer = r.call_later(1000, int)
-    told = client.ask('why_alive')
-    assert len(told['reasons']) == 1 and told['reasons'][0].startswith('timer of builtins.int')
+    answer = client.ask('why_alive')
+    assert len(answer['reasons']) == 1 and answer['reasons'][0].startswith('timer of builtins.int')
     timer.cancel()
 
 
 def test_drain_begins_a_drain(r, client):
-    told = client.ask('drain', drain_timeout=60, lame_duck=30)
-    assert told == {'ok': True, 'drain_timeout': 60, 'lame_duck': 30}
+    answer = client.ask('drain', drain_timeout=60, lame_duck=30)
+    assert answer == {'ok': True, 'drain_timeout': 60, 'lame_duck': 30}
     assert r.draining and client.ask('stats')['draining'] is True
     r.close()
 
 
-def test_drain_can_be_somebody_elses(r, path, sockets):
+def test_another_function_can_do_the_drain(r, path, sockets):
     calls = []
     door = observe.serve_control(r, path, drain=lambda *args: calls.append(args))
     assert Client(r, sockets, path).ask('drain')['ok']
@@ -199,56 +199,56 @@ def test_drain_can_be_somebody_elses(r, path, sockets):
 def test_many_requests_at_once_are_answered_in_order_one_in_a_turn(r, client):
     client.send(b'help\nstats\n\n{"do": "phases"}\nnonsense\nhelp\n')
     answers = [json.loads(line) for line in client.lines(5)]
-    for answer, told in zip(answers, ['commands', 'version', 'workers', 'error', 'commands'], strict=True):
-        assert told in answer
+    for answer, part in zip(answers, ['commands', 'version', 'workers', 'error', 'commands'], strict=True):
+        assert part in answer
     client.send(b'help\n' * 800)
     before = r.stats().loop_count
     client.lines(800)
     assert r.stats().loop_count - before >= 799
 
 
-def test_the_last_line_needs_no_end(client):
+def test_the_last_line_needs_no_line_break(client):
     client.send(b'help\nstats')
     client.sock.shutdown(socket.SHUT_WR)
     lines = client.ended().splitlines()
     assert ['commands' in json.loads(lines[0]), 'version' in json.loads(lines[1]), len(lines)] == [True, True, 2]
 
 
-# -- bad questions
+# -- bad requests
 
 
 BAD = [
-    ('nonsense', 'no such command; there are help, stats'),
-    ('{}', 'no such command'),
-    ('{"do": 5}', 'no such command'),
-    ('{"do": ["stats"]}', 'no such command'),
-    ('{"do": "__init__"}', 'no such command'),
-    ('"stats"', 'no such command'),
-    ('stats 5', 'no such command'),
+    ('nonsense', 'unknown command; the commands are help, stats'),
+    ('{}', 'unknown command'),
+    ('{"do": 5}', 'unknown command'),
+    ('{"do": ["stats"]}', 'unknown command'),
+    ('{"do": "__init__"}', 'unknown command'),
+    ('"stats"', 'unknown command'),
+    ('stats 5', 'unknown command'),
     ('{"do": "stats"', 'not JSON'),
     ('{' * 2000, 'not JSON'),
     ('{"do": ' + '[' * 4000, 'not JSON'),
     ('{"do": "drain", "drain_timeout": NaN}', 'not JSON'),
-    ('{"do": "stats", "limit": 5}', 'stats has no arguments'),
-    ('{"do": "handles", "limits": 5}', 'handles has the arguments kind, limit'),
+    ('{"do": "stats", "limit": 5}', "unknown argument 'limit': stats takes no arguments"),
+    ('{"do": "handles", "limits": 5}', "unknown argument 'limits': handles takes only kind and limit"),
     ('{"do": "handles", "limit": 0}', 'limit is how many'),
     ('{"do": "handles", "limit": true}', 'limit is how many'),
     ('{"do": "handles", "limit": "5"}', 'limit is how many'),
     ('{"do": "handles", "limit": %d}' % (MOST + 1), 'limit is how many'),  # noqa: UP031
-    ('{"do": "handles", "kind": 5}', 'kind is only those'),
+    ('{"do": "handles", "kind": 5}', 'kind is the class'),
     ('{"do": "drain", "drain_timeout": -1}', 'drain_timeout is seconds'),
     ('{"do": "drain", "drain_timeout": 1e999}', 'drain_timeout is seconds'),
     ('{"do": "drain", "drain_timeout": 86401}', 'drain_timeout is seconds'),
     ('{"do": "drain", "drain_timeout": "soon"}', 'drain_timeout is seconds'),
     ('{"do": "drain", "drain_timeout": 1, "lame_duck": 2}', 'lame_duck is a part of drain_timeout'),
-    ('\x00\x1b[2J', 'no such command'),
+    ('\x00\x1b[2J', 'unknown command'),
 ]
 
 
 @pytest.mark.parametrize(('request_', 'error'), BAD)
-def test_a_bad_question_is_told_what_is_wrong_and_the_next_is_answered(r, client, request_, error):
-    told = client.ask(request_)
-    assert told['ok'] is False and error in told['error'] and len(told['error']) < 200
+def test_a_bad_request_is_answered_with_the_reason_and_the_next_one_works(r, client, request_, error):
+    answer = client.ask(request_)
+    assert answer['ok'] is False and error in answer['error'] and len(answer['error']) < 200
     assert not r.draining
     assert client.ask('help')['ok'] is True
 
@@ -267,34 +267,34 @@ def test_an_argument_may_have_its_smallest_and_its_largest_value(fake, path, soc
     assert Client(fake, sockets, path).ask(command, **arguments)['ok'] is True
 
 
-def test_bytes_that_are_no_text_are_a_bad_question(client):
+def test_bytes_that_are_not_text_are_a_bad_request(client):
     client.send(b'\xff\xfe\n')
     assert json.loads(client.lines(1)[0])['ok'] is False
     assert client.ask('help')['ok'] is True
 
 
 @pytest.mark.parametrize('end', [b'', b'\n'])
-def test_a_line_that_is_too_long_is_told_so_and_ends_it(r, client, end):
+def test_a_line_that_is_too_long_gets_an_error_and_ends_the_connection(r, client, end):
     client.send(b'x' * (LONGEST_LINE + 100) + end)
     (line,) = client.ended().splitlines()
-    assert json.loads(line) == {'ok': False, 'error': f'a request has at most {LONGEST_LINE} bytes'}
+    assert json.loads(line) == {'ok': False, 'error': f'a request may have at most {LONGEST_LINE} bytes'}
 
 
 @pytest.mark.parametrize('catch_errors', [True, False])
-def test_a_source_that_raises_is_told_and_logged_and_hurts_nobody(path, sockets, caplog, catch_errors):
+def test_an_exception_in_the_source_is_answered_and_logged_and_does_no_other_harm(path, sockets, caplog, catch_errors):
     with Reactor(catch_errors=catch_errors) as r:
         observe.serve_control(r, path, source=lambda: 1 / 0)
         client = Client(r, sockets, path)
-        told = client.ask('stats')
-        assert told['ok'] is False and told['error'].startswith('ZeroDivisionError: division by zero')
+        answer = client.ask('stats')
+        assert answer['ok'] is False and answer['error'].startswith('ZeroDivisionError: division by zero')
         assert client.ask('help')['ok'] is True
     assert 'ZeroDivisionError' in caplog.text
 
 
-# -- who asks
+# -- clients
 
 
-def test_a_client_that_is_gone_is_nobodys_trouble(r, door, sockets, caplog):
+def test_a_client_that_is_gone_does_no_harm(r, door, sockets, caplog):
     for _ in range(20):
         client = Client(r, sockets, door.path)
         client.send(b'stats\n' * 100)
@@ -316,19 +316,19 @@ def test_eight_clients_are_answered_at_once_and_further_ones_wait(r, door, socke
 
 
 @pytest.mark.parametrize('at_once', [1, 600])
-def test_a_client_that_reads_nothing_is_not_answered_without_bound(r, door, client, at_once):
+def test_output_for_a_client_that_reads_nothing_is_bounded(r, door, client, at_once):
     asked = 0
     for _ in range(600 // at_once):
         try:
             client.send(b'stats\n' * at_once)
         except BlockingIOError:
-            break  # nor is it read without bound
+            break  # the server has stopped reading requests, too
         asked += at_once
         turns(r, at_once + 1)
     (conn,) = [handle for handle in r.handles() if isinstance(handle, Stream)]
     assert 0 < conn.buffered < conn.options.high_water + 4096
     assert idle(r)
-    assert len(client.lines(asked)) == asked  # and goes on where it was
+    assert len(client.lines(asked)) == asked  # every request is answered once the client reads
 
 
 @pytest.mark.parametrize(('sends', 'seconds'), [(b'', SILENT), (b'stats\n' * 600, STALLED)])
@@ -344,9 +344,7 @@ def test_a_client_that_does_nothing_is_cut_off(fake, kernel, path, sockets, send
 
 
 @pytest.mark.parametrize('failure', [SelectorFull('no room'), MemoryError(), RecursionError()], ids=repr)
-def test_a_client_for_whom_there_is_no_room_is_sent_away_and_the_next_is_answered(
-    r, door, sockets, monkeypatch, failure
-):
+def test_a_client_for_which_there_is_no_room_is_closed_and_the_next_is_answered(r, door, sockets, monkeypatch, failure):
     def full(*args, **options):
         raise failure
 
@@ -356,12 +354,12 @@ def test_a_client_for_whom_there_is_no_room_is_sent_away_and_the_next_is_answere
     assert Client(r, sockets, door.path).ask('help')['ok'] is True
 
 
-def test_a_readiness_that_is_none_is_nothing(door):
+def test_a_false_readiness_is_ignored(door):
     door._on_ready(READ)
     assert not door.closed
 
 
-def test_an_error_of_its_own_is_logged_and_ends_one_client(door, client, monkeypatch, caplog):
+def test_an_internal_error_is_logged_and_ends_one_client(door, client, monkeypatch, caplog):
     with monkeypatch.context() as patched:
         patched.setattr('reactor.observe.commands.Commands.answer', lambda commands, line: 1 / 0)
         client.send(b'help\n')
@@ -369,15 +367,15 @@ def test_an_error_of_its_own_is_logged_and_ends_one_client(door, client, monkeyp
     assert 'ZeroDivisionError' in caplog.text and len(caplog.records) == 1
 
 
-# -- looking in changes nothing
+# -- reading changes nothing
 
 
-def test_neither_the_socket_nor_who_asks_keeps_the_loop_running(r, client):
+def test_neither_the_socket_nor_its_clients_keep_the_loop_running(r, client):
     client.ask('help')
     assert ends(r)
 
 
-def test_requests_that_wait_for_their_turn_do_not_keep_the_loop_running(r, client):
+def test_waiting_requests_do_not_keep_the_loop_running(r, client):
     client.ask('help')
     client.send(b'\n' * 1000)
     r.run_once(0)
@@ -385,7 +383,7 @@ def test_requests_that_wait_for_their_turn_do_not_keep_the_loop_running(r, clien
     assert not any('call_soon' in reason for reason in r.why_alive())
 
 
-def test_a_drain_is_not_held_up_and_can_be_watched_to_its_end(r, door, client, sockets):
+def test_a_drain_is_not_delayed_and_can_be_watched_to_its_end(r, door, client, sockets):
     listener = r.listen_tcp('127.0.0.1', 0, lambda conn, data: setattr(conn, 'busy', True))
     busy = sockets.connect(listener.address)
     busy.send(b'x')
@@ -411,7 +409,7 @@ def test_closing_the_reactor_ends_it_and_removes_the_file(r, door, client):
         raise ConnectionError  # ended, not reset
 
 
-def test_closing_it_twice_is_fine_and_ends_who_is_connected(r, door, client):
+def test_closing_it_twice_is_fine_and_ends_its_clients(r, door, client):
     client.ask('help')
     door.close()
     door.close()
@@ -419,7 +417,7 @@ def test_closing_it_twice_is_fine_and_ends_who_is_connected(r, door, client):
     assert not r.handles()
 
 
-def test_a_close_in_another_thread_raises_and_the_next_one_closes_all_of_it(r, door, client):
+def test_a_close_in_another_thread_raises_and_the_next_one_closes_everything(r, door, client):
     client.ask('help')
     errors = []
 
@@ -440,7 +438,7 @@ def test_a_socket_that_other_code_has_closed_is_not_closed_again_and_leaves_noth
     client.ask('help')
     lost, before = door._sock.fileno(), len(os.listdir('/proc/self/fd'))
     stranger, _other = (sockets.track(sock) for sock in socket.socketpair())
-    os.dup2(stranger.fileno(), lost)  # the number belongs to another now
+    os.dup2(stranger.fileno(), lost)  # another socket has the number now
     watch = next(handle for handle in r.handles() if handle.fileno() == lost)
     r.watchers.evict(watch)
     assert client.ended() == b''
@@ -448,7 +446,8 @@ def test_a_socket_that_other_code_has_closed_is_not_closed_again_and_leaves_noth
     os.fstat(lost)
     door.close()
     os.close(lost)
-    assert len(os.listdir('/proc/self/fd')) == before + 2 - 3  # the two, less what was lost, the spare and the client's
+    # Plus the pair, minus the lost socket, the spare descriptor and the client's connection.
+    assert len(os.listdir('/proc/self/fd')) == before + 2 - 3
     assert 'closed by other code' in caplog.text
 
 
@@ -456,13 +455,13 @@ def test_a_socket_that_other_code_has_closed_is_not_closed_again_and_leaves_noth
 
 
 @pytest.mark.parametrize('mode', [0o600, 0o660])
-def test_the_mode_is_that_of_the_file(r, path, mode):
+def test_the_file_has_the_given_mode(r, path, mode):
     door = observe.serve_control(r, path, mode=mode)
     assert stat.S_IMODE(os.stat(path).st_mode) == mode
     door.close()
 
 
-def test_a_socket_that_nobody_listens_on_is_replaced(r, path):
+def test_a_stale_socket_file_is_replaced(r, path):
     left = socket.socket(socket.AF_UNIX)
     left.bind(path)
     left.close()
@@ -476,7 +475,7 @@ def test_a_path_in_use_is_refused_and_nothing_is_left(r, door):
     assert len(r.handles()) == 1
 
 
-def test_a_selector_without_room_is_told_at_the_call_and_nothing_is_left(r, path, monkeypatch):
+def test_a_full_selector_raises_at_the_call_and_nothing_is_left(r, path, monkeypatch):
     def full(*args):
         raise SelectorFull('no room')
 
@@ -487,14 +486,14 @@ def test_a_selector_without_room_is_told_at_the_call_and_nothing_is_left(r, path
     assert not r.handles() and not os.path.exists(path)
 
 
-def test_a_control_socket_that_was_closed_leaves_no_exit_callback_behind(r, path):
+def test_a_closed_control_socket_leaves_no_exit_callback(r, path):
     for _ in range(3):
         observe.serve_control(r, path).close()
     left = [fn for fn, _ in r._exit_callbacks]
     assert left == [] and not r.handles()
 
 
-def test_a_control_socket_that_was_closed_is_freed_without_the_collector(r, path):
+def test_a_closed_control_socket_is_freed_without_the_collector(r, path):
     door = observe.serve_control(r, path)
     ref = weakref.ref(door)
     gc.disable()
@@ -508,7 +507,7 @@ def test_a_control_socket_that_was_closed_is_freed_without_the_collector(r, path
 
 def test_bad_arguments_are_refused_at_the_call(r, path):
     with pytest.raises(ValueError, match='abstract'):
-        observe.serve_control(r, '@everybody')
+        observe.serve_control(r, '@control')
     with pytest.raises(TypeError):
         observe.serve_control(r, 5)
     with pytest.raises(TypeError, match='drain'):
@@ -523,7 +522,7 @@ def test_bad_arguments_are_refused_at_the_call(r, path):
 
 @pytest.fixture
 def exhausted():
-    """Take all descriptors that there are; what is given back is free again."""
+    """Use up all descriptors; a descriptor from the returned list can be closed to free one."""
     resource = pytest.importorskip('resource')
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
     taken = []
@@ -545,9 +544,9 @@ def exhausted():
 
 
 class Scarce(LeanSocket):
-    """A listening socket whose next accepts fail as the test says."""
+    """A listening socket whose next accepts fail with the errors in `failures`."""
 
-    failures: list[int]  # their errno
+    failures: list[int]  # errno of each
 
     def accept(self):
         if self.failures:
@@ -557,7 +556,7 @@ class Scarce(LeanSocket):
 
 @pytest.fixture
 def scarce(fake, kernel, path, monkeypatch):
-    """The errno of each accept on a control socket at `path` that is to fail."""
+    """A control socket at `path`; its next accepts fail with each errno that is added to the yielded list."""
     sock = Scarce(socket.AF_UNIX)
     sock.setblocking(False)
     sock.failures = []
@@ -574,14 +573,14 @@ def test_the_spare_descriptor_is_for_one_client_at_a_time_and_further_ones_wait(
     scarce.append(number)
     first = Client(fake, sockets, path)
     assert first.ask('help')['ok'] is True
-    scarce.append(number)  # now the spare one is in use
+    scarce.append(number)  # the spare descriptor is in use now
     second = Client(fake, sockets, path)
     second.send(b'help\n')
     turns(fake, 5)
     assert drain(second.sock) == b''
     kernel.time += RETRY
     assert len(second.lines(1)) == 1
-    first.sock.close()  # which frees a descriptor to hold back
+    first.sock.close()  # frees a descriptor, which becomes the spare one
     run_until(fake, lambda: len(fake.handles()) == 2)
     scarce.append(number)
     third = Client(fake, sockets, path)
@@ -636,7 +635,7 @@ def test_it_answers_when_descriptors_have_run_out(r, door, sockets, exhausted):
     second.send(b'stats\n')
     run_until(r, lambda: asked(first))
     assert json.loads(answers[first])['ok'] is True
-    assert idle(r)  # the second has to wait, and nothing spins
+    assert idle(r)  # the second client waits, and nothing spins
     os.close(taken.pop())
     run_until(r, lambda: asked(second))
 

@@ -1,4 +1,4 @@
-"""Figures of one reactor and of many: the same names, sums that agree, and nothing that costs much to ask."""
+"""Counters of one reactor and of many: the same names, correct sums, and cheap to read."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def test_a_reactor_is_a_source_with_one_name(fake):
     assert figures['0']['loop_count'] == 1
 
 
-def test_figures_survive_being_sent_as_json(fake):
+def test_counters_can_be_sent_as_json(fake):
     fake.counters.count_slow('app.f:1', 0.5)
     figures = observe.source(fake)()
     assert json.loads(json.dumps(figures)) == {
@@ -31,7 +31,7 @@ def test_figures_survive_being_sent_as_json(fake):
     }
 
 
-def test_a_source_asked_in_the_wrong_thread_says_so(fake):
+def test_reading_a_source_in_the_wrong_thread_raises(fake):
     errors = []
 
     def ask():
@@ -49,7 +49,7 @@ def test_a_source_asked_in_the_wrong_thread_says_so(fake):
     assert 'another thread' in errors[0]
 
 
-def test_sums_are_those_of_all():
+def test_sums_include_all_reactors():
     with Reactor() as one, Reactor() as another:
         one.counters.bytes_in, another.counters.bytes_in = 5, 7
         one.counters.idle_time, another.counters.idle_time = 1.5, 2.0
@@ -71,24 +71,24 @@ def test_slow_places_are_merged_by_place_and_the_most_frequent_come_first():
     assert len(slow) == 20
 
 
-def test_the_sum_of_none_has_all_the_names(fake):
+def test_the_sum_of_no_reactors_has_all_the_names(fake):
     assert observe.combined([]).keys() == fake.stats().as_dict().keys()
     assert observe.combined([])['bytes_in'] == 0
 
 
-def test_memory_is_what_the_process_has_resident():
-    # What else a process has mapped, and does not use, is several times as much.
+def test_memory_is_the_resident_memory_of_the_process():
+    # The address space that a process has mapped but does not use is several times as large.
     assert observe.memory(os.getpid()) == pytest.approx(psutil.Process().memory_info().rss, abs=4 << 20)
 
 
-def test_memory_of_nobody_is_not_told():
+def test_the_memory_of_no_process_is_none():
     child = subprocess.Popen([sys.executable, '-c', ''])
     child.wait()
     assert observe.memory(child.pid) is None
 
 
-@pytest.mark.skipif(not os.path.exists('/proc/self/statm'), reason='here another program has to be asked')
-def test_for_the_memory_of_a_process_that_has_ended_no_program_is_started(monkeypatch):
+@pytest.mark.skipif(not os.path.exists('/proc/self/statm'), reason='without /proc another program is run')
+def test_no_program_is_started_for_the_memory_of_a_process_that_has_ended(monkeypatch):
     child = subprocess.Popen([sys.executable, '-c', ''])
     child.wait()
     started = []
@@ -96,12 +96,12 @@ def test_for_the_memory_of_a_process_that_has_ended_no_program_is_started(monkey
     assert observe.memory(child.pid) is None and started == []
 
 
-def test_importing_the_room_loads_none_of_its_libraries():
+def test_importing_observe_loads_none_of_its_libraries():
     code = 'import sys; from reactor import observe; print(*sys.modules)'
     loaded = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True, timeout=30)
     assert not set(loaded.stdout.split()) & {'json', 'prometheus_client', 'reactor.observe.metrics'}
 
 
-def test_a_name_that_is_not_there_is_an_attribute_error():
+def test_an_unknown_name_is_an_attribute_error():
     with pytest.raises(AttributeError, match='no_such_part'):
         _ = observe.no_such_part

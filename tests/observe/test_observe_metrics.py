@@ -1,4 +1,4 @@
-"""Metrics for Prometheus: names and units as promtool wants them, values that agree with `stats`, a page to scrape."""
+"""Metrics for Prometheus: names and units that promtool accepts, values that agree with `stats`, a page to scrape."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from reactor.observe.metrics import metric_name  # noqa: E402
 
 
 def exposed(source):
-    """{(sample, labels): value} of a source, as the library's own parser reads what the library writes."""
+    """Export a source with the library and parse the text with its parser: {(sample, *labels): value}."""
     registry = prometheus_client.CollectorRegistry()
     registry.register(observe.ReactorCollector(source))
     return values(parse_text(prometheus_client.generate_latest(registry).decode()))
@@ -38,7 +38,7 @@ def values(families):
 
 @pytest.fixture
 def busy(fake, kernel):
-    """A reactor that has something to tell."""
+    """A reactor whose counters are not zero."""
     for late in (0, 0.0005, 0.0015, 0.1, 1000):
         fake.call_at(kernel.time, kernel.clock)
         kernel.time += late
@@ -56,51 +56,51 @@ def test_each_counter_and_gauge_has_a_help_text():
     assert all(each.help.endswith('.') and len(each.help) > 15 for each in Stats.declared.values())
 
 
-def test_each_count_is_told_as_it_is(busy):
-    told, stats = exposed(observe.source(busy)), busy.stats()
+def test_each_counter_is_exported_unchanged(busy):
+    metrics, stats = exposed(observe.source(busy)), busy.stats()
     for name in COUNTS:
-        assert told[f'{metric_name(name)}_total', 'worker=0'] == getattr(stats, name)
-    assert told['reactor_connections', 'direction=incoming', 'worker=0'] == stats.incoming
-    assert told['reactor_connections', 'direction=outgoing', 'worker=0'] == stats.outgoing
-    assert told['reactor_handles', 'worker=0'] == stats.handles
-    assert told['reactor_timers', 'worker=0'] == stats.timers
-    assert told['reactor_phase_seconds_total', 'phase=idle', 'worker=0'] == stats.idle_time
-    assert told['reactor_phase_seconds_total', 'phase=completions', 'worker=0'] == stats.completions_time
+        assert metrics[f'{metric_name(name)}_total', 'worker=0'] == getattr(stats, name)
+    assert metrics['reactor_connections', 'direction=incoming', 'worker=0'] == stats.incoming
+    assert metrics['reactor_connections', 'direction=outgoing', 'worker=0'] == stats.outgoing
+    assert metrics['reactor_handles', 'worker=0'] == stats.handles
+    assert metrics['reactor_timers', 'worker=0'] == stats.timers
+    assert metrics['reactor_phase_seconds_total', 'phase=idle', 'worker=0'] == stats.idle_time
+    assert metrics['reactor_phase_seconds_total', 'phase=completions', 'worker=0'] == stats.completions_time
 
 
 def test_the_histogram_agrees_with_stats(busy):
-    told, stats = exposed(observe.source(busy)), busy.stats()
+    metrics, stats = exposed(observe.source(busy)), busy.stats()
     for n, bound in enumerate(stats.lag_bounds):
-        assert told['reactor_timer_lag_seconds_bucket', f'le={bound}', 'worker=0'] == sum(stats.timer_lag[: n + 1])
-    assert told['reactor_timer_lag_seconds_bucket', 'le=+Inf', 'worker=0'] == sum(stats.timer_lag) == 5
-    assert told['reactor_timer_lag_seconds_count', 'worker=0'] == 5
-    assert told['reactor_timer_lag_seconds_sum', 'worker=0'] == stats.timer_lag_sum == pytest.approx(1000.102)
+        assert metrics['reactor_timer_lag_seconds_bucket', f'le={bound}', 'worker=0'] == sum(stats.timer_lag[: n + 1])
+    assert metrics['reactor_timer_lag_seconds_bucket', 'le=+Inf', 'worker=0'] == sum(stats.timer_lag) == 5
+    assert metrics['reactor_timer_lag_seconds_count', 'worker=0'] == 5
+    assert metrics['reactor_timer_lag_seconds_sum', 'worker=0'] == stats.timer_lag_sum == pytest.approx(1000.102)
 
 
-def test_slow_places_are_told_whatever_is_in_their_names(busy):
-    told = exposed(observe.source(busy))
-    assert told['reactor_slow_callback_places_total', 'place=app."on\\data:7\n', 'worker=0'] == 1
+def test_slow_places_are_exported_with_any_characters_in_their_names(busy):
+    metrics = exposed(observe.source(busy))
+    assert metrics['reactor_slow_callback_places_total', 'place=app."on\\data:7\n', 'worker=0'] == 1
 
 
-def test_memory_of_the_process_is_told(busy):
+def test_the_memory_of_the_process_is_exported(busy):
     assert 5 << 20 < exposed(observe.source(busy))['reactor_resident_memory_bytes', 'worker=0'] < 4 << 30
 
 
-def test_workers_are_told_apart():
+def test_workers_have_labels_of_their_own():
     with Reactor() as one, Reactor() as another:
         one.counters.accepts, another.counters.accepts = 5, 7
 
         def source():
             return {'0': observe.source(one)()['0'], '1': {**observe.source(another)()['0'], 'pid': 1 << 30}}
 
-        told = exposed(source)
-    assert told['reactor_accepts_total', 'worker=0'] == 5
-    assert told['reactor_accepts_total', 'worker=1'] == 7
-    assert ('reactor_resident_memory_bytes', 'worker=1') not in told  # it is gone
+        metrics = exposed(source)
+    assert metrics['reactor_accepts_total', 'worker=0'] == 5
+    assert metrics['reactor_accepts_total', 'worker=1'] == 7
+    assert ('reactor_resident_memory_bytes', 'worker=1') not in metrics  # no such process
     assert exposed(dict).keys() == {('reactor_info', f'version={__import__("reactor").__version__}')}
 
 
-def test_registering_twice_is_refused_without_asking_the_source():
+def test_registering_twice_is_refused_without_reading_the_source():
     registry = prometheus_client.CollectorRegistry()
     registry.register(observe.ReactorCollector(None))
     with pytest.raises(ValueError, match='reactor_turns'):
@@ -108,7 +108,7 @@ def test_registering_twice_is_refused_without_asking_the_source():
 
 
 def scrape(r, sockets, server, path='/metrics', accept=None):
-    """(head, body) of one request."""
+    """Send one request and return (head, body) of the response."""
     client = sockets.connect(server.address)
     lines = [f'GET {path} HTTP/1.1', 'Host: localhost', *([f'Accept: {accept}'] if accept else []), '', '']
     client.send('\r\n'.join(lines).encode())
@@ -118,12 +118,12 @@ def scrape(r, sockets, server, path='/metrics', accept=None):
     return head.decode(), body.decode()
 
 
-def test_a_scrape_is_text_or_open_metrics_as_was_asked_for(r, sockets):
+def test_a_scrape_is_text_or_open_metrics_as_the_client_accepts(r, sockets):
     server = observe.serve_metrics(r)
     head, body = scrape(r, sockets, server)
     assert 'Content-Type: text/plain; version=0.0.4; charset=utf-8' in head
     plain = values(parse_text(body))
-    # What Prometheus itself sends.
+    # The Accept header that Prometheus sends.
     accept = 'application/openmetrics-text;version=1.0.0;q=0.5,text/plain;version=0.0.4;q=0.3,*/*;q=0.1'
     head, body = scrape(r, sockets, server, accept=accept)
     assert 'Content-Type: application/openmetrics-text; version=1.0.0; charset=utf-8' in head
@@ -136,23 +136,23 @@ def test_a_scrape_is_text_or_open_metrics_as_was_asked_for(r, sockets):
 @pytest.mark.parametrize(
     'accept', ['application/openmetrics-text; version=evil', 'text/plain; version=1.0.evil', ';,;', '=']
 )
-def test_what_is_accepted_is_never_sent_back(r, sockets, accept):
+def test_the_accept_header_is_never_sent_back(r, sockets, accept):
     server = observe.serve_metrics(r)
     head, body = scrape(r, sockets, server, accept=accept)
     assert head.startswith('HTTP/1.1 200 ') and 'evil' not in head + body
     server.close()
 
 
-def test_a_registry_of_ones_own_is_told_instead(r, sockets):
+def test_another_registry_can_be_exported_instead(r, sockets):
     registry = prometheus_client.CollectorRegistry()
     prometheus_client.Counter('orders', 'Orders taken.', registry=registry).inc(3)
     server = observe.serve_metrics(r, registry=registry)
-    told = values(parse_text(scrape(r, sockets, server)[1]))
-    assert told['orders_total',] == 3 and ('reactor_turns_total', 'worker=0') not in told
+    metrics = values(parse_text(scrape(r, sockets, server)[1]))
+    assert metrics['orders_total',] == 3 and ('reactor_turns_total', 'worker=0') not in metrics
     server.close()
 
 
-def test_another_source_is_told_instead(r, sockets):
+def test_another_source_can_be_exported_instead(r, sockets):
     with Reactor() as another:
         server = observe.serve_metrics(r, source=lambda: {'other': observe.source(another)()['0']})
         assert 'reactor_turns_total{worker="other"} 0.0' in scrape(r, sockets, server)[1]
@@ -165,7 +165,7 @@ def test_other_paths_are_not_found(r, sockets):
     server.close()
 
 
-def test_health_turns_red_when_the_reactor_drains_and_is_told_to_the_end(r, sockets):
+def test_health_fails_while_the_reactor_drains_and_is_answered_to_the_end(r, sockets):
     server = observe.serve_metrics(r)
     served = r.listen_tcp('127.0.0.1', 0, lambda conn, data: setattr(conn, 'busy', True))
     client = sockets.connect(served.address)
@@ -181,7 +181,7 @@ def test_health_turns_red_when_the_reactor_drains_and_is_told_to_the_end(r, sock
     r.close()
 
 
-def test_health_is_what_the_program_says(r, sockets):
+def test_health_is_decided_by_the_program(r, sockets):
     answers = [True, False, True]
     server = observe.serve_metrics(r, ready=lambda: answers.pop())
     assert scrape(r, sockets, server, '/healthz')[1] == 'ok\n'
@@ -191,13 +191,13 @@ def test_health_is_what_the_program_says(r, sockets):
 
 
 @pytest.mark.parametrize('argument', ['source', 'ready'])
-def test_what_cannot_be_called_is_refused_at_the_call(r, argument):
+def test_an_argument_that_is_not_callable_is_refused_at_the_call(r, argument):
     with pytest.raises(TypeError, match=f'{argument} must be callable or None, not 3'):
         observe.serve_metrics(r, **{argument: 3})
     assert not r.handles()
 
 
-def test_promtool_finds_nothing_to_say(busy, sockets):
+def test_promtool_reports_nothing(busy, sockets):
     if shutil.which('promtool') is None:
         pytest.skip('NOT TESTED: promtool check metrics; it is in the Debian package prometheus')
     server = observe.serve_metrics(busy)

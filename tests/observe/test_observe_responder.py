@@ -1,4 +1,4 @@
-"""The small HTTP server for pages of figures: what it understands, what it refuses, and that no client can hurt it."""
+"""The small HTTP server of `observe`: which requests it accepts and refuses, and that no client can harm it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ HOST = b'Host: localhost\r\n'
 
 
 class Site:
-    """What was asked, and what is answered."""
+    """A server that keeps the requests it received and responds with `self.answer`."""
 
     def __init__(self, r, **options):
         self.r, self.requests = r, []
@@ -27,7 +27,7 @@ class Site:
         self.answer(request)
 
     def ask(self, sockets, data):
-        """The whole answer to these bytes."""
+        """Send `data` on a new connection and return the whole response."""
         client = sockets.connect(self.server.address)
         client.send(data)
         answer = read_all(self.r, client)
@@ -69,7 +69,7 @@ def test_a_head_is_answered_without_the_body(site, sockets):
     assert body == b'' and b'Content-Length: 6' in head
 
 
-def test_a_request_may_come_in_any_pieces(site, sockets):
+def test_a_request_may_arrive_in_any_pieces(site, sockets):
     data = b'GET / HTTP/1.1\r\n' + HOST + b'\r\n'
     for at in range(1, len(data)):
         client = sockets.connect(site.server.address)
@@ -105,14 +105,14 @@ def test_a_request_may_come_in_any_pieces(site, sockets):
         (431, b'GET / HTTP/1.1\r\n' + b'X: y\r\n' * (LONGEST_HEAD // 6)),
     ],
 )
-def test_what_is_not_understood_is_refused_and_not_answered(site, sockets, status, request_):
+def test_an_invalid_request_is_refused_and_the_callback_is_not_called(site, sockets, status, request_):
     answer = site.ask(sockets, request_)
     assert answer.startswith(b'HTTP/1.1 %d ' % status)
     assert b'Connection: close' in answer and not site.requests
     assert (b'Allow: GET, HEAD' in answer) == (status == 405)
 
 
-def test_no_control_character_is_accepted_but_the_tab(site, sockets):
+def test_no_control_character_except_the_tab_is_accepted(site, sockets):
     line = b'GET / HTTP/1.1\r\n' + HOST + b'X: a%cb\r\n\r\n'
     refused = [code for code in range(256) if site.status(sockets, line % code) == 400]
     assert refused == [*range(9), *range(10, 32), 127]
@@ -124,7 +124,7 @@ def test_a_request_may_have_a_hundred_headers(site, sockets, count, status):
     assert site.status(sockets, request) == status
 
 
-def test_nothing_that_was_sent_is_sent_back(site, sockets):
+def test_no_part_of_a_bad_request_is_sent_back(site, sockets):
     for evil in (
         b'GET /evil',
         b'evil /',
@@ -139,7 +139,7 @@ def test_nothing_that_was_sent_is_sent_back(site, sockets):
 @pytest.mark.parametrize(
     'host', ['localhost', 'LocalHost:8080', '127.0.0.1', '127.0.0.1:1', '[::1]', '[::1]:1', '10.1.2.3']
 )
-def test_on_loopback_this_machine_and_addresses_are_asked_for(site, sockets, host):
+def test_on_loopback_names_of_this_machine_and_addresses_are_accepted(site, sockets, host):
     assert site.status(sockets, b'GET / HTTP/1.1\r\nHost: %s\r\n\r\n' % host.encode()) == 200
 
 
@@ -157,7 +157,7 @@ def test_on_loopback_a_name_can_be_allowed(r, sockets):
     site.server.close()
 
 
-def test_elsewhere_every_name_is_good(r, sockets):
+def test_elsewhere_every_name_is_accepted(r, sockets):
     server = listen_http(r, '0.0.0.0', 0, lambda request: request.reply(200, 'text/plain', b''))
     client = sockets.connect(('127.0.0.1', server.address[1]))
     client.send(b'GET / HTTP/1.1\r\nHost: example.org\r\n\r\n')
@@ -197,7 +197,7 @@ def test_a_client_that_does_not_finish_its_request_is_cut_off(fake, kernel, sock
     assert server.open_connections == 0
 
 
-def test_a_client_that_does_not_leave_is_cut_off(fake, kernel, sockets):
+def test_a_client_that_does_not_close_is_cut_off(fake, kernel, sockets):
     server = listen_http(fake, '127.0.0.1', 0, lambda request: request.reply(200, 'text/plain', b'x'))
     client = sockets.connect(server.address)
     client.send(b'GET / HTTP/1.0\r\n\r\n')
@@ -209,7 +209,7 @@ def test_a_client_that_does_not_leave_is_cut_off(fake, kernel, sockets):
     assert server.open_connections == 0
 
 
-def test_an_answer_after_the_client_left_is_nothing(site, sockets):
+def test_a_response_after_the_client_left_is_dropped(site, sockets):
     site.answer = lambda request: None
     client = sockets.connect(site.server.address)
     client.send(b'GET / HTTP/1.0\r\n\r\n')
@@ -251,7 +251,7 @@ def test_the_head_of_a_stream_ends(site, sockets):
 
 
 @pytest.mark.parametrize('catch_errors', [True, False])
-def test_an_answer_that_raises_ends_its_own_connection_and_nothing_else(sockets, caplog, catch_errors):
+def test_a_request_callback_that_raises_ends_only_its_own_connection(sockets, caplog, catch_errors):
     with Reactor(catch_errors=catch_errors) as r:
         site = Site(r)
         site.answer = lambda request: 1 / 0
@@ -307,7 +307,7 @@ def test_a_real_client_reads_it():
     assert answers == [b'x' * 300_000]
 
 
-def test_a_client_that_is_closed_before_it_was_told_is_no_error(site, sockets, caplog):
+def test_a_client_that_is_closed_before_on_connect_is_not_an_error(site, sockets, caplog):
     sockets.connect(site.server.address)
     closed = []
 

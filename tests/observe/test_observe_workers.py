@@ -1,4 +1,4 @@
-"""Looking into a parent of workers: each of them and all together, on the control socket and in the metrics."""
+"""Monitoring a parent and its workers: each worker and the sum, on the control socket and in the metrics."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ PROGRAM = Path(__file__).parents[2] / 'examples' / 'observed.py'
 
 @pytest.fixture
 def program(tmp_path):
-    """A parent of two workers: its control socket, and the ports of the page, of the metrics and of the workers."""
+    """A parent with two workers; yields the process, the path of its control socket and three ports."""
     path = str(tmp_path / 'control')
     options = ['--port', '0', '--workers', '2', '--control', path, '--page', '0', '--metrics', '0']
     words = [sys.executable, '-X', 'dev', '-W', 'error', str(PROGRAM), *options]
     process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
-        told = [process.stdout.readline() for _ in range(3)]
-        yield process, path, *[int(re.search(r':(\d+)(/\w+)?$', line)[1]) for line in told]
+        lines = [process.stdout.readline() for _ in range(3)]
+        yield process, path, *[int(re.search(r':(\d+)(/\w+)?$', line)[1]) for line in lines]
     finally:
         process.terminate()
         _, errors = process.communicate(timeout=20)
@@ -41,7 +41,7 @@ def program(tmp_path):
 
 
 def until(ask, holds, seconds=15):
-    """The answer that `holds`."""
+    """Ask until `holds(answer)` is true; returns that answer."""
     end = time.monotonic() + seconds
     while not holds(answer := ask()):
         assert time.monotonic() < end, answer
@@ -49,7 +49,7 @@ def until(ask, holds, seconds=15):
     return answer
 
 
-def test_workers_are_seen_each_and_together_and_drained(program):
+def test_workers_can_be_monitored_each_and_together_and_drained(program):
     process, path, page, metrics, port = program
     with ControlClient(path) as client:
         until(lambda: client.ask('stats')['workers'], lambda workers: len(workers) == 2)
@@ -57,12 +57,12 @@ def test_workers_are_seen_each_and_together_and_drained(program):
             with socket.create_connection(('127.0.0.1', port), timeout=10) as conn:
                 conn.sendall(b'12345')
                 assert conn.recv(5)
-        told = until(lambda: client.ask('stats'), lambda told: told['sum']['bytes_in'] == 200)
-        workers = told['workers']
+        answer = until(lambda: client.ask('stats'), lambda answer: answer['sum']['bytes_in'] == 200)
+        workers = answer['workers']
         assert workers['0']['pid'] != workers['1']['pid'] != process.pid
-        assert workers['0']['accepts'] + workers['1']['accepts'] == told['sum']['accepts'] == 40
+        assert workers['0']['accepts'] + workers['1']['accepts'] == answer['sum']['accepts'] == 40
         assert set(client.ask('phases')['workers']) == {'0', '1'}
-        assert 'Process' in client.ask('handles')['kinds']  # the handles of the parent itself
+        assert 'Process' in client.ask('handles')['kinds']  # the parent's own handles
 
         with urllib.request.urlopen(f'http://127.0.0.1:{metrics}/metrics', timeout=10) as answer:
             families = list(text_string_to_metric_families(answer.read().decode()))

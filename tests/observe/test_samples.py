@@ -1,4 +1,4 @@
-"""Rates, shares, lateness and memory from what reactors count: the arithmetic behind the live page."""
+"""Rates, shares, lateness and memory, computed from reactors' counters for the live page."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from reactor.loop.counters import COUNTS, GAUGES, LAG_BUCKETS, TIMES
 from reactor.observe import samples, source
 from reactor.observe.samples import FIELDS, WORKER_FIELDS, Sampler, lateness
 
-NOBODY = 2**22 + 1  # no process has this number
+NO_PROCESS = 2**22 + 1  # no process has this number
 
 
 @pytest.fixture
 def clock(monkeypatch):
-    """The sampler's clock, and what processes use, as the test says."""
+    """A fake clock for the sampler, with a fake memory and CPU time of every process."""
 
     class Clock:
         now, memory, cpu = 100.0, 10_000_000, 1.0
@@ -28,7 +28,7 @@ def clock(monkeypatch):
     return Clock
 
 
-def figures(pid=NOBODY, lag=(), **values):
+def figures(pid=NO_PROCESS, lag=(), **values):
     zero = dict.fromkeys((*COUNTS, *GAUGES, 'timers', 'handles', 'requests'), 0) | dict.fromkeys(TIMES, 0.0)
     buckets = [0] * LAG_BUCKETS
     for index, count in lag:
@@ -36,8 +36,8 @@ def figures(pid=NOBODY, lag=(), **values):
     return {**zero, 'timer_lag': buckets, 'slow': [], 'pid': pid, **values}
 
 
-class Told(dict):
-    """A source whose figures the test changes."""
+class Source(dict):
+    """A source whose counters the test sets."""
 
     def __call__(self):
         return dict(self)
@@ -52,11 +52,11 @@ def worker(sample, name='0'):
     return dict(zip(WORKER_FIELDS, found, strict=True))
 
 
-def test_rates_are_by_the_loops_own_clock_and_not_by_ours(clock):
-    told = Told({'0': figures(idle_time=5.0, requests=100, reads=300)})
-    sampler = Sampler(told)
-    told['0'] = figures(idle_time=6.5, dispatch_time=0.3, timers_time=0.2, requests=300, reads=700)
-    clock.now += 1  # it told what it did in two seconds
+def test_rates_use_the_clock_of_the_loop_and_not_that_of_the_sampler(clock):
+    counters = Source({'0': figures(idle_time=5.0, requests=100, reads=300)})
+    sampler = Sampler(counters)
+    counters['0'] = figures(idle_time=6.5, dispatch_time=0.3, timers_time=0.2, requests=300, reads=700)
+    clock.now += 1  # its counters cover two seconds
     sample = sampler.sample()
     assert sample['rates']['requests'] == row(sample)['requests'] == 100
     assert sample['rates']['reads'] == row(sample)['reads'] == 200 and sample['counted'] == 'requests'
@@ -64,17 +64,17 @@ def test_rates_are_by_the_loops_own_clock_and_not_by_ours(clock):
     assert row(sample)['busiest'] == worker(sample)['busy'] == 0.25
 
 
-def test_a_first_sample_says_what_it_cannot_know_yet():
-    told = Told({'0': figures(incoming=3)})
-    first = Sampler(told).sample()
+def test_a_first_sample_has_none_for_values_that_need_two():
+    counters = Source({'0': figures(incoming=3)})
+    first = Sampler(counters).sample()
     assert row(first)['incoming'] == 3
     assert [row(first)[name] for name in ('requests', 'dispatch', 'busiest', 'lag_p99')] == [None] * 4
 
 
-def test_what_has_told_nothing_new_stands_for_three_seconds(clock):
-    told = Told({'0': figures()})
-    sampler = Sampler(told)
-    told['0'] = figures(idle_time=1.0, requests=10)
+def test_a_worker_without_new_counters_keeps_its_values_for_three_seconds(clock):
+    counters = Source({'0': figures()})
+    sampler = Sampler(counters)
+    counters['0'] = figures(idle_time=1.0, requests=10)
     clock.now += 1
     assert row(sampler.sample())['requests'] == 10
     clock.now += 3
@@ -85,47 +85,49 @@ def test_what_has_told_nothing_new_stands_for_three_seconds(clock):
     assert row(silent)['requests'] is None and worker(silent)['busy'] is None and worker(silent)['silent'] == 3
 
 
-def test_a_successor_counts_from_its_own_beginning(clock):
-    told = Told({'0': figures(idle_time=50.0, requests=9000)})
-    sampler = Sampler(told)
-    told['0'] = figures(pid=NOBODY + 1, idle_time=60.0, requests=9001)
+def test_a_successor_counts_from_its_own_start(clock):
+    counters = Source({'0': figures(idle_time=50.0, requests=9000)})
+    sampler = Sampler(counters)
+    counters['0'] = figures(pid=NO_PROCESS + 1, idle_time=60.0, requests=9001)
     assert row(sampler.sample())['requests'] is None
-    told['0'] = figures(pid=NOBODY + 1, idle_time=1.0, requests=4)  # or the same number again
+    counters['0'] = figures(
+        pid=NO_PROCESS + 1, idle_time=1.0, requests=4
+    )  # a restart can have the same process id, too
     assert row(sampler.sample())['requests'] is None
-    told['0'] = figures(pid=NOBODY + 1, idle_time=2.0, requests=9)
+    counters['0'] = figures(pid=NO_PROCESS + 1, idle_time=2.0, requests=9)
     assert row(sampler.sample())['requests'] == 5
 
 
-def test_who_is_gone_is_forgotten(clock):
-    told = Told({'0': figures(incoming=1), '1': figures(incoming=2)})
-    sampler = Sampler(told)
+def test_a_worker_that_is_gone_is_forgotten(clock):
+    counters = Source({'0': figures(incoming=1), '1': figures(incoming=2)})
+    sampler = Sampler(counters)
     assert row(sampler.sample())['incoming'] == 3
-    del told['1']
+    del counters['1']
     sample = sampler.sample()
     assert row(sample)['incoming'] == 1 and [each[0] for each in sample['workers']] == ['0']
-    told.clear()
+    counters.clear()
     empty = sampler.sample()
     assert row(empty)['incoming'] == 0 and row(empty)['busiest'] is None and empty['workers'] == []
 
 
-def test_several_loops_are_one_by_sums_and_means_and_the_busiest_is_told(clock):
-    told = Told({'a': figures(), 'b': figures()})
-    sampler = Sampler(told)
-    told['a'] = figures(idle_time=1.0, requests=10, lag=[(0, 98)])
-    told['b'] = figures(idle_time=0.25, dispatch_time=0.75, requests=20, lag=[(4, 2)])
+def test_several_loops_are_combined_by_sums_and_means_and_the_busiest_is_named(clock):
+    counters = Source({'a': figures(), 'b': figures()})
+    sampler = Sampler(counters)
+    counters['a'] = figures(idle_time=1.0, requests=10, lag=[(0, 98)])
+    counters['b'] = figures(idle_time=0.25, dispatch_time=0.75, requests=20, lag=[(4, 2)])
     sample = sampler.sample()
     assert row(sample)['requests'] == 30
     assert row(sample)['dispatch'] == 0.375 and row(sample)['busiest'] == 0.75
     assert (row(sample)['lag_p50'], row(sample)['lag_p99'], row(sample)['lag_max']) == (0, 4, 4)
 
 
-def test_reads_stand_in_while_nobody_ever_counted_a_request(clock):
-    told = Told({'0': figures()})
-    sampler = Sampler(told)
-    told['0'] = figures(idle_time=1.0, reads=7)
+def test_reads_are_used_until_a_request_is_counted(clock):
+    counters = Source({'0': figures()})
+    sampler = Sampler(counters)
+    counters['0'] = figures(idle_time=1.0, reads=7)
     sample = sampler.sample()
     assert sample['counted'] == 'reads' and row(sample)['reads'] == worker(sample)['rate'] == 7
-    told['0'] = figures(idle_time=2.0, reads=14, requests=1)
+    counters['0'] = figures(idle_time=2.0, reads=14, requests=1)
     assert sampler.sample()['counted'] == 'requests'
 
 
@@ -139,36 +141,36 @@ def test_reads_stand_in_while_nobody_ever_counted_a_request(clock):
     ([[0, 0, 0, 1]], [3, 3, 3]),
     ([[1, 0, 0, 0], [], [0, 0, 2, 0]], [2, 2, 2]),
 ])  # fmt: skip
-def test_lateness_is_told_by_the_buckets_that_hold_the_quantiles(counts, expected):
+def test_lateness_is_the_bound_of_the_bucket_that_holds_the_quantile(counts, expected):
     assert lateness(counts) == expected
 
 
-def test_memory_is_divided_among_what_it_grew_for(clock):
-    told = Told({'0': figures(incoming=50)})
-    sampler = Sampler(told)
+def test_memory_per_connection_is_growth_divided_by_new_connections(clock):
+    counters = Source({'0': figures(incoming=50)})
+    sampler = Sampler(counters)
     assert row(sampler.sample())['per_connection'] is None
-    told['0'], clock.memory = figures(incoming=1050), 10_500_000
+    counters['0'], clock.memory = figures(incoming=1050), 10_500_000
     assert row(sampler.sample())['per_connection'] == 500
-    told['0'] = figures(incoming=10)  # the system has not got the memory back
+    counters['0'] = figures(incoming=10)  # the process has not returned the memory to the kernel
     sample = sampler.sample()
     assert row(sample)['memory'] == 10_500_000
-    told['0'], clock.memory = figures(incoming=1050), 10_400_000
-    assert row(sampler.sample())['per_connection'] == 0  # against the fewest, with which it was larger
-    told['0'] = figures(incoming=1000, base_memory=10_000_000)
-    assert row(sampler.sample())['per_connection'] == 381  # who has looked before anything was open knows better
+    counters['0'], clock.memory = figures(incoming=1050), 10_400_000
+    assert row(sampler.sample())['per_connection'] == 0  # compared with the fewest connections, when it used more
+    counters['0'] = figures(incoming=1000, base_memory=10_000_000)
+    assert row(sampler.sample())['per_connection'] == 381  # a base measured before any connection was open is better
     assert 'base_memory' not in sampler.sample()['totals']
 
 
-def test_where_memory_cannot_be_told_it_is_none_and_nothing_is_started_for_it(clock, monkeypatch):
+def test_unknown_memory_is_none_and_no_process_is_started_for_it(clock, monkeypatch):
     monkeypatch.setattr(samples, 'HAS_PROC', False)
     monkeypatch.setattr(samples, 'memory', lambda pid: pytest.fail('asked'))
-    sample = Sampler(Told({'0': figures(incoming=500, base_memory=1)})).sample()
+    sample = Sampler(Source({'0': figures(incoming=500, base_memory=1)})).sample()
     assert row(sample)['memory'] is None and row(sample)['per_connection'] is None
 
 
 def test_cpu_is_measured_over_half_a_second_at_least(clock):
-    told = Told({'0': figures()})
-    sampler = Sampler(told)
+    counters = Source({'0': figures()})
+    sampler = Sampler(counters)
     assert row(sampler.sample())['cpu'] is None
     clock.now, clock.cpu = clock.now + 2, clock.cpu + 0.5
     assert row(sampler.sample())['cpu'] == worker(sampler.sample())['cpu'] == 0.25
@@ -177,11 +179,11 @@ def test_cpu_is_measured_over_half_a_second_at_least(clock):
 
 
 @pytest.mark.skipif(not os.path.exists('/proc/self/stat'), reason='asks /proc')
-def test_a_process_is_asked_for_its_cpu_time_whatever_it_is_called(tmp_path):
+def test_cpu_time_is_read_whatever_the_process_is_named(tmp_path):
     import subprocess
     import sys
 
-    # A name with a bracket and blanks would shift the fields for who splits from the left.
+    # A name with a bracket and spaces would shift the fields if the line were split from the left.
     name = tmp_path / 'a) b (c'
     name.symlink_to(sys.executable)
     with subprocess.Popen([name, '-c', 'sum(range(10**6)); print(flush=True); input()'],
@@ -189,19 +191,19 @@ def test_a_process_is_asked_for_its_cpu_time_whatever_it_is_called(tmp_path):
         process.stdout.readline()
         assert 0 < samples.cpu_seconds(process.pid) < 60
         process.communicate(b'\n')
-    assert samples.cpu_seconds(NOBODY) is None
+    assert samples.cpu_seconds(NO_PROCESS) is None
     assert samples.cpu_seconds(os.getpid()) > 0
 
 
-def test_time_never_goes_back_though_the_clock_of_the_system_may(clock, monkeypatch):
-    sampler = Sampler(Told())
+def test_time_never_goes_back_even_if_the_system_clock_does(clock, monkeypatch):
+    sampler = Sampler(Source())
     first = row(sampler.sample())['time']
     monkeypatch.setattr(samples, 'time', lambda: 0.0)
     clock.now += 1
     assert row(sampler.sample())['time'] == first + 1000
 
 
-def test_figures_of_a_real_reactor_make_a_sample():
+def test_counters_of_a_real_reactor_make_a_sample():
     with Reactor() as r:
         sampler = Sampler(source(r))
         r.call_later(0.05, r.stop)

@@ -1,4 +1,4 @@
-"""perf/compare.py: that it runs and writes sound files, and that its peers are what they are said to be. No timing."""
+"""perf/compare/: that it runs and writes sound files, and that its peers are what they are said to be. No timing."""
 
 from __future__ import annotations
 
@@ -15,16 +15,11 @@ PERF = Path(__file__).parents[2] / 'perf'
 LONGEST_PEER = 80  # lines
 
 if sys.platform != 'linux':
-    pytest.skip('compare.py asks Linux for CPU time and memory', allow_module_level=True)
-
-
-@pytest.fixture(autouse=True)
-def perf_on_the_path(monkeypatch):
-    monkeypatch.syspath_prepend(str(PERF))
+    pytest.skip('perf.compare asks Linux for CPU time and memory', allow_module_level=True)
 
 
 def compare(*args):
-    command = [sys.executable, str(PERF / 'compare.py'), *map(str, args)]
+    command = [sys.executable, '-m', 'perf.compare', *map(str, args)]
     environment = {**os.environ, 'PYTHONPATH': str(PERF.parent)}
     return subprocess.run(command, capture_output=True, env=environment, text=True, timeout=120, check=False)
 
@@ -55,7 +50,7 @@ def test_a_quick_run_writes_sound_files(tmp_path):
 
 
 def test_a_resumed_run_measures_only_what_is_missing(tmp_path):
-    from measuring.rounds import Rounds
+    from perf.compare.rounds import Rounds
 
     settings, path = {'seconds': 3}, tmp_path / 'rounds.jsonl'
     Rounds(path, settings, False).add('keepalive', 0, {'reactor': {'p50_us': 1}}, {})
@@ -69,7 +64,7 @@ def test_a_resumed_run_measures_only_what_is_missing(tmp_path):
 
 
 def test_ratios_are_taken_within_a_round():
-    from measuring.ratios import ratios, summary
+    from perf.compare.ratios import ratios, summary
 
     rounds = [{'a': {'x': 2.0}, 'b': {'x': 1.0}}, {'a': {'x': 30.0}, 'b': {'x': 10.0}}, {'a': {'x': 5.0}}]
     assert ratios(rounds, 'x', 'a', 'b') == [2.0, 3.0]
@@ -79,13 +74,13 @@ def test_ratios_are_taken_within_a_round():
 
 
 def test_a_ratio_to_nought_is_left_out():
-    from measuring.ratios import ratios
+    from perf.compare.ratios import ratios
 
     assert ratios([{'a': {'x': 2.0}, 'b': {'x': 0.0}}], 'x', 'a', 'b') == []
 
 
 def test_quantiles_are_values_that_were_measured():
-    from measuring.ratios import quantile
+    from perf.common.arithmetic import quantile
 
     values = [float(n) for n in range(1, 101)]
     assert (quantile(values, 0.5), quantile(values, 0.99), quantile(values, 1)) == (50, 99, 100)
@@ -93,14 +88,14 @@ def test_quantiles_are_values_that_were_measured():
 
 
 def test_each_peer_comes_first_in_its_turn():
-    from measuring.ratios import rotated
+    from perf.common.arithmetic import rotated
 
     assert [rotated(list('abc'), turn) for turn in range(4)] == [list('abc'), list('bca'), list('cab'), list('abc')]
     assert rotated([], 3) == []
 
 
 def test_the_table_of_strace_is_read():
-    from measuring.syscalls import total
+    from perf.compare.syscalls import total
 
     with_errors = '% time  seconds  usecs/call  calls  errors syscall\n100.00    0.1    7      2130        30 total\n'
     without = '100.00    0.000000           0        29           total\n'
@@ -108,8 +103,8 @@ def test_the_table_of_strace_is_read():
 
 
 def test_a_peer_that_is_not_installed_is_named(monkeypatch, capsys):
-    import compare as command
-    from measuring.peers import Peer
+    from perf.compare import __main__ as command
+    from perf.compare.known_peers import Peer
 
     absent = Peer('absent', {'keepalive'}, needs='no_such_module')
     monkeypatch.setattr(command, 'peers', lambda: [Peer('reactor', {'keepalive'}), absent])
@@ -124,7 +119,7 @@ def test_an_unknown_name_is_a_usage_error(tmp_path):
     assert done.returncode == 2 and 'keepalife' in done.stderr and 'keepalive' in done.stderr
 
 
-@pytest.mark.parametrize('path', sorted((PERF / 'peers').glob('*.*')), ids=lambda path: path.name)
+@pytest.mark.parametrize('path', sorted((PERF / 'compare' / 'peers').glob('*.*')), ids=lambda path: path.name)
 def test_a_peer_is_short(path):
     if path.name not in ('common.py', 'loop_figures.py'):
         assert len(path.read_text().splitlines()) < LONGEST_PEER
@@ -132,14 +127,9 @@ def test_a_peer_is_short(path):
 
 def every(workloads_of):
     """(peer, what it does) for all peers that are known, installed or not."""
-    sys.path.insert(0, str(PERF))
-    try:
-        from measuring.peers import peers
+    from perf.compare.known_peers import peers
 
-        known = peers()
-    finally:
-        sys.path.remove(str(PERF))
-    cases = [(peer, workload) for peer in known for workload in sorted(workloads_of(peer))]
+    cases = [(peer, workload) for peer in peers() for workload in sorted(workloads_of(peer))]
     return pytest.mark.parametrize('peer, workload', cases, ids=[f'{peer.name}-{name}' for peer, name in cases])
 
 
@@ -151,9 +141,9 @@ def skip_if_missing(peer):
 @pytest.mark.slow
 @every(lambda peer: peer.workloads & {'keepalive', 'churn', 'defer', 'seed', 'large', 'broadcast'})
 def test_all_peers_answer_the_same_bytes(peer, workload):
-    from loads.sockets import REQUEST, TIMEOUT, connections
-    from measuring.server import Server
-    from peers import common
+    from perf.common.server import Server
+    from perf.compare.peers import common
+    from perf.loads.sockets import REQUEST, TIMEOUT, connections
 
     expected = {
         'keepalive': common.REPLY,
@@ -180,9 +170,9 @@ def test_all_peers_answer_the_same_bytes(peer, workload):
 @pytest.mark.slow
 @every(lambda peer: peer.workloads & {'pump'})
 def test_all_peers_go_on_writing_to_a_slow_reader(peer, workload):
-    from loads.sockets import REQUEST, TIMEOUT, connections
-    from measuring.server import Server
-    from peers import common
+    from perf.common.server import Server
+    from perf.compare.peers import common
+    from perf.loads.sockets import REQUEST, TIMEOUT, connections
 
     skip_if_missing(peer)
     with Server(peer, workload, None) as server, connections(server.port, 1) as (sock,):
@@ -198,8 +188,8 @@ def test_all_peers_go_on_writing_to_a_slow_reader(peer, workload):
 @pytest.mark.slow
 @every(lambda peer: peer.loop_workloads)
 def test_all_loops_do_what_they_are_asked(peer, workload):
-    from workloads import WORKLOADS
-    from workloads.workload import Window
+    from perf.compare.workloads import WORKLOADS
+    from perf.compare.workloads.workload import Window
 
     skip_if_missing(peer)
     one = WORKLOADS[workload]

@@ -1,32 +1,25 @@
-"""perf/faults.py: that it resumes, tells what was missed, and writes its table; each figure once, tiny. No timing."""
+"""perf/faults/: that it resumes, reports what was missed, and writes its table; each case once, tiny. No timing."""
 
 from __future__ import annotations
 
 import json
 import sys
-from pathlib import Path
 
 import pytest
 
-PERF = Path(__file__).parents[2] / 'perf'
 TINY = 0.001  # of all counts and times, but for what has a least
 
 if sys.platform != 'linux':
-    pytest.skip('faults.py asks Linux for CPU time, memory and descriptors', allow_module_level=True)
-
-
-@pytest.fixture(autouse=True)
-def perf_on_the_path(monkeypatch):
-    monkeypatch.syspath_prepend(str(PERF))
+    pytest.skip('perf.faults asks Linux for CPU time, memory and descriptors', allow_module_level=True)
 
 
 @pytest.fixture
 def command(monkeypatch, tmp_path):
     """The command with three figures of our own, on a commit named `abc`; returns `run(*args) -> status`."""
-    import faults
-    from figures.figure import Figure, Goal
+    from perf.faults import __main__ as faults
+    from perf.faults.case import Case, Goal
 
-    class One(Figure):
+    class One(Case):
         seconds = 1
         goals = (Goal('more than nothing', lambda m: m['found'] > 0),)
         found, needs, measured = 1, (), 0
@@ -42,10 +35,10 @@ def command(monkeypatch, tmp_path):
             return {'found': self.found, 'size': run.count(1000)}
 
     chosen = {name: One(name) for name in ('A', 'B', 'C')}
-    monkeypatch.setattr(faults, 'FIGURES', list(chosen.values()))
+    monkeypatch.setattr(faults, 'CASES', list(chosen.values()))
     monkeypatch.setattr(faults, 'BY_NAME', chosen)
     monkeypatch.setattr(faults.machine, 'commit', lambda folder: 'abc')
-    monkeypatch.setattr(faults.machine.OtherLoad, 'cores', lambda load: 0.0)
+    monkeypatch.setattr(faults.machine.OtherWork, 'cores', lambda load: 0.0)
     run = lambda *args: faults.main([*args, '--out', str(tmp_path)])  # noqa: E731
     run.figures, run.out, run.faults = chosen, tmp_path, faults
     return run
@@ -57,7 +50,7 @@ def lines(command):
 
 def test_all_figures_held_is_status_0_and_a_table(command, capsys):
     assert command() == 0
-    assert [(one['figure'], one['outcome'], one['commit']) for one in lines(command)] == [
+    assert [(one['case'], one['outcome'], one['commit']) for one in lines(command)] == [
         (name, 'held', 'abc') for name in 'ABC'
     ]
     table = (command.out / 'faults.md').read_text()
@@ -101,10 +94,10 @@ def test_a_run_that_was_cut_goes_on_where_it_was(command, monkeypatch):
         )
         with pytest.raises(KeyboardInterrupt):
             command()
-    assert [one['figure'] for one in lines(command)] == ['A']
+    assert [one['case'] for one in lines(command)] == ['A']
     assert '| A |' in (command.out / 'faults.md').read_text()
     assert command() == 0
-    assert [one['figure'] for one in lines(command)] == ['A', 'B', 'C']
+    assert [one['case'] for one in lines(command)] == ['A', 'B', 'C']
     assert command.figures['A'].measured == 0
 
 
@@ -144,23 +137,20 @@ def test_an_unknown_name_is_a_usage_error(command, capsys):
 
 
 def test_each_figure_says_what_it_promises_and_how_long_it_takes():
-    from figures import BY_NAME, FIGURES
+    from perf.faults.cases import BY_NAME, CASES
 
-    assert len(BY_NAME) == len(FIGURES)
-    for figure in FIGURES:
+    assert len(BY_NAME) == len(CASES)
+    for figure in CASES:
         assert figure.name and figure.title and figure.seconds > 0, figure
         assert all(goal.text and callable(goal.check) for goal in figure.goals), figure.name
 
 
 def every_figure():
-    sys.path.insert(0, str(PERF))
-    try:
-        from figures import FIGURES
-    finally:
-        sys.path.remove(str(PERF))
+    from perf.faults.cases import CASES
+
     # Those of the network take minutes however little they send, test_network_faults.py has them; and
     # test_http_examples.py those of the HTTP server.
-    figures = [figure for figure in FIGURES if not figure.name.startswith('M11') and figure.name not in ('M13', 'M21')]
+    figures = [figure for figure in CASES if not figure.name.startswith('M11') and figure.name not in ('M13', 'M21')]
     return pytest.mark.parametrize('figure', figures, ids=[figure.name for figure in figures])
 
 
@@ -168,7 +158,7 @@ def every_figure():
 @pytest.mark.slow
 @every_figure()
 def test_a_figure_is_measured_and_holds_in_a_tiny_size(figure):
-    from figures.figure import Run
+    from perf.faults.case import Run
 
     if reason := figure.missing():
         pytest.skip(f'{figure.name} is left out: {reason}')

@@ -1,4 +1,4 @@
-"""perf/instructions.py: how it reads callgrind's files, what it computes from them, and when it fails."""
+"""perf/instructions/: how it reads callgrind's files, what it computes from them, and when it fails."""
 
 from __future__ import annotations
 
@@ -37,17 +37,12 @@ if sys.platform != 'linux':
     pytest.skip('the server is stopped and marked by signals, and looked up in /proc', allow_module_level=True)
 
 
-@pytest.fixture(autouse=True)
-def perf_on_the_path(monkeypatch):
-    monkeypatch.syspath_prepend(str(PERF))
-
-
 @pytest.fixture
 def command(monkeypatch):
     """The module, with a valgrind that is there and measurements that are given in `figures`."""
-    import instructions
-    from counting.measure import Figure
-    from measuring.server import Failed
+    from perf.common.server import Failed
+    from perf.instructions import __main__ as instructions
+    from perf.instructions.measure import Figure
 
     def measure(peer, workload, folder, scale):
         figure = instructions.figures.get((peer, workload.name), 1000.0)
@@ -66,7 +61,7 @@ def budgets_of(tmp_path):
     """Write a file of budgets for this Python, or another; returns its path as an argument."""
 
     def write(budgets, build=None):
-        from counting.budgets import build as this_build
+        from perf.instructions.budgets import build as this_build
 
         path = tmp_path / 'budgets.json'
         path.write_text(json.dumps({build or this_build(): {'instructions': budgets}}))
@@ -76,27 +71,27 @@ def budgets_of(tmp_path):
 
 
 def test_the_total_is_read_from_a_file_of_callgrind():
-    from counting.callgrind import total
+    from perf.instructions.callgrind import total
 
     assert total(WRITTEN_BY_CALLGRIND) == 16236871
 
 
 def test_a_file_that_is_not_complete_has_no_total():
-    from counting.callgrind import total
+    from perf.instructions.callgrind import total
 
     complete = WRITTEN_BY_CALLGRIND
     assert [total(complete[:size]) for size in range(len(complete))] == [None] * len(complete)
 
 
 def test_what_a_mark_costs_is_not_counted_as_requests():
-    from counting.measure import figure
+    from perf.instructions.measure import figure
 
     found = figure(empty=500, blocks=[10_500, 10_500, 10_500], units=10)
     assert (found.instructions, found.spread) == (1000, 0)
 
 
 def test_a_figure_is_the_median_of_its_blocks():
-    from counting.measure import figure
+    from perf.instructions.measure import figure
 
     found = figure(empty=0, blocks=[1030, 1000, 1010], units=1)
     assert found.instructions == 1010
@@ -108,14 +103,14 @@ def test_a_figure_is_the_median_of_its_blocks():
     [(1021, 'above'), (1020, 'within'), (1000, 'within'), (980, 'within'), (979, 'below')],
 )
 def test_two_percent_from_a_budget_are_tolerated(instructions, verdict):
-    from counting.budgets import judge
+    from perf.instructions.budgets import judge
 
     assert judge(instructions, 1000) == verdict
     assert judge(instructions, None) == 'no budget'
 
 
 def test_a_build_of_python_is_named_by_what_changes_its_speed():
-    from counting.budgets import build
+    from perf.instructions.budgets import build
 
     debian = "'--enable-shared' '--enable-optimizations' '--with-lto' 'CFLAGS=-g -O2'"
     assert build('3.11', "'--prefix=/root' '--enable-shared'") == '3.11 shared'
@@ -178,7 +173,7 @@ def test_the_figures_are_written_as_json(command, budgets_of, tmp_path):
 
 
 def test_an_update_replaces_what_was_measured_and_keeps_the_rest(command, budgets_of, capsys, tmp_path):
-    from counting.budgets import build, read
+    from perf.instructions.budgets import build, read
 
     argument = budgets_of({'keepalive': 5, 'churn': 7})
     path = tmp_path / 'budgets.json'
@@ -197,7 +192,7 @@ def test_a_scaled_trial_is_no_budget(command):
 
 
 def test_a_missing_valgrind_is_one_line_and_a_status_of_its_own(monkeypatch, capsys):
-    import instructions
+    from perf.instructions import __main__ as instructions
 
     monkeypatch.setattr(shutil, 'which', lambda command: None)
     assert instructions.main(['--check']) == 3
@@ -209,7 +204,7 @@ def test_a_missing_valgrind_is_one_line_and_a_status_of_its_own(monkeypatch, cap
 def run(*args):
     """The command in a process of its own."""
     environment = {**os.environ, 'PYTHONPATH': str(PERF.parent)}
-    line = [sys.executable, str(PERF / 'instructions.py'), *args]
+    line = [sys.executable, '-m', 'perf.instructions', *args]
     return subprocess.run(line, capture_output=True, env=environment, text=True, timeout=LONGEST, check=False)
 
 
@@ -219,8 +214,8 @@ def test_an_unknown_name_is_a_usage_error():
 
 
 def test_the_file_in_the_project_has_a_budget_for_every_workload():
-    from counting.budgets import read
-    from counting.workloads import WORKLOADS
+    from perf.instructions.budgets import read
+    from perf.instructions.workloads import WORKLOADS
 
     for build, entry in read().items():
         assert entry['instructions'].keys() == WORKLOADS.keys(), build
@@ -230,8 +225,8 @@ def test_the_file_in_the_project_has_a_budget_for_every_workload():
 @pytest.mark.parametrize('peer', ['reactor', 'uvloop'])
 @pytest.mark.parametrize('workload', ['keepalive', 'churn', 'churn_defer', 'tls', 'seed', 'chain'])
 def test_the_clients_accept_what_a_server_answers(peer, workload, tmp_path):
-    from counting import callgrind
-    from counting.workloads import WORKLOADS
+    from perf.instructions import callgrind
+    from perf.instructions.workloads import WORKLOADS
 
     one = WORKLOADS[workload]
     if peer in dict(one.not_for):
@@ -245,9 +240,9 @@ def test_the_clients_accept_what_a_server_answers(peer, workload, tmp_path):
 
 
 def test_a_server_that_answers_something_else_is_an_error(tmp_path):
-    from counting import callgrind
-    from counting.workloads import WORKLOADS
-    from measuring.server import Failed
+    from perf.common.server import Failed
+    from perf.instructions import callgrind
+    from perf.instructions.workloads import WORKLOADS
 
     script = callgrind.PEERS / 'reactor_server.py'
     with callgrind.Uncounted(script, 'churn', 0, tmp_path) as server, WORKLOADS['keepalive'].connected(server) as ask:
@@ -256,8 +251,8 @@ def test_a_server_that_answers_something_else_is_an_error(tmp_path):
 
 
 def test_a_delay_that_is_too_short_is_noticed(tmp_path):
-    from counting import callgrind
-    from counting.workloads import WORKLOADS, TooSlow
+    from perf.instructions import callgrind
+    from perf.instructions.workloads import WORKLOADS, TooSlow
 
     script, seed = callgrind.PEERS / 'reactor_server.py', WORKLOADS['seed']
     with callgrind.Uncounted(script, 'seed', 1e-9, tmp_path) as server, seed.connected(server) as ask:

@@ -1,4 +1,4 @@
-"""The network figures of perf/faults.py: that faults are as asked for, that what they did to bytes would be seen, and
+"""The network figures of perf/faults/: that faults are as asked for, that what they did to bytes would be seen, and
 that nothing is left. Namespaces, devices and rules need root; what they carry is tiny here. No timing."""
 
 from __future__ import annotations
@@ -22,21 +22,12 @@ if sys.platform != 'linux':
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture(autouse=True)
-def perf_on_the_path(monkeypatch):
-    monkeypatch.syspath_prepend(str(PERF))
-
-
 @pytest.fixture(scope='module')
 def reason():
     """Why no network can be made here, or None."""
-    sys.path.insert(0, str(PERF))
-    try:
-        from figures.namespaces import missing
+    from perf.faults.network.namespaces import missing
 
-        return missing()
-    finally:
-        sys.path.remove(str(PERF))
+    return missing()
 
 
 @pytest.fixture
@@ -47,7 +38,7 @@ def namespaces(reason):
     """
     if reason is not None:
         pytest.skip(f'NETWORK FAULTS ARE NOT TESTED HERE: {reason}')
-    from figures import namespaces
+    from perf.faults.network import namespaces
 
     with namespaces.lock(f'{TAG}-turn', wait=True):
         yield namespaces
@@ -58,7 +49,7 @@ def namespaces(reason):
 
 
 def times(count, **faults):
-    from figures.relay import Faults
+    from perf.faults.network.relay import Faults
 
     made = Faults(1, **faults)
     return [made.times() for _ in range(count)], made.counts
@@ -66,7 +57,7 @@ def times(count, **faults):
 
 def out(arrivals, until=100.0, **faults):
     """(which packets came out, in order; the line) when one came in every millisecond."""
-    from figures.relay import Faults, Line
+    from perf.faults.network.relay import Faults, Line
 
     line, came_out = Line(Faults(1, **faults)), []
     for index in range(arrivals):
@@ -81,7 +72,7 @@ def test_without_faults_every_packet_comes_out_once_at_once_and_in_order():
 
 
 def test_the_same_seed_does_the_same_and_another_something_else():
-    from figures.relay import Faults
+    from perf.faults.network.relay import Faults
 
     everything = {'loss': 0.2, 'delay': 0.1, 'reorder': 0.3, 'late': 0.05, 'duplicate': 0.2}
     first, again, other = ([faults.times() for _ in range(200)] for faults in (Faults(s, **everything) for s in '112'))
@@ -100,7 +91,7 @@ def test_one_fault_does_not_change_which_packets_another_one_hits():
 
 
 def test_a_delay_keeps_the_order_and_lets_nothing_out_before():
-    from figures.relay import Faults, Line
+    from perf.faults.network.relay import Faults, Line
 
     line = Line(Faults(1, delay=0.2))
     line.put(10.0, 'a')
@@ -126,7 +117,7 @@ def test_doubled_packets_come_twice_in_a_row():
 
 
 def test_beyond_its_limit_the_line_loses_and_counts():
-    from figures.relay import Faults, Line
+    from perf.faults.network.relay import Faults, Line
 
     line = Line(Faults(1, delay=1), waiting=3)
     for index in range(5):
@@ -139,7 +130,7 @@ def test_beyond_its_limit_the_line_loses_and_counts():
 
 
 def test_what_is_sent_has_no_two_chunks_alike_and_a_digest_for_any_length():
-    from figures.transfer import CHUNK, Pattern
+    from perf.faults.network.transfer import CHUNK, Pattern
 
     pattern = Pattern('connect', 10_000)
     chunks = [pattern.chunk(index) for index in range(200)]
@@ -154,11 +145,11 @@ def test_what_is_sent_has_no_two_chunks_alike_and_a_digest_for_any_length():
 @pytest.fixture
 def judged():
     """`judged(**changes)`: of one connection, both ends complete but for changes {side: {what: value}}."""
-    from figures.exchange import Exchange, stream
-    from figures.transfer import FIRST_PORT, Pattern
+    from perf.faults.network.exchange import Exchange, stream
+    from perf.faults.network.transfer import FIRST_PORT, Pattern
 
     def judge(**changes):
-        exchange = Exchange(None, [stream(1000)], deadline=1)
+        exchange = Exchange(None, [stream(1000)], timeout=1)
         for side, (role, other) in enumerate((('connect', 'listen'), ('listen', 'connect'))):
             if changes.get(role, ()) is None:
                 continue
@@ -178,7 +169,7 @@ def judged():
             }
             exchange.ends[side][FIRST_PORT] = {**end, **changes.get(role, {})}
         found = exchange.judge()
-        return found['complete'], found['streams_that_differ'], found['ends_untold'], found['errors']
+        return found['complete'], found['streams_that_differ'], found['unexplained_ends'], found['errors']
 
     return judge
 
@@ -206,12 +197,12 @@ def test_an_end_that_is_told_as_good_without_all_bytes_or_not_at_all_is_counted(
 
 
 def test_steps_are_done_in_order_when_enough_has_arrived(monkeypatch):
-    from figures import exchange
+    from perf.faults.network import exchange
 
     now, done = [100.0], []
     monkeypatch.setattr(exchange.time, 'monotonic', lambda: now[0])
     steps = [exchange.Step(lambda: done.append('down'), share=0.5), exchange.Step(lambda: done.append('up'), after=30)]
-    one = exchange.Exchange(None, [exchange.stream(100)], deadline=1, steps=steps)
+    one = exchange.Exchange(None, [exchange.stream(100)], timeout=1, steps=steps)
     for at, received, expected in (0, 99, []), (1, 100, ['down']), (30, 100, ['down']), (31.5, 100, ['down', 'up']):
         now[0] = 100.0 + at
         one.take_steps(received)
@@ -222,7 +213,8 @@ def test_steps_are_done_in_order_when_enough_has_arrived(monkeypatch):
 
 
 def test_without_its_tools_or_without_root_a_figure_says_what_to_do(monkeypatch):
-    from figures import BY_NAME, namespaces
+    from perf.faults.cases import BY_NAME
+    from perf.faults.network import namespaces
 
     figure = BY_NAME['M11-loss1']
     monkeypatch.setattr(namespaces.shutil, 'which', lambda command: None)
@@ -238,14 +230,14 @@ def test_without_its_tools_or_without_root_a_figure_says_what_to_do(monkeypatch)
 @pytest.fixture
 def measure(namespaces, monkeypatch):
     """Measure a figure; all its goals must hold, but for the times, of which a busy machine makes anything."""
-    from figures import network
+    from perf.faults.network import cases
 
-    monkeypatch.setattr(network, 'LATE', 60)
+    monkeypatch.setattr(cases, 'LATE', 60)
     return measured
 
 
 def measured(figure):
-    from figures.figure import Run
+    from perf.faults.case import Run
 
     figure.tag = TAG
     found = figure.measure(Run())
@@ -255,14 +247,14 @@ def measured(figure):
 
 
 def test_some_megabytes_arrive_whole_where_one_packet_in_a_hundred_is_lost(measure):
-    from figures.network import Transfer, lost
+    from perf.faults.network.cases import Transfer, lost
 
     found = measure(Transfer('T', 'tiny', 1, size=6_000_000, count=4, loss=0.01, proof=lost(0.01)))
     assert found['complete'] == 4 and found['GB'] == 0.006
 
 
 def test_the_relay_carries_what_it_delays_doubles_and_exchanges(measure):
-    from figures.network import Transfer
+    from perf.faults.network.cases import Transfer
 
     mixed = {'seed': 1, 'delay': 0.02, 'reorder': 0.1, 'late': 0.01, 'duplicate': 0.05, 'loss': 0.02}
     found = measure(Transfer('T', 'tiny', 1, size=400_000, count=2, relay=mixed))
@@ -270,7 +262,7 @@ def test_the_relay_carries_what_it_delays_doubles_and_exchanges(measure):
 
 
 def test_filters_that_refuse_or_say_nothing_are_told_apart(measure):
-    from figures.network import NoWayIn
+    from perf.faults.network.cases import NoWayIn
 
     figure = NoWayIn()
     figure.count, figure.limit = 5, 0.2
@@ -279,7 +271,7 @@ def test_filters_that_refuse_or_say_nothing_are_told_apart(measure):
 
 @pytest.mark.scenario(77)
 def test_a_peer_that_is_gone_is_told_by_each_time_limit_and_by_keepalive(measure):
-    from figures.network import DeadPeer
+    from perf.faults.network.cases import DeadPeer
 
     figure = DeadPeer(limit=1, keepalive=(1, 1, 1), unlimited=False)
     figure.each, figure.before = 1, 0.3
@@ -292,8 +284,7 @@ def test_a_peer_that_is_gone_is_told_by_each_time_limit_and_by_keepalive(measure
 
 KEEP_OPEN = """
 import sys
-sys.path.insert(0, sys.argv[1])
-from figures.namespaces import network
+from perf.faults.network.namespaces import network
 with network('test') as made:
     made.on(0, 'ip link show')
     print('made', flush=True)
@@ -306,7 +297,7 @@ def keeper(namespaces):
     """A process that has a network and keeps it until it is ended."""
     environment = {**os.environ, 'PYTHONPATH': str(PERF.parent)}
     with subprocess.Popen(
-        [sys.executable, '-c', KEEP_OPEN, str(PERF)],
+        [sys.executable, '-c', KEEP_OPEN],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,

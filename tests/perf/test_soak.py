@@ -1,4 +1,4 @@
-"""perf/soak.py: that a short soak keeps its promises, and that one that does not is told. No timing."""
+"""perf/soak/: that a short soak keeps its promises, and that a broken promise is reported. No timing."""
 
 from __future__ import annotations
 
@@ -17,19 +17,14 @@ PERF = Path(__file__).parents[2] / 'perf'
 SHORT = ('--minutes', 0.02, '--rate', 150, '--seed', 7, '--patience', 0.5, '--descriptors', 200)
 
 if sys.platform != 'linux':
-    pytest.skip('soak.py asks Linux for memory and descriptors', allow_module_level=True)
+    pytest.skip('perf.soak asks Linux for memory and descriptors', allow_module_level=True)
 if shutil.which('openssl') is None:
-    pytest.skip('soak.py is untested here: the openssl command, which makes its certificate, is missing',
+    pytest.skip('perf.soak is untested here: the openssl command, which makes its certificate, is missing',
                 allow_module_level=True)  # fmt: skip
 
 
-@pytest.fixture(autouse=True)
-def perf_on_the_path(monkeypatch):
-    monkeypatch.syspath_prepend(str(PERF))
-
-
 def soak(*args):
-    command = [sys.executable, str(PERF / 'soak.py'), *map(str, args)]
+    command = [sys.executable, '-m', 'perf.soak', *map(str, args)]
     environment = {**os.environ, 'PYTHONPATH': str(PERF.parent)}
     return subprocess.run(command, capture_output=True, env=environment, text=True, timeout=60, check=False)
 
@@ -44,7 +39,7 @@ def run(tmp_path_factory):
 
 
 def verdict(rows):
-    from soaking import promises
+    from perf.soak import promises
 
     return {promise: kept for promise, kept, _ in promises.judge(rows)}
 
@@ -54,13 +49,13 @@ def test_a_short_soak_keeps_every_promise_that_can_be_judged(run):
     printed, rows, _ = run
     assert [rows[0]['row'], rows[1]['row'], rows[-1]['row']] == ['start', 'base', 'end']
     kept = verdict(rows)
-    assert kept.pop('memory of the server is flat') is None
+    assert kept.pop('the memory of the server does not grow') is None
     assert len(kept) > 10 and all(kept.values())
     assert printed.count('kept ') == len(kept) and 'MISSED' not in printed
 
 
 def test_every_kind_of_client_and_fault_is_in_it(run):
-    from soaking.clients import WEIGHTS
+    from perf.soak.clients import WEIGHTS
 
     end = run[1][-1]
     assert end['driver']['outcomes'].keys() >= {kind.__name__ for kind in WEIGHTS} | {'Held'}
@@ -85,18 +80,18 @@ def test_a_run_that_was_cut_is_judged_as_far_as_it_came(run, tmp_path):
 @pytest.mark.parametrize(
     ('process', 'name', 'value', 'missed'),
     [
-        ('server', 'stats', {'loop_count': 130, 'events': 60, 'timers_fired': 40}, 'turns have a reason'),
-        ('server', 'accepts', -1, 'the server told each connection its end'),
-        ('server', 'open', 1, 'the server told each connection its end'),
-        ('server', 'ends', {'echo': {'KeyError': 1}}, 'each end at the server has a reason'),
-        ('server', 'unplanned', ['a line'], 'the log says nothing that nobody planned'),
-        ('server', 'descriptors', 999, 'descriptors of the server are back'),
-        ('server', 'objects', 10**6, 'objects of the server are back'),
-        ('driver', 'ended', -1, 'so did the driver'),
-        ('driver', 'faults', 1, 'each client has what it was promised'),
-        ('driver', 'objects', 10**6, 'objects of the driver are back'),
-        (None, 'idle_cpu', 0.5, 'at rest nothing spins'),
-        (None, 'codes', [0, 1], 'both processes ended well'),
+        ('server', 'stats', {'loop_count': 130, 'events': 60, 'timers_fired': 40}, 'each turn has a reason'),
+        ('server', 'accepts', -1, 'the server calls on_close once for each connection'),
+        ('server', 'open', 1, 'the server calls on_close once for each connection'),
+        ('server', 'ends', {'echo': {'KeyError': 1}}, 'each connection of the server ends for a stated reason'),
+        ('server', 'unplanned', ['a line'], 'the log has only planned lines'),
+        ('server', 'descriptors', 999, 'no descriptor of the server is left'),
+        ('server', 'objects', 10**6, 'no object of the server is left'),
+        ('driver', 'ended', -1, 'the driver calls on_close once for each connection'),
+        ('driver', 'faults', 1, 'each client gets what it was promised'),
+        ('driver', 'objects', 10**6, 'no object of the driver is left'),
+        (None, 'idle_cpu', 0.5, 'nothing spins without traffic'),
+        (None, 'codes', [0, 1], 'both processes end with status 0'),
     ],
 )
 def test_a_promise_that_is_missed_is_told(run, process, name, value, missed):
@@ -115,15 +110,15 @@ def test_memory_that_grows_is_told_and_floods_do_not_count(run):
         one['seconds'] = minute * 60
         one['server']['rss'] = 30e6 + (minute * 2e6 / 60 if minute >= 10 else -minute * 1e6)
         grown.append(one)
-    assert verdict([*rows[:-1], *grown, rows[-1]])['memory of the server is flat'] is False
+    assert verdict([*rows[:-1], *grown, rows[-1]])['the memory of the server does not grow'] is False
     for one in grown[10:]:
         one['driver']['flood'] = one['server']['rss'] > 30e6 + 0.5e6
         one['server']['rss'] = 99e6 if one['driver']['flood'] else 30e6
-    assert verdict([*rows[:-1], *grown, rows[-1]])['memory of the server is flat'] is True
+    assert verdict([*rows[:-1], *grown, rows[-1]])['the memory of the server does not grow'] is True
 
 
 def test_the_slope_is_that_of_least_squares():
-    from soaking.promises import slope
+    from perf.soak.promises import slope
 
     assert slope([(0, 1), (1, 3), (2, 5)]) == pytest.approx(2)
     assert slope([(0, 0), (1, 1), (2, 0)]) == pytest.approx(0)
@@ -131,7 +126,7 @@ def test_the_slope_is_that_of_least_squares():
 
 
 def test_a_client_is_excused_only_for_what_may_happen_to_it():
-    from soaking.clients import Echo, Refused, SlowWriter
+    from perf.soak.clients import Echo, Refused, SlowWriter
 
     def acceptable(kind, how):
         return kind.acceptable(kind.__new__(kind), how)

@@ -1,4 +1,4 @@
-"""What is promised of versions: the changelog is in order, what is public is explained, every figure is in a table."""
+"""Promises about versions: the changelog is in order, public names are explained, every counter is in a table."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ MODULES = [name for name in PUBLIC if name != 'reactor.__all__']
 
 
 def rows(text):
-    """The cells of every row of every table, heads and rules apart."""
+    """The cells of every row of every table, without heads and rules."""
     tables = re.findall(r'(?:^\|.*\n)+', text, re.MULTILINE)
     assert tables
     for table in tables:
@@ -34,7 +34,7 @@ def rows(text):
             yield [cell.strip() for cell in line.strip('|').split('|')]
 
 
-def test_the_changelog_begins_with_what_is_unreleased_and_then_the_version_that_this_is():
+def test_the_changelog_begins_with_unreleased_changes_and_then_this_version():
     heads = re.findall(r'^## (.*)$', RELEASES, re.MULTILINE)
     assert heads[0] == '[Unreleased]' or heads[0].startswith(f'[{reactor.__version__}]')
     releases = [head for head in heads if head != '[Unreleased]']
@@ -45,7 +45,7 @@ def test_the_changelog_begins_with_what_is_unreleased_and_then_the_version_that_
     assert '.'.join(map(str, numbers[0])) == reactor.__version__
 
 
-def test_changes_are_sorted_as_keep_a_changelog_has_it():
+def test_changes_are_sorted_as_in_keep_a_changelog():
     kinds = re.findall(r'^### (.*)$', RELEASES, re.MULTILINE)
     assert kinds and set(kinds) <= {'Added', 'Changed', 'Deprecated', 'Removed', 'Fixed', 'Security'}
 
@@ -82,13 +82,13 @@ def test_every_name_of_a_public_module_is_explained(module):
                 assert member.__doc__ or any(getattr(other, '__doc__', None) for other in inherited), attribute
 
 
-def test_every_public_package_is_told():
+def test_every_public_package_is_listed():
     packages = {path.parent.name for path in (CHECKOUT / 'reactor').glob('*/__init__.py')}
-    internal = {'admission', 'kernel', 'loop', 'net', 'system', 'demo'}  # the last is commands alone
+    internal = {'admission', 'kernel', 'loop', 'net', 'system', 'demo'}  # the last has only commands
     assert {name.split('.')[1] for name in MODULES if '.' in name} == (packages - internal) | {'framing'}
 
 
-def test_the_pythons_that_are_promised_are_those_that_the_package_names_and_the_checks_run_on():
+def test_the_promised_pythons_are_those_of_the_package_and_of_the_checks():
     promised = set(re.findall(r'\b3\.\d+', VERSIONS.split('### Which Pythons')[1].split('\n## ')[0]))
     settings = (CHECKOUT / 'setup.cfg').read_text()
     assert promised == set(re.findall(r'Python :: (3\.\d+)$', settings, re.MULTILINE))
@@ -96,22 +96,22 @@ def test_the_pythons_that_are_promised_are_those_that_the_package_names_and_the_
     assert promised == set(tried[1].split())
 
 
-def test_every_figure_of_stats_is_in_the_table_of_counters():
+def test_every_counter_of_stats_is_in_the_table_of_counters():
     with reactor.Reactor() as r:
         figures = r.stats().as_dict()
     assert {row[0].strip('`') for row in rows(COUNTERS)} == set(figures)
 
 
-def test_the_table_of_counters_says_what_their_declarations_say():
+def test_the_table_of_counters_agrees_with_the_declarations():
     assert counters_table.written(COUNTERS) == COUNTERS, 'run python -m tests.helpers.counters_table'
 
 
-def test_the_metric_of_each_figure_is_the_one_that_prometheus_gets():
+def test_the_metric_of_each_counter_is_the_one_exported_to_prometheus():
     pytest.importorskip('prometheus_client', reason="no metrics: pip install -e '.[metrics]'")
     metrics = pytest.importorskip('reactor.observe.metrics', reason='no metrics')
     with reactor.Reactor() as r:
-        told = list(metrics.ReactorCollector(metrics.source_of(r)).collect())
-    known = {f'{metric.name}_total' if metric.type == 'counter' else metric.name for metric in told}
+        collected = list(metrics.ReactorCollector(metrics.source_of(r)).collect())
+    known = {f'{metric.name}_total' if metric.type == 'counter' else metric.name for metric in collected}
     listed = {row[1].strip('`') for row in rows(COUNTERS)}
     assert listed <= known
     assert known - listed <= {'reactor', 'reactor_resident_memory_bytes'}
@@ -123,7 +123,7 @@ def number(text):
     return float(value) * {'': 1, 'KiB': 1 << 10, 'MiB': 1 << 20, 's': 1, 'ms': 1e-3}[unit]
 
 
-def test_the_bounds_that_are_told_are_those_of_the_code():
+def test_the_documented_limits_are_those_of_the_code():
     bounds = [row for row in rows(LIMITS) if '.py) `' in row[-1]]
     assert len(bounds) > 10
     for what, bound, _, where in bounds:
@@ -131,7 +131,7 @@ def test_the_bounds_that_are_told_are_those_of_the_code():
         assert getattr(importlib.import_module(path.replace('/', '.')), name) == number(bound), what
 
 
-def test_the_figures_that_are_told_of_others_are_those_of_the_readme():
+def test_the_documented_figures_of_other_servers_are_those_of_the_readme():
     figures = [row[2] for row in rows(LIMITS) if len(row) > 2 and '–' in row[2]]
     assert len(figures) > 5
     assert not [figure for figure in figures if figure not in README]

@@ -1,4 +1,4 @@
-"""A test that is marked `alone` waits for those that run, and no other test begins until it has ended."""
+"""A test marked `alone` waits for running tests, and no other test begins until it has ended."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ with machine(sys.argv[1] == 'alone', Path(sys.argv[2])):
 
 
 class User:
-    """A process that uses the machine until it is told to end."""
+    """A process that uses the machine until `end` is called."""
 
     def __init__(self, how: str, folder: Path, environment: dict[str, str] | None = None) -> None:
         self.process = subprocess.Popen(
@@ -36,7 +36,7 @@ class User:
         )  # fmt: skip
 
     def begins(self, seconds: float) -> bool:
-        """Whether it begins to use the machine within this time."""
+        """Whether it begins to use the machine within `seconds`."""
         return bool(select([self.process.stdout], [], [], seconds)[0]) and self.process.stdout.readline() == b'in\n'
 
     def end(self) -> None:
@@ -51,7 +51,7 @@ def folder(tmp_path):
 
 
 def queued(folder):
-    """Whether a process waits for the machine and holds its place in the queue."""
+    """Whether a process waits for the machine and holds the lock of the queue."""
     with (folder / 'pyproject.toml').open() as queue:
         try:
             fcntl.flock(queue, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -60,7 +60,7 @@ def queued(folder):
     return False
 
 
-def test_one_that_is_alone_waits_for_all_before_it_and_all_after_it_wait_for_it(folder):
+def test_a_test_marked_alone_waits_for_all_before_it_and_all_after_it_wait(folder):
     users = [User('shared', folder), User('shared', folder)]
     try:
         assert users[0].begins(30) and users[1].begins(30)
@@ -81,8 +81,8 @@ def test_one_that_is_alone_waits_for_all_before_it_and_all_after_it_wait_for_it(
                 user.end()
 
 
-def test_a_program_started_by_a_test_has_the_place_of_that_test(folder):
-    # It waited for the test that wanted to be alone, which waited for the test that had started it.
+def test_a_program_started_by_a_test_shares_the_lock_of_that_test(folder):
+    # Otherwise it would wait for the test that wants to be alone, which waits for the test that started the program.
     users = []
     try:
         with machine(False, folder):
@@ -100,7 +100,7 @@ def test_a_program_started_by_a_test_has_the_place_of_that_test(folder):
                 user.end()
 
 
-def test_a_failure_gives_the_machine_back(folder):
+def test_a_failure_releases_the_machine(folder):
     with pytest.raises(ZeroDivisionError), machine(True, folder):
         raise ZeroDivisionError
     with machine(True, folder):

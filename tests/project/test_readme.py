@@ -1,4 +1,4 @@
-"""Every code block of the README is run; one that nobody knows how to run fails."""
+"""Every code block of the README is run; a block of an unknown kind fails."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ BLOCKS = re.findall(r'^```(\w*)\n(.*?)^```$', README, re.MULTILINE | re.DOTALL)
 
 
 def run_shell(code):
-    if 'pytest' in code:  # this very run: hold it to what the checks call
+    if 'pytest' in code:  # this is the current test run: compare it with the command in .ci/run
         assert (
             code.strip().replace('.venv/bin/pip install -e', '.venv/bin/pip install -q -e')
             in (CHECKOUT / '.ci' / 'run').read_text()
         )
         return
-    if 'haproxy' in code:  # run by test_haproxy.py; here, that the programs are there and take these options
+    if 'haproxy' in code:  # test_haproxy.py runs it; here, check that the programs and their options exist
         for line in re.findall(r'^python3 (.*) &$', code, re.MULTILINE):
             path, *options = shlex.split(line)
             command = [sys.executable, path, '--help']
@@ -40,12 +40,12 @@ def run_shell(code):
         assert (CHECKOUT / re.search(r'haproxy -f (\S+)', code)[1]).exists()
         return
     words = shlex.split(code)
-    if words[0] == 'perf/profile.sh':  # it has tests of its own; here, that it is there and takes these options
+    if words[0] == 'perf/profile.sh':  # it has its own tests; here, check that the script and its options exist
         done = subprocess.run(['bash', words[0], '--help'], cwd=CHECKOUT, capture_output=True, text=True, timeout=30)
         assert done.returncode == 0 and all(word in done.stdout for word in words[1:] if word.startswith('--'))
         return
     assert words in (['python3', '-m', 'reactor.demo'], ['python3', '-m', 'reactor.demo', '--dashboard'])
-    port = ['0'] if words[-1] == '--dashboard' else []  # the usual one may be taken
+    port = ['0'] if words[-1] == '--dashboard' else []  # the default port may be taken
     small = [sys.executable, *words[1:], *port, '--connections', '200', '--delay', '0.2']
     done = subprocess.run(small, cwd=CHECKOUT, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
@@ -120,7 +120,7 @@ def test_the_readme_names_everything_public():
         'streams',
         'timers',
         'watchers',
-    }  # for transports
+    }  # internal: for transports
     for name in set(dir(reactor.Reactor)) - parts:
         if not name.startswith('_'):
             assert name in README, name
@@ -154,9 +154,8 @@ def test_the_footnotes_of_the_comparison_are_there_and_all_are_used():
     assert '| p |' not in table[0]
 
 
-def test_the_newcomers_way_finds_in_the_readme_what_it_types(monkeypatch):
-    monkeypatch.syspath_prepend(str(CHECKOUT / 'perf'))
-    import newcomer
+def test_the_newcomers_way_finds_in_the_readme_what_it_types():
+    from perf.visitors import newcomer
 
     for words in (
         ['reactor.demo'],
@@ -168,3 +167,16 @@ def test_the_newcomers_way_finds_in_the_readme_what_it_types(monkeypatch):
     ):
         assert newcomer.block(*words)
     assert re.search(r'`(python3 -c "import socket; .*?")`', README.replace('\n', ' '))
+
+
+def test_the_commands_that_measure_take_the_options_that_the_pages_show():
+    text = README + (CHECKOUT / 'perf' / 'README.md').read_text()
+    commands: dict[str, set[str]] = {}
+    for module, rest in re.findall(r'`(?:sudo )?python\s+-m\s+(perf\.[a-z_.]+)([^`]*)`', text):
+        commands.setdefault(module, set()).update(re.findall(r'--[a-z]+', rest))
+    assert len(commands) == 7 and any(commands.values())
+    for module, options in commands.items():
+        command = [sys.executable, '-m', module, '--help']
+        done = subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True, timeout=30)
+        assert done.returncode == 0, done.stderr
+        assert not [option for option in options if option not in done.stdout], module

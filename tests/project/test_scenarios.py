@@ -1,4 +1,4 @@
-"""The page of scenarios: it lists the tests that are marked, every number stands once, no row is missing."""
+"""The page of scenarios: it lists the marked tests, every number occurs once, no row is missing."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def test_every_row_has_a_number_a_scenario_an_outcome_and_its_tests():
         assert not tests.startswith('[0 '), f'no test has the mark scenario({number})'
 
 
-def test_no_number_stands_twice_and_they_are_in_order():
+def test_the_numbers_are_unique_and_in_order():
     assert NUMBERS == sorted(set(NUMBERS))
 
 
@@ -24,6 +24,6 @@ def test_no_row_is_missing():
     assert set(range(1, 121)) - set(NUMBERS) == set()
 
 
-def test_the_tests_of_each_row_are_those_that_are_marked():
+def test_the_tests_of_each_row_are_the_marked_ones():
     assert NUMBERS
     assert scenarios.written(PAGE) == PAGE, 'run python -m tests.helpers.scenarios'

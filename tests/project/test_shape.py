@@ -1,4 +1,4 @@
-"""The architecture, as tests: who imports whom, where the system is called, how short the path, how small a thing."""
+"""The architecture, as tests: directions of imports, places of system calls, frames per callback, sizes of objects."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from reactor.loop.timers import RepeatingTimer, Timer
 
 ROOT = Path(reactor.__file__).parent
 PROJECT = ROOT.parent
-# The house, from the roof down: a room imports from its own floor and from below.
+# The packages from top to bottom: each imports from its own level and from below.
 FLOORS = [
     'demo',
     'observe',
@@ -40,24 +40,18 @@ FLOORS = [
     'errors',
 ]
 SYSTEM = {'socket', 'select', 'selectors', 'time', 'os', 'signal', 'threading', 'subprocess'}
-LAZY = {'ssl', 'subprocess', 'logging', 'watchdog.observers'}  # the last is an extra's
+LAZY = {'ssl', 'subprocess', 'logging', 'watchdog.observers'}  # the last belongs to an extra
 HOT = {
     'handle_read', 'handle_write', 'write', 'call_soon', '_turn', '_poll', '_dispatch', '_run_timers', '_run_soon',
     '_run_completions', 'handle_due', 'collect', 'accept_client', 'finish', 'handle_closed', 'close', 'attach',
 }  # fmt: skip
-LONGEST_FUNCTION = 60  # lines, docstring apart: a screen
+LONGEST_FUNCTION = 60  # lines without the docstring: a screen
 LONGEST_FILE = 400  # lines
-# Files that may be longer: each is one thing.
+# Files that may be longer, because each is one thing.
 LONGER_FILES = {
     'loop/loop.py': 450,
     'net/stream.py': 450,
 }
-
-# Modules that import themselves through others of their room: circles that have to be opened yet.
-CIRCULAR = {
-    'admission/limits.py', 'admission/pace.py',
-    'testing/calls.py', 'testing/due.py', 'testing/ends.py', 'testing/oracles.py', 'testing/records.py',
-}  # fmt: skip
 
 MODULES = sorted(ROOT.rglob('*.py'))
 
@@ -70,13 +64,13 @@ def below_the_seam(path: Path) -> bool:
     return FLOORS.index(floor(path)) > FLOORS.index('facade')
 
 
-@cache  # each rule reads each module of the package
+@cache  # because each rule reads each module of the package
 def parse(path: Path) -> ast.Module:
     return ast.parse(path.read_text(), str(path))
 
 
 def imported(folder: Path, *words: str):
-    """(path, names) of each import in a folder, in files that contain one of the words: no other can import it."""
+    """(path, names) of each import in a folder, in files that contain one of the words; others cannot import it."""
     for path in sorted(folder.rglob('*.py')):
         text = path.read_text()
         if any(word in text for word in words):
@@ -92,7 +86,7 @@ def for_type_checkers(tree: ast.Module) -> set[ast.AST]:
 
 
 def imports(path: Path):
-    """(node, absolute module name, imported names) of each import that is run."""
+    """(node, absolute module name, imported names) of each import that runs."""
     tree = parse(path)
     skipped = for_type_checkers(tree)
     package = ['reactor', *path.relative_to(ROOT).parts[:-1]]
@@ -108,9 +102,9 @@ def imports(path: Path):
 
 
 def each_module(rule: Callable[[Path], None], modules: list[Path] = MODULES) -> Callable[[], None]:
-    """Check all modules in one test and name each that breaks the rule.
+    """Return a test that checks all modules in one go and names each module that breaks the rule.
 
-    A test for each module and rule would take longer to be collected and reported than to run.
+    A test for each module and rule would take longer to collect and report than to run.
     """
 
     def test() -> None:
@@ -142,22 +136,22 @@ def test_files_are_short(path):
     lines = path.read_text().count('\n')
     longest = LONGER_FILES.get(str(path.relative_to(ROOT)), LONGEST_FILE)
     assert lines <= longest, f'{lines} lines'
-    assert longest == LONGEST_FILE or lines > LONGEST_FILE, 'it is short by now: take it out of LONGER_FILES'
+    assert longest == LONGEST_FILE or lines > LONGEST_FILE, 'it is short now: remove it from LONGER_FILES'
 
 
 def siblings(path: Path) -> set[Path]:
-    """The modules of the same room that a module imports, for type checkers too."""
+    """The modules of the same package that a module imports, including imports for type checkers."""
     found = set()
     for node in ast.walk(parse(path)):
         if isinstance(node, ast.ImportFrom) and node.level == 1:
             names = [node.module.split('.')[0]] if node.module else [alias.name for alias in node.names]
             found |= {path.parent / f'{name}.py' for name in names}
-    # `callbacks` types the rooms below it, and is looked up to; a test of its own pins that.
+    # `callbacks` has the types for the packages below it, which import it for type checkers; another test checks that.
     return found & set(MODULES) - {ROOT / 'callbacks.py'}
 
 
 def reached(path: Path) -> set[Path]:
-    """The modules of the same room that a module imports, or that these import."""
+    """The modules of the same package that a module imports, directly or indirectly."""
     found: set[Path] = set()
     ahead = [path]
     while ahead:
@@ -167,16 +161,15 @@ def reached(path: Path) -> set[Path]:
     return found
 
 
-def test_no_room_has_a_circle_of_imports():
-    """For type checkers neither. The parts of `loop/` know the loop, which is made of them."""
+def test_no_package_has_circular_imports():
+    """Not even for type checkers. Except in `loop/`, where the parts and the loop know each other."""
     modules = [path for path in MODULES if path.name != '__init__.py' and path.parent != ROOT / 'loop']
     assert len({path.parent for path in modules}) > 8
     circular = {str(path.relative_to(ROOT)) for path in modules if path in reached(path)}
-    assert circular <= CIRCULAR, f'new: {circular - CIRCULAR}'
-    assert circular == CIRCULAR, f'no longer, take it out of CIRCULAR: {CIRCULAR - circular}'
+    assert circular == set()
 
 
-def test_timers_and_buckets_import_nothing_of_each_other_that_makes_a_circle():
+def test_timers_import_buckets_and_not_the_other_way_round():
     timers, buckets = ROOT / 'loop' / 'timers.py', ROOT / 'loop' / 'buckets.py'
     assert siblings(timers) >= {buckets} and timers not in siblings(buckets)
 
@@ -184,15 +177,69 @@ def test_timers_and_buckets_import_nothing_of_each_other_that_makes_a_circle():
 @each_module
 def test_only_the_kernel_calls_the_system(path):
     if not below_the_seam(path) or floor(path) in ('kernel', 'hints'):
-        return  # annotations name the types of the standard library that `hints` imports
+        return  # `hints` imports types of the standard library for annotations
     for node, module, names in imports(path):
         if module in SYSTEM:
             constants = isinstance(node, ast.ImportFrom) and all(name.isupper() for name in names)
             assert constants, f'{path}:{node.lineno} imports {module}'
 
 
+# The rooms of `perf/`, from the roof down. A tool imports none of the other tools; each may import what is below.
+PERF = PROJECT / 'perf'
+TOOLS = {'compare', 'faults', 'instructions', 'profiling', 'soak', 'visitors'}
+PERF_FLOORS = [TOOLS, {'compare.peers'}, {'loads'}, {'common'}]
+
+
+def perf_room(module: str) -> str:
+    """The room of `perf.ROOM.…`; the peers, which two tools run, are a room of their own in that of `compare`."""
+    parts = module.split('.')[1:]
+    return '.'.join(parts[:2]) if parts[:2] == ['compare', 'peers'] else parts[0]
+
+
+def perf_imports(path: Path):
+    """(line, absolute module name) of each import of a file of `perf/`; for `from package import module` the module."""
+    package = list(path.relative_to(PROJECT).parts[:-1])
+    for node in ast.walk(ast.parse(path.read_text(), str(path))):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            module = '.'.join([*base, *([node.module] if node.module else [])])
+            yield from ((node.lineno, f'{module}.{alias.name}') for alias in node.names)
+
+
+def perf_imports_that_climb(paths: list[Path]) -> list[str]:
+    height = {room: number for number, rooms in enumerate(PERF_FLOORS) for room in rooms}
+    found = []
+    for path in paths:
+        room = perf_room('.'.join(path.relative_to(PROJECT).with_suffix('').parts))
+        for line, module in perf_imports(path):
+            parts = module.split('.')
+            if parts[0] == 'perf' and perf_room(module) != room and height[perf_room(module)] <= height[room]:
+                found.append(f'{path.relative_to(PROJECT)}:{line} imports {module}')
+    return found
+
+
+def test_the_tools_of_perf_import_only_what_is_below_them():
+    paths = [path for path in PERF.rglob('*.py') if path != PERF / '__init__.py']
+    assert {path.relative_to(PERF).parts[0] for path in paths} == {'loads', 'common', *TOOLS}
+    assert perf_imports_that_climb(paths) == []
+
+
+def test_an_import_that_climbs_in_perf_is_found(monkeypatch, tmp_path):
+    monkeypatch.setitem(globals(), 'PROJECT', tmp_path)
+    (tmp_path / 'perf' / 'common').mkdir(parents=True)
+    (tmp_path / 'perf' / 'faults').mkdir()
+    wrong, right = tmp_path / 'perf' / 'common' / 'wrong.py', tmp_path / 'perf' / 'faults' / 'right.py'
+    wrong.write_text('from perf.loads.wrk import Wrk\nfrom ..faults import case\nfrom . import machine\n')
+    right.write_text('import perf.common.machine\nfrom perf.compare.peers import common\nfrom .case import Case\n')
+    assert len(perf_imports_that_climb([wrong, right])) == 2
+    right.write_text('from perf.compare import ratios\nfrom perf.soak import promises\n')
+    assert len(perf_imports_that_climb([right])) == 2
+
+
 @each_module
-def test_imports_stand_at_the_top(path):
+def test_imports_are_at_the_top(path):
     tree = parse(path)
     for function in (node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)):
         for node in ast.walk(function):
@@ -204,17 +251,17 @@ def test_imports_stand_at_the_top(path):
 def test_nothing_imports_asyncio():
     # What the reactor is measured against, and what shares a process with it in a test: programs that are run as
     # processes of their own and that no module imports.
-    others = {PROJECT / 'perf' / 'peers', PROJECT / 'tests' / 'reference'}
+    others = {PROJECT / 'perf' / 'compare' / 'peers', PROJECT / 'tests' / 'reference'}
     found = set()
     for folder in ('reactor', 'tests', 'examples', 'perf'):
         for path, names in imported(PROJECT / folder, 'asyncio'):
             if any(name.split('.')[0] == 'asyncio' for name in names):
                 found.add(path)
-    assert found, 'the programs to compare with import it, so this test does not find what it looks for'
+    assert found, 'the programs to compare with import asyncio, but this test did not find that'
     assert {path for path in found if path.parent not in others} == set()
 
 
-def test_nothing_imports_the_programs_that_import_asyncio():
+def test_no_module_imports_the_programs_that_import_asyncio():
     programs = {path.stem for path in (PROJECT / 'tests' / 'reference').glob('*.py')}
     assert programs
     for path, names in imported(PROJECT / 'tests', 'reference', *programs):
@@ -227,10 +274,20 @@ def test_no_module_is_named_like_one_of_the_standard_library(path):
 
 
 @each_module
-def test_a_module_opens_with_one_line_that_says_what_it_is_for(path):
+def test_a_module_opens_with_one_line_of_purpose(path):
     first, _, rest = (ast.get_docstring(parse(path)) or '').partition('\n')
     assert first.endswith('.') and len(first.split()) > 2, path
     assert not rest.split('\n')[0].strip(), path
+
+
+def test_no_two_classes_have_the_same_name():
+    places: dict[str, list[str]] = {}
+    for path in MODULES:
+        for node in ast.walk(parse(path)):
+            if isinstance(node, ast.ClassDef):
+                places.setdefault(node.name, []).append(str(path.relative_to(ROOT)))
+    shared = {name: paths for name, paths in places.items() if len(paths) > 1}
+    assert not shared
 
 
 @each_module
@@ -268,40 +325,40 @@ def test_each_system_call_of_a_transport_has_one_place(name):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == name
         if not ast.unparse(node.func).startswith('super()')
     ]
-    # Datagrams are sent by a call of their own; TLS, and who awaits a PROXY header, read for themselves: what they
-    # receive is not what the user gets.
+    # Datagrams have their own send. TLS, and a connection that waits for a PROXY header, have their own recv, because
+    # they do not pass the received bytes to the user.
     transports = {'send': 2, 'recv': 3}.get(name, 1)
     assert len(set(places)) == len(places) == transports, places
 
 
-def test_failures_know_the_packages_that_run_between_a_phase_and_a_callback():
-    """Memory that runs out in one that is missing would be taken for an error of the user's callback."""
+def test_failures_lists_the_packages_that_run_between_a_phase_and_a_callback():
+    """A MemoryError in a package that is not listed would be taken for an error of the user's callback."""
     packages = {'.'.join(['reactor', *path.relative_to(ROOT).parts[:-1]]) for path in MODULES if below_the_seam(path)}
     assert packages == OWN_PACKAGES
 
 
-def test_signals_know_what_the_reactor_calls_of_the_standard_library():
-    """In a function of these a second Ctrl-C would leave our own work half done."""
+def test_signals_lists_the_modules_of_the_standard_library_that_the_reactor_calls():
+    """In a function of these modules a second Ctrl-C would leave the reactor's own work half done."""
     used = {module for path in MODULES if below_the_seam(path) for _, module, _ in imports(path)}
     origins = {name: importlib.util.find_spec(name).origin for name in used & (SYSTEM | LAZY) - {'watchdog.observers'}}
     assert {name for name, origin in origins.items() if origin.endswith(('frozen', '.py'))} == _CALLED
 
 
-def test_signals_know_the_functions_that_call_the_user():
-    """Below one of these a second Ctrl-C raises at once."""
+def test_signals_lists_the_functions_that_call_the_user():
+    """In a call made by one of these a second Ctrl-C raises at once."""
     for name in _PHASES:
         assert inspect.isfunction(getattr(reactor.Reactor, name, None) or getattr(closing, name)), name
 
 
 def test_each_method_of_the_reactor_is_a_docstring_and_a_line_or_two():
-    """What it takes to listen, to connect, to start a child stands where listeners, connections and children are."""
+    """The code to listen, connect or start a child is in the modules of listeners, connections and children."""
     cls = next(node for node in parse(ROOT / 'facade.py').body if isinstance(node, ast.ClassDef))
     methods = [node for node in cls.body if isinstance(node, ast.FunctionDef) and not node.name.startswith('_')]
     assert methods and {method.name: len(method.body) - 1 for method in methods if len(method.body) > 3} == {}
 
 
-def test_only_callbacks_is_looked_up_to_by_type_checkers():
-    """It has the types of all callbacks, which the rooms below are typed with, too."""
+def test_only_callbacks_is_imported_upward_for_type_checkers():
+    """It has the types of all callbacks, which the packages below use in annotations, too."""
     up = [
         f'{path.relative_to(ROOT)}: {node.module}'
         for path in MODULES
@@ -327,9 +384,9 @@ def test_a_timer_has_five_slots_and_nothing_else():
     assert '__dict__' not in dir(Timer)
 
 
-def test_a_reactor_has_few_attributes_but_slots_so_that_some_more_do_not_slow_it_down():
+def test_a_reactor_has_slots_and_few_attributes_so_that_access_stays_fast():
     with reactor.Reactor(slow_callback=1) as r:
-        assert len(vars(r)) < 10, 'the 30th makes each of them slow: what the loop asks for belongs into its slots'
+        assert len(vars(r)) < 10, 'from the 30th on, all become slow: what the loop reads belongs in its slots'
 
 
 def frames_since(function: str) -> list[str]:
@@ -342,7 +399,7 @@ def frames_since(function: str) -> list[str]:
     return names
 
 
-def test_one_frame_lies_between_the_dispatch_and_on_data(r, sockets):
+def test_one_frame_is_between_the_dispatch_and_on_data(r, sockets):
     seen = []
     ours, theirs = sockets()
     conn = r.adopt(ours, lambda conn, data: seen.append(frames_since('_dispatch')))
@@ -354,7 +411,7 @@ def test_one_frame_lies_between_the_dispatch_and_on_data(r, sockets):
 
 
 @pytest.mark.parametrize('phase', ['_run_timers', '_run_soon'])
-def test_no_frame_lies_between_a_phase_and_its_callbacks(r, phase):
+def test_no_frame_is_between_a_phase_and_its_callbacks(r, phase):
     seen = []
 
     def callback():
@@ -365,7 +422,7 @@ def test_no_frame_lies_between_a_phase_and_its_callbacks(r, phase):
     assert seen == [[]]
 
 
-def test_no_frame_lies_between_the_completions_and_on_written(r, sockets):
+def test_no_frame_is_between_the_completions_and_on_written(r, sockets):
     seen = []
     ours, _ = sockets()
     conn = r.adopt(ours)
@@ -393,11 +450,11 @@ def test_every_public_name_is_explained(name):
             assert member.__doc__ or any(getattr(other, '__doc__', None) for other in inherited), attribute
 
 
-def test_the_package_imports_quickly_and_little():
-    """No runtime dependency, and none of the standard library's heavy modules on the import path.
+def test_the_package_imports_few_modules():
+    """There is no runtime dependency, and no heavy module of the standard library on the import path.
 
-    `typing` is there: without it the hints of the public methods could not be evaluated (see below). It takes a quarter
-    of the time of the import, and nearly every program that uses the reactor imports it anyway.
+    `typing` is imported: without it the hints of the public methods could not be evaluated (see below). It takes a
+    quarter of the import time, and nearly every program that uses the reactor imports it anyway.
     """
     import subprocess
 

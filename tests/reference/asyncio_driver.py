@@ -1,6 +1,6 @@
-"""asyncio as a `Driver` of `tests/helpers/both_loops.py`, in a process of its own, for this loop to be compared with.
+"""asyncio as a `Driver` of `tests/helpers/both_loops.py`, in a process of its own, to compare this loop with.
 
-Called with the name of a program and a number of seeds, prints the trace of each as a line of JSON.
+Called with the name of a program and a number of seeds; prints the trace of each seed as a line of JSON.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from tests.helpers.both_loops import READ, WRITE, Driver, Raised, play
 
 
 class Loop(asyncio.SelectorEventLoop):
-    """A loop on a clock of ours."""
+    """An asyncio loop with the program's clock and selector."""
 
     def __init__(self, clock: Any, selector: Any) -> None:
         self.clock = clock
@@ -66,7 +66,7 @@ class Asyncio(Driver):
             (WRITE, self.loop.add_writer, self.loop.remove_writer),
         ):
             if events & event & ~self.watched.get(fd, 0):
-                add(fd, fn, event)  # again, it would drop what this turn has for the one before
+                add(fd, fn, event)  # a second add would drop the call that this turn has for the first
             elif not events & event:
                 remove(fd)
         self.watched[fd] = events
@@ -88,7 +88,7 @@ class Asyncio(Driver):
 
 
 class Protocol(asyncio.Protocol):
-    """A side, and its connection."""
+    """The connection of one side."""
 
     def __init__(self, side: Any) -> None:
         self.side, side.conn = side, self
@@ -124,7 +124,7 @@ class Protocol(asyncio.Protocol):
         self.transport.write(data)
         if self.transport.get_write_buffer_size():
             self.waiting.append(number)
-        elif not self.transport.is_closing():  # else the send has failed
+        elif not self.transport.is_closing():  # otherwise the send has failed
             self.side.driver.loop.call_soon(self.side.on_written, number)
 
     def write_eof(self) -> None:
@@ -134,7 +134,7 @@ class Protocol(asyncio.Protocol):
             self.close_when_sent()
 
     def close_when_sent(self) -> None:
-        """Both sides have ended."""
+        """Close the connection after both sides have ended."""
         self.transport.close()
 
 

@@ -1,7 +1,7 @@
-"""An asyncio loop among the owners of `tests/helpers/owners.py`: the one program of the tests that imports asyncio.
+"""An asyncio loop among the owners of `tests/helpers/owners.py`.
 
-It has its signals from the bytes of the wakeup descriptor. When it ends, it installs the default of its signal and
-removes the wakeup descriptor, whatever is installed by then.
+It learns of its signals from the bytes of the wakeup descriptor. When it ends, it sets its signal to the default and
+removes the wakeup descriptor, whatever is installed then.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from tests.helpers import owners
 
 
 class Asyncio(owners.Silencing):
-    """A loop with a signal handler, from its making to its close."""
+    """A loop with a signal handler, from its creation to its close."""
 
     handles = True
     by_byte = True

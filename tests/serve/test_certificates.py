@@ -1,4 +1,4 @@
-"""Certificates in service: chosen by name, renewed under load, and never by halves."""
+"""Certificates in service: chosen by server name, renewed under load, and replaced completely or not at all."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def renewable(issued, tmp_path):
 
 
 class Client:
-    """The client's side of a handshake in memory: it takes any certificate."""
+    """The client's side of a handshake in memory; accepts any certificate."""
 
     def __init__(self, version=None, alpn=None, chain=None):
         self.context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
@@ -71,7 +71,7 @@ class Client:
             self.context.load_cert_chain(*chain)
 
     def shake(self, context, name=None, session=None, said=None):
-        """(client, server) after a handshake; the first bytes are changed by replacing `name` by `said`."""
+        """Do a handshake and return (client, server); with `said`, the first bytes have `said` in place of `name`."""
         inward, outward = ssl.MemoryBIO(), ssl.MemoryBIO()
         client = self.context.wrap_bio(inward, outward, False, name, session)
         bios = ssl.MemoryBIO(), ssl.MemoryBIO()
@@ -88,19 +88,19 @@ class Client:
                 bios[0].write(hello.replace(name.encode(), said) if said else hello)
                 said = None
                 inward.write(bios[1].read())
-        server.write(b'x')  # behind the tickets
+        server.write(b'x')  # the client reads the session tickets with it
         inward.write(bios[1].read())
         client.read(1)
         return client, server
 
 
 def subject(ssl_object, files):
-    """Which of `files` it shows."""
+    """Return which of `files` this side presented."""
     shown = ssl.DER_cert_to_PEM_cert(ssl_object.getpeercert(True))
     return next(name for name, (path, _) in files.items() if path.read_text() == shown)
 
 
-# -- the name chooses
+# -- chosen by server name
 
 
 @pytest.mark.parametrize(
@@ -137,7 +137,7 @@ def test_without_a_default_other_names_are_refused_with_an_alert(loop, issued, c
     context = certificates.client(check_hostname=False)
     loop.connect_tcp(
         *server.address, ssl=context, server_hostname=asked or '127.0.0.1', on_close=client_log.on_close
-    )  # an address is no name, and is not sent
+    )  # an IP address is not a server name and is not sent
     run_until(loop, lambda: server_log and client_log)
     assert isinstance(server_log[0][1], TLSError) and 'refused the name' in str(server_log[0][1])
     assert isinstance(client_log[0][1], TLSError) and 'UNRECOGNIZED_NAME' in str(client_log[0][1])
@@ -145,26 +145,26 @@ def test_without_a_default_other_names_are_refused_with_an_alert(loop, issued, c
 
 
 @pytest.mark.scenario(84)
-@pytest.mark.parametrize('said', [b'\xff\xfe\x80', b'\xc3\xbcc', b'a.\n'], ids=['no text', 'no ASCII', 'a line break'])
-def test_a_name_that_is_none_gets_no_line_anywhere(issued, capfd, said):
+@pytest.mark.parametrize('said', [b'\xff\xfe\x80', b'\xc3\xbcc', b'a.\n'], ids=['not text', 'not ASCII', 'line break'])
+def test_an_invalid_server_name_prints_nothing(issued, capfd, said):
     served = Certificates({'abc': issued['one']})
     with pytest.raises(ssl.SSLError):
         Client().shake(served.context, 'abc', said=said)
-    assert capfd.readouterr() == ('', '')  # and pytest fails for what is told to sys.unraisablehook
+    assert capfd.readouterr() == ('', '')  # and pytest fails when sys.unraisablehook is called
     assert sys.unraisablehook.__class__.__name__ != '_Filter'
 
 
-def test_other_errors_that_nobody_can_catch_are_still_told(issued, monkeypatch):
-    served, told = Certificates({None: issued['one']}), []
-    monkeypatch.setattr(sys, 'unraisablehook', lambda unraisable: told.append(unraisable.exc_type))
+def test_other_unraisable_errors_are_still_reported(issued, monkeypatch):
+    served, reported = Certificates({None: issued['one']}), []
+    monkeypatch.setattr(sys, 'unraisablehook', lambda unraisable: reported.append(unraisable.exc_type))
     monkeypatch.setattr(served, '_contexts', None)
     with pytest.raises(ssl.SSLError):
         Client().shake(served.context)
-    assert told == [AttributeError]
+    assert reported == [AttributeError]
 
 
 def test_a_handshake_during_another_leaves_the_hook_as_it_was(issued):
-    """As another thread may have one: the second begins and ends inside the first."""
+    """The second handshake begins and ends inside the first, as one in another thread could."""
     served = Certificates({None: issued['one'], 'nested': issued['two']})
     choose, hooks, before = served._choose, [], sys.unraisablehook
 
@@ -182,7 +182,7 @@ def test_a_handshake_during_another_leaves_the_hook_as_it_was(issued):
 
 @pytest.mark.parametrize('name', ['', '*', '*.', '.', 'a..b', 'bücher.example', 'f*.example.org', 'a.*', 'a b', 'a/b'])
 def test_a_name_that_no_client_can_ask_for_is_refused_at_the_call(issued, name):
-    with pytest.raises(ValueError, match='no name of a host'):
+    with pytest.raises(ValueError, match='not a host name'):
         Certificates({name: issued['one']})
 
 
@@ -202,10 +202,10 @@ def test_bad_arguments_are_refused_at_the_call(issued):
         Certificates({None: one}, configure=[])
 
 
-# -- what belongs to a context
+# -- configuration of a context
 
 
-def test_each_context_is_configured_alike(issued):
+def test_each_context_is_configured_in_the_same_way(issued):
     served = Certificates(
         {None: issued['one'], 'example.org': issued['two']}, lambda context: context.set_alpn_protocols(['h2', 'echo'])
     )
@@ -229,9 +229,9 @@ def test_a_session_is_resumed_across_reloads(renewable, issued, version, name):
     assert not fresh.session_reused and subject(fresh, issued) == 'two'
 
 
-def test_the_authorities_of_clients_are_those_of_the_last_reload(issued, certificates, tmp_path):  # noqa: F811
+def test_client_authorities_are_those_of_the_last_reload(issued, certificates, tmp_path):  # noqa: F811
     authority = tmp_path / 'authority.pem'
-    shutil.copy(issued['one'][0], authority)  # which signs nobody
+    shutil.copy(issued['one'][0], authority)  # it has signed no client's certificate
 
     def ask(context):
         context.verify_mode = ssl.CERT_REQUIRED
@@ -288,14 +288,14 @@ FAULTS = {
         'no certificate and key in {0}',
     ),
     'an empty key': (lambda renew: renew.files[1].write_bytes(b''), '{1}'),
-    'no text': (lambda renew: renew.files[0].write_bytes(bytes(range(256))), 'no certificate and key in {0}'),
+    'not text': (lambda renew: renew.files[0].write_bytes(bytes(range(256))), 'no certificate and key in {0}'),
     'a directory': (lambda renew: (renew.files[1].unlink(), renew.files[1].mkdir()), 'Is a directory.*{1}'),
 }
 
 
 @pytest.mark.scenario(152)
 @pytest.mark.parametrize('fault', FAULTS)
-def test_when_a_file_will_not_do_all_stays_as_it_was(renewable, issued, fault):
+def test_when_a_file_is_unusable_nothing_changes(renewable, issued, fault):
     break_it, said = FAULTS[fault]
     files = {'example.org': issued['three'], None: renewable.files}
     served = Certificates(files)
@@ -317,17 +317,19 @@ def test_when_a_file_will_not_do_all_stays_as_it_was(renewable, issued, fault):
 
 
 @needs('openssl')
-def test_a_certificate_in_another_kind_of_pem_is_named_with_what_to_do(issued, tmp_path):
+def test_a_certificate_in_another_kind_of_pem_is_refused_with_what_to_do(issued, tmp_path):
     trusted = tmp_path / 'trusted.pem'
     command = ['openssl', 'x509', '-trustout', '-in', issued['one'][0], '-out', trusted]
     subprocess.run(command, check=True, capture_output=True)
-    with pytest.raises(ReactorError, match=rf'^{trusted} has no "-----BEGIN CERTIFICATE-----"; openssl x509 -in'):
+    with pytest.raises(
+        ReactorError, match=rf'^{trusted} has no "-----BEGIN CERTIFICATE-----"; convert it with openssl x509 -in'
+    ):
         Certificates({None: (trusted, issued['one'][1])})
 
 
 @pytest.mark.parametrize('inside', ['', 'MAA=', 'MAIwAA==', 'MAQwAjAA', '!!!', 'MII='])
-def test_a_file_that_shows_something_else_as_its_first_certificate_is_refused(issued, tmp_path, inside):
-    """OpenSSL passes over what does not begin a line, and takes the next."""
+def test_a_file_with_a_misleading_first_certificate_is_refused(issued, tmp_path, inside):
+    """OpenSSL ignores a BEGIN that is not at the start of a line, and loads the next certificate."""
     certificate, key = issued['one']
     strange = tmp_path / 'strange.pem'
     comment = f'# was -----BEGIN CERTIFICATE-----\n{inside}\n-----END CERTIFICATE-----\n'
@@ -338,7 +340,7 @@ def test_a_file_that_shows_something_else_as_its_first_certificate_is_refused(is
 
 @pytest.mark.scenario(152)
 @needs('openssl')
-def test_nobody_is_asked_for_the_password_of_a_key(issued, tmp_path):
+def test_an_encrypted_key_raises_and_never_asks_for_the_password(issued, tmp_path):
     locked = tmp_path / 'locked.key'
     command = ['openssl', 'pkey', '-in', issued['one'][1], '-aes128', '-passout', 'pass:secret', '-out', locked]
     subprocess.run(command, check=True, capture_output=True)
@@ -353,19 +355,19 @@ def test_certificate_and_key_may_be_one_file(issued, tmp_path):
     assert subject(Client().shake(served.context)[0], issued) == 'one'
 
 
-def test_contexts_of_before_a_reload_are_freed(renewable):
+def test_contexts_from_before_a_reload_are_freed(renewable):
     served = Certificates({None: renewable.files})
     _, server = Client().shake(served.context)
     old = weakref.ref(server.context)
     del _
     served.reload()
-    assert old() is not None  # its connection is open
+    assert old() is not None  # kept by its open connection
     del server
     assert old() is None
 
 
 @pytest.mark.scenario(151)
-def test_a_stream_of_handshakes_does_not_notice_reloads(loop, renewable, certificates):  # noqa: F811
+def test_no_handshake_of_a_stream_fails_during_reloads(loop, renewable, certificates):  # noqa: F811
     served, shown, ends = Certificates({None: renewable.files}), collections.Counter(), []
     server = loop.listen_tcp('127.0.0.1', 0, echo, ssl=served.context)
     wanted, trust, reloads = 200, certificates.client(), []
@@ -405,7 +407,7 @@ def test_a_stream_of_handshakes_does_not_notice_reloads(loop, renewable, certifi
 
 
 @pytest.mark.scenario(95)
-def test_handshakes_that_choose_by_name_are_a_few_in_a_turn_too(r, issued, certificates, monkeypatch):  # noqa: F811
+def test_handshakes_that_choose_by_name_are_limited_per_turn_too(r, issued, certificates, monkeypatch):  # noqa: F811
     served, steps, done = Certificates(dict.fromkeys(('example.org', 'localhost'), issued['one'])), [], []
     shake = TLSStream._shake_hands
 
@@ -442,7 +444,7 @@ def test_the_first_to_expire_is_known(issued, certificates, tmp_path):  # noqa: 
         )
         begin, last = (ssl.cert_time_to_seconds(line.partition('=')[2]) for line in dates.stdout.splitlines())
         assert validity(path.read_text()) == (begin, last) and end_of_it == last
-    assert Certificates({None: files}).expires > 2_500_000_000 > served.expires  # written with four digits, and two
+    assert Certificates({None: files}).expires > 2_500_000_000 > served.expires  # their years have four and two digits
 
 
 @pytest.mark.parametrize(
@@ -456,7 +458,7 @@ def test_a_year_of_two_digits_is_between_1950_and_2049(issued, text, year):
 
 
 @pytest.mark.parametrize('away', [-5 * 86400, 5 * 86400])
-def test_a_certificate_out_of_its_time_is_taken_with_a_warning(issued, monkeypatch, caplog, away):
+def test_an_expired_or_not_yet_valid_certificate_is_used_with_a_warning(issued, monkeypatch, caplog, away):
     Certificates({None: issued['one']})
     assert not caplog.records
     clock = {name: getattr(time, name) for name in ('strftime', 'gmtime', 'strptime')}
@@ -467,11 +469,11 @@ def test_a_certificate_out_of_its_time_is_taken_with_a_warning(issued, monkeypat
     assert subject(Client().shake(served.context)[0], issued) == 'one'
 
 
-# -- clients that nobody here wrote
+# -- clients of other projects
 
 
 def outside(loop, *command, said=b''):
-    """Run a command while the loop runs; returns what it printed, or raises what it printed when it failed."""
+    """Run a command while the loop runs, with `said` as its input; returns its output."""
     process = subprocess.Popen(
         [str(word) for word in command], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     )

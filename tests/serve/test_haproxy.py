@@ -1,6 +1,6 @@
-"""Behind the real HAProxy: who the client is, health checks that nobody hears of, workers drained and lost.
+"""Tests with the real HAProxy: peer addresses, silent health checks, workers that are drained or lost.
 
-Debian: haproxy. Rolling restarts and kills under load are figures H1 and H2 of perf/faults.py.
+Debian: haproxy. Rolling restarts and kills under load are the cases H1 and H2 of perf/faults/.
 """
 
 from __future__ import annotations
@@ -43,10 +43,9 @@ if shutil.which('haproxy') is None:
 
 
 @pytest.fixture(autouse=True)
-def measuring(monkeypatch):
+def measuring():
     """The module that starts HAProxy with a configuration."""
-    monkeypatch.syspath_prepend(str(PERF))
-    from measuring import haproxy
+    from perf.faults import haproxy
 
     return haproxy
 
@@ -59,7 +58,7 @@ def r():
 
 @pytest.fixture
 def door(measuring, tmp_path, sockets):
-    """`door(port, server, ...)` starts HAProxy in front of a port; returns it and the address that clients take."""
+    """`door(port, server, ...)` starts HAProxy in front of a port; returns it and its address for clients."""
     made = []
 
     def start(port, server, lines='', bind='', host='127.0.0.1'):
@@ -80,7 +79,7 @@ def echo(conn, data):
 
 
 class Echo:
-    """Echoes; its connections, and with which exception each has ended, are kept."""
+    """An echo server that keeps its connections and the exception with which each one ended."""
 
     def __init__(self, r, on_data=echo, **options):
         self.conns, self.ends = [], []
@@ -93,11 +92,11 @@ class Echo:
 
 
 def talk(r, address, **options):
-    """A client that said hello and heard it again."""
-    heard = []
-    conn = r.connect_tcp(*address[:2], lambda conn, data: heard.append(data), **options)
+    """A client that has sent hello and received it back."""
+    received = []
+    conn = r.connect_tcp(*address[:2], lambda conn, data: received.append(data), **options)
     conn.on_connect = lambda conn: conn.write(b'hello')
-    run_until(r, lambda: b''.join(heard) == b'hello')
+    run_until(r, lambda: b''.join(received) == b'hello')
     return conn
 
 
@@ -106,7 +105,7 @@ def talk(r, address, **options):
 
 @pytest.mark.parametrize('host', ['127.0.0.1', '::1'])
 @pytest.mark.parametrize('server, version', [('send-proxy', 1), ('send-proxy-v2', 2)])
-def test_the_peer_is_the_client_that_came_to_haproxy(r, door, host, server, version):
+def test_the_peer_is_the_client_that_connected_to_haproxy(r, door, host, server, version):
     echo = Echo(r, proxy_protocol=TRUSTED)
     _, address = door(echo.port, server, host=host)
     client = talk(r, address)
@@ -121,16 +120,16 @@ def test_the_peer_is_the_client_that_came_to_haproxy(r, door, host, server, vers
     assert echo.ends == [None]
 
 
-def test_what_haproxy_says_beside_the_addresses_is_kept(r, door):
+def test_the_tlvs_that_haproxy_sends_are_kept(r, door):
     echo = Echo(r, proxy_protocol=TRUSTED)
     _, address = door(echo.port, 'send-proxy-v2 proxy-v2-options crc32c,unique-id')
     talk(r, address)
     tlvs = dict(echo.conns[0].proxy.tlvs)
     assert tlvs[0x05] == b'from-127.0.0.1'
-    assert len(tlvs[0x03]) == 4  # the checksum, which was right
+    assert len(tlvs[0x03]) == 4  # the checksum; a wrong one would be refused
 
 
-def test_tls_that_ends_at_haproxy_is_told(r, door, certificates, tmp_path):  # noqa: F811
+def test_tls_that_ends_at_haproxy_is_reported(r, door, certificates, tmp_path):  # noqa: F811
     folder = certificates.folder
     (tmp_path / 'both.pem').write_text((folder / 'server.pem').read_text() + (folder / 'server.key').read_text())
     echo = Echo(r, proxy_protocol=TRUSTED)
@@ -144,7 +143,7 @@ def test_tls_that_ends_at_haproxy_is_told(r, door, certificates, tmp_path):  # n
     assert tlvs[0x02] == b'localhost' and b'TLSv1.' in tlvs[0x20]
 
 
-def test_tls_that_ends_at_the_worker_comes_behind_the_header(r, door, certificates):  # noqa: F811
+def test_tls_that_ends_at_the_worker_starts_after_the_header(r, door, certificates):  # noqa: F811
     echo = Echo(r, proxy_protocol=TRUSTED, ssl=certificates.server())
     _, address = door(echo.port, 'send-proxy-v2')
     context = ssl.create_default_context(cafile=str(certificates.authority))
@@ -155,7 +154,7 @@ def test_tls_that_ends_at_the_worker_comes_behind_the_header(r, door, certificat
 # -- health checks
 
 
-# What a plain `check` does nobody can see: HAProxy resets the connection before it answers the worker's SYN, ACK.
+# The worker does not see a plain `check`: HAProxy resets the connection before the TCP handshake is complete.
 CONNECTION = 'option tcp-check\n    tcp-check connect default linger'
 RESET = 'option tcp-check\n    tcp-check connect default\n    tcp-check send hello'
 HTTP = 'option httpchk GET /'
@@ -167,17 +166,17 @@ CHECKS = {
     'a PROXY header, version 1': ('send-proxy', '', PROXY, False),
     'a PROXY header, version 2': ('send-proxy-v2', '', PROXY, False),
     'a PROXY header in checks alone': ('check-send-proxy', '', PROXY, False),
-    'a word behind a PROXY header, and a reset': ('send-proxy-v2', RESET, PROXY, False),
-    'a request behind a PROXY header': ('send-proxy-v2', HTTP, PROXY, False),
-    'no PROXY header where one is awaited': ('', CONNECTION, PROXY, False),
-    'no handshake where one is awaited': ('', CONNECTION, {}, TLS),
+    'a word after a PROXY header, and a reset': ('send-proxy-v2', RESET, PROXY, False),
+    'a request after a PROXY header': ('send-proxy-v2', HTTP, PROXY, False),
+    'no PROXY header where one is expected': ('', CONNECTION, PROXY, False),
+    'no handshake where one is expected': ('', CONNECTION, {}, TLS),
     'a handshake': ('check-ssl verify none', '', {}, TLS),
-    'a handshake behind a PROXY header': ('send-proxy-v2 check-ssl verify none', '', PROXY, TLS),
+    'a handshake after a PROXY header': ('send-proxy-v2 check-ssl verify none', '', PROXY, TLS),
 }
 
 
 @pytest.mark.parametrize('kind', CHECKS)
-def test_health_checks_succeed_and_nobody_hears_of_them(r, door, kind, certificates, caplog):  # noqa: F811
+def test_health_checks_succeed_without_errors_or_log_lines(r, door, kind, certificates, caplog):  # noqa: F811
     server, lines, options, tls = CHECKS[kind]
     caplog.set_level(logging.DEBUG)
     errors = []
@@ -197,7 +196,10 @@ def test_health_checks_succeed_and_nobody_hears_of_them(r, door, kind, certifica
 
 
 class Worker:
-    """Answers a request with its name, `GET /hold` when it is told to; what it was asked is kept."""
+    """A worker that responds with its name and keeps the requests it received.
+
+    `GET /hold` is answered only when the test calls `answer`.
+    """
 
     def __init__(self, r, name):
         self.r, self.name, self.asked, self.held, self.conns = r, name, [], [], set()
@@ -225,37 +227,37 @@ class Worker:
         conn.write(b'HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n' + self.name.encode())
 
     def die(self, conn):
-        """As a process does that has read a request."""
+        """End as a killed process does that has read the request."""
         self.listener.close()
         conn.close()
 
 
 class Client:
-    """Asks on connections that stay."""
+    """A client that keeps its connection."""
 
     def __init__(self, r, address):
-        self.r, self.heard, self.ended = r, b'', False
+        self.r, self.received, self.ended = r, b'', False
         self.conn = r.connect_tcp(*address, self.on_data, on_close=self.on_close)
 
     def on_data(self, conn, data):
-        self.heard += data
+        self.received += data
 
     def on_close(self, conn, exc):
         self.ended = True
 
     def ask(self, path='/', method='GET'):
-        self.heard = b''
+        self.received = b''
         self.conn.write(f'{method} {path} HTTP/1.1\r\nHost: here\r\nContent-Length: 0\r\n\r\n'.encode())
         return self
 
     def answer(self):
-        """Who has answered."""
-        run_until(self.r, lambda: b'\r\n\r\nw' in self.heard)
-        return self.heard[-2:].decode()
+        """Wait for the response and return the name of the worker in it."""
+        run_until(self.r, lambda: b'\r\n\r\nw' in self.received)
+        return self.received[-2:].decode()
 
 
 class Shipped:
-    """The configuration of the examples with two workers in this process."""
+    """HAProxy with the configuration in examples/, and two workers in this process."""
 
     def __init__(self, r, measuring, sockets):
         self.r = r
@@ -271,7 +273,7 @@ class Shipped:
         return client
 
     def hold(self, name, **request):
-        """A client whose request the worker of this name has, and does not answer."""
+        """A client whose request this worker has received but does not answer."""
         other = 'w2' if name == 'w1' else 'w1'
         self.haproxy.admin.set(other, 'state drain')
         client = self.client().ask('/hold', **request)
@@ -312,7 +314,7 @@ def test_a_drained_worker_gets_nothing_new_and_finishes_what_it_has(r, shipped, 
     assert client.ask().answer() == 'w2'  # on the same connection to HAProxy
 
 
-def test_a_client_stays_with_its_worker_where_haproxy_knows_no_requests(r, shipped):
+def test_a_client_stays_with_its_worker_where_haproxy_does_not_parse_requests(r, shipped):
     client = shipped.client(shipped.tcp)
     first = client.ask().answer()
     shipped.haproxy.admin.set(first, 'state drain')
@@ -321,7 +323,7 @@ def test_a_client_stays_with_its_worker_where_haproxy_knows_no_requests(r, shipp
     assert others == {'w1', 'w2'} - {first}
 
 
-def test_a_request_that_may_be_asked_twice_survives_its_worker(r, shipped):
+def test_an_idempotent_request_survives_its_worker(r, shipped):
     client, held = shipped.hold('w1')
     shipped.workers['w1'].die(held)
     run_until(r, lambda: shipped.workers['w2'].held)
@@ -329,15 +331,15 @@ def test_a_request_that_may_be_asked_twice_survives_its_worker(r, shipped):
     assert client.answer() == 'w2'
 
 
-def test_a_request_that_may_not_is_lost_with_its_worker(r, shipped):
+def test_a_request_that_is_not_idempotent_is_lost_with_its_worker(r, shipped):
     client, held = shipped.hold('w1', method='POST')
     shipped.workers['w1'].die(held)
-    run_until(r, lambda: client.ended or b' 502 ' in client.heard)
+    run_until(r, lambda: client.ended or b' 502 ' in client.received)
     assert not shipped.workers['w2'].asked
 
 
 @pytest.mark.parametrize('method', ['GET', 'POST'])
-def test_a_worker_that_is_not_there_costs_nobody_a_request(r, shipped, method):
+def test_a_worker_that_is_not_there_costs_no_request(r, shipped, method):
     shipped.workers['w1'].listener.close()
     clients = [shipped.client() for _ in range(4)]
     assert [client.ask(method=method).answer() for client in clients] == ['w2'] * 4
@@ -366,12 +368,12 @@ def test_a_rolling_restart_restarts_each_worker_while_it_has_nothing_to_do(r, sh
 def test_a_rolling_restart_stops_at_a_worker_that_does_not_come_back(r, shipped, tmp_path):
     r.watch_path(str(tmp_path), lambda *what: shipped.workers['w1'].listener.close())
     status, errors = roll(r, shipped, f'touch {tmp_path}/{{name}}', '--start', '0.5')
-    assert status == 1 and 'w1 does not come back' in errors
+    assert status == 1 and 'w1 was not up again' in errors
     assert [path.name for path in tmp_path.iterdir()] == ['w1']
     assert shipped.client().ask().answer() == 'w2'
 
 
-def test_a_rolling_restart_says_what_haproxy_refuses(r, shipped):
+def test_a_rolling_restart_reports_what_haproxy_refuses(r, shipped):
     shipped.haproxy.process.kill()
     status, errors = roll(r, shipped, 'true')
     assert status == 1 and len(errors.splitlines()) == 1 and shipped.haproxy.admin.path in errors

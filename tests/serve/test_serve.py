@@ -1,4 +1,4 @@
-"""Workers: on one port, started again, replaced, drained; and who waits for one that dies is served by the next."""
+"""Workers: sharing a port, restarted, replaced and drained; clients of one that dies are served by the next."""
 
 from __future__ import annotations
 
@@ -19,25 +19,25 @@ import psutil
 import pytest
 
 from reactor import Reactor, ReactorError, serve
-from reactor.serve import doors, workers
-from reactor.serve.doors import Door, parse
+from reactor.serve import addresses, workers
+from reactor.serve.addresses import ListenAddress, parse
 from reactor.serve.running import processors
 from reactor.serve.worker import Worker
-from reactor.serve.workers import Child, Slot, Workers
+from reactor.serve.workers import Slot, WorkerProcess, Workers
 from tests.helpers.machine import HELD
 from tests.helpers.support import run_until, turns
 
 if os.name != 'posix':
-    pytest.skip('workers get descriptors handed on, which this platform cannot', allow_module_level=True)
+    pytest.skip('workers inherit descriptors, which this platform does not support', allow_module_level=True)
 
 PROJECT = Path(__file__).parents[2]
 PROGRAM = PROJECT / 'tests' / 'helpers' / 'serve_program.py'
 HERE = '127.0.0.1'
-LINUX = pytest.mark.skipif(sys.platform != 'linux', reason='only Linux divides clients among sockets on one port')
+LINUX = pytest.mark.skipif(sys.platform != 'linux', reason='only Linux balances clients among sockets on one port')
 
 
 def wait_until(holds, seconds=20):
-    """Until `holds()` is true; returns what it returned."""
+    """Wait until `holds()` is true and return its result."""
     end = time.monotonic() + seconds
     while not (found := holds()):
         assert time.monotonic() < end, 'not in time'
@@ -46,7 +46,7 @@ def wait_until(holds, seconds=20):
 
 
 class Served:
-    """The running program: its parent, its workers, and a connection to one of them."""
+    """The running program: its parent, its workers and clients connected to them."""
 
     def __init__(self, folder: Path, *, before: Any = (), start: Any = (), **settings: Any) -> None:
         self.watch = str(folder / 'watch')
@@ -70,7 +70,7 @@ class Served:
         for client in self.clients:
             client.sock.close()
         with suppress(ProcessLookupError):
-            os.killpg(self.parent.pid, signal.SIGKILL)  # workers, too, and those that are being started
+            os.killpg(self.parent.pid, signal.SIGKILL)  # workers, too, and processes that are still starting
         self.parent.communicate()
 
     @property
@@ -83,7 +83,7 @@ class Served:
             return json.loads(b''.join(iter(lambda: sock.recv(65536), b'')))
 
     def pids(self, count=1) -> dict[str, int]:
-        """Who serves, as soon as so many do."""
+        """The process id of each slot's worker, as soon as `count` workers serve."""
         return wait_until(lambda: len(found := self.look()['pids']) == count and found)
 
     def connect(self) -> Client:
@@ -98,27 +98,27 @@ class Served:
 
 
 class Client:
-    """A connection to a worker, which answers line by line."""
+    """A client of a worker, which answers each line with a line."""
 
     def __init__(self, address: Any) -> None:
         self.sock = socket.create_connection(address, timeout=20)
 
-    def say(self, what: str) -> None:
+    def send(self, what: str) -> None:
         self.sock.sendall(what.encode() + b'\n')
 
-    def hear(self) -> str:
-        """The next line; nothing at the end."""
+    def receive(self) -> str:
+        """The next line, or '' at end of file."""
         line = b''
         while not line.endswith(b'\n') and (byte := self.sock.recv(1)):
             line += byte
         return line.decode().rstrip('\n')
 
     def ask(self, what: str = 'x') -> str:
-        self.say(what)
-        return self.hear()
+        self.send(what)
+        return self.receive()
 
-    def who(self) -> int:
-        """The process that answers."""
+    def pid(self) -> int:
+        """The id of the process that answers."""
         return int(self.ask().split()[0])
 
 
@@ -129,17 +129,17 @@ def is_gone(pid: int) -> bool:
         return True
 
 
-# -- what is served
+# -- serving
 
 
 @LINUX
-def test_workers_share_a_port_each_has_its_part_of_the_clients_and_statistics_are_in_one_place(tmp_path):
+def test_workers_share_a_port_and_its_clients_and_the_parent_has_their_statistics(tmp_path):
     with Served(tmp_path, run={'workers': 2}) as served:
         pids = served.pids(2)
         conns = [served.connect() for _ in range(200)]
-        counts = Counter(conn.who() for conn in conns)
+        counts = Counter(conn.pid() for conn in conns)
         assert set(counts) == set(pids.values())
-        assert min(counts.values()) > 60  # three standard deviations of chance are 21
+        assert min(counts.values()) > 60  # 21 are three standard deviations
         accepted = lambda: {slot: stats['accepts'] for slot, stats in served.look()['stats'].items()}  # noqa: E731
         wait_until(lambda: accepted() == {slot: counts[pid] for slot, pid in pids.items()})
         stats = served.look()['stats']
@@ -148,39 +148,39 @@ def test_workers_share_a_port_each_has_its_part_of_the_clients_and_statistics_ar
 
 
 @pytest.mark.scenario(114)
-def test_a_worker_has_its_listener_its_parent_and_no_other_descriptor_and_hands_on_none(tmp_path):
+def test_a_worker_has_its_listener_its_parent_and_no_other_descriptor_and_passes_on_none(tmp_path):
     with Served(tmp_path, run={'workers': 2}) as served:
         served.pids(2)
-        told = json.loads(served.connect().ask('?'))
-        # Three streams, the selector, two of the wakeup, parent, listener, this connection, and what lists them.
-        assert told['fds'] == 10
-        assert told['inheritable'] == 0 and not set(told['variables']) - {HELD}
+        answer = json.loads(served.connect().ask('?'))
+        # The standard streams, selector, two for the wakeup, parent, listener, this connection, the directory list.
+        assert answer['fds'] == 10
+        assert answer['inheritable'] == 0 and not set(answer['variables']) - {HELD}
 
 
 @pytest.mark.parametrize('start', [[str(PROGRAM)], ['-m', 'tests.helpers.serve_program']], ids=['script', 'module'])
-def test_a_worker_is_started_with_the_words_and_the_options_of_the_program(tmp_path, start):
+def test_a_worker_is_started_with_the_arguments_and_options_of_the_program(tmp_path, start):
     with Served(tmp_path, before=['-W', 'error::BytesWarning', '-X', 'dev'], start=start) as served:
-        told = json.loads(served.connect().ask('?'))
-        assert json.loads(told['argv'][1])['watch'] == served.watch
-        assert told['flags'] == ['default', 'error::BytesWarning', 'dev']
-        assert told['pid'] == served.pids()['0'] != served.parent.pid
+        answer = json.loads(served.connect().ask('?'))
+        assert json.loads(answer['argv'][1])['watch'] == served.watch
+        assert answer['flags'] == ['default', 'error::BytesWarning', 'dev']
+        assert answer['pid'] == served.pids()['0'] != served.parent.pid
 
 
 @pytest.mark.parametrize(
     'start', [['tests/helpers/serve_program.py'], ['-m', 'tests.helpers.serve_program']], ids=['script', 'module']
 )
-def test_a_program_that_leaves_its_directory_is_started_anew_where_it_began(tmp_path, start):
-    with Served(tmp_path, start=start, go='tests') as served:  # to which only one that begins there finds its way
+def test_a_program_that_changes_its_directory_is_started_again_where_it_began(tmp_path, start):
+    with Served(tmp_path, start=start, go='tests') as served:  # the relative path is valid only where it began
         assert served.connect().ask() == f'{served.pids()["0"]} x'
 
 
 @pytest.mark.parametrize('how', ['-c', '-', 'stdin'])
-def test_what_is_no_file_cannot_be_started_anew_and_says_what_to_do(how):
+def test_a_program_that_is_not_a_file_cannot_be_started_again_and_the_error_says_what_to_do(how):
     code = 'from reactor import serve; serve.run(print)'
     argv = {'-c': ['-c', code], '-': ['-'], 'stdin': []}[how]
     done = subprocess.run([sys.executable, *argv], input=code, capture_output=True, text=True, timeout=20, cwd=PROJECT)
     assert done.returncode == 1
-    assert 'ReactorError: a worker is this program started anew' in done.stderr and 'put it into a file' in done.stderr
+    assert 'ReactorError: workers start this program again' in done.stderr and 'put it into a file' in done.stderr
 
 
 def test_all_workers_share_a_unix_socket_and_its_file_is_removed_at_the_end(tmp_path):
@@ -197,37 +197,37 @@ def test_all_workers_share_a_unix_socket_and_its_file_is_removed_at_the_end(tmp_
         assert not os.path.exists(path)
 
 
-# -- what dies
+# -- crashes
 
 
 @pytest.mark.scenario(110)
-def test_who_waits_in_the_queue_of_a_worker_that_is_killed_is_served_by_the_next(tmp_path):
+def test_clients_in_the_queue_of_a_killed_worker_are_served_by_the_next(tmp_path):
     with Served(tmp_path) as served:
         old = served.pids()['0']
         os.kill(old, signal.SIGSTOP)
         waiting = [served.connect() for _ in range(20)]
         for conn in waiting:
-            conn.say('x')
+            conn.send('x')
         os.kill(old, signal.SIGKILL)
-        answers = {conn.hear() for conn in waiting}
+        answers = {conn.receive() for conn in waiting}
         new = served.pids()['0']
         assert answers == {f'{new} x'} and new != old
-        assert served.log.count('\n') == 1 and f'worker 0 (pid {old}) ended unasked (signal 9)' in served.log
+        assert served.log.count('\n') == 1 and f'worker 0 (pid {old}) ended unexpectedly (signal 9)' in served.log
 
 
 @pytest.mark.scenario(111)
-def test_a_worker_that_crashes_again_and_again_is_started_ever_more_rarely_until_it_works(tmp_path):
+def test_a_worker_that_keeps_crashing_is_restarted_less_and_less_often_until_it_works(tmp_path):
     fail = tmp_path / 'fail'
     fail.touch()
     with Served(tmp_path, fail=str(fail)) as served:
-        conn = served.connect()  # somebody who waits until there is a worker
-        wait_until(lambda: 'started again in 0.4 s' in served.log)
-        pauses = re.findall(r'ended unasked \(exit code 1\); started again in ([\d.]+) s', served.log)
+        conn = served.connect()  # waits until there is a worker
+        wait_until(lambda: 'restarting in 0.4 s' in served.log)
+        pauses = re.findall(r'ended unexpectedly \(exit code 1\); restarting in ([\d.]+) s', served.log)
         assert pauses == ['0.1', '0.2', '0.4']
         assert served.look()['pids'] == {}
         fail.unlink()
-        served.send(signal.SIGHUP)  # it need not wait for the pause to end
-        assert conn.who() == served.pids()['0']
+        served.send(signal.SIGHUP)  # a reload ends the pause
+        assert conn.pid() == served.pids()['0']
 
 
 @LINUX
@@ -236,13 +236,13 @@ def test_no_client_hangs_on_the_socket_of_a_worker_that_cannot_start(tmp_path, f
     fail = tmp_path / 'fail'
     fail.touch()
     with Served(tmp_path, fail=str(fail), slots=[failing], run={'workers': 2}) as served:
-        wait_until(lambda: 'started again in 0.4 s' in served.log)
+        wait_until(lambda: 'restarting in 0.4 s' in served.log)
         (alive,) = served.pids(1).values()
-        assert {served.connect().who() for _ in range(40)} == {alive}
+        assert {served.connect().pid() for _ in range(40)} == {alive}
         fail.unlink()
         served.send(signal.SIGHUP)
         pids = set(served.pids(2).values())
-        wait_until(lambda: {served.connect().who() for _ in range(20)} == set(served.pids(2).values()))
+        wait_until(lambda: {served.connect().pid() for _ in range(20)} == set(served.pids(2).values()))
         assert len(pids) == 2
 
 
@@ -252,67 +252,67 @@ def test_no_client_hangs_on_the_socket_of_a_worker_that_takes_long_to_start(tmp_
     hang.touch()
     with Served(tmp_path, hang=str(hang), slots=[1], run={'workers': 2}) as served:
         (alive,) = served.pids(1).values()
-        assert {served.connect().who() for _ in range(40)} == {alive}
+        assert {served.connect().pid() for _ in range(40)} == {alive}
         hang.unlink()
-        wait_until(lambda: {served.connect().who() for _ in range(20)} == set(served.pids(2).values()))
+        wait_until(lambda: {served.connect().pid() for _ in range(20)} == set(served.pids(2).values()))
 
 
 @LINUX
-def test_while_no_worker_serves_clients_wait_for_the_first_that_does(tmp_path):
+def test_while_no_worker_serves_clients_wait_for_the_first_one(tmp_path):
     fail = tmp_path / 'fail'
     fail.touch()
     with Served(tmp_path, fail=str(fail), run={'workers': 2}) as served:
-        wait_until(lambda: served.log.count('started again in 0.2 s') == 2)
+        wait_until(lambda: served.log.count('restarting in 0.2 s') == 2)
         conns = [served.connect() for _ in range(10)]
-        wait_until(lambda: served.log.count('started again in 0.4 s') == 2)
+        wait_until(lambda: served.log.count('restarting in 0.4 s') == 2)
         conns += [served.connect() for _ in range(10)]
         fail.unlink()
         served.send(signal.SIGHUP)
         answers = Counter()
         for conn in conns:
-            with suppress(ConnectionResetError):  # it waited at the second one, when the first began to serve
-                answers[conn.who()] += 1
+            with suppress(ConnectionResetError):  # it was in the second socket's queue when the first worker served
+                answers[conn.pid()] += 1
         assert sum(answers.values()) >= 10 and set(answers) <= set(served.pids(2).values())
 
 
 def hung(worker: int, conn: Client, how: str) -> None:
-    """Make a worker stand still."""
+    """Make a worker hang."""
     if how == 'stopped':
         os.kill(worker, signal.SIGSTOP)
     else:
-        conn.say('block 60')
+        conn.send('block 60')
 
 
 @pytest.mark.parametrize('how', ['stopped', 'blocked'])
 def test_a_worker_that_hangs_is_logged_killed_and_replaced_and_its_queue_is_served(tmp_path, how):
     with Served(tmp_path, run={'hang_timeout': 2}) as served:
         first = served.connect()
-        worker = first.who()
+        worker = first.pid()
         hung(worker, first, how)
-        waiting = served.connect()  # in the queue of the one that hangs
-        waiting.say('x')
-        assert int(waiting.hear().split()[0]) != worker
-        assert 'has not reported for 2 s: its loop stands still' in served.log
-        assert 'has not reported for 4 s and is killed' in served.log
-        assert 'ended unasked (signal 9)' in served.log
+        waiting = served.connect()  # in the queue of the hung worker
+        waiting.send('x')
+        assert int(waiting.receive().split()[0]) != worker
+        assert 'has not reported for 2 s: its loop is blocked' in served.log
+        assert 'has not reported for 4 s: killing it' in served.log
+        assert 'ended unexpectedly (signal 9)' in served.log
         served.send(signal.SIGTERM)
         assert served.ended() == 0
 
 
-def test_a_parent_that_was_stopped_with_its_workers_does_not_take_them_for_hung(tmp_path):
+def test_workers_that_were_stopped_with_their_parent_are_not_taken_for_hung(tmp_path):
     with Served(tmp_path, run={'hang_timeout': 2}) as served:
-        worker = served.connect().who()
+        worker = served.connect().pid()
         os.killpg(served.parent.pid, signal.SIGSTOP)
         time.sleep(6)
         os.killpg(served.parent.pid, signal.SIGCONT)
         reports = lambda: served.look()['stats']['0']['loop_count']  # noqa: E731
         before = reports()
         wait_until(lambda: reports() > before)
-        assert served.connect().who() == worker and 'has not reported' not in served.log
+        assert served.connect().pid() == worker and 'has not reported' not in served.log
 
 
 class Team:
-    """What a `Child` asks of its team and its slot."""
+    """A stand-in for the team and the slot of a `WorkerProcess`."""
 
     def __init__(self, hang_timeout: float) -> None:
         self.hang_timeout = hang_timeout
@@ -325,13 +325,13 @@ class Team:
 
 
 def silent_child(hang_timeout: float) -> Any:
-    child = object.__new__(Child)
+    child = object.__new__(WorkerProcess)
     child.slot = child.team = child.process = Team(hang_timeout)
     child.silence, child.ready = 0.0, True
     return child
 
 
-def test_a_worker_that_reports_within_the_grace_is_warned_of_and_kept(caplog):
+def test_a_worker_that_reports_within_the_grace_period_is_logged_and_kept(caplog):
     child = silent_child(30)
     for _ in range(30):
         child.count_silence()
@@ -339,13 +339,13 @@ def test_a_worker_that_reports_within_the_grace_is_warned_of_and_kept(caplog):
     child.count_silence()
     child.count_silence()
     assert [record.getMessage()[:43] for record in caplog.records] == ['worker 0 (pid 1) has not reported for 30 s:']
-    child.on_line(None, b'[{}, false]')  # it reports
+    child.on_line(None, b'[{}, false]')  # a report from the worker
     for _ in range(30):
         child.count_silence()
     assert child.team.killed == 0 and len(caplog.records) == 1
 
 
-def test_a_worker_that_stays_silent_is_killed_after_the_limit_and_the_grace(caplog):
+def test_a_worker_that_stays_silent_is_killed_after_the_limit_and_the_grace_period(caplog):
     child = silent_child(30)
     for _ in range(32):
         child.count_silence()
@@ -355,7 +355,7 @@ def test_a_worker_that_stays_silent_is_killed_after_the_limit_and_the_grace(capl
 
 
 @pytest.mark.parametrize(('hang_timeout', 'killed'), [(30, 1), (None, 0)])
-def test_once_a_second_the_workers_that_serve_are_looked_at_and_those_that_start_are_not(
+def test_workers_that_serve_are_checked_every_second_and_starting_ones_are_not(
     fake, kernel, monkeypatch, caplog, hang_timeout, killed
 ):
     monkeypatch.setattr(Slot, 'start', lambda slot: None)
@@ -368,43 +368,43 @@ def test_once_a_second_the_workers_that_serve_are_looked_at_and_those_that_start
     assert silent.team.killed == killed and len(caplog.records) == 2 * killed
 
 
-def test_a_hang_is_not_looked_for_when_that_is_switched_off(tmp_path):
+def test_a_hang_is_not_detected_when_detection_is_off(tmp_path):
     with Served(tmp_path, run={'hang_timeout': None}) as served:
         conn = served.connect()
-        worker = conn.who()
+        worker = conn.pid()
         os.kill(worker, signal.SIGSTOP)
         time.sleep(4)
         assert 'has not reported' not in served.log and served.pids() == {'0': worker}
         os.kill(worker, signal.SIGCONT)
-        assert conn.who() == worker
+        assert conn.pid() == worker
 
 
-def test_what_a_worker_has_told_ends_with_it(tmp_path):
+def test_the_counters_of_a_worker_end_with_it(tmp_path):
     fail = tmp_path / 'fail'
     with Served(tmp_path, fail=str(fail)) as served:
         pid = served.pids()['0']
         assert served.look()['stats']['0']['pid'] == pid
         fail.touch()
         os.kill(pid, signal.SIGKILL)
-        wait_until(lambda: 'started again in 0.2 s' in served.log)
-        assert served.look()['stats'] == {}  # nobody serves, and its number may be another's by now
+        wait_until(lambda: 'restarting in 0.2 s' in served.log)
+        assert served.look()['stats'] == {}  # no worker serves, and the pid may belong to another process by now
 
 
 @pytest.mark.scenario(112)
-def test_when_the_parent_is_killed_the_workers_drain_and_go(tmp_path):
+def test_when_the_parent_is_killed_the_workers_drain_and_exit(tmp_path):
     with Served(tmp_path, run={'workers': 2}) as served:
         pids = served.pids(2)
         conn = served.connect()
-        busy = conn.who()
-        conn.say('wait 0.3')
+        busy = conn.pid()
+        conn.send('wait 0.3')
         served.parent.kill()
-        assert conn.hear() == f'{busy} wait 0.3'
-        assert conn.hear() == ''
+        assert conn.receive() == f'{busy} wait 0.3'
+        assert conn.receive() == ''
         wait_until(lambda: all(map(is_gone, pids.values())))
 
 
-class Told:
-    """What this process is told as a worker: `told`; and the other ends, `parent` and `kept`, of what it is given."""
+class WorkerSettings:
+    """Settings that make this process a worker, and the test's ends: its `parent`, and `kept`, the same listener."""
 
     def __init__(self, sockets: Any, of_all: bool = False) -> None:
         parent, control = socket.socketpair()
@@ -413,16 +413,16 @@ class Told:
         self.address = listening.getsockname()
         listener = listening.detach()
         shared = [listener] if of_all else []
-        self.told = {'control': control.detach(), 'listeners': [listener], 'shared': shared}
+        self.settings = {'control': control.detach(), 'listeners': [listener], 'shared': shared}
 
 
 @LINUX
 @pytest.mark.parametrize('of_all', [False, True])
 @pytest.mark.parametrize('how', ['its parent is gone', 'it is the last one'])
-def test_a_worker_that_is_the_last_one_lets_nobody_into_its_own_queues(sockets, how, of_all):
-    given = Told(sockets, of_all)
+def test_the_last_worker_drops_new_connections_in_its_own_queues(sockets, how, of_all):
+    given = WorkerSettings(sockets, of_all)
     with Reactor() as r:
-        Worker(r, given.told, (5, 0)).begin(lambda r, socks: r.listen_tcp(None, 0, sock=socks[0]) and None)
+        Worker(r, given.settings, (5, 0)).begin(lambda r, socks: r.listen_tcp(None, 0, sock=socks[0]) and None)
         if how == 'its parent is gone':
             given.parent.close()
         else:
@@ -431,7 +431,7 @@ def test_a_worker_that_is_the_last_one_lets_nobody_into_its_own_queues(sockets, 
         assert r.run() is False
     late = sockets.track(socket.socket())
     late.settimeout(0.2)
-    if of_all:  # whoever has it as well, such as systemd, goes on listening
+    if of_all:  # another process that has the socket, such as systemd, goes on listening
         late.connect(given.address)
         given.kept.accept()[0].close()
     else:
@@ -442,9 +442,9 @@ def test_a_worker_that_is_the_last_one_lets_nobody_into_its_own_queues(sockets, 
 @LINUX
 @pytest.mark.parametrize('of_all', [False, True])
 def test_a_worker_that_is_replaced_leaves_its_queues_to_its_successor_at_once(fake, sockets, of_all):
-    given = Told(sockets, of_all)
-    # A lame duck as long as the drain timeout: it would go on accepting without a successor.
-    worker = Worker(fake, given.told, (5, 5))
+    given = WorkerSettings(sockets, of_all)
+    # With a lame duck as long as the drain timeout, a worker without a successor would go on accepting.
+    worker = Worker(fake, given.settings, (5, 5))
     worker.begin(lambda r, socks: r.listen_tcp(None, 0, sock=socks[0]) and None)
     given.parent.send(b'"replaced"\n')
     turns(fake, 5)
@@ -456,11 +456,11 @@ def test_a_worker_that_is_replaced_leaves_its_queues_to_its_successor_at_once(fa
 
 
 def test_the_children_of_a_worker_inherit_none_of_its_descriptors(fake, sockets):
-    given = Told(sockets)
-    numbers = [given.told['control'], *given.told['listeners']]
+    given = WorkerSettings(sockets)
+    numbers = [given.settings['control'], *given.settings['listeners']]
     for number in numbers:
-        os.set_inheritable(number, True)  # as they come from the parent
-    worker = Worker(fake, given.told, (5, 0))
+        os.set_inheritable(number, True)  # as they are inherited from the parent
+    worker = Worker(fake, given.settings, (5, 0))
     assert [os.get_inheritable(number) for number in numbers] == [False, False]
     worker.control.on_close = None
     for sock in worker.listeners:
@@ -472,24 +472,24 @@ def test_a_worker_that_does_not_become_ready_is_killed(tmp_path):
     hang = tmp_path / 'hang'
     hang.touch()
     with Served(tmp_path, hang=str(hang), run={'start_timeout': 0.5}) as served:
-        wait_until(lambda: 'ended unasked (signal 9)' in served.log)
-        assert 'is not ready after 0.5 s and is killed' in served.log
+        wait_until(lambda: 'ended unexpectedly (signal 9)' in served.log)
+        assert 'is not ready after 0.5 s: killing it' in served.log
         assert served.parent.poll() is None
 
 
-# -- what the parent does, without processes
+# -- the parent, without processes
 
 
-class FakeChild:
-    """In place of `Child`: a process that becomes ready and ends when the test says so."""
+class FakeProcess:
+    """A stand-in for `WorkerProcess` that becomes ready and ends when the test calls it."""
 
-    error: OSError | None = None  # why none can be started
+    error: OSError | None = None  # raised when one is started
 
     def __init__(self, slot: Slot) -> None:
         if self.error is not None:
             raise self.error
         self.slot, self.ready, self.since = slot, False, 0.0
-        self.told_to_leave: list[str] = []
+        self.messages: list[str] = []
         slot.team.started.append(self)
 
     def be_ready(self) -> None:
@@ -497,7 +497,7 @@ class FakeChild:
         self.slot.on_ready(self)
 
     def leave(self, replaced: bool = False) -> None:
-        self.told_to_leave.append('replaced' if replaced else 'last')
+        self.messages.append('replaced' if replaced else 'last')
         self.slot.team.leaving.add(self)
 
     def end(self) -> None:
@@ -510,11 +510,11 @@ class FakeChild:
 
 @pytest.fixture
 def team(fake, monkeypatch):
-    """The parent of two workers that serve on one port; `team.started` has all that were started."""
-    monkeypatch.setattr(FakeChild, 'error', None)
-    monkeypatch.setattr(workers, 'Child', FakeChild)
-    door = Door((HERE, 0), 10)
-    team = Workers(fake, ['a program'], [door], drain_timeout=5, start_timeout=60, hang_timeout=None)
+    """A parent of two workers that serve on one port; `team.started` lists all processes that were started."""
+    monkeypatch.setattr(FakeProcess, 'error', None)
+    monkeypatch.setattr(workers, 'WorkerProcess', FakeProcess)
+    address = ListenAddress((HERE, 0), 10)
+    team = Workers(fake, ['a program'], [address], drain_timeout=5, start_timeout=60, hang_timeout=None)
     team.started = []
     team.slots = [Slot(team, 0), Slot(team, 1, listening=False)]
     for slot in team.slots:
@@ -523,21 +523,21 @@ def team(fake, monkeypatch):
         child.be_ready()
     yield team
     team.drain()
-    door.remove()
+    address.remove()
 
 
 def fail(team: Workers) -> Slot:
-    """Have the second worker end, and no other one can be started."""
-    FakeChild.error = OSError('no more processes')
+    """End the second worker, and let every new start fail."""
+    FakeProcess.error = OSError('no more processes')
     team.slots[1].serving.end()
     return team.slots[1]
 
 
 @LINUX
-def test_the_socket_of_a_worker_that_is_started_again_does_not_listen_before_it_can_serve(fake, kernel, team):
+def test_the_socket_of_a_restarted_worker_does_not_listen_before_it_can_serve(fake, kernel, team):
     slot = fail(team)
-    assert slot.listeners == []  # the kernel sends no client to it
-    FakeChild.error = None
+    assert slot.listeners == []  # so the kernel queues no client there
+    FakeProcess.error = None
     kernel.time += 0.1
     turns(fake, 2)
     (sock,) = slot.listeners
@@ -553,17 +553,17 @@ def test_a_socket_that_cannot_be_opened_again_for_waiting_clients_is_opened_by_t
 
     slot = fail(team)
     with monkeypatch.context() as patched:
-        patched.setattr(doors, 'bound_tcp', exhausted)
-        team.slots[0].serving.end()  # nobody serves, so clients are to wait at both sockets
+        patched.setattr(addresses, 'bound_tcp', exhausted)
+        team.slots[0].serving.end()  # no worker serves, so clients are to wait at both sockets
         assert slot.listeners == []
-    FakeChild.error = None
+    FakeProcess.error = None
     kernel.time += 0.1
     turns(fake, 2)
     assert slot.starting and len(slot.listeners) == 1
 
 
-def test_a_worker_that_served_for_a_second_is_replaced_at_once_and_its_figures_are_forgotten(fake, kernel, team):
-    team.slots[0].told = {'pid': 1}
+def test_a_worker_that_served_for_a_second_is_replaced_at_once_and_its_counters_are_dropped(fake, kernel, team):
+    team.slots[0].counters = {'pid': 1}
     kernel.time += 1
     turns(fake, 1)
     team.slots[0].serving.end()
@@ -572,40 +572,40 @@ def test_a_worker_that_served_for_a_second_is_replaced_at_once_and_its_figures_a
     assert team.slots[0].starting is team.started[2]
 
 
-def test_a_reload_starts_the_next_worker_when_the_last_one_serves(team):
+def test_a_reload_starts_the_next_worker_when_the_previous_one_serves(team):
     old = team.started[:2]
     team.replace()
-    assert [child.slot.number for child in team.started[2:]] == [0] and not old[0].told_to_leave
+    assert [child.slot.number for child in team.started[2:]] == [0] and not old[0].messages
     team.started[2].be_ready()
     assert [child.slot.number for child in team.started[2:]] == [0, 1]
-    assert [child.told_to_leave for child in old] == [['replaced'], []]
+    assert [child.messages for child in old] == [['replaced'], []]
     team.started[3].be_ready()
-    assert [child.told_to_leave for child in old] == [['replaced'], ['replaced']] and len(team.started) == 4
+    assert [child.messages for child in old] == [['replaced'], ['replaced']] and len(team.started) == 4
 
 
 def test_the_last_worker_stays(team):
     team.shrink()
     team.shrink()
-    assert [child.told_to_leave for child in team.started] == [[], ['last']]
+    assert [child.messages for child in team.started] == [[], ['last']]
     assert [slot.number for slot in team.slots] == [0]
 
 
-# -- what a process is told
+# -- messages to a worker process
 
 
-# A worker that reports once and leaves as it is told to: 0 when it is replaced; SIGTERM follows 'last', at once.
+# A worker that reports once. It exits with 0 when it is replaced; after 'last' it waits for the SIGTERM.
 CHILD = """
 import json, os, time
-told = json.loads(os.environ['REACTOR_WORKER'])
-os.write(told['control'], b'[{"slot": %d}, false]\\n' % told['slot'])
-if os.read(told['control'], 100) == b'"last"\\n':
+settings = json.loads(os.environ['REACTOR_WORKER'])
+os.write(settings['control'], b'[{"slot": %d}, false]\\n' % settings['slot'])
+if os.read(settings['control'], 100) == b'"last"\\n':
     time.sleep(2)
     os._exit(3)
 """
 
 
-class Observed(Child):
-    """One that keeps how it ended."""
+class Observed(WorkerProcess):
+    """A `WorkerProcess` that keeps its exit status."""
 
     how: tuple[int | None, int | None] | None = None
 
@@ -615,8 +615,8 @@ class Observed(Child):
 
 
 @pytest.mark.parametrize(('replaced', 'how'), [(True, (0, None)), (False, (None, signal.SIGTERM))])
-def test_a_worker_serves_when_it_reports_and_leaves_by_word_or_by_signal(monkeypatch, replaced, how):
-    monkeypatch.setattr(workers, 'Child', Observed)
+def test_a_worker_serves_when_it_reports_and_leaves_by_message_or_by_signal(monkeypatch, replaced, how):
+    monkeypatch.setattr(workers, 'WorkerProcess', Observed)
     with Reactor() as r:
         team = Workers(r, [sys.executable, '-S', '-E', '-c', CHILD], [], 5, start_timeout=60, hang_timeout=None)
         team.slots = [Slot(team, 7)]
@@ -632,7 +632,7 @@ def test_a_worker_serves_when_it_reports_and_leaves_by_word_or_by_signal(monkeyp
 @pytest.mark.parametrize(
     ('code', 'how'), [('os._exit(3)', 'exit code 3'), ('os.kill(os.getpid(), signal.SIGKILL)', 'signal 9')]
 )
-def test_a_worker_that_ends_unasked_is_logged_with_how_it_ended(caplog, code, how):
+def test_a_worker_that_ends_unexpectedly_is_logged_with_its_exit_status(caplog, code, how):
     with Reactor() as r:
         argv = [sys.executable, '-S', '-E', '-c', f'import os, signal; {code}']
         team = Workers(r, argv, [], 5, start_timeout=60, hang_timeout=None)
@@ -641,42 +641,42 @@ def test_a_worker_that_ends_unasked_is_logged_with_how_it_ended(caplog, code, ho
         child = team.slots[0].starting
         run_until(r, lambda: caplog.records)
         team.drain()
-    assert f'worker 7 (pid {child.process.pid}) ended unasked ({how}); started again in 0.1 s' in caplog.text
+    assert f'worker 7 (pid {child.process.pid}) ended unexpectedly ({how}); restarting in 0.1 s' in caplog.text
 
 
-# -- what is replaced
+# -- replacement
 
 
 @pytest.mark.scenario(110)
-def test_a_reload_replaces_the_workers_one_by_one_and_nobody_is_refused(tmp_path):
+def test_a_reload_replaces_the_workers_one_by_one_and_no_client_is_refused(tmp_path):
     with Served(tmp_path, run={'workers': 2}) as served:
         old = set(served.pids(2).values())
         staying, busy = served.connect(), served.connect()
-        assert staying.who() in old
-        busy.say('wait 0.3')
+        assert staying.pid() in old
+        busy.send('wait 0.3')
         served.send(signal.SIGHUP)
         answered = []
 
         def replaced():
-            answered.append(served.connect().who())
+            answered.append(served.connect().pid())
             return not old & set(served.pids(2).values())
 
         wait_until(replaced)
-        assert int(busy.hear().split()[0]) in old  # it was asked before, and is drained
-        assert staying.hear() == ''
+        assert int(busy.receive().split()[0]) in old  # answered by an old worker, which drains
+        assert staying.receive() == ''
         assert served.log == ''
         wait_until(lambda: all(map(is_gone, old)))
 
 
-def test_reloads_that_come_during_one_are_one_more_round(tmp_path):
+def test_reloads_during_a_reload_make_one_more_round(tmp_path):
     with Served(tmp_path, run={'drain_timeout': 1}) as served:
         seen = [served.pids()['0']]
         keeps_it_draining = served.connect()
-        keeps_it_draining.say('wait 0.5')
+        keeps_it_draining.send('wait 0.5')
         served.send(signal.SIGHUP)
         wait_until(lambda: served.pids()['0'] != seen[-1])
         seen.append(served.pids()['0'])
-        for _ in range(5):  # the one that was replaced is not gone, so nothing is started yet
+        for _ in range(5):  # the replaced worker is still there, so no other one is started yet
             served.send(signal.SIGHUP)
             served.look()
         assert served.look()['pids'] == {'0': seen[-1]}
@@ -696,47 +696,47 @@ def test_a_successor_that_fails_leaves_the_others_as_they_are(tmp_path):
         old = served.pids(2)
         fail.touch()
         served.send(signal.SIGHUP)
-        goes_on = f'ended unasked (exit code 1); worker 0 (pid {old["0"]}) goes on'
-        wait_until(lambda: goes_on in served.log)
+        serves = f'ended unexpectedly (exit code 1); worker 0 (pid {old["0"]}) serves'
+        wait_until(lambda: serves in served.log)
         assert served.pids(2) == old
-        assert served.log.count('ended unasked') == 1
+        assert served.log.count('ended unexpectedly') == 1
         fail.unlink()
         served.send(signal.SIGHUP)
         wait_until(lambda: not set(old.values()) & set(served.pids(2).values()))
 
 
 @pytest.mark.scenario(110)
-def test_a_worker_that_drains_of_its_own_accord_is_replaced_meanwhile(tmp_path):
+def test_a_worker_that_starts_to_drain_by_itself_is_replaced_meanwhile(tmp_path):
     with Served(tmp_path) as served:
         old = served.pids()['0']
         busy = served.connect()
-        assert busy.who() == old
-        busy.say('wait 1')
+        assert busy.pid() == old
+        busy.send('wait 1')
         os.kill(old, signal.SIGTERM)
-        assert wait_until(lambda: served.connect().who() != old)
+        assert wait_until(lambda: served.connect().pid() != old)
         assert not is_gone(old)
-        assert busy.hear() == f'{old} wait 1'
+        assert busy.receive() == f'{old} wait 1'
         wait_until(lambda: is_gone(old))
         assert served.log == ''
 
 
 @LINUX
-def test_nobody_waits_for_a_worker_that_is_added_while_others_serve(tmp_path):
+def test_no_client_waits_for_a_worker_that_is_added_while_others_serve(tmp_path):
     hang = tmp_path / 'hang'
     with Served(tmp_path, hang=str(hang)) as served:
         one = served.pids()['0']
         hang.touch()
         served.send(signal.SIGTTIN)
         wait_until(lambda: len(psutil.Process(served.parent.pid).children()) == 2)
-        assert {served.connect().who() for _ in range(20)} == {one}
+        assert {served.connect().pid() for _ in range(20)} == {one}
         hang.unlink()
         two = set(served.pids(2).values())
-        assert {served.connect().who() for _ in range(40)} == two
+        assert {served.connect().pid() for _ in range(40)} == two
 
 
 @pytest.mark.scenario(110)
 @LINUX
-def test_a_slot_that_is_removed_answers_who_waits_in_its_queue(tmp_path):
+def test_a_slot_that_is_removed_answers_the_clients_in_its_queue(tmp_path):
     with Served(tmp_path) as served:
         one = served.pids()
         served.send(signal.SIGTTIN)
@@ -745,35 +745,35 @@ def test_a_slot_that_is_removed_answers_who_waits_in_its_queue(tmp_path):
         os.kill(two['1'], signal.SIGSTOP)
         waiting = [served.connect() for _ in range(40)]
         for conn in waiting:
-            conn.say('x')
+            conn.send('x')
         served.send(signal.SIGTTOU)
         assert served.pids(1) == one
         os.kill(two['1'], signal.SIGCONT)
-        counts = Counter(int(conn.hear().split()[0]) for conn in waiting)
+        counts = Counter(int(conn.receive().split()[0]) for conn in waiting)
         assert set(counts) == set(two.values()), counts
         wait_until(lambda: is_gone(two['1']))
-        assert {served.connect().who() for _ in range(20)} == set(one.values())
-        served.send(signal.SIGTTOU)  # the last one stays
-        assert served.connect().who() == one['0']
+        assert {served.connect().pid() for _ in range(20)} == set(one.values())
+        served.send(signal.SIGTTOU)  # the last worker stays
+        assert served.connect().pid() == one['0']
         assert served.log == ''
 
 
-# -- what ends
+# -- shutdown
 
 
 @pytest.mark.parametrize('signum', [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_to_the_whole_group_drains_and_who_is_owed_an_answer_gets_it(tmp_path, signum):
+def test_a_signal_to_the_whole_group_drains_and_open_requests_are_answered(tmp_path, signum):
     with Served(tmp_path, run={'workers': 2}) as served:
         pids = served.pids(2)
         conns = [served.connect() for _ in range(8)]
         for conn in conns:
-            assert conn.who() in pids.values()
-            conn.say('wait 0.3')
-        time.sleep(0.1)  # another process has to read it: there is nothing here to wait for
-        os.killpg(served.parent.pid, signum)  # as a terminal does
+            assert conn.pid() in pids.values()
+            conn.send('wait 0.3')
+        time.sleep(0.1)  # until the worker has read the request, which the test cannot see
+        os.killpg(served.parent.pid, signum)  # as a terminal does on Ctrl-C
         for conn in conns:
-            assert conn.hear().endswith(' wait 0.3')
-            assert conn.hear() == ''
+            assert conn.receive().endswith(' wait 0.3')
+            assert conn.receive() == ''
         assert served.ended() == 0
         assert all(map(is_gone, pids.values())) and served.log == ''
         with pytest.raises(ConnectionRefusedError):
@@ -784,39 +784,39 @@ def test_a_signal_to_the_whole_group_drains_and_who_is_owed_an_answer_gets_it(tm
 def test_when_the_reactor_of_the_parent_is_stopped_the_workers_drain(tmp_path, signum):
     with Served(tmp_path) as served:
         conn = served.connect()
-        conn.who()
-        conn.say('wait 0.5')
-        time.sleep(0.1)  # another process has to read it: there is nothing here to wait for
+        conn.pid()
+        conn.send('wait 0.5')
+        time.sleep(0.1)  # until the worker has read the request, which the test cannot see
         served.send(signum)
-        assert conn.hear().endswith(' wait 0.5')
+        assert conn.receive().endswith(' wait 0.5')
         assert served.ended() == 0 and served.log == ''
 
 
 @pytest.mark.parametrize('second', [signal.SIGUSR1, signal.SIGUSR2], ids=['stop', 'shutdown'])
 @pytest.mark.parametrize('first', [signal.SIGTERM, signal.SIGUSR1], ids=['terminate', 'stop'])
-def test_stopping_the_reactor_of_the_parent_while_the_workers_drain_cuts_off_nobody(tmp_path, first, second):
+def test_stopping_the_reactor_of_the_parent_while_the_workers_drain_cuts_off_no_client(tmp_path, first, second):
     with Served(tmp_path) as served:
         conn = served.connect()
-        conn.who()
-        conn.say('wait 0.5')
-        time.sleep(0.1)  # another process has to read it: there is nothing here to wait for
+        conn.pid()
+        conn.send('wait 0.5')
+        time.sleep(0.1)  # until the worker has read the request, which the test cannot see
         served.send(first)
         wait_until(lambda: served.look()['pids'] == {})
         served.send(second)
-        assert conn.hear().endswith(' wait 0.5')
+        assert conn.receive().endswith(' wait 0.5')
         assert served.ended() == 0 and served.log == ''
 
 
-def test_who_waits_for_a_worker_that_still_starts_is_served_before_it_ends(tmp_path):
+def test_clients_of_a_worker_that_still_starts_are_served_before_it_ends(tmp_path):
     hang = tmp_path / 'hang'
     hang.touch()
     with Served(tmp_path, hang=str(hang)) as served:
         conn = served.connect()
-        conn.say('x')
+        conn.send('x')
         served.send(signal.SIGTERM)
         served.look()
         hang.unlink()
-        assert conn.hear().endswith(' x')
+        assert conn.receive().endswith(' x')
         assert served.ended() == 0 and served.log == ''
 
 
@@ -824,8 +824,8 @@ def test_a_second_ctrl_c_ends_at_once(tmp_path):
     with Served(tmp_path) as served:
         pid = served.pids()['0']
         conn = served.connect()
-        assert conn.who() == pid
-        conn.say('wait 4')
+        assert conn.pid() == pid
+        conn.send('wait 4')
         time.sleep(0.1)  # as above
         served.send(signal.SIGINT)
         wait_until(lambda: served.look()['pids'] == {})
@@ -834,15 +834,15 @@ def test_a_second_ctrl_c_ends_at_once(tmp_path):
         assert is_gone(pid)
 
 
-def test_a_worker_that_does_not_end_is_killed_after_its_drain_timeout_and_the_status_tells(tmp_path):
+def test_a_worker_that_does_not_end_is_killed_after_its_drain_timeout_and_the_status_says_so(tmp_path):
     with Served(tmp_path, deaf=True, run={'drain_timeout': 0.1}) as served:
         pid = served.pids()['0']
         served.send(signal.SIGTERM)
         assert served.ended() == 1
-        assert f'worker 0 (pid {pid}) has not ended after 2.1 s and is killed' in served.log
+        assert f'worker 0 (pid {pid}) has not ended after 2.1 s: killing it' in served.log
 
 
-# -- what is listened on
+# -- listening
 
 
 @pytest.mark.parametrize(
@@ -862,58 +862,58 @@ def test_an_address_is_read_as_people_write_it(address, parsed):
 
 
 @pytest.mark.parametrize('address', ['8000', '::1:80', 'host:', 'host:http', ':70000', ('a',), ('a', None), None, 8000])
-def test_what_is_no_address_is_refused_and_shown(address):
+def test_an_invalid_address_is_refused_and_shown(address):
     with pytest.raises((ValueError, TypeError), match=re.escape(repr(address)) if address != ':70000' else '70000'):
         parse(address)
 
 
-def test_nobody_joins_the_port_of_a_stranger():
-    first = Door((HERE, 0), 10)
-    sock = first.another()
+def test_a_port_that_another_program_uses_is_refused():
+    first = ListenAddress((HERE, 0), 10)
+    sock = first.socket_for_worker()
     with pytest.raises(OSError, match='in use'):
-        Door(sock.getsockname(), 10)
-    second = first.another()
+        ListenAddress(sock.getsockname(), 10)
+    second = first.socket_for_worker()
     assert second.getsockname() == sock.getsockname()
     first.close(sock)
     first.close(second)
     first.remove()
 
 
-def test_where_the_system_divides_no_clients_all_share_one_socket(monkeypatch):
-    monkeypatch.setattr(doors, 'DIVIDED', False)
-    door = Door((HERE, 0), 10)
-    sock = door.another(listening=False)
-    assert door.another() is sock
+def test_where_the_kernel_does_not_balance_clients_all_workers_share_one_socket(monkeypatch):
+    monkeypatch.setattr(addresses, 'DIVIDED', False)
+    address = ListenAddress((HERE, 0), 10)
+    sock = address.socket_for_worker(listening=False)
+    assert address.socket_for_worker() is sock
     with socket.create_connection(sock.getsockname()):
-        door.close(sock)
+        address.close(sock)
         sock.accept()[0].close()
-    door.remove()
+    address.remove()
     assert sock.fileno() < 0
 
 
-def test_a_socket_that_listens_already_is_shared_by_all(sockets):
+def test_an_already_listening_socket_is_shared_by_all(sockets):
     sock = sockets.track(socket.create_server((HERE, 0)))
-    door = Door(sock, 10)
-    assert door.another() is door.another() is sock
-    door.close(sock)
+    address = ListenAddress(sock, 10)
+    assert address.socket_for_worker() is address.socket_for_worker() is sock
+    address.close(sock)
     assert sock.fileno() >= 0
-    door.remove()
+    address.remove()
     assert sock.fileno() < 0
 
 
 def test_a_datagram_socket_is_not_for_workers(sockets):
     sock = sockets.track(socket.socket(type=socket.SOCK_DGRAM))
     with pytest.raises(ValueError, match='bind_udp'):
-        Door(sock, 10)
+        ListenAddress(sock, 10)
 
 
 def test_a_file_and_a_closed_socket_are_refused(sockets):
     with open(os.devnull) as file, pytest.raises(TypeError, match='listen= takes a stream socket'):
-        Door(file, 10)
+        ListenAddress(file, 10)
     closed = socket.create_server((HERE, 0))
     closed.close()
     with pytest.raises(OSError, match='listen= takes an open socket'):
-        Door(closed, 10)
+        ListenAddress(closed, 10)
 
 
 @pytest.mark.parametrize(
@@ -940,8 +940,8 @@ def test_a_file_and_a_closed_socket_are_refused(sockets):
     ],
 )
 def test_bad_arguments_raise_before_anything_is_started(arguments, monkeypatch):
-    monkeypatch.delattr(serve.Workers, 'begin')  # which would start these tests once more
-    # The processes of pytest-xdist have no file, with which `run` would refuse to start before it looks at `listen`.
+    monkeypatch.delattr(serve.Workers, 'begin')  # starting workers would run these tests again
+    # A process of pytest-xdist has no file, so `run` would refuse to start before it checks `listen`.
     monkeypatch.setattr(sys.modules['__main__'], '__file__', __file__, raising=False)
     with pytest.raises((TypeError, ValueError)):
         serve.run(**{'main': print, **arguments})
@@ -950,13 +950,13 @@ def test_bad_arguments_raise_before_anything_is_started(arguments, monkeypatch):
 @pytest.mark.parametrize(
     'arguments', [{'workers': 1}, {'drain_timeout': 0, 'lame_duck': 0}, {'hang_timeout': 2}, {'hang_timeout': None}]
 )
-def test_the_smallest_values_are_good(arguments, monkeypatch):
+def test_the_smallest_values_are_accepted(arguments, monkeypatch):
     monkeypatch.setattr(serve.Workers, 'begin', lambda team, count, on_start: team.r.stop())
     monkeypatch.setattr(sys.modules['__main__'], '__file__', __file__, raising=False)
     assert serve.run(print, **arguments) == 0
 
 
-def test_where_descriptors_cannot_be_handed_on_it_says_what_to_do(monkeypatch):
+def test_where_descriptors_cannot_be_passed_on_the_error_says_what_to_do(monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(os, 'name', 'nt')
         with pytest.raises(ReactorError, match='use one process'):

@@ -1,4 +1,4 @@
-"""Inherited sockets and what the service manager is told, with systemd's own tools at the other end."""
+"""Inherited sockets and messages to the service manager, tested with systemd's own tools."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from reactor import ReactorError
 from reactor.serve import systemd
 from tests.helpers.support import drain, run_until
 
-pytestmark = pytest.mark.skipif(not hasattr(socket, 'AF_UNIX'), reason='systemd is spoken to over Unix sockets')
-FIRST = 300  # in these tests: what is 3 in a service belongs to pytest here
+pytestmark = pytest.mark.skipif(not hasattr(socket, 'AF_UNIX'), reason='systemd needs Unix sockets')
+FIRST = 300  # the first inherited descriptor in these tests; in a service it is 3, which pytest uses
 
 
 def needs(command):
@@ -27,7 +27,7 @@ def needs(command):
 
 @pytest.fixture
 def inherit(monkeypatch):
-    """`inherit(socks, NAMES...)` has copies of them look as if a service manager had passed them to this process."""
+    """`inherit(*socks, NAMES...)` makes copies look as if a service manager had passed them to this process."""
     monkeypatch.setattr(systemd, 'FIRST', FIRST)
     numbers = []
 
@@ -45,7 +45,7 @@ def inherit(monkeypatch):
         try:
             os.close(number)
         except OSError:
-            pass  # the socket that was taken has closed it
+            pass  # the inherited socket has closed it
 
 
 @pytest.fixture
@@ -64,7 +64,7 @@ def still_open(number):
 # -- inherited sockets
 
 
-def test_without_a_manager_there_are_none(monkeypatch):
+def test_without_a_manager_there_are_no_sockets(monkeypatch):
     for name in systemd.LISTEN:
         monkeypatch.delenv(name, raising=False)
     assert systemd.inherited_sockets() == []
@@ -84,7 +84,7 @@ def test_sockets_come_in_order_with_their_names_and_are_taken_once(inherit, sock
         assert systemd.inherited_sockets() == []
 
 
-def test_what_nobody_has_named_is_unknown(inherit, listening):
+def test_a_socket_without_a_name_is_unknown(inherit, listening):
     inherit(listening, listening)
     taken = systemd.inherited_sockets()
     assert [name for name, _ in taken] == ['unknown', 'unknown']
@@ -92,7 +92,7 @@ def test_what_nobody_has_named_is_unknown(inherit, listening):
         sock.close()
 
 
-def test_the_name_of_a_unit_comes_as_it_is(inherit, listening):
+def test_the_name_of_a_unit_is_passed_unchanged(inherit, listening):
     inherit(listening, LISTEN_FDNAMES='a%b\\x2dc@1.socket')
     ((name, sock),) = systemd.inherited_sockets()
     sock.close()
@@ -100,7 +100,7 @@ def test_the_name_of_a_unit_comes_as_it_is(inherit, listening):
 
 
 @pytest.mark.scenario(153)
-def test_what_was_passed_to_another_process_is_left_alone_and_said(inherit, listening, caplog):
+def test_sockets_passed_to_another_process_are_left_alone_with_a_warning(inherit, listening, caplog):
     inherit(listening, pid=1)
     assert systemd.inherited_sockets() == []
     assert 'passed to process 1' in caplog.text and 'exec' in caplog.text
@@ -108,7 +108,7 @@ def test_what_was_passed_to_another_process_is_left_alone_and_said(inherit, list
 
 
 @pytest.mark.parametrize(('count', 'names', 'said'), [('x', 'web', "LISTEN_FDS='x'"), ('1', 'web:more', 'one name')])
-def test_what_makes_no_sense_is_refused(inherit, listening, count, names, said):
+def test_invalid_variables_are_refused(inherit, listening, count, names, said):
     inherit(listening, LISTEN_FDS=count, LISTEN_FDNAMES=names)
     with pytest.raises(ReactorError, match=said):
         systemd.inherited_sockets()
@@ -132,7 +132,7 @@ def test_other_kinds_are_refused(inherit, sockets, tmp_path):
         systemd.inherited_sockets()
     with open(tmp_path / 'file', 'wb') as file:
         inherit(file)
-        with pytest.raises(ReactorError, match='is no socket'):
+        with pytest.raises(ReactorError, match='is not a socket'):
             systemd.inherited_sockets()
 
 
@@ -165,7 +165,7 @@ with reactor.Reactor() as r:
 
 @contextmanager
 def activated(tmp_path, *options, code=PROGRAM):
-    """systemd-socket-activate with this program; yields it when it listens."""
+    """Run this program with systemd-socket-activate; yields the process when it listens."""
     (tmp_path / 'program.py').write_text(textwrap.dedent(code))
     python = [sys.executable, '-W', 'error', str(tmp_path / 'program.py')]
     path = f'PYTHONPATH={os.pathsep.join(filter(None, sys.path))}'
@@ -202,7 +202,7 @@ def test_systemd_passes_several_sockets_with_names(tmp_path, which):
         assert talk(*clients[which], b'hello') == [b'web hello', b'local hello'][which]
         assert process.stdout.readline() == '2 sockets []\n'
         assert process.wait(20) == 0
-    assert os.path.exists(path)  # the socket is the manager's, and so is its file
+    assert os.path.exists(path)  # the socket and its file belong to the manager
 
 
 @needs('systemd-socket-activate')
@@ -217,14 +217,14 @@ def test_systemd_passes_a_socket_without_a_name(tmp_path):
 def test_systemd_passes_a_datagram_socket(tmp_path):
     port = free_port()
     with activated(tmp_path, '-d', '-l', f'127.0.0.1:{port}') as process:
-        # The datagram that started it is still there.
+        # The datagram that started the program is still in the socket.
         assert talk(socket.AF_INET, ('127.0.0.1', port), b'hello', socket.SOCK_DGRAM) == b'datagram hello'
         assert process.wait(20) == 0
 
 
 @pytest.mark.scenario(153)
 @needs('systemd-socket-activate')
-def test_systemd_passing_connections_is_refused(tmp_path):
+def test_connections_passed_by_systemd_are_refused(tmp_path):
     port = free_port()
     with activated(tmp_path, '-a', '-l', f'127.0.0.1:{port}') as process:
         with socket.create_connection(('127.0.0.1', port)):
@@ -233,7 +233,7 @@ def test_systemd_passing_connections_is_refused(tmp_path):
     assert 'descriptor 3 (unknown) from the service manager is a connection' in error and 'Accept=no' in error
 
 
-# -- telling the manager
+# -- messages to the manager
 
 
 @pytest.fixture(params=['path', 'abstract'])
@@ -257,7 +257,7 @@ def test_each_message_is_lines_of_assignments(manager):
     assert systemd.notify(MAINPID=1, X_QUEUE=2.5) and manager.recv(4096) == b'MAINPID=1\nX_QUEUE=2.5'
 
 
-def test_a_reload_tells_the_time_of_the_monotonic_clock(manager):
+def test_a_reload_sends_the_time_of_the_monotonic_clock(manager):
     before = time.clock_gettime(time.CLOCK_MONOTONIC)
     assert systemd.reloading()
     first, second = manager.recv(4096).decode().split('\n')
@@ -265,7 +265,7 @@ def test_a_reload_tells_the_time_of_the_monotonic_clock(manager):
     assert before - 1e-5 <= int(second.partition('=')[2]) / 1e6 <= time.clock_gettime(time.CLOCK_MONOTONIC)
 
 
-def test_no_value_begins_another_assignment_and_none_is_too_long(manager):
+def test_no_value_can_start_another_assignment_and_long_ones_are_cut(manager):
     systemd.status('a name\nREADY=1\r\0MAINPID=1 \udcff')
     assert manager.recv(4096) == b'STATUS=a name READY=1  MAINPID=1 ?'
     systemd.notify(READY=1, STATUS='€' * 10_000)
@@ -275,13 +275,13 @@ def test_no_value_begins_another_assignment_and_none_is_too_long(manager):
 
 @pytest.mark.parametrize('name', ['ready', 'A\nB', '', 'A=B', 'Ä', '1A'])
 def test_a_bad_name_raises(name):
-    with pytest.raises(ValueError, match='no name for the service manager'):
+    with pytest.raises(ValueError, match='not a valid name for sd_notify'):
         systemd.notify(**{name: 1})
 
 
 @needs('systemd-notify')
 @pytest.mark.parametrize(
-    ('arguments', 'tell'),
+    ('arguments', 'notify'),
     [
         (['--ready', '--status=up to date'], lambda: systemd.ready('up to date')),
         (['--status=Grüße'], lambda: systemd.status('Grüße')),
@@ -292,15 +292,15 @@ def test_a_bad_name_raises(name):
     ],
     ids=['ready', 'status', 'stopping', 'watchdog', 'reloading', 'more'],
 )
-def test_the_bytes_are_those_of_systemd_notify(manager, monkeypatch, arguments, tell):
+def test_the_bytes_are_those_of_systemd_notify(manager, monkeypatch, arguments, notify):
     monkeypatch.setattr(time, 'monotonic_ns', lambda: 5_000_999)
     subprocess.run(['systemd-notify', '--no-block', *arguments], check=True, timeout=20)
     theirs = manager.recv(4096)
-    tell()
+    notify()
     assert manager.recv(4096) == theirs
 
 
-def test_without_a_manager_nothing_is_told(monkeypatch, caplog):
+def test_without_a_manager_nothing_is_sent(monkeypatch, caplog):
     monkeypatch.delenv('NOTIFY_SOCKET', raising=False)
     caplog.set_level('DEBUG')
     assert not systemd.ready() and not systemd.status('up')
@@ -308,8 +308,8 @@ def test_without_a_manager_nothing_is_told(monkeypatch, caplog):
 
 
 @pytest.mark.scenario(154)
-@pytest.mark.parametrize('where', ['/nowhere/notify', '@nobody-listens-here', 'vsock:2:1234', '/' + 'x' * 200])
-def test_a_manager_that_cannot_be_reached_is_no_error(monkeypatch, caplog, where):
+@pytest.mark.parametrize('where', ['/nowhere/notify', '@no-listener-here', 'vsock:2:1234', '/' + 'x' * 200])
+def test_a_manager_that_cannot_be_reached_is_not_an_error(monkeypatch, caplog, where):
     monkeypatch.setenv('NOTIFY_SOCKET', where)
     caplog.set_level('DEBUG')
     assert not systemd.ready()
@@ -318,7 +318,7 @@ def test_a_manager_that_cannot_be_reached_is_no_error(monkeypatch, caplog, where
 
 
 @pytest.mark.scenario(154)
-def test_a_manager_that_does_not_read_holds_nobody_up_for_long(manager, monkeypatch, caplog):
+def test_a_manager_that_does_not_read_blocks_the_loop_only_briefly(manager, monkeypatch, caplog):
     monkeypatch.setattr(systemd, 'PATIENCE', 0.05)
     caplog.set_level('DEBUG')
     began = time.process_time()
@@ -336,7 +336,7 @@ def test_a_manager_that_does_not_read_holds_nobody_up_for_long(manager, monkeypa
 # -- the watchdog
 
 
-def test_the_watchdog_beats_at_half_of_its_time_from_the_loop(fake, kernel, manager, monkeypatch):
+def test_the_loop_notifies_the_watchdog_at_half_of_its_interval(fake, kernel, manager, monkeypatch):
     monkeypatch.setenv('WATCHDOG_USEC', '20000000')
     monkeypatch.setenv('WATCHDOG_PID', str(os.getpid()))
     manager.setblocking(False)
@@ -352,7 +352,7 @@ def test_the_watchdog_beats_at_half_of_its_time_from_the_loop(fake, kernel, mana
 
 
 @pytest.mark.scenario(155)
-def test_a_loop_that_hangs_does_not_beat(r, manager, monkeypatch):
+def test_a_loop_that_hangs_does_not_notify_the_watchdog(r, manager, monkeypatch):
     monkeypatch.setenv('WATCHDOG_USEC', '20000')
     monkeypatch.delenv('WATCHDOG_PID', raising=False)
     manager.setblocking(False)
@@ -360,7 +360,7 @@ def test_a_loop_that_hangs_does_not_beat(r, manager, monkeypatch):
     beats = []
 
     def hang():
-        beats.append(drain(manager))  # those until here
+        beats.append(drain(manager))  # the beats until now
         end = time.monotonic() + 0.05
         while time.monotonic() < end:
             pass

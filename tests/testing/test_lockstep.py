@@ -19,8 +19,9 @@ import pytest
 
 from reactor import ConnectTimeout, WriteTimeout
 from reactor.kernel import Kernel
-from reactor.testing.oracles import Record, WatchedReactor
+from reactor.testing.oracles import WatchedReactor
 from reactor.testing.programs import RACES
+from reactor.testing.records import Record
 from reactor.testing.simulation import Simulation
 from tests.helpers.support import SELECTORS
 from tests.testing.test_programs import RealWorld, courses
@@ -56,7 +57,7 @@ def trace(record: Record) -> tuple[Any, ...]:
         ' '.join(events),
         len(record.got),
         hashlib.sha256(record.got).hexdigest(),
-        record.told,
+        record.written_calls,
         repr(type(record.exc)),
     )
 
@@ -100,9 +101,9 @@ def test_a_program_has_the_same_records_on_both_kernels(kind, program, seed, tmp
 
 
 def test_a_trace_shows_the_order_of_callbacks_the_bytes_the_writes_and_the_end():
-    def record(events: str, got: bytes, told: int, exc: BaseException | None) -> Record:
+    def record(events: str, got: bytes, written: int, exc: BaseException | None) -> Record:
         made = Record(0)
-        made.events, made.got, made.told, made.exc = events.split(), bytearray(got), told, exc
+        made.events, made.got, made.written_calls, made.exc = events.split(), bytearray(got), written, exc
         return made
 
     same = [

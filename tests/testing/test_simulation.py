@@ -464,18 +464,18 @@ def test_a_failing_seed_is_reported_and_gives_status_1(monkeypatch, capsys, tmp_
     def run_some(seed, **options):
         ran.append(seed)
         if seed == 33:
-            raise SimulationFailed(f'seed {seed}, turn 8: law 1: it broke\nthe last of the trace:\n')
+            raise SimulationFailed(f'seed {seed}, turn 8: law 1: it broke\nthe end of the trace:\n')
 
     monkeypatch.setattr(runs, 'run_seed', run_some)
     kept = str(tmp_path / 'kept')
     assert runs.main(['--seeds', '50', '--resume', kept]) == 1
-    told = capsys.readouterr().out.splitlines()
-    assert told[:2] == ['seed 33, turn 8: law 1: it broke', '    again: python -m reactor.testing --seed 33']
-    assert told[2].startswith('50 of 50 seeds from 0: 1 failed; ')
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:2] == ['seed 33, turn 8: law 1: it broke', '    repeat: python -m reactor.testing --seed 33']
+    assert lines[2].startswith('50 of 50 seeds from 0: 1 failed; ')
     assert ran == list(range(50))
     assert runs.main(['--seeds', '70', '--resume', kept]) == 1
     assert ran[50:] == list(range(40, 70))  # the incomplete block, and the new one
-    assert ', 40 of them before: 1 failed' in capsys.readouterr().out
+    assert ', 40 of them in an earlier run: 1 failed' in capsys.readouterr().out
 
 
 @pytest.mark.parametrize('kind', KINDS)
@@ -489,7 +489,7 @@ def test_a_manner_can_be_forced_and_is_named_in_a_failure(kind, monkeypatch, cap
     monkeypatch.setattr(runs, 'run_seed', run_some)
     assert runs.main(['--seeds', '1', '--first', '7', '--manner', kind]) == 1
     assert ran == [(7, kind)]
-    assert capsys.readouterr().out.splitlines()[1] == f'    again: python -m reactor.testing --seed 7 --manner {kind}'
+    assert capsys.readouterr().out.splitlines()[1] == f'    repeat: python -m reactor.testing --seed 7 --manner {kind}'
 
 
 def test_seeds_that_pass_give_status_0_in_several_processes():

@@ -1,12 +1,12 @@
-"""Random programs of users, which run on the real system and on a simulated one.
+"""Random programs like those of users, for the real system and for simulated ones.
 
-A program is a function of a `World`; it is called once, in the first turn of the loop, and has ended when `run` returns
-True. Each is drawn anew from the world's generator: sizes, numbers, ways and times.
+A program is a function with one argument, the world it runs in. It is called once, in the first turn of the loop, and
+has ended when `run` returns True. All its sizes, counts, methods and times are drawn from the generator of the world.
 
-    PROGRAMS  those that run together
-    ALONE     those that end the reactor, and the others with it
-    meddling  handles of all kinds that act on each other, in a share of the seeds
-    RACES     those in which something depends on who is faster, so that no two runs on a real system are alike
+    PROGRAMS  programs that can run together
+    ALONE     programs that shut the reactor down, and so must run alone
+    meddling  handles of all kinds that act on each other; it runs in some of the seeds
+    RACES     programs with a race between client and server: two runs on a real system may differ
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from .endings import churn, closing
 from .limits import crowd, time_limits
 from .meddling import meddling
 from .others import calls, datagrams, look_ups, signals, threads, timers
-from .parts import World
+from .parts import AnyWorld
 from .service import drain
 
 PROGRAMS = (
@@ -27,4 +27,4 @@ PROGRAMS = (
 ALONE = (drain,)
 RACES = (publish_to_the_dying, churn, closing, crowd)
 
-__all__ = ['ALONE', 'PROGRAMS', 'RACES', 'World', 'meddling']
+__all__ = ['ALONE', 'PROGRAMS', 'RACES', 'AnyWorld', 'meddling']

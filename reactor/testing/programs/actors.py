@@ -1,39 +1,34 @@
 """A crowd of handles whose callbacks act on each other, and the connections in it.
 
-Each actor carries a small model of what its handle promises, written from the documentation. All streams carry the same
-endless text, so that any part of it tells where it belongs.
+Each actor has a small model of its handle's promises, written from the documentation. All streams send the same endless
+text, so that received bytes show from which position of the text they come.
 """
 
 from __future__ import annotations
 
+import random
+from collections.abc import Callable
 from typing import Any
 
 from reactor import ConnectionClosed, Limits, Stream
 
 from .admission import header
-from .parts import Place, child
+from .parts import AnyWorld, Goal, Place, new_random
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    import random
-    from collections.abc import Callable
-
-    from .parts import Goal, World
-
-TEXT = bytes(range(251)) * 1200  # 251 is prime: no chunk of a usual size is found at a wrong place
+TEXT = bytes(range(251)) * 1200  # 251 is prime, so a lost or doubled chunk of a usual size is noticed
 PERIOD = 251
 MOST = 14  # handles at once
-END = 20.0  # seconds after which nothing new is begun
+END = 20.0  # seconds after which all handles are closed
 
 
 class Crowd:
-    """The handles, and how many actions are left; with the last of them all is closed.
+    """The handles, and how many actions are left. After the last action all handles are closed.
 
-    kinds  what can be opened besides connections: functions of the crowd, each returns an actor or None
+    kinds  functions that open handles other than connections: each gets the crowd, and returns an actor or None
     """
 
-    def __init__(self, world: World, kinds: tuple[Callable[[Crowd], Any], ...] = ()) -> None:
-        self.world, self.r, self.rng = world, world.r, child(world)
+    def __init__(self, world: AnyWorld, kinds: tuple[Callable[[Crowd], Any], ...] = ()) -> None:
+        self.world, self.r, self.rng = world, world.r, new_random(world)
         self.left = self.rng.choice((30, 100, 300))
         self.actors: list[Any] = []
         self.places: list[tuple[Place, bool]] = []
@@ -44,7 +39,7 @@ class Crowd:
         self._kinds = (Side.open, Side.open, Side.open, *kinds)
 
     def begin(self) -> None:
-        """Open a few of each, and act on one now and then, whether anything happens or not."""
+        """Open a few handles, and start a timer that acts on them even if nothing else happens."""
         self.beat = self.r.call_every(self.rng.choice((0.002, 0.01)), self.tick)
         for _ in range(self.rng.randint(1, 3)):
             self.open_place()
@@ -52,13 +47,13 @@ class Crowd:
             self.open()
 
     def expect(self, text: str) -> int:
-        """Something that has to happen; returns the number to call `met` with."""
+        """Expect an event; returns the number to call `met` with."""
         self._numbers += 1
         self.goals[self._numbers] = self.world.expect(f'{text} {self._numbers}')
         return self._numbers
 
     def met(self, number: int) -> None:
-        """It has happened, for the first time."""
+        """Note that an expected event has happened, for the first time."""
         goal = self.goals.pop(number, None)
         if goal is None:
             self.fail(f'part {number} ended twice')
@@ -68,11 +63,11 @@ class Crowd:
             self.beat.cancel()
 
     def fail(self, text: str) -> None:
-        """A promise is broken."""
+        """Report that the reactor broke a promise."""
         self.world.fail(text)
 
     def tick(self) -> None:
-        """A beat: perhaps it is time to end."""
+        """Act in the timer of the crowd, and end after END seconds."""
         if self.r.now - self.began > END:
             self.left = 0
         self.meddle()
@@ -95,7 +90,7 @@ class Crowd:
                 self.rng.choice(self.actors).act(self.rng)
 
     def open(self) -> None:
-        """Open one more handle, unless there are enough, or the system has no more."""
+        """Open one more handle, unless there are enough or the system has no more descriptors."""
         if len(self.actors) >= MOST or self.over:
             return
         try:
@@ -108,7 +103,7 @@ class Crowd:
             self.actors.append(actor)
 
     def open_place(self) -> None:
-        """Begin to listen, in one of the many ways."""
+        """Open a listener with random options."""
         rng = self.rng
         proxied = self.world.tls is None and rng.random() < 0.2
         keywords: dict[str, Any] = {}
@@ -125,12 +120,12 @@ class Crowd:
         self.places.append((place, proxied))
 
     def on_accept_error(self, server: Any, exc: Exception) -> None:
-        """Accepting has paused."""
+        """Act in `on_accept_error` of a listener."""
         self.meddle()
         self.world.trouble()
 
     def act_on_place(self) -> None:
-        """Pause, resume, limit or close a listener; open another one."""
+        """Pause, resume, limit or close a listener, or open another one."""
         rng = self.rng
         place, _ = rng.choice(self.places)
         server, action = place.server, rng.randrange(6)
@@ -145,7 +140,7 @@ class Crowd:
         elif action == 4 and rng.random() < 0.3:
             server.close()
             if not server.closed or server.address is not None:
-                self.fail('a listener that was closed says that it is open')
+                self.fail('a closed listener has `closed` False, or an address')
         elif len(self.places) < 4 and not self.over:
             try:
                 self.open_place()
@@ -154,7 +149,7 @@ class Crowd:
                     raise
 
     def end(self) -> None:
-        """Close everything, in whatever order: each has to come to its end then."""
+        """Close all handles in a random order."""
         if self.over:
             return
         self.over = True
@@ -164,7 +159,7 @@ class Crowd:
         for place, _ in places:
             place.server.close()
         known = {id(actor.conn) for actor in actors if isinstance(actor, Side)}
-        for handle in self.r.handles():  # who was accepted, and `on_connect` does not know him yet
+        for handle in self.r.handles():  # connections that were accepted, but whose `on_connect` was not called yet
             if isinstance(handle, Stream) and id(handle) not in known and handle.sockname in newcomers:
                 handle.abort()
         for actor in actors:
@@ -174,7 +169,7 @@ class Crowd:
 
 
 def refer(handle: Any, rng: random.Random) -> None:
-    """Let it keep the loop running, or not: the beat does anyway."""
+    """Call `ref` or `unref` at random. The timer of the crowd keeps the loop running anyway."""
     if rng.random() < 0.5:
         handle.unref()
     else:
@@ -182,21 +177,21 @@ def refer(handle: Any, rng: random.Random) -> None:
 
 
 class Side:
-    """One end of a connection, ours to write to, and to end in all ways."""
+    """One end of a connection, which is written to, paused, and ended in all ways."""
 
     def __init__(self, crowd: Crowd, conn: Stream | None, ready: bool) -> None:
         self.crowd = crowd
-        self.conn: Stream = conn  # type: ignore[assignment]  # of a connector: right after
+        self.conn: Stream = conn  # type: ignore[assignment]  # `open` sets it right after
         self.number = crowd.expect('end of connection')
-        self.ready = ready  # to be written to: a proxy says its header first
-        self.ended = ''  # how we have ended it, or our side of it
+        self.ready = ready  # it may be written to; a proxied client first sends its header
+        self.ended = ''  # the method with which we have ended it
         self.over = self.paused = self.closed_by_us = self.peer_ended = False
         self.said = self.heard = 0  # bytes of the text
-        self.count = self.told = 0  # writes with a callback, and how many were called
+        self.count = self.written_calls = 0  # writes with a callback, and how many were called
 
     @classmethod
     def open(cls, crowd: Crowd) -> Side | None:
-        """Connect to one of the places, which may be closed by now."""
+        """Connect to one of the listeners, which may be closed already."""
         rng = crowd.rng
         place, proxied = rng.choice(crowd.places)
         side = cls(crowd, None, not proxied)
@@ -216,7 +211,7 @@ class Side:
 
     @staticmethod
     def accepted_by(crowd: Crowd) -> Callable[[Stream], None]:
-        """The `on_connect` of a listener."""
+        """Return the `on_connect` of a listener."""
 
         def on_connect(conn: Stream) -> None:
             side = Side(crowd, conn, True)
@@ -232,7 +227,7 @@ class Side:
         return on_connect
 
     def callbacks(self, rng: random.Random) -> dict[str, Any]:
-        """All that it has; some of them are missing now and then."""
+        """Return its callbacks, some of which are missing at random."""
         named: dict[str, Any] = {'on_data': self.on_data, 'on_close': self.on_close}
         for name, callback in ('on_eof', self.on_eof), ('on_drain', self.on_drain), ('on_error', self.on_error):
             if rng.random() < 0.6:
@@ -240,28 +235,28 @@ class Side:
         return named
 
     def happened(self, what: str) -> None:
-        """A callback: right, and then it meddles."""
+        """Check that a callback may be called, and then act on other handles."""
         if self.over:
-            self.crowd.fail(f'on_{what} after on_close')
+            self.crowd.fail(f'on_{what} was called after on_close')
         if self.closed_by_us and what != 'written':
-            self.crowd.fail(f'on_{what} after {self.ended}()')
+            self.crowd.fail(f'on_{what} was called after {self.ended}()')
         self.crowd.meddle()
 
     def on_data(self, conn: Stream, data: bytes) -> None:
         if self.paused:
-            self.crowd.fail('on_data while reading is paused')
+            self.crowd.fail('on_data was called while reading is paused')
         if self.peer_ended:
-            self.crowd.fail('on_data after on_eof')
+            self.crowd.fail('on_data was called after on_eof')
         at = self.heard % PERIOD
         if data != TEXT[at : at + len(data)]:
-            self.crowd.fail(f'{len(data)} bytes at {self.heard} are not what was written there')
+            self.crowd.fail(f'{len(data)} bytes at {self.heard} are not the bytes that were written')
         self.heard += len(data)
         self.crowd.world.trouble(conn)
         self.happened('data')
 
     def on_eof(self, conn: Stream) -> None:
         if self.peer_ended:
-            self.crowd.fail('on_eof twice')
+            self.crowd.fail('on_eof was called twice')
         self.peer_ended = True
         self.crowd.world.trouble(conn)
         self.happened('eof')
@@ -271,9 +266,9 @@ class Side:
         self.happened('drain')
 
     def on_written(self, conn: Stream, number: int) -> None:
-        if number != self.told:
-            self.crowd.fail(f'on_written of write {number}, and {self.told} is next')
-        self.told += 1
+        if number != self.written_calls:
+            self.crowd.fail(f'on_written of write {number} was called before that of write {self.written_calls}')
+        self.written_calls += 1
         self.crowd.world.trouble(conn)
         self.happened('written')
 
@@ -282,16 +277,16 @@ class Side:
 
     def on_close(self, conn: Stream, exc: BaseException | None) -> None:
         if self.over:
-            self.crowd.fail('on_close twice')
+            self.crowd.fail('on_close was called twice')
         if not conn.closed:
-            self.crowd.fail('in on_close it says that it is open')
+            self.crowd.fail('in on_close of a connection, `closed` is still False')
         self.over = True
         self.crowd.met(self.number)
         self.crowd.meddle()
         self.crowd.world.trouble(conn)
 
     def act(self, rng: random.Random) -> None:
-        """Do one of the things that can be done with a connection, whatever has become of it."""
+        """Call a random method of the connection, in whichever state it is."""
         conn, action = self.conn, rng.randrange(16)
         if action < 6:
             self.write(rng)
@@ -311,40 +306,40 @@ class Side:
         elif action == 12:
             conn.on_eof = None if rng.random() < 0.5 else self.on_eof
         elif action == 13 and self.ready:
-            if not conn.closed:  # else it has failed, or is closed, and this does nothing
+            if not conn.closed:  # otherwise write_eof does nothing
                 self.ended = 'write_eof'
             conn.write_eof()
         elif rng.random() < 0.4:
             self.close(rng)
 
     def write(self, rng: random.Random) -> None:
-        """Say more of the text; it raises when we have ended it, and never else."""
+        """Write more of the text. It must raise if we have ended the connection, and only then."""
         if not self.ready:
             return
         size = rng.choice((0, 1, 100, 5000, 70_000))
         at = self.said % PERIOD
         data = TEXT[at : at + size]
         way = rng.randrange(4)
-        told = (self.on_written, self.count) if way & 1 else ()
+        on_written = (self.on_written, self.count) if way & 1 else ()
         raises = bool(self.ended) or self.over
         try:
             if way < 2:
-                self.conn.write(data, *told)
+                self.conn.write(data, *on_written)
             else:
-                self.conn.writelines((data[: size // 2], memoryview(data)[size // 2 :]), *told)
+                self.conn.writelines((data[: size // 2], memoryview(data)[size // 2 :]), *on_written)
         except ConnectionClosed:
             if not raises:
-                self.crowd.fail('a write raised ConnectionClosed, and nobody had ended the connection here')
+                self.crowd.fail('a write raised ConnectionClosed, but the program had not ended the connection')
             return
         if raises:
-            self.crowd.fail(f'a write was taken after {self.ended or "on_close"}')
+            self.crowd.fail(f'a write after {self.ended or "on_close"} did not raise')
         self.said += size
         self.count += way & 1
 
     def close(self, rng: random.Random) -> None:
-        """End it, in good order or not."""
+        """Close or abort the connection."""
         how = rng.choice(('close', 'close', 'abort'))
         getattr(self.conn, how)()
         self.closed_by_us, self.ended = True, how
         if not self.conn.closed:
-            self.crowd.fail(f'after {how}() it says that it is open')
+            self.crowd.fail(f'after {how}() of a connection, `closed` is still False')

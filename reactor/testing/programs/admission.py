@@ -1,67 +1,61 @@
-"""Programs in which clients are looked at before they are let in, and while they are there.
+"""Programs with servers that limit their clients: by PROXY headers, by number, and by pace.
 
-Owns proxies that speak for their clients, and others that only pretend; crowds for whom there is no room; clients who
-are too slow. The rules: who comes with a right header is known by it and gets every byte, and whoever else comes is
-never heard of; as many are let in as there is room for; and who keeps the pace may stay.
+- A client with a valid PROXY header has the address in that header, and gets every byte. Other clients do not reach
+  `on_connect`.
+- A server with `Limits` accepts exactly the clients that the limits allow.
+- A client that keeps the minimum rate may stay until its lifetime is over.
 """
 
 from __future__ import annotations
 
+import random
 import struct
 from functools import partial
 from typing import Any
 
-from reactor import LifetimeOver, Limits, TooSlow
+from reactor import LifetimeOver, Limits, Stream, TooSlow
 
-from .parts import Ending, Place, Talker, child, cut, echoing, limits, some_bytes, talk
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    import random
-
-    from reactor import Stream
-
-    from .parts import World
+from .parts import AnyWorld, Place, Talker, WaitGroup, cut, echoing, limits, new_random, some_bytes, talk
 
 SIGNATURE = b'\r\n\r\n\0\r\nQUIT\n'
 NO_HEADERS = (b'GET / HTTP/1.1\r\n\r\n', b'\x16\x03\x01\0\xa5', b'PROXY TCP4 10.0.0.1\r\n', SIGNATURE + b'\x21\xff\0\0')
 CLIENT = '192.0.2.1'
 
 
-def proxied(world: World) -> None:
-    """Clients behind proxies, over TLS where the world has contexts, who expect an echo; strangers; health checks."""
+def proxied(world: AnyWorld) -> None:
+    """Run an echo server behind proxies, with TLS if the world has contexts, and with strangers and health checks."""
     place = proxied_echo(world)
-    ending = Ending(world, place.server)
+    group = WaitGroup(world, place.server)
     for _ in range(world.random.randint(1, 8)):
-        rng, number = child(world), ending.add('client')
+        rng, number = new_random(world), group.add('client')
         kind = rng.choice(('proxy', 'proxy', 'stranger', 'check'))
         if kind == 'proxy':
-            Proxy(world, rng, place, number, ending)
+            Proxy(world, rng, place, number, group)
         else:
-            disturb(world, place, rng.choice(NO_HEADERS) if kind == 'stranger' else b'', partial(ending.done, number))
+            disturb(world, place, rng.choice(NO_HEADERS) if kind == 'stranger' else b'', partial(group.done, number))
 
 
-def proxied_echo(world: World) -> Place:
-    """A server that sends back what it hears from clients whose proxies have said who they are."""
+def proxied_echo(world: AnyWorld) -> Place:
+    """Listen with an echo server that knows its clients by their PROXY headers."""
 
     def on_connect(conn: Stream) -> None:
         world.trouble(conn)
         if conn.peername[0] != CLIENT or conn.proxy is None or conn.proxy.source != conn.peername:
-            world.fail(f'{conn!r} was let in, and its proxy said {conn.proxy!r}')
+            world.fail(f'{conn!r} was accepted, but its PROXY header is {conn.proxy!r}')
 
     return Place(world, **echoing(world), on_connect=on_connect, proxied=True, proxy_timeout=2, **limits(world.random))
 
 
 class Proxy:
-    """Connects for a client: says its header, and then all is the client's."""
+    """A proxy and its client: it sends the header, and then the client talks."""
 
     place: Place
     pieces: list[bytes]
 
-    def __init__(self, world: World, rng: random.Random, place: Place, number: int, ending: Ending) -> None:
+    def __init__(self, world: AnyWorld, rng: random.Random, place: Place, number: int, group: WaitGroup) -> None:
         words = some_bytes(rng)
         self.talker: Talker = Talker(
-            world, rng, words, words, rng.choice(('eof', 'close')), partial(ending.done, number)
+            world, rng, words, words, rng.choice(('eof', 'close')), partial(group.done, number)
         )
         self.place, self.pieces = place, cut(rng, header(rng, number))
         callbacks = talk(world, on_connect=self.on_connect)
@@ -79,18 +73,18 @@ class Proxy:
         self.talker.connected()
 
 
-def limited(world: World) -> None:
-    """More clients than there is room for: each stays until all know whether they are in, and then goes."""
+def limited(world: AnyWorld) -> None:
+    """Connect more clients than the limits allow. They close when each client is either accepted or refused."""
     rng = world.random
     most, of_one, burst = rng.choice((0, 1, 3, 50)), rng.choice((None, 2)), rng.choice((None, 2, 4))
-    inside = [0, 0]  # now, and in all
+    inside = [0, 0]  # open connections: now, and in all
 
     def on_connect(conn: Stream) -> None:
         inside[0] += 1
         inside[1] += 1
         conn.data = inside
         if inside[0] > most:
-            world.fail(f'{inside[0]} are in, and there is room for {most}')
+            world.fail(f'{inside[0]} connections are open; the limit is {most}')
         world.trouble(conn)
         conn.write(b'in')
 
@@ -102,30 +96,30 @@ def limited(world: World) -> None:
     rate = None if burst is None else (1e-6, burst)
     rules = Limits(connections=most, per_address=of_one, connect_rate=rate)
     place = Place(world, on_connect=on_connect, on_close=on_close, limits=rules)
-    ending = Ending(world, place.server)
-    guests = Guests(world, rng.randint(1, 8), ending)
+    group = WaitGroup(world, place.server)
+    guests = Guests(world, rng.randint(1, 8), group)
     if not isinstance(place.server.address, tuple):
-        of_one = burst = None  # there are no addresses
+        of_one = burst = None  # clients of a Unix socket have no addresses
     room = min(len(guests.undecided), *(limit for limit in (most, of_one, burst, 99) if limit is not None))
     for number in sorted(guests.undecided):
         conn = place.connect(guests.on_data, on_close=guests.on_close, timeout=60)
         conn.data = number
-    guests.room, guests.let_in = room, inside
+    guests.room, guests.admitted = room, inside
 
 
 class Guests:
-    """The clients of `limited`, by their numbers: when nobody is undecided any more, those who are in go."""
+    """The clients of `limited`, by number. When none is undecided any more, the accepted ones close."""
 
-    world: World
-    ending: Ending
+    world: AnyWorld
+    group: WaitGroup
     room: int
-    let_in: list[int]
+    admitted: list[int]
 
-    def __init__(self, world: World, count: int, ending: Ending) -> None:
-        self.world, self.ending = world, ending
-        self.undecided: set[int] = {ending.add('visitor') for _ in range(count)}
+    def __init__(self, world: AnyWorld, count: int, group: WaitGroup) -> None:
+        self.world, self.group = world, group
+        self.undecided: set[int] = {group.add('client') for _ in range(count)}
         self.inside: list[Stream] = []
-        self.room, self.let_in = 0, [0, 0]
+        self.room, self.admitted = 0, [0, 0]
 
     def on_data(self, conn: Stream, data: bytes) -> None:
         self.inside.append(conn)
@@ -134,21 +128,21 @@ class Guests:
 
     def on_close(self, conn: Stream, exc: BaseException | None) -> None:
         self.decided(conn.data)
-        self.ending.done(conn.data)
+        self.group.done(conn.data)
         self.world.trouble(conn)
 
     def decided(self, number: int) -> None:
         self.undecided.discard(number)
         if not self.undecided:
-            if self.let_in[1] != self.room and not self.world.faulty:
-                self.world.fail(f'{self.let_in[1]} were let in, and there was room for {self.room}')
+            if self.admitted[1] != self.room and not self.world.faulty:
+                self.world.fail(f'{self.admitted[1]} clients were accepted; the limits allow {self.room}')
             inside, self.inside = self.inside, []
             for conn in inside:
                 conn.close()
 
 
-def paces(world: World) -> None:
-    """Clients who drip, who keep the pace, and who are silent, under a minimum rate and a lifetime."""
+def paces(world: AnyWorld) -> None:
+    """Connect slow, fast and silent clients to a server with a minimum rate and a lifetime."""
 
     def on_close(conn: Stream, exc: BaseException | None) -> None:
         kind = kinds.get(bytes(conn.data or b'')[:1])
@@ -165,22 +159,22 @@ def paces(world: World) -> None:
     keywords: dict[str, Any] = {} if world.tls is None else {'ssl': world.tls[0]}
     address = world.address()
     server = world.r.listen_tcp(*address, on_data, on_close=on_close, limits=rules, **keywords)
-    ending = Ending(world, server)
+    group = WaitGroup(world, server)
     for _ in range(world.random.randint(1, 5)):
-        rng = child(world)
-        Dripping(world, (server.address or address)[:2], rng.choice((b'd', b'k' * 300, b'')), ending)
+        rng = new_random(world)
+        Dripping(world, (server.address or address)[:2], rng.choice((b'd', b'k' * 300, b'')), group)
 
 
 class Dripping:
-    """A client of `paces`: says a word each 0.3 s as long as he may, nothing when it is empty."""
+    """A client of `paces`: it sends `word` every 0.3 s until it is closed. With an empty word it only waits."""
 
-    world: World
+    world: AnyWorld
     word: bytes
-    ending: Ending
+    group: WaitGroup
     number: int
 
-    def __init__(self, world: World, address: tuple[str, int], word: bytes, ending: Ending) -> None:
-        self.world, self.word, self.ending, self.number = world, word, ending, ending.add('dripping one')
+    def __init__(self, world: AnyWorld, address: tuple[str, int], word: bytes, group: WaitGroup) -> None:
+        self.world, self.word, self.group, self.number = world, word, group, group.add('dripping one')
         keywords: dict[str, Any] = {'on_connect': self.on_connect, 'on_close': self.on_close, 'timeout': 20}
         if world.tls is not None:
             keywords.update(ssl=world.tls[1], server_hostname='localhost')
@@ -200,12 +194,12 @@ class Dripping:
         self.world.trouble()
 
     def on_close(self, conn: Stream, exc: BaseException | None) -> None:
-        self.ending.done(self.number)
+        self.group.done(self.number)
         self.world.trouble(conn)
 
 
 def header(rng: random.Random, number: int) -> bytes:
-    """What the proxy of the client with this number, which is its port, has to say."""
+    """Return the PROXY header of a client, whose number is also its port."""
     if rng.random() < 0.4:
         return b'PROXY TCP4 %s 10.0.0.1 %d 443\r\n' % (CLIENT.encode(), number)
     tlvs = b''.join(struct.pack('!BH', 0xE0, size) + bytes(size) for size in rng.choice(((), (0,), (5, 90))))
@@ -213,8 +207,8 @@ def header(rng: random.Random, number: int) -> bytes:
     return SIGNATURE + struct.pack('!BBH', 0x21, 0x11, len(body)) + body
 
 
-def disturb(world: World, place: Place, words: bytes, done: Any) -> None:
-    """Connect and say what is no header, or nothing and go; whichever way it ends is right."""
+def disturb(world: AnyWorld, place: Place, words: bytes, done: Any) -> None:
+    """Connect and send `words`, which are not a header, or close at once if there are none. Any end is right."""
 
     def on_connect(conn: Stream) -> None:
         world.trouble(conn)
@@ -224,7 +218,7 @@ def disturb(world: World, place: Place, words: bytes, done: Any) -> None:
             conn.close()
 
     def on_data(conn: Stream, data: bytes) -> None:
-        world.fail(f'{data!r} was said to who said {words!r}')
+        world.fail(f'a client that sent {words!r} instead of a header received {data!r}')
 
     def on_close(conn: Stream, exc: BaseException | None) -> None:
         done()

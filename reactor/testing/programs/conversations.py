@@ -1,7 +1,7 @@
-"""Programs in which connections talk to their end: echo, proxy, half-closes, requests, publishing.
+"""Programs with small servers and clients like those of users: echo, proxy, half-closes, requests, publishing.
 
-Owns servers and clients that a user might write, in a few lines each. The rule: without faults all of them end cleanly
-with every byte where it belongs; with faults, what arrived is the beginning of what was sent.
+Without faults, every connection ends cleanly with all bytes delivered. With faults, the received bytes are the first
+part of those that were sent.
 """
 
 from __future__ import annotations
@@ -10,44 +10,38 @@ import random
 from functools import partial
 from typing import Any
 
+from reactor import Stream, Timer
 from reactor.framing import Frames
 
-from .parts import Ending, Place, Talker, child, cut, echoing, limits, some_bytes, talk, try_to_write
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from reactor import Stream, Timer
-
-    from .parts import World
+from .parts import AnyWorld, Place, Talker, WaitGroup, cut, echoing, limits, new_random, some_bytes, talk, try_to_write
 
 
-def echo(world: World) -> None:
-    """Clients send, and get back the same."""
+def echo(world: AnyWorld) -> None:
+    """Run an echo server with a few clients."""
     place = echo_server(world)
-    talk_to(world, place, Ending(world, place.server))
+    talk_to(world, place, WaitGroup(world, place.server))
 
 
-def echo_server(world: World) -> Place:
-    """A server that sends back what it hears, no faster than it is taken."""
-
-    most = world.random.choice((None, None, 1, 3))  # others wait in the backlog
+def echo_server(world: AnyWorld) -> Place:
+    """Listen with an echo server that pauses reading while its client reads too slowly."""
+    most = world.random.choice((None, None, 1, 3))  # more clients wait in the backlog
     return Place(world, **echoing(world), max_connections=most, **limits(world.random))
 
 
-def talk_to(world: World, place: Place, ending: Ending) -> None:
-    """Some clients that expect an echo."""
+def talk_to(world: AnyWorld, place: Place, group: WaitGroup) -> None:
+    """Connect a few clients that expect an echo."""
     for _ in range(world.random.randint(1, 8)):
-        rng, number = child(world), ending.add('client')
+        rng, number = new_random(world), group.add('client')
         words = some_bytes(rng)
-        talker = Talker(world, rng, words, words, rng.choice(('eof', 'close')), partial(ending.done, number))
+        talker = Talker(world, rng, words, words, rng.choice(('eof', 'close')), partial(group.done, number))
         callbacks = talk(world)
         if rng.random() < 0.5:
             del callbacks['on_eof']
         talker.join(place.connect(timeout=rng.choice((None, 30)), **callbacks, **limits(rng)))
 
 
-def proxy(world: World) -> None:
-    """The same through a proxy, which passes bytes both ways, no faster than the slower side reads."""
+def proxy(world: AnyWorld) -> None:
+    """Run an echo server behind a proxy that passes bytes both ways, no faster than the slower side reads."""
 
     def on_connect(front: Stream) -> None:
         world.trouble(front)
@@ -56,7 +50,7 @@ def proxy(world: World) -> None:
 
     def on_data(conn: Stream, data: bytes) -> None:
         world.trouble(conn)
-        if conn.data is not None and not conn.data.write(data):  # None: the other side is gone
+        if conn.data is not None and not conn.data.write(data):  # None: the other side has ended
             conn.pause_reading()
 
     def on_drain(conn: Stream) -> None:
@@ -83,14 +77,14 @@ def proxy(world: World) -> None:
     options = limits(world.random)
     back_place = echo_server(world)
     place = Place(world, on_data, on_connect=on_connect, **pair, **options)
-    talk_to(world, place, Ending(world, place.server, back_place.server))
+    talk_to(world, place, WaitGroup(world, place.server, back_place.server))
 
 
-def half_closes(world: World) -> None:
-    """One side ends and the other goes on: the server answers when all was asked, or has the first word and ends it."""
+def half_closes(world: AnyWorld) -> None:
+    """Close one direction and use the other: the server answers after an end of file, or sends first and ends."""
     first = world.random.random() < 0.5
     greeting = some_bytes(world.random) if first else b''
-    pieces_of = child(world)
+    pieces_of = new_random(world)
     said: list[bytes] = []
 
     def on_connect(conn: Stream) -> None:
@@ -108,7 +102,7 @@ def half_closes(world: World) -> None:
         world.trouble(conn)
         asked = bytes(conn.data)
         if asked not in said and not world.faulty:
-            world.fail(f'the server heard {len(asked)} bytes that nobody has said')
+            world.fail(f'the server received {len(asked)} bytes that no client has sent')
         if not first:
             for piece in cut(pieces_of, asked[::-1]):
                 conn.write(piece)
@@ -118,18 +112,18 @@ def half_closes(world: World) -> None:
         world.trouble(conn)
 
     place = Place(world, on_data, on_connect=on_connect, on_eof=on_eof, on_close=on_close, **limits(world.random))
-    ending = Ending(world, place.server)
+    group = WaitGroup(world, place.server)
     for _ in range(world.random.randint(1, 8)):
-        rng, number = child(world), ending.add('client')
+        rng, number = new_random(world), group.add('client')
         words = some_bytes(rng)
         said.append(words)
         expected = greeting if first else words[::-1]
-        talker = Talker(world, rng, words, expected, 'eof', partial(ending.done, number))
+        talker = Talker(world, rng, words, expected, 'eof', partial(group.done, number))
         talker.join(place.connect(**talk(world), **limits(rng)))
 
 
-def floods(world: World) -> None:
-    """Both sides send much at once, each reads as it likes."""
+def floods(world: AnyWorld) -> None:
+    """Send much in both directions at once, with each side reading at its own pace."""
     ours, theirs = (world.random.randbytes(world.random.randint(0, 200_000)) for _ in range(2))
     seed = world.random.getrandbits(64)
 
@@ -140,15 +134,15 @@ def floods(world: World) -> None:
         talker.connected()
 
     place = Place(world, **talk(world, on_connect=on_connect), **limits(world.random))
-    ending = Ending(world, place.server)
+    group = WaitGroup(world, place.server)
     for _ in range(world.random.randint(1, 3)):
-        rng, number = child(world), ending.add('client')
-        talker = Talker(world, rng, ours, theirs, 'eof', partial(ending.done, number))
+        rng, number = new_random(world), group.add('client')
+        talker = Talker(world, rng, ours, theirs, 'eof', partial(group.done, number))
         talker.join(place.connect(**talk(world), **limits(rng)))
 
 
-def requests(world: World) -> None:
-    """Clients ask one thing after another, the server answers after a while, and who waits too long gives up."""
+def requests(world: AnyWorld) -> None:
+    """Connect clients that send one request after another. Answers take a while, and some clients give up."""
     r = world.r
 
     def on_connect(conn: Stream) -> None:
@@ -178,23 +172,23 @@ def requests(world: World) -> None:
         world.trouble(conn)
 
     place = Place(world, on_data, on_connect=on_connect, on_close=on_close, **limits(world.random))
-    ending = Ending(world, place.server)
+    group = WaitGroup(world, place.server)
     for _ in range(world.random.randint(1, 8)):
-        Asker(world, place, ending)
+        RequestClient(world, place, group)
 
 
-class Asker:
-    """A client of `requests`. The last thing it asks is answered and the connection closed, or it gives up."""
+class RequestClient:
+    """A client of `requests`. The server closes the connection after its last request, or the client gives up."""
 
     PATIENCE, LATE = 20.0, 3600_000  # seconds, milliseconds
 
-    world: World
-    ending: Ending
+    world: AnyWorld
+    group: WaitGroup
     number: int
 
-    def __init__(self, world: World, place: Place, ending: Ending) -> None:
-        self.world, self.ending, self.number = world, ending, ending.add('asker')
-        rng = child(world)
+    def __init__(self, world: AnyWorld, place: Place, group: WaitGroup) -> None:
+        self.world, self.group, self.number = world, group, group.add('asker')
+        rng = new_random(world)
         self.texts: list[bytes] = [b'%x' % rng.getrandbits(4 << rng.randrange(9)) for _ in range(rng.randint(1, 5))]
         self.delays: list[int] = [rng.choice((0, 0, 1, 5)) for _ in self.texts]
         self.gives_up: bool = rng.random() < 0.3
@@ -222,7 +216,7 @@ class Asker:
         self.frames.feed(data)
         while (line := self.frames.line()) is not None:
             if [line[::-1]] != self.texts[len(self.answers) :][:1]:
-                self.world.fail(f'answer {len(self.answers)} is {line!r}')
+                self.world.fail(f'answer {len(self.answers)} is {line!r}, which is wrong')
             self.answers.append(line)
             if len(self.answers) < len(self.texts):
                 self.ask()
@@ -230,49 +224,50 @@ class Asker:
     def give_up(self) -> None:
         self.conn.close()
         if not (self.gives_up or self.world.faulty):
-            self.world.fail(f'no answer in {self.PATIENCE} s')
+            self.world.fail(f'a client got no answer in {self.PATIENCE} s')
         self.world.trouble()
 
     def on_close(self, conn: Stream, exc: BaseException | None) -> None:
         self.deadline.cancel()
-        self.ending.done(self.number)
+        self.group.done(self.number)
         if not self.world.faulty and (exc is not None or len(self.answers) != len(self.texts) - self.gives_up):
-            self.world.fail(f'{len(self.answers)} of {len(self.texts)} answers, ended with {exc!r}')
+            count, asked = len(self.answers), len(self.texts)
+            self.world.fail(f'a client with {count} answers to {asked} requests ended with {exc!r}')
         self.world.trouble(conn)
 
 
-def publish(world: World) -> None:
-    """A hub passes what one client publishes to all that have subscribed: quick ones, and ones that pause."""
+def publish(world: AnyWorld) -> None:
+    """Run a hub that passes the lines of a publisher to all subscribers, some of which pause reading."""
     Hub(world, dying=False)
 
 
-def publish_to_the_dying(world: World) -> None:
-    """The same with subscribers that reset their connection in the middle of it."""
+def publish_to_the_dying(world: AnyWorld) -> None:
+    """Run the same hub with subscribers that may reset their connections."""
     Hub(world, dying=True)
 
 
 class Hub:
-    """The server of `publish`, and what starts its clients: the publisher when all subscribers have been welcomed."""
+    """The server of `publish`. It also starts the clients: subscribers first, and then the publisher."""
 
     publisher: random.Random
 
     WELCOME = b'welcome\n'
 
-    def __init__(self, world: World, dying: bool) -> None:
+    def __init__(self, world: AnyWorld, dying: bool) -> None:
         self.world = world
         self.subscribers: dict[Stream, None] = {}
         options = limits(world.random)
         if world.faulty:
             options['max_buffered'] = world.random.choice((1000, 1 << 24))
         self.place: Place = Place(world, self.on_data, on_connect=self.on_connect, on_close=self.on_close, **options)
-        self.ending: Ending = Ending(world, self.place.server)
-        self.publisher = child(world)
-        self.publishing: int = self.ending.add('publisher')
+        self.group: WaitGroup = WaitGroup(world, self.place.server)
+        self.publisher = new_random(world)
+        self.publishing: int = self.group.add('publisher')
         self.news: list[bytes] = [
             b'%x\n' % self.publisher.getrandbits(4 << self.publisher.randrange(14)) for _ in range(10)
         ]
         self.stuck: list[Any] = []
-        members = [Subscriber(self, child(world), dying) for _ in range(world.random.randint(1, 7))]
+        members = [Subscriber(self, new_random(world), dying) for _ in range(world.random.randint(1, 7))]
         self.unwelcomed: int = len(members)
         for member in members:
             member.join(self.place.connect(**talk(world), idle_timeout=30, **limits(member.rng)))
@@ -301,21 +296,21 @@ class Hub:
         self.world.trouble(conn)
 
     def welcomed(self) -> None:
-        """One subscriber more is there, or will never be."""
+        """Note that a subscriber was welcomed or has ended. After the last one, start the publisher."""
         self.unwelcomed -= 1
         if not self.unwelcomed:
             talker = Talker(self.world, self.publisher, b''.join(self.news), b'', 'eof', self.published)
             talker.join(self.place.connect(**talk(self.world)))
 
     def published(self) -> None:
-        """The publisher is gone: who has slept through it wakes up."""
+        """Wake the subscribers that sleep, because the publisher has ended."""
         for each in self.stuck:
             each.resume_reading()
-        self.ending.done(self.publishing)
+        self.group.done(self.publishing)
 
 
 class Subscriber(Talker):
-    """A client of a `Hub` that hears all the news, perhaps late, or dies of the first."""
+    """A client of a `Hub`. It receives all the news, perhaps late, or resets its connection on the way."""
 
     hub: Hub
     number: int
@@ -325,7 +320,7 @@ class Subscriber(Talker):
     def __init__(self, hub: Hub, rng: random.Random, dying: bool) -> None:
         expected = b''.join([hub.WELCOME, *hub.news])
         super().__init__(hub.world, rng, b'subscribe\n', expected, 'wait', self.left)
-        self.hub, self.number, self.waits = hub, hub.ending.add('subscriber'), True
+        self.hub, self.number, self.waits = hub, hub.group.add('subscriber'), True
         self.dies_at: int | None = rng.randrange(len(expected)) if dying and rng.random() < 0.5 else None
         self.sleeps: bool = rng.random() < 0.3
 
@@ -347,7 +342,7 @@ class Subscriber(Talker):
         super().ended(exc)
 
     def left(self) -> None:
-        self.hub.ending.done(self.number)
+        self.hub.group.done(self.number)
         self._welcomed()
 
     def _welcomed(self) -> None:

@@ -1,29 +1,21 @@
-"""Programs about beginnings and ends: connections that come and go at once, and everything ended inside everything.
+"""Programs with connections that begin and end in unusual ways: at once, rudely, or inside each other's callbacks.
 
-Owns clients that are no model for anybody. The rule: however rudely it is done, each connection ends once, and the
-program ends. What exactly happens to each depends on how fast the other side is.
+Each connection ends exactly once, and the program ends. How a connection ends depends on how fast its peer is.
 """
 
 from __future__ import annotations
 
+import random
+from collections.abc import Callable
 from typing import Any
 
-from reactor import ConnectTimeout, SelectorFull, TLSError
+from reactor import ConnectTimeout, Reactor, SelectorFull, Stream, Timer, TLSError
 
-from .parts import Ending, Place, child, limits, some_bytes, try_to_write
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    import random
-    from collections.abc import Callable
-
-    from reactor import Reactor, Stream, Timer
-
-    from .parts import World
+from .parts import AnyWorld, Place, WaitGroup, limits, new_random, some_bytes, try_to_write
 
 
-def churn(world: World) -> None:
-    """Clients that come and go at once, each in its own way, the next one from where the last is told of its end."""
+def churn(world: AnyWorld) -> None:
+    """Connect clients that end at once, each in another way. Each next client starts in `on_close` of the last one."""
     greeting, manner = some_bytes(world.random, 5000), world.random.choice(('stay', 'close', 'abort'))
 
     def on_connect(conn: Stream) -> None:
@@ -40,23 +32,23 @@ def churn(world: World) -> None:
     deaf.server.pause()
     gone = Place(world)
     gone.server.close()
-    ending = Ending(world, lively.server, deaf.server)
+    group = WaitGroup(world, lively.server, deaf.server)
     for _ in range(world.random.randint(1, 8)):
-        Visitor(world, {'lively': lively, 'deaf': deaf, 'gone': gone}, ending)
+        Visitor(world, {'lively': lively, 'deaf': deaf, 'gone': gone}, group)
 
 
 class Visitor:
     """A client of `churn` that connects several times."""
 
-    world: World
+    world: AnyWorld
     places: dict[str, Place]
-    ending: Ending
+    group: WaitGroup
     rng: random.Random
 
-    def __init__(self, world: World, places: dict[str, Place], ending: Ending) -> None:
-        self.world, self.places, self.ending = world, places, ending
-        self.number: int = ending.add('visitor')
-        self.rng = child(world)
+    def __init__(self, world: AnyWorld, places: dict[str, Place], group: WaitGroup) -> None:
+        self.world, self.places, self.group = world, places, group
+        self.number: int = group.add('client')
+        self.rng = new_random(world)
         self.visits: int = self.rng.randint(1, 6)
         self.visit()
 
@@ -68,27 +60,27 @@ class Visitor:
 
         def on_connect(conn: Stream) -> None:
             if where == 'gone':
-                self.world.fail('connected to a server that is closed')
+                self.world.fail('a client was connected to a closed server')
             self.world.trouble(conn)
             connected(conn)
 
         def on_close(conn: Stream, exc: BaseException | None) -> None:
             if self.places['deaf'].server.open_connections:
-                self.world.fail('a listener has accepted while it was paused')
+                self.world.fail('a listener accepted a client while it was paused')
             if self.visits:
-                self.visit()  # its descriptor may be the one that has just become free
+                self.visit()  # the new descriptor may have the number of the old one
             else:
-                self.ending.done(self.number)
+                self.group.done(self.number)
             on_linux = self.world.r.kernel.counts_tcp
             if not self.world.faulty and not isinstance(exc, (ENDS if on_linux else ENDS_OF_OTHERS)[where]):
-                self.world.fail(f'{manner!r} ended with {exc!r}')
+                self.world.fail(f'the connection of {manner!r} ended with {exc!r}')
             self.world.trouble(conn)
 
         conn = self.places[where].connect(on_connect=on_connect, on_close=on_close, timeout=timeout)
         begin(self, conn)
 
     def nothing(self, conn: Stream) -> None:
-        """Let things happen."""
+        """Do nothing after the call."""
 
     def close(self, conn: Stream) -> None:
         conn.close()
@@ -108,27 +100,27 @@ class Visitor:
 
 
 def close(conn: Stream) -> None:
-    """Said in `on_connect`."""
+    """Close in `on_connect`."""
     conn.close()
 
 
 def abort(conn: Stream) -> None:
-    """Said in `on_connect`."""
+    """Abort in `on_connect`."""
     conn.abort()
 
 
 def speak_and_close(conn: Stream) -> None:
-    """Said in `on_connect`."""
+    """Write and close in `on_connect`."""
     conn.write(b'x' * 10_000)
     conn.close()
 
 
 def end(conn: Stream) -> None:
-    """Said in `on_connect`: hear what the other has to say."""
+    """End our side in `on_connect`, and receive what the server sends."""
     conn.write_eof()
 
 
-# Where to, what to do right after the call, and in on_connect.
+# For each manner: the server, what to do right after the call, and what to do in `on_connect`.
 MANNERS: dict[str, tuple[str, Callable[[Visitor, Stream], None], Callable[[Stream], None]]] = {
     'close before connected': ('lively', Visitor.close, close),
     'abort before connected': ('lively', Visitor.abort, close),
@@ -139,13 +131,13 @@ MANNERS: dict[str, tuple[str, Callable[[Visitor, Stream], None], Callable[[Strea
     'abort in on_connect': ('lively', Visitor.nothing, abort),
     'write and close in on_connect': ('lively', Visitor.nothing, speak_and_close),
     'end in on_connect': ('lively', Visitor.nothing, end),
-    'nobody there': ('gone', Visitor.nothing, close),
-    'nobody answers': ('deaf', Visitor.nothing, close),
+    'no listener': ('gone', Visitor.nothing, close),
+    'no answer': ('deaf', Visitor.nothing, close),
 }
 
 
-# How the connections to each may end. Unix sockets know no resets: TLS that is aborted there was cut short. Where the
-# queue of a Unix socket is full, Linux has the client wait, and the BSDs refuse it.
+# How connections to each server may end. Unix sockets have no resets, so an aborted TLS connection ends with TLSError.
+# If the queue of a Unix socket is full, the client waits on Linux and is refused on the BSDs.
 ENDS: dict[str, tuple[type, ...]] = {
     'lively': (type(None), OSError, TLSError),
     'gone': (OSError,),
@@ -154,28 +146,28 @@ ENDS: dict[str, tuple[type, ...]] = {
 ENDS_OF_OTHERS: dict[str, Any] = {**ENDS, 'deaf': (type(None), ConnectTimeout, ConnectionRefusedError)}
 
 
-def closing(world: World) -> None:
-    """Everything that ends, holds or begins something, inside every kind of callback, done to oneself and to others."""
+def closing(world: AnyWorld) -> None:
+    """Begin, pause and end connections inside every kind of callback: the connection's own and others."""
     Mischief(world)
 
 
 class Mischief:
-    """The state of `closing`: who is there, and what may still be done."""
+    """The state of `closing`: the connections, timers and listeners, and how many deeds are left."""
 
-    world: World
+    world: AnyWorld
     r: Reactor
     rng: random.Random
     beating: Timer
 
-    def __init__(self, world: World) -> None:
-        self.world, self.r, self.rng = world, world.r, child(world)
-        self.left: int = self.rng.randrange(300)  # deeds
+    def __init__(self, world: AnyWorld) -> None:
+        self.world, self.r, self.rng = world, world.r, new_random(world)
+        self.left: int = self.rng.randrange(300)
         self.conns: list[Any] = []
         self.timers: list[Any] = []
         self.places: list[Place] = []
         self.over: bool = False
-        self.ending: Ending = Ending(world)
-        self.part: Any = self.ending.add('everybody went home')
+        self.group: WaitGroup = WaitGroup(world)
+        self.part: Any = self.group.add('end of all connections')
         self.listen()
         self.listen()
         for _ in range(self.rng.randint(1, 8)):
@@ -183,7 +175,7 @@ class Mischief:
         self.beating = self.r.call_every(0.005, self.beat)
 
     def act(self, conn: Any = None) -> None:
-        """Do something random, to this connection or to another."""
+        """Do random deeds to this connection or another."""
         for _ in range(self.rng.choice((0, 1, 1, 3))):
             if self.left:
                 self.left -= 1
@@ -194,7 +186,7 @@ class Mischief:
         self.world.trouble(conn)
 
     def callbacks(self) -> dict[str, Any]:
-        """Callbacks that act, for a listener or a client; some have no `on_eof`, and some an `on_error`."""
+        """Return callbacks that act, for a listener or a client. Some of them are missing at random."""
 
         def on_event(conn: Stream, *args: Any) -> None:
             self.act(conn)
@@ -219,22 +211,22 @@ class Mischief:
         self.act()
 
     def beat(self) -> None:
-        """A timer, a call, a moment between two events. When all deeds are done, everybody has to go."""
+        """Act in a timer. When no deeds are left, end everything."""
         if not self.left:
             self.curfew()
         self.act()
 
     def called(self, part: int) -> None:
-        """A call that was asked for."""
-        self.ending.done(part)
+        """Act in a scheduled call."""
+        self.group.done(part)
         self.act()
 
     def on_written(self, conn: Stream) -> None:
-        """Bytes of a deed were accepted."""
+        """Act in `on_written` of a deed."""
         self.act(conn)
 
     def curfew(self) -> None:
-        """Everybody has to go, whatever they are doing."""
+        """End all connections, listeners and timers."""
         self.over, self.left = True, 0
         for timer in [self.beating, *self.timers]:
             timer.cancel()
@@ -246,15 +238,15 @@ class Mischief:
         self.world.trouble()
 
     def look_for_the_end(self) -> None:
-        """After the curfew, the last to go has put out the light."""
+        """After the curfew, note the end of the last connection."""
         if self.over and not self.conns and self.part is not None:
-            self.ending.done(self.part)
+            self.group.done(self.part)
             self.part = None
 
     # -- the deeds
 
     def connect(self, conn: Any = None) -> None:
-        """Start a client, of a server that may be closed by now."""
+        """Connect a client to a server that may be closed already."""
         if len(self.conns) < 30:
             self.conns.append(self.rng.choice(self.places).connect(**self.callbacks()))
 
@@ -263,7 +255,7 @@ class Mischief:
             try:
                 self.places.append(Place(self.world, **self.callbacks()))
             except (OSError, SelectorFull):
-                if not self.world.faulty:  # no descriptor is left
+                if not self.world.faulty:  # faults include a lack of descriptors
                     raise
 
     def stop_listening(self, conn: Any) -> None:
@@ -291,7 +283,7 @@ class Mischief:
         conn.set_write_limits(self.rng.randrange(1, 1000), 0)
 
     def call_soon(self, conn: Any) -> None:
-        self.r.call_soon(self.called, self.ending.add('call'))
+        self.r.call_soon(self.called, self.group.add('call'))
 
     def call_later(self, conn: Any) -> None:
         self.timers.append(self.r.call_later(self.rng.choice((0, 0.001, 0.1)), self.beat))

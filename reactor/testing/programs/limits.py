@@ -1,47 +1,42 @@
-"""Programs that come to limits: of time, and of how many are let in at once.
+"""Programs that reach limits: time limits, and the number of connections.
 
-Owns clients that are silent too long, and crowds. The rule: who is within the limits is left alone, and who is not is
-told why; whether it was told in time, the simulation knows.
+A connection within its limits stays open, and one beyond them ends with the right exception. The checks of the
+simulation test that it ends in time.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from reactor import IdleTimeout, ReadTimeout
+from reactor import IdleTimeout, ReadTimeout, Stream
 
-from .parts import Ending, Place, child, limits
+from .parts import AnyWorld, Place, WaitGroup, limits, new_random
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from reactor import Stream
-
-    from .parts import World
-LOOKS = 1.1  # seconds, in which each limit is looked at once
+LOOKS = 1.1  # seconds: the reactor checks each limit at least once in this time
 
 
-def time_limits(world: World) -> None:
-    """Connections on which nothing happens, or just enough, or while reading is paused."""
+def time_limits(world: AnyWorld) -> None:
+    """Connect clients that are silent, or send just often enough, or pause reading."""
 
     def on_close(conn: Stream, exc: BaseException | None) -> None:
         world.trouble(conn)
 
     place = Place(world, on_close=on_close, **limits(world.random))
-    ending = Ending(world, place.server)
+    group = WaitGroup(world, place.server)
     for _ in range(world.random.randint(1, 6)):
-        Silent(world, place, ending)
+        Silent(world, place, group)
 
 
 class Silent:
-    """A client of `time_limits`. Most of them speak a few times first."""
+    """A client of `time_limits`. Most clients send a few times first."""
 
-    world: World
-    ending: Ending
+    world: AnyWorld
+    group: WaitGroup
     number: int
 
-    def __init__(self, world: World, place: Place, ending: Ending) -> None:
-        self.world, self.ending, self.number = world, ending, ending.add('silent one')
-        rng = child(world)
+    def __init__(self, world: AnyWorld, place: Place, group: WaitGroup) -> None:
+        self.world, self.group, self.number = world, group, group.add('silent one')
+        rng = new_random(world)
         self.patience: float = rng.choice((0.1, 0.25, 0.4))
         self.kind = rng.choice(('read', 'paused', 'idle', 'write', 'changed'))
         self.words: int = rng.randrange(5)
@@ -75,31 +70,32 @@ class Silent:
         self.world.trouble()
 
     def on_close(self, conn: Stream, exc: BaseException | None) -> None:
-        self.ending.done(self.number)
+        self.group.done(self.number)
         ends = {'read': ReadTimeout, 'paused': ReadTimeout, 'write': type(None)}
         if not self.world.faulty and type(exc) is not ends.get(self.kind, IdleTimeout):
-            self.world.fail(f'{self.kind!r} ended with {exc!r}')
+            self.world.fail(f'a client of kind {self.kind!r} ended with {exc!r}')
         if not self.world.faulty and self.world.r.now > self.began + 60:
-            self.world.fail(f'{self.kind!r} was told {self.world.r.now - self.began:.1f} s after it had begun')
+            seconds = self.world.r.now - self.began
+            self.world.fail(f'a client of kind {self.kind!r} ended {seconds:.1f} s after it had begun')
         self.world.trouble(conn)
 
 
-def crowd(world: World) -> None:
-    """Many that come at once, and go when they have seen the place."""
+def crowd(world: AnyWorld) -> None:
+    """Connect many clients at once, each of which closes when it is connected."""
 
     def on_connect(conn: Stream) -> None:
         world.trouble(conn)
         conn.close()
 
     def on_close(conn: Stream, exc: BaseException | None) -> None:
-        ending.done(conn.data)
+        group.done(conn.data)
         if exc is not None and not world.faulty:
-            world.fail(f'a visitor ended with {exc!r}')
+            world.fail(f'a client ended with {exc!r}')
         world.trouble(conn)
 
     most = world.random.choice((None, None, 5))
     place = Place(world, max_connections=most, **limits(world.random))
-    ending = Ending(world, place.server)
+    group = WaitGroup(world, place.server)
     for _ in range(world.random.choice((5, 10, 80) if world.tls is None else (5, 10))):
         conn = place.connect(on_connect=on_connect, on_close=on_close)
-        conn.data = ending.add('visitor')
+        conn.data = group.add('client')

@@ -1,28 +1,22 @@
-"""A program in which every callback acts on any other handle: what users do who have more than one.
+"""A program in which every callback acts on other handles, as it happens in programs with several handles.
 
-Whatever is called, and from wherever, acts on a few handles that are drawn: writes to them, closes them, pauses them,
-moves their timers, opens others. In a turn in which many handles are ready, some of them are no longer what they were
-when the selector reported them.
+Each callback acts on a few random handles: it writes to them, closes them, pauses them, moves their timers, or opens
+others. In a turn with many ready handles, some are in another state when their turn comes than when the selector
+reported them.
 """
 
 from __future__ import annotations
 
+import random
+from collections.abc import Callable
 from operator import floordiv
 from signal import SIGTERM
 from typing import Any
 
-from reactor import HandleClosed
+from reactor import DatagramSocket, HandleClosed, Timer
 
 from .actors import TEXT, Crowd, refer
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    import random
-    from collections.abc import Callable
-
-    from reactor import DatagramSocket, Timer
-
-    from .parts import World
+from .parts import AnyWorld
 
 
 class Clock:
@@ -43,9 +37,9 @@ class Clock:
 
     def fire(self) -> None:
         if self.over:
-            self.crowd.fail('a timer that was cancelled has fired')
+            self.crowd.fail('a cancelled timer fired')
         if self.crowd.r.now < self.due - 1e-9:
-            self.crowd.fail('a timer has fired early')
+            self.crowd.fail('a timer fired early')
         if not self.every:
             self.end()
         self.crowd.meddle()
@@ -91,14 +85,14 @@ class Mailer:
 
     def happened(self, what: str) -> None:
         if self.closed or self.over:
-            self.crowd.fail(f'on_{what} after close()')
+            self.crowd.fail(f'on_{what} of a datagram socket was called after close()')
         self.crowd.meddle()
 
     def on_datagram(self, sock: DatagramSocket, data: bytes, address: Any) -> None:
         if self.paused:
-            self.crowd.fail('on_datagram while reading is paused')
+            self.crowd.fail('on_datagram was called while reading is paused')
         if data != TEXT[: len(data)]:
-            self.crowd.fail('a datagram is not what was sent')
+            self.crowd.fail('a received datagram is not one that was sent')
         self.happened('datagram')
         self.crowd.world.trouble(sock)
 
@@ -139,15 +133,15 @@ class Mailer:
                 self.sock.send(TEXT[: rng.choice((0, 1, 900, 9000))], target)
             except HandleClosed:
                 if not (self.closed or self.over):
-                    self.crowd.fail('send raised HandleClosed, and nobody had closed the socket')
+                    self.crowd.fail('send raised HandleClosed, but the program had not closed the socket')
 
     def close(self, rng: random.Random) -> None:
         self.sock.close()
         self.closed = True
 
 
-class Call:
-    """A call in a thread, perhaps cancelled."""
+class PooledCall:
+    """A call in a thread, which may be cancelled."""
 
     crowd: Crowd
     over: bool
@@ -160,9 +154,9 @@ class Call:
 
     def on_done(self, result: Any, error: BaseException | None) -> None:
         if self.over:
-            self.crowd.fail('a call that was cancelled is answered')
+            self.crowd.fail('on_done of a cancelled call was called')
         if (result is None) == (error is None):
-            self.crowd.fail(f'a call is answered with {result!r} and {error!r}')
+            self.crowd.fail(f'on_done was called with both or neither of a result and an error: {result!r}, {error!r}')
         self.end()
         self.crowd.meddle()
         self.crowd.world.trouble()
@@ -183,8 +177,8 @@ class Call:
         self.crowd.met(self.number)
 
 
-class Question(Call):
-    """A look-up, perhaps cancelled."""
+class Question(PooledCall):
+    """A look-up, which may be cancelled."""
 
     crowd: Crowd
     over: bool
@@ -198,7 +192,7 @@ class Question(Call):
 
 
 class Bell:
-    """A notifier, rung by whoever likes."""
+    """A notifier, which other callbacks trigger."""
 
     crowd: Crowd
     over: bool
@@ -213,9 +207,9 @@ class Bell:
 
     def ring(self) -> None:
         if self.over:
-            self.crowd.fail('a notifier that is closed is called')
+            self.crowd.fail('a closed notifier was called')
         if not self.number:
-            self.crowd.fail('a notifier is called that nobody has triggered')
+            self.crowd.fail('a notifier was called without being triggered')
         else:
             self.crowd.met(self.number)
         self.number = 0
@@ -255,10 +249,10 @@ class Idle:
 
     def work(self) -> None:
         if self.over:
-            self.crowd.fail('an idler that is closed is called')
+            self.crowd.fail('a closed idler was called')
         turn = self.crowd.r.stats().loop_count
         if turn == self.turn and not self.crowd.world.faulty:
-            self.crowd.fail('an idler is called twice in a turn')
+            self.crowd.fail('an idler was called twice in one turn')
         self.turn = turn
         self.lives -= 1
         if not self.lives:
@@ -278,7 +272,7 @@ class Idle:
 
 
 class Ear:
-    """A handler of SIGTERM, if nobody else has it; the signal is sent by us."""
+    """A handler of SIGTERM, unless there is one already. The program sends the signal to itself."""
 
     crowd: Crowd
     over: bool
@@ -288,7 +282,7 @@ class Ear:
 
     def __new__(cls, crowd: Crowd) -> Any:
         if any(hasattr(handle, 'signum') for handle in crowd.r.handles()):
-            return None  # signals come to the whole process
+            return None  # a signal is for the whole process, so one handler is enough
         return super().__new__(cls)
 
     def __init__(self, crowd: Crowd) -> None:
@@ -297,11 +291,11 @@ class Ear:
 
     def hear(self) -> None:
         if self.over:
-            self.crowd.fail('a signal handler that was removed is called')
+            self.crowd.fail('a removed signal handler was called')
         if self.number:
             self.crowd.met(self.number)
         if not self.sent and not self.crowd.world.faulty:
-            self.crowd.fail('a signal is heard that nobody has sent')
+            self.crowd.fail('a signal handler was called, but no signal was sent')
         self.number = 0
         self.sent -= 1
         self.crowd.meddle()
@@ -325,9 +319,9 @@ class Ear:
             self.crowd.met(number)
 
 
-KINDS: tuple[Callable[[Crowd], Any], ...] = (Bell, Clock, Mailer, Call, Question, Idle, Ear)
+KINDS: tuple[Callable[[Crowd], Any], ...] = (Bell, Clock, Mailer, PooledCall, Question, Idle, Ear)
 
 
-def meddling(world: World) -> None:
-    """Handles of all kinds whose callbacks act on each other, until a number of actions is done."""
+def meddling(world: AnyWorld) -> None:
+    """Open handles of all kinds whose callbacks act on each other, until all actions are done."""
     Crowd(world, KINDS).begin()

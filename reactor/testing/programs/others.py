@@ -1,51 +1,44 @@
 """Programs without streams: timers, datagrams, signals, calls in threads and look-ups.
 
-Owns small models of what each of them promises. The rule: what is lost is asked for again, what was cancelled is never
-heard of, and all of it ends.
+Each has a small model of the promises of its handles. Lost datagrams are sent again, the callback of a cancelled
+operation is never called, and every program ends.
 """
 
 from __future__ import annotations
 
+import signal
 from itertools import count
 from operator import floordiv
 from signal import SIGINT, SIGTERM
 from typing import Any
 
-from reactor import ResolveError
+from reactor import DatagramSocket, ResolveError, Timer
 
-from .parts import Ending, child, some_bytes
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    import signal
-
-    from reactor import DatagramSocket, Timer
-
-    from .parts import World
+from .parts import AnyWorld, WaitGroup, new_random, some_bytes
 
 
-def timers(world: World) -> None:
-    """Timers of equal deadlines, cancelled and moved in the callbacks of others: in order, never early."""
-    r, rng, ending = world.r, child(world), Ending(world)
+def timers(world: AnyWorld) -> None:
+    """Set timers that cancel and move each other, some with equal deadlines. They must fire in order, and not early."""
+    r, rng, group = world.r, new_random(world), WaitGroup(world)
     start = r.now
     fired: list[tuple[float, int]] = []
-    many = rng.random() < 0.2  # most of which are cancelled at once
+    many = rng.random() < 0.2  # many timers, most of which are cancelled at once
     delays = [
         rng.random() * 0.03 if many else rng.choice((0, 0, 0.001, 0.002, 0.01, 0.03))
         for _ in range(rng.randint(200, 300) if many else rng.randint(1, 40))
     ]
-    due: dict[int, tuple[float, int]] = {}  # for each number its deadline, and when it came to it
+    due: dict[int, tuple[float, int]] = {}  # for each number its deadline, and the order in which it was set
     order = count()
     cancelled: set[int] = set()
 
     def fire(number: int, part: int) -> None:
-        ending.done(part)
+        group.done(part)
         if number in cancelled:
-            world.fail(f'timer {number} was cancelled, and fired')
+            world.fail(f'timer {number} was cancelled, but fired')
         if r.now < due[number][0]:
             world.fail(f'timer {number} fired early')
         if fired and fired[-1] > due[number]:
-            world.fail(f'timer {due[number]} fired behind {fired[-1]}')
+            world.fail(f'timer {due[number]} fired after timer {fired[-1]}')
         fired.append(due[number])
         if rng.random() < 0.3:
             cancel(rng.randrange(len(delays)))
@@ -58,7 +51,7 @@ def timers(world: World) -> None:
         if timer.deadline is not None:
             timer.cancel()
             cancelled.add(number)
-            ending.done(part)
+            group.done(part)
 
     def move(number: int) -> None:
         timer, _ = made[number]
@@ -68,7 +61,7 @@ def timers(world: World) -> None:
 
     made: list[tuple[Timer, int]] = []
     for number, delay in enumerate(delays):
-        part = ending.add('timer')
+        part = group.add('timer')
         made.append((r.call_at(start + delay, fire, number, part), part))
         due[number] = start + delay, next(order)
     if many:
@@ -76,43 +69,43 @@ def timers(world: World) -> None:
             cancel(number)
 
 
-def calls(world: World) -> None:
-    """Calls that set the next one, beats that end themselves, and a timer that is moved: each in its time."""
-    r, ending = world.r, Ending(world)
+def calls(world: AnyWorld) -> None:
+    """Run calls that schedule the next one, a repeating timer that cancels itself, and a timer that is moved."""
+    r, group = world.r, WaitGroup(world)
     start = r.now
 
     def beat(part: int, beats: list[int]) -> None:
         if beating.deadline is None or beating.deadline < r.now - 1e-6:
-            world.fail(f'the next beat is at {beating.deadline}, and it is {r.now}')
+            world.fail(f'a repeating timer has its next deadline at {beating.deadline}, before {r.now}')
         beats.append(0)
         if len(beats) == 5:
             beating.cancel()
-            ending.done(part)
+            group.done(part)
         world.trouble()
 
     def again(part: int, times: int, before: int) -> None:
         turn = r.stats().loop_count
         if turn == before:
-            world.fail('a call that was set by another one ran in the same turn')
+            world.fail('a call ran in the turn in which another call scheduled it')
         if times:
             r.call_soon(again, part, times - 1, turn)
         else:
-            ending.done(part)
+            group.done(part)
         world.trouble()
 
     def fire_moved(part: int) -> None:
-        ending.done(part)
+        group.done(part)
         if r.now > start + 30 and not world.faulty:
             world.fail('a timer that was moved to an earlier time fired at the old one')
 
-    beating = r.call_every(0.001, beat, ending.add('beats'), [])
-    r.call_soon(again, ending.add('calls'), 10, 0)
-    moved = r.call_later(60, fire_moved, ending.add('moved timer'))
+    beating = r.call_every(0.001, beat, group.add('beats'), [])
+    r.call_soon(again, group.add('calls'), 10, 0)
+    moved = r.call_later(60, fire_moved, group.add('moved timer'))
     r.call_later(0.001, moved.reset, 0.005)
 
 
-def datagrams(world: World) -> None:
-    """Questions and echoes by UDP, asked again until they are answered, or the server is gone."""
+def datagrams(world: AnyWorld) -> None:
+    """Send datagrams to an echo server by UDP, again and again until each is answered or the server is closed."""
 
     def on_datagram(sock: DatagramSocket, data: bytes, address: Any) -> None:
         world.trouble(sock)
@@ -120,29 +113,29 @@ def datagrams(world: World) -> None:
 
     def on_close(sock: DatagramSocket, exc: BaseException | None) -> None:
         if isinstance(exc, ConnectionError) or (exc is not None and not world.faulty):
-            world.fail(f'the socket that serves all was closed with {exc!r}')
+            world.fail(f'the socket of the server was closed with {exc!r}')
         for each in correspondents:
             each.sock.close()
 
     address, correspondents = world.address(), []
     queued = world.random.choice((0, 3000, 1 << 20))
     server = world.r.bind_udp(*address, on_datagram, on_close=on_close, max_queued=queued)
-    ending = Ending(world, server)
+    group = WaitGroup(world, server)
     for _ in range(world.random.randint(1, 8)):
-        correspondents.append(Correspondent(world, ending, (server.address or address)[:2]))
+        correspondents.append(Correspondent(world, group, (server.address or address)[:2]))
 
 
 class Correspondent:
-    """A client of `datagrams`: each of its questions begins with its number."""
+    """A client of `datagrams`. Each question begins with its own number."""
 
-    world: World
-    ending: Ending
+    world: AnyWorld
+    group: WaitGroup
     number: int
     address: tuple[str, int]
 
-    def __init__(self, world: World, ending: Ending, address: tuple[str, int]) -> None:
-        self.world, self.ending, self.number, self.address = world, ending, ending.add('correspondent'), address
-        rng = child(world)
+    def __init__(self, world: AnyWorld, group: WaitGroup, address: tuple[str, int]) -> None:
+        self.world, self.group, self.number, self.address = world, group, group.add('correspondent'), address
+        rng = new_random(world)
         self.open: dict[int, bytes] = {n: bytes([n]) + some_bytes(rng, 9000) for n in range(rng.randint(1, 10))}
         self.asked: dict[int, bytes] = dict(self.open)
         callbacks: dict[str, Any] = {'on_close': self.on_close, 'on_send_error': self.on_send_error}
@@ -164,31 +157,31 @@ class Correspondent:
         self.world.trouble(sock)
         if data != self.asked[data[0]]:
             self.world.fail(f'the echo of {self.asked[data[0]]!r} is {data!r}')
-        self.open.pop(data[0], None)  # twice is fine: it was asked for twice
+        self.open.pop(data[0], None)  # a second answer is fine, because the question may be sent twice
         if not self.open:
             sock.close()
 
     def on_send_error(self, sock: DatagramSocket, exc: OSError) -> None:
         if not isinstance(exc, OSError):
-            self.world.fail(f'on_send_error told {exc!r}')
+            self.world.fail(f'on_send_error was called with {exc!r}')
         self.world.trouble(sock)
 
     def on_close(self, sock: DatagramSocket, exc: BaseException | None) -> None:
         self.timer.cancel()
-        self.ending.done(self.number)
+        self.group.done(self.number)
         if exc is not None and not self.world.faulty:
-            self.world.fail(f'the socket was closed with {exc!r}')
+            self.world.fail(f'the socket of a client was closed with {exc!r}')
         self.world.trouble(sock)
 
 
-def signals(world: World) -> None:
-    """Signals that we send to ourselves, one at a time or many at once: each is heard, and none that was not sent."""
-    r, rng, ending = world.r, child(world), Ending(world)
+def signals(world: AnyWorld) -> None:
+    """Send signals to this process, one or several at a time. Each must reach its handler, and no other signal may."""
+    r, rng, group = world.r, new_random(world), WaitGroup(world)
     if any(hasattr(handle, 'signum') for handle in r.handles()):
-        return  # signals come to the whole process: one such program at a time
-    part, rounds = ending.add('signals'), rng.randint(1, 5)
+        return  # a signal is for the whole process, so only one such program can run
+    part, rounds = group.add('signals'), rng.randint(1, 5)
     sent, heard = {SIGTERM: 0, SIGINT: 0}, {SIGTERM: 0, SIGINT: 0}
-    waits = {SIGTERM: 0, SIGINT: 0}  # ticks, for what was sent
+    waits = {SIGTERM: 0, SIGINT: 0}  # ticks since the signal was sent
     awaited = {SIGTERM: False, SIGINT: False}
 
     def on_signal(number: signal.Signals) -> None:
@@ -198,9 +191,9 @@ def signals(world: World) -> None:
             ticking.cancel()
             for handler in handlers:
                 handler.close()
-            ending.done(part)
+            group.done(part)
         if heard[number] > sent[number] and not world.faulty:
-            world.fail(f'{number!r} was sent {sent[number]} times, and heard {heard[number]} times')
+            world.fail(f'{number!r} was sent {sent[number]} times, but its handler was called {heard[number]} times')
         world.trouble()
 
     def send() -> None:
@@ -212,22 +205,22 @@ def signals(world: World) -> None:
                     world.raise_signal(number)
             waits[number] += 1
             if waits[number] == 1000:
-                world.fail(f'{number!r} was sent, and not heard')
+                world.fail(f'{number!r} was sent, but its handler was not called')
         world.trouble()
 
     handlers = [r.add_signal_handler(number, on_signal, number) for number in sent]
     ticking = r.call_every(0.002, send)
 
 
-def threads(world: World) -> None:
-    """Calls in threads that return, raise, or are cancelled: each of the others is answered, once."""
-    rng, ending = child(world), Ending(world)
+def threads(world: AnyWorld) -> None:
+    """Run calls in threads that return, raise, or are cancelled. `on_done` of the others must be called once."""
+    rng, group = new_random(world), WaitGroup(world)
     left = rng.randint(1, 30)
 
     def begin(number: int) -> None:
         nonlocal left
         left -= 1
-        part = ending.add('call')
+        part = group.add('call')
         handle, fate = call(number, part), rng.random()
         if fate < 0.2:
             cancel(handle, part)
@@ -237,16 +230,16 @@ def threads(world: World) -> None:
     def cancel(handle: Any, part: int) -> None:
         if not handle.closed:
             handle.close()
-            ending.done(part)
+            group.done(part)
 
     def call(number: int, part: int) -> Any:
         def on_done(result: Any, error: BaseException | None) -> None:
             if left:
                 begin(rng.randrange(5))
-            ending.done(part)
+            group.done(part)
             right = isinstance(error, ZeroDivisionError) if number == 0 else (result, error) == (1000 // number, None)
             if not (right or world.faulty):
-                world.fail(f'1000 // {number} is {result!r}, {error!r}')
+                world.fail(f'on_done of 1000 // {number} was called with {result!r}, {error!r}')
             world.trouble()
 
         return world.r.run_in_thread(floordiv, 1000, number, on_done=on_done)
@@ -255,24 +248,24 @@ def threads(world: World) -> None:
         begin(rng.randrange(5))
 
 
-def look_ups(world: World) -> None:
-    """Names that exist, names that do not, and look-ups that are cancelled."""
-    rng, ending = child(world), Ending(world)
+def look_ups(world: AnyWorld) -> None:
+    """Look up names that exist and names that do not, and cancel some of the look-ups."""
+    rng, group = new_random(world), WaitGroup(world)
 
     def ask(host: str, part: int) -> Any:
         def on_done(addresses: list[str] | None, error: Exception | None) -> None:
-            ending.done(part)
+            group.done(part)
             found = addresses is not None and bool({'127.0.0.1', '::1'} & {*addresses})
             right = found and error is None if host == 'localhost' else isinstance(error, ResolveError)
             if not (right or world.faulty):
-                world.fail(f'{host} is {addresses}, {error!r}')
+                world.fail(f'on_done of the look-up of {host} was called with {addresses}, {error!r}')
             world.trouble()
 
         return world.r.resolve(host, on_done, timeout=20)
 
     for _ in range(rng.randint(1, 8)):
-        host, part = rng.choice(('localhost', 'localhost', 'nobody.invalid')), ending.add('look-up')
+        host, part = rng.choice(('localhost', 'localhost', 'missing.invalid')), group.add('look-up')
         handle = ask(host, part)
         if rng.random() < 0.3:
             handle.close()
-            ending.done(part)
+            group.done(part)

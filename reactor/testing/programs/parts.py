@@ -1,51 +1,46 @@
-"""What the programs are made of: what they ask of their world, places to meet, conversations, and an end.
+"""The parts of the programs: the world they run in, servers, conversations, and the end of a program.
 
-Owns nothing of the system: a program knows the public names of `reactor` and its `World`. The rule: every decision is
-drawn from the world's generator when the program begins, or later from a generator of the one connection it is for. So
-it depends neither on how independent connections take turns nor on how their bytes are cut into chunks.
-
-`World.trouble` stands first in the callbacks of a connection, for an exception there ends that connection and is told.
-It stands last where an exception ends nothing: in `on_close`, and in the callbacks of timers and other calls.
+- A program uses only its world and the public names of `reactor`.
+- Decisions are drawn when the program begins, from the generator of the world. Later ones are drawn from a generator
+  that belongs to one connection. So they do not depend on how independent connections take turns, nor on how their
+  bytes are cut into chunks.
+- `trouble` of the world is called first in the callbacks of a connection: an exception there ends the connection, and
+  is reported. It is called last where an exception ends nothing: in `on_close`, and in timers and other calls.
 """
 
 from __future__ import annotations
 
 import random
 from collections import deque
+from collections.abc import Callable
 from typing import Any, Protocol
 
-from reactor import ConnectionClosed
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from reactor import Listener, Reactor, Stream
+from reactor import ConnectionClosed, Listener, Reactor, Stream
 
 
 class Goal(Protocol):
-    """Something that must happen before a program may be called finished."""
+    """An event that must happen before the program ends."""
 
     def met(self) -> None: ...
 
 
-class World(Protocol):
-    """Where a program runs: on the real system over loopback, or on a simulated one.
+class AnyWorld(Protocol):
+    """The world of a program: the real system over loopback, or a simulated one.
 
     r                   the reactor, which is running
-    random              a seeded generator, from which every decision comes
-    faulty              whether faults may happen. Ends with errors are right then; wrong bytes never are
-    address()           (host, port) on which nobody listens yet, the host in numbers; port 0: the system chooses
-    tls                 contexts for (servers, clients) to talk over TLS with, or None
-    stops               how often `run` was stopped, as `drain` does; it was called again then
-    name                of the host of address(); it may have other addresses, too
+    random              a seeded generator for all decisions
+    faulty              whether faults may happen; connections may then end with errors, but bytes are never wrong
+    address()           a numeric host and a port at which there is no listener; port 0: the system chooses
+    tls                 SSL contexts for (servers, clients) if the programs use TLS, else None
+    stops               how many times `run` was stopped, for example by `drain`; it was called again each time
+    name                the host name of address(); it may have other addresses, too
     has_unix            whether there are Unix sockets
     counts_tcp          whether the system counts the bytes of TCP connections, for a minimum rate
-    unix_path()         a path for a socket that is not there yet
-    trouble(conn)       called in every callback: may raise, and may let time pass
-    expect(text)        a `Goal`, for checking liveness
-    fail(text)          raises AssertionError: the reactor broke a promise
-    raise_signal(number)  send a signal to ourselves
+    unix_path()         a path at which there is no socket yet
+    trouble(conn)       called in every callback; it may raise an exception, or let time pass
+    expect(text)        returns a `Goal` that must be met before the program ends
+    fail(text)          reports that the reactor broke a promise
+    raise_signal(number)  sends a signal to this process
     """
 
     r: Reactor
@@ -66,39 +61,39 @@ class World(Protocol):
 
 
 LARGEST = 200_000  # bytes
-PROXIES = ('127.0.0.0/8', '::1/128')  # where a world's clients come from
+PROXIES = ('127.0.0.0/8', '::1/128')  # the addresses of clients in all worlds
 
 
-def child(world: World) -> random.Random:
-    """A generator for one connection."""
+def new_random(world: AnyWorld) -> random.Random:
+    """Return a new generator, usually for one connection."""
     return random.Random(world.random.getrandbits(64))
 
 
 def some_bytes(rng: random.Random, most: int = LARGEST) -> bytes:
-    """Mostly few, sometimes many, sometimes none."""
+    """Return random bytes: mostly few, sometimes many, sometimes none."""
     return rng.randbytes(int((most + 1) ** (rng.random() ** 1.5)) - 1)
 
 
 def cut(rng: random.Random, data: bytes) -> list[bytes]:
-    """The same in a few pieces, some of them empty."""
+    """Cut bytes into a few pieces, some of which may be empty."""
     borders = sorted(rng.randrange(len(data) + 1) for _ in range(rng.choice((0, 0, 1, 2, 9))))
     return [data[begin:end] for begin, end in zip([0, *borders], [*borders, len(data)], strict=True)]
 
 
 def limits(rng: random.Random) -> dict[str, Any]:
-    """Options for connections: how much they read at once, and from when on they ask to hold back."""
+    """Draw options for connections: how much they read at once, and their high-water mark."""
     return {'read_size': rng.choice((100, 1000, 65536)), 'high_water': rng.choice((0, 1, 1000, 65536))}
 
 
 class Place:
-    """Where a server listens: a TCP port or a Unix socket, as the dice fall, over TLS where the world has contexts.
+    """A listener and the way to connect to it: TCP or a Unix socket, at random, and TLS if the world has contexts.
 
-    proxied  it is behind proxies: each client says a header when it is connected, and then calls `secure`
+    proxied  each client must send a PROXY header when it is connected, and then call `secure`
     """
 
     def __init__(
         self,
-        world: World,
+        world: AnyWorld,
         on_data: Callable[..., object] | None = None,
         proxied: bool = False,
         defer_accept: bool = False,
@@ -127,35 +122,35 @@ class Place:
             self._connect, self._target = world.r.connect_unix, (path,)
 
     def connect(self, on_data: Callable[..., object] | None = None, **keywords: Any) -> Stream:
-        """A new client of this server."""
+        """Connect a new client."""
         secured = {} if self._proxied else self._secured
         return self._connect(*self._target, on_data, **keywords, **secured)
 
     def secure(self, conn: Stream, on_secured: Callable[[Stream], object]) -> None:
-        """Begin TLS on a connection that was made in plain text, if this is a place for it."""
+        """Start TLS on a plain-text connection if this world uses TLS, then call `on_secured`."""
         if not self._secured:
             on_secured(conn)
         elif not conn.closed:
             conn.start_tls(self._secured['ssl'], on_secured, server_hostname=self._secured['server_hostname'])
 
 
-class Ending:
-    """What has to come to its end; with the last of it, `handles` are closed, and the program is over."""
+class WaitGroup:
+    """The parts of a program that must end. After the last one, `handles` are closed, so that the program ends."""
 
-    def __init__(self, world: World, *handles: Any) -> None:
+    def __init__(self, world: AnyWorld, *handles: Any) -> None:
         self._world = world
         self._handles = handles
         self._goals: dict[int, Goal] = {}
         self._count = 0
 
     def add(self, text: str) -> int:
-        """One thing more; returns the number to call `done` with."""
+        """Add a part; returns the number to call `done` with."""
         self._count += 1
         self._goals[self._count] = self._world.expect(f'{text} {self._count}')
         return self._count
 
     def done(self, number: int) -> None:
-        """It has come to its end, in whatever way."""
+        """Note that a part has ended."""
         goal = self._goals.pop(number, None)
         if goal is None:
             return self._world.fail(f'part {number} ended twice')
@@ -166,18 +161,18 @@ class Ending:
 
 
 class Talker:
-    """One side of a conversation, as the `data` of its connection: says `words`, hears `expected`, ends as told.
+    """One side of a conversation, kept in `data` of its connection: it sends `words` and expects to receive `expected`.
 
-    then    'eof': end our side when all is said; 'close': close when all is said and heard; 'wait' for the peer to end
-    leave   called with no arguments at the end, whichever it is
+    then    'eof': call `write_eof` after sending; 'close': close after sending and receiving; 'wait' for the peer's end
+    leave   called without arguments when the connection ends
 
-    It says its words in random pieces and in all the ways there are, before it is connected or after, waits for
-    `on_drain` when asked to, and pauses reading now and then.
+    It writes in random pieces and with all methods, before it is connected or after. It waits for `on_drain` when a
+    write returns False, and pauses reading now and then.
     """
 
     def __init__(
         self,
-        world: World,
+        world: AnyWorld,
         rng: random.Random,
         words: bytes,
         expected: bytes,
@@ -188,18 +183,18 @@ class Talker:
         self.rng = rng
         self.conn: Stream = None  # type: ignore[assignment]  # until `join`
         self.expected = expected
-        self.heard: int = 0  # bytes of them
+        self.heard: int = 0  # bytes
         self.then = then
         self.leave = leave
         self.pause_every: int | None = rng.choice((None, None, 1 + len(expected) // 3))  # bytes
         self._early = rng.random() < 0.3
         self._connected = self._started = self._peer_ended = False
         self._pieces = deque((piece, rng.randrange(4)) for piece in cut(rng, words))  # and how to write it
-        self._told: deque[int] = deque()  # numbers of the writes whose `on_written` is to come
+        self._unwritten: deque[int] = deque()  # the numbers of the writes whose `on_written` was not called yet
         self._count = 0
 
     def join(self, conn: Stream) -> Stream:
-        """Begin, as the user of this connection."""
+        """Become the user of a connection, and perhaps begin to write at once."""
         self.conn = conn
         conn.data = self
         if self._early:
@@ -207,7 +202,7 @@ class Talker:
         return conn
 
     def connected(self) -> None:
-        """We are connected: begin, unless we have begun already."""
+        """Begin to write, if not begun already: the connection is connected."""
         self._connected = True
         if self._started:
             self._end_if_done()
@@ -215,7 +210,7 @@ class Talker:
             self.say()
 
     def say(self) -> None:
-        """Write on, until asked to hold back."""
+        """Write until a write returns False, and end our side after the last piece."""
         self._started = True
         while self._pieces:
             if not self._write(*self._pieces.popleft()):
@@ -225,10 +220,10 @@ class Talker:
         self._end_if_done()
 
     def hear(self, data: bytes) -> None:
-        """Bytes came: exactly the next that were said."""
+        """Check received bytes: they must be the next expected ones."""
         before, self.heard = self.heard, self.heard + len(data)
         if data != self.expected[before : self.heard]:
-            self.world.fail(f'wrong bytes behind {before}: {data[:40]!r}, not {self.expected[before:][:40]!r}')
+            self.world.fail(f'wrong bytes at {before}: {data[:40]!r}, not {self.expected[before:][:40]!r}')
         every = self.pause_every
         if every and before // every != self.heard // every:
             self.conn.pause_reading()
@@ -236,27 +231,27 @@ class Talker:
         self._end_if_done()
 
     def peer_ended(self) -> None:
-        """The peer has ended its side, for which we waited or not."""
+        """Note the peer's end of file, and end our side if all is written."""
         self._peer_ended = True
         if not self._pieces:
             self.conn.write_eof()
 
     def wrote(self, conn: Stream, number: int) -> None:
-        """A write was accepted by the kernel: always the first of those that wait."""
-        if not self._told or self._told.popleft() != number:
-            self.world.fail(f'on_written of write {number} out of order')
+        """Check that `on_written` is called in the order of the writes."""
+        if not self._unwritten or self._unwritten.popleft() != number:
+            self.world.fail(f'on_written of write {number} was called out of order')
         self.world.trouble(conn)
 
     def ended(self, exc: BaseException | None) -> None:
-        """The end: without faults it is a clean one, and nothing is missing."""
+        """Handle the end of the connection: without faults it is clean and nothing is missing."""
         if self.leave is not None:
             self.leave()
         if not self.world.faulty:
             missing = len(self.expected) - self.heard
-            if exc is not None or missing or self._pieces or self._told:
+            if exc is not None or missing or self._pieces or self._unwritten:
                 self.world.fail(
-                    f'ended with {exc!r}; {missing} bytes were not heard, {len(self._pieces)} pieces not said, '
-                    f'and on_written did not come for writes {list(self._told)}'
+                    f'a connection ended with {exc!r}; {missing} bytes were not received, {len(self._pieces)} pieces '
+                    f'were not written, and on_written was not called for writes {list(self._unwritten)}'
                 )
 
     def _write(self, piece: bytes, way: int) -> bool:
@@ -265,14 +260,14 @@ class Talker:
             return conn.write(piece)
         number, half = self._count, len(piece) // 2
         self._count += 1
-        self._told.append(number)
+        self._unwritten.append(number)
         if way == 1:
             return conn.write(piece, self.wrote, number)
         if way == 2:
             return conn.writelines((piece[:half], memoryview(piece)[half:]), self.wrote, number)
         ours = bytearray(piece)
         answer = conn.write(ours, self.wrote, number)
-        ours[:] = bytes(len(ours))  # it is ours again, whatever waits
+        ours[:] = bytes(len(ours))  # after `write`, the caller may change the buffer
         return answer
 
     def _end_if_done(self) -> None:
@@ -284,8 +279,8 @@ class Talker:
         self.world.trouble()
 
 
-def echoing(world: World) -> dict[str, Any]:
-    """The callbacks of a server that sends back what it hears, no faster than it is taken."""
+def echoing(world: AnyWorld) -> dict[str, Any]:
+    """Return the callbacks of an echo server that pauses reading while its client reads too slowly."""
 
     def on_data(conn: Stream, data: bytes) -> None:
         world.trouble(conn)
@@ -302,10 +297,10 @@ def echoing(world: World) -> dict[str, Any]:
     return {'on_data': on_data, 'on_drain': on_drain, 'on_close': on_close}
 
 
-def talk(world: World, **others: Any) -> dict[str, Any]:
-    """The callbacks of connections whose `data` is a `Talker`, to be given to `connect_*` and `listen_*`.
+def talk(world: AnyWorld, **others: Any) -> dict[str, Any]:
+    """Return the callbacks of connections whose `data` is a `Talker`, for `connect_*` and `listen_*`.
 
-    For a listener, `on_connect` has to be another, which makes the Talker.
+    A listener needs another `on_connect`, which makes the `Talker`.
     """
 
     def on_connect(conn: Stream) -> None:
@@ -334,7 +329,7 @@ def talk(world: World, **others: Any) -> dict[str, Any]:
 
 
 def try_to_write(conn: Stream, data: bytes, *args: Any) -> None:
-    """Write, unless we have ended it ourselves."""
+    """Write, unless we have ended the connection ourselves."""
     try:
         conn.write(data, *args)
     except ConnectionClosed:

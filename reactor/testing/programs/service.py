@@ -1,52 +1,49 @@
-"""A program about the end of a server: `drain` while clients ask, wait, and do nothing.
+"""A program that shuts a server down with `drain`, while clients send requests, wait for answers, or are idle.
 
-Owns a service and its clients. The rule: whoever was let in has an answer to each request that was sent in time, and
-who only sits there is left alone until the lame duck is over; at the timeout at the latest everything has ended.
+- A client that was accepted gets an answer to each request that it sent in time.
+- An idle client is not closed before the lame duck is over.
+- Everything ends by the timeout.
 """
 
 from __future__ import annotations
 
-from .parts import Ending, Place, child
+from random import Random
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from random import Random
+from reactor import Stream
 
-    from reactor import Stream
+from .parts import AnyWorld, Place, WaitGroup, new_random
 
-    from .parts import World
-
-REQUEST = 10  # bytes: how long the answer takes, in ms, and how long it is
-SOON = 1.5  # seconds in which it stops when there is nothing to wait for
+REQUEST = 10  # bytes: the time until the answer in ms, and the size of the answer
+SOON = 1.5  # seconds: within this time the server stops if it waits for nothing
 
 
-def drain(world: World) -> None:
-    """A server is shut down, at once or in the middle of things; to be run alone, for it ends others too."""
+def drain(world: AnyWorld) -> None:
+    """Shut a server down, at once or while it is busy. It must run alone, because it ends other programs too."""
     Service(world)
 
 
 class Service:
-    """The server, which says b'+' behind an answer, and b'-' when it is to be the last."""
+    """The server. An answer ends with b'+', and the last one with b'-'."""
 
-    world: World
+    world: AnyWorld
 
-    def __init__(self, world: World) -> None:
-        self.world, rng = world, child(world)
+    def __init__(self, world: AnyWorld) -> None:
+        self.world, rng = world, new_random(world)
         self.lame_duck = rng.choice((0, 0, 0.9))
         self.timeout: float = self.lame_duck + rng.choice((0.05, 30, 30, 30))
-        self.patient: bool = not world.faulty and self.timeout > 10  # then nothing is lost
-        self.closes: bool = rng.random() < 0.5  # itself, behind its last answer
-        self.slow = rng.choice((0, 0, 0.8))  # seconds until it reads what a new client has sent
-        self.began: float | None = None  # when it was shut down
+        self.patient: bool = not world.faulty and self.timeout > 10  # then no answer is lost
+        self.closes: bool = rng.random() < 0.5  # the server closes a connection after its last answer
+        self.slow = rng.choice((0, 0, 0.8))  # seconds until it reads from a new client
+        self.began: float | None = None  # when `drain` was called
         most = rng.choice((None, None, 1, 3))
         self.place: Place = Place(
             world, self.on_data, on_connect=self.on_connect, on_close=self.on_close, max_connections=most
         )
-        self.ending: Ending = Ending(world)
-        self.number: int = self.ending.add('service')
+        self.group: WaitGroup = WaitGroup(world)
+        self.number: int = self.group.add('service')
         self.clients: int = rng.randint(1, 5)
         for _ in range(self.clients):
-            Client(self, child(world))
+            Client(self, new_random(world))
         world.r.call_later(rng.choice((0, 0.001, 0.1)), self.shut_down)
 
     def shut_down(self) -> None:
@@ -54,25 +51,25 @@ class Service:
         before, self.began = r.draining, r.now
         r.drain(self.timeout, self.lame_duck)
         if (before, r.draining) != (False, True):
-            self.world.fail(f'draining was {before}, and is {r.draining} after drain()')
+            self.world.fail(f'`draining` was {before} before drain(), and is {r.draining} after it')
         if not self.patient:
             r.call_later(self.timeout + SOON, self.check_over)
         self.expect_end()
         self.world.trouble()
 
     def expect_end(self) -> None:
-        """With the last client there is nothing to wait for, but that the lame duck is over."""
+        """After the last client, expect the end as soon as the lame duck is over."""
         if self.patient and not self.clients and self.began is not None:
             r = self.world.r
             r.call_at(max(r.now, self.began + self.lame_duck) + SOON, self.check_over)
 
     def check_over(self) -> None:
-        """By now nobody is let in, nobody is in, and `run` was stopped."""
+        """Check that the listener is closed, that no connection is open, and that `run` was stopped."""
         server, stops = self.place.server, self.world.stops
-        # An interrupt leaves `run` as well, and what stopped it in the same turn is forgotten.
+        # With faults, an interrupt may leave `run` in the turn that drain() stops, and the stop is not counted.
         if not server.closed or server.open_connections or not (stops or self.world.faulty):
-            self.world.fail(f'after the drain there is {server!r}, and run() was stopped {stops} times')
-        self.ending.done(self.number)
+            self.world.fail(f'after the drain, the listener is {server!r}, and run() was stopped {stops} times')
+        self.group.done(self.number)
 
     def on_connect(self, conn: Stream) -> None:
         self.world.trouble(conn)
@@ -104,17 +101,17 @@ class Service:
 
 
 class Client:
-    """Asks some times, or never, and then goes, or sits there until it is sent away."""
+    """A client that sends a few requests or none, and then closes, or stays until the server closes."""
 
     service: Service
-    world: World
+    world: AnyWorld
     connected: bool
     waits: bool
     left: bool
 
     def __init__(self, service: Service, rng: Random) -> None:
         self.service, self.world = service, service.world
-        self.number: int = service.ending.add('client')
+        self.number: int = service.group.add('client')
         times, sizes = (0, 100, 900), (0, 10, 3000)
         self.todo: list[bytes] = [
             b'%04d %04d\n' % (rng.choice(times), rng.choice(sizes)) for _ in range(rng.randrange(4))
@@ -159,10 +156,12 @@ class Client:
         if service.patient:
             began = service.began
             if self.waits or (exc is not None and (self.connected or began is None)):
-                self.world.fail(f'a client ended with {exc!r} while it {"waited" if self.waits else "did not wait"}')
+                waits = 'waited for an answer' if self.waits else 'did not wait for an answer'
+                self.world.fail(f'a client ended with {exc!r} while it {waits}')
             if self.connected and not self.left and (began is None or now < began + service.lame_duck):
-                self.world.fail(f'an idle client was sent away at {now}; shut down at {began} + {service.lame_duck}')
+                until = f'{began} + {service.lame_duck}'
+                self.world.fail(f'an idle client was closed at {now}, before the lame duck was over at {until}')
         service.clients -= 1
-        service.ending.done(self.number)
+        service.group.done(self.number)
         service.expect_end()
         self.world.trouble(conn)

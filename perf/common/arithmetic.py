@@ -1,0 +1,12 @@
+"""Arithmetic that several tools share: a quantile, and the rotating order of rounds."""
+
+
+def quantile(ordered, share):
+    """Return the value below which `share` of the sorted values lie (nearest rank)."""
+    return ordered[min(len(ordered) - 1, max(0, round(share * len(ordered)) - 1))]
+
+
+def rotated(names, turn):
+    """Return the names in the order of round `turn`: each name comes first once in `len(names)` rounds."""
+    start = turn % len(names) if names else 0
+    return names[start:] + names[:start]

@@ -1,0 +1,117 @@
+"""The process of a server while it is measured: started on its core, measured, ended.
+
+CPU time and memory are read from the operating system, never from the process itself, and no process outlives its
+`with` block.
+"""
+
+import os
+import selectors
+import subprocess
+import time
+from pathlib import Path
+
+from .machine import on_core
+
+PROJECT = Path(__file__).parents[2]
+START = 20  # seconds within which a server must listen
+SETTLED = 0.2  # seconds without a change, after which memory counts as settled
+
+
+class Failed(Exception):
+    """A measurement failed: a process ended, did not answer in time, or answered something else."""
+
+
+class Measured:
+    """What a process uses, read from the operating system by its `pid`."""
+
+    pid: int
+
+    def cpu(self):
+        """Return the seconds of CPU that all its threads have used so far, to the nanosecond."""
+        return time.clock_gettime((~self.pid << 3) | 2)  # what clock_getcpuclockid(3) returns on Linux
+
+    def memory(self):
+        """Wait until the resident memory has settled, and return it in bytes."""
+        last, since = None, time.monotonic()
+        while True:
+            now = resident(self.pid)
+            if now != last:
+                last, since = now, time.monotonic()
+            elif time.monotonic() - since > SETTLED:
+                return now
+            time.sleep(0.02)
+
+    def peak_memory(self):
+        """Return the largest resident memory so far, in bytes."""
+        with open(f'/proc/{self.pid}/status') as file:
+            return next(int(line.split()[1]) * 1024 for line in file if line.startswith('VmHWM:'))
+
+    def descriptors(self):
+        """Return how many descriptors it has open."""
+        return len(os.listdir(f'/proc/{self.pid}/fd'))
+
+
+class Server(Measured):
+    """A server program of `peer` that listens on a free port of 127.0.0.1; a context manager.
+
+    peer      its name, and the command that starts it
+    workload  what the program is to answer
+    core      the core it is pinned to, or None
+    start     seconds within which it must listen
+    """
+
+    def __init__(self, peer, workload, core, start=START):
+        command = [*peer.command, '--port', '0', '--workload', workload]
+        with on_core(core):
+            self.process = subprocess.Popen(
+                command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment(), text=True
+            )
+        self.pid = self.process.pid
+        try:
+            line = read_line(self.process, start)
+            if not line.startswith('listening on 127.0.0.1:'):
+                raise Failed(f'{peer.name} does not listen: {line or self.last_words()}')
+            self.port = int(line.rpartition(':')[2])
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *failure):
+        self.close()
+
+    def last_words(self):
+        """Kill it and return the last line it wrote to standard error."""
+        self.process.kill()
+        return (self.process.communicate()[1].strip().splitlines() or ['it ended without a message'])[-1]
+
+    def close(self):
+        self.process.terminate()
+        try:
+            self.process.communicate(timeout=3)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.communicate()
+
+
+def environment():
+    """Return the environment of a program that is measured: it imports this checkout and prints no warnings."""
+    return {**os.environ, 'PYTHONPATH': str(PROJECT), 'PYTHONWARNINGS': 'ignore', 'NODE_NO_WARNINGS': '1'}
+
+
+def read_line(process, seconds):
+    """Return the first line a process prints, or '' when it ends or takes longer than `seconds`."""
+    with selectors.DefaultSelector() as selector:
+        selector.register(process.stdout, selectors.EVENT_READ)
+        return process.stdout.readline().strip() if selector.select(seconds) else ''
+
+
+def resident(pid):
+    """Return the resident memory of a process in bytes."""
+    with open(f'/proc/{pid}/smaps_rollup') as file:
+        for line in file:
+            if line.startswith('Rss:'):
+                return int(line.split()[1]) * 1024
+    raise Failed(f'process {pid} has no resident memory')

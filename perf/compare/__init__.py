@@ -1,0 +1,1 @@
+"""Compare the reactor with its peers, side by side: `python -m perf.compare`."""

@@ -1,0 +1,127 @@
+"""Measure this reactor and its peers side by side: `python -m perf.compare`; --help lists the options.
+
+Rounds alternate: each round runs every peer once, in an order that rotates. A ratio is taken within one round only, so
+whatever drifts on the machine affects both of its sides.
+"""
+
+import argparse
+import datetime
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from perf.common import machine
+from perf.common.arithmetic import rotated
+from perf.common.command_line import names, refuse_unknown, say
+from perf.common.server import PROJECT, Failed
+
+from . import charts, report
+from .known_peers import peers
+from .rounds import Rounds
+from .syscalls import count_all
+from .workloads import WORKLOADS
+from .workloads.workload import Window
+
+OURS = 'reactor'
+QUICK = {'rounds': 1, 'seconds': 1.0, 'scale': 0.1}
+FULL = {'rounds': 7, 'seconds': 3.0, 'scale': 1.0}
+
+
+def arguments(argv=None):
+    parser = argparse.ArgumentParser(
+        'python -m perf.compare', description='Measure this reactor and its peers side by side, in rounds.'
+    )
+    parser.add_argument('--only', type=names, metavar='WORKLOAD[,..]', help='choose from ' + ', '.join(WORKLOADS))
+    known = [peer.name for peer in peers()]
+    parser.add_argument('--peers', type=names, metavar='NAME[,..]', help='choose from ' + ', '.join(known))
+    parser.add_argument('--rounds', type=int, help=f'number of rounds, default {FULL["rounds"]}')
+    parser.add_argument('--seconds', type=float, help=f'length of one measurement, default {FULL["seconds"]:g}')
+    parser.add_argument('--quick', action='store_true', help='one round of one second, with a tenth of all counts')
+    out = PROJECT / 'perf' / 'out' / 'compare'
+    parser.add_argument('--out', type=Path, default=out, metavar='DIR', help='for the results, default %(default)s')
+    parser.add_argument('--resume', action='store_true', help='keep the finished rounds in DIR and measure the others')
+    args = parser.parse_args(argv)
+    defaults = QUICK if args.quick else FULL
+    args.rounds = args.rounds or defaults['rounds']
+    args.seconds = args.seconds or defaults['seconds']
+    args.scale = defaults['scale']
+    refuse_unknown(parser, args.only, WORKLOADS)
+    refuse_unknown(parser, args.peers, known)
+    return args
+
+
+def chosen_peers(wanted):
+    """Return the peers to measure, and for the others {name: why it is left out}."""
+    found, left_out = [], {}
+    for peer in peers():
+        if wanted is None or peer.name in wanted or peer.name == OURS:
+            reason = peer.missing()
+            if reason is None:
+                found.append(peer)
+            else:
+                left_out[peer.name] = reason
+                say(f'left out: {peer.name}: {reason}')
+    return found, left_out
+
+
+def measure_all(rounds, workloads, found, window, count):
+    """Measure `count` rounds: in each, every workload on every peer. Finished rounds are skipped."""
+    for index in range(count):
+        for workload in workloads:
+            if not rounds.has(workload.name, index):
+                figures, failures = measure_round(workload, rotated(workload.peers(found), index), window, index)
+                rounds.add(workload.name, index, figures, failures)
+
+
+def measure_round(workload, order, window, index):
+    """Measure one workload on each peer; return {peer: figures} and {peer: why it failed}."""
+    figures, failures = {}, {}
+    for peer in order:
+        started = time.monotonic()
+        try:
+            figures[peer.name] = workload.measure(peer, window)
+            text = '  '.join(f'{figures[peer.name][m.name]:,.5g} {m.unit}' for m in workload.metrics)
+        except (Failed, OSError, subprocess.SubprocessError) as exc:
+            text = failures[peer.name] = f'{type(exc).__name__}: {exc}'
+        say(f'round {index + 1} {workload.name:<10} {peer.name:<10} {time.monotonic() - started:5.1f} s  {text}')
+    return figures, failures
+
+
+def main(argv=None):
+    args = arguments(argv)
+    server_core, load_core = machine.cores()
+    pinned = server_core is not None
+    say(f'server on core {server_core}, load on core {load_core}' if pinned else 'not pinned: fewer than two cores')
+    machine.raise_descriptor_limit()
+    found, left_out = chosen_peers(args.peers)
+    workloads = [WORKLOADS[name] for name in args.only or WORKLOADS]
+    window = Window(args.seconds, args.scale, server_core)
+    args.out.mkdir(parents=True, exist_ok=True)
+    settings = {'seconds': args.seconds, 'scale': args.scale, 'peers': [peer.name for peer in found]}
+    with machine.on_core(load_core):
+        rounds = Rounds(args.out / 'rounds.jsonl', settings, args.resume)
+        measure_all(rounds, workloads, found, window, args.rounds)
+        syscalls = count_all(workloads, found, window, say)
+    result = {
+        'date': datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds'),
+        'commit': machine.commit(PROJECT),
+        'machine': machine.description(),
+        'versions': machine.versions(),
+        'pinned': pinned,
+        'left_out': left_out,
+        **settings,
+        'workloads': report.summaries(workloads, rounds, OURS, syscalls),
+    }
+    report.write(args.out / 'compare.json', result)
+    for path in charts.write(args.out, result, OURS):
+        say(f'wrote {path}')
+    print(report.table(result, OURS))
+
+
+if __name__ == '__main__':
+    try:
+        main()
+    except KeyboardInterrupt:
+        say('interrupted; the finished rounds are kept: --resume continues with the next')
+        sys.exit(130)

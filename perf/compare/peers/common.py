@@ -1,0 +1,61 @@
+"""What all Python servers here share: the bytes of their replies, and their command line.
+
+The replies are defined once, so no peer can be faster by sending less. Nothing in this module runs while requests are
+answered. The server in C and the one in JavaScript have copies of the replies, and a test compares them.
+"""
+
+import argparse
+
+DELAY = 1.0  # seconds until the reply of the seed workload, unless --delay is given
+WAITING = 3600.0  # seconds until the reply of `pending`, longer than any measurement
+
+
+def http(body, close=False):
+    connection = b'Connection: close\r\n' if close else b''
+    return b'HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\n%sContent-Length: %d\r\n\r\n%s' % (
+        connection,
+        len(body),
+        body,
+    )
+
+
+REPLY = http(b'a reply of one hundred bytes altog.')
+LAST_REPLY = http(b'the reply and the end of it', close=True)
+LATE_REPLY = b'HTTP/1.1 200 OK\r\nDate: Wed, 03 Oct 2012 23:43:10 GMT\r\nContent-Type: text/plain\r\n'
+LATE_REPLY += b'Content-Length: 9\r\n\r\nomglolwtf'
+LARGE_REPLY = http(b'x' * (1 << 20))
+MESSAGE = b'm' * 1024
+CHUNK = b'c' * (256 << 10)
+CHAIN = 1000  # calls of call_soon, each made by the one before it, until the reply of `chain`
+
+
+def arguments():
+    """Return the port, the workload, and the delay of late replies in seconds, from the command line."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument('--port', type=int, default=0)
+    parser.add_argument('--workload', default='keepalive')
+    parser.add_argument('--delay', type=float, default=DELAY)
+    args = parser.parse_args()
+    return args.port, args.workload, WAITING if args.workload == 'pending' else args.delay
+
+
+def server_context():
+    """Return a context for TLS 1.3 with a new P-256 key; every peer uses the same kind."""
+    import ssl  # here, because it would add to the memory of servers that need no TLS
+    import subprocess
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as folder:
+        cert, key = f'{folder}/cert.pem', f'{folder}/key.pem'
+        kind = ('-newkey', 'ec', '-pkeyopt', 'ec_paramgen_curve:prime256v1', '-nodes', '-subj', '/CN=localhost')
+        command = ['openssl', 'req', '-x509', *kind, '-days', '1', '-keyout', key, '-out', cert]
+        subprocess.run(command, check=True, capture_output=True)
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.minimum_version = ssl.TLSVersion.TLSv1_3
+        context.load_cert_chain(cert, key)
+    return context
+
+
+def listening(address):
+    """Print the address: clients can connect now."""
+    print(f'listening on {address[0]}:{address[1]}', flush=True)

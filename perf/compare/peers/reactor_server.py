@@ -1,0 +1,66 @@
+"""This reactor, written as plainly as in its README: nothing that a user would not write."""
+
+from common import CHUNK, LARGE_REPLY, LAST_REPLY, LATE_REPLY, MESSAGE, REPLY, arguments, listening, server_context
+
+import reactor
+
+
+def reply(conn, data):
+    conn.write(REPLY)
+
+
+def reply_and_close(conn, data):
+    conn.write(LAST_REPLY)
+    conn.close()
+
+
+def reply_large(conn, data):
+    conn.write(LARGE_REPLY)
+
+
+def pump(conn, data=None):
+    while conn.write(CHUNK):
+        pass  # until the high-water mark; on_drain calls this again
+
+
+def reply_late(conn, data):
+    conn.loop.call_later(delay, answer, conn)
+
+
+def answer(conn):
+    if not conn.closed:
+        conn.write(LATE_REPLY, reactor.Stream.close)
+
+
+members = set()
+
+
+def broadcast(conn, data):
+    for member in members:
+        member.write(MESSAGE)
+
+
+def leave(conn, exc):
+    members.discard(conn)
+
+
+WORKLOADS = {
+    'keepalive': {'on_data': reply},
+    'tls': {'on_data': reply},
+    'churn': {'on_data': reply_and_close},
+    'defer': {'on_data': reply_and_close, 'defer_accept': True},
+    'large': {'on_data': reply_large},
+    'pump': {'on_data': pump, 'on_drain': pump},
+    'seed': {'on_data': reply_late},
+    'pending': {'on_data': reply_late},
+    'broadcast': {'on_data': broadcast, 'on_connect': members.add, 'on_close': leave},
+}
+
+
+def main(r):
+    secure = {'ssl': server_context()} if workload == 'tls' else {}
+    listening(r.listen_tcp('127.0.0.1', port, **WORKLOADS[workload], **secure).address)
+
+
+port, workload, delay = arguments()
+reactor.run(main)

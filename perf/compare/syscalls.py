@@ -1,0 +1,67 @@
+"""System calls per request, counted by strace.
+
+strace slows down the process it traces, so this is a separate pass without timing. Our own loads send a known number of
+requests, and every call of the server meanwhile is counted.
+"""
+
+import re
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+
+from perf.common.server import Failed, Server
+from perf.loads import closed_loop
+
+CONNECTIONS = 10
+REQUESTS = 1000
+SECONDS = 20  # that a load may run
+LOADS = {
+    'keepalive': lambda port: closed_loop.keep_alive(port, CONNECTIONS, SECONDS, 100, REQUESTS),
+    'churn': lambda port: closed_loop.reconnect(port, CONNECTIONS, SECONDS, REQUESTS),
+}
+
+
+def count_all(workloads, found, window, say):
+    """Return {workload: {peer: calls per request}} for the workloads in LOADS, or {} where strace is missing."""
+    counted = [workload for workload in workloads if workload.name in LOADS]
+    if counted and not shutil.which('strace'):
+        say('left out: system calls per request: the command strace is not installed')
+        return {}
+    result = {}
+    for workload in counted:
+        result[workload.name] = {}
+        for peer in workload.peers(found):
+            try:
+                calls = count(peer, workload.name, window.server_core)
+            except (Failed, OSError, subprocess.SubprocessError) as exc:
+                say(f'system calls of {peer.name}: {exc}')
+                continue
+            result[workload.name][peer.name] = calls
+            say(f'strace  {workload.name:<10} {peer.name:<10} {calls:.2f} system calls/request')
+    return result
+
+
+def count(peer, workload, core):
+    """Return the system calls that one peer makes for a request."""
+    with Server(peer, workload, core) as server, tempfile.NamedTemporaryFile('r') as report:
+        command = ['strace', '-f', '-c', '-o', report.name, '-p', str(server.pid)]
+        with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as tracer:
+            try:
+                if 'attached' not in tracer.stderr.readline():
+                    raise Failed('strace is not allowed to attach to the server')
+                answered, _ = LOADS[workload](server.port)
+                time.sleep(0.1)
+            finally:
+                tracer.send_signal(signal.SIGINT)
+                tracer.communicate(timeout=10)
+        return total(report.read()) / answered
+
+
+def total(text):
+    """Return the number of calls in a table that `strace -c` printed."""
+    found = re.search(r'^\s*[\d.]+\s+[\d.]+\s+\d*\s+(\d+)\s+(?:\d+\s+)?total$', text, re.MULTILINE)
+    if found is None:
+        raise Failed('strace reported nothing')
+    return int(found[1])

@@ -1,0 +1,53 @@
+"""All cases, in the order in which they are measured and reported: a line here, a class in a module of this folder."""
+
+from .attack import Attack
+from .behind_haproxy import Killed, Rolling
+from .children import Children
+from .churn import Churn
+from .clocks import Jumps, Timers
+from .collector import Collector
+from .ending import Ending
+from .fairness import Firehose
+from .held import AtTheLimit, Idle, TwoWorkers
+from .interrupts import SignalFlood
+from .kills import Kills
+from .loris import SlowLoris
+from .network.cases import NETWORK
+from .serving import Crashes, Drains, Orphans, Reloads
+from .shortage import Memory, SelectLimit
+from .spins import Spins
+from .tls_peers import Chat, Keys, MemoryAfterTransfer
+from .unread import Unread
+
+CASES = [
+    Idle(),
+    TwoWorkers(),
+    AtTheLimit(),
+    Churn(),
+    Unread(),
+    SlowLoris(),
+    Firehose(),
+    Timers(),
+    SignalFlood(),
+    *NETWORK,
+    Kills(),
+    Reloads(),
+    Memory(),
+    Jumps(),
+    SelectLimit(),
+    Children(),
+    Collector(),
+    Rolling(),
+    Killed(),
+    Drains(),
+    Orphans(),
+    Crashes(),
+    Attack(),
+    Ending(),
+    Spins(),
+    MemoryAfterTransfer(),
+    Keys(),
+    Chat(),
+]
+
+BY_NAME = {case.name: case for case in CASES}

@@ -1,0 +1,162 @@
+"""One run of `transfer` on both hosts of a faulty network: start it, switch the faults, judge the result.
+
+Neither side is trusted alone. What one side received is compared with what the other says it sent or, where a
+connection broke, with what it should have sent. An end that neither side reports is counted.
+"""
+
+import time
+from collections import Counter
+
+from perf.faults.child import Child
+
+from .namespaces import HOSTS
+from .transfer import FIRST_PORT, Pattern
+
+LOOK_EVERY = 0.05  # seconds
+QUIET = 3  # looks without an open connection, after which no other can follow
+CONNECTOR, LISTENER = 0, 1  # numbers of the hosts
+
+
+def stream(size, hold=False, **timeouts):
+    """Describe a connection: `size` bytes each way; `hold` leaves it open; `timeouts` are those of `set_timeouts`."""
+    return {'bytes': size, 'hold': hold, 'timeouts': timeouts}
+
+
+class Step:
+    """Something that is done during an exchange, after the steps before it.
+
+    act    a callable that does it
+    share  the share of the bytes that must have arrived before
+    after  seconds to wait after that
+    """
+
+    def __init__(self, act, share=0.0, after=0.0):
+        self.act = act
+        self.share = share
+        self.after = after
+        self.reached = self.done = None  # readings of the monotonic clock, which all processes share
+
+    def look(self, share):
+        """Do it if it is time; return whether it is done."""
+        now = time.monotonic()
+        if self.reached is None and share >= self.share:
+            self.reached = now
+        if self.done is None and self.reached is not None and now >= self.reached + self.after:
+            self.act()
+            self.done = time.monotonic()
+        return self.done is not None
+
+
+class Exchange:
+    """One run; `run` returns when all connections have ended or were aborted after the timeout.
+
+    timeout          seconds for the whole run
+    connect_timeout  seconds for each connect
+    keepalive        the option of `connect_tcp`, for both sides
+    tls              whether to use TLS
+    steps            `Step`s, in order
+    progress         called like `Run.progress`
+    """
+
+    def __init__(
+        self,
+        network,
+        streams,
+        *,
+        timeout,
+        connect_timeout=60,
+        keepalive=None,
+        tls=False,
+        steps=(),
+        progress=None,
+    ):
+        self.network = network
+        self.streams = streams
+        self.timeout = timeout
+        self.connect_timeout = connect_timeout
+        self.keepalive = keepalive
+        self.tls = tls
+        self.steps = list(steps)
+        self.progress = progress or (lambda *_: None)
+        self.total = 2 * sum(one['bytes'] for one in streams)
+        self.ends = [{}, {}]
+
+    def run(self):
+        both = {'streams': self.streams, 'host': HOSTS[LISTENER], 'keepalive': self.keepalive, 'tls': self.tls}
+        inside = self.network.inside
+        with Child('network.transfer:listen', prefix=inside(LISTENER), **both) as listener:
+            listener.receive()
+            both |= {'source': HOSTS[CONNECTOR], 'timeout': self.connect_timeout}
+            with Child('network.transfer:connect', prefix=inside(CONNECTOR), **both) as connector:
+                connector.receive()
+                self.watch(connector, listener)
+                self.ends = [{end['port']: end for end in side.ask('ends')} for side in (connector, listener)]
+
+    def watch(self, *sides):
+        """Watch both sides until neither has a connection; abort the rest after the timeout."""
+        began, quiet = time.monotonic(), 0
+        while quiet < QUIET:
+            looks = [side.ask('look') for side in sides]
+            received, passed = sum(look['received'] for look in looks), time.monotonic() - began
+            self.progress(received, self.total, f'{received / 1e6:,.0f} MB, {received / 1e6 / passed:,.1f} MB/s')
+            self.take_steps(received)
+            quiet = 0 if any(look['open'] for look in looks) else quiet + 1
+            if passed > self.timeout:
+                for side in sides:
+                    side.ask('give_up')
+            time.sleep(LOOK_EVERY)
+
+    def take_steps(self, received):
+        for step in self.steps:
+            if not step.look(received / self.total if self.total else 1.0):
+                return
+
+    def judge(self):
+        """Return the figures of the run."""
+        ends = [end for side in self.ends for end in side.values()]
+        received = sum(end['received'] for end in ends)
+        lasted = max((end['seconds'] for end in ends), default=0.0)
+        return {
+            'GB': received / 1e9,
+            'MB/s': received / 1e6 / lasted if lasted else 0.0,
+            'seconds': lasted,
+            'connections': len(self.streams),
+            'complete': sum(all(self.complete(side.get(port)) for side in self.ends) for port in self.ends[CONNECTOR]),
+            'errors': dict(Counter(end['error'] for end in ends if end['error'])),
+            'streams_that_differ': self.differing(),
+            'unexplained_ends': self.unexplained(),
+            'hung': sum(end['hung'] for end in ends),
+            'longest_stall_s': max((end['stall'] for end in ends), default=0.0),
+        }
+
+    def complete(self, end):
+        """Return whether this end received everything, and its connection ended without an error."""
+        return (
+            end is not None
+            and end['received'] == end['sent'] == self.streams[end['port'] - FIRST_PORT]['bytes']
+            and end['eof']
+            and not end['error']
+        )
+
+    def unexplained(self):
+        """Count ends that are neither a success nor a stated error: not reported, or good without all bytes."""
+        count = len(self.streams) - len(self.ends[CONNECTOR])
+        for port, end in self.ends[CONNECTOR].items():
+            other = self.ends[LISTENER].get(port)
+            count += not (end['error'] or self.complete(end))
+            if other is not None or end['connected']:
+                count += not (other and (other['error'] or self.complete(other)))
+        return count
+
+    def differing(self):
+        """Count the streams, two for each connection, whose received bytes differ from those sent."""
+        differing = 0
+        for host, other_role in (CONNECTOR, 'listen'), (LISTENER, 'connect'):
+            for port, end in self.ends[host].items():
+                other = self.ends[1 - host].get(port)
+                if other is not None and other['sent'] == end['received']:
+                    expected = other['sent_sha']
+                else:
+                    expected = Pattern(other_role, port).digest(end['received'])
+                differing += end['received_sha'] != expected
+        return differing

@@ -1,0 +1,145 @@
+"""The workloads: which server runs, and what its clients do.
+
+All clients send their requests together, so the count is that of a request and not of the turn of the loop that handles
+it (`chain` counts turns). The server is stopped while they send. When it continues, it finds all requests at once and
+handles them in the same turns each time, and the clients send again only when it sleeps. So the speed of the machine
+does not change the count.
+"""
+
+import contextlib
+import ssl
+import time
+
+from perf.common.server import Failed
+from perf.compare.peers import common
+from perf.loads.sockets import REQUEST, connect
+
+TIMEOUT = 60  # seconds within which a reply must arrive
+DELAY = 0.15  # seconds until the delayed reply; the server must have read all requests within this time
+# Every timer is at least this many seconds late. The reactor counts late timers in buckets whose bounds double. One
+# bucket begins at 0.125 s, and all timers fall into it unless the machine is far too busy.
+LATE = 0.13
+
+
+class TooSlow(Failed):
+    """The machine is so busy that a timer may have fired before all requests were read."""
+
+
+class Workload:
+    """A kind of request, sent by `clients` together, `rounds` times in each interval."""
+
+    server = 'server'  # the program perf/compare/peers/PEER_SERVER.py
+    reply = common.REPLY
+    units = 1  # units that one request counts as
+    what = 'request'  # the name of a unit
+    delay = 0  # seconds that the server waits before it replies
+    not_for = ()  # (peer, why the workload does not apply to it)
+
+    def __init__(self, name, about, clients, rounds, workload=None):
+        self.name = name
+        self.about = about
+        self.clients = clients
+        self.rounds = rounds
+        self.workload = workload or name
+
+    @contextlib.contextmanager
+    def connected(self, server):
+        """Connect the clients; yield a function that sends a request from each and receives all replies."""
+        with contextlib.ExitStack() as stack:
+            socks = [stack.enter_context(self.connect(server.port)) for _ in range(self.clients)]
+            yield lambda: self.ask(server, socks)
+
+    def connect(self, port):
+        sock = connect(port)
+        sock.settimeout(TIMEOUT)
+        return sock
+
+    def ask(self, server, socks):
+        with server.stopped():
+            for sock in socks:
+                sock.sendall(REQUEST)
+        for sock in socks:
+            receive(sock, self.reply)
+
+
+class Secure(Workload):
+    """Over TLS 1.3."""
+
+    def __init__(self, *args):
+        super().__init__(*args)
+        self.context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        self.context.check_hostname, self.context.verify_mode = False, ssl.CERT_NONE
+
+    def connect(self, port):
+        return self.context.wrap_socket(super().connect(port))
+
+
+class Connecting(Workload):
+    """A connection for each request, which the server closes after its reply."""
+
+    reply = common.LAST_REPLY
+
+    @contextlib.contextmanager
+    def connected(self, server):
+        yield lambda: self.connect_and_ask(server)
+
+    def connect_and_ask(self, server):
+        with contextlib.ExitStack() as stack:
+            with server.stopped():
+                socks = [stack.enter_context(self.connect(server.port)) for _ in range(self.clients)]
+                for sock in socks:
+                    sock.sendall(REQUEST)
+            self.wait(server)
+            for sock in socks:
+                receive(sock, self.reply, last=True)
+
+    def wait(self, server):
+        pass
+
+
+class Deferred(Connecting):
+    not_for = (('uvloop', 'it has no defer_accept: compare with churn'),)
+
+
+class Delayed(Connecting):
+    """The server is stopped until all its timers are due, so that they fire in one turn."""
+
+    reply = common.LATE_REPLY
+    delay = DELAY
+
+    def wait(self, server):
+        began = time.monotonic()
+        with server.stopped():
+            if time.monotonic() - began > server.delay:
+                raise TooSlow(f'the server took more than {server.delay:g} s to read {self.clients} requests')
+            time.sleep(server.delay + LATE)
+
+
+class Chain(Workload):
+    server = 'chain'
+    units = common.CHAIN
+    what = 'call'
+
+
+def receive(sock, expected, last=False):
+    """Receive the `expected` reply and, if it is the `last`, the end of the connection; raise `Failed` for others."""
+    data = b''
+    while len(data) < len(expected) and (piece := sock.recv(65536)):
+        data += piece
+    if data != expected:
+        raise Failed(f'the server answered {data!r}, not {expected!r}')
+    if last and (rest := sock.recv(1)):
+        raise Failed(f'the server sent more after its reply: {rest!r}')
+
+
+WORKLOADS = {
+    workload.name: workload
+    for workload in (
+        Workload('keepalive', 'a request on a connection that stays open', 100, 20),
+        Connecting('churn', 'a connection for one request', 32, 30),
+        Deferred('churn_defer', 'a connection for one request, accepted with defer_accept', 32, 30, 'defer'),
+        Secure('tls', 'a request on a TLS 1.3 connection that stays open', 20, 20),
+        Delayed('seed', 'a connection for one request, answered by a timer, closed by the write callback', 32, 8),
+        Chain('chain', 'a turn of the loop for one call of call_soon, each call made by the one before it', 1, 2),
+    )
+}

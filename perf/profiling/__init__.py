@@ -1,0 +1,1 @@
+"""The parts of perf/profile.sh: servers to profile, the load on them, and the reports about the recordings."""

@@ -1,0 +1,200 @@
+"""The page of a profile: an index.html that needs no network and no other file.
+
+It computes nothing, but shows phases.json, meta.json and the flame graphs. Unknown figures are left out. Warnings are
+always shown, and come first.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from .flame import COLOURS, VIEWS
+from .phases import BETWEEN, verdict
+
+
+def bar(percent: float | None, phase: str, kind: str = '') -> str:
+    """Return a table cell: a percentage, with a bar of that length."""
+    if percent is None:
+        return '<td></td>'
+    return (
+        f'<td class="share {kind}" style="--share:{min(percent, 100):.2f}%;--hue:{COLOURS[phase][0]};'
+        f'--saturation:{COLOURS[phase][1]}%"><i></i>{percent:.1f}</td>'
+    )
+
+
+def phase_rows(result: dict[str, Any]) -> str:
+    """Return the rows of the table by phase."""
+    rows = []
+    for each in result['phases']:
+        phase = each['phase']
+        clock = bar(each['reactor_percent'], phase, 'clock')
+        if phase == BETWEEN and result['reactor']:
+            clock = '<td class="quiet">in _poll</td>'
+        rows.append(
+            f'<tr><th scope="row"><code>{escape(phase)}</code></th><td>{each["wall_samples"]:,}</td>'
+            f'{bar(each["wall_percent"], phase)}{clock}{bar(each["cpu_percent"], phase)}</tr>'
+        )
+    return '\n'.join(rows)
+
+
+def line_tables(result: dict[str, Any]) -> str:
+    """Return a table of the costliest lines for each phase."""
+    parts = []
+    for each in result['phases']:
+        rows = '\n'.join(
+            f'<tr>{bar(line["wall_percent"], each["phase"])}{bar(line["cpu_percent"], each["phase"])}'
+            f'<td class="line"><code>{escape(line["source"] or line["line"])}</code>'
+            f'<small>{escape(line["line"])}</small></td></tr>'
+            for line in each['lines']
+        )
+        if rows:
+            parts.append(
+                f'<details{" open" if each["wall_percent"] >= 10 else ""}><summary><code>{escape(each["phase"])}</code>'
+                f' <span class="quiet">{each["wall_percent"]:.1f} % of the wall time</span></summary>'
+                f'<div class="scroll"><table><thead><tr><th>wall %</th><th>CPU %</th><th class="line">line</th></tr>'
+                f'</thead><tbody>{rows}</tbody></table></div></details>'
+            )
+    return '\n'.join(parts)
+
+
+def banner(result: dict[str, Any], meta: dict[str, Any]) -> str:
+    """Return the warnings, and whether sampler and reactor agree."""
+    lines = [f'<p class="warning">WARNING: {escape(text)}</p>' for text in meta['warnings'] + result['warnings']]
+    if result['agreement'] and result['agreement']['agrees']:
+        lines.append(f'<p class="good">{escape(verdict(result["agreement"]).capitalize())}.</p>')
+    return '\n'.join(lines)
+
+
+def facts(result: dict[str, Any], meta: dict[str, Any]) -> str:
+    """Return the list of facts: the recording, the versions, and what the reactor counted meanwhile."""
+    found = {
+        'recorded': f'{meta["seconds"]} s each at {meta["rate"]} Hz',
+        'commit': meta['commit'],
+        'Python': meta['python'],
+        'sampler': meta['py_spy'],
+        'system': meta['system'],
+        'date': meta['date'],
+    }
+    for name, recording in meta['recordings'].items():
+        if recording['samples'] is not None:
+            found[f'{name} samples'] = f'{recording["samples"]:,}, {recording["errors"]:,} failed'
+    if result['reactor']:
+        spent = result['reactor']
+        found['CPU used'] = f'{100 * spent["cpu_seconds"] / spent["elapsed"]:.0f} % of a core, system calls included'
+        for name, count in spent['counts'].items():
+            if count:
+                rate = '' if name in ('incoming', 'outgoing') else f' ({count / spent["elapsed"]:,.0f}/s)'
+                found[name] = f'{count:,}{rate}'
+    return '\n'.join(
+        f'<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>' for name, value in found.items() if value
+    )
+
+
+def page(result: dict[str, Any], meta: dict[str, Any], graphs: dict[str, str]) -> str:
+    """Return the text of index.html."""
+    drawn = '\n'.join(f'<div class="graph" id="{view}">{svg}</div>' for view, svg in graphs.items())
+    clock = '<th class="wide">reactor %</th>' if result['reactor'] else '<th></th>'
+    return PAGE.format(
+        target=escape(meta['target']),
+        style=STYLE,
+        banner=banner(result, meta),
+        clock=clock,
+        phases=phase_rows(result),
+        lines=line_tables(result),
+        graphs=drawn,
+        facts=facts(result, meta),
+    )
+
+
+STYLE = """
+:root{color-scheme:light dark;--ink:#1d2228;--quiet:#5b6570;--paper:#fff;--edge:#dfe3e8;--light:80%;
+--good:#1a7f4b;--bad:#b3261e}
+@media (prefers-color-scheme:dark){:root{--ink:#e8ebee;--quiet:#9aa5b1;--paper:#15191e;--edge:#2c343d;
+--light:33%;--good:#5fd39a;--bad:#ff8a80}}
+*{box-sizing:border-box}
+body{margin:0 auto;max-width:1280px;padding:28px 24px 60px;background:var(--paper);color:var(--ink);
+font:15px/1.5 ui-sans-serif,system-ui,"DejaVu Sans",Verdana,sans-serif}
+h1{font-size:26px;margin:0 0 4px}
+h2{font-size:18px;margin:36px 0 8px}
+code{font:13px ui-monospace,"DejaVu Sans Mono",Consolas,monospace}
+.quiet,small{color:var(--quiet)}
+.good,.warning{border-left:4px solid;padding:6px 12px;margin:12px 0}
+.good{color:var(--good)}
+.warning{color:var(--bad);font-weight:600}
+.scroll{overflow-x:auto}
+table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums}
+th,td{padding:5px 10px;border-bottom:1px solid var(--edge);text-align:right;white-space:nowrap}
+thead th{color:var(--quiet);font-weight:500;font-size:13px}
+th[scope=row],th.line,td.line{text-align:left;font-weight:400}
+td.line{width:100%}
+td.line small{display:block;font-size:12px}
+th.wide{width:24%}
+.share{position:relative;z-index:0;min-width:84px}
+.share i{position:absolute;z-index:-1;right:0;top:3px;bottom:3px;width:var(--share);border-radius:3px;
+background:hsl(var(--hue) var(--saturation) var(--light))}
+.share.clock i{background:repeating-linear-gradient(-45deg,
+hsl(var(--hue) var(--saturation) var(--light)) 0 5px,transparent 5px 8px)}
+details{margin:6px 0 10px}
+summary{cursor:pointer;padding:4px 0}
+.graph{overflow:hidden;border:1px solid var(--edge);border-radius:8px;padding:8px;margin:14px 0}
+.graph svg{display:block}
+dl{display:grid;grid-template-columns:repeat(auto-fill,minmax(230px,1fr));gap:10px 24px;margin:0}
+dt{color:var(--quiet);font-size:13px}
+dd{margin:0;overflow-wrap:anywhere}
+"""
+
+PAGE = """\
+<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width,initial-scale=1">
+<title>Profile of {target}</title>
+<link rel="icon" href="data:,">
+<style>{style}</style>
+</head>
+<body>
+<h1>Profile of {target}</h1>
+<p class="quiet">Where the turns of the reactor spend their time, as sampled from outside and by the reactor's own
+clock.</p>
+{banner}
+<h2>By phase</h2>
+<div class="scroll"><table>
+<thead><tr><th scope="row">phase</th><th>samples</th><th class="wide">wall %</th>{clock}<th class="wide">CPU %</th></tr>
+</thead>
+<tbody>
+{phases}
+</tbody>
+</table></div>
+<p class="quiet">Wall: all time, including waiting. Reactor: the same time by the loop's own counters; the two should
+agree. CPU: samples in which Python held the GIL. System calls release it, so their time is in the wall view only.</p>
+<h2>Costliest lines</h2>
+{lines}
+<h2>Flame graphs</h2>
+{graphs}
+<h2>Measured</h2>
+<dl>
+{facts}
+</dl>
+</body>
+</html>
+"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        'python -m perf.profiling.page', description='Write index.html into the folder of a profile.'
+    )
+    parser.add_argument('out', type=Path)
+    out = parser.parse_args().out
+    result, meta = (json.loads((out / name).read_text()) for name in ('phases.json', 'meta.json'))
+    graphs = {view: (out / f'{view}.svg').read_text() for view in VIEWS if (out / f'{view}.svg').exists()}
+    (out / 'index.html').write_text(page(result, meta, graphs), encoding='utf-8')
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,99 @@
+"""The addresses that workers listen on, and the sockets bound to them.
+
+On Linux each worker has a listening socket of its own (SO_REUSEPORT). With that option alone, starting the program a
+second time would succeed, and it would silently get half of the connections. So the port is first bound without the
+option, which fails if another program listens there.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from socket import SOCK_STREAM
+from typing import Any
+
+from ..kernel import Kernel, close_socket
+from ..net.addresses import check_host, check_path, check_port
+from ..net.options import Options
+from ..net.sockets import bound_tcp, check_stream_socket, listening_unix
+
+# On other systems, SO_REUSEPORT does not distribute connections among the listeners.
+DIVIDED = sys.platform == 'linux'
+
+
+class ListenAddress:
+    """One address, bound when it is created. `socket_for_worker()` returns a socket for one more worker."""
+
+    shared: Any
+
+    def __init__(self, address: Any, backlog: int) -> None:
+        self._unlink: Callable[[], None] | None = None
+        self._backlog = backlog
+        self._where = where = parse(address)
+        self.shared = where
+        if isinstance(where, str):
+            self.shared, self._unlink = listening_unix(
+                Kernel(), check_path(where), Options(), backlog=backlog, mode=None
+            )
+        elif isinstance(where, tuple):
+            self.shared = self._bind(False) if where[1] or not DIVIDED else None
+            if DIVIDED:
+                self.close()
+            else:
+                self.shared.listen(backlog)
+
+    def socket_for_worker(self, listening: bool = True) -> Any:
+        """Return a new socket on the port where the kernel distributes connections, otherwise the shared socket."""
+        if self.shared is not None:
+            return self.shared
+        sock = self._bind(True)
+        if listening:
+            sock.listen(self._backlog)
+        self._where = self._where[0], sock.getsockname()[1]
+        return sock
+
+    def close(self, sock: Any = None) -> None:
+        """Close the socket of one worker unless it is shared. Without an argument, close the shared socket."""
+        if sock is None:
+            sock, self.shared = self.shared, None
+        if sock is not None and sock is not self.shared:
+            close_socket(sock)
+
+    def remove(self) -> None:
+        """Close the shared socket and remove the file of a Unix socket."""
+        self.close()
+        if self._unlink is not None:
+            self._unlink()
+
+    def _bind(self, reuse_port: bool) -> Any:
+        host, port = self._where
+        return bound_tcp(Kernel(), host, port, reuse_port=reuse_port)
+
+
+def parse(address: Any) -> Any:
+    """Convert an element of `listen=` to (host, port), to the path of a Unix socket, or to a socket.
+
+    Raises ValueError or TypeError if it is not an address, and OSError if it is a closed socket.
+    """
+    if hasattr(address, 'fileno'):
+        if getattr(address, 'type', SOCK_STREAM) != SOCK_STREAM:
+            raise ValueError(
+                f'workers share listening stream sockets, not {address!r}; use it in one process, with bind_udp'
+            )
+        check_stream_socket(address, 'listen=')
+        return address
+    if isinstance(address, str) and address.startswith('unix:'):
+        return address.removeprefix('unix:')
+    host, port = address if isinstance(address, tuple) and len(address) == 2 else (None, None)
+    if isinstance(address, str):
+        host, colon, port = address.rpartition(':')
+        if host.startswith('[') and host.endswith(']'):
+            host = host[1:-1]
+        elif ':' in host:
+            raise ValueError(f'an IPv6 address in listen= needs brackets, as in [::1]:8000, not {address!r}')
+        host, port = host or None, int(port) if colon and port.isdecimal() else None
+    if port is None:
+        raise ValueError(
+            f"listen= takes 'host:port', '[IPv6]:port', 'unix:/path', (host, port) or a socket, not {address!r}"
+        )
+    return check_host(host), check_port(port)

@@ -1,0 +1,105 @@
+"""The ledger of one reactor: the facts that all checks read, and the violations that they find.
+
+It knows which phase the turn is in, which callback is running, and which file of the simulated kernel belongs to which
+connection. It does not know the checks. They are objects in other modules that get the ledger and add to `violations`.
+"""
+
+from __future__ import annotations
+
+from errno import EPIPE
+from weakref import ref
+
+from ..facade import Reactor
+from ..net.listener import Listener
+from ..net.tls import TLSStream
+from .files import End
+from .kernel import SimKernel
+from .records import Record
+from .watched import WatchedStream
+
+# The phases of a turn, in their order.
+DISPATCH, TIMERS, IDLERS, CALLS, COMPLETIONS = range(5)
+
+
+class Ledger:
+    """The facts about one reactor, its connections and its turns."""
+
+    kernel: SimKernel
+    reactor: Reactor
+    simulated: bool
+    phase: int
+    cut: bool
+    depth: int
+
+    def __init__(self, kernel: SimKernel, reactor: Reactor) -> None:
+        self.kernel, self.reactor = kernel, reactor
+        self.simulated = hasattr(kernel, 'woke_at')  # on a real kernel, only calls and callbacks are checked
+        self.violations: list[str] = []
+        self.turns = 0
+        self.phase = DISPATCH  # the latest phase in which a callback was seen
+        self.inside: str | None = None  # the callback that is running
+        self.callbacks: int = 0  # how many callbacks of streams were called
+        self.depth = 0  # of the stack at the last poll
+        self.begun = False  # the program has started without an error
+        self.cut = False  # an exception left `run` in the middle of the turn
+        self.closing = False  # the reactor is being closed
+        self.foreign: set[int] = set()  # descriptors that belong to the user
+        self.records: list[Record] = []
+        self.by_end: dict[End, Record] = {}
+        self.streams: dict[WatchedStream, None] = {}  # the streams that have not ended
+        self.listeners: dict[Listener, bool] = {}  # the values say whether the listener is paused
+
+    def time(self) -> int:
+        """Return the reading of the simulated clock, in ns; 0 on a real kernel, where time limits are not checked.
+
+        Deadlines are compared with the clock's reading, not with the exact time: the clock may advance in long steps.
+        """
+        return self.kernel.reading(self.kernel.time) if self.simulated else 0
+
+    def wrong(self, stream: WatchedStream, text: str) -> None:
+        """Add a violation by a connection."""
+        self.violations.append(f'connection {stream.record.number}: {text}')
+
+    def secured(self, stream: WatchedStream) -> bool:
+        """Return whether the stream uses TLS."""
+        record = stream.record
+        record.secured |= stream.tls is not None or isinstance(stream, TLSStream)
+        return record.secured
+
+    def lacks_close_notify(self, stream: WatchedStream, end: End) -> bool:
+        """Return whether the only failure was that our close_notify could not be sent.
+
+        A peer that has sent its own close_notify and closed its socket need not receive ours (RFC 8446, section 6.1).
+        """
+        return end.reported == [EPIPE] and self.secured(stream) and _is_alert(end.never_sent)
+
+    def waits(self, stream: WatchedStream) -> int:
+        """Return how many bytes were written but not yet accepted by the kernel."""
+        record, end = stream.record, self.end_of(stream)
+        if self.secured(stream) or (end is None and stream.sock is not None):
+            return stream.buffered  # with TLS or on a real kernel, only the stream knows
+        return len(record.offered) - (0 if end is None else end.sent)
+
+    def peer_of(self, record: Record) -> Record | None:
+        """Return the record of the other end of a connection, if the bytes of the two can be compared."""
+        if record.end is None or record.end.peer is None:
+            return None
+        peer = self.by_end.get(record.end.peer)
+        return None if record.raw or (peer is not None and peer.raw) else peer
+
+    def end_of(self, stream: WatchedStream) -> End | None:
+        """Return the stream's end in the simulated kernel, or None."""
+        record = stream.record
+        if record.end is None and stream.sock is not None:
+            file = self.kernel.files.get(stream.sock.fileno())
+            if isinstance(file, End):
+                record.end = file
+                record.sock = ref(stream.sock)
+                self.by_end[file] = record
+        return record.end
+
+
+def _is_alert(data: bytes) -> bool:
+    # In TLS 1.3 an alert is encrypted like data: two bytes, their type, and a 16-byte tag (RFC 8446, section 5.2).
+    encrypted = data[:5] == b'\x17\x03\x03\x00\x13' and len(data) == 24
+    return encrypted or (data[:1] == b'\x15' and len(data) == 5 + int.from_bytes(data[3:5], 'big'))

@@ -1,0 +1,329 @@
+"""What the library says about a mistake: what happened, with what the user gave, and what to do about it."""
+
+from __future__ import annotations
+
+import ast
+import functools
+import gc
+import re
+import ssl
+import time
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import reactor
+from tests.helpers.support import run_until, turns
+
+
+@pytest.fixture
+def r():
+    """One selector: what is said does not depend on it."""
+    with reactor.Reactor() as r:
+        yield r
+
+
+def refusal(call, *args, **options) -> str:
+    """The message of the TypeError or ValueError with which a call is refused."""
+    with pytest.raises((TypeError, ValueError)) as refused:
+        call(*args, **options)
+    return str(refused.value)
+
+
+# -- callbacks that cannot be called with what they will get
+
+
+def one(first): ...
+
+
+def none(): ...
+
+
+def three(first, second, third): ...
+
+
+def needs_keyword(conn, data, *, flag): ...
+
+
+class Handler:
+    def on_data(self, conn): ...
+
+    def takes_two(self, conn, data): ...
+
+
+LINE = one.__code__.co_firstlineno
+
+
+@pytest.mark.parametrize(
+    ('name', 'fn', 'signature', 'takes'),
+    [
+        ('on_data', one, '(conn, data)', 'takes 1 argument'),
+        ('on_data', three, '(conn, data)', 'takes 3 arguments'),
+        ('on_data', needs_keyword, '(conn, data)', 'needs the keyword argument flag'),
+        ('on_data', Handler().on_data, '(conn, data)', 'takes 1 argument'),
+        ('on_data', lambda: None, '(conn, data)', 'takes 0 arguments'),
+        ('on_connect', none, '(conn)', 'takes 0 arguments'),
+        ('on_eof', none, '(conn)', 'takes 0 arguments'),
+        ('on_drain', none, '(conn)', 'takes 0 arguments'),
+        ('on_close', one, '(conn, exc)', 'takes 1 argument'),
+        ('on_error', one, '(conn, exc)', 'takes 1 argument'),
+        ('on_accept_error', one, '(listener, exc)', 'takes 1 argument'),
+    ],
+)
+def test_a_callback_with_the_wrong_number_of_arguments_is_refused_when_it_is_given(r, name, fn, signature, takes):
+    message = refusal(r.listen_tcp, '127.0.0.1', 0, **{name: fn})
+    assert f'{name} is called with {signature}' in message and takes in message
+    assert fn.__qualname__ in message and re.search(r'test_messages\.py:\d+', message)
+    assert r.handles() == []
+
+
+def test_the_message_says_where_the_callback_is(r):
+    assert f'{__name__}.one (test_messages.py:{LINE})' in refusal(r.listen_tcp, '127.0.0.1', 0, one)
+
+
+@pytest.mark.parametrize(
+    'fn',
+    [
+        lambda conn, data: None,
+        lambda conn, data, more=None: None,
+        lambda *args: None,
+        lambda conn, *args: None,
+        lambda conn, data, *, flag=True: None,
+        lambda conn=None, data=None: None,
+        Handler().takes_two,
+        functools.partial(three, 1),
+        print,
+        dict,
+    ],
+)
+def test_a_callback_that_can_be_called_is_accepted(r, fn):
+    r.listen_tcp('127.0.0.1', 0, fn).close()
+
+
+@pytest.mark.parametrize(
+    'give',
+    [
+        lambda r, fn: r.connect_tcp('127.0.0.1', 9, fn),
+        lambda r, fn: r.bind_udp('127.0.0.1', 0, fn),
+        lambda r, fn: r.resolve('localhost', fn),
+        lambda r, fn: r.resolve_address('127.0.0.1', fn),
+        lambda r, fn: r.run_in_thread(print, on_done=fn),
+        lambda r, fn: r.spawn(['true'], on_exit=fn),
+    ],
+)
+def test_every_method_that_takes_a_callback_checks_it(r, give):
+    assert 'is called with (' in refusal(give, r, none)
+
+
+# -- something else than a callback
+
+
+def test_a_function_that_was_called_instead_of_passed_is_recognised(r):
+    for method in (r.call_soon, r.call_soon_threadsafe, functools.partial(r.call_later, 1)):
+        message = refusal(method, None)
+        assert 'None' in message and 'called instead of passed' in message
+    assert 'called instead' not in refusal(r.call_soon, 'x')
+
+
+def test_a_deadline_by_the_wrong_clock_is_warned_of(r):
+    with pytest.warns(RuntimeWarning, match=r'call_at\(.*r\.now.*time\.time\(\)') as warned:
+        timer = r.call_at(time.time() + 1, none)
+    assert warned[0].filename == __file__
+    timer.cancel()
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        r.call_at(r.now + 86400 * 300, none).cancel()
+        r.call_later(86400 * 365 * 56, none).cancel()
+
+
+# -- hosts
+
+
+@pytest.mark.parametrize('host', ['http://example.org', 'https://example.org/path', 'tcp://127.0.0.1:80'])
+def test_a_url_is_not_a_host(r, host):
+    message = refusal(r.connect_tcp, host, 80)
+    assert repr(host) in message and 'not a URL' in message
+    assert 'not a URL' in refusal(r.listen_tcp, host, 80)
+
+
+@pytest.mark.parametrize(('host', 'cure'), [('example.org:80', 'port'), ('127.0.0.1:80', 'port'), ('[::1]', '::1')])
+def test_a_host_with_a_port_or_brackets_is_taken_apart_in_the_message(r, host, cure):
+    message = refusal(r.connect_tcp, host, 80)
+    assert repr(host) in message and cure in message
+    for good in ('::1', 'fe80::1%lo'):
+        r.connect_tcp(good, 80).abort()
+    turns(r, 2)
+
+
+# -- TLS
+
+
+def test_a_server_is_told_how_to_make_a_context(r):
+    message = refusal(r.listen_tcp, '127.0.0.1', 0, ssl=True)
+    assert 'True' in message and 'load_cert_chain' in message
+    message = refusal(r.listen_tcp, '127.0.0.1', 0, ssl=ssl.create_default_context())
+    assert 'this is the server' in message and 'ssl.Purpose.CLIENT_AUTH' in message
+
+
+def test_a_server_without_a_certificate_is_named_as_the_reason(r):
+    ends = []
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    server = r.listen_tcp('127.0.0.1', 0, ssl=context, on_close=lambda conn, exc: ends.append(str(exc)))
+    trusting = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    trusting.check_hostname, trusting.verify_mode = False, ssl.CERT_NONE
+    r.connect_tcp(*server.address, ssl=trusting)
+    run_until(r, lambda: ends)
+    assert 'NO_SHARED_CIPHER' in ends[0] and 'load_cert_chain' in ends[0]
+    server.close()
+    turns(r, 3)
+
+
+# -- exceptions of callbacks
+
+
+def failing(*args):
+    raise LookupError('oh no')
+
+
+def test_the_log_names_the_callback_that_raised_and_its_line(r, caplog):
+    r.call_later(0, failing)
+    r.call_soon(failing)
+    run_until(r, lambda: len(caplog.records) == 2)
+    place = f'{__name__}.failing (test_messages.py:{failing.__code__.co_firstlineno})'
+    texts = sorted(record.getMessage() for record in caplog.records)
+    assert texts == [f'exception in the callback {place}', f'exception in the timer callback {place}']
+
+
+def test_the_log_names_the_callback_and_its_connection(r, sockets, caplog):
+    ours, theirs = sockets()
+    r.adopt(ours, failing)
+    theirs.send(b'x')
+    run_until(r, lambda: caplog.records)
+    (record,) = caplog.records
+    place = f'{__name__}.failing (test_messages.py:{failing.__code__.co_firstlineno})'
+    assert record.getMessage().startswith(f'exception in the callback {place} of <Stream')
+
+
+def test_equal_exceptions_of_clients_are_logged_once_a_second(kernel, fake, sockets, caplog):
+    def other(*args):
+        raise LookupError('oh no')
+
+    def fail(on_data):
+        ours, theirs = sockets()
+        fake.adopt(ours, on_data)
+        theirs.send(b'x')
+        turns(fake, 3)
+
+    for _ in range(5):
+        fail(failing)
+    assert len(caplog.records) == 1
+    fail(other)
+    assert len(caplog.records) == 2  # another callback, which nothing has reported yet
+    kernel.time += 1.5
+    fail(failing)
+    assert len(caplog.records) == 3
+    assert fake.stats().callback_errors == 7
+
+
+# -- reactors
+
+
+def test_a_reactor_that_was_forgotten_is_warned_of():
+    def forget():
+        r = reactor.Reactor()
+        r.listen_tcp('127.0.0.1', 0)
+
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter('always')
+        forget()
+        gc.collect()
+    (message,) = [str(one.message) for one in warned if 'never run' in str(one.message)]
+    assert 'with 1 handle, such as <Listener' in message and 'call run()' in message
+
+
+def test_a_reactor_that_was_run_or_closed_or_holds_nothing_is_not_warned_of():
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter('always')
+        reactor.Reactor().close()
+        with reactor.Reactor() as r:
+            r.listen_tcp('127.0.0.1', 0)
+        r = reactor.Reactor()
+        r.run()
+        del r
+        gc.collect()
+    assert not [one for one in warned if 'never run' in str(one.message)]
+
+
+def test_debug_reports_slow_callbacks(caplog):
+    with reactor.Reactor(debug=True) as r:
+        r.call_soon(time.sleep, 0.11)
+        r.run()
+    assert [record.getMessage() for record in caplog.records if 'slow callback: time.sleep' in record.getMessage()]
+    caplog.clear()
+    with reactor.Reactor(debug=True, slow_callback=10) as r:
+        r.call_soon(time.sleep, 0.11)
+        r.run()
+    assert not caplog.records
+
+
+# -- all messages
+
+PACKAGE = Path(reactor.__file__).parent
+# What a message without a value is about: there is only one such thing, or to show it would say nothing.
+NOTHING_TO_SHOW = [
+    'is empty', 'at least one byte', 'not None', 'this ssl.SSLContext', 'its header', 'proxy_protocol is a list',
+    'needs an address', 'only regular files', 'an abstract path', 'the key is encrypted', 'this is not JSON',
+]  # fmt: skip
+
+
+def messages() -> Iterator[tuple[str, str, str, bool]]:
+    """(place, class, text, whether it shows a value) of each error of the package, simulation and demo apart."""
+    for path in sorted(PACKAGE.rglob('*.py')):
+        place = path.relative_to(PACKAGE)
+        if place.parts[0] in ('testing', 'demo'):
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call):
+                inside = [part for argument in node.exc.args for part in ast.walk(argument)]
+                words = [
+                    part.value for part in inside if isinstance(part, ast.Constant) and isinstance(part.value, str)
+                ]
+                shows = any(isinstance(part, ast.FormattedValue | ast.Name) for part in inside)
+                yield f'{place}:{node.lineno}', ast.unparse(node.exc.func), ' '.join(words), shows
+
+
+def test_each_error_that_is_raised_says_more_than_a_name():
+    found = list(messages())
+    assert len(found) > 200
+    # `SystemExit` ends a worker, and a function that makes the error has the words.
+    made_here = [
+        (place, text, shows) for place, kind, text, shows in found if kind not in ('SystemExit', 'self._cut_short')
+    ]
+    assert [place for place, text, shows in made_here if len(text.split()) < 4 and not shows] == []
+
+
+def test_each_refused_argument_is_shown_in_the_message():
+    refused = [(place, text, shows) for place, kind, text, shows in messages() if kind in ('TypeError', 'ValueError')]
+    assert len(refused) > 90
+    hidden = [
+        f'{place}: {text}'
+        for place, text, shows in refused
+        if not shows and not any(part in text for part in NOTHING_TO_SHOW)
+    ]
+    assert hidden == []
+
+
+def test_each_closed_handle_says_what_to_do():
+    closed = [(place, text) for place, kind, text, _ in messages() if kind in ('HandleClosed', 'ConnectionClosed')]
+    assert len(closed) > 8
+    cures = ('make a new one', 'again', 'check ', 'must be', 'once=True', 'is closed or not connected yet')
+    assert [f'{place}: {text}' for place, text in closed if not any(cure in text for cure in cures)] == []
+
+
+@pytest.mark.parametrize('path', sorted(PACKAGE.rglob('*.py')), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_warnings_go_to_the_line_of_the_caller(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == 'warnings.warn':
+            assert {'stacklevel'} <= {keyword.arg for keyword in node.keywords}
