@@ -44,10 +44,9 @@ class Handle:
 
     leads_to: tuple[tuple[str, str], ...] = ()  # methods, and the callbacks that they call; for `slow_callback`
 
-    events: int
-    since: float
-
     if TYPE_CHECKING:
+        events: int
+        since: float
         loop: Loop
 
     def fileno(self) -> int:
@@ -97,6 +96,11 @@ class Handle:
     def may_log(self) -> bool:
         """Whether an exception of a callback of the handle may be logged now."""
         return True
+
+    @property
+    def has_log_limit(self) -> bool:
+        """Whether `may_log` limits how often that is; otherwise equal exceptions are limited for the whole loop."""
+        return False
 
     def handle_lost(self, exc: OSError) -> None:
         """Called when other code has closed the descriptor. Its number may be another file's: do not close it."""

@@ -172,6 +172,10 @@ class DatagramSocket(DatagramSender):
         self._last_log = now
         return True
 
+    @property
+    def has_log_limit(self) -> bool:
+        return True
+
     # -- receiving
 
     def pause_reading(self) -> None:

@@ -18,7 +18,7 @@ from .contexts import check_context, client_options
 from .datagram import DatagramSocket, check_datagram_socket
 from .datagram_connector import DatagramConnector
 from .listener import Listener, check_max_connections
-from .options import Callbacks, Options, check_callback, check_server_hostname, stream_options
+from .options import Callbacks, ListenerShared, Options, check_callback, check_server_hostname, stream_options
 from .sockets import (
     bound_udp,
     check_adopted,
@@ -225,7 +225,9 @@ class Endpoints:
         if ssl is not None:
             check_context(ssl, True)
         check_backlog(backlog)
-        return Options(ssl=ssl, **stream_options(options))
+        settings = Options(ssl=ssl, **stream_options(options))
+        settings.shared = ListenerShared()
+        return settings
 
     def _connect_options(self, host: str | None, options: ConnectOptions) -> Options:
         ssl, server_hostname = options.get('ssl'), options.get('server_hostname')

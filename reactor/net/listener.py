@@ -227,6 +227,10 @@ class Listener(Handle):
     def may_log(self) -> bool:
         return self._options.shared.may_log(self.loop.timers.clock())
 
+    @property
+    def has_log_limit(self) -> bool:
+        return True
+
     def handle_refused(self, exc: Exception) -> None:
         self._back_off(exc)
 

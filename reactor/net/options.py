@@ -43,9 +43,11 @@ LOG_INTERVAL = 1.0  # seconds between two log lines about events that a peer can
 
 
 class Shared:
-    """State that the connections of a listener share, even if one of them has other options."""
+    """State that all connections with the same origin share, even if one of them has other options."""
 
     __slots__ = ('handshakes', 'logged_at', 'refusal_logged_at', 'waiting')
+
+    of_listener: bool = False
 
     def __init__(self) -> None:
         # The turn in which TLS handshakes took their last steps, and how many steps it had.
@@ -67,6 +69,14 @@ class Shared:
             return False
         self.refusal_logged_at = now
         return True
+
+
+class ListenerShared(Shared):
+    """The same for a listener, whose connections may log one exception in LOG_INTERVAL, all together."""
+
+    __slots__ = ()
+
+    of_listener: bool = True
 
 
 class Options:

@@ -161,6 +161,10 @@ class Stream(Sender):
     def may_log(self) -> bool:
         return self.options.shared.may_log(self.loop.timers.clock())
 
+    @property
+    def has_log_limit(self) -> bool:
+        return self.options.shared.of_listener
+
     def set_write_limits(self, high: int | None = None, low: int | None = None) -> None:
         """Set the water marks of this connection. Writes return False from `high` on, `on_drain` follows at `low`.
 
