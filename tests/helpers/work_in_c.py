@@ -1,7 +1,7 @@
 """Run cases of `growth_cases.py` under callgrind, with a mark before and after each: `work_in_c.py SIZE CASE...`.
 
-Each case is run with SIZE things, twice and four times as many. At a mark callgrind writes down what it has counted:
-see `perf/instructions/callgrind.py`. So every second count is of a case.
+Each case is run with SIZE things, twice and four times as many. At a mark callgrind writes a dump of its counts
+(see `perf/instructions/callgrind.py`), so every second dump belongs to a case.
 """
 
 from __future__ import annotations

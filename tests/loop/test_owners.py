@@ -74,4 +74,4 @@ def test_a_handler_left_behind_by_a_closed_reactor_is_detected(monkeypatch):
     finally:
         signal.signal(signal.SIGUSR1, before)
     assert len(wrong) == 1
-    assert wrong[0].endswith('OfReactor 1 ends: OfReactor 0 did not hear the signal')
+    assert wrong[0].endswith('OfReactor 1 ends: OfReactor 0 did not receive the signal')

@@ -1,4 +1,4 @@
-"""perf/compare/: that it runs and writes sound files, and that its peers are what they are said to be. No timing."""
+"""perf/compare/: it runs and writes valid files, and its peers behave as described. No timing."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ def test_a_peer_is_short(path):
 
 
 def every(workloads_of):
-    """(peer, what it does) for all peers that are known, installed or not."""
+    """Parametrize a test by (peer, workload), for all known peers, installed or not."""
     from perf.compare.known_peers import peers
 
     cases = [(peer, workload) for peer in peers() for workload in sorted(workloads_of(peer))]
@@ -187,7 +187,7 @@ def test_all_peers_go_on_writing_to_a_slow_reader(peer, workload):
 
 @pytest.mark.slow
 @every(lambda peer: peer.loop_workloads)
-def test_all_loops_do_what_they_are_asked(peer, workload):
+def test_all_loops_run_their_workload(peer, workload):
     from perf.compare.workloads import WORKLOADS
     from perf.compare.workloads.workload import Window
 

@@ -34,12 +34,12 @@ totals: 16236871
 """
 
 if sys.platform != 'linux':
-    pytest.skip('the server is stopped and marked by signals, and looked up in /proc', allow_module_level=True)
+    pytest.skip('the server is controlled by signals and observed in /proc', allow_module_level=True)
 
 
 @pytest.fixture
 def command(monkeypatch):
-    """The module, with a valgrind that is there and measurements that are given in `figures`."""
+    """The module, with a fake valgrind and measurements from `figures`."""
     from perf.common.server import Failed
     from perf.instructions import __main__ as instructions
     from perf.instructions.measure import Figure
@@ -83,7 +83,7 @@ def test_a_file_that_is_not_complete_has_no_total():
     assert [total(complete[:size]) for size in range(len(complete))] == [None] * len(complete)
 
 
-def test_what_a_mark_costs_is_not_counted_as_requests():
+def test_the_cost_of_a_mark_is_not_counted_as_requests():
     from perf.instructions.measure import figure
 
     found = figure(empty=500, blocks=[10_500, 10_500, 10_500], units=10)
@@ -109,7 +109,7 @@ def test_two_percent_from_a_budget_are_tolerated(instructions, verdict):
     assert judge(instructions, None) == 'no budget'
 
 
-def test_a_build_of_python_is_named_by_what_changes_its_speed():
+def test_a_build_of_python_is_named_by_the_options_that_change_its_speed():
     from perf.instructions.budgets import build
 
     debian = "'--enable-shared' '--enable-optimizations' '--with-lto' 'CFLAGS=-g -O2'"
@@ -172,7 +172,7 @@ def test_the_figures_are_written_as_json(command, budgets_of, tmp_path):
     assert found['failures'] == {}
 
 
-def test_an_update_replaces_what_was_measured_and_keeps_the_rest(command, budgets_of, capsys, tmp_path):
+def test_an_update_replaces_the_measured_budgets_and_keeps_the_rest(command, budgets_of, capsys, tmp_path):
     from perf.instructions.budgets import build, read
 
     argument = budgets_of({'keepalive': 5, 'churn': 7})
@@ -202,7 +202,7 @@ def test_a_missing_valgrind_is_one_line_and_a_status_of_its_own(monkeypatch, cap
 
 
 def run(*args):
-    """The command in a process of its own."""
+    """Run the command in a process of its own."""
     environment = {**os.environ, 'PYTHONPATH': str(PERF.parent)}
     line = [sys.executable, '-m', 'perf.instructions', *args]
     return subprocess.run(line, capture_output=True, env=environment, text=True, timeout=LONGEST, check=False)
@@ -239,7 +239,7 @@ def test_the_clients_accept_what_a_server_answers(peer, workload, tmp_path):
         ask()
 
 
-def test_a_server_that_answers_something_else_is_an_error(tmp_path):
+def test_an_unexpected_answer_of_a_server_is_an_error(tmp_path):
     from perf.common.server import Failed
     from perf.instructions import callgrind
     from perf.instructions.workloads import WORKLOADS
@@ -260,7 +260,7 @@ def test_a_delay_that_is_too_short_is_noticed(tmp_path):
             ask()
 
 
-@pytest.mark.skipif(not shutil.which('valgrind'), reason='there is no command valgrind')
+@pytest.mark.skipif(not shutil.which('valgrind'), reason='the command valgrind is missing')
 @pytest.mark.slow
 @pytest.mark.parametrize('workload', ['keepalive', 'churn'])
 def test_a_real_run_counts_instructions(workload, tmp_path):

@@ -1,5 +1,7 @@
-"""The network figures of perf/faults/: that faults are as asked for, that what they did to bytes would be seen, and
-that nothing is left. Namespaces, devices and rules need root; what they carry is tiny here. No timing."""
+"""The network figures of perf/faults/: faults happen as requested, and nothing is left behind.
+
+Damage to bytes is detected. Namespaces, devices and rules need root. The transfers are tiny; nothing is timed.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,7 @@ PERF = Path(__file__).parents[2] / 'perf'
 TAG = 'test'
 
 if sys.platform != 'linux':
-    pytest.skip('network namespaces are a thing of Linux', allow_module_level=True)
+    pytest.skip('network namespaces exist on Linux only', allow_module_level=True)
 
 
 pytestmark = pytest.mark.slow
@@ -24,7 +26,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope='module')
 def reason():
-    """Why no network can be made here, or None."""
+    """The reason why no network can be made here, or None."""
     from perf.faults.network.namespaces import missing
 
     return missing()
@@ -32,9 +34,9 @@ def reason():
 
 @pytest.fixture
 def namespaces(reason):
-    """The module, where it works; no namespace may be left after the test.
+    """The module, if it works here; no namespace may be left after the test.
 
-    Their names hold for the whole machine, so all tests that run on it take turns.
+    Names of namespaces are global on the machine, so all tests that use it take turns.
     """
     if reason is not None:
         pytest.skip(f'NETWORK FAULTS ARE NOT TESTED HERE: {reason}')
@@ -56,7 +58,7 @@ def times(count, **faults):
 
 
 def out(arrivals, until=100.0, **faults):
-    """(which packets came out, in order; the line) when one came in every millisecond."""
+    """Put a packet on the line every millisecond; returns the packets that came out, in order, and the line."""
     from perf.faults.network.relay import Faults, Line
 
     line, came_out = Line(Faults(1, **faults)), []
@@ -71,7 +73,7 @@ def test_without_faults_every_packet_comes_out_once_at_once_and_in_order():
     assert out(1000)[0] == list(range(1000))
 
 
-def test_the_same_seed_does_the_same_and_another_something_else():
+def test_the_same_seed_repeats_the_faults_and_another_does_not():
     from perf.faults.network.relay import Faults
 
     everything = {'loss': 0.2, 'delay': 0.1, 'reorder': 0.3, 'late': 0.05, 'duplicate': 0.2}
@@ -79,7 +81,7 @@ def test_the_same_seed_does_the_same_and_another_something_else():
     assert first == again != other
 
 
-def test_the_share_that_was_asked_for_is_lost():
+def test_the_requested_share_of_packets_is_lost():
     found, counts = times(10_000, loss=0.1)
     assert 900 < found.count(()) < 1100
     assert counts['packets'] == 10_000 and counts['lost'] == found.count(())
@@ -90,7 +92,7 @@ def test_one_fault_does_not_change_which_packets_another_one_hits():
     assert [found == () for found in times(1000, loss=0.1, reorder=0.5, duplicate=0.5, delay=1)[0]] == lost
 
 
-def test_a_delay_keeps_the_order_and_lets_nothing_out_before():
+def test_a_delay_keeps_the_order_and_releases_nothing_early():
     from perf.faults.network.relay import Faults, Line
 
     line = Line(Faults(1, delay=0.2))
@@ -109,14 +111,14 @@ def test_late_packets_are_overtaken_and_none_is_missing():
     assert 0 < max(overtaken_by) <= 10
 
 
-def test_doubled_packets_come_twice_in_a_row():
+def test_doubled_packets_arrive_twice_in_a_row():
     came_out, line = out(1000, duplicate=0.1)
     doubled = [packet for packet in range(1000) if came_out.count(packet) == 2]
     assert 70 < len(doubled) == line.faults.counts['doubled'] < 130
     assert came_out == sorted(came_out) and len(came_out) == 1000 + len(doubled)
 
 
-def test_beyond_its_limit_the_line_loses_and_counts():
+def test_beyond_its_limit_the_line_drops_and_counts_packets():
     from perf.faults.network.relay import Faults, Line
 
     line = Line(Faults(1, delay=1), waiting=3)
@@ -126,10 +128,10 @@ def test_beyond_its_limit_the_line_loses_and_counts():
     assert line.faults.counts['overflowed'] == 2
 
 
-# -- what was sent, and what came of it
+# -- sent and received data
 
 
-def test_what_is_sent_has_no_two_chunks_alike_and_a_digest_for_any_length():
+def test_sent_data_has_no_two_equal_chunks_and_a_digest_for_any_length():
     from perf.faults.network.transfer import CHUNK, Pattern
 
     pattern = Pattern('connect', 10_000)
@@ -144,7 +146,7 @@ def test_what_is_sent_has_no_two_chunks_alike_and_a_digest_for_any_length():
 
 @pytest.fixture
 def judged():
-    """`judged(**changes)`: of one connection, both ends complete but for changes {side: {what: value}}."""
+    """`judged(**changes)` judges a connection with two complete ends, changed by {side: {field: value}}."""
     from perf.faults.network.exchange import Exchange, stream
     from perf.faults.network.transfer import FIRST_PORT, Pattern
 
@@ -178,17 +180,17 @@ def test_a_connection_is_complete_when_both_ends_have_everything(judged):
     assert judged() == (1, 0, 0, {})
 
 
-def test_a_stream_that_arrived_otherwise_than_it_was_sent_differs(judged):
+def test_received_data_that_was_not_sent_differs(judged):
     assert judged(listen={'received_sha': hashlib.sha256(b'?').hexdigest()}) == (1, 1, 0, {})
 
 
-def test_a_broken_connection_differs_unless_what_arrived_is_the_beginning_of_what_was_sent(judged):
+def test_a_broken_connection_differs_unless_it_received_the_start_of_the_sent_data(judged):
     broken = {'received': 500, 'eof': False, 'error': 'ConnectionResetError'}
     assert judged(listen=broken) == (0, 0, 0, {'ConnectionResetError': 1})
     assert judged(listen={**broken, 'received_sha': '?'}) == (0, 1, 0, {'ConnectionResetError': 1})
 
 
-def test_an_end_that_is_told_as_good_without_all_bytes_or_not_at_all_is_counted(judged):
+def test_a_clean_end_without_all_bytes_or_a_missing_end_is_counted(judged):
     assert judged(connect={'received': 999}) == (0, 0, 1, {})
     assert judged(connect={'eof': False}) == (0, 0, 1, {})
     assert judged(listen=None) == (0, 0, 1, {})
@@ -209,10 +211,10 @@ def test_steps_are_done_in_order_when_enough_has_arrived(monkeypatch):
         assert done == expected, at
 
 
-# -- where it cannot be
+# -- where no network can be made
 
 
-def test_without_its_tools_or_without_root_a_figure_says_what_to_do(monkeypatch):
+def test_without_its_tools_or_root_a_measurement_says_what_to_do(monkeypatch):
     from perf.faults.cases import BY_NAME
     from perf.faults.network import namespaces
 
@@ -224,12 +226,12 @@ def test_without_its_tools_or_without_root_a_figure_says_what_to_do(monkeypatch)
     assert 'run it as root' in figure.missing()
 
 
-# -- with root: what packets carry
+# -- with root: transfers
 
 
 @pytest.fixture
 def measure(namespaces, monkeypatch):
-    """Measure a figure; all its goals must hold, but for the times, of which a busy machine makes anything."""
+    """Run a case; all its goals must be met, except for times, which mean nothing on a busy machine."""
     from perf.faults.network import cases
 
     monkeypatch.setattr(cases, 'LATE', 60)
@@ -253,7 +255,7 @@ def test_some_megabytes_arrive_whole_where_one_packet_in_a_hundred_is_lost(measu
     assert found['complete'] == 4 and found['GB'] == 0.006
 
 
-def test_the_relay_carries_what_it_delays_doubles_and_exchanges(measure):
+def test_the_relay_delivers_packets_that_it_delays_doubles_and_reorders(measure):
     from perf.faults.network.cases import Transfer
 
     mixed = {'seed': 1, 'delay': 0.02, 'reorder': 0.1, 'late': 0.01, 'duplicate': 0.05, 'loss': 0.02}
@@ -261,7 +263,7 @@ def test_the_relay_carries_what_it_delays_doubles_and_exchanges(measure):
     assert min(found[name] for name in ('lost', 'late', 'doubled')) > 0
 
 
-def test_filters_that_refuse_or_say_nothing_are_told_apart(measure):
+def test_filters_that_reject_or_drop_are_distinguished(measure):
     from perf.faults.network.cases import NoWayIn
 
     figure = NoWayIn()
@@ -270,7 +272,7 @@ def test_filters_that_refuse_or_say_nothing_are_told_apart(measure):
 
 
 @pytest.mark.scenario(77)
-def test_a_peer_that_is_gone_is_told_by_each_time_limit_and_by_keepalive(measure):
+def test_a_peer_that_is_gone_is_detected_by_each_time_limit_and_by_keepalive(measure):
     from perf.faults.network.cases import DeadPeer
 
     figure = DeadPeer(limit=1, keepalive=(1, 1, 1), unlimited=False)
@@ -279,7 +281,7 @@ def test_a_peer_that_is_gone_is_told_by_each_time_limit_and_by_keepalive(measure
     assert {'WriteTimeout': 2, 'ReadTimeout': 2, 'IdleTimeout': 2}.items() <= found['errors'].items()
 
 
-# -- with root: what is left
+# -- with root: cleaning up
 
 
 KEEP_OPEN = """
@@ -294,7 +296,7 @@ with network('test') as made:
 
 @pytest.fixture
 def keeper(namespaces):
-    """A process that has a network and keeps it until it is ended."""
+    """A process that makes a network and keeps it until it is ended."""
     environment = {**os.environ, 'PYTHONPATH': str(PERF.parent)}
     with subprocess.Popen(
         [sys.executable, '-c', KEEP_OPEN],
@@ -308,7 +310,7 @@ def keeper(namespaces):
         process.kill()
 
 
-def test_a_run_that_is_cut_removes_what_it_made_and_nobody_takes_it_before(keeper, namespaces):
+def test_an_interrupted_run_removes_its_network_and_no_other_run_removes_it_earlier(keeper, namespaces):
     with pytest.raises(namespaces.Failed, match='another run'), namespaces.network(TAG):
         pass
     assert f'reactor-{TAG}-0' in namespaces.call('ip netns list')
@@ -317,7 +319,7 @@ def test_a_run_that_is_cut_removes_what_it_made_and_nobody_takes_it_before(keepe
     assert f'reactor-{TAG}-' not in namespaces.call('ip netns list')
 
 
-def test_what_a_killed_run_has_left_is_removed_before_the_next(keeper, namespaces):
+def test_the_leftovers_of_a_killed_run_are_removed_before_the_next(keeper, namespaces):
     with subprocess.Popen(
         ['ip', 'netns', 'exec', f'reactor-{TAG}-0', 'sh', '-c', 'echo in; read line'],
         stdin=subprocess.PIPE,

@@ -1,4 +1,4 @@
-"""The profiler: its arithmetic on a recording made by hand, the script as people run it, the pages in a browser."""
+"""The profiler: its arithmetic on a hand-made recording, the script as users run it, the pages in a browser."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SCRIPT = PERF / 'profile.sh'
 BESIDE = Path(sys.executable).parent
 PY_SPY = shutil.which('py-spy') or shutil.which(BESIDE / 'py-spy')
 CHROMIUM = shutil.which('chromium') or shutil.which('chromium-browser') or shutil.which('google-chrome')
-pytestmark = pytest.mark.skipif(sys.platform == 'win32' or not shutil.which('bash'), reason='profile.sh wants bash')
+pytestmark = pytest.mark.skipif(sys.platform == 'win32' or not shutil.which('bash'), reason='profile.sh needs bash')
 needs_py_spy = pytest.mark.skipif(not PY_SPY, reason='NOT TESTED: no py-spy (pip install py-spy)')
 needs_chromium = pytest.mark.skipif(not CHROMIUM, reason='NOT TESTED: no chromium (apt-get install chromium)')
 
@@ -43,7 +43,7 @@ SAMPLES = {
 
 
 def recording(samples, thread='MainThread'):
-    """A speedscope file as py-spy writes it."""
+    """A recording in the speedscope format of py-spy."""
     names = sorted({name for stack in samples for name in stack})
     ticks = [[names.index(name) for name in stack] for stack, count in samples.items() for _ in range(count)]
     return {
@@ -75,11 +75,11 @@ def threads(tmp_path):
     return speedscope.read(path)
 
 
-OURS = {'STARTED_BY_TESTS_OF': str(os.getpid())}  # in the environment of what is started here
+OURS = {'STARTED_BY_TESTS_OF': str(os.getpid())}  # in the environment of processes started here
 
 
 def run(*options, path=None, timeout=90):
-    """The script, with our own interpreter unless told otherwise."""
+    """Run the script, by default with this interpreter."""
     if '--python' not in options and '--help' not in options:
         options = ('--python', sys.executable, *options)
     path = path or f'{BESIDE}:{os.environ["PATH"]}'
@@ -88,7 +88,7 @@ def run(*options, path=None, timeout=90):
 
 
 def left_running():
-    """Programs of perf/ that the tests of this process have started: other tests have theirs meanwhile."""
+    """Processes of perf/ started by tests of this process; other tests run theirs meanwhile."""
     found = []
     for process in psutil.process_iter(['cmdline', 'environ']):
         command = ' '.join(process.info['cmdline'] or [])
@@ -125,7 +125,7 @@ def test_a_thread_without_a_loop_is_left_out_of_the_shares(threads):
     assert count.share(count.phases['_poll']) == 60
 
 
-def test_what_lies_between_phases_is_compared_with_the_idle_time(threads):
+def test_samples_between_phases_are_compared_with_the_idle_time(threads):
     count = phases.Count(threads)
     result = phases.table(count, count, counters(10.0), counters(12.0, idle=1.24, dispatch=0.58, timers=0.1))
     assert result['reactor']['elapsed'] == 2 and result['reactor']['seconds']['_poll'] == 1.24
@@ -143,7 +143,7 @@ def test_a_disagreement_is_a_warning(threads):
     assert 'DISAGREE' in page.page(result, META, {})
 
 
-def test_without_counters_the_samples_speak_alone(threads):
+def test_without_counters_only_the_samples_are_used(threads):
     count = phases.Count(threads)
     result = phases.table(count, phases.Count({}), None, None)
     assert result['agreement'] is None and result['reactor'] is None
@@ -151,7 +151,7 @@ def test_without_counters_the_samples_speak_alone(threads):
     assert result['warnings'] == ['0 samples with the GIL held: too few for exact CPU shares']
 
 
-def test_a_picture_of_it_has_a_width_a_legend_and_nothing_to_run(threads):
+def test_a_picture_of_a_flame_graph_has_a_width_a_legend_and_no_script(threads):
     drawn = flame.picture(threads, 'a <title>', 'b & c', 900)
     root = ElementTree.fromstring(drawn)
     assert root.get('width') == '900' and 'script' not in drawn and 'foreignObject' not in drawn
@@ -159,7 +159,7 @@ def test_a_picture_of_it_has_a_width_a_legend_and_nothing_to_run(threads):
     assert texts[:2] == ['a <title>', 'b & c']
     assert {'_poll', '_dispatch'} <= set(texts)
     assert any('_dispatch (' in text for text in texts)
-    assert len(flame.picture(threads, '', '', 9)) < len(drawn)  # what would be too narrow to see is left out
+    assert len(flame.picture(threads, '', '', 9)) < len(drawn)  # frames too narrow to see are left out
 
 
 def test_the_flame_graph_is_as_wide_as_the_samples_and_well_formed(threads):
@@ -184,7 +184,7 @@ def test_several_threads_have_a_level_of_their_own(threads):
     assert {node.label: node.count for node in root.children.values()} == {'MainThread': 100, 'worker': 50}
 
 
-# -- what goes wrong
+# -- errors
 
 
 @pytest.mark.parametrize(
@@ -202,7 +202,7 @@ def test_a_mistyped_option_is_one_line_and_status_two(options, words):
     says_one_line(run(*options), words, '--help', status=2)
 
 
-def test_help_tells_all_options():
+def test_help_lists_all_options():
     done = run('--help')
     assert done.returncode == 0 and all(word in done.stdout for word in ('--workload', '--native', '--pid', '--out'))
 
@@ -230,7 +230,7 @@ def fake_py_spy(folder, body):
 
 
 @pytest.mark.slow
-def test_without_the_right_to_trace_it_says_who_may(tmp_path):
+def test_without_permission_to_trace_it_says_who_has_it(tmp_path):
     path = fake_py_spy(tmp_path, 'echo "Error: Permission denied (os error 13)" >&2; exit 1')
     says_one_line(run('--seconds', '1', '--out', tmp_path / 'out', path=path), 'SYS_PTRACE', 'root')
 
@@ -266,12 +266,12 @@ def wait_until(predicate, timeout=20):
         time.sleep(0.05)
 
 
-# -- the real thing
+# -- with the real py-spy
 
 
 @pytest.fixture(scope='module')
 def profile(tmp_path_factory):
-    """A profile of a workload, made once: the folder."""
+    """`profile(workload)` returns the folder of a profile, made once for each workload."""
     made = {}
 
     def make(workload):
@@ -308,7 +308,7 @@ def test_a_profile_has_everything_and_compares_the_two_clocks(profile, workload,
 
 @pytest.mark.slow
 @needs_py_spy
-def test_attached_to_a_process_of_yours_it_is_left_running(tmp_path):
+def test_a_process_of_the_user_keeps_running_after_it_was_profiled(tmp_path):
     server = subprocess.Popen([sys.executable, '-c', 'import reactor; reactor.run(lambda r: r.call_every(0.01, int))'],
                               cwd=CHECKOUT)  # fmt: skip
     try:
@@ -324,7 +324,7 @@ def test_attached_to_a_process_of_yours_it_is_left_running(tmp_path):
 
 
 @needs_py_spy
-def test_a_process_that_is_gone_is_one_line(tmp_path):
+def test_a_process_that_is_gone_is_reported_in_one_line(tmp_path):
     gone = subprocess.Popen(['true'])
     gone.wait()
     says_one_line(run('--pid', str(gone.pid), '--seconds', '1', '--out', tmp_path), 'cannot sample', str(gone.pid))
@@ -334,7 +334,7 @@ def test_a_process_that_is_gone_is_one_line(tmp_path):
 
 
 def browse(path, folder, *options):
-    """Open a file in a browser without a screen; returns what is there in the end."""
+    """Open a file in a headless browser; returns the final DOM."""
     command = [CHROMIUM, '--headless', '--no-sandbox', '--disable-gpu', '--no-first-run', '--disable-sync',
                '--disable-background-networking', '--disable-component-update', f'--user-data-dir={folder}/browser',
                '--enable-logging=stderr', '--v=0', *options, '--dump-dom', path.as_uri()]  # fmt: skip

@@ -249,8 +249,8 @@ def test_imports_are_at_the_top(path):
 
 
 def test_nothing_imports_asyncio():
-    # What the reactor is measured against, and what shares a process with it in a test: programs that are run as
-    # processes of their own and that no module imports.
+    # Exempt are the programs that the reactor is compared with. They run as processes of their own, and no module
+    # imports them.
     others = {PROJECT / 'perf' / 'compare' / 'peers', PROJECT / 'tests' / 'reference'}
     found = set()
     for folder in ('reactor', 'tests', 'examples', 'perf'):
