@@ -170,7 +170,7 @@ class Failures:
         # equal ones are limited to one in LOG_INTERVAL, for connections without a listener.
         code, module, phases = _raised_in(exc)
         if handle is not None:
-            if not handle.may_log() or not (handle.has_log_limit or self._is_news((type(exc), code))):
+            if not handle.may_log() or not (handle.has_log_limit() or self._is_news((type(exc), code))):
                 return
         kind = 'timer callback' if '_run_timers' in phases else 'callback'
         what = f'a {kind}' if code is None else f'the {kind} {place_of(code, module)}'

@@ -97,7 +97,6 @@ class Handle:
         """Whether an exception of a callback of the handle may be logged now."""
         return True
 
-    @property
     def has_log_limit(self) -> bool:
         """Whether `may_log` limits how often that is; otherwise equal exceptions are limited for the whole loop."""
         return False

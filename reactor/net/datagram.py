@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from ..callbacks import Loop, OnDatagram, OnDatagramClose, OnDatagramDrain, OnDatagramError, OnSendError
 
 READ_SIZE = 65536  # bytes: longer than any UDP datagram, so none is cut; a Unix datagram may be longer
-# Linux reports the length of a Unix datagram before it is received. Elsewhere such datagrams have a few kilobytes at most.
+# Linux reports the length of a Unix datagram before it is received. Elsewhere they have a few kilobytes at most.
 PEEK = MSG_PEEK | MSG_TRUNC if sys.platform == 'linux' else 0
 DROPS = slice(32, 36)  # the bytes of the last of the nine numbers in SO_MEMINFO
 
@@ -172,7 +172,6 @@ class DatagramSocket(DatagramSender):
         self._last_log = now
         return True
 
-    @property
     def has_log_limit(self) -> bool:
         return True
 

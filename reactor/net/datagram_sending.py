@@ -231,7 +231,7 @@ class DatagramSender(Handle):
             raise ValueError(f'a datagram can have at most {longest} bytes here, not {length}')
 
     def _transmit(self, data: bytes | memoryview, target: Any) -> bool | None:
-        """Return True if the kernel accepted the data, False if it was dropped with an error, None if there is no room."""
+        """Return True if the kernel accepted the data, False if an error dropped it, None if there is no room."""
         error = self._attempt(data, target)
         if error is None:
             return True

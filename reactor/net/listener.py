@@ -227,7 +227,6 @@ class Listener(Handle):
     def may_log(self) -> bool:
         return self._options.shared.may_log(self.loop.timers.clock())
 
-    @property
     def has_log_limit(self) -> bool:
         return True
 

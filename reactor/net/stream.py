@@ -161,7 +161,6 @@ class Stream(Sender):
     def may_log(self) -> bool:
         return self.options.shared.may_log(self.loop.timers.clock())
 
-    @property
     def has_log_limit(self) -> bool:
         return self.options.shared.of_listener
 

@@ -27,17 +27,8 @@ SELECTORS = {
 # Methods that the parts of the reactor call on each other. They are not part of the API.
 INTERNAL = {
     *('accept_client', 'accept_queue_empty', 'attach', 'begin', 'begin_closing', 'connect', 'evict', 'finish'),
-    *(
-        'forget',
-        'has_ended_writing',
-        'has_log_limit',
-        'lose',
-        'may_log',
-        'opened',
-        'overflows',
-        'read_failed',
-        'refuse_writes',
-    ),
+    *('forget', 'has_ended_writing', 'has_log_limit', 'lose', 'may_log', 'opened', 'overflows', 'read_failed'),
+    'refuse_writes',
     *('refuses', 'reset', 'set_reading', 'set_suspended', 'shut_down', 'start_timeouts'),
     *('judge', 'track', 'admit_proxied', 'waits_for', 'write_failed', 'datagram_failed', 'take'),
 }
