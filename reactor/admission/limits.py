@@ -60,20 +60,12 @@ class Limits:
         TypeError, ValueError: An argument is wrong.
     """
 
-    __slots__ = (
-        '_clients',
-        '_forget_after',
-        '_idle',
-        '_present',
-        'connect_rate',
-        'connections',
-        'lifetime',
-        'max_addresses',
-        'min_rate',
-        'per_address',
-        'refuse',
-        'request_rate',
-    )
+    __slots__ = (  # noqa: RUF023  (by what they are for)
+        # what users set
+        'refuse', 'connections', 'per_address', 'connect_rate', 'request_rate', 'lifetime', 'min_rate', 'max_addresses',
+        # connections, addresses with open connections, and addresses without
+        '_clients', '_present', '_idle', '_forget_after',
+    )  # fmt: skip
 
     def __init__(
         self,

@@ -55,31 +55,16 @@ class Listener(Handle):
         on_connect, on_data, on_eof, on_drain, on_close, on_error: The callbacks of connections accepted from now on.
     """
 
-    __slots__ = (
-        '_accepts_before',
-        '_batch',
-        '_closed',
-        '_defer_accept',
-        '_handshakes_over',
-        '_inherited',
-        '_kind',
-        '_last_trouble',
-        '_max_connections',
-        '_options',
-        '_options_inherited',
-        '_paused',
-        '_retry',
-        '_unlink',
-        'on_accept_error',
-        'on_close',
-        'on_connect',
-        'on_data',
-        'on_drain',
-        'on_eof',
-        'on_error',
-        'open_connections',
-        'sock',
-    )
+    __slots__ = (  # noqa: RUF023  (by what they are for)
+        # what users set
+        'on_connect', 'on_data', 'on_eof', 'on_drain', 'on_close', 'on_error', 'on_accept_error', '_max_connections',
+        # its socket, and what makes and counts its connections
+        'sock', '_unlink', '_kind', '_options', 'open_connections',
+        # how it accepts
+        '_batch', '_defer_accept', '_options_inherited', '_inherited', '_handshakes_over',
+        # whether it accepts, and its trouble with accepting
+        '_closed', '_paused', '_retry', '_accepts_before', '_last_trouble',
+    )  # fmt: skip
 
     def __init__(
         self,

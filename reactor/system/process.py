@@ -58,19 +58,12 @@ class Process(Handle):
             not known: then code is 255, and a warning is logged.
     """
 
-    __slots__ = (
-        '_child',
-        '_closing',
-        '_kernel',
-        '_pidfd',
-        '_timer',
-        'args',
-        'on_exit',
-        'pid',
-        'stderr',
-        'stdin',
-        'stdout',
-    )
+    __slots__ = (  # noqa: RUF023  (by what they are for)
+        # what users see
+        'pid', 'args', 'stdin', 'stdout', 'stderr', 'on_exit',
+        # the child, and how its end is found
+        '_kernel', '_child', '_pidfd', '_timer', '_closing',
+    )  # fmt: skip
 
     leads_to: tuple[tuple[str, str], ...] = (('handle_exit', 'on_exit'),)
     stdin: WritePipe | None
