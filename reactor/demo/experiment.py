@@ -16,7 +16,7 @@ from time import monotonic
 from typing import Any
 
 from .. import Reactor
-from ..kernel import SO_REUSEPORT
+from ..kernel.platforms import SO_REUSEPORT
 from ..observe import memory
 from ..observe.live import LivePage
 from .control import ControlConnection

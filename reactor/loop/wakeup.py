@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import HandleClosed, ReactorError
 from ..hints import socket
-from ..kernel import Kernel, close_socket
+from ..kernel import Kernel
+from ..kernel.sockets import close_socket
 from .log import EPISODE, log
 from .watcher import READ, Handle
 

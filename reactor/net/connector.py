@@ -16,7 +16,9 @@ from typing import TYPE_CHECKING
 
 from ..errors import ConnectTimeout, SelectorFull
 from ..hints import socket
-from ..kernel import AF_UNIX, LOST_ERRORS, Kernel, close_socket
+from ..kernel import Kernel
+from ..kernel.platforms import AF_UNIX, LOST_ERRORS
+from ..kernel.sockets import close_socket
 from ..loop.threads import ThreadCall
 from ..loop.timers import Timer
 from ..loop.watcher import WRITE, Handle

@@ -10,7 +10,9 @@ from socket import SOMAXCONN
 from typing import TYPE_CHECKING, Any
 
 from ..hints import socket
-from ..kernel import AF_UNIX, Kernel, close_socket
+from ..kernel import Kernel
+from ..kernel.platforms import AF_UNIX
+from ..kernel.sockets import close_socket
 from ..loop.checks import seconds, switch, whole
 from .addresses import check_family, check_host, check_local_address, check_path, check_port, show
 from .connector import Connector

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import HandleClosed, SelectorFull
 from ..hints import socket
-from ..kernel import LOST_ERRORS, close_socket
+from ..kernel.platforms import LOST_ERRORS
+from ..kernel.sockets import close_socket
 from ..loop.log import log
 from ..loop.timers import Timer
 from ..loop.watcher import READ, Handle

@@ -14,7 +14,7 @@ import sys
 from importlib import metadata
 
 from .. import Reactor, __version__
-from ..kernel import (
+from ..kernel.platforms import (
     ABSTRACT_PATHS,
     AF_UNIX,
     HAS_SENDFILE,

@@ -12,7 +12,8 @@ from collections.abc import Callable
 from socket import SOCK_STREAM
 from typing import Any
 
-from ..kernel import Kernel, close_socket
+from ..kernel import Kernel
+from ..kernel.sockets import close_socket
 from ..net.addresses import check_host, check_path, check_port
 from ..net.options import Options
 from ..net.sockets import bound_tcp, check_stream_socket, listening_unix

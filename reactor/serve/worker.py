@@ -17,7 +17,7 @@ from socket import socket
 from typing import TYPE_CHECKING, Any
 
 from .. import Listener, Reactor, Stream, framing
-from ..kernel import LeanSocket
+from ..kernel.sockets import LeanSocket
 from .workers import REPORTS_EVERY
 
 if TYPE_CHECKING:

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import ReactorError
 from ..hints import AnyPath
-from ..kernel import EXIT_UNKNOWN, SIGKILL, SIGTERM, Kernel
+from ..kernel import Kernel
+from ..kernel.processes import EXIT_UNKNOWN, SIGKILL, SIGTERM
 from ..loop.api import MOST_SIGNUM
 from ..loop.checks import file_path, shown, whole
 from ..loop.log import describe, log

@@ -16,7 +16,7 @@ from ipaddress import ip_address
 from socket import AF_INET, AF_INET6, AF_UNIX, AI_NUMERICHOST, EAI_AGAIN, EAI_NONAME, SOCK_STREAM, gaierror
 from typing import Any
 
-from ..kernel import ONLY_ERROR
+from ..kernel.calls import ONLY_ERROR
 from .descriptors import Descriptors
 from .faults import fail
 from .files import End, Listening, Mailbox, Stored, Unborn

@@ -22,7 +22,7 @@ from socket import (
 )
 from typing import Any
 
-from ..kernel import SO_MEMINFO, TCP_DEFER_ACCEPT
+from ..kernel.platforms import SO_MEMINFO, TCP_DEFER_ACCEPT
 from .descriptors import Descriptors
 from .faults import fail
 from .files import SILENCE, End, File, Listening, Mailbox, Unborn
