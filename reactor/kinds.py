@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from .callbacks import ListenOptions
 
 
-class Guard:
+class GuardedListenerMaker:
     """Makes a listener that has limits, or accepts clients through proxies; see `Kinds.guard`."""
 
     __slots__ = ('_kinds', '_limits', '_proxy')
@@ -50,7 +50,7 @@ def guard(
     proxy_timeout = options.get('proxy_timeout', PROXY_TIMEOUT)
     proxy = check_proxy_protocol(kernel, proxy_protocol, proxy_timeout, kinds.plain, has_path)
     check_limits(kernel, limits, unix)
-    return Listener if proxy is None and limits is None else Guard(kinds, proxy, limits)
+    return Listener if proxy is None and limits is None else GuardedListenerMaker(kinds, proxy, limits)
 
 
 KINDS = Kinds(Stream, TLSStream, ProxiedStream, DatagramSocket, guard)

@@ -140,7 +140,7 @@ class Mailer:
         self.closed = True
 
 
-class ThreadCall:
+class PooledCall:
     """A call in a thread, which may be cancelled."""
 
     crowd: Crowd
@@ -177,7 +177,7 @@ class ThreadCall:
         self.crowd.met(self.number)
 
 
-class Question(ThreadCall):
+class Question(PooledCall):
     """A look-up, which may be cancelled."""
 
     crowd: Crowd
@@ -319,7 +319,7 @@ class Ear:
             self.crowd.met(number)
 
 
-KINDS: tuple[Callable[[Crowd], Any], ...] = (Bell, Clock, Mailer, ThreadCall, Question, Idle, Ear)
+KINDS: tuple[Callable[[Crowd], Any], ...] = (Bell, Clock, Mailer, PooledCall, Question, Idle, Ear)
 
 
 def meddling(world: AnyWorld) -> None:
