@@ -62,8 +62,6 @@ class SimKernel(Descriptors):
     `trace` lists the events as (time in ns, name, descriptor, detail); `show_trace` renders it as text.
     """
 
-    replaced_in_vain: bool
-
     def __init__(
         self,
         seed: int = 0,

@@ -40,15 +40,12 @@ def churn(world: AnyWorld) -> None:
 class Visitor:
     """A client of `churn` that connects several times."""
 
-    world: AnyWorld
-    places: dict[str, Place]
-    group: WaitGroup
-    rng: random.Random
-
     def __init__(self, world: AnyWorld, places: dict[str, Place], group: WaitGroup) -> None:
-        self.world, self.places, self.group = world, places, group
+        self.world = world
+        self.places = places
+        self.group = group
         self.number: int = group.add('client')
-        self.rng = new_random(world)
+        self.rng: random.Random = new_random(world)
         self.visits: int = self.rng.randint(1, 6)
         self.visit()
 
@@ -154,13 +151,10 @@ def closing(world: AnyWorld) -> None:
 class Mischief:
     """The state of `closing`: the connections, timers and listeners, and how many deeds are left."""
 
-    world: AnyWorld
-    r: Reactor
-    rng: random.Random
-    beating: Timer
-
     def __init__(self, world: AnyWorld) -> None:
-        self.world, self.r, self.rng = world, world.r, new_random(world)
+        self.world = world
+        self.r: Reactor = world.r
+        self.rng: random.Random = new_random(world)
         self.left: int = self.rng.randrange(300)
         self.conns: list[Any] = []
         self.timers: list[Any] = []
@@ -172,7 +166,7 @@ class Mischief:
         self.listen()
         for _ in range(self.rng.randint(1, 8)):
             self.connect()
-        self.beating = self.r.call_every(0.005, self.beat)
+        self.beating: Timer = self.r.call_every(0.005, self.beat)
 
     def act(self, conn: Any = None) -> None:
         """Do random deeds to this connection or another."""
