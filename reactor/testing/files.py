@@ -84,7 +84,7 @@ class Listening(File):
     def arrive(self, end: End) -> None:
         """Add a complete connection to the backlog."""
         self.queue.append(end)
-        self.ready = READ
+        self.ready: int = READ
 
     def take(self) -> End:
         """Return the next connection of the backlog, which must not be empty."""
@@ -284,7 +284,7 @@ class End(File):
         elif self.connected and self.peer is not None and 3 * self.room() >= self.peer.capacity:
             ready |= WRITE
         self.ready = ready
-        self.hung_up = bool(self.error or self.dead or (self.ended_in and self.ended_out))
+        self.hung_up: bool = bool(self.error or self.dead or (self.ended_in and self.ended_out))
 
     @property
     def gone(self) -> bool:

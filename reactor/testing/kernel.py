@@ -75,7 +75,7 @@ class SimKernel(Descriptors):
         lasting: str | None = None,
     ) -> None:
         super().__init__(fail, lasting, grain, seed, selector, faults, descriptors)
-        self.replaced_in_vain = False  # a selector was replaced although it works
+        self.replaced_in_vain: bool = False  # a selector was replaced although it works
         self.threads: int = 0  # how many are running
         self.owners: list[Any] = []  # type: ignore[misc]  # not the list of the real process
         self.hosts: dict[str, tuple[str, ...]] = {**HOSTS, **(hosts or {})}

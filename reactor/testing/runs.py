@@ -94,7 +94,8 @@ class Runs:
         self.options = options
         self.began: float = time.monotonic()
         self._reported = self.began
-        self.ran = self.kept = 0
+        self.ran: int = 0
+        self.kept: int = 0
         self.failed: dict[int, str] = {}
 
     def run(self) -> int:

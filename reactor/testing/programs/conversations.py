@@ -313,7 +313,7 @@ class Subscriber(Talker):
         super().__init__(hub.world, rng, b'subscribe\n', expected, 'wait', self.left)
         self.hub = hub
         self.number: int = hub.group.add('subscriber')
-        self.waits = True
+        self.waits: bool = True
         self.dies_at: int | None = rng.randrange(len(expected)) if dying and rng.random() < 0.5 else None
         self.sleeps: bool = rng.random() < 0.3
 
@@ -331,7 +331,7 @@ class Subscriber(Talker):
 
     def ended(self, exc: BaseException | None) -> None:
         if self.dies_at is not None:
-            self.expected = self.expected[: self.heard]
+            self.expected: bytes = self.expected[: self.heard]
         super().ended(exc)
 
     def left(self) -> None:

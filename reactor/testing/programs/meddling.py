@@ -26,7 +26,7 @@ class Actor:
 
     def __init__(self, crowd: Crowd) -> None:
         self.crowd = crowd
-        self.over = False  # closed: it must not be called any more
+        self.over: bool = False  # closed: it must not be called any more
 
     def act(self, rng: random.Random) -> None:
         if rng.random() < 0.5:
@@ -87,7 +87,8 @@ class Mailer(Actor):
 
     def __init__(self, crowd: Crowd) -> None:
         super().__init__(crowd)
-        self.paused = self.closed = False
+        self.paused: bool = False
+        self.closed: bool = False
         self.sock: DatagramSocket = crowd.r.bind_udp(
             '127.0.0.1', 0, self.on_datagram, on_drain=self.on_drain, on_send_error=self.on_send_error,
             on_close=self.on_close, max_queued=crowd.rng.choice((0, 3000, 1 << 20)),
@@ -180,8 +181,8 @@ class PooledCall(Operation):
 
     def __init__(self, crowd: Crowd) -> None:
         super().__init__(crowd)
-        self.number = crowd.expect('call in a thread')
-        self.handle = crowd.r.run_in_thread(floordiv, 1000, crowd.rng.randrange(4), on_done=self.on_done)
+        self.number: int = crowd.expect('call in a thread')
+        self.handle: Any = crowd.r.run_in_thread(floordiv, 1000, crowd.rng.randrange(4), on_done=self.on_done)
 
 
 class Question(Operation):
@@ -189,9 +190,9 @@ class Question(Operation):
 
     def __init__(self, crowd: Crowd) -> None:
         super().__init__(crowd)
-        self.number = crowd.expect('look-up')
+        self.number: int = crowd.expect('look-up')
         host = crowd.rng.choice(('localhost', '127.0.0.1', '::1'))
-        self.handle = crowd.r.resolve(host, self.on_done, timeout=crowd.rng.choice((None, 0.005, 5)))
+        self.handle: Any = crowd.r.resolve(host, self.on_done, timeout=crowd.rng.choice((None, 0.005, 5)))
 
 
 class Awaited(Actor):
@@ -201,7 +202,7 @@ class Awaited(Actor):
 
     def __init__(self, crowd: Crowd) -> None:
         super().__init__(crowd)
-        self.number = 0  # of the call that is expected
+        self.number: int = 0  # of the call that is expected
 
     def send(self) -> None:
         raise NotImplementedError
@@ -234,7 +235,7 @@ class Bell(Awaited):
     def __init__(self, crowd: Crowd) -> None:
         super().__init__(crowd)
         self.once: bool = crowd.rng.random() < 0.5
-        self.handle = crowd.r.notifier(self.ring, once=self.once)
+        self.handle: Any = crowd.r.notifier(self.ring, once=self.once)
 
     def ring(self) -> None:
         if self.over:
@@ -242,7 +243,7 @@ class Bell(Awaited):
         if not self.number:
             self.crowd.fail('a notifier was called without being triggered')
         self.called()
-        self.over = self.once
+        self.over: bool = self.once
         self.crowd.meddle()
         self.crowd.world.trouble()
 
@@ -255,9 +256,9 @@ class Idle(Actor):
 
     def __init__(self, crowd: Crowd) -> None:
         super().__init__(crowd)
-        self.turn = -1
+        self.turn: int = -1
         self.lives: int = crowd.rng.randrange(1, 5)
-        self.handle = crowd.r.idle(self.work)
+        self.handle: Any = crowd.r.idle(self.work)
 
     def work(self) -> None:
         if self.over:
@@ -285,8 +286,8 @@ class Ear(Awaited):
 
     def __init__(self, crowd: Crowd) -> None:
         super().__init__(crowd)
-        self.sent = 0
-        self.handle = crowd.r.add_signal_handler(SIGTERM, self.hear)
+        self.sent: int = 0
+        self.handle: Any = crowd.r.add_signal_handler(SIGTERM, self.hear)
 
     def hear(self) -> None:
         if self.over:

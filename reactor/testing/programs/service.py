@@ -112,7 +112,9 @@ class Client:
         ]
         self.stays: bool = rng.random() < 0.5
         self.thinks = rng.choice((0, 0.05))  # seconds between an answer and the next request
-        self.connected = self.waits = self.left = False
+        self.connected: bool = False
+        self.waits: bool = False
+        self.left: bool = False
         self.world.r.call_later(rng.choice((0, 0, 0.05, 0.4)), self.connect)
 
     def connect(self) -> None:
