@@ -14,6 +14,7 @@ from ..kernel import Kernel
 from ..kernel.platforms import AF_UNIX
 from ..kernel.sockets import close_socket
 from ..loop.checks import seconds, switch, whole
+from . import sockets
 from .addresses import check_family, check_host, check_local_address, check_path, check_port, show
 from .connector import Connector
 from .contexts import check_context, client_options
@@ -21,15 +22,6 @@ from .datagram import DatagramSocket, check_datagram_socket
 from .datagram_connector import DatagramConnector
 from .listener import Listener, check_max_connections
 from .options import Callbacks, Options, check_callback, check_server_hostname, stream_options
-from .sockets import (
-    bound_udp,
-    check_adopted,
-    check_backlog,
-    check_bound,
-    listening_tcp,
-    listening_unix,
-    prepare_listener,
-)
 from .stream import Stream
 from .tls import TLSStream
 
@@ -95,18 +87,18 @@ class Endpoints:
         keywords = _listener_keywords(on_data, options)
         reuse_port, defer_accept = switch('reuse_port', reuse_port), switch('defer_accept', defer_accept)
         if sock is not None:
-            check_bound(sock)
+            sockets.check_bound(sock)
         unix = sock is not None and sock.family == AF_UNIX
         make = self._kinds.guard(kernel, self._kinds, False, unix, proxy_protocol, options)
         self._loop.guard.check()
         inherited = sock is not None
         if sock is None:
             host, port = check_host(host), check_port(port)
-            sock = listening_tcp(
+            sock = sockets.listening_tcp(
                 kernel, host, port, settings, backlog=backlog, reuse_port=reuse_port, defer_accept=defer_accept
             )
         else:
-            prepare_listener(kernel, sock, settings, backlog, defer_accept)
+            sockets.prepare_listener(kernel, sock, settings, backlog, defer_accept)
         return make(
             self._loop,
             sock,
@@ -133,7 +125,7 @@ class Endpoints:
             whole('mode', mode, 0, 0o7777, 'number of permission bits')
         make = self._kinds.guard(kernel, self._kinds, True, True, proxy_protocol, options)
         self._loop.guard.check()
-        sock, unlink = listening_unix(kernel, check_path(path), settings, backlog=backlog, mode=mode)
+        sock, unlink = sockets.listening_unix(kernel, check_path(path), settings, backlog=backlog, mode=mode)
         return make(self._loop, sock, settings, kind=self._kind(settings), unlink=unlink, **keywords)
 
     def connect_tcp(
@@ -172,7 +164,7 @@ class Endpoints:
         """Make a stream of a connected socket."""
         settings, callbacks = Options(**stream_options(options)), stream_callbacks(on_data, options)
         self._loop.guard.check()
-        check_adopted(sock)
+        sockets.check_adopted(sock)
         sock.setblocking(False)
         stream = self._kind(settings)(self._loop, settings, callbacks, None)
         stream.attach(sock)
@@ -195,7 +187,9 @@ class Endpoints:
             sock.setblocking(False)
             handle.attach(sock)
             return handle
-        sock = bound_udp(self._kernel, check_host(host), check_port(port), reuse_port=reuse_port, broadcast=broadcast)
+        sock = sockets.bound_udp(
+            self._kernel, check_host(host), check_port(port), reuse_port=reuse_port, broadcast=broadcast
+        )
         try:
             handle.attach(sock)
         except BaseException:
@@ -226,7 +220,7 @@ class Endpoints:
         ssl = options.get('ssl')
         if ssl is not None:
             check_context(ssl, True)
-        check_backlog(backlog)
+        sockets.check_backlog(backlog)
         return Options(ssl=ssl, **stream_options(options))
 
     def _connect_options(self, host: str | None, options: ConnectOptions) -> Options:
