@@ -19,11 +19,11 @@ from typing import TYPE_CHECKING, Any
 from ..errors import ReactorError
 from ..kernel import Kernel
 from .claims import InterruptClaim, SignalClaim, WakeupClaim, living
+from .wakeup import Call, Wakeup
 from .watcher import Handle
 
 if TYPE_CHECKING:
     from ..callbacks import Loop
-    from .wakeup import Call, Wakeup
 
 _PACKAGE = __name__.rpartition('.')[0].rpartition('.')[0] + '.'
 # The functions that call the user: one of them is below each callback on the stack.
