@@ -13,14 +13,14 @@ from ..hints import socket
 from ..kernel import Kernel
 from ..kernel.platforms import AF_UNIX
 from ..kernel.sockets import close_socket
-from ..loop.checks import seconds, switch, whole
+from ..loop.checks import optional_count, seconds, switch, whole
 from . import sockets
 from .addresses import check_family, check_host, check_local_address, check_path, check_port, show
 from .connector import Connector
 from .contexts import check_context, client_options
 from .datagram import DatagramSocket, check_datagram_socket
 from .datagram_connector import DatagramConnector
-from .listener import Listener, check_max_connections
+from .listener import Listener
 from .options import Callbacks, Options, check_callback, check_server_hostname, stream_options
 from .stream import Stream
 from .tls import TLSStream
@@ -266,8 +266,8 @@ def stream_callbacks(on_data: OnData | None, options: AdoptOptions | ListenOptio
 
 
 def _listener_keywords(on_data: OnData | None, options: ListenOptions) -> dict[str, Any]:
-    on_accept_error, max_connections = options.get('on_accept_error'), options.get('max_connections')
+    on_accept_error = options.get('on_accept_error')
     callbacks = stream_callbacks(on_data, options)
     check_callback('on_accept_error', on_accept_error, '(listener, exc)')
-    check_max_connections(max_connections)
+    max_connections = optional_count('max_connections', options.get('max_connections'))
     return {'callbacks': callbacks, 'on_accept_error': on_accept_error, 'max_connections': max_connections}

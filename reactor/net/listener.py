@@ -19,6 +19,7 @@ from ..errors import HandleClosed, SelectorFull
 from ..hints import socket
 from ..kernel.platforms import LOST_ERRORS
 from ..kernel.sockets import close_socket
+from ..loop.checks import optional_count
 from ..loop.log import log
 from ..loop.timers import Timer
 from ..loop.watcher import READ, Handle
@@ -285,8 +286,7 @@ class Listener(Handle):
     @max_connections.setter
     def max_connections(self, limit: int | None) -> None:
         self.loop.guard.check_thread()
-        check_max_connections(limit)
-        self._max_connections = limit
+        self._max_connections = optional_count('max_connections', limit)
         self._update()
 
     @property
@@ -371,11 +371,3 @@ class Listener(Handle):
             self.loop.completions.append((self, self.on_accept_error, (exc,)))
         else:
             log('warning', '%s: %s; accepting %s', self, exc, outcome)
-
-
-def check_max_connections(limit: int | None) -> None:
-    """Check a limit of connections: None or an int of at least 0, else TypeError or ValueError."""
-    if limit is not None and type(limit) is not int:
-        raise TypeError(f'max_connections is None or an int, not {limit!r}')
-    if limit is not None and limit < 0:
-        raise ValueError(f'max_connections is None or at least 0, not {limit!r}')
