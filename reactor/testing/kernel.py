@@ -260,9 +260,9 @@ class SimKernel(Descriptors):
 
     def identity(self, fd: int) -> Any:
         file = self.files.get(fd)
-        if self.kind == 'windows':
-            return None if file is None else fd  # fstat on Windows does not support sockets
-        return None if file is None else file.number
+        if file is None:
+            return None
+        return fd if self.kind == 'windows' else file.number  # fstat on Windows does not support sockets
 
     def write(self, fd: int, data: bytes) -> int:
         self.call('write', fd)
