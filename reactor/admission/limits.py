@@ -16,7 +16,7 @@ from errno import EOPNOTSUPP
 from typing import Any
 
 from ..kernel import Kernel
-from ..loop.checks import number, shown, time_limit
+from ..loop.checks import number, optional_count, shown, time_limit
 from ..net.options import check_callback
 from ..net.stream import Stream
 from .address_record import AddressRecord, Rate
@@ -60,20 +60,12 @@ class Limits:
         TypeError, ValueError: An argument is wrong.
     """
 
-    __slots__ = (
-        '_clients',
-        '_forget_after',
-        '_idle',
-        '_present',
-        'connect_rate',
-        'connections',
-        'lifetime',
-        'max_addresses',
-        'min_rate',
-        'per_address',
-        'refuse',
-        'request_rate',
-    )
+    __slots__ = (  # noqa: RUF023  (by what they are for)
+        # what users set
+        'refuse', 'connections', 'per_address', 'connect_rate', 'request_rate', 'lifetime', 'min_rate', 'max_addresses',
+        # connections, addresses with open connections, and addresses without
+        '_clients', '_present', '_idle', '_forget_after',
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -89,15 +81,15 @@ class Limits:
     ) -> None:
         check_callback('refuse', refuse)
         self.refuse: Callable[[Any], object] | None = refuse
-        self.connections: int | None = _count('connections', connections)
-        self.per_address: int | None = _count('per_address', per_address)
+        self.connections: int | None = optional_count('connections', connections)
+        self.per_address: int | None = optional_count('per_address', per_address)
         self.connect_rate: Rate | None = _rate('connect_rate', connect_rate, 1)
         self.request_rate: Rate | None = _rate('request_rate', request_rate, 1)
         self.lifetime: float | None = (
             None if lifetime is None else time_limit('lifetime', lifetime, '; None means no limit')
         )
         self.min_rate: Rate | None = _rate('min_rate', min_rate, 0)
-        self.max_addresses: int = _count('max_addresses', max_addresses) or 0
+        self.max_addresses: int = optional_count('max_addresses', max_addresses) or 0
         rates = [rate for rate in (self.connect_rate, self.request_rate) if rate is not None]
         self._forget_after = max([burst / a_second for a_second, burst in rates], default=0.0)
         self._clients: dict[Stream, LimitedClient] = {}
@@ -201,14 +193,6 @@ def check_limits(kernel: Kernel, limits: Limits | None, unix: bool) -> None:
         raise TypeError(f'limits is None or a reactor.Limits, not {shown(limits)}')
     if limits.min_rate is not None and (unix or not kernel.counts_tcp):
         raise OSError(EOPNOTSUPP, 'min_rate works for TCP on Linux only; use read_timeout= and write_timeout= here')
-
-
-def _count(name: str, value: int | None) -> int | None:
-    if value is not None and type(value) is not int:
-        raise TypeError(f'{name} is None or an int, not {shown(value)}')
-    if value is not None and value < 0:
-        raise ValueError(f'{name} is None or at least 0, not {value!r}')
-    return value
 
 
 def _rate(name: str, value: Rate | None, least: int) -> Rate | None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import ClientRefused
 from ..hints import socket
-from ..kernel import close_socket
+from ..kernel.sockets import close_socket
 from ..loop.log import log
 from ..net.addresses import show, unmapped
 from ..net.listener import Listener

@@ -22,17 +22,14 @@ from .address_record import AddressRecord, Rate
 class LimitedClient:
     """A connection under `Limits`: its address, and the progress of its bytes."""
 
-    __slots__ = (
-        '_acked',
-        '_deadline',
-        '_pace',
-        '_received',
-        '_receiving',
-        '_second',
-        '_sending',
-        '_stream',
-        'address',
-    )
+    __slots__ = (  # noqa: RUF023  (by what they are for)
+        # the connection, its address, and when it is checked next
+        '_stream', 'address', '_second',
+        # the limits
+        '_deadline', '_pace',
+        # the bytes at the last check, and what is under way in each direction
+        '_received', '_acked', '_receiving', '_sending',
+    )  # fmt: skip
 
     def __init__(
         self, stream: Stream, address: AddressRecord, lifetime: float | None, pace: Rate | None, now: float

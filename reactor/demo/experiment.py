@@ -16,7 +16,7 @@ from time import monotonic
 from typing import Any
 
 from .. import Reactor
-from ..kernel import SO_REUSEPORT
+from ..kernel.platforms import SO_REUSEPORT
 from ..observe import memory
 from ..observe.live import LivePage
 from .control import ControlConnection
@@ -59,11 +59,6 @@ class ChildProcess:
 class Experiment:
     """The experiment, in one reactor. At the end, either `result` or `failure`, a text, is set."""
 
-    began: float
-    settled: float
-    peak_open: int
-    peak_memory: int
-
     def __init__(self, r: Reactor, *, connections: int, asked: int, rate: float, delay: float, per_process: int,
                  progress: Progress, watched: bool = False) -> None:  # fmt: skip
         self.r = r
@@ -77,9 +72,11 @@ class Experiment:
         self.servers: list[ChildProcess] = []
         self.loads: list[ChildProcess] = []
         self.port: int = 0
-        self.began = self.settled = 0.0
+        self.began: float = 0.0
+        self.settled: float = 0.0
         self.released: float | None = None
-        self.peak_open = self.peak_memory = 0
+        self.peak_open: int = 0
+        self.peak_memory: int = 0
         self.done: bool = False
         self.failure: str | None = None
         self.result: dict[str, Any] = {}

@@ -42,18 +42,6 @@ class Load:
         on_done: Called without arguments when the last connection is closed.
     """
 
-    host: str
-    port: int
-    attempted: int
-    connected: int
-    requests: int
-    replies: int
-    closed: int
-    open: int
-    most_open: int
-    opened: float
-    ended: float
-
     def __init__(
         self,
         r: Reactor,
@@ -69,7 +57,8 @@ class Load:
         on_done: Callable[[], object],
     ) -> None:
         self.r = r
-        self.host, self.port = host, port
+        self.host = host
+        self.port = port
         self.connections = connections
         self.rate = rate
         self.calls = calls
@@ -77,13 +66,19 @@ class Load:
         self.sources = sources
         self.most_at_once = most_open
         self.on_done = on_done
-        self.attempted = self.connected = self.requests = self.replies = self.closed = 0
-        self.open = self.most_open = 0
+        self.attempted: int = 0
+        self.connected: int = 0
+        self.requests: int = 0
+        self.replies: int = 0
+        self.closed: int = 0
+        self.open: int = 0
+        self.most_open: int = 0
         self.errors: dict[str, int] = {}
         self.connect_times: list[float] = []
         self.reply_times: list[float] = []
         self.started: float = monotonic()
-        self.opened = self.ended = self.started
+        self.opened: float = self.started
+        self.ended: float = self.started
         self._stopped = False
         self._ticks = r.call_every(TICK, self.tick)
 

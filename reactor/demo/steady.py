@@ -39,16 +39,6 @@ class SteadyLoad:
         on_done: Called without arguments when every request has been answered or has failed.
     """
 
-    host: str
-    port: int
-    total: int
-    wanted: int
-    requests: int
-    replies: int
-    reopened: int
-    began: float
-    ended: float
-
     def __init__(
         self,
         r: Reactor,
@@ -64,22 +54,27 @@ class SteadyLoad:
         on_done: Callable[[], object],
     ) -> None:
         self.r = r
-        self.host, self.port = host, port
+        self.host = host
+        self.port = port
         self.connections = connections
         self.rate = rate
-        self.total = self.wanted = max(1, round(rate * seconds))
+        self.wanted: int = max(1, round(rate * seconds))
+        self.total: int = self.wanted
         self.timeout = timeout
         self.on_done = on_done
         name = f'[{host}]' if ':' in host else host
         length = '' if method == 'GET' else 'Content-Length: 0\r\n'
         self.request: bytes = f'{method} {path} HTTP/1.1\r\nHost: {name}:{port}\r\n{length}\r\n'.encode()
-        self.requests = self.replies = self.reopened = 0
+        self.requests: int = 0
+        self.replies: int = 0
+        self.reopened: int = 0
         self.errors: dict[str, int] = {}
         self.listed: list[tuple[float, str]] = []  # (seconds since the first request was due, kind)
         self.connect_errors: dict[str, int] = {}
         self.reply_times: list[float] = []
         self.began_at: float = 0.0  # wall clock, to compare with logs
-        self.began = self.ended = 0.0
+        self.began: float = 0.0
+        self.ended: float = 0.0
         self._opened = self._settled = 0
         self._done = False
         self._waiting: deque[float] = deque()  # when each unsent request was due

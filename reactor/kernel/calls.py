@@ -19,23 +19,10 @@ import sys
 import time
 from array import array
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Literal
+from socket import socket as Socket
+from typing import Any, Literal
 
-from .platforms import (
-    AF_UNIX,
-    DROP_FIRST_SEGMENTS,
-    FD_SETSIZE,
-    FIONREAD,
-    HAS_POLL,
-    HAS_SENDFILE,
-    NODELAY_INHERITED,
-    RESET_ON_CLOSE,
-    REUSE_ADDRESS,
-    SO_ATTACH_FILTER,
-    SO_EXCLUSIVEADDRUSE,
-    SO_MEMINFO,
-    step_of_waits,
-)
+from . import platforms
 from .processes import Processes
 from .sockets import LeanSocket, PipeSocket
 
@@ -43,9 +30,6 @@ try:
     import fcntl
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
-
-if TYPE_CHECKING:
-    from socket import socket as Socket
 
 ONLY_ERROR = 4  # a result of `Kernel.readiness`
 LOCK_TRIES, LOCK_PAUSE = 100, 0.01  # pause in seconds; another program binds and listens in less than one pause
@@ -56,11 +40,11 @@ class Kernel(Processes):
     """The real operating system. A simulated kernel has the same methods, with sockets and selectors of its own."""
 
     # Differences between platforms. The reactor asks the kernel that it was given, which may simulate another platform.
-    clock_step: float = step_of_waits(os.name, time.get_clock_info('monotonic').resolution)
-    exclusive_address = SO_EXCLUSIVEADDRUSE
-    nodelay_inherited = NODELAY_INHERITED
-    reset_on_close = RESET_ON_CLOSE
-    reuse_address = REUSE_ADDRESS
+    clock_step: float = platforms.step_of_waits(os.name, time.get_clock_info('monotonic').resolution)
+    exclusive_address: int = platforms.SO_EXCLUSIVEADDRUSE
+    nodelay_inherited: bool = platforms.NODELAY_INHERITED
+    reset_on_close: bytes = platforms.RESET_ON_CLOSE
+    reuse_address: bool = platforms.REUSE_ADDRESS
     # Results of a connect that has begun. EWOULDBLOCK is one on Windows only; elsewhere it is EAGAIN: no port is left.
     connecting: frozenset[int] = frozenset(
         {errno.EINPROGRESS, errno.EALREADY, getattr(errno, 'WSAEWOULDBLOCK', errno.EINPROGRESS)}
@@ -85,8 +69,8 @@ class Kernel(Processes):
         if not isinstance(selector, selectors.SelectSelector):
             return None
         if os.name == 'posix':
-            return FD_SETSIZE.__gt__
-        return lambda fd: len(selector.get_map()) < FD_SETSIZE
+            return platforms.FD_SETSIZE.__gt__
+        return lambda fd: len(selector.get_map()) < platforms.FD_SETSIZE
 
     def is_open(self, fd: int) -> bool:
         """Whether `fd` is an open descriptor of this process."""
@@ -106,7 +90,7 @@ class Kernel(Processes):
         Returns ONLY_ERROR if it can neither be read nor written, but is reported for an error, such as an unread error
         queue. Otherwise returns `events`, also on platforms without `poll`.
         """
-        if not HAS_POLL:
+        if not platforms.HAS_POLL:
             return events
         poll = select.poll()
         poll.register(fd, (select.POLLIN if events & 1 else 0) | (select.POLLOUT if events & 2 else 0))
@@ -124,7 +108,7 @@ class Kernel(Processes):
         try:
             sock = socket.socket(fileno=fd)
             try:
-                return int.from_bytes(sock.getsockopt(socket.SOL_SOCKET, SO_MEMINFO, 4), sys.byteorder)
+                return int.from_bytes(sock.getsockopt(socket.SOL_SOCKET, platforms.SO_MEMINFO, 4), sys.byteorder)
             finally:
                 sock.detach()
         except (OSError, ValueError):
@@ -204,12 +188,12 @@ class Kernel(Processes):
         socket drops its first segment instead; the client sends it again, and is refused. All other segments pass: they
         complete handshakes that have begun, so a client that already sees an open connection still enters the queue.
         """
-        if sock.family == AF_UNIX:
+        if sock.family == platforms.AF_UNIX:
             return False  # a filter can be attached, but is never used
-        program = array('B', b''.join(struct.pack('HBBI', *step) for step in DROP_FIRST_SEGMENTS))
-        where = struct.pack('HP', len(DROP_FIRST_SEGMENTS), program.buffer_info()[0])
+        program = array('B', b''.join(struct.pack('HBBI', *step) for step in platforms.DROP_FIRST_SEGMENTS))
+        where = struct.pack('HP', len(platforms.DROP_FIRST_SEGMENTS), program.buffer_info()[0])
         try:
-            sock.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, where)
+            sock.setsockopt(socket.SOL_SOCKET, platforms.SO_ATTACH_FILTER, where)
         except OSError:
             return False
         return True
@@ -220,7 +204,7 @@ class Kernel(Processes):
             if fcntl is None:
                 return bool(sock.recv(1, socket.MSG_PEEK))
             # Peeking would consume the error of a reset, and the next recv would report a clean end.
-            return any(fcntl.ioctl(sock.fileno(), FIONREAD, bytes(4)))
+            return any(fcntl.ioctl(sock.fileno(), platforms.FIONREAD, bytes(4)))
         except (OSError, ValueError):
             return False  # it is reset or closed, which the next read reports
 
@@ -352,7 +336,7 @@ class Kernel(Processes):
     def sendfile(self, sock: Socket, fd: int, offset: int, count: int) -> int:
         """Send bytes of a file without copying them. Raises OSError (EINVAL) where they have to be read."""
         # The number of a simulated socket means nothing to the operating system.
-        if not HAS_SENDFILE or not isinstance(sock, socket.SocketType):
+        if not platforms.HAS_SENDFILE or not isinstance(sock, socket.SocketType):
             raise OSError(errno.EINVAL, 'no sendfile here')
         return os.sendfile(sock.fileno(), fd, offset, count)
 

@@ -66,6 +66,15 @@ def whole(name: str, value: Any, least: int, most: int | None = None, unit: str 
     return int(value)
 
 
+def optional_count(name: str, value: Any) -> int | None:
+    """Return an int of at least 0, or None. Raises TypeError for another type, ValueError below 0."""
+    if value is not None and type(value) is not int:
+        raise TypeError(f'{name} is None or an int, not {shown(value)}')
+    if value is not None and value < 0:
+        raise ValueError(f'{name} is None or at least 0, not {value!r}')
+    return value
+
+
 def file_path(name: str, value: Any) -> None:
     """Check the path of a file or directory: str, bytes or os.PathLike. Raises TypeError or ValueError."""
     if not isinstance(value, str | bytes) and not hasattr(value, '__fspath__'):

@@ -12,14 +12,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from types import FrameType
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
 from ..kernel import Kernel
+from .wakeup import Wakeup
 
-if TYPE_CHECKING:
-    from .wakeup import Wakeup
-
-    Below: TypeAlias = 'WakeupClaim | tuple[int, object] | None'
+Below: TypeAlias = 'WakeupClaim | tuple[int, object] | None'
 
 DEFAULT = 0  # SIG_DFL
 

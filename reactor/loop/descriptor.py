@@ -12,7 +12,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from ..errors import HandleClosed
-from ..kernel import ONLY_ERROR, Kernel
+from ..kernel import Kernel
+from ..kernel.calls import ONLY_ERROR
 from .checks import shown
 from .log import log, name_of
 from .watcher import READ, WRITE, Handle

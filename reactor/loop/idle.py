@@ -11,12 +11,12 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from .log import name_of
+from .timers import Timer
+from .wakeup import Call
 from .watcher import Handle
 
 if TYPE_CHECKING:
     from ..callbacks import Loop
-    from .timers import Timer
-    from .wakeup import Call
 
 
 class Idler(Handle):

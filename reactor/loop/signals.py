@@ -19,11 +19,11 @@ from typing import TYPE_CHECKING, Any
 from ..errors import ReactorError
 from ..kernel import Kernel
 from .claims import InterruptClaim, SignalClaim, WakeupClaim, living
+from .wakeup import Call, Wakeup
 from .watcher import Handle
 
 if TYPE_CHECKING:
     from ..callbacks import Loop
-    from .wakeup import Call, Wakeup
 
 _PACKAGE = __name__.rpartition('.')[0].rpartition('.')[0] + '.'
 # The functions that call the user: one of them is below each callback on the stack.
@@ -73,19 +73,16 @@ class SignalHandler(Handle):
 class Signals:
     """The signal handlers of one loop, and SIGINT while it runs."""
 
-    __slots__ = (
-        '_claim',
-        '_handlers',
-        '_holds_wakeup',
-        '_in_run',
-        '_interrupts',
-        '_kernel',
-        '_loop',
-        '_raised',
-        '_soon',
-        '_wakeup',
-        'interrupted',
-    )
+    __slots__ = (  # noqa: RUF023  (by what they are for)
+        # the loop, and its parts that signals need
+        '_loop', '_kernel', '_wakeup', '_soon',
+        # the handlers, and which signals have arrived
+        '_handlers', '_raised',
+        # SIGINT while the loop runs
+        '_in_run', '_interrupts', 'interrupted',
+        # the wakeup descriptor
+        '_claim', '_holds_wakeup',
+    )  # fmt: skip
 
     def __init__(self, loop: Loop, kernel: Kernel, wakeup: Wakeup, soon: deque[Call]) -> None:
         self.interrupted: bool = False  # SIGINT arrived while the loop had its handler installed

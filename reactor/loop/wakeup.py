@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import HandleClosed, ReactorError
 from ..hints import socket
-from ..kernel import Kernel, close_socket
+from ..kernel import Kernel
+from ..kernel.sockets import close_socket
 from .log import EPISODE, log
 from .watcher import READ, Handle
 
@@ -33,18 +34,14 @@ DOORBELL_BYTES = 4096  # most bytes read in a turn; after many signals the rest 
 class Wakeup(Handle):
     """The doorbell of one loop. It never counts as a reason to keep running."""
 
-    __slots__ = (
-        '_bell',
-        '_hung_up',
-        '_kernel',
-        '_replaced_at',
-        '_rung',
-        '_soon',
-        'calls',
-        'on_bytes',
-        'on_replaced',
-        'sock',
-    )
+    __slots__ = (  # noqa: RUF023  (by what they are for)
+        # its sockets, and what has happened to them
+        'sock', '_bell', '_kernel', '_rung', '_hung_up', '_replaced_at',
+        # calls from other threads, and the queue of the loop
+        'calls', '_soon',
+        # what `Signals` sets
+        'on_bytes', 'on_replaced',
+    )  # fmt: skip
 
     def __init__(self, loop: Loop, kernel: Kernel, soon: deque[Call]) -> None:
         self.loop = loop

@@ -9,7 +9,9 @@ from itertools import zip_longest
 from socket import AF_INET, AF_INET6, AI_NUMERICHOST, AI_PASSIVE, SOCK_STREAM
 from typing import Any
 
-from ..kernel import ABSTRACT_PATHS, AF_UNIX, Kernel, ResolveFailure
+from ..kernel import Kernel
+from ..kernel.calls import ResolveFailure
+from ..kernel.platforms import ABSTRACT_PATHS, AF_UNIX
 from ..loop.checks import shown
 from ..loop.log import describe
 

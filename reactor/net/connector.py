@@ -16,7 +16,9 @@ from typing import TYPE_CHECKING
 
 from ..errors import ConnectTimeout, SelectorFull
 from ..hints import socket
-from ..kernel import AF_UNIX, LOST_ERRORS, Kernel, close_socket
+from ..kernel import Kernel
+from ..kernel.platforms import AF_UNIX, LOST_ERRORS
+from ..kernel.sockets import close_socket
 from ..loop.threads import ThreadCall
 from ..loop.timers import Timer
 from ..loop.watcher import WRITE, Handle
@@ -51,24 +53,16 @@ ESTABLISHED = Established()
 class Connector:
     """Connects `stream`, which is CONNECTING until then."""
 
-    __slots__ = (
-        '_addresses',
-        '_attempts',
-        '_errors',
-        '_family',
-        '_kernel',
-        '_local_address',
-        '_lookup',
-        '_loop',
-        '_next',
-        '_retry_delay',
-        '_target',
-        '_timeout',
-        '_timer',
-        'deadline',
-        'reading',
-        'stream',
-    )
+    __slots__ = (  # noqa: RUF023  (by what they are for)
+        # the stream, and what it is to be connected to
+        'stream', 'reading', '_loop', '_kernel', '_target', '_local_address',
+        # its time limit
+        'deadline', '_timeout', '_timer',
+        # addresses not tried yet, attempts under way, and those that have failed
+        '_lookup', '_addresses', '_family', '_attempts', '_errors',
+        # when the next attempt begins
+        '_next', '_retry_delay',
+    )  # fmt: skip
 
     stream: Stream
 

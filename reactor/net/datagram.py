@@ -17,7 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import HandleClosed
 from ..hints import socket
-from ..kernel import AF_UNIX, SO_MEMINFO, Kernel, close_socket
+from ..kernel import Kernel
+from ..kernel.platforms import AF_UNIX, SO_MEMINFO
+from ..kernel.sockets import close_socket
 from ..loop.checks import shown
 from ..loop.threads import ThreadCall
 from ..loop.watcher import READ, WRITE

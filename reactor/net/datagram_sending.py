@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import HandleClosed
 from ..hints import Buffer, socket
-from ..kernel import AF_UNIX, LOST_ERRORS, Kernel
+from ..kernel import Kernel
+from ..kernel.platforms import AF_UNIX, LOST_ERRORS
 from ..loop.log import EPISODE, log
 from ..loop.timers import Timer
 from ..loop.watcher import WRITE, Handle

@@ -46,18 +46,14 @@ EOF_WAIT = 1.0  # seconds that peers get to end their side; many do so only when
 class Drain:
     """A drain under way. `over` is True when it has called `stop`, and when it could not begin."""
 
-    __slots__ = (
-        '_aborting',
-        '_accepts',
-        '_asking',
-        '_began',
-        '_checking',
-        '_deadline',
-        '_idle',
-        '_loop',
-        '_silent_since',
-        'over',
-    )
+    __slots__ = (  # noqa: RUF023  (by what they are for)
+        # the loop, and whether the drain is over
+        '_loop', 'over',
+        # when it began, when it must end, and its timers
+        '_began', '_deadline', '_aborting', '_asking', '_checking',
+        # what the last check found
+        '_accepts', '_idle', '_silent_since',
+    )  # fmt: skip
 
     def __init__(self, loop: Loop, timeout: float, lame_duck: float) -> None:
         self._loop = loop

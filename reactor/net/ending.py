@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from ..errors import SendFileError, WriteTimeout
 from ..hints import socket
-from ..kernel import LOST_ERRORS
+from ..kernel.platforms import LOST_ERRORS
 from ..loop.checks import shown
 from ..loop.timers import Timer
 from ..loop.watcher import READ, UNHEARD, WRITE, Handle

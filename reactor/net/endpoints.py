@@ -10,24 +10,18 @@ from socket import SOMAXCONN
 from typing import TYPE_CHECKING, Any
 
 from ..hints import socket
-from ..kernel import AF_UNIX, Kernel, close_socket
-from ..loop.checks import seconds, switch, whole
+from ..kernel import Kernel
+from ..kernel.platforms import AF_UNIX
+from ..kernel.sockets import close_socket
+from ..loop.checks import optional_count, seconds, switch, whole
+from . import sockets
 from .addresses import check_family, check_host, check_local_address, check_path, check_port, show
 from .connector import Connector
 from .contexts import check_context, client_options
 from .datagram import DatagramSocket, check_datagram_socket
 from .datagram_connector import DatagramConnector
-from .listener import Listener, check_max_connections
+from .listener import Listener
 from .options import Callbacks, ListenerShared, Options, check_callback, check_server_hostname, stream_options
-from .sockets import (
-    bound_udp,
-    check_adopted,
-    check_backlog,
-    check_bound,
-    listening_tcp,
-    listening_unix,
-    prepare_listener,
-)
 from .stream import Stream
 from .tls import TLSStream
 
@@ -93,18 +87,18 @@ class Endpoints:
         keywords = _listener_keywords(on_data, options)
         reuse_port, defer_accept = switch('reuse_port', reuse_port), switch('defer_accept', defer_accept)
         if sock is not None:
-            check_bound(sock)
+            sockets.check_bound(sock)
         unix = sock is not None and sock.family == AF_UNIX
         make = self._kinds.guard(kernel, self._kinds, False, unix, proxy_protocol, options)
         self._loop.guard.check()
         inherited = sock is not None
         if sock is None:
             host, port = check_host(host), check_port(port)
-            sock = listening_tcp(
+            sock = sockets.listening_tcp(
                 kernel, host, port, settings, backlog=backlog, reuse_port=reuse_port, defer_accept=defer_accept
             )
         else:
-            prepare_listener(kernel, sock, settings, backlog, defer_accept)
+            sockets.prepare_listener(kernel, sock, settings, backlog, defer_accept)
         return make(
             self._loop,
             sock,
@@ -131,7 +125,7 @@ class Endpoints:
             whole('mode', mode, 0, 0o7777, 'number of permission bits')
         make = self._kinds.guard(kernel, self._kinds, True, True, proxy_protocol, options)
         self._loop.guard.check()
-        sock, unlink = listening_unix(kernel, check_path(path), settings, backlog=backlog, mode=mode)
+        sock, unlink = sockets.listening_unix(kernel, check_path(path), settings, backlog=backlog, mode=mode)
         return make(self._loop, sock, settings, kind=self._kind(settings), unlink=unlink, **keywords)
 
     def connect_tcp(
@@ -170,7 +164,7 @@ class Endpoints:
         """Make a stream of a connected socket."""
         settings, callbacks = Options(**stream_options(options)), stream_callbacks(on_data, options)
         self._loop.guard.check()
-        check_adopted(sock)
+        sockets.check_adopted(sock)
         sock.setblocking(False)
         stream = self._kind(settings)(self._loop, settings, callbacks, None)
         stream.attach(sock)
@@ -193,7 +187,9 @@ class Endpoints:
             sock.setblocking(False)
             handle.attach(sock)
             return handle
-        sock = bound_udp(self._kernel, check_host(host), check_port(port), reuse_port=reuse_port, broadcast=broadcast)
+        sock = sockets.bound_udp(
+            self._kernel, check_host(host), check_port(port), reuse_port=reuse_port, broadcast=broadcast
+        )
         try:
             handle.attach(sock)
         except BaseException:
@@ -224,7 +220,7 @@ class Endpoints:
         ssl = options.get('ssl')
         if ssl is not None:
             check_context(ssl, True)
-        check_backlog(backlog)
+        sockets.check_backlog(backlog)
         settings = Options(ssl=ssl, **stream_options(options))
         settings.shared = ListenerShared()
         return settings
@@ -272,8 +268,8 @@ def stream_callbacks(on_data: OnData | None, options: AdoptOptions | ListenOptio
 
 
 def _listener_keywords(on_data: OnData | None, options: ListenOptions) -> dict[str, Any]:
-    on_accept_error, max_connections = options.get('on_accept_error'), options.get('max_connections')
+    on_accept_error = options.get('on_accept_error')
     callbacks = stream_callbacks(on_data, options)
     check_callback('on_accept_error', on_accept_error, '(listener, exc)')
-    check_max_connections(max_connections)
+    max_connections = optional_count('max_connections', options.get('max_connections'))
     return {'callbacks': callbacks, 'on_accept_error': on_accept_error, 'max_connections': max_connections}

@@ -11,7 +11,8 @@ from typing import Any
 
 from ..errors import SendFileError
 from ..hints import socket
-from ..kernel import Kernel, send_first
+from ..kernel import Kernel
+from ..kernel.sockets import send_first
 from ..loop.checks import shown
 
 # Bytes of one call, and so of one connection in one turn. It takes about as long as a few recvs, so other connections

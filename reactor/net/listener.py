@@ -17,7 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import HandleClosed, SelectorFull
 from ..hints import socket
-from ..kernel import LOST_ERRORS, close_socket
+from ..kernel.platforms import LOST_ERRORS
+from ..kernel.sockets import close_socket
+from ..loop.checks import optional_count
 from ..loop.log import log
 from ..loop.timers import Timer
 from ..loop.watcher import READ, Handle
@@ -55,31 +57,16 @@ class Listener(Handle):
         on_connect, on_data, on_eof, on_drain, on_close, on_error: The callbacks of connections accepted from now on.
     """
 
-    __slots__ = (
-        '_accepts_before',
-        '_batch',
-        '_closed',
-        '_defer_accept',
-        '_handshakes_over',
-        '_inherited',
-        '_kind',
-        '_last_trouble',
-        '_max_connections',
-        '_options',
-        '_options_inherited',
-        '_paused',
-        '_retry',
-        '_unlink',
-        'on_accept_error',
-        'on_close',
-        'on_connect',
-        'on_data',
-        'on_drain',
-        'on_eof',
-        'on_error',
-        'open_connections',
-        'sock',
-    )
+    __slots__ = (  # noqa: RUF023  (by what they are for)
+        # what users set
+        'on_connect', 'on_data', 'on_eof', 'on_drain', 'on_close', 'on_error', 'on_accept_error', '_max_connections',
+        # its socket, and what makes and counts its connections
+        'sock', '_unlink', '_kind', '_options', 'open_connections',
+        # how it accepts
+        '_batch', '_defer_accept', '_options_inherited', '_inherited', '_handshakes_over',
+        # whether it accepts, and its trouble with accepting
+        '_closed', '_paused', '_retry', '_accepts_before', '_last_trouble',
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -302,8 +289,7 @@ class Listener(Handle):
     @max_connections.setter
     def max_connections(self, limit: int | None) -> None:
         self.loop.guard.check_thread()
-        check_max_connections(limit)
-        self._max_connections = limit
+        self._max_connections = optional_count('max_connections', limit)
         self._update()
 
     @property
@@ -388,11 +374,3 @@ class Listener(Handle):
             self.loop.completions.append((self, self.on_accept_error, (exc,)))
         else:
             log('warning', '%s: %s; accepting %s', self, exc, outcome)
-
-
-def check_max_connections(limit: int | None) -> None:
-    """Check a limit of connections: None or an int of at least 0, else TypeError or ValueError."""
-    if limit is not None and type(limit) is not int:
-        raise TypeError(f'max_connections is None or an int, not {limit!r}')
-    if limit is not None and limit < 0:
-        raise ValueError(f'max_connections is None or at least 0, not {limit!r}')

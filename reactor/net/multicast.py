@@ -18,7 +18,8 @@ from socket import (
     IPV6_LEAVE_GROUP,
 )
 
-from ..kernel import HAS_IP_MREQN, Kernel
+from ..kernel import Kernel
+from ..kernel.platforms import HAS_IP_MREQN
 
 
 def membership(kernel: Kernel, group: str, interface: str | int | None) -> tuple[int, int, int, bytes]:

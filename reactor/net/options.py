@@ -89,24 +89,18 @@ class Options:
         shared: State that all connections of the listener share.
     """
 
-    __slots__ = (
-        'handshake_timeout',
-        'high_water',
-        'idle_timeout',
-        'keepalive',
-        'linger',
-        'low_water',
-        'max_buffered',
-        'max_empty_records',
-        'nodelay',
-        'read_size',
-        'read_timeout',
-        'server_hostname',
+    __slots__ = (  # noqa: RUF023  (by what they are for)
+        # reading and writing
+        'read_size', 'high_water', 'low_water', 'max_buffered',
+        # time limits
+        'linger', 'read_timeout', 'write_timeout', 'idle_timeout', 'timed',
+        # the socket
+        'nodelay', 'keepalive',
+        # TLS
+        'ssl', 'server_hostname', 'handshake_timeout', 'max_empty_records',
+        # what the connections of a listener share
         'shared',
-        'ssl',
-        'timed',
-        'write_timeout',
-    )
+    )  # fmt: skip
 
     def __init__(
         self,

@@ -13,7 +13,8 @@ from __future__ import annotations
 from socket import AF_INET, AF_INET6, SOCK_DGRAM, SOCK_STREAM
 from typing import Any
 
-from ..kernel import AF_UNIX, Kernel
+from ..kernel import Kernel
+from ..kernel.platforms import AF_UNIX
 from .addresses import show, unmapped
 
 SIGNATURE = b'\r\n\r\n\0\r\nQUIT\n'

@@ -12,7 +12,8 @@ from typing import Any, Self
 
 from ..errors import ConnectionClosed, WriteBufferFull
 from ..hints import Buffer, HasFileno, Ts
-from ..kernel import HAS_SENDMSG, send_first
+from ..kernel.platforms import HAS_SENDMSG
+from ..kernel.sockets import send_first
 from ..loop.watcher import WRITE
 from .addresses import show
 from .ending import UNREPORTED, WAITED, Connection, Ending

@@ -75,25 +75,14 @@ class TLSSession:
             shut it down.
     """
 
-    __slots__ = (
-        '_incoming',
-        '_read',
-        '_write',
-        'buffers',
-        'empty',
-        'ended',
-        'full',
-        'held',
-        'held_bytes',
-        'last',
-        'more',
-        'on_secured',
-        'over',
-        'reading',
-        'ssl',
-        'ssl_object',
-        'timer',
-    )
+    __slots__ = (  # noqa: RUF023  (by what they are for)
+        # OpenSSL
+        'ssl', 'ssl_object', '_read', '_write',
+        # ciphertext that was received
+        'buffers', '_incoming', 'more', 'empty', 'ended', 'over',
+        # a handshake under way
+        'timer', 'on_secured', 'held', 'held_bytes', 'full', 'last', 'reading',
+    )  # fmt: skip
 
     def __init__(self, buffers: Buffers) -> None:
         self.buffers: Buffers = buffers

@@ -28,16 +28,10 @@ from typing import Any
 
 from ..errors import ResolveError
 from ..hints import socket
-from ..kernel import (
-    AF_UNIX,
-    IP_BIND_ADDRESS_NO_PORT,
-    KEEPALIVE_OPTIONS,
-    SO_REUSEPORT,
-    TCP_DEFER_ACCEPT,
-    Kernel,
-    ResolveFailure,
-    close_socket,
-)
+from ..kernel import Kernel
+from ..kernel.calls import ResolveFailure
+from ..kernel.platforms import AF_UNIX, IP_BIND_ADDRESS_NO_PORT, KEEPALIVE_OPTIONS, SO_REUSEPORT, TCP_DEFER_ACCEPT
+from ..kernel.sockets import close_socket
 from ..loop.checks import shown, whole
 from .addresses import PASSIVE, is_abstract, show
 from .options import Options

@@ -39,16 +39,9 @@ class State(str):
         discards: Input is read and dropped.
     """
 
-    __slots__ = (
-        'closed',
-        'discards',
-        'ends_when_sent',
-        'half',
-        'reads',
-        'receives',
-        'takes_writes',
-        'user_ended',
-    )
+    __slots__ = (  # noqa: RUF023  (by what they are for)
+        'closed', 'takes_writes', 'user_ended', 'receives', 'half', 'reads', 'ends_when_sent', 'discards',
+    )  # fmt: skip
 
     closed: bool
     discards: bool

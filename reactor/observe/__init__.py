@@ -17,12 +17,14 @@ imports neither `json` nor `prometheus_client`.
 from __future__ import annotations
 
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from .control_socket import ControlSocket, serve_control
 from .counters import combined, memory, source
-from .live import serve_page
-from .metrics import ReactorCollector, serve_metrics
+
+if TYPE_CHECKING:
+    from .control_socket import ControlSocket, serve_control
+    from .live import serve_page
+    from .metrics import ReactorCollector, serve_metrics
 
 _PARTS = {
     'ControlSocket': 'control_socket',

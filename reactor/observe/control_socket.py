@@ -17,7 +17,7 @@ from typing import Any
 
 from .. import READ, FrameTooLong, Reactor, ReactorError, Stream
 from ..framing import Frames
-from ..kernel import close_socket
+from ..kernel.sockets import close_socket
 from ..loop.descriptor import Descriptor
 from ..loop.log import log
 from ..net.addresses import check_path, is_abstract

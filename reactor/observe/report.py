@@ -14,15 +14,7 @@ import sys
 from importlib import metadata
 
 from .. import Reactor, __version__
-from ..kernel import (
-    ABSTRACT_PATHS,
-    AF_UNIX,
-    HAS_SENDFILE,
-    HAS_SENDMSG,
-    NODELAY_INHERITED,
-    SO_REUSEPORT,
-    TCP_DEFER_ACCEPT,
-)
+from ..kernel import platforms
 from .tables import pairs, printable
 
 try:
@@ -98,13 +90,13 @@ def _features() -> list[tuple[str, str]]:
         chosen = type(r.watchers.selector).__name__
     there = {
         'IPv6': socket.has_ipv6,
-        'Unix sockets': AF_UNIX >= 0,
-        'abstract Unix sockets': ABSTRACT_PATHS,
-        'SO_REUSEPORT': SO_REUSEPORT >= 0,
-        'TCP_DEFER_ACCEPT': TCP_DEFER_ACCEPT >= 0,
-        'TCP_NODELAY inherited': NODELAY_INHERITED,
-        'sendmsg': HAS_SENDMSG,
-        'sendfile': HAS_SENDFILE,
+        'Unix sockets': platforms.AF_UNIX >= 0,
+        'abstract Unix sockets': platforms.ABSTRACT_PATHS,
+        'SO_REUSEPORT': platforms.SO_REUSEPORT >= 0,
+        'TCP_DEFER_ACCEPT': platforms.TCP_DEFER_ACCEPT >= 0,
+        'TCP_NODELAY inherited': platforms.NODELAY_INHERITED,
+        'sendmsg': platforms.HAS_SENDMSG,
+        'sendfile': platforms.HAS_SENDFILE,
         'pidfd_open': _has_pidfd(),
     }
     has = [name for name in SELECTORS if hasattr(selectors, name)]

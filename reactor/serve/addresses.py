@@ -12,7 +12,8 @@ from collections.abc import Callable
 from socket import SOCK_STREAM
 from typing import Any
 
-from ..kernel import Kernel, close_socket
+from ..kernel import Kernel
+from ..kernel.sockets import close_socket
 from ..net.addresses import check_host, check_path, check_port
 from ..net.options import Options
 from ..net.sockets import bound_tcp, check_stream_socket, listening_unix
@@ -24,13 +25,11 @@ DIVIDED = sys.platform == 'linux'
 class ListenAddress:
     """One address, bound when it is created. `socket_for_worker()` returns a socket for one more worker."""
 
-    shared: Any
-
     def __init__(self, address: Any, backlog: int) -> None:
         self._unlink: Callable[[], None] | None = None
         self._backlog = backlog
         self._where = where = parse(address)
-        self.shared = where
+        self.shared: Any = where
         if isinstance(where, str):
             self.shared, self._unlink = listening_unix(
                 Kernel(), check_path(where), Options(), backlog=backlog, mode=None

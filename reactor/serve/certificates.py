@@ -55,9 +55,6 @@ class Certificates:
         ValueError: A name is not a host name, or occurs twice.
     """
 
-    context: ssl.SSLContext
-    expires: float
-
     def __init__(
         self,
         files: Mapping[str | None, tuple[Path, Path | None]],
@@ -72,7 +69,7 @@ class Certificates:
         if not files or len(files) != len(self._files):
             raise ValueError(f'files is empty or has a name twice; each name needs one certificate: {list(files)}')
         self.reload()
-        self.context = self._new_context()
+        self.context: ssl.SSLContext = self._new_context()
         self.context.sni_callback = self._choose
         self.context.sslobject_class = QuietSSLObject
 
@@ -89,7 +86,7 @@ class Certificates:
         """
         loaded = {pair: self._load(*pair) for pair in self._files.values()}
         self._contexts = {name: loaded[pair][0] for name, pair in self._files.items()}
-        self.expires = min(end for _, end in loaded.values())
+        self.expires: float = min(end for _, end in loaded.values())
 
     def _new_context(self) -> ssl.SSLContext:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)

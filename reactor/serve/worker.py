@@ -14,14 +14,12 @@ import json
 import os
 import signal
 from socket import socket
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from .. import Listener, Reactor, Stream, framing
-from ..kernel import LeanSocket
+from ..callbacks import ReactorOptions
+from ..kernel.sockets import LeanSocket
 from .workers import REPORTS_EVERY
-
-if TYPE_CHECKING:
-    from ..callbacks import ReactorOptions
 
 
 def work(settings: dict[str, Any], main: Any, times: tuple[float, float], options: ReactorOptions) -> None:

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import ReactorError
 from ..hints import AnyPath
-from ..kernel import EXIT_UNKNOWN, SIGKILL, SIGTERM, Kernel
+from ..kernel import Kernel
+from ..kernel.processes import EXIT_UNKNOWN, SIGKILL, SIGTERM
 from ..loop.api import MOST_SIGNUM
 from ..loop.checks import file_path, shown, whole
 from ..loop.log import describe, log
@@ -58,19 +59,12 @@ class Process(Handle):
             not known: then code is 255, and a warning is logged.
     """
 
-    __slots__ = (
-        '_child',
-        '_closing',
-        '_kernel',
-        '_pidfd',
-        '_timer',
-        'args',
-        'on_exit',
-        'pid',
-        'stderr',
-        'stdin',
-        'stdout',
-    )
+    __slots__ = (  # noqa: RUF023  (by what they are for)
+        # what users see
+        'pid', 'args', 'stdin', 'stdout', 'stderr', 'on_exit',
+        # the child, and how its end is found
+        '_kernel', '_child', '_pidfd', '_timer', '_closing',
+    )  # fmt: skip
 
     leads_to: tuple[tuple[str, str], ...] = (('handle_exit', 'on_exit'),)
     stdin: WritePipe | None
@@ -269,33 +263,16 @@ def spawn(
     options: PipeOptions,
     checked: bool,
 ) -> Process:
-    """Start a child; see `Reactor.spawn`."""
+    """Start a child; see `Reactor.spawn`. If that fails, everything that was begun is undone."""
     words, passed, settings = check_args(args), check_descriptors(kernel, pass_fds), Options(**options)
-    streams = [check_stdio(kernel, name, what) for name, what in zip(STDIO, stdio, strict=True)]
+    given = [check_stdio(kernel, name, what) for name, what in zip(STDIO, stdio, strict=True)]
     check_callback('on_exit', on_exit, '(process, code, signal)')
     check_environment(env)
     if cwd is not None:
         file_path('cwd', cwd)
     loop.guard.check()
-    return _start(loop, kernel, words, streams, on_exit, env, cwd, passed, settings, checked)
-
-
-def _start(
-    loop: Loop,
-    kernel: Kernel,
-    args: list[Any],
-    stdio: list[Any],
-    on_exit: OnExit | None,
-    env: Any,
-    cwd: AnyPath | None,
-    passed: list[int],
-    options: Options,
-    checked: bool,
-) -> Process:
-    """Start a child with checked arguments. If that fails, clean up everything."""
     read_pipe, write_pipe = (CheckedReadPipe, CheckedWritePipe) if checked else (ReadPipe, WritePipe)
     pipes: list[Pipe | None] = []
-    given = list(stdio)
     theirs = []
     child: Popen[bytes] | None = None
     try:
@@ -305,15 +282,15 @@ def _start(
                 ours, given[number] = kernel.pipe(writing=number == 0)
                 theirs.append(given[number])
                 # A silent child is not an error of its stdin, so only the write timeout applies there.
-                own = options if number else options.changed(read_timeout=None, idle_timeout=None)
+                own = settings if number else settings.changed(read_timeout=None, idle_timeout=None)
                 pipe = (read_pipe if number else write_pipe)(loop, own, Callbacks(None), None)
                 _attach(pipe, ours)
             pipes.append(pipe)
-        child = kernel.spawn(args, given[0], given[1], given[2], env, cwd, passed)
+        child = kernel.spawn(words, given[0], given[1], given[2], env, cwd, passed)
         for name, pipe in zip(STDIO, pipes, strict=True):
             if pipe is not None:
                 pipe.peer = f'{name} of process {child.pid}'
-        return Process(loop, kernel, args, child, pipes, on_exit)
+        return Process(loop, kernel, words, child, pipes, on_exit)
     except BaseException:
         if child is not None:  # creating its handle failed
             kernel.signal_child(child, -1, SIGKILL)

@@ -20,11 +20,10 @@ GRAINS = 0.005, 0.05  # seconds: the shortest and the longest step
 class Agenda(Platform):
     """A kernel with simulated time. `SimKernel` explains `grain`; the other arguments are those of `Platform`."""
 
-    time: int
-
     def __init__(self, grain: float | None, *platform: Any) -> None:
         super().__init__(*platform)
-        self.time = self.woke_at = START  # now, and when the last poll returned
+        self.time: int = START  # now
+        self.woke_at: int = START  # when the last poll returned
         self.trace: list[tuple[int, str, int, Any]] = []
         self.progress: int = 0  # the number of calls that achieved something
         self._events: list[tuple[int, int, Callable[..., object], tuple[Any, ...]]] = []

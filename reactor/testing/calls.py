@@ -32,33 +32,28 @@ PROMPT = 2.0  # seconds: longer than a handle is parked, or a listener pauses af
 class Call:
     """A function that a program has scheduled, with the turn and phase in which it did."""
 
-    calls: Calls
-    phase: int
-    kind: str
-    set_in: int
-    fn: Callable[..., object]
-    turn: int
-
     def __init__(self, calls: Calls, phase: int, kind: str, fn: Callable[..., object]) -> None:
-        self.calls, self.phase, self.kind, self.fn = calls, phase, kind, fn
+        self.calls = calls
+        self.phase = phase
+        self.kind = kind
+        self.fn = fn
         self.__qualname__ = getattr(fn, '__qualname__', repr(fn))
-        self.turn, self.set_in = calls.ledger.turns, calls.ledger.phase
-        self.order: int = calls.next_order()
-        self.deadline: float | None = None
         self.cancelled = False
+        self.moved(None)
 
     def __call__(self, *args: Any) -> Any:
-        ledger = self.calls.ledger
         self.calls.check_call(self)
         try:
             return self.fn(*args)
         finally:
-            ledger.inside = None
+            self.calls.ledger.inside = None
 
     def moved(self, deadline: float | None) -> None:
         """Note that the timer has a new deadline."""
-        self.turn, self.set_in = self.calls.ledger.turns, self.calls.ledger.phase
-        self.order, self.deadline = self.calls.next_order(), deadline
+        self.turn: int = self.calls.ledger.turns
+        self.set_in: int = self.calls.ledger.phase
+        self.order: int = self.calls.next_order()
+        self.deadline = deadline
 
 
 class WatchedTimer(Timer):

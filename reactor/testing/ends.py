@@ -6,30 +6,16 @@ it.
 
 from __future__ import annotations
 
-from ..errors import (
-    ClientRefused,
-    ConnectTimeout,
-    DrainTimeout,
-    IdleTimeout,
-    LifetimeOver,
-    ProxyError,
-    ReactorError,
-    ReadTimeout,
-    ResolveError,
-    SendFileError,
-    TLSError,
-    TooSlow,
-    WriteBufferFull,
-    WriteTimeout,
-)
+from .. import errors
 from .files import End
 from .ledger import Ledger
 from .watched import WatchedStream
 
 # The errors a connection may end with, besides those of the kernel and those that its callbacks raised.
 REASONS = (
-    ReadTimeout, WriteTimeout, IdleTimeout, ConnectTimeout, WriteBufferFull, TLSError, DrainTimeout, ResolveError,
-    SendFileError, TooSlow, LifetimeOver, ClientRefused, ProxyError,
+    errors.ReadTimeout, errors.WriteTimeout, errors.IdleTimeout, errors.ConnectTimeout, errors.WriteBufferFull,
+    errors.TLSError, errors.DrainTimeout, errors.ResolveError, errors.SendFileError, errors.TooSlow,
+    errors.LifetimeOver, errors.ClientRefused, errors.ProxyError,
 )  # fmt: skip
 
 
@@ -95,7 +81,7 @@ class Ends:
             self.ledger.wrong(stream, f'law 9: {exc!r} was passed to on_close with its traceback')
         if exc is not record.aborted_with and record.closed_by == 'abort' and not record.failed_before:
             self.ledger.wrong(stream, f'it was aborted with {record.aborted_with!r}, but ended with {exc!r}')
-        if isinstance(exc, WriteBufferFull) != (record.cut and record.closed_by != 'abort'):
+        if isinstance(exc, errors.WriteBufferFull) != (record.cut and record.closed_by != 'abort'):
             if self.ledger.simulated and not (
                 self.ledger.kernel.fails or self.ledger.secured(stream) or exc in record.raised
             ):
@@ -142,7 +128,7 @@ class Ends:
         record, end = stream.record, stream.record.end
         if end is None or end.at_failure is None or record.closed_by is not None or self.ledger.secured(stream):
             return
-        if exc is None or exc in record.raised or isinstance(exc, ReactorError) or stream.on_data is None:
+        if exc is None or exc in record.raised or isinstance(exc, errors.ReactorError) or stream.on_data is None:
             return
         # An exception in a callback ends the connection too, and on_close gets whichever came first.
         raised = len(record.raised) > len(record.survived)
@@ -157,22 +143,23 @@ class Ends:
 
     def _check_limits(self, stream: WatchedStream, exc: BaseException | None) -> None:
         record, end, options, now = stream.record, stream.record.end, stream.options, self.ledger.time()
-        if isinstance(exc, ConnectTimeout):
+        if isinstance(exc, errors.ConnectTimeout):
             if 'connect' in record.events:
                 self.ledger.wrong(stream, f'it ended with {exc!r} after on_connect')
             if self.ledger.simulated and (record.connect_by is None or now < record.connect_by - 1000):
                 self.ledger.wrong(stream, f'it ended with {exc!r} before its connect timeout was over')
-        if end is None or not isinstance(exc, ReadTimeout | IdleTimeout | WriteTimeout) or not now:
+        if end is None or not isinstance(exc, errors.ReadTimeout | errors.IdleTimeout | errors.WriteTimeout) or not now:
             return
         linger = options.linger * 1e9 - 1000
-        if isinstance(exc, WriteTimeout) and record.closed_by is not None:
+        if isinstance(exc, errors.WriteTimeout) and record.closed_by is not None:
             if now < record.closed_at + linger:
                 self.ledger.wrong(stream, f'it ended with {exc!r} before `linger` was over')
             return
         waits = self.ledger.waits(stream)
         running = {error: (since, limit) for error, since, limit in record.time_limits(options, waits)}
         since, limit = running.get(type(exc), (0, None))
-        if isinstance(exc, WriteTimeout) and end.ended_in and now >= self.ledger.kernel.reading(end.read_at) + linger:
+        flushed_by = self.ledger.kernel.reading(end.read_at) + linger
+        if isinstance(exc, errors.WriteTimeout) and end.ended_in and now >= flushed_by:
             return  # the peer has ended, and the rest was not flushed within `linger`
         if limit is None:
             self.ledger.wrong(stream, f'it ended with {exc!r}, but no such time limit was running')
@@ -185,7 +172,7 @@ class Ends:
         if end is None or end.instant or end.reported or self.ledger.kernel.fails or not record.begun:
             return
         aborted = record.closed_by == 'abort' and not record.gone_before
-        aborted = aborted or isinstance(exc, WriteTimeout | WriteBufferFull) or exc in record.raised
+        aborted = aborted or isinstance(exc, errors.WriteTimeout | errors.WriteBufferFull) or exc in record.raised
         if aborted and end.lingers and not end.dead:
             self.ledger.wrong(stream, f'it ended with {exc!r}, but its peer is not reset')
         if record.closed_by != 'abort' and exc is None and not end.lingers and not self.ledger.closing:

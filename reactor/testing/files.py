@@ -71,8 +71,6 @@ class Unborn(File):
 class Listening(File):
     """A listener and its backlog."""
 
-    ready: int
-
     def __init__(self, kernel: Agenda, address: Any, backlog: int, deferred: bool) -> None:
         super().__init__(kernel)
         self.address = address
@@ -86,7 +84,7 @@ class Listening(File):
     def arrive(self, end: End) -> None:
         """Add a complete connection to the backlog."""
         self.queue.append(end)
-        self.ready = READ
+        self.ready: int = READ
 
     def take(self) -> End:
         """Return the next connection of the backlog, which must not be empty."""
@@ -113,10 +111,6 @@ class End(File):
     Only the checks use `reported`, `sent_at`, `read_at`, `misled`, `at_failure`, `never_sent` and `cut_short`.
     """
 
-    sent_at: int
-    read_at: int
-    hung_up: bool
-
     def __init__(self, kernel: Agenda, family: int, instant: bool) -> None:
         super().__init__(kernel)
         self.family = family
@@ -129,7 +123,8 @@ class End(File):
         self.capacity: int = kernel.draw_capacity()
         self.sent: int = 0
         self.received: int = 0
-        self.sent_at = self.read_at = kernel.time
+        self.sent_at: int = kernel.time
+        self.read_at: int = kernel.time
         self.misled = False  # recv failed although there was something to read
         self.error: int = 0
         self.reported: list[int] = []
@@ -289,7 +284,7 @@ class End(File):
         elif self.connected and self.peer is not None and 3 * self.room() >= self.peer.capacity:
             ready |= WRITE
         self.ready = ready
-        self.hung_up = bool(self.error or self.dead or (self.ended_in and self.ended_out))
+        self.hung_up: bool = bool(self.error or self.dead or (self.ended_in and self.ended_out))
 
     @property
     def gone(self) -> bool:

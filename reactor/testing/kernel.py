@@ -16,7 +16,7 @@ from ipaddress import ip_address
 from socket import AF_INET, AF_INET6, AF_UNIX, AI_NUMERICHOST, EAI_AGAIN, EAI_NONAME, SOCK_STREAM, gaierror
 from typing import Any
 
-from ..kernel import ONLY_ERROR
+from ..kernel.calls import ONLY_ERROR
 from .descriptors import Descriptors
 from .faults import fail
 from .files import End, Listening, Mailbox, Stored, Unborn
@@ -62,8 +62,6 @@ class SimKernel(Descriptors):
     `trace` lists the events as (time in ns, name, descriptor, detail); `show_trace` renders it as text.
     """
 
-    replaced_in_vain: bool
-
     def __init__(
         self,
         seed: int = 0,
@@ -77,7 +75,7 @@ class SimKernel(Descriptors):
         lasting: str | None = None,
     ) -> None:
         super().__init__(fail, lasting, grain, seed, selector, faults, descriptors)
-        self.replaced_in_vain = False  # a selector was replaced although it works
+        self.replaced_in_vain: bool = False  # a selector was replaced although it works
         self.threads: int = 0  # how many are running
         self.owners: list[Any] = []  # type: ignore[misc]  # not the list of the real process
         self.hosts: dict[str, tuple[str, ...]] = {**HOSTS, **(hosts or {})}
@@ -262,9 +260,9 @@ class SimKernel(Descriptors):
 
     def identity(self, fd: int) -> Any:
         file = self.files.get(fd)
-        if self.kind == 'windows':
-            return None if file is None else fd  # fstat on Windows does not support sockets
-        return None if file is None else file.number
+        if file is None:
+            return None
+        return fd if self.kind == 'windows' else file.number  # fstat on Windows does not support sockets
 
     def write(self, fd: int, data: bytes) -> int:
         self.call('write', fd)

@@ -24,19 +24,13 @@ DISPATCH, TIMERS, IDLERS, CALLS, COMPLETIONS = range(5)
 class Ledger:
     """The facts about one reactor, its connections and its turns."""
 
-    kernel: SimKernel
-    reactor: Reactor
-    simulated: bool
-    phase: int
-    cut: bool
-    depth: int
-
     def __init__(self, kernel: SimKernel, reactor: Reactor) -> None:
-        self.kernel, self.reactor = kernel, reactor
-        self.simulated = hasattr(kernel, 'woke_at')  # on a real kernel, only calls and callbacks are checked
+        self.kernel = kernel
+        self.reactor = reactor
+        self.simulated: bool = hasattr(kernel, 'woke_at')  # on a real kernel, only calls and callbacks are checked
         self.violations: list[str] = []
         self.turns = 0
-        self.phase = DISPATCH  # the latest phase in which a callback was seen
+        self.phase: int = DISPATCH  # the latest phase in which a callback was seen
         self.inside: str | None = None  # the callback that is running
         self.callbacks: int = 0  # how many callbacks of streams were called
         self.depth = 0  # of the stack at the last poll

@@ -266,13 +266,9 @@ class Oracles:
     def _check_descriptors(self) -> None:
         files = self.kernel.files
         held = {handle.fileno() for handle in self.reactor.handles()}
-        lost = [fd for fd in files if fd not in held and fd not in self.ledger.foreign]
-        if len(lost) == 2:
-            first, second = lost
-            if files[first].private and files[second].private:
-                return  # the pair of the wakeup
-        lost = [fd for fd in lost if not isinstance(files[fd], Stored)]
-        if sum(files[fd].private for fd in lost) > 2 or not all(files[fd].private for fd in lost):
+        held |= self.ledger.foreign
+        lost = [fd for fd, file in files.items() if fd not in held and not isinstance(file, Stored)]
+        if len(lost) > 2 or not all(files[fd].private for fd in lost):  # the two of the wakeup are private
             self.violations.append(f'law 9: descriptors {lost} are open, but belong to no handle')
 
     def _check_counts(self) -> None:

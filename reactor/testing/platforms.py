@@ -10,7 +10,8 @@ import errno
 from random import Random
 from socket import SO_REUSEADDR
 
-from ..kernel import Kernel, step_of_waits
+from ..kernel import Kernel
+from ..kernel.platforms import step_of_waits
 from .faults import Faults
 
 MS = 1_000_000  # ns

@@ -90,14 +90,12 @@ def run_block(block: tuple[int, int, str | None]) -> tuple[int, int, list[tuple[
 class Runs:
     """A run of many seeds: it skips those in the file of `--resume`, counts, and reports failures."""
 
-    began: float
-    ran: int
-    kept: int
-
     def __init__(self, options: Any) -> None:
         self.options = options
-        self.began = self._reported = time.monotonic()
-        self.ran = self.kept = 0
+        self.began: float = time.monotonic()
+        self._reported = self.began
+        self.ran: int = 0
+        self.kept: int = 0
         self.failed: dict[int, str] = {}
 
     def run(self) -> int:

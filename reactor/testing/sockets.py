@@ -6,23 +6,10 @@ Every misbehaviour here is one that some real system has, so a program that cann
 from __future__ import annotations
 
 import errno
-from socket import (
-    AF_INET,
-    AF_UNIX,
-    IPPROTO_TCP,
-    MSG_PEEK,
-    SHUT_RD,
-    SO_ERROR,
-    SO_LINGER,
-    SO_REUSEADDR,
-    SO_REUSEPORT,
-    SOCK_DGRAM,
-    SOL_SOCKET,
-    TCP_NODELAY,
-)
+import socket
 from typing import Any
 
-from ..kernel import SO_MEMINFO, TCP_DEFER_ACCEPT
+from ..kernel.platforms import SO_MEMINFO, TCP_DEFER_ACCEPT
 from .descriptors import Descriptors
 from .faults import fail
 from .files import SILENCE, End, File, Listening, Mailbox, Unborn
@@ -106,7 +93,7 @@ class SimSocket:
     def bind(self, address: Any) -> None:
         self.kernel.call('bind', self._fd)
         # On Windows SO_REUSEADDR lets several sockets share a port, as SO_REUSEPORT does elsewhere.
-        reuse = (SO_REUSEADDR if self.kernel.kind == 'windows' else SO_REUSEPORT) in self._options
+        reuse = (socket.SO_REUSEADDR if self.kernel.kind == 'windows' else socket.SO_REUSEPORT) in self._options
         self._bound = self.kernel.bind(self.file, self.family, self.type, address, reuse)
 
     def listen(self, backlog: int = 128) -> None:
@@ -115,7 +102,7 @@ class SimSocket:
         if isinstance(self.file, Unborn):
             deferred = TCP_DEFER_ACCEPT in self._options
             self.kernel.files[self._fd] = listening = Listening(kernel, self._bound, backlog, deferred)
-            listening.nodelay = TCP_NODELAY in self._options
+            listening.nodelay = socket.TCP_NODELAY in self._options
             listening.exclusive = kernel.exclusive_address in self._options
             kernel.listen(listening)
 
@@ -126,7 +113,7 @@ class SimSocket:
 
     def connect_ex(self, address: Any) -> int:
         kernel, falls = self.kernel, self.kernel.faults.falls
-        if self.type == SOCK_DGRAM:
+        if self.type == socket.SOCK_DGRAM:
             kernel.call('connect', self._fd)
             mailbox = self.file
             mailbox.local = mailbox.local or kernel.bind(mailbox, self.family, self.type, None, False)
@@ -135,14 +122,14 @@ class SimSocket:
         error = kernel.failing('connect', self._fd)
         if error:
             return error
-        end = End(kernel, self.family, self.family == AF_UNIX)
+        end = End(kernel, self.family, self.family == socket.AF_UNIX)
         end.local = self._bound or kernel.ephemeral(self.family)
         end.remote = address
-        if falls('connect.unreachable') and self.family != AF_UNIX:
+        if falls('connect.unreachable') and self.family != socket.AF_UNIX:
             return int(kernel.random.choice(UNREACHABLE))
         kernel.files[self._fd] = end
         kernel.moved('connecting', self._fd, end.number)
-        if self.family == AF_UNIX:
+        if self.family == socket.AF_UNIX:
             return kernel.connect_unix(end)
         if falls('connect.refused'):
             kernel.after_latency(kernel.refuse, end)
@@ -165,13 +152,11 @@ class SimSocket:
         if falls('recv.spurious'):
             end.misled, end.refused_at = True, kernel.time
             raise BlockingIOError(errno.EAGAIN, 'simulated: nothing to read')
-        if flags & MSG_PEEK and end.inbox:
+        if flags & socket.MSG_PEEK and end.inbox:
             return bytes(end.inbox[:size])
         if end.inbox:
             if falls('recv.short'):
                 size = kernel.random.randrange(1, min(size, len(end.inbox)) + 1)
-            if flags & MSG_PEEK:
-                return bytes(end.inbox[:size])
             data = end.take(size)
             kernel.moved('recv', self._fd, len(data))
             kernel.took(end, len(data))
@@ -250,7 +235,7 @@ class SimSocket:
         if not isinstance(end, End) or not end.connected or end.dead:
             fail(errno.ENOTCONN)
         kernel.moved('shutdown', self._fd, how)
-        if how != SHUT_RD:
+        if how != socket.SHUT_RD:
             end.end()
 
     # -- datagrams
@@ -267,14 +252,14 @@ class SimSocket:
             fail(error)
         if address is None:
             fail(errno.EDESTADDRREQ)
-        if len(data) > (LARGEST_UNIX_DATAGRAM if self.family == AF_UNIX else LARGEST_DATAGRAM):
+        if len(data) > (LARGEST_UNIX_DATAGRAM if self.family == socket.AF_UNIX else LARGEST_DATAGRAM):
             fail(errno.EMSGSIZE)
         if falls('datagram.again'):
             raise BlockingIOError(errno.EAGAIN, 'simulated: no room')
         if falls('datagram.full'):
             fail(errno.ENOBUFS)
         mailbox.local = mailbox.local or kernel.bind(mailbox, self.family, self.type, None, False)
-        if self.family == AF_UNIX:
+        if self.family == socket.AF_UNIX:
             error = kernel.post_unix(mailbox, bytes(data), address)
             if error:
                 fail(error)
@@ -317,33 +302,34 @@ class SimSocket:
         kernel = self.kernel
         kernel.call('setsockopt', self._fd)
         file: File = self.file
-        if (level, option) == (IPPROTO_TCP, TCP_NODELAY) and isinstance(file, End | Listening):
+        if (level, option) == (socket.IPPROTO_TCP, socket.TCP_NODELAY) and isinstance(file, End | Listening):
             file.nodelay = True  # even if the call fails: the reactor has tried
         if isinstance(file, End) and file.dead and kernel.kind == 'kqueue':
             fail(errno.EINVAL)  # macOS accepts no options on a socket that is shut down in both directions
-        if level == SOL_SOCKET and option == SO_LINGER and isinstance(file, End):
+        if level == socket.SOL_SOCKET and option == socket.SO_LINGER and isinstance(file, End):
             if len(value) != len(kernel.reset_on_close):
                 fail(errno.EINVAL)
             file.lingers = False
             return
-        if option == SO_REUSEPORT and level == SOL_SOCKET and kernel.kind == 'windows':
+        if option == socket.SO_REUSEPORT and level == socket.SOL_SOCKET and kernel.kind == 'windows':
             fail(errno.ENOPROTOOPT)
         if isinstance(file, End) and kernel.faults.falls('setsockopt.invalid'):
             fail(errno.EINVAL)
-        # The reactor relies on TCP_DEFER_ACCEPT only on Linux.
-        if (level, option) == (IPPROTO_TCP, TCP_DEFER_ACCEPT) and not kernel.on_linux:
-            return
-        if isinstance(file, Listening) and (level, option) == (IPPROTO_TCP, TCP_DEFER_ACCEPT):
+        defers = (level, option) == (socket.IPPROTO_TCP, TCP_DEFER_ACCEPT)
+        if defers and not kernel.on_linux:
+            return  # the reactor relies on it only on Linux
+        if defers and isinstance(file, Listening):
             file.deferred = bool(value)
-        if level == IPPROTO_TCP or option in (SO_REUSEPORT, SO_REUSEADDR, kernel.exclusive_address):
+        reuse = socket.SO_REUSEPORT, socket.SO_REUSEADDR, kernel.exclusive_address
+        if level == socket.IPPROTO_TCP or option in reuse:
             self._options.add(option)
 
     def getsockopt(self, level: int, option: int, size: int = 0) -> Any:
         self.kernel.call('getsockopt', self._fd)
         file = self.file
-        if level == SOL_SOCKET and option == SO_ERROR:
+        if level == socket.SOL_SOCKET and option == socket.SO_ERROR:
             return file.take_error() if isinstance(file, End) else 0
-        if level == SOL_SOCKET and option == SO_MEMINFO and size:
+        if level == socket.SOL_SOCKET and option == SO_MEMINFO and size:
             if not self.kernel.on_linux:
                 fail(errno.ENOPROTOOPT)
             return (file.dropped if isinstance(file, Mailbox) else 0).to_bytes(size, 'little')
@@ -371,6 +357,6 @@ class SimSocket:
 
 
 def _anywhere(family: int) -> Any:
-    if family == AF_UNIX:
+    if family == socket.AF_UNIX:
         return ''
-    return ('0.0.0.0', 0) if family == AF_INET else ('::', 0, 0, 0)
+    return ('0.0.0.0', 0) if family == socket.AF_INET else ('::', 0, 0, 0)

@@ -63,9 +63,8 @@ class StreamChecks:
         record = stream.record
         record.raised.append(exc)
         self._just_raised.append(exc)
-        if kind not in ('close', 'error'):
-            if stream.on_error is not None:
-                record.survived.append(exc)
+        if kind not in ('close', 'error') and stream.on_error is not None:
+            record.survived.append(exc)
         self._unreported[exc] = f'connection {record.number}: law 8: on_{kind} raised {exc!r}, which was never reported'
 
     def caught(self, exc: Exception, handle: Any) -> None:
@@ -142,8 +141,6 @@ class StreamChecks:
 
     def _watch_written(self, record: Record, fn: Callable[..., object], mark: int) -> Callable[..., object]:
         def watched(stream: WatchedStream, *args: Any) -> None:
-            record = stream.record
-            self.enter('written', stream, args)
             if mark != record.written_calls:
                 due = record.written_calls
                 self.ledger.wrong(stream, f'law 3: on_written of write {mark} was called before that of write {due}')
@@ -151,13 +148,7 @@ class StreamChecks:
             if record.end is not None and not record.secured and record.end.sent < record.marks[mark]:
                 sent = record.end.sent
                 self.ledger.wrong(stream, f'law 3: on_written was called after {sent} of {record.marks[mark]} bytes')
-            try:
-                fn(stream, *args)
-            except Exception as exc:
-                self._raises(stream, 'written', exc)
-                raise
-            finally:
-                self.ledger.inside = None
+            self.run(stream, 'written', fn, args)
 
         record.wrappers.append(ref(watched))
         return watched
@@ -205,15 +196,12 @@ class StreamChecks:
             self.ledger.wrong(stream, f'after {how}(), `closed` is still False')
 
     def _check_drain(self, stream: WatchedStream) -> None:
-        record = stream.record
+        record, waits, mark = stream.record, self.ledger.waits(stream), stream.record.high_water
         if not record.awaits_drain:
             self.ledger.wrong(stream, 'on_drain was called, but no write has returned False')
         record.awaits_drain = False
-        if self.ledger.waits(stream) >= record.high_water:
-            waits = self.ledger.waits(stream)
-            self.ledger.wrong(
-                stream, f'on_drain was called when {waits} bytes waited; high_water is {record.high_water}'
-            )
+        if waits >= mark:
+            self.ledger.wrong(stream, f'on_drain was called when {waits} bytes waited; high_water is {mark}')
 
     def _check_error(self, stream: WatchedStream, exc: BaseException) -> None:
         if exc not in self._unreported or exc not in stream.record.raised:

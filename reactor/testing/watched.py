@@ -7,9 +7,10 @@ A `WatchedStream` runs the same code as a `Stream` and must behave exactly like 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 from ..admission.proxied import ProxiedStream
+from ..callbacks import OnClose
 from ..errors import ReadTimeout
 from ..hints import HasFileno, Ts
 from ..kinds import guard
@@ -20,9 +21,6 @@ from ..net.listener import Listener
 from ..net.stream import Stream
 from ..net.tls import TLSStream
 from .records import Record
-
-if TYPE_CHECKING:
-    from ..callbacks import OnClose
 
 
 class Planted(Exception):

@@ -27,7 +27,8 @@ from typing import Any
 import pytest
 
 from reactor import DEVNULL, PIPE, READ, Limits, Process, Reactor, Stream, errors
-from reactor.kernel import Kernel, ResolveFailure
+from reactor.kernel import Kernel
+from reactor.kernel.calls import ResolveFailure
 from reactor.loop.checks import shown
 from reactor.loop.descriptor import Descriptor
 from reactor.loop.idle import Idler

@@ -19,7 +19,8 @@ from socket import AF_INET, AF_INET6
 import pytest
 
 from reactor import READ, ConnectTimeout, Reactor, ResolveError, ResolveTimeout, Stream
-from reactor.kernel import AF_UNIX, Kernel
+from reactor.kernel import Kernel
+from reactor.kernel.platforms import AF_UNIX
 from reactor.net.addresses import numeric
 from tests.helpers.certificates import certificates  # noqa: F401
 from tests.helpers.support import SELECTORS, FakeKernel, Log, run_until, turns

@@ -18,7 +18,8 @@ import pytest
 
 import reactor
 from reactor import HandleClosed, IdleTimeout, Reactor, ReactorError, Stats, Stream
-from reactor.kernel import ABSTRACT_PATHS, AF_UNIX, Kernel
+from reactor.kernel import Kernel
+from reactor.kernel.platforms import ABSTRACT_PATHS, AF_UNIX
 from reactor.kinds import CheckedStream, CheckedTLSStream
 from reactor.net.tls import TLSStream
 from tests.helpers.support import SELECTORS, FakeKernel, Log, end, in_thread, reset, run_until, tcp_sockets, turns

@@ -144,8 +144,8 @@ def test_a_deadline_by_the_wrong_clock_is_warned_of(r):
 @pytest.mark.parametrize('host', ['http://example.org', 'https://example.org/path', 'tcp://127.0.0.1:80'])
 def test_a_url_is_not_a_host(r, host):
     message = refusal(r.connect_tcp, host, 80)
-    assert repr(host) in message and 'not a URL' in message
-    assert 'not a URL' in refusal(r.listen_tcp, host, 80)
+    assert repr(host) in message and 'not be a URL' in message
+    assert 'not be a URL' in refusal(r.listen_tcp, host, 80)
 
 
 @pytest.mark.parametrize(('host', 'cure'), [('example.org:80', 'port'), ('127.0.0.1:80', 'port'), ('[::1]', '::1')])
@@ -164,7 +164,7 @@ def test_a_server_is_told_how_to_make_a_context(r):
     message = refusal(r.listen_tcp, '127.0.0.1', 0, ssl=True)
     assert 'True' in message and 'load_cert_chain' in message
     message = refusal(r.listen_tcp, '127.0.0.1', 0, ssl=ssl.create_default_context())
-    assert 'this is the server' in message and 'ssl.Purpose.CLIENT_AUTH' in message
+    assert 'this side is the server' in message and 'ssl.Purpose.CLIENT_AUTH' in message
 
 
 def test_a_server_without_a_certificate_is_named_as_the_reason(r):

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from reactor import Reactor
-from reactor.kernel import LeanSocket
+from reactor.kernel.sockets import LeanSocket
 from tests.helpers.support import FakeKernel, FakeSelector
 
 try:

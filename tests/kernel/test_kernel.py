@@ -15,7 +15,9 @@ from contextlib import closing
 
 import pytest
 
-from reactor.kernel import AF_UNIX, FD_SETSIZE, Kernel, send_first
+from reactor.kernel import Kernel
+from reactor.kernel.platforms import AF_UNIX, FD_SETSIZE
+from reactor.kernel.sockets import send_first
 from tests.helpers.support import in_thread
 
 

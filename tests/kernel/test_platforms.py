@@ -10,7 +10,8 @@ from socket import AF_INET, SOCK_STREAM, SOL_SOCKET
 import pytest
 
 from reactor import Limits, Reactor
-from reactor.kernel import Kernel, step_of_waits
+from reactor.kernel import Kernel
+from reactor.kernel.platforms import step_of_waits
 from reactor.net.sockets import bound_tcp
 from reactor.testing import SimKernel
 from reactor.testing.platforms import KINDS

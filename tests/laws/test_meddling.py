@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from reactor import READ, WRITE, ConnectionClosed, HandleClosed, Reactor
-from reactor.kernel import AF_UNIX
+from reactor.kernel.platforms import AF_UNIX
 from reactor.testing.programs.actors import PERIOD, TEXT, Crowd, Side, refer
 from reactor.testing.programs.meddling import KINDS, Mailer
 from tests.conftest import check_empty

@@ -17,7 +17,8 @@ from typing import Any
 
 import pytest
 
-from reactor.kernel import Kernel, LeanSocket
+from reactor.kernel import Kernel
+from reactor.kernel.sockets import LeanSocket
 from tests.helpers import exhaustion
 from tests.helpers.certificates import certificates  # noqa: F401  # a fixture
 from tests.helpers.exhaustion import Deep, Fault, NoFault, World, allocations, leaked, need_faults

@@ -14,7 +14,7 @@ from contextlib import closing, suppress
 import pytest
 
 from reactor import READ, WRITE, HandleClosed, Reactor, ReactorError, SelectorFull
-from reactor.kernel import FD_SETSIZE
+from reactor.kernel.platforms import FD_SETSIZE
 from reactor.loop.watcher import UNHEARD, Watchers
 from tests.helpers.support import Log, fill, idle, in_thread, run_short, run_until, turns, turns_in
 

@@ -11,7 +11,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from reactor.kernel import ABSTRACT_PATHS, AF_UNIX, Kernel
+from reactor.kernel import Kernel
+from reactor.kernel.platforms import ABSTRACT_PATHS, AF_UNIX
 from reactor.net.addresses import (
     check_family,
     check_host,

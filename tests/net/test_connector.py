@@ -26,7 +26,7 @@ from reactor import (
     Stream,
     WriteBufferFull,
 )
-from reactor.kernel import ABSTRACT_PATHS, AF_UNIX
+from reactor.kernel.platforms import ABSTRACT_PATHS, AF_UNIX
 from reactor.loop.timers import TimerHeap
 from reactor.net.connector import Attempt, Connector
 from tests.helpers.support import (

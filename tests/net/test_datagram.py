@@ -20,7 +20,8 @@ import pytest
 
 import reactor
 from reactor import DatagramSocket, HandleClosed, Reactor, ReactorError, ResolveError, SelectorFull
-from reactor.kernel import AF_UNIX, SO_MEMINFO, SO_REUSEPORT, Kernel
+from reactor.kernel import Kernel
+from reactor.kernel.platforms import AF_UNIX, SO_MEMINFO, SO_REUSEPORT
 from reactor.loop.watcher import Watchers
 from reactor.net import datagram
 from reactor.net.datagram_sending import DATAGRAM_COST, DATAGRAMS_PER_TURN, LONGEST_IPV4, LONGEST_IPV6

@@ -16,7 +16,8 @@ from typing import Any
 import pytest
 
 from reactor import READ, DrainTimeout, HandleClosed, Reactor, ReactorError
-from reactor.kernel import AF_UNIX, TCP_DEFER_ACCEPT, Kernel
+from reactor.kernel import Kernel
+from reactor.kernel.platforms import AF_UNIX, TCP_DEFER_ACCEPT
 from reactor.loop.timers import Timer, TimerHeap
 from reactor.net.drain import CHECK_INTERVAL, GRACE, HANDSHAKE
 from reactor.net.listener import ACCEPTS_PER_TURN

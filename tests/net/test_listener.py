@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from reactor import HandleClosed, Reactor, ReactorError, SelectorFull, Stream
-from reactor.kernel import TCP_DEFER_ACCEPT
+from reactor.kernel.platforms import TCP_DEFER_ACCEPT
 from reactor.net.listener import Listener
 from reactor.net.options import Options
 from tests.helpers.support import (

@@ -8,7 +8,8 @@ from socket import AF_INET, AF_INET6, inet_pton
 
 import pytest
 
-from reactor.kernel import HAS_IP_MREQN, Kernel
+from reactor.kernel import Kernel
+from reactor.kernel.platforms import HAS_IP_MREQN
 from reactor.net.multicast import membership
 
 V4, V6 = '239.1.2.3', 'ff02::1:3'

@@ -16,16 +16,10 @@ from contextlib import closing
 import pytest
 
 from reactor import Reactor, ResolveError, SelectorFull
-from reactor.kernel import (
-    ABSTRACT_PATHS,
-    AF_UNIX,
-    KEEPALIVE_OPTIONS,
-    SO_REUSEPORT,
-    TCP_DEFER_ACCEPT,
-    Kernel,
-    LeanSocket,
-    ResolveFailure,
-)
+from reactor.kernel import Kernel
+from reactor.kernel.calls import ResolveFailure
+from reactor.kernel.platforms import ABSTRACT_PATHS, AF_UNIX, KEEPALIVE_OPTIONS, SO_REUSEPORT, TCP_DEFER_ACCEPT
+from reactor.kernel.sockets import LeanSocket
 from reactor.net.options import Options
 from reactor.net.sockets import bind_local, listening_tcp, listening_unix, set_stream_options
 from tests.helpers.support import FailingKernel, FakeKernel, Log, drain, end, run_until, turns

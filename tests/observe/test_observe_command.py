@@ -466,7 +466,7 @@ def test_the_report_with_a_socket_has_its_counters_too(path, capsys):
 @pytest.mark.parametrize('name', ['AF_UNIX', 'SO_REUSEPORT', 'TCP_DEFER_ACCEPT'])
 @pytest.mark.parametrize(('number', 'there'), [(-1, 'no'), (0, 'yes'), (9, 'yes')])
 def test_the_report_says_which_features_the_platform_has(monkeypatch, name, number, there):
-    monkeypatch.setattr(report_module, name, number)  # -1 where the platform has no such constant
+    monkeypatch.setattr(report_module.platforms, name, number)  # -1 where the platform has no such constant
     shown = {'AF_UNIX': 'Unix sockets'}.get(name, name)
     assert re.search(rf'^{shown} +{there}$', '\n'.join(report()), re.M)
 

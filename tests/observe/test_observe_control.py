@@ -13,7 +13,7 @@ import weakref
 import pytest
 
 from reactor import READ, Reactor, ReactorError, SelectorFull, Stream, observe
-from reactor.kernel import LeanSocket
+from reactor.kernel.sockets import LeanSocket
 from reactor.loop.watcher import Watchers
 from reactor.observe.commands import COMMANDS, LONGEST_TEXT, MOST
 from reactor.observe.control_socket import LONGEST_LINE, RETRY, SILENT, STALLED

@@ -49,15 +49,13 @@ def proxied_echo(world: AnyWorld) -> Place:
 class Proxy:
     """A proxy and its client: it sends the header, and then the client talks."""
 
-    place: Place
-    pieces: list[bytes]
-
     def __init__(self, world: AnyWorld, rng: random.Random, place: Place, number: int, group: WaitGroup) -> None:
         words = some_bytes(rng)
         self.talker: Talker = Talker(
             world, rng, words, words, rng.choice(('eof', 'close')), partial(group.done, number)
         )
-        self.place, self.pieces = place, cut(rng, header(rng, number))
+        self.place = place
+        self.pieces: list[bytes] = cut(rng, header(rng, number))
         callbacks = talk(world, on_connect=self.on_connect)
         self.talker.conn = conn = place.connect(timeout=rng.choice((None, 30)), **callbacks, **limits(rng))
         conn.data = self.talker
@@ -110,16 +108,13 @@ def limited(world: AnyWorld) -> None:
 class Guests:
     """The clients of `limited`, by number. When none is undecided any more, the accepted ones close."""
 
-    world: AnyWorld
-    group: WaitGroup
-    room: int
-    admitted: list[int]
-
     def __init__(self, world: AnyWorld, count: int, group: WaitGroup) -> None:
-        self.world, self.group = world, group
+        self.world = world
+        self.group = group
         self.undecided: set[int] = {group.add('client') for _ in range(count)}
         self.inside: list[Stream] = []
-        self.room, self.admitted = 0, [0, 0]
+        self.room = 0
+        self.admitted: list[int] = [0, 0]
 
     def on_data(self, conn: Stream, data: bytes) -> None:
         self.inside.append(conn)
@@ -168,13 +163,11 @@ def paces(world: AnyWorld) -> None:
 class Dripping:
     """A client of `paces`: it sends `word` every 0.3 s until it is closed. With an empty word it only waits."""
 
-    world: AnyWorld
-    word: bytes
-    group: WaitGroup
-    number: int
-
     def __init__(self, world: AnyWorld, address: tuple[str, int], word: bytes, group: WaitGroup) -> None:
-        self.world, self.word, self.group, self.number = world, word, group, group.add('dripping one')
+        self.world = world
+        self.word = word
+        self.group = group
+        self.number: int = group.add('dripping one')
         keywords: dict[str, Any] = {'on_connect': self.on_connect, 'on_close': self.on_close, 'timeout': 20}
         if world.tls is not None:
             keywords.update(ssl=world.tls[1], server_hostname='localhost')

@@ -182,12 +182,10 @@ class RequestClient:
 
     PATIENCE, LATE = 20.0, 3600_000  # seconds, milliseconds
 
-    world: AnyWorld
-    group: WaitGroup
-    number: int
-
     def __init__(self, world: AnyWorld, place: Place, group: WaitGroup) -> None:
-        self.world, self.group, self.number = world, group, group.add('asker')
+        self.world = world
+        self.group = group
+        self.number: int = group.add('asker')
         rng = new_random(world)
         self.texts: list[bytes] = [b'%x' % rng.getrandbits(4 << rng.randrange(9)) for _ in range(rng.randint(1, 5))]
         self.delays: list[int] = [rng.choice((0, 0, 1, 5)) for _ in self.texts]
@@ -249,8 +247,6 @@ def publish_to_the_dying(world: AnyWorld) -> None:
 class Hub:
     """The server of `publish`. It also starts the clients: subscribers first, and then the publisher."""
 
-    publisher: random.Random
-
     WELCOME = b'welcome\n'
 
     def __init__(self, world: AnyWorld, dying: bool) -> None:
@@ -261,7 +257,7 @@ class Hub:
             options['max_buffered'] = world.random.choice((1000, 1 << 24))
         self.place: Place = Place(world, self.on_data, on_connect=self.on_connect, on_close=self.on_close, **options)
         self.group: WaitGroup = WaitGroup(world, self.place.server)
-        self.publisher = new_random(world)
+        self.publisher: random.Random = new_random(world)
         self.publishing: int = self.group.add('publisher')
         self.news: list[bytes] = [
             b'%x\n' % self.publisher.getrandbits(4 << self.publisher.randrange(14)) for _ in range(10)
@@ -312,15 +308,12 @@ class Hub:
 class Subscriber(Talker):
     """A client of a `Hub`. It receives all the news, perhaps late, or resets its connection on the way."""
 
-    hub: Hub
-    number: int
-    waits: bool
-    expected: bytes
-
     def __init__(self, hub: Hub, rng: random.Random, dying: bool) -> None:
         expected = b''.join([hub.WELCOME, *hub.news])
         super().__init__(hub.world, rng, b'subscribe\n', expected, 'wait', self.left)
-        self.hub, self.number, self.waits = hub, hub.group.add('subscriber'), True
+        self.hub = hub
+        self.number: int = hub.group.add('subscriber')
+        self.waits: bool = True
         self.dies_at: int | None = rng.randrange(len(expected)) if dying and rng.random() < 0.5 else None
         self.sleeps: bool = rng.random() < 0.3
 
@@ -338,7 +331,7 @@ class Subscriber(Talker):
 
     def ended(self, exc: BaseException | None) -> None:
         if self.dies_at is not None:
-            self.expected = self.expected[: self.heard]
+            self.expected: bytes = self.expected[: self.heard]
         super().ended(exc)
 
     def left(self) -> None:

@@ -40,15 +40,12 @@ def churn(world: AnyWorld) -> None:
 class Visitor:
     """A client of `churn` that connects several times."""
 
-    world: AnyWorld
-    places: dict[str, Place]
-    group: WaitGroup
-    rng: random.Random
-
     def __init__(self, world: AnyWorld, places: dict[str, Place], group: WaitGroup) -> None:
-        self.world, self.places, self.group = world, places, group
+        self.world = world
+        self.places = places
+        self.group = group
         self.number: int = group.add('client')
-        self.rng = new_random(world)
+        self.rng: random.Random = new_random(world)
         self.visits: int = self.rng.randint(1, 6)
         self.visit()
 
@@ -77,62 +74,57 @@ class Visitor:
             self.world.trouble(conn)
 
         conn = self.places[where].connect(on_connect=on_connect, on_close=on_close, timeout=timeout)
-        begin(self, conn)
+        begin(conn)
 
-    def nothing(self, conn: Stream) -> None:
-        """Do nothing after the call."""
 
-    def close(self, conn: Stream) -> None:
-        conn.close()
-
-    def abort(self, conn: Stream) -> None:
-        conn.abort()
-
-    def write_and_close(self, conn: Stream) -> None:
-        conn.write(b'x' * 10_000)
-        conn.close()
-
-    def close_soon(self, conn: Stream) -> None:
-        self.world.r.call_soon(conn.close)
-
-    def abort_later(self, conn: Stream) -> None:
-        self.world.r.call_later(0, conn.abort)
+def nothing(conn: Stream) -> None:
+    """Do nothing right after the call."""
 
 
 def close(conn: Stream) -> None:
-    """Close in `on_connect`."""
+    """Close the connection."""
     conn.close()
 
 
+def close_soon(conn: Stream) -> None:
+    """Close in the soon phase."""
+    conn.loop.call_soon(conn.close)
+
+
 def abort(conn: Stream) -> None:
-    """Abort in `on_connect`."""
+    """Abort the connection."""
     conn.abort()
 
 
-def speak_and_close(conn: Stream) -> None:
-    """Write and close in `on_connect`."""
+def abort_soon(conn: Stream) -> None:
+    """Abort in the timers phase."""
+    conn.loop.call_later(0, conn.abort)
+
+
+def write_and_close(conn: Stream) -> None:
+    """Write, and close before all is sent."""
     conn.write(b'x' * 10_000)
     conn.close()
 
 
 def end(conn: Stream) -> None:
-    """End our side in `on_connect`, and receive what the server sends."""
+    """End our side, and receive what the server sends."""
     conn.write_eof()
 
 
 # For each manner: the server, what to do right after the call, and what to do in `on_connect`.
-MANNERS: dict[str, tuple[str, Callable[[Visitor, Stream], None], Callable[[Stream], None]]] = {
-    'close before connected': ('lively', Visitor.close, close),
-    'abort before connected': ('lively', Visitor.abort, close),
-    'write and close before connected': ('lively', Visitor.write_and_close, close),
-    'close soon': ('lively', Visitor.close_soon, end),
-    'abort soon': ('lively', Visitor.abort_later, end),
-    'close in on_connect': ('lively', Visitor.nothing, close),
-    'abort in on_connect': ('lively', Visitor.nothing, abort),
-    'write and close in on_connect': ('lively', Visitor.nothing, speak_and_close),
-    'end in on_connect': ('lively', Visitor.nothing, end),
-    'no listener': ('gone', Visitor.nothing, close),
-    'no answer': ('deaf', Visitor.nothing, close),
+MANNERS: dict[str, tuple[str, Callable[[Stream], None], Callable[[Stream], None]]] = {
+    'close before connected': ('lively', close, close),
+    'abort before connected': ('lively', abort, close),
+    'write and close before connected': ('lively', write_and_close, close),
+    'close soon': ('lively', close_soon, end),
+    'abort soon': ('lively', abort_soon, end),
+    'close in on_connect': ('lively', nothing, close),
+    'abort in on_connect': ('lively', nothing, abort),
+    'write and close in on_connect': ('lively', nothing, write_and_close),
+    'end in on_connect': ('lively', nothing, end),
+    'no listener': ('gone', nothing, close),
+    'no answer': ('deaf', nothing, close),
 }
 
 
@@ -154,13 +146,10 @@ def closing(world: AnyWorld) -> None:
 class Mischief:
     """The state of `closing`: the connections, timers and listeners, and how many deeds are left."""
 
-    world: AnyWorld
-    r: Reactor
-    rng: random.Random
-    beating: Timer
-
     def __init__(self, world: AnyWorld) -> None:
-        self.world, self.r, self.rng = world, world.r, new_random(world)
+        self.world = world
+        self.r: Reactor = world.r
+        self.rng: random.Random = new_random(world)
         self.left: int = self.rng.randrange(300)
         self.conns: list[Any] = []
         self.timers: list[Any] = []
@@ -172,7 +161,7 @@ class Mischief:
         self.listen()
         for _ in range(self.rng.randint(1, 8)):
             self.connect()
-        self.beating = self.r.call_every(0.005, self.beat)
+        self.beating: Timer = self.r.call_every(0.005, self.beat)
 
     def act(self, conn: Any = None) -> None:
         """Do random deeds to this connection or another."""

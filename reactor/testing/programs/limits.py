@@ -30,12 +30,10 @@ def time_limits(world: AnyWorld) -> None:
 class Silent:
     """A client of `time_limits`. Most clients send a few times first."""
 
-    world: AnyWorld
-    group: WaitGroup
-    number: int
-
     def __init__(self, world: AnyWorld, place: Place, group: WaitGroup) -> None:
-        self.world, self.group, self.number = world, group, group.add('silent one')
+        self.world = world
+        self.group = group
+        self.number: int = group.add('silent one')
         rng = new_random(world)
         self.patience: float = rng.choice((0.1, 0.25, 0.4))
         self.kind = rng.choice(('read', 'paused', 'idle', 'write', 'changed'))

@@ -19,21 +19,37 @@ from .actors import TEXT, Crowd, refer
 from .parts import AnyWorld
 
 
-class Clock:
-    """A timer that is cancelled, moved, and set again after it has fired."""
+class Actor:
+    """A handle of a crowd. `act` calls one of its methods at random."""
 
-    crowd: Crowd
-    over: bool
-    timer: Timer
+    handle: Any
 
     def __init__(self, crowd: Crowd) -> None:
-        self.crowd, self.over = crowd, False
+        self.crowd = crowd
+        self.over: bool = False  # closed: it must not be called any more
+
+    def act(self, rng: random.Random) -> None:
+        if rng.random() < 0.5:
+            self.close(rng)
+        else:
+            refer(self.handle, rng)
+
+    def close(self, rng: random.Random) -> None:
+        self.handle.close()
+        self.over = True
+
+
+class Clock(Actor):
+    """A timer that is cancelled, moved, and set again after it has fired."""
+
+    def __init__(self, crowd: Crowd) -> None:
+        super().__init__(crowd)
         self.number: int = crowd.expect('timer')
         rng = crowd.rng
         self.every: bool = rng.random() < 0.3
         delay = rng.choice((0, 0.001, 0.01, 0.05)) + (0.001 if self.every else 0)
         self.due: float = crowd.r.now + delay
-        self.timer = (crowd.r.call_every if self.every else crowd.r.call_later)(delay, self.fire)
+        self.timer: Timer = (crowd.r.call_every if self.every else crowd.r.call_later)(delay, self.fire)
 
     def fire(self) -> None:
         if self.over:
@@ -66,21 +82,17 @@ class Clock:
         self.crowd.met(self.number)
 
 
-class Mailer:
-    """A UDP socket that sends to itself and to others of its kind."""
-
-    crowd: Crowd
-    over: bool
-    paused: bool
-    closed: bool
+class Mailer(Actor):
+    """A UDP socket that sends to itself and to others of its kind. It is over when `on_close` was called."""
 
     def __init__(self, crowd: Crowd) -> None:
-        self.crowd, self.over, self.paused, self.closed = crowd, False, False, False
-        sock = crowd.r.bind_udp(
+        super().__init__(crowd)
+        self.paused: bool = False
+        self.closed: bool = False
+        self.sock: DatagramSocket = crowd.r.bind_udp(
             '127.0.0.1', 0, self.on_datagram, on_drain=self.on_drain, on_send_error=self.on_send_error,
             on_close=self.on_close, max_queued=crowd.rng.choice((0, 3000, 1 << 20)),
         )  # fmt: skip
-        self.sock = sock
         self.number: int = crowd.expect('end of datagram socket')
 
     def happened(self, what: str) -> None:
@@ -140,17 +152,10 @@ class Mailer:
         self.closed = True
 
 
-class PooledCall:
-    """A call in a thread, which may be cancelled."""
+class Operation(Actor):
+    """A call or a look-up in a thread, which may be cancelled."""
 
-    crowd: Crowd
-    over: bool
-    handle: Any
-
-    def __init__(self, crowd: Crowd) -> None:
-        self.crowd, self.over = crowd, False
-        self.number: int = crowd.expect('call in a thread')
-        self.handle = crowd.r.run_in_thread(floordiv, 1000, crowd.rng.randrange(4), on_done=self.on_done)
+    number: int
 
     def on_done(self, result: Any, error: BaseException | None) -> None:
         if self.over:
@@ -160,12 +165,6 @@ class PooledCall:
         self.end()
         self.crowd.meddle()
         self.crowd.world.trouble()
-
-    def act(self, rng: random.Random) -> None:
-        if rng.random() < 0.5:
-            self.close(rng)
-        else:
-            refer(self.handle, rng)
 
     def close(self, rng: random.Random) -> None:
         self.handle.close()
@@ -177,75 +176,89 @@ class PooledCall:
         self.crowd.met(self.number)
 
 
-class Question(PooledCall):
-    """A look-up, which may be cancelled."""
-
-    crowd: Crowd
-    over: bool
-    handle: Any
+class PooledCall(Operation):
+    """A call in a thread."""
 
     def __init__(self, crowd: Crowd) -> None:
-        self.crowd, self.over = crowd, False
+        super().__init__(crowd)
+        self.number: int = crowd.expect('call in a thread')
+        self.handle: Any = crowd.r.run_in_thread(floordiv, 1000, crowd.rng.randrange(4), on_done=self.on_done)
+
+
+class Question(Operation):
+    """A look-up."""
+
+    def __init__(self, crowd: Crowd) -> None:
+        super().__init__(crowd)
         self.number: int = crowd.expect('look-up')
         host = crowd.rng.choice(('localhost', '127.0.0.1', '::1'))
-        self.handle = crowd.r.resolve(host, self.on_done, timeout=crowd.rng.choice((None, 0.005, 5)))
+        self.handle: Any = crowd.r.resolve(host, self.on_done, timeout=crowd.rng.choice((None, 0.005, 5)))
 
 
-class Bell:
-    """A notifier, which other callbacks trigger."""
+class Awaited(Actor):
+    """A handle that is called some time after `send`."""
 
-    crowd: Crowd
-    over: bool
-    rung: int
-    handle: Any
+    event: str
 
     def __init__(self, crowd: Crowd) -> None:
-        self.crowd, self.over, self.rung = crowd, False, 0
-        self.number: int = 0
-        self.once: bool = crowd.rng.random() < 0.5
-        self.handle = crowd.r.notifier(self.ring, once=self.once)
+        super().__init__(crowd)
+        self.number: int = 0  # of the call that is expected
 
-    def ring(self) -> None:
-        if self.over:
-            self.crowd.fail('a closed notifier was called')
-        if not self.number:
-            self.crowd.fail('a notifier was called without being triggered')
-        else:
-            self.crowd.met(self.number)
-        self.number = 0
-        self.over = self.once
-        self.crowd.meddle()
-        self.crowd.world.trouble()
+    def send(self) -> None:
+        raise NotImplementedError
+
+    def called(self) -> None:
+        """Meet the expectation, if there is one."""
+        if self.number:
+            number, self.number = self.number, 0
+            self.crowd.met(number)
 
     def act(self, rng: random.Random) -> None:
         if rng.random() < 0.7:
-            self.number = self.number or self.crowd.expect('ring of a notifier')
-            self.handle.trigger()
+            self.number = self.number or self.crowd.expect(self.event)
+            self.send()
         elif rng.random() < 0.5:
             refer(self.handle, rng)
         else:
             self.close(rng)
 
     def close(self, rng: random.Random) -> None:
-        self.handle.close()
-        self.over = True
-        if self.number:
-            number, self.number = self.number, 0
-            self.crowd.met(number)
+        super().close(rng)
+        self.called()
 
 
-class Idle:
-    """An idler, called once a turn while it is open."""
+class Bell(Awaited):
+    """A notifier, which other callbacks trigger."""
 
-    crowd: Crowd
-    over: bool
-    turn: int
-    lives: int
-    handle: Any
+    event = 'ring of a notifier'
 
     def __init__(self, crowd: Crowd) -> None:
-        self.crowd, self.over, self.turn, self.lives = crowd, False, -1, crowd.rng.randrange(1, 5)
-        self.handle = crowd.r.idle(self.work)
+        super().__init__(crowd)
+        self.once: bool = crowd.rng.random() < 0.5
+        self.handle: Any = crowd.r.notifier(self.ring, once=self.once)
+
+    def ring(self) -> None:
+        if self.over:
+            self.crowd.fail('a closed notifier was called')
+        if not self.number:
+            self.crowd.fail('a notifier was called without being triggered')
+        self.called()
+        self.over: bool = self.once
+        self.crowd.meddle()
+        self.crowd.world.trouble()
+
+    def send(self) -> None:
+        self.handle.trigger()
+
+
+class Idle(Actor):
+    """An idler, called once a turn while it is open."""
+
+    def __init__(self, crowd: Crowd) -> None:
+        super().__init__(crowd)
+        self.turn: int = -1
+        self.lives: int = crowd.rng.randrange(1, 5)
+        self.handle: Any = crowd.r.idle(self.work)
 
     def work(self) -> None:
         if self.over:
@@ -260,25 +273,11 @@ class Idle:
         self.crowd.meddle()
         self.crowd.world.trouble()
 
-    def act(self, rng: random.Random) -> None:
-        if rng.random() < 0.5:
-            self.close(rng)
-        else:
-            refer(self.handle, rng)
 
-    def close(self, rng: random.Random) -> None:
-        self.handle.close()
-        self.over = True
-
-
-class Ear:
+class Ear(Awaited):
     """A handler of SIGTERM, unless there is one already. The program sends the signal to itself."""
 
-    crowd: Crowd
-    over: bool
-    number: int
-    sent: int
-    handle: Any
+    event = 'signal'
 
     def __new__(cls, crowd: Crowd) -> Any:
         if any(hasattr(handle, 'signum') for handle in crowd.r.handles()):
@@ -286,37 +285,23 @@ class Ear:
         return super().__new__(cls)
 
     def __init__(self, crowd: Crowd) -> None:
-        self.crowd, self.over, self.number, self.sent = crowd, False, 0, 0
-        self.handle = crowd.r.add_signal_handler(SIGTERM, self.hear)
+        super().__init__(crowd)
+        self.sent: int = 0
+        self.handle: Any = crowd.r.add_signal_handler(SIGTERM, self.hear)
 
     def hear(self) -> None:
         if self.over:
             self.crowd.fail('a removed signal handler was called')
-        if self.number:
-            self.crowd.met(self.number)
+        self.called()
         if not self.sent and not self.crowd.world.faulty:
             self.crowd.fail('a signal handler was called, but no signal was sent')
-        self.number = 0
         self.sent -= 1
         self.crowd.meddle()
         self.crowd.world.trouble()
 
-    def act(self, rng: random.Random) -> None:
-        if rng.random() < 0.7:
-            self.number = self.number or self.crowd.expect('signal')
-            self.sent += 1
-            self.crowd.world.raise_signal(SIGTERM)
-        elif rng.random() < 0.5:
-            refer(self.handle, rng)
-        else:
-            self.close(rng)
-
-    def close(self, rng: random.Random) -> None:
-        self.handle.close()
-        self.over = True
-        if self.number:
-            number, self.number = self.number, 0
-            self.crowd.met(number)
+    def send(self) -> None:
+        self.sent += 1
+        self.crowd.world.raise_signal(SIGTERM)
 
 
 KINDS: tuple[Callable[[Crowd], Any], ...] = (Bell, Clock, Mailer, PooledCall, Question, Idle, Ear)

@@ -128,13 +128,11 @@ def datagrams(world: AnyWorld) -> None:
 class Correspondent:
     """A client of `datagrams`. Each question begins with its own number."""
 
-    world: AnyWorld
-    group: WaitGroup
-    number: int
-    address: tuple[str, int]
-
     def __init__(self, world: AnyWorld, group: WaitGroup, address: tuple[str, int]) -> None:
-        self.world, self.group, self.number, self.address = world, group, group.add('correspondent'), address
+        self.world = world
+        self.group = group
+        self.number: int = group.add('correspondent')
+        self.address = address
         rng = new_random(world)
         self.open: dict[int, bytes] = {n: bytes([n]) + some_bytes(rng, 9000) for n in range(rng.randint(1, 10))}
         self.asked: dict[int, bytes] = dict(self.open)

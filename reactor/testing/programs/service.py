@@ -25,10 +25,9 @@ def drain(world: AnyWorld) -> None:
 class Service:
     """The server. An answer ends with b'+', and the last one with b'-'."""
 
-    world: AnyWorld
-
     def __init__(self, world: AnyWorld) -> None:
-        self.world, rng = world, new_random(world)
+        self.world = world
+        rng = new_random(world)
         self.lame_duck = rng.choice((0, 0, 0.9))
         self.timeout: float = self.lame_duck + rng.choice((0.05, 30, 30, 30))
         self.patient: bool = not world.faulty and self.timeout > 10  # then no answer is lost
@@ -103,14 +102,9 @@ class Service:
 class Client:
     """A client that sends a few requests or none, and then closes, or stays until the server closes."""
 
-    service: Service
-    world: AnyWorld
-    connected: bool
-    waits: bool
-    left: bool
-
     def __init__(self, service: Service, rng: Random) -> None:
-        self.service, self.world = service, service.world
+        self.service = service
+        self.world: AnyWorld = service.world
         self.number: int = service.group.add('client')
         times, sizes = (0, 100, 900), (0, 10, 3000)
         self.todo: list[bytes] = [
@@ -118,7 +112,9 @@ class Client:
         ]
         self.stays: bool = rng.random() < 0.5
         self.thinks = rng.choice((0, 0.05))  # seconds between an answer and the next request
-        self.connected = self.waits = self.left = False
+        self.connected: bool = False
+        self.waits: bool = False
+        self.left: bool = False
         self.world.r.call_later(rng.choice((0, 0, 0.05, 0.4)), self.connect)
 
     def connect(self) -> None:
