@@ -39,7 +39,7 @@ class Ledger:
         self.phase = DISPATCH  # the latest phase in which a callback was seen
         self.inside: str | None = None  # the callback that is running
         self.callbacks: int = 0  # how many callbacks of streams were called
-        self.depth = 0  # of the stack at the last poll
+        self.depth = 0  # the depth of the stack at the last poll
         self.begun = False  # the program has started without an error
         self.cut = False  # an exception left `run` in the middle of the turn
         self.closing = False  # the reactor is being closed
@@ -57,7 +57,7 @@ class Ledger:
         return self.kernel.reading(self.kernel.time) if self.simulated else 0
 
     def wrong(self, stream: WatchedStream, text: str) -> None:
-        """Add a violation by a connection."""
+        """Add a violation that concerns a connection."""
         self.violations.append(f'connection {stream.record.number}: {text}')
 
     def secured(self, stream: WatchedStream) -> bool:
@@ -77,7 +77,7 @@ class Ledger:
         """Return how many bytes were written but not yet accepted by the kernel."""
         record, end = stream.record, self.end_of(stream)
         if self.secured(stream) or (end is None and stream.sock is not None):
-            return stream.buffered  # with TLS or on a real kernel, only the stream knows
+            return stream.buffered  # with TLS or on a real kernel, only the stream knows the number
         return len(record.offered) - (0 if end is None else end.sent)
 
     def peer_of(self, record: Record) -> Record | None:
