@@ -1,8 +1,8 @@
-"""A program in which every callback acts on other handles, as it happens in programs with several handles.
+"""A program in which every callback acts on other handles, as callbacks in real programs do.
 
 Each callback acts on a few random handles: it writes to them, closes them, pauses them, moves their timers, or opens
-others. In a turn with many ready handles, some are in another state when their turn comes than when the selector
-reported them.
+new ones. So when many handles are ready in one turn, some change their state after the selector has reported them and
+before their callbacks run.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class Clock:
 
 
 class Mailer:
-    """A UDP socket that sends to itself and to others of its kind."""
+    """A UDP socket that sends to itself and to other sockets of this class."""
 
     crowd: Crowd
     over: bool
@@ -272,7 +272,7 @@ class Idle:
 
 
 class Ear:
-    """A handler of SIGTERM, unless there is one already. The program sends the signal to itself."""
+    """A handler for SIGTERM, unless there is one already. The program sends the signal to itself."""
 
     crowd: Crowd
     over: bool
@@ -282,7 +282,7 @@ class Ear:
 
     def __new__(cls, crowd: Crowd) -> Any:
         if any(hasattr(handle, 'signum') for handle in crowd.r.handles()):
-            return None  # a signal is for the whole process, so one handler is enough
+            return None  # a signal is sent to the whole process, so one handler is enough
         return super().__new__(cls)
 
     def __init__(self, crowd: Crowd) -> None:
