@@ -18,7 +18,7 @@ UNIX_QUEUE = 10  # datagrams that can wait at a Unix socket: net.unix.max_dgram_
 
 
 class Network(Agenda):
-    """A kernel with a simulated network. The arguments are those of `Agenda`."""
+    """A kernel with a simulated network. The arguments are for `Agenda`."""
 
     def __init__(self, *agenda: Any) -> None:
         super().__init__(*agenda)

@@ -37,7 +37,7 @@ SLEEPS_FOR_EVER = 'no event is left to wait for, so the loop would sleep for eve
 
 
 class SimSelector:
-    """A selector like those of the module `selectors`, on a `SimKernel`."""
+    """A selector for a `SimKernel`, with the methods of the selectors in the module `selectors`."""
 
     def __init__(self, kernel: Descriptors, kind: str) -> None:
         if kind not in KINDS:

@@ -23,7 +23,7 @@ CLIENT = '192.0.2.1'
 
 
 def proxied(world: AnyWorld) -> None:
-    """Run an echo server behind proxies, with TLS if the world has contexts. Some clients send no header or a wrong one."""
+    """Run an echo server behind proxies, with TLS if the world has contexts. Some clients send no valid header."""
     place = proxied_echo(world)
     group = WaitGroup(world, place.server)
     for _ in range(world.random.randint(1, 8)):

@@ -92,7 +92,7 @@ class Mailer:
         if self.paused:
             self.crowd.fail('on_datagram was called while reading is paused')
         if data != TEXT[: len(data)]:
-            self.crowd.fail('a received datagram is not one that was sent')
+            self.crowd.fail('a datagram was received that was never sent')
         self.happened('datagram')
         self.crowd.world.trouble(sock)
 
