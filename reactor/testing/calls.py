@@ -176,7 +176,7 @@ class Calls:
         if ledger.time() < deadline * 1e9 - 1000:
             wrong(f'the timer of {call.__qualname__} fired {deadline - ledger.time() / 1e9} s early')
         if (deadline, call.order) < self._fired and not ledger.cut:
-            wrong(f'law 3: a timer due at {deadline} fired after one due at {self._fired[0]}')
+            wrong(f'law 3: a timer due at {deadline} fired after a timer due at {self._fired[0]}')
         if call.turn == ledger.turns and call.set_in >= TIMERS and not ledger.cut:
             wrong(f'law 5: the timer of {call.__qualname__} was set by a timer in this turn, but fired in it')
         self._fired = deadline, call.order

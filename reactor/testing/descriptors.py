@@ -27,7 +27,7 @@ IGNORED = {'setsockopt', 'getsockname', 'getpeername'}
 
 
 class Descriptors(Network):
-    """A kernel with simulated descriptors. The other arguments are for `Network`."""
+    """A kernel with descriptors. `SimKernel` explains `fail` and `lasting`; the other arguments are for `Network`."""
 
     def __init__(self, fail: tuple[int, int] | None, lasting: str | None, *network: Any) -> None:
         if lasting not in (None, 'kind', 'descriptor'):

@@ -41,7 +41,7 @@ class Dues:
         self._held: dict[Any, tuple[int, int]] = {}  # the start of each condition, and how many polls found it late
 
     def check_turn(self, timeout: float | None) -> None:
-        """Note the conditions that hold now, and report those that are late or will be after a sleep of `timeout` s."""
+        """Note the conditions that hold now, and report those that are late now or after `timeout` seconds of sleep."""
         now, held, before = self.ledger.time(), {}, self._held
         self._asleep_until = inf if timeout is None else now + timeout * 1e9 - ROUNDED * 1e9
         for what, key, seconds, floor in self._pending():

@@ -58,7 +58,7 @@ class Ends:
         self._check_reset(stream, exc)
 
     def check_whole(self, stream: WatchedStream) -> None:
-        """Check, when the peer's end of file has arrived, that all bytes of the peer have arrived, too."""
+        """Check that all bytes of the peer arrived before its end of file."""
         record = stream.record
         end, peer = self.ledger.end_of(stream), self.ledger.peer_of(record)
         if end is None or end.peer is None:

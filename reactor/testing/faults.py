@@ -1,7 +1,8 @@
 """The faults of a simulated system: which faults can happen in a run, and how often.
 
-Both are drawn from the seed once, at the start, as FoundationDB does with "buggify". So one run may have many short
-sends and always enough descriptors, and another run the reverse. Runs with a few faults of every kind find fewer bugs.
+Both are drawn from the seed once, at the start, as FoundationDB does with "buggify". For example, one run has many
+short sends but never lacks descriptors, and in another run it is the reverse. Runs with a few faults of every kind
+would find fewer bugs.
 """
 
 from __future__ import annotations
@@ -77,7 +78,7 @@ class Faults:
             raise ValueError(f'unknown faults: {", ".join(sorted(unknown))}; see reactor.testing.faults.SITES')
 
     def falls(self, site: str) -> bool:
-        """Draw whether a fault happens now."""
+        """Decide at random whether a fault happens now."""
         often = self.on.get(site)
         return often is not None and self._random.random() < often
 

@@ -1,4 +1,4 @@
-"""The objects behind simulated descriptors: ends of streams, listeners, mailboxes of datagrams.
+"""The objects behind simulated descriptors: ends of streams, listeners, datagram sockets, regular files.
 
 They hold state and bytes, and pass bytes to each other over the simulated network. `SimSocket` and the kernel are
 responsible for faults and descriptor numbers.
@@ -34,8 +34,8 @@ class File:
         self.ready = 0
         self.hung_up = False
         self.stuck = 0  # events that are always reported, for example after other code has called shutdown
-        self.unread_error = False  # there is an entry in its error queue, which the program does not read
-        self.private = False  # it is an end of a socketpair, on which a send fails only when there is no room
+        self.unread_error = False  # the socket has an entry in its error queue, which the program does not read
+        self.private = False  # the file is an end of a socketpair, on which a send fails only when there is no room
         self.refused_at = 0  # ns: when a call on it last failed; only the checks use this
         self.number: int = kernel.next_number()
 
@@ -136,14 +136,14 @@ class End(File):
         self.at_failure: int | None = None  # how many bytes had arrived, read or unread, when a send first failed
         self.never_sent: bytes = b''  # the bytes of the last send that failed
         self.connected = False
-        self.refused = False  # it could not be connected
-        self.dead: bool = False  # it was reset: no bytes can be sent or received
+        self.refused = False  # its connect has failed
+        self.dead: bool = False  # the connection was reset: no bytes can be sent or received
         self.ended_out: bool = False
         self.ended_in: bool = False
         self.lingers = True  # False: closing resets the connection
         self.nodelay = False  # TCP_NODELAY was set or inherited
-        self.cut_short: bool = False  # it was closed with unread input while sent bytes were still in flight
-        self.accepted = True  # False while it is in a backlog, where it has no descriptor but receives bytes
+        self.cut_short: bool = False  # this end was closed with unread input while sent bytes were still in flight
+        self.accepted = True  # False while this end is in a backlog, where it has no descriptor but receives bytes
         self._arrival = 0  # ns: when the last event in flight to this end arrives; events do not overtake each other
         self._epoch = 0  # a reset increases it, and bytes of an earlier epoch are lost
 
@@ -264,7 +264,7 @@ class End(File):
             self.dead = True
             self.error = errno.EPIPE if self.ended_in else errno.ECONNRESET
             if self.kernel.kind == 'windows':
-                self.inbox.clear()  # a reset erases unread bytes (RFC 9112, section 9.6, warns of that)
+                self.inbox.clear()  # a reset erases unread bytes (RFC 9112, section 9.6, warns of this)
                 self.at_failure = None if self.at_failure is None else self.received
             self.kernel.note('reset arrived', -1, self.number)
             if self.peer is not None:

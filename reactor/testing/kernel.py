@@ -1,6 +1,6 @@
 """The simulated operating system: `SimKernel(seed)` in place of `reactor.kernel.Kernel`.
 
-The methods of `Kernel` are here. Their state is in the base classes, from the lowest up: `platforms` (the kind of
+The methods of `Kernel` are here. Their state is in the base classes, from the bottom up: `platforms` (the kind of
 system), `agenda` (time and events), `network` (addresses and connections) and `descriptors`.
 
 All random decisions are drawn from the seed, in the order of the calls. So the same program with the same seed makes
@@ -228,7 +228,7 @@ class SimKernel(Descriptors):
         raise gaierror(EAI_NONAME, 'simulated: name or service not known')
 
     def start_thread(self, target: Callable[[], None], name: str) -> None:
-        # The whole function of a thread runs while the loop sleeps.
+        # The thread's function runs as a whole, while the loop sleeps.
         if self.failing('thread', -1) or self.faults.falls('thread.fails'):
             raise RuntimeError("can't start new thread")
         self.threads += 1

@@ -14,7 +14,7 @@ A check adds its findings to `violations`, and the run ends after that turn.
     due      conditions that must end soon
     oracles  this module: bounds, spins, descriptors and counts of each turn, and leftovers
 
-Each module imports only modules above it in this list. So the ledger does not depend on any check.
+Within this list, each module imports only modules above it. So the ledger does not depend on any check.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ from .watched import WATCHED_KINDS, is_accepted
 MOST_IDLE_POLLS = 100  # the most polls in a row without progress, if no time passes
 MOST_A_SECOND = 100  # how many more such polls are allowed for each second that passes
 MOST_TURNS = 200_000
-MOST_TURNS_AT_ONCE = 20_000  # turns in a row during which no time passes
+MOST_TURNS_AT_ONCE = 20_000  # the most turns in a row during which no time passes
 READ_PER_TURN = 65536  # the most bytes to read from one connection in a turn: one recv
 
 

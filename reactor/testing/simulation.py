@@ -43,7 +43,7 @@ class World:
     Attributes:
         r: The reactor.
         random: A seeded `random.Random` that only programs use.
-        faulty: Whether faults may happen. Without them every transfer must be complete and every end clean.
+        faulty: Whether faults may happen. Without faults, all bytes must arrive and all connections must end cleanly.
         has_unix: Whether there are Unix sockets.
         counts_tcp: Whether the system counts the bytes of connections, which `Limits(min_rate=...)` needs.
         name: The host name of `address()`. It has a second address, at which there is no listener.

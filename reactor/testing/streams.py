@@ -77,7 +77,7 @@ class StreamChecks:
     def write(self, stream: WatchedStream, call: Any, what: Any, pieces: Any, on_written: Any, args: Any) -> bool:
         """Make the user's write by calling `call(what, on_written, *args)`, and check its result."""
         record = stream.record
-        if record.writing:  # over TLS one kind of write calls the other
+        if record.writing:  # over TLS, one method for writing calls another
             within: bool = call(what, on_written, *args)
             return within
         data = b''.join(bytes(piece) for piece in pieces)

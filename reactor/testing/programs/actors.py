@@ -15,7 +15,7 @@ from reactor import ConnectionClosed, Limits, Stream
 from .admission import header
 from .parts import AnyWorld, Goal, Place, new_random
 
-TEXT = bytes(range(251)) * 1200  # 251 is prime, so a lost or doubled chunk of a usual size is noticed
+TEXT = bytes(range(251)) * 1200  # 251 is prime, so a lost or doubled chunk of a common size is noticed
 PERIOD = 251
 MOST = 14  # the most handles that are open at once
 END = 20.0  # seconds after which all handles are closed
@@ -67,7 +67,7 @@ class Crowd:
         self.world.fail(text)
 
     def tick(self) -> None:
-        """Act in the timer of the crowd, and end after END seconds."""
+        """Act on a few handles, from the timer of the crowd. End everything after END seconds."""
         if self.r.now - self.began > END:
             self.left = 0
         self.meddle()
@@ -120,7 +120,7 @@ class Crowd:
         self.places.append((place, proxied))
 
     def on_accept_error(self, server: Any, exc: Exception) -> None:
-        """Act in `on_accept_error` of a listener."""
+        """Act on a few handles, from `on_accept_error` of a listener."""
         self.meddle()
         self.world.trouble()
 
@@ -183,7 +183,7 @@ class Side:
         self.crowd = crowd
         self.conn: Stream = conn  # type: ignore[assignment]  # `open` sets it right after this
         self.number = crowd.expect('end of connection')
-        self.ready = ready  # it may be written to; a proxied client first sends its header
+        self.ready = ready  # the program may write to it; a proxied client first sends its header
         self.ended = ''  # the method with which the program has ended it
         self.over = self.paused = self.closed_by_us = self.peer_ended = False
         self.said = self.heard = 0  # bytes of the text that were sent and received

@@ -199,7 +199,7 @@ class Dripping:
 
 
 def header(rng: random.Random, number: int) -> bytes:
-    """Return the PROXY header of a client, whose number is also its port."""
+    """Return the PROXY header of a client; `number` is also the client's port."""
     if rng.random() < 0.4:
         return b'PROXY TCP4 %s 10.0.0.1 %d 443\r\n' % (CLIENT.encode(), number)
     tlvs = b''.join(struct.pack('!BH', 0xE0, size) + bytes(size) for size in rng.choice(((), (0,), (5, 90))))

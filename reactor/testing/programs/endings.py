@@ -80,7 +80,7 @@ class Visitor:
         begin(self, conn)
 
     def nothing(self, conn: Stream) -> None:
-        """Do nothing after the call."""
+        """Do nothing right after the connect call."""
 
     def close(self, conn: Stream) -> None:
         conn.close()
@@ -211,18 +211,18 @@ class Mischief:
         self.act()
 
     def beat(self) -> None:
-        """Act in a timer. When no actions are left, end everything."""
+        """Call `act` from a timer. When no actions are left, end everything."""
         if not self.left:
             self.curfew()
         self.act()
 
     def called(self, part: int) -> None:
-        """Act in a scheduled call."""
+        """Call `act` from a scheduled call."""
         self.group.done(part)
         self.act()
 
     def on_written(self, conn: Stream) -> None:
-        """Act in `on_written` of a write."""
+        """Call `act` from `on_written`."""
         self.act(conn)
 
     def curfew(self) -> None:
@@ -238,7 +238,7 @@ class Mischief:
         self.world.trouble()
 
     def look_for_the_end(self) -> None:
-        """After the curfew, note the end of the last connection."""
+        """After `curfew`, note the end of the last connection."""
         if self.over and not self.conns and self.part is not None:
             self.group.done(self.part)
             self.part = None

@@ -38,7 +38,7 @@ def timers(world: AnyWorld) -> None:
         if r.now < due[number][0]:
             world.fail(f'timer {number} fired early')
         if fired and fired[-1] > due[number]:
-            world.fail(f'timer {due[number]} fired after timer {fired[-1]}')
+            world.fail(f'a timer with (deadline, order) {due[number]} fired after the timer with {fired[-1]}')
         fired.append(due[number])
         if rng.random() < 0.3:
             cancel(rng.randrange(len(delays)))
@@ -70,7 +70,7 @@ def timers(world: AnyWorld) -> None:
 
 
 def calls(world: AnyWorld) -> None:
-    """Run calls that schedule the next one, a repeating timer that cancels itself, and a timer that is moved."""
+    """Run calls that schedule further calls, a repeating timer that cancels itself, and a timer that is moved."""
     r, group = world.r, WaitGroup(world)
     start = r.now
 
@@ -175,7 +175,7 @@ class Correspondent:
 
 
 def signals(world: AnyWorld) -> None:
-    """Send signals to this process, one or more at a time. Each must be handled, and nothing else may be handled."""
+    """Send signals to this process, one or more at a time. Handlers are called for these signals only."""
     r, rng, group = world.r, new_random(world), WaitGroup(world)
     if any(hasattr(handle, 'signum') for handle in r.handles()):
         return  # a signal is sent to the whole process, so only one such program can run

@@ -163,7 +163,7 @@ class WaitGroup:
 class Talker:
     """One side of a conversation, kept in `data` of its connection: it sends `words` and expects to receive `expected`.
 
-    then    'eof': call `write_eof` after sending; 'close': close after sending and receiving; 'wait': let the peer end
+    then    'eof': call `write_eof` after sending; 'close': close after sending and receiving; 'wait': the peer ends
     leave   called without arguments when the connection ends
 
     It writes in random pieces, with all methods, before or after it is connected. It waits for `on_drain` when a write
@@ -183,10 +183,10 @@ class Talker:
         self.rng = rng
         self.conn: Stream = None  # type: ignore[assignment]  # until `join`
         self.expected = expected
-        self.heard: int = 0  # bytes
+        self.heard: int = 0  # bytes received
         self.then = then
         self.leave = leave
-        self.pause_every: int | None = rng.choice((None, None, 1 + len(expected) // 3))  # bytes
+        self.pause_every: int | None = rng.choice((None, None, 1 + len(expected) // 3))  # in bytes received
         self._early = rng.random() < 0.3
         self._connected = self._started = self._peer_ended = False
         self._pieces = deque((piece, rng.randrange(4)) for piece in cut(rng, words))  # each with a way to write it

@@ -2,7 +2,7 @@
 
 - A client that was accepted gets an answer to each request that it sent in time.
 - An idle client is not closed before the lame-duck time is over.
-- Everything ends by the timeout.
+- When the timeout of `drain` is over, everything has ended.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def drain(world: AnyWorld) -> None:
 
 
 class Service:
-    """The server. An answer ends with b'+', and the last one with b'-'."""
+    """The server. Answers end with b'+', but the last answer on a connection ends with b'-'."""
 
     world: AnyWorld
 
@@ -31,7 +31,7 @@ class Service:
         self.world, rng = world, new_random(world)
         self.lame_duck = rng.choice((0, 0, 0.9))
         self.timeout: float = self.lame_duck + rng.choice((0.05, 30, 30, 30))
-        self.patient: bool = not world.faulty and self.timeout > 10  # then no answer is lost
+        self.patient: bool = not world.faulty and self.timeout > 10  # if True, no answer may be lost
         self.closes: bool = rng.random() < 0.5  # the server closes each connection after the last answer
         self.slow = rng.choice((0, 0, 0.8))  # seconds until it reads from a new client
         self.began: float | None = None  # when `drain` was called
