@@ -1,9 +1,11 @@
-"""A simulated operating system for testing servers: it can fail in every way, takes no real time, and repeats by seed.
+"""A simulated operating system for testing servers.
+
+It can fail in every way, it takes no real time, and the same seed makes the same run.
 
     SimKernel         the simulated operating system: `Reactor(kernel=SimKernel(seed))`
     Simulation        one checked run: `Simulation(seed).run(main)`
     SimulationFailed  raised by a run that failed, with the seed and the end of the trace
-    World             passed to each program: the reactor, a random generator, and planted trouble
+    World             the object passed to each program: it has the reactor, a random generator, and random trouble
 
 The pytest fixture is in `reactor.testing.fixture`. `python -m reactor.testing --seeds N` tests the reactor itself.
 """

@@ -1,4 +1,4 @@
-"""Simulated time: the clock, the events that are due at later times, and the trace of past events.
+"""Simulated time: the clock, the events scheduled for later, and the trace of past events.
 
 Time passes only in `sleep_until`, which the simulated selectors call, and in `busy` and `sleep`, which callbacks call.
 """
@@ -12,20 +12,20 @@ from typing import Any
 
 from .platforms import MS, Platform
 
-START = 1_000_000 * MS  # the clock at the start
+START = 1_000_000 * MS  # ns: the simulated time at which a run starts
 COARSE = 0.3  # the share of seeds in which time advances in steps
 GRAINS = 0.005, 0.05  # seconds: the shortest and the longest step
 
 
 class Agenda(Platform):
-    """A kernel with simulated time. `SimKernel` explains `grain`; the other arguments are those of `Platform`."""
+    """A kernel with simulated time. `SimKernel` explains `grain`; the other arguments are for `Platform`."""
 
     def __init__(self, grain: float | None, *platform: Any) -> None:
         super().__init__(*platform)
-        self.time: int = START  # now
-        self.woke_at: int = START  # when the last poll returned
+        self.time: int = START  # ns: now
+        self.woke_at: int = START  # ns: when the last poll returned
         self.trace: list[tuple[int, str, int, Any]] = []
-        self.progress: int = 0  # the number of calls that achieved something
+        self.progress: int = 0  # the number of calls that made progress
         self._events: list[tuple[int, int, Callable[..., object], tuple[Any, ...]]] = []
         self._sequence = 0
         self._numbers = 0
@@ -64,7 +64,7 @@ class Agenda(Platform):
         return time // self.clock_grain * self.clock_grain
 
     def busy(self, seconds: float) -> None:
-        """Let time pass inside a callback, as a slow callback does."""
+        """Let time pass inside a callback, as if it were slow."""
         self.time += int(seconds * 1e9)
 
     def at(self, time: int, fn: Callable[..., object], *args: Any) -> None:
@@ -87,18 +87,18 @@ class Agenda(Platform):
         return max(1, self.random.randrange(self._capacity // 2, 2 * self._capacity))
 
     def next_number(self) -> int:
-        """Return a number for a file that no other file has."""
+        """Return a number that was not returned before."""
         self._numbers += 1
         return self._numbers
 
     def run_due(self) -> None:
-        """Run the events whose time has come."""
+        """Run the events that are due."""
         while self._events and self._events[0][0] <= self.time:
             _, _, fn, args = heappop(self._events)
             fn(*args)
 
     def sleep_until(self, until: int | None) -> bool:
-        """Let time pass until the next event or `until`, whichever is first; False if there is neither."""
+        """Let time pass until the next event or `until`, whichever comes first; return False if there is neither."""
         coming = self._events[0][0] if self._events else None
         if coming is None and until is None:
             return False

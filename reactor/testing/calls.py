@@ -1,10 +1,10 @@
-"""The checks of scheduled calls: timers, idlers, `call_soon` and `call_soon_threadsafe`.
+"""Checks for scheduled calls: timers, idlers, `call_soon` and `call_soon_threadsafe`.
 
 Each function that a program schedules is wrapped in a `Call`, which reports to the `Calls` of its reactor when it is
 called. The design fixes the order in a turn: due timers by deadline, then idlers, then the other calls in the order in
-which they were scheduled. None of them may be early, late, or called twice.
+which they were scheduled. No function may be called early, late or twice.
 
-A wrapped function is always called, even if its call is a violation.
+A wrapped function is always called, even if the call is a violation.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from ..loop.timers import RepeatingTimer, Timer
 from ..net.stream import Stream
 from .ledger import CALLS, TIMERS, Ledger
 
-DEEPEST = 12  # frames between `select` and a callback
-# The packages of streams and listeners, whose timers belong to the reactor.
+DEEPEST = 12  # the most frames between `select` and a callback
+# Timers set in these packages, by streams and listeners, belong to the reactor.
 OURS = Stream.__module__.rpartition('.')[0], GuardedListener.__module__.rpartition('.')[0]
 PACKAGE = __name__.partition('.')[0] + '.'
 TESTING = __name__.rpartition('.')[0]
 LONGEST_WAIT = 86_400.0  # seconds: long waits are clamped to a day
 ROUNDED = 0.0011  # seconds by which the timeout of a poll may be rounded up
-PROMPT = 2.0  # seconds: longer than a handle is parked, or a listener pauses after a failed accept
+PROMPT = 2.0  # seconds: more than a handle stays parked, or a listener pauses after a failed accept
 
 
 class Call:
-    """A function that a program has scheduled, with the turn and phase in which it did."""
+    """A function that a program has scheduled, with the turn and the phase in which it was scheduled."""
 
     def __init__(self, calls: Calls, phase: int, kind: str, fn: Callable[..., object]) -> None:
         self.calls = calls
@@ -75,24 +75,24 @@ class WatchedTimer(Timer):
 
 
 class WatchedRepeatingTimer(WatchedTimer, RepeatingTimer):
-    """A `WatchedTimer` of `call_every`."""
+    """A `WatchedTimer` made by `call_every`."""
 
     __slots__ = ()
 
 
 class Calls:
-    """The scheduled calls of one reactor, in the order in which they were scheduled, and the checks."""
+    """The scheduled calls of one reactor, in the order in which they were scheduled, and the checks for them."""
 
     def __init__(self, ledger: Ledger) -> None:
         self.ledger = ledger
         self.soon: dict[str, list[Call]] = {'call_soon': [], 'call_soon_threadsafe': []}
         self.timers: dict[Timer, Call] = {}
-        self.count: int = 0  # how many were called
+        self.count: int = 0  # scheduled calls that have run
         self._order = 0
         self._fired: tuple[float, int] = (-inf, 0)  # deadline and order of the last timer that fired in this turn
 
     def next_order(self) -> int:
-        """Return a number that is higher than all before."""
+        """Return the next sequence number."""
         self._order += 1
         return self._order
 
@@ -129,7 +129,7 @@ class Calls:
     def enter(self, what: str, phase: int | None) -> None:
         """Check a callback of any kind that is being called: its place in the turn, and the depth of the stack.
 
-        Callbacks are not nested, and phases come in order. `phase` is None if the callback may come in any phase.
+        Callbacks must not be nested, and phases must come in order. `phase` is None if any phase is allowed.
         """
         ledger, wrong = self.ledger, self.ledger.violations.append
         if ledger.inside is not None:
@@ -158,7 +158,7 @@ class Calls:
         if call in waiting:
             waiting.remove(call)
         if call.turn == self.ledger.turns and call.set_in >= CALLS and not self.ledger.cut:
-            wrong(f'law 5: {call.__qualname__} was scheduled by a call of this turn, and runs in it')
+            wrong(f'law 5: {call.__qualname__} was scheduled by a call in this turn, but runs in it')
 
     def _check_timer(self, call: Call) -> None:
         ledger, wrong = self.ledger, self.ledger.violations.append
@@ -171,25 +171,25 @@ class Calls:
         if ledger.time() < deadline * 1e9 - 1000:
             wrong(f'the timer of {call.__qualname__} fired {deadline - ledger.time() / 1e9} s early')
         if (deadline, call.order) < self._fired and not ledger.cut:
-            wrong(f'law 3: a timer due at {deadline} fired after one due at {self._fired[0]}')
+            wrong(f'law 3: a timer due at {deadline} fired after a timer due at {self._fired[0]}')
         if call.turn == ledger.turns and call.set_in >= TIMERS and not ledger.cut:
-            wrong(f'law 5: the timer of {call.__qualname__} was set by a timer of this turn, and fired in it')
+            wrong(f'law 5: the timer of {call.__qualname__} was set by a timer in this turn, but fired in it')
         self._fired = deadline, call.order
         call.deadline = None
         for timer in (timer for timer, its in self.timers.items() if its is call):
-            call.moved(timer.deadline)  # a repeating timer has its next deadline now
+            call.moved(timer.deadline)  # a repeating timer already has its next deadline
 
     # -- between two turns
 
     def check_turn(self, timeout: float | None) -> None:
-        """Check that all calls due in the last turn have run, and that a poll of `timeout` seconds delays none."""
+        """Check that all calls due in the last turn ran, and that a poll of `timeout` seconds delays no other call."""
         ledger = self.ledger
         woke_at, wrong = ledger.kernel.reading(ledger.kernel.woke_at) / 1e9, ledger.violations.append
         self._fired = (-inf, 0)
         self.timers = {timer: call for timer, call in self.timers.items() if timer.deadline is not None}
         for kind, waiting in self.soon.items():
             if waiting and timeout != 0 and kind == 'call_soon':  # call_soon_threadsafe wakes the loop
-                wrong(f'the loop sleeps for {timeout} s, although {kind} of {waiting[0].__qualname__} waits')
+                wrong(f'the loop sleeps for {timeout} s, although {kind} of {waiting[0].__qualname__} is waiting')
             if waiting and waiting[0].turn < ledger.turns - 1 and not ledger.cut:
                 if kind == 'call_soon' or not self._wakeup_failed():
                     wrong(f'{kind} of {waiting[0].__qualname__} did not run in the turn after it was scheduled')

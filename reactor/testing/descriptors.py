@@ -1,6 +1,6 @@
 """Simulated descriptors, the calls on them, and the one call that is made to fail.
 
-Every call to the simulated system goes through `call` or `failing`. There it is counted, and a signal may arrive.
+Every call to the simulated system goes through `call` or `failing`. Both count the call, and a signal may arrive first.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ from .files import End, File
 from .network import Network
 from .platforms import STDIO
 
-FIRST_HANDLE, HANDLE_STEP = 400, 4  # sockets on Windows are numbered like this
-# Calls whose failure ends a connection. An error of any other call does not.
+FIRST_HANDLE, HANDLE_STEP = 400, 4  # sockets on Windows are numbered 400, 404, 408 and so on
+# Calls whose failure ends a connection. If another call fails, the connection stays open.
 ENDING = {'recv', 'send', 'sendmsg', 'sendfile', 'getsockopt', 'register', 'modify'}
 LOST = ('shutdown', errno.EBADF)
-UNREAD = {'recv', 'register', 'modify'}  # after an error of these, bytes that have arrived are not read
-# Calls whose errors the reactor ignores. When one of them loses its descriptor, the reactor does not notice, so the
-# number is not reused: the reactor would go on with a descriptor that belongs to another file.
+UNREAD = {'recv', 'register', 'modify'}  # if one of these calls fails, bytes that have arrived are not read
+# Calls whose errors the reactor ignores. If such a call fails because its descriptor was closed, the reactor does not
+# notice. So the number is not reused: otherwise the reactor would go on to use the descriptor of another file.
 IGNORED = {'setsockopt', 'getsockname', 'getpeername'}
 
 
 class Descriptors(Network):
-    """A kernel with simulated descriptors. `SimKernel` explains `fail` and `lasting`; the rest is for `Network`."""
+    """A kernel with descriptors. `SimKernel` explains `fail` and `lasting`; the other arguments are for `Network`."""
 
     def __init__(self, fail: tuple[int, int] | None, lasting: str | None, *network: Any) -> None:
         if lasting not in (None, 'kind', 'descriptor'):
@@ -49,13 +49,13 @@ class Descriptors(Network):
         self._withheld = -1  # a descriptor number that is not reused
 
     def call(self, name: str, fd: int) -> None:
-        """Count a call to the system. It may be the call that fails, and a signal may arrive first."""
+        """Count a call to the system, and raise OSError if it is made to fail. A signal may arrive first."""
         error = self.failing(name, fd)
         if error:
             fail(error)
 
     def failing(self, name: str, fd: int) -> int:
-        """Do the same as `call`, but return the error number; 0 if the call works."""
+        """Count a call like `call`, but return the error number; 0 if the call succeeds."""
         self.calls += 1
         if self.faults.on:
             self.throw_signals()
@@ -86,7 +86,7 @@ class Descriptors(Network):
             handler(signum, _getframe())
 
     def begin_turn(self, timeout: float | None) -> None:
-        """Note that the loop is about to sleep for `timeout` seconds, so its turn is over."""
+        """Note that the turn is over: the loop is about to sleep for `timeout` seconds."""
         self.on_turn(timeout)
         self.reads.clear()
 
@@ -155,7 +155,7 @@ class Descriptors(Network):
             file.reported.append(error)
         if file is not None and error == errno.EBADF:
             self.close_fd(fd)
-            # poll and select do not check a descriptor when it is registered, but only when they wait for it.
+            # poll and select check a descriptor only when they wait for it, not when it is registered.
             unnoticed = name in ('register', 'modify') and self.kind not in ('epoll', 'kqueue')
             if unnoticed or name in IGNORED:
                 self._withheld = fd

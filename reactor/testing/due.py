@@ -1,13 +1,13 @@
-"""The checks that nothing is forgotten: conditions that must end soon, and when each of them began.
+"""Checks that the loop forgets nothing. They watch conditions that must end soon, and note when each began.
 
-The other checks look at events of the past, so they cannot see a loop that forgets something. Each condition here is a
-promise to the user: bytes that can be read are read, room for waiting bytes is used, a client in a backlog is accepted,
-a time limit ends its connection. Conditions are read from the simulated kernel, the ledger and public attributes, never
-from the internal state of the reactor.
+The other checks look at past events, so they cannot see that the loop has forgotten something. Each condition here
+stands for a promise to the user: bytes that can be read are read, waiting bytes are sent when the kernel has room, a
+client in a backlog is accepted, and a time limit ends its connection. Conditions are read from the simulated kernel,
+the ledger and public attributes, never from the internal state of the reactor.
 
-A condition is late when it has held longer than its time limit, and then for POLLS polls. A callback that takes a
-minute, or a computer that was asleep, delays everything but breaks no promise. When the kernel refuses a call, the time
-starts again.
+A condition is late if it exceeds its time limit at POLLS polls in a row. One poll is not enough: a callback that takes
+a minute, or a computer that was asleep, delays everything but breaks no promise. When the kernel refuses a call, the
+time starts again.
 """
 
 from __future__ import annotations
@@ -24,11 +24,12 @@ from .ledger import Ledger
 from .records import Record
 from .watched import WatchedStream
 
-# A description, a key that changes when there is progress, a time limit in s, and the earliest start of it in ns.
+# A description, a key that changes when there is progress, a time limit in s, and a time in ns before which the limit
+# does not start.
 Pending = tuple[str, Any, float, int]
 
-POLLS = 5  # a condition is late only after it has held for this many polls
-LATE = 1.0  # seconds by which a time limit may be late
+POLLS = 5  # a condition is late if it exceeds its limit at this many polls in a row
+LATE = 1.0  # seconds by which the reactor may be late in applying a time limit
 
 
 class Dues:
@@ -36,11 +37,11 @@ class Dues:
 
     def __init__(self, ledger: Ledger) -> None:
         self.ledger = ledger
-        self._asleep_until = 0.0  # ns
-        self._held: dict[Any, tuple[int, int]] = {}  # for each condition its start, and for how many polls it was late
+        self._asleep_until = 0.0  # ns: when the next poll times out
+        self._held: dict[Any, tuple[int, int]] = {}  # the start of each condition, and how many polls found it late
 
     def check_turn(self, timeout: float | None) -> None:
-        """Note the conditions that hold now, and report those that are late or will be after `timeout` seconds."""
+        """Note the conditions that hold now, and report those that are late now or after `timeout` seconds of sleep."""
         now, held, before = self.ledger.time(), {}, self._held
         self._asleep_until = inf if timeout is None else now + timeout * 1e9 - ROUNDED * 1e9
         for what, key, seconds, floor in self._pending():
@@ -54,7 +55,7 @@ class Dues:
         self._held = held
 
     def _is_over(self, stream: WatchedStream, what: str, at: float) -> bool:
-        """Return whether the time `at`, in ns, is over. A loop that is going to sleep beyond it is a violation."""
+        """Return whether the time `at`, in ns, has passed. If the loop is about to sleep beyond it, add a violation."""
         if self.ledger.time() > at:
             return True
         if self._asleep_until > at:
@@ -106,7 +107,7 @@ class Dues:
         if stream.options.timed and not end.inbox:
             for error, since, limit in record.time_limits(stream.options, waits):
                 if record.paused and error is ReadTimeout:
-                    continue  # reading was paused after the time was over: the timeout may come, but need not
+                    continue  # reading was paused after the limit had passed: ReadTimeout is allowed, not required
                 if limit is not None and self._is_over(stream, error.__name__, since + (limit + LATE) * 1e9):
                     yield f'a connection must end with {error.__name__}', number, 0.0, floor
 

@@ -1,7 +1,6 @@
-"""The checks of how connections end: once, with the right reason, and with no promised byte lost.
+"""Checks for how connections end: once, for the right reason, and without losing a promised byte.
 
-They are made when `on_eof` or `on_close` is called. A reason is right only if the simulated kernel or the user caused
-it.
+They run when `on_eof` or `on_close` is called. A reason is right only if the simulated kernel or the user caused it.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ from .files import End
 from .ledger import Ledger
 from .watched import WatchedStream
 
-# The errors a connection may end with, besides those of the kernel and those that its callbacks raised.
+# The errors that a connection may end with, besides errors of the kernel and exceptions raised by its callbacks.
 REASONS = (
     errors.ReadTimeout, errors.WriteTimeout, errors.IdleTimeout, errors.ConnectTimeout, errors.WriteBufferFull,
     errors.TLSError, errors.DrainTimeout, errors.ResolveError, errors.SendFileError, errors.TooSlow,
@@ -20,7 +19,7 @@ REASONS = (
 
 
 class Ends:
-    """The checks of how the connections of one reactor end."""
+    """Checks for how the connections of one reactor end."""
 
     def __init__(self, ledger: Ledger) -> None:
         self.ledger = ledger
@@ -45,7 +44,7 @@ class Ends:
         self._check_reset(stream, exc)
 
     def check_whole(self, stream: WatchedStream) -> None:
-        """Check that all bytes of the peer have arrived, now that its end of file has."""
+        """Check that all bytes of the peer arrived before its end of file."""
         record = stream.record
         end, peer = self.ledger.end_of(stream), self.ledger.peer_of(record)
         if end is None or end.peer is None:
@@ -66,7 +65,7 @@ class Ends:
             self.ledger.wrong(stream, f'it received an end of file with {len(end.inbox)} bytes still unread')
         if peer is None or peer.dropped or peer.end is None or peer.end.reported or end.dead:
             return
-        discarded = peer.end.gone and peer.end.sent < len(peer.offered)  # the checks of the peer cover this
+        discarded = peer.end.gone and peer.end.sent < len(peer.offered)  # the peer's own checks cover this
         if end.ended_in and len(peer.offered) != end.received and not discarded:
             self.ledger.wrong(stream, f'the peer wrote {len(peer.offered)} bytes and ended, but {end.received} arrived')
 
@@ -76,7 +75,7 @@ class Ends:
         if not known and not isinstance(exc, MemoryError | RecursionError):
             self.ledger.wrong(stream, f'law 1: on_close was called with {exc!r}, which no connection may end with')
         if exc in record.survived:
-            self.ledger.wrong(stream, f'law 8: it ended with {exc!r}, although on_error had been called with that')
+            self.ledger.wrong(stream, f'law 8: it ended with {exc!r}, although on_error was called with this exception')
         if isinstance(exc, OSError) and exc.__traceback__ is not None and type(exc).__module__ == 'builtins':
             self.ledger.wrong(stream, f'law 9: {exc!r} was passed to on_close with its traceback')
         if exc is not record.aborted_with and record.closed_by == 'abort' and not record.failed_before:
@@ -130,7 +129,7 @@ class Ends:
             return
         if exc is None or exc in record.raised or isinstance(exc, errors.ReactorError) or stream.on_data is None:
             return
-        # An exception in a callback ends the connection too, and on_close gets whichever came first.
+        # An exception in a callback ends the connection, too. Then on_close gets the error that came first.
         raised = len(record.raised) > len(record.survived)
         if raised or record.paused or record.resumed_late or end.misled or self.ledger.closing:
             return

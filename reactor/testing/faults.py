@@ -1,7 +1,8 @@
-"""The faults of a simulated system: which can happen in a run, and how often.
+"""The faults of a simulated system: which faults can happen in a run, and how often.
 
-Both are drawn from the seed once, at the start, as FoundationDB does with "buggify". So one run has many short sends
-and always enough descriptors, and in another it is the other way round. Runs with a few faults of every kind find less.
+Both are drawn from the seed once, at the start, as FoundationDB does with "buggify". For example, one run has many
+short sends but never lacks descriptors, and in another run it is the reverse. Runs with a few faults of every kind
+would find fewer bugs.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ SITES = {
     'callback.raises': 0.1,
     'callback.slow': 0.1,
     'clock.jump': 0.05,  # the computer was asleep: up to 90 seconds pass at once
-    'connect.at_once': 0.5,  # no EINPROGRESS
+    'connect.at_once': 0.5,  # connected within the call, without EINPROGRESS
     'connect.refused': 0.3,
     'connect.silent': 0.2,  # no answer, ETIMEDOUT after 127 s
     'connect.unreachable': 0.2,  # ENETUNREACH or EADDRNOTAVAIL, at once
@@ -33,7 +34,7 @@ SITES = {
     'network.broken': 0.02,  # the network ends a connection: ECONNRESET, ETIMEDOUT, EHOSTUNREACH
     'network.stall': 0.05,  # bytes arrive seconds later
     'recv.short': 0.8,
-    'recv.spurious': 0.3,  # EAGAIN although it was readable
+    'recv.spurious': 0.3,  # EAGAIN although there was something to read
     'select.shuffled': 1.0,
     'select.some': 0.3,  # some of the ready descriptors are not reported
     'select.spurious': 0.1,  # a descriptor is reported although it is not ready
@@ -54,9 +55,9 @@ class Faults:
     """The faults of one run.
 
     Args:
-        random: The generator that decides everything.
-        sites: Names of `SITES` that can happen, each with its highest probability. None: about a third of them are
-            drawn, or none.
+        random: The generator from which all faults are drawn.
+        sites: Names in `SITES`: only these faults can happen, each with its highest probability. None: about a third of
+            all faults are drawn, or no faults at all.
 
     Raises:
         ValueError: A name is not in `SITES`.
@@ -77,7 +78,7 @@ class Faults:
             raise ValueError(f'unknown faults: {", ".join(sorted(unknown))}; see reactor.testing.faults.SITES')
 
     def falls(self, site: str) -> bool:
-        """Draw whether a fault happens now."""
+        """Decide at random whether a fault happens now."""
         often = self.on.get(site)
         return often is not None and self._random.random() < often
 

@@ -1,10 +1,10 @@
-"""The objects behind simulated descriptors: ends of streams, listeners, mailboxes of datagrams.
+"""The objects behind simulated descriptors: ends of streams, listeners, datagram sockets, regular files.
 
-They hold states and bytes, and pass bytes to each other over the simulated network. Faults and descriptor numbers are
-the business of `SimSocket` and the kernel.
+They hold state and bytes, and pass bytes to each other over the simulated network. `SimSocket` and the kernel are
+responsible for faults and descriptor numbers.
 
-- Sent bytes arrive once and in order, and never more of them than the receiver has room for.
-- `ready` is always what a real system would report.
+- Sent bytes arrive once and in order. The receiver always has room for all bytes in flight.
+- `ready` always has the events that a real system would report.
 - A file is closed together with its last descriptor.
 """
 
@@ -20,7 +20,7 @@ from .agenda import Agenda
 READ, WRITE = EVENT_READ, EVENT_WRITE
 BOTH = READ | WRITE
 SYN_RETRY = 1_000_000_000  # ns until Linux retransmits a SYN that was dropped because the backlog was full
-SILENCE = 127_000_000_000  # ns until Linux gives up a connect without an answer
+SILENCE = 127_000_000_000  # ns until Linux gives up a connect that gets no answer
 LOOPBACK = 20_000  # ns: the latency between the two ends of a socketpair that is a TCP connection
 DEFERRED = 1_000_000_000  # ns for which TCP_DEFER_ACCEPT does not report a silent client
 
@@ -34,13 +34,13 @@ class File:
         self.ready = 0
         self.hung_up = False
         self.stuck = 0  # events that are always reported, for example after other code has called shutdown
-        self.unread_error = False  # there is an entry in its error queue, which the program does not read
-        self.private = False  # it is one of a socketpair, on which a send fails only if it is full
-        self.refused_at = 0  # when a call on it failed last, for the checks
+        self.unread_error = False  # the socket has an entry in its error queue, which the program does not read
+        self.private = False  # the file is an end of a socketpair, on which a send fails only when there is no room
+        self.refused_at = 0  # ns: when a call on it last failed; only the checks use this
         self.number: int = kernel.next_number()
 
     def closed(self) -> None:
-        """Handle the close of the last descriptor."""
+        """Handle the closing of the last descriptor."""
 
 
 class Stored(File):
@@ -65,7 +65,7 @@ class Unborn(File):
 
     def __init__(self, kernel: Agenda) -> None:
         super().__init__(kernel)
-        self.ready = BOTH  # Linux reports a hang-up
+        self.ready = BOTH  # because Linux reports a hang-up
 
 
 class Listening(File):
@@ -77,7 +77,7 @@ class Listening(File):
         self.backlog: int = max(1, backlog)
         self.deferred = deferred
         self.nodelay = False
-        self.exclusive = False  # on Windows: a program cannot share its port, not even with SO_REUSEADDR
+        self.exclusive = False  # on Windows: no other socket can share the port, not even with SO_REUSEADDR
         self.takes_new = True  # False: SYNs of new clients are dropped
         self.queue: deque[End] = deque()
 
@@ -100,12 +100,12 @@ class Listening(File):
 class End(File):
     """One end of a stream.
 
-    inbox       bytes that have arrived and were not read
-    on_the_way  how many bytes are on their way to this end
-    capacity    how many bytes may be in `inbox` and on the way together
+    inbox       bytes that have arrived but were not read yet
+    on_the_way  how many bytes are in flight to this end
+    capacity    how many bytes can be in `inbox` and in flight, together
     sent        how many bytes this end has accepted from its program, in all
     received    how many bytes the program has read, in all
-    error       the error number that the next call fails with: SO_ERROR
+    error       the error number that the next call fails with (SO_ERROR), or 0
     reported    the errors that calls failed with
 
     Only the checks use `reported`, `sent_at`, `read_at`, `misled`, `at_failure`, `never_sent` and `cut_short`.
@@ -128,18 +128,18 @@ class End(File):
         self.misled = False  # recv failed although there was something to read
         self.error: int = 0
         self.reported: list[int] = []
-        self.at_failure: int | None = None  # how many bytes had arrived when a send failed, read or not
+        self.at_failure: int | None = None  # how many bytes had arrived, read or unread, when a send first failed
         self.never_sent: bytes = b''  # the bytes of the last send that failed
         self.connected = False
-        self.refused = False  # it could not be connected
-        self.dead: bool = False  # it was reset: no bytes can be sent or received
+        self.refused = False  # its connect has failed
+        self.dead: bool = False  # the connection was reset: no bytes can be sent or received
         self.ended_out: bool = False
         self.ended_in: bool = False
-        self.lingers = True  # False: closing resets
+        self.lingers = True  # False: closing resets the connection
         self.nodelay = False  # TCP_NODELAY was set or inherited
-        self.cut_short: bool = False  # it was closed with unread input while sent bytes were still on the way
-        self.accepted = True  # False while it is in a backlog, where it has no descriptor but receives bytes
-        self._arrival = 0  # when the last event on its way to here arrives: events do not overtake each other
+        self.cut_short: bool = False  # this end was closed with unread input while sent bytes were still in flight
+        self.accepted = True  # False while this end is in a backlog, where it has no descriptor but receives bytes
+        self._arrival = 0  # ns: when the last event in flight to this end arrives; events do not overtake each other
         self._epoch = 0  # a reset increases it, and bytes of an earlier epoch are lost
 
     # -- called by the socket
@@ -220,7 +220,7 @@ class End(File):
     # -- called by the network
 
     def schedule(self, fn: Any, *args: Any) -> None:
-        """Schedule an arrival at this end, after all that are already on the way."""
+        """Schedule an arrival at this end, after everything that is already in flight."""
         kernel = self.kernel
         if self.instant:
             fn(*args, self._epoch)
@@ -230,7 +230,7 @@ class End(File):
         kernel.at(self._arrival, fn, *args, self._epoch)
 
     def lose_bytes_on_the_way(self) -> None:
-        """Drop the bytes on the way: the sender has discarded them, or a reset has overtaken them."""
+        """Drop the bytes in flight: the sender has discarded them, or a reset has overtaken them."""
         self._epoch += 1
         self.on_the_way = 0
 
@@ -259,7 +259,7 @@ class End(File):
             self.dead = True
             self.error = errno.EPIPE if self.ended_in else errno.ECONNRESET
             if self.kernel.kind == 'windows':
-                self.inbox.clear()  # a reset erases unread bytes (RFC 9112, section 9.6, warns of that)
+                self.inbox.clear()  # a reset erases unread bytes (RFC 9112, section 9.6, warns of this)
                 self.at_failure = None if self.at_failure is None else self.received
             self.kernel.note('reset arrived', -1, self.number)
             if self.peer is not None:
@@ -319,10 +319,10 @@ class Mailbox(File):
         self.ready = BOTH
 
     def refuse(self) -> None:
-        """Receive an ICMP error: there is no socket at the address to which this one has sent.
+        """Receive an ICMP error: no socket is bound to the address that this one has sent to.
 
-        Windows reports it to unconnected sockets too, as WSAECONNRESET when they receive (recvfrom in the Winsock
-        reference).
+        Windows reports the error to unconnected sockets, too: their next receive fails with WSAECONNRESET (recvfrom in
+        the Winsock reference).
         """
         on_windows = self.kernel.kind == 'windows'
         if self.references and (self.remote is not None or on_windows):

@@ -1,6 +1,6 @@
-"""The pytest fixture `simulate`: put `pytest_plugins = ['reactor.testing.fixture']` into your conftest.py.
+"""The pytest fixture `simulate`. To use it, put `pytest_plugins = ['reactor.testing.fixture']` into your conftest.py.
 
-A failure names its seed, and `pytest --seed N` runs that seed alone.
+The message of a failure has the seed, and `pytest --seed N` runs that seed alone.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ def simulate(request: Any) -> Callable[..., None]:
     Args:
         program: Called with a `World` in the first turn. It starts servers and clients on `world.r`.
         seeds: The number of systems, or the seeds themselves. Each seed draws other latencies, buffer sizes and faults.
-        options: Those of `Simulation`, such as `faults=False` or `hosts=...`. `selector` is one of 'epoll', 'poll',
-            'select', 'kqueue' (a BSD or macOS) and 'windows', instead of the system that each seed draws.
+        options: Options of `Simulation`, such as `faults=False` or `hosts=...`. `selector` is the platform for all
+            seeds: 'epoll', 'poll', 'select', 'kqueue' (a BSD or macOS) or 'windows'. Without it each seed draws one.
 
     Raises:
         SimulationFailed: A law of the reactor was broken, a callback raised an exception that the simulation had not
-            planted, the program waits for something that cannot happen, or it called `world.fail`. The message has the
-            seed and the end of the trace.
+            planted, the program waits for something that cannot happen, or the program called `world.fail`. The message
+            has the seed and the end of the trace.
     """
 
     def run(program: Callable[[World], object], seeds: Any = 100, **options: Any) -> None:

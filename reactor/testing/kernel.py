@@ -1,7 +1,7 @@
 """The simulated operating system: `SimKernel(seed)` in place of `reactor.kernel.Kernel`.
 
-The methods of `Kernel` are here. Their state is in the base classes, from the bottom: `platforms` (the kind of system),
-`agenda` (time and events), `network` (addresses and connections) and `descriptors`.
+The methods of `Kernel` are here. Their state is in the base classes, from the bottom up: `platforms` (the kind of
+system), `agenda` (time and events), `network` (addresses and connections) and `descriptors`.
 
 All random decisions are drawn from the seed, in the order of the calls. So the same program with the same seed makes
 the same calls with the same results. Regular files come from `make_file`; processes are not simulated.
@@ -36,17 +36,19 @@ class SimKernel(Descriptors):
     """A simulated operating system for `Reactor(kernel=...)`. It takes no real time.
 
     Args:
-        seed: Decides everything random: latencies, buffer sizes, faults.
+        seed: Decides all random choices: latencies, buffer sizes, faults.
         selector: The platform: 'epoll', 'poll', 'select' (Linux), 'kqueue' (a BSD or macOS) or 'windows'. It decides
             how selectors, sockets and the clock behave. None: drawn from the seed.
-        faults: True: drawn from the seed. False: none. Names of `faults.SITES`: only these, as often as possible.
+        faults: True: drawn from the seed. False: none. Names in `faults.SITES`: only these faults, each with its
+            highest probability.
         descriptors: How many descriptors may be open at once.
         grain: Time advances in steps of this many seconds. All events of one step (connections, datagrams, timers,
-            signals, threads) are ready in one turn. 0: a turn for each event. None: drawn from the seed.
+            signals, threads) are ready in one turn. 0: time advances from one event to the next. None: drawn from the
+            seed.
         hosts: A dict of host names and their addresses for look-ups, in addition to 'localhost'.
-        fail: (n, error): the n-th call to the system fails with this error number. With EBADF, other code closes its
-            descriptor right before. Do not use EINTR: Python repeats such calls (PEP 475). Reading the clock and
-            `unregister` never fail: the clock has no errors, and `selectors` hides those of `unregister`.
+        fail: (n, error): the n-th call to the system fails with this error number. EBADF: other code closes the
+            descriptor right before the call. Do not use EINTR: Python repeats such calls (PEP 475). Reading the clock
+            never fails, nor does `unregister`, whose errors `selectors` hides.
         lasting: With `fail`. None: only the n-th call fails. 'kind': later calls of this kind on files of the same kind
             fail too. 'descriptor': later calls of this kind on the same descriptor fail too.
 
@@ -75,15 +77,15 @@ class SimKernel(Descriptors):
         lasting: str | None = None,
     ) -> None:
         super().__init__(fail, lasting, grain, seed, selector, faults, descriptors)
-        self.replaced_in_vain: bool = False  # a selector was replaced although it works
-        self.threads: int = 0  # how many are running
+        self.replaced_in_vain: bool = False  # a selector was replaced although it worked
+        self.threads: int = 0  # how many threads are running
         self.owners: list[Any] = []  # type: ignore[misc]  # not the list of the real process
         self.hosts: dict[str, tuple[str, ...]] = {**HOSTS, **(hosts or {})}
 
     # -- called by the simulation
 
     def calm(self) -> None:
-        """Stop all faults and allow enough descriptors, so that everything can come to its end."""
+        """Stop all faults and allow enough descriptors, so that everything can end."""
         self.note('calm', -1)
         self.faults.calm()
         self.descriptors = max(self.descriptors, PLENTY)
@@ -224,7 +226,7 @@ class SimKernel(Descriptors):
         raise gaierror(EAI_NONAME, 'simulated: name or service not known')
 
     def start_thread(self, target: Callable[[], None], name: str) -> None:
-        # The whole function of a thread runs while the loop sleeps.
+        # The thread's function runs as a whole, while the loop sleeps.
         if self.failing('thread', -1) or self.faults.falls('thread.fails'):
             raise RuntimeError("can't start new thread")
         self.threads += 1

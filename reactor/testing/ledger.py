@@ -33,7 +33,7 @@ class Ledger:
         self.phase: int = DISPATCH  # the latest phase in which a callback was seen
         self.inside: str | None = None  # the callback that is running
         self.callbacks: int = 0  # how many callbacks of streams were called
-        self.depth = 0  # of the stack at the last poll
+        self.depth = 0  # the depth of the stack at the last poll
         self.begun = False  # the program has started without an error
         self.cut = False  # an exception left `run` in the middle of the turn
         self.closing = False  # the reactor is being closed
@@ -41,7 +41,7 @@ class Ledger:
         self.records: list[Record] = []
         self.by_end: dict[End, Record] = {}
         self.streams: dict[WatchedStream, None] = {}  # the streams that have not ended
-        self.listeners: dict[Listener, bool] = {}  # the values say whether the listener is paused
+        self.listeners: dict[Listener, bool] = {}  # True: the listener is paused
 
     def time(self) -> int:
         """Return the reading of the simulated clock, in ns; 0 on a real kernel, where time limits are not checked.
@@ -51,7 +51,7 @@ class Ledger:
         return self.kernel.reading(self.kernel.time) if self.simulated else 0
 
     def wrong(self, stream: WatchedStream, text: str) -> None:
-        """Add a violation by a connection."""
+        """Add a violation that concerns a connection."""
         self.violations.append(f'connection {stream.record.number}: {text}')
 
     def secured(self, stream: WatchedStream) -> bool:
@@ -71,7 +71,7 @@ class Ledger:
         """Return how many bytes were written but not yet accepted by the kernel."""
         record, end = stream.record, self.end_of(stream)
         if self.secured(stream) or (end is None and stream.sock is not None):
-            return stream.buffered  # with TLS or on a real kernel, only the stream knows
+            return stream.buffered  # with TLS or on a real kernel, only the stream knows the number
         return len(record.offered) - (0 if end is None else end.sent)
 
     def peer_of(self, record: Record) -> Record | None:

@@ -1,6 +1,6 @@
 """The simulated network: the addresses of listeners and datagram sockets, and how clients are connected.
 
-Nothing here knows descriptors. The bytes between two connected ends are in `files`.
+This module knows nothing about descriptors. `files` moves the bytes between two connected ends.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from .faults import fail
 from .files import DEFERRED, SYN_RETRY, End, File, Listening, Mailbox
 from .platforms import MS
 
-UNIX_QUEUE = 10  # datagrams that may wait at a Unix socket: net.unix.max_dgram_qlen on Linux
+UNIX_QUEUE = 10  # datagrams that can wait at a Unix socket: net.unix.max_dgram_qlen on Linux
 
 
 class Network(Agenda):
-    """A kernel with a simulated network. The arguments are those of `Agenda`."""
+    """A kernel with a simulated network. The arguments are for `Agenda`."""
 
     def __init__(self, *agenda: Any) -> None:
         super().__init__(*agenda)
@@ -29,7 +29,7 @@ class Network(Agenda):
         self._port = 32768
 
     def bind(self, file: Any, family: int, kind: int, address: Any, reuse: bool) -> Any:
-        """Give a socket an address, and return it; fails with EADDRINUSE if the address is taken."""
+        """Bind a socket to an address, and return the address; fails with EADDRINUSE if it is taken."""
         if family == AF_UNIX:
             if not address:
                 return ''
@@ -72,7 +72,7 @@ class Network(Agenda):
             del self._mailboxes[file.local]
 
     def ephemeral(self, family: int) -> Any:
-        """Return an address for a socket that connects without having bound one."""
+        """Return an address for a socket that connects without being bound."""
         if family == AF_UNIX:
             return ''
         self._port += 1
@@ -83,7 +83,7 @@ class Network(Agenda):
         return bool(address) and address[0] in self.silent
 
     def try_connect(self, end: End) -> bool:
-        """Connect a client to its listener, if there is one with room; returns whether it is connected."""
+        """Connect a client if there is a listener with room at the address; returns whether it is connected."""
         if not end.references:
             return False
         listening = self._listener(end.remote)
@@ -97,7 +97,7 @@ class Network(Agenda):
         return False
 
     def connect_unix(self, end: End) -> int:
-        """Connect a client of a Unix socket at once; returns the error number."""
+        """Connect a client of a Unix socket at once; returns the error number, or 0."""
         listening = self._listener(end.remote)
         if listening is None:
             return errno.ECONNREFUSED if end.remote in self.paths else errno.ENOENT
@@ -107,25 +107,25 @@ class Network(Agenda):
         return 0
 
     def refuse(self, end: End) -> None:
-        """Refuse a client: there is no listener at its address."""
+        """Refuse a client: nothing listens at the address it connects to."""
         self._fail_connect(end, errno.ECONNREFUSED)
 
     def give_up(self, end: End) -> None:
-        """Let a connect time out without an answer."""
+        """Let a connect time out, because there was no answer."""
         self._fail_connect(end, errno.ETIMEDOUT)
 
     def post_unix(self, sender: Mailbox, data: bytes, path: Any) -> int:
-        """Deliver a datagram to a Unix socket at once, or refuse it; returns the error number."""
+        """Deliver a datagram to a Unix socket at once, or refuse it; returns the error number, or 0."""
         receiver = self._mailboxes.get(path)
         if receiver is None:
             return errno.ECONNREFUSED if path in self.paths else errno.ENOENT
         if len(receiver.inbox) >= UNIX_QUEUE:
-            return errno.EAGAIN if self.on_linux else errno.ENOBUFS  # the sender is reported writable nevertheless
+            return errno.EAGAIN if self.on_linux else errno.ENOBUFS  # even so, the sender is reported as writable
         receiver.arrive(data, sender.local)
         return 0
 
     def post(self, sender: Mailbox, data: bytes, address: Any) -> None:
-        """Deliver a datagram; if its address has no socket, the sender gets an error."""
+        """Deliver a datagram; if no socket is bound to the address, the sender gets an error."""
         host, port = address[:2]
         for found in (address, (host, port), ('0.0.0.0', port), ('::', port, 0, 0), ('::', port)):
             if found in self._mailboxes:

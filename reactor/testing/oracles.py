@@ -1,17 +1,20 @@
-"""The checks of a reactor on a simulated kernel, and the reactor that reports to them.
+"""The checks for a reactor on a simulated kernel, and a reactor that reports to them.
 
-They check the laws of the README, "What it promises", whatever a program does and whatever fails. Each check is written
-from the laws and the docstrings. It compares the program's calls and callbacks with the state of the simulated kernel.
-A check that repeated a condition of the code under test would find nothing. A check changes nothing in the reactor. It
-adds what it finds to `violations`, and that turn is the last one.
+The checks test the laws in the README ("What it promises"), whatever a program does and whatever fails. Each check is
+written from the laws and the docstrings, and compares the program's calls and callbacks with the state of the simulated
+kernel. A check that repeated a condition from the tested code would find nothing. Checks change nothing in the reactor.
+A check adds its findings to `violations`, and the run ends after that turn.
 
-    ledger   the facts that all checks read;  records  the facts of one connection;  watched  streams that report them
-    streams  the callbacks and bytes of connections;  ends  how connections end
-    calls    timers and scheduled calls: in order, in their phase, in time
+    records  the facts about one connection
+    watched  streams that report to the checks
+    ledger   the facts that all checks read
+    calls    timers and scheduled calls: their order, phase and time
+    ends     how connections end
+    streams  the callbacks and bytes of connections
     due      conditions that must end soon
-    oracles  here, the turn: bounds, spins, descriptors, counts, leftovers
+    oracles  this module: bounds, spins, descriptors and counts of each turn, and leftovers
 
-Imports point up this list: the ledger knows none of the checks, and each check is a class of its own.
+Within this list, each module imports only modules above it. So the ledger does not depend on any check.
 """
 
 from __future__ import annotations
@@ -43,16 +46,16 @@ from .ledger import CALLS, IDLERS, TIMERS, Ledger
 from .streams import StreamChecks
 from .watched import WATCHED_KINDS, is_accepted
 
-MOST_IDLE_POLLS = 100  # polls in a row without progress, if no time passes
-MOST_A_SECOND = 100  # more such polls for each second that passes
+MOST_IDLE_POLLS = 100  # the most polls in a row without progress, if no time passes
+MOST_A_SECOND = 100  # how many more such polls are allowed for each second that passes
 MOST_TURNS = 200_000
-MOST_TURNS_AT_ONCE = 20_000  # turns in a row during which no time passes
-READ_PER_TURN = 65536  # bytes of one connection: one recv
+MOST_TURNS_AT_ONCE = 20_000  # the most turns in a row during which no time passes
+READ_PER_TURN = 65536  # the most bytes to read from one connection in a turn: one recv
 
 
 @cache
 def watched(kind: Any) -> Any:
-    """Return a subclass of a class of listeners that reports when it is paused or resumed."""
+    """Return a subclass of a listener class whose objects report when they are paused or resumed."""
 
     def pause(self: Any) -> None:
         kind.pause(self)
@@ -78,7 +81,7 @@ class WatchedDatagramSocket(DatagramSocket):
 
 
 class Datagrams:
-    """The sizes of the datagrams that a socket has accepted. Each of them waits, is sent, or has failed."""
+    """The sizes of the datagrams that a socket has accepted. Each datagram waits, was sent, or has failed."""
 
     def __init__(self, max_queued: int) -> None:
         self.max_queued = max_queued
@@ -169,7 +172,7 @@ class WatchedReactor(Reactor):
 
 
 class Oracles:
-    """The checks of one reactor, most of which are made between two turns."""
+    """The checks for one reactor. Most of them run between two turns."""
 
     def __init__(self, kernel: SimKernel, reactor: Reactor) -> None:
         self.kernel, self.reactor = kernel, reactor
@@ -179,10 +182,10 @@ class Oracles:
         self.streams: StreamChecks = StreamChecks(self.ledger, self.calls, Ends(self.ledger))
         self.dues: Dues = Dues(self.ledger)
         self.datagrams: dict[DatagramSocket, Datagrams] = {}
-        self._were_paused: set[Listener] = set()  # the listeners that were paused a turn before
+        self._were_paused: set[Listener] = set()  # the listeners that were paused one turn ago
         self._idle_polls = 0
         self._idle_since = 0
-        self._bounds: WeakKeyDictionary[Listener, float] = WeakKeyDictionary()  # connections, a turn before
+        self._bounds: WeakKeyDictionary[Listener, float] = WeakKeyDictionary()  # the most connections, one turn ago
         self._last: tuple[int, Any, int] = (0, None, 0)  # time, counts of progress, turns at that time
 
     # -- called by the reactor
@@ -220,7 +223,7 @@ class Oracles:
         self._check_bounds()
         self._check_progress(timeout)
         if self.kernel.replaced_in_vain:
-            self.violations.append('law 7: the selector was replaced although it works')
+            self.violations.append('law 7: the selector was replaced although it worked')
         self._check_descriptors()
         self._check_counts()
         self._check_listeners()
@@ -248,7 +251,7 @@ class Oracles:
                 self.violations.append(f'law 5: {count} bytes of one connection were read in one turn')
 
     def _check_progress(self, timeout: float | None) -> None:
-        # Law 7: a turn without a successful call or a callback is wasted, whatever its poll has returned.
+        # Law 7: a turn without a successful call or a callback is wasted, whatever its poll returned.
         kernel = self.kernel
         done = kernel.progress, self.ledger.callbacks + self.calls.count, kernel.threads
         time, before, turns = self._last
@@ -300,7 +303,7 @@ class Oracles:
         for listener in paused & self._were_paused:
             file = self.kernel.files.get(listener.fileno())
             if file is not None and self.kernel.reads.get(file) and not self.reactor.draining:
-                self.violations.append(f'{listener!r} accepted a client although it is paused')
+                self.violations.append(f'{listener!r} accepted a client although it was paused')
         self._were_paused = paused
 
     def _check_datagrams(self) -> None:
@@ -313,12 +316,12 @@ class Oracles:
                 self.violations.append(f'{queued} datagrams wait in {sock!r}, but `buffered` is {buffered}')
 
     def check_over(self) -> None:
-        """After `run` has returned True, check that nothing is waited for and that no timer is left."""
+        """After `run` has returned True, check that the loop waits for nothing and that no timer is left."""
         left, buckets = [timer for timer in self.reactor.timers if is_ours(timer)], self.reactor.timers.buckets
         if not self.reactor.handles() and (left or buckets):
             self.violations.append(f'law 9: timers {left} and {len(buckets)} buckets of time limits are left over')
         if self.ledger.begun and self.reactor.why_alive():
-            self.violations.append(f'run() returned True, but still waits for {self.reactor.why_alive()}')
+            self.violations.append(f'run() returned True, but the loop still waits for {self.reactor.why_alive()}')
 
     def check_closed(self) -> None:
         """After `close()` of the reactor, check that nothing is left."""
@@ -338,11 +341,11 @@ class Oracles:
 
 
 class Violation(BaseException):
-    """A law was broken. It is not an `Exception`, so that it leaves `run` and no callback catches it."""
+    """A law was broken. This is not an `Exception`, so no callback catches it, and it leaves `run`."""
 
 
 def _depth() -> int:
     frame, depth = _getframe(), 1
-    while frame := frame.f_back:  # type: ignore[assignment]  # until there is none
+    while frame := frame.f_back:  # type: ignore[assignment]  # None after the outermost frame
         depth += 1
     return depth

@@ -1,7 +1,7 @@
 """The properties of a simulated system: its platform, its faults and its limits, all drawn from the seed.
 
-`Platform` is the first base class of `SimKernel` to be initialized. Do not change the order of its draws: every seed
-would then stand for another run.
+`Platform` is the first base class of `SimKernel` to be initialized. Do not change the order of its draws: otherwise
+every seed would stand for a different run.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ TICK = 15_625_000  # ns: the timer of Windows has 64 ticks a second
 
 
 class Platform(Kernel):
-    """A kernel of a drawn or chosen platform, with the attributes of `Kernel` that differ between platforms."""
+    """A kernel for one platform, drawn or chosen, with the attributes of `Kernel` that differ between platforms."""
 
     counts_tcp: bool
     nodelay_inherited: bool
@@ -36,14 +36,14 @@ class Platform(Kernel):
         coins = Random(self.random.getrandbits(64))
         self.faults: Faults = Faults(coins, None if faults is True else faults or ())
         kind = self.random.choice(KINDS[:3])
-        # A separate generator, so that the other draws of a seed do not depend on this one. Seeds from before there
-        # were kqueue and Windows still stand for the same runs, some of them only with `selector`.
+        # A separate generator, so that the other draws of a seed do not depend on it. Seeds from the time before kqueue
+        # and Windows were simulated still stand for the same runs, but some of them need `selector` for that.
         manner = Random(f'manner {seed}')
         if manner.random() < FOREIGN:
             kind = manner.choice(KINDS[3:])
         self.kind: str = selector or kind
         self.on_linux: bool = self.kind in KINDS[:3]
-        self.tick: int = MS  # ns: the steps of the timer that ends waits, on Windows
+        self.tick: int = MS  # ns: on Windows, the steps of the timer that ends waits
         self.clock_grain: int = 1  # ns: the steps of the clock
         self.lost: int = errno.EBADF  # the error of calls on a descriptor that is not open
         self.counts_tcp = self.nodelay_inherited = self.on_linux

@@ -1,9 +1,9 @@
 """Simulated selectors that behave like epoll, poll, select, kqueue, and select on Windows, traps included.
 
-epoll watches the open file, not the descriptor number. It does not report a closed file. If a copy of the descriptor
-is still open, it reports the file for ever: to no handle, or to the handle that has the number now. poll reports a
-closed number for ever. With a closed number, select fails for all descriptors; it cannot take numbers from 1,024 on.
-epoll and poll report a hang-up for ever, even if no events are wanted.
+epoll watches the open file, not the descriptor number. It does not report a closed file. If a descriptor is closed
+while a copy of it is open, epoll reports the file for ever, under the old number: no handle has that number, or another
+handle has it by now. poll reports a closed number for ever. select fails for all descriptors if one number is closed,
+and it cannot take numbers from 1,024 on. epoll and poll report a hang-up for ever, even if no events are wanted.
 
 kqueue has a filter for each direction (`KqueueSelector` in CPython's Lib/selectors.py): a descriptor that is readable
 and writable is reported in two entries of one batch. Filters vanish with their descriptor, even if copies of it are
@@ -37,7 +37,7 @@ SLEEPS_FOR_EVER = 'no event is left to wait for, so the loop would sleep for eve
 
 
 class SimSelector:
-    """A selector like those of the module `selectors`, on a `SimKernel`."""
+    """A selector for a `SimKernel`, with the methods of the selectors in the module `selectors`."""
 
     def __init__(self, kernel: Descriptors, kind: str) -> None:
         if kind not in KINDS:
@@ -71,7 +71,7 @@ class SimSelector:
         return key
 
     def modify(self, fd: int, events: int, data: Any = None) -> SelectorKey:
-        """Change the wanted events. With epoll this fails if the number is no longer open, and unregisters it."""
+        """Change the wanted events. With epoll, this fails if the descriptor was closed, and then unregisters it."""
         key = self._keys[fd]
         if self.kind == 'kqueue':
             return self._modify_filters(key, events, data)
@@ -183,7 +183,7 @@ class SimSelector:
                 self._filters[fd, event] = file
 
     def _modify_filters(self, key: SelectorKey, events: int, data: Any) -> SelectorKey:
-        # `BaseSelector.modify`, which kqueue inherits.
+        # The steps of `BaseSelector.modify`, which `KqueueSelector` inherits.
         if events == key.events:
             key = self._keys[key.fd] = key._replace(data=data)
             return key
@@ -244,7 +244,7 @@ class SimSelector:
 
 
 class Stuck(BaseException):
-    """The loop waits, but no event is left. It is not an `Exception`: it must not be caught like a callback's error."""
+    """The loop waits, but no event is left. This is not an `Exception`, so it is not caught like a callback's error."""
 
 
 def _round_up(seconds: float, kind: str) -> int:

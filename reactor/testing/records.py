@@ -24,27 +24,27 @@ class Record:
         self.offered: bytearray = bytearray()  # bytes that the user wrote and that were not dropped
         self.got: bytearray = bytearray()  # bytes that were passed to on_data
         self.writing = False
-        self.marks: list[int] = []  # for each write with an on_written, the size of `offered` after it
-        self.written_calls = 0  # how many on_written were called
+        self.marks: list[int] = []  # for each write with an on_written, the size of `offered` after that write
+        self.written_calls = 0  # how many times an on_written was called
         self.closed_by: str | None = None  # 'close' or 'abort', if the user called it
         self.closed_at = 0  # ns
-        self.ended_by: str | None = None  # the call after which a write raises
+        self.ended_by: str | None = None  # the user's call after which every write raises
         self.resumed_late = False
-        self.marks_set_at = -1  # how many bytes were sent when the user changed the high- or low-water mark
+        self.marks_set_at = -1  # how many bytes had been sent when the user changed the high- or low-water mark
         self.has_header = False  # a PROXY header was received; the bytes after it are read in the same turn
         self.unclear = False  # the documentation does not say whether a write raises now
-        self.failed_before = False  # it had ended for another reason when the user called abort()
+        self.failed_before = False  # `closed` was already True when the user called abort()
         self.gone_before = False  # its descriptor was closed when the user called abort()
         self.over = False  # on_close was called
-        self.exc: BaseException | None = None  # passed to on_close
+        self.exc: BaseException | None = None  # the exception that was passed to on_close
         self.connected = False
         self.paused = False
         self.awaits_connect = False
-        self.connect_by: float | None = None  # ns
+        self.connect_by: float | None = None  # ns: the end of the connect timeout
         self.awaits_drain = False  # a write has returned False
         self.waited = False  # at least once, bytes had to wait for the peer
-        self.unread = False  # when the user closed it, it may have had unread input
-        self.dropped = False  # a write after a failure returned False, so its bytes are never sent
+        self.unread = False  # the connection may have had unread input when the user closed it
+        self.dropped = False  # a write after a failure returned False, so the bytes of that write are never sent
         self.cut = False  # a write found `max_buffered` bytes waiting, so the connection is aborted
         self.sends_files = False
         self.largest = 0  # bytes: the largest write
@@ -52,9 +52,9 @@ class Record:
         self.limits_from = self.paused_at = self.resumed_at = self.waiting_from = 0  # ns
         self.aborted_with: BaseException | None = None
         self.raised: list[BaseException] = []
-        self.survived: list[BaseException] = []  # those exceptions in `raised` that on_error handles
+        self.survived: list[BaseException] = []  # the exceptions in `raised` that on_error handles
         self.secured = False
-        self.raw = False  # the program transforms the bytes itself, so the peer receives other bytes than are written
+        self.raw = False  # the program transforms the bytes itself, so the peer receives different bytes
         self.wrappers: list[ReferenceType[Any]] = []  # its callbacks, to check that they are freed
         self.sock: ReferenceType[Any] | None = None
         self.deliveries: tuple[int, int] = (0, 0)  # a turn, and how many times on_data was called in it
@@ -74,7 +74,7 @@ class Record:
         yield IdleTimeout, max(read_at, sent_at, self.limits_from, resumed), options.idle_timeout
         since = max(read_at, self.limits_from, self.resumed_at)
         limit = options.read_timeout
-        # Pausing stops the limit only if it comes before the limit is over.
+        # Pausing stops the limit only if reading is paused before the limit is over.
         paused = self.paused and (limit is None or self.paused_at < since + limit * 1e9)
         if not paused and 'eof' not in self.events:
             yield ReadTimeout, since, limit

@@ -1,7 +1,7 @@
-"""Run many simulations of the reactor, each from its seed, or one of them again with its trace.
+"""Run simulations of the reactor: many seeds, or a single seed with its trace.
 
-This is the command `python -m reactor.testing`. Even if it is interrupted, its last line counts the seeds that ran and
-those that failed. The exit status is 1 if a seed failed or the command was interrupted.
+This is the command `python -m reactor.testing`. Even if it is interrupted, the last line of its output says how many
+seeds ran and how many failed. The exit status is 1 if a seed failed or the command was interrupted.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from .seeds import run_seed
 from .simulation import SimulationFailed
 
 BLOCK = 20  # seeds that a process gets at once
-REPORT_EVERY = 10.0  # seconds between two lines of progress, if stderr is not a terminal
+REPORT_EVERY = 10.0  # seconds between two progress lines, if stderr is not a terminal
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -41,7 +41,7 @@ def main(arguments: list[str] | None = None) -> int:
         help='the simulated platform (default: each seed draws one)',
     )
     parser.add_argument(
-        '--resume', type=Path, metavar='FILE', help='write results to FILE, and skip the seeds that it already has'
+        '--resume', type=Path, metavar='FILE', help='write results to FILE, and skip seeds whose results it already has'
     )
     parser.add_argument('--stop', action='store_true', help='stop at the first failure')
     options = parser.parse_args(arguments)
@@ -88,7 +88,7 @@ def run_block(block: tuple[int, int, str | None]) -> tuple[int, int, list[tuple[
 
 
 class Runs:
-    """A run of many seeds: it skips those in the file of `--resume`, counts, and reports failures."""
+    """A run of many seeds. It skips seeds that are in the file of `--resume`, shows progress, and reports failures."""
 
     def __init__(self, options: Any) -> None:
         self.options = options

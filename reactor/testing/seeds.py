@@ -1,6 +1,6 @@
-"""Run a simulation by its number: each seed draws a system, its faults, and a few programs.
+"""Run the simulation of a seed, which draws a system, its faults, and a few programs.
 
-The seed decides the whole run, on every computer and with every version of Python.
+The same seed makes the same run, on every computer and with every version of Python.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any
 from .programs import ALONE, PROGRAMS, meddling
 from .simulation import Simulation
 
-MOST_PROGRAMS = 3  # in one run
+MOST_PROGRAMS = 3  # the most programs in one run
 ALONE_EVERY = 8  # one in this many seeds runs a program that has to run alone
 MEDDLE_EVERY = 8  # one in this many seeds runs `meddling`, with up to two other programs
 
@@ -21,8 +21,8 @@ def run_seed(seed: int, programs: tuple[Callable[[Any], object], ...] | None = N
 
     Args:
         seed: Decides the whole run.
-        programs: The programs to run, instead of one to three that the seed draws.
-        options: Those of `Simulation`.
+        programs: The programs to run. None: the seed draws one to three.
+        options: Options of `Simulation`.
 
     Returns:
         The simulation, which has ended without a violation.
@@ -32,7 +32,7 @@ def run_seed(seed: int, programs: tuple[Callable[[Any], object], ...] | None = N
     """
     alone = programs is None and seed % ALONE_EVERY == ALONE_EVERY - 1
     if alone:
-        # Half of them run without faults, because some of their checks need that.
+        # Half of these runs have no faults, because some checks in these programs need that.
         options.setdefault('faults', seed % (2 * ALONE_EVERY) < ALONE_EVERY)
     simulation = Simulation(seed, **options)
     world = simulation.world

@@ -1,7 +1,7 @@
-"""One simulated run: a reactor, a program, and faults for a while.
+"""One simulated run: a reactor, a program, and faults that stop after a while.
 
-The faults stop after a time that the seed draws. Then everything that was begun must end within PATIENCE seconds. A
-failure is reported with the seed that repeats it.
+The seed decides when the faults stop. After that, everything must end within PATIENCE seconds. A failure is reported
+with the seed that repeats it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from .oracles import Violation, WatchedReactor
 from .poller import Stuck
 from .watched import Planted
 
-MOST_INTERRUPTS = 1000  # in a row without a finished turn
+MOST_INTERRUPTS = 1000  # the most interrupts in a row without a finished turn
 PATIENCE = 3600.0  # simulated seconds for everything to end, once faults have stopped
 
 
@@ -38,17 +38,17 @@ class Expectation:
 
 
 class World:
-    """Passed to each program: the reactor, a random generator, and planted trouble.
+    """The object passed to each program, with the reactor, a random generator, and random trouble.
 
     Attributes:
         r: The reactor.
         random: A seeded `random.Random` that only programs use.
-        faulty: Whether faults may happen. Without them every transfer must be complete and every end clean.
+        faulty: Whether faults may happen. Without faults, all bytes must arrive and all connections must end cleanly.
         has_unix: Whether there are Unix sockets.
         counts_tcp: Whether the system counts the bytes of connections, which `Limits(min_rate=...)` needs.
         name: The host name of `address()`. It has a second address, at which there is no listener.
-        stops: How many times `run` has returned False. It was called again each time.
-        tls: SSL contexts for (servers, clients) if the programs use TLS, else None.
+        stops: How many times `run` has returned False. The simulation calls it again each time.
+        tls: SSL contexts for (servers, clients) if the programs use TLS, otherwise None.
     """
 
     tls: Any = None
@@ -76,7 +76,7 @@ class World:
         return f'/run/{self._ports}.sock'
 
     def trouble(self, conn: Any = None) -> None:
-        """Make trouble at random: send a signal, let time pass, raise an exception. Call it first in each callback."""
+        """Make trouble at random: send a signal, let time pass or raise an exception. Call this first in callbacks."""
         kernel = self._simulation.kernel
         kernel.throw_signals()
         if kernel.faults.falls('callback.slow'):
@@ -104,13 +104,13 @@ class World:
 
 
 class Simulation:
-    """A simulated run, which `run` or `run_program` starts. Use an object once.
+    """A simulated run, which `run` or `run_program` starts. An object can be used only once.
 
     Args:
-        seed: Decides everything random.
+        seed: Decides all random choices.
         calm: Simulated seconds after which faults stop. None: up to two minutes, drawn from the seed.
         on_kernel: Called with the kernel before the reactor is made.
-        options: Those of `SimKernel`: selector, faults, descriptors, hosts, fail and others.
+        options: Options of `SimKernel`: selector, faults, descriptors, hosts, fail and others.
     """
 
     def __init__(
@@ -137,10 +137,10 @@ class Simulation:
         self.failure: str | None = None
 
     def run(self, main: Callable[[Any], object]) -> Simulation:
-        """Run `main(reactor)` until `run` of the reactor returns True, with the garbage collector off.
+        """Run `main(reactor)` until the reactor's `run` returns True, with the garbage collector off.
 
         Args:
-            main: Called with the reactor in the first turn, as by `reactor.run`.
+            main: Called with the reactor in the first turn, like the argument of `reactor.run`.
 
         Returns:
             This simulation.
@@ -162,7 +162,7 @@ class Simulation:
         return self
 
     def run_program(self, *programs: Callable[[World], object]) -> Simulation:
-        """Do the same as `run` with one or more programs, each called with the `World` in the first turn."""
+        """Run one or more programs like `run`, but call each with the `World` in the first turn."""
 
         def main(r: Any) -> None:
             for program in programs:
@@ -183,7 +183,7 @@ class Simulation:
         def begin(r: Any) -> None:
             main(r)
             ledger.begun = True
-            if kernel.time < calm_at:  # otherwise the faults were to stop before this first turn
+            if kernel.time < calm_at:  # otherwise the time for faults is already over
                 kernel.faults.on, kernel.descriptors = self._coins, self._descriptors
 
         todo: Any = begin
@@ -196,11 +196,11 @@ class Simulation:
                 interrupts = interrupts + 1 if ledger.turns == turns else 0
                 turns = ledger.turns
                 if interrupts > MOST_INTERRUPTS:
-                    raise Violation(f'law 8: run() was interrupted {interrupts} times without a turn between') from None
+                    raise Violation(f'law 8: run() was interrupted {interrupts} times in one turn') from None
             except OSError as exc:
                 if not kernel.fails:
                     raise
-                # The failed call was one of the selector, or one of a program that could not start.
+                # The call that failed was made by the selector, or by a program, which then could not start.
                 kernel.note('left run()', -1, repr(exc))
                 if not ledger.begun:
                     self.world.expectations.clear()
@@ -214,7 +214,7 @@ class Simulation:
             kernel.calm()
         if self.world.expectations:
             missing = '; '.join(expectation.text for expectation in self.world.expectations)
-            raise Violation(f'liveness: run() returned True, but these did not happen: {missing}')
+            raise Violation(f'liveness: run() returned True, but these events have not happened: {missing}')
         oracles.check_over()
         oracles.check_turn(0)
         try:

@@ -1,6 +1,6 @@
 """Simulated sockets: the methods of `socket.socket` that a reactor calls, with their errors and faults.
 
-Every misbehaviour here is one that some real system has, so a program that cannot handle it is wrong.
+Every misbehaviour here occurs on some real system, so a program that cannot handle it is wrong.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 UNREACHABLE = (errno.ENETUNREACH, errno.EADDRNOTAVAIL, errno.EHOSTUNREACH)
 BROKEN = (errno.ECONNRESET, errno.ETIMEDOUT, errno.EHOSTUNREACH)
 LARGEST_DATAGRAM = 65507
-LARGEST_UNIX_DATAGRAM = 212_960  # the largest that fits into the default SO_SNDBUF
+LARGEST_UNIX_DATAGRAM = 212_960  # bytes: the largest datagram that fits into the default SO_SNDBUF
 
 
 class SimSocket:
@@ -32,7 +32,7 @@ class SimSocket:
         self._bound: Any = None
         self._options: set[int] = set()
 
-    # -- the object
+    # -- the socket object
 
     def fileno(self) -> int:
         return self._fd
@@ -77,7 +77,7 @@ class SimSocket:
         if falls('accept.aborted'):
             listening.take().reset()
             fail(kernel.random.choice((errno.ECONNABORTED, errno.EPROTO, errno.EPERM)))
-        listening.refused_at = kernel.time  # in case no descriptor is free
+        listening.refused_at = kernel.time  # because `lowest_free` may fail
         fd = kernel.lowest_free()
         end = listening.take()
         # macOS has no address for a client that has already left, and Python returns None.
@@ -176,7 +176,7 @@ class SimSocket:
         return self._send('sendmsg', buffers[0] if self.kernel.kind == 'windows' else b''.join(buffers))
 
     def sendfile(self, data: bytes) -> int:
-        """Send bytes of a file, as `os.sendfile` does."""
+        """Send bytes of a file, like `os.sendfile`."""
         return self._send('sendfile', data)
 
     def _send(self, name: str, data: Any) -> int:

@@ -1,7 +1,7 @@
-"""The checks of each connection while it is open, at every call and callback.
+"""Checks for open connections, at every call and callback.
 
-They are written from the laws and the docstrings. They compare the user's calls and the callbacks with the state of the
-simulated kernel, and do not repeat conditions of the stream: a mistake in the stream would then be in its check, too.
+They are written from the laws and the docstrings, and compare the user's calls and the callbacks with the state of the
+simulated kernel. They do not repeat conditions from the stream's code: otherwise a mistake there would be here, too.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ CALLBACK_COST = 1024  # bytes: the most that each waiting `on_written` may count
 
 
 class StreamChecks:
-    """The checks of the connections of one reactor, at every call and callback and between two turns."""
+    """The checks for the connections of one reactor, at every call and callback and between two turns."""
 
     def __init__(self, ledger: Ledger, calls: Calls, ends: Ends) -> None:
         self.ledger, self.calls, self.ends = ledger, calls, ends
@@ -74,9 +74,9 @@ class StreamChecks:
             self.ledger.violations.append(f'a callback of {handle!r} raised {exc!r}')
 
     def write(self, stream: WatchedStream, call: Any, what: Any, pieces: Any, on_written: Any, args: Any) -> bool:
-        """Make a write of the user by `call(what, on_written, *args)`, and check its result."""
+        """Make the user's write by calling `call(what, on_written, *args)`, and check its result."""
         record = stream.record
-        if record.writing:  # over TLS one kind of write calls the other
+        if record.writing:  # over TLS, one method for writing calls another
             within: bool = call(what, on_written, *args)
             return within
         data = b''.join(bytes(piece) for piece in pieces)
@@ -191,7 +191,7 @@ class StreamChecks:
             self.ends.check(stream, args[0])
 
     def check_closed_is_true(self, stream: WatchedStream, how: str) -> None:
-        """Check that a stream is closed after the user has called `how`."""
+        """Check that a stream is closed after the user has called the method named `how`."""
         if not stream.closed:
             self.ledger.wrong(stream, f'after {how}(), `closed` is still False')
 
@@ -264,7 +264,7 @@ class StreamChecks:
             self.ledger.wrong(stream, f'law 6: {stream.buffered} bytes wait; max_buffered is {most}')
 
     def _check_dropped(self, stream: WatchedStream) -> None:
-        # Law 9: no object of the user is kept, nor the socket, nor a timer.
+        # Law 9: an ended stream keeps no object of the user, no socket and no timer.
         record = stream.record
         kept = [each for each in (*record.wrappers, record.sock) if each is not None and each() is not None]
         if kept or stream.data is not None or stream.origin is not None:
@@ -281,8 +281,8 @@ class StreamChecks:
 class WatchedCallback:
     """A callback of a stream, wrapped in checks.
 
-    Code that reads `conn.on_data`, as `reactor.framing` does, must not notice the wrapper. So the wrapper is equal to
-    the callback that was set, has its attributes, and claims to be of its class.
+    Code that reads `conn.on_data`, such as `reactor.framing`, must not notice the wrapper. So the wrapper compares
+    equal to the callback that was set, has its attributes, and claims to be of its class.
     """
 
     __slots__ = ('__weakref__', '_checks', '_fn', '_kind')

@@ -68,7 +68,7 @@ class WatchedStream(Stream):
     def _resumed(self) -> None:
         record = self.record
         if record.paused and self.closed:
-            # It was paused when it failed. If its socket is already closed, the unread bytes are lost.
+            # The stream was paused when it failed. If its socket is already closed, the unread bytes are lost.
             record.resumed_late = record.end is None or record.end.gone
         elif record.paused:
             record.resumed_at = self.loop.ledger.time()
@@ -96,7 +96,7 @@ class WatchedStream(Stream):
         send = super().send_file
         self.record.sends_files = True
         if self.loop.ledger.secured(self):
-            secured: bool = send(file, offset, count, on_written, *args)  # which calls `write` with the bytes
+            secured: bool = send(file, offset, count, on_written, *args)  # this calls `write` with the bytes
             return secured
 
         def call(what: Any, on_written: Any, *args: Any) -> bool:
@@ -129,14 +129,14 @@ class WatchedStream(Stream):
         self.loop.oracles.streams.check_closed_is_true(self, 'abort')
 
     def reset(self, exc: BaseException | None) -> None:
-        # Checked here and not in on_close, because the user may pause reading between the two.
+        # Checked here, not in on_close, because the user may pause reading before on_close is called.
         if isinstance(exc, ReadTimeout) and self.record.paused:
             self.loop.ledger.wrong(self, f'it ended with {exc!r} while reading was paused')
         super().reset(exc)
 
     def forget(self) -> None:
         super().forget()
-        self.loop.ledger.streams.pop(self, None)  # it could not be registered, and no user has seen it
+        self.loop.ledger.streams.pop(self, None)  # the stream could not be registered, and the user has never seen it
 
 
 class WatchedTLSStream(WatchedStream, TLSStream):
@@ -145,11 +145,11 @@ class WatchedTLSStream(WatchedStream, TLSStream):
     __slots__ = ()
 
     def write(self, data: Any, on_written: Callable[[Self, *Ts], object] | None = None, *args: *Ts) -> bool:
-        return self.writelines((data,), on_written, *args)  # as `TLSStream` does, but noted once
+        return self.writelines((data,), on_written, *args)  # like `TLSStream`, but the write is noted only once
 
 
 class WatchedProxiedStream(WatchedStream, ProxiedStream):
-    """A `WatchedStream` that waits for its PROXY header. The peer wrote the header like other bytes, so they count."""
+    """A `WatchedStream` that waits for a PROXY header, which counts as received data, like all bytes of the peer."""
 
     __slots__ = ()
 

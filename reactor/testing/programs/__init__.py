@@ -1,10 +1,10 @@
-"""Random programs like those of users, for the real system and for simulated ones.
+"""Random programs that resemble those of users, for real and simulated systems.
 
 A program is a function with one argument, the world it runs in. It is called once, in the first turn of the loop, and
-has ended when `run` returns True. All its sizes, counts, methods and times are drawn from the generator of the world.
+it has ended when `run` returns True. All its sizes, counts, methods and times are drawn from the world's generator.
 
     PROGRAMS  programs that can run together
-    ALONE     programs that shut the reactor down, and so must run alone
+    ALONE     programs that shut the reactor down, so they must run alone
     meddling  handles of all kinds that act on each other; it runs in some of the seeds
     RACES     programs with a race between client and server: two runs on a real system may differ
 """

@@ -1,7 +1,7 @@
-"""A crowd of handles whose callbacks act on each other, and the connections in it.
+"""A crowd of handles whose callbacks act on each other; this module has the crowd and its connections.
 
 Each actor has a small model of its handle's promises, written from the documentation. All streams send the same endless
-text, so that received bytes show from which position of the text they come.
+text, so received bytes show their position in the text.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from reactor import ConnectionClosed, Limits, Stream
 from .admission import header
 from .parts import AnyWorld, Goal, Place, new_random
 
-TEXT = bytes(range(251)) * 1200  # 251 is prime, so a lost or doubled chunk of a usual size is noticed
+TEXT = bytes(range(251)) * 1200  # 251 is prime, so a lost or doubled chunk of a common size is noticed
 PERIOD = 251
-MOST = 14  # handles at once
+MOST = 14  # the most handles that are open at once
 END = 20.0  # seconds after which all handles are closed
 
 
 class Crowd:
-    """The handles, and how many actions are left. After the last action all handles are closed.
+    """The handles, and how many actions are left. After the last action, all handles are closed.
 
-    kinds  functions that open handles other than connections: each gets the crowd, and returns an actor or None
+    kinds  functions that open handles other than connections: each takes the crowd, and returns an actor or None
     """
 
     def __init__(self, world: AnyWorld, kinds: tuple[Callable[[Crowd], Any], ...] = ()) -> None:
@@ -53,7 +53,7 @@ class Crowd:
         return self._numbers
 
     def met(self, number: int) -> None:
-        """Note that an expected event has happened, for the first time."""
+        """Note that an expected event has happened. It must not happen twice."""
         goal = self.goals.pop(number, None)
         if goal is None:
             self.fail(f'part {number} ended twice')
@@ -67,7 +67,7 @@ class Crowd:
         self.world.fail(text)
 
     def tick(self) -> None:
-        """Act in the timer of the crowd, and end after END seconds."""
+        """Act on a few handles, from the timer of the crowd. End everything after END seconds."""
         if self.r.now - self.began > END:
             self.left = 0
         self.meddle()
@@ -90,7 +90,7 @@ class Crowd:
                 self.rng.choice(self.actors).act(self.rng)
 
     def open(self) -> None:
-        """Open one more handle, unless there are enough or the system has no more descriptors."""
+        """Open one more handle, unless there are enough handles or the system is out of descriptors."""
         if len(self.actors) >= MOST or self.over:
             return
         try:
@@ -120,7 +120,7 @@ class Crowd:
         self.places.append((place, proxied))
 
     def on_accept_error(self, server: Any, exc: Exception) -> None:
-        """Act in `on_accept_error` of a listener."""
+        """Act on a few handles, from `on_accept_error` of a listener."""
         self.meddle()
         self.world.trouble()
 
@@ -177,17 +177,17 @@ def refer(handle: Any, rng: random.Random) -> None:
 
 
 class Side:
-    """One end of a connection, which is written to, paused, and ended in all ways."""
+    """One end of a connection. The program writes to it, pauses it, and ends it in every possible way."""
 
     def __init__(self, crowd: Crowd, conn: Stream | None, ready: bool) -> None:
         self.crowd = crowd
-        self.conn: Stream = conn  # type: ignore[assignment]  # `open` sets it right after
+        self.conn: Stream = conn  # type: ignore[assignment]  # `open` sets it right after this
         self.number = crowd.expect('end of connection')
-        self.ready = ready  # it may be written to; a proxied client first sends its header
-        self.ended = ''  # the method with which we have ended it
+        self.ready = ready  # the program may write to it; a proxied client first sends its header
+        self.ended = ''  # the method with which the program has ended it
         self.over = self.paused = self.closed_by_us = self.peer_ended = False
-        self.said = self.heard = 0  # bytes of the text
-        self.count = self.written_calls = 0  # writes with a callback, and how many were called
+        self.said = self.heard = 0  # bytes of the text that were sent and received
+        self.count = self.written_calls = 0  # writes with an on_written, and how many of these were called
 
     @classmethod
     def open(cls, crowd: Crowd) -> Side | None:
@@ -227,7 +227,7 @@ class Side:
         return on_connect
 
     def callbacks(self, rng: random.Random) -> dict[str, Any]:
-        """Return its callbacks, some of which are missing at random."""
+        """Return the callbacks of this end. Some are left out at random."""
         named: dict[str, Any] = {'on_data': self.on_data, 'on_close': self.on_close}
         for name, callback in ('on_eof', self.on_eof), ('on_drain', self.on_drain), ('on_error', self.on_error):
             if rng.random() < 0.6:
@@ -235,7 +235,7 @@ class Side:
         return named
 
     def happened(self, what: str) -> None:
-        """Check that a callback may be called, and then act on other handles."""
+        """Check that a callback may be called now, and then act on other handles."""
         if self.over:
             self.crowd.fail(f'on_{what} was called after on_close')
         if self.closed_by_us and what != 'written':
@@ -286,7 +286,7 @@ class Side:
         self.crowd.world.trouble(conn)
 
     def act(self, rng: random.Random) -> None:
-        """Call a random method of the connection, in whichever state it is."""
+        """Call a random method of the connection, whatever its state."""
         conn, action = self.conn, rng.randrange(16)
         if action < 6:
             self.write(rng)
@@ -313,7 +313,7 @@ class Side:
             self.close(rng)
 
     def write(self, rng: random.Random) -> None:
-        """Write more of the text. It must raise if we have ended the connection, and only then."""
+        """Write more of the text. This must raise if the connection was ended or is over, and only then."""
         if not self.ready:
             return
         size = rng.choice((0, 1, 100, 5000, 70_000))

@@ -1,7 +1,7 @@
 """Programs with servers that limit their clients: by PROXY headers, by number, and by pace.
 
-- A client with a valid PROXY header has the address in that header, and gets every byte. Other clients do not reach
-  `on_connect`.
+- A client with a valid PROXY header has the address from the header, and receives every byte. For other clients,
+  `on_connect` is not called.
 - A server with `Limits` accepts exactly the clients that the limits allow.
 - A client that keeps the minimum rate may stay until its lifetime is over.
 """
@@ -23,7 +23,7 @@ CLIENT = '192.0.2.1'
 
 
 def proxied(world: AnyWorld) -> None:
-    """Run an echo server behind proxies, with TLS if the world has contexts, and with strangers and health checks."""
+    """Run an echo server behind proxies, with TLS if the world has contexts. Some clients send no valid header."""
     place = proxied_echo(world)
     group = WaitGroup(world, place.server)
     for _ in range(world.random.randint(1, 8)):
@@ -72,10 +72,10 @@ class Proxy:
 
 
 def limited(world: AnyWorld) -> None:
-    """Connect more clients than the limits allow. They close when each client is either accepted or refused."""
+    """Connect clients, often more than the limits allow. They close when each has been accepted or refused."""
     rng = world.random
     most, of_one, burst = rng.choice((0, 1, 3, 50)), rng.choice((None, 2)), rng.choice((None, 2, 4))
-    inside = [0, 0]  # open connections: now, and in all
+    inside = [0, 0]  # how many connections are open, and how many were accepted in all
 
     def on_connect(conn: Stream) -> None:
         inside[0] += 1
@@ -106,7 +106,7 @@ def limited(world: AnyWorld) -> None:
 
 
 class Guests:
-    """The clients of `limited`, by number. When none is undecided any more, the accepted ones close."""
+    """The clients of `limited`, by number. When all have been accepted or refused, the accepted clients close."""
 
     def __init__(self, world: AnyWorld, count: int, group: WaitGroup) -> None:
         self.world = world
@@ -142,7 +142,7 @@ def paces(world: AnyWorld) -> None:
     def on_close(conn: Stream, exc: BaseException | None) -> None:
         kind = kinds.get(bytes(conn.data or b'')[:1])
         if not world.faulty and type(exc) is not kind and not (kind is None and exc is None):
-            world.fail(f'{conn.data!r} ended with {exc!r}, not with {kind!r}')
+            world.fail(f'the connection of a client that sent {conn.data!r} ended with {exc!r}, not with {kind!r}')
         world.trouble(conn)
 
     def on_data(conn: Stream, data: bytes) -> None:
@@ -161,13 +161,13 @@ def paces(world: AnyWorld) -> None:
 
 
 class Dripping:
-    """A client of `paces`: it sends `word` every 0.3 s until it is closed. With an empty word it only waits."""
+    """A client of `paces`: it sends `word` every 0.3 s until it is closed. If `word` is empty, it only waits."""
 
     def __init__(self, world: AnyWorld, address: tuple[str, int], word: bytes, group: WaitGroup) -> None:
         self.world = world
         self.word = word
         self.group = group
-        self.number: int = group.add('dripping one')
+        self.number: int = group.add('dripping client')
         keywords: dict[str, Any] = {'on_connect': self.on_connect, 'on_close': self.on_close, 'timeout': 20}
         if world.tls is not None:
             keywords.update(ssl=world.tls[1], server_hostname='localhost')
@@ -192,7 +192,7 @@ class Dripping:
 
 
 def header(rng: random.Random, number: int) -> bytes:
-    """Return the PROXY header of a client, whose number is also its port."""
+    """Return the PROXY header of a client; `number` is also the client's port."""
     if rng.random() < 0.4:
         return b'PROXY TCP4 %s 10.0.0.1 %d 443\r\n' % (CLIENT.encode(), number)
     tlvs = b''.join(struct.pack('!BH', 0xE0, size) + bytes(size) for size in rng.choice(((), (0,), (5, 90))))
@@ -201,7 +201,7 @@ def header(rng: random.Random, number: int) -> bytes:
 
 
 def disturb(world: AnyWorld, place: Place, words: bytes, done: Any) -> None:
-    """Connect and send `words`, which are not a header, or close at once if there are none. Any end is right."""
+    """Connect and send `words`, which are not a header; if there are none, close at once. Any error is allowed."""
 
     def on_connect(conn: Stream) -> None:
         world.trouble(conn)

@@ -1,7 +1,7 @@
 """Programs with small servers and clients like those of users: echo, proxy, half-closes, requests, publishing.
 
-Without faults, every connection ends cleanly with all bytes delivered. With faults, the received bytes are the first
-part of those that were sent.
+Without faults, every connection ends cleanly with all bytes delivered. With faults, the received bytes are a prefix of
+the bytes sent.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def echo(world: AnyWorld) -> None:
 
 def echo_server(world: AnyWorld) -> Place:
     """Listen with an echo server that pauses reading while its client reads too slowly."""
-    most = world.random.choice((None, None, 1, 3))  # more clients wait in the backlog
+    most = world.random.choice((None, None, 1, 3))  # further clients wait in the backlog
     return Place(world, **echoing(world), max_connections=most, **limits(world.random))
 
 
@@ -81,7 +81,7 @@ def proxy(world: AnyWorld) -> None:
 
 
 def half_closes(world: AnyWorld) -> None:
-    """Close one direction and use the other: the server answers after an end of file, or sends first and ends."""
+    """Close one direction and use the other: the server answers after an end of file, or sends first and then ends."""
     first = world.random.random() < 0.5
     greeting = some_bytes(world.random) if first else b''
     pieces_of = new_random(world)
@@ -123,7 +123,7 @@ def half_closes(world: AnyWorld) -> None:
 
 
 def floods(world: AnyWorld) -> None:
-    """Send much in both directions at once, with each side reading at its own pace."""
+    """Send many bytes in both directions at once, with each side reading at its own pace."""
     ours, theirs = (world.random.randbytes(world.random.randint(0, 200_000)) for _ in range(2))
     seed = world.random.getrandbits(64)
 
@@ -178,14 +178,14 @@ def requests(world: AnyWorld) -> None:
 
 
 class RequestClient:
-    """A client of `requests`. The server closes the connection after its last request, or the client gives up."""
+    """A client of `requests`. The server closes the connection after the last answer, or the client gives up."""
 
-    PATIENCE, LATE = 20.0, 3600_000  # seconds, milliseconds
+    PATIENCE, LATE = 20.0, 3600_000  # in seconds, in milliseconds
 
     def __init__(self, world: AnyWorld, place: Place, group: WaitGroup) -> None:
         self.world = world
         self.group = group
-        self.number: int = group.add('asker')
+        self.number: int = group.add('requesting client')
         rng = new_random(world)
         self.texts: list[bytes] = [b'%x' % rng.getrandbits(4 << rng.randrange(9)) for _ in range(rng.randint(1, 5))]
         self.delays: list[int] = [rng.choice((0, 0, 1, 5)) for _ in self.texts]
@@ -240,12 +240,12 @@ def publish(world: AnyWorld) -> None:
 
 
 def publish_to_the_dying(world: AnyWorld) -> None:
-    """Run the same hub with subscribers that may reset their connections."""
+    """Run the hub of `publish` with subscribers that may reset their connections."""
     Hub(world, dying=True)
 
 
 class Hub:
-    """The server of `publish`. It also starts the clients: subscribers first, and then the publisher."""
+    """The server of `publish`. It also starts the clients: first the subscribers, then the publisher."""
 
     WELCOME = b'welcome\n'
 
@@ -286,7 +286,7 @@ class Hub:
     def on_close(self, conn: Stream, exc: BaseException | None) -> None:
         if conn in self.subscribers:
             del self.subscribers[conn]
-        elif not self.unwelcomed:  # it was the publisher
+        elif not self.unwelcomed:  # the publisher has ended
             for each in self.subscribers:
                 each.close()
         self.world.trouble(conn)
@@ -299,14 +299,14 @@ class Hub:
             talker.join(self.place.connect(**talk(self.world)))
 
     def published(self) -> None:
-        """Wake the subscribers that sleep, because the publisher has ended."""
+        """Resume the subscribers that paused reading, because the publisher has ended."""
         for each in self.stuck:
             each.resume_reading()
         self.group.done(self.publishing)
 
 
 class Subscriber(Talker):
-    """A client of a `Hub`. It receives all the news, perhaps late, or resets its connection on the way."""
+    """A client of a `Hub`. It receives all the news, perhaps late, or resets its connection before that."""
 
     def __init__(self, hub: Hub, rng: random.Random, dying: bool) -> None:
         expected = b''.join([hub.WELCOME, *hub.news])

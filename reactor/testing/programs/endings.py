@@ -1,6 +1,6 @@
 """Programs with connections that begin and end in unusual ways: at once, rudely, or inside each other's callbacks.
 
-Each connection ends exactly once, and the program ends. How a connection ends depends on how fast its peer is.
+Each connection must end exactly once, and the program must end. How a connection ends depends on how fast its peer is.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from .parts import AnyWorld, Place, WaitGroup, limits, new_random, some_bytes, t
 
 
 def churn(world: AnyWorld) -> None:
-    """Connect clients that end at once, each in another way. Each next client starts in `on_close` of the last one."""
+    """Connect clients that end at once, in various ways. Most of them connect again, from within `on_close`."""
     greeting, manner = some_bytes(world.random, 5000), world.random.choice(('stay', 'close', 'abort'))
 
     def on_connect(conn: Stream) -> None:
@@ -38,7 +38,7 @@ def churn(world: AnyWorld) -> None:
 
 
 class Visitor:
-    """A client of `churn` that connects several times."""
+    """A client of `churn` that connects up to six times."""
 
     def __init__(self, world: AnyWorld, places: dict[str, Place], group: WaitGroup) -> None:
         self.world = world
@@ -108,11 +108,11 @@ def write_and_close(conn: Stream) -> None:
 
 
 def end(conn: Stream) -> None:
-    """End our side, and receive what the server sends."""
+    """End the client's side, and receive the bytes that the server sends."""
     conn.write_eof()
 
 
-# For each manner: the server, what to do right after the call, and what to do in `on_connect`.
+# For each manner: the server, the action right after the connect call, and the action in `on_connect`.
 MANNERS: dict[str, tuple[str, Callable[[Stream], None], Callable[[Stream], None]]] = {
     'close before connected': ('lively', close, close),
     'abort before connected': ('lively', abort, close),
@@ -139,12 +139,12 @@ ENDS_OF_OTHERS: dict[str, Any] = {**ENDS, 'deaf': (type(None), ConnectTimeout, C
 
 
 def closing(world: AnyWorld) -> None:
-    """Begin, pause and end connections inside every kind of callback: the connection's own and others."""
+    """Begin, pause and end connections in callbacks of every kind, of the same connection and of others."""
     Mischief(world)
 
 
 class Mischief:
-    """The state of `closing`: the connections, timers and listeners, and how many deeds are left."""
+    """The state of `closing`: the connections, timers and listeners, and how many actions are left."""
 
     def __init__(self, world: AnyWorld) -> None:
         self.world = world
@@ -164,7 +164,7 @@ class Mischief:
         self.beating: Timer = self.r.call_every(0.005, self.beat)
 
     def act(self, conn: Any = None) -> None:
-        """Do random deeds to this connection or another."""
+        """Do random actions on this connection or on others."""
         for _ in range(self.rng.choice((0, 1, 1, 3))):
             if self.left:
                 self.left -= 1
@@ -175,7 +175,7 @@ class Mischief:
         self.world.trouble(conn)
 
     def callbacks(self) -> dict[str, Any]:
-        """Return callbacks that act, for a listener or a client. Some of them are missing at random."""
+        """Return callbacks that call `act`, for a listener or a client. Some are left out at random."""
 
         def on_event(conn: Stream, *args: Any) -> None:
             self.act(conn)
@@ -200,18 +200,18 @@ class Mischief:
         self.act()
 
     def beat(self) -> None:
-        """Act in a timer. When no deeds are left, end everything."""
+        """Call `act` from a timer. When no actions are left, end everything."""
         if not self.left:
             self.curfew()
         self.act()
 
     def called(self, part: int) -> None:
-        """Act in a scheduled call."""
+        """Call `act` from a scheduled call."""
         self.group.done(part)
         self.act()
 
     def on_written(self, conn: Stream) -> None:
-        """Act in `on_written` of a deed."""
+        """Call `act` from `on_written`."""
         self.act(conn)
 
     def curfew(self) -> None:
@@ -227,12 +227,12 @@ class Mischief:
         self.world.trouble()
 
     def look_for_the_end(self) -> None:
-        """After the curfew, note the end of the last connection."""
+        """After `curfew`, note the end of the last connection."""
         if self.over and not self.conns and self.part is not None:
             self.group.done(self.part)
             self.part = None
 
-    # -- the deeds
+    # -- the random actions
 
     def connect(self, conn: Any = None) -> None:
         """Connect a client to a server that may be closed already."""

@@ -1,7 +1,7 @@
 """Programs that reach limits: time limits, and the number of connections.
 
-A connection within its limits stays open, and one beyond them ends with the right exception. The checks of the
-simulation test that it ends in time.
+A connection within its limits must stay open. A connection that exceeds a limit must end with the right exception; the
+checks of the simulation test that it ends in time.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ def time_limits(world: AnyWorld) -> None:
 
 
 class Silent:
-    """A client of `time_limits`. Most clients send a few times first."""
+    """A client of `time_limits`. Most clients send a few times before they fall silent."""
 
     def __init__(self, world: AnyWorld, place: Place, group: WaitGroup) -> None:
         self.world = world
         self.group = group
-        self.number: int = group.add('silent one')
+        self.number: int = group.add('silent client')
         rng = new_random(world)
         self.patience: float = rng.choice((0.1, 0.25, 0.4))
         self.kind = rng.choice(('read', 'paused', 'idle', 'write', 'changed'))

@@ -1,8 +1,8 @@
-"""A program in which every callback acts on other handles, as it happens in programs with several handles.
+"""A program in which every callback acts on other handles, as callbacks in real programs do.
 
 Each callback acts on a few random handles: it writes to them, closes them, pauses them, moves their timers, or opens
-others. In a turn with many ready handles, some are in another state when their turn comes than when the selector
-reported them.
+new ones. So when many handles are ready in one turn, some change their state after the selector has reported them and
+before their callbacks run.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ class Clock(Actor):
 
 
 class Mailer(Actor):
-    """A UDP socket that sends to itself and to others of its kind. It is over when `on_close` was called."""
+    """A UDP socket that sends to itself and to other sockets of this class. It is over when `on_close` was called."""
 
     def __init__(self, crowd: Crowd) -> None:
         super().__init__(crowd)
@@ -104,7 +104,7 @@ class Mailer(Actor):
         if self.paused:
             self.crowd.fail('on_datagram was called while reading is paused')
         if data != TEXT[: len(data)]:
-            self.crowd.fail('a received datagram is not one that was sent')
+            self.crowd.fail('a datagram was received that was never sent')
         self.happened('datagram')
         self.crowd.world.trouble(sock)
 
@@ -275,13 +275,13 @@ class Idle(Actor):
 
 
 class Ear(Awaited):
-    """A handler of SIGTERM, unless there is one already. The program sends the signal to itself."""
+    """A handler for SIGTERM, unless there is one already. The program sends the signal to itself."""
 
     event = 'signal'
 
     def __new__(cls, crowd: Crowd) -> Any:
         if any(hasattr(handle, 'signum') for handle in crowd.r.handles()):
-            return None  # a signal is for the whole process, so one handler is enough
+            return None  # a signal is sent to the whole process, so one handler is enough
         return super().__new__(cls)
 
     def __init__(self, crowd: Crowd) -> None:

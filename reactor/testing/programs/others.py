@@ -1,7 +1,7 @@
 """Programs without streams: timers, datagrams, signals, calls in threads and look-ups.
 
-Each has a small model of the promises of its handles. Lost datagrams are sent again, the callback of a cancelled
-operation is never called, and every program ends.
+Each program has a small model of its handles' promises. Lost datagrams are sent again, the callback of a cancelled
+operation must never be called, and every program must end.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from .parts import AnyWorld, WaitGroup, new_random, some_bytes
 
 
 def timers(world: AnyWorld) -> None:
-    """Set timers that cancel and move each other, some with equal deadlines. They must fire in order, and not early."""
+    """Set timers that cancel and move each other, some with equal deadlines. They must fire in order, never early."""
     r, rng, group = world.r, new_random(world), WaitGroup(world)
     start = r.now
     fired: list[tuple[float, int]] = []
@@ -27,7 +27,7 @@ def timers(world: AnyWorld) -> None:
         rng.random() * 0.03 if many else rng.choice((0, 0, 0.001, 0.002, 0.01, 0.03))
         for _ in range(rng.randint(200, 300) if many else rng.randint(1, 40))
     ]
-    due: dict[int, tuple[float, int]] = {}  # for each number its deadline, and the order in which it was set
+    due: dict[int, tuple[float, int]] = {}  # for each timer's number: its deadline, and the order in which it was set
     order = count()
     cancelled: set[int] = set()
 
@@ -38,7 +38,7 @@ def timers(world: AnyWorld) -> None:
         if r.now < due[number][0]:
             world.fail(f'timer {number} fired early')
         if fired and fired[-1] > due[number]:
-            world.fail(f'timer {due[number]} fired after timer {fired[-1]}')
+            world.fail(f'a timer with (deadline, order) {due[number]} fired after the timer with {fired[-1]}')
         fired.append(due[number])
         if rng.random() < 0.3:
             cancel(rng.randrange(len(delays)))
@@ -70,7 +70,7 @@ def timers(world: AnyWorld) -> None:
 
 
 def calls(world: AnyWorld) -> None:
-    """Run calls that schedule the next one, a repeating timer that cancels itself, and a timer that is moved."""
+    """Run calls that schedule further calls, a repeating timer that cancels itself, and a timer that is moved."""
     r, group = world.r, WaitGroup(world)
     start = r.now
 
@@ -173,10 +173,10 @@ class Correspondent:
 
 
 def signals(world: AnyWorld) -> None:
-    """Send signals to this process, one or several at a time. Each must reach its handler, and no other signal may."""
+    """Send signals to this process, one or more at a time. Handlers are called for these signals only."""
     r, rng, group = world.r, new_random(world), WaitGroup(world)
     if any(hasattr(handle, 'signum') for handle in r.handles()):
-        return  # a signal is for the whole process, so only one such program can run
+        return  # a signal is sent to the whole process, so only one such program can run
     part, rounds = group.add('signals'), rng.randint(1, 5)
     sent, heard = {SIGTERM: 0, SIGINT: 0}, {SIGTERM: 0, SIGINT: 0}
     waits = {SIGTERM: 0, SIGINT: 0}  # ticks since the signal was sent
@@ -211,7 +211,7 @@ def signals(world: AnyWorld) -> None:
 
 
 def threads(world: AnyWorld) -> None:
-    """Run calls in threads that return, raise, or are cancelled. `on_done` of the others must be called once."""
+    """Run calls in threads: some return, some raise. Unless a call is cancelled, its `on_done` must be called once."""
     rng, group = new_random(world), WaitGroup(world)
     left = rng.randint(1, 30)
 

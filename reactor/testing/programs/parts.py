@@ -1,11 +1,11 @@
-"""The parts of the programs: the world they run in, servers, conversations, and the end of a program.
+"""The parts that programs share: the world they run in, servers, conversations, and the end of a program.
 
 - A program uses only its world and the public names of `reactor`.
-- Decisions are drawn when the program begins, from the generator of the world. Later ones are drawn from a generator
-  that belongs to one connection. So they do not depend on how independent connections take turns, nor on how their
-  bytes are cut into chunks.
-- `trouble` of the world is called first in the callbacks of a connection: an exception there ends the connection, and
-  is reported. It is called last where an exception ends nothing: in `on_close`, and in timers and other calls.
+- Decisions at the start of the program are drawn from the world's generator. Later decisions are drawn from a generator
+  that belongs to one connection. So they do not depend on the order in which independent connections run, nor on how
+  their bytes are cut into chunks.
+- `world.trouble` is called first in the callbacks of a connection: an exception there ends the connection, and is
+  reported. Where an exception ends nothing (in `on_close`, timers and other calls), `world.trouble` is called last.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ class AnyWorld(Protocol):
     random              a seeded generator for all decisions
     faulty              whether faults may happen; connections may then end with errors, but bytes are never wrong
     address()           a numeric host and a port at which there is no listener; port 0: the system chooses
-    tls                 SSL contexts for (servers, clients) if the programs use TLS, else None
+    tls                 SSL contexts for (servers, clients) if the programs use TLS, otherwise None
     stops               how many times `run` was stopped, for example by `drain`; it was called again each time
-    name                the host name of address(); it may have other addresses, too
+    name                the host name of address(); the name may have other addresses, too
     has_unix            whether there are Unix sockets
-    counts_tcp          whether the system counts the bytes of TCP connections, for a minimum rate
+    counts_tcp          whether the system counts the bytes of TCP connections, which a minimum rate needs
     unix_path()         a path at which there is no socket yet
     trouble(conn)       called in every callback; it may raise an exception, or let time pass
     expect(text)        returns a `Goal` that must be met before the program ends
@@ -60,8 +60,8 @@ class AnyWorld(Protocol):
     def raise_signal(self, number: int) -> None: ...
 
 
-LARGEST = 200_000  # bytes
-PROXIES = ('127.0.0.0/8', '::1/128')  # the addresses of clients in all worlds
+LARGEST = 200_000  # the default limit of `some_bytes`
+PROXIES = ('127.0.0.0/8', '::1/128')  # in all worlds, clients have addresses in these networks
 
 
 def new_random(world: AnyWorld) -> random.Random:
@@ -163,11 +163,11 @@ class WaitGroup:
 class Talker:
     """One side of a conversation, kept in `data` of its connection: it sends `words` and expects to receive `expected`.
 
-    then    'eof': call `write_eof` after sending; 'close': close after sending and receiving; 'wait' for the peer's end
+    then    'eof': call `write_eof` after sending; 'close': close after sending and receiving; 'wait': the peer ends
     leave   called without arguments when the connection ends
 
-    It writes in random pieces and with all methods, before it is connected or after. It waits for `on_drain` when a
-    write returns False, and pauses reading now and then.
+    It writes in random pieces, with all methods, before or after it is connected. It waits for `on_drain` when a write
+    returns False, and pauses reading now and then.
     """
 
     def __init__(
@@ -183,18 +183,18 @@ class Talker:
         self.rng = rng
         self.conn: Stream = None  # type: ignore[assignment]  # until `join`
         self.expected = expected
-        self.heard: int = 0  # bytes
+        self.heard: int = 0  # bytes received
         self.then = then
         self.leave = leave
-        self.pause_every: int | None = rng.choice((None, None, 1 + len(expected) // 3))  # bytes
+        self.pause_every: int | None = rng.choice((None, None, 1 + len(expected) // 3))  # in bytes received
         self._early = rng.random() < 0.3
         self._connected = self._started = self._peer_ended = False
-        self._pieces = deque((piece, rng.randrange(4)) for piece in cut(rng, words))  # and how to write it
+        self._pieces = deque((piece, rng.randrange(4)) for piece in cut(rng, words))  # each with a way to write it
         self._unwritten: deque[int] = deque()  # the numbers of the writes whose `on_written` was not called yet
         self._count = 0
 
     def join(self, conn: Stream) -> Stream:
-        """Become the user of a connection, and perhaps begin to write at once."""
+        """Set the connection that this talker uses, and perhaps begin to write at once."""
         self.conn = conn
         conn.data = self
         if self._early:
@@ -202,7 +202,7 @@ class Talker:
         return conn
 
     def connected(self) -> None:
-        """Begin to write, if not begun already: the connection is connected."""
+        """Note that the connection is open, and begin to write, unless `join` has begun already."""
         self._connected = True
         if self._started:
             self._end_if_done()
@@ -220,7 +220,7 @@ class Talker:
         self._end_if_done()
 
     def hear(self, data: bytes) -> None:
-        """Check received bytes: they must be the next expected ones."""
+        """Check received bytes: they must be the next bytes of `expected`."""
         before, self.heard = self.heard, self.heard + len(data)
         if data != self.expected[before : self.heard]:
             self.world.fail(f'wrong bytes at {before}: {data[:40]!r}, not {self.expected[before:][:40]!r}')
@@ -231,7 +231,7 @@ class Talker:
         self._end_if_done()
 
     def peer_ended(self) -> None:
-        """Note the peer's end of file, and end our side if all is written."""
+        """Note the peer's end of file, and end our side if all pieces are written."""
         self._peer_ended = True
         if not self._pieces:
             self.conn.write_eof()
@@ -243,7 +243,7 @@ class Talker:
         self.world.trouble(conn)
 
     def ended(self, exc: BaseException | None) -> None:
-        """Handle the end of the connection: without faults it is clean and nothing is missing."""
+        """Handle the end of the connection: without faults, it must be clean, and all bytes must have arrived."""
         if self.leave is not None:
             self.leave()
         if not self.world.faulty:
@@ -300,7 +300,7 @@ def echoing(world: AnyWorld) -> dict[str, Any]:
 def talk(world: AnyWorld, **others: Any) -> dict[str, Any]:
     """Return the callbacks of connections whose `data` is a `Talker`, for `connect_*` and `listen_*`.
 
-    A listener needs another `on_connect`, which makes the `Talker`.
+    A listener needs a different `on_connect`, which makes the `Talker`.
     """
 
     def on_connect(conn: Stream) -> None:
@@ -329,7 +329,7 @@ def talk(world: AnyWorld, **others: Any) -> dict[str, Any]:
 
 
 def try_to_write(conn: Stream, data: bytes, *args: Any) -> None:
-    """Write, unless we have ended the connection ourselves."""
+    """Write, unless the program has ended the connection itself."""
     try:
         conn.write(data, *args)
     except ConnectionClosed:

@@ -1,8 +1,8 @@
 """A program that shuts a server down with `drain`, while clients send requests, wait for answers, or are idle.
 
 - A client that was accepted gets an answer to each request that it sent in time.
-- An idle client is not closed before the lame duck is over.
-- Everything ends by the timeout.
+- An idle client is not closed before the lame-duck time is over.
+- When the timeout of `drain` is over, everything has ended.
 """
 
 from __future__ import annotations
@@ -13,25 +13,25 @@ from reactor import Stream
 
 from .parts import AnyWorld, Place, WaitGroup, new_random
 
-REQUEST = 10  # bytes: the time until the answer in ms, and the size of the answer
-SOON = 1.5  # seconds: within this time the server stops if it waits for nothing
+REQUEST = 10  # bytes of a request: the time until the answer in ms, and the size of the answer
+SOON = 1.5  # seconds: a server that waits for nothing stops within this time
 
 
 def drain(world: AnyWorld) -> None:
-    """Shut a server down, at once or while it is busy. It must run alone, because it ends other programs too."""
+    """Shut down a server, idle or busy. This program must run alone, because `drain` ends other programs, too."""
     Service(world)
 
 
 class Service:
-    """The server. An answer ends with b'+', and the last one with b'-'."""
+    """The server. Answers end with b'+', but the last answer on a connection ends with b'-'."""
 
     def __init__(self, world: AnyWorld) -> None:
         self.world = world
         rng = new_random(world)
         self.lame_duck = rng.choice((0, 0, 0.9))
         self.timeout: float = self.lame_duck + rng.choice((0.05, 30, 30, 30))
-        self.patient: bool = not world.faulty and self.timeout > 10  # then no answer is lost
-        self.closes: bool = rng.random() < 0.5  # the server closes a connection after its last answer
+        self.patient: bool = not world.faulty and self.timeout > 10  # if True, no answer may be lost
+        self.closes: bool = rng.random() < 0.5  # the server closes each connection after the last answer
         self.slow = rng.choice((0, 0, 0.8))  # seconds until it reads from a new client
         self.began: float | None = None  # when `drain` was called
         most = rng.choice((None, None, 1, 3))
@@ -57,7 +57,7 @@ class Service:
         self.world.trouble()
 
     def expect_end(self) -> None:
-        """After the last client, expect the end as soon as the lame duck is over."""
+        """If the last client has ended, expect the server to stop right after the lame-duck time."""
         if self.patient and not self.clients and self.began is not None:
             r = self.world.r
             r.call_at(max(r.now, self.began + self.lame_duck) + SOON, self.check_over)
@@ -65,7 +65,7 @@ class Service:
     def check_over(self) -> None:
         """Check that the listener is closed, that no connection is open, and that `run` was stopped."""
         server, stops = self.place.server, self.world.stops
-        # With faults, an interrupt may leave `run` in the turn that drain() stops, and the stop is not counted.
+        # With faults, an interrupt may leave `run` in the turn in which drain() stops it. Then the stop is not counted.
         if not server.closed or server.open_connections or not (stops or self.world.faulty):
             self.world.fail(f'after the drain, the listener is {server!r}, and run() was stopped {stops} times')
         self.group.done(self.number)
@@ -100,7 +100,7 @@ class Service:
 
 
 class Client:
-    """A client that sends a few requests or none, and then closes, or stays until the server closes."""
+    """A client that sends up to three requests. Then it closes, or waits until the server closes."""
 
     def __init__(self, service: Service, rng: Random) -> None:
         self.service = service
@@ -156,7 +156,7 @@ class Client:
                 self.world.fail(f'a client ended with {exc!r} while it {waits}')
             if self.connected and not self.left and (began is None or now < began + service.lame_duck):
                 until = f'{began} + {service.lame_duck}'
-                self.world.fail(f'an idle client was closed at {now}, before the lame duck was over at {until}')
+                self.world.fail(f'an idle client was closed at {now}, before the lame-duck time was over at {until}')
         service.clients -= 1
         service.group.done(self.number)
         service.expect_end()
