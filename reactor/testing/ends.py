@@ -131,7 +131,7 @@ class Ends:
             return
         # An exception in a callback ends the connection, too. Then on_close gets the error that came first.
         raised = len(record.raised) > len(record.survived)
-        if raised or record.paused or record.resumed_late or end.misled or self.ledger.closing:
+        if raised or record.paused or record.resumed_late or record.limited or end.misled or self.ledger.closing:
             return
         if len(record.got) < end.at_failure:
             missing = end.at_failure - len(record.got)
@@ -141,7 +141,8 @@ class Ends:
             )
 
     def _check_limits(self, stream: WatchedStream, exc: BaseException | None) -> None:
-        record, end, options, now = stream.record, stream.record.end, stream.options, self.ledger.time()
+        record, end, now = stream.record, stream.record.end, self.ledger.time()
+        options = record.options_at_end or stream.options
         if isinstance(exc, errors.ConnectTimeout):
             if 'connect' in record.events:
                 self.ledger.wrong(stream, f'it ended with {exc!r} after on_connect')

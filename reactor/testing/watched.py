@@ -11,7 +11,7 @@ from typing import Any, Self
 
 from ..admission.proxied import ProxiedStream
 from ..callbacks import OnClose
-from ..errors import ReadTimeout
+from ..errors import LifetimeOver, ReadTimeout, TooSlow
 from ..hints import HasFileno, Ts
 from ..kinds import guard
 from ..net.datagram import DatagramSocket
@@ -76,7 +76,13 @@ class WatchedStream(Stream):
     def set_timeouts(self, **limits: Any) -> None:
         if not self.closed:
             self.record.limits_from = self.loop.ledger.time()
+        elif self.record.options_at_end is None:
+            self.record.options_at_end = self.options
         super().set_timeouts(**limits)
+
+    def reset(self, exc: BaseException | None) -> None:
+        self.record.limited |= isinstance(exc, LifetimeOver | TooSlow)
+        super().reset(exc)
 
     def set_write_limits(self, high: int | None = None, low: int | None = None) -> None:
         super().set_write_limits(high, low)

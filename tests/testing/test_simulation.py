@@ -81,6 +81,12 @@ def test_seeds_differ():
     assert run_seed(1).trace_hash() != run_seed(2).trace_hash()
 
 
+@pytest.mark.parametrize(('seed', 'system'), [(69460, 'select'), (69460, 'kqueue'), (69588, 'kqueue')])
+def test_a_check_knows_what_happens_between_an_end_and_on_close(seed, system):
+    """Regression: new time limits, or a `lifetime` that was over, made the checks report a correct end."""
+    run_seed(seed, selector=system)
+
+
 @pytest.mark.timeout(600)  # it computes for long
 @pytest.mark.slow
 def test_every_kind_of_fault_occurs():
