@@ -80,10 +80,6 @@ class WatchedStream(Stream):
             self.record.options_at_end = self.options
         super().set_timeouts(**limits)
 
-    def reset(self, exc: BaseException | None) -> None:
-        self.record.limited |= isinstance(exc, LifetimeOver | TooSlow)
-        super().reset(exc)
-
     def set_write_limits(self, high: int | None = None, low: int | None = None) -> None:
         super().set_write_limits(high, low)
         end = self.loop.ledger.end_of(self)
@@ -135,6 +131,7 @@ class WatchedStream(Stream):
         self.loop.oracles.streams.check_closed_is_true(self, 'abort')
 
     def reset(self, exc: BaseException | None) -> None:
+        self.record.limited |= isinstance(exc, LifetimeOver | TooSlow)
         # Checked here, not in on_close, because the user may pause reading before on_close is called.
         if isinstance(exc, ReadTimeout) and self.record.paused:
             self.loop.ledger.wrong(self, f'it ended with {exc!r} while reading was paused')
