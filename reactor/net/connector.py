@@ -1,10 +1,10 @@
-"""Connectors: from a name or a path to a connected stream.
+"""Connect streams to a name, a numeric address or the path of a Unix socket.
 
-Several addresses are tried as in RFC 8305 ("Happy Eyeballs"): the families alternate, the next attempt begins after 250
-ms or as soon as one has failed, and the first to succeed wins.
+Several addresses are tried as in RFC 8305 ("Happy Eyeballs"): the address families alternate, the next attempt begins
+after 250 ms or as soon as an attempt has failed, and the first attempt to succeed wins.
 
-Each attempt has its own socket and its own registration with the selector. The outcome is reported by the stream's
-`on_connect` or `on_close` and never raised. When the stream ends, all attempts end.
+Each attempt has its own socket and its own registration with the selector. The stream's `on_connect` or `on_close`
+reports the outcome; a failure is never raised. When the stream ends, all attempts end.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ if TYPE_CHECKING:
     from ..callbacks import Loop
 
 ATTEMPT_DELAY = 0.25  # seconds, RFC 8305 section 5
-ATTEMPTS_PER_TURN = 64  # attempts that fail at once, as without a route; each takes 20 us
-# A Unix socket with a full backlog refuses at once, and the selector does not report when it has room again.
+ATTEMPTS_PER_TURN = 64  # the most attempts that fail at once, for example without a route; each takes 20 µs
+# A Unix socket with a full backlog refuses at once, and the selector does not report when the backlog has room.
 UNIX_RETRY, UNIX_RETRY_MOST = 0.01, 0.25  # seconds
 
 
 class Established:
-    """The origin of streams that were connected from here: counts each one until it is closed."""
+    """The origin of outgoing connections: counts each stream until it is closed."""
 
     def handle_closed(self, stream: Stream) -> None:
         """See `Origin`."""
@@ -49,7 +49,7 @@ ESTABLISHED = Established()
 
 
 class Connector:
-    """Makes the connection of `stream`, which is CONNECTING until then."""
+    """Connects `stream`, which is CONNECTING until then."""
 
     __slots__ = (
         '_addresses',
@@ -84,7 +84,7 @@ class Connector:
         timeout: float | None,
         local_address: tuple[str, int] | None = None,
     ) -> None:
-        self.reading: bool = True  # whether to read as soon as it is connected
+        self.reading: bool = True  # whether the stream reads as soon as it is connected
         self.stream = stream = kind(loop, options, callbacks, self)
         self._loop = loop
         self._kernel = kernel
@@ -95,12 +95,12 @@ class Connector:
         self._lookup: ThreadCall | None = None
         self._addresses: deque[Address] = deque()  # not tried yet
         self._attempts: dict[Attempt, None] = {}  # under way
-        self._family = 0  # of the first address, which is preferred
+        self._family = 0  # the family of the first address, which is preferred
         self._errors: list[tuple[Address, Exception]] = []
         self._timer: Timer | None = None
         self._next: Timer | None = None
         self._retry_delay = UNIX_RETRY
-        stream.writer = Writer()  # bytes written before it is connected wait here
+        stream.writer = Writer()  # bytes written before the stream is connected wait here
         outgoing = loop.counters.outgoing + 1
         loop.watchers.park(stream)
         loop.counters.outgoing = outgoing
@@ -123,7 +123,7 @@ class Connector:
             self.stream.reset(exc)
 
     def try_addresses(self, addresses: list[Address]) -> None:
-        """Begin to connect to the first of these addresses that answers."""
+        """Begin to connect; the first of these addresses that answers is used."""
         self._family = addresses[0][0]
         try:
             self._addresses.extend(interleave(addresses[:MOST_ADDRESSES]))
@@ -146,7 +146,7 @@ class Connector:
 
     def handle_closed(self, stream: Stream) -> None:
         """Called when the stream has ended before it was connected."""
-        self._end()  # first: if it runs out of memory or stack, it can be called again
+        self._end()  # first: if memory or stack runs out here, this can be called again
         self._loop.counters.outgoing -= 1
 
     def _looked_up(self, addresses: list[Address] | None, error: Exception | None) -> None:
@@ -239,7 +239,7 @@ class Connector:
         return exc
 
     def _timed_out(self) -> None:
-        why = 'it did not answer' if self._lookup is None else 'the look-up of its name was not done'
+        why = 'it did not answer' if self._lookup is None else 'the look-up of its name did not finish'
         self.stream.reset(
             ConnectTimeout(
                 f'cannot connect to {self._target}: {why} within timeout={self._timeout:g} s; '
@@ -262,7 +262,7 @@ class Connector:
 
 
 def handle_connected(stream: Stream, connector: Connector) -> None:
-    """Called as a completion when an attempt has succeeded: open the stream, unless it was closed meanwhile."""
+    """Called as a completion when an attempt has succeeded: open the stream unless it has been closed."""
     if stream.state is CONNECTING:
         stream.origin = ESTABLISHED
         stream.loop.counters.connects += 1
@@ -283,7 +283,7 @@ class Attempt(Handle):
         self.sock: socket | None = sock
 
     def begin(self) -> int:
-        """Start to connect; return the error number, 0 if connected already. Raises as `Watchers.add`."""
+        """Start to connect and return the error number; 0 if connected already. Raises like `Watchers.add`."""
         assert self.sock is not None
         try:
             error = self.sock.connect_ex(self.address[1])
@@ -298,7 +298,7 @@ class Attempt(Handle):
         return error
 
     def handle_write(self) -> None:
-        """Called by the loop when the socket is writable: it is connected, or has failed, or neither yet."""
+        """Called by the loop when the socket is writable: it is connected, has failed, or is still connecting."""
         sock, connector = self.sock, self.connector
         assert sock is not None
         try:
@@ -311,7 +311,7 @@ class Attempt(Handle):
         if not error:
             error = self._error_of_peer(sock)
             if error == errno.ENOTCONN and not self.loop.spins.stalled(self):
-                return  # spurious: the connect is still under way. If this lasts, other code has taken the error
+                return  # a spurious event: still connecting. If such events go on, other code has taken the error
         connector.handle_attempt(self, connector._error(self.address, error) if error else None)
 
     def _error_of_peer(self, sock: socket) -> int:
@@ -325,7 +325,7 @@ class Attempt(Handle):
         return 0
 
     def handle_exhausted(self, exc: Exception) -> bool:
-        # A socket reports its error only once, so it may be lost now.
+        # A socket reports its error only once, so the error may be lost now.
         if self.connector.stream.state is CONNECTING:
             self.connector.stream.reset(exc)
         return True
@@ -336,7 +336,7 @@ class Attempt(Handle):
         self.connector.handle_attempt(self, exc.with_traceback(None))
 
     def release(self) -> socket:
-        """Unregister the socket and give it to the caller."""
+        """Unregister the socket and return it."""
         sock = self.sock
         assert sock is not None
         if self.events:

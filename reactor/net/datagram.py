@@ -1,12 +1,11 @@
 """Datagram sockets: UDP sockets, bound or connected to a peer, and Unix sockets that the user passes in.
 
-`DatagramSocket` is the class that users hold. This file has its callbacks, its read side, its multicast groups, its
-end, and the facts that it reports. The write side is in `datagram_sending.py`, and the way from a name to a connected
-socket in `datagram_connector.py`.
+`DatagramSocket` is the class that users hold. Its callbacks, reading, multicast groups, closing and properties are in
+this file. Sending is in `datagram_sending.py`, and connecting to a name in `datagram_connector.py`.
 
 A datagram is received whole or not at all. Because a socket may serve many peers, neither an ICMP message nor an
-exception in a callback closes it. Only `handle_read` calls the user directly, last for each datagram. All other
-callbacks run as completions.
+exception in a callback closes it. Only `handle_read` calls the user's callback directly, as the last step for each
+datagram. All other callbacks run as completions.
 """
 
 from __future__ import annotations
@@ -31,10 +30,10 @@ from .states import CLOSED, CONNECTING, OPEN, State
 if TYPE_CHECKING:
     from ..callbacks import Loop, OnDatagram, OnDatagramClose, OnDatagramDrain, OnDatagramError, OnSendError
 
-READ_SIZE = 65536  # longer than any UDP datagram, so none is cut; a Unix datagram may be longer
-# Linux reports the length of a Unix datagram before it is received. On other systems they have a few kilobytes at most.
+READ_SIZE = 65536  # bytes: longer than any UDP datagram, so none is cut; a Unix datagram may be longer
+# Linux reports the length of a Unix datagram before it is received. Elsewhere they have a few kilobytes at most.
 PEEK = MSG_PEEK | MSG_TRUNC if sys.platform == 'linux' else 0
-DROPS = slice(32, 36)  # the last of the nine numbers of SO_MEMINFO
+DROPS = slice(32, 36)  # the bytes of the last of the nine numbers in SO_MEMINFO
 
 
 # What the callbacks of a datagram socket are called with.
@@ -46,7 +45,7 @@ ARGUMENTS = {
 
 
 class DatagramSocket(DatagramSender):
-    """A UDP socket, as made by `bind_udp` and `connect_udp`.
+    """A datagram socket, as returned by `bind_udp` and `connect_udp`.
 
     Its callbacks are attributes, which can be replaced at any time. They and `data` are dropped after `on_close`.
 
@@ -54,14 +53,15 @@ class DatagramSocket(DatagramSender):
         on_datagram: Called as `on_datagram(sock, data, address)` for each datagram, empty ones included. None:
             datagrams are read and dropped.
         on_send_error: Called as `on_send_error(sock, exc)` with the OSError when the kernel has refused a datagram, or
-            when an ICMP message came back for one. At most once a turn; `stats().datagram_errors` counts all. The
-            socket stays open.
-        on_drain: Called as `on_drain(sock)` when a send returned False because the queue was full, and the queue is
-            empty now.
-        on_close: Called as `on_close(sock, exc)` when the socket has ended, once. `exc` is None after `close`, else the
-            error that ended it.
-        on_error: Called as `on_error(sock, exc)` when another callback raised. None: it is logged, at most once a
-            second. The socket stays open in both cases, because one peer's datagram must not end the service of all.
+            an ICMP message reports that a datagram was not delivered. It is called at most once a turn;
+            `stats().datagram_errors` counts all errors. The socket stays open.
+        on_drain: Called as `on_drain(sock)` when the queue is empty again after `send` returned False because it was
+            full.
+        on_close: Called once, as `on_close(sock, exc)`, when the socket has ended. `exc` is None after `close`,
+            otherwise the error that ended it.
+        on_error: Called as `on_error(sock, exc)` when another callback raised. None: the exception is logged, at most
+            once a second. In both cases the socket stays open, because one peer's datagram must not end the service for
+            the others.
         data: Any object of yours.
     """
 
@@ -101,13 +101,13 @@ class DatagramSocket(DatagramSender):
         for name, arguments in ARGUMENTS.items():
             check_callback(name, getattr(self, name), arguments)
         self.lookup: ThreadCall | None = None  # pending while the name of the peer is looked up
-        self._reading = True  # whether to read as soon as it is open
+        self._reading = True  # whether the socket reads as soon as it is open
         self._last_log = -LOG_INTERVAL
 
     # -- what the loop calls
 
     def handle_read(self) -> None:
-        """Called by the loop: deliver datagrams, up to a bound. The selector reports the rest again."""
+        """Called by the loop: deliver a limited number of datagrams. The selector reports the rest again."""
         counters = self.loop.counters
         for count in range(DATAGRAMS_PER_TURN):
             if not self.events & READ:
@@ -134,7 +134,7 @@ class DatagramSocket(DatagramSender):
             if on_datagram is not None:
                 on_datagram(self, data, address)
             if size > READ_SIZE:
-                return  # about the bytes that one socket may have in a turn
+                return  # a long datagram uses up the socket's share of the turn
 
     def handle_closed(self, exc: BaseException | None) -> None:
         """Called as the last completion of a socket: call `on_close`, then drop the user's callbacks and data."""
@@ -146,7 +146,7 @@ class DatagramSocket(DatagramSender):
             if on_close is not None:
                 on_close(self, exc)
         except (MemoryError, RecursionError) as failure:
-            # Raised by the call itself and not inside the callback: the loop calls this method again.
+            # If the call itself raised this, and not the callback's code, the loop calls this method again.
             called = failure.__traceback__.tb_next is not None  # type: ignore[union-attr]
             raise
         finally:
@@ -175,7 +175,7 @@ class DatagramSocket(DatagramSender):
     # -- receiving
 
     def pause_reading(self) -> None:
-        """Stop calling `on_datagram` until `resume_reading`. The kernel keeps some datagrams and drops the rest."""
+        """Stop calling `on_datagram` until `resume_reading`. The kernel buffers some datagrams and drops the rest."""
         self._reading = False
         if self.state is OPEN:
             self.loop.watchers.set_events(self, self.events & ~READ)
@@ -204,7 +204,7 @@ class DatagramSocket(DatagramSender):
         self._set_membership(level, join, value, f'cannot join {group}')
 
     def leave_group(self, group: str, interface: str | int | None = None) -> None:
-        """Leave a group that was joined with the same arguments. Raises as `join_group`."""
+        """Leave a group that was joined with the same arguments. Raises the same errors as `join_group`."""
         level, _, leave, value = self._membership(group, interface)
         self._set_membership(level, leave, value, f'cannot leave {group}')
 
@@ -221,7 +221,7 @@ class DatagramSocket(DatagramSender):
     # -- ending
 
     def close(self) -> None:
-        """Close the socket now and drop the queued datagrams. Closing twice does nothing.
+        """Close the socket now and drop the queued datagrams. A second call does nothing.
 
         `on_close(sock, None)` is called later, in the completions phase. Raises ReactorError in a thread other than the
         loop's.
@@ -240,7 +240,7 @@ class DatagramSocket(DatagramSender):
 
     @property
     def address(self) -> Any:
-        """The address at which it receives, (host, port); None if it is not open."""
+        """The address at which the socket receives, (host, port); None if it is not open."""
         try:
             return unmapped(self.sock.getsockname()) if self.sock is not None else None
         except OSError:
@@ -248,12 +248,12 @@ class DatagramSocket(DatagramSender):
 
     @property
     def sockname(self) -> Any:
-        """The same as `address`, under the name that connections have for it."""
+        """The same as `address`, under the name that connections use."""
         return self.address
 
     @property
     def peername(self) -> Any:
-        """The address of the peer of a connected socket; else None."""
+        """The address of the peer of a connected socket; otherwise None."""
         return self.peer
 
     def fileno(self) -> int:
@@ -277,7 +277,7 @@ class DatagramSocket(DatagramSender):
     # -- for its maker
 
     def attach(self, sock: socket) -> None:
-        """Open the handle on a bound or connected socket (internal). Raises as `Watchers.add`; it is not open then."""
+        """Open the handle on a bound or connected socket (internal). Raises like `Watchers.add`."""
         self.take(sock)
         self.loop.watchers.add(self, READ)
         self.state = OPEN
@@ -317,27 +317,28 @@ class DatagramSocket(DatagramSender):
     # -- in this file
 
     def _next_size(self) -> int:
-        # The number of bytes to receive, so that the next datagram is whole. Only a Unix socket has to ask the kernel.
+        # How many bytes to receive so that the next datagram is whole. Only for a Unix socket is the kernel asked.
         if not PEEK:
             return READ_SIZE
         return max(READ_SIZE, self.sock.recv_into(bytearray(1), 1, PEEK))
 
     def _check_error_taken(self) -> None:
-        # Most errors belong to a datagram and are gone after they were reported. An error that stays would be a spin.
+        # Most errors belong to one datagram and are cleared once they are reported. An error that stays would make the
+        # loop spin.
         if self.loop.kernel.readiness(self.fileno(), READ):
             self.loop.spins.no_progress(self)
 
     def _membership(self, group: str, interface: str | int | None) -> tuple[int, int, int, bytes]:
         self.loop.guard.check_thread()
         if self.state is not OPEN:
-            raise HandleClosed('only an open UDP socket has multicast groups; this one is closed or not connected yet')
+            raise HandleClosed('only an open socket can join or leave a group; this one is closed or not connected yet')
         return membership(self._kernel, group, interface)
 
     def _set_membership(self, level: int, option: int, value: bytes, what: str) -> None:
         try:
             self.sock.setsockopt(level, option, value)
         except OSError as exc:
-            hint = '; name an interface that can' if exc.errno in (errno.ENODEV, errno.EADDRNOTAVAIL) else ''
+            hint = '; pass an interface that can' if exc.errno in (errno.ENODEV, errno.EADDRNOTAVAIL) else ''
             raise OSError(exc.errno, f'{what}: {exc.strerror}{hint}') from None
 
     def _release(self) -> None:

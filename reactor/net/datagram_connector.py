@@ -1,8 +1,8 @@
-"""Connect datagram sockets: from a name to a socket that is connected to a peer.
+"""Connect datagram sockets to a peer, given by its name or its address.
 
 Connecting a UDP socket sends nothing, and fails only if there is no route. So all addresses of a name are tried in one
-turn, and the first one with a route is the peer. Names are looked up in a thread. Failures are passed to `on_close`,
-never raised.
+turn, and the first address with a route becomes the peer. Names are looked up in a thread. Failures are passed to
+`on_close`, never raised.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from .datagram import DatagramSocket
 from .resolver import look_up
 from .sockets import connected_udp
 
-MOST_TRIES = 64  # addresses of a name that are tried, all in one turn
+MOST_TRIES = 64  # at most this many addresses of a name are tried, all in one turn
 
 
 class DatagramConnector:
@@ -59,7 +59,7 @@ class DatagramConnector:
         sock, error = self._socket, None
         for family, address in interleave(addresses[:MOST_ADDRESSES])[:MOST_TRIES]:
             try:
-                sock.sock = connected_udp(  # first: `finish` closes it, whatever fails next
+                sock.sock = connected_udp(  # assigned first: `finish` closes it if a later step fails
                     self._kernel, family, address, local_address=self._local_address, broadcast=self._broadcast
                 )
                 sock.take(sock.sock)

@@ -1,12 +1,13 @@
 """The write side of a datagram socket: `send`, and the queue of datagrams that wait to be sent.
 
-A datagram is sent at once and whole if the kernel accepts it. Otherwise it waits, in order, until there is room. The
+A datagram is sent whole and at once if the kernel accepts it. Otherwise it waits, in order, until there is room. The
 queue holds `max_queued` bytes. When it is full, the newest datagram is dropped and `send` returns False, so the caller
 can react, and the order of the queue is kept.
 
 The buffer of a UDP socket is shared by all receivers, and the selector reports when it has room again. But a Unix
-socket without a peer is always reported as writable, even if the queue of one receiver is full. So each receiver has
-its own line in the queue there: a full receiver delays only its own datagrams, and a timer tries it again.
+socket without a peer is always reported as writable, even while the queue of a receiver is full. On such a socket each
+receiver has its own line in the queue: a full receiver delays only its own datagrams, and a timer makes the next
+attempt.
 
 A failed send costs one datagram, never the socket. Errors are reported by a completion, at most one in a turn.
 """
@@ -31,15 +32,15 @@ from .writer import flat
 if TYPE_CHECKING:
     from ..callbacks import Loop, OnDatagramDrain, OnSendError
 
-LOST = State('CLOSED')  # the descriptor is gone, and `on_close` was not called yet
+LOST = State('CLOSED')  # the socket has failed, and `on_close` has not been called yet
 
-# For each socket and direction, as in libuv, so that a flood of datagrams does not delay other handles.
+# The limit for each socket and direction, as in libuv: a flood of datagrams must not delay other handles.
 DATAGRAMS_PER_TURN = 32
 RETRY, LONGEST_RETRY = 0.01, 0.25  # seconds until full receivers are tried again; doubled while all of them are full
-TRIES_PER_TURN = 256  # full receivers that are tried
-MAX_QUEUED = 1 << 20  # bytes; the queue is used only while the kernel's buffer is full, and more would only be older
-DATAGRAM_COST = 256  # bytes that a datagram counts besides its data, so that empty ones cannot grow past the limit
-LONGEST_IPV4 = 65507  # bytes: a length of 16 bits, minus the headers
+TRIES_PER_TURN = 256  # at most this many full receivers are tried in a turn
+MAX_QUEUED = 1 << 20  # bytes; the queue is used only while the kernel's buffer is full, and a longer one adds delay
+DATAGRAM_COST = 256  # bytes added to the size of each queued datagram, so that empty ones are limited too
+LONGEST_IPV4 = 65507  # bytes: the most that a length of 16 bits allows, minus the headers
 LONGEST_IPV6 = 65527
 
 HINTS = {
@@ -73,53 +74,53 @@ class DatagramSender(Handle):
         max_queued: int,
     ) -> None:
         if type(max_queued) is not int or max_queued < 0:
-            raise ValueError(f'max_queued is a number of bytes, at least 0, not {max_queued!r}')
+            raise ValueError(f'max_queued must be a number of bytes, at least 0, not {max_queued!r}')
         self.loop = loop
         self.events = 0
         self.since: float = loop.now
         self.on_send_error: OnSendError | None = on_send_error
         self.on_drain: OnDatagramDrain | None = on_drain
-        self.sock: socket = None  # type: ignore[assignment]  # until it is attached, and after it is closed
+        self.sock: socket = None  # type: ignore[assignment]  # until it is attached and after it is closed
         self.state: State = CONNECTING
         self.peer: Any = None
         self._kernel = kernel
         self._family: int = AF_INET
         self._longest = LONGEST_IPV6
-        # The queue: lines of (data, target). One line for each receiver that has its own queue in the kernel, else a
-        # single one under None.
+        # The queue: lines of (data, target). There is one line for each receiver that has its own queue in the kernel,
+        # otherwise a single line under None.
         self._lines: dict[Any, deque[tuple[bytes, Any]]] = {}
         self._queued = 0
         self._buffered = 0
         self._max_queued = max_queued
         self._refused = False  # a send has found the queue full, so `on_drain` must follow
-        self._per_receiver = False  # whether each receiver has a queue of its own in the kernel
+        self._per_receiver = False  # whether each receiver has its own queue in the kernel
         self._retry: Timer | None = None  # pending while the receivers of all lines are full
         self._retry_delay = RETRY
-        self._full_at = -EPISODE  # when it was last full for long
-        self._error: OSError | None = None  # a completion is queued that passes it to `on_send_error`
-        # The sender of the last datagram, as users see it and as the kernel has it: an answer to it needs no check.
+        self._full_at = -EPISODE  # the time of the last `_report_full`
+        self._error: OSError | None = None  # if set, a completion that passes it to `on_send_error` is queued
+        # The sender of the last datagram, in the user's form and in the kernel's: a reply to it needs no check.
         self._sender: Any = None
         self._source: Any = None
 
     # -- what users call
 
     def send(self, data: Buffer, address: Any = None) -> bool:
-        """Send one datagram, never blocking. It is queued if the kernel has no room for it now.
+        """Send one datagram without blocking. It is queued if the kernel has no room for it now.
 
         Args:
             data: `bytes`, `bytearray` or `memoryview`, which may be empty. It is copied only if it has to wait.
-            address: (host, port) with a numeric host; for a Unix socket, a path. The address passed to `on_datagram`
-                is the cheapest. For a connected socket: None, or the address of its peer.
+            address: (host, port) with a numeric host; for a Unix socket, a path. The address object that `on_datagram`
+                got is the fastest. For a connected socket: None, or the address of its peer.
 
         Returns:
-            True if the datagram was sent or queued; it may still be lost on the way. False if it was dropped: either
-            `max_queued` bytes wait already, then stop sending until `on_drain`; or the kernel has refused it, then
+            True if the datagram was sent or queued; it may still be lost on the way. False if it was dropped. Either
+            `max_queued` bytes are already waiting: stop sending until `on_drain`. Or the kernel has refused it:
             `on_send_error` is called in the completions phase.
 
         Raises:
             HandleClosed: The socket is closed.
             TypeError: `data` is not bytes, or `address` has a wrong type.
-            ValueError: The address is a name or otherwise wrong, or the datagram has more than 65,507 bytes over IPv4
+            ValueError: The address is a name or is not valid, or the datagram has more than 65,507 bytes over IPv4
                 or 65,527 over IPv6.
         """
         data = flat(data)
@@ -143,13 +144,13 @@ class DatagramSender(Handle):
 
     @property
     def buffered(self) -> int:
-        """How many bytes the waiting datagrams have."""
+        """The total size of the waiting datagrams, in bytes."""
         return self._buffered
 
     # -- what the loop calls
 
     def handle_write(self) -> None:
-        """Called by the loop: send queued datagrams, up to a bound, in the order of each line."""
+        """Called by the loop: send a limited number of queued datagrams. Each line keeps its order."""
         lines, tries, full = self._lines, TRIES_PER_TURN, 0
         sent = 0
         while full < len(lines) and sent < DATAGRAMS_PER_TURN and tries:
@@ -162,7 +163,7 @@ class DatagramSender(Handle):
             if done is None:
                 tries -= 1
                 full += 1
-                lines[receiver] = lines.pop(receiver)  # the other receivers come first
+                lines[receiver] = lines.pop(receiver)  # move it to the end: other receivers come first
                 continue
             sent += 1
             line.popleft()
@@ -173,7 +174,7 @@ class DatagramSender(Handle):
         if not lines:
             self._all_sent()
         elif full < len(lines) and tries:
-            self.loop.watchers.set_events(self, self.events | WRITE)  # the rest comes in the next turn
+            self.loop.watchers.set_events(self, self.events | WRITE)  # the rest is sent in the next turn
         else:
             self._await_room(sent)
 
@@ -191,7 +192,7 @@ class DatagramSender(Handle):
         """Called as a completion: pass the first error of the turn to `on_send_error`."""
         exc, self._error = self._error, None
         if self.on_send_error is not None and self.state is OPEN:
-            self.on_send_error(self, exc)  # type: ignore[arg-type]  # it was set before this was queued
+            self.on_send_error(self, exc)  # type: ignore[arg-type]  # set before this was queued
 
     # -- for the other parts
 
@@ -201,19 +202,19 @@ class DatagramSender(Handle):
             self.loop.watchers.evict(self)
             return
         self.loop.counters.datagram_errors += 1
-        if self._error is None:  # else one is queued for this turn already; a peer could cause many
+        if self._error is None:  # else one is already queued for this turn; a peer could cause many
             self._error = OSError(exc.errno, f'{what}: {exc.strerror}{HINTS.get(exc.errno or 0, "")}')
             self.loop.completions.append((self, DatagramSender.handle_send_error, ()))
 
     # -- in this file
 
     def _target(self, address: Any) -> Any:
-        # None for a connected socket, which knows its peer.
+        # Returns None for a connected socket, which knows its peer.
         if self.peer is not None or self.state is CONNECTING:
             if address is None or address == self.peer:
                 return None
             raise ValueError(
-                f'this socket is connected to {show(self.peer)} and sends to it alone, not to {address!r}; '
+                f'this socket is connected to {show(self.peer)} and can send only to it, not to {address!r}; '
                 'use bind_udp() for several peers'
             )
         if address is None:
@@ -227,10 +228,10 @@ class DatagramSender(Handle):
         if longest == LONGEST_IPV6 and address is not None and is_ipv4(address):
             longest = LONGEST_IPV4  # a dual-stack socket sends it over IPv4
         if length > longest:
-            raise ValueError(f'a datagram has at most {longest} bytes here, not {length}')
+            raise ValueError(f'a datagram can have at most {longest} bytes here, not {length}')
 
     def _transmit(self, data: bytes | memoryview, target: Any) -> bool | None:
-        """Return True if the kernel accepted it, False if it was dropped with an error, None if there is no room."""
+        """Return True if the kernel accepted the data, False if it refused the data, None if there is no room."""
         error = self._attempt(data, target)
         if error is None:
             return True
@@ -244,7 +245,7 @@ class DatagramSender(Handle):
         if isinstance(error, BlockingIOError):
             return None
         self.datagram_failed(error, f'a datagram of {len(data)} bytes to {show(target or self.peer)} was not sent')
-        if self.state is OPEN:  # else it was counted together with the queue when the socket was closed
+        if self.state is OPEN:  # otherwise it was counted with the queue when the socket was closed
             self.loop.counters.datagrams_dropped += 1
         return False
 
@@ -286,8 +287,8 @@ class DatagramSender(Handle):
             self.loop.completions.append((self, DatagramSender.handle_drain, ()))
 
     def _await_room(self, sent: int) -> None:
-        # The last attempt found no room. The selector reports when there is room, except for a full receiver, and for a
-        # socket that is always reported as writable. A timer tries these again.
+        # The last attempt found no room. Normally the selector reports when there is room. It cannot do so for a full
+        # receiver, or for a socket that it always reports as writable, so a timer makes the next attempt.
         watchers, loop = self.loop.watchers, self.loop
         if sent:
             self._retry_delay = RETRY
@@ -311,7 +312,7 @@ class DatagramSender(Handle):
             what = f'{len(self._lines)} receivers are' if self._per_receiver else 'it is'
             log(
                 'warning',
-                '%s: %s full while %d datagrams wait; they are tried again every %g s',
+                '%s: %s full while %d datagrams wait; the next attempts are made every %g s',
                 self,
                 what,
                 self._queued,
