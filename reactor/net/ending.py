@@ -214,9 +214,9 @@ class Connection(Handle):
         self.reset(exc)
 
     def handle_exhausted(self, exc: Exception) -> bool:
-        """Called when memory or stack ran out while the connection was read, written or opened: reset it.
+        """Called when memory or stack ran out while the connection was read, written or opened.
 
-        Reset it because bytes may be lost. Returns False if the connection has ended already: only its last completions
+        Bytes may be lost, so it is reset. Returns False if the connection has ended already: only its last completions
         are left then, and they can be repeated.
         """
         if self.state is CLOSED:

@@ -1,6 +1,6 @@
 """Check the options of `listen_*`, `connect_*`, `adopt`, `bind_udp` and `connect_udp`, and build what they return.
 
-Listeners with limits or behind proxies are made in `kinds.py`, because their class is in `admission`, which is above `net`.
+Listeners with limits or behind proxies are made in `kinds.py`, because `net` must not import `admission`.
 
 All arguments are checked before anything is opened, and a call that raises leaves no descriptor open.
 """

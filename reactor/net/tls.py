@@ -1,8 +1,8 @@
-"""TLS: encrypted streams, for listening, connecting and `start_tls`.
+"""TLS streams, for listening, connecting and `start_tls`.
 
 Ciphertext is written like any other bytes, so the water marks, the limits and `on_written` work as for plain streams: a
-write is accepted when all of its ciphertext is. A connection that ends without close_notify (RFC 8446, section 6.1)
-ends with an error, because an attacker may have cut it short. Any error of OpenSSL ends the connection at once, so no
+write is accepted when all of its ciphertext is accepted. A connection that ends without close_notify (RFC 8446, section
+6.1) ends with an error, because an attacker may have cut it short. Any OpenSSL error ends the connection at once, so no
 later call uses an SSL object that cannot go on.
 
 The handshake is in `handshake.py`, the work with OpenSSL in `session.py`.
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 class TLSStream(HandshakeStream):
-    """A `Stream` over TLS. `on_connect` is called after the handshake; `conn.tls` has what was agreed then.
+    """A `Stream` over TLS. `on_connect` is called after the handshake; `conn.tls` then has the facts that were agreed.
 
     `buffered` and the limits count ciphertext, and during a handshake also the plaintext of held writes.
     """
@@ -77,7 +77,7 @@ class TLSStream(HandshakeStream):
             self._decrypt()
 
     def handle_records(self) -> None:
-        """Called as a completion: decrypt records that were too many for a turn, or came with the handshake's end."""
+        """Called as a completion: decrypt records that exceeded a turn's limit, or came with the handshake's end."""
         self.tls.more = False
         if self.state is CONNECTING:
             self.shake_hands_in_turn()
@@ -158,7 +158,7 @@ class TLSStream(HandshakeStream):
         on_written: Callable[[Self, *Ts], object] | None = None,
         *args: *Ts,
     ) -> bool:
-        """As `Stream.send_file`, but the bytes are read and encrypted during this call, which blocks the loop.
+        """Like `Stream.send_file`, but the bytes are read and encrypted during this call, which blocks the loop.
 
         The ciphertext waits in memory. Send a long file in parts, each from `on_written` of the part before it.
         """
@@ -215,7 +215,7 @@ class TLSStream(HandshakeStream):
     def unread(self) -> bool:
         return self.tls.unread or super().unread
 
-    def start_tls(self, *args: Any, **options: Any) -> None:  # type: ignore[override]  # whatever it is given
+    def start_tls(self, *args: Any, **options: Any) -> None:  # type: ignore[override]  # any arguments
         raise ReactorError(f'start_tls() on {self!r}: this connection uses TLS already')
 
     # -- for its base
@@ -292,7 +292,7 @@ class TLSStream(HandshakeStream):
             )
 
     def _break(self, exc: SSLError) -> None:
-        """End the connection, after the data received before: the TLS stream is cut short or broken."""
+        """End the connection, after the data received before, because the TLS stream is cut short or broken."""
         if isinstance(exc, self.tls.ssl.SSLEOFError):
             what, advice = 'closed the connection without ending the TLS stream', 'what it sent may be incomplete'
         else:

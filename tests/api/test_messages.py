@@ -273,7 +273,7 @@ def test_debug_reports_slow_callbacks(caplog):
 PACKAGE = Path(reactor.__file__).parent
 # What a message without a value is about: there is only one such thing, or to show it would say nothing.
 NOTHING_TO_SHOW = [
-    'is empty', 'at least one byte', 'not None', 'this ssl.SSLContext', 'its header', 'proxy_protocol is a list',
+    'is empty', 'at least one byte', 'not None', 'this ssl.SSLContext', 'its header', 'proxy_protocol must be',
     'needs an address', 'only regular files', 'an abstract path', 'the key is encrypted', 'this is not JSON',
 ]  # fmt: skip
 
