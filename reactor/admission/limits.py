@@ -36,9 +36,9 @@ class Limits:
     A refused client is reset before `on_connect`. `stats()` has a counter for each limit, and each listener logs at
     most one line a second. An IPv6 address stands for its whole /64.
 
-    With `proxy_protocol` the limits apply to the real client as soon as the header has named it. Because a connection
-    exists then, `on_close(conn, exc)` is called with a `ClientRefused`. Clients without an address (Unix sockets,
-    UNKNOWN headers) count only in `connections`. LOCAL connections, which the proxy makes for itself, are not counted.
+    With `proxy_protocol`, the limits apply to the real client once the header has named it. Because a connection exists
+    then, `on_close(conn, exc)` is called with a `ClientRefused`. Clients without an address (Unix sockets, UNKNOWN
+    headers) count only in `connections`. LOCAL connections, which the proxy makes for itself, are not counted.
 
     Args:
         refuse: Called as `refuse(address)` for each client with an address, (host, port); a true result refuses the
@@ -103,7 +103,7 @@ class Limits:
         self._forget_after = max([burst / a_second for a_second, burst in rates], default=0.0)
         self._clients: dict[Stream, LimitedClient] = {}
         self._present: dict[bytes, AddressRecord] = {}  # addresses with open connections
-        self._idle: OrderedDict[bytes, AddressRecord] = OrderedDict()  # others, least recently seen first
+        self._idle: OrderedDict[bytes, AddressRecord] = OrderedDict()  # the others; the first was seen longest ago
 
     def __repr__(self) -> str:
         return f'<Limits: {len(self._clients)} connections, {len(self._present)} addresses, {len(self._idle)} gone>'
@@ -127,7 +127,7 @@ class Limits:
         conn.loop.counters.requests_refused += 1
         return False
 
-    # -- for listeners
+    # -- methods for listeners
 
     def judge(self, kernel: Kernel, address: Any, now: float) -> tuple[AddressRecord, Refusal | None]:
         """Return the record of a new client's address, and the reason to refuse the client, or None."""
@@ -174,7 +174,7 @@ class Limits:
         address.open = left
         del self._clients[stream]  # last: if memory or stack runs out before, all steps are repeated
 
-    # -- in this file
+    # -- private methods
 
     def _know(self, key: bytes, now: float) -> AddressRecord:
         known = self._present.get(key)
@@ -185,7 +185,7 @@ class Limits:
         return known
 
     def _keep(self, address: AddressRecord, now: float) -> None:
-        """Remember an address without open connections. Forget old ones, and the oldest if there are too many."""
+        """Remember an address without open connections. Forget old addresses, and the oldest if there are too many."""
         idle = self._idle
         address.seen = now
         idle[address.key] = address

@@ -42,14 +42,14 @@ class LimitedClient:
         self._pace = pace
         self._second: int | None = None
         self._received = self._acked = 0  # bytes, at the last check
-        self._receiving: TransferWindow | None = None  # since the client's message began
-        self._sending: TransferWindow | None = None  # since bytes began to wait for the client
+        self._receiving: TransferWindow | None = None  # begun with the client's message
+        self._sending: TransferWindow | None = None  # begun when bytes began to wait for the client
 
     def begin(self, now: float) -> None:
         """Schedule the next check, if a limit applies."""
         when = self._deadline
         if self._pace is not None:
-            soon = now + max(1, self._pace[1] / 4) - 0.5  # buckets round up
+            soon = now + max(1, self._pace[1] / 4) - 0.5  # half a second less, because buckets round up
             when = soon if when is None else min(soon, when)
         if when is not None:
             self._second = self._stream.loop.timers.buckets.add(self, when)

@@ -28,7 +28,7 @@ from ..net.writer import SHUT, Writer
 from .networks import Networks
 
 PROXY_TIMEOUT = 10.0  # seconds; a proxy sends its header in the first packet
-PEEK = 536  # bytes that the document asks receivers to read at once
+PEEK = 536  # bytes that proxy-protocol.txt asks receivers to read at once
 
 
 class ProxyProtocol:
@@ -100,7 +100,7 @@ class ProxiedStream(Stream):
         state: State
         peer: Any
 
-    # -- for its maker
+    # -- methods for opening (internal)
 
     def attach(self, sock: socket, deferred: bool = False) -> None:
         """Take an accepted socket (internal). The proxy sends its header first."""
@@ -116,7 +116,7 @@ class ProxiedStream(Stream):
         else:
             loop.watchers.add(self, READ)
 
-    # -- what the loop calls
+    # -- methods for the loop
 
     def handle_read(self) -> None:
         """Called by the loop: peek, read the bytes of the header, and open the stream when the header is complete."""
@@ -147,11 +147,11 @@ class ProxiedStream(Stream):
         self._buffer.data += data
 
     def handle_header_late(self) -> None:
-        """Called by the timer of the header: it has not arrived in time."""
+        """Called by the timer of the header, which has not arrived in time."""
         if isinstance(self, ProxiedStream) and self.state is CONNECTING:  # otherwise the timer was not canceled
             self._fail(f'its header did not arrive within proxy_timeout={self._protocol.timeout:g} s', ProxyTimeout)
 
-    # -- what users call, on a stream from `handles()`
+    # -- methods for users, on a stream from `handles()`
 
     def write_eof(self) -> None:
         """Do nothing: the client is not known yet."""
@@ -159,7 +159,7 @@ class ProxiedStream(Stream):
     def waits_for(self) -> str:
         return 'its PROXY header'
 
-    # -- for its base
+    # -- overridden methods
 
     def set_reading(self, reading: bool) -> None:
         if self.state is CONNECTING:
@@ -175,7 +175,7 @@ class ProxiedStream(Stream):
         self._forget_buffer(self._protocol)
         Stream.forget(self)
 
-    # -- in this file
+    # -- private methods
 
     @property
     def _protocol(self) -> ProxyProtocol:
@@ -211,7 +211,7 @@ class ProxiedStream(Stream):
             self._open(more)
 
     def _open(self, more: bool) -> None:
-        """Turn it into the client's stream."""
+        """Turn this stream into the client's stream."""
         options, reading, protocol = self.options, self._buffer.reading, self._protocol
         self._forget_buffer(protocol)
         self.writer = None

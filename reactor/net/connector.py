@@ -49,7 +49,7 @@ ESTABLISHED = Established()
 
 
 class Connector:
-    """Connects `stream`, which is CONNECTING until then."""
+    """Connects `stream`, which is CONNECTING until an attempt succeeds."""
 
     __slots__ = (
         '_addresses',
@@ -93,8 +93,8 @@ class Connector:
         self._timeout = timeout
         self.deadline: float | None = None if timeout is None else loop.timers.clock() + timeout
         self._lookup: ThreadCall | None = None
-        self._addresses: deque[Address] = deque()  # not tried yet
-        self._attempts: dict[Attempt, None] = {}  # under way
+        self._addresses: deque[Address] = deque()  # addresses not tried yet
+        self._attempts: dict[Attempt, None] = {}  # attempts under way
         self._family = 0  # the family of the first address, which is preferred
         self._errors: list[tuple[Address, Exception]] = []
         self._timer: Timer | None = None

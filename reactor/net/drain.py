@@ -10,7 +10,7 @@ Engineering", chapter 20):
                 queue. On Linux, new SYNs are dropped once a check has found the queue empty, and the listener is closed
                 at the next check, so that handshakes under way can complete. A paused or full listener stays open until
                 it has accepted the clients in its queue.
-    finishing   Idle connections are closed, busy ones may finish. When no connection is left, `stop` is called.
+    finishing   Idle connections are closed; busy ones may finish. When no connection is left, `stop` is called.
     timeout     The remaining connections are reset.
 
 Handles that do not keep the loop running (`unref`) are left alone, so live pages and health checks work until the end.
@@ -35,7 +35,7 @@ from .stream import Stream
 if TYPE_CHECKING:
     from ..callbacks import Loop
 
-Idle = WeakKeyDictionary[Stream, tuple[State, float]]  # the state of an idle connection, and when it became so
+Idle = WeakKeyDictionary[Stream, tuple[State, float]]  # its state, and the time when it became idle
 
 GRACE = 0.5  # seconds: two round trips around the world, or one and the retransmission of a lost segment
 HANDSHAKE = 5.0  # seconds for a client to begin its TLS handshake or PROXY header; it may never do so
@@ -67,8 +67,8 @@ class Drain:
         self._began = loop.timers.clock()
         self._deadline = self._began + timeout
         self._accepts = -1  # how many connections the loop had accepted at the last check of the listeners
-        self._idle: Idle = WeakKeyDictionary()  # as the last check found them
-        self._silent_since: float | None = None  # when only peers that must end their side were left
+        self._idle: Idle = WeakKeyDictionary()  # the idle connections at the last check
+        self._silent_since: float | None = None  # since when only peers that must end their side are left
         for handle in self._served():
             if isinstance(handle, Listener):
                 handle.handle_drain()
@@ -197,7 +197,7 @@ class Drain:
 
 
 def begin_drain(loop: Loop, drain: Drain | None, timeout: float, lame_duck: float) -> Drain:
-    """Begin the drain of a loop, or make the one under way end earlier; see `Reactor.drain`."""
+    """Begin the drain of a loop, or make a drain under way end earlier; see `Reactor.drain`."""
     timeout, lame_duck = check_times(timeout, lame_duck)
     loop.guard.check()
     if drain is None:

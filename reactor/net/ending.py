@@ -33,7 +33,7 @@ LAST_BYTES = 8 << 20
 
 
 class Origin(Protocol):
-    """The listener or connector that made a stream. It is called when the stream is closed."""
+    """The listener or connector that made a stream. Its `handle_closed` is called when the stream is closed."""
 
     def handle_closed(self, stream: Any) -> None: ...
 
@@ -66,8 +66,8 @@ UNREPORTED = Ending()
 class Connection(Handle):
     """The base of every `Stream`."""
 
-    __slots__ = (  # noqa: RUF023  (by what they are for)
-        # what users set
+    __slots__ = (  # noqa: RUF023  (grouped by purpose)
+        # set by users
         'on_connect', 'on_data', 'on_eof', 'on_drain', 'on_close', 'on_error', 'data',
         # its socket, its state, the bytes that wait to be sent, and the facts about its end
         'sock', 'state', 'writer', 'ending',
@@ -95,7 +95,7 @@ class Connection(Handle):
         timeouts: Timeouts | None
         tls: TLSSession | None
 
-    # -- what users call
+    # -- methods for users
 
     def close(self) -> None:
         """Stop reading, send the buffered bytes, then close. A second call does nothing.
@@ -154,7 +154,7 @@ class Connection(Handle):
         """How many bytes wait to be sent. In `on_close`: how many bytes the kernel never accepted."""
         return 0 if self.writer is None else self.writer.buffered
 
-    # -- what the loop calls
+    # -- methods for the loop
 
     def handle_closed(self, exc: BaseException | None) -> None:
         """Called as the last completion of a connection: call `on_close`, then drop the user's callbacks and data."""
@@ -228,7 +228,7 @@ class Connection(Handle):
         self.sock.detach()
         self.finish(exc)
 
-    # -- for the other parts
+    # -- methods for other modules
 
     @property
     def peername(self) -> Any:

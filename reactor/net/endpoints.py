@@ -125,7 +125,7 @@ class Endpoints:
         proxy_protocol: Any,
         options: ListenOptions,
     ) -> Listener:
-        """Listen on a path."""
+        """Listen on the path of a Unix socket."""
         kernel, backlog = self._kernel, options.get('backlog', SOMAXCONN)
         settings = self._listener_options(backlog, options)
         keywords = _listener_keywords(on_data, options)
@@ -159,7 +159,7 @@ class Endpoints:
         return stream
 
     def connect_unix(self, path: str | bytes, on_data: OnData | None, options: ConnectOptions) -> Stream:
-        """Connect to a path."""
+        """Connect to the path of a Unix socket."""
         settings = self._connect_options(None, options)
         callbacks = stream_callbacks(on_data, options)
         path = check_path(path)

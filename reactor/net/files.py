@@ -54,7 +54,7 @@ class FilePart:
     def send_some(self, sock: socket) -> int:
         """Send some of the remaining bytes and return how many.
 
-        Raises the socket's OSError, and SendFileError for an error of the file.
+        Raises OSError for an error of the socket, and SendFileError for an error of the file.
         """
         sent = None
         if not self._refused:

@@ -39,7 +39,7 @@ class HandshakeStream(Stream):
 
     tls: TLSSession
 
-    # -- for its maker
+    # -- methods for opening (internal)
 
     def __init__(self, *args: Any) -> None:
         Stream.__init__(self, *args)
@@ -105,7 +105,7 @@ class HandshakeStream(Stream):
         self.tls.timer = timers.later(seconds, HandshakeStream.handle_handshake_over, self, kind)
         self.tls.timer.unref()  # the stream itself keeps the loop running
 
-    # -- what the loop calls
+    # -- methods for the loop
 
     def handle_waiting(self) -> None:
         """Called as a completion once a turn while handshakes wait: let the first of them take a step in the next turn.
@@ -132,7 +132,7 @@ class HandshakeStream(Stream):
             self._shake_hands()
 
     def handle_held_writes(self) -> None:
-        """Called as a completion after `on_connect` or `on_secured`: send what was written during the handshake."""
+        """Called as a completion after `on_connect` or `on_secured`: send the held writes."""
         if self.tls.held is not None:
             self.send_held()
         self.end_after_held()
@@ -152,7 +152,7 @@ class HandshakeStream(Stream):
                 )
             )
 
-    # -- for the other parts
+    # -- methods for other modules
 
     def has_ended_writing(self) -> bool:
         return self.tls.last is not None or Stream.has_ended_writing(self)
@@ -273,7 +273,7 @@ class HandshakeStream(Stream):
             ending.exc = error  # sending the alert has failed; report the reason for the alert instead
         self.finish(error)
 
-    # -- in this file
+    # -- private methods
 
     def _shake_hands(self) -> None:
         session = self.tls

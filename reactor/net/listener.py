@@ -111,7 +111,7 @@ class Listener(Handle):
         self._kind = kind
         self._max_connections = max_connections
         self._defer_accept = defer_accept
-        # When all TCP handshakes must be over, once new clients are dropped.
+        # The time when the last TCP handshakes are over; set once new clients are dropped.
         self._handshakes_over: float | None = None
         self._inherited = inherited  # other processes may accept from the socket, now or later
         self._options_inherited = loop.kernel.nodelay_inherited  # accepted sockets inherit its options
@@ -133,7 +133,7 @@ class Listener(Handle):
             raise
 
     def handle_read(self) -> None:
-        """Called by the loop: accept about as many clients as wait.
+        """Called by the loop: accept about as many clients as are waiting.
 
         The number of attempts grows by one each turn, and is halved after a turn with fewer clients.
         """
@@ -200,7 +200,7 @@ class Listener(Handle):
         return stream
 
     def handle_closed(self, stream: Stream) -> None:
-        """Called when one of its connections has been closed, so there is room for another."""
+        """Called when an accepted connection has been closed, so there is room for another."""
         counters = self.loop.counters
         if not self.events:  # first: the steps after it cannot fail, so the listener is never left paused
             self.loop.completions.append((self, Listener.handle_room, ()))
@@ -214,7 +214,7 @@ class Listener(Handle):
             self._end_back_off()
 
     def handle_pause_over(self) -> None:
-        """Called by the timer: try again. If accept fails again, that continues the same series of failures."""
+        """Called by the timer: try again. If accept fails again, the series of failures continues."""
         self.loop.spins.resume_row(self)
         self._end_back_off()
 

@@ -65,7 +65,7 @@ class Shared:
         return True
 
     def may_log_refusal(self, now: float) -> bool:
-        """Return the same for a refused client. It has its own time, so that an attack cannot hide an exception."""
+        """Return the same for a refused client. This is limited separately, so an attack cannot hide an exception."""
         if now - self.refusal_logged_at < LOG_INTERVAL:
             return False
         self.refusal_logged_at = now

@@ -70,7 +70,7 @@ class ProxyHeader:
 def header_size(data: bytes) -> int:
     """Return the length of the header at the beginning of `data`, which may contain more bytes after it.
 
-    If `data` is too short, return a length that the header has at least, which is greater than that of `data`. Raises
+    If `data` is too short, return a lower bound of that length, greater than the length of `data`. Raises
     ValueError if `data` does not begin with a header.
     """
     if data[: len(SIGNATURE)] == SIGNATURE[: len(data)]:

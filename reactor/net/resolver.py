@@ -24,12 +24,12 @@ if TYPE_CHECKING:
 
 
 class LookUp(Handle):
-    """A look-up under way, as returned by `resolve` and `resolve_address`.
+    """A look-up under way, returned by `resolve` and `resolve_address`.
 
     `close` cancels it: `on_done` is not called. If a thread is already working on it, the answer is dropped.
 
     Attributes:
-        name: The name, or the address, that is looked up.
+        name: The name or the address to look up.
         timeout: The time limit in seconds, or None.
     """
 

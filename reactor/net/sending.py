@@ -26,7 +26,7 @@ class Sender(Connection):
 
     __slots__ = ()
 
-    # -- what users call
+    # -- methods for users
 
     def write(self, data: Buffer, on_written: Callable[[Self, *Ts], object] | None = None, *args: *Ts) -> bool:
         """Send bytes without blocking. Bytes that the kernel does not accept now are buffered and sent later.
@@ -117,10 +117,10 @@ class Sender(Connection):
     ) -> bool:
         """Send bytes of a file, with `sendfile` where the operating system has it.
 
-        It keeps its order among other writes, and `on_written` and the return value work as in `write`. The unsent
-        bytes count in `buffered` and towards the water marks, but not towards `max_buffered`. The file is read while
-        the peer accepts it, and each read blocks the loop for as long as the disk takes. `linger` applies to files too:
-        after a long file, close in `on_written`.
+        The file is sent in order with other writes, and `on_written` and the return value work as in `write`. The
+        unsent bytes count in `buffered` and towards the water marks, but not towards `max_buffered`. The file is read
+        while the peer accepts it, and each read blocks the loop for as long as the disk takes. `linger` applies to
+        files too: after a long file, close in `on_written`.
 
         Args:
             file: A regular file, open for reading. A duplicate of its descriptor is kept, so it may be closed after
@@ -162,7 +162,7 @@ class Sender(Connection):
         elif self.writer is not SHUT:
             self.state: State = HALF_ENDING if state.half else ENDING
 
-    # -- what the loop calls
+    # -- methods for the loop
 
     def handle_write(self, dispatched: bool = True) -> None:
         """Called by the loop when there is room: send as many of the buffered bytes as the kernel accepts at once.
@@ -208,11 +208,11 @@ class Sender(Connection):
             self.on_drain(self)  # type: ignore[arg-type]  # a `Stream`
 
     def handle_flushed(self) -> None:
-        """Called as a completion after `on_written` and `on_drain`: unless they wrote more, stop waiting for room."""
+        """Called as a completion after `on_written` and `on_drain`: unless these wrote more, stop waiting for room."""
         if self.writer is None:
             self.loop.watchers.set_events(self, self.events & ~WRITE)
 
-    # -- for the other parts
+    # -- methods for other modules
 
     def refuses(self, ended: bool) -> bool:
         """Return whether a write is dropped. Raise `ConnectionClosed` if the user has `ended` the stream."""
@@ -229,14 +229,14 @@ class Sender(Connection):
             return False
         self.reset(
             WriteBufferFull(
-                f'{show(self.peername)} reads too slowly: {self.buffered} bytes were buffered for it, the limit is '
+                f'{show(self.peername)} reads too slowly: {self.buffered} bytes were buffered for it; the limit is '
                 f'max_buffered={self.options.max_buffered}; the connection was reset. '
                 'When write() returns False, stop writing until on_drain'
             )
         )
         return True
 
-    # -- in this file
+    # -- private methods
 
     def _queue(
         self, buffers: Iterable[Buffer | FilePart], on_written: Callable[..., object] | None, args: tuple[Any, ...]

@@ -5,8 +5,8 @@ And an `ssl.MemoryBIO` never returns memory. So ciphertext is buffered here as `
 a time, and its output is taken right after each call. Two rules follow:
 
     Both buffers are empty whenever no call into OpenSSL runs, so all connections of a loop share one pair.
-    The peer's end of file is not passed to OpenSSL. A stream without close_notify is detected here, and so in the same
-    way with every version of OpenSSL.
+    The peer's end of file is not passed to OpenSSL. A stream without close_notify is detected here, so every version of
+    OpenSSL behaves the same.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ class TLSSession:
     def __init__(self, buffers: Buffers) -> None:
         self.buffers: Buffers = buffers
         self.ssl: Any = buffers.ssl
-        self.ssl_object: SSLObject = None  # type: ignore[assignment]  # until connected
+        self.ssl_object: SSLObject = None  # type: ignore[assignment]  # None until connected
         self._incoming = b''  # buffered ciphertext, which begins where a record begins
         self.on_secured: CallbackAndArgs = (None, ())
         # Writes that wait for the end of a handshake, in order. None when no handshake is under way.
@@ -161,7 +161,7 @@ class TLSSession:
         """Whether there is buffered ciphertext that has not been decrypted."""
         return self.more or bool(self._incoming)
 
-    # -- what the peer has sent
+    # -- input from the peer
 
     def received(self, data: bytes) -> None:
         """Buffer ciphertext from the peer; b'' is end of file."""
@@ -254,7 +254,7 @@ class TLSSession:
         exc.reason = 'UNEXPECTED_EOF_WHILE_READING'  # the same as in OpenSSL's error
         return exc
 
-    # -- what is sent to the peer
+    # -- output for the peer
 
     def pending_output(self) -> bytes:
         """Take the output of OpenSSL's last call for the peer: handshake messages, alerts, new keys."""

@@ -229,7 +229,7 @@ def bind_local(kernel: Kernel, sock: socket, local_address: tuple[str, int]) -> 
 def listening_unix(
     kernel: Kernel, path: str | bytes, options: Options, *, backlog: int, mode: int | None
 ) -> tuple[socket, Callable[[], None] | None]:
-    """Make a listening Unix socket. Return it, and the function that removes its file, or None.
+    """Make a listening Unix socket. Return the socket, and the function that removes its file, or None.
 
     A stale socket file, on which no process listens, is replaced. Anything else at the path is left alone, and this
     raises. `mode` is set before the socket listens.

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 class Stream(Sender):
-    """A connection, as made by `listen_*`, `connect_*` and `adopt`.
+    """A connection: accepted by a listener, or returned by `connect_*` or `adopt`.
 
     Its callbacks are attributes, which can be replaced at any time. They and `data` are dropped after `on_close`.
 
@@ -67,7 +67,7 @@ class Stream(Sender):
         if loop.now >= timers.second + 1:
             timers.second = int(loop.now)
         self.since: float = timers.second
-        self.sock: socket = None  # type: ignore[assignment]  # until it is connected
+        self.sock: socket = None  # type: ignore[assignment]  # None until it is connected
         self.state: State = CONNECTING
         self.options: Options = options
         self.writer: Writer | None = None
@@ -84,7 +84,7 @@ class Stream(Sender):
         self.tls: TLSSession | None = None
         self.timeouts: Timeouts | None = None
 
-    # -- what the loop calls
+    # -- methods for the loop
 
     def handle_read(self) -> None:
         """Called by the loop: one recv, then `on_data`. Unread bytes are reported again, after the other handles."""
@@ -150,7 +150,7 @@ class Stream(Sender):
             timeouts.second = self.loop.timers.buckets.add(self, next_look)
 
     def handle_held_messages(self) -> None:
-        """Called as a completion after `resume_reading`: a layer above passes on the messages it held in the pause."""
+        """Called as a completion after `resume_reading`: a layer above passes on the messages it has held."""
         if self.loop.streams.suspended.get(self):
             layer: Any = self.on_data
             if hasattr(layer, 'handle_resumed'):
@@ -240,7 +240,7 @@ class Stream(Sender):
         """Whether bytes from the peer have arrived and are not read yet; False while connecting and after the end."""
         return self.sock is not None and self.loop.kernel.has_bytes(self.sock)
 
-    # -- facts
+    # -- properties
 
     @property
     def peername(self) -> Any:
@@ -336,12 +336,12 @@ class Stream(Sender):
             f'{show(self.peername)}, {self.buffered} bytes wait>'
         )
 
-    # -- for its maker
+    # -- methods for opening (internal)
 
     def attach(self, sock: socket, deferred: bool = False) -> None:
         """Open the stream on a connected socket (internal). Raises like `Watchers.add`; then the stream is not open.
 
-        If `deferred`, `handle_first_read` reads it first and registers it after that.
+        If `deferred`, `handle_first_read` reads first, and then registers the stream.
         """
         self.sock = sock
         if deferred:
@@ -377,7 +377,7 @@ class Stream(Sender):
         if self.on_connect is not None:
             self.on_connect(self)
 
-    # -- for its kinds
+    # -- methods that subclasses override (internal)
 
     def set_reading(self, reading: bool) -> None:
         """Resume or pause reading (internal). Subclasses override this alone, so that `Stream.resume_reading` works
@@ -400,7 +400,7 @@ class Stream(Sender):
             self.loop.completions.append((self, Stream.handle_held_messages, ()))
         suspended[self] = reading
 
-    # -- in this file
+    # -- private methods
 
     def _has_input(self) -> bool:
         return self.loop.streams.suspended.get(self, False) or (self.events & READ != 0 and self.unread)
@@ -410,7 +410,7 @@ def suspend_reading(stream: Stream) -> None:
     """Receive nothing until `continue_reading`, because a layer above holds messages for the user (internal).
 
     To the user the stream still reads: `reading` is True until `pause_reading`. The layer is the stream's `on_data`.
-    After `resume_reading` its method `handle_resumed(stream)` is called in the completions phase.
+    After `resume_reading`, its method `handle_resumed(stream)` is called in the completions phase.
     """
     if stream not in stream.loop.streams.suspended:
         stream.pause_reading()

@@ -1,7 +1,7 @@
 """Check the read, write and idle timeouts of a connection.
 
-The limits themselves are in its `Options`. A `Timeouts` object, which only connections with a limit have, records when
-bytes were last received and sent. The time limit of a TLS handshake is in `handshake.py`.
+The limits themselves are in the connection's `Options`. A `Timeouts` object, which only connections with a limit have,
+records when bytes were last received and sent. The time limit of a TLS handshake is in `handshake.py`.
 
 Moving bytes costs one reading of the clock and no timer, because the connection is checked only in the second in which
 a limit may expire (`loop/buckets.py`). A limit that does not apply now, because no byte waits to be sent or because

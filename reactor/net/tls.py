@@ -47,7 +47,7 @@ class TLSStream(HandshakeStream):
         ('handle_stream_end', 'on_eof'),
     )
 
-    # -- what the loop calls
+    # -- methods for the loop
 
     def handle_read(self) -> None:
         """Called by the loop: one recv, then decrypt a few records, then call `on_data`."""
@@ -105,13 +105,13 @@ class TLSStream(HandshakeStream):
             self.send_close_notify()
         self.handle_end()
 
-    # -- what users call
+    # -- methods for users
 
     def write(self, data: Buffer, on_written: Callable[[Self, *Ts], object] | None = None, *args: *Ts) -> bool:
         session = self.tls
         if self.writer is None and session.held is None and type(data) is bytes and on_written is None:
             try:
-                record = session.encrypt_record(data)  # the short path, which nearly all writes take
+                record = session.encrypt_record(data)  # the fast path, for nearly all writes
             except MemoryError as exc:
                 return self.lose(exc)
             if record:
@@ -218,7 +218,7 @@ class TLSStream(HandshakeStream):
     def start_tls(self, *args: Any, **options: Any) -> None:  # type: ignore[override]  # any arguments
         raise ReactorError(f'start_tls() on {self!r}: this connection uses TLS already')
 
-    # -- for its base
+    # -- overridden methods
 
     def set_reading(self, reading: bool) -> None:
         if self.state is CONNECTING:
@@ -245,7 +245,7 @@ class TLSStream(HandshakeStream):
         except (MemoryError, RecursionError):
             pass  # the timer finds the connection closed and does nothing
 
-    # -- in this file
+    # -- private methods
 
     def _close_after_handshake(self) -> None:
         """Finish the handshake that the peer has begun, within `linger` seconds, because writes wait for its end."""

@@ -52,7 +52,7 @@ class Writer:
 
     @property
     def buffered(self) -> int:
-        """How many bytes wait."""
+        """How many bytes wait to be sent."""
         return self._queued - self._sent
 
     @property
@@ -141,7 +141,7 @@ class Writer:
         left = self.marks[MARKS_PER_SEND - 1][0] - self._sent
         for index, buffer in enumerate(buffers):
             if type(buffer) is FilePart:
-                break  # it is sent alone
+                break  # a file is sent alone
             if len(buffer) > left:
                 buffers[index:] = [memoryview(buffer)[:left]] if left else []
                 break

@@ -164,7 +164,7 @@ def test_a_server_is_told_how_to_make_a_context(r):
     message = refusal(r.listen_tcp, '127.0.0.1', 0, ssl=True)
     assert 'True' in message and 'load_cert_chain' in message
     message = refusal(r.listen_tcp, '127.0.0.1', 0, ssl=ssl.create_default_context())
-    assert 'this is the server' in message and 'ssl.Purpose.CLIENT_AUTH' in message
+    assert 'this side is the server' in message and 'ssl.Purpose.CLIENT_AUTH' in message
 
 
 def test_a_server_without_a_certificate_is_named_as_the_reason(r):

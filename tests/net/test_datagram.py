@@ -740,7 +740,7 @@ BAD_ADDRESSES: list[tuple[Any, type[Exception], str]] = [
     ((None, 1), ValueError, 'host'),
     (('', 1), ValueError, 'host'),
     ((b'x', 1), TypeError, 'host'),
-    (('localhost', 1), ValueError, 'in numbers'),
+    (('localhost', 1), ValueError, 'must be numeric'),
     (('::1', 1), ValueError, 'IPv6'),
     (('::1', 1, 0, -1), ValueError, '32 bits'),
     (('::1', 1, 1 << 20, 0), ValueError, '20 and'),
