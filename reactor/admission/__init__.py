@@ -1,1 +1,1 @@
-"""Admission: which clients may connect, how many, and how fast; and the PROXY protocol, which names them."""
+"""Admission: which clients may connect, how many, and how fast; and the PROXY protocol, which names the client."""

@@ -1,7 +1,7 @@
-"""What `Limits` remember about one client address: its open connections, and the tokens that it has left.
+"""The record that a `Limits` object keeps of one client address: its open connections and its remaining tokens.
 
 Rates are limited by token buckets. A bucket begins with `burst` tokens, each worth one connection or one request, and
-fills again at a steady rate, up to `burst`.
+is refilled at a steady rate, up to `burst`.
 """
 
 from __future__ import annotations
@@ -10,13 +10,13 @@ Rate = tuple[float, float]  # tokens per second, and the burst
 
 
 class AddressRecord:
-    """The record of one address. For IPv6 it is one of a whole /64."""
+    """The record of one address, or of a whole /64 for IPv6."""
 
     __slots__ = ('connects', 'key', 'open', 'requests', 'seen')
 
     def __init__(self, key: bytes, connect_rate: Rate | None, request_rate: Rate | None, now: float) -> None:
         self.key: bytes = key  # the bytes of the address, empty for clients without one
-        self.open: int = 0  # connections
+        self.open: int = 0  # open connections
         self.seen: float = now
         self.connects: TokenBucket = TokenBucket(now, connect_rate)
         self.requests: TokenBucket = TokenBucket(now, request_rate)

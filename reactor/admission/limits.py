@@ -1,11 +1,12 @@
-"""What refuses a client: `Limits` on open connections, on connections of one address, and on rates.
+"""`Limits` on open connections, on connections from one address, and on rates: when a client is refused.
 
 `Limits.judge` decides about a new client, and `Limits.allow` about a request. A client without room in
 `max_connections` is not refused: it waits in the kernel's backlog (`net/listener.py`). A PROXY header from an unknown
-network is refused in `listener.py`.
+network is refused in `admission/listener.py`.
 
 Memory is bounded by the open connections and by `max_addresses`. An address without a connection is remembered only
-until its tokens have grown again. If there are too many, the address that was not seen for longest is forgotten first.
+until its tokens are refilled. If there are too many such addresses, the one that has not been seen for longest is
+forgotten first.
 """
 
 from __future__ import annotations
@@ -32,28 +33,28 @@ IPV6_PREFIX = 8  # bytes: an IPv6 client has a /64, and changes its address in i
 class Limits:
     """Limits for clients, passed to `listen_tcp` or `listen_unix` as `limits=`. Several listeners may share them.
 
-    A refused client is reset before `on_connect`. `stats()` has a counter for each limit, and at most one line a second
-    is logged for a listener. An IPv6 address stands for its whole /64.
+    A refused client is reset before `on_connect`. `stats()` has a counter for each limit, and each listener logs at
+    most one line a second. An IPv6 address stands for its whole /64.
 
-    With `proxy_protocol` the limits apply to the real client as soon as the header has named it. Because a connection
-    exists then, `on_close(conn, exc)` is called with a `ClientRefused`. Clients without an address (Unix sockets,
-    UNKNOWN headers) count in `connections` alone. LOCAL connections, which the proxy makes for itself, are not counted.
+    With `proxy_protocol`, the limits apply to the real client once the header has named it. Because a connection exists
+    then, `on_close(conn, exc)` is called with a `ClientRefused`. Clients without an address (Unix sockets, UNKNOWN
+    headers) count only in `connections`. LOCAL connections, which the proxy makes for itself, are not counted.
 
     Args:
         refuse: Called as `refuse(address)` for each client with an address, (host, port); a true result refuses the
             client. An exception refuses it too, and is reported like an exception in a callback.
-        connections: How many connections may be open at once. One more is refused; with `max_connections` of the
-            listener it would wait in the backlog.
+        connections: How many connections may be open at once. Further clients are refused; with the listener's
+            `max_connections` they would wait in the backlog.
         per_address: How many connections one address may have open.
         connect_rate: (per second, burst): how often one address may connect.
         request_rate: (per second, burst): how often one address may make requests; see `allow`.
         lifetime: Seconds after which a connection is reset with `LifetimeOver`.
-        min_rate: (bytes per second, grace in seconds): how fast a client must send its messages and read what is sent
+        min_rate: (bytes per second, grace in seconds): how fast a client must send its messages and read the bytes sent
             to it. A slower client is reset with `TooSlow`. A message starts with the first byte received after our last
-            send. Each quarter of the grace it is checked: if more of the message has arrived, and the message still
-            takes longer than the grace plus the time for its bytes at this rate, the client is too slow. Waiting for a
-            slow answer or being silent is not slow; `read_timeout` and `idle_timeout` limit that. Over TLS, encrypted
-            bytes count. Only for TCP on Linux, which counts the bytes.
+            send. The client is checked each quarter of the grace. It is too slow if more of the message has arrived,
+            and the message has still taken longer than the grace plus the time for its bytes at this rate. A client
+            that waits for a slow answer, or is silent, is not too slow; `read_timeout` and `idle_timeout` limit that.
+            Over TLS, encrypted bytes count. Only for TCP on Linux, which counts the bytes.
         max_addresses: How many addresses without an open connection are remembered.
 
     Raises:
@@ -94,7 +95,7 @@ class Limits:
         self._forget_after = max([burst / a_second for a_second, burst in rates], default=0.0)
         self._clients: dict[Stream, LimitedClient] = {}
         self._present: dict[bytes, AddressRecord] = {}  # addresses with open connections
-        self._idle: OrderedDict[bytes, AddressRecord] = OrderedDict()  # the others, the one unseen for longest first
+        self._idle: OrderedDict[bytes, AddressRecord] = OrderedDict()  # the others; the first was seen longest ago
 
     def __repr__(self) -> str:
         return f'<Limits: {len(self._clients)} connections, {len(self._present)} addresses, {len(self._idle)} gone>'
@@ -102,14 +103,15 @@ class Limits:
     def allow(self, conn: Stream) -> bool:
         """Count a request of a client against `request_rate`, and return whether it is allowed.
 
-        Call this before you process a request. If it is not allowed, answer so (HTTP: 429 with `Retry-After`) or close.
+        Call this before you process a request. If it returns False, refuse the request (HTTP: 429 with `Retry-After`)
+        or close.
 
         Args:
             conn: The connection of the client.
 
         Returns:
-            False if the address has used up its rate. True otherwise; also for a closed connection, and for one that
-            these limits do not apply to.
+            False if the address has used up its rate. True otherwise, also for a closed connection or a connection to
+            which these limits do not apply.
         """
         client, rate = self._clients.get(conn), self.request_rate
         if client is None or rate is None or client.address.requests.take(conn.loop.timers.clock(), rate):
@@ -117,22 +119,22 @@ class Limits:
         conn.loop.counters.requests_refused += 1
         return False
 
-    # -- for listeners
+    # -- methods for listeners
 
     def judge(self, kernel: Kernel, address: Any, now: float) -> tuple[AddressRecord, Refusal | None]:
-        """Return the record of a new client's address, and why the client is refused; None if it is accepted."""
+        """Return the record of a new client's address, and the reason to refuse the client, or None."""
         key = packed(kernel, address)
         known = self._know(key[:IPV6_PREFIX], now)
         if key and self.refuse is not None and self.refuse(address):
             return known, ('refused_by_hook', 'the refuse= hook returned true')
         if self.connections is not None and len(self._clients) >= self.connections:
-            reason = f'{len(self._clients)} connections are open, the limit is connections={self.connections}'
+            reason = f'{len(self._clients)} connections are open; the limit is connections={self.connections}'
             return known, ('refused_connections', reason)
         if key and self.per_address is not None and known.open >= self.per_address:
-            reason = f'its address has {known.open} connections open, the limit is per_address={self.per_address}'
+            reason = f'its address has {known.open} connections open; the limit is per_address={self.per_address}'
             return known, ('refused_per_address', reason)
         if key and self.connect_rate is not None and not known.connects.take(now, self.connect_rate):
-            reason = f'its address connects too often, the limit is connect_rate={self.connect_rate}'
+            reason = f'its address connects too often; the limit is connect_rate={self.connect_rate}'
             return known, ('refused_rate', reason)
         return known, None
 
@@ -162,9 +164,9 @@ class Limits:
             self._keep(address, stream.loop.timers.clock())
             self._present.pop(address.key, None)
         address.open = left
-        del self._clients[stream]  # last: if memory or stack runs out before, all of this is repeated
+        del self._clients[stream]  # last: if memory or stack runs out before, all steps are repeated
 
-    # -- in this file
+    # -- private methods
 
     def _know(self, key: bytes, now: float) -> AddressRecord:
         known = self._present.get(key)
@@ -175,22 +177,22 @@ class Limits:
         return known
 
     def _keep(self, address: AddressRecord, now: float) -> None:
-        """Remember an address without open connections. Forget old ones, and the oldest if there are too many."""
+        """Remember an address without open connections. Forget old addresses, and the oldest if there are too many."""
         idle = self._idle
         address.seen = now
         idle[address.key] = address
-        for _ in range(2):  # more than the one that was added
+        for _ in range(2):  # up to two, because one was added
             oldest = next(iter(idle.values()), None)
             if oldest is not None and (oldest.seen + self._forget_after < now or len(idle) > self.max_addresses):
                 del idle[oldest.key]
 
 
 def check_limits(kernel: Kernel, limits: Limits | None, unix: bool) -> None:
-    """Check the argument `limits` of a listener: TypeError, or OSError if this platform cannot enforce them."""
+    """Check the argument `limits` of a listener. Raises TypeError, or OSError if this platform cannot enforce them."""
     if limits is None:
         return
     if not isinstance(limits, Limits):
-        raise TypeError(f'limits is None or a reactor.Limits, not {shown(limits)}')
+        raise TypeError(f'limits must be None or a reactor.Limits, not {shown(limits)}')
     if limits.min_rate is not None and (unix or not kernel.counts_tcp):
         raise OSError(EOPNOTSUPP, 'min_rate works for TCP on Linux only; use read_timeout= and write_timeout= here')
 
@@ -199,8 +201,8 @@ def _rate(name: str, value: Rate | None, least: int) -> Rate | None:
     if value is None:
         return None
     if not isinstance(value, tuple) or len(value) != 2:
-        raise TypeError(f'{name} is a tuple of two numbers, not {shown(value)}')
+        raise TypeError(f'{name} must be a tuple of two numbers, not {shown(value)}')
     a_second, burst = (float(number(name, each, 'tuple of two numbers')) for each in value)
     if not (a_second > 0 and burst >= least):
-        raise ValueError(f'{name} is (a number above 0, a number of at least {least}), not {value!r}')
+        raise ValueError(f'{name} must be (a number above 0, a number of at least {least}), not {value!r}')
     return a_second, burst

@@ -1,7 +1,7 @@
 """Listeners with limits or behind proxies: they check a client before it becomes a connection.
 
-A refused client is reset and counted, and no callback is called for it. A plain `Listener` has none of these checks on
-its path.
+A refused client is reset and counted, and no callback is called for it. A plain `Listener` makes none of these checks.
+`kinds.py` decides which of the two classes is used.
 """
 
 from __future__ import annotations
@@ -46,12 +46,12 @@ class GuardedListener(Listener):
         super().__init__(loop, sock, options, *args, **keywords)
 
     def accept_client(self, sock: socket, address: Any) -> Stream | None:
-        """Refuse the client, or do as `Listener.accept_client`. Behind a proxy the decision follows the header."""
+        """Refuse or accept the client. Behind a proxy, this is decided when the header has arrived."""
         address = unmapped(address)
         if self.proxy is not None:
             if self.proxy.trusts(address):
                 return super().accept_client(sock, address)
-            self._refuse(sock, address, ('refused_untrusted', 'it is in none of the networks of proxy_protocol='))
+            self._refuse(sock, address, ('refused_untrusted', 'it is not in the networks of proxy_protocol='))
             return None
         limits, loop = self.limits, self.loop
         assert limits is not None
@@ -65,7 +65,7 @@ class GuardedListener(Listener):
             self._refuse(sock, address, refusal)
             return None
         stream = super().accept_client(sock, address)
-        if stream is not None and not stream.closed:  # else memory ran out, and the count would never go down again
+        if stream is not None and not stream.closed:  # otherwise the count would never go down again
             try:
                 limits.track(stream, known, now)
             except (MemoryError, RecursionError) as exc:
@@ -73,7 +73,7 @@ class GuardedListener(Listener):
         return stream
 
     def admit_proxied(self, stream: Stream, header: ProxyHeader) -> bool:
-        """Called when a PROXY header has named the client: return whether it is accepted, else reset it."""
+        """Called when a PROXY header has named the client: return whether it is accepted; reset it if not."""
         limits, loop = self.limits, self.loop
         if limits is None or header.command == 'LOCAL':
             return True

@@ -1,7 +1,7 @@
-"""Networks: whether an address is in a list of prefixes such as 10.0.0.0/8 and ::1/128.
+"""Check whether an address is in a list of networks such as 10.0.0.0/8 and ::1/128.
 
-An IPv4 client of a dual-stack socket is compared by its IPv4 address. An address that is not an IP address is in no
-network.
+An IPv4 client of a dual-stack socket is compared by its IPv4 address. An address of another kind, such as a path, is in
+no network.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ MAPPED_PREFIX = bytes(10) + b'\xff\xff'  # ::ffff:0:0/96, in which IPv6 sockets 
 
 
 class Networks:
-    """A list of networks. `address in networks` takes an address as sockets give it, (host, port, ...)."""
+    """A list of networks. `address in networks` takes an address in the form that sockets use, (host, port, ...)."""
 
     __slots__ = ('_kernel', '_prefixes')
 
     def __init__(self, kernel: Kernel, networks: Iterable[str]) -> None:
         if isinstance(networks, str | bytes) or not hasattr(networks, '__iter__'):
-            raise TypeError(f'networks are a list such as ["10.0.0.0/8", "::1/128"], not {shown(networks)}')
+            raise TypeError(f'networks must be a list such as ["10.0.0.0/8", "::1/128"], not {shown(networks)}')
         self._kernel = kernel
         self._prefixes = [_prefix(kernel, text) for text in networks]
 
@@ -43,7 +43,7 @@ class Networks:
 def packed(kernel: Kernel, address: Any) -> bytes:
     """Return the 4 or 16 bytes of an IP address; b'' for any other address."""
     if not isinstance(address, tuple) or not isinstance(address[0], str):
-        return b''  # a path, or the numbers of AF_VSOCK
+        return b''  # the path of a Unix socket, or an AF_VSOCK (cid, port) pair
     host = unmapped(address)[0].partition('%')[0]  # without the scope of a link-local address
     return kernel.pack_address(AF_INET6 if ':' in host else AF_INET, host)
 
@@ -51,7 +51,7 @@ def packed(kernel: Kernel, address: Any) -> bytes:
 def _prefix(kernel: Kernel, text: str) -> tuple[int, int, int]:
     """Return (bytes of an address, bits after the prefix, the prefix as a number)."""
     if not isinstance(text, str):
-        raise TypeError(f'a network is a str such as "10.0.0.0/8", not {shown(text)}')
+        raise TypeError(f'a network must be a str such as "10.0.0.0/8", not {shown(text)}')
     host, slash, length = text.partition('/')
     try:
         number = packed(kernel, (host, 0))
@@ -61,10 +61,10 @@ def _prefix(kernel: Kernel, text: str) -> tuple[int, int, int]:
     bits = int(length) if length.isascii() and length.isdecimal() and len(length) <= 3 else 999
     if not number or bits > 8 * len(number):
         raise ValueError(
-            f'a network is a numeric address, or one with a prefix length, such as "10.0.0.0/8", not {shown(text)}'
+            f'a network must be a numeric address, perhaps with a prefix length like "10.0.0.0/8", not {shown(text)}'
         )
     if number.startswith(MAPPED_PREFIX) and bits >= 8 * len(MAPPED_PREFIX):
-        # IPv4 networks in the notation of IPv6: clients are compared by their IPv4 addresses.
+        # An IPv4 network in the notation of IPv6: clients are compared by their IPv4 addresses.
         number, bits = number[len(MAPPED_PREFIX) :], bits - 8 * len(MAPPED_PREFIX)
     shift = 8 * len(number) - bits
     prefix = int.from_bytes(number, 'big')

@@ -1,13 +1,12 @@
-"""Pace: end connections that send or read too slowly, or that have lasted too long.
+"""End connections that send or read too slowly, or that have lasted too long.
 
 The kernel counts the bytes of each connection, so this costs nothing when bytes are received or sent. A connection is
-checked each quarter of the grace (`loop/buckets.py`). A window of time begins with the check that finds the first byte
-of it, so no connection is ended too early.
+checked each quarter of the grace (`loop/buckets.py`). A time window begins with the check that finds its first byte, so
+no connection is ended too early.
 
-A message starts with the first byte received after our last send. It is too slow only if more of it has arrived and the
-whole of it is below the rate. A client that has sent a request and waits for the answer is therefore not slow;
-`read_timeout` and `idle_timeout` limit silence. The attack is "Slowloris" (2009), the defence that of Apache's
-mod_reqtimeout.
+A message starts with the first byte received after our last send. It is too slow only if more of it has arrived and its
+average rate is too low. A client that has sent a request and waits for the answer is therefore not slow; `read_timeout`
+and `idle_timeout` limit silence. The attack is "Slowloris" (2009); the defence follows Apache's mod_reqtimeout.
 """
 
 from __future__ import annotations
@@ -40,14 +39,14 @@ class LimitedClient:
         self._pace = pace
         self._second: int | None = None
         self._received = self._acked = 0  # bytes, at the last check
-        self._receiving: TransferWindow | None = None  # since the client's message began
-        self._sending: TransferWindow | None = None  # since bytes began to wait for the client
+        self._receiving: TransferWindow | None = None  # begun with the client's message
+        self._sending: TransferWindow | None = None  # begun when bytes began to wait for the client
 
     def begin(self, now: float) -> None:
         """Schedule the next check, if a limit applies."""
         when = self._deadline
         if self._pace is not None:
-            soon = now + max(1, self._pace[1] / 4) - 0.5  # buckets round up
+            soon = now + max(1, self._pace[1] / 4) - 0.5  # half a second less, because buckets round up
             when = soon if when is None else min(soon, when)
         if when is not None:
             self._second = self._stream.loop.timers.buckets.add(self, when)
@@ -71,17 +70,17 @@ class LimitedClient:
         if slow:
             counters.ended_slow += 1
             limit = f'the limit is min_rate={self._pace}'
-            stream.reset(TooSlow(f'{show(stream.peername)} {slow}, {limit}; the connection was reset'))
+            stream.reset(TooSlow(f'{show(stream.peername)} {slow}; {limit}; the connection was reset'))
         else:
             self.begin(now)
 
     def _slowness(self, now: float, pace: Rate) -> str:
-        """Return what is too slow, for the message; '' if nothing is."""
+        """Return how the client is too slow, for the message; '' if it is not."""
         stream = self._stream
         try:
             heard, acked, unsent = stream.loop.kernel.tcp_counts(stream.sock)
         except OSError:
-            return ''  # the connection has ended, and reading finds that out
+            return ''  # the connection has ended, which reading will report
         more, answered = heard > self._received, acked > self._acked
         self._received, self._acked = heard, acked
         if answered or not stream.events & READ:
@@ -105,11 +104,11 @@ class TransferWindow:
     __slots__ = ('_before', '_since')
 
     def __init__(self, since: float, before: int) -> None:
-        self._since = since  # its beginning
-        self._before = before  # the bytes that had moved before it
+        self._since = since  # when it began
+        self._before = before  # the count of bytes at that time
 
     def is_slow(self, now: float, count: int, pace: Rate) -> bool:
-        """Return whether fewer bytes have moved than the rate demands."""
+        """Return whether fewer bytes have moved than the rate requires."""
         rate, grace = pace
         return now - self._since > grace + (count - self._before) / rate
 

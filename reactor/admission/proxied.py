@@ -1,10 +1,10 @@
 """The PROXY protocol: a proxy begins each connection with a header that names the client.
 
-Exactly the header is read here and not a byte more. So the stream reads the bytes after it, TLS or not, as if it had
+Only the header is read here, and not a byte more. So the stream reads the bytes after it, over TLS or not, as if it had
 just been accepted. A header is accepted only from the networks given by the user, because anyone can send one.
 
-The socket is peeked at, and then the bytes that surely belong to the header are read. So no part of a header stays
-unread in the kernel, which would make the selector report the socket again and again.
+The bytes are peeked at first, and then only the bytes that must belong to the header are read. So no part of a header
+stays unread in the kernel, which would make the selector report the socket again and again.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from ..net.writer import SHUT, Writer
 from .networks import Networks
 
 PROXY_TIMEOUT = 10.0  # seconds; a proxy sends its header in the first packet
-PEEK = 536  # bytes that the document asks receivers to read at once
+PEEK = 536  # bytes that proxy-protocol.txt asks receivers to read at once
 
 
 class ProxyProtocol:
@@ -58,18 +58,18 @@ class ProxyProtocol:
 def check_proxy_protocol(
     kernel: Kernel, value: Iterable[str] | bool | None, timeout: float, kind: type[Stream], unix: bool
 ) -> ProxyProtocol | None:
-    """Check the argument `proxy_protocol` of a listener; TypeError or ValueError."""
+    """Check the argument `proxy_protocol` of a listener. Raises TypeError or ValueError."""
     timeout = time_limit('proxy_timeout', timeout)
     if value is None or value is False:
         return None
     if unix:
         if value is not True:
             raise TypeError(
-                f'on a Unix socket proxy_protocol is True or False, not {shown(value)}: its clients have no network'
+                f'on a Unix socket proxy_protocol must be True or False, not {shown(value)}: clients have no network'
             )
         return ProxyProtocol(kernel, None, timeout, kind)
     if value is True:
-        raise TypeError('proxy_protocol is a list of the networks of your proxies, such as ["10.0.0.0/8", "::1/128"]')
+        raise TypeError('proxy_protocol must be a list of your proxies\' networks, such as ["10.0.0.0/8"], not True')
     networks = Networks(kernel, value)
     if not networks:
         raise ValueError(f'proxy_protocol={shown(value)} has no networks, so every client would be reset; add some')
@@ -77,7 +77,7 @@ def check_proxy_protocol(
 
 
 class HeaderBuffer:
-    """The part of a header that was read, and whether the user wants to read after it."""
+    """The part of a header that has been read, and whether the user wants to read after it."""
 
     __slots__ = ('data', 'reading', 'timer')
 
@@ -100,14 +100,14 @@ class ProxiedStream(Stream):
         state: State
         peer: Any
 
-    # -- for its maker
+    # -- methods for opening (internal)
 
     def attach(self, sock: socket, deferred: bool = False) -> None:
         """Take an accepted socket (internal). The proxy sends its header first."""
         loop = self.loop
         self.sock = sock
         self.writer = SHUT
-        self._protocol.buffers[self] = buffer = HeaderBuffer()  # before it can be read
+        self._protocol.buffers[self] = buffer = HeaderBuffer()  # set before the socket can be read
         # Unreferenced, because the stream itself keeps the loop running.
         late = ProxiedStream.handle_header_late
         buffer.timer = loop.timers.unreferenced_later(self._protocol.timeout, late, self)
@@ -116,10 +116,10 @@ class ProxiedStream(Stream):
         else:
             loop.watchers.add(self, READ)
 
-    # -- what the loop calls
+    # -- methods for the loop
 
     def handle_read(self) -> None:
-        """Called by the loop: peek, read the bytes of the header, and open the stream when it is complete."""
+        """Called by the loop: peek, read the bytes of the header, and open the stream when the header is complete."""
         buffer = self._buffer
         seen = self._receive(PEEK, MSG_PEEK)
         if not seen:
@@ -147,11 +147,11 @@ class ProxiedStream(Stream):
         self._buffer.data += data
 
     def handle_header_late(self) -> None:
-        """Called by the timer of the header: it has not arrived in time."""
-        if isinstance(self, ProxiedStream) and self.state is CONNECTING:  # else there was no memory to cancel the timer
+        """Called by the timer of the header, which has not arrived in time."""
+        if isinstance(self, ProxiedStream) and self.state is CONNECTING:  # otherwise the timer was not canceled
             self._fail(f'its header did not arrive within proxy_timeout={self._protocol.timeout:g} s', ProxyTimeout)
 
-    # -- what users call, on a stream from `handles()`
+    # -- methods for users, on a stream from `handles()`
 
     def write_eof(self) -> None:
         """Do nothing: the client is not known yet."""
@@ -159,7 +159,7 @@ class ProxiedStream(Stream):
     def waits_for(self) -> str:
         return 'its PROXY header'
 
-    # -- for its base
+    # -- overridden methods
 
     def set_reading(self, reading: bool) -> None:
         if self.state is CONNECTING:
@@ -175,7 +175,7 @@ class ProxiedStream(Stream):
         self._forget_buffer(self._protocol)
         Stream.forget(self)
 
-    # -- in this file
+    # -- private methods
 
     @property
     def _protocol(self) -> ProxyProtocol:
@@ -211,7 +211,7 @@ class ProxiedStream(Stream):
             self._open(more)
 
     def _open(self, more: bool) -> None:
-        """Turn it into a stream of the client."""
+        """Turn this stream into the client's stream."""
         options, reading, protocol = self.options, self._buffer.reading, self._protocol
         self._forget_buffer(protocol)
         self.writer = None

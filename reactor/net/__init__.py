@@ -1,1 +1,1 @@
-"""Transports: streams, listeners, connectors, and what they need. Knows the loop, is known by nothing below it."""
+"""Transports: streams, listeners, datagram sockets and their parts. They use the loop, which never imports them."""

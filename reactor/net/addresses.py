@@ -44,7 +44,7 @@ def check_host(host: str | None) -> str | None:
 
 def _advice(host: str) -> str:
     if '://' in host:
-        return 'it must not be a URL; pass the host alone, and the port as a separate argument'
+        return 'a host is not a URL; pass the host alone, and the port as a separate argument'
     if '[' in host:
         return 'pass an IPv6 address without brackets, such as ::1, and the port as a separate argument'
     return 'pass the host alone, and the port as a separate argument'

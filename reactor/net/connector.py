@@ -51,7 +51,7 @@ ESTABLISHED = Established()
 
 
 class Connector:
-    """Connects `stream`, which is CONNECTING until then."""
+    """Connects `stream`, which is CONNECTING until an attempt succeeds."""
 
     __slots__ = (  # noqa: RUF023  (by what they are for)
         # the stream, and what it is to be connected to
@@ -87,8 +87,8 @@ class Connector:
         self._timeout = timeout
         self.deadline: float | None = None if timeout is None else loop.timers.clock() + timeout
         self._lookup: ThreadCall | None = None
-        self._addresses: deque[Address] = deque()  # not tried yet
-        self._attempts: dict[Attempt, None] = {}  # under way
+        self._addresses: deque[Address] = deque()  # addresses not tried yet
+        self._attempts: dict[Attempt, None] = {}  # attempts under way
         self._family = 0  # the family of the first address, which is preferred
         self._errors: list[tuple[Address, Exception]] = []
         self._timer: Timer | None = None

@@ -33,7 +33,8 @@ if TYPE_CHECKING:
     from ..callbacks import Loop, OnDatagram, OnDatagramClose, OnDatagramDrain, OnDatagramError, OnSendError
 
 READ_SIZE = 65536  # bytes: longer than any UDP datagram, so none is cut; a Unix datagram may be longer
-# Linux reports the length of a Unix datagram before it is received. Elsewhere they have a few kilobytes at most.
+# Linux reports the length of a Unix datagram before it is received. On other systems, Unix datagrams have a few
+# kilobytes at most.
 PEEK = MSG_PEEK | MSG_TRUNC if sys.platform == 'linux' else 0
 DROPS = slice(32, 36)  # the bytes of the last of the nine numbers in SO_MEMINFO
 
@@ -106,7 +107,7 @@ class DatagramSocket(DatagramSender):
         self._reading = True  # whether the socket reads as soon as it is open
         self._last_log = -LOG_INTERVAL
 
-    # -- what the loop calls
+    # -- methods for the loop
 
     def handle_read(self) -> None:
         """Called by the loop: deliver a limited number of datagrams. The selector reports the rest again."""
@@ -201,7 +202,7 @@ class DatagramSocket(DatagramSender):
 
         Raises:
             HandleClosed: The socket is not open.
-            TypeError, ValueError: `group` is not a multicast address, or `interface` is wrong.
+            TypeError, ValueError: `group` is not a multicast address, or `interface` is not valid.
             OSError: The interface does not exist, or the kernel cannot join the group.
             ReactorError: Called from a thread other than the loop's.
         """
@@ -241,7 +242,7 @@ class DatagramSocket(DatagramSender):
         """True once you have called `close`, or the socket has failed."""
         return self.state is CLOSED or self.state is LOST
 
-    # -- facts
+    # -- properties
 
     @property
     def address(self) -> Any:
@@ -279,7 +280,7 @@ class DatagramSocket(DatagramSender):
             f'{self._queued} datagrams wait>'
         )
 
-    # -- for its maker
+    # -- methods for opening (internal)
 
     def attach(self, sock: socket) -> None:
         """Open the handle on a bound or connected socket (internal). Raises like `Watchers.add`."""
@@ -294,7 +295,7 @@ class DatagramSocket(DatagramSender):
         try:
             self.peer = unmapped(sock.getpeername())
         except OSError:
-            pass  # it has no peer
+            pass  # the socket has no peer
         self._per_receiver = sock.family == AF_UNIX and self.peer is None
         self.sock = sock
 
@@ -317,9 +318,9 @@ class DatagramSocket(DatagramSender):
         try:
             self._release()
         except (MemoryError, RecursionError):
-            pass  # `handle_closed` does the rest
+            pass  # `handle_closed` tries again
 
-    # -- in this file
+    # -- private methods
 
     def _next_size(self) -> int:
         # How many bytes to receive so that the next datagram is whole. Only for a Unix socket is the kernel asked.

@@ -17,7 +17,7 @@ MOST_TRIES = 64  # at most this many addresses of a name are tried, all in one t
 
 
 class DatagramConnector:
-    """Connects one `DatagramSocket`, which is CONNECTING until then."""
+    """Connects one `DatagramSocket`, which is CONNECTING until it has a peer."""
 
     __slots__ = ('_broadcast', '_kernel', '_local_address', '_socket')
 
@@ -43,7 +43,7 @@ class DatagramConnector:
         except (MemoryError, RecursionError) as exc:
             sock.finish(exc)
 
-    # -- in this file
+    # -- private methods
 
     def _looked_up(self, addresses: list[Address] | None, error: Exception | None) -> None:
         self._socket.lookup = None

@@ -53,8 +53,8 @@ HINTS = {
 class DatagramSender(Handle):
     """The part of a `DatagramSocket` that sends."""
 
-    __slots__ = (  # noqa: RUF023  (by what they are for)
-        # what users set
+    __slots__ = (  # noqa: RUF023  (grouped by purpose)
+        # set by users
         'on_send_error', 'on_drain',
         # its socket, its state, and the peer that it is connected to
         'sock', 'state', 'peer', '_kernel', '_family', '_longest',
@@ -103,15 +103,15 @@ class DatagramSender(Handle):
         self._sender: Any = None
         self._source: Any = None
 
-    # -- what users call
+    # -- methods for users
 
     def send(self, data: Buffer, address: Any = None) -> bool:
         """Send one datagram without blocking. It is queued if the kernel has no room for it now.
 
         Args:
             data: `bytes`, `bytearray` or `memoryview`, which may be empty. It is copied only if it has to wait.
-            address: (host, port) with a numeric host; for a Unix socket, a path. The address object that `on_datagram`
-                got is the fastest. For a connected socket: None, or the address of its peer.
+            address: (host, port) with a numeric host; for a Unix socket, a path. Sending to the object that
+                `on_datagram` got is fastest. For a connected socket: None, or the address of its peer.
 
         Returns:
             True if the datagram was sent or queued; it may still be lost on the way. False if it was dropped. Either
@@ -120,7 +120,7 @@ class DatagramSender(Handle):
 
         Raises:
             HandleClosed: The socket is closed.
-            TypeError: `data` is not bytes, or `address` has a wrong type.
+            TypeError: `data` is not bytes, or `address` has the wrong type.
             ValueError: The address is a name or is not valid, or the datagram has more than 65,507 bytes over IPv4
                 or 65,527 over IPv6.
         """
@@ -148,7 +148,7 @@ class DatagramSender(Handle):
         """The total size of the waiting datagrams, in bytes."""
         return self._buffered
 
-    # -- what the loop calls
+    # -- methods for the loop
 
     def handle_write(self) -> None:
         """Called by the loop: send a limited number of queued datagrams. Each line keeps its order."""
@@ -180,7 +180,7 @@ class DatagramSender(Handle):
             self._await_room(sent)
 
     def handle_retry(self) -> None:
-        """Called by the timer: receivers that were full may have room now."""
+        """Called by the timer: try again, because full receivers may have room now."""
         self._retry = None
         self.handle_write()
 
@@ -195,7 +195,7 @@ class DatagramSender(Handle):
         if self.on_send_error is not None and self.state is OPEN:
             self.on_send_error(self, exc)  # type: ignore[arg-type]  # set before this was queued
 
-    # -- for the other parts
+    # -- methods for other modules
 
     def datagram_failed(self, exc: OSError, what: str) -> None:
         """Called when the kernel has refused a datagram, or reports that an earlier one failed."""
@@ -207,7 +207,7 @@ class DatagramSender(Handle):
             self._error = OSError(exc.errno, f'{what}: {exc.strerror}{HINTS.get(exc.errno or 0, "")}')
             self.loop.completions.append((self, DatagramSender.handle_send_error, ()))
 
-    # -- in this file
+    # -- private methods
 
     def _target(self, address: Any) -> Any:
         # Returns None for a connected socket, which knows its peer.
@@ -232,7 +232,7 @@ class DatagramSender(Handle):
             raise ValueError(f'a datagram can have at most {longest} bytes here, not {length}')
 
     def _transmit(self, data: bytes | memoryview, target: Any) -> bool | None:
-        """Return True if the kernel accepted the data, False if an error dropped it, None if there is no room."""
+        """Return True if the kernel accepted the data, False if it refused the data, None if there is no room."""
         error = self._attempt(data, target)
         if error is None:
             return True
@@ -310,7 +310,7 @@ class DatagramSender(Handle):
     def _report_full(self) -> None:
         last, self._full_at = self._full_at, self.loop.timers.clock()
         if self._full_at - last >= EPISODE:
-            what = f'{len(self._lines)} receivers are' if self._per_receiver else 'it is'
+            what = f'{len(self._lines)} receivers are' if self._per_receiver else "the kernel's buffer is"
             log(
                 'warning',
                 '%s: %s full while %d datagrams wait; the next attempts are made every %g s',

@@ -1,17 +1,19 @@
-"""How a server ends without losing a request: `Reactor.drain`, phase after phase.
+"""Shut a server down without losing a request: the phases of `Reactor.drain`.
 
 A check runs about every CHECK_INTERVAL seconds and goes through the open handles; nothing here keeps a handle alive.
-The phases are those of load balancers (HAProxy's drain, Envoy's). "Lame duck" is Google's word ("Site Reliability
+The phases are those of load balancers (the drain of HAProxy and Envoy). "Lame duck" is Google's term ("Site Reliability
 Engineering", chapter 20):
 
-    lame duck   `draining` is True and nothing else changes: health checks fail, answers say `Connection: close`.
+    lame duck   `draining` is True and nothing else changes: health checks can fail, and answers can say
+                `Connection: close`.
     refusing    A listener is closed when its queue is empty, because the kernel has already accepted the clients in the
                 queue. On Linux, new SYNs are dropped once a check has found the queue empty, and the listener is closed
-                at the next check, so that handshakes under way can end. A paused or full listener waits for room.
-    finishing   Idle connections are closed, busy ones may finish. When none is left, `stop` is called.
+                at the next check, so that handshakes under way can complete. A paused or full listener stays open until
+                it has accepted the clients in its queue.
+    finishing   Idle connections are closed; busy ones may finish. When no connection is left, `stop` is called.
     timeout     The remaining connections are reset.
 
-Handles that do not keep the loop running (`unref`) are left alone, so live pages and health checks work to the end.
+Handles that do not keep the loop running (`unref`) are left alone, so live pages and health checks work until the end.
 
 A connection is closed as idle when every check of the last GRACE seconds has found it idle. A request may be on its
 way for that long, from a client that was accepted or answered at the last moment.
@@ -33,18 +35,18 @@ from .stream import Stream
 if TYPE_CHECKING:
     from ..callbacks import Loop
 
-Idle = WeakKeyDictionary[Stream, tuple[State, float]]  # the state of an idle connection, and when it began
+Idle = WeakKeyDictionary[Stream, tuple[State, float]]  # its state, and the time when it became idle
 
 GRACE = 0.5  # seconds: two round trips around the world, or one and the retransmission of a lost segment
-HANDSHAKE = 5.0  # seconds for a client to begin its TLS handshake or PROXY header, which it may never do
+HANDSHAKE = 5.0  # seconds for a client to begin its TLS handshake or PROXY header; it may never do so
 CHECK_INTERVAL = 0.1  # seconds between two checks
-CHECK_COST = 1.5e-4  # seconds of interval for each open handle, 100 times what its check takes: 1 % of a processor
-CLOSES_PER_TURN = 256  # idle connections; the busy ones have to be served meanwhile
-EOF_WAIT = 1.0  # seconds that peers get to end their side; many do so only when they write again
+CHECK_COST = 1.5e-4  # seconds of interval per open handle: 100 times the cost of its check, so 1 % of a CPU
+CLOSES_PER_TURN = 256  # idle connections closed in a turn; busy ones must be served in between
+EOF_WAIT = 1.0  # seconds for peers to end their side; many do so only when they write again
 
 
 class Drain:
-    """A drain under way. `over` is True when it has called `stop`, and when it could not begin."""
+    """A drain under way. `over` is True after it has called `stop`, or if it could not begin."""
 
     __slots__ = (  # noqa: RUF023  (by what they are for)
         # the loop, and whether the drain is over
@@ -60,9 +62,9 @@ class Drain:
         self.over: bool = False
         self._began = loop.timers.clock()
         self._deadline = self._began + timeout
-        self._accepts = -1  # how many connections the loop had accepted when the listeners were checked last
-        self._idle: Idle = WeakKeyDictionary()  # as the last check found them
-        self._silent_since: float | None = None  # since when the drain waits only for peers to end their side
+        self._accepts = -1  # how many connections the loop had accepted at the last check of the listeners
+        self._idle: Idle = WeakKeyDictionary()  # the idle connections at the last check
+        self._silent_since: float | None = None  # since when only peers that must end their side are left
         for handle in self._served():
             if isinstance(handle, Listener):
                 handle.handle_drain()
@@ -72,14 +74,14 @@ class Drain:
             self._asking = later(lame_duck, self._ask_listeners)
             self._checking = later(lame_duck, self._check)
         except BaseException:  # no memory or stack for one of the timers: the drain has not begun
-            self.over = True  # first: canceling the other timers may fail as well, and then they do nothing
+            self.over = True  # set first: canceling the timers may fail too, and then they do nothing
             for name in ('_aborting', '_asking'):
                 if hasattr(self, name):
                     getattr(self, name).cancel()
             raise
 
     def hasten(self, timeout: float, lame_duck: float) -> None:
-        """Called when `drain` is called again: of each time, the earlier one applies."""
+        """Called when `drain` is called again: each step happens at the earlier of its old and its new time."""
         if self.over:
             return
         now = self._loop.timers.clock()
@@ -110,7 +112,7 @@ class Drain:
             self._asking.reset(0)  # paused and full listeners are asked at the next check
 
     def _check(self) -> None:
-        """Close connections that have been idle for long enough; stop the loop when none is left."""
+        """Close connections that have been idle for long enough; stop the loop when no connection is left."""
         self._checking.reset(CHECK_INTERVAL)  # first: this may raise
         if self._asking.deadline is None:
             self._ask_listeners()
@@ -126,13 +128,13 @@ class Drain:
             elif handle.buffered:
                 waits += 1
             elif not isinstance(handle.origin, Listener):
-                pass  # not a client: the application made this connection
+                pass  # an outgoing connection: the application made it
             elif handle.state.discards:
                 silent.append(handle)
             elif not self._idle_long(handle, now, idle):
                 waits += 1
             elif handle.unread or handle in suspended:
-                # Checked last: `unread` may take the error of the socket, and no callback would get it then.
+                # Checked last: `unread` may consume the socket's error, and then no callback would get it.
                 waits += 1
                 del idle[handle]
             elif closed == CLOSES_PER_TURN:
@@ -158,7 +160,7 @@ class Drain:
             since = now
         idle[stream] = stream.state, since
         patience = HANDSHAKE if stream.state is CONNECTING else GRACE
-        return now - since >= min(patience, (self._deadline - since) / 2)  # if time is short, half of it
+        return now - since >= min(patience, (self._deadline - since) / 2)  # if little time is left, half of it
 
     def _waited_for_peers(self, now: float) -> bool:
         if self._silent_since is None:
@@ -178,7 +180,7 @@ class Drain:
                 busy = 'its answer was under way' if handle.busy else 'it was not busy'
                 handle.reset(
                     DrainTimeout(
-                        f'{show(handle.peername)} was not done within {waited:.3g} s of drain(): {busy}, '
+                        f'{show(handle.peername)} was not finished within {waited:.3g} s of drain(): {busy}, '
                         f'{handle.buffered} bytes were buffered; the connection was reset'
                     )
                 )
@@ -191,7 +193,7 @@ class Drain:
 
 
 def begin_drain(loop: Loop, drain: Drain | None, timeout: float, lame_duck: float) -> Drain:
-    """Begin the drain of a loop, or make the one under way end earlier; see `Reactor.drain`."""
+    """Begin the drain of a loop, or make a drain under way end earlier; see `Reactor.drain`."""
     timeout, lame_duck = check_times(timeout, lame_duck)
     loop.guard.check()
     if drain is None:
@@ -201,11 +203,11 @@ def begin_drain(loop: Loop, drain: Drain | None, timeout: float, lame_duck: floa
 
 
 def check_times(timeout: float, lame_duck: float, name: str = 'timeout') -> tuple[float, float]:
-    """Check and return both, in seconds. `name` is the name of the timeout in messages.
+    """Check and return both arguments, in seconds. `name` is the name of the timeout in messages.
 
     Raises TypeError, and ValueError unless 0 <= lame_duck <= timeout.
     """
     timeout, lame_duck = seconds(name, timeout), seconds('lame_duck', lame_duck)
     if lame_duck > timeout:
-        raise ValueError(f'lame_duck is a part of {name}: {lame_duck!r} s do not fit into {timeout!r} s')
+        raise ValueError(f'lame_duck must be a part of {name}, but {lame_duck!r} s do not fit into {timeout!r} s')
     return timeout, lame_duck

@@ -1,9 +1,9 @@
 """How a connection ends: by `close`, by `abort` or by a failure, and always with `on_close` as its last completion.
 
-`Connection` is the base of a stream: its slots, its state, and the ways it can end. Each of them leads to `finish`,
-which appends the last completion first. After that come only steps that cannot fail or that can be repeated, so a
-process that runs out of memory never leaves half an ending. Nothing here calls the user directly, except for `on_eof`
-and `on_close`, which come last in a method that the loop calls.
+`Connection` is the base of a stream: its slots, its state, and the ways it can end. All of them lead to `finish`, which
+first appends the last completion. Its other steps cannot fail or can be repeated, so running out of memory never leaves
+a connection half ended. Of the user's callbacks, only `on_eof` and `on_close` are called directly here, each as the
+last step of a method that the loop calls.
 """
 
 from __future__ import annotations
@@ -28,22 +28,22 @@ if TYPE_CHECKING:
     from ..callbacks import OnClose, OnConnect, OnData, OnDrain, OnEof, OnError
 
 
-# Bytes that are still read after sending has failed: more than the largest buffers of Linux hold.
+# How many bytes are still read after sending has failed: more than the largest buffers on Linux hold.
 LAST_BYTES = 8 << 20
 
 
 class Origin(Protocol):
-    """What made a stream: a listener or a connector, which is called when the stream is closed."""
+    """The listener or connector that made a stream. Its `handle_closed` is called when the stream is closed."""
 
     def handle_closed(self, stream: Any) -> None: ...
 
 
 class Ending:
-    """What is known about the end of one connection.
+    """The facts about the end of one connection.
 
     Attributes:
         by_user: The user has ended it, so a later write is the user's mistake.
-        exc: Why sending has failed, for `on_close`.
+        exc: The error of a failed send, for `on_close`.
         linger: The timer that limits how long closing may take.
     """
 
@@ -55,9 +55,10 @@ class Ending:
         self.linger: Timer | None = None
 
 
-# All connections share these two, and nothing changes them. WAITED, in an open connection: bytes had to wait for the
-# peer once, so the peer may be sending, and closing has to wait for its end. UNREPORTED, in a closed connection: the
-# user has not ended it, and `on_close` was not called yet, so a write is dropped and does not raise.
+# All connections share these two objects, which never change. WAITED, in an open connection: bytes had to wait for the
+# peer once. The peer may therefore be sending, and closing has to wait for its end of file. UNREPORTED, in a closed
+# connection: the user has not ended it, and `on_close` has not been called yet. A write is then dropped and does not
+# raise.
 WAITED = Ending()
 UNREPORTED = Ending()
 
@@ -65,10 +66,10 @@ UNREPORTED = Ending()
 class Connection(Handle):
     """The base of every `Stream`."""
 
-    __slots__ = (  # noqa: RUF023  (by what they are for)
-        # what users set
+    __slots__ = (  # noqa: RUF023  (grouped by purpose)
+        # set by users
         'on_connect', 'on_data', 'on_eof', 'on_drain', 'on_close', 'on_error', 'data',
-        # its descriptor, its state, the bytes that wait to be sent, and what is known about its end
+        # its socket, its state, the bytes that wait to be sent, and the facts about its end
         'sock', 'state', 'writer', 'ending',
         # its options, the listener or connector that made it, and its peer
         'options', 'origin', 'peer',
@@ -94,21 +95,21 @@ class Connection(Handle):
         timeouts: Timeouts | None
         tls: TLSSession | None
 
-    # -- what users call
+    # -- methods for users
 
     def close(self) -> None:
-        """Stop reading, send the buffered bytes, then close. Closing twice does nothing.
+        """Stop reading, send the buffered bytes, then close. A second call does nothing.
 
         `on_close(conn, None)` is called later, in the completions phase. If closing takes longer than `linger` seconds,
         the connection is reset and `on_close` gets a `WriteTimeout`.
 
         Closing a socket with unread bytes would reset the connection, and bytes on their way to the peer would be lost.
         So if bytes may be unread, because reading is paused or because a write had to wait, the write side is ended
-        first, and the peer's bytes are dropped until it ends its side too.
+        first, and the peer's bytes are dropped until the peer ends its side too.
         """
         state = self.state
         if state is OPEN and self.writer is None and self.ending is None and self.events & READ:
-            self.finish(None)  # nothing waits, and nothing is known to be unread
+            self.finish(None)  # no bytes wait to be sent, and none are known to be unread
             self.ending = None
             return
         if state is CONNECTING or (state.half and not self.buffered):
@@ -120,17 +121,17 @@ class Connection(Handle):
         self.refuse_writes()
 
     def abort(self, exc: BaseException | None = None) -> None:
-        """Discard the buffered bytes and reset the connection now. Aborting twice does nothing.
+        """Discard the buffered bytes and reset the connection now. A second call does nothing.
 
         Args:
             exc: The reason, passed to `on_close(conn, exc)`, which is called later in the completions phase. If the
-                connection has failed already, `on_close` gets that error instead.
+                connection has failed already, `on_close` gets the error of that failure instead.
 
         Raises:
             TypeError: `exc` is not an exception.
         """
         if exc is not None and not isinstance(exc, BaseException):
-            raise TypeError(f'exc is an exception or None, not {shown(exc)}')
+            raise TypeError(f'exc must be an exception or None, not {shown(exc)}')
         self.reset(exc)
         self.refuse_writes()
 
@@ -153,12 +154,12 @@ class Connection(Handle):
         """How many bytes wait to be sent. In `on_close`: how many bytes the kernel never accepted."""
         return 0 if self.writer is None else self.writer.buffered
 
-    # -- what the loop calls
+    # -- methods for the loop
 
     def handle_closed(self, exc: BaseException | None) -> None:
         """Called as the last completion of a connection: call `on_close`, then drop the user's callbacks and data."""
         if self.sock is not None or self.origin is not None:
-            Connection.finish(self, exc)  # memory or stack ran out before the first call had done everything
+            Connection.finish(self, exc)  # memory or stack ran out before the first call was done
         on_close = self.on_close
         called = True
         self.on_error = None  # an exception in on_close is logged
@@ -166,7 +167,7 @@ class Connection(Handle):
             if on_close is not None:
                 on_close(self, exc)  # type: ignore[arg-type]  # a `Stream`
         except (MemoryError, RecursionError) as failure:
-            # Raised by the call itself and not inside the callback: the loop calls this method again.
+            # If the call itself raised this, and not the callback's code, the loop calls this method again.
             called = failure.__traceback__.tb_next is not None  # type: ignore[union-attr]  # it was just raised
             raise
         finally:
@@ -180,10 +181,10 @@ class Connection(Handle):
                 self.on_connect = self.on_data = self.on_eof = self.on_drain = self.on_close = self.data = None
 
     def handle_last_reads(self, left: int = LAST_BYTES) -> None:
-        """Called as a completion after sending has failed: deliver the bytes received before, then end."""
+        """Called as a completion after sending has failed: deliver the bytes received before, then end it."""
         if self.state is not FAILED:
             return
-        if self.loop.streams.suspended.get(self):  # a layer above delivers the messages that it holds first
+        if self.loop.streams.suspended.get(self):  # first, a layer above delivers the messages that it holds
             self.loop.completions.append((self, type(self).handle_last_reads, (left,)))
             return
         if left > 0 and self.events & READ:
@@ -213,10 +214,10 @@ class Connection(Handle):
         self.reset(exc)
 
     def handle_exhausted(self, exc: Exception) -> bool:
-        """Called when memory or stack ran out while it was read, written or opened: bytes may be lost, so reset it.
+        """Called when memory or stack ran out while the connection was read, written or opened.
 
-        Returns False if the connection has ended already. Only its last completions are left then, and these can be
-        repeated.
+        Bytes may be lost, so it is reset. Returns False if the connection has ended already: only its last completions
+        are left then, and they can be repeated.
         """
         if self.state is CLOSED:
             return False
@@ -227,7 +228,7 @@ class Connection(Handle):
         self.sock.detach()
         self.finish(exc)
 
-    # -- for the other parts
+    # -- methods for other modules
 
     @property
     def peername(self) -> Any:
@@ -265,11 +266,11 @@ class Connection(Handle):
     def write_failed(self, exc: OSError, lost: bytes = b'') -> None:
         """Called when a send has failed. Bytes that the peer sent before are still delivered.
 
-        A completion delivers them, because the send may be that of a user's write, in which no callback may run.
+        A completion delivers them, because the send may come from a user's write, during which no callback may run.
 
         Args:
             exc: The error.
-            lost: The bytes of that write, which `buffered` counts from here on.
+            lost: The bytes of that write. `buffered` counts them from here on.
         """
         if self.writer is None:
             self.writer = Writer()
@@ -289,9 +290,9 @@ class Connection(Handle):
         self.loop.completions.append((self, type(self).handle_last_reads, ()))
 
     def lose(self, exc: Exception) -> bool:
-        """Memory or stack ran out when a part of what is sent may be lost: the next turn ends it with `exc`.
+        """Called when memory or stack ran out and bytes may be lost: the next turn ends the connection with `exc`.
 
-        Returns False, as `write` does then.
+        Returns False, which `write` then returns too.
         """
         starved = self.loop.failures.starved
         starved.append(self)
@@ -302,7 +303,7 @@ class Connection(Handle):
         return False
 
     def begin_closing(self, by_user: bool) -> None:
-        """Send the buffered bytes, end our side, and wait for the peer's end, all within `linger` seconds."""
+        """Send the buffered bytes, end our side, and wait for the peer to end its side, all within `linger` seconds."""
         ending = Ending(by_user)
         ending.linger = self.loop.timers.later(self.options.linger, Connection.handle_linger_over, self)
         self.ending = ending
@@ -317,7 +318,7 @@ class Connection(Handle):
             self.shut_down()
 
     def shut_down(self) -> None:
-        """End our side of the stream: all bytes are sent."""
+        """End our side of the stream, now that all bytes are sent."""
         state = self.state
         self.writer = SHUT
         self.state = HALF_ENDING if state.half else LINGERING if self.ending is not None else ENDED
@@ -325,16 +326,16 @@ class Connection(Handle):
             self.sock.shutdown(SHUT_WR)
         except OSError as exc:
             if exc.errno in LOST_ERRORS:
-                self.loop.watchers.evict(self)  # epoll does not report a lost descriptor, so no read would find it
+                self.loop.watchers.evict(self)  # epoll does not report a lost descriptor, so no read would notice
                 return
-            # Any other error means that the connection has ended; reading will find out.
+            # Any other error means that the connection has ended, which reading will report.
         if state.half:
             self.finish(None)
         else:
             self.loop.watchers.set_events(self, READ if self.state is LINGERING else self.events & ~WRITE)
 
     def refuse_writes(self) -> None:
-        """Called when the user has ended the connection: a later write raises."""
+        """Called when the user has ended the connection: from now on, writes raise."""
         ending = self.ending
         if ending is None or ending is WAITED or ending is UNREPORTED:
             self.ending = None if self.state is CLOSED else Ending(by_user=True)
@@ -344,14 +345,14 @@ class Connection(Handle):
     def finish(self, exc: BaseException | None) -> None:
         """Append the completion that calls `on_close(conn, exc)`, then close the socket (internal).
 
-        Each further step does nothing the second time, so this can be called again after a failure. It is one function
-        because a call more would cost a short connection 0.5 % of its instructions.
+        Each later step does nothing when it is repeated, so this can be called again after a failure. It is one
+        function because one more call would cost a short connection 0.5 % of its instructions.
         """
         loop, state, ending = self.loop, self.state, self.ending
         over = state is CLOSED
         if not over:
             if state is FAILED and ending.exc is not None:  # type: ignore[union-attr]  # it has one when it has failed
-                exc = ending.exc  # type: ignore[union-attr]  # the connection has ended because sending failed first
+                exc = ending.exc  # type: ignore[union-attr]  # sending failed first, and that has ended the connection
             loop.completions.append((self, Connection.handle_closed, (exc,)))
             if ending is None and not state.user_ended:
                 self.ending = UNREPORTED
@@ -373,8 +374,8 @@ class Connection(Handle):
                 try:
                     sock.close()
                 except OSError:
-                    pass  # some systems report a reset here; the descriptor is gone all the same
-                self.sock = None  # type: ignore[assignment]  # as before it is connected
+                    pass  # some systems report a reset here; the descriptor is closed all the same
+                self.sock = None  # type: ignore[assignment]  # None, as before connecting
             origin = self.origin
             if origin is not None:
                 origin.handle_closed(self)
@@ -382,9 +383,9 @@ class Connection(Handle):
         except (MemoryError, RecursionError):
             self.events = self.events and UNHEARD
             if over:
-                raise  # else `handle_closed` does the rest
+                raise  # otherwise `handle_closed` does the rest
 
     def forget(self) -> None:
-        """Close a connection that could not be opened, without calling the user (internal)."""
+        """Close a connection that could not be opened, without calling any callback (internal)."""
         self.on_connect = self.on_data = self.on_eof = self.on_drain = self.on_close = self.origin = None
         self.finish(None)

@@ -1,4 +1,6 @@
-"""Where `listen_*`, `connect_*`, `adopt`, `bind_udp` and `connect_udp` check arguments and build what they return.
+"""Check the options of `listen_*`, `connect_*`, `adopt`, `bind_udp` and `connect_udp`, and build what they return.
+
+Listeners with limits or behind proxies are made in `kinds.py`, because `net` must not import `admission`.
 
 All arguments are checked before anything is opened, and a call that raises leaves no descriptor open.
 """
@@ -37,9 +39,9 @@ class Kinds:
         tls: The class of TLS streams.
         proxied: The class of streams whose PROXY header has not arrived yet.
         datagram: The class of datagram sockets.
-        guard: A function that checks the options about which clients may connect, and returns what makes the listener.
-            Its arguments are the kernel, the kinds, whether the listener has a path, whether its socket is a Unix
-            socket, `proxy_protocol`, and the listener's options.
+        guard: The function that checks `limits` and `proxy_protocol`, and returns the callable that makes the listener:
+            `guard` in `kinds.py`. Its arguments are the kernel, the kinds, whether the listener has a path, whether its
+            socket is a Unix socket, `proxy_protocol`, and the listener's options.
     """
 
     __slots__ = ('datagram', 'guard', 'plain', 'proxied', 'tls')
@@ -117,7 +119,7 @@ class Endpoints:
         proxy_protocol: Any,
         options: ListenOptions,
     ) -> Listener:
-        """Listen on a path."""
+        """Listen on the path of a Unix socket."""
         kernel, backlog = self._kernel, options.get('backlog', SOMAXCONN)
         settings = self._listener_options(backlog, options)
         keywords = _listener_keywords(on_data, options)
@@ -151,7 +153,7 @@ class Endpoints:
         return stream
 
     def connect_unix(self, path: str | bytes, on_data: OnData | None, options: ConnectOptions) -> Stream:
-        """Connect to a path."""
+        """Connect to the path of a Unix socket."""
         settings = self._connect_options(None, options)
         callbacks = stream_callbacks(on_data, options)
         path = check_path(path)
@@ -161,7 +163,7 @@ class Endpoints:
         return stream
 
     def adopt(self, sock: socket, on_data: OnData | None, options: AdoptOptions) -> Stream:
-        """Make a stream of a connected socket."""
+        """Make a stream from a connected socket."""
         settings, callbacks = Options(**stream_options(options)), stream_callbacks(on_data, options)
         self._loop.guard.check()
         sockets.check_adopted(sock)

@@ -1,7 +1,7 @@
-"""Parts of files that wait to be sent, without a copy of their bytes in memory.
+"""Parts of files that wait to be sent. Their bytes are not copied into memory.
 
-Each `FilePart` owns a duplicate of the user's descriptor, and closes it when the part is freed. So whatever ends a
-connection also closes its files. One call sends a bounded number of bytes.
+Each `FilePart` owns a duplicate of the user's descriptor, and closes it when the part is freed. So a connection that
+ends also closes its files. One call sends a limited number of bytes.
 """
 
 from __future__ import annotations
@@ -15,21 +15,22 @@ from ..kernel import Kernel
 from ..kernel.sockets import send_first
 from ..loop.checks import shown
 
-# Bytes of one call, and so of one connection in one turn. It takes about as long as a few recvs, so other connections
-# do not starve.
+# The most bytes that one call sends, and so one connection in a turn. Sending them takes about as long as a few recvs,
+# so other connections do not starve.
 FILE_BYTES_PER_TURN = 262144
-READ_FILE_SIZE = 65536  # bytes that are read at once where sendfile cannot be used; in memory for one call only
-# Fewer bytes are read at the call, which costs less than another descriptor. It must not be below the writer's
-# GATHER_BELOW: `Writer.extend` relies on it.
+READ_FILE_SIZE = 65536  # bytes read at once where sendfile cannot be used; they are in memory for one call only
+# A shorter part is read during the call, which costs less than another descriptor. This must not be less than the
+# writer's GATHER_BELOW: `Writer.extend` relies on that.
 READ_BELOW = 4096
 
-# Errors of sendfile where the kernel, the filesystem or the socket does not support it, or the file fails. Reading the
-# file decides then. EBADF does not show which of the two descriptors other code has closed.
+# Errors of sendfile which mean that the kernel, the filesystem or the socket does not support it, or that the file has
+# failed. Reading the file then shows which. EBADF is here because it does not show which of the two descriptors other
+# code has closed.
 REFUSED = {EBADF, EINVAL, EIO, ENOSYS, ENOTSOCK, EOPNOTSUPP, EOVERFLOW, ESPIPE}
 
 
 class FilePart:
-    """`count` bytes of a file, beginning at `offset`. The writer sets `sent` to the number that was sent already."""
+    """`count` bytes of a file, beginning at `offset`. The writer sets `sent` to the number of bytes already sent."""
 
     __slots__ = ('_count', '_fd', '_kernel', '_name', '_offset', '_refused', 'sent')
 
@@ -54,7 +55,7 @@ class FilePart:
     def send_some(self, sock: socket) -> int:
         """Send some of the remaining bytes and return how many.
 
-        Raises the socket's OSError, and SendFileError for an error of the file.
+        Raises OSError for an error of the socket, and SendFileError for an error of the file.
         """
         sent = None
         if not self._refused:
@@ -73,7 +74,7 @@ class FilePart:
         return sent
 
     def read(self, size: int) -> bytes:
-        """Return the next bytes, at most `size`, for callers that change them before sending (TLS)."""
+        """Return the next bytes, at most `size`. Used for TLS, and where `sendfile` cannot be used."""
         why = 'it became shorter while it was sent'
         data = b''
         try:
@@ -81,26 +82,26 @@ class FilePart:
         except OSError as exc:
             why = f'it cannot be read, {exc.strerror}'
         if not data:
-            # Not inside the handler: the error would keep this frame alive, and the frame the descriptor.
+            # Raised outside the handler: otherwise the error would keep this frame alive, and the frame the descriptor.
             raise self._failed(why)
         return data
 
     def _failed(self, why: str) -> SendFileError:
         return SendFileError(
             f'{self._name}: {why}; the last {self._count - self.sent} of {self._count} bytes were not sent, and the '
-            'connection was reset. Replace a file that is being served with os.replace(), do not write into it'
+            'connection was reset. To replace a file that is being served, use os.replace() instead of writing to it'
         )
 
 
 def file_part(kernel: Kernel, file: Any, offset: int, count: int | None) -> FilePart | bytes:
-    """Return the part of a file that `send_file` sends, or its bytes if they are few. Raises as `Stream.send_file`."""
+    """Return the part of a file that `send_file` sends, or its bytes if they are few. Raises like `send_file`."""
     if not hasattr(file, 'fileno'):
         raise TypeError(f'send_file() takes an open file with a descriptor, not {shown(file)}')
     for name, number in ('offset', offset), ('count', 0 if count is None else count):
         if type(number) is not int:
-            raise TypeError(f'{name} is a number of bytes, not {shown(number)}')
+            raise TypeError(f'{name} must be a number of bytes, not {shown(number)}')
         if number < 0:
-            raise ValueError(f'{name} is a number of bytes, at least 0, not {number}')
+            raise ValueError(f'{name} must be a number of bytes, at least 0, not {number}')
     fd, label = file.fileno(), f'file {getattr(file, "name", file)!r}'
     size = kernel.size_of_file(fd)
     wanted = size - offset if count is None else count

@@ -1,4 +1,7 @@
-"""The TLS handshake, the writes that wait for it, and the records that TLS itself sends: alerts and close_notify.
+"""Run the TLS handshakes of streams: when each takes a step, its time limit, and the writes that wait for its end.
+
+The step itself (`ssl_object.do_handshake()`) is in `session.py`. The records that TLS itself sends, alerts and
+close_notify, are sent from this file.
 
 `state` is CONNECTING during the first handshake, so no callback is called before the peer is known. A turn makes only a
 few steps of handshakes, so that new clients of a listener do not delay its open connections.
@@ -23,20 +26,20 @@ from .writer import MARK_COST, SHUT
 if TYPE_CHECKING:
     from ..callbacks import Loop
 
-# For each listener. The first step of a handshake takes 1.1 ms with an RSA key of 2048 bits, 0.4 ms with P-256 and 6 ms
-# with RSA of 4096 bits. With 4 steps in a turn, ten clients that kept reconnecting doubled the 99th percentile of the
-# latency of the other clients; with 2 steps it grew by a fifth.
+# The limit for each listener. The first step of a handshake takes 1.1 ms with an RSA key of 2048 bits, 0.4 ms with
+# P-256 and 6 ms with RSA of 4096 bits. With 4 steps in a turn, ten clients that kept reconnecting doubled the 99th
+# percentile of the latency of the other clients; with 2 steps it grew by a fifth.
 HANDSHAKES_PER_TURN = 2
 
 
 class HandshakeStream(Stream):
-    """The part of a `TLSStream` that makes the handshake."""
+    """The part of a `TLSStream` that does the handshake."""
 
     __slots__ = ()
 
     tls: TLSSession
 
-    # -- for its maker
+    # -- methods for opening (internal)
 
     def __init__(self, *args: Any) -> None:
         Stream.__init__(self, *args)
@@ -51,7 +54,7 @@ class HandshakeStream(Stream):
         self.limit_handshake(options.handshake_timeout, None)
 
     def opened(self, reading: bool, deadline: float | None = None) -> None:
-        """Begin the handshake on a connected socket (internal); it must be done by `deadline`, if there is one."""
+        """Begin the handshake on a connected socket (internal). It must be done by `deadline`, if that is given."""
         session, options = self.tls, self.options
         session.begin(options.ssl, False, options.server_hostname)  # type: ignore[arg-type]  # as above
         self.writer = None
@@ -76,7 +79,7 @@ class HandshakeStream(Stream):
         server_hostname: str | None,
         timeout: float,
     ) -> None:
-        """Called by `start_tls`: make `stream` a TLS stream from here on."""
+        """Turn `stream` into a TLS stream, for `start_tls` and after a PROXY header."""
         session = TLSSession(buffers_of(stream.loop))
         session.begin(context, check_context(context, server_side), server_hostname)
         session.on_secured = on_secured
@@ -89,7 +92,7 @@ class HandshakeStream(Stream):
             return  # its descriptor was lost, and `on_close` will be called
         stream.limit_handshake(timeout, None)
         if not session.ssl_object.server_side:
-            # Not in this call, which an `sni_callback` may have made inside another handshake.
+            # Not in this call: an `sni_callback` may have made it, inside another handshake.
             stream.decrypt_later()
 
     def limit_handshake(self, seconds: float, deadline: float | None) -> None:
@@ -102,7 +105,7 @@ class HandshakeStream(Stream):
         self.tls.timer = timers.later(seconds, HandshakeStream.handle_handshake_over, self, kind)
         self.tls.timer.unref()  # the stream itself keeps the loop running
 
-    # -- what the loop calls
+    # -- methods for the loop
 
     def handle_waiting(self) -> None:
         """Called as a completion once a turn while handshakes wait: let the first of them take a step in the next turn.
@@ -112,7 +115,7 @@ class HandshakeStream(Stream):
         shared, completions, turn = self.options.shared, self.loop.completions, self.loop.counters.loop_count
         waiting, count, stream = shared.waiting, 0, self
         if shared.handshakes[0] > turn:
-            return  # the streams that waited had ended and new ones came, whose completion has done this already
+            return  # the waiting streams ended, and the completion of newer ones has done this already
         while waiting and count < HANDSHAKES_PER_TURN:
             stream = next(iter(waiting))
             completions.append((stream, HandshakeStream.handle_handshake, ()))
@@ -129,7 +132,7 @@ class HandshakeStream(Stream):
             self._shake_hands()
 
     def handle_held_writes(self) -> None:
-        """Called as a completion after `on_connect` or `on_secured`: send what was written during the handshake."""
+        """Called as a completion after `on_connect` or `on_secured`: send the held writes."""
         if self.tls.held is not None:
             self.send_held()
         self.end_after_held()
@@ -149,7 +152,7 @@ class HandshakeStream(Stream):
                 )
             )
 
-    # -- for the other parts
+    # -- methods for other modules
 
     def has_ended_writing(self) -> bool:
         return self.tls.last is not None or Stream.has_ended_writing(self)
@@ -171,9 +174,9 @@ class HandshakeStream(Stream):
     def hold(
         self, pieces: list[bytes | memoryview], on_written: Callable[..., object] | None, args: tuple[Any, ...]
     ) -> bool:
-        """Hold a write until the handshake is done; return as `write`."""
+        """Hold a write until the handshake is done; return what `write` returns."""
         session = self.tls
-        held: Any = session.held  # a list, as there is a handshake
+        held: Any = session.held  # a list, because a handshake is under way
         weight = self.buffered + len(held) * MARK_COST
         if self.refuses(self.has_ended_writing()) or self.overflows(weight):
             return False
@@ -186,7 +189,7 @@ class HandshakeStream(Stream):
     def send_held(self) -> None:
         """Send the held writes if the handshake has ended."""
         session = self.tls
-        held: Any = session.held  # a list, as there is a handshake
+        held: Any = session.held  # a list, because a handshake is under way
         for index, (pieces, (on_written, args)) in enumerate(held):
             if self.state.closed:
                 break  # sending has failed
@@ -223,7 +226,7 @@ class HandshakeStream(Stream):
             writer.full = True  # so that on_drain is called, even if few bytes wait
 
     def end_after_held(self) -> None:
-        """Do the `write_eof` or `close` that the user has called during the handshake."""
+        """Carry out the `write_eof` or `close` that the user called during the handshake."""
         session = self.tls
         last = session.last
         if session.held is None and last is not None and not self.state.closed:
@@ -250,8 +253,8 @@ class HandshakeStream(Stream):
     def send_close_notify(self) -> None:
         """Send close_notify, which ends our side of the TLS stream.
 
-        If the peer has closed its socket, sending fails, which RFC 8446 allows (section 6.1). If no bytes are buffered,
-        nothing is lost then, and reading finds out how the connection has ended.
+        The peer may already have closed its socket, as RFC 8446 (section 6.1) allows; then sending fails. If no bytes
+        are buffered, nothing is lost, and reading reports how the connection has ended.
         """
         writer, state, ending = self.writer, self.state, self.ending
         self.send_tls(self.tls.close_notify())
@@ -270,7 +273,7 @@ class HandshakeStream(Stream):
             ending.exc = error  # sending the alert has failed; report the reason for the alert instead
         self.finish(error)
 
-    # -- in this file
+    # -- private methods
 
     def _shake_hands(self) -> None:
         session = self.tls
@@ -302,11 +305,11 @@ class HandshakeStream(Stream):
         if self.state is not OPEN:
             pass  # sending has failed; the held writes stay, because `buffered` counts bytes that were never sent
         elif session.held or session.last is not None:
-            # After `on_connect`, which may find that this peer must not get the writes, and abort.
+            # Sent after `on_connect`, which may decide that this peer must not get the writes, and abort.
             self.loop.completions.append((self, HandshakeStream.handle_held_writes, ()))
         else:
             session.held = None
-        self.decrypt_later()  # after `on_connect`; until then nothing more is read, either
+        self.decrypt_later()  # after `on_connect`; nothing more is read before that
 
 
 def buffers_of(loop: Loop) -> Buffers:

@@ -1,8 +1,8 @@
-"""Listeners: sockets that accept streams.
+"""Listeners: sockets that accept streams. `net/endpoints.py` builds them from the options of `listen_*`.
 
 A listener counts its open connections and holds no reference to them. Its socket is watched exactly while it may
-accept. So whatever stops it (the user, its limit, the descriptor limit) leaves clients in the kernel's backlog, and the
-selector never reports a readiness that is not used.
+accept. So when the user, its limit or the descriptor limit stops it, clients wait in the kernel's backlog, and the
+selector never reports readiness that is not used.
 
 At the descriptor limit `accept` fails and the socket stays readable, so a loop that keeps polling it would spin. The
 listener therefore pauses until one of its connections closes, or for ACCEPT_PAUSE seconds. It does the same when any
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from ..callbacks import Loop, OnAcceptError, OnClose, OnConnect, OnData, OnDrain, OnEof, OnError
 
 ACCEPTS_PER_TURN = 64  # for each listener; a backlog of thousands must not keep open connections waiting
-HALF_OPEN = 0.05  # seconds in which TCP handshakes under way are completed; CHECK_INTERVAL of the drain adds to it
+HALF_OPEN = 0.05  # seconds for TCP handshakes under way to complete; the drain's CHECK_INTERVAL is added
 ACCEPT_PAUSE = 0.1  # seconds until the next attempt when descriptors have run out
 
 EXHAUSTED: set[int] = {
@@ -98,9 +98,9 @@ class Listener(Handle):
         self._kind = kind
         self._max_connections = max_connections
         self._defer_accept = defer_accept
-        # When no handshake can be under way any more, after new clients were dropped.
+        # The time when the last TCP handshakes are over; set once new clients are dropped.
         self._handshakes_over: float | None = None
-        self._inherited = inherited  # other processes may listen on the socket, now or after this one
+        self._inherited = inherited  # other processes may accept from the socket, now or later
         self._options_inherited = loop.kernel.nodelay_inherited  # accepted sockets inherit its options
         self._batch = 1  # accepts in the next turn: one too many costs an exception, one too few a poll
         self._paused = False
@@ -122,7 +122,7 @@ class Listener(Handle):
     def handle_read(self) -> None:
         """Called by the loop: accept about as many clients as are waiting.
 
-        It tries one more than last time, and half as many after a turn with fewer clients.
+        The number of attempts grows by one each turn, and is halved after a turn with fewer clients.
         """
         failed = 0
         for count in range(self._batch):
@@ -146,7 +146,7 @@ class Listener(Handle):
                     self._batch = 1
                     self._back_off(exc)
                     return
-                continue  # this client has gone already (ECONNABORTED and the like): try the next one
+                continue  # this client has gone already (ECONNABORTED, for example): try the next one
             self.accept_client(sock, address)
             if not self.events:
                 return
@@ -154,7 +154,7 @@ class Listener(Handle):
             self._batch += 1
 
     def accept_client(self, sock: socket, address: Any) -> Stream | None:
-        """Make a stream of an accepted socket; return None if the client is refused or cannot be watched."""
+        """Make a stream from an accepted socket; return None if the client is refused or cannot be watched."""
         stream = None
         try:
             stream = self._kind(self.loop, self._options, self, self)
@@ -178,7 +178,7 @@ class Listener(Handle):
         try:
             if self._max_connections is not None:
                 self._update()
-            if stream.on_connect is not None and stream.state is OPEN:  # with TLS it follows the handshake
+            if stream.on_connect is not None and stream.state is OPEN:  # over TLS, called later
                 self.loop.completions.append((stream, Stream.handle_accepted, ()))
             if self._defer_accept:
                 self.loop.completions.append((stream, Stream.handle_first_read, ()))
@@ -187,7 +187,7 @@ class Listener(Handle):
         return stream
 
     def handle_closed(self, stream: Stream) -> None:
-        """Called when one of its connections was closed: there is room for another."""
+        """Called when an accepted connection has been closed, so there is room for another."""
         counters = self.loop.counters
         if not self.events:  # first: the steps after it cannot fail, so the listener is never left paused
             self.loop.completions.append((self, Listener.handle_room, ()))
@@ -201,7 +201,7 @@ class Listener(Handle):
             self._end_back_off()
 
     def handle_pause_over(self) -> None:
-        """Called by the timer: try again. If accept fails now, the same series of failures goes on."""
+        """Called by the timer: try again. If accept fails again, the series of failures continues."""
         self.loop.spins.resume_row(self)
         self._end_back_off()
 
@@ -221,7 +221,7 @@ class Listener(Handle):
         self._back_off(exc)
 
     def handle_exhausted(self, exc: Exception) -> bool:
-        if not self._closed:  # it may have been closed after memory ran out
+        if not self._closed:  # the listener may have been closed since memory ran out
             self._back_off(exc)
         return True
 
@@ -239,7 +239,7 @@ class Listener(Handle):
         self.handle_drain()
 
     def accept_queue_empty(self) -> bool:
-        """Return whether the accept queue is empty and, where the kernel can ensure it, stays so until the close.
+        """Return whether the accept queue is empty and, where the kernel can ensure this, stays so until the close.
 
         On Linux, once a check has found it empty, new SYNs are dropped. A later check finds the clients whose handshake
         was under way.
@@ -248,7 +248,7 @@ class Listener(Handle):
         if kernel.has_clients(self.sock):
             return False
         if self._inherited:
-            return True  # later clients are accepted by the processes that have the socket after this one
+            return True  # other processes that have the socket accept later clients
         now = self.loop.timers.clock()
         if self._handshakes_over is None:
             self._handshakes_over = now + HALF_OPEN if kernel.drop_new_connections(self.sock) else now
@@ -294,7 +294,7 @@ class Listener(Handle):
 
     @property
     def address(self) -> Any:
-        """The address that it listens on, (host, port) or a path; None after `close`."""
+        """The address of the listening socket, (host, port) or a path; None after `close`."""
         try:
             return None if self._closed else unmapped(self.sock.getsockname())
         except OSError:
@@ -305,7 +305,7 @@ class Listener(Handle):
         return self._closed
 
     def close(self) -> None:
-        """Stop listening. Clients in the backlog are reset; accepted connections stay open. Twice does nothing.
+        """Stop listening. Clients in the backlog are reset; accepted connections stay open. A second call does nothing.
 
         The file of a Unix socket is removed. Raises ReactorError in a thread other than the loop's.
         """
@@ -317,7 +317,7 @@ class Listener(Handle):
         self._closed = True
 
     def _forget(self) -> None:
-        # Each step does nothing the second time, so a `close` that ran out of memory or stack can be called again.
+        # Each step does nothing when it is repeated, so a `close` that ran out of memory or stack can be called again.
         if self._retry is not None:
             self._retry.cancel()
             self._retry = None
@@ -365,7 +365,7 @@ class Listener(Handle):
             self.loop.watchers.set_events(self, READ if wanted else 0)
 
     def _report(self, exc: Exception, outcome: str) -> None:
-        # One report per episode: errors within a second of each other belong to the same one.
+        # One report per episode: errors within a second of each other belong to the same episode.
         last, self._last_trouble = self._last_trouble, self.loop.timers.clock()
         if self._last_trouble - last < LOG_INTERVAL:
             return

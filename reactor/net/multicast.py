@@ -1,6 +1,6 @@
-"""Multicast groups: check groups and interfaces, and make the values of the socket options that join and leave.
+"""Check multicast groups and interfaces, and make the socket options that join or leave a group.
 
-An address that is not a multicast group is refused here. Whether this machine can join a group, the kernel decides.
+An address that is not a multicast group is refused here. The kernel decides whether this machine can join a group.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ def membership(kernel: Kernel, group: str, interface: str | int | None) -> tuple
     Raises TypeError or ValueError if `group` is not a multicast group, and OSError if the interface does not exist.
     """
     if type(group) is not str:
-        raise TypeError(f'a group is an address like 239.1.2.3 or ff02::1:3, not {group!r}')
+        raise TypeError(f'a group must be an address like 239.1.2.3 or ff02::1:3, not {group!r}')
     family = AF_INET6 if ':' in group else AF_INET
     try:
         packed = kernel.pack_address(family, group)
     except (OSError, ValueError):
         packed = b'\0'
     if not (packed[0] == 0xFF if family == AF_INET6 else packed[0] & 0xF0 == 0xE0):
-        raise ValueError(f'a group is a multicast address like 239.1.2.3 or ff02::1:3, not {group!r}')
+        raise ValueError(f'a group must be a multicast address like 239.1.2.3 or ff02::1:3, not {group!r}')
     if family == AF_INET6:
         index = _index(kernel, interface)
         return IPPROTO_IPV6, IPV6_JOIN_GROUP, IPV6_LEAVE_GROUP, packed + index.to_bytes(4, sys.byteorder)
@@ -47,7 +47,7 @@ def _ipv4_interface(kernel: Kernel, interface: str | int | None) -> bytes:
         try:
             return kernel.pack_address(AF_INET, interface)
         except (OSError, ValueError):
-            pass  # then it is a name
+            pass  # not an address, so a name: see below
     index = _index(kernel, interface)
     return bytes(4) + index.to_bytes(4, sys.byteorder) if HAS_IP_MREQN else index.to_bytes(4, 'big')
 
@@ -62,7 +62,7 @@ def _index(kernel: Kernel, interface: str | int | None) -> int:
             error = exc.errno if isinstance(exc, OSError) else ENODEV
             raise OSError(error, f'no network interface is called {interface!r}; `ip link` lists them') from None
     if type(interface) is not int:
-        raise TypeError(f'an interface is a name, an index or an IPv4 address, not {interface!r}')
+        raise TypeError(f'an interface must be a name, an index or an IPv4 address, not {interface!r}')
     if not 0 <= interface < 1 << 31:
-        raise ValueError(f'the index of an interface is a number above 0, not {interface}')
+        raise ValueError(f'the index of an interface must be from 0 to 2147483647, not {interface}')
     return interface

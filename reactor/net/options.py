@@ -1,7 +1,10 @@
-"""The options and callbacks that connections start with: defaults, and checks of given values.
+"""The options and callbacks that connections start with: their defaults, and the checks of the values that users pass.
 
-All connections of a listener share one `Options`, which keeps a connection small. It is never changed: a connection
-that needs other values gets a changed copy. `Shared` holds other state that the connections of a listener share.
+`net/endpoints.py` builds listeners and connections from these options.
+
+All connections of a listener share one `Options`, which keeps a connection small. An `Options` is never changed: a
+connection that needs other values gets a changed copy. `Shared` holds other state that the connections of a listener
+share.
 """
 
 from __future__ import annotations
@@ -16,21 +19,21 @@ from ..loop.checks import callback, seconds, shown, switch, time_limit, whole
 if TYPE_CHECKING:
     from ..callbacks import OnClose, OnConnect, OnData, OnDrain, OnEof, OnError
 
-# A recv of 64 KiB for 100 bytes costs what one of 4 KiB costs; from 128 KiB on malloc maps pages for every call.
+# To receive 100 bytes, 64 KiB cost no more than 4 KiB do; from 128 KiB on, malloc maps pages for every call.
 READ_SIZE = 65536
-HIGH_WATER = 65536  # buffered bytes; this and the next are asyncio's defaults
+HIGH_WATER = 65536  # buffered bytes; this and LOW_WATER are asyncio's defaults
 LOW_WATER = 16384
 MAX_BUFFERED = 16 << 20  # buffered bytes, the same limit as in waitress
 HANDSHAKE_TIMEOUT = 60.0  # seconds, as in asyncio
 MAX_EMPTY_RECORDS = 32  # TLS records in a row, as in BoringSSL. Servers send two tickets, and new keys come with data.
-LINGER = 30.0  # seconds that `close` may take; a TLS shutdown in asyncio has as long
+LINGER = 30.0  # seconds that `close` may take; asyncio allows the same for a TLS shutdown
 MOST_READ_SIZE = 1 << 30  # bytes: Windows takes a C int, and each call allocates this much memory
 MOST_KEEPALIVE = 32767, 32767, 127  # seconds, seconds, probes: the limits of Linux; other systems allow as much or more
 
 
-# Options that a method does not have although others do, and the reason for the error message.
+# Options that a method lacks although other methods have them, with the reason for the error message.
 OF_SOCKETS = ('ssl', 'server_hostname', 'handshake_timeout', 'nodelay', 'keepalive')
-SIDE = 'it cannot know which side of TLS to take; call start_tls() on what it returns'
+SIDE = 'it cannot know which side of TLS to take; call start_tls() on the connection that it returns'
 UNFIT = {
     ('adopt', 'ssl'): SIDE,
     ('adopt', 'server_hostname'): SIDE,
@@ -43,28 +46,28 @@ LOG_INTERVAL = 1.0  # seconds between two log lines about events that a peer can
 
 
 class Shared:
-    """State that all connections with the same origin share, even if one of them has other options."""
+    """State that the connections of a listener share, even those with changed options."""
 
     __slots__ = ('handshakes', 'logged_at', 'refusal_logged_at', 'waiting')
 
     of_listener: bool = False
 
     def __init__(self) -> None:
-        # The turn in which TLS handshakes took their last steps, and how many steps it had.
+        # The last turn in which TLS handshakes took steps, and the number of these steps.
         self.handshakes: tuple[int, int] = (0, 0)
-        self.waiting: OrderedDict[Any, None] | None = None  # streams whose next step of the handshake comes later
-        self.logged_at: float = -LOG_INTERVAL  # when an exception in a callback was logged last
-        self.refusal_logged_at: float = -LOG_INTERVAL  # when a refused client was logged last
+        self.waiting: OrderedDict[Any, None] | None = None  # streams that wait for their next handshake step
+        self.logged_at: float = -LOG_INTERVAL  # when an exception in a callback was last logged
+        self.refusal_logged_at: float = -LOG_INTERVAL  # when a refused client was last logged
 
     def may_log(self, now: float) -> bool:
-        """Return whether an exception in a callback may be logged now: once in LOG_INTERVAL."""
+        """Return whether an exception in a callback may be logged now: at most once in LOG_INTERVAL."""
         if now - self.logged_at < LOG_INTERVAL:
             return False
         self.logged_at = now
         return True
 
     def may_log_refusal(self, now: float) -> bool:
-        """Return the same for a refused client. It is counted apart, so that an attack cannot hide an exception."""
+        """Return the same for a refused client. This is limited separately, so an attack cannot hide an exception."""
         if now - self.refusal_logged_at < LOG_INTERVAL:
             return False
         self.refusal_logged_at = now
@@ -80,7 +83,7 @@ class ListenerShared(Shared):
 
 
 class Options:
-    """The checked options of a connection; `StreamOptions` explains them.
+    """The checked options of a connection; `StreamOptions` in `callbacks.py` explains them.
 
     Attributes:
         ssl: The `ssl.SSLContext` of a TLS stream.
@@ -126,7 +129,7 @@ class Options:
             marks = f'{shown(low_water)} and {shown(high_water)}'
             raise ValueError(f'low_water and high_water must be 0 <= low_water <= high_water, not {marks}')
         self.read_size: int = whole('read_size', read_size, 1, MOST_READ_SIZE)
-        # 0 means as soon as a byte waits. An empty write returns True in any case.
+        # 0 means that one waiting byte is enough. An empty write returns True in any case.
         self.high_water: int = max(1, high_water)
         self.low_water: int = low_water
         self.max_buffered: int = whole('max_buffered', max_buffered, 1)
@@ -146,7 +149,7 @@ class Options:
         self.shared: Shared = Shared()
 
     def changed(self, **changes: Any) -> Options:
-        """Return a copy with other values."""
+        """Return a copy in which these values are changed."""
         now = {name: getattr(self, name) for name in self.__slots__ if name not in DERIVED}
         copy = Options(**{**now, **changes})
         copy.shared = self.shared
@@ -154,12 +157,12 @@ class Options:
 
 
 def stream_options(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the arguments of `Options` among the options of a method, except for those of TLS."""
+    """Return those of a method's options that are arguments of `Options`, except `ssl` and `server_hostname`."""
     return {name: value for name, value in options.items() if name in LIMITS}
 
 
 def check_names(method: Any, given: Iterable[str], options: Any) -> None:
-    """Raise TypeError for an option that a method does not have; the message suggests the nearest one that it has.
+    """Raise TypeError for an option that a method does not have; the message suggests the nearest name.
 
     `options` is the TypedDict of the options that are not in the signature of the method.
     """
@@ -189,12 +192,12 @@ def edits(one: str, other: str) -> int:
 
 
 def check_limit(name: str, value: float | None) -> float | None:
-    """Check a time limit, or None for no limit; TypeError or ValueError."""
+    """Check and return a time limit in seconds, or None for no limit. Raises TypeError or ValueError."""
     return None if value is None else time_limit(name, value, '; None means no limit')
 
 
 def check_keepalive(value: float | tuple[float, float, int] | None) -> float | tuple[float, float, int] | None:
-    """Check the option `keepalive`; TypeError or ValueError.
+    """Check and return the option `keepalive`. Raises TypeError or ValueError.
 
     The kernel cannot check it, because an error of `setsockopt` may also mean that the peer has gone.
     """
@@ -203,23 +206,23 @@ def check_keepalive(value: float | tuple[float, float, int] | None) -> float | t
     values = value if isinstance(value, tuple) else (value,)
     for one in values:
         if isinstance(one, bool) or not isinstance(one, (int, float)):
-            raise TypeError(f'keepalive is None, seconds, or a tuple (idle, interval, count), not {shown(value)}')
+            raise TypeError(f'keepalive must be None, seconds, or a tuple (idle, interval, count), not {shown(value)}')
     if not 1 <= len(values) <= 3 or not all(0 < one <= most for one, most in zip(values, MOST_KEEPALIVE, strict=False)):
         raise ValueError(
-            f'keepalive is (idle, interval, count) above 0 and at most {MOST_KEEPALIVE}, not {shown(value)}'
+            f'keepalive must be (idle, interval, count), above 0 and at most {MOST_KEEPALIVE}, not {shown(value)}'
         )
     return value
 
 
 def check_server_hostname(value: str | None, ssl: object) -> None:
-    """Check the name that the server's certificate must have, or None; TypeError, and ValueError without TLS."""
+    """Check the name that the server's certificate must have, or None. Raises TypeError or ValueError."""
     if value is None:
         return
     if not isinstance(value, str):
-        raise TypeError(f'server_hostname is a str or None, not {shown(value)}')
+        raise TypeError(f'server_hostname must be a str or None, not {shown(value)}')
     if not ssl:
         raise ValueError(
-            f'server_hostname={shown(value)} without ssl= would send everything in plain text; give ssl=True or a '
+            f'server_hostname={shown(value)} without ssl= would send everything in plain text; pass ssl=True or a '
             'context, or leave both out'
         )
     try:
@@ -227,7 +230,7 @@ def check_server_hostname(value: str | None, ssl: object) -> None:
     except UnicodeError:  # a label is empty or too long
         valid = False
     if value and not valid:
-        raise ValueError(f'server_hostname is a host name or an address, not {shown(value)}')
+        raise ValueError(f'server_hostname must be a host name or an address, not {shown(value)}')
 
 
 # The arguments of `Options` that methods pass on unchanged.

@@ -19,11 +19,12 @@ from .addresses import show, unmapped
 
 SIGNATURE = b'\r\n\r\n\0\r\nQUIT\n'
 FIXED = 16  # bytes of version 2 before the addresses
-LONGEST_V1 = 107  # bytes with the CRLF, as the document computes it
-# The document asks receivers for at least 536 bytes. TLVs can be longer: a client's certificate, with its chain.
+LONGEST_V1 = 107  # bytes including the CRLF; the document computes this
+# The document asks receivers to accept at least 536 bytes. TLVs can be longer, for example a client's certificate with
+# its chain.
 LONGEST_V2 = 4096
 CRC32C = 0x03  # PP2_TYPE_CRC32C: the checksum of the whole header, with these 4 bytes as zeros
-# The family and the size of its addresses in bytes, by the number in version 2.
+# Maps the number in version 2 to the family and the size of its addresses in bytes.
 FAMILIES: dict[int, tuple[int, int]] = {1: (AF_INET, 4), 2: (AF_INET6, 16), 3: (AF_UNIX, 108)}
 PROTOCOLS = {1: SOCK_STREAM, 2: SOCK_DGRAM}
 
@@ -36,9 +37,9 @@ class ProxyHeader:
         command: 'PROXY' if the proxy speaks for a client, 'LOCAL' if it speaks for itself, as in a health check.
         family: AF_INET, AF_INET6 or AF_UNIX; 0 if the header has none (LOCAL, UNKNOWN), and then no addresses either.
         protocol: SOCK_STREAM or SOCK_DGRAM, between the client and the proxy; 0 if the header has none.
-        source: The client's address, as Python's sockets give it, or None.
+        source: The client's address, in the form that Python's sockets use, or None.
         destination: The address that the client has connected to, or None.
-        tlvs: Further facts, a list of (type, bytes) in order. The types are in proxy-protocol.txt, section 2.2.
+        tlvs: Further fields, a list of (type, bytes), in order. The types are in proxy-protocol.txt, section 2.2.
         peername: The value of `conn.peername`: `source`, or the address of the proxy if there is no source.
     """
 
@@ -70,7 +71,7 @@ class ProxyHeader:
 def header_size(data: bytes) -> int:
     """Return the length of the header at the beginning of `data`, which may contain more bytes after it.
 
-    If `data` is too short to know it: a length that the header has at least, greater than that of `data`. Raises
+    If `data` is too short, return a lower bound of that length, greater than the length of `data`. Raises
     ValueError if `data` does not begin with a header.
     """
     if data[: len(SIGNATURE)] == SIGNATURE[: len(data)]:
@@ -91,7 +92,7 @@ def header_size(data: bytes) -> int:
 
 
 def parse_header(kernel: Kernel, data: bytes) -> ProxyHeader:
-    """Parse a header; `data` must be the whole header and nothing else. Raises ValueError if it is wrong."""
+    """Parse a header; `data` must be the whole header and nothing else. Raises ValueError if it is not valid."""
     return _parse_v2(kernel, data) if data[:1] == b'\r' else _parse_v1(kernel, data)
 
 
@@ -139,7 +140,7 @@ def _parse_v2(kernel: Kernel, data: bytes) -> ProxyHeader:
 
 
 def _address(kernel: Kernel, family: int, host: bytes, port: int) -> Any:
-    """Return an address as Python's sockets give it."""
+    """Return an address in the form that Python's sockets use."""
     if family == AF_INET:
         return kernel.unpack_address(family, host), port
     if family == AF_INET6:
@@ -157,7 +158,7 @@ def _read_tlvs(header: ProxyHeader, data: bytes, at: int) -> None:
             raise ValueError('its header ends in the middle of a TLV')
         kind, value = data[at], data[begin:end]
         if kind == CRC32C and any(known == CRC32C for known, _ in header.tlvs):
-            # One header has room for 580 right checksums, and each takes 0.3 ms to check.
+            # One header has room for 580 correct checksums, and each takes 0.3 ms to check.
             raise ValueError('its header has two checksums')
         if kind == CRC32C and crc32c(data[:begin] + bytes(len(value)) + data[end:]).to_bytes(4, 'big') != value:
             raise ValueError('its header has a wrong checksum')
@@ -165,7 +166,7 @@ def _read_tlvs(header: ProxyHeader, data: bytes, at: int) -> None:
         at = end
 
 
-_TABLE: list[int] = []  # filled when it is needed first
+_TABLE: list[int] = []  # filled at the first use
 
 
 def crc32c(data: bytes) -> int:

@@ -1,8 +1,8 @@
 """Look names up, and find the names of addresses, without blocking the loop.
 
-A look-up runs in a thread, with the operating system's resolver and so with all its files and services. A numeric
-address needs no look-up. A thread in a look-up cannot be stopped: after a timeout or `close` its answer is dropped, but
-it occupies one of the few threads until the resolver returns.
+A look-up runs in a thread and uses the operating system's resolver, with all its files and services. A numeric address
+needs no look-up. A look-up cannot be stopped: after a timeout or `close` its answer is dropped, but it occupies one of
+the few threads until the resolver returns.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ if TYPE_CHECKING:
 
 
 class LookUp(Handle):
-    """A look-up under way, as returned by `resolve` and `resolve_address`.
+    """A look-up under way, returned by `resolve` and `resolve_address`.
 
-    `close` cancels it: `on_done` is not called. If a thread works on it already, its answer is dropped.
+    `close` cancels it: `on_done` is not called. If a thread is already working on it, the answer is dropped.
 
     Attributes:
-        name: The name, or the address, that is looked up.
+        name: The name or the address to look up.
         timeout: The time limit in seconds, or None.
     """
 
@@ -74,7 +74,7 @@ class LookUp(Handle):
                 on_done(result, error)
             except (MemoryError, RecursionError) as exc:
                 if exc.__traceback__.tb_next is None:  # type: ignore[union-attr]
-                    self.on_done = on_done  # it was not called at all: the loop calls this method again
+                    self.on_done = on_done  # the callback was not called: the loop calls this method again
                 raise
 
     @property
@@ -104,7 +104,7 @@ class LookUp(Handle):
 
 
 def resolve(loop: Loop, kernel: Kernel, host: str, family: int, on_done: OnResolved, timeout: float | None) -> LookUp:
-    """Look a name up and call `on_done(addresses, error)`, the addresses as str; see `Reactor.resolve`."""
+    """Look a name up and call `on_done(addresses, error)`, with the addresses as str; see `Reactor.resolve`."""
     if check_host(host) is None:
         raise ValueError('resolve() needs a host, not None')
     check_family(family)
@@ -124,11 +124,11 @@ def resolve_address(
     """Find the name of `address` and call `on_done(name, error)`; see `Reactor.resolve_address`."""
     host = address[0] if isinstance(address, tuple) and address else address
     if not isinstance(host, str):
-        raise TypeError(f'address is a str, or a tuple such as (host, port), not {shown(address)}')
+        raise TypeError(f'address must be a str, or a tuple such as (host, port), not {shown(address)}')
     timeout = _check_look_up(loop, on_done, timeout)
     found = numeric(kernel, host, 0) if check_host(host) else []
     if not found:
-        raise ValueError(f'address is a numeric address such as "192.0.2.1", not {host!r}; use resolve() for a name')
+        raise ValueError(f'address must be numeric, such as "192.0.2.1", not {host!r}; use resolve() for a name')
     lookup = LookUp(loop, host, on_done, timeout)
     lookup.begin(look_up_name, loop, kernel, host, found[0][1], lookup.handle_answer)
     return lookup
@@ -148,7 +148,7 @@ def look_up(
     family: int,
     on_done: Callable[[list[Address] | None, Exception | None], object],
 ) -> ThreadCall:
-    """Look a name up in a thread and call `on_done(addresses, error)` in the loop, one of the two None.
+    """Look a name up in a thread and call `on_done(addresses, error)` in the loop; one of the two is None.
 
     Close the returned handle to cancel.
     """
@@ -165,7 +165,7 @@ def look_up(
 def look_up_name(
     loop: Loop, kernel: Kernel, host: str, address: Any, on_done: Callable[[str | None, Exception | None], object]
 ) -> ThreadCall:
-    """Find a name in a thread and call `on_done(name, error)` in the loop, one of the two None.
+    """Find a name in a thread and call `on_done(name, error)` in the loop; one of the two is None.
 
     Close the returned handle to cancel.
     """

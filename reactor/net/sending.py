@@ -1,7 +1,7 @@
 """The write side of a stream: `write`, `writelines`, `send_file` and `write_eof`.
 
 As much of a write as the kernel accepts is sent at once. The rest waits in a `Writer` (`writer.py`), and so does each
-later write, until the selector reports room. `conn.writer is None` is the only test of the fast path. So there must be
+later write, until the selector reports room. `conn.writer is None` is the only check on the fast path. So there must be
 a writer, or `SHUT`, whenever a write is not a plain one: bytes wait, or the stream is connecting, ending or closed.
 """
 
@@ -27,28 +27,28 @@ class Sender(Connection):
 
     __slots__ = ()
 
-    # -- what users call
+    # -- methods for users
 
     def write(self, data: Buffer, on_written: Callable[[Self, *Ts], object] | None = None, *args: *Ts) -> bool:
-        """Send bytes, never blocking: what the kernel does not accept now is buffered and sent later.
+        """Send bytes without blocking. Bytes that the kernel does not accept now are buffered and sent later.
 
         Args:
-            data: The bytes. A `bytes` object is kept by reference. Of a `bytearray` or `memoryview`, the part that
-                cannot be sent at once is copied.
+            data: The bytes. If not all of them can be sent at once, `bytes` are kept by reference, and the rest of a
+                `bytearray` or `memoryview` is copied.
             on_written: Called as `on_written(conn, *args)` when the kernel has accepted all bytes of this write. It
                 runs in the completions phase, in the order of the writes, and never if the connection fails first.
             *args: Arguments for `on_written`.
 
         Returns:
-            True if you may go on writing. False if `high_water` or more bytes wait now: stop writing until `on_drain`.
+            True if you can go on writing. False if `high_water` or more bytes wait now: stop writing until `on_drain`.
             False also if the connection has failed: the bytes are dropped, and `on_close` will be called.
 
         Raises:
             ConnectionClosed: You called `close`, `abort` or `write_eof` before, or `on_close` was called.
             TypeError: `data` is not bytes, or `on_written` is not callable.
 
-        A write that raises, MemoryError and RecursionError included, has sent nothing. If memory or stack runs out
-        when some of the bytes may be sent, this returns False, and `on_close` is called with the error.
+        A write that raises anything, including MemoryError and RecursionError, has sent nothing. If memory or stack
+        runs out when some bytes may have been sent, this returns False, and `on_close` is called with the error.
         """
         if on_written is not None and not callable(on_written):
             raise TypeError(f'on_written must be callable, not {on_written!r}')
@@ -61,7 +61,7 @@ class Sender(Connection):
         except OSError as exc:
             self.write_failed(exc, data)
             return False
-        except MemoryError as exc:  # perhaps of the result, and the bytes are sent
+        except MemoryError as exc:  # perhaps raised for the result, after the bytes were sent
             return self.lose(exc)
         try:
             loop = self.loop
@@ -78,7 +78,7 @@ class Sender(Connection):
             if not sent:
                 self.writer = None
                 raise
-            # As in `lose`, but written out: there may be no stack left for a call.
+            # The same as `lose`, but written out: there may be no stack left for a call.
             starved = self.loop.failures.starved
             starved.append(self)
             starved.append(exc)
@@ -89,7 +89,7 @@ class Sender(Connection):
     def writelines(
         self, buffers: Iterable[Buffer], on_written: Callable[[Self, *Ts], object] | None = None, *args: *Ts
     ) -> bool:
-        """Send several buffers with one system call; everything else is as for `write`.
+        """Send several buffers with one system call; everything else works as in `write`.
 
         Args:
             buffers: An iterable of `bytes`, `bytearray` or `memoryview`.
@@ -97,10 +97,10 @@ class Sender(Connection):
             *args: Arguments for `on_written`.
 
         Returns:
-            As `write`.
+            The same as `write`.
 
         Raises:
-            ConnectionClosed: As `write`.
+            ConnectionClosed: The same as in `write`.
             TypeError: `buffers` is a single buffer or not iterable, or one of them is not bytes. Nothing is sent then.
         """
         if on_written is not None and not callable(on_written):
@@ -118,9 +118,10 @@ class Sender(Connection):
     ) -> bool:
         """Send bytes of a file, with `sendfile` where the operating system has it.
 
-        The order with other writes, `on_written` and the return value are those of `write`. The unsent bytes count in
-        `buffered` and towards the water marks, but not towards `max_buffered`. The file is read as the peer accepts it,
-        which blocks as long as the disk does. `linger` applies to files too: after a long file, close in `on_written`.
+        The file is sent in order with other writes, and `on_written` and the return value work as in `write`. The
+        unsent bytes count in `buffered` and towards the water marks, but not towards `max_buffered`. The file is read
+        while the peer accepts it, and each read blocks the loop for as long as the disk takes. `linger` applies to
+        files too: after a long file, close in `on_written`.
 
         Args:
             file: A regular file, open for reading. A duplicate of its descriptor is kept, so it may be closed after
@@ -132,23 +133,23 @@ class Sender(Connection):
             *args: Arguments for `on_written`.
 
         Returns:
-            As `write`.
+            The same as `write`.
 
         Raises:
-            ConnectionClosed: As `write`.
+            ConnectionClosed: The same as in `write`.
             TypeError: `file` has no `fileno` method, or `offset` or `count` is not an int.
-            ValueError: It is not a regular file, or does not have these bytes.
-            OSError: Its descriptor cannot be used.
+            ValueError: `file` is not a regular file, or does not contain these bytes.
+            OSError: The descriptor of `file` cannot be used.
         """
         if on_written is not None and not callable(on_written):
             raise TypeError(f'on_written must be callable, not {on_written!r}')
         return self._queue((file_part(self.loop.kernel, file, offset, count),), on_written, args)
 
     def write_eof(self) -> None:
-        """End the write side after the buffered bytes. The peer then reads end of file; reading goes on here.
+        """End the write side after the buffered bytes. The peer then reads end of file; this side can still receive.
 
-        This is the safe end for a peer that may still be sending: call `write_eof`, then wait for `on_eof`. When both
-        sides have ended, the connection closes by itself. Does nothing if the write side has ended already.
+        This is the safe way to end while the peer may still be sending: call `write_eof`, then wait for `on_eof`. When
+        both sides have ended, the connection closes by itself. Does nothing if the write side has ended already.
         """
         state = self.state
         if not state.takes_writes or self.has_ended_writing():
@@ -156,18 +157,18 @@ class Sender(Connection):
         if state is CONNECTING:
             self.ending = Ending(by_user=True)
             return
-        self.ending = None  # WAITED matters to `close` alone, which waits for the peer in any case from here on
+        self.ending = None  # WAITED matters only to `close`, which from here on waits for the peer in any case
         if self.writer is None:
             self.shut_down()
         elif self.writer is not SHUT:
             self.state: State = HALF_ENDING if state.half else ENDING
 
-    # -- what the loop calls
+    # -- methods for the loop
 
     def handle_write(self, dispatched: bool = True) -> None:
         """Called by the loop when there is room: send as many of the buffered bytes as the kernel accepts at once.
 
-        `dispatched` is False when a write tries at once. If the kernel has no room then, that is not a stall.
+        `dispatched` is False if a write calls this. If the kernel has no room then, that is not a stall.
         """
         writer = self.writer
         assert writer is not None
@@ -208,11 +209,11 @@ class Sender(Connection):
             self.on_drain(self)  # type: ignore[arg-type]  # a `Stream`
 
     def handle_flushed(self) -> None:
-        """Called as a completion after `on_written` and `on_drain`: unless they wrote more, stop waiting for room."""
+        """Called as a completion after `on_written` and `on_drain`: unless these wrote more, stop waiting for room."""
         if self.writer is None:
             self.loop.watchers.set_events(self, self.events & ~WRITE)
 
-    # -- for the other parts
+    # -- methods for other modules
 
     def refuses(self, ended: bool) -> bool:
         """Return whether a write is dropped. Raise `ConnectionClosed` if the user has `ended` the stream."""
@@ -229,14 +230,14 @@ class Sender(Connection):
             return False
         self.reset(
             WriteBufferFull(
-                f'{show(self.peername)} reads too slowly: {self.buffered} bytes were buffered for it, the limit is '
+                f'{show(self.peername)} reads too slowly: {self.buffered} bytes were buffered for it; the limit is '
                 f'max_buffered={self.options.max_buffered}; the connection was reset. '
                 'When write() returns False, stop writing until on_drain'
             )
         )
         return True
 
-    # -- in this file
+    # -- private methods
 
     def _queue(
         self, buffers: Iterable[Buffer | FilePart], on_written: Callable[..., object] | None, args: tuple[Any, ...]
@@ -269,7 +270,7 @@ class Sender(Connection):
             if type(exc) is RecursionError and not writer.sent:
                 self.writer, self.ending = None, waited
                 raise
-            # As in `lose`, but written out: there may be no stack left for a call.
+            # The same as `lose`, but written out: there may be no stack left for a call.
             starved = self.loop.failures.starved
             starved.append(self)
             starved.append(exc)

@@ -1,12 +1,12 @@
-"""One side of a TLS connection, from ciphertext to plaintext and back, without a socket.
+"""The TLS side of a connection, without its socket: take handshake steps, decrypt and encrypt.
 
 OpenSSL does not limit the work of one call: a single `SSL_read` processes every record without data that it can see.
-And a `ssl.MemoryBIO` never returns memory. So ciphertext is buffered here as `bytes`, OpenSSL gets one whole record at
+And an `ssl.MemoryBIO` never returns memory. So ciphertext is buffered here as `bytes`, OpenSSL gets one whole record at
 a time, and its output is taken right after each call. Two rules follow:
 
     Both buffers are empty whenever no call into OpenSSL runs, so all connections of a loop share one pair.
-    The peer's end of file is not passed to OpenSSL. A stream without close_notify is detected here, and so in the same
-    way with every version of OpenSSL.
+    The peer's end of file is not passed to OpenSSL. A stream without close_notify is detected here, so every version of
+    OpenSSL behaves the same.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from ..hints import MemoryBIO, SSLContext, SSLError, SSLObject
 
 CallbackAndArgs = tuple[Callable[..., object] | None, tuple[Any, ...]]
 
-HEADER = 5  # bytes of a record: its type, a version, two of length
+HEADER = 5  # bytes: the type of a record, two for its version, two for its length
 RECORD_TYPES = range(20, 25)  # change_cipher_spec to heartbeat (RFC 8446, B.1)
 LARGEST_RECORD = 16384 + 2048  # bytes after the header, in TLS 1.2 (RFC 5246, 6.2.3)
 RECORD = 16384  # bytes of plaintext in the largest record
 RECORDS_PER_TURN = 4  # records with data: one recv may bring four of 16 KiB; more small ones wait for the next turn
-HANDSHAKE_RECORDS = 64  # per step: more than a whole flight has; as fragments of one byte they take 0.1 ms
+HANDSHAKE_RECORDS = 64  # per step: more than a whole flight has; 64 fragments of one byte take 0.1 ms
 SLICE = 65536  # bytes encrypted before the output buffer is emptied, because it never shrinks
 EMPTY_WEIGHT = 1024  # bytes: a record without data may hold many messages, so it counts once more for each KiB
 
@@ -31,10 +31,10 @@ EMPTY_WEIGHT = 1024  # bytes: a record without data may hold many messages, so i
 class Buffers:
     """The two buffers between us and OpenSSL, shared by all TLS connections of a loop.
 
-    A call that fails may leave bytes in them. These belong to a connection that cannot go on, and are dropped before
-    the next call. While `inside` is True, OpenSSL runs and may call a function of the user, such as an `sni_callback`.
-    The bytes in the buffers then belong to that connection. Calls for other connections set them aside and put them
-    back.
+    A call that fails may leave bytes in them. Such bytes belong to a connection that cannot go on, and are dropped
+    before the next call. While `inside` is True, OpenSSL runs and may call a function of the user, such as an
+    `sni_callback`. The bytes in the buffers then belong to the connection for which OpenSSL runs. Calls for other
+    connections set these bytes aside and put them back.
     """
 
     __slots__ = ('incoming', 'inside', 'outgoing', 'ssl')
@@ -60,9 +60,9 @@ class Buffers:
 
 
 class TLSSession:
-    """The TLS side of a connection, `conn.tls`: what was agreed with the peer.
+    """The TLS side of a connection, `conn.tls`: the facts that were agreed with the peer.
 
-    All attributes are None until the handshake is done, and if it fails.
+    All attributes are None until the handshake is done, and if it has failed.
 
     Attributes:
         version: The protocol version, such as 'TLSv1.3'.
@@ -71,7 +71,7 @@ class TLSSession:
         peer_certificate: The peer's certificate as `ssl.SSLSocket.getpeercert` returns it: a dict, which is empty if
             the certificate was not verified. None if the peer sent none.
         peer_certificate_der: The same as bytes in DER form, or None.
-        ssl_object: The `ssl.SSLObject`, for other questions; None until connected. Do not read from it, write to it or
+        ssl_object: The `ssl.SSLObject`, for further facts; None until connected. Do not read from it, write to it or
             shut it down.
     """
 
@@ -87,8 +87,8 @@ class TLSSession:
     def __init__(self, buffers: Buffers) -> None:
         self.buffers: Buffers = buffers
         self.ssl: Any = buffers.ssl
-        self.ssl_object: SSLObject = None  # type: ignore[assignment]  # until connected
-        self._incoming = b''  # buffered ciphertext; it begins with the beginning of a record
+        self.ssl_object: SSLObject = None  # type: ignore[assignment]  # None until connected
+        self._incoming = b''  # buffered ciphertext, which begins where a record begins
         self.on_secured: CallbackAndArgs = (None, ())
         # Writes that wait for the end of a handshake, in order. None when no handshake is under way.
         self.held: list[tuple[list[bytes], CallbackAndArgs]] | None = []
@@ -99,8 +99,8 @@ class TLSSession:
         self.more: bool = False  # whether a completion will decrypt ciphertext that is buffered here
         self.over: bool = False  # the peer has ended the connection
         self.ended: bool = False  # the peer has sent its close_notify
-        self.empty: int = 0  # records without data in a row, by weight
-        self.timer: Any = None  # of the handshake
+        self.empty: int = 0  # records without data in a row; a long one counts several times
+        self.timer: Any = None  # the timer of the handshake
 
     def begin(self, context: SSLContext, server_side: bool, server_hostname: str | None) -> None:
         """Make the SSL object. Raise ValueError if `context` checks host names and none is given."""
@@ -147,10 +147,10 @@ class TLSSession:
 
     @property
     def unread(self) -> bool:
-        """Whether ciphertext is buffered that was not decrypted yet."""
+        """Whether there is buffered ciphertext that has not been decrypted."""
         return self.more or bool(self._incoming)
 
-    # -- what the peer has sent
+    # -- input from the peer
 
     def received(self, data: bytes) -> None:
         """Buffer ciphertext from the peer; b'' is end of file."""
@@ -190,8 +190,8 @@ class TLSSession:
             return True
         self.more = record_end(self._incoming, 0) > 0
         if self.over and not self.more:
-            # Not in the handler above: OpenSSL's error would become its context, and the traceback of that would keep
-            # the connection alive.
+            # Raised outside the handler above: otherwise OpenSSL's error would become its context, and the traceback of
+            # that error would keep the connection alive.
             raise self._cut_short()
         return False
 
@@ -199,8 +199,8 @@ class TLSSession:
         """Decrypt a few records; return their plaintext, and the error of the next record or None.
 
         Afterwards `more` says whether another record is buffered, and `ended` whether the peer has ended its side.
-        After a record without data the others wait for the next turn, because the peer decides what such a record
-        costs.
+        After a record without data, the remaining records wait for the next turn, because the peer decides how much
+        work such a record is.
         """
         pieces: list[bytes] = []
         exc: SSLError | None = None
@@ -240,13 +240,13 @@ class TLSSession:
 
     def _cut_short(self) -> SSLError:
         exc: SSLError = self.ssl.SSLEOFError(self.ssl.SSL_ERROR_EOF, 'unexpected eof while reading')
-        exc.reason = 'UNEXPECTED_EOF_WHILE_READING'  # as from OpenSSL
+        exc.reason = 'UNEXPECTED_EOF_WHILE_READING'  # the same as in OpenSSL's error
         return exc
 
-    # -- what is sent to the peer
+    # -- output for the peer
 
     def pending_output(self) -> bytes:
-        """Take what OpenSSL has written for the peer in the last call: handshake messages, alerts, new keys."""
+        """Take the output of OpenSSL's last call for the peer: handshake messages, alerts, new keys."""
         outgoing = self.buffers.outgoing
         return outgoing.read() if outgoing.pending else b''
 
@@ -297,9 +297,9 @@ class TLSSession:
 
 
 def record_end(data: bytes, begin: int) -> int:
-    """Return where the TLS record that begins at `begin` ends in `data`; 0 while a part of it is missing.
+    """Return where the TLS record that begins at `begin` ends in `data`; 0 if it is incomplete.
 
-    For bytes that cannot be a record this is the end of `data`, so that OpenSSL reports at once what is wrong.
+    For bytes that cannot be a record, return the end of `data`, so that OpenSSL reports the error at once.
     """
     size = len(data)
     if size - begin < HEADER:

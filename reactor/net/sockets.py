@@ -1,7 +1,7 @@
-"""Make sockets ready: bind them, set their options, and let them listen.
+"""Create and prepare sockets: bind them, set their options, and make them listen.
 
-The order of the calls and the differences between platforms are here. When a call fails, no descriptor stays open, and
-the error names the address.
+The order of these calls and the differences between platforms are handled here. When a call fails, no descriptor stays
+open, and the error names the address.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from ..loop.checks import shown, whole
 from .addresses import PASSIVE, is_abstract, show
 from .options import Options
 
-MOST_BACKLOG = (1 << 31) - 1  # a C int; the kernel cuts it to its own limit
+MOST_BACKLOG = (1 << 31) - 1  # the largest C int; the kernel reduces it to its own limit
 DEFER_SECONDS = 1  # how long a client may stay silent before it is accepted anyway
 
 
@@ -44,7 +44,7 @@ def check_stream_socket(sock: Any, argument: str) -> None:
     """Raise TypeError unless `sock` is a plain stream socket, and OSError if it is closed."""
     if not hasattr(sock, 'recv') or not hasattr(sock, 'setblocking'):
         raise TypeError(f'{argument} takes a stream socket, not {shown(sock)}')
-    if hasattr(sock, 'getpeercert'):  # an SSLSocket; the module `ssl` may not be loaded
+    if hasattr(sock, 'getpeercert'):  # an SSLSocket, recognized without importing `ssl`
         raise TypeError(
             f'{argument} takes a plain socket, not {shown(sock)}: pass the socket before it is wrapped, '
             'and use start_tls() on the connection or ssl= of the listener'
@@ -52,11 +52,11 @@ def check_stream_socket(sock: Any, argument: str) -> None:
     if getattr(sock, 'type', SOCK_STREAM) != SOCK_STREAM:
         raise TypeError(f'{argument} takes a stream socket, not {shown(sock)}: bind_udp(sock=) takes datagram sockets')
     if sock.fileno() < 0:
-        raise OSError(errno.EBADF, f'{argument} takes an open socket, and this one is closed: {shown(sock)}')
+        raise OSError(errno.EBADF, f'{argument} takes an open socket, but this one is closed: {shown(sock)}')
 
 
 def check_adopted(sock: Any) -> None:
-    """Check the socket given to `adopt`. One that is not connected fails later, when it is read."""
+    """Check the socket given to `adopt`. A socket that is not connected fails later, at the first read."""
     check_stream_socket(sock, 'adopt()')
     try:
         listens = sock.getsockopt(SOL_SOCKET, SO_ACCEPTCONN)
@@ -64,12 +64,12 @@ def check_adopted(sock: Any) -> None:
         return  # not every kind of socket has this option
     if listens:
         raise ValueError(
-            f'adopt() takes a connected socket, and this one listens: {shown(sock)}; use listen_tcp(sock=)'
+            f'adopt() takes a connected socket, but this one listens: {shown(sock)}; use listen_tcp(sock=)'
         )
 
 
 def check_backlog(backlog: int) -> None:
-    """Raise TypeError or ValueError unless `backlog` is a length of a listen queue that kernels accept."""
+    """Raise TypeError or ValueError unless `backlog` is a queue length that kernels accept."""
     whole('backlog', backlog, 0, MOST_BACKLOG, 'number of connections')
 
 
@@ -80,7 +80,7 @@ def check_bound(sock: Any) -> None:
         peer = sock.getpeername()
     except OSError:
         return
-    raise ValueError(f'listen_tcp(sock=) takes a bound socket, and this one is connected to {show(peer)}; use adopt()')
+    raise ValueError(f'listen_tcp(sock=) takes a bound socket, but this one is connected to {show(peer)}; use adopt()')
 
 
 def listening_tcp(
@@ -102,7 +102,7 @@ def bound_tcp(kernel: Kernel, host: str | None, port: int, *, reuse_port: bool) 
 
 
 def bound_udp(kernel: Kernel, host: str | None, port: int, *, reuse_port: bool, broadcast: bool) -> socket:
-    """Make a bound UDP socket; the host is looked up as by `listening_tcp`."""
+    """Make a bound UDP socket; the host is looked up as in `listening_tcp`."""
     sock = _bound(kernel, SOCK_DGRAM, host, port, reuse_port)
     try:
         if broadcast:
@@ -116,7 +116,7 @@ def bound_udp(kernel: Kernel, host: str | None, port: int, *, reuse_port: bool, 
 def connected_udp(
     kernel: Kernel, family: int, address: Any, *, local_address: tuple[str, int] | None, broadcast: bool
 ) -> socket:
-    """Make a UDP socket that receives from `address` alone and sends to it alone."""
+    """Make a UDP socket that receives only from `address` and sends only to it."""
     sock = kernel.socket(family, SOCK_DGRAM)
     try:
         if broadcast:
@@ -168,7 +168,7 @@ def _bound(kernel: Kernel, kind: int, host: str | None, port: int, reuse_port: b
 
 
 def prepare_listener(kernel: Kernel, sock: socket, options: Options, backlog: int, defer_accept: bool = False) -> None:
-    """Let a bound socket listen, and set the options of the connections that it will accept."""
+    """Make a bound socket listen, and set the options of the connections that it will accept."""
     sock.setblocking(False)
     if sock.family in (AF_INET, AF_INET6):
         if kernel.nodelay_inherited:
@@ -184,7 +184,7 @@ def disable_defer_accept(sock: socket) -> None:
         if TCP_DEFER_ACCEPT >= 0:
             sock.setsockopt(IPPROTO_TCP, TCP_DEFER_ACCEPT, 0)
     except OSError:
-        pass  # the descriptor was lost, which accepting will find
+        pass  # the descriptor was lost, which the next accept will notice
 
 
 def set_accepted_options(sock: socket, options: Options) -> None:
@@ -194,7 +194,7 @@ def set_accepted_options(sock: socket, options: Options) -> None:
 
 
 def set_stream_options(sock: socket, options: Options) -> None:
-    """Set TCP_NODELAY and keepalive. On some systems this fails if the peer has gone; reading finds that out."""
+    """Set TCP_NODELAY and keepalive. On some systems this fails if the peer has gone; reading reports that."""
     try:
         if options.nodelay:
             sock.setsockopt(IPPROTO_TCP, TCP_NODELAY, 1)
@@ -209,7 +209,7 @@ def set_stream_options(sock: socket, options: Options) -> None:
 
 
 def bind_local(kernel: Kernel, sock: socket, local_address: tuple[str, int]) -> None:
-    """Bind a socket before it connects. With port 0, Linux chooses the port at the connect, for its destination."""
+    """Bind a socket before it connects. With port 0, Linux chooses the port in `connect`, for its destination."""
     if not local_address[1] and IP_BIND_ADDRESS_NO_PORT >= 0:
         try:
             sock.setsockopt(IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, 1)
@@ -223,13 +223,13 @@ def bind_local(kernel: Kernel, sock: socket, local_address: tuple[str, int]) -> 
 def listening_unix(
     kernel: Kernel, path: str | bytes, options: Options, *, backlog: int, mode: int | None
 ) -> tuple[socket, Callable[[], None] | None]:
-    """Make a listening Unix socket. Return it and the function that removes its file.
+    """Make a listening Unix socket. Return the socket, and the function that removes its file, or None.
 
-    A stale socket file, on which no process listens, is replaced. Anything else at the path is left alone and raises.
-    `mode` is set before the socket listens.
+    A stale socket file, on which no process listens, is replaced. Anything else at the path is left alone, and this
+    raises. `mode` is set before the socket listens.
 
     Two programs may do this at the same time. A socket that is bound but does not listen yet looks like a stale one. So
-    the directory is locked: the second program waits, and finds that the first one listens.
+    the directory is locked: the second program waits, and then finds that the first one listens.
     """
     sock = kernel.socket(AF_UNIX, SOCK_STREAM)
     unlink, lock = None, -1
@@ -266,7 +266,7 @@ def _unlinker(kernel: Kernel, path: str | bytes) -> Callable[[], None]:
             if kernel.socket_file(path) == ours:
                 kernel.unlink(path)
         except OSError:
-            pass  # another file is there now, or permission is missing: the file stays
+            pass  # another file is there now, or we lack permission to delete it: leave the file
 
     return unlink
 
@@ -293,7 +293,7 @@ def _bind_error(exc: OSError, address: object, kind: int = SOCK_STREAM) -> OSErr
     elif exc.errno == errno.EADDRNOTAVAIL:
         hint = '; this machine does not have that address'
     elif exc.errno == errno.EACCES:
-        hint = '; its directory is not writable for you' if unix else '; ports below 1024 need privileges'
+        hint = '; its directory is not writable by this user' if unix else '; ports below 1024 need privileges'
     return OSError(exc.errno, f'cannot listen on {show(address)}: {exc.strerror}{hint}')
 
 
@@ -307,4 +307,4 @@ def _remove_stale(kernel: Kernel, path: str | bytes) -> None:
     finally:
         close_socket(probe)
     if refused and kernel.socket_file(path) == found:
-        kernel.unlink(path)  # else another program listens there, and `bind` raises
+        kernel.unlink(path)  # otherwise another program listens there, and `bind` raises

@@ -1,4 +1,4 @@
-"""Which states a connection can be in, and how one follows another.
+"""The states of a connection, and the transitions between them.
 
     CONNECTING ── connected ──> OPEN ── write_eof ──> ENDING ── last byte sent ──> ENDED
                                  │                      │                           │
@@ -10,16 +10,16 @@
     close() with perhaps unread bytes  ──> LINGERING
     close() with neither               ──> CLOSED
     FIN without on_eof                 ──> CLOSING with bytes waiting, else CLOSED
-    a send failed                      ──> FAILED ── what was received is delivered ──> CLOSED
+    a send failed                      ──> FAILED ── received bytes are delivered ──> CLOSED
     abort(), a reset, a time limit     ──> CLOSED
 
-(1) For a connection with `on_eof`, which is called then. A state that has nothing to wait for is skipped: in HALF with
-no byte buffered, `write_eof` leads to CLOSED at once. CLOSED is the last state. The descriptor is closed then, and only
-`on_close` is still to be called.
+(1) Only for a connection with `on_eof`, which is called then. A state that has nothing to wait for is skipped: in HALF
+with no byte buffered, `write_eof` leads to CLOSED at once. CLOSED is the last state. The descriptor is closed then, and
+only `on_close` is still to be called.
 
-There are ten states. Each answers the questions of the code with attributes, and is compared by identity alone, because
-several states have the same name. The name is what users see in `conn.state`: CONNECTING, OPEN, CLOSING or CLOSED. The
-form is that of h11's `_state.py`.
+There are ten states. The code reads their attributes and compares them only by identity, because several states have
+the same name. The name is what users see in `conn.state`: CONNECTING, OPEN, CLOSING or CLOSED. The design follows h11's
+`_state.py`.
 """
 
 from __future__ import annotations

@@ -1,10 +1,9 @@
 """Streams: connections over TCP and Unix sockets, with buffered writing. `Stream` is the class that users hold.
 
-This file has its callbacks, its read side, and the facts that it reports. Other parts have files of their own: how a
-stream ends (`ending.py`), its write side (`sending.py`, `writer.py`), states (`states.py`) and time limits
-(`timeouts.py`).
+This file has the callbacks of streams, reading, and the properties. Other parts are in other files: the end of a stream
+(`ending.py`), writing (`sending.py`, `writer.py`), states (`states.py`) and time limits (`timeouts.py`).
 
-Only `handle_read` calls the user directly, and it does so last. All other callbacks run as completions.
+Only `handle_read` calls the user's callback directly, as its last step. All other callbacks run as completions.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ if TYPE_CHECKING:
 
 
 class Stream(Sender):
-    """A connection, as made by `listen_*`, `connect_*` and `adopt`.
+    """A connection: accepted by a listener, or returned by `connect_*` or `adopt`.
 
     Its callbacks are attributes, which can be replaced at any time. They and `data` are dropped after `on_close`.
 
@@ -40,8 +39,9 @@ class Stream(Sender):
         on_data: Called as `on_data(conn, data)` with received `bytes`. None: input is read and dropped.
         on_eof: Called as `on_eof(conn)` when the peer has ended its side. None: the connection closes then.
         on_drain: Called as `on_drain(conn)` when the buffer is down to `low_water` after a write returned False.
-        on_close: Called as `on_close(conn, exc)` when the connection has ended, once; `exc` is None if it ended well.
-        on_error: Called as `on_error(conn, exc)` when another callback raised. None: log it, abort the connection.
+        on_close: Called once, as `on_close(conn, exc)`, when the connection has ended; `exc` is None if there was no
+            error.
+        on_error: Called as `on_error(conn, exc)` when another callback raised. None: log it and abort the connection.
         state: 'CONNECTING', 'OPEN', 'CLOSING' or 'CLOSED'.
         data: Any object of yours.
     """
@@ -67,7 +67,7 @@ class Stream(Sender):
         if loop.now >= timers.second + 1:
             timers.second = int(loop.now)
         self.since: float = timers.second
-        self.sock: socket = None  # type: ignore[assignment]  # until it is connected
+        self.sock: socket = None  # type: ignore[assignment]  # None until it is connected
         self.state: State = CONNECTING
         self.options: Options = options
         self.writer: Writer | None = None
@@ -84,7 +84,7 @@ class Stream(Sender):
         self.tls: TLSSession | None = None
         self.timeouts: Timeouts | None = None
 
-    # -- what the loop calls
+    # -- methods for the loop
 
     def handle_read(self) -> None:
         """Called by the loop: one recv, then `on_data`. Unread bytes are reported again, after the other handles."""
@@ -109,7 +109,7 @@ class Stream(Sender):
             on_data(self, data)
 
     def handle_accepted(self) -> None:
-        """Called as a completion in the turn in which the connection was accepted: call `on_connect`."""
+        """Called as a completion after the accept, or over TLS after the handshake: call `on_connect`."""
         if self.on_connect is None:
             return
         if self.closed:  # over TLS it may have failed by now, and then only `on_close` is called
@@ -118,7 +118,7 @@ class Stream(Sender):
             self.on_connect(self)
 
     def handle_first_read(self) -> None:
-        """Called as a completion after a deferred accept: the client's first bytes are there, so read them.
+        """Called as a completion after a deferred accept: the client's first bytes have arrived, so read them.
 
         A connection that is answered and closed at once is never registered with the selector.
         """
@@ -142,7 +142,7 @@ class Stream(Sender):
             return  # sending has failed: received bytes are delivered, and then the connection ends
         over, next_look = timeouts.look(self.options, self.peername, self.events & READ != 0, self.buffered > 0, now)
         if over is not None and type(over) is not WriteTimeout and self._has_input():
-            # The peer's bytes are there and are read next. A callback was slow, or reading was paused.
+            # The peer's bytes have arrived and are read next. A callback was slow, or reading was paused.
             over, next_look = None, now + 1
         if over is not None:
             self.reset(over)
@@ -150,7 +150,7 @@ class Stream(Sender):
             timeouts.second = self.loop.timers.buckets.add(self, next_look)
 
     def handle_held_messages(self) -> None:
-        """Called as a completion after `resume_reading`: a layer above passes on the messages it held in the pause."""
+        """Called as a completion after `resume_reading`: a layer above passes on the messages it has held."""
         if self.loop.streams.suspended.get(self):
             layer: Any = self.on_data
             if hasattr(layer, 'handle_resumed'):
@@ -165,10 +165,10 @@ class Stream(Sender):
         return self.options.shared.of_listener
 
     def set_write_limits(self, high: int | None = None, low: int | None = None) -> None:
-        """Set the water marks of this connection. Writes return False from `high` on, `on_drain` follows at `low`.
+        """Set the water marks of this connection: `write` returns False at `high`, and `on_drain` is called at `low`.
 
         Args:
-            high: Bytes; None leaves it as it is.
+            high: Bytes; None leaves the present value.
             low: Bytes; None: 16 KiB or a quarter of `high`, whichever is less.
 
         Raises:
@@ -191,20 +191,20 @@ class Stream(Sender):
         """Switch this connection to TLS (STARTTLS, RFC 3207), as the side that `context` is made for.
 
         Buffered bytes are sent first, in plain text; later writes are encrypted. Plain text that the peer sent after
-        its request must not be used: refuse it in the chunk that `on_data` got. Later bytes make the handshake fail.
-        `close` during the handshake drops the writes made since `start_tls`.
+        its request for TLS must not be used: refuse it in the chunk that `on_data` got. Bytes that arrive later make
+        the handshake fail. `close` during the handshake drops the writes made since `start_tls`.
 
         Args:
             context: An `ssl.SSLContext`.
             on_secured: Called as `on_secured(conn, *args)` after the handshake. A failure is passed to `on_close`.
             *args: Arguments for `on_secured`.
-            server_side: Which side this is; needed only for a context that is for both.
+            server_side: Whether this is the server; needed only for a context that is for both sides.
             server_hostname: The name that the server's certificate must have.
             handshake_timeout: Seconds until the connection is reset with `HandshakeTimeout`.
 
         Raises:
             ConnectionClosed: The connection is not open in both directions.
-            ReactorError: It is TLS already, or this is not the loop's thread.
+            ReactorError: The connection uses TLS already, or this is not the loop's thread.
             TypeError, ValueError: An argument is wrong.
         """
         self.loop.guard.check_thread()
@@ -220,35 +220,36 @@ class Stream(Sender):
     # -- reading
 
     def pause_reading(self) -> None:
-        """Stop calling `on_data` until `resume_reading`. TCP slows the peer down. A dead peer is not noticed."""
+        """Stop calling `on_data` until `resume_reading`. TCP then slows the peer down. A dead peer is not noticed."""
         self.set_reading(False)
 
     def resume_reading(self) -> None:
-        """Call `on_data` again. Does nothing if reading is not paused, has ended, or the connection is closed.
+        """Call `on_data` again. Does nothing if reading is not paused or has ended.
 
-        Bytes received already come first, later in this turn or the next: messages that `reactor.framing` holds, and
-        data that TLS has not decrypted yet. `Stream.resume_reading` can be passed as `on_drain` for any kind of stream,
-        so that a server that pauses reading when `write` returns False reads again when its client has caught up.
+        Bytes that have already been received come first, later in this turn or in the next: messages that
+        `reactor.framing` holds, and data that TLS has not decrypted yet. `Stream.resume_reading` can be passed as
+        `on_drain` for any kind of stream, so that a server that pauses reading when `write` returns False reads again
+        when its client has caught up.
         """
         self.set_reading(True)
 
     @property
     def reading(self) -> bool:
-        """Whether arriving bytes are passed to `on_data`: reading is neither paused nor over, and it is not closed."""
+        """Whether arriving bytes are passed to `on_data`: reading is neither paused nor over."""
         return self.on_data is not None and (self.events & READ != 0 or self.loop.streams.suspended.get(self, False))
 
     @property
     def unread(self) -> bool:
-        """Whether bytes of the peer have arrived but were not read yet; False while connecting and after the end."""
+        """Whether bytes from the peer have arrived and are not read yet; False while connecting and after the end."""
         return self.sock is not None and self.loop.kernel.has_bytes(self.sock)
 
-    # -- facts
+    # -- properties
 
     @property
     def peername(self) -> Any:
-        """The peer's address, read from the kernel at the first use; None if that was too late.
+        """The peer's address, read from the kernel at the first use; None if it was not known then.
 
-        With `proxy_protocol` it is the client's address, from the proxy's header.
+        With `proxy_protocol`, it is the client's address, from the proxy's header.
         """
         if self.peer is None and self.sock is not None:
             try:
@@ -259,12 +260,12 @@ class Stream(Sender):
 
     @property
     def proxy(self) -> ProxyHeader | None:
-        """The proxy's header, on a listener with `proxy_protocol`; else None. It is dropped after `on_close`."""
+        """The proxy's header, on a listener with `proxy_protocol`; otherwise None. It is dropped after `on_close`."""
         return self.loop.streams.proxy_headers.get(self)
 
     @property
     def sockname(self) -> Any:
-        """Our own address; None if there is none, as before it is connected and after the end."""
+        """Our own address; None before the connection is made and after its end."""
         try:
             return unmapped(self.sock.getsockname()) if self.sock is not None else None
         except Exception:
@@ -276,7 +277,8 @@ class Stream(Sender):
 
         Set it to True at the first byte of a request: nothing else can see a partial request, so the connection might
         be closed. Set it to False after the answer. In `on_close` it still has the last value. Each change to True
-        counts in `stats().requests`. On a closed connection setting it does nothing. TypeError unless it is a bool.
+        counts in `stats().requests`. Setting it on a closed connection does nothing. Raises TypeError for a value that
+        is not a bool.
         """
         return self in self.loop.streams.busy
 
@@ -286,20 +288,20 @@ class Stream(Sender):
         if busy is False:
             all_busy.discard(self)
         elif busy is not True:
-            raise TypeError(f'busy is True or False, not {busy!r}')
+            raise TypeError(f'busy must be True or False, not {busy!r}')
         elif self not in all_busy and (self.sock is not None or self.state is CONNECTING):
             all_busy.add(self)
             self.loop.counters.requests += 1
 
     def set_timeouts(self, *, read: float | None = None, write: float | None = None, idle: float | None = None) -> None:
-        """Replace all three time limits of this connection. They begin now, or when it is connected.
+        """Replace all three time limits of this connection. They begin now, or once it is connected.
 
         A limit that expires resets the connection, up to a second late and never early.
 
         Args:
-            read: Seconds without a byte received, then `ReadTimeout`; None: no limit.
-            write: Seconds in which bytes wait and the kernel accepts none, then `WriteTimeout`; None: no limit.
-            idle: Seconds without a byte in either direction, then `IdleTimeout`; None: no limit.
+            read: Seconds without a byte received, until `ReadTimeout`; None: no limit.
+            write: Seconds in which bytes wait and the kernel accepts none, until `WriteTimeout`; None: no limit.
+            idle: Seconds without a byte in either direction, until `IdleTimeout`; None: no limit.
 
         Raises:
             TypeError, ValueError: A limit is not a number above 0.
@@ -337,12 +339,12 @@ class Stream(Sender):
             f'{show(self.peername)}, {self.buffered} bytes wait>'
         )
 
-    # -- for its maker
+    # -- methods for opening (internal)
 
     def attach(self, sock: socket, deferred: bool = False) -> None:
-        """Open the stream on a connected socket (internal). Raises as `Watchers.add`, and the stream is not open then.
+        """Open the stream on a connected socket (internal). Raises like `Watchers.add`; then the stream is not open.
 
-        If `deferred`, `handle_first_read` reads it first and registers it after that.
+        If `deferred`, `handle_first_read` reads first, and then registers the stream.
         """
         self.sock = sock
         if deferred:
@@ -356,13 +358,13 @@ class Stream(Sender):
     def opened(self, reading: bool, deadline: float | None = None) -> None:
         """Open a parked stream whose socket is connected (internal): call `on_connect`, then send earlier writes.
 
-        `deadline` is for subclasses that are not open yet, such as TLS streams: when they must be.
+        `deadline` is for subclasses that are not open yet, such as TLS streams: the time at which they must be open.
         """
         self.state = OPEN if self.ending is None else ENDING
         self.ending = None
         writer = self.writer
         assert writer is not None
-        for _, on_written, args in writer.reached():  # of empty writes, which need not wait any longer
+        for _, on_written, args in writer.reached():  # of empty writes, which no longer have to wait
             self.loop.completions.append((self, on_written, args))
         if writer.untouched and self.state is OPEN:
             self.writer = None
@@ -372,13 +374,13 @@ class Stream(Sender):
         except SelectorFull as exc:
             self.reset(exc.with_traceback(None))
         if self.sock is None:
-            return  # it has failed, and `on_close` will be called
+            return  # the stream has failed, and `on_close` will be called
         if self.options.timed:
             self.start_timeouts()
         if self.on_connect is not None:
             self.on_connect(self)
 
-    # -- for its kinds
+    # -- methods that subclasses override (internal)
 
     def set_reading(self, reading: bool) -> None:
         """Resume or pause reading (internal). Subclasses override this alone, so that `Stream.resume_reading` works
@@ -401,7 +403,7 @@ class Stream(Sender):
             self.loop.completions.append((self, Stream.handle_held_messages, ()))
         suspended[self] = reading
 
-    # -- in this file
+    # -- private methods
 
     def _has_input(self) -> bool:
         return self.loop.streams.suspended.get(self, False) or (self.events & READ != 0 and self.unread)
@@ -411,7 +413,7 @@ def suspend_reading(stream: Stream) -> None:
     """Receive nothing until `continue_reading`, because a layer above holds messages for the user (internal).
 
     To the user the stream still reads: `reading` is True until `pause_reading`. The layer is the stream's `on_data`.
-    After `resume_reading` its method `handle_resumed(stream)` is called in the completions phase.
+    After `resume_reading`, its method `handle_resumed(stream)` is called in the completions phase.
     """
     if stream not in stream.loop.streams.suspended:
         stream.pause_reading()
@@ -419,7 +421,7 @@ def suspend_reading(stream: Stream) -> None:
 
 
 def hold_reading(stream: Stream) -> None:
-    """Suspend reading as above, for a stream whose user has paused reading."""
+    """Suspend reading like `suspend_reading`, for a stream whose user has paused reading."""
     stream.loop.streams.suspended[stream] = False
 
 

@@ -1,9 +1,11 @@
-"""Where time limits are kept: `Timeouts`, which only connections with a read, write or idle timeout have.
+"""Check the read, write and idle timeouts of a connection.
 
-It remembers when bytes moved last; the limits themselves are in the `Options`. A byte costs one reading of the clock
-and no timer, because the connection is checked only in the second in which a limit may expire (`loop/buckets.py`). A
-limit that does not apply now, because no byte waits to be sent or because reading is paused, is checked again when it
-could expire at the earliest.
+The limits themselves are in the connection's `Options`. A `Timeouts` object, which only connections with a limit have,
+records when bytes were last received and sent. The time limit of a TLS handshake is in `handshake.py`.
+
+Moving bytes costs one reading of the clock and no timer, because the connection is checked only in the second in which
+a limit may expire (`loop/buckets.py`). A limit that does not apply now, because no byte waits to be sent or because
+reading is paused, is checked again at the earliest time when it could expire.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ from .options import Options
 
 
 class Timeouts:
-    """When bytes were received and sent last, in seconds of the loop's clock.
+    """When bytes were last received and sent, in seconds of the loop's clock.
 
     `second` is the second of the next check.
     """
@@ -30,10 +32,10 @@ class Timeouts:
         self.sent_at: float = now
 
     def look(self, options: Options, peername: Any, reads: bool, waits: bool, now: float) -> tuple[Any, float]:
-        """Return the error of the limit that has expired at `now`, or None; and when to check again.
+        """Return the error of the limit that has expired at `now`, or None, and the time of the next check.
 
         Args:
-            options: Where the limits are.
+            options: The options with the limits.
             peername: The address of the peer, for the message.
             reads: Whether input is wanted: reading is neither paused nor over.
             waits: Whether bytes wait to be sent.

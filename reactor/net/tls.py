@@ -1,8 +1,8 @@
-"""TLS: encrypted streams, for listening, connecting and `start_tls`.
+"""TLS streams, for listening, connecting and `start_tls`.
 
 Ciphertext is written like any other bytes, so the water marks, the limits and `on_written` work as for plain streams: a
-write is accepted when all of its ciphertext is. A connection that ends without close_notify (RFC 8446, section 6.1)
-ends with an error, because an attacker may have cut it short. Any error of OpenSSL ends the connection at once, so no
+write is accepted when all of its ciphertext is accepted. A connection that ends without close_notify (RFC 8446, section
+6.1) ends with an error, because an attacker may have cut it short. Any OpenSSL error ends the connection at once, so no
 later call uses an SSL object that cannot go on.
 
 The handshake is in `handshake.py`, the work with OpenSSL in `session.py`.
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 class TLSStream(HandshakeStream):
-    """A `Stream` over TLS. `on_connect` is called after the handshake; `conn.tls` has what was agreed then.
+    """A `Stream` over TLS. `on_connect` is called after the handshake; `conn.tls` then has the facts that were agreed.
 
     `buffered` and the limits count ciphertext, and during a handshake also the plaintext of held writes.
     """
@@ -47,7 +47,7 @@ class TLSStream(HandshakeStream):
         ('handle_stream_end', 'on_eof'),
     )
 
-    # -- what the loop calls
+    # -- methods for the loop
 
     def handle_read(self) -> None:
         """Called by the loop: one recv, then decrypt a few records, then call `on_data`."""
@@ -77,7 +77,7 @@ class TLSStream(HandshakeStream):
             self._decrypt()
 
     def handle_records(self) -> None:
-        """Called as a completion: decrypt records that were too many for a turn, or came with the handshake's end."""
+        """Called as a completion: decrypt records that exceeded a turn's limit, or came with the handshake's end."""
         self.tls.more = False
         if self.state is CONNECTING:
             self.shake_hands_in_turn()
@@ -105,13 +105,13 @@ class TLSStream(HandshakeStream):
             self.send_close_notify()
         self.handle_end()
 
-    # -- what users call
+    # -- methods for users
 
     def write(self, data: Buffer, on_written: Callable[[Self, *Ts], object] | None = None, *args: *Ts) -> bool:
         session = self.tls
         if self.writer is None and session.held is None and type(data) is bytes and on_written is None:
             try:
-                record = session.encrypt_record(data)  # the short path, which nearly all writes take
+                record = session.encrypt_record(data)  # the fast path, for nearly all writes
             except MemoryError as exc:
                 return self.lose(exc)
             if record:
@@ -158,7 +158,7 @@ class TLSStream(HandshakeStream):
         on_written: Callable[[Self, *Ts], object] | None = None,
         *args: *Ts,
     ) -> bool:
-        """As `Stream.send_file`, but the bytes are read and encrypted during this call, which blocks the loop.
+        """Like `Stream.send_file`, but the bytes are read and encrypted during this call, which blocks the loop.
 
         The ciphertext waits in memory. Send a long file in parts, each from `on_written` of the part before it.
         """
@@ -215,10 +215,10 @@ class TLSStream(HandshakeStream):
     def unread(self) -> bool:
         return self.tls.unread or super().unread
 
-    def start_tls(self, *args: Any, **options: Any) -> None:  # type: ignore[override]  # whatever it is given
+    def start_tls(self, *args: Any, **options: Any) -> None:  # type: ignore[override]  # any arguments
         raise ReactorError(f'start_tls() on {self!r}: this connection uses TLS already')
 
-    # -- for its base
+    # -- overridden methods
 
     def set_reading(self, reading: bool) -> None:
         if self.state is CONNECTING:
@@ -245,7 +245,7 @@ class TLSStream(HandshakeStream):
         except (MemoryError, RecursionError):
             pass  # the timer finds the connection closed and does nothing
 
-    # -- in this file
+    # -- private methods
 
     def _close_after_handshake(self) -> None:
         """Finish the handshake that the peer has begun, within `linger` seconds, because writes wait for its end."""
@@ -292,7 +292,7 @@ class TLSStream(HandshakeStream):
             )
 
     def _break(self, exc: SSLError) -> None:
-        """End the connection, after the data received before: the TLS stream is cut short or broken."""
+        """End the connection, after the data received before, because the TLS stream is cut short or broken."""
         if isinstance(exc, self.tls.ssl.SSLEOFError):
             what, advice = 'closed the connection without ending the TLS stream', 'what it sent may be incomplete'
         else:

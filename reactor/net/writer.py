@@ -1,9 +1,9 @@
-"""Where a write goes when the kernel is full: the buffered bytes of one stream, and the callbacks that follow them.
+"""The bytes of one stream that the kernel has not accepted yet, and the callbacks that follow them.
 
-A stream has a `Writer` only while bytes wait, so idle connections stay small, and the only test of a plain write is
-`conn.writer is None`. A callback is kept as a mark: a position in the stream, counted in bytes since the writer was
-made, so that a mark never moves. Large `bytes` are kept by reference and small pieces are gathered into one growing
-buffer. Nothing is ever shifted, so any number of writes costs O(bytes).
+A stream has a `Writer` only while bytes wait, so idle connections stay small, and the only check that a plain write
+makes is `conn.writer is None`. A callback is kept as a mark: a position in the stream, counted in bytes since the
+writer was made, so that a mark never moves. Large `bytes` are kept by reference, and small pieces are gathered into one
+growing buffer. Buffered bytes are never moved, so the cost of any number of writes is proportional to their bytes.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ GATHER_BELOW = 4096  # bytes; copying fewer costs less than another buffer in se
 GATHER_UP_TO = 65536
 # IOV_MAX is 1024, but a send accepts only what fits into the socket's buffer. Preparing more would be wasted work.
 BUFFERS_PER_SEND = 64
-FILE_COST = 16384  # bytes that an open file counts towards `max_buffered`: at most 1,024 descriptors wait for one peer
-# The most callbacks that one send makes due. A peer decides when it reads, and 130,000 callbacks may wait for it by
-# then. All at once they would make a turn of about 60 ms.
+FILE_COST = 16384  # bytes that an open file adds towards `max_buffered`: at most 1,024 files wait for a peer
+# The most callbacks that one send makes due. The peer decides when it reads, and 130,000 callbacks may wait by that
+# time. To call all of them at once would take about 60 ms.
 MARKS_PER_SEND = 1024
-MARK_COST = 128  # bytes that a mark counts, so that many tiny writes with callbacks cannot grow past the limit
+MARK_COST = 128  # bytes that a mark adds towards `max_buffered`, so that tiny writes with callbacks are limited
 
 
 class Writer:
@@ -44,7 +44,7 @@ class Writer:
         self.full: bool = False
         self.marks: deque[Mark] | tuple[()] = ()  # an empty deque takes 700 bytes
         self.files: int = 0
-        self._file_bytes = 0  # bytes of these parts that are not sent yet
+        self._file_bytes = 0  # bytes of the parts of files that are not sent yet
         self._chunks: deque[bytes | bytearray | FilePart] = deque()
         self._skip = 0  # bytes of the first chunk that were sent already
         self._queued = 0
@@ -52,7 +52,7 @@ class Writer:
 
     @property
     def buffered(self) -> int:
-        """How many bytes wait."""
+        """How many bytes wait to be sent."""
         return self._queued - self._sent
 
     @property
@@ -68,7 +68,7 @@ class Writer:
 
     @property
     def untouched(self) -> bool:
-        """Whether nothing was ever written to it."""
+        """Whether nothing was ever written."""
         return not (self._queued or self.marks)
 
     def extend(
@@ -99,7 +99,7 @@ class Writer:
             if on_written is not None:
                 self.marks = self.marks or deque()
                 self.marks.append((queued, on_written, args))
-        except BaseException:  # an iterator of the user raised, or memory ran out
+        except BaseException:  # the user's iterator raised, or memory ran out
             while len(chunks) > before:
                 chunks.pop()
             if type(first) is bytearray:
@@ -113,7 +113,7 @@ class Writer:
     def buffers(self) -> Any:
         """Return the next buffers to send, a list for one `sendmsg`. Release them before the next `extend`.
 
-        When a part of a file is next, the `FilePart` is returned instead; it has its own way to send.
+        When a part of a file is next, the `FilePart` is returned instead; it is sent with its method `send_some`.
         """
         if self.files:
             return self._buffers_or_file()
@@ -141,7 +141,7 @@ class Writer:
         left = self.marks[MARKS_PER_SEND - 1][0] - self._sent
         for index, buffer in enumerate(buffers):
             if type(buffer) is FilePart:
-                break  # it is sent alone
+                break  # a file is sent alone
             if len(buffer) > left:
                 buffers[index:] = [memoryview(buffer)[:left]] if left else []
                 break
@@ -190,9 +190,9 @@ SHUT = Writer()
 
 
 def check_buffers(buffers: object) -> None:
-    """Raise TypeError unless `buffers` is an iterable of buffers. A single one would be split into numbers."""
+    """Raise TypeError unless `buffers` is an iterable of buffers. A single buffer would be split into numbers."""
     if not hasattr(buffers, '__iter__') or isinstance(buffers, bytes | bytearray | memoryview | str):
-        raise TypeError(f'writelines() takes a list of buffers, not {shown(buffers)}; write() takes a single one')
+        raise TypeError(f'writelines() takes a list of buffers, not {shown(buffers)}; use write() for a single buffer')
 
 
 def flat(data: bytes | bytearray | memoryview) -> bytes | memoryview:
@@ -204,5 +204,5 @@ def flat(data: bytes | bytearray | memoryview) -> bytes | memoryview:
         raise TypeError(f'data must be bytes, bytearray or memoryview, not {shown(data)}{advice}')
     try:
         return memoryview(data).cast('B')
-    except (TypeError, ValueError):  # the view has gaps, Fortran's order, or items of a format that cannot be cast
+    except (TypeError, ValueError):  # the view has gaps, Fortran order, or items of a format that cannot be cast
         return memoryview(data).tobytes()

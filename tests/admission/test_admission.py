@@ -139,8 +139,8 @@ def test_a_connection_beyond_the_limit_is_refused(r, sockets, caplog):
 @pytest.mark.parametrize(
     ('limits', 'why'),
     [
-        ({'per_address': 1}, 'its address has 1 connections open, the limit is per_address=1'),
-        ({'connect_rate': (0.5, 1)}, 'its address connects too often, the limit is connect_rate=(0.5, 1.0)'),
+        ({'per_address': 1}, 'its address has 1 connections open; the limit is per_address=1'),
+        ({'connect_rate': (0.5, 1)}, 'its address connects too often; the limit is connect_rate=(0.5, 1.0)'),
     ],
 )
 def test_the_log_names_the_limit_that_a_client_exceeded(r, sockets, caplog, limits, why):
@@ -390,7 +390,7 @@ def test_behind_a_proxy_the_limits_apply_to_the_real_client(r, sockets):
     run_until(r, lambda: len(log) == 4)
     assert log.names() == ['connect', 'connect', 'close', 'close']
     assert [type(exc) for _, exc in log[2:]] == [ClientRefused] * 2
-    reason = 'its address has 1 connections open, the limit is per_address=1'
+    reason = 'its address has 1 connections open; the limit is per_address=1'
     assert f'192.0.2.1:51234 was refused: {reason}' in str(log[2][1])
     assert asked == [(host, 51234) for host in ('192.0.2.1', '192.0.2.2', '192.0.2.1', '192.0.2.66')]
     assert (r.stats().refused_per_address, r.stats().refused_by_hook) == (1, 1)

@@ -857,7 +857,7 @@ def test_the_name_of_a_local_address_is_refused_and_not_looked_up_inside_the_loo
         return Kernel().getaddrinfo(host, port, family, kind, flags)
 
     monkeypatch.setattr(kernel, 'getaddrinfo', look_up)
-    with pytest.raises(ValueError, match=r"local_address is written in numbers.*'localhost'.*resolve\(\)"):
+    with pytest.raises(ValueError, match=r"local_address must be numeric.*'localhost'.*resolve\(\)"):
         getattr(fake, call)('127.0.0.1', 9, local_address=('localhost', 0))
     assert fake.handles() == []
 

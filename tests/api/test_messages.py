@@ -144,8 +144,8 @@ def test_a_deadline_by_the_wrong_clock_is_warned_of(r):
 @pytest.mark.parametrize('host', ['http://example.org', 'https://example.org/path', 'tcp://127.0.0.1:80'])
 def test_a_url_is_not_a_host(r, host):
     message = refusal(r.connect_tcp, host, 80)
-    assert repr(host) in message and 'not be a URL' in message
-    assert 'not be a URL' in refusal(r.listen_tcp, host, 80)
+    assert repr(host) in message and 'not a URL' in message
+    assert 'not a URL' in refusal(r.listen_tcp, host, 80)
 
 
 @pytest.mark.parametrize(('host', 'cure'), [('example.org:80', 'port'), ('127.0.0.1:80', 'port'), ('[::1]', '::1')])
@@ -273,7 +273,7 @@ def test_debug_reports_slow_callbacks(caplog):
 PACKAGE = Path(reactor.__file__).parent
 # What a message without a value is about: there is only one such thing, or to show it would say nothing.
 NOTHING_TO_SHOW = [
-    'is empty', 'at least one byte', 'not None', 'this ssl.SSLContext', 'its header', 'proxy_protocol is a list',
+    'is empty', 'at least one byte', 'not None', 'this ssl.SSLContext', 'its header', 'proxy_protocol must be',
     'needs an address', 'only regular files', 'an abstract path', 'the key is encrypted', 'this is not JSON',
 ]  # fmt: skip
 

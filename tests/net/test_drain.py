@@ -190,7 +190,7 @@ def test_a_connection_that_is_not_done_at_the_timeout_is_reset_with_the_reason(r
     assert clean is None and isinstance(exc, DrainTimeout) and isinstance(exc, TimeoutError)
     host, port = client.getsockname()
     assert str(exc) == (
-        f'{host}:{port} was not done within 5 s of drain(): its answer was under way, 0 bytes were buffered; '
+        f'{host}:{port} was not finished within 5 s of drain(): its answer was under way, 0 bytes were buffered; '
         'the connection was reset'
     )
     with pytest.raises(ConnectionResetError):
@@ -1075,7 +1075,7 @@ def test_a_connecting_stream_may_be_busy_already(r, sockets):
 def test_busy_is_a_bool(r, sockets, value):
     ours, _ = sockets()
     conn = r.adopt(ours)
-    with pytest.raises(TypeError, match='busy is True or False'):
+    with pytest.raises(TypeError, match='busy must be True or False'):
         conn.busy = value
     end(r, conn)
 

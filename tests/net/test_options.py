@@ -250,5 +250,5 @@ def test_without_a_similar_option_all_are_named(r):
 def test_an_option_of_another_method_is_explained(r, method):
     with pytest.raises(TypeError, match="has no option 'server_hostname': it is for the side that connects"):
         call(getattr(r, method), server_hostname='example.org')
-    with pytest.raises(TypeError, match=r"adopt\(\) has no option 'ssl': .* call start_tls\(\) on what it returns"):
+    with pytest.raises(TypeError, match=r"adopt\(\) has no option 'ssl': .* call start_tls\(\) on the connection"):
         r.adopt(None, ssl=True)

@@ -453,7 +453,7 @@ def test_abort_passes_its_reason_to_on_close(r, sockets, closing):
 def test_abort_takes_an_exception_and_nothing_else(r, sockets):
     conn = r.adopt(sockets()[0])
     for wrong in 'why', ValueError, 5:
-        with pytest.raises(TypeError, match='exc is an exception or None'):
+        with pytest.raises(TypeError, match='exc must be an exception or None'):
             conn.abort(wrong)
     assert not conn.closed
     end(r, conn)
