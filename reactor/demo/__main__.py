@@ -46,7 +46,10 @@ examples:
 
 
 def number(kind: type, least: float, what: str, below: float = 1e9) -> Callable[[str], float]:
-    """Return a converter for argparse, for values from `least` up to `below`. The error is "VALUE is not WHAT"."""
+    """Return an argparse converter for values from `least` up to, not including, `below`.
+
+    The error message is "VALUE is not WHAT".
+    """
 
     def convert(text: str) -> float:
         try:
@@ -70,12 +73,12 @@ def port(text: str) -> int:
 def host(text: str) -> str:
     """Check that an argument can be a host name or an address."""
     if not text:
-        raise argparse.ArgumentTypeError('it is empty; give a host name or an address')
+        raise argparse.ArgumentTypeError('the host is empty; give a host name or an address')
     return text
 
 
 COUNT = number(int, 1, 'a whole number above 0')
-SOURCES = number(int, 1, 'a whole number from 1 to 64,000', 64_001)  # addresses 127.0.0.1 to 127.0.255.250
+SOURCES = number(int, 1, 'a whole number from 1 to 64,000', 64_001)  # for the addresses 127.0.0.1 to 127.0.255.250
 SECONDS = number(float, 0, 'a number of seconds')
 TIMEOUT = number(float, 1e-3, 'a number of seconds above 0')
 RATE = number(float, 1e-3, 'a number above 0')

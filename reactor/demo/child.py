@@ -1,6 +1,6 @@
-"""A process of the experiment, a server or a load, controlled over a socket that is its standard input.
+"""A process of the experiment: a server or a load generator, controlled over a socket that is its standard input.
 
-It exits when its control connection ends, so no process is left behind however the experiment ends.
+The process exits when its control connection is closed, so no process is left behind, however the experiment ends.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from .limits import raise_descriptor_limit
 from .load import Load
 from .server import Server
 
-REPORT_EVERY = 0.2  # seconds
-RELEASED_PER_TURN = 64  # held answers sent in one turn; more would block the loop for too long
+REPORT_EVERY = 0.2  # seconds between two reports
+RELEASED_PER_TURN = 64  # number of held answers sent in one turn; more would block the loop for too long
 
 
 class HeldServer(Server):
@@ -36,7 +36,7 @@ class HeldServer(Server):
             self.held.append(conn)
 
     def release(self) -> None:
-        """Send the held answers, a few in each turn; from now on requests are answered after the delay."""
+        """Send the held answers, a few in each turn. From now on, requests are answered after the delay."""
         self.released = True
         for conn in self.held[:RELEASED_PER_TURN]:
             self.answer(conn)
@@ -46,7 +46,7 @@ class HeldServer(Server):
 
 
 class Child:
-    """Receives messages from the experiment, carries them out, and reports."""
+    """Receives messages from the experiment, carries them out, and reports the results."""
 
     def __init__(self, r: Reactor, sock: socket.socket) -> None:
         self.r = r
@@ -95,7 +95,7 @@ class Child:
 
 
 def main() -> None:
-    """Run as a child of the experiment, controlled over the socket that is standard input."""
+    """Run this process as a child of the experiment, controlled over the socket that is its standard input."""
     raise_descriptor_limit()
     with Reactor() as r:
         # Ignore SIGINT: Ctrl-C reaches the whole process group, and the experiment ends its children itself.

@@ -1,7 +1,7 @@
 """Messages between the experiment and its processes: dictionaries with a length prefix, over a socketpair.
 
 The format is `marshal`, because both ends run the same Python, and importing `json` would cost each server more memory
-than a thousand connections.
+than a thousand connections do.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 from .. import Reactor, Stream
 from ..hints import socket
 
-LENGTH = 4  # bytes
+LENGTH = 4  # bytes in the length prefix
 
 
 class ControlConnection:

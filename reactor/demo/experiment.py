@@ -1,4 +1,4 @@
-"""The whole experiment: servers and loads in processes of their own, and a table of the results.
+"""The whole experiment: servers and load generators in separate processes, and a table of the results.
 
 All connections are open at once before the first answer is sent. The results are counted by the servers, and memory is
 measured from outside. No process is left behind.
@@ -26,7 +26,7 @@ from .progress import Progress
 
 HOST = '127.0.0.1'
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-# Without `site` (-S), whose imports cost three megabytes in each process.
+# Started without `site` (-S), because its imports cost three megabytes in each process.
 CHILD = (
     sys.executable, '-S', '-E', '-c',
     f'import sys; sys.path.insert(0, {ROOT!r}); from reactor.demo.child import main; main()',
@@ -36,7 +36,7 @@ SETTLE_GRACE = 10.0  # seconds for the servers to accept all connections of the 
 
 
 class ChildProcess:
-    """A server or load. `status` has the last value of each key that it sent over its control connection."""
+    """A server or load process. `status` has the last value that it sent for each key over its control connection."""
 
     def __init__(self, experiment: Experiment) -> None:
         self.experiment = experiment
@@ -57,7 +57,7 @@ class ChildProcess:
 
 
 class Experiment:
-    """The experiment, in one reactor. At the end, either `result` or `failure`, a text, is set."""
+    """The experiment, run by one reactor. At the end, either `result` or `failure` (a text) is set."""
 
     def __init__(self, r: Reactor, *, connections: int, asked: int, rate: float, delay: float, per_process: int,
                  progress: Progress, watched: bool = False) -> None:  # fmt: skip
@@ -84,7 +84,7 @@ class Experiment:
     # -- starting
 
     def start(self) -> None:
-        """Start the first server, which picks the port for all."""
+        """Start the first server, which picks the port for all servers."""
         self.start_server()
         self.progress.start(self.r, self.line)
 
@@ -108,7 +108,7 @@ class Experiment:
     # -- messages
 
     def handle_message(self, process: ChildProcess, message: dict[str, Any]) -> None:
-        """Called with each message of a process: begin the next step if this one is complete."""
+        """Called with each message from a process: begin the next step if the current step is complete."""
         if 'failed' in message:
             self.fail(message['failed'])
         elif 'listening' in message:
@@ -139,7 +139,7 @@ class Experiment:
                 server.control.send(do='release')
 
     def handle_gone(self, process: ChildProcess) -> None:
-        """Called when a process has ended, which is an error before the end of the experiment."""
+        """Called when a process has ended, which is an error unless the experiment has finished."""
         if not self.done:
             role = 'server' if process in self.servers else 'load'
             self.fail(f'a {role} process ended early; see its output above')

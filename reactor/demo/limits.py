@@ -1,6 +1,6 @@
 """Limits of this machine: descriptors, ports, and addresses to connect from.
 
-Where the platform does not report a limit, the functions return a safe guess; they never fail.
+If the platform does not report a limit, the functions return a safe guess; they never fail.
 """
 
 from __future__ import annotations
@@ -13,18 +13,18 @@ try:
 except ImportError:  # Windows
     resource = None  # type: ignore[assignment]
 
-SPARE_DESCRIPTORS = 64  # for standard streams, selector, wakeup and listener, with a margin
-WITHOUT_LIMIT = 500  # descriptors, where the limit is not known (select on Windows handles 512)
-MOST_PROCESSES = 16  # servers, and as many loads; each costs about ten megabytes
-PORTS_PER_SOURCE = 20000  # of the 28,232 in the default range of Linux; some may be in use
+SPARE_DESCRIPTORS = 64  # kept for the standard streams, the selector, the wakeup socket and the listener, with a margin
+WITHOUT_LIMIT = 500  # descriptors to assume if the limit is unknown (select on Windows handles 512)
+MOST_PROCESSES = 16  # servers, and the same number of loads; each process costs about ten megabytes
+PORTS_PER_SOURCE = 20000  # Linux has 28,232 by default, but some may be in use
 
 
 def raise_descriptor_limit() -> int:
-    """Raise the soft descriptor limit to the hard one. Returns the number of connections that a process can hold."""
+    """Raise the soft descriptor limit to the hard limit. Returns how many connections a process can then hold."""
     if resource is None:
         return WITHOUT_LIMIT
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    for wanted in (hard, 65536, 10240):  # macOS reports a hard limit that it does not grant
+    for wanted in (hard, 65536, 10240):  # macOS reports a hard limit, but refuses to set it
         if soft != hard and (wanted > soft or wanted < 0):
             try:
                 resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
@@ -37,7 +37,8 @@ def raise_descriptor_limit() -> int:
 
 def processes_for(connections: int, per_process: int, share_port: bool) -> int:
     """Return the number of processes needed. With `share_port`, allow for an uneven distribution by the kernel."""
-    # Six standard deviations of the binomial distribution: about once in 10**9 experiments, a server gets too many.
+    # The margin is six standard deviations of the binomial distribution: a server gets too many connections only about
+    # once in 10**9 experiments.
     spread = 6 * sqrt(connections) if share_port and connections > per_process else 0
     return max(1, ceil((connections + spread) / per_process))
 

@@ -1,7 +1,7 @@
 """The load: opens connections at a fixed rate, sends requests and measures the answers, like httperf.
 
-Times are measured from the moment when a connection was due, not from when it was opened. So the results show it when
-the server, or the load itself, falls behind.
+Times are measured from the moment when a connection was due, not from when it was opened. So the results show when the
+server, or the load generator itself, falls behind.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from .. import ConnectTimeout, Reactor, ReactorError, ReadTimeout, Stream
 
 REQUEST = b'GET / HTTP/1.1\r\nHost: demo\r\n\r\n'
 TICK = 0.005  # seconds between two checks of the schedule
-OPENS_PER_TICK = 200  # even when behind, because answers have to be read as well
+OPENS_PER_TICK = 200  # the limit, even when behind schedule, because answers have to be read as well
 
 
 class ScheduledClient:
-    """The state of a connection: when its current wait began, the calls left, and the bytes received."""
+    """The state of a connection: when its current wait began, the number of calls left, and the bytes received."""
 
     __slots__ = ('calls_left', 'connected', 'received', 'since')
 
@@ -37,8 +37,8 @@ class Load:
         host: Host to connect to.
         port: Port to connect to.
         timeout: Seconds to wait for a connection or an answer.
-        sources: Addresses to connect from, in turn; empty for the default.
-        most_open: Do not open more connections than this at once, whatever the schedule says.
+        sources: Addresses to connect from, used in turn. If empty, the kernel chooses.
+        most_open: The maximum number of open connections, whatever the schedule says.
         on_done: Called without arguments when the last connection is closed.
     """
 
@@ -203,7 +203,7 @@ class Load:
 
 
 def reply_size(received: bytes) -> int | None:
-    """Return the length of the first reply in `received`, None while its header is incomplete."""
+    """Return the length of the first reply in `received`, or None while its header is incomplete."""
     end = received.find(b'\r\n\r\n')
     if end < 0:
         return None
@@ -215,7 +215,7 @@ def reply_size(received: bytes) -> int | None:
 
 
 def error_kind(exc: BaseException | None) -> str:
-    """Return a word for the reason of a failure, such as 'ECONNREFUSED'."""
+    """Return a word for the cause of a failure, such as 'ECONNREFUSED'."""
     if exc is None:
         return 'closed-early'
     if isinstance(exc, ConnectTimeout):
@@ -228,12 +228,12 @@ def error_kind(exc: BaseException | None) -> str:
 
 
 def quantile(ordered: Sequence[float], share: float) -> float:
-    """Return the value below which `share` of the sorted values lie (nearest rank)."""
+    """Return the quantile `share` (0 to 1) of sorted values, by the nearest-rank method."""
     return ordered[min(len(ordered) - 1, max(0, round(share * len(ordered)) - 1))]
 
 
 def quantiles(times: Sequence[float]) -> dict[str, float]:
-    """Return minimum, median, p99 and maximum; empty without times."""
+    """Return minimum, median, p99 and maximum; an empty dict if there are no times."""
     if not times:
         return {}
     ordered = sorted(times)
@@ -246,7 +246,7 @@ def quantiles(times: Sequence[float]) -> dict[str, float]:
 
 
 def spread(times: Sequence[float]) -> str:
-    """Format the quantiles of times in seconds, in milliseconds."""
+    """Format the quantiles in milliseconds; `times` are in seconds."""
     return ' '.join(f'{name} {value * 1000:.1f}' for name, value in quantiles(times).items()) or 'none'
 
 

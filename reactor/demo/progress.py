@@ -14,7 +14,7 @@ ON_TERMINAL, IN_PIPE = 0.2, 1.0  # seconds between two lines
 
 
 class Progress:
-    """Shows `line()` from `start` to `end`, or nothing when `quiet`."""
+    """Shows the text that `line()` returns, from `start` to `end`. Shows nothing if `quiet` is true."""
 
     def __init__(self, quiet: bool, in_pipe: bool = True) -> None:
         self._terminal = sys.stderr.isatty()
@@ -36,7 +36,7 @@ class Progress:
                   end='' if self._terminal else '\n', file=sys.stderr, flush=True)  # fmt: skip
 
     def end(self) -> None:
-        """Show the text a last time and end the line."""
+        """Show the text one last time and end the line."""
         if self._timer is not None:
             self.show()
             self._timer.cancel()

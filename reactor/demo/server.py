@@ -3,8 +3,8 @@
 It is a faithful port of the original Lisp program. Any chunk of data counts as a request, and nothing is parsed. When a
 client disconnects, its timer is not cancelled; the answer is dropped when the timer fires.
 
-There is one difference: a client that shuts down its side after the request, as `nc -N` does, gets its answer before
-the connection is closed.
+There is one difference: if a client shuts down its sending side after the request, as `nc -N` does, it still gets its
+answer before the connection is closed.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Server:
         self.delay = delay
         self.finished: int = 0
         self.listener: Listener | None = None
-        # Bound once, so that tens of thousands of timers share one method object.
+        # Bind the methods once, so that tens of thousands of timers share the same objects.
         self._answer: Callable[[Stream], None] = self.answer
         self._finish: Callable[[Stream], None] = self.finish
 
@@ -63,7 +63,7 @@ class Server:
         self.finished += 1
 
     def quit(self) -> None:
-        """Stop listening and close connections without a request; requests received are still answered."""
+        """Stop listening, and close connections that sent no request. Requests already received are still answered."""
         if self.listener is not None:
             self.listener.close()
         for handle in self.r.handles():

@@ -1,7 +1,7 @@
 """The steady load: sends requests at a fixed rate over keep-alive connections and accounts for each of them.
 
-Times are measured from the moment when a request was due, however long the requests before it took. This avoids
-coordinated omission, as wrk2 does. Each request is either answered or counted as an error. Nothing is retried, so no
+Times are measured from the moment when a request was due, however long the previous requests took. This avoids
+coordinated omission, as wrk2 does. Each request is either answered or counted as an error. No request is retried, so no
 loss is hidden.
 
 Only the necessary part of HTTP/1.1 is supported: replies with a Content-Length, and `Connection: close`.
@@ -17,23 +17,24 @@ from typing import Any
 from .. import Reactor, Stream
 from .load import OPENS_PER_TICK, error_kind, kinds, quantiles, reply_size, spread
 
-TICK = 0.001  # seconds between two checks of the schedule; no selector waits for less
+TICK = 0.001  # seconds between two checks of the schedule; selectors cannot wait for a shorter time
 RETRY = 0.1  # seconds until a failed connection is tried again
-LISTED = 1000  # errors that are reported with their time
-STATUS = slice(9, 12)  # in b'HTTP/1.1 200 OK'
+LISTED = 1000  # number of errors that are reported with their time
+STATUS = slice(9, 12)  # the position of the status in b'HTTP/1.1 200 OK'
 
 
 class SteadyLoad:
     """Sends `rate` requests per second for `seconds`, each over the connection that has been idle for longest.
 
-    The first request is due when all connections are open or have failed once. If no connection is free, a request
-    waits, and the wait is part of its time. A connection that is closed between two requests is opened again and is not
-    an error; one that is closed before an answer is complete is an error.
+    The first request is due when each connection is open or has failed once. If no connection is free, a request has to
+    wait, and the wait is part of its time. If a connection is closed between two requests, it is opened again, and this
+    is not an error. If it is closed before an answer is complete, it is an error.
 
     Args:
         host: Host to connect to.
         port: Port to connect to.
-        timeout: Seconds from when a request was due, sent or not, until it counts as failed; also for connecting.
+        timeout: Seconds from when a request was due until it counts as failed, even if it was not sent. Also the
+            timeout for connecting.
         method: 'GET' or 'POST'; a POST has an empty body.
         path: Path to request.
         on_done: Called without arguments when every request has been answered or has failed.
@@ -72,7 +73,7 @@ class SteadyLoad:
         self.listed: list[tuple[float, str]] = []  # (seconds since the first request was due, kind)
         self.connect_errors: dict[str, int] = {}
         self.reply_times: list[float] = []
-        self.began_at: float = 0.0  # wall clock, to compare with logs
+        self.began_at: float = 0.0  # start time by the wall clock, to compare with logs
         self.began: float = 0.0
         self.ended: float = 0.0
         self._opened = self._settled = 0
@@ -85,7 +86,7 @@ class SteadyLoad:
     # the schedule
 
     def tick(self) -> None:
-        """Open connections, send the requests that are due, and fail the late ones."""
+        """Open connections, send the requests that are due, and fail those that are too late."""
         now = time.monotonic()
         for _ in range(min(OPENS_PER_TICK, self.connections - self._opened)):
             self._opened += 1
@@ -109,7 +110,7 @@ class SteadyLoad:
                 conn.write(self.request)
 
     def give_up(self, since: float) -> None:
-        """Fail the requests that were due before `since`. Both queues are in the order of that time."""
+        """Fail the requests that were due before `since`. Both queues are sorted by the time when requests were due."""
         while self._waiting and self._waiting[0] < since:
             self._waiting.popleft()
             self.fail('unsent')
@@ -128,7 +129,7 @@ class SteadyLoad:
             self.listed.append((self.ended - self.began, kind))
 
     def stop(self) -> None:
-        """Send no new requests and wait for the outstanding answers; a second call does not wait."""
+        """Send no new requests, and wait for the outstanding answers. A second call ends the wait."""
         if not self.began or self.total < self.wanted:
             self.finish()
         else:
@@ -199,7 +200,7 @@ class SteadyLoad:
             return
         if self._asked.pop(conn, None) is not None:
             self.fail(error_kind(exc))
-        if conn.data is None:  # it never connected
+        if conn.data is None:  # the connection was never established
             kind = error_kind(exc)
             self.connect_errors[kind] = self.connect_errors.get(kind, 0) + 1
             if not self.began:

@@ -9,7 +9,7 @@
 All three take a *source*: a callable that returns `{name: counters}`, for one reactor (`source(r)`) or for the workers
 of `reactor.serve` (`workers.stats`).
 
-Monitoring must not disturb the program: it never keeps `run` running, never delays the end, and its errors are logged
+Monitoring must not disturb the program: it never keeps `run` running and never delays shutdown. Its errors are logged,
 and close only its own connections. Each part is imported on first use, so that a program that only reads the counters
 imports neither `json` nor `prometheus_client`.
 """

@@ -28,15 +28,15 @@ commands (default: stats):
 {chr(10).join(f'  {name:<10} {what}' for name, (what, _) in COMMANDS.items())}
 
 examples:
-  python -m reactor.observe /run/app.sock                       its counters
+  python -m reactor.observe /run/app.sock                       the counters of the program
   python -m reactor.observe /run/app.sock stats phases --watch 1
   python -m reactor.observe /run/app.sock handles --kind Stream --limit 20
   python -m reactor.observe /run/app.sock drain --drain-timeout 60   shut down without losing a request
   python -m reactor.observe --report                            one page for a bug report
 
-exit status: 0 success, 1 no answer or an error, 2 wrong arguments"""
+exit status: 0 success, 1 no answer or an error, 2 invalid arguments"""
 INTERRUPTED = 130  # the exit status that a shell reports for a program ended by Ctrl-C
-OPTIONS = 'limit', 'kind', 'drain_timeout', 'lame_duck'  # options that are arguments of a command
+OPTIONS = 'limit', 'kind', 'drain_timeout', 'lame_duck'  # options that are sent as arguments of a command
 
 
 def seconds(text: str) -> float:
@@ -57,13 +57,13 @@ def parser() -> CommandLineParser:
     )
     top.add_argument('--version', action='version', version=f'reactor {__version__}')
     top.add_argument('socket', nargs='?', metavar='SOCKET', help='path of the control socket')
-    top.add_argument('commands', nargs='*', metavar='COMMAND', help='see below')
+    top.add_argument('commands', nargs='*', metavar='COMMAND', help='commands to run, see below')
     top.add_argument('--json', action='store_true', help='print each answer as one line of JSON')
     top.add_argument('--watch', type=seconds, metavar='SECONDS', help='repeat at this interval until Ctrl-C')
     top.add_argument(
         '--timeout', type=seconds, default=TIMEOUT, help=f'seconds to wait for an answer (default {TIMEOUT:g})'
     )
-    top.add_argument('--limit', type=int, help='handles, why_alive: how many to list')
+    top.add_argument('--limit', type=int, help='handles, why_alive: the number of entries to list')
     top.add_argument('--kind', help='handles: list only this kind, such as Stream')
     top.add_argument(
         '--drain-timeout',
@@ -72,14 +72,14 @@ def parser() -> CommandLineParser:
         help='drain: seconds until the remaining connections are reset',
     )
     top.add_argument(
-        '--lame-duck', type=float, metavar='SECONDS', help='drain: seconds of these in which it still accepts'
+        '--lame-duck', type=float, metavar='SECONDS', help='drain: seconds at its start in which it still accepts'
     )
     top.add_argument('--report', action='store_true', help='print versions, limits and features for a bug report')
     return top
 
 
 def requests(top: CommandLineParser, args: argparse.Namespace) -> list[tuple[str, dict[str, Any]]]:
-    """Return the commands to send, each with its arguments. Exits with status 2 if they do not fit together."""
+    """Return the commands to send, each with its arguments. Exit with status 2 if an option does not fit them."""
     names = [name.replace('-', '_') for name in args.commands] or ['stats']
     for name in names:
         if name not in COMMANDS:
@@ -110,7 +110,7 @@ def look(client: ControlClient, asked: list[tuple[str, dict[str, Any]]], as_json
 
 
 def watch(client: ControlClient, asked: list[tuple[str, dict[str, Any]]], as_json: bool, every: float) -> None:
-    """Ask and print until interrupted. On a terminal, each output overwrites the one before."""
+    """Send the commands and print the answers until interrupted. On a terminal, each output overwrites the last one."""
     in_place = sys.stdout.isatty() and not as_json
     before: list[Any] = []
     due = monotonic()

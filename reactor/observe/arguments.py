@@ -6,7 +6,7 @@ import argparse
 
 
 class CommandLineParser(argparse.ArgumentParser):
-    """An `ArgumentParser` that reports a wrong argument in one line, without the usage, and exits with status 2."""
+    """An `ArgumentParser` that reports an invalid argument in one line, without the usage, and exits with status 2."""
 
     def error(self, message: str) -> None:  # type: ignore[override]
         self.exit(2, f'{self.prog}: {message} (see {self.prog} --help)\n')

@@ -1,6 +1,6 @@
 """The client side of a control socket.
 
-Every failure is raised as a `NoAnswer` whose message says what to do.
+Every failure raises `NoAnswer`, with a message that says what to do.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ import stat
 import struct
 from typing import Any
 
-TIMEOUT = 10.0  # seconds
+TIMEOUT = 10.0  # seconds to wait for an answer, by default
 LONGEST_ANSWER = 64 << 20  # bytes
 
 
 class NoAnswer(Exception):
-    """No connection, no permission, no answer in time, or the answer is an error."""
+    """Raised when there is no connection, no permission or no answer in time, or when the answer is an error."""
 
 
 class ControlClient:
@@ -31,7 +31,7 @@ class ControlClient:
             raise NoAnswer('this platform has no Unix sockets')
         self._sock = socket.socket(socket.AF_UNIX)
         try:
-            # The connect has to block: a non-blocking one fails at once when the backlog is full.
+            # Connect with a blocking call: a non-blocking connect fails at once when the backlog is full.
             limit = divmod(math.ceil(timeout * 1_000_000), 1_000_000)  # seconds and microseconds
             self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack('ll', *limit))
             self._sock.connect(path)
@@ -90,7 +90,7 @@ def _why(path: str, exc: OSError) -> str:
     if isinstance(exc, PermissionError):
         return f'{path}: not permitted{_owner(path)}'
     if isinstance(exc, BlockingIOError):
-        return f'{path}: the backlog is full: too many clients wait; try again later'
+        return f'{path}: the backlog is full, because too many clients are waiting; try again later'
     try:
         if not stat.S_ISSOCK(os.stat(path).st_mode):
             return f'{path}: not a socket; give the path that the program passed to observe.serve_control'

@@ -1,10 +1,10 @@
 """The commands of a control socket: each request is one line, and so is each answer.
 
-A request is a JSON object such as `{"do": "handles", "limit": 10}`, or just the name of a command, `handles`. An answer
-is a JSON object with the key 'ok'. If that is false, 'error' says what is wrong and what is valid.
+A request is a JSON object such as `{"do": "handles", "limit": 10}`, or just the name of a command, such as `handles`.
+An answer is a JSON object with the key 'ok'. If its value is false, 'error' says what is wrong and what is valid.
 
-Unknown commands and arguments are errors; nothing is guessed or ignored. The size of an answer is bounded however many
-handles are open: it says how many were left out.
+Unknown commands and arguments are errors; nothing is guessed or ignored. The size of an answer is bounded, however many
+handles are open: a list that was cut says so.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from ..loop.counters import TIMES
 from ..loop.log import describe, log
 from .counters import Snapshot, Source, combined
 
-LIMIT = 100  # handles or reasons in an answer, by default
+LIMIT = 100  # number of handles or reasons in an answer, by default
 MOST = 1000  # the largest `limit`
-LONGEST_TEXT = 500  # characters for each handle or reason
+LONGEST_TEXT = 500  # characters for each handle or reason; longer texts are cut
 DRAIN_TIMEOUT, LAME_DUCK = 30.0, 0.0  # seconds, by default
 
 
 class CommandError(Exception):
-    """The request is invalid; the text is sent as the answer."""
+    """Raised for an invalid request; its text is sent as the answer."""
 
 
 class Commands:
@@ -71,7 +71,7 @@ class Commands:
         }
 
     def do_phases(self) -> dict[str, Any]:
-        """Return the time spent in each phase since the start. Subtract two answers for the time between them."""
+        """Return the time spent in each phase since the start. Subtract two answers to get the time between them."""
         stats = self.do_stats()
         return {
             'clock': stats['clock'],
@@ -98,7 +98,7 @@ class Commands:
         return {'kinds': kinds, 'handles': listed, 'left_out': len(handles) - len(listed)}
 
     def do_why_alive(self, limit: int = LIMIT) -> dict[str, Any]:
-        """Return the reasons that `Reactor.why_alive` gives."""
+        """Return the reasons that `Reactor.why_alive` lists."""
         reasons = [reason[:LONGEST_TEXT] for reason in self._r.why_alive(limit + 1)]
         return {'reasons': reasons[:limit], 'more': len(reasons) > limit}
 
@@ -106,7 +106,7 @@ class Commands:
         """Call `Reactor.drain`, or the `drain` that was passed to `serve_control`."""
         if lame_duck > drain_timeout:
             raise CommandError(
-                f'lame_duck is a part of drain_timeout: {lame_duck:g} s is longer than {drain_timeout:g} s'
+                f'lame_duck cannot be longer than drain_timeout: {lame_duck:g} s is longer than {drain_timeout:g} s'
             )
         self._drain(drain_timeout, lame_duck)
         return {'drain_timeout': drain_timeout, 'lame_duck': lame_duck}
@@ -135,8 +135,8 @@ def _word(value: Any) -> str:
     return value
 
 
-HOW_MANY = _whole, f'how many to list, 1 to {MOST} (default {LIMIT})'
-# For each command its help text and its arguments. For each argument the function that checks it and its help text.
+HOW_MANY = _whole, f'the number of entries to list, 1 to {MOST} (default {LIMIT})'
+# Maps each command to its help text and its arguments. An argument has a function that checks it, and a help text.
 COMMANDS: dict[str, tuple[str, dict[str, tuple[Callable[[Any], Any], str]]]] = {
     'help': ('the commands and their arguments', {}),
     'stats': ('the counters of each reactor and their sum', {}),
@@ -151,16 +151,19 @@ COMMANDS: dict[str, tuple[str, dict[str, tuple[Callable[[Any], Any], str]]]] = {
         {
             'drain_timeout': (
                 _seconds,
-                f'seconds until the remaining connections are reset (default {DRAIN_TIMEOUT:g})',
+                f'the seconds until the remaining connections are reset (default {DRAIN_TIMEOUT:g})',
             ),
-            'lame_duck': (_seconds, f'seconds of these in which it still accepts (default {LAME_DUCK:g})'),
+            'lame_duck': (
+                _seconds,
+                f'the seconds at the start of the drain in which it still accepts (default {LAME_DUCK:g})',
+            ),
         },
     ),
 }
 
 
 def refusal(why: str) -> bytes:
-    """Return an error as the line of an answer."""
+    """Return the answer line for an error."""
     return json.dumps({'ok': False, 'error': why}).encode() + b'\n'
 
 
@@ -194,5 +197,5 @@ def _checked(name: str, arguments: dict[str, Any]) -> dict[str, Any]:
         try:
             checked[key] = check(value)
         except ValueError:
-            raise CommandError(f'{key} is {what}, not {shown(value)}') from None
+            raise CommandError(f'{key} must be {what}, not {shown(value)}') from None
     return checked

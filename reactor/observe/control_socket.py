@@ -1,11 +1,12 @@
 """A control socket: a Unix socket that reports what a program is doing and can shut it down.
 
-The permissions of the socket file decide which users may connect. Each client gets one answer per turn, so that many
+The permissions of the socket file decide which users can connect. Each client gets one answer per turn, so that many
 requests do not slow the program down. The control socket never keeps the program running and never delays its end.
 
-It is not a `Listener`, and its connections are not counted as the program's. A drain leaves them open, so that an
-operator can see what the drain waits for. One spare descriptor is kept for the case that the process has reached its
-descriptor limit, when inspecting it is needed most (libuv and Twisted do the same in their listeners).
+The control socket is not a `Listener`, and its connections are not counted as connections of the program. A drain
+leaves them open, so that an operator can see what the drain is waiting for. One spare descriptor is kept open, so that
+clients can still connect when the process has reached its descriptor limit: that is when they are needed most (libuv
+and Twisted keep one in their listeners, too).
 """
 
 from __future__ import annotations
@@ -27,8 +28,8 @@ from .commands import Commands, refusal
 from .counters import Source
 from .counters import source as source_of
 
-LONGEST_LINE = 4096  # bytes of a request
-MOST_CLIENTS = 8  # at once; further ones wait in the backlog
+LONGEST_LINE = 4096  # bytes in a request
+MOST_CLIENTS = 8  # connected at once; further clients wait in the backlog
 BACKLOG = 8
 RETRY = 0.1  # seconds until accepting, or opening the spare descriptor, is tried again
 SILENT = 600.0  # seconds without a request after which a client is dropped
@@ -49,7 +50,7 @@ def serve_control(
     Args:
         r: The reactor to inspect.
         path: Path of the socket file. It is created, and removed when the returned handle or the reactor is closed.
-        source: Source of the counters. Default: those of `r`.
+        source: Source of the counters. Default: the counters of `r`.
         mode: Permissions of the file. Every user with write permission can see everything and drain the program.
         drain: Called as `drain(timeout, lame_duck)`, in seconds, for the command `drain`. Default: `r.drain`.
 
@@ -100,7 +101,7 @@ class ControlSocket(Descriptor):
         Raises:
             ReactorError: The calling thread is not the one that runs the reactor.
         """
-        super().close()  # first, because it raises in the wrong thread, when nothing may change
+        super().close()  # first, because in the wrong thread this raises, and then nothing must change
         self._end()
 
     def handle_lost(self, exc: Exception) -> None:
@@ -126,7 +127,7 @@ class ControlSocket(Descriptor):
         except BlockingIOError:
             return
         except OSError:
-            self._pause()  # there is no descriptor, not even the spare one, or the client is gone
+            self._pause()  # there is no descriptor left, not even the spare one, or the client has disconnected
             return
         try:
             conn = self.loop.adopt(
@@ -201,7 +202,7 @@ class ControlSession:
         conn.close()
 
     def go_on(self, conn: Stream) -> None:
-        """Answer the next request, in a later turn or once the client has read the last answer."""
+        """Answer the next request. Called in a later turn, or when the client has read the last answer."""
         if not conn.closed:
             conn.resume_reading()
             self._answer(conn)
@@ -220,7 +221,8 @@ class ControlSession:
             return
         conn.pause_reading()
         if room:
-            # In the next turn. A timer, unlike call_soon, can be unreferenced: it does not keep the program running.
+            # Continue in the next turn. Unlike call_soon, a timer can be unreferenced, so that it does not keep the
+            # program running.
             conn.loop.call_later(0, self.go_on, conn).unref()
 
 

@@ -1,7 +1,8 @@
 """Counters of reactors as plain dictionaries, which can be sent, summed and displayed.
 
-A *source* is a callable without arguments that returns `{name: counters}`. Here `counters` is `Stats.as_dict()` and the
-process id as 'pid'. The source of a single reactor has one name, `workers.stats` one for each worker.
+A *source* is a callable without arguments that returns `{name: counters}`. Here `counters` is `Stats.as_dict()` with
+the process id added as 'pid'. The source of a single reactor returns one name; `workers.stats` returns one for each
+worker.
 
 A source is called once a second or more often, so its cost must not depend on how many handles are open.
 """
@@ -26,7 +27,7 @@ HAS_PROC = os.path.exists('/proc/self/statm')
 def source(r: Reactor) -> Source:
     """Return a source with the counters of one reactor, under the name '0'.
 
-    The source has to be called in the thread that runs the reactor. In another thread it raises `ReactorError`.
+    The source can only be called in the thread that runs the reactor. In another thread it raises `ReactorError`.
     """
     return partial(_counters_of, r)
 
@@ -43,7 +44,7 @@ def combined(many: Iterable[Snapshot]) -> Snapshot:
         many: Counters as a source returns them.
 
     Returns:
-        All counters; without any reactor they are 0.
+        The sum of each counter. If `many` is empty, all counters are 0.
     """
     total = Stats(Counters(), 0, 0).as_dict()  # all names, all 0
     slow: dict[str, list[Any]] = {}
@@ -62,7 +63,7 @@ def combined(many: Iterable[Snapshot]) -> Snapshot:
 
 
 def memory(pid: int) -> int | None:
-    """Return the resident memory of a process in bytes, None if the system does not say.
+    """Return the resident memory of a process in bytes, or None if it is unknown.
 
     Without /proc, this runs `ps` and blocks for about 40 ms.
 

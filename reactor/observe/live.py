@@ -5,7 +5,7 @@ A browser gets the page once, and then samples as server-sent events (WHATWG HTM
 - Counters are read only while at least one browser is connected.
 - A browser that reads too slowly is disconnected; the others do not wait for it.
 - Worker names and code locations are sent as JSON and displayed as text, so they cannot inject markup. The page may
-  run no script but its own.
+  run no scripts except its own.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ def serve_page(
 ) -> Listener:
     """Serve the live page at `http://` and the `address` of the returned listener.
 
-    There is no password: every client that can connect sees the counters. On loopback, the host in the URL must be an
-    address or `localhost`, so that other web sites cannot read the counters through DNS rebinding.
+    There is no password: every client that can connect can see the counters. On loopback, the host in the URL must be
+    an address or `localhost`, so that other web sites cannot read the counters through DNS rebinding.
 
     At most 16 browsers may be connected. The page does not keep `run` running, and costs nothing while no browser is
     connected.
@@ -51,11 +51,11 @@ def serve_page(
         r: The reactor that serves the page.
         host: Host name or address to listen on, as for `listen_tcp`.
         port: Port number; 0 picks a free one.
-        source: Source of the counters, see `reactor.observe`. Default: those of `r`.
+        source: Source of the counters, see `reactor.observe`. Default: the counters of `r`.
         about: Text for the foot of the page, such as the name of the program.
 
     Returns:
-        The listener. After closing it, no browser can connect; those connected stay.
+        The listener. After it is closed, no browser can connect; browsers that are connected stay connected.
 
     Raises:
         OSError: As for `listen_tcp`.
@@ -64,7 +64,7 @@ def serve_page(
 
 
 class LivePage:
-    """The live page of one listener. `listener`, `url` and `end` are for the caller."""
+    """The live page of one listener. Callers use `listener`, `url` and `end`."""
 
     def __init__(
         self, r: Reactor, host: str | None, port: int, source: Source | None = None, *, about: str = ''
@@ -96,7 +96,7 @@ class LivePage:
 
     def _dismiss(self, text: str) -> None:
         for viewer in list(self._viewers):
-            if not viewer.closed:  # the program may have closed it: `handles()` lists it
+            if not viewer.closed:  # the program may have closed it, because `handles()` lists it
                 viewer.write(event(text, name='end'))
                 viewer.close()
             self._on_close(viewer, None)
@@ -147,14 +147,14 @@ class LivePage:
             self._dismiss(self._over)
 
     def _after(self, last: str) -> list[list[Any]]:
-        """Return the samples after the one with the id `last`, the last that the browser has received."""
+        """Return the samples that came after the sample with the id `last`, the last one that the browser received."""
         seen = int(last) if last.isdecimal() and last.isascii() and len(last) < 20 else 0
         return [row for row in self._history if row[0] > seen]
 
     def _tick(self) -> None:
         try:
             self._sample()
-        except Exception as exc:  # raised by the source; it must not end more than this page
+        except Exception as exc:  # raised by the source; the rest of the program must not be affected
             log('error', 'exception while reading the counters for the live page', exc=exc)
             self._dismiss('The counters could not be read; see the log of the program')
 
@@ -182,13 +182,13 @@ class Viewer(Stream):
     __slots__ = ()
 
     def reset(self, exc: BaseException | None) -> None:
-        if exc is None and not self.closed:  # otherwise it has failed, or the 'end' event has been sent
+        if exc is None and not self.closed:  # otherwise the connection has failed, or the 'end' event has been sent
             self.write(event('The program has ended', name='end'))
             self.close()
         Stream.reset(self, exc)
 
     def abort(self, exc: BaseException | None = None) -> None:
-        """Reset it without an 'end' event: the program goes on, and the browser reconnects."""
+        """Reset the connection without an 'end' event: the program keeps running, and the browser reconnects."""
         self.__class__ = Stream  # type: ignore[assignment]
         self.abort(exc)
 

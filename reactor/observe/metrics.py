@@ -1,12 +1,12 @@
-"""Metrics for Prometheus, through its own library: `pip install 'selectors-reactor[metrics]'`.
+"""Metrics for Prometheus, through `prometheus_client`: `pip install 'selectors-reactor[metrics]'`.
 
 Each counter that `loop/counters.py` declares becomes a metric with the same help text. Names and units follow `promtool
-check metrics`. Every metric has the label `worker`, the name in the source. Sums over workers are left to Prometheus,
-which notices when a worker has restarted. Timer lag is a histogram, because a gauge would miss the worst moments
-between two scrapes.
+check metrics`. Every metric has the label `worker`, whose value is the reactor's name in the source. Prometheus adds up
+the workers, because it notices when a worker has restarted. Timer lag is a histogram, because a gauge would miss the
+worst moments between two scrapes.
 
-The cost of a scrape does not depend on the number of open connections. So the library's `ProcessCollector` is not
-included: it lists all descriptors, which takes 18 ms for 18,000.
+The cost of a scrape does not depend on the number of open connections. That is why `ProcessCollector` of
+`prometheus_client` is not included: it lists all descriptors, which takes 18 ms for 18,000 of them.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ class ReactorCollector(Collector):
     """The counters of a source, for a `prometheus_client.CollectorRegistry`.
 
     Args:
-        source: Source of the counters, called at each scrape in the scraping thread. `observe.source(r)` may only be
-            called in the thread that runs the reactor. So use `serve_metrics` and not the library's
-            `start_http_server`, which serves in another thread.
+        source: Source of the counters, called at each scrape, in the thread that serves the scrape.
+            `observe.source(r)` can only be called in the thread that runs the reactor. So use `serve_metrics` instead
+            of `prometheus_client.start_http_server`, which serves in another thread.
     """
 
     def __init__(self, source: Source) -> None:
@@ -52,7 +52,7 @@ class ReactorCollector(Collector):
 
 
 def metric_name(name: str) -> str:
-    """Return the Prometheus name of a counter, without the suffix of its type."""
+    """Return the Prometheus name of a counter, without the suffix for its type."""
     return f'reactor_{Stats.declared[name].metric or name}'
 
 
@@ -140,12 +140,12 @@ def serve_metrics(
     Args:
         r: The reactor that serves the pages.
         host: Host name or address to listen on, as for `listen_tcp`.
-        port: Port number; 0 picks a free one, see `address` of the returned listener.
-        source: Source of the counters. Default: those of `r`.
+        port: Port number; 0 picks a free one, which is then in `address` of the returned listener.
+        source: Source of the counters. Default: the counters of `r`.
         registry: Metrics to serve instead of the reactor's. To combine them, register a `ReactorCollector` in it.
         hosts: Host names that requests may use on loopback, besides `localhost` and addresses.
-        ready: Called for each request of /healthz; returns whether the program can serve clients now. Return False
-            while a database is unreachable, for example.
+        ready: Called without arguments for each request to /healthz; returns whether the program can serve clients now.
+            It can return False while a database is unreachable, for example.
 
     Returns:
         The listener. It does not keep `run` running, and a drain leaves it open.
@@ -189,6 +189,6 @@ class _Pages:
 
 
 def _accepted(accept: str) -> str:
-    # Returns a constant: given the header itself, the library raises for invalid versions and echoes valid ones.
+    # Return a constant, because `prometheus_client` raises for invalid versions in the header and echoes valid ones.
     kinds = [part.partition(';')[0].strip().lower() for part in accept.split(',')]
     return OPEN_METRICS if 'application/openmetrics-text' in kinds else ''

@@ -1,7 +1,7 @@
 """A very small HTTP server for the pages of `observe`: one GET or HEAD request per connection.
 
-- A request that is not understood is refused; nothing is guessed.
-- No bytes of a request are echoed in the response.
+- A request that does not follow the standard is refused; nothing is guessed.
+- No part of a request is echoed in the response.
 - A connection lasts at most REQUEST_TIMEOUT, unless the request was answered with a stream of events.
 
 On loopback, the Host header must be `localhost` or an address. Otherwise a web site could make its host name resolve to
@@ -23,11 +23,11 @@ from ..loop.log import log
 Headers = Iterable[tuple[str, str]]
 Answer = Callable[['Request'], object]
 
-LONGEST_HEAD = 8192  # bytes of a request line and its headers, as in nginx and Apache
-MOST_HEADERS = 100  # as in Apache: the 2,000 that fit into LONGEST_HEAD took 4 ms to parse
-REQUEST_TIMEOUT = 15.0  # seconds for the request and the response; Prometheus gives up after 10
-MOST_CLIENTS = 64  # connections at once, a few kilobytes each; further ones wait in the backlog
-STALLED = 30.0  # seconds after which a client that reads nothing of a stream is dropped
+LONGEST_HEAD = 8192  # bytes in a request line and its headers, as in nginx and Apache
+MOST_HEADERS = 100  # as in Apache; parsing the 2,000 headers that fit into LONGEST_HEAD took 4 ms
+REQUEST_TIMEOUT = 15.0  # seconds for the request and the response; Prometheus gives up after 10 seconds
+MOST_CLIENTS = 64  # connections at once, a few kilobytes each; further clients wait in the backlog
+STALLED = 30.0  # seconds after which a client that reads nothing from a stream is dropped
 REASONS = {
     200: 'OK',
     400: 'Bad Request',
@@ -46,18 +46,18 @@ CONTROLS = bytes({*range(32), 127} - {9})
 
 
 class HTTPError(Exception):
-    """A request is refused; the arguments are the status and one sentence for the body."""
+    """Raised to refuse a request; the arguments are the status and one sentence for the body."""
 
 
 class Request:
-    """A request. Answer it once, with `reply` or `stream`, in the callback or later.
+    """A request. Answer it exactly once, with `reply` or `stream`, in the callback or later.
 
     Attributes:
         conn: The connection.
         method: 'GET' or 'HEAD'.
-        path: Path of the URL as it was sent, not decoded; begins with a slash.
+        path: Path of the URL exactly as the client sent it, not decoded. Begins with a slash.
         query: The part of the URL after the question mark, or ''.
-        headers: Values by header name in lower case.
+        headers: Maps header names in lower case to their values.
     """
 
     __slots__ = ('conn', 'headers', 'method', 'path', 'query')
@@ -77,13 +77,14 @@ class Request:
         _answer(self.conn, status, (*lengths, *headers), b'' if self.method == 'HEAD' else body)
 
     def stream(self, kind: str, headers: Headers = ()) -> Stream | None:
-        """Send the head of a response whose body the caller writes to the returned connection, until it is closed.
+        """Send the headers of a response whose body the caller then writes to the returned connection.
 
-        The connection has no callbacks; set `on_close` to notice its end. A client that reads nothing for 30 s is
-        dropped; there is no other time limit. While `write` returns False, leave out what is not essential.
+        The body ends when the connection is closed. The connection has no callbacks; set `on_close` to notice its end.
+        A client that reads nothing for 30 s is dropped; there is no other time limit. While `write` returns False,
+        write only what is essential.
 
         Returns:
-            The connection. None if there is nothing to write: the client is gone, or the method is HEAD.
+            The connection. None if no body can be sent: the client has disconnected, or the method is HEAD.
         """
         conn, headers = self.conn, (('Content-Type', kind), *headers)
         if self.method == 'HEAD' or conn.closed:
@@ -122,7 +123,7 @@ class _Site:
         conn.data = _Client(conn)
 
     def on_close(self, conn: Stream, exc: BaseException | None) -> None:
-        if conn.data is not None:  # None if it was closed before `on_connect`
+        if conn.data is not None:  # None if the connection was closed before `on_connect`
             conn.data.timer.cancel()
 
     def on_data(self, conn: Stream, data: bytes) -> None:
@@ -142,7 +143,7 @@ class _Site:
             status, why = error.args
             Request(conn, 'GET', '/', {}).reply(status, 'text/plain', why.encode() + b'\n')
             return
-        conn.on_data = None  # read and drop further bytes: closing with unread bytes would reset the connection
+        conn.on_data = None  # further bytes are read and dropped: closing with unread bytes resets the connection
         self.answer(request)
 
     def on_error(self, conn: Stream, exc: Exception) -> None:
@@ -182,7 +183,7 @@ def listen_http(r: Reactor, host: str | None, port: int, answer: Answer, *, host
         TypeError: `hosts` is not a list.
     """
     if isinstance(hosts, str) or not hasattr(hosts, '__iter__'):
-        raise TypeError(f'hosts is a list of names, not {shown(hosts)}')  # a str would count as a list of letters
+        raise TypeError(f'hosts must be a list of names, not {shown(hosts)}')  # a str would be a list of letters
     site = _Site(answer, hosts)
     server = r.listen_tcp(
         host,
@@ -206,7 +207,7 @@ def _address(text: str) -> Any:
 
 
 def _parse(head: bytes) -> tuple[str, str, dict[str, str]]:
-    """Return method, target and headers. Raises `HTTPError` if it is invalid (RFC 9112) or not supported."""
+    """Return method, target and headers. Raises `HTTPError` if the request is invalid (RFC 9112) or not supported."""
     first, *lines = head.split(b'\r\n')
     if len(lines) > MOST_HEADERS:
         raise HTTPError(431, f'a request may have at most {MOST_HEADERS} headers')
@@ -249,4 +250,4 @@ def _head(status: int, headers: Headers) -> bytes:
 def _answer(conn: Stream, status: int, headers: Headers, body: bytes) -> None:
     if not conn.closed:
         conn.writelines((_head(status, headers), body))
-        conn.write_eof()  # the connection closes when the client has closed, or after REQUEST_TIMEOUT
+        conn.write_eof()  # the connection is closed when the client closes its side, or after REQUEST_TIMEOUT

@@ -2,9 +2,9 @@
 
 A sample has requests per second, shares of the turn, timer lag, CPU time and memory per connection.
 
-- A value that is not known is None, never a guess.
-- Counts are divided by the loop's own clock, the sum of its phase times. So it does not matter how old the counters are
-  when they arrive from a worker.
+- An unknown value is None, never a guess.
+- Counts are divided by the time on the loop's own clock, which is the sum of its phase times. So it does not matter how
+  old a worker's counters are when they arrive.
 """
 
 from __future__ import annotations
@@ -16,36 +16,39 @@ from typing import Any
 from ..loop.counters import TIMES
 from .counters import Snapshot, Source, combined, memory
 
-# The values of a sample, in this order, for all reactors together.
+# The values of a sample, in this order; each covers all reactors together.
 FIELDS = (
     'time',  # milliseconds since 1970; never goes back
-    'incoming',  # connections
+    'incoming',  # open connections
     'outgoing',
     'requests',  # per second
     'reads',
-    'dispatch',  # shares of the turn, 0 to 1, the mean of all loops; the rest is spent in the selector
+    # Shares of the turn, 0 to 1, averaged over all loops; the rest of the turn is spent in the selector.
+    'dispatch',
     'timers',
     'soon',
     'completions',
-    'busiest',  # the share of time that the busiest loop spent outside the selector
-    'lag_p50',  # how late timers fired since the last sample: indices into `Stats.timer_lag`
+    'busiest',  # share of time that the busiest loop spent outside the selector
+    # How late timers fired since the last sample, as indices into `Stats.timer_lag`.
+    'lag_p50',
     'lag_p99',
     'lag_max',
-    'cpu',  # cores in use
-    'memory',  # bytes of resident memory
-    'per_connection',  # bytes by which memory grew for each; measured at the peak, because freed memory often stays
+    'cpu',  # number of cores in use
+    'memory',  # resident memory in bytes
+    # Bytes by which memory grew per connection. Measured at the peak, because a process often keeps freed memory.
+    'per_connection',
 )
 # The values for each reactor, in this order.
 WORKER_FIELDS = ('name', 'pid', 'connections', 'rate', 'busy', 'lag_p99', 'cpu', 'memory', 'silent')
 RATES = ('requests', 'reads', 'accepts', 'bytes_in', 'bytes_out', 'loop_count', 'timers_fired')  # reported per second
-ENOUGH_CONNECTIONS = 100  # fewer give no useful memory per connection
-LEAST_CPU_TIME = 0.5  # seconds to measure over, because the system counts in hundredths
+ENOUGH_CONNECTIONS = 100  # with fewer, the memory per connection is too inexact to be useful
+LEAST_CPU_TIME = 0.5  # seconds to measure over, because the kernel counts CPU time in hundredths of a second
 SILENT = 3.0  # seconds without new counters, after which the last rates no longer count as current
 HAS_PROC = os.path.exists('/proc/self/stat')
 
 
 class Sampler:
-    """Reads a source; each `sample()` covers the time since the one before."""
+    """Reads a source. Each call of `sample()` covers the time since the previous call."""
 
     def __init__(self, source: Source) -> None:
         self._source = source
@@ -69,9 +72,10 @@ class Sampler:
         """Take a sample.
 
         Returns:
-            'row' has the values of FIELDS, 'workers' those of WORKER_FIELDS, 'rates' the changes per second. 'totals'
-            and 'slow' are the counters and the slow callbacks. 'counted' is 'requests', or 'reads' while the program
-            has not counted any request; then reads are displayed instead.
+            A dict. 'row' has the values of FIELDS, 'workers' has the values of WORKER_FIELDS for each worker, and
+            'rates' has the change of each counter per second. 'totals' and 'slow' are the counters and the slow
+            callbacks. 'counted' is 'requests', or 'reads' while the program has not counted any requests; the page then
+            displays reads instead.
         """
         totals = combined(self.look().values())
         self.counts_requests = self.counts_requests or totals.get('requests', 0) > 0
@@ -104,7 +108,7 @@ class Sampler:
 
 
 class Watched:
-    """One reactor: its last counters, and their change since the reading before."""
+    """One reactor: its last counters, and their change since the previous reading."""
 
     __slots__ = ('changed_at', 'counters', 'cpu', 'cpu_at', 'extremes', 'lag', 'memory', 'rates', 'shares')
 
@@ -121,7 +125,7 @@ class Watched:
         self.changed_at: float = 0.0
 
     def look(self, counters: Snapshot, now: float) -> None:
-        """Compare `counters` with the last ones; `now` is the monotonic clock in seconds."""
+        """Compare `counters` with the previous ones; `now` is the monotonic clock in seconds."""
         before, self.counters = self.counters, counters
         elapsed = loop_seconds(counters) - loop_seconds(before)
         same = before.get('pid') == counters['pid'] and elapsed >= 0
@@ -189,7 +193,7 @@ def loop_seconds(counters: Snapshot) -> float:
 
 
 def lateness(lags: list[list[int]]) -> list[int | None]:
-    """Return median, 99th percentile and maximum of `timer_lag` histograms, as indices. All None if no timer fired."""
+    """Return median, 99th percentile and maximum of `timer_lag` histograms, as indices; None if no timer fired."""
     counts = [sum(column) for column in zip(*filter(None, lags), strict=True)]
     total, seen = sum(counts), 0
     found: list[int | None] = []
@@ -204,7 +208,7 @@ def lateness(lags: list[list[int]]) -> list[int | None]:
 
 
 def bytes_per_connection(all_: list[Watched]) -> float | None:
-    """Return the growth of memory from the fewest to the most connections, divided by their difference."""
+    """Return by how much memory grew per connection, between the fewest and the most connections seen."""
     grown = more = 0
     for one in all_:
         if one.extremes is not None:
@@ -215,7 +219,7 @@ def bytes_per_connection(all_: list[Watched]) -> float | None:
 
 
 def cpu_seconds(pid: int) -> float | None:
-    """Return the CPU time of a process, threads and system calls included. None if it is not known."""
+    """Return the CPU time of a process, including all threads and system calls; None if it is not known."""
     if pid == os.getpid():
         return process_time()
     try:
@@ -227,17 +231,17 @@ def cpu_seconds(pid: int) -> float | None:
 
 
 def added(values: list[Any]) -> Any:
-    """Return the sum of the known values, None if there are none."""
+    """Return the sum of the known values; None if there are none."""
     known = [value for value in values if value is not None]
     return sum(known) if known else None
 
 
 def mean(values: list[float | None]) -> float | None:
-    """Return the mean of the known values, None if there are none."""
+    """Return the mean of the known values; None if there are none."""
     known = [value for value in values if value is not None]
     return round(sum(known) / len(known), 5) if known else None
 
 
 def rounded(value: Any, digits: int = 1) -> Any:
-    """Round a float for sending: it does not need 17 digits."""
+    """Round a float, because sending 17 digits would be a waste."""
     return round(value, digits) if isinstance(value, float) else value

@@ -1,7 +1,7 @@
 """Tables for a terminal, made from the answers of a control socket.
 
-Counters have the names of `Stats`, so that users can look them up. Counters that are 0 are left out. Control characters
-are replaced, so that no text can send commands to the terminal.
+Counters have the same names as in `Stats`, so that users can look them up. Counters that are 0 are left out. Control
+characters are replaced, so that no text can send commands to the terminal.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from ..loop.stats import Stats
 
 Answer = dict[str, Any]
 
-MOST_COLUMNS = 8  # workers side by side
+MOST_COLUMNS = 8  # workers shown side by side
 
 
 def printable(text: object) -> str:
@@ -23,7 +23,7 @@ def printable(text: object) -> str:
 
 
 def table(rows: Sequence[Sequence[object]]) -> list[str]:
-    """Format rows as aligned columns: the first column to the left, the others to the right."""
+    """Format rows as aligned columns: the first column is left-aligned, the others are right-aligned."""
     cells = [[printable(cell) for cell in row] for row in rows]
     first, *rest = [max(map(len, column)) for column in zip(*cells, strict=True)]
     return [
@@ -33,20 +33,20 @@ def table(rows: Sequence[Sequence[object]]) -> list[str]:
 
 
 def pairs(rows: Sequence[tuple[str, str]]) -> list[str]:
-    """Format names and values as two columns, both to the left."""
+    """Format names and values as two left-aligned columns."""
     width = max(len(name) for name, _ in rows)
     return [f'{name.ljust(width)}  {printable(value)}' for name, value in rows]
 
 
 def shown(value: float | None) -> str:
-    """Format a number with thousands separators; None is empty."""
+    """Format a number with thousands separators; return '' for None."""
     if value is None:
         return ''
     return f'{value:,}' if isinstance(value, int) else f'{value:,.3f}'
 
 
 def stats(answer: Answer, before: Answer | None = None) -> list[str]:
-    """Counters: the sum, its rate since `before`, and a column for each worker."""
+    """Format the counters: their sum, the rate of change since `before`, and a column for each worker."""
     total, names = answer['sum'], _columns(answer)
     workers = [answer['workers'][name] for name in names]
     rates = _rates(answer, before)
@@ -63,9 +63,9 @@ def stats(answer: Answer, before: Answer | None = None) -> list[str]:
 
 
 def phases(answer: Answer, before: Answer | None = None) -> list[str]:
-    """Time spent in each phase and timer lag, since `before` or the start."""
+    """Format the time spent in each phase and the timer lag, since `before` or since the start."""
     names = _columns(answer)
-    # Subtract for each worker, then add. The sum may have decreased, because a replaced worker begins at 0.
+    # Subtract for each worker, then add up. A sum can decrease, because the counts of a new worker begin at 0.
     each = {name: _since(one, before and before['workers'].get(name)) for name, one in answer['workers'].items()}
     parts = [_together(list(each.values()) or [_since(answer['sum'], before and before['sum'])])]
     parts += [each[name] for name in names]
@@ -77,7 +77,7 @@ def phases(answer: Answer, before: Answer | None = None) -> list[str]:
 
 
 def handles(answer: Answer, before: Answer | None = None) -> list[str]:
-    """Open handles."""
+    """Format the list of open handles."""
     kinds = sorted(answer['kinds'].items(), key=lambda item: (-item[1], item[0]))
     lines = [f'{sum(answer["kinds"].values()):,} open: ' + ', '.join(f'{count:,} {kind}' for kind, count in kinds)]
     for one in answer['handles']:
@@ -89,13 +89,13 @@ def handles(answer: Answer, before: Answer | None = None) -> list[str]:
 
 
 def why_alive(answer: Answer, before: Answer | None = None) -> list[str]:
-    """Reasons why the loop is still running."""
+    """Format the reasons why the loop is still running."""
     lines = [printable(reason) for reason in answer['reasons']] or ['nothing keeps the program running']
     return [*lines, 'and more; use --limit to list more'] if answer['more'] else lines
 
 
 def drain(answer: Answer, before: Answer | None = None) -> list[str]:
-    """The drain that has begun."""
+    """Describe the drain that has begun."""
     return [
         f'draining: accepts connections for {answer["lame_duck"]:g} s, '
         f'resets the remaining ones after {answer["drain_timeout"]:g} s'
@@ -103,7 +103,7 @@ def drain(answer: Answer, before: Answer | None = None) -> list[str]:
 
 
 def commands(answer: Answer, before: Answer | None = None) -> list[str]:
-    """The commands and their arguments."""
+    """Format the list of commands and their arguments."""
     lines = []
     for name, command in answer['commands'].items():
         lines.append(f'{name:<10}  {command["what"]}')

@@ -1,8 +1,8 @@
 """The addresses that workers listen on, and the sockets bound to them.
 
-On Linux each worker has a listening socket of its own (SO_REUSEPORT). With that option alone, starting the program a
-second time would succeed, and it would silently get half of the connections. So the port is first bound without the
-option, which fails if another program listens there.
+On Linux each worker has its own listening socket (SO_REUSEPORT). With that option alone, a second copy of the program
+could be started by mistake, and would silently get half of the connections. So the port is first bound without the
+option, which fails if another program is listening on it.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from ..net.addresses import check_host, check_path, check_port
 from ..net.options import Options
 from ..net.sockets import bound_tcp, check_stream_socket, listening_unix
 
-# On other systems, SO_REUSEPORT does not distribute connections among the listeners.
+# Only on Linux does SO_REUSEPORT distribute connections among the listeners.
 DIVIDED = sys.platform == 'linux'
 
 
 class ListenAddress:
-    """One address, bound when it is created. `socket_for_worker()` returns a socket for one more worker."""
+    """An address, bound when the object is created. `socket_for_worker()` returns a socket for another worker."""
 
     def __init__(self, address: Any, backlog: int) -> None:
         self._unlink: Callable[[], None] | None = None
@@ -42,7 +42,7 @@ class ListenAddress:
                 self.shared.listen(backlog)
 
     def socket_for_worker(self, listening: bool = True) -> Any:
-        """Return a new socket on the port where the kernel distributes connections, otherwise the shared socket."""
+        """Return a new socket if the kernel distributes connections among sockets, otherwise the shared socket."""
         if self.shared is not None:
             return self.shared
         sock = self._bind(True)
@@ -52,7 +52,7 @@ class ListenAddress:
         return sock
 
     def close(self, sock: Any = None) -> None:
-        """Close the socket of one worker unless it is shared. Without an argument, close the shared socket."""
+        """Close a worker's socket unless it is the shared one. Without an argument, close the shared socket."""
         if sock is None:
             sock, self.shared = self.shared, None
         if sock is not None and sock is not self.shared:
@@ -72,12 +72,12 @@ class ListenAddress:
 def parse(address: Any) -> Any:
     """Convert an element of `listen=` to (host, port), to the path of a Unix socket, or to a socket.
 
-    Raises ValueError or TypeError if it is not an address, and OSError if it is a closed socket.
+    Raises ValueError or TypeError if the element is not an address, and OSError if it is a closed socket.
     """
     if hasattr(address, 'fileno'):
         if getattr(address, 'type', SOCK_STREAM) != SOCK_STREAM:
             raise ValueError(
-                f'workers share listening stream sockets, not {address!r}; use it in one process, with bind_udp'
+                f'workers share only listening stream sockets, not {address!r}; use it in one process, with bind_udp'
             )
         check_stream_socket(address, 'listen=')
         return address

@@ -1,7 +1,7 @@
 """`run`, which makes this process the parent or a worker, and the command that starts a worker.
 
-A worker is never a fork of a running loop. It runs the same command, with the same interpreter options, and an
-environment variable makes it a worker.
+A worker is never a fork of a running loop. The parent starts the same command again, with the same interpreter options,
+and with an environment variable that makes the new process a worker.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from .addresses import ListenAddress
 from .worker import work
 from .workers import VARIABLE, Workers
 
-SHORTEST_HANG = 2.0  # seconds, in which a worker reports twice
+SHORTEST_HANG = 2.0  # seconds: the least `hang_timeout`; a worker reports twice in this time
 
 
 def run(
@@ -43,65 +43,66 @@ def run(
     """Serve with several worker processes on the same addresses, until all of them have ended.
 
     The program is started again for each worker, in the directory where it imported this module. So it has to be a file
-    or a module (`-m`), and has to reach this call again. In a worker, the call does not return but raises SystemExit
+    or a module (`-m`), and has to reach this call again. In a worker, the call does not return; it raises SystemExit
     when the worker has finished.
 
-    A worker that dies is replaced at once. One that has served for less than a second is replaced after 0.1 s; the
-    pause doubles each time, up to 10 s, without end. A worker that drains by itself (`r.drain`, or SIGTERM sent to it
-    alone) is replaced while it drains.
+    A worker that dies is replaced at once. If it has served for less than a second, it is replaced after 0.1 s instead;
+    this pause doubles with each further failure, up to 10 s. The parent never stops trying. A worker that drains by
+    itself (`r.drain`, or SIGTERM sent to it alone) is replaced while it drains.
 
     Signals to the parent:
 
     - SIGTERM, SIGINT: all workers drain (`Reactor.drain`) and exit. A second SIGINT kills them. `r.stop` and `r.drain`
       in the parent do what SIGTERM does.
-    - SIGHUP: the workers are replaced one after the other. Each drains when its successor is ready. If a successor
-      fails, the remaining workers are kept.
-    - SIGTTIN, SIGTTOU: add a worker; remove one.
+    - SIGHUP: the workers are replaced one after another. Each drains when its successor is ready. If a successor
+      fails to start, the workers that have not been replaced yet are kept.
+    - SIGTTIN adds a worker, SIGTTOU removes one.
 
-    On Linux each worker has its own listening socket on the port (SO_REUSEPORT). The parent keeps it open, so
-    connections in its queue are served by the next worker. On other systems, and for Unix sockets, all workers share
-    one socket. While a worker fails to start and another one serves, the socket of the failing worker is closed, so
-    that clients reach the others; connections in its queue are reset.
+    On Linux each worker has its own listening socket on the port (SO_REUSEPORT). The parent keeps the socket open when
+    its worker exits, so the next worker serves the connections in its queue. On other systems, and for Unix sockets,
+    all workers share one socket. While a worker fails to start and another one serves, the socket of the failing worker
+    is closed, so that clients reach the other workers; connections in its queue are reset.
 
-    systemd is notified when all workers are ready, when they are replaced, and at the end. Its watchdog is fed from the
-    parent's loop.
+    systemd is notified when all workers are ready, when they are replaced, and at shutdown. The parent's loop sends the
+    keep-alive messages to its watchdog.
 
     Clients can still lose connections in these cases:
 
     - A worker dies: its open connections are lost.
-    - A worker dies while it drains as the last one on its socket: connections in its queue are lost.
-    - A socket is closed (also by SIGTTOU) while a client is in the middle of the TCP handshake. With
-      `net.ipv4.tcp_migrate_req=1` (Linux 5.14), the kernel moves that client to another worker. A SYN dropped just
-      before is retransmitted after one second; it reaches another worker or is refused.
+    - A worker dies while it drains, and no other process uses its socket: connections in the socket's queue are lost.
+    - A socket is closed (by SIGTTOU, for example) while a client is in the middle of the TCP handshake. With
+      `net.ipv4.tcp_migrate_req=1` (Linux 5.14), the kernel moves that client to another worker. A SYN that was dropped
+      just before is retransmitted after one second; it then reaches another worker or is refused.
 
     Args:
         main: Called as `main(r, listeners)` in each worker, with a `Reactor(**options)` and a listening socket for each
-            element of `listen`. Use all of them: `r.listen_tcp(None, 0, on_data, sock=listeners[0])`. The worker counts
-            as ready when `main` returns.
+            element of `listen`. Use all of the sockets: `r.listen_tcp(None, 0, on_data, sock=listeners[0])`. The worker
+            is considered ready when `main` returns.
         workers: Number of workers, at least 1. None: one for each processor that this process may use. For a single
             process without a parent, use `reactor.run` and `r.add_signal_handler(SIGTERM, r.drain, 30, 1)`.
         listen: Addresses: 'host:port', '[IPv6]:port', ':port' for all addresses, 'unix:/path', 'unix:@abstract',
             (host, port), or a listening socket. Port 0 picks a free port, the same for all workers. If systemd has
             passed sockets (`systemd.inherited_sockets`), they are used instead.
-        drain_timeout: Seconds that a worker has to finish its work; what remains is then aborted.
-        lame_duck: Seconds of these in which the worker still accepts connections.
+        drain_timeout: Seconds that a worker has to finish its work; remaining connections are then reset.
+        lame_duck: Seconds at the start of the drain in which the worker still accepts connections.
         start_timeout: Seconds that a worker has to become ready; otherwise it is killed.
-        hang_timeout: Seconds without a report after which a worker counts as hung, at least 2. A worker reports once a
-            second from its loop, so one with a blocking callback stops reporting. It is logged, killed two seconds
-            later, and replaced. Raise the value if your callbacks may block that long; None switches it off.
+        hang_timeout: Seconds without a report after which a worker is considered hung, at least 2. A worker reports
+            once a second from its loop, so it stops reporting when a callback blocks. A warning is logged; two seconds
+            later the worker is killed and replaced. Raise the value if your callbacks can block that long; None
+            switches the check off.
         backlog: Length of the queue of each listening socket.
-        on_start: Called once as `on_start(r, workers)` in the parent, when the first workers are started; see
+        on_start: Called once as `on_start(r, workers)` in the parent, after the first workers have been started; see
             `Workers`.
         **options: Options of the `Reactor` in each worker.
 
     Returns:
-        An exit status: 0; 1 if a worker had to be killed, two seconds after its drain timeout; 130 after a second
-        SIGINT.
+        An exit status: normally 0; 1 if a worker had to be killed because it had not exited two seconds after its drain
+        timeout; 130 after a second SIGINT.
 
     Raises:
         OSError: An address is in use, or permission is missing.
         ReactorError: The program cannot be started again, or this is not the main thread.
-        SystemExit: In a worker, at its end.
+        SystemExit: In a worker, when it has finished.
         TypeError: An argument has the wrong type.
         ValueError: An argument is out of range or not valid.
     """
@@ -111,19 +112,19 @@ def run(
     if workers is not None:
         whole('workers', workers, 1, unit='number of processes, or None')
     if isinstance(listen, str) or not hasattr(listen, '__iter__'):
-        raise TypeError(f'listen is a list of addresses, not {shown(listen)}')
+        raise TypeError(f'listen must be a list of addresses, not {shown(listen)}')
     drain_timeout, lame_duck = check_times(drain_timeout, lame_duck, 'drain_timeout')
     start_timeout = time_limit('start_timeout', start_timeout)
     if hang_timeout is not None and time_limit('hang_timeout', hang_timeout, '; None switches it off') < SHORTEST_HANG:
         raise ValueError(
-            f'hang_timeout is at least {SHORTEST_HANG:g} s, not {hang_timeout!r}: workers report once a second'
+            f'hang_timeout must be at least {SHORTEST_HANG:g} s, not {hang_timeout!r}: workers report once a second'
         )
     check_backlog(backlog)
     settings = os.environ.pop(VARIABLE, None)
     if settings is not None:
         work(json.loads(settings), main, (drain_timeout, lame_duck), options)
         raise SystemExit(0)
-    Reactor(**options).close()  # raise for invalid options here, or every worker would fail to start
+    Reactor(**options).close()  # raise for invalid options here, because with them every worker would fail to start
     argv, listen_addresses = command(), list[ListenAddress]()
     try:
         for address in [sock for _, sock in systemd.inherited_sockets()] or listen:
@@ -131,8 +132,8 @@ def run(
         with Reactor() as r:
             team = Workers(r, argv, listen_addresses, drain_timeout, start_timeout, hang_timeout)
             r.run(lambda r: team.begin(workers or processors(), on_start))
-            # `r.stop` or `r.drain` was called in the parent, by a control socket for example, perhaps while the workers
-            # were draining. Closing this reactor would kill them, so let them drain first.
+            # If workers are left, `r.stop` or `r.drain` was called in the parent, for example through a control socket.
+            # Closing this reactor would kill the workers, so let them drain first.
             while team.slots or team.leaving:
                 team.drain()
                 r.run()

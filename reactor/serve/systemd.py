@@ -1,10 +1,10 @@
 """Running under systemd: socket activation, readiness and status, and the watchdog.
 
-It implements the protocols of sd_listen_fds(3) and sd_notify(3), without libsystemd: environment variables, inherited
-descriptors from number 3 on, and datagrams of `NAME=value` lines.
+This module implements the protocols of sd_listen_fds(3) and sd_notify(3) without libsystemd: environment variables,
+inherited descriptors from number 3 on, and datagrams of `NAME=value` lines.
 
-Inherited sockets can be taken once, and child processes do not see them. A notification never fails its caller, and
-without a service manager it does nothing.
+Inherited sockets can be taken only once, and child processes do not inherit them. A notification does not raise when it
+cannot be sent, and does nothing if there is no service manager.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ FIRST = 3  # the first inherited descriptor, after standard input, output and er
 LISTEN = ('LISTEN_FDS', 'LISTEN_PID', 'LISTEN_FDNAMES', 'LISTEN_PIDFDID')
 # Environment variables that children must not inherit.
 VARIABLES = (*LISTEN, 'NOTIFY_SOCKET', 'WATCHDOG_USEC', 'WATCHDOG_PID')
-LONGEST_VALUE = 500  # characters: systemd ignores a message of more than 4,096 bytes, even with READY=1 in it
+LONGEST_VALUE = 500  # characters; systemd ignores messages of more than 4,096 bytes, even if they contain READY=1
 PATIENCE = 1.0  # seconds to wait for a busy service manager; this blocks the loop
 CONTROL = dict.fromkeys((*range(32), 127), ' ')  # a line break in a value would begin another assignment
 
@@ -37,12 +37,13 @@ def inherited_sockets() -> list[tuple[str, socket.socket]]:
     environment variables that announced them are removed from `os.environ`, so a second call finds nothing.
 
     Returns:
-        Pairs of (name, socket), in the order of the unit; an empty list if no sockets were passed. The name is that of
-        `FileDescriptorName=` in the .socket unit, by default the name of the unit, or 'unknown' if none was passed.
+        A list of (name, socket), in the order of the unit; empty if no sockets were passed. The name is the value of
+        `FileDescriptorName=` in the .socket unit, which is the name of the unit by default. It is 'unknown' if the
+        service manager passed no names.
 
     Raises:
-        ReactorError: Something else was passed, such as a connection (`Accept=yes`). All descriptors are left as they
-            were.
+        ReactorError: A descriptor is not such a socket; it is a connection (`Accept=yes`), for example. None of the
+            descriptors are changed.
     """
     count, pid, names, _ = (os.environ.pop(name, None) for name in LISTEN)
     if count is None or pid is None:
@@ -57,12 +58,12 @@ def inherited_sockets() -> list[tuple[str, socket.socket]]:
         return []
     if not count.isdecimal():
         raise ReactorError(
-            f'LISTEN_FDS={count!r} is not a number of descriptors; unset it, or fix what starts this program'
+            f'LISTEN_FDS={count!r} is not a number of descriptors; unset it, or fix the program that sets it'
         )
     numbers = range(FIRST, FIRST + int(count))
     called = ['unknown'] * len(numbers) if names is None else names.split(':')
     if len(called) != len(numbers):
-        raise ReactorError(f'{count} descriptors were passed with the names {names!r}; give each one name')
+        raise ReactorError(f'{count} descriptors were passed with the names {names!r}; give each of them one name')
     taken: list[tuple[str, socket.socket]] = []
     try:
         for number, name in zip(numbers, called, strict=True):
@@ -93,15 +94,15 @@ def _socket(number: int, name: str) -> socket.socket:
 
 
 def notify(**fields: object) -> bool:
-    """Send a message to the service manager, `NAME=value` for each keyword; `notify(MAINPID=1234)`, for example.
+    """Send a message to the service manager, with a line `NAME=value` for each keyword, as in `notify(MAINPID=1234)`.
 
     Args:
         **fields: See sd_notify(3) for the names. Control characters in a value become spaces, and a value is cut after
             500 characters.
 
     Returns:
-        Whether the message was sent, which does not mean that it has been read. False without a service manager
-        (`NOTIFY_SOCKET` is not set), and when it cannot be reached, which is logged at DEBUG.
+        Whether the message was sent, which does not mean that it has been read. False if there is no service manager
+        (`NOTIFY_SOCKET` is not set) or it cannot be reached, which is logged at DEBUG.
 
     Raises:
         ValueError: A name is not valid.
@@ -127,19 +128,19 @@ def notify(**fields: object) -> bool:
 
 
 def ready(text: str | None = None) -> bool:
-    """Report that the start or a reload has finished; `Type=notify` waits for this.
+    """Report that startup or a reload has finished. With `Type=notify`, systemd waits for this message.
 
     Args:
         text: A status to send in the same message, see `status`.
 
     Returns:
-        Whether the message was sent, as `notify` does.
+        Whether the message was sent, as for `notify`.
     """
     return notify(READY=1) if text is None else notify(READY=1, STATUS=text)
 
 
 def reloading() -> bool:
-    """Report that a reload has begun, with the time that `Type=notify-reload` needs. Call `ready` after the reload."""
+    """Report that a reload has begun, with the time stamp that `Type=notify-reload` needs. Call `ready` afterwards."""
     return notify(RELOADING=1, MONOTONIC_USEC=time.monotonic_ns() // 1000)
 
 
@@ -149,20 +150,20 @@ def stopping() -> bool:
 
 
 def status(text: str) -> bool:
-    """Set the line of status that `systemctl status` shows."""
+    """Set the status line that `systemctl status` shows."""
     return notify(STATUS=text)
 
 
 def watchdog(r: Reactor) -> Timer | None:
-    """Send keep-alive messages for `WatchdogSec=` from a timer, at half that interval.
+    """Send keep-alive messages for `WatchdogSec=` from a timer, twice in that time.
 
-    The messages come from the loop, so systemd restarts the program if a callback blocks the loop.
+    The messages are sent from the loop, so systemd restarts the program if a callback blocks the loop.
 
     Args:
         r: The reactor that runs the timer.
 
     Returns:
-        The timer, which does not keep `run` running; after cancelling it, systemd considers the program hung. None if
+        The timer, which does not keep `run` running. If you cancel it, systemd will consider the program hung. None if
         the service manager does not expect keep-alive messages.
     """
     interval, pid = os.environ.get('WATCHDOG_USEC', ''), os.environ.get('WATCHDOG_PID')

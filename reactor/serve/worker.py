@@ -1,11 +1,11 @@
 """The worker's side of `run`.
 
-A worker drains and exits when the parent says so, on SIGTERM, or when the parent is gone. It ignores the other signals
-that a terminal sends to the whole process group, because the parent handles them.
+A worker drains and exits when the parent asks it to, on SIGTERM, or when the parent has died. It ignores the other
+signals that a terminal sends to the whole process group, because the parent handles them.
 
-Messages on the control connection are lines of JSON. The worker sends its counters and whether it drains, once a second
-and when a drain begins; the first line means that it is ready. The parent sends 'replaced' when a successor is ready on
-the same sockets, or 'last' when no other process will serve them.
+Messages on the control connection are lines of JSON. Once a second, and when a drain begins, the worker sends its
+counters and whether it is draining; the first line means that it is ready. The parent sends 'replaced' when a successor
+is ready on the same sockets, or 'last' when no other process will serve them.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from .workers import REPORTS_EVERY
 
 
 def work(settings: dict[str, Any], main: Any, times: tuple[float, float], options: ReactorOptions) -> None:
-    """Run as the worker that `settings` describes, until it has drained."""
+    """Run this process as the worker that `settings` describes, until it has drained."""
     with Reactor(**options) as r:
         worker = Worker(r, settings, times)
         try:
@@ -33,7 +33,7 @@ def work(settings: dict[str, Any], main: Any, times: tuple[float, float], option
 
 
 class Worker:
-    """This process; `times` are the drain timeout and the lame duck, in seconds."""
+    """This process as a worker; `times` are the drain timeout and the lame-duck period, in seconds."""
 
     def __init__(self, r: Reactor, settings: dict[str, Any], times: tuple[float, float]) -> None:
         self.r = r
@@ -70,7 +70,7 @@ class Worker:
             return
         for handle in self.r.handles():
             if isinstance(handle, Listener) and handle.sock in self.listeners:
-                handle.close()  # only this copy: the successor serves the queue from now on
+                handle.close()  # this closes only our copy of the socket; the successor serves the queue from now on
         self.r.drain(*self.times)
 
     def on_orphaned(self, conn: Stream, exc: BaseException | None) -> None:
@@ -78,7 +78,7 @@ class Worker:
         self.r.drain(*self.times)
 
     def be_last(self) -> None:
-        """Inform our listeners that no other process serves their queues. Shared sockets may be used elsewhere."""
+        """Inform the listeners of our own sockets that no other process serves their queues."""
         for handle in self.r.handles():
             if isinstance(handle, Listener) and handle.sock in self.own:
                 handle.handle_last()

@@ -1,12 +1,12 @@
-"""The parent process: starts workers, restarts and replaces them, and ends them.
+"""The parent process, which starts, restarts, replaces and stops the workers.
 
 Each worker has a slot. A slot owns listening sockets and has at most two workers at a time: one that serves, and one
-that starts or drains. The sockets of a slot stay open when a worker exits, so connections in their queues are served by
-the next worker.
+that is starting or draining. The sockets of a slot stay open when a worker exits, so the next worker serves the
+connections in their queues.
 
-There is one exception. The kernel distributes connections among all sockets that listen on the port, whether a worker
-accepts from them or not. So while a slot waits to restart its worker after a failure and another slot serves, its
-sockets are closed, and new connections reach the workers that are alive.
+There is one exception. The kernel distributes connections among all sockets that listen on the port, even if no worker
+accepts from them. So while a slot waits to restart its worker after a failure and another slot serves, the sockets of
+the waiting slot are closed, and new connections reach the workers that are alive.
 """
 
 from __future__ import annotations
@@ -24,29 +24,29 @@ from ..loop.log import log
 from . import systemd
 from .addresses import ListenAddress
 
-VARIABLE = 'REACTOR_WORKER'  # in the environment of a worker: its slot and its descriptors
-STEADY = 1.0  # seconds after which a worker that dies is restarted without a pause
-FIRST_PAUSE, LONGEST_PAUSE = 0.1, 10.0  # seconds before a restart if it has served for less; doubled each time
-GRACE = 2.0  # seconds after the drain timeout, or after a warning about a hung worker, until it is killed
+VARIABLE = 'REACTOR_WORKER'  # environment variable of a worker, with its slot and its descriptors
+STEADY = 1.0  # seconds: a worker that dies after serving this long is restarted without a pause
+FIRST_PAUSE, LONGEST_PAUSE = 0.1, 10.0  # seconds until a worker that died sooner is restarted; doubled each time
+GRACE = 2.0  # seconds from the drain timeout, or from the warning about a hung worker, until the worker is killed
 REPORTS_EVERY = 1.0  # seconds between two reports of a worker, and between two checks for silent workers
 INTERRUPTED = 130  # the exit status that a shell reports for a program ended by Ctrl-C
 
 
 def folder() -> str | None:
-    """Return the current directory of this process, None if it has been removed."""
+    """Return the current directory of this process, or None if it has been removed."""
     try:
         return os.getcwd()
     except OSError:
         return None
 
 
-BEGAN_IN = folder()  # relative paths in the command refer to it, even if the program changes its directory later
+BEGAN_IN = folder()  # relative paths in the command start here, even if the program changes its directory later
 
 
 class Workers:
     """All workers; `run` passes it to `on_start`.
 
-    `drain`, `replace`, `grow` and `shrink` do what the signals do, and can be called by the program.
+    `drain`, `replace`, `grow` and `shrink` have the same effect as the signals, and can be called by the program.
 
     Attributes:
         addresses: The addresses that the workers listen on, in the order of `listen`: (host, port, ...) or a path.
@@ -76,20 +76,23 @@ class Workers:
         self._notified: Callable[[], bool] | None = None  # the last function that notified systemd
 
     def stats(self) -> dict[str, dict[str, Any]]:
-        """Return the last counters of each worker that serves, at most a second old.
+        """Return the latest counters of each worker that serves; they are at most a second old.
+
+        This method is a source for `reactor.observe`.
 
         Returns:
-            `Stats.as_dict()` and `'pid'`, by the number of the slot. This is a source for `reactor.observe`.
+            A dict that maps the number of each slot to `Stats.as_dict()` with `'pid'` added.
         """
         return {str(slot.number): slot.counters for slot in self.slots if slot.counters}
 
     def pids(self) -> dict[str, int]:
-        """Return the process id of the worker that serves in each slot; a slot is missing while its worker starts."""
+        """Return the process id of the serving worker for each slot. Slots without a serving worker are left out."""
         return {str(slot.number): slot.serving.process.pid for slot in self.slots if slot.serving}
 
     def begin(self, count: int, on_start: Any) -> None:
         """Called once by `run`: start `count` workers and handle signals."""
-        # The first socket listens at once, so that clients wait in its queue; the others when their workers are ready.
+        # The first socket listens at once, so that clients can wait in its queue. The others listen when their workers
+        # are ready.
         self.slots = [Slot(self, number, listening=not number) for number in range(count)]
         self.addresses = [sock.getsockname() for sock in self.slots[0].listeners]
         self.r.add_signal_handler(signal.SIGTERM, self.drain)
@@ -114,7 +117,7 @@ class Workers:
         self.go_on()
 
     def interrupt(self) -> None:
-        """Have all workers drain and exit; if they are draining already, kill them."""
+        """Have all workers drain and exit. If they are already draining, kill them."""
         if self.slots:
             return self.drain()
         self.status = INTERRUPTED
@@ -122,7 +125,7 @@ class Workers:
             child.process.kill()
 
     def grow(self) -> None:
-        """Add a worker. Its socket listens only when it is ready, so that no client waits for its start."""
+        """Add a worker. Its socket listens only when the worker is ready, so that no client has to wait for that."""
         if self.slots:
             self.slots.append(Slot(self, len(self.slots), listening=False))
             self.slots[-1].start()
@@ -134,7 +137,7 @@ class Workers:
             self.go_on()
 
     def replace(self) -> None:
-        """Replace all workers, one after the other. Any number of calls meanwhile cause one more round."""
+        """Replace all workers, one after another. Calls during a round cause one more round, however many they are."""
         self._another_round = bool(self._round)
         if not self._round:
             self._round.extend((slot, slot.starting or slot.serving) for slot in self.slots)
@@ -146,7 +149,7 @@ class Workers:
             self._round.clear()
 
     def check_silence(self) -> None:
-        """Called every second: find workers that do not report, see `count_silence`."""
+        """Called every second: look for workers that do not report, see `count_silence`."""
         for slot in self.slots:
             if slot.serving is not None:
                 slot.serving.count_silence()
@@ -156,7 +159,7 @@ class Workers:
         return any(slot.serving is not None for slot in self.slots)
 
     def go_on(self) -> None:
-        """Called after each change: replace the next worker, or stop if all have exited."""
+        """Called after each change: replace the next worker, or stop the loop if all workers have exited."""
         serves = self.serves()
         for slot in self.slots:
             slot.listen_while_waiting(not serves)
@@ -200,17 +203,17 @@ class Slot:
         self._open(listening)
         self.serving: WorkerProcess | None = None
         self.starting: WorkerProcess | None = None
-        self.counters: dict[str, Any] = {}  # the last that the serving worker reported
+        self.counters: dict[str, Any] = {}  # the latest counters reported by the serving worker
         self._pause = 0.0
         self._restart: Timer | None = None
 
     def start(self) -> None:
-        """Start a worker. When it is ready, it serves, and the worker that has served before drains."""
+        """Start a worker. When it is ready, it takes over, and the worker that served until then drains."""
         if self._restart is not None:
             self._restart.cancel()
             self._restart = None
         try:
-            self._open(listening=False)  # the worker calls listen() when it is ready
+            self._open(listening=False)  # the worker itself calls listen() when it is ready
             self.starting = WorkerProcess(self)
         except OSError as exc:
             self.on_failed(None, f'cannot start worker {self.number}: {exc}')
@@ -222,7 +225,7 @@ class Slot:
         self.team.go_on()
 
     def on_failed(self, child: WorkerProcess | None, what: str) -> None:
-        """Called when a worker could not be started, or has exited without being asked to."""
+        """Called when a worker could not be started, or has exited although it was not asked to."""
         if child is not None and child is self.serving:
             self.serving = None
             self.counters = {}
@@ -253,7 +256,7 @@ class Slot:
             try:
                 self._open(listening=True)
             except OSError:
-                self._close()  # the next start tries again and reports the error
+                self._close()  # the next start opens the sockets again, and reports the error if that fails
 
     def _open(self, listening: bool) -> None:
         for address in self.team.listen_addresses[len(self.listeners) :]:
@@ -267,8 +270,8 @@ class Slot:
     def remove(self) -> None:
         """Have the worker drain and exit.
 
-        The parent closes its copies of the sockets now. The worker closes its own when their queues are empty; only
-        then does the kernel stop assigning connections to them.
+        The parent closes its copies of the sockets now. The worker closes its copies when their queues are empty; only
+        then does the kernel stop assigning connections to the sockets.
         """
         if self._restart is not None:
             self._restart.cancel()
@@ -280,7 +283,7 @@ class Slot:
 
 
 class WorkerProcess:
-    """A worker's process, as the parent sees it."""
+    """A worker's process, from the parent's side."""
 
     team: Workers
 
@@ -323,14 +326,14 @@ class WorkerProcess:
                 slot.on_ready(self)
         if self is slot.serving:
             slot.counters = counters
-            if draining and slot.starting is None:  # it drains by itself, or was sent SIGTERM directly
+            if draining and slot.starting is None:  # its program called `drain`, or it received SIGTERM directly
                 slot.start()
 
     def count_silence(self) -> None:
-        """Called every second while it serves: warn after `hang_timeout` without a report, and kill it GRACE later.
+        """Called every second while the worker serves: warn after `hang_timeout` without a report, kill it GRACE later.
 
-        Seconds are counted and not measured, because Ctrl-Z stops the parent and its workers together. The first second
-        may have been shorter, so the count has to exceed the limit.
+        Calls are counted instead of measuring time, because Ctrl-Z stops the parent and its workers together. The first
+        second may have been cut short, so the count has to exceed the limit.
         """
         before, self.silence = self.silence, self.silence + REPORTS_EVERY
         limit = self.team.hang_timeout
@@ -349,15 +352,15 @@ class WorkerProcess:
             self.process.kill()
 
     def leave(self, replaced: bool = False) -> None:
-        """Have it drain and exit. `replaced`: a successor serves the same sockets; otherwise this is the last one."""
+        """Have the worker drain and exit. `replaced` is true if a successor serves the same sockets."""
         team = self.team
         team.leaving.add(self)
         self._timer.cancel()
         self._timer = team.r.call_later(team.patience, self.on_late, 'has not ended', team.patience)
         if not self.control.closed:
             self.control.write(b'"replaced"\n' if replaced else b'"last"\n')
-        # A worker that is still starting while no other serves is terminated once it is ready: only it can serve the
-        # connections that wait in the queue.
+        # If this worker is still starting and no other worker serves, terminate it only when it is ready: no other
+        # worker can serve the connections that wait in the queue.
         if not replaced and (self.ready or self.slot.serving):
             self.process.terminate()
 

@@ -2,8 +2,8 @@
 
 watchdog was chosen over watchfiles because it needs only the standard library; watchfiles requires anyio.
 
-Watchdog reports changes in a thread of its own. That thread appends them to a bounded queue and wakes the loop once. So
-any number of changes costs the loop one call per turn. Changes reported after the watch is closed are dropped.
+Watchdog reports changes in its own thread, which appends them to a bounded queue and wakes the loop once. So any number
+of changes costs the loop one call per turn. Changes reported after the watch is closed are dropped.
 """
 
 from __future__ import annotations
@@ -21,27 +21,28 @@ from ..loop.watcher import Handle
 if TYPE_CHECKING:
     from ..callbacks import Loop
 
-QUEUE_LIMIT = 1000  # changes waiting for the loop; further ones are merged into one change of the watched path
+QUEUE_LIMIT = 1000  # changes waiting for the loop; further changes are merged into one change of the watched path
 LAST_JOIN = 1.0  # seconds to wait for watchdog's thread when the reactor is closed; it takes up to half a second
 
-# watchdog's event types and our changes. Its other types, for opening and closing files, are ignored.
+# Maps watchdog's event types to our changes. Its other types, for opening and closing files, are ignored.
 CHANGES = {'created': 'created', 'modified': 'changed', 'attrib': 'changed', 'deleted': 'deleted'}
 
 
 class WatchedPath(Handle):
     """A watched file or directory, as returned by `watch_path`.
 
-    `fn(handle, path, change, *args)` is called in the loop; `change` is 'created', 'changed' or 'deleted'. A watched
-    file reports its own changes. A watched directory reports changes of the files directly in it, and its own deletion.
-    `path` begins with the watched path as it was passed.
+    `fn(handle, path, change, *args)` is called in the loop; `change` is 'created', 'changed' or 'deleted'. For a file,
+    changes to the file are reported. For a directory, changes to the files directly in it and its own deletion are
+    reported. `path` begins with the watched path, exactly as it was passed.
 
-    - Several changes of a path between two turns are reported as one, the last. A new file that has been written to is
-      'created'. A file that was replaced by renaming another, as many editors do, is 'created'.
-    - A deleted file is still watched, and reported as 'created' when it exists again. If the watched directory, or the
-      directory of a watched file, is deleted, the handle reports it and closes.
-    - If more than 1,000 changes are waiting, the others are reported as one 'changed' of the watched path. Then check
-      all of it.
-    - An exception in `fn` is logged, and the path is still watched.
+    - If a path changes several times between two turns, only the last change is reported. But a new file that has also
+      been written to is reported as 'created'. A file that is replaced by renaming another file over it, as many
+      editors do, is reported as 'created', too.
+    - A deleted file stays watched, and is reported as 'created' when it exists again. If the watched directory, or the
+      directory that contains the watched file, is deleted, the handle reports this and closes.
+    - If more than 1,000 changes are waiting, the further ones are reported as one 'changed' of the watched path. Then
+      check the whole watched path.
+    - An exception in `fn` is logged, and the path stays watched.
 
     Each watch uses three threads and, on Linux, one of the user's 128 inotify instances. To watch many files, watch
     their directory.
@@ -99,10 +100,10 @@ class WatchedPath(Handle):
                 # `stop` waits for the end of watchdog's threads, which must not block the loop.
                 self._kernel.start_thread(observer.stop, 'reactor-path-end')
             except RuntimeError:
-                observer.stop()  # No thread can be started. A short block is better than a thread that never ends.
+                observer.stop()  # no thread can be started; blocking briefly is better than a thread that never ends
 
     def reset(self, exc: BaseException | None) -> None:
-        """Called when the reactor is closed: stop watchdog's thread and wait for its end."""
+        """Called when the reactor is closed: stop watchdog's thread and wait until it has ended."""
         if not self.closed:
             observer = self._forget()
             observer.stop()
@@ -137,7 +138,7 @@ class Changes:
     __slots__ = ('_events', '_folder', '_gone', '_name', '_overflowed', '_path', '_ring', '_rung', 'ended')
 
     def __init__(self, folder: str, name: str | None, path: str) -> None:
-        self.ended: bool = False  # the directory is gone, and all changes have been taken
+        self.ended: bool = False  # the directory has been deleted, and all changes have been taken
         self._gone = False  # the directory has been deleted
         self._folder = folder
         self._name = name
@@ -148,7 +149,7 @@ class Changes:
         self._ring: Callable[[], object] | None = None
 
     def open(self, ring: Callable[[], object]) -> None:
-        """Call `ring` in watchdog's thread when there are changes, at most once before each `take`."""
+        """From now on, call `ring` in watchdog's thread when there are changes, at most once before each `take`."""
         self._ring = ring
         if self._events:
             self._call()
@@ -159,8 +160,8 @@ class Changes:
 
     def take(self) -> list[tuple[str, str]]:
         """Return the changes since the last call: each path once, with its last change."""
-        # Read both flags before the queue. A change appended later rings again. Once `_gone` is set, the deletion of
-        # the directory is already in the queue.
+        # Read both flags before the queue: a change that is appended later calls `ring` again, and when `_gone` is set,
+        # the deletion of the directory is already in the queue.
         self._rung = False
         self.ended = self._gone
         last: dict[str, str] = {}
@@ -193,8 +194,8 @@ class Changes:
             try:
                 ring()
             except HandleClosed:
-                pass  # the reactor was closed meanwhile
-            except MemoryError:  # it would end watchdog's thread
+                pass  # the reactor has been closed
+            except MemoryError:  # the exception would end watchdog's thread
                 self._overflowed, self._rung = True, False
 
     def _relevant(self, event: Any) -> Iterator[tuple[str, str]]:

@@ -1,7 +1,7 @@
 """Streams over the pipes of a child process.
 
-A pipe goes in one direction; everything else is inherited from `Stream`. In place of a socket it has a `PipeSocket` of
-the kernel.
+A pipe is one-way; otherwise it behaves like `Stream`, from which it inherits. Instead of a socket, it has a
+`PipeSocket` made by the kernel object.
 
 A selector reports the writing end of a pipe as readable only when the reading end has been closed.
 """
@@ -31,16 +31,16 @@ class Pipe(Stream):
 
     def start_tls(self, *args: Any, **options: Any) -> None:  # type: ignore[override]  # accepts any arguments
         """Raise TypeError: a pipe cannot have TLS."""
-        raise TypeError(f'start_tls needs a connection; {self!r} is a pipe, which goes in one direction')
+        raise TypeError(f'start_tls needs a connection; {self!r} is a pipe, which is one-way')
 
     @property
     def unread(self) -> bool:
-        """Whether bytes from the child have arrived and have not been read; False for a pipe that the child reads."""
+        """Whether there are unread bytes from the child; always False for a pipe that the child reads."""
         return False
 
 
 class ReadPipe(Pipe):
-    """A stream of the output of a child: `on_data`, `on_eof`, `on_close`. Writing raises `ConnectionClosed`."""
+    """A stream from the output of a child, with `on_data`, `on_eof`, `on_close`. Writing raises `ConnectionClosed`."""
 
     __slots__ = ()
 
@@ -59,20 +59,20 @@ class ReadPipe(Pipe):
         return pipe is not None and bool(pipe.has_bytes())
 
     def set_timeouts(self, *, read: float | None = None, write: float | None = None, idle: float | None = None) -> None:
-        """Set time limits, see `Stream.set_timeouts`. Raises ValueError for `write`: this end is only read."""
+        """Set time limits, see `Stream.set_timeouts`. Raises ValueError for `write`, because this end is only read."""
         if write is not None:
             raise ValueError(f'a write timeout of {shown(write)} cannot apply: {self!r} is only read; use read=')
         super().set_timeouts(read=read, idle=idle)
 
     def close(self) -> None:
-        """Close it now; `on_close(pipe, None)` is called. A child that still writes gets SIGPIPE."""
+        """Close the pipe now; `on_close(pipe, None)` is called. If the child writes again, it gets SIGPIPE."""
         self.abort()
 
 
 class WritePipe(Pipe):
-    """A stream to the input of a child: `write`, `on_drain`, `on_close`.
+    """A stream to the input of a child, with `write`, `on_drain`, `on_close`.
 
-    When the child closes its end or exits, `on_close` is called, with `BrokenPipeError` if bytes were still waiting.
+    When the child closes its end or exits, `on_close` is called, with `BrokenPipeError` if buffered bytes were left.
     """
 
     __slots__ = ()
@@ -86,9 +86,9 @@ class WritePipe(Pipe):
             self.loop.spins.no_progress(self)
 
     def set_timeouts(self, *, read: float | None = None, write: float | None = None, idle: float | None = None) -> None:
-        """Set time limits, see `Stream.set_timeouts`. Raises ValueError for `read`: this end is only written.
+        """Set time limits, see `Stream.set_timeouts`. Raises ValueError for `read`, because this end is only written.
 
-        `idle` is the time in seconds in which nothing was written.
+        `idle` limits the time in seconds in which nothing is written.
         """
         if read is not None:
             raise ValueError(f'a read timeout of {shown(read)} cannot apply: {self!r} is only written; use write=')
@@ -99,12 +99,12 @@ class WritePipe(Pipe):
         self._close_when_ended()
 
     def write_eof(self) -> None:
-        """Close it after sending the buffered bytes, however long that takes. The child then reads end of file."""
+        """Send the buffered bytes, however long that takes, then close the pipe. The child then reads end of file."""
         super().write_eof()
         self._close_when_ended()
 
     def close(self) -> None:
-        """Close it after sending the buffered bytes, within `linger` seconds. The child then reads end of file."""
+        """Send the buffered bytes within `linger` seconds, then close the pipe. The child then reads end of file."""
         super().close()
         self._close_when_ended()
 

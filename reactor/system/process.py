@@ -1,11 +1,11 @@
 """Child processes: started, signalled and reaped by the reactor.
 
 A child is reaped and signalled only in the loop's thread. So a signal never reaches another process that got the same
-process id. With a pidfd this always holds; without one, only if no other code reaps our children.
+process id later. With a pidfd this always holds; without a pidfd, only if no other code reaps our children.
 
-On Linux a pidfd reports the end of a child. Without it (another system, a sandbox, no descriptor left), a timer polls
-for the end, at first often and then less and less. There is no SIGCHLD handler: it could only be installed in the main
-thread, and would be shared with all other code in the process.
+On Linux a pidfd reports the exit of a child. Without a pidfd (another system, a sandbox, no descriptor left), a timer
+polls for the exit, often at first and then less and less often. There is no SIGCHLD handler, because it could only be
+installed in the main thread, and would be shared with all other code in the process.
 """
 
 from __future__ import annotations
@@ -31,32 +31,32 @@ if TYPE_CHECKING:
 
     from ..callbacks import Loop, OnExit, PipeOptions
 
-# The values of the constants in `subprocess`, so that both can be used.
+# The same values as in `subprocess`, so that the constants of both modules can be used.
 PIPE = -1
 STDOUT = -2
 DEVNULL = -3
 STDIO = ('stdin', 'stdout', 'stderr')
 
 FIRST_LOOK = 0.001  # seconds until a child without a pidfd is polled for the first time; doubled each time
-LONGEST_LOOK = 0.25  # seconds between two polls: 200 children cost less than 1 % of a core
-DEATH_LOOKS = 5000  # polls, a millisecond apart, for the end of a killed child when the reactor is closed
+LONGEST_LOOK = 0.25  # seconds: the longest time between two polls; 200 children then cost less than 1 % of a core
+DEATH_LOOKS = 5000  # how often to poll a killed child, once a millisecond, when the reactor is closed
 
 
 class Process(Handle):
     """A child process, as returned by `spawn`.
 
-    The end of its output is a separate event, reported by `on_eof` and `on_close` of its pipes, before or after
-    `on_exit`. It can come much later if a child of the child still holds the pipe. Open pipes keep the loop running.
+    The end of the child's output is a separate event. It is reported by `on_eof` and `on_close` of the pipes, before or
+    after `on_exit`. It can come much later if a grandchild still has the pipe open. Open pipes keep the loop running.
 
     Attributes:
         pid: Process id.
         args: The command.
-        stdin: Stream to its standard input, if that is a `PIPE`; otherwise None.
-        stdout: Stream from its standard output, likewise.
-        stderr: Stream from its standard error, likewise.
-        on_exit: Called once as `on_exit(process, code, signal)` when the child has ended and was reaped, with its exit
-            code and None, or with None and the signal that killed it. If other code has reaped it, its exit code is
-            not known: then code is 255, and a warning is logged.
+        stdin: Stream to the child's standard input if `spawn` got `stdin=PIPE`; otherwise None.
+        stdout: Stream from the child's standard output if `spawn` got `stdout=PIPE`; otherwise None.
+        stderr: Stream from the child's standard error if `spawn` got `stderr=PIPE`; otherwise None.
+        on_exit: Called once as `on_exit(process, code, signal)` when the child has ended and has been reaped. The
+            arguments are its exit code and None, or None and the signal that killed it. If other code has reaped the
+            child, its exit code is unknown: the code is then 255, and a warning is logged.
     """
 
     __slots__ = (  # noqa: RUF023  (by what they are for)
@@ -87,9 +87,9 @@ class Process(Handle):
         self.stdin, self.stdout, self.stderr = pipes
         self.on_exit: OnExit | None = on_exit
         self._kernel = kernel
-        self._child: Popen[bytes] | None = child  # None once it is reaped
+        self._child: Popen[bytes] | None = child  # None after the child has been reaped
         self._closing = False
-        self._timer: Timer | None = None  # polls for its end, without a pidfd
+        self._timer: Timer | None = None  # polls for the exit if there is no pidfd
         self._pidfd = kernel.pidfd(child.pid)
         self.events = 0
         try:
@@ -107,18 +107,18 @@ class Process(Handle):
 
     def handle_read(self) -> None:
         """Called when the pidfd is readable: the child has ended."""
-        if not self._reap():  # a debugger that traces it has to reap it first
+        if not self._reap():  # a debugger that traces the child has to reap it first
             self.loop.spins.no_progress(self)
 
     def handle_look(self, delay: float) -> None:
-        """Called by the timer, without a pidfd: check whether the child has ended."""
+        """Called by the timer if there is no pidfd: check whether the child has ended."""
         if not self._reap():
             self._look_in(min(2 * delay, LONGEST_LOOK))
 
     def handle_exit(self, code: int | None, signum: int | None) -> None:
-        """Call `on_exit` and drop it; called in the completions phase."""
+        """Call `on_exit` and drop the callback; called in the completions phase."""
         if self._child is not None:
-            self._forget()  # it failed before, for lack of memory
+            self._forget()  # an earlier call failed for lack of memory
         on_exit, self.on_exit = self.on_exit, None
         if on_exit is not None:
             on_exit(self, code, signum)
@@ -128,7 +128,7 @@ class Process(Handle):
         self._look_in(FIRST_LOOK)
 
     def handle_refused(self, exc: Exception) -> None:
-        self._close_pidfd()  # the child itself is fine: poll for its end instead
+        self._close_pidfd()  # the child itself is fine: poll for its exit instead
         self._look_in(FIRST_LOOK)
 
     def send_signal(self, signum: int) -> bool:
@@ -143,12 +143,12 @@ class Process(Handle):
         Raises:
             TypeError: `signum` is not an int.
             ValueError: `signum` is out of range.
-            OSError: The signal does not exist on this system, or permission is missing (PermissionError).
+            OSError: The signal does not exist on this system, or the caller lacks permission (PermissionError).
             ReactorError: The calling thread is not the one that runs the reactor.
         """
         whole('signum', signum, 0, MOST_SIGNUM, 'number of a signal')
         self.loop.guard.check_thread()
-        # Without a pidfd, the process id is only safe to use while the child is not reaped, so check that first.
+        # Without a pidfd, the process id is safe to use only until the child has been reaped, so check that first.
         if self._child is None or (self._pidfd < 0 and self._reap()):
             return False
         try:
@@ -173,7 +173,7 @@ class Process(Handle):
     def close(self) -> None:
         """Kill the child and close its pipes; `on_exit` is called when it is reaped. Closing twice does nothing.
 
-        Closing the reactor does the same and waits for the end of the child. To start a process that outlives the
+        Closing the reactor does the same, and waits until the child has ended. To start a process that outlives the
         reactor, use `subprocess`.
         """
         self.loop.guard.check_thread()
@@ -184,21 +184,21 @@ class Process(Handle):
         try:
             self.kill()
         except PermissionError:
-            pass  # it runs as another user, and cannot be killed; its pipes are closed
+            pass  # the child runs as another user and cannot be killed; its pipes are closed
 
     def reset(self, exc: BaseException | None) -> None:
-        """Called when the reactor is closed: kill the child and wait for its end."""
+        """Called when the reactor is closed: kill the child and wait until it has ended."""
         self.close()
         for _ in range(DEATH_LOOKS):
             if self._child is None or self._reap():
                 return
             self._kernel.sleep(0.001)
-        log('warning', '%s: has not ended %g s after SIGKILL, and is abandoned', self, DEATH_LOOKS / 1000)
+        log('warning', '%s has not ended %g s after SIGKILL, and is abandoned', self, DEATH_LOOKS / 1000)
         self._forget()
 
     @property
     def closed(self) -> bool:
-        """Whether it has ended or `close` was called."""
+        """Whether the child has ended or `close` was called."""
         return self._closing or self._child is None
 
     def fileno(self) -> int:
@@ -219,7 +219,7 @@ class Process(Handle):
         except ChildProcessError:
             log(
                 'warning',
-                '%s: other code has reaped it, so its exit code is not known; look for os.wait() or a SIGCHLD handler',
+                '%s was reaped by other code, so its exit code is unknown; look for os.wait() or a SIGCHLD handler',
                 self,
             )
             status = EXIT_UNKNOWN
@@ -244,7 +244,7 @@ class Process(Handle):
         try:
             self._kernel.close_fd(fd)
         except OSError:
-            pass  # other code has closed it
+            pass  # other code has closed the pidfd
 
     def _look_in(self, delay: float) -> None:
         self._timer = self.loop.timers.later(delay, Process.handle_look, self, delay)
@@ -281,7 +281,7 @@ def spawn(
             if what is not None and what == PIPE:
                 ours, given[number] = kernel.pipe(writing=number == 0)
                 theirs.append(given[number])
-                # A silent child is not an error of its stdin, so only the write timeout applies there.
+                # A child that sends nothing is not an error on its stdin, so only the write timeout applies there.
                 own = settings if number else settings.changed(read_timeout=None, idle_timeout=None)
                 pipe = (read_pipe if number else write_pipe)(loop, own, Callbacks(None), None)
                 _attach(pipe, ours)
@@ -292,7 +292,7 @@ def spawn(
                 pipe.peer = f'{name} of process {child.pid}'
         return Process(loop, kernel, words, child, pipes, on_exit)
     except BaseException:
-        if child is not None:  # creating its handle failed
+        if child is not None:  # creating the handle or a pipe failed
             kernel.signal_child(child, -1, SIGKILL)
             child.wait()
         for made in pipes:
@@ -313,17 +313,17 @@ def _attach(pipe: Pipe, ours: Any) -> None:
 
 
 def check_args(args: Iterable[Any]) -> list[Any]:
-    """Return the command as a list. Raises TypeError or ValueError if it is not one."""
+    """Return the command as a list. Raises TypeError or ValueError if it is not a list of words."""
     if isinstance(args, str | bytes) or not hasattr(args, '__iter__'):
         raise TypeError(
-            f"args is a list of words, the program first, not {shown(args)}; to use a shell: ['sh', '-c', command]"
+            f"args must be a list of words, the program first, not {shown(args)}; to use a shell: ['sh', '-c', command]"
         )
     words = list(args)
     if not words:
         raise ValueError('args is empty; it needs at least the name of the program')
     for word in words:
         if not isinstance(word, str | bytes) and not hasattr(word, '__fspath__'):
-            raise TypeError(f'args is a list of str, bytes or paths, and cannot contain {shown(word)}')
+            raise TypeError(f'args must be a list of str, bytes or paths, and cannot contain {shown(word)}')
         file_path('a word of args', word)
     return words
 
@@ -333,41 +333,41 @@ def check_environment(env: Any) -> None:
     if env is None:
         return
     if not hasattr(env, 'items'):
-        raise TypeError(f'env is a mapping of names to values, or None, not {shown(env)}')
+        raise TypeError(f'env must be a mapping of names to values, or None, not {shown(env)}')
     for name, value in env.items():
         file_path('a name in env', name)
         file_path(f'the value of {shown(name)} in env', value)
 
 
 def check_descriptors(kernel: Kernel, fds: Iterable[Any]) -> list[int]:
-    """Return the descriptor numbers to pass on. Raises TypeError, ValueError, or OSError if one is not open."""
+    """Return the numbers of the descriptors to pass on. Raises TypeError or ValueError, or OSError for a closed one."""
     if not hasattr(fds, '__iter__') or isinstance(fds, str | bytes):
-        raise TypeError(f'pass_fds is a list of descriptor numbers or objects with a fileno(), not {shown(fds)}')
+        raise TypeError(f'pass_fds must be a list of descriptor numbers or objects with a fileno(), not {shown(fds)}')
     numbers = [fd.fileno() if hasattr(fd, 'fileno') else fd for fd in fds]
     for number in numbers:
         if type(number) is not int:
             raise TypeError(
-                f'pass_fds is a list of descriptor numbers or objects with a fileno(); it contains {shown(number)}'
+                f'pass_fds must be a list of descriptor numbers or objects with a fileno(); it contains {shown(number)}'
             )
         if number < 0:
             raise ValueError(f'pass_fds needs open descriptors, not {number}; has the file been closed already?')
-        # Check this now. Starting a child opens pipes, and one of them could get the number.
+        # Check this now, because starting a child opens pipes, and one of the pipes could get this number.
         if not kernel.is_open(number):
             raise OSError(EBADF, f'descriptor {number} of pass_fds is not open')
     return numbers
 
 
 def check_stdio(kernel: Kernel, name: str, what: Any) -> Any:
-    """Return `what` if it is valid for the descriptor `name`; otherwise raise TypeError, ValueError or OSError."""
+    """Return `what` if it is a valid value for `name`, such as 'stdin'. Raises TypeError, ValueError or OSError."""
     if isinstance(what, bool):
-        raise TypeError(f'{name} is PIPE, DEVNULL, None, a file or a descriptor, not {what!r}')
+        raise TypeError(f'{name} must be PIPE, DEVNULL, None, a file or a descriptor, not {what!r}')
     if isinstance(what, int):
         if what < 0 and what not in (PIPE, DEVNULL) and not (what == STDOUT and name == 'stderr'):
-            raise ValueError(f'{name} is PIPE, DEVNULL, None, a file or a descriptor, not {what!r}')
+            raise ValueError(f'{name} must be PIPE, DEVNULL, None, a file or a descriptor, not {what!r}')
         if what >= 0 and not kernel.is_open(what):
             raise OSError(
-                EBADF, f'{name} is PIPE, DEVNULL, None, a file or a descriptor, and {shown(what)} is not open'
+                EBADF, f'{name} must be PIPE, DEVNULL, None, a file or a descriptor, and {shown(what)} is not open'
             )
     elif what is not None and not hasattr(what, 'fileno'):
-        raise TypeError(f'{name} is PIPE, DEVNULL, None, a file or a descriptor, not {shown(what)}')
+        raise TypeError(f'{name} must be PIPE, DEVNULL, None, a file or a descriptor, not {shown(what)}')
     return what

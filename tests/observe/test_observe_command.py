@@ -102,7 +102,7 @@ def test_the_answers_to_several_commands_are_printed_one_below_the_other(path, c
         re.search(r'^\d open: .*1 ControlSocket, 1 Listener', out, re.M)
         and '(does not keep the program running)' in out
     )
-    assert 'lame_duck: seconds of these' in out
+    assert 'lame_duck: the seconds at the start' in out
 
 
 def test_as_json_each_answer_is_one_line(path, capsys):
@@ -395,7 +395,7 @@ def test_without_an_option_an_answer_may_take_ten_seconds():
 
 
 def test_a_refused_command_is_an_error(capsys, path):
-    assert 'handles: limit is how many to list, 1 to 1000 (default 100), not 5000' in fails(
+    assert 'handles: limit must be the number of entries to list, 1 to 1000 (default 100), not 5000' in fails(
         capsys, path, 'handles', '--limit', '5000'
     )
 
@@ -410,7 +410,7 @@ def test_a_full_backlog_is_reported_within_the_timeout_of_an_answer(capsys, tmp_
         began = time.monotonic()
         assert (
             fails(capsys, path, '--timeout', '0.05')
-            == f'{path}: the backlog is full: too many clients wait; try again later'
+            == f'{path}: the backlog is full, because too many clients are waiting; try again later'
         )
         assert time.monotonic() - began < 1
 

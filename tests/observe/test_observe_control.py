@@ -231,16 +231,16 @@ BAD = [
     ('{"do": "drain", "drain_timeout": NaN}', 'not JSON'),
     ('{"do": "stats", "limit": 5}', "unknown argument 'limit': stats takes no arguments"),
     ('{"do": "handles", "limits": 5}', "unknown argument 'limits': handles takes only kind and limit"),
-    ('{"do": "handles", "limit": 0}', 'limit is how many'),
-    ('{"do": "handles", "limit": true}', 'limit is how many'),
-    ('{"do": "handles", "limit": "5"}', 'limit is how many'),
-    ('{"do": "handles", "limit": %d}' % (MOST + 1), 'limit is how many'),  # noqa: UP031
-    ('{"do": "handles", "kind": 5}', 'kind is the class'),
-    ('{"do": "drain", "drain_timeout": -1}', 'drain_timeout is seconds'),
-    ('{"do": "drain", "drain_timeout": 1e999}', 'drain_timeout is seconds'),
-    ('{"do": "drain", "drain_timeout": 86401}', 'drain_timeout is seconds'),
-    ('{"do": "drain", "drain_timeout": "soon"}', 'drain_timeout is seconds'),
-    ('{"do": "drain", "drain_timeout": 1, "lame_duck": 2}', 'lame_duck is a part of drain_timeout'),
+    ('{"do": "handles", "limit": 0}', 'limit must be the number'),
+    ('{"do": "handles", "limit": true}', 'limit must be the number'),
+    ('{"do": "handles", "limit": "5"}', 'limit must be the number'),
+    ('{"do": "handles", "limit": %d}' % (MOST + 1), 'limit must be the number'),  # noqa: UP031
+    ('{"do": "handles", "kind": 5}', 'kind must be the class'),
+    ('{"do": "drain", "drain_timeout": -1}', 'drain_timeout must be the seconds'),
+    ('{"do": "drain", "drain_timeout": 1e999}', 'drain_timeout must be the seconds'),
+    ('{"do": "drain", "drain_timeout": 86401}', 'drain_timeout must be the seconds'),
+    ('{"do": "drain", "drain_timeout": "soon"}', 'drain_timeout must be the seconds'),
+    ('{"do": "drain", "drain_timeout": 1, "lame_duck": 2}', 'lame_duck cannot be longer than drain_timeout'),
     ('\x00\x1b[2J', 'unknown command'),
 ]
 

@@ -328,7 +328,7 @@ def test_a_client_that_is_closed_before_on_connect_is_not_an_error(site, sockets
 def test_bad_arguments_are_refused_at_the_call(r):
     with pytest.raises(TypeError):
         listen_http(r, '127.0.0.1', 'http', print)
-    with pytest.raises(TypeError, match='hosts is a list of names'):
+    with pytest.raises(TypeError, match='hosts must be a list of names'):
         listen_http(r, '127.0.0.1', 0, print, hosts='status.example.org')
     with pytest.raises(OSError):
         listen_http(r, '192.0.2.1', 0, print)

@@ -196,7 +196,7 @@ def test_bad_arguments_are_refused_at_the_call(issued):
         with pytest.raises(TypeError):
             Certificates({name: pair})
     for files in None, 3, [(None, one)]:
-        with pytest.raises(TypeError, match='files is a mapping'):
+        with pytest.raises(TypeError, match='files must be a mapping'):
             Certificates(files)
     with pytest.raises(TypeError, match='callable'):
         Certificates({None: one}, configure=[])

@@ -135,7 +135,7 @@ def test_a_child_that_other_code_has_reaped_is_reported_as_unknown_with_one_warn
     r.run()
     assert exits == [(255, None)]
     assert [record.levelname for record in caplog.records] == ['WARNING']
-    assert 'other code has reaped it' in caplog.text
+    assert 'was reaped by other code' in caplog.text
 
 
 @pytest.mark.scenario(105)
