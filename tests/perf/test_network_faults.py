@@ -221,7 +221,7 @@ def test_without_its_tools_or_without_root_a_figure_says_what_to_do(monkeypatch)
     assert 'apt-get install iproute2 iptables' in figure.missing()
     monkeypatch.setattr(namespaces.shutil, 'which', lambda command: command)
     monkeypatch.setattr(namespaces.os, 'geteuid', lambda: 1000)
-    assert 'run it as root' in figure.missing()
+    assert 'run this as root' in figure.missing()
 
 
 # -- with root: what packets carry
