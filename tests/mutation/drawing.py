@@ -50,7 +50,7 @@ OPERATORS = (
 )
 # VariableInserter and VariableReplacer are left out too: they use their own random numbers, so the list could not be
 # drawn again. The first four operators below exchange identity and equality, which are the same for nearly all objects
-# compared here. The others compare the order of objects that have no order: they raise TypeError wherever a test reaches
+# compared here. The others compare the order of objects that have none: they raise TypeError wherever a test reaches
 # them, and would only improve the result.
 NOT_DRAWN = (
     'core/ReplaceComparisonOperator_Is_Eq',

@@ -189,7 +189,7 @@ def test_only_the_kernel_package_makes_system_calls(path):
             assert constants, f'{path}:{node.lineno} imports {module}'
 
 
-# The parts of `perf/` from top to bottom. Each imports only from itself and from below, so no tool imports another tool.
+# The parts of `perf/` from top to bottom. Each imports only from itself and from below; no tool imports another tool.
 PERF = PROJECT / 'perf'
 TOOLS = {'compare', 'faults', 'instructions', 'profiling', 'soak', 'visitors'}
 PERF_FLOORS = [TOOLS, {'compare.peers'}, {'loads'}, {'common'}]
