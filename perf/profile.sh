@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Profile a server with py-spy: where a turn of the reactor spends its time, by phase, as a table and as flame graphs.
+# Profile a server with py-spy: show where a turn of the reactor spends its time, by phase, as a table and flame graphs.
 # There are two recordings, one after the other: wall time (--idle), then the CPU time of Python code (--gil).
 set -euo pipefail
 
@@ -8,9 +8,9 @@ usage='usage: perf/profile.sh [--workload keepalive|churn|seed|idle|pump|timers]
                        [--python PATH] [--native] [--out DIR] [--pid PID]
 
   --workload  the server to start, load and profile (default keepalive)
-  --seconds   length of each recording          --rate   samples a second; odd, so it keeps step with no timer
+  --seconds   length of each recording          --rate   samples a second; odd, to avoid keeping step with timers
   --python    interpreter of the server         --native record a third time, with the frames of C functions
-  --out       folder for the results            --pid    attach to your own process; nothing is started or ended
+  --out       folder for the results            --pid    attach to this process; no process is started or ended
               (default perf/out/WORKLOAD-DATE)'
 
 workload='' seconds=15 rate=499 python=python3 native='' out='' pid=''
@@ -41,15 +41,15 @@ parse() {
   esac
 }
 
-# Find the interpreter itself, not a shim for it, and the sampler on PATH or beside that interpreter.
+# Find the interpreter itself, not a shim for it, and the sampler on PATH or next to that interpreter.
 find_tools() {
   local check='import sys; sys.exit("too old") if sys.version_info < (3, 11) else print(sys.executable)'
-  local found; found=$("$python" -c "$check" 2>/dev/null) && [ -n "$found" ] || fail "'$python' does not run as Python 3.11 or newer: name another with --python PATH"
+  local found; found=$("$python" -c "$check" 2>/dev/null) && [ -n "$found" ] || fail "'$python' does not run as Python 3.11 or newer: name another one with --python PATH"
   python=$found
-  pyspy=$(command -v py-spy || command -v "$(dirname "$python")/py-spy") || fail "py-spy is neither on PATH nor beside $python: pip install py-spy"
+  pyspy=$(command -v py-spy || command -v "$(dirname "$python")/py-spy") || fail "py-spy is neither on PATH nor next to $python: pip install py-spy"
 }
 
-end() { # pid: end one of our own processes; kill it if it does not end within 20 s
+end() { # pid: end one of the processes that we started; kill it if it does not end within 20 s
   kill -TERM "$1" 2>/dev/null || return 0
   for _ in {1..200}; do kill -0 "$1" 2>/dev/null || return 0; sleep 0.1; done
   kill -KILL "$1" 2>/dev/null || true
@@ -63,7 +63,7 @@ clean_up() {
   exit "$status"
 }
 
-await() { # pid, log, pattern: wait for a line in the log of a process; false when it ends, or after 20 s
+await() { # pid, log, pattern: wait for a line in the log of a process; false when the process ends, or after 20 s
   for _ in {1..400}; do
     grep -qs "$3" "$2" && return
     kill -0 "$1" 2>/dev/null || return 1
@@ -76,9 +76,9 @@ last_line() { grep -v '^[[:space:]]*$' "$1" | tail -n 1 || true; }
 first_error() { grep -m 1 -E '^(Error|Reason)' "$1" || last_line "$1"; }
 
 start() {
-  # The server gets a lower priority than the sampler. Otherwise a sampler that needs a CPU gets one when the server
-  # waits, and then sees up to 20 percentage points too much waiting. The load keeps its priority: if both had the lower
-  # one, they would compete again.
+  # The server gets a lower priority than the sampler. Otherwise the sampler would mostly get a CPU while the server
+  # waits, and would see up to 20 percentage points too much waiting. The load keeps its priority: with the lower one,
+  # it would compete with the server again.
   local low='nice -n 19'
   ! chrt --idle 0 true 2>/dev/null || low='chrt --idle 0'
   $low "$python" "$here/profiling/servers.py" "$workload" >"$scratch/server" 2>&1 &
@@ -91,14 +91,14 @@ start() {
   pid=$server
 }
 
-count() { # number: make our server print its counters, and wait until there are that many lines of them
+count() { # number: make our server print its counters, and wait until it has printed this number of lines
   [ -n "$server" ] || return 0
   kill -USR1 "$server"
   for _ in {1..100}; do [ "$(grep -c '^{' "$scratch/server")" -lt "$1" ] || return 0; sleep 0.05; done
   fail 'the server does not answer SIGUSR1 with its counters'
 }
 
-record() { # name, options of py-spy: record once; the counters are read when sampling begins and when it has ended
+record() { # name, options of py-spy: record once; the counters are read when sampling begins and after it has ended
   local name=$1 log=$scratch/$1.sampler status=0
   shift
   "$pyspy" record -f speedscope -o "$out/$name.speedscope.json" --pid "$pid" -d "$seconds" -r "$rate" "$@" >"$log" 2>&1 &
@@ -109,7 +109,7 @@ record() { # name, options of py-spy: record once; the counters are read when sa
   if [ "$status" = 0 ] && [ "$name" = wall ]; then count 2; fi
   [ "$status" = 0 ] && [ -s "$out/$name.speedscope.json" ] && return
   grep -qiE 'permission denied|operation not permitted' "$log" && fail "py-spy is not allowed to trace process $pid: run it as root, with 'docker run --cap-add SYS_PTRACE', or after 'sysctl kernel.yama.ptrace_scope=0'"
-  fail "py-spy cannot sample process $pid; is it a running Python? It reports: $(first_error "$log")"
+  fail "py-spy cannot sample process $pid; is it a running Python? py-spy reports: $(first_error "$log")"
 }
 
 stop() { # end the load and the server; both must end with status 0
@@ -126,7 +126,7 @@ report() {
   for view in wall cpu ${native:+native}; do "$python" -P -m perf.profiling.flame "$out" "$view"; done
   "$python" -P -m perf.profiling.page "$out"
   cat "$scratch/table"
-  echo "everything: $out/index.html"
+  echo "all results: $out/index.html"
 }
 
 main() {

@@ -7,6 +7,6 @@ def quantile(ordered, share):
 
 
 def rotated(names, turn):
-    """Return the names in the order of round `turn`: each name comes first once in `len(names)` rounds."""
+    """Return the names in the order for round `turn`: in `len(names)` rounds, each name comes first once."""
     start = turn % len(names) if names else 0
     return names[start:] + names[:start]

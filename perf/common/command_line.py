@@ -1,4 +1,4 @@
-"""What the command lines of the tools have in common: lists of names, and a message on standard error."""
+"""Functions that the command lines of the tools share: lists of names, and messages on standard error."""
 
 import sys
 
@@ -9,7 +9,7 @@ def names(text):
 
 
 def refuse_unknown(parser, chosen, known):
-    """End with a usage error when a chosen name is not among the known ones. `chosen` may be None."""
+    """Exit with a usage error when a chosen name is not a known one. `chosen` may be None."""
     if unknown := [name for name in chosen or () if name not in known]:
         parser.error(f'unknown: {", ".join(unknown)}; choose from {", ".join(known)}')
 

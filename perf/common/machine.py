@@ -1,6 +1,6 @@
 """The machine: its cores, its limits, and the facts that identify it in a report.
 
-What the operating system does not say is None or empty in the result, and the caller reports it.
+Facts that the operating system does not report are None or empty, and the caller reports that they are unknown.
 """
 
 import contextlib
@@ -37,10 +37,11 @@ def on_core(core):
 
 
 def ahead_of_others(priority=1):
-    """Return a prefix that gives a command real-time priority, or () where that is forbidden.
+    """Return a prefix that gives a command real-time priority, or () where real-time priority is forbidden.
 
     Use it for a process that is measured while load runs on the same cores: in production, that load would come from
-    other machines. Do not use it for a process that may take a whole core: Linux stops it for 50 ms in each second.
+    other machines. Do not use it for a process that may take a whole core: Linux would stop that process for 50 ms in
+    each second.
     """
     command = ('chrt', '-f', str(priority))
     try:
@@ -68,7 +69,7 @@ def first_line(*command):
 
 
 def commit(folder):
-    """Return the short hash of the checked-out commit, with a `+` when tracked files differ from it.
+    """Return the short hash of the checked-out commit, with a `+` when tracked files were changed.
 
     None where there is no git or no checkout.
     """
@@ -107,13 +108,13 @@ def description():
 
 
 class OtherWork:
-    """How much of the machine other processes use from now on, which disturbs a measurement."""
+    """Measures how many cores other processes use from now on, because their work disturbs a measurement."""
 
     def __init__(self):
         self.began = self._now()
 
     def cores(self):
-        """Return how many cores other processes used, on average; 0 where the system does not say."""
+        """Return how many cores other processes used, on average; 0 where the operating system does not report it."""
         began, now = self.began, self._now()
         if not now or now[0] == began[0]:
             return 0.0
@@ -127,6 +128,6 @@ class OtherWork:
                 ticks = [int(word) for word in file.readline().split()[1:9]]
         except OSError:
             return None
-        user, nice, system, _idle, _iowait, _irq, _softirq, steal = ticks  # an interrupt belongs to no process
+        user, nice, system, _idle, _iowait, _irq, _softirq, steal = ticks  # interrupts belong to no process
         times = os.times()
         return times.elapsed, (user + nice + system + steal) / os.sysconf('SC_CLK_TCK'), sum(times[:4])

@@ -1,14 +1,14 @@
-"""Progress of a long measurement: one line that is overwritten on a terminal, a line now and then in a log.
+"""Progress of a long measurement: on a terminal one line that is overwritten, in a log a new line now and then.
 
-`update` may be called as often as is convenient: it returns at once until the next line is due.
+`update` can be called as often as is convenient: it returns at once unless a line is due.
 """
 
 import sys
 import time
 
-ON_A_TERMINAL = 0.1  # seconds between two updates
+ON_A_TERMINAL = 0.1  # seconds between two updates of the line
 IN_A_LOG = 15.0  # seconds between two lines
-BAR = 20  # characters
+BAR = 20  # width of the bar in characters
 
 
 class Progress:
@@ -28,7 +28,7 @@ class Progress:
         self._write(f'{label}  ... about {duration(seconds)}')
 
     def update(self, done, total, text=''):
-        """Show that `done` of `total` is over, and how much time is left."""
+        """Show that `done` of `total` is finished, and how much time is left."""
         now = time.monotonic()
         if now - self.shown < self.every:
             return
@@ -39,7 +39,7 @@ class Progress:
         self._write(f'{self.label}  [{bar:.<{BAR}}] {share:4.0%}  {text}  {duration(left)} left')
 
     def say(self, text):
-        """Write a line that stays."""
+        """Write a line that is not overwritten."""
         self.stream.write(('\r\x1b[K' if self.rewrites else '') + text + '\n')
         self.stream.flush()
 
@@ -49,6 +49,6 @@ class Progress:
 
 
 def duration(seconds):
-    """Return seconds as text, like '90 s' or '3 min 05 s'."""
+    """Return a number of seconds as text, like '90 s' or '3 min 05 s'."""
     seconds = round(seconds)
     return f'{seconds} s' if seconds < 120 else f'{seconds // 60} min {seconds % 60:02} s'

@@ -1,4 +1,4 @@
-"""The process of a server while it is measured: started on its core, measured, ended.
+"""Start the process of a server on its core, measure it, and end it.
 
 CPU time and memory are read from the operating system, never from the process itself, and no process outlives its
 `with` block.
@@ -14,20 +14,20 @@ from .machine import on_core
 
 PROJECT = Path(__file__).parents[2]
 START = 20  # seconds within which a server must listen
-SETTLED = 0.2  # seconds without a change, after which memory counts as settled
+SETTLED = 0.2  # seconds without a change after which memory counts as settled
 
 
 class Failed(Exception):
-    """A measurement failed: a process ended, did not answer in time, or answered something else."""
+    """A measurement failed: a process ended, did not answer in time, or gave an unexpected answer."""
 
 
 class Measured:
-    """What a process uses, read from the operating system by its `pid`."""
+    """The CPU time, memory and descriptors of a process, read from the operating system by its `pid`."""
 
     pid: int
 
     def cpu(self):
-        """Return the seconds of CPU that all its threads have used so far, to the nanosecond."""
+        """Return the CPU time that all its threads have used so far, in seconds."""
         return time.clock_gettime((~self.pid << 3) | 2)  # what clock_getcpuclockid(3) returns on Linux
 
     def memory(self):
@@ -47,17 +47,17 @@ class Measured:
             return next(int(line.split()[1]) * 1024 for line in file if line.startswith('VmHWM:'))
 
     def descriptors(self):
-        """Return how many descriptors it has open."""
+        """Return how many descriptors the process has open."""
         return len(os.listdir(f'/proc/{self.pid}/fd'))
 
 
 class Server(Measured):
-    """A server program of `peer` that listens on a free port of 127.0.0.1; a context manager.
+    """A context manager: the server program of a peer, which listens on a free port of 127.0.0.1.
 
-    peer      its name, and the command that starts it
-    workload  what the program is to answer
-    core      the core it is pinned to, or None
-    start     seconds within which it must listen
+    peer      the peer's name, and the command that starts the program
+    workload  name of the workload that the program serves
+    core      the core that the process is pinned to, or None
+    start     seconds within which the program must listen
     """
 
     def __init__(self, peer, workload, core, start=START):
@@ -83,7 +83,7 @@ class Server(Measured):
         self.close()
 
     def last_words(self):
-        """Kill it and return the last line it wrote to standard error."""
+        """Kill the process and return the last line that it wrote to standard error."""
         self.process.kill()
         return (self.process.communicate()[1].strip().splitlines() or ['it ended without a message'])[-1]
 
@@ -102,7 +102,7 @@ def environment():
 
 
 def read_line(process, seconds):
-    """Return the first line a process prints, or '' when it ends or takes longer than `seconds`."""
+    """Return the first line that a process prints, or '' when it ends or prints none within `seconds`."""
     with selectors.DefaultSelector() as selector:
         selector.register(process.stdout, selectors.EVENT_READ)
         return process.stdout.readline().strip() if selector.select(seconds) else ''

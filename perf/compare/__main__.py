@@ -1,7 +1,7 @@
 """Measure this reactor and its peers side by side: `python -m perf.compare`; --help lists the options.
 
-Rounds alternate: each round runs every peer once, in an order that rotates. A ratio is taken within one round only, so
-whatever drifts on the machine affects both of its sides.
+Rounds alternate: each round runs every peer once, in an order that rotates. A ratio compares
+figures of the same round, so a change of the machine's speed affects both of them.
 """
 
 import argparse
@@ -37,9 +37,9 @@ def arguments(argv=None):
     parser.add_argument('--peers', type=names, metavar='NAME[,..]', help='choose from ' + ', '.join(known))
     parser.add_argument('--rounds', type=int, help=f'number of rounds, default {FULL["rounds"]}')
     parser.add_argument('--seconds', type=float, help=f'length of one measurement, default {FULL["seconds"]:g}')
-    parser.add_argument('--quick', action='store_true', help='one round of one second, with a tenth of all counts')
+    parser.add_argument('--quick', action='store_true', help='one round of one second, and a tenth of all counts')
     out = PROJECT / 'perf' / 'out' / 'compare'
-    parser.add_argument('--out', type=Path, default=out, metavar='DIR', help='for the results, default %(default)s')
+    parser.add_argument('--out', type=Path, default=out, metavar='DIR', help='results folder, default %(default)s')
     parser.add_argument('--resume', action='store_true', help='keep the finished rounds in DIR and measure the others')
     args = parser.parse_args(argv)
     defaults = QUICK if args.quick else FULL
@@ -52,7 +52,7 @@ def arguments(argv=None):
 
 
 def chosen_peers(wanted):
-    """Return the peers to measure, and for the others {name: why it is left out}."""
+    """Return the peers to measure, and {name: reason} for those that are left out."""
     found, left_out = [], {}
     for peer in peers():
         if wanted is None or peer.name in wanted or peer.name == OURS:
@@ -75,7 +75,7 @@ def measure_all(rounds, workloads, found, window, count):
 
 
 def measure_round(workload, order, window, index):
-    """Measure one workload on each peer; return {peer: figures} and {peer: why it failed}."""
+    """Measure one workload on each peer; return {peer: figures}, and {peer: error} for failures."""
     figures, failures = {}, {}
     for peer in order:
         started = time.monotonic()
@@ -123,5 +123,5 @@ if __name__ == '__main__':
     try:
         main()
     except KeyboardInterrupt:
-        say('interrupted; the finished rounds are kept: --resume continues with the next')
+        say('interrupted; the finished rounds are kept; --resume continues with the next')
         sys.exit(130)

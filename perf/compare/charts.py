@@ -8,7 +8,7 @@ from html import escape
 from .report import ordered, ratio_text, short
 
 WIDTH, LABEL, BAR, GAP, TOP = 720, 90, 18, 8, 62
-VALUES = 230  # for the figure and its ratio, right of the longest bar
+VALUES = 230  # width of the figure and its ratio, to the right of the longest bar
 STYLE = (
     'text{font:13px system-ui,sans-serif;fill:#222}.title{font-weight:600}.note{fill:#666;font-size:12px}'
     '.bar{fill:#9aa5b1}.ours{fill:#2563eb}.spread{stroke:#444}'
@@ -31,7 +31,7 @@ def write(folder, result, ours):
 
 
 def chart(name, about, metric, rows, ours):
-    """Return the SVG of one metric; `rows` are (peer, summary), the best first."""
+    """Return the SVG of one metric; `rows` has (peer, summary) pairs, the best first."""
     height = TOP + len(rows) * (BAR + GAP) + GAP
     longest = max(both['figure']['max'] for _, both in rows) or 1
     scale = (WIDTH - LABEL - VALUES) / longest
@@ -49,7 +49,7 @@ def chart(name, about, metric, rows, ours):
 
 
 def bar(peer, both, y, scale, is_ours):
-    """Return the SVG of one row: name, bar, spread, median, and the ratio of ours to it."""
+    """Return the SVG of one row: name, bar, spread, median, and the ratio ours/peer."""
     figure, ratio = both['figure'], both['ratio']
     length, low, high = (figure[which] * scale for which in ('median', 'min', 'max'))
     middle, text = y + BAR / 2, y + BAR - 4

@@ -1,4 +1,4 @@
-"""The list of peers: how each is started, and why one cannot be measured on this machine.
+"""The list of peers: how each is started, and why some cannot be measured on this machine.
 
 A peer that is left out is always reported, with the reason.
 """
@@ -24,7 +24,7 @@ class Peer:
 
     workloads       names of the workloads that the server program answers
     loop_workloads  names of the workloads that the loop program runs
-    needs           a module that has to be installed, or None
+    needs           name of a Python module that has to be installed, or None
     """
 
     def __init__(self, name, workloads, loop_workloads=frozenset(), needs=None):
@@ -36,7 +36,7 @@ class Peer:
         self.loop_command = [sys.executable, str(FOLDER / f'{name}_loop.py')]
 
     def missing(self):
-        """Return why it cannot be measured here, or None."""
+        """Return why the peer cannot be measured here, or None."""
         if self.needs and importlib.util.find_spec(self.needs) is None:
             return f'the Python module {self.needs} is not installed'
         return None
@@ -52,7 +52,7 @@ class Node(Peer):
 
 
 class Floor(Peer):
-    """The server in C, which is compiled when it is first used."""
+    """The server in C, which is compiled before its first use."""
 
     def __init__(self):
         super().__init__('epoll', REPLIES)
@@ -80,7 +80,7 @@ def peers():
         Peer('reactor', ALL | {'defer', 'tls'}, LOOPS),
         Peer('asyncio', ALL | {'tls'}, LOOPS),
         Peer('uvloop', ALL | {'tls'}, LOOPS, needs='uvloop'),
-        # gevent runs a callback in the turn that adds it, so a chain of callbacks does not take a chain of turns.
+        # gevent runs a callback in the turn that adds it, so a chain of callbacks would not measure turns of the loop.
         Peer('gevent', ALL, LOOPS - {'soon'}, needs='gevent'),
         Peer('twisted', ALL, LOOPS, needs='twisted'),
         Peer('tornado', ALL, LOOPS, needs='tornado'),

@@ -1,7 +1,7 @@
-"""Statistics: ratios taken within a round, their median, and their spread.
+"""Statistics: ratios computed within a round, their median, and their spread.
 
-The interval is the minimum to the maximum of the rounds. From six rounds on it contains the true median with a
-probability above 96 %, whatever the distribution.
+The interval reaches from the minimum to the maximum of all rounds. With six or more rounds, it contains the true median
+with a probability above 96 %, whatever the distribution.
 """
 
 from statistics import median
@@ -13,12 +13,12 @@ def summary(values):
 
 
 def ratios(rounds, metric, ours, theirs):
-    """Return ours/theirs for each round that has both."""
+    """Return ours/theirs for each round that has both figures."""
     pairs = [(one.get(ours, {}).get(metric), one.get(theirs, {}).get(metric)) for one in rounds]
     return [mine / other for mine, other in pairs if mine is not None and other]
 
 
 def values(rounds, metric, peer):
-    """Return the figures of one peer, without the rounds that have none."""
+    """Return the figures of one peer; rounds without a figure are skipped."""
     found = [one.get(peer, {}).get(metric) for one in rounds]
     return [value for value in found if value is not None]

@@ -1,6 +1,6 @@
 """The report: a tree for JSON, and a table for the terminal.
 
-A ratio is always shown with its interval and with the number of rounds it comes from.
+A ratio is always shown with its interval and with the number of rounds that it is computed from.
 """
 
 import json
@@ -26,7 +26,7 @@ def summaries(workloads, rounds, ours, syscalls):
 
 
 def one_metric(metric, figures, ours):
-    """Return the summary of one metric for each peer; `figures` has a dict for each round."""
+    """Return the summary of one metric for each peer; `figures` has one dict for each round."""
     names = list(dict.fromkeys(name for one in figures for name in one))
     by_peer = {}
     for name in names:
@@ -51,7 +51,7 @@ def write(path, result):
 
 
 def table(result, ours):
-    """Return the table for the terminal: each figure with the ratio of ours to it."""
+    """Return the table for the terminal: each figure with the ratio ours/peer."""
     lines = [f'medians; ratio {ours}/peer within a round: median (min–max)']
     if result['scale'] != 1:
         lines.append(f'quick run: counts of connections and calls are multiplied by {result["scale"]:g}')
@@ -68,7 +68,7 @@ def table(result, ours):
 
 
 def ordered(metric):
-    """Return (peer, summary) of the peers that have a figure, the best first."""
+    """Return (peer, summary) for each peer that has a figure, the best first."""
     found = [(peer, both) for peer, both in metric['peers'].items() if both['figure']]
     return sorted(found, key=lambda item: item[1]['figure']['median'], reverse=metric['better'] == 'more')
 
@@ -83,5 +83,5 @@ def ratio_text(ratio):
 
 
 def short(figure):
-    """Return a figure as text: a whole number from 1,000 on, below that four significant digits."""
+    """Return a figure as text: rounded to an integer from 1,000 on, otherwise with four significant digits."""
     return f'{figure:,.0f}' if abs(figure) >= 1000 else f'{figure:.4g}'

@@ -1,7 +1,7 @@
 """Finished rounds, kept in rounds.jsonl so that an interrupted comparison can continue.
 
 One line holds one round of one workload, and is written when that round is complete. Rounds that were measured with
-other settings are refused.
+other settings raise an error.
 """
 
 import json
@@ -40,7 +40,7 @@ class Rounds:
             file.write(json.dumps(one) + '\n')
 
     def figures(self, workload):
-        """Return the figures of each peer, one dict for each round."""
+        """Return one dict for each round, which maps each peer to its figures."""
         return [one['figures'] for (name, _), one in sorted(self.done.items()) if name == workload]
 
     def failures(self, workload):

@@ -1,7 +1,7 @@
 """System calls per request, counted by strace.
 
 strace slows down the process it traces, so this is a separate pass without timing. Our own loads send a known number of
-requests, and every call of the server meanwhile is counted.
+requests, and every system call that the server makes during the load is counted.
 """
 
 import re
@@ -16,7 +16,7 @@ from perf.loads import closed_loop
 
 CONNECTIONS = 10
 REQUESTS = 1000
-SECONDS = 20  # that a load may run
+SECONDS = 20  # seconds that a load may run
 LOADS = {
     'keepalive': lambda port: closed_loop.keep_alive(port, CONNECTIONS, SECONDS, 100, REQUESTS),
     'churn': lambda port: closed_loop.reconnect(port, CONNECTIONS, SECONDS, REQUESTS),
@@ -24,7 +24,7 @@ LOADS = {
 
 
 def count_all(workloads, found, window, say):
-    """Return {workload: {peer: calls per request}} for the workloads in LOADS, or {} where strace is missing."""
+    """Return {workload: {peer: calls per request}} for the workloads in LOADS, or {} where strace is not installed."""
     counted = [workload for workload in workloads if workload.name in LOADS]
     if counted and not shutil.which('strace'):
         say('left out: system calls per request: the command strace is not installed')
@@ -44,7 +44,7 @@ def count_all(workloads, found, window, say):
 
 
 def count(peer, workload, core):
-    """Return the system calls that one peer makes for a request."""
+    """Return how many system calls one peer makes for each request."""
     with Server(peer, workload, core) as server, tempfile.NamedTemporaryFile('r') as report:
         command = ['strace', '-f', '-c', '-o', report.name, '-p', str(server.pid)]
         with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as tracer:

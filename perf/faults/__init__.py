@@ -1,1 +1,1 @@
-"""Load and faults, measured and compared with what is promised: `python -m perf.faults`."""
+"""Measure the reactor under load and faults, and compare the results with what is promised: `python -m perf.faults`."""

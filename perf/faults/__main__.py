@@ -1,7 +1,7 @@
-"""Measure the reactor under load and faults, and compare with what is promised: `python -m perf.faults`.
+"""Measure the reactor under load and faults, and compare the results with what is promised: `python -m perf.faults`.
 
 The result of a case is written before the next case begins, so the command can be interrupted at any time, and the same
-command continues from there. The status is 1 when a case missed a goal, failed, or could not be run.
+command resumes the run. The exit status is 1 when a case missed a goal, failed, or could not be run.
 """
 
 import argparse
@@ -29,17 +29,17 @@ def arguments(argv=None):
     )
     parser.add_argument('--only', type=names, metavar='NAME[,..]', help='choose from ' + ', '.join(BY_NAME))
     parser.add_argument('--quick', action='store_true', help=f'a trial: counts and times multiplied by {QUICK:g}')
-    parser.add_argument('--again', action='store_true', help='repeat cases that this commit was measured with')
+    parser.add_argument('--again', action='store_true', help='repeat cases that were already measured at this commit')
     parser.add_argument('--list', action='store_true', help='print the cases and how long each takes; measure nothing')
     out = PROJECT / 'perf' / 'out' / 'faults'
-    parser.add_argument('--out', type=Path, default=out, metavar='DIR', help='for the results, default %(default)s')
+    parser.add_argument('--out', type=Path, default=out, metavar='DIR', help='results folder, default %(default)s')
     args = parser.parse_args(argv)
     refuse_unknown(parser, args.only, BY_NAME)
     return args
 
 
 def measure(case, run):
-    """Measure one case; return (outcome, figures by name, goals with whether each was held, error or None)."""
+    """Measure one case; return (outcome, figures by name, goals with whether each was met, error or None)."""
     goals = [{'text': goal.text, 'held': None} for goal in case.goals]
     if reason := case.missing():
         return NOT_RUN, {}, goals, reason
@@ -47,7 +47,7 @@ def measure(case, run):
         found = case.measure(run)
         for goal, row in zip(case.goals, goals, strict=True):
             row['held'] = bool(goal.check(found))
-    except Exception as exc:  # of any kind: the other cases still have to be measured
+    except Exception as exc:  # any exception: the other cases still have to be measured
         return FAILED, {}, goals, f'{type(exc).__name__}: {exc}'
     return HELD if all(goal['held'] for goal in goals) else MISSED, found, goals, None
 
@@ -74,7 +74,7 @@ def result_of(case, run, commit):
 
 
 def run_all(chosen, run, progress, results, commit, again):
-    """Measure the chosen cases; those that this commit was measured with are skipped, unless `again` is set."""
+    """Measure the chosen cases; skip those that were already measured at this commit, unless `again` is set."""
     for case in chosen:
         if not again and results.has(case.name, run.scale, commit):
             progress.say(f'{case.name:<4} already measured; --again repeats it')
@@ -139,5 +139,5 @@ if __name__ == '__main__':
     try:
         sys.exit(main())
     except KeyboardInterrupt:
-        print('interrupted; finished cases are kept, and the same command continues', file=sys.stderr)
+        print('interrupted; finished cases are kept, and the same command resumes the run', file=sys.stderr)
         sys.exit(130)

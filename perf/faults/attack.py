@@ -1,7 +1,7 @@
-"""An address that connects too fast, sends too slowly, or holds too many connections, beside 1,000 good clients (M24).
+"""1,000 good clients, and one address that connects too fast, sends too slowly, or holds too many connections (M24).
 
-Every client keeps its rate whatever the server does, and the times of good clients count from when each request was
-due. Rounds with and without an attack alternate, so that other work on the machine affects both.
+Every client keeps its rate whatever the server does, and the times of good clients count from the moment when each
+request was due. Parts with and without an attack alternate, so that other work on the machine affects both.
 """
 
 import contextlib
@@ -21,11 +21,11 @@ SECONDS = 8.0  # for each of the four parts of a round
 GOOD_CLIENTS = 1_000
 GOOD_RATE = 2_000  # requests a second, of all good clients together
 SOURCES = 20  # addresses that the good clients connect from
-CONNECT_RATE, CONNECT_BURST = 100, 200  # limit for an address: new connections a second, and at once
+CONNECT_RATE, CONNECT_BURST = 100, 200  # limits for an address: new connections a second, and in one burst
 PER_ADDRESS = 100  # limit for an address: open connections
-MIN_RATE, GRACE = 50, 2  # limit for a connection: bytes a second it has to send, after this many seconds
+MIN_RATE, GRACE = 50, 2  # limits for a connection: bytes a second that it must send, after GRACE seconds
 TICK = 0.005  # seconds between two steps of the attacker
-# The connections that the attacker opens a second, what it does with each, and the counter of the limit that stops it.
+# For each attack: connections a second, what the attacker does with each, and the counter of the limit that stops it.
 ATTACKS = {
     'too fast': (1_000, 'ask', 'refused_rate'),
     'too slow': (20, 'drip', 'ended_slow'),
@@ -39,11 +39,11 @@ REPLY = b'HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello'
 
 class Attack(Case):
     name = 'M24'
-    title = 'one address connects too fast, sends too slowly, or holds too many connections, beside 1,000 good clients'
+    title = '1,000 good clients, and an address that connects too fast, sends too slowly, or holds too many connections'
     seconds = 200
     goals = (
         Goal(
-            'connections beyond the rate and beyond the number are refused',
+            'connections above the limits for their rate and number are refused',
             lambda m: m['attacks']['too fast']['limited'] and m['attacks']['too many']['limited'],
         ),
         Goal('connections that send too slowly are closed', lambda m: m['attacks']['too slow']['limited'], timed=True),
@@ -52,7 +52,7 @@ class Attack(Case):
             lambda m: not m['good']['failed'] and not any(one['failed'] for one in m['attacks'].values()),
         ),
         Goal(
-            'their p99 is at most twice that without an attack, in the median of the rounds',
+            'the p99 of good clients is at most twice that without an attack (median of the rounds)',
             lambda m: all(one['median_ratio'] <= 2 for one in m['attacks'].values()),
             timed=True,
         ),
@@ -87,7 +87,7 @@ class Attack(Case):
         }
 
     def part(self, server, good, attacker, name, seconds):
-        """Run the good clients for `seconds` while the named attack goes on; None is no attack."""
+        """Run the good clients for `seconds` during the named attack; None means no attack."""
         before = server.ask('look')
         if name is not None:
             attacker.send('attack', name=name, seconds=seconds)

@@ -1,4 +1,4 @@
-"""Workers behind HAProxy that are restarted (H1) or killed (H2) under load.
+"""Workers behind HAProxy are restarted (H1) or killed (H2) under load.
 
 The load accounts for every request and never sends one twice. Requests that HAProxy repeats are reported separately.
 """
@@ -13,7 +13,7 @@ from .held import wait, wait_until
 ROUNDS = 100
 RATE = 2000  # requests a second
 CONNECTIONS = 100
-SETTLE = 0.5  # seconds of load before and after
+SETTLE = 0.5  # seconds of load before and after the restarts or kills
 KILLING, EVERY = 60.0, 2.0  # seconds of killing, and seconds from one kill to the next
 
 
@@ -71,11 +71,11 @@ class Killed(Case):
     goals = (
         Goal('every request ends', lambda m: m['answered'] + m['lost_by_http'] + m['lost_by_tcp'] == m['sent'] > 0),
         Goal(
-            'a kill loses at most one request for each connection of that worker',
+            'a kill loses at most one request for each connection of the killed worker',
             lambda m: m['kills_that_lost_more'] == 0,
         ),
         Goal(
-            'HAProxy repeats what it may: HTTP loses no more than TCP',
+            'HAProxy repeats requests where that is safe: HTTP loses no more than TCP',
             lambda m: m['lost_by_http'] <= m['lost_by_tcp'],
             timed=True,
         ),
@@ -103,7 +103,7 @@ class Killed(Case):
         for index in range(kills):
             run.progress(index, kills, f'{index} of {kills} killed')
             time.sleep(max(0, began + index * every - time.monotonic()))
-            wait_until('HAProxy uses all workers', behind.haproxy.up)  # also the one that was killed last
+            wait_until('HAProxy uses all workers', behind.haproxy.up)  # including the worker that was killed last
             worker = behind.workers[names[index % len(names)]]
             killed.append((time.time(), worker.connections()))
             worker.end(signal.SIGKILL)

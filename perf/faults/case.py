@@ -1,17 +1,17 @@
-"""The base classes: a case is something that is promised, a way to measure it, and goals to compare with.
+"""The base classes: a case tests a promise. It has a way to measure, and goals for the figures.
 
 `measure` returns figures by name, or raises. Only the goals decide whether the figures are good enough, so goals can be
-read, and tested, without measuring anything.
+read and tested without measuring anything.
 """
 
 import shutil
 
 
 class Goal:
-    """Part of a promise, in words and as a check of the figures.
+    """Part of a promise, in words and as a check on the figures.
 
     check  called with the dict that `measure` returned; a KeyError is a bug in the case, not a missed goal
-    timed  whether it also depends on the speed of the machine, or on what else runs there
+    timed  whether the goal also depends on the speed of the machine, or on other programs that run there
     """
 
     def __init__(self, text, check, timed=False):
@@ -21,12 +21,12 @@ class Goal:
 
 
 class Case:
-    """Something that is promised and measured.
+    """A promise, and how to measure whether it holds.
 
-    name     by which it is chosen, like M1
-    title    what is done, in a few words
-    goals    the promises
-    seconds  about how long it takes at full size
+    name     the name by which the case is chosen, like M1
+    title    a few words about what the case does
+    goals    the promises, as `Goal`s
+    seconds  about how long the case takes at full size
     needs    commands that have to be installed
     """
 
@@ -36,7 +36,7 @@ class Case:
     goals: tuple = ()
 
     def missing(self):
-        """Return why it cannot be measured here, or None."""
+        """Return why the case cannot be measured here, or None."""
         absent = [command for command in self.needs if shutil.which(command) is None]
         return f'{", ".join(absent)} not found; install it' if absent else None
 
@@ -46,10 +46,10 @@ class Case:
 
 
 class Run:
-    """The size of a measurement, and where it reports its progress.
+    """The size of a measurement, and how it reports its progress.
 
     scale     factor for counts and times: 1, or less for a quick trial
-    progress  a callable for `progress(done, total, text)`, called at any time; None to report nothing
+    progress  called as `progress(done, total, text)`, at any time; None to report nothing
     """
 
     def __init__(self, scale=1.0, progress=None):
@@ -57,11 +57,11 @@ class Run:
         self._progress = progress
 
     def count(self, full, least=1):
-        """Return a number of things, which is `full` at full size."""
+        """Return `full` scaled to the size of this run, as an integer of at least `least`."""
         return max(least, round(full * self.scale))
 
     def seconds(self, full, least=0.2):
-        """Return a time in seconds, which is `full` at full size."""
+        """Return `full` seconds scaled to the size of this run, at least `least`."""
         return max(least, full * self.scale)
 
     def progress(self, done, total, text=''):

@@ -1,4 +1,4 @@
-"""All cases, in the order in which they are measured and reported: a line here, a class in a module of this folder."""
+"""All cases, in the order in which they are measured and reported. Each is a class in another module of this folder."""
 
 from .attack import Attack
 from .behind_haproxy import Killed, Rolling

@@ -1,7 +1,7 @@
 """Run a function in a separate process, and exchange lines of JSON with it.
 
 A child ends when its parent does, or when the parent closes the pipe. An exception in the child is raised in the parent
-as `Failed`. The child's side is `python -m perf.faults.child MODULE:FUNCTION ARGUMENTS`, which calls
+as `Failed`. The child runs `python -m perf.faults.child MODULE:FUNCTION ARGUMENTS`, which calls
 `FUNCTION(control, **ARGUMENTS)` with a `Control`.
 """
 
@@ -16,14 +16,14 @@ import time
 
 from perf.common.server import Failed, Measured, environment
 
-PATIENCE = 120  # seconds within which an answer must come, by default
+PATIENCE = 120  # seconds within which an answer must arrive, by default
 LATER = object()  # returned by a command that sends its answer later
 
 
 class Child(Measured):
-    """A process that runs `target`, a function of this folder given as 'MODULE:FUNCTION'; a context manager.
+    """A context manager: a process that runs `target`, a function in this folder given as 'MODULE:FUNCTION'.
 
-    prefix     a command to run it under, like ('nice', '-n', '10')
+    prefix     a command to run the process under, like ('nice', '-n', '10')
     env        environment variables to add
     arguments  keyword arguments of the function
     """
@@ -55,7 +55,7 @@ class Child(Measured):
             raise Failed(f'{self.target} has ended with status {self.process.wait()}') from None
 
     def receive(self, patience=PATIENCE):
-        """Return its next answer. Raise `Failed` when it raised, ended, or took longer."""
+        """Return the child's next answer. Raise `Failed` if the child raised, ended, or took too long."""
         until = time.monotonic() + patience
         with selectors.DefaultSelector() as selector:
             selector.register(self.process.stdout, selectors.EVENT_READ)
@@ -79,13 +79,13 @@ class Child(Measured):
         return self.receive(patience)
 
     def kill(self):
-        """Kill it with SIGKILL."""
+        """Kill the child with SIGKILL."""
         self.process.kill()
         self.process.wait()
 
     def close(self):
-        """Close the pipe, which makes it end, and wait for it; kill it after 5 s."""
-        with contextlib.suppress(OSError):  # it may have ended
+        """Close the pipe, which makes the child end, and wait for it; kill it after 5 s."""
+        with contextlib.suppress(OSError):  # the child may already have ended
             self.process.stdin.close()
         try:
             self.process.wait(5)
@@ -102,12 +102,12 @@ class Control:
         self.parts = bytearray()
 
     def send(self, answer):
-        """Send an answer, which JSON can represent, to the parent."""
+        """Send an answer to the parent; JSON must be able to represent it."""
         sys.stdout.write(json.dumps(answer) + '\n')
         sys.stdout.flush()
 
     def serve(self, commands):
-        """Run the parent's commands until it closes the pipe, in a child that does nothing else."""
+        """Run the parent's commands until the parent closes the pipe, in a child that does nothing else."""
         for line in sys.stdin:
             self.do(line, commands)
 
@@ -146,5 +146,5 @@ def main(target, arguments):
 
 
 if __name__ == '__main__':
-    # Run the imported module and not this copy, `__main__`: the function that is run imports LATER by its name.
+    # Run the imported module, not this copy (`__main__`): the called function imports LATER from the module.
     importlib.import_module('perf.faults.child').main(*sys.argv[1:])

@@ -1,4 +1,4 @@
-"""Children by the thousand (M18). Zombies are counted by the operating system, not by the reactor."""
+"""Thousands of child processes (M18). Zombies are counted from the operating system, not from the reactor."""
 
 import gc
 import time
@@ -18,11 +18,11 @@ COMMAND = ['/bin/true']
 
 class Children(Case):
     name = 'M18'
-    title = '10,000 short children, 50 at a time'
+    title = '10,000 short-lived child processes, 50 at a time'
     seconds = 60
     goals = (
         Goal('every child is reported to have exited', lambda m: m['exits'] == m['spawns']),
-        Goal('with its exit code', lambda m: m['codes'] == {'0': m['spawns']}),
+        Goal('every exit code is right', lambda m: m['codes'] == {'0': m['spawns']}),
         Goal('no zombie is left', lambda m: m['zombies'] == 0),
         Goal('no descriptor is left', lambda m: m['descriptors_left'] == 0),
         Goal('no object is left, with the garbage collector off', lambda m: m['objects_left'] <= 0),
@@ -31,7 +31,7 @@ class Children(Case):
     def measure(self, run):
         count = run.count(CHILDREN, 100)
         with Child('children:spawn') as child:
-            child.ask('go', count=min(STEP, count))  # a warm-up
+            child.ask('go', count=min(STEP, count))  # warm-up
             before = self.look(child)
             began, found = time.monotonic(), {'spawns': 0, 'exits': 0, 'codes': {}}
             for done in range(0, count, STEP):
@@ -52,7 +52,7 @@ class Children(Case):
 
 
 def zombies(pid):
-    """Return how many children of a process have ended and were not reaped."""
+    """Return how many children of a process have ended but have not been reaped."""
     count = 0
     for one in Path(f'/proc/{pid}/task/{pid}/children').read_text().split():
         count += 'State:\tZ' in Path(f'/proc/{one}/status').read_text()
@@ -60,7 +60,7 @@ def zombies(pid):
 
 
 class Spawner:
-    """Starts a number of children, of which AT_ONCE run at the same time."""
+    """Starts a number of children, AT_ONCE of which run at the same time."""
 
     def __init__(self, r, control):
         self.r, self.control = r, control

@@ -1,7 +1,7 @@
-"""A million connections that come and go, and what they leave behind (M5).
+"""A million connections are opened and closed, and nothing may be left of them (M5).
 
-The server's garbage collector is off, so objects are freed by reference counts alone, and every object that stays is
-seen.
+The server's garbage collector is off, so objects are freed by reference counts alone, and every object that is left is
+counted.
 """
 
 import contextlib
@@ -17,7 +17,7 @@ from .held import wait_until
 from .programs import source
 
 CONNECTIONS = 1_000_000
-WARM = 2_000  # connections of the warm-up
+WARM = 2_000  # connections for warming up
 STEP = 5_000  # connections made by one command
 AT_ONCE = 50  # connections open at the same time
 
@@ -51,12 +51,12 @@ class Churn(Case):
 
     def look(self, server):
         with contextlib.suppress(Failed):
-            wait_until('all are closed', lambda: server.ask('look')['incoming'] == 0)
+            wait_until('all connections are closed', lambda: server.ask('look')['incoming'] == 0)
         return {'objects': server.ask('objects'), 'descriptors': server.descriptors(), 'rss': server.memory()}
 
 
 class Passers:
-    """Clients that connect, send one byte, read the answer and close, AT_ONCE at the same time."""
+    """Clients that connect, send one byte, read the answer and close; AT_ONCE are connected at the same time."""
 
     def __init__(self, port):
         self.port = port

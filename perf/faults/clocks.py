@@ -1,6 +1,6 @@
-"""Very many timers (M9), and clocks that jump (M16).
+"""A million timers (M9), and clocks that jump (M16).
 
-Whether a timer is early or late is measured on the monotonic clock, read in its callback.
+A timer's callback reads the monotonic clock to measure whether the timer is early or late.
 """
 
 import random
@@ -20,13 +20,13 @@ from .case import Case, Goal
 from .child import Child
 from .held import wait
 
-LIVE = 1_000_000  # timers that stay
-ADDED = 10_000_000  # timers that are added and cancelled meanwhile
+LIVE = 1_000_000  # timers that stay set
+ADDED = 10_000_000  # timers that are added and cancelled while the others stay
 STEP = 100_000  # timers added by one command
 HOUR = 3600
-IDLE_TIMERS = 2_000  # timers whose lateness is measured,
-IDLE_SECONDS = 10.0  # spread over this time
-COMPACT_ABOVE = 64  # cancelled deadlines that the heap may hold however few timers are live
+IDLE_TIMERS = 2_000  # timers whose lateness is measured
+IDLE_SECONDS = 10.0  # seconds over which those timers are spread
+COMPACT_ABOVE = 64  # cancelled deadlines that the heap may hold, even when few timers are live
 GAP = 60.0  # seconds for which the process is stopped
 BEAT = 0.05  # seconds from one call of the repeating timer to the next
 
@@ -41,8 +41,8 @@ class Timers(Case):
             'the heap never holds more than two deadlines for each live timer',
             lambda m: m['longest_heap'] <= 2 * m['live'] + COMPACT_ABOVE + 2,
         ),
-        Goal('none is left after all are cancelled', lambda m: m['left'] == 0),
-        Goal('the p99 of lateness is at most 2 ms when idle', lambda m: m['p99_ms'] <= 2, timed=True),
+        Goal('no timer is left after all are cancelled', lambda m: m['left'] == 0),
+        Goal('the p99 of the lateness is at most 2 ms in an idle loop', lambda m: m['p99_ms'] <= 2, timed=True),
         Goal('no timer is early', lambda m: m['earliest_ms'] >= 0),
     )
 
@@ -69,7 +69,7 @@ class ManyTimers:
         self.timers = []
 
     def add(self, count):
-        """Add `count` timers; return the microseconds for each."""
+        """Add `count` timers; return how many microseconds each takes."""
         call_later, keep = self.r.call_later, self.timers.append
         delays = [HOUR * (1 + random.random()) for _ in range(count)]
         began = time.perf_counter()
@@ -78,7 +78,7 @@ class ManyTimers:
         return {'add_us': (time.perf_counter() - began) / count * 1e6}
 
     def add_and_cancel(self, count):
-        """Add and cancel `count` timers; return the seconds it took and the largest size of the heap."""
+        """Add and cancel `count` timers; return how many seconds this took, and the largest size of the heap."""
         call_later, heap, longest = self.r.call_later, self.r.timers.heap, 0
         began = time.perf_counter()
         for index in range(count):
@@ -114,7 +114,7 @@ class ManyTimers:
 
 
 def fire():
-    raise AssertionError('an hour has passed')
+    raise AssertionError('a timer was called that is due in an hour')
 
 
 def many_timers(control):
@@ -125,15 +125,15 @@ def many_timers(control):
 
 class Jumps(Case):
     name = 'M16'
-    title = 'the wall clock jumps by an hour, forwards and back; then the process is stopped for a minute'
+    title = 'the wall clock jumps an hour forwards and back; then the process is stopped for a minute'
     seconds = 90
     needs = ('faketime',)
     goals = (
-        Goal('the process saw each jump', lambda m: m['wall_jumps'] == m['asked_jumps']),
+        Goal('the process observed each jump', lambda m: m['wall_jumps'] == m['asked_jumps']),
         Goal('no timer is early', lambda m: m['earliest_ms'] >= 0),
-        Goal('no timer is lost, none fires twice', lambda m: m['fired'] == m['set']),
+        Goal('no timer is lost, and none fires twice', lambda m: m['fired'] == m['set']),
         Goal(
-            'a repeating timer never fires twice in one interval, nor early',
+            'a repeating timer never fires twice in one interval, and never early',
             lambda m: m['beats_too_many'] == 0 and m['earliest_beat'] >= 0,
         ),
         Goal(
@@ -149,7 +149,7 @@ class Jumps(Case):
             offset.write_text('+0')
             seconds, gap = run.seconds(10, 1), run.seconds(GAP, 1)
             environment = {'FAKETIME_TIMESTAMP_FILE': str(offset), 'FAKETIME_NO_CACHE': '1', 'LD_PRELOAD': library()}
-            # libfaketime must not change the monotonic clock: a jump of the wall clock never moves it.
+            # libfaketime must not change the monotonic clock, because real jumps of the wall clock do not affect it.
             environment |= {'DONT_FAKE_MONOTONIC': '1', 'FAKETIME_DONT_FAKE_MONOTONIC': '1'}
             with Child('clocks:watch_clocks', env=environment) as child:
                 child.ask('begin', seconds=1.5 * seconds + gap)
@@ -170,7 +170,7 @@ class Jumps(Case):
                 return {'asked_jumps': len(steps), **child.ask('end'), 'late_while_jumping_ms': jumped['most_late_ms']}
 
     def await_jumps(self, child, count):
-        """Wait until the process has seen `count` jumps. On a busy machine that can take many beats."""
+        """Wait until the process has observed `count` jumps. On a busy machine that can take many beats."""
         for _ in range(200):
             if child.ask('jumped') >= count:
                 return
@@ -187,7 +187,7 @@ def library():
 
 
 class Clocks:
-    """Timers at random times and a repeating one, with the times at which they fired."""
+    """Timers at random times and a repeating timer, with the times at which they fired."""
 
     def __init__(self, r):
         self.r = r
@@ -208,8 +208,8 @@ class Clocks:
         self.late.append((due, time.monotonic() - due, self.r.counters.loop_count))
 
     def beat(self):
-        # Use the time stamp of the turn. The process may lose the processor between that and this line, and then two
-        # calls that were in time would seem to fall into one interval.
+        # Use the time stamp of the turn. If the process is preempted between that time and this line, two calls that
+        # were on time would otherwise seem to fall into one interval.
         self.beats.append(self.r.now)
         wall = time.time() - time.monotonic()
         if abs(wall - self.wall) > HOUR / 2:
@@ -223,9 +223,9 @@ class Clocks:
         return {'most_late_ms': max(late for _, late, _ in self.late) * 1000}
 
     def end(self):
-        """Return the figures, when all timers have fired."""
+        """Return the figures; call this when all timers have fired."""
         gap, until = max((later - beat, later) for beat, later in zip(self.beats, self.beats[1:], strict=False))
-        # Only the middle of the gap, because the exact time at which the process was stopped is unknown.
+        # Use only the middle of the gap, because the exact time at which the process was stopped is unknown.
         missed = [turn for due, _, turn in self.late if until - 0.75 * gap < due < until - 0.25 * gap]
         slots = [int((beat - self.first) // BEAT) for beat in self.beats]
         return {

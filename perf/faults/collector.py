@@ -1,6 +1,6 @@
-"""How long the garbage collector stops a loop that holds as many connections as a process can have (M20).
+"""Measure how long the garbage collector stops a loop with as many connections as a process can have (M20).
 
-Pauses are measured in the collector's own callbacks. How late the loop was, for whatever reason, is reported
+Pauses are measured in the collector's own callbacks. How late the loop was, for any reason, is reported
 separately.
 """
 
@@ -17,7 +17,7 @@ from .programs import Looks, echo, resume
 
 BUSY = 10.0  # seconds of load in each mode
 ASKING = 200  # connections that send requests
-PASSING = 50  # connections that come and go at the same time
+PASSING = 50  # other connections at a time, which are opened and closed during the load
 TICK = 0.002  # seconds between two measurements of how late the loop is
 LONGEST = 50  # milliseconds that a pause may take
 
@@ -28,17 +28,17 @@ class Collector(Case):
     seconds = 60
     goals = (
         Goal(
-            'at most 50 ms while connections are opened',
+            'pauses are at most 50 ms while connections are opened',
             lambda m: m['while opening']['longest_pause_ms'] <= LONGEST,
             timed=True,
         ),
         Goal(
-            'at most 50 ms in traffic, with a full collection',
+            'pauses are at most 50 ms in traffic, with a full collection',
             lambda m: m['in traffic']['longest_pause_ms'] <= LONGEST,
             timed=True,
         ),
         Goal(
-            'at most 50 ms in traffic after gc.freeze()',
+            'pauses are at most 50 ms in traffic after gc.freeze()',
             lambda m: m['frozen']['longest_pause_ms'] <= LONGEST,
             timed=True,
         ),
@@ -55,7 +55,7 @@ class Collector(Case):
             ):
                 server.ask('begin')
                 open_all(run, [held], count, 'opened')
-                wait_until('all are accepted', lambda: server.ask('look')['incoming'] == count)
+                wait_until('all connections are accepted', lambda: server.ask('look')['incoming'] == count)
                 found['while opening'] = server.ask('end')
                 for mode in ('in traffic', 'frozen'):
                     if mode == 'frozen':
@@ -67,7 +67,7 @@ class Collector(Case):
         return found
 
     def load(self, run, held, passers, seconds, mode):
-        """Send requests on some of the open connections, while other connections come and go."""
+        """Send requests on some of the open connections, while other connections are opened and closed."""
         began = time.monotonic()
         while (passed := time.monotonic() - began) < seconds:
             passers.send('go', count=20 * PASSING)
@@ -77,7 +77,7 @@ class Collector(Case):
 
 
 class Pauses:
-    """The longest pauses of the collector, and how late the loop was."""
+    """Records the longest pause of the collector, and how late the loop was."""
 
     def __init__(self, r):
         self.r = r

@@ -1,7 +1,7 @@
-"""`drain()` of a server with many connections: what waiting costs, and how each connection ends (M25).
+"""`drain()` of a server with many connections: the cost of waiting, and how each connection ends (M25).
 
-The clients are the idle ones of `programs.hold`. The server owes half of them an answer for a while, and so marks these
-connections as busy.
+The clients are the idle ones of `programs.hold`. The server delays its answer to half of them, and marks these
+connections as busy in the meantime.
 """
 
 import time
@@ -14,7 +14,7 @@ from .held import open_all, wait, wait_until
 from .programs import Looks
 
 CONNECTIONS = 10_000
-TIMEOUT = 120  # seconds of drain()
+TIMEOUT = 120  # timeout of drain() in seconds
 BUSY = 20.0  # seconds for which half of the connections are busy
 
 
@@ -24,7 +24,7 @@ class Ending(Case):
     seconds = 40
     goals = (
         Goal('idle connections are closed within 5 s', lambda m: m['idle_closed_after'] <= 5, timed=True),
-        Goal('CPU below 1 % while the others are busy', lambda m: m['cpu_share'] < 0.01, timed=True),
+        Goal('CPU use is below 1 % while the busy connections wait', lambda m: m['cpu_share'] < 0.01, timed=True),
         Goal('every connection ends without an error', lambda m: m['ends'] == {'NoneType': m['connections']}),
         Goal(
             'all connections end, and run() returns, within 8 s after the last answer',
@@ -38,13 +38,13 @@ class Ending(Case):
         with Child('ending:serve_busy') as server:
             with Child('programs:hold', port=server.receive()) as clients:
                 open_all(run, [clients], count, 'opened')
-                wait_until('all are accepted', lambda: server.ask('look')['incoming'] == count)
+                wait_until('all connections are accepted', lambda: server.ask('look')['incoming'] == count)
                 server.ask('drain')
                 idle = wait_until(
                     'idle connections are closed', lambda: server.ask('look')['incoming'] == count - count // 2
                 )
                 cpu, began = server.cpu(), time.monotonic()
-                wait(run.seconds(BUSY, 0.5), run, 'half of them are busy')
+                wait(run.seconds(BUSY, 0.5), run, 'half of the connections are busy')
                 share = (server.cpu() - cpu) / (time.monotonic() - began)
                 began = time.monotonic()
                 server.ask('answer')
@@ -60,7 +60,7 @@ class Ending(Case):
 
 
 def serve_busy(control):
-    """Run a server with every second connection busy, until the command `answer`."""
+    """Run a server on which every second connection is busy until the command `answer`."""
     conns, ends = [], {}
 
     def on_connect(conn):

@@ -1,7 +1,7 @@
-"""One client that sends as fast as it can, beside a thousand that send a ping and wait for its echo (M8).
+"""One client sends as fast as it can, while a thousand others send pings and wait for the echoes (M8).
 
-The firehose waits for nothing but the kernel. The others first send ten pings a second each, then the next ping as soon
-as the last was echoed.
+The first client, the firehose, waits for nothing but the kernel. The others each send ten pings a second in the first
+part; in the second part, they send the next ping as soon as the last was echoed.
 """
 
 import contextlib
@@ -34,7 +34,11 @@ class Firehose(Case):
             lambda m: m['paced']['p99_ms'] <= 50,
             timed=True,
         ),
-        Goal('and when each client sends them without a pause', lambda m: m['flat_out']['p99_ms'] <= 50, timed=True),
+        Goal(
+            'the p99 is at most 50 ms when clients ping without a pause',
+            lambda m: m['flat_out']['p99_ms'] <= 50,
+            timed=True,
+        ),
         Goal('every client is answered', lambda m: m['paced']['fewest_answers'] and m['flat_out']['fewest_answers']),
     )
 
@@ -90,7 +94,7 @@ class Pinging:
         return {'pings': len(times), **found, 'most_ms': times[-1] * 1000, 'fewest_answers': min(answers.values())}
 
     def exchange(self, selector, socks, until, pause):
-        """Send pings until the time `until`; return (seconds of each, {socket: number of answers})."""
+        """Send pings until the time `until`; return (seconds that each took, {socket: number of answers})."""
         times, answers, asked = [], dict.fromkeys(socks, 0), {}
         now = time.perf_counter()
         waiting = deque((now + pause * index / len(socks), sock) for index, sock in enumerate(socks))

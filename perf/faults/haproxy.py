@@ -1,7 +1,7 @@
-"""HAProxy with the configuration from examples/, and workers behind it: `service.py`, each on its own port.
+"""HAProxy with the configuration from examples/, and two workers behind it, each a `service.py` on its own port.
 
-Configuration, worker and restart are the very files that users copy from examples/. All processes run at real-time
-priority, or other work on the machine would be measured. No process outlives its `with` block.
+The configuration, the worker and the restart script are the files that users copy from examples/. All processes run at
+real-time priority; otherwise other work on the machine would be measured too. No process outlives its `with` block.
 """
 
 import contextlib
@@ -33,7 +33,7 @@ def rolling_restart():
 
 
 class Running:
-    """A context manager: `start()` pushes to `stack` whatever has to be ended."""
+    """A context manager: `start()` pushes everything that has to be ended to `stack`."""
 
     def __enter__(self):
         try:
@@ -48,10 +48,10 @@ class Running:
 
 
 class Haproxy(Running):
-    """HAProxy with a configuration that takes variables from the environment; a context manager.
+    """A context manager: HAProxy with a configuration that takes variables from the environment.
 
-    binds  {variable with the address of a frontend: listening socket}; HAProxy inherits the sockets, so no other
-           process can take a port first
+    binds  {variable for the address of a frontend: listening socket}; HAProxy inherits the sockets, so no other
+           process can take their ports first
     env    the other variables; ADMIN is set to a path in a temporary folder
     """
 
@@ -76,27 +76,27 @@ class Haproxy(Running):
         self.stack.callback(self.process.kill)
 
     def up(self, *names):
-        """Return whether these servers, or all, are up and checked. Raise `Failed` when HAProxy has ended."""
+        """Return whether these servers (by default all) are up and checked. Raise `Failed` if HAProxy has ended."""
         if self.process.poll() is not None:
             raise Failed(f'HAProxy has ended: {self.logged()}')
         try:
             rows = self.admin.servers(*names)
-        except OSError:  # its admin socket does not listen yet
+        except OSError:  # HAProxy does not listen on its admin socket yet
             return False
         return all(row['status'] == 'UP' and row['check_status'][-2:] == 'OK' for row in rows)
 
     def logged(self):
-        """Return what it has logged."""
+        """Return the log of HAProxy."""
         return Path(self.log.name).read_text()
 
     def sums(self, *names):
-        """Return the totals over all servers of these columns of `show stat`."""
+        """Return the totals of these columns of `show stat` over all servers."""
         rows = self.admin.servers()
         return {name: sum(int(row[name] or 0) for row in rows) for name in names}
 
 
 class Worker(Measured):
-    """examples/service.py on its own port; after an end, `start` starts a new process on the same port."""
+    """examples/service.py on its own port; after the process has ended, `start` starts a new one on the same port."""
 
     port = 0
 
@@ -112,7 +112,7 @@ class Worker(Measured):
         self.port = int(line.rpartition(':')[2])
 
     def end(self, signum):
-        """Send it a signal, wait for its end, and return its status."""
+        """Send the worker a signal, wait until it ends, and return its exit status."""
         self.process.send_signal(signum)
         try:
             status = self.process.wait(60)
@@ -122,20 +122,20 @@ class Worker(Measured):
         return status
 
     def restart(self):
-        """Restart it the way systemd does: SIGTERM, and a new process when the old one has ended."""
+        """Restart the worker the way systemd does: send SIGTERM, and start a new process when the old one has ended."""
         if status := self.end(signal.SIGTERM):
             raise Failed(f'a worker ended with status {status}')
         self.start()
 
     def connections(self):
-        """Return the number of connections that are open on its port."""
+        """Return how many connections are open on the worker's port."""
         wanted = f':{self.port:04X}'
         with open('/proc/net/tcp') as file:
             return sum(fields[1].endswith(wanted) and fields[3] == '01' for fields in map(str.split, file))
 
 
 class Behind(Running):
-    """HAProxy with two workers; `port` and `tcp_port` are its frontends, `workers` a dict by name."""
+    """HAProxy with two workers; `port` and `tcp_port` are those of its frontends, `workers` is {name: `Worker`}."""
 
     def __init__(self):
         self.stack = contextlib.ExitStack()

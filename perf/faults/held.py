@@ -1,7 +1,7 @@
-"""Idle connections: as many as a process may have (M1), in two processes (M2), and more than it may have (M3).
+"""Idle connections: as many as a process may have (M1), in two processes (M2), and more than a process may have (M3).
 
 Clients run in separate processes, because each process may have no more descriptors than the server. They connect
-from many addresses, because an address has too few ports.
+from many addresses, because one address has too few ports.
 """
 
 import contextlib
@@ -13,11 +13,11 @@ from perf.common.server import Failed
 from .case import Case, Goal
 from .child import Child
 
-SPARE = 500  # descriptors that are kept free of clients
+SPARE = 500  # descriptors that clients leave free
 STEP = 500  # connections opened, or pinged, between two updates of the progress line
 FIRST = 200  # connections that are open before memory is first measured
 WAIT = 600.0  # seconds without traffic
-SETTLE = 60  # seconds within which an expected change must happen, even on a busy machine
+SETTLE = 60  # seconds within which an expected change must happen; enough for a busy machine
 
 
 def limit():
@@ -26,7 +26,7 @@ def limit():
 
 
 def open_all(run, clients, count, text):
-    """Let each process of clients open `count` connections, STEP at a time."""
+    """Open `count` connections in each process of clients, STEP at a time."""
     opened = 0
     while opened < count:
         step = min(STEP, count - opened)
@@ -50,7 +50,7 @@ def ping_all(run, client, count, text='answered'):
 
 
 def wait(seconds, run, text):
-    """Wait, and show the progress."""
+    """Wait for `seconds`, and show the progress."""
     began = time.monotonic()
     while (passed := time.monotonic() - began) < seconds:
         run.progress(passed, seconds, text)
@@ -79,10 +79,10 @@ class Idle(Case):
     title = 'one process holds idle connections for 10 minutes'
     seconds = 660
     goals = (
-        Goal('19,500 are open at once (the descriptor limit less 500)', lambda m: m['held'] == m['asked']),
-        Goal('each answers a ping after 10 minutes', lambda m: m['answered'] == m['asked']),
+        Goal('19,500 connections are open at once (the descriptor limit less 500)', lambda m: m['held'] == m['asked']),
+        Goal('each connection answers a ping after 10 minutes', lambda m: m['answered'] == m['asked']),
         Goal('a connection takes at most 450 bytes of RSS', lambda m: m['bytes_each'] <= 450 or m['asked'] < 5_000),
-        Goal('CPU below 1 % while they are idle', lambda m: m['cpu_share'] < 0.01, timed=True),
+        Goal('CPU use is below 1 % while the connections are idle', lambda m: m['cpu_share'] < 0.01, timed=True),
     )
 
     def measure(self, run):
@@ -115,9 +115,11 @@ class TwoWorkers(Case):
     title = 'two workers of serve.run hold idle connections on one port'
     seconds = 60
     goals = (
-        Goal('39,000 are open at once', lambda m: m['held'] == m['asked']),
-        Goal('each answers a ping', lambda m: m['answered'] == m['asked']),
-        Goal('each worker has 45 to 55 % of them', lambda m: m['asked'] < 2_000 or 0.45 <= m['share'] <= 0.55),
+        Goal('39,000 connections are open at once', lambda m: m['held'] == m['asked']),
+        Goal('each connection answers a ping', lambda m: m['answered'] == m['asked']),
+        Goal(
+            'each worker has 45 to 55 % of the connections', lambda m: m['asked'] < 2_000 or 0.45 <= m['share'] <= 0.55
+        ),
     )
 
     def measure(self, run):
@@ -128,7 +130,7 @@ class TwoWorkers(Case):
             port = server.receive()
             wait_until('both workers serve', lambda: len(server.ask('pids')) == 2)
             clients = [start('programs:hold', port=port) for _ in range(2)]
-            open_all(run, clients, each, 'opened by each')
+            open_all(run, clients, each, 'opened by each process')
 
             def incoming():
                 return [stats['incoming'] for stats in server.ask('stats').values()]
@@ -145,14 +147,16 @@ class AtTheLimit(Case):
     title = '25,000 clients connect to a server with 20,000 descriptors'
     seconds = 60
     goals = (
-        Goal('CPU below 1 % while nothing can be accepted', lambda m: m['cpu_share'] < 0.01, timed=True),
-        Goal('one line in the log', lambda m: m['lines'] == 1),
-        Goal('full again within 1 s after 100 clients close', lambda m: m['full_again_s'] <= 1, timed=True),
+        Goal('CPU use is below 1 % while nothing can be accepted', lambda m: m['cpu_share'] < 0.01, timed=True),
+        Goal('one line is logged', lambda m: m['lines'] == 1),
         Goal(
-            'exactly the accepted clients are answered',
+            'the server is full again within 1 s after 100 clients close', lambda m: m['full_again_s'] <= 1, timed=True
+        ),
+        Goal(
+            'all accepted clients are answered, and no others',
             lambda m: m['answered'] == m['accepted'] == m['accepted_then'],
         ),
-        Goal('no descriptor is left when the clients are gone', lambda m: m['descriptors_left'] == 0),
+        Goal('no descriptor is left when the clients have disconnected', lambda m: m['descriptors_left'] == 0),
     )
 
     def measure(self, run):
@@ -169,7 +173,7 @@ class AtTheLimit(Case):
             found['accepted_then'] = server.ask('look')['incoming']
             ask_all(crowds, 'leave')
             with contextlib.suppress(Failed):
-                wait_until('all are gone', lambda: server.descriptors() == at_start)
+                wait_until('all clients are gone', lambda: server.descriptors() == at_start)
             look = server.ask('look')
             found |= {name: look[name] for name in ('lines', 'accept_pauses')}
             return {**found, 'descriptors_left': server.descriptors() - at_start}
@@ -185,7 +189,7 @@ class AtTheLimit(Case):
         return {'accepted': server.ask('look')['incoming'], 'cpu_share': share}
 
     def make_room(self, server, crowd, accepted):
-        """Close some clients, and wait until as many others were accepted."""
+        """Close some clients, and wait until the same number of others has been accepted."""
         gone = crowd.ask('leave', count=min(100, accepted // 10))
-        again = wait_until('it is full again', lambda: server.ask('look')['accepts'] == accepted + gone)
+        again = wait_until('the server is full again', lambda: server.ask('look')['accepts'] == accepted + gone)
         return {'closed': gone, 'full_again_s': again}

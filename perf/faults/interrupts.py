@@ -1,7 +1,7 @@
-"""A flood of signals into a busy loop (M10).
+"""A flood of signals to a busy loop (M10).
 
-The kernel merges pending signals of one kind, so calls of a handler are not compared with signals sent. What matters is
-that each handler runs after its signal was sent for the last time, and when.
+The kernel merges pending signals of one kind, so the number of calls is not compared with the number of signals. The
+goals are that each handler runs after its signal was sent for the last time, and that SIGTERM is handled in time.
 """
 
 import os
@@ -23,12 +23,12 @@ WORK = 0.001  # seconds of work in each turn
 
 class SignalFlood(Case):
     name = 'M10'
-    title = 'a million SIGUSR1 are sent to a busy loop, then SIGTERM'
+    title = 'SIGUSR1 is sent a million times to a busy loop, then SIGTERM'
     seconds = 20
     goals = (
-        Goal('SIGTERM is handled at the latest in the next turn', lambda m: m['turns_to_sigterm'] <= 1),
-        Goal('no signal is lost: each handler runs after its signal was sent last', lambda m: m['lost'] == []),
-        Goal('the loop makes turns meanwhile', lambda m: m['turns'] > 0),
+        Goal('SIGTERM is handled in the next turn at the latest', lambda m: m['turns_to_sigterm'] <= 1),
+        Goal('no signal is lost: each handler runs after its signal was last sent', lambda m: m['lost'] == []),
+        Goal('the loop makes turns during the flood', lambda m: m['turns'] > 0),
     )
 
     def measure(self, run):
@@ -72,7 +72,7 @@ class Busy:
         self.r = r
         self.handled = {}
         self.turns = 0
-        self.polled = deque(maxlen=100)  # when the selector returned in the last turns
+        self.polled = deque(maxlen=100)  # times at which the selector returned in the last turns
         self.to_sigterm = []
         for signum in (signal.SIGUSR1, signal.SIGTERM, *RARE):
             r.add_signal_handler(signum, self.handle, signum)

@@ -1,8 +1,8 @@
-"""Workers that are killed and stopped under load (M12).
+"""Workers are killed and stopped under load (M12).
 
-Two workers of `reactor.serve` run, each on a listening socket that its parent keeps open, so the end of a worker does
-not reset its backlog. Every request is counted as answered, lost or refused. A request may be lost only together with a
-worker that was killed at that moment.
+Two workers of `reactor.serve` run, each on a listening socket that the parent keeps open, so the clients in the backlog
+of a worker are not reset when it ends. Every request is counted as answered, lost or refused. A request may only be
+lost if its worker was killed at that moment.
 """
 
 import errno
@@ -22,8 +22,8 @@ from .programs import source
 KILLS = 100
 EVERY = 2.0  # seconds from one kill to the next
 STOPPED = 10.0  # seconds for which a worker is stopped
-RATE = 600  # requests a second, each on its own connection; the share of a stopped worker fits into its backlog
-AT_ONCE = 0.5  # seconds after a kill within which its connections are lost
+RATE = 600  # requests a second, each on its own connection; a stopped worker's share must fit into its backlog
+AT_ONCE = 0.5  # seconds after a kill within which a lost connection is attributed to the kill
 PATIENCE = 30  # seconds after which a request counts as hung
 
 
@@ -41,7 +41,7 @@ class Kills(Case):
 
     def measure(self, run):
         kills, every, stopped = run.count(KILLS, 2), run.seconds(EVERY, 0.7), run.seconds(STOPPED, 0.5)
-        # At real-time priority, including the workers: otherwise other work on the machine would be measured.
+        # Run the workers at real-time priority too: otherwise other work on the machine would be measured.
         with Child('serving:serve_answers', prefix=ahead_of_others(), workers=2) as server:
             with Child('kills:load', prefix=ahead_of_others(2), port=server.receive()) as load:
                 wait_until('both workers serve', lambda: len(server.ask('pids')) == 2)
@@ -57,7 +57,7 @@ class Kills(Case):
         return self.account(found, then, killed, respawns)
 
     def kill(self, run, server, kills, every):
-        """Kill the workers in turn; return (time, pid) of each kill, and the seconds until the next worker served."""
+        """Kill the workers in turn; return (time, pid) of each kill, and the seconds until the new worker served."""
         killed, respawns, began = [], [], time.monotonic()
         for index in range(kills):
             time.sleep(max(0, began + (index + 1) * every - time.monotonic()))
@@ -67,12 +67,12 @@ class Kills(Case):
             os.kill(pid, signal.SIGKILL)
             killed.append((now, pid))
             replaced = lambda slot=slot, pid=pid: server.ask('pids').get(slot, pid) != pid  # noqa: E731
-            respawns.append(wait_until('the next worker serves', replaced))
+            respawns.append(wait_until('the new worker serves', replaced))
             run.progress(index, kills, f'{index + 1} killed')
         return killed, respawns
 
     def account(self, found, then, killed, respawns):
-        """Return the figures; `found` is the load's account during the kills, `then` the one during the stop."""
+        """Return the figures; `found` has the counts of the load during the kills, `then` those during the stop."""
 
         def in_flight(when, pid):
             return any(0 <= when - at < AT_ONCE and pid in (None, of) for at, of in killed)
@@ -112,7 +112,7 @@ class Load:
                 for key, events in self.selector.select(max(0, next_one - time.monotonic())):
                     self.ready(key.fileobj, events)
             for sock in self.began:
-                sock.close()  # hung
+                sock.close()  # the request hangs
         counts = {'sent': self.sent, 'answered': self.answered, 'refused': self.refused}
         return {**counts, 'lost': self.lost, 'longest': self.longest}
 

@@ -1,8 +1,8 @@
-"""Ten thousand clients that are slow on purpose, beside a few good ones; and the server for them (M7).
+"""Ten thousand clients that are slow on purpose and a few good ones, with the server for both (M7).
 
-Deadlines are absolute: a deadline begins with the connection, again when a request is complete, and again when its
-response has been sent. No single byte moves it. The attackers, which would really run on other machines, get one core;
-the server and the good clients get the other one, at real-time priority.
+Deadlines are absolute: the time starts when a client connects, and starts again when a request is complete and when its
+response has been sent. A single byte does not extend the deadline. The attackers would really run on other
+machines, so they get one core; the server and the good clients get the other core, at real-time priority.
 """
 
 import contextlib
@@ -22,16 +22,16 @@ from .child import Child
 from .programs import Looks
 
 SLOW = 10_000  # slow clients
-ATTACKERS = 4  # processes of slowhttptest; it becomes slower the more connections a process has
-RATE = 1_000  # slow clients that connect in a second
-DEADLINE = 30.0  # seconds for a request to arrive, and for a response to be sent
-ATTACK = 80.0  # seconds that slowhttptest runs; it needs some of them to connect
+ATTACKERS = 4  # processes of slowhttptest, which gets slower the more connections a process has
+RATE = 1_000  # slow clients that connect each second
+DEADLINE = 30.0  # seconds within which a request must arrive, and within which a response must be sent
+ATTACK = 80.0  # seconds that slowhttptest runs, including the time for connecting
 DRIP = 10  # seconds between two pieces of a slow request
-GOOD = 200  # requests a second of the good clients,
-GOOD_CLIENTS = 10  # over this many connections
+GOOD = 200  # requests a second from all good clients together
+GOOD_CLIENTS = 10  # connections of the good clients
 SMALL = b'HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello'
 LARGE = b'HTTP/1.1 200 OK\r\nContent-Length: 262144\r\n\r\n' + b'x' * (256 << 10)
-SEND_BUFFER = 16384  # bytes that the kernel buffers; the rest of a large response waits in the server
+SEND_BUFFER = 16384  # bytes that the kernel buffers; the rest of a large response stays in the server
 
 
 class SlowLoris(Case):
@@ -42,7 +42,7 @@ class SlowLoris(Case):
     goals = (
         Goal('each slow client is aborted', lambda m: all(one['ended'] == one['slow'] for one in m['modes'].values())),
         Goal(
-            'at its deadline: at most 1 s late, and never early',
+            'slow clients are aborted at their deadlines: at most 1 s late, and never early',
             lambda m: all(0 <= one['least_late_s'] <= one['most_late_s'] <= 1 for one in m['modes'].values()),
             timed=True,
         ),
@@ -100,7 +100,7 @@ class SlowLoris(Case):
 
 
 class Good:
-    """Good clients: they send requests at a fixed rate, and times count from when each was due."""
+    """Good clients: they send requests at a fixed rate, and times count from the moment when each request was due."""
 
     def __init__(self, port):
         self.port = port
@@ -132,7 +132,7 @@ def ask(control, port):
 
 
 class Connection:
-    """A connection of the server: the request so far, and the deadline."""
+    """A connection of the server: the part of the request that has arrived, and the deadline."""
 
     def __init__(self, conn, deadlines):
         self.request = b''

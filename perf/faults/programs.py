@@ -1,7 +1,7 @@
-"""What the child processes of several cases run: an echo server, and clients that stay connected.
+"""Programs for the child processes of several cases: an echo server, and clients that stay connected.
 
-The server is what a user would write, and can be asked about itself. The clients are plain blocking sockets, so that
-one reactor is measured and not two.
+The server is what a user would write, and also answers questions about its state. The clients are plain blocking
+sockets, so that only one reactor is measured.
 """
 
 import contextlib
@@ -16,7 +16,7 @@ import reactor
 from perf.common.machine import raise_descriptor_limit
 from perf.loads.sockets import IP_BIND_ADDRESS_NO_PORT, connect
 
-SOURCES = 40  # addresses to connect from: a million connections leave many ports in TIME_WAIT
+SOURCES = 40  # number of addresses to connect from: a million connections leave many ports in TIME_WAIT
 ANSWER = 10  # seconds within which an answer must arrive
 
 
@@ -35,17 +35,17 @@ class Lines(logging.Handler):
 
 
 class Looks:
-    """The commands by which a program with a reactor is asked about itself."""
+    """The commands that query the state of a program with a reactor."""
 
     def __init__(self, r):
         self.r, self.lines = r, Lines()
 
     def look(self):
-        """Return the reactor's counters, and those of its log."""
+        """Return the reactor's counters, and how many lines it has logged."""
         return {**self.r.stats().as_dict(), 'lines': self.lines.count, 'last_line': self.lines.last}
 
     def commands(self, **more):
-        """Return all commands by name, with `more` of them."""
+        """Return all commands by name, including those in `more`."""
         return {'look': self.look, 'objects': objects, 'collect': gc.collect, 'freeze': freeze, **more}
 
 
@@ -125,14 +125,14 @@ def source(index):
 
 
 def hold(control, port, receive_buffer=None):
-    """Run clients of the server at `port` that stay connected; `receive_buffer` is the kernel's, in bytes."""
+    """Run clients of the server at `port` that stay connected; `receive_buffer` is SO_RCVBUF in bytes."""
     raise_descriptor_limit()
     held = Held(port, receive_buffer)
     control.serve({'open': held.open, 'ping': held.ping, 'close': held.close})
 
 
 class Crowd:
-    """Clients that connect all at once without waiting; some of them may never be accepted."""
+    """Clients that all connect at once, without waiting; some of them may never be accepted."""
 
     def __init__(self, port, count):
         self.socks = []
@@ -150,7 +150,7 @@ class Crowd:
         return len(self.socks)
 
     def ping(self):
-        """Ping all; return how many answer before half a second passes without an answer."""
+        """Ping on all connections; return how many pings are answered before half a second passes without an answer."""
         answered = 0
         with selectors.DefaultSelector() as selector:
             for sock in self.socks:
@@ -177,7 +177,7 @@ class Crowd:
         return closed
 
     def leave(self, count=None):
-        """Close the oldest `count` connections, or all; return how many."""
+        """Close the oldest `count` connections, by default all; return how many were closed."""
         leaving = self.socks[:count]
         del self.socks[:count]
         for sock in leaving:
@@ -186,7 +186,7 @@ class Crowd:
 
 
 def crowd(control, port, count):
-    """Run `count` clients of the server at `port` that connect, ping and leave by command."""
+    """Run `count` clients of the server at `port` that connect, ping and leave on command."""
     raise_descriptor_limit()
     one = Crowd(port, count)
     control.serve({'connect': one.connect, 'ping': one.ping, 'count_closed': one.count_closed, 'leave': one.leave})

@@ -1,13 +1,13 @@
-"""The results of the cases, kept in results.jsonl while others are measured, and shown as a table.
+"""The results of the cases: stored in results.jsonl as soon as each is measured, and shown as a table.
 
-A line is appended when a case is done, and lines are never changed: the last one for a case counts. The table names the
-commit of each result.
+A line is appended when a case is finished, and lines are never changed: the last line for a case counts. The table
+names the commit of each result.
 """
 
 import json
 
 HELD, MISSED, FAILED, NOT_RUN = 'held', 'missed', 'failed', 'not run'
-DISTURBED = 0.25  # of a core: when other processes used more, the table says so
+DISTURBED = 0.25  # cores: if other processes used more than this, the table says so
 
 
 class Results:
@@ -17,16 +17,16 @@ class Results:
         self.path = path
 
     def all(self):
-        """Return every line so far, including those of other commands that write to the same file."""
+        """Return every line so far, including those that other commands wrote to the same file."""
         rows = [json.loads(line) for line in self.path.read_text().splitlines()] if self.path.exists() else []
-        return [{'case': row.get('figure'), **row} for row in rows]  # earlier versions wrote `figure`
+        return [{'case': row.get('figure'), **row} for row in rows]  # earlier versions named this field `figure`
 
     def latest(self, scale):
-        """Return the last line of each case at this scale, by name."""
+        """Return {case: its last line at this scale}."""
         return {one['case']: one for one in self.all() if one['scale'] == scale}
 
     def has(self, case, scale, commit):
-        """Return whether the case was measured at this commit. A tree with changes (`+`) never counts."""
+        """Return whether the case was measured at this commit. A checkout with changes (`+`) never counts."""
         found = [one for one in self.all() if (one['case'], one['scale'], one['commit']) == (case, scale, commit)]
         return bool(found) and found[-1]['outcome'] in (HELD, MISSED) and not commit.endswith('+')
 
@@ -36,7 +36,7 @@ class Results:
 
 
 def table(results, machine):
-    """Return a Markdown table of what was promised and measured; `machine` has facts for its first line."""
+    """Return a Markdown table of what was promised and measured; `machine` has the facts for its first line."""
     lines = [', '.join(f'{name} {value}' for name, value in machine.items()), '']
     lines += ['| | promised | measured | | commit |', '| --- | --- | --- | --- | --- |']
     for one in results:
@@ -56,7 +56,7 @@ def measured(one):
 
 
 def outcome(one):
-    """Return the outcome of a result, with what limits its value."""
+    """Return the outcome of a result, and reasons to doubt it: a reduced size or a busy machine."""
     words = one['outcome'] if one['outcome'] == HELD else one['outcome'].upper()
     if one['scale'] != 1:
         words += f', at {one["scale"]:g} of full size'

@@ -1,7 +1,7 @@
-"""Workers of `reactor.serve` under load: replaced (M13), drained (M21), orphaned (M22) and crashing (M23).
+"""Workers of `reactor.serve` under load are replaced (M13), drained (M21) and orphaned (M22), or crash (M23).
 
-Every connection that the kernel accepted for us must be answered. A connection that is refused loses no request, and is
-counted separately.
+Every connection that the kernel accepted for us must be answered. A refused connection loses no request, and is counted
+separately.
 """
 
 import contextlib
@@ -24,7 +24,7 @@ from .programs import Lines, echo, resume
 
 RELOADS, DRAINS = 100, 20
 CLIENTS = 50  # keep-alive connections
-BEFORE, AFTER = 1.0, 0.5  # seconds of load before the fault, and after the server has stopped accepting
+BEFORE, AFTER = 1.0, 0.5  # seconds of load before the fault, and after accepting has stopped
 LAME_DUCK = 1.0  # seconds for which a draining server still accepts
 START = 20  # seconds within which a server must listen
 DRAIN_TIMEOUT = 10.0  # seconds for requests in progress when a server ends
@@ -35,7 +35,7 @@ CRASHING = 4  # workers that crash
 
 class Reloads(Case):
     name = 'M13'
-    title = 'http_server.py: two workers are replaced 100 times, under wrk with 50 keep-alive connections'
+    title = 'http_server.py: two workers are replaced 100 times, while wrk keeps 50 connections busy'
     seconds = 330
     needs = ('wrk',)
     goals = (
@@ -70,11 +70,11 @@ class Reloads(Case):
 
 class Drains(Case):
     name = 'M21'
-    title = 'SIGTERM under load, 20 times: 600 connections/s for one request each, then 50 keep-alive connections'
+    title = 'SIGTERM under load, 20 times: 600 connections/s with one request each, then 50 keep-alive connections'
     seconds = 130
     goals = (
         Goal('every accepted connection is answered', lambda m: m['lost'] == 0),
-        Goal('so is every request on a keep-alive connection', lambda m: m['kept_lost'] == 0),
+        Goal('every request on a keep-alive connection is answered', lambda m: m['kept_lost'] == 0),
         Goal('the exit status is 0', lambda m: m['statuses'] == [0]),
     )
 
@@ -102,7 +102,7 @@ class Drains(Case):
                 server.workers(2)
                 kept.go(before)
                 server.process.send_signal(signal.SIGTERM)
-                kept.go(DRAIN_TIMEOUT)  # returns earlier, when all clients have been refused
+                kept.go(DRAIN_TIMEOUT)  # returns earlier if all clients have been refused
                 statuses.add(server.end()[0])
                 kept_answered, kept_lost = kept_answered + kept.answered, kept_lost + kept.lost
             run.progress(index + 1, drains, 'drained')
@@ -158,7 +158,7 @@ class Crashes(Case):
 
 
 class HTTPServer:
-    """examples/http_server.py with a number of workers; a context manager."""
+    """A context manager: examples/http_server.py with a number of workers."""
 
     def __init__(self, workers, lame_duck):
         options = {'--port': 0, '--root': '.', '--workers': workers, '--lame-duck': lame_duck}
@@ -180,15 +180,15 @@ class HTTPServer:
         self.process.communicate()
 
     def workers(self, count=None):
-        """Return the pids of its workers; with `count`, wait until there are exactly that many."""
+        """Return the pids of the workers; with `count`, wait until there are exactly that many."""
         found = children(self.process.pid)
         if count is not None:
-            wait_until(f'it has {count} workers', lambda: len(children(self.process.pid)) == count)
+            wait_until(f'http_server.py has {count} workers', lambda: len(children(self.process.pid)) == count)
             found = children(self.process.pid)
         return found
 
     def end(self):
-        """Wait for its end; return its status and its log."""
+        """Wait until the server has ended; return its exit status and its log."""
         _, log = self.process.communicate(timeout=DRAIN_TIMEOUT + START)
         return self.process.returncode, log
 
@@ -233,7 +233,7 @@ class AllLines(Lines):
 
 
 def start(control, main, lame_duck=0, **options):
-    """Serve with workers, send the port to the parent, and answer its questions about the workers."""
+    """Serve with workers, send the port to the parent, and answer the parent's questions about the workers."""
     raise_descriptor_limit()
     log = AllLines()
 
@@ -252,7 +252,7 @@ def serve_echo(control, **options):
 
 
 def serve_answers(control, **options):
-    """Run workers that send their pid to each client at once, and answer a request a little later."""
+    """Run workers that send their pid to each client at once, and answer each request a little later."""
     name = b'%d' % os.getpid()
 
     def greet(conn):

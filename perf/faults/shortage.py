@@ -1,7 +1,7 @@
-"""Resources that run out: memory (M14), and room in a selector (M17).
+"""Resources run out: memory (M14), and room in a selector (M17).
 
-A connection that cannot be served is ended. No client receives a wrong byte, and the other clients, and all later ones,
-are served as before.
+A connection that cannot be served is ended. No client receives a wrong byte, and the other clients and all later
+clients are served as before.
 """
 
 import contextlib
@@ -21,28 +21,28 @@ from .child import Child
 from .held import ask_all, wait, wait_until
 from .programs import Looks
 
-HOARDERS = 60  # connections that each make the server keep
-HOARD = 10_000_000  # bytes
-LEAST_ROOM = 40_000_000  # bytes that the server may allocate, or a quarter of what all hoarders send if that is more
+HOARDERS = 60  # connections that make the server keep data
+HOARD = 10_000_000  # bytes that the server keeps for each hoarder
+LEAST_ROOM = 40_000_000  # bytes that the server may allocate, or a quarter of the hoarders' data if that is more
 PIECE = b'hoard' + b'x' * 65531
 GREEDY = b'greedy'
 PATIENCE = 30  # seconds within which a client must be served or cut off
-GOOD = 20  # good connections, which send data and compare the echo
+GOOD = 20  # good connections, which send data and check the echo
 LONGEST = 200_000  # bytes that a good connection sends at once
 BESIDE = 2.0  # seconds for which the good connections send while the hoarders do
 ROUNDS = 5
 SELECT_ROOM = 1_024  # descriptors that `select` can watch (FD_SETSIZE)
-MORE = 76  # clients above that: 1,100 in all
-LEAVE = 50  # clients that close, to make room for others
+MORE = 76  # clients above that number: 1,100 in all
+LEAVE = 50  # clients that disconnect, to make room for others
 
 
 class Memory(Case):
     name = 'M14'
-    title = 'memory runs out (RLIMIT_AS) five times: many connections each take some, then one takes all'
+    title = 'memory runs out (RLIMIT_AS) five times: many connections each take some of it, then one takes the rest'
     seconds = 30
     goals = (
         Goal('memory did run out', lambda m: m['memory_errors'] > 0),
-        Goal('the loop lives, and serves again at once', lambda m: m['served_after'] == m['rounds']),
+        Goal('the loop survives, and serves again at once', lambda m: m['served_after'] == m['rounds']),
         Goal('no client received a wrong byte', lambda m: m['wrong'] == 0 and m['echoed'] > 0),
         Goal('on_close is called once for each connection', lambda m: m['closed'] == m['opened']),
         Goal('no descriptor is left', lambda m: m['descriptors_left'] == 0),
@@ -55,7 +55,7 @@ class Memory(Case):
             server = stack.enter_context(Child('shortage:hoard', room=max(LEAST_ROOM, hoarders * HOARD // 4)))
             port = server.receive()
             good = stack.enter_context(Child('shortage:be_good', port=port))
-            self.one_round(server, good, port, hoarders, beside)  # a warm-up: the first log lines create objects
+            self.one_round(server, good, port, hoarders, beside)  # warm-up: the first log lines create objects
             before = self.look(server)
             found = {'rounds': rounds, 'served_after': 0, 'echoed': 0, 'wrong': 0, 'good_cut_off': 0}
             for index in range(rounds):
@@ -113,7 +113,7 @@ class Memory(Case):
 
 
 def hoard(control, room):
-    """Run a server that keeps data beginning with `hoard`, allocates until nothing is left at `greedy`, else echoes."""
+    """Run an echo server that keeps data beginning with `hoard`, and at `greedy` allocates until no memory is left."""
     ends = {'memory_errors': 0, 'opened': 0, 'closed': 0, 'most_kept': 0}
     kept = [0]
     gc.disable()
@@ -128,7 +128,7 @@ def hoard(control, room):
             kept[0] += len(data)
             ends['most_kept'] = max(ends['most_kept'], kept[0])
         elif data == GREEDY:
-            while True:  # in small pieces, so that nothing at all is left
+            while True:  # in small pieces, so that no memory at all is left
                 conn.data.append(bytearray(50))
         elif not conn.write(data):
             conn.pause_reading()
@@ -149,7 +149,7 @@ def hoard(control, room):
 
 
 class Good:
-    """Clients that send data and compare the echo."""
+    """Clients that send data and check the echo."""
 
     def __init__(self, port):
         self.port = port
@@ -177,7 +177,7 @@ class Good:
 
 
 def exchange(sock, data):
-    """Send `data`, and return what came back before the connection ended."""
+    """Send `data`, and return the bytes that came back before the connection ended."""
     sock.settimeout(PATIENCE)
     received = bytearray()
     try:
@@ -203,10 +203,10 @@ class SelectLimit(Case):
     goals = (
         Goal('as many clients are served as select can watch', lambda m: m['answered'] == m['accepted'] >= m['room']),
         Goal('the connections of the others are closed', lambda m: m['closed'] == m['clients'] - m['accepted']),
-        Goal('CPU below 1 % then', lambda m: m['cpu_share'] < 0.01, timed=True),
+        Goal('CPU use is below 1 % when there is no room', lambda m: m['cpu_share'] < 0.01, timed=True),
         Goal('at most one line a second is logged', lambda m: m['lines'] <= 1 + m['seconds']),
-        Goal('room that becomes free is used', lambda m: m['later_clients_answered'] == m['left']),
-        Goal('no descriptor is left when the clients are gone', lambda m: m['descriptors_left'] == 0),
+        Goal('freed room is used for new clients', lambda m: m['later_clients_answered'] == m['left']),
+        Goal('no descriptor is left when the clients have disconnected', lambda m: m['descriptors_left'] == 0),
     )
 
     def measure(self, run):
@@ -216,7 +216,7 @@ class SelectLimit(Case):
             port, at_start = server.receive(), server.descriptors()
             crowds = [stack.enter_context(Child('programs:crowd', port=port, count=n)) for n in (count, LEAVE)]
             crowds[0].ask('connect')
-            wait_until('all are accepted or closed', lambda: self.seen(server) == count)
+            wait_until('all clients are accepted or closed', lambda: self.seen(server) == count)
             look, cpu, since = server.ask('look'), server.cpu(), time.monotonic()
             wait(run.seconds(3, 0.5), run, 'no more room')
             share = (server.cpu() - cpu) / (time.monotonic() - since)
@@ -224,12 +224,15 @@ class SelectLimit(Case):
             found['answered'] = crowds[0].ask('ping')
             found['closed'] = crowds[0].ask('count_closed')
             found['left'] = crowds[0].ask('leave', count=LEAVE)
-            wait_until('they are closed', lambda: server.ask('look')['incoming'] == look['incoming'] - LEAVE)
+            wait_until(
+                'connections of the departed clients are closed',
+                lambda: server.ask('look')['incoming'] == look['incoming'] - LEAVE,
+            )
             crowds[1].ask('connect')
             found['later_clients_answered'] = crowds[1].ask('ping')
             ask_all(crowds, 'leave')
             with contextlib.suppress(Failed):
-                wait_until('all are closed', lambda: server.descriptors() == at_start)
+                wait_until('all connections are closed', lambda: server.descriptors() == at_start)
             found['lines'] = server.ask('look')['lines']
             found['seconds'] = time.monotonic() - began
             return {**found, 'descriptors_left': server.descriptors() - at_start}

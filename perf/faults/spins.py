@@ -1,7 +1,7 @@
-"""Descriptors that a selector reports again and again although nothing can be done about them (M26).
+"""Descriptors that a selector reports again and again although the program can do nothing about them (M26).
 
-Each state is made with real sockets, lasts as long as its process, and its cost is measured. Only the failing `accept`
-is written in Python, because no kernel here refuses it permanently.
+Each state is created with real sockets and lasts as long as its process, and its cost is measured. Only the failing
+`accept` is simulated in Python, because the kernel cannot be made to refuse it permanently.
 """
 
 import errno
@@ -17,19 +17,19 @@ from .child import Child
 from .held import wait
 from .programs import Looks
 
-SECONDS = 10.0  # for which each state is measured
-SETTLE = 1.0  # seconds before that: the pauses of a parked handle grow from 10 to 250 ms meanwhile
+SECONDS = 10.0  # seconds for which each state is measured
+SETTLE = 1.0  # seconds before the measurement, in which the pauses of a parked handle grow from 10 to 250 ms
 IP_RECVERR = 11
 SO_TIMESTAMPING, TX_SOFTWARE, SOFTWARE, OPT_ID = 37, 2, 16, 128
 
 
 class Spins(Case):
     name = 'M26'
-    title = 'descriptors that a selector reports for ever although nothing can be done'
+    title = 'descriptors that a selector keeps reporting although the program can do nothing about them'
     seconds = 90
     goals = (
         Goal(
-            'CPU below 1 % in each state',
+            'CPU use is below 1 % in each state',
             lambda m: all(one['cpu_share'] < 0.01 for one in m['states'].values()),
             timed=True,
         ),
@@ -43,7 +43,7 @@ class Spins(Case):
         for name in STATES:
             with Child('spins:serve', state=name) as child:
                 child.receive()
-                wait(SETTLE, run, name)  # at any scale: it takes equally long
+                wait(SETTLE, run, name)  # not scaled, because the pauses always take this long to grow
                 cpu, began = child.cpu(), time.monotonic()
                 wait(run.seconds(SECONDS, 1), run, name)
                 share = (child.cpu() - cpu) / (time.monotonic() - began)
@@ -58,7 +58,7 @@ class Spins(Case):
 
 
 def serve(control, state):
-    """Make a state and keep it until the end."""
+    """Create a state and keep it until the process ends."""
 
     def main(r):
         looks = Looks(r)
@@ -147,7 +147,7 @@ def datagrams_shut_down(r):
     try:
         sock.sock.shutdown(socket.SHUT_RD)
     except OSError:
-        pass  # ENOTCONN is raised, but the socket is shut down
+        pass  # shutdown() raises ENOTCONN, but takes effect
     return sock, always
 
 

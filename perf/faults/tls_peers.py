@@ -1,8 +1,8 @@
-"""TLS: the memory that a connection keeps (M27), and peers that misbehave beside those that do not (M28, M29).
+"""TLS: the memory that a connection keeps (M27), and good peers among peers that misbehave (M28, M29).
 
 The server is a separate process, and its memory is read from the operating system. Rounds with and without
-misbehaving peers alternate, so that other work on the machine affects both. The misbehaving peers are those of the
-tests (`hostile_tls.py`), which renew keys with the OpenSSL that Python is linked with.
+misbehaving peers alternate, so that other work on the machine affects both. The misbehaving peers come from the
+tests (`hostile_tls.py`); they send key updates through the OpenSSL library that Python is linked with.
 """
 
 import contextlib
@@ -28,16 +28,16 @@ from .programs import Looks
 CONNECTIONS = 1_000
 SIZE = 1 << 20  # bytes of an answer, and of an upload
 REST = 5.0  # seconds without traffic before memory is measured
-MOST_KEPT = 8192  # bytes that a connection may keep, compared with one that was always idle
+MOST_KEPT = 8192  # bytes that a connection may keep beyond the memory of one that was always idle
 ROUNDS = 5
-SECONDS = 6.0  # for each part of a round
-GOOD_CLIENTS, GOOD_RATE = 100, 1_000  # the rate is in requests a second, of all good clients together
+SECONDS = 6.0  # seconds for each part of a round
+GOOD_CLIENTS, GOOD_RATE = 100, 1_000  # the rate is in requests a second, for all good clients together
 FLOODS = 10  # clients that send key updates and nothing else
-FLOOD_RATE = 2_000_000  # bytes a second that each of them sends at most
+FLOOD_RATE = 2_000_000  # most bytes a second that each of them sends
 UPDATES_AT_ONCE = 200
 MEMBERS, MISBEHAVING = 50, 10
 MINUTE = 60.0
-LINE_EVERY = 1.0  # seconds between two lines of a member
+LINE_EVERY = 1.0  # seconds between two lines from a member
 
 
 class MemoryAfterTransfer(Case):
@@ -59,7 +59,7 @@ class MemoryAfterTransfer(Case):
         for kind in 'answer', 'upload':
             with Child('tls_peers:serve_mebibytes') as server, Child('tls_peers:ask_mebibytes') as load:
                 load.ask('connect', port=server.receive(), count=20)
-                load.ask(kind)  # a warm-up, for memory that the process needs only once
+                load.ask(kind)  # warm-up, for memory that the process needs only once
                 empty = server.memory()
                 load.ask('connect', port=server.ask('port'), count=count)
                 wait(rest, run, 'idle')
@@ -72,7 +72,7 @@ class MemoryAfterTransfer(Case):
 
 
 def serve_mebibytes(control):
-    """Run a server that answers `?` with a mebibyte, and a mebibyte with `!`."""
+    """Run a server that answers `?` with 1 MiB of data, and 1 MiB of data with `!`."""
     raise_descriptor_limit()
 
     def on_data(conn, data):
@@ -120,7 +120,7 @@ def ask_mebibytes(control):
 
 class Keys(Case):
     name = 'M28'
-    title = '10 clients send nothing but key updates, and reconnect when they are cut off; beside 100 good clients'
+    title = '100 good clients, and 10 that send nothing but key updates and reconnect when they are cut off'
     seconds = 100
     goals = (
         Goal('clients that send only key updates are cut off', lambda m: m['limited']['cut_off']),
@@ -130,7 +130,7 @@ class Keys(Case):
             lambda m: not (m['calm']['failed'] or m['limited']['failed'] or m['unlimited']['failed']),
         ),
         Goal(
-            'with or without the limit, their p99 is at most twice that without the flood (median of the rounds)',
+            'with and without the limit, their p99 is at most twice that without the flood (median of the rounds)',
             lambda m: max(m['limited']['median_ratio'], m['unlimited']['median_ratio']) <= 2,
             timed=True,
         ),
@@ -150,8 +150,8 @@ class Keys(Case):
                 with on_core(core):
                     return stack.enter_context(Child(f'tls_peers:{target}', prefix=prefix, **more))
 
-            # Only processes that use little CPU get real-time priority. If one takes a whole core, the kernel stops all
-            # real-time processes on that core for 50 ms in each second (sched_rt_runtime_us).
+            # Only processes that use little CPU get real-time priority: if one took a whole core, the kernel would stop
+            # all real-time processes on that core for 50 ms in each second (sched_rt_runtime_us).
             server = start('serve_http', server_core)
             ports = server.receive()
             options = {'clients': clients, 'rate': GOOD_RATE * clients / GOOD_CLIENTS, 'prefix': ahead_of_others()}
@@ -171,7 +171,7 @@ class Keys(Case):
 
 
 def summary(found):
-    """Return the figures of each part; ratios compare it with the calm part of the same round."""
+    """Return the figures of each part; ratios compare them with the calm part of the same round."""
     calm = [part['p99_ms'] for part in found['calm']]
     figures = {}
     for name, parts in found.items():
@@ -235,7 +235,7 @@ def ask_http(control, port, clients, rate):
 
 
 class Flood:
-    """Connections that send key updates as fast as they are accepted, up to FLOOD_RATE, and reconnect when cut off."""
+    """Clients that send key updates as fast as the server reads them, up to FLOOD_RATE, and reconnect if cut off."""
 
     def __init__(self, r, clients):
         self.r, self.clients = r, clients
@@ -300,11 +300,11 @@ def flood(control, clients):
 
 class Chat(Case):
     name = 'M29'
-    title = 'a chat room of 50 TLS clients for a minute, of which 10 misbehave at random'
+    title = 'a chat room of 50 TLS clients for a minute; 10 of them misbehave at random'
     seconds = 75
     goals = (
-        Goal('none of the other 40 is disconnected', lambda m: not m['aborted']),
-        Goal('each of them received every line that they sent', lambda m: m['missed'] == 0),
+        Goal('none of the 40 good clients is disconnected', lambda m: not m['aborted']),
+        Goal('each good client received every line that good clients sent', lambda m: m['missed'] == 0),
         Goal('misbehaving clients were cut off, and reconnected', lambda m: m['ended']),
         Goal('nothing is logged', lambda m: not m['lines']),
     )
@@ -345,7 +345,7 @@ def serve_chat(control):
 
 
 class Members:
-    """The members of the room: good ones, and ones that misbehave."""
+    """The members of the room: some are good, others misbehave."""
 
     def __init__(self, r, control):
         self.r, self.control = r, control
@@ -387,7 +387,7 @@ class Members:
             self.aborted.append(repr(exc))
 
     def join(self):
-        """Connect a member that misbehaves soon afterwards."""
+        """Connect a member that soon misbehaves."""
         peer = hostile_tls.Peer(self.secure, False, random.Random(self.random.getrandbits(64)))
         self.r.connect_tcp(
             '127.0.0.1', self.random.choice(self.ports), on_connect=peer.join, **hostile_tls.peer_callbacks(self.gone)

@@ -1,4 +1,4 @@
-"""Replies that no client reads: what they cost a server that respects back-pressure, and one that ignores it (M6).
+"""Replies that no client reads, from a server that respects back-pressure and from a server that ignores it (M6).
 
 Every write has its own copy of the bytes, so waiting data shows in the memory of the process. The clients have small
 receive buffers, so data waits there and not in the kernel.
@@ -15,10 +15,10 @@ from .held import open_all, wait, wait_until
 from .programs import Looks
 
 CLIENTS = 1_000
-REPLY = 100_000_000  # bytes
+REPLY = 100_000_000  # bytes of a reply
 PIECE = 65536  # bytes in one write
 HIGH_WATER, MAX_BUFFERED = 65536, 16 << 20  # the reactor's defaults
-SLACK = 50_000_000  # bytes of RSS for everything else
+SLACK = 50_000_000  # bytes of RSS allowed for everything else
 AT_ONCE = 64  # connections that are accepted, and so write, in one turn
 RECEIVE_BUFFER = 4096
 WATCHED = 10.0  # seconds for which the waiting connections are measured
@@ -30,20 +30,20 @@ class Unread(Case):
     seconds = 60
     goals = (
         Goal(
-            'RSS is at most 1,000 x (high water 64 KiB + one write of 64 KiB) + 50 MB when the program stops at False',
+            'with back-pressure, RSS is at most 1,000 x (high water 64 KiB + one write of 64 KiB) + 50 MB',
             lambda m: m['peak_rss'] <= m['clients'] * (HIGH_WATER + PIECE) + SLACK,
         ),
-        Goal('CPU below 1 % while they wait', lambda m: m['cpu_share'] < 0.01, timed=True),
-        Goal('no connection is cut off then', lambda m: m['open'] == m['clients']),
+        Goal('CPU use is below 1 % while the connections wait', lambda m: m['cpu_share'] < 0.01, timed=True),
+        Goal('with back-pressure, no connection is cut off', lambda m: m['open'] == m['clients']),
         Goal(
-            'when it does not, each is aborted with WriteBufferFull, at most one write above 16 MiB',
+            'without back-pressure, each connection is aborted with WriteBufferFull, at most one write above 16 MiB',
             lambda m: (
                 m['aborted'] == {'WriteBufferFull': m['clients']}
                 and MAX_BUFFERED <= m['least_buffered'] <= m['most_buffered'] < MAX_BUFFERED + PIECE
             ),
         ),
         Goal(
-            'then only the 64 connections accepted in one turn hold 16 MiB at the same time, + 50 MB',
+            'without back-pressure, RSS is at most 64 x 16 MiB (the connections accepted in one turn) + 50 MB',
             lambda m: m['peak_rss_heedless'] <= AT_ONCE * (MAX_BUFFERED + PIECE) + SLACK,
         ),
     )
@@ -56,7 +56,7 @@ class Unread(Case):
         with Child('unread:serve_heedful') as server:
             with Child('programs:hold', port=server.receive(), receive_buffer=RECEIVE_BUFFER) as clients:
                 open_all(run, [clients], count, 'opened')
-                wait_until('all are accepted', lambda: server.ask('look')['incoming'] == count)
+                wait_until('all connections are accepted', lambda: server.ask('look')['incoming'] == count)
                 cpu, began = server.cpu(), time.monotonic()
                 wait(run.seconds(WATCHED, 0.5), run, 'no client reads')
                 share = (server.cpu() - cpu) / (time.monotonic() - began)
@@ -68,9 +68,9 @@ class Unread(Case):
     def heedless(self, run, count):
         with Child('unread:serve_heedless') as server:
             with Child('programs:hold', port=server.receive(), receive_buffer=RECEIVE_BUFFER) as clients:
-                clients.send('open', count=count)  # some are cut off before the last is connected
+                clients.send('open', count=count)  # some clients are cut off before the last one is connected
                 clients.receive()
-                wait_until('all are cut off', lambda: server.ask('ends')['count'] == count)
+                wait_until('all connections are cut off', lambda: server.ask('ends')['count'] == count)
                 ends = server.ask('ends')
         del ends['count']
         return ends

@@ -1,16 +1,16 @@
 """Count the user instructions that each request costs, and compare them with perf/instructions/budgets.json.
 
     python -m perf.instructions                     measure the reactor and print a table
-    python -m perf.instructions --check             the same; status 1 when a workload costs 2 % more than its budget
+    python -m perf.instructions --check             measure, and exit with status 1 if a budget is exceeded by 2 %
     python -m perf.instructions --only churn,seed   measure only these workloads
-    python -m perf.instructions --peers uvloop      measure uvloop too
+    python -m perf.instructions --peers uvloop      measure uvloop too, and compare
     python -m perf.instructions --update            write the measured figures as the new budgets
 
-It needs valgrind (Debian: `apt-get install valgrind`). Counts do not depend on what else the machine does, so one run
-is enough. They are not times: system calls count nothing.
+The command needs valgrind (Debian: `apt-get install valgrind`). Other work on the machine does not change the counts,
+so one run is enough. The counts are not times: they leave out system calls.
 
-Status: 0 when everything was measured and, with --check, no budget was exceeded; 1 when one was, or when a workload
-could not be measured; 2 for a wrong command line; 3 when valgrind is missing.
+Exit status: 0 when everything was measured and, with --check, no budget was exceeded; 1 when a budget was exceeded, or
+a workload could not be measured; 2 for a wrong command line; 3 when valgrind is not installed.
 """
 
 import argparse
@@ -37,14 +37,16 @@ FAILED, NO_VALGRIND = 1, 3
 
 def arguments(argv=None):
     parser = argparse.ArgumentParser(
-        'python -m perf.instructions', description='Count the user instructions of a request, under callgrind.'
+        'python -m perf.instructions', description='Count the user instructions for each request, under callgrind.'
     )
     known = ', '.join(WORKLOADS)
     parser.add_argument('--only', '--workloads', type=names, metavar='NAME[,..]', help=f'choose from {known}')
     parser.add_argument('--peers', type=names, default=[], metavar='NAME[,..]', help='choose from ' + ', '.join(OTHERS))
-    parser.add_argument('--check', action='store_true', help='status 1 when a budget is exceeded by more than 2 %%')
-    parser.add_argument('--update', action='store_true', help='write the figures as the budgets of this Python')
-    parser.add_argument('--json', type=Path, metavar='FILE', help='write the figures to FILE too')
+    parser.add_argument(
+        '--check', action='store_true', help='exit with status 1 when a budget is exceeded by more than 2 %%'
+    )
+    parser.add_argument('--update', action='store_true', help='write the figures as the new budgets for this Python')
+    parser.add_argument('--json', type=Path, metavar='FILE', help='also write the figures to FILE')
     parser.add_argument('--budgets', type=Path, default=budgets.FILE, metavar='FILE', help='default %(default)s')
     parser.add_argument('--scale', type=float, default=1, help='factor for the number of requests; below 1 for a trial')
     parser.add_argument('--list', action='store_true', help='print the workloads and measure nothing')
@@ -59,7 +61,7 @@ def arguments(argv=None):
 
 
 def measure_all(chosen, peers, scale):
-    """Return {workload: {peer: Figure}} and {workload: {peer: why it failed}}."""
+    """Return {workload: {peer: Figure}}, and {workload: {peer: error}} for failures."""
     figures, failures = {}, {}
     with tempfile.TemporaryDirectory(prefix='instructions-') as folder:
         for workload in chosen:
@@ -108,7 +110,7 @@ def table(figures, known, others):
 
 
 def verdicts(ours, known):
-    """Print which budgets are exceeded or can be lowered; return whether one is exceeded."""
+    """Print which budgets are exceeded or can be lowered; return whether any is exceeded."""
     exceeded = False
     for name, found in ours.items():
         budget = known.get(name)
@@ -151,7 +153,7 @@ def main(argv=None):
 
 
 def report(figures, failures, known):
-    """Return what --json writes."""
+    """Return the data that --json writes."""
     return {
         'python': budgets.build(),
         'commit': machine.commit(PROJECT),
@@ -168,7 +170,7 @@ def write_budgets(ours, known, path):
         before = f'{known[name]:,}' if name in known else 'none'
         print(f'BUDGET CHANGED  {name}: {before} -> {found.instructions:,.0f}')
     budgets.update({name: found.instructions for name, found in ours.items()}, machine.commit(PROJECT), path)
-    print(f'WROTE {path}: commit it, and say in the message why these costs are right')
+    print(f'WROTE {path}: commit it, and explain in the commit message why the costs changed')
 
 
 if __name__ == '__main__':

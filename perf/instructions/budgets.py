@@ -1,4 +1,4 @@
-"""Budgets: the instructions that each workload may cost, for each build of Python, kept in budgets.json.
+"""Budgets: how many instructions each workload may cost, for each build of Python. They are stored in budgets.json.
 
 A budget belongs to a minor version of Python and to the way it was compiled, because both change every figure.
 """
@@ -10,13 +10,13 @@ import sysconfig
 from pathlib import Path
 
 FILE = Path(__file__).with_name('budgets.json')
-TOLERANCE = 0.02  # a figure that is further above its budget exceeds it; one further below lets the budget be lowered
+TOLERANCE = 0.02  # relative difference above which a budget counts as exceeded, or can be lowered
 OPTIONS = {'--enable-optimizations': 'pgo', '--with-lto': 'lto', '--enable-shared': 'shared', '--with-pydebug': 'debug'}
 WITHIN, ABOVE, BELOW, NONE = 'within', 'above', 'below', 'no budget'
 
 
 def build(version=None, config_args=None):
-    """Return the name of a build of Python, like '3.11 shared'; by default of the running one."""
+    """Return the name of a build of Python, like '3.11 shared'; by default the running one."""
     version = version or '.'.join(platform.python_version_tuple()[:2])
     arguments = (sysconfig.get_config_var('CONFIG_ARGS') or '') if config_args is None else config_args
     return ' '.join([version, *(word for option, word in OPTIONS.items() if option in arguments)])
@@ -37,12 +37,12 @@ def judge(instructions, budget):
 
 
 def read(path=FILE):
-    """Return all budgets, by build."""
+    """Return the content of the file: {build: {'instructions': {workload: budget}, 'measured': facts}}."""
     return json.loads(path.read_text())
 
 
 def update(figures, commit, path=FILE):
-    """Write the budgets of this build, {workload: instructions}; budgets that are not in `figures` stay."""
+    """Write the budgets of this build, {workload: instructions}; other budgets stay unchanged."""
     known = read(path) if path.exists() else {}
     entry = known.setdefault(build(), {})
     entry['measured'] = {

@@ -19,17 +19,19 @@ from perf.common.server import PROJECT, Failed, Server
 
 PEERS = PROJECT / 'perf' / 'compare' / 'peers'
 MARKED = Path(__file__).with_name('marked.py')
-START = 120  # seconds within which a server must listen: callgrind makes it 50 times slower, a busy machine even more
+START = (
+    120  # seconds within which a server must listen: callgrind makes it 50 times slower, and the machine may be busy
+)
 WRITTEN = 60  # seconds within which callgrind must write the count of a mark
 LOOK = 0.0002  # seconds between two checks of the server's state
 SLEEPING, STOPPED = 'S', 'T'  # states of a process in /proc/PID/stat
-MARK_FUNCTION = 'getppid'  # what marked.py calls
+MARK_FUNCTION = 'getppid'  # the C function that marked.py calls
 
 
 def missing():
     """Return why nothing can be counted on this machine, or None."""
     if sys.platform != 'linux':
-        return 'it needs Linux'
+        return 'counting needs Linux'
     if not shutil.which('valgrind'):
         return 'the command valgrind is not installed (Debian: apt-get install valgrind)'
     return None
@@ -42,7 +44,7 @@ def total(text):
 
 
 class Program:
-    """What `perf.common.server.Server` needs of a peer: a name and a command."""
+    """The part of a peer that `perf.common.server.Server` needs: a name and a command."""
 
     def __init__(self, name, command):
         self.name = name
@@ -50,7 +52,7 @@ class Program:
 
 
 class Uncounted(Server):
-    """A server in the fixed environment, without callgrind, that can be stopped for a while. A context manager."""
+    """A context manager: a server in the fixed environment, without callgrind, that can be stopped for a while."""
 
     def __init__(self, script, workload, delay, folder, under=()):
         self.delay = delay  # seconds until a delayed answer
@@ -59,9 +61,9 @@ class Uncounted(Server):
 
     @contextlib.contextmanager
     def stopped(self):
-        """Stop the server during the `with` block, as soon as it sleeps in its selector.
+        """Wait until the server sleeps in its selector, and stop it during the `with` block.
 
-        When it continues, its selector returns everything that has happened meanwhile in one list of events.
+        When the server continues, its selector returns everything that happened in the meantime in one list of events.
         """
         self.wait_for_state(SLEEPING)
         os.kill(self.pid, signal.SIGSTOP)
@@ -93,7 +95,7 @@ class Counted(Uncounted):
         super().__init__(script, workload, delay, folder, callgrind(self.prefix))
 
     def mark(self):
-        """Return the instructions since the last mark, or since the process started."""
+        """Return the number of instructions since the last mark, or since the process started."""
         self.wait_for_state(SLEEPING)
         self.marks += 1
         path = Path(f'{self.prefix}.{self.marks}')
@@ -109,7 +111,7 @@ class Counted(Uncounted):
 
 
 def environment(folder):
-    """Return a prefix that runs a command in an environment that is the same everywhere."""
+    """Return a prefix that runs a command in an environment that is the same on every machine."""
     variables = {
         'PATH': os.environ.get('PATH', os.defpath),
         'LC_ALL': 'C.UTF-8',

@@ -1,8 +1,8 @@
 """Run a server program under callgrind with marks: `python marked.py PROGRAM ARGUMENTS`.
 
-At each SIGUSR1 the process calls `os.getppid`, which nothing else here calls. callgrind is set up to write its count
-whenever that function is entered, and to start again from zero. The handler is plain Python, so the server has no
-thread and no descriptor that it would not have in production.
+At each SIGUSR1 the process calls `os.getppid`, which is called nowhere else. callgrind is set up to write its count
+whenever that function is entered, and to start again from zero. The handler is plain Python, so the server has the same
+threads and descriptors as in production.
 """
 
 import gc
@@ -16,7 +16,7 @@ def mark(signum, frame):
     """Begin the next interval.
 
     `gc.freeze()` resets the collector's counters and exempts all objects that exist. So the cost of a collection
-    depends on the objects that the requests leave, and not on the size of the program.
+    depends on the objects that requests create, and not on the size of the program.
     """
     gc.freeze()
     os.getppid()

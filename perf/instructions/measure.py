@@ -1,4 +1,4 @@
-"""Measure one workload on one peer: the instructions for a request, and how much the figure varies.
+"""Measure one workload on one peer: the instructions for each request, and how much the figure varies.
 
 Start-up and warm-up end at the first mark. An interval without requests shows the cost of a mark itself. Each measured
 interval contains that cost once, so it is subtracted.
@@ -10,11 +10,11 @@ from statistics import median
 from . import callgrind
 from .workloads import TooSlow
 
-# Requests before the first measured one. CPython has then specialised the code, and counters are above 256: smaller
-# integers are preallocated, so counting up to 256 costs less.
+# Requests before the first measured request. After them, CPython has specialised the code, and counters are above 256:
+# smaller integers are preallocated, so counting up to 256 costs less.
 WARM_UP = 300
-BLOCKS = 3  # measured intervals
-ATTEMPTS = 4  # each with a longer delay than the last, for a machine that is too busy for the short one
+BLOCKS = 3  # number of measured intervals
+ATTEMPTS = 4  # number of attempts; each has a longer delay, in case the machine is too busy for the last one
 EMPTY = 2  # intervals without requests; the last one is used, because the first contains the end of the warm-up
 
 
@@ -34,7 +34,7 @@ def figure(empty, blocks, units):
 
 
 def measure(peer, workload, folder, scale=1):
-    """Measure `workload` on the peer of that name; `folder` is for temporary files."""
+    """Measure `workload` on the peer with this name; `folder` is for temporary files."""
     delay = workload.delay
     for attempt in range(ATTEMPTS):
         try:

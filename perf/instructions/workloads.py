@@ -1,9 +1,9 @@
-"""The workloads: which server runs, and what its clients do.
+"""The workloads: each has a server program, and clients that send requests to it.
 
-All clients send their requests together, so the count is that of a request and not of the turn of the loop that handles
-it (`chain` counts turns). The server is stopped while they send. When it continues, it finds all requests at once and
-handles them in the same turns each time, and the clients send again only when it sleeps. So the speed of the machine
-does not change the count.
+All clients send their requests together, so the count is dominated by the requests, and not by the turn of the loop
+that handles them (`chain` counts turns). The server is stopped while the clients send. When it continues, it finds all
+requests at once and handles them in the same turns each time. The clients send again only when the server sleeps. So
+the speed of the machine does not change the count.
 """
 
 import contextlib
@@ -15,9 +15,9 @@ from perf.compare.peers import common
 from perf.loads.sockets import REQUEST, connect
 
 TIMEOUT = 60  # seconds within which a reply must arrive
-DELAY = 0.15  # seconds until the delayed reply; the server must have read all requests within this time
+DELAY = 0.15  # seconds before a delayed reply; the server must read all requests within this time
 # Every timer is at least this many seconds late. The reactor counts late timers in buckets whose bounds double. One
-# bucket begins at 0.125 s, and all timers fall into it unless the machine is far too busy.
+# bucket begins at 0.125 s, and all timers fall into that bucket unless the machine is far too busy.
 LATE = 0.13
 
 
@@ -26,14 +26,14 @@ class TooSlow(Failed):
 
 
 class Workload:
-    """A kind of request, sent by `clients` together, `rounds` times in each interval."""
+    """A kind of request, which all `clients` send together, `rounds` times in each interval."""
 
     server = 'server'  # the program perf/compare/peers/PEER_SERVER.py
     reply = common.REPLY
-    units = 1  # units that one request counts as
-    what = 'request'  # the name of a unit
+    units = 1  # number of units that a request consists of
+    what = 'request'  # name of a unit
     delay = 0  # seconds that the server waits before it replies
-    not_for = ()  # (peer, why the workload does not apply to it)
+    not_for = ()  # pairs (peer, reason) of peers to which the workload does not apply
 
     def __init__(self, name, about, clients, rounds, workload=None):
         self.name = name
@@ -63,7 +63,7 @@ class Workload:
 
 
 class Secure(Workload):
-    """Over TLS 1.3."""
+    """Requests over TLS 1.3."""
 
     def __init__(self, *args):
         super().__init__(*args)
@@ -75,7 +75,7 @@ class Secure(Workload):
 
 
 class Connecting(Workload):
-    """A connection for each request, which the server closes after its reply."""
+    """Requests on a new connection each; the server closes the connection after its reply."""
 
     reply = common.LAST_REPLY
 
@@ -122,7 +122,7 @@ class Chain(Workload):
 
 
 def receive(sock, expected, last=False):
-    """Receive the `expected` reply and, if it is the `last`, the end of the connection; raise `Failed` for others."""
+    """Receive the `expected` reply and, if it is the `last`, end of file. Raise `Failed` for anything else."""
     data = b''
     while len(data) < len(expected) and (piece := sock.recv(65536)):
         data += piece
@@ -136,10 +136,10 @@ WORKLOADS = {
     workload.name: workload
     for workload in (
         Workload('keepalive', 'a request on a connection that stays open', 100, 20),
-        Connecting('churn', 'a connection for one request', 32, 30),
-        Deferred('churn_defer', 'a connection for one request, accepted with defer_accept', 32, 30, 'defer'),
+        Connecting('churn', 'a connection that carries one request', 32, 30),
+        Deferred('churn_defer', 'a connection that carries one request, accepted with defer_accept', 32, 30, 'defer'),
         Secure('tls', 'a request on a TLS 1.3 connection that stays open', 20, 20),
-        Delayed('seed', 'a connection for one request, answered by a timer, closed by the write callback', 32, 8),
-        Chain('chain', 'a turn of the loop for one call of call_soon, each call made by the one before it', 1, 2),
+        Delayed('seed', 'a connection that carries one request; a timer replies, and the write callback closes', 32, 8),
+        Chain('chain', 'a turn of the loop, which makes one call of call_soon; that call adds the next', 1, 2),
     )
 }

@@ -1,6 +1,6 @@
 """Closed-loop loads: send a request, read the reply, send the next. The number in flight is fixed.
 
-They stand in for wrk where it is missing, and serve for large replies and for counting system calls.
+They replace wrk where it is not installed, and are also used for large replies and for counting system calls.
 """
 
 import selectors
@@ -35,7 +35,7 @@ def keep_alive(port, count, seconds, size, most=float('inf')):
 
 
 def reconnect(port, count, seconds, most=float('inf')):
-    """Do the same with one connection for each request, which the server closes."""
+    """Like `keep_alive`, but each request has its own connection, which the server closes."""
     answered, started = 0, time.monotonic()
     with selectors.DefaultSelector() as selector:
         for _ in range(count):

@@ -1,7 +1,7 @@
 """The load of the seed workload: connections at a fixed rate, each with one request and a delayed reply.
 
-Times count from when a connection was due by the schedule, so a server that falls behind shows. A slow reply delays no
-other connection.
+Times count from the moment when a connection was due by the schedule, so they show when a server falls behind. A slow
+reply delays no other connection.
 """
 
 import selectors
@@ -9,11 +9,11 @@ import time
 
 from .sockets import REQUEST, SOURCES, TIMEOUT, connect
 
-AT_ONCE = 50  # connections opened before replies are read again, however far behind the schedule is
+AT_ONCE = 50  # most connections opened before replies are read again, even when the load is behind schedule
 
 
 def answer_times(port, rate, seconds, size):
-    """Open `rate` connections a second for `seconds`; replies have `size` bytes.
+    """Open `rate` connections a second for `seconds`; each reply has `size` bytes.
 
     Returns (sorted seconds until each reply, largest number of connections open at once).
     """

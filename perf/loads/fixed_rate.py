@@ -1,7 +1,7 @@
 """A fixed-rate load: requests at a given rate whatever the server does, over connections that stay open.
 
-Times count from when a request was due by the schedule, so a server that falls behind shows. The load never sleeps,
-because a late wake-up would be measured too: it needs its own core.
+Times count from the moment when a request was due by the schedule, so they show when a server falls behind. The load
+never sleeps, because a late wake-up would be measured too. It therefore needs its own core.
 """
 
 import selectors
@@ -14,9 +14,9 @@ from .sockets import REQUEST, TIMEOUT, connections
 
 
 def latencies(port, count, rate, seconds, size):
-    """Return the seconds from when each request was due until its reply, sorted.
+    """Return the sorted times in seconds from the moment when each request was due to its reply.
 
-    `count` connections send `rate` requests a second for `seconds`; replies have `size` bytes.
+    `count` connections send `rate` requests a second for `seconds`; each reply has `size` bytes.
     """
     times = []
     with connections(port, count) as socks, selectors.DefaultSelector() as selector:
@@ -41,5 +41,5 @@ def latencies(port, count, rate, seconds, size):
 
 
 def p50_and_p99(times):
-    """Return the median and the 99th percentile of sorted seconds, in microseconds."""
+    """Return the median and the 99th percentile of sorted times: given in seconds, returned in microseconds."""
     return {'p50_us': quantile(times, 0.5) * 1e6, 'p99_us': quantile(times, 0.99) * 1e6}

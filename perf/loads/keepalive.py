@@ -1,7 +1,7 @@
 """HTTP clients that keep their connections open, and reconnect after a response with `Connection: close`.
 
-A request is lost when it was sent and its connection ended without the whole response, for whatever reason. A
-connection that ends between two requests loses nothing, and a refused connection is counted separately.
+A request counts as lost when it was sent and its connection ended before the whole response arrived, for whatever
+reason. A connection that ends between two requests loses nothing, and a refused connection is counted separately.
 """
 
 import selectors
@@ -11,14 +11,14 @@ from .sockets import connect
 
 
 class KeepAliveClients:
-    """`count` clients, each of which sends its next request as soon as it has a response; a context manager."""
+    """A context manager: `count` clients, each of which sends its next request as soon as a response has arrived."""
 
     def __init__(self, port, path, count):
         self.port = port
         self.request = f'GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n'.encode()
         self.count = count
         self.answered = self.lost = self.refused = self.closed = 0
-        self.received = {}  # by socket: the bytes so far of the response that it waits for
+        self.received = {}  # {socket: the bytes received so far of the current response}
 
     def __enter__(self):
         self.selector = selectors.DefaultSelector()
@@ -52,7 +52,7 @@ class KeepAliveClients:
         try:
             sock.sendall(self.request)
         except OSError:
-            pass  # reading meets the same error, and counts it
+            pass  # reading will raise the same error, and count it
 
     def read(self, sock):
         try:

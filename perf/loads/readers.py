@@ -1,6 +1,6 @@
-"""Clients that only read: slowly from endless streams, or one message on each of many connections.
+"""Clients that only read: slowly from endless streams, or one message on each connection.
 
-Bytes received are counted here; what they cost is measured at the server.
+The bytes received are counted here; their cost is measured at the server.
 """
 
 import selectors
@@ -12,7 +12,7 @@ PAUSE = 0.001  # seconds between two rounds of slow reading
 
 
 class Readers:
-    """Connections, and the selector that they are registered with; a context manager."""
+    """A context manager: connections, and the selector that they are registered with."""
 
     def __init__(self, socks):
         self.socks = socks
@@ -36,7 +36,7 @@ class Readers:
         return received
 
     def broadcast(self, size):
-        """Make the server send one message to all connections; return when each has all `size` bytes."""
+        """Make the server send one message to all connections; return when each has received all `size` bytes."""
         missing, last = size * len(self.socks), time.monotonic()
         self.socks[0].send(REQUEST)
         while missing > 0:

@@ -10,13 +10,13 @@ import struct
 
 REQUEST = b'GET / HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n'
 TIMEOUT = 10  # seconds after which a load fails
-SOURCES = 4  # addresses of this machine to connect from: each has its own range of ports
+SOURCES = 4  # number of local addresses to connect from: each has its own range of ports
 IP_BIND_ADDRESS_NO_PORT = getattr(socket, 'IP_BIND_ADDRESS_NO_PORT', 24)  # bind the address now, the port at connect
 SEND_TIMEOUT = struct.pack('ll', TIMEOUT, 0)
 
 
 def connect(port, source=None, receive_buffer=None):
-    """Connect to a port of 127.0.0.1, from the address `source`; `receive_buffer` is the kernel's, in bytes."""
+    """Connect to a port of 127.0.0.1 from the address `source`; `receive_buffer` is SO_RCVBUF in bytes."""
     sock = socket.socket()
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, SEND_TIMEOUT)  # it limits connect() too
     if receive_buffer:

@@ -1,7 +1,7 @@
-"""The load on a server that is profiled: connections that keep it busy, from a separate process.
+"""The load on a server that is profiled: connections from a separate process, which keep the server busy.
 
 A connection sends its next request as soon as it has a reply, so the server sets the pace. The load ends at SIGTERM,
-and by itself when the server is gone.
+or when the server has ended.
 """
 
 from __future__ import annotations
@@ -16,12 +16,15 @@ import reactor
 REQUEST = b'GET / HTTP/1.1\r\nHost: profile\r\n\r\n'
 CONNECTIONS = {'keepalive': 32, 'churn': 32, 'seed': 1000, 'idle': 500, 'pump': 4, 'timers': 100}
 ASKING = {'keepalive', 'churn', 'seed', 'timers'}
-ASKING_AGAIN = {'keepalive', 'timers'}  # on the same connection; the other workloads use a new one
-SPREAD = 1.0  # seconds over which the first connections are spread, so that they do not run in step
+ASKING_AGAIN = {
+    'keepalive',
+    'timers',
+}  # workloads that send the next request on the same connection; the others open a new one
+SPREAD = 1.0  # seconds over which the first connections are spread, so that they do not keep step
 
 
 class Drive:
-    """The connections of one workload, and counts of what they received."""
+    """The connections of one workload, and counts of the data that they received."""
 
     def __init__(self, r, workload, host, port):
         self.r = r

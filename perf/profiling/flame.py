@@ -1,9 +1,9 @@
-"""The flame graph of a recording, as one SVG file that can be zoomed and searched.
+"""Draw the flame graph of a recording: an SVG file that can be zoomed and searched.
 
-Every frame is a nested `<svg>` whose place is given in percent, so the graph fits any width and clips its own texts,
+Every frame is a nested `<svg>` whose position is given in percent, so the graph fits any width and clips its own texts,
 even where scripts do not run. The script only zooms, searches and shows details. A frame is a function, coloured by the
-phase it runs in; the tooltip has its lines. `--picture` draws a graph for pages that show images and run no scripts: it
-has a fixed width, a legend and no script.
+phase in which it runs; its tooltip has the lines of code. `--picture` draws a graph for pages that show images and run
+no scripts: it has a fixed width, a legend and no script.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from zlib import crc32
 from .phases import BETWEEN, FUNCTIONS, OUTSIDE, PHASES
 from .speedscope import Frame, Stack, read
 
-ROW = 19  # pixels
+ROW = 19  # height of a row in pixels
 TOP = 76  # pixels above the first row
-LINES_SHOWN = 5  # of a function, in its tooltip
-WIDE_ENOUGH = 3  # pixels; narrower frames are left out of a picture, which cannot be zoomed
+LINES_SHOWN = 5  # lines of a function that its tooltip shows
+WIDE_ENOUGH = 3  # pixels; a picture leaves out narrower frames, because it cannot be zoomed
 SHADES = 4
 VIEWS = {
-    'wall': 'wall time: where the loop was, waiting or not',
-    'cpu': 'CPU time of Python: samples in which it held the GIL',
+    'wall': 'wall time, including waiting',
+    'cpu': 'CPU time of Python: samples in which a thread held the GIL',
     'native': 'wall time, with the frames of C functions',
 }
 COLOURS = {  # hue and saturation of each phase
@@ -40,13 +40,13 @@ COLOURS = {  # hue and saturation of each phase
 
 
 class Node:
-    """A function, at one place in the tree of calls."""
+    """A function at one place in the tree of calls."""
 
     def __init__(self, label: str, phase: str) -> None:
         self.label = label
         self.phase = phase
         self.count = 0
-        self.own = 0  # samples in which it was the innermost frame
+        self.own = 0  # samples in which this function was the innermost frame
         self.lines: Counter[int] = Counter()
         self.children: dict[tuple[str, str], Node] = {}
 
@@ -58,7 +58,7 @@ class Node:
 
 
 def tree(threads: dict[str, list[Stack]]) -> Node:
-    """Merge all samples from the outermost frame inwards; threads get a level only if there are several."""
+    """Merge all samples from the outermost frame inwards; several threads get a level in the tree."""
     root = Node('all', OUTSIDE)
     for name, stacks in threads.items():
         top = root.child((name, ''), name, OUTSIDE) if len(threads) > 1 else root
@@ -140,7 +140,7 @@ def draw(threads: dict[str, list[Stack]], title: str, subtitle: str) -> str:
 
 
 def picture(threads: dict[str, list[Stack]], title: str, subtitle: str, width: int) -> str:
-    """Return an SVG to be shown as an image, `width` pixels wide."""
+    """Return an SVG that is shown as an image, `width` pixels wide."""
     root = tree(threads)
     seen = [found for found in walk(root) if found[0].count * width >= WIDE_ENOUGH * root.count > 0]
     height = TOP + ROW * (1 + max((depth for _, _, depth in seen), default=0)) + 8

@@ -1,6 +1,6 @@
-"""Write meta.json: what was recorded, with which versions, so that two profiles can be distinguished.
+"""Write meta.json, which says what was recorded and with which versions, so that profiles can be told apart.
 
-What cannot be found out is null; it never fails the run.
+An unknown fact is null, and never makes the run fail.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ MOST_ERRORS = 0.05  # share of the samples that may fail without a warning
 
 
 def sampler(log: str) -> dict[str, Any]:
-    """Return what py-spy logged about one recording: samples, errors, and whether it fell behind."""
+    """Return the facts from py-spy's log of one recording: samples, errors, and whether py-spy fell behind."""
     found = re.search(r'Samples: (\d+) Errors: (\d+)', log)
     samples, errors = map(int, found.groups()) if found else (None, None)
     return {'samples': samples, 'errors': errors, 'behind': 'behind in sampling' in log}
@@ -38,7 +38,7 @@ def warnings(recordings: dict[str, dict[str, Any]]) -> list[str]:
 
 
 def load_report(path: Path) -> dict[str, Any] | None:
-    """Return the report that the load printed last, or None."""
+    """Return the report that the load printed at its end, or None."""
     try:
         report: dict[str, Any] = json.loads(path.read_text().splitlines()[-1])
     except (OSError, IndexError, ValueError):

@@ -1,7 +1,7 @@
-"""The page of a profile: an index.html that needs no network and no other file.
+"""Write the page of a profile: an index.html that needs no network and no other file.
 
-It computes nothing, but shows phases.json, meta.json and the flame graphs. Unknown figures are left out. Warnings are
-always shown, and come first.
+The page shows phases.json, meta.json and the flame graphs, and computes nothing. Unknown figures are left out. Warnings
+are always shown, and come first.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from .phases import BETWEEN, verdict
 
 
 def bar(percent: float | None, phase: str, kind: str = '') -> str:
-    """Return a table cell: a percentage, with a bar of that length."""
+    """Return a table cell: a percentage, with a bar in proportion."""
     if percent is None:
         return '<td></td>'
     return (
@@ -62,7 +62,7 @@ def line_tables(result: dict[str, Any]) -> str:
 
 
 def banner(result: dict[str, Any], meta: dict[str, Any]) -> str:
-    """Return the warnings, and whether sampler and reactor agree."""
+    """Return the warnings, and whether the sampler and the reactor agree."""
     lines = [f'<p class="warning">WARNING: {escape(text)}</p>' for text in meta['warnings'] + result['warnings']]
     if result['agreement'] and result['agreement']['agrees']:
         lines.append(f'<p class="good">{escape(verdict(result["agreement"]).capitalize())}.</p>')
@@ -70,7 +70,7 @@ def banner(result: dict[str, Any], meta: dict[str, Any]) -> str:
 
 
 def facts(result: dict[str, Any], meta: dict[str, Any]) -> str:
-    """Return the list of facts: the recording, the versions, and what the reactor counted meanwhile."""
+    """Return the list of facts: the recording, the versions, and what the reactor counted during the recording."""
     found = {
         'recorded': f'{meta["seconds"]} s each at {meta["rate"]} Hz',
         'commit': meta['commit'],
@@ -159,7 +159,7 @@ PAGE = """\
 </head>
 <body>
 <h1>Profile of {target}</h1>
-<p class="quiet">Where the turns of the reactor spend their time, as sampled from outside and by the reactor's own
+<p class="quiet">Where the turns of the reactor spend their time, as measured by the sampler and by the reactor's own
 clock.</p>
 {banner}
 <h2>By phase</h2>
@@ -171,7 +171,7 @@ clock.</p>
 </tbody>
 </table></div>
 <p class="quiet">Wall: all time, including waiting. Reactor: the same time by the loop's own counters; the two should
-agree. CPU: samples in which Python held the GIL. System calls release it, so their time is in the wall view only.</p>
+agree. CPU: samples in which a thread held the GIL. System calls release the GIL, so only wall time includes them.</p>
 <h2>Costliest lines</h2>
 {lines}
 <h2>Flame graphs</h2>

@@ -1,7 +1,8 @@
-"""The table by phase: how the time of a turn is divided, by the sampler and by the reactor's own clock.
+"""The table by phase: how the time of a turn is divided, according to the sampler and to the reactor's own clock.
 
-A sample belongs to the outermost phase in its stack. Samples between two phases are compared with `_poll`, because the
-reactor's `idle_time` runs from the end of a turn's last phase to the end of the next turn's wait.
+A sample belongs to the outermost phase in its stack. When the two measurements are compared, samples between two phases
+count as `_poll`: the reactor's `idle_time` runs from the end of a turn's last phase to the end of the next turn's wait,
+so it contains the time between phases.
 """
 
 from __future__ import annotations
@@ -24,10 +25,10 @@ FUNCTIONS = {f'Loop.{phase}': phase for phase in PHASES} | {'TimerHeap.collect':
 AROUND = {'Loop.run', 'Loop.run_once', 'Loop._turn'}
 TIMES = dict(
     zip(PHASES, ('idle_time', 'dispatch_time', 'timers_time', 'soon_time', 'completions_time'), strict=True)
-)  # the reactor's counters for them
+)  # {phase: the reactor's counter for it}
 
-TOLERANCE = 5.0  # percentage points by which the two measurements may differ
-FEWEST = 100  # samples; with fewer, shares mean nothing
+TOLERANCE = 5.0  # percentage points by which sampler and reactor may differ
+FEWEST = 100  # samples; with fewer samples, shares mean nothing
 COSTLIEST = 5  # lines shown for each phase
 
 
@@ -48,7 +49,7 @@ class Count:
     def __init__(self, threads: dict[str, list[Stack]]) -> None:
         self.phases: Counter[str] = Counter()
         self.lines: dict[str, Counter[Any]] = {row: Counter() for row in ROWS}
-        self.elsewhere = 0  # samples of threads that run no loop
+        self.elsewhere = 0  # samples of threads that do not run a loop
         for stacks in threads.values():
             rows = [phase_of(stack) for stack in stacks]
             if all(row == OUTSIDE for row in rows):
@@ -65,7 +66,7 @@ class Count:
 
 
 def table(wall: Count, cpu: Count, before: dict[str, Any] | None, after: dict[str, Any] | None) -> dict[str, Any]:
-    """Return the content of phases.json; without counters it has only what the samples show."""
+    """Return the content of phases.json; without counters, it has only the data from the samples."""
     spent = interval(before, after) if before and after else None
     rows = [row(name, wall, cpu, spent) for name in ROWS]
     result: dict[str, Any] = {
@@ -78,7 +79,7 @@ def table(wall: Count, cpu: Count, before: dict[str, Any] | None, after: dict[st
         'warnings': [],
     }
     if not wall.samples:
-        result['warnings'].append('no turn of a reactor in these samples: look at the flame graphs')
+        result['warnings'].append('no sample is in a turn of a reactor: look at the flame graphs')
     elif spent:
         result['agreement'] = agreement(rows)
         if not result['agreement']['agrees']:
@@ -113,7 +114,7 @@ def row(name: str, wall: Count, cpu: Count, spent: dict[str, Any] | None) -> dic
 
 
 def interval(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
-    """Return what the reactor counted between two snapshots."""
+    """Return the differences of the reactor's counters between two snapshots."""
     spent = {name: after[name] - value for name, value in before.items() if isinstance(value, int | float)}
     return {
         'elapsed': round(spent.pop('clock'), 6),
@@ -125,7 +126,7 @@ def interval(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
 
 
 def agreement(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return the largest difference between sampler and reactor, in percentage points, and its phase."""
+    """Return the largest difference between the sampler and the reactor, in percentage points, and its phase."""
     between = sum(each['wall_percent'] for each in rows if each['phase'] == BETWEEN)
     apart = {
         each['phase']: each['wall_percent'] + (between if each['phase'] == '_poll' else 0) - each['reactor_percent']
@@ -138,7 +139,7 @@ def agreement(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def verdict(agreed: dict[str, Any]) -> str:
-    """Return the agreement as a sentence."""
+    """Return a sentence that says whether the sampler and the reactor agree."""
     apart = f'{agreed["points"]:.1f} points apart at most, in {agreed["phase"]}'
     if agreed['agrees']:
         return f'sampler and reactor agree: {apart}'
@@ -186,7 +187,7 @@ def snapshots(path: Path | None) -> tuple[dict[str, Any] | None, dict[str, Any] 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        'python -m perf.profiling.phases', description='Write phases.json and phases.txt beside the two recordings.'
+        'python -m perf.profiling.phases', description='Write phases.json and phases.txt next to the two recordings.'
     )
     parser.add_argument('out', type=Path, help='the folder with wall.speedscope.json, cpu.speedscope.json, meta.json')
     parser.add_argument('--counters', type=Path, help="the server's output, with a line of counters before and after")
@@ -194,7 +195,7 @@ def main() -> None:
     threads = read(args.out / 'wall.speedscope.json')
     recorded = sum(map(len, threads.values()))
     if recorded < FEWEST:
-        sys.exit(f'{recorded} samples are too few, {FEWEST} are needed: use a longer --seconds or a higher --rate')
+        sys.exit(f'{recorded} samples are too few; {FEWEST} are needed: use a longer --seconds or a higher --rate')
     meta = json.loads((args.out / 'meta.json').read_text())
     result = table(Count(threads), Count(read(args.out / 'cpu.speedscope.json')), *snapshots(args.counters))
     (args.out / 'phases.json').write_text(json.dumps(result, indent=1) + '\n')

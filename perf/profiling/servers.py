@@ -1,10 +1,11 @@
-"""The servers that are profiled: one small program for each kind of work that a reactor does.
+"""The servers to profile: a small program for each kind of work that a reactor does.
 
-Each prints `listening on HOST:PORT`, prints a line of counters at every SIGUSR1, and ends with status 0 at SIGTERM.
+Each server prints `listening on HOST:PORT`, prints a line of counters at every SIGUSR1, and ends with status 0 at
+SIGTERM.
 
     keepalive  replies to every chunk and keeps the connection
     churn      replies and closes
-    seed       `python -m reactor.demo serve`, this project's first program: a timer replies, a write callback closes
+    seed       `python -m reactor.demo serve`, this project's first program: a timer replies, a callback closes
     idle       holds connections and sends nothing
     pump       writes as fast as the client reads
     timers     sets twenty timers for every chunk, cancels half of them, and replies when the last one fires
@@ -23,8 +24,8 @@ from reactor.demo.server import serve
 HEAD = b'HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: 34\r\n\r\n'
 REPLY = HEAD + b'.' * (100 - len(HEAD))
 BLOCK = bytes(65536)
-SEED_DELAY = 1.0  # seconds until the reply; the end of a profile waits for it, so it is shorter than the original 5
-TIMERS = 20  # timers for every chunk
+SEED_DELAY = 1.0  # seconds until the reply; the profile waits for it at the end, so it is shorter than the original 5
+TIMERS = 20  # timers set for every chunk
 TIMER_STEP = 0.001  # seconds between two timers
 
 

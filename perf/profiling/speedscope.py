@@ -1,6 +1,6 @@
-"""Read a recording: py-spy's speedscope file, sample by sample.
+"""Read a recording, a speedscope file from py-spy, sample by sample.
 
-One sample is one tick of the sampler, with the stack at that moment, outermost frame first.
+A sample is the stack at one tick of the sampler, outermost frame first.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ class Frame(NamedTuple):
 
     @property
     def path(self) -> str:
-        """The name of the file and of its folder."""
+        """The name of the file, with that of its folder."""
         return '/'.join(self.file.replace(os.sep, '/').split('/')[-2:])
 
     def __str__(self) -> str:
@@ -30,7 +30,7 @@ Stack = tuple[Frame, ...]
 
 
 def read(path: str | os.PathLike[str]) -> dict[str, list[Stack]]:
-    """Return the samples of each thread, by the name of the thread."""
+    """Return {name of the thread: its samples}."""
     with open(path, encoding='utf-8') as file:
         recording = json.load(file)
     frames = [

@@ -1,7 +1,7 @@
 """Soak the reactor: mixed traffic with faults, for any length of time: `python -m perf.soak`; --help lists the options.
 
 This process starts a server and a driver, causes faults from outside, and writes a row every ten seconds. Rows are
-written at once, so a run that was cut short can still be judged (`--report FILE`). At the end all traffic stops, and
+written at once, so a run that was interrupted can still be judged (`--report FILE`). At the end all traffic stops, and
 the promises are judged against a base row that was taken in the same quiet state.
 """
 
@@ -24,8 +24,8 @@ from perf.common.server import PROJECT, Measured, resident
 
 from . import promises
 
-SAMPLE, STOP, FLOOD = 10, 41, 97  # seconds from one to the next
-FLOOD_OVER_LIMIT = 1.1  # connections of a flood, as a multiple of the server's descriptors
+SAMPLE, STOP, FLOOD = 10, 41, 97  # intervals in seconds: rows, stops of the driver, floods
+FLOOD_OVER_LIMIT = 1.1  # connections of a flood, as a multiple of the server's descriptor limit
 ANSWER = 60  # seconds within which a command must be answered
 SUBJECT = ('-subj', '/CN=soak', '-addext', 'subjectAltName=DNS:localhost,IP:127.0.0.1')
 
@@ -36,11 +36,13 @@ def arguments(argv=None):
     )
     parser.add_argument('--minutes', type=float, default=30, help='length of the run, default 30')
     parser.add_argument('--rate', type=float, default=150, help='new connections a second, default 150')
-    parser.add_argument('--seed', type=int, default=None, help='of all random choices, default a new seed each time')
+    parser.add_argument(
+        '--seed', type=int, default=None, help='seed for all random choices, default a new one each time'
+    )
     parser.add_argument('--patience', type=float, default=5, help="the server's time limits in seconds, default 5")
     parser.add_argument('--descriptors', type=int, default=2000, help='descriptor limit of the server, default 2000')
     out = PROJECT / 'perf' / 'out' / 'soak.jsonl'
-    parser.add_argument('--out', type=Path, default=out, metavar='FILE', help='for the rows, default %(default)s')
+    parser.add_argument('--out', type=Path, default=out, metavar='FILE', help='file for the rows, default %(default)s')
     parser.add_argument('--report', type=Path, metavar='FILE', help='judge the rows of an earlier run, complete or not')
     args = parser.parse_args(argv)
     args.seed = random.SystemRandom().randrange(1 << 32) if args.seed is None else args.seed
@@ -74,7 +76,7 @@ class Process(Measured):
         return self.read()
 
     def sample(self):
-        """Return the counts that the process reports, and what the operating system says of it."""
+        """Return the counts that the process reports, and its resources according to the operating system."""
         counts = self.ask('sample')
         return {'rss': resident(self.pid), 'cpu': self.cpu(), 'descriptors': self.descriptors(), **counts}
 
@@ -139,7 +141,7 @@ class Soak:
         self.write('end', idle_cpu=idle_cpu, codes=codes, **last)
 
     def warm_up(self):
-        """Do everything once, including a flood, before the base row: the first time fills caches."""
+        """Before the base row, do everything once, including a flood, so that caches are filled."""
         self.driver.ask('some_of_each')
         self.signal()
         time.sleep(self.args.patience / 2)
@@ -147,11 +149,11 @@ class Soak:
         time.sleep(self.args.patience)
 
     def disturb_and_sample(self):
-        """Cause faults and write rows until the time is over."""
+        """Cause faults and write rows until the time of the run is over."""
         length = self.args.minutes * 60
         began = time.monotonic()
         due = {self.take_sample: SAMPLE, self.stop_driver: STOP, self.flood: FLOOD, self.signal: 1}
-        # A short run has at least one of each.
+        # A short run has at least one of each fault.
         due = {action: [began + min(period, length / 3), period] for action, period in due.items()}
         while (now := time.monotonic()) < began + length:
             for action, times in due.items():

@@ -1,16 +1,16 @@
-"""The clients of a soak, good and hostile: one class for each way to behave.
+"""The clients of a soak, good and hostile: one class for each kind of behaviour.
 
-A good client succeeds only with every byte that it was promised. A hostile one may end in any stated way (`STATED`),
-but the server has to end it in time.
+A good client succeeds only if it receives every byte that it was promised. A hostile client may end with any outcome in
+`STATED`, but the server has to end it in time.
 """
 
 from reactor.net.stream import Stream
 
 from .common import STATED, TWICE, part, reason
 
-LATEST = 6  # times the server's patience, after which a client that is still connected is too late
+LATEST = 6  # multiple of the server's patience after which a client that is still connected counts as too late
 MEGABYTE = 1 << 20
-# Something to send to each service; it can be cut off anywhere.
+# A message for each service; it can be cut off anywhere.
 WORDS = {
     'echo': part(0, 100_000),
     'unix': part(0, 100_000),
@@ -22,7 +22,7 @@ WORDS = {
 
 
 class Client:
-    """One connection of the driver, from start to end."""
+    """A connection of the driver, from start to end."""
 
     hostile = False
     service = 'echo'
@@ -34,8 +34,10 @@ class Client:
         self.patience = driver.patience
         self.began = self.r.now
         self.complete = False
-        self.trouble = None  # the outcome, where it is not the reason passed to on_close
-        self.position = self.random.randrange(MEGABYTE)  # in the stream of bytes that is checked
+        self.trouble = None  # the outcome, if it is not the reason passed to on_close
+        self.position = self.random.randrange(
+            MEGABYTE
+        )  # where this client starts in the stream of bytes that is checked
         self.timers = []
         self.later(LATEST * self.patience, self.too_late)
         self.conn = self.connect()
@@ -71,7 +73,7 @@ class Client:
         self.driver.ended(self, self.outcome(exc))
 
     def outcome(self, exc):
-        """Return the outcome in one word or two."""
+        """Return the outcome in one or two words."""
         if self.trouble is not None:
             return self.trouble
         if exc is None:
@@ -79,7 +81,7 @@ class Client:
         return reason(exc)
 
     def acceptable(self, how):
-        """Return whether the client may end with this outcome when nothing disturbed it."""
+        """Return whether the client may end with this outcome if nothing disturbed it."""
         if how in ('success', 'stopped'):
             return True
         return self.hostile and how in STATED and how != 'too late'
@@ -97,14 +99,14 @@ class Client:
         self.end('too late')
 
     def end(self, trouble):
-        """Abort the connection, with this outcome."""
+        """Abort the connection, and record this outcome."""
         if self.conn is not None:
             self.trouble = trouble
             self.conn.abort()
 
 
 class Echo(Client):
-    """Writes pieces, all at once or one by one, before or after it is connected; ends when all have come back."""
+    """Writes pieces, all at once or one by one, before or after it is connected; ends when all have been echoed."""
 
     services = ('echo', 'echo', 'named', 'unix', 'tls')
     sizes = (1, 20, 500, 20_000, 200_000)
@@ -189,10 +191,10 @@ class Asking(Client):
 
 
 class Download(Client):
-    """Receives many bytes, written or from a file, and pauses reading now and then."""
+    """Receives many bytes, sent by `write` or `send_file`, and pauses reading now and then."""
 
     service = 'download'
-    rest = (0, 0, 0.01, 0.5)  # length of a pause in reading, as a multiple of the patience
+    rest = (0, 0, 0.01, 0.5)  # possible lengths of a pause in reading, as multiples of the patience
 
     def on_connect(self, conn):
         self.position, self.size = 0, self.random.randint(1, self.random.choice((10_000, MEGABYTE, 6 * MEGABYTE)))
@@ -279,7 +281,7 @@ class Silent(Client):
 
 
 class Aborting(Client):
-    """Sends part of something useful, and resets the connection at a random point."""
+    """Sends part of a valid message, and resets the connection at a random point."""
 
     hostile = True
 
@@ -346,7 +348,9 @@ class Task(Client):
     words = (b'thread', b'thread', b'raise', b'resolve', b'spawn')
 
     def connect(self):
-        self.word = self.words[self.driver.opened['Task'] % len(self.words)]  # in turn, so that a few clients cover all
+        self.word = self.words[
+            self.driver.opened['Task'] % len(self.words)
+        ]  # in turn, so that a few clients cover all words
         return self.connect_to(self.service)
 
     def on_connect(self, conn):
@@ -369,7 +373,7 @@ class Refused(Client):
 
 
 class Datagrams(Client):
-    """Sends a few datagrams that must come back, and others that make the server's callback raise."""
+    """Sends a few datagrams that must be echoed, and others that make the server's callback raise."""
 
     def connect(self):
         self.left = self.random.randint(1, 5)
@@ -402,7 +406,7 @@ class Held(Client):
             self.conn.close() if self.random.random() < 0.5 else self.conn.abort()
 
 
-# How often each kind is started, as relative weights.
+# How often each kind of client is started, as relative weights.
 WEIGHTS = {
     Echo: 30, SlowEcho: 6, Asking: 20, Download: 8, Task: 6, Datagrams: 6, Refused: 2,
     Aborting: 12, StalledDownload: 1, SlowWriter: 1, LongRequest: 2, Garbage: 4, Silent: 1, Raising: 4, Firehose: 1,

@@ -1,4 +1,4 @@
-"""What the server and the driver of a soak share: checkable bytes, names for outcomes, and the control socket.
+"""Code that the server and the driver of a soak share: checkable bytes, names for outcomes, and the control socket.
 
 Both sides must use the same name for the same outcome.
 """
@@ -15,9 +15,9 @@ from reactor import framing
 
 BLOCK = random.Random(0).randbytes(1 << 20)
 TWICE = BLOCK + BLOCK
-CONTROL_LINE = 1 << 20  # bytes: the longest command
+CONTROL_LINE = 1 << 20  # bytes of the longest command
 
-# The ways in which a connection may end, on either side. Any other is a fault.
+# The outcomes with which a connection may end, on either side. Any other outcome is a fault.
 STATED = {
     'clean', 'ECONNRESET', 'EPIPE', 'ECONNREFUSED', 'ETIMEDOUT', 'ReadTimeout', 'WriteTimeout', 'IdleTimeout',
     'ConnectTimeout', 'HandshakeTimeout', 'TLSError', 'FrameTooLong', 'WriteBufferFull', 'Planned',
@@ -38,7 +38,7 @@ def part(position, size):
 
 
 def reason(exc):
-    """Return one word for the error that was passed to `on_close`."""
+    """Return a word for the error that was passed to `on_close`."""
     if exc is None:
         return 'clean'
     number = getattr(exc, 'errno', None)
@@ -46,7 +46,7 @@ def reason(exc):
 
 
 class CommandSocket:
-    """The control connection to the main process, on an inherited socket: each line is a command, and gets an answer.
+    """The control connection to the main process, on an inherited socket: each line is a command, which is answered.
 
     When the connection ends, this process ends too, so it cannot outlive the main process.
     """
@@ -69,7 +69,7 @@ class CommandSocket:
 
 
 class LogWatch(logging.Handler):
-    """Counts the log lines by what they are about, and keeps the first few unplanned ones."""
+    """Counts the log lines of each kind, and keeps the first few unplanned lines."""
 
     KEPT = 10
 
@@ -103,7 +103,7 @@ def objects():
 
 
 def by_words(counter):
-    """Return a counter whose keys are pairs as nested dicts, for JSON."""
+    """Convert a counter whose keys are pairs to nested dicts, for JSON."""
     found = {}
     for (what, how), count in sorted(counter.items()):
         found.setdefault(what, {})[how] = count

@@ -19,10 +19,10 @@ from .clients import WEIGHTS, Held
 from .common import STATED, CommandSocket, LogWatch, by_words, objects
 
 BEAT = 0.02  # seconds from one batch of new clients to the next
-GAP = 0.5  # seconds without a beat, from which we know that this process or the whole machine was stopped
-AFTERMATH = 2  # seconds after a flood in which the work that piled up still disturbs
-FLOOD_STEP = 100  # connections of a flood that are opened in a beat
-KEPT = 20  # faults that are described in the report
+GAP = 0.5  # seconds without a beat after which we assume that this process or the whole machine was stopped
+AFTERMATH = 2  # seconds after a flood during which the accumulated work still disturbs clients
+FLOOD_STEP = 100  # connections of a flood that are opened in each beat
+KEPT = 20  # most faults that the report describes
 SOME = 5  # clients of each kind in the warm-up
 
 

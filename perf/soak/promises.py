@@ -1,17 +1,17 @@
 """The promises of a soak, judged from its rows.
 
-Only the rows are read, so a run that was cut short is judged as far as it came. A promise that cannot be judged yet is
-reported so: it is neither kept nor missed.
+Only the rows are read, so the part of an interrupted run that was completed can be judged. A promise that cannot be
+judged yet is reported as such: it is neither kept nor missed.
 """
 
 import json
 
 from .common import STATED
 
-SETTLED = 600  # seconds after which memory must no longer grow
-STEEPEST = 1.0  # MB an hour that memory may grow then
-MORE_OBJECTS = 50  # that may be added, in caches of the standard library
-IDLE_CPU = 0.01  # of a core, while there is no traffic
+SETTLED = 600  # seconds of the run after which memory must no longer grow
+STEEPEST = 1.0  # MB an hour by which memory may still grow after that
+MORE_OBJECTS = 50  # objects that may be added, in caches of the standard library
+IDLE_CPU = 0.01  # share of a core that may be used while there is no traffic
 HOUR = 3600
 PROCESSES = ('server', 'driver')
 
@@ -28,7 +28,7 @@ def read(path):
 
 
 def slope(points):
-    """Return the growth of y for each unit of x, by least squares, or None for fewer than two values of x."""
+    """Return the growth of y for each unit of x, by least squares, or None if x has fewer than two different values."""
     if len({x for x, _ in points}) < 2:
         return None
     mean_x = sum(x for x, _ in points) / len(points)
@@ -46,7 +46,7 @@ def slopes(rows, process):
 
 
 def judge(rows):
-    """Return (promise, whether it was kept, details) for each; None instead of a bool means it cannot be judged."""
+    """Return (promise, whether it was kept, details) for each; None instead of a bool: it cannot be judged."""
     base, end, last = first(rows, 'base'), first(rows, 'end'), rows[-1]
     server, driver = last.get('server'), last.get('driver')
     if base is None:

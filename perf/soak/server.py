@@ -1,6 +1,6 @@
-"""The server of a soak: every kind of service on one reactor, with callbacks that raise when a client requests it.
+"""The server of a soak: every kind of service on one reactor, with callbacks that raise on request of a client.
 
-It does nothing to protect itself from what the reactor should survive: every limit here is an option of the reactor.
+The server does not protect itself: every limit here is an option of the reactor.
 """
 
 import collections
@@ -18,7 +18,7 @@ from .common import BLOCK, CommandSocket, LogWatch, Planned, by_words, objects, 
 FILE_BLOCKS = 8
 CHUNK = 65536
 LONGEST_REQUEST = 4096
-CARELESS_LIMIT = 256 << 10  # bytes that may wait at the service that ignores back-pressure
+CARELESS_LIMIT = 256 << 10  # bytes that the service that ignores back-pressure may queue
 TIMER_CHURN = 0.05  # seconds from one burst of timers to the next
 
 
@@ -67,7 +67,7 @@ class Server:
     # -- requests, downloads and tasks
 
     def on_visitor(self, conn):
-        conn.data = self.r.call_later(self.patience, conn.abort)  # cancelled by a whole request alone
+        conn.data = self.r.call_later(self.patience, conn.abort)  # only a complete request cancels this
 
     def on_request(self, conn, request):
         conn.data.cancel()
@@ -96,7 +96,7 @@ class Server:
                 self.r.resolve('localhost', functools.partial(report, conn))
             else:
                 self.r.spawn(['true'], on_exit=functools.partial(report_exit, conn))
-        except OSError as exc:  # no descriptor for a child
+        except OSError as exc:  # no descriptor is left for a child
             report(conn, None, exc)
 
     # -- errors, signals and timers

@@ -1,1 +1,1 @@
-"""What a visitor sees first: the pictures of the live page, and the commands of the README in a bare Debian."""
+"""Programs for a visitor's first impression: take the pictures of the live page, and try the README's commands."""

@@ -1,6 +1,6 @@
 """A headless Chromium, driven through chromedriver by the W3C WebDriver protocol; no library is needed.
 
-Both processes and the browser's folder are removed at the end, whatever happens meanwhile.
+At the end, both processes are killed and the browser's folder is removed, whatever has happened.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from typing import Any
 DRIVER = shutil.which('chromedriver')
 CHROMIUM = shutil.which('chromium') or shutil.which('chromium-browser') or shutil.which('google-chrome')
 MISSING = None if DRIVER and CHROMIUM else 'no chromium and chromedriver: apt-get install chromium chromium-driver'
-ATTEMPTS = 5  # chromedriver chooses a port that is free for IPv6, which may be taken for IPv4
+ATTEMPTS = 5  # times to start chromedriver: it chooses a port that is free for IPv6, but may be in use for IPv4
 OPTIONS = [
     '--headless',
-    '--no-sandbox',  # Chromium as root cannot have a sandbox
+    '--no-sandbox',  # Chromium cannot use its sandbox when it runs as root
     '--disable-gpu',
     '--disable-dev-shm-usage',
     '--disable-background-networking',
@@ -35,7 +35,7 @@ OPTIONS = [
 
 
 class Browser:
-    """A browser with one window; a context manager.
+    """A context manager: a browser with one window.
 
     flags    more command-line options of Chromium
     timeout  seconds that one command may take
@@ -57,7 +57,7 @@ class Browser:
     def _start(self) -> int:
         output = []
         for _ in range(ATTEMPTS):
-            # In its own process group: a chromedriver that is killed does not end the browser.
+            # Start a process group, because killing chromedriver does not end the browser.
             self.process = subprocess.Popen(
                 [DRIVER, '--port=0'], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, process_group=0
             )
@@ -75,7 +75,7 @@ class Browser:
         self.session = f'/session/{answer["sessionId"]}'
 
     def send(self, method: str, path: str, body: Any = None) -> Any:
-        """Send a command and return its value; raise RuntimeError with the message of the driver."""
+        """Send a command and return its value; raise RuntimeError with the driver's error message."""
         connection = http.client.HTTPConnection('127.0.0.1', self.port, timeout=self.timeout)
         try:
             connection.request(method, path, None if body is None else json.dumps(body))
@@ -91,7 +91,7 @@ class Browser:
         self.send('POST', f'{self.session}/url', {'url': url})
 
     def run(self, script: str, *args: Any) -> Any:
-        """Run JavaScript as the body of a function, and return what it returns."""
+        """Run JavaScript as the body of a function, and return the function's result."""
         return self.send('POST', f'{self.session}/execute/sync', {'script': script, 'args': args})
 
     def until(self, expression: str, timeout: float = 20) -> Any:
@@ -108,12 +108,12 @@ class Browser:
         return self.send('POST', f'{self.session}/goog/cdp/execute', {'cmd': command, 'params': params})
 
     def press(self, *keys: str) -> None:
-        """Press and release keys, one after the other, wherever the focus is."""
+        """Press and release keys one after the other; the focused element receives them."""
         actions = [{'type': kind, 'value': key} for key in keys for kind in ('keyDown', 'keyUp')]
         self.send('POST', f'{self.session}/actions', {'actions': [{'type': 'key', 'id': 'keys', 'actions': actions}]})
 
     def show(self, width: int, height: int, scheme: str = 'light', motion: str = 'no-preference') -> None:
-        """Set the size of the window in CSS pixels, and the preferences of its user."""
+        """Set the size of the window in CSS pixels, and the user's preferences for colours and motion."""
         self.devtools(
             'Emulation.setDeviceMetricsOverride', width=width, height=height, deviceScaleFactor=1, mobile=width < 600
         )
@@ -121,11 +121,11 @@ class Browser:
         self.devtools('Emulation.setEmulatedMedia', features=[{'name': n, 'value': v} for n, v in features])
 
     def picture(self) -> bytes:
-        """Return what the window shows, as PNG."""
+        """Return the content of the window as PNG."""
         return base64.b64decode(self.send('GET', f'{self.session}/screenshot'))
 
     def log(self) -> list[dict[str, Any]]:
-        """Return the entries of the console since the last call."""
+        """Return the entries in the console since the last call."""
         return self.send('POST', f'{self.session}/se/log', {'type': 'browser'})  # type: ignore[no-any-return]
 
     def live_heap(self) -> tuple[int, int]:

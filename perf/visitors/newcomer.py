@@ -1,11 +1,11 @@
-"""Do what a newcomer does: run everything that the README says to type, in a bare Debian with nothing but Python.
+"""Try what a newcomer does: run everything that the README says to type, in a bare Debian with only Python.
 
-    sudo python -m perf.visitors.newcomer                  everything, in about ten minutes; most of it is the tests
+    sudo python -m perf.visitors.newcomer                  everything: about ten minutes, mostly for the tests
     sudo python -m perf.visitors.newcomer --only demo,echo
 
-It needs root, `debootstrap` and a network. Commands and programs are read from the README, and nothing is installed but
-what the README names. The Debian is made once, in --folder, and copied for each run; the project in it is a clone of
-the commit that is checked out here.
+This needs root, `debootstrap` and a network. Commands and programs are read from the README, and only packages that the
+README names are installed. The Debian is created once, in --folder, and copied for each run; the project in the copy is
+a clone of the commit that is checked out here.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ FETCH = 'python3 -c "import urllib.request as u; print(u.urlopen(\'{}\').read().
 
 
 class Debian:
-    """A folder with a Debian in it; commands run there, in the checkout."""
+    """A folder with a Debian in it; commands run inside, in the checkout."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
 
     def start(self, command: str) -> subprocess.Popen[str]:
-        """Start a command and do not wait for it; `end` ends it."""
+        """Start a command without waiting for its end; `end` ends it."""
         inside = ['bash', '-c', ENTER.format(self.root, ENVIRONMENT), f'cd ~/reactor; {command}']
         return subprocess.Popen(
             ['unshare', '--mount', '--pid', '--fork', '--kill-child', *inside],
@@ -61,7 +61,7 @@ class Debian:
 
 def end(process: subprocess.Popen[str]) -> str:
     """Kill a command with everything it has started; return its output."""
-    os.killpg(process.pid, signal.SIGKILL)  # --kill-child ends everything inside too
+    os.killpg(process.pid, signal.SIGKILL)  # because of --kill-child, this also ends everything inside
     return process.communicate()[0]
 
 
@@ -85,7 +85,7 @@ def until(debian: Debian, command: str, wanted: str, seconds: float = 30) -> Non
 
 
 def demo(debian: Debian) -> None:
-    """Run the experiment, and open its page meanwhile."""
+    """Run the experiment, and open its page while it runs."""
     (command,) = block('reactor.demo').strip().splitlines()
     process = debian.start(command)
     if '--dashboard' in command:
@@ -98,7 +98,7 @@ def demo(debian: Debian) -> None:
 
 
 def echo(debian: Debian) -> None:
-    """Run the echo server, and send it something."""
+    """Run the echo server, and send data to it."""
     (debian.root / 'root/reactor/echo.py').write_text(block('7007'))
     process = debian.start('python3 echo.py')
     talk = re.search(r'`(python3 -c "import socket; .*?")`', README.replace('\n', ' '))
@@ -108,7 +108,7 @@ def echo(debian: Debian) -> None:
 
 
 def workers(debian: Debian) -> None:
-    """Run the echo server with workers, and send it something."""
+    """Run the echo server with workers, and send data to it."""
     (debian.root / 'root/reactor/server.py').write_text(block('serve.run'))
     process = debian.start('python3 server.py')
     ask = 'import socket; s = socket.create_connection(("127.0.0.1", 7008)); s.send(b"hi"); print(s.recv(9))'
@@ -117,13 +117,13 @@ def workers(debian: Debian) -> None:
 
 
 def tests(debian: Debian) -> None:
-    """Run the tests, with what the README says they need."""
+    """Run the tests, with the packages that the README names for them."""
     debian.run(VENV, 300)
     print(*debian.run(block('pytest', 'venv'), 1800).splitlines()[-40:], sep='\n')
 
 
 def profile(debian: Debian) -> None:
-    """Make a profile, in the environment of the tests."""
+    """Take a profile, in the environment of the tests."""
     debian.run(VENV, 300)
     debian.run("test -d .venv || python3 -m venv .venv; .venv/bin/pip install -q -e '.[perf]'", 300)
     print(*debian.run(block('profile.sh'), 120).splitlines()[-3:], sep='\n')
@@ -145,7 +145,7 @@ def main() -> None:
     parser = argparse.ArgumentParser('python -m perf.visitors.newcomer', description=__doc__.splitlines()[0])
     parser.add_argument('--only', default=','.join(STEPS), help=f'choose from {", ".join(STEPS)}')
     parser.add_argument(
-        '--folder', type=Path, default=Path('/var/tmp/newcomer'), help='where the Debian is kept, default %(default)s'
+        '--folder', type=Path, default=Path('/var/tmp/newcomer'), help='folder for the Debian, default %(default)s'
     )
     args = parser.parse_args()
     if os.geteuid() or not shutil.which('debootstrap'):
@@ -157,7 +157,7 @@ def main() -> None:
         subprocess.run(['cp', '-a', args.folder, debian.root], check=True)
         (debian.root / 'etc/hosts').write_text(HOSTS)
         shutil.copy('/etc/resolv.conf', debian.root / 'etc/resolv.conf')
-        if 'PIP_CERT' in os.environ:  # the network has its own certificate authority
+        if 'PIP_CERT' in os.environ:  # this machine's network uses a private certificate authority
             shutil.copy(os.environ['PIP_CERT'], debian.root / 'etc/authority.pem')
             (debian.root / 'etc/pip.conf').write_text('[global]\ncert = /etc/authority.pem\n')
         subprocess.run(['git', 'clone', '-q', CHECKOUT, debian.root / 'root/reactor'], check=True)

@@ -1,8 +1,7 @@
 """Take the pictures of the live page that the README shows: `python -m perf.visitors.screenshots`.
 
-They show an experiment with 40,000 connections in the middle of being answered, in windows of three sizes. Everything
-on them has happened; nothing is drawn by hand. It takes a minute and two cores. Debian: chromium chromium-driver
-fonts-inter.
+The pictures show an experiment with 40,000 connections, some of which have been answered, in windows of three sizes.
+They are taken from a real run. This takes a minute and two cores. Debian: chromium chromium-driver fonts-inter.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ PICTURES = [  # name, width, height, colours
 ANSWERING = 4.0  # seconds from the first answer to the first picture
 ANSWERED = "[...document.querySelectorAll('h2')].some(each => each.textContent === 'Requests a second') && \
 Number(document.querySelectorAll('.value span')[1].textContent.replaceAll(',', '')) > 100"
-MOST_BYTES = 150_000  # of a picture: the README is also read over mobile networks
+MOST_BYTES = 150_000  # largest size of a picture: the README is also read over mobile networks
 
 
 def run(command: list[str], out: Path) -> int:
@@ -62,7 +61,9 @@ def main() -> int:
     parser.add_argument('--connections', default='40000', help='connections of the experiment, default %(default)s')
     parser.add_argument('--rate', default='2000', help='new connections a second, default %(default)s')
     parser.add_argument('--delay', default='26', help='seconds until an answer, default %(default)s')
-    parser.add_argument('--out', type=Path, default=PERF / 'pictures', help='for the pictures, default %(default)s')
+    parser.add_argument(
+        '--out', type=Path, default=PERF / 'pictures', help='folder for the pictures, default %(default)s'
+    )
     args = parser.parse_args()
     if browser.MISSING:
         print(f'perf.visitors.screenshots: {browser.MISSING}', file=sys.stderr)

@@ -1,1 +1,1 @@
-"""Tests of `reactor.demo`."""
+"""Tests for `reactor.demo`."""

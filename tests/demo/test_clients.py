@@ -1,4 +1,4 @@
-"""Clients of other projects against the demo's server (Debian: curl wrk apache2-utils httperf)."""
+"""Well-known HTTP clients use the demo's server (Debian: curl wrk apache2-utils httperf)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.demo.test_demo import serving
 
 
 def client(name, *options):
-    """Run a client program; skip the test when it is not installed."""
+    """Run a client program; skip the test if the program is not installed."""
     if shutil.which(name) is None:
         pytest.skip(f'{name} is not installed: apt-get install curl wrk apache2-utils httperf')
     return subprocess.run([name, *options], capture_output=True, text=True, timeout=60)
@@ -21,7 +21,7 @@ def client(name, *options):
 
 @pytest.fixture
 def server():
-    """The address of a running server, which must not log, must not die, and must exit cleanly."""
+    """The address of a running server, which must not log, must not crash, and must exit with status 0."""
     with serving('--delay', '0.02', '--no-stats') as (process, port):
         yield f'127.0.0.1:{port}'
         assert process.poll() is None, process.stderr.read()
@@ -47,7 +47,7 @@ def test_wrk_gets_an_answer_on_each_connection(server):
     assert done.returncode == 0, done.stderr
     requests = int(re.search(r'(\d+) requests in', done.stdout)[1])
     assert requests > 100
-    # wrk wants to send another request, but the server closes each connection after one response.
+    # wrk expects to send another request, but the server closes each connection after one response.
     connect, read, write, timeout = map(
         int, re.search(r'connect (\d+), read (\d+), write (\d+), timeout (\d+)', done.stdout).groups()
     )
@@ -61,7 +61,7 @@ def test_httperf_gets_every_answer(server):
     assert 'Errors: total 0' in done.stdout
 
 
-def test_httperf_that_wants_more_replies_sees_the_end_after_a_complete_one(server):
+def test_httperf_gets_end_of_file_after_one_complete_reply_even_if_it_expects_more(server):
     host, _, port = server.partition(':')
     done = client('httperf', '--hog', f'--server={host}', f'--port={port}', '--num-conns=200', '--num-calls=10',
                   '--rate=500')  # fmt: skip

@@ -1,4 +1,4 @@
-"""The demo's command line, run as users run it: from the checkout, in other processes."""
+"""The demo's command line, run as users run it: from the checkout, in separate processes."""
 
 from __future__ import annotations
 
@@ -55,8 +55,8 @@ def read_to_end(sock):
     return b''.join(pieces)
 
 
-def test_a_server_that_has_printed_that_it_listens_handles_sigterm(monkeypatch):
-    # SIGTERM right after that line used to kill the server.
+def test_a_server_that_has_printed_its_address_handles_sigterm(monkeypatch):
+    # Regression: SIGTERM right after the server had printed this line used to kill it.
     ready = []
 
     def said(text, **options):
@@ -99,7 +99,8 @@ def test_a_signal_closes_idle_connections_and_still_answers_open_requests(signum
     assert (process.returncode, printed, errors) == (0, 'TCP server exited.\n', '')
 
 
-def test_a_client_that_ends_its_side_after_the_request_is_answered_as_nc_does():
+def test_a_client_that_half_closes_after_its_request_is_answered():
+    """`nc` behaves like this client."""
     with serving('--delay', '0.1', '--no-stats') as (_, port):
         for _ in range(5):
             with connect(port) as sock:
@@ -108,13 +109,13 @@ def test_a_client_that_ends_its_side_after_the_request_is_answered_as_nc_does():
                 assert read_to_end(sock).endswith(b'omglolwtf')
 
 
-def test_a_client_that_ends_its_side_without_a_request_is_closed():
+def test_a_client_that_half_closes_without_a_request_is_closed():
     with serving('--delay', '60', '--no-stats') as (_, port), connect(port) as sock:
         sock.shutdown(socket.SHUT_WR)
         assert read_to_end(sock) == b''
 
 
-def test_a_second_ctrl_c_ends_at_once():
+def test_a_second_ctrl_c_ends_the_server_at_once():
     with serving('--delay', '60', '--no-stats') as (process, port), connect(port) as asking:
         asking.sendall(REQUEST)
         time.sleep(0.2)
@@ -188,7 +189,7 @@ def test_load_counts_errors_by_kind():
     assert 'replies 5 ' in done.stdout and 'Errors: total 5 ' in done.stdout
 
 
-def test_a_late_server_shows_in_the_reply_times_of_load():
+def test_the_reply_times_of_load_show_a_server_that_falls_behind():
     with serving('--delay', '5', '--no-stats') as (_, port):
         done = demo('load', '--port', str(port), '--connections', '3', '--timeout', '0.5')
     assert done.returncode == 1
@@ -239,7 +240,7 @@ def test_the_experiment_starts_enough_processes_for_the_descriptor_limit():
     assert result['server']['processes'] == 5
 
 
-def test_the_experiment_reports_what_it_lowered():
+def test_the_experiment_reports_a_lowered_number_of_connections():
     done = demo('--connections', '5000', '--rate', '5000', '--delay', '0.1', '--json', '--quiet',
                 preexec_fn=descriptors(96))  # fmt: skip
     result = json.loads(done.stdout)

@@ -21,7 +21,7 @@ LAST = b'HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\nok'
 
 
 class Server:
-    """A server that writes the result of `answer(number, conn)` for request number `number`."""
+    """A server that responds to request number `number` with the result of `answer(number, conn)`."""
 
     def __init__(self, r, answer):
         self.answer, self.asked, self.conns = answer, [], []
@@ -42,7 +42,7 @@ def r():
 
 
 def begin(r, answer, *, connections=2, rate=100, seconds=60):
-    """Start a load against a server with this `answer`; returns both, and a list that is filled at the end."""
+    """Start a load on a server with this `answer`; return both, and a list that gets an item when the load is done."""
     server, done = Server(r, answer), []
     load = SteadyLoad(r, '127.0.0.1', server.port, connections=connections, rate=rate, seconds=seconds,
                       timeout=10, on_done=lambda: done.append(1))  # fmt: skip
@@ -50,7 +50,7 @@ def begin(r, answer, *, connections=2, rate=100, seconds=60):
 
 
 def load_of(r, answer, *, connections=1, rate=200, seconds=0.05, timeout=10, **options):
-    """Run a load against a server with this `answer`; returns both when the load is done."""
+    """Run a load on a server with this `answer`; return both when the load is done."""
     server, done = Server(r, answer), []
     load = SteadyLoad(r, '127.0.0.1', server.port, connections=connections, rate=rate, seconds=seconds,
                       timeout=timeout, on_done=lambda: done.append(1), **options)  # fmt: skip
@@ -60,7 +60,7 @@ def load_of(r, answer, *, connections=1, rate=200, seconds=0.05, timeout=10, **o
     return load, server
 
 
-def test_requests_keep_their_rate_over_connections_that_stay(r):
+def test_requests_keep_their_rate_over_connections_that_stay_open(r):
     began = time.monotonic()
     load, server = load_of(r, lambda number, conn: OK, connections=4, rate=200, seconds=0.2)
     assert time.monotonic() - began >= 39 / 200
@@ -80,7 +80,7 @@ def test_a_reply_time_counts_from_the_scheduled_time_of_the_request(r):
 
     load, _ = load_of(r, answer, rate=100, seconds=0.1)
     assert load.replies == 10
-    # With one connection the later requests waited for the first one, which shows in their times.
+    # There is only one connection, so the later requests waited for the first, and their times include this.
     assert min(load.reply_times[:9]) >= 0.1
     assert load.reply_times[0] >= 0.2
 
@@ -125,12 +125,12 @@ BAD = {
 
 
 @pytest.mark.parametrize('kind', BAD)
-def test_each_kind_of_invalid_response_is_an_error_of_its_own(r, kind):
+def test_each_kind_of_invalid_response_is_a_separate_error(r, kind):
     load, _ = load_of(r, lambda number, conn: BAD[kind] if number == 3 else OK)
     assert (load.errors, load.replies) == ({kind: 1}, 9)
 
 
-def test_an_answer_in_pieces_is_one_answer(r):
+def test_a_response_that_arrives_in_pieces_counts_once(r):
     def answer(number, conn):
         conn.write(OK[:30])
         r.call_later(0.01, conn.write, OK[30:])
@@ -153,7 +153,7 @@ def test_a_request_is_abandoned_at_its_timeout(r):
     assert load.errors['reply-timeout'] == len(server.asked)
 
 
-def test_a_request_that_could_not_be_sent_is_abandoned_too(r):
+def test_a_request_that_could_not_be_sent_is_also_abandoned_at_its_timeout(r):
     server, done = Server(r, lambda number, conn: OK), []
     server.listener.close()
     load = SteadyLoad(r, '127.0.0.1', server.port, connections=1, rate=20, seconds=0.2, timeout=0.1,
@@ -162,7 +162,7 @@ def test_a_request_that_could_not_be_sent_is_abandoned_too(r):
     assert (load.replies, load.errors) == (0, {'unsent': 4})
 
 
-def test_a_server_that_is_not_there_is_an_error_and_tried_again(r):
+def test_a_failed_connect_is_an_error_and_is_retried(r):
     first = Server(r, lambda number, conn: OK)
     first.listener.close()
     load = SteadyLoad(r, '127.0.0.1', first.port, connections=2, rate=20, seconds=0.2, timeout=10, on_done=r.stop)
@@ -185,7 +185,7 @@ def test_a_load_that_is_stopped_still_accounts_for_its_requests(r):
     assert load.requests == load.replies >= 5 and load.failed == 0 and load.share < 1
 
 
-def test_a_load_that_is_stopped_twice_waits_for_nothing(r):
+def test_a_load_that_is_stopped_twice_ends_at_once(r):
     load, _, done = begin(r, lambda number, conn: None)
     run_until(r, lambda: load.requests >= 3)
     load.stop()
@@ -203,7 +203,7 @@ def test_a_load_that_is_stopped_before_its_start_is_done(r):
 
 
 def command(r, server, *options):
-    """`python -m reactor.demo load` against a server in this process: (status, output)."""
+    """Run `python -m reactor.demo load` on a server in this process; return (status, output)."""
     process = subprocess.Popen([*DEMO, 'load', '--port', str(server.port), *options], cwd=CHECKOUT, text=True,
                                stdout=subprocess.PIPE, stderr=subprocess.PIPE)  # fmt: skip
     try:
@@ -236,7 +236,7 @@ def test_the_command_fails_when_a_request_fails(r):
     assert status == 1 and 'requests 20 replies 19 ' in printed and '\nErrors: total 1 ' in printed
 
 
-def test_ctrl_c_ends_it_with_a_report(r):
+def test_ctrl_c_ends_the_load_with_a_report(r):
     processes = []
 
     def answer(number, conn):

@@ -1,1 +1,1 @@
-"""Tests of the tests: planted and randomly drawn bugs must be found."""
+"""Tests of the tests: they must find planted bugs and randomly drawn bugs."""

@@ -1,19 +1,18 @@
-"""Do the tests notice when the code is changed? `python -m tests.mutation draw|cover|run|report`.
+"""Measure how many changes to the code the tests notice: `python -m tests.mutation draw|cover|run|report`.
 
     draw      draw the list of mutants again; see `drawing.py`
-    cover     run the suite under coverage, to record which tests reach which line; with names of tests: only those
-    run       try the mutants that have no outcome yet, on the tests, or with --simulator on the simulator alone
-    report    print how many mutants were killed, and those that were not
+    cover     run the suite (or only the tests that are named) under coverage, to record which tests reach which line
+    run       run the tests on the mutants that have no outcome yet; with --simulator run only the simulator
+    report    print how many mutants were killed, and list the others
 
-Needs the extra `mutation`. The outcomes are stored in this folder.
+This needs the extra `mutation`. The outcomes are stored in this folder.
 
-- A mutant is tried in a copy of the project, on the tests whose coverage reaches its line, the cheapest first, until
-  the first failure. Together they have LONGEST seconds. Slow tests, and those that need the machine alone, are left
-  out.
+- The tests whose coverage reaches the line of a mutant are run in a copy of the project, the cheapest first, until the
+  first failure. Together they have LONGEST seconds. Slow tests and tests that need the machine alone are left out.
 - A mutant is killed when a test fails, fails again when it is run alone, and passes on the original code.
 - A test that does not end fails by its own time limit, or by HANGS, which is shorter than the suite's limit.
-- When LONGEST is over, the outcome is `uncertain`, which counts as if the mutant had survived.
-- The simulator gets the seeds from 0 to SEEDS, and the same time.
+- When LONGEST seconds are over, the outcome is `uncertain`, which counts as if the mutant had survived.
+- The simulator runs the seeds below SEEDS, for the same time at most.
 """
 
 from __future__ import annotations
@@ -44,17 +43,17 @@ from tests.mutation.drawing import PROJECT, Mutant
 KEPT = Path(__file__).resolve().parent
 RESULTS, SIMULATED, EQUIVALENT = KEPT / 'results.jsonl', KEPT / 'simulated.jsonl', KEPT / 'equivalent.json'
 LONGEST = 60  # seconds for all tests of a mutant, or all seeds of the simulator
-HANGS = 20  # seconds for a test
+HANGS = 20  # seconds for one test
 SEEDS = 150
 MEMORY = 8 << 30  # bytes of address space for a process: a mutant may allocate without limit
-FIRST_TESTS, MORE_TESTS = 20, 10  # the size of the first batch, and the growth of each next one
+FIRST_TESTS, MORE_TESTS = 20, 10  # the size of the first batch, and how many more tests each further batch has
 NOT_COPIED = '.git .venv* .mutation .hypothesis .*_cache __pycache__ *.egg-info'.split()
-MARK = 'MUTATION_RUN'  # in the environment of each process that a run starts: the run
+MARK = 'MUTATION_RUN'  # environment variable that identifies the run; all processes of the run inherit it
 RUNS = itertools.count()
 
 
 class Ended(NamedTuple):
-    """The end of a command: its status, None at the timeout; its output, and the seconds it took."""
+    """The result of a command: its exit status (None after a timeout), its output, and the seconds that it took."""
 
     status: int | None
     output: str
@@ -62,7 +61,7 @@ class Ended(NamedTuple):
 
 
 class Results:
-    """The outcomes in one file, with a line for each mutant, by number."""
+    """The outcomes in one file, which has a line for each mutant."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -71,7 +70,7 @@ class Results:
         self._lock = threading.Lock()
 
     def add(self, result: dict[str, Any]) -> None:
-        """Store this outcome; it replaces an earlier one of the same mutant."""
+        """Store this outcome, which replaces an earlier outcome of the same mutant."""
         with self._lock:
             self.all[result['number']] = result
             lines = [json.dumps(one) for _, one in sorted(self.all.items())]
@@ -95,13 +94,13 @@ class Tester:
 
     def use_tests(self) -> None:
         self.known = reaching.read()
-        # pytest rewrites the assertions of the tests once, and each copy gets the result.
+        # pytest rewrites the assertions of the tests once, and the result is copied with them.
         environment = {CHOSEN: '', REPORTS: os.devnull}
         self.python(self.usual, ['-m', 'pytest', '-q', '--collect-only', '-p', 'no:cacheprovider'], 300, environment)
 
     @contextmanager
     def copy(self, mutant: Mutant) -> Iterator[tuple[Path, int] | None]:
-        """Copy the project with the mutant in it; yields the copy and the line, or None if the place is gone."""
+        """Copy the project with the mutant in it; yield the copy and the line, or None if the code is gone."""
         text = (self.project / mutant.module).read_text() if (self.project / mutant.module).exists() else ''
         found = drawing.find(mutant, text)
         if found is None:
@@ -119,7 +118,7 @@ class Tester:
             shutil.rmtree(folder)
 
     def simulate(self, mutant: Mutant) -> dict[str, Any]:
-        """Try the mutant on the simulator alone."""
+        """Run only the simulator on the mutant."""
         with self.copy(mutant) as copy:
             if copy is None:
                 return {'number': mutant.number, 'outcome': 'gone'}
@@ -132,7 +131,7 @@ class Tester:
         return result
 
     def test(self, mutant: Mutant) -> dict[str, Any]:
-        """Try the mutant on the tests that reach it."""
+        """Run the tests that reach the mutant."""
         with self.copy(mutant) as copy:
             if copy is None:
                 return {'number': mutant.number, 'outcome': 'gone'}
@@ -162,7 +161,7 @@ class Tester:
         return {'outcome': 'survived', 'doubtful': doubtful}
 
     def _counts(self, folder: Path, failed: str, tests: list[str]) -> bool:
-        """Whether this failure is repeatable and does not occur on the original code."""
+        """Return whether this failure can be repeated and does not occur with the original code."""
         alone = [failed] if failed in tests else tests
         if not self.run_tests(folder, alone, 3 * LONGEST)[1]:
             return False
@@ -173,7 +172,7 @@ class Tester:
     def run_tests(
         self, folder: Path, tests: list[str], seconds: float
     ) -> tuple[Ended, dict[str, Any] | None, str | None]:
-        """Run these tests until one fails; returns pytest's report of the failure, and the name of the last test."""
+        """Run these tests until one fails; return the result, the report of the failure, and the last test's name."""
         with tempfile.TemporaryDirectory(dir=self.folder) as notes:
             chosen, reports = Path(notes) / 'chosen', Path(notes) / 'reports'
             chosen.write_text('\n'.join(tests))
@@ -194,7 +193,7 @@ class Tester:
         """Run Python in this copy with a timeout in seconds, and end all processes that it has started."""
         mark = f'{folder} {next(RUNS)}'  # several runs may share a folder
         environment = {**os.environ, **(environment or {}), 'PYTHONPATH': str(folder), MARK: mark}
-        environment.pop('PYTHONDONTWRITEBYTECODE', None)  # the compiled files are copied, too
+        environment.pop('PYTHONDONTWRITEBYTECODE', None)  # compiled files are copied too
         began = time.monotonic()
         with tempfile.TemporaryFile(dir=self.folder) as output:
             child = subprocess.Popen(
@@ -209,7 +208,9 @@ class Tester:
             finally:
                 end_all(mark)
                 with suppress(ProcessLookupError):
-                    os.killpg(child.pid, signal.SIGKILL)  # also children that were given another environment
+                    os.killpg(
+                        child.pid, signal.SIGKILL
+                    )  # including children that were started with a different environment
                 child.wait()
             output.seek(0)
             text = output.read().decode(errors='replace')
@@ -217,7 +218,7 @@ class Tester:
 
 
 def end_all(mark: str) -> None:
-    """End the processes that this run has started, whatever their parent is now."""
+    """Kill all processes that this run has started, even if their parents have ended."""
     import psutil
 
     for process in psutil.process_iter():
@@ -254,7 +255,7 @@ def run(options: argparse.Namespace) -> None:
 
 
 def equivalents() -> dict[int, str]:
-    """Return the mutants that change no behaviour, each with the reason."""
+    """Return {number of a mutant that changes no behaviour: the reason}."""
     if not EQUIVALENT.exists():
         return {}
     return {int(number): reason for number, reason in json.loads(EQUIVALENT.read_text()).items()}
@@ -291,16 +292,18 @@ def main() -> None:
     covering.add_argument('--jobs', type=int, default=2)
     covering.add_argument('--without', default='', metavar='WORDS', help='leave out tests, as with -k of pytest')
     running = commands.add_parser('run')
-    running.add_argument('numbers', nargs='*', type=int, help='mutants to try; default: all without an outcome')
-    running.add_argument('--again', nargs='*', default=[], metavar='OUTCOME', help='also try those with this outcome')
+    running.add_argument('numbers', nargs='*', type=int, help='numbers of mutants; default: all without an outcome')
+    running.add_argument(
+        '--again', nargs='*', default=[], metavar='OUTCOME', help='also run mutants with this outcome again'
+    )
     running.add_argument('--jobs', type=int, default=2)
-    running.add_argument('--most', type=int, help='how many')
-    running.add_argument('--simulator', action='store_true', help='try them on the simulator alone')
+    running.add_argument('--most', type=int, help='how many mutants at most')
+    running.add_argument('--simulator', action='store_true', help='run only the simulator')
     running.add_argument('--project', type=Path, default=PROJECT, help='the checkout to mutate')
     running.add_argument('--results', type=Path, help='a different file for the outcomes')
     commands.add_parser('report')
     options = parser.parse_args()
-    # A shell lets background commands ignore Ctrl-C, and the tests would inherit that.
+    # A shell makes background commands ignore Ctrl-C, and the tests would inherit this.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     match options.command:
         case 'draw':

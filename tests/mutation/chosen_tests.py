@@ -10,17 +10,17 @@ from typing import IO
 
 import pytest
 
-CHOSEN = 'MUTATION_CHOSEN_TESTS'  # a file with a test in each line; '' for all collected tests
+CHOSEN = 'MUTATION_CHOSEN_TESTS'  # a file with one test per line; '' for all collected tests
 REPORTS = 'MUTATION_REPORTS'  # the file for their outcomes
-MEASURE = 'MUTATION_MEASURE_CHILDREN'  # a coverage configuration for child processes of tests; '' for none
+MEASURE = 'MUTATION_MEASURE_CHILDREN'  # a coverage configuration for the children of tests; '' for none
 
 
-reports: IO[str]  # opened first, because a test may use up all descriptors
+reports: IO[str]  # opened before the tests run, because a test may use up all descriptors
 
 
 def pytest_configure() -> None:
     global reports
-    # The parent of a pytest-xdist worker reports, too.
+    # The parent of a pytest-xdist worker also writes reports.
     reports = open(os.devnull if 'PYTEST_XDIST_WORKER' in os.environ else os.environ[REPORTS], 'a')
 
 
@@ -30,14 +30,14 @@ def pytest_unconfigure() -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> Iterator[None]:
-    yield  # run after `conftest.py`, which orders the tests, too
+    yield  # run after `conftest.py`, which also orders the tests
     if chosen := os.environ.get(CHOSEN):
         order = {name: number for number, name in enumerate(Path(chosen).read_text().splitlines())}
         items[:] = sorted((item for item in items if item.nodeid in order), key=lambda item: order[item.nodeid])
 
 
 def pytest_runtest_setup() -> None:
-    # Not earlier, or coverage would measure the pytest-xdist workers a second time.
+    # If this were set earlier, coverage would measure the pytest-xdist workers a second time.
     if measure := os.environ.get(MEASURE):
         os.environ['COVERAGE_PROCESS_START'] = measure
 

@@ -1,17 +1,17 @@
-"""The mutants that the tests are tried on: 600 small changes of the code, drawn from all that cosmic-ray can make.
+"""The mutants that the tests have to find: 600 small changes to the code, drawn from all changes of cosmic-ray.
 
 Every change is made by an operator of cosmic-ray. The list, `drawn.json`, was committed before any mutant was run, and
-no outcome changes it. It was drawn by these rules:
+does not depend on outcomes. It was drawn by these rules:
 
 - Each module has a share of the list in proportion to its lines of code.
-- Within a module each place in the code has the same chance, and then each mutant of that place. Otherwise a `+`, which
-  has eleven mutants, would count eleven times. A place is drawn once.
+- Within a module, each place in the code has the same chance, and then each mutant of the place. Otherwise a `+`, which
+  has eleven mutants, would be drawn eleven times as often. A place is drawn at most once.
 - Code without behaviour is left out: annotations, `if TYPE_CHECKING:`, the functions in TEXT, and the arguments of the
   functions in LOG. Docstrings have no mutants.
 - A mutant is left out when it does not compile, compiles with a warning, or has the same syntax tree as the code.
 
-When the code has changed, a mutant is found by the text that it changes and the function around it. Its occurrence and
-its line are those of the code from which it was drawn; the list has the SHA-256 of that code.
+In code that has changed since, a mutant is found by the text that it changes and by the function around it. Its
+occurrence and line refer to the code from which it was drawn; the list has the SHA-256 of that code.
 """
 
 from __future__ import annotations
@@ -48,10 +48,10 @@ OPERATORS = (
     'core/ReplaceUnaryOperator_*',
     'core/ZeroIterationForLoop',
 )
-# The other two, VariableInserter and VariableReplacer, take random numbers of their own, so the list could not be drawn
-# again. The first four below exchange identity and equality, which are the same for nearly all objects compared here.
-# The others compare the order of objects that have none: they raise TypeError wherever a test reaches them, and would
-# only improve the result.
+# VariableInserter and VariableReplacer are left out too: they use their own random numbers, so the list could not be
+# drawn again. The first four operators below exchange identity and equality, which are the same for nearly all objects
+# compared here. The others compare the order of objects that have none: they raise TypeError wherever a test reaches
+# them, and would only improve the result.
 NOT_DRAWN = (
     'core/ReplaceComparisonOperator_Is_Eq',
     'core/ReplaceComparisonOperator_IsNot_NotEq',
@@ -62,19 +62,19 @@ NOT_DRAWN = (
 TEXT = ('__repr__', '__str__')
 LOG = ('log', '_log')
 
-Span = tuple[tuple[int, int], tuple[int, int]]  # (line, column) of its start and of its end
+Span = tuple[tuple[int, int], tuple[int, int]]  # (line, column) of the start and of the end
 
 
 class Mutant(NamedTuple):
-    """One change of the code.
+    """A change to the code.
 
-    number      in the list
+    number      the number in the list
     module      the path of the module within the project
-    operator    the operator of cosmic-ray
-    occurrence  the index among the places that the operator can change
+    operator    the cosmic-ray operator
+    occurrence  the index of the place among all that the operator can change
     line        the line of the place
     function    the innermost function or class around it, '' for none
-    before      the lines that it changes
+    before      the original lines
     after       the changed lines
     """
 
@@ -121,7 +121,7 @@ def operators() -> list[str]:
 
 
 def left_out(tree: ast.Module) -> list[Span]:
-    """Return the code without behaviour, by the third rule."""
+    """Return the spans of code without behaviour, by the third rule."""
     found: list[Any] = []
     for node in ast.walk(tree):
         match node:
@@ -135,7 +135,7 @@ def left_out(tree: ast.Module) -> list[Span]:
                 found.append(node)
             case ast.Call(func=ast.Name(name) | ast.Attribute(attr=name)) if name in LOG:
                 found.append(node)
-    # These columns count bytes and those of cosmic-ray count characters; the code of the package is ASCII.
+    # These columns count bytes, and those of cosmic-ray count characters; they agree, because the package is ASCII.
     return [
         ((node.lineno, node.col_offset), (node.end_lineno, node.end_col_offset)) for node in found if node is not None
     ]
@@ -171,7 +171,7 @@ def places(text: str, names: list[str]) -> Iterator[Place]:
 
 
 def mutated(text: str, operator: str, occurrence: int) -> str | None:
-    """Return the code with this mutant in it, or None when the last rule leaves it out."""
+    """Return the code with this mutant in it, or None if the last rule leaves the mutant out."""
     from cosmic_ray.mutating import mutate_code
     from cosmic_ray.plugins import get_operator
 
@@ -186,7 +186,7 @@ def mutated(text: str, operator: str, occurrence: int) -> str | None:
 
 
 def changed_lines(text: str, changed: str) -> tuple[str, str]:
-    """Return the lines of each text in which the two differ."""
+    """Return the lines in which the two texts differ, from each text."""
     old, new = text.splitlines(), changed.splitlines()
     while old and new and old[0] == new[0]:
         del old[0], new[0]
@@ -207,7 +207,7 @@ def shares(sizes: dict[str, int]) -> dict[str, int]:
 
 
 def draw_from(name: str, text: str, share: int) -> list[Mutant]:
-    """Draw the mutants of one module; they get their numbers later."""
+    """Draw the mutants of one module; their numbers are set later."""
     without = left_out(ast.parse(text))
     by_span: dict[Span, list[Place]] = {}
     for place in places(text, operators()):
@@ -267,7 +267,7 @@ def read() -> dict[str, Any]:
 
 
 def find(mutant: Mutant, text: str) -> tuple[int, str] | None:
-    """Return the line of the mutant in this code and the mutated code, or None when the place is gone."""
+    """Return the line of the mutant in this code, and the mutated code; None if the code is no longer there."""
     found = []
     for place in places(text, [mutant.operator]):
         if place.function == mutant.function:

@@ -1,7 +1,7 @@
-"""Which tests reach a line of the code: the suite is run once under coverage, which records the test for each line.
+"""Find the tests that reach a line of the code: run the suite under coverage, which records the tests for each line.
 
-The result is stored in a file outside of git. A test reaches a line when the line runs in the test's process or in one
-that it starts. A line that runs at import is reached by the tests that use what the line defines.
+The result is stored in a file outside of git. A test reaches a line when the line runs in the test's process or in a
+process that the test starts. A line that runs at import is reached by the tests that use the name that it defines.
 """
 
 from __future__ import annotations
@@ -21,27 +21,27 @@ from tests.mutation.chosen_tests import CHOSEN, MEASURE, REPORTS
 from tests.mutation.drawing import PROJECT
 
 CACHE = PROJECT / '.mutation'
-# These read the text of the code, or plant bugs in copies of it. Their failures would not show that they noticed the
-# behaviour of a mutant.
+# These tests read the text of the code, or plant bugs in copies of it. When they fail on a mutant, they have not
+# necessarily noticed its behaviour.
 NOT_JUDGES = (
     *(f'tests/mutation/test_{name}.py' for name in ('mutants', 'mutation', 'tls_mutants')),
     *(f'tests/project/test_{name}.py' for name in ('changelog', 'scenarios', 'shape')),
 )
 SHORTEST = 0.03  # seconds; shorter tests count as this long
-OWN = 0.3  # a factor: a test in the module's own file is tried before cheaper tests elsewhere
+OWN = 0.3  # factor for the price of tests in the module's own file, which run before cheaper tests elsewhere
 
-Lines = dict[str, int]  # for each module, a number in which the bits of some lines are set
+Lines = dict[str, int]  # {module: a number in which bit N stands for line N}
 
 
 class Test(NamedTuple):
-    """The cost of one test and the lines it reaches."""
+    """The cost of a test, and the lines that it reaches."""
 
     __test__ = False
 
     name: str
     seconds: float
     lines: Lines
-    count: int  # number of lines that it reaches
+    count: int  # number of lines that the test reaches
 
     def file(self) -> str:
         return self.name.partition('::')[0]
@@ -59,9 +59,9 @@ disable_warnings = no-data-collected,module-not-measured,module-not-imported,no-
 
 
 def cover(tests: list[str], jobs: int, without: str = '') -> None:
-    """Run these tests, by default the suite without slow tests, and store the lines that each of them reaches.
+    """Run these tests, by default all that are not slow, and store the lines that each of them reaches.
 
-    `without` names tests that coverage does not survive, such as those that use up all descriptors.
+    `without` names tests that fail under coverage, such as tests that use up all descriptors.
     """
     CACHE.mkdir(exist_ok=True)
     reports, configuration = CACHE / 'reports.jsonl', CACHE / 'coveragerc'
@@ -73,7 +73,9 @@ def cover(tests: list[str], jobs: int, without: str = '') -> None:
     environment['PYTHONPATH'] = str(PROJECT)
     command += ['-m', 'not slow and not alone', *(f'--ignore={file}' for file in NOT_JUDGES)]
     command += ['-k', f'not ({without})'] if without else []
-    subprocess.run([*command, '--cov-report=', *tests], cwd=PROJECT, env=environment)  # pytest reports failures
+    subprocess.run(
+        [*command, '--cov-report=', *tests], cwd=PROJECT, env=environment
+    )  # pytest prints failures, so the status is ignored
     known = read() if tests and (CACHE / 'reach').exists() else {}
     files = {file for file in tests if '::' not in file}
     kept = {name: test for name, test in known.items() if test.file() not in files}
@@ -107,7 +109,7 @@ def measured(reports: Path) -> dict[str, Test]:
 
 
 def test_of(context: str) -> str:
-    """Return the test of a context: pytest-cov writes `test|call`, and child processes get `test (call)`."""
+    """Return the test of a context: pytest-cov writes `test|call`, and child processes write `test (call)`."""
     return re.sub(r'(\|| \()(setup|run|call|teardown)\)?$', '', context)
 
 
@@ -144,14 +146,14 @@ def price(test: Test, module: str) -> float:
 
 
 def named_for(file: str, module: str) -> bool:
-    """Whether this test file is named after the module, or after its package when no file is named after the module."""
+    """Return whether the file is named after the module, or after the package if no file is named after the module."""
     stem, room = Path(module).stem, Path(module).parent.name
     words = [word for word in (stem, stem.removesuffix('s')) if list((PROJECT / 'tests').glob(f'*/test_*{word}*.py'))]
     return any(word in Path(file).stem for word in words) if words else Path(file).parent.name == room
 
 
 def lines_for(texts: dict[str, str], module: str, line: int) -> Lines:
-    """Return the lines that run this line's code: its statement, or uses of what it defines at import."""
+    """Return the lines that run this line's code: its statement or, if it runs at import, uses of the defined names."""
     statement, function = innermost(ast.parse(texts[module]), line)
     if isinstance(statement, ast.FunctionDef | ast.ClassDef):
         return {module: bits_of(statement.body[0].lineno, statement.body[-1].end_lineno)}

@@ -1,6 +1,6 @@
-"""The simulation finds planted bugs: each mutant fails some seed, and the original code fails none.
+"""The simulation finds planted bugs: some seed fails on each mutant, and no seed fails on the original code.
 
-Each hunt runs in a process of its own, on a copy of the package.
+Each hunt runs in a separate process, on a copy of the package.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from tests.helpers import mutants
 from tests.helpers.mutants import MUTANTS, Mutant, copy_package, plant
 
 SEEDS = 1000
-CALM_SEEDS = 100  # without a planted bug; CI runs more of them with `python -m reactor.testing`
-LONGEST = 60  # seconds of CPU for one seed; a longer one counts as hung
+CALM_SEEDS = 100  # seeds without a planted bug; CI runs more with `python -m reactor.testing`
+LONGEST = 60  # seconds of CPU time for a seed, which then counts as hung
 PATIENCE = 600  # seconds for a hunt
 HUNT = """
 import logging, resource, sys, time
@@ -46,7 +46,7 @@ else:
 
 
 class Outcome:
-    """The outcome of a hunt: its last seed, and what was wrong with it, '' for nothing."""
+    """The outcome of a hunt: its last seed, and the violation that this seed found, or ''."""
 
     def __init__(self, output: str, status: int, folder: Path) -> None:
         seeds, self.wrong, self.hung, self.slowest = [], '', False, 0.0
@@ -59,7 +59,7 @@ class Outcome:
         rest = lines[len(seeds) :]
         assert not rest or rest[1].startswith(str(folder)), f'{rest[1]} was imported, not the copy in {folder}'
         if not rest:
-            assert seeds, f'it did not even begin: status {status}'
+            assert seeds, f'no seed was started: status {status}'
             self.wrong, self.hung = f'seed {self.seed} did not end in {LONGEST} s', True
         elif rest[0] == 'found':
             self.wrong = '\n'.join(rest[2:])
@@ -96,14 +96,15 @@ def test_each_planted_bug_is_found_and_the_original_code_passes(planted, tmp_pat
         assert not outcome.wrong
     else:
         print(f'{planted}: seed {outcome.seed}, {outcome.wrong}')
-        assert outcome.wrong, f'{SEEDS} seeds did not find it; it breaks {mutant.law}'
+        assert outcome.wrong, f'{SEEDS} seeds did not find the bug, which breaks {mutant.law}'
     if outcome.hung:
         usual = hunt(tmp_path / 'usual', None, outcome.seed, outcome.seed + 1)
-        assert not usual.wrong and usual.slowest < LONGEST / 100, 'that seed is always slow, so it proves nothing'
+        assert not usual.wrong and usual.slowest < LONGEST / 100, (
+            'this seed is slow without the bug too, so it proves nothing'
+        )
 
 
-def test_there_are_mutants_for_each_part():
-    """Their names are unique."""
+def test_there_are_mutants_for_each_part_with_unique_names():
     assert len({mutant.name for mutant in MUTANTS}) == len(MUTANTS) >= 28
     files = {mutant.file for mutant in MUTANTS}
     assert {f'loop/{name}.py' for name in 'loop timers watcher wakeup signals threads buckets'.split()} <= files
@@ -120,8 +121,8 @@ def written_in(path: Path):
                 yield Mutant(*values)
 
 
-def test_the_anchor_of_every_planted_bug_is_still_there():
-    """Checked without planting: a hunt takes minutes, and a change of wording alone can break an anchor."""
+def test_the_anchor_of_every_planted_bug_still_exists():
+    """This is checked without a hunt, which takes minutes. Even a change to the wording can break an anchor."""
     planted = [mutant for path in Path(mutants.__file__).parents[1].rglob('*.py') for mutant in written_in(path)]
     assert len(planted) > 150
     for mutant in planted:
@@ -142,7 +143,7 @@ def test_a_mutant_is_refused_unless_its_anchor_occurs_once_in_the_package(file, 
         copy_package(tmp_path, Mutant('it', file, anchor, '', ''))
 
 
-def test_the_copy_differs_from_the_package_in_that_one_file(tmp_path):
+def test_the_copy_differs_from_the_package_only_in_the_mutated_file(tmp_path):
     mutant = MUTANTS[0]
     copy_package(tmp_path, mutant)
     changed = [

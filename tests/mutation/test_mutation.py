@@ -1,4 +1,4 @@
-"""The stored data of mutation testing is valid: the list can be drawn again; equivalent mutants have reasons."""
+"""The stored data of mutation testing is valid: the list can be drawn again, and equivalent mutants have reasons."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from tests.mutation import __main__ as mutation
 from tests.mutation import drawing
 from tests.mutation.drawing import COUNT, PROJECT, SEED
 
-MOST_EQUIVALENT = 0.08  # of the list, as a fraction
-REDRAWN = 100  # lines of code; larger modules take seconds each
+MOST_EQUIVALENT = 0.08  # share of the list
+REDRAWN = 100  # lines of code: smaller modules are drawn again; larger ones take seconds each
 
 drawn = drawing.read()
 needs_the_tool = pytest.mark.skipif(
@@ -21,7 +21,7 @@ needs_the_tool = pytest.mark.skipif(
 
 
 def test_the_list_has_the_stated_number_of_mutants():
-    """Each module has its share, and no two mutants change the same place."""
+    """Also, each module has its share, and no two mutants change the same place."""
     mutants = drawn['mutants'].values()
     assert drawn['seed'] == SEED
     assert [mutant.number for mutant in mutants] == list(range(1, COUNT + 1))
@@ -35,7 +35,7 @@ def test_the_list_has_the_stated_number_of_mutants():
 @needs_the_tool
 @pytest.mark.timeout(120)
 def test_the_list_can_be_drawn_again_from_its_seed():
-    """Checked on small modules that have not changed since it was drawn."""
+    """This is checked on small modules that have not changed since then."""
     names = [name for name, module in drawn['modules'].items() if 0 < module['lines'] < REDRAWN]
     texts = {name: (PROJECT / name).read_text() for name in names if (PROJECT / name).exists()}
     same = [name for name, text in texts.items() if drawing.digest(text) == drawn['modules'][name]['sha256']]
@@ -79,5 +79,5 @@ class C:
 def test_equivalent_mutants_are_few_and_each_has_a_reason():
     equivalent = mutation.equivalents()
     assert set(equivalent) <= set(drawn['mutants'])
-    assert all(len(reason.split()) >= 4 for reason in equivalent.values()), 'a reason is a sentence'
+    assert all(len(reason.split()) >= 4 for reason in equivalent.values()), 'each reason must be a sentence'
     assert len(equivalent) <= MOST_EQUIVALENT * COUNT

@@ -1,4 +1,4 @@
-"""The worlds of `tls_worlds.py`, or a named test, find each bug planted in the TLS code."""
+"""Each bug planted in the TLS code is found by the worlds of `tls_worlds.py` or by a named test."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from tests.helpers.hostile_tls import ENGINE
 from tests.helpers.mutants import TLS_MUTANTS, copy_package
 
 SEEDS = 1000
-LONGEST = 60  # seconds for a test in a child; `run_until` takes ten of them to give up
+LONGEST = 60  # seconds for a test in a child; `run_until` needs ten of them before it fails
 PATIENCE = 110  # seconds for a child; less than the time limit of the test itself
 PROJECT = Path(__file__).parents[2]
-# The options of setup.cfg without those for reports and without the project's own package.
+# The pytest options of setup.cfg, without those for reports and for the project's own package.
 FROM_ELSEWHERE = ('-o', 'addopts=--import-mode=importlib', '-o', 'pythonpath=')
 HUNT = """
 import logging, sys
@@ -44,7 +44,7 @@ for seed in range(int(sys.argv[2])):
 
 def run_child(folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
     """Run Python on the copy of the package in `folder`."""
-    paths = f'{folder}{os.pathsep}{PROJECT}'  # the copy of the package comes first; the tests are this project's
+    paths = f'{folder}{os.pathsep}{PROJECT}'  # the package is imported from the copy, and the tests from this project
     environment = {**os.environ, 'PYTHONPATH': paths, 'PYTHONDONTWRITEBYTECODE': '1'}
     return subprocess.run(
         [sys.executable, *command], cwd=folder, env=environment, capture_output=True, text=True, timeout=PATIENCE
@@ -52,7 +52,7 @@ def run_child(folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
 
 
 def hunt(folder: Path, certificates: Path) -> str:  # noqa: F811
-    """Run the worlds on the copy of the package in `folder`; returns the failure, or ''."""
+    """Run the worlds on the copy of the package in `folder`; return the failure, or ''."""
     child = run_child(folder, '-c', HUNT, str(certificates), str(SEEDS))
     where, _, found = child.stdout.partition('\n')
     assert where.startswith(str(folder)), child.stderr
@@ -60,20 +60,20 @@ def hunt(folder: Path, certificates: Path) -> str:  # noqa: F811
 
 
 def run_test(folder: Path, name: str) -> str:
-    """Run a test of this project on the copy; returns its failure, or ''."""
+    """Run a test of this project on the copy; return its failure, or ''."""
     options = ['-q', '-x', '-p', 'no:cacheprovider', '--tb=line', *FROM_ELSEWHERE, '--timeout', str(LONGEST)]
     child = run_child(folder, '-m', 'pytest', *options, '-k', 'not poll and not select', str(PROJECT / 'tests' / name))
     said = child.stdout + child.stderr
     assert child.returncode in (0, 1), said
     assert 'from pytest-timeout' not in said, f'{name} was ended after {LONGEST} s, and proves nothing:\n{said}'
-    failed = child.returncode and ' failed' in child.stdout  # otherwise it could not even start
+    failed = child.returncode and ' failed' in child.stdout  # otherwise the test did not run
     assert bool(child.returncode) is bool(failed), said
     return child.stdout if failed else ''
 
 
 @pytest.fixture(autouse=True)
 def nothing_left() -> None:
-    """Replaces the fixture that counts descriptors, because children start and end meanwhile."""
+    """Replaces the fixture that counts descriptors, because children start and end during these tests."""
 
 
 @pytest.mark.slow
@@ -85,7 +85,7 @@ def test_each_bug_planted_in_tls_is_found(planted, certificates, tmp_path):  # n
     copy_package(tmp_path, mutant)
     found = run_test(tmp_path, test) if test else hunt(tmp_path, certificates.folder)
     print(f'{mutant.name}: {found.strip() or "not found"}')
-    assert found, f'{test or f"{SEEDS} worlds"} did not find it; it breaks {mutant.law}'
+    assert found, f'{test or f"{SEEDS} worlds"} did not find the bug, which breaks {mutant.law}'
 
 
 def test_there_are_enough_tls_mutants_and_each_anchor_is_found():

@@ -1,1 +1,1 @@
-"""Tests of `reactor.observe`."""
+"""Tests for `reactor.observe`."""

@@ -1,4 +1,4 @@
-"""The live page: what is sent to each viewer, and what a browser does with it.
+"""The live page: the data sent to each viewer, and how a browser shows it.
 
 The browser tests need the Debian packages chromium and chromium-driver.
 """
@@ -37,12 +37,12 @@ HOSTILE = '</script><img src=x onerror="document.title=1">\r\n\r\nevent: end\nda
 
 
 class Viewer:
-    """A client of the page in the test's own thread; keeps what it received."""
+    """A client of the page that runs in the thread of the test and keeps the received data."""
 
     def __init__(self, r, sockets, page, path='/events', *headers, method='GET', host='localhost'):
         self.sock = sockets.connect(page.listener.address if isinstance(page, LivePage) else page.address)
         if not r.watchers.referenced:
-            r.notifier(int)  # the page's own handles keep no loop running, and a fake clock does not move
+            r.notifier(int)  # keeps the loop running, because the page does not, and the fake clock stands still
         lines = [f'{method} {path} HTTP/1.1', f'Host: {host}', *headers, '', '']
         self.sock.send('\r\n'.join(lines).encode())
         self.came = b''
@@ -68,7 +68,7 @@ class Viewer:
 
     @property
     def events(self):
-        """(name, id, data) of each event received, parsed as a browser does."""
+        """(name, id, data) of each received event, parsed as a browser would."""
         found = []
         for block in self.body.decode().split('\n\n')[:-1]:
             fields = dict(line.split(': ', 1) for line in block.split('\n'))
@@ -96,7 +96,7 @@ def page(fake):
     return LivePage(fake, '127.0.0.1', 0)
 
 
-def test_the_page_may_run_its_own_script_and_nothing_else(fake, page, sockets):
+def test_the_page_may_run_only_its_own_script(fake, page, sockets):
     first, second = Viewer(fake, sockets, page, '/'), Viewer(fake, sockets, page, '/')
     run_until(fake, lambda: b'</html>' in first.read() and b'</html>' in second.read())
     policy = first.headers['content-security-policy']
@@ -107,7 +107,7 @@ def test_the_page_may_run_its_own_script_and_nothing_else(fake, page, sockets):
     assert first.headers['x-content-type-options'] == 'nosniff'
 
 
-def test_the_page_loads_nothing_from_other_sites_and_builds_no_markup_from_text():
+def test_the_page_loads_nothing_from_other_sites_and_never_inserts_text_as_markup():
     text = Path(PAGE).read_text()
     addresses = set(re.findall(r'(?:https?:)?//[\w.-]+\.\w+[^\s\'"]*', text))
     assert addresses == {'http://www.w3.org/2000/svg'}
@@ -125,7 +125,7 @@ def test_the_page_loads_nothing_from_other_sites_and_builds_no_markup_from_text(
     assert not re.search(r'\son\w+=', text)
 
 
-def test_a_viewer_gets_the_history_then_a_sample_a_second(fake, page, sockets):
+def test_a_viewer_gets_the_history_and_then_a_sample_each_second(fake, page, sockets):
     first = Viewer(fake, sockets, page)
     assert first.headers['content-type'] == 'text/event-stream'
     sent = [first.sample() for _ in range(3)]
@@ -175,7 +175,7 @@ def test_the_samples_agree_with_stats(sockets):
         fields = dict(zip(samples.FIELDS, sample['row'], strict=True))
         assert (fields['incoming'], fields['outgoing']) == (5, 5)
         stats = r.stats()
-        assert stats.incoming == 6  # the page's own connection is counted here, not in the sample
+        assert stats.incoming == 6  # includes the viewer's connection, which the sample leaves out
         assert sample['totals']['connects'] == stats.connects == 5
         assert sample['totals']['bytes_in'] <= stats.bytes_in
         assert sum(fields[name] for name in ('dispatch', 'timers', 'soon', 'completions')) < 1
@@ -209,14 +209,14 @@ def test_the_page_does_not_keep_the_loop_running(fake, page, sockets):
 
 
 @pytest.mark.parametrize('path, status', [('/', 200), ('/events', 200), ('/favicon.ico', 404), ('/../live.py', 404)])
-def test_there_are_two_paths_and_head_gets_no_stream(fake, page, sockets, path, status):
+def test_there_are_two_paths_and_a_head_request_gets_no_stream(fake, page, sockets, path, status):
     asked = Viewer(fake, sockets, page, path, method='HEAD')
     assert asked.status == status
     assert Viewer(fake, sockets, page, path).status == status
     run_until(fake, lambda: asked.sock.recv(1) == b'' if asked.read() else False)
 
 
-def test_another_sites_name_for_this_machine_is_refused(fake, page, sockets):
+def test_a_request_with_the_host_name_of_another_site_is_refused(fake, page, sockets):
     assert Viewer(fake, sockets, page, '/events', host='attacker.example').status == 403
     assert Viewer(fake, sockets, page, '/', host='127.0.0.1:80').status == 200
 
@@ -230,7 +230,7 @@ def test_at_most_sixteen_viewers_are_accepted(fake, page, sockets):
     assert Viewer(fake, sockets, page).status == 200
 
 
-def test_a_viewer_that_does_not_read_is_dropped_and_the_others_go_on(fake, sockets):
+def test_a_viewer_that_does_not_read_is_dropped_and_the_others_get_samples(fake, sockets):
     read = source(fake)
     page = LivePage(
         fake, '127.0.0.1', 0, lambda: {'0': read()['0'], **{'x' * 50000 + str(n): read()['0'] for n in range(4)}}
@@ -249,7 +249,7 @@ def test_a_viewer_that_does_not_read_is_dropped_and_the_others_go_on(fake, socke
             pass
 
 
-def test_a_viewer_that_the_program_has_closed_is_sent_no_more_and_the_others_go_on(fake, page, sockets, caplog):
+def test_a_viewer_closed_by_the_program_gets_no_more_samples_and_the_others_do(fake, page, sockets, caplog):
     closed, other = Viewer(fake, sockets, page), Viewer(fake, sockets, page)
     (conn,) = [handle for handle in fake.handles() if getattr(handle, 'peername', 0) == closed.sock.getsockname()]
     conn.pause_reading()  # so that close() waits for the client's end of file
@@ -262,7 +262,7 @@ def test_a_viewer_that_the_program_has_closed_is_sent_no_more_and_the_others_go_
     assert other.ended() == ['that was it'] and not caplog.records
 
 
-def test_a_viewer_that_left_in_this_turn_is_not_subtracted_twice(fake, page, sockets):
+def test_a_viewer_that_disconnected_in_this_turn_is_not_subtracted_twice(fake, page, sockets):
     leaving, _ = Viewer(fake, sockets, page), Viewer(fake, sockets, page)
     counts = []
     leaving.sock.close()
@@ -271,7 +271,7 @@ def test_a_viewer_that_left_in_this_turn_is_not_subtracted_twice(fake, page, soc
     assert counts == [0]
 
 
-def test_no_name_can_end_an_event_or_start_another(fake, sockets):
+def test_no_name_can_end_an_event_or_begin_another(fake, sockets):
     read = source(fake)
     figures = {**read()['0'], 'slow': [[HOSTILE, 1, 0.5]]}
     page = LivePage(fake, '127.0.0.1', 0, lambda: {HOSTILE: figures})
@@ -303,10 +303,10 @@ def test_a_source_that_raises_is_logged_once_and_ends_only_the_view(sockets, cap
         assert len(caplog.records) == 1 and 'no figures today' in caplog.text
         assert 'could not be read' in viewer.ended()[0]
         broken.clear()
-        Viewer(r, sockets, page).sample()  # works again
+        Viewer(r, sockets, page).sample()  # the view works again
 
 
-def test_the_end_is_sent_after_a_last_sample_and_to_viewers_that_connect_later(fake, page, sockets):
+def test_the_end_event_follows_a_last_sample_and_is_also_sent_to_later_viewers(fake, page, sockets):
     viewer = Viewer(fake, sockets, page)
     page.end('that was it')
     page.end('and again')
@@ -319,13 +319,13 @@ def test_the_end_is_sent_after_a_last_sample_and_to_viewers_that_connect_later(f
     assert len(fake.timers) == 0
 
 
-def test_a_reactor_that_is_closed_says_so(sockets):
+def test_viewers_are_notified_when_the_reactor_is_closed(sockets):
     with Reactor() as r:
         viewer = Viewer(r, sockets, serve_page(r))
     assert viewer.ended() == ['The program has ended']
 
 
-def test_pages_that_come_and_go_leave_nothing_in_the_reactor(fake, sockets):
+def test_pages_that_have_ended_leave_nothing_in_the_reactor(fake, sockets):
     for _ in range(3):
         page = LivePage(fake, '127.0.0.1', 0)
         viewer = Viewer(fake, sockets, page)
@@ -350,7 +350,7 @@ def test_a_viewer_that_is_aborted_gets_no_message_that_the_program_has_ended(fak
     assert b'event: end' not in viewer.came
 
 
-def test_a_page_whose_listener_was_closed_still_says_when_the_program_ends(sockets):
+def test_viewers_are_notified_at_the_end_of_the_program_even_if_the_listener_was_closed(sockets):
     with Reactor() as r:
         listener = serve_page(r)
         viewer = Viewer(r, sockets, listener)
@@ -367,7 +367,7 @@ def test_a_listener_that_fails_leaves_nothing(fake, page):
 @pytest.mark.parametrize(
     'host, expected', [('127.0.0.1', '127.0.0.1'), (None, r'\[::1\]|127.0.0.1'), ('0.0.0.0', '127.0.0.1')]
 )
-def test_it_knows_its_address(fake, host, expected):
+def test_the_page_knows_its_url(fake, host, expected):
     page = LivePage(fake, host, 0)
     assert re.fullmatch(rf'http://({expected}):{page.listener.address[1]}/', page.url)
 
@@ -383,7 +383,7 @@ def test_the_servers_of_the_experiment_load_nothing_for_the_page():
 
 @contextmanager
 def experiment(*options):
-    """A running experiment with the live page; yields the process, the URL and the lines of progress."""
+    """Run an experiment with the live page; yield the process, the URL and the lines of progress."""
     command = [sys.executable, '-m', 'reactor.demo', '--dashboard', '0', '--json', *options]
     process = subprocess.Popen(command, cwd=CHECKOUT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     lines = []
@@ -419,7 +419,7 @@ def test_the_page_of_an_experiment_ends_with_its_result():
         assert json.loads(process.stdout.read())['answered'] == 50
 
 
-def test_serve_has_the_page_too_and_says_when_it_has_ended():
+def test_serve_also_has_the_page_and_notifies_viewers_at_its_end():
     command = [sys.executable, '-m', 'reactor.demo', 'serve', '--port', '0', '--dashboard', '0', '--no-stats',
                '--seconds', '0.5']  # fmt: skip
     with subprocess.Popen(command, cwd=CHECKOUT, text=True, stdout=subprocess.PIPE) as process:
@@ -430,7 +430,7 @@ def test_serve_has_the_page_too_and_says_when_it_has_ended():
 
 
 @pytest.mark.parametrize('command', [[], ['serve', '--port', '0']], ids=['experiment', 'serve'])
-def test_a_port_that_is_taken_is_reported_in_one_helpful_line(command):
+def test_a_port_in_use_is_reported_in_one_helpful_line(command):
     with socket.create_server(('127.0.0.1', 0)) as taken:
         port = str(taken.getsockname()[1])
         done = subprocess.run([sys.executable, '-m', 'reactor.demo', *command, '--dashboard', port], cwd=CHECKOUT,
@@ -447,7 +447,7 @@ def test_the_example_counts_requests_and_names_the_callback_that_blocked_the_loo
         with socket.create_connection(('127.0.0.1', port), timeout=20) as sock:
             with urllib.request.urlopen(url + 'events', timeout=20) as events:
                 sock.sendall(b'quick\nslow\n')
-                # On a busy machine the start of the program can be reported as slow, too.
+                # On a busy machine, the start of the program can also be reported as slow.
                 named = re.compile(r"'__main__\.Server\.slow:\d+'")
                 sample = next(
                     sample for sample in map(sample_in, events) if sample and named.search(str(sample['slow']))
@@ -478,14 +478,23 @@ def shown(window, name):
 def window():
     if browser.MISSING is not None:
         pytest.skip(f'NOT TESTED: {browser.MISSING}')
-    with browser.Browser('--js-flags=--jitless') as window:  # without a JIT: compiled code would count as heap
+    with browser.Browser(
+        '--js-flags=--jitless'
+    ) as window:  # without the JIT, because compiled code would count as heap
         yield window
 
 
 @pytest.mark.slow
 def test_a_browser_shows_a_running_experiment_of_5000_connections(request, window):
     seconds = request.config.getoption('--live-seconds')
-    options = ('--connections', '5000', '--rate', '500', '--delay', str(seconds + 60))  # slow enough to be seen
+    options = (
+        '--connections',
+        '5000',
+        '--rate',
+        '500',
+        '--delay',
+        str(seconds + 60),
+    )  # slow enough for the browser to show
     with experiment(*options) as (process, url, lines):
         window.show(1200, 1000)
         window.open(url)
@@ -494,7 +503,7 @@ def test_a_browser_shows_a_running_experiment_of_5000_connections(request, windo
         while 5000 not in seen:
             seen.add(number(shown(window, 'h-open')))
             assert time.monotonic() < opened + 40, (seen, lines)
-        assert any(0 < count < 5000 for count in seen), 'the numbers did not move'
+        assert any(0 < count < 5000 for count in seen), 'the numbers did not change'
         window.run("document.querySelector('details').open = true")
         assert_agrees_with_stats(window, process, lines)
         assert_usable(window)
@@ -507,13 +516,15 @@ def test_a_browser_shows_a_running_experiment_of_5000_connections(request, windo
 
 
 def assert_agrees_with_stats(window, process, lines):
-    """In a steady state, the page agrees with the experiment's output and the kernel's figures for its server."""
+    """In a steady state, the page must agree with the experiment's output and with the kernel's data on its server."""
     rows = '[...document.querySelectorAll("#values tbody tr")].map(row => [...row.cells].map(cell => cell.textContent))'
     figures = dict(window.until(f'{rows}.length && {rows}'))
     assert number(figures['incoming']) == pytest.approx(5000, rel=0.02)
     assert number(figures['accepts']) == pytest.approx(5000, rel=0.02)
     end = time.monotonic() + 10
-    while not any('open 5,000 of 5,000' in line for line in lines):  # reported by the servers, printed once a second
+    while not any(
+        'open 5,000 of 5,000' in line for line in lines
+    ):  # the servers report this, and it is printed once a second
         assert time.monotonic() < end, lines
         time.sleep(0.05)
     first, _load = sorted(psutil.Process(process.pid).children(), key=lambda child: child.create_time())
@@ -524,8 +535,8 @@ def assert_agrees_with_stats(window, process, lines):
 def assert_does_not_grow(window, opened, seconds):
     """The page's memory must not grow.
 
-    The starting point is when the page's code has run and, in a long run, its history is full. In a shorter run, the
-    samples that are still added to the history are subtracted.
+    Memory is first measured when the page's code has run and, in a long run, its history is full. In a shorter run,
+    the samples that are still added to the history are subtracted.
     """
 
     def look(after):
@@ -546,7 +557,7 @@ TAB, LEFT, ESCAPE = '\ue004', '\ue012', '\ue00c'
 
 
 def assert_usable(window):
-    """The page works with the keyboard alone, on a phone, in dark mode and with reduced motion."""
+    """The page must work with only the keyboard, on a phone, in dark mode and with reduced motion."""
     order, focused = [], 'document.activeElement'
     for _ in range(10):
         window.press(TAB)
@@ -586,7 +597,7 @@ def assert_usable(window):
     window.show(1200, 1000)
 
 
-# The contrast of each text with its background, computed as WCAG 2.2 defines it.
+# A script that computes the contrast of each text with its background, as defined by WCAG 2.2.
 CONTRASTS = r"""
 const part = value => value <= 0.04045 * 255 ? value / 255 / 12.92 : ((value / 255 + 0.055) / 1.055) ** 2.4;
 const light = colour => {
@@ -607,7 +618,7 @@ return [...document.querySelectorAll(texts)].map(node => {
 
 @contextmanager
 def page_in_a_thread(read):
-    """A live page with this source, run in a thread; yields its reactor and the page."""
+    """Run a live page with this source in a thread; yield its reactor and the page."""
     ready = threading.Event()
     found = []
 
@@ -630,7 +641,7 @@ def page_in_a_thread(read):
 
 
 @pytest.mark.slow
-def test_a_browser_shows_hostile_names_as_text_and_no_more_rows_than_its_bound(window):
+def test_a_browser_shows_hostile_names_as_text_and_a_bounded_number_of_rows(window):
     with Reactor() as r:
         figures = {**source(r)()['0'], 'slow': [[HOSTILE.replace('\ud800', '') + 'x' * 500, 1, 0.5]]}
     names = [f'{HOSTILE} {n}' for n in range(70)]
@@ -655,7 +666,7 @@ def test_a_browser_shows_hostile_names_as_text_and_no_more_rows_than_its_bound(w
 
 
 @pytest.mark.slow
-def test_a_browser_that_lost_its_connection_reconnects_and_reloads_after_the_end(window):
+def test_a_browser_reconnects_after_a_lost_connection_and_reloads_after_the_end(window):
     with Reactor() as r:
         counters = source(r)()
     with page_in_a_thread(lambda: counters) as (r, page):

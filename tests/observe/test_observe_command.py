@@ -25,7 +25,7 @@ from reactor.observe.asking import ControlClient
 from reactor.observe.report import report
 
 if not hasattr(socket, 'AF_UNIX'):
-    pytest.skip('NOT TESTED: the control socket: no Unix sockets here', allow_module_level=True)
+    pytest.skip('NOT TESTED: the control socket: this platform has no Unix sockets', allow_module_level=True)
 
 APP = """
 import sys, reactor
@@ -53,7 +53,7 @@ def end(process):
 
 @pytest.fixture(scope='module')
 def app(tmp_path_factory):
-    """A program shared by all tests that do not change it; yields its process and the path of its socket."""
+    """A program for all tests that do not change it: its process, and the path of its control socket."""
     path = str(tmp_path_factory.mktemp('app') / 'control')
     process = start(path)
     yield process, path
@@ -66,7 +66,7 @@ def path(app):
 
 
 def fails(capsys, *arguments):
-    """Run the command, which must fail; returns the one line of its error."""
+    """Run the command, which must fail; return its error, which must be one line."""
     status = command.main(arguments)
     out, err = capsys.readouterr()
     assert (status, out, err.count('\n')) == (1, '', 1)
@@ -81,7 +81,7 @@ def mistyped(capsys, *arguments):
     return err
 
 
-# -- what is printed
+# -- output
 
 
 def test_without_a_command_the_counters_are_printed(app, capsys):
@@ -113,7 +113,7 @@ def test_as_json_each_answer_is_one_line(path, capsys):
 
 
 def times(monkeypatch, count):
-    """Interrupt `--watch`, as Ctrl-C does, after `count` outputs."""
+    """Interrupt `--watch` after `count` outputs, like Ctrl-C."""
     left = [count]
 
     def sleep(seconds):
@@ -126,7 +126,7 @@ def times(monkeypatch, count):
     monkeypatch.setattr(command, 'sleep', sleep)
 
 
-def test_watching_shows_what_happened_in_between(path, capsys, monkeypatch):
+def test_watching_shows_the_changes_since_the_last_output(path, capsys, monkeypatch):
     times(monkeypatch, 3)
     assert command.main([path, 'stats', 'phases', '--watch', '0.05']) == 0
     out = capsys.readouterr().out
@@ -135,7 +135,7 @@ def test_watching_shows_what_happened_in_between(path, capsys, monkeypatch):
     assert len(rates) == 2 and all(rate > 0 for rate in rates)
 
 
-def test_watching_on_a_terminal_draws_in_place(path, capsys, monkeypatch):
+def test_watching_on_a_terminal_overwrites_the_last_output(path, capsys, monkeypatch):
     times(monkeypatch, 2)
     monkeypatch.setattr(sys.stdout, 'isatty', lambda: True)
     assert command.main([path, '--watch', '0.05']) == 0
@@ -150,7 +150,7 @@ def test_watching_as_json_prints_a_line_each_time(path, capsys, monkeypatch):
     assert second['clock'] > first['clock']
 
 
-def test_ctrl_c_before_the_answer_ends_it_with_the_status_that_shells_expect(path, monkeypatch):
+def test_ctrl_c_before_the_answer_ends_the_command_with_the_usual_status(path, monkeypatch):
     def interrupted(client, command):
         raise KeyboardInterrupt
 
@@ -191,7 +191,7 @@ def figures(r, **changes):
 
 
 def answers(*figures):
-    """Two answers to `stats`, a second apart; all counts have doubled in between."""
+    """Return two answers to `stats`, a second apart; in the second one, all counts have doubled."""
     workers = {str(n): one for n, one in enumerate(figures)}
     total = {'version': '1', 'clock': 1.0, 'draining': True, 'workers': workers, 'sum': observe.combined(figures)}
     later = [
@@ -202,7 +202,7 @@ def answers(*figures):
     return total, {**total, 'clock': 2.0, 'workers': workers, 'sum': later[-1]}
 
 
-def test_workers_stand_side_by_side(fake):
+def test_workers_are_shown_side_by_side(fake):
     before, now = answers(figures(fake, reads=1000, pid=7), figures(fake, reads=500, pid=8))
     lines = tables.stats(now, before)
     assert lines[0] == 'reactor 1, pid 7, 8, draining'
@@ -211,7 +211,7 @@ def test_workers_stand_side_by_side(fake):
 
 
 @pytest.mark.parametrize(('count', 'left_out'), [(2, None), (8, None), (9, 1), (10, 2)])
-def test_of_many_workers_the_first_eight_are_shown_and_the_others_counted(fake, count, left_out):
+def test_the_first_eight_workers_are_shown_and_the_others_counted(fake, count, left_out):
     before, _ = answers(*[figures(fake, reads=1, pid=n) for n in range(count)])
     lines = tables.stats(before)
     assert lines[2].split() == ['all', *map(str, range(min(count, 8)))]
@@ -219,17 +219,20 @@ def test_of_many_workers_the_first_eight_are_shown_and_the_others_counted(fake, 
     assert note == ([f'and {left_out} more workers; --json shows all of them'] if left_out else [])
 
 
-def test_a_worker_that_was_restarted_makes_no_negative_rates(fake):
+def test_a_restarted_worker_has_no_negative_rates(fake):
     before, now = answers(figures(fake, reads=1000))
-    assert tables.stats(before, now)[3].split() == ['reads', '1,000']  # the clock went back: a different program
+    assert tables.stats(before, now)[3].split() == [
+        'reads',
+        '1,000',
+    ]  # the clock went back, so this is a different program
     now['workers']['0'] |= {'reads': 10}
     now['sum']['reads'] = 10
     assert tables.stats(now, before)[3].split() == ['reads', '10', '0.0']
     now['workers']['0'] |= {'pid': 77}
-    assert tables.stats(now, before)[3].split() == ['reads', '10', '10.0']  # since the new process started
+    assert tables.stats(now, before)[3].split() == ['reads', '10', '10.0']  # the rate since the new process started
 
 
-def test_a_replaced_worker_subtracts_nothing_from_the_counts_of_the_others(fake):
+def test_the_counts_of_a_replaced_worker_are_not_subtracted_from_those_of_the_others(fake):
     before, now = answers(figures(fake, reads=1000, pid=7), figures(fake, reads=1000, pid=8))
     now['workers'] = {'0': figures(fake, reads=10, pid=9), '1': figures(fake, reads=1500, pid=8)}
     now['sum'] = observe.combined(now['workers'].values())
@@ -247,7 +250,7 @@ def test_a_replaced_worker_subtracts_nothing_from_the_counts_of_the_others(fake)
     assert lines[-1].startswith('15 timers fired; ')
 
 
-def test_every_counter_has_its_row(fake):
+def test_every_counter_has_a_row(fake):
     names = (*COUNTS, *GAUGES)
     before, _ = answers(figures(fake, **dict.fromkeys(names, 1)))
     assert {line.split()[0] for line in tables.stats(before)[3:]} >= set(names)
@@ -274,7 +277,7 @@ def test_control_characters_are_never_printed():
     assert tables.why_alive({'reasons': [], 'more': False}) == ['nothing keeps the program running']
 
 
-# -- what goes wrong
+# -- errors
 
 
 def test_no_such_socket(capsys, tmp_path):
@@ -381,7 +384,7 @@ def test_no_answer_in_time(capsys, tmp_path):
             assert f'py-spy dump --pid {os.getpid()} ' in error
 
 
-def test_where_the_platform_cannot_find_the_process_number_the_hint_says_pid(capsys, tmp_path, monkeypatch):
+def test_if_the_platform_cannot_report_the_process_id_the_hint_says_pid(capsys, tmp_path, monkeypatch):
     monkeypatch.delattr(socket, 'SO_PEERCRED', raising=False)
     path = str(tmp_path / 'silent')
     with socket.socket(socket.AF_UNIX) as server:
@@ -390,7 +393,7 @@ def test_where_the_platform_cannot_find_the_process_number_the_hint_says_pid(cap
         assert 'py-spy dump --pid PID ' in fails(capsys, path, '--timeout', '0.05')
 
 
-def test_without_an_option_an_answer_may_take_ten_seconds():
+def test_by_default_an_answer_may_take_ten_seconds():
     assert 'seconds to wait for an answer (default 10)' in ' '.join(command.parser().format_help().split())
 
 
@@ -400,8 +403,8 @@ def test_a_refused_command_is_an_error(capsys, path):
     )
 
 
-@pytest.mark.skipif(sys.platform != 'linux', reason='others refuse a client at once')
-def test_a_full_backlog_is_reported_within_the_timeout_of_an_answer(capsys, tmp_path):
+@pytest.mark.skipif(sys.platform != 'linux', reason='other kernels refuse the client at once')
+def test_a_full_backlog_is_reported_within_the_timeout_for_answers(capsys, tmp_path):
     path = str(tmp_path / 'full')
     with socket.socket(socket.AF_UNIX) as server, socket.socket(socket.AF_UNIX) as waiting:
         server.bind(path)
@@ -433,7 +436,7 @@ def test_a_mistyped_argument_is_reported_in_one_line(capsys, arguments, why):
     assert why in mistyped(capsys, *arguments)
 
 
-# -- the page for bug reports
+# -- the report for bug reports
 
 
 def test_the_report_shows_versions_limits_and_features(capsys):
@@ -448,7 +451,7 @@ def test_the_report_shows_versions_limits_and_features(capsys):
         assert re.search(r'^selector +EpollSelector; ', out, re.M)
 
 
-def test_the_report_has_nothing_private(monkeypatch):
+def test_the_report_contains_nothing_private(monkeypatch):
     monkeypatch.setenv('SECRET_TOKEN', 'hunter2hunter2')
     monkeypatch.setattr(socket, 'gethostname', lambda: 'secrethost')
     text = '\n'.join(report())
@@ -457,7 +460,7 @@ def test_the_report_has_nothing_private(monkeypatch):
     assert os.getcwd() not in text
 
 
-def test_the_report_with_a_socket_has_its_counters_too(path, capsys):
+def test_with_a_socket_the_report_also_has_the_counters(path, capsys):
     assert command.main(['--report', path]) == 0
     out = capsys.readouterr().out
     assert 'RLIMIT_NOFILE' in out and 'loop_count' in out and 'completions' in out
@@ -471,7 +474,7 @@ def test_the_report_says_which_features_the_platform_has(monkeypatch, name, numb
     assert re.search(rf'^{shown} +{there}$', '\n'.join(report()), re.M)
 
 
-def test_the_report_does_without_what_is_missing(monkeypatch):
+def test_the_report_works_without_optional_features_and_libraries(monkeypatch):
     monkeypatch.setattr(report_module, 'resource', None)
     monkeypatch.setattr(report_module, 'SYSCTLS', ('no/such/thing',))
     monkeypatch.setattr(report_module, 'LIBRARIES', ('no-such-library',))

@@ -1,4 +1,4 @@
-"""The control socket: its commands; bad requests do no harm; reading changes nothing."""
+"""The control socket: its commands, the handling of bad requests, and that reading changes nothing."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from reactor.observe.control_socket import LONGEST_LINE, RETRY, SILENT, STALLED
 from tests.helpers.support import drain, ends, idle, in_thread, run_until, turns
 
 if not hasattr(socket, 'AF_UNIX'):
-    pytest.skip('NOT TESTED: the control socket: no Unix sockets here', allow_module_level=True)
+    pytest.skip('NOT TESTED: the control socket: this platform has no Unix sockets', allow_module_level=True)
 
 
 class Client:
@@ -53,7 +53,7 @@ class Client:
         return json.loads(self.lines(1)[0])
 
     def ended(self):
-        """Run until the server has closed the connection; returns what it sent before."""
+        """Run until the server has closed the connection; return the bytes that it sent before."""
         over = []
 
         def end():
@@ -104,7 +104,7 @@ def test_help_lists_every_command_and_its_arguments(client):
 
 
 @pytest.mark.parametrize('request_', ['stats', ' stats \r', '{"do": "stats"}'])
-def test_stats_are_those_of_the_reactor(r, client, request_):
+def test_stats_returns_the_counters_of_the_reactor(r, client, request_):
     answer = client.ask(request_)
     assert answer['ok'] and answer['draining'] is False
     assert answer['workers']['0']['pid'] == os.getpid()
@@ -117,7 +117,7 @@ def test_a_control_client_is_not_counted_as_a_connection(r, client):
     assert (answer['sum']['incoming'], answer['sum']['outgoing'], answer['sum']['accepts']) == (0, 0, 0)
 
 
-def test_workers_are_reported_each_and_together(r, path, sockets):
+def test_workers_are_reported_separately_and_as_a_sum(r, path, sockets):
     with Reactor() as one, Reactor() as another:
         one.counters.reads, another.counters.reads = 2, 3
         workers = {'0': observe.source(one)()['0'], '1': observe.source(another)()['0']}
@@ -173,7 +173,7 @@ def test_the_length_of_an_answer_is_bounded(r, client, sockets, monkeypatch):
         conn.abort()
 
 
-def test_why_alive_is_what_the_reactor_says(r, client):
+def test_why_alive_returns_the_reasons_of_the_reactor(r, client):
     timer = r.call_later(1000, int)
     answer = client.ask('why_alive')
     assert len(answer['reasons']) == 1 and answer['reasons'][0].startswith('timer of builtins.int')
@@ -187,7 +187,7 @@ def test_drain_begins_a_drain(r, client):
     r.close()
 
 
-def test_another_function_can_do_the_drain(r, path, sockets):
+def test_the_program_can_supply_the_drain_function(r, path, sockets):
     calls = []
     door = observe.serve_control(r, path, drain=lambda *args: calls.append(args))
     assert Client(r, sockets, path).ask('drain')['ok']
@@ -196,7 +196,7 @@ def test_another_function_can_do_the_drain(r, path, sockets):
     turns(r, 2)
 
 
-def test_many_requests_at_once_are_answered_in_order_one_in_a_turn(r, client):
+def test_many_requests_at_once_are_answered_in_order_one_per_turn(r, client):
     client.send(b'help\nstats\n\n{"do": "phases"}\nnonsense\nhelp\n')
     answers = [json.loads(line) for line in client.lines(5)]
     for answer, part in zip(answers, ['commands', 'version', 'workers', 'error', 'commands'], strict=True):
@@ -281,7 +281,7 @@ def test_a_line_that_is_too_long_gets_an_error_and_ends_the_connection(r, client
 
 
 @pytest.mark.parametrize('catch_errors', [True, False])
-def test_an_exception_in_the_source_is_answered_and_logged_and_does_no_other_harm(path, sockets, caplog, catch_errors):
+def test_an_exception_in_the_source_is_reported_to_the_client_and_logged(path, sockets, caplog, catch_errors):
     with Reactor(catch_errors=catch_errors) as r:
         observe.serve_control(r, path, source=lambda: 1 / 0)
         client = Client(r, sockets, path)
@@ -294,7 +294,7 @@ def test_an_exception_in_the_source_is_answered_and_logged_and_does_no_other_har
 # -- clients
 
 
-def test_a_client_that_is_gone_does_no_harm(r, door, sockets, caplog):
+def test_a_client_that_has_disconnected_does_no_harm(r, door, sockets, caplog):
     for _ in range(20):
         client = Client(r, sockets, door.path)
         client.send(b'stats\n' * 100)
@@ -304,7 +304,7 @@ def test_a_client_that_is_gone_does_no_harm(r, door, sockets, caplog):
     assert not caplog.records
 
 
-def test_eight_clients_are_answered_at_once_and_further_ones_wait(r, door, sockets):
+def test_eight_clients_are_answered_at_once_and_further_clients_wait(r, door, sockets):
     clients = [Client(r, sockets, door.path) for _ in range(9)]
     for one in clients:
         one.send(b'help\n')
@@ -322,13 +322,13 @@ def test_output_for_a_client_that_reads_nothing_is_bounded(r, door, client, at_o
         try:
             client.send(b'stats\n' * at_once)
         except BlockingIOError:
-            break  # the server has stopped reading requests, too
+            break  # the server has also stopped reading requests
         asked += at_once
         turns(r, at_once + 1)
     (conn,) = [handle for handle in r.handles() if isinstance(handle, Stream)]
     assert 0 < conn.buffered < conn.options.high_water + 4096
     assert idle(r)
-    assert len(client.lines(asked)) == asked  # every request is answered once the client reads
+    assert len(client.lines(asked)) == asked  # when the client reads, every request is answered
 
 
 @pytest.mark.parametrize(('sends', 'seconds'), [(b'', SILENT), (b'stats\n' * 600, STALLED)])
@@ -344,7 +344,9 @@ def test_a_client_that_does_nothing_is_cut_off(fake, kernel, path, sockets, send
 
 
 @pytest.mark.parametrize('failure', [SelectorFull('no room'), MemoryError(), RecursionError()], ids=repr)
-def test_a_client_for_which_there_is_no_room_is_closed_and_the_next_is_answered(r, door, sockets, monkeypatch, failure):
+def test_a_client_that_the_selector_has_no_room_for_is_closed_and_the_next_is_answered(
+    r, door, sockets, monkeypatch, failure
+):
     def full(*args, **options):
         raise failure
 
@@ -354,12 +356,12 @@ def test_a_client_for_which_there_is_no_room_is_closed_and_the_next_is_answered(
     assert Client(r, sockets, door.path).ask('help')['ok'] is True
 
 
-def test_a_false_readiness_is_ignored(door):
+def test_a_spurious_readiness_event_is_ignored(door):
     door._on_ready(READ)
     assert not door.closed
 
 
-def test_an_internal_error_is_logged_and_ends_one_client(door, client, monkeypatch, caplog):
+def test_an_internal_error_is_logged_and_closes_only_that_client(door, client, monkeypatch, caplog):
     with monkeypatch.context() as patched:
         patched.setattr('reactor.observe.commands.Commands.answer', lambda commands, line: 1 / 0)
         client.send(b'help\n')
@@ -383,7 +385,7 @@ def test_waiting_requests_do_not_keep_the_loop_running(r, client):
     assert not any('call_soon' in reason for reason in r.why_alive())
 
 
-def test_a_drain_is_not_delayed_and_can_be_watched_to_its_end(r, door, client, sockets):
+def test_the_control_socket_does_not_delay_a_drain_and_works_until_its_end(r, door, client, sockets):
     listener = r.listen_tcp('127.0.0.1', 0, lambda conn, data: setattr(conn, 'busy', True))
     busy = sockets.connect(listener.address)
     busy.send(b'x')
@@ -399,17 +401,17 @@ def test_a_drain_is_not_delayed_and_can_be_watched_to_its_end(r, door, client, s
     r.close()
 
 
-def test_closing_the_reactor_ends_it_and_removes_the_file(r, door, client):
+def test_closing_the_reactor_closes_the_control_socket_and_removes_the_file(r, door, client):
     client.ask('help')
     r.close()
     assert door.closed and not os.path.exists(door.path)
     client.sock.setblocking(True)
     with pytest.raises(ConnectionError):
         assert not client.sock.recv(1)
-        raise ConnectionError  # ended, not reset
+        raise ConnectionError  # end of file is fine too; a reset raises by itself
 
 
-def test_closing_it_twice_is_fine_and_ends_its_clients(r, door, client):
+def test_the_control_socket_may_be_closed_twice_and_its_clients_are_closed(r, door, client):
     client.ask('help')
     door.close()
     door.close()
@@ -417,7 +419,7 @@ def test_closing_it_twice_is_fine_and_ends_its_clients(r, door, client):
     assert not r.handles()
 
 
-def test_a_close_in_another_thread_raises_and_the_next_one_closes_everything(r, door, client):
+def test_a_close_in_another_thread_raises_and_the_next_close_closes_everything(r, door, client):
     client.ask('help')
     errors = []
 
@@ -434,11 +436,11 @@ def test_a_close_in_another_thread_raises_and_the_next_one_closes_everything(r, 
     assert client.ended() == b'' and not r.handles()
 
 
-def test_a_socket_that_other_code_has_closed_is_not_closed_again_and_leaves_nothing(r, door, client, sockets, caplog):
+def test_a_socket_that_other_code_has_closed_is_not_closed_again_and_nothing_is_left(r, door, client, sockets, caplog):
     client.ask('help')
     lost, before = door._sock.fileno(), len(os.listdir('/proc/self/fd'))
     stranger, _other = (sockets.track(sock) for sock in socket.socketpair())
-    os.dup2(stranger.fileno(), lost)  # another socket has the number now
+    os.dup2(stranger.fileno(), lost)  # now the number belongs to another socket
     watch = next(handle for handle in r.handles() if handle.fileno() == lost)
     r.watchers.evict(watch)
     assert client.ended() == b''
@@ -446,7 +448,7 @@ def test_a_socket_that_other_code_has_closed_is_not_closed_again_and_leaves_noth
     os.fstat(lost)
     door.close()
     os.close(lost)
-    # Plus the pair, minus the lost socket, the spare descriptor and the client's connection.
+    # The pair was added; the lost socket, the spare descriptor and the client's connection are gone.
     assert len(os.listdir('/proc/self/fd')) == before + 2 - 3
     assert 'closed by other code' in caplog.text
 
@@ -522,7 +524,7 @@ def test_bad_arguments_are_refused_at_the_call(r, path):
 
 @pytest.fixture
 def exhausted():
-    """Use up all descriptors; a descriptor from the returned list can be closed to free one."""
+    """`exhausted()` uses up all descriptors and returns them in a list; closing one of them makes room."""
     resource = pytest.importorskip('resource')
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
     taken = []
@@ -546,7 +548,7 @@ def exhausted():
 class Scarce(LeanSocket):
     """A listening socket whose next accepts fail with the errors in `failures`."""
 
-    failures: list[int]  # errno of each
+    failures: list[int]  # error numbers
 
     def accept(self):
         if self.failures:
@@ -567,20 +569,20 @@ def scarce(fake, kernel, path, monkeypatch):
 
 
 @pytest.mark.parametrize('number', [errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM])
-def test_the_spare_descriptor_is_for_one_client_at_a_time_and_further_ones_wait(
+def test_the_spare_descriptor_is_for_one_client_at_a_time_and_further_clients_wait(
     fake, kernel, path, sockets, scarce, number
 ):
     scarce.append(number)
     first = Client(fake, sockets, path)
     assert first.ask('help')['ok'] is True
-    scarce.append(number)  # the spare descriptor is in use now
+    scarce.append(number)  # now the spare descriptor is in use
     second = Client(fake, sockets, path)
     second.send(b'help\n')
     turns(fake, 5)
     assert drain(second.sock) == b''
     kernel.time += RETRY
     assert len(second.lines(1)) == 1
-    first.sock.close()  # frees a descriptor, which becomes the spare one
+    first.sock.close()  # frees a descriptor, which becomes the spare descriptor
     run_until(fake, lambda: len(fake.handles()) == 2)
     scarce.append(number)
     third = Client(fake, sockets, path)
@@ -589,7 +591,7 @@ def test_the_spare_descriptor_is_for_one_client_at_a_time_and_further_ones_wait(
     assert drain(third.sock).endswith(b'\n')
 
 
-def test_a_client_that_is_gone_before_it_is_accepted_does_not_cost_the_spare_descriptor(
+def test_a_client_that_disconnects_before_it_is_accepted_does_not_use_the_spare_descriptor(
     fake, kernel, path, sockets, scarce
 ):
     scarce.append(errno.ECONNABORTED)
@@ -603,7 +605,9 @@ def test_a_client_that_is_gone_before_it_is_accepted_does_not_cost_the_spare_des
     assert drain(client.sock).endswith(b'\n')
 
 
-def test_a_control_socket_that_is_closed_while_it_pauses_stays_closed(fake, kernel, path, sockets, monkeypatch, caplog):
+def test_a_control_socket_that_is_closed_while_accepting_is_paused_stays_closed(
+    fake, kernel, path, sockets, monkeypatch, caplog
+):
     def full(*args, **options):
         raise SelectorFull('no room')
 
@@ -616,7 +620,7 @@ def test_a_control_socket_that_is_closed_while_it_pauses_stays_closed(fake, kern
     assert not caplog.records and not fake.handles()
 
 
-def test_it_answers_when_descriptors_have_run_out(r, door, sockets, exhausted):
+def test_the_control_socket_answers_when_descriptors_have_run_out(r, door, sockets, exhausted):
     first, second = [sockets.track(socket.socket(socket.AF_UNIX)) for _ in range(2)]
     taken = exhausted()
     for sock in first, second:
@@ -635,12 +639,12 @@ def test_it_answers_when_descriptors_have_run_out(r, door, sockets, exhausted):
     second.send(b'stats\n')
     run_until(r, lambda: asked(first))
     assert json.loads(answers[first])['ok'] is True
-    assert idle(r)  # the second client waits, and nothing spins
+    assert idle(r)  # the second client waits, and the loop sleeps
     os.close(taken.pop())
     run_until(r, lambda: asked(second))
 
 
-def test_the_spare_descriptor_comes_back(r, door, sockets, exhausted):
+def test_the_spare_descriptor_is_replaced_after_each_client(r, door, sockets, exhausted):
     socks = [sockets.track(socket.socket(socket.AF_UNIX)) for _ in range(3)]
     exhausted()
     for sock in socks:

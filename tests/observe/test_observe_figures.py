@@ -1,4 +1,4 @@
-"""Counters of one reactor and of many: the same names, correct sums, and cheap to read."""
+"""Counters of one reactor and of many: they have the same names, sums are correct, and reading them is cheap."""
 
 from __future__ import annotations
 
@@ -77,18 +77,18 @@ def test_the_sum_of_no_reactors_has_all_the_names(fake):
 
 
 def test_memory_is_the_resident_memory_of_the_process():
-    # The address space that a process has mapped but does not use is several times as large.
+    # The mapped address space, most of which is not in use, would be several times as large.
     assert observe.memory(os.getpid()) == pytest.approx(psutil.Process().memory_info().rss, abs=4 << 20)
 
 
-def test_the_memory_of_no_process_is_none():
+def test_the_memory_of_a_process_that_has_ended_is_none():
     child = subprocess.Popen([sys.executable, '-c', ''])
     child.wait()
     assert observe.memory(child.pid) is None
 
 
-@pytest.mark.skipif(not os.path.exists('/proc/self/statm'), reason='without /proc another program is run')
-def test_no_program_is_started_for_the_memory_of_a_process_that_has_ended(monkeypatch):
+@pytest.mark.skipif(not os.path.exists('/proc/self/statm'), reason='without /proc, another program reads the memory')
+def test_no_program_is_started_to_read_the_memory_of_a_process_that_has_ended(monkeypatch):
     child = subprocess.Popen([sys.executable, '-c', ''])
     child.wait()
     started = []
@@ -96,12 +96,12 @@ def test_no_program_is_started_for_the_memory_of_a_process_that_has_ended(monkey
     assert observe.memory(child.pid) is None and started == []
 
 
-def test_importing_observe_loads_none_of_its_libraries():
+def test_importing_observe_does_not_load_json_or_the_prometheus_library():
     code = 'import sys; from reactor import observe; print(*sys.modules)'
     loaded = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True, timeout=30)
     assert not set(loaded.stdout.split()) & {'json', 'prometheus_client', 'reactor.observe.metrics'}
 
 
-def test_an_unknown_name_is_an_attribute_error():
+def test_an_unknown_name_raises_an_attribute_error():
     with pytest.raises(AttributeError, match='no_such_part'):
         _ = observe.no_such_part

@@ -1,4 +1,4 @@
-"""Metrics for Prometheus: names and units that promtool accepts, values that agree with `stats`, a page to scrape."""
+"""Metrics for Prometheus: promtool accepts names and units, values agree with `stats`, and a page can be scraped."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from reactor.observe.metrics import metric_name  # noqa: E402
 
 
 def exposed(source):
-    """Export a source with the library and parse the text with its parser: {(sample, *labels): value}."""
+    """Export a source with the library, and parse the text with its parser; return {(sample, *labels): value}."""
     registry = prometheus_client.CollectorRegistry()
     registry.register(observe.ReactorCollector(source))
     return values(parse_text(prometheus_client.generate_latest(registry).decode()))
@@ -86,7 +86,7 @@ def test_the_memory_of_the_process_is_exported(busy):
     assert 5 << 20 < exposed(observe.source(busy))['reactor_resident_memory_bytes', 'worker=0'] < 4 << 30
 
 
-def test_workers_have_labels_of_their_own():
+def test_each_worker_has_its_own_label():
     with Reactor() as one, Reactor() as another:
         one.counters.accepts, another.counters.accepts = 5, 7
 
@@ -96,7 +96,7 @@ def test_workers_have_labels_of_their_own():
         metrics = exposed(source)
     assert metrics['reactor_accepts_total', 'worker=0'] == 5
     assert metrics['reactor_accepts_total', 'worker=1'] == 7
-    assert ('reactor_resident_memory_bytes', 'worker=1') not in metrics  # no such process
+    assert ('reactor_resident_memory_bytes', 'worker=1') not in metrics  # there is no such process
     assert exposed(dict).keys() == {('reactor_info', f'version={__import__("reactor").__version__}')}
 
 
@@ -118,12 +118,12 @@ def scrape(r, sockets, server, path='/metrics', accept=None):
     return head.decode(), body.decode()
 
 
-def test_a_scrape_is_text_or_open_metrics_as_the_client_accepts(r, sockets):
+def test_a_scrape_is_text_or_open_metrics_depending_on_the_accept_header(r, sockets):
     server = observe.serve_metrics(r)
     head, body = scrape(r, sockets, server)
     assert 'Content-Type: text/plain; version=0.0.4; charset=utf-8' in head
     plain = values(parse_text(body))
-    # The Accept header that Prometheus sends.
+    # The Accept header sent by Prometheus.
     accept = 'application/openmetrics-text;version=1.0.0;q=0.5,text/plain;version=0.0.4;q=0.3,*/*;q=0.1'
     head, body = scrape(r, sockets, server, accept=accept)
     assert 'Content-Type: application/openmetrics-text; version=1.0.0; charset=utf-8' in head
@@ -165,7 +165,7 @@ def test_other_paths_are_not_found(r, sockets):
     server.close()
 
 
-def test_health_fails_while_the_reactor_drains_and_is_answered_to_the_end(r, sockets):
+def test_health_checks_fail_while_the_reactor_drains_and_are_answered_until_its_end(r, sockets):
     server = observe.serve_metrics(r)
     served = r.listen_tcp('127.0.0.1', 0, lambda conn, data: setattr(conn, 'busy', True))
     client = sockets.connect(served.address)
@@ -181,7 +181,7 @@ def test_health_fails_while_the_reactor_drains_and_is_answered_to_the_end(r, soc
     r.close()
 
 
-def test_health_is_decided_by_the_program(r, sockets):
+def test_the_program_can_decide_whether_it_is_healthy(r, sockets):
     answers = [True, False, True]
     server = observe.serve_metrics(r, ready=lambda: answers.pop())
     assert scrape(r, sockets, server, '/healthz')[1] == 'ok\n'
@@ -199,7 +199,7 @@ def test_an_argument_that_is_not_callable_is_refused_at_the_call(r, argument):
 
 def test_promtool_reports_nothing(busy, sockets):
     if shutil.which('promtool') is None:
-        pytest.skip('NOT TESTED: promtool check metrics; it is in the Debian package prometheus')
+        pytest.skip('NOT TESTED: promtool check metrics: apt-get install prometheus')
     server = observe.serve_metrics(busy)
     text = scrape(busy, sockets, server)[1]
     done = subprocess.run(

@@ -1,4 +1,4 @@
-"""The small HTTP server of `observe`: which requests it accepts and refuses, and that no client can harm it."""
+"""The small HTTP server of `observe`: it accepts valid requests and refuses others, and no client can harm it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ HOST = b'Host: localhost\r\n'
 
 
 class Site:
-    """A server that keeps the requests it received and responds with `self.answer`."""
+    """A server that records the requests that it receives, and responds with `self.answer`."""
 
     def __init__(self, r, **options):
         self.r, self.requests = r, []
@@ -47,7 +47,7 @@ def site(r):
     turns(r, 2)
 
 
-def test_a_get_is_answered_and_the_connection_ends(site, sockets):
+def test_a_get_request_is_answered_and_the_connection_is_closed(site, sockets):
     answer = site.ask(sockets, b'GET /stats?a=b?c HTTP/1.1\r\n' + HOST + b'Accept: x\r\nAccept:  y \r\n\r\n')
     head, body = answer.split(b'\r\n\r\n')
     assert body == b'hello\n'
@@ -64,7 +64,7 @@ def test_a_get_is_answered_and_the_connection_ends(site, sockets):
     assert request.headers == {'host': 'localhost', 'accept': 'x, y'}
 
 
-def test_a_head_is_answered_without_the_body(site, sockets):
+def test_a_head_request_is_answered_without_the_body(site, sockets):
     head, body = site.ask(sockets, b'HEAD / HTTP/1.0\r\n\r\n').split(b'\r\n\r\n')
     assert body == b'' and b'Content-Length: 6' in head
 
@@ -151,13 +151,13 @@ def test_on_loopback_another_name_is_refused(site, sockets, host):
     assert not site.requests
 
 
-def test_on_loopback_a_name_can_be_allowed(r, sockets):
+def test_on_loopback_further_names_can_be_allowed(r, sockets):
     site = Site(r, hosts=['Figures.Example'])
     assert site.status(sockets, b'GET / HTTP/1.1\r\nHost: figures.example:80\r\n\r\n') == 200
     site.server.close()
 
 
-def test_elsewhere_every_name_is_accepted(r, sockets):
+def test_on_other_addresses_every_name_is_accepted(r, sockets):
     server = listen_http(r, '0.0.0.0', 0, lambda request: request.reply(200, 'text/plain', b''))
     client = sockets.connect(('127.0.0.1', server.address[1]))
     client.send(b'GET / HTTP/1.1\r\nHost: example.org\r\n\r\n')
@@ -167,7 +167,7 @@ def test_elsewhere_every_name_is_accepted(r, sockets):
     server.close()
 
 
-def test_a_client_that_still_sends_gets_its_answer(site, sockets, caplog):
+def test_a_client_that_is_still_sending_gets_the_response(site, sockets, caplog):
     client = sockets.connect(site.server.address)
     client.send(b'GET / HTTP/1.1\r\n' + HOST + b'Content-Length: 99999\r\n\r\n' + b'x' * 50000)
     run_until(site.r, lambda: site.requests)
@@ -209,7 +209,7 @@ def test_a_client_that_does_not_close_is_cut_off(fake, kernel, sockets):
     assert server.open_connections == 0
 
 
-def test_a_response_after_the_client_left_is_dropped(site, sockets):
+def test_a_response_after_the_client_has_disconnected_is_dropped(site, sockets):
     site.answer = lambda request: None
     client = sockets.connect(site.server.address)
     client.send(b'GET / HTTP/1.0\r\n\r\n')
@@ -243,7 +243,7 @@ def test_a_stream_of_events_has_no_time_limit(fake, kernel, sockets):
     run_until(fake, lambda: ended)
 
 
-def test_the_head_of_a_stream_ends(site, sockets):
+def test_a_head_request_for_a_stream_gets_only_the_header(site, sockets):
     site.answer = lambda request: request.stream('text/event-stream', [('X-A', 'b')])
     answer = site.ask(sockets, b'HEAD / HTTP/1.0\r\n\r\n')
     assert answer.startswith(b'HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nX-A: b\r\n')
@@ -276,7 +276,7 @@ def test_neither_the_listener_nor_a_client_keeps_the_loop_running(r, sockets):
     server.close()
 
 
-def test_further_clients_wait(r, sockets):
+def test_clients_above_the_limit_wait(r, sockets):
     server = listen_http(r, '127.0.0.1', 0, lambda request: None)
     clients = [sockets.connect(server.address) for _ in range(MOST_CLIENTS + 5)]
     run_until(r, lambda: server.open_connections == MOST_CLIENTS)
@@ -288,7 +288,7 @@ def test_further_clients_wait(r, sockets):
     server.close()
 
 
-def test_a_real_client_reads_it():
+def test_a_real_client_can_read_a_large_response():
     with Reactor() as r:
         server = listen_http(r, '127.0.0.1', 0, lambda request: request.reply(200, 'text/plain', b'x' * 300_000))
         url = f'http://127.0.0.1:{server.address[1]}/'
@@ -311,7 +311,7 @@ def test_a_client_that_is_closed_before_on_connect_is_not_an_error(site, sockets
     sockets.connect(site.server.address)
     closed = []
 
-    def close_all():  # in the turn in which it is accepted
+    def close_all():  # runs in the turn in which the client is accepted
         for handle in site.r.handles():
             if handle is not site.server:
                 closed.append(handle)

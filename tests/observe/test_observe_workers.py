@@ -1,4 +1,4 @@
-"""Monitoring a parent and its workers: each worker and the sum, on the control socket and in the metrics."""
+"""Monitoring a parent and its workers: the counters of each and their sum, on the control socket and as metrics."""
 
 from __future__ import annotations
 
@@ -16,8 +16,10 @@ import pytest
 from reactor.observe.asking import ControlClient
 
 if os.name != 'posix':
-    pytest.skip('NOT TESTED: workers: they need POSIX', allow_module_level=True)
-prometheus_client = pytest.importorskip('prometheus_client', reason='NOT TESTED: metrics: no prometheus_client')
+    pytest.skip('NOT TESTED: workers, which need POSIX', allow_module_level=True)
+prometheus_client = pytest.importorskip(
+    'prometheus_client', reason='NOT TESTED: metrics; pip install prometheus_client'
+)
 
 from prometheus_client.parser import text_string_to_metric_families  # noqa: E402
 
@@ -26,7 +28,7 @@ PROGRAM = Path(__file__).parents[2] / 'examples' / 'observed.py'
 
 @pytest.fixture
 def program(tmp_path):
-    """A parent with two workers; yields the process, the path of its control socket and three ports."""
+    """A parent with two workers: its process, the path of its control socket, and three ports."""
     path = str(tmp_path / 'control')
     options = ['--port', '0', '--workers', '2', '--control', path, '--page', '0', '--metrics', '0']
     words = [sys.executable, '-X', 'dev', '-W', 'error', str(PROGRAM), *options]
@@ -41,7 +43,7 @@ def program(tmp_path):
 
 
 def until(ask, holds, seconds=15):
-    """Ask until `holds(answer)` is true; returns that answer."""
+    """Call `ask` until `holds(answer)` is true; return this answer."""
     end = time.monotonic() + seconds
     while not holds(answer := ask()):
         assert time.monotonic() < end, answer
@@ -49,7 +51,7 @@ def until(ask, holds, seconds=15):
     return answer
 
 
-def test_workers_can_be_monitored_each_and_together_and_drained(program):
+def test_workers_can_be_monitored_separately_and_together_and_be_drained(program):
     process, path, page, metrics, port = program
     with ControlClient(path) as client:
         until(lambda: client.ask('stats')['workers'], lambda workers: len(workers) == 2)

@@ -1,4 +1,4 @@
-"""Rates, shares, lateness and memory, computed from reactors' counters for the live page."""
+"""Rates, shares, lateness and memory for the live page, computed from the counters of reactors."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from reactor.loop.counters import COUNTS, GAUGES, LAG_BUCKETS, TIMES
 from reactor.observe import samples, source
 from reactor.observe.samples import FIELDS, WORKER_FIELDS, Sampler, lateness
 
-NO_PROCESS = 2**22 + 1  # no process has this number
+NO_PROCESS = 2**22 + 1  # above the largest possible process id
 
 
 @pytest.fixture
 def clock(monkeypatch):
-    """A fake clock for the sampler, with a fake memory and CPU time of every process."""
+    """A fake clock for the sampler, which also sets the memory and the CPU time of all processes."""
 
     class Clock:
         now, memory, cpu = 100.0, 10_000_000, 1.0
@@ -37,7 +37,7 @@ def figures(pid=NO_PROCESS, lag=(), **values):
 
 
 class Source(dict):
-    """A source whose counters the test sets."""
+    """A source with counters that the test sets."""
 
     def __call__(self):
         return dict(self)
@@ -56,7 +56,7 @@ def test_rates_use_the_clock_of_the_loop_and_not_that_of_the_sampler(clock):
     counters = Source({'0': figures(idle_time=5.0, requests=100, reads=300)})
     sampler = Sampler(counters)
     counters['0'] = figures(idle_time=6.5, dispatch_time=0.3, timers_time=0.2, requests=300, reads=700)
-    clock.now += 1  # its counters cover two seconds
+    clock.now += 1  # but the counters cover two seconds of the loop's clock
     sample = sampler.sample()
     assert sample['rates']['requests'] == row(sample)['requests'] == 100
     assert sample['rates']['reads'] == row(sample)['reads'] == 200 and sample['counted'] == 'requests'
@@ -64,7 +64,7 @@ def test_rates_use_the_clock_of_the_loop_and_not_that_of_the_sampler(clock):
     assert row(sample)['busiest'] == worker(sample)['busy'] == 0.25
 
 
-def test_a_first_sample_has_none_for_values_that_need_two():
+def test_in_the_first_sample_values_that_need_two_samples_are_none():
     counters = Source({'0': figures(incoming=3)})
     first = Sampler(counters).sample()
     assert row(first)['incoming'] == 3
@@ -90,15 +90,13 @@ def test_a_successor_counts_from_its_own_start(clock):
     sampler = Sampler(counters)
     counters['0'] = figures(pid=NO_PROCESS + 1, idle_time=60.0, requests=9001)
     assert row(sampler.sample())['requests'] is None
-    counters['0'] = figures(
-        pid=NO_PROCESS + 1, idle_time=1.0, requests=4
-    )  # a restart can have the same process id, too
+    counters['0'] = figures(pid=NO_PROCESS + 1, idle_time=1.0, requests=4)  # a restarted process can have the same id
     assert row(sampler.sample())['requests'] is None
     counters['0'] = figures(pid=NO_PROCESS + 1, idle_time=2.0, requests=9)
     assert row(sampler.sample())['requests'] == 5
 
 
-def test_a_worker_that_is_gone_is_forgotten(clock):
+def test_a_worker_that_has_ended_is_left_out(clock):
     counters = Source({'0': figures(incoming=1), '1': figures(incoming=2)})
     sampler = Sampler(counters)
     assert row(sampler.sample())['incoming'] == 3
@@ -110,7 +108,7 @@ def test_a_worker_that_is_gone_is_forgotten(clock):
     assert row(empty)['incoming'] == 0 and row(empty)['busiest'] is None and empty['workers'] == []
 
 
-def test_several_loops_are_combined_by_sums_and_means_and_the_busiest_is_named(clock):
+def test_several_loops_are_combined_by_sums_and_means_and_the_busiest_is_reported(clock):
     counters = Source({'a': figures(), 'b': figures()})
     sampler = Sampler(counters)
     counters['a'] = figures(idle_time=1.0, requests=10, lag=[(0, 98)])
@@ -121,7 +119,7 @@ def test_several_loops_are_combined_by_sums_and_means_and_the_busiest_is_named(c
     assert (row(sample)['lag_p50'], row(sample)['lag_p99'], row(sample)['lag_max']) == (0, 4, 4)
 
 
-def test_reads_are_used_until_a_request_is_counted(clock):
+def test_reads_are_shown_until_a_request_is_counted(clock):
     counters = Source({'0': figures()})
     sampler = Sampler(counters)
     counters['0'] = figures(idle_time=1.0, reads=7)
@@ -155,20 +153,24 @@ def test_memory_per_connection_is_growth_divided_by_new_connections(clock):
     sample = sampler.sample()
     assert row(sample)['memory'] == 10_500_000
     counters['0'], clock.memory = figures(incoming=1050), 10_400_000
-    assert row(sampler.sample())['per_connection'] == 0  # compared with the fewest connections, when it used more
+    assert (
+        row(sampler.sample())['per_connection'] == 0
+    )  # compared with the sample with the fewest connections, in which the process used more
     counters['0'] = figures(incoming=1000, base_memory=10_000_000)
-    assert row(sampler.sample())['per_connection'] == 381  # a base measured before any connection was open is better
+    assert (
+        row(sampler.sample())['per_connection'] == 381
+    )  # a base that was measured before any connection was open is preferred
     assert 'base_memory' not in sampler.sample()['totals']
 
 
-def test_unknown_memory_is_none_and_no_process_is_started_for_it(clock, monkeypatch):
+def test_unknown_memory_is_none_and_no_program_is_started_to_read_it(clock, monkeypatch):
     monkeypatch.setattr(samples, 'HAS_PROC', False)
     monkeypatch.setattr(samples, 'memory', lambda pid: pytest.fail('asked'))
     sample = Sampler(Source({'0': figures(incoming=500, base_memory=1)})).sample()
     assert row(sample)['memory'] is None and row(sample)['per_connection'] is None
 
 
-def test_cpu_is_measured_over_half_a_second_at_least(clock):
+def test_cpu_is_measured_over_at_least_half_a_second(clock):
     counters = Source({'0': figures()})
     sampler = Sampler(counters)
     assert row(sampler.sample())['cpu'] is None
@@ -178,12 +180,12 @@ def test_cpu_is_measured_over_half_a_second_at_least(clock):
     assert row(sampler.sample())['cpu'] == 0.25
 
 
-@pytest.mark.skipif(not os.path.exists('/proc/self/stat'), reason='asks /proc')
-def test_cpu_time_is_read_whatever_the_process_is_named(tmp_path):
+@pytest.mark.skipif(not os.path.exists('/proc/self/stat'), reason='CPU time is read from /proc')
+def test_cpu_time_can_be_read_whatever_the_name_of_the_process(tmp_path):
     import subprocess
     import sys
 
-    # A name with a bracket and spaces would shift the fields if the line were split from the left.
+    # If the line were split from the left, a name with a bracket and spaces would shift the fields.
     name = tmp_path / 'a) b (c'
     name.symlink_to(sys.executable)
     with subprocess.Popen([name, '-c', 'sum(range(10**6)); print(flush=True); input()'],
@@ -203,7 +205,7 @@ def test_time_never_goes_back_even_if_the_system_clock_does(clock, monkeypatch):
     assert row(sampler.sample())['time'] == first + 1000
 
 
-def test_counters_of_a_real_reactor_make_a_sample():
+def test_a_sample_can_be_made_from_the_counters_of_a_real_reactor():
     with Reactor() as r:
         sampler = Sampler(source(r))
         r.call_later(0.05, r.stop)

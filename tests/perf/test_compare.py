@@ -1,4 +1,4 @@
-"""perf/compare/: it runs and writes valid files, and its peers behave as described. No timing."""
+"""perf/compare/: it runs, writes valid files, and all peers do the same work. Nothing is timed here."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from xml.etree import ElementTree
 import pytest
 
 PERF = Path(__file__).parents[2] / 'perf'
-LONGEST_PEER = 80  # lines
+LONGEST_PEER = 80  # lines of the longest program of a peer
 
 if sys.platform != 'linux':
-    pytest.skip('perf.compare asks Linux for CPU time and memory', allow_module_level=True)
+    pytest.skip('perf.compare reads CPU time and memory from Linux', allow_module_level=True)
 
 
 def compare(*args):
@@ -28,7 +28,7 @@ QUICK = ('--quick', '--only', 'keepalive', '--peers', 'reactor,asyncio', '--roun
 
 
 @pytest.mark.slow
-def test_a_quick_run_writes_sound_files(tmp_path):
+def test_a_quick_run_writes_valid_files(tmp_path):
     done = compare(*QUICK, '--out', tmp_path)
     assert done.returncode == 0, done.stderr
     assert 'keepalive' in done.stdout and 'asyncio' in done.stdout
@@ -49,7 +49,7 @@ def test_a_quick_run_writes_sound_files(tmp_path):
         assert ElementTree.parse(chart).getroot().tag == '{http://www.w3.org/2000/svg}svg'
 
 
-def test_a_resumed_run_measures_only_what_is_missing(tmp_path):
+def test_a_resumed_run_measures_only_the_remaining_rounds(tmp_path):
     from perf.compare.rounds import Rounds
 
     settings, path = {'seconds': 3}, tmp_path / 'rounds.jsonl'
@@ -63,7 +63,7 @@ def test_a_resumed_run_measures_only_what_is_missing(tmp_path):
     assert path.read_text() == ''
 
 
-def test_ratios_are_taken_within_a_round():
+def test_ratios_are_computed_within_a_round():
     from perf.compare.ratios import ratios, summary
 
     rounds = [{'a': {'x': 2.0}, 'b': {'x': 1.0}}, {'a': {'x': 30.0}, 'b': {'x': 10.0}}, {'a': {'x': 5.0}}]
@@ -73,13 +73,13 @@ def test_ratios_are_taken_within_a_round():
     assert summary([]) is None
 
 
-def test_a_ratio_to_nought_is_left_out():
+def test_a_ratio_to_zero_is_left_out():
     from perf.compare.ratios import ratios
 
     assert ratios([{'a': {'x': 2.0}, 'b': {'x': 0.0}}], 'x', 'a', 'b') == []
 
 
-def test_quantiles_are_values_that_were_measured():
+def test_quantiles_are_measured_values():
     from perf.common.arithmetic import quantile
 
     values = [float(n) for n in range(1, 101)]
@@ -87,14 +87,14 @@ def test_quantiles_are_values_that_were_measured():
     assert quantile([7.0], 0.99) == 7
 
 
-def test_each_peer_comes_first_in_its_turn():
+def test_each_peer_is_first_in_one_of_the_rounds():
     from perf.common.arithmetic import rotated
 
     assert [rotated(list('abc'), turn) for turn in range(4)] == [list('abc'), list('bca'), list('cab'), list('abc')]
     assert rotated([], 3) == []
 
 
-def test_the_table_of_strace_is_read():
+def test_the_table_printed_by_strace_can_be_read():
     from perf.compare.syscalls import total
 
     with_errors = '% time  seconds  usecs/call  calls  errors syscall\n100.00    0.1    7      2130        30 total\n'
@@ -126,7 +126,7 @@ def test_a_peer_is_short(path):
 
 
 def every(workloads_of):
-    """Parametrize a test by (peer, workload), for all known peers, installed or not."""
+    """Parametrize a test with (peer, workload) for all known peers, installed or not."""
     from perf.compare.known_peers import peers
 
     cases = [(peer, workload) for peer in peers() for workload in sorted(workloads_of(peer))]
@@ -140,7 +140,7 @@ def skip_if_missing(peer):
 
 @pytest.mark.slow
 @every(lambda peer: peer.workloads & {'keepalive', 'churn', 'defer', 'seed', 'large', 'broadcast'})
-def test_all_peers_answer_the_same_bytes(peer, workload):
+def test_all_peers_send_the_same_replies(peer, workload):
     from perf.common.server import Server
     from perf.compare.peers import common
     from perf.loads.sockets import REQUEST, TIMEOUT, connections
@@ -169,7 +169,7 @@ def test_all_peers_answer_the_same_bytes(peer, workload):
 
 @pytest.mark.slow
 @every(lambda peer: peer.workloads & {'pump'})
-def test_all_peers_go_on_writing_to_a_slow_reader(peer, workload):
+def test_all_peers_continue_writing_to_a_slow_reader(peer, workload):
     from perf.common.server import Server
     from perf.compare.peers import common
     from perf.loads.sockets import REQUEST, TIMEOUT, connections
@@ -187,7 +187,7 @@ def test_all_peers_go_on_writing_to_a_slow_reader(peer, workload):
 
 @pytest.mark.slow
 @every(lambda peer: peer.loop_workloads)
-def test_all_loops_run_their_workload(peer, workload):
+def test_all_loops_yield_every_figure(peer, workload):
     from perf.compare.workloads import WORKLOADS
     from perf.compare.workloads.workload import Window
 

@@ -1,4 +1,4 @@
-"""perf/faults/: that it resumes, reports what was missed, and writes its table; each case once, tiny. No timing."""
+"""perf/faults/: it resumes, reports missed goals and writes a table; each case runs once, in a tiny size. Untimed."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ import sys
 
 import pytest
 
-TINY = 0.001  # a factor for all counts and times, except those with a minimum
+TINY = 0.001  # factor for all counts and times, except those with a minimum
 
 if sys.platform != 'linux':
-    pytest.skip('perf.faults asks Linux for CPU time, memory and descriptors', allow_module_level=True)
+    pytest.skip('perf.faults reads CPU time, memory and descriptors from Linux', allow_module_level=True)
 
 
 @pytest.fixture
 def command(monkeypatch, tmp_path):
-    """The command with three cases of this test, on a commit named `abc`; returns `run(*args) -> status`."""
+    """The command with three fake cases, on a commit named `abc`; returns `run(*args) -> status`."""
     from perf.faults import __main__ as faults
     from perf.faults.case import Case, Goal
 
@@ -48,7 +48,7 @@ def lines(command):
     return [json.loads(line) for line in (command.out / 'results.jsonl').read_text().splitlines()]
 
 
-def test_if_all_goals_are_met_the_status_is_0_and_there_is_a_table(command, capsys):
+def test_when_all_goals_are_met_the_status_is_0_and_a_table_is_written(command, capsys):
     assert command() == 0
     assert [(one['case'], one['outcome'], one['commit']) for one in lines(command)] == [
         (name, 'held', 'abc') for name in 'ABC'
@@ -67,14 +67,14 @@ def test_a_missed_goal_is_named_and_the_status_is_1(command, capsys):
     assert 'NOT ALL HELD: B missed' in capsys.readouterr().err
 
 
-def test_if_a_measurement_raises_the_status_is_1_and_the_others_are_made(command):
+def test_when_a_case_raises_the_status_is_1_and_the_others_are_measured(command):
     command.figures['A'].found = None
     assert command() == 1
     assert [one['outcome'] for one in lines(command)] == ['failed', 'held', 'held']
     assert 'it does not work' in (command.out / 'faults.md').read_text()
 
 
-def test_a_measurement_without_its_tool_is_reported_as_not_run(command, capsys):
+def test_a_case_whose_tool_is_not_installed_is_reported_as_not_run(command, capsys):
     command.figures['C'].needs = ('no-such-tool',)
     assert command() == 1
     assert not command.figures['C'].measured
@@ -82,7 +82,7 @@ def test_a_measurement_without_its_tool_is_reported_as_not_run(command, capsys):
     assert 'no-such-tool not found' in (command.out / 'faults.md').read_text()
 
 
-def test_an_interrupted_run_resumes_where_it_was(command, monkeypatch):
+def test_an_interrupted_run_resumes_where_it_stopped(command, monkeypatch):
     def cut(figure, run):
         raise KeyboardInterrupt
 
@@ -101,7 +101,7 @@ def test_an_interrupted_run_resumes_where_it_was(command, monkeypatch):
     assert command.figures['A'].measured == 0
 
 
-def test_a_measurement_is_repeated_on_demand_on_another_commit_and_in_another_size(command, monkeypatch):
+def test_a_case_is_measured_again_on_demand_at_another_commit_and_in_another_size(command, monkeypatch):
     first = command.figures['A']
     command('--only', 'A')
     command('--only', 'A')
@@ -116,14 +116,14 @@ def test_a_measurement_is_repeated_on_demand_on_another_commit_and_in_another_si
     assert first.measured == 4
 
 
-def test_a_tree_with_changes_is_always_measured(command, monkeypatch):
+def test_a_checkout_with_changes_is_always_measured(command, monkeypatch):
     monkeypatch.setattr(command.faults.machine, 'commit', lambda folder: 'abc+')
     command('--only', 'A')
     command('--only', 'A')
     assert command.figures['A'].measured == 2
 
 
-def test_a_failed_measurement_is_tried_again(command):
+def test_a_failed_case_is_measured_again(command):
     command.figures['A'].found = None
     command('--only', 'A')
     command.figures['A'].found = 1
@@ -136,7 +136,7 @@ def test_an_unknown_name_is_a_usage_error(command, capsys):
     assert 'M999' in capsys.readouterr().err
 
 
-def test_each_measurement_states_its_goals_and_its_duration():
+def test_each_case_states_its_promises_and_how_long_it_takes():
     from perf.faults.cases import BY_NAME, CASES
 
     assert len(BY_NAME) == len(CASES)
@@ -148,8 +148,8 @@ def test_each_measurement_states_its_goals_and_its_duration():
 def every_figure():
     from perf.faults.cases import CASES
 
-    # The network cases take minutes even in a tiny size; test_network_faults.py tests them. Those of the HTTP server
-    # are in test_http_examples.py.
+    # The network cases take minutes even with little data: test_network_faults.py tests them. The cases that need the
+    # HTTP server are tested in test_http_examples.py.
     figures = [figure for figure in CASES if not figure.name.startswith('M11') and figure.name not in ('M13', 'M21')]
     return pytest.mark.parametrize('figure', figures, ids=[figure.name for figure in figures])
 
@@ -157,7 +157,7 @@ def every_figure():
 @pytest.mark.scenario(111)
 @pytest.mark.slow
 @every_figure()
-def test_each_measurement_meets_its_goals_in_a_tiny_size(figure):
+def test_each_case_meets_its_goals_in_a_tiny_size(figure):
     from perf.faults.case import Run
 
     if reason := figure.missing():

@@ -1,4 +1,4 @@
-"""perf/instructions/: how it reads callgrind's files, what it computes from them, and when it fails."""
+"""perf/instructions/: reading callgrind's files, computing figures, and failing above a budget."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 PERF = Path(__file__).parents[2] / 'perf'
-LONGEST = 300  # seconds for a real run; callgrind is slow, and a busy machine makes it slower
+LONGEST = 300  # seconds for a real run: callgrind is slow, and the machine may be busy
 WRITTEN_BY_CALLGRIND = """# callgrind format
 version: 1
 creator: callgrind-3.19.0
@@ -34,12 +34,12 @@ totals: 16236871
 """
 
 if sys.platform != 'linux':
-    pytest.skip('the server is controlled by signals and observed in /proc', allow_module_level=True)
+    pytest.skip('the server is controlled by signals, and its state is read from /proc', allow_module_level=True)
 
 
 @pytest.fixture
 def command(monkeypatch):
-    """The module, with a fake valgrind and measurements from `figures`."""
+    """The module, which believes that valgrind is installed and takes its measurements from `figures`."""
     from perf.common.server import Failed
     from perf.instructions import __main__ as instructions
     from perf.instructions.measure import Figure
@@ -58,7 +58,7 @@ def command(monkeypatch):
 
 @pytest.fixture
 def budgets_of(tmp_path):
-    """Write a file of budgets for this Python, or another; returns its path as an argument."""
+    """`budgets_of(budgets, build)` writes a file of budgets, by default for this Python, and returns its option."""
 
     def write(budgets, build=None):
         from perf.instructions.budgets import build as this_build
@@ -70,20 +70,20 @@ def budgets_of(tmp_path):
     return write
 
 
-def test_the_total_is_read_from_a_file_of_callgrind():
+def test_the_total_is_read_from_a_callgrind_file():
     from perf.instructions.callgrind import total
 
     assert total(WRITTEN_BY_CALLGRIND) == 16236871
 
 
-def test_a_file_that_is_not_complete_has_no_total():
+def test_an_incomplete_file_has_no_total():
     from perf.instructions.callgrind import total
 
     complete = WRITTEN_BY_CALLGRIND
     assert [total(complete[:size]) for size in range(len(complete))] == [None] * len(complete)
 
 
-def test_the_cost_of_a_mark_is_not_counted_as_requests():
+def test_the_cost_of_a_mark_is_not_attributed_to_requests():
     from perf.instructions.measure import figure
 
     found = figure(empty=500, blocks=[10_500, 10_500, 10_500], units=10)
@@ -102,14 +102,14 @@ def test_a_figure_is_the_median_of_its_blocks():
     'instructions, verdict',
     [(1021, 'above'), (1020, 'within'), (1000, 'within'), (980, 'within'), (979, 'below')],
 )
-def test_two_percent_from_a_budget_are_tolerated(instructions, verdict):
+def test_deviations_of_two_percent_from_a_budget_are_tolerated(instructions, verdict):
     from perf.instructions.budgets import judge
 
     assert judge(instructions, 1000) == verdict
     assert judge(instructions, None) == 'no budget'
 
 
-def test_a_build_of_python_is_named_by_the_options_that_change_its_speed():
+def test_the_name_of_a_python_build_has_the_options_that_change_its_speed():
     from perf.instructions.budgets import build
 
     debian = "'--enable-shared' '--enable-optimizations' '--with-lto' 'CFLAGS=-g -O2'"
@@ -130,12 +130,12 @@ def test_a_check_fails_above_the_budget(command, budgets_of, capsys, figure, sta
     assert command.main(arguments) == 0
 
 
-def test_a_python_without_budgets_is_measured_only(command, budgets_of, capsys):
+def test_a_python_without_budgets_is_only_measured(command, budgets_of, capsys):
     assert command.main(['--check', budgets_of({'churn': 1}, build='2.7 shared')]) == 0
     assert 'NO BUDGET FOR THIS PYTHON' in capsys.readouterr().out
 
 
-def test_a_workload_without_a_budget_is_measured_only(command, budgets_of, capsys):
+def test_a_workload_without_a_budget_is_only_measured(command, budgets_of, capsys):
     assert command.main(['--check', '--only', 'churn,tls', budgets_of({'churn': 1000})]) == 0
     assert 'NO BUDGET  tls: 1,000' in capsys.readouterr().out
 
@@ -146,14 +146,14 @@ def test_a_workload_that_cannot_be_measured_fails_the_check(command, budgets_of,
     assert 'it does not listen' in capsys.readouterr().err
 
 
-def test_a_peer_that_fails_does_not_hide_the_budget_that_is_exceeded(command, budgets_of, capsys):
+def test_a_peer_that_fails_does_not_hide_an_exceeded_budget(command, budgets_of, capsys):
     command.figures['uvloop', 'churn'] = 'no module uvloop'
     command.figures['reactor', 'churn'] = 2000.0
     assert command.main(['--check', '--peers', 'uvloop', '--only', 'churn', budgets_of({'churn': 1000})]) == 1
     assert 'ABOVE BUDGET  churn' in capsys.readouterr().out
 
 
-def test_the_table_has_ratio_budget_and_deviation(command, budgets_of, capsys):
+def test_the_table_has_the_ratio_the_budget_and_the_deviation(command, budgets_of, capsys):
     command.figures.update({('reactor', 'seed'): 3000.0, ('uvloop', 'seed'): 1500.0})
     command.main(['--peers', 'uvloop', '--only', 'seed,churn_defer', budgets_of({'seed': 2400, 'churn_defer': 1000})])
     printed = capsys.readouterr()
@@ -172,7 +172,7 @@ def test_the_figures_are_written_as_json(command, budgets_of, tmp_path):
     assert found['failures'] == {}
 
 
-def test_an_update_replaces_the_measured_budgets_and_keeps_the_rest(command, budgets_of, capsys, tmp_path):
+def test_an_update_replaces_the_measured_budgets_and_keeps_the_others(command, budgets_of, capsys, tmp_path):
     from perf.instructions.budgets import build, read
 
     argument = budgets_of({'keepalive': 5, 'churn': 7})
@@ -185,13 +185,13 @@ def test_an_update_replaces_the_measured_budgets_and_keeps_the_rest(command, bud
     assert 'BUDGET CHANGED  churn: 7 -> 1,000' in capsys.readouterr().out
 
 
-def test_a_scaled_trial_is_no_budget(command):
+def test_a_scaled_trial_cannot_update_budgets(command):
     with pytest.raises(SystemExit) as raised:
         command.main(['--update', '--scale', '0.1'])
     assert raised.value.code == 2
 
 
-def test_a_missing_valgrind_is_one_line_and_a_status_of_its_own(monkeypatch, capsys):
+def test_without_valgrind_one_line_is_printed_and_the_status_is_3(monkeypatch, capsys):
     from perf.instructions import __main__ as instructions
 
     monkeypatch.setattr(shutil, 'which', lambda command: None)
@@ -202,7 +202,7 @@ def test_a_missing_valgrind_is_one_line_and_a_status_of_its_own(monkeypatch, cap
 
 
 def run(*args):
-    """Run the command in a process of its own."""
+    """Run the command in a separate process."""
     environment = {**os.environ, 'PYTHONPATH': str(PERF.parent)}
     line = [sys.executable, '-m', 'perf.instructions', *args]
     return subprocess.run(line, capture_output=True, env=environment, text=True, timeout=LONGEST, check=False)
@@ -224,7 +224,7 @@ def test_the_file_in_the_project_has_a_budget_for_every_workload():
 @pytest.mark.slow
 @pytest.mark.parametrize('peer', ['reactor', 'uvloop'])
 @pytest.mark.parametrize('workload', ['keepalive', 'churn', 'churn_defer', 'tls', 'seed', 'chain'])
-def test_the_clients_accept_what_a_server_answers(peer, workload, tmp_path):
+def test_the_clients_accept_the_replies_of_each_server(peer, workload, tmp_path):
     from perf.instructions import callgrind
     from perf.instructions.workloads import WORKLOADS
 
@@ -239,7 +239,7 @@ def test_the_clients_accept_what_a_server_answers(peer, workload, tmp_path):
         ask()
 
 
-def test_an_unexpected_answer_of_a_server_is_an_error(tmp_path):
+def test_an_unexpected_reply_is_an_error(tmp_path):
     from perf.common.server import Failed
     from perf.instructions import callgrind
     from perf.instructions.workloads import WORKLOADS
@@ -250,7 +250,7 @@ def test_an_unexpected_answer_of_a_server_is_an_error(tmp_path):
             ask()
 
 
-def test_a_delay_that_is_too_short_is_noticed(tmp_path):
+def test_a_delay_that_is_too_short_is_an_error(tmp_path):
     from perf.instructions import callgrind
     from perf.instructions.workloads import WORKLOADS, TooSlow
 
@@ -260,7 +260,7 @@ def test_a_delay_that_is_too_short_is_noticed(tmp_path):
             ask()
 
 
-@pytest.mark.skipif(not shutil.which('valgrind'), reason='the command valgrind is missing')
+@pytest.mark.skipif(not shutil.which('valgrind'), reason='valgrind is not installed')
 @pytest.mark.slow
 @pytest.mark.parametrize('workload', ['keepalive', 'churn'])
 def test_a_real_run_counts_instructions(workload, tmp_path):

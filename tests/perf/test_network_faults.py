@@ -1,6 +1,6 @@
-"""The network figures of perf/faults/: faults happen as requested, and nothing is left behind.
+"""The network cases of perf/faults/: faults happen as configured, damaged data is detected, and nothing is left over.
 
-Damage to bytes is detected. Namespaces, devices and rules need root. The transfers are tiny; nothing is timed.
+Namespaces, devices and rules need root. Only little data is transferred, and nothing is timed.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ PERF = Path(__file__).parents[2] / 'perf'
 TAG = 'test'
 
 if sys.platform != 'linux':
-    pytest.skip('network namespaces exist on Linux only', allow_module_level=True)
+    pytest.skip('network namespaces exist only on Linux', allow_module_level=True)
 
 
 pytestmark = pytest.mark.slow
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope='module')
 def reason():
-    """The reason why no network can be made here, or None."""
+    """Why no network can be set up here, or None."""
     from perf.faults.network.namespaces import missing
 
     return missing()
@@ -36,7 +36,7 @@ def reason():
 def namespaces(reason):
     """The module, if it works here; no namespace may be left after the test.
 
-    Names of namespaces are global on the machine, so all tests that use it take turns.
+    Namespaces have machine-wide names, so all tests on this machine that use them take turns.
     """
     if reason is not None:
         pytest.skip(f'NETWORK FAULTS ARE NOT TESTED HERE: {reason}')
@@ -58,7 +58,7 @@ def times(count, **faults):
 
 
 def out(arrivals, until=100.0, **faults):
-    """Put a packet on the line every millisecond; returns the packets that came out, in order, and the line."""
+    """Put a packet into a line every millisecond; return (the packets that came out, in order; the line)."""
     from perf.faults.network.relay import Faults, Line
 
     line, came_out = Line(Faults(1, **faults)), []
@@ -68,12 +68,12 @@ def out(arrivals, until=100.0, **faults):
     return came_out + line.take(until), line
 
 
-def test_without_faults_every_packet_comes_out_once_at_once_and_in_order():
+def test_without_faults_every_packet_arrives_once_immediately_and_in_order():
     assert times(3)[0] == [(0.0,), (0.0,), (0.0,)]
     assert out(1000)[0] == list(range(1000))
 
 
-def test_the_same_seed_repeats_the_faults_and_another_does_not():
+def test_faults_depend_only_on_the_seed():
     from perf.faults.network.relay import Faults
 
     everything = {'loss': 0.2, 'delay': 0.1, 'reorder': 0.3, 'late': 0.05, 'duplicate': 0.2}
@@ -81,18 +81,18 @@ def test_the_same_seed_repeats_the_faults_and_another_does_not():
     assert first == again != other
 
 
-def test_the_requested_share_of_packets_is_lost():
+def test_the_configured_share_of_packets_is_lost():
     found, counts = times(10_000, loss=0.1)
     assert 900 < found.count(()) < 1100
     assert counts['packets'] == 10_000 and counts['lost'] == found.count(())
 
 
-def test_one_fault_does_not_change_which_packets_another_one_hits():
+def test_one_fault_does_not_change_which_packets_another_fault_affects():
     lost = [found == () for found in times(1000, loss=0.1)[0]]
     assert [found == () for found in times(1000, loss=0.1, reorder=0.5, duplicate=0.5, delay=1)[0]] == lost
 
 
-def test_a_delay_keeps_the_order_and_releases_nothing_early():
+def test_a_delay_keeps_the_order_and_releases_no_packet_early():
     from perf.faults.network.relay import Faults, Line
 
     line = Line(Faults(1, delay=0.2))
@@ -103,7 +103,7 @@ def test_a_delay_keeps_the_order_and_releases_nothing_early():
     assert line.wait(10.3) is None
 
 
-def test_late_packets_are_overtaken_and_none_is_missing():
+def test_late_packets_are_overtaken_and_none_is_lost():
     came_out, line = out(1000, reorder=0.25, late=0.01)
     assert came_out != list(range(1000)) and sorted(came_out) == list(range(1000))
     assert 200 < line.faults.counts['late'] < 300
@@ -111,14 +111,14 @@ def test_late_packets_are_overtaken_and_none_is_missing():
     assert 0 < max(overtaken_by) <= 10
 
 
-def test_doubled_packets_arrive_twice_in_a_row():
+def test_duplicated_packets_arrive_twice_in_a_row():
     came_out, line = out(1000, duplicate=0.1)
     doubled = [packet for packet in range(1000) if came_out.count(packet) == 2]
     assert 70 < len(doubled) == line.faults.counts['doubled'] < 130
     assert came_out == sorted(came_out) and len(came_out) == 1000 + len(doubled)
 
 
-def test_beyond_its_limit_the_line_drops_and_counts_packets():
+def test_packets_above_the_limit_of_the_line_are_lost_and_counted():
     from perf.faults.network.relay import Faults, Line
 
     line = Line(Faults(1, delay=1), waiting=3)
@@ -128,10 +128,10 @@ def test_beyond_its_limit_the_line_drops_and_counts_packets():
     assert line.faults.counts['overflowed'] == 2
 
 
-# -- sent and received data
+# -- judging the data that was sent and received
 
 
-def test_sent_data_has_no_two_equal_chunks_and_a_digest_for_any_length():
+def test_all_chunks_differ_and_there_is_a_digest_for_any_length():
     from perf.faults.network.transfer import CHUNK, Pattern
 
     pattern = Pattern('connect', 10_000)
@@ -146,7 +146,7 @@ def test_sent_data_has_no_two_equal_chunks_and_a_digest_for_any_length():
 
 @pytest.fixture
 def judged():
-    """`judged(**changes)` judges a connection with two complete ends, changed by {side: {field: value}}."""
+    """`judged(listen={...}, connect={...})` judges a connection with complete ends, except for these changes."""
     from perf.faults.network.exchange import Exchange, stream
     from perf.faults.network.transfer import FIRST_PORT, Pattern
 
@@ -180,17 +180,17 @@ def test_a_connection_is_complete_when_both_ends_have_everything(judged):
     assert judged() == (1, 0, 0, {})
 
 
-def test_received_data_that_was_not_sent_differs(judged):
+def test_a_stream_that_was_changed_on_the_way_differs(judged):
     assert judged(listen={'received_sha': hashlib.sha256(b'?').hexdigest()}) == (1, 1, 0, {})
 
 
-def test_a_broken_connection_differs_unless_it_received_the_start_of_the_sent_data(judged):
+def test_a_broken_connection_differs_unless_the_received_data_is_the_beginning_of_the_sent_data(judged):
     broken = {'received': 500, 'eof': False, 'error': 'ConnectionResetError'}
     assert judged(listen=broken) == (0, 0, 0, {'ConnectionResetError': 1})
     assert judged(listen={**broken, 'received_sha': '?'}) == (0, 1, 0, {'ConnectionResetError': 1})
 
 
-def test_a_clean_end_without_all_bytes_or_a_missing_end_is_counted(judged):
+def test_an_end_that_is_not_reported_or_a_success_without_all_bytes_is_counted(judged):
     assert judged(connect={'received': 999}) == (0, 0, 1, {})
     assert judged(connect={'eof': False}) == (0, 0, 1, {})
     assert judged(listen=None) == (0, 0, 1, {})
@@ -198,7 +198,7 @@ def test_a_clean_end_without_all_bytes_or_a_missing_end_is_counted(judged):
     assert judged(connect={'received': 0, 'connected': False, 'error': 'ConnectTimeout'}, listen=None)[2] == 0
 
 
-def test_steps_are_done_in_order_when_enough_has_arrived(monkeypatch):
+def test_steps_are_taken_in_order_when_enough_bytes_have_arrived(monkeypatch):
     from perf.faults.network import exchange
 
     now, done = [100.0], []
@@ -211,10 +211,10 @@ def test_steps_are_done_in_order_when_enough_has_arrived(monkeypatch):
         assert done == expected, at
 
 
-# -- where no network can be made
+# -- where no network can be set up
 
 
-def test_without_its_tools_or_root_a_measurement_says_what_to_do(monkeypatch):
+def test_without_the_tools_or_without_root_a_case_says_what_to_do(monkeypatch):
     from perf.faults.cases import BY_NAME
     from perf.faults.network import namespaces
 
@@ -223,7 +223,7 @@ def test_without_its_tools_or_root_a_measurement_says_what_to_do(monkeypatch):
     assert 'apt-get install iproute2 iptables' in figure.missing()
     monkeypatch.setattr(namespaces.shutil, 'which', lambda command: command)
     monkeypatch.setattr(namespaces.os, 'geteuid', lambda: 1000)
-    assert 'run it as root' in figure.missing()
+    assert 'run this as root' in figure.missing()
 
 
 # -- with root: transfers
@@ -231,7 +231,7 @@ def test_without_its_tools_or_root_a_measurement_says_what_to_do(monkeypatch):
 
 @pytest.fixture
 def measure(namespaces, monkeypatch):
-    """Run a case; all its goals must be met, except for times, which mean nothing on a busy machine."""
+    """Measure a case; all its goals must be met. Times have a wide margin, because the machine may be busy."""
     from perf.faults.network import cases
 
     monkeypatch.setattr(cases, 'LATE', 60)
@@ -248,14 +248,14 @@ def measured(figure):
     return found
 
 
-def test_some_megabytes_arrive_whole_where_one_packet_in_a_hundred_is_lost(measure):
+def test_a_few_megabytes_arrive_complete_when_1_percent_of_the_packets_is_lost(measure):
     from perf.faults.network.cases import Transfer, lost
 
     found = measure(Transfer('T', 'tiny', 1, size=6_000_000, count=4, loss=0.01, proof=lost(0.01)))
     assert found['complete'] == 4 and found['GB'] == 0.006
 
 
-def test_the_relay_delivers_packets_that_it_delays_doubles_and_reorders(measure):
+def test_data_arrives_complete_when_the_relay_delays_duplicates_and_reorders(measure):
     from perf.faults.network.cases import Transfer
 
     mixed = {'seed': 1, 'delay': 0.02, 'reorder': 0.1, 'late': 0.01, 'duplicate': 0.05, 'loss': 0.02}
@@ -263,7 +263,7 @@ def test_the_relay_delivers_packets_that_it_delays_doubles_and_reorders(measure)
     assert min(found[name] for name in ('lost', 'late', 'doubled')) > 0
 
 
-def test_filters_that_reject_or_drop_are_distinguished(measure):
+def test_filters_that_refuse_and_filters_that_drop_lead_to_different_errors(measure):
     from perf.faults.network.cases import NoWayIn
 
     figure = NoWayIn()
@@ -272,7 +272,7 @@ def test_filters_that_reject_or_drop_are_distinguished(measure):
 
 
 @pytest.mark.scenario(77)
-def test_a_peer_that_is_gone_is_detected_by_each_time_limit_and_by_keepalive(measure):
+def test_each_time_limit_and_keepalive_detect_a_dead_peer(measure):
     from perf.faults.network.cases import DeadPeer
 
     figure = DeadPeer(limit=1, keepalive=(1, 1, 1), unlimited=False)
@@ -296,7 +296,7 @@ with network('test') as made:
 
 @pytest.fixture
 def keeper(namespaces):
-    """A process that makes a network and keeps it until it is ended."""
+    """A process that creates a network and keeps it until the process ends."""
     environment = {**os.environ, 'PYTHONPATH': str(PERF.parent)}
     with subprocess.Popen(
         [sys.executable, '-c', KEEP_OPEN],
@@ -310,7 +310,7 @@ def keeper(namespaces):
         process.kill()
 
 
-def test_an_interrupted_run_removes_its_network_and_no_other_run_removes_it_earlier(keeper, namespaces):
+def test_a_terminated_run_removes_its_network_and_until_then_no_other_run_can_use_it(keeper, namespaces):
     with pytest.raises(namespaces.Failed, match='another run'), namespaces.network(TAG):
         pass
     assert f'reactor-{TAG}-0' in namespaces.call('ip netns list')
@@ -319,7 +319,7 @@ def test_an_interrupted_run_removes_its_network_and_no_other_run_removes_it_earl
     assert f'reactor-{TAG}-' not in namespaces.call('ip netns list')
 
 
-def test_the_leftovers_of_a_killed_run_are_removed_before_the_next(keeper, namespaces):
+def test_the_network_of_a_killed_run_is_removed_before_the_next_run(keeper, namespaces):
     with subprocess.Popen(
         ['ip', 'netns', 'exec', f'reactor-{TAG}-0', 'sh', '-c', 'echo in; read line'],
         stdin=subprocess.PIPE,

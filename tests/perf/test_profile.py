@@ -1,4 +1,4 @@
-"""The profiler: its arithmetic on a hand-made recording, the script as users run it, the pages in a browser."""
+"""The profiler: its arithmetic on an artificial recording, the script as users run it, and its pages in a browser."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ pytestmark = pytest.mark.skipif(sys.platform == 'win32' or not shutil.which('bas
 needs_py_spy = pytest.mark.skipif(not PY_SPY, reason='NOT TESTED: no py-spy (pip install py-spy)')
 needs_chromium = pytest.mark.skipif(not CHROMIUM, reason='NOT TESTED: no chromium (apt-get install chromium)')
 
-# Functions, and stacks of them: how often each was sampled. `on_data<` must not end up as a tag.
+# {stack of functions: how often it was sampled}. In the pages, `on_data<` must be escaped.
 MAIN = ['<module>', 'Loop.run', 'Loop._turn']
 SAMPLES = {
     (*MAIN, 'Loop._poll', 'EpollSelector.select'): 60,
@@ -43,7 +43,7 @@ SAMPLES = {
 
 
 def recording(samples, thread='MainThread'):
-    """A recording in the speedscope format of py-spy."""
+    """Return the content of a speedscope file as py-spy writes it."""
     names = sorted({name for stack in samples for name in stack})
     ticks = [[names.index(name) for name in stack] for stack, count in samples.items() for _ in range(count)]
     return {
@@ -58,7 +58,7 @@ def recording(samples, thread='MainThread'):
 
 
 def counters(clock, idle=0.0, dispatch=0.0, timers=0.0):
-    """A line of counters as the servers print it."""
+    """Return a line of counters as the servers print it."""
     return {'clock': clock, 'cpu_seconds': clock / 4, 'reads': int(clock * 100), 'incoming': 7, 'timers': 1,
             'handles': 1, 'timer_lag': [1, 2], 'idle_time': idle, 'dispatch_time': dispatch, 'timers_time': timers,
             'soon_time': 0.0, 'completions_time': 0.0}  # fmt: skip
@@ -75,11 +75,11 @@ def threads(tmp_path):
     return speedscope.read(path)
 
 
-OURS = {'STARTED_BY_TESTS_OF': str(os.getpid())}  # in the environment of processes started here
+OURS = {'STARTED_BY_TESTS_OF': str(os.getpid())}  # in the environment of all processes that are started here
 
 
 def run(*options, path=None, timeout=90):
-    """Run the script, by default with this interpreter."""
+    """Run the script, by default with the interpreter that runs the tests."""
     if '--python' not in options and '--help' not in options:
         options = ('--python', sys.executable, *options)
     path = path or f'{BESIDE}:{os.environ["PATH"]}'
@@ -88,7 +88,7 @@ def run(*options, path=None, timeout=90):
 
 
 def left_running():
-    """Processes of perf/ started by tests of this process; other tests run theirs meanwhile."""
+    """Return the commands of perf/ that tests of this process have started; other test processes may run them too."""
     found = []
     for process in psutil.process_iter(['cmdline', 'environ']):
         command = ' '.join(process.info['cmdline'] or [])
@@ -143,7 +143,7 @@ def test_a_disagreement_is_a_warning(threads):
     assert 'DISAGREE' in page.page(result, META, {})
 
 
-def test_without_counters_only_the_samples_are_used(threads):
+def test_without_counters_the_table_shows_only_the_samples(threads):
     count = phases.Count(threads)
     result = phases.table(count, phases.Count({}), None, None)
     assert result['agreement'] is None and result['reactor'] is None
@@ -151,7 +151,7 @@ def test_without_counters_only_the_samples_are_used(threads):
     assert result['warnings'] == ['0 samples with the GIL held: too few for exact CPU shares']
 
 
-def test_a_picture_of_a_flame_graph_has_a_width_a_legend_and_no_script(threads):
+def test_a_picture_of_the_graph_has_a_fixed_width_a_legend_and_no_script(threads):
     drawn = flame.picture(threads, 'a <title>', 'b & c', 900)
     root = ElementTree.fromstring(drawn)
     assert root.get('width') == '900' and 'script' not in drawn and 'foreignObject' not in drawn
@@ -159,7 +159,7 @@ def test_a_picture_of_a_flame_graph_has_a_width_a_legend_and_no_script(threads):
     assert texts[:2] == ['a <title>', 'b & c']
     assert {'_poll', '_dispatch'} <= set(texts)
     assert any('_dispatch (' in text for text in texts)
-    assert len(flame.picture(threads, '', '', 9)) < len(drawn)  # frames too narrow to see are left out
+    assert len(flame.picture(threads, '', '', 9)) < len(drawn)  # frames that are too narrow to see are left out
 
 
 def test_the_flame_graph_is_as_wide_as_the_samples_and_well_formed(threads):
@@ -178,7 +178,7 @@ def test_the_flame_graph_is_as_wide_as_the_samples_and_well_formed(threads):
     assert 'href' not in drawn and 'http' not in drawn.replace('http://www.w3.org/', '')
 
 
-def test_several_threads_have_a_level_of_their_own(threads):
+def test_several_threads_get_a_level_in_the_tree(threads):
     root = flame.tree(threads | {'worker': [(speedscope.Frame('work', '/w.py', 1),)] * 50})
     assert root.count == 150
     assert {node.label: node.count for node in root.children.values()} == {'MainThread': 100, 'worker': 50}
@@ -198,7 +198,7 @@ def test_several_threads_have_a_level_of_their_own(threads):
         (['--pid', '1', '--workload', 'idle'], 'leave out --workload'),
     ],
 )
-def test_a_mistyped_option_is_one_line_and_status_two(options, words):
+def test_a_mistyped_option_is_reported_in_one_line_with_status_2(options, words):
     says_one_line(run(*options), words, '--help', status=2)
 
 
@@ -212,7 +212,7 @@ def test_a_python_that_does_not_run_is_named(python):
     says_one_line(run('--python', python), python, '--python PATH')
 
 
-def test_without_py_spy_it_says_what_to_install(tmp_path):
+def test_without_py_spy_the_error_says_what_to_install(tmp_path):
     for tool in ('bash', 'dirname'):
         (tmp_path / tool).symlink_to(shutil.which(tool))
     bare = tmp_path / 'python'
@@ -222,7 +222,7 @@ def test_without_py_spy_it_says_what_to_install(tmp_path):
 
 
 def fake_py_spy(folder, body):
-    """A py-spy that does what `body` says."""
+    """Write a shell script named py-spy with this body; return a PATH that begins with its folder."""
     fake = folder / 'py-spy'
     fake.write_text(f'#!/bin/sh\n{body}\n')
     fake.chmod(0o755)
@@ -230,7 +230,7 @@ def fake_py_spy(folder, body):
 
 
 @pytest.mark.slow
-def test_without_permission_to_trace_it_says_who_has_it(tmp_path):
+def test_without_permission_to_trace_the_error_says_how_to_get_it(tmp_path):
     path = fake_py_spy(tmp_path, 'echo "Error: Permission denied (os error 13)" >&2; exit 1')
     says_one_line(run('--seconds', '1', '--out', tmp_path / 'out', path=path), 'SYS_PTRACE', 'root')
 
@@ -271,7 +271,7 @@ def wait_until(predicate, timeout=20):
 
 @pytest.fixture(scope='module')
 def profile(tmp_path_factory):
-    """`profile(workload)` returns the folder of a profile, made once for each workload."""
+    """`profile(workload)` profiles a workload once, and returns the folder and the output."""
     made = {}
 
     def make(workload):
@@ -289,7 +289,7 @@ def profile(tmp_path_factory):
 @pytest.mark.slow
 @needs_py_spy
 @pytest.mark.parametrize(('workload', 'busy'), [('keepalive', '_dispatch'), ('timers', '_run_timers')])
-def test_a_profile_has_everything_and_compares_the_two_clocks(profile, workload, busy):
+def test_a_profile_has_all_files_and_compares_the_two_clocks(profile, workload, busy):
     out, printed = profile(workload)
     names = {'wall.speedscope.json', 'cpu.speedscope.json', 'wall.svg', 'cpu.svg', 'phases.txt', 'phases.json',
              'meta.json', 'index.html'}  # fmt: skip
@@ -308,7 +308,7 @@ def test_a_profile_has_everything_and_compares_the_two_clocks(profile, workload,
 
 @pytest.mark.slow
 @needs_py_spy
-def test_a_process_of_the_user_keeps_running_after_it_was_profiled(tmp_path):
+def test_a_process_given_with_pid_is_profiled_and_left_running(tmp_path):
     server = subprocess.Popen([sys.executable, '-c', 'import reactor; reactor.run(lambda r: r.call_every(0.01, int))'],
                               cwd=CHECKOUT)  # fmt: skip
     try:
@@ -324,7 +324,7 @@ def test_a_process_of_the_user_keeps_running_after_it_was_profiled(tmp_path):
 
 
 @needs_py_spy
-def test_a_process_that_is_gone_is_reported_in_one_line(tmp_path):
+def test_a_process_that_has_ended_is_reported_in_one_line(tmp_path):
     gone = subprocess.Popen(['true'])
     gone.wait()
     says_one_line(run('--pid', str(gone.pid), '--seconds', '1', '--out', tmp_path), 'cannot sample', str(gone.pid))
@@ -334,7 +334,7 @@ def test_a_process_that_is_gone_is_reported_in_one_line(tmp_path):
 
 
 def browse(path, folder, *options):
-    """Open a file in a headless browser; returns the final DOM."""
+    """Open a file in a headless browser; return the final content of the page."""
     command = [CHROMIUM, '--headless', '--no-sandbox', '--disable-gpu', '--no-first-run', '--disable-sync',
                '--disable-background-networking', '--disable-component-update', f'--user-data-dir={folder}/browser',
                '--enable-logging=stderr', '--v=0', *options, '--dump-dom', path.as_uri()]  # fmt: skip
@@ -377,7 +377,7 @@ def test_the_pages_zoom_and_search_in_a_browser_without_an_error(threads, tmp_pa
 @pytest.mark.slow
 @needs_py_spy
 @needs_chromium
-def test_a_real_profile_opens_without_an_error_and_loads_nothing(profile, tmp_path):
+def test_the_pages_of_a_real_profile_open_without_an_error_and_load_nothing(profile, tmp_path):
     out, _ = profile('keepalive')
     for name in ('index.html', 'wall.svg', 'cpu.svg'):
         assert 'Loop._dispatch' in browse(out / name, tmp_path)

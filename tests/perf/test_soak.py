@@ -1,4 +1,4 @@
-"""perf/soak/: that a short soak keeps its promises, and that a broken promise is reported. No timing."""
+"""perf/soak/: a short soak keeps its promises, and a broken promise is reported. Nothing is timed here."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = [pytest.mark.alone, pytest.mark.slow]  # a soak checks its own memory, CPU and time limits
+pytestmark = [pytest.mark.alone, pytest.mark.slow]  # other tests would disturb its memory, CPU and time limits
 PERF = Path(__file__).parents[2] / 'perf'
 SHORT = ('--minutes', 0.02, '--rate', 150, '--seed', 7, '--patience', 0.5, '--descriptors', 200)
 
 if sys.platform != 'linux':
-    pytest.skip('perf.soak asks Linux for memory and descriptors', allow_module_level=True)
+    pytest.skip('perf.soak reads memory and descriptors from Linux', allow_module_level=True)
 if shutil.which('openssl') is None:
-    pytest.skip('perf.soak is untested here: the openssl command, which makes its certificate, is missing',
+    pytest.skip('NOT TESTED: perf.soak needs the openssl command, which creates its certificate',
                 allow_module_level=True)  # fmt: skip
 
 
@@ -31,7 +31,7 @@ def soak(*args):
 
 @pytest.fixture(scope='module')
 def run(tmp_path_factory):
-    """A short soak: (its output, its rows, the file of the rows)."""
+    """A short soak: (its output, its rows, the file that contains them)."""
     path = tmp_path_factory.mktemp('soak') / 'soak.jsonl'
     done = soak(*SHORT, '--out', path)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -54,7 +54,7 @@ def test_a_short_soak_keeps_every_promise_that_can_be_judged(run):
     assert printed.count('kept ') == len(kept) and 'MISSED' not in printed
 
 
-def test_every_kind_of_client_and_fault_is_in_it(run):
+def test_a_soak_has_every_kind_of_client_and_fault(run):
     from perf.soak.clients import WEIGHTS
 
     end = run[1][-1]
@@ -66,7 +66,7 @@ def test_every_kind_of_client_and_fault_is_in_it(run):
     assert end['server']['log']['planned'] > 0
 
 
-def test_an_interrupted_run_is_judged_as_far_as_it_got(run, tmp_path):
+def test_an_interrupted_run_is_judged_by_its_rows(run, tmp_path):
     lines = run[2].read_text().splitlines(keepends=True)
     path = tmp_path / 'cut.jsonl'
     path.write_text(''.join(lines[:-1]) + lines[-1][:100])
@@ -94,7 +94,7 @@ def test_an_interrupted_run_is_judged_as_far_as_it_got(run, tmp_path):
         (None, 'codes', [0, 1], 'both processes end with status 0'),
     ],
 )
-def test_a_missed_promise_is_reported(run, process, name, value, missed):
+def test_a_broken_promise_is_reported(run, process, name, value, missed):
     rows = copy.deepcopy(run[1])
     (rows[-1] if process is None else rows[-1][process])[name] = value
     assert missed in [promise for promise, kept in verdict(rows).items() if kept is False]
@@ -125,7 +125,7 @@ def test_the_slope_is_computed_by_least_squares():
     assert slope([]) is slope([(1, 2), (1, 3)]) is None
 
 
-def test_a_client_is_excused_only_for_ends_that_are_allowed():
+def test_each_kind_of_client_accepts_only_the_outcomes_that_it_may_have():
     from perf.soak.clients import Echo, Refused, SlowWriter
 
     def acceptable(kind, how):

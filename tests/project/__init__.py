@@ -1,1 +1,1 @@
-"""Tests of the documents, of the structure of the code, and of the test suite itself."""
+"""Tests for the documents, the structure of the code, and the test suite itself."""

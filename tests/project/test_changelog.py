@@ -1,4 +1,4 @@
-"""Promises about versions: the changelog is in order, public names are explained, every counter is in a table."""
+"""The documents keep their promises: the changelog is sorted, and public names and counters are explained."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ MODULES = [name for name in PUBLIC if name != 'reactor.__all__']
 
 
 def rows(text):
-    """The cells of every row of every table, without heads and rules."""
+    """Generate the cells of each row of each table, without headings and rules."""
     tables = re.findall(r'(?:^\|.*\n)+', text, re.MULTILINE)
     assert tables
     for table in tables:
@@ -45,7 +45,7 @@ def test_the_changelog_begins_with_unreleased_changes_and_then_this_version():
     assert '.'.join(map(str, numbers[0])) == reactor.__version__
 
 
-def test_changes_are_sorted_as_in_keep_a_changelog():
+def test_changes_have_the_headings_of_keep_a_changelog():
     kinds = re.findall(r'^### (.*)$', RELEASES, re.MULTILINE)
     assert kinds and set(kinds) <= {'Added', 'Changed', 'Deprecated', 'Removed', 'Fixed', 'Security'}
 
@@ -84,11 +84,11 @@ def test_every_name_of_a_public_module_is_explained(module):
 
 def test_every_public_package_is_listed():
     packages = {path.parent.name for path in (CHECKOUT / 'reactor').glob('*/__init__.py')}
-    internal = {'admission', 'kernel', 'loop', 'net', 'system', 'demo'}  # the last has only commands
+    internal = {'admission', 'kernel', 'loop', 'net', 'system', 'demo'}  # `demo` has only commands
     assert {name.split('.')[1] for name in MODULES if '.' in name} == (packages - internal) | {'framing'}
 
 
-def test_the_promised_pythons_are_those_of_the_package_and_of_the_checks():
+def test_the_promised_pythons_are_those_in_the_package_metadata_and_in_ci():
     promised = set(re.findall(r'\b3\.\d+', VERSIONS.split('### Which Pythons')[1].split('\n## ')[0]))
     settings = (CHECKOUT / 'setup.cfg').read_text()
     assert promised == set(re.findall(r'Python :: (3\.\d+)$', settings, re.MULTILINE))
@@ -106,9 +106,9 @@ def test_the_table_of_counters_agrees_with_the_declarations():
     assert counters_table.written(COUNTERS) == COUNTERS, 'run python -m tests.helpers.counters_table'
 
 
-def test_the_metric_of_each_counter_is_the_one_exported_to_prometheus():
-    pytest.importorskip('prometheus_client', reason="no metrics: pip install -e '.[metrics]'")
-    metrics = pytest.importorskip('reactor.observe.metrics', reason='no metrics')
+def test_the_documented_metrics_are_those_exported_to_prometheus():
+    pytest.importorskip('prometheus_client', reason="NOT TESTED: metrics; pip install -e '.[metrics]'")
+    metrics = pytest.importorskip('reactor.observe.metrics', reason='NOT TESTED: metrics')
     with reactor.Reactor() as r:
         collected = list(metrics.ReactorCollector(metrics.source_of(r)).collect())
     known = {f'{metric.name}_total' if metric.type == 'counter' else metric.name for metric in collected}
@@ -123,7 +123,7 @@ def number(text):
     return float(value) * {'': 1, 'KiB': 1 << 10, 'MiB': 1 << 20, 's': 1, 'ms': 1e-3}[unit]
 
 
-def test_the_documented_limits_are_those_of_the_code():
+def test_the_documented_limits_agree_with_the_code():
     bounds = [row for row in rows(LIMITS) if '.py) `' in row[-1]]
     assert len(bounds) > 10
     for what, bound, _, where in bounds:
@@ -131,7 +131,7 @@ def test_the_documented_limits_are_those_of_the_code():
         assert getattr(importlib.import_module(path.replace('/', '.')), name) == number(bound), what
 
 
-def test_the_documented_figures_of_other_servers_are_those_of_the_readme():
+def test_the_documented_figures_of_other_servers_agree_with_the_readme():
     figures = [row[2] for row in rows(LIMITS) if len(row) > 2 and '–' in row[2]]
     assert len(figures) > 5
     assert not [figure for figure in figures if figure not in README]

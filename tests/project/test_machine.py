@@ -1,4 +1,4 @@
-"""A test marked `alone` waits for running tests, and no other test begins until it has ended."""
+"""A test marked `alone` waits for running tests to end, and no other test begins before it has ended."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ import pytest
 
 from tests.helpers.machine import HELD, machine
 
-fcntl = pytest.importorskip('fcntl', reason='this platform has no locks of files: tests marked alone are not alone')
+fcntl = pytest.importorskip(
+    'fcntl', reason='this platform has no file locks: tests marked alone may run at the same time as others'
+)
 
 USER = """
 import sys
@@ -26,7 +28,7 @@ with machine(sys.argv[1] == 'alone', Path(sys.argv[2])):
 
 
 class User:
-    """A process that uses the machine until `end` is called."""
+    """A process that holds the lock on the machine until `end` is called."""
 
     def __init__(self, how: str, folder: Path, environment: dict[str, str] | None = None) -> None:
         self.process = subprocess.Popen(
@@ -36,7 +38,7 @@ class User:
         )  # fmt: skip
 
     def begins(self, seconds: float) -> bool:
-        """Whether it begins to use the machine within `seconds`."""
+        """Return whether the process gets the lock within `seconds`."""
         return bool(select([self.process.stdout], [], [], seconds)[0]) and self.process.stdout.readline() == b'in\n'
 
     def end(self) -> None:
@@ -51,7 +53,7 @@ def folder(tmp_path):
 
 
 def queued(folder):
-    """Whether a process waits for the machine and holds the lock of the queue."""
+    """Return whether a process holds the lock on the queue because it waits for the machine."""
     with (folder / 'pyproject.toml').open() as queue:
         try:
             fcntl.flock(queue, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -60,7 +62,7 @@ def queued(folder):
     return False
 
 
-def test_a_test_marked_alone_waits_for_all_before_it_and_all_after_it_wait(folder):
+def test_a_test_marked_alone_waits_for_earlier_tests_and_later_tests_wait_for_it(folder):
     users = [User('shared', folder), User('shared', folder)]
     try:
         assert users[0].begins(30) and users[1].begins(30)
@@ -81,8 +83,8 @@ def test_a_test_marked_alone_waits_for_all_before_it_and_all_after_it_wait(folde
                 user.end()
 
 
-def test_a_program_started_by_a_test_shares_the_lock_of_that_test(folder):
-    # Otherwise it would wait for the test that wants to be alone, which waits for the test that started the program.
+def test_a_program_started_by_a_test_shares_the_lock_of_the_test(folder):
+    # Otherwise the program would wait for the test marked `alone`, which waits for the test that started the program.
     users = []
     try:
         with machine(False, folder):

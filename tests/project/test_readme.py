@@ -1,4 +1,4 @@
-"""Every code block of the README is run; a block of an unknown kind fails."""
+"""Run every code block of the README; a block of an unknown kind is a failure."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ BLOCKS = re.findall(r'^```(\w*)\n(.*?)^```$', README, re.MULTILINE | re.DOTALL)
 
 
 def run_shell(code):
-    if 'pytest' in code:  # this is the current test run: compare it with the command in .ci/run
+    if 'pytest' in code:  # running the tests again would not end: only compare the command with the one in .ci/run
         assert (
             code.strip().replace('.venv/bin/pip install -e', '.venv/bin/pip install -q -e')
             in (CHECKOUT / '.ci' / 'run').read_text()
         )
         return
-    if 'haproxy' in code:  # test_haproxy.py runs it; here, check that the programs and their options exist
+    if 'haproxy' in code:  # test_haproxy.py runs this block; here, check that the programs and their options exist
         for line in re.findall(r'^python3 (.*) &$', code, re.MULTILINE):
             path, *options = shlex.split(line)
             command = [sys.executable, path, '--help']
@@ -40,12 +40,12 @@ def run_shell(code):
         assert (CHECKOUT / re.search(r'haproxy -f (\S+)', code)[1]).exists()
         return
     words = shlex.split(code)
-    if words[0] == 'perf/profile.sh':  # it has its own tests; here, check that the script and its options exist
+    if words[0] == 'perf/profile.sh':  # the script has its own tests; here, check that it has these options
         done = subprocess.run(['bash', words[0], '--help'], cwd=CHECKOUT, capture_output=True, text=True, timeout=30)
         assert done.returncode == 0 and all(word in done.stdout for word in words[1:] if word.startswith('--'))
         return
     assert words in (['python3', '-m', 'reactor.demo'], ['python3', '-m', 'reactor.demo', '--dashboard'])
-    port = ['0'] if words[-1] == '--dashboard' else []  # the default port may be taken
+    port = ['0'] if words[-1] == '--dashboard' else []  # the default port may be in use
     small = [sys.executable, *words[1:], *port, '--connections', '200', '--delay', '0.2']
     done = subprocess.run(small, cwd=CHECKOUT, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
@@ -126,19 +126,19 @@ def test_the_readme_names_everything_public():
             assert name in README, name
 
 
-def test_every_link_inside_the_project_leads_to_a_file():
+def test_every_link_to_a_file_of_the_project_is_valid():
     targets = [target for _, target in LINKS] + re.findall(r'src(?:set)?="(?!https?:)([^"]+)"', README)
     assert targets and not [target for target in targets if not (CHECKOUT / target).exists()]
 
 
-def test_every_test_that_the_readme_names_exists():
+def test_every_test_named_in_the_readme_exists():
     named = [(text, target) for text, target in LINKS if text.startswith('test_') and not text.endswith('.py')]
     assert named
     texts = {target: (CHECKOUT / target).read_text() if (CHECKOUT / target).exists() else '' for _, target in named}
     assert not [f'{target}::{name}' for name, target in named if f'\ndef {name}(' not in texts[target]]
 
 
-def test_every_row_of_a_table_of_the_readme_is_as_wide_as_its_head():
+def test_all_rows_of_a_table_in_the_readme_have_the_same_number_of_cells():
     tables = re.findall(r'(?:^\|.*\n)+', README, re.MULTILINE)
     assert tables
     for table in tables:
@@ -146,7 +146,7 @@ def test_every_row_of_a_table_of_the_readme_is_as_wide_as_its_head():
         assert {row.count('|') for row in rows} == {rows[0].count('|')}, rows[0]
 
 
-def test_the_footnotes_of_the_comparison_are_there_and_all_are_used():
+def test_the_comparison_uses_all_of_its_footnotes_and_no_others():
     table = re.search(r'^\| \| reactor \| asyncio .*?\n\n(.*?)\n\n', README, re.MULTILINE | re.DOTALL)
     numbers = re.findall(r'(?:^| · )(\d+) ', table[1].replace('\n', ' '))
     assert numbers == [str(number) for number in range(1, len(numbers) + 1)]
@@ -154,7 +154,7 @@ def test_the_footnotes_of_the_comparison_are_there_and_all_are_used():
     assert '| p |' not in table[0]
 
 
-def test_the_newcomers_way_finds_in_the_readme_what_it_types():
+def test_the_newcomer_program_finds_its_commands_in_the_readme():
     from perf.visitors import newcomer
 
     for words in (
@@ -169,7 +169,7 @@ def test_the_newcomers_way_finds_in_the_readme_what_it_types():
     assert re.search(r'`(python3 -c "import socket; .*?")`', README.replace('\n', ' '))
 
 
-def test_the_commands_that_measure_take_the_options_that_the_pages_show():
+def test_the_measuring_commands_have_the_options_that_the_documents_show():
     text = README + (CHECKOUT / 'perf' / 'README.md').read_text()
     commands: dict[str, set[str]] = {}
     for module, rest in re.findall(r'`(?:sudo )?python\s+-m\s+(perf\.[a-z_.]+)([^`]*)`', text):

@@ -1,4 +1,4 @@
-"""The page of scenarios: it lists the marked tests, every number occurs once, no row is missing."""
+"""The page of scenarios lists the marked tests, has each number once, and lacks no row."""
 
 from __future__ import annotations
 

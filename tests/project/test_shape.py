@@ -1,4 +1,4 @@
-"""The architecture, as tests: directions of imports, places of system calls, frames per callback, sizes of objects."""
+"""Tests of the architecture: directions of imports, places of system calls, frames per callback, sizes of objects."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from reactor.loop.timers import RepeatingTimer, Timer
 
 ROOT = Path(reactor.__file__).parent
 PROJECT = ROOT.parent
-# The packages from top to bottom: each imports from its own level and from below.
+# The packages from top to bottom: each imports only from itself and from the packages below it.
 FLOORS = [
     'demo',
     'observe',
@@ -40,14 +40,19 @@ FLOORS = [
     'errors',
 ]
 SYSTEM = {'socket', 'select', 'selectors', 'time', 'os', 'signal', 'threading', 'subprocess'}
-LAZY = {'ssl', 'subprocess', 'logging', 'watchdog.observers'}  # the last belongs to an extra
+LAZY = {
+    'ssl',
+    'subprocess',
+    'logging',
+    'watchdog.observers',
+}  # modules that may be imported inside functions; watchdog belongs to an extra
 HOT = {
     'handle_read', 'handle_write', 'write', 'call_soon', '_turn', '_poll', '_dispatch', '_run_timers', '_run_soon',
     '_run_completions', 'handle_due', 'collect', 'accept_client', 'finish', 'handle_closed', 'close', 'attach',
 }  # fmt: skip
-LONGEST_FUNCTION = 60  # lines without the docstring: a screen
+LONGEST_FUNCTION = 60  # lines without the docstring, which fit on a screen
 LONGEST_FILE = 400  # lines
-# Files that may be longer, because each is one thing.
+# Files that may be longer, because splitting them would separate code that belongs together.
 LONGER_FILES = {
     'loop/loop.py': 450,
     'net/stream.py': 450,
@@ -70,7 +75,7 @@ def parse(path: Path) -> ast.Module:
 
 
 def imported(folder: Path, *words: str):
-    """(path, names) of each import in a folder, in files that contain one of the words; others cannot import it."""
+    """Generate (path, names) for each import in a folder. Files that contain none of the words are skipped."""
     for path in sorted(folder.rglob('*.py')):
         text = path.read_text()
         if any(word in text for word in words):
@@ -86,7 +91,7 @@ def for_type_checkers(tree: ast.Module) -> set[ast.AST]:
 
 
 def imports(path: Path):
-    """(node, absolute module name, imported names) of each import that runs."""
+    """Generate (node, absolute module name, imported names) for each import except those for type checkers."""
     tree = parse(path)
     skipped = for_type_checkers(tree)
     package = ['reactor', *path.relative_to(ROOT).parts[:-1]]
@@ -102,9 +107,9 @@ def imports(path: Path):
 
 
 def each_module(rule: Callable[[Path], None], modules: list[Path] = MODULES) -> Callable[[], None]:
-    """Return a test that checks all modules in one go and names each module that breaks the rule.
+    """Return a test that checks all modules at once, and names each module that breaks the rule.
 
-    A test for each module and rule would take longer to collect and report than to run.
+    Separate tests for each module and rule would take longer to collect and report than to run.
     """
 
     def test() -> None:
@@ -136,22 +141,22 @@ def test_files_are_short(path):
     lines = path.read_text().count('\n')
     longest = LONGER_FILES.get(str(path.relative_to(ROOT)), LONGEST_FILE)
     assert lines <= longest, f'{lines} lines'
-    assert longest == LONGEST_FILE or lines > LONGEST_FILE, 'it is short now: remove it from LONGER_FILES'
+    assert longest == LONGEST_FILE or lines > LONGEST_FILE, 'this file is short now: remove it from LONGER_FILES'
 
 
 def siblings(path: Path) -> set[Path]:
-    """The modules of the same package that a module imports, including imports for type checkers."""
+    """Return the modules in the same package that a module imports, including imports for type checkers."""
     found = set()
     for node in ast.walk(parse(path)):
         if isinstance(node, ast.ImportFrom) and node.level == 1:
             names = [node.module.split('.')[0]] if node.module else [alias.name for alias in node.names]
             found |= {path.parent / f'{name}.py' for name in names}
-    # `callbacks` has the types for the packages below it, which import it for type checkers; another test checks that.
+    # `callbacks` is left out: packages below it import its types for type checkers, which another test checks.
     return found & set(MODULES) - {ROOT / 'callbacks.py'}
 
 
 def reached(path: Path) -> set[Path]:
-    """The modules of the same package that a module imports, directly or indirectly."""
+    """Return the modules in the same package that a module imports, directly or indirectly."""
     found: set[Path] = set()
     ahead = [path]
     while ahead:
@@ -162,7 +167,7 @@ def reached(path: Path) -> set[Path]:
 
 
 def test_no_package_has_circular_imports():
-    """Not even for type checkers. Except in `loop/`, where the parts and the loop know each other."""
+    """This includes imports for type checkers. The exception is `loop/`, whose parts and loop import each other."""
     modules = [path for path in MODULES if path.name != '__init__.py' and path.parent != ROOT / 'loop']
     assert len({path.parent for path in modules}) > 8
     circular = {str(path.relative_to(ROOT)) for path in modules if path in reached(path)}
@@ -175,7 +180,7 @@ def test_timers_import_buckets_and_not_the_other_way_round():
 
 
 @each_module
-def test_only_the_kernel_calls_the_system(path):
+def test_only_the_kernel_package_makes_system_calls(path):
     if not below_the_seam(path) or floor(path) in ('kernel', 'hints'):
         return  # `hints` imports types of the standard library for annotations
     for node, module, names in imports(path):
@@ -184,20 +189,20 @@ def test_only_the_kernel_calls_the_system(path):
             assert constants, f'{path}:{node.lineno} imports {module}'
 
 
-# The rooms of `perf/`, from the roof down. A tool imports none of the other tools; each may import what is below.
+# The parts of `perf/` from top to bottom. Each imports only from itself and from below; no tool imports another tool.
 PERF = PROJECT / 'perf'
 TOOLS = {'compare', 'faults', 'instructions', 'profiling', 'soak', 'visitors'}
 PERF_FLOORS = [TOOLS, {'compare.peers'}, {'loads'}, {'common'}]
 
 
 def perf_room(module: str) -> str:
-    """The room of `perf.ROOM.…`; the peers, which two tools run, are a room of their own in that of `compare`."""
+    """Return the part of `perf` that a module belongs to. The peers are a separate part, because two tools run them."""
     parts = module.split('.')[1:]
     return '.'.join(parts[:2]) if parts[:2] == ['compare', 'peers'] else parts[0]
 
 
 def perf_imports(path: Path):
-    """(line, absolute module name) of each import of a file of `perf/`; for `from package import module` the module."""
+    """Generate (line, absolute name) for each import in a file of `perf/`; the name includes the imported object."""
     package = list(path.relative_to(PROJECT).parts[:-1])
     for node in ast.walk(ast.parse(path.read_text(), str(path))):
         if isinstance(node, ast.Import):
@@ -220,13 +225,13 @@ def perf_imports_that_climb(paths: list[Path]) -> list[str]:
     return found
 
 
-def test_the_tools_of_perf_import_only_what_is_below_them():
+def test_the_parts_of_perf_import_only_from_below():
     paths = [path for path in PERF.rglob('*.py') if path != PERF / '__init__.py']
     assert {path.relative_to(PERF).parts[0] for path in paths} == {'loads', 'common', *TOOLS}
     assert perf_imports_that_climb(paths) == []
 
 
-def test_an_import_that_climbs_in_perf_is_found(monkeypatch, tmp_path):
+def test_an_upward_import_in_perf_is_found(monkeypatch, tmp_path):
     monkeypatch.setitem(globals(), 'PROJECT', tmp_path)
     (tmp_path / 'perf' / 'common').mkdir(parents=True)
     (tmp_path / 'perf' / 'faults').mkdir()
@@ -249,15 +254,15 @@ def test_imports_are_at_the_top(path):
 
 
 def test_nothing_imports_asyncio():
-    # Exempt are the programs that the reactor is compared with. They run as processes of their own, and no module
-    # imports them.
+    # These folders have programs that the reactor is compared with, or that share a process with it in a test. They are
+    # run in separate processes, and no module imports them.
     others = {PROJECT / 'perf' / 'compare' / 'peers', PROJECT / 'tests' / 'reference'}
     found = set()
     for folder in ('reactor', 'tests', 'examples', 'perf'):
         for path, names in imported(PROJECT / folder, 'asyncio'):
             if any(name.split('.')[0] == 'asyncio' for name in names):
                 found.add(path)
-    assert found, 'the programs to compare with import asyncio, but this test did not find that'
+    assert found, 'some programs in these folders import asyncio, but this test did not find them'
     assert {path for path in found if path.parent not in others} == set()
 
 
@@ -269,12 +274,12 @@ def test_no_module_imports_the_programs_that_import_asyncio():
 
 
 @each_module
-def test_no_module_is_named_like_one_of_the_standard_library(path):
+def test_no_module_has_the_name_of_a_standard_library_module(path):
     assert path.stem.startswith('__') or path.stem not in sys.stdlib_module_names
 
 
 @each_module
-def test_a_module_opens_with_one_line_of_purpose(path):
+def test_each_module_begins_with_a_line_about_its_purpose(path):
     first, _, rest = (ast.get_docstring(parse(path)) or '').partition('\n')
     assert first.endswith('.') and len(first.split()) > 2, path
     assert not rest.split('\n')[0].strip(), path
@@ -291,7 +296,7 @@ def test_no_two_classes_have_the_same_name():
 
 
 @each_module
-def test_functions_fit_a_screen(path):
+def test_functions_fit_on_a_screen(path):
     for node in ast.walk(parse(path)):
         if isinstance(node, ast.FunctionDef):
             body = node.body[1:] if ast.get_docstring(node) else node.body
@@ -325,8 +330,8 @@ def test_each_system_call_of_a_transport_has_one_place(name):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == name
         if not ast.unparse(node.func).startswith('super()')
     ]
-    # Datagrams have their own send. TLS, and a connection that waits for a PROXY header, have their own recv, because
-    # they do not pass the received bytes to the user.
+    # Datagrams have a separate `send`. TLS, and connections that wait for a PROXY header, have a separate `recv`,
+    # because they do not pass the received bytes to the user.
     transports = {'send': 2, 'recv': 3}.get(name, 1)
     assert len(set(places)) == len(places) == transports, places
 
@@ -338,27 +343,27 @@ def test_failures_lists_the_packages_that_run_between_a_phase_and_a_callback():
 
 
 def test_signals_lists_the_modules_of_the_standard_library_that_the_reactor_calls():
-    """In a function of these modules a second Ctrl-C would leave the reactor's own work half done."""
+    """If a second Ctrl-C raised inside these modules, it would leave the reactor's own work half done."""
     used = {module for path in MODULES if below_the_seam(path) for _, module, _ in imports(path)}
     origins = {name: importlib.util.find_spec(name).origin for name in used & (SYSTEM | LAZY) - {'watchdog.observers'}}
     assert {name for name, origin in origins.items() if origin.endswith(('frozen', '.py'))} == _CALLED
 
 
-def test_signals_lists_the_functions_that_call_the_user():
-    """In a call made by one of these a second Ctrl-C raises at once."""
+def test_signals_lists_the_functions_that_call_user_code():
+    """In a call that one of these functions makes, a second Ctrl-C raises at once."""
     for name in _PHASES:
         assert inspect.isfunction(getattr(reactor.Reactor, name, None) or getattr(closing, name)), name
 
 
-def test_each_method_of_the_reactor_is_a_docstring_and_a_line_or_two():
-    """The code to listen, connect or start a child is in the modules of listeners, connections and children."""
+def test_each_method_of_the_reactor_is_a_docstring_and_one_or_two_statements():
+    """The code that listens, connects or starts a child is in other modules."""
     cls = next(node for node in parse(ROOT / 'facade.py').body if isinstance(node, ast.ClassDef))
     methods = [node for node in cls.body if isinstance(node, ast.FunctionDef) and not node.name.startswith('_')]
     assert methods and {method.name: len(method.body) - 1 for method in methods if len(method.body) > 3} == {}
 
 
 def test_only_callbacks_is_imported_upward_for_type_checkers():
-    """It has the types of all callbacks, which the packages below use in annotations, too."""
+    """`callbacks` has the types of all callbacks, which the packages below it also use in annotations."""
     up = [
         f'{path.relative_to(ROOT)}: {node.module}'
         for path in MODULES
@@ -386,11 +391,13 @@ def test_a_timer_has_five_slots_and_nothing_else():
 
 def test_a_reactor_has_slots_and_few_attributes_so_that_access_stays_fast():
     with reactor.Reactor(slow_callback=1) as r:
-        assert len(vars(r)) < 10, 'from the 30th on, all become slow: what the loop reads belongs in its slots'
+        assert len(vars(r)) < 10, (
+            'with 30 or more, access to all becomes slow: attributes that the loop reads belong in slots'
+        )
 
 
 def frames_since(function: str) -> list[str]:
-    """The names of the frames between the caller and the next outer frame of `function`."""
+    """Return the names of the frames between the caller and the nearest outer frame of `function`."""
     frame = inspect.currentframe().f_back.f_back
     names = []
     while frame.f_code.co_name != function:
@@ -433,7 +440,7 @@ def test_no_frame_is_between_the_completions_and_on_written(r, sockets):
     assert seen == [[]]
 
 
-def test_each_phase_of_the_turn_is_a_function_of_its_own():
+def test_each_phase_of_the_turn_is_a_separate_function():
     for phase in ('_poll', '_dispatch', '_run_timers', '_run_soon', '_run_completions'):
         assert inspect.isfunction(getattr(reactor.Reactor, phase))
 
@@ -451,10 +458,10 @@ def test_every_public_name_is_explained(name):
 
 
 def test_the_package_imports_few_modules():
-    """There is no runtime dependency, and no heavy module of the standard library on the import path.
+    """There is no runtime dependency, and importing the package loads no heavy module of the standard library.
 
-    `typing` is imported: without it the hints of the public methods could not be evaluated (see below). It takes a
-    quarter of the import time, and nearly every program that uses the reactor imports it anyway.
+    `typing` is imported, because otherwise the hints of the public methods could not be evaluated (see below). This
+    takes a quarter of the import time, but nearly every program that uses the reactor imports `typing` anyway.
     """
     import subprocess
 

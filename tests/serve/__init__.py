@@ -1,1 +1,1 @@
-"""Tests of `reactor.serve`."""
+"""Tests for `reactor.serve`."""

@@ -1,4 +1,4 @@
-"""Certificates in service: chosen by server name, renewed under load, and replaced completely or not at all."""
+"""Certificates of a service: chosen by server name, renewed under load, and replaced completely or not at all."""
 
 from __future__ import annotations
 
@@ -27,7 +27,9 @@ NAMES = 'example.org', 'a.example.net', '*.example.com'
 
 
 def needs(command):
-    return pytest.mark.skipif(shutil.which(command) is None, reason=f'not tried with the real {command}: not installed')
+    return pytest.mark.skipif(
+        shutil.which(command) is None, reason=f'NOT TESTED: the command {command} is not installed'
+    )
 
 
 @pytest.fixture
@@ -38,13 +40,13 @@ def loop():
 
 @pytest.fixture(scope='module')
 def issued(certificates):  # noqa: F811
-    """Certificates in files, each with the names of `NAMES`: the subjects are 'one', 'two' and 'three'."""
+    """Certificate files with the subjects 'one', 'two' and 'three'; each certificate is valid for all of `NAMES`."""
     return {name: certificates.issue(name, *NAMES) for name in ('one', 'two', 'three')}
 
 
 @pytest.fixture
 def renewable(issued, tmp_path):
-    """Files that a test may change: `renew('one')` puts that certificate there; the paths are `renew.files`."""
+    """Files that a test may change: `renew('one')` writes this certificate to the paths in `renew.files`."""
     files = tmp_path / 'live.pem', tmp_path / 'live.key'
 
     def renew(name, key=None):
@@ -57,7 +59,7 @@ def renewable(issued, tmp_path):
 
 
 class Client:
-    """The client's side of a handshake in memory; accepts any certificate."""
+    """The client's side of a handshake in memory; it accepts any certificate."""
 
     def __init__(self, version=None, alpn=None, chain=None):
         self.context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
@@ -71,7 +73,7 @@ class Client:
             self.context.load_cert_chain(*chain)
 
     def shake(self, context, name=None, session=None, said=None):
-        """Do a handshake and return (client, server); with `said`, the first bytes have `said` in place of `name`."""
+        """Do a handshake and return (client, server); `said` replaces the `name` in the ClientHello."""
         inward, outward = ssl.MemoryBIO(), ssl.MemoryBIO()
         client = self.context.wrap_bio(inward, outward, False, name, session)
         bios = ssl.MemoryBIO(), ssl.MemoryBIO()
@@ -88,19 +90,19 @@ class Client:
                 bios[0].write(hello.replace(name.encode(), said) if said else hello)
                 said = None
                 inward.write(bios[1].read())
-        server.write(b'x')  # the client reads the session tickets with it
+        server.write(b'x')  # when the client reads this, it also reads the session tickets
         inward.write(bios[1].read())
         client.read(1)
         return client, server
 
 
 def subject(ssl_object, files):
-    """Return which of `files` this side presented."""
+    """Return which of `files` the peer of this side presented."""
     shown = ssl.DER_cert_to_PEM_cert(ssl_object.getpeercert(True))
     return next(name for name, (path, _) in files.items() if path.read_text() == shown)
 
 
-# -- chosen by server name
+# -- choosing by server name
 
 
 @pytest.mark.parametrize(
@@ -120,7 +122,7 @@ def subject(ssl_object, files):
         (None, 'three'),
     ],
 )
-def test_the_exact_name_then_one_wildcard_label_then_the_default(issued, asked, shown):
+def test_the_exact_name_comes_before_a_wildcard_and_a_wildcard_before_the_default(issued, asked, shown):
     one, two, three = issued['one'], issued['two'], issued['three']
     exact = {'Example.ORG.': one, 'xn--bcher-kva.example': one, 'exact.example.net': one}
     served = Certificates({**exact, '*.Example.net': two, None: three})
@@ -150,7 +152,7 @@ def test_an_invalid_server_name_prints_nothing(issued, capfd, said):
     served = Certificates({'abc': issued['one']})
     with pytest.raises(ssl.SSLError):
         Client().shake(served.context, 'abc', said=said)
-    assert capfd.readouterr() == ('', '')  # and pytest fails when sys.unraisablehook is called
+    assert capfd.readouterr() == ('', '')  # pytest would also fail if sys.unraisablehook were called
     assert sys.unraisablehook.__class__.__name__ != '_Filter'
 
 
@@ -163,8 +165,8 @@ def test_other_unraisable_errors_are_still_reported(issued, monkeypatch):
     assert reported == [AttributeError]
 
 
-def test_a_handshake_during_another_leaves_the_hook_as_it_was(issued):
-    """The second handshake begins and ends inside the first, as one in another thread could."""
+def test_a_handshake_during_another_restores_the_hook(issued):
+    """The second handshake begins and ends inside the first, as can happen with another thread."""
     served = Certificates({None: issued['one'], 'nested': issued['two']})
     choose, hooks, before = served._choose, [], sys.unraisablehook
 
@@ -181,7 +183,7 @@ def test_a_handshake_during_another_leaves_the_hook_as_it_was(issued):
 
 
 @pytest.mark.parametrize('name', ['', '*', '*.', '.', 'a..b', 'bücher.example', 'f*.example.org', 'a.*', 'a b', 'a/b'])
-def test_a_name_that_no_client_can_ask_for_is_refused_at_the_call(issued, name):
+def test_a_name_that_no_client_can_request_is_refused_at_the_call(issued, name):
     with pytest.raises(ValueError, match='not a host name'):
         Certificates({name: issued['one']})
 
@@ -229,9 +231,9 @@ def test_a_session_is_resumed_across_reloads(renewable, issued, version, name):
     assert not fresh.session_reused and subject(fresh, issued) == 'two'
 
 
-def test_client_authorities_are_those_of_the_last_reload(issued, certificates, tmp_path):  # noqa: F811
+def test_client_authorities_are_read_again_at_a_reload(issued, certificates, tmp_path):  # noqa: F811
     authority = tmp_path / 'authority.pem'
-    shutil.copy(issued['one'][0], authority)  # it has signed no client's certificate
+    shutil.copy(issued['one'][0], authority)  # this authority has not signed a client's certificate
 
     def ask(context):
         context.verify_mode = ssl.CERT_REQUIRED
@@ -255,7 +257,7 @@ def echo(conn, data):
 
 
 @pytest.mark.scenario(151)
-def test_new_handshakes_get_the_new_certificate_and_open_connections_live_on(loop, renewable, certificates):  # noqa: F811
+def test_new_handshakes_get_the_new_certificate_and_open_connections_stay_open(loop, renewable, certificates):  # noqa: F811
     served, log = Certificates({None: renewable.files}), Log()
     server = loop.listen_tcp('127.0.0.1', 0, echo, ssl=served.context)
 
@@ -317,7 +319,7 @@ def test_when_a_file_is_unusable_nothing_changes(renewable, issued, fault):
 
 
 @needs('openssl')
-def test_a_certificate_in_another_kind_of_pem_is_refused_with_what_to_do(issued, tmp_path):
+def test_the_error_for_another_pem_format_says_how_to_convert_it(issued, tmp_path):
     trusted = tmp_path / 'trusted.pem'
     command = ['openssl', 'x509', '-trustout', '-in', issued['one'][0], '-out', trusted]
     subprocess.run(command, check=True, capture_output=True)
@@ -329,7 +331,7 @@ def test_a_certificate_in_another_kind_of_pem_is_refused_with_what_to_do(issued,
 
 @pytest.mark.parametrize('inside', ['', 'MAA=', 'MAIwAA==', 'MAQwAjAA', '!!!', 'MII='])
 def test_a_file_with_a_misleading_first_certificate_is_refused(issued, tmp_path, inside):
-    """OpenSSL ignores a BEGIN that is not at the start of a line, and loads the next certificate."""
+    """OpenSSL ignores a BEGIN that is not at the start of a line, and would load the next certificate."""
     certificate, key = issued['one']
     strange = tmp_path / 'strange.pem'
     comment = f'# was -----BEGIN CERTIFICATE-----\n{inside}\n-----END CERTIFICATE-----\n'
@@ -361,7 +363,7 @@ def test_contexts_from_before_a_reload_are_freed(renewable):
     old = weakref.ref(server.context)
     del _
     served.reload()
-    assert old() is not None  # kept by its open connection
+    assert old() is not None  # the open connection keeps the old context alive
     del server
     assert old() is None
 
@@ -407,7 +409,7 @@ def test_no_handshake_of_a_stream_fails_during_reloads(loop, renewable, certific
 
 
 @pytest.mark.scenario(95)
-def test_handshakes_that_choose_by_name_are_limited_per_turn_too(r, issued, certificates, monkeypatch):  # noqa: F811
+def test_handshakes_that_choose_by_name_are_also_limited_per_turn(r, issued, certificates, monkeypatch):  # noqa: F811
     served, steps, done = Certificates(dict.fromkeys(('example.org', 'localhost'), issued['one'])), [], []
     shake = TLSStream._shake_hands
 
@@ -429,11 +431,11 @@ def test_handshakes_that_choose_by_name_are_limited_per_turn_too(r, issued, cert
     turns(r, 2)
 
 
-# -- when they expire
+# -- expiry
 
 
 @needs('openssl')
-def test_the_first_to_expire_is_known(issued, certificates, tmp_path):  # noqa: F811
+def test_the_first_expiry_date_is_known(issued, certificates, tmp_path):  # noqa: F811
     files = tmp_path / 'long.pem', tmp_path / 'long.key'
     command = ['openssl', 'req', '-x509', '-newkey', 'ed25519', '-nodes', '-subj', '/CN=long', '-days', '20000']
     subprocess.run([*command, '-out', files[0], '-keyout', files[1]], check=True, capture_output=True)
@@ -444,7 +446,9 @@ def test_the_first_to_expire_is_known(issued, certificates, tmp_path):  # noqa: 
         )
         begin, last = (ssl.cert_time_to_seconds(line.partition('=')[2]) for line in dates.stdout.splitlines())
         assert validity(path.read_text()) == (begin, last) and end_of_it == last
-    assert Certificates({None: files}).expires > 2_500_000_000 > served.expires  # their years have four and two digits
+    assert (
+        Certificates({None: files}).expires > 2_500_000_000 > served.expires
+    )  # the dates are encoded with four-digit and two-digit years
 
 
 @pytest.mark.parametrize(
@@ -473,7 +477,7 @@ def test_an_expired_or_not_yet_valid_certificate_is_used_with_a_warning(issued, 
 
 
 def outside(loop, *command, said=b''):
-    """Run a command while the loop runs, with `said` as its input; returns its output."""
+    """Run a command while the loop runs, with `said` as its input; return its output."""
     process = subprocess.Popen(
         [str(word) for word in command], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     )
@@ -490,7 +494,7 @@ def answer(conn, data):
 
 
 @needs('openssl')
-def test_openssl_s_client_sees_the_certificate_of_the_name_it_asks_for(loop, renewable, issued):
+def test_openssl_s_client_gets_the_certificate_for_the_name_that_it_requests(loop, renewable, issued):
     served = Certificates({'example.org': issued['three'], '*.example.com': renewable.files})
     server = loop.listen_tcp('127.0.0.1', 0, answer, ssl=served.context)
     talk = ['openssl', 's_client', '-connect', f'127.0.0.1:{server.address[1]}', '-no_ign_eof']
@@ -520,7 +524,7 @@ def test_openssl_s_client_resumes_its_session_across_a_reload(loop, renewable, t
 
 
 @needs('curl')
-def test_curl_trusts_each_name(loop, renewable, issued, certificates):  # noqa: F811
+def test_curl_accepts_the_certificate_of_each_name(loop, renewable, issued, certificates):  # noqa: F811
     served = Certificates({'example.org': issued['three'], '*.example.com': renewable.files})
     server = loop.listen_tcp('127.0.0.1', 0, answer, ssl=served.context)
     port = server.address[1]

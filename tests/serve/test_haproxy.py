@@ -1,6 +1,6 @@
-"""Tests with the real HAProxy: peer addresses, silent health checks, workers that are drained or lost.
+"""Tests with the real HAProxy: peer addresses, health checks that cause no log lines, drained and lost workers.
 
-Debian: haproxy. Rolling restarts and kills under load are the cases H1 and H2 of perf/faults/.
+They need Debian's haproxy. Rolling restarts and kills under load are tested by the cases H1 and H2 of perf/faults/.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ listen door
 """
 
 if shutil.which('haproxy') is None:
-    pytest.skip('NOT TESTED: no haproxy: apt-get install haproxy', allow_module_level=True)
+    pytest.skip('NOT TESTED: haproxy is not installed: apt-get install haproxy', allow_module_level=True)
 
 
 @pytest.fixture(autouse=True)
@@ -58,7 +58,7 @@ def r():
 
 @pytest.fixture
 def door(measuring, tmp_path, sockets):
-    """`door(port, server, ...)` starts HAProxy in front of a port; returns it and its address for clients."""
+    """`door(port, server, ...)` starts HAProxy in front of a port and returns (HAProxy, its address for clients)."""
     made = []
 
     def start(port, server, lines='', bind='', host='127.0.0.1'):
@@ -79,7 +79,7 @@ def echo(conn, data):
 
 
 class Echo:
-    """An echo server that keeps its connections and the exception with which each one ended."""
+    """An echo server that records its connections and the exception with which each of them ended."""
 
     def __init__(self, r, on_data=echo, **options):
         self.conns, self.ends = [], []
@@ -92,7 +92,7 @@ class Echo:
 
 
 def talk(r, address, **options):
-    """A client that has sent hello and received it back."""
+    """Return a client that has sent hello and received the echo."""
     received = []
     conn = r.connect_tcp(*address[:2], lambda conn, data: received.append(data), **options)
     conn.on_connect = lambda conn: conn.write(b'hello')
@@ -120,7 +120,7 @@ def test_the_peer_is_the_client_that_connected_to_haproxy(r, door, host, server,
     assert echo.ends == [None]
 
 
-def test_the_tlvs_that_haproxy_sends_are_kept(r, door):
+def test_the_tlvs_sent_by_haproxy_are_available(r, door):
     echo = Echo(r, proxy_protocol=TRUSTED)
     _, address = door(echo.port, 'send-proxy-v2 proxy-v2-options crc32c,unique-id')
     talk(r, address)
@@ -129,7 +129,7 @@ def test_the_tlvs_that_haproxy_sends_are_kept(r, door):
     assert len(tlvs[0x03]) == 4  # the checksum; a wrong one would be refused
 
 
-def test_tls_that_ends_at_haproxy_is_reported(r, door, certificates, tmp_path):  # noqa: F811
+def test_facts_about_a_tls_connection_terminated_by_haproxy_are_available(r, door, certificates, tmp_path):  # noqa: F811
     folder = certificates.folder
     (tmp_path / 'both.pem').write_text((folder / 'server.pem').read_text() + (folder / 'server.key').read_text())
     echo = Echo(r, proxy_protocol=TRUSTED)
@@ -143,7 +143,7 @@ def test_tls_that_ends_at_haproxy_is_reported(r, door, certificates, tmp_path): 
     assert tlvs[0x02] == b'localhost' and b'TLSv1.' in tlvs[0x20]
 
 
-def test_tls_that_ends_at_the_worker_starts_after_the_header(r, door, certificates):  # noqa: F811
+def test_when_the_worker_terminates_tls_the_handshake_follows_the_header(r, door, certificates):  # noqa: F811
     echo = Echo(r, proxy_protocol=TRUSTED, ssl=certificates.server())
     _, address = door(echo.port, 'send-proxy-v2')
     context = ssl.create_default_context(cafile=str(certificates.authority))
@@ -165,7 +165,7 @@ CHECKS = {
     'a request': ('', HTTP, {}, False),
     'a PROXY header, version 1': ('send-proxy', '', PROXY, False),
     'a PROXY header, version 2': ('send-proxy-v2', '', PROXY, False),
-    'a PROXY header in checks alone': ('check-send-proxy', '', PROXY, False),
+    'a PROXY header only in checks': ('check-send-proxy', '', PROXY, False),
     'a word after a PROXY header, and a reset': ('send-proxy-v2', RESET, PROXY, False),
     'a request after a PROXY header': ('send-proxy-v2', HTTP, PROXY, False),
     'no PROXY header where one is expected': ('', CONNECTION, PROXY, False),
@@ -196,7 +196,7 @@ def test_health_checks_succeed_without_errors_or_log_lines(r, door, kind, certif
 
 
 class Worker:
-    """A worker that responds with its name and keeps the requests it received.
+    """A worker that responds with its name, and records the requests that it receives.
 
     `GET /hold` is answered only when the test calls `answer`.
     """
@@ -227,13 +227,13 @@ class Worker:
         conn.write(b'HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n' + self.name.encode())
 
     def die(self, conn):
-        """End as a killed process does that has read the request."""
+        """End like a process that is killed after it has read the request."""
         self.listener.close()
         conn.close()
 
 
 class Client:
-    """A client that keeps its connection."""
+    """A client that keeps its connection open."""
 
     def __init__(self, r, address):
         self.r, self.received, self.ended = r, b'', False
@@ -273,7 +273,7 @@ class Shipped:
         return client
 
     def hold(self, name, **request):
-        """A client whose request this worker has received but does not answer."""
+        """Return (client, connection) of a request that this worker has received but not answered."""
         other = 'w2' if name == 'w1' else 'w1'
         self.haproxy.admin.set(other, 'state drain')
         client = self.client().ask('/hold', **request)
@@ -290,7 +290,7 @@ def shipped(r, measuring, sockets):
         yield shipped
 
 
-def test_a_client_that_asks_now_and_then_keeps_its_connections_to_the_workers(r, shipped):
+def test_a_client_with_occasional_requests_keeps_its_connections_to_the_workers(r, shipped):
     clients = [shipped.client() for _ in range(30)]
     for _ in range(5):
         for client in clients:
@@ -301,7 +301,7 @@ def test_a_client_that_asks_now_and_then_keeps_its_connections_to_the_workers(r,
     assert peers == {client.conn.sockname for client in clients}
 
 
-def test_a_drained_worker_gets_nothing_new_and_finishes_what_it_has(r, shipped, measuring):
+def test_a_drained_worker_gets_no_new_requests_and_finishes_those_in_progress(r, shipped, measuring):
     client, held = shipped.hold('w1')
     admin, idle = shipped.haproxy.admin, measuring.rolling_restart().is_idle
     admin.set('w1', 'state drain')
@@ -311,10 +311,10 @@ def test_a_drained_worker_gets_nothing_new_and_finishes_what_it_has(r, shipped, 
     shipped.workers['w1'].answer(held)
     assert client.answer() == 'w1'
     run_until(r, lambda: all(idle(row) for row in admin.servers('w1')))
-    assert client.ask().answer() == 'w2'  # on the same connection to HAProxy
+    assert client.ask().answer() == 'w2'  # the client uses the same connection to HAProxy
 
 
-def test_a_client_stays_with_its_worker_where_haproxy_does_not_parse_requests(r, shipped):
+def test_a_client_stays_with_its_worker_if_haproxy_does_not_parse_requests(r, shipped):
     client = shipped.client(shipped.tcp)
     first = client.ask().answer()
     shipped.haproxy.admin.set(first, 'state drain')
@@ -323,7 +323,7 @@ def test_a_client_stays_with_its_worker_where_haproxy_does_not_parse_requests(r,
     assert others == {'w1', 'w2'} - {first}
 
 
-def test_an_idempotent_request_survives_its_worker(r, shipped):
+def test_an_idempotent_request_is_repeated_when_its_worker_dies(r, shipped):
     client, held = shipped.hold('w1')
     shipped.workers['w1'].die(held)
     run_until(r, lambda: shipped.workers['w2'].held)
@@ -339,7 +339,7 @@ def test_a_request_that_is_not_idempotent_is_lost_with_its_worker(r, shipped):
 
 
 @pytest.mark.parametrize('method', ['GET', 'POST'])
-def test_a_worker_that_is_not_there_costs_no_request(r, shipped, method):
+def test_a_worker_that_does_not_listen_costs_no_request(r, shipped, method):
     shipped.workers['w1'].listener.close()
     clients = [shipped.client() for _ in range(4)]
     assert [client.ask(method=method).answer() for client in clients] == ['w2'] * 4
@@ -356,7 +356,7 @@ def roll(r, shipped, command, *options):
         return process.returncode, process.communicate()[1]
 
 
-def test_a_rolling_restart_restarts_each_worker_while_it_has_nothing_to_do(r, shipped, tmp_path):
+def test_a_rolling_restart_restarts_each_worker_while_it_is_idle(r, shipped, tmp_path):
     status, errors = roll(r, shipped, f'echo {{name}} {{port}} >>{tmp_path}/done')
     assert (status, errors) == (0, '')
     ports = [f'{name} {worker.port}' for name, worker in shipped.workers.items()]
@@ -373,7 +373,7 @@ def test_a_rolling_restart_stops_at_a_worker_that_does_not_come_back(r, shipped,
     assert shipped.client().ask().answer() == 'w2'
 
 
-def test_a_rolling_restart_reports_what_haproxy_refuses(r, shipped):
+def test_a_rolling_restart_reports_that_haproxy_cannot_be_reached(r, shipped):
     shipped.haproxy.process.kill()
     status, errors = roll(r, shipped, 'true')
     assert status == 1 and len(errors.splitlines()) == 1 and shipped.haproxy.admin.path in errors

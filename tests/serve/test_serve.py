@@ -1,4 +1,4 @@
-"""Workers: sharing a port, restarted, replaced and drained; clients of one that dies are served by the next."""
+"""Workers share a port, and are restarted, replaced and drained; clients of a dead worker are served by the next."""
 
 from __future__ import annotations
 
@@ -33,7 +33,9 @@ if os.name != 'posix':
 PROJECT = Path(__file__).parents[2]
 PROGRAM = PROJECT / 'tests' / 'helpers' / 'serve_program.py'
 HERE = '127.0.0.1'
-LINUX = pytest.mark.skipif(sys.platform != 'linux', reason='only Linux balances clients among sockets on one port')
+LINUX = pytest.mark.skipif(
+    sys.platform != 'linux', reason='only Linux distributes clients among the sockets on one port'
+)
 
 
 def wait_until(holds, seconds=20):
@@ -46,7 +48,7 @@ def wait_until(holds, seconds=20):
 
 
 class Served:
-    """The running program: its parent, its workers and clients connected to them."""
+    """A running program: its parent, its workers, and clients connected to the workers."""
 
     def __init__(self, folder: Path, *, before: Any = (), start: Any = (), **settings: Any) -> None:
         self.watch = str(folder / 'watch')
@@ -70,7 +72,7 @@ class Served:
         for client in self.clients:
             client.sock.close()
         with suppress(ProcessLookupError):
-            os.killpg(self.parent.pid, signal.SIGKILL)  # workers, too, and processes that are still starting
+            os.killpg(self.parent.pid, signal.SIGKILL)  # including workers and processes that are still starting
         self.parent.communicate()
 
     @property
@@ -83,7 +85,7 @@ class Served:
             return json.loads(b''.join(iter(lambda: sock.recv(65536), b'')))
 
     def pids(self, count=1) -> dict[str, int]:
-        """The process id of each slot's worker, as soon as `count` workers serve."""
+        """Wait until `count` workers serve; return {slot: process id}."""
         return wait_until(lambda: len(found := self.look()['pids']) == count and found)
 
     def connect(self) -> Client:
@@ -107,7 +109,7 @@ class Client:
         self.sock.sendall(what.encode() + b'\n')
 
     def receive(self) -> str:
-        """The next line, or '' at end of file."""
+        """Return the next line, or '' at end of file."""
         line = b''
         while not line.endswith(b'\n') and (byte := self.sock.recv(1)):
             line += byte
@@ -118,7 +120,7 @@ class Client:
         return self.receive()
 
     def pid(self) -> int:
-        """The id of the process that answers."""
+        """Return the id of the process that answers."""
         return int(self.ask().split()[0])
 
 
@@ -133,13 +135,13 @@ def is_gone(pid: int) -> bool:
 
 
 @LINUX
-def test_workers_share_a_port_and_its_clients_and_the_parent_has_their_statistics(tmp_path):
+def test_workers_share_the_clients_of_a_port_and_the_parent_has_their_counters(tmp_path):
     with Served(tmp_path, run={'workers': 2}) as served:
         pids = served.pids(2)
         conns = [served.connect() for _ in range(200)]
         counts = Counter(conn.pid() for conn in conns)
         assert set(counts) == set(pids.values())
-        assert min(counts.values()) > 60  # 21 are three standard deviations
+        assert min(counts.values()) > 60  # 100 are expected, and three standard deviations are 21
         accepted = lambda: {slot: stats['accepts'] for slot, stats in served.look()['stats'].items()}  # noqa: E731
         wait_until(lambda: accepted() == {slot: counts[pid] for slot, pid in pids.items()})
         stats = served.look()['stats']
@@ -148,11 +150,12 @@ def test_workers_share_a_port_and_its_clients_and_the_parent_has_their_statistic
 
 
 @pytest.mark.scenario(114)
-def test_a_worker_has_its_listener_its_parent_and_no_other_descriptor_and_passes_on_none(tmp_path):
+def test_a_worker_has_only_the_descriptors_it_needs_and_none_is_inheritable(tmp_path):
     with Served(tmp_path, run={'workers': 2}) as served:
         served.pids(2)
         answer = json.loads(served.connect().ask('?'))
-        # The standard streams, selector, two for the wakeup, parent, listener, this connection, the directory list.
+        # Three standard streams, the selector, two for the wakeup, the parent, the listener, this connection, and the
+        # directory that is being listed.
         assert answer['fds'] == 10
         assert answer['inheritable'] == 0 and not set(answer['variables']) - {HELD}
 
@@ -169,13 +172,15 @@ def test_a_worker_is_started_with_the_arguments_and_options_of_the_program(tmp_p
 @pytest.mark.parametrize(
     'start', [['tests/helpers/serve_program.py'], ['-m', 'tests.helpers.serve_program']], ids=['script', 'module']
 )
-def test_a_program_that_changes_its_directory_is_started_again_where_it_began(tmp_path, start):
-    with Served(tmp_path, start=start, go='tests') as served:  # the relative path is valid only where it began
+def test_a_program_that_changes_its_directory_is_started_again_in_the_original_one(tmp_path, start):
+    with Served(
+        tmp_path, start=start, go='tests'
+    ) as served:  # the relative path is only valid in the original directory
         assert served.connect().ask() == f'{served.pids()["0"]} x'
 
 
 @pytest.mark.parametrize('how', ['-c', '-', 'stdin'])
-def test_a_program_that_is_not_a_file_cannot_be_started_again_and_the_error_says_what_to_do(how):
+def test_the_error_for_a_program_that_is_not_a_file_says_what_to_do(how):
     code = 'from reactor import serve; serve.run(print)'
     argv = {'-c': ['-c', code], '-': ['-'], 'stdin': []}[how]
     done = subprocess.run([sys.executable, *argv], input=code, capture_output=True, text=True, timeout=20, cwd=PROJECT)
@@ -220,7 +225,7 @@ def test_a_worker_that_keeps_crashing_is_restarted_less_and_less_often_until_it_
     fail = tmp_path / 'fail'
     fail.touch()
     with Served(tmp_path, fail=str(fail)) as served:
-        conn = served.connect()  # waits until there is a worker
+        conn = served.connect()  # waits in the queue until a worker serves
         wait_until(lambda: 'restarting in 0.4 s' in served.log)
         pauses = re.findall(r'ended unexpectedly \(exit code 1\); restarting in ([\d.]+) s', served.log)
         assert pauses == ['0.1', '0.2', '0.4']
@@ -258,7 +263,7 @@ def test_no_client_hangs_on_the_socket_of_a_worker_that_takes_long_to_start(tmp_
 
 
 @LINUX
-def test_while_no_worker_serves_clients_wait_for_the_first_one(tmp_path):
+def test_while_no_worker_serves_clients_wait_for_the_first_worker(tmp_path):
     fail = tmp_path / 'fail'
     fail.touch()
     with Served(tmp_path, fail=str(fail), run={'workers': 2}) as served:
@@ -270,7 +275,9 @@ def test_while_no_worker_serves_clients_wait_for_the_first_one(tmp_path):
         served.send(signal.SIGHUP)
         answers = Counter()
         for conn in conns:
-            with suppress(ConnectionResetError):  # it was in the second socket's queue when the first worker served
+            with suppress(
+                ConnectionResetError
+            ):  # this client was in the second socket's queue when the first worker served
                 answers[conn.pid()] += 1
         assert sum(answers.values()) >= 10 and set(answers) <= set(served.pids(2).values())
 
@@ -289,7 +296,7 @@ def test_a_worker_that_hangs_is_logged_killed_and_replaced_and_its_queue_is_serv
         first = served.connect()
         worker = first.pid()
         hung(worker, first, how)
-        waiting = served.connect()  # in the queue of the hung worker
+        waiting = served.connect()  # this client is in the queue of the hung worker
         waiting.send('x')
         assert int(waiting.receive().split()[0]) != worker
         assert 'has not reported for 2 s: its loop is blocked' in served.log
@@ -299,7 +306,7 @@ def test_a_worker_that_hangs_is_logged_killed_and_replaced_and_its_queue_is_serv
         assert served.ended() == 0
 
 
-def test_workers_that_were_stopped_with_their_parent_are_not_taken_for_hung(tmp_path):
+def test_workers_that_were_stopped_with_their_parent_do_not_count_as_hung(tmp_path):
     with Served(tmp_path, run={'hang_timeout': 2}) as served:
         worker = served.connect().pid()
         os.killpg(served.parent.pid, signal.SIGSTOP)
@@ -312,7 +319,7 @@ def test_workers_that_were_stopped_with_their_parent_are_not_taken_for_hung(tmp_
 
 
 class Team:
-    """A stand-in for the team and the slot of a `WorkerProcess`."""
+    """Replaces the team, the slot and the process of a `WorkerProcess`."""
 
     def __init__(self, hang_timeout: float) -> None:
         self.hang_timeout = hang_timeout
@@ -355,7 +362,7 @@ def test_a_worker_that_stays_silent_is_killed_after_the_limit_and_the_grace_peri
 
 
 @pytest.mark.parametrize(('hang_timeout', 'killed'), [(30, 1), (None, 0)])
-def test_workers_that_serve_are_checked_every_second_and_starting_ones_are_not(
+def test_serving_workers_are_checked_every_second_and_starting_workers_are_not(
     fake, kernel, monkeypatch, caplog, hang_timeout, killed
 ):
     monkeypatch.setattr(Slot, 'start', lambda slot: None)
@@ -379,7 +386,7 @@ def test_a_hang_is_not_detected_when_detection_is_off(tmp_path):
         assert conn.pid() == worker
 
 
-def test_the_counters_of_a_worker_end_with_it(tmp_path):
+def test_the_counters_of_a_worker_that_has_ended_are_dropped(tmp_path):
     fail = tmp_path / 'fail'
     with Served(tmp_path, fail=str(fail)) as served:
         pid = served.pids()['0']
@@ -387,7 +394,7 @@ def test_the_counters_of_a_worker_end_with_it(tmp_path):
         fail.touch()
         os.kill(pid, signal.SIGKILL)
         wait_until(lambda: 'restarting in 0.2 s' in served.log)
-        assert served.look()['stats'] == {}  # no worker serves, and the pid may belong to another process by now
+        assert served.look()['stats'] == {}  # no worker serves, and its pid may already belong to another process
 
 
 @pytest.mark.scenario(112)
@@ -404,7 +411,7 @@ def test_when_the_parent_is_killed_the_workers_drain_and_exit(tmp_path):
 
 
 class WorkerSettings:
-    """Settings that make this process a worker, and the test's ends: its `parent`, and `kept`, the same listener."""
+    """Settings that make this process a worker; the test has the `parent` side, and `kept`, a copy of the listener."""
 
     def __init__(self, sockets: Any, of_all: bool = False) -> None:
         parent, control = socket.socketpair()
@@ -418,12 +425,12 @@ class WorkerSettings:
 
 @LINUX
 @pytest.mark.parametrize('of_all', [False, True])
-@pytest.mark.parametrize('how', ['its parent is gone', 'it is the last one'])
+@pytest.mark.parametrize('how', ['its parent has ended', 'it is the last worker'])
 def test_the_last_worker_drops_new_connections_in_its_own_queues(sockets, how, of_all):
     given = WorkerSettings(sockets, of_all)
     with Reactor() as r:
         Worker(r, given.settings, (5, 0)).begin(lambda r, socks: r.listen_tcp(None, 0, sock=socks[0]) and None)
-        if how == 'its parent is gone':
+        if how == 'its parent has ended':
             given.parent.close()
         else:
             given.parent.send(b'"last"\n')
@@ -431,7 +438,7 @@ def test_the_last_worker_drops_new_connections_in_its_own_queues(sockets, how, o
         assert r.run() is False
     late = sockets.track(socket.socket())
     late.settimeout(0.2)
-    if of_all:  # another process that has the socket, such as systemd, goes on listening
+    if of_all:  # another process that has the socket, such as systemd, still listens
         late.connect(given.address)
         given.kept.accept()[0].close()
     else:
@@ -443,7 +450,7 @@ def test_the_last_worker_drops_new_connections_in_its_own_queues(sockets, how, o
 @pytest.mark.parametrize('of_all', [False, True])
 def test_a_worker_that_is_replaced_leaves_its_queues_to_its_successor_at_once(fake, sockets, of_all):
     given = WorkerSettings(sockets, of_all)
-    # With a lame duck as long as the drain timeout, a worker without a successor would go on accepting.
+    # The lame-duck period is as long as the drain timeout, so a worker without a successor would continue accepting.
     worker = Worker(fake, given.settings, (5, 5))
     worker.begin(lambda r, socks: r.listen_tcp(None, 0, sock=socks[0]) and None)
     given.parent.send(b'"replaced"\n')
@@ -459,7 +466,7 @@ def test_the_children_of_a_worker_inherit_none_of_its_descriptors(fake, sockets)
     given = WorkerSettings(sockets)
     numbers = [given.settings['control'], *given.settings['listeners']]
     for number in numbers:
-        os.set_inheritable(number, True)  # as they are inherited from the parent
+        os.set_inheritable(number, True)  # like descriptors that were inherited from the parent
     worker = Worker(fake, given.settings, (5, 0))
     assert [os.get_inheritable(number) for number in numbers] == [False, False]
     worker.control.on_close = None
@@ -477,13 +484,13 @@ def test_a_worker_that_does_not_become_ready_is_killed(tmp_path):
         assert served.parent.poll() is None
 
 
-# -- the parent, without processes
+# -- the parent, with fake processes
 
 
 class FakeProcess:
-    """A stand-in for `WorkerProcess` that becomes ready and ends when the test calls it."""
+    """Replaces `WorkerProcess`; the test calls methods to make it ready and to end it."""
 
-    error: OSError | None = None  # raised when one is started
+    error: OSError | None = None  # raised when a process is started
 
     def __init__(self, slot: Slot) -> None:
         if self.error is not None:
@@ -510,7 +517,7 @@ class FakeProcess:
 
 @pytest.fixture
 def team(fake, monkeypatch):
-    """A parent of two workers that serve on one port; `team.started` lists all processes that were started."""
+    """A parent with two workers that serve on one port; `team.started` lists all processes started so far."""
     monkeypatch.setattr(FakeProcess, 'error', None)
     monkeypatch.setattr(workers, 'WorkerProcess', FakeProcess)
     address = ListenAddress((HERE, 0), 10)
@@ -527,7 +534,7 @@ def team(fake, monkeypatch):
 
 
 def fail(team: Workers) -> Slot:
-    """End the second worker, and let every new start fail."""
+    """End the second worker, and make every new start fail."""
     FakeProcess.error = OSError('no more processes')
     team.slots[1].serving.end()
     return team.slots[1]
@@ -554,7 +561,7 @@ def test_a_socket_that_cannot_be_opened_again_for_waiting_clients_is_opened_by_t
     slot = fail(team)
     with monkeypatch.context() as patched:
         patched.setattr(addresses, 'bound_tcp', exhausted)
-        team.slots[0].serving.end()  # no worker serves, so clients are to wait at both sockets
+        team.slots[0].serving.end()  # no worker serves, so clients should wait at both sockets
         assert slot.listeners == []
     FakeProcess.error = None
     kernel.time += 0.1
@@ -572,7 +579,7 @@ def test_a_worker_that_served_for_a_second_is_replaced_at_once_and_its_counters_
     assert team.slots[0].starting is team.started[2]
 
 
-def test_a_reload_starts_the_next_worker_when_the_previous_one_serves(team):
+def test_a_reload_starts_each_worker_when_the_previous_one_serves(team):
     old = team.started[:2]
     team.replace()
     assert [child.slot.number for child in team.started[2:]] == [0] and not old[0].messages
@@ -583,7 +590,7 @@ def test_a_reload_starts_the_next_worker_when_the_previous_one_serves(team):
     assert [child.messages for child in old] == [['replaced'], ['replaced']] and len(team.started) == 4
 
 
-def test_the_last_worker_stays(team):
+def test_the_last_worker_is_not_removed(team):
     team.shrink()
     team.shrink()
     assert [child.messages for child in team.started] == [[], ['last']]
@@ -593,7 +600,7 @@ def test_the_last_worker_stays(team):
 # -- messages to a worker process
 
 
-# A worker that reports once. It exits with 0 when it is replaced; after 'last' it waits for the SIGTERM.
+# A worker that reports once. It exits with status 0 when it is replaced; after 'last' it waits for SIGTERM.
 CHILD = """
 import json, os, time
 settings = json.loads(os.environ['REACTOR_WORKER'])
@@ -605,7 +612,7 @@ if os.read(settings['control'], 100) == b'"last"\\n':
 
 
 class Observed(WorkerProcess):
-    """A `WorkerProcess` that keeps its exit status."""
+    """A `WorkerProcess` that records its exit status."""
 
     how: tuple[int | None, int | None] | None = None
 
@@ -662,13 +669,13 @@ def test_a_reload_replaces_the_workers_one_by_one_and_no_client_is_refused(tmp_p
             return not old & set(served.pids(2).values())
 
         wait_until(replaced)
-        assert int(busy.receive().split()[0]) in old  # answered by an old worker, which drains
+        assert int(busy.receive().split()[0]) in old  # an old worker, which is draining, answered
         assert staying.receive() == ''
         assert served.log == ''
         wait_until(lambda: all(map(is_gone, old)))
 
 
-def test_reloads_during_a_reload_make_one_more_round(tmp_path):
+def test_several_reloads_during_a_reload_cause_one_more_reload(tmp_path):
     with Served(tmp_path, run={'drain_timeout': 1}) as served:
         seen = [served.pids()['0']]
         keeps_it_draining = served.connect()
@@ -676,7 +683,7 @@ def test_reloads_during_a_reload_make_one_more_round(tmp_path):
         served.send(signal.SIGHUP)
         wait_until(lambda: served.pids()['0'] != seen[-1])
         seen.append(served.pids()['0'])
-        for _ in range(5):  # the replaced worker is still there, so no other one is started yet
+        for _ in range(5):  # the replaced worker has not ended, so no new worker is started yet
             served.send(signal.SIGHUP)
             served.look()
         assert served.look()['pids'] == {'0': seen[-1]}
@@ -690,7 +697,7 @@ def test_reloads_during_a_reload_make_one_more_round(tmp_path):
 
 
 @pytest.mark.scenario(110)
-def test_a_successor_that_fails_leaves_the_others_as_they_are(tmp_path):
+def test_a_successor_that_fails_to_start_replaces_no_worker(tmp_path):
     fail = tmp_path / 'fail'
     with Served(tmp_path, fail=str(fail), run={'workers': 2}) as served:
         old = served.pids(2)
@@ -706,7 +713,7 @@ def test_a_successor_that_fails_leaves_the_others_as_they_are(tmp_path):
 
 
 @pytest.mark.scenario(110)
-def test_a_worker_that_starts_to_drain_by_itself_is_replaced_meanwhile(tmp_path):
+def test_a_worker_that_starts_to_drain_by_itself_is_replaced_while_it_drains(tmp_path):
     with Served(tmp_path) as served:
         old = served.pids()['0']
         busy = served.connect()
@@ -721,7 +728,7 @@ def test_a_worker_that_starts_to_drain_by_itself_is_replaced_meanwhile(tmp_path)
 
 
 @LINUX
-def test_no_client_waits_for_a_worker_that_is_added_while_others_serve(tmp_path):
+def test_no_client_waits_for_a_new_worker_while_others_serve(tmp_path):
     hang = tmp_path / 'hang'
     with Served(tmp_path, hang=str(hang)) as served:
         one = served.pids()['0']
@@ -736,7 +743,7 @@ def test_no_client_waits_for_a_worker_that_is_added_while_others_serve(tmp_path)
 
 @pytest.mark.scenario(110)
 @LINUX
-def test_a_slot_that_is_removed_answers_the_clients_in_its_queue(tmp_path):
+def test_a_worker_that_is_removed_answers_the_clients_in_its_queue(tmp_path):
     with Served(tmp_path) as served:
         one = served.pids()
         served.send(signal.SIGTTIN)
@@ -753,7 +760,7 @@ def test_a_slot_that_is_removed_answers_the_clients_in_its_queue(tmp_path):
         assert set(counts) == set(two.values()), counts
         wait_until(lambda: is_gone(two['1']))
         assert {served.connect().pid() for _ in range(20)} == set(one.values())
-        served.send(signal.SIGTTOU)  # the last worker stays
+        served.send(signal.SIGTTOU)  # has no effect, because this is the last worker
         assert served.connect().pid() == one['0']
         assert served.log == ''
 
@@ -807,7 +814,7 @@ def test_stopping_the_reactor_of_the_parent_while_the_workers_drain_cuts_off_no_
         assert served.ended() == 0 and served.log == ''
 
 
-def test_clients_of_a_worker_that_still_starts_are_served_before_it_ends(tmp_path):
+def test_clients_of_a_worker_that_is_still_starting_are_served_before_it_ends(tmp_path):
     hang = tmp_path / 'hang'
     hang.touch()
     with Served(tmp_path, hang=str(hang)) as served:
@@ -820,13 +827,13 @@ def test_clients_of_a_worker_that_still_starts_are_served_before_it_ends(tmp_pat
         assert served.ended() == 0 and served.log == ''
 
 
-def test_a_second_ctrl_c_ends_at_once(tmp_path):
+def test_a_second_ctrl_c_ends_the_program_at_once(tmp_path):
     with Served(tmp_path) as served:
         pid = served.pids()['0']
         conn = served.connect()
         assert conn.pid() == pid
         conn.send('wait 4')
-        time.sleep(0.1)  # as above
+        time.sleep(0.1)  # until the worker has read the request, which the test cannot see
         served.send(signal.SIGINT)
         wait_until(lambda: served.look()['pids'] == {})
         served.send(signal.SIGINT)
@@ -834,7 +841,7 @@ def test_a_second_ctrl_c_ends_at_once(tmp_path):
         assert is_gone(pid)
 
 
-def test_a_worker_that_does_not_end_is_killed_after_its_drain_timeout_and_the_status_says_so(tmp_path):
+def test_a_worker_that_does_not_end_is_killed_after_its_drain_timeout_and_the_status_is_1(tmp_path):
     with Served(tmp_path, deaf=True, run={'drain_timeout': 0.1}) as served:
         pid = served.pids()['0']
         served.send(signal.SIGTERM)
@@ -857,7 +864,7 @@ def test_a_worker_that_does_not_end_is_killed_after_its_drain_timeout_and_the_st
         ('unix:@it', '@it'),
     ],
 )
-def test_an_address_is_read_as_people_write_it(address, parsed):
+def test_an_address_can_be_written_in_each_usual_form(address, parsed):
     assert parse(address) == parsed
 
 
@@ -879,7 +886,7 @@ def test_a_port_that_another_program_uses_is_refused():
     first.remove()
 
 
-def test_where_the_kernel_does_not_balance_clients_all_workers_share_one_socket(monkeypatch):
+def test_if_the_kernel_does_not_distribute_clients_all_workers_share_one_socket(monkeypatch):
     monkeypatch.setattr(addresses, 'DIVIDED', False)
     address = ListenAddress((HERE, 0), 10)
     sock = address.socket_for_worker(listening=False)
@@ -891,7 +898,7 @@ def test_where_the_kernel_does_not_balance_clients_all_workers_share_one_socket(
     assert sock.fileno() < 0
 
 
-def test_an_already_listening_socket_is_shared_by_all(sockets):
+def test_an_already_listening_socket_is_shared_by_all_workers(sockets):
     sock = sockets.track(socket.create_server((HERE, 0)))
     address = ListenAddress(sock, 10)
     assert address.socket_for_worker() is address.socket_for_worker() is sock
@@ -901,7 +908,7 @@ def test_an_already_listening_socket_is_shared_by_all(sockets):
     assert sock.fileno() < 0
 
 
-def test_a_datagram_socket_is_not_for_workers(sockets):
+def test_a_datagram_socket_is_refused(sockets):
     sock = sockets.track(socket.socket(type=socket.SOCK_DGRAM))
     with pytest.raises(ValueError, match='bind_udp'):
         ListenAddress(sock, 10)
@@ -941,7 +948,7 @@ def test_a_file_and_a_closed_socket_are_refused(sockets):
 )
 def test_bad_arguments_raise_before_anything_is_started(arguments, monkeypatch):
     monkeypatch.delattr(serve.Workers, 'begin')  # starting workers would run these tests again
-    # A process of pytest-xdist has no file, so `run` would refuse to start before it checks `listen`.
+    # The main module of a pytest-xdist worker has no file, so `run` would raise before it checks `listen`.
     monkeypatch.setattr(sys.modules['__main__'], '__file__', __file__, raising=False)
     with pytest.raises((TypeError, ValueError)):
         serve.run(**{'main': print, **arguments})
@@ -956,12 +963,12 @@ def test_the_smallest_values_are_accepted(arguments, monkeypatch):
     assert serve.run(print, **arguments) == 0
 
 
-def test_where_descriptors_cannot_be_passed_on_the_error_says_what_to_do(monkeypatch):
+def test_on_platforms_without_inheritable_sockets_the_error_says_what_to_do(monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(os, 'name', 'nt')
         with pytest.raises(ReactorError, match='use one process'):
             serve.run(print)
 
 
-def test_without_a_number_there_is_a_worker_for_each_processor():
+def test_by_default_there_is_a_worker_for_each_processor():
     assert processors() == len(psutil.Process().cpu_affinity() if hasattr(psutil.Process, 'cpu_affinity') else [0])

@@ -1,4 +1,4 @@
-"""Inherited sockets and messages to the service manager, tested with systemd's own tools."""
+"""Inherited sockets and messages to the service manager, tested with the tools of systemd."""
 
 from __future__ import annotations
 
@@ -18,16 +18,18 @@ from reactor.serve import systemd
 from tests.helpers.support import drain, run_until
 
 pytestmark = pytest.mark.skipif(not hasattr(socket, 'AF_UNIX'), reason='systemd needs Unix sockets')
-FIRST = 300  # the first inherited descriptor in these tests; in a service it is 3, which pytest uses
+FIRST = 300  # the first inherited descriptor in these tests; in a service it is 3, but pytest uses 3 itself
 
 
 def needs(command):
-    return pytest.mark.skipif(shutil.which(command) is None, reason=f'not tried with the real {command}: not installed')
+    return pytest.mark.skipif(
+        shutil.which(command) is None, reason=f'NOT TESTED: the command {command} is not installed'
+    )
 
 
 @pytest.fixture
 def inherit(monkeypatch):
-    """`inherit(*socks, NAMES...)` makes copies look as if a service manager had passed them to this process."""
+    """`inherit(*socks, pid, **environment)` copies sockets as if a service manager had passed them to this process."""
     monkeypatch.setattr(systemd, 'FIRST', FIRST)
     numbers = []
 
@@ -45,7 +47,7 @@ def inherit(monkeypatch):
         try:
             os.close(number)
         except OSError:
-            pass  # the inherited socket has closed it
+            pass  # the inherited socket has already closed the descriptor
 
 
 @pytest.fixture
@@ -70,7 +72,7 @@ def test_without_a_manager_there_are_no_sockets(monkeypatch):
     assert systemd.inherited_sockets() == []
 
 
-def test_sockets_come_in_order_with_their_names_and_are_taken_once(inherit, sockets, listening):
+def test_sockets_are_returned_in_order_with_their_names_and_only_once(inherit, sockets, listening):
     datagrams = sockets.track(socket.socket(type=socket.SOCK_DGRAM))
     datagrams.bind(('127.0.0.1', 0))
     inherit(listening, datagrams, LISTEN_FDNAMES='web:syslog')
@@ -84,7 +86,7 @@ def test_sockets_come_in_order_with_their_names_and_are_taken_once(inherit, sock
         assert systemd.inherited_sockets() == []
 
 
-def test_a_socket_without_a_name_is_unknown(inherit, listening):
+def test_a_socket_without_a_name_is_called_unknown(inherit, listening):
     inherit(listening, listening)
     taken = systemd.inherited_sockets()
     assert [name for name, _ in taken] == ['unknown', 'unknown']
@@ -100,7 +102,7 @@ def test_the_name_of_a_unit_is_passed_unchanged(inherit, listening):
 
 
 @pytest.mark.scenario(153)
-def test_sockets_passed_to_another_process_are_left_alone_with_a_warning(inherit, listening, caplog):
+def test_sockets_passed_to_another_process_are_not_used_and_a_warning_is_logged(inherit, listening, caplog):
     inherit(listening, pid=1)
     assert systemd.inherited_sockets() == []
     assert 'passed to process 1' in caplog.text and 'exec' in caplog.text
@@ -114,7 +116,7 @@ def test_invalid_variables_are_refused(inherit, listening, count, names, said):
         systemd.inherited_sockets()
 
 
-def test_a_connection_is_refused_with_what_to_change(inherit, sockets, listening):
+def test_the_error_for_an_inherited_connection_says_what_to_change(inherit, sockets, listening):
     inherit(listening, sockets()[0], LISTEN_FDNAMES='web:connection')
     with pytest.raises(ReactorError, match=rf'descriptor {FIRST + 1} \(connection\).* is a connection.*Accept=no'):
         systemd.inherited_sockets()
@@ -123,7 +125,7 @@ def test_a_connection_is_refused_with_what_to_change(inherit, sockets, listening
 
 @pytest.mark.scenario(153)
 @pytest.mark.skipif(not hasattr(socket, 'SOCK_SEQPACKET'), reason='this platform has no SOCK_SEQPACKET')
-def test_other_kinds_are_refused(inherit, sockets, tmp_path):
+def test_other_kinds_of_descriptors_are_refused(inherit, sockets, tmp_path):
     pair = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     for sock in pair:
         sockets.track(sock)
@@ -165,7 +167,7 @@ with reactor.Reactor() as r:
 
 @contextmanager
 def activated(tmp_path, *options, code=PROGRAM):
-    """Run this program with systemd-socket-activate; yields the process when it listens."""
+    """Run a program with systemd-socket-activate, and yield the process when it listens."""
     (tmp_path / 'program.py').write_text(textwrap.dedent(code))
     python = [sys.executable, '-W', 'error', str(tmp_path / 'program.py')]
     path = f'PYTHONPATH={os.pathsep.join(filter(None, sys.path))}'
@@ -217,7 +219,7 @@ def test_systemd_passes_a_socket_without_a_name(tmp_path):
 def test_systemd_passes_a_datagram_socket(tmp_path):
     port = free_port()
     with activated(tmp_path, '-d', '-l', f'127.0.0.1:{port}') as process:
-        # The datagram that started the program is still in the socket.
+        # The datagram that makes systemd start the program stays in the socket until the program reads it.
         assert talk(socket.AF_INET, ('127.0.0.1', port), b'hello', socket.SOCK_DGRAM) == b'datagram hello'
         assert process.wait(20) == 0
 
@@ -233,12 +235,12 @@ def test_connections_passed_by_systemd_are_refused(tmp_path):
     assert 'descriptor 3 (unknown) from the service manager is a connection' in error and 'Accept=no' in error
 
 
-# -- messages to the manager
+# -- messages to the service manager
 
 
 @pytest.fixture(params=['path', 'abstract'])
 def manager(request, tmp_path, monkeypatch, sockets):
-    """A socket on which a service manager listens."""
+    """A socket that receives the messages in place of a service manager."""
     if request.param == 'abstract' and sys.platform != 'linux':
         pytest.skip('only Linux has abstract Unix sockets')
     name = str(tmp_path / 'notify') if request.param == 'path' else f'@reactor-test-{os.getpid()}'
@@ -249,7 +251,7 @@ def manager(request, tmp_path, monkeypatch, sockets):
     return sock
 
 
-def test_each_message_is_lines_of_assignments(manager):
+def test_each_message_consists_of_lines_with_assignments(manager):
     assert systemd.ready() and manager.recv(4096) == b'READY=1'
     assert systemd.ready('serving') and manager.recv(4096) == b'READY=1\nSTATUS=serving'
     assert systemd.stopping() and manager.recv(4096) == b'STOPPING=1'
@@ -265,7 +267,7 @@ def test_a_reload_sends_the_time_of_the_monotonic_clock(manager):
     assert before - 1e-5 <= int(second.partition('=')[2]) / 1e6 <= time.clock_gettime(time.CLOCK_MONOTONIC)
 
 
-def test_no_value_can_start_another_assignment_and_long_ones_are_cut(manager):
+def test_no_value_can_begin_another_assignment_and_long_values_are_cut(manager):
     systemd.status('a name\nREADY=1\r\0MAINPID=1 \udcff')
     assert manager.recv(4096) == b'STATUS=a name READY=1  MAINPID=1 ?'
     systemd.notify(READY=1, STATUS='€' * 10_000)
@@ -274,7 +276,7 @@ def test_no_value_can_start_another_assignment_and_long_ones_are_cut(manager):
 
 
 @pytest.mark.parametrize('name', ['ready', 'A\nB', '', 'A=B', 'Ä', '1A'])
-def test_a_bad_name_raises(name):
+def test_an_invalid_name_raises(name):
     with pytest.raises(ValueError, match='not a valid name for sd_notify'):
         systemd.notify(**{name: 1})
 
@@ -292,7 +294,7 @@ def test_a_bad_name_raises(name):
     ],
     ids=['ready', 'status', 'stopping', 'watchdog', 'reloading', 'more'],
 )
-def test_the_bytes_are_those_of_systemd_notify(manager, monkeypatch, arguments, notify):
+def test_messages_have_the_same_bytes_as_those_of_systemd_notify(manager, monkeypatch, arguments, notify):
     monkeypatch.setattr(time, 'monotonic_ns', lambda: 5_000_999)
     subprocess.run(['systemd-notify', '--no-block', *arguments], check=True, timeout=20)
     theirs = manager.recv(4096)
@@ -326,7 +328,7 @@ def test_a_manager_that_does_not_read_blocks_the_loop_only_briefly(manager, monk
         if not systemd.status('x' * 400):
             break
     else:
-        raise AssertionError('it was never full')
+        raise AssertionError('the queue of the socket was never full')
     assert 'timed out' in caplog.text
     assert manager.recv(4096).startswith(b'STATUS=x')
     assert systemd.ready()
@@ -360,7 +362,7 @@ def test_a_loop_that_hangs_does_not_notify_the_watchdog(r, manager, monkeypatch)
     beats = []
 
     def hang():
-        beats.append(drain(manager))  # the beats until now
+        beats.append(drain(manager))  # the messages so far
         end = time.monotonic() + 0.05
         while time.monotonic() < end:
             pass
@@ -376,7 +378,7 @@ def test_a_loop_that_hangs_does_not_notify_the_watchdog(r, manager, monkeypatch)
 @pytest.mark.parametrize(
     ('interval', 'pid'), [(None, None), ('20000000', '1'), ('0', None), ('soon', None), ('', None), ('-5', None)]
 )
-def test_without_a_watchdog_for_this_process_there_is_no_timer(r, monkeypatch, interval, pid):
+def test_without_a_watchdog_for_this_process_no_timer_is_set(r, monkeypatch, interval, pid):
     for name, value in (('WATCHDOG_USEC', interval), ('WATCHDOG_PID', pid)):
         monkeypatch.delenv(name, raising=False)
         if value is not None:

@@ -1,4 +1,4 @@
-"""asyncio: protocols and transports, its fastest form. TCP_NODELAY is its default.
+"""asyncio: protocols and transports, the fastest way to use it. asyncio sets TCP_NODELAY by default.
 
 Besides `tests/reference/`, this folder is the only place that may import asyncio.
 """

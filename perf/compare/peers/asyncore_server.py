@@ -1,6 +1,8 @@
-"""asyncore, in the standard library up to 3.11 and in pyasyncore since: dispatchers over poll(2). It has no timers.
+"""asyncore: dispatchers over poll(2), without timers.
 
-This is the echo example of its documentation, with a buffer only where a reply can be larger than the kernel takes.
+Up to Python 3.11 it is part of the standard library; for later versions there is the package pyasyncore.
+
+This is the echo example of its documentation, with a buffer only where the kernel may not accept the whole reply.
 """
 
 import asyncore

@@ -1,7 +1,7 @@
-"""What all Python servers here share: the bytes of their replies, and their command line.
+"""The code that all Python servers here share: the bytes of their replies, and their command line.
 
 The replies are defined once, so no peer can be faster by sending less. Nothing in this module runs while requests are
-answered. The server in C and the one in JavaScript have copies of the replies, and a test compares them.
+answered. The servers in C and in JavaScript have copies of the replies, and a test checks that the copies are equal.
 """
 
 import argparse
@@ -40,7 +40,7 @@ def arguments():
 
 
 def server_context():
-    """Return a context for TLS 1.3 with a new P-256 key; every peer uses the same kind."""
+    """Return a TLS 1.3 context with a new P-256 key; every peer uses this kind of key."""
     import ssl  # here, because it would add to the memory of servers that need no TLS
     import subprocess
     import tempfile

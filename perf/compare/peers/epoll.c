@@ -1,7 +1,7 @@
-/* The lower bound: what the kernel itself costs. A level-triggered epoll loop, fixed buffers, no error messages.
+/* The lower bound: the cost of the kernel alone. A level-triggered epoll loop with fixed buffers and no error messages.
  *
  * It serves the workloads that send small replies, and uses no trick that a loop for real programs could not use.
- * All delays are equal, so a ring in the order of arrival is the queue of timers. */
+ * All delays are equal, so a ring of clients in the order of arrival serves as the queue of timers. */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
 #include <netinet/tcp.h>

@@ -1,6 +1,6 @@
 """gevent: a greenlet for each connection, on StreamServer and gevent's own sockets.
 
-Each handler is straight code that blocks its greenlet, the way users of gevent write it.
+Each handler is sequential code that blocks its greenlet, the way users of gevent write it.
 """
 
 import socket
@@ -59,7 +59,7 @@ def handle(sock, address):
     try:
         answer(sock, address)
     except OSError:
-        pass  # the client is gone
+        pass  # the client has disconnected
 
 
 port, workload, delay = arguments()

@@ -1,8 +1,8 @@
-"""The loop workloads: timers, soon-calls, calls from threads and clients, measured alike on every loop.
+"""The loop workloads: timers, soon-calls, calls from threads and clients, measured in the same way on every loop.
 
 A loop object has `call_later(delay, fn, *args)`, which returns an object with `cancel()`, and `call_soon`,
 `call_soon_threadsafe`, `run`, `stop` and `connect(port, request, on_close)`. The CPU time of the whole process counts,
-so no loop gains by sleeping. The program prints one line of JSON.
+so no loop gains an advantage by sleeping. The program prints one line of JSON.
 """
 
 import argparse
@@ -10,7 +10,7 @@ import json
 import threading
 import time
 
-SPREAD = 100  # different deadlines, a millisecond apart
+SPREAD = 100  # number of different deadlines, a millisecond apart
 BATCH = 1000  # soon-calls that wait at the same time
 CLIENTS = 100  # connections open at once
 IN_FLIGHT = 1000  # calls from a thread that wait at the same time

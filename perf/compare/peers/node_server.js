@@ -39,7 +39,7 @@ const WORKLOADS = {
 
 const [, , , port, , workload] = process.argv // --port PORT --workload NAME
 const server = net.createServer({ noDelay: true }, (socket) => {
-  socket.on('error', () => {}) // the client is gone
+  socket.on('error', () => {}) // the client has disconnected
   WORKLOADS[workload](socket)
 })
 server.listen({ port: Number(port), host: '127.0.0.1', backlog: 4096 }, () =>

@@ -1,6 +1,6 @@
 """pyftpdlib's IOLoop: asyncore's handlers on its own epoll loop and heap of timers.
 
-Write events are requested only while the rest of a reply waits.
+Write events are requested only while part of a reply remains to be sent.
 """
 
 import socket

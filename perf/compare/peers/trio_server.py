@@ -1,4 +1,4 @@
-"""trio: one task for each connection, with serve_listeners and straight code, as its tutorial teaches.
+"""trio: one task for each connection, with serve_listeners and sequential code, as its tutorial teaches.
 
 SocketStream sets TCP_NODELAY by default.
 """
@@ -55,7 +55,7 @@ async def handle(stream):
     try:
         await WORKLOADS[workload](stream)
     except trio.BrokenResourceError:
-        pass  # the client is gone
+        pass  # the client has disconnected
 
 
 async def main():

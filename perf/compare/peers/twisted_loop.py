@@ -18,7 +18,7 @@ class Loop:
 
     call_later = staticmethod(reactor.callLater)
     call_soon_threadsafe = staticmethod(reactor.callFromThread)
-    stop = staticmethod(reactor.crash)  # unlike after stop(), run() works again
+    stop = staticmethod(reactor.crash)  # run() can be called again after crash(), but not after stop()
 
     def call_soon(self, fn, *args):
         reactor.callLater(0, fn, *args)

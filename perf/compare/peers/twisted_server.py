@@ -1,6 +1,6 @@
 """Twisted: protocols on its epoll reactor, with TCP_NODELAY as its documentation advises.
 
-It uses protocols and a producer, and no Deferred on the path of a request.
+It uses protocols and a producer, and no Deferred while handling a request.
 """
 
 from common import CHUNK, LARGE_REPLY, LAST_REPLY, LATE_REPLY, MESSAGE, REPLY, arguments, listening

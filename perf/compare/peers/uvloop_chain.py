@@ -1,4 +1,4 @@
-"""The chain of call_soon of reactor_chain.py, on uvloop."""
+"""The chain of call_soon in reactor_chain.py, on uvloop."""
 
 import asyncio
 

@@ -1,4 +1,4 @@
-"""The loop workloads on uvloop, by the names that it shares with asyncio."""
+"""The loop workloads on uvloop, through the API that it shares with asyncio."""
 
 import asyncio_loop
 import loop_figures

@@ -1,4 +1,4 @@
-"""uvloop: the protocols of the asyncio server on libuv, so the loop is the only difference."""
+"""uvloop: runs the protocols of the asyncio server on libuv, so only the loop differs."""
 
 import asyncio_server
 import uvloop

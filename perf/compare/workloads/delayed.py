@@ -1,6 +1,6 @@
 """The seed workload: each connection sends a request, waits a second for its reply, and is closed.
 
-The rate is fixed, so every peer has the same number of connections open and does the same work.
+The rate is fixed, so every peer has the same number of open connections and does the same work.
 """
 
 from perf.common.server import Failed
@@ -10,7 +10,7 @@ from perf.loads.fixed_rate import p50_and_p99
 
 from .workload import Metric, Workload
 
-WARM_UP = 0.1  # seconds
+WARM_UP = 0.1  # seconds of load before the measurement
 MOST_LOST = 0.01  # share of the replies that may be missing
 
 

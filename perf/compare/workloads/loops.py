@@ -1,6 +1,6 @@
-"""What a loop does besides serving: timers, soon-calls, calls from threads, and connecting as a client.
+"""Workloads for the loop itself: timers, soon-calls, calls from threads, and connecting as a client.
 
-Each measurement is a process that runs the peer's loop program and measures its own CPU time, because only the program
+Each measurement starts the peer's loop program in a process. The program measures its own CPU time, because only it
 knows when the measured part begins.
 """
 
@@ -43,7 +43,7 @@ class LoopWorkload(Workload):
 
 
 class ClientWorkload(LoopWorkload):
-    """Here the client is measured, so it has the server's core, and a server runs on the other one."""
+    """Measures the client, which therefore runs on the core of the server; a server runs on the other core."""
 
     def measure(self, peer, window):
         known = {peer.name: peer for peer in peers()}

@@ -1,6 +1,6 @@
-"""Requests: over connections that stay open, and on a connection each.
+"""Requests over connections that stay open, and requests that each use their own connection.
 
-Throughput and CPU come from a load that saturates the server, latency from a load at a fixed rate.
+Throughput and CPU are measured under a load that saturates the server, latency under a load at a fixed rate.
 """
 
 from perf.common.server import Failed
@@ -11,9 +11,9 @@ from perf.loads.fixed_rate import latencies, p50_and_p99
 from .workload import Metric, Workload
 
 CONNECTIONS = 100
-RATE = 4000  # requests a second, for latency
+RATE = 4000  # requests a second, for measuring latency
 REPLY_SIZE = len(REPLY)
-WARM_UP = 500  # requests
+WARM_UP = 500  # requests before the measurement
 
 REQUESTS = Metric('requests_per_s', 'requests/s', 'more')
 CPU = Metric('cpu_us_per_request', 'µs CPU/request')
@@ -49,7 +49,7 @@ class Churn(Workload):
 
 class DeferredChurn(Churn):
     name = 'churn_defer'
-    about = 'like churn, but the reactor accepts with defer_accept=True; the peers as in churn'
+    about = 'like churn, but the reactor accepts with defer_accept=True; the peers run as in churn'
 
     def measure(self, peer, window):
         self.server = 'defer' if 'defer' in peer.workloads else 'churn'
@@ -74,7 +74,7 @@ class Secure(Workload):
 
 
 def under_load(server, window, our_load, *args):
-    """Return the requests a second, and the server's CPU for each, under a saturating load."""
+    """Return the requests a second, and the server's CPU time for each, under a saturating load."""
     before = server.cpu()
     if wrk.available():
         answered, seconds = wrk.saturate(server.port, CONNECTIONS, window.seconds)

@@ -1,6 +1,7 @@
 """Volume: large replies, endless streams to slow readers, and one message to many clients.
 
-The figure is what one second of the server's CPU delivers: bytes a second would measure the readers, which are Python.
+The figure is the amount that the server delivers in one second of CPU time. Bytes per second of real time would measure
+the readers, which are written in Python.
 """
 
 import time
@@ -60,7 +61,7 @@ class Broadcast(Workload):
 
     def figures(self, server, window):
         with connections(server.port, window.scaled(MEMBERS)) as socks, Readers(socks) as readers:
-            time.sleep(0.3)  # until the last is accepted
+            time.sleep(0.3)  # until the last connection is accepted
             readers.broadcast(len(MESSAGE))
             before, sent, until = server.cpu(), 0, time.monotonic() + window.seconds
             while time.monotonic() < until:

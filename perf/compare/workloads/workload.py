@@ -1,4 +1,4 @@
-"""The base class of workloads: a name, what is done to a server, and the figures that result.
+"""The base class of workloads. A workload has a name, does something with a server, and yields figures.
 
 `measure` returns a dict with a figure for each metric, or raises.
 """
@@ -16,11 +16,11 @@ class Metric:
 
 
 class Window:
-    """How long and how much to measure, and on which core the server runs."""
+    """The length and the scale of a measurement, and the core on which the server runs."""
 
     def __init__(self, seconds, scale, server_core):
         self.seconds = seconds
-        self.scale = scale  # factor for all counts: 1, or a tenth with --quick
+        self.scale = scale  # factor for all counts: 1, or 0.1 with --quick
         self.server_core = server_core
 
     def scaled(self, count):
@@ -28,23 +28,23 @@ class Window:
 
 
 class Workload:
-    """Something that a server is measured with.
+    """A task that servers are measured with.
 
-    name     by which it is chosen
-    about    a line for the reader of the report
+    name     the name by which the workload is chosen
+    about    a description of one line for the report
     server   the workload that the peer's server program is started with
-    metrics  the kinds of figures that it yields
+    metrics  the kinds of figures that the workload yields
     """
 
     name = about = server = ''
     metrics: tuple = ()
 
     def peers(self, known):
-        """Return the known peers that can run it."""
+        """Return the known peers that can run this workload."""
         return [peer for peer in known if self.server in peer.workloads]
 
     def measure(self, peer, window):
-        """Start the peer's server, measure it and end it; return the figures by name."""
+        """Start the peer's server, measure it and stop it; return the figures by name."""
         with Server(peer, self.server, window.server_core) as server:
             figures = self.figures(server, window)
             if server.process.poll() is not None:

@@ -1,1 +1,1 @@
-"""A faulty network between two hosts in one machine, and the cases of M11, which use it."""
+"""A faulty network between two simulated hosts, and the cases of M11, which use it."""

@@ -1,7 +1,7 @@
 """Transfers over links that lose, delay, reorder or duplicate packets, and over links that fail (M11).
 
-On each side of the link is a reactor that sends and receives at the same time, on several connections. Each case counts
-what its fault did: without that proof, it would have measured nothing.
+On each side of the link, a reactor sends and receives at the same time, on several connections. Each case counts the
+packets that its fault affected, as proof that the fault did happen.
 """
 
 from perf.common.server import Failed
@@ -12,41 +12,41 @@ from .namespaces import missing, network
 from .transfer import FIRST_PORT
 
 MB, GB = 10**6, 10**9
-IDLE = 150  # seconds of the idle timeout: more than TCP's longest pause between retransmissions, 120
-LATE = 2  # seconds by which a time limit may be late on a busy machine; by design at most 1
+IDLE = 150  # idle timeout in seconds: more than 120, TCP's longest pause between retransmissions
+LATE = 2  # seconds by which a connection may outlive its time limit on a busy machine; by design at most 1
 TIMEOUT = 1800  # seconds for a whole transfer
 SEED = 11
 
 SAME = Goal('the SHA-256 of every stream is right', lambda m: m['streams_that_differ'] == 0)
 EXPLAINED = Goal(
-    'every connection ends in success or with an error, none after its time limit',
+    'every connection ends with success or with an error, and none after its time limit',
     lambda m: m['unexplained_ends'] == m['hung'] == 0 and m['longest_stall_s'] <= IDLE + LATE,
 )
 COMPLETE = Goal('every connection receives all its bytes', lambda m: m['complete'] == m['connections'])
 
-# Where 30 % of the packets are lost in each direction, half of all retransmissions fail, and pauses that double each
-# time have no finite mean. Besides, the kernel soon abandons what a closed socket has not sent yet.
+# If 30 % of the packets are lost in each direction, half of all retransmissions fail, and pauses that double each time
+# have no finite mean. Besides, the kernel soon abandons data that a closed socket has not sent yet.
 PATIENT = {'rto_max_ms': 1000, 'orphan_retries': 30, 'syn_retries': 30, 'synack_retries': 30}
 
 
 class OverNetwork(Case):
     """A case that needs a faulty network."""
 
-    tag = 'faults'  # of `network`
+    tag = 'faults'  # argument of `network`
 
     def missing(self):
         return missing()
 
 
 class Transfer(OverNetwork):
-    """A transfer, half of it each way, over a link that has its fault from the start.
+    """A transfer, half of the bytes in each direction, over a link that has its fault from the start.
 
-    size   bytes at full size
-    count  connections at once
-    loss   share of the packets that a rule drops
+    size   bytes to transfer at full size
+    count  connections that are open at once
+    loss   share of the packets that a rule drops, 0 to 1
     tcp    arguments of `Network.set_tcp`
     tls    whether to use TLS
-    proof  a goal that holds if the fault did happen
+    proof  a goal that is met only if the fault did happen
     link   arguments of `network`
     """
 
@@ -96,15 +96,15 @@ def lost(share):
 
 
 def about(share, what, text):
-    """Return the goal that the relay did this to about this share of the packets."""
+    """Return the goal that the count `what` of the relay is about this share of the packets."""
     return Goal(text, lambda m: 0.8 * share < m[what] / m['packets'] < 1.2 * share)
 
 
 class Interrupted(Transfer):
     """A transfer over a slow link, so that the fault begins before everything is sent.
 
-    down, up  called with the `Network` to begin and to end the fault
-    lasts     seconds between the two
+    down, up  functions that begin and end the fault; called with the `Network`
+    lasts     duration of the fault in seconds
     """
 
     pace = 8  # seconds that the transfer takes without the fault
@@ -116,7 +116,9 @@ class Interrupted(Transfer):
         self.lasts = lasts
 
     def measure(self, run):
-        return super().measure(Run(progress=run.progress))  # always at full size: the fault has one length
+        return super().measure(
+            Run(progress=run.progress)
+        )  # always at full size, because the duration of the fault is fixed
 
     def link_of(self, run):
         return {'rate': f'{run.count(self.size) // 2 * 8 // self.pace}bit'}
@@ -129,8 +131,8 @@ class Interrupted(Transfer):
 
 
 def paused(seconds):
-    """Return the goal that nothing arrived for this time."""
-    return Goal(f'nothing arrived for {seconds} s', lambda m: m['longest_stall_s'] >= seconds)
+    """Return the goal that no data arrived for this number of seconds."""
+    return Goal(f'no data arrived for {seconds} s', lambda m: m['longest_stall_s'] >= seconds)
 
 
 REJECTED = '-p tcp -j REJECT --reject-with tcp-reset'
@@ -138,10 +140,10 @@ DROPPED = '-j DROP'
 
 
 class Reset(Interrupted):
-    """A filter at the listener resets the connections; the listener itself learns of it when the filter is removed."""
+    """A filter at the listener resets the connections; the listener gets the resets when the filter is removed."""
 
     reported = Goal(
-        'both ends of each connection get the reset as an error',
+        'the reset is reported as an error at both ends of each connection',
         lambda m: (
             m['errors'].keys() <= {'ConnectionResetError', 'BrokenPipeError'}
             and sum(m['errors'].values()) == 2 * m['connections']
@@ -151,7 +153,7 @@ class Reset(Interrupted):
     def __init__(self):
         super().__init__(
             'M11-reset',
-            'a filter resets the connections during the transfer; for 3 s, only one side can learn of it',
+            'a filter resets the connections during the transfer; for 3 s, only one side is notified',
             20,
             down=lambda net: net.treat(LISTENER, REJECTED),
             up=lambda net: net.clear(LISTENER),
@@ -162,16 +164,16 @@ class Reset(Interrupted):
 
 class NoWayIn(OverNetwork):
     name, seconds = 'M11-connect', 15
-    title = 'connects through a filter that refuses, and through one that drops, with a timeout of 5 s'
+    title = 'connects through a filter that refuses and a filter that drops, with a timeout of 5 s'
     count, limit = 100, 5
     goals = (
         Goal(
-            'refused connects end with ConnectionRefusedError',
+            'refused connects fail with ConnectionRefusedError',
             lambda m: m['refused'] == {'ConnectionRefusedError': m['asked']},
         ),
         Goal('at once', lambda m: m['refused_after_s'] < LATE),
-        Goal('dropped connects end with ConnectTimeout', lambda m: m['unanswered'] == {'ConnectTimeout': m['asked']}),
-        Goal('at the timeout', lambda m: m['limit_s'] <= m['unanswered_after_s'] < m['limit_s'] + LATE),
+        Goal('dropped connects fail with ConnectTimeout', lambda m: m['unanswered'] == {'ConnectTimeout': m['asked']}),
+        Goal('they fail at the timeout', lambda m: m['limit_s'] <= m['unanswered_after_s'] < m['limit_s'] + LATE),
     )
 
     def measure(self, run):
@@ -196,24 +198,24 @@ class NoWayIn(OverNetwork):
         return found['errors'], found['seconds']
 
 
-ENDLESS = 10**12  # bytes: more than can be sent meanwhile
+ENDLESS = 10**12  # bytes: more than can be sent during the case
 LIMITS = {'write': 'WriteTimeout', 'read': 'ReadTimeout', 'idle': 'IdleTimeout'}
-# A host whose own device is down has no route to the other.
+# A host whose own device is down has no route to the other host.
 GONE = {'TimeoutError', 'OSError'}
 
 
 class DeadPeer(OverNetwork):
-    """Connections with one time limit each, on a link that fails for good.
+    """Connections on a link that fails permanently; each connection has a single time limit.
 
-    limit      seconds of the read, write and idle timeouts
+    limit      read, write and idle timeout in seconds
     keepalive  the option of `connect_tcp` for the silent connections, with about the same limit
-    unlimited  whether to have connections without a limit too, which TCP ends after half a minute, as it is set here
+    unlimited  whether to also open connections without a limit; TCP, as configured here, ends them after half a minute
     """
 
     name, seconds = 'M11-dead', 60
-    title = 'a link fails for good, under connections with a time limit each'
-    each = 4  # connections of each kind
-    before = 2  # seconds until the link fails
+    title = 'a link fails permanently; each connection has a single time limit'
+    each = 4  # connections with each kind of limit
+    before = 2  # seconds before the link fails
 
     def __init__(self, limit=5, keepalive=(2, 1, 3), unlimited=True):
         self.keepalive = keepalive
@@ -224,9 +226,9 @@ class DeadPeer(OverNetwork):
         self.goals = (
             SAME,
             Goal('every connection ends with an error', lambda m: m['unexplained_ends'] == m['hung'] == 0),
-            Goal('with the error of its time limit', lambda m: m['other_errors'] == {}),
+            Goal('the error is that of its time limit', lambda m: m['other_errors'] == {}),
             Goal(
-                f'at most {LATE} s after its limit of {limit} s',
+                f'every connection ends at most {LATE} s after its limit of {limit} s',
                 lambda m: max(m[f'{kind}_after_s'] for kind in (*LIMITS, 'silent')) < limit + LATE,
             ),
         )
@@ -246,7 +248,7 @@ class DeadPeer(OverNetwork):
         return {**found, **self.ends(exchange.ends, down.done)}
 
     def ends(self, sides, since):
-        """Return, for each kind, when the last connection ended, and the errors that are not those of the kind."""
+        """Return, for each kind of limit, when the last connection ended, and the errors that do not belong to it."""
         after, others = {}, {}
         for end in (end for side in sides for end in side.values()):
             kind = list(self.kinds)[(end['port'] - FIRST_PORT) // self.each]
@@ -258,10 +260,10 @@ class DeadPeer(OverNetwork):
 
 MIXED = {
     'relay': {'seed': SEED, 'delay': 0.02, 'loss': 0.01, 'reorder': 0.1, 'late': 0.01, 'duplicate': 0.02},
-    'proof': Goal('packets were lost, late and doubled', lambda m: min(m['lost'], m['late'], m['doubled']) > 0),
+    'proof': Goal('packets were lost, delayed and doubled', lambda m: min(m['lost'], m['late'], m['doubled']) > 0),
 }
 NETWORK = [
-    Transfer('M11-clean', '20 GB between two hosts, no packet is lost', 60, size=20 * GB, count=32, packets=False),
+    Transfer('M11-clean', '20 GB between two hosts, without faults', 60, size=20 * GB, count=32, packets=False),
     Transfer(
         'M11-loss1', '20 GB, 1 % of the packets lost each way', 400, size=20 * GB, count=32, loss=0.01, proof=lost(0.01)
     ),
@@ -287,26 +289,26 @@ NETWORK = [
     ),
     Transfer(
         'M11-reorder',
-        '200 MB, a quarter of the packets up to 10 ms late, after others',
+        '200 MB, a quarter of the packets up to 10 ms late, so that others overtake them',
         30,
         relay={'seed': SEED, 'reorder': 0.25, 'late': 0.01},
-        proof=about(0.25, 'late', 'a quarter of the packets was late'),
+        proof=about(0.25, 'late', 'a quarter of the packets arrived late'),
     ),
     Transfer(
         'M11-double',
         '200 MB, 10 % of the packets arrive twice',
         30,
         relay={'seed': SEED, 'duplicate': 0.1},
-        proof=about(0.1, 'doubled', 'a tenth of the packets was doubled'),
+        proof=about(0.1, 'doubled', 'a tenth of the packets arrived twice'),
     ),
     Transfer('M11-mixed', '200 MB, packets delayed by 20 ms, 1 % lost, 10 % late, 2 % doubled', 60, count=32, **MIXED),
-    Transfer('M11-tls', '200 MB over TLS on such a link', 60, count=256, tls=True, **MIXED),
+    Transfer('M11-tls', '200 MB over TLS, with the faults of M11-mixed', 60, count=256, tls=True, **MIXED),
     Transfer(
         'M11-mtu',
         '200 MB in packets of at most 576 bytes',
         30,
         mtu=576,
-        proof=Goal('no packet was larger', lambda m: m['GB'] * GB / m['packets'] < 576),
+        proof=Goal('no packet was larger than 576 bytes', lambda m: m['GB'] * GB / m['packets'] < 576),
     ),
     Interrupted(
         'M11-down',

@@ -1,7 +1,7 @@
-"""One run of `transfer` on both hosts of a faulty network: start it, switch the faults, judge the result.
+"""One run of `transfer` on both hosts of a faulty network: start it, turn faults on and off, and judge the result.
 
-Neither side is trusted alone. What one side received is compared with what the other says it sent or, where a
-connection broke, with what it should have sent. An end that neither side reports is counted.
+Neither side is trusted alone. The data that one side received is compared with what the other side says that it sent
+or, if the connection broke, with what it should have sent. A connection end that is not reported is counted.
 """
 
 import time
@@ -12,8 +12,8 @@ from perf.faults.child import Child
 from .namespaces import HOSTS
 from .transfer import FIRST_PORT, Pattern
 
-LOOK_EVERY = 0.05  # seconds
-QUIET = 3  # looks without an open connection, after which no other can follow
+LOOK_EVERY = 0.05  # seconds between two looks at both sides
+QUIET = 3  # looks without an open connection after which no further connection can follow
 CONNECTOR, LISTENER = 0, 1  # numbers of the hosts
 
 
@@ -23,11 +23,11 @@ def stream(size, hold=False, **timeouts):
 
 
 class Step:
-    """Something that is done during an exchange, after the steps before it.
+    """An action during an exchange; it is taken after the steps before it.
 
-    act    a callable that does it
-    share  the share of the bytes that must have arrived before
-    after  seconds to wait after that
+    act    called to take the action
+    share  the share of the bytes that must have arrived first
+    after  seconds to wait after they have arrived
     """
 
     def __init__(self, act, share=0.0, after=0.0):
@@ -37,7 +37,7 @@ class Step:
         self.reached = self.done = None  # readings of the monotonic clock, which all processes share
 
     def look(self, share):
-        """Do it if it is time; return whether it is done."""
+        """Take the action if it is time; return whether it has been taken."""
         now = time.monotonic()
         if self.reached is None and share >= self.share:
             self.reached = now
@@ -48,11 +48,11 @@ class Step:
 
 
 class Exchange:
-    """One run; `run` returns when all connections have ended or were aborted after the timeout.
+    """One run; `run` returns when all connections have ended, or have been aborted after the timeout.
 
     timeout          seconds for the whole run
     connect_timeout  seconds for each connect
-    keepalive        the option of `connect_tcp`, for both sides
+    keepalive        the option of `connect_tcp`, used on both sides
     tls              whether to use TLS
     steps            `Step`s, in order
     progress         called like `Run.progress`
@@ -93,7 +93,7 @@ class Exchange:
                 self.ends = [{end['port']: end for end in side.ask('ends')} for side in (connector, listener)]
 
     def watch(self, *sides):
-        """Watch both sides until neither has a connection; abort the rest after the timeout."""
+        """Watch both sides until neither has a connection; after the timeout, abort the connections that remain."""
         began, quiet = time.monotonic(), 0
         while quiet < QUIET:
             looks = [side.ask('look') for side in sides]
@@ -139,7 +139,7 @@ class Exchange:
         )
 
     def unexplained(self):
-        """Count ends that are neither a success nor a stated error: not reported, or good without all bytes."""
+        """Count the ends that were not reported, and those reported as a success without all bytes."""
         count = len(self.streams) - len(self.ends[CONNECTOR])
         for port, end in self.ends[CONNECTOR].items():
             other = self.ends[LISTENER].get(port)
@@ -149,7 +149,7 @@ class Exchange:
         return count
 
     def differing(self):
-        """Count the streams, two for each connection, whose received bytes differ from those sent."""
+        """Count the streams (two for each connection) whose received bytes differ from the bytes sent."""
         differing = 0
         for host, other_role in (CONNECTOR, 'listen'), (LISTENER, 'connect'):
             for port, end in self.ends[host].items():

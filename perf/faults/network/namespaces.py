@@ -1,7 +1,7 @@
-"""Two hosts in one machine: network namespaces, with a link between them that can be made faulty.
+"""Two simulated hosts: network namespaces, with a link between them that can be made faulty.
 
-All devices, rules and processes live inside the two namespaces, so removing these removes everything. That is done
-however a measurement ends, and what a killed one has left is removed before the next.
+All devices, rules and processes live inside the two namespaces, so removing the namespaces removes everything. They are
+removed however a measurement ends. If it was killed, they are removed before the next measurement.
 """
 
 import contextlib
@@ -20,21 +20,25 @@ from perf.faults.child import Child
 NEEDS = {'ip': 'iproute2', 'tc': 'iproute2', 'iptables-legacy': 'iptables'}
 HOSTS = ('10.99.0.1', '10.99.0.2')
 DEVICE = 'link0'
-URGENT = 'nice', '-n', '-10'  # a relay that waits for a processor would delay packets more than configured
-COMMAND_TIME = 20  # seconds that a command may take
-QUEUE = 2000  # packets that may wait at a device
+URGENT = (
+    'nice',
+    '-n',
+    '-10',
+)  # for the relay: if it had to wait for a processor, it would delay packets more than configured
+COMMAND_TIME = 20  # seconds within which a command must end
+QUEUE = 2000  # length of a device's queue in packets
 LOSE = 'iptables-legacy -A INPUT -m statistic --mode random --probability {:g} -j DROP'
 
 
 def missing():
-    """Return why no such network can be made here, or None."""
+    """Return why no such network can be set up here, or None."""
     if sys.platform != 'linux':
-        return f'network namespaces need Linux, this is {sys.platform}'
+        return f'network namespaces need Linux; this is {sys.platform}'
     absent = sorted({package for command, package in NEEDS.items() if shutil.which(command) is None})
     if absent:
-        return f'commands are missing: apt-get install {" ".join(absent)}'
+        return f'commands are not installed: apt-get install {" ".join(absent)}'
     if os.geteuid() != 0:
-        return 'only root can make namespaces, devices and rules: run it as root'
+        return 'only root can create namespaces, devices and rules: run this as root'
     with lock('probe', wait=True):
         try:
             remove('reactor-probe')
@@ -49,7 +53,7 @@ def missing():
 
 
 def call(line, text=None):
-    """Run a command with `text` on its standard input; return its output. Raise `Failed` with its message."""
+    """Run a command with `text` on its standard input; return its output. Raise `Failed` if it fails."""
     done = subprocess.run(line.split(), input=text, capture_output=True, text=True, timeout=COMMAND_TIME, check=False)
     if done.returncode:
         raise Failed(f'`{line}`: {(done.stderr or done.stdout).strip()}')
@@ -57,7 +61,7 @@ def call(line, text=None):
 
 
 class Network:
-    """A pair of hosts, numbered 0 and 1, with a link between them. Made by `network`."""
+    """A pair of hosts, numbered 0 and 1, with a link between them. `network` creates it."""
 
     def __init__(self, tag):
         self.names = tuple(f'reactor-{tag}-{host}' for host in (0, 1))
@@ -106,7 +110,7 @@ class Network:
                     self.on(host, f'tee {path}', str(value))
 
     def lose(self, share):
-        """Lose this share of all packets, in both directions."""
+        """Drop this share of all packets, in both directions."""
         for host in (0, 1):
             self.on(host, LOSE.format(share))
 
@@ -132,14 +136,14 @@ class Network:
 
 @contextlib.contextmanager
 def network(tag='faults', *, mtu=1500, packets=True, rate=None, relay=None):
-    """Make a `Network` and remove it afterwards.
+    """Create a `Network`, and remove it at the end of the `with` block.
 
-    tag      part of its names: a second network with the same tag is refused
-    mtu      bytes of a packet
-    packets  True: packets are no larger than that. False: the kernel passes on pieces of 64 KiB, which is faster, but
-             a lost piece is lost as a whole, unlike on a wire
-    rate     speed of the link in the notation of `tc` ('100mbit'); None is unlimited
-    relay    a dict: the link is `relay.carry` with these arguments
+    tag      part of the namespaces' names: a second network with the same tag is refused
+    mtu      largest size of a packet in bytes
+    packets  True: no packet is larger than `mtu`. False: the kernel passes on pieces of 64 KiB, which is faster, but a
+             lost piece is lost as a whole, unlike on a wire
+    rate     speed of the link in the notation of `tc` ('100mbit'); None means unlimited
+    relay    a dict of arguments for `relay.carry`, which then carries the packets; None: a plain link
     """
     made = Network(tag)
     with lock(tag), terminated_as_an_exception(), contextlib.ExitStack() as stack:
@@ -156,7 +160,7 @@ def network(tag='faults', *, mtu=1500, packets=True, rate=None, relay=None):
 
 
 def remove(name):
-    """Remove a namespace with its processes and devices, if there is one of this name."""
+    """Remove a namespace with its processes and devices, if it exists."""
     if name in (line.split()[0] for line in call('ip netns list').splitlines()):
         for pid in call(f'ip netns pids {name}').split():
             with contextlib.suppress(ProcessLookupError):
@@ -166,7 +170,7 @@ def remove(name):
 
 @contextlib.contextmanager
 def lock(tag, wait=False):
-    """Hold the lock for the names of this tag. The kernel releases it however its owner ends."""
+    """Hold the lock on this tag during the `with` block. The kernel releases it however its owner ends."""
     path = Path(f'/run/reactor-{tag}.lock')
     with path.open('w') as file:
         try:
@@ -178,7 +182,7 @@ def lock(tag, wait=False):
 
 @contextlib.contextmanager
 def terminated_as_an_exception():
-    """Turn SIGTERM into `SystemExit`, so that everything is removed."""
+    """Turn SIGTERM into `SystemExit`, so that the namespaces are removed."""
 
     def leave(signum, frame):
         raise SystemExit(128 + signum)

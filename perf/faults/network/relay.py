@@ -1,8 +1,8 @@
 """A relay between two hosts that loses, delays, duplicates and reorders packets, like the kernel's netem.
 
-It is used where there is netem too, because netem does not say how many packets it delayed or duplicated. Packets pass
-unchanged between two TUN devices, or not at all. What happens to the n-th packet of a direction depends on the seed and
-on n alone.
+The relay is used even where netem exists, because netem does not report how many packets it delayed or duplicated.
+Packets pass unchanged between two TUN devices, or are lost. What happens to the n-th packet of a direction depends only
+on n and the seed.
 """
 
 import fcntl
@@ -15,18 +15,18 @@ import time
 
 TUNSETIFF, IFF_TUN, IFF_NO_PI = 0x400454CA, 0x0001, 0x1000
 STDIN = 0
-LARGEST = 65536  # bytes of a packet
-BATCH = 256  # packets read from one device before the other is served
-WAITING = 100_000  # packets that may be in transit in one direction; further ones are lost
+LARGEST = 65536  # bytes of the largest packet
+BATCH = 256  # packets read from one device before the other device is served
+WAITING = 100_000  # packets that may be in transit in one direction; further packets are lost
 
 
 class Faults:
-    """What happens to the packets of one direction.
+    """The faults that affect the packets of one direction.
 
     loss       share of the packets that are lost
-    delay      seconds that each packet is in transit
-    reorder    share of the packets that take longer, so that later ones overtake them
-    late       the most seconds by which they take longer, evenly distributed
+    delay      seconds for which each packet is in transit
+    reorder    share of the packets that take longer, so that later packets overtake them
+    late       maximum of the additional seconds, which are evenly distributed
     duplicate  share of the packets that arrive twice
     """
 
@@ -40,10 +40,10 @@ class Faults:
         self.counts = dict.fromkeys(('packets', 'lost', 'late', 'doubled', 'overflowed'), 0)
 
     def times(self):
-        """Return the delays of the next packet in seconds: one, two for a duplicate, or none if it is lost."""
+        """Return the delays of the next packet's copies in seconds: two if it is duplicated, none if it is lost."""
         counts, dice = self.counts, self.random
         counts['packets'] += 1
-        # Draw the same numbers for each packet, so that one fault does not change what another does.
+        # Draw all numbers for every packet, so that one fault does not change which packets another fault affects.
         lost, late, how_late, doubled = dice(), dice(), dice(), dice()
         if lost < self.loss:
             counts['lost'] += 1
@@ -59,7 +59,7 @@ class Faults:
 
 
 class Line:
-    """The packets in transit in one direction, by due time; packets due together keep their order."""
+    """The packets in transit in one direction, ordered by due time; packets due together keep their order."""
 
     def __init__(self, faults, waiting=WAITING):
         self.faults = faults
@@ -88,14 +88,16 @@ class Line:
 
 
 def open_tun():
-    """Make a TUN device; return (descriptor, name). The device is removed when the descriptor is closed."""
+    """Create a TUN device; return (descriptor, name). The device is removed when the descriptor is closed."""
     fd = os.open('/dev/net/tun', os.O_RDWR | os.O_NONBLOCK)
     answer = fcntl.ioctl(fd, TUNSETIFF, struct.pack('16sH22x', b'relay%d', IFF_TUN | IFF_NO_PI))
     return fd, answer[:16].rstrip(b'\0').decode()
 
 
 def carry(control, seed, **faults):
-    """Carry packets between two new TUN devices, whose names are sent first; they may be moved to other namespaces.
+    """Create two TUN devices, send their names to the parent, and carry packets between them.
+
+    The parent may move the devices to other namespaces.
 
     faults  the arguments of `Faults`, the same for both directions
     """
@@ -110,7 +112,7 @@ def carry(control, seed, **faults):
 
 
 def forward(tuns, lines, control, commands):
-    """Forward packets and answer `commands` on standard input, until that ends."""
+    """Forward packets, and answer `commands` on standard input until end of file."""
     with selectors.DefaultSelector() as selector:
         selector.register(STDIN, selectors.EVENT_READ)
         for side, tun in enumerate(tuns):
@@ -135,7 +137,7 @@ def receive(tun, line, now):
         try:
             packet = os.read(tun, LARGEST)
         except OSError:
-            return  # no more now, or the device is down; it is reported ready when it is up again
+            return  # no more packets, or the device is down; the selector reports it when it is up again
         line.put(now, packet)
 
 

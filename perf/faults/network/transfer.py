@@ -1,7 +1,7 @@
-"""One side of a faulty network: connections over which both ends send at the same time and hash everything.
+"""One side of a faulty network: connections on which both ends send at the same time, and hash all data.
 
-All data can be computed again from a seed, so what arrived can be judged even if the connection broke. Every connection
-is reported; those that had to be aborted at the timeout are reported as `hung`.
+All data can be computed again from a seed, so received data can be checked even if the connection broke. Every
+connection is reported; connections that had to be aborted at the timeout are reported as `hung`.
 """
 
 import hashlib
@@ -12,16 +12,18 @@ import tempfile
 
 import reactor
 
-CHUNK = 1 << 16  # bytes of one write
-BURST = 2  # writes in one turn
-PORT = 5000  # of the listener
-FIRST_PORT = 10000  # the first connection comes from this port, the second from the next: both sides know which it is
+CHUNK = 1 << 16  # bytes in one write
+BURST = 2  # most writes in one turn
+PORT = 5000  # port of the listener
+FIRST_PORT = (
+    10000  # local port of the first connection; the second has the next port, and so on: both sides can identify them
+)
 SEED = 20
 HEARTBEAT = 60  # seconds between two calls of a timer that keeps a side without connections running
 
 
 class Pattern:
-    """Endless bytes in chunks that all differ, so a lost, duplicated or reordered chunk changes the hash."""
+    """Endless bytes in chunks that are all different, so a lost, duplicated or reordered chunk changes the hash."""
 
     def __init__(self, role, port):
         self.block = random.Random(f'{SEED} {role} {port}').randbytes(2 * CHUNK)
@@ -62,7 +64,7 @@ class End:
         self.fill(conn)
 
     def fill(self, conn):
-        """Write until `write` returns False, BURST chunks in a turn; then send EOF, unless it is held open."""
+        """Write until `write` returns False, at most BURST chunks in a turn; at the end send EOF, unless held open."""
         total = self.stream['bytes']
         for _ in range(BURST):
             if conn.closed or self.sent == total:
@@ -110,14 +112,14 @@ class End:
         )
 
     def moves(self):
-        """Record how long nothing happened, now that bytes moved or the connection ended."""
+        """Record the length of a stall, now that bytes were transferred or the connection ended."""
         now = self.r.now
         self.stall = max(self.stall, now - self.moved)
         self.moved = now
 
 
 class Side:
-    """All connections of one process."""
+    """All connections in one process."""
 
     def __init__(self, r, role, streams, keepalive, tls):
         self.r = r
@@ -150,7 +152,7 @@ class Side:
             self.open[conn] = end
 
     def look(self):
-        """Return the progress: bytes received, and connections open."""
+        """Return the progress: the bytes received, and how many connections are open."""
         return {'received': self.received, 'open': len(self.open)}
 
     def ends(self):
@@ -167,7 +169,7 @@ class Side:
 def listen(control, streams, host, keepalive, tls):
     """Run the side that listens at `host`.
 
-    streams    for each connection, what `exchange.stream` returns
+    streams    for each connection, a dict as returned by `exchange.stream`
     keepalive  the option of `listen_tcp`
     tls        whether to use TLS
     """
