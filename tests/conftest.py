@@ -96,7 +96,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         '--interrupts-whole',
         action='store_true',
-        help='raise KeyboardInterrupt at each line of the package that a program reaches, instead of a sample: "pytest '
+        help='deliver SIGINT at each line of the package that a program reaches, instead of a sample: "pytest '
         '--interrupts-whole tests/laws/test_interrupt_sweep.py", in two processes, about ten minutes',
     )
     parser.addoption(

@@ -26,7 +26,7 @@ counted = pytest.mark.skipif(sys.platform != 'linux', reason='only Linux counts 
 
 
 def listen(r, log=None, **options):
-    """A listener with limits, and the connections that `on_connect` was called with."""
+    """Make a listener with limits; returns it and a list, to which `on_connect` adds each connection."""
     log = Log() if log is None else log
     conns = []
 
@@ -39,7 +39,7 @@ def listen(r, log=None, **options):
 
 
 def connect(sockets, listener, host=HERE):
-    """Connect a client from this address."""
+    """Connect a client from the address `host`."""
     sock = sockets.track(socket.socket())
     sock.bind((host, 0))
     sock.connect(listener.address)
@@ -199,7 +199,7 @@ def test_the_limit_per_address_applies_to_each_address_alone(r, sockets):
 
 def test_a_client_that_cannot_be_registered_is_not_counted():
     limits = Limits(per_address=1)
-    for count in range(3, 9):  # one of the registrations is that of the accepted connection
+    for count in range(3, 9):  # one of these registrations is for the accepted connection
         with Reactor(kernel=FailingKernel('register', errno.ENOMEM, count)) as r:
             conns = []
             r.listen_tcp('10.0.0.1', 80, on_connect=conns.append, limits=limits)
@@ -298,7 +298,7 @@ def test_tokens_grow_to_the_burst_and_no_further():
 
 
 def through_proxy(r, sockets, listener, source, v6=False, wait=True):
-    """A client that a proxy announces with the address `source`."""
+    """Connect as a proxy whose header says that the client is at `source`."""
     client = sockets.connect(listener.address)
     body = ends6(source) if v6 else ends4(source)
     client.send(v2(family=0x21 if v6 else 0x11, body=body))
@@ -320,7 +320,7 @@ def test_at_most_max_addresses_are_remembered(fake, sockets):
     assert repr(limits) == '<Limits: 0 connections, 0 addresses, 10 gone>'
     through_proxy(fake, sockets, listener, '10.0.0.29')
     assert fake.stats().refused_rate == 1
-    through_proxy(fake, sockets, listener, '10.0.0.1')  # this address is forgotten, so it counts as new
+    through_proxy(fake, sockets, listener, '10.0.0.1')  # this address was forgotten, so it counts as new
     assert (fake.stats().refused_rate, len(conns)) == (1, 31)
     assert repr(limits) == '<Limits: 1 connections, 1 addresses, 9 gone>'
     listener.close()
@@ -472,7 +472,7 @@ def test_a_connection_ends_with_its_lifetime(kernel, fake, sockets):
 
 
 class Pace:
-    """A server with a minimum rate, one client of it, and a clock that the test moves."""
+    """A server with a minimum rate, one client of this server, and a clock that the test moves."""
 
     def __init__(self, fake, kernel, sockets, **options):
         self.r, self.kernel, self.log = fake, kernel, Log()
@@ -483,13 +483,13 @@ class Pace:
         self.conn = conns[0]
 
     def second(self):
-        """Let one second pass, and run what is due."""
+        """Let one second pass, and run the timers that are due."""
         turns(self.r, 2)
         self.kernel.time += 1
         turns(self.r, 2)
 
     def seconds_until_slow(self, each_second, most=60):
-        """Return after how many seconds the client is closed as too slow, or None for never."""
+        """Return the number of seconds until the client is closed as too slow, or None if it never is."""
         for count in range(1, most):
             each_second()
             self.second()

@@ -1,4 +1,4 @@
-"""The object that a program holds: its arguments, its names, calls from other threads, how it starts and ends."""
+"""The `Reactor` object: the names and arguments of its methods, calls from other threads, starting and closing."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ API = {
     # processes and paths
     *('spawn', 'watch_path'),
 }
-# What transports need from the loop. Internal, as the changelog says.
+# Attributes that the transports use. They are internal, as the changelog says.
 PARTS = {'watchers', 'timers', 'completions', 'counters', 'failures', 'guard', 'kernel', 'spins', 'streams'}
 
 
@@ -52,7 +52,7 @@ def nothing(*args: Any) -> None:
 
 
 def in_words(value: Any) -> str:
-    """The id of a parameter in a test's name."""
+    """Return the id of a parameter in the name of a test."""
     if isinstance(value, dict):
         return ','.join(f'{name}={each}' for name, each in value.items())
     if isinstance(value, type):
@@ -169,7 +169,7 @@ BAD_PATHS: list[tuple[Any, type[Exception]]] = [
 
 
 def refused_at_the_call(r: Reactor, error: Any, fn: Any, *args: Any, **options: Any) -> None:
-    """The call raises and leaves no handle, timer, completion or counted connection."""
+    """Check that the call raises and leaves no handle, timer, completion or counted connection."""
     with pytest.raises(error):
         fn(*args, **options)
     assert r.handles() == [] and len(r.timers) == 0 and not r.completions
@@ -559,7 +559,7 @@ def test_signal_handlers_can_be_added_in_the_main_thread_only():
 
 
 def from_another_thread(call: Any, **options: Any) -> BaseException | None:
-    """Make `call(r, conn, listener)` in another thread while the loop runs; returns the exception it raises."""
+    """Run `call(r, conn, listener)` in another thread while the loop runs; returns the exception that it raises."""
     raised: list[BaseException | None] = []
 
     def main(r: Reactor) -> None:

@@ -1,4 +1,4 @@
-"""What the library says about a mistake: what happened, with what the user gave, and what to do about it."""
+"""Error messages and warnings: they say what happened, show the value that the user passed, and say what to do."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ from tests.helpers.support import run_until, turns
 
 @pytest.fixture
 def r():
-    """One selector: what is said does not depend on it."""
+    """A reactor on the default selector only: messages do not depend on the selector."""
     with reactor.Reactor() as r:
         yield r
 
 
 def refusal(call, *args, **options) -> str:
-    """The message of the TypeError or ValueError with which a call is refused."""
+    """Return the message of the TypeError or ValueError that a call raises."""
     with pytest.raises((TypeError, ValueError)) as refused:
         call(*args, **options)
     return str(refused.value)
 
 
-# -- callbacks that cannot be called with what they will get
+# -- callbacks with the wrong number of arguments
 
 
 def one(first): ...
@@ -117,7 +117,7 @@ def test_every_method_that_takes_a_callback_checks_it(r, give):
     assert 'is called with (' in refusal(give, r, none)
 
 
-# -- something else than a callback
+# -- values that are not what was meant
 
 
 def test_a_function_that_was_called_instead_of_passed_is_recognised(r):
@@ -180,7 +180,7 @@ def test_a_server_without_a_certificate_is_named_as_the_reason(r):
     turns(r, 3)
 
 
-# -- exceptions of callbacks
+# -- exceptions in callbacks
 
 
 def failing(*args):
@@ -220,7 +220,7 @@ def test_equal_exceptions_of_clients_are_logged_once_a_second(kernel, fake, sock
         fail(failing)
     assert len(caplog.records) == 1
     fail(other)
-    assert len(caplog.records) == 2  # another callback, which nothing has reported yet
+    assert len(caplog.records) == 2  # another callback, whose exception has not been logged yet
     kernel.time += 1.5
     fail(failing)
     assert len(caplog.records) == 3
@@ -271,7 +271,7 @@ def test_debug_reports_slow_callbacks(caplog):
 # -- all messages
 
 PACKAGE = Path(reactor.__file__).parent
-# What a message without a value is about: there is only one such thing, or to show it would say nothing.
+# Parts of messages that need not show a value: only one value is possible, or it would explain nothing.
 NOTHING_TO_SHOW = [
     'is empty', 'at least one byte', 'not None', 'this ssl.SSLContext', 'its header', 'proxy_protocol is a list',
     'needs an address', 'only regular files', 'an abstract path', 'the key is encrypted', 'this is not JSON',
@@ -279,7 +279,7 @@ NOTHING_TO_SHOW = [
 
 
 def messages() -> Iterator[tuple[str, str, str, bool]]:
-    """(place, class, text, whether it shows a value) of each error of the package, simulation and demo apart."""
+    """Generate (place, class, text, whether it shows a value) for each error outside of simulation and demo."""
     for path in sorted(PACKAGE.rglob('*.py')):
         place = path.relative_to(PACKAGE)
         if place.parts[0] in ('testing', 'demo'):
@@ -297,7 +297,7 @@ def messages() -> Iterator[tuple[str, str, str, bool]]:
 def test_each_error_that_is_raised_says_more_than_a_name():
     found = list(messages())
     assert len(found) > 200
-    # `SystemExit` ends a worker, and a function that makes the error has the words.
+    # `SystemExit` only ends a worker, and `_cut_short` is a function that has the text of the error that it makes.
     made_here = [
         (place, text, shows) for place, kind, text, shows in found if kind not in ('SystemExit', 'self._cut_short')
     ]

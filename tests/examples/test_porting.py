@@ -1,4 +1,4 @@
-"""The porting guides: the programs before and after behave the same for the same clients, and the guides quote them."""
+"""The porting guides: each original and its port behave the same for the same clients, and the guides quote both."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ BLOCKS = [
     for guide in GUIDES
     for found in re.findall(r'^```(\w*)\n(.*?)^```$', guide.read_text(), re.MULTILINE | re.DOTALL)
 ]
-# Tornado 4 cannot be installed next to the present Tornado, so it has a folder of its own.
+# Tornado 4 cannot be installed next to the current Tornado, so it has its own folder.
 TORNADO_4 = Path(os.environ.get('TORNADO_4', EXAMPLES.parent / '.venv-tornado4'))
 
-unix_signals = pytest.mark.skipif(sys.platform == 'win32', reason='Windows has no SIGTERM for a child')
+unix_signals = pytest.mark.skipif(sys.platform == 'win32', reason='Windows cannot send SIGTERM to a child')
 has_asyncore = pytest.mark.skipif(sys.version_info >= (3, 12), reason='Python 3.12 and later have no asyncore')
 has_tornado_4 = pytest.mark.skipif(
     sys.version_info >= (3, 12) or not (TORNADO_4 / 'tornado').is_dir(),
@@ -50,14 +50,14 @@ def both(before, mark, after):
 def program(name, *options):
     """Run a ported example or its original, with warnings off.
 
-    The originals warn about deprecated modules, and asyncio about slow callbacks.
+    The originals use deprecated modules, and asyncio warns about slow callbacks.
     """
     with example(f'porting/{name}', '--port', '0', *options, warnings='ignore', mode='utf8') as (process, port):
         yield process, port
 
 
 def rest(sock):
-    """Everything that arrives until the end, which may be a reset."""
+    """Return everything that arrives until the connection ends, possibly with a reset."""
     received = b''
     try:
         while piece := sock.recv(65536):
@@ -234,7 +234,7 @@ def test_a_program_says_where_it_listens_and_ends_cleanly(name, signum, monkeypa
 
 
 def test_the_originals_are_programs_of_their_own():
-    """The originals are never imported: tests run them in processes of their own, only to compare."""
+    """Tests run the originals only for comparison, in their own processes."""
     originals = {path.stem for path in ORIGINALS}
     assert {'asyncio_original', 'tornado_original', 'asyncore_original'} <= originals
     imported = re.compile(rf'^\s*(?:from|import)\s.*\b({"|".join(originals)})\b', re.MULTILINE)
@@ -285,7 +285,7 @@ def test_there_is_a_guide_for_each():
 
 
 def test_a_wrong_guide_is_detected(tmp_path):
-    """The checks of the blocks and of the names can fail."""
+    """The checks of code blocks and names can fail."""
     guide = tmp_path / 'guide.md'
     (tmp_path / 'echo.py').write_text('import reactor\n')
     guide.write_text('[echo](echo.py)\n```python\nimport nothing\n```\n`conn.wrong` | `r.right`\n')

@@ -1,4 +1,4 @@
-"""The key-value server among the examples: its answers, its limits, and Redis' own clients. Debian: redis-tools."""
+"""The key-value server among the examples: its answers and limits, and Redis' own clients (Debian: redis-tools)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def port():
 
 @pytest.fixture
 def ask(port):
-    """A function that sends bytes and compares the answer byte for byte."""
+    """A function that sends bytes, and compares the answer with the expected bytes."""
     with client(port) as sock:
 
         def ask(sent, expected):
@@ -37,13 +37,13 @@ def ask(port):
 
 
 def command(*arguments):
-    """A command as clients encode it."""
+    """Encode a command in the way that clients do."""
     sized = b''.join(b'$%d\r\n%b\r\n' % (len(argument), argument) for argument in arguments)
     return b'*%d\r\n%b' % (len(arguments), sized)
 
 
 def ended(port, sent):
-    """Send these bytes, and return everything that the server sends until it closes."""
+    """Send these bytes, and return everything that the server sends until it closes the connection."""
     with client(port) as sock:
         sock.sendall(sent)
         return read_to_end(sock)
