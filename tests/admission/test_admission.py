@@ -218,7 +218,7 @@ def test_a_client_that_cannot_be_registered_is_not_counted():
 
 
 @pytest.mark.scenario(174)
-def test_one_address_connects_as_often_as_its_tokens_allow(kernel, fake, sockets):
+def test_an_address_can_connect_while_it_has_tokens(kernel, fake, sockets):
     listener, conns = listen(fake, limits=Limits(connect_rate=(2, 3)))
 
     def connect_many(count, host=HERE):
@@ -240,7 +240,7 @@ def test_one_address_connects_as_often_as_its_tokens_allow(kernel, fake, sockets
     assert fake.stats().refused_rate == 2 + 2 + 2 + 1 + 2
 
 
-def test_a_request_is_allowed_as_often_as_the_tokens_of_its_address(kernel, fake, sockets):
+def test_requests_are_allowed_while_their_address_has_tokens(kernel, fake, sockets):
     limits = Limits(request_rate=(1, 2))
     listener, conns = listen(fake, limits=limits)
     for _ in range(2):
@@ -439,7 +439,7 @@ def test_behind_a_proxy_an_exception_of_the_hook_ends_the_connection(r, sockets,
     assert 'ZeroDivisionError' in caplog.text
 
 
-def test_listeners_with_limits_and_with_a_proxy_are_of_one_class(r, sockets):
+def test_listeners_with_limits_and_behind_a_proxy_share_one_class(r, sockets):
     assert type(r.listen_tcp(HERE, 0)) is Listener
     kinds = [r.listen_tcp(HERE, 0, limits=Limits()), r.listen_tcp(HERE, 0, proxy_protocol=['::1'])]
     assert len({type(listener) for listener in kinds}) == 1
@@ -578,7 +578,7 @@ def test_a_client_that_is_not_read_is_not_slow(pace):
 
 
 @counted
-def test_a_client_that_is_not_read_is_not_slow_while_bytes_wait_for_it_either(pace):
+def test_a_client_that_is_not_read_is_not_slow_even_while_bytes_wait_for_it(pace):
     paused = pace()
     paused.conn.pause_reading()
     paused.conn.write(b'x' * 16_000_000)
@@ -679,7 +679,7 @@ class Gone:
 
 
 @counted
-def test_the_rate_is_checked_four_times_in_a_grace(pace):
+def test_the_rate_is_checked_four_times_in_a_grace_period(pace):
     fast = pace(grace=100)
     checks = []
     counts = fast.kernel.tcp_counts

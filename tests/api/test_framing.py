@@ -1,4 +1,4 @@
-"""Framing: the same messages for any chunks; limits; cost; and callbacks that close, pause, raise or switch framings."""
+"""Framing: any chunks, limits, cost, and callbacks that close, pause, raise or switch to another framing."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def test_a_search_that_found_nothing_does_not_affect_another(data, cuts):
         (b'', Frames.exactly, (11,)),
     ],
 )
-def test_a_message_over_the_limit_raises_as_soon_as_it_is_certain(fed, take, args):
+def test_a_message_over_the_limit_raises_as_soon_as_the_excess_is_certain(fed, take, args):
     frames = Frames(10)
     frames.feed(fed)
     for _ in range(2):  # a second call skips nothing
@@ -221,7 +221,7 @@ def test_a_search_starts_where_the_last_one_ended(take, args):
         assert len(frames) - frames._searched < 4
 
 
-def test_ten_megabytes_in_small_chunks_move_each_byte_a_few_times_only():
+def test_each_byte_of_ten_megabytes_in_small_chunks_is_moved_only_a_few_times():
     size = 10 << 20
     frames = Frames(size)
     frames.feed(b'xx')
@@ -816,7 +816,7 @@ def test_another_on_data_that_replaced_a_framing_between_two_turns_is_called(r, 
     end(r, conn)
 
 
-def test_everything_received_before_sending_failed_is_delivered_however_much_it_is(scripted):
+def test_everything_received_before_sending_failed_is_delivered_even_over_several_turns(scripted):
     r, make = scripted
     log = Log()
 

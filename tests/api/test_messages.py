@@ -72,7 +72,7 @@ LINE = one.__code__.co_firstlineno
         ('on_accept_error', one, '(listener, exc)', 'takes 1 argument'),
     ],
 )
-def test_a_callback_with_the_wrong_number_of_arguments_is_refused_when_it_is_given(r, name, fn, signature, takes):
+def test_a_callback_with_the_wrong_number_of_arguments_is_refused_at_the_call(r, name, fn, signature, takes):
     message = refusal(r.listen_tcp, '127.0.0.1', 0, **{name: fn})
     assert f'{name} is called with {signature}' in message and takes in message
     assert fn.__qualname__ in message and re.search(r'test_messages\.py:\d+', message)
@@ -127,7 +127,7 @@ def test_a_function_that_was_called_instead_of_passed_is_recognised(r):
     assert 'called instead' not in refusal(r.call_soon, 'x')
 
 
-def test_a_deadline_by_the_wrong_clock_is_warned_of(r):
+def test_a_deadline_by_the_wrong_clock_causes_a_warning(r):
     with pytest.warns(RuntimeWarning, match=r'call_at\(.*r\.now.*time\.time\(\)') as warned:
         timer = r.call_at(time.time() + 1, none)
     assert warned[0].filename == __file__
@@ -160,7 +160,7 @@ def test_a_host_with_a_port_or_brackets_is_taken_apart_in_the_message(r, host, c
 # -- TLS
 
 
-def test_a_server_is_told_how_to_make_a_context(r):
+def test_the_message_explains_how_to_make_a_context_for_a_server(r):
     message = refusal(r.listen_tcp, '127.0.0.1', 0, ssl=True)
     assert 'True' in message and 'load_cert_chain' in message
     message = refusal(r.listen_tcp, '127.0.0.1', 0, ssl=ssl.create_default_context())
@@ -230,7 +230,7 @@ def test_equal_exceptions_of_clients_are_logged_once_a_second(kernel, fake, sock
 # -- reactors
 
 
-def test_a_reactor_that_was_forgotten_is_warned_of():
+def test_a_forgotten_reactor_causes_a_warning():
     def forget():
         r = reactor.Reactor()
         r.listen_tcp('127.0.0.1', 0)
@@ -243,7 +243,7 @@ def test_a_reactor_that_was_forgotten_is_warned_of():
     assert 'with 1 handle, such as <Listener' in message and 'call run()' in message
 
 
-def test_a_reactor_that_was_run_or_closed_or_holds_nothing_is_not_warned_of():
+def test_a_reactor_that_was_run_or_closed_or_holds_nothing_causes_no_warning():
     with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter('always')
         reactor.Reactor().close()
@@ -323,7 +323,7 @@ def test_each_closed_handle_says_what_to_do():
 
 
 @pytest.mark.parametrize('path', sorted(PACKAGE.rglob('*.py')), ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_warnings_go_to_the_line_of_the_caller(path):
+def test_warnings_name_the_line_of_the_caller(path):
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Call) and ast.unparse(node.func) == 'warnings.warn':
             assert {'stacklevel'} <= {keyword.arg for keyword in node.keywords}

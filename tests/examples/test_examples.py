@@ -136,7 +136,7 @@ def test_an_example_is_short_and_says_what_to_run_and_what_is_printed(path):
     assert len(text.split('"""', 2)[2].splitlines()) <= LONGER.get(path.name, 66)
 
 
-def test_the_readme_of_the_examples_names_each_of_them():
+def test_the_readme_of_the_examples_lists_each_example():
     text = (EXAMPLES / 'README.md').read_text()
     for path in [*EXAMPLES.glob('*.py'), *(path.parent for path in EXAMPLES.glob('*/README.md'))]:
         assert f']({path.name}' in text, path.name
@@ -166,7 +166,7 @@ def test_a_server_says_where_it_listens_and_ends_cleanly(name, signum, request, 
         check_end(name, signum, *options)
 
 
-def test_every_server_among_the_examples_is_tried():
+def test_every_server_among_the_examples_is_tested():
     servers = {path.name for path in EXAMPLES.glob('*.py') if "'listening on" in path.read_text().replace("f'", "'")}
     servers |= {path.name for path in EXAMPLES.glob('*.py') if 'serve.run' in path.read_text()}
     assert servers == {*SERVERS, 'http_server.py', 'websocket_chat.py'}  # two are in test_http_examples.py
@@ -429,7 +429,7 @@ def tail(*command):
 
 
 @pytest.mark.skipif(sys.platform == 'win32', reason='pipes of children cannot be watched on Windows')
-def test_process_tail_prefixes_lines_and_ends_as_its_command_ends():
+def test_process_tail_prefixes_lines_and_exits_like_its_command():
     process = tail('sh', '-c', 'echo one; echo two >&2; printf three; exit 7')
     printed, errors = process.communicate(timeout=20)
     assert process.returncode == 7 and not errors
@@ -453,7 +453,7 @@ def test_process_tail_reports_in_one_line_a_command_that_cannot_be_run():
 
 
 @SIGNALS
-def test_several_workers_echo_and_are_replaced_meanwhile():
+def test_several_workers_echo_and_are_replaced_on_sighup():
     with example('workers.py', '--port', '0', '--workers', '2') as (process, port), client(port) as first:
         greeting = read_until(first, b'\n')
         first.sendall(b'well\n')
@@ -478,7 +478,7 @@ PORTS = [
 
 
 @pytest.mark.parametrize('name', PORTS)
-def test_the_port_from_asyncore_answers_as_the_original(name):
+def test_the_port_from_asyncore_answers_like_the_original(name):
     running = example(f'porting/{name}', '--port', '0', warnings='ignore')
     with running as (_, port), client(port) as sock, client(port) as other:
         assert read_until(sock, b'\r\n') == b'220 ready\r\n'

@@ -112,7 +112,7 @@ def test_head_sends_the_length_without_the_body(server):
 
 
 @pytest.mark.scenario(126)
-def test_connections_are_kept_and_requests_may_be_sent_before_their_answers(server):
+def test_connections_are_kept_alive_and_requests_can_be_pipelined(server):
     both = get('/hello.txt') + get('/nothing') + get('/stream?lines=3') + get('/big') + get('/hello.txt')
     answer = raw(server, both + get('/empty', 'Connection: close') + get('/never'))
     assert re.findall(rb'HTTP/1.1 (\d+)', answer) == [b'200', b'404', b'200', b'200', b'200', b'200']
@@ -140,7 +140,7 @@ def test_a_generated_stream_arrives_in_chunks_and_complete(server):
 
 @pytest.mark.scenario(127)
 @pytest.mark.alone
-def test_a_stream_waits_for_its_reader_and_the_others_are_served(root):
+def test_a_stream_waits_for_its_reader_and_other_clients_are_served(root):
     psutil = pytest.importorskip('psutil')
     with serving(root) as (process, port), client(port) as slow:
         slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
@@ -186,7 +186,7 @@ def test_an_upload_is_sent_back_while_it_arrives(server, chunked):
     assert type(event) is h11.EndOfMessage and received == data
 
 
-def test_an_upload_with_two_lengths_is_read_by_its_chunks(server):
+def test_an_upload_with_both_a_length_and_chunks_is_read_as_chunks(server):
     head = b'POST /echo HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: 1\r\n'
     head += b'Transfer-Encoding: chunked\r\n\r\n'
     assert raw(server, head + b'3\r\nabc\r\n0\r\n\r\n').endswith(b'\r\n3\r\nabc\r\n0\r\n\r\n')
@@ -365,7 +365,7 @@ def curl(server, *options):
     return done.stdout
 
 
-def test_curl_downloads_uploads_asks_for_heads_and_keeps_the_connection(server, root, tmp_path):
+def test_curl_downloads_uploads_sends_head_requests_and_keeps_the_connection(server, root, tmp_path):
     curl(server, '-o', str(tmp_path / 'down'), f'http://{server}/big')
     assert (tmp_path / 'down').read_bytes() == (root / 'big').read_bytes()
     for option in ['-T', str(root / 'big')], ['-X', 'PUT', '-H', 'Transfer-Encoding: chunked', '-T', str(root / 'big')]:
@@ -589,7 +589,7 @@ def test_a_member_that_reads_nothing_is_dropped_and_the_others_never_wait():
 
 
 @pytest.mark.scenario(129)
-def test_a_member_that_answers_no_ping_is_dropped_and_the_others_stay():
+def test_a_member_that_does_not_answer_pings_is_dropped_and_the_others_stay():
     with chatting('--ping', '0.4') as port, Member(port) as anna, Member(port) as silent:
         messages = [anna.text() for _ in range(3)]  # `text` also answers pings
         assert messages[-1] == '* guest2 left'

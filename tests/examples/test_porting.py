@@ -132,7 +132,7 @@ def test_the_relays_disconnect_a_client_without_a_server_and_a_silent_one(name):
 
 
 @both('tornado_original.py', has_tornado_4, 'port_from_tornado.py')
-def test_the_port_from_tornado_answers_as_the_original(name, monkeypatch):
+def test_the_port_from_tornado_answers_like_the_original(name, monkeypatch):
     monkeypatch.setenv('PYTHONPATH', f'{TORNADO_4}{os.pathsep}{os.environ.get("PYTHONPATH", "")}')
     with program(name) as (process, port), client(port) as sock:
         sock.sendall(b'echo one\r\nec')
@@ -179,7 +179,7 @@ def converse(sock):
 
 
 @asyncio_pair
-def test_the_port_from_asyncio_answers_as_the_original(name):
+def test_the_port_from_asyncio_answers_like_the_original(name):
     with program(name, '--idle', '20') as (process, port):
         with client(port) as sock:
             converse(sock)
@@ -195,7 +195,7 @@ def test_the_port_from_asyncio_answers_as_the_original(name):
 
 @needs('openssl')
 @asyncio_pair
-def test_the_port_from_asyncio_answers_as_the_original_over_tls(name, certificates):  # noqa: F811
+def test_the_port_from_asyncio_answers_like_the_original_over_tls(name, certificates):  # noqa: F811
     files = ['--cert', str(certificates.folder / 'server.pem'), '--key', str(certificates.folder / 'server.key')]
     with program(name, *files) as (_, port), client(port) as plain:
         with certificates.client().wrap_socket(plain, server_hostname='localhost') as sock:
@@ -203,7 +203,7 @@ def test_the_port_from_asyncio_answers_as_the_original_over_tls(name, certificat
 
 
 @asyncio_pair
-def test_both_disconnect_a_silent_client(name):
+def test_the_port_from_asyncio_disconnects_a_silent_client_like_the_original(name):
     with program(name, '--idle', '0.2') as (_, port), client(port) as sock:
         assert rest(sock) in (b'', b'ready, 127.0.0.1\r\n')
 
@@ -233,7 +233,7 @@ def test_a_program_says_where_it_listens_and_ends_cleanly(name, signum, monkeypa
 # -- the guides
 
 
-def test_the_originals_are_programs_of_their_own():
+def test_the_originals_are_never_imported():
     """Tests run the originals only for comparison, in their own processes."""
     originals = {path.stem for path in ORIGINALS}
     assert {'asyncio_original', 'tornado_original', 'asyncore_original'} <= originals
@@ -254,7 +254,7 @@ def test_a_code_block_of_a_guide_is_a_piece_of_the_program_named_before_it(guide
 
 
 @pytest.mark.parametrize('guide', GUIDES, ids=lambda guide: guide.name)
-def test_every_name_of_ours_in_a_guide_exists(guide):
+def test_every_reactor_name_in_a_guide_exists(guide):
     text = guide.read_text()
     with reactor.Reactor() as r:
         conn = r.connect_unix('@nobody') if sys.platform == 'linux' else r.connect_tcp('127.0.0.1', 1)
@@ -268,7 +268,7 @@ def test_every_name_of_ours_in_a_guide_exists(guide):
 
 
 @pytest.mark.parametrize('guide', GUIDES, ids=lambda guide: guide.name)
-def test_every_link_of_a_guide_leads_to_a_file_and_every_table_is_straight(guide):
+def test_every_link_in_a_guide_leads_to_a_file_and_every_table_is_well_formed(guide):
     text = guide.read_text()
     for target in re.findall(r'\]\((?!https?:|#)([^)#]+)', text):
         assert (guide.parent / target).exists(), target
@@ -277,7 +277,7 @@ def test_every_link_of_a_guide_leads_to_a_file_and_every_table_is_straight(guide
         assert {row.count('|') for row in rows} == {rows[0].count('|')}, rows[0]
 
 
-def test_there_is_a_guide_for_each():
+def test_the_guides_list_every_original_and_every_port():
     assert {guide.name for guide in GUIDES} == {'README.md', 'from_asyncore.md', 'from_tornado.md', 'from_asyncio.md'}
     index = (PORTING / 'README.md').read_text()
     for path in [*GUIDES, *ORIGINALS, *PORTING.glob('port_from_*.py')]:
@@ -292,4 +292,4 @@ def test_a_wrong_guide_is_detected(tmp_path):
     with pytest.raises(AssertionError):
         test_a_code_block_of_a_guide_is_a_piece_of_the_program_named_before_it(guide, 'python', 'import nothing\n')
     with pytest.raises(AssertionError):
-        test_every_name_of_ours_in_a_guide_exists(guide)
+        test_every_reactor_name_in_a_guide_exists(guide)

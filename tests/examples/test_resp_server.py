@@ -101,7 +101,7 @@ def test_the_answers_are_those_of_the_protocol(ask):
         ask(command(*text.encode().split()), answer)
 
 
-def test_commands_may_be_typed(ask):
+def test_commands_can_be_typed_by_hand(ask):
     for text, answer in ANSWERS:
         ask(text.encode() + b'\r\n', answer)
 
@@ -230,7 +230,7 @@ def test_reading_is_paused_for_a_client_that_does_not_read_its_answers(port, ask
         assert sent < 100_000_000
 
 
-def test_a_pipeline_of_large_answers_continues_as_they_are_read(port, ask):
+def test_a_pipeline_of_large_answers_continues_while_they_are_read(port, ask):
     ask(command(b'SET', b'k', b'x' * 1_000_000), b'+OK\r\n')
     sent = command(b'GET', b'k') * 50 + command(b'PING')
     ask(sent, b'$1000000\r\n%b\r\n' % (b'x' * 1_000_000) * 50 + b'+PONG\r\n')

@@ -227,7 +227,7 @@ def processes(port, count=2):
     return found
 
 
-def test_workers_on_a_socket_of_systemd_are_reported_to_it_as_one_service(manager, tmp_path, sockets):
+def test_workers_on_a_systemd_socket_are_one_service_to_systemd(manager, tmp_path, sockets):
     listener = sockets.track(socket.create_server(('127.0.0.1', 0)))
     with workers(manager, tmp_path, listener) as (process, port):
         before = processes(port)

@@ -133,7 +133,7 @@ def test_kept_inputs_find_a_planted_bug(planted, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_search_reports_the_input_with_which_a_target_fails(tmp_path):
+def test_a_search_reports_the_input_that_makes_a_target_fail(tmp_path):
     mutant, target = next(pair for pair in FUZZ_MUTANTS if pair[1] == 'framing')
     printed, inputs = search(target, 10, tmp_path, copy_package(tmp_path / 'copy', mutant))
     assert inputs

@@ -63,7 +63,7 @@ def test_a_host_of_another_type_is_a_type_error(host):
 
 
 @pytest.mark.parametrize('family', [0, AF_INET, AF_INET6])
-def test_a_family_is_any_or_one_of_two(family):
+def test_a_family_is_any_or_ipv4_or_ipv6(family):
     assert check_family(family) == family
 
 
@@ -74,7 +74,7 @@ def test_another_family_is_a_value_error():
 
 @needs_unix
 @pytest.mark.parametrize('path', ['/tmp/s', 'relative', b'/tmp/s'])
-def test_a_path_is_kept_as_it_is(path):
+def test_a_path_is_not_changed(path):
     assert check_path(path) == path
     assert not is_abstract(path)
 
@@ -144,7 +144,7 @@ def test_an_address_is_shown_in_its_usual_notation(address, text):
     assert show(address) == text
 
 
-def test_a_mapped_peer_is_shown_as_the_ipv4_address_it_is():
+def test_a_mapped_ipv4_peer_is_shown_as_ipv4():
     assert unmapped(('::ffff:192.0.2.1', 80, 0, 0)) == ('192.0.2.1', 80)
 
 

@@ -80,7 +80,7 @@ def test_each_request_is_answered_however_late_the_client_reads(r, certificates,
 
 @pytest.mark.parametrize('secure', [False, True], ids=['TCP', 'TLS'])
 @pytest.mark.parametrize('kind', KINDS)
-def test_the_same_holds_in_simulation(certificates, kind, secure):  # noqa: F811
+def test_each_request_is_answered_in_simulation_too(certificates, kind, secure):  # noqa: F811
     ours, theirs = {'read_size': SIZE}, {}
     if secure:
         ours, theirs = {'ssl': certificates.server()}, {'ssl': certificates.client(), 'server_hostname': 'localhost'}
@@ -96,7 +96,7 @@ def test_the_same_holds_in_simulation(certificates, kind, secure):  # noqa: F811
     client.check()
 
 
-def test_resuming_through_the_base_class_delivers_what_was_received_already_in_debug_mode(certificates, sockets):  # noqa: F811
+def test_in_debug_mode_resuming_through_the_base_class_delivers_data_received_before(certificates, sockets):  # noqa: F811
     # Calling `Stream.resume_reading` unbound used to skip the override of TLS streams: data already received was not
     # decrypted until more arrived.
     with Reactor(debug=True) as r:

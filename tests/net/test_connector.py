@@ -384,7 +384,7 @@ def test_no_callback_runs_inside_the_call(r, place):
 
 
 @pytest.mark.parametrize('place', TCP_AND_UNIX, indirect=True)
-def test_on_connect_comes_before_the_first_data_even_when_that_waits_already(r, place, sockets):
+def test_on_connect_comes_before_the_first_data_even_if_the_data_arrived_earlier(r, place, sockets):
     log = Log()
     server = place.server(sockets)
     conn = place.connect(r, log.on_data, on_connect=log.on_connect)
@@ -418,7 +418,7 @@ def test_a_connection_begun_in_a_completion_is_reported_before_its_first_data(r,
     end(r, *conns)
 
 
-def test_an_end_of_file_that_waits_already_is_reported_after_on_connect(r, sockets):
+def test_an_end_of_file_that_arrived_earlier_is_reported_after_on_connect(r, sockets):
     log = Log()
     server = sockets.track(socket.create_server(('127.0.0.1', 0)))
     r.connect_tcp(*server.getsockname(), **log.callbacks('on_connect', 'on_close'))
@@ -472,7 +472,7 @@ def test_an_exception_in_on_connect_ends_the_connection_with_it(r, caplog):
     turns(r, 3)
 
 
-def test_with_on_error_a_failing_on_connect_does_not_stop_what_was_written_before(r):
+def test_with_on_error_a_failing_on_connect_does_not_stop_earlier_writes(r):
     log, echoed = Log(), Log()
 
     def on_connect(conn: Stream) -> None:
@@ -506,7 +506,7 @@ def test_early_writes_are_sent_in_order_after_on_connect(r, place):
 
 
 @pytest.mark.parametrize('place', TCP_AND_UNIX, indirect=True)
-def test_what_on_connect_writes_follows_what_was_written_before(r, place):
+def test_writes_in_on_connect_follow_earlier_writes(r, place):
     server = Log()
     listener = place.listen(r, server.on_data)
     conn = place.connect(r, on_connect=lambda conn: conn.write(b' later'))
@@ -583,7 +583,7 @@ def test_an_empty_early_write_is_reported_although_on_connect_closes(r):
     server.close()
 
 
-def test_nothing_goes_out_before_on_connect(w, world):
+def test_nothing_is_sent_before_on_connect(w, world):
     world.answers['10.0.0.1'] = (1, 0)
     seen = []
     conn = w.connect_tcp('10.0.0.1', 80, on_connect=lambda conn: seen.append(bytes(conn.sock.sent)))
@@ -697,7 +697,7 @@ def test_a_failure_names_the_address_that_could_not_be_reached(r, tmp_path, fail
 
 @pytest.mark.scenario(51)
 @failures
-def test_after_a_failure_buffered_counts_what_was_never_sent(r, tmp_path, fail, kind, naming):
+def test_after_a_failure_buffered_counts_bytes_that_were_never_sent(r, tmp_path, fail, kind, naming):
     log = Log()
     conn = fail(r, tmp_path, on_close=lambda conn, exc: log.append(('close', conn.buffered)))
     early = not conn.closed  # it may have failed already, and then the write is dropped
@@ -848,7 +848,7 @@ stages = pytest.mark.parametrize('stage', STAGES)
 @pytest.mark.scenario(50, 75)
 @stages
 @pytest.mark.parametrize('how', ['close', 'abort'])
-def test_ending_it_meanwhile_is_reported_once_without_an_error_and_leaves_nothing(w, world, stage, how):
+def test_ending_a_stream_while_connecting_is_reported_once_without_an_error_and_leaves_nothing(w, world, stage, how):
     log = Log()
     conn = stage(w, world, log, timeout=60)
     getattr(conn, how)()
@@ -867,7 +867,7 @@ def test_ending_it_meanwhile_is_reported_once_without_an_error_and_leaves_nothin
 
 @pytest.mark.scenario(50)
 @stages
-def test_closing_meanwhile_drops_the_early_writes_and_refuses_later_ones(w, world, stage):
+def test_closing_while_connecting_drops_the_early_writes_and_refuses_later_ones(w, world, stage):
     log, left = Log(), []
     conn = stage(w, world, log)
     conn.on_close = lambda conn, exc: left.append((conn.buffered, exc))
@@ -881,7 +881,7 @@ def test_closing_meanwhile_drops_the_early_writes_and_refuses_later_ones(w, worl
 
 
 @stages
-def test_closing_the_reactor_meanwhile_calls_on_close_and_leaves_nothing(world, stage):
+def test_closing_the_reactor_while_connecting_calls_on_close_and_leaves_nothing(world, stage):
     log = Log()
     with Reactor(kernel=world) as w:
         stage(w, world, log, timeout=60)
@@ -914,7 +914,7 @@ def test_a_look_up_that_ended_just_before_the_close_is_ignored(w, world):
 
 @pytest.mark.parametrize('how', ['close', 'abort'])
 @pytest.mark.parametrize('place', PLACES, indirect=True)
-def test_on_connect_is_not_called_when_it_is_ended_right_after_the_call(r, place, how):
+def test_on_connect_is_not_called_when_the_stream_is_ended_right_after_the_call(r, place, how):
     log = Log()
     listener = place.listen(r)
     conn = place.connect(r, **log.callbacks('on_connect', 'on_data', 'on_close'))
@@ -929,7 +929,7 @@ def test_on_connect_is_not_called_when_it_is_ended_right_after_the_call(r, place
 @pytest.mark.scenario(50)
 @pytest.mark.parametrize('paused', [False, True], ids=['reading', 'paused'])
 @pytest.mark.parametrize('how', ['close', 'abort'])
-def test_on_connect_is_not_called_when_it_is_ended_in_the_turn_in_which_it_connects(r, how, paused):
+def test_on_connect_is_not_called_when_the_stream_is_ended_in_the_turn_in_which_it_connects(r, how, paused):
     log = Log()
     listener = r.listen_tcp('127.0.0.1', 0)
     conn = r.connect_tcp(*listener.address, **log.callbacks('on_connect', 'on_close'))
@@ -951,7 +951,7 @@ def test_on_connect_is_not_called_when_it_is_ended_in_the_turn_in_which_it_conne
 
 
 @pytest.mark.scenario(9)
-def test_one_callback_may_close_another_connection_that_connects_in_the_same_batch(r):
+def test_a_callback_can_close_another_connection_that_connects_in_the_same_batch(r):
     listener = r.listen_tcp('127.0.0.1', 0)
     logs = [Log(), Log()]
     conns: list[Stream] = []
@@ -995,7 +995,7 @@ def test_the_time_limit_covers_an_address_that_never_answers(w, world):
     assert world.sockets() == []
 
 
-def test_the_time_limit_is_one_for_look_up_and_attempts_together(w, world):
+def test_one_time_limit_covers_the_look_up_and_the_attempts(w, world):
     log = Log()
     conn = in_look_up(w, world, log, timeout=5)
     w.call_later(3, lambda: world.threads.pop()())
@@ -1005,7 +1005,7 @@ def test_the_time_limit_is_one_for_look_up_and_attempts_together(w, world):
     assert world.elapsed == 5
 
 
-def test_the_time_limit_is_one_for_all_attempts(w, four):
+def test_one_time_limit_covers_all_attempts(w, four):
     log = Log()
     conn = w.connect_tcp('four.test', 80, on_close=log.on_close, timeout=0.6)
     assert isinstance(close_reason(w, conn, log), ConnectTimeout)
@@ -1025,7 +1025,7 @@ def test_an_answer_after_the_time_limit_is_ignored(w, world):
     assert log.names() == ['close', 'later']
 
 
-def test_a_connection_in_time_has_no_limit_left(w, world):
+def test_a_connection_made_in_time_leaves_no_time_limit(w, world):
     world.answers['10.0.0.1'] = (4.999, 0)
     log = Log()
     conn = in_attempt(w, world, log, timeout=5)
@@ -1037,7 +1037,7 @@ def test_a_connection_in_time_has_no_limit_left(w, world):
     assert log == [('connect',)] and conn.state == 'OPEN'
 
 
-def test_a_failure_in_time_has_no_limit_left(w, world):
+def test_a_failure_in_time_leaves_no_time_limit(w, world):
     world.answers['10.0.0.1'] = (1, errno.ECONNREFUSED)
     log = Log()
     conn = in_attempt(w, world, log, timeout=60)
@@ -1059,7 +1059,7 @@ def test_the_message_of_a_time_limit_shows_an_ipv6_address_in_brackets(w, world)
     assert '[fd00::1]:80' in str(exc)
 
 
-def test_without_a_time_limit_it_waits_as_long_as_the_kernel_does(w, world):
+def test_without_a_time_limit_a_connect_waits_as_long_as_the_kernel_does(w, world):
     world.answers['10.0.0.1'] = (7200, 0)
     log = Log()
     conn = in_attempt(w, world, log)
@@ -1216,7 +1216,7 @@ def test_the_first_to_answer_wins_and_the_others_are_closed(w, four):
     assert w.handles() == [conn]
 
 
-def test_an_early_address_may_win_after_later_ones_were_tried(w, four):
+def test_an_early_address_can_win_after_later_ones_were_tried(w, four):
     four.answers['fd00::1'] = (0.6, 0)
     log = Log()
     conn = w.connect_tcp('four.test', 80, on_connect=log.on_connect)
@@ -1237,7 +1237,7 @@ def test_when_two_addresses_answer_in_one_turn_one_is_used(w, world):
     assert w.stats().connects == 1
 
 
-def test_when_one_address_fails_and_one_answers_in_one_turn_it_is_connected(w, world):
+def test_when_one_address_fails_and_one_answers_in_one_turn_the_stream_is_connected(w, world):
     world.names['two.test'] = ['fd00::1', '10.0.0.1']
     world.answers = {'fd00::1': (1, errno.ECONNREFUSED), '10.0.0.1': (0.75, 0)}
     log = Log()
@@ -1248,7 +1248,7 @@ def test_when_one_address_fails_and_one_answers_in_one_turn_it_is_connected(w, w
 
 
 @pytest.mark.scenario(54)
-def test_when_all_have_failed_the_first_familys_last_error_is_reported_with_all_in_its_notes(w, four):
+def test_when_all_addresses_fail_the_first_familys_last_error_is_reported_with_all_in_its_notes(w, four):
     four.answers = {
         'fd00::1': errno.ENETUNREACH,
         '10.0.0.1': (0.1, errno.ECONNREFUSED),
@@ -1298,7 +1298,7 @@ def test_running_out_of_descriptors_for_one_address_leaves_the_attempts_under_wa
 
 
 @pytest.mark.scenario(14)
-def test_each_attempt_has_a_socket_of_its_own(w, four):
+def test_each_attempt_has_its_own_socket(w, four):
     four.answers = dict.fromkeys(FOUR, (0.01, errno.ECONNREFUSED))
     made = []
     real = four.socket
@@ -1389,7 +1389,7 @@ def foreign_close(r: Reactor, sockets: Any, tmp_path: Any, **options: Any) -> St
 
 @needs_linux_backlog
 @pytest.mark.parametrize('how', ['close', 'abort'])
-def test_ending_it_after_a_foreign_close_is_reported_once(r, sockets, tmp_path, how):
+def test_ending_a_connecting_stream_after_a_foreign_close_is_reported_once(r, sockets, tmp_path, how):
     log = Log()
     conn = foreign_close(r, sockets, tmp_path, on_close=log.on_close)
     getattr(conn, how)()
@@ -1473,7 +1473,7 @@ def test_reading_paused_while_connecting_stays_paused(r, place, sockets):
 
 
 @pytest.mark.parametrize('place', TCP_AND_UNIX, indirect=True)
-def test_reading_resumed_while_connecting_goes_on(r, place, sockets):
+def test_reading_resumed_while_connecting_continues(r, place, sockets):
     log = Log()
     server = place.server(sockets)
     conn = place.connect(r, log.on_data, on_connect=log.on_connect)
@@ -1523,7 +1523,7 @@ def test_a_failure_does_not_count_as_a_connect(r, tmp_path):
 
 
 @stages
-def test_a_connecting_stream_keeps_the_loop_running_and_says_so(w, world, stage):
+def test_a_connecting_stream_keeps_the_loop_running_and_why_alive_says_so(w, world, stage):
     stage(w, world, Log())
     assert w.run_once(0) is True
     assert 'connection to be made' in '\n'.join(w.why_alive())
@@ -1539,13 +1539,13 @@ def test_an_unreferenced_connection_does_not_keep_the_loop_running(w, world, sta
 
 
 @stages
-def test_a_connecting_stream_shows_itself_without_failing(w, world, stage):
+def test_the_repr_of_a_connecting_stream_never_fails(w, world, stage):
     conn = stage(w, world, Log())
     assert all('fd=' in repr(handle) or 'ThreadCall' in repr(handle) for handle in w.handles())
     assert 'CONNECTING' in repr(conn)
 
 
-def test_idle_time_starts_when_it_is_connected(w, world):
+def test_idle_time_starts_when_the_stream_is_connected(w, world):
     world.answers['10.0.0.1'] = (30, 0)
     log = Log()
     in_attempt(w, world, log, idle_timeout=5)
@@ -1555,7 +1555,7 @@ def test_idle_time_starts_when_it_is_connected(w, world):
     assert 35 <= world.elapsed <= 36
 
 
-def test_time_limits_set_while_connecting_start_when_it_is_connected(w, world):
+def test_time_limits_set_while_connecting_start_when_the_stream_is_connected(w, world):
     world.answers['10.0.0.1'] = (30, 0)
     log = Log()
     in_attempt(w, world, log).set_timeouts(idle=5)
@@ -1673,7 +1673,7 @@ ENDS = [
 
 @pytest.mark.scenario(119)
 @pytest.mark.parametrize('ending', ENDS)
-def test_however_it_ends_it_is_freed_without_the_garbage_collector(w, world, no_gc, ending):
+def test_a_connecting_stream_is_freed_without_the_garbage_collector_however_it_ends(w, world, no_gc, ending):
     class Data:
         pass
 
@@ -1700,7 +1700,7 @@ def test_once_connected_nothing_of_the_attempts_is_left(w, four, no_gc):
 
 
 @pytest.mark.parametrize('fail', [refused, refused_by_name, unresolvable, pytest.param(missing_path, marks=needs_unix)])
-def test_a_real_failure_is_freed_without_the_garbage_collector(r, tmp_path, no_gc, fail):
+def test_a_stream_that_fails_on_the_real_kernel_is_freed_without_the_garbage_collector(r, tmp_path, no_gc, fail):
     log, before = Log(), connectors()
     freed = weakref.ref(fail(r, tmp_path, on_close=log.on_close))
     run_until(r, lambda: log)

@@ -352,7 +352,7 @@ def test_on_drain_is_skipped_when_it_no_longer_applies(r, sockets, log, how):
 
 
 @needs_unix
-def test_a_foreign_close_ends_it_in_the_middle_of_its_queue(r, sockets, log):
+def test_a_foreign_close_ends_a_socket_in_the_middle_of_its_queue(r, sockets, log):
     sock = r.bind_udp(None, 0, sock=unix_pair(sockets)[0], **log.all())
     fill(sock)
     socket.close(sock.fileno())
@@ -364,7 +364,7 @@ def test_a_foreign_close_ends_it_in_the_middle_of_its_queue(r, sockets, log):
 
 @pytest.mark.scenario(99)
 @needs_unix
-def test_without_a_queue_what_would_block_is_dropped_and_on_drain_is_still_called(r, sockets, log):
+def test_without_a_queue_a_datagram_that_would_block_is_dropped_and_on_drain_is_still_called(r, sockets, log):
     ours, theirs = unix_pair(sockets)
     sock = r.bind_udp(None, 0, sock=ours, max_queued=0, **log.all())
     while sock.send(b'1'):
@@ -636,7 +636,7 @@ def test_a_name_without_a_reachable_address_is_reported_with_the_error_of_the_fi
         assert exc.strerror == 'cannot connect to 10.0.0.0:9: Network is unreachable'
 
 
-def test_a_name_is_looked_up_in_a_thread_and_datagrams_sent_meanwhile_follow(r, udp, log):
+def test_a_name_is_looked_up_in_a_thread_and_datagrams_sent_before_the_answer_follow(r, udp, log):
     peer = udp()
     sock = r.connect_udp('localhost', peer.getsockname()[1], family=AF_INET, **log.all())
     assert (sock.state, sock.peername, sock.address) == ('CONNECTING', None, None)
@@ -896,7 +896,7 @@ def test_bad_arguments_raise_at_the_call_and_leave_nothing(fake, method):
     assert fake.handles() == []
 
 
-def test_connect_udp_refuses_what_it_cannot_use_at_the_call(fake):
+def test_connect_udp_refuses_unusable_arguments_at_the_call(fake):
     for options in {'family': 99}, {'local_address': (None, 1)}:
         with pytest.raises(ValueError):
             fake.connect_udp(HERE, 9, **options)
@@ -905,7 +905,7 @@ def test_connect_udp_refuses_what_it_cannot_use_at_the_call(fake):
     assert fake.handles() == []
 
 
-def test_only_a_datagram_socket_can_be_handed_in(r, sockets):
+def test_only_a_datagram_socket_can_be_passed(r, sockets):
     ours, _ = sockets()
     for sock in ours, 'x', 3:
         with pytest.raises(TypeError, match='datagram socket'):
@@ -922,7 +922,7 @@ def test_a_socket_belongs_to_one_handle_and_a_second_is_refused_without_harm(r, 
     end(r, sock)
 
 
-def test_a_connected_socket_that_is_handed_in_is_connected(r, udp):
+def test_a_connected_socket_that_is_passed_stays_connected(r, udp):
     own, peer = udp(), udp()
     own.connect(peer.getsockname())
     sock = r.bind_udp(None, 0, sock=own)
@@ -1020,7 +1020,7 @@ def test_an_invalid_group_or_interface_raises_at_the_call(fake):
 # -- ending
 
 
-def test_it_ends_once_and_closing_again_is_silent(r, udp, log):
+def test_a_socket_ends_once_and_closing_it_again_is_silent(r, udp, log):
     sock, client = r.bind_udp(HERE, 0, **log.all()), udp()
     client.sendto(b'too late', sock.address)
     sock.close()
@@ -1040,7 +1040,7 @@ def test_it_ends_once_and_closing_again_is_silent(r, udp, log):
     sock.resume_reading()
 
 
-def test_closed_in_a_callback_it_receives_nothing_more(r, udp, log):
+def test_a_socket_closed_in_a_callback_receives_nothing_more(r, udp, log):
     def on_datagram(sock: DatagramSocket, data: bytes, address: Any) -> None:
         log.on_datagram(sock, data, address)
         sock.close()
@@ -1053,7 +1053,7 @@ def test_closed_in_a_callback_it_receives_nothing_more(r, udp, log):
     assert log == [('datagram', b'x'), ('close', None)]
 
 
-def test_paused_in_a_callback_it_receives_the_rest_later(r, udp, log):
+def test_a_socket_paused_in_a_callback_receives_the_rest_later(r, udp, log):
     def on_datagram(sock: DatagramSocket, data: bytes, address: Any) -> None:
         log.on_datagram(sock, data, address)
         sock.pause_reading()
@@ -1070,7 +1070,7 @@ def test_paused_in_a_callback_it_receives_the_rest_later(r, udp, log):
     end(r, sock)
 
 
-def test_a_foreign_close_ends_it_with_the_kernels_error(r, udp, log):
+def test_a_foreign_close_ends_a_socket_with_the_kernels_error(r, udp, log):
     sock, client = r.bind_udp(HERE, 0, **log.all()), udp()
     socket.close(sock.fileno())
     assert sock.send(b'x', client.getsockname()) is False
@@ -1092,7 +1092,7 @@ def test_the_number_of_drops_is_unknown_after_a_foreign_close(r):
 
 
 @pytest.mark.parametrize('then', ['close', 'resume_reading'])
-def test_a_foreign_close_while_it_is_paused_is_seen_by_the_next_call(r, log, then):
+def test_a_foreign_close_of_a_paused_socket_is_seen_by_the_next_call(r, log, then):
     sock = r.bind_udp(HERE, 0, **log.all())
     sock.pause_reading()
     socket.close(sock.fileno())
@@ -1124,7 +1124,7 @@ def test_an_exception_goes_to_on_error_and_the_socket_stays_open(r, udp, log):
 
 
 @pytest.mark.scenario(98)
-def test_without_on_error_it_is_logged_once_a_second_and_the_socket_stays_open(kernel, fake, udp, caplog):
+def test_without_on_error_an_exception_is_logged_once_a_second_and_the_socket_stays_open(kernel, fake, udp, caplog):
     sock, client = fake.bind_udp(HERE, 0, boom), udp()
     for expected in 1, 2:
         for _ in range(20):
@@ -1169,7 +1169,7 @@ def test_an_interrupt_leaves_run_and_the_rest_is_delivered_by_the_next(r, udp, l
 # -- a handle like any other
 
 
-def test_it_keeps_run_running_unless_unreferenced(r):
+def test_a_socket_keeps_run_running_unless_unreferenced(r):
     sock = r.bind_udp(HERE, 0)
     assert r.run_once(0) is True
     sock.unref()
@@ -1179,7 +1179,7 @@ def test_it_keeps_run_running_unless_unreferenced(r):
     end(r, sock)
 
 
-def test_repr_and_why_alive_say_what_it_is_and_what_it_waits_for(r, sockets):
+def test_repr_and_why_alive_describe_a_socket(r, sockets):
     sock = r.bind_udp(HERE, 0)
     port = sock.address[1]
     assert repr(sock) == f'<DatagramSocket fd={sock.fileno()} OPEN {HERE}:{port}, 0 datagrams wait>'
@@ -1245,7 +1245,7 @@ def test_calls_from_another_thread_are_refused(name, debug):
     assert raised == [name]
 
 
-def test_with_debug_it_works_in_the_loops_own_thread(udp):
+def test_with_debug_a_socket_works_in_the_loops_own_thread(udp):
     client = udp()
     with Reactor(debug=True) as r:
         sock = r.bind_udp(HERE, 0, echo)
@@ -1334,7 +1334,7 @@ def test_opening_and_closing_leaves_no_object_behind(r):
         gc.enable()
 
 
-def test_the_clock_of_the_log_is_the_loops(kernel: FakeKernel, fake):
+def test_the_log_uses_the_clock_of_the_loop(kernel: FakeKernel, fake):
     sock = fake.bind_udp(HERE, 0)
     assert sock.may_log() and not sock.may_log()
     kernel.time += 1

@@ -116,7 +116,7 @@ def test_a_server_without_connections_stops_and_run_returns_false(r):
     assert 1000 <= r.now < 1000 + 2 * CHECK_INTERVAL
 
 
-def test_it_ends_also_when_nothing_was_ever_opened(r):
+def test_a_drain_ends_even_when_nothing_was_ever_opened(r):
     r.drain(10, lame_duck=2)
     assert r.run() is False
     assert r.now == 1002
@@ -145,7 +145,7 @@ def test_a_busy_connection_is_answered_first(r, sockets):
     assert ended(client) == b'answer'
 
 
-def test_a_connection_that_its_application_ends_is_waited_for_no_longer(r, sockets):
+def test_a_connection_that_the_application_closes_is_no_longer_waited_for(r, sockets):
     server = Server(r)
     (client,) = connected(r, server, sockets)
     ask(r, server, client)
@@ -217,7 +217,7 @@ def test_idle_connections_are_closed_cleanly_however_many_there_are(r, sockets, 
     assert server.log == [('close', None)] * 3
 
 
-def test_many_are_closed_a_few_in_each_turn(r, sockets, monkeypatch):
+def test_many_connections_are_closed_a_few_in_each_turn(r, sockets, monkeypatch):
     monkeypatch.setattr('reactor.net.drain.CLOSES_PER_TURN', 4)
     server = Server(r)
     connected(r, server, sockets, 10)
@@ -584,7 +584,7 @@ def test_the_drain_does_not_wait_for_a_peer_that_has_reset(r, sockets):
     assert r.now < 1001
 
 
-def test_a_connection_that_is_used_meanwhile_is_not_idle(r, sockets):
+def test_a_connection_that_is_used_during_the_drain_is_not_idle(r, sockets):
     server = Server(r)
     (client,) = connected(r, server, sockets)
     r.drain(10)
@@ -644,7 +644,7 @@ def test_a_connection_whose_send_has_failed_is_read_to_its_end(r, sockets):
 
 
 @pytest.mark.parametrize(('timeout', 'seconds'), [(100, 3), (8, 2)])
-def test_it_checks_less_often_with_more_open_handles_and_more_often_before_the_timeout(
+def test_a_drain_checks_less_often_with_more_open_handles_and_more_often_before_the_timeout(
     r, sockets, monkeypatch, caplog, timeout, seconds
 ):
     monkeypatch.setattr('reactor.net.drain.CHECK_COST', 1.0)
@@ -658,7 +658,7 @@ def test_it_checks_less_often_with_more_open_handles_and_more_often_before_the_t
 
 
 @pytest.mark.scenario(113)
-def test_while_it_waits_it_does_not_spin(r, sockets):
+def test_a_drain_that_waits_does_not_spin(r, sockets):
     server = Server(r, max_connections=2)
     busy, paused = connected(r, server, sockets, 2)
     waiting = sockets.connect(server.listener.address)
@@ -680,7 +680,7 @@ def test_while_it_waits_it_does_not_spin(r, sockets):
 # -- what is not waited for
 
 
-def test_streams_that_the_application_made_are_left_to_it_to_close(r, sockets):
+def test_a_drain_does_not_close_streams_that_the_application_made(r, sockets):
     with socket.create_server((HERE, 0)) as other:
         outgoing = r.connect_tcp(*other.getsockname())
         theirs = sockets.track(other.accept()[0])
@@ -862,7 +862,7 @@ def test_over_tls_data_that_was_not_decrypted_yet_is_unread(r, secured):
 
 
 @pytest.mark.scenario(113)
-def test_a_second_call_can_only_make_it_earlier(r, sockets):
+def test_a_second_call_can_only_shorten_a_drain(r, sockets):
     server = Server(r)
     (client,) = connected(r, server, sockets)
     ask(r, server, client)
@@ -941,7 +941,7 @@ def test_a_closed_reactor_cannot_be_shut_down():
         r.drain(1)
 
 
-def test_another_thread_cannot_shut_it_down(r):
+def test_another_thread_cannot_begin_a_drain(r):
     errors = []
 
     def other():
@@ -966,7 +966,7 @@ def test_in_an_embedded_reactor_run_once_reports_the_end(r, sockets):
     timer.cancel()
 
 
-def test_it_can_be_stopped_and_goes_on_when_it_runs_again(r, sockets):
+def test_a_reactor_stopped_during_a_drain_continues_it_when_it_runs_again(r, sockets):
     server = Server(r)
     connected(r, server, sockets)
     r.drain(10, lame_duck=5)
@@ -1079,7 +1079,7 @@ def test_busy_is_a_bool(r, sockets, value):
     end(r, conn)
 
 
-def test_it_works_the_same_in_debug_mode(sockets):
+def test_a_drain_works_the_same_in_debug_mode(sockets):
     with Reactor(kernel=FakeKernel(), debug=True) as r:
         server = Server(r)
         (client,) = connected(r, server, sockets)

@@ -592,7 +592,7 @@ def test_send_file_after_a_failure_that_was_not_reported_yet_returns_false(r, so
 
 
 @pytest.mark.scenario(125)
-def test_what_cannot_be_sent_is_refused_at_the_call(r, sockets, made):
+def test_objects_that_cannot_be_sent_are_refused_at_the_call(r, sockets, made):
     conn, _ = pair(r, sockets)
     file = made(b'0123456789')
     for error, args in [
@@ -656,7 +656,7 @@ def test_debug_refuses_a_file_from_another_thread(sockets, made):
 
 @pytest.mark.scenario(124)
 @pytest.mark.parametrize('way', ['sent', 'closed', 'abort', 'lost', 'shorter', 'reactor closed'])
-def test_nothing_of_a_file_is_left_without_the_collector(sockets, made, way):
+def test_the_objects_and_descriptors_of_a_file_are_freed_without_the_collector(sockets, made, way):
     class Thing:
         def __call__(self, *args):
             pass

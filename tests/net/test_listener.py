@@ -278,7 +278,7 @@ def test_a_paused_listener_leaves_clients_in_the_backlog_and_does_not_spin(r, so
 
 
 @pytest.mark.scenario(44, 81)
-def test_max_connections_pauses_and_one_that_closes_resumes(r, sockets):
+def test_at_max_connections_a_listener_pauses_until_a_connection_closes(r, sockets):
     listener, conns = listen(r, max_connections=2)
     clients = [sockets.connect(listener.address) for _ in range(4)]
     turns(r, 5)
@@ -376,7 +376,7 @@ EXHAUSTED = [errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM]
 
 @pytest.mark.scenario(39)
 @pytest.mark.parametrize('number', EXHAUSTED)
-def test_when_descriptors_run_out_it_pauses_reports_once_and_tries_again(kernel, fake, sockets, flaky, number):
+def test_when_descriptors_run_out_a_listener_pauses_reports_once_and_tries_again(kernel, fake, sockets, flaky, number):
     conns, errors = [], []
     listener = fake.listen_tcp(
         None, 0, sock=flaky, on_connect=conns.append, on_accept_error=lambda *args: errors.append(args)
@@ -395,7 +395,7 @@ def test_when_descriptors_run_out_it_pauses_reports_once_and_tries_again(kernel,
 
 
 @pytest.mark.scenario(38)
-def test_when_descriptors_run_out_a_connection_that_closes_resumes_it_at_once(kernel, fake, sockets, flaky):
+def test_when_descriptors_run_out_a_connection_that_closes_resumes_the_listener_at_once(kernel, fake, sockets, flaky):
     conns = []
     listener = fake.listen_tcp(None, 0, sock=flaky, on_connect=conns.append, on_accept_error=lambda *args: None)
     sockets.connect(listener.address)
@@ -460,7 +460,7 @@ def test_without_on_accept_error_an_episode_is_one_line_in_the_log(kernel, fake,
 
 
 @pytest.mark.scenario(38)
-def test_an_episode_is_still_one_when_the_loop_was_busy_for_seconds_meanwhile(kernel, fake, sockets, flaky, caplog):
+def test_an_episode_is_reported_once_even_if_the_loop_is_busy_for_seconds(kernel, fake, sockets, flaky, caplog):
     def be_busy():
         kernel.time += 5
 
@@ -489,7 +489,7 @@ def test_an_on_accept_error_that_raises_is_logged_and_the_listener_goes_on(kerne
 
 
 @pytest.mark.scenario(39)
-def test_resume_during_such_a_pause_does_not_spin(fake, sockets, flaky):
+def test_resume_while_descriptors_have_run_out_does_not_spin(fake, sockets, flaky):
     listener = fake.listen_tcp(None, 0, sock=flaky, on_accept_error=lambda *args: None)
     sockets.connect(listener.address)
     flaky.failures = [errno.EMFILE] * 100
@@ -504,7 +504,7 @@ def test_resume_during_such_a_pause_does_not_spin(fake, sockets, flaky):
 
 
 @pytest.mark.scenario(39)
-def test_closing_during_such_a_pause_leaves_no_timer(fake, sockets, flaky):
+def test_closing_while_descriptors_have_run_out_leaves_no_timer(fake, sockets, flaky):
     listener = fake.listen_tcp(None, 0, sock=flaky, on_accept_error=lambda *args: None)
     sockets.connect(listener.address)
     flaky.failures = [errno.EMFILE]
@@ -692,7 +692,7 @@ def test_closing_a_listener_refuses_clients_that_were_not_accepted_yet(r, socket
 
 
 @pytest.mark.scenario(110)
-def test_a_listening_socket_that_is_handed_on_loses_no_client(r, sockets):
+def test_a_listening_socket_that_is_passed_on_loses_no_client(r, sockets):
     """The backlog belongs to the socket: the owner of a duplicate, here or in another process, accepts the others."""
     sock = socket.create_server((HERE, 0))
     duplicate = sock.dup()
@@ -889,7 +889,7 @@ def test_an_address_in_use_raises_at_the_call_and_says_what_to_do(r):
     listener.close()
 
 
-def test_a_port_can_be_listened_on_again_right_after(r, sockets):
+def test_a_port_can_be_listened_on_again_right_after_a_close(r, sockets):
     listener, conns = listen(r)
     host, port = listener.address
     sockets.connect(listener.address)
@@ -914,7 +914,7 @@ def test_bad_callbacks_raise_at_the_call(r, name):
     assert r.handles() == []
 
 
-def test_listening_from_another_thread_than_the_loops_is_refused(r):
+def test_listening_from_another_thread_is_refused(r):
     caught = []
 
     def listen_in_a_thread():
@@ -945,7 +945,7 @@ def test_closing_the_reactor_closes_its_listeners(sockets):
     assert conns[0].closed
 
 
-def test_connections_do_not_share_what_is_set_for_one(r, sockets):
+def test_connections_do_not_share_options_that_are_set_for_one(r, sockets):
     listener, conns = listen(r)
     for _ in range(2):
         sockets.connect(listener.address)

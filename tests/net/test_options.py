@@ -91,7 +91,7 @@ def test_a_read_size_that_no_recv_can_allocate_is_refused(value):
 
 
 @pytest.mark.parametrize('value', ['no', None, 2, 1.0])
-def test_a_switch_is_on_or_off(value):
+def test_a_flag_is_true_or_false(value):
     with pytest.raises(TypeError, match='nodelay is True or False'):
         Options(nodelay=value)
     assert Options(nodelay=0).nodelay is False
@@ -239,7 +239,7 @@ def test_all_methods_that_share_options_check_their_names():
     }
 
 
-def test_without_a_similar_option_all_are_named(r):
+def test_if_no_option_is_similar_all_are_listed(r):
     with pytest.raises(
         TypeError, match=r"adopt\(\) has no option 'colour'; it has handshake_timeout, high_water, .*, sock"
     ):

@@ -196,7 +196,7 @@ def test_a_header_that_is_cut_anywhere_loses_no_byte_of_the_data_after_it(r, soc
 
 
 @each_header
-def test_a_header_that_comes_byte_by_byte_is_the_same(r, sockets, name):
+def test_a_header_that_arrives_byte_by_byte_is_read(r, sockets, name):
     header, (_, _, _, (source, _), _) = HEADERS[name]
     log = Log()
     server, conns = listen(r, log)
@@ -322,7 +322,7 @@ def test_an_invalid_header_ends_the_connection_before_on_connect(r, sockets, nam
 
 
 @pytest.mark.scenario(171)
-def test_a_header_that_is_late_ends_the_connection(kernel, fake, sockets, caplog):
+def test_a_late_header_ends_the_connection(kernel, fake, sockets, caplog):
     log = Log()
     server, _ = listen(fake, log, proxy_timeout=3)
     began = kernel.time
@@ -415,7 +415,7 @@ def test_health_checks_that_send_a_local_header_and_reset_are_not_logged(r, sock
 
 
 @pytest.mark.scenario(171)
-def test_a_part_of_a_header_does_not_spin(r, sockets):
+def test_a_partial_header_does_not_make_the_loop_spin(r, sockets):
     server, _ = listen(r)
     for part in b'PROXY TCP4 1', SIGNATURE[:5], HEADERS['v2-tlvs'][0][:-1]:
         sockets.connect(server.address).send(part)
@@ -682,7 +682,7 @@ def test_reading_can_be_paused_before_the_header_is_read(r, sockets, certificate
 
 
 @pytest.mark.parametrize('how', ['close', 'abort'])
-def test_it_can_be_closed_before_the_header_is_read(r, sockets, how):
+def test_a_connection_can_be_closed_before_its_header_is_read(r, sockets, how):
     log = Log()
     server, _ = listen(r, log)
     client = sockets.connect(server.address)
@@ -698,7 +698,7 @@ def test_it_can_be_closed_before_the_header_is_read(r, sockets, how):
     close_all(r, server)
 
 
-def test_after_the_header_it_is_a_checked_stream_in_debug_mode(sockets):
+def test_in_debug_mode_a_connection_is_a_checked_stream_after_its_header(sockets):
     with Reactor(debug=True) as r:
         server, conns = listen(r)
         sockets.connect(server.address).send(HEADERS['v2-ipv4'][0])

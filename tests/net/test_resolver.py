@@ -177,7 +177,7 @@ def test_a_look_up_that_stalls_delays_nothing_else(r):
     timer.cancel()
 
 
-def test_a_look_up_keeps_the_loop_running_and_says_so(r):
+def test_a_look_up_keeps_the_loop_running_and_why_alive_says_so(r):
     names, answers = Slow([(AF_INET, ('10.0.0.1', 80))]), Answers()
     look_up(r, names, 'host.test', 80, 0, answers.on_done)
     assert 'to return' in '\n'.join(r.why_alive())
@@ -512,7 +512,7 @@ def test_an_address_may_be_a_peername(hung, address):
     assert hung.kernel.asked[0][0] == ('192.0.2.1', 0)
 
 
-def test_an_ipv6_peername_is_looked_up_as_one(hung):
+def test_an_ipv6_peername_is_looked_up_as_ipv6(hung):
     hung.kernel.gate.set()
     assert names_of(hung, ('2001:db8::1', 80, 0, 0)) == ('host.test', None)
     assert hung.kernel.asked[0][0] == ('2001:db8::1', 0, 0, 0)

@@ -205,7 +205,7 @@ def test_an_inherited_socket_is_listened_on(r, sockets, listening):
     end(r, *conns)
 
 
-def test_the_backlog_is_the_one_that_the_caller_gives(r):
+def test_the_backlog_is_the_one_that_the_caller_passes(r):
     class Recorded(socket.socket):
         def listen(self, backlog):
             backlogs.append(backlog)
@@ -237,7 +237,7 @@ def test_a_local_address_with_a_port_is_bound_at_once():
 
 
 @pytest.mark.skipif(sys.platform != 'linux', reason='only Linux can leave the choice of the port to the connect')
-def test_a_local_address_without_a_port_takes_one_at_the_connect():
+def test_a_local_address_without_a_port_gets_a_port_at_the_connect():
     with socket.create_server((HERE, 0)) as server, socket.socket() as sock:
         bind_local(Kernel(), sock, (HERE, 0))
         assert sock.getsockname() == (HERE, 0)
@@ -464,7 +464,7 @@ def test_a_path_whose_listener_is_busy_is_left_alone_too(r, path):
 @pytest.mark.scenario(46)
 @needs_unix
 @pytest.mark.parametrize('mode', [0o600, 0o666, 0o660])
-def test_the_mode_is_set_before_it_listens(r, path, mode):
+def test_the_mode_is_set_before_the_socket_listens(r, path, mode):
     listening = []
 
     class Watching(Kernel):

@@ -296,7 +296,7 @@ def test_an_empty_write_makes_no_system_call(scripted, write):
 
 @pytest.mark.scenario(65)
 @pytest.mark.parametrize('data', ['text', None, 5, [b'x'], array.array('b')])
-def test_what_is_not_bytes_is_a_type_error_at_the_call(r, sockets, data):
+def test_writing_anything_but_bytes_raises_type_error_at_the_call(r, sockets, data):
     conn, theirs = pair(r, sockets)
     for write in conn.write, lambda data: conn.writelines([b'x', data]):
         with pytest.raises(TypeError, match='bytes, bytearray or memoryview'):
@@ -1238,7 +1238,7 @@ def test_repr_shows_descriptor_state_addresses_and_waiting_bytes(r, sockets):
     assert 'CLOSED' in repr(conn) and 'fd=-1' in repr(conn)
 
 
-def test_without_a_socket_its_descriptor_is_minus_one(r, sockets):
+def test_the_descriptor_of_a_stream_without_a_socket_is_minus_one(r, sockets):
     waiting = r.connect_tcp('127.0.0.1', 9)
     ended, _ = pair(r, sockets)
     end(r, ended)

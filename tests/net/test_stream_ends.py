@@ -163,7 +163,7 @@ def test_write_eof_ends_our_side_after_waiting_bytes_and_reading_goes_on(r, sock
 
 
 @pytest.mark.parametrize('on_eof', [True, False])
-def test_when_both_sides_have_ended_it_closes_by_itself(r, sockets, on_eof):
+def test_when_both_sides_have_ended_a_connection_closes_by_itself(r, sockets, on_eof):
     for first in 'ours', 'theirs':
         log = Log()
         conn, theirs = pair(r, sockets, on_close=log.on_close, on_eof=log.on_eof if on_eof else None)
@@ -459,7 +459,7 @@ def test_abort_takes_an_exception_and_nothing_else(r, sockets):
     end(r, conn)
 
 
-def test_abort_while_closing_ends_it_at_once(r, sockets):
+def test_abort_while_closing_ends_a_connection_at_once(r, sockets):
     log = Log()
     conn, _ = pair(r, sockets, on_close=log.on_close)
     stall(conn)
@@ -736,7 +736,7 @@ def test_a_connection_can_be_ended_in_any_callback(r, sockets, name, ending, pen
 
 
 @pytest.mark.scenario(9)
-def test_a_connection_ended_by_another_one_of_the_batch_gets_no_more_events(r, sockets):
+def test_a_connection_ended_by_another_of_the_same_batch_gets_no_more_events(r, sockets):
     log = Log()
     conns = []
 

@@ -158,7 +158,7 @@ def test_bytes_go_both_ways_and_both_sides_know_the_agreed_parameters(r, tls, ve
     end(r, ours, theirs)
 
 
-def test_it_works_over_a_unix_socket_too(r, certificates, tmp_path):  # noqa: F811
+def test_tls_works_over_a_unix_socket_too(r, certificates, tmp_path):  # noqa: F811
     seen = []
     path = str(tmp_path / 'tls')
     server = r.listen_unix(path, lambda conn, data: seen.append(data), ssl=certificates.server())
@@ -187,7 +187,7 @@ def test_data_written_before_the_handshake_is_sent_after_on_connect(r, tls):
     run_until(r, lambda: not tls.server.open_connections)
 
 
-def test_data_written_before_is_not_sent_to_a_peer_that_on_connect_refuses(r, tls):
+def test_data_written_earlier_is_not_sent_to_a_peer_that_on_connect_refuses(r, tls):
     # It used to be sent before on_connect, in which a program checks the certificate of its peer.
     log, seen = Log(), bytearray()
     tls.listen(lambda conn, data: seen.extend(data))
@@ -613,7 +613,7 @@ def test_a_stream_that_is_cut_short_is_an_error_after_its_data(r, tls):
 
 @pytest.mark.parametrize('paused', [False, True])
 @pytest.mark.parametrize('cut', [False, True])
-def test_a_cut_is_reported_also_by_a_python_that_ignores_it(r, tls, cut, paused):
+def test_a_cut_is_reported_even_by_a_python_that_ignores_it(r, tls, cut, paused):
     # Python before 3.11.4, including that of Debian 12, sets this option in every context.
     # So a truncated answer used to look complete.
     log = Log()
@@ -632,7 +632,7 @@ def test_a_cut_is_reported_also_by_a_python_that_ignores_it(r, tls, cut, paused)
 
 
 @pytest.mark.scenario(89)
-def test_a_damaged_record_ends_it_after_the_records_before_it(r, tls):
+def test_a_damaged_record_ends_the_connection_after_the_records_before_it(r, tls):
     log = Log()
     _, theirs = tls.pair({'on_data': log.on_data, 'on_close': log.on_close})
     theirs.write(b'good')
@@ -643,7 +643,7 @@ def test_a_damaged_record_ends_it_after_the_records_before_it(r, tls):
     end(r, theirs)
 
 
-def test_a_close_after_more_than_max_buffered_still_sends_it_all(r, tls):
+def test_a_close_after_more_than_max_buffered_still_sends_everything(r, tls):
     seen = bytearray()
     log = Log()
     calls = {'on_data': lambda conn, data: seen.extend(data), 'on_close': log.on_close}
@@ -2040,7 +2040,7 @@ def test_adopt_does_not_guess_the_side(r, sockets, certificates):  # noqa: F811
         r.adopt(ours, ssl=certificates.server())
 
 
-def test_handshakes_that_start_when_all_waiting_ones_have_ended_are_a_few_in_a_turn_too(r, tls, monkeypatch):
+def test_handshakes_that_start_when_all_waiting_ones_have_ended_are_also_a_few_in_a_turn(r, tls, monkeypatch):
     # Their turn used to be scheduled twice, and each time as many of them took a step.
     in_turn, shake = TLSStream.shake_hands_in_turn, TLSStream._shake_hands
     ended, steps, done = [], [], []
