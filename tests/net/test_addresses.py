@@ -1,4 +1,4 @@
-"""Addresses: validation at the call, interleaving of families, and how addresses are shown."""
+"""Addresses: they are checked at the call, sorted by alternating families, and shown in their usual notation."""
 
 from __future__ import annotations
 
@@ -175,7 +175,7 @@ addresses = st.lists(st.tuples(st.sampled_from([AF_INET, AF_INET6]), st.integers
 def test_families_alternate_starting_with_the_first(found):
     mixed = interleave(list(found))
     assert sorted(mixed) == sorted(found)
-    for family in AF_INET, AF_INET6:  # each family keeps its order
+    for family in AF_INET, AF_INET6:  # the addresses of each family keep their order
         assert [a for a in mixed if a[0] == family] == [a for a in found if a[0] == family]
     pairs = 2 * min(sum(a[0] == AF_INET for a in found), sum(a[0] == AF_INET6 for a in found))
     assert all(mixed[i][0] != mixed[i + 1][0] for i in range(max(0, pairs - 1)))
@@ -189,7 +189,7 @@ def test_a_path_that_is_not_utf8_is_accepted():
 
 
 def test_a_path_in_bytes_is_not_compared_to_text():
-    """`python -bb` makes such a comparison an error."""
+    """With `python -bb`, such a comparison is an error."""
     program = 'from reactor.net.addresses import is_abstract as a; print(a(b"/s"), a("/s"), a(b"\\0s"), a("\\0s"))'
     done = subprocess.run([sys.executable, '-bb', '-c', program], capture_output=True, text=True, timeout=60)
     assert done.stdout == 'False False True True\n', done.stderr

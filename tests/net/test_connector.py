@@ -49,7 +49,7 @@ ON_LINUX = sys.platform == 'linux'
 needs_unix = pytest.mark.skipif(AF_UNIX < 0, reason='this platform has no Unix sockets')
 needs_abstract = pytest.mark.skipif(not ABSTRACT_PATHS, reason='abstract Unix sockets are a Linux feature')
 needs_linux_backlog = pytest.mark.skipif(
-    not ON_LINUX, reason='only Linux is known to ignore clients while a backlog is full; others refuse them'
+    not ON_LINUX, reason='only Linux is known to ignore clients while a backlog is full; other kernels refuse them'
 )
 
 
@@ -74,7 +74,7 @@ TCP_AND_UNIX = ['ipv4', pytest.param('unix', marks=needs_unix)]
 
 
 class Place:
-    """An address of one kind: a server that listens there, and how to connect to it."""
+    """An address of one kind, with methods to listen there and to connect to it."""
 
     def __init__(self, kind: str, folder: Any) -> None:
         self.host = {'ipv6': '::1', 'name': 'localhost'}.get(kind, '127.0.0.1')
@@ -89,7 +89,7 @@ class Place:
         return listener
 
     def server(self, sockets: Any, backlog: int = 8) -> socket.socket:
-        """A listening socket that blocks and belongs to no reactor."""
+        """Return a blocking socket that listens at this address and belongs to no reactor."""
         server = sockets.track(socket.socket(AF_INET if self.path is None else AF_UNIX))
         server.bind((self.host, 0) if self.path is None else self.path)
         server.listen(backlog)
@@ -105,7 +105,7 @@ class Place:
 
 @pytest.fixture(autouse=True)
 def nothing_logged(caplog: Any):
-    """Fail the test if the reactor logged an exception. A test that expects one clears the log."""
+    """Fail the test if the reactor logged an exception. A test that expects an exception clears the log."""
     yield
     assert [record.getMessage() for record in caplog.get_records('call') if record.levelname == 'ERROR'][:3] == []
 
@@ -116,7 +116,7 @@ def place(request: Any, tmp_path: Any) -> Place:
 
 
 def closed_port() -> int:
-    """A port of 127.0.0.1 on which no socket listens."""
+    """Return a port of 127.0.0.1 on which no socket listens."""
     with socket.create_server(('127.0.0.1', 0)) as server:
         port: int = server.getsockname()[1]
         return port
@@ -130,7 +130,7 @@ def echo(conn: Stream, data: bytes) -> None:
 
 
 class Bell(ScriptedSocket):
-    """One end of the wakeup's pair."""
+    """One end of the socket pair of the wakeup."""
 
     def link(self, other: Bell) -> None:
         self.other = other
@@ -141,7 +141,7 @@ class Bell(ScriptedSocket):
 
 
 class WorldSocket(ScriptedSocket):
-    """A socket whose connect gets the answer that is set up in its `World`."""
+    """A socket whose connect has the outcome that is set in `World.answers`."""
 
     def __init__(self, world: World, family: int) -> None:
         super().__init__(world)
@@ -197,7 +197,7 @@ class WorldSocket(ScriptedSocket):
 
 
 class WorldSelector(ScriptedSelector):
-    """Time passes until the next answer or the end of the wait, whichever is first."""
+    """A selector that moves the clock to the next answer or to the end of the wait, whichever is first."""
 
     def select(self, timeout=None):  # type: ignore[no-untyped-def]
         world = self.kernel
@@ -220,15 +220,15 @@ class WorldSelector(ScriptedSelector):
 
 
 class World(ScriptedKernel):
-    """Names, and addresses that answer a connect as the test has set them up.
+    """A kernel with the names and addresses that a test sets up.
 
     names     maps a host to a list of numeric addresses, or to an exception
-    answers   maps a numeric address or path to one of these; a missing one never answers:
+    answers   maps a numeric address or path to one of the following; any other address never answers:
               an error number that connect itself returns (0: connected)
               (seconds, error): SO_ERROR returns the error after that time; if it is negative, reading SO_ERROR fails
               a list of these, one for each attempt
     tried     (seconds since the start, address) of each connect
-    threads   look-ups that have started; with `stalled`, they wait here until the test runs them
+    threads   look-ups that have started; if `stalled` is true, they wait here until the test runs them
     """
 
     def __init__(self) -> None:
@@ -238,7 +238,7 @@ class World(ScriptedKernel):
         self.tried: list[tuple[float, str]] = []
         self.threads: list[Callable[[], None]] = []
         self.stalled = False
-        self.socket_errors: list[int] = []  # one for each socket, 0 for none
+        self.socket_errors: list[int] = []  # an error number for each socket; 0 means no error
         self.bind_error = 0
         self.room = True
 
@@ -292,7 +292,7 @@ def world() -> World:
 
 @pytest.fixture
 def w(world: World):
-    """A reactor in that world. Every descriptor must be closed at the end."""
+    """A reactor on the kernel `world`. Every descriptor must be closed at the end."""
     with Reactor(kernel=world) as reactor:
         yield reactor
     assert world.open == {}
@@ -303,7 +303,7 @@ FOUR = ['fd00::1', 'fd00::2', '10.0.0.1', '10.0.0.2']
 
 @pytest.fixture
 def four(world: World) -> World:
-    """A name with two addresses of each family."""
+    """The kernel `world`, with a name that has two addresses of each family."""
     world.names['four.test'] = FOUR
     return world
 
@@ -403,7 +403,7 @@ def test_a_connection_begun_in_a_completion_is_reported_before_its_first_data(r,
 
     def proxy(conn: Stream, exc: Any) -> None:
         conns.append(place.connect(r, log.on_data, on_connect=log.on_connect))
-        if place.path is not None:  # connected already
+        if place.path is not None:  # a Unix socket is connected at once
             greet()
 
     def greet() -> None:
@@ -564,7 +564,7 @@ def test_an_empty_early_write_is_reported_as_written(r):
 
 
 def test_an_empty_early_write_never_asks_to_wait_for_on_drain(r):
-    # No byte waits, so nothing could ever drain: a caller that waits for `on_drain` would wait for ever.
+    # No byte waits, so nothing could ever drain, and a caller that waits for `on_drain` would wait forever.
     server = r.listen_tcp('127.0.0.1', 0)
     conn = r.connect_tcp(*server.address, high_water=0)
     assert conn.write(b'') is True
@@ -813,7 +813,7 @@ def test_connecting_again_and_again_from_on_close_neither_deepens_the_stack_nor_
     assert ticks[0] <= 2
 
 
-# -- closed meanwhile
+# -- closed while connecting
 
 
 def in_look_up(w: Reactor, world: World, log: Log, **options: Any) -> Stream:
@@ -936,7 +936,7 @@ def test_on_connect_is_not_called_when_the_stream_is_ended_in_the_turn_in_which_
     if paused:
         conn.pause_reading()
 
-    def end_it() -> None:  # after the sockets of this turn and before its completions
+    def end_it() -> None:  # between the poll and the completions of the turn in which the connection is made
         if conn.state == 'CONNECTING' and not log and not r.completions:
             r.call_soon(end_it)
         else:
@@ -1319,7 +1319,7 @@ def test_a_name_with_one_refusing_and_one_listening_address_is_connected(r):
     end(r, conn)
 
 
-# -- what a writable socket may mean
+# -- what a writable socket can mean
 
 
 @pytest.mark.scenario(52)
@@ -1377,7 +1377,7 @@ def test_a_scripted_socket_that_is_its_own_peer_is_refused(w, world, answer):
 
 
 def foreign_close(r: Reactor, sockets: Any, tmp_path: Any, **options: Any) -> Stream:
-    """A connection whose attempt has lost its descriptor because other code closed it."""
+    """A connecting stream whose descriptor was closed by other code."""
     place = Place('ipv4', tmp_path)
     fill_backlog(place, sockets, place.server(sockets, backlog=0))
     conn = place.connect(r, **options)
@@ -1408,7 +1408,7 @@ def test_a_foreign_close_is_reported_at_the_poll_that_sees_it(r, sockets, tmp_pa
     assert r.handles() == [] and r.stats().callback_errors == 0
 
 
-# -- where it connects from
+# -- the local address
 
 
 def test_a_local_address_without_a_port_is_used(r):
@@ -1453,7 +1453,7 @@ def test_a_local_address_limits_a_name_to_addresses_of_its_family(r):
     end(r, conn)
 
 
-# -- pausing, references, gauges, idle time
+# -- pausing, references, gauges, time limits
 
 
 @pytest.mark.parametrize('place', TCP_AND_UNIX, indirect=True)
@@ -1576,7 +1576,7 @@ def test_callbacks_replaced_while_connecting_are_the_ones_called(r):
     turns(r, 2)
 
 
-# -- freed by reference counts alone
+# -- freed without the garbage collector
 
 
 @pytest.fixture
@@ -1732,7 +1732,7 @@ def test_many_connects_in_a_row_leave_nothing(r):
     assert r.stats().connects == 200
 
 
-# -- no address is left to connect from
+# -- no local port is left
 
 
 @pytest.mark.scenario(55)
@@ -1757,7 +1757,7 @@ def test_a_local_port_already_connected_to_the_target_is_reported_once_and_nothi
 @pytest.mark.parametrize('error', [errno.ENOBUFS, errno.EBADF])
 def test_an_attempt_whose_socket_fails_is_reported_and_leaves_no_descriptor(call, error):
     log, errors = Log(), []
-    kernel = FailingKernel(call, error, count=2 if call == 'register' else 1)  # the first is the wakeup's
+    kernel = FailingKernel(call, error, count=2 if call == 'register' else 1)  # the wakeup is registered first
     with Reactor(kernel=kernel, catch_errors=lambda exc, handle: errors.append(exc)) as r:
         server = kernel.socket(AF_INET, socket.SOCK_STREAM)
         server.bind(('10.0.0.1', 80))
@@ -1773,7 +1773,7 @@ def test_an_attempt_whose_socket_fails_is_reported_and_leaves_no_descriptor(call
 
 def test_a_connection_that_cannot_be_watched_never_calls_on_connect_and_leaves_no_time_limit():
     log = Log()
-    kernel = FailingKernel('register', errno.ENOMEM, count=3)  # the wakeup, the attempt, then the stream
+    kernel = FailingKernel('register', errno.ENOMEM, count=3)  # in this order: the wakeup, the attempt, the stream
     with Reactor(kernel=kernel) as r:
         server = kernel.socket(AF_INET, socket.SOCK_STREAM)
         server.bind(('10.0.0.1', 80))
@@ -1846,7 +1846,7 @@ def test_an_attempt_that_runs_out_of_memory_ends_its_connection_unless_it_has_en
     with socket.create_server(('127.0.0.1', 0)) as server:
         conn = r.connect_tcp(*server.getsockname(), **log.callbacks('on_connect', 'on_close'))
         run_short(monkeypatch, Attempt, 'handle_write')
-        if ended:  # in the turn in which memory runs out
+        if ended:  # abort the connection in the turn in which memory runs out
             ours, theirs = sockets()
             Probe(r, ours, on_ready=lambda probe: (conn.abort(), probe.close()))
             theirs.send(b'x')
@@ -1862,7 +1862,7 @@ def test_running_out_of_memory_after_another_attempt_has_connected_in_the_same_t
         conn = r.connect_tcp(*server.getsockname(), **log.callbacks('on_connect', 'on_close'))
         (attempt,) = (handle for handle in r.handles() if isinstance(handle, Attempt))
         run_until(r, lambda: log)
-        attempt.handle_exhausted(MemoryError())  # as at the start of the next turn, for handles that ran out of memory
+        attempt.handle_exhausted(MemoryError())  # the loop calls this at the start of the next turn
         turns(r, 2)
         assert log == [('connect',)] and not conn.closed
         end(r, conn)

@@ -1,4 +1,4 @@
-"""Datagram sockets: one callback per datagram, bounded queues, and no error of one datagram closes the socket."""
+"""Datagram sockets: one callback per datagram, bounded queues, and errors of single datagrams, which close nothing."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ from tests.project.test_shape import frames_since
 
 HERE = '127.0.0.1'
 GROUP = '239.255.7.7'
-GROUP6 = 'ff01::7:7'  # interface-local scope: no datagram to it leaves the machine
+GROUP6 = 'ff01::7:7'  # interface-local scope: datagrams to this group never leave the machine
 LOOPBACK = next((name for _, name in getattr(socket, 'if_nameindex', list)() if name in ('lo', 'lo0')), None)
 
 needs_unix = pytest.mark.skipif(AF_UNIX < 0, reason='this platform has no Unix sockets')
@@ -49,7 +49,7 @@ needs_loopback = pytest.mark.skipif(LOOPBACK is None, reason='this machine has n
 
 
 class DatagramLog(Log):
-    """The callbacks of a datagram socket, in order."""
+    """The calls of the callbacks of a datagram socket, in order."""
 
     def on_datagram(self, sock: DatagramSocket, data: bytes, address: Any) -> None:
         self.append(('datagram', data))
@@ -73,7 +73,7 @@ def log() -> DatagramLog:
 
 @pytest.fixture
 def udp(sockets: Any):
-    """Make plain UDP sockets, blocking with a time limit, that are closed after the test."""
+    """Make plain UDP sockets that block up to a time limit and are closed after the test."""
 
     def make(host: str = HERE, port: int = 0) -> socket.socket:
         sock = sockets.track(socket.socket(AF_INET6 if ':' in host else AF_INET, SOCK_DGRAM))
@@ -101,7 +101,7 @@ def boom(*args: Any) -> None:
 
 
 def end(r: Reactor, *handles: Any) -> None:
-    """Close what a test leaves open, and run the turns in which `on_close` is called."""
+    """Close handles that a test left open, and run the turns in which `on_close` is called."""
     for handle in handles:
         handle.close()
     turns(r, 2)
@@ -239,7 +239,7 @@ def test_the_datagrams_that_the_kernel_dropped_in_a_flood_are_counted(r, udp, lo
 
 
 def unix_pair(sockets: Any) -> tuple[socket.socket, socket.socket]:
-    """Two connected Unix datagram sockets: unlike UDP, they report when the receiver is full."""
+    """Make two connected Unix datagram sockets: unlike UDP, they report when the receiver is full."""
     ours, theirs = socket.socketpair(AF_UNIX, SOCK_DGRAM)
     for sock in ours, theirs:
         sockets.track(sock).setblocking(False)
@@ -280,7 +280,7 @@ def test_datagrams_that_the_kernel_cannot_take_wait_in_order(r, sockets, log):
     assert received == list(range(count + 50))
     turns(r, 2)
     assert sock.queued == sock.buffered == 0
-    assert log == []  # nothing was refused, so there is no drain to report
+    assert log == []  # every send was accepted, so `on_drain` is not called
     assert r.stats().datagrams_out == count + 50
     end(r, sock)
 
@@ -341,7 +341,7 @@ def test_on_drain_is_skipped_when_it_no_longer_applies(r, sockets, log, how):
             while sock.send(b'1'):
                 pass
 
-    r.call_soon(meanwhile)  # after the socket was reported as writable, before `on_drain` is called
+    r.call_soon(meanwhile)  # this runs after the socket was reported as writable, and before `on_drain` is called
     r.run_once(0)
     assert 'drain' not in log.names()
     if how == 'full again':
@@ -425,12 +425,12 @@ def test_a_full_receiver_is_retried_at_growing_intervals_up_to_250_ms(kernel, fa
     waited = [later - earlier for earlier, later in pairwise(tries)]
     assert waited == pytest.approx([0.01, 0.02, 0.04, 0.08, 0.16, 0.25, 0.25], abs=0.002)
     assert len(caplog.records) == 1 and '1 receivers are full' in caplog.text
-    assert fake.stats().stalls == 8  # the last attempt failed too
+    assert fake.stats().stalls == 8  # the last attempt also failed
     end(fake, sock)
 
 
 class Full(socket.socket):
-    """A socket whose kernel has no buffers left, but reports it as writable at once, as BSD does."""
+    """A socket for which the kernel has no buffers left. The kernel reports it as writable anyway, as BSD does."""
 
     def sendto(self, *args: Any) -> int:
         raise OSError(errno.ENOBUFS, 'No buffer space available')
@@ -515,7 +515,7 @@ def test_an_unreachable_port_is_reported_once_and_the_socket_stays_open(r, udp, 
 @pytest.mark.scenario(96)
 def test_the_error_of_an_earlier_datagram_does_not_drop_the_next_one(r, udp, log, unused):
     sock = r.connect_udp(*unused, **log.all())
-    sock.send(b'lost')  # the ICMP error has arrived already, and waits in the socket
+    sock.send(b'lost')  # the ICMP error has arrived by now, and waits in the socket
     peer = udp(port=unused[1])
     assert sock.send(b'not lost') is True
     assert peer.recv(100) == b'not lost'
@@ -539,7 +539,7 @@ def test_a_datagram_that_is_refused_twice_is_dropped_and_reported_once(r, socket
 
 
 class Undecided(socket.socket):
-    """A socket that first reports the error of an earlier datagram, and then has no room for this one."""
+    """A socket whose first send reports the error of an earlier datagram, and whose next send would block."""
 
     failed = False
 
@@ -652,7 +652,7 @@ def test_a_name_is_looked_up_in_a_thread_and_datagrams_sent_before_the_answer_fo
 
 @pytest.mark.parametrize('resumed', [False, True])
 def test_reading_paused_during_the_look_up_stays_paused(r, udp, log, resumed):
-    # The pause used to be forgotten, because only an open socket could be paused.
+    # The pause used to have no effect, because only an open socket could be paused.
     peer = udp()
     sock = r.connect_udp('localhost', peer.getsockname()[1], family=AF_INET, **log.all())
     assert sock.state == 'CONNECTING'
@@ -672,7 +672,7 @@ def test_reading_paused_during_the_look_up_stays_paused(r, udp, log, resumed):
 
 
 class Names(Kernel):
-    """Look-ups that wait until the test opens the gate, and then find no address."""
+    """A kernel whose look-ups wait until the test opens the gate, and then find no address."""
 
     def __init__(self) -> None:
         self.gate = threading.Event()
@@ -972,7 +972,7 @@ def test_datagrams_to_a_group_arrive_while_it_is_joined(r, log, interface):
 
 
 def multicast_interface() -> tuple[int, str] | None:
-    """An interface through which this machine can send to IPv6 groups; many have no such route on the loopback."""
+    """Return an interface with a route to IPv6 groups, if there is one: many machines have none on the loopback."""
     for index, name in getattr(socket, 'if_nameindex', list)():
         try:
             with socket.socket(AF_INET6, SOCK_DGRAM) as sock:
@@ -1145,7 +1145,7 @@ def test_an_on_error_that_raises_is_logged_once_a_second_too(kernel, fake, udp, 
 
 
 def test_an_on_close_that_raises_is_logged(r, caplog):
-    sock = r.bind_udp(HERE, 0, on_close=boom, on_error=lambda *args: pytest.fail('told'))
+    sock = r.bind_udp(HERE, 0, on_close=boom, on_error=lambda *args: pytest.fail('on_error was called'))
     end(r, sock)
     assert len(caplog.records) == 1
 
@@ -1166,7 +1166,7 @@ def test_an_interrupt_leaves_run_and_the_rest_is_delivered_by_the_next(r, udp, l
     end(r, sock)
 
 
-# -- a handle like any other
+# -- references, repr, counters, threads, memory
 
 
 def test_a_socket_keeps_run_running_unless_unreferenced(r):
@@ -1257,7 +1257,7 @@ def test_with_debug_a_socket_works_in_the_loops_own_thread(udp):
 
 
 class Thing:
-    """An object of the user's that a weak reference can watch."""
+    """A user's object to which weak references can be made."""
 
     def __call__(self, *args: Any) -> None:
         pass
@@ -1380,7 +1380,7 @@ def test_an_on_close_without_memory_for_its_call_is_called_later(r, log):
     sock.data = log
     sock.close()
     turns(r, 1)
-    assert sock.data is log  # nothing of the user's is dropped before on_close has been called
+    assert sock.data is log  # the user's objects are dropped only after on_close has been called
     sock.on_close = log.on_close
     turns(r, 2)
     assert log == [('close', None)]

@@ -58,7 +58,7 @@ def r(request: Any):
 
 
 class Server:
-    """A listener whose connections are busy from their first byte until `answer` is called."""
+    """A server whose connections are busy from the first byte they receive until `answer` is called."""
 
     def __init__(self, r: Reactor, path: str | None = None, **keywords: Any) -> None:
         self.log, self.conns = Log(), []
@@ -80,14 +80,14 @@ class Server:
 
 
 def ask(r, server, client, request=b'request'):
-    """Send a request and run until the server has received it."""
+    """Send a request, and run until the server has received it."""
     before = server.log.received
     client.sendall(request)
     run_until(r, lambda: server.log.received == before + request)
 
 
 def connected(r, server, sockets, count=1):
-    """Connect `count` clients and run until they are accepted."""
+    """Connect `count` clients, and run until the server has accepted them."""
     before = len(server.conns)
     clients = [sockets.connect(server.listener.address) for _ in range(count)]
     run_until(r, lambda: len(server.conns) == before + count)
@@ -95,7 +95,7 @@ def connected(r, server, sockets, count=1):
 
 
 def ended(client):
-    """Return what a client has received if the server has closed cleanly, otherwise None."""
+    """Return the bytes that a client has received if the server has closed cleanly, otherwise None."""
     received = drain(client)
     try:
         return received if not client.recv(1) else None
@@ -208,7 +208,7 @@ def test_a_timeout_of_zero_resets_at_once(r, sockets):
 
 @pytest.mark.parametrize('timeout', [0.25, 1])
 def test_idle_connections_are_closed_cleanly_however_many_there_are(r, sockets, timeout, monkeypatch):
-    # With checks this far apart, the second one would have come only after the timeout.
+    # With checks this far apart, the second check would come only after the timeout.
     monkeypatch.setattr('reactor.net.drain.CHECK_COST', 1.0)
     server = Server(r)
     connected(r, server, sockets, 3)
@@ -424,7 +424,7 @@ def test_a_listener_that_lost_its_descriptor_does_not_delay_the_drain(r, how):
 
 
 def test_an_inherited_listener_is_left_unchanged(r, sockets):
-    # The process that has the listener after us serves the clients that connect now.
+    # Clients that connect now are served by another process, which has the same listener.
     ours = sockets.track(socket.create_server((HERE, 0)))
     theirs = sockets.track(ours.dup())
     r.listen_tcp(None, 0, sock=ours, defer_accept=True)
@@ -541,7 +541,7 @@ def test_with_defer_accept_a_client_that_has_sent_data_is_in_the_queue(r, socket
     assert ended(client) == b'answer'
 
 
-# -- what is idle
+# -- which connections are idle
 
 
 @pytest.mark.scenario(113)
@@ -650,7 +650,7 @@ def test_a_drain_checks_less_often_with_more_open_handles_and_more_often_before_
     monkeypatch.setattr('reactor.net.drain.CHECK_COST', 1.0)
     server = Server(r)
     connected(r, server, sockets, 2)
-    r.drain(timeout)  # it checks two connections and a listener, which have not been idle for long enough
+    r.drain(timeout)  # the first check finds two connections that have not been idle for long enough
     assert r.run() is False
     assert seconds <= r.now - 1000 < seconds + 2 * CHECK_INTERVAL
     assert [exc for _, exc in server.log] == [None] * 2
@@ -677,7 +677,7 @@ def test_a_drain_that_waits_does_not_spin(r, sockets):
     assert r.run() is False
 
 
-# -- what is not waited for
+# -- handles that a drain does not close, or does not wait for
 
 
 def test_a_drain_does_not_close_streams_that_the_application_made(r, sockets):
@@ -743,8 +743,8 @@ def test_the_timeout_does_not_close_streams_that_the_application_made(r, sockets
 
 @pytest.mark.scenario(113)
 def test_peers_have_a_second_to_end_their_side(r, sockets):
-    # After close() we read and drop what still arrives: closing the socket at once would reset the connection and lose
-    # data under way. Many peers close only when they next write.
+    # After close(), the reactor reads and drops data that still arrives: closing the socket at once would reset the
+    # connection, and data in flight would be lost. Many peers notice the end only when they next write.
     server = Server(r)
     silent, prompt, chatty = connected(r, server, sockets, 3)
     r.drain(30)
@@ -776,7 +776,7 @@ def test_peers_have_a_second_to_end_their_side(r, sockets):
 
 @pytest.fixture
 def secured(r, certificates):  # noqa: F811
-    """A TLS server, and a function that connects a client of the same reactor to it."""
+    """A TLS server with a method that connects a client of the same reactor to it."""
 
     class Secured(Server):
         def __init__(self):
@@ -858,7 +858,7 @@ def test_over_tls_data_that_was_not_decrypted_yet_is_unread(r, secured):
     end(r, client)
 
 
-# -- the call
+# -- the call of `drain`
 
 
 @pytest.mark.scenario(113)
@@ -995,11 +995,11 @@ def test_a_callback_that_raises_ends_its_own_connection_and_not_the_drain(r, soc
     assert 'planted' in caplog.text
 
 
-# -- a random program, see `reactor.testing.programs.service`
+# -- the random program in `reactor.testing.programs.service`
 
 
 class Here(RealWorld):
-    """The real kernel. Its host is an address: look-ups run in threads, which do not follow the simulated clock."""
+    """The real kernel. Its host is a numeric address: look-ups run in threads, which ignore the simulated clock."""
 
     name = HERE
 
@@ -1116,7 +1116,7 @@ def test_unreferenced_servers_and_connections_are_left_alone(r, sockets, timeout
     ask(r, server, busy)
     r.drain(timeout)
     run_until(r, lambda: server.listener.closed)
-    late, _ = *connected(r, aside, sockets), ask(r, aside, asking)  # served to the end, but not waited for
+    late, _ = *connected(r, aside, sockets), ask(r, aside, asking)  # served, but not waited for
     if timeout == 10:
         server.answer()
     assert r.run() is False

@@ -1,4 +1,4 @@
-"""The options of a connection: defaults, checks, and changed copies."""
+"""The options of a connection: their defaults, their checks, and changed copies."""
 
 from __future__ import annotations
 
@@ -198,13 +198,13 @@ def test_bad_options_raise_at_the_call_and_leave_nothing(r, sockets):
 
 
 def methods_with_options() -> list[Any]:
-    """Every public function that takes `**options`."""
+    """Return every public function that takes `**options`."""
     found = [reactor.run, reactor.serve.run, *(getattr(Reactor, name) for name in dir(Reactor))]
     return [each for each in found if callable(each) and 'options' in getattr(each, '__annotations__', {})]
 
 
 def misspelt(name: str) -> str:
-    """The name without its second to last letter."""
+    """Return the name without its second to last letter."""
     return name[:-2] + name[-1]
 
 

@@ -1,4 +1,4 @@
-"""The PROXY protocol: the client's address, which proxies are trusted, and no byte lost wherever a header is cut."""
+"""The PROXY protocol: the address of the client, trusted proxies, and headers that may be cut anywhere."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from tests.helpers.support import FailingKernel, Log, drain, in_thread, reset, r
 HERE = '127.0.0.1'
 HOME = ['127.0.0.0/8', '::1/128']
 KERNEL = Kernel()
-LONGEST_V2 = 4096  # bytes of a header
+LONGEST_V2 = 4096  # bytes: the longest version 2 header
 
 
 def tlv(kind, value):
@@ -53,7 +53,7 @@ def ends_unix(source, destination):
 
 
 def with_checksum(header):
-    """The header with a correct checksum as its last TLV."""
+    """Return the header with a correct checksum as its last TLV."""
     body = header[16:] + tlv(3, bytes(4))
     whole = v2(header[12] & 15, header[13], body)
     return whole[:-4] + struct.pack('!I', crc32c(whole))
@@ -62,7 +62,7 @@ def with_checksum(header):
 V4 = (('192.0.2.1', 51234), ('198.51.100.7', 443))
 V6 = (('2001:db8::1', 51234, 0, 0), ('2001:db8::7', 443, 0, 0))
 TLVS = [(0x01, b'h2'), (0x02, b'example.org'), (0x04, b''), (0xE0, bytes(300))]
-# For each: the header, and its (version, command, family, (source, destination), TLVs).
+# Maps a name to a header and its contents: (version, command, family, (source, destination), TLVs).
 HEADERS = {
     'v1-ipv4': (b'PROXY TCP4 192.0.2.1 198.51.100.7 51234 443\r\n', (1, 'PROXY', socket.AF_INET, V4, [])),
     'v1-ipv6': (b'PROXY TCP6 2001:DB8::1 2001:db8::7 51234 443\r\n', (1, 'PROXY', socket.AF_INET6, V6, [])),
@@ -118,7 +118,7 @@ BAD = {
 
 
 def listen(r, log=None, **options):
-    """A listener that expects PROXY headers, and the connections that `on_connect` was called with."""
+    """Make a listener that expects PROXY headers; returns it and a list, to which `on_connect` adds each connection."""
     conns = []
     callbacks = {} if log is None else log.callbacks('on_data', 'on_close')
 
@@ -140,7 +140,7 @@ def close_all(r, server, *conns):
 
 
 def taken(r, count):
-    """Run until `count` bytes have been received from the kernel."""
+    """Run until the reactor has received `count` bytes."""
     run_until(r, lambda: r.stats().bytes_in >= count)
 
 
@@ -485,7 +485,7 @@ def test_a_refused_socket_is_closed_even_if_setting_its_options_fails():
         r.connect_tcp('10.0.0.1', 80)
         kernel.count = 1
         run_until(r, lambda: r.stats().refused_untrusted)
-        assert kernel.count < 0  # it has failed once, as planned
+        assert kernel.count < 0  # setsockopt has failed once, as planned
 
 
 def test_ipv6_and_mapped_ipv4_peers_are_compared_with_the_networks_of_their_own_family(r, sockets):
@@ -631,7 +631,7 @@ def test_the_error_of_a_handshake_after_a_header_names_the_client(r, sockets, ce
     close_all(r, server)
 
 
-# -- connections before their header, as handles() shows them
+# -- connections that wait for their header
 
 
 def waiting(r, server):
@@ -751,7 +751,7 @@ def test_a_spurious_readability_is_ignored():
             run_until(r, lambda server=server: server.open_connections)
             kernel.count = count
             run_until(r, lambda conns=conns: conns)
-            assert kernel.count < 0  # it has failed, as planned
+            assert kernel.count < 0  # recv has failed, as planned
             assert conns[0].peername == V4[0]
 
 
@@ -816,7 +816,7 @@ whole_headers = st.sampled_from([header for header, _ in HEADERS.values()] + lis
 
 @st.composite
 def openings(draw):
-    """What a proxy might send first: a header, a header with a few bytes changed, or random bytes."""
+    """Draw the first bytes of a connection: a header, a header with a few changed bytes, or random bytes."""
     data = bytearray(draw(whole_headers) if draw(st.integers(0, 9)) else draw(st.binary(max_size=600)))
     for _ in range(draw(st.sampled_from((0, 0, 1, 3)))):
         if data:
@@ -825,7 +825,7 @@ def openings(draw):
 
 
 def expected(data):
-    """The expected result of these bytes and EOF: None for an error, else the data after the header."""
+    """Return the expected result of these bytes and an end of file: None for an error, or the data after the header."""
     for end in range(1, len(data) + 1):
         try:
             size = header_size(data[:end])

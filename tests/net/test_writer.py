@@ -1,4 +1,4 @@
-"""The queue of bytes that wait, on its own. `test_model_writer.py` checks it in a stream, against a model."""
+"""The queue of bytes that wait to be sent. `test_model_writer.py` compares it, inside a stream, with a model."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def names(marks) -> list[object]:
     return [args[0] for _, _, args in marks]
 
 
-# -- the queue alone
+# -- the queue without a stream
 
 
 def test_a_new_writer_is_empty():
@@ -143,7 +143,7 @@ def test_a_line_is_sent_completely_however_it_is_split(steps):
 
 
 class Unreadable:
-    """A piece whose bytes cannot be copied because there is no memory."""
+    """A piece whose bytes cannot be copied, because memory has run out."""
 
     def __len__(self):
         return 10
