@@ -211,7 +211,7 @@ def test_a_client_that_cannot_be_registered_is_not_counted():
                 r.connect_tcp('10.0.0.1', 80)
                 run_until(r, lambda conns=conns: conns)
                 return
-    raise AssertionError('no registration was that of the accepted connection')
+    raise AssertionError('no registration was for the accepted connection')
 
 
 # -- rates

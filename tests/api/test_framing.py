@@ -594,7 +594,7 @@ def per_turn(r, received, count):
         (lambda fn: framing.Framing(fn, lambda frames: frames.line()), b'\n'),
     ],
 )
-def test_a_turn_delivers_a_bounded_number_of_messages_and_the_next_ones_the_rest(r, sockets, make, message):
+def test_a_turn_delivers_a_bounded_number_of_messages_and_later_turns_the_rest(r, sockets, make, message):
     received = []
     conn, theirs = pair(r, sockets, on_data=make(lambda conn, message: received.append(message)))
     theirs.send(message * MANY)

@@ -96,7 +96,7 @@ ANSWERS = [
 ]
 
 
-def test_the_answers_are_those_of_the_protocol(ask):
+def test_the_answers_follow_the_protocol(ask):
     for text, answer in ANSWERS:
         ask(command(*text.encode().split()), answer)
 

@@ -23,7 +23,7 @@ LONGEST_RUN = 60  # seconds for one input, after which libFuzzer reports it as a
 def main(arguments: list[str]) -> NoReturn:
     """Run the target that the first argument names, and pass the other arguments to libFuzzer. Does not return."""
     if not arguments or arguments[0] not in TARGETS:
-        raise SystemExit(f'usage: python -m tests.fuzz TARGET [options of libFuzzer]; targets: {", ".join(TARGETS)}')
+        raise SystemExit(f'usage: python -m tests.fuzz TARGET [libFuzzer options]; targets: {", ".join(TARGETS)}')
     name, *options = arguments
     try:
         import atheris

@@ -185,7 +185,7 @@ def check_echo(payload: bytes, sent: bytes) -> None:
     usual = always_sent()
     for begin in range(len(payload) - ECHO + 1):
         part = payload[begin : begin + ECHO]
-        assert part not in sent or part in usual, f'{part!r} comes back in {sent[:2000]!r}'
+        assert part not in sent or part in usual, f'{part!r} was sent back in {sent[:2000]!r}'
 
 
 @cache

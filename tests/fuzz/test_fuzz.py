@@ -85,7 +85,7 @@ def search(target: str, seconds: int, folder: Path, package: Path | None = None)
     if importlib.util.find_spec('atheris') is None:
         pytest.skip(
             f'NOT FUZZED: {target}; this Python {sys.version.split()[0]} has no atheris: '
-            "pip install -e '.[test,fuzz]', where there is a build for it"
+            "pip install -e '.[test,fuzz]', if there is a build for this version"
         )
     found, failed = folder / 'found', folder / 'failed'
     found.mkdir(), failed.mkdir()

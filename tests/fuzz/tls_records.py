@@ -329,9 +329,9 @@ class Run:
         elif not self.peer.arrived:
             assert exc is not None, 'the stream was cut, but on_close got None'
         elif not (self.peer.changed or self.reset or self.limited or self.updates > MOST_UPDATES):
-            assert exc is None, f'nothing was changed, but it ended with {exc!r}'
+            assert exc is None, f'nothing was changed, but on_close got {exc!r}'
             assert member.received == self.peer.written, (
-                f'{len(member.received)} of {len(self.peer.written)} bytes came'
+                f'{len(member.received)} of {len(self.peer.written)} bytes arrived'
             )
 
 

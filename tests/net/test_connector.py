@@ -1191,7 +1191,7 @@ def test_addresses_that_cannot_be_reached_cost_no_time(w, four):
     assert log == [('connect',)]
 
 
-def test_a_first_address_that_answers_is_the_only_one_tried(w, four):
+def test_when_the_first_address_answers_no_other_is_tried(w, four):
     four.answers['fd00::1'] = (0.2, 0)
     log = Log()
     w.connect_tcp('four.test', 80, on_connect=log.on_connect)
@@ -1564,7 +1564,7 @@ def test_time_limits_set_while_connecting_start_when_the_stream_is_connected(w, 
     assert 35 <= world.elapsed <= 36
 
 
-def test_callbacks_replaced_while_connecting_are_the_ones_called(r):
+def test_callbacks_can_be_replaced_while_connecting(r):
     log, other = Log(), Log()
     listener = r.listen_tcp('127.0.0.1', 0)
     conn = r.connect_tcp(*listener.address, **log.callbacks('on_connect', 'on_close'))

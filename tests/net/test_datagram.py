@@ -119,7 +119,7 @@ def test_a_datagram_arrives_with_the_senders_address(r, udp):
 
 
 @pytest.mark.scenario(97)
-def test_each_datagram_is_delivered_separately_and_empty_ones_too(r, udp, log):
+def test_each_datagram_is_delivered_separately_even_if_it_is_empty(r, udp, log):
     sock, client = r.bind_udp(HERE, 0, log.on_datagram), udp()
     for data in b'', b'a', b'', b'bc':
         client.sendto(data, sock.address)
@@ -580,7 +580,7 @@ def test_a_selector_without_room_is_reported_by_on_close(log):
 
 
 @pytest.mark.scenario(96)
-def test_errors_of_one_turn_are_reported_as_one_and_all_are_counted(r, log, unused):
+def test_errors_of_one_turn_are_reported_once_and_all_are_counted(r, log, unused):
     sock = r.connect_udp(*unused, **log.all())
     for _ in range(1000):
         sock.send(b'x')

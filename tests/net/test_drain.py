@@ -490,7 +490,7 @@ def test_a_paused_listener_refuses_its_queue_at_the_timeout(r, sockets):
 
 
 @pytest.mark.scenario(113)
-def test_a_full_listener_serves_its_queue_as_there_is_room(r, sockets):
+def test_a_full_listener_serves_its_queue_when_there_is_room(r, sockets):
     server = Server(r, max_connections=2)
     clients = [sockets.connect(server.listener.address) for _ in range(7)]
     for client in clients:

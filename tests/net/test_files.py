@@ -252,7 +252,7 @@ def test_sending_an_empty_part_is_reported_in_order_without_a_system_call(r, soc
 
 
 @pytest.mark.scenario(61)
-def test_a_file_sent_before_it_is_connected_is_sent_after_the_connect(r, made):
+def test_a_file_sent_while_connecting_is_sent_after_the_connect(r, made):
     log = Log()
     data = pattern(2_000_000)
     received = []
@@ -432,7 +432,7 @@ def test_abort_drops_the_file_and_on_close_sees_how_much_was_not_sent(r, sockets
             pass
 
 
-def test_a_reset_by_the_peer_ends_it_once_with_the_kernels_error(r, sockets, made):
+def test_a_reset_by_the_peer_ends_the_connection_once_with_the_kernels_error(r, sockets, made):
     log = Log()
     conn, theirs = pair(r, sockets, tcp=True, **log.callbacks('on_close'))
     conn.send_file(made(BIG), 0, None, log.on_written)

@@ -140,7 +140,7 @@ def test_a_turn_accepts_sixty_four_at_most(r, sockets):
 
 
 @pytest.mark.scenario(41)
-def test_a_flood_of_clients_does_not_keep_the_open_ones_waiting(r, sockets):
+def test_a_flood_of_clients_does_not_keep_open_connections_waiting(r, sockets):
     log = Log()
     listener, conns = listen(r, log)
     client = sockets.connect(listener.address)
@@ -353,7 +353,7 @@ def test_an_invalid_limit_of_connections_is_refused_at_the_call(r, limit):
     assert r.handles() == []
 
 
-def test_clients_that_connect_one_by_one_cost_at_most_one_extra_accept_for_every_two(fake, sockets, flaky):
+def test_clients_that_connect_one_by_one_cost_at_most_one_extra_accept_for_every_two_clients(fake, sockets, flaky):
     listener = fake.listen_tcp(None, 0, sock=flaky)
     for _ in range(10):
         sockets.connect(listener.address)
@@ -545,7 +545,7 @@ AT_THE_LIMIT = """
                 served.append(clients[0].recv(100))
             except BlockingIOError:
                 pass
-        while len(conns) < 20:  # each one that closes makes room for one more
+        while len(conns) < 20:  # each client that closes makes room for another
             clients[len(conns) - 5].close()
             r.run_once(0.1)
         assert len(errors) == 1, errors

@@ -78,7 +78,7 @@ def test_without_on_data_bytes_are_read_and_dropped(r, sockets):
 
 
 @pytest.mark.scenario(59)
-def test_a_connection_is_read_once_a_turn_however_much_waits(r, sockets):
+def test_a_connection_is_read_once_a_turn_however_much_data_waits(r, sockets):
     conn, theirs = pair(r, sockets)
     other, theirs_2 = pair(r, sockets)
     fill(theirs)
@@ -548,7 +548,7 @@ def test_no_callback_runs_inside_a_call(r, sockets):
     assert sorted(calls) == ['on_close', 'on_data', 'on_drain', 'on_written', 'on_written']
 
 
-def test_an_exception_of_one_on_written_does_not_lose_the_next(r, sockets):
+def test_an_exception_in_one_on_written_does_not_prevent_the_next(r, sockets):
     log = Log()
     conn, _ = pair(r, sockets, on_error=log.on_error)
     conn.write(b'a', lambda conn: 1 / 0)
@@ -576,7 +576,7 @@ def test_write_returns_false_at_the_high_mark_and_on_drain_is_called_at_the_low_
     end(r, conn)
 
 
-def test_on_drain_is_called_also_when_a_later_write_reached_the_mark(scripted):
+def test_on_drain_is_also_called_when_a_later_write_reached_the_mark(scripted):
     r, make = scripted
     log = Log()
     conn, sock = make(on_drain=log.on_drain)

@@ -264,7 +264,7 @@ def test_close_stops_reading(r, sockets):
     assert log == [('close', None)]
 
 
-def test_a_large_answer_survives_a_close_with_the_next_request_already_here(r, sockets):
+def test_a_large_answer_survives_a_close_after_the_next_request_has_arrived(r, sockets):
     """Closing a socket with unread input would reset the connection, and lose data that the peer has not read yet."""
     answer = os.urandom(4 << 20)
     log = Log()

@@ -1718,7 +1718,7 @@ def test_bytes_that_cannot_be_a_record_are_refused_at_once(r, sockets, certifica
     assert log.names() == ['close'] and isinstance(log[0][1], TLSError)
 
 
-def test_a_callback_in_a_handshake_may_write_to_others(r, tls):
+def test_a_callback_in_a_handshake_can_write_to_other_connections(r, tls):
     """All connections of a loop share the same two buffers."""
     received, conns = [], []
     ours, theirs = tls.pair({}, {'on_data': lambda conn, data: received.append(data)})
@@ -1764,7 +1764,7 @@ def test_a_callback_in_a_handshake_does_not_disturb_that_handshake(r, tls, socke
 
 
 @pytest.mark.parametrize(('size', 'whole'), [(0, False), (1, True), (16384, True), (16385, False)])
-def test_data_that_fits_into_one_record_is_encrypted_as_one(r, local, size, whole):
+def test_data_that_fits_into_one_record_is_encrypted_as_one_record(r, local, size, whole):
     ours, theirs = local()
     record = ours.tls.encrypt_record(bytes(size))
     assert bool(record) is whole
@@ -1789,7 +1789,7 @@ def test_data_left_over_from_a_failed_call_is_not_sent_to_another_peer(r, tls):
     end(r, ours, theirs, another)
 
 
-def test_data_left_over_from_a_failed_call_is_dropped_also_during_a_handshake(r, sockets, local, certificates):  # noqa: F811
+def test_data_left_over_from_a_failed_call_is_also_dropped_during_a_handshake(r, sockets, local, certificates):  # noqa: F811
     ours, theirs = local()
     a, b = sockets()
     beginning = r.adopt(a)
@@ -1839,7 +1839,7 @@ import reactor
 certificates = Certificates.__new__(Certificates)
 certificates.folder = Path({folder!r})
 certificates.authority = certificates.folder / 'authority.pem'
-COUNT, SIZE = 200, 1 << 20  # so many that an arena of the allocator does not matter
+COUNT, SIZE = 200, 1 << 20  # enough that the size of an allocator arena does not matter
 
 def rss():
     gc.collect()
@@ -2041,7 +2041,7 @@ def test_adopt_does_not_guess_the_side(r, sockets, certificates):  # noqa: F811
         r.adopt(ours, ssl=certificates.server())
 
 
-def test_handshakes_that_start_when_all_waiting_ones_have_ended_are_also_a_few_in_a_turn(r, tls, monkeypatch):
+def test_handshakes_that_start_when_all_waiting_handshakes_have_ended_are_limited_too(r, tls, monkeypatch):
     # The next step of these handshakes used to be scheduled twice, so twice as many of them took a step in a turn.
     in_turn, shake = TLSStream.shake_hands_in_turn, TLSStream._shake_hands
     ended, steps, done = [], [], []
