@@ -1,4 +1,4 @@
-"""Fixtures and options of the tests. The main fixture, `r`, is a reactor on each selector, which must be left empty."""
+"""Fixtures and options of the tests. The main fixture, `r`, is a reactor on each selector; tests leave it empty."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from reactor import Reactor
 from tests.helpers.machine import machine
 from tests.helpers.support import SELECTORS, FakeKernel, ScriptedKernel, ScriptedSocket
 
-WORKERS = 5  # on two cores, because most tests wait
+WORKERS = 5  # for two cores: most tests wait instead of computing
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -250,7 +250,7 @@ def pytest_runtest_protocol(item: pytest.Item) -> Any:
 with suppress(ImportError):
     import ctypes
 
-    # libffi opens a file for the first ctypes callback, which watchdog would make, and keeps the file open.
+    # The package watchdog makes ctypes callbacks. For the first of them, libffi opens a file and keeps it open.
     ctypes.CFUNCTYPE(None)(lambda: None)
 
 

@@ -53,7 +53,7 @@ def is_reset(client):
     return True
 
 
-# -- the hook
+# -- the `refuse` hook
 
 
 def test_a_client_that_the_hook_refuses_is_reset_and_on_connect_is_never_called(r, sockets, caplog):
@@ -538,7 +538,7 @@ def test_bytes_sent_early_give_a_client_time_later(pace):
     slow.client.send(b'x')
     for _ in range(4):
         slow.second()
-    slow.client.send(b'x' * 200)  # enough for twenty seconds
+    slow.client.send(b'x' * 200)  # enough bytes for twenty seconds
     count = slow.seconds_until_slow(lambda: slow.client.send(b'x'))
     assert 20 <= count <= 20 + 8 + 6
 
@@ -584,7 +584,7 @@ def test_a_client_that_is_not_read_is_not_slow_even_while_bytes_wait_for_it(pace
     paused.conn.write(b'x' * 16_000_000)
     for _ in range(4):
         paused.second()
-    assert paused.client.recv(1 << 20)  # enough for hours
+    assert paused.client.recv(1 << 20)  # enough bytes for hours
     paused.second()
     assert paused.conn.buffered
     assert paused.seconds_until_slow(lambda: paused.client.send(b'x')) is None

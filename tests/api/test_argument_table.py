@@ -230,7 +230,7 @@ ARGUMENTS: dict[str, Callable[[World], dict[str, Any]]] = {
     'Descriptor.set_events': lambda world: {'events': READ},
 }
 MADE = {'Reactor': Reactor, 'Options': Options, 'Limits': Limits}
-# Values that are not tried.
+# Values that are not tested.
 LEFT_OUT = {
     ('Reactor.listen_tcp', 'host', 'None'),  # would listen on all addresses of this machine
     ('Reactor.bind_udp', 'host', 'None'),
@@ -412,7 +412,7 @@ def failed(world: World) -> Any:
 
 
 def after(do: Callable[[Any], Any], make: Callable[[World], Any]) -> Callable[[World], Any]:
-    """Return a function that makes an object and calls `do` with it. The loop does not run, so nor does `on_close`."""
+    """Return a function that makes an object and then calls `do` with it, before the loop calls `on_close`."""
 
     def made(world: World) -> Any:
         made = make(world)
@@ -443,7 +443,7 @@ def secured(world: World) -> Any:
 
 
 def broken_tls(world: World) -> Any:
-    """A connection whose TLS handshake failed: the peer does not speak TLS."""
+    """A connection whose TLS handshake failed because the peer does not speak TLS."""
     conn = secured(world)
     world.peers[conn.fileno()].send(b'this is not TLS\r\n' * 10)
     return turned(world, conn)

@@ -52,7 +52,7 @@ def kind(request):
 
 @pytest.fixture
 def timed(kind):
-    """A reactor with exact time, on each kind of selector."""
+    """A reactor on each kind of selector, with a clock that moves only while the loop would wait."""
     with Reactor(kernel=TimedKernel(kind)) as reactor:
         yield reactor
 

@@ -1,4 +1,4 @@
-"""Framing: any chunks, limits, cost, and callbacks that close, pause, raise or switch to another framing."""
+"""Framing: messages cut into any chunks, limits, cost, and callbacks that close, pause, raise or switch framings."""
 
 from __future__ import annotations
 

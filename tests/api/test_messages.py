@@ -117,7 +117,7 @@ def test_every_method_that_takes_a_callback_checks_it(r, give):
     assert 'is called with (' in refusal(give, r, none)
 
 
-# -- values that are not what was meant
+# -- other mistakes with callbacks and deadlines
 
 
 def test_a_function_that_was_called_instead_of_passed_is_recognised(r):
@@ -279,7 +279,7 @@ NOTHING_TO_SHOW = [
 
 
 def messages() -> Iterator[tuple[str, str, str, bool]]:
-    """Generate (place, class, text, whether it shows a value) for each error outside of simulation and demo."""
+    """Generate (place, class, text, whether it shows a value) for each error, except in simulation and demo."""
     for path in sorted(PACKAGE.rglob('*.py')):
         place = path.relative_to(PACKAGE)
         if place.parts[0] in ('testing', 'demo'):

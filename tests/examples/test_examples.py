@@ -31,7 +31,7 @@ LONGER = {
     'port_from_tornado.py': 100,
     'tornado_original.py': 95,
     'websocket_chat.py': 140,
-}  # the most lines of examples that are whole servers
+}  # the maximum number of lines of longer examples
 SERVERS = [
     'chargen.py', 'chat.py', 'daytime.py', 'discard.py', 'echo.py', 'embed.py', 'live_page.py', 'observed.py',
     'proxy.py', 'resp_server.py', 'seed.py', 'service.py', 'starttls.py', 'tls_echo.py', 'tls_service.py',
@@ -124,7 +124,7 @@ def check_end(name, signum, *options, **how):
                 sock.send(b'hello')
                 assert sock.recv(100) == b'hello'
             process.send_signal(signum)
-            if name != 'seed.py' and (signum is signal.SIGINT or 'relay' not in name):  # others wait for clients
+            if name != 'seed.py' and (signum is signal.SIGINT or 'relay' not in name):  # other servers wait for clients
                 assert process.wait(20) == 0
         assert process.wait(20) == 0
 
@@ -188,7 +188,7 @@ def test_seed_answers_open_requests_after_ctrl_c():
     with example('seed.py', '--port', '0', '--delay', '0.5') as (process, port), client(port) as sock:
         sock.sendall(b'GET / HTTP/1.1\r\n\r\n')
         process.stdout.readline()
-        time.sleep(0.1)  # the server has to read the request first, and nothing shows when it has
+        time.sleep(0.1)  # the server has to read the request first, and nothing signals that it has
         process.send_signal(signal.SIGINT)
         assert read_to_end(sock).endswith(b'omglolwtf')
         assert process.stdout.read().endswith('TCP server exited.\n')
@@ -226,7 +226,7 @@ def test_udp_echo_sends_back_each_datagram_to_its_sender():
 def test_udp_echo_survives_datagrams_of_any_size():
     with example('udp_echo.py', '--port', '0') as (_, port), socket.socket(type=socket.SOCK_DGRAM) as sock:
         for size in range(0, 60_000, 500):
-            with socket.socket(type=socket.SOCK_DGRAM) as gone:  # its answer will go to a closed socket
+            with socket.socket(type=socket.SOCK_DGRAM) as gone:  # the answer is sent to a closed socket
                 gone.sendto(b'\xff' * size, ('127.0.0.1', port))
         sock.settimeout(1)
         for _ in range(10):  # the flood can cause datagrams to be dropped

@@ -58,7 +58,7 @@ def serving(root, *options):
 
 @pytest.fixture(scope='module')
 def server(root):
-    """The HOST:PORT of a server for tests that do not change its state. The server must not log anything, nor exit."""
+    """The HOST:PORT of a server for tests that do not change its state. The server must not log anything or exit."""
     with serving(root) as (process, port):
         yield f'127.0.0.1:{port}'
         assert process.poll() is None
@@ -333,7 +333,7 @@ class Requester(threading.Thread):
 
 
 def requests_answered(process):
-    """Wait until the server exits, without an error; returns how many requests it has counted."""
+    """Wait for the server to exit without an error; returns the number of requests that it has counted."""
     assert process.wait(20) == 0
     return int(re.search(r'(\d+) requests', process.stdout.read())[1])
 
@@ -673,7 +673,7 @@ class Page(Member):
         while time.monotonic() < end:
             if value := self.call('Runtime.evaluate', expression=expression)['result'].get('value'):
                 return value
-            time.sleep(0.05)  # nothing shows when the page in the browser has changed
+            time.sleep(0.05)  # nothing signals that the page has changed
         raise AssertionError(self.call('Runtime.evaluate', expression='document.documentElement.outerHTML'))
 
 

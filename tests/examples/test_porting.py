@@ -208,7 +208,7 @@ def test_the_port_from_asyncio_disconnects_a_silent_client_like_the_original(nam
         assert rest(sock) in (b'', b'ready, 127.0.0.1\r\n')
 
 
-# -- all of them
+# -- all originals and ports
 
 
 ENDING = [

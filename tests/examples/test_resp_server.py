@@ -37,7 +37,7 @@ def ask(port):
 
 
 def command(*arguments):
-    """Encode a command in the way that clients do."""
+    """Encode a command like a client."""
     sized = b''.join(b'$%d\r\n%b\r\n' % (len(argument), argument) for argument in arguments)
     return b'*%d\r\n%b' % (len(arguments), sized)
 

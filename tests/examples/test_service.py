@@ -94,7 +94,7 @@ def wait_for(predicate):
     end = time.monotonic() + 20
     while not (result := predicate()):
         assert time.monotonic() < end, 'nothing happened within 20 s'
-        time.sleep(0.01)  # nothing shows when another process has made progress
+        time.sleep(0.01)  # nothing signals the progress of another process
     return result
 
 
@@ -153,7 +153,7 @@ def test_a_process_of_the_template_unit_sends_all_messages_to_the_service_manage
             assert next_message(manager, 'WATCHDOG=1') == ['READY=1']
             process.send_signal(signal.SIGTERM)
             assert next_message(manager, 'WATCHDOG=1') == ['STOPPING=1']
-            assert get(port, '/ready') == (503, True)  # the lame duck
+            assert get(port, '/ready') == (503, True)  # in the lame duck phase
             assert get(port) == (200, True)
             kept.sendall(b'ady HTTP/1.1\r\n\r\n')
             assert b'503' in kept.recv(4096)
@@ -187,7 +187,7 @@ def test_a_process_serves_on_the_socket_that_systemd_passes(manager, tmp_path):
         assert process.wait(20) == 0
 
 
-# Passes a socket as the service manager does.
+# A program that passes a socket to a command like a service manager.
 PASS = """
 import os, sys
 os.dup2(int(sys.argv[1]), 3)

@@ -48,7 +48,7 @@ def excluded() -> list[str]:
 
 def defaults(target: Any) -> list[str]:
     """The libFuzzer options for a target. Options on the command line come later and override them."""
-    # By default libFuzzer starts with short inputs. A search of 20 s is too short for that.
+    # By default, libFuzzer starts with short inputs and makes them longer too slowly for a search of 20 s.
     chosen = [f'-timeout={LONGEST_RUN}', f'-max_len={target.LONGEST_INPUT}', '-len_control=0']
     if target.WORDS:
         with tempfile.NamedTemporaryFile('w', suffix='.dict', delete=False) as file:

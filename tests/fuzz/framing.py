@@ -1,4 +1,4 @@
-"""Fuzz framing: assemble messages from chunks, and compare them with those found by splitting the whole input at once.
+"""Fuzz framing: compare messages that are assembled from chunks with a split of the whole input at once.
 
 An input either feeds `Frames` directly and compares each message, or runs a `Framing` on a connection whose callback
 pauses, raises and closes. The messages must be the same however the bytes were cut, and `FrameTooLong` must be raised
@@ -75,7 +75,7 @@ def prefixed(data: bytes, width: int, byteorder: Any, limit: int) -> Any:
 
 
 class Program:
-    """Reads an input as a sequence of numbers and strings; after its end, they are 0 or empty."""
+    """A reader of an input as numbers and strings. After the end of the input, numbers are 0 and strings are empty."""
 
     def __init__(self, data: bytes) -> None:
         self.data, self.at = data, 0
@@ -144,7 +144,7 @@ def ask(frames: Any, program: Program, step: int, own: int | None, limit: int, l
 # -- `Framing` on a connection
 
 SplitOne = Callable[[bytes, int], Any]
-# For each kind: how to make an `on_data` from a callback and a limit, and how to split off one message.
+# Each kind has two functions: one makes an `on_data` from a callback and a limit, the second splits off one message.
 KINDS: tuple[tuple[Callable[[Any, int], Any], SplitOne], ...] = (
     (lambda fn, limit: framing.lines(fn, limit=limit), line),
     (lambda fn, limit: framing.delimited(fn, b'--', limit=limit), lambda d, limit: message_until(d, b'--', limit)),

@@ -64,7 +64,7 @@ def run(data: bytes) -> None:
 
 
 def end(scene: Scene, socks: list[Socket], how: int) -> None:
-    """End the browser's side, reset the connection, or wait: for the time limits, or only for a few samples."""
+    """End the browser's side, reset the connection, or wait, either for the time limits or for a few samples."""
     for sock in socks:
         if how % 4 == 0:
             sock.end()

@@ -1,4 +1,4 @@
-"""Fuzz the PROXY header, versions 1 and 2: send bytes in pieces, end, and compare the result with a second parser.
+"""Fuzz PROXY headers of versions 1 and 2: send bytes in pieces, and compare the result with that of a second parser.
 
 The second parser is written from HAProxy's proxy-protocol.txt (sections 2.1 and 2.2). A header must mean the same
 however it was cut, and all data after it must reach `on_data`. Anything that is not a header must end the connection
@@ -31,7 +31,10 @@ PROXY = ('127.0.0.1', 50000)  # the peer of every scripted socket
 
 
 class Header(NamedTuple):
-    """The meaning of the bytes. `kind` is 'header', 'wrong', 'part' (of a header) or 'free' (to be accepted or not)."""
+    """The meaning of the bytes.
+
+    `kind` is 'header', 'wrong', 'part' (of a header), or 'free' (the specification allows to accept or to refuse it).
+    """
 
     kind: str
     size: int = 0
@@ -48,7 +51,7 @@ WRONG, PART = Header('wrong'), Header('part')
 
 
 def reference(data: bytes) -> Header:
-    """Return what the specification says about a connection that begins with `data`, if more may follow."""
+    """Return the meaning of the first bytes of a connection, according to the specification. More bytes may follow."""
     if data[:12] == SIGNATURE[: len(data)]:
         return reference_v2(data)
     if not data.startswith(b'PROXY ') and not b'PROXY '.startswith(data):
@@ -146,7 +149,7 @@ def castagnoli(data: bytes) -> int:
 
 
 def comparable(end: Any) -> Any:
-    """Return an address of `conn.proxy` as `address` does. An IPv4-mapped IPv6 address becomes the IPv4 address."""
+    """Convert an address of `conn.proxy` to the form of `address`. An IPv4-mapped IPv6 address becomes IPv4."""
     if end is None:
         return None
     if isinstance(end, str | bytes):

@@ -25,7 +25,7 @@ from reactor import Reactor, Stream
 from tests.helpers.support import ScriptedKernel, ScriptedSelector, ScriptedSocket
 
 MOST_TURNS = 20_000  # for one input of a few thousand bytes; no correct run needs that many
-QUIET = 2  # turns in a row in which nothing was ready and no call waited: nothing happens without the peer or the clock
+QUIET = 2  # after this many turns without events or calls, only the peer or the clock can make anything happen
 LONGEST = 1000.0  # seconds, longer than every time limit that is on by default
 
 

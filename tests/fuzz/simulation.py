@@ -22,7 +22,7 @@ LONGEST_INPUT = 400
 WORDS: tuple[bytes, ...] = ()
 CHOICES = (*PROGRAMS, *ALONE, meddling)
 HEAD = 9  # bytes before the decisions: program (1), manner (1), seed (2), faults (5)
-BYTES_OF_A_NUMBER = 2  # for larger numbers: a seed, or a long string of random bytes
+BYTES_OF_A_NUMBER = 2  # for a larger number, such as a seed or many random bytes, they seed a generator
 
 
 class Decisions(random.Random):

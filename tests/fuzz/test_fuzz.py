@@ -1,4 +1,4 @@
-"""The fuzz targets of `tests/fuzz`: run the corpus of each without atheris, and a short search with it.
+"""The fuzz targets: run the corpus of each target without atheris, and a short search with atheris.
 
 The searches run in child processes and are marked as slow. `--fuzz-seconds N` makes them longer:
 `pytest --fuzz-seconds 1200 tests/fuzz/test_fuzz.py -k search`.
@@ -21,7 +21,7 @@ from tests.helpers.mutants import FUZZ_MUTANTS, copy_package
 
 PROJECT = Path(__file__).parents[2]
 MOST_KEPT = 40_000  # bytes of all corpora together
-BRIEF = 20  # seconds for each target, as in CI
+BRIEF = 20  # seconds of search for each target, as in CI
 START = 200  # seconds for the child process to start and to end, in addition to the search
 KEPT = """
 import sys
@@ -72,7 +72,7 @@ def test_each_target_has_a_small_corpus_and_nothing_else_is_kept():
 
 
 def paths(package: Path | None) -> str:
-    """PYTHONPATH of a child process: the folder with a changed package, if there is one, then this project."""
+    """The PYTHONPATH of a child process: the folder of a changed package, if there is one, then this project."""
     return os.pathsep.join(str(folder) for folder in (package, PROJECT) if folder is not None)
 
 
@@ -105,7 +105,7 @@ def search(target: str, seconds: int, folder: Path, package: Path | None = None)
 
 
 def verdict(printed: str) -> str:
-    """The lines that report errors and the progress of the search."""
+    """Return the lines that report errors and the progress of the search."""
     lines = printed.splitlines()
     wanted = [line for line in lines if 'Error: ' in line or 'ERROR' in line or line.startswith('stat::')]
     return '\n'.join([*wanted, *[line for line in lines if ' cov: ' in line][-1:]])
@@ -139,7 +139,7 @@ def test_a_search_reports_the_input_that_makes_a_target_fail(tmp_path):
     assert inputs
     assert 'AssertionError: ' in verdict(printed)
     for data in inputs:
-        importlib.import_module(f'tests.fuzz.{target}').run(data)  # without the planted bug it passes
+        importlib.import_module(f'tests.fuzz.{target}').run(data)  # raises nothing without the planted bug
 
 
 @pytest.mark.slow

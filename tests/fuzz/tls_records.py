@@ -34,7 +34,7 @@ HEADER = 5  # bytes of a record: type, version, length
 
 @cache
 def contexts() -> tuple[dict[int, ssl.SSLContext], dict[int, ssl.SSLContext]]:
-    """Make contexts for servers and clients, once, with temporary certificates. The keys are 2 (TLS 1.2) and 3."""
+    """Make contexts for servers and clients, with temporary certificates. The keys are 2 (TLS 1.2) and 3 (TLS 1.3)."""
     folder = tempfile.mkdtemp(prefix='fuzz-tls-')
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     made = Certificates(Path(folder))
@@ -79,8 +79,8 @@ class Peer:
         self.written = bytearray()
         self.received = bytearray()
         self.ready = self.notified = False
-        self.broken = False  # whether it failed because of a record that it received
-        self.arrived = False  # whether its close_notify has arrived: anything after that is ignored
+        self.broken = False  # whether the peer failed because of a record that it received
+        self.arrived = False  # whether the peer's close_notify has arrived; anything after it is ignored
         self.changed = False  # whether a record before the close_notify was changed on its way
         self._read = 0
 
@@ -128,7 +128,7 @@ class Peer:
 
 
 class Run:
-    """One input, read as numbers: a step, and its argument."""
+    """The run of one input, which is read as pairs of numbers: a step and its argument."""
 
     def __init__(self, scene: Scene, data: bytes) -> None:
         self.scene, self.data, self.at = scene, data, 0
@@ -278,7 +278,7 @@ class Run:
         self.scene.wait(number / 4)
 
     def write(self, number: int) -> None:
-        """Write on the connection under test, without having received anything."""
+        """Write on the connection under test, not in reply to anything."""
         if not self.member.over:
             self.member.say(b'.' * (number if number < 250 else 40_000))
 

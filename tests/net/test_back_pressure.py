@@ -21,7 +21,7 @@ SIZE = 32  # bytes of a request
 
 
 def answer(conn: Any, request: bytes) -> None:
-    """Answer one request as the README does."""
+    """Answer one request with the code in the README."""
     if not conn.write(request.rjust(ANSWER, b'.')):
         conn.pause_reading()
 

@@ -700,7 +700,7 @@ def test_a_failure_names_the_address_that_could_not_be_reached(r, tmp_path, fail
 def test_after_a_failure_buffered_counts_bytes_that_were_never_sent(r, tmp_path, fail, kind, naming):
     log = Log()
     conn = fail(r, tmp_path, on_close=lambda conn, exc: log.append(('close', conn.buffered)))
-    early = not conn.closed  # it may have failed already, and then the write is dropped
+    early = not conn.closed  # the connection may have failed already; then the write is dropped
     assert conn.write(b'12345', log.on_written) is early
     conn.write(b'678', log.on_written)
     run_until(r, lambda: log)
@@ -936,7 +936,7 @@ def test_on_connect_is_not_called_when_the_stream_is_ended_in_the_turn_in_which_
     if paused:
         conn.pause_reading()
 
-    def end_it() -> None:  # between the poll and the completions of the turn in which the connection is made
+    def end_it() -> None:  # after the events of a turn and before its completions
         if conn.state == 'CONNECTING' and not log and not r.completions:
             r.call_soon(end_it)
         else:

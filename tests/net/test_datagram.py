@@ -204,7 +204,7 @@ def test_one_frame_lies_between_the_dispatch_and_on_datagram(r, udp):
     end(r, sock)
 
 
-# -- bounds
+# -- bounded turns and queues
 
 
 @pytest.mark.scenario(98)
@@ -247,7 +247,7 @@ def unix_pair(sockets: Any) -> tuple[socket.socket, socket.socket]:
 
 
 def fill(sock: DatagramSocket, first: int = 0, size: int = 100) -> int:
-    """Send numbered datagrams until one of them has to wait; returns the number of the next one."""
+    """Send numbered datagrams until one of them has to wait; returns the next number."""
     number = first
     while not sock.queued:
         assert sock.send(b'%0*d' % (size, number))

@@ -650,7 +650,7 @@ def test_a_drain_checks_less_often_with_more_open_handles_and_more_often_before_
     monkeypatch.setattr('reactor.net.drain.CHECK_COST', 1.0)
     server = Server(r)
     connected(r, server, sockets, 2)
-    r.drain(timeout)  # the first check finds two connections that have not been idle for long enough
+    r.drain(timeout)  # the first check closes nothing: no connection has been idle for long enough
     assert r.run() is False
     assert seconds <= r.now - 1000 < seconds + 2 * CHECK_INTERVAL
     assert [exc for _, exc in server.log] == [None] * 2

@@ -436,7 +436,7 @@ def test_a_reset_by_the_peer_ends_the_connection_once_with_the_kernels_error(r, 
     log = Log()
     conn, theirs = pair(r, sockets, tcp=True, **log.callbacks('on_close'))
     conn.send_file(made(BIG), 0, None, log.on_written)
-    theirs.close()  # with unread bytes: a reset
+    theirs.close()  # with unread bytes, so the kernel sends a reset
     run_until(r, lambda: log)
     turns(r, 3)
     assert len(log) == 1

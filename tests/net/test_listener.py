@@ -693,7 +693,7 @@ def test_closing_a_listener_refuses_clients_that_were_not_accepted_yet(r, socket
 
 @pytest.mark.scenario(110)
 def test_a_listening_socket_that_is_passed_on_loses_no_client(r, sockets):
-    """The backlog belongs to the socket, so the owner of a duplicate, even in another process, accepts the clients."""
+    """The backlog belongs to the socket, so the owner of a duplicate, even another process, accepts its clients."""
     sock = socket.create_server((HERE, 0))
     duplicate = sock.dup()
     listener, conns = listen(r, sock=sock)
@@ -720,7 +720,7 @@ def test_closing_the_listener_and_aborting_at_a_deadline_drains_a_server_by_hand
     listener, conns = listen(fake, log)
     clients = [sockets.connect(listener.address) for _ in range(20)]
     run_until(fake, lambda: len(conns) == 20)
-    for conn in conns[:15]:  # only these are answered
+    for conn in conns[:15]:  # only these clients are answered
         fake.call_later(1, conn.write, b'answer', Stream.close)
 
     def drain_until(deadline):
@@ -995,7 +995,7 @@ def test_a_storm_of_clients_that_reset_leaves_no_object_and_no_line_in_the_log(r
 
 @pytest.fixture
 def deferring(r):
-    """A listener that accepts clients only after they have sent data, and the log of its callbacks."""
+    """A listener with `defer_accept`, and the log of its callbacks."""
     log = Log()
     listener = r.listen_tcp(HERE, 0, defer_accept=True, **log.callbacks('on_data', 'on_close'))
     yield listener, log

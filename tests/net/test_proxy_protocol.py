@@ -1,4 +1,4 @@
-"""The PROXY protocol: the address of the client, trusted proxies, and headers that may be cut anywhere."""
+"""The PROXY protocol: the address of the client, trusted proxies, and headers that arrive in pieces."""
 
 from __future__ import annotations
 

@@ -332,7 +332,7 @@ class Starting(Kernel):
 @needs_unix
 @pytest.mark.parametrize('form', [str, os.fsencode])
 def test_the_file_is_removed_even_if_the_program_has_changed_its_directory(path, tmp_path, monkeypatch, form):
-    # A daemon changes its directory to the root. The file of a relative path used to be left behind.
+    # A daemon changes its directory to the root, and then the file of a relative path used to be left behind.
     with Reactor() as r:
         listener = r.listen_unix(form(path))
         monkeypatch.chdir('/')

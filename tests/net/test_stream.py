@@ -739,7 +739,7 @@ def test_a_write_beyond_max_buffered_aborts_that_connection_only(r, sockets):
 
 
 def test_write_callbacks_count_towards_max_buffered(scripted):
-    """Otherwise, the callbacks of a million tiny writes to a stalled peer could wait."""
+    """Otherwise, a million tiny writes to a stalled peer could leave a million callbacks waiting."""
     _, make = scripted
     conn, sock = make(max_buffered=10_000)
     sock.outcomes = deque()

@@ -1,4 +1,4 @@
-"""How streams end: `on_close` is the last callback, is called once with the right reason, and nothing is left open."""
+"""How streams end: `on_close` is called once, last and with the right reason, and nothing is left open."""
 
 from __future__ import annotations
 
@@ -880,7 +880,7 @@ def test_a_new_socket_of_other_code_is_not_affected_either(r, sockets):
 
 @pytest.mark.scenario(14)
 def test_a_lost_descriptor_number_is_not_closed_when_the_loss_is_reported(r, sockets):
-    """Other code closes the descriptor, and a write notices it. A new socket gets the number before on_close."""
+    """Other code closes the descriptor, and a write notices it. Before on_close, a new socket gets the same number."""
     log = Log()
     conn, _ = pair(r, sockets, on_close=log.on_close)
     number = conn.fileno()
@@ -899,7 +899,7 @@ def test_a_lost_descriptor_number_is_not_closed_when_the_loss_is_reported(r, soc
                 new_socket.detach()
 
 
-# -- nothing is left
+# -- nothing is left in memory
 
 
 WAYS = [

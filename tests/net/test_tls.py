@@ -86,7 +86,7 @@ def plain_client(server):
 
 
 def simulated(certificates, faults, on_data=None, **callbacks):  # noqa: F811
-    """Run a server with these callbacks and a client on a kernel with these faults; returns what `on_close` got."""
+    """Run a server and a client on kernels with these faults; returns the exceptions that the clients ended with."""
     ends = []
 
     def ended(server, conn, exc):
@@ -113,7 +113,7 @@ def test_handshake_data_that_had_to_wait_causes_no_on_drain(certificates):  # no
 
 
 def test_on_data_is_never_called_without_on_connect(r, certificates, tmp_path):  # noqa: F811
-    # If the session tickets after the handshake could not be sent, data used to be delivered without an on_connect.
+    # If the session tickets after the handshake could not be sent, data used to be delivered without on_connect.
     log = Log()
     path = str(tmp_path / 'socket')
     callbacks = log.callbacks('on_connect', 'on_eof', 'on_close')
@@ -269,7 +269,7 @@ def test_on_drain_is_called_however_much_the_kernel_takes_at_once(r, sockets, ce
 
 
 def test_a_write_that_waits_only_for_the_handshake_returns_false_and_on_drain_follows(r, sockets, certificates):  # noqa: F811
-    # With OpenSSL 3.5, the first message of a handshake is 1,500 bytes long. It waits, so it is counted in `buffered`.
+    # With OpenSSL 3.5, the first message of a handshake is 1,500 bytes long. While it waits, it counts as buffered.
     log, seen = Log(), bytearray()
     a, b = sockets()
     fill(a)
@@ -987,7 +987,7 @@ def test_a_spurious_readability_is_ignored(r, local):
 def test_a_context_for_both_sides_requires_server_side(r, sockets):
     conn = r.adopt(sockets()[0])
     with warnings.catch_warnings():
-        warnings.simplefilter('ignore', DeprecationWarning)  # for PROTOCOL_TLS
+        warnings.simplefilter('ignore', DeprecationWarning)  # PROTOCOL_TLS is deprecated
         context = ssl.SSLContext(ssl.PROTOCOL_TLS)
     with pytest.raises(ValueError, match='server_side='):
         conn.start_tls(context)
@@ -1068,7 +1068,7 @@ def test_when_a_send_fails_as_the_handshake_times_out_the_send_error_is_reported
     assert [type(exc) for _, exc in log] == [BrokenPipeError]
 
 
-# -- losses
+# -- lost connections and data
 
 
 def test_a_write_after_a_failure_that_was_not_reported_yet_is_dropped(r, local):
@@ -1552,7 +1552,7 @@ def test_data_that_waited_for_a_handshake_counts_as_not_sent_when_the_first_send
 
 
 class CannotSend(socket.socket):
-    """A socket that can receive, but no longer send. Each send first calls `last_words`, where the peer sends data."""
+    """A socket that can receive but not send. Each send first calls `last_words`, in which the peer sends data."""
 
     def send(self, *args):
         self.last_words()
@@ -1562,7 +1562,7 @@ class CannotSend(socket.socket):
 
 
 def end_handshake(sock, parts, conn):
-    """Send the end of the handshake to `conn`. Its answer fails to be sent, and data arrives during the attempt."""
+    """Send the end of the handshake to `conn`. The answer cannot be sent, and data arrives during the attempt."""
     peer, incoming, outgoing = parts
 
     def last_words():
@@ -1661,7 +1661,7 @@ def test_without_a_limit_one_record_without_data_is_handled_in_each_phase(r, hos
     while not received:
         r.run_once(0)
         left.append(len(ours.tls._incoming))
-    assert r.stats().loop_count - turns_before >= 100 / 2  # each turn has two of these phases
+    assert r.stats().loop_count - turns_before >= 100 / 2  # each turn handles a record in two phases
     assert received == b'behind' and log == []
     end(r, ours, peer.conn)
 
